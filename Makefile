@@ -1,0 +1,63 @@
+# make help says what there is. Every target sets up what it needs first; done steps are skipped.
+MPI ?= embedded
+PYTHON ?= python3
+TORCH_SPEC ?= torch==2.13.0
+export JOBS
+
+ifeq ($(MPI),site)
+venv := .venv-site
+else ifeq ($(MPI),embedded)
+venv := .venv
+else
+$(error MPI=$(MPI): expected MPI=embedded (the default) or MPI=site)
+endif
+bin := $(CURDIR)/$(venv)/bin
+# An environment keeps its Python unless another one is asked for.
+chosen := $(if $(filter command environment,$(origin PYTHON)),--chosen)
+run_setup := $(PYTHON) tools/setup.py $(chosen) --mpi $(MPI) --torch '$(TORCH_SPEC)'
+lint_setup := $(PYTHON) tools/setup.py $(chosen) --torch '$(TORCH_SPEC)' --for lint
+python_folders := $(wildcard src tests tools benchmarks datasets)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test native-test lint format clean distclean
+
+help:
+	@echo 'make demo     train a model on real data under mpiexec: servers, workers, trainers'
+	@echo 'make test     C++ and Python tests (ARGS="-k ring -x" is handed to pytest)'
+	@echo 'make lint     ruff, mypy, clang-format, import rules;  make format  applies what can be applied'
+	@echo 'make setup    only the environment ($(venv)), logs in build/setup-*.log'
+	@echo 'make clean    removes builds and caches;  make distclean  the environments too'
+	@echo
+	@echo 'MPI=site      the mpicc and mpicxx on PATH instead of the embedded MPICH (environment: .venv-site)'
+	@echo 'PYTHON=...    another interpreter, 3.10 or newer (now: $(PYTHON))'
+	@echo 'TORCH_SPEC=.. another PyTorch, as a pip requirement (now: $(TORCH_SPEC))'
+	@echo 'JOBS=...      compilers at a time (default: the cores, at most 8)'
+
+setup:
+	@$(run_setup)
+
+demo: setup
+	@PATH="$(bin):$$PATH" bash tools/demo.sh
+
+test: setup native-test
+	@PATH="$(bin):$$PATH" $(bin)/python -m pytest $(ARGS)
+
+native-test: setup
+	@PATH="$(bin):$$PATH" bash tools/native_tests.sh
+
+lint:
+	@$(lint_setup)
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" PYTHON_FOLDERS="$(python_folders)" bash tools/lint.sh
+
+format:
+	@$(lint_setup)
+	@.venv/bin/ruff check --fix $(python_folders)
+	@.venv/bin/ruff format $(python_folders)
+	@find native -name '*.cpp' -o -name '*.h' -o -name '*.cu' | xargs .venv/bin/clang-format -i
+
+clean:
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis src/persia_hpc/_native*.so
+	find $(python_folders) -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf .venv .venv-site

@@ -1,0 +1,170 @@
+"""Holds the directions in which the parts of the package may know each other (docs/developing.md, "Layout").
+
+    python tools/check_imports.py [REPOSITORY]        prints each violation, exit code 1 if there is any
+
+Imports under `if TYPE_CHECKING` don't count: nothing is loaded by them.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+PACKAGE = "persia_hpc"
+MAX_LINES = 400
+ROLES = ("embedding_worker", "parameter_server", "trainer")
+
+# Who puts the roles together; nobody else may know more than one of them.
+COMPOSERS = ("api.py", "local.py", "rank.py", "inference.py", "cli.py", "commands/*", "launch/*")
+
+# Package from outside -> the only files that may import it (paths below src/persia_hpc), and why.
+ALLOWED = {
+    "torch": (
+        ("trainer/*", "models/*", "api.py", "rank.py", "inference.py", "checkpoint.py"),
+        "servers and workers must start without paying for it",
+    ),
+    "horovod": (("trainer/allreduce.py",), "one file decides how dense gradients are summed"),
+    "mpi4py": (
+        ("topology/groups.py", "transport/*", "*/serve.py", "api.py", "rank.py", "commands/*", "launch/*"),
+        "engines, samples, models and configuration work without MPI",
+    ),
+    "h5py": (("samples/*", "preprocess/*", "checkpoint.py", "inference.py"), "file formats have one home"),
+    "hdf5plugin": (("samples/*", "checkpoint.py"), "file formats have one home"),
+    "polars": (("preprocess/*",), "training must not depend on a table parser"),
+    "sklearn": ((), "it is a reference for tests"),
+    "scipy": ((), "it is not a dependency"),
+    "pandas": ((), "it is not a dependency"),
+}
+
+# Part of the package -> the files besides its own that may import it.
+WHO_KNOWS = {
+    "preprocess": ("cli.py", "commands/*"),
+    "commands": ("cli.py", "commands/*"),
+    "launch": COMPOSERS,
+    "cli": ("__main__.py",),
+}
+
+# Pure modules: what they may import of the package, and no third-party package at all.
+PURE = {
+    "schedule.py": ("config", "errors"),
+    "topology/roles.py": ("errors",),
+    "topology/sharding.py": ("errors",),
+}
+
+
+def check(root: Path) -> list[str]:
+    """All violations in a repository, as 'path:line: what, why'."""
+    source = root / "src" / PACKAGE
+    found: list[str] = []
+    for path in sorted(source.rglob("*.py")):
+        name = path.relative_to(source).as_posix()
+        tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+        for line, module in _imports(tree, name):
+            problem = _problem(name, module)
+            if problem:
+                found.append(f"{path.relative_to(root)}:{line}: {problem}")
+        if not name.startswith("transport/"):
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Attribute) and node.attr == "Win" and _is_mpi(node.value):
+                    found.append(f"{path.relative_to(root)}:{node.lineno}: MPI.Win outside transport/")
+    found += _check_native(root)
+    for folder in ("src", "native", "tools", "tests", "benchmarks", "datasets"):
+        for path in sorted((root / folder).rglob("*")):
+            if path.suffix in {".py", ".cpp", ".h", ".cu", ".cuh", ".sh"}:
+                lines = len(path.read_text(encoding="utf-8").splitlines())
+                if lines > MAX_LINES:
+                    found.append(f"{path.relative_to(root)}:1: {lines} lines; split files over {MAX_LINES}")
+    return found
+
+
+def _problem(name: str, module: str) -> str:
+    """What is wrong with file `name` importing `module` ('' if nothing)."""
+    top, _, rest = module.partition(".")
+    if top != PACKAGE:
+        if name in PURE and top not in sys.stdlib_module_names:
+            return f"imports {module}; it is a pure module"
+        files, why = ALLOWED.get(top, (("*",), ""))
+        if not any(fnmatch(name, pattern) for pattern in files):
+            return f"imports {module}; only {', '.join(files) or 'tests'} may: {why}"
+        return ""
+    part = rest.partition(".")[0]
+    own = name.removesuffix(".py").partition("/")[0]
+    if part == own or not part:
+        return ""
+    if name in PURE and part not in PURE[name]:
+        return f"imports {module}; it is a pure module"
+    if part in ROLES and not _fits(name, COMPOSERS):
+        if own in ROLES:
+            return f"imports {module}; roles never import each other"
+        if not (own == "models" and module.startswith(f"{PACKAGE}.trainer.batch")):
+            return f"imports {module}; only {', '.join(COMPOSERS)} know the roles"
+    if part in WHO_KNOWS and not _fits(name, WHO_KNOWS[part]):
+        return f"imports {module}; only {', '.join(WHO_KNOWS[part])} may"
+    return ""
+
+
+def _fits(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def _imports(tree: ast.Module, name: str) -> Iterator[tuple[int, str]]:
+    """(line, absolute module name) of every import that runs, at any depth."""
+    package = [PACKAGE, *name.split("/")[:-1]]
+    pending: list[ast.AST] = [tree]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            pending += node.orelse
+            continue
+        pending += ast.iter_child_nodes(node)
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            # `from . import x` names modules of the package; elsewhere the module alone decides.
+            inside = module == PACKAGE or (node.level and not node.module)
+            yield from ((node.lineno, f"{module}.{a.name}" if inside else module) for a in node.names)
+
+
+def _is_mpi(node: ast.expr) -> bool:
+    return isinstance(node, ast.Name) and node.id == "MPI"
+
+
+NATIVE_RULES = (
+    (re.compile(r'#\s*include\s*[<"]mpi\.h'), "native/rma", "only native/rma/ may know MPI"),
+    (re.compile(r'#\s*include\s*[<"](torch|ATen|c10)/'), "", "the library knows no torch"),
+    (
+        re.compile(r'#\s*include\s*[<"](pybind11|Python\.h)'),
+        "native/bindings",
+        "only the bindings know Python",
+    ),
+    (re.compile(r"\b(getenv|setenv|putenv)\s*\("), "", "settings are arguments, not environment variables"),
+)
+
+
+def _check_native(root: Path) -> Iterator[str]:
+    for path in sorted((root / "native").rglob("*")):
+        if path.suffix not in {".cpp", ".h", ".cu", ".cuh"}:
+            continue
+        name = path.relative_to(root).as_posix()
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            for pattern, folder, why in NATIVE_RULES:
+                if pattern.search(line) and not (folder and name.startswith(f"{folder}/")):
+                    yield f"{name}:{number}: {line.strip()}: {why}"
+
+
+def main() -> int:
+    root = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parent.parent
+    found = check(root)
+    print("\n".join(found) if found else "import rules: kept")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
