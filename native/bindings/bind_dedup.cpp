@@ -1,0 +1,67 @@
+#include <pybind11/stl.h>
+
+#include "arrays.h"
+#include "bindings.h"
+#include "persia/dedup.h"
+
+namespace {
+
+using persia_bindings::checked;
+using persia_bindings::to_numpy;
+
+struct Dedup {
+    py::array keys, table_offsets, server_offsets, group_offsets, indices, feature_offsets, row_offsets,
+        positions;
+};
+
+Dedup run(persia::Deduplicator& self, const std::vector<py::object>& values) {
+    std::vector<py::array_t<uint64_t>> held;
+    std::vector<persia::IdSpan> spans;
+    for (size_t f = 0; f < values.size(); ++f) {
+        held.push_back(checked<uint64_t>(values[f], 1, "values[" + std::to_string(f) + "]"));
+        spans.push_back({held.back().data(), static_cast<size_t>(held.back().size())});
+    }
+    persia::DedupResult result;
+    {
+        const py::gil_scoped_release nogil;
+        result = self.run(spans);
+    }
+    const auto num_tables = static_cast<py::ssize_t>(self.num_tables());
+    const auto num_bounds = static_cast<py::ssize_t>(self.num_servers() + 1);
+    Dedup dedup;
+    dedup.keys = to_numpy(std::move(result.keys));
+    dedup.table_offsets = to_numpy(std::move(result.table_offsets));
+    dedup.server_offsets = to_numpy(std::move(result.server_offsets), {num_tables, num_bounds});
+    dedup.group_offsets = to_numpy(std::move(result.group_offsets));
+    if (result.narrow) {
+        dedup.indices = to_numpy(std::move(result.narrow_indices));
+    } else {
+        dedup.indices = to_numpy(std::move(result.wide_indices));
+    }
+    dedup.feature_offsets = to_numpy(std::move(result.feature_offsets));
+    dedup.row_offsets = to_numpy(std::move(result.row_offsets));
+    dedup.positions = to_numpy(std::move(result.positions));
+    return dedup;
+}
+
+}  // namespace
+
+void bind_dedup(py::module_& m) {
+    py::class_<Dedup>(m, "Dedup")
+        .def_readonly("keys", &Dedup::keys)
+        .def_readonly("table_offsets", &Dedup::table_offsets)
+        .def_readonly("server_offsets", &Dedup::server_offsets)
+        .def_readonly("group_offsets", &Dedup::group_offsets)
+        .def_readonly("indices", &Dedup::indices)
+        .def_readonly("feature_offsets", &Dedup::feature_offsets)
+        .def_readonly("row_offsets", &Dedup::row_offsets)
+        .def_readonly("positions", &Dedup::positions);
+    py::class_<persia::Deduplicator>(m, "Deduplicator")
+        .def(py::init([](std::vector<uint32_t> tables, std::vector<uint32_t> groups,
+                         std::vector<uint32_t> num_buckets, std::vector<std::vector<uint32_t>> bounds) {
+                 return std::make_unique<persia::Deduplicator>(persia::DedupPlan{
+                     std::move(tables), std::move(groups), std::move(num_buckets), std::move(bounds)});
+             }),
+             py::kw_only(), py::arg("tables"), py::arg("groups"), py::arg("num_buckets"), py::arg("bounds"))
+        .def("run", &run, py::arg("values"));
+}

@@ -1,0 +1,162 @@
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <tuple>
+
+#include "arrays.h"
+#include "bindings.h"
+#include "persia/pool.h"
+
+namespace {
+
+using persia::AlignedArray;
+using persia::Pooling;
+using persia_bindings::checked;
+using persia_bindings::describe;
+using persia_bindings::to_numpy;
+
+using Floats = py::array_t<float>;
+using Features = std::vector<std::tuple<size_t, size_t, std::string, py::object>>;
+
+void check(bool ok, const std::string& message) {
+    if (!ok) throw py::value_error("gather_pool: " + message);
+}
+
+Pooling pooling_of(const std::string& name) {
+    if (name == "sum") return Pooling::kSum;
+    if (name == "mean") return Pooling::kMean;
+    if (name == "sqrtn") return Pooling::kSqrtn;
+    check(name == "sequence", "pooling must be sum, mean, sqrtn or sequence, got " + name);
+    return Pooling::kSequence;
+}
+
+// The group as the core sees it. The Features hold the arrays that it points into.
+persia::PoolGroup group_of(const Features& features, size_t num_samples, size_t num_rows, size_t dim,
+                           size_t num_ids) {
+    persia::PoolGroup group{num_rows, dim, num_samples, {}};
+    for (const auto& [begin, end, pooling, bags] : features) {
+        check(begin <= end && end <= num_ids, "feature ids [" + std::to_string(begin) + ", " +
+                                                  std::to_string(end) + ") are outside the batch's " +
+                                                  std::to_string(num_ids));
+        const uint32_t* offsets = nullptr;
+        if (!bags.is_none()) {
+            const auto array = checked<uint32_t>(bags, 1, "bags");
+            check(static_cast<size_t>(array.size()) == num_samples + 1,
+                  "bags need one offset per sample and one more = " + std::to_string(num_samples + 1) +
+                      ", got " + std::to_string(array.size()));
+            offsets = array.data();
+        }
+        group.features.push_back({begin, end, offsets, pooling_of(pooling)});
+    }
+    return group;
+}
+
+std::vector<py::ssize_t> shape(std::initializer_list<size_t> sizes) {
+    return std::vector<py::ssize_t>(sizes.begin(), sizes.end());
+}
+
+py::tuple forward(const py::object& rows_object, const py::object& indices, const Features& features,
+                  size_t num_samples) {
+    const Floats rows = checked<float>(rows_object, 2, "rows");
+    const bool narrow = py::isinstance<py::array_t<uint16_t>>(indices);
+    py::array_t<uint16_t> narrow_indices;
+    py::array_t<uint32_t> wide_indices;
+    if (narrow) {
+        narrow_indices = checked<uint16_t>(indices, 1, "indices");
+    } else {
+        wide_indices = checked<uint32_t>(indices, 1, "indices (uint16 or uint32)");
+    }
+    const size_t num_ids = static_cast<size_t>(narrow ? narrow_indices.size() : wide_indices.size());
+    const size_t dim = static_cast<size_t>(rows.shape(1));
+    const auto group = group_of(features, num_samples, static_cast<size_t>(rows.shape(0)), dim, num_ids);
+    group.check();
+
+    const size_t num_pooled = group.num_pooled();
+    AlignedArray<float> pooled(num_samples * num_pooled * dim);
+    std::vector<AlignedArray<float>> values;
+    std::vector<AlignedArray<bool>> masks;
+    std::vector<persia::PoolSequence> sequences;
+    for (const auto& feature : group.features) {
+        if (feature.pooling != Pooling::kSequence) continue;
+        const size_t length = group.longest(feature);
+        values.emplace_back(num_samples * length * dim);
+        masks.emplace_back(num_samples * length);
+        sequences.push_back({values.back().data(), masks.back().data(), length});
+    }
+    {
+        const float* const data = rows.data();
+        const uint16_t* const narrow_data = narrow ? narrow_indices.data() : nullptr;
+        const uint32_t* const wide_data = narrow ? nullptr : wide_indices.data();
+        const py::gil_scoped_release nogil;
+        if (narrow) {
+            persia::gather_pool_forward(group, data, narrow_data, pooled.data(), sequences);
+        } else {
+            persia::gather_pool_forward(group, data, wide_data, pooled.data(), sequences);
+        }
+    }
+    py::list outputs;
+    for (size_t s = 0; s < sequences.size(); ++s) {
+        const size_t length = sequences[s].length;
+        outputs.append(py::make_tuple(to_numpy(std::move(values[s]), shape({num_samples, length, dim})),
+                                      to_numpy(std::move(masks[s]), shape({num_samples, length}))));
+    }
+    return py::make_tuple(to_numpy(std::move(pooled), shape({num_samples, num_pooled, dim})), outputs);
+}
+
+Floats backward(const py::object& pooled_gradient, const std::vector<py::object>& sequence_gradients,
+                const py::object& row_offsets_object, const py::object& positions_object,
+                const Features& features, size_t num_samples, size_t dim) {
+    const auto row_offsets = checked<uint32_t>(row_offsets_object, 1, "row_offsets");
+    const auto positions = checked<uint32_t>(positions_object, 1, "positions");
+    check(row_offsets.size() >= 1, "row_offsets needs one more entry than there are rows, got none");
+    const uint32_t* const offsets = row_offsets.data();
+    const size_t num_rows = static_cast<size_t>(row_offsets.size()) - 1;
+    const size_t num_ids = static_cast<size_t>(positions.size());
+    check(std::is_sorted(offsets, offsets + num_rows + 1) && offsets[num_rows] <= num_ids,
+          "row_offsets must grow and end at or below the number of positions " + std::to_string(num_ids));
+    const auto group = group_of(features, num_samples, num_rows, dim, num_ids);
+    group.check();
+
+    const auto expect = [&](const Floats& array, size_t middle, const char* name) {
+        check(static_cast<size_t>(array.shape(0)) == num_samples &&
+                  static_cast<size_t>(array.shape(1)) == middle && static_cast<size_t>(array.shape(2)) == dim,
+              std::string(name) + ": expected [" + std::to_string(num_samples) + ", " +
+                  std::to_string(middle) + ", " + std::to_string(dim) + "], got " + describe(array));
+        return array.data();
+    };
+    const float* pooled = nullptr;
+    if (!pooled_gradient.is_none()) {
+        pooled = expect(checked<float>(pooled_gradient, 3, "pooled_gradient"), group.num_pooled(),
+                        "pooled_gradient");
+    }
+    check(sequence_gradients.size() + group.num_pooled() == group.features.size(),
+          "expected one gradient (or None) per sequence feature, got " +
+              std::to_string(sequence_gradients.size()));
+    std::vector<persia::PoolSequenceGradient> sequences;
+    for (const auto& feature : group.features) {
+        if (feature.pooling != Pooling::kSequence) continue;
+        const py::object& gradient = sequence_gradients[sequences.size()];
+        const size_t length = group.longest(feature);
+        const float* values = nullptr;
+        if (!gradient.is_none())
+            values = expect(checked<float>(gradient, 3, "sequence_gradient"), length, "sequence_gradient");
+        sequences.push_back({values, length});
+    }
+    AlignedArray<float> row_gradients(num_rows * dim);
+    {
+        const uint32_t* const position_data = positions.data();
+        const py::gil_scoped_release nogil;
+        persia::gather_pool_backward(group, pooled, sequences, offsets, position_data, row_gradients.data());
+    }
+    return to_numpy(std::move(row_gradients), shape({num_rows, dim}));
+}
+
+}  // namespace
+
+void bind_pool(py::module_& m) {
+    m.def("gather_pool_forward", &forward, py::arg("rows"), py::arg("indices"), py::kw_only(),
+          py::arg("features"), py::arg("num_samples"));
+    m.def("gather_pool_backward", &backward, py::arg("pooled_gradient"), py::arg("sequence_gradients"),
+          py::arg("row_offsets"), py::arg("positions"), py::kw_only(), py::arg("features"),
+          py::arg("num_samples"), py::arg("dim"));
+}

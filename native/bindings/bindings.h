@@ -1,0 +1,11 @@
+// What each binding file adds to the extension module.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace py = pybind11;
+
+void bind_codec(py::module_& m);
+void bind_dedup(py::module_& m);
+void bind_pool(py::module_& m);
+void bind_table(py::module_& m);

@@ -1,0 +1,122 @@
+// Optimizers of embedding rows. Each is equal, up to rounding in the last bits, to a stated reference that
+// sees only the steps at which the row is touched:
+//   sgd, adagrad, adam   torch.optim.SGD, Adagrad, Adam (single-tensor, default arguments otherwise)
+//   rowwise_adagrad      FBGEMM's EXACT_ROWWISE_ADAGRAD: one accumulator per row, of the mean squared
+//   gradient
+//
+// An optimizer has
+//   state_width(dim)     floats of state per row
+//   has_steps            whether a row's count of updates (uint32) lies behind these
+//   init(s, dim)         the state of a new row
+//   apply(w, s, g, dim)  one update of weights w and state s with gradient g
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <map>
+#include <string>
+#include <variant>
+#include <vector>
+
+namespace persia {
+
+using OptimizerOptions = std::map<std::string, double>;
+
+struct Sgd {
+    static constexpr bool has_steps = false;
+    double lr = 0;
+
+    static std::uint32_t state_width(std::uint32_t) { return 0; }
+    void init(float*, std::uint32_t) const {}
+    void apply(float* __restrict w, float*, const float* __restrict g, std::uint32_t dim) {
+        const auto rate = static_cast<float>(lr);
+        for (std::uint32_t d = 0; d < dim; ++d) w[d] -= rate * g[d];
+    }
+};
+
+struct Adagrad {
+    static constexpr bool has_steps = false;
+    double lr = 0;
+    float eps = 1e-10f;
+    float initial = 0;
+
+    static std::uint32_t state_width(std::uint32_t dim) { return dim; }
+    void init(float* s, std::uint32_t dim) const {
+        for (std::uint32_t d = 0; d < dim; ++d) s[d] = initial;
+    }
+    void apply(float* __restrict w, float* __restrict s, const float* __restrict g, std::uint32_t dim) {
+        const auto rate = static_cast<float>(lr);
+        for (std::uint32_t d = 0; d < dim; ++d) {
+            s[d] += g[d] * g[d];
+            w[d] -= rate * g[d] / (std::sqrt(s[d]) + eps);
+        }
+    }
+};
+
+struct RowwiseAdagrad {
+    static constexpr bool has_steps = false;
+    double lr = 0;
+    float eps = 1e-8f;
+    float initial = 0;
+
+    static std::uint32_t state_width(std::uint32_t) { return 1; }
+    void init(float* s, std::uint32_t) const { *s = initial; }
+    void apply(float* __restrict w, float* __restrict s, const float* __restrict g, std::uint32_t dim) {
+        *s += sum_of_squares(g, dim) / static_cast<float>(dim);
+        const float rate = static_cast<float>(lr) / (std::sqrt(*s) + eps);
+        for (std::uint32_t d = 0; d < dim; ++d) w[d] -= rate * g[d];
+    }
+
+  private:
+    // In 8 partial sums: the compiler may not reorder a plain sum, so it would not vectorise it.
+    static float sum_of_squares(const float* g, std::uint32_t dim) {
+        float part[8] = {};
+        std::uint32_t d = 0;
+        for (; d + 8 <= dim; d += 8) {
+            for (std::uint32_t lane = 0; lane < 8; ++lane) part[lane] += g[d + lane] * g[d + lane];
+        }
+        for (std::uint32_t lane = 0; d < dim; ++d, ++lane) part[lane] += g[d] * g[d];
+        return ((part[0] + part[4]) + (part[2] + part[6])) + ((part[1] + part[5]) + (part[3] + part[7]));
+    }
+};
+
+struct Adam {
+    static constexpr bool has_steps = true;
+    double lr = 0;
+    double beta1 = 0.9;
+    double beta2 = 0.999;
+    float eps = 1e-8f;
+
+    static std::uint32_t state_width(std::uint32_t dim) { return 2 * dim; }
+    void init(float* s, std::uint32_t dim) const { std::memset(s, 0, (2 * dim + 1) * sizeof(float)); }
+    void apply(float* w, float* s, const float* g, std::uint32_t dim);
+
+    std::size_t held_bytes() const { return corrections_.capacity() * sizeof(Correction); }
+
+  private:
+    struct Correction {
+        double first;       // 1 - beta1^t
+        float sqrt_second;  // sqrt(1 - beta2^t)
+    };
+    Correction correction(std::uint32_t t);
+
+    std::vector<Correction> corrections_;  // of t = 1, 2, ...: two pow() per row would cost more than the row
+};
+
+using Optimizer = std::variant<Sgd, Adagrad, RowwiseAdagrad, Adam>;
+
+// name: "sgd", "adagrad", "rowwise_adagrad" or "adam". Options: lr (must be given); eps (1e-10 for adagrad,
+// 1e-8 for rowwise_adagrad and adam); initial_accumulator_value (0; the adagrads); beta1, beta2 (0.9, 0.999).
+// Throws std::invalid_argument that names an unknown optimizer or option, or a value out of range.
+Optimizer make_optimizer(const std::string& name, const OptimizerOptions& options);
+
+// Throws std::invalid_argument unless lr is finite and not negative.
+void set_learning_rate(Optimizer& optimizer, double lr);
+
+// Floats of state per row, and 32-bit words including the count of updates.
+std::uint32_t state_width(const Optimizer& optimizer, std::uint32_t dim);
+std::uint32_t state_words(const Optimizer& optimizer, std::uint32_t dim);
+bool has_steps(const Optimizer& optimizer);
+
+}  // namespace persia

@@ -1,0 +1,177 @@
+#include "persia/pool.h"
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <random>
+#include <stdexcept>
+#include <vector>
+
+#include "check.h"
+
+using namespace persia;
+
+// A random batch of one group with every kind of feature, and its transpose. Ids that belong to other groups
+// lie between the features, and the last rows are never used.
+struct Case {
+    Case(std::mt19937& random, size_t dim, size_t num_samples) : rows(40 * dim), row_offsets{0} {
+        std::normal_distribution<float> normal;
+        for (float& x : rows) x = normal(random);
+        group = {40, dim, num_samples, {}};
+        size_t begin = 3;
+        bags.resize(6);
+        const Pooling poolings[] = {Pooling::kSum,   Pooling::kSum,      Pooling::kMean,
+                                    Pooling::kSqrtn, Pooling::kSequence, Pooling::kSequence};
+        for (size_t f = 0; f < 6; ++f) {
+            const bool one_hot = f == 0 || f == 5;
+            bags[f] = {0};
+            for (size_t b = 0; b < num_samples; ++b) {
+                bags[f].push_back(bags[f].back() + static_cast<uint32_t>(one_hot ? 1 : random() % 4));
+            }
+            const size_t end = begin + bags[f].back();
+            group.features.push_back({begin, end, one_hot ? nullptr : bags[f].data(), poolings[f]});
+            begin = end + random() % 3;
+        }
+        indices.resize(begin, 65535);
+        for (const PoolFeature& feature : group.features) {
+            for (size_t i = feature.begin; i < feature.end; ++i)
+                indices[i] = static_cast<uint16_t>(random() % 30);
+        }
+        for (size_t u = 0; u < 40; ++u) {
+            for (const PoolFeature& feature : group.features) {
+                for (size_t i = feature.begin; i < feature.end; ++i) {
+                    if (indices[i] == u) positions.push_back(static_cast<uint32_t>(i));
+                }
+            }
+            row_offsets.push_back(static_cast<uint32_t>(positions.size()));
+        }
+        length4 = group.longest(group.features[4]);
+        pooled.resize(num_samples * 4 * dim, NAN);
+        values4.resize(num_samples * length4 * dim, NAN);
+        values5.resize(num_samples * dim, NAN);
+        mask4 = std::make_unique<bool[]>(num_samples * length4 + 1);
+        mask5 = std::make_unique<bool[]>(num_samples + 1);
+        std::fill_n(mask4.get(), num_samples * length4, true);  // as unspecified as fresh memory
+    }
+
+    void forward() {
+        gather_pool_forward(group, rows.data(), indices.data(), pooled.data(),
+                            {{values4.data(), mask4.get(), length4}, {values5.data(), mask5.get(), 1}});
+    }
+
+    PoolGroup group;
+    std::vector<float> rows;
+    std::vector<uint16_t> indices;
+    std::vector<std::vector<uint32_t>> bags;
+    std::vector<uint32_t> row_offsets, positions;
+    std::vector<float> pooled, values4, values5;
+    std::unique_ptr<bool[]> mask4, mask5;
+    size_t length4;
+};
+
+bool close(double a, double b) { return std::fabs(a - b) < 1e-5; }
+
+double weight(Pooling pooling, size_t size) {
+    return pooling == Pooling::kMean ? 1.0 / size : pooling == Pooling::kSqrtn ? 1 / std::sqrt(size) : 1.0;
+}
+
+void forward_and_backward_follow_the_definition() {
+    std::mt19937 random(3);
+    for (const size_t dim : {1, 2, 3, 8, 16, 17, 32, 64, 128, 1024}) {
+        for (const size_t num_samples : {0, 1, 5, 70}) {
+            Case c(random, dim, num_samples);
+            c.forward();
+            std::vector<double> gradient(c.rows.size(),
+                                         0.0);  // of sum over outputs of output * (its own value)
+            for (size_t f = 0; f < 6; ++f) {
+                const PoolFeature& feature = c.group.features[f];
+                for (size_t b = 0; b < num_samples; ++b) {
+                    const size_t first = c.bags[f][b], size = c.bags[f][b + 1] - first;
+                    const size_t length = f == 4 ? c.length4 : f == 5 ? 1 : 0;
+                    const bool* const mask = f == 4 ? c.mask4.get() : c.mask5.get();
+                    for (size_t d = 0; d < dim; ++d) {
+                        double sum = 0;
+                        for (size_t i = 0; i < size; ++i) {
+                            const size_t at = c.indices[feature.begin + first + i] * dim + d;
+                            sum += c.rows[at];
+                            if (length) {
+                                const std::vector<float>& values = f == 4 ? c.values4 : c.values5;
+                                CHECK(values[(b * length + i) * dim + d] == c.rows[at] &&
+                                      mask[b * length + i]);
+                                gradient[at] += c.rows[at];
+                            }
+                        }
+                        if (length) {
+                            for (size_t i = size; i < length; ++i) {
+                                const std::vector<float>& values = f == 4 ? c.values4 : c.values5;
+                                CHECK(values[(b * length + i) * dim + d] == 0 && !mask[b * length + i]);
+                            }
+                            continue;
+                        }
+                        const double scale = size ? weight(feature.pooling, size) : 1.0;
+                        const float out = c.pooled[(b * 4 + f) * dim + d];
+                        CHECK(close(out, sum * scale));
+                        for (size_t i = 0; i < size; ++i) {
+                            gradient[c.indices[feature.begin + first + i] * dim + d] += out * scale;
+                        }
+                    }
+                }
+            }
+            std::vector<float> got(c.rows.size(), NAN);
+            gather_pool_backward(c.group, c.pooled.data(),
+                                 {{c.values4.data(), c.length4}, {c.values5.data(), 1}}, c.row_offsets.data(),
+                                 c.positions.data(), got.data());
+            for (size_t i = 0; i < got.size(); ++i) CHECK(std::fabs(got[i] - gradient[i]) < 1e-4);
+            gather_pool_backward(c.group, nullptr, {{nullptr, c.length4}, {nullptr, 1}}, c.row_offsets.data(),
+                                 c.positions.data(), got.data());
+            for (const float x : got) CHECK(x == 0);
+        }
+    }
+}
+
+template <typename Error, typename Run>
+void throws(const Run& run) {
+    bool threw = false;
+    try {
+        run();
+    } catch (const Error&) {
+        threw = true;
+    }
+    CHECK(threw);
+}
+
+void bad_input_is_refused() {
+    std::mt19937 random(4);
+    Case good(random, 4, 6);
+    good.forward();
+    throws<std::out_of_range>([&] {
+        good.indices[good.group.features[0].begin] = 40;
+        good.forward();
+    });
+    throws<std::out_of_range>([&] {
+        std::vector<float> out(good.rows.size());
+        good.positions[0] = 0;  // an id before the group's first feature
+        gather_pool_backward(good.group, good.pooled.data(), {{nullptr, good.length4}, {nullptr, 1}},
+                             good.row_offsets.data(), good.positions.data(), out.data());
+    });
+    throws<std::invalid_argument>([&] {
+        Case c(random, 4, 6);
+        c.group.features[0].end += 1;  // one id too many for one per sample
+        c.group.check();
+    });
+    throws<std::invalid_argument>([&] {
+        Case c(random, 4, 6);
+        c.bags[1][3] = 1000;
+        c.group.check();
+    });
+    throws<std::invalid_argument>([&] {
+        Case c(random, 4, 6);
+        std::swap(c.group.features[0], c.group.features[5]);
+        c.group.check();
+    });
+}
+
+int main() {
+    forward_and_backward_follow_the_definition();
+    bad_input_is_refused();
+}

@@ -1,0 +1,222 @@
+"""The native extension: tables, codecs, dedup, pooling.
+
+Shape letters: U unique keys of a call, D dim, S state width, N any. Arrays are NumPy arrays, C-contiguous,
+and used in place: one of another dtype, shape or layout raises an error that names the argument, what was
+expected and got (ValueError; dedup and pooling: TypeError). No call is collective.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_U64 = npt.NDArray[np.uint64]
+_U32 = npt.NDArray[np.uint32]
+_F32 = npt.NDArray[np.float32]
+_F16 = npt.NDArray[np.float16]
+_Rows = npt.NDArray[Any]  # float32 or float16 [U, D]
+
+def mix(ids: _U64) -> _U64:
+    """Keys [N] of ids [N]: a bijection."""
+
+def unmix(keys: _U64) -> _U64:
+    """Ids [N] of keys [N]: the inverse of `mix`."""
+
+def encode_fp16(values: _F32, out: _F16) -> None:
+    """Writes [N] fp32 as fp16: round to nearest even, too large becomes infinity."""
+
+def decode_fp16(values: _F16, out: _F32) -> None:
+    """Writes [N] fp16 as fp32: exact."""
+
+class Table:
+    """One server's shard of an embedding table: the rows, with optimizer state, of a range of buckets.
+
+    The keys of a call must be unique; ordered by bucket they are fastest. A key of another bucket range, an
+    unknown optimizer or option, or a value out of range raises ValueError before anything changes. Threads
+    may share a table: calls wait for each other, with the GIL released.
+
+    A slot is a row's number within its key's bucket: only the pair (key, slot) is unique.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        optimizer: str,
+        options: dict[str, float],
+        init: str,
+        init_a: float,
+        init_b: float,
+        seed: int,
+        num_buckets: int,
+        first_bucket: int,
+        end_bucket: int,
+        bucket_capacity: int,
+    ) -> None:
+        """An empty shard of buckets [first_bucket, end_bucket) of `num_buckets` (a power of two).
+
+        optimizer: "sgd", "adagrad", "rowwise_adagrad" or "adam". options: `lr` must be there; `eps` (1e-10
+        for adagrad, else 1e-8), `initial_accumulator_value` (0, both adagrads), `beta1`, `beta2` (0.9, 0.999,
+        adam). init: "uniform" in [init_a, init_b) or "normal" of mean init_a and standard deviation init_b;
+        the first values of a row are a function of (seed, key) alone. bucket_capacity: rows per bucket, see
+        `evict`.
+        """
+
+    def pull(self, keys: _U64, step: int, out: _Rows, slots: _U32) -> None:
+        """Writes the rows of `keys` [U] to `out` [U, D]; creates unseen ones; notes that `step` uses them.
+
+        `slots` [U] receives what `push` wants back. Capacity may be exceeded until the next `evict`.
+        """
+
+    def lookup(self, keys: _U64, out: _Rows) -> None:
+        """Evaluation: writes the rows of `keys` [U] to `out` [U, D], zeros for unseen; changes nothing."""
+
+    def push(self, keys: _U64, slots: _U32, grads: _Rows, step: int) -> tuple[int, int, int]:
+        """One optimizer update per row, with gradients [U, D] for what `pull` gave at `step`.
+
+        Returns rows (applied, evicted in flight, non-finite), which add up to U. A row that was evicted since
+        the pull is left alone even if it was created again; a gradient with an infinite or NaN element is
+        skipped.
+        """
+
+    def push_step(self, batches: Sequence[tuple[_U64, _U32, _Rows]], step: int) -> tuple[int, int, int]:
+        """One optimizer update per row with the gradients of all batches (keys, slots, gradients) of a step.
+
+        Gradients of a row are summed in the order of the batches, in fp32; all batches have one gradient
+        dtype. Returns counts as `push` does, of (batch, row): one batch's non-finite row is left out of the
+        sum; where finite gradients sum to something non-finite the row is skipped and all count as such.
+        """
+
+    def evict(self) -> int:
+        """Brings every bucket back to capacity, the least (last step used, key) first; returns rows evicted.
+
+        To be called between steps only, so that it doesn't depend on the order of pulls of one step.
+        """
+
+    def set_lr(self, lr: float) -> None:
+        """Sets the learning rate of the updates to come."""
+
+    def export_bucket(self, bucket: int) -> dict[str, npt.NDArray[Any]]:
+        """Copies all n rows of a bucket, sorted by key: all that a checkpoint needs.
+
+        keys uint64 [n], rows float32 [n, D], state float32 [n, S], stamps uint32 [n] (last step that used the
+        row) and, with "adam" only, steps uint32 [n] (updates of the row so far).
+        """
+
+    def import_rows(self, rows: dict[str, npt.NDArray[Any]]) -> None:
+        """Adds rows of any of this shard's buckets, or replaces those already here; `evict` may then be due.
+
+        Takes what `export_bucket` gives, rows in any order. Raises ValueError for missing or unknown arrays,
+        wrong widths and keys of other buckets, before anything changes.
+        """
+
+    @property
+    def dim(self) -> int: ...
+    @property
+    def first_bucket(self) -> int: ...
+    @property
+    def end_bucket(self) -> int: ...
+    @property
+    def state_width(self) -> int:
+        """S: floats of optimizer state per row, without Adam's count of updates."""
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row's embedding and optimizer state (with Adam's count of updates)."""
+    @property
+    def num_rows(self) -> int: ...
+    @property
+    def created_rows(self) -> int:
+        """Rows created by pulls so far; num_rows = created_rows + imported_rows - evicted_rows."""
+    @property
+    def imported_rows(self) -> int:
+        """Rows added by imports so far."""
+    @property
+    def evicted_rows(self) -> int: ...
+    @property
+    def memory_bytes(self) -> int:
+        """All memory that the table holds: rows, indexes, free space, working memory."""
+
+# T tables, G groups, F features, P servers, N ids, U unique rows.
+
+class Dedup:
+    """What `Deduplicator.run` found. The arrays are fresh, on 64-byte boundaries."""
+
+    @property
+    def keys(self) -> _U64:
+        """[U] ordered by (table, bucket, first use); features in list order, ids in array order."""
+    @property
+    def table_offsets(self) -> _U32:
+        """[T+1] rows of table t are [o[t], o[t+1])."""
+    @property
+    def server_offsets(self) -> _U32:
+        """[T, P+1] absolute rows: server p's part of table t is [so[t, p], so[t, p+1])."""
+    @property
+    def group_offsets(self) -> _U32:
+        """[G+1] rows of each group."""
+    @property
+    def indices(self) -> npt.NDArray[np.uint16] | _U32:
+        """[N] row of each id relative to its group's first; uint16 if every group has at most 65536 rows."""
+    @property
+    def feature_offsets(self) -> _U32:
+        """[F+1] ids of feature f are [fo[f], fo[f+1])."""
+    @property
+    def row_offsets(self) -> _U32:
+        """[U+1] row u is used at positions[ro[u]:ro[u+1]]."""
+    @property
+    def positions(self) -> _U32:
+        """[N] ids that use each row, ascending within a row."""
+
+class Deduplicator:
+    """Unique keys of a batch's ids in the order of the servers that own them.
+
+    `tables` [F] gives the table of each feature, `groups` [T] the group of each table (0, then equal or one
+    more),
+    `num_buckets` [T] powers of two, `bounds` [T][P+1] the servers' bucket bounds. Raises ValueError if they
+    contradict each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        tables: Sequence[int],
+        groups: Sequence[int],
+        num_buckets: Sequence[int],
+        bounds: Sequence[Sequence[int]],
+    ) -> None: ...
+    def run(self, values: Sequence[_U64]) -> Dedup:
+        """Deduplicates one array of ids per feature (any may be empty). Fewer than 2^32 - 1 ids in all.
+
+        The order of keys does not depend on the number of servers. Calls from several threads take turns.
+        """
+
+# (first id, end id, "sum" | "mean" | "sqrtn" | "sequence", bag offsets [B+1] or None for one id per sample)
+_PoolFeature = tuple[int, int, str, _U32 | None]
+
+def gather_pool_forward(
+    rows: _F32, indices: npt.NDArray[np.uint16] | _U32, *, features: Sequence[_PoolFeature], num_samples: int
+) -> tuple[_F32, list[tuple[_F32, npt.NDArray[np.bool_]]]]:
+    """One group's rows [U, D] -> (pooled [B, P, D], per sequence feature (values [B, L, D], mask [B, L])).
+
+    `indices` [N] are the whole batch's. Features come in the order of their ids; P and the list keep that
+    order. An empty bag gives zeros; sequences are left-aligned, zeros behind, L the longest and at least 1.
+    Bags that don't fit raise ValueError, an index outside the rows IndexError.
+    """
+
+def gather_pool_backward(
+    pooled_gradient: _F32 | None,
+    sequence_gradients: Sequence[_F32 | None],
+    row_offsets: _U32,
+    positions: _U32,
+    *,
+    features: Sequence[_PoolFeature],
+    num_samples: int,
+    dim: int,
+) -> _F32:
+    """Gradients of the outputs (None: zeros) -> gradients [U, D] of the group's rows, zeros for an unused
+    one.
+
+    `row_offsets` [U+1] is the group's part of the transpose, with absolute positions; a row's sum goes in
+    ascending position order. Raises ValueError for shapes that don't fit, IndexError for a position of no
+    feature here.
+    """

@@ -1,0 +1,309 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from persia_hpc import _native
+from persia_hpc.errors import UserError
+from persia_hpc.feed import FeedBatch
+from persia_hpc.trainer.batch import Batch, Inputs
+from persia_hpc.trainer.pooling import Pooling, row_gradients
+from tests.support.feeds import make_feed, make_inputs, random_ids
+
+MIXED = [
+    ("a", 4, "sum", False),
+    ("b", 3, "mean", True),
+    ("c", 4, "sqrtn", True),
+    ("d", 4, "sequence", True),
+    ("e", 3, "sequence", False),
+    ("f", 4, "sum", True),
+    ("g", 1, "mean", False),
+]
+
+
+def plain_torch(
+    inputs: Inputs, feed: FeedBatch, ids: dict[str, list], leaves: list[torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The same outputs by embedding_bag and indexing, straight from the ids of each sample."""
+    pooled, sequences = {}, {}
+    for i, feature in enumerate(inputs.features):
+        begin, end = (int(x) for x in feed.feature_offsets[i : i + 2])
+        rows, indices = leaves[feature.group], torch.from_numpy(feed.indices[begin:end].astype(np.int64))
+        sizes = torch.tensor([len(x) for x in ids[feature.name]], dtype=torch.int64)
+        bags = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
+        if feature.pooling == "sequence":
+            values = torch.zeros(len(sizes), max(1, int(sizes.max())), feature.dim, dtype=rows.dtype)
+            for b in range(len(sizes)):
+                values[b, : sizes[b]] = rows[indices[bags[b] : bags[b + 1]]]
+            sequences[feature.name] = values
+            continue
+        mode = "mean" if feature.pooling == "mean" else "sum"
+        out = functional.embedding_bag(indices, rows, bags[:-1], mode=mode)
+        if feature.pooling == "sqrtn":
+            out = out / sizes.clamp(min=1).sqrt()[:, None]
+        pooled[feature.name] = out
+    return pooled, sequences
+
+
+def outputs_of(batch: Batch) -> list[torch.Tensor]:
+    return [*batch.pooled.values(), *(values for values, _ in batch.sequence.values())]
+
+
+def weighted_sum(outputs: list[torch.Tensor]) -> torch.Tensor:
+    """A scalar whose gradient differs for each element of each output."""
+    total = torch.zeros((), dtype=outputs[0].dtype)
+    for number, out in enumerate(outputs):
+        wave = torch.arange(out.numel(), dtype=out.dtype).reshape(out.shape) * 0.37 + number
+        total = total + (out * wave.cos() + 0.5 * out.square()).sum()
+    return total
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    num_samples=st.integers(1, 9),
+    seed=st.integers(0, 2**31),
+    most=st.integers(0, 5),
+    picks=st.lists(st.integers(0, len(MIXED) - 1), min_size=1, max_size=len(MIXED), unique=True),
+    native=st.booleans(),
+)
+def test_forward_and_backward_match_plain_torch(
+    num_samples: int, seed: int, most: int, picks: list[int], native: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    inputs = make_inputs([MIXED[i] for i in picks])
+    ids = random_ids(inputs, num_samples, rng, most=most)
+    feed = make_feed(inputs, ids, rng, unused_rows=True)
+    batch, leaves = Pooling(inputs, native=native).embed(feed, "cpu", training=True)
+    doubles = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    pooled, sequences = plain_torch(inputs, feed, ids, doubles)
+    assert set(batch.pooled) == set(pooled)
+    assert set(batch.sequence) == set(sequences)
+    for name, expected in pooled.items():
+        torch.testing.assert_close(batch.pooled[name].double(), expected, rtol=1e-6, atol=1e-6)
+    for name, expected in sequences.items():
+        values, mask = batch.sequence[name]
+        torch.testing.assert_close(values.double(), expected, rtol=0, atol=0)
+        lengths = [len(x) for x in ids[name]]
+        assert mask.tolist() == [[i < n for i in range(mask.shape[1])] for n in lengths]
+    weighted_sum(outputs_of(batch)).backward()
+    weighted_sum([pooled[n] for n in batch.pooled] + [sequences[n] for n in batch.sequence]).backward()
+    for gradient, double, rows in zip(row_gradients(leaves), doubles, feed.rows, strict=True):
+        assert double.grad is not None
+        torch.testing.assert_close(gradient.double(), double.grad, rtol=1e-5, atol=1e-5)
+        assert not gradient[len(rows) - 1].any()  # the row that no id uses
+
+
+@pytest.mark.parametrize("dim", [1, 2, 7, 8, 16, 32, 33, 64, 128, 1024])
+def test_both_kernels_agree_at_any_dim(dim: int) -> None:
+    rng = np.random.default_rng(dim)
+    inputs = make_inputs(
+        [
+            ("a", dim, "sum", False),
+            ("b", dim, "mean", True),
+            ("c", dim, "sequence", True),
+            ("d", dim, "sum", True),
+        ]
+    )
+    feed = make_feed(inputs, random_ids(inputs, 40, rng), rng)
+    results = []
+    for native in (True, False):
+        batch, leaves = Pooling(inputs, native=native).embed(feed, "cpu", training=True)
+        weighted_sum(outputs_of(batch)).backward()
+        results.append([*outputs_of(batch), *row_gradients(leaves)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
+def test_backward_repeats_bit_for_bit_and_sums_in_ascending_order() -> None:
+    rng = np.random.default_rng(0)
+    num_samples = 3000
+    inputs = make_inputs([("a", 4, "sum", False)])
+    feed = make_feed(inputs, {"a": [[0]] * num_samples}, rng)
+    gradient = (
+        rng.normal(size=(num_samples, 1, 4)) * 10.0 ** rng.integers(-6, 6, (num_samples, 1, 1))
+    ).astype(np.float32)
+    expected = np.zeros(4, np.float32)
+    for row in gradient[:, 0]:
+        expected += row
+    for native in (True, False):
+        for _ in range(2):
+            batch, leaves = Pooling(inputs, native=native).embed(feed, "cpu", training=True)
+            batch.stacked().backward(torch.from_numpy(gradient))
+            np.testing.assert_array_equal(row_gradients(leaves)[0].numpy()[0], expected)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_batch_without_samples(native: bool) -> None:
+    rng = np.random.default_rng(1)
+    inputs = make_inputs(MIXED)
+    feed = make_feed(inputs, {name: [] for name, *_ in MIXED}, rng)
+    batch, leaves = Pooling(inputs, native=native).embed(feed, "cpu", training=True)
+    assert batch.num_samples == 0
+    assert {name: tuple(x.shape) for name, x in batch.pooled.items()} == {
+        f.name: (0, f.dim) for f in inputs.features if f.pooling != "sequence"
+    }
+    assert batch.sequence["d"][0].shape == (0, 1, 4)
+    sum(x.sum() for x in outputs_of(batch)).backward()  # type: ignore[union-attr]
+    assert [tuple(g.shape) for g in row_gradients(leaves)] == [(0, 1), (0, 3), (0, 4)]
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_unused_outputs_give_zero_gradients(native: bool) -> None:
+    rng = np.random.default_rng(2)
+    inputs = make_inputs(MIXED)
+    feed = make_feed(inputs, random_ids(inputs, 5, rng), rng)
+    batch, leaves = Pooling(inputs, native=native).embed(feed, "cpu", training=True)
+    batch.pooled["b"].sum().backward()
+    gradients = row_gradients(leaves)
+    assert [bool(g.any()) for g in gradients] == [False, True, False]
+    assert [g.shape for g in gradients] == [leaf.shape for leaf in leaves]
+
+
+def test_half_rows_are_widened_and_everything_stays_float32_under_autocast() -> None:
+    rng = np.random.default_rng(3)
+    inputs = make_inputs(MIXED)
+    feed = make_feed(inputs, random_ids(inputs, 5, rng), rng, dtype=np.float16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        batch, leaves = Pooling(inputs).embed(feed, "cpu", training=True)
+        weights = torch.ones(4, 2)
+        (batch.pooled["a"] @ weights).sum().backward()
+    assert {x.dtype for x in [*outputs_of(batch), *leaves, *row_gradients(leaves)]} == {torch.float32}
+    np.testing.assert_array_equal(leaves[2].detach().numpy(), feed.rows[2].astype(np.float32))
+
+
+def test_evaluation_tracks_no_gradients() -> None:
+    rng = np.random.default_rng(4)
+    inputs = make_inputs(MIXED)
+    feed = make_feed(inputs, random_ids(inputs, 5, rng), rng)
+    batch, _ = Pooling(inputs).embed(feed, "cpu", training=False)
+    assert not any(x.requires_grad for x in outputs_of(batch))
+
+
+def test_the_batch_outlives_the_feeds_memory_and_rows_are_not_copied() -> None:
+    rng = np.random.default_rng(5)
+    inputs = make_inputs(MIXED)
+    feed = make_feed(inputs, random_ids(inputs, 5, rng), rng)
+    feed.weight = np.ones(5, np.float32)
+    batch, leaves = Pooling(inputs).embed(feed, "cpu", training=True)
+    assert [leaf.data_ptr() for leaf in leaves] == [rows.ctypes.data for rows in feed.rows]
+    tensors = [batch.dense, batch.labels, batch.weight, *outputs_of(batch)]
+    before = [t.detach().clone() for t in tensors if t is not None]
+    for array in (feed.dense, feed.labels, feed.weight, *feed.rows):
+        array.fill(7)
+    for now, then in zip(tensors, before, strict=True):
+        assert torch.equal(now, then)  # type: ignore[arg-type]
+
+
+def test_read_only_feeds_are_accepted_and_left_alone() -> None:
+    rng = np.random.default_rng(6)
+    inputs = make_inputs(MIXED)
+    feed = make_feed(inputs, random_ids(inputs, 5, rng), rng)
+    arrays = [feed.indices, feed.row_offsets, feed.positions, feed.dense, feed.labels, *feed.rows]
+    for array in [*arrays, *feed.bag_offsets.values()]:
+        array.flags.writeable = False
+    for native in (True, False):
+        batch, leaves = Pooling(inputs, native=native).embed(feed, "cpu", training=True)
+        weighted_sum(outputs_of(batch)).backward()
+        assert all(torch.isfinite(g).all() for g in row_gradients(leaves))
+
+
+def test_features_of_one_dim_stack_without_a_copy() -> None:
+    rng = np.random.default_rng(7)
+    inputs = make_inputs([(name, 4, "sum", False) for name in "abc"])
+    feed = make_feed(inputs, random_ids(inputs, 5, rng), rng)
+    batch, leaves = Pooling(inputs).embed(feed, "cpu", training=True)
+    stacked, flat = batch.stacked(), batch.concatenated()
+    assert stacked.data_ptr() == batch.pooled["a"].data_ptr() == flat.data_ptr()
+    assert stacked.shape == (5, 3, 4)
+    swapped = batch.stacked(["c", "a"])
+    assert torch.equal(swapped, torch.stack([batch.pooled["c"], batch.pooled["a"]], 1))
+    assert torch.equal(batch.concatenated(["c", "a"]), swapped.flatten(1))
+    # Whatever mixture of views a model uses, the gradients add up: b's ids count twice, the others' thrice.
+    (stacked.sum() + flat.sum() + swapped.sum()).backward()
+    counts = np.array([3, 3, 3, 3, 3, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3])[feed.positions]
+    expected = np.add.reduceat(counts, feed.row_offsets[:-1].astype(np.int64))
+    np.testing.assert_array_equal(row_gradients(leaves)[0].numpy(), expected[:, None].repeat(4, axis=1))
+
+
+def test_stacking_what_can_not_be_stacked() -> None:
+    rng = np.random.default_rng(8)
+    inputs = make_inputs(MIXED)
+    batch, _ = Pooling(inputs).embed(
+        make_feed(inputs, random_ids(inputs, 5, rng), rng), "cpu", training=False
+    )
+    with pytest.raises(UserError, match="one dim"):
+        batch.stacked()
+    with pytest.raises(UserError, match="'d' is a sequence"):
+        batch.stacked(["a", "d"])
+    with pytest.raises(UserError, match="'x' is not a feature; pooled features: a, b, c, f, g"):
+        batch.concatenated(["x"])
+
+
+def test_a_feed_that_does_not_fit_the_inputs() -> None:
+    rng = np.random.default_rng(9)
+    inputs = make_inputs(MIXED)
+    feed = make_feed(inputs, random_ids(inputs, 5, rng), rng)
+    with pytest.raises(UserError, match=r"dims \[1, 3, 4\], the model's inputs say \[4\]"):
+        Pooling(make_inputs(MIXED[:1])).embed(feed, "cpu", training=True)
+    del feed.bag_offsets["b"]
+    with pytest.raises(UserError, match="bag offsets for the multi-hot feature 'b'"):
+        Pooling(inputs).embed(feed, "cpu", training=True)
+
+
+ROWS = np.ones((3, 2), np.float32)
+INDICES = np.array([0, 1, 2], np.uint16)
+BAGS = np.array([0, 1, 3], np.uint32)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"rows": ROWS.astype(np.float64)}, ValueError, "rows: expected a C-contiguous float32"),
+        ({"rows": ROWS[0]}, ValueError, "with 2 axes"),
+        ({"indices": INDICES.astype(np.int64)}, ValueError, "uint16 or uint32"),
+        ({"indices": np.array([0, 3, 1], np.uint32)}, IndexError, "index 3 in a group of 3 rows"),
+        ({"features": [(0, 4, "sum", BAGS)]}, ValueError, "outside the batch's 3"),
+        ({"features": [(0, 3, "max", BAGS)]}, ValueError, "sum, mean, sqrtn or sequence, got max"),
+        ({"features": [(0, 3, "sum", None)]}, ValueError, "one id per sample of 2"),
+        (
+            {"features": [(0, 3, "sum", BAGS[:2])]},
+            ValueError,
+            "one offset per sample and one more = 3, got 2",
+        ),
+        ({"features": [(0, 3, "sum", BAGS[::-1].copy())]}, ValueError, "grow from 0"),
+    ],
+)
+def test_bad_arrays_are_refused(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    arguments: dict[str, Any] = {"rows": ROWS, "indices": INDICES, "features": [(0, 3, "sum", BAGS)]}
+    _native.gather_pool_forward(**arguments, num_samples=2)
+    with pytest.raises(error, match=message):
+        _native.gather_pool_forward(**{**arguments, **change}, num_samples=2)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"pooled_gradient": np.ones((2, 2, 2), np.float32)}, ValueError, r"expected \[2, 1, 2\]"),
+        ({"pooled_gradient": np.ones((2, 1, 2), np.float16)}, ValueError, "expected a C-contiguous float32"),
+        ({"sequence_gradients": [None]}, ValueError, "one gradient .* per sequence feature, got 1"),
+        ({"row_offsets": np.array([0, 1, 4], np.uint32)}, ValueError, "row_offsets must grow"),
+        ({"positions": np.array([0, 1, 9], np.uint32)}, IndexError, "position 9 is not an id"),
+    ],
+)
+def test_bad_gradients_are_refused(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    arguments: dict[str, Any] = {
+        "pooled_gradient": np.ones((2, 1, 2), np.float32),
+        "sequence_gradients": [],
+        "row_offsets": np.array([0, 1, 3], np.uint32),
+        "positions": np.array([0, 1, 2], np.uint32),
+    }
+    rest = {"features": [(0, 3, "sum", BAGS)], "num_samples": 2, "dim": 2}
+    _native.gather_pool_backward(**arguments, **rest)
+    with pytest.raises(error, match=message):
+        _native.gather_pool_backward(**{**arguments, **change}, **rest)

@@ -1,0 +1,169 @@
+"""Number formats, keys, memory, and what the table refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from persia_hpc._native import Table, decode_fp16, encode_fp16, mix, unmix
+
+from .table_model import assert_same_rows
+from .table_support import arguments, pull, u64
+
+# ---- fp16, keys
+
+
+def test_fp16_rows_are_what_numpy_makes_of_them() -> None:
+    table = Table(**arguments("sgd", dim=21, init="normal", init_a=0.0, init_b=3e4, bucket_capacity=1000))
+    keys = np.sort(mix(np.arange(300, dtype=np.uint64)))
+    exact, _ = pull(table, keys, 1)
+    with np.errstate(over="ignore"):
+        expected = exact.astype(np.float16)
+    assert np.isinf(expected).any()
+    np.testing.assert_array_equal(pull(table, keys, 2, np.float16)[0], expected)
+    out = np.empty_like(expected)
+    table.lookup(keys, out)
+    np.testing.assert_array_equal(out, expected)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.floats(width=32), max_size=40))
+def test_codecs_equal_numpy(values: list[float]) -> None:
+    wide = np.array(values, np.float32)
+    narrow = np.empty(len(wide), np.float16)
+    encode_fp16(wide, narrow)
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.testing.assert_array_equal(narrow, wide.astype(np.float16))
+    decode_fp16(narrow, wide)
+    np.testing.assert_array_equal(wide, narrow.astype(np.float32))
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), max_size=50))
+def test_unmix_inverts_mix(ids: list[int]) -> None:
+    assert unmix(mix(u64(ids))).tolist() == ids
+    assert mix(unmix(u64(ids))).tolist() == ids
+
+
+# ---- memory
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def test_memory_counts_what_is_held_and_little_is_wasted() -> None:
+    before = resident_bytes()
+    table = Table(**arguments("adagrad", dim=16, num_buckets=256, bucket_capacity=4096))
+    small = table.memory_bytes
+    assert small < 1 << 16  # nothing is taken before rows come
+    rows, slots = np.empty((20_000, 16), np.float32), np.empty(20_000, np.uint32)
+    for begin in range(0, 400_000, 20_000):
+        table.pull(np.sort(mix(np.arange(begin, begin + 20_000, dtype=np.uint64))), 1, rows, slots)
+    needed = table.num_rows * (table.row_bytes + 16 + 8)
+    assert needed < table.memory_bytes < 1.5 * needed
+    assert resident_bytes() - before < table.memory_bytes + (8 << 20)
+
+
+def test_memory_stays_while_rows_come_and_go() -> None:
+    table = Table(**arguments("sgd", dim=16, num_buckets=16, bucket_capacity=200))
+    held = []
+    for step in range(1, 61):
+        pull(table, np.sort(mix(np.arange(step * 1000, step * 1000 + 1000, dtype=np.uint64))), step)
+        table.evict()
+        held.append(table.memory_bytes)
+    assert table.num_rows == 16 * 200
+    assert held[-1] <= held[20] * 1.05
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"optimizer": "sgd", "options": {"lr": 1, "momentum": 0.9}},
+            "no option 'momentum'; its options are lr",
+        ),
+        ({"optimizer": "adagrad", "options": {"lr": 1, "beta1": 0.9}}, "lr, eps, initial_accumulator_value"),
+        ({"optimizer": "sgd", "options": {}}, "'sgd' needs the option 'lr'"),
+        ({"optimizer": "adam", "options": {"lr": -1}}, "'lr' is -1"),
+        ({"optimizer": "adam", "options": {"lr": 1, "beta2": 1}}, "'beta2' is 1.*less than 1"),
+        ({"optimizer": "adam", "options": {"lr": 1, "eps": 0}}, "'eps' is 0"),
+        ({"optimizer": "ftrl", "options": {"lr": 1}}, "got 'ftrl', expected 'sgd'"),
+        ({"init": "zeros"}, "got 'zeros', expected 'uniform' or 'normal'"),
+        ({"init_a": 1.0, "init_b": 0.0}, "low must not exceed high"),
+        ({"init": "normal", "init_b": -1.0}, "standard deviation"),
+        ({"num_buckets": 6}, "num_buckets: got 6, expected a power of two"),
+        ({"first_bucket": 3, "end_bucket": 2}, r"got \[3, 2\)"),
+        ({"end_bucket": 5}, r"range within \[0, 4\)"),
+        ({"dim": 0}, "dim: got 0"),
+        ({"bucket_capacity": 0}, "bucket_capacity: got 0"),
+    ],
+)
+def test_bad_configurations_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Table(**{**arguments(), **changes})
+
+
+def test_bad_arrays_are_refused_by_name() -> None:
+    table = Table(**arguments())
+    keys, rows, slots = u64([1, 2]), np.zeros((2, 3), np.float32), np.zeros(2, np.uint32)
+    read_only = rows.copy()
+    read_only.flags.writeable = False
+    for out, got in [
+        (np.zeros((2, 4), np.float32), r"shape \[2, 3\], got float32 \[2, 4\]"),
+        (np.zeros((3, 3), np.float32), r"got float32 \[3, 3\]"),
+        (np.zeros((2, 3)), r"float32 or float16.*got float64 \[2, 3\]"),
+        (np.zeros((2, 3), ">f4"), "got >f4"),
+        (np.zeros((2, 6), np.float32)[:, ::2], "not C-contiguous"),
+        (read_only, "read-only"),
+        (np.zeros(25, np.uint8)[1:].view(np.float32).reshape(2, 3), "misaligned"),
+    ]:
+        with pytest.raises(ValueError, match=f"^out: expected a C-contiguous.*{got}"):
+            table.pull(keys, 1, out, slots)
+    for bad in (keys.astype(np.int64), keys.reshape(1, 2), keys.astype(np.uint32)):
+        with pytest.raises(ValueError, match=r"^keys: expected"):
+            table.pull(bad, 1, rows, slots)
+    for bad in (slots.astype(np.int32), slots[:1]):
+        with pytest.raises(ValueError, match=r"^slots: expected"):
+            table.pull(keys, 1, rows, bad)
+    for step in (-1, 2**32 - 1, 2**40):
+        with pytest.raises(ValueError, match=r"^step: got"):
+            table.pull(keys, step, rows, slots)
+    with pytest.raises(ValueError, match=r"^batches\[1\]: grads: expected"):
+        table.push_step([(u64([]), slots[:0], rows[:0]), (keys, slots, rows[:1])], 1)
+    assert table.num_rows == 0
+
+
+def test_foreign_keys_and_slots_are_refused_before_anything_changes() -> None:
+    table = Table(**arguments("sgd", first_bucket=1, end_bucket=3))
+    mine, foreign = 1 << 62, 3 << 62
+    rows, slots = np.zeros((2, 3), np.float32), np.zeros(2, np.uint32)
+    with pytest.raises(ValueError, match=rf"keys\[1\] = {foreign} is of bucket 3, expected buckets \[1, 3\)"):
+        table.pull(u64([mine, foreign]), 1, rows, slots)
+    assert table.num_rows == 0
+    _, slots = pull(table, [mine], 1)
+    before = table.export_bucket(1)
+    with pytest.raises(ValueError, match=r"slots\[1\] = 77 was never given"):
+        table.push(u64([mine, mine + 1]), np.array([slots[0], 77], np.uint32), np.ones((2, 3), np.float32), 1)
+    with pytest.raises(ValueError, match=r"bucket: got 0, expected one of \[1, 3\)"):
+        table.export_bucket(0)
+    good = {**before}
+    for changes, message in [
+        ({"keys": u64([foreign])}, "of bucket 3"),
+        ({"rows": np.zeros((1, 4), np.float32)}, "^rows: expected"),
+        ({"state": np.zeros((1, 3), np.float32)}, "^state: expected"),
+        ({"steps": np.zeros(1, np.uint32)}, "'steps', expected keys, rows, state, stamps"),
+        ({"stamps": np.array([2**32 - 1], np.uint32)}, "stamps.*expected at most"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            table.import_rows({**good, **changes})
+    with pytest.raises(ValueError, match="no array 'stamps'"):
+        table.import_rows({k: v for k, v in good.items() if k != "stamps"})
+    assert_same_rows(table.export_bucket(1), before)
