@@ -1,0 +1,30 @@
+"""The errors a user can meet, and the exit code that each one stands for."""
+
+from __future__ import annotations
+
+EXIT_OK = 0
+EXIT_FAILURE = 1
+EXIT_USER = 2
+EXIT_DATA = 3
+
+
+class PersiaError(Exception):
+    """Base of all errors raised on purpose; its text is one message for the user."""
+
+    exit_code = EXIT_FAILURE
+
+
+class AgreedExit(SystemExit):
+    """Leaves a rank where all ranks leave; any other exit of one rank is a failure of the job."""
+
+
+class UserError(PersiaError):
+    """Bad input or configuration, found before training starts (exit code 2)."""
+
+    exit_code = EXIT_USER
+
+
+class DataError(PersiaError):
+    """Damaged or invalid data found while reading; names the file and the row range (exit code 3)."""
+
+    exit_code = EXIT_DATA

@@ -1,0 +1,105 @@
+"""Which samples belong to which (step, trainer), and where the pipeline drains: a pure function.
+
+Every rank computes the same schedule from configuration and dataset size, so a position in the data
+is a step number, and nothing about it has to be sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from .config import Config
+
+
+def split_evenly(begin: int, end: int, parts: int, part: int) -> tuple[int, int]:
+    """The `part`-th of `parts` contiguous pieces of [begin, end), whose sizes differ by at most one."""
+    size = end - begin
+    return begin + size * part // parts, begin + size * (part + 1) // parts
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step: samples at positions [begin, end) of the epoch's order."""
+
+    number: int  # counts from 1 over all epochs
+    epoch: int  # counts from 0
+    begin: int
+    end: int
+
+    @property
+    def num_samples(self) -> int:
+        return self.end - self.begin
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Steps of `batch_size` samples over `epochs` passes; the last step of an epoch may be smaller.
+
+    No sample is lost or repeated in an epoch. `max_steps` cuts the whole training, `evaluate_every` adds
+    drain points; 0 stands for the end of each epoch.
+    """
+
+    num_samples: int
+    batch_size: int
+    epochs: int = 1
+    max_steps: int | None = None
+    evaluate_every: int = 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.num_samples // self.batch_size)
+
+    @property
+    def num_steps(self) -> int:
+        steps = self.steps_per_epoch * self.epochs
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+    def step(self, number: int) -> Step:
+        """Step `number` (1…num_steps); ValueError outside."""
+        if not 1 <= number <= self.num_steps:
+            raise ValueError(f"step {number} is outside of 1…{self.num_steps}")
+        epoch, index = divmod(number - 1, self.steps_per_epoch)
+        begin = index * self.batch_size
+        return Step(number, epoch, begin, min(begin + self.batch_size, self.num_samples))
+
+    def part(self, number: int, trainer_rank: int, num_trainers: int) -> tuple[int, int]:
+        """Epoch positions [begin, end) of a trainer's batch; empty for some when the step is small."""
+        step = self.step(number)
+        return split_evenly(step.begin, step.end, num_trainers, trainer_rank)
+
+    def samples_through(self, number: int) -> int:
+        """Samples of steps 1…number."""
+        epochs, index = divmod(number, self.steps_per_epoch) if number else (0, 0)
+        return epochs * self.num_samples + min(index * self.batch_size, self.num_samples)
+
+    def next_drain(self, first: int) -> int:
+        """The last step of the segment that starts with step `first`: after it no gradient is in flight."""
+        every = self.evaluate_every or self.steps_per_epoch
+        return min(-(-first // every) * every, self.num_steps)
+
+    def segments(self, first: int = 1) -> Iterator[tuple[int, int]]:
+        """(first, last) step of each stretch between drain points, from step `first` on."""
+        while first <= self.num_steps:
+            last = self.next_drain(first)
+            yield first, last
+            first = last + 1
+
+
+def worker_of(step: int, workers: tuple[int, ...]) -> int:
+    """The worker (of a trainer's `workers`) that prepares the trainer's batch of `step`: they take turns."""
+    return workers[(step - 1) % len(workers)]
+
+
+def make_schedules(config: Config, num_samples: Mapping[str, int]) -> dict[str, Schedule]:
+    """The schedule of each split: as configured for training, one pass for the others."""
+    data, train = config.data, config.train
+    schedules = {}
+    for split, count in num_samples.items():
+        if split == "train":
+            schedules[split] = Schedule(
+                count, data.batch_size, train.epochs, train.max_steps, train.evaluate_every
+            )
+        else:
+            schedules[split] = Schedule(count, data.evaluate_batch_size)
+    return schedules

@@ -1,0 +1,123 @@
+"""Communicators: the split of COMM_WORLD by role and into the two planes that carry RMA windows."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from mpi4py import MPI
+
+from persia_hpc.config import Config
+from persia_hpc.errors import UserError
+
+from .roles import Member, Plan, Role, make_plan
+
+ROW_PLANE = (Role.PARAMETER_SERVER, Role.EMBEDDING_WORKER)
+FEED_PLANE = (Role.EMBEDDING_WORKER, Role.TRAINER)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The communicators of a rank; a plane that the rank isn't part of is None.
+
+    `row_plane` has the servers and workers, `feed_plane` the workers and trainers, `role_comm` the ranks of
+    the own role, each in the order of world ranks.
+    """
+
+    plan: Plan
+    me: Member
+    hosts: tuple[str, ...]
+    world: MPI.Intracomm
+    role_comm: MPI.Intracomm
+    row_plane: MPI.Intracomm | None
+    feed_plane: MPI.Intracomm | None
+
+    def row_rank(self, role: Role, role_rank: int) -> int:
+        """Rank in the row plane of a server or worker."""
+        return self._plane_rank(ROW_PLANE, role, role_rank)
+
+    def feed_rank(self, role: Role, role_rank: int) -> int:
+        """Rank in the feed plane of a worker or trainer."""
+        return self._plane_rank(FEED_PLANE, role, role_rank)
+
+    def _plane_rank(self, roles: tuple[Role, Role], role: Role, role_rank: int) -> int:
+        inside = sorted(self.plan.ranks(roles[0]) + self.plan.ranks(roles[1]))
+        return inside.index(self.plan.ranks(role)[role_rank])
+
+
+def check_world(world: MPI.Intracomm) -> None:
+    """Refuses an MPI that can't carry the job. Local; every rank comes to the same verdict."""
+    if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
+        raise UserError(
+            f"MPI started with thread level {MPI.Query_thread()}, but MPI_THREAD_MULTIPLE "
+            f"({MPI.THREAD_MULTIPLE}) is needed; unset MPI4PY_RC_THREAD_LEVEL, or use an MPI "
+            "built with thread support"
+        )
+    tasks = os.environ.get("SLURM_NTASKS", "1")
+    in_step = "SLURM_STEP_ID" in os.environ and os.environ.get("SLURM_STEP_ID", "").isdigit()
+    if in_step and world.size == 1 and tasks.isdigit() and int(tasks) > 1 and "SLURM_PROCID" in os.environ:
+        raise UserError(
+            f"srun started {tasks} tasks, but MPI sees a world of 1 rank (silent singletons): the PMI of "
+            "srun doesn't fit this MPI; try srun --mpi=pmix (Open MPI) or --mpi=pmi2 (MPICH), "
+            "see `srun --mpi=list`"
+        )
+
+
+def check_single_mpi_library(maps_file: Path = Path("/proc/self/maps")) -> None:
+    """Refuses a process in which two MPI libraries are loaded (mpi4py's and Horovod's)."""
+    try:
+        maps = maps_file.read_text()
+    except OSError:
+        return
+    libraries = sorted({m.group(1) for m in re.finditer(r"(/\S*/libmpi(?:ch)?\.so[.\d]*)", maps)})
+    real = sorted({os.path.realpath(path) for path in libraries})
+    if len(real) > 1:
+        raise UserError(
+            f"two MPI libraries are loaded in one process: {', '.join(real)}; mpi4py and Horovod must "
+            "be built with the same MPI: rebuild Horovod with tools/build_horovod.sh after choosing the MPI"
+        )
+
+
+def split_world(world: MPI.Intracomm, config: Config) -> Groups:
+    """Splits the world by role and plane. Collective over `world`; UserError (on all ranks) if the plan
+    fails.
+    """
+    check_world(world)
+    node_comm = world.Split_type(MPI.COMM_TYPE_SHARED)
+    leader = node_comm.bcast(world.rank)
+    node_comm.Free()
+    nodes = world.allgather(leader)
+    hosts = tuple(world.allgather(MPI.Get_processor_name()))
+    number = {leader: i for i, leader in enumerate(dict.fromkeys(nodes))}
+    ranks = config.ranks
+    plan = make_plan(
+        ranks.per_node
+        or {
+            "parameter_servers": ranks.parameter_servers,
+            "embedding_workers": ranks.embedding_workers,
+            "trainers": ranks.trainers,
+        },
+        [number[n] for n in nodes],
+        per_node=ranks.per_node is not None,
+    )
+    me = plan.members[world.rank]
+
+    def split(color: int) -> MPI.Intracomm:
+        return MPI.Intracomm(world.Split(color, world.rank))
+
+    def plane(roles: tuple[Role, Role]) -> MPI.Intracomm | None:
+        inside = me.role in roles
+        comm = split(1 if inside else MPI.UNDEFINED)
+        return comm if inside else None
+
+    return Groups(
+        plan=plan,
+        me=me,
+        hosts=hosts,
+        world=world,
+        role_comm=split(list(Role).index(me.role)),
+        row_plane=plane(ROW_PLANE),
+        feed_plane=plane(FEED_PLANE),
+    )

@@ -1,0 +1,135 @@
+"""Which world rank has which role: a pure function of the counts and of which ranks share a node."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+
+from persia_hpc.errors import UserError
+
+
+class Role(str, Enum):
+    """What a rank does for its whole life."""
+
+    PARAMETER_SERVER = "parameter_server"
+    EMBEDDING_WORKER = "embedding_worker"
+    TRAINER = "trainer"
+
+
+# Order within a node: the ranks of a role are neighbours, and trainers, which have GPUs, come last.
+ROLE_ORDER = (Role.PARAMETER_SERVER, Role.EMBEDDING_WORKER, Role.TRAINER)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One rank of the job; `role_rank` is server_rank, worker_rank or trainer_rank."""
+
+    world_rank: int
+    role: Role
+    role_rank: int
+    node: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The roles of all ranks, indexed by world rank."""
+
+    members: tuple[Member, ...]
+
+    def ranks(self, role: Role) -> tuple[int, ...]:
+        """World ranks of a role in the order of their role_rank."""
+        return tuple(m.world_rank for m in sorted(self.of(role), key=lambda m: m.role_rank))
+
+    def of(self, role: Role) -> tuple[Member, ...]:
+        return tuple(m for m in self.members if m.role is role)
+
+    def count(self, role: Role) -> int:
+        return len(self.of(role))
+
+    @cached_property
+    def workers_of_trainer(self) -> tuple[tuple[int, ...], ...]:
+        """For each trainer_rank the worker_ranks that feed it: of its own node first, evenly loaded.
+
+        With fewer workers than trainers each trainer has one; with more, every worker has one trainer and
+        a trainer's workers take turns by step.
+        """
+        workers, trainers = self.of(Role.EMBEDDING_WORKER), self.of(Role.TRAINER)
+        load = {w.role_rank: 0 for w in workers}
+        feeds: dict[int, list[int]] = {}
+        for trainer in sorted(trainers, key=lambda m: m.role_rank):
+            near = [w for w in workers if w.node == trainer.node] or list(workers)
+            chosen = min(near, key=lambda w: (load[w.role_rank], w.role_rank)).role_rank
+            load[chosen] += 1
+            feeds[trainer.role_rank] = [chosen]
+        for worker in sorted(workers, key=lambda m: m.role_rank):
+            if load[worker.role_rank] == 0:
+                near = [t for t in trainers if t.node == worker.node] or list(trainers)
+                chosen = min(near, key=lambda t: (len(feeds[t.role_rank]), t.role_rank)).role_rank
+                feeds[chosen].append(worker.role_rank)
+        return tuple(tuple(sorted(feeds[t])) for t in range(len(trainers)))
+
+    def table(self, hosts: Sequence[str] | None = None) -> str:
+        """The plan as text, one line a node."""
+        lines = []
+        for node in sorted({m.node for m in self.members}):
+            here = [m for m in self.members if m.node == node]
+            roles = []
+            for role in ROLE_ORDER:
+                ranks = [m for m in here if m.role is role]
+                if ranks:
+                    listed = ",".join(str(m.world_rank) for m in ranks)
+                    roles.append(f"{len(ranks)} {role.value}{'s' if len(ranks) > 1 else ''} (rank {listed})")
+            name = hosts[here[0].world_rank] if hosts else f"node {node}"
+            lines.append(f"{name}: " + ", ".join(roles))
+        return "\n".join(lines)
+
+
+def make_plan(counts: Mapping[str, int], nodes: Sequence[int], *, per_node: bool = False) -> Plan:
+    """Assigns roles to ranks.
+
+    counts: ranks of each role (`parameter_servers`, `embedding_workers`, `trainers`), in the whole job or,
+    with
+    `per_node`, on each node. nodes: for each world rank, a number that is equal for ranks of one node.
+    Raises UserError when the number of ranks isn't what the counts ask for.
+    """
+    wanted = {
+        Role.PARAMETER_SERVER: counts["parameter_servers"],
+        Role.EMBEDDING_WORKER: counts["embedding_workers"],
+        Role.TRAINER: counts["trainers"],
+    }
+    order = sorted(set(nodes), key=list(nodes).index)
+    ranks = {node: [r for r, n in enumerate(nodes) if n == node] for node in order}
+    text = " + ".join(f"{n} {role.value}{'s' if n > 1 else ''}" for role, n in wanted.items())
+    total = sum(wanted.values())
+    if per_node:
+        wrong = [node for node in order if len(ranks[node]) != total]
+        if wrong:
+            raise UserError(
+                f"node {wrong[0]} has {len(ranks[wrong[0]])} ranks, but [ranks.per_node] asks for {text} = "
+                f"{total} on each node; start {total} ranks on each node or change [ranks.per_node]"
+            )
+        shares = {node: dict(wanted) for node in order}
+    else:
+        if len(nodes) != total:
+            raise UserError(
+                f"the job has {len(nodes)} ranks, but [ranks] asks for {text} = {total}; "
+                f"start it with `-n {total}` or change [ranks]"
+            )
+        shares = {node: dict.fromkeys(ROLE_ORDER, 0) for node in order}
+        free = {node: len(ranks[node]) for node in order}
+        for role in reversed(ROLE_ORDER):  # trainers first: they are the ones that must be spread evenly
+            for _ in range(wanted[role]):
+                node = min(order, key=lambda n: (shares[n][role] - (free[n] > 0) * len(nodes), -free[n], n))
+                shares[node][role] += 1
+                free[node] -= 1
+    members = []
+    next_rank = dict.fromkeys(ROLE_ORDER, 0)
+    for node in order:
+        here = iter(ranks[node])
+        for role in ROLE_ORDER:
+            for _ in range(shares[node][role]):
+                members.append(Member(next(here), role, next_rank[role], node))
+                next_rank[role] += 1
+    return Plan(tuple(sorted(members, key=lambda m: m.world_rank)))

@@ -1,0 +1,196 @@
+"""A plane: all the rings between the ranks of one communicator."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from mpi4py import MPI
+
+from persia_hpc.errors import PersiaError, UserError
+from persia_hpc.transport.layout import Channel, Placement, channel_problem, place
+from persia_hpc.transport.links import SharedDataLink, SharedTailLink, Words, needed_fence
+from persia_hpc.transport.receiver import RingReceiver
+from persia_hpc.transport.records import Bytes, RingCounters, aligned_empty, memory_of
+from persia_hpc.transport.remote_links import RemoteDataLink, RemoteTailLink
+from persia_hpc.transport.sender import RingSender
+from persia_hpc.transport.window import Window, agree, memory_problem
+
+__all__ = ["Channel", "Plane"]
+
+
+class Plane:
+    """The rings between the ranks of `comm`. The constructor is COLLECTIVE; all ranks pass the same channels.
+
+    force_remote: use one-sided MPI between ranks of one node as well (tests).
+    Raises UserError on all ranks alike: bad or differing channels, no room for windows, wrong memory model.
+    """
+
+    def __init__(
+        self, comm: MPI.Intracomm, channels: Sequence[Channel], *, force_remote: bool = False
+    ) -> None:
+        self._comm = comm
+        self._freed = False
+        self._dirty: set[RingSender] = set()
+        self._senders: dict[tuple[int, str], RingSender] = {}
+        self._receivers: dict[tuple[int, str], RingReceiver] = {}
+        _check_channels(comm, channels)
+        rank = comm.rank
+        node_comm = comm.Split_type(MPI.COMM_TYPE_SHARED)
+        assert isinstance(node_comm, MPI.Intracomm)
+        try:
+            nodes: list[int] = comm.allgather(node_comm.allreduce(rank, MPI.MIN))
+            node_rank = {peer: i for i, peer in enumerate(node_comm.allgather(rank))}
+            placements, sizes = place(channels, nodes, force_remote)
+            agree(comm, memory_problem(node_comm, sizes[True][rank] + sizes[False][rank]))
+            # Sizes are known everywhere: all ranks of a communicator agree on whether they need the window.
+            shared_sizes = [sizes[True][peer] for peer in node_rank]
+            self._shared = Window(node_comm, sizes[True][rank], shared=True) if any(shared_sizes) else None
+            agree(comm, self._shared.problem if self._shared else None)
+            self._remote = Window(comm, sizes[False][rank], shared=False) if any(sizes[False]) else None
+            agree(comm, self._remote.problem if self._remote else None)
+            for window in self._windows:
+                window.open()
+        finally:
+            node_comm.Free()
+        comm.Barrier()  # every rank's words are zero before the first is written
+        mine = [
+            pair
+            for pair in zip(channels, placements, strict=True)
+            if rank in (pair[0].producer, pair[0].consumer)
+        ]
+        self.remote: bool = any(not placement.shared for _, placement in mine)
+        for channel, placement in mine:
+            if channel.producer == rank:
+                self._senders[channel.consumer, channel.name] = self._make_sender(
+                    channel, placement, node_rank
+                )
+            else:
+                self._receivers[channel.producer, channel.name] = self._make_receiver(
+                    channel, placement, node_rank
+                )
+
+    @property
+    def _windows(self) -> list[Window]:
+        return [window for window in (self._shared, self._remote) if window is not None]
+
+    def _make_sender(self, channel: Channel, placement: Placement, node_rank: dict[int, int]) -> RingSender:
+        consumer, num_words, num_bytes = channel.consumer, channel.num_words, channel.ring_bytes
+        link: SharedDataLink | RemoteDataLink
+        if placement.shared:
+            assert self._shared is not None
+            window = self._shared
+            peer = window.peer(node_rank[consumer])
+            data = peer[placement.data : placement.data + num_bytes]
+            link = SharedDataLink(_words(peer, placement.words, num_words), needed_fence(window.win.Sync))
+        else:
+            assert self._remote is not None
+            window = self._remote
+            data = aligned_empty(num_bytes)
+            data_offset, words_offset = (
+                window.offset(consumer, at) for at in (placement.data, placement.words)
+            )
+            link = RemoteDataLink(window.win, consumer, data, data_offset, words_offset, num_words)
+        return RingSender(channel.label, data, link, _words(window.memory, placement.tail, 1), self._dirty)
+
+    def _make_receiver(
+        self, channel: Channel, placement: Placement, node_rank: dict[int, int]
+    ) -> RingReceiver:
+        link: SharedTailLink | RemoteTailLink
+        if placement.shared:
+            assert self._shared is not None
+            window = self._shared
+            peer = window.peer(node_rank[channel.producer])
+            link = SharedTailLink(_words(peer, placement.tail, 1), needed_fence(window.win.Sync))
+        else:
+            assert self._remote is not None
+            window = self._remote
+            offset = window.offset(channel.producer, placement.tail)
+            link = RemoteTailLink(window.win, channel.producer, offset, needed_fence(window.win.Sync))
+        data = window.memory[placement.data : placement.data + channel.ring_bytes]
+        return RingReceiver(
+            channel.label, data, _words(window.memory, placement.words, channel.num_words), link
+        )
+
+    def sender(self, consumer: int, name: str) -> RingSender:
+        """The producer's end of my channel `name` to rank `consumer`; UserError if there is none."""
+        if (consumer, name) not in self._senders:
+            raise UserError(
+                f"got channel {name!r} to rank {consumer}, expected one of {sorted(self._senders)}"
+            )
+        return self._senders[consumer, name]
+
+    def receiver(self, producer: int, name: str) -> RingReceiver:
+        """The consumer's end of channel `name` from rank `producer` to me; UserError if there is none."""
+        if (producer, name) not in self._receivers:
+            raise UserError(
+                f"got channel {name!r} from rank {producer}, expected one of {sorted(self._receivers)}"
+            )
+        return self._receivers[producer, name]
+
+    @property
+    def pending(self) -> int:
+        """Records that I posted and that their consumers can't see yet."""
+        return sum(sender.pending for sender in self._dirty)
+
+    def progress(self) -> bool:
+        """Sends what was queued or held back, as far as there is room; call it in each pass of a loop.
+
+        Returns whether anything moved. Waits for no ring. With peers on other nodes it also calls into MPI,
+        without which their one-sided operations on this rank do not proceed.
+        """
+        moved = False
+        for sender in tuple(self._dirty):
+            moved |= sender.progress()
+        if self.remote:
+            self._comm.Iprobe(MPI.ANY_SOURCE, MPI.ANY_TAG)
+        return moved
+
+    def counters(self) -> dict[str, RingCounters]:
+        """Counters of each of my ring ends, by the channel's name and ranks."""
+        ends: list[RingSender | RingReceiver] = [*self._senders.values(), *self._receivers.values()]
+        return {end.name: end.counters for end in ends}
+
+    def free(self) -> None:
+        """COLLECTIVE. Frees the windows; views of records that were not detached are invalid afterwards.
+
+        Raises PersiaError on all ranks, and frees nothing, if any record is queued or unread: drain first.
+        """
+        if self._freed:
+            return
+        queued = [f"{s.pending} queued in {s.name}" for s in self._senders.values() if s.pending]
+        _refuse_loss(self._comm, queued)
+        # Only now, with everything published, can each consumer tell what it hasn't read.
+        _refuse_loss(self._comm, [f"unread in {r.name}" for r in self._receivers.values() if r.unread])
+        self._freed = True
+        for sender in self._senders.values():
+            sender.invalidate()
+        for receiver in self._receivers.values():
+            receiver.invalidate()
+        for window in self._windows:
+            window.free()
+
+
+def _words(memory: Bytes, offset: int, count: int) -> Words:
+    return memory_of(memory[offset : offset + 8 * count]).cast("Q")
+
+
+def _check_channels(comm: MPI.Intracomm, channels: Sequence[Channel]) -> None:
+    """COLLECTIVE. Raises the same UserError on all ranks if channels are bad or differ between ranks."""
+    digest = hashlib.sha256(repr(list(channels)).encode()).hexdigest()
+    found: list[tuple[str, str | None]] = comm.allgather((digest, channel_problem(comm.size, channels)))
+    differing = [rank for rank, (theirs, _) in enumerate(found) if theirs != found[0][0]]
+    if differing:
+        raise UserError(
+            f"ranks {differing} passed other channels than rank 0; all ranks must pass the same list"
+        )
+    if found[0][1] is not None:
+        raise UserError(found[0][1])
+
+
+def _refuse_loss(comm: MPI.Intracomm, lost: list[str]) -> None:
+    everywhere = [text for texts in comm.allgather(lost) for text in texts]
+    if everywhere:
+        raise PersiaError(
+            f"Plane.free() would lose records: {'; '.join(everywhere)}; progress and poll first"
+        )

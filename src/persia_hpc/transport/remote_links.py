@@ -1,0 +1,69 @@
+"""One-sided MPI links of a ring: Put and flush the payload, then Accumulate(REPLACE) and flush the words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from mpi4py import MPI
+
+from persia_hpc.transport.links import Fence
+from persia_hpc.transport.records import Bytes
+
+
+class RemoteDataLink:
+    """The producer's link: `mirror` is its image of the ring, each range is Put to the same place."""
+
+    holds_back = True
+
+    def __init__(
+        self, win: MPI.Win, consumer: int, mirror: Bytes, data_offset: int, words_offset: int, num_words: int
+    ) -> None:
+        self._win = win
+        self._consumer = consumer
+        self._mirror = mirror
+        self._data_offset = data_offset
+        self._words_offset = words_offset
+        self._num_words = num_words
+
+    def publish(self, first: int, last: int, ranges: Sequence[tuple[int, int]]) -> None:
+        """See DataLink. Blocks until the consumer's MPI has answered."""
+        win, consumer = self._win, self._consumer
+        for begin, end in ranges:
+            size = end - begin
+            target = [self._data_offset + begin, size, MPI.BYTE]
+            win.Put([self._mirror[begin:end], size, MPI.BYTE], consumer, target)
+        # Put and Accumulate are not ordered with each other: without this a word could overtake its payload.
+        win.Flush(consumer)
+        while first <= last:
+            slot = first % self._num_words
+            count = min(last - first + 1, self._num_words - slot)
+            words = np.arange(first, first + count, dtype=np.uint64)
+            target = [self._words_offset + 8 * slot, count, MPI.UINT64_T]
+            win.Accumulate([words, count, MPI.UINT64_T], consumer, target, MPI.REPLACE)
+            win.Flush(consumer)
+            first += count
+
+
+class RemoteTailLink:
+    """The consumer's link."""
+
+    is_remote = True
+
+    def __init__(self, win: MPI.Win, producer: int, tail_offset: int, fence: Fence | None) -> None:
+        self._win = win
+        self._producer = producer
+        self._tail_offset = tail_offset
+        self._fence = fence
+
+    def publish(self, tail: int) -> None:
+        """See TailLink. Blocks until the producer's MPI has answered."""
+        target = [self._tail_offset, 1, MPI.UINT64_T]
+        source = [np.array([tail], np.uint64), 1, MPI.UINT64_T]
+        self._win.Accumulate(source, self._producer, target, MPI.REPLACE)
+        self._win.Flush(self._producer)
+
+    def acquire(self) -> None:
+        """See TailLink."""
+        if self._fence is not None:
+            self._fence()

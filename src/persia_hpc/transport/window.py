@@ -1,0 +1,126 @@
+"""One block of RMA memory per rank, for plain stores within a node or one-sided MPI between nodes."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import numpy as np
+from mpi4py import MPI
+
+from persia_hpc.errors import UserError
+from persia_hpc.transport.records import ALIGNMENT, Bytes, memory_of
+
+SHARED_MEMORY = "/dev/shm"
+_GAP = 4096  # MPI aligns a window to 8 or 16 bytes only: room to shift it
+
+
+class Window:
+    """Memory of `num_bytes` on this rank, 64-byte aligned, in a passive-target epoch on every peer.
+
+    Constructor, `open()` and `free()` are COLLECTIVE over the communicator. The constructor does not raise:
+    `problem` says what went wrong, and all ranks must agree on it before they go on to `open()`.
+    """
+
+    def __init__(self, comm: MPI.Intracomm, num_bytes: int, *, shared: bool) -> None:
+        self.problem: str | None = None
+        self._comm = comm
+        self._num_bytes = num_bytes
+        info = MPI.Info.Create()
+        if shared:
+            info.Set("alloc_shared_noncontig", "true")  # each rank's part on pages of its own
+        allocate = MPI.Win.Allocate_shared if shared else MPI.Win.Allocate
+        try:
+            self.win = allocate(num_bytes + _GAP, 1, info, comm)
+        except MPI.Exception as error:
+            self.problem = _allocation_problem(num_bytes, shared, error)
+        else:
+            if self.win.model != MPI.WIN_UNIFIED:
+                self.problem = (
+                    f"the MPI window has memory model {self.win.model}, expected MPI_WIN_UNIFIED "
+                    f"({MPI.WIN_UNIFIED}), without which polling local memory is undefined; "
+                    "use an MPI that has it on this network (Open MPI: OMPI_MCA_osc=ucx or rdma)"
+                )
+        finally:
+            info.Free()
+
+    def open(self) -> None:
+        """COLLECTIVE. Zeroes the memory, begins the epoch; a barrier must follow before the first access."""
+        own = np.frombuffer(memory_of(self.win.tomemory()), np.uint8)
+        shift = -own.ctypes.data % ALIGNMENT
+        self.memory: Bytes = own[shift : shift + self._num_bytes]
+        self._shifts: list[int] = self._comm.allgather(shift)
+        self.win.Lock_all(MPI.MODE_NOCHECK)
+        self.memory[:] = 0
+        self.win.Sync()
+
+    def offset(self, rank: int, position: int) -> int:
+        """The displacement of a byte of a peer's memory, for Put and Accumulate."""
+        return self._shifts[rank] + position
+
+    def peer(self, rank: int) -> Bytes:
+        """A peer's memory (shared windows only)."""
+        buffer, _ = self.win.Shared_query(rank)
+        return np.frombuffer(memory_of(buffer), np.uint8)[self._shifts[rank] :]
+
+    def free(self) -> None:
+        """COLLECTIVE. Every view into the memory is invalid afterwards."""
+        self.win.Unlock_all()
+        self.memory = np.empty(0, np.uint8)
+        self.win.Free()
+
+
+def agree(comm: MPI.Intracomm, problem: str | None) -> None:
+    """COLLECTIVE. Raises UserError on all ranks, with the first rank's text, if any rank has a problem."""
+    for rank, found in enumerate(comm.allgather(problem)):
+        if found is not None:
+            raise UserError(found if found == problem else f"{found} (found by rank {rank} of this plane)")
+
+
+def memory_problem(node_comm: MPI.Intracomm, num_bytes: int) -> str | None:
+    """COLLECTIVE over the node. A message if its ranks together want more memory than the node has.
+
+    Asked before MPI is: a rank whose own allocation fails leaves the others hanging in the collective call,
+    and shared memory is a sparse file, whose allocation succeeds and whose use ends in SIGBUS.
+    """
+    wanted = node_comm.allreduce(num_bytes)
+    text = f"the rings of the {node_comm.size} ranks on {socket.gethostname()} need {wanted} bytes"
+    available = _available_memory()
+    if available is not None and wanted > available:
+        return f"{text} of memory, of which {available} are available; lower transport.ring_bytes"
+    if node_comm.size == 1 or not os.path.isdir(SHARED_MEMORY):
+        return None
+    free, size = _shared_memory()
+    if wanted <= free:
+        return None
+    return (
+        f"{text} in {SHARED_MEMORY}, which has {free} free of {size}; lower transport.ring_bytes or enlarge "
+        f"it (containers: --shm-size; else mount -o remount,size=... {SHARED_MEMORY})"
+    )
+
+
+def _allocation_problem(num_bytes: int, shared: bool, error: MPI.Exception) -> str:
+    place = "memory registered for the network"
+    if shared and os.path.isdir(SHARED_MEMORY):
+        free, size = _shared_memory()
+        place = f"{SHARED_MEMORY} ({free} free of {size})"
+    return (
+        f"MPI could not allocate a window of {num_bytes} bytes in {place} on {socket.gethostname()}: "
+        f"{str(error).splitlines()[0]}; lower transport.ring_bytes; "
+        "Open MPI 4.1 across nodes: set OMPI_MCA_osc=ucx; Open MPI 5: set OMPI_MCA_osc=^ucx"
+    )
+
+
+def _shared_memory() -> tuple[int, int]:
+    """Bytes free and in all."""
+    status = os.statvfs(SHARED_MEMORY)
+    return status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
+
+
+def _available_memory() -> int | None:
+    """Bytes that the kernel says can be had without swapping, if it says."""
+    try:
+        with open("/proc/meminfo") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return None
