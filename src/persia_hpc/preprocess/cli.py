@@ -1,0 +1,215 @@
+"""`persia-hpc preprocess NAME`: arguments, and what is printed at the end."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from persia_hpc.errors import EXIT_OK, UserError
+from persia_hpc.preprocess import adult, criteo, movielens, synthetic, table
+from persia_hpc.preprocess.outputs import FileReport
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give `parser` one sub-command for each source of data."""
+    commands = parser.add_subparsers(dest="preprocess_name", metavar="NAME", required=True)
+    for name, add in (
+        ("adult", _add_adult),
+        ("criteo", _add_criteo),
+        ("movielens", _add_movielens),
+        ("table", _add_table),
+        ("synthetic", _add_synthetic),
+    ):
+        add(commands, name)
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str, example: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary}.",
+        epilog=f"example:\n  persia-hpc preprocess {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory of the HDF5 files")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that other settings made")
+    return parser
+
+
+def _add_adult(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
+    parser = _command(
+        commands,
+        name,
+        "Adult / Census income (UCI), bundled with the source tree",
+        "adult --input datasets/adult --out data/adult",
+    )
+    defaults = adult.AdultOptions(Path())
+    parser.add_argument("--input", type=Path, metavar="DIR", help="holds adult.data and adult.test (.gz)")
+    parser.add_argument(
+        "--variant",
+        choices=adult.VARIANTS,
+        default=defaults.variant,
+        help="persia_tutorial: as the original Persia's tutorial prepares the data",
+    )
+    _add_number(parser, "--valid-fraction", float, defaults.valid_fraction, "part of adult.data for valid.h5")
+    _add_number(parser, "--seed", int, defaults.seed, "chooses the validation rows")
+
+
+def _add_criteo(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
+    parser = _command(
+        commands,
+        name,
+        "Criteo display advertising in Kaggle's layout (label, 13 integers, 26 hexadecimal ids)",
+        "criteo --input criteo/train.txt.gz --out data/criteo --shards 8",
+    )
+    defaults = criteo.CriteoOptions(Path(), ())
+    parser.add_argument(
+        "--input", nargs="+", required=True, metavar="FILE", help="files or globs, plain or .gz .xz .bz2 .zst"
+    )
+    _add_number(parser, "--train-fraction", float, defaults.train_fraction, "first part of the rows")
+    _add_number(
+        parser, "--valid-fraction", float, defaults.valid_fraction, "part after that; the rest is test"
+    )
+    _add_number(
+        parser, "--min-count", int, defaults.min_count, "ids rarer than this in training share one id"
+    )
+    parser.add_argument("--rows", type=int, metavar="N", help="use the first N rows only")
+    _add_number(parser, "--shards", int, defaults.shards, "number of training files")
+
+
+def _add_movielens(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
+    parser = _command(
+        commands,
+        name,
+        "MovieLens-1M as a click-through task",
+        "movielens --input ml-1m --out data/movielens",
+    )
+    defaults = movielens.MovieLensOptions(Path(), Path())
+    parser.add_argument(
+        "--input", type=Path, required=True, metavar="DIR", help="holds ratings.dat, users.dat and movies.dat"
+    )
+    parser.add_argument(
+        "--task",
+        choices=movielens.TASKS,
+        default=defaults.task,
+        help="ctr: ratings of 3 left out, label rating > 3; all: label rating >= 4",
+    )
+    parser.add_argument(
+        "--fractions",
+        type=float,
+        nargs=3,
+        default=defaults.fractions,
+        metavar=("TRAIN", "VALID", "TEST"),
+        help="parts of the random split (default: 0.8 0.1 0.1)",
+    )
+    _add_number(parser, "--seed", int, defaults.seed, "of the random split")
+
+
+def _add_table(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
+    parser = _command(
+        commands,
+        name,
+        "Any CSV, TSV or Parquet files, with a TOML schema (see datasets/table/README.md)",
+        "table clicks.toml --out data/clicks",
+    )
+    parser.add_argument("schema", type=Path, metavar="SCHEMA.toml", help="says what the columns are")
+
+
+def _add_synthetic(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
+    parser = _command(
+        commands,
+        name,
+        "Zipf-distributed ids and a planted model, so that the best possible AUC is known",
+        "synthetic --rows 10000000 --shards 4 --out data/synthetic",
+    )
+    defaults = synthetic.SyntheticOptions(Path())
+    _add_number(parser, "--rows", int, defaults.rows, "training rows")
+    _add_number(parser, "--valid-rows", int, defaults.valid_rows, "rows of valid.h5 (0: no such file)")
+    _add_number(parser, "--test-rows", int, defaults.test_rows, "rows of test.h5 (0: no such file)")
+    _add_number(parser, "--features", int, defaults.features, "id features")
+    parser.add_argument(
+        "--vocabulary",
+        type=_sizes,
+        default=defaults.vocabulary,
+        metavar="N[,N...]",
+        help="ids of a feature: one number for all or one each (default: 1000000)",
+    )
+    _add_number(parser, "--exponent", float, defaults.exponent, "of the Zipf distribution; 0 is uniform")
+    parser.add_argument(
+        "--virtual-ids",
+        type=int,
+        metavar="N",
+        help="spread each id over N / vocabulary ids (N up to 10^13): tables that never stop growing",
+    )
+    _add_number(parser, "--multi-features", int, defaults.multi_features, "how many features are multi-hot")
+    _add_number(parser, "--max-ids", int, defaults.max_ids, "most ids of a sample in a multi-hot feature")
+    _add_number(parser, "--dense", int, defaults.dense, "dense features")
+    _add_number(parser, "--scale", float, defaults.scale, "deviation of the planted logit: more is easier")
+    _add_number(parser, "--bias", float, defaults.bias, "mean of the planted logit")
+    _add_number(parser, "--seed", int, defaults.seed, "of everything")
+    _add_number(parser, "--shards", int, defaults.shards, "number of training files")
+
+
+def _add_number(
+    parser: argparse.ArgumentParser, flag: str, kind: type[int] | type[float], default: float, meaning: str
+) -> None:
+    parser.add_argument(
+        flag,
+        type=kind,
+        default=default,
+        metavar="N" if kind is int else "X",
+        help=f"{meaning} (default: {default})",
+    )
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, expected a number or numbers separated by commas"
+        ) from None
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make the files and say which ones; returns the exit code. Raises `UserError` for bad input."""
+    options = {key: value for key, value in vars(args).items() if key in _OPTION_NAMES[args.preprocess_name]}
+    for key, value in options.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"--{key.replace('_', '-')}: got {value}, expected a finite number")
+        if isinstance(value, list):
+            options[key] = tuple(value)
+    best: dict[str, float] = {}
+    reports: Sequence[FileReport] | None
+    if args.preprocess_name == "adult":
+        reports = adult.prepare(adult.AdultOptions(**options))
+    elif args.preprocess_name == "criteo":
+        reports = criteo.prepare(criteo.CriteoOptions(**options))
+    elif args.preprocess_name == "movielens":
+        reports = movielens.prepare(movielens.MovieLensOptions(**options))
+    elif args.preprocess_name == "table":
+        reports = table.prepare(table.TableOptions(**options))
+    else:
+        made = synthetic.prepare(synthetic.SyntheticOptions(**options))
+        reports, best = made if made is not None else (None, {})
+    if reports is None:
+        print(f"{args.out} is up to date")
+        return EXIT_OK
+    for report in reports:
+        print(report)
+    if best:
+        print(f"best possible on test: AUC {best['bayes_auc']:.5f}, logloss {best['bayes_logloss']:.5f}")
+    return EXIT_OK
+
+
+_OPTION_NAMES = {
+    "adult": tuple(adult.AdultOptions.__dataclass_fields__),
+    "criteo": tuple(criteo.CriteoOptions.__dataclass_fields__),
+    "movielens": tuple(movielens.MovieLensOptions.__dataclass_fields__),
+    "table": tuple(table.TableOptions.__dataclass_fields__),
+    "synthetic": tuple(synthetic.SyntheticOptions.__dataclass_fields__),
+}

@@ -1,0 +1,100 @@
+"""Ids from values: a stable hash of strings, reserved ids, and counts of what the training rows hold.
+
+Shapes: N values, V distinct ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import blake2b
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+Ids = npt.NDArray[np.uint64]
+
+# The lowest signed 64-bit integer and its neighbour: no file has them as ids, where -1 or 2^64 - 1 do occur.
+MISSING_ID = 1 << 63
+RARE_ID = MISSING_ID + 1
+
+# Counting keeps at most this many uncompacted entries beside the distinct ids.
+COMPACT_ENTRIES = 1 << 22
+
+
+def hash_strings(values: Sequence[str]) -> Ids:
+    """The ids [N] that stand for these strings: blake2b of the UTF-8 bytes, 8 bytes, little-endian.
+
+    The same on every machine and in every release, so rows of a trained table can be found by their strings.
+    """
+    digests = b"".join(blake2b(value.encode(), digest_size=8).digest() for value in values)
+    return np.frombuffer(digests, "<u8").astype(np.uint64)
+
+
+def string_ids(values: pl.Series) -> Ids:
+    """The hash [N] of every string of the series (no nulls), computed once per distinct value."""
+    distinct = values.unique()
+    hashes = pl.Series(hash_strings(distinct.to_list()), dtype=pl.UInt64)
+    return values.replace_strict(distinct, hashes, return_dtype=pl.UInt64).to_numpy()
+
+
+class IdCounts:
+    """How often each id of one feature occurs, by first use; memory grows with distinct ids only."""
+
+    def __init__(self) -> None:
+        self._parts: list[pl.DataFrame] = []
+        self._pending = 0
+
+    def add(self, ids: Ids, values: pl.Series | None = None) -> None:
+        """Count the ids [N]. `values` (strings [N]) are kept for the first use of each id."""
+        columns: dict[str, object] = {"id": ids, "count": np.ones(len(ids), np.int64)}
+        if values is not None:
+            columns["value"] = values
+        part = _summed(pl.DataFrame(columns))
+        self._parts.append(part)
+        self._pending += part.height
+        if self._pending > COMPACT_ENTRIES + 2 * self._parts[0].height:
+            self._compact()
+
+    def _compact(self) -> None:
+        if len(self._parts) > 1:
+            self._parts = [_summed(pl.concat(self._parts))]
+        self._pending = 0
+
+    def frame(self, min_count: int) -> pl.DataFrame:
+        """Columns `id`, `count` and maybe `value`; ids used at least `min_count` times, by first use."""
+        self._compact()
+        if not self._parts:
+            return pl.DataFrame(schema={"id": pl.UInt64, "count": pl.Int64, "value": pl.String})
+        return self._parts[0].filter(pl.col("count") >= min_count)
+
+
+def _summed(frame: pl.DataFrame) -> pl.DataFrame:
+    sums = [pl.col("count").sum()]
+    if "value" in frame.columns:
+        sums.append(pl.col("value").first())
+    return frame.group_by("id", maintain_order=True).agg(sums)
+
+
+class IdFilter:
+    """Maps ids that are known to themselves, or to 1..V by first use, and all others to one reserved id."""
+
+    def __init__(
+        self, known: Ids, *, other: int, never_other: Sequence[int] = (), renumber: bool = False
+    ) -> None:
+        """`known` [V] in the order that numbers follow; `never_other`: reserved ids that always stay."""
+        keep = np.asarray([i for i in never_other if not (known == i).any()], np.uint64)
+        numbers = np.arange(1, len(known) + 1, dtype=np.uint64) if renumber else known
+        ids = np.concatenate([known, keep])
+        order = np.argsort(ids, kind="stable")
+        self._ids = ids[order]
+        self._numbers = np.concatenate([numbers, keep])[order]
+        self._other = np.uint64(other)
+
+    def __call__(self, ids: Ids) -> Ids:
+        """The mapped ids [N]."""
+        if len(self._ids) == 0:
+            return np.full(len(ids), self._other, np.uint64)
+        places = np.minimum(np.searchsorted(self._ids, ids), len(self._ids) - 1)
+        found: Ids = np.where(self._ids[places] == ids, self._numbers[places], self._other)
+        return found

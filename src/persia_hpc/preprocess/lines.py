@@ -1,0 +1,152 @@
+"""Text files as blocks of whole lines that know their line numbers; plain, gzip, xz, bzip2 or zstd."""
+
+from __future__ import annotations
+
+import bz2
+import glob
+import gzip
+import lzma
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from persia_hpc.errors import UserError
+
+BLOCK_BYTES = 8 << 20
+MAX_LINE_BYTES = 64 << 20
+
+_MAGIC = ((b"\x1f\x8b", "gzip"), (b"\xfd7zXZ\x00", "xz"), (b"BZh", "bzip2"), (b"\x28\xb5\x2f\xfd", "zstd"))
+_OPENERS: dict[str, Any] = {"gzip": gzip.open, "xz": lzma.open, "bzip2": bz2.open, "plain": open}
+_ZSTD_LINES = 65_536
+NEWLINE = ord("\n")
+
+
+@dataclass(frozen=True)
+class TextBlock:
+    """Whole lines of one file, without blank ones; the last line ends in a newline too.
+
+    Row i lies on line `line(i)` of the file (from 1), unless a quoted value spans lines.
+    """
+
+    path: Path
+    data: bytes
+    first_line: int
+    num_rows: int  # lines in `data`
+    kept: npt.NDArray[np.int64] | None = (
+        None  # where blank lines were dropped: place of each row in the block
+    )
+
+    def line(self, row: int) -> int:
+        """Line number of a row, from 1."""
+        return self.first_line + (row if self.kept is None else int(self.kept[row]))
+
+
+def expand_files(patterns: Sequence[str], base: Path = Path()) -> list[Path]:
+    """The files behind names and globs relative to `base`, in this order, each glob's files sorted."""
+    files: list[Path] = []
+    for pattern in patterns:
+        full = str(base / Path(pattern).expanduser())
+        found = [full] if Path(full).is_file() else sorted(glob.glob(full, recursive=True))
+        found = [name for name in found if Path(name).is_file()]
+        if not found:
+            raise UserError(
+                f"no file matches {full}: expected the name of a file or a glob that matches files"
+            )
+        files += [Path(name) for name in found if Path(name) not in files]
+    return files
+
+
+def compression_of(path: Path) -> str:
+    """`gzip`, `xz`, `bzip2`, `zstd` or `plain`, by the first bytes and not by the name."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror})") from error
+    return next((kind for magic, kind in _MAGIC if head.startswith(magic)), "plain")
+
+
+def _chunks(path: Path, chunk_bytes: int) -> Iterator[bytes]:
+    kind = compression_of(path)
+    try:
+        if kind == "zstd":
+            yield from _zstd_chunks(path)
+            return
+        with _OPENERS[kind](path, "rb") as file:
+            while chunk := file.read(chunk_bytes):
+                yield chunk
+    except (EOFError, lzma.LZMAError, zlib.error, OSError, pl.exceptions.PolarsError) as error:
+        raise UserError(f"{path}: {kind} data can't be read ({error}); is the file complete?") from error
+
+
+def _zstd_chunks(path: Path) -> Iterator[bytes]:
+    if not hasattr(pl, "scan_lines"):
+        raise UserError(
+            f"{path}: zstd needs a newer polars; update it, or recompress the file with gzip or xz"
+        )
+    for batch in pl.scan_lines(path).collect_batches(chunk_size=_ZSTD_LINES):
+        yield ("\n".join(batch.to_series().to_list()) + "\n").encode()
+
+
+def read_blocks(path: Path, *, quoted: bool = False, block_bytes: int = BLOCK_BYTES) -> Iterator[TextBlock]:
+    """The file's lines in order, about `block_bytes` at a time.
+
+    `quoted`: newlines between double quotes don't end a line; blocks that hold quotes keep blank lines.
+    """
+    pending = b""
+    line = 1
+    for chunk in _chunks(path, block_bytes):
+        pending += chunk
+        cut = _cut(pending, quoted)
+        if cut == 0:
+            if len(pending) > MAX_LINE_BYTES:
+                why = "an unbalanced quote?" if quoted else "is it a text file?"
+                raise UserError(f"{path}:{line}: got a line of more than {MAX_LINE_BYTES >> 20} MiB; {why}")
+            continue
+        lines = pending[:cut]
+        yield from _block(path, lines, line, quoted)
+        line += num_newlines(lines)
+        pending = pending[cut:]
+    if pending:
+        yield from _block(path, pending if pending.endswith(b"\n") else pending + b"\n", line, quoted)
+
+
+def num_newlines(data: bytes) -> int:
+    """Several times faster than `bytes.count`."""
+    return int(np.count_nonzero(np.frombuffer(data, np.uint8) == NEWLINE))
+
+
+def _cut(data: bytes, quoted: bool) -> int:
+    """Bytes up to and with the last newline that ends a line; 0 when there is none."""
+    cut = data.rfind(b"\n") + 1
+    if not quoted:
+        return cut
+    quotes = data.count(b'"', 0, cut)
+    while cut and quotes % 2:
+        shorter = data.rfind(b"\n", 0, cut - 1) + 1
+        quotes -= data.count(b'"', shorter, cut)
+        cut = shorter
+    return cut
+
+
+def _block(path: Path, data: bytes, line: int, quoted: bool) -> Iterator[TextBlock]:
+    # A byte order mark is no part of the first value.
+    if line == 1 and data.startswith(b"\xef\xbb\xbf"):
+        data = data[3:]
+    ends = np.flatnonzero(np.frombuffer(data, np.uint8) == NEWLINE)
+    # Short lines may be blank ("\n" or "\r\n"); looking at these only saves two passes over the bytes.
+    short = np.flatnonzero(np.diff(ends, prepend=-1) <= 2)
+    blank = [i for i in short.tolist() if not data[ends[i - 1] + 1 if i else 0 : ends[i]].strip(b"\r")]
+    if not blank or (quoted and b'"' in data):
+        yield TextBlock(path, data, line, len(ends))
+        return
+    kept = np.setdiff1d(np.arange(len(ends)), blank)
+    lines = data.split(b"\n")
+    if len(kept):
+        yield TextBlock(path, b"\n".join([lines[i] for i in kept]) + b"\n", line, len(kept), kept)

@@ -1,0 +1,183 @@
+"""The files that a preprocessing run makes: are they there already, may they be replaced, what is in them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from persia_hpc.errors import UserError
+from persia_hpc.samples import layout
+from persia_hpc.samples.batch import SampleBatch
+from persia_hpc.samples.schema import DatasetSchema
+from persia_hpc.samples.writer import DatasetWriter
+
+# Goes up whenever a release writes other bytes for the same options: older outputs then count as different.
+PREPROCESS_VERSION = 1
+DIGEST_BYTES = 64 << 20
+OUTPUT_GLOBS = ("train*.h5", "valid*.h5", "test*.h5")
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """One finished file: rows, and the mean of the first label (None without rows)."""
+
+    path: Path
+    num_rows: int
+    label_rate: float | None
+
+    def __str__(self) -> str:
+        rate = "" if self.label_rate is None else f", label rate {self.label_rate:.5f}"
+        return f"{self.path}: {self.num_rows:,} rows{rate}, {self.path.stat().st_size / 1e6:,.1f} MB"
+
+
+def input_identity(files: Iterable[Path]) -> list[dict[str, Any]]:
+    """What tells these input files from others: name, size, and content (large files: modification time)."""
+    identity = []
+    for path in files:
+        status = path.stat()
+        entry: dict[str, Any] = {"name": path.name, "bytes": status.st_size}
+        if status.st_size <= DIGEST_BYTES:
+            entry["blake2b"] = blake2b(path.read_bytes(), digest_size=16).hexdigest()
+        else:
+            entry["modified_ns"] = status.st_mtime_ns
+        identity.append(entry)
+    return identity
+
+
+class Outputs:
+    """The output files of one run in one directory.
+
+    `settings` is everything that the files' content depends on; it is stored in each file's attribute
+    `preprocessing` (JSON), and files that carry equal settings are not made again.
+    """
+
+    def __init__(
+        self, directory: Path, names: Sequence[str], settings: dict[str, Any], *, overwrite: bool
+    ) -> None:
+        self.directory = directory
+        self.names = tuple(names)
+        self.settings = {"version": PREPROCESS_VERSION, **settings}
+        self._overwrite = overwrite
+
+    def up_to_date(self) -> bool:
+        """Whether all files are there with these settings. `UserError` if others are and must stay."""
+        existing = {
+            p.name: _stored_settings(p) for pattern in OUTPUT_GLOBS for p in self.directory.glob(pattern)
+        }
+        wanted = json.loads(json.dumps(self.settings))
+        same = [name for name, stored in existing.items() if stored is not None and _same(stored, wanted)]
+        if set(existing) == set(self.names) == set(same):
+            return True
+        others = sorted(set(existing) - set(same))
+        if others and not self._overwrite:
+            raise UserError(
+                f"{self.directory / others[0]} is there already, "
+                f"{_difference(existing[others[0]], wanted)}; "
+                "pass --overwrite to replace it, or choose another --out"
+            )
+        return False
+
+    def write(self, schema: DatasetSchema, **options: Any) -> SplitWriter:
+        """A writer for all files; `options` go to every `DatasetWriter`."""
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{self.directory}: can't be made ({error.strerror}); choose another --out"
+            ) from error
+        return SplitWriter(self, schema, options)
+
+    def remove_stale(self) -> None:
+        """Delete files of an earlier run that this one didn't replace: a glob would mix old and new."""
+        for pattern in OUTPUT_GLOBS:
+            for path in self.directory.glob(pattern):
+                if path.name not in self.names and _stored_settings(path) is not None:
+                    path.unlink()
+
+
+class SplitWriter:
+    """Writes batches to the outputs by file name; an exception in its `with` leaves old files alone."""
+
+    def __init__(self, outputs: Outputs, schema: DatasetSchema, options: dict[str, Any]) -> None:
+        self._outputs = outputs
+        self._stack = ExitStack()
+        self._schema = schema
+        self._options = options
+        self._extra: dict[str, Any] = {}
+        self._writers: dict[str, DatasetWriter] = {}
+        self._rows = dict.fromkeys(outputs.names, 0)
+        self._labels = dict.fromkeys(outputs.names, 0.0)
+
+    def __enter__(self) -> SplitWriter:
+        for name in self._outputs.names:
+            self._writers[name] = self._stack.enter_context(
+                DatasetWriter(
+                    self._outputs.directory / name,
+                    self._schema,
+                    preprocessing=self._outputs.settings,
+                    **self._options,
+                )
+            )
+        return self
+
+    def write(self, name: str, batch: SampleBatch) -> None:
+        """Append the batch to the file `name`."""
+        if batch.num_samples:
+            self._writers[name].write(batch)
+            self._rows[name] += batch.num_samples
+            self._labels[name] += float(batch.labels[:, 0].sum(dtype=np.float64))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            empty = [name for name, rows in self._rows.items() if rows == 0]
+            if empty:
+                refusal = UserError(
+                    f"{', '.join(empty)}: got no rows, expected at least one; change the split or add input"
+                )
+                self._stack.__exit__(UserError, refusal, None)
+                raise refusal
+        self._stack.__exit__(kind, error, trace)
+        if kind is None:
+            self._outputs.remove_stale()
+
+    @property
+    def report(self) -> list[FileReport]:
+        """The files, once written."""
+        return [
+            FileReport(self._outputs.directory / name, rows, self._labels[name] / rows if rows else None)
+            for name, rows in self._rows.items()
+        ]
+
+
+def _stored_settings(path: Path) -> dict[str, Any] | None:
+    """The attribute that `Outputs` gave the file; None for files of other making."""
+    try:
+        with layout.open_to_read(str(path)) as file:
+            stored = json.loads(file.attrs[layout.PREPROCESSING])
+    except (OSError, KeyError, TypeError, ValueError):
+        return None
+    return stored if isinstance(stored, dict) and "version" in stored else None
+
+
+def _same(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    return all(stored.get(key) == value for key, value in wanted.items())
+
+
+def _difference(stored: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> str:
+    if stored is None:
+        return "was not made by preprocess"
+    keys = [key for key in wanted if stored.get(key) != wanted[key]]
+    old, new = stored.get("options"), wanted.get("options")
+    if keys == ["options"] and isinstance(old, dict) and isinstance(new, dict):
+        keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    return f"was made with other settings ({', '.join(keys)})" if keys else "is left over from an earlier run"

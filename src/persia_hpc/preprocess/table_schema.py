@@ -1,0 +1,309 @@
+"""The TOML file that says what the columns of a table are; every key is checked, the nearest suggested."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from persia_hpc.errors import UserError
+from persia_hpc.preprocess.splits import SPLITS, check_fractions
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+FORMATS = ("csv", "tsv", "parquet")
+TRANSFORMS = ("none", "log1p", "standardize")
+ID_TYPES = ("auto", "string", "integer")
+
+
+@dataclass(frozen=True)
+class Label:
+    """1 where the value is `positive`, or is at least `threshold`; without both the number itself."""
+
+    column: str
+    positive: str | None = None
+    threshold: float | None = None
+    binary: bool = True
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A number: missing filled, clipped, then the transforms in order."""
+
+    column: str
+    transform: tuple[str, ...] = ()
+    clip: tuple[float, float] | None = None
+    missing: float | None = None
+
+
+@dataclass(frozen=True)
+class Ids:
+    """One id, or with `separator` (or a list column) any number of them."""
+
+    column: str
+    type: str = "auto"
+    separator: str | None = None
+    min_count: int = 1
+    vocabulary: bool = False
+
+
+@dataclass(frozen=True)
+class Time:
+    """Seconds since 1970 as an integer, or text in `format` (strftime codes, UTC)."""
+
+    column: str
+    format: str | None = None
+
+
+@dataclass(frozen=True)
+class Split:
+    """How rows are dealt out: `by` is order, random, column or files."""
+
+    by: str = "order"
+    fractions: dict[str, float] = field(default_factory=lambda: {"train": 0.9, "test": 0.1})
+    seed: int = 1
+    column: str | None = None
+    values: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    files: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The splits in use."""
+        used: Mapping[str, Any] = {"column": self.values, "files": self.files}.get(self.by, self.fractions)
+        return tuple(name for name in SPLITS if name in used)
+
+
+@dataclass(frozen=True)
+class TableSchema:
+    """A whole schema file. `format` and `separator` None: from each file's name."""
+
+    labels: dict[str, Label]
+    dense: dict[str, Dense]
+    ids: dict[str, Ids]
+    files: tuple[str, ...] = ()
+    format: str | None = None
+    separator: str | None = None
+    quote: bool | None = None
+    columns: tuple[str, ...] | None = None
+    missing: tuple[str, ...] = ()
+    weight: str | None = None
+    group: str | None = None
+    time: Time | None = None
+    split: Split = field(default_factory=Split)
+
+    @property
+    def used_columns(self) -> tuple[str, ...]:
+        """Names of all columns that are read, each once."""
+        parts: tuple[Mapping[str, Label | Dense | Ids], ...] = (self.labels, self.dense, self.ids)
+        named = [entry.column for part in parts for entry in part.values()]
+        more = [self.weight, self.group, None if self.time is None else self.time.column]
+        more += [self.split.column] if self.split.by == "column" else []
+        return tuple(dict.fromkeys([*named, *(name for name in more if name is not None)]))
+
+
+class _Reader:
+    """One TOML table: typed access by key, and `done` refuses keys that nobody asked for."""
+
+    def __init__(self, path: Path, where: str, table: object) -> None:
+        self._path = path
+        self._where = where
+        if not isinstance(table, dict):
+            raise UserError(f"{path}: [{where}]: got {table!r}, expected a table of keys")
+        self._table: dict[str, Any] = table
+        self._asked: list[str] = []
+
+    def fail(self, key: str, expected: str) -> UserError:
+        name = f"{self._where}.{key}" if self._where else key
+        got = repr(self._table[key]) if key in self._table else "nothing"
+        return UserError(f"{self._path}: {name}: got {got}, expected {expected}")
+
+    def get(self, key: str, kinds: type | tuple[type, ...], expected: str, default: Any = None) -> Any:
+        self._asked.append(key)
+        value = self._table.get(key, default)
+        # In Python True is an integer, in TOML it isn't.
+        wrong_bool = isinstance(value, bool) and kinds is not bool
+        if key in self._table and (not isinstance(value, kinds) or wrong_bool):
+            raise self.fail(key, expected)
+        return value
+
+    def text(self, key: str, default: str | None = None) -> Any:
+        return self.get(key, str, "a string", default)
+
+    def choice(self, key: str, choices: tuple[str, ...], default: str | None = None) -> Any:
+        value = self.text(key, default)
+        if value is not None and value not in choices:
+            raise self.fail(key, f"one of {', '.join(choices)}{_nearest(value, choices)}")
+        return value
+
+    def texts(self, key: str, expected: str = "a list of strings") -> tuple[str, ...]:
+        value = self.get(key, (str, list), expected, [])
+        items = [value] if isinstance(value, str) else value
+        if not all(isinstance(item, str) for item in items):
+            raise self.fail(key, expected)
+        return tuple(items)
+
+    def tables(self, key: str) -> dict[str, _Reader]:
+        """The sub-tables of a table of tables. A string stands for a table that names the column."""
+        table = self.get(key, dict, "a table, like [" + key + ".name]", {})
+        where = f"{self._where}.{key}" if self._where else key
+        return {
+            name: _Reader(
+                self._path, f"{where}.{name}", {"column": entry} if isinstance(entry, str) else entry
+            )
+            for name, entry in table.items()
+        }
+
+    def done(self) -> None:
+        for key in self._table:
+            if key not in self._asked:
+                where = f" in [{self._where}]" if self._where else ""
+                raise UserError(
+                    f"{self._path}: got key {key!r}{where}, expected one of {', '.join(self._asked)}"
+                    f"{_nearest(key, self._asked)}"
+                )
+
+
+def _nearest(word: str, words: list[str] | tuple[str, ...]) -> str:
+    close = difflib.get_close_matches(word, words, 1, 0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def load_schema(path: Path) -> TableSchema:
+    """Read and check a schema file. Raises `UserError` that names the file and the key."""
+    try:
+        table = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror}); expected a TOML schema file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: isn't valid TOML: {error}") from error
+    top = _Reader(path, "", table)
+    columns = top.texts("columns")
+    separator = top.text("separator")
+    if separator is not None and (len(separator) != 1 or not separator.isascii() or separator in '"\r\n'):
+        raise top.fail("separator", "one ASCII character")
+    time = top.get("time", (str, dict), "a column name, or { column = ..., format = ... }")
+    schema = TableSchema(
+        labels={name: _label(name, reader) for name, reader in top.tables("labels").items()},
+        dense={name: _dense(name, reader) for name, reader in top.tables("dense").items()},
+        ids={name: _ids(name, reader) for name, reader in top.tables("ids").items()},
+        files=top.texts("files"),
+        format=top.choice("format", FORMATS),
+        separator=separator,
+        quote=top.get("quote", bool, "true or false"),
+        columns=columns or None,
+        missing=top.texts("missing"),
+        weight=top.text("weight"),
+        group=top.text("group"),
+        time=None if time is None else _time(path, time),
+        split=_split(path, top),
+    )
+    top.done()
+    for key, what in (("labels", "a label"), ("ids", "an id feature")):
+        if not getattr(schema, key):
+            raise UserError(f"{path}: {key}: got nothing, expected {what}, like [{key}.name]")
+    if bool(schema.files) == (schema.split.by == "files"):
+        raise UserError(f'{path}: expected either `files`, or [split] with by = "files" and files of its own')
+    return schema
+
+
+def _label(name: str, reader: _Reader) -> Label:
+    positive = reader.get("positive", (str, int, float), "a value")
+    threshold = reader.get("threshold", (int, float), "a number")
+    label = Label(
+        reader.text("column", name),
+        None if positive is None else str(positive),
+        None if threshold is None else float(threshold),
+        reader.get("binary", bool, "true or false", True),
+    )
+    reader.done()
+    if positive is not None and threshold is not None:
+        raise reader.fail("threshold", "either `positive` or `threshold`")
+    return label
+
+
+def _dense(name: str, reader: _Reader) -> Dense:
+    expected = f"some of {', '.join(TRANSFORMS)}"
+    transform = reader.texts("transform", expected)
+    for word in transform:
+        if word not in TRANSFORMS:
+            raise reader.fail("transform", expected + _nearest(word, TRANSFORMS))
+    clip = reader.get("clip", list, "[lowest, highest]")
+    numbers = clip is None or (len(clip) == 2 and all(type(x) in (int, float) for x in clip))
+    if not numbers or (clip is not None and clip[0] > clip[1]):
+        raise reader.fail("clip", "[lowest, highest]")
+    missing = reader.get("missing", (int, float), "a number")
+    dense = Dense(
+        reader.text("column", name),
+        tuple(word for word in transform if word != "none"),
+        None if clip is None else (float(clip[0]), float(clip[1])),
+        None if missing is None else float(missing),
+    )
+    reader.done()
+    return dense
+
+
+def _ids(name: str, reader: _Reader) -> Ids:
+    separator = reader.text("separator")
+    if separator == "":
+        raise reader.fail("separator", "at least one character")
+    min_count = reader.get("min_count", int, "an integer from 1 on", 1)
+    if min_count < 1:
+        raise reader.fail("min_count", "an integer from 1 on")
+    ids = Ids(
+        reader.text("column", name),
+        reader.choice("type", ID_TYPES, "auto"),
+        separator,
+        min_count,
+        reader.get("vocabulary", bool, "true or false", False),
+    )
+    reader.done()
+    return ids
+
+
+def _time(path: Path, value: str | dict[str, Any]) -> Time:
+    reader = _Reader(path, "time", {"column": value} if isinstance(value, str) else value)
+    time = Time(reader.text("column", ""), reader.text("format"))
+    if not time.column:
+        raise reader.fail("column", "the name of a column")
+    reader.done()
+    return time
+
+
+def _split(path: Path, top: _Reader) -> Split:
+    table = top.get("split", dict, "a table")
+    if table is None:
+        return Split()
+    reader = _Reader(path, "split", table)
+    by = reader.choice("by", ("order", "random", "column", "files"), "order")
+    fractions = reader.get("fractions", dict, "a table, like { train = 0.9, test = 0.1 }")
+    seed = reader.get("seed", int, "an integer", 1)
+    column = reader.text("column")
+    groups = {
+        key: _Reader(path, f"split.{key}", reader.get(key, dict, "a table by split", {}))
+        for key in ("values", "files")
+    }
+    lists = {key: {name: group.texts(name) for name in SPLITS} for key, group in groups.items()}
+    for group in groups.values():
+        group.done()
+    reader.done()
+    if fractions is not None and not all(type(x) in (int, float) for x in fractions.values()):
+        raise reader.fail("fractions", "numbers that sum to 1")
+    split = Split(
+        by,
+        check_fractions(fractions or {"train": 0.9, "test": 0.1}, f"{path}: split.fractions"),
+        seed,
+        column,
+        {name: items for name, items in lists["values"].items() if items},
+        {name: items for name, items in lists["files"].items() if items},
+    )
+    if by == "column" and (column is None or not split.values):
+        raise reader.fail("by", 'a `column` and `values`, like { train = ["a"], test = ["b"] }, beside it')
+    if by == "files" and not split.files:
+        raise reader.fail("by", '`files`, like { train = ["train-*.csv"], test = ["test.csv"] }, beside it')
+    return split

@@ -1,0 +1,222 @@
+"""Samples in memory: one `IdColumn` per feature next to dense features and labels.
+
+Shapes: B samples, N ids of one feature, K dense features, L labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from persia_hpc.errors import UserError
+from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
+
+Rows = npt.NDArray[np.int64]
+MAX_IDS = np.iinfo(np.uint32).max
+
+
+def check_array(name: str, array: object, dtype: npt.DTypeLike, ndim: int) -> None:
+    """Raise `UserError` unless `array` is a C-contiguous numpy array of this dtype and rank."""
+    expected = f"expected a C-contiguous numpy array, {np.dtype(dtype)}, {ndim} dimension{'s'[: ndim != 1]}"
+    if not isinstance(array, np.ndarray):
+        raise UserError(f"{name}: got {type(array).__name__}, {expected}")
+    if array.dtype != dtype or array.ndim != ndim:
+        raise UserError(f"{name}: got {array.dtype} of shape {array.shape}, {expected}")
+    if not array.flags.c_contiguous:
+        raise UserError(f"{name}: got an array with gaps, {expected} (use numpy.ascontiguousarray)")
+
+
+@dataclass(frozen=True)
+class IdColumn:
+    """The ids of one feature for B samples.
+
+    `values` is uint64 [N]. One-hot: `offsets` is None and N == B. Multi-hot: `offsets` is uint32 [B + 1] and
+    the ids of sample i are `values[offsets[i]:offsets[i + 1]]`, possibly none.
+    """
+
+    values: npt.NDArray[np.uint64]
+    offsets: npt.NDArray[np.uint32] | None = None
+
+    @property
+    def num_samples(self) -> int:
+        """B."""
+        return len(self.values) if self.offsets is None else len(self.offsets) - 1
+
+    @classmethod
+    def from_lengths(cls, values: npt.NDArray[np.uint64], lengths: npt.NDArray[Any]) -> IdColumn:
+        """Multi-hot column from the number of ids of each sample (any integer dtype, [B])."""
+        return cls(values, _offsets(lengths))
+
+    def validate(self, name: str) -> None:
+        """Raise `UserError`, with `name` in the message, unless dtypes, shapes and offsets are right."""
+        check_array(f"ids of {name}", self.values, np.uint64, 1)
+        if self.offsets is None:
+            return
+        check_array(f"offsets of {name}", self.offsets, np.uint32, 1)
+        o = self.offsets
+        if len(o) == 0 or o[0] != 0 or o[-1] != len(self.values) or (o[1:] < o[:-1]).any():
+            raise UserError(
+                f"offsets of {name}: got {_ends(o)}, expected a rising sequence from 0 to {len(self.values)}"
+            )
+
+    def slice(self, begin: int, end: int) -> IdColumn:
+        """Samples [begin, end); one-hot values are a view."""
+        if self.offsets is None:
+            return IdColumn(self.values[begin:end])
+        o = self.offsets[begin : end + 1]
+        return IdColumn(self.values[int(o[0]) : int(o[-1])], o - o[0])
+
+    def take(self, rows: Rows) -> IdColumn:
+        """Samples `rows` (int64 [M]) in this order, copied."""
+        if self.offsets is None:
+            return IdColumn(self.values.take(rows))
+        begin = self.offsets[rows].astype(np.int64)
+        lengths = self.offsets[rows + 1] - begin
+        offsets = _offsets(lengths)
+        # Position j of the result lies at begin[i] + (j - offsets[i]) for its sample i.
+        source = np.repeat(begin - offsets[:-1], lengths)
+        source += np.arange(len(source))
+        return IdColumn(self.values.take(source), offsets)
+
+
+def _offsets(lengths: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
+    total = int(lengths.sum(dtype=np.int64))
+    if total > MAX_IDS:
+        raise UserError(
+            f"got {total} ids of one feature in one batch, expected at most {MAX_IDS}; use less samples"
+        )
+    offsets = np.zeros(len(lengths) + 1, np.uint32)
+    np.cumsum(lengths, out=offsets[1:], dtype=np.uint32)
+    return offsets
+
+
+def _ends(offsets: npt.NDArray[Any]) -> str:
+    return f"{len(offsets)} offsets" + (f" from {offsets[0]} to {offsets[-1]}" if len(offsets) else "")
+
+
+def concatenate_columns(columns: Sequence[IdColumn]) -> IdColumn:
+    """One column of all samples; the columns must be all one-hot or all multi-hot."""
+    if len(columns) == 1:
+        return columns[0]
+    values = np.concatenate([c.values for c in columns])
+    multi = [c.offsets for c in columns if c.offsets is not None]
+    if not multi:
+        return IdColumn(values)
+    if len(multi) != len(columns):
+        raise UserError("got one-hot and multi-hot columns to concatenate, expected all of one kind")
+    return IdColumn.from_lengths(values, np.concatenate([np.diff(o) for o in multi]))
+
+
+@dataclass(frozen=True)
+class SampleBatch:
+    """B samples. `ids` maps a feature name to its column, in dataset order.
+
+    `dense` is float32 [B, K] (K may be 0), `labels` float32 [B, L], `weight` float32 [B] or None, `group` and
+    `time` int64 [B] or None.
+    """
+
+    ids: dict[str, IdColumn]
+    dense: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.float32]
+    weight: npt.NDArray[np.float32] | None = None
+    group: npt.NDArray[np.int64] | None = None
+    time: npt.NDArray[np.int64] | None = None
+
+    @property
+    def num_samples(self) -> int:
+        """B."""
+        return len(self.labels)
+
+    def validate(self, schema: DatasetSchema | None = None) -> None:
+        """Raise `UserError` unless dtypes, shapes, offsets and (when given) the schema fit together."""
+        check_array("dense", self.dense, np.float32, 2)
+        check_array("labels", self.labels, np.float32, 2)
+        B = self.num_samples
+        rows = {"dense": len(self.dense)}
+        for name, column in self.ids.items():
+            column.validate(name)
+            rows[f"ids of {name}"] = column.num_samples
+        for name, array, dtype in self._optional():
+            if array is not None:
+                check_array(name, array, dtype, 1)
+                rows[name] = len(array)
+        for name, got in rows.items():
+            if got != B:
+                raise UserError(f"{name}: got {got} samples, expected {B} like labels")
+        if schema is not None:
+            self._match(schema)
+
+    def _optional(self) -> list[tuple[str, npt.NDArray[Any] | None, type[np.generic]]]:
+        return [
+            ("weight", self.weight, np.float32),
+            ("group", self.group, np.int64),
+            ("time", self.time, np.int64),
+        ]
+
+    def _match(self, schema: DatasetSchema) -> None:
+        got_features = {FeatureSchema(n, c.offsets is not None) for n, c in self.ids.items()}
+        if got_features != set(schema.features):
+            odd = sorted(f"{f.name} ({f.kind})" for f in got_features ^ set(schema.features))
+            raise UserError(f"features differ from the schema: {', '.join(odd)} on one side only")
+        for name, width, names in (
+            ("dense", self.dense.shape[1], schema.dense_names),
+            ("labels", self.labels.shape[1], schema.label_names),
+        ):
+            if width != len(names):
+                raise UserError(f"{name}: got {width} columns, expected {len(names)} ({', '.join(names)})")
+        for (name, array, _), has in zip(
+            self._optional(), (schema.has_weight, schema.has_group, schema.has_time), strict=True
+        ):
+            if (array is not None) != has:
+                raise UserError(f"{name}: got {'one' if has is False else 'none'}, the schema says {has}")
+
+    def slice(self, begin: int, end: int) -> SampleBatch:
+        """Samples [begin, end); arrays are views where they can be."""
+        return SampleBatch(
+            {name: column.slice(begin, end) for name, column in self.ids.items()},
+            self.dense[begin:end],
+            self.labels[begin:end],
+            None if self.weight is None else self.weight[begin:end],
+            None if self.group is None else self.group[begin:end],
+            None if self.time is None else self.time[begin:end],
+        )
+
+    def take(self, rows: Rows) -> SampleBatch:
+        """Samples `rows` (int64 [M], any order, repeats allowed), copied."""
+        return SampleBatch(
+            {name: column.take(rows) for name, column in self.ids.items()},
+            self.dense.take(rows, axis=0),  # take is several times faster than indexing for rows
+            self.labels.take(rows, axis=0),
+            None if self.weight is None else self.weight[rows],
+            None if self.group is None else self.group[rows],
+            None if self.time is None else self.time[rows],
+        )
+
+    @staticmethod
+    def concatenate(batches: Sequence[SampleBatch]) -> SampleBatch:
+        """All samples of the batches in order. Batches must have the same features and optional arrays."""
+        first = batches[0]
+        if len(batches) == 1:
+            return first
+
+        def joined(name: str) -> Any:
+            parts = [getattr(b, name) for b in batches]
+            missing = sum(part is None for part in parts)
+            if 0 < missing < len(parts):
+                raise UserError(
+                    f"{name}: got it in {len(parts) - missing} of {len(parts)} batches, expected all or none"
+                )
+            return None if missing else np.concatenate(parts)
+
+        return SampleBatch(
+            {name: concatenate_columns([b.ids[name] for b in batches]) for name in first.ids},
+            joined("dense"),
+            joined("labels"),
+            joined("weight"),
+            joined("group"),
+            joined("time"),
+        )

@@ -1,0 +1,359 @@
+"""One dataset file: a scan of what it holds (no data is read), and reading of row ranges.
+
+A scan raises `UserError`: nothing has started yet. Reading raises `DataError`: damage, or a changed file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+from h5py import h5d, h5p, h5s, h5t, h5z
+
+from persia_hpc.errors import DataError, UserError
+from persia_hpc.samples import layout, validity
+from persia_hpc.samples.batch import MAX_IDS, IdColumn, SampleBatch
+from persia_hpc.samples.schema import SCHEMA_VERSION, DatasetSchema, FeatureSchema
+
+CACHE_SLOTS = 4093
+FIX_DAMAGED = "the file is damaged or incomplete: copy or prepare it again"
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """What a scan found. The flags say which value checks the file's writer already did."""
+
+    path: str
+    num_samples: int
+    schema: DatasetSchema
+    dense_checked: bool
+    labels_checked: bool
+    binary_checked: bool
+    weight_checked: bool
+
+
+def scan(path: str) -> FileInfo:
+    """Look at names, shapes, dtypes, filters and attributes. Raises `UserError` that names the file."""
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: got no such file, expected a dataset file")
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{path}: no permission to read it; change it with chmod or ask its owner")
+    if not h5py.is_hdf5(path):
+        raise UserError(
+            f"{path}: not an HDF5 file; make datasets with `persia-hpc preprocess` or DatasetWriter"
+        )
+    try:
+        with layout.open_to_read(path) as file:
+            return _scan_open(path, file)
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: can't read it ({_reason(error)}); {FIX_DAMAGED}") from error
+
+
+def _scan_open(path: str, file: h5py.File) -> FileInfo:
+    version = file.attrs.get(layout.SCHEMA_VERSION_ATTRIBUTE)
+    if version is None or not isinstance(file.get(layout.IDS), h5py.Group) or layout.LABEL not in file:
+        raise UserError(
+            f"{path}: HDF5, but not a persia-hpc dataset: expected the attribute schema_version, a group "
+            "/ids and a dataset /label; docs/dataset_format.md shows how to make one"
+        )
+    if int(version) != SCHEMA_VERSION:
+        raise UserError(
+            f"{path}: got schema_version {int(version)}, expected {SCHEMA_VERSION}; "
+            + ("update persia-hpc" if int(version) > SCHEMA_VERSION else "prepare the file again")
+        )
+    check = _Shapes(path, file)
+    num_samples = check.dataset(layout.LABEL, "iuf", 2).shape[0]
+    declared = file.attrs.get(layout.NUM_SAMPLES)
+    if declared is not None and int(declared) != num_samples:
+        raise UserError(
+            f"{path}: got {num_samples} labels, the file says num_samples {int(declared)}; {FIX_DAMAGED}"
+        )
+    if num_samples == 0:
+        raise UserError(f"{path}: got zero samples, expected at least one; remove the file from the list")
+    features = []
+    for name in check.names(layout.FEATURE_NAMES, sorted(file[layout.IDS])):
+        multi = isinstance(file.get(f"{layout.IDS}/{name}"), h5py.Group)
+        features.append(FeatureSchema(name, multi))
+        if multi:
+            check.multi_hot(f"{layout.IDS}/{name}", num_samples)
+        else:
+            check.rows(check.dataset(f"{layout.IDS}/{name}", "iu", 1), num_samples)
+    widths = {}
+    for name, kinds, ndim in (
+        (layout.DENSE, "iuf", 2),
+        (layout.LABEL, "iuf", 2),
+        (layout.WEIGHT, "iuf", 1),
+        (layout.GROUP, "iu", 1),
+        (layout.TIME, "iu", 1),
+    ):
+        if name in file:
+            dataset = check.dataset(name, kinds, ndim)
+            check.rows(dataset, num_samples)
+            widths[name] = dataset.shape[-1]
+    K, L = widths.get(layout.DENSE, 0), widths[layout.LABEL]
+    schema = DatasetSchema(
+        tuple(features),
+        check.column_names(layout.DENSE_NAMES, [f"dense_{i}" for i in range(K)]),
+        check.column_names(layout.LABEL_NAMES, ["label"] if L == 1 else [f"label_{i}" for i in range(L)]),
+        layout.WEIGHT in widths,
+        layout.GROUP in widths,
+        layout.TIME in widths,
+    )
+    try:
+        schema.validate()
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return FileInfo(
+        path,
+        num_samples,
+        schema,
+        dense_checked=K == 0 or bool(file.attrs.get(layout.DENSE_FINITE, False)),
+        labels_checked=bool(np.isfinite(_attribute(file, layout.LABEL_MIN, layout.LABEL_MAX, L)).all()),
+        binary_checked=bool(np.all(file.attrs.get(layout.LABEL_BINARY, False))),
+        weight_checked=bool((_attribute(file, layout.WEIGHT_MIN, layout.WEIGHT_MAX, 1) >= 0).all()),
+    )
+
+
+def _attribute(file: h5py.File, low: str, high: str, size: int) -> npt.NDArray[np.float64]:
+    """Both attributes as one array of 2 · size numbers; NaN when they aren't there as expected."""
+    numbers = [np.asarray(file.attrs.get(name, np.nan), np.float64).reshape(-1) for name in (low, high)]
+    return np.concatenate(numbers) if all(len(n) == size for n in numbers) else np.full(2 * size, np.nan)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+class _Shapes:
+    """Checks of one file's datasets; every method raises `UserError` that names file and dataset."""
+
+    def __init__(self, path: str, file: h5py.File) -> None:
+        self._path = path
+        self._file = file
+
+    def dataset(self, name: str, kinds: str, ndim: int) -> h5py.Dataset:
+        dataset = self._file.get(name)
+        what = f"{self._path}: /{name}"
+        if not isinstance(dataset, h5py.Dataset):
+            raise UserError(f"{what}: got no such dataset, expected one; prepare the file again")
+        if dataset.dtype.kind not in kinds or dataset.ndim != ndim:
+            expected = "integers" if "f" not in kinds else "numbers"
+            raise UserError(
+                f"{what}: got {dataset.dtype} of shape {dataset.shape}, expected {expected}, "
+                f"{ndim}-dimensional; docs/dataset_format.md has the layout"
+            )
+        filters = dataset.id.get_create_plist()
+        for i in range(filters.get_nfilters()):
+            code, _, _, label = filters.get_filter(i)
+            if not h5z.filter_avail(code):
+                raise UserError(
+                    f"{what}: compressed with HDF5 filter {code} ({label.decode(errors='replace')}), which "
+                    "isn't installed; install its plugin or repack the file with h5repack"
+                )
+        return dataset
+
+    def rows(self, dataset: h5py.Dataset, expected: int) -> None:
+        if dataset.shape[0] != expected:
+            raise UserError(
+                f"{self._path}: {dataset.name}: got {dataset.shape[0]} rows, expected {expected} like "
+                "/label; all datasets of a file have one row for each sample"
+            )
+
+    def multi_hot(self, name: str, num_samples: int) -> None:
+        values = self.dataset(f"{name}/{layout.VALUES}", "iu", 1)
+        offsets = self.dataset(f"{name}/{layout.OFFSETS}", "iu", 1)
+        if offsets.shape[0] != num_samples + 1:
+            raise UserError(
+                f"{self._path}: {offsets.name}: got {offsets.shape[0]} offsets, expected {num_samples + 1}, "
+                "one more than /label has rows"
+            )
+        ends = int(offsets[0]), int(offsets[num_samples])
+        if ends != (0, values.shape[0]):
+            raise UserError(
+                f"{self._path}: {offsets.name}: got offsets from {ends[0]} to {ends[1]}, expected 0 to "
+                f"{values.shape[0]}, the number of values"
+            )
+
+    def names(self, attribute: str, default: list[str]) -> list[str]:
+        found = self._file.attrs.get(attribute)
+        if found is None:
+            return default
+        return [n.decode() if isinstance(n, bytes) else str(n) for n in np.atleast_1d(found)]
+
+    def column_names(self, attribute: str, default: list[str]) -> tuple[str, ...]:
+        names = self.names(attribute, default)
+        if len(names) != len(default):
+            raise UserError(
+                f"{self._path}: attribute {attribute}: got {len(names)} names, expected {len(default)}, "
+                "one for each column"
+            )
+        return tuple(names)
+
+
+class _Dataset:
+    """A dataset read with h5py's low-level calls; the overhead of slicing would dominate short reads."""
+
+    def __init__(self, file: h5py.File, name: str, dtype: npt.DTypeLike | None, cache_share: float) -> None:
+        dataset = file[name]
+        # A chunk larger than the cache would be decompressed again for every part of it that is read.
+        least = 2 * int(np.prod(dataset.chunks)) * dataset.dtype.itemsize if dataset.chunks else 0
+        access = h5p.create(h5p.DATASET_ACCESS)
+        access.set_chunk_cache(CACHE_SLOTS, max(least, int(cache_share * dataset.nbytes)), 1.0)
+        self.id = h5d.open(file.id, name.encode(), access)
+        self._space = self.id.get_space()
+        self.shape: tuple[int, ...] = self.id.shape
+        self.dtype = self.id.dtype if dtype is None else np.dtype(dtype)
+        # Making these again costs more than a short read.
+        self._memory_type = h5t.py_create(self.dtype)
+        self._memory_space = h5s.create_simple((0, *self.shape[1:]))
+        self._memory_shape: tuple[int, ...] = (0, *self.shape[1:])
+
+    def read(self, begin: int, end: int) -> npt.NDArray[Any]:
+        out = np.empty((end - begin, *self.shape[1:]), self.dtype)
+        if len(out):
+            if out.shape != self._memory_shape:
+                self._memory_space, self._memory_shape = h5s.create_simple(out.shape), out.shape
+            self._space.select_hyperslab((begin,) + (0,) * (out.ndim - 1), out.shape)
+            self.id.read(self._memory_space, self._space, out, self._memory_type)
+        return out
+
+
+class OpenFile:
+    """Reads rows of one scanned file. Not thread-safe, and only usable in the process that made it.
+
+    Args:
+        info: what the scan found.
+        features: the features to read, in this order.
+        binary_labels: check that labels are 0 or 1 where the file doesn't vouch for it.
+        cache_bytes: memory for decompressed chunks, over all datasets of the file.
+
+    Raises:
+        DataError: the file can't be opened, or isn't what was scanned.
+    """
+
+    def __init__(
+        self, info: FileInfo, features: tuple[FeatureSchema, ...], binary_labels: bool, cache_bytes: int
+    ) -> None:
+        self._info = info
+        self._features = features
+        self._check_binary = binary_labels and not info.binary_checked
+        self._datasets: dict[str, _Dataset] = {}
+        try:
+            self._file = layout.open_to_read(info.path)
+            self._open_datasets(cache_bytes)
+        except (OSError, RuntimeError, KeyError) as error:
+            raise DataError(
+                f"{info.path}: can't open it to read rows 0 to {info.num_samples} ({_reason(error)}); "
+                + FIX_DAMAGED
+            ) from error
+        if self._datasets[layout.LABEL].shape[0] != info.num_samples:
+            raise DataError(
+                f"{info.path}: got {self._datasets[layout.LABEL].shape[0]} rows, expected rows 0 to "
+                f"{info.num_samples} as at the start; the file was replaced while in use"
+            )
+
+    def _open_datasets(self, cache_bytes: int) -> None:
+        schema = self._info.schema
+        wanted: dict[str, npt.DTypeLike | None] = {}
+        for feature in self._features:
+            path = f"{layout.IDS}/{feature.name}"
+            if feature.multi:
+                wanted[f"{path}/{layout.OFFSETS}"] = None
+                path = f"{path}/{layout.VALUES}"
+            wanted[path] = None  # ids are read as stored: numpy widens them faster than HDF5
+        wanted[layout.LABEL] = np.float32
+        if schema.dense_names:
+            wanted[layout.DENSE] = np.float32
+        if schema.has_weight:
+            wanted[layout.WEIGHT] = np.float32
+        if schema.has_group:
+            wanted[layout.GROUP] = np.int64
+        if schema.has_time:
+            wanted[layout.TIME] = np.int64
+        cache_share = min(1.0, cache_bytes / max(1, sum(self._file[name].nbytes for name in wanted)))
+        for name, dtype in wanted.items():
+            self._datasets[name] = _Dataset(self._file, name, dtype, cache_share)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._datasets.clear()
+        self._file.close()
+
+    def read(self, begin: int, end: int) -> SampleBatch:
+        """Rows [begin, end) of this file.
+
+        Raises:
+            DataError: a read or checksum failed, offsets or values are invalid. Names the file and rows.
+        """
+        schema, info = self._info.schema, self._info
+        ids = {f.name: self._ids(f, begin, end) for f in self._features}
+        labels = self._rows(layout.LABEL, begin, end)
+        if schema.dense_names:
+            dense = self._rows(layout.DENSE, begin, end)
+        else:
+            dense = np.empty((end - begin, 0), np.float32)
+        weight = self._rows(layout.WEIGHT, begin, end) if schema.has_weight else None
+        try:
+            if not info.dense_checked:
+                validity.check_finite("dense column", schema.dense_names, dense, begin)
+            if not info.labels_checked:
+                validity.check_finite("label", schema.label_names, labels, begin)
+            if self._check_binary:
+                validity.check_binary(schema.label_names, labels, begin)
+            if weight is not None and not info.weight_checked:
+                validity.check_weight(weight, begin)
+        except validity.InvalidRowError as error:
+            raise DataError(f"{info.path}: {error}") from error
+        return SampleBatch(
+            ids,
+            dense,
+            labels,
+            weight,
+            self._rows(layout.GROUP, begin, end) if schema.has_group else None,
+            self._rows(layout.TIME, begin, end) if schema.has_time else None,
+        )
+
+    def _ids(self, feature: FeatureSchema, begin: int, end: int) -> IdColumn:
+        path = f"{layout.IDS}/{feature.name}"
+        if not feature.multi:
+            values = self._rows(path, begin, end)
+            return IdColumn(self._widen(path, values, lambda i: begin + i))
+        name = f"{path}/{layout.OFFSETS}"
+        offsets = self._rows(name, begin, end + 1, rows=(begin, end)).astype(np.int64)
+        lengths = np.diff(offsets)
+        values_path = f"{path}/{layout.VALUES}"
+        if (lengths < 0).any() or offsets[0] < 0 or offsets[-1] > self._datasets[values_path].shape[0]:
+            raise self._bad(name, begin, end, "offsets fall or point outside of the values")
+        if offsets[-1] - offsets[0] > MAX_IDS:
+            raise self._bad(name, begin, end, f"more than {MAX_IDS} ids in one read")
+        values = self._rows(values_path, int(offsets[0]), int(offsets[-1]), rows=(begin, end))
+
+        def row(value: int) -> int:
+            return begin + int(np.searchsorted(offsets, offsets[0] + value, side="right")) - 1
+
+        return IdColumn.from_lengths(self._widen(values_path, values, row), lengths)
+
+    def _widen(
+        self, name: str, values: npt.NDArray[Any], row_of_value: Callable[[int], int]
+    ) -> npt.NDArray[np.uint64]:
+        if values.dtype.kind == "i" and len(values) and values.min() < 0:
+            i = int((values < 0).argmax())
+            row = row_of_value(i)
+            raise self._bad(name, row, row + 1, f"got id {values[i]}, expected 0 or more")
+        return values.astype(np.uint64, copy=False)
+
+    def _rows(
+        self, name: str, begin: int, end: int, *, rows: tuple[int, int] | None = None
+    ) -> npt.NDArray[Any]:
+        try:
+            return self._datasets[name].read(begin, end)
+        except (OSError, RuntimeError, ValueError, KeyError) as error:
+            raise self._bad(name, *(rows or (begin, end)), f"{_reason(error)}; {FIX_DAMAGED}") from error
+
+    def _bad(self, name: str, begin: int, end: int, problem: str) -> DataError:
+        return DataError(f"{self._info.path}: /{name}, rows {begin} to {end}: {problem}")

@@ -1,0 +1,77 @@
+"""Names inside a dataset file and how it is opened. docs/dataset_format.md describes the format."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import h5py
+import hdf5plugin
+
+from persia_hpc.errors import UserError
+
+IDS = "ids"
+VALUES = "values"
+OFFSETS = "offsets"
+DENSE = "dense"
+LABEL = "label"
+WEIGHT = "weight"
+GROUP = "group"
+TIME = "time"
+
+# Root attributes. Only schema_version must be there; the reader checks values that no attribute vouches for.
+SCHEMA_VERSION_ATTRIBUTE = "schema_version"
+NUM_SAMPLES = "num_samples"
+FEATURE_NAMES = "feature_names"
+DENSE_NAMES = "dense_names"
+LABEL_NAMES = "label_names"
+DENSE_FINITE = "dense_finite"
+LABEL_MIN = "label_min"
+LABEL_MAX = "label_max"
+LABEL_BINARY = "label_binary"
+WEIGHT_MIN = "weight_min"
+WEIGHT_MAX = "weight_max"
+SOURCE = "source"
+PREPROCESSING = "preprocessing"
+CREATED_BY = "created_by"
+
+COMPRESSIONS = ("lz4", "gzip", "none")
+
+
+def compression_options(compression: str) -> dict[str, Any]:
+    """Keyword arguments of `create_dataset` for one of `COMPRESSIONS`; always with fletcher32."""
+    if compression == "lz4":
+        shuffle = hdf5plugin.Blosc2.SHUFFLE
+        return {"fletcher32": True, **hdf5plugin.Blosc2(cname="lz4", clevel=5, filters=shuffle)}
+    if compression == "gzip":
+        return {"fletcher32": True, "compression": "gzip", "compression_opts": 1, "shuffle": True}
+    if compression == "none":
+        return {"fletcher32": True}
+    raise UserError(f"compression: got {compression!r}, expected one of {', '.join(COMPRESSIONS)}")
+
+
+def open_to_read(path: str) -> h5py.File:
+    """Open read-only. Raises OSError like h5py."""
+    # Locks fail on many network file systems, and a reader of finished files needs none. But HDF5 refuses to
+    # open a file twice in one process with different lock settings, so then find those of its other user.
+    for locking in (False, None, True):
+        try:
+            return h5py.File(path, "r", locking=locking)
+        except OSError as error:
+            if "lock" not in str(error):
+                raise
+    return h5py.File(path, "r", locking="best-effort")
+
+
+def create(path: str) -> h5py.File:
+    """Create or overwrite, in a format that HDF5 1.10 and later read. Raises OSError like h5py."""
+    return h5py.File(path, "w", libver=("v110", "v110"), locking=False)
+
+
+def sync_directory(path: str) -> None:
+    """Make a rename inside the directory durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

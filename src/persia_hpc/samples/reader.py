@@ -1,0 +1,359 @@
+"""Samples in the shuffled order of an epoch: the pure order, a reader of any positions, a read-ahead thread.
+
+A *block* is a run of `block_rows` consecutive rows. Blocks are shuffled over the whole dataset;
+`buffer_blocks` of them are a *window*, inside which all rows are shuffled. A *position* counts samples in
+that order.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from persia_hpc.config import Config
+from persia_hpc.samples.batch import Rows, SampleBatch
+from persia_hpc.samples.source import Source
+
+Token = TypeVar("Token")
+PIECE_ROWS = 16_384  # most rows that one call of Source.read decodes ahead
+CLOSE_SECONDS = 10  # a read that a file system holds up longer than this is left to the end of the process
+
+
+def _permutation(size: int, seed: int, *stream: int) -> Rows:
+    """A permutation that is a function of the arguments alone.
+
+    Sorts raw random words, because numpy promises those, but not `Generator.permutation`, to stay the same in
+    all its versions: a run resumed after an update must not repeat or lose samples.
+    """
+    words = np.random.Philox(np.random.SeedSequence(seed, spawn_key=stream)).random_raw(size)
+    return np.argsort(words, kind="stable").astype(np.int64, copy=False)
+
+
+class EpochOrder:
+    """Which row is at which position of an epoch: a pure function of the arguments, each row exactly once.
+
+    Args:
+        num_samples: rows of the dataset, N.
+        block_rows: rows of a block; the last block may be shorter.
+        buffer_blocks: blocks of a window.
+        seed: of the run, 0 or more.
+        epoch: counts from 0; every epoch has its own order.
+        shuffle: False gives the order of the dataset.
+    """
+
+    def __init__(
+        self, num_samples: int, block_rows: int, buffer_blocks: int, seed: int, epoch: int, shuffle: bool
+    ) -> None:
+        for name, value, least in (
+            ("num_samples", num_samples, 0),
+            ("block_rows", block_rows, 1),
+            ("buffer_blocks", buffer_blocks, 1),
+            ("seed", seed, 0),
+            ("epoch", epoch, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{name}: got {value}, expected {least} or more")
+        self.num_samples = num_samples
+        self._block_rows = block_rows
+        self._buffer_blocks = buffer_blocks
+        self._seed = seed
+        self._epoch = epoch
+        self._shuffle = shuffle
+        num_blocks = -(-num_samples // block_rows)
+        self._blocks = _permutation(num_blocks, seed, epoch, 0) if shuffle else np.arange(num_blocks)
+        self.num_windows = -(-num_blocks // buffer_blocks)
+        starts = np.minimum(np.arange(self.num_windows + 1) * buffer_blocks, num_blocks) * block_rows
+        if num_blocks:
+            # The last block, which may be short, can be in any window; those after it start earlier.
+            place = int(np.flatnonzero(self._blocks == num_blocks - 1)[0])
+            starts[place // buffer_blocks + 1 :] -= num_blocks * block_rows - num_samples
+        self._starts: Rows = starts
+
+    def window_of(self, position: int) -> int:
+        """The window that holds this position, 0 <= position < num_samples."""
+        return int(np.searchsorted(self._starts, position, side="right")) - 1
+
+    def window_range(self, window: int) -> tuple[int, int]:
+        """Positions [begin, end) of a window."""
+        return int(self._starts[window]), int(self._starts[window + 1])
+
+    def window_runs(self, window: int) -> list[tuple[int, int]]:
+        """Rows of a window, ascending, as the fewest ranges [begin, end)."""
+        blocks = np.sort(self._blocks[window * self._buffer_blocks : (window + 1) * self._buffer_blocks])
+        breaks = np.flatnonzero(np.diff(blocks) != 1) + 1
+        return [
+            (int(run[0]) * self._block_rows, min((int(run[-1]) + 1) * self._block_rows, self.num_samples))
+            for run in np.split(blocks, breaks)
+        ]
+
+    def window_permutation(self, window: int) -> Rows:
+        """int64 [window size]: for each position in the window, an index into the rows of `window_runs`."""
+        begin, end = self.window_range(window)
+        if not self._shuffle:
+            return np.arange(end - begin)
+        return _permutation(end - begin, self._seed, self._epoch, window + 1)
+
+    def rows(self, begin: int, end: int) -> Rows:
+        """int64 [end - begin]: the rows at positions [begin, end)."""
+        _check_range(begin, end, self.num_samples)
+        parts = [np.empty(0, np.int64)]
+        while begin < end:
+            window = self.window_of(begin)
+            start, stop = self.window_range(window)
+            stop = min(stop, end)
+            ascending = np.concatenate([np.arange(a, b) for a, b in self.window_runs(window)])
+            parts.append(ascending[self.window_permutation(window)[begin - start : stop - start]])
+            begin = stop
+        return np.concatenate(parts)
+
+
+def _check_range(begin: int, end: int, size: int) -> None:
+    if not 0 <= begin <= end <= size:
+        raise ValueError(f"got positions [{begin}, {end}), expected a range within [0, {size})")
+
+
+class _Decoding:
+    """The rows of one window, decoded in pieces."""
+
+    def __init__(self, source: Source, runs: Iterable[tuple[int, int]]) -> None:
+        self._source = source
+        self._todo = deque(
+            (a, min(a + PIECE_ROWS, end)) for begin, end in runs for a in range(begin, end, PIECE_ROWS)
+        )
+        self._pieces: list[SampleBatch] = []
+        self._num_decoded = 0
+        self._failed = False
+
+    def decode_ahead(self, num_rows: int) -> None:
+        """Decode until at least `num_rows` rows, or all, are there.
+
+        An error waits for `batch`, which meets it again: it must not reach the samples that come before.
+        """
+        if not self._failed:
+            try:
+                self._decode(num_rows)
+            except Exception:
+                self._failed = True
+
+    def _decode(self, num_rows: int) -> None:
+        while self._todo and self._num_decoded < num_rows:
+            begin, end = self._todo[0]
+            self._pieces.append(self._source.read(begin, end))
+            self._todo.popleft()
+            self._num_decoded += end - begin
+
+    def batch(self) -> SampleBatch:
+        """All rows, ascending."""
+        while self._todo:
+            self._decode(self._num_decoded + 1)
+        if len(self._pieces) > 1:
+            self._pieces = [SampleBatch.concatenate(self._pieces)]
+        return self._pieces[0]
+
+
+class BatchReader:
+    """Reads any positions of any epoch; ascending positions decode each row once. Not thread-safe.
+
+    Holds about two windows: the one being read, permuted, and the next one, decoded in step with the position
+    so that no single read pays for all of it. A dataset of a single window is decoded once for all epochs.
+
+    Args:
+        source: the samples.
+        block_rows, buffer_blocks, seed, shuffle: see `EpochOrder`. Random blocks are read fastest when they
+            are whole chunks of the file.
+    """
+
+    def __init__(
+        self, source: Source, *, block_rows: int, buffer_blocks: int, seed: int, shuffle: bool
+    ) -> None:
+        self._source = source
+        self._block_rows = block_rows
+        self._buffer_blocks = buffer_blocks
+        self._seed = seed
+        self._shuffle = shuffle
+        self._order = self._make_order(0)
+        self._epoch = 0
+        self._window = -1
+        self._samples: SampleBatch | None = None  # of the window, in the order of positions
+        self._next_window = -1
+        self._next: _Decoding | None = None
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of one epoch."""
+        return self._source.num_samples
+
+    def read(self, epoch: int, begin: int, end: int) -> SampleBatch:
+        """The samples at positions [begin, end) of this epoch (counted from 0), in that order.
+
+        The arrays are read-only: they may be views that later reads share.
+
+        Raises:
+            DataError: from the source.
+            ValueError: the range isn't within the epoch.
+        """
+        _check_range(begin, end, self._source.num_samples)
+        if begin == end:
+            return self._source.read(0, 0)
+        if epoch != self._epoch:
+            self._order = self._make_order(epoch)
+            self._epoch = epoch
+            self._window, self._samples = -1, None
+            if self._order.num_windows > 1:
+                self._next_window, self._next = -1, None
+        parts = []
+        while begin < end:
+            window = self._order.window_of(begin)
+            start, stop = self._order.window_range(window)
+            until = min(stop, end)
+            parts.append(self._window_samples(window).slice(begin - start, until - start))
+            begin = until
+        self._decode_ahead(end)
+        return SampleBatch.concatenate(parts)
+
+    def _make_order(self, epoch: int) -> EpochOrder:
+        return EpochOrder(
+            self._source.num_samples, self._block_rows, self._buffer_blocks, self._seed, epoch, self._shuffle
+        )
+
+    def _window_samples(self, window: int) -> SampleBatch:
+        if self._samples is None or self._window != window:
+            self._samples = None  # makes room first
+            # All at once: batches are then plain slices. Gathering rows for each batch would give up the
+            # interpreter's lock dozens of times a batch, and wait for a busy main thread each time.
+            ascending = self._decoding(window).batch()
+            permutation = self._order.window_permutation(window) if self._shuffle else None
+            self._samples = _read_only(ascending if permutation is None else ascending.take(permutation))
+            self._window = window
+            if self._order.num_windows > 1:
+                self._next_window, self._next = -1, None
+        return self._samples
+
+    def _decoding(self, window: int) -> _Decoding:
+        if self._next is None or self._next_window != window:
+            self._next = _Decoding(self._source, self._order.window_runs(window))
+            self._next_window = window
+        return self._next
+
+    def _decode_ahead(self, position: int) -> None:
+        following = self._window + 1
+        if following < self._order.num_windows:
+            start, stop = self._order.window_range(self._window)
+            begin, end = self._order.window_range(following)
+            self._decoding(following).decode_ahead((position - start) * (end - begin) // (stop - start))
+
+
+def _read_only(batch: SampleBatch) -> SampleBatch:
+    arrays: list[npt.NDArray[Any] | None] = [batch.dense, batch.labels, batch.weight, batch.group, batch.time]
+    for column in batch.ids.values():
+        arrays += [column.values, column.offsets]
+    for array in arrays:
+        if array is not None:
+            array.flags.writeable = False
+    return batch
+
+
+def split_reader(config: Config, split: str, source: Source) -> BatchReader:
+    """The reader of a split as configured; only training is shuffled."""
+    data = config.data
+    return BatchReader(
+        source,
+        block_rows=data.block_rows,
+        buffer_blocks=data.buffer_blocks,
+        seed=config.seed,
+        shuffle=data.shuffle and split == "train",
+    )
+
+
+class PrefetchReader(Generic[Token]):
+    """A thread that reads ahead: iterates over (token, SampleBatch), in the order of the requests.
+
+    Args:
+        reader: used by the thread alone from now on.
+        requests: (token, epoch, begin, end); taken one by one by the thread, may be endless.
+        depth: batches that may wait to be taken, 1 or more.
+
+    `next()` blocks until the batch is there. An exception of the reader or of `requests` is raised by the
+    `next()` of that batch, after all batches before it; then the iteration ends. Call `close()` or use as a
+    context manager.
+    """
+
+    def __init__(
+        self, reader: BatchReader, requests: Iterable[tuple[Token, int, int, int]], depth: int
+    ) -> None:
+        if depth < 1:
+            raise ValueError(f"depth: got {depth}, expected 1 or more")
+        self._reader = reader
+        self._requests = requests
+        self._depth = depth
+        self._ready: deque[tuple[Token, SampleBatch]] = deque()
+        self._changed = threading.Condition()
+        self._error: BaseException | None = None
+        self._finished = False
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="persia-prefetch", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[tuple[Token, SampleBatch]]:
+        return self
+
+    def __next__(self) -> tuple[Token, SampleBatch]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._ready or self._finished or self._closed)
+            if self._ready and not self._closed:
+                self._changed.notify_all()
+                return self._ready.popleft()
+            error, self._error = self._error, None
+        if error is not None:
+            raise error
+        raise StopIteration
+
+    def poll(self) -> tuple[Token, SampleBatch] | None:
+        """The next item if it is there already, else None, also at the end; raises what `next()` would."""
+        with self._changed:
+            if self._ready and not self._closed:
+                self._changed.notify_all()
+                return self._ready.popleft()
+            error, self._error = (self._error, None) if not self._ready else (None, self._error)
+        if error is not None:
+            raise error
+        return None
+
+    def __enter__(self) -> PrefetchReader[Token]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop reading ahead and drop what waits; returns when the thread has ended the read it is in."""
+        with self._changed:
+            self._closed = True
+            self._ready.clear()
+            self._error = None
+            self._changed.notify_all()
+        self._thread.join(CLOSE_SECONDS)
+
+    def _run(self) -> None:
+        error: BaseException | None = None
+        try:
+            for token, epoch, begin, end in self._requests:
+                batch = self._reader.read(epoch, begin, end)
+                with self._changed:
+                    self._changed.wait_for(lambda: len(self._ready) < self._depth or self._closed)
+                    if self._closed:
+                        return
+                    self._ready.append((token, batch))
+                    self._changed.notify_all()
+        except BaseException as caught:
+            error = caught
+        finally:
+            with self._changed:
+                self._error = None if self._closed else error
+                self._finished = True
+                self._changed.notify_all()

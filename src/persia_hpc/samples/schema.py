@@ -1,0 +1,70 @@
+"""What a dataset holds: names and kinds, no data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from persia_hpc.errors import UserError
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, order=True)
+class FeatureSchema:
+    """One id feature: one-hot (one id in every sample) or multi-hot (any number of ids, also none)."""
+
+    name: str
+    multi: bool = False
+
+    @property
+    def kind(self) -> str:
+        """Word for messages."""
+        return "multi-hot" if self.multi else "one-hot"
+
+
+@dataclass(frozen=True)
+class DatasetSchema:
+    """Id features in order, names of the K dense columns and L labels, and which optional arrays exist."""
+
+    features: tuple[FeatureSchema, ...]
+    dense_names: tuple[str, ...] = ()
+    label_names: tuple[str, ...] = ("label",)
+    has_weight: bool = False
+    has_group: bool = False
+    has_time: bool = False
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Names of the id features, in order."""
+        return tuple(f.name for f in self.features)
+
+    def feature(self, name: str) -> FeatureSchema:
+        """The feature of this name; `UserError` when there is none."""
+        for feature in self.features:
+            if feature.name == name:
+                return feature
+        raise UserError(
+            f"got feature {name!r}, expected one of {', '.join(self.feature_names) or '(no features)'}"
+        )
+
+    def validate(self) -> None:
+        """Raise `UserError` for repeated or unusable names, or a dataset without labels."""
+        _check_names("feature", self.feature_names)
+        _check_names("dense column", self.dense_names)
+        _check_names("label", self.label_names)
+        if not self.label_names:
+            raise UserError("got a dataset without labels, expected at least one label name")
+
+
+def _check_names(what: str, names: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        # Names become HDF5 link names, where "/" separates groups and "." means "here".
+        if not name or name == "." or "/" in name or "\0" in name:
+            raise UserError(
+                f"got {what} name {name!r}, expected a name that isn't empty or '.' and has no '/' in it"
+            )
+        if name in seen:
+            raise UserError(f"got {what} name {name!r} twice, expected every name once")
+        seen.add(name)

@@ -1,0 +1,209 @@
+"""Where samples come from: the `Source` protocol, and HDF5 files that read as one."""
+
+from __future__ import annotations
+
+import glob
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import replace
+from difflib import get_close_matches
+from typing import Protocol
+
+import numpy as np
+
+from persia_hpc.errors import UserError
+from persia_hpc.samples.batch import SampleBatch
+from persia_hpc.samples.datafile import FileInfo, OpenFile, scan
+from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
+
+MAX_OPEN_FILES = 64
+CHUNK_CACHE_BYTES = 128 << 20  # for all open files together; holds small datasets whole
+
+
+class Source(Protocol):
+    """Samples in a fixed order, rows counted from 0."""
+
+    @property
+    def schema(self) -> DatasetSchema:
+        """What each batch holds."""
+
+    @property
+    def num_samples(self) -> int:
+        """How many rows there are."""
+
+    def read(self, begin: int, end: int) -> SampleBatch:
+        """Rows [begin, end), 0 <= begin <= end <= num_samples; any thread may call it."""
+
+
+class FileSource:
+    """Many dataset files as one, in the order given; made by `open_source`.
+
+    Files are opened by the first read that needs them, in the reading process (so a fork is harmless); reads
+    are serialised by a lock.
+    """
+
+    def __init__(
+        self, infos: Sequence[FileInfo], schema: DatasetSchema, num_samples: int, binary_labels: bool
+    ) -> None:
+        self._infos = tuple(infos)
+        self._schema = schema
+        self._num_samples = num_samples
+        self._binary_labels = binary_labels
+        self._starts = np.cumsum([0, *(info.num_samples for info in infos)])
+        self._open: OrderedDict[int, OpenFile] = OrderedDict()
+        self._cache_bytes = CHUNK_CACHE_BYTES // min(len(infos), MAX_OPEN_FILES)
+        self._lock = threading.Lock()
+        self._process = os.getpid()
+
+    @property
+    def schema(self) -> DatasetSchema:
+        """What each batch holds."""
+        return self._schema
+
+    @property
+    def num_samples(self) -> int:
+        """Rows of all files together, after the limit."""
+        return self._num_samples
+
+    @property
+    def files(self) -> tuple[tuple[str, int], ...]:
+        """(path, rows used) of each file that is read at all."""
+        used = np.minimum(self._starts[1:], self._num_samples) - self._starts[:-1]
+        return tuple((info.path, int(n)) for info, n in zip(self._infos, used, strict=True) if n > 0)
+
+    def read(self, begin: int, end: int) -> SampleBatch:
+        """Rows [begin, end) across files.
+
+        Raises:
+            DataError: a file is damaged or holds invalid values; names the file and its rows.
+            ValueError: the range isn't within the source.
+        """
+        if not 0 <= begin <= end <= self._num_samples:
+            raise ValueError(f"got rows [{begin}, {end}), expected a range within [0, {self._num_samples})")
+        first = min(int(np.searchsorted(self._starts, begin, side="right")) - 1, len(self._infos) - 1)
+        parts = []
+        with self._lock:
+            for i in range(first, len(self._infos)):
+                start, stop = int(self._starts[i]), int(self._starts[i + 1])
+                parts.append(self._file(i).read(begin - start, min(end, stop) - start))
+                if end <= stop:
+                    break
+                begin = stop
+        return SampleBatch.concatenate(parts)
+
+    def close(self) -> None:
+        """Close all files; a later read opens them again."""
+        with self._lock:
+            while self._open:
+                self._open.popitem()[1].close()
+
+    def _file(self, i: int) -> OpenFile:
+        if self._process != os.getpid():
+            # HDF5 handles and file positions must not be shared with the parent process.
+            self._open.clear()
+            self._process = os.getpid()
+        if i in self._open:
+            self._open.move_to_end(i)
+        else:
+            if len(self._open) >= MAX_OPEN_FILES:
+                self._open.popitem(last=False)[1].close()
+            info = self._infos[i]
+            self._open[i] = OpenFile(info, self._schema.features, self._binary_labels, self._cache_bytes)
+        return self._open[i]
+
+
+def open_source(
+    patterns: Sequence[str],
+    *,
+    features: Sequence[str] | None = None,
+    limit: int | None = None,
+    binary_labels: bool = False,
+) -> FileSource:
+    """Open dataset files as one source. Reads only their headers; not collective.
+
+    Args:
+        patterns: file names or globs. Matches of one pattern are sorted; patterns keep their order.
+        features: the id features to read, in this order; default all, in the order of the first file.
+        limit: use only the first rows.
+        binary_labels: check that every label is 0 or 1 (files that vouch for it aren't checked again).
+
+    Raises:
+        UserError: no match, not a dataset, files that don't fit together, a missing feature, no samples.
+    """
+    if limit is not None and limit < 1:
+        raise UserError(f"limit: got {limit}, expected 1 or more rows, or none at all for all rows")
+    infos = [scan(path) for path in _expand(patterns)]
+    schema = infos[0].schema
+    if features is not None:
+        schema = replace(schema, features=tuple(_find(infos, name) for name in features))
+        schema.validate()
+    for info in infos[1:]:
+        _check_agree(infos[0], info, schema, all_features=features is None)
+    total = sum(info.num_samples for info in infos)
+    return FileSource(infos, schema, total if limit is None else min(limit, total), binary_labels)
+
+
+def _expand(patterns: Sequence[str]) -> list[str]:
+    if isinstance(patterns, str):
+        raise UserError(f"data files: got the text {patterns!r}, expected a list of file names or globs")
+    paths: list[str] = []
+    for pattern in patterns:
+        found = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
+        if not found:
+            raise UserError(
+                f"{pattern}: no file matches (looked from {os.getcwd()}); check the path or prepare the data"
+            )
+        paths.extend(found)
+    if not paths:
+        raise UserError("data files: got an empty list, expected at least one file name or glob")
+    if len(set(paths)) != len(paths):
+        twice = next(p for p in paths if paths.count(p) > 1)
+        raise UserError(f"{twice}: got the file twice, expected it once; check the list of patterns")
+    return paths
+
+
+def _find(infos: Sequence[FileInfo], name: str) -> FeatureSchema:
+    for info in infos:
+        if name not in info.schema.feature_names:
+            close = get_close_matches(name, info.schema.feature_names, 1)
+            raise UserError(
+                f"{info.path}: got no feature {name!r}, expected one of "
+                + ", ".join(info.schema.feature_names)
+                + (f"; did you mean {close[0]!r}?" if close else "")
+            )
+    return infos[0].schema.feature(name)
+
+
+def _check_agree(first: FileInfo, other: FileInfo, schema: DatasetSchema, *, all_features: bool) -> None:
+    """Raise `UserError` unless `other` continues `first` for the schema's features."""
+    a, b = first.schema, other.schema
+    both = f"expected the same as in {first.path}; prepare both files alike or list only one kind"
+    if all_features:
+        for name in b.feature_names:
+            if name not in a.feature_names:
+                raise UserError(f"{first.path}: got no feature {name!r}, but {other.path} has it; {both}")
+    for feature in schema.features:
+        if feature.name not in b.feature_names:
+            raise UserError(f"{other.path}: got no feature {feature.name!r}, {both}")
+        if b.feature(feature.name) != feature:
+            raise UserError(
+                f"{other.path}: got {b.feature(feature.name).kind} feature {feature.name!r}, but it is "
+                f"{feature.kind} in {first.path}; prepare both files alike"
+            )
+    for what, got, expected in (
+        ("dense columns", b.dense_names, a.dense_names),
+        ("labels", b.label_names, a.label_names),
+    ):
+        if got != expected:
+            raise UserError(
+                f"{other.path}: got {what} {list(got)}, expected {list(expected)} as in {first.path}"
+            )
+    for name, has, should in (
+        ("weight", b.has_weight, a.has_weight),
+        ("group", b.has_group, a.has_group),
+        ("time", b.has_time, a.has_time),
+    ):
+        if has != should:
+            raise UserError(f"{other.path}: got {'a' if has else 'no'} dataset /{name}, {both}")

@@ -1,0 +1,278 @@
+"""Writes a dataset file: buffered to whole chunks, checked, and only under its name once complete."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from persia_hpc.errors import UserError
+from persia_hpc.samples import layout, validity
+from persia_hpc.samples.batch import IdColumn, SampleBatch
+from persia_hpc.samples.schema import SCHEMA_VERSION, DatasetSchema
+
+ID_DTYPES = ("uint8", "uint16", "uint32", "uint64")
+VALUES_PER_ROW = 4  # a chunk of multi-hot values holds this many times the rows of other chunks
+
+
+class _Column:
+    """One growing dataset, written in whole chunks.
+
+    A partly written chunk would be compressed, then read back and compressed again by the next write.
+    """
+
+    def __init__(self, dataset: h5py.Dataset) -> None:
+        self._dataset = dataset
+        self._chunk = dataset.chunks[0]
+        self._waiting: list[npt.NDArray[Any]] = []
+        self._waiting_rows = 0
+
+    def append(self, array: npt.NDArray[Any]) -> None:
+        # A copy, so that the caller may reuse its arrays.
+        self._waiting.append(array.astype(self._dataset.dtype, copy=True))
+        self._waiting_rows += len(array)
+        if self._waiting_rows >= self._chunk:
+            self._write(self._waiting_rows - self._waiting_rows % self._chunk)
+
+    def flush(self) -> None:
+        if self._waiting_rows:
+            self._write(self._waiting_rows)
+
+    def _write(self, rows: int) -> None:
+        joined = np.concatenate(self._waiting)
+        begin = self._dataset.shape[0]
+        self._dataset.resize(begin + rows, axis=0)
+        self._dataset[begin : begin + rows] = joined[:rows]
+        self._waiting = [joined[rows:]]
+        self._waiting_rows -= rows
+
+
+class DatasetWriter:
+    """Appends `SampleBatch`es to one HDF5 file, as a context manager.
+
+    Writes to `<path>.partial`; a clean exit syncs it to disk and renames it to `path` (replacing an older
+    file), an exception removes it. Not collective: one process, one writer, one file.
+
+    Args:
+        path: the file to make.
+        schema: what every batch holds.
+        id_dtypes: stored dtype of a feature's ids, "uint8" to "uint64" (default); a larger id is refused.
+        chunk_rows: rows of one HDF5 chunk, the unit of compression, checksum and reading.
+        compression: "lz4" (Blosc2), "gzip" or "none".
+        source: where the samples came from (name, URL, licence), kept as an attribute.
+        preprocessing: what was done to them, JSON-serialisable, kept as an attribute.
+        check_binary_labels: refuse labels other than 0 and 1.
+
+    Raises:
+        UserError: bad arguments, a batch that doesn't fit the schema, or no samples at all.
+        validity.InvalidRowError: (a UserError with `.row`, counted from 0 over all batches) NaN or infinity
+            in dense, labels or weight, a negative weight, a non-binary label, an id too large. Nothing of
+            that batch is kept.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        schema: DatasetSchema,
+        *,
+        id_dtypes: dict[str, str] | None = None,
+        chunk_rows: int = 16_384,
+        compression: str = "lz4",
+        source: str = "",
+        preprocessing: dict[str, Any] | None = None,
+        check_binary_labels: bool = True,
+    ) -> None:
+        schema.validate()
+        self.path = os.path.abspath(os.fspath(path))
+        self.schema = schema
+        self.num_samples = 0
+        self._id_dtypes = dict(id_dtypes or {})
+        for name, dtype in self._id_dtypes.items():
+            schema.feature(name)
+            if dtype not in ID_DTYPES:
+                raise UserError(f"id dtype of {name}: got {dtype!r}, expected one of {', '.join(ID_DTYPES)}")
+        if chunk_rows < 1:
+            raise UserError(f"chunk_rows: got {chunk_rows}, expected 1 or more")
+        self._chunk_rows = chunk_rows
+        self._options = layout.compression_options(compression)
+        self._texts = {
+            layout.SOURCE: source,
+            layout.PREPROCESSING: json.dumps(preprocessing or {}),
+            layout.CREATED_BY: "persia-hpc",
+        }
+        self._check_binary_labels = check_binary_labels
+        self._partial = self.path + ".partial"
+        self._file: h5py.File | None = None
+        self._columns: dict[str, _Column] = {}
+        self._num_values: dict[str, int] = {}
+        self._label_min = np.full(len(schema.label_names), np.inf, np.float32)
+        self._label_max = -self._label_min
+        self._label_binary = np.ones(len(schema.label_names), np.bool_)
+        self._weight_min, self._weight_max = np.inf, -np.inf
+
+    def __enter__(self) -> DatasetWriter:
+        try:
+            self._file = layout.create(self._partial)
+            self._create_datasets(self._file)
+        except OSError as error:
+            self._discard()
+            raise UserError(
+                f"{self.path}: can't write there ({error}); give a path in a writable directory"
+            ) from error
+        except BaseException:
+            self._discard()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._discard()
+            return
+        try:
+            self._finish()
+        except BaseException:
+            self._discard()
+            raise
+
+    def write(self, batch: SampleBatch) -> None:
+        """Append the samples of the batch; its arrays are copied. See the class for what is refused."""
+        if self._file is None:
+            raise UserError(f"{self.path}: got a batch outside of the `with` block, expected it inside")
+        batch.validate(self.schema)
+        self._check_values(batch)
+        for feature in self.schema.features:
+            column = batch.ids[feature.name]
+            values = f"{layout.IDS}/{feature.name}"
+            if column.offsets is not None:
+                offsets = column.offsets[1:].astype(np.uint64) + np.uint64(self._num_values[feature.name])
+                self._columns[f"{values}/{layout.OFFSETS}"].append(offsets)
+                self._num_values[feature.name] += len(column.values)
+                values = f"{values}/{layout.VALUES}"
+            self._columns[values].append(column.values)
+        for name, array in (
+            (layout.DENSE, batch.dense),
+            (layout.LABEL, batch.labels),
+            (layout.WEIGHT, batch.weight),
+            (layout.GROUP, batch.group),
+            (layout.TIME, batch.time),
+        ):
+            if name in self._columns and array is not None:
+                self._columns[name].append(array)
+        self._note_ranges(batch)
+        self.num_samples += batch.num_samples
+
+    def _check_values(self, batch: SampleBatch) -> None:
+        begin = self.num_samples
+        validity.check_finite("dense column", self.schema.dense_names, batch.dense, begin)
+        validity.check_finite("label", self.schema.label_names, batch.labels, begin)
+        if self._check_binary_labels:
+            validity.check_binary(self.schema.label_names, batch.labels, begin)
+        if batch.weight is not None:
+            validity.check_weight(batch.weight, begin)
+        for name, dtype in self._id_dtypes.items():
+            if dtype != "uint64":
+                column = batch.ids[name]
+                validity.check_ids(name, column.values, int(np.iinfo(dtype).max), _row_finder(column, begin))
+
+    def _note_ranges(self, batch: SampleBatch) -> None:
+        if batch.num_samples == 0:
+            return
+        np.minimum(self._label_min, batch.labels.min(axis=0), out=self._label_min)
+        np.maximum(self._label_max, batch.labels.max(axis=0), out=self._label_max)
+        self._label_binary &= validity.is_binary(batch.labels).all(axis=0)
+        if batch.weight is not None:
+            self._weight_min = min(self._weight_min, float(batch.weight.min()))
+            self._weight_max = max(self._weight_max, float(batch.weight.max()))
+
+    def _create_datasets(self, file: h5py.File) -> None:
+        def create(
+            name: str, dtype: npt.DTypeLike, width: int | None = None, rows: int = self._chunk_rows
+        ) -> None:
+            tail = () if width is None else (width,)
+            dataset = file.create_dataset(
+                name, (0, *tail), dtype, maxshape=(None, *tail), chunks=(rows, *tail), **self._options
+            )
+            self._columns[name] = _Column(dataset)
+
+        file.create_group(layout.IDS)
+        for feature in self.schema.features:
+            path, dtype = f"{layout.IDS}/{feature.name}", self._id_dtypes.get(feature.name, "uint64")
+            if not feature.multi:
+                create(path, dtype)
+                continue
+            create(f"{path}/{layout.VALUES}", dtype, rows=VALUES_PER_ROW * self._chunk_rows)
+            create(f"{path}/{layout.OFFSETS}", np.uint64)
+            self._columns[f"{path}/{layout.OFFSETS}"].append(np.zeros(1, np.uint64))
+            self._num_values[feature.name] = 0
+        if self.schema.dense_names:  # HDF5 has no chunks of width 0: no dense columns, no dataset
+            create(layout.DENSE, np.float32, len(self.schema.dense_names))
+        create(layout.LABEL, np.float32, len(self.schema.label_names))
+        if self.schema.has_weight:
+            create(layout.WEIGHT, np.float32)
+        if self.schema.has_group:
+            create(layout.GROUP, np.int64)
+        if self.schema.has_time:
+            create(layout.TIME, np.int64)
+
+    def _finish(self) -> None:
+        if self.num_samples == 0:
+            raise UserError(f"{self.path}: got no samples, expected at least one; no file is written")
+        file = self._file
+        assert file is not None
+        for column in self._columns.values():
+            column.flush()
+        names = h5py.string_dtype()
+        for attribute, texts in (
+            (layout.FEATURE_NAMES, self.schema.feature_names),
+            (layout.DENSE_NAMES, self.schema.dense_names),
+            (layout.LABEL_NAMES, self.schema.label_names),
+        ):
+            file.attrs.create(attribute, np.array(texts, dtype=object), dtype=names)
+        for attribute, text in self._texts.items():
+            file.attrs[attribute] = text
+        file.attrs[layout.SCHEMA_VERSION_ATTRIBUTE] = SCHEMA_VERSION
+        file.attrs[layout.NUM_SAMPLES] = np.uint64(self.num_samples)
+        file.attrs[layout.DENSE_FINITE] = True
+        file.attrs[layout.LABEL_MIN] = self._label_min
+        file.attrs[layout.LABEL_MAX] = self._label_max
+        file.attrs[layout.LABEL_BINARY] = self._label_binary
+        if self.schema.has_weight:
+            file.attrs[layout.WEIGHT_MIN] = np.float32(self._weight_min)
+            file.attrs[layout.WEIGHT_MAX] = np.float32(self._weight_max)
+        file.close()
+        self._file = None
+        with open(self._partial, "rb+") as handle:
+            os.fsync(handle.fileno())
+        os.replace(self._partial, self.path)
+        layout.sync_directory(os.path.dirname(self.path))
+
+    def _discard(self) -> None:
+        file, self._file = self._file, None
+        try:
+            if file is not None:
+                file.close()
+        except (
+            OSError,
+            RuntimeError,
+        ):  # a full disk fails again on close; the first error is the one to show
+            pass
+        finally:
+            if os.path.exists(self._partial):
+                os.unlink(self._partial)
+
+
+def _row_finder(column: IdColumn, begin: int) -> Callable[[int], int]:
+    def row(value: int) -> int:
+        if column.offsets is None:
+            return begin + value
+        return begin + int(np.searchsorted(column.offsets, value, side="right")) - 1
+
+    return row
