@@ -1,0 +1,46 @@
+"""persia-hpc: hybrid recommender training on MPI, with an exact bound on staleness.
+
+Names are imported when they are first used, so that the command line starts without torch and MPI.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .api import load, run, train
+    from .callbacks import Callback
+    from .config import Config, load_config
+    from .errors import DataError, PersiaError, UserError
+
+__all__ = [
+    "Callback",
+    "Config",
+    "DataError",
+    "PersiaError",
+    "UserError",
+    "load",
+    "load_config",
+    "run",
+    "train",
+]
+
+_HOME = {
+    "load": "api",
+    "run": "api",
+    "train": "api",
+    "Callback": "callbacks",
+    "Config": "config",
+    "load_config": "config",
+    "DataError": "errors",
+    "PersiaError": "errors",
+    "UserError": "errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'persia_hpc' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)

@@ -1,0 +1,261 @@
+"""The public functions, inside MPI and in one process."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .callbacks import Callback
+from .config import Config, config_text, load_config
+from .launch.environment import inside_mpi, make_run_dir
+from .layout import make_layout
+from .metrics import JsonLines, MetricLogger
+from .samples.schema import DatasetSchema
+from .samples.source import Source, open_source
+from .schedule import make_schedules
+from .screen import Screen, summary_text
+from .summary import make_summary, write_json
+
+if TYPE_CHECKING:
+    from .trainer.session import Session
+
+Body = Callable[["Session"], None]
+ConfigLike = str | Path | Mapping[str, Any] | Config
+
+
+def open_sources(config: Config) -> dict[str, Source]:
+    """The splits that the configuration names, opened and checked against each other."""
+    sources: dict[str, Source] = {}
+    for split in ("train", "valid", "test"):
+        patterns = getattr(config.data, split)
+        if patterns:
+            sources[split] = open_source(
+                patterns,
+                features=config.data.features,
+                limit=config.data.limit,
+                binary_labels=config.train.loss == "bce",
+            )
+    return sources
+
+
+def check(config: Config) -> Config:
+    """Raises UserError for what is known before a job starts: data files, features, tables, capacities."""
+    make_layout(config, open_sources(config)["train"].schema)
+    return config
+
+
+def _config(source: ConfigLike, set: Mapping[str, Any] | None) -> Config:
+    return (
+        source
+        if isinstance(source, Config) and not set
+        else load_config(source.resolved() if isinstance(source, Config) else source, set)
+    )
+
+
+def train(
+    config: ConfigLike,
+    *,
+    set: Mapping[str, Any] | None = None,
+    callbacks: Sequence[Callback] = (),
+    loggers: Sequence[MetricLogger] = (),
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Trains as the configuration says; returns the summary (what summary.json holds) on every rank.
+
+    config: path of a TOML file, a mapping of the same shape, or a Config; `set` overrides keys, for
+    instance {"train.epochs": 1}.
+    Under mpiexec this is collective over COMM_WORLD and takes this rank's role; elsewhere all roles run in
+    this process. `quiet`: nothing on the screen. Raises UserError for bad input, before any rank starts to
+    train.
+    """
+    return _launch(_config(config, set), None, callbacks, loggers, quiet)
+
+
+def run(
+    config: ConfigLike, main: Body, *, set: Mapping[str, Any] | None = None, quiet: bool = False
+) -> dict[str, Any]:
+    """Like `train`, with the user's own loop: `main(session)` is called on trainers only."""
+    return _launch(_config(config, set), main, (), (), quiet)
+
+
+def train_rank(config: Config, run_dir: Path, quiet: bool = False) -> dict[str, Any]:
+    """This rank's role in a job that `persia-hpc train` has started. Collective over COMM_WORLD."""
+    return _launch(dataclasses.replace(config, run_dir=str(run_dir)), None, (), (), quiet)
+
+
+def _launch(
+    config: Config,
+    main: Body | None,
+    callbacks: Sequence[Callback],
+    loggers: Sequence[MetricLogger],
+    quiet: bool,
+) -> dict[str, Any]:
+    if not inside_mpi():
+        return _run_local(config, main, callbacks, loggers, quiet)
+    from .rank import RankJob
+
+    job = RankJob(config, quiet=quiet)
+    try:
+        return job.run(main, callbacks, loggers)
+    except BaseException as error:  # leaving only this rank would leave the others waiting for ever
+        job.fail(error)
+
+
+def trainer_part(
+    session: Session, main: Body | None, driver: Any, run_dir: Path, schema: DatasetSchema
+) -> dict[str, Any]:
+    """Trains, writes the last checkpoint; returns what the summary needs of a trainer. Collective over
+    trainers.
+    """
+    if main is not None:
+        main(session)
+    else:
+        driver.run(session)
+    if session.config.train.save and session.step_number and session.model is not None:
+        session.save(run_dir, schema)
+    session.close()
+    return {
+        "steps": session.step_number,
+        "samples": session.samples,
+        "stop_reason": session.stop_reason,
+        "evaluate_seconds": session.evaluate_seconds,
+        "checkpoint_seconds": session.checkpoint_seconds,
+        "results": session.results,
+    }
+
+
+def _run_local(
+    config: Config,
+    main: Body | None,
+    callbacks: Sequence[Callback],
+    loggers: Sequence[MetricLogger],
+    quiet: bool,
+) -> dict[str, Any]:
+    import torch
+
+    from .local import LocalFeed
+    from .trainer.allreduce import DenseReducer
+    from .trainer.device import choose_device
+    from .trainer.driver import Driver
+    from .trainer.feeding import Alone
+    from .trainer.session import Session, make_inputs
+
+    sources = open_sources(config)
+    schema = sources["train"].schema
+    layout = make_layout(config, schema)
+    schedules = make_schedules(config, {split: s.num_samples for split, s in sources.items()})
+    run_dir = make_run_dir(config.run_dir)
+    jsonl = start_run_dir(config, run_dir)
+    inputs = make_inputs(layout, schema)
+    screen = [] if quiet else [Screen()]
+    driver = None if main is not None else Driver(config, inputs, callbacks, [jsonl, *screen, *loggers])
+    if config.train.threads is not None:
+        torch.set_num_threads(config.train.threads)
+    feed = LocalFeed(config, layout, sources, schedules)
+    session = Session(
+        config,
+        layout,
+        inputs,
+        schedules,
+        feed=feed,
+        peers=Alone(),
+        reducer=DenseReducer(None, config.train.bucket_bytes),
+        device=choose_device(config.train.device, local_rank=0),
+    )
+    trainer = trainer_part(session, main, driver, run_dir, schema)
+    summary = make_summary(
+        config,
+        roles={"parameter_servers": 1, "embedding_workers": 1, "trainers": 1},
+        trainer=trainer,
+        servers=[feed.server.statistics()],
+        workers=[{"first_pull": feed.first_pull}],
+        waits={"trainer": [session.wait_seconds()]},
+        mpi_library="none (one process)",
+    )
+    summary["run_dir"] = str(run_dir)
+    write_json(run_dir / "summary.json", summary)
+    if driver is not None:
+        driver.finish(summary)
+    jsonl.close()
+    if not quiet:
+        print(summary_text(summary), file=sys.stderr)
+    return summary
+
+
+def start_run_dir(config: Config, run_dir: Path) -> JsonLines:
+    """Writes the resolved configuration and opens metrics.jsonl."""
+    (run_dir / "config.toml").write_text(config_text(config))
+    return JsonLines(run_dir / "metrics.jsonl")
+
+
+def dry_run(config: Config) -> str:
+    """Resolved configuration, plan, memory and one batch, as text; nothing is trained or written."""
+    from .embedding_worker.engine import EmbeddingWorker
+    from .parameter_server.engine import ParameterServer
+    from .samples.reader import split_reader
+    from .topology.roles import make_plan
+
+    sources = open_sources(config)
+    layout = make_layout(config, sources["train"].schema)
+    counts = config.ranks.counts()
+    plan = make_plan(counts, [0] * sum(counts.values()))
+    schedules = make_schedules(config, {split: s.num_samples for split, s in sources.items()})
+    server = ParameterServer(config, layout)
+    lines = [
+        config_text(config),
+        "plan:",
+        "  " + plan.table(["this node"] * len(plan.members)),
+        "tables:",
+    ]
+    for layout_table, table in zip(layout.tables, server.tables, strict=True):
+        assert table is not None
+        used_by = [f.name for f in layout.features if layout.tables[f.table] is layout_table]
+        lines.append(
+            f"  {layout_table.name}: dim {layout_table.dim}, {table.row_bytes} bytes a row, at most "
+            f"{layout_table.capacity_rows} rows in {layout_table.num_buckets} buckets "
+            f"({layout_table.config.capacity_bytes / 2**20:.0f} MiB over all servers); "
+            f"features: {', '.join(used_by)}"
+        )
+    lines.append("data:")
+    for split, schedule in schedules.items():
+        lines.append(
+            f"  {split}: {schedule.num_samples} samples, {schedule.num_steps} steps of {schedule.batch_size}"
+        )
+    step = schedules["train"].step(1)
+    reader = split_reader(config, "train", sources["train"])
+    worker = EmbeddingWorker(layout, seed=config.seed, transform=config.data.transform)
+    batch = worker.prepare(
+        reader.read(0, step.begin, step.end), step=1, trainer=0, num_global=step.num_samples
+    )
+    unique = batch.dedup.table_offsets
+    lines.append(
+        f"first step: {step.num_samples} samples, {len(batch.dedup.indices)} ids, "
+        f"{int(unique[-1])} unique rows"
+    )
+    return "\n".join(lines)
+
+
+def load(path: str | Path) -> Any:
+    """Opens a checkpoint (`runs/1/latest`) or a run directory without MPI; see `inference.LoadedRun`."""
+    from .inference import LoadedRun
+
+    return LoadedRun(Path(path))
+
+
+def evaluate(run: str, split: str = "test", set: Mapping[str, Any] | None = None) -> dict[str, float]:
+    """Metrics of a run's last checkpoint on one of its splits, in this process."""
+    from .inference import LoadedRun
+
+    return LoadedRun(Path(run), set).evaluate(split)
+
+
+def predict(run: str, data: Sequence[str], out: str) -> int:
+    """Writes the probability of each sample of `data` (HDF5 globs) to `out` (.h5 or .csv); returns the rows
+    written.
+    """
+    from .inference import LoadedRun
+
+    return LoadedRun(Path(run)).predict(list(data), Path(out))

@@ -1,0 +1,94 @@
+"""The command line: `persia-hpc COMMAND …`. A command's module is imported only when it is the one."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from .errors import EXIT_FAILURE, PersiaError
+
+COMMANDS = ("train", "evaluate", "predict", "preprocess", "report", "doctor")
+EXIT_CODES = """\
+exit codes: 0 done; 1 failure; 2 bad input or configuration; 3 damaged data; 75 stopped early, try again;
+128+n ended by signal n"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code; an error that a user can cause is one line on stderr."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _make_parser(given)
+    options = parser.parse_args(given)
+    # As with `python script.py`: the user's modules lie in the current directory.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        code = options.command_module.run(options)
+        sys.stdout.flush()
+        return int(code)
+    except PersiaError as error:
+        if _speaks():
+            print(f"persia-hpc: error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `persia-hpc report … | head`
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILURE
+
+
+def _make_parser(given: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="persia-hpc",
+        description="Trains recommendation models with embedding tables larger than any GPU, on MPI.",
+        epilog=f"persia-hpc COMMAND --help shows examples.\n\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action=_Version)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name in COMMANDS:
+        module = importlib.import_module(f"persia_hpc.commands.{name}")
+        command = commands.add_parser(
+            name,
+            help=module.SUMMARY,
+            description=module.DESCRIPTION,
+            epilog=f"{module.EXAMPLES}\n\n{EXIT_CODES}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if name != "preprocess" or name in given:  # its options come with libraries that take time to import
+            module.add_arguments(command)
+        command.set_defaults(command_module=module)
+    return parser
+
+
+class _Version(argparse.Action):
+    """Prints the version; looked up only when asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="print the version and exit")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib import metadata
+
+        try:
+            version = metadata.version("persia-hpc")
+        except metadata.PackageNotFoundError:
+            version = "(runs from its source, not installed)"
+        print(f"persia-hpc {version}")
+        parser.exit()
+
+
+def _speaks() -> bool:
+    """Whether this process is the one of its job that reports an error all ranks have."""
+    from .launch.environment import inside_mpi, world_rank_of
+
+    return not inside_mpi() or world_rank_of() in (None, 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""persia-hpc evaluate: metrics of a finished run on one of its splits."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from persia_hpc.config import parse_set
+from persia_hpc.errors import EXIT_OK
+
+SUMMARY = "metrics of a run on one of its splits"
+DESCRIPTION = """\
+Loads the last checkpoint of a run and prints its metrics on a split as JSON. One process, no MPI."""
+EXAMPLES = """\
+examples:
+  persia-hpc evaluate runs/1
+  persia-hpc evaluate runs/1 --split valid
+  persia-hpc evaluate runs/1 --set data.test=other.h5"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    parser.add_argument("run_dir", metavar="RUN", help="run directory, for instance runs/1")
+    parser.add_argument(
+        "--split", choices=("train", "valid", "test"), default="test", help="which data (default: test)"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="replaces a key of the run's configuration",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints the metrics; UserError if the run or the split doesn't exist."""
+    changes = parse_set(options.set)
+    from persia_hpc import api
+
+    print(json.dumps(api.evaluate(options.run_dir, options.split, changes)))
+    return EXIT_OK

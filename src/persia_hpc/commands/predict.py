@@ -1,0 +1,34 @@
+"""persia-hpc predict: scores the samples of HDF5 files with a finished run."""
+
+from __future__ import annotations
+
+import argparse
+
+from persia_hpc.errors import EXIT_OK, UserError
+
+SUMMARY = "score the samples of HDF5 files"
+DESCRIPTION = """\
+Loads the last checkpoint of a run and writes one row of predictions per sample, in the order of the files.
+Ids that training never saw count as zeros. One process, no MPI."""
+EXAMPLES = """\
+examples:
+  persia-hpc predict runs/1 --data new.h5 --out scores.csv
+  persia-hpc predict runs/1 --data 'day-*.h5' more.h5 --out scores.h5"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    parser.add_argument("run_dir", metavar="RUN", help="run directory, for instance runs/1")
+    parser.add_argument("--data", metavar="FILE", nargs="+", required=True, help="HDF5 files or patterns")
+    parser.add_argument("--out", metavar="FILE", required=True, help="what to write: a .csv or .h5 file")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Writes the predictions; UserError for bad input."""
+    if not options.out.endswith((".csv", ".h5", ".hdf5")):
+        raise UserError(f"--out {options.out}: expected a name that ends in .csv or .h5")
+    from persia_hpc import api
+
+    rows = api.predict(options.run_dir, options.data, options.out)
+    print(f"{rows} rows written to {options.out}")
+    return EXIT_OK

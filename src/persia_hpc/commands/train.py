@@ -1,0 +1,93 @@
+"""persia-hpc train: starts and supervises a job, or, started by an MPI launcher, is one of its ranks."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from persia_hpc.config import Config, load_config, parse_set
+from persia_hpc.errors import EXIT_OK
+from persia_hpc.launch.environment import inside_mpi, make_run_dir
+
+SUMMARY = "train a model as a TOML file says"
+DESCRIPTION = """\
+Trains a model with parameter servers, embedding workers and trainers as ranks of one MPI job. Outside MPI
+this starts the job and watches over it; under mpiexec or srun it is one of the ranks."""
+EXAMPLES = """\
+examples:
+  persia-hpc train train.toml
+  persia-hpc train train.toml --set train.epochs=1 --set data.limit=10000 --run-dir runs/try
+  persia-hpc train train.toml --dry-run
+  mpiexec -n 4 persia-hpc train train.toml"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    parser.add_argument("config", metavar="CONFIG", help="TOML file (docs/configuration.md)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="replaces a key, for instance train.epochs=3; VALUE is TOML, or else a string",
+    )
+    parser.add_argument(
+        "--run-dir", metavar="DIR", type=Path, help="where results go (default: runs/<next number>)"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only print the resolved configuration, plan, memory and one batch",
+    )
+    parser.add_argument(
+        "--launcher",
+        choices=("mpiexec", "srun", "none"),
+        default="mpiexec",
+        help="what starts the ranks; none: this process is a rank already (default: mpiexec)",
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Exit code of the job; UserError for bad input before anything is started."""
+    config = load_config(options.config, parse_set(options.set))
+    if options.launcher == "none" or inside_mpi():
+        return _be_a_rank(config, options)
+    from persia_hpc import api
+
+    if options.dry_run:
+        print(api.dry_run(config))
+        return EXIT_OK
+    config = api.check(config)
+    from persia_hpc.launch.local import supervise
+
+    return supervise(config, options.run_dir, ["--quiet"] * options.quiet, launcher=options.launcher)
+
+
+def _be_a_rank(config: Config, options: argparse.Namespace) -> int:
+    from mpi4py import MPI
+
+    from persia_hpc.launch.rank import run_rank
+
+    world = MPI.COMM_WORLD
+    if options.dry_run:
+        if world.rank == 0:
+            from persia_hpc import api
+
+            print(api.dry_run(config))
+        return EXIT_OK
+    problem: Exception | None = None
+    run_dir: Path | None = None
+    if world.rank == 0:
+        try:
+            # Absolute: a launcher may give ranks other current directories.
+            run_dir = Path(os.path.abspath(make_run_dir(options.run_dir or config.run_dir)))
+        except Exception as error:
+            problem = error
+    run_dir, problem = world.bcast((run_dir, problem))
+    if problem is not None:
+        raise problem
+    assert run_dir is not None
+    run_rank(config, run_dir, options.quiet)
+    return EXIT_OK

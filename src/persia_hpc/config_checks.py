@@ -1,0 +1,239 @@
+"""What must hold between the keys of a configuration, and the options that depend on a name."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from .config_types import INITS, LOSSES, METRICS, MODELS, ROLE_KEYS, TABLE_OPTIMIZERS, Config
+from .errors import UserError
+
+Fail = Callable[[Sequence[str], str], UserError]
+_IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """The end of a message, "; did you mean 'x'?", for the closest of the valid names, else all of them."""
+    names = list(valid)
+    return did_you_mean(name, names) or f"; valid: {', '.join(names) or 'none'}"
+
+
+def did_you_mean(name: str, valid: Iterable[str]) -> str:
+    """The end of a message, "; did you mean 'x'?", or nothing when no valid name is close."""
+    close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def resolve_options(raw: dict[str, Any], fail: Fail) -> None:
+    """Fills in, in place, the tables whose keys depend on a name: optimizers, init, early stop, per_node."""
+    tables = raw.get("tables")
+    if isinstance(tables, dict):
+        for name, table in tables.items():
+            if isinstance(table, dict):
+                path = ("tables", name)
+                table["optimizer"] = _options(
+                    table.get("optimizer", {}), "adagrad", TABLE_OPTIMIZERS, (*path, "optimizer"), fail
+                )
+                table["init"] = _options(table.get("init", {}), "uniform", INITS, (*path, "init"), fail)
+    train = raw.setdefault("train", {})
+    if isinstance(train, dict):
+        train["optimizer"] = _dense_optimizer(train.get("optimizer", {"name": "Adam", "lr": 1e-3}), fail)
+        if train.get("early_stop") is not None:
+            train["early_stop"] = _early_stop(train["early_stop"], fail)
+    ranks = raw.get("ranks")
+    if isinstance(ranks, dict) and ranks.get("per_node") is not None:
+        ranks["per_node"] = _per_node(ranks, fail)
+
+
+def check_config(config: Config, raw: Mapping[str, Any], fail: Fail) -> Config:
+    """Refuses contradictions; the configuration with what `sync` and `features.NAME.dim` imply."""
+    if config.mode == "sync":
+        if raw.get("staleness_bound"):
+            problem = (
+                f'= {config.staleness_bound}: mode = "sync" has no staleness; leave it out, or use "hybrid"'
+            )
+            raise fail(("staleness_bound",), problem)
+        if raw.get("apply") == "batch":
+            raise fail(
+                ("apply",), '= \'batch\': mode = "sync" applies whole steps; leave it out or write "step"'
+            )
+        config = dataclasses.replace(config, staleness_bound=0, apply="step")
+    _check_data(config, fail)
+    _check_train(config, fail)
+    if ":" not in config.model.class_name:
+        if config.model.class_name not in MODELS:
+            problem = f'= {config.model.class_name!r}: expected a built-in model or "module:Class"'
+            raise fail(("model", "class"), problem + nearest(config.model.class_name, MODELS))
+    else:
+        _check_import_path(config.model.class_name, ("model", "class"), fail)
+    for name, table in config.tables.items():
+        if table.buckets & (table.buckets - 1):
+            raise fail(("tables", name, "buckets"), f"= {table.buckets}: expected a power of two")
+        if table.capacity_bytes <= 0:
+            raise fail(("tables", name, "capacity"), f"= {table.capacity!r}: expected more than 0 bytes")
+    return _check_features(config, fail)
+
+
+def _options(
+    given: Any, default_name: str, known: Mapping[str, Mapping[str, float]], path: tuple[str, ...], fail: Fail
+) -> dict[str, Any]:
+    options = _named(given, default_name, path, fail)
+    name = options["name"]
+    if name not in known:
+        raise fail(
+            (*path, "name"), f"= {name!r}: expected one of {', '.join(known)}{did_you_mean(name, known)}"
+        )
+    for key, value in options.items():
+        if key == "name":
+            continue
+        if key not in known[name]:
+            raise fail((*path, key), f"is not an option of {name!r}{nearest(key, known[name])}")
+        _check_number(key, value, (*path, key), fail)
+    out = {"name": name, **known[name], **{k: float(v) for k, v in options.items() if k != "name"}}
+    if name == "uniform" and out["low"] > out["high"]:
+        raise fail((*path, "low"), f"= {out['low']}: expected at most high = {out['high']}")
+    return out
+
+
+def _named(given: Any, default_name: str, path: tuple[str, ...], fail: Fail) -> dict[str, Any]:
+    if isinstance(given, str):
+        given = {"name": given}
+    if not isinstance(given, Mapping) or not isinstance(given.get("name", ""), str):
+        raise fail(path, f'= {given!r}: expected a name or a table such as {{ name = "{default_name}" }}')
+    return {"name": default_name, **given}
+
+
+def _check_number(key: str, value: Any, path: tuple[str, ...], fail: Fail) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise fail(path, f"= {value!r}: expected a number")
+    value = float(value)
+    if value != value or value in (float("inf"), float("-inf")):
+        raise fail(path, f"= {value}: expected a finite number")
+    if key in ("beta1", "beta2") and not 0 <= value < 1:
+        raise fail(path, f"= {value}: expected a value from 0 to below 1")
+    if key in ("lr", "eps", "std", "initial_accumulator_value") and value < 0:
+        raise fail(path, f"= {value}: expected at least 0")
+
+
+def _dense_optimizer(given: Any, fail: Fail) -> dict[str, Any]:
+    # Which arguments fit is known to torch alone: the trainer checks them against the optimizer's signature.
+    return _named(given, "Adam", ("train", "optimizer"), fail)
+
+
+def _early_stop(given: Any, fail: Fail) -> dict[str, Any]:
+    path, defaults = ("train", "early_stop"), {"metric": "auc", "patience": 3}
+    if not isinstance(given, Mapping):
+        raise fail(path, f'= {given!r}: expected a table such as {{ metric = "auc", patience = 3 }}')
+    for key in given:
+        if key not in defaults:
+            raise fail((*path, str(key)), f"is not a known key{nearest(str(key), defaults)}")
+    out = {**defaults, **given}
+    if not isinstance(out["metric"], str):
+        raise fail((*path, "metric"), f"= {out['metric']!r}: expected a string")
+    patience = out["patience"]
+    if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
+        raise fail((*path, "patience"), f"= {patience!r}: expected an integer of at least 1")
+    return out
+
+
+def _per_node(ranks: Mapping[str, Any], fail: Fail) -> dict[str, int]:
+    path, given = ("ranks", "per_node"), ranks["per_node"]
+    both = [role for role in ROLE_KEYS if role in ranks]
+    if both:
+        raise fail(
+            path, f"and ranks.{both[0]} are both written; write the counts per job or per node, not both"
+        )
+    if not isinstance(given, Mapping):
+        raise fail(path, f"= {given!r}: expected a table such as {{ parameter_servers = 1, trainers = 4 }}")
+    for key, value in given.items():
+        if key not in ROLE_KEYS:
+            raise fail((*path, str(key)), f"is not a known key{nearest(str(key), ROLE_KEYS)}")
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise fail((*path, str(key)), f"= {value!r}: expected an integer of at least 1")
+    return {role: given.get(role, 1) for role in ROLE_KEYS}
+
+
+def _check_data(config: Config, fail: Fail) -> None:
+    if not config.data.train:
+        raise fail(("data", "train"), "is empty: expected at least one HDF5 file or pattern")
+    for split in ("train", "valid", "test"):
+        if "" in getattr(config.data, split):
+            raise fail(("data", split), "contains an empty path")
+    if config.data.features is not None and not config.data.features:
+        raise fail(("data", "features"), "is empty: expected at least one feature; leave it out to use all")
+    if config.data.transform is not None:
+        _check_import_path(config.data.transform, ("data", "transform"), fail)
+
+
+def _check_train(config: Config, fail: Fail) -> None:
+    train = config.train
+    if train.loss not in LOSSES and ":" not in train.loss:
+        problem = f'= {train.loss!r}: expected {", ".join(LOSSES)} or "module:function"'
+        raise fail(("train", "loss"), problem + did_you_mean(train.loss, LOSSES))
+    if ":" in train.loss:
+        _check_import_path(train.loss, ("train", "loss"), fail)
+    for metric in train.metrics:
+        if metric not in METRICS:
+            _check_import_path(metric, ("train", "metrics"), fail)
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", train.device):
+        raise fail(("train", "device"), f"= {train.device!r}: expected auto, cpu, cuda or cuda:N")
+    if train.bucket_bytes % 4:
+        raise fail(("train", "bucket_bytes"), f"= {train.bucket_bytes}: expected a multiple of 4")
+    if train.early_stop is not None:
+        metric = train.early_stop["metric"]
+        names = [*METRICS, *train.metrics, *(m.partition(":")[2] for m in train.metrics if ":" in m)]
+        if metric not in names:
+            problem = f"= {metric!r}: expected a metric that is evaluated"
+            raise fail(("train", "early_stop", "metric"), problem + nearest(metric, dict.fromkeys(names)))
+        if not config.data.valid:
+            raise fail(("train", "early_stop"), "looks at data.valid, which isn't given; add data.valid")
+    if train.evaluate_every and not config.data.valid:
+        raise fail(
+            ("train", "evaluate_every"),
+            f"= {train.evaluate_every} evaluates data.valid, which isn't given; add data.valid",
+        )
+
+
+def _check_features(config: Config, fail: Fail) -> Config:
+    tables = dict(config.tables)
+    dims: dict[str, tuple[str, int]] = {}
+    for name, feature in config.features.items():
+        path = ("features", name)
+        if feature.table is not None and feature.table not in tables:
+            problem = (
+                f"= {feature.table!r}: there is no [tables.{feature.table}]; add it, or leave `table` out"
+            )
+            raise fail((*path, "table"), problem + did_you_mean(feature.table, tables))
+        if config.data.features is not None and name not in config.data.features:
+            raise fail(
+                path, f"is configured, but data.features leaves it out{nearest(name, config.data.features)}"
+            )
+        if feature.pooling == "sequence" and feature.max_length is None:
+            raise fail(
+                path, 'has pooling = "sequence", which needs max_length (the last ids are kept), e.g. 50'
+            )
+        if feature.dim is None:
+            continue
+        table = feature.table or name
+        if table in config.tables and config.tables[table].dim != feature.dim:
+            raise fail(
+                (*path, "dim"),
+                f"= {feature.dim}, but its table {table!r} has dim {config.tables[table].dim}; "
+                "features sharing a table have the table's dim",
+            )
+        other, dim = dims.setdefault(table, (name, feature.dim))
+        if dim != feature.dim:
+            raise fail(
+                (*path, "dim"), f"= {feature.dim}, but {other!r}, which shares table {table!r}, has dim {dim}"
+            )
+        if table not in tables:
+            tables[table] = dataclasses.replace(config.table("default"), dim=feature.dim)
+    return dataclasses.replace(config, tables=tables)
+
+
+def _check_import_path(text: str, path: tuple[str, ...], fail: Fail) -> None:
+    if not _IMPORT_PATH.fullmatch(text):
+        raise fail(path, f'= {text!r}: expected an import path "module:name"')

@@ -1,0 +1,241 @@
+"""The configuration as dataclasses: every key, its type, default and allowed values.
+
+`load_config` in config.py fills and checks them; docs/configuration.md says what each key means.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+ROLE_KEYS = ("parameter_servers", "embedding_workers", "trainers")
+MODELS = ("dlrm", "dcn_v2", "deepfm", "tower")
+LOSSES = ("bce",)
+METRICS = ("auc", "logloss")
+
+# Options of each embedding optimizer with their defaults: torch's, FBGEMM's for row-wise Adagrad.
+TABLE_OPTIMIZERS: dict[str, dict[str, float]] = {
+    "sgd": {"lr": 0.05},
+    "adagrad": {"lr": 0.05, "eps": 1e-10, "initial_accumulator_value": 0.0},
+    "rowwise_adagrad": {"lr": 0.05, "eps": 1e-8, "initial_accumulator_value": 0.0},
+    "adam": {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8},
+}
+INITS: dict[str, dict[str, float]] = {
+    "uniform": {"low": -0.01, "high": 0.01},
+    "normal": {"mean": 0.0, "std": 0.01},
+}
+_UNITS = {"": 1, "B": 1}
+_UNITS |= {f"{p}iB": 1024 ** (i + 1) for i, p in enumerate("KMGT")}
+_UNITS |= {f"{p}B": 1000 ** (i + 1) for i, p in enumerate("kMGT")}
+
+
+def parse_bytes(value: int | str) -> int:
+    """Bytes of 4096, "4096", "512 MiB", "1.5 GB"; ValueError for anything else."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value) if isinstance(value, str) else None
+    if match is None or match.group(2) not in _UNITS:
+        raise ValueError(f"{value!r} is not a number of bytes such as 4096, '512 MiB' or '4 GiB'")
+    return int(Fraction(match.group(1)) * _UNITS[match.group(2)])  # exact, also beyond 2**53
+
+
+def setting(
+    default: Any = dataclasses.MISSING,
+    *,
+    factory: Callable[[], Any] | None = None,
+    key: str | None = None,
+    choices: tuple[str, ...] | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    above: float | None = None,
+    as_bytes: bool = False,
+) -> Any:
+    """A dataclass field whose metadata the loader checks. `as_bytes`: "4 MiB" is read as an int."""
+    rules = {
+        "key": key,
+        "choices": choices,
+        "at_least": at_least,
+        "at_most": at_most,
+        "above": above,
+        "as_bytes": as_bytes,
+    }
+    metadata = {name: rule for name, rule in rules.items() if rule is not None}
+    if factory is not None:
+        return dataclasses.field(default_factory=factory, metadata=metadata)
+    if default is dataclasses.MISSING:
+        return dataclasses.field(metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class RanksConfig:
+    """How many ranks each role has, in the job or, with `per_node`, on each node."""
+
+    parameter_servers: int = setting(1, at_least=1)
+    embedding_workers: int = setting(1, at_least=1)
+    trainers: int = setting(1, at_least=1)
+    per_node: dict[str, int] | None = None
+
+    def counts(self, num_nodes: int = 1) -> dict[str, int]:
+        """Ranks of each role in a job of `num_nodes` nodes."""
+        if self.per_node is not None:
+            return {role: self.per_node[role] * num_nodes for role in ROLE_KEYS}
+        return {role: int(getattr(self, role)) for role in ROLE_KEYS}
+
+    def total(self, num_nodes: int = 1) -> int:
+        """Ranks of all roles in a job of `num_nodes` nodes."""
+        return sum(self.counts(num_nodes).values())
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which samples, in which order and in what portions."""
+
+    train: list[str] = setting()
+    valid: list[str] = setting(factory=list)
+    test: list[str] = setting(factory=list)
+    features: list[str] | None = None
+    batch_size: int = setting(2048, at_least=1)
+    evaluate_batch_size: int = setting(8192, at_least=1)
+    shuffle: bool = True
+    block_rows: int = setting(16384, at_least=1)
+    buffer_blocks: int = setting(16, at_least=1)
+    limit: int | None = setting(None, at_least=1)
+    prefetch: int = setting(2, at_least=0)
+    transform: str | None = None
+
+
+@dataclass(frozen=True)
+class TableConfig:
+    """One embedding table; keys not written are those of [tables.default]."""
+
+    dim: int = setting(16, at_least=1, at_most=4096)
+    optimizer: dict[str, Any] = setting(factory=lambda: {"name": "adagrad", **TABLE_OPTIMIZERS["adagrad"]})
+    init: dict[str, Any] = setting(factory=lambda: {"name": "uniform", **INITS["uniform"]})
+    capacity: int | str = "4 GiB"
+    buckets: int = setting(1024, at_least=1, at_most=1 << 20)
+
+    @property
+    def capacity_bytes(self) -> int:
+        """`capacity` as a number of bytes."""
+        return parse_bytes(self.capacity)
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    """How a feature's ids become a model input."""
+
+    table: str | None = None
+    pooling: str = setting("sum", choices=("sum", "mean", "sqrtn", "sequence"))
+    max_length: int | None = setting(None, at_least=1)
+    dim: int | None = setting(None, at_least=1, at_most=4096)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The dense network: a built-in name or "module:Class", and the keyword arguments it is made with."""
+
+    class_name: str = setting(key="class")
+    arguments: dict[str, Any] = setting(factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long and with what the dense network is trained, and when it is evaluated."""
+
+    epochs: int = setting(1, at_least=1)
+    max_steps: int | None = setting(None, at_least=1)
+    optimizer: dict[str, Any] = setting(factory=lambda: {"name": "Adam", "lr": 1e-3})
+    loss: str = "bce"
+    metrics: list[str] = setting(factory=list)
+    evaluate_every: int = setting(0, at_least=0)
+    evaluate_at_end: bool = True
+    save: bool = True
+    early_stop: dict[str, Any] | None = None
+    clip_norm: float | None = setting(None, above=0)
+    amp: str = setting("off", choices=("off", "bf16"))
+    device: str = "auto"
+    threads: int | None = setting(None, at_least=1)
+    bucket_bytes: int = setting(25 << 20, at_least=4, as_bytes=True)
+
+
+@dataclass(frozen=True)
+class WireConfig:
+    """The number format in which rows and gradients travel."""
+
+    rows: str = setting("fp32", choices=("fp32", "fp16"))
+    gradients: str = setting("fp32", choices=("fp32", "fp16"))
+
+
+@dataclass(frozen=True)
+class TransportConfig:
+    """Rings between ranks, and how long nothing may move."""
+
+    ring_bytes: int = setting(4 << 20, at_least=4096, as_bytes=True)
+    stall_seconds: float = setting(60.0, above=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole configuration, checked and with every default filled in; make it with `load_config`."""
+
+    mode: str = setting("hybrid", choices=("hybrid", "sync"))
+    staleness_bound: int = setting(4, at_least=0)
+    exact: bool = False
+    apply: str = setting("batch", choices=("batch", "step"))
+    seed: int = setting(1, at_least=0, at_most=(1 << 63) - 1)
+    run_dir: str | None = None
+    ranks: RanksConfig = setting(factory=RanksConfig)
+    data: DataConfig = setting()
+    tables: dict[str, TableConfig] = setting(factory=dict)
+    features: dict[str, FeatureConfig] = setting(factory=dict)
+    model: ModelConfig = setting()
+    train: TrainConfig = setting(factory=TrainConfig)
+    wire: WireConfig = setting(factory=WireConfig)
+    transport: TransportConfig = setting(factory=TransportConfig)
+
+    def table(self, name: str) -> TableConfig:
+        """The table's own configuration, else that of [tables.default]."""
+        return self.tables.get(name) or self.tables.get("default") or TableConfig()
+
+    def feature(self, name: str) -> FeatureConfig:
+        """The feature's own configuration, else the defaults."""
+        return self.features.get(name) or FeatureConfig()
+
+    def resolved(self) -> dict[str, Any]:
+        """Everything in the shape of the TOML file, defaults written out; unset options are None."""
+        out: dict[str, Any] = _as_toml_shape(self)
+        return out
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of the resolved configuration without `run_dir`."""
+        resolved = self.resolved()
+        del resolved["run_dir"]
+        text = json.dumps(resolved, sort_keys=True, separators=(",", ":"), default=str)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def toml_key(field: dataclasses.Field[Any]) -> str:
+    """The key of a dataclass field in the TOML file."""
+    return str(field.metadata.get("key", field.name))
+
+
+def _as_toml_shape(value: Any) -> Any:
+    if isinstance(value, ModelConfig):
+        return {"class": value.class_name, **_as_toml_shape(value.arguments)}
+    if isinstance(value, RanksConfig) and value.per_node is not None:
+        return {"per_node": dict(value.per_node)}  # the counts in the job follow from the number of nodes
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {toml_key(f): _as_toml_shape(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): _as_toml_shape(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_toml_shape(v) for v in value]
+    return value

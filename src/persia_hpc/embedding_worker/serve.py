@@ -1,0 +1,351 @@
+"""An embedding worker rank: the engine between the rings of the row plane and those of the feed plane.
+
+Trainer 0 drives: it announces segments of steps, evaluations, checkpoints and the end; every worker passes on
+what its servers must know. Nothing here ever blocks on one peer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from persia_hpc.config import Config
+from persia_hpc.feed import pack_feed
+from persia_hpc.samples.reader import PrefetchReader, split_reader
+from persia_hpc.samples.source import Source
+from persia_hpc.schedule import Schedule, make_schedules, worker_of
+from persia_hpc.transport.plane import Plane
+from persia_hpc.transport.progress import Waiter
+from persia_hpc.transport.records import SPLITS, Kind, Record
+from persia_hpc.transport.ring import RingReceiver, RingSender
+from persia_hpc.watchdog import Watchdog
+
+from .engine import EmbeddingWorker, KeyBatch
+
+MAX_QUEUED_FEEDS = 2  # evaluation batches that may wait for room in a trainer's ring
+
+
+@dataclass
+class _Server:
+    pulls: RingSender
+    pushes: RingSender
+    rows: RingReceiver
+
+
+@dataclass
+class _Trainer:
+    feed: RingSender
+    gradients: RingReceiver
+
+
+@dataclass
+class _Work:
+    """A stretch of batches that are being read and asked for: a training segment or an evaluation."""
+
+    reader: PrefetchReader[tuple[int, int]]
+    requests: deque[tuple[int, int]]  # (step, trainer) not asked for yet, in order
+    evaluation: bool
+    step: int = 0  # evaluation: the step whose updates the rows must have
+    first: int = 0  # segment: its first step
+
+
+class WorkerLoop:
+    """Serves trainers until each of them has closed its rings."""
+
+    def __init__(
+        self,
+        engine: EmbeddingWorker,
+        config: Config,
+        sources: Mapping[str, Source],
+        *,
+        worker_rank: int,
+        workers_of_trainer: Sequence[tuple[int, ...]],
+        row_plane: Plane,
+        servers: Sequence[int],
+        feed_plane: Plane,
+        trainers: Sequence[int],
+        waiter: Waiter,
+    ):
+        """`servers` and `trainers`: their ranks in the planes' communicators, by server_rank and
+        trainer_rank.
+        """
+        self.engine = engine
+        self.config = config
+        self.worker_rank = worker_rank
+        self.workers_of_trainer = workers_of_trainer
+        self.planes = (row_plane, feed_plane)
+        self.waiter = waiter
+        self.servers = [
+            _Server(row_plane.sender(s, "pull"), row_plane.sender(s, "push"), row_plane.receiver(s, "rows"))
+            for s in servers
+        ]
+        mine = {i for i, workers in enumerate(workers_of_trainer) if worker_rank in workers} | {0}
+        self.trainers = {
+            i: _Trainer(feed_plane.sender(trainers[i], "feed"), feed_plane.receiver(trainers[i], "gradients"))
+            for i in sorted(mine)
+        }
+        self.readers = {split: split_reader(config, split, source) for split, source in sources.items()}
+        self.schedules = make_schedules(config, {split: s.num_samples for split, s in sources.items()})
+        self.window = (0 if config.mode == "sync" else config.staleness_bound) + config.data.prefetch
+        self.work: _Work | None = None
+        self.paused = False
+        self.issued = 0
+        self.last = 0
+        self.in_flight: dict[tuple[int, int], KeyBatch] = {}  # pulled, gradients not back yet
+        self.looked_up: dict[tuple[int, int], KeyBatch] = {}
+        self.held: deque[Record] = deque()  # gradient records that queued pushes still point into
+        self.ended = False
+        self.first_pull: dict[int, float] = {}
+        self.idle_seconds = 0.0
+        self.read_seconds = 0.0
+        self._checkpoints_pending = 0
+        name = f"embedding worker {worker_rank}"
+        self.watchdog = Watchdog(name, config.transport.stall_seconds, self._waits_for)
+
+    def run(self) -> None:
+        """Returns when all trainers have closed their rings and all that was queued has been sent."""
+        try:
+            while not self.ended or not self._all_said():
+                moved = self._hear_trainers()
+                moved |= self._hear_servers()
+                moved |= self._issue()
+                for plane in self.planes:
+                    moved |= plane.progress()
+                self._release_held()
+                if moved:
+                    self.waiter.busy()
+                    self.watchdog.moved()
+                    continue
+                self.watchdog.idle()
+                begin = time.perf_counter()
+                self.waiter.idle()
+                seconds = time.perf_counter() - begin
+                if self.work is not None and self._may_issue():
+                    self.read_seconds += seconds
+                else:
+                    self.idle_seconds += seconds
+        finally:
+            if self.work is not None:
+                self.work.reader.close()
+
+    def _all_said(self) -> bool:
+        return all(s.rows.closed for s in self.servers) and not any(s.pending for s in self._senders())
+
+    def _senders(self) -> list[RingSender]:
+        return [s for server in self.servers for s in (server.pulls, server.pushes)] + [
+            t.feed for t in self.trainers.values()
+        ]
+
+    def _waits_for(self) -> str | None:
+        for what, batches in (("step", self.in_flight), ("evaluation batch", self.looked_up)):
+            if batches:
+                (number, trainer), batch = min(batches.items())
+                if batch.missing:
+                    return f"rows of {what} {number} from {batch.missing} parameter server(s)"
+                return f"the gradients of {what} {number} from trainer {trainer}"
+        return None
+
+    # ---- from trainers
+
+    def _hear_trainers(self) -> bool:
+        moved = False
+        for trainer in self.trainers.values():
+            while (record := trainer.gradients.poll()) is not None:
+                moved = True
+                if record.kind == Kind.GRADIENTS:
+                    self._push(record)
+                else:
+                    self._command(record)
+                    record.release()
+        if not self.ended and all(t.gradients.closed for t in self.trainers.values()):
+            # Only now: while trainer 0 was at its end already, another's last gradients may have been on
+            # their way.
+            for sender in self._senders():
+                sender.close()
+            self.ended = True
+            if self.work is not None:  # a loop of the user's own that was left early
+                self.work.reader.close()
+                self.work = None
+        return moved
+
+    def _push(self, record: Record) -> None:
+        batch = self.in_flight.pop((record.step, record.trainer))
+        for p, server in enumerate(self.servers):
+            parts = self.engine.push(batch, p, record.arrays)
+            server.pushes.post(Kind.PUSH, step=record.step, trainer=record.trainer, arrays=list(parts))
+        self.held.append(record)
+        self._release_held()
+
+    def _release_held(self) -> None:
+        if self.held and not any(server.pushes.pending for server in self.servers):
+            while self.held:
+                self.held.popleft().release()
+
+    def _command(self, record: Record) -> None:
+        kind = record.kind
+        if kind == Kind.SEGMENT:
+            self._begin_segment(record.step, record.tag)
+        elif kind == Kind.STOP_REQUEST:
+            self.paused = True
+            self.trainers[0].feed.post(Kind.ISSUED, step=self.issued)
+        elif kind == Kind.STOP_AT:
+            self._shorten(record.step)
+        elif kind == Kind.EVALUATE:
+            self._begin_evaluation(SPLITS[record.tag], record.step)
+        elif kind == Kind.CHECKPOINT:
+            directory = record.arrays[0].tobytes().decode()
+            for p, server in enumerate(self.servers):
+                path = np.frombuffer(f"{directory}/server-{p:04d}.h5".encode(), np.uint8)
+                server.pulls.post(Kind.CHECKPOINT, step=record.step, arrays=[path])
+            self._checkpoints_pending = len(self.servers)
+        else:
+            raise ValueError(f"an embedding worker got a record of kind {kind}")
+
+    def _mine(self, schedule: Schedule, first: int, last: int) -> list[tuple[int, int]]:
+        return [
+            (step, trainer)
+            for step in range(first, last + 1)
+            for trainer, workers in enumerate(self.workers_of_trainer)
+            if worker_of(step, workers) == self.worker_rank
+        ]
+
+    def _read(self, split: str, requests: Sequence[tuple[int, int]]) -> PrefetchReader[tuple[int, int]]:
+        schedule, num_trainers = self.schedules[split], len(self.workers_of_trainer)
+        return PrefetchReader(
+            self.readers[split],
+            (
+                ((step, trainer), schedule.step(step).epoch, *schedule.part(step, trainer, num_trainers))
+                for step, trainer in requests
+            ),
+            depth=2 * max(1, len(self.trainers)),
+        )
+
+    def _begin_segment(self, first: int, last: int) -> None:
+        if first > 1:  # a pause is over: reading the first batch is part of training again
+            self.first_pull[first] = time.time()
+        requests = self._mine(self.schedules["train"], first, last)
+        self.work = _Work(self._read("train", requests), deque(requests), evaluation=False, first=first)
+        self.last = last
+        self.issued = first - 1
+        self.paused = False
+        for server in self.servers:
+            server.pulls.post(Kind.SEGMENT, step=first, tag=last)
+
+    def _shorten(self, last: int) -> None:
+        """All ranks stop after step `last`, which no worker has gone beyond."""
+        self.last = last
+        self.paused = False
+        if self.work is not None:
+            while self.work.requests and self.work.requests[-1][0] > last:
+                self.work.requests.pop()
+            self._finish_if_done()
+        for server in self.servers:
+            server.pulls.post(Kind.SEGMENT_END, step=last)
+        for trainer in self.trainers.values():
+            trainer.feed.post(Kind.SEGMENT_END, step=last)
+
+    def _begin_evaluation(self, split: str, step: int) -> None:
+        schedule = self.schedules[split]
+        requests = self._mine(schedule, 1, schedule.num_steps)
+        self.work = _Work(self._read(split, requests), deque(requests), evaluation=True, step=step)
+
+    # ---- to servers
+
+    def _may_issue(self) -> bool:
+        work = self.work
+        if work is None or self.paused or not work.requests:
+            return False
+        step = work.requests[0][0]
+        if work.evaluation:
+            waiting = max((t.feed.pending for t in self.trainers.values()), default=0)
+            oldest = min((k for k, _ in self.looked_up), default=step)
+            return waiting <= MAX_QUEUED_FEEDS and step - oldest <= self.config.data.prefetch
+        oldest = min((s for s, _ in self.in_flight), default=step)
+        return step - oldest <= self.window
+
+    def _issue(self) -> bool:
+        moved = False
+        while self._may_issue():
+            work = self.work
+            assert work is not None
+            item = work.reader.poll()
+            if item is None:
+                break
+            (step, trainer), sample = item
+            work.requests.popleft()
+            num_global = (
+                self.schedules["train"].step(step).num_samples if not work.evaluation else sample.num_samples
+            )
+            batch = self.engine.prepare(sample, step=step, trainer=trainer, num_global=num_global)
+            if work.evaluation:
+                self.looked_up[step, trainer] = batch
+            else:
+                self.in_flight[step, trainer] = batch
+                self.issued = step
+                self.first_pull.setdefault(work.first, time.time())
+            for p, server in enumerate(self.servers):
+                keys, counts = self.engine.request(batch, p)
+                kind = Kind.LOOKUP if work.evaluation else Kind.PULL
+                # A look-up names the step whose updates it must see, and finds its way back by the tag.
+                server.pulls.post(
+                    kind,
+                    step=work.step if work.evaluation else step,
+                    trainer=trainer,
+                    tag=step,
+                    arrays=[keys, counts],
+                )
+            moved = True
+            self._finish_if_done()
+        return moved
+
+    def _finish_if_done(self) -> None:
+        if self.work is not None and not self.work.requests:
+            self.work.reader.close()
+            self.work = None
+
+    # ---- from servers
+
+    def _hear_servers(self) -> bool:
+        moved = False
+        for p, server in enumerate(self.servers):
+            while (record := server.rows.poll()) is not None:
+                moved = True
+                if self.ended:
+                    record.release()  # rows that nobody waits for any more: the servers count them as dropped
+                    continue
+                if record.kind == Kind.CHECKPOINT_DONE:
+                    self._checkpoints_pending -= 1
+                    if self._checkpoints_pending == 0:
+                        self.trainers[0].feed.post(Kind.CHECKPOINT_DONE, step=record.step)
+                else:
+                    self._rows(p, record)
+                record.release()
+        return moved
+
+    def _rows(self, p: int, record: Record) -> None:
+        evaluation = record.kind == Kind.LOOKUP_ROWS
+        key = (record.tag if evaluation else record.step, record.trainer)
+        batch = self.looked_up[key] if evaluation else self.in_flight[key]
+        if not evaluation:
+            batch.staleness = max(batch.staleness, record.tag)
+        if not self.engine.fill(batch, p, record.arrays):
+            return
+        feed = self.engine.feed(batch)
+        kind = Kind.FEED_EVALUATE if evaluation else Kind.FEED
+        self.trainers[record.trainer].feed.post(
+            kind, step=key[0], trainer=record.trainer, arrays=pack_feed(feed)
+        )
+        if evaluation:
+            del self.looked_up[key]
+        else:
+            # Only the offsets are needed for the way back.
+            batch.rows = []
+
+    def statistics(self) -> dict[str, Any]:
+        """Counters for summary.json."""
+        return {"first_pull": self.first_pull, "wait": {"idle": self.idle_seconds, "read": self.read_seconds}}

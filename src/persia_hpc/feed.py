@@ -1,0 +1,109 @@
+"""What a worker hands to a trainer for one (step, trainer), and its form as a list of arrays on the wire.
+
+Shape letters: B samples, N ids, U unique rows, U_g rows of a group, D_g dim of a group, F features, G groups,
+K dense features, L labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+@dataclass
+class FeedBatch:
+    """One trainer's part of a step, rows included. Arrays may be views of a ring: valid until the batch is
+    given back.
+
+    rows: for each group [U_g, D_g], float32 or float16. indices: uint16 or uint32 [N], each id's row relative
+    to its group. feature_offsets: uint32 [F+1], ids of a feature. bag_offsets: uint32 [B+1] of each multi-hot
+    feature.
+    row_offsets: uint32 [U+1] and positions: uint32 [N], the transpose: the id positions that use each row.
+    group_offsets: uint32 [G+1]. dense float32 [B, K], labels float32 [B, L], weight float32 [B], group int64
+    [B].
+    num_global: samples of the step over all trainers.
+    """
+
+    step: int
+    trainer: int
+    num_samples: int
+    num_global: int
+    rows: list[Array]
+    indices: Array
+    feature_offsets: Array
+    bag_offsets: dict[str, Array]
+    row_offsets: Array
+    positions: Array
+    group_offsets: Array
+    dense: Array
+    labels: Array
+    weight: Array | None = None
+    group: Array | None = None
+    staleness: int = 0
+    record: Any = field(default=None, repr=False)  # whoever owns the memory; see `release`
+
+    def release(self) -> None:
+        """Gives the arrays' memory back to the ring that they lie in; they may not be read after this."""
+        if self.record is not None:
+            self.record.release()
+            self.record = None
+
+
+def pack_feed(batch: FeedBatch) -> list[Array | list[Array]]:
+    """The arrays of a FEED record, in the order that `unpack_feed` expects."""
+    empty = np.empty(0, np.float32)
+    bags: Array | list[Array] = list(batch.bag_offsets.values()) or np.empty(0, np.uint32)
+    header = np.array([batch.num_samples, batch.num_global, batch.staleness], np.int64)
+    return [
+        header,
+        *batch.rows,
+        batch.indices,
+        batch.feature_offsets,
+        bags,
+        batch.row_offsets,
+        batch.positions,
+        batch.group_offsets,
+        batch.dense,
+        batch.labels,
+        batch.weight if batch.weight is not None else empty,
+        batch.group if batch.group is not None else np.empty(0, np.int64),
+    ]
+
+
+def unpack_feed(
+    step: int,
+    trainer: int,
+    arrays: Sequence[Array],
+    num_groups: int,
+    multi: Sequence[str],
+    record: Any = None,
+) -> FeedBatch:
+    """The batch in a FEED record; `multi`: names of the multi-hot features in order."""
+    header, rows, rest = arrays[0], list(arrays[1 : 1 + num_groups]), arrays[1 + num_groups :]
+    num_samples, num_global, staleness = (int(x) for x in header)
+    indices, feature_offsets, bags, row_offsets, positions, group_offsets, dense, labels, weight, group = rest
+    return FeedBatch(
+        step=step,
+        trainer=trainer,
+        num_samples=num_samples,
+        num_global=num_global,
+        rows=rows,
+        indices=indices,
+        feature_offsets=feature_offsets,
+        bag_offsets=dict(zip(multi, bags.reshape(-1, num_samples + 1), strict=True)) if multi else {},
+        row_offsets=row_offsets,
+        positions=positions,
+        group_offsets=group_offsets,
+        dense=dense,
+        labels=labels,
+        weight=weight if len(weight) else None,
+        group=group if len(group) else None,
+        staleness=staleness,
+        record=record,
+    )

@@ -1,0 +1,153 @@
+"""A trained run opened without MPI: rows of tables, metrics, predictions."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from . import checkpoint
+from ._native import mix
+from .config import load_config
+from .errors import UserError
+from .layout import make_layout
+from .local import LocalFeed
+from .models import build_model
+from .samples.source import open_source
+from .schedule import make_schedules
+from .trainer.allreduce import DenseReducer
+from .trainer.feeding import Alone
+from .trainer.session import Session, make_inputs
+
+Array = npt.NDArray[Any]
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that `path` is, or the latest one of the run directory that it is."""
+    for candidate in (path, path / "latest"):
+        if (candidate / "manifest.json").exists():
+            return candidate.resolve()
+    raise UserError(
+        f"{path} is neither a checkpoint nor a run with one; expected something like runs/1 or runs/1/latest"
+    )
+
+
+class LoadedRun:
+    """A checkpoint with all its tables in this process's memory. Nothing that it does changes them."""
+
+    def __init__(self, path: Path, set: Mapping[str, Any] | None = None):
+        """`set` overrides configuration keys, for instance {"data.test": ["other.h5"]}."""
+        self.path = find_checkpoint(path)
+        manifest = checkpoint.read_manifest(self.path)
+        self.config = load_config(manifest["config"], set)
+        self.schema = checkpoint.read_schema(manifest)
+        self.step: int = manifest["step"]
+        self.layout = make_layout(self.config, self.schema)
+        self._feed = LocalFeed(self.config, self.layout, {}, {})
+        checkpoint.read_shards(self.path, self._feed.server)
+        self.inputs = make_inputs(self.layout, self.schema)
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Names of the embedding tables."""
+        return tuple(t.name for t in self.layout.tables)
+
+    def rows(self, table: str, ids: npt.ArrayLike) -> Array:
+        """Embedding vectors of `ids` (any integers, as in the dataset): float32 [N, D]; zeros for ids never
+        trained.
+        """
+        if table not in self.tables:
+            raise UserError(f"there is no table {table!r}; this checkpoint has: {', '.join(self.tables)}")
+        index = self.tables.index(table)
+        values = np.ascontiguousarray(np.asarray(ids).reshape(-1).astype(np.uint64))
+        unique, inverse = np.unique(values, return_inverse=True)
+        keys = mix(unique)
+        order = np.argsort(keys)  # look-ups are in bucket order
+        out = np.zeros((len(unique), self.layout.tables[index].dim), np.float32)
+        native = self._feed.server.tables[index]
+        assert native is not None
+        native.lookup(np.ascontiguousarray(keys[order]), out)
+        rows = np.empty_like(out)
+        rows[order] = out
+        return rows[inverse]
+
+    def model(self) -> torch.nn.Module:
+        """The dense model with its trained parameters, on the CPU."""
+        model = build_model(self.config.model.class_name, self.inputs, dict(self.config.model.arguments))
+        dense = torch.load(self.path / "dense.pt", map_location="cpu", weights_only=True)
+        model.load_state_dict(dense["model"])
+        return model.eval()
+
+    def evaluate(self, split: str = "test") -> dict[str, float]:
+        """Exact metrics on one of the configured splits."""
+        patterns = getattr(self.config.data, split, None) if split in ("train", "valid", "test") else None
+        if not patterns:
+            raise UserError(
+                f'there is no data for split {split!r}; set it with --set data.{split}=["file.h5"]'
+            )
+        return self._session(patterns).evaluate(split="test")
+
+    def predict(self, data: Sequence[str], out: str | Path) -> int:
+        """Writes probabilities [N, L] float32 of all samples of `data`, in order, to `out`; returns N.
+
+        `.h5`: dataset /probability; `.csv`: one line a sample, a header with the label names.
+        """
+        out = Path(out)
+        if out.suffix not in (".h5", ".csv"):
+            raise UserError(f"{out}: predictions can be written as .h5 or .csv")
+        session = self._session(data)
+        parts = (1.0 / (1.0 + np.exp(-logits)) for logits, _ in session.predictions(None, "test"))
+        if out.suffix == ".h5":
+            return self._write_hdf5(parts, out)
+        count = 0
+        with out.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(self.inputs.labels)
+            for part in parts:
+                writer.writerows(part.tolist())
+                count += len(part)
+        return count
+
+    def _write_hdf5(self, parts: Iterator[Array], out: Path) -> int:
+        width = len(self.inputs.labels)
+        with h5py.File(out, "w") as file:
+            data = file.create_dataset(
+                "probability", (0, width), np.float32, maxshape=(None, width), chunks=(16384, width)
+            )
+            data.attrs["labels"] = list(self.inputs.labels)
+            count = 0
+            for part in parts:
+                data.resize(count + len(part), axis=0)
+                data[count:] = part
+                count += len(part)
+        return count
+
+    def _session(self, patterns: Sequence[str]) -> Session:
+        source = open_source(list(patterns), features=list(self.schema.feature_names))
+        if source.schema.dense_names != self.schema.dense_names:
+            raise UserError(
+                f"{patterns[0]} has dense features {', '.join(source.schema.dense_names) or 'none'}, "
+                f"the model was trained with {', '.join(self.schema.dense_names) or 'none'}"
+            )
+        schedules = make_schedules(self.config, {"test": source.num_samples})
+        feed = LocalFeed(self.config, self.layout, {"test": source}, schedules)
+        feed.server = self._feed.server
+        session = Session(
+            dataclasses.replace(self.config, mode="sync", staleness_bound=0),
+            self.layout,
+            self.inputs,
+            schedules,
+            feed=feed,
+            peers=Alone(),
+            reducer=DenseReducer(None, self.config.train.bucket_bytes),
+            device=torch.device("cpu"),
+        )
+        session.prepare(self.model())
+        return session

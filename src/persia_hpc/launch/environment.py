@@ -1,0 +1,68 @@
+"""Where this process runs: as a rank of an MPI job or not, and in which run directory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from persia_hpc.errors import UserError
+
+from .registry import finish_rank, register_rank, write_failure
+
+__all__ = ["finish_rank", "inside_mpi", "make_run_dir", "register_rank", "world_rank_of", "write_failure"]
+
+# Set by a launcher in every rank; SLURM_* need more care.
+_RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+
+
+def inside_mpi(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether a launcher started this process as a rank.
+
+    A batch script and an interactive step of one task (`srun --pty bash`) have SLURM_PROCID too: only a step
+    of several tasks counts.
+    """
+    if any(name in environment for name in _RANK_VARIABLES):
+        return True
+    in_step = environment.get("SLURM_STEP_ID", "").isdigit() and "SLURM_PROCID" in environment
+    tasks = environment.get("SLURM_STEP_NUM_TASKS", environment.get("SLURM_NTASKS", "1"))
+    return in_step and tasks.isdigit() and int(tasks) > 1
+
+
+def world_rank_of(environment: Mapping[str, str] = os.environ) -> int | None:
+    """The rank that the launcher gave this process, before MPI is started."""
+    for name in (*_RANK_VARIABLES, "SLURM_PROCID"):
+        if environment.get(name, "").isdigit():
+            return int(environment[name])
+    return None
+
+
+def make_run_dir(requested: str | Path | None) -> Path:
+    """The run's directory, made now: the requested one, or runs/<next integer>, which no other run gets.
+
+    UserError if it can't be made or holds the results of a run.
+    """
+    if requested is not None:
+        path = Path(requested)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"can't make the run directory {path}: {error.strerror}") from None
+        used = [name for name in ("summary.json", "failure.json", "metrics.jsonl") if (path / name).exists()]
+        if used:
+            raise UserError(f"{path} holds a run already (it has {used[0]}); choose another --run-dir")
+        return path
+    runs = Path("runs")
+    try:
+        runs.mkdir(exist_ok=True)
+        number = max((int(p.name) for p in runs.iterdir() if p.name.isdigit()), default=0)
+        while True:
+            number += 1
+            with contextlib.suppress(FileExistsError):
+                (runs / str(number)).mkdir()
+                return runs / str(number)
+    except OSError as error:
+        raise UserError(
+            f"can't make a run directory in {runs.absolute()}: {error.strerror}; use --run-dir"
+        ) from None

@@ -1,0 +1,90 @@
+"""Which launcher there is, and the command and environment that each kind needs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from persia_hpc.errors import UserError
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """A launcher's path and kind: "hydra" (MPICH, Intel MPI), "openmpi4", "openmpi5", "srun" or "unknown"."""
+
+    path: str
+    flavour: str
+
+    def command(self, num_ranks: int, program: Sequence[str]) -> list[str]:
+        """The command line that starts `num_ranks` ranks of a program."""
+        options = ["-n", str(num_ranks)]
+        if self.flavour == "openmpi4":
+            options += ["--oversubscribe", "--bind-to", "none"]
+        if self.flavour == "srun":
+            options += ["--kill-on-bad-exit=1", "--unbuffered"]
+            if "SLURM_CPUS_PER_TASK" in os.environ:  # srun no longer inherits it
+                options += ["-c", os.environ["SLURM_CPUS_PER_TASK"]]
+        return [self.path, *options, *program]
+
+    def environment(self, base: Mapping[str, str]) -> dict[str, str]:
+        """`base` with what this launcher needs; what the user has set stays."""
+        extra: dict[str, str] = {}
+        if self.flavour.startswith("openmpi"):
+            # Ranks share cores on small machines: without yielding, a waiting rank keeps a working one out.
+            extra["OMPI_MCA_mpi_yield_when_idle"] = "1"
+            if os.geteuid() == 0:
+                extra |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+        if self.flavour == "openmpi4":
+            extra |= {
+                "OMPI_MCA_rmaps_base_oversubscribe": "1",
+                "OMPI_MCA_hwloc_base_binding_policy": "none",
+            }
+        if self.flavour == "openmpi5":
+            extra |= {
+                "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+                "PRTE_MCA_hwloc_default_binding_policy": "none",
+                "OMPI_MCA_osc": "^ucx",
+            }
+        return {**extra, **base}
+
+
+def find_launcher(name: str = "mpiexec") -> Launcher:
+    """The mpiexec beside the interpreter (this environment's MPI), else the one on PATH; or srun.
+
+    UserError if there is none.
+    """
+    if name == "srun":
+        path = shutil.which("srun")
+        if path is None:
+            raise UserError("--launcher srun: there is no srun on PATH; use --launcher mpiexec")
+        return Launcher(path, "srun")
+    beside = Path(sys.executable).with_name("mpiexec")
+    path = str(beside) if os.access(beside, os.X_OK) else shutil.which("mpiexec")
+    if path is None:
+        raise UserError(
+            f"there is no mpiexec beside {sys.executable} or on PATH; install an MPI "
+            "(pip install 'persia-hpc[mpich]') or load your site's MPI module"
+        )
+    return Launcher(path, _flavour(path))
+
+
+def _flavour(path: str) -> str:
+    try:
+        done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UserError(f"{path} can't be run ({error}); check the MPI installation") from None
+    text = done.stdout + done.stderr
+    if "HYDRA" in text or "Intel(R) MPI" in text:
+        return "hydra"
+    if "OpenRTE" in text:
+        return "openmpi4"
+    version = re.search(r"(?:Open MPI|PRRTE|prterun)\D*(\d+)\.", text)
+    if version:
+        return "openmpi4" if "Open MPI" in text and int(version.group(1)) <= 4 else "openmpi5"
+    return "unknown"

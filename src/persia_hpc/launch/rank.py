@@ -1,0 +1,56 @@
+"""What a rank runs inside MPI: `python -m mpi4py -m persia_hpc.launch.rank --run-dir RUN`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from persia_hpc.config import Config, load_config
+from persia_hpc.errors import AgreedExit
+
+from .environment import world_rank_of
+from .registry import finish_rank, register_rank, report_failure
+
+
+def run_rank(config: Config, run_dir: Path, quiet: bool) -> dict[str, Any]:
+    """Runs this rank's role to its end and returns the summary. Collective over COMM_WORLD.
+
+    Whatever goes wrong is recorded in the run directory and ends the whole job with the error's exit code: an
+    exception that only left this rank would leave the others waiting for ever.
+    """
+    known = world_rank_of()
+    if known is not None:
+        register_rank(run_dir, known)  # before MPI starts, which may hang or be killed as well
+    from mpi4py import MPI
+
+    rank = MPI.COMM_WORLD.rank
+    try:
+        if known != rank:
+            register_rank(run_dir, rank)
+        from persia_hpc.api import train_rank
+
+        summary: dict[str, Any] = train_rank(config, run_dir, quiet)
+    except AgreedExit:
+        raise
+    except BaseException as error:
+        code = report_failure(run_dir, rank, None, error)
+        MPI.COMM_WORLD.Abort(code)
+        os._exit(code)  # Abort may return before the launcher kills: the error must not be said again
+    finish_rank(run_dir, rank)
+    return summary
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry of the ranks that the supervisor starts; the configuration lies in the run directory."""
+    parser = argparse.ArgumentParser(prog="persia_hpc.launch.rank")
+    parser.add_argument("--run-dir", type=Path, required=True)
+    parser.add_argument("--quiet", action="store_true")
+    options = parser.parse_args(arguments)
+    run_rank(load_config(options.run_dir / "config.toml"), options.run_dir, options.quiet)
+
+
+if __name__ == "__main__":
+    main()

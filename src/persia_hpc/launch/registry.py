@@ -1,0 +1,196 @@
+"""What ranks and supervisor tell each other through the run directory: who runs where, and what went wrong.
+
+RUN/ranks/<world_rank>.json   pid, host, role of a rank, and whether it came to its end
+RUN/failure.json              the first failure of the job; later ones don't replace it
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import sys
+import tempfile
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from persia_hpc.errors import EXIT_FAILURE, PersiaError
+
+
+@dataclass(frozen=True)
+class RankRecord:
+    """One rank as it registered itself; role and role_rank are None until the roles are known."""
+
+    world_rank: int
+    pid: int
+    host: str
+    pid_namespace: str
+    start_ticks: int  # tells a process from a later one with the same pid
+    role: str | None = None
+    role_rank: int | None = None
+    finished: bool = False
+
+    @property
+    def is_local(self) -> bool:
+        """Whether `pid` means something in this process' view."""
+        return (self.host, self.pid_namespace) == _place()
+
+    def is_alive(self) -> bool:
+        """Whether the very process still runs (a zombie doesn't). Only for local ranks."""
+        stat = process_stat(self.pid)
+        return stat is not None and stat.start_ticks == self.start_ticks and stat.state not in "ZX"
+
+    def __str__(self) -> str:
+        role = "" if self.role is None else f"{self.role} {self.role_rank}, "
+        return f"rank {self.world_rank} ({role}pid {self.pid})"
+
+
+@dataclass(frozen=True)
+class ProcessStat:
+    """State letter, start time and exit status (as of waitpid; only for zombies) of a process."""
+
+    state: str
+    start_ticks: int
+    exit_status: int
+
+
+def process_stat(pid: int) -> ProcessStat | None:
+    """/proc/PID/stat, None when there is no such process."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return ProcessStat(fields[0], int(fields[19]), int(fields[49]))
+
+
+def register_rank(
+    run_dir: str | Path, world_rank: int, role: str | None = None, role_rank: int | None = None
+) -> None:
+    """Writes the calling process into `run_dir/ranks`; again when its role is known."""
+    _write_record(run_dir, world_rank, role, role_rank, finished=False)
+
+
+def finish_rank(run_dir: str | Path, world_rank: int) -> None:
+    """Notes that the calling rank came to its end: that it goes away now is no failure."""
+    old = _read_json(Path(run_dir) / "ranks" / f"{world_rank}.json") or {}
+    _write_record(run_dir, world_rank, old.get("role"), old.get("role_rank"), finished=True)
+
+
+def read_ranks(run_dir: str | Path) -> dict[int, RankRecord]:
+    """All ranks registered so far by world rank."""
+    out = {}
+    for path in (Path(run_dir) / "ranks").glob("[0-9]*.json"):
+        values = _read_json(path)
+        if values is not None:
+            with contextlib.suppress(TypeError):
+                record = RankRecord(**values)
+                out[record.world_rank] = record
+    return out
+
+
+def report_failure(run_dir: str | Path, world_rank: int, role: str | None, error: BaseException) -> int:
+    """Records why the job fails and, without a supervisor, says it; the exit code for MPI_Abort.
+
+    Only the job's first failure is said: the others mostly follow from it, and are in their ranks' logs.
+    """
+    code, message, details = EXIT_FAILURE, f"{type(error).__name__}: {error}", ""
+    if isinstance(error, PersiaError):
+        code, message = error.exit_code, str(error)
+    else:
+        details = "".join(traceback.format_exception(error))
+    logging.getLogger("persia_hpc").error("%s", details or message)
+    first = write_failure(run_dir, world_rank, role, code, message, details)
+    sys.stdout.flush()
+    # The supervisor says it last, from the record: launchers drop what is on its way when a rank aborts.
+    if first and "PERSIA_HPC_SUPERVISED" not in os.environ:
+        print(f"{details}persia-hpc: error: {message}", file=sys.stderr, flush=True)
+        time.sleep(0.2)
+    return code
+
+
+def write_failure(
+    run_dir: str | Path, world_rank: int, role: str | None, code: int, message: str, details: str = ""
+) -> bool:
+    """Records why the job fails: exit code, one clear message, for errors of the user's code a traceback.
+
+    First writer wins; False for the others.
+    """
+    values = {
+        "world_rank": world_rank,
+        "role": _plain(role),
+        "code": int(code),
+        "message": str(message),
+        "details": details,
+        "time": time.time(),
+    }
+    target = Path(run_dir) / "failure.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _write_beside(target, values)
+    try:
+        os.link(temporary, target)  # unlike rename, fails if the target exists
+    except FileExistsError:
+        return False
+    finally:
+        os.unlink(temporary)
+    return True
+
+
+def read_failure(run_dir: str | Path) -> dict[str, Any] | None:
+    """The content of failure.json: world_rank, role, code, message, details, time; None without failure."""
+    return _read_json(Path(run_dir) / "failure.json")
+
+
+def read_summary(run_dir: str | Path) -> dict[str, Any] | None:
+    """The content of summary.json, None while there is none."""
+    return _read_json(Path(run_dir) / "summary.json")
+
+
+def _write_record(
+    run_dir: str | Path, world_rank: int, role: Any, role_rank: int | None, *, finished: bool
+) -> None:
+    host, namespace = _place()
+    stat = process_stat(os.getpid())
+    values = {
+        "world_rank": world_rank,
+        "pid": os.getpid(),
+        "host": host,
+        "pid_namespace": namespace,
+        "start_ticks": stat.start_ticks if stat else 0,
+        "role": _plain(role),
+        "role_rank": role_rank,
+        "finished": finished,
+    }
+    target = Path(run_dir) / "ranks" / f"{world_rank}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(_write_beside(target, values), target)
+
+
+def _write_beside(target: Path, values: dict[str, Any]) -> str:
+    handle, name = tempfile.mkstemp(prefix=".", dir=target.parent)
+    with os.fdopen(handle, "w") as file:
+        json.dump(values, file)
+    return name
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def _plain(role: Any) -> str | None:
+    return None if role is None else str(getattr(role, "value", role))
+
+
+def _place() -> tuple[str, str]:
+    try:
+        return socket.gethostname(), os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return socket.gethostname(), ""

@@ -1,0 +1,158 @@
+"""The order of tables, groups and features that all roles agree on: a pure function of config and dataset
+schema.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from .config import Config, TableConfig
+from .errors import UserError
+from .samples.schema import DatasetSchema
+from .topology.sharding import bucket_bounds
+
+# What a row costs beyond its embedding and optimizer state: key, two step stamps, and its part of the index
+# at the load it has on average while growing.
+ROW_OVERHEAD_BYTES = 28
+MIN_BUCKET_ROWS = 64  # with fewer, hashing fills buckets so unevenly that much capacity stays unused
+
+
+def state_width(optimizer: str, dim: int) -> int:
+    """float32 words of optimizer state of a row (Adam: two moments and its own step count)."""
+    return {"sgd": 0, "adagrad": dim, "rowwise_adagrad": 1, "adam": 2 * dim + 1}[optimizer]
+
+
+@dataclass(frozen=True)
+class TableLayout:
+    """One table as all ranks see it."""
+
+    name: str
+    config: TableConfig
+    group: int
+    capacity_rows: int
+    num_buckets: int
+
+    @property
+    def dim(self) -> int:
+        return self.config.dim
+
+    @property
+    def bucket_rows(self) -> int:
+        """Capacity of one bucket in rows."""
+        return self.capacity_rows // self.num_buckets
+
+
+@dataclass(frozen=True)
+class FeatureLayout:
+    """One feature: which table it reads, how its rows become a model input."""
+
+    name: str
+    table: int
+    pooling: str
+    multi: bool
+    max_length: int | None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Tables sorted by (dim, order of first use); a *group* is the run of tables with one dim."""
+
+    tables: tuple[TableLayout, ...]
+    features: tuple[FeatureLayout, ...]
+
+    @cached_property
+    def group_dims(self) -> tuple[int, ...]:
+        """Dim of each group."""
+        return tuple(dict.fromkeys(t.dim for t in self.tables))
+
+    @cached_property
+    def group_of_table(self) -> tuple[int, ...]:
+        return tuple(t.group for t in self.tables)
+
+    def tables_of_group(self, group: int) -> range:
+        inside = [i for i, t in enumerate(self.tables) if t.group == group]
+        return range(inside[0], inside[-1] + 1)
+
+    def bounds(self, num_servers: int) -> list[list[int]]:
+        """[tables][num_servers + 1] bucket bounds of the servers."""
+        return [bucket_bounds(t.num_buckets, num_servers) for t in self.tables]
+
+
+def make_layout(config: Config, schema: DatasetSchema) -> Layout:
+    """Orders the tables and features of a dataset under a configuration.
+
+    Every feature of the dataset is used unless the configuration's `data.features` says otherwise; a feature
+    without `table` has a table of its own name. Raises UserError for features or tables that don't fit.
+    """
+    available = {f.name: f for f in schema.features}
+    unknown = [name for name in config.features if name not in available]
+    if unknown:
+        raise UserError(
+            f"[features.{unknown[0]}] is configured, but the dataset has no such feature; it has: "
+            f"{', '.join(available) or 'none'}"
+        )
+    default = config.table("default")
+    names: dict[str, TableConfig] = {}
+    users: dict[str, list[str]] = {}
+    for name in available:
+        feature = config.feature(name)
+        table = feature.table or name
+        if feature.table is not None and feature.table not in config.tables:
+            raise UserError(
+                f"[features.{name}] uses table {feature.table!r}, but there is no [tables.{feature.table}]; "
+                f"add it or use one of: {', '.join(config.tables) or 'none'}"
+            )
+        names.setdefault(table, config.tables.get(table, default))
+        users.setdefault(table, []).append(name)
+    unused = [name for name in config.tables if name != "default" and name not in names]
+    if unused:
+        raise UserError(
+            f"[tables.{unused[0]}] is configured, but no feature uses it; features of the dataset: "
+            f"{', '.join(available)}"
+        )
+    ordered = sorted(names, key=lambda n: names[n].dim)  # stable: ties keep the order of first use
+    dims = list(dict.fromkeys(names[n].dim for n in ordered))
+    tables = []
+    for name in ordered:
+        table_config = names[name]
+        state = state_width(str(table_config.optimizer["name"]), table_config.dim)
+        row_bytes = 4 * (table_config.dim + state) + ROW_OVERHEAD_BYTES
+        rows = table_config.capacity_bytes // row_bytes
+        _check_capacity(config, schema, name, users[name], rows, row_bytes)
+        buckets = table_config.buckets
+        while buckets > 1 and rows // buckets < MIN_BUCKET_ROWS:
+            buckets //= 2
+        tables.append(TableLayout(name, table_config, dims.index(table_config.dim), rows, buckets))
+    index = {t.name: i for i, t in enumerate(tables)}
+    features = tuple(
+        FeatureLayout(
+            name,
+            index[config.feature(name).table or name],
+            config.feature(name).pooling,
+            available[name].multi,
+            config.feature(name).max_length,
+        )
+        for name in available
+    )
+    return Layout(tuple(tables), features)
+
+
+def _check_capacity(
+    config: Config, schema: DatasetSchema, table: str, features: list[str], rows: int, row_bytes: int
+) -> None:
+    multi = {f.name: f.multi for f in schema.features}
+    per_sample = sum(config.feature(f).max_length or 1 if multi[f] else 1 for f in features)
+    need = config.data.batch_size * per_sample
+    if rows < need:
+        raise UserError(
+            f"table {table!r} has a capacity of {config_capacity(config, table)} = {rows} rows of "
+            f"{row_bytes} bytes, but one step of {config.data.batch_size} samples may need {need}; give it "
+            "at least "
+            f"{need * row_bytes} bytes or lower data.batch_size"
+        )
+
+
+def config_capacity(config: Config, table: str) -> str:
+    """The capacity as the user wrote it."""
+    return str(config.tables.get(table, config.table("default")).capacity)

@@ -1,0 +1,110 @@
+"""All roles in one process, by plain calls: no MPI, bit-identical to `sync` with one rank a role."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .checkpoint import write_shard
+from .config import Config
+from .embedding_worker.engine import EmbeddingWorker, KeyBatch
+from .feed import FeedBatch
+from .layout import Layout
+from .parameter_server.engine import ParameterServer, Pull
+from .samples.reader import split_reader
+from .samples.source import Source
+from .schedule import Schedule
+from .wire import WIRE_DTYPES
+
+Array = npt.NDArray[Any]
+
+
+class LocalFeed:
+    """The `Feed` of a session whose worker and server live in the same process."""
+
+    def __init__(
+        self, config: Config, layout: Layout, sources: Mapping[str, Source], schedules: Mapping[str, Schedule]
+    ):
+        # One after the other, nothing is ever stale: whatever the mode, this is `sync` with one trainer.
+        sync = dataclasses.replace(config, mode="sync", staleness_bound=0, exact=False, apply="step")
+        self.server = ParameterServer(sync, layout)
+        self.worker = EmbeddingWorker(layout, seed=config.seed, transform=config.data.transform)
+        self.schedules = schedules
+        self.wait_seconds = 0.0
+        self.first_pull: dict[int, float] = {}
+        self._dtype = WIRE_DTYPES[config.wire.rows]
+        self._readers = {split: split_reader(config, split, source) for split, source in sources.items()}
+        self._last = 0
+        self._pulled = 0
+        self._evaluation: tuple[str, int] = ("", 0)
+
+    def begin_segment(self, first: int, last: int) -> None:
+        self._last = last
+        if first > 1:
+            self.first_pull[first] = time.time()
+        self.server.clock.begin_segment(first, last)
+
+    def next_batch(self, step: int) -> FeedBatch | None:
+        if step > self._last:
+            return None
+        self._pulled = step
+        batch = self._prepare("train", step)
+        keys, counts = self._request(batch)
+        self.first_pull.setdefault(self.server.clock.first, time.time())
+        self.server.submit_pull(Pull(step, 0, keys, counts))
+        for pull in self.server.ready_pulls():
+            out = self._rows(counts)
+            batch.staleness = self.server.answer(pull, out)
+            self.worker.fill(batch, 0, out)
+        return self.worker.feed(batch)
+
+    def push(self, batch: FeedBatch, gradients: list[Array]) -> None:
+        self.server.submit_push(batch.step, 0, gradients)
+        self.server.apply_ready()
+
+    def end_segment(self) -> None:
+        pass
+
+    def request_stop(self) -> None:
+        # The step that is being trained is the last, or the one before if its gradients have been pushed.
+        self._last = max(self._pulled, self.server.clock.applied)
+        self.server.clock.shorten_segment(self._last)
+
+    def begin_evaluation(self, split: str, step: int) -> None:
+        self._evaluation = (split, step)
+
+    def next_evaluation(self, number: int) -> FeedBatch:
+        batch = self._prepare(self._evaluation[0], number)
+        return self._look_up(batch)
+
+    def checkpoint(self, directory: str, step: int) -> None:
+        write_shard(f"{directory}/server-0000.h5", self.server)
+
+    def close(self) -> None:
+        pass
+
+    def _prepare(self, split: str, number: int) -> KeyBatch:
+        begin = time.perf_counter()
+        step = self.schedules[split].step(number)
+        sample = self._readers[split].read(step.epoch, step.begin, step.end)
+        self.wait_seconds += time.perf_counter() - begin
+        return self.worker.prepare(sample, step=number, trainer=0, num_global=step.num_samples)
+
+    def _look_up(self, batch: KeyBatch) -> FeedBatch:
+        keys, counts = self._request(batch)
+        out = self._rows(counts)
+        self.server.lookup(keys, counts, out)
+        self.worker.fill(batch, 0, out)
+        return self.worker.feed(batch)
+
+    def _request(self, batch: KeyBatch) -> tuple[Array, Array]:
+        keys, counts = self.worker.request(batch, 0)
+        return np.concatenate(keys), counts
+
+    def _rows(self, counts: Array) -> list[Array]:
+        return [np.empty(shape, self._dtype) for shape in self.server.row_shapes(counts)]

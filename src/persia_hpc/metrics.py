@@ -1,0 +1,118 @@
+"""Exact metrics over all evaluated samples, and where a run's numbers go while it trains."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from .loading import load_object
+
+Array = npt.NDArray[Any]
+BUILT_IN = ("auc", "logloss")  # always computed
+Metric = Callable[[Array, Array, "Array | None", "Array | None"], float]
+
+
+def auc(scores: Array, labels: Array, weight: Array | None = None) -> float:
+    """Area under the ROC curve, ties counted half: scores [n], labels [n] in {0, 1}, weight [n] or None.
+
+    NaN when one of the classes is missing or a score is not finite. Equals the probability that a
+    positive has a higher score than a negative (Hanley & McNeil 1982), computed from one sort.
+    """
+    if not np.isfinite(scores).all():
+        return math.nan
+    order = np.argsort(scores, kind="stable")
+    scores, labels = scores[order], labels[order].astype(np.float64)
+    w = np.ones(len(labels)) if weight is None else weight[order].astype(np.float64)
+    positive, negative = w * labels, w * (1.0 - labels)
+    total = positive.sum() * negative.sum()
+    if total == 0:
+        return math.nan
+    # Equal scores form one block: a positive beats all negatives of earlier blocks and half of its own.
+    starts = np.flatnonzero(np.concatenate([[True], scores[1:] != scores[:-1]]))
+    block_positive = np.add.reduceat(positive, starts)
+    block_negative = np.add.reduceat(negative, starts)
+    below = np.cumsum(block_negative) - block_negative
+    return float((block_positive * (below + block_negative / 2)).sum() / total)
+
+
+def logloss(logits: Array, labels: Array, weight: Array | None = None) -> float:
+    """Mean binary cross-entropy in nats of logits [n] against labels [n], weighted by weight [n] if given."""
+    x, y = logits.astype(np.float64), labels.astype(np.float64)
+    # log(1 + e^x) - x y, without overflow
+    losses = np.logaddexp(0.0, x) - x * y
+    return float(np.average(losses, weights=weight))
+
+
+def evaluate_metrics(
+    logits: Array,
+    labels: Array,
+    weight: Array | None,
+    group: Array | None,
+    label_names: Sequence[str],
+    custom: dict[str, Metric],
+) -> dict[str, float]:
+    """`auc`, `logloss` (means over the labels, each by itself too when there are several), `samples`, custom
+    metrics.
+
+    logits, labels: [n, L]; weight: [n] or None; group: [n] or None.
+    """
+    result: dict[str, float] = {"samples": len(labels)}
+    if len(labels):
+        each_auc = [auc(logits[:, i], labels[:, i], weight) for i in range(labels.shape[1])]
+        each_loss = [logloss(logits[:, i], labels[:, i], weight) for i in range(labels.shape[1])]
+        result["auc"], result["logloss"] = float(np.mean(each_auc)), float(np.mean(each_loss))
+        if len(label_names) > 1:
+            for name, one_auc, one_loss in zip(label_names, each_auc, each_loss, strict=True):
+                result[f"auc_{name}"], result[f"logloss_{name}"] = one_auc, one_loss
+    for name, metric in custom.items():
+        result[name] = float(metric(logits, labels, weight, group))
+    return result
+
+
+def load_metrics(paths: Sequence[str]) -> dict[str, Metric]:
+    """User metrics `module:function`, called as f(logits [n, L], labels [n, L], weight, group) -> float, by
+    name.
+    """
+    return {
+        path.partition(":")[2]: cast(Metric, load_object(path, "train.metrics"))
+        for path in paths
+        if path not in BUILT_IN
+    }
+
+
+def without_nan(value: Any) -> Any:
+    """A copy with None for every float that JSON can't carry (NaN, infinities)."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {k: without_nan(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(v) for v in value]
+    return value
+
+
+class MetricLogger(Protocol):
+    """Where events go: TensorBoard, a database, …; one method, called on trainer 0 only."""
+
+    def log(self, event: dict[str, Any]) -> None:
+        """`event` has a name under "event" (train, evaluate, end) and plain numbers and strings besides."""
+
+
+class JsonLines:
+    """Appends each event as one line of JSON; flushed at once, so that others can follow the file."""
+
+    def __init__(self, path: Path):
+        self._file = path.open("a", encoding="utf-8")
+
+    def log(self, event: dict[str, Any]) -> None:
+        self._file.write(json.dumps(without_nan(event)) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()

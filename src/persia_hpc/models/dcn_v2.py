@@ -1,0 +1,70 @@
+"""DCN-v2 (Wang et al., WWW 2021): explicit feature crosses beside or below a deep network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from persia_hpc.errors import UserError
+from persia_hpc.trainer.batch import Batch, Inputs
+
+from .parts import flat_inputs, flat_width, perceptron, widths
+
+
+class Cross(nn.Module):
+    """x0 * (W x + b) + x; with a rank, W = V U of that rank."""
+
+    def __init__(self, width: int, rank: int | None) -> None:
+        super().__init__()
+        if rank is None:
+            self.weight: nn.Module = nn.Linear(width, width)
+        else:
+            self.weight = nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, width))
+
+    def forward(self, first: Tensor, x: Tensor) -> Tensor:
+        """[B, W] and [B, W] -> [B, W]."""
+        crossed: Tensor = first * self.weight(x) + x
+        return crossed
+
+
+class DCNv2(nn.Module):
+    """`cross_layers` crosses and `hidden` deep layers.
+
+    `structure` is "parallel" (both see the input, their outputs side by side) or "stacked" (the deep layers
+    see the crosses' output). `low_rank` makes each cross's matrix a product of two of that rank.
+    """
+
+    def __init__(
+        self,
+        inputs: Inputs,
+        hidden: Sequence[int] = (512, 256, 128),
+        cross_layers: int = 3,
+        low_rank: int | None = None,
+        structure: str = "parallel",
+    ) -> None:
+        super().__init__()
+        if structure not in ("parallel", "stacked"):
+            raise UserError(f'model \'dcn_v2\': structure must be "parallel" or "stacked", got {structure!r}')
+        if not isinstance(cross_layers, int) or cross_layers < 1:
+            raise UserError(f"model 'dcn_v2': cross_layers must be at least 1, got {cross_layers!r}")
+        if low_rank is not None and (not isinstance(low_rank, int) or low_rank < 1):
+            raise UserError(f"model 'dcn_v2': low_rank must be a positive rank or left out, got {low_rank!r}")
+        deep = widths("dcn_v2", "hidden", hidden)
+        width = flat_width("dcn_v2", inputs)
+        self.inputs = inputs
+        self.parallel = structure == "parallel"
+        self.crosses = nn.ModuleList(Cross(width, low_rank) for _ in range(cross_layers))
+        self.deep = perceptron(width, deep)
+        self.head = nn.Linear(deep[-1] + (width if self.parallel else 0), len(inputs.labels))
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits [B, labels]."""
+        first = flat_inputs(batch, self.inputs)
+        x = first
+        for cross in self.crosses:
+            x = cross(first, x)
+        x = torch.cat([x, self.deep(first)], dim=1) if self.parallel else self.deep(x)
+        logits: Tensor = self.head(x)
+        return logits

@@ -1,0 +1,27 @@
+"""The paper's model: one tower of fully connected layers over everything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from persia_hpc.trainer.batch import Batch, Inputs
+
+from .parts import flat_inputs, flat_width, perceptron, widths
+
+
+class Tower(nn.Module):
+    """Dense features and embeddings side by side through `hidden` layers; by default the Persia paper's."""
+
+    def __init__(self, inputs: Inputs, hidden: Sequence[int] = (4096, 2048, 1024, 512, 256)) -> None:
+        super().__init__()
+        self.inputs = inputs
+        self.layers = perceptron(
+            flat_width("tower", inputs), widths("tower", "hidden", hidden), outputs=len(inputs.labels)
+        )
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits [B, labels]."""
+        logits: Tensor = self.layers(flat_inputs(batch, self.inputs))
+        return logits

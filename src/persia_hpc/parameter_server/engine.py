@@ -1,0 +1,285 @@
+"""A parameter server without any transport: tables, clock and ledger.
+
+Shape letters: U rows of one request (all tables), D dim of a group, T tables, G groups.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from persia_hpc._native import Table
+from persia_hpc.config import Config
+from persia_hpc.layout import Layout
+from persia_hpc.topology.sharding import bucket_bounds
+
+from .clock import Clock
+
+Array = npt.NDArray[Any]
+
+
+@dataclass
+class Pull:
+    """Keys of one (step, trainer) that are this server's, in table order; `counts` [T] rows of each table."""
+
+    step: int
+    trainer: int
+    keys: Array
+    counts: Array
+    reply_to: int = 0  # whoever asked: the caller's affair
+    slots: Array | None = None
+
+
+@dataclass
+class Ledger:
+    """What became of every pulled row: pulled = applied + evicted_in_flight + unadmitted + nonfinite +
+    dropped.
+    """
+
+    pulled_rows: int = 0
+    applied_rows: int = 0
+    evicted_in_flight_rows: int = 0
+    unadmitted_rows: int = 0
+    nonfinite_rows: int = 0
+    dropped_rows: int = 0
+    evicted_rows: int = 0
+    evaluation_rows: int = 0
+
+
+def _table_seed(seed: int, table: str) -> int:
+    """By name, so that neither another table nor their order changes how a table's rows begin."""
+    digest = hashlib.blake2b(f"{seed}:{table}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+@dataclass
+class _Push:
+    pull: Pull
+    gradients: list[Array]
+
+
+@dataclass
+class SegmentTimes:
+    """Wall-clock seconds (time.time) of the last update of each segment, by its first step."""
+
+    last_apply: dict[int, float] = field(default_factory=dict)
+
+
+class ParameterServer:
+    """One shard of all tables. Not thread-safe; the caller decides in which order things arrive."""
+
+    def __init__(
+        self,
+        config: Config,
+        layout: Layout,
+        *,
+        server_rank: int = 0,
+        num_servers: int = 1,
+        num_trainers: int = 1,
+    ):
+        self.layout = layout
+        self.server_rank = server_rank
+        self.tables: list[Table | None] = []
+        self.buckets: list[range] = []  # of each table, those that this server owns
+        for table in layout.tables:
+            bounds = bucket_bounds(table.num_buckets, num_servers)
+            first, end = bounds[server_rank], bounds[server_rank + 1]
+            self.buckets.append(range(first, end))
+            options = dict(table.config.optimizer)
+            init = table.config.init
+            names = ("low", "high") if init["name"] == "uniform" else ("mean", "std")
+            self.tables.append(
+                Table(
+                    dim=table.dim,
+                    optimizer=str(options.pop("name")),
+                    options={k: float(v) for k, v in options.items()},
+                    init=str(init["name"]),
+                    init_a=float(init[names[0]]),
+                    init_b=float(init[names[1]]),
+                    seed=_table_seed(config.seed, table.name),
+                    num_buckets=table.num_buckets,
+                    first_bucket=first,
+                    end_bucket=end,
+                    bucket_capacity=max(1, table.bucket_rows),
+                )
+                if end > first
+                else None
+            )
+        sync = config.mode == "sync"
+        self.clock = Clock(
+            bound=0 if sync else config.staleness_bound, exact=sync or config.exact, num_trainers=num_trainers
+        )
+        self.whole_steps = sync or config.apply == "step"
+        self.ledger = Ledger()
+        self.times = SegmentTimes()
+        self._waiting: list[Pull] = []
+        self._in_flight: dict[tuple[int, int], Pull] = {}
+        self._held: dict[int, dict[int, _Push]] = {}
+
+    # ---- pulls
+
+    def submit_pull(self, pull: Pull) -> None:
+        """Takes over a pull; it becomes ready when the clock allows."""
+        self._waiting.append(pull)
+
+    def ready_pulls(self) -> Iterator[Pull]:
+        """Pulls that may be answered now, in order of step; each must be answered before the next is asked
+        for.
+        """
+        self._waiting.sort(key=lambda p: (p.step, p.trainer))
+        for pull in list(self._waiting):
+            if self.clock.may_answer(pull.step):
+                self._waiting.remove(pull)
+                yield pull
+
+    def row_shapes(self, counts: Array) -> list[tuple[int, int]]:
+        """[U_g, D_g] of each group for a request of `counts` rows per table."""
+        layout = self.layout
+        return [
+            (sum(int(counts[t]) for t in layout.tables_of_group(g)), dim)
+            for g, dim in enumerate(layout.group_dims)
+        ]
+
+    def answer(self, pull: Pull, out: Sequence[Array]) -> int:
+        """Fills `out` (one [U_g, D_g] array a group, float32 or float16) ; returns the staleness in steps."""
+        pull.slots = np.empty(len(pull.keys), np.uint32)
+        for table, keys, rows, slots in self._parts(pull.keys, pull.counts, out, pull.slots):
+            table.pull(keys, pull.step, rows, slots)
+        self._in_flight[pull.step, pull.trainer] = pull
+        self.ledger.pulled_rows += len(pull.keys)
+        return self.clock.answered(pull.step)
+
+    def lookup(self, keys: Array, counts: Array, out: Sequence[Array]) -> None:
+        """Evaluation: fills `out` without any change to the tables; unseen rows are zeros."""
+        for table, part, rows, _ in self._parts(keys, counts, out, None):
+            table.lookup(part, rows)
+        self.ledger.evaluation_rows += len(keys)
+
+    # ---- pushes
+
+    def submit_push(self, step: int, trainer: int, gradients: list[Array]) -> None:
+        """Gradients of a pull, one [U_g, D_g] array a group; applied at once, or by `apply_ready` when the
+        mode says so.
+        """
+        pull = self._in_flight.pop((step, trainer))
+        if not self.clock.exact and not self.whole_steps:
+            self._apply_batch(pull, gradients)
+            self._advance(step, 1)
+            return
+        self._held.setdefault(step, {})[trainer] = _Push(pull, gradients)
+
+    def detach_push(self, step: int, trainer: int) -> None:
+        """Copies the gradients of a push that is still held, whose memory the caller is about to reuse."""
+        push = self._held.get(step, {}).get(trainer)
+        if push is not None:
+            push.gradients = [g.copy() for g in push.gradients]
+
+    def apply_ready(self) -> bool:
+        """Applies held steps that the clock allows; True if any was."""
+        moved = False
+        for step in sorted(self._held):
+            pushes = self._held[step]
+            if len(pushes) < self.clock.num_trainers or not self.clock.may_apply(step):
+                if self.clock.exact:
+                    break
+                continue
+            del self._held[step]
+            ordered = [pushes[trainer] for trainer in sorted(pushes)]
+            if self.whole_steps and len(ordered) > 1:
+                self._apply_step(step, ordered)
+            else:
+                for push in ordered:
+                    self._apply_batch(push.pull, push.gradients)
+            self._advance(step, len(ordered))
+            moved = True
+        return moved
+
+    def _apply_batch(self, pull: Pull, gradients: Sequence[Array]) -> None:
+        for table, keys, grads, slots in self._parts(pull.keys, pull.counts, gradients, pull.slots):
+            self._count(table.push(keys, slots, grads, pull.step))
+
+    def _apply_step(self, step: int, pushes: Sequence[_Push]) -> None:
+        batches: dict[int, list[tuple[Array, Array, Array]]] = {}
+        for push in pushes:
+            pull = push.pull
+            for table, keys, grads, slots in self._parts(pull.keys, pull.counts, push.gradients, pull.slots):
+                assert slots is not None
+                batches.setdefault(id(table), []).append((keys, slots, grads))
+        for each in self.tables:
+            if each is not None and id(each) in batches:
+                self._count(each.push_step(batches[id(each)], step))
+
+    def _count(self, outcome: tuple[int, int, int]) -> None:
+        applied, evicted, nonfinite = outcome
+        self.ledger.applied_rows += applied
+        self.ledger.evicted_in_flight_rows += evicted
+        self.ledger.nonfinite_rows += nonfinite
+
+    def _advance(self, step: int, count: int) -> None:
+        first = self.clock.first
+        if self.clock.pushed(step, count):
+            # Only here, between steps, may rows go: in `exact` this point is the same in every run.
+            for table in self.tables:
+                if table is not None:
+                    self.ledger.evicted_rows += table.evict()
+        self.times.last_apply[first] = time.time()
+
+    def waits_for(self) -> str | None:
+        """What must come before anything here can go on, for the watchdog; None if nobody waits."""
+        clock = self.clock
+        if not self._waiting and not self._held:
+            return None
+        waiting = ", ".join(f"step {p.step} of trainer {p.trainer}" for p in self._waiting[:4]) or "none"
+        missing = [t for t in range(clock.num_trainers) if (clock.applied + 1, t) in self._in_flight]
+        return (
+            f"the gradients of step {clock.applied + 1}"
+            + (f" of trainer {', '.join(map(str, missing))}" if missing else "")
+            + f" (applied: {clock.applied}; pulls that wait: {waiting})"
+        )
+
+    # ---- common
+
+    def _parts(
+        self, keys: Array, counts: Array, groups: Sequence[Array], slots: Array | None
+    ) -> Iterator[tuple[Table, Array, Array, Array]]:
+        """(table, its keys, its rows of the group block, its slots) for each table asked for."""
+        begin = 0
+        group_begin = [0] * len(self.layout.group_dims)
+        for index, table in enumerate(self.tables):
+            count = int(counts[index])
+            if count == 0:
+                continue
+            assert table is not None, "a server without buckets of a table was asked for its rows"
+            group = self.layout.tables[index].group
+            at = group_begin[group]
+            yield (
+                table,
+                keys[begin : begin + count],
+                groups[group][at : at + count],
+                slots[begin : begin + count] if slots is not None else keys[:0],
+            )
+            begin += count
+            group_begin[group] += count
+
+    def statistics(self) -> dict[str, Any]:
+        """Counters for summary.json, at the end of a run: a row still in flight then has been dropped."""
+        tables = [t for t in self.tables if t is not None]
+        lost = [
+            *self._in_flight.values(),
+            *(p.pull for pushes in self._held.values() for p in pushes.values()),
+        ]
+        rows = sum(t.num_rows for t in tables)
+        return {
+            "rows": rows,
+            "bytes": sum(t.memory_bytes for t in tables),
+            "row_bytes": sum(t.num_rows * t.row_bytes for t in tables),
+            "ledger": {**vars(self.ledger), "dropped_rows": sum(len(pull.keys) for pull in lost)},
+            "histogram": dict(self.clock.histogram),
+            "last_apply": dict(self.times.last_apply),
+        }

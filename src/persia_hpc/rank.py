@@ -1,0 +1,349 @@
+"""One rank of an MPI job: from COMM_WORLD to its role and back to the summary."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mpi4py import MPI
+
+from .api import Body, open_sources, start_run_dir, trainer_part
+from .callbacks import Callback
+from .config import Config
+from .embedding_worker.engine import EmbeddingWorker
+from .embedding_worker.serve import WorkerLoop
+from .errors import EXIT_FAILURE, EXIT_USER, AgreedExit, PersiaError, UserError
+from .launch.environment import make_run_dir
+from .launch.registry import register_rank, report_failure
+from .layout import make_layout
+from .metrics import MetricLogger
+from .parameter_server.engine import ParameterServer
+from .parameter_server.serve import ServerLoop
+from .samples.schema import DatasetSchema
+from .schedule import make_schedules
+from .screen import Screen, summary_text
+from .summary import make_summary, write_json
+from .topology.groups import Groups, check_single_mpi_library, split_world
+from .topology.roles import Role
+from .transport.plane import Channel, Plane
+from .transport.progress import ProgressThread, Waiter, default_spin
+
+LOG = logging.getLogger("persia_hpc")
+
+
+def row_channels(groups: Groups, ring_bytes: int) -> list[Channel]:
+    """Three rings between every worker and every server: a pull that must wait may not block the push it
+    waits for.
+    """
+    channels = []
+    for w in range(groups.plan.count(Role.EMBEDDING_WORKER)):
+        worker = groups.row_rank(Role.EMBEDDING_WORKER, w)
+        for s in range(groups.plan.count(Role.PARAMETER_SERVER)):
+            server = groups.row_rank(Role.PARAMETER_SERVER, s)
+            channels += [
+                Channel(worker, server, "pull", ring_bytes),
+                Channel(worker, server, "push", ring_bytes),
+                Channel(server, worker, "rows", ring_bytes),
+            ]
+    return channels
+
+
+def feed_channels(groups: Groups, ring_bytes: int) -> list[Channel]:
+    """Two rings between a trainer and each worker that feeds it; trainer 0, which commands, has them with
+    all.
+    """
+    channels = []
+    for t, workers in enumerate(groups.plan.workers_of_trainer):
+        trainer = groups.feed_rank(Role.TRAINER, t)
+        for w in range(groups.plan.count(Role.EMBEDDING_WORKER)) if t == 0 else workers:
+            worker = groups.feed_rank(Role.EMBEDDING_WORKER, w)
+            channels += [
+                Channel(worker, trainer, "feed", ring_bytes),
+                Channel(trainer, worker, "gradients", ring_bytes),
+            ]
+    return channels
+
+
+class AgreedError(PersiaError):
+    """An error that every rank raises at the same point."""
+
+    def __init__(self, exit_code: int, message: str):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class RankJob:
+    """This rank's part of one job. All that can be refused is refused before the first window exists."""
+
+    def __init__(self, config: Config, *, world: MPI.Intracomm = MPI.COMM_WORLD, quiet: bool = False):
+        """Collective over `world`, all of whose ranks get a role: agrees on the run directory."""
+        self.world = world
+        self.quiet = quiet
+        directory, problem = None, None
+        if self.world.rank == 0:
+            try:
+                directory = str(make_run_dir(config.run_dir).absolute())
+            except UserError as error:
+                problem = str(error)
+        directory, problem = self.world.bcast((directory, problem))
+        if directory is None:
+            if self.world.rank == 0:
+                print(f"persia-hpc: error: {problem}", file=sys.stderr, flush=True)
+            raise AgreedExit(EXIT_USER)
+        self.run_dir = Path(directory)
+        self.config = config
+        register_rank(self.run_dir, self.world.rank)
+        (self.run_dir / "logs").mkdir(exist_ok=True)
+        handler = logging.FileHandler(self.run_dir / "logs" / f"rank-{self.world.rank:04d}.log", delay=True)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        LOG.addHandler(handler)
+        LOG.setLevel(logging.INFO)
+
+    def fail(self, error: BaseException) -> NoReturn:
+        """Records why, says it once on the screen, and ends the whole job with the error's exit code."""
+        code = report_failure(self.run_dir, self.world.rank, self._role(), error)
+        if isinstance(error, AgreedError):
+            # Every rank is here, so the job can end without the launcher's talk of aborts.
+            self.world.Barrier()
+            MPI.Finalize()
+            raise AgreedExit(code)
+        self.world.Abort(code)
+        os._exit(code)  # Abort may return before the launcher kills: the error must not be said again
+
+    def _role(self) -> str:
+        groups: Groups | None = getattr(self, "groups", None)
+        return f"{groups.me.role.value} {groups.me.role_rank}" if groups else "starting"
+
+    def _agree(self, prepare: Callable[[], Any]) -> Any:
+        """Runs `prepare` on every rank; if it fails anywhere, the lowest failing rank's error ends all.
+        Collective.
+        """
+        result, problem = None, None
+        try:
+            result = prepare()
+        except PersiaError as error:
+            problem = (error.exit_code, str(error))
+        except BaseException as error:  # sys.exit() in a user's module would leave the others waiting
+            problem = (EXIT_FAILURE, f"{type(error).__name__}: {error}")
+            LOG.exception("while preparing")
+        problems = [p for p in self.world.allgather(problem) if p is not None]
+        if problems:
+            raise AgreedError(*problems[0])
+        return result
+
+    def run(
+        self, main: Body | None, callbacks: Sequence[Callback], loggers: Sequence[MetricLogger]
+    ) -> dict[str, Any]:
+        """Plays the role to the end; the summary, on every rank. Collective."""
+        config = self.config
+        self.groups = groups = self._agree(lambda: split_world(self.world, config))
+        role, role_rank = groups.me.role, groups.me.role_rank
+        register_rank(self.run_dir, self.world.rank, role.value, role_rank)
+        # Cores that a launcher gave to this rank alone are all its own, shared ones are divided.
+        mine = (groups.me.node, tuple(sorted(os.sched_getaffinity(0))))
+        self.fair_threads = max(1, len(mine[1]) // self.world.allgather(mine).count(mine))
+        if self.world.rank == 0:
+            LOG.info("plan:\n%s", groups.plan.table(groups.hosts))
+            if not self.quiet:
+                print(groups.plan.table(groups.hosts), file=sys.stderr, flush=True)
+        sources = self._agree(lambda: open_sources(config) if role is Role.EMBEDDING_WORKER else {})
+        schema, counts = self._agree_on_data(sources)
+        self.schedules = make_schedules(config, counts)
+        self.layout = self._agree(lambda: make_layout(config, schema))
+        part = {
+            Role.PARAMETER_SERVER: lambda: self._serve_rows(),
+            Role.EMBEDDING_WORKER: lambda: self._work(sources),
+            Role.TRAINER: lambda: self._train(schema, main, callbacks, loggers),
+        }[role]
+        statistics, finish = self._prepare_and_run(role, part)
+        return self._summarize(statistics, finish)
+
+    def _agree_on_data(self, sources: Mapping[str, Any]) -> tuple[DatasetSchema, dict[str, int]]:
+        """Schema and samples of each split as all workers found them, or AgreedError. Collective."""
+        mine = None
+        if sources:
+            mine = (sources["train"].schema, {split: s.num_samples for split, s in sources.items()})
+        found = {rank: each for rank, each in enumerate(self.world.allgather(mine)) if each is not None}
+        first: int = min(found)
+        expected: tuple[DatasetSchema, dict[str, int]] = found[first]
+        for rank, each in found.items():
+            if each != expected:
+                raise AgreedError(
+                    EXIT_USER,
+                    f"rank {rank} on {self.groups.hosts[rank]} found other data than rank {first} on "
+                    f"{self.groups.hosts[first]}: {each[1]} against {expected[1]} samples, or other "
+                    "columns; all embedding workers must see the same files",
+                )
+        return expected
+
+    def _prepare_and_run(self, role: Role, part: Callable[[], Any]) -> tuple[dict[str, Any], Any]:
+        """`part` is a generator: up to its first yield it prepares (and may refuse), then the role runs."""
+        steps = part()
+        self._agree(lambda: next(steps))
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: tuple[dict[str, Any], Any] = end.value
+            return result
+        raise AssertionError(f"{role.value} yielded twice")
+
+    def _plane(self, comm: MPI.Intracomm | None, channels: list[Channel]) -> Plane:
+        assert comm is not None
+        return Plane(comm, channels)
+
+    def _waiter(self, *planes: Plane) -> Waiter:
+        groups = self.groups
+        here = sum(m.node == groups.me.node for m in groups.plan.members)
+        return Waiter(any(p.remote for p in planes), default_spin(here))
+
+    def _ranks(self, role: Role, rank_of: Callable[[Role, int], int]) -> list[int]:
+        return [rank_of(role, i) for i in range(self.groups.plan.count(role))]
+
+    def _serve_rows(self) -> Any:
+        groups, plan = self.groups, self.groups.plan
+        engine = ParameterServer(
+            self.config,
+            self.layout,
+            server_rank=groups.me.role_rank,
+            num_servers=plan.count(Role.PARAMETER_SERVER),
+            num_trainers=plan.count(Role.TRAINER),
+        )
+        yield
+        plane = self._plane(groups.row_plane, row_channels(groups, self.config.transport.ring_bytes))
+        workers = self._ranks(Role.EMBEDDING_WORKER, groups.row_rank)
+        loop = ServerLoop(engine, plane, workers, self._waiter(plane), self.config)
+        loop.run()
+        plane.free()
+        return {**engine.statistics(), "wait": {"idle": loop.idle_seconds}}, None
+
+    def _work(self, sources: Mapping[str, Any]) -> Any:
+        groups, plan, config = self.groups, self.groups.plan, self.config
+        engine = EmbeddingWorker(
+            self.layout,
+            num_servers=plan.count(Role.PARAMETER_SERVER),
+            seed=config.seed,
+            transform=config.data.transform,
+        )
+        yield
+        # The reading thread gives up the GIL at every HDF5 call and must get it back from the polling loop
+        # soon.
+        sys.setswitchinterval(1e-4)
+        row_plane = self._plane(groups.row_plane, row_channels(groups, config.transport.ring_bytes))
+        feed_plane = self._plane(groups.feed_plane, feed_channels(groups, config.transport.ring_bytes))
+        loop = WorkerLoop(
+            engine,
+            config,
+            sources,
+            worker_rank=groups.me.role_rank,
+            workers_of_trainer=plan.workers_of_trainer,
+            row_plane=row_plane,
+            servers=self._ranks(Role.PARAMETER_SERVER, groups.row_rank),
+            feed_plane=feed_plane,
+            trainers=self._ranks(Role.TRAINER, groups.feed_rank),
+            waiter=self._waiter(row_plane, feed_plane),
+        )
+        loop.run()
+        row_plane.free()
+        feed_plane.free()
+        return loop.statistics(), None
+
+    def _train(
+        self,
+        schema: DatasetSchema,
+        main: Body | None,
+        callbacks: Sequence[Callback],
+        loggers: Sequence[MetricLogger],
+    ) -> Any:
+        import torch  # only here: servers and workers must not pay for it
+
+        from .trainer.allreduce import DenseReducer
+        from .trainer.device import choose_device
+        from .trainer.driver import Driver
+        from .trainer.serve import MpiPeers, RingFeed
+        from .trainer.session import Session, make_inputs
+
+        groups, plan, config = self.groups, self.groups.plan, self.config
+        me = groups.me
+        here = [m for m in plan.members if m.node == me.node]
+        local = [m.role_rank for m in here if m.role is Role.TRAINER].index(me.role_rank)
+        torch.set_num_threads(config.train.threads or self.fair_threads)
+        device = choose_device(config.train.device, local)
+        inputs = make_inputs(self.layout, schema)
+        driver = None if main is not None else Driver(config, inputs, callbacks, loggers)
+        yield
+        reducer = DenseReducer(groups.role_comm, config.train.bucket_bytes)
+        check_single_mpi_library()
+        plane = self._plane(groups.feed_plane, feed_channels(groups, config.transport.ring_bytes))
+        # A computing trainer is outside MPI: one-sided writes of remote workers need somebody inside.
+        progress = ProgressThread(groups.feed_plane) if plane.remote else None
+        if progress is not None:
+            progress.start()
+        feed = RingFeed(
+            plane,
+            self._ranks(Role.EMBEDDING_WORKER, groups.feed_rank),
+            trainer_rank=me.role_rank,
+            mine=plan.workers_of_trainer[me.role_rank],
+            num_groups=len(self.layout.group_dims),
+            multi=[f.name for f in self.layout.features if f.multi],
+            waiter=self._waiter(plane),
+            stall_seconds=config.transport.stall_seconds,
+        )
+        session = Session(
+            config,
+            self.layout,
+            inputs,
+            self.schedules,
+            feed=feed,
+            peers=MpiPeers(groups.role_comm),
+            reducer=reducer,
+            device=device,
+        )
+        jsonl = None
+        if me.role_rank == 0:
+            jsonl = start_run_dir(config, self.run_dir)
+            if driver is not None:
+                driver.loggers = [jsonl, *([] if self.quiet else [Screen()]), *driver.loggers]
+        result = trainer_part(session, main, driver, self.run_dir, schema)
+        if progress is not None:
+            progress.stop()
+        plane.free()
+
+        if me.role_rank != 0:
+            return {**result, "wait": session.wait_seconds()}, None
+
+        def finish(summary: dict[str, Any]) -> None:
+            if driver is not None:
+                driver.finish(summary)
+            if jsonl is not None:
+                jsonl.close()
+
+        return {**result, "wait": session.wait_seconds()}, finish
+
+    def _summarize(self, statistics: dict[str, Any], finish: Any) -> dict[str, Any]:
+        plan = self.groups.plan
+        everything = self.world.gather(statistics)
+        summary = None
+        if everything is not None:
+            by_role = {role: [everything[r] for r in plan.ranks(role)] for role in Role}
+            summary = make_summary(
+                self.config,
+                roles={f"{role.value}s": plan.count(role) for role in Role},
+                trainer=by_role[Role.TRAINER][0],
+                servers=by_role[Role.PARAMETER_SERVER],
+                workers=by_role[Role.EMBEDDING_WORKER],
+                waits={role.value: [s["wait"] for s in each] for role, each in by_role.items()},
+                mpi_library=" ".join(MPI.Get_library_version().split("\n")[0].strip("\0").split()),
+            )
+            summary["run_dir"] = str(self.run_dir)
+            write_json(self.run_dir / "summary.json", summary)
+        agreed: dict[str, Any] = self.world.bcast(summary)
+        if finish is not None:
+            finish(agreed)
+            if not self.quiet:
+                print(summary_text(agreed), file=sys.stderr, flush=True)
+        LOG.info("%s: done, waited %s", self._role(), statistics["wait"])
+        return agreed

@@ -1,0 +1,122 @@
+"""`summary.json`: what a run was and did. Schema in docs/summary.md; its fields are a contract."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .config import Config
+from .metrics import without_nan
+
+SCHEMA_VERSION = 1
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of everything whose change could change a result."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    result = {}
+    for name, package in {
+        "package": "persia-hpc",
+        "mpi4py": "mpi4py",
+        "torch": "torch",
+        "horovod": "horovod",
+        "numpy": "numpy",
+        "h5py": "h5py",
+    }.items():
+        try:
+            result[name] = version(package)
+        except PackageNotFoundError:
+            result[name] = "not installed"
+    return result
+
+
+def _train_seconds(workers: Sequence[Mapping[str, Any]], servers: Sequence[Mapping[str, Any]]) -> float:
+    """Seconds from first pull to last apply, summed over segments: evaluations and checkpoints lie between
+    them.
+    """
+    total = 0.0
+    for first in sorted({int(s) for w in workers for s in w["first_pull"]}):
+        begin = min(w["first_pull"][first] for w in workers if first in w["first_pull"])
+        ends = [s["last_apply"][first] for s in servers if first in s["last_apply"]]
+        total += max(0.0, max(ends, default=begin) - begin)
+    return total
+
+
+def make_summary(
+    config: Config,
+    *,
+    roles: Mapping[str, int],
+    trainer: Mapping[str, Any],
+    servers: Sequence[Mapping[str, Any]],
+    workers: Sequence[Mapping[str, Any]],
+    waits: Mapping[str, Sequence[Mapping[str, float]]],
+    mpi_library: str,
+) -> dict[str, Any]:
+    """Puts together what the ranks have counted.
+
+    trainer: trainer 0's `steps`, `samples`, `stop_reason`, `evaluate_seconds`, `checkpoint_seconds`,
+    `results`. servers, workers: `statistics()` of each. waits: by role, each rank's seconds by cause.
+    """
+    ledgers = [s["ledger"] for s in servers]
+    rows = sum(s["rows"] for s in servers)
+    num_bytes = sum(s["bytes"] for s in servers)
+    histogram: Counter[int] = Counter()
+    for server in servers:
+        histogram.update(server["histogram"])
+    seconds = _train_seconds(workers, servers)
+    embedding = {"rows": rows, "bytes": num_bytes}
+    embedding["overhead_bytes_per_row"] = (
+        (num_bytes - sum(s["row_bytes"] for s in servers)) / rows if rows else 0.0
+    )
+    for name in ledgers[0]:
+        embedding[name] = sum(ledger[name] for ledger in ledgers)
+    causes = {
+        role: {
+            cause: {"mean": sum(w[cause] for w in each) / len(each), "max": max(w[cause] for w in each)}
+            for cause in each[0]
+        }
+        for role, each in waits.items()
+        if each
+    }
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "status": "completed" if trainer["stop_reason"] is None else "stopped",
+        "stop_reason": trainer["stop_reason"],
+        "seed": config.seed,
+        "config_sha256": config.sha256,
+        "mode": config.mode,
+        "roles": dict(roles),
+        "steps": trainer["steps"],
+        "samples": trainer["samples"],
+        "this_run": {"steps": trainer["steps"], "samples": trainer["samples"]},
+        "train_seconds": seconds,
+        "evaluate_seconds": trainer["evaluate_seconds"],
+        "checkpoint_seconds": trainer["checkpoint_seconds"],
+        "samples_per_second": trainer["samples"] / seconds if seconds else 0.0,
+        "valid": trainer["results"].get("valid"),
+        "test": trainer["results"].get("test"),
+        "staleness": {
+            "bound": 0 if config.mode == "sync" else config.staleness_bound,
+            "max": max(histogram, default=0),
+            "histogram": {str(k): histogram[k] for k in sorted(histogram)},
+        },
+        "embedding": embedding,
+        "wait_seconds": causes,
+        "versions": {**package_versions(), "mpi": mpi_library},
+    }
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file that is either whole or not there."""
+    aside = path.with_name(path.name + ".partial")
+    with aside.open("w", encoding="utf-8") as file:
+        json.dump(without_nan(value), file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)

@@ -1,0 +1,122 @@
+"""What a model gets: the inputs in its constructor, a batch in its `forward`.
+
+B samples, F features, D dim, K dense features, L labels or sequence length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from persia_hpc.errors import UserError
+
+POOLED = ("sum", "mean", "sqrtn")
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """One id feature as a model's constructor sees it."""
+
+    name: str
+    table: str
+    group: int  # features of one group have rows of one dim in one block
+    dim: int
+    pooling: str  # sum, mean, sqrtn or sequence
+    multi: bool  # several ids per sample
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What models get in their constructor: the features, in the order of the dataset, and the widths."""
+
+    features: tuple[FeatureSpec, ...]
+    num_dense: int
+    labels: tuple[str, ...]
+
+    @cached_property
+    def dims(self) -> dict[str, int]:
+        """Embedding dim of each feature by name."""
+        return {f.name: f.dim for f in self.features}
+
+    @cached_property
+    def pooled(self) -> tuple[str, ...]:
+        """Names of the features that arrive as one vector per sample."""
+        return tuple(f.name for f in self.features if f.pooling in POOLED)
+
+    @cached_property
+    def sequences(self) -> tuple[str, ...]:
+        """Names of the features that arrive as a sequence of vectors and a mask."""
+        return tuple(f.name for f in self.features if f.pooling not in POOLED)
+
+    @property
+    def pooled_width(self) -> int:
+        """Sum of the dims of the pooled features."""
+        return sum(self.dims[name] for name in self.pooled)
+
+    @property
+    def embedding_width(self) -> int:
+        """Sum of the dims of all features, sequences included."""
+        return sum(f.dim for f in self.features)
+
+
+@dataclass
+class Batch:
+    """What a model's `forward` gets, on one device. Embeddings are float32, also under autocast.
+
+    The tensors are the batch's own: it may be kept after its step.
+
+    `pooled` has a view [B, D] per pooled feature, `sequence` a pair (values [B, L, D], mask [B, L] of bool)
+    per sequence feature: left-aligned, zeros behind the last id, L the longest of the batch and at least 1.
+    """
+
+    step: int
+    num_samples: int
+    dense: Tensor  # [B, K] float32
+    labels: Tensor  # [B, L] float32
+    weight: Tensor | None  # [B] float32
+    group: Tensor | None  # [B] int64
+    pooled: dict[str, Tensor]
+    sequence: dict[str, tuple[Tensor, Tensor]]
+    blocks: dict[tuple[str, ...], Tensor]  # pooled features that lie together -> [B, F, D]
+
+    @property
+    def device(self) -> torch.device:
+        """Device of all tensors of the batch."""
+        return self.dense.device
+
+    def stacked(self, names: Sequence[str] | None = None) -> Tensor:
+        """Pooled features as [B, F, D]; without a copy if they are all features of one dim, in order.
+
+        `names` defaults to all pooled features. Raises UserError when their dims differ or there are none.
+        """
+        wanted = self._names(names)
+        if wanted in self.blocks:
+            return self.blocks[wanted]
+        dims = {name: self.pooled[name].shape[1] for name in wanted}
+        if len(set(dims.values())) != 1:
+            raise UserError(
+                f"stacked() needs features of one dim, got {dims or 'no pooled feature'}; use concatenated() "
+                f"or give their tables one dim"
+            )
+        return torch.stack([self.pooled[name] for name in wanted], dim=1)
+
+    def concatenated(self, names: Sequence[str] | None = None) -> Tensor:
+        """Pooled features side by side as [B, sum of dims]; without a copy where stacked() needs none."""
+        wanted = self._names(names)
+        if wanted in self.blocks:
+            return self.blocks[wanted].flatten(1)
+        if not wanted:
+            return self.dense.new_zeros(self.num_samples, 0)
+        return torch.cat([self.pooled[name] for name in wanted], dim=1)
+
+    def _names(self, names: Sequence[str] | None) -> tuple[str, ...]:
+        wanted = tuple(self.pooled) if names is None else tuple(names)
+        for name in wanted:
+            if name not in self.pooled:
+                kind = "a sequence, use batch.sequence" if name in self.sequence else "not a feature"
+                raise UserError(f"{name!r} is {kind}; pooled features: {', '.join(self.pooled) or 'none'}")
+        return wanted

@@ -1,0 +1,207 @@
+"""The standard training loop over a session: model, loss, evaluation, early stopping, callbacks, events."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from persia_hpc.callbacks import Callback
+from persia_hpc.config import Config
+from persia_hpc.errors import UserError
+from persia_hpc.loading import load_object
+from persia_hpc.metrics import MetricLogger, auc, load_metrics
+from persia_hpc.models import build_model
+
+from .batch import Batch, Inputs
+from .session import Session, make_optimizer
+
+EVENT_SECONDS = 1.0  # how often the training event is logged
+RECENT_SAMPLES = 50_000  # for the AUC and loss of the progress bar
+LARGER_IS_WORSE = {"logloss", "loss"}
+
+
+def bce(logits: Tensor, batch: Batch) -> Tensor:
+    """Binary cross-entropy per sample and label [B, L], from logits."""
+    return functional.binary_cross_entropy_with_logits(logits, batch.labels, reduction="none")
+
+
+def load_loss(name: str) -> Any:
+    """`bce` or the user's `module:function`, called as f(logits [B, L], batch) -> [B] or [B, L]."""
+    return bce if name == "bce" else load_object(name, "train.loss")
+
+
+class Run:
+    """What callbacks see of a running training."""
+
+    def __init__(self, session: Session):
+        self.session = session
+        self.stop_reason: str | None = None
+
+    @property
+    def step(self) -> int:
+        """The last finished step."""
+        return self.session.step_number
+
+    @property
+    def model(self) -> torch.nn.Module | None:
+        return self.session.model
+
+    def stop(self, reason: str) -> None:
+        """Ends the training at a step that all ranks agree on; `reason` goes into summary.json."""
+        self.session.request_stop(reason)
+
+
+class EarlyStop:
+    """Asks for a stop after `patience` evaluations without a better `metric` on the valid split."""
+
+    def __init__(self, metric: str = "auc", patience: int = 3):
+        self.metric = metric.rpartition(":")[2]  # a custom one is known by its function's name
+        self.patience = patience
+        self.best = -math.inf
+        self.bad = 0
+
+    def update(self, metrics: dict[str, float]) -> str | None:
+        """The reason to stop, or None."""
+        if self.metric not in metrics:
+            raise UserError(
+                f"train.early_stop.metric = {self.metric!r} is not among the metrics: {', '.join(metrics)}"
+            )
+        value = metrics[self.metric] * (-1 if self.metric in LARGER_IS_WORSE else 1)
+        if value > self.best:
+            self.best, self.bad = value, 0
+            return None
+        self.bad += 1
+        if self.bad < self.patience:
+            return None
+        return f"no better {self.metric} in {self.patience} evaluations"
+
+
+class Driver:
+    """Runs a session's whole schedule; events and callbacks on trainer 0 only."""
+
+    def __init__(
+        self,
+        config: Config,
+        inputs: Inputs,
+        callbacks: Sequence[Callback] = (),
+        loggers: Sequence[MetricLogger] = (),
+    ):
+        """Imports and builds all that the user named; UserError for what can't be. Local."""
+        self.config = config
+        self.callbacks = callbacks
+        self.loggers = loggers
+        self.loss = load_loss(config.train.loss)
+        load_metrics(config.train.metrics)
+        torch.manual_seed(config.seed)
+        self.model = build_model(config.model.class_name, inputs, dict(config.model.arguments))
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        if parameters:
+            make_optimizer(parameters, config.train.optimizer)  # only to refuse bad arguments now
+        self.early_stop = EarlyStop(**config.train.early_stop) if config.train.early_stop else None
+        self._recent: deque[tuple[Any, Any, float]] = deque()
+        self._recent_samples = 0
+        self._staleness: deque[int] = deque(maxlen=100)
+        self._began = self._last_event = time.perf_counter()
+        self._last_samples = 0
+
+    def run(self, session: Session) -> None:
+        """Trains to the end of the schedule or a stop, evaluating as configured. Collective."""
+        self.session, self.run_view = session, Run(session)
+        if session.trainer_rank != 0:
+            self.callbacks = self.loggers = ()
+        session.prepare(self.model)
+        for callback in self.callbacks:
+            callback.on_start(self.run_view)
+        schedule = session.schedules["train"]
+        evaluated = -1
+        while self._goes_on():
+            first = session.step_number + 1
+            for batch in session.batches(steps=schedule.next_drain(first) - first + 1):
+                logits = session.forward(batch)
+                self._check(logits, batch)
+                session.step(self.loss(logits, batch))
+                self._note(logits, batch)
+            # Trainer 0's callbacks may have asked for a stop: all must know it before they evaluate, or not.
+            session.agree_on_stop()
+            if "valid" in session.schedules and session.stop_reason is None:
+                metrics = self._evaluate("valid")
+                evaluated = session.step_number
+                if self.early_stop is not None and (reason := self.early_stop.update(metrics)):
+                    session.request_stop(reason)
+        self._event(force=True)
+        if self.config.train.evaluate_at_end:
+            if "valid" in session.schedules and evaluated != session.step_number:
+                self._evaluate("valid")
+            if "test" in session.schedules:
+                self._evaluate("test")
+
+    def _goes_on(self) -> bool:
+        self.session.agree_on_stop()
+        return self.session.step_number < self.session.num_steps and self.session.stop_reason is None
+
+    def _evaluate(self, split: str) -> dict[str, float]:
+        metrics = self.session.evaluate(split=split)
+        for logger in self.loggers:
+            logger.log({"event": "evaluate", "split": split, "step": self.session.step_number, **metrics})
+        for callback in self.callbacks:
+            callback.on_evaluate(self.run_view, {"split": split, **metrics})
+        return metrics
+
+    def _check(self, logits: Tensor, batch: Batch) -> None:
+        if logits.shape != batch.labels.shape:
+            raise UserError(
+                f"the model returned logits of shape {tuple(logits.shape)}, expected "
+                f"{tuple(batch.labels.shape)} ([samples, labels])"
+            )
+
+    def _note(self, logits: Tensor, batch: Batch) -> None:
+        if not self.callbacks and not self.loggers:
+            return
+        session = self.session
+        self._recent.append((logits.detach()[:, 0], batch.labels[:, 0], session.last_loss))
+        self._recent_samples += batch.num_samples
+        while self._recent_samples > RECENT_SAMPLES and len(self._recent) > 1:
+            self._recent_samples -= len(self._recent.popleft()[0])
+        self._staleness.append(session.last_staleness)
+        for callback in self.callbacks:
+            callback.on_step(self.run_view)
+        self._event()
+
+    def _event(self, force: bool = False) -> None:
+        now = time.perf_counter()
+        if not self.loggers or not self._recent or (not force and now - self._last_event < EVENT_SECONDS):
+            return
+        session = self.session
+        schedule = session.schedules["train"]
+        scores = torch.cat([r[0] for r in self._recent]).float().cpu().numpy()
+        labels = torch.cat([r[1] for r in self._recent]).cpu().numpy()
+        event = {
+            "event": "train",
+            "step": session.step_number,
+            "num_steps": session.num_steps,
+            "epoch": schedule.step(session.step_number).epoch if session.step_number else 0,
+            "samples": session.samples,
+            "seconds": now - self._began,
+            "loss": float(np.mean([r[2] for r in self._recent])),
+            "auc": auc(scores, labels),
+            "samples_per_second": (session.samples - self._last_samples) / max(now - self._last_event, 1e-9),
+            "staleness": float(np.mean(self._staleness)),
+        }
+        self._last_event, self._last_samples = now, session.samples
+        for logger in self.loggers:
+            logger.log(event)
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Hands the summary to callbacks and loggers."""
+        for callback in self.callbacks:
+            callback.on_end(self.run_view, summary)
+        for logger in self.loggers:
+            logger.log({"event": "end", "status": summary["status"], "steps": summary["steps"]})

@@ -1,0 +1,79 @@
+"""What a session needs from the rest of the job, whatever carries it: rings under MPI, plain calls in one
+process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from persia_hpc.feed import FeedBatch
+
+Array = npt.NDArray[Any]
+
+
+class Feed(Protocol):
+    """Where batches come from and row gradients go. Every trainer makes the same calls in the same order."""
+
+    wait_seconds: float
+
+    def begin_segment(self, first: int, last: int) -> None:
+        """Steps first…last follow."""
+
+    def next_batch(self, step: int) -> FeedBatch | None:
+        """The batch of `step`, or None when the segment ends before it (a stop that all ranks agreed on)."""
+
+    def push(self, batch: FeedBatch, gradients: list[Array]) -> None:
+        """Row gradients of a batch, one [U_g, D_g] array a group in wire dtype; gives the batch back."""
+
+    def end_segment(self) -> None:
+        """After the last batch of a segment: returns when a stop that was asked for has been agreed on."""
+
+    def request_stop(self) -> None:
+        """Trainer 0 only: asks all ranks to end the segment early."""
+
+    def begin_evaluation(self, split: str, step: int) -> None:
+        """Batches of a split follow, with rows that have all updates through `step`."""
+
+    def next_evaluation(self, number: int) -> FeedBatch:
+        """Evaluation batch `number` (from 1); to be given back by `release`."""
+
+    def checkpoint(self, directory: str, step: int) -> None:
+        """Trainer 0 only: returns when every server has written its shard, as of `step`, into `directory`."""
+
+    def close(self) -> None:
+        """Ends the run for workers and servers."""
+
+
+class Peers(Protocol):
+    """The other trainers."""
+
+    rank: int
+    size: int
+
+    def broadcast(self, value: Any) -> Any:
+        """Trainer 0's value, on every trainer. Collective."""
+
+    def gather(self, array: Array) -> Array | None:
+        """The trainers' [n_i, …] arrays one after the other on trainer 0, None elsewhere. Collective."""
+
+
+class Alone:
+    """The peers of a single trainer."""
+
+    rank = 0
+    size = 1
+
+    def broadcast(self, value: Any) -> Any:
+        return value
+
+    def gather(self, array: Array) -> Array | None:
+        return array
+
+
+def concatenate(arrays: Sequence[Array], width: int, dtype: npt.DTypeLike = np.float32) -> Array:
+    """[n_i, width] arrays one after the other, [0, width] of `dtype` when there is none."""
+    return np.concatenate(arrays) if arrays else np.empty((0, width), dtype)

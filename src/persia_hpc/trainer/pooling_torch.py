@@ -1,0 +1,166 @@
+"""gather_pool in torch operations, for any device: the semantics of the native kernels.
+
+No atomic adds: the backward gathers the gradients in the order of the transpose and sums each row's run of
+them, in ascending id order, so it gives the same bits every time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from persia_hpc.feed import FeedBatch
+
+    from .pooling import GroupFeatures
+
+
+def tensor_of(array: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """The array on the device. On the CPU its memory is shared, unless read-only: tensors can't be that."""
+    return torch.from_numpy(array if array.flags.writeable else array.copy()).to(device, non_blocking=True)
+
+
+def _segment_sum(values: Tensor, offsets: Tensor) -> Tensor:
+    """[n, D] and [S+1] -> [S, D]: each segment summed in ascending order; zeros for an empty one."""
+    segments = offsets.shape[0] - 1
+    if segments == 0 or values.shape[0] == 0:
+        return values.new_zeros(segments, values.shape[1])
+    return torch.segment_reduce(values, "sum", offsets=offsets, axis=0, initial=0, unsafe=True)
+
+
+class _Feature:
+    """One feature's ids in a batch, on the device."""
+
+    def __init__(
+        self,
+        first: int,
+        end: int,
+        pooling: str,
+        bags: npt.NDArray[np.uint32] | None,
+        num_samples: int,
+        device: torch.device,
+    ) -> None:
+        self.first, self.end = first, end
+        self.is_sequence = pooling == "sequence"
+        self.length = 1
+        self.offsets = self.sizes = self.scale = None
+        self.samples = torch.arange(num_samples, device=device)  # [n] the sample of each id
+        self.places = torch.zeros_like(self.samples)  # [n] its place in the bag
+        if bags is None:
+            self.sizes = torch.ones_like(self.samples)
+            return
+        self.length = max(1, int(np.diff(bags).max(initial=0)))
+        self.offsets = tensor_of(bags, device).to(torch.int64)
+        self.sizes = self.offsets.diff()
+        self.samples = self.samples.repeat_interleave(self.sizes, output_size=end - first)
+        self.places = torch.arange(end - first, device=device) - self.offsets[self.samples]
+        if pooling in ("mean", "sqrtn"):
+            sizes = self.sizes.clamp(min=1).to(torch.float32)
+            self.scale = 1 / (sizes if pooling == "mean" else sizes.sqrt())
+
+
+class TorchKernel:
+    """Forward and backward of one batch on any device."""
+
+    def __init__(self, groups: Sequence[GroupFeatures], feed: FeedBatch, device: torch.device) -> None:
+        self._groups = groups
+        self._feed = feed
+        self._device = device
+        self._indices = tensor_of(feed.indices, device).to(torch.int64)
+        self._features = [
+            [_Feature(*part, feed.num_samples, device) for part in group.parts(feed)] for group in groups
+        ]
+        self.masks: list[Tensor] = []
+
+    def forward(self, rows: Sequence[Tensor]) -> list[Tensor]:
+        """See `pooling.Kernel`."""
+        outputs: list[Tensor] = []
+        for features, tensor in zip(self._features, rows, strict=True):
+            pooled = [self._pool(f, tensor) for f in features if not f.is_sequence]
+            if pooled:
+                outputs.append(torch.stack(pooled, dim=1))
+            for feature in features:
+                if feature.is_sequence:
+                    outputs.append(self._unroll(feature, tensor))
+                    assert feature.sizes is not None
+                    length = torch.arange(feature.length, device=self._device)
+                    self.masks.append(length < feature.sizes[:, None])
+        return outputs
+
+    def backward(self, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """See `pooling.Kernel`."""
+        remaining = list(gradients)
+        outputs: list[Tensor | None] = []
+        for group, features in zip(self._groups, self._features, strict=True):
+            block = remaining.pop(0) if group.pooled else None
+            values = [remaining.pop(0) for _ in group.sequences]
+            if block is None and all(v is None for v in values):
+                outputs.append(None)
+            else:
+                outputs.append(self._sum_rows(group, features, block, values))
+        return outputs
+
+    def _gather(self, feature: _Feature, rows: Tensor) -> Tensor:
+        return rows.index_select(0, self._indices[feature.first : feature.end])
+
+    def _pool(self, feature: _Feature, rows: Tensor) -> Tensor:
+        gathered = self._gather(feature, rows)
+        if feature.offsets is None:
+            return gathered
+        summed = _segment_sum(gathered, feature.offsets)
+        return summed if feature.scale is None else summed * feature.scale[:, None]
+
+    def _unroll(self, feature: _Feature, rows: Tensor) -> Tensor:
+        num_samples = self._feed.num_samples
+        values = rows.new_zeros(num_samples * feature.length, rows.shape[1])
+        places = feature.samples * feature.length + feature.places
+        return values.index_copy_(0, places, self._gather(feature, rows)).view(
+            num_samples, feature.length, rows.shape[1]
+        )
+
+    def _sum_rows(
+        self,
+        group: GroupFeatures,
+        features: Sequence[_Feature],
+        block: Tensor | None,
+        values: Sequence[Tensor | None],
+    ) -> Tensor:
+        """[U_g, D]: each id's place in one matrix of gradients, gathered by the transpose, then summed."""
+        feed = self._feed
+        num_samples, num_pooled = feed.num_samples, len(group.pooled)
+        places = torch.zeros(len(feed.indices), dtype=torch.int64, device=self._device)
+        scales: Tensor | None = None
+        matrices = [self._matrix(block, num_samples * num_pooled, group.dim)]
+        base, slot = num_samples * num_pooled, 0
+        remaining = list(values)
+        for feature in features:
+            ids = slice(feature.first, feature.end)
+            if feature.is_sequence:
+                matrices.append(self._matrix(remaining.pop(0), num_samples * feature.length, group.dim))
+                places[ids] = base + feature.samples * feature.length + feature.places
+                base += num_samples * feature.length
+                continue
+            places[ids] = feature.samples * num_pooled + slot
+            slot += 1
+            if feature.scale is not None:
+                scales = torch.ones(len(places), device=self._device) if scales is None else scales
+                scales[ids] = feature.scale[feature.samples]
+        matrix = matrices[0] if len(matrices) == 1 else torch.cat(matrices)
+        begin, end = feed.group_offsets[group.group], feed.group_offsets[group.group + 1]
+        offsets = feed.row_offsets[begin : end + 1]
+        first = int(offsets[0])
+        positions = tensor_of(feed.positions[first : offsets[-1]], self._device).to(torch.int64)
+        gathered = matrix.index_select(0, places[positions])
+        if scales is not None:
+            gathered = gathered * scales[positions][:, None]
+        return _segment_sum(gathered, tensor_of(offsets, self._device).to(torch.int64) - first)
+
+    def _matrix(self, gradient: Tensor | None, num_rows: int, dim: int) -> Tensor:
+        if gradient is None:
+            return torch.zeros(num_rows, dim, device=self._device)
+        return gradient.reshape(num_rows, dim)

@@ -1,0 +1,208 @@
+"""A trainer's side of the feed plane: the `Feed` that a session uses under MPI."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from mpi4py import MPI
+
+from persia_hpc.feed import FeedBatch, unpack_feed
+from persia_hpc.schedule import worker_of
+from persia_hpc.transport.plane import Plane
+from persia_hpc.transport.progress import Waiter
+from persia_hpc.transport.records import SPLITS, Kind, Record
+from persia_hpc.transport.ring import RingReceiver, RingSender
+from persia_hpc.watchdog import Watchdog
+
+Array = npt.NDArray[Any]
+
+
+class MpiPeers:
+    """The trainers' communicator behind the `Peers` protocol."""
+
+    def __init__(self, comm: MPI.Intracomm):
+        self._comm = comm
+        self.rank: int = comm.rank
+        self.size: int = comm.size
+
+    def broadcast(self, value: Any) -> Any:
+        return self._comm.bcast(value)
+
+    def gather(self, array: Array) -> Array | None:
+        counts = self._comm.gather(array.shape)
+        array = np.ascontiguousarray(array)
+        if counts is None:
+            self._comm.Gatherv([array.view(np.uint8).reshape(-1), MPI.BYTE], None)
+            return None
+        sizes = [int(np.prod(shape)) * array.itemsize for shape in counts]
+        whole = np.empty((sum(shape[0] for shape in counts), *array.shape[1:]), array.dtype)
+        received = whole.reshape(-1).view(np.uint8)
+        self._comm.Gatherv([array.reshape(-1).view(np.uint8), MPI.BYTE], [received, sizes, None, MPI.BYTE])
+        return whole
+
+
+class RingFeed:
+    """Batches from the workers' rings, gradients back to them; trainer 0 also commands."""
+
+    def __init__(
+        self,
+        plane: Plane,
+        workers: Sequence[int],
+        *,
+        trainer_rank: int,
+        mine: tuple[int, ...],
+        num_groups: int,
+        multi: Sequence[str],
+        waiter: Waiter,
+        stall_seconds: float = 60.0,
+    ):
+        """`workers`: their ranks in the plane by worker_rank; `mine`: the worker_ranks that feed this
+        trainer.
+        """
+        linked = range(len(workers)) if trainer_rank == 0 else mine
+        self.plane = plane
+        self.trainer_rank = trainer_rank
+        self.mine = mine
+        self.num_groups = num_groups
+        self.multi = multi
+        self.waiter = waiter
+        self.wait_seconds = 0.0
+        self._senders: dict[int, RingSender] = {w: plane.sender(workers[w], "gradients") for w in linked}
+        self._receivers: dict[int, RingReceiver] = {w: plane.receiver(workers[w], "feed") for w in linked}
+        self._ready: dict[tuple[int, int], FeedBatch] = {}
+        self._waiting_for = ""
+        self._watchdog = Watchdog(f"trainer {trainer_rank}", stall_seconds, lambda: self._waiting_for)
+        self._first = self._last = 0
+        self._ended_at: int | None = None  # the run's last step, once a stop was agreed on
+        self._stopping = False
+        self._issued: list[int] = []
+        self._stop_agreed = False
+        self._checkpoints = 0
+        self._closing = False
+
+    # ---- segments
+
+    def begin_segment(self, first: int, last: int) -> None:
+        self._first, self._last = first, last if self._ended_at is None else min(last, self._ended_at)
+        self._command(Kind.SEGMENT, first, last)
+
+    def next_batch(self, step: int) -> FeedBatch | None:
+        worker = worker_of(step, self.mine)
+        self._wait(
+            lambda: step > self._last or (Kind.FEED, step) in self._ready,
+            f"the batch of step {step} from embedding worker {worker}",
+        )
+        return self._ready.pop((Kind.FEED, step), None) if step <= self._last else None
+
+    def push(self, batch: FeedBatch, gradients: list[Array]) -> None:
+        sender = self._senders[worker_of(batch.step, self.mine)]
+        step = batch.step
+        batch.release()
+        sender.post(Kind.GRADIENTS, step=step, trainer=self.trainer_rank, arrays=gradients)
+        self._turn()
+
+    def end_segment(self) -> None:
+        if self._stopping:
+            self._wait(lambda: self._stop_agreed, "the workers to agree on the last step")
+        self._wait(
+            lambda: not any(s.pending for s in self._senders.values()), "room for gradients at the workers"
+        )
+
+    def request_stop(self) -> None:
+        if not self._stopping:
+            self._stopping = True
+            self._command(Kind.STOP_REQUEST, 0)
+
+    # ---- evaluation, checkpoint, end
+
+    def begin_evaluation(self, split: str, step: int) -> None:
+        self._command(Kind.EVALUATE, step, SPLITS.index(split))
+
+    def next_evaluation(self, number: int) -> FeedBatch:
+        worker = worker_of(number, self.mine)
+        self._wait(
+            lambda: (Kind.FEED_EVALUATE, number) in self._ready,
+            f"evaluation batch {number} from embedding worker {worker}",
+        )
+        return self._ready.pop((Kind.FEED_EVALUATE, number))
+
+    def checkpoint(self, directory: str, step: int) -> None:
+        path = np.frombuffer(directory.encode(), np.uint8)
+        before = self._checkpoints
+        # One worker passes it on: each server writes once.
+        self._senders[0].post(Kind.CHECKPOINT, step=step, arrays=[path])
+        self._wait(lambda: self._checkpoints > before, "the servers to write the checkpoint")
+
+    def close(self) -> None:
+        self._closing = True
+        for batch in self._ready.values():
+            batch.release()
+        for sender in self._senders.values():
+            sender.close()
+        receivers = self._receivers.values()
+        self._wait(
+            lambda: all(r.closed for r in receivers) and not any(s.pending for s in self._senders.values()),
+            "the workers to end",
+        )
+
+    def _command(self, kind: Kind, step: int, tag: int = 0) -> None:
+        if self.trainer_rank == 0:
+            for sender in self._senders.values():
+                sender.post(kind, step=step, tag=tag)
+
+    # ---- the loop under all of them
+
+    def _wait(self, done: Callable[[], bool], what: str) -> None:
+        begin = time.perf_counter()
+        self._waiting_for = what
+        while not done():
+            if self._turn():
+                self.waiter.busy()
+                self._watchdog.moved()
+            else:
+                self._watchdog.idle()
+                self.waiter.idle()
+        self._watchdog.moved()
+        self.wait_seconds += time.perf_counter() - begin
+
+    def _turn(self) -> bool:
+        moved = self.plane.progress()
+        for receiver in self._receivers.values():
+            record = receiver.poll()
+            if record is not None:
+                self._hear(record)
+                moved = True
+        return moved
+
+    def _hear(self, record: Record) -> None:
+        kind = record.kind
+        if (
+            self._closing
+        ):  # a loop that was left early: what is still on its way is dropped, and counted by the servers
+            record.release()
+            return
+        if kind in (Kind.FEED, Kind.FEED_EVALUATE):
+            batch = unpack_feed(
+                record.step, record.trainer, record.arrays, self.num_groups, self.multi, record
+            )
+            self._ready[kind, record.step] = batch
+            return
+        if kind == Kind.ISSUED:
+            self._issued.append(record.step)
+            if len(self._issued) == len(self._senders):
+                # No worker has asked for a step beyond this one, and all can still reach it.
+                self._command(Kind.STOP_AT, max(self._first, *self._issued))
+                self._stop_agreed = True
+        elif kind == Kind.SEGMENT_END:
+            # Kept: it may come before this trainer has begun the segment that it ends.
+            self._ended_at = record.step
+            self._last = min(self._last, record.step)
+        elif kind == Kind.CHECKPOINT_DONE:
+            self._checkpoints += 1
+        else:
+            raise ValueError(f"a trainer got a record of kind {kind}")
+        record.release()
