@@ -1,0 +1,43 @@
+"""The same rings between (virtual) nodes, over TCP."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.mpi.ring_scripts import draw_scripts
+from tests.support.netns import Nodes, virtual_nodes
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    with virtual_nodes(2, shared=[tmp_path_factory.getbasetemp()]) as running:
+        yield running
+
+
+def test_records_cross_the_network_intact(nodes: Nodes, programs: Path, tmp_path: Path) -> None:
+    script_file = tmp_path / "scripts.json"
+    script_file.write_text(json.dumps(draw_scripts(10)))
+    before = sent_bytes(nodes)
+    done = nodes.mpiexec(2, programs / "ring_scripts.py", str(script_file), "natural")
+    result = json.loads(done.stdout)
+    # Eight of twelve pairs of ranks are on two nodes; all pairs carry the same.
+    assert sent_bytes(nodes) - before > result["bytes"] // 2, "what should cross the network did not"
+
+
+def test_progress_thread_lets_a_computing_rank_receive(nodes: Nodes, programs: Path) -> None:
+    seconds = float(nodes.mpiexec(1, programs / "computing_peer.py", "thread").stdout)
+    assert seconds < 1.5, "the sender waited for a rank that computes for 3 s"
+
+
+def test_too_large_a_ring_is_refused_on_all_ranks(nodes: Nodes, programs: Path) -> None:
+    assert "refused" in nodes.mpiexec(2, programs / "no_room.py").stdout
+
+
+def sent_bytes(nodes: Nodes) -> int:
+    """Bytes that all nodes have sent on their networks."""
+    devices = "".join(nodes.run(node, "cat", "/proc/net/dev").stdout for node in range(len(nodes.addresses)))
+    return sum(int(line.split()[9]) for line in devices.splitlines() if line.strip().startswith("eth0:"))

@@ -1,0 +1,55 @@
+"""Models, losses and metrics that tests name by import path."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+from torch import nn
+
+
+class Small(nn.Module):
+    """Everything that a batch has, into two layers."""
+
+    def __init__(self, inputs, hidden=8):
+        super().__init__()
+        self.inputs = inputs
+        self.body = nn.Linear(inputs.num_dense + inputs.embedding_width, hidden)
+        self.head = nn.Linear(hidden, len(inputs.labels))
+
+    def forward(self, batch):
+        parts = [batch.dense]
+        parts += [batch.pooled[name] for name in self.inputs.pooled]
+        for name in self.inputs.sequences:
+            values, mask = batch.sequence[name]
+            parts.append((values * mask.unsqueeze(-1)).sum(dim=1) / 3.0)
+        return self.head(torch.tanh(self.body(torch.cat(parts, dim=1))))
+
+
+def squared(logits, batch):
+    return (torch.sigmoid(logits) - batch.labels) ** 2
+
+
+def mean_logit(logits, labels, weight, group):
+    return float(np.mean(logits))
+
+
+class Slow(Small):
+    """Takes 20 ms a step more, so that a run of a hundred steps can be disturbed in its middle."""
+
+    def forward(self, batch):
+        time.sleep(0.02)
+        return super().forward(batch)
+
+
+class FailsAtStep5(Small):
+    def __init__(self, inputs):
+        super().__init__(inputs)
+        self.step = 0
+
+    def forward(self, batch):
+        self.step += 1
+        if self.step == 5:
+            raise ArithmeticError("the model can't do step 5")
+        return super().forward(batch)

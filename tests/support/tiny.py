@@ -1,0 +1,115 @@
+"""A small dataset with every kind of feature, a configuration for it, and digests of what was trained."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from persia_hpc.samples.batch import IdColumn, SampleBatch
+from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
+from persia_hpc.samples.writer import DatasetWriter
+
+SCHEMA = DatasetSchema(
+    (
+        FeatureSchema("item", False),
+        FeatureSchema("user", False),
+        FeatureSchema("tags", True),
+        FeatureSchema("history", True),
+    ),
+    ("x0", "x1", "x2"),
+)
+VOCABULARY = 30
+
+
+def tiny_batch(num_samples: int, *, seed: int = 0, vocabulary: int = VOCABULARY) -> SampleBatch:
+    rng = np.random.default_rng(seed)
+
+    def multi(most: int) -> IdColumn:
+        lengths = rng.integers(0, most + 1, num_samples)
+        return IdColumn.from_lengths(rng.integers(0, vocabulary, lengths.sum()).astype(np.uint64), lengths)
+
+    return SampleBatch(
+        {
+            "item": IdColumn(rng.integers(0, vocabulary, num_samples).astype(np.uint64)),
+            "user": IdColumn(rng.integers(0, vocabulary, num_samples).astype(np.uint64)),
+            "tags": multi(3),
+            "history": multi(5),
+        },
+        rng.normal(size=(num_samples, 3)).astype(np.float32),
+        rng.integers(0, 2, (num_samples, 1)).astype(np.float32),
+    )
+
+
+def write_tiny(path: Path, num_samples: int, *, seed: int = 0, vocabulary: int = VOCABULARY) -> str:
+    with DatasetWriter(path, SCHEMA, chunk_rows=64) as writer:
+        writer.write(tiny_batch(num_samples, seed=seed, vocabulary=vocabulary))
+    return str(path)
+
+
+def tiny_config(data: str, **changes: Any) -> dict[str, Any]:
+    """history shares item's table as a sequence; user has another dim; keys like "train.epochs" change it."""
+    config: dict[str, Any] = {
+        "mode": "sync",
+        "seed": 7,
+        "ranks": {"parameter_servers": 1, "embedding_workers": 1, "trainers": 1},
+        "data": {"train": [data], "batch_size": 32, "block_rows": 16, "buffer_blocks": 4},
+        "tables": {
+            "default": {"dim": 4, "capacity": "1 MiB", "buckets": 16},
+            "item": {"dim": 4, "optimizer": {"name": "adagrad", "lr": 0.1}, "capacity": "1 MiB"},
+            "user": {"dim": 6, "optimizer": {"name": "rowwise_adagrad", "lr": 0.1}, "capacity": "1 MiB"},
+        },
+        "features": {
+            "item": {"table": "item"},
+            "user": {"table": "user"},
+            "tags": {"pooling": "mean", "max_length": 2},
+            "history": {"table": "item", "pooling": "sequence", "max_length": 3},
+        },
+        "model": {"class": "tests.support.models:Small"},
+        "train": {"optimizer": {"name": "Adam", "lr": 0.01}, "threads": 1},
+    }
+    for key, value in changes.items():
+        at = config
+        *path, last = key.split(".")
+        for part in path:
+            at = at.setdefault(part, {})
+        at[last] = value
+    return config
+
+
+def trained_rows(run_dir: Path) -> dict[str, tuple[np.ndarray, ...]]:
+    """(keys, rows, optimizer state, recency) of each table from a run's latest checkpoint, ordered by key."""
+    parts: dict[str, list[tuple[np.ndarray, ...]]] = {}
+    for shard in sorted((run_dir / "latest").glob("server-*.h5")):
+        with h5py.File(shard) as file:
+            for name, group in file.items():
+                fields = ("keys", "rows", "state", "stamps")
+                parts.setdefault(name, []).append(tuple(group[f][:] for f in fields))
+    result = {}
+    for name, pieces in parts.items():
+        columns = [np.concatenate(column) for column in zip(*pieces, strict=True)]
+        order = np.argsort(columns[0])
+        result[name] = tuple(column[order] for column in columns)
+    return result
+
+
+def digest(arrays: dict[str, Any]) -> str:
+    """One hash of named arrays or tuples of arrays, bit for bit."""
+    total = hashlib.sha256()
+    for name in sorted(arrays):
+        value = arrays[name]
+        total.update(name.encode())
+        for array in value if isinstance(value, tuple) else (value,):
+            total.update(np.ascontiguousarray(array).tobytes())
+    return total.hexdigest()
+
+
+def run_digest(run_dir: Path) -> str:
+    """One hash of all rows, optimizer states and dense parameters of a run's latest checkpoint."""
+    import torch
+
+    dense = torch.load(run_dir / "latest" / "dense.pt", weights_only=True)["model"]
+    return digest({**trained_rows(run_dir), **{f"dense.{k}": v.numpy() for k, v in dense.items()}})

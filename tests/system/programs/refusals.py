@@ -1,0 +1,26 @@
+"""Jobs that must be refused by all ranks before training: argv[1] is a JSON list of configurations. Prints,
+for
+each, one JSON line with what every rank got.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from mpi4py import MPI
+
+from persia_hpc.config import load_config
+from persia_hpc.errors import PersiaError
+from persia_hpc.rank import RankJob
+
+world = MPI.COMM_WORLD
+for settings in json.loads(sys.argv[1]):
+    try:
+        RankJob(load_config(settings), world=world, quiet=True).run(None, (), ())
+        got = (0, "it ran")
+    except PersiaError as error:
+        got = (error.exit_code, str(error))
+    everything = world.gather(got)
+    if everything is not None:
+        print(json.dumps(everything), flush=True)

@@ -1,0 +1,21 @@
+"""Real jobs, one after the other, each on the first ranks of the world: argv[1] is a JSON list of
+configurations.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from mpi4py import MPI
+
+from persia_hpc.config import load_config
+from persia_hpc.rank import RankJob
+
+world = MPI.COMM_WORLD
+for settings in json.loads(sys.argv[1]):
+    config = load_config(settings)
+    comm = world.Split(0 if world.rank < config.ranks.total() else MPI.UNDEFINED, world.rank)
+    if comm != MPI.COMM_NULL:
+        RankJob(config, world=comm, quiet=True).run(None, (), ())
+        comm.Free()

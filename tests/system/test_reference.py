@@ -1,0 +1,182 @@
+"""The one-process session equals plain PyTorch: embeddings, pooling and optimizers, row by row, after 50
+steps.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import persia_hpc as ph
+from persia_hpc._native import mix
+from persia_hpc.api import open_sources
+from persia_hpc.layout import make_layout
+from persia_hpc.parameter_server.engine import ParameterServer
+from persia_hpc.samples.reader import BatchReader
+from persia_hpc.schedule import make_schedules
+from persia_hpc.trainer.session import make_inputs
+from tests.support.models import Small
+from tests.support.tiny import VOCABULARY, tiny_config, trained_rows, write_tiny
+
+STEPS = 50
+OPTIMIZERS = {
+    "sgd": {"name": "sgd", "lr": 0.5},
+    "adagrad": {"name": "adagrad", "lr": 0.1, "initial_accumulator_value": 0.1},
+    "rowwise_adagrad": {"name": "rowwise_adagrad", "lr": 0.1},
+    "adam": {"name": "adam", "lr": 0.02},
+}
+
+
+class RowwiseAdagrad(torch.optim.Optimizer):
+    """FBGEMM's exact row-wise Adagrad on one row: the state is the sum of mean squares."""
+
+    def __init__(self, params, lr, eps=1e-8):
+        super().__init__(params, {"lr": lr, "eps": eps})
+
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state.setdefault(p, {"sum": torch.zeros(())})
+                state["sum"] += (p.grad**2).mean()
+                p.data -= group["lr"] * p.grad / (state["sum"].sqrt() + group["eps"])
+
+
+def row_optimizer(settings, row):
+    arguments = {k: v for k, v in settings.items() if k != "name"}
+    made = {
+        "sgd": torch.optim.SGD,
+        "adagrad": torch.optim.Adagrad,
+        "rowwise_adagrad": RowwiseAdagrad,
+        "adam": torch.optim.Adam,
+    }[settings["name"]]
+    return made([row], **arguments)
+
+
+class ReferenceTable:
+    """One nn.Parameter and one optimizer a row, stepped only when the row is used."""
+
+    def __init__(self, initial, settings):
+        self.rows = [nn.Parameter(torch.tensor(r)) for r in initial]
+        self.optimizers = [row_optimizer(settings, r) for r in self.rows]
+
+    def step(self, used):
+        for i in used:
+            self.optimizers[i].step()
+            self.optimizers[i].zero_grad()
+
+
+def pooled(table, ids, pooling):
+    if not ids:
+        return torch.zeros_like(table.rows[0])
+    total = torch.stack([table.rows[i] for i in ids]).sum(dim=0)
+    return total / {"sum": 1, "mean": len(ids), "sqrtn": len(ids) ** 0.5}[pooling]
+
+
+class View:
+    """What the model sees, made by hand from ids."""
+
+    def __init__(self, sample, tables, layout):
+        self.dense = torch.tensor(sample.dense)
+        self.labels = torch.tensor(sample.labels)
+        self.pooled, self.sequence = {}, {}
+        self.used = {}
+        for feature in layout.features:
+            name = layout.tables[feature.table].name
+            column = sample.ids[feature.name]
+            offsets = column.offsets if column.offsets is not None else np.arange(len(column.values) + 1)
+            bags = [
+                [int(v) for v in column.values[a:b]][-(feature.max_length or 10**9) :]
+                for a, b in zip(offsets[:-1].astype(int), offsets[1:].astype(int), strict=True)
+            ]
+            self.used.setdefault(name, set()).update(i for bag in bags for i in bag)
+            table = tables[name]
+            if feature.pooling == "sequence":
+                length = max(map(len, bags))
+                zero = torch.zeros_like(table.rows[0])
+                values = [
+                    torch.stack([*(table.rows[i] for i in bag), *[zero] * (length - len(bag))])
+                    for bag in bags
+                ]
+                mask = [[k < len(bag) for k in range(length)] for bag in bags]
+                self.sequence[feature.name] = (torch.stack(values), torch.tensor(mask))
+            else:
+                self.pooled[feature.name] = torch.stack([pooled(table, bag, feature.pooling) for bag in bags])
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "pooling"),
+    [("sgd", "sum"), ("adagrad", "mean"), ("rowwise_adagrad", "sqrtn"), ("adam", "mean"), ("adam", "sqrtn")],
+)
+def test_session_equals_plain_pytorch(tmp_path, optimizer, pooling):
+    data = write_tiny(tmp_path / "train.h5", 160)
+    settings = OPTIMIZERS[optimizer]
+    config = ph.load_config(
+        tiny_config(
+            data,
+            **{
+                "run_dir": str(tmp_path / "run"),
+                "tables.default.optimizer": settings,
+                "tables.item.optimizer": settings,
+                "tables.user.optimizer": settings,
+                "features.tags.pooling": pooling,
+                "train.epochs": 10,
+                "train.max_steps": STEPS,
+            },
+        )
+    )
+    source = open_sources(config)["train"]
+    layout = make_layout(config, source.schema)
+    ids = np.arange(VOCABULARY, dtype=np.uint64)
+    keys = mix(ids)
+    order = np.argsort(keys)
+    tables = {}
+    for spec, native in zip(layout.tables, ParameterServer(config, layout).tables, strict=True):
+        initial = np.empty((VOCABULARY, spec.dim), np.float32)
+        native.pull(keys[order], 1, initial, np.empty(VOCABULARY, np.uint32))
+        by_id = np.empty_like(initial)
+        by_id[order] = initial
+        tables[spec.name] = ReferenceTable(by_id, settings)
+    torch.manual_seed(config.seed)
+    model = Small(make_inputs(layout, source.schema))
+    dense = torch.optim.Adam(model.parameters(), lr=0.01)
+    reader = BatchReader(source, block_rows=16, buffer_blocks=4, seed=config.seed, shuffle=True)
+    schedule = make_schedules(config, {"train": source.num_samples})["train"]
+    for number in range(1, STEPS + 1):
+        step = schedule.step(number)
+        view = View(reader.read(step.epoch, step.begin, step.end), tables, layout)
+        loss = nn.functional.binary_cross_entropy_with_logits(model(view), view.labels)
+        loss.backward()
+        dense.step()
+        dense.zero_grad()
+        for name, used in view.used.items():
+            tables[name].step(used)
+
+    summary = ph.train(config)
+    assert summary["steps"] == STEPS
+    trained = ph.load(tmp_path / "run" / "latest")
+    for name, table in tables.items():
+        expected = torch.stack([r.data for r in table.rows]).numpy()
+        got = trained.rows(name, ids)
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6, err_msg=name)
+        assert not np.allclose(expected, 0, atol=1e-3), "nothing was trained"
+    for name, expected in model.state_dict().items():
+        np.testing.assert_allclose(
+            trained.model().state_dict()[name].numpy(), expected.numpy(), rtol=1e-5, atol=1e-6, err_msg=name
+        )
+    assert set(trained_rows(tmp_path / "run")) == set(tables)
+
+
+def test_runs_are_bit_identical_and_seeds_matter(tmp_path):
+    from tests.support.tiny import run_digest
+
+    data = write_tiny(tmp_path / "train.h5", 200)
+    base = tiny_config(data, **{"train.epochs": 2})
+    digests = []
+    for name, seed in (("a", 7), ("b", 7), ("c", 8)):
+        ph.train(copy.deepcopy(base), set={"seed": seed, "run_dir": str(tmp_path / name)})
+        digests.append(run_digest(tmp_path / name))
+    assert digests[0] == digests[1] != digests[2]

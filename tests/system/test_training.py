@@ -1,0 +1,238 @@
+"""Real jobs under mpiexec with torch and Horovod: equal to the one-process session, reproducible, driven by
+users.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import persia_hpc as ph
+from tests.support.mpi import run_mpi
+from tests.support.tiny import run_digest, tiny_config, trained_rows, write_tiny
+
+PROGRAMS = Path(__file__).with_name("programs")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    # 333 samples in steps of 32: with several trainers the last step of an epoch is uneven.
+    return write_tiny(folder / "train.h5", 333), write_tiny(folder / "valid.h5", 150, seed=1)
+
+
+def settings(data, run_dir, servers, workers, trainers, **changes):
+    return tiny_config(
+        data[0],
+        **{
+            "ranks": {"parameter_servers": servers, "embedding_workers": workers, "trainers": trainers},
+            "run_dir": str(run_dir),
+            "data.valid": [data[1]],
+            "train.epochs": 2,
+            **changes,
+        },
+    )
+
+
+def run_cases(*cases):
+    ranks = max(sum(c["ranks"].values()) for c in cases)
+    run_mpi(ranks, PROGRAMS / "train_cases.py", json.dumps(cases), timeout=240)
+    return [run_digest(Path(c["run_dir"])) for c in cases]
+
+
+def summary(run_dir):
+    return json.loads((Path(run_dir) / "summary.json").read_text())
+
+
+def test_sync_under_mpi_is_bit_identical_to_one_process(tmp_path, data):
+    ph.train(settings(data, tmp_path / "one", 1, 1, 1))
+    digests = run_cases(settings(data, tmp_path / "a", 1, 1, 1), settings(data, tmp_path / "b", 3, 2, 1))
+    assert digests == [run_digest(tmp_path / "one")] * 2
+    assert summary(tmp_path / "a")["valid"] == summary(tmp_path / "one")["valid"]
+
+
+def test_two_trainers_equal_one_and_are_reproducible(tmp_path, data):
+    ph.train(settings(data, tmp_path / "one", 1, 1, 1))
+    first = run_cases(settings(data, tmp_path / "a", 1, 1, 2))
+    second = run_cases(settings(data, tmp_path / "b", 2, 2, 2))
+    assert first == second
+    one, two = trained_rows(tmp_path / "one"), trained_rows(tmp_path / "a")
+    for name in one:
+        np.testing.assert_array_equal(one[name][0], two[name][0])
+        np.testing.assert_allclose(two[name][1], one[name][1], rtol=1e-5, atol=1e-6, err_msg=name)
+    dense = [ph.load(tmp_path / run).model().state_dict() for run in ("one", "a")]
+    for name, expected in dense[0].items():
+        np.testing.assert_allclose(
+            dense[1][name].numpy(), expected.numpy(), rtol=1e-5, atol=1e-6, err_msg=name
+        )
+    result = summary(tmp_path / "a")
+    assert result["samples"] == 2 * 333
+    assert result["roles"] == {"parameter_servers": 1, "embedding_workers": 1, "trainers": 2}
+    assert result["staleness"]["histogram"] == {"0": 2 * 22}
+
+
+def test_exact_hybrid_with_three_trainers_is_reproducible(tmp_path, data):
+    exact = {"mode": "hybrid", "exact": True, "staleness_bound": 3}
+    first = run_cases(settings(data, tmp_path / "a", 1, 1, 3, **exact))
+    second = run_cases(settings(data, tmp_path / "b", 2, 2, 3, **exact))
+    assert first == second
+    histogram = {int(k): v for k, v in summary(tmp_path / "a")["staleness"]["histogram"].items()}
+    assert max(histogram) == 3
+    embedding = summary(tmp_path / "a")["embedding"]
+    assert embedding["applied_rows"] == embedding["pulled_rows"] > 0
+
+
+def test_a_users_own_loop(tmp_path, data):
+    config = settings(data, tmp_path / "run", 1, 1, 2, mode="hybrid", staleness_bound=2)
+    run_mpi(4, PROGRAMS / "own_loop.py", "run", json.dumps(config), str(tmp_path / "metrics.json"))
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["samples"] == 150
+    assert summary(tmp_path / "run")["valid"] == metrics
+    # The same numbers from the checkpoint, without MPI, and from scikit-learn.
+    from sklearn.metrics import log_loss, roc_auc_score
+
+    assert ph.load(tmp_path / "run").evaluate("valid")["auc"] == pytest.approx(metrics["auc"], abs=1e-6)
+    out = tmp_path / "p.csv"
+    assert ph.load(tmp_path / "run" / "latest").predict([data[1]], out) == 150
+    scores = np.loadtxt(out, skiprows=1)
+    import h5py
+
+    with h5py.File(data[1]) as file:
+        labels = file["label"][:, 0]
+    assert roc_auc_score(labels, scores) == pytest.approx(metrics["auc"], abs=1e-6)
+    assert log_loss(labels, scores) == pytest.approx(metrics["logloss"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("stop_at", "changes"),
+    [
+        (7, {}),
+        # The last step of a segment, with an evaluation after it that only some would enter.
+        (11, {"train.early_stop": {"metric": "auc", "patience": 3}}),
+        (0, {}),
+    ],
+)
+def test_a_callback_stops_all_ranks_at_one_step(tmp_path, data, stop_at, changes):
+    config = settings(
+        data, tmp_path / "run", 2, 2, 2, mode="hybrid", staleness_bound=2, **{"train.epochs": 50, **changes}
+    )
+    run_mpi(6, PROGRAMS / "own_loop.py", str(stop_at), json.dumps(config), str(tmp_path / "events.json"))
+    events = json.loads((tmp_path / "events.json").read_text())
+    assert events[0] == "start"
+    assert events[-2:] == ["evaluate valid", "end stopped"]
+    result = summary(tmp_path / "run")
+    assert result["status"] == "stopped"
+    assert result["stop_reason"] == ("seen enough" if stop_at else "not even one")
+    assert stop_at <= result["steps"] < stop_at + 12
+    assert result["embedding"]["dropped_rows"] == 0
+    assert result["embedding"]["applied_rows"] == result["embedding"]["pulled_rows"]
+
+
+def test_a_stop_from_every_trainers_own_loop(tmp_path, data):
+    config = settings(
+        data, tmp_path / "run", 1, 1, 2, mode="hybrid", staleness_bound=2, **{"train.epochs": 50}
+    )
+    run_mpi(4, PROGRAMS / "own_loop.py", "stop", json.dumps(config))
+    result = summary(tmp_path / "run")
+    assert 5 <= result["steps"] < 20
+    assert result["embedding"]["dropped_rows"] == 0
+
+
+def test_a_loop_left_early_ends_cleanly_and_says_what_was_dropped(tmp_path, data):
+    config = settings(
+        data,
+        tmp_path / "run",
+        2,
+        2,
+        2,
+        mode="hybrid",
+        staleness_bound=4,
+        **{"train.epochs": 50, "train.save": False},
+    )
+    run_mpi(6, PROGRAMS / "own_loop.py", "break", json.dumps(config))
+    embedding = summary(tmp_path / "run")["embedding"]
+    assert summary(tmp_path / "run")["steps"] == 5
+    assert embedding["dropped_rows"] > 0
+    assert embedding["pulled_rows"] == embedding["applied_rows"] + embedding["dropped_rows"]
+
+
+def test_a_step_without_a_model_is_refused(tmp_path, data):
+    def main(session):
+        for batch in session.batches():
+            session.step(batch.pooled["item"].sum(dim=1))
+
+    with pytest.raises(ph.UserError, match=r"before session.prepare"):
+        ph.run(settings(data, tmp_path / "run", 1, 1, 1), main)
+
+
+def test_custom_loss_metric_and_early_stop_in_one_process(tmp_path, data):
+    config = settings(
+        data,
+        tmp_path / "run",
+        1,
+        1,
+        1,
+        **{
+            "train.epochs": 60,
+            "train.loss": "tests.support.models:squared",
+            "train.metrics": ["tests.support.models:mean_logit"],
+            "train.early_stop": {"metric": "auc", "patience": 2},
+        },
+    )
+    result = ph.train(config)
+    assert result["status"] == "stopped"
+    assert "auc" in result["stop_reason"]
+    assert np.isfinite(result["valid"]["mean_logit"])
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    aucs = [line["auc"] for line in lines if line["event"] == "evaluate"]
+    assert max(aucs) not in aucs[-2:], "it stopped although the metric was getting better"
+
+
+def test_evaluation_changes_nothing(tmp_path, data):
+    for name, every in (("often", 3), ("never", 0)):
+        # Little more room than one step needs: a look-up that counted as use would evict other rows.
+        tight = {
+            f"tables.{t}.capacity": rows * 80 for t, rows in (("default", 70), ("item", 140), ("user", 40))
+        }
+        valid = {"data.valid": [data[1]] if every else [], **tight}
+        ph.train(
+            settings(data, tmp_path / name, 1, 1, 1, **{"train.evaluate_every": every, **valid}), quiet=True
+        )
+    assert summary(tmp_path / "often")["embedding"]["evaluation_rows"] > 0
+    assert run_digest(tmp_path / "often") == run_digest(tmp_path / "never")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"wire.rows": "fp16", "wire.gradients": "fp16"},
+        {"train.amp": "bf16"},
+        {"train.clip_norm": 0.05},
+        {"data.shuffle": False},
+        {"model": {"class": "dcn_v2", "hidden": [8]}, "features.history.pooling": "sum"},
+    ],
+)
+def test_options_change_the_result_and_train_all_the_same(tmp_path, data, change):
+    losses = []
+    for name, changes in (("base", {}), ("changed", change)):
+        result = ph.train(
+            settings(data, tmp_path / name, 1, 1, 1, **{"train.epochs": 4, **changes}), quiet=True
+        )
+        losses.append(result["valid"]["logloss"])
+        assert result["embedding"]["nonfinite_rows"] == 0
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], abs=0.4)  # the labels are random: all overfit a little
+
+
+def test_a_dry_run_trains_nothing(tmp_path, data, monkeypatch):
+    from persia_hpc.api import dry_run
+
+    monkeypatch.chdir(tmp_path)
+    text = dry_run(ph.load_config(settings(data, tmp_path / "run", 2, 1, 2)))
+    assert "2 parameter_servers" in text
+    assert "item: dim 4" in text
+    assert "first step: 32 samples" in text
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,131 @@
+"""The command line: help, exit codes, one line for each error."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from persia_hpc.cli import COMMANDS, main
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
+LAUNCHER_VARIABLES = re.compile("^(PMI|PMIX|OMPI|MV2|SLURM)_")
+
+
+def persia(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    env = {k: v for k, v in os.environ.items() if not LAUNCHER_VARIABLES.match(k)}
+    source = str(Path(__file__).resolve().parents[2] / "src")
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [source, env.get("PYTHONPATH", "")]))
+    command = [sys.executable, "-m", "persia_hpc.cli", *arguments]
+    return subprocess.run(command, cwd=cwd, env=env, text=True, capture_output=True, timeout=60)
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c != "preprocess"])
+def test_help_of_each_command_has_an_example_and_exit_codes(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    assert caught.value.code == 0
+    assert f"  persia-hpc {command}" in text.partition("example")[2]
+    assert "2 bad input" in text
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, part in ((["--help"], "doctor"), (["--version"], "persia-hpc ")):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 0
+        assert part in capsys.readouterr().out
+
+
+def test_commands_and_exit_codes_are_documented() -> None:
+    text = DOCUMENT.read_text()
+    for command in COMMANDS:
+        assert f"persia-hpc {command}" in text
+    for code in ("0", "1", "2", "3", "75", "128+n"):
+        assert f"| {code} |" in text
+
+
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    (tmp_path / "wrong.toml").write_text('modus = "sync"\n[data]\ntrain = "a.h5"\n[model]\nclass = "dlrm"\n')
+    done = persia("train", "wrong.toml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "persia-hpc: error: wrong.toml: modus is not a known key; did you mean 'mode'?\n"
+    assert done.stdout == ""
+    assert [p.name for p in tmp_path.iterdir()] == ["wrong.toml"]  # no run directory for a run that never was
+
+
+def test_usage_errors_have_exit_code_2(tmp_path: Path) -> None:
+    assert persia("trian", cwd=tmp_path).returncode == 2
+    assert persia("train", cwd=tmp_path).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["train", "none.toml"], "there is no configuration file none.toml"),
+        (["train", "none.toml", "--set", "x"], "expected KEY=VALUE"),
+        (["report", "nowhere"], "nowhere is not a run directory"),
+        (["predict", "run", "--data", "a.h5", "--out", "a.txt"], "--out a.txt: expected a name that ends in"),
+    ],
+)
+def test_errors_without_a_subprocess(
+    arguments: list[str],
+    part: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in os.environ:
+        if LAUNCHER_VARIABLES.match(name):
+            monkeypatch.delenv(name)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("persia-hpc: error: ")
+    assert part in error
+    assert error.count("\n") == 1
+
+
+def test_only_one_rank_reports_an_error_that_all_have(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PMI_RANK", "1")
+    assert main(["report", "nowhere"]) == 2
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("PMI_RANK", "0")
+    assert main(["report", "nowhere"]) == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_report_of_a_run_and_of_a_failed_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.toml").write_text("")
+    assert main(["report", str(tmp_path)]) == 0
+    assert "hasn't ended" in capsys.readouterr().out
+    summary = {"status": "completed", "steps": 12, "test": {"auc": 0.8123456789}}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    (tmp_path / "metrics.jsonl").write_text("".join(f'{{"step": {i}}}\n' for i in range(9)))
+    assert main(["report", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert ["test.auc", "0.812346"] in [line.split() for line in lines]
+    assert [lines[-5], lines[-1]] == ['  {"step": 4}', '  {"step": 8}']
+    (tmp_path / "failure.json").write_text(json.dumps({"world_rank": 3, "message": "no luck"}))
+    assert main(["report", str(tmp_path)]) == 0
+    assert "rank 3: no luck" in capsys.readouterr().out
+
+
+def test_importing_configuration_and_command_line_is_quick_and_light() -> None:
+    code = (
+        "import sys, time; t = time.process_time(); import persia_hpc.config, persia_hpc.cli;"
+        "heavy = {'torch', 'mpi4py', 'h5py', 'numpy', 'polars'} & set(sys.modules);"
+        "print(sorted(heavy), time.process_time() - t < 0.3)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[] True\n"

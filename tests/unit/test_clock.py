@@ -1,0 +1,119 @@
+"""The servers' clock: the bound always holds, and no schedule of arrivals can make it deadlock."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from persia_hpc.parameter_server.clock import Clock
+
+
+def play(clock: Clock, *, num_trainers: int, segments: list[int], window: int, rng: random.Random):
+    """Trainers pull up to `window` steps ahead and push in random order; returns what the clock allowed, in
+    order.
+
+    The check of the bound is this function's own: it counts pushes itself.
+    """
+    log = []
+    pushed = {}  # step -> trainers whose push has been applied
+    done = 0
+    for length in segments:
+        first, last = done + 1, done + length
+        clock.begin_segment(first, last)
+        next_pull = dict.fromkeys(range(num_trainers), first)
+        waiting: list[tuple[int, int]] = []
+        answered: list[tuple[int, int]] = []
+        held: dict[int, set[int]] = {}
+        finished = dict.fromkeys(range(num_trainers), first - 1)
+        while min(finished.values()) < last or held:
+            moves = [("issue", t) for t in next_pull if next_pull[t] <= min(last, finished[t] + 1 + window)]
+            moves += [("answer", p) for p in waiting if clock.may_answer(p[0])]
+            moves += [("push", p) for p in answered if p[0] == finished[p[1]] + 1]
+            moves += [
+                ("apply", s)
+                for s, have in held.items()
+                if (len(have) == num_trainers or not clock.exact) and clock.may_apply(s)
+            ]
+            assert moves, f"deadlock: {clock}"
+            kind, what = rng.choice(moves)
+            if kind == "issue":
+                waiting.append((next_pull[what], what))
+                next_pull[what] += 1
+            elif kind == "answer":
+                waiting.remove(what)
+                answered.append(what)
+                step = what[0]
+                missed = sum(1 for s in range(1, step) if pushed.get(s, 0) < num_trainers)
+                assert missed <= clock.bound
+                log.append(("answer", step, clock.answered(step)))
+            elif kind == "push":
+                answered.remove(what)
+                finished[what[1]] = what[0]
+                held.setdefault(what[0], set()).add(what[1])
+            else:
+                count = len(held.pop(what))
+                pushed[what] = pushed.get(what, 0) + count
+                clock.pushed(what, count)
+                log.append(("apply", what, count))
+        done = last
+    assert clock.applied == done
+    return log
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    bound=st.integers(0, 6),
+    exact=st.booleans(),
+    num_trainers=st.integers(1, 3),
+    segments=st.lists(st.integers(1, 9), min_size=1, max_size=3),
+    extra=st.integers(0, 3),
+    seed=st.integers(0, 1 << 30),
+)
+def test_bound_holds_and_nothing_deadlocks(bound, exact, num_trainers, segments, extra, seed):
+    clock = Clock(bound=bound, exact=exact, num_trainers=num_trainers)
+    play(clock, num_trainers=num_trainers, segments=segments, window=bound + extra, rng=random.Random(seed))
+    assert max(clock.histogram) <= bound
+    assert sum(clock.histogram.values()) == num_trainers * sum(segments)
+
+
+@settings(max_examples=25, deadline=None)
+@given(bound=st.integers(0, 4), num_trainers=st.integers(1, 3), seeds=st.tuples(st.integers(), st.integers()))
+def test_exact_gives_every_pull_the_same_staleness_whatever_the_timing(bound, num_trainers, seeds):
+    outcomes = []
+    for seed in seeds:
+        clock = Clock(bound=bound, exact=True, num_trainers=num_trainers)
+        log = play(
+            clock, num_trainers=num_trainers, segments=[7, 3], window=bound + 1, rng=random.Random(seed)
+        )
+        answers = {(step, staleness) for kind, step, staleness in log if kind == "answer"}
+        outcomes.append((answers, [step for kind, step, _ in log if kind == "apply"]))
+    assert outcomes[0] == outcomes[1]
+    assert {step - 1 - staleness for step, staleness in outcomes[0][0]} >= {0}
+
+
+def test_a_segment_waits_for_the_pushes_of_the_one_before():
+    clock = Clock(bound=4, exact=False, num_trainers=2)
+    clock.begin_segment(1, 1)
+    clock.answered(1)
+    clock.pushed(1)
+    clock.begin_segment(2, 3)  # one worker is already ahead
+    assert not clock.may_answer(2)
+    clock.pushed(1)
+    clock.begin_segment(2, 3)  # the other worker says it too
+    assert clock.may_answer(2)
+
+
+def test_a_shortened_segment_ends_early():
+    clock = Clock(bound=2, exact=True, num_trainers=1)
+    clock.begin_segment(1, 10)
+    for step in (1, 2, 3):
+        assert clock.may_answer(step)
+        clock.answered(step)
+    clock.shorten_segment(3)
+    for step in (1, 2, 3):
+        assert clock.may_apply(step)
+        clock.pushed(step)
+    clock.begin_segment(4, 4)
+    assert clock.may_answer(4)

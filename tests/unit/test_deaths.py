@@ -1,0 +1,40 @@
+"""How a rank died is known although its parent reaps it at once."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+
+import pytest
+
+from persia_hpc.launch.deaths import DeathWatch
+from persia_hpc.launch.registry import RankRecord, process_stat
+
+RELEASE = tuple(int(part) for part in platform.release().split(".")[:2])
+
+
+@pytest.mark.skipif(RELEASE < (6, 15), reason="older kernels forget how a reaped process died")
+@pytest.mark.parametrize(("number", "exit_code"), [(9, None), (15, None), (None, 7)])
+def test_reaped_processes(number: int | None, exit_code: int | None) -> None:
+    watch = DeathWatch()
+    for rank in range(20):
+        gate, opened = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.read(gate, 1)
+            if number is not None:
+                os.kill(os.getpid(), number)
+            os._exit(exit_code or 0)
+        stat = process_stat(pid)
+        assert stat is not None
+        watch.watch(RankRecord(rank, pid, "", "", stat.start_ticks))
+        os.write(opened, b"x")
+        os.waitpid(pid, 0)
+        os.close(gate)
+        os.close(opened)
+    limit = time.monotonic() + 10
+    while len(watch.deaths) < 20 and time.monotonic() < limit:
+        time.sleep(0.01)
+    watch.close()
+    assert [(d.signal, d.exit_code) for d in watch.deaths] == [(number, exit_code)] * 20

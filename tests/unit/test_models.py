@@ -1,0 +1,284 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from persia_hpc.errors import UserError
+from persia_hpc.feed import FeedBatch
+from persia_hpc.models import BUILT_IN, build_model
+from persia_hpc.models.parts import masked_mean
+from persia_hpc.trainer.batch import Batch, Inputs
+from persia_hpc.trainer.pooling import Pooling, row_gradients
+from tests.support.feeds import make_feed, make_inputs, random_ids
+
+SAME_DIM = [
+    ("a", 4, "sum", False),
+    ("b", 4, "mean", True),
+    ("c", 4, "sequence", True),
+    ("d", 4, "sum", False),
+]
+MIXED_DIMS = [
+    ("a", 4, "sum", False),
+    ("b", 2, "mean", True),
+    ("c", 4, "sequence", True),
+    ("d", 8, "sum", False),
+]
+ONLY_SEQUENCES = [("a", 4, "sequence", True), ("b", 4, "sequence", False)]
+NO_FEATURES: list[tuple[str, int, str, bool]] = []
+SMALL: dict[str, dict[str, Any]] = {
+    "dlrm": {"hidden": [8], "bottom": [8]},
+    "dcn_v2": {"hidden": [8, 4]},
+    "deepfm": {"hidden": [8]},
+    "tower": {"hidden": [16, 8]},
+}
+
+
+def feed_of(inputs: Inputs, num_samples: int, seed: int = 0) -> FeedBatch:
+    rng = np.random.default_rng(seed)
+    return make_feed(inputs, random_ids(inputs, num_samples, rng), rng)
+
+
+def embedded(inputs: Inputs, feed: FeedBatch) -> tuple[Batch, list[torch.Tensor]]:
+    return Pooling(inputs).embed(feed, "cpu", training=True)
+
+
+def small(name: str, inputs: Inputs, **more: Any) -> nn.Module:
+    torch.manual_seed(1)
+    return build_model(name, inputs, {**SMALL[name], **more})
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("num_dense", [0, 3])
+@pytest.mark.parametrize("features", [SAME_DIM, MIXED_DIMS, ONLY_SEQUENCES, SAME_DIM[:1]])
+def test_every_parameter_and_row_learns(name: str, num_dense: int, features: list, request: Any) -> None:
+    if name in ("dlrm", "deepfm") and features is MIXED_DIMS:
+        with pytest.raises(UserError, match=r"all dims must be equal, got \{'a': 4, 'b': 2"):
+            small(name, make_inputs(features, num_dense=num_dense))
+        return
+    inputs = make_inputs(features, num_dense=num_dense, labels=2)
+    model = small(name, inputs)
+    batch, leaves = embedded(inputs, feed_of(inputs, 40))
+    logits = model(batch)
+    assert logits.shape == (40, 2)
+    nn.functional.binary_cross_entropy_with_logits(logits, batch.labels).backward()
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert parameter.grad.any(), parameter_name
+    for gradient in row_gradients(leaves):
+        assert gradient.any(dim=1).all()
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_batch_without_samples(name: str) -> None:
+    inputs = make_inputs(SAME_DIM)
+    batch, _ = embedded(inputs, make_feed(inputs, {f[0]: [] for f in SAME_DIM}, np.random.default_rng(0)))
+    assert small(name, inputs)(batch).shape == (0, 1)
+
+
+@pytest.mark.parametrize("name", ["tower", "dcn_v2"])
+def test_dense_features_alone_are_enough(name: str) -> None:
+    inputs = make_inputs(NO_FEATURES, num_dense=3)
+    zero = np.zeros(1, np.uint32)
+    none = np.zeros(0, np.uint32)
+    dense, labels = np.ones((5, 3), np.float32), np.ones((5, 1), np.float32)
+    feed = FeedBatch(1, 0, 5, 5, [], none.astype(np.uint16), zero, {}, zero, none, zero, dense, labels)
+    batch, leaves = embedded(inputs, feed)
+    assert small(name, inputs)(batch).shape == (5, 1)
+    assert leaves == []
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_nothing_to_learn_from(name: str) -> None:
+    with pytest.raises(UserError, match=r"neither id features nor dense|at least one id feature"):
+        small(name, make_inputs(NO_FEATURES, num_dense=0))
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_where_the_feed_puts_a_feature_does_not_matter(name: str) -> None:
+    """The model asks by name: a batch that lists its tensors in another order gives the same logits."""
+    inputs = make_inputs(SAME_DIM)
+    model = small(name, inputs)
+    batch, _ = embedded(inputs, feed_of(inputs, 10))
+    shuffled = replace(
+        batch,
+        pooled=dict(reversed(batch.pooled.items())),
+        blocks={tuple(reversed(k)): v.flip(1) for k, v in batch.blocks.items()},
+    )
+    torch.testing.assert_close(model(shuffled), model(batch))
+    swapped = replace(
+        batch, pooled={**batch.pooled, "a": batch.pooled["d"], "d": batch.pooled["a"]}, blocks={}
+    )
+    assert not torch.allclose(model(swapped), model(batch))
+
+
+def test_dlrm_is_its_definition() -> None:
+    inputs = make_inputs(SAME_DIM)
+    model = small("dlrm", inputs)
+    batch, _ = embedded(inputs, feed_of(inputs, 6))
+    dense = model.bottom(batch.dense)
+    vectors = [dense, *batch.pooled.values(), masked_mean(*batch.sequence["c"])]
+    products = [(vectors[i] * vectors[j]).sum(1) for i in range(len(vectors)) for j in range(i)]
+    expected = model.top(torch.cat([dense, torch.stack(products, 1)], 1))
+    torch.testing.assert_close(model(batch), expected)
+    through = list(batch.blocks.values())
+    for one, other in zip(
+        torch.autograd.grad(model(batch).square().sum(), through, retain_graph=True),
+        torch.autograd.grad(expected.square().sum(), through),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_deepfm_is_its_definition() -> None:
+    inputs = make_inputs(SAME_DIM)
+    model = small("deepfm", inputs)
+    batch, _ = embedded(inputs, feed_of(inputs, 6))
+    vectors = [*batch.pooled.values(), masked_mean(*batch.sequence["c"])]
+    pairs = sum((vectors[i] * vectors[j]).sum(1, keepdim=True) for i in range(len(vectors)) for j in range(i))
+    flat = torch.cat([batch.dense, *vectors], 1)
+    torch.testing.assert_close(model(batch), model.first_order(flat) + pairs + model.deep(flat))
+
+
+@pytest.mark.parametrize("structure", ["parallel", "stacked"])
+@pytest.mark.parametrize("low_rank", [None, 2])
+def test_dcn_v2_is_its_definition(structure: str, low_rank: int | None) -> None:
+    inputs = make_inputs(MIXED_DIMS)
+    model = small("dcn_v2", inputs, structure=structure, low_rank=low_rank, cross_layers=2)
+    batch, _ = embedded(inputs, feed_of(inputs, 6))
+    first = torch.cat([batch.dense, *batch.pooled.values(), masked_mean(*batch.sequence["c"])], 1)
+    x = first
+    for cross in model.crosses:
+        x = first * cross.weight(x) + x
+    tail = torch.cat([x, model.deep(first)], 1) if structure == "parallel" else model.deep(x)
+    torch.testing.assert_close(model(batch), model.head(tail))
+    matrix = 20 * 20 if low_rank is None else 2 * 20 * low_rank
+    assert sum(p.numel() for p in model.crosses[0].parameters()) == matrix + 20
+
+
+def test_the_tower_is_the_papers_by_default() -> None:
+    inputs = make_inputs(SAME_DIM)
+    with torch.device("meta"):
+        model = build_model("tower", inputs, {})
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    assert [m.out_features for m in layers] == [4096, 2048, 1024, 512, 256, 1]
+    assert layers[0].in_features == 2 + 16
+
+
+def test_masked_mean_ignores_what_the_mask_hides() -> None:
+    values = torch.tensor([[[1.0], [5.0]], [[3.0], [float("inf")]], [[7.0], [7.0]]])
+    mask = torch.tensor([[True, True], [True, False], [False, False]])
+    values = torch.where(mask[..., None], values, torch.zeros(()))
+    assert masked_mean(values, mask).tolist() == [[3.0], [3.0], [0.0]]
+    assert masked_mean(torch.zeros(2, 0, 3), torch.zeros(2, 0, dtype=torch.bool)).tolist() == [[0.0] * 3] * 2
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_bfloat16_autocast(name: str) -> None:
+    inputs = make_inputs(SAME_DIM)
+    model = small(name, inputs)
+    batch, leaves = embedded(inputs, feed_of(inputs, 10))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = model(batch)
+    logits.float().sum().backward()
+    assert {g.dtype for g in row_gradients(leaves)} == {torch.float32}
+    torch.testing.assert_close(logits.float(), model(batch), rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("dlmr", {}, "'dlmr' is unknown; built-in: dlrm, dcn_v2, deepfm, tower; yours: 'module:Class'"),
+        ("tower", {"hiden": [8]}, r"hiden.*it takes: hidden"),
+        ("tower", {"hidden": []}, r"hidden must be a list of positive widths like \[256, 128\], got \[\]"),
+        ("tower", {"hidden": [8, -1]}, "hidden must be a list"),
+        ("tower", {"hidden": 8}, "hidden must be a list"),
+        ("dlrm", {"bottom": [True]}, "bottom must be a list"),
+        ("dcn_v2", {"structure": "serial"}, "parallel.*stacked.*got 'serial'"),
+        ("dcn_v2", {"cross_layers": 0}, "cross_layers must be at least 1, got 0"),
+        ("dcn_v2", {"low_rank": 0}, "low_rank must be a positive rank"),
+    ],
+)
+def test_bad_options_of_built_in_models(name: str, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        build_model(name, make_inputs(SAME_DIM), arguments)
+    assert "\n" not in str(caught.value)
+
+
+USER_MODULE = """
+import torch
+from torch import nn
+
+class TwoTower(nn.Module):
+    def __init__(self, inputs, hidden, dropout=0.1):
+        super().__init__()
+        self.inputs, self.hidden = inputs, hidden
+        self.layer = nn.Linear(hidden[0], 1)
+
+class NotAModule:
+    def __init__(self, inputs): ...
+
+number = 3
+"""
+
+
+@pytest.fixture
+def user_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    (tmp_path / "my_towers.py").write_text(USER_MODULE)
+    (tmp_path / "my_broken.py").write_text("import torch\nx = 1 +\n")
+    (tmp_path / "my_failing.py").write_text("\n\nraise RuntimeError('no good')\n")
+    (tmp_path / "my_import.py").write_text("import surely_not_installed\n")
+    monkeypatch.chdir(tmp_path)
+    before, path = set(sys.modules), list(sys.path)
+    yield tmp_path
+    assert sys.path == path
+    for name in set(sys.modules) - before:
+        if name.startswith("my_"):
+            del sys.modules[name]
+
+
+def test_a_users_model_from_the_current_directory(user_directory: Path) -> None:
+    inputs = make_inputs(SAME_DIM)
+    model = build_model("my_towers:TwoTower", inputs, {"hidden": [4]})
+    assert type(model).__name__ == "TwoTower"
+    assert model.inputs is inputs
+    assert model.hidden == [4]
+
+
+@pytest.mark.parametrize(
+    ("path", "arguments", "message"),
+    [
+        ("my_towers:TwoTowr", {}, "no 'TwoTowr'; did you mean 'TwoTower'"),
+        ("my_towers:Zzz", {}, "no 'Zzz'; it defines: TwoTower, NotAModule"),
+        ("my_towers:TwoTower", {}, r"missing.*'hidden'.*got no option, it takes: hidden, dropout=0.1"),
+        ("my_towers:TwoTower", {"hidden": [4], "x": 1}, r"'x'.*got \['hidden', 'x'\], it takes: hidden"),
+        ("my_towers:TwoTower", {"hidden": []}, r"IndexError: .*my_towers.py:9\)"),
+        ("my_towers:NotAModule", {}, "expected a torch.nn.Module, got NotAModule"),
+        ("my_towers:number", {}, "expected a class, got int"),
+        ("my_absent:Model", {}, "no module 'my_absent' in .* or set PYTHONPATH"),
+        ("my_broken:Model", {}, r"SyntaxError: .*my_broken.py:2\)"),
+        ("my_failing:Model", {}, r"RuntimeError: no good \(.*my_failing.py:3\)"),
+        ("my_import:Model", {}, r"No module named 'surely_not_installed' \(.*my_import.py:1\)"),
+        ("models/my_towers.py:TwoTower", {}, "for a file write models.my_towers:TwoTower"),
+        ("my_towers:", {}, 'expected "module:name"'),
+    ],
+)
+def test_a_users_model_that_does_not_work(
+    user_directory: Path, path: str, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        build_model(path, make_inputs(SAME_DIM), arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_naming_models_does_not_import_torch() -> None:
+    code = "import persia_hpc.models, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,78 @@
+"""The plan of roles: counts, node-awareness, refusals."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from persia_hpc.errors import UserError
+from persia_hpc.topology.roles import Role, make_plan
+from persia_hpc.topology.sharding import bucket_bounds
+
+
+def counts(servers, workers, trainers):
+    return {"parameter_servers": servers, "embedding_workers": workers, "trainers": trainers}
+
+
+@given(
+    st.integers(1, 4),
+    st.integers(1, 4),
+    st.integers(1, 5),
+    st.randoms(use_true_random=False),
+    st.integers(1, 4),
+)
+def test_every_rank_has_one_role_and_every_trainer_is_fed(servers, workers, trainers, random, num_nodes):
+    total = servers + workers + trainers
+    nodes = [random.randrange(num_nodes) for _ in range(total)]
+    plan = make_plan(counts(servers, workers, trainers), nodes)
+    assert [m.world_rank for m in plan.members] == list(range(total))
+    assert [m.node for m in plan.members] == nodes
+    assert [plan.count(r) for r in (Role.PARAMETER_SERVER, Role.EMBEDDING_WORKER, Role.TRAINER)] == [
+        servers,
+        workers,
+        trainers,
+    ]
+    for role in Role:
+        assert sorted(m.role_rank for m in plan.of(role)) == list(range(plan.count(role)))
+    feeds = plan.workers_of_trainer
+    assert len(feeds) == trainers
+    assert all(feeds)
+    assert {w for each in feeds for w in each} == set(range(workers))  # nobody is idle
+
+
+@given(st.integers(1, 3), st.integers(1, 3))
+def test_trainers_spread_evenly_and_are_fed_by_their_own_node(num_nodes, per_node):
+    nodes = [n for n in range(num_nodes) for _ in range(2 + per_node)]
+    plan = make_plan(counts(num_nodes, num_nodes, num_nodes * per_node), nodes)
+    for node in range(num_nodes):
+        here = [m for m in plan.members if m.node == node]
+        assert sum(m.role is Role.TRAINER for m in here) == per_node
+    node_of = {m.role_rank: m.node for m in plan.of(Role.EMBEDDING_WORKER)}
+    if all(any(m.node == n for m in plan.of(Role.EMBEDDING_WORKER)) for n in range(num_nodes)):
+        for trainer in plan.of(Role.TRAINER):
+            assert all(node_of[w] == trainer.node for w in plan.workers_of_trainer[trainer.role_rank])
+
+
+def test_per_node_counts():
+    plan = make_plan(counts(1, 1, 2), [0, 0, 0, 0, 1, 1, 1, 1], per_node=True)
+    assert [m.role for m in plan.members[:4]] == [m.role for m in plan.members[4:]]
+    with pytest.raises(UserError, match="node 1 has 3 ranks"):
+        make_plan(counts(1, 1, 2), [0, 0, 0, 0, 1, 1, 1], per_node=True)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_wrong_world_size_is_refused_with_the_fix(ranks):
+    with pytest.raises(UserError, match=rf"job has {ranks} ranks.*= 3.*-n 3"):
+        make_plan(counts(1, 1, 1), [0] * ranks)
+
+
+@given(st.integers(0, 12), st.integers(1, 9))
+def test_bucket_bounds_partition(exponent, num_servers):
+    bounds = bucket_bounds(1 << exponent, num_servers)
+    sizes = [b - a for a, b in pairwise(bounds)]
+    assert bounds[0] == 0
+    assert bounds[-1] == 1 << exponent
+    assert max(sizes) - min(sizes) <= 1

@@ -1,0 +1,61 @@
+"""The schedule: every sample once an epoch, whatever the counts."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from persia_hpc.schedule import Schedule, split_evenly, worker_of
+
+SCHEDULES = st.builds(
+    Schedule,
+    num_samples=st.integers(1, 500),
+    batch_size=st.integers(1, 90),
+    epochs=st.integers(1, 3),
+    max_steps=st.none() | st.integers(1, 50),
+    evaluate_every=st.integers(0, 20),
+)
+
+
+@given(SCHEDULES, st.integers(1, 5))
+def test_every_sample_of_an_epoch_has_one_trainer(schedule, num_trainers):
+    seen: dict[int, list[int]] = {}
+    for number in range(1, schedule.num_steps + 1):
+        step = schedule.step(number)
+        sizes = []
+        for trainer in range(num_trainers):
+            begin, end = schedule.part(number, trainer, num_trainers)
+            seen.setdefault(step.epoch, []).extend(range(begin, end))
+            sizes.append(end - begin)
+        assert sum(sizes) == step.num_samples > 0
+        assert max(sizes) - min(sizes) <= 1
+        assert schedule.samples_through(number) == sum(len(v) for v in seen.values())
+    for positions in seen.values():
+        assert positions == list(range(len(positions)))
+    if schedule.max_steps is None:
+        assert [len(v) for v in seen.values()] == [schedule.num_samples] * schedule.epochs
+
+
+@given(SCHEDULES, st.integers(1, 60))
+def test_segments_cover_all_steps_and_end_at_drain_points(schedule, first):
+    steps = []
+    for begin, end in schedule.segments(first):
+        steps += range(begin, end + 1)
+        every = schedule.evaluate_every or schedule.steps_per_epoch
+        assert end % every == 0 or end == schedule.num_steps
+        assert not any(s % every == 0 for s in range(begin, end))
+    assert steps == list(range(first, schedule.num_steps + 1))
+
+
+@given(st.integers(0, 1000), st.integers(0, 1000), st.integers(1, 9))
+def test_split_evenly_partitions(begin, size, parts):
+    pieces = [split_evenly(begin, begin + size, parts, i) for i in range(parts)]
+    assert pieces[0][0] == begin
+    assert pieces[-1][1] == begin + size
+    assert all(a[1] == b[0] for a, b in pairwise(pieces))
+
+
+def test_workers_take_turns():
+    assert [worker_of(step, (2, 5)) for step in range(1, 6)] == [2, 5, 2, 5, 2]

@@ -1,0 +1,79 @@
+"""docs/summary.md names every field of summary.json, and no other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from persia_hpc.config import load_config
+from persia_hpc.parameter_server.engine import Ledger
+from persia_hpc.summary import make_summary
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "summary.md"
+METRICS = {"auc": 0.9, "logloss": 0.3, "samples": 10}
+OF_CALLERS = {"run_dir"}  # added to what make_summary gives
+
+
+def example() -> dict[str, Any]:
+    return make_summary(
+        load_config({"data": {"train": "train.h5"}, "model": {"class": "tower"}}),
+        roles={"parameter_servers": 1, "embedding_workers": 1, "trainers": 1},
+        trainer={
+            "steps": 5,
+            "samples": 50,
+            "stop_reason": None,
+            "evaluate_seconds": 1.0,
+            "checkpoint_seconds": 0.5,
+            "results": {"valid": METRICS, "test": METRICS},
+        },
+        servers=[
+            {
+                "rows": 4,
+                "bytes": 400,
+                "row_bytes": 300,
+                "ledger": vars(Ledger(pulled_rows=7, applied_rows=7)),
+                "histogram": {0: 3, 2: 2},
+                "last_apply": {1: 12.0},
+            }
+        ],
+        workers=[{"first_pull": {1: 10.0}}],
+        waits={
+            "parameter_server": [{"idle": 1.0}],
+            "embedding_worker": [{"idle": 1.0, "read": 2.0}],
+            "trainer": [{"batch": 1.0, "allreduce": 3.0}],
+        },
+        mpi_library="an MPI",
+    )
+
+
+def fields(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted names of the leaves; the histogram and the pairs of mean and max are leaves."""
+    for key, value in values.items():
+        name = prefix + key
+        leaf = not isinstance(value, Mapping) or key == "histogram" or set(value) == {"mean", "max"}
+        if leaf:
+            yield name
+        else:
+            yield from fields(value, name + ".")
+
+
+def documented() -> set[str]:
+    section = DOCUMENT.read_text().partition("## Fields")[2].partition("\n## ")[0]
+    return set(re.findall(r"^\| `([\w.]+)` \|", section, re.MULTILINE))
+
+
+def test_every_field_is_documented_and_every_documented_field_exists() -> None:
+    produced = set(fields(example())) | OF_CALLERS
+    objects = {"valid", "test"}  # rows of their own: null without an evaluation
+    assert produced - documented() == set(), "fields that docs/summary.md doesn't name"
+    assert documented() - produced - objects == set(), "docs/summary.md names fields that don't exist"
+
+
+def test_numbers_mean_what_the_document_says() -> None:
+    summary = example()
+    assert summary["train_seconds"] == 2.0
+    assert summary["samples_per_second"] == 25.0
+    assert summary["embedding"]["overhead_bytes_per_row"] == 25.0
+    assert summary["staleness"] == {"bound": 4, "max": 2, "histogram": {"0": 3, "2": 2}}
