@@ -12,9 +12,9 @@ from persia_hpc.errors import UserError
 
 SPIN_PASSES = 20
 YIELD_PASSES = 1000
-# (Idle for, then sleep), in seconds. The longest keeps an idle rank under 5 % of a core, and delays by 1 % at
-# most what took 200 ms to come.
-SLEEPS = ((0.2, 2e-3), (10e-3, 1e-3), (0.0, 100e-6))
+# (Idle for, then sleep), in seconds. The longest keep an idle rank well under 5 % of a core, and delay by 1 % at
+# most what took so long to come.
+SLEEPS = ((0.6, 5e-3), (0.2, 2e-3), (10e-3, 1e-3), (0.0, 100e-6))
 PROBES_PER_SLEEP = (
     16  # a rendezvous takes several steps; one probe per wake would spread them over milliseconds
 )
@@ -27,7 +27,7 @@ def default_spin(num_ranks: int) -> int:
 
 
 class Waiter:
-    """Back-off of one polling loop: spin, yield, sleep 100 us, after 10 ms idle 1 ms, after 200 ms 2 ms.
+    """Back-off of one polling loop: spin, yield, then the sleeps of SLEEPS.
 
     remote: a peer is on another node, so that waiting must also call MPI, on `comm` (default COMM_WORLD).
     spin: passes before the first yield; None decides by the ranks in the world and this node's cores.
