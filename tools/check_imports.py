@@ -19,17 +19,17 @@ MAX_LINES = 400
 ROLES = ("embedding_worker", "parameter_server", "trainer")
 
 # Who puts the roles together; nobody else may know more than one of them.
-COMPOSERS = ("api.py", "local.py", "rank.py", "inference.py", "cli.py", "commands/*", "launch/*")
+COMPOSERS = ("api.py", "local.py", "rank.py", "inference.py", "cli.py", "commands/*", "launch/*", "bench/*")
 
 # Package from outside -> the only files that may import it (paths below src/persia_hpc), and why.
 ALLOWED = {
     "torch": (
-        ("trainer/*", "models/*", "api.py", "rank.py", "inference.py", "checkpoint.py"),
+        ("trainer/*", "models/*", "api.py", "rank.py", "inference.py", "checkpoint.py", "bench/*"),
         "servers and workers must start without paying for it",
     ),
     "horovod": (("trainer/allreduce.py",), "one file decides how dense gradients are summed"),
     "mpi4py": (
-        ("topology/groups.py", "transport/*", "*/serve.py", "api.py", "rank.py", "commands/*", "launch/*"),
+        ("topology/groups.py", "transport/*", "*/serve.py", "api.py", "rank.py", "commands/*", "launch/*", "bench/*"),
         "engines, samples, models and configuration work without MPI",
     ),
     "h5py": (("samples/*", "preprocess/*", "checkpoint.py", "inference.py"), "file formats have one home"),
@@ -44,6 +44,7 @@ ALLOWED = {
 WHO_KNOWS = {
     "preprocess": ("cli.py", "commands/*"),
     "commands": ("cli.py", "commands/*"),
+    "bench": ("commands/bench.py",),
     "launch": COMPOSERS,
     "cli": ("__main__.py",),
 }

@@ -1,0 +1,57 @@
+"""Dedup: ids of a batch to unique keys in server order, with indices and their transpose."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+import numpy as np
+
+from persia_hpc._native import Deduplicator
+
+from .measure import Result, in_turns
+
+SUMMARY = "ids of a batch to unique keys"
+EXAMPLES = "example: persia-hpc bench dedup --batch 4096 --features 26"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    parser.add_argument("--batch", type=int, default=4096, help="samples (default: 4096)")
+    parser.add_argument("--features", type=int, default=26, help="one-hot features (default: 26)")
+
+
+def zipf_ids(count: int, vocabulary: int, exponent: float, generator: np.random.Generator) -> np.ndarray:
+    """uint64 [count]: id k with probability proportional to (k + 1)^-exponent, k below `vocabulary`."""
+    weights = np.arange(1, vocabulary + 1, dtype=np.float64) ** -exponent
+    cumulative = np.cumsum(weights)
+    return np.searchsorted(cumulative, generator.random(count) * cumulative[-1]).astype(np.uint64)
+
+
+def measure(options: argparse.Namespace) -> Iterator[Result]:
+    """Per id, with Zipf and uniform ids, beside NumPy's unique (which orders by value and makes no transpose)."""
+    generator = np.random.default_rng(1)
+    features, batch = options.features, options.batch
+    for kind in ("zipf 1.2", "zipf 1.05", "uniform"):
+        vocabulary = 1_000_000
+        columns = [
+            generator.integers(vocabulary, size=batch, dtype=np.uint64)
+            if kind == "uniform"
+            else zipf_ids(batch, vocabulary, float(kind.split()[1]), generator)
+            for _ in range(features)
+        ]
+        dedup = Deduplicator(
+            tables=list(range(features)),
+            groups=[0] * features,
+            num_buckets=[1024] * features,
+            bounds=[[0, 1024]] * features,
+        )
+        times = in_turns(
+            {
+                "ours": lambda columns=columns, dedup=dedup: dedup.run(columns),
+                "numpy": lambda columns=columns: [np.unique(c, return_inverse=True) for c in columns],
+            },
+            options.repeats,
+        )
+        per_id = {name: timing.scaled(1e9 / (batch * features)) for name, timing in times.items()}
+        yield Result({"ids": kind, "batch": batch}, "ns/id", per_id["ours"], {"numpy.unique": per_id["numpy"]})
