@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from .learning_rate import WARMUP
+
 ROLE_KEYS = ("parameter_servers", "embedding_workers", "trainers")
 MODELS = ("dlrm", "dcn_v2", "deepfm", "tower")
 LOSSES = ("bce",)
@@ -118,6 +120,7 @@ class TableConfig:
     dim: int = setting(16, at_least=1, at_most=4096)
     optimizer: dict[str, Any] = setting(factory=lambda: {"name": "adagrad", **TABLE_OPTIMIZERS["adagrad"]})
     init: dict[str, Any] = setting(factory=lambda: {"name": "uniform", **INITS["uniform"]})
+    schedule: dict[str, Any] = setting(factory=lambda: {"name": "constant", **WARMUP})
     capacity: int | str = "4 GiB"
     buckets: int = setting(1024, at_least=1, at_most=1 << 20)
 
@@ -152,6 +155,7 @@ class TrainConfig:
     epochs: int = setting(1, at_least=1)
     max_steps: int | None = setting(None, at_least=1)
     optimizer: dict[str, Any] = setting(factory=lambda: {"name": "Adam", "lr": 1e-3})
+    schedule: dict[str, Any] = setting(factory=lambda: {"name": "constant", **WARMUP})
     loss: str = "bce"
     metrics: list[str] = setting(factory=list)
     evaluate_every: int = setting(0, at_least=0)

@@ -211,6 +211,7 @@ class RankJob:
             server_rank=groups.me.role_rank,
             num_servers=plan.count(Role.PARAMETER_SERVER),
             num_trainers=plan.count(Role.TRAINER),
+            num_steps=self.schedules["train"].num_steps,
         )
         yield
         plane = self._plane(groups.row_plane, row_channels(groups, self.config.transport.ring_bytes))

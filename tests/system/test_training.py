@@ -48,8 +48,11 @@ def summary(run_dir):
 
 
 def test_sync_under_mpi_is_bit_identical_to_one_process(tmp_path, data):
-    ph.train(settings(data, tmp_path / "one", 1, 1, 1))
-    digests = run_cases(settings(data, tmp_path / "a", 1, 1, 1), settings(data, tmp_path / "b", 3, 2, 1))
+    rates = {"tables.default.schedule": {"name": "cosine", "warmup_steps": 5}, "train.schedule": "cosine"}
+    ph.train(settings(data, tmp_path / "one", 1, 1, 1, **rates))
+    digests = run_cases(
+        settings(data, tmp_path / "a", 1, 1, 1, **rates), settings(data, tmp_path / "b", 3, 2, 1, **rates)
+    )
     assert digests == [run_digest(tmp_path / "one")] * 2
     assert summary(tmp_path / "a")["valid"] == summary(tmp_path / "one")["valid"]
 
