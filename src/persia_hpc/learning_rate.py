@@ -1,10 +1,11 @@
 """Learning-rate schedules: the factor by which a step's learning rate differs from the configured one.
 
 A pure function of the step, so that every rank knows it, updates may come in any order, and nothing has to
-be saved. Steps count from 1; the formulas are those of torch.optim.lr_scheduler, with i = step - 1 for its epoch:
+be saved. Steps count from 1; the formulas are those of torch.optim.lr_scheduler, with i = step - 1 for its
+epoch:
 
 - warm-up: `LinearLR(start_factor=warmup_start, total_iters=warmup_steps)`, and then, as in `SequentialLR`,
-  the schedule itself from i = 0. Goyal et al., "Accurate, large minibatch SGD" (arXiv 1706.02677), section 2.2.
+  the schedule itself from i = 0. Goyal et al., "Accurate, large minibatch SGD" (arXiv 1706.02677), 2.2.
 - cosine: `CosineAnnealingLR(T_max=steps, eta_min=final * lr)`, constant after `steps` (torch's rises again).
   Loshchilov and Hutter, "SGDR" (arXiv 1608.03983), equation 5.
 - step: `StepLR(step_size=every, gamma=gamma)`.
@@ -37,7 +38,7 @@ class LearningRate:
     @property
     def varies(self) -> bool:
         """Whether any step's factor differs from 1."""
-        return self.schedule["name"] != "constant" or self.schedule["warmup_steps"] > 0
+        return bool(self.schedule["name"] != "constant" or self.schedule["warmup_steps"] > 0)
 
     def factor(self, step: int) -> float:
         """What the configured learning rate is multiplied by in step `step` (from 1)."""

@@ -12,7 +12,6 @@ from persia_hpc.errors import UserError
 from persia_hpc.learning_rate import LearningRate
 from tests.support.schedules import LR, torch_rates
 
-
 MINIMAL = {"data": {"train": ["a"]}, "model": {"class": "dlrm"}}
 
 
