@@ -114,6 +114,14 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class HashConfig:
+    """Compression of a vocabulary: an id is the sum of `rounds` rows out of as many spaces of `size` rows."""
+
+    size: int = setting(at_least=1, at_most=1 << 48)
+    rounds: int = setting(2, at_least=1, at_most=16)
+
+
+@dataclass(frozen=True)
 class TableConfig:
     """One embedding table; keys not written are those of [tables.default]."""
 
@@ -121,6 +129,7 @@ class TableConfig:
     optimizer: dict[str, Any] = setting(factory=lambda: {"name": "adagrad", **TABLE_OPTIMIZERS["adagrad"]})
     init: dict[str, Any] = setting(factory=lambda: {"name": "uniform", **INITS["uniform"]})
     schedule: dict[str, Any] = setting(factory=lambda: {"name": "constant", **WARMUP})
+    hash: HashConfig | None = None
     capacity: int | str = "4 GiB"
     buckets: int = setting(1024, at_least=1, at_most=1 << 20)
 

@@ -48,10 +48,14 @@ def summary(run_dir):
 
 
 def test_sync_under_mpi_is_bit_identical_to_one_process(tmp_path, data):
-    rates = {"tables.default.schedule": {"name": "cosine", "warmup_steps": 5}, "train.schedule": "cosine"}
-    ph.train(settings(data, tmp_path / "one", 1, 1, 1, **rates))
+    more = {
+        "tables.default.schedule": {"name": "cosine", "warmup_steps": 5},
+        "train.schedule": "cosine",
+        "tables.item.hash": {"size": 9},  # of a one-hot feature and a sequence
+    }
+    ph.train(settings(data, tmp_path / "one", 1, 1, 1, **more))
     digests = run_cases(
-        settings(data, tmp_path / "a", 1, 1, 1, **rates), settings(data, tmp_path / "b", 3, 2, 1, **rates)
+        settings(data, tmp_path / "a", 1, 1, 1, **more), settings(data, tmp_path / "b", 3, 2, 1, **more)
     )
     assert digests == [run_digest(tmp_path / "one")] * 2
     assert summary(tmp_path / "a")["valid"] == summary(tmp_path / "one")["valid"]

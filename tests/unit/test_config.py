@@ -374,7 +374,7 @@ def fields(cls: type, prefix: str = "") -> list[tuple[str, Any]]:
         if dataclasses.is_dataclass(hint):
             out += fields(hint, key + ".")
         elif inside:
-            out += fields(inside[0], key + ".NAME.")
+            out += fields(inside[0], key + (".NAME." if typing.get_origin(hint) is dict else "."))
         elif key != "model.arguments":
             out.append((key, field))
     return out

@@ -41,6 +41,7 @@ def make_inputs(layout: Layout, schema: DatasetSchema) -> Inputs:
             dim=layout.tables[f.table].dim,
             pooling=f.pooling,
             multi=f.multi,
+            rounds=f.rounds,
         )
         for f in layout.features
     )
