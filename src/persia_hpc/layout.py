@@ -4,12 +4,13 @@ schema.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
 from .config import Config, TableConfig
 from .errors import UserError
-from .samples.schema import DatasetSchema
+from .samples.schema import DatasetSchema, FeatureSchema
 from .topology.sharding import bucket_bounds
 
 # What a row costs beyond its embedding and optimizer state: key, two step stamps, and its part of the index
@@ -140,9 +141,8 @@ def make_layout(config: Config, schema: DatasetSchema) -> Layout:
 def _check_capacity(
     config: Config, schema: DatasetSchema, table: str, features: list[str], rows: int, row_bytes: int
 ) -> None:
-    multi = {f.name: f.multi for f in schema.features}
-    per_sample = sum(config.feature(f).max_length or 1 if multi[f] else 1 for f in features)
-    need = config.data.batch_size * per_sample
+    per_sample = sum(_ids_per_sample(schema.feature(f), config.feature(f).max_length) for f in features)
+    need = math.ceil(config.data.batch_size * per_sample)
     hashing = config.tables.get(table, config.table("default")).hash
     if hashing is not None:
         need = hashing.rounds * min(need, hashing.size)
@@ -153,6 +153,13 @@ def _check_capacity(
             "at least "
             f"{need * row_bytes} bytes or lower data.batch_size"
         )
+
+
+def _ids_per_sample(feature: FeatureSchema, max_length: int | None) -> float:
+    """At most, or where there is no limit on average; 1 where not even that is known."""
+    if not feature.multi:
+        return 1
+    return max_length or max(1.0, feature.mean_length or 1.0)
 
 
 def config_capacity(config: Config, table: str) -> str:

@@ -98,9 +98,9 @@ class ScriptedJob(RankJob):
         groups, plan = self.groups, self.groups.plan
         me = groups.me.role_rank
         yield
-        from persia_hpc.rank import feed_channels
+        from persia_hpc.topology.channels import feed_channels
 
-        plane = self._plane(groups.feed_plane, feed_channels(groups, self.config.transport.ring_bytes))
+        plane = self._plane(groups.feed_plane, feed_channels(plan, self.config.transport.ring_bytes))
         feed = RingFeed(
             plane,
             self._ranks(Role.EMBEDDING_WORKER, groups.feed_rank),
