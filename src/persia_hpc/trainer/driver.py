@@ -25,7 +25,7 @@ from .session import Session, make_optimizer
 
 EVENT_SECONDS = 1.0  # how often the training event is logged
 RECENT_SAMPLES = 50_000  # for the AUC and loss of the progress bar
-LARGER_IS_WORSE = {"logloss", "loss"}
+LARGER_IS_WORSE = ("logloss",)
 
 
 def bce(logits: Tensor, batch: Batch) -> Tensor:

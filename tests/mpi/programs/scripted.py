@@ -113,7 +113,9 @@ class ScriptedJob(RankJob):
         schedule = self.schedules["train"]
         stop_at = self.case.get("stop_at")
         steps = 0
-        for first, last in schedule.segments():
+        last = 0
+        while last < schedule.num_steps:
+            first, last = last + 1, schedule.next_drain(last + 1)
             feed.begin_segment(first, last)
             for step in range(first, last + 1):
                 batch = feed.next_batch(step)
