@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, StepLR
@@ -10,6 +11,7 @@ from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, StepLR
 from persia_hpc.config import load_config
 from persia_hpc.errors import UserError
 from persia_hpc.learning_rate import LearningRate
+from persia_hpc.trainer.session import set_learning_rate
 from tests.support.schedules import LR, torch_rates
 
 MINIMAL = {"data": {"train": ["a"]}, "model": {"class": "dlrm"}}
@@ -60,6 +62,26 @@ def test_step_is_torchs(warmup_steps, warmup_start, num_steps, every, gamma):
 def test_a_warm_up_as_long_as_the_training_is_no_error():
     got, _ = rates({"name": "cosine", "warmup_steps": 10, "warmup_start": 0.5}, 3)
     assert got == pytest.approx([0.15, 0.165, 0.18])
+
+
+def test_an_optimizers_groups_follow_and_a_constant_rate_leaves_them_alone():
+    def optimizer():
+        groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (0.1, 0.02)]
+        return torch.optim.SGD(groups)
+
+    ours, theirs = optimizer(), optimizer()
+    scheduler = CosineAnnealingLR(theirs, T_max=9)
+    _, rate = rates("cosine", 9)
+    for step in range(1, 10):
+        set_learning_rate(ours, rate, step)
+        got, expected = ([g["lr"] for g in o.param_groups] for o in (ours, theirs))
+        assert got == pytest.approx(expected)
+        theirs.step()
+        scheduler.step()
+    _, constant = rates("constant", 9)
+    ours.param_groups[0]["lr"] = 7.0
+    set_learning_rate(ours, constant, 1)
+    assert ours.param_groups[0]["lr"] == 7.0
 
 
 @pytest.mark.parametrize(
