@@ -49,6 +49,7 @@ table = st.fixed_dictionaries(
         "schedule": st.sampled_from(
             ["cosine", {"warmup_steps": 3}, {"name": "step", "every": 7}, {"name": "cosine", "steps": 5}]
         ),
+        "hash": st.fixed_dictionaries({"size": st.integers(1, 1 << 48)}, optional={"rounds": st.just(3)}),
         "capacity": st.integers(1, 1 << 50) | st.sampled_from(["1 KiB", "1.5 GiB", "7 MB", "12"]),
         "buckets": st.integers(0, 20).map(lambda n: 1 << n),
     },
