@@ -12,8 +12,8 @@
 namespace {
 
 using namespace persia_bindings;
-using persia::Half;
 using persia::Key;
+using persia::Table;
 
 // A table with the lock that lets Python threads share it: the GIL is released while it works.
 struct LockedTable {
@@ -28,106 +28,74 @@ struct LockedTable {
 
     py::ssize_t dim() const { return table.dim(); }
 
-    persia::Table table;
+    Table table;
     std::mutex mutex;
 };
 
-using Counts = std::tuple<std::uint64_t, std::uint64_t, std::uint64_t>;
+using Counts = std::tuple<std::uint64_t, std::uint64_t, std::uint64_t, std::uint64_t>;
 
 Counts to_tuple(const persia::PushCounts& counts) {
-    return {counts.applied, counts.evicted_in_flight, counts.nonfinite};
+    return {counts.applied, counts.evicted_in_flight, counts.unadmitted, counts.nonfinite};
 }
 
 std::uint32_t check_step(std::int64_t step) {
-    if (step < 0 || step > persia::Table::kMaxStep) {
+    if (step < 0 || step > Table::kMaxStep) {
         throw py::value_error("step: got " + std::to_string(step) + ", expected 0 to " +
-                              std::to_string(persia::Table::kMaxStep));
+                              std::to_string(Table::kMaxStep));
     }
     return static_cast<std::uint32_t>(step);
 }
 
-void pull(LockedTable& self, const py::array& keys, std::int64_t step, const py::array& out,
-          const py::array& slots) {
+std::uint32_t pull(LockedTable& self, const py::array& keys, std::int64_t step, const py::array& out,
+                   const py::array& slots) {
     const py::ssize_t n = check_keys(keys, "keys");
-    check_array(out, "out", {kFloat32, kFloat16}, {n, self.dim()}, Access::kWrite);
+    const persia::Wire wire = check_rows(out, "out", n, self.dim(), Access::kWrite);
     check_array(slots, "slots", {kUint32}, {n}, Access::kWrite);
     const std::uint32_t at = check_step(step);
-    const bool half = is_half(out);
     const auto* in = data_of<const Key>(keys);
     auto* to = data_of<std::uint32_t>(slots);
-    void* rows = data_of<void>(out);
-    self.run([&](persia::Table& table) {
-        const auto count = static_cast<std::size_t>(n);
-        if (half) {
-            table.pull(in, count, at, static_cast<Half*>(rows), to);
-        } else {
-            table.pull(in, count, at, static_cast<float*>(rows), to);
-        }
-    });
+    auto* rows = data_of<std::byte>(out);
+    return self.run(
+        [&](Table& table) { return table.pull(in, static_cast<std::size_t>(n), at, wire, rows, to); });
 }
 
 void lookup(LockedTable& self, const py::array& keys, const py::array& out) {
     const py::ssize_t n = check_keys(keys, "keys");
-    check_array(out, "out", {kFloat32, kFloat16}, {n, self.dim()}, Access::kWrite);
-    const bool half = is_half(out);
+    const persia::Wire wire = check_rows(out, "out", n, self.dim(), Access::kWrite);
     const auto* in = data_of<const Key>(keys);
-    void* rows = data_of<void>(out);
-    self.run([&](persia::Table& table) {
-        const auto count = static_cast<std::size_t>(n);
-        if (half) {
-            table.lookup(in, count, static_cast<Half*>(rows));
-        } else {
-            table.lookup(in, count, static_cast<float*>(rows));
-        }
-    });
+    auto* rows = data_of<std::byte>(out);
+    self.run([&](Table& table) { table.lookup(in, static_cast<std::size_t>(n), wire, rows); });
 }
 
-using PyBatch = std::tuple<py::array, py::array, py::array>;  // keys, slots, gradients
+using PyBatch = std::tuple<py::array, py::array, py::array, std::uint32_t>;  // keys, slots, gradients, epoch
 
-template <class T>
-persia::PushBatch<T> to_batch(const PyBatch& batch) {
-    const auto& [keys, slots, gradients] = batch;
-    return {data_of<const Key>(keys), data_of<const std::uint32_t>(slots), data_of<const T>(gradients),
-            static_cast<std::size_t>(keys.shape(0))};
-}
-
-void check_batch(const LockedTable& self, const PyBatch& batch, const std::string& prefix) {
-    const auto& [keys, slots, gradients] = batch;
+persia::PushBatch to_batch(const LockedTable& self, const PyBatch& batch, const std::string& prefix) {
+    const auto& [keys, slots, gradients, epoch] = batch;
     const py::ssize_t n = check_keys(keys, prefix + "keys");
     check_array(slots, prefix + "slots", {kUint32}, {n}, Access::kRead);
-    check_array(gradients, prefix + "grads", {kFloat32, kFloat16}, {n, self.dim()}, Access::kRead);
+    const persia::Wire wire = check_rows(gradients, prefix + "grads", n, self.dim(), Access::kRead);
+    return {data_of<const Key>(keys),
+            data_of<const std::uint32_t>(slots),
+            data_of<const std::byte>(gradients),
+            static_cast<std::size_t>(n),
+            wire,
+            epoch};
 }
 
 Counts push(LockedTable& self, const py::array& keys, const py::array& slots, const py::array& grads,
-            std::int64_t step) {
-    const PyBatch batch{keys, slots, grads};
-    check_batch(self, batch, "");
+            std::int64_t step, std::uint32_t epoch) {
+    const persia::PushBatch batch = to_batch(self, {keys, slots, grads, epoch}, "");
     const std::uint32_t at = check_step(step);
-    const bool half = is_half(grads);
-    const auto as_half = to_batch<Half>(batch);
-    const auto as_float = to_batch<float>(batch);
-    return to_tuple(self.run(
-        [&](persia::Table& table) { return half ? table.push(as_half, at) : table.push(as_float, at); }));
+    return to_tuple(self.run([&](Table& table) { return table.push(batch, at); }));
 }
 
 Counts push_step(LockedTable& self, const std::vector<PyBatch>& batches, std::int64_t step) {
-    std::vector<persia::PushBatch<Half>> as_half;
-    std::vector<persia::PushBatch<float>> as_float;
+    std::vector<persia::PushBatch> checked;
     for (std::size_t i = 0; i < batches.size(); ++i) {
-        check_batch(self, batches[i], "batches[" + std::to_string(i) + "]: ");
-        if (is_half(std::get<2>(batches[i]))) {
-            as_half.push_back(to_batch<Half>(batches[i]));
-        } else {
-            as_float.push_back(to_batch<float>(batches[i]));
-        }
-    }
-    if (!as_half.empty() && !as_float.empty()) {
-        throw py::value_error("batches: expected gradients of one dtype, got float16 and float32");
+        checked.push_back(to_batch(self, batches[i], "batches[" + std::to_string(i) + "]: "));
     }
     const std::uint32_t at = check_step(step);
-    return to_tuple(self.run([&](persia::Table& table) {
-        return as_half.empty() ? table.push_step(as_float, at) : table.push_step(as_half, at);
-    }));
+    return to_tuple(self.run([&](Table& table) { return table.push_step(checked, at); }));
 }
 
 template <class T>
@@ -138,7 +106,7 @@ py::array_t<T> to_array(const std::vector<T>& values, std::vector<py::ssize_t> s
 }
 
 py::dict export_bucket(LockedTable& self, std::uint32_t bucket) {
-    const auto exported = self.run([&](persia::Table& table) { return table.export_bucket(bucket); });
+    const auto exported = self.run([&](Table& table) { return table.export_bucket(bucket); });
     const auto n = static_cast<py::ssize_t>(exported.keys.size());
     py::dict rows;
     rows["keys"] = to_array(exported.keys, {n});
@@ -177,25 +145,30 @@ void import_rows(LockedTable& self, const py::dict& rows) {
         steps = get("steps");
         check_array(steps, "steps", {kUint32}, {n}, Access::kRead);
     }
-    const auto* key_data = data_of<const Key>(keys);
-    const auto* row_data = data_of<const float>(values);
-    const auto* state_data = data_of<const float>(state);
-    const auto* stamp_data = data_of<const std::uint32_t>(stamps);
-    const auto* step_data = has_steps ? data_of<const std::uint32_t>(steps) : nullptr;
-    self.run([&](persia::Table& table) {
-        table.import_rows(key_data, static_cast<std::size_t>(n), row_data, state_data, stamp_data, step_data);
-    });
+    const persia::ImportedRows imported{data_of<const Key>(keys),
+                                        data_of<const float>(values),
+                                        data_of<const float>(state),
+                                        data_of<const std::uint32_t>(stamps),
+                                        has_steps ? data_of<const std::uint32_t>(steps) : nullptr,
+                                        static_cast<std::size_t>(n)};
+    self.run([&](Table& table) { table.import_rows(imported); });
 }
 
 std::unique_ptr<LockedTable> make_table(std::uint32_t dim, std::string optimizer,
                                         std::map<std::string, double> options, std::string init,
                                         double init_a, double init_b, std::uint64_t seed,
                                         std::uint32_t num_buckets, std::uint32_t first_bucket,
-                                        std::uint32_t end_bucket, std::uint32_t bucket_capacity) {
+                                        std::uint32_t end_bucket, std::uint32_t bucket_capacity,
+                                        double value_bound, std::string storage, std::string state_storage,
+                                        std::string eviction, std::uint32_t ttl, std::uint32_t admit_after,
+                                        double admit_probability, std::uint32_t threads) {
     persia::TableConfig config;
     config.dim = dim;
     config.optimizer = std::move(optimizer);
     config.options = std::move(options);
+    config.value_bound = value_bound;
+    config.storage = std::move(storage);
+    config.state_storage = std::move(state_storage);
     config.init = std::move(init);
     config.init_a = init_a;
     config.init_b = init_b;
@@ -204,41 +177,53 @@ std::unique_ptr<LockedTable> make_table(std::uint32_t dim, std::string optimizer
     config.first_bucket = first_bucket;
     config.end_bucket = end_bucket;
     config.bucket_capacity = bucket_capacity;
+    config.eviction = std::move(eviction);
+    config.ttl = ttl;
+    config.admission = {admit_after, admit_probability};
+    config.threads = threads;
     return std::make_unique<LockedTable>(config);
 }
 
 template <class Get>
 auto property(Get get) {
-    return
-        [get](LockedTable& self) { return self.run([&](persia::Table& table) { return (table.*get)(); }); };
+    return [get](LockedTable& self) { return self.run([&](Table& table) { return get(table); }); };
 }
 
 }  // namespace
 
 void bind_table(py::module_& m) {
-    using persia::Table;
-    py::class_<LockedTable>(m, "Table", "One server's shard of an embedding table; see _native.pyi.")
+    py::class_<LockedTable>(m, "Table", "One server's part of an embedding table; see _native.pyi.")
         .def(py::init(&make_table), py::kw_only(), py::arg("dim"), py::arg("optimizer"), py::arg("options"),
              py::arg("init"), py::arg("init_a"), py::arg("init_b"), py::arg("seed"), py::arg("num_buckets"),
-             py::arg("first_bucket"), py::arg("end_bucket"), py::arg("bucket_capacity"))
+             py::arg("first_bucket"), py::arg("end_bucket"), py::arg("bucket_capacity"),
+             py::arg("value_bound") = 0.0, py::arg("storage") = "fp32", py::arg("state_storage") = "fp32",
+             py::arg("eviction") = "lru", py::arg("ttl") = 0, py::arg("admit_after") = 1,
+             py::arg("admit_probability") = 1.0, py::arg("threads") = 1)
         .def("pull", &pull, py::arg("keys"), py::arg("step"), py::arg("out"), py::arg("slots"))
         .def("lookup", &lookup, py::arg("keys"), py::arg("out"))
-        .def("push", &push, py::arg("keys"), py::arg("slots"), py::arg("grads"), py::arg("step"))
+        .def("push", &push, py::arg("keys"), py::arg("slots"), py::arg("grads"), py::arg("step"),
+             py::arg("epoch"))
         .def("push_step", &push_step, py::arg("batches"), py::arg("step"))
-        .def("evict", [](LockedTable& self) { return self.run([](Table& table) { return table.evict(); }); })
+        .def(
+            "evict",
+            [](LockedTable& self, std::int64_t step) {
+                const std::uint32_t at = check_step(step);
+                return self.run([&](Table& table) { return table.evict(at); });
+            },
+            py::arg("step"))
         .def(
             "set_lr", [](LockedTable& self, double lr) { self.run([&](Table& table) { table.set_lr(lr); }); },
             py::arg("lr"))
         .def("export_bucket", &export_bucket, py::arg("bucket"))
         .def("import_rows", &import_rows, py::arg("rows"))
-        .def_property_readonly("dim", property(&Table::dim))
-        .def_property_readonly("first_bucket", property(&Table::first_bucket))
-        .def_property_readonly("end_bucket", property(&Table::end_bucket))
-        .def_property_readonly("state_width", property(&Table::state_width))
-        .def_property_readonly("row_bytes", property(&Table::row_bytes))
-        .def_property_readonly("num_rows", property(&Table::num_rows))
-        .def_property_readonly("created_rows", property(&Table::created_rows))
-        .def_property_readonly("imported_rows", property(&Table::imported_rows))
-        .def_property_readonly("evicted_rows", property(&Table::evicted_rows))
-        .def_property_readonly("memory_bytes", property(&Table::memory_bytes));
+        .def_property_readonly("dim", property([](Table& t) { return t.dim(); }))
+        .def_property_readonly("first_bucket", property([](Table& t) { return t.config().first_bucket; }))
+        .def_property_readonly("end_bucket", property([](Table& t) { return t.config().end_bucket; }))
+        .def_property_readonly("state_width", property([](Table& t) { return t.state_width(); }))
+        .def_property_readonly("row_bytes", property([](Table& t) { return t.row_bytes(); }))
+        .def_property_readonly("num_rows", property([](Table& t) { return t.num_rows(); }))
+        .def_property_readonly("created_rows", property([](Table& t) { return t.counts().created; }))
+        .def_property_readonly("imported_rows", property([](Table& t) { return t.counts().imported; }))
+        .def_property_readonly("evicted_rows", property([](Table& t) { return t.counts().evicted; }))
+        .def_property_readonly("memory_bytes", property([](Table& t) { return t.memory_bytes(); }));
 }

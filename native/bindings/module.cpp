@@ -6,4 +6,5 @@ PYBIND11_MODULE(_native, m) {
     bind_table(m);
     bind_dedup(m);
     bind_pool(m);
+    bind_limits(m);
 }

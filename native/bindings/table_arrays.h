@@ -8,7 +8,7 @@
 #include <initializer_list>
 #include <string>
 
-#include "persia/codec.h"
+#include "persia/wire.h"
 
 namespace py = pybind11;
 
@@ -77,6 +77,13 @@ inline constexpr ElementType kUint64{'u', 8, "uint64"};
 inline constexpr ElementType kUint32{'u', 4, "uint32"};
 inline constexpr ElementType kFloat32{'f', 4, "float32"};
 inline constexpr ElementType kFloat16{'f', 2, "float16"};
+
+// Rows or gradients [n, dim] in a wire format, which the array's type tells.
+inline persia::Wire check_rows(const py::array& rows, const std::string& name, py::ssize_t n, py::ssize_t dim,
+                               Access access) {
+    check_array(rows, name, {kFloat32, kFloat16}, {n, dim}, access);
+    return is_half(rows) ? persia::Wire::kFp16 : persia::Wire::kFp32;
+}
 
 // The data of a checked array. Not mutable_data(): that one refuses again with a message of its own.
 template <class T>

@@ -12,7 +12,7 @@ namespace {
 
 constexpr std::size_t kMaxRegionBytes = std::size_t{64} << 20;
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
-constexpr std::size_t kOwnRegionBytes = std::size_t{1} << 20;  // blocks from here on get a mapping each
+constexpr std::size_t kHugeRegionBytes = 2 * kHugePage;  // a small table would waste most of a huge page
 
 class MapFailed : public std::bad_alloc {
   public:
@@ -26,10 +26,21 @@ class MapFailed : public std::bad_alloc {
 
 std::size_t round_up(std::size_t bytes, std::size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
-void* map_pages(std::size_t bytes) {
+char* map_pages(std::size_t bytes) {
     void* base = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (base == MAP_FAILED) throw MapFailed(bytes);
-    return base;
+    return static_cast<char*>(base);
+}
+
+char* map_huge_pages(std::size_t bytes) {
+    // They must be aligned: map one more and cut both ends off.
+    char* raw = map_pages(bytes + kHugePage);
+    const auto misaligned = reinterpret_cast<std::uintptr_t>(raw) % kHugePage;
+    const std::size_t head = misaligned == 0 ? 0 : kHugePage - misaligned;
+    if (head != 0) munmap(raw, head);
+    munmap(raw + head + bytes, kHugePage - head);
+    madvise(raw + head, bytes, MADV_HUGEPAGE);  // advice: a kernel without huge pages is merely slower
+    return raw + head;
 }
 
 }  // namespace
@@ -38,22 +49,11 @@ Arena::~Arena() {
     for (const Region& region : regions_) munmap(region.base, region.bytes);
 }
 
-void* Arena::map(std::size_t bytes) {
+char* Arena::map(std::size_t bytes) {
     regions_.reserve(regions_.size() + 1);  // so that nothing throws once the memory is mapped
-    bytes = round_up(bytes, bytes < kHugePage ? 4096 : kHugePage);
-    char* base;
-    if (bytes < kHugePage) {
-        base = static_cast<char*>(map_pages(bytes));
-    } else {
-        // Huge pages must be aligned: map one more and cut both ends off.
-        auto* raw = static_cast<char*>(map_pages(bytes + kHugePage));
-        const auto misaligned = reinterpret_cast<std::uintptr_t>(raw) % kHugePage;
-        const std::size_t head = misaligned == 0 ? 0 : kHugePage - misaligned;
-        base = raw + head;
-        if (head != 0) munmap(raw, head);
-        munmap(base + bytes, kHugePage - head);
-        madvise(base, bytes, MADV_HUGEPAGE);  // advice: a kernel without huge pages is merely slower
-    }
+    const bool huge = bytes >= kHugeRegionBytes;
+    bytes = round_up(bytes, huge ? kHugePage : 4096);
+    char* base = huge ? map_huge_pages(bytes) : map_pages(bytes);
     regions_.push_back({base, bytes});
     mapped_bytes_ += bytes;
     return base;
@@ -61,16 +61,10 @@ void* Arena::map(std::size_t bytes) {
 
 void* Arena::allocate(std::size_t bytes) {
     bytes = round_up(bytes, 64);
-    const auto outgrown = free_.find(bytes);
-    if (outgrown != free_.end() && !outgrown->second.empty()) {
-        void* block = outgrown->second.back();
-        outgrown->second.pop_back();
-        return block;
-    }
-    if (bytes >= kOwnRegionBytes) return map(bytes);
     if (static_cast<std::size_t>(end_ - next_) < bytes) {
-        next_ = static_cast<char*>(map(next_region_bytes_));
-        end_ = next_ + next_region_bytes_;
+        const std::size_t region = std::max(bytes, next_region_bytes_);
+        next_ = map(region);
+        end_ = next_ + regions_.back().bytes;
         next_region_bytes_ = std::min(2 * next_region_bytes_, kMaxRegionBytes);
     }
     void* block = next_;
@@ -78,24 +72,10 @@ void* Arena::allocate(std::size_t bytes) {
     return block;
 }
 
-void Arena::release(void* block, std::size_t bytes) {
-    bytes = round_up(bytes, 64);
-    if (bytes < kOwnRegionBytes) {
-        free_[bytes].push_back(block);
-        return;
-    }
-    const auto region = std::find_if(regions_.begin(), regions_.end(),
-                                     [block](const Region& candidate) { return candidate.base == block; });
-    mapped_bytes_ -= region->bytes;
-    munmap(region->base, region->bytes);
-    regions_.erase(region);
-}
-
 std::size_t Arena::held_bytes() const {
-    const std::size_t untouched = static_cast<std::size_t>(end_ - next_) / kHugePage * kHugePage;
-    std::size_t bytes = mapped_bytes_ - untouched + regions_.capacity() * sizeof(Region);
-    for (const auto& [size, blocks] : free_) bytes += sizeof size + blocks.capacity() * sizeof(void*);
-    return bytes;
+    const std::size_t page = !regions_.empty() && regions_.back().bytes >= kHugeRegionBytes ? kHugePage : 4096;
+    const std::size_t untouched = static_cast<std::size_t>(end_ - next_) / page * page;
+    return mapped_bytes_ - untouched + regions_.capacity() * sizeof(Region);
 }
 
 }  // namespace persia

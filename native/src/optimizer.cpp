@@ -93,6 +93,10 @@ void Adam::apply(float* weights, float* state, const float* gradient, std::uint3
     const bool from_mean = weight < 0.5f;
     const float sqrt_second = by.sqrt_second;
     const float eps = this->eps;
+    if (decoupled_decay != 0) {
+        const auto kept = static_cast<float>(1 - lr * decoupled_decay);
+        for (std::uint32_t d = 0; d < dim; ++d) w[d] *= kept;
+    }
     for (std::uint32_t d = 0; d < dim; ++d) {
         const float difference = g[d] - m[d];
         m[d] = from_mean ? m[d] + weight * difference : g[d] - difference * rest;
@@ -101,41 +105,48 @@ void Adam::apply(float* weights, float* state, const float* gradient, std::uint3
     }
 }
 
-Optimizer make_optimizer(const std::string& name, const OptimizerOptions& options) {
+OptimizerChoice make_optimizer(const std::string& name, const OptimizerOptions& options) {
     OptionReader reader(name, options);
-    const auto finished = [&](auto optimizer) -> Optimizer {
+    OptimizerChoice choice;
+    const auto finished = [&](auto optimizer) {
+        optimizer.lr = reader.take_required("lr");
+        if (name != "ftrl" && name != "adamw") {
+            choice.weight_decay = static_cast<float>(reader.take("weight_decay", 0));
+        }
         reader.finish();
-        return optimizer;
+        choice.optimizer = optimizer;
+        return choice;
     };
-    if (name == "sgd") {
-        Sgd sgd;
-        sgd.lr = reader.take_required("lr");
-        return finished(sgd);
+    const auto adagrad = [&](auto optimizer, double eps) {
+        optimizer.eps = reader.take_eps(eps);
+        optimizer.initial = static_cast<float>(reader.take("initial_accumulator_value", 0));
+        return finished(optimizer);
+    };
+    if (name == "sgd") return finished(Sgd{});
+    if (name == "momentum") {
+        Momentum momentum;
+        momentum.momentum = static_cast<float>(reader.take_beta("momentum", 0.9));
+        return finished(momentum);
     }
-    if (name == "adagrad") {
-        Adagrad adagrad;
-        adagrad.lr = reader.take_required("lr");
-        adagrad.eps = reader.take_eps(1e-10);
-        adagrad.initial = static_cast<float>(reader.take("initial_accumulator_value", 0));
-        return finished(adagrad);
-    }
-    if (name == "rowwise_adagrad") {
-        RowwiseAdagrad adagrad;
-        adagrad.lr = reader.take_required("lr");
-        adagrad.eps = reader.take_eps(1e-8);
-        adagrad.initial = static_cast<float>(reader.take("initial_accumulator_value", 0));
-        return finished(adagrad);
-    }
-    if (name == "adam") {
+    if (name == "adagrad") return adagrad(Adagrad{}, 1e-10);
+    if (name == "rowwise_adagrad") return adagrad(RowwiseAdagrad{}, 1e-8);
+    if (name == "adam" || name == "adamw") {
         Adam adam;
-        adam.lr = reader.take_required("lr");
         adam.beta1 = reader.take_beta("beta1", 0.9);
         adam.beta2 = reader.take_beta("beta2", 0.999);
         adam.eps = reader.take_eps(1e-8);
+        if (name == "adamw") adam.decoupled_decay = reader.take("weight_decay", 0.01);
         return finished(adam);
     }
+    if (name == "ftrl") {
+        Ftrl ftrl;
+        ftrl.initial = static_cast<float>(reader.take("initial_accumulator_value", 0.1));
+        ftrl.l1 = static_cast<float>(reader.take("l1", 0));
+        ftrl.l2 = static_cast<float>(reader.take("l2", 0));
+        return finished(ftrl);
+    }
     throw std::invalid_argument("optimizer: got '" + name +
-                                "', expected 'sgd', 'adagrad', 'rowwise_adagrad' or 'adam'");
+                                "', expected 'sgd', 'momentum', 'adagrad', 'rowwise_adagrad', 'adam', 'adamw' or 'ftrl'");
 }
 
 void set_learning_rate(Optimizer& optimizer, double lr) {

@@ -35,14 +35,28 @@ def encode_fp16(values: _F32, out: _F16) -> None:
 def decode_fp16(values: _F16, out: _F32) -> None:
     """Writes [N] fp16 as fp32: exact."""
 
+class MemoryLimits:
+    """Rows, states and index entries on huge pages, and the least that any table must do with them."""
+
+    def __init__(self, *, num_rows: int, row_bytes: int, state_bytes: int) -> None: ...
+    def gather(self, places: _U64, out: npt.NDArray[np.uint8]) -> None:
+        """Copies the rows at `places` [n] to `out` [n, row_bytes]."""
+
+    def gather_with_entries(self, places: _U64, entries: _U64, out: npt.NDArray[np.uint8]) -> int:
+        """The same, and reads an index entry at another place for each row."""
+
+    def update(self, places: _U64, gradients: npt.NDArray[np.uint8]) -> None:
+        """Reads, changes and writes the rows and their states."""
+
 class Table:
     """One server's shard of an embedding table: the rows, with optimizer state, of a range of buckets.
 
-    The keys of a call must be unique; ordered by bucket they are fastest. A key of another bucket range, an
-    unknown optimizer or option, or a value out of range raises ValueError before anything changes. Threads
-    may share a table: calls wait for each other, with the GIL released.
+    The keys of a call must be unique and ordered by bucket (ascending keys are). A key of another bucket range
+    or out of order, an unknown optimizer or option, or a value out of range raises ValueError before anything
+    changes. Threads may share a table: calls wait for each other, with the GIL released.
 
-    A slot is a row's number within its key's bucket: only the pair (key, slot) is unique.
+    A slot is where a row lies, an epoch tells at which point of the table's life: `push` wants both back from
+    `pull` and so knows whether the row is still the one that was pulled.
     """
 
     def __init__(
@@ -59,45 +73,66 @@ class Table:
         first_bucket: int,
         end_bucket: int,
         bucket_capacity: int,
+        value_bound: float = 0.0,
+        storage: str = "fp32",
+        state_storage: str = "fp32",
+        eviction: str = "lru",
+        ttl: int = 0,
+        admit_after: int = 1,
+        admit_probability: float = 1.0,
+        threads: int = 1,
     ) -> None:
         """An empty shard of buckets [first_bucket, end_bucket) of `num_buckets` (a power of two).
 
-        optimizer: "sgd", "adagrad", "rowwise_adagrad" or "adam". options: `lr` must be there; `eps` (1e-10
-        for adagrad, else 1e-8), `initial_accumulator_value` (0, both adagrads), `beta1`, `beta2` (0.9, 0.999,
-        adam). init: "uniform" in [init_a, init_b) or "normal" of mean init_a and standard deviation init_b;
-        the first values of a row are a function of (seed, key) alone. bucket_capacity: rows per bucket, see
-        `evict`.
+        optimizer: "sgd", "momentum", "adagrad", "rowwise_adagrad", "adam", "adamw" or "ftrl". options: `lr` must
+        be there; `eps` (1e-10 for adagrad, else 1e-8), `initial_accumulator_value` (0; 0.1 for ftrl), `beta1`,
+        `beta2` (0.9, 0.999), `momentum` (0.9), `l1`, `l2` (0, ftrl), `weight_decay` (0; all but ftrl; with
+        adamw 0.01 and decoupled). init: "uniform" in [init_a, init_b) or "normal" of mean init_a and standard
+        deviation init_b; the first values of a row are a function of (seed, key) alone. bucket_capacity: rows
+        per bucket, see `evict`. value_bound: weights are clipped to it after each update (0: not). storage,
+        state_storage: "fp32", "fp16" or "bf16", the latter two rounded stochastically by (seed, key, step).
+        eviction: "lru" or "lfu". ttl: steps after which an unused row is gone (0: never; lru only).
+        admit_after: how many steps must see a key before it gets a row, by a counting sketch;
+        admit_probability: the share of keys, by their hash, that may get one. threads: each works on a part of
+        the buckets; results don't depend on it.
         """
 
-    def pull(self, keys: _U64, step: int, out: _Rows, slots: _U32) -> None:
+    def pull(self, keys: _U64, step: int, out: _Rows, slots: _U32) -> int:
         """Writes the rows of `keys` [U] to `out` [U, D]; creates unseen ones; notes that `step` uses them.
 
-        `slots` [U] receives what `push` wants back. Capacity may be exceeded until the next `evict`.
+        Returns the epoch and fills `slots` [U], which `push` wants back. Keys that are not admitted give zeros.
+        Capacity may be exceeded until the next `evict`.
         """
 
     def lookup(self, keys: _U64, out: _Rows) -> None:
         """Evaluation: writes the rows of `keys` [U] to `out` [U, D], zeros for unseen; changes nothing."""
 
-    def push(self, keys: _U64, slots: _U32, grads: _Rows, step: int) -> tuple[int, int, int]:
+    def push(
+        self, keys: _U64, slots: _U32, grads: _Rows, step: int, epoch: int
+    ) -> tuple[int, int, int, int]:
         """One optimizer update per row, with gradients [U, D] for what `pull` gave at `step`.
 
-        Returns rows (applied, evicted in flight, non-finite), which add up to U. A row that was evicted since
-        the pull is left alone even if it was created again; a gradient with an infinite or NaN element is
-        skipped.
+        Returns rows (applied, evicted in flight, unadmitted, non-finite), which add up to U. A row that was
+        evicted since the pull is left alone even if it was created again; a gradient with an infinite or NaN
+        element is skipped.
         """
 
-    def push_step(self, batches: Sequence[tuple[_U64, _U32, _Rows]], step: int) -> tuple[int, int, int]:
-        """One optimizer update per row with the gradients of all batches (keys, slots, gradients) of a step.
+    def push_step(
+        self, batches: Sequence[tuple[_U64, _U32, _Rows, int]], step: int
+    ) -> tuple[int, int, int, int]:
+        """One optimizer update per row with the gradients of all batches (keys, slots, gradients, epoch) of a
+        step.
 
-        Gradients of a row are summed in the order of the batches, in fp32; all batches have one gradient
-        dtype. Returns counts as `push` does, of (batch, row): one batch's non-finite row is left out of the
+        Gradients of a row are summed in the order of the batches, in fp32. Returns counts as `push` does, of (batch, row): one batch's non-finite row is left out of the
         sum; where finite gradients sum to something non-finite the row is skipped and all count as such.
         """
 
-    def evict(self) -> int:
-        """Brings every bucket back to capacity, the least (last step used, key) first; returns rows evicted.
+    def evict(self, step: int) -> int:
+        """After `step` is applied: rows over their time to live go, and of each bucket over its capacity those
+        with the least (last step used, key), or (times used, key) with "lfu"; sightings are counted.
 
-        To be called between steps only, so that it doesn't depend on the order of pulls of one step.
+        Returns rows evicted. To be called between steps only, so that it doesn't depend on the order of pulls
+        of one step.
         """
 
     def set_lr(self, lr: float) -> None:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from .config_types import INITS, LOSSES, METRICS, MODELS, ROLE_KEYS, TABLE_OPTIMIZERS, Config
+from .config_types import INITS, LOSSES, METRICS, MODELS, ROLE_KEYS, TABLE_OPTIMIZERS, Config, TableConfig
 from .errors import UserError
 from .learning_rate import SCHEDULES
 
@@ -77,7 +77,25 @@ def check_config(config: Config, raw: Mapping[str, Any], fail: Fail) -> Config:
             raise fail(("tables", name, "buckets"), f"= {table.buckets}: expected a power of two")
         if table.capacity_bytes <= 0:
             raise fail(("tables", name, "capacity"), f"= {table.capacity!r}: expected more than 0 bytes")
+        _check_lifetime(table, config.staleness_bound, ("tables", name), fail)
     return _check_features(config, fail)
+
+
+def _check_lifetime(table: TableConfig, staleness_bound: int, path: tuple[str, ...], fail: Fail) -> None:
+    if table.ttl and table.eviction != "lru":
+        raise fail((*path, "ttl"), f"= {table.ttl}: only eviction = 'lru' knows when a row was used last")
+    if table.ttl and table.ttl <= staleness_bound:  # else a row may expire while its gradient is on its way
+        raise fail(
+            (*path, "ttl"), f"= {table.ttl}: expected 0 (none) or more than staleness_bound = {staleness_bound}"
+        )
+    for key, value in table.admission.items():
+        if key not in ("after", "probability"):
+            raise fail((*path, "admission", key), f"is not a known key{nearest(key, ('after', 'probability'))}")
+        _check_number(key, value, (*path, "admission", key), fail)
+        if key == "after" and not (isinstance(value, int) and 1 <= value <= 255):
+            raise fail((*path, "admission", key), f"= {value!r}: expected an integer from 1 to 255")
+        if key == "probability" and not 0 < value <= 1:
+            raise fail((*path, "admission", key), f"= {value!r}: expected above 0 and at most 1")
 
 
 def _options(
@@ -115,9 +133,9 @@ def _check_number(key: str, value: Any, path: tuple[str, ...], fail: Fail) -> No
     value = float(value)
     if value != value or value in (float("inf"), float("-inf")):
         raise fail(path, f"= {value}: expected a finite number")
-    if key in ("beta1", "beta2") and not 0 <= value < 1:
+    if key in ("beta1", "beta2", "momentum") and not 0 <= value < 1:
         raise fail(path, f"= {value}: expected a value from 0 to below 1")
-    if key in ("lr", "eps", "std", "initial_accumulator_value") and value < 0:
+    if key not in ("low", "high", "mean") and value < 0:
         raise fail(path, f"= {value}: expected at least 0")
 
 

@@ -23,10 +23,13 @@ METRICS = ("auc", "logloss")
 
 # Options of each embedding optimizer with their defaults: torch's, FBGEMM's for row-wise Adagrad.
 TABLE_OPTIMIZERS: dict[str, dict[str, float]] = {
-    "sgd": {"lr": 0.05},
-    "adagrad": {"lr": 0.05, "eps": 1e-10, "initial_accumulator_value": 0.0},
-    "rowwise_adagrad": {"lr": 0.05, "eps": 1e-8, "initial_accumulator_value": 0.0},
-    "adam": {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8},
+    "sgd": {"lr": 0.05, "weight_decay": 0.0},
+    "momentum": {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.0},
+    "adagrad": {"lr": 0.05, "eps": 1e-10, "initial_accumulator_value": 0.0, "weight_decay": 0.0},
+    "rowwise_adagrad": {"lr": 0.05, "eps": 1e-8, "initial_accumulator_value": 0.0, "weight_decay": 0.0},
+    "adam": {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0},
+    "adamw": {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01},
+    "ftrl": {"lr": 0.05, "initial_accumulator_value": 0.1, "l1": 0.0, "l2": 0.0},
 }
 INITS: dict[str, dict[str, float]] = {
     "uniform": {"low": -0.01, "high": 0.01},
@@ -130,8 +133,19 @@ class TableConfig:
     init: dict[str, Any] = setting(factory=lambda: {"name": "uniform", **INITS["uniform"]})
     schedule: dict[str, Any] = setting(factory=lambda: {"name": "constant", **WARMUP})
     hash: HashConfig | None = None
+    value_bound: float = setting(0.0, at_least=0)
+    storage: str = setting("fp32", choices=("fp32", "fp16", "bf16"))
+    state_storage: str = setting("fp32", choices=("fp32", "same"))
     capacity: int | str = "4 GiB"
+    eviction: str = setting("lru", choices=("lru", "lfu"))
+    ttl: int = setting(0, at_least=0, at_most=(1 << 31) - 1)
+    admission: dict[str, Any] = setting(factory=dict)
     buckets: int = setting(1024, at_least=1, at_most=1 << 20)
+
+    @property
+    def state_dtype(self) -> str:
+        """The number format of the optimizer's state."""
+        return self.storage if self.state_storage == "same" else "fp32"
 
     @property
     def capacity_bytes(self) -> int:
@@ -203,6 +217,7 @@ class Config:
     exact: bool = False
     apply: str = setting("batch", choices=("batch", "step"))
     seed: int = setting(1, at_least=0, at_most=(1 << 63) - 1)
+    server_threads: int = setting(1, at_least=1, at_most=256)
     run_dir: str | None = None
     ranks: RanksConfig = setting(factory=RanksConfig)
     data: DataConfig = setting()

@@ -13,15 +13,20 @@ from .errors import UserError
 from .samples.schema import DatasetSchema, FeatureSchema
 from .topology.sharding import bucket_bounds
 
-# What a row costs beyond its embedding and optimizer state: key, two step stamps, and its part of the index
-# at the load it has on average while growing.
-ROW_OVERHEAD_BYTES = 28
+# What a row costs beyond its embedding and optimizer state: its entry in the index (key, slot, stamp) at full
+# load, and the epoch beside its state.
+ROW_OVERHEAD_BYTES = 24
 MIN_BUCKET_ROWS = 64  # with fewer, hashing fills buckets so unevenly that much capacity stays unused
 
 
-def state_width(optimizer: str, dim: int) -> int:
-    """float32 words of optimizer state of a row (Adam: two moments and its own step count)."""
-    return {"sgd": 0, "adagrad": dim, "rowwise_adagrad": 1, "adam": 2 * dim + 1}[optimizer]
+def row_bytes(table: TableConfig) -> int:
+    """Bytes of a row with its optimizer's state and what the table needs beside it."""
+    dim, optimizer = table.dim, str(table.optimizer["name"])
+    moments = {"sgd": 0, "rowwise_adagrad": 1, "adam": 2 * dim, "adamw": 2 * dim, "ftrl": 2 * dim}
+    state = moments.get(optimizer, dim)
+    counts = 4 if optimizer in ("adam", "adamw") else 0  # a row's own number of updates
+    width = {"fp32": 4, "fp16": 2, "bf16": 2}
+    return dim * width[table.storage] + state * width[table.state_dtype] + counts + ROW_OVERHEAD_BYTES
 
 
 @dataclass(frozen=True)
@@ -118,10 +123,9 @@ def make_layout(config: Config, schema: DatasetSchema) -> Layout:
     tables = []
     for name in ordered:
         table_config = names[name]
-        state = state_width(str(table_config.optimizer["name"]), table_config.dim)
-        row_bytes = 4 * (table_config.dim + state) + ROW_OVERHEAD_BYTES
-        rows = table_config.capacity_bytes // row_bytes
-        _check_capacity(config, schema, name, users[name], rows, row_bytes)
+        each = row_bytes(table_config)
+        rows = table_config.capacity_bytes // each
+        _check_capacity(config, schema, name, users[name], rows, each)
         buckets = table_config.buckets
         while buckets > 1 and rows // buckets < MIN_BUCKET_ROWS:
             buckets //= 2

@@ -1,6 +1,6 @@
 """A table in plain Python: what `_native.Table` must do, bit for bit, without a word on how.
 
-It knows no slots: a gradient reaches a row if the row is there and was there at the step of its pull.
+It knows no slots: a gradient reaches a row if the row is there and came no later than its pull.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ModelRow:
     values: np.ndarray
     state: np.ndarray
     stamp: int
-    born: int
+    epoch: int
     steps: int = 0
 
 
@@ -55,7 +55,7 @@ class ModelTable:
             arguments["optimizer"]
         ]
         self.rows: dict[int, ModelRow] = {}
-        self.created = self.evicted = 0
+        self.created = self.evicted = self.epoch = 0
         self._fresh = Table(**{**arguments, "bucket_capacity": 1 << 20})
 
     def first_values(self, key: int) -> np.ndarray:
@@ -69,11 +69,10 @@ class ModelTable:
             if key not in self.rows:
                 start = F(self.options["initial_accumulator_value"])
                 state = np.full(self.state_width, 0 if self.arguments["optimizer"] == "adam" else start, F)
-                self.rows[key] = ModelRow(self.first_values(key), state, step, step)
+                self.rows[key] = ModelRow(self.first_values(key), state, step, self.epoch)
                 self.created += 1
             row = self.rows[key]
             row.stamp = max(row.stamp, step)
-            row.born = min(row.born, step)
         return np.array([self.rows[key].values for key in keys], F).reshape(len(keys), self.dim)
 
     def lookup(self, keys: Sequence[int]) -> np.ndarray:
@@ -82,14 +81,14 @@ class ModelTable:
         return np.array(found, F).reshape(len(keys), self.dim)
 
     def push_step(
-        self, batches: Sequence[tuple[Sequence[int], np.ndarray]], step: int
-    ) -> tuple[int, int, int]:
+        self, batches: Sequence[tuple[Sequence[int], np.ndarray, int]]
+    ) -> tuple[int, int, int, int]:
         evicted = nonfinite = applied = 0
         sums: dict[int, np.ndarray] = {}
         parts: dict[int, int] = {}
-        for keys, gradients in batches:
+        for keys, gradients, epoch in batches:
             for key, gradient in zip(keys, gradients.astype(F), strict=True):
-                if key not in self.rows or self.rows[key].born > step:
+                if key not in self.rows or self.rows[key].epoch > epoch:
                     evicted += 1
                 elif not np.isfinite(gradient).all():
                     nonfinite += 1
@@ -103,10 +102,10 @@ class ModelTable:
                 applied += parts[key]
             else:
                 nonfinite += parts[key]
-        return applied, evicted, nonfinite
+        return applied, evicted, 0, nonfinite
 
-    def push(self, keys: Sequence[int], gradients: np.ndarray, step: int) -> tuple[int, int, int]:
-        return self.push_step([(keys, gradients)], step)
+    def push(self, keys: Sequence[int], gradients: np.ndarray, epoch: int) -> tuple[int, int, int, int]:
+        return self.push_step([(keys, gradients, epoch)])
 
     @np.errstate(over="ignore", invalid="ignore")
     def _update(self, row: ModelRow, g: np.ndarray) -> None:
@@ -140,6 +139,7 @@ class ModelTable:
                 del self.rows[key]
                 count += 1
         self.evicted += count
+        self.epoch += 1
         return count
 
     def keys_of(self, bucket: int) -> list[int]:

@@ -13,6 +13,9 @@ OPTIMIZERS = {
     "adagrad": {"lr": 0.05, "initial_accumulator_value": 0.01},
     "rowwise_adagrad": {"lr": 0.05},
     "adam": {"lr": 0.01, "beta1": 0.8, "beta2": 0.99},
+    "momentum": {"lr": 0.1, "momentum": 0.7},
+    "adamw": {"lr": 0.01, "beta1": 0.8, "beta2": 0.99, "weight_decay": 0.1},
+    "ftrl": {"lr": 0.1, "l1": 0.01, "l2": 0.1},
 }
 # The extremes, keys that share all low 32 bits (so only the full key tells them apart), and ordinary ones.
 KEYS = [0, 1, 2**64 - 1, 2**63 - 1, 2**63]
@@ -42,10 +45,19 @@ def u64(keys: Any) -> np.ndarray:
 
 
 def pull(table: Table, keys: Any, step: int, dtype: Any = np.float32) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and slots; the epoch of a table that hasn't evicted or imported is 0."""
+    rows, slots, _ = pull_at(table, keys, step, dtype)
+    return rows, slots
+
+
+def pull_at(
+    table: Table, keys: Any, step: int, dtype: Any = np.float32
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Rows, slots and epoch."""
     rows = np.full((len(keys), table.dim), np.nan, dtype)
     slots = np.full(len(keys), 2**32 - 1, np.uint32)
-    table.pull(u64(keys), step, rows, slots)
-    return rows, slots
+    epoch = table.pull(u64(keys), step, rows, slots)
+    return rows, slots, epoch
 
 
 def lookup(table: Table, keys: Any) -> np.ndarray:

@@ -12,17 +12,21 @@ from .table_support import OPTIMIZERS, arguments, export, lookup, pull, u64
 # ---- optimizers
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "adam"])
+@pytest.mark.parametrize(
+    "optimizer", ["sgd", "momentum", "adagrad", "adam", "adamw", "sgd decayed", "adagrad decayed", "adam decayed"]
+)
 @pytest.mark.parametrize("dim", [1, 16, 19])
 def test_optimizers_equal_torch_on_lazily_touched_rows(optimizer: str, dim: int) -> None:
     torch = pytest.importorskip("torch")
     random = np.random.default_rng(dim)
     keys = np.sort(mix(np.arange(20, dtype=np.uint64)))
-    table = Table(**arguments(optimizer, dim=dim, bucket_capacity=100))
+    optimizer, _, decayed = optimizer.partition(" ")
+    options = {**OPTIMIZERS[optimizer], **({"weight_decay": 0.05} if decayed else {})}
+    table = Table(**arguments(optimizer, dim=dim, bucket_capacity=100, options=options))
     rows = [torch.tensor(row, requires_grad=True) for row in pull(table, keys, 1)[0]]
-    classes = {"sgd": torch.optim.SGD, "adagrad": torch.optim.Adagrad, "adam": torch.optim.Adam}
-    options = dict(OPTIMIZERS[optimizer])
-    if optimizer == "adam":
+    classes = {"sgd": torch.optim.SGD, "momentum": torch.optim.SGD, "adagrad": torch.optim.Adagrad}
+    classes |= {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    if "beta1" in options:
         options["betas"] = (options.pop("beta1"), options.pop("beta2"))
     reference = classes[optimizer](rows, **options, foreach=False)
     for step in range(1, 51):
@@ -35,10 +39,10 @@ def test_optimizers_equal_torch_on_lazily_touched_rows(optimizer: str, dim: int)
         for index, gradient in zip(touched, grads, strict=True):
             rows[index].grad = torch.from_numpy(gradient)
         reference.step()
-        assert table.push(keys[touched], slots, grads, step) == (len(touched), 0, 0)
+        assert table.push(keys[touched], slots, grads, step, 0) == (len(touched), 0, 0, 0)
     expected = torch.stack(rows).detach().numpy()
     np.testing.assert_allclose(lookup(table, keys), expected, rtol=3e-6, atol=3e-7)
-    if optimizer == "adam":  # a row's own count, not the number of steps
+    if "beta1" in OPTIMIZERS[optimizer]:  # a row's own count, not the number of steps
         counts = {key: int(s) for b in export(table, 4) for key, s in zip(b["keys"], b["steps"], strict=True)}
         assert [counts[key] for key in keys] == [int(reference.state[row]["step"]) for row in rows]
 
@@ -51,7 +55,7 @@ def test_rowwise_adagrad_equals_fbgemm_formula() -> None:
     weights, accumulator = rows[0].astype(np.float64), 0.0
     for _ in range(50):
         gradient = random.normal(size=(1, dim)).astype(np.float32)
-        table.push(u64([7]), slots, gradient, 1)
+        table.push(u64([7]), slots, gradient, 1, 0)
         exact = gradient[0].astype(np.float64)
         accumulator += np.mean(exact**2)
         weights -= 0.05 / (np.sqrt(accumulator) + 1e-8) * exact
@@ -63,7 +67,7 @@ def test_learning_rate_changes_take_effect() -> None:
     table = Table(**arguments("sgd"))
     before, slots = pull(table, [5], 1)
     table.set_lr(2.0)
-    table.push(u64([5]), slots, np.ones((1, 3), np.float32), 1)
+    table.push(u64([5]), slots, np.ones((1, 3), np.float32), 1, 0)
     np.testing.assert_array_equal(lookup(table, [5]), before - np.float32(2))
     with pytest.raises(ValueError, match="lr"):
         table.set_lr(float("nan"))
@@ -80,7 +84,7 @@ def test_first_values_depend_on_seed_and_key_alone(init: str) -> None:
     other = Table(**arguments("adam", init=init, num_buckets=64))
     for key in np.random.default_rng(0).permutation(keys):  # one at a time, and most are evicted in between
         pull(other, [key], 3)
-        other.evict()
+        other.evict(3)
     np.testing.assert_array_equal(pull(other, keys, 4)[0], expected)
     reseeded = Table(**arguments(init=init, bucket_capacity=1000, seed=1))
     assert (pull(reseeded, keys, 1)[0] != expected).mean() > 0.99

@@ -5,7 +5,6 @@ Shape letters: U rows of one request (all tables), D dim of a group, T tables, G
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from persia_hpc.learning_rate import LearningRate
 from persia_hpc.topology.sharding import bucket_bounds
 
 from .clock import Clock
+from .tables import make_table
 
 Array = npt.NDArray[Any]
 
@@ -35,6 +35,7 @@ class Pull:
     counts: Array
     reply_to: int = 0  # whoever asked: the caller's affair
     slots: Array | None = None
+    epochs: dict[int, int] = field(default_factory=dict)  # of each table, when it was pulled from
 
 
 @dataclass
@@ -51,12 +52,6 @@ class Ledger:
     dropped_rows: int = 0
     evicted_rows: int = 0
     evaluation_rows: int = 0
-
-
-def _table_seed(seed: int, table: str) -> int:
-    """By name, so that neither another table nor their order changes how a table's rows begin."""
-    digest = hashlib.blake2b(f"{seed}:{table}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
 
 
 @dataclass
@@ -94,26 +89,7 @@ class ParameterServer:
             bounds = bucket_bounds(table.num_buckets, num_servers)
             first, end = bounds[server_rank], bounds[server_rank + 1]
             self.buckets.append(range(first, end))
-            options = dict(table.config.optimizer)
-            init = table.config.init
-            names = ("low", "high") if init["name"] == "uniform" else ("mean", "std")
-            self.tables.append(
-                Table(
-                    dim=table.dim,
-                    optimizer=str(options.pop("name")),
-                    options={k: float(v) for k, v in options.items()},
-                    init=str(init["name"]),
-                    init_a=float(init[names[0]]),
-                    init_b=float(init[names[1]]),
-                    seed=_table_seed(config.seed, table.name),
-                    num_buckets=table.num_buckets,
-                    first_bucket=first,
-                    end_bucket=end,
-                    bucket_capacity=max(1, table.bucket_rows),
-                )
-                if end > first
-                else None
-            )
+            self.tables.append(make_table(config, table, first, end) if end > first else None)
         self._rates = [
             (table, float(spec.config.optimizer["lr"]), rate)
             for table, spec in zip(self.tables, layout.tables, strict=True)
@@ -157,16 +133,16 @@ class ParameterServer:
     def answer(self, pull: Pull, out: Sequence[Array]) -> int:
         """Fills `out` (one [U_g, D_g] array a group, float32 or float16) ; returns the staleness in steps."""
         pull.slots = np.empty(len(pull.keys), np.uint32)
-        for table, keys, rows, slots in self._parts(pull.keys, pull.counts, out, pull.slots):
-            table.pull(keys, pull.step, rows, slots)
+        for index, keys, rows, slots in self._parts(pull.keys, pull.counts, out, pull.slots):
+            pull.epochs[index] = self._table(index).pull(keys, pull.step, rows, slots)
         self._in_flight[pull.step, pull.trainer] = pull
         self.ledger.pulled_rows += len(pull.keys)
         return self.clock.answered(pull.step)
 
     def lookup(self, keys: Array, counts: Array, out: Sequence[Array]) -> None:
         """Evaluation: fills `out` without any change to the tables; unseen rows are zeros."""
-        for table, part, rows, _ in self._parts(keys, counts, out, None):
-            table.lookup(part, rows)
+        for index, part, rows, _ in self._parts(keys, counts, out, None):
+            self._table(index).lookup(part, rows)
         self.ledger.evaluation_rows += len(keys)
 
     # ---- pushes
@@ -215,25 +191,24 @@ class ParameterServer:
 
     def _apply_batch(self, pull: Pull, gradients: Sequence[Array]) -> None:
         self._set_rates(pull.step)
-        for table, keys, grads, slots in self._parts(pull.keys, pull.counts, gradients, pull.slots):
-            self._count(table.push(keys, slots, grads, pull.step))
+        for index, keys, grads, slots in self._parts(pull.keys, pull.counts, gradients, pull.slots):
+            self._count(self._table(index).push(keys, slots, grads, pull.step, pull.epochs[index]))
 
     def _apply_step(self, step: int, pushes: Sequence[_Push]) -> None:
         self._set_rates(step)
-        batches: dict[int, list[tuple[Array, Array, Array]]] = {}
+        batches: dict[int, list[tuple[Array, Array, Array, int]]] = {}
         for push in pushes:
             pull = push.pull
-            for table, keys, grads, slots in self._parts(pull.keys, pull.counts, push.gradients, pull.slots):
-                assert slots is not None
-                batches.setdefault(id(table), []).append((keys, slots, grads))
-        for each in self.tables:
-            if each is not None and id(each) in batches:
-                self._count(each.push_step(batches[id(each)], step))
+            for index, keys, grads, slots in self._parts(pull.keys, pull.counts, push.gradients, pull.slots):
+                batches.setdefault(index, []).append((keys, slots, grads, pull.epochs[index]))
+        for index, parts in batches.items():
+            self._count(self._table(index).push_step(parts, step))
 
-    def _count(self, outcome: tuple[int, int, int]) -> None:
-        applied, evicted, nonfinite = outcome
+    def _count(self, outcome: tuple[int, int, int, int]) -> None:
+        applied, evicted, unadmitted, nonfinite = outcome
         self.ledger.applied_rows += applied
         self.ledger.evicted_in_flight_rows += evicted
+        self.ledger.unadmitted_rows += unadmitted
         self.ledger.nonfinite_rows += nonfinite
 
     def _advance(self, step: int, count: int) -> None:
@@ -242,7 +217,7 @@ class ParameterServer:
             # Only here, between steps, may rows go: in `exact` this point is the same in every run.
             for table in self.tables:
                 if table is not None:
-                    self.ledger.evicted_rows += table.evict()
+                    self.ledger.evicted_rows += table.evict(self.clock.applied)
         self.times.last_apply[first] = time.time()
 
     def waits_for(self) -> str | None:
@@ -262,25 +237,28 @@ class ParameterServer:
 
     def _parts(
         self, keys: Array, counts: Array, groups: Sequence[Array], slots: Array | None
-    ) -> Iterator[tuple[Table, Array, Array, Array]]:
+    ) -> Iterator[tuple[int, Array, Array, Array]]:
         """(table, its keys, its rows of the group block, its slots) for each table asked for."""
         begin = 0
         group_begin = [0] * len(self.layout.group_dims)
-        for index, table in enumerate(self.tables):
-            count = int(counts[index])
+        for index, count in enumerate(counts.tolist()):
             if count == 0:
                 continue
-            assert table is not None, "a server without buckets of a table was asked for its rows"
             group = self.layout.tables[index].group
             at = group_begin[group]
             yield (
-                table,
+                index,
                 keys[begin : begin + count],
                 groups[group][at : at + count],
                 slots[begin : begin + count] if slots is not None else keys[:0],
             )
             begin += count
             group_begin[group] += count
+
+    def _table(self, index: int) -> Table:
+        table = self.tables[index]
+        assert table is not None, "a server without buckets of a table was asked for its rows"
+        return table
 
     def statistics(self) -> dict[str, Any]:
         """Counters for summary.json, at the end of a run: a row still in flight then has been dropped."""

@@ -1,0 +1,87 @@
+// Which rows of a bucket go when it is over its capacity: those with the least (stamp, key).
+//
+// A policy says what a row's stamp is:
+//   lru  the last step that used it (exact: pulls of earlier steps that come late don't lower it)
+//   lfu  how many pulls used it, new rows starting just above the last one that was evicted ("dynamic aging":
+//        else a full bucket would evict each new row before it could be used again)
+// With a time to live, rows that no step used for more than `ttl` steps are gone, whether or not they were
+// swept away yet; only with lru, whose stamps are steps.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "persia/key_index.h"
+
+namespace persia {
+
+class Eviction {
+  public:
+    // policy: "lru" or "lfu". ttl: steps, 0 for none. Throws std::invalid_argument for another policy, or for
+    // a ttl with lfu.
+    Eviction(const std::string& policy, std::uint32_t ttl, std::uint32_t num_buckets);
+
+    // The stamp of a new row that `step` uses.
+    std::uint32_t first(std::uint32_t bucket, Key key, std::uint32_t step) {
+        const std::uint32_t stamp = lfu_ ? buckets_[bucket].age + 1 : step;
+        expect(bucket, key, stamp);
+        return stamp;
+    }
+    // Notes that `step` uses a row.
+    void used(std::uint32_t bucket, Key key, std::uint32_t step, std::uint32_t& stamp) {
+        if (lfu_) {
+            stamp += stamp != kMaxStamp;
+        } else if (step > stamp) {
+            stamp = step;
+        } else {
+            return;
+        }
+        expect(bucket, key, stamp);
+    }
+    // Notes the stamp of a row that comes from a checkpoint.
+    void restored(std::uint32_t bucket, Key key, std::uint32_t stamp, bool only_row);
+
+    // Whether a row is too old for a pull of `step`.
+    bool expired(std::uint32_t stamp, std::uint32_t step) const {
+        return ttl_ != 0 && step > stamp && step - stamp > ttl_;
+    }
+    std::uint32_t ttl() const { return ttl_; }
+
+    // The next row to go, taken off the list of candidates.
+    KeyIndex::Entry next(std::uint32_t bucket, const KeyIndex& index);
+
+    std::size_t held_bytes() const;
+
+    static constexpr std::uint32_t kMaxStamp = UINT32_MAX - 1;
+
+  private:
+    struct Candidate {
+        Key key;
+        std::uint32_t stamp;
+
+        bool operator<(const Candidate& other) const {
+            return stamp != other.stamp ? stamp < other.stamp : key < other.key;
+        }
+    };
+    struct Bucket {
+        std::vector<Candidate> candidates;  // oldest last
+        std::uint32_t newest = 0;           // the stamp of the first of them; 0 if there is none
+        std::uint32_t age = 0;              // lfu: the stamp of the last row that went
+    };
+
+    // The candidates are the oldest rows as of the last scan. All other rows are newer than each of them,
+    // as long as rows that become, or come, as old as these are put on the list too.
+    void expect(std::uint32_t bucket, Key key, std::uint32_t stamp) {
+        if (stamp <= buckets_[bucket].newest) add_candidate(buckets_[bucket], {key, stamp});
+    }
+    static void add_candidate(Bucket& bucket, Candidate row);
+    void scan(std::uint32_t bucket, const KeyIndex& index);
+
+    bool lfu_;
+    std::uint32_t ttl_;
+    std::vector<Bucket> buckets_;
+    std::vector<Candidate> scratch_;
+};
+
+}  // namespace persia

@@ -1,0 +1,77 @@
+// One optimizer update of a row as it is stored.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "persia/key.h"
+#include "persia/optimizer.h"
+#include "persia/storage.h"
+
+namespace persia {
+
+// How rows of a table are stored and updated. Not thread-safe: holds working memory.
+class RowUpdate {
+  public:
+    // value_bound: weights are clipped to [-value_bound, value_bound] after each update; 0: they are not.
+    // Throws std::invalid_argument unless it is finite and not negative.
+    RowUpdate(const OptimizerChoice& choice, std::uint32_t dim, Storage weights, Storage state,
+              double value_bound, std::uint64_t seed);
+
+    std::uint32_t state_width() const { return state_width_; }
+    bool has_steps() const { return has_steps_; }
+    std::size_t weight_bytes() const { return dim_ * bytes_of(weights_); }
+    std::size_t state_bytes() const {  // the count of updates is never narrowed
+        return (state_width_ * bytes_of(state_) + 3) / 4 * 4 + (has_steps_ ? 4 : 0);
+    }
+    Storage weights() const { return weights_; }
+    Optimizer& optimizer() { return optimizer_; }
+    const Optimizer& optimizer() const { return optimizer_; }
+    std::size_t held_bytes() const;
+
+    // Writes the state of a new row and `values` [D] as its weights.
+    void init(const float* values, std::byte* weights, std::byte* state);
+
+    // `chosen` is optimizer() as its own type, so that a loop over rows visits the variant once.
+    template <class Chosen>
+    void apply(Chosen& chosen, Key key, std::uint32_t step, std::byte* weights, std::byte* state,
+               const float* gradient) {
+        const bool wide = weights_ == Storage::kFp32 && state_ == Storage::kFp32;
+        float* w = wide ? reinterpret_cast<float*>(weights) : weights_room_.data();
+        float* s = wide ? reinterpret_cast<float*>(state) : state_room_.data();
+        if (!wide) unpack(weights, state);
+        if (weight_decay_ != 0) gradient = decayed(w, gradient);
+        chosen.apply(w, s, gradient, dim_);
+        if (value_bound_ != 0) {
+            for (std::uint32_t d = 0; d < dim_; ++d) w[d] = std::clamp(w[d], -value_bound_, value_bound_);
+        }
+        if (!wide) pack(key, step, weights, state);
+    }
+
+    // A row's weights [D], state [S] and count of updates, for checkpoints.
+    void read(const std::byte* weights, const std::byte* state, float* w, float* s, std::uint32_t* steps) const;
+    void write(const float* w, const float* s, std::uint32_t steps, std::byte* weights, std::byte* state) const;
+
+  private:
+    void unpack(const std::byte* weights, const std::byte* state);
+    void pack(Key key, std::uint32_t step, std::byte* weights, std::byte* state);
+    const float* decayed(const float* w, const float* gradient);
+    std::size_t steps_offset() const { return (state_width_ * bytes_of(state_) + 3) / 4 * 4; }
+
+    Optimizer optimizer_;
+    float weight_decay_;
+    float value_bound_;
+    std::uint32_t dim_;
+    std::uint32_t state_width_;
+    bool has_steps_;
+    Storage weights_;
+    Storage state_;
+    std::uint64_t seed_;
+    std::vector<float> weights_room_;  // [D]
+    std::vector<float> state_room_;    // [S] and the count of updates
+    std::vector<float> gradient_room_;
+};
+
+}  // namespace persia

@@ -1,0 +1,171 @@
+// Rows with optimizer state for the keys of a range of buckets: a part of a table (table.h) that one thread at a
+// time works on. U: keys of a call, D: dim, S: state width.
+//
+// Keys of a call must be unique and of this shard's buckets. A slot that pull() hands out is where a row lies;
+// with it a push finds the row without the index. The slot may have been given to another row since: a row
+// remembers the epoch at which it was created, the epoch grows with each eviction, and a pull hands out the
+// epoch at which it took place, so a row that came later is known by its greater epoch.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "persia/admission.h"
+#include "persia/arena.h"
+#include "persia/eviction.h"
+#include "persia/init.h"
+#include "persia/key.h"
+#include "persia/key_index.h"
+#include "persia/row_store.h"
+#include "persia/row_update.h"
+#include "persia/wire.h"
+
+namespace persia {
+
+struct TableConfig {
+    std::uint32_t dim = 0;
+    std::string optimizer;
+    OptimizerOptions options;
+    double value_bound = 0;  // RowUpdate's
+    std::string storage = "fp32";
+    std::string state_storage = "fp32";
+    std::string init;  // RowInit's kind, a and b
+    double init_a = 0;
+    double init_b = 0;
+    std::uint64_t seed = 0;
+    std::uint32_t num_buckets = 1;  // of all servers; a power of two
+    std::uint32_t first_bucket = 0;
+    std::uint32_t end_bucket = 1;
+    std::uint32_t bucket_capacity = 1;  // rows
+    std::string eviction = "lru";
+    std::uint32_t ttl = 0;  // steps; 0: none
+    AdmissionOptions admission;
+    std::uint32_t threads = 1;
+};
+
+struct PushCounts {
+    std::uint64_t applied = 0;
+    std::uint64_t evicted_in_flight = 0;  // the row that was pulled is gone
+    std::uint64_t unadmitted = 0;         // there never was one
+    std::uint64_t nonfinite = 0;
+
+    void operator+=(const PushCounts& other) {
+        applied += other.applied;
+        evicted_in_flight += other.evicted_in_flight;
+        unadmitted += other.unadmitted;
+        nonfinite += other.nonfinite;
+    }
+};
+
+struct PushBatch {
+    const Key* keys;             // [n]
+    const std::uint32_t* slots;  // [n]
+    const std::byte* gradients;  // [n, D] in `wire`
+    std::size_t n;
+    Wire wire;
+    std::uint32_t epoch;  // of the pull
+};
+
+struct ExportedRows {  // of one bucket, sorted by key
+    std::vector<Key> keys;
+    std::vector<float> rows;   // [n, D]
+    std::vector<float> state;  // [n, S]
+    std::vector<std::uint32_t> stamps;
+    std::vector<std::uint32_t> steps;  // updates so far, with optimizers that count them; else empty
+};
+
+struct ImportedRows {  // as ExportedRows, of any buckets and in any order
+    const Key* keys;
+    const float* rows;
+    const float* state;
+    const std::uint32_t* stamps;
+    const std::uint32_t* steps;
+    std::size_t n;
+};
+
+struct RowCounts {
+    std::uint64_t created = 0;   // by pulls
+    std::uint64_t imported = 0;  // those that were not here before
+    std::uint64_t evicted = 0;
+};
+
+class Shard {
+  public:
+    static constexpr std::uint32_t kMaxStep = Eviction::kMaxStamp;
+
+    explicit Shard(const TableConfig& config);
+
+    void pull(const Key* keys, std::size_t n, std::uint32_t step, Wire wire, std::byte* out,
+              std::uint32_t* slots);
+    void lookup(const Key* keys, std::size_t n, Wire wire, std::byte* out) const;
+    PushCounts push(const PushBatch& batch, std::uint32_t step);
+    PushCounts push_step(const std::vector<PushBatch>& batches, std::uint32_t step);
+    std::uint64_t evict(std::uint32_t step);
+    ExportedRows export_bucket(std::uint32_t bucket) const;  // of all servers' numbers
+    void import_rows(const ImportedRows& from);              // skips rows of other shards
+
+    void set_lr(double lr) { set_learning_rate(update_.optimizer(), lr); }
+    bool owns(Key key) const { return bucket_of_(key) - config_.first_bucket < num_buckets(); }
+    bool owns_bucket(std::uint32_t bucket) const { return bucket - config_.first_bucket < num_buckets(); }
+    std::uint32_t first_bucket() const { return config_.first_bucket; }
+    std::uint32_t end_slot() const { return rows_.end_slot(); }
+    std::uint32_t epoch() const { return epoch_; }
+    const RowCounts& counts() const { return counts_; }
+    const RowUpdate& update() const { return update_; }
+    std::uint64_t memory_bytes() const;
+
+  private:
+    std::uint32_t num_buckets() const { return config_.end_bucket - config_.first_bucket; }
+    std::uint32_t bucket(Key key) const { return bucket_of_(key) - config_.first_bucket; }
+    std::uint32_t resolve(KeyIndex::Probe probe, Key key, std::uint32_t step, bool& fresh);
+    // slots[i] = find(i, probe) and later use(i), for each key, with all memory that they need under way.
+    template <class Find, class Use>
+    void walk(const Key* keys, std::size_t n, std::uint32_t* slots, Find&& find, Use&& use) const;
+    void insert(std::uint32_t bucket, Key key, std::uint32_t slot, std::uint32_t stamp);
+    void start_row(Key key, std::uint32_t slot);
+    const float* weights(std::uint32_t slot, float* room) const;
+    bool still_there(std::uint32_t slot, std::uint32_t epoch) const {
+        return rows_.state(slot)->epoch <= epoch;
+    }
+    void remove(std::uint32_t bucket, KeyIndex::Entry entry);
+    void sweep(std::uint32_t step);
+    const float* usable_gradient(const PushBatch& batch, std::size_t i, PushCounts& counts);
+    template <class Chosen>
+    PushCounts push_with(Chosen& chosen, const PushBatch& batch, std::uint32_t step);
+    template <class Chosen>
+    void apply_sums(Chosen& chosen, std::uint32_t step, PushCounts& counts);
+    void add_to_sums(const PushBatch& batch, PushCounts& counts);
+
+    struct Merged {  // a row that at least one batch of a step pushes to
+        Key key;
+        std::uint32_t slot;
+        std::uint32_t num_batches;
+    };
+
+    TableConfig config_;
+    RowUpdate update_;
+    RowInit init_;
+    BucketOf bucket_of_;
+    Arena arena_;
+    KeyIndex index_;
+    RowStore rows_;
+    Eviction eviction_;
+    Admission admission_;
+    std::uint32_t epoch_ = 0;
+    std::uint32_t next_step_ = 0;         // after the last evict()
+    std::vector<std::uint32_t> dirty_;    // buckets over capacity, perhaps
+    std::vector<bool> is_dirty_;
+    RowCounts counts_;
+
+    // Working memory, kept from call to call.
+    mutable std::vector<float> room_;         // one row
+    mutable std::vector<std::uint32_t> slots_;  // lookup
+    std::vector<Merged> merged_;              // push_step
+    std::vector<float> sums_;                 // [merged, D]
+    std::vector<std::uint32_t> merged_map_;   // hash of a slot -> its place in merged_ + 1
+    std::vector<Key> expired_keys_;
+};
+
+}  // namespace persia

@@ -1,0 +1,86 @@
+#include "persia/eviction.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace persia {
+namespace {
+
+constexpr std::size_t kMinCandidates = 64;
+constexpr std::size_t kCandidateShare = 16;  // a 16th of the rows: each row that goes costs 16 rows of scan
+
+}  // namespace
+
+Eviction::Eviction(const std::string& policy, std::uint32_t ttl, std::uint32_t num_buckets)
+    : lfu_(policy == "lfu"), ttl_(ttl), buckets_(num_buckets) {
+    if (policy != "lru" && policy != "lfu") {
+        throw std::invalid_argument("eviction: got '" + policy + "', expected 'lru' or 'lfu'");
+    }
+    if (lfu_ && ttl != 0) {
+        throw std::invalid_argument("ttl: got " + std::to_string(ttl) +
+                                    " with eviction 'lfu', expected 0: only 'lru' knows when a row was used");
+    }
+}
+
+void Eviction::restored(std::uint32_t bucket, Key key, std::uint32_t stamp, bool only_row) {
+    if (lfu_) {
+        std::uint32_t& age = buckets_[bucket].age;
+        const std::uint32_t below = stamp == 0 ? 0 : stamp - 1;
+        age = only_row ? below : std::min(age, below);
+    }
+    expect(bucket, key, stamp);
+}
+
+void Eviction::add_candidate(Bucket& bucket, Candidate row) {
+    std::vector<Candidate>& list = bucket.candidates;
+    if (list.empty() || !(row < list.front())) return;
+    if (list.size() == list.capacity()) {  // never more memory than the scan gave it
+        list.clear();
+        bucket.newest = 0;
+        return;
+    }
+    list.insert(std::upper_bound(list.begin(), list.end(), row,
+                                 [](const Candidate& a, const Candidate& b) { return b < a; }),
+                row);
+}
+
+void Eviction::scan(std::uint32_t bucket, const KeyIndex& index) {
+    scratch_.clear();
+    index.for_each(bucket,
+                   [&](KeyIndex::Entry entry) { scratch_.push_back({entry.key(), entry.stamp()}); });
+    const std::size_t count =
+        std::min(scratch_.size(), std::max(kMinCandidates, scratch_.size() / kCandidateShare));
+    const auto end = scratch_.begin() + static_cast<std::ptrdiff_t>(count);
+    if (end != scratch_.end()) std::nth_element(scratch_.begin(), end, scratch_.end());
+    Bucket& into = buckets_[bucket];
+    into.candidates.reserve(count + count / 2);  // room for rows that turn out to be as old
+    into.candidates.assign(scratch_.begin(), end);
+    std::sort(into.candidates.rbegin(), into.candidates.rend());
+    into.newest = into.candidates.front().stamp;
+}
+
+KeyIndex::Entry Eviction::next(std::uint32_t bucket, const KeyIndex& index) {
+    Bucket& from = buckets_[bucket];
+    while (true) {
+        if (from.candidates.empty()) scan(bucket, index);
+        const Candidate oldest = from.candidates.back();
+        from.candidates.pop_back();
+        if (from.candidates.empty()) {
+            from.newest = 0;
+        } else {
+            index.start(bucket, from.candidates.back().key);
+        }
+        const KeyIndex::Entry entry = index.find(bucket, oldest.key);
+        if (!entry || entry.stamp() != oldest.stamp) continue;  // used since, or gone
+        if (lfu_) from.age = oldest.stamp;
+        return entry;
+    }
+}
+
+std::size_t Eviction::held_bytes() const {
+    std::size_t bytes = buckets_.capacity() * sizeof(Bucket) + scratch_.capacity() * sizeof(Candidate);
+    for (const Bucket& bucket : buckets_) bytes += bucket.candidates.capacity() * sizeof(Candidate);
+    return bytes;
+}
+
+}  // namespace persia

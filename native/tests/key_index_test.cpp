@@ -1,0 +1,134 @@
+#include "persia/key_index.h"
+
+#include <random>
+#include <set>
+#include <unordered_map>
+#include <vector>
+
+#include "check.h"
+#include "persia/row_store.h"
+
+using namespace persia;
+
+// Random insertions and erasures in several buckets against the standard map. Few distinct tags make long runs
+// of full lines, wrap-arounds, and keys that differ in their high half only.
+void index_equals_unordered_map(std::uint32_t seed, std::uint64_t tag_mask, std::size_t max_rows,
+                                std::uint32_t num_buckets, std::uint32_t expected_rows) {
+    struct Known {
+        std::uint32_t slot, stamp;
+    };
+    Arena arena;
+    KeyIndex index(num_buckets, expected_rows, arena);
+    std::vector<std::unordered_map<Key, Known>> model(num_buckets);
+    std::vector<std::vector<Key>> present(num_buckets);
+    std::mt19937_64 random(seed);
+    for (int turn = 0; turn < 100000; ++turn) {
+        const auto bucket = static_cast<std::uint32_t>(random() % num_buckets);
+        auto& known = model[bucket];
+        const Key key = (random() % 64) << 32 | (random() & tag_mask);
+        const auto found = known.find(key);
+        const KeyIndex::Entry entry = index.find(bucket, key);
+        CHECK(static_cast<bool>(entry) == (found != known.end()));
+        if (entry) CHECK(entry.slot() == found->second.slot && entry.stamp() == found->second.stamp);
+        const bool insert = random() % (max_rows + 1) >= present[bucket].size();
+        if (insert && !entry) {
+            const Known row{static_cast<std::uint32_t>(turn), static_cast<std::uint32_t>(random())};
+            index.reserve_one(bucket, arena);
+            index.insert(bucket, key, row.slot, row.stamp);
+            known[key] = row;
+            present[bucket].push_back(key);
+        } else if (!insert) {
+            std::swap(present[bucket][random() % present[bucket].size()], present[bucket].back());
+            const Key victim = present[bucket].back();
+            present[bucket].pop_back();
+            index.erase(bucket, index.find(bucket, victim));
+            known.erase(victim);
+            CHECK(!index.find(bucket, victim));
+        }
+        CHECK(index.size(bucket) == known.size());
+    }
+    for (std::uint32_t bucket = 0; bucket < num_buckets; ++bucket) {
+        for (const auto& [key, row] : model[bucket]) CHECK(index.find(bucket, key).slot() == row.slot);
+        std::set<Key> visited;
+        index.for_each(bucket, [&](KeyIndex::Entry entry) { visited.insert(entry.key()); });
+        CHECK(visited.size() == model[bucket].size());
+    }
+}
+
+void empty_index_finds_nothing() {
+    Arena arena;
+    const KeyIndex index(3, 10, arena);
+    for (const Key key : {Key{0}, Key{1}, ~Key{0}}) CHECK(!index.find(2, key));
+}
+
+// What an entry costs, 16 bytes at 84 % load, a little more on the way.
+void index_is_compact() {
+    constexpr std::uint32_t kBuckets = 64, kRows = 50000;
+    Arena arena;
+    KeyIndex index(kBuckets, kRows, arena);
+    double worst = 0, sum = 0;
+    int readings = 0;
+    for (std::uint32_t row = 0; row < kRows; ++row) {
+        for (std::uint32_t bucket = 0; bucket < kBuckets; ++bucket) {
+            const Key key = mix(std::uint64_t{row} * kBuckets + bucket);
+            index.reserve_one(bucket, arena);
+            index.insert(bucket, key, row, row);
+        }
+        if (row < 16000 || row % 100 != 0) continue;
+        const double bytes = static_cast<double>(arena.held_bytes()) / ((row + 1.0) * kBuckets);
+        worst = std::max(worst, bytes);
+        sum += bytes;
+        ++readings;
+    }
+    CHECK(worst < 28);
+    CHECK(sum / readings < 25);
+    CHECK(static_cast<double>(arena.held_bytes()) / (kRows * kBuckets) < 20.5);
+}
+
+// Rows of all slots are distinct memory, stay where they are, and freed ones are used again before new ones.
+void rows_never_overlap_or_move(std::size_t weight_bytes, std::size_t state_bytes, std::uint32_t count) {
+    Arena arena;
+    RowStore rows(weight_bytes, state_bytes);
+    const auto fill = [&](std::uint32_t slot, std::byte value) {
+        std::fill_n(rows.weights(slot), weight_bytes, value);
+        std::fill_n(rows.state(slot)->optimizer(), state_bytes, value);
+    };
+    std::vector<std::byte*> where;
+    for (std::uint32_t i = 0; i < count; ++i) {
+        CHECK(rows.take(arena) == i);
+        where.push_back(rows.weights(i));
+        rows.state(i)->epoch = i;
+        fill(i, static_cast<std::byte>(i % 251));
+    }
+    for (std::uint32_t i = 0; i < count; ++i) {
+        CHECK(rows.weights(i) == where[i]);
+        CHECK(rows.state(i)->epoch == i);
+        for (std::size_t b = 0; b < weight_bytes; ++b) CHECK(where[i][b] == static_cast<std::byte>(i % 251));
+        const std::byte* state = rows.state(i)->optimizer();
+        for (std::size_t b = 0; b < state_bytes; ++b) CHECK(state[b] == static_cast<std::byte>(i % 251));
+    }
+    rows.give_back(3);
+    rows.give_back(5);
+    CHECK(rows.state(3)->epoch == kFreed);
+    CHECK(rows.take(arena) == 5);
+    CHECK(rows.take(arena) == 3);
+    CHECK(rows.take(arena) == count);
+    const std::size_t needed = (weight_bytes + state_bytes + 4) * count;
+    CHECK(arena.held_bytes() >= needed);
+    // Little more than needed: the newest chunk, and what the newest region has left before a page.
+    CHECK(arena.held_bytes() <= needed + needed / 20 + (std::size_t{3} << 20));
+}
+
+int main() {
+    for (std::uint32_t seed = 0; seed < 4; ++seed) {
+        index_equals_unordered_map(seed, 0x3, 40, 1, 1);
+        index_equals_unordered_map(seed, 0xf000000f, 200, 3, 1000);
+        index_equals_unordered_map(seed, 0xffffffff, 3000, 5, 100);
+    }
+    empty_index_finds_nothing();
+    index_is_compact();
+    rows_never_overlap_or_move(4, 0, 20000);
+    rows_never_overlap_or_move(64, 68, 20000);
+    rows_never_overlap_or_move(2 * 1001, 4004, 500);
+    rows_never_overlap_or_move(160000, 4, 20);
+}

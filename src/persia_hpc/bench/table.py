@@ -1,0 +1,198 @@
+"""Table: pulls and pushes of one server's rows, against bare prefetched memory access on the same machine.
+
+one touch: copying the rows from known places. two touches: also reading an index entry of each key at a known place.
+update: reading, changing and writing the rows and their optimizer state at known places. All on huge pages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from persia_hpc._native import MemoryLimits, Table, mix
+
+from .measure import Result, Timing, in_turns, summarize
+
+SUMMARY = "pulls and pushes of rows, inserts, memory per row"
+EXAMPLES = """\
+examples:
+  persia-hpc bench table --rows 16000000 --core 1
+  persia-hpc bench table --dims 16 --optimizers rowwise_adagrad --json table.json"""
+
+BATCH = 4096  # keys a call: about what a batch of 4096 samples needs of one feature
+CALLS = 64  # a repetition
+BUCKETS = 1024
+Array = npt.NDArray[Any]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    parser.add_argument("--rows", type=int, default=10_000_000, help="resident rows (default: 10 M)")
+    parser.add_argument("--dims", type=int, nargs="+", default=[16, 64, 128], help="(default: 16 64 128)")
+    parser.add_argument(
+        "--optimizers", nargs="+", default=["adagrad", "rowwise_adagrad"], help="(default: both adagrads)"
+    )
+    parser.add_argument("--storage", default="fp32", help="fp32, fp16 or bf16 (default: fp32)")
+    parser.add_argument("--threads", type=int, default=1, help="of the table (default: 1)")
+    parser.add_argument("--seconds", type=float, default=0, help="(default: as long as it takes)")
+
+
+def measure(options: argparse.Namespace) -> Iterator[Result]:
+    """Inserts, then pulls with uniform and Zipf keys and both wire formats, then pushes, for each dim."""
+    for dim in options.dims:
+        for optimizer in options.optimizers:
+            table = _table(dim, optimizer, options)
+            yield _insert(table, dim, optimizer, options)
+            limits = MemoryLimits(
+                num_rows=options.rows,
+                row_bytes=dim * (4 if options.storage == "fp32" else 2),
+                state_bytes=table.row_bytes - dim * (4 if options.storage == "fp32" else 2),
+            )
+            for skew in ("uniform", "zipf 1.05"):
+                batches = [_keys(skew, options.rows, call) for call in range(CALLS)]
+                if optimizer == options.optimizers[0]:
+                    for wire in (np.float32, np.float16):
+                        yield _pull(table, limits, batches, dim, wire, skew, options)
+                yield _push(table, limits, batches, dim, optimizer, skew, options)
+            del table, limits
+
+
+def _table(dim: int, optimizer: str, options: argparse.Namespace) -> Table:
+    return Table(
+        dim=dim,
+        optimizer=optimizer,
+        options={"lr": 0.05},
+        init="uniform",
+        init_a=-0.01,
+        init_b=0.01,
+        seed=1,
+        num_buckets=BUCKETS,
+        first_bucket=0,
+        end_bucket=BUCKETS,
+        bucket_capacity=int(options.rows / BUCKETS * 1.05) + 64,
+        storage=options.storage,
+        threads=options.threads,
+    )
+
+
+def _keys(skew: str, rows: int, call: int) -> Array:
+    """Sorted keys of the ids 0 .. rows - 1, and each only once, as dedup gives them."""
+    generator = np.random.default_rng(call)
+    if skew == "uniform":
+        ids = generator.choice(rows, BATCH, replace=False)
+    else:
+        exponent = float(skew.split()[1])
+        # The continuous law of the same exponent, inverted; ids in an order that memory does not know.
+        u = generator.random(16 * BATCH)
+        ranks = ((1 + u * (rows ** (1 - exponent) - 1)) ** (1 / (1 - exponent))).astype(np.int64) - 1
+        ids = np.unique(ranks * 7_368_787 % rows)
+        ids = generator.choice(ids, min(BATCH, len(ids)), replace=False)
+    return np.sort(mix(ids.astype(np.uint64)))
+
+
+def _insert(table: Table, dim: int, optimizer: str, options: argparse.Namespace) -> Result:
+    seconds, worst = [], 0.0
+    for begin in range(0, options.rows, 1 << 17):
+        keys = np.sort(mix(np.arange(begin, min(begin + (1 << 17), options.rows), dtype=np.uint64)))
+        out = np.empty((len(keys), dim), np.float32)
+        slots = np.empty(len(keys), np.uint32)
+        start = time.perf_counter()
+        table.pull(keys, 1, out, slots)
+        elapsed = time.perf_counter() - start
+        seconds.append(elapsed / len(keys))
+        worst = max(worst, elapsed)
+    state_bytes = table.row_bytes
+    overhead = table.memory_bytes / table.num_rows - state_bytes
+    return Result(
+        {"op": "insert", "dim": dim, "optimizer": optimizer, "rows": options.rows},
+        "ns/key",
+        summarize(seconds).scaled(1e9),
+        notes={"overhead bytes/row": overhead, "longest pull of 131072 new rows, ms": worst * 1e3},
+    )
+
+
+def _pull(
+    table: Table,
+    limits: MemoryLimits,
+    batches: list[Array],
+    dim: int,
+    wire: Any,
+    skew: str,
+    options: argparse.Namespace,
+) -> Result:
+    out = np.empty((BATCH, dim), wire)
+    slots = np.empty(BATCH, np.uint32)
+    gathered = np.empty((BATCH, limits_bytes(limits, dim, options)), np.uint8)
+    places, entries = _places(batches, options.rows)
+    step = [1]
+
+    def ours() -> None:
+        step[0] += 1
+        for keys in batches:
+            table.pull(keys, step[0], out[: len(keys)], slots[: len(keys)])
+
+    def one_touch() -> None:
+        for at in places:
+            limits.gather(at, gathered[: len(at)])
+
+    def two_touches() -> None:
+        for at, entry in zip(places, entries, strict=True):
+            limits.gather_with_entries(at, entry, gathered[: len(at)])
+
+    times = _per_key(
+        {"ours": ours, "one touch": one_touch, "two touches": two_touches}, batches, options.repeats
+    )
+    case = {"op": "pull", "dim": dim, "wire": np.dtype(wire).name, "keys": skew}
+    return Result(case, "ns/key", times.pop("ours"), times)
+
+
+def _push(
+    table: Table,
+    limits: MemoryLimits,
+    batches: list[Array],
+    dim: int,
+    optimizer: str,
+    skew: str,
+    options: argparse.Namespace,
+) -> Result:
+    out = np.empty((BATCH, dim), np.float32)
+    slots = [np.empty(len(keys), np.uint32) for keys in batches]
+    epochs = [table.pull(k, 1, out[: len(k)], s) for k, s in zip(batches, slots, strict=True)]
+    gradients = np.random.default_rng(1).normal(0, 1e-3, (BATCH, dim)).astype(np.float32)
+    bytes_ = np.zeros((BATCH, limits_bytes(limits, dim, options)), np.uint8)
+    places, _ = _places(batches, options.rows)
+
+    def ours() -> None:
+        for keys, slot, epoch in zip(batches, slots, epochs, strict=True):
+            table.push(keys, slot, gradients[: len(keys)], 2, epoch)
+
+    def update() -> None:
+        for at in places:
+            limits.update(at, bytes_[: len(at)])
+
+    times = _per_key({"ours": ours, "update": update}, batches, options.repeats)
+    case = {"op": "push", "dim": dim, "optimizer": optimizer, "keys": skew}
+    return Result(case, "ns/key", times.pop("ours"), times)
+
+
+def limits_bytes(limits: MemoryLimits, dim: int, options: argparse.Namespace) -> int:
+    """Bytes of a row's weights as stored."""
+    return dim * (4 if options.storage == "fp32" else 2)
+
+
+def _places(batches: list[Array], rows: int) -> tuple[list[Array], list[Array]]:
+    """For each key a row and an index entry that depend on it alone, as in a table: popular ones are hot."""
+    return (
+        [keys % np.uint64(rows) for keys in batches],
+        [mix(keys) % np.uint64(rows) for keys in batches],
+    )
+
+
+def _per_key(functions: Any, batches: list[Array], repeats: int) -> dict[str, Timing]:
+    count = sum(len(keys) for keys in batches)
+    return {name: t.scaled(1e9 / count) for name, t in in_turns(functions, repeats).items()}
