@@ -12,8 +12,8 @@ from persia_hpc.errors import UserError
 
 SPIN_PASSES = 20
 YIELD_PASSES = 1000
-# (Idle for, then sleep), in seconds. The longest keep an idle rank well under 5 % of a core, and delay by 1 % at
-# most what took so long to come.
+# (Idle for, then sleep), in seconds. The longest keep an idle rank well under 5 % of a core, and delay by 1 %
+# at most what took so long to come.
 SLEEPS = ((0.6, 5e-3), (0.2, 2e-3), (10e-3, 1e-3), (0.0, 100e-6))
 PROBES_PER_SLEEP = (
     16  # a rendezvous takes several steps; one probe per wake would spread them over milliseconds
