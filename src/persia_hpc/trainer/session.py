@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ from persia_hpc.schedule import Schedule
 
 from .allreduce import DenseReducer
 from .batch import Batch, FeatureSpec, Inputs
+from .device import keep_freed_memory
 from .feeding import Array, Feed, Peers, concatenate
 from .pooling import Pooling, row_gradients
 
+FUSED_EXCLUDES = {"fused", "foreach", "capturable", "differentiable"}  # options of torch's optimizers
 GRADIENT_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
@@ -50,14 +53,21 @@ def make_inputs(layout: Layout, schema: DatasetSchema) -> Inputs:
 def make_optimizer(parameters: Any, settings: Mapping[str, Any]) -> torch.optim.Optimizer:
     """Any optimizer of torch.optim by name, with its own arguments; UserError for names and arguments it
     doesn't have.
+
+    On the CPU fused, where torch has that and `settings` doesn't choose: one kernel a parameter, not a dozen.
     """
     arguments = dict(settings)
     name = str(arguments.pop("name", "Adam"))
     names = [n for n in dir(torch.optim) if isinstance(getattr(torch.optim, n), type) and n != "Optimizer"]
     if name not in names:
         raise UserError(f"train.optimizer.name = {name!r} is not in torch.optim; it has: {', '.join(names)}")
+    parameters = list(parameters)
+    optimizer = getattr(torch.optim, name)
+    free = "fused" in signature(optimizer).parameters and not FUSED_EXCLUDES & arguments.keys()
+    able = all(p.is_floating_point() and p.device.type == "cpu" for p in parameters)
+    fused = {"fused": True} if free and able else {}
     try:
-        made: torch.optim.Optimizer = getattr(torch.optim, name)(parameters, **arguments)
+        made: torch.optim.Optimizer = optimizer(parameters, **arguments, **fused)
     except (TypeError, ValueError) as error:
         raise UserError(f"train.optimizer: torch.optim.{name} refuses {arguments}: {error}") from error
     return made
@@ -83,6 +93,8 @@ class Session:
         self.inputs = inputs
         self.schedules = schedules
         self.device = device
+        if device.type == "cpu":
+            keep_freed_memory()
         self.peers = peers
         self.model: nn.Module | None = None
         self.optimizer: torch.optim.Optimizer | None = None
