@@ -3,6 +3,7 @@
 #include "arrays.h"
 #include "bindings.h"
 #include "persia/dedup.h"
+#include "persia/hash_ids.h"
 
 namespace {
 
@@ -44,6 +45,22 @@ Dedup run(persia::Deduplicator& self, const std::vector<py::object>& values) {
     return dedup;
 }
 
+py::array_t<uint64_t> hash_ids(const py::object& values, uint64_t rounds, uint64_t size) {
+    const auto ids = checked<uint64_t>(values, 1, "ids");
+    if (rounds == 0 || size == 0 || size > UINT64_MAX / rounds) {
+        throw py::value_error("rounds = " + std::to_string(rounds) + ", size = " + std::to_string(size) +
+                              ": expected both at least 1 and rounds * size below 2^64");
+    }
+    py::array_t<uint64_t> out(ids.size() * static_cast<py::ssize_t>(rounds));
+    const auto* from = ids.data();
+    auto* to = out.mutable_data();
+    {
+        const py::gil_scoped_release nogil;
+        persia::hash_ids(from, static_cast<size_t>(ids.size()), rounds, size, to);
+    }
+    return out;
+}
+
 }  // namespace
 
 void bind_dedup(py::module_& m) {
@@ -64,4 +81,5 @@ void bind_dedup(py::module_& m) {
              }),
              py::kw_only(), py::arg("tables"), py::arg("groups"), py::arg("num_buckets"), py::arg("bounds"))
         .def("run", &run, py::arg("values"));
+    m.def("hash_ids", &hash_ids, py::arg("ids"), py::kw_only(), py::arg("rounds"), py::arg("size"));
 }

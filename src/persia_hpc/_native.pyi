@@ -23,6 +23,12 @@ def mix(ids: _U64) -> _U64:
 def unmix(keys: _U64) -> _U64:
     """Ids [N] of keys [N]: the inverse of `mix`."""
 
+def hash_ids(ids: _U64, *, rounds: int, size: int) -> _U64:
+    """Indices [N * rounds] that ids [N] hash to; those of an id lie together, round r's from r * size on.
+
+    Raises ValueError for no round, size 0, and more than 2^64 indices in all.
+    """
+
 def encode_fp16(values: _F32, out: _F16) -> None:
     """Writes [N] fp32 as fp16: round to nearest even, too large becomes infinity."""
 

@@ -197,53 +197,6 @@ def start_run_dir(config: Config, run_dir: Path) -> JsonLines:
     return JsonLines(run_dir / "metrics.jsonl")
 
 
-def dry_run(config: Config) -> str:
-    """Resolved configuration, plan, memory and one batch, as text; nothing is trained or written."""
-    from .embedding_worker.engine import EmbeddingWorker
-    from .parameter_server.engine import ParameterServer
-    from .samples.reader import split_reader
-    from .topology.roles import make_plan
-
-    sources = open_sources(config)
-    layout = make_layout(config, sources["train"].schema)
-    counts = config.ranks.counts()
-    plan = make_plan(counts, [0] * sum(counts.values()))
-    schedules = make_schedules(config, {split: s.num_samples for split, s in sources.items()})
-    server = ParameterServer(config, layout)
-    lines = [
-        config_text(config),
-        "plan:",
-        "  " + plan.table(["this node"] * len(plan.members)),
-        "tables:",
-    ]
-    for layout_table, table in zip(layout.tables, server.tables, strict=True):
-        assert table is not None
-        used_by = [f.name for f in layout.features if layout.tables[f.table] is layout_table]
-        lines.append(
-            f"  {layout_table.name}: dim {layout_table.dim}, {table.row_bytes} bytes a row, at most "
-            f"{layout_table.capacity_rows} rows in {layout_table.num_buckets} buckets "
-            f"({layout_table.config.capacity_bytes / 2**20:.0f} MiB over all servers); "
-            f"features: {', '.join(used_by)}"
-        )
-    lines.append("data:")
-    for split, schedule in schedules.items():
-        lines.append(
-            f"  {split}: {schedule.num_samples} samples, {schedule.num_steps} steps of {schedule.batch_size}"
-        )
-    step = schedules["train"].step(1)
-    reader = split_reader(config, "train", sources["train"])
-    worker = EmbeddingWorker(layout, seed=config.seed, transform=config.data.transform)
-    batch = worker.prepare(
-        reader.read(0, step.begin, step.end), step=1, trainer=0, num_global=step.num_samples
-    )
-    unique = batch.dedup.table_offsets
-    lines.append(
-        f"first step: {step.num_samples} samples, {len(batch.dedup.indices)} ids, "
-        f"{int(unique[-1])} unique rows"
-    )
-    return "\n".join(lines)
-
-
 def load(path: str | Path) -> Any:
     """Opens a checkpoint (`runs/1/latest`) or a run directory without MPI; see `inference.LoadedRun`."""
     from .inference import LoadedRun

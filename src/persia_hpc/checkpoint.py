@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from .config import Config
 from .errors import DataError, UserError
+from .files import sync_path
 from .samples.schema import DatasetSchema, FeatureSchema
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def write_shard(path: str, server: ParameterServer) -> None:
             group["bucket_offsets"] = np.cumsum([0, *(len(p["keys"]) for _, p in parts)], dtype=np.uint64)
             for name in parts[0][1]:
                 group.create_dataset(name, data=np.concatenate([p[name] for _, p in parts]), fletcher32=True)
-    _sync(Path(path))
+    sync_path(path)
 
 
 def read_shards(directory: Path, server: ParameterServer) -> None:
@@ -93,7 +94,7 @@ def finish(directory: Path, step: int, config: Config, schema: DatasetSchema, de
     import torch  # only trainers come here; servers use this module too and must not pay for it
 
     torch.save(dense, directory / "dense.pt")
-    _sync(directory / "dense.pt")
+    sync_path(directory / "dense.pt")
     files = sorted(p for p in directory.iterdir() if p.name != "manifest.json")
     manifest = {
         "format_version": FORMAT_VERSION,
@@ -109,14 +110,14 @@ def finish(directory: Path, step: int, config: Config, schema: DatasetSchema, de
         os.fsync(file.fileno())
     final = directory.with_suffix("")
     _remove(final)
-    _sync(directory)
+    sync_path(directory)
     directory.rename(final)
     link = final.parent / "latest"
     aside = final.parent / "latest.partial"
     aside.unlink(missing_ok=True)
     aside.symlink_to(final.name)
     aside.replace(link)
-    _sync(final.parent)
+    sync_path(final.parent)
     return final
 
 
@@ -143,14 +144,6 @@ def read_schema(manifest: dict[str, Any]) -> DatasetSchema:
     features = tuple(FeatureSchema(**f) for f in fields.pop("features"))
     rest: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
     return DatasetSchema(features, **rest)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove(path: Path) -> None:

@@ -22,6 +22,7 @@ from .config_types import (
     Config,
     DataConfig,
     FeatureConfig,
+    HashConfig,
     ModelConfig,
     RanksConfig,
     TableConfig,
@@ -42,6 +43,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "FeatureConfig",
+    "HashConfig",
     "ModelConfig",
     "RanksConfig",
     "TableConfig",
@@ -141,8 +143,9 @@ def _inherit_tables(raw: dict[str, Any]) -> None:
         for name, table in tables.items():
             if isinstance(table, dict):
                 raw["tables"][name] = merged = {**copy.deepcopy(default), **table}
-                for key in ("optimizer", "init"):  # optimizer = { lr = 0.1 } changes only lr
+                for key in ("optimizer", "schedule", "init"):  # optimizer = { lr = 0.1 } changes only lr
                     own, template = table.get(key), default.get(key)
+                    template = {"name": template} if isinstance(template, str) else template
                     if isinstance(own, dict) and "name" not in own and isinstance(template, dict):
                         merged[key] = {**template, **own}
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from .config_types import INITS, LOSSES, METRICS, MODELS, ROLE_KEYS, TABLE_OPTIMIZERS, Config
 from .errors import UserError
+from .learning_rate import SCHEDULES
 
 Fail = Callable[[Sequence[str], str], UserError]
 _IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -37,10 +38,12 @@ def resolve_options(raw: dict[str, Any], fail: Fail) -> None:
                 table["optimizer"] = _options(
                     table.get("optimizer", {}), "adagrad", TABLE_OPTIMIZERS, (*path, "optimizer"), fail
                 )
+                table["schedule"] = _schedule(table.get("schedule", {}), (*path, "schedule"), fail)
                 table["init"] = _options(table.get("init", {}), "uniform", INITS, (*path, "init"), fail)
     train = raw.setdefault("train", {})
     if isinstance(train, dict):
         train["optimizer"] = _dense_optimizer(train.get("optimizer", {"name": "Adam", "lr": 1e-3}), fail)
+        train["schedule"] = _schedule(train.get("schedule", {}), ("train", "schedule"), fail)
         if train.get("early_stop") is not None:
             train["early_stop"] = _early_stop(train["early_stop"], fail)
     ranks = raw.get("ranks")
@@ -121,6 +124,33 @@ def _check_number(key: str, value: Any, path: tuple[str, ...], fail: Fail) -> No
 def _dense_optimizer(given: Any, fail: Fail) -> dict[str, Any]:
     # Which arguments fit is known to torch alone: the trainer checks them against the optimizer's signature.
     return _named(given, "Adam", ("train", "optimizer"), fail)
+
+
+def _schedule(given: Any, path: tuple[str, ...], fail: Fail) -> dict[str, Any]:
+    options = _named(given, "constant", path, fail)
+    name = options["name"]
+    if name not in SCHEDULES:
+        problem = f"= {name!r}: expected one of {', '.join(SCHEDULES)}{did_you_mean(name, SCHEDULES)}"
+        raise fail((*path, "name"), problem)
+    known = SCHEDULES[name]
+    for key, value in options.items():
+        if key == "name" or (value is None and key in known):
+            continue
+        if key not in known:
+            raise fail((*path, key), f"is not an option of {name!r}{nearest(key, known)}")
+        if key in ("warmup_steps", "steps", "every"):
+            least = 0 if key == "warmup_steps" else 1
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise fail((*path, key), f"= {value!r}: expected an integer of at least {least}")
+            continue
+        _check_number(key, value, (*path, key), fail)
+        if not 0 <= value <= 1 or (value == 0 and key != "final"):
+            low = "0" if key == "final" else "above 0"
+            raise fail((*path, key), f"= {value}: expected a value from {low} to 1")
+        options[key] = float(value)
+    if name == "step" and options.get("every") is None:
+        raise fail((*path, "every"), 'is missing: name = "step" needs it, for instance every = 1000')
+    return {"name": name, **known, **{k: v for k, v in options.items() if v is not None}}
 
 
 def _early_stop(given: Any, fail: Fail) -> dict[str, Any]:

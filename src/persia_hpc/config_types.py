@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from .learning_rate import WARMUP
+
 ROLE_KEYS = ("parameter_servers", "embedding_workers", "trainers")
 MODELS = ("dlrm", "dcn_v2", "deepfm", "tower")
 LOSSES = ("bce",)
@@ -112,12 +114,22 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class HashConfig:
+    """Compression of a vocabulary: an id is the sum of `rounds` rows out of as many spaces of `size` rows."""
+
+    size: int = setting(at_least=1, at_most=1 << 48)
+    rounds: int = setting(2, at_least=1, at_most=16)
+
+
+@dataclass(frozen=True)
 class TableConfig:
     """One embedding table; keys not written are those of [tables.default]."""
 
     dim: int = setting(16, at_least=1, at_most=4096)
     optimizer: dict[str, Any] = setting(factory=lambda: {"name": "adagrad", **TABLE_OPTIMIZERS["adagrad"]})
     init: dict[str, Any] = setting(factory=lambda: {"name": "uniform", **INITS["uniform"]})
+    schedule: dict[str, Any] = setting(factory=lambda: {"name": "constant", **WARMUP})
+    hash: HashConfig | None = None
     capacity: int | str = "4 GiB"
     buckets: int = setting(1024, at_least=1, at_most=1 << 20)
 
@@ -152,6 +164,7 @@ class TrainConfig:
     epochs: int = setting(1, at_least=1)
     max_steps: int | None = setting(None, at_least=1)
     optimizer: dict[str, Any] = setting(factory=lambda: {"name": "Adam", "lr": 1e-3})
+    schedule: dict[str, Any] = setting(factory=lambda: {"name": "constant", **WARMUP})
     loss: str = "bce"
     metrics: list[str] = setting(factory=list)
     evaluate_every: int = setting(0, at_least=0)

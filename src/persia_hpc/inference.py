@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from . import checkpoint
-from ._native import mix
+from ._native import hash_ids, mix
 from .config import load_config
 from .errors import UserError
 from .layout import make_layout
@@ -61,12 +61,15 @@ class LoadedRun:
 
     def rows(self, table: str, ids: npt.ArrayLike) -> Array:
         """Embedding vectors of `ids` (any integers, as in the dataset): float32 [N, D]; zeros for ids never
-        trained.
+        trained, unless the table is hashed and other ids have trained their rows.
         """
         if table not in self.tables:
             raise UserError(f"there is no table {table!r}; this checkpoint has: {', '.join(self.tables)}")
         index = self.tables.index(table)
         values = np.ascontiguousarray(np.asarray(ids).reshape(-1).astype(np.uint64))
+        hashing = self.layout.tables[index].config.hash
+        if hashing is not None:
+            values = hash_ids(values, rounds=hashing.rounds, size=hashing.size)
         unique, inverse = np.unique(values, return_inverse=True)
         keys = mix(unique)
         order = np.argsort(keys)  # look-ups are in bucket order
@@ -76,7 +79,8 @@ class LoadedRun:
         native.lookup(np.ascontiguousarray(keys[order]), out)
         rows = np.empty_like(out)
         rows[order] = out
-        return rows[inverse]
+        found = rows[inverse]
+        return found if hashing is None else found.reshape(-1, hashing.rounds, found.shape[1]).sum(axis=1)
 
     def model(self) -> torch.nn.Module:
         """The dense model with its trained parameters, on the CPU."""

@@ -4,12 +4,13 @@ schema.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
 from .config import Config, TableConfig
 from .errors import UserError
-from .samples.schema import DatasetSchema
+from .samples.schema import DatasetSchema, FeatureSchema
 from .topology.sharding import bucket_bounds
 
 # What a row costs beyond its embedding and optimizer state: key, two step stamps, and its part of the index
@@ -50,8 +51,9 @@ class FeatureLayout:
     name: str
     table: int
     pooling: str
-    multi: bool
-    max_length: int | None
+    multi: bool  # several rows a sample: multi-hot, or an id hashed in several rounds
+    max_length: int | None  # ids
+    rounds: int  # rows that an id is the sum of
 
 
 @dataclass(frozen=True)
@@ -97,14 +99,14 @@ def make_layout(config: Config, schema: DatasetSchema) -> Layout:
     users: dict[str, list[str]] = {}
     for name in available:
         feature = config.feature(name)
-        table = feature.table or name
+        table_name = feature.table or name
         if feature.table is not None and feature.table not in config.tables:
             raise UserError(
                 f"[features.{name}] uses table {feature.table!r}, but there is no [tables.{feature.table}]; "
                 f"add it or use one of: {', '.join(config.tables) or 'none'}"
             )
-        names.setdefault(table, config.tables.get(table, default))
-        users.setdefault(table, []).append(name)
+        names.setdefault(table_name, config.tables.get(table_name, default))
+        users.setdefault(table_name, []).append(name)
     unused = [name for name in config.tables if name != "default" and name not in names]
     if unused:
         raise UserError(
@@ -125,25 +127,25 @@ def make_layout(config: Config, schema: DatasetSchema) -> Layout:
             buckets //= 2
         tables.append(TableLayout(name, table_config, dims.index(table_config.dim), rows, buckets))
     index = {t.name: i for i, t in enumerate(tables)}
-    features = tuple(
-        FeatureLayout(
-            name,
-            index[config.feature(name).table or name],
-            config.feature(name).pooling,
-            available[name].multi,
-            config.feature(name).max_length,
-        )
-        for name in available
-    )
-    return Layout(tuple(tables), features)
+    features = []
+    for name in available:
+        feature = config.feature(name)
+        table = index[feature.table or name]
+        hashing = tables[table].config.hash
+        rounds = hashing.rounds if hashing else 1
+        multi = available[name].multi or rounds > 1
+        features.append(FeatureLayout(name, table, feature.pooling, multi, feature.max_length, rounds))
+    return Layout(tuple(tables), tuple(features))
 
 
 def _check_capacity(
     config: Config, schema: DatasetSchema, table: str, features: list[str], rows: int, row_bytes: int
 ) -> None:
-    multi = {f.name: f.multi for f in schema.features}
-    per_sample = sum(config.feature(f).max_length or 1 if multi[f] else 1 for f in features)
-    need = config.data.batch_size * per_sample
+    per_sample = sum(_ids_per_sample(schema.feature(f), config.feature(f).max_length) for f in features)
+    need = math.ceil(config.data.batch_size * per_sample)
+    hashing = config.tables.get(table, config.table("default")).hash
+    if hashing is not None:
+        need = hashing.rounds * min(need, hashing.size)
     if rows < need:
         raise UserError(
             f"table {table!r} has a capacity of {config_capacity(config, table)} = {rows} rows of "
@@ -151,6 +153,13 @@ def _check_capacity(
             "at least "
             f"{need * row_bytes} bytes or lower data.batch_size"
         )
+
+
+def _ids_per_sample(feature: FeatureSchema, max_length: int | None) -> float:
+    """At most, or where there is no limit on average; 1 where not even that is known."""
+    if not feature.multi:
+        return 1
+    return max_length or max(1.0, feature.mean_length or 1.0)
 
 
 def config_capacity(config: Config, table: str) -> str:

@@ -49,12 +49,13 @@ def load_object(path: str, what: str) -> object:
 
 
 def describe(error: BaseException) -> str:
-    """The error in one line, with the file and line of the code that raised it."""
+    """The error in one line, with the last file and line outside of installed packages, if there is one."""
     if isinstance(error, SyntaxError):
         return f"{type(error).__name__}: {error.msg} ({error.filename}:{error.lineno})"
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")]
-    where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}{where}"
+    own = [f for f in frames if "site-packages" not in Path(f.filename).parts] or frames
+    where = f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
 
 
 @contextmanager

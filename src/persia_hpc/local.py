@@ -33,7 +33,8 @@ class LocalFeed:
     ):
         # One after the other, nothing is ever stale: whatever the mode, this is `sync` with one trainer.
         sync = dataclasses.replace(config, mode="sync", staleness_bound=0, exact=False, apply="step")
-        self.server = ParameterServer(sync, layout)
+        num_steps = schedules["train"].num_steps if "train" in schedules else 1
+        self.server = ParameterServer(sync, layout, num_steps=num_steps)
         self.worker = EmbeddingWorker(layout, seed=config.seed, transform=config.data.transform)
         self.schedules = schedules
         self.wait_seconds = 0.0

@@ -27,6 +27,7 @@ from .samples.schema import DatasetSchema
 from .schedule import make_schedules
 from .screen import Screen, summary_text
 from .summary import make_summary, write_json
+from .topology.channels import feed_channels, row_channels
 from .topology.groups import Groups, check_single_mpi_library, split_world
 from .topology.roles import Role
 from .trace import clock_offsets, write_trace
@@ -34,39 +35,6 @@ from .transport.plane import Channel, Plane
 from .transport.progress import ProgressThread, Waiter, default_spin
 
 LOG = logging.getLogger("persia_hpc")
-
-
-def row_channels(groups: Groups, ring_bytes: int) -> list[Channel]:
-    """Three rings between every worker and every server: a pull that must wait may not block the push it
-    waits for.
-    """
-    channels = []
-    for w in range(groups.plan.count(Role.EMBEDDING_WORKER)):
-        worker = groups.row_rank(Role.EMBEDDING_WORKER, w)
-        for s in range(groups.plan.count(Role.PARAMETER_SERVER)):
-            server = groups.row_rank(Role.PARAMETER_SERVER, s)
-            channels += [
-                Channel(worker, server, "pull", ring_bytes),
-                Channel(worker, server, "push", ring_bytes),
-                Channel(server, worker, "rows", ring_bytes),
-            ]
-    return channels
-
-
-def feed_channels(groups: Groups, ring_bytes: int) -> list[Channel]:
-    """Two rings between a trainer and each worker that feeds it; trainer 0, which commands, has them with
-    all.
-    """
-    channels = []
-    for t, workers in enumerate(groups.plan.workers_of_trainer):
-        trainer = groups.feed_rank(Role.TRAINER, t)
-        for w in range(groups.plan.count(Role.EMBEDDING_WORKER)) if t == 0 else workers:
-            worker = groups.feed_rank(Role.EMBEDDING_WORKER, w)
-            channels += [
-                Channel(worker, trainer, "feed", ring_bytes),
-                Channel(trainer, worker, "gradients", ring_bytes),
-            ]
-    return channels
 
 
 class AgreedError(PersiaError):
@@ -212,9 +180,10 @@ class RankJob:
             server_rank=groups.me.role_rank,
             num_servers=plan.count(Role.PARAMETER_SERVER),
             num_trainers=plan.count(Role.TRAINER),
+            num_steps=self.schedules["train"].num_steps,
         )
         yield
-        plane = self._plane(groups.row_plane, row_channels(groups, self.config.transport.ring_bytes))
+        plane = self._plane(groups.row_plane, row_channels(groups.plan, self.config.transport.ring_bytes))
         workers = self._ranks(Role.EMBEDDING_WORKER, groups.row_rank)
         loop = ServerLoop(engine, plane, workers, self._waiter(plane), self.config)
         loop.run()
@@ -234,8 +203,8 @@ class RankJob:
         # The reading thread gives up the GIL at every HDF5 call and must get it back from the polling loop
         # soon.
         sys.setswitchinterval(1e-4)
-        row_plane = self._plane(groups.row_plane, row_channels(groups, config.transport.ring_bytes))
-        feed_plane = self._plane(groups.feed_plane, feed_channels(groups, config.transport.ring_bytes))
+        row_plane = self._plane(groups.row_plane, row_channels(groups.plan, config.transport.ring_bytes))
+        feed_plane = self._plane(groups.feed_plane, feed_channels(groups.plan, config.transport.ring_bytes))
         loop = WorkerLoop(
             engine,
             config,
@@ -279,7 +248,7 @@ class RankJob:
         yield
         reducer = DenseReducer(groups.role_comm, config.train.bucket_bytes)
         check_single_mpi_library()
-        plane = self._plane(groups.feed_plane, feed_channels(groups, config.transport.ring_bytes))
+        plane = self._plane(groups.feed_plane, feed_channels(groups.plan, config.transport.ring_bytes))
         # A computing trainer is outside MPI: one-sided writes of remote workers need somebody inside.
         progress = ProgressThread(groups.feed_plane) if plane.remote else None
         if progress is not None:

@@ -6,7 +6,7 @@ is a step number, and nothing about it has to be sent.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .config import Config
@@ -68,22 +68,10 @@ class Schedule:
         step = self.step(number)
         return split_evenly(step.begin, step.end, num_trainers, trainer_rank)
 
-    def samples_through(self, number: int) -> int:
-        """Samples of steps 1…number."""
-        epochs, index = divmod(number, self.steps_per_epoch) if number else (0, 0)
-        return epochs * self.num_samples + min(index * self.batch_size, self.num_samples)
-
     def next_drain(self, first: int) -> int:
         """The last step of the segment that starts with step `first`: after it no gradient is in flight."""
         every = self.evaluate_every or self.steps_per_epoch
         return min(-(-first // every) * every, self.num_steps)
-
-    def segments(self, first: int = 1) -> Iterator[tuple[int, int]]:
-        """(first, last) step of each stretch between drain points, from step `first` on."""
-        while first <= self.num_steps:
-            last = self.next_drain(first)
-            yield first, last
-            first = last + 1
 
 
 def worker_of(step: int, workers: tuple[int, ...]) -> int:

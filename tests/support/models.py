@@ -53,3 +53,21 @@ class FailsAtStep5(Small):
         if self.step == 5:
             raise ArithmeticError("the model can't do step 5")
         return super().forward(batch)
+
+
+class TooWide(Small):
+    """Expects one dense feature more than there is."""
+
+    def __init__(self, inputs):
+        super().__init__(inputs)
+        self.body = nn.Linear(inputs.num_dense + inputs.embedding_width + 1, 8)
+
+
+class TwoLogits(Small):
+    def __init__(self, inputs):
+        super().__init__(inputs)
+        self.head = nn.Linear(8, 2)
+
+
+def bad_loss(logits, batch):
+    raise ArithmeticError("no loss today")

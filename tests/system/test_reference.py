@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
 
 import persia_hpc as ph
 from persia_hpc._native import mix
@@ -20,6 +21,7 @@ from persia_hpc.samples.reader import BatchReader
 from persia_hpc.schedule import make_schedules
 from persia_hpc.trainer.session import make_inputs
 from tests.support.models import Small
+from tests.support.schedules import torch_rates
 from tests.support.tiny import VOCABULARY, tiny_config, trained_rows, write_tiny
 
 STEPS = 50
@@ -28,6 +30,11 @@ OPTIMIZERS = {
     "adagrad": {"name": "adagrad", "lr": 0.1, "initial_accumulator_value": 0.1},
     "rowwise_adagrad": {"name": "rowwise_adagrad", "lr": 0.1},
     "adam": {"name": "adam", "lr": 0.02},
+}
+SCHEDULES = {
+    "tables.default.schedule": {"name": "cosine", "warmup_steps": 10, "warmup_start": 0.2, "final": 0.1},
+    "tables.item.schedule": {"name": "step", "every": 15, "gamma": 0.5},
+    "train.schedule": "cosine",
 }
 
 
@@ -57,14 +64,20 @@ def row_optimizer(settings, row):
 
 
 class ReferenceTable:
-    """One nn.Parameter and one optimizer a row, stepped only when the row is used."""
+    """One nn.Parameter and one optimizer a row, stepped only when the row is used.
 
-    def __init__(self, initial, settings):
+    `rates`: of each step, if not constant.
+    """
+
+    def __init__(self, initial, settings, rates=None):
+        self.rates = rates
         self.rows = [nn.Parameter(torch.tensor(r)) for r in initial]
         self.optimizers = [row_optimizer(settings, r) for r in self.rows]
 
-    def step(self, used):
+    def step(self, used, number):
         for i in used:
+            if self.rates is not None:
+                self.optimizers[i].param_groups[0]["lr"] = self.rates[number - 1]
             self.optimizers[i].step()
             self.optimizers[i].zero_grad()
 
@@ -107,13 +120,30 @@ class View:
                 self.pooled[feature.name] = torch.stack([pooled(table, bag, feature.pooling) for bag in bags])
 
 
+def torch_schedules(lr):
+    """Rates of the tables `item` and the others, as SCHEDULES says, by torch's schedulers."""
+    return {
+        "item": torch_rates(lambda o: StepLR(o, 15, 0.5), STEPS, lr=lr),
+        "other": torch_rates(lambda o: CosineAnnealingLR(o, STEPS - 10, 0.1 * lr), STEPS, 10, 0.2, lr),
+    }
+
+
 @pytest.mark.parametrize(
-    ("optimizer", "pooling"),
-    [("sgd", "sum"), ("adagrad", "mean"), ("rowwise_adagrad", "sqrtn"), ("adam", "mean"), ("adam", "sqrtn")],
+    ("optimizer", "pooling", "schedules"),
+    [
+        ("sgd", "sum", False),
+        ("adagrad", "mean", False),
+        ("rowwise_adagrad", "sqrtn", False),
+        ("adam", "mean", False),
+        ("adam", "sqrtn", False),
+        ("sgd", "sum", True),
+        ("adam", "mean", True),
+    ],
 )
-def test_session_equals_plain_pytorch(tmp_path, optimizer, pooling):
+def test_session_equals_plain_pytorch(tmp_path, optimizer, pooling, schedules):
     data = write_tiny(tmp_path / "train.h5", 160)
     settings = OPTIMIZERS[optimizer]
+    rates = torch_schedules(settings["lr"]) if schedules else {}
     config = ph.load_config(
         tiny_config(
             data,
@@ -125,6 +155,7 @@ def test_session_equals_plain_pytorch(tmp_path, optimizer, pooling):
                 "features.tags.pooling": pooling,
                 "train.epochs": 10,
                 "train.max_steps": STEPS,
+                **(SCHEDULES if schedules else {}),
             },
         )
     )
@@ -139,10 +170,11 @@ def test_session_equals_plain_pytorch(tmp_path, optimizer, pooling):
         native.pull(keys[order], 1, initial, np.empty(VOCABULARY, np.uint32))
         by_id = np.empty_like(initial)
         by_id[order] = initial
-        tables[spec.name] = ReferenceTable(by_id, settings)
+        tables[spec.name] = ReferenceTable(by_id, settings, rates.get(spec.name, rates.get("other")))
     torch.manual_seed(config.seed)
     model = Small(make_inputs(layout, source.schema))
     dense = torch.optim.Adam(model.parameters(), lr=0.01)
+    scheduler = CosineAnnealingLR(dense, T_max=STEPS) if schedules else None
     reader = BatchReader(source, block_rows=16, buffer_blocks=4, seed=config.seed, shuffle=True)
     schedule = make_schedules(config, {"train": source.num_samples})["train"]
     for number in range(1, STEPS + 1):
@@ -152,8 +184,10 @@ def test_session_equals_plain_pytorch(tmp_path, optimizer, pooling):
         loss.backward()
         dense.step()
         dense.zero_grad()
+        if scheduler is not None:
+            scheduler.step()
         for name, used in view.used.items():
-            tables[name].step(used)
+            tables[name].step(used, number)
 
     summary = ph.train(config)
     assert summary["steps"] == STEPS

@@ -5,6 +5,7 @@ users.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -48,8 +49,15 @@ def summary(run_dir):
 
 
 def test_sync_under_mpi_is_bit_identical_to_one_process(tmp_path, data):
-    ph.train(settings(data, tmp_path / "one", 1, 1, 1))
-    digests = run_cases(settings(data, tmp_path / "a", 1, 1, 1), settings(data, tmp_path / "b", 3, 2, 1))
+    more = {
+        "tables.default.schedule": {"name": "cosine", "warmup_steps": 5},
+        "train.schedule": "cosine",
+        "tables.item.hash": {"size": 9},  # of a one-hot feature and a sequence
+    }
+    ph.train(settings(data, tmp_path / "one", 1, 1, 1, **more))
+    digests = run_cases(
+        settings(data, tmp_path / "a", 1, 1, 1, **more), settings(data, tmp_path / "b", 3, 2, 1, **more)
+    )
     assert digests == [run_digest(tmp_path / "one")] * 2
     assert summary(tmp_path / "a")["valid"] == summary(tmp_path / "one")["valid"]
 
@@ -250,11 +258,43 @@ def test_options_change_the_result_and_train_all_the_same(tmp_path, data, change
 
 
 def test_a_dry_run_trains_nothing(tmp_path, data, monkeypatch):
-    from persia_hpc.api import dry_run
+    from persia_hpc.dry_run import dry_run
 
     monkeypatch.chdir(tmp_path)
     text = dry_run(ph.load_config(settings(data, tmp_path / "run", 2, 1, 2)))
     assert "2 parameter_servers" in text
     assert "item: dim 4" in text
     assert "first step: 32 samples" in text
-    assert not (tmp_path / "run").exists()
+    assert not list(tmp_path.iterdir())
+    # Rings of 4 MiB: 3 between a worker and a server, 2 between a trainer and a worker; and what orders them
+    memory = dict(re.findall(r"each of \d (\w+)s: .* \+ ([\d.]+) MiB rings", text))
+    for role, mib in (("parameter_server", 8), ("embedding_worker", 16), ("trainer", 4)):
+        assert mib <= float(memory[role]) < 1.25 * mib
+    import h5py
+
+    with h5py.File(data[0]) as file:
+        mean = len(file["ids/tags/values"]) / 333
+    assert f"tags (ids a sample: {mean:.3g} on average" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (
+            {"model": {"class": "tests.support.models:TooWide"}},
+            ["fails on the first batch", "shapes", "models.py:"],
+        ),
+        ({"model": {"class": "tests.support.models:TwoLogits"}}, ["shape (32, 2), expected (32, 1)"]),
+        ({"model.class": "dlrm"}, ["dlrm", "dim"]),
+        ({"train.loss": "tests.support.models:bad_loss"}, ["bad_loss", "no loss today", "models.py"]),
+        ({"train.optimizer": {"name": "Adam", "momentum": 0.9}}, ["train.optimizer", "momentum"]),
+    ],
+)
+def test_a_dry_run_refuses_what_a_step_would(tmp_path, data, change, parts):
+    from persia_hpc.dry_run import dry_run
+
+    with pytest.raises(ph.UserError) as caught:
+        dry_run(ph.load_config(settings(data, tmp_path / "run", 1, 1, 1, **change)))
+    for part in parts:
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)

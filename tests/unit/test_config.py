@@ -46,6 +46,10 @@ table = st.fixed_dictionaries(
         "dim": st.integers(1, 4096),
         "optimizer": options_of(TABLE_OPTIMIZERS),
         "init": options_of(INITS),
+        "schedule": st.sampled_from(
+            ["cosine", {"warmup_steps": 3}, {"name": "step", "every": 7}, {"name": "cosine", "steps": 5}]
+        ),
+        "hash": st.fixed_dictionaries({"size": st.integers(1, 1 << 48)}, optional={"rounds": st.just(3)}),
         "capacity": st.integers(1, 1 << 50) | st.sampled_from(["1 KiB", "1.5 GiB", "7 MB", "12"]),
         "buckets": st.integers(0, 20).map(lambda n: 1 << n),
     },
@@ -167,13 +171,15 @@ def test_sync_has_bound_zero_and_applies_whole_steps() -> None:
 
 def test_tables_inherit_from_default_and_partial_options_keep_the_rest() -> None:
     tables = {
-        "default": {"optimizer": {"name": "adam", "lr": 0.5}, "capacity": "1 MiB"},
-        "a": {"optimizer": {"lr": 0.25}},
+        "default": {"optimizer": {"name": "adam", "lr": 0.5}, "capacity": "1 MiB", "schedule": "cosine"},
+        "a": {"optimizer": {"lr": 0.25}, "schedule": {"final": 0.5}},
         "b": {"optimizer": "sgd", "dim": 3},
     }
     config = load_config({**MINIMAL, "tables": tables})
     assert config.tables["a"].optimizer == {**TABLE_OPTIMIZERS["adam"], "name": "adam", "lr": 0.25}
     assert config.tables["b"].optimizer == {"name": "sgd", "lr": 0.05}
+    assert config.tables["a"].schedule["final"] == 0.5
+    assert config.tables["a"].schedule["name"] == config.tables["b"].schedule["name"] == "cosine"
     assert config.tables["b"].capacity_bytes == 1 << 20
 
 
@@ -369,7 +375,7 @@ def fields(cls: type, prefix: str = "") -> list[tuple[str, Any]]:
         if dataclasses.is_dataclass(hint):
             out += fields(hint, key + ".")
         elif inside:
-            out += fields(inside[0], key + ".NAME.")
+            out += fields(inside[0], key + (".NAME." if typing.get_origin(hint) is dict else "."))
         elif key != "model.arguments":
             out.append((key, field))
     return out

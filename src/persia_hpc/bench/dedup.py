@@ -54,4 +54,6 @@ def measure(options: argparse.Namespace) -> Iterator[Result]:
             options.repeats,
         )
         per_id = {name: timing.scaled(1e9 / (batch * features)) for name, timing in times.items()}
-        yield Result({"ids": kind, "batch": batch}, "ns/id", per_id["ours"], {"numpy.unique": per_id["numpy"]})
+        yield Result(
+            {"ids": kind, "batch": batch}, "ns/id", per_id["ours"], {"numpy.unique": per_id["numpy"]}
+        )

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="only print the resolved configuration, plan, memory and one batch",
+        help="print the resolved configuration, plan and memory, and try one step; writes nothing",
     )
     parser.add_argument(
         "--launcher",
@@ -54,12 +54,14 @@ def run(options: argparse.Namespace) -> int:
     config = load_config(options.config, parse_set(options.set))
     if options.launcher == "none" or inside_mpi():
         return _be_a_rank(config, options)
-    from persia_hpc import api
-
     if options.dry_run:
-        print(api.dry_run(config))
+        from persia_hpc.dry_run import dry_run
+
+        print(dry_run(config))
         return EXIT_OK
-    config = api.check(config)
+    from persia_hpc.api import check
+
+    config = check(config)
     from persia_hpc.launch.local import supervise
 
     return supervise(config, options.run_dir, ["--quiet"] * options.quiet, launcher=options.launcher)
@@ -73,9 +75,9 @@ def _be_a_rank(config: Config, options: argparse.Namespace) -> int:
     world = MPI.COMM_WORLD
     if options.dry_run:
         if world.rank == 0:
-            from persia_hpc import api
+            from persia_hpc.dry_run import dry_run
 
-            print(api.dry_run(config))
+            print(dry_run(config))
         return EXIT_OK
     problem: Exception | None = None
     run_dir: Path | None = None

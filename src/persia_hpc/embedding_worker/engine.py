@@ -12,7 +12,8 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from persia_hpc._native import Dedup, Deduplicator
+from persia_hpc._native import Dedup, Deduplicator, hash_ids
+from persia_hpc.config import HashConfig
 from persia_hpc.errors import UserError
 from persia_hpc.feed import FeedBatch
 from persia_hpc.layout import FeatureLayout, Layout
@@ -51,6 +52,17 @@ def keep_last(column: IdColumn, max_length: int) -> IdColumn:
     # Position of each kept id: the end of its sample less what is still to come in it.
     index = np.arange(new_offsets[-1]) + np.repeat(offsets[1:] - new_offsets[1:], kept)
     return IdColumn(column.values[index], new_offsets.astype(np.uint32))
+
+
+def hash_column(column: IdColumn, hashing: HashConfig) -> IdColumn:
+    """The rows that stand for each id, in place of the ids: `hashing.rounds` times as many in each sample."""
+    values = hash_ids(column.values, rounds=hashing.rounds, size=hashing.size)
+    if hashing.rounds == 1:
+        return IdColumn(values, column.offsets)
+    offsets = column.offsets
+    if offsets is None:
+        offsets = np.arange(len(column.values) + 1, dtype=np.uint32)
+    return IdColumn(values, offsets * np.uint32(hashing.rounds))
 
 
 class EmbeddingWorker:
@@ -96,12 +108,12 @@ class EmbeddingWorker:
         dedup = self._dedup.run(values)
         return KeyBatch(step, trainer, num_global, sample, dedup, bags, missing=self.num_servers)
 
-    @staticmethod
-    def _column(sample: SampleBatch, feature: FeatureLayout) -> IdColumn:
+    def _column(self, sample: SampleBatch, feature: FeatureLayout) -> IdColumn:
         column = sample.ids[feature.name]
-        if feature.multi and feature.max_length is not None:
-            return keep_last(column, feature.max_length)
-        return column
+        if column.offsets is not None and feature.max_length is not None:
+            column = keep_last(column, feature.max_length)
+        hashing = self.layout.tables[feature.table].config.hash
+        return column if hashing is None else hash_column(column, hashing)
 
     def request(self, batch: KeyBatch, server: int) -> tuple[list[Array], Array]:
         """What server `server` is asked for: slices of keys (uint64), and uint32 [T] counts a table."""

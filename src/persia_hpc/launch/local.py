@@ -36,7 +36,6 @@ from .shared_memory import SharedMemory
 __all__ = ["finish_rank", "make_run_dir", "register_rank", "supervise", "write_failure"]
 
 RANK_PROGRAM = (sys.executable, "-m", "mpi4py", "-m", "persia_hpc.launch.rank")
-SUMMARY_CODES = {"completed": EXIT_OK, "stopped": EXIT_OK, "interrupted": 75}
 LAUNCHER_GRACE_SECONDS = 3.0  # after the first death the launcher may end the job by itself
 SIGNAL_GRACE_SECONDS = 5.0  # after SIGINT or SIGTERM
 _PR_SET_PDEATHSIG = 1
@@ -218,8 +217,8 @@ class _Job:
         launcher_code = self.process.returncode
         summary = read_summary(self.run_dir)
         status = str((summary or {}).get("status"))
-        if launcher_code == 0 and status in SUMMARY_CODES:
-            return SUMMARY_CODES[status], ""
+        if launcher_code == 0 and status in ("completed", "stopped"):
+            return EXIT_OK, ""
         if self.signals:
             number = self.signals[0]
             return 128 + number, f"ended by {signal.Signals(number).name}"

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from persia_hpc._native import Table
 from persia_hpc.config import Config
 from persia_hpc.layout import Layout
+from persia_hpc.learning_rate import LearningRate
 from persia_hpc.topology.sharding import bucket_bounds
 
 from .clock import Clock
@@ -82,7 +83,9 @@ class ParameterServer:
         server_rank: int = 0,
         num_servers: int = 1,
         num_trainers: int = 1,
+        num_steps: int = 1,
     ):
+        """`num_steps`: of the whole training, which learning rates may follow."""
         self.layout = layout
         self.server_rank = server_rank
         self.tables: list[Table | None] = []
@@ -111,6 +114,11 @@ class ParameterServer:
                 if end > first
                 else None
             )
+        self._rates = [
+            (table, float(spec.config.optimizer["lr"]), rate)
+            for table, spec in zip(self.tables, layout.tables, strict=True)
+            if (rate := LearningRate(spec.config.schedule, num_steps)).varies and table is not None
+        ]
         sync = config.mode == "sync"
         self.clock = Clock(
             bound=0 if sync else config.staleness_bound, exact=sync or config.exact, num_trainers=num_trainers
@@ -200,11 +208,18 @@ class ParameterServer:
             moved = True
         return moved
 
+    def _set_rates(self, step: int) -> None:
+        # By the gradient's step: in `hybrid` the batches of several steps come in any order.
+        for table, lr, rate in self._rates:
+            table.set_lr(lr * rate.factor(step))
+
     def _apply_batch(self, pull: Pull, gradients: Sequence[Array]) -> None:
+        self._set_rates(pull.step)
         for table, keys, grads, slots in self._parts(pull.keys, pull.counts, gradients, pull.slots):
             self._count(table.push(keys, slots, grads, pull.step))
 
     def _apply_step(self, step: int, pushes: Sequence[_Push]) -> None:
+        self._set_rates(step)
         batches: dict[int, list[tuple[Array, Array, Array]]] = {}
         for push in pushes:
             pull = push.pull

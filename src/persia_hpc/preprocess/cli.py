@@ -4,49 +4,47 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from persia_hpc.errors import EXIT_OK, UserError
 from persia_hpc.preprocess import adult, criteo, movielens, synthetic, table
-from persia_hpc.preprocess.outputs import FileReport
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A source of data: its options are the fields of `options`, which `prepare` takes."""
+
+    options: type[Any]
+    prepare: Callable[[Any], Any]
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    summary: str
+    example: str
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give `parser` one sub-command for each source of data."""
     commands = parser.add_subparsers(dest="preprocess_name", metavar="NAME", required=True)
-    for name, add in (
-        ("adult", _add_adult),
-        ("criteo", _add_criteo),
-        ("movielens", _add_movielens),
-        ("table", _add_table),
-        ("synthetic", _add_synthetic),
-    ):
-        add(commands, name)
+    for name, source in _SOURCES.items():
+        command = commands.add_parser(
+            name,
+            help=source.summary,
+            description=f"{source.summary}.",
+            epilog=f"example:\n  persia-hpc preprocess {name} {source.example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_argument(
+            "--out", type=Path, required=True, metavar="DIR", help="directory of the HDF5 files"
+        )
+        command.add_argument(
+            "--overwrite", action="store_true", help="replace files that other settings made"
+        )
+        source.add_arguments(command)
 
 
-def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str, example: str
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name,
-        help=summary,
-        description=f"{summary}.",
-        epilog=f"example:\n  persia-hpc preprocess {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory of the HDF5 files")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that other settings made")
-    return parser
-
-
-def _add_adult(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
-    parser = _command(
-        commands,
-        name,
-        "Adult / Census income (UCI), bundled with the source tree",
-        "adult --input datasets/adult --out data/adult",
-    )
+def _add_adult(parser: argparse.ArgumentParser) -> None:
     defaults = adult.AdultOptions(Path())
     parser.add_argument("--input", type=Path, metavar="DIR", help="holds adult.data and adult.test (.gz)")
     parser.add_argument(
@@ -59,13 +57,7 @@ def _add_adult(commands: argparse._SubParsersAction[argparse.ArgumentParser], na
     _add_number(parser, "--seed", int, defaults.seed, "chooses the validation rows")
 
 
-def _add_criteo(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
-    parser = _command(
-        commands,
-        name,
-        "Criteo display advertising in Kaggle's layout (label, 13 integers, 26 hexadecimal ids)",
-        "criteo --input criteo/train.txt.gz --out data/criteo --shards 8",
-    )
+def _add_criteo(parser: argparse.ArgumentParser) -> None:
     defaults = criteo.CriteoOptions(Path(), ())
     parser.add_argument(
         "--input", nargs="+", required=True, metavar="FILE", help="files or globs, plain or .gz .xz .bz2 .zst"
@@ -81,13 +73,7 @@ def _add_criteo(commands: argparse._SubParsersAction[argparse.ArgumentParser], n
     _add_number(parser, "--shards", int, defaults.shards, "number of training files")
 
 
-def _add_movielens(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
-    parser = _command(
-        commands,
-        name,
-        "MovieLens-1M as a click-through task",
-        "movielens --input ml-1m --out data/movielens",
-    )
+def _add_movielens(parser: argparse.ArgumentParser) -> None:
     defaults = movielens.MovieLensOptions(Path(), Path())
     parser.add_argument(
         "--input", type=Path, required=True, metavar="DIR", help="holds ratings.dat, users.dat and movies.dat"
@@ -109,23 +95,11 @@ def _add_movielens(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     _add_number(parser, "--seed", int, defaults.seed, "of the random split")
 
 
-def _add_table(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
-    parser = _command(
-        commands,
-        name,
-        "Any CSV, TSV or Parquet files, with a TOML schema (see datasets/table/README.md)",
-        "table clicks.toml --out data/clicks",
-    )
+def _add_table(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("schema", type=Path, metavar="SCHEMA.toml", help="says what the columns are")
 
 
-def _add_synthetic(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
-    parser = _command(
-        commands,
-        name,
-        "Zipf-distributed ids and a planted model, so that the best possible AUC is known",
-        "synthetic --rows 10000000 --shards 4 --out data/synthetic",
-    )
+def _add_synthetic(parser: argparse.ArgumentParser) -> None:
     defaults = synthetic.SyntheticOptions(Path())
     _add_number(parser, "--rows", int, defaults.rows, "training rows")
     _add_number(parser, "--valid-rows", int, defaults.valid_rows, "rows of valid.h5 (0: no such file)")
@@ -175,41 +149,61 @@ def _sizes(text: str) -> tuple[int, ...]:
         ) from None
 
 
+_SOURCES = {
+    "adult": _Source(
+        adult.AdultOptions,
+        adult.prepare,
+        _add_adult,
+        "Adult / Census income (UCI), bundled with the source tree",
+        "--input datasets/adult --out data/adult",
+    ),
+    "criteo": _Source(
+        criteo.CriteoOptions,
+        criteo.prepare,
+        _add_criteo,
+        "Criteo display advertising in Kaggle's layout (label, 13 integers, 26 hexadecimal ids)",
+        "--input criteo/train.txt.gz --out data/criteo --shards 8",
+    ),
+    "movielens": _Source(
+        movielens.MovieLensOptions,
+        movielens.prepare,
+        _add_movielens,
+        "MovieLens-1M as a click-through task",
+        "--input ml-1m --out data/movielens",
+    ),
+    "table": _Source(
+        table.TableOptions,
+        table.prepare,
+        _add_table,
+        "Any CSV, TSV or Parquet files, with a TOML schema (see datasets/table/README.md)",
+        "clicks.toml --out data/clicks",
+    ),
+    "synthetic": _Source(
+        synthetic.SyntheticOptions,
+        synthetic.prepare,
+        _add_synthetic,
+        "Zipf-distributed ids and a planted model, so that the best possible AUC is known",
+        "--rows 10000000 --shards 4 --out data/synthetic",
+    ),
+}
+
+
 def run(args: argparse.Namespace) -> int:
     """Make the files and say which ones; returns the exit code. Raises `UserError` for bad input."""
-    options = {key: value for key, value in vars(args).items() if key in _OPTION_NAMES[args.preprocess_name]}
+    source = _SOURCES[args.preprocess_name]
+    options = {f.name: getattr(args, f.name) for f in fields(source.options) if hasattr(args, f.name)}
     for key, value in options.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"--{key.replace('_', '-')}: got {value}, expected a finite number")
         if isinstance(value, list):
             options[key] = tuple(value)
-    best: dict[str, float] = {}
-    reports: Sequence[FileReport] | None
-    if args.preprocess_name == "adult":
-        reports = adult.prepare(adult.AdultOptions(**options))
-    elif args.preprocess_name == "criteo":
-        reports = criteo.prepare(criteo.CriteoOptions(**options))
-    elif args.preprocess_name == "movielens":
-        reports = movielens.prepare(movielens.MovieLensOptions(**options))
-    elif args.preprocess_name == "table":
-        reports = table.prepare(table.TableOptions(**options))
-    else:
-        made = synthetic.prepare(synthetic.SyntheticOptions(**options))
-        reports, best = made if made is not None else (None, {})
-    if reports is None:
+    made = source.prepare(source.options(**options))
+    if made is None:
         print(f"{args.out} is up to date")
         return EXIT_OK
+    reports, best = made if isinstance(made, tuple) else (made, {})  # synthetic knows what can be reached
     for report in reports:
         print(report)
     if best:
         print(f"best possible on test: AUC {best['bayes_auc']:.5f}, logloss {best['bayes_logloss']:.5f}")
     return EXIT_OK
-
-
-_OPTION_NAMES = {
-    "adult": tuple(adult.AdultOptions.__dataclass_fields__),
-    "criteo": tuple(criteo.CriteoOptions.__dataclass_fields__),
-    "movielens": tuple(movielens.MovieLensOptions.__dataclass_fields__),
-    "table": tuple(table.TableOptions.__dataclass_fields__),
-    "synthetic": tuple(synthetic.SyntheticOptions.__dataclass_fields__),
-}

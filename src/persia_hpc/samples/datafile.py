@@ -78,11 +78,12 @@ def _scan_open(path: str, file: h5py.File) -> FileInfo:
     features = []
     for name in check.names(layout.FEATURE_NAMES, sorted(file[layout.IDS])):
         multi = isinstance(file.get(f"{layout.IDS}/{name}"), h5py.Group)
-        features.append(FeatureSchema(name, multi))
         if multi:
-            check.multi_hot(f"{layout.IDS}/{name}", num_samples)
+            num_values = check.multi_hot(f"{layout.IDS}/{name}", num_samples)
         else:
+            num_values = num_samples
             check.rows(check.dataset(f"{layout.IDS}/{name}", "iu", 1), num_samples)
+        features.append(FeatureSchema(name, multi, num_values / num_samples))
     widths = {}
     for name, kinds, ndim in (
         (layout.DENSE, "iuf", 2),
@@ -164,7 +165,8 @@ class _Shapes:
                 "/label; all datasets of a file have one row for each sample"
             )
 
-    def multi_hot(self, name: str, num_samples: int) -> None:
+    def multi_hot(self, name: str, num_samples: int) -> int:
+        """Number of values."""
         values = self.dataset(f"{name}/{layout.VALUES}", "iu", 1)
         offsets = self.dataset(f"{name}/{layout.OFFSETS}", "iu", 1)
         if offsets.shape[0] != num_samples + 1:
@@ -178,6 +180,7 @@ class _Shapes:
                 f"{self._path}: {offsets.name}: got offsets from {ends[0]} to {ends[1]}, expected 0 to "
                 f"{values.shape[0]}, the number of values"
             )
+        return ends[1]
 
     def names(self, attribute: str, default: list[str]) -> list[str]:
         found = self._file.attrs.get(attribute)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import h5py
@@ -66,12 +65,3 @@ def open_to_read(path: str) -> h5py.File:
 def create(path: str) -> h5py.File:
     """Create or overwrite, in a format that HDF5 1.10 and later read. Raises OSError like h5py."""
     return h5py.File(path, "w", libver=("v110", "v110"), locking=False)
-
-
-def sync_directory(path: str) -> None:
-    """Make a rename inside the directory durable."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from persia_hpc.errors import UserError
 
@@ -12,10 +12,14 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, order=True)
 class FeatureSchema:
-    """One id feature: one-hot (one id in every sample) or multi-hot (any number of ids, also none)."""
+    """One id feature: one-hot (one id in every sample) or multi-hot (any number of ids, also none).
+
+    `mean_length`: ids of a sample on average, where that is known; two features that differ in it are equal.
+    """
 
     name: str
     multi: bool = False
+    mean_length: float | None = field(default=None, compare=False)
 
     @property
     def kind(self) -> str:

@@ -142,6 +142,7 @@ def open_source(
     for info in infos[1:]:
         _check_agree(infos[0], info, schema, all_features=features is None)
     total = sum(info.num_samples for info in infos)
+    schema = replace(schema, features=tuple(_with_mean_length(infos, f) for f in schema.features))
     return FileSource(infos, schema, total if limit is None else min(limit, total), binary_labels)
 
 
@@ -162,6 +163,11 @@ def _expand(patterns: Sequence[str]) -> list[str]:
         twice = next(p for p in paths if paths.count(p) > 1)
         raise UserError(f"{twice}: got the file twice, expected it once; check the list of patterns")
     return paths
+
+
+def _with_mean_length(infos: Sequence[FileInfo], feature: FeatureSchema) -> FeatureSchema:
+    values = sum((info.schema.feature(feature.name).mean_length or 0) * info.num_samples for info in infos)
+    return replace(feature, mean_length=values / sum(info.num_samples for info in infos))
 
 
 def _find(infos: Sequence[FileInfo], name: str) -> FeatureSchema:

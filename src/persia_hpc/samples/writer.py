@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from persia_hpc.errors import UserError
+from persia_hpc.files import sync_path
 from persia_hpc.samples import layout, validity
 from persia_hpc.samples.batch import IdColumn, SampleBatch
 from persia_hpc.samples.schema import SCHEMA_VERSION, DatasetSchema
@@ -252,7 +253,7 @@ class DatasetWriter:
         with open(self._partial, "rb+") as handle:
             os.fsync(handle.fileno())
         os.replace(self._partial, self.path)
-        layout.sync_directory(os.path.dirname(self.path))
+        sync_path(os.path.dirname(self.path))
 
     def _discard(self) -> None:
         file, self._file = self._file, None

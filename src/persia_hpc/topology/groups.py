@@ -12,10 +12,7 @@ from mpi4py import MPI
 from persia_hpc.config import Config
 from persia_hpc.errors import UserError
 
-from .roles import Member, Plan, Role, make_plan
-
-ROW_PLANE = (Role.PARAMETER_SERVER, Role.EMBEDDING_WORKER)
-FEED_PLANE = (Role.EMBEDDING_WORKER, Role.TRAINER)
+from .roles import FEED_PLANE, ROW_PLANE, Member, Plan, Role, make_plan
 
 
 @dataclass(frozen=True)
@@ -36,15 +33,11 @@ class Groups:
 
     def row_rank(self, role: Role, role_rank: int) -> int:
         """Rank in the row plane of a server or worker."""
-        return self._plane_rank(ROW_PLANE, role, role_rank)
+        return self.plan.row_rank(role, role_rank)
 
     def feed_rank(self, role: Role, role_rank: int) -> int:
         """Rank in the feed plane of a worker or trainer."""
-        return self._plane_rank(FEED_PLANE, role, role_rank)
-
-    def _plane_rank(self, roles: tuple[Role, Role], role: Role, role_rank: int) -> int:
-        inside = sorted(self.plan.ranks(roles[0]) + self.plan.ranks(roles[1]))
-        return inside.index(self.plan.ranks(role)[role_rank])
+        return self.plan.feed_rank(role, role_rank)
 
 
 def check_world(world: MPI.Intracomm) -> None:

@@ -20,6 +20,8 @@ class Role(str, Enum):
 
 # Order within a node: the ranks of a role are neighbours, and trainers, which have GPUs, come last.
 ROLE_ORDER = (Role.PARAMETER_SERVER, Role.EMBEDDING_WORKER, Role.TRAINER)
+ROW_PLANE = (Role.PARAMETER_SERVER, Role.EMBEDDING_WORKER)
+FEED_PLANE = (Role.EMBEDDING_WORKER, Role.TRAINER)
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,18 @@ class Plan:
 
     def count(self, role: Role) -> int:
         return len(self.of(role))
+
+    def plane(self, roles: tuple[Role, Role]) -> tuple[int, ...]:
+        """World ranks of a plane's ranks, in its order."""
+        return tuple(sorted(self.ranks(roles[0]) + self.ranks(roles[1])))
+
+    def row_rank(self, role: Role, role_rank: int) -> int:
+        """Rank in the row plane of a server or worker."""
+        return self.plane(ROW_PLANE).index(self.ranks(role)[role_rank])
+
+    def feed_rank(self, role: Role, role_rank: int) -> int:
+        """Rank in the feed plane of a worker or trainer."""
+        return self.plane(FEED_PLANE).index(self.ranks(role)[role_rank])
 
     @cached_property
     def workers_of_trainer(self) -> tuple[tuple[int, ...], ...]:

@@ -26,7 +26,8 @@ class FeatureSpec:
     group: int  # features of one group have rows of one dim in one block
     dim: int
     pooling: str  # sum, mean, sqrtn or sequence
-    multi: bool  # several ids per sample
+    multi: bool  # several rows per sample
+    rounds: int = 1  # rows that stand for one id, summed
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from .session import Session, make_optimizer
 
 EVENT_SECONDS = 1.0  # how often the training event is logged
 RECENT_SAMPLES = 50_000  # for the AUC and loss of the progress bar
-LARGER_IS_WORSE = {"logloss", "loss"}
+LARGER_IS_WORSE = ("logloss",)
 
 
 def bce(logits: Tensor, batch: Batch) -> Tensor:
@@ -36,6 +36,15 @@ def bce(logits: Tensor, batch: Batch) -> Tensor:
 def load_loss(name: str) -> Any:
     """`bce` or the user's `module:function`, called as f(logits [B, L], batch) -> [B] or [B, L]."""
     return bce if name == "bce" else load_object(name, "train.loss")
+
+
+def check_logits(logits: Tensor, batch: Batch) -> None:
+    """UserError unless the model's logits have the shape of the labels."""
+    if logits.shape != batch.labels.shape:
+        raise UserError(
+            f"the model returned logits of shape {tuple(logits.shape)}, expected "
+            f"{tuple(batch.labels.shape)} ([samples, labels])"
+        )
 
 
 class Run:
@@ -126,7 +135,7 @@ class Driver:
             first = session.step_number + 1
             for batch in session.batches(steps=schedule.next_drain(first) - first + 1):
                 logits = session.forward(batch)
-                self._check(logits, batch)
+                check_logits(logits, batch)
                 session.step(self.loss(logits, batch))
                 self._note(logits, batch)
             # Trainer 0's callbacks may have asked for a stop: all must know it before they evaluate, or not.
@@ -154,13 +163,6 @@ class Driver:
         for callback in self.callbacks:
             callback.on_evaluate(self.run_view, {"split": split, **metrics})
         return metrics
-
-    def _check(self, logits: Tensor, batch: Batch) -> None:
-        if logits.shape != batch.labels.shape:
-            raise UserError(
-                f"the model returned logits of shape {tuple(logits.shape)}, expected "
-                f"{tuple(batch.labels.shape)} ([samples, labels])"
-            )
 
     def _note(self, logits: Tensor, batch: Batch) -> None:
         if not self.callbacks and not self.loggers:

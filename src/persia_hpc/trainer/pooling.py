@@ -21,6 +21,8 @@ from persia_hpc.feed import FeedBatch
 from .batch import POOLED, Batch, FeatureSpec, Inputs
 from .pooling_torch import TorchKernel, tensor_of
 
+ROUNDS_POWER = {"sum": 0.0, "mean": 1.0, "sqrtn": 0.5}
+
 
 class Kernel(Protocol):
     """Forward and backward of one batch.
@@ -49,7 +51,10 @@ class GroupFeatures:
         self.features: tuple[tuple[int, FeatureSpec], ...] = tuple(members)
         self.dim = members[0][1].dim
         self.pooled = tuple(f.name for _, f in members if f.pooling in POOLED)
-        self.sequences = tuple(f.name for _, f in members if f.pooling not in POOLED)
+        self.sequences = tuple((f.name, f.rounds) for _, f in members if f.pooling not in POOLED)
+        # Kernels count rows, users ids: the mean of ids that are sums of r rows is r times that of the rows.
+        scales = [f.rounds ** ROUNDS_POWER[f.pooling] for _, f in members if f.pooling in POOLED]
+        self.scales = torch.tensor(scales)[:, None] if any(s != 1 for s in scales) else None
 
     def parts(self, feed: FeedBatch) -> list[tuple[int, int, str, npt.NDArray[np.uint32] | None]]:
         """(first id, end id, pooling, bag offsets or None) of each feature: what the native kernels take."""
@@ -169,11 +174,13 @@ class Pooling:
         for group in self._groups:
             if group.pooled:
                 block = outputs.pop(0)
+                if group.scales is not None:
+                    block = block * group.scales.to(device)
                 blocks[group.pooled] = block
                 # unbind, not one select per feature: its backward is one stack, not a block of zeros for each
                 pooled.update(zip(group.pooled, block.unbind(1), strict=True))
-            for name in group.sequences:
-                sequence[name] = (outputs.pop(0), masks.pop(0))
+            for name, rounds in group.sequences:
+                sequence[name] = _sum_rounds(outputs.pop(0), masks.pop(0), rounds)
         return Batch(
             step=feed.step,
             num_samples=feed.num_samples,
@@ -199,6 +206,15 @@ class Pooling:
         missing = [f.name for f in self.inputs.features if f.multi and f.name not in feed.bag_offsets]
         if missing:
             raise UserError(f"a batch has no bag offsets for the multi-hot feature {missing[0]!r}")
+
+
+def _sum_rounds(values: Tensor, mask: Tensor, rounds: int) -> tuple[Tensor, Tensor]:
+    """One vector an id, [B, L, D], and its mask [B, L], of its rows [B, rounds * L, D]."""
+    if rounds == 1:
+        return values, mask
+    if values.shape[1] < rounds:  # no sample has an id: one place of zeros
+        return values[:, :1], mask[:, :1]
+    return values.view(len(values), -1, rounds, values.shape[2]).sum(dim=2), mask[:, ::rounds]
 
 
 def _own(array: npt.NDArray[Any], device: torch.device) -> Tensor:

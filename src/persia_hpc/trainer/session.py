@@ -19,6 +19,7 @@ from persia_hpc.config import Config
 from persia_hpc.errors import UserError
 from persia_hpc.feed import FeedBatch
 from persia_hpc.layout import Layout
+from persia_hpc.learning_rate import LearningRate
 from persia_hpc.metrics import Metric, evaluate_metrics, load_metrics
 from persia_hpc.phases import Pace
 from persia_hpc.samples.schema import DatasetSchema
@@ -44,6 +45,7 @@ def make_inputs(layout: Layout, schema: DatasetSchema) -> Inputs:
             dim=layout.tables[f.table].dim,
             pooling=f.pooling,
             multi=f.multi,
+            rounds=f.rounds,
         )
         for f in layout.features
     )
@@ -71,6 +73,16 @@ def make_optimizer(parameters: Any, settings: Mapping[str, Any]) -> torch.optim.
     except (TypeError, ValueError) as error:
         raise UserError(f"train.optimizer: torch.optim.{name} refuses {arguments}: {error}") from error
     return made
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: LearningRate, step: int) -> None:
+    """Gives each parameter group the learning rate of `step`; its first is kept as torch's schedulers do.
+
+    Does nothing for a constant rate, so that a scheduler of the user's own is not disturbed.
+    """
+    if rate.varies:
+        for group in optimizer.param_groups:
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * rate.factor(step)
 
 
 class Session:
@@ -115,6 +127,7 @@ class Session:
         self._pooling = Pooling(inputs)
         self._metrics: dict[str, Metric] = load_metrics(config.train.metrics)
         self._gradient_dtype = GRADIENT_DTYPES[config.wire.gradients]
+        self._rate = LearningRate(config.train.schedule, self.num_steps if "train" in schedules else 1)
         self._current: tuple[FeedBatch, list[Tensor]] | None = None
         self._stepped = True
         self._segment_last: int | None = None  # while one is under way
@@ -262,6 +275,7 @@ class Session:
         if self.optimizer is not None:
             if self.config.train.clip_norm is not None and self.model is not None:
                 nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
+            set_learning_rate(self.optimizer, self._rate, number)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             self.phases.add("optimizer", begin, number)

@@ -98,9 +98,9 @@ class ScriptedJob(RankJob):
         groups, plan = self.groups, self.groups.plan
         me = groups.me.role_rank
         yield
-        from persia_hpc.rank import feed_channels
+        from persia_hpc.topology.channels import feed_channels
 
-        plane = self._plane(groups.feed_plane, feed_channels(groups, self.config.transport.ring_bytes))
+        plane = self._plane(groups.feed_plane, feed_channels(plan, self.config.transport.ring_bytes))
         feed = RingFeed(
             plane,
             self._ranks(Role.EMBEDDING_WORKER, groups.feed_rank),
@@ -113,7 +113,9 @@ class ScriptedJob(RankJob):
         schedule = self.schedules["train"]
         stop_at = self.case.get("stop_at")
         steps = 0
-        for first, last in schedule.segments():
+        last = 0
+        while last < schedule.num_steps:
+            first, last = last + 1, schedule.next_drain(last + 1)
             feed.begin_segment(first, last)
             for step in range(first, last + 1):
                 batch = feed.next_batch(step)

@@ -1,0 +1,198 @@
+"""What a job would do, without starting it: the plan, memory of each rank, and one step of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from .api import open_sources
+from .config import Config, config_text
+from .errors import UserError
+from .feed import FeedBatch
+from .layout import Layout, TableLayout, make_layout
+from .loading import describe
+from .local import LocalFeed
+from .samples.schema import DatasetSchema
+from .samples.source import Source
+from .schedule import make_schedules
+from .topology.channels import feed_channels, row_channels
+from .topology.roles import FEED_PLANE, ROW_PLANE, Plan, Role, make_plan
+from .trainer.allreduce import DenseReducer
+from .trainer.device import choose_device
+from .trainer.driver import Driver, check_logits
+from .trainer.feeding import Alone
+from .trainer.session import Session, make_inputs
+from .transport.layout import place
+
+
+def dry_run(config: Config) -> str:
+    """Resolved configuration, plan, tables, memory and what one step did, as text. Writes nothing.
+
+    The step is a whole one, forward to update, on empty tables of this process. UserError for bad input, and
+    for a model, loss or optimizer that fails.
+    """
+    sources = open_sources(config)
+    schema = sources["train"].schema
+    layout = make_layout(config, schema)
+    counts = config.ranks.counts()
+    plan = make_plan(counts, [0] * sum(counts.values()))
+    schedules = make_schedules(config, {split: s.num_samples for split, s in sources.items()})
+    feed = LocalFeed(config, layout, sources, schedules)
+    first = _first_batch(feed)
+    session = _one_step(config, layout, schema, feed)
+    lines = [
+        config_text(config),
+        "plan (of one node):" if config.ranks.per_node else "plan:",
+        "  " + plan.table(["this node"] * len(plan.members)),
+        "tables:",
+        *_tables(layout, schema, feed),
+        "memory, beside the programs and their libraries:",
+        *_memory(config, layout, plan, sources, first, session),
+        "data:",
+    ]
+    for split, schedule in schedules.items():
+        lines.append(
+            f"  {split}: {schedule.num_samples} samples, {schedule.num_steps} steps of {schedule.batch_size}"
+        )
+    lines.append(
+        f"first step: {first.num_samples} samples, {len(first.indices)} ids, "
+        f"{int(first.group_offsets[-1])} unique rows, loss {session.last_loss:.4g}"
+    )
+    return "\n".join(lines)
+
+
+def _first_batch(feed: LocalFeed) -> FeedBatch:
+    feed.begin_evaluation("train", 0)
+    return feed.next_evaluation(1)
+
+
+def _one_step(config: Config, layout: Layout, schema: DatasetSchema, feed: LocalFeed) -> Session:
+    inputs = make_inputs(layout, schema)
+    driver = Driver(config, inputs)
+    session = Session(
+        config,
+        layout,
+        inputs,
+        feed.schedules,
+        feed=feed,
+        peers=Alone(),
+        reducer=DenseReducer(None, config.train.bucket_bytes),
+        device=choose_device(config.train.device, local_rank=0),
+    )
+    what = "can't be prepared"
+    try:
+        session.prepare(driver.model)
+        for batch in session.batches(steps=1):
+            what = f"fails on the first batch, of {batch.num_samples} samples"
+            logits = session.forward(batch)
+            check_logits(logits, batch)
+            what = f"or train.loss = {config.train.loss!r} fails on the first batch"
+            session.step(driver.loss(logits, batch))
+    except UserError:
+        raise
+    except Exception as error:  # whatever a user's code raises
+        raise UserError(f"model {config.model.class_name!r} {what}: {describe(error)}") from error
+    return session
+
+
+def _tables(layout: Layout, schema: DatasetSchema, feed: LocalFeed) -> list[str]:
+    lines = []
+    for spec, table in zip(layout.tables, feed.server.tables, strict=True):
+        assert table is not None
+        hashing = spec.config.hash
+        users = []
+        for feature in (f for f in layout.features if layout.tables[f.table] is spec):
+            stored = schema.feature(feature.name)
+            if not stored.multi:
+                users.append(feature.name)
+                continue
+            known = "unknown" if stored.mean_length is None else f"{stored.mean_length:.3g}"
+            limit = f"at most {feature.max_length}" if feature.max_length else "no max_length"
+            if not feature.max_length and stored.mean_length is None:
+                limit += ": whether the table has room for a step can't be known"
+            users.append(f"{feature.name} (ids a sample: {known} on average, {limit})")
+        lines.append(
+            f"  {spec.name}: dim {spec.dim}, {table.row_bytes} bytes a row, at most {spec.capacity_rows} "
+            f"rows in {spec.num_buckets} buckets ({_mib(spec.config.capacity_bytes)} over all servers"
+            + (f"; ids hashed to {hashing.rounds} x {hashing.size} rows" if hashing else "")
+            + f"); features: {', '.join(users)}"
+        )
+    return lines
+
+
+def _memory(
+    config: Config,
+    layout: Layout,
+    plan: Plan,
+    sources: Mapping[str, Source],
+    first: FeedBatch,
+    session: Session,
+) -> list[str]:
+    """For each role what its largest rank holds."""
+    ring_bytes = config.transport.ring_bytes
+    rings = [0] * len(plan.members)
+    for roles, channels in (
+        (ROW_PLANE, row_channels(plan, ring_bytes)),
+        (FEED_PLANE, feed_channels(plan, ring_bytes)),
+    ):
+        ranks = plan.plane(roles)
+        sizes = place(channels, [plan.members[r].node for r in ranks], force_remote=False)[1]
+        for i, rank in enumerate(ranks):
+            rings[rank] += sizes[True][i] + sizes[False][i]
+    bounds = layout.bounds(plan.count(Role.PARAMETER_SERVER))
+    tables = max(
+        sum(
+            _table_bytes(spec) * (b[s + 1] - b[s]) // spec.num_buckets
+            for spec, b in zip(layout.tables, bounds, strict=True)
+        )
+        for s in range(plan.count(Role.PARAMETER_SERVER))
+    )
+    owns = {
+        Role.PARAMETER_SERVER: {"tables, when full": tables},
+        Role.EMBEDDING_WORKER: {"shuffled samples": _reader_bytes(config, sources, first)},
+        Role.TRAINER: {"model, gradients and optimizer": _dense_bytes(session)},
+    }
+    lines, total = [], 0
+    for role, parts in owns.items():
+        own = {**parts, "rings": max(rings[r] for r in plan.ranks(role))}
+        total += sum(parts.values()) * plan.count(role)
+        each = sum(own.values())
+        listed = " + ".join(f"{_mib(size)} {what}" for what, size in own.items())
+        lines.append(f"  each of {plan.count(role)} {role.value}s: {_mib(each)} = {listed}")
+    lines.append(
+        f"  all ranks{' of a node' if config.ranks.per_node else ''}: {_mib(total + sum(rings))}, of which "
+        f"{_mib(sum(rings))} are rings, in shared memory (/dev/shm) between ranks of one node"
+    )
+    return lines
+
+
+def _table_bytes(spec: TableLayout) -> int:
+    """When full, over all servers."""
+    hashing = spec.config.hash
+    rows = spec.capacity_rows if hashing is None else min(spec.capacity_rows, hashing.rounds * hashing.size)
+    return spec.config.capacity_bytes * rows // spec.capacity_rows
+
+
+def _reader_bytes(config: Config, sources: Mapping[str, Source], first: FeedBatch) -> int:
+    """One window of samples as it lies in memory, by the first batch."""
+    arrays = [first.dense, first.labels, *first.bag_offsets.values()]
+    arrays += [a for a in (first.weight, first.group) if a is not None]
+    per_sample = (sum(a.nbytes for a in arrays) + 8 * len(first.indices)) / first.num_samples
+    rows = min(config.data.block_rows * config.data.buffer_blocks, sources["train"].num_samples)
+    return int(per_sample * rows)
+
+
+def _dense_bytes(session: Session) -> int:
+    """Parameters, buffers, a gradient for each trained parameter, and the optimizer's state after a step."""
+    assert session.model is not None
+    parameters = list(session.model.parameters())
+    tensors = [*parameters, *session.model.buffers(), *(p for p in parameters if p.requires_grad)]
+    if session.optimizer is not None:
+        for state in session.optimizer.state.values():
+            tensors += [v for v in state.values() if isinstance(v, torch.Tensor)]
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _mib(num_bytes: float) -> str:
+    return f"{num_bytes / 2**20:,.1f} MiB" if num_bytes < 10 * 2**30 else f"{num_bytes / 2**30:,.1f} GiB"

@@ -1,0 +1,54 @@
+"""The capacity check knows how long multi-hot features are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from persia_hpc.config import load_config
+from persia_hpc.errors import UserError
+from persia_hpc.layout import make_layout
+from persia_hpc.samples.batch import IdColumn, SampleBatch
+from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
+from persia_hpc.samples.source import open_source
+from persia_hpc.samples.writer import DatasetWriter
+
+SCHEMA = DatasetSchema((FeatureSchema("history", multi=True),), ())
+
+
+def write(path, num_samples, length):
+    values = np.arange(num_samples * length, dtype=np.uint64)
+    column = IdColumn.from_lengths(values, np.full(num_samples, length))
+    zeros = np.zeros((num_samples, 1), np.float32)
+    with DatasetWriter(path, SCHEMA) as writer:
+        writer.write(SampleBatch({"history": column}, zeros[:, :0].copy(), zeros))
+
+
+def config(rows, **feature):
+    row_bytes = 4 * 2 * 4 + 28
+    return load_config(
+        {
+            "data": {"train": ["x"], "batch_size": 100},
+            "model": {"class": "dlrm"},
+            "tables": {"default": {"dim": 4, "capacity": rows * row_bytes}},
+            "features": {"history": feature},
+        }
+    )
+
+
+def test_the_average_length_is_that_of_all_files(tmp_path):
+    write(tmp_path / "a.h5", 30, 4)
+    write(tmp_path / "b.h5", 10, 12)
+    schema = open_source([str(tmp_path / "*.h5")]).schema
+    assert schema == SCHEMA
+    assert schema.feature("history").mean_length == 6.0
+    make_layout(config(600), schema)
+    with pytest.raises(UserError, match="may need 600;"):
+        make_layout(config(500), schema)
+    make_layout(config(500, max_length=5), schema)
+
+
+def test_where_the_length_is_unknown_one_id_is_assumed():
+    make_layout(config(100), SCHEMA)
+    with pytest.raises(UserError, match="may need 100;"):
+        make_layout(config(99), SCHEMA)
