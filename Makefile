@@ -19,13 +19,14 @@ lint_setup := $(PYTHON) tools/setup.py $(chosen) --torch '$(TORCH_SPEC)' --for l
 python_folders := $(wildcard src tests tools benchmarks datasets)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test native-test lint format clean distclean
+.PHONY: help setup demo test native-test lint format bench-peers clean distclean
 
 help:
 	@echo 'make demo     train a model on real data under mpiexec: servers, workers, trainers'
 	@echo 'make test     C++ and Python tests (ARGS="-k ring -x" is handed to pytest)'
 	@echo 'make lint     ruff, mypy, clang-format, import rules;  make format  applies what can be applied'
 	@echo 'make setup    only the environment ($(venv)), logs in build/setup-*.log'
+	@echo 'make bench-peers  TorchRec in build/peers-venv, for persia-hpc bench train to compare with'
 	@echo 'make clean    removes builds and caches;  make distclean  the environments too'
 	@echo
 	@echo 'MPI=site      the mpicc and mpicxx on PATH instead of the embedded MPICH (environment: .venv-site)'
@@ -54,6 +55,9 @@ format:
 	@.venv/bin/ruff check --fix $(python_folders)
 	@.venv/bin/ruff format $(python_folders)
 	@find native -name '*.cpp' -o -name '*.h' -o -name '*.cu' | xargs .venv/bin/clang-format -i
+
+bench-peers:
+	@bash benchmarks/peers/setup.sh $(PYTHON) '$(TORCH_SPEC)'
 
 clean:
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis src/persia_hpc/_native*.so

@@ -18,6 +18,7 @@ from .samples.source import Source, open_source
 from .schedule import make_schedules
 from .screen import Screen, summary_text
 from .summary import make_summary, write_json
+from .trace import write_trace
 
 if TYPE_CHECKING:
     from .trainer.session import Session
@@ -124,6 +125,9 @@ def trainer_part(
         "evaluate_seconds": session.evaluate_seconds,
         "checkpoint_seconds": session.checkpoint_seconds,
         "results": session.results,
+        "steady": session.pace.steady(),
+        "wait": session.wait_seconds(),
+        **session.phases.statistics(),
     }
 
 
@@ -172,10 +176,12 @@ def _run_local(
         trainer=trainer,
         servers=[feed.server.statistics()],
         workers=[{"first_pull": feed.first_pull}],
-        waits={"trainer": [session.wait_seconds()]},
+        waits={"trainer": [trainer["wait"]]},
+        phases={"trainer": [trainer["phases"]]},
         mpi_library="none (one process)",
     )
     summary["run_dir"] = str(run_dir)
+    write_trace(run_dir, [("one process", trainer["intervals"])], [0.0], config)
     write_json(run_dir / "summary.json", summary)
     if driver is not None:
         driver.finish(summary)

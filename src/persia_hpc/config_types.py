@@ -189,6 +189,7 @@ class TrainConfig:
     amp: str = setting("off", choices=("off", "bf16"))
     device: str = "auto"
     threads: int | None = setting(None, at_least=1)
+    trace: int | None = setting(None, at_least=1, at_most=10_000)
     bucket_bytes: int = setting(25 << 20, at_least=4, as_bytes=True)
 
 

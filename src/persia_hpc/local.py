@@ -16,6 +16,7 @@ from .embedding_worker.engine import EmbeddingWorker, KeyBatch
 from .feed import FeedBatch
 from .layout import Layout
 from .parameter_server.engine import ParameterServer, Pull
+from .phases import LOCAL_FEED, TRAINER, Phases
 from .samples.reader import split_reader
 from .samples.source import Source
 from .schedule import Schedule
@@ -37,6 +38,7 @@ class LocalFeed:
         self.worker = EmbeddingWorker(layout, seed=config.seed, transform=config.data.transform)
         self.schedules = schedules
         self.wait_seconds = 0.0
+        self.phases = Phases((*LOCAL_FEED, *TRAINER), config.train.trace)
         self.first_pull: dict[int, float] = {}
         self._dtype = WIRE_DTYPES[config.wire.rows]
         self._readers = {split: split_reader(config, split, source) for split, source in sources.items()}
@@ -55,6 +57,7 @@ class LocalFeed:
             return None
         self._pulled = step
         batch = self._prepare("train", step)
+        begin = time.perf_counter()
         keys, counts = self._request(batch)
         self.first_pull.setdefault(self.server.clock.first, time.time())
         self.server.submit_pull(Pull(step, 0, keys, counts))
@@ -62,11 +65,15 @@ class LocalFeed:
             out = self._rows(counts)
             batch.staleness = self.server.answer(pull, out)
             self.worker.fill(batch, 0, out)
-        return self.worker.feed(batch)
+        feed = self.worker.feed(batch)
+        self.phases.add("pull", begin, step)
+        return feed
 
     def push(self, batch: FeedBatch, gradients: list[Array]) -> None:
+        begin = time.perf_counter()
         self.server.submit_push(batch.step, 0, gradients)
         self.server.apply_ready()
+        self.phases.add("push", begin, batch.step)
 
     def end_segment(self) -> None:
         pass
@@ -93,8 +100,13 @@ class LocalFeed:
         begin = time.perf_counter()
         step = self.schedules[split].step(number)
         sample = self._readers[split].read(step.epoch, step.begin, step.end)
-        self.wait_seconds += time.perf_counter() - begin
-        return self.worker.prepare(sample, step=number, trainer=0, num_global=step.num_samples)
+        read = time.perf_counter()
+        self.wait_seconds += read - begin
+        batch = self.worker.prepare(sample, step=number, trainer=0, num_global=step.num_samples)
+        if split == "train":  # evaluations are not what phases are about
+            self.phases.add("read", begin, number, read)
+            self.phases.add("dedup", read, number)
+        return batch
 
     def _look_up(self, batch: KeyBatch) -> FeedBatch:
         keys, counts = self._request(batch)

@@ -30,6 +30,7 @@ from .summary import make_summary, write_json
 from .topology.channels import feed_channels, row_channels
 from .topology.groups import Groups, check_single_mpi_library, split_world
 from .topology.roles import Role
+from .trace import clock_offsets, write_trace
 from .transport.plane import Channel, Plane
 from .transport.progress import ProgressThread, Waiter, default_spin
 
@@ -187,7 +188,8 @@ class RankJob:
         loop = ServerLoop(engine, plane, workers, self._waiter(plane), self.config)
         loop.run()
         plane.free()
-        return {**engine.statistics(), "wait": {"idle": loop.idle_seconds}}, None
+        phases = loop.phases.statistics()
+        return {**engine.statistics(), "wait": {"idle": loop.phases.seconds["idle"]}, **phases}, None
 
     def _work(self, sources: Mapping[str, Any]) -> Any:
         groups, plan, config = self.groups, self.groups.plan, self.config
@@ -260,6 +262,7 @@ class RankJob:
             multi=[f.name for f in self.layout.features if f.multi],
             waiter=self._waiter(plane),
             stall_seconds=config.transport.stall_seconds,
+            trace_steps=config.train.trace,
         )
         session = Session(
             config,
@@ -282,7 +285,7 @@ class RankJob:
         plane.free()
 
         if me.role_rank != 0:
-            return {**result, "wait": session.wait_seconds()}, None
+            return result, None
 
         def finish(summary: dict[str, Any]) -> None:
             if driver is not None:
@@ -290,11 +293,14 @@ class RankJob:
             if jsonl is not None:
                 jsonl.close()
 
-        return {**result, "wait": session.wait_seconds()}, finish
+        return result, finish
 
     def _summarize(self, statistics: dict[str, Any], finish: Any) -> dict[str, Any]:
         plan = self.groups.plan
         everything = self.world.gather(statistics)
+        offsets = None
+        if self.config.train.trace is not None:
+            offsets = clock_offsets(self.world, [m.node for m in plan.members])
         summary = None
         if everything is not None:
             by_role = {role: [everything[r] for r in plan.ranks(role)] for role in Role}
@@ -305,9 +311,14 @@ class RankJob:
                 servers=by_role[Role.PARAMETER_SERVER],
                 workers=by_role[Role.EMBEDDING_WORKER],
                 waits={role.value: [s["wait"] for s in each] for role, each in by_role.items()},
+                phases={role.value: [s["phases"] for s in each] for role, each in by_role.items()},
                 mpi_library=" ".join(MPI.Get_library_version().split("\n")[0].strip("\0").split()),
             )
             summary["run_dir"] = str(self.run_dir)
+            if offsets is not None:
+                names = [f"{m.role.value} {m.role_rank}" for m in plan.members]
+                intervals = [s["intervals"] for s in everything]
+                write_trace(self.run_dir, list(zip(names, intervals, strict=True)), offsets, self.config)
             write_json(self.run_dir / "summary.json", summary)
         agreed: dict[str, Any] = self.world.bcast(summary)
         if finish is not None:

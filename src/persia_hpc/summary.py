@@ -47,6 +47,20 @@ def _train_seconds(workers: Sequence[Mapping[str, Any]], servers: Sequence[Mappi
     return total
 
 
+def _over_ranks(
+    seconds: Mapping[str, Sequence[Mapping[str, float]]],
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Mean and largest over the ranks of each role."""
+    return {
+        role: {
+            name: {"mean": sum(s[name] for s in each) / len(each), "max": max(s[name] for s in each)}
+            for name in each[0]
+        }
+        for role, each in seconds.items()
+        if each
+    }
+
+
 def make_summary(
     config: Config,
     *,
@@ -55,12 +69,14 @@ def make_summary(
     servers: Sequence[Mapping[str, Any]],
     workers: Sequence[Mapping[str, Any]],
     waits: Mapping[str, Sequence[Mapping[str, float]]],
+    phases: Mapping[str, Sequence[Mapping[str, float]]],
     mpi_library: str,
 ) -> dict[str, Any]:
     """Puts together what the ranks have counted.
 
     trainer: trainer 0's `steps`, `samples`, `stop_reason`, `evaluate_seconds`, `checkpoint_seconds`,
-    `results`. servers, workers: `statistics()` of each. waits: by role, each rank's seconds by cause.
+    `results`, `steady`. servers, workers: `statistics()` of each. waits, phases: by role, each rank's
+    seconds by cause or phase.
     """
     ledgers = [s["ledger"] for s in servers]
     rows = sum(s["rows"] for s in servers)
@@ -75,14 +91,6 @@ def make_summary(
     )
     for name in ledgers[0]:
         embedding[name] = sum(ledger[name] for ledger in ledgers)
-    causes = {
-        role: {
-            cause: {"mean": sum(w[cause] for w in each) / len(each), "max": max(w[cause] for w in each)}
-            for cause in each[0]
-        }
-        for role, each in waits.items()
-        if each
-    }
     return {
         "schema_version": SCHEMA_VERSION,
         "status": "completed" if trainer["stop_reason"] is None else "stopped",
@@ -98,6 +106,7 @@ def make_summary(
         "evaluate_seconds": trainer["evaluate_seconds"],
         "checkpoint_seconds": trainer["checkpoint_seconds"],
         "samples_per_second": trainer["samples"] / seconds if seconds else 0.0,
+        "steady": trainer["steady"],
         "valid": trainer["results"].get("valid"),
         "test": trainer["results"].get("test"),
         "staleness": {
@@ -106,7 +115,8 @@ def make_summary(
             "histogram": {str(k): histogram[k] for k in sorted(histogram)},
         },
         "embedding": embedding,
-        "wait_seconds": causes,
+        "wait_seconds": _over_ranks(waits),
+        "phase_seconds": _over_ranks(phases),
         "versions": {**package_versions(), "mpi": mpi_library},
     }
 

@@ -62,6 +62,28 @@ def test_sync_under_mpi_is_bit_identical_to_one_process(tmp_path, data):
     assert summary(tmp_path / "a")["valid"] == summary(tmp_path / "one")["valid"]
 
 
+def test_every_rank_accounts_for_its_time(tmp_path, data):
+    traced = {"train.trace": 3}
+    ph.train(settings(data, tmp_path / "one", 1, 1, 1, **traced), quiet=True)
+    run_cases(settings(data, tmp_path / "two", 1, 1, 2, **traced))
+    for name, ranks in (("one", 1), ("two", 4)):
+        result = summary(tmp_path / name)
+        for role, phases in result["phase_seconds"].items():
+            each = {phase: seconds["mean"] for phase, seconds in phases.items()}
+            total = each.pop("total")
+            assert sum(each.values()) == pytest.approx(total), role
+            busy = {
+                "trainer": "pool forward backward push optimizer",
+                "embedding_worker": "dedup pull feed push",
+            }
+            assert all(each[phase] > 0 for phase in busy.get(role, "pull push").split()), role
+        assert 0 < result["steady"]["steps"] < result["steps"]
+        trace = json.loads((tmp_path / name / "trace.json").read_text())["traceEvents"]
+        shown = {(e["pid"], e["args"]["step"]) for e in trace if e["ph"] == "X" and "args" in e}
+        last = result["steps"]
+        assert shown == {(rank, step) for rank in range(ranks) for step in range(last - 2, last + 1)}
+
+
 def test_two_trainers_equal_one_and_are_reproducible(tmp_path, data):
     ph.train(settings(data, tmp_path / "one", 1, 1, 1))
     first = run_cases(settings(data, tmp_path / "a", 1, 1, 2))

@@ -9,6 +9,7 @@ from typing import Any
 
 from persia_hpc.config import load_config
 from persia_hpc.parameter_server.engine import Ledger
+from persia_hpc.phases import SERVER, TRAINER, WORKER, Pace, Phases
 from persia_hpc.summary import make_summary
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "summary.md"
@@ -27,6 +28,7 @@ def example() -> dict[str, Any]:
             "evaluate_seconds": 1.0,
             "checkpoint_seconds": 0.5,
             "results": {"valid": METRICS, "test": METRICS},
+            "steady": Pace().steady(),
         },
         servers=[
             {
@@ -43,6 +45,14 @@ def example() -> dict[str, Any]:
             "parameter_server": [{"idle": 1.0}],
             "embedding_worker": [{"idle": 1.0, "read": 2.0}],
             "trainer": [{"batch": 1.0, "allreduce": 3.0}],
+        },
+        phases={
+            role: [Phases(names).report()]
+            for role, names in (
+                ("parameter_server", SERVER),
+                ("embedding_worker", WORKER),
+                ("trainer", TRAINER),
+            )
         },
         mpi_library="an MPI",
     )

@@ -67,6 +67,11 @@ def summarize(values: list[float]) -> Timing:
     return Timing(statistics.median(values), (high - low) / 2)
 
 
+def available_cores() -> list[int]:
+    """The cores that this process may use, in ascending order."""
+    return sorted(os.sched_getaffinity(0))
+
+
 @contextmanager
 def pinned(core: int | None) -> Iterator[None]:
     """This thread on one core (None: wherever it may run now)."""

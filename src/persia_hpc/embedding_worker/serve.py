@@ -16,6 +16,7 @@ import numpy as np
 
 from persia_hpc.config import Config
 from persia_hpc.feed import pack_feed
+from persia_hpc.phases import WORKER, Phases
 from persia_hpc.samples.reader import PrefetchReader, split_reader
 from persia_hpc.samples.source import Source
 from persia_hpc.schedule import Schedule, make_schedules, worker_of
@@ -101,16 +102,17 @@ class WorkerLoop:
         self.held: deque[Record] = deque()  # gradient records that queued pushes still point into
         self.ended = False
         self.first_pull: dict[int, float] = {}
-        self.idle_seconds = 0.0
-        self.read_seconds = 0.0
+        self.phases = Phases(WORKER, config.train.trace)
         self._checkpoints_pending = 0
         name = f"embedding worker {worker_rank}"
         self.watchdog = Watchdog(name, config.transport.stall_seconds, self._waits_for)
 
     def run(self) -> None:
         """Returns when all trainers have closed their rings and all that was queued has been sent."""
+        self.phases.start()
         try:
             while not self.ended or not self._all_said():
+                begin = time.perf_counter()
                 moved = self._hear_trainers()
                 moved |= self._hear_servers()
                 moved |= self._issue()
@@ -122,14 +124,10 @@ class WorkerLoop:
                     self.watchdog.moved()
                     continue
                 self.watchdog.idle()
-                begin = time.perf_counter()
                 self.waiter.idle()
-                seconds = time.perf_counter() - begin
-                if self.work is not None and self._may_issue():
-                    self.read_seconds += seconds
-                else:
-                    self.idle_seconds += seconds
+                self.phases.add("read" if self.work is not None and self._may_issue() else "idle", begin)
         finally:
+            self.phases.stop()
             if self.work is not None:
                 self.work.reader.close()
 
@@ -174,12 +172,14 @@ class WorkerLoop:
         return moved
 
     def _push(self, record: Record) -> None:
+        begin = time.perf_counter()
         batch = self.in_flight.pop((record.step, record.trainer))
         for p, server in enumerate(self.servers):
             parts = self.engine.push(batch, p, record.arrays)
             server.pushes.post(Kind.PUSH, step=record.step, trainer=record.trainer, arrays=list(parts))
         self.held.append(record)
         self._release_held()
+        self.phases.add("push", begin, record.step)
 
     def _release_held(self) -> None:
         if self.held and not any(server.pushes.pending for server in self.servers):
@@ -281,7 +281,10 @@ class WorkerLoop:
             num_global = (
                 self.schedules["train"].step(step).num_samples if not work.evaluation else sample.num_samples
             )
+            begin = time.perf_counter()
             batch = self.engine.prepare(sample, step=step, trainer=trainer, num_global=num_global)
+            traced = 0 if work.evaluation else step
+            begin = self.phases.add("dedup", begin, traced)
             if work.evaluation:
                 self.looked_up[step, trainer] = batch
             else:
@@ -299,6 +302,7 @@ class WorkerLoop:
                     tag=step,
                     arrays=[keys, counts],
                 )
+            self.phases.add("pull", begin, traced)
             moved = True
             self._finish_if_done()
         return moved
@@ -331,9 +335,11 @@ class WorkerLoop:
         evaluation = record.kind == Kind.LOOKUP_ROWS
         key = (record.tag if evaluation else record.step, record.trainer)
         batch = self.looked_up[key] if evaluation else self.in_flight[key]
+        begin = time.perf_counter()
         if not evaluation:
             batch.staleness = max(batch.staleness, record.tag)
         if not self.engine.fill(batch, p, record.arrays):
+            self.phases.add("feed", begin, 0 if evaluation else key[0])
             return
         feed = self.engine.feed(batch)
         kind = Kind.FEED_EVALUATE if evaluation else Kind.FEED
@@ -345,7 +351,10 @@ class WorkerLoop:
         else:
             # Only the offsets are needed for the way back.
             batch.rows = []
+        self.phases.add("feed", begin, 0 if evaluation else key[0])
 
     def statistics(self) -> dict[str, Any]:
         """Counters for summary.json."""
-        return {"first_pull": self.first_pull, "wait": {"idle": self.idle_seconds, "read": self.read_seconds}}
+        seconds = self.phases.seconds
+        wait = {"idle": seconds["idle"], "read": seconds["read"]}
+        return {"first_pull": self.first_pull, "wait": wait, **self.phases.statistics()}

@@ -11,6 +11,7 @@ import numpy as np
 
 from persia_hpc.checkpoint import write_shard
 from persia_hpc.config import Config
+from persia_hpc.phases import SERVER, Phases
 from persia_hpc.transport.plane import Plane
 from persia_hpc.transport.progress import Waiter
 from persia_hpc.transport.records import Kind, Record
@@ -59,15 +60,17 @@ class ServerLoop:
             _Link(plane.receiver(w, "pull"), plane.receiver(w, "push"), plane.sender(w, "rows"))
             for w in workers
         ]
-        self.idle_seconds = 0.0
+        self.phases = Phases(SERVER, config.train.trace)
         name = f"parameter server {engine.server_rank}"
         self.watchdog = Watchdog(name, config.transport.stall_seconds, engine.waits_for)
         self._drained: list[_Drained] = []
 
     def run(self) -> None:
         """Returns when all workers have closed; collective in effect, not in MPI's sense."""
+        self.phases.start()
         # Both: a push that found no room may come after the worker's last word on the other ring.
         while not all(link.pulls.closed and link.pushes.closed for link in self.links):
+            begin = time.perf_counter()
             moved = self._receive()
             moved |= self._serve()
             moved |= self.plane.progress()
@@ -76,9 +79,9 @@ class ServerLoop:
                 self.watchdog.moved()
             else:
                 self.watchdog.idle()
-                begin = time.perf_counter()
                 self.waiter.idle()
-                self.idle_seconds += time.perf_counter() - begin
+                self.phases.add("idle", begin)
+        self.phases.stop()
         for link in self.links:
             link.rows.close()
         while any(link.rows.pending for link in self.links):
@@ -92,10 +95,12 @@ class ServerLoop:
                 self._request(index, record)
                 moved = True
             while (record := link.pushes.poll()) is not None:
+                begin = time.perf_counter()
                 self.engine.submit_push(record.step, record.trainer, list(record.arrays))
                 self.engine.apply_ready()
                 # Views of the ring must not outlive the record.
                 self.engine.detach_push(record.step, record.trainer)
+                self.phases.add("push", begin, record.step)
                 record.release()
                 moved = True
         return moved
@@ -124,7 +129,9 @@ class ServerLoop:
         while True:
             pulls = 0
             for pull in self.engine.ready_pulls():
+                begin = time.perf_counter()
                 self._answer(pull)
+                self.phases.add("pull", begin, pull.step)
                 pulls += 1
             applied = self.engine.apply_ready()
             moved |= applied or pulls > 0

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from persia_hpc.feed import FeedBatch
+from persia_hpc.phases import Phases
 
 Array = npt.NDArray[Any]
 
@@ -19,6 +20,7 @@ class Feed(Protocol):
     """Where batches come from and row gradients go. Every trainer makes the same calls in the same order."""
 
     wait_seconds: float
+    phases: Phases  # of the whole trainer; the feed's own are what its calls take
 
     def begin_segment(self, first: int, last: int) -> None:
         """Steps first…last follow."""

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from mpi4py import MPI
 
 from persia_hpc.feed import FeedBatch, unpack_feed
+from persia_hpc.phases import TRAINER, Phases
 from persia_hpc.schedule import worker_of
 from persia_hpc.transport.plane import Plane
 from persia_hpc.transport.progress import Waiter
@@ -59,6 +60,7 @@ class RingFeed:
         multi: Sequence[str],
         waiter: Waiter,
         stall_seconds: float = 60.0,
+        trace_steps: int | None = None,
     ):
         """`workers`: their ranks in the plane by worker_rank; `mine`: the worker_ranks that feed this
         trainer.
@@ -71,6 +73,7 @@ class RingFeed:
         self.multi = multi
         self.waiter = waiter
         self.wait_seconds = 0.0
+        self.phases = Phases(TRAINER, trace_steps)
         self._senders: dict[int, RingSender] = {w: plane.sender(workers[w], "gradients") for w in linked}
         self._receivers: dict[int, RingReceiver] = {w: plane.receiver(workers[w], "feed") for w in linked}
         self._ready: dict[tuple[int, int], FeedBatch] = {}
@@ -92,18 +95,22 @@ class RingFeed:
 
     def next_batch(self, step: int) -> FeedBatch | None:
         worker = worker_of(step, self.mine)
+        begin = time.perf_counter()
         self._wait(
             lambda: step > self._last or (Kind.FEED, step) in self._ready,
             f"the batch of step {step} from embedding worker {worker}",
         )
+        self.phases.add("wait", begin, step)
         return self._ready.pop((Kind.FEED, step), None) if step <= self._last else None
 
     def push(self, batch: FeedBatch, gradients: list[Array]) -> None:
+        begin = time.perf_counter()
         sender = self._senders[worker_of(batch.step, self.mine)]
         step = batch.step
         batch.release()
         sender.post(Kind.GRADIENTS, step=step, trainer=self.trainer_rank, arrays=gradients)
         self._turn()
+        self.phases.add("push", begin, step)
 
     def end_segment(self) -> None:
         if self._stopping:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,17 @@ from persia_hpc.feed import FeedBatch
 from persia_hpc.layout import Layout
 from persia_hpc.learning_rate import LearningRate
 from persia_hpc.metrics import Metric, evaluate_metrics, load_metrics
+from persia_hpc.phases import Pace
 from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.schedule import Schedule
 
 from .allreduce import DenseReducer
 from .batch import Batch, FeatureSpec, Inputs
+from .device import keep_freed_memory
 from .feeding import Array, Feed, Peers, concatenate
 from .pooling import Pooling, row_gradients
 
+FUSED_EXCLUDES = {"fused", "foreach", "capturable", "differentiable"}  # options of torch's optimizers
 GRADIENT_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
@@ -51,14 +55,21 @@ def make_inputs(layout: Layout, schema: DatasetSchema) -> Inputs:
 def make_optimizer(parameters: Any, settings: Mapping[str, Any]) -> torch.optim.Optimizer:
     """Any optimizer of torch.optim by name, with its own arguments; UserError for names and arguments it
     doesn't have.
+
+    On the CPU fused, where torch has that and `settings` doesn't choose: one kernel a parameter, not a dozen.
     """
     arguments = dict(settings)
     name = str(arguments.pop("name", "Adam"))
     names = [n for n in dir(torch.optim) if isinstance(getattr(torch.optim, n), type) and n != "Optimizer"]
     if name not in names:
         raise UserError(f"train.optimizer.name = {name!r} is not in torch.optim; it has: {', '.join(names)}")
+    parameters = list(parameters)
+    optimizer = getattr(torch.optim, name)
+    free = "fused" in signature(optimizer).parameters and not FUSED_EXCLUDES & arguments.keys()
+    able = all(p.is_floating_point() and p.device.type == "cpu" for p in parameters)
+    fused = {"fused": True} if free and able else {}
     try:
-        made: torch.optim.Optimizer = getattr(torch.optim, name)(parameters, **arguments)
+        made: torch.optim.Optimizer = optimizer(parameters, **arguments, **fused)
     except (TypeError, ValueError) as error:
         raise UserError(f"train.optimizer: torch.optim.{name} refuses {arguments}: {error}") from error
     return made
@@ -94,6 +105,8 @@ class Session:
         self.inputs = inputs
         self.schedules = schedules
         self.device = device
+        if device.type == "cpu":
+            keep_freed_memory()
         self.peers = peers
         self.model: nn.Module | None = None
         self.optimizer: torch.optim.Optimizer | None = None
@@ -105,6 +118,10 @@ class Session:
         self.last_loss = 0.0
         self.last_staleness = 0  # steps whose updates this trainer's last batch missed
         self.results: dict[str, dict[str, float]] = {}  # the last evaluation of each split
+        self.phases = feed.phases
+        self.pace = Pace()
+        self._pool_began: float | None = None
+        self._yielded = 0.0
         self._feed = feed
         self._reducer = reducer
         self._pooling = Pooling(inputs)
@@ -183,13 +200,17 @@ class Session:
                 f"a loop over session.batches was left at step {self.step_number}, before its end at step "
                 f"{self._segment_last}: rows of later steps are on their way; use session.batches(steps=...)"
             )
+        self.phases.start()
         self._feed.begin_segment(first, last)
         self._segment_last = last
         for number in range(first, last + 1):
             feed = self._feed.next_batch(number)
             if feed is None:
                 break
+            begin = time.perf_counter()
             batch, leaves = self._pooling.embed(feed, self.device, training=True)
+            self._time_pooling(batch)
+            self._yielded = self.phases.add("pool", begin, number)
             self._current, self._stepped = (feed, leaves), False
             self.last_staleness = feed.staleness
             if batch.num_samples:
@@ -203,6 +224,7 @@ class Session:
                 self._finish_step(0)
         self._segment_last = None
         self._feed.end_segment()
+        self.phases.stop()
 
     def step(self, losses: Tensor) -> None:
         """Backward, AllReduce, one step of the dense optimizer, and the row gradients on their way.
@@ -218,6 +240,7 @@ class Session:
                 "session.step was called without a batch; call it once for each of session.batches"
             )
         feed, _ = self._current
+        begin = self.phases.add("forward", self._yielded, feed.step)
         weight = (
             torch.as_tensor(np.array(feed.weight), device=losses.device) if feed.weight is not None else None
         )
@@ -228,7 +251,12 @@ class Session:
         else:
             per_sample = losses.reshape(feed.num_samples, -1).mean(dim=1)
             total = (per_sample if weight is None else per_sample * weight).sum() / feed.num_global
+        self._pool_began = None
         total.backward()  # type: ignore[no-untyped-call]
+        end = time.perf_counter()
+        pool_began = self._pool_began or end
+        self.phases.add("backward", begin, feed.step, pool_began)
+        self.phases.add("pool", pool_began, feed.step, end)
         self.last_loss = float(total.detach()) * feed.num_global / feed.num_samples
         self._finish_step(feed.num_samples)
 
@@ -236,18 +264,34 @@ class Session:
         assert self._current is not None
         feed, leaves = self._current
         self._current, self._stepped = None, True
-        gradients = [g.to("cpu", self._gradient_dtype).numpy() for g in row_gradients(leaves)]
+        begin = time.perf_counter()
         number, num_global = feed.step, feed.num_global
+        gradients = [g.to("cpu", self._gradient_dtype).numpy() for g in row_gradients(leaves)]
+        self.phases.add("push", begin, number)
         self._feed.push(feed, gradients)
+        begin = time.perf_counter()
         self._reducer.reduce()
+        begin = self.phases.add("allreduce", begin, number)
         if self.optimizer is not None:
             if self.config.train.clip_norm is not None and self.model is not None:
                 nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
             set_learning_rate(self.optimizer, self._rate, number)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
+            self.phases.add("optimizer", begin, number)
         self.step_number = number
         self.samples += num_global
+        self.pace.step(number, self.samples, self.phases.elapsed())
+
+    def _time_pooling(self, batch: Batch) -> None:
+        """Notes when the model's backward reaches the embeddings: only their pooling is left of it then."""
+
+        def reached(_: object) -> None:
+            self._pool_began = time.perf_counter()
+
+        outputs = [*batch.blocks.values(), *(values for values, _ in batch.sequence.values())]
+        if outputs and outputs[0].grad_fn is not None:
+            outputs[0].grad_fn.register_prehook(reached)  # all come from one function
 
     def request_stop(self, reason: str) -> None:
         """Ends the run soon, at a step that all ranks agree on; may be called by trainer 0 at any time."""
@@ -314,6 +358,7 @@ class Session:
                 f"session.evaluate was called after step {self.step_number}, while gradients are in flight; "
                 "call it after a loop over session.batches(steps=...), or set train.evaluate_every"
             )
+        self.phases.stop()  # inside a loop of the user's own the segment hasn't ended yet
         begin = time.perf_counter()
         self._reducer.broadcast(model.named_buffers())
         was_training = model.training

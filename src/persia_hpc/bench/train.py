@@ -1,0 +1,138 @@
+"""End to end: W0 trained by real jobs, beside the trainer alone (its limit), plain PyTorch and TorchRec.
+
+W0: 26 one-hot Zipf(1.2) features over 1 M ids each, 13 dense, dim 16, DLRM 64-16 / 64-1, row-wise Adagrad
+0.05, Adam 1e-3. Samples per second of the second half of each run (a second pass over the data: the rows
+are there); "whole run" counts the first half too, in which rows are created. Everything runs in processes
+of its own, in turns. "pinned" has the trainer on one core and the embedding roles on another; the dense-
+only limits are pinned to one core with one thread as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from .measure import Result, Timing, available_cores, summarize
+from .train_jobs import prepare_data, run_job, run_local, run_program, w0_settings
+
+SUMMARY = "end to end, beside the dense part alone, plain PyTorch and TorchRec"
+EXAMPLES = """\
+examples:
+  persia-hpc bench train --data build/w0 --json train.json
+  make bench-peers && persia-hpc bench train --data build/w0 --batch 2048 --trace trace.json"""
+
+DENSE_PHASES = ("forward", "backward", "optimizer")
+Rates = dict[str, list[float]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    parser.set_defaults(repeats=3)  # of seconds each
+    parser.add_argument(
+        "--data", type=Path, help="where the data are made, or lie already (default: a temporary folder)"
+    )
+    parser.add_argument("--batch", type=int, nargs="+", default=[2048, 16384], help="global batch sizes")
+    parser.add_argument(
+        "--samples", type=int, default=1 << 20, help="trained on in a run; the data are half as many"
+    )
+    parser.add_argument(
+        "--peers",
+        type=Path,
+        default=Path("build/peers-venv"),
+        help="environment made by `make bench-peers`, in the repository (default: build/peers-venv)",
+    )
+    parser.add_argument("--trace", type=Path, help="writes a timeline of 5 steps of a pinned job there")
+
+
+def measure(options: argparse.Namespace) -> Iterator[Result]:
+    """Jobs of several shapes, then the trainer alone, for each batch size."""
+    with tempfile.TemporaryDirectory() as folder:
+        data = options.data or Path(folder)
+        path = prepare_data(data, options.samples // 2)
+        for batch in options.batch:
+            yield from _measure_batch(options, data, path, Path(folder), batch)
+
+
+def _measure_batch(
+    options: argparse.Namespace, data: Path, path: Path, folder: Path, batch: int
+) -> Iterator[Result]:
+    cores = available_cores()
+    pins = {"trainer": cores[-1], "embedding_worker": cores[0], "parameter_server": cores[0]}
+    settings = {n: w0_settings(path, batch, options.samples, trainers=n) for n in (1, 2)}
+    traced = {**settings[1], "train": {**settings[1]["train"], "trace": 5}}
+    jobs: dict[str, Callable[[], dict[str, Any]]] = {
+        "1+1+1": lambda: run_job(folder, settings[1], {}),
+        "1+1+2": lambda: run_job(folder, settings[2], {}),
+        "one process": lambda: run_local(folder, settings[1]),
+    }
+    if len(cores) > 1:
+        jobs["1+1+1 pinned"] = lambda: run_job(folder, traced if options.trace else settings[1], pins)
+    size = ["--data", str(data), "--batch", str(batch), "--samples", str(options.samples // 4)]
+    program = [sys.executable, "-m", "persia_hpc.bench.train_dense"]
+    limits: dict[str, Callable[[], dict[str, Any]]] = {
+        name: lambda case=case, threads=threads, core=core: run_program(  # type: ignore[misc]
+            [*program, case, *size, "--threads", str(threads)], core
+        )
+        for name, case, threads, core in (
+            ("plain PyTorch", "torch", len(cores), None),
+            ("dense-only", "session", 1, cores[-1]),
+            ("PyTorch dense-only, our model", "model", 1, cores[-1]),
+            ("PyTorch dense-only, textbook", "textbook", 1, cores[-1]),
+        )
+    }
+    peer = torchrec_command(options.peers)
+    if peer is not None:
+        limits["TorchRec, 2 ranks"] = lambda: run_program([*peer, *size])
+    rates: Rates = {name: [] for name in (*jobs, *limits)}
+    whole: Rates = {name: [] for name in jobs}
+    last: dict[str, dict[str, Any]] = {}
+    for _ in range(options.repeats):
+        for name, job in jobs.items():
+            last[name] = summary = job()
+            rates[name].append(summary["steady"]["samples_per_second"])
+            whole[name].append(summary["samples_per_second"])
+            if options.trace and name.endswith("pinned"):
+                shutil.copy(folder / "run" / "trace.json", options.trace)
+        for name, limit in limits.items():
+            rates[name].append(limit()["samples_per_second"])
+    found = {name: summarize(values) for name, values in rates.items()}
+    dense = [name for name in limits if "dense-only" in name]
+    ends = [name for name in limits if name not in dense]
+    for name in jobs:
+        beside = [*ends, *dense] if name.endswith("pinned") else ends
+        notes = {"whole run": summarize(whole[name]).median, **shares(last[name]["phase_seconds"])}
+        yield _result(name, batch, found, beside, notes)
+    notes = {} if peer else {"TorchRec": f"not measured: there is no {options.peers} (make bench-peers)"}
+    yield _result("dense-only", batch, found, dense[1:], notes)
+
+
+def _result(
+    name: str, batch: int, found: Mapping[str, Timing], beside: list[str], notes: Mapping[str, Any]
+) -> Result:
+    limits = {limit: found[limit] for limit in beside}
+    case = {"job": name, "batch": batch}
+    return Result(case, "samples/s", found[name], limits, higher_is_better=True, notes=notes)
+
+
+def torchrec_command(venv: Path) -> list[str] | None:
+    """How TorchRec's W0 is started, None where its environment or the repository is not there."""
+    python, program = venv / "bin" / "python", Path("benchmarks/peers/torchrec_w0.py")
+    return [str(python), str(program)] if (venv / "done").exists() and program.exists() else None
+
+
+def shares(phase_seconds: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, str]:
+    """What each role spends its time on, as a line each; forward, backward and optimizer are "dense"."""
+    lines = {}
+    for role, phases in phase_seconds.items():
+        seconds = {phase: value["mean"] for phase, value in phases.items()}
+        total = seconds.pop("total") or 1.0
+        if role == "trainer":
+            seconds["dense"] = sum(seconds.pop(phase) for phase in DENSE_PHASES)
+        parts = (f"{phase} {value / total:.0%}" for phase, value in seconds.items() if value)
+        lines[f"\n    {role}:"] = ", ".join(parts)
+    return lines

@@ -1,0 +1,103 @@
+"""What each rank spends its time on: cheap counters in every run, and on request when it was (`trace.py`)."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+# In the order in which summaries show them. A trainer in one process also has the phases of its feed.
+TRAINER = ("wait", "pool", "forward", "backward", "push", "allreduce", "optimizer")
+LOCAL_FEED = ("read", "dedup", "pull")
+WORKER = ("idle", "read", "dedup", "pull", "feed", "push")
+SERVER = ("idle", "pull", "push")
+
+EVENTS_PER_STEP = 512  # kept for a trace; more only shorten it
+GAP_SECONDS = 200e-6  # intervals of one phase that are closer than this become one event
+
+
+class Interval(NamedTuple):
+    """Something that a rank did, in seconds of its own monotonic clock. Step 0: for no step in particular."""
+
+    phase: str
+    begin: float
+    end: float
+    step: int
+
+
+class Pace:
+    """Samples per second without the warm-up, in constant memory: at least the second half of the steps."""
+
+    def __init__(self) -> None:
+        self._marks = [(0, 0, 0.0)]  # (step, samples, training seconds) at the latest powers of two
+        self._now = (0, 0, 0.0)
+
+    def step(self, number: int, samples: int, seconds: float) -> None:
+        """Step `number` is done: `samples` so far, in `seconds` of training."""
+        self._now = (number, samples, seconds)
+        if number & (number - 1) == 0:
+            self._marks = [self._marks[-1], self._now]
+
+    def steady(self) -> dict[str, float]:
+        """`steps`, `samples`, `seconds`, `samples_per_second` after the largest power of two up to half."""
+        begin = max((m for m in self._marks if 2 * m[0] <= self._now[0]), default=self._now)
+        steps, samples, seconds = (now - then for now, then in zip(self._now, begin, strict=True))
+        rate = samples / seconds if seconds else 0.0
+        return {"steps": steps, "samples": samples, "seconds": seconds, "samples_per_second": rate}
+
+
+class Phases:
+    """Seconds by phase, within the time between `start` and `stop`."""
+
+    def __init__(self, names: Sequence[str], trace_steps: int | None = None) -> None:
+        """`trace_steps`: also keep the intervals of about so many steps, the last ones."""
+        self.seconds = dict.fromkeys(names, 0.0)
+        self.total = 0.0
+        self._began: float | None = None
+        self._intervals: deque[Interval] | None = (
+            deque(maxlen=EVENTS_PER_STEP * trace_steps) if trace_steps else None
+        )
+
+    def start(self) -> None:
+        """The time that is to be accounted for begins."""
+        self._began = time.perf_counter()
+
+    def stop(self) -> None:
+        """It ends, if it hasn't yet; may begin again."""
+        self.total, self._began = self.elapsed(), None
+
+    def elapsed(self) -> float:
+        """Seconds between `start` and `stop` up to now."""
+        return self.total if self._began is None else self.total + time.perf_counter() - self._began
+
+    def add(self, phase: str, begin: float, step: int = 0, end: float | None = None) -> float:
+        """The time since `begin` (perf_counter) belongs to `phase`; returns `end`, by default now."""
+        if end is None:
+            end = time.perf_counter()
+        self.seconds[phase] += end - begin
+        if self._intervals is not None:
+            self._keep(Interval(phase, begin, end, step))
+        return end
+
+    def _keep(self, interval: Interval) -> None:
+        assert self._intervals is not None
+        if self._intervals:
+            last = self._intervals[-1]
+            near = interval.begin - last.end < GAP_SECONDS
+            if near and (last.phase, last.step) == (interval.phase, interval.step):
+                self._intervals[-1] = last._replace(end=interval.end)
+                return
+        self._intervals.append(interval)
+
+    def report(self) -> dict[str, float]:
+        """Seconds by phase, what none of them covers as `other`, and the `total`."""
+        return {
+            **self.seconds,
+            "other": max(0.0, self.total - sum(self.seconds.values())),
+            "total": self.total,
+        }
+
+    def statistics(self) -> dict[str, Any]:
+        """What a rank hands over for summary.json: `phases`, and for a trace `intervals`, oldest first."""
+        return {"phases": self.report(), "intervals": list(self._intervals or ())}

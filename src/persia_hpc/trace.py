@@ -1,0 +1,70 @@
+"""The timeline of a job's last steps as a Chrome trace, for chrome://tracing and https://ui.perfetto.dev."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .config import Config
+from .phases import Interval
+
+BARRIERS = 15
+
+
+def clock_offsets(comm: Any, nodes: Sequence[int]) -> list[float] | None:
+    """Seconds that each rank's clock is ahead of rank 0's; None on ranks other than 0. Collective.
+
+    `nodes`: node of each rank of `comm` (mpi4py). All leave a barrier at about the same time; ranks of a node
+    share a clock, so the median over its ranks and over several barriers is theirs.
+    """
+    times = []
+    for _ in range(BARRIERS):
+        comm.Barrier()
+        times.append(time.perf_counter())
+    everyone: list[list[float]] | None = comm.gather(times)
+    if everyone is None:
+        return None
+    by_node: dict[int, list[float]] = {}
+    for node, theirs in zip(nodes, everyone, strict=True):
+        by_node.setdefault(node, []).extend(t - first for t, first in zip(theirs, everyone[0], strict=True))
+    offsets = {node: statistics.median(values) for node, values in by_node.items()}
+    offsets[nodes[0]] = 0.0
+    return [offsets[node] for node in nodes]
+
+
+def chrome_trace(
+    ranks: Sequence[tuple[str, Sequence[Interval]]], offsets: Sequence[float], num_steps: int
+) -> list[dict[str, Any]]:
+    """Events of the last `num_steps` steps of all ranks, given as (name, intervals), on one clock from 0."""
+    shifted = [
+        [i._replace(begin=i.begin - offset, end=i.end - offset) for i in intervals]
+        for (_, intervals), offset in zip(ranks, offsets, strict=True)
+    ]
+    last = max((i.step for intervals in shifted for i in intervals), default=0)
+    of_steps = [i for intervals in shifted for i in intervals if i.step > last - num_steps and i.step]
+    begin, end = min((i.begin for i in of_steps), default=0.0), max((i.end for i in of_steps), default=0.0)
+    events: list[dict[str, Any]] = []
+    for rank, ((name, _), intervals) in enumerate(zip(ranks, shifted, strict=True)):
+        events.append({"ph": "M", "pid": rank, "tid": 0, "name": "process_name", "args": {"name": name}})
+        for i in intervals:
+            stepless = i.step == 0 and i.begin < end and i.end > begin
+            if stepless or i.step > last - num_steps:
+                from_, until = max(i.begin, begin), min(i.end, end)
+                event = {"ph": "X", "pid": rank, "tid": 0, "name": i.phase, "cat": "step"}
+                event |= {"ts": 1e6 * (from_ - begin), "dur": 1e6 * (until - from_)}
+                events.append({**event, "args": {"step": i.step}} if i.step else event)
+    return events
+
+
+def write_trace(
+    run_dir: Path, ranks: Sequence[tuple[str, Sequence[Interval]]], offsets: Sequence[float], config: Config
+) -> None:
+    """`trace.json`, one event a line, if `train.trace` asks for it."""
+    if config.train.trace is None:
+        return
+    events = ",\n".join(json.dumps(event) for event in chrome_trace(ranks, offsets, config.train.trace))
+    (run_dir / "trace.json").write_text(f'{{"displayTimeUnit": "ms", "traceEvents": [\n{events}\n]}}\n')

@@ -1,0 +1,63 @@
+"""The parts of `bench train` that its figures hang on: what is measured beside it must be the same maths."""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+import pytest
+import torch
+
+from persia_hpc.bench import train_dense
+from persia_hpc.bench.train import shares
+from persia_hpc.bench.train_jobs import DENSE, DIM, FEATURES, prepare_data, run_local, w0_settings
+from persia_hpc.models import build_model
+from persia_hpc.trainer.batch import Batch, FeatureSpec, Inputs
+
+
+def test_plain_pytorch_updates_rows_as_rowwise_adagrad_does() -> None:
+    torch.manual_seed(1)
+    table = train_dense.RowwiseTable(10)
+    rows, state = table.embedding.weight.detach().clone().double(), np.zeros(10)
+    ids = torch.tensor([[1, 2], [1, 1], [7, 2]])
+    for _ in range(3):
+        factors = torch.randn(3, 2, DIM)
+        (table.look_up(ids) * factors).sum().backward()
+        table.update()
+        for row in (1, 2, 7):
+            gradient = factors[ids == row].double().sum(dim=0)
+            state[row] += float((gradient**2).mean())
+            rows[row] -= 0.05 * gradient / (state[row] ** 0.5 + 1e-8)
+    torch.testing.assert_close(table.embedding.weight.detach().double(), rows, rtol=0, atol=1e-6)
+
+
+def test_the_textbook_is_the_model_that_jobs_train() -> None:
+    features = tuple(FeatureSpec(f"f{i}", f"f{i}", 0, DIM, "sum", False) for i in range(FEATURES))
+    inputs = Inputs(features, DENSE, ("click",))
+    model = build_model("dlrm", inputs, {"bottom": [64], "hidden": [64]})
+    textbook = train_dense.Textbook(inputs, 64, 64)
+    textbook.load_state_dict(model.state_dict())
+    block = torch.randn(5, FEATURES, DIM)
+    names = tuple(f.name for f in features)
+    pooled = dict(zip(names, block.unbind(1), strict=True))
+    batch = Batch(1, 5, torch.randn(5, DENSE), torch.zeros(5, 1), None, None, pooled, {}, {names: block})
+    torch.testing.assert_close(textbook(batch), model(batch), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", ["session", "model", "textbook"])
+def test_every_limit_trains_and_has_a_rate(tmp_path, case) -> None:
+    prepare_data(tmp_path, 256)
+    assert np.load(tmp_path / "ids.npy").shape == (256, FEATURES)
+    options = argparse.Namespace(case=case, data=tmp_path, batch=64, samples=512, threads=1)
+    rate = train_dense.session(options) if case == "session" else train_dense.plain(options)
+    assert rate > 0
+
+
+def test_a_job_says_where_its_time_went(tmp_path) -> None:
+    path = prepare_data(tmp_path, 256)
+    summary = run_local(tmp_path, w0_settings(path, 64, 512))
+    assert summary["samples"] == 512
+    (line,) = shares(summary["phase_seconds"]).values()
+    parts = {name: int(share.rstrip("%")) for name, share in (p.split() for p in line.split(", "))}
+    assert sum(parts.values()) == pytest.approx(100, abs=len(parts))
+    assert parts["dense"] > 0

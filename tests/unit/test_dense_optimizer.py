@@ -1,0 +1,52 @@
+"""The dense optimizer: torch's by name, fused on the CPU, and the same maths either way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from persia_hpc.errors import UserError
+from persia_hpc.trainer.session import make_optimizer
+
+SETTINGS: list[dict[str, Any]] = [
+    {"name": "Adam", "lr": 0.01},
+    {"name": "AdamW", "lr": 0.01, "weight_decay": 0.1},
+    {"name": "SGD", "lr": 0.1, "momentum": 0.9},
+    {"name": "Adagrad", "lr": 0.1},
+]
+
+
+def parameters() -> list[nn.Parameter]:
+    torch.manual_seed(1)
+    return [nn.Parameter(torch.randn(shape)) for shape in ((7, 3), (7,), (1, 7))]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: s["name"])
+def test_fused_by_default_and_the_same_as_the_plain_loop(settings: dict[str, Any]) -> None:
+    fused, plain = parameters(), parameters()
+    optimizers = [make_optimizer(fused, settings), make_optimizer(plain, {**settings, "foreach": False})]
+    assert [o.param_groups[0]["fused"] for o in optimizers] == [True, None]
+    for step in range(20):
+        for pair in zip(fused, plain, strict=True):
+            gradient = torch.randn(pair[0].shape, generator=torch.Generator().manual_seed(step))
+            for parameter in pair:
+                parameter.grad = gradient.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for pair in zip(fused, plain, strict=True):
+        torch.testing.assert_close(*pair, rtol=1e-5, atol=1e-6)
+
+
+def test_settings_and_other_optimizers_choose_for_themselves() -> None:
+    assert make_optimizer(parameters(), {"name": "Adam", "fused": False}).param_groups[0]["fused"] is False
+    assert "fused" not in make_optimizer(parameters(), {"name": "RMSprop"}).param_groups[0]
+    elsewhere = [nn.Parameter(p.to("meta")) for p in parameters()]
+    assert make_optimizer(elsewhere, {"name": "Adam"}).param_groups[0]["fused"] is None
+
+
+def test_refused_arguments_are_named_as_they_were_given() -> None:
+    with pytest.raises(UserError, match=r"torch\.optim\.Adam refuses \{'lrr': 1\}"):
+        make_optimizer(parameters(), {"name": "Adam", "lrr": 1})
