@@ -1,4 +1,4 @@
-"""The native extension: tables, codecs, dedup, pooling.
+"""The native extension: tables, codecs, dedup, pooling, pairwise interaction.
 
 Shape letters: U unique keys of a call, D dim, S state width, N any. Arrays are NumPy arrays, C-contiguous,
 and used in place: one of another dtype, shape or layout raises an error that names the argument, what was
@@ -220,3 +220,20 @@ def gather_pool_backward(
     ascending position order. Raises ValueError for shapes that don't fit, IndexError for a position of no
     feature here.
     """
+
+# V vectors, P = V (V - 1) / 2 pairs, C copied vectors, W = C D + P. Vector 0 of a sample is in `first`
+# [B, D], the others in `rest` [B, V-1, D]; or, with `first` None, all in `rest` [B, V, D].
+
+def interaction_forward(first: _F32 | None, rest: _F32, *, num_copied: int, out: _F32) -> None:
+    """Writes to `out` [B, W] the first C vectors, then the products of (1, 0), (2, 0), (2, 1), (3, 0), ..."""
+
+def interaction_backward(
+    first: _F32 | None,
+    rest: _F32,
+    *,
+    num_copied: int,
+    gradient: _F32,
+    first_gradient: _F32 | None,
+    rest_gradient: _F32,
+) -> None:
+    """Writes the vectors' gradients, shaped like the vectors, from that of the forward's `out` [B, W]."""
