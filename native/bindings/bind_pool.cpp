@@ -6,14 +6,20 @@
 #include "arrays.h"
 #include "bindings.h"
 #include "persia/pool.h"
+#include "wire_arrays.h"
 
 namespace {
 
 using persia::AlignedArray;
 using persia::Pooling;
+using persia_bindings::Access;
 using persia_bindings::checked;
+using persia_bindings::data_of;
 using persia_bindings::describe;
 using persia_bindings::to_numpy;
+using persia_bindings::wire_named;
+using persia_bindings::wire_of;
+using persia_bindings::wire_rows;
 
 using Floats = py::array_t<float>;
 using Features = std::vector<std::tuple<size_t, size_t, std::string, py::object>>;
@@ -55,9 +61,11 @@ std::vector<py::ssize_t> shape(std::initializer_list<size_t> sizes) {
     return std::vector<py::ssize_t>(sizes.begin(), sizes.end());
 }
 
-py::tuple forward(const py::object& rows_object, const py::object& indices, const Features& features,
-                  size_t num_samples) {
-    const Floats rows = checked<float>(rows_object, 2, "rows");
+py::tuple forward(const py::array& rows, const py::object& indices, const Features& features,
+                  size_t num_samples, size_t dim) {
+    check(rows.ndim() == 2, "rows: expected an array of two axes, got " + describe(rows));
+    const persia::Wire wire =
+        wire_of(rows, "rows", rows.shape(0), static_cast<py::ssize_t>(dim), Access::kRead);
     const bool narrow = py::isinstance<py::array_t<uint16_t>>(indices);
     py::array_t<uint16_t> narrow_indices;
     py::array_t<uint32_t> wide_indices;
@@ -67,7 +75,6 @@ py::tuple forward(const py::object& rows_object, const py::object& indices, cons
         wide_indices = checked<uint32_t>(indices, 1, "indices (uint16 or uint32)");
     }
     const size_t num_ids = static_cast<size_t>(narrow ? narrow_indices.size() : wide_indices.size());
-    const size_t dim = static_cast<size_t>(rows.shape(1));
     const auto group = group_of(features, num_samples, static_cast<size_t>(rows.shape(0)), dim, num_ids);
     group.check();
 
@@ -84,14 +91,14 @@ py::tuple forward(const py::object& rows_object, const py::object& indices, cons
         sequences.push_back({values.back().data(), masks.back().data(), length});
     }
     {
-        const float* const data = rows.data();
+        const auto* const data = static_cast<const std::byte*>(rows.data());
         const uint16_t* const narrow_data = narrow ? narrow_indices.data() : nullptr;
         const uint32_t* const wide_data = narrow ? nullptr : wide_indices.data();
         const py::gil_scoped_release nogil;
         if (narrow) {
-            persia::gather_pool_forward(group, data, narrow_data, pooled.data(), sequences);
+            persia::gather_pool_forward(group, wire, data, narrow_data, pooled.data(), sequences);
         } else {
-            persia::gather_pool_forward(group, data, wide_data, pooled.data(), sequences);
+            persia::gather_pool_forward(group, wire, data, wide_data, pooled.data(), sequences);
         }
     }
     py::list outputs;
@@ -103,9 +110,10 @@ py::tuple forward(const py::object& rows_object, const py::object& indices, cons
     return py::make_tuple(to_numpy(std::move(pooled), shape({num_samples, num_pooled, dim})), outputs);
 }
 
-Floats backward(const py::object& pooled_gradient, const std::vector<py::object>& sequence_gradients,
-                const py::object& row_offsets_object, const py::object& positions_object,
-                const Features& features, size_t num_samples, size_t dim) {
+py::array backward(const py::object& pooled_gradient, const std::vector<py::object>& sequence_gradients,
+                   const py::object& row_offsets_object, const py::object& positions_object,
+                   const Features& features, size_t num_samples, size_t dim, const std::string& wire_name) {
+    const persia::Wire wire = wire_named(wire_name);
     const auto row_offsets = checked<uint32_t>(row_offsets_object, 1, "row_offsets");
     const auto positions = checked<uint32_t>(positions_object, 1, "positions");
     check(row_offsets.size() >= 1, "row_offsets needs one more entry than there are rows, got none");
@@ -142,21 +150,22 @@ Floats backward(const py::object& pooled_gradient, const std::vector<py::object>
             values = expect(checked<float>(gradient, 3, "sequence_gradient"), length, "sequence_gradient");
         sequences.push_back({values, length});
     }
-    AlignedArray<float> row_gradients(num_rows * dim);
+    const py::array row_gradients = wire_rows(wire, num_rows, dim);
     {
         const uint32_t* const position_data = positions.data();
+        auto* const to = data_of<std::byte>(row_gradients);
         const py::gil_scoped_release nogil;
-        persia::gather_pool_backward(group, pooled, sequences, offsets, position_data, row_gradients.data());
+        persia::gather_pool_backward(group, pooled, sequences, offsets, position_data, wire, to);
     }
-    return to_numpy(std::move(row_gradients), shape({num_rows, dim}));
+    return row_gradients;
 }
 
 }  // namespace
 
 void bind_pool(py::module_& m) {
     m.def("gather_pool_forward", &forward, py::arg("rows"), py::arg("indices"), py::kw_only(),
-          py::arg("features"), py::arg("num_samples"));
+          py::arg("features"), py::arg("num_samples"), py::arg("dim"));
     m.def("gather_pool_backward", &backward, py::arg("pooled_gradient"), py::arg("sequence_gradients"),
           py::arg("row_offsets"), py::arg("positions"), py::kw_only(), py::arg("features"),
-          py::arg("num_samples"), py::arg("dim"));
+          py::arg("num_samples"), py::arg("dim"), py::arg("wire") = "fp32");
 }

@@ -11,6 +11,8 @@
 
 using namespace persia;
 
+std::byte* bytes_of(std::vector<float>& values) { return reinterpret_cast<std::byte*>(values.data()); }
+
 // A random batch of one group with every kind of feature, and its transpose. Ids that belong to other groups
 // lie between the features, and the last rows are never used.
 struct Case {
@@ -55,7 +57,7 @@ struct Case {
     }
 
     void forward() {
-        gather_pool_forward(group, rows.data(), indices.data(), pooled.data(),
+        gather_pool_forward(group, Wire::kFp32, bytes_of(rows), indices.data(), pooled.data(),
                             {{values4.data(), mask4.get(), length4}, {values5.data(), mask5.get(), 1}});
     }
 
@@ -120,10 +122,10 @@ void forward_and_backward_follow_the_definition() {
             std::vector<float> got(c.rows.size(), NAN);
             gather_pool_backward(c.group, c.pooled.data(),
                                  {{c.values4.data(), c.length4}, {c.values5.data(), 1}}, c.row_offsets.data(),
-                                 c.positions.data(), got.data());
+                                 c.positions.data(), Wire::kFp32, bytes_of(got));
             for (size_t i = 0; i < got.size(); ++i) CHECK(std::fabs(got[i] - gradient[i]) < 1e-4);
             gather_pool_backward(c.group, nullptr, {{nullptr, c.length4}, {nullptr, 1}}, c.row_offsets.data(),
-                                 c.positions.data(), got.data());
+                                 c.positions.data(), Wire::kFp32, bytes_of(got));
             for (const float x : got) CHECK(x == 0);
         }
     }
@@ -152,7 +154,7 @@ void bad_input_is_refused() {
         std::vector<float> out(good.rows.size());
         good.positions[0] = 0;  // an id before the group's first feature
         gather_pool_backward(good.group, good.pooled.data(), {{nullptr, good.length4}, {nullptr, 1}},
-                             good.row_offsets.data(), good.positions.data(), out.data());
+                             good.row_offsets.data(), good.positions.data(), Wire::kFp32, bytes_of(out));
     });
     throws<std::invalid_argument>([&] {
         Case c(random, 4, 6);

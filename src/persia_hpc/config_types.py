@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from .wire import WIRES
+
 ROLE_KEYS = ("parameter_servers", "embedding_workers", "trainers")
 MODELS = ("dlrm", "dcn_v2", "deepfm", "tower")
 LOSSES = ("bce",)
@@ -169,8 +171,8 @@ class TrainConfig:
 class WireConfig:
     """The number format in which rows and gradients travel."""
 
-    rows: str = setting("fp32", choices=("fp32", "fp16"))
-    gradients: str = setting("fp32", choices=("fp32", "fp16"))
+    rows: str = setting("fp32", choices=tuple(WIRES))
+    gradients: str = setting("fp32", choices=tuple(WIRES))
 
 
 @dataclass(frozen=True)

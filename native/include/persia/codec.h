@@ -159,4 +159,21 @@ struct WireScaledFp16 {
     }
 };
 
+enum class Wire : std::uint8_t { kFp32, kFp16, kBf16, kScaledFp16 };
+
+// run(W{}) with the format's struct.
+template <typename Run>
+auto with_wire(Wire wire, const Run& run) {
+    switch (wire) {
+        case Wire::kFp16:
+            return run(WireFp16{});
+        case Wire::kBf16:
+            return run(WireBf16{});
+        case Wire::kScaledFp16:
+            return run(WireScaledFp16{});
+        default:
+            return run(WireFp32{});
+    }
+}
+
 }  // namespace persia

@@ -25,9 +25,7 @@ from persia_hpc.schedule import Schedule
 from .allreduce import DenseReducer
 from .batch import Batch, FeatureSpec, Inputs
 from .feeding import Array, Feed, Peers, concatenate
-from .pooling import Pooling, row_gradients
-
-GRADIENT_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+from .pooling import Pooling, RowGradients
 
 
 def make_inputs(layout: Layout, schema: DatasetSchema) -> Inputs:
@@ -95,10 +93,9 @@ class Session:
         self.results: dict[str, dict[str, float]] = {}  # the last evaluation of each split
         self._feed = feed
         self._reducer = reducer
-        self._pooling = Pooling(inputs)
+        self._pooling = Pooling(inputs, gradients=config.wire.gradients)
         self._metrics: dict[str, Metric] = load_metrics(config.train.metrics)
-        self._gradient_dtype = GRADIENT_DTYPES[config.wire.gradients]
-        self._current: tuple[FeedBatch, list[Tensor]] | None = None
+        self._current: tuple[FeedBatch, RowGradients] | None = None
         self._stepped = True
         self._segment_last: int | None = None  # while one is under way
 
@@ -176,8 +173,8 @@ class Session:
             feed = self._feed.next_batch(number)
             if feed is None:
                 break
-            batch, leaves = self._pooling.embed(feed, self.device, training=True)
-            self._current, self._stepped = (feed, leaves), False
+            batch, gradients = self._pooling.embed(feed, self.device, training=True)
+            self._current, self._stepped = (feed, gradients), False
             self.last_staleness = feed.staleness
             if batch.num_samples:
                 yield batch
@@ -221,11 +218,10 @@ class Session:
 
     def _finish_step(self, num_samples: int) -> None:
         assert self._current is not None
-        feed, leaves = self._current
+        feed, gradients = self._current
         self._current, self._stepped = None, True
-        gradients = [g.to("cpu", self._gradient_dtype).numpy() for g in row_gradients(leaves)]
         number, num_global = feed.step, feed.num_global
-        self._feed.push(feed, gradients)
+        self._feed.push(feed, gradients.arrays())
         self._reducer.reduce()
         if self.optimizer is not None:
             if self.config.train.clip_norm is not None and self.model is not None:
