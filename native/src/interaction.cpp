@@ -4,13 +4,12 @@
 #include <cstring>
 #include <type_traits>
 
+#include "lanes.h"
 #include "persia/aligned_array.h"
 
 namespace persia {
 namespace {
 
-constexpr size_t kLanes = 8;
-typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
 typedef int Places __attribute__((vector_size(kLanes * sizeof(int))));
 
 template <size_t n>
@@ -18,14 +17,6 @@ using Size = std::integral_constant<size_t, n>;
 
 size_t padded(size_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 size_t row_begin(size_t i) { return i * (i - (i > 0)) / 2; }  // of products (i, 0), (i, 1), ...
-
-Lanes load(const float* from) {
-    Lanes lanes;
-    std::memcpy(&lanes, from, sizeof lanes);
-    return lanes;
-}
-
-void store(float* to, const Lanes& lanes) { std::memcpy(to, &lanes, sizeof lanes); }
 
 // to[column][row] = from[row][column] of 8 x 8 floats.
 void transpose(const float* from, size_t from_stride, float* to, size_t to_stride) {

@@ -1,7 +1,5 @@
 #include <algorithm>
 #include <cstring>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
 #include "pool_rows.h"
@@ -9,7 +7,10 @@
 namespace persia {
 namespace {
 
-constexpr size_t kTile = 32;  // samples whose output is written together: fits the second-level cache
+struct Target {
+    const PoolFeature* feature;
+    float* out;  // of sample 0
+};
 
 // Rows of wire format W, of a dim that is known to the compiler unless kDim is kAnyDim.
 template <typename W, size_t kDim, typename Index>
@@ -18,31 +19,28 @@ class Forward {
     Forward(const std::byte* rows, size_t dim, const Index* indices)
         : rows_(rows), dim_(dim), indices_(indices), room_(dim) {}
 
-    // Sample b's vector goes to out + b * stride.
-    void one_hot(const PoolFeature& feature, size_t begin, size_t end, float* out, size_t stride) {
-        const Index* const ids = indices_ + feature.begin;
-        const size_t last = feature.end - feature.begin;
-        for (size_t b = begin; b < end; ++b) {
-            if (b + kAhead < last) prefetch(row(ids[b + kAhead]), W::bytes(dim()));
-            W::decode(row(ids[b]), out + b * stride, dim());
+    // Features with one id per sample, together: so their vectors are written as they lie. Sample b's vector
+    // of a feature goes to its out + b * stride.
+    void one_hot(const std::vector<Target>& targets, size_t num_samples, size_t stride) {
+        IndexTile<Index> tile(indices_, targets.size(), num_samples);
+        for (size_t b = 0; b < num_samples; ++b) {
+            const uint32_t* const rows = tile.rows(targets, b);
+            for (size_t f = 0; f < targets.size(); ++f) {
+                prefetch(row(rows[f + kAhead]), W::bytes(dim()));
+                W::decode(row(rows[f]), targets[f].out + b * stride, dim());
+            }
         }
     }
 
-    void bags(const PoolFeature& feature, size_t begin, size_t end, float* out, size_t stride) {
+    // One feature after the other, while its rows are in the cache.
+    void bags(const PoolFeature& feature, size_t num_samples, float* out, size_t stride) {
         const Index* const ids = indices_ + feature.begin;
         const size_t all = feature.end - feature.begin;
-        for (size_t b = begin; b < end; ++b) {
+        for (size_t b = 0; b < num_samples; ++b) {
             const size_t first = feature.bags[b], last = feature.bags[b + 1];
-            const float scale = first == last ? 1.0f : bag_scale(feature.pooling, last - first);
+            const float factor = first == last ? 1.0f : bag_scale(feature.pooling, last - first);
             float* const to = out + b * stride;
-            if constexpr (kDim == kAnyDim) {
-                sum(ids, all, first, last, to);
-                for (size_t d = 0; d < dim(); ++d) to[d] *= scale;
-            } else {
-                float total[kDim];  // in registers, or at least nowhere else
-                sum(ids, all, first, last, total);
-                for (size_t d = 0; d < kDim; ++d) to[d] = total[d] * scale;
-            }
+            sum(ids, all, first, last, factor, to);
         }
     }
 
@@ -64,22 +62,27 @@ class Forward {
     size_t dim() const { return kDim == kAnyDim ? dim_ : kDim; }
     const std::byte* row(size_t index) const { return rows_ + index * W::bytes(dim()); }
 
-    // The sum of rows ids[first] ... ids[last - 1], zeros if there are none; ids has `all`.
-    void sum(const Index* ids, size_t all, size_t first, size_t last, float* to) {
-        if (first == last) return static_cast<void>(std::memset(to, 0, dim() * sizeof(float)));
-        const auto fetch = [&](size_t i) {
+    // The sum of rows ids[first] ... ids[last - 1] times `factor`, zeros if there are none; ids has `all`.
+    void sum(const Index* ids, size_t all, size_t first, size_t last, float factor, float* to) {
+        const auto row_of = [&](size_t i) {
             if (i + kAhead < all) prefetch(row(ids[i + kAhead]), W::bytes(dim()));
+            return row(ids[i]);
         };
-        fetch(first);
-        W::decode(row(ids[first]), to, dim());
-        for (size_t i = first + 1; i < last; ++i) {
-            fetch(i);
-            if constexpr (kDim == kAnyDim) {
-                add_row<W, kDim>(to, row(ids[i]), dim_, room_.data());
-            } else {
-                float room[kDim];
-                add_row<W, kDim>(to, row(ids[i]), kDim, room);
+        if constexpr (kDim != kAnyDim) {
+            Lanes total[kDim / kLanes] = {};  // in registers
+            for (size_t i = first; i < last; ++i) {
+                const std::byte* const from = row_of(i);
+                for (size_t c = 0; c < kDim / kLanes; ++c)
+                    total[c] += load_lanes(W{}, from, c * kLanes, kDim);
             }
+            for (size_t c = 0; c < kDim / kLanes; ++c) store(to + c * kLanes, total[c] * factor);
+        } else {
+            std::memset(to, 0, dim_ * sizeof(float));
+            for (size_t i = first; i < last; ++i) {
+                W::decode(row_of(i), room_.data(), dim_);
+                add(to, room_.data(), dim_);
+            }
+            scale(to, to, factor, dim_);
         }
     }
 
@@ -89,34 +92,20 @@ class Forward {
     std::vector<float> room_;
 };
 
-template <typename Index>
-void check_indices(const PoolGroup& group, const Index* indices) {
-    for (const PoolFeature& feature : group.features) {
-        Index largest = 0;
-        for (size_t i = feature.begin; i < feature.end; ++i) largest = std::max(largest, indices[i]);
-        if (feature.begin < feature.end && largest >= group.num_rows) {
-            throw std::out_of_range("gather_pool: index " + std::to_string(largest) + " in a group of " +
-                                    std::to_string(group.num_rows) + " rows");
-        }
-    }
-}
-
 template <typename Kernel>
 void pool(Kernel forward, const PoolGroup& group, float* pooled, const std::vector<PoolSequence>& sequences) {
     const size_t stride = group.num_pooled() * group.dim;
-    for (size_t begin = 0; begin < group.num_samples; begin += kTile) {
-        const size_t end = std::min(begin + kTile, group.num_samples);
-        float* out = pooled;
-        for (const PoolFeature& feature : group.features) {
-            if (feature.pooling == Pooling::kSequence) continue;
-            if (feature.bags) {
-                forward.bags(feature, begin, end, out, stride);
-            } else {
-                forward.one_hot(feature, begin, end, out, stride);
-            }
-            out += group.dim;
+    std::vector<Target> one_hot;
+    for (const PoolFeature& feature : group.features) {
+        if (feature.pooling == Pooling::kSequence) continue;
+        if (feature.bags) {
+            forward.bags(feature, group.num_samples, pooled, stride);
+        } else {
+            one_hot.push_back({&feature, pooled});
         }
+        pooled += group.dim;
     }
+    forward.one_hot(one_hot, group.num_samples, stride);
     auto sequence = sequences.begin();
     for (const PoolFeature& feature : group.features) {
         if (feature.pooling == Pooling::kSequence) forward.sequence(feature, group.num_samples, *sequence++);

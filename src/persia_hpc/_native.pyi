@@ -214,20 +214,19 @@ def gather_pool_forward(
 def gather_pool_backward(
     pooled_gradient: _F32 | None,
     sequence_gradients: Sequence[_F32 | None],
-    row_offsets: _U32,
-    positions: _U32,
+    indices: npt.NDArray[np.uint16] | _U32,
     *,
     features: Sequence[_PoolFeature],
     num_samples: int,
+    num_rows: int,
     dim: int,
     wire: str = "fp32",
 ) -> _Rows:
     """Gradients of the outputs (None: zeros) -> gradients of the group's rows in a wire format, zeros for an
     unused one.
 
-    `row_offsets` [U+1] is the group's part of the transpose, with absolute positions; a row's sum goes in
-    ascending position order, in fp32. Raises ValueError for shapes that don't fit, IndexError for a position
-    of no feature here.
+    A row's sum goes over the ids that use it in ascending order, in fp32. Raises ValueError for shapes that
+    don't fit, IndexError for an index outside the rows.
     """
 
 # V vectors, P = V (V - 1) / 2 pairs, C copied vectors, W = C D + P. Vector 0 of a sample is in `first`

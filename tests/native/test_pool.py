@@ -153,6 +153,27 @@ def test_backward_repeats_bit_for_bit_and_sums_in_ascending_order() -> None:
             np.testing.assert_array_equal(tensors(gradients)[0].numpy()[0], expected)
 
 
+@pytest.mark.parametrize("dim", [3, 16])
+@pytest.mark.parametrize("rows", [[3, 3, 3, 3], [4, 1, 7, 2]])
+def test_features_of_one_table_are_summed_in_the_order_of_their_ids(dim: int, rows: list[int]) -> None:
+    """However the kernel goes through the batch: four features use `rows` rows, which overlap or don't."""
+    rng = np.random.default_rng(0)
+    num_samples = 200
+    bags = np.arange(num_samples + 1, dtype=np.uint32)
+    ids = np.concatenate([rng.integers(0, n, num_samples) for n in rows]).astype(np.uint32)
+    ids[num_samples : 2 * num_samples] += rows[0]  # a table of its own, or of its neighbours
+    features = [(f * num_samples, (f + 1) * num_samples, "sum", bags if f == 2 else None) for f in range(4)]
+    gradient = rng.normal(size=(num_samples, 4, dim)) * 10.0 ** rng.integers(-6, 6, (num_samples, 4, 1))
+    gradient = gradient.astype(np.float32)
+    expected = np.zeros((8, dim), np.float32)
+    for at, row in enumerate(ids):
+        expected[row] += gradient[at % num_samples, at // num_samples]
+    got = _native.gather_pool_backward(
+        gradient, [], ids, features=features, num_samples=num_samples, num_rows=8, dim=dim
+    )
+    np.testing.assert_array_equal(got, expected)
+
+
 @pytest.mark.parametrize("native", [True, False])
 def test_a_batch_without_samples(native: bool) -> None:
     rng = np.random.default_rng(1)
@@ -353,18 +374,17 @@ def test_bad_arrays_are_refused(change: dict[str, Any], error: type[Exception], 
         ({"pooled_gradient": np.ones((2, 2, 2), np.float32)}, ValueError, r"expected \[2, 1, 2\]"),
         ({"pooled_gradient": np.ones((2, 1, 2), np.float16)}, ValueError, "expected a C-contiguous float32"),
         ({"sequence_gradients": [None]}, ValueError, "one gradient .* per sequence feature, got 1"),
-        ({"row_offsets": np.array([0, 1, 4], np.uint32)}, ValueError, "row_offsets must grow"),
-        ({"positions": np.array([0, 1, 9], np.uint32)}, IndexError, "position 9 is not an id"),
+        ({"indices": np.array([0, 1, 3], np.uint16)}, IndexError, "index 3 in a group of 3 rows"),
+        ({"wire": "fp8"}, ValueError, "expected fp32, fp16, bf16 or scaled_fp16, got fp8"),
     ],
 )
 def test_bad_gradients_are_refused(change: dict[str, Any], error: type[Exception], message: str) -> None:
     arguments: dict[str, Any] = {
         "pooled_gradient": np.ones((2, 1, 2), np.float32),
         "sequence_gradients": [],
-        "row_offsets": np.array([0, 1, 3], np.uint32),
-        "positions": np.array([0, 1, 2], np.uint32),
+        "indices": INDICES,
     }
-    rest = {"features": [(0, 3, "sum", BAGS)], "num_samples": 2, "dim": 2}
+    rest = {"features": [(0, 3, "sum", BAGS)], "num_samples": 2, "num_rows": 3, "dim": 2}
     _native.gather_pool_backward(**arguments, **rest)
     with pytest.raises(error, match=message):
         _native.gather_pool_backward(**{**arguments, **change}, **rest)

@@ -52,13 +52,12 @@ struct PoolSequenceGradient {
     size_t length;
 };
 
-// row_gradients is [U] rows of wire format `wire`. row_offsets is [U+1] and absolute: row u is used at
-// positions[row_offsets[u]] ... positions[row_offsets[u+1] - 1], ids of the batch in ascending order, which
-// is the order of the sum, in fp32. A null pooled_gradient means zeros. Throws std::out_of_range for a
-// position outside the group's features.
+// row_gradients is [U] rows of wire format `wire`, zeros for a row that no id uses. The sum of a row's
+// gradients is that of its ids in ascending order, in fp32. A null pooled_gradient means zeros. Throws
+// std::out_of_range for a bad index.
+template <typename Index>
 void gather_pool_backward(const PoolGroup& group, const float* pooled_gradient,
-                          const std::vector<PoolSequenceGradient>& sequence_gradients,
-                          const uint32_t* row_offsets, const uint32_t* positions, Wire wire,
-                          std::byte* row_gradients);
+                          const std::vector<PoolSequenceGradient>& sequence_gradients, const Index* indices,
+                          Wire wire, std::byte* row_gradients);
 
 }  // namespace persia

@@ -1,7 +1,7 @@
 """Pooling: unique rows to vectors per sample, and their gradients back, beside copying as many bytes.
 
-Bytes are those that the call must touch: forward an index and a row per id and the output; backward a
-position and a gradient per id, and the rows' gradients. The limit copies half of them, so it reads and writes
+Bytes are those that the call must touch: forward an index and a row per id and the output; backward an
+index and a gradient per id, and the rows' gradients. The limit copies half of them, so it reads and writes
 as many.
 """
 
@@ -78,7 +78,7 @@ def _measure(
     row_bytes = rows.itemsize * rows.shape[1]
     touched = {
         "forward": num_ids * (dedup.indices.itemsize + row_bytes) + gradient.nbytes,
-        "backward": num_ids * (4 + dim * 4) + num_rows * (4 + row_bytes),
+        "backward": num_ids * (dedup.indices.itemsize + dim * 4) + num_rows * row_bytes,
     }
     sources = {name: np.ones(n // 2, np.uint8) for name, n in touched.items()}
     targets = {name: np.zeros(n // 2, np.uint8) for name, n in touched.items()}
@@ -88,7 +88,7 @@ def _measure(
             "forward": lambda: gather_pool_forward(rows, dedup.indices, **shared),
             "forward memcpy": lambda: np.copyto(targets["forward"], sources["forward"]),
             "backward": lambda: gather_pool_backward(
-                gradient, [], dedup.row_offsets, dedup.positions, wire=wire, **shared
+                gradient, [], dedup.indices, num_rows=num_rows, wire=wire, **shared
             ),
             "backward memcpy": lambda: np.copyto(targets["backward"], sources["backward"]),
         },

@@ -98,15 +98,14 @@ class NativeKernel:
             if block is None and all(v is None for v in values):
                 outputs.append(None)
                 continue
-            begin, end = feed.group_offsets[group.group], feed.group_offsets[group.group + 1]
             outputs.append(
                 _native.gather_pool_backward(
                     block,
                     values,
-                    feed.row_offsets[begin : end + 1],
-                    feed.positions,
+                    feed.indices,
                     features=parts,
                     num_samples=feed.num_samples,
+                    num_rows=len(feed.rows[group.group]),
                     dim=group.dim,
                     wire=wire.name,
                 )
