@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from persia_hpc._native import decode_rows, encode_rows
+from persia_hpc.config_types import WIRE_FORMATS
 from persia_hpc.wire import WIRES, wire_of
 
 Array = npt.NDArray[np.float32]
@@ -99,6 +100,10 @@ def test_the_error_of_each_format(wire: str) -> None:
         found.append(np.sqrt((error**2).mean() / (sent**2).mean()))
     for value, bound in zip(found, ERRORS[wire], strict=True):
         assert bound / 3 <= value <= bound
+
+
+def test_the_configuration_knows_all_formats() -> None:
+    assert tuple(WIRES) == WIRE_FORMATS
 
 
 def test_arrays_that_are_no_rows() -> None:
