@@ -4,6 +4,7 @@
 #include "persia/codec.h"
 #include "persia/key.h"
 #include "table_arrays.h"
+#include "wire_arrays.h"
 
 namespace {
 
@@ -22,11 +23,6 @@ py::array_t<std::uint64_t> map_all(const py::array& from, const char* name) {
     return to;
 }
 
-void check_same_size(const py::array& from, const py::array& to, ElementType in, ElementType out) {
-    check_array(from, "values", {in}, {from.size()}, Access::kRead);
-    check_array(to, "out", {out}, {from.size()}, Access::kWrite);
-}
-
 }  // namespace
 
 void bind_codec(py::module_& m) {
@@ -37,26 +33,47 @@ void bind_codec(py::module_& m) {
         "unmix", [](const py::array& keys) { return map_all<persia::unmix>(keys, "keys"); }, py::arg("keys"),
         "Ids uint64 [N] of keys uint64 [N]: the inverse of mix().");
     m.def(
-        "encode_fp16",
-        [](const py::array& values, const py::array& out) {
-            check_same_size(values, out, kFloat32, kFloat16);
-            const auto* from = data_of<const float>(values);
-            auto* to = data_of<persia::Half>(out);
-            const auto n = static_cast<std::size_t>(values.size());
-            const py::gil_scoped_release nogil;
-            persia::encode_half(from, to, n);
+        "encode_rows",
+        [](const py::array& rows, const std::string& wire_name) {
+            if (rows.ndim() != 2)
+                throw py::value_error("rows: expected float32 [U, D], got " +
+                                      array_text(rows, Access::kRead));
+            check_array(rows, "rows", {kFloat32}, {rows.shape(0), rows.shape(1)}, Access::kRead);
+            const persia::Wire wire = wire_named(wire_name);
+            const auto num_rows = static_cast<std::size_t>(rows.shape(0));
+            const auto dim = static_cast<std::size_t>(rows.shape(1));
+            const py::array out = wire_rows(wire, num_rows, dim);
+            const auto* from = data_of<const float>(rows);
+            auto* to = data_of<std::byte>(out);
+            {
+                const py::gil_scoped_release nogil;
+                persia::with_wire(wire, [&](auto format) {
+                    for (std::size_t u = 0; u < num_rows; ++u)
+                        format.encode(from + u * dim, to + u * format.bytes(dim), dim);
+                });
+            }
+            return out;
         },
-        py::arg("values"), py::arg("out"),
-        "Writes float32 [N] as float16 [N]: round to nearest even, too large becomes infinity.");
+        py::arg("rows"), py::arg("wire"));
     m.def(
-        "decode_fp16",
-        [](const py::array& values, const py::array& out) {
-            check_same_size(values, out, kFloat16, kFloat32);
-            const auto* from = data_of<const persia::Half>(values);
-            auto* to = data_of<float>(out);
-            const auto n = static_cast<std::size_t>(values.size());
-            const py::gil_scoped_release nogil;
-            persia::decode_half(from, to, n);
+        "decode_rows",
+        [](const py::array& rows, std::size_t dim) {
+            if (rows.ndim() != 2)
+                throw py::value_error("rows: expected two axes, got " + array_text(rows, Access::kRead));
+            const auto width = static_cast<py::ssize_t>(dim);
+            const persia::Wire wire = wire_of(rows, "rows", rows.shape(0), width, Access::kRead);
+            py::array_t<float> out({rows.shape(0), width});
+            const auto num_rows = static_cast<std::size_t>(rows.shape(0));
+            const auto* from = data_of<const std::byte>(rows);
+            auto* to = out.mutable_data();
+            {
+                const py::gil_scoped_release nogil;
+                persia::with_wire(wire, [&](auto format) {
+                    for (std::size_t u = 0; u < num_rows; ++u)
+                        format.decode(from + u * format.bytes(dim), to + u * dim, dim);
+                });
+            }
+            return out;
         },
-        py::arg("values"), py::arg("out"), "Writes float16 [N] as float32 [N]: exact.");
+        py::arg("rows"), py::arg("dim"));
 }

@@ -1,19 +1,24 @@
 #include <pybind11/stl.h>
 
-#include <algorithm>
 #include <tuple>
 
 #include "arrays.h"
 #include "bindings.h"
 #include "persia/pool.h"
+#include "wire_arrays.h"
 
 namespace {
 
 using persia::AlignedArray;
 using persia::Pooling;
+using persia_bindings::Access;
 using persia_bindings::checked;
+using persia_bindings::data_of;
 using persia_bindings::describe;
 using persia_bindings::to_numpy;
+using persia_bindings::wire_named;
+using persia_bindings::wire_of;
+using persia_bindings::wire_rows;
 
 using Floats = py::array_t<float>;
 using Features = std::vector<std::tuple<size_t, size_t, std::string, py::object>>;
@@ -55,20 +60,37 @@ std::vector<py::ssize_t> shape(std::initializer_list<size_t> sizes) {
     return std::vector<py::ssize_t>(sizes.begin(), sizes.end());
 }
 
-py::tuple forward(const py::object& rows_object, const py::object& indices, const Features& features,
-                  size_t num_samples) {
-    const Floats rows = checked<float>(rows_object, 2, "rows");
-    const bool narrow = py::isinstance<py::array_t<uint16_t>>(indices);
-    py::array_t<uint16_t> narrow_indices;
-    py::array_t<uint32_t> wide_indices;
-    if (narrow) {
-        narrow_indices = checked<uint16_t>(indices, 1, "indices");
-    } else {
-        wide_indices = checked<uint32_t>(indices, 1, "indices (uint16 or uint32)");
+// indices: uint16 or uint32 [N].
+struct Indices {
+    explicit Indices(const py::object& object) : narrow(py::isinstance<py::array_t<uint16_t>>(object)) {
+        if (narrow) {
+            narrow_array = checked<uint16_t>(object, 1, "indices");
+        } else {
+            wide_array = checked<uint32_t>(object, 1, "indices (uint16 or uint32)");
+        }
     }
-    const size_t num_ids = static_cast<size_t>(narrow ? narrow_indices.size() : wide_indices.size());
-    const size_t dim = static_cast<size_t>(rows.shape(1));
-    const auto group = group_of(features, num_samples, static_cast<size_t>(rows.shape(0)), dim, num_ids);
+    size_t size() const { return static_cast<size_t>(narrow ? narrow_array.size() : wide_array.size()); }
+    // run(pointer to the indices), without the GIL
+    template <typename Run>
+    void with(const Run& run) const {
+        const uint16_t* const narrow_data = narrow ? narrow_array.data() : nullptr;
+        const uint32_t* const wide_data = narrow ? nullptr : wide_array.data();
+        const py::gil_scoped_release nogil;
+        narrow ? run(narrow_data) : run(wide_data);
+    }
+    bool narrow;
+    py::array_t<uint16_t> narrow_array;
+    py::array_t<uint32_t> wide_array;
+};
+
+py::tuple forward(const py::array& rows, const py::object& indices_object, const Features& features,
+                  size_t num_samples, size_t dim) {
+    check(rows.ndim() == 2, "rows: expected an array of two axes, got " + describe(rows));
+    const persia::Wire wire =
+        wire_of(rows, "rows", rows.shape(0), static_cast<py::ssize_t>(dim), Access::kRead);
+    const Indices indices(indices_object);
+    const auto group =
+        group_of(features, num_samples, static_cast<size_t>(rows.shape(0)), dim, indices.size());
     group.check();
 
     const size_t num_pooled = group.num_pooled();
@@ -83,17 +105,10 @@ py::tuple forward(const py::object& rows_object, const py::object& indices, cons
         masks.emplace_back(num_samples * length);
         sequences.push_back({values.back().data(), masks.back().data(), length});
     }
-    {
-        const float* const data = rows.data();
-        const uint16_t* const narrow_data = narrow ? narrow_indices.data() : nullptr;
-        const uint32_t* const wide_data = narrow ? nullptr : wide_indices.data();
-        const py::gil_scoped_release nogil;
-        if (narrow) {
-            persia::gather_pool_forward(group, data, narrow_data, pooled.data(), sequences);
-        } else {
-            persia::gather_pool_forward(group, data, wide_data, pooled.data(), sequences);
-        }
-    }
+    const auto* const data = static_cast<const std::byte*>(rows.data());
+    indices.with([&](const auto* ids) {
+        persia::gather_pool_forward(group, wire, data, ids, pooled.data(), sequences);
+    });
     py::list outputs;
     for (size_t s = 0; s < sequences.size(); ++s) {
         const size_t length = sequences[s].length;
@@ -103,18 +118,12 @@ py::tuple forward(const py::object& rows_object, const py::object& indices, cons
     return py::make_tuple(to_numpy(std::move(pooled), shape({num_samples, num_pooled, dim})), outputs);
 }
 
-Floats backward(const py::object& pooled_gradient, const std::vector<py::object>& sequence_gradients,
-                const py::object& row_offsets_object, const py::object& positions_object,
-                const Features& features, size_t num_samples, size_t dim) {
-    const auto row_offsets = checked<uint32_t>(row_offsets_object, 1, "row_offsets");
-    const auto positions = checked<uint32_t>(positions_object, 1, "positions");
-    check(row_offsets.size() >= 1, "row_offsets needs one more entry than there are rows, got none");
-    const uint32_t* const offsets = row_offsets.data();
-    const size_t num_rows = static_cast<size_t>(row_offsets.size()) - 1;
-    const size_t num_ids = static_cast<size_t>(positions.size());
-    check(std::is_sorted(offsets, offsets + num_rows + 1) && offsets[num_rows] <= num_ids,
-          "row_offsets must grow and end at or below the number of positions " + std::to_string(num_ids));
-    const auto group = group_of(features, num_samples, num_rows, dim, num_ids);
+py::array backward(const py::object& pooled_gradient, const std::vector<py::object>& sequence_gradients,
+                   const py::object& indices_object, const Features& features, size_t num_samples,
+                   size_t num_rows, size_t dim, const std::string& wire_name) {
+    const persia::Wire wire = wire_named(wire_name);
+    const Indices indices(indices_object);
+    const auto group = group_of(features, num_samples, num_rows, dim, indices.size());
     group.check();
 
     const auto expect = [&](const Floats& array, size_t middle, const char* name) {
@@ -142,21 +151,19 @@ Floats backward(const py::object& pooled_gradient, const std::vector<py::object>
             values = expect(checked<float>(gradient, 3, "sequence_gradient"), length, "sequence_gradient");
         sequences.push_back({values, length});
     }
-    AlignedArray<float> row_gradients(num_rows * dim);
-    {
-        const uint32_t* const position_data = positions.data();
-        const py::gil_scoped_release nogil;
-        persia::gather_pool_backward(group, pooled, sequences, offsets, position_data, row_gradients.data());
-    }
-    return to_numpy(std::move(row_gradients), shape({num_rows, dim}));
+    const py::array row_gradients = wire_rows(wire, num_rows, dim);
+    auto* const to = data_of<std::byte>(row_gradients);
+    indices.with(
+        [&](const auto* ids) { persia::gather_pool_backward(group, pooled, sequences, ids, wire, to); });
+    return row_gradients;
 }
 
 }  // namespace
 
 void bind_pool(py::module_& m) {
     m.def("gather_pool_forward", &forward, py::arg("rows"), py::arg("indices"), py::kw_only(),
-          py::arg("features"), py::arg("num_samples"));
+          py::arg("features"), py::arg("num_samples"), py::arg("dim"));
     m.def("gather_pool_backward", &backward, py::arg("pooled_gradient"), py::arg("sequence_gradients"),
-          py::arg("row_offsets"), py::arg("positions"), py::kw_only(), py::arg("features"),
-          py::arg("num_samples"), py::arg("dim"));
+          py::arg("indices"), py::kw_only(), py::arg("features"), py::arg("num_samples"), py::arg("num_rows"),
+          py::arg("dim"), py::arg("wire") = "fp32");
 }

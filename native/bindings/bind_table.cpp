@@ -8,6 +8,7 @@
 #include "bindings.h"
 #include "persia/table.h"
 #include "table_arrays.h"
+#include "wire_arrays.h"
 
 namespace {
 
@@ -49,7 +50,7 @@ std::uint32_t check_step(std::int64_t step) {
 std::uint32_t pull(LockedTable& self, const py::array& keys, std::int64_t step, const py::array& out,
                    const py::array& slots) {
     const py::ssize_t n = check_keys(keys, "keys");
-    const persia::Wire wire = check_rows(out, "out", n, self.dim(), Access::kWrite);
+    const persia::Wire wire = wire_of(out, "out", n, self.dim(), Access::kWrite);
     check_array(slots, "slots", {kUint32}, {n}, Access::kWrite);
     const std::uint32_t at = check_step(step);
     const auto* in = data_of<const Key>(keys);
@@ -61,7 +62,7 @@ std::uint32_t pull(LockedTable& self, const py::array& keys, std::int64_t step, 
 
 void lookup(LockedTable& self, const py::array& keys, const py::array& out) {
     const py::ssize_t n = check_keys(keys, "keys");
-    const persia::Wire wire = check_rows(out, "out", n, self.dim(), Access::kWrite);
+    const persia::Wire wire = wire_of(out, "out", n, self.dim(), Access::kWrite);
     const auto* in = data_of<const Key>(keys);
     auto* rows = data_of<std::byte>(out);
     self.run([&](Table& table) { table.lookup(in, static_cast<std::size_t>(n), wire, rows); });
@@ -73,7 +74,7 @@ persia::PushBatch to_batch(const LockedTable& self, const PyBatch& batch, const 
     const auto& [keys, slots, gradients, epoch] = batch;
     const py::ssize_t n = check_keys(keys, prefix + "keys");
     check_array(slots, prefix + "slots", {kUint32}, {n}, Access::kRead);
-    const persia::Wire wire = check_rows(gradients, prefix + "grads", n, self.dim(), Access::kRead);
+    const persia::Wire wire = wire_of(gradients, prefix + "grads", n, self.dim(), Access::kRead);
     return {data_of<const Key>(keys),
             data_of<const std::uint32_t>(slots),
             data_of<const std::byte>(gradients),

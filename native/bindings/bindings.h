@@ -8,5 +8,6 @@ namespace py = pybind11;
 void bind_codec(py::module_& m);
 void bind_dedup(py::module_& m);
 void bind_limits(py::module_& m);
+void bind_interaction(py::module_& m);
 void bind_pool(py::module_& m);
 void bind_table(py::module_& m);

@@ -1,10 +1,31 @@
 #include "bindings.h"
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
+namespace {
+
+// malloc maps large blocks afresh each time, and touching a new page costs several times as much as copying
+// it: so a process that allocates the same large arrays in each step keeps what it frees. An older glibc
+// refuses the first threshold. Elsewhere this does nothing.
+void keep_freed_memory() {
+#ifdef __GLIBC__
+    if (mallopt(M_MMAP_THRESHOLD, 1 << 30) == 0) mallopt(M_MMAP_THRESHOLD, 32 << 20);
+    mallopt(M_TRIM_THRESHOLD, 2147483647);
+#endif
+}
+
+}  // namespace
+
 PYBIND11_MODULE(_native, m) {
-    m.doc() = "Native parts of persia_hpc: tables, dedup, pooling, codecs. No I/O, no MPI, no torch.";
+    m.doc() =
+        "Native parts of persia_hpc: tables, dedup, pooling, interaction, codecs. No I/O, no MPI, no torch.";
     bind_codec(m);
     bind_table(m);
     bind_dedup(m);
     bind_pool(m);
     bind_limits(m);
+    bind_interaction(m);
+    m.def("keep_freed_memory", &keep_freed_memory);
 }

@@ -8,7 +8,6 @@
 #include <initializer_list>
 #include <string>
 
-#include "persia/wire.h"
 
 namespace py = pybind11;
 
@@ -38,8 +37,6 @@ inline bool has_dtype(const py::array& array, char kind, py::ssize_t itemsize) {
     return dtype.kind() == kind && dtype.itemsize() == itemsize &&
            (dtype.byteorder() == '=' || dtype.byteorder() == '|');
 }
-
-inline bool is_half(const py::array& array) { return has_dtype(array, 'f', 2); }
 
 // Raises ValueError, with what was expected and got, unless the array fits and is aligned for its elements.
 // `kinds`: the element types that would do, each as (numpy kind, bytes).
@@ -77,13 +74,6 @@ inline constexpr ElementType kUint64{'u', 8, "uint64"};
 inline constexpr ElementType kUint32{'u', 4, "uint32"};
 inline constexpr ElementType kFloat32{'f', 4, "float32"};
 inline constexpr ElementType kFloat16{'f', 2, "float16"};
-
-// Rows or gradients [n, dim] in a wire format, which the array's type tells.
-inline persia::Wire check_rows(const py::array& rows, const std::string& name, py::ssize_t n, py::ssize_t dim,
-                               Access access) {
-    check_array(rows, name, {kFloat32, kFloat16}, {n, dim}, access);
-    return is_half(rows) ? persia::Wire::kFp16 : persia::Wire::kFp32;
-}
 
 // The data of a checked array. Not mutable_data(): that one refuses again with a message of its own.
 template <class T>

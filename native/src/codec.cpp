@@ -1,26 +1,6 @@
 #include "persia/codec.h"
 
-#include <cstring>
-#ifdef __F16C__
-#include <immintrin.h>
-#endif
-
 namespace persia {
-namespace {
-
-std::uint32_t bits_of(float value) {
-    std::uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    return bits;
-}
-
-float float_of(std::uint32_t bits) {
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-}  // namespace
 
 Half encode_half_portable(float value) {
     const std::uint32_t bits = bits_of(value);
@@ -50,38 +30,6 @@ float decode_half_portable(Half value) {
     const float subnormal = static_cast<float>(magnitude) * 0x1p-24f;
     return float_of(sign | bits_of(subnormal));
 }
-
-#ifdef __F16C__
-
-void encode_half(const float* from, Half* to, std::size_t n) {
-    std::size_t i = 0;
-    for (; i + 8 <= n; i += 8) {
-        const __m128i halves = _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT);
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), halves);
-    }
-    for (; i < n; ++i) to[i].bits = _cvtss_sh(from[i], _MM_FROUND_TO_NEAREST_INT);
-}
-
-void decode_half(const Half* from, float* to, std::size_t n) {
-    std::size_t i = 0;
-    for (; i + 8 <= n; i += 8) {
-        const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
-        _mm256_storeu_ps(to + i, _mm256_cvtph_ps(halves));
-    }
-    for (; i < n; ++i) to[i] = _cvtsh_ss(from[i].bits);
-}
-
-#else
-
-void encode_half(const float* from, Half* to, std::size_t n) {
-    for (std::size_t i = 0; i < n; ++i) to[i] = encode_half_portable(from[i]);
-}
-
-void decode_half(const Half* from, float* to, std::size_t n) {
-    for (std::size_t i = 0; i < n; ++i) to[i] = decode_half_portable(from[i]);
-}
-
-#endif
 
 bool all_finite(const float* values, std::size_t n) {
     // No early exit: a branch per element would keep the loop from being vectorised.

@@ -47,9 +47,16 @@ void check_plan(const DedupPlan& plan) {
     }
 }
 
+// A condition that the compiler must compute: of a comparison it would make a branch that can't be predicted.
+uint32_t opaque(uint32_t condition) {
+    __asm__("" : "+r"(condition));
+    return condition;
+}
+
+// So sparse that most keys are where they are looked for first.
 size_t index_size(size_t num_ids) {
     size_t size = kBlock;
-    while (size < 2 * num_ids) size *= 2;
+    while (size < 4 * num_ids) size *= 2;
     return size;
 }
 
@@ -104,16 +111,17 @@ uint32_t Deduplicator::find_unique(const IdSpan& ids, size_t mask, uint64_t* uni
         for (size_t i = 0; i < size; ++i) {
             const uint64_t key = keys[i];
             size_t at = key & mask;
-            while (entries[at].epoch == epoch && entries[at].key != key) at = (at + 1) & mask;
+            while (opaque((entries[at].epoch == epoch) & (entries[at].key != key))) at = (at + 1) & mask;
+            // Whether a key is new can't be predicted: so everything is written either way. What is written
+            // behind the last unique key is overwritten by the next.
             Entry& entry = entries[at];
-            if (entry.epoch != epoch) {
-                entry = Entry{key, epoch, num_unique};
-                unique[num_unique] = key;
-                uses[num_unique] = 0;
-                ++num_unique;
-            }
-            ordinals[begin + i] = entry.ordinal;
-            ++uses[entry.ordinal];
+            const uint32_t fresh = opaque(entry.epoch != epoch);
+            const uint32_t ordinal = fresh * num_unique + (1 - fresh) * entry.ordinal;
+            entry = Entry{key, epoch, ordinal};
+            unique[num_unique] = key;
+            ++uses[ordinal];
+            num_unique += fresh;
+            ordinals[begin + i] = ordinal;
         }
     }
     return num_unique;
@@ -197,6 +205,7 @@ DedupResult Deduplicator::run(const std::vector<IdSpan>& values) {
         const uint32_t base = result.table_offsets[t];
         uint32_t num_unique = 0;
         next_epoch();
+        std::fill(uses_.data() + base, uses_.data() + base + table_ids, 0);
         for (const uint32_t f : features_[t]) {
             num_unique = find_unique(values[f], mask, unique_.data() + base, uses_.data() + base, num_unique,
                                      ordinals_.data() + result.feature_offsets[f]);

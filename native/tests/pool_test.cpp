@@ -11,10 +11,12 @@
 
 using namespace persia;
 
-// A random batch of one group with every kind of feature, and its transpose. Ids that belong to other groups
+std::byte* bytes_of(std::vector<float>& values) { return reinterpret_cast<std::byte*>(values.data()); }
+
+// A random batch of one group with every kind of feature. Ids that belong to other groups
 // lie between the features, and the last rows are never used.
 struct Case {
-    Case(std::mt19937& random, size_t dim, size_t num_samples) : rows(40 * dim), row_offsets{0} {
+    Case(std::mt19937& random, size_t dim, size_t num_samples) : rows(40 * dim) {
         std::normal_distribution<float> normal;
         for (float& x : rows) x = normal(random);
         group = {40, dim, num_samples, {}};
@@ -37,14 +39,6 @@ struct Case {
             for (size_t i = feature.begin; i < feature.end; ++i)
                 indices[i] = static_cast<uint16_t>(random() % 30);
         }
-        for (size_t u = 0; u < 40; ++u) {
-            for (const PoolFeature& feature : group.features) {
-                for (size_t i = feature.begin; i < feature.end; ++i) {
-                    if (indices[i] == u) positions.push_back(static_cast<uint32_t>(i));
-                }
-            }
-            row_offsets.push_back(static_cast<uint32_t>(positions.size()));
-        }
         length4 = group.longest(group.features[4]);
         pooled.resize(num_samples * 4 * dim, NAN);
         values4.resize(num_samples * length4 * dim, NAN);
@@ -55,7 +49,7 @@ struct Case {
     }
 
     void forward() {
-        gather_pool_forward(group, rows.data(), indices.data(), pooled.data(),
+        gather_pool_forward(group, Wire::kFp32, bytes_of(rows), indices.data(), pooled.data(),
                             {{values4.data(), mask4.get(), length4}, {values5.data(), mask5.get(), 1}});
     }
 
@@ -63,7 +57,6 @@ struct Case {
     std::vector<float> rows;
     std::vector<uint16_t> indices;
     std::vector<std::vector<uint32_t>> bags;
-    std::vector<uint32_t> row_offsets, positions;
     std::vector<float> pooled, values4, values5;
     std::unique_ptr<bool[]> mask4, mask5;
     size_t length4;
@@ -119,11 +112,11 @@ void forward_and_backward_follow_the_definition() {
             }
             std::vector<float> got(c.rows.size(), NAN);
             gather_pool_backward(c.group, c.pooled.data(),
-                                 {{c.values4.data(), c.length4}, {c.values5.data(), 1}}, c.row_offsets.data(),
-                                 c.positions.data(), got.data());
+                                 {{c.values4.data(), c.length4}, {c.values5.data(), 1}}, c.indices.data(),
+                                 Wire::kFp32, bytes_of(got));
             for (size_t i = 0; i < got.size(); ++i) CHECK(std::fabs(got[i] - gradient[i]) < 1e-4);
-            gather_pool_backward(c.group, nullptr, {{nullptr, c.length4}, {nullptr, 1}}, c.row_offsets.data(),
-                                 c.positions.data(), got.data());
+            gather_pool_backward(c.group, nullptr, {{nullptr, c.length4}, {nullptr, 1}}, c.indices.data(),
+                                 Wire::kFp32, bytes_of(got));
             for (const float x : got) CHECK(x == 0);
         }
     }
@@ -150,9 +143,8 @@ void bad_input_is_refused() {
     });
     throws<std::out_of_range>([&] {
         std::vector<float> out(good.rows.size());
-        good.positions[0] = 0;  // an id before the group's first feature
         gather_pool_backward(good.group, good.pooled.data(), {{nullptr, good.length4}, {nullptr, 1}},
-                             good.row_offsets.data(), good.positions.data(), out.data());
+                             good.indices.data(), Wire::kFp32, bytes_of(out));
     });
     throws<std::invalid_argument>([&] {
         Case c(random, 4, 6);

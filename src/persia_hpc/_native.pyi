@@ -1,4 +1,4 @@
-"""The native extension: tables, codecs, dedup, pooling.
+"""The native extension: tables, codecs, dedup, pooling, pairwise interaction.
 
 Shape letters: U unique keys of a call, D dim, S state width, N any. Arrays are NumPy arrays, C-contiguous,
 and used in place: one of another dtype, shape or layout raises an error that names the argument, what was
@@ -14,8 +14,10 @@ import numpy.typing as npt
 _U64 = npt.NDArray[np.uint64]
 _U32 = npt.NDArray[np.uint32]
 _F32 = npt.NDArray[np.float32]
-_F16 = npt.NDArray[np.float16]
-_Rows = npt.NDArray[Any]  # float32 or float16 [U, D]
+_Rows = npt.NDArray[Any]  # [U, D or D + 2] in one of the wire formats
+
+def keep_freed_memory() -> None:
+    """Makes this process keep large blocks that it frees, for the next step; irrevocable, glibc only."""
 
 def mix(ids: _U64) -> _U64:
     """Keys [N] of ids [N]: a bijection."""
@@ -29,11 +31,11 @@ def hash_ids(ids: _U64, *, rounds: int, size: int) -> _U64:
     Raises ValueError for no round, size 0, and more than 2^64 indices in all.
     """
 
-def encode_fp16(values: _F32, out: _F16) -> None:
-    """Writes [N] fp32 as fp16: round to nearest even, too large becomes infinity."""
+def encode_rows(rows: _F32, wire: str) -> _Rows:
+    """Rows [U, D] in a format of `persia_hpc.wire.WIRES`: "fp32", "fp16", "bf16" or "scaled_fp16"."""
 
-def decode_fp16(values: _F16, out: _F32) -> None:
-    """Writes [N] fp16 as fp32: exact."""
+def decode_rows(rows: _Rows, dim: int) -> _F32:
+    """[U, D] of rows in any wire format, which follows from their dtype and width."""
 
 class MemoryLimits:
     """Rows, states and index entries on huge pages, and the least that any table must do with them."""
@@ -235,9 +237,15 @@ class Deduplicator:
 _PoolFeature = tuple[int, int, str, _U32 | None]
 
 def gather_pool_forward(
-    rows: _F32, indices: npt.NDArray[np.uint16] | _U32, *, features: Sequence[_PoolFeature], num_samples: int
+    rows: _Rows,
+    indices: npt.NDArray[np.uint16] | _U32,
+    *,
+    features: Sequence[_PoolFeature],
+    num_samples: int,
+    dim: int,
 ) -> tuple[_F32, list[tuple[_F32, npt.NDArray[np.bool_]]]]:
-    """One group's rows [U, D] -> (pooled [B, P, D], per sequence feature (values [B, L, D], mask [B, L])).
+    """One group's rows, in a wire format -> (pooled [B, P, D], per sequence feature (values [B, L, D], mask
+    [B, L])).
 
     `indices` [N] are the whole batch's. Features come in the order of their ids; P and the list keep that
     order. An empty bag gives zeros; sequences are left-aligned, zeros behind, L the longest and at least 1.
@@ -247,17 +255,34 @@ def gather_pool_forward(
 def gather_pool_backward(
     pooled_gradient: _F32 | None,
     sequence_gradients: Sequence[_F32 | None],
-    row_offsets: _U32,
-    positions: _U32,
+    indices: npt.NDArray[np.uint16] | _U32,
     *,
     features: Sequence[_PoolFeature],
     num_samples: int,
+    num_rows: int,
     dim: int,
-) -> _F32:
-    """Gradients of the outputs (None: zeros) -> gradients [U, D] of the group's rows, zeros for an unused
-    one.
+    wire: str = "fp32",
+) -> _Rows:
+    """Gradients of the outputs (None: zeros) -> gradients of the group's rows in a wire format, zeros for an
+    unused one.
 
-    `row_offsets` [U+1] is the group's part of the transpose, with absolute positions; a row's sum goes in
-    ascending position order. Raises ValueError for shapes that don't fit, IndexError for a position of no
-    feature here.
+    A row's sum goes over the ids that use it in ascending order, in fp32. Raises ValueError for shapes that
+    don't fit, IndexError for an index outside the rows.
     """
+
+# V vectors, P = V (V - 1) / 2 pairs, C copied vectors, W = C D + P. Vector 0 of a sample is in `first`
+# [B, D], the others in `rest` [B, V-1, D]; or, with `first` None, all in `rest` [B, V, D].
+
+def interaction_forward(first: _F32 | None, rest: _F32, *, num_copied: int, out: _F32) -> None:
+    """Writes to `out` [B, W] the first C vectors, then the products of (1, 0), (2, 0), (2, 1), (3, 0), ..."""
+
+def interaction_backward(
+    first: _F32 | None,
+    rest: _F32,
+    *,
+    num_copied: int,
+    gradient: _F32,
+    first_gradient: _F32 | None,
+    rest_gradient: _F32,
+) -> None:
+    """Writes the vectors' gradients, shaped like the vectors, from that of the forward's `out` [B, W]."""

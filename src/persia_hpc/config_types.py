@@ -20,6 +20,7 @@ ROLE_KEYS = ("parameter_servers", "embedding_workers", "trainers")
 MODELS = ("dlrm", "dcn_v2", "deepfm", "tower")
 LOSSES = ("bce",)
 METRICS = ("auc", "logloss")
+WIRE_FORMATS = ("fp32", "fp16", "bf16", "scaled_fp16")  # wire.py says what they are; it needs NumPy
 
 # Options of each embedding optimizer with their defaults: torch's, FBGEMM's for row-wise Adagrad.
 TABLE_OPTIMIZERS: dict[str, dict[str, float]] = {
@@ -197,8 +198,8 @@ class TrainConfig:
 class WireConfig:
     """The number format in which rows and gradients travel."""
 
-    rows: str = setting("fp32", choices=("fp32", "fp16"))
-    gradients: str = setting("fp32", choices=("fp32", "fp16"))
+    rows: str = setting("fp32", choices=WIRE_FORMATS)
+    gradients: str = setting("fp32", choices=WIRE_FORMATS)
 
 
 @dataclass(frozen=True)

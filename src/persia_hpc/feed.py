@@ -21,9 +21,9 @@ class FeedBatch:
     """One trainer's part of a step, rows included. Arrays may be views of a ring: valid until the batch is
     given back.
 
-    rows: for each group [U_g, D_g], float32 or float16. indices: uint16 or uint32 [N], each id's row relative
-    to its group. feature_offsets: uint32 [F+1], ids of a feature. bag_offsets: uint32 [B+1] of each multi-hot
-    feature.
+    rows: for each group U_g rows of dim D_g in a wire format (`wire.WIRES`). indices: uint16 or uint32 [N],
+    each id's row relative to its group. feature_offsets: uint32 [F+1], ids of a feature. bag_offsets: uint32
+    [B+1] of each multi-hot feature.
     row_offsets: uint32 [U+1] and positions: uint32 [N], the transpose: the id positions that use each row.
     group_offsets: uint32 [G+1]. dense float32 [B, K], labels float32 [B, L], weight float32 [B], group int64
     [B].

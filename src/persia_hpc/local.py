@@ -20,7 +20,7 @@ from .phases import LOCAL_FEED, TRAINER, Phases
 from .samples.reader import split_reader
 from .samples.source import Source
 from .schedule import Schedule
-from .wire import WIRE_DTYPES
+from .wire import WIRES
 
 Array = npt.NDArray[Any]
 
@@ -40,7 +40,7 @@ class LocalFeed:
         self.wait_seconds = 0.0
         self.phases = Phases((*LOCAL_FEED, *TRAINER), config.train.trace)
         self.first_pull: dict[int, float] = {}
-        self._dtype = WIRE_DTYPES[config.wire.rows]
+        self._wire = WIRES[config.wire.rows]
         self._readers = {split: split_reader(config, split, source) for split, source in sources.items()}
         self._last = 0
         self._pulled = 0
@@ -120,4 +120,5 @@ class LocalFeed:
         return np.concatenate(keys), counts
 
     def _rows(self, counts: Array) -> list[Array]:
-        return [np.empty(shape, self._dtype) for shape in self.server.row_shapes(counts)]
+        shapes = self.server.row_shapes(counts)
+        return [np.empty(self._wire.shape(*shape), self._wire.dtype) for shape in shapes]

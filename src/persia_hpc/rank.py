@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from mpi4py import MPI
 
+from ._native import keep_freed_memory
 from .api import Body, open_sources, start_run_dir, trainer_part
 from .callbacks import Callback
 from .config import Config
@@ -153,6 +154,8 @@ class RankJob:
         """`part` is a generator: up to its first yield it prepares (and may refuse), then the role runs."""
         steps = part()
         self._agree(lambda: next(steps))
+        if role is not Role.PARAMETER_SERVER:  # they allocate the same large arrays in every step
+            keep_freed_memory()
         try:
             next(steps)
         except StopIteration as end:

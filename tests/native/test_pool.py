@@ -13,7 +13,8 @@ from persia_hpc import _native
 from persia_hpc.errors import UserError
 from persia_hpc.feed import FeedBatch
 from persia_hpc.trainer.batch import Batch, Inputs
-from persia_hpc.trainer.pooling import Pooling, row_gradients
+from persia_hpc.trainer.pooling import Pooling, RowGradients
+from persia_hpc.wire import WIRES, wire_of
 from tests.support.feeds import make_feed, make_inputs, random_ids
 
 MIXED = [
@@ -51,6 +52,20 @@ def plain_torch(
     return pooled, sequences
 
 
+def decoded_rows(feed: FeedBatch, inputs: Inputs) -> list[torch.Tensor]:
+    """Float64 leaves [U_g, D_g] of each group."""
+    dims = {f.group: f.dim for f in inputs.features}
+    return [
+        torch.from_numpy(_native.decode_rows(rows, dims[group])).double().requires_grad_()
+        for group, rows in enumerate(feed.rows)
+    ]
+
+
+def tensors(gradients: RowGradients) -> list[torch.Tensor]:
+    """Of gradients that travel as fp32."""
+    return [torch.from_numpy(array) for array in gradients.arrays()]
+
+
 def outputs_of(batch: Batch) -> list[torch.Tensor]:
     return [*batch.pooled.values(), *(values for values, _ in batch.sequence.values())]
 
@@ -79,8 +94,8 @@ def test_forward_and_backward_match_plain_torch(
     inputs = make_inputs([MIXED[i] for i in picks])
     ids = random_ids(inputs, num_samples, rng, most=most)
     feed = make_feed(inputs, ids, rng, unused_rows=True)
-    batch, leaves = Pooling(inputs, native=native).embed(feed, "cpu", training=True)
-    doubles = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    batch, gradients = Pooling(inputs, native=native).embed(feed, "cpu", training=True)
+    doubles = decoded_rows(feed, inputs)
     pooled, sequences = plain_torch(inputs, feed, ids, doubles)
     assert set(batch.pooled) == set(pooled)
     assert set(batch.sequence) == set(sequences)
@@ -93,7 +108,7 @@ def test_forward_and_backward_match_plain_torch(
         assert mask.tolist() == [[i < n for i in range(mask.shape[1])] for n in lengths]
     weighted_sum(outputs_of(batch)).backward()
     weighted_sum([pooled[n] for n in batch.pooled] + [sequences[n] for n in batch.sequence]).backward()
-    for gradient, double, rows in zip(row_gradients(leaves), doubles, feed.rows, strict=True):
+    for gradient, double, rows in zip(tensors(gradients), doubles, feed.rows, strict=True):
         assert double.grad is not None
         torch.testing.assert_close(gradient.double(), double.grad, rtol=1e-5, atol=1e-5)
         assert not gradient[len(rows) - 1].any()  # the row that no id uses
@@ -113,9 +128,9 @@ def test_both_kernels_agree_at_any_dim(dim: int) -> None:
     feed = make_feed(inputs, random_ids(inputs, 40, rng), rng)
     results = []
     for native in (True, False):
-        batch, leaves = Pooling(inputs, native=native).embed(feed, "cpu", training=True)
+        batch, gradients = Pooling(inputs, native=native).embed(feed, "cpu", training=True)
         weighted_sum(outputs_of(batch)).backward()
-        results.append([*outputs_of(batch), *row_gradients(leaves)])
+        results.append([*outputs_of(batch), *tensors(gradients)])
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
 
@@ -133,9 +148,30 @@ def test_backward_repeats_bit_for_bit_and_sums_in_ascending_order() -> None:
         expected += row
     for native in (True, False):
         for _ in range(2):
-            batch, leaves = Pooling(inputs, native=native).embed(feed, "cpu", training=True)
+            batch, gradients = Pooling(inputs, native=native).embed(feed, "cpu", training=True)
             batch.stacked().backward(torch.from_numpy(gradient))
-            np.testing.assert_array_equal(row_gradients(leaves)[0].numpy()[0], expected)
+            np.testing.assert_array_equal(tensors(gradients)[0].numpy()[0], expected)
+
+
+@pytest.mark.parametrize("dim", [3, 16])
+@pytest.mark.parametrize("rows", [[3, 3, 3, 3], [4, 1, 7, 2]])
+def test_features_of_one_table_are_summed_in_the_order_of_their_ids(dim: int, rows: list[int]) -> None:
+    """However the kernel goes through the batch: four features use `rows` rows, which overlap or don't."""
+    rng = np.random.default_rng(0)
+    num_samples = 200
+    bags = np.arange(num_samples + 1, dtype=np.uint32)
+    ids = np.concatenate([rng.integers(0, n, num_samples) for n in rows]).astype(np.uint32)
+    ids[num_samples : 2 * num_samples] += rows[0]  # a table of its own, or of its neighbours
+    features = [(f * num_samples, (f + 1) * num_samples, "sum", bags if f == 2 else None) for f in range(4)]
+    gradient = rng.normal(size=(num_samples, 4, dim)) * 10.0 ** rng.integers(-6, 6, (num_samples, 4, 1))
+    gradient = gradient.astype(np.float32)
+    expected = np.zeros((8, dim), np.float32)
+    for at, row in enumerate(ids):
+        expected[row] += gradient[at % num_samples, at // num_samples]
+    got = _native.gather_pool_backward(
+        gradient, [], ids, features=features, num_samples=num_samples, num_rows=8, dim=dim
+    )
+    np.testing.assert_array_equal(got, expected)
 
 
 @pytest.mark.parametrize("native", [True, False])
@@ -143,14 +179,14 @@ def test_a_batch_without_samples(native: bool) -> None:
     rng = np.random.default_rng(1)
     inputs = make_inputs(MIXED)
     feed = make_feed(inputs, {name: [] for name, *_ in MIXED}, rng)
-    batch, leaves = Pooling(inputs, native=native).embed(feed, "cpu", training=True)
+    batch, gradients = Pooling(inputs, native=native).embed(feed, "cpu", training=True)
     assert batch.num_samples == 0
     assert {name: tuple(x.shape) for name, x in batch.pooled.items()} == {
         f.name: (0, f.dim) for f in inputs.features if f.pooling != "sequence"
     }
     assert batch.sequence["d"][0].shape == (0, 1, 4)
     sum(x.sum() for x in outputs_of(batch)).backward()  # type: ignore[union-attr]
-    assert [tuple(g.shape) for g in row_gradients(leaves)] == [(0, 1), (0, 3), (0, 4)]
+    assert [tuple(g.shape) for g in tensors(gradients)] == [(0, 1), (0, 3), (0, 4)]
 
 
 @pytest.mark.parametrize("native", [True, False])
@@ -158,11 +194,11 @@ def test_unused_outputs_give_zero_gradients(native: bool) -> None:
     rng = np.random.default_rng(2)
     inputs = make_inputs(MIXED)
     feed = make_feed(inputs, random_ids(inputs, 5, rng), rng)
-    batch, leaves = Pooling(inputs, native=native).embed(feed, "cpu", training=True)
+    batch, gradients = Pooling(inputs, native=native).embed(feed, "cpu", training=True)
     batch.pooled["b"].sum().backward()
-    gradients = row_gradients(leaves)
-    assert [bool(g.any()) for g in gradients] == [False, True, False]
-    assert [g.shape for g in gradients] == [leaf.shape for leaf in leaves]
+    arrays = gradients.arrays()
+    assert [bool(g.any()) for g in arrays] == [False, True, False]
+    assert [g.shape for g in arrays] == [rows.shape for rows in feed.rows]
 
 
 def test_half_rows_are_widened_and_everything_stays_float32_under_autocast() -> None:
@@ -170,11 +206,46 @@ def test_half_rows_are_widened_and_everything_stays_float32_under_autocast() -> 
     inputs = make_inputs(MIXED)
     feed = make_feed(inputs, random_ids(inputs, 5, rng), rng, dtype=np.float16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        batch, leaves = Pooling(inputs).embed(feed, "cpu", training=True)
+        batch, gradients = Pooling(inputs).embed(feed, "cpu", training=True)
         weights = torch.ones(4, 2)
         (batch.pooled["a"] @ weights).sum().backward()
-    assert {x.dtype for x in [*outputs_of(batch), *leaves, *row_gradients(leaves)]} == {torch.float32}
-    np.testing.assert_array_equal(leaves[2].detach().numpy(), feed.rows[2].astype(np.float32))
+    assert {x.dtype for x in [*outputs_of(batch), *tensors(gradients)]} == {torch.float32}
+
+
+@pytest.mark.parametrize("wire", WIRES)
+@pytest.mark.parametrize("native", [True, False])
+def test_rows_and_gradients_travel_in_any_format(wire: str, native: bool) -> None:
+    """Decoding on the fly is decoding first; encoding the sum is encoding afterwards. To the bit."""
+    rng = np.random.default_rng(10)
+    inputs = make_inputs([*MIXED, *((f"{name}17", 17, *rest) for name, _, *rest in MIXED)])
+    dims = [1, 3, 4, 17]
+    feed = make_feed(inputs, random_ids(inputs, 40, rng), rng, unused_rows=True)
+    wide = feed.rows
+    feed.rows = [_native.encode_rows(rows, wire) for rows in wide]
+    assert [wire_of(rows, dim).name for rows, dim in zip(feed.rows, dims, strict=True)] == [wire] * 4
+    batch, gradients = Pooling(inputs, gradients=wire, native=native).embed(feed, "cpu", training=True)
+    weighted_sum(outputs_of(batch)).backward()
+    feed.rows = [_native.decode_rows(rows, dim) for rows, dim in zip(feed.rows, dims, strict=True)]
+    plain, expected = Pooling(inputs, native=native).embed(feed, "cpu", training=True)
+    weighted_sum(outputs_of(plain)).backward()
+    for one, other in zip(outputs_of(batch), outputs_of(plain), strict=True):
+        assert torch.equal(one, other)
+    for one, other in zip(gradients.arrays(), expected.arrays(), strict=True):
+        assert np.array_equal(one, _native.encode_rows(other, wire))
+
+
+def test_a_second_backward_adds_to_the_first() -> None:
+    rng = np.random.default_rng(11)
+    inputs = make_inputs(MIXED)
+    feed = make_feed(inputs, random_ids(inputs, 5, rng), rng)
+    batch, gradients = Pooling(inputs, gradients="fp16").embed(feed, "cpu", training=True)
+    batch.pooled["a"].sum().backward(retain_graph=True)
+    once = gradients.arrays()
+    (batch.pooled["a"].sum() + batch.pooled["b"].sum()).backward()
+    twice = gradients.arrays()
+    assert np.array_equal(twice[2], 2 * once[2])
+    assert once[2].any()
+    assert twice[1].any()
 
 
 def test_evaluation_tracks_no_gradients() -> None:
@@ -185,13 +256,12 @@ def test_evaluation_tracks_no_gradients() -> None:
     assert not any(x.requires_grad for x in outputs_of(batch))
 
 
-def test_the_batch_outlives_the_feeds_memory_and_rows_are_not_copied() -> None:
+def test_the_batch_outlives_the_feeds_memory() -> None:
     rng = np.random.default_rng(5)
     inputs = make_inputs(MIXED)
     feed = make_feed(inputs, random_ids(inputs, 5, rng), rng)
     feed.weight = np.ones(5, np.float32)
-    batch, leaves = Pooling(inputs).embed(feed, "cpu", training=True)
-    assert [leaf.data_ptr() for leaf in leaves] == [rows.ctypes.data for rows in feed.rows]
+    batch, _ = Pooling(inputs).embed(feed, "cpu", training=True)
     tensors = [batch.dense, batch.labels, batch.weight, *outputs_of(batch)]
     before = [t.detach().clone() for t in tensors if t is not None]
     for array in (feed.dense, feed.labels, feed.weight, *feed.rows):
@@ -208,16 +278,16 @@ def test_read_only_feeds_are_accepted_and_left_alone() -> None:
     for array in [*arrays, *feed.bag_offsets.values()]:
         array.flags.writeable = False
     for native in (True, False):
-        batch, leaves = Pooling(inputs, native=native).embed(feed, "cpu", training=True)
+        batch, gradients = Pooling(inputs, native=native).embed(feed, "cpu", training=True)
         weighted_sum(outputs_of(batch)).backward()
-        assert all(torch.isfinite(g).all() for g in row_gradients(leaves))
+        assert all(torch.isfinite(g).all() for g in tensors(gradients))
 
 
 def test_features_of_one_dim_stack_without_a_copy() -> None:
     rng = np.random.default_rng(7)
     inputs = make_inputs([(name, 4, "sum", False) for name in "abc"])
     feed = make_feed(inputs, random_ids(inputs, 5, rng), rng)
-    batch, leaves = Pooling(inputs).embed(feed, "cpu", training=True)
+    batch, gradients = Pooling(inputs).embed(feed, "cpu", training=True)
     stacked, flat = batch.stacked(), batch.concatenated()
     assert stacked.data_ptr() == batch.pooled["a"].data_ptr() == flat.data_ptr()
     assert stacked.shape == (5, 3, 4)
@@ -228,7 +298,7 @@ def test_features_of_one_dim_stack_without_a_copy() -> None:
     (stacked.sum() + flat.sum() + swapped.sum()).backward()
     counts = np.array([3, 3, 3, 3, 3, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3])[feed.positions]
     expected = np.add.reduceat(counts, feed.row_offsets[:-1].astype(np.int64))
-    np.testing.assert_array_equal(row_gradients(leaves)[0].numpy(), expected[:, None].repeat(4, axis=1))
+    np.testing.assert_array_equal(tensors(gradients)[0].numpy(), expected[:, None].repeat(4, axis=1))
 
 
 def test_stacking_what_can_not_be_stacked() -> None:
@@ -249,8 +319,14 @@ def test_a_feed_that_does_not_fit_the_inputs() -> None:
     rng = np.random.default_rng(9)
     inputs = make_inputs(MIXED)
     feed = make_feed(inputs, random_ids(inputs, 5, rng), rng)
-    with pytest.raises(UserError, match=r"dims \[1, 3, 4\], the model's inputs say \[4\]"):
+    with pytest.raises(UserError, match="rows of 3 groups, the model's inputs 1"):
         Pooling(make_inputs(MIXED[:1])).embed(feed, "cpu", training=True)
+    feed.rows[1], kept = feed.rows[1].astype(np.uint16)[:, :2], feed.rows[1]
+    with pytest.raises(
+        UserError, match=r"dim 3 can travel as .*, or as uint16 \[U, 3\] or \[U, 5\]; got uint16"
+    ):
+        Pooling(inputs).embed(feed, "cpu", training=True)
+    feed.rows[1] = kept
     del feed.bag_offsets["b"]
     with pytest.raises(UserError, match="bag offsets for the multi-hot feature 'b'"):
         Pooling(inputs).embed(feed, "cpu", training=True)
@@ -264,8 +340,9 @@ BAGS = np.array([0, 1, 3], np.uint32)
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"rows": ROWS.astype(np.float64)}, ValueError, "rows: expected a C-contiguous float32"),
-        ({"rows": ROWS[0]}, ValueError, "with 2 axes"),
+        ({"rows": ROWS.astype(np.float64)}, ValueError, "float32 or float16 or uint16 array .*got float64"),
+        ({"rows": ROWS[0]}, ValueError, "two axes"),
+        ({"dim": 3}, ValueError, r"of shape \[3, 3\], got float32 \[3, 2\]"),
         ({"indices": INDICES.astype(np.int64)}, ValueError, "uint16 or uint32"),
         ({"indices": np.array([0, 3, 1], np.uint32)}, IndexError, "index 3 in a group of 3 rows"),
         ({"features": [(0, 4, "sum", BAGS)]}, ValueError, "outside the batch's 3"),
@@ -280,7 +357,12 @@ BAGS = np.array([0, 1, 3], np.uint32)
     ],
 )
 def test_bad_arrays_are_refused(change: dict[str, Any], error: type[Exception], message: str) -> None:
-    arguments: dict[str, Any] = {"rows": ROWS, "indices": INDICES, "features": [(0, 3, "sum", BAGS)]}
+    arguments: dict[str, Any] = {
+        "rows": ROWS,
+        "indices": INDICES,
+        "features": [(0, 3, "sum", BAGS)],
+        "dim": 2,
+    }
     _native.gather_pool_forward(**arguments, num_samples=2)
     with pytest.raises(error, match=message):
         _native.gather_pool_forward(**{**arguments, **change}, num_samples=2)
@@ -292,18 +374,17 @@ def test_bad_arrays_are_refused(change: dict[str, Any], error: type[Exception], 
         ({"pooled_gradient": np.ones((2, 2, 2), np.float32)}, ValueError, r"expected \[2, 1, 2\]"),
         ({"pooled_gradient": np.ones((2, 1, 2), np.float16)}, ValueError, "expected a C-contiguous float32"),
         ({"sequence_gradients": [None]}, ValueError, "one gradient .* per sequence feature, got 1"),
-        ({"row_offsets": np.array([0, 1, 4], np.uint32)}, ValueError, "row_offsets must grow"),
-        ({"positions": np.array([0, 1, 9], np.uint32)}, IndexError, "position 9 is not an id"),
+        ({"indices": np.array([0, 1, 3], np.uint16)}, IndexError, "index 3 in a group of 3 rows"),
+        ({"wire": "fp8"}, ValueError, "expected fp32, fp16, bf16 or scaled_fp16, got fp8"),
     ],
 )
 def test_bad_gradients_are_refused(change: dict[str, Any], error: type[Exception], message: str) -> None:
     arguments: dict[str, Any] = {
         "pooled_gradient": np.ones((2, 1, 2), np.float32),
         "sequence_gradients": [],
-        "row_offsets": np.array([0, 1, 3], np.uint32),
-        "positions": np.array([0, 1, 2], np.uint32),
+        "indices": INDICES,
     }
-    rest = {"features": [(0, 3, "sum", BAGS)], "num_samples": 2, "dim": 2}
+    rest = {"features": [(0, 3, "sum", BAGS)], "num_samples": 2, "num_rows": 3, "dim": 2}
     _native.gather_pool_backward(**arguments, **rest)
     with pytest.raises(error, match=message):
         _native.gather_pool_backward(**{**arguments, **change}, **rest)

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from persia_hpc._native import Table, decode_fp16, encode_fp16, mix, unmix
+from persia_hpc._native import Table, mix, unmix
 
 from .table_model import assert_same_rows
 from .table_support import arguments, pull, u64
@@ -29,18 +29,6 @@ def test_fp16_rows_are_what_numpy_makes_of_them() -> None:
     out = np.empty_like(expected)
     table.lookup(keys, out)
     np.testing.assert_array_equal(out, expected)
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.floats(width=32), max_size=40))
-def test_codecs_equal_numpy(values: list[float]) -> None:
-    wide = np.array(values, np.float32)
-    narrow = np.empty(len(wide), np.float16)
-    encode_fp16(wide, narrow)
-    with np.errstate(over="ignore", invalid="ignore"):
-        np.testing.assert_array_equal(narrow, wide.astype(np.float16))
-    decode_fp16(narrow, wide)
-    np.testing.assert_array_equal(wide, narrow.astype(np.float32))
 
 
 @given(st.lists(st.integers(0, 2**64 - 1), max_size=50))

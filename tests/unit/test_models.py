@@ -17,7 +17,7 @@ from persia_hpc.feed import FeedBatch
 from persia_hpc.models import BUILT_IN, build_model
 from persia_hpc.models.parts import masked_mean
 from persia_hpc.trainer.batch import Batch, Inputs
-from persia_hpc.trainer.pooling import Pooling, row_gradients
+from persia_hpc.trainer.pooling import Pooling, RowGradients
 from tests.support.feeds import make_feed, make_inputs, random_ids
 
 SAME_DIM = [
@@ -47,7 +47,7 @@ def feed_of(inputs: Inputs, num_samples: int, seed: int = 0) -> FeedBatch:
     return make_feed(inputs, random_ids(inputs, num_samples, rng), rng)
 
 
-def embedded(inputs: Inputs, feed: FeedBatch) -> tuple[Batch, list[torch.Tensor]]:
+def embedded(inputs: Inputs, feed: FeedBatch) -> tuple[Batch, RowGradients]:
     return Pooling(inputs).embed(feed, "cpu", training=True)
 
 
@@ -66,15 +66,15 @@ def test_every_parameter_and_row_learns(name: str, num_dense: int, features: lis
         return
     inputs = make_inputs(features, num_dense=num_dense, labels=2)
     model = small(name, inputs)
-    batch, leaves = embedded(inputs, feed_of(inputs, 40))
+    batch, gradients = embedded(inputs, feed_of(inputs, 40))
     logits = model(batch)
     assert logits.shape == (40, 2)
     nn.functional.binary_cross_entropy_with_logits(logits, batch.labels).backward()
     for parameter_name, parameter in model.named_parameters():
         assert parameter.grad is not None, parameter_name
         assert parameter.grad.any(), parameter_name
-    for gradient in row_gradients(leaves):
-        assert gradient.any(dim=1).all()
+    for gradient in gradients.arrays():
+        assert gradient.any(axis=1).all()
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
@@ -91,9 +91,9 @@ def test_dense_features_alone_are_enough(name: str) -> None:
     none = np.zeros(0, np.uint32)
     dense, labels = np.ones((5, 3), np.float32), np.ones((5, 1), np.float32)
     feed = FeedBatch(1, 0, 5, 5, [], none.astype(np.uint16), zero, {}, zero, none, zero, dense, labels)
-    batch, leaves = embedded(inputs, feed)
+    batch, gradients = embedded(inputs, feed)
     assert small(name, inputs)(batch).shape == (5, 1)
-    assert leaves == []
+    assert gradients.arrays() == []
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
@@ -185,11 +185,11 @@ def test_masked_mean_ignores_what_the_mask_hides() -> None:
 def test_bfloat16_autocast(name: str) -> None:
     inputs = make_inputs(SAME_DIM)
     model = small(name, inputs)
-    batch, leaves = embedded(inputs, feed_of(inputs, 10))
+    batch, gradients = embedded(inputs, feed_of(inputs, 10))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = model(batch)
     logits.float().sum().backward()
-    assert {g.dtype for g in row_gradients(leaves)} == {torch.float32}
+    assert {g.dtype for g in gradients.arrays()} == {np.dtype(np.float32)}
     torch.testing.assert_close(logits.float(), model(batch), rtol=0.1, atol=0.1)
 
 

@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "persia/codec.h"
+
 namespace persia {
 
 enum class Pooling : uint8_t { kSum, kMean, kSqrtn, kSequence };  // sqrtn: the sum over sqrt(number of ids)
@@ -38,22 +40,24 @@ struct PoolSequence {
     size_t length;  // L
 };
 
-// pooled is [B, P, D]; sequences has one entry per sequence feature. An empty bag gives zeros.
-// Index is uint16_t or uint32_t; indices are those of all N ids. Throws std::out_of_range for a bad index.
+// rows is [U] rows of wire format `wire`, decoded as they are gathered. pooled is [B, P, D]; sequences has
+// one entry per sequence feature. An empty bag gives zeros. Index is uint16_t or uint32_t; indices are those
+// of all N ids. Throws std::out_of_range for a bad index.
 template <typename Index>
-void gather_pool_forward(const PoolGroup& group, const float* rows, const Index* indices, float* pooled,
-                         const std::vector<PoolSequence>& sequences);
+void gather_pool_forward(const PoolGroup& group, Wire wire, const std::byte* rows, const Index* indices,
+                         float* pooled, const std::vector<PoolSequence>& sequences);
 
 struct PoolSequenceGradient {
     const float* values;  // [B, L, D]; null: zeros
     size_t length;
 };
 
-// row_gradients is [U, D]. row_offsets is [U+1] and absolute: row u is used at positions[row_offsets[u]] ...
-// positions[row_offsets[u+1] - 1], ids of the batch in ascending order, which is the order of the sum. A null
-// pooled_gradient means zeros. Throws std::out_of_range for a position outside the group's features.
+// row_gradients is [U] rows of wire format `wire`, zeros for a row that no id uses. The sum of a row's
+// gradients is that of its ids in ascending order, in fp32. A null pooled_gradient means zeros. Throws
+// std::out_of_range for a bad index.
+template <typename Index>
 void gather_pool_backward(const PoolGroup& group, const float* pooled_gradient,
-                          const std::vector<PoolSequenceGradient>& sequence_gradients,
-                          const uint32_t* row_offsets, const uint32_t* positions, float* row_gradients);
+                          const std::vector<PoolSequenceGradient>& sequence_gradients, const Index* indices,
+                          Wire wire, std::byte* row_gradients);
 
 }  // namespace persia

@@ -9,22 +9,18 @@
 
 namespace persia {
 
-enum class Wire { kFp32, kFp16 };
-
-constexpr std::size_t wire_bytes(Wire wire, std::size_t dim) { return wire == Wire::kFp32 ? 4 * dim : 2 * dim; }
+inline std::size_t wire_bytes(Wire wire, std::size_t dim) {
+    return with_wire(wire, [&](auto format) { return decltype(format)::bytes(dim); });
+}
 
 inline void encode_row(Wire wire, const float* row, std::byte* out, std::size_t dim) {
-    if (wire == Wire::kFp32) {
-        std::memcpy(out, row, dim * sizeof *row);
-    } else {
-        encode_half(row, reinterpret_cast<Half*>(out), dim);
-    }
+    with_wire(wire, [&](auto format) { decltype(format)::encode(row, out, dim); });
 }
 
 // The row as fp32: where it is, if it is that already, else in `room` [dim].
 inline const float* decode_row(Wire wire, const std::byte* in, float* room, std::size_t dim) {
     if (wire == Wire::kFp32) return reinterpret_cast<const float*>(in);
-    decode_half(reinterpret_cast<const Half*>(in), room, dim);
+    with_wire(wire, [&](auto format) { decltype(format)::decode(in, room, dim); });
     return room;
 }
 

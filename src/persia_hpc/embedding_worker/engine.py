@@ -127,14 +127,14 @@ class EmbeddingWorker:
         )
 
     def fill(self, batch: KeyBatch, server: int, rows: Sequence[Array]) -> bool:
-        """Takes a server's answer (one [U_g^p, D_g] array a group, copied); True when all servers have
-        answered.
+        """Takes a server's answer (one array of U_g^p rows a group, as they travel; copied); True when all
+        servers have answered.
         """
         groups = batch.dedup.group_offsets
         if not batch.rows:
             batch.rows = [
-                np.empty((int(groups[g + 1]) - int(groups[g]), dim), rows[g].dtype)
-                for g, dim in enumerate(self.layout.group_dims)
+                np.empty((int(groups[g + 1]) - int(groups[g]), rows[g].shape[1]), rows[g].dtype)
+                for g in range(len(self.layout.group_dims))
             ]
         for g, pieces in enumerate(self.pieces(batch, server)):
             at = 0

@@ -17,7 +17,7 @@ from persia_hpc.transport.progress import Waiter
 from persia_hpc.transport.records import Kind, Record
 from persia_hpc.transport.ring import RingReceiver, RingSender
 from persia_hpc.watchdog import Watchdog
-from persia_hpc.wire import WIRE_DTYPES
+from persia_hpc.wire import WIRES
 
 from .engine import Array, ParameterServer, Pull
 
@@ -55,7 +55,7 @@ class ServerLoop:
         self.engine = engine
         self.plane = plane
         self.waiter = waiter
-        self.dtype = WIRE_DTYPES[config.wire.rows]
+        self.wire = WIRES[config.wire.rows]
         self.links = [
             _Link(plane.receiver(w, "pull"), plane.receiver(w, "push"), plane.sender(w, "rows"))
             for w in workers
@@ -187,12 +187,14 @@ class ServerLoop:
         """Lets `fill` write the rows straight into the ring when there is room, else into memory that is
         queued.
         """
-        specs: list[tuple[Any, tuple[int, int]]] = [(self.dtype, shape) for shape in shapes]
+        specs: list[tuple[Any, tuple[int, int]]] = [
+            (self.wire.dtype, self.wire.shape(*shape)) for shape in shapes
+        ]
         reserved = sender.try_reserve(kind, step=step, trainer=trainer, tag=tag, specs=specs)
         if reserved is not None:
             fill(reserved)
             sender.commit()
             return
-        out: list[Array] = [np.empty(shape, self.dtype) for shape in shapes]
+        out: list[Array] = [np.empty(shape, dtype) for dtype, shape in specs]
         fill(out)
         sender.post(kind, step=step, trainer=trainer, tag=tag, arrays=out)

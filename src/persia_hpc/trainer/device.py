@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 
 from persia_hpc.errors import UserError
-
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 
 
 def choose_device(name: str, local_rank: int) -> torch.device:
@@ -30,16 +26,3 @@ def choose_device(name: str, local_rank: int) -> torch.device:
             device = torch.device("cuda", local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
     return device
-
-
-def keep_freed_memory() -> None:
-    """Makes glibc's malloc keep what is freed for the next step; elsewhere nothing happens.
-
-    By default tensors beyond 32 MiB are mapped and unmapped each time, and every page of them is faulted in
-    and zeroed again: a quarter of the time of a step of 16384 samples.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-        mallopt(M_TOP_PAD, 64 << 20)

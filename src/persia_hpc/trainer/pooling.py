@@ -17,11 +17,13 @@ from torch import Tensor
 from persia_hpc import _native
 from persia_hpc.errors import UserError
 from persia_hpc.feed import FeedBatch
+from persia_hpc.wire import WIRES, Wire, wire_of
 
 from .batch import POOLED, Batch, FeatureSpec, Inputs
 from .pooling_torch import TorchKernel, tensor_of
 
 ROUNDS_POWER = {"sum": 0.0, "mean": 1.0, "sqrtn": 0.5}
+Array = npt.NDArray[Any]
 
 
 class Kernel(Protocol):
@@ -33,12 +35,12 @@ class Kernel(Protocol):
 
     masks: list[Tensor]
 
-    def forward(self, rows: Sequence[Tensor]) -> list[Tensor]:
-        """Rows [U_g, D_g] of each group -> outputs."""
+    def forward(self) -> list[Tensor]:
+        """The batch's rows, decoded as they are gathered -> outputs."""
         ...
 
-    def backward(self, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Gradients of the outputs -> gradients of the rows; None, here and there, stands for zeros."""
+    def backward(self, gradients: Sequence[Tensor | None], wire: Wire) -> list[Array | None]:
+        """Gradients of the outputs -> gradients of the rows of each group, as they travel; None: zeros."""
         ...
 
 
@@ -74,12 +76,13 @@ class NativeKernel:
         self._parts = [group.parts(feed) for group in groups]
         self.masks: list[Tensor] = []
 
-    def forward(self, rows: Sequence[Tensor]) -> list[Tensor]:
+    def forward(self) -> list[Tensor]:
         """See `Kernel`."""
         outputs: list[Tensor] = []
-        for group, parts, tensor in zip(self._groups, self._parts, rows, strict=True):
+        feed = self._feed
+        for group, parts, rows in zip(self._groups, self._parts, feed.rows, strict=True):
             block, sequences = _native.gather_pool_forward(
-                tensor.numpy(), self._feed.indices, features=parts, num_samples=self._feed.num_samples
+                rows, feed.indices, features=parts, num_samples=feed.num_samples, dim=group.dim
             )
             if group.pooled:
                 outputs.append(torch.from_numpy(block))
@@ -88,81 +91,112 @@ class NativeKernel:
                 self.masks.append(torch.from_numpy(mask))
         return outputs
 
-    def backward(self, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+    def backward(self, gradients: Sequence[Tensor | None], wire: Wire) -> list[Array | None]:
         """See `Kernel`."""
         feed = self._feed
         arrays = [None if g is None else g.contiguous().numpy() for g in gradients]
-        outputs: list[Tensor | None] = []
+        outputs: list[Array | None] = []
         for group, parts in zip(self._groups, self._parts, strict=True):
             block = arrays.pop(0) if group.pooled else None
             values = [arrays.pop(0) for _ in group.sequences]
             if block is None and all(v is None for v in values):
                 outputs.append(None)
                 continue
-            begin, end = feed.group_offsets[group.group], feed.group_offsets[group.group + 1]
-            rows = _native.gather_pool_backward(
-                block,
-                values,
-                feed.row_offsets[begin : end + 1],
-                feed.positions,
-                features=parts,
-                num_samples=feed.num_samples,
-                dim=group.dim,
+            outputs.append(
+                _native.gather_pool_backward(
+                    block,
+                    values,
+                    feed.indices,
+                    features=parts,
+                    num_samples=feed.num_samples,
+                    num_rows=len(feed.rows[group.group]),
+                    dim=group.dim,
+                    wire=wire.name,
+                )
             )
-            outputs.append(torch.from_numpy(rows))
         return outputs
 
 
+class RowGradients:
+    """Gradients of a batch's unique rows, once its backward has run; summed over the ids that use a row."""
+
+    def __init__(self, groups: Sequence[GroupFeatures], feed: FeedBatch, wire: Wire) -> None:
+        self.wire = wire
+        self._dims = [group.dim for group in groups]
+        self._num_rows = [len(rows) for rows in feed.rows]
+        self._arrays: list[Array | None] = [None] * len(groups)
+
+    def arrays(self) -> list[Array]:
+        """For each group its [U_g] rows of dim D_g in the wire format; zeros where no gradient arrived."""
+        return [
+            np.zeros(self.wire.shape(num_rows, dim), self.wire.dtype) if array is None else array
+            for array, num_rows, dim in zip(self._arrays, self._num_rows, self._dims, strict=True)
+        ]
+
+    def add(self, arrays: Sequence[Array | None]) -> None:
+        """Takes what one backward gave: a second one, through a retained graph, adds to the first."""
+        for group, (dim, new) in enumerate(zip(self._dims, arrays, strict=True)):
+            old = self._arrays[group]
+            if old is not None and new is not None:
+                total = _native.decode_rows(old, dim) + _native.decode_rows(new, dim)
+                self._arrays[group] = _native.encode_rows(total, self.wire.name)
+            elif new is not None:
+                self._arrays[group] = new
+
+
 class _Embed(torch.autograd.Function):
-    """Rows of all groups -> the kernel's outputs."""
+    """The kernel's outputs. Rows are no tensors: their gradients go, as they travel, to a RowGradients."""
 
     @staticmethod
-    def forward(ctx: Any, kernel: Kernel, *rows: Tensor) -> tuple[Tensor, ...]:
-        ctx.kernel = kernel
+    def forward(ctx: Any, kernel: Kernel, gradients: RowGradients, _: Tensor) -> tuple[Tensor, ...]:
+        """The tensor holds nothing: something must require gradients for autograd to come back here."""
+        ctx.kernel, ctx.gradients = kernel, gradients
         ctx.set_materialize_grads(False)
-        return tuple(kernel.forward([r.detach() for r in rows]))
+        return tuple(kernel.forward())
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        return (None, *ctx.kernel.backward(gradients))
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[None, None, None]:
+        ctx.gradients.add(ctx.kernel.backward(gradients, ctx.gradients.wire))
+        return None, None, None
 
 
 class Pooling:
     """Makes batches for a model with these inputs. Holds no parameters and no state."""
 
-    def __init__(self, inputs: Inputs, *, native: bool = True) -> None:
-        """`native=False` uses the torch kernels on the CPU too: slower, for comparing the two."""
+    def __init__(self, inputs: Inputs, *, gradients: str = "fp32", native: bool = True) -> None:
+        """`gradients`: the wire format of row gradients. `native=False` uses the torch kernels on the CPU
+        too: slower, for comparing the two.
+        """
         self.inputs = inputs
+        self._wire = WIRES[gradients]
         self._native = native
         num_groups = max((f.group for f in inputs.features), default=-1) + 1
         self._groups = [GroupFeatures(inputs, group) for group in range(num_groups)]
 
     def embed(
         self, feed: FeedBatch, device: torch.device | str, *, training: bool
-    ) -> tuple[Batch, list[Tensor]]:
-        """The batch for `model.forward`, and one float32 leaf [U_g, D_g] per group.
+    ) -> tuple[Batch, RowGradients]:
+        """The batch for `model.forward`, and where its row gradients are after `loss.backward()`.
 
-        With `training` the leaves require gradients: after `loss.backward()` they have them, summed over the
-        ids that use a row (see `row_gradients`). On the CPU the leaves are views of float32 rows: the feed's
-        arrays must stay valid until then; the batch itself shares nothing with them. Not collective. Raises
-        UserError when the feed does not fit the inputs.
+        Without `training` no gradient is tracked. The feed's arrays must stay valid until the backward has
+        run; the batch itself shares nothing with them. Not collective. Raises UserError when the feed does
+        not fit the inputs.
         """
         self._check(feed)
         device = torch.device(device)
-        leaves = [tensor_of(r, device).to(torch.float32) for r in feed.rows]
         kernel: Kernel
         if device.type == "cpu" and self._native:
             kernel = NativeKernel(self._groups, feed)
         else:
             kernel = TorchKernel(self._groups, feed, device)
-        outputs: Sequence[Tensor]
-        if training and leaves:
-            leaves = [leaf.requires_grad_() for leaf in leaves]
-            outputs = _Embed.apply(kernel, *leaves)  # type: ignore[no-untyped-call]
+        gradients = RowGradients(self._groups, feed, self._wire)
+        if training and self._groups:
+            token = torch.empty(0, device=device, requires_grad=True)
+            outputs: Sequence[Tensor] = _Embed.apply(kernel, gradients, token)  # type: ignore[no-untyped-call]
         else:
-            outputs = kernel.forward(leaves)
-        return self._batch(feed, device, list(outputs), kernel.masks), leaves
+            outputs = kernel.forward()
+        return self._batch(feed, device, list(outputs), kernel.masks), gradients
 
     def _batch(
         self, feed: FeedBatch, device: torch.device, outputs: list[Tensor], masks: list[Tensor]
@@ -194,10 +228,12 @@ class Pooling:
         )
 
     def _check(self, feed: FeedBatch) -> None:
-        expected = [group.dim for group in self._groups]
-        got = [r.shape[1] for r in feed.rows]
-        if got != expected:
-            raise UserError(f"a batch has rows of dims {got}, the model's inputs say {expected}")
+        if len(feed.rows) != len(self._groups):
+            raise UserError(
+                f"a batch has rows of {len(feed.rows)} groups, the model's inputs {len(self._groups)}"
+            )
+        for group, rows in zip(self._groups, feed.rows, strict=True):
+            wire_of(rows, group.dim)
         if len(feed.feature_offsets) != len(self.inputs.features) + 1:
             raise UserError(
                 f"a batch has ids of {len(feed.feature_offsets) - 1} features, the model's inputs name "
@@ -220,8 +256,3 @@ def _sum_rounds(values: Tensor, mask: Tensor, rounds: int) -> tuple[Tensor, Tens
 def _own(array: npt.NDArray[Any], device: torch.device) -> Tensor:
     """A copy on the device: small arrays that users keep, while the feed's memory goes back to its ring."""
     return tensor_of(array, device).clone() if device.type == "cpu" else tensor_of(array, device)
-
-
-def row_gradients(leaves: Sequence[Tensor]) -> list[Tensor]:
-    """[U_g, D_g] float32 per group after backward; zeros where no gradient arrived. On the leaves' device."""
-    return [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]

@@ -14,6 +14,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from persia_hpc.wire import Wire, wire_of
+
+from .wire_torch import decode, encode, to_array
+
 if TYPE_CHECKING:
     from persia_hpc.feed import FeedBatch
 
@@ -77,10 +81,11 @@ class TorchKernel:
         ]
         self.masks: list[Tensor] = []
 
-    def forward(self, rows: Sequence[Tensor]) -> list[Tensor]:
+    def forward(self) -> list[Tensor]:
         """See `pooling.Kernel`."""
         outputs: list[Tensor] = []
-        for features, tensor in zip(self._features, rows, strict=True):
+        for group, features, rows in zip(self._groups, self._features, self._feed.rows, strict=True):
+            tensor = self._rows(rows, group.dim)
             pooled = [self._pool(f, tensor) for f in features if not f.is_sequence]
             if pooled:
                 outputs.append(torch.stack(pooled, dim=1))
@@ -92,18 +97,23 @@ class TorchKernel:
                     self.masks.append(length < feature.sizes[:, None])
         return outputs
 
-    def backward(self, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+    def backward(self, gradients: Sequence[Tensor | None], wire: Wire) -> list[npt.NDArray[Any] | None]:
         """See `pooling.Kernel`."""
         remaining = list(gradients)
-        outputs: list[Tensor | None] = []
+        outputs: list[npt.NDArray[Any] | None] = []
         for group, features in zip(self._groups, self._features, strict=True):
             block = remaining.pop(0) if group.pooled else None
             values = [remaining.pop(0) for _ in group.sequences]
             if block is None and all(v is None for v in values):
                 outputs.append(None)
             else:
-                outputs.append(self._sum_rows(group, features, block, values))
+                sums = self._sum_rows(group, features, block, values)
+                outputs.append(to_array(encode(sums, wire), wire))
         return outputs
+
+    def _rows(self, rows: npt.NDArray[Any], dim: int) -> Tensor:
+        words = rows.view(np.int16) if rows.dtype == np.uint16 else rows
+        return decode(tensor_of(words, self._device), wire_of(rows, dim), dim)
 
     def _gather(self, feature: _Feature, rows: Tensor) -> Tensor:
         return rows.index_select(0, self._indices[feature.first : feature.end])

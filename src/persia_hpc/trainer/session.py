@@ -27,12 +27,10 @@ from persia_hpc.schedule import Schedule
 
 from .allreduce import DenseReducer
 from .batch import Batch, FeatureSpec, Inputs
-from .device import keep_freed_memory
 from .feeding import Array, Feed, Peers, concatenate
-from .pooling import Pooling, row_gradients
+from .pooling import Pooling, RowGradients
 
 FUSED_EXCLUDES = {"fused", "foreach", "capturable", "differentiable"}  # options of torch's optimizers
-GRADIENT_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
 def make_inputs(layout: Layout, schema: DatasetSchema) -> Inputs:
@@ -105,8 +103,6 @@ class Session:
         self.inputs = inputs
         self.schedules = schedules
         self.device = device
-        if device.type == "cpu":
-            keep_freed_memory()
         self.peers = peers
         self.model: nn.Module | None = None
         self.optimizer: torch.optim.Optimizer | None = None
@@ -124,11 +120,10 @@ class Session:
         self._yielded = 0.0
         self._feed = feed
         self._reducer = reducer
-        self._pooling = Pooling(inputs)
+        self._pooling = Pooling(inputs, gradients=config.wire.gradients)
         self._metrics: dict[str, Metric] = load_metrics(config.train.metrics)
-        self._gradient_dtype = GRADIENT_DTYPES[config.wire.gradients]
         self._rate = LearningRate(config.train.schedule, self.num_steps if "train" in schedules else 1)
-        self._current: tuple[FeedBatch, list[Tensor]] | None = None
+        self._current: tuple[FeedBatch, RowGradients] | None = None
         self._stepped = True
         self._segment_last: int | None = None  # while one is under way
 
@@ -208,10 +203,10 @@ class Session:
             if feed is None:
                 break
             begin = time.perf_counter()
-            batch, leaves = self._pooling.embed(feed, self.device, training=True)
+            batch, gradients = self._pooling.embed(feed, self.device, training=True)
             self._time_pooling(batch)
             self._yielded = self.phases.add("pool", begin, number)
-            self._current, self._stepped = (feed, leaves), False
+            self._current, self._stepped = (feed, gradients), False
             self.last_staleness = feed.staleness
             if batch.num_samples:
                 yield batch
@@ -262,13 +257,13 @@ class Session:
 
     def _finish_step(self, num_samples: int) -> None:
         assert self._current is not None
-        feed, leaves = self._current
+        feed, gradients = self._current
         self._current, self._stepped = None, True
         begin = time.perf_counter()
         number, num_global = feed.step, feed.num_global
-        gradients = [g.to("cpu", self._gradient_dtype).numpy() for g in row_gradients(leaves)]
+        arrays = gradients.arrays()
         self.phases.add("push", begin, number)
-        self._feed.push(feed, gradients)
+        self._feed.push(feed, arrays)
         begin = time.perf_counter()
         self._reducer.reduce()
         begin = self.phases.add("allreduce", begin, number)

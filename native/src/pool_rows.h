@@ -1,0 +1,141 @@
+// What both directions of gather_pool need to know about a row.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "lanes.h"
+#include "persia/pool.h"
+
+namespace persia {
+
+constexpr size_t kAhead = 16;  // rows fetched ahead of their use
+constexpr size_t kAnyDim = 0;
+
+// What a bag's sum is multiplied by. Empty bags are never scaled.
+inline float bag_scale(Pooling pooling, size_t size) {
+    if (pooling == Pooling::kMean) return 1.0f / static_cast<float>(size);
+    if (pooling == Pooling::kSqrtn) return 1.0f / std::sqrt(static_cast<float>(size));
+    return 1.0f;
+}
+
+// The first lines of a row; the CPU follows by itself.
+inline void prefetch(const void* row, size_t bytes) {
+    for (size_t at = 0; at < std::min<size_t>(bytes, 256); at += 64)
+        __builtin_prefetch(static_cast<const std::byte*>(row) + at);
+}
+
+struct IndexRange {
+    size_t first, last;  // an empty range has first > last
+    bool overlaps(const IndexRange& other) const { return first <= other.last && other.first <= last; }
+};
+
+// The rows that each feature uses; throws std::out_of_range if there is no such row.
+template <typename Index>
+std::vector<IndexRange> check_indices(const PoolGroup& group, const Index* indices) {
+    std::vector<IndexRange> ranges;
+    for (const PoolFeature& feature : group.features) {
+        Index least = std::numeric_limits<Index>::max(), largest = 0;
+        for (size_t i = feature.begin; i < feature.end; ++i) {
+            least = std::min(least, indices[i]);
+            largest = std::max(largest, indices[i]);
+        }
+        const bool empty = feature.begin == feature.end;
+        if (!empty && largest >= group.num_rows) {
+            throw std::out_of_range("gather_pool: index " + std::to_string(largest) + " in a group of " +
+                                    std::to_string(group.num_rows) + " rows");
+        }
+        ranges.push_back(empty ? IndexRange{1, 0} : IndexRange{least, largest});
+    }
+    return ranges;
+}
+
+// Rows of features with one id per sample, sample by sample. Features lie in `indices` at a stride that is
+// often a power of two, so that reading them side by side would use few of the cache's sets: they are copied,
+// some samples at a time.
+template <typename Index>
+class IndexTile {
+  public:
+    IndexTile(const Index* indices, size_t num_features, size_t num_samples)
+        : indices_(indices), num_samples_(num_samples), rows_(kSamples * num_features + kAhead) {}
+
+    // Of sample b, [F], and kAhead more that may be anything that is a row. To be asked for with b growing.
+    template <typename Features>
+    const uint32_t* rows(const std::vector<Features>& features, size_t b) {
+        const size_t num_features = features.size(), at = b % kSamples;
+        if (at == 0) {
+            const size_t size = std::min(kSamples, num_samples_ - b);
+            for (size_t f = 0; f < num_features; ++f) {
+                const Index* const from = indices_ + features[f].feature->begin + b;
+                for (size_t i = 0; i < size; ++i) rows_[i * num_features + f] = from[i];
+            }
+        }
+        return rows_.data() + at * num_features;
+    }
+
+  private:
+    static constexpr size_t kSamples = 32;
+    const Index* indices_;
+    size_t num_samples_;
+    std::vector<uint32_t> rows_;
+};
+
+// run(integral_constant) with the dim if it is a usual one, else kAnyDim. With a dim known to the compiler
+// loops over a row become a few vector instructions.
+template <typename Run>
+void with_dim(size_t dim, const Run& run) {
+    switch (dim) {
+        case 8:
+            return run(std::integral_constant<size_t, 8>());
+        case 16:
+            return run(std::integral_constant<size_t, 16>());
+        case 32:
+            return run(std::integral_constant<size_t, 32>());
+        case 64:
+            return run(std::integral_constant<size_t, 64>());
+        case 128:
+            return run(std::integral_constant<size_t, 128>());
+        default:
+            return run(std::integral_constant<size_t, kAnyDim>());
+    }
+}
+
+// Eight elements of a row, from element d on; what W::decode gives.
+inline Lanes load_lanes(WireFp32, const std::byte* row, size_t d, size_t) {
+    return load(reinterpret_cast<const float*>(row) + d);
+}
+
+inline Lanes load_lanes(WireFp16, const std::byte* row, size_t d, size_t) {
+    const std::byte* const from = row + 2 * d;
+#ifdef __F16C__
+    const __m256 lanes = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+    return (Lanes)lanes;
+#else
+    float room[kLanes];
+    WireFp16::decode(from, room, kLanes);
+    return load(room);
+#endif
+}
+
+inline Lanes load_lanes(WireBf16, const std::byte* row, size_t d, size_t) {
+    typedef uint16_t Words __attribute__((vector_size(16)));
+    typedef uint32_t Bits __attribute__((vector_size(32)));
+    Words words;
+    std::memcpy(&words, row + 2 * d, sizeof words);
+    const Bits bits = __builtin_convertvector(words, Bits) << 16;
+    return (Lanes)bits;
+}
+
+inline Lanes load_lanes(WireScaledFp16, const std::byte* row, size_t d, size_t dim) {
+    float norm;
+    std::memcpy(&norm, row + 2 * dim, sizeof norm);
+    return load_lanes(WireFp16{}, row, d, dim) * (1 / WireScaledFp16::kKappa) * norm;
+}
+
+}  // namespace persia

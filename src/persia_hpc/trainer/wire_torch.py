@@ -1,0 +1,49 @@
+"""The wire formats in torch operations, on any device: the same numbers as the native ones.
+
+U rows, D dim. On the wire a tensor is what `wire.Wire` says of the array, with int16 for uint16: torch has
+few operations for the latter.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from persia_hpc.wire import Wire
+
+KAPPA = 32768.0  # as in native/include/persia/codec.h
+TINY = 2.0**-64
+
+
+def decode(words: Tensor, wire: Wire, dim: int) -> Tensor:
+    """Float32 [U, D] of rows on the wire."""
+    if wire.name == "bf16":
+        words = words.view(torch.bfloat16)
+    elif wire.name == "scaled_fp16":
+        scale = words[:, dim:].contiguous().view(torch.float32)  # [U, 1]
+        return words[:, :dim].contiguous().view(torch.float16).float() * (1 / KAPPA) * scale
+    return words.to(torch.float32)
+
+
+def encode(rows: Tensor, wire: Wire) -> Tensor:
+    """Rows [U, D] float32 as they travel."""
+    if wire.name == "fp16":
+        return rows.half()
+    if wire.name == "bf16":
+        return rows.to(torch.bfloat16).view(torch.int16)
+    if wire.name == "scaled_fp16":
+        scale = rows.abs().amax(dim=1, keepdim=True)  # NaN if there is one
+        up = torch.where(scale < TINY, 1 / TINY, 1.0)
+        factor = torch.where(scale > 0, KAPPA / (scale * up), 0.0)
+        words = (rows * up * factor).half().view(torch.int16)
+        return torch.cat([words, scale.view(torch.int16)], dim=1)
+    return rows
+
+
+def to_array(words: Tensor, wire: Wire) -> npt.NDArray[Any]:
+    """The array that travels, of a tensor from `encode`."""
+    array: npt.NDArray[Any] = words.cpu().numpy().view(wire.dtype)
+    return array
