@@ -1,9 +1,10 @@
 #include "bindings.h"
 
 PYBIND11_MODULE(_native, m) {
-    m.doc() = "Native parts of persia_hpc: tables, dedup, pooling, codecs. No I/O, no MPI, no torch.";
+    m.doc() = "Native parts of persia_hpc: tables, dedup, pooling, codecs, record rings. No I/O, no MPI, no torch.";
     bind_codec(m);
     bind_table(m);
     bind_dedup(m);
     bind_pool(m);
+    bind_ring(m);
 }

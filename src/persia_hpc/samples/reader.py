@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -277,6 +277,7 @@ class PrefetchReader(Generic[Token]):
         reader: used by the thread alone from now on.
         requests: (token, epoch, begin, end); taken one by one by the thread, may be endless.
         depth: batches that may wait to be taken, 1 or more.
+        on_ready: called by the thread when `poll()` has something new to say: a batch, an error or the end.
 
     `next()` blocks until the batch is there. An exception of the reader or of `requests` is raised by the
     `next()` of that batch, after all batches before it; then the iteration ends. Call `close()` or use as a
@@ -284,13 +285,18 @@ class PrefetchReader(Generic[Token]):
     """
 
     def __init__(
-        self, reader: BatchReader, requests: Iterable[tuple[Token, int, int, int]], depth: int
+        self,
+        reader: BatchReader,
+        requests: Iterable[tuple[Token, int, int, int]],
+        depth: int,
+        on_ready: Callable[[], None] = lambda: None,
     ) -> None:
         if depth < 1:
             raise ValueError(f"depth: got {depth}, expected 1 or more")
         self._reader = reader
         self._requests = requests
         self._depth = depth
+        self._on_ready = on_ready
         self._ready: deque[tuple[Token, SampleBatch]] = deque()
         self._changed = threading.Condition()
         self._error: BaseException | None = None
@@ -350,6 +356,7 @@ class PrefetchReader(Generic[Token]):
                         return
                     self._ready.append((token, batch))
                     self._changed.notify_all()
+                self._on_ready()
         except BaseException as caught:
             error = caught
         finally:
@@ -357,3 +364,4 @@ class PrefetchReader(Generic[Token]):
                 self._error = None if self._closed else error
                 self._finished = True
                 self._changed.notify_all()
+            self._on_ready()
