@@ -32,7 +32,7 @@ ALLOWED = {
         ("topology/groups.py", "transport/*", "*/serve.py", "api.py", "rank.py", "commands/*", "launch/*", "bench/*"),
         "engines, samples, models and configuration work without MPI",
     ),
-    "h5py": (("samples/*", "preprocess/*", "checkpoint.py", "inference.py"), "file formats have one home"),
+    "h5py": (("samples/*", "preprocess/*", "checkpoint.py", "inference.py", "bench/*"), "file formats have one home"),
     "hdf5plugin": (("samples/*", "checkpoint.py"), "file formats have one home"),
     "polars": (("preprocess/*",), "training must not depend on a table parser"),
     "sklearn": ((), "it is a reference for tests"),

@@ -7,6 +7,7 @@ namespace py = pybind11;
 
 void bind_codec(py::module_& m);
 void bind_dedup(py::module_& m);
+void bind_gather(py::module_& m);
 void bind_pool(py::module_& m);
 void bind_ring(py::module_& m);
 void bind_table(py::module_& m);

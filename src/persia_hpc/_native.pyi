@@ -330,3 +330,10 @@ class Watch:
         """Spins, then sleeps once; whether there are news. May return early; the GIL is released."""
     def wake(self) -> None:
         """From another thread: ends the wait that is going on or the next one."""
+
+def gather(source: npt.NDArray[Any], rows: npt.NDArray[np.int64], out: npt.NDArray[Any]) -> None:
+    """Does out[i] = source[rows[i]] for source [M, ...], rows [N] and out [N, ...] of one dtype.
+
+    ValueError for arrays that don't fit, IndexError for a row outside of [0, M) (what came before it is
+    written).
+    """

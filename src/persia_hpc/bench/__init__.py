@@ -4,4 +4,4 @@ A module has SUMMARY (a line), EXAMPLES, add_arguments(parser) and measure(optio
 as each case is done.
 """
 
-PARTS = ("dedup", "ring")
+PARTS = ("dedup", "feed", "ring")

@@ -1,8 +1,8 @@
 """Record rings between two ranks of this node: bandwidth by record size, round trips, and what waiting costs.
 
-Starts its two ranks itself, each on a core of its own if there are two. The records are taken and given back, not
-read; memcpy copies the same pieces of memory, which no cache holds, on the sender's core. A round trip is there and
-back: `spinning` polls without a break, `asleep` lets both ranks sleep until they are woken.
+Starts its two ranks itself, each on a core of its own if there are two. The records are taken and given back,
+not read; memcpy copies the same pieces of memory, which no cache holds, on the sender's core. A round trip is
+there and back: `spinning` polls without a break, `asleep` lets both ranks sleep until they are woken.
 """
 
 from __future__ import annotations
