@@ -43,7 +43,8 @@ void bind_limits(py::module_& m) {
             py::arg("places"), py::arg("out"))
         .def(
             "gather_with_entries",
-            [](const MemoryLimits& self, const py::array& places, const py::array& entries, const py::array& out) {
+            [](const MemoryLimits& self, const py::array& places, const py::array& entries,
+               const py::array& out) {
                 const py::ssize_t n = places.size();
                 const auto* at = check_places(self, places, n);
                 const auto* entry_at = check_places(self, entries, n);

@@ -9,5 +9,7 @@ void bind_codec(py::module_& m);
 void bind_dedup(py::module_& m);
 void bind_limits(py::module_& m);
 void bind_interaction(py::module_& m);
+void bind_gather(py::module_& m);
 void bind_pool(py::module_& m);
+void bind_ring(py::module_& m);
 void bind_table(py::module_& m);

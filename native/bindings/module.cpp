@@ -20,12 +20,15 @@ void keep_freed_memory() {
 
 PYBIND11_MODULE(_native, m) {
     m.doc() =
-        "Native parts of persia_hpc: tables, dedup, pooling, interaction, codecs. No I/O, no MPI, no torch.";
+        "Native parts of persia_hpc: tables, dedup, pooling, interaction, codecs, rings. No I/O, MPI or "
+        "torch.";
     bind_codec(m);
     bind_table(m);
     bind_dedup(m);
+    bind_gather(m);
     bind_pool(m);
     bind_limits(m);
     bind_interaction(m);
     m.def("keep_freed_memory", &keep_freed_memory);
+    bind_ring(m);
 }

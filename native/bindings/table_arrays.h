@@ -8,7 +8,6 @@
 #include <initializer_list>
 #include <string>
 
-
 namespace py = pybind11;
 
 namespace persia_bindings {

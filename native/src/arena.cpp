@@ -73,7 +73,8 @@ void* Arena::allocate(std::size_t bytes) {
 }
 
 std::size_t Arena::held_bytes() const {
-    const std::size_t page = !regions_.empty() && regions_.back().bytes >= kHugeRegionBytes ? kHugePage : 4096;
+    const std::size_t page =
+        !regions_.empty() && regions_.back().bytes >= kHugeRegionBytes ? kHugePage : 4096;
     const std::size_t untouched = static_cast<std::size_t>(end_ - next_) / page * page;
     return mapped_bytes_ - untouched + regions_.capacity() * sizeof(Region);
 }

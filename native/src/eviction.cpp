@@ -46,8 +46,7 @@ void Eviction::add_candidate(Bucket& bucket, Candidate row) {
 
 void Eviction::scan(std::uint32_t bucket, const KeyIndex& index) {
     scratch_.clear();
-    index.for_each(bucket,
-                   [&](KeyIndex::Entry entry) { scratch_.push_back({entry.key(), entry.stamp()}); });
+    index.for_each(bucket, [&](KeyIndex::Entry entry) { scratch_.push_back({entry.key(), entry.stamp()}); });
     const std::size_t count =
         std::min(scratch_.size(), std::max(kMinCandidates, scratch_.size() / kCandidateShare));
     const auto end = scratch_.begin() + static_cast<std::ptrdiff_t>(count);

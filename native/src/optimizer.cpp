@@ -145,8 +145,9 @@ OptimizerChoice make_optimizer(const std::string& name, const OptimizerOptions& 
         ftrl.l2 = static_cast<float>(reader.take("l2", 0));
         return finished(ftrl);
     }
-    throw std::invalid_argument("optimizer: got '" + name +
-                                "', expected 'sgd', 'momentum', 'adagrad', 'rowwise_adagrad', 'adam', 'adamw' or 'ftrl'");
+    throw std::invalid_argument(
+        "optimizer: got '" + name +
+        "', expected 'sgd', 'momentum', 'adagrad', 'rowwise_adagrad', 'adam', 'adamw' or 'ftrl'");
 }
 
 void set_learning_rate(Optimizer& optimizer, double lr) {

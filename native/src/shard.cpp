@@ -10,7 +10,7 @@ namespace {
 // needs. A stage per loop and not per key: where address translations miss, a prefetch waits for its own, and
 // only a short loop has many of them under way at a time.
 constexpr std::size_t kBlock = 16;
-constexpr std::size_t kAhead = 12;  // rows, where there is one stage
+constexpr std::size_t kAhead = 12;          // rows, where there is one stage
 constexpr std::uint32_t kSweepPeriod = 64;  // steps in which a sweep for expired rows sees each bucket once
 
 }  // namespace
@@ -24,7 +24,8 @@ Shard::Shard(const TableConfig& config)
       index_(config.end_bucket - config.first_bucket, config.bucket_capacity, arena_),
       rows_(update_.weight_bytes(), update_.state_bytes()),
       eviction_(config.eviction, config.ttl, config.end_bucket - config.first_bucket),
-      admission_(config.admission, config.seed, config.end_bucket - config.first_bucket, config.bucket_capacity),
+      admission_(config.admission, config.seed, config.end_bucket - config.first_bucket,
+                 config.bucket_capacity),
       is_dirty_(config.end_bucket - config.first_bucket),
       room_(config.dim) {}
 
@@ -155,11 +156,13 @@ template <class Chosen>
 PushCounts Shard::push_with(Chosen& chosen, const PushBatch& batch, std::uint32_t step) {
     PushCounts counts;
     for (std::size_t i = 0; i < batch.n; ++i) {
-        if (i + kAhead < batch.n && batch.slots[i + kAhead] != kNoSlot) rows_.prefetch_all(batch.slots[i + kAhead]);
+        if (i + kAhead < batch.n && batch.slots[i + kAhead] != kNoSlot)
+            rows_.prefetch_all(batch.slots[i + kAhead]);
         const float* gradient = usable_gradient(batch, i, counts);
         if (gradient == nullptr) continue;
         const std::uint32_t slot = batch.slots[i];
-        update_.apply(chosen, batch.keys[i], step, rows_.weights(slot), rows_.state(slot)->optimizer(), gradient);
+        update_.apply(chosen, batch.keys[i], step, rows_.weights(slot), rows_.state(slot)->optimizer(),
+                      gradient);
         ++counts.applied;
     }
     return counts;
@@ -305,9 +308,10 @@ void Shard::import_rows(const ImportedRows& from) {
 
 std::uint64_t Shard::memory_bytes() const {
     const auto held = [](const auto& values) { return values.capacity() * sizeof(values[0]); };
-    return sizeof *this + arena_.held_bytes() + index_.held_bytes() + rows_.held_bytes() + eviction_.held_bytes() +
-           admission_.held_bytes() + update_.held_bytes() + held(dirty_) + num_buckets() / 8 + held(room_) +
-           held(merged_) + held(sums_) + held(merged_map_) + held(expired_keys_);
+    return sizeof *this + arena_.held_bytes() + index_.held_bytes() + rows_.held_bytes() +
+           eviction_.held_bytes() + admission_.held_bytes() + update_.held_bytes() + held(dirty_) +
+           num_buckets() / 8 + held(room_) + held(merged_) + held(sums_) + held(merged_map_) +
+           held(expired_keys_);
 }
 
 }  // namespace persia

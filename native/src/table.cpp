@@ -36,7 +36,8 @@ Table::Table(const TableConfig& config) : config_(checked(config)), bucket_of_(c
     const std::uint32_t num_shards = std::max(1u, std::min(config.threads, count));
     for (std::uint32_t i = 0; i < num_shards; ++i) {
         TableConfig part = config;
-        part.first_bucket = config.first_bucket + static_cast<std::uint32_t>(std::uint64_t{count} * i / num_shards);
+        part.first_bucket =
+            config.first_bucket + static_cast<std::uint32_t>(std::uint64_t{count} * i / num_shards);
         part.end_bucket =
             config.first_bucket + static_cast<std::uint32_t>(std::uint64_t{count} * (i + 1) / num_shards);
         shards_.push_back(std::make_unique<Shard>(part));
@@ -52,11 +53,11 @@ void Table::check_keys(const Key* keys, std::size_t n) const {
             before = bucket;
             continue;
         }
-        throw std::invalid_argument(
-            "keys[" + std::to_string(i) + "] = " + std::to_string(keys[i]) + " is of bucket " +
-            std::to_string(bucket) + ", expected buckets [" + std::to_string(config_.first_bucket) + ", " +
-            std::to_string(config_.end_bucket) + "), in ascending order (the one before: " +
-            std::to_string(before) + ")");
+        throw std::invalid_argument("keys[" + std::to_string(i) + "] = " + std::to_string(keys[i]) +
+                                    " is of bucket " + std::to_string(bucket) + ", expected buckets [" +
+                                    std::to_string(config_.first_bucket) + ", " +
+                                    std::to_string(config_.end_bucket) +
+                                    "), in ascending order (the one before: " + std::to_string(before) + ")");
     }
 }
 
@@ -64,9 +65,8 @@ std::vector<std::size_t> Table::cuts(const Key* keys, std::size_t n) const {
     std::vector<std::size_t> begins{0};
     for (std::size_t i = 1; i < shards_.size(); ++i) {
         const Shard& shard = *shards_[i];
-        const Key* at = std::partition_point(keys + begins.back(), keys + n, [&](Key key) {
-            return bucket_of_(key) < shard.first_bucket();
-        });
+        const Key* at = std::partition_point(keys + begins.back(), keys + n,
+                                             [&](Key key) { return bucket_of_(key) < shard.first_bucket(); });
         begins.push_back(static_cast<std::size_t>(at - keys));
     }
     begins.push_back(n);
@@ -109,9 +109,9 @@ void Table::check_slots(const PushBatch& batch) const {
         const std::uint32_t end = shards_[shard]->end_slot();
         for (std::size_t i = at[shard]; i < at[shard + 1]; ++i) {
             if (batch.slots[i] < end || batch.slots[i] == kNoSlot) continue;
-            throw std::invalid_argument("slots[" + std::to_string(i) + "] = " + std::to_string(batch.slots[i]) +
-                                        " was never given by a pull: there are " + std::to_string(end) +
-                                        " slots");
+            throw std::invalid_argument(
+                "slots[" + std::to_string(i) + "] = " + std::to_string(batch.slots[i]) +
+                " was never given by a pull: there are " + std::to_string(end) + " slots");
         }
     }
 }

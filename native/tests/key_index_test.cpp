@@ -10,8 +10,8 @@
 
 using namespace persia;
 
-// Random insertions and erasures in several buckets against the standard map. Few distinct tags make long runs
-// of full lines, wrap-arounds, and keys that differ in their high half only.
+// Random insertions and erasures in several buckets against the standard map. Few distinct tags make long
+// runs of full lines, wrap-arounds, and keys that differ in their high half only.
 void index_equals_unordered_map(std::uint32_t seed, std::uint64_t tag_mask, std::size_t max_rows,
                                 std::uint32_t num_buckets, std::uint32_t expected_rows) {
     struct Known {

@@ -61,19 +61,19 @@ void updates_equal_their_formulas() {
                    });
     // FTRL-Proximal as in McMahan et al., where sigma_s sums to sqrt(n) / lr: here in closed form per step.
     for (const double l1 : {0.0, 0.5}) {
-        equals_formula("ftrl", {{"lr", 0.1}, {"l1", l1}, {"l2", 0.2}, {"initial_accumulator_value", 0.5}}, 2,
-                       [l1](Values& w, Values& s, const Gradient& g, int t) {
-                           const std::size_t dim = w.size();
-                           for (std::size_t d = 0; d < dim; ++d) {
-                               if (t == 1) s[d] = 0.5;
-                               const double sigma = (std::sqrt(s[d] + double{g[d]} * g[d]) - std::sqrt(s[d])) / 0.1;
-                               s[d] += double{g[d]} * g[d];
-                               s[dim + d] += g[d] - sigma * w[d];
-                               const double z = s[dim + d];
-                               w[d] = std::fabs(z) <= l1 ? 0
-                                                         : -(z - (z > 0 ? l1 : -l1)) / (std::sqrt(s[d]) / 0.1 + 0.4);
-                           }
-                       });
+        equals_formula(
+            "ftrl", {{"lr", 0.1}, {"l1", l1}, {"l2", 0.2}, {"initial_accumulator_value", 0.5}}, 2,
+            [l1](Values& w, Values& s, const Gradient& g, int t) {
+                const std::size_t dim = w.size();
+                for (std::size_t d = 0; d < dim; ++d) {
+                    if (t == 1) s[d] = 0.5;
+                    const double sigma = (std::sqrt(s[d] + double{g[d]} * g[d]) - std::sqrt(s[d])) / 0.1;
+                    s[d] += double{g[d]} * g[d];
+                    s[dim + d] += g[d] - sigma * w[d];
+                    const double z = s[dim + d];
+                    w[d] = std::fabs(z) <= l1 ? 0 : -(z - (z > 0 ? l1 : -l1)) / (std::sqrt(s[d]) / 0.1 + 0.4);
+                }
+            });
     }
     equals_formula("adamw", {{"lr", 0.01}, {"weight_decay", 0.1}}, 2,
                    [](Values& w, Values& s, const Gradient& g, int t) {

@@ -1,4 +1,4 @@
-"""The native extension: tables, codecs, dedup, pooling, pairwise interaction.
+"""The native extension: tables, codecs, dedup, pooling, pairwise interaction, record rings.
 
 Shape letters: U unique keys of a call, D dim, S state width, N any. Arrays are NumPy arrays, C-contiguous,
 and used in place: one of another dtype, shape or layout raises an error that names the argument, what was
@@ -109,9 +109,7 @@ class Table:
     def lookup(self, keys: _U64, out: _Rows) -> None:
         """Evaluation: writes the rows of `keys` [U] to `out` [U, D], zeros for unseen; changes nothing."""
 
-    def push(
-        self, keys: _U64, slots: _U32, grads: _Rows, step: int, epoch: int
-    ) -> tuple[int, int, int, int]:
+    def push(self, keys: _U64, slots: _U32, grads: _Rows, step: int, epoch: int) -> tuple[int, int, int, int]:
         """One optimizer update per row, with gradients [U, D] for what `pull` gave at `step`.
 
         Returns rows (applied, evicted in flight, unadmitted, non-finite), which add up to U. A row that was
@@ -286,3 +284,120 @@ def interaction_backward(
     rest_gradient: _F32,
 ) -> None:
     """Writes the vectors' gradients, shaped like the vectors, from that of the forward's `out` [B, W]."""
+
+_Bytes = npt.NDArray[np.uint8]
+
+class Outgoing:
+    """A record that a ring is to carry. Holds its arrays: they must not change until it is written."""
+
+    def __init__(
+        self,
+        kind: int,
+        step: int,
+        trainer: int,
+        tag: int,
+        arrays: Sequence[npt.NDArray[Any] | list[npt.NDArray[Any]]],
+    ) -> None:
+        """Arrays and fields as in `RingSender.post`, which raises the same UserErrors."""
+    @property
+    def unwritten_bytes(self) -> int:
+        """Body bytes that are not in the ring yet."""
+
+class RingProducer:
+    """Where the next entry of a ring goes, and what its consumer was told. One thread uses it."""
+
+    def __init__(self, data: _Bytes, tail: _U64, words: _U64 | None, bell: _U64 | None) -> None:
+        """Data [ring bytes]: the consumer's, or a mirror of it; tail [1]: own memory, the consumer writes it.
+
+        words [ring bytes / 64] and bell [1]: the consumer's. None: out of reach, the caller announces what
+        `take_held` says.
+        """
+    def write(self, record: Outgoing) -> bool:
+        """Writes what has room (without `words`: one entry); True once the record is complete."""
+    def reserve(
+        self,
+        kind: int,
+        step: int,
+        trainer: int,
+        tag: int,
+        specs: Sequence[tuple[npt.DTypeLike, Sequence[int]]],
+    ) -> list[npt.NDArray[Any]] | None:
+        """See `RingSender.try_reserve`."""
+    def commit(self) -> None: ...
+    def cancel(self) -> None: ...
+    def take_held(self) -> tuple[int, int, list[tuple[int, int]]]:
+        """(first, last) entry not announced yet, and their bytes in the ring; announced from now on."""
+    def close(self) -> None:
+        """Lets go of all memory; nothing may be written any more."""
+    @property
+    def data(self) -> _Bytes: ...
+    @property
+    def reserved(self) -> bool: ...
+    @property
+    def held_entries(self) -> int: ...
+    @property
+    def held_bytes(self) -> int: ...
+    @property
+    def max_entry(self) -> int:
+        """Bytes of the largest entry, with its header."""
+    @property
+    def head(self) -> int:
+        """Bytes written in all, with padding."""
+    @property
+    def records(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+
+class RingConsumer:
+    """What of a ring was read and released. One thread uses it."""
+
+    def __init__(self, data: _Bytes, words: _U64, tail: _U64 | None, bell: _U64 | None) -> None:
+        """Data [ring bytes], words [ring bytes / 64]: own memory, the producer writes it.
+
+        tail [1] and bell [1]: the producer's. None: out of reach, the caller sends `released`.
+        """
+    def poll(self) -> tuple[int, int, int, int, list[npt.NDArray[Any]], Any] | None:
+        """The next whole record: kind, step, trainer, tag, arrays and the token for `release`.
+
+        None: nothing came, or part of a record, or CLOSE. RuntimeError: what the producer can't have sent.
+        """
+    def release(self, token: Any) -> None:
+        """A record's memory may be used again; in any order, each token once."""
+    def close(self) -> None:
+        """Lets go of all memory."""
+    @property
+    def data(self) -> _Bytes: ...
+    @property
+    def words(self) -> _U64: ...
+    @property
+    def closed(self) -> bool:
+        """CLOSE was received, or `close` called."""
+    @property
+    def unread(self) -> bool:
+        """A record other than CLOSE waits, or was received in part."""
+    @property
+    def released(self) -> int:
+        """Bytes from the start of time that were released."""
+    @property
+    def records(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+
+class Watch:
+    """Waits until there are news for one loop: entries, or room for a record that found none, or `wake`."""
+
+    def __init__(
+        self, producers: Sequence[RingProducer], consumers: Sequence[RingConsumer], bells: Sequence[_U64]
+    ) -> None:
+        """Bells [1] each: words in this rank's memory by which its peers can end its sleep."""
+    def wait(self, spin_seconds: float, sleep_seconds: float) -> bool:
+        """Spins, then sleeps once; whether there are news. May return early; the GIL is released."""
+    def wake(self) -> None:
+        """From another thread: ends the wait that is going on or the next one."""
+
+def gather(source: npt.NDArray[Any], rows: npt.NDArray[np.int64], out: npt.NDArray[Any]) -> None:
+    """Does out[i] = source[rows[i]] for source [M, ...], rows [N] and out [N, ...] of one dtype.
+
+    ValueError for arrays that don't fit, IndexError for a row outside of [0, M) (what came before it is
+    written).
+    """

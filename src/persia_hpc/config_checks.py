@@ -86,11 +86,14 @@ def _check_lifetime(table: TableConfig, staleness_bound: int, path: tuple[str, .
         raise fail((*path, "ttl"), f"= {table.ttl}: only eviction = 'lru' knows when a row was used last")
     if table.ttl and table.ttl <= staleness_bound:  # else a row may expire while its gradient is on its way
         raise fail(
-            (*path, "ttl"), f"= {table.ttl}: expected 0 (none) or more than staleness_bound = {staleness_bound}"
+            (*path, "ttl"),
+            f"= {table.ttl}: expected 0 (none) or more than staleness_bound = {staleness_bound}",
         )
     for key, value in table.admission.items():
         if key not in ("after", "probability"):
-            raise fail((*path, "admission", key), f"is not a known key{nearest(key, ('after', 'probability'))}")
+            raise fail(
+                (*path, "admission", key), f"is not a known key{nearest(key, ('after', 'probability'))}"
+            )
         _check_number(key, value, (*path, "admission", key), fail)
         if key == "after" and not (isinstance(value, int) and 1 <= value <= 255):
             raise fail((*path, "admission", key), f"= {value!r}: expected an integer from 1 to 255")

@@ -170,7 +170,7 @@ class RankJob:
     def _waiter(self, *planes: Plane) -> Waiter:
         groups = self.groups
         here = sum(m.node == groups.me.node for m in groups.plan.members)
-        return Waiter(any(p.remote for p in planes), default_spin(here))
+        return Waiter(*planes, spin=default_spin(here))
 
     def _ranks(self, role: Role, rank_of: Callable[[Role, int], int]) -> list[int]:
         return [rank_of(role, i) for i in range(self.groups.plan.count(role))]

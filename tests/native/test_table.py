@@ -137,7 +137,9 @@ def test_any_history_gives_what_the_model_gives(
             at = in_flight[what % len(in_flight)][0]
             pulls = [entry for entry in in_flight if entry[0] == at]
             in_flight = [entry for entry in in_flight if entry[0] != at]
-            grads_of = [gradients(detail + i, len(keys), dim, dtype) for i, (_, keys, _, _) in enumerate(pulls)]
+            grads_of = [
+                gradients(detail + i, len(keys), dim, dtype) for i, (_, keys, _, _) in enumerate(pulls)
+            ]
             counts = model.push_step([(p[1], g, p[3]) for p, g in zip(pulls, grads_of, strict=True)])
             for index, table in enumerate(tables):
                 batches = [(p[1], p[2][index], g, p[3]) for p, g in zip(pulls, grads_of, strict=True)]

@@ -147,7 +147,9 @@ def test_foreign_keys_and_slots_are_refused_before_anything_changes() -> None:
     _, slots = pull(table, [mine], 1)
     before = table.export_bucket(1)
     with pytest.raises(ValueError, match=r"slots\[1\] = 77 was never given"):
-        table.push(u64([mine, mine + 1]), np.array([slots[0], 77], np.uint32), np.ones((2, 3), np.float32), 1, 0)
+        table.push(
+            u64([mine, mine + 1]), np.array([slots[0], 77], np.uint32), np.ones((2, 3), np.float32), 1, 0
+        )
     with pytest.raises(ValueError, match=r"bucket: got 0, expected one of \[1, 3\)"):
         table.export_bucket(0)
     good = {**before}

@@ -13,7 +13,8 @@ from .table_support import OPTIMIZERS, arguments, export, lookup, pull, u64
 
 
 @pytest.mark.parametrize(
-    "optimizer", ["sgd", "momentum", "adagrad", "adam", "adamw", "sgd decayed", "adagrad decayed", "adam decayed"]
+    "optimizer",
+    ["sgd", "momentum", "adagrad", "adam", "adamw", "sgd decayed", "adagrad decayed", "adam decayed"],
 )
 @pytest.mark.parametrize("dim", [1, 16, 19])
 def test_optimizers_equal_torch_on_lazily_touched_rows(optimizer: str, dim: int) -> None:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from persia_hpc.samples import reader
 from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.reader import BatchReader, EpochOrder, PrefetchReader
 from persia_hpc.samples.schema import DatasetSchema
@@ -68,6 +69,26 @@ def test_order_does_not_depend_on_where_batches_begin(
     order = EpochOrder(*size, 3, 1, True)
     parts = [order.rows(a, b) for a, b in zip([0, *cuts], [*cuts, n], strict=True)]
     np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 1000, 40_000])
+@pytest.mark.parametrize("bits", [64, 50, 10, 0])
+def test_a_permutation_is_the_stable_argsort_of_its_words(
+    size: int, bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where many words agree in the bits that are compared first, or altogether."""
+    words = np.random.Philox(np.random.SeedSequence(7, spawn_key=(3, 1))).random_raw(size)
+    if bits < 64:
+        words = np.random.default_rng(1).integers(0, 2**bits, size, dtype=np.uint64)
+
+        class Fixed:
+            def __init__(self, seed: object) -> None: ...
+
+            def random_raw(self, _: int) -> np.ndarray:
+                return words
+
+        monkeypatch.setattr(np.random, "Philox", Fixed)
+    assert np.array_equal(reader._permutation(size, 7, 3, 1), np.argsort(words, kind="stable"))
 
 
 @no_deadline

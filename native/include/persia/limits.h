@@ -18,8 +18,8 @@ class MemoryLimits {
     void gather(const std::uint64_t* places, std::size_t n, std::byte* out) const;
     // Two touches: also reads the index entry at another place for each row. Returns something that depends
     // on what was read.
-    std::uint64_t gather_with_entries(const std::uint64_t* places, const std::uint64_t* entries, std::size_t n,
-                                      std::byte* out) const;
+    std::uint64_t gather_with_entries(const std::uint64_t* places, const std::uint64_t* entries,
+                                      std::size_t n, std::byte* out) const;
     // Reads, changes and writes the rows and their states, with `gradients` [n, row_bytes] read in order.
     void update(const std::uint64_t* places, std::size_t n, const std::byte* gradients);
 

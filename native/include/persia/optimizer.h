@@ -160,9 +160,9 @@ struct OptimizerChoice {
 };
 
 // name: one of those above. Options: lr (must be given); eps (1e-10 for adagrad, else 1e-8);
-// initial_accumulator_value (0 for the adagrads, 0.1 for ftrl); beta1, beta2 (0.9, 0.999); momentum (0.9); l1,
-// l2 (0; ftrl); weight_decay (0, all but ftrl; adamw: 0.01 and decoupled).
-// Throws std::invalid_argument that names an unknown optimizer or option, or a value out of range.
+// initial_accumulator_value (0 for the adagrads, 0.1 for ftrl); beta1, beta2 (0.9, 0.999); momentum (0.9);
+// l1, l2 (0; ftrl); weight_decay (0, all but ftrl; adamw: 0.01 and decoupled). Throws std::invalid_argument
+// that names an unknown optimizer or option, or a value out of range.
 OptimizerChoice make_optimizer(const std::string& name, const OptimizerOptions& options);
 
 // Throws std::invalid_argument unless lr is finite and not negative.

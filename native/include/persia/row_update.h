@@ -51,8 +51,10 @@ class RowUpdate {
     }
 
     // A row's weights [D], state [S] and count of updates, for checkpoints.
-    void read(const std::byte* weights, const std::byte* state, float* w, float* s, std::uint32_t* steps) const;
-    void write(const float* w, const float* s, std::uint32_t steps, std::byte* weights, std::byte* state) const;
+    void read(const std::byte* weights, const std::byte* state, float* w, float* s,
+              std::uint32_t* steps) const;
+    void write(const float* w, const float* s, std::uint32_t steps, std::byte* weights,
+               std::byte* state) const;
 
   private:
     void unpack(const std::byte* weights, const std::byte* state);

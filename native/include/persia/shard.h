@@ -1,10 +1,10 @@
-// Rows with optimizer state for the keys of a range of buckets: a part of a table (table.h) that one thread at a
-// time works on. U: keys of a call, D: dim, S: state width.
+// Rows with optimizer state for the keys of a range of buckets: a part of a table (table.h) that one thread
+// at a time works on. U: keys of a call, D: dim, S: state width.
 //
-// Keys of a call must be unique and of this shard's buckets. A slot that pull() hands out is where a row lies;
-// with it a push finds the row without the index. The slot may have been given to another row since: a row
-// remembers the epoch at which it was created, the epoch grows with each eviction, and a pull hands out the
-// epoch at which it took place, so a row that came later is known by its greater epoch.
+// Keys of a call must be unique and of this shard's buckets. A slot that pull() hands out is where a row
+// lies; with it a push finds the row without the index. The slot may have been given to another row since: a
+// row remembers the epoch at which it was created, the epoch grows with each eviction, and a pull hands out
+// the epoch at which it took place, so a row that came later is known by its greater epoch.
 #pragma once
 
 #include <cstddef>
@@ -154,17 +154,17 @@ class Shard {
     Eviction eviction_;
     Admission admission_;
     std::uint32_t epoch_ = 0;
-    std::uint32_t next_step_ = 0;         // after the last evict()
-    std::vector<std::uint32_t> dirty_;    // buckets over capacity, perhaps
+    std::uint32_t next_step_ = 0;       // after the last evict()
+    std::vector<std::uint32_t> dirty_;  // buckets over capacity, perhaps
     std::vector<bool> is_dirty_;
     RowCounts counts_;
 
     // Working memory, kept from call to call.
-    mutable std::vector<float> room_;         // one row
+    mutable std::vector<float> room_;           // one row
     mutable std::vector<std::uint32_t> slots_;  // lookup
-    std::vector<Merged> merged_;              // push_step
-    std::vector<float> sums_;                 // [merged, D]
-    std::vector<std::uint32_t> merged_map_;   // hash of a slot -> its place in merged_ + 1
+    std::vector<Merged> merged_;                // push_step
+    std::vector<float> sums_;                   // [merged, D]
+    std::vector<std::uint32_t> merged_map_;     // hash of a slot -> its place in merged_ + 1
     std::vector<Key> expired_keys_;
 };
 

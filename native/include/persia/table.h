@@ -1,7 +1,7 @@
 // One server's part of an embedding table, as shards that each have a thread and a run of the buckets.
 //
-// Not thread-safe: one call at a time. U: keys of a call, D: dim. Keys of a call must be unique and ordered by
-// bucket. Everything that decides what a row becomes belongs to its bucket, so results don't depend on the
+// Not thread-safe: one call at a time. U: keys of a call, D: dim. Keys of a call must be unique and ordered
+// by bucket. Everything that decides what a row becomes belongs to its bucket, so results don't depend on the
 // number of threads. All calls throw std::invalid_argument for keys of another server's bucket, or out of
 // order, before they change anything.
 #pragma once
@@ -22,17 +22,17 @@ class Table {
 
     explicit Table(const TableConfig& config);
 
-    // Rows of all keys to `out` [U, D], created where unseen (keys that are not admitted give zeros and the slot
-    // kNoSlot); notes that `step` uses them. Returns the epoch that push() wants back.
+    // Rows of all keys to `out` [U, D], created where unseen (keys that are not admitted give zeros and the
+    // slot kNoSlot); notes that `step` uses them. Returns the epoch that push() wants back.
     std::uint32_t pull(const Key* keys, std::size_t n, std::uint32_t step, Wire wire, std::byte* out,
                        std::uint32_t* slots);
 
     // Evaluation: like pull, but changes nothing; unseen rows are zeros.
     void lookup(const Key* keys, std::size_t n, Wire wire, std::byte* out) const;
 
-    // One optimizer update per row with the gradients for what a pull gave. A row that was evicted since is left
-    // alone, also if it was re-created. A row with an infinite or NaN element is skipped. `step` decides how
-    // 16-bit storage rounds.
+    // One optimizer update per row with the gradients for what a pull gave. A row that was evicted since is
+    // left alone, also if it was re-created. A row with an infinite or NaN element is skipped. `step` decides
+    // how 16-bit storage rounds.
     PushCounts push(const PushBatch& batch, std::uint32_t step);
 
     // The same for all batches of a step at once: gradients of a row are summed in the order of the batches,
@@ -40,9 +40,9 @@ class Table {
     // non-finite, all of them count as such.
     PushCounts push_step(const std::vector<PushBatch>& batches, std::uint32_t step);
 
-    // After `step` is applied, and only between steps: evicts rows over their time to live and, of each bucket
-    // over its capacity, those that the policy says; counts sightings. Returns how many rows went. Until then
-    // pulls may exceed the capacity.
+    // After `step` is applied, and only between steps: evicts rows over their time to live and, of each
+    // bucket over its capacity, those that the policy says; counts sightings. Returns how many rows went.
+    // Until then pulls may exceed the capacity.
     std::uint64_t evict(std::uint32_t step);
 
     void set_lr(double lr);

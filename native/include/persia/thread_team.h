@@ -20,8 +20,8 @@ class ThreadTeam {
 
     unsigned size() const { return static_cast<unsigned>(threads_.size()) + 1; }
 
-    // job(i) for i in [0, size()), each on a thread of its own, the caller's being 0. Rethrows the exception of
-    // the least i that threw, when all have ended.
+    // job(i) for i in [0, size()), each on a thread of its own, the caller's being 0. Rethrows the exception
+    // of the least i that threw, when all have ended.
     void run(const std::function<void(unsigned)>& job);
 
   private:

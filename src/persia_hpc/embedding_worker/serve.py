@@ -223,6 +223,7 @@ class WorkerLoop:
                 for step, trainer in requests
             ),
             depth=2 * max(1, len(self.trainers)),
+            on_ready=self.waiter.wake,
         )
 
     def _begin_segment(self, first: int, last: int) -> None:

@@ -11,6 +11,8 @@ MIN_RING_BYTES = 4096
 RING_GRANULE = 256  # so that a quarter of the ring is a whole number of lines
 _LINES = 128  # a pair of cache lines: what one side stores shares none with what the other side stores
 
+BELL_BYTES = _LINES
+
 
 @dataclass(frozen=True)
 class Channel:
@@ -47,13 +49,15 @@ def place(
 ) -> tuple[list[Placement], dict[bool, list[int]]]:
     """Placement of each channel, and for the shared (True) and remote (False) window the bytes of each rank.
 
-    nodes: for each rank a number that says which node it is on.
+    nodes: for each rank a number that says which node it is on. A rank's shared part begins with its bell.
     """
     sizes = {shared: [0] * len(nodes) for shared in (True, False)}
     placements = []
     for channel in channels:
         shared = not force_remote and nodes[channel.producer] == nodes[channel.consumer]
         size = sizes[shared]
+        for end in (channel.consumer, channel.producer):
+            size[end] = size[end] or (BELL_BYTES if shared else 0)
         words = size[channel.consumer]
         data = words + _whole_lines(channel.num_words * 8)
         size[channel.consumer] = data + _whole_lines(channel.ring_bytes)

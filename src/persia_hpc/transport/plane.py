@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
+import numpy as np
 from mpi4py import MPI
 
+from persia_hpc._native import RingConsumer, RingProducer
 from persia_hpc.errors import PersiaError, UserError
 from persia_hpc.transport.layout import Channel, Placement, channel_problem, place
-from persia_hpc.transport.links import SharedDataLink, SharedTailLink, Words, needed_fence
 from persia_hpc.transport.receiver import RingReceiver
-from persia_hpc.transport.records import Bytes, RingCounters, aligned_empty, memory_of
+from persia_hpc.transport.records import Bytes, RingCounters, Words, aligned_empty
 from persia_hpc.transport.remote_links import RemoteDataLink, RemoteTailLink
 from persia_hpc.transport.sender import RingSender
 from persia_hpc.transport.window import Window, agree, memory_problem
@@ -29,7 +30,7 @@ class Plane:
     def __init__(
         self, comm: MPI.Intracomm, channels: Sequence[Channel], *, force_remote: bool = False
     ) -> None:
-        self._comm = comm
+        self.comm = comm
         self._freed = False
         self._dirty: set[RingSender] = set()
         self._senders: dict[tuple[int, str], RingSender] = {}
@@ -76,41 +77,51 @@ class Plane:
 
     def _make_sender(self, channel: Channel, placement: Placement, node_rank: dict[int, int]) -> RingSender:
         consumer, num_words, num_bytes = channel.consumer, channel.num_words, channel.ring_bytes
-        link: SharedDataLink | RemoteDataLink
+        link = None
         if placement.shared:
             assert self._shared is not None
             window = self._shared
             peer = window.peer(node_rank[consumer])
             data = peer[placement.data : placement.data + num_bytes]
-            link = SharedDataLink(_words(peer, placement.words, num_words), needed_fence(window.win.Sync))
+            words, bell = _words(peer, placement.words, num_words), _words(peer, 0, 1)
         else:
             assert self._remote is not None
             window = self._remote
-            data = aligned_empty(num_bytes)
+            data, words, bell = aligned_empty(num_bytes), None, None
             data_offset, words_offset = (
                 window.offset(consumer, at) for at in (placement.data, placement.words)
             )
             link = RemoteDataLink(window.win, consumer, data, data_offset, words_offset, num_words)
-        return RingSender(channel.label, data, link, _words(window.memory, placement.tail, 1), self._dirty)
+        ring = RingProducer(data, tail=_words(window.memory, placement.tail, 1), words=words, bell=bell)
+        return RingSender(channel.label, ring, link, self._dirty)
 
     def _make_receiver(
         self, channel: Channel, placement: Placement, node_rank: dict[int, int]
     ) -> RingReceiver:
-        link: SharedTailLink | RemoteTailLink
+        tail = bell = link = None
         if placement.shared:
             assert self._shared is not None
             window = self._shared
             peer = window.peer(node_rank[channel.producer])
-            link = SharedTailLink(_words(peer, placement.tail, 1), needed_fence(window.win.Sync))
+            tail, bell = _words(peer, placement.tail, 1), _words(peer, 0, 1)
         else:
             assert self._remote is not None
             window = self._remote
             offset = window.offset(channel.producer, placement.tail)
-            link = RemoteTailLink(window.win, channel.producer, offset, needed_fence(window.win.Sync))
+            link = RemoteTailLink(window.win, channel.producer, offset)
         data = window.memory[placement.data : placement.data + channel.ring_bytes]
-        return RingReceiver(
-            channel.label, data, _words(window.memory, placement.words, channel.num_words), link
+        words = _words(window.memory, placement.words, channel.num_words)
+        return RingReceiver(channel.label, RingConsumer(data, words, tail=tail, bell=bell), link)
+
+    @property
+    def waited_for(self) -> tuple[list[RingProducer], list[RingConsumer], list[Words]]:
+        """What a `Waiter` looks at: my ends of the rings, and my bell if a peer on this node can ring it."""
+        bells = (
+            []
+            if self._shared is None or not len(self._shared.memory)
+            else [_words(self._shared.memory, 0, 1)]
         )
+        return [s.ring for s in self._senders.values()], [r.ring for r in self._receivers.values()], bells
 
     def sender(self, consumer: int, name: str) -> RingSender:
         """The producer's end of my channel `name` to rank `consumer`; UserError if there is none."""
@@ -143,7 +154,7 @@ class Plane:
         for sender in tuple(self._dirty):
             moved |= sender.progress()
         if self.remote:
-            self._comm.Iprobe(MPI.ANY_SOURCE, MPI.ANY_TAG)
+            self.comm.Iprobe(MPI.ANY_SOURCE, MPI.ANY_TAG)
         return moved
 
     def counters(self) -> dict[str, RingCounters]:
@@ -159,9 +170,9 @@ class Plane:
         if self._freed:
             return
         queued = [f"{s.pending} queued in {s.name}" for s in self._senders.values() if s.pending]
-        _refuse_loss(self._comm, queued)
+        _refuse_loss(self.comm, queued)
         # Only now, with everything published, can each consumer tell what it hasn't read.
-        _refuse_loss(self._comm, [f"unread in {r.name}" for r in self._receivers.values() if r.unread])
+        _refuse_loss(self.comm, [f"unread in {r.name}" for r in self._receivers.values() if r.unread])
         self._freed = True
         for sender in self._senders.values():
             sender.invalidate()
@@ -172,7 +183,7 @@ class Plane:
 
 
 def _words(memory: Bytes, offset: int, count: int) -> Words:
-    return memory_of(memory[offset : offset + 8 * count]).cast("Q")
+    return memory[offset : offset + 8 * count].view(np.uint64)
 
 
 def _check_channels(comm: MPI.Intracomm, channels: Sequence[Channel]) -> None:

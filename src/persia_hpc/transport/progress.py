@@ -5,39 +5,43 @@ from __future__ import annotations
 import os
 import threading
 import time
+from itertools import chain
 
 from mpi4py import MPI
 
+from persia_hpc._native import Watch
 from persia_hpc.errors import UserError
+from persia_hpc.transport.plane import Plane
 
-SPIN_PASSES = 20
+SPIN_SECONDS = 50e-6  # about what falling asleep and being woken costs
+SLEEP_SECONDS = 50e-3  # peers on this node ring a bell: a sleep ends when there are news
+# With peers on other nodes nobody rings: yields, then sleeps of this part of the time spent idle so far.
 YIELD_PASSES = 1000
-# (Idle for, then sleep), in seconds. The longest keep an idle rank well under 5 % of a core, and delay by 1 %
-# at most what took so long to come.
-SLEEPS = ((0.6, 5e-3), (0.2, 2e-3), (10e-3, 1e-3), (0.0, 100e-6))
+REMOTE_SLEEP_PART = 0.02
+REMOTE_SLEEP_SECONDS = (100e-6, 10e-3)  # at least and at most
 PROBES_PER_SLEEP = (
     16  # a rendezvous takes several steps; one probe per wake would spread them over milliseconds
 )
 PROGRESS_PERIOD_SECONDS = 1e-3
 
 
-def default_spin(num_ranks: int) -> int:
-    """Spinning pays only if each of the `num_ranks` ranks on a node has a core of its own."""
-    return SPIN_PASSES if num_ranks <= len(os.sched_getaffinity(0)) else 0
+def default_spin(num_ranks: int) -> float:
+    """Seconds: spinning pays only if each of the `num_ranks` ranks on a node has a core of its own."""
+    return SPIN_SECONDS if num_ranks <= len(os.sched_getaffinity(0)) else 0.0
 
 
 class Waiter:
-    """Back-off of one polling loop: spin, yield, then the sleeps of SLEEPS.
+    """How one polling loop waits for news in the rings of `planes`: it spins, then sleeps until it is woken.
 
-    remote: a peer is on another node, so that waiting must also call MPI, on `comm` (default COMM_WORLD).
-    spin: passes before the first yield; None decides by the ranks in the world and this node's cores.
+    spin: seconds of spinning before the first sleep; None decides by the ranks in the world and this node's
+    cores.
     """
 
-    def __init__(self, remote: bool, spin: int | None = None, comm: MPI.Comm | None = None) -> None:
-        self._comm = MPI.COMM_WORLD if comm is None else comm
-        self._remote = remote
+    def __init__(self, *planes: Plane, spin: float | None = None) -> None:
+        producers, consumers, bells = zip(*(plane.waited_for for plane in planes), strict=True)
+        self._watch = Watch(*(list(chain.from_iterable(ends)) for ends in (producers, consumers, bells)))
+        self._comms = [plane.comm for plane in planes if plane.remote]
         self._spin = default_spin(MPI.COMM_WORLD.Get_size()) if spin is None else spin
-        self._yield_until = self._spin + YIELD_PASSES
         self._passes = 0
         self._idle_since = 0.0
 
@@ -46,25 +50,33 @@ class Waiter:
         self._passes = 0
 
     def idle(self) -> None:
-        """A pass of the loop did nothing: wait a little, the longer the longer it lasts."""
+        """A pass of the loop did nothing: wait until there may be something to do."""
         passes = self._passes
         self._passes = passes + 1
-        if passes < self._spin:
-            pass
-        elif passes < self._yield_until:
+        spin = self._spin if passes == 0 else 0.0
+        if not self._comms:
+            self._watch.wait(spin, SLEEP_SECONDS)
+            return
+        if passes < YIELD_PASSES:
+            self._watch.wait(spin, 0.0)
             os.sched_yield()
             self._idle_since = 0.0
-        else:
-            now = time.monotonic()
-            if self._idle_since == 0.0:
-                self._idle_since = now
-            idle_seconds = now - self._idle_since
-            time.sleep(next(sleep for after, sleep in SLEEPS if idle_seconds >= after))
-            if self._remote:
-                probe(self._comm, PROBES_PER_SLEEP)
+            self._probe(1)
             return
-        if self._remote:
-            probe(self._comm, 1)
+        now = time.monotonic()
+        if self._idle_since == 0.0:
+            self._idle_since = now
+        least, most = REMOTE_SLEEP_SECONDS
+        self._watch.wait(0.0, min(max(least, REMOTE_SLEEP_PART * (now - self._idle_since)), most))
+        self._probe(PROBES_PER_SLEEP)
+
+    def wake(self) -> None:
+        """Another thread has news: ends the wait that this rank's loop is in or begins next."""
+        self._watch.wake()
+
+    def _probe(self, times: int) -> None:
+        for comm in self._comms:
+            probe(comm, times)
 
 
 class ProgressThread:

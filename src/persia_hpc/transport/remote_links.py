@@ -1,20 +1,35 @@
-"""One-sided MPI links of a ring: Put and flush the payload, then Accumulate(REPLACE) and flush the words."""
+"""How a ring's words reach another node: one-sided MPI.
+
+Put and flush the payload, then Accumulate(REPLACE) and flush the words.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from mpi4py import MPI
 
-from persia_hpc.transport.links import Fence
 from persia_hpc.transport.records import Bytes
+
+
+class DataLink(Protocol):
+    """The producer's way to announce entries."""
+
+    def publish(self, first: int, last: int, ranges: Sequence[tuple[int, int]]) -> None:
+        """Shows the consumer entries first..last, written to these ranges (begin, end) of the ring."""
+
+
+class TailLink(Protocol):
+    """The consumer's way to tell how many bytes it has released."""
+
+    def publish(self, tail: int) -> None:
+        """Stores the number of released bytes in the producer's memory."""
 
 
 class RemoteDataLink:
     """The producer's link: `mirror` is its image of the ring, each range is Put to the same place."""
-
-    holds_back = True
 
     def __init__(
         self, win: MPI.Win, consumer: int, mirror: Bytes, data_offset: int, words_offset: int, num_words: int
@@ -48,22 +63,15 @@ class RemoteDataLink:
 class RemoteTailLink:
     """The consumer's link."""
 
-    is_remote = True
-
-    def __init__(self, win: MPI.Win, producer: int, tail_offset: int, fence: Fence | None) -> None:
+    def __init__(self, win: MPI.Win, producer: int, tail_offset: int) -> None:
         self._win = win
         self._producer = producer
         self._tail_offset = tail_offset
-        self._fence = fence
 
     def publish(self, tail: int) -> None:
         """See TailLink. Blocks until the producer's MPI has answered."""
+        self._win.Sync()  # the views of what is released were read before this
         target = [self._tail_offset, 1, MPI.UINT64_T]
         source = [np.array([tail], np.uint64), 1, MPI.UINT64_T]
         self._win.Accumulate(source, self._producer, target, MPI.REPLACE)
         self._win.Flush(self._producer)
-
-    def acquire(self) -> None:
-        """See TailLink."""
-        if self._fence is not None:
-            self._fence()

@@ -19,7 +19,7 @@ COMPUTE_SECONDS = 3.0
 comm = MPI.COMM_WORLD
 plane = Plane(comm, [Channel(0, 1, "work", 1 << 20)])
 assert plane.remote, "the two ranks must be on two nodes"
-waiter = Waiter(plane.remote)
+waiter = Waiter(plane)
 comm.Barrier()
 if comm.rank == 0:
     sender = plane.sender(1, "work")

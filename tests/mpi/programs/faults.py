@@ -30,7 +30,7 @@ def expect(error: type[Exception], *words: str, call: Callable[[], object]) -> N
 
 
 def receive(plane: Plane, receiver: RingReceiver) -> Record:
-    waiter = Waiter(plane.remote)
+    waiter = Waiter(plane)
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         record = receiver.poll()
@@ -99,7 +99,7 @@ def damage_is_named() -> None:
     receive(plane, receiver).release()
     comm.Barrier()
     # As if record 2 had been lost: its word holds what a later lap would write.
-    words, right = receiver._words, receiver._words[2]
+    words, right = receiver.ring.words, receiver.ring.words[2]
     words[2] = 2 + len(words)
     expect(
         PersiaError, receiver.name, f"got sequence word {2 + len(words)}", "expected 2", call=receiver.poll
@@ -107,9 +107,9 @@ def damage_is_named() -> None:
     words[2] = right
     for offset, word in ((0, "magic"), (4, "version"), (8, "sequence")):
         position = 64 + offset
-        receiver._memory[position] ^= 0xFF
+        receiver.ring.data[position] ^= 0xFF
         expect(PersiaError, receiver.name, word, "expected 0x50485243, 1, 2", call=receiver.poll)
-        receiver._memory[position] ^= 0xFF
+        receiver.ring.data[position] ^= 0xFF
     assert receive(plane, receiver).step == 1
     assert receive(plane, receiver).step == 2
     comm.Barrier()

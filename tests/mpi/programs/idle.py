@@ -17,7 +17,7 @@ plane = Plane(comm, channels, force_remote=sys.argv[1] == "remote")
 receivers = [
     plane.receiver(channel.producer, channel.name) for channel in channels if channel.consumer == comm.rank
 ]
-waiter = Waiter(plane.remote)
+waiter = Waiter(plane)
 
 
 def wait(seconds: float) -> None:

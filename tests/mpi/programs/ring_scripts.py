@@ -162,7 +162,7 @@ def main() -> None:
     ]
     plane = Plane(comm, channels, force_remote=sys.argv[2] == "remote")
     assert plane.remote == (sys.argv[2] == "remote" or len(set(comm.allgather(MPI.Get_processor_name()))) > 1)
-    waiter = Waiter(plane.remote)
+    waiter = Waiter(plane)
     senders = {peer: [plane.sender(peer, f"r{ring_bytes}") for ring_bytes in RINGS] for peer in peers}
     receivers = {peer: [plane.receiver(peer, f"r{ring_bytes}") for ring_bytes in RINGS] for peer in peers}
     producers = [Producer(rank, peer, senders[peer], scripts) for peer in peers]

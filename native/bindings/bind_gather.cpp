@@ -1,0 +1,46 @@
+#include "arrays.h"
+#include "bindings.h"
+#include "persia/gather.h"
+
+namespace {
+
+using persia_bindings::checked;
+using persia_bindings::describe;
+
+void gather(const py::array& source, const py::object& rows_object, const py::array& out) {
+    const auto rows = checked<int64_t>(rows_object, 1, "rows");
+    const auto contiguous = [](const py::array& array) { return (array.flags() & py::array::c_style) != 0; };
+    bool fits = contiguous(source) && contiguous(out) && out.writeable() && source.ndim() >= 1 &&
+                source.ndim() == out.ndim() && source.dtype().equal(out.dtype()) &&
+                out.shape(0) == rows.size();
+    for (py::ssize_t axis = 1; fits && axis < source.ndim(); ++axis) {
+        fits = source.shape(axis) == out.shape(axis);
+    }
+    if (!fits) {
+        throw py::value_error(
+            "gather: expected C-contiguous arrays of one dtype and row shape, and out "
+            "writeable with a row for each of rows; got source " +
+            describe(source) + ", " + std::to_string(rows.size()) + " rows, out " + describe(out));
+    }
+    if (out.size() == 0) return;
+    const auto num_out = static_cast<size_t>(rows.size());
+    const auto row_bytes = static_cast<size_t>(out.nbytes()) / num_out;
+    const auto num_rows = static_cast<size_t>(source.shape(0));
+    const auto* const from = static_cast<const uint8_t*>(source.data());
+    const int64_t* const numbers = rows.data();
+    auto* const to = static_cast<uint8_t*>(const_cast<void*>(out.data()));
+    bool inside;
+    {
+        const py::gil_scoped_release nogil;
+        inside = persia::gather(from, num_rows, row_bytes, numbers, num_out, to);
+    }
+    if (!inside) {
+        throw py::index_error("gather: got a row outside of source's " + std::to_string(num_rows) + " rows");
+    }
+}
+
+}  // namespace
+
+void bind_gather(py::module_& m) {
+    m.def("gather", &gather, py::arg("source"), py::arg("rows"), py::arg("out"));
+}

@@ -1,0 +1,294 @@
+#include <atomic>
+#include <cstring>
+#include <memory>
+#include <optional>
+
+#include "bindings.h"
+#include "ring_arrays.h"
+
+namespace {
+
+using namespace persia_bindings;
+
+constexpr uint64_t kLargeBytes = 65536;  // from here on copying lets other threads of the process run
+
+using Bytes = py::array_t<uint8_t>;
+using Words = py::array_t<uint64_t>;
+
+uint64_t* words_or_null(const std::optional<Words>& words) {
+    return words ? const_cast<Words&>(*words).mutable_data() : nullptr;
+}
+
+// A bell lies in the first 8 bytes of a rank's shared memory.
+persia::Bell* bell_or_null(const std::optional<Words>& bell) {
+    return reinterpret_cast<persia::Bell*>(words_or_null(bell));
+}
+
+struct Producer {
+    Producer(Bytes data_, const Words& tail_, const std::optional<Words>& words_,
+             const std::optional<Words>& bell_)
+        : data(std::move(data_)),
+          held{tail_, py::cast(words_), py::cast(bell_)},
+          ring(data.mutable_data(), static_cast<uint64_t>(data.size()), tail_.data(), words_or_null(words_),
+               bell_or_null(bell_)),
+          announces(words_.has_value()) {}
+
+    // True once all of it is written; where words are out of reach at most one entry a call.
+    bool write(Outgoing& outgoing) {
+        Message& message = outgoing.message;
+        const auto go = [&] {
+            while (!message.complete()) {
+                if (!ring.write(message)) return false;
+                if (!announces) break;
+            }
+            return message.complete();
+        };
+        if (message.layout.body_bytes < kLargeBytes) return go();
+        const py::gil_scoped_release nogil;
+        return go();
+    }
+
+    std::optional<std::vector<py::array>> reserve(const py::int_& kind, const py::int_& step,
+                                                  const py::int_& trainer, const py::int_& tag,
+                                                  const py::sequence& specs) {
+        const persia::RecordFields fields = fields_of(kind, step, trainer, tag);
+        check_count(specs.size());
+        BodyLayout layout(specs.size());
+        for (const py::handle item : specs) {
+            const auto spec = py::cast<std::pair<py::object, std::vector<py::ssize_t>>>(item);
+            const ArrayEntry entry = entry_of(py::dtype::from_args(spec.first), spec.second);
+            layout.add(entry, kBytes[entry.dtype]);
+        }
+        uint8_t* const body = ring.reserve(fields, layout);
+        if (body == nullptr) return std::nullopt;
+        std::vector<py::array> views;
+        for (size_t i = 0; i < layout.directory.size(); ++i) {
+            const ArrayEntry& entry = layout.directory[i];
+            views.push_back(view(entry.dtype, entry, body + layout.offsets[i], data));
+        }
+        return views;
+    }
+
+    void close() {
+        ring.close();
+        data = Bytes();
+        held.clear();
+    }
+
+    Bytes data;
+    std::vector<py::object> held;
+    persia::RingProducer ring;
+    bool announces;
+};
+
+struct Consumer {
+    Consumer(Bytes data_, Words words_, const std::optional<Words>& tail_, const std::optional<Words>& bell_)
+        : data(std::move(data_)),
+          words(std::move(words_)),
+          held{py::cast(tail_), py::cast(bell_)},
+          ring(data.mutable_data(), static_cast<uint64_t>(data.size()), words.data(), words_or_null(tail_),
+               bell_or_null(bell_)) {}
+
+    // (kind, step, trainer, tag, arrays, token for `release`), or None: nothing, or CLOSE, or part of a
+    // record.
+    py::object poll() {
+        persia::RingConsumer::Entry entry;
+        do {
+            if (!ring.next(entry)) {
+                ring.publish_tail();
+                return py::none();
+            }
+            const persia::EntryHeader& header = entry.header;
+            if (header.chunk_bytes == header.body_bytes && !partial) {
+                if (header.kind == persia::kCloseKind) {
+                    closed = true;
+                    ring.release(entry.number);
+                    ring.publish_tail();
+                    return py::none();
+                }
+                return record(header, entry.body, data, py::int_(entry.number));
+            }
+            assemble(entry);
+        } while (partial_bytes != entry.header.body_bytes);
+        const py::array_t<uint8_t> buffer = *std::exchange(partial, std::nullopt);
+        return record(entry.header, static_cast<uint8_t*>(const_cast<void*>(buffer.request().ptr)), buffer,
+                      buffer);
+    }
+
+    py::object record(const persia::EntryHeader& header, uint8_t* body, const py::handle& owner,
+                      const py::object& token) {
+        py::list arrays;
+        try {
+            arrays = parse(body, header.body_bytes, header.num_arrays, owner);
+        } catch (const persia::RingError& error) {
+            throw persia::RingError("entry " + std::to_string(ring.next_number() - 1) + ": " + error.what());
+        }
+        records += 1;
+        return py::make_tuple(header.kind, header.step, header.trainer, header.tag, std::move(arrays), token);
+    }
+
+    // Copies a chunk to the record's private memory, and gives its room back.
+    void assemble(const persia::RingConsumer::Entry& entry) {
+        const persia::EntryHeader& header = entry.header;
+        if (!partial) {
+            partial_bytes = 0;
+            if (spare && static_cast<uint64_t>(spare->size()) >= header.body_bytes) {
+                partial = std::exchange(spare, std::nullopt);
+            } else {
+                partial = to_numpy(persia::AlignedArray<uint8_t>(header.body_bytes));
+            }
+        }
+        if (header.chunk_begin != partial_bytes ||
+            header.body_bytes > static_cast<uint64_t>(partial->size())) {
+            throw persia::RingError("entry " + std::to_string(entry.number) + " goes on at byte " +
+                                    std::to_string(header.chunk_begin) + " of its record, expected " +
+                                    std::to_string(partial_bytes) + ": a chunk was lost");
+        }
+        uint8_t* const to = partial->mutable_data() + partial_bytes;
+        {
+            const py::gil_scoped_release nogil;
+            std::memcpy(to, entry.body, header.chunk_bytes);
+        }
+        partial_bytes += header.chunk_bytes;
+        ring.release(entry.number);
+    }
+
+    void release(const py::object& token) {
+        if (py::isinstance<py::int_>(token)) {
+            ring.release(py::cast<uint64_t>(token));
+            return;
+        }
+        // Kept for the next such record: fresh pages cost more than the copy.
+        const auto buffer = py::reinterpret_borrow<py::array_t<uint8_t>>(token);
+        if (!spare || spare->size() < buffer.size()) spare = buffer;
+    }
+
+    void close() {
+        ring.close();
+        closed = true;
+        data = Bytes();
+        words = Words();
+        held.clear();
+    }
+
+    Bytes data;
+    Words words;
+    std::vector<py::object> held;
+    persia::RingConsumer ring;
+    uint64_t records = 0;
+    bool closed = false;
+    std::optional<py::array_t<uint8_t>> partial, spare;
+    uint64_t partial_bytes = 0;
+};
+
+// What one loop waits for.
+struct Watch {
+    std::vector<py::object> objects;  // keeps them alive
+    std::vector<const Producer*> producers;
+    std::vector<const Consumer*> consumers;
+    std::vector<persia::Bell*> bells;
+    std::atomic<uint64_t> signals{0};
+    uint64_t seen = 0;
+
+    Watch(const std::vector<py::object>& producers_, const std::vector<py::object>& consumers_,
+          const std::vector<Words>& bells_) {
+        for (const auto& each : producers_)
+            producers.push_back(py::cast<const Producer*>(each)), objects.push_back(each);
+        for (const auto& each : consumers_)
+            consumers.push_back(py::cast<const Consumer*>(each)), objects.push_back(each);
+        for (const auto& each : bells_) {
+            bells.push_back(reinterpret_cast<persia::Bell*>(const_cast<Words&>(each).mutable_data()));
+            objects.push_back(each);
+        }
+    }
+
+    bool news() {
+        for (const Consumer* each : consumers) {
+            if (each->ring.has_news()) return true;
+        }
+        for (const Producer* each : producers) {
+            if (each->ring.has_news()) return true;
+        }
+        const uint64_t now = signals.load();
+        return std::exchange(seen, now) != now;
+    }
+
+    bool wait(double spin_seconds, double sleep_seconds) {
+        const py::gil_scoped_release nogil;
+        if (spin_seconds > 0) {
+            const uint64_t end = persia::monotonic_nanoseconds() + static_cast<uint64_t>(spin_seconds * 1e9);
+            do {
+                for (int i = 0; i < 32; ++i) {
+                    if (news()) return true;
+#if defined(__x86_64__)
+                    __builtin_ia32_pause();
+#endif
+                }
+            } while (persia::monotonic_nanoseconds() < end);
+        }
+        if (sleep_seconds <= 0) return news();
+        persia::Sleep sleep(bells);
+        if (news()) return true;
+        sleep.until_rung(static_cast<uint64_t>(sleep_seconds * 1e9));
+        return news();
+    }
+
+    void wake() {
+        signals.fetch_add(1);
+        for (persia::Bell* bell : bells) persia::ring(bell);
+    }
+};
+
+}  // namespace
+
+void bind_ring(py::module_& m) {
+    py::class_<Outgoing>(m, "Outgoing")
+        .def(py::init(&make_outgoing), py::arg("kind"), py::arg("step"), py::arg("trainer"), py::arg("tag"),
+             py::arg("arrays"))
+        .def_property_readonly("unwritten_bytes", [](const Outgoing& self) {
+            return self.message.layout.body_bytes - self.message.written;
+        });
+    py::class_<Producer>(m, "RingProducer")
+        .def(py::init<Bytes, const Words&, const std::optional<Words>&, const std::optional<Words>&>(),
+             py::arg("data").noconvert(), py::arg("tail").noconvert(), py::arg("words").noconvert(),
+             py::arg("bell").noconvert())
+        .def("write", &Producer::write)
+        .def("reserve", &Producer::reserve)
+        .def("commit", [](Producer& self) { self.ring.commit(); })
+        .def("cancel", [](Producer& self) { self.ring.cancel(); })
+        .def("take_held",
+             [](Producer& self) {
+                 const auto held = self.ring.take_held();
+                 return std::make_tuple(held.first, held.last, held.ranges);
+             })
+        .def("close", &Producer::close)
+        .def_readonly("data", &Producer::data)
+        .def_property_readonly("reserved", [](const Producer& self) { return self.ring.reserved(); })
+        .def_property_readonly("held_entries", [](const Producer& self) { return self.ring.held_entries(); })
+        .def_property_readonly("held_bytes", [](const Producer& self) { return self.ring.held_bytes(); })
+        .def_property_readonly("max_entry", [](const Producer& self) { return self.ring.max_entry(); })
+        .def_property_readonly("head", [](const Producer& self) { return self.ring.head(); })
+        .def_property_readonly("records", [](const Producer& self) { return self.ring.records; })
+        .def_property_readonly("bytes", [](const Producer& self) { return self.ring.bytes; });
+    py::class_<Consumer>(m, "RingConsumer")
+        .def(py::init<Bytes, Words, const std::optional<Words>&, const std::optional<Words>&>(),
+             py::arg("data").noconvert(), py::arg("words").noconvert(), py::arg("tail").noconvert(),
+             py::arg("bell").noconvert())
+        .def("poll", &Consumer::poll)
+        .def("release", &Consumer::release)
+        .def("close", &Consumer::close)
+        .def_readonly("data", &Consumer::data)
+        .def_readonly("words", &Consumer::words)
+        .def_readonly("closed", &Consumer::closed)
+        .def_readonly("records", &Consumer::records)
+        .def_property_readonly(
+            "unread", [](const Consumer& self) { return self.partial.has_value() || self.ring.unread(); })
+        .def_property_readonly("released", [](const Consumer& self) { return self.ring.released(); })
+        .def_property_readonly("bytes", [](const Consumer& self) { return self.ring.bytes; });
+    py::class_<Watch>(m, "Watch")
+        .def(py::init<const std::vector<py::object>&, const std::vector<py::object>&,
+                      const std::vector<Words>&>(),
+             py::arg("producers"), py::arg("consumers"), py::arg("bells"))
+        .def("wait", &Watch::wait, py::arg("spin_seconds"), py::arg("sleep_seconds"))
+        .def("wake", &Watch::wake);
+}

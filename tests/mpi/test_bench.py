@@ -1,0 +1,19 @@
+"""`persia-hpc bench ring` runs its ranks and says what it measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from persia_hpc.cli import main
+
+
+def test_bench_ring_measures_every_size_and_round_trips(tmp_path: Path) -> None:
+    report = tmp_path / "ring.json"
+    assert main(["bench", "ring", "--repeats", "2", "--json", str(report)]) == 0
+    results = json.loads(report.read_text())["results"]
+    sizes = [r["case"]["bytes"] for r in results if "bytes" in r["case"]]
+    assert sizes == sorted(sizes)
+    assert (sizes[0], sizes[-1]) == (64, 8 << 20)
+    assert all(r["ours"]["median"] > 0 and r["ratios"] for r in results if "idle" not in r["case"])
+    assert [r["case"].get("round trip") for r in results[-3:]] == ["spinning", "asleep", None]
