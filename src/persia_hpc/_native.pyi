@@ -53,9 +53,9 @@ class MemoryLimits:
 class Table:
     """One server's shard of an embedding table: the rows, with optimizer state, of a range of buckets.
 
-    The keys of a call must be unique and ordered by bucket (ascending keys are). A key of another bucket range
-    or out of order, an unknown optimizer or option, or a value out of range raises ValueError before anything
-    changes. Threads may share a table: calls wait for each other, with the GIL released.
+    The keys of a call must be unique and ordered by bucket (ascending keys are). A key of another bucket
+    range or out of order, an unknown optimizer or option, or a value out of range raises ValueError before
+    anything changes. Threads may share a table: calls wait for each other, with the GIL released.
 
     A slot is where a row lies, an epoch tells at which point of the table's life: `push` wants both back from
     `pull` and so knows whether the row is still the one that was pulled.
@@ -86,24 +86,24 @@ class Table:
     ) -> None:
         """An empty shard of buckets [first_bucket, end_bucket) of `num_buckets` (a power of two).
 
-        optimizer: "sgd", "momentum", "adagrad", "rowwise_adagrad", "adam", "adamw" or "ftrl". options: `lr` must
-        be there; `eps` (1e-10 for adagrad, else 1e-8), `initial_accumulator_value` (0; 0.1 for ftrl), `beta1`,
-        `beta2` (0.9, 0.999), `momentum` (0.9), `l1`, `l2` (0, ftrl), `weight_decay` (0; all but ftrl; with
-        adamw 0.01 and decoupled). init: "uniform" in [init_a, init_b) or "normal" of mean init_a and standard
+        optimizer: "sgd", "momentum", "adagrad", "rowwise_adagrad", "adam", "adamw" or "ftrl". options: `lr`
+        must be there; `eps` (1e-10 for adagrad, else 1e-8), `initial_accumulator_value` (0; 0.1 for ftrl),
+        `beta1`, `beta2` (0.9, 0.999), `momentum` (0.9), `l1`, `l2` (0, ftrl), `weight_decay` (0; all but ftrl;
+        with adamw 0.01 and decoupled). init: "uniform" in [init_a, init_b) or "normal" of mean init_a and standard
         deviation init_b; the first values of a row are a function of (seed, key) alone. bucket_capacity: rows
         per bucket, see `evict`. value_bound: weights are clipped to it after each update (0: not). storage,
         state_storage: "fp32", "fp16" or "bf16", the latter two rounded stochastically by (seed, key, step).
         eviction: "lru" or "lfu". ttl: steps after which an unused row is gone (0: never; lru only).
         admit_after: how many steps must see a key before it gets a row, by a counting sketch;
-        admit_probability: the share of keys, by their hash, that may get one. threads: each works on a part of
-        the buckets; results don't depend on it.
+        admit_probability: the share of keys, by their hash, that may get one. threads: each works on a part
+        of the buckets; results don't depend on it.
         """
 
     def pull(self, keys: _U64, step: int, out: _Rows, slots: _U32) -> int:
         """Writes the rows of `keys` [U] to `out` [U, D]; creates unseen ones; notes that `step` uses them.
 
-        Returns the epoch and fills `slots` [U], which `push` wants back. Keys that are not admitted give zeros.
-        Capacity may be exceeded until the next `evict`.
+        Returns the epoch and fills `slots` [U], which `push` wants back. Keys that are not admitted give
+        zeros. Capacity may be exceeded until the next `evict`.
         """
 
     def lookup(self, keys: _U64, out: _Rows) -> None:
@@ -123,13 +123,14 @@ class Table:
         """One optimizer update per row with the gradients of all batches (keys, slots, gradients, epoch) of a
         step.
 
-        Gradients of a row are summed in the order of the batches, in fp32. Returns counts as `push` does, of (batch, row): one batch's non-finite row is left out of the
-        sum; where finite gradients sum to something non-finite the row is skipped and all count as such.
+        Gradients of a row are summed in the order of the batches, in fp32. Returns counts as
+        `push` does, of (batch, row): one batch's non-finite row is left out of the sum;
+        where finite gradients sum to something non-finite the row is skipped and all count as such.
         """
 
     def evict(self, step: int) -> int:
-        """After `step` is applied: rows over their time to live go, and of each bucket over its capacity those
-        with the least (last step used, key), or (times used, key) with "lfu"; sightings are counted.
+        """After `step` is applied: rows over their time to live go, and of each bucket over its capacity
+        those with the least (last step used, key), or (times used, key) with "lfu"; sightings are counted.
 
         Returns rows evicted. To be called between steps only, so that it doesn't depend on the order of pulls
         of one step.

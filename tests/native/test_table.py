@@ -105,8 +105,9 @@ class Split:
 def test_any_history_gives_what_the_model_gives(
     optimizer: str, log2_buckets: int, cut: int, dim: int, capacity: int, dtype: Any, history: list[Any]
 ) -> None:
-    """Values, state, recency and counts; on one shard, on two, and with threads. Capacities are so small that most rows go
-    and slots are used again at once: a gradient on another key, or on a re-created row, would change a value.
+    """Values, state, recency and counts; on one shard, on two, and with threads. Capacities are so small
+    that most rows go and slots are used again at once: a gradient on another key, or on a re-created row,
+    would change a value.
     """
     num_buckets = 2**log2_buckets
     config = arguments(optimizer, dim=dim, num_buckets=num_buckets, bucket_capacity=capacity)

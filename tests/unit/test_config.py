@@ -158,6 +158,7 @@ def test_defaults_of_a_minimal_configuration() -> None:
         "lr": 0.05,
         "eps": 1e-10,
         "initial_accumulator_value": 0.0,
+        "weight_decay": 0.0,
     }
     assert config.feature("anything").pooling == "sum"
     assert config.ranks.total() == 3
@@ -177,7 +178,7 @@ def test_tables_inherit_from_default_and_partial_options_keep_the_rest() -> None
     }
     config = load_config({**MINIMAL, "tables": tables})
     assert config.tables["a"].optimizer == {**TABLE_OPTIMIZERS["adam"], "name": "adam", "lr": 0.25}
-    assert config.tables["b"].optimizer == {"name": "sgd", "lr": 0.05}
+    assert config.tables["b"].optimizer == {"name": "sgd", "lr": 0.05, "weight_decay": 0.0}
     assert config.tables["a"].schedule["final"] == 0.5
     assert config.tables["a"].schedule["name"] == config.tables["b"].schedule["name"] == "cosine"
     assert config.tables["b"].capacity_bytes == 1 << 20

@@ -1,8 +1,8 @@
 """Reading: HDF5 files in the page cache to shuffled batches, one thread, as an embedding worker reads them.
 
 The samples are Criteo's shape: 26 one-hot ids (uint32 in the file), 13 dense columns, one label. `read` reads
-the same datasets whole into arrays that are there already: no shuffling, no batches, no widening. `memcpy` copies the
-bytes of the batches.
+the same datasets whole into arrays that are there already: no shuffling, no batches, no widening. `memcpy`
+copies the bytes of the batches.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ B samples, F features, D dim, K dense features, L labels or sequence length.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -121,3 +121,10 @@ class Batch:
                 kind = "a sequence, use batch.sequence" if name in self.sequence else "not a feature"
                 raise UserError(f"{name!r} is {kind}; pooled features: {', '.join(self.pooled) or 'none'}")
         return wanted
+
+
+def on_backward(batch: Batch, reached: Callable[[object], None]) -> None:
+    """Calls `reached` when the model's backward comes to the embeddings: only their pooling is left then."""
+    outputs = [*batch.blocks.values(), *(values for values, _ in batch.sequence.values())]
+    if outputs and outputs[0].grad_fn is not None:
+        outputs[0].grad_fn.register_prehook(reached)  # all come from one function

@@ -26,7 +26,7 @@ from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.schedule import Schedule
 
 from .allreduce import DenseReducer
-from .batch import Batch, FeatureSpec, Inputs
+from .batch import Batch, FeatureSpec, Inputs, on_backward
 from .feeding import Array, Feed, Peers, concatenate
 from .pooling import Pooling, RowGradients
 
@@ -204,7 +204,7 @@ class Session:
                 break
             begin = time.perf_counter()
             batch, gradients = self._pooling.embed(feed, self.device, training=True)
-            self._time_pooling(batch)
+            on_backward(batch, self._reach_pooling)
             self._yielded = self.phases.add("pool", begin, number)
             self._current, self._stepped = (feed, gradients), False
             self.last_staleness = feed.staleness
@@ -278,15 +278,8 @@ class Session:
         self.samples += num_global
         self.pace.step(number, self.samples, self.phases.elapsed())
 
-    def _time_pooling(self, batch: Batch) -> None:
-        """Notes when the model's backward reaches the embeddings: only their pooling is left of it then."""
-
-        def reached(_: object) -> None:
-            self._pool_began = time.perf_counter()
-
-        outputs = [*batch.blocks.values(), *(values for values, _ in batch.sequence.values())]
-        if outputs and outputs[0].grad_fn is not None:
-            outputs[0].grad_fn.register_prehook(reached)  # all come from one function
+    def _reach_pooling(self, _: object) -> None:
+        self._pool_began = time.perf_counter()
 
     def request_stop(self, reason: str) -> None:
         """Ends the run soon, at a step that all ranks agree on; may be called by trainer 0 at any time."""
