@@ -88,15 +88,15 @@ class Table:
 
         optimizer: "sgd", "momentum", "adagrad", "rowwise_adagrad", "adam", "adamw" or "ftrl". options: `lr`
         must be there; `eps` (1e-10 for adagrad, else 1e-8), `initial_accumulator_value` (0; 0.1 for ftrl),
-        `beta1`, `beta2` (0.9, 0.999), `momentum` (0.9), `l1`, `l2` (0, ftrl), `weight_decay` (0; all but ftrl;
-        with adamw 0.01 and decoupled). init: "uniform" in [init_a, init_b) or "normal" of mean init_a and standard
-        deviation init_b; the first values of a row are a function of (seed, key) alone. bucket_capacity: rows
-        per bucket, see `evict`. value_bound: weights are clipped to it after each update (0: not). storage,
-        state_storage: "fp32", "fp16" or "bf16", the latter two rounded stochastically by (seed, key, step).
-        eviction: "lru" or "lfu". ttl: steps after which an unused row is gone (0: never; lru only).
-        admit_after: how many steps must see a key before it gets a row, by a counting sketch;
-        admit_probability: the share of keys, by their hash, that may get one. threads: each works on a part
-        of the buckets; results don't depend on it.
+        `beta1`, `beta2` (0.9, 0.999), `momentum` (0.9), `l1`, `l2` (0, ftrl), `weight_decay` (0; all but
+        ftrl; with adamw 0.01 and decoupled). init: "uniform" in [init_a, init_b) or "normal" of mean init_a
+        and standard deviation init_b; the first values of a row are a function of (seed, key) alone.
+        bucket_capacity: rows per bucket, see `evict`. value_bound: weights are clipped to it after each
+        update (0: not). storage, state_storage: "fp32", "fp16" or "bf16", the latter two rounded
+        stochastically by (seed, key, step). eviction: "lru" or "lfu". ttl: steps after which an unused row
+        is gone (0: never; lru only). admit_after: how many steps must see a key before it gets a row, by a
+        counting sketch; admit_probability: the share of keys, by their hash, that may get one. threads: each
+        works on a part of the buckets; results don't depend on it.
         """
 
     def pull(self, keys: _U64, step: int, out: _Rows, slots: _U32) -> int:
