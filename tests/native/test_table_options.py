@@ -1,0 +1,161 @@
+"""Storage, eviction policies, time to live, admission, value bound and threads of the native table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from persia_hpc._native import Table, mix
+
+from .table_model import assert_same_rows
+from .table_support import OPTIMIZERS, arguments, export, lookup, pull, pull_at, u64
+
+
+def ids(*values: int) -> np.ndarray:
+    return np.sort(mix(u64(values)))
+
+
+@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("storage", ["fp32", "bf16"])
+def test_threads_change_nothing(optimizer: str, storage: str) -> None:
+    """With so many keys that threads really run, and constant eviction."""
+    random = np.random.default_rng(1)
+    config = arguments(optimizer, num_buckets=16, bucket_capacity=300, storage=storage, state_storage=storage)
+    tables = [Table(**config), Table(**config, threads=3)]
+    for step in range(1, 6):
+        keys = np.unique(mix(random.integers(0, 9000, 6000).astype(np.uint64)))
+        grads = random.normal(size=(len(keys), 3)).astype(np.float32)
+        outcomes = []
+        for table in tables:
+            rows, slots, epoch = pull_at(table, keys, step)
+            counts = table.push_step([(keys, slots, grads, epoch), (keys, slots, grads, epoch)], step)
+            outcomes.append((rows.tobytes(), counts, table.evict(step)))
+        assert outcomes[0] == outcomes[1]
+        assert outcomes[0][2] > 0
+    for a, b in zip(export(tables[0], 16), export(tables[1], 16), strict=True):
+        assert_same_rows(a, b)
+
+
+@pytest.mark.parametrize("storage", ["fp16", "bf16"])
+def test_narrow_storage_keeps_small_updates_on_average(storage: str) -> None:
+    """Each update is a hundredth of a unit in the last place: to nearest, nothing would ever change."""
+    dim, updates = 64, 400
+    table = Table(
+        **arguments(
+            "sgd", dim=dim, options={"lr": 1.0}, init_a=1.0, init_b=1.0, storage=storage, num_buckets=1,
+            bucket_capacity=100,
+        )
+    )  # fmt: skip
+    keys = np.sort(mix(np.arange(32, dtype=np.uint64)))
+    unit = 2.0**-11 if storage == "fp16" else 2.0**-8  # just below 1
+    grads = np.full((32, dim), unit / 100, np.float32)
+    for step in range(1, updates + 1):
+        _, slots, epoch = pull_at(table, keys, step)
+        table.push(keys, slots, grads, step, epoch)
+    moved = 1 - lookup(table, keys).astype(np.float64)
+    # 2048 sums of 400 draws with probability 1/100: their mean is within 5 standard deviations of 4 units.
+    assert abs(moved.mean() / unit - updates / 100) < 5 * np.sqrt(updates / 100 / moved.size)
+    assert moved.std() > 0
+
+
+def test_narrow_state_follows_the_wide_one() -> None:
+    random = np.random.default_rng(2)
+    shared = {"dim": 16, "num_buckets": 1, "bucket_capacity": 100}
+    tables = [
+        Table(**arguments("adam", **shared)),
+        Table(**arguments("adam", **shared, storage="bf16", state_storage="bf16")),
+    ]
+    assert tables[1].row_bytes == 2 * 16 + 2 * 32 + 4 < tables[0].row_bytes
+    keys = ids(*range(50))
+    for step in range(1, 40):
+        grads = random.normal(size=(50, 16)).astype(np.float32)
+        for table in tables:
+            _, slots, epoch = pull_at(table, keys, step)
+            table.push(keys, slots, grads, step, epoch)
+    wide, narrow = (lookup(table, keys) for table in tables)
+    assert np.abs(wide - narrow).max() < 0.1 * np.abs(wide).max()
+    assert export(tables[1], 1)[0]["steps"].tolist() == [39] * 50
+
+
+def test_rows_unused_for_longer_than_their_time_to_live_start_again() -> None:
+    """Whether or not the sweep has come by: the table with many buckets has not swept them all."""
+    for buckets in (1, 256):
+        table = Table(**arguments("sgd", num_buckets=buckets, bucket_capacity=100, ttl=10))
+        keys = ids(1, 2)
+        start, slots, epoch = pull_at(table, keys, 1)
+        table.push(keys, slots, np.ones((2, 3), np.float32), 1, epoch)
+        table.evict(1)
+        kept = pull(table, keys[:1], 11)[0]  # ten steps later: just in time
+        assert not np.array_equal(kept, start[:1])
+        table.evict(11)
+        again, _ = pull(table, keys, 12)
+        np.testing.assert_array_equal(again, np.stack([kept[0], start[1]]))
+        for step in range(12, 90):
+            table.evict(step)
+        assert table.num_rows == 0
+        assert not lookup(table, keys).any()
+        assert table.created_rows == table.evicted_rows
+
+
+def test_least_frequently_used_rows_go_and_new_ones_get_a_chance() -> None:
+    table = Table(**arguments("sgd", num_buckets=1, bucket_capacity=3, eviction="lfu"))
+    a, b, c, d, e = (int(mix(u64([i]))[0]) for i in range(5))
+    for _ in range(5):
+        pull(table, [a], 1)
+    for _ in range(3):
+        pull(table, [b], 2)
+    for _ in range(2):
+        pull(table, [c], 3)
+    pull(table, [d], 4)
+    assert table.evict(4) == 1
+    assert set(export(table, 1)[0]["keys"].tolist()) == {a, b, c}  # d was used once
+    pull(table, [d], 5)  # starts above the row that went, so at 2 like c
+    pull(table, [d], 6)
+    assert table.evict(6) == 1
+    assert set(export(table, 1)[0]["keys"].tolist()) == {a, b, d}
+    pull(table, [e], 7)
+    assert table.evict(7) == 1
+    assert len(export(table, 1)[0]["keys"]) == 3
+
+
+def test_keys_get_a_row_when_enough_steps_have_seen_them() -> None:
+    table = Table(**arguments("sgd", bucket_capacity=1000, admit_after=3))
+    keys = ids(*range(40))
+    for step in (1, 2):
+        for _ in range(2):  # two batches of a step are one sighting
+            rows, slots, epoch = pull_at(table, keys, step)
+            assert not rows.any()
+            counts = table.push(keys, slots, np.ones((40, 3), np.float32), step, epoch)
+            assert counts == (0, 0, 40, 0)
+        table.evict(step)
+        assert table.num_rows == 0
+    rows, slots, epoch = pull_at(table, keys, 3)
+    assert rows.any(axis=1).all()
+    assert table.push(keys, slots, np.ones((40, 3), np.float32), 3, epoch) == (40, 0, 0, 0)
+
+
+def test_a_lot_decides_once_which_keys_get_a_row() -> None:
+    def admitted(**changes: Any) -> np.ndarray:
+        table = Table(**arguments("sgd", bucket_capacity=10_000, admit_probability=0.25, **changes))
+        for step in (1, 2):
+            rows, _ = pull(table, keys, step)
+            table.evict(step)
+        return rows.any(axis=1)
+
+    keys = np.sort(mix(np.arange(8000, dtype=np.uint64)))
+    first = admitted()
+    assert abs(first.mean() - 0.25) < 5 * np.sqrt(0.25 * 0.75 / 8000)
+    np.testing.assert_array_equal(first, admitted(num_buckets=1))
+    assert (first != admitted(seed=7)).any()
+
+
+def test_weights_stay_within_their_bound() -> None:
+    table = Table(**arguments("sgd", value_bound=0.6))
+    keys = ids(1)
+    _, slots, epoch = pull_at(table, keys, 1)
+    table.push(keys, slots, np.array([[100, -100, 0]], np.float32), 1, epoch)
+    rows = lookup(table, keys)[0]
+    assert rows[:2].tolist() == [-np.float32(0.6), np.float32(0.6)]
+    assert -0.5 <= rows[2] < 0.5
