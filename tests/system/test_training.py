@@ -239,6 +239,8 @@ def test_evaluation_changes_nothing(tmp_path, data):
     "change",
     [
         {"wire.rows": "fp16", "wire.gradients": "fp16"},
+        {"wire.rows": "scaled_fp16", "wire.gradients": "bf16"},
+        {"wire.rows": "bf16", "wire.gradients": "scaled_fp16"},
         {"train.amp": "bf16"},
         {"train.clip_norm": 0.05},
         {"data.shuffle": False},
