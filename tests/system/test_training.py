@@ -241,6 +241,8 @@ def test_evaluation_changes_nothing(tmp_path, data):
         {"wire.rows": "fp16", "wire.gradients": "fp16"},
         {"wire.rows": "scaled_fp16", "wire.gradients": "bf16"},
         {"wire.rows": "bf16", "wire.gradients": "scaled_fp16"},
+        {"tables.default.storage": "bf16", "tables.default.state_storage": "same", "server_threads": 2},
+        {"tables.default.ttl": 9, "tables.default.admission": {"after": 2}},
         {"train.amp": "bf16"},
         {"train.clip_norm": 0.05},
         {"data.shuffle": False},
