@@ -66,8 +66,8 @@ def one_line(err: str) -> str:
         ({"mode": "hybrid", "staleness_bound": -1}, r"\S+: staleness_bound = -1: expected at least 0"),
         (
             {"tables.default.capacity": "1 KiB"},
-            r"table 'tags' has a capacity of 1 KiB = \d+ rows of 60 bytes, but one step of 32 samples may "
-            r"need 64; give it at least 3840 bytes or lower data\.batch_size",
+            r"table 'tags' has a capacity of 1 KiB = \d+ rows of 56 bytes, but one step of 32 samples may "
+            r"need 64; give it at least 3584 bytes or lower data\.batch_size",
         ),
         (
             {"features.item": {"table": "item", "dim": 4}, "features.history.dim": 8},
