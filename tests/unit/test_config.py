@@ -227,12 +227,6 @@ def test_ranks_per_node_multiply_with_nodes() -> None:
         ({"tables.a.buckets": 1000}, ["tables.a.buckets = 1000: expected a power of two"]),
         ({"tables.a.capacity": "4 gigs"}, ["tables.a.capacity", "'4 gigs'", "'4 GiB'"]),
         ({"tables.a.capacity": 0}, ["tables.a.capacity = 0: expected more than 0 bytes"]),
-        ({"tables.a.ttl": 4}, ["tables.a.ttl = 4: expected 0 (none) or more than staleness_bound = 4"]),
-        ({"tables.a.ttl": 9, "tables.a.eviction": "lfu"}, ["tables.a.ttl = 9: only eviction = 'lru'"]),
-        ({"tables.a.admission": {"afer": 3}}, ["tables.a.admission.afer", "did you mean 'after'"]),
-        ({"tables.a.admission": {"after": 1.5}}, ["tables.a.admission.after = 1.5", "1 to 255"]),
-        ({"tables.a.admission": {"probability": 0}}, ["tables.a.admission.probability = 0", "at most 1"]),
-        ({"tables.a.storage": "fp8"}, ["tables.a.storage = 'fp8': expected one of fp32, fp16, bf16"]),
         ({"tables.a.optimizer": "adamm"}, ["tables.a.optimizer.name = 'adamm'", "did you mean 'adam'"]),
         (
             {"tables.a.optimizer": {"betta1": 0.9, "name": "adam"}},
