@@ -111,15 +111,16 @@ class Engines:
             (int(a), int(b), "sum", offsets)
             for a, b in zip(dedup.feature_offsets[:-1], dedup.feature_offsets[1:], strict=True)
         ]
-        pooled, _ = gather_pool_forward(out[0], dedup.indices, features=parts, num_samples=count)
+        dim = out[0].shape[1]
+        pooled, _ = gather_pool_forward(out[0], dedup.indices, features=parts, num_samples=count, dim=dim)
         gradients = gather_pool_backward(
             pooled,
             [],
-            dedup.row_offsets,
-            dedup.positions,
+            dedup.indices,
             features=parts,
             num_samples=count,
-            dim=out[0].shape[1],
+            num_rows=len(out[0]),
+            dim=dim,
         )
         clock.append(time.thread_time_ns())
         self.server.submit_push(self.step, 0, [gradients])
