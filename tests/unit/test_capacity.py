@@ -7,7 +7,7 @@ import pytest
 
 from persia_hpc.config import load_config
 from persia_hpc.errors import UserError
-from persia_hpc.layout import make_layout
+from persia_hpc.layout import ROW_OVERHEAD_BYTES, make_layout
 from persia_hpc.samples.batch import IdColumn, SampleBatch
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from persia_hpc.samples.source import open_source
@@ -25,7 +25,7 @@ def write(path, num_samples, length):
 
 
 def config(rows, **feature):
-    row_bytes = 4 * 2 * 4 + 28
+    row_bytes = 4 * 2 * 4 + ROW_OVERHEAD_BYTES
     return load_config(
         {
             "data": {"train": ["x"], "batch_size": 100},
