@@ -94,6 +94,9 @@ class WorkerLoop:
         self.schedules = make_schedules(config, {split: s.num_samples for split, s in sources.items()})
         self.window = (0 if config.mode == "sync" else config.staleness_bound) + config.data.prefetch
         self.work: _Work | None = None
+        # Announced while this worker still had batches of the stretch before to ask for: trainer 0 may be
+        # through with its own part of that one.
+        self.upcoming: deque[tuple[Kind, int, int]] = deque()
         self.paused = False
         self.issued = 0
         self.last = 0
@@ -188,15 +191,14 @@ class WorkerLoop:
 
     def _command(self, record: Record) -> None:
         kind = record.kind
-        if kind == Kind.SEGMENT:
-            self._begin_segment(record.step, record.tag)
+        if kind in (Kind.SEGMENT, Kind.EVALUATE):
+            self.upcoming.append((Kind(kind), record.step, record.tag))
+            self._finish_if_done()
         elif kind == Kind.STOP_REQUEST:
             self.paused = True
             self.trainers[0].feed.post(Kind.ISSUED, step=self.issued)
         elif kind == Kind.STOP_AT:
             self._shorten(record.step)
-        elif kind == Kind.EVALUATE:
-            self._begin_evaluation(SPLITS[record.tag], record.step)
         elif kind == Kind.CHECKPOINT:
             directory = record.arrays[0].tobytes().decode()
             for p, server in enumerate(self.servers):
@@ -244,7 +246,10 @@ class WorkerLoop:
         if self.work is not None:
             while self.work.requests and self.work.requests[-1][0] > last:
                 self.work.requests.pop()
-            self._finish_if_done()
+        self.upcoming = deque(
+            (kind, step, min(tag, last) if kind == Kind.SEGMENT else tag) for kind, step, tag in self.upcoming
+        )
+        self._finish_if_done()
         for server in self.servers:
             server.pulls.post(Kind.SEGMENT_END, step=last)
         for trainer in self.trainers.values():
@@ -309,9 +314,16 @@ class WorkerLoop:
         return moved
 
     def _finish_if_done(self) -> None:
+        """Once all batches of a stretch have been asked for, the next one begins, if it is known."""
         if self.work is not None and not self.work.requests:
             self.work.reader.close()
             self.work = None
+        if self.work is None and self.upcoming:
+            kind, step, tag = self.upcoming.popleft()
+            if kind == Kind.SEGMENT:
+                self._begin_segment(step, tag)
+            else:
+                self._begin_evaluation(SPLITS[tag], step)
 
     # ---- from servers
 
