@@ -38,3 +38,32 @@ def test_reaped_processes(number: int | None, exit_code: int | None) -> None:
         time.sleep(0.01)
     watch.close()
     assert [(d.signal, d.exit_code) for d in watch.deaths] == [(number, exit_code)] * 20
+
+
+def test_what_a_launcher_killed_is_not_taken_for_the_first_to_end() -> None:
+    """A rank that exits closes its sockets before its end is seen; the launcher may kill the others first."""
+    watch = DeathWatch()
+    gates, pids = [], []
+    for rank in range(2):
+        gate, opened = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.read(gate, 1)
+            os._exit(7)
+        stat = process_stat(pid)
+        assert stat is not None
+        watch.watch(RankRecord(rank, pid, "", "", stat.start_ticks))
+        os.close(gate)
+        gates.append(opened)
+        pids.append(pid)
+    os.kill(pids[0], 9)
+    time.sleep(0.01)
+    os.write(gates[1], b"x")
+    limit = time.monotonic() + 10
+    while len(watch.deaths) < 2 and time.monotonic() < limit:
+        time.sleep(0.01)
+    watch.close()
+    for pid, gate in zip(pids, gates, strict=True):
+        os.waitpid(pid, 0)
+        os.close(gate)
+    assert [(d.rank.world_rank, d.signal, d.exit_code) for d in watch.deaths] == [(1, None, 7), (0, 9, None)]

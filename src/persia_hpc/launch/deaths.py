@@ -17,6 +17,7 @@ from .registry import RankRecord, process_stat
 _PIDFD_GET_INFO = 0xC040FF0B  # _IOWR(0xFF, 11, 64 bytes)
 _PIDFD_INFO_EXIT = 1 << 3
 _PIDFD_INFO = struct.Struct("QQ11Ii")  # mask, cgroup id, eleven ids, exit code
+_LAUNCHERS_SIGNALS = (9, 15)
 
 
 @dataclass(frozen=True)
@@ -95,19 +96,27 @@ class DeathWatch:
 
     def _run(self) -> None:
         while not self._closing:
-            ended = [fd for fd, _ in self._epoll.poll(0.05)]
-            round_ = [(self._by_pidfd.pop(fd), fd) for fd in ended]
-            deaths = [Death(rank, time.time(), _status(rank, fd)) for rank, fd in round_]
-            for _, fd in round_:
-                self._epoll.unregister(fd)
-                os.close(fd)
-            for rank in list(self._by_poll.values()):
-                if not rank.is_alive():
-                    del self._by_poll[rank.world_rank]
-                    deaths.append(Death(rank, time.time(), _zombie_status(rank)))
+            deaths = self._round(0.05)
+            if deaths and all(d.signal in _LAUNCHERS_SIGNALS for d in deaths):
+                # A dying process closes its sockets before its end can be seen (do_exit in the kernel): on a
+                # loaded machine the launcher may have killed the others in between.
+                deaths += self._round(0.03)
             # Seen in one go, the order is unknown: what launchers send to the others then comes last.
-            deaths.sort(key=lambda d: d.signal in (9, 15))
+            deaths.sort(key=lambda d: d.signal in _LAUNCHERS_SIGNALS)
             self.deaths += deaths
+
+    def _round(self, seconds: float) -> list[Death]:
+        ended = [fd for fd, _ in self._epoll.poll(seconds)]
+        round_ = [(self._by_pidfd.pop(fd), fd) for fd in ended]
+        deaths = [Death(rank, time.time(), _status(rank, fd)) for rank, fd in round_]
+        for _, fd in round_:
+            self._epoll.unregister(fd)
+            os.close(fd)
+        for rank in list(self._by_poll.values()):
+            if not rank.is_alive():
+                del self._by_poll[rank.world_rank]
+                deaths.append(Death(rank, time.time(), _zombie_status(rank)))
+        return deaths
 
 
 def _status(rank: RankRecord, pidfd: int) -> int | None:

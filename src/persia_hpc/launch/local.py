@@ -204,7 +204,7 @@ class _Job:
         limit = time.monotonic() + 2.0
         while self._alive() and time.monotonic() < limit:
             time.sleep(0.02)
-        time.sleep(0.06)  # one round of the death watch
+        time.sleep(0.1)  # a round of the death watch
         self._watch_ranks()
         self.watch.close()
         self.shared_memory.remove_leaked()
