@@ -28,6 +28,7 @@ def make_case(tmp_path, data, name, servers=1, workers=1, trainers=1, gradient="
     jitter = changes.pop("jitter", 0.0)
     stop_at = changes.pop("stop_at", None)
     pause = changes.pop("pause", 0.0)
+    late_step = changes.pop("late_step", None)
     config = tiny_config(
         data,
         **{
@@ -45,6 +46,7 @@ def make_case(tmp_path, data, name, servers=1, workers=1, trainers=1, gradient="
         "jitter": jitter,
         "stop_at": stop_at,
         "pause": pause,
+        "late_step": late_step,
         "config": config,
     }
 
@@ -204,6 +206,17 @@ def test_a_stop_is_agreed_and_loses_nothing(tmp_path, programs):
         assert closed(result["ledger"])
         assert result["ledger"]["dropped_rows"] == 0
         assert sum(h for each in result["histogram"] for h in each.values()) > 0
+
+
+def test_a_segment_may_be_announced_before_a_worker_is_through_with_the_one_before(tmp_path, programs):
+    """Trainer 0 is: without AllReduce nothing makes it wait for the last batch of trainer 1."""
+    data = write_tiny(tmp_path / "d.h5", 330)  # 11 steps an epoch
+    exact = {"mode": "hybrid", "exact": True, "staleness_bound": 3, "train.epochs": 2}
+    cases = [make_case(tmp_path, data, str(late), 1, 2, 2, late_step=late, **exact) for late in (None, 11)]
+    on_time, late = run_cases(programs, cases, timeout=60)
+    assert late["steps"] == 22
+    assert closed(late["ledger"])
+    assert late["digest"] == on_time["digest"]
 
 
 def test_an_idle_server_leaves_its_core_to_others(tmp_path, programs):

@@ -5,6 +5,7 @@ case.
 `gradient`: "smooth" (a function of rows, step and trainer) or "count" (SGD with lr 1 adds 1 in the trainer's
 column).
 `jitter`: seconds; every send and every poll may be delayed by up to as much, at random.
+`late_step`: worker 1 asks for that step's rows only after all else stands still.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 from mpi4py import MPI
 
 from persia_hpc.config import load_config
+from persia_hpc.embedding_worker.serve import WorkerLoop
 from persia_hpc.rank import RankJob
 from persia_hpc.topology.roles import Role
 from persia_hpc.trainer.serve import RingFeed
@@ -160,6 +162,28 @@ class ScriptedJob(RankJob):
         group = self.layout.tables[self.layout.features[feature].table].group
         rows = batch.rows[group]
         return [rows[i].tolist() for i in sorted(set(batch.indices[begin:end].tolist()))]
+
+    def _work(self, sources):
+        if not self.case.get("late_step") or self.groups.me.role_rank != 1:
+            return (yield from super()._work(sources))
+        may_issue, since = WorkerLoop._may_issue, []
+
+        def late(loop):
+            if (
+                loop.work is not None
+                and loop.work.requests
+                and loop.work.requests[0][0] == self.case["late_step"]
+            ):
+                since.append(time.monotonic())
+                if since[-1] - since[0] < 0.5:
+                    return False
+            return may_issue(loop)
+
+        WorkerLoop._may_issue = late
+        try:
+            return (yield from super()._work(sources))
+        finally:
+            WorkerLoop._may_issue = may_issue
 
     def _serve_rows(self):
         made = []
