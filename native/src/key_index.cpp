@@ -5,9 +5,16 @@
 #include <stdexcept>
 
 namespace persia {
+namespace {
+
+constexpr std::uint32_t kLog2LeastChunk = 8, kLog2MostChunk = 14;  // lines: 16 KiB, 1 MiB
+
+}  // namespace
 
 KeyIndex::KeyIndex(std::uint32_t num_buckets, std::uint32_t expected_rows, Arena& arena)
-    : num_buckets_(num_buckets), buckets_(num_buckets, Bucket{1, 0}) {
+    : num_buckets_(num_buckets), log2_chunk_lines_(kLog2LeastChunk), buckets_(num_buckets, Bucket{1, 0}) {
+    // At most two lines of each bucket, so that a table with few rows takes little.
+    while (log2_chunk_lines_ < kLog2MostChunk && (1u << log2_chunk_lines_) < num_buckets) ++log2_chunk_lines_;
     // A step's new rows come before the evictions that make room for them.
     const std::uint64_t rows = std::uint64_t{expected_rows} + expected_rows / 64 + 8;
     expected_lines_ = static_cast<std::uint32_t>(std::min<std::uint64_t>(rows * 8 / 27 + 1, UINT32_MAX));
@@ -15,9 +22,10 @@ KeyIndex::KeyIndex(std::uint32_t num_buckets, std::uint32_t expected_rows, Arena
 }
 
 void KeyIndex::provide(std::uint64_t lines, Arena& arena) {
-    while (std::uint64_t{chunks_.size()} << kLog2ChunkLines < lines * num_buckets_) {
-        chunks_.reserve(chunks_.size() + 1);
-        chunks_.push_back(static_cast<IndexLine*>(arena.allocate(sizeof(IndexLine) << kLog2ChunkLines)));
+    while (std::uint64_t{chunks_.size()} << log2_chunk_lines_ < lines * num_buckets_) {
+        if (chunks_.size() == chunks_.capacity())
+            chunks_.reserve(2 * chunks_.size() + 1);  // may throw: first
+        chunks_.push_back(static_cast<IndexLine*>(arena.allocate(sizeof(IndexLine) << log2_chunk_lines_)));
     }
 }
 

@@ -25,7 +25,8 @@ std::uint32_t RowStore::take(Arena& arena) {
     }
     if (end_slot_ >= kFreed - 1) throw std::length_error("a table shard has more than 2^32 - 2 rows");
     if (end_slot_ >> log2_chunk_rows_ == chunks_.size()) {
-        chunks_.reserve(chunks_.size() + 1);
+        if (chunks_.size() == chunks_.capacity())
+            chunks_.reserve(2 * chunks_.size() + 1);  // may throw: first
         Chunk chunk;
         chunk.weights = static_cast<std::byte*>(arena.allocate(weight_bytes_ << log2_chunk_rows_));
         chunk.states = static_cast<std::byte*>(arena.allocate(state_stride_ << log2_chunk_rows_));

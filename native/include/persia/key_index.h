@@ -127,7 +127,6 @@ class KeyIndex {
         std::uint32_t slot;
         std::uint32_t stamp;
     };
-    static constexpr std::uint32_t kLog2ChunkLines = 14;  // 1 MiB
     static constexpr std::uint32_t kLinesAhead = 8;
 
     // Most keys in so many lines: 27 in 8 lines, 84 %. Beyond that runs of full lines grow fast.
@@ -145,7 +144,8 @@ class KeyIndex {
         std::uint64_t column = std::uint64_t{bucket} + turn;
         if (column >= num_buckets_) column -= num_buckets_;
         const std::uint64_t number = std::uint64_t{j} * num_buckets_ + column;
-        return chunks_[number >> kLog2ChunkLines] + (number & ((1u << kLog2ChunkLines) - 1));
+        return chunks_[number >> log2_chunk_lines_] +
+               (number & ((std::uint64_t{1} << log2_chunk_lines_) - 1));
     }
     Entry find_from(std::uint32_t bucket, std::uint32_t j, IndexLine* at, Key key) const {
         while (true) {
@@ -163,6 +163,7 @@ class KeyIndex {
     std::uint32_t more_lines(std::uint32_t bucket) const;
 
     std::uint32_t num_buckets_;
+    std::uint32_t log2_chunk_lines_;
     std::uint32_t expected_lines_;
     std::uint32_t growths_ = 0;
     std::vector<Bucket> buckets_;
