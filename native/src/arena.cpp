@@ -49,33 +49,33 @@ Arena::~Arena() {
     for (const Region& region : regions_) munmap(region.base, region.bytes);
 }
 
-char* Arena::map(std::size_t bytes) {
+// A new region for at least so many bytes.
+void Arena::map(std::size_t bytes) {
     regions_.reserve(regions_.size() + 1);  // so that nothing throws once the memory is mapped
+    bytes = std::max(bytes, next_region_bytes_);
     const bool huge = bytes >= kHugeRegionBytes;
     bytes = round_up(bytes, huge ? kHugePage : 4096);
     char* base = huge ? map_huge_pages(bytes) : map_pages(bytes);
     regions_.push_back({base, bytes});
     mapped_bytes_ += bytes;
-    return base;
+    next_region_bytes_ = std::min(2 * next_region_bytes_, kMaxRegionBytes);
+    if (newest_.bytes() > spare_.bytes()) spare_ = newest_;
+    newest_ = {base, base + bytes};
 }
 
 void* Arena::allocate(std::size_t bytes) {
     bytes = round_up(bytes, 64);
-    if (static_cast<std::size_t>(end_ - next_) < bytes) {
-        const std::size_t region = std::max(bytes, next_region_bytes_);
-        next_ = map(region);
-        end_ = next_ + regions_.back().bytes;
-        next_region_bytes_ = std::min(2 * next_region_bytes_, kMaxRegionBytes);
-    }
-    void* block = next_;
-    next_ += bytes;
+    if (bytes > spare_.bytes() && bytes > newest_.bytes()) map(bytes);
+    Free& from = bytes <= spare_.bytes() ? spare_ : newest_;
+    void* block = from.next;
+    from.next += bytes;
     return block;
 }
 
 std::size_t Arena::held_bytes() const {
     const std::size_t page =
         !regions_.empty() && regions_.back().bytes >= kHugeRegionBytes ? kHugePage : 4096;
-    const std::size_t untouched = static_cast<std::size_t>(end_ - next_) / page * page;
+    const std::size_t untouched = newest_.bytes() / page * page;
     return mapped_bytes_ - untouched + regions_.capacity() * sizeof(Region);
 }
 

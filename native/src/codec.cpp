@@ -31,11 +31,4 @@ float decode_half_portable(Half value) {
     return float_of(sign | bits_of(subnormal));
 }
 
-bool all_finite(const float* values, std::size_t n) {
-    // No early exit: a branch per element would keep the loop from being vectorised.
-    std::uint32_t bad = 0;
-    for (std::size_t i = 0; i < n; ++i) bad |= (bits_of(values[i]) & 0x7f800000u) == 0x7f800000u ? 1u : 0u;
-    return bad == 0;
-}
-
 }  // namespace persia

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "persia/key.h"
+#include "persia/prefetch.h"
 
 namespace persia {
 namespace {
@@ -106,7 +107,7 @@ uint32_t Deduplicator::find_unique(const IdSpan& ids, size_t mask, uint64_t* uni
         const size_t size = std::min(kBlock, ids.size - begin);
         for (size_t i = 0; i < size; ++i) {
             keys[i] = mix(ids.data[begin + i]);
-            __builtin_prefetch(&entries[keys[i] & mask]);
+            prefetch_line(&entries[keys[i] & mask]);
         }
         for (size_t i = 0; i < size; ++i) {
             const uint64_t key = keys[i];

@@ -7,7 +7,7 @@ namespace persia {
 namespace {
 
 constexpr std::size_t kMinCandidates = 64;
-constexpr std::size_t kCandidateShare = 16;  // a 16th of the rows: each row that goes costs 16 rows of scan
+constexpr std::size_t kCandidateShare = 32;  // a 32th of the rows: each row that goes costs 32 rows of scan
 
 }  // namespace
 
@@ -56,6 +56,7 @@ void Eviction::scan(std::uint32_t bucket, const KeyIndex& index) {
     into.candidates.assign(scratch_.begin(), end);
     std::sort(into.candidates.rbegin(), into.candidates.rend());
     into.newest = into.candidates.front().stamp;
+    newest_of_all_ = std::max(newest_of_all_, into.newest);
 }
 
 KeyIndex::Entry Eviction::next(std::uint32_t bucket, const KeyIndex& index) {
@@ -67,7 +68,7 @@ KeyIndex::Entry Eviction::next(std::uint32_t bucket, const KeyIndex& index) {
         if (from.candidates.empty()) {
             from.newest = 0;
         } else {
-            index.start(bucket, from.candidates.back().key);
+            prefetch_line(index.home_line(bucket, from.candidates.back().key));
         }
         const KeyIndex::Entry entry = index.find(bucket, oldest.key);
         if (!entry || entry.stamp() != oldest.stamp) continue;  // used since, or gone

@@ -4,8 +4,8 @@
 #include <cstring>
 #include <type_traits>
 
-#include "lanes.h"
 #include "persia/aligned_array.h"
+#include "persia/lanes.h"
 
 namespace persia {
 namespace {

@@ -35,7 +35,7 @@ std::uint64_t MemoryLimits::gather_with_entries(const std::uint64_t* places, con
     std::uint64_t sum = 0;
     for (std::size_t i = 0; i < n; ++i) {
         if (i + kAhead < n) {
-            __builtin_prefetch(entries_ + entries[i + kAhead]);
+            prefetch_line(entries_ + entries[i + kAhead]);
             prefetch(rows_ + places[i + kAhead] * row_bytes_, row_bytes_);
         }
         sum += entries_[entries[i]].key ^ entries_[entries[i]].value;

@@ -10,7 +10,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "lanes.h"
+#include "persia/lanes.h"
 #include "persia/pool.h"
 
 namespace persia {

@@ -23,6 +23,7 @@ RowUpdate::RowUpdate(const OptimizerChoice& choice, std::uint32_t dim, Storage w
       has_steps_(persia::has_steps(optimizer_)),
       weights_(weights),
       state_(state),
+      plain_(weights == Storage::kFp32 && state == Storage::kFp32 && weight_decay_ == 0 && value_bound_ == 0),
       seed_(seed),
       weights_room_(dim),
       state_room_(state_width_ + 1),

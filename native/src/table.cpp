@@ -46,6 +46,13 @@ Table::Table(const TableConfig& config) : config_(checked(config)), bucket_of_(c
 }
 
 void Table::check_keys(const Key* keys, std::size_t n) const {
+    if (n == 0) return;
+    bool bad = bucket_of_(keys[0]) < config_.first_bucket || bucket_of_(keys[n - 1]) >= config_.end_bucket;
+    for (std::size_t i = 1; i < n; ++i) bad |= bucket_of_(keys[i]) < bucket_of_(keys[i - 1]);
+    if (bad) refuse_keys(keys, n);
+}
+
+void Table::refuse_keys(const Key* keys, std::size_t n) const {
     std::uint32_t before = config_.first_bucket;
     for (std::size_t i = 0; i < n; ++i) {
         const std::uint32_t bucket = bucket_of_(keys[i]);
@@ -107,12 +114,15 @@ void Table::check_slots(const PushBatch& batch) const {
     const std::vector<std::size_t> at = cuts(batch.keys, batch.n);
     for (std::size_t shard = 0; shard < shards_.size(); ++shard) {
         const std::uint32_t end = shards_[shard]->end_slot();
-        for (std::size_t i = at[shard]; i < at[shard + 1]; ++i) {
-            if (batch.slots[i] < end || batch.slots[i] == kNoSlot) continue;
-            throw std::invalid_argument(
-                "slots[" + std::to_string(i) + "] = " + std::to_string(batch.slots[i]) +
-                " was never given by a pull: there are " + std::to_string(end) + " slots");
-        }
+        const auto unknown = [end](std::uint32_t slot) { return slot + 1 > end; };  // kNoSlot + 1 is 0
+        bool bad = false;
+        for (std::size_t i = at[shard]; i < at[shard + 1]; ++i) bad |= unknown(batch.slots[i]);
+        if (!bad) continue;
+        const std::uint32_t* slot =
+            std::find_if(batch.slots + at[shard], batch.slots + at[shard + 1], unknown);
+        throw std::invalid_argument(
+            "slots[" + std::to_string(slot - batch.slots) + "] = " + std::to_string(*slot) +
+            " was never given by a pull: there are " + std::to_string(end) + " slots");
     }
 }
 

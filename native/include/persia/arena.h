@@ -29,11 +29,18 @@ class Arena {
         std::size_t bytes;
     };
 
-    char* map(std::size_t bytes);
+    struct Free {
+        char* next = nullptr;
+        char* end = nullptr;
+
+        std::size_t bytes() const { return static_cast<std::size_t>(end - next); }
+    };
+
+    void map(std::size_t bytes);
 
     std::vector<Region> regions_;
-    char* next_ = nullptr;  // free part of the newest region
-    char* end_ = nullptr;
+    Free newest_;  // of the newest region
+    Free spare_;   // the largest end of another one, for smaller pieces
     std::size_t next_region_bytes_ = std::size_t{1} << 20;
     std::size_t mapped_bytes_ = 0;
 };

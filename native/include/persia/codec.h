@@ -7,7 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#ifdef __F16C__
+#if defined(__F16C__) || defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -63,7 +63,25 @@ inline void decode_half(const Half* from, float* to, std::size_t n) {
 }
 
 // True if no element is infinite or NaN.
-bool all_finite(const float* values, std::size_t n);
+inline bool all_finite(const float* values, std::size_t n) {
+    // No early exit: a branch per element would keep this from being vectorised.
+    std::uint32_t bad = 0;
+    std::size_t whole = 0;
+#ifdef __AVX2__
+    whole = n / 8 * 8;
+    const __m256i exponent = _mm256_set1_epi32(0x7f800000);
+    __m256i any = _mm256_setzero_si256();
+    for (std::size_t i = 0; i < whole; i += 8) {
+        const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values + i));
+        any = _mm256_or_si256(any, _mm256_cmpeq_epi32(_mm256_and_si256(bits, exponent), exponent));
+    }
+    bad = _mm256_testz_si256(any, any) == 0;
+#endif
+    for (std::size_t i = whole; i < n; ++i) {
+        bad |= (bits_of(values[i]) & 0x7f800000u) == 0x7f800000u ? 1u : 0u;
+    }
+    return bad == 0;
+}
 
 // The formats: a row is bytes(D) bytes on the wire, on any address that is a multiple of its elements' size.
 

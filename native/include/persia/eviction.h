@@ -39,6 +39,8 @@ class Eviction {
         }
         expect(bucket, key, stamp);
     }
+    // Whether all that used() and expired() do for pulls of `step` is to raise a lesser stamp to it.
+    bool plain(std::uint32_t step) const { return !lfu_ && ttl_ == 0 && step > newest_of_all_; }
     // Notes the stamp of a row that comes from a checkpoint.
     void restored(std::uint32_t bucket, Key key, std::uint32_t stamp, bool only_row);
 
@@ -80,6 +82,7 @@ class Eviction {
 
     bool lfu_;
     std::uint32_t ttl_;
+    std::uint32_t newest_of_all_ = 0;  // no bucket's `newest` was ever greater
     std::vector<Bucket> buckets_;
     std::vector<Candidate> scratch_;
 };

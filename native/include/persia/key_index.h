@@ -1,12 +1,14 @@
 // key -> (slot, stamp) for the buckets of one table shard.
 //
-// Each bucket is a hash table of its own, of cache lines with four entries each, probed line after line from
-// the key's home. A line holds whole keys, so a look-up touches one line of the index (mostly) and never a
-// row, and it holds the stamps, so that recency and eviction don't touch rows either.
+// Each bucket is a cuckoo hash table of its own (Dietzfelbinger and Weidling, 2007), of cache lines with four
+// entries each: a key is in one of two lines, in the first if that had room. So a look-up touches one line of
+// the index, or two, and never a row: lines hold whole keys, and the stamps too, so that recency and eviction
+// don't touch rows either.
 //
 // The lines of all buckets interleave in memory: line j of every bucket lies in the j-th run of num_buckets
-// lines. Buckets hold nearly equal numbers of keys (the bucket is a hash), so the memory in use is a compact
-// prefix, a bucket grows in place, one at a time and by an eighth, and nothing is ever outgrown.
+// lines (one more where there are many: lines a power of two apart would share a few sets of the cache).
+// Buckets hold nearly equal numbers of keys (the bucket is a hash), so the memory in use is a compact prefix,
+// a bucket grows in place, one at a time and by a fraction, and nothing is ever outgrown.
 #pragma once
 
 #include <cstdint>
@@ -18,6 +20,7 @@
 
 #include "persia/arena.h"
 #include "persia/key.h"
+#include "persia/prefetch.h"
 
 namespace persia {
 
@@ -31,6 +34,11 @@ struct alignas(64) IndexLine {  // entries are filled from the front
     std::uint32_t stamps[kEntries];  // what eviction orders by, see eviction.h
 
     bool full() const { return slots[kEntries - 1] != 0; }
+    unsigned size() const {  // without a branch that depends on it
+        unsigned count = 0;
+        for (unsigned i = 0; i < kEntries; ++i) count += slots[i] != 0;
+        return count;
+    }
 
     // Bit i: keys[i] == key. Also set for empty entries if the key is 0.
     unsigned matches(Key key) const {
@@ -64,35 +72,24 @@ class KeyIndex {
 
     std::uint32_t size(std::uint32_t bucket) const { return buckets_[bucket].size; }
 
-    // Where a key is looked for, prepared while other keys are worked on: start() asks for the first line,
-    // look_ahead() for the second if the key needs it, find() then waits for neither.
-    struct Probe {
-        std::uint32_t bucket;
-        std::uint32_t j;
-        std::uint32_t growths;  // of the index: lines change when a bucket grows
-        IndexLine* line;
-    };
-    // Always inlined, see prefetch.h.
-    __attribute__((always_inline)) Probe start(std::uint32_t bucket, Key key) const {
-        const std::uint32_t j = home(key, buckets_[bucket].lines);
-        IndexLine* at = line(bucket, j);
-        __builtin_prefetch(at, 1);
-        return {bucket, j, growths_, at};
+    // The line where a key is looked for first; until the index grows.
+    IndexLine* home_line(std::uint32_t bucket, Key key) const {
+        return line(bucket, home(key, buckets_[bucket].lines));
     }
-    __attribute__((always_inline)) void look_ahead(Probe& probe, Key key) const {
-        if (probe.line->matches(key) != 0 || !probe.line->full() || probe.growths != growths_) return;
-        probe.j = next(probe.j, buckets_[probe.bucket].lines);
-        probe.line = line(probe.bucket, probe.j);
-        __builtin_prefetch(probe.line, 1);
+    // Where to look for a key that isn't in its home line; null if that tells that it isn't there at all.
+    IndexLine* second_line(std::uint32_t bucket, Key key, const IndexLine* home_line) const {
+        const Bucket& at = buckets_[bucket];
+        return home_line->full() || at.holes ? line(bucket, second(key, at.lines)) : nullptr;
     }
+    std::uint32_t growths() const { return growths_; }
 
-    Entry find(Probe probe, Key key) const {
-        if (probe.growths != growths_) return find(probe.bucket, key);
-        return find_from(probe.bucket, probe.j, probe.line, key);
-    }
     Entry find(std::uint32_t bucket, Key key) const {
-        const std::uint32_t j = home(key, buckets_[bucket].lines);
-        return find_from(bucket, j, line(bucket, j), key);
+        IndexLine* const first = home_line(bucket, key);
+        if (const Entry entry = find_in(first, key)) return entry;
+        IndexLine* const then = second_line(bucket, key, first);
+        if (then == nullptr) return {};
+        if (const Entry entry = find_in(then, key)) return entry;
+        return buckets_[bucket].spilled ? find_anywhere(bucket, key) : Entry{};
     }
 
     // Makes room for one more key in the bucket; the only call that can throw.
@@ -109,7 +106,7 @@ class KeyIndex {
     void for_each(std::uint32_t bucket, Visit&& visit) const {
         const std::uint32_t lines = buckets_[bucket].lines;
         for (std::uint32_t j = 0; j < lines; ++j) {
-            if (j + kLinesAhead < lines) __builtin_prefetch(line(bucket, j + kLinesAhead));
+            if (j + kLinesAhead < lines) prefetch_line(line(bucket, j + kLinesAhead));
             IndexLine* at = line(bucket, j);
             for (unsigned i = 0; i < IndexLine::kEntries && at->slots[i] != 0; ++i) visit(Entry{at, i});
         }
@@ -120,7 +117,10 @@ class KeyIndex {
   private:
     struct Bucket {
         std::uint32_t lines;
-        std::uint32_t size;
+        std::uint32_t size : 30;
+        std::uint32_t holes
+            : 1;  // something was erased: a key may be in its second line though the first has room
+        std::uint32_t spilled : 1;  // a key may be in neither of its lines, for lack of room
     };
     struct Moving {
         Key key;
@@ -129,43 +129,46 @@ class KeyIndex {
     };
     static constexpr std::uint32_t kLinesAhead = 8;
 
-    // Most keys in so many lines: 27 in 8 lines, 84 %. Beyond that runs of full lines grow fast.
-    static std::uint32_t limit(std::uint64_t lines) { return static_cast<std::uint32_t>(lines * 27 / 8); }
+    // Most keys in so many lines, 81 %: beyond that, more and more keys must be moved to make room for one.
+    // Up to 87.5 % in a bucket that is expected to grow no further.
+    std::uint32_t limit(std::uint64_t lines) const {
+        return static_cast<std::uint32_t>(lines == expected_lines_ ? lines * 7 / 2 : lines * 13 / 4);
+    }
     static std::uint32_t home(Key key, std::uint32_t lines) {
         return static_cast<std::uint32_t>(std::uint64_t{tag_of(key)} * lines >> 32);
     }
-    static std::uint32_t next(std::uint32_t j, std::uint32_t lines) { return j + 1 == lines ? 0 : j + 1; }
+    // Another line than the home, if there is one; by the bits that the home doesn't depend on.
+    static std::uint32_t second(Key key, std::uint32_t lines) {
+        const std::uint32_t hash = static_cast<std::uint32_t>(key >> 32) * 0x9e3779b1u;
+        const std::uint32_t j =
+            home(key, lines) + 1 + static_cast<std::uint32_t>(std::uint64_t{hash} * (lines - 1) >> 32);
+        return j >= lines ? j - lines : j;
+    }
 
     IndexLine* line(std::uint32_t bucket, std::uint32_t j) const {
-        // Turned by an amount that looks random, because lines a power of two apart would share a few sets
-        // of the cache.
-        const std::uint32_t turn =
-            static_cast<std::uint32_t>(std::uint64_t{j * 0x9e3779b1u} * num_buckets_ >> 32);
-        std::uint64_t column = std::uint64_t{bucket} + turn;
-        if (column >= num_buckets_) column -= num_buckets_;
-        const std::uint64_t number = std::uint64_t{j} * num_buckets_ + column;
+        const std::uint64_t number = std::uint64_t{j} * stride_ + bucket;
         return chunks_[number >> log2_chunk_lines_] +
                (number & ((std::uint64_t{1} << log2_chunk_lines_) - 1));
     }
-    Entry find_from(std::uint32_t bucket, std::uint32_t j, IndexLine* at, Key key) const {
-        while (true) {
-            for (unsigned mask = at->matches(key); mask != 0; mask &= mask - 1) {
-                const auto i = static_cast<unsigned>(__builtin_ctz(mask));
-                if (at->slots[i] != 0) return {at, i};
-            }
-            if (!at->full()) return {};
-            j = next(j, buckets_[bucket].lines);
-            at = line(bucket, j);
+    static Entry find_in(IndexLine* line, Key key) {
+        for (unsigned mask = line->matches(key); mask != 0; mask &= mask - 1) {
+            const auto i = static_cast<unsigned>(__builtin_ctz(mask));
+            if (line->slots[i] != 0) return {line, i};
         }
+        return {};
     }
+    Entry find_anywhere(std::uint32_t bucket, Key key) const;
+    static bool add(IndexLine* line, const Moving& entry);  // false if it is full
+    bool make_room(std::uint32_t bucket, Moving& entry);
     void provide(std::uint64_t lines, Arena& arena);  // so many of each bucket
     void grow(std::uint32_t bucket, Arena& arena);
     std::uint32_t more_lines(std::uint32_t bucket) const;
 
     std::uint32_t num_buckets_;
+    std::uint32_t stride_;  // lines from one of a bucket to its next
     std::uint32_t log2_chunk_lines_;
     std::uint32_t expected_lines_;
-    std::uint32_t growths_ = 0;
+    std::uint32_t growths_ = 0;  // lines move when a bucket grows
     std::vector<Bucket> buckets_;
     std::vector<IndexLine*> chunks_;
     std::vector<Moving> moving_;

@@ -21,6 +21,8 @@
 #include <variant>
 #include <vector>
 
+#include "persia/lanes.h"
+
 namespace persia {
 
 using OptimizerOptions = std::map<std::string, double>;
@@ -89,13 +91,14 @@ struct RowwiseAdagrad {
   private:
     // In 8 partial sums: the compiler may not reorder a plain sum, so it would not vectorise it.
     static float sum_of_squares(const float* g, std::uint32_t dim) {
-        float part[8] = {};
+        Lanes parts = {};
         std::uint32_t d = 0;
-        for (; d + 8 <= dim; d += 8) {
-            for (std::uint32_t lane = 0; lane < 8; ++lane) part[lane] += g[d + lane] * g[d + lane];
+        for (; d + kLanes <= dim; d += kLanes) {
+            const Lanes x = load(g + d);
+            parts += x * x;
         }
-        for (std::uint32_t lane = 0; d < dim; ++d, ++lane) part[lane] += g[d] * g[d];
-        return ((part[0] + part[4]) + (part[2] + part[6])) + ((part[1] + part[5]) + (part[3] + part[7]));
+        for (std::uint32_t lane = 0; lane < kLanes && d < dim; ++d, ++lane) parts[lane] += g[d] * g[d];
+        return sum(parts);
     }
 };
 

@@ -5,11 +5,31 @@
 
 namespace persia {
 
-// Always inlined: GCC takes a function that only prefetches for one without effects, and drops calls to it.
-__attribute__((always_inline)) inline void prefetch(const void* from, std::size_t bytes) {
+// Asks for a line that will soon be read or written; any address will do. Not the compiler's builtin: GCC
+// takes a function that only prefetches for one without effects, and drops calls to it.
+inline void prefetch_line(const void* at) {
+#ifdef __x86_64__
+    asm volatile("prefetcht0 %0" : : "m"(*static_cast<const char*>(at)));
+#else
+    __builtin_prefetch(at, 1);
+#endif
+}
+
+inline void prefetch(const void* from, std::size_t bytes) {
     const char* line = static_cast<const char*>(from);
-    for (std::size_t offset = 0; offset < bytes; offset += 64) __builtin_prefetch(line + offset, 1);
-    __builtin_prefetch(line + bytes - 1, 1);
+    for (std::size_t offset = 0; offset < bytes; offset += 64) prefetch_line(line + offset);
+    prefetch_line(line + bytes - 1);
+}
+
+// Of objects that lie one after the other from a 64-byte boundary: how many lines one may touch.
+inline std::size_t lines_of(std::size_t bytes) {
+    const bool straddles = bytes != 0 && bytes % 64 != 0 && 64 % bytes != 0;
+    return (bytes + 63) / 64 + straddles;
+}
+
+inline void prefetch_lines(const void* from, std::size_t lines) {
+    const char* line = static_cast<const char*>(from);
+    for (std::size_t i = 0; i < lines; ++i) prefetch_line(line + 64 * i);
 }
 
 }  // namespace persia

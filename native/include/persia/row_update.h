@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "persia/fixed_dim.h"
 #include "persia/key.h"
 #include "persia/optimizer.h"
 #include "persia/storage.h"
@@ -34,10 +35,28 @@ class RowUpdate {
     // Writes the state of a new row and `values` [D] as its weights.
     void init(const float* values, std::byte* weights, std::byte* state);
 
-    // `chosen` is optimizer() as its own type, so that a loop over rows visits the variant once.
-    template <class Chosen>
+    // `chosen` is optimizer() as its own type and kDim the dim or 0, so that a loop over rows chooses once.
+    template <std::uint32_t kDim, class Chosen>
     void apply(Chosen& chosen, Key key, std::uint32_t step, std::byte* weights, std::byte* state,
                const float* gradient) {
+        if (plain_) {
+            chosen.apply(reinterpret_cast<float*>(weights), reinterpret_cast<float*>(state), gradient,
+                         dim_or<kDim>(dim_));
+        } else {
+            apply_any(chosen, key, step, weights, state, gradient);
+        }
+    }
+
+    // A row's weights [D], state [S] and count of updates, for checkpoints.
+    void read(const std::byte* weights, const std::byte* state, float* w, float* s,
+              std::uint32_t* steps) const;
+    void write(const float* w, const float* s, std::uint32_t steps, std::byte* weights,
+               std::byte* state) const;
+
+  private:
+    template <class Chosen>
+    __attribute__((noinline)) void apply_any(Chosen& chosen, Key key, std::uint32_t step, std::byte* weights,
+                                             std::byte* state, const float* gradient) {
         const bool wide = weights_ == Storage::kFp32 && state_ == Storage::kFp32;
         float* w = wide ? reinterpret_cast<float*>(weights) : weights_room_.data();
         float* s = wide ? reinterpret_cast<float*>(state) : state_room_.data();
@@ -50,13 +69,6 @@ class RowUpdate {
         if (!wide) pack(key, step, weights, state);
     }
 
-    // A row's weights [D], state [S] and count of updates, for checkpoints.
-    void read(const std::byte* weights, const std::byte* state, float* w, float* s,
-              std::uint32_t* steps) const;
-    void write(const float* w, const float* s, std::uint32_t steps, std::byte* weights,
-               std::byte* state) const;
-
-  private:
     void unpack(const std::byte* weights, const std::byte* state);
     void pack(Key key, std::uint32_t step, std::byte* weights, std::byte* state);
     const float* decayed(const float* w, const float* gradient);
@@ -70,6 +82,7 @@ class RowUpdate {
     bool has_steps_;
     Storage weights_;
     Storage state_;
+    bool plain_;  // stored as fp32, without decay or bound
     std::uint64_t seed_;
     std::vector<float> weights_room_;  // [D]
     std::vector<float> state_room_;    // [S] and the count of updates

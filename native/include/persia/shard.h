@@ -119,20 +119,25 @@ class Shard {
   private:
     std::uint32_t num_buckets() const { return config_.end_bucket - config_.first_bucket; }
     std::uint32_t bucket(Key key) const { return bucket_of_(key) - config_.first_bucket; }
-    std::uint32_t resolve(KeyIndex::Probe probe, Key key, std::uint32_t step, bool& fresh);
-    // slots[i] = find(i, probe) and later use(i), for each key, with all memory that they need under way.
-    template <class Find, class Use>
-    void walk(const Key* keys, std::size_t n, std::uint32_t* slots, Find&& find, Use&& use) const;
+    struct Block;  // of keys, on their way through walk()
+
+    std::uint32_t resolve(Key key, std::uint32_t step, bool& fresh);
+    // Finds the slot of each key, with the memory that its row needs under way, and uses the rows in blocks.
+    //   mask touch(key, line, at, here)  here: all bits if the line's entry `at` is the key's, else 0;
+    //   returns it,
+    //                                    or 0 if resolve() has to see to that entry
+    //   slot resolve(key, bool& fresh)   for the others; kNoSlot if there is none
+    //   use(block)                       rows, null without a slot, and which of them are new
+    template <class Touch, class Resolve, class Use>
+    void walk(const Key* keys, std::size_t n, std::uint32_t* slots, Touch touch, Resolve resolve,
+              Use use) const;
     void insert(std::uint32_t bucket, Key key, std::uint32_t slot, std::uint32_t stamp);
     void start_row(Key key, std::uint32_t slot);
-    const float* weights(std::uint32_t slot, float* room) const;
-    bool still_there(std::uint32_t slot, std::uint32_t epoch) const {
-        return rows_.state(slot)->epoch <= epoch;
-    }
     void remove(std::uint32_t bucket, KeyIndex::Entry entry);
     void sweep(std::uint32_t step);
+    template <std::uint32_t kDim>
     const float* usable_gradient(const PushBatch& batch, std::size_t i, PushCounts& counts);
-    template <class Chosen>
+    template <std::uint32_t kDim, class Chosen>
     PushCounts push_with(Chosen& chosen, const PushBatch& batch, std::uint32_t step);
     template <class Chosen>
     void apply_sums(Chosen& chosen, std::uint32_t step, PushCounts& counts);
@@ -154,6 +159,7 @@ class Shard {
     Eviction eviction_;
     Admission admission_;
     std::uint32_t epoch_ = 0;
+    std::uint32_t removed_at_ = 0;      // slots pulled at this epoch or later still have their rows
     std::uint32_t next_step_ = 0;       // after the last evict()
     std::vector<std::uint32_t> dirty_;  // buckets over capacity, perhaps
     std::vector<bool> is_dirty_;

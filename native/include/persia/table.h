@@ -64,6 +64,7 @@ class Table {
 
   private:
     void check_keys(const Key* keys, std::size_t n) const;
+    void refuse_keys(const Key* keys, std::size_t n) const;  // says which is wrong
     void check_slots(const PushBatch& batch) const;
     template <class Push>
     PushCounts push_parts(const std::vector<PushBatch>& batches, Push&& push);

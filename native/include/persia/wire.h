@@ -3,9 +3,9 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 
 #include "persia/codec.h"
+#include "persia/storage.h"
 
 namespace persia {
 
@@ -13,14 +13,17 @@ inline std::size_t wire_bytes(Wire wire, std::size_t dim) {
     return with_wire(wire, [&](auto format) { return decltype(format)::bytes(dim); });
 }
 
-inline void encode_row(Wire wire, const float* row, std::byte* out, std::size_t dim) {
-    with_wire(wire, [&](auto format) { decltype(format)::encode(row, out, dim); });
-}
+// Writes n stored rows to out [n, wire_bytes]; zeros for a null pointer. room: [dim].
+using EncodeRows = void (*)(const std::byte* const* rows, std::size_t n, std::uint32_t dim, float* room,
+                            std::byte* out);
+EncodeRows encode_rows(Storage storage, Wire wire, std::uint32_t dim);
+
+void decode_packed(Wire wire, const std::byte* in, float* room, std::size_t dim);
 
 // The row as fp32: where it is, if it is that already, else in `room` [dim].
 inline const float* decode_row(Wire wire, const std::byte* in, float* room, std::size_t dim) {
     if (wire == Wire::kFp32) return reinterpret_cast<const float*>(in);
-    with_wire(wire, [&](auto format) { decltype(format)::decode(in, room, dim); });
+    decode_packed(wire, in, room, dim);
     return room;
 }
 

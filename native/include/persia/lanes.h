@@ -18,6 +18,12 @@ inline Lanes load(const float* from) {
 
 inline void store(float* to, const Lanes& lanes) { std::memcpy(to, &lanes, sizeof lanes); }
 
+inline void copy(float* to, const float* from, size_t n) {
+    size_t d = 0;
+    for (; d + kLanes <= n; d += kLanes) store(to + d, load(from + d));
+    for (; d < n; ++d) to[d] = from[d];
+}
+
 // to += from, n floats that don't overlap.
 inline void add(float* to, const float* from, size_t n) {
     size_t d = 0;
@@ -31,5 +37,8 @@ inline void scale(float* to, const float* from, float factor, size_t n) {
     for (; d + kLanes <= n; d += kLanes) store(to + d, load(from + d) * factor);
     for (; d < n; ++d) to[d] = from[d] * factor;
 }
+
+// The sum of the lanes, in this order.
+inline float sum(const Lanes& x) { return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7])); }
 
 }  // namespace persia

@@ -1,0 +1,145 @@
+// Shard's pushes.
+#include <algorithm>
+#include <variant>
+
+#include "persia/fixed_dim.h"
+#include "persia/prefetch.h"
+#include "persia/shard.h"
+#include "persia/wire.h"
+
+namespace persia {
+namespace {
+
+constexpr std::size_t kMostRows = 8;    // that are asked for at a time, see shard_pull.cpp
+constexpr std::size_t kMostLines = 64;  // that these may have, to stay in the first cache
+constexpr std::size_t kAhead = 12;      // rows, where they are asked for one by one
+
+}  // namespace
+
+// The i-th gradient as fp32, or null if it is of no use, which is counted.
+template <std::uint32_t kDim>
+const float* Shard::usable_gradient(const PushBatch& batch, std::size_t i, PushCounts& counts) {
+    const std::uint32_t dim = dim_or<kDim>(config_.dim);
+    if (batch.slots[i] == kNoSlot) {
+        ++counts.unadmitted;
+        return nullptr;
+    }
+    if (batch.epoch < removed_at_ && rows_.epoch(batch.slots[i]) > batch.epoch) {
+        ++counts.evicted_in_flight;
+        return nullptr;
+    }
+    const std::byte* packed = batch.gradients + i * wire_bytes(batch.wire, dim);
+    const float* gradient = decode_row(batch.wire, packed, room_.data(), dim);
+    if (!all_finite(gradient, dim)) {
+        ++counts.nonfinite;
+        return nullptr;
+    }
+    return gradient;
+}
+
+template <std::uint32_t kDim, class Chosen>
+PushCounts Shard::push_with(Chosen& chosen, const PushBatch& batch, std::uint32_t step) {
+    struct Place {
+        std::byte* weights;
+        std::byte* state;
+    };
+    Place places[2][kMostRows];
+    const std::uint32_t* const slots = batch.slots;
+    const bool epochs = batch.epoch < removed_at_;
+    const std::size_t weight_lines = rows_.weight_lines();
+    const std::size_t state_lines = update_.state_bytes() != 0 ? rows_.state_lines() : 0;
+    const std::size_t size = std::clamp<std::size_t>(kMostLines / (weight_lines + state_lines), 2, kMostRows);
+    const auto ask_for_rows = [&](std::size_t begin, Place* to) {
+        const std::size_t end = std::min(batch.n, begin + size);
+        for (std::size_t i = begin; i < end; ++i, ++to) {
+            if (slots[i] == kNoSlot) continue;
+            *to = {rows_.weights(slots[i]), rows_.state(slots[i])};
+            prefetch_lines(to->weights, weight_lines);
+            prefetch_lines(to->state, state_lines);
+            if (epochs) prefetch_line(&rows_.epoch(slots[i]));
+        }
+    };
+    PushCounts counts;
+    ask_for_rows(0, places[0]);
+    for (std::size_t begin = 0, block = 0; begin < batch.n; begin += size, ++block) {
+        ask_for_rows(begin + size, places[(block + 1) % 2]);
+        const Place* at = places[block % 2];
+        const std::size_t end = std::min(batch.n, begin + size);
+        for (std::size_t i = begin; i < end; ++i, ++at) {
+            const float* gradient = usable_gradient<kDim>(batch, i, counts);
+            if (gradient == nullptr) continue;
+            update_.apply<kDim>(chosen, batch.keys[i], step, at->weights, at->state, gradient);
+            ++counts.applied;
+        }
+    }
+    return counts;
+}
+
+PushCounts Shard::push(const PushBatch& batch, std::uint32_t step) {
+    return std::visit(
+        [&](auto& chosen) {
+            return with_dim(config_.dim, [&](auto fixed) {
+                return push_with<decltype(fixed)::value>(chosen, batch, step);
+            });
+        },
+        update_.optimizer());
+}
+
+void Shard::add_to_sums(const PushBatch& batch, PushCounts& counts) {
+    const std::uint32_t dim = config_.dim;
+    const std::size_t mask = merged_map_.size() - 1;
+    for (std::size_t i = 0; i < batch.n; ++i) {
+        if (i + kAhead < batch.n && batch.slots[i + kAhead] != kNoSlot) {
+            prefetch_line(&rows_.epoch(batch.slots[i + kAhead]));
+        }
+        const float* gradient = usable_gradient<0>(batch, i, counts);
+        if (gradient == nullptr) continue;
+        const std::uint32_t slot = batch.slots[i];
+        std::size_t at = mix(slot) & mask;
+        while (merged_map_[at] != 0 && merged_[merged_map_[at] - 1].slot != slot) at = (at + 1) & mask;
+        if (merged_map_[at] == 0) {
+            merged_.push_back({batch.keys[i], slot, 1});
+            merged_map_[at] = static_cast<std::uint32_t>(merged_.size());
+            sums_.insert(sums_.end(), gradient, gradient + dim);
+            continue;
+        }
+        ++merged_[merged_map_[at] - 1].num_batches;
+        float* __restrict sum = sums_.data() + (merged_map_[at] - 1) * std::size_t{dim};
+        for (std::uint32_t d = 0; d < dim; ++d) sum[d] += gradient[d];
+    }
+}
+
+template <class Chosen>
+void Shard::apply_sums(Chosen& chosen, std::uint32_t step, PushCounts& counts) {
+    const std::uint32_t dim = config_.dim;
+    for (std::size_t i = 0; i < merged_.size(); ++i) {
+        if (i + kAhead < merged_.size()) {
+            prefetch_lines(rows_.weights(merged_[i + kAhead].slot), rows_.weight_lines());
+            prefetch_lines(rows_.state(merged_[i + kAhead].slot), rows_.state_lines());
+        }
+        const auto& [key, slot, num_batches] = merged_[i];
+        const float* sum = sums_.data() + i * dim;
+        if (!all_finite(sum, dim)) {
+            counts.nonfinite += num_batches;
+            continue;
+        }
+        update_.apply<0>(chosen, key, step, rows_.weights(slot), rows_.state(slot), sum);
+        counts.applied += num_batches;
+    }
+}
+
+PushCounts Shard::push_step(const std::vector<PushBatch>& batches, std::uint32_t step) {
+    std::size_t total = 0;
+    for (const PushBatch& batch : batches) total += batch.n;
+    std::size_t map_size = 16;
+    while (map_size < 2 * total) map_size *= 2;
+    merged_map_.assign(map_size, 0);
+    merged_.clear();
+    sums_.clear();
+    PushCounts counts;
+    for (const PushBatch& batch : batches) add_to_sums(batch, counts);
+    std::visit([&](auto& chosen) { apply_sums(chosen, step, counts); }, update_.optimizer());
+    return counts;
+}
+
+}  // namespace persia
