@@ -2,6 +2,7 @@
 
     python benchmarks/accuracy.py adult [--seeds 1 2 3]
     python benchmarks/accuracy.py criteo --data DIR/criteo_137k [--seeds 1 2 3]
+    python benchmarks/accuracy.py storage --data DIR/criteo_137k        number formats, tables and wire
 
 Trains real jobs under mpiexec (`persia-hpc train`) and prints a Markdown table; --json FILE keeps all of it.
 """
@@ -36,6 +37,19 @@ CRITEO = {
         {"mode": "hybrid", "exact": "true", "staleness_bound": 8},
     ),
 }
+SYNC = {"mode": "sync", "staleness_bound": 0}
+STORAGE = {
+    name: ("datasets/criteo/criteo.toml", {**SYNC, **settings})
+    for name, settings in {
+        "fp32": {},
+        "fp16, state fp32": {"tables.default.storage": "fp16"},
+        "bf16, state fp32": {"tables.default.storage": "bf16"},
+        "fp16, state fp16": {"tables.default.storage": "fp16", "tables.default.state_storage": "same"},
+        "bf16, state bf16": {"tables.default.storage": "bf16", "tables.default.state_storage": "same"},
+        "fp32, wire fp16 and scaled_fp16": {"wire.rows": "fp16", "wire.gradients": "scaled_fp16"},
+    }.items()
+}
+ARMS = {"adult": ADULT, "criteo": CRITEO, "storage": STORAGE}
 
 
 def train(config: str, settings: dict[str, Any], run_dir: Path) -> dict[str, Any]:
@@ -116,47 +130,51 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("dataset", choices=("adult", "criteo"))
+    parser.add_argument("arms", choices=tuple(ARMS))
     parser.add_argument("--data", type=Path, help="folder with criteo_137k.tsv.xz")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         figures = run(options, Path(scratch))
-    print(f"| {options.dataset} | test AUC | test logloss | samples/s |\n|---|---|---|---|")
+    print(f"| {options.arms} | test AUC | test logloss | samples/s |\n|---|---|---|---|")
     for arm, each in figures.items():
         cells = [
             mean_and_spread([f[key] for f in each], digits)
             for key, digits in (("auc", 4), ("logloss", 4), ("samples_per_second", 0))
         ]
         print(f"| {arm} | {' | '.join(cells)} |")
-    names = list(figures)
-    if {"sync", "hybrid, exact, bound 8"} <= set(names):
-        pairs = zip(figures["sync"], figures["hybrid, exact, bound 8"], strict=True)
-        gaps = [hybrid["auc"] - sync["auc"] for sync, hybrid in pairs]
-        print(f"\nhybrid - sync, paired by seed: {mean_and_spread(gaps, 5)}")
+    first, *others = [arm for arm in figures if arm in ARMS[options.arms]]
+    print()
+    for arm in others if options.arms != "adult" else []:
+        gaps = [f["auc"] - base["auc"] for f, base in zip(figures[arm], figures[first], strict=True)]
+        print(f"AUC of '{arm}' less that of '{first}', paired by seed: {mean_and_spread(gaps, 5)}")
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1))
 
 
 def run(options: argparse.Namespace, scratch: Path) -> dict[str, list[dict[str, float]]]:
-    prepared = ROOT / "data" / options.dataset
-    if options.dataset == "adult":
-        arms, loop = ADULT, {"dim": 8, "lr": 0.05, "accumulator": 0.0, "batch": 256, "epochs": 3}
+    arms = ARMS[options.arms]
+    prepared = ROOT / "data" / ("adult" if options.arms == "adult" else "criteo")
+    if options.arms == "adult":
+        loop = {"dim": 8, "lr": 0.05, "accumulator": 0.0, "batch": 256, "epochs": 3}
         subprocess.run([*CLI, "preprocess", "adult", "--out", str(prepared)], check=True, cwd=ROOT)
         tutorial = ["--variant", "persia_tutorial", "--out", str(ROOT / "data" / "adult_persia_tutorial")]
         subprocess.run([*CLI, "preprocess", "adult", *tutorial], check=True, cwd=ROOT)
     else:
-        arms, loop = CRITEO, {"dim": 16, "lr": 0.01, "accumulator": 0.01, "batch": 512, "epochs": 3}
+        loop = {"dim": 16, "lr": 0.01, "accumulator": 0.01, "batch": 512, "epochs": 3}
         source = ["--input", str(options.data / "criteo_137k.tsv.xz"), "--out", str(prepared)]
         subprocess.run([*CLI, "preprocess", "criteo", *source], check=True, cwd=ROOT)
     figures: dict[str, list[dict[str, float]]] = {arm: [] for arm in arms}
-    figures["plain PyTorch, one process"] = []
+    plain = "plain PyTorch, one process"
+    if options.arms != "storage":
+        figures[plain] = []
     for seed in options.seeds:
         for arm, (config, settings) in arms.items():
-            summary = train(config, {**settings, "seed": seed}, scratch / f"{len(figures[arm])}-{arm[:12]}")
+            summary = train(config, {**settings, "seed": seed}, scratch / f"{seed}-{list(arms).index(arm)}")
             figures[arm].append({**summary["test"], "samples_per_second": summary["samples_per_second"]})
-        figures["plain PyTorch, one process"].append(plain_pytorch(prepared, seed, **loop))
+        if plain in figures:
+            figures[plain].append(plain_pytorch(prepared, seed, **loop))
     return figures
 
 

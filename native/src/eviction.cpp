@@ -7,7 +7,7 @@ namespace persia {
 namespace {
 
 constexpr std::size_t kMinCandidates = 64;
-constexpr std::size_t kCandidateShare = 32;  // a 32th of the rows: each row that goes costs 32 rows of scan
+constexpr std::size_t kCandidateShare = 20;  // of the rows: each row that goes costs 20 rows of scan
 
 }  // namespace
 
@@ -52,7 +52,7 @@ void Eviction::scan(std::uint32_t bucket, const KeyIndex& index) {
     const auto end = scratch_.begin() + static_cast<std::ptrdiff_t>(count);
     if (end != scratch_.end()) std::nth_element(scratch_.begin(), end, scratch_.end());
     Bucket& into = buckets_[bucket];
-    into.candidates.reserve(count + count / 2);  // room for rows that turn out to be as old
+    into.candidates.reserve(count + count / 4);  // room for rows that turn out to be as old
     into.candidates.assign(scratch_.begin(), end);
     std::sort(into.candidates.rbegin(), into.candidates.rend());
     into.newest = into.candidates.front().stamp;

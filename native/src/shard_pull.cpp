@@ -109,8 +109,9 @@ inline void Shard::walk(const Key* const keys, const std::size_t n, std::uint32_
     const auto ask_for_second_lines = [&](Block& block) {
         for (unsigned r = 0; r < block.num_rest; ++r) {
             const Key key = keys[block.begin + block.rest[r]];
-            IndexLine* const first = block.lines[block.rest[r]];
-            prefetch_line(index_.second_line(bucket_of(key) - first_bucket, key, first));
+            const IndexLine* const first = block.lines[block.rest[r]];
+            const IndexLine* const second = index_.second_line(bucket_of(key) - first_bucket, key, first);
+            if (second != nullptr) prefetch_line(second);
         }
     };
     const auto find_rest = [&](Block& block) {
@@ -121,7 +122,7 @@ inline void Shard::walk(const Key* const keys, const std::size_t n, std::uint32_
             const std::uint32_t slot = resolve(keys[block.begin + i], fresh);
             slots[block.begin + i] = slot;
             block.rows[i] = slot != kNoSlot ? rows_.weights(slot) : nullptr;
-            prefetch_lines(block.rows[i], row_lines);
+            if (slot != kNoSlot) prefetch_lines(block.rows[i], row_lines);
             block.fresh[block.num_fresh] = i;
             block.num_fresh += fresh;
         }

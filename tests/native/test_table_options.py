@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from persia_hpc._native import Table, mix
+from persia_hpc._native import Table, encode_rows, mix
+from persia_hpc.config_types import WIRE_FORMATS
 
 from .table_model import assert_same_rows
 from .table_support import OPTIMIZERS, arguments, export, lookup, pull, pull_at, u64
@@ -36,6 +37,27 @@ def test_threads_change_nothing(optimizer: str, storage: str) -> None:
         assert outcomes[0][2] > 0
     for a, b in zip(export(tables[0], 16), export(tables[1], 16), strict=True):
         assert_same_rows(a, b)
+
+
+@pytest.mark.parametrize("dim", [1, 8, 16, 19, 32, 64, 128])
+@pytest.mark.parametrize("storage", ["fp32", "fp16", "bf16"])
+def test_rows_travel_as_the_wire_format_encodes_them(storage: str, dim: int) -> None:
+    """More keys than are worked on at a time, and not a multiple of it; some without a row."""
+    table = Table(**arguments("sgd", dim=dim, storage=storage, num_buckets=16, bucket_capacity=100))
+    keys = ids(*range(205))
+    present = keys[::2].copy()
+    pull(table, present, 1)
+    stored = lookup(table, keys)
+    assert stored[::2].any(axis=1).all()
+    assert not stored[1::2].any()
+    for wire in WIRE_FORMATS:
+        expected = encode_rows(stored, wire)
+        seen = np.full_like(expected, 1)
+        table.lookup(keys, seen)
+        np.testing.assert_array_equal(seen, expected)
+        pulled = np.full_like(expected[::2], 1)
+        table.pull(present, 2, pulled, np.empty(len(present), np.uint32))
+        np.testing.assert_array_equal(pulled, expected[::2])
 
 
 @pytest.mark.parametrize("storage", ["fp16", "bf16"])

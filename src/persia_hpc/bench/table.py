@@ -1,7 +1,8 @@
 """Table: pulls and pushes of one server's rows, against bare prefetched memory access on the same machine.
 
 one touch: copying the rows from known places. two touches: also reading an index entry of each key at a known
-place. update: reading, changing and writing the rows and their optimizer state. All on huge pages.
+place. update: reading, changing and writing the rows and their optimizer state. first touch: writing as many
+bytes as rows, state and index entries have for the first time. All on huge pages.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ import numpy.typing as npt
 
 from persia_hpc._native import MemoryLimits, Table, mix
 
-from .measure import Result, Timing, in_turns, summarize
+from .measure import Result, Timing, in_turns
 
 SUMMARY = "pulls and pushes of rows, inserts, memory per row"
 EXAMPLES = """\
@@ -42,16 +44,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> Iterator[Result]:
-    """Inserts, then pulls with uniform and Zipf keys and both wire formats, then pushes, for each dim."""
+    """Inserts, then pulls with uniform and Zipf keys and both wire formats, then pushes, for each dim; then
+    what a full table holds.
+    """
     for dim in options.dims:
         for optimizer in options.optimizers:
-            table = _table(dim, optimizer, options)
-            yield _insert(table, dim, optimizer, options)
+            table = _table(dim, optimizer, options, int(options.rows * 1.05) + 64 * BUCKETS)
+            inserts = _insert(table, options.rows)
+            begin = time.perf_counter()
             limits = MemoryLimits(
                 num_rows=options.rows,
-                row_bytes=dim * (4 if options.storage == "fp32" else 2),
-                state_bytes=table.row_bytes - dim * (4 if options.storage == "fp32" else 2),
+                row_bytes=_weight_bytes(dim, options),
+                state_bytes=table.row_bytes - _weight_bytes(dim, options),
             )
+            first_touch = Timing((time.perf_counter() - begin) / options.rows * 1e9, 0.0)
+            case = {"op": "insert", "dim": dim, "optimizer": optimizer, "rows": options.rows}
+            yield Result(case, "ns/key", inserts.mean, {"first touch": first_touch}, notes=inserts.notes)
             for skew in ("uniform", "zipf 1.05"):
                 batches = [_keys(skew, options.rows, call) for call in range(CALLS)]
                 if optimizer == options.optimizers[0]:
@@ -59,9 +67,15 @@ def measure(options: argparse.Namespace) -> Iterator[Result]:
                         yield _pull(table, limits, batches, dim, wire, skew, options)
                 yield _push(table, limits, batches, dim, optimizer, skew, options)
             del table, limits
+    yield _full(options)
 
 
-def _table(dim: int, optimizer: str, options: argparse.Namespace) -> Table:
+def _weight_bytes(dim: int, options: argparse.Namespace) -> int:
+    """Bytes of a row's weights as stored."""
+    return dim * (4 if options.storage == "fp32" else 2)
+
+
+def _table(dim: int, optimizer: str, options: argparse.Namespace, capacity: int) -> Table:
     return Table(
         dim=dim,
         optimizer=optimizer,
@@ -73,7 +87,7 @@ def _table(dim: int, optimizer: str, options: argparse.Namespace) -> Table:
         num_buckets=BUCKETS,
         first_bucket=0,
         end_bucket=BUCKETS,
-        bucket_capacity=int(options.rows / BUCKETS * 1.05) + 64,
+        bucket_capacity=capacity // BUCKETS,
         storage=options.storage,
         threads=options.threads,
     )
@@ -94,25 +108,52 @@ def _keys(skew: str, rows: int, call: int) -> Array:
     return np.sort(mix(ids.astype(np.uint64)))
 
 
-def _insert(table: Table, dim: int, optimizer: str, options: argparse.Namespace) -> Result:
-    seconds, worst = [], 0.0
-    for begin in range(0, options.rows, 100_003):
-        keys = np.sort(mix(np.arange(begin, min(begin + (100_003), options.rows), dtype=np.uint64)))
-        out = np.empty((len(keys), dim), np.float32)
-        slots = np.empty(len(keys), np.uint32)
+@dataclass(frozen=True)
+class _Inserts:
+    mean: Timing  # ns per key: the mean, since what growth takes falls on few calls
+    notes: dict[str, float]
+
+
+def _insert(table: Table, rows: int) -> _Inserts:
+    out = np.empty((BATCH, table.dim), np.float32)
+    slots = np.empty(BATCH, np.uint32)
+    seconds, overheads = [], []
+    for begin in range(0, rows, BATCH):
+        keys = np.sort(mix(np.arange(begin, min(begin + BATCH, rows), dtype=np.uint64)))
         start = time.perf_counter()
-        table.pull(keys, 1, out, slots)
-        elapsed = time.perf_counter() - start
-        seconds.append(elapsed / len(keys))
-        worst = max(worst, elapsed)
-    state_bytes = table.row_bytes
-    overhead = table.memory_bytes / table.num_rows - state_bytes
-    return Result(
-        {"op": "insert", "dim": dim, "optimizer": optimizer, "rows": options.rows},
-        "ns/key",
-        summarize(seconds).scaled(1e9),
-        notes={"overhead bytes/row": overhead, "longest pull of 100003 new rows, ms": worst * 1e3},
-    )
+        table.pull(keys, 1, out[: len(keys)], slots[: len(keys)])
+        seconds.append(time.perf_counter() - start)
+        if begin >= rows // 10:
+            overheads.append(_overhead(table))
+    notes = {
+        f"longest pull of {BATCH} new rows, ms": max(seconds) * 1e3,
+        "overhead bytes/row while growing, mean": sum(overheads) / len(overheads),
+    }
+    return _Inserts(Timing(sum(seconds) / rows * 1e9, 0.0), notes)
+
+
+def _overhead(table: Table) -> float:
+    """Bytes a row beside its weights and its optimizer's state."""
+    return table.memory_bytes / table.num_rows - table.row_bytes
+
+
+def _full(options: argparse.Namespace) -> Result:
+    """Inserts into a full table, so that each new row evicts an old one."""
+    rows, dim, optimizer = min(options.rows, 3_000_000), options.dims[0], options.optimizers[0]
+    table = _table(dim, optimizer, options, rows)
+    out = np.empty((BATCH, dim), np.float32)
+    slots = np.empty(BATCH, np.uint32)
+    seconds = []
+    for step in range(1, 2 * rows // BATCH):
+        keys = np.sort(mix(np.arange(BATCH * step, BATCH * (step + 1), dtype=np.uint64)))
+        start = time.perf_counter()
+        table.pull(keys, step, out, slots)
+        table.evict(step)
+        if table.num_rows > 0.99 * rows:
+            seconds.append((time.perf_counter() - start) / BATCH * 1e9)
+    case = {"op": "insert and evict", "dim": dim, "optimizer": optimizer, "rows": rows}
+    mean = Timing(sum(seconds) / len(seconds), 0.0)
+    return Result(case, "ns/key", mean, notes={"overhead bytes/row, full": _overhead(table)})
 
 
 def _pull(
@@ -126,7 +167,7 @@ def _pull(
 ) -> Result:
     out = np.empty((BATCH, dim), wire)
     slots = np.empty(BATCH, np.uint32)
-    gathered = np.empty((BATCH, limits_bytes(limits, dim, options)), np.uint8)
+    gathered = np.empty((BATCH, _weight_bytes(dim, options)), np.uint8)
     places, entries = _places(batches, options.rows)
     step = [1]
 
@@ -163,7 +204,7 @@ def _push(
     slots = [np.empty(len(keys), np.uint32) for keys in batches]
     epochs = [table.pull(k, 1, out[: len(k)], s) for k, s in zip(batches, slots, strict=True)]
     gradients = np.random.default_rng(1).normal(0, 1e-3, (BATCH, dim)).astype(np.float32)
-    bytes_ = np.zeros((BATCH, limits_bytes(limits, dim, options)), np.uint8)
+    bytes_ = np.zeros((BATCH, _weight_bytes(dim, options)), np.uint8)
     places, _ = _places(batches, options.rows)
 
     def ours() -> None:
@@ -177,11 +218,6 @@ def _push(
     times = _per_key({"ours": ours, "update": update}, batches, options.repeats)
     case = {"op": "push", "dim": dim, "optimizer": optimizer, "keys": skew}
     return Result(case, "ns/key", times.pop("ours"), times)
-
-
-def limits_bytes(limits: MemoryLimits, dim: int, options: argparse.Namespace) -> int:
-    """Bytes of a row's weights as stored."""
-    return dim * (4 if options.storage == "fp32" else 2)
 
 
 def _places(batches: list[Array], rows: int) -> tuple[list[Array], list[Array]]:
