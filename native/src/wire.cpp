@@ -46,8 +46,8 @@ EncodeRows encode_rows(Storage storage, Wire wire, std::uint32_t dim) {
     });
 }
 
-void decode_packed(Wire wire, const std::byte* in, float* room, std::size_t dim) {
-    with_wire(wire, [&](auto format) { decltype(format)::decode(in, room, dim); });
+void decode_row(Wire wire, const std::byte* in, float* row, std::size_t dim) {
+    with_wire(wire, [&](auto format) { decltype(format)::decode(in, row, dim); });
 }
 
 }  // namespace persia

@@ -58,7 +58,7 @@ class Eviction {
     static constexpr std::uint32_t kMaxStamp = UINT32_MAX - 1;
 
   private:
-    struct Candidate {
+    struct __attribute__((packed, aligned(4))) Candidate {  // 12 bytes: a table has many
         Key key;
         std::uint32_t stamp;
 

@@ -18,13 +18,7 @@ using EncodeRows = void (*)(const std::byte* const* rows, std::size_t n, std::ui
                             std::byte* out);
 EncodeRows encode_rows(Storage storage, Wire wire, std::uint32_t dim);
 
-void decode_packed(Wire wire, const std::byte* in, float* room, std::size_t dim);
-
-// The row as fp32: where it is, if it is that already, else in `room` [dim].
-inline const float* decode_row(Wire wire, const std::byte* in, float* room, std::size_t dim) {
-    if (wire == Wire::kFp32) return reinterpret_cast<const float*>(in);
-    decode_packed(wire, in, room, dim);
-    return room;
-}
+// The row as fp32.
+void decode_row(Wire wire, const std::byte* in, float* row, std::size_t dim);
 
 }  // namespace persia

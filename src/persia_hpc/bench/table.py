@@ -96,8 +96,9 @@ def _table(dim: int, optimizer: str, options: argparse.Namespace, capacity: int)
 def _keys(skew: str, rows: int, call: int) -> Array:
     """Sorted keys of the ids 0 .. rows - 1, and each only once, as dedup gives them."""
     generator = np.random.default_rng(call)
+    ids: Array
     if skew == "uniform":
-        ids = generator.choice(rows, BATCH, replace=False)
+        ids = np.unique(generator.integers(rows, size=BATCH))
     else:
         exponent = float(skew.split()[1])
         # The continuous law of the same exponent, inverted; ids in an order that memory does not know.
@@ -139,7 +140,7 @@ def _overhead(table: Table) -> float:
 
 def _full(options: argparse.Namespace) -> Result:
     """Inserts into a full table, so that each new row evicts an old one."""
-    rows, dim, optimizer = min(options.rows, 3_000_000), options.dims[0], options.optimizers[0]
+    rows, dim, optimizer = options.rows, options.dims[0], options.optimizers[0]
     table = _table(dim, optimizer, options, rows)
     out = np.empty((BATCH, dim), np.float32)
     slots = np.empty(BATCH, np.uint32)
