@@ -206,7 +206,7 @@ class WireConfig:
 class TransportConfig:
     """Rings between ranks, and how long nothing may move."""
 
-    ring_bytes: int = setting(4 << 20, at_least=4096, as_bytes=True)
+    ring_bytes: int | None = setting(None, at_least=4096, as_bytes=True)
     stall_seconds: float = setting(60.0, above=0)
 
 

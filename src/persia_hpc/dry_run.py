@@ -13,17 +13,17 @@ from .feed import FeedBatch
 from .layout import Layout, TableLayout, make_layout
 from .loading import describe
 from .local import LocalFeed
+from .ring_sizes import ring_sizes
 from .samples.schema import DatasetSchema
 from .samples.source import Source
 from .schedule import make_schedules
-from .topology.channels import feed_channels, row_channels
-from .topology.roles import FEED_PLANE, ROW_PLANE, Plan, Role, make_plan
+from .topology.channels import ring_memory
+from .topology.roles import Plan, Role, make_plan
 from .trainer.allreduce import DenseReducer
 from .trainer.device import choose_device
 from .trainer.driver import Driver, check_logits
 from .trainer.feeding import Alone
 from .trainer.session import Session, make_inputs
-from .transport.layout import place
 
 
 def dry_run(config: Config) -> str:
@@ -130,16 +130,14 @@ def _memory(
     session: Session,
 ) -> list[str]:
     """For each role what its largest rank holds."""
-    ring_bytes = config.transport.ring_bytes
-    rings = [0] * len(plan.members)
-    for roles, channels in (
-        (ROW_PLANE, row_channels(plan, ring_bytes)),
-        (FEED_PLANE, feed_channels(plan, ring_bytes)),
-    ):
-        ranks = plan.plane(roles)
-        sizes = place(channels, [plan.members[r].node for r in ranks], force_remote=False)[1]
-        for i, rank in enumerate(ranks):
-            rings[rank] += sizes[True][i] + sizes[False][i]
+    size = ring_sizes(
+        config,
+        layout,
+        sources["train"].schema,
+        num_servers=plan.count(Role.PARAMETER_SERVER),
+        num_trainers=plan.count(Role.TRAINER),
+    )
+    rings = ring_memory(plan, size)[1]
     bounds = layout.bounds(plan.count(Role.PARAMETER_SERVER))
     tables = max(
         sum(

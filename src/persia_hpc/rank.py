@@ -24,16 +24,18 @@ from .layout import make_layout
 from .metrics import MetricLogger
 from .parameter_server.engine import ParameterServer
 from .parameter_server.serve import ServerLoop
+from .ring_sizes import ring_sizes
 from .samples.schema import DatasetSchema
 from .schedule import make_schedules
 from .screen import Screen, summary_text
 from .summary import make_summary, write_json
-from .topology.channels import feed_channels, row_channels
+from .topology.channels import RingBytes, feed_channels, fitting, row_channels
 from .topology.groups import Groups, check_single_mpi_library, split_world
 from .topology.roles import Role
 from .trace import clock_offsets, write_trace
 from .transport.plane import Channel, Plane
 from .transport.progress import ProgressThread, Waiter, default_spin
+from .transport.window import shared_memory
 
 LOG = logging.getLogger("persia_hpc")
 
@@ -124,6 +126,7 @@ class RankJob:
         schema, counts = self._agree_on_data(sources)
         self.schedules = make_schedules(config, counts)
         self.layout = self._agree(lambda: make_layout(config, schema))
+        self.ring_bytes = self._ring_bytes(schema)
         part = {
             Role.PARAMETER_SERVER: lambda: self._serve_rows(),
             Role.EMBEDDING_WORKER: lambda: self._work(sources),
@@ -167,6 +170,27 @@ class RankJob:
         assert comm is not None
         return Plane(comm, channels)
 
+    def _ring_bytes(self, schema: DatasetSchema) -> RingBytes:
+        """What is asked for; or what batches need, as far as every node has memory for it. Collective."""
+        plan = self.groups.plan
+        wanted = ring_sizes(
+            self.config,
+            self.layout,
+            schema,
+            num_servers=plan.count(Role.PARAMETER_SERVER),
+            num_trainers=plan.count(Role.TRAINER),
+        )
+        if self.config.transport.ring_bytes is not None:
+            return wanted
+        found = self.world.allgather((self.groups.me.node, shared_memory()[0]))
+        free = {node: min(b for n, b in found if n == node) for node, num_bytes in found if num_bytes}
+        size = fitting(plan, wanted, free)
+        if self.world.rank == 0:
+            LOG.info(
+                "rings: %s%s", size, "" if size == wanted else f", for lack of shared memory not {wanted}"
+            )
+        return size
+
     def _waiter(self, *planes: Plane) -> Waiter:
         groups = self.groups
         here = sum(m.node == groups.me.node for m in groups.plan.members)
@@ -186,7 +210,7 @@ class RankJob:
             num_steps=self.schedules["train"].num_steps,
         )
         yield
-        plane = self._plane(groups.row_plane, row_channels(groups.plan, self.config.transport.ring_bytes))
+        plane = self._plane(groups.row_plane, row_channels(groups.plan, self.ring_bytes))
         workers = self._ranks(Role.EMBEDDING_WORKER, groups.row_rank)
         loop = ServerLoop(engine, plane, workers, self._waiter(plane), self.config)
         loop.run()
@@ -206,8 +230,8 @@ class RankJob:
         # The reading thread gives up the GIL at every HDF5 call and must get it back from the polling loop
         # soon.
         sys.setswitchinterval(1e-4)
-        row_plane = self._plane(groups.row_plane, row_channels(groups.plan, config.transport.ring_bytes))
-        feed_plane = self._plane(groups.feed_plane, feed_channels(groups.plan, config.transport.ring_bytes))
+        row_plane = self._plane(groups.row_plane, row_channels(groups.plan, self.ring_bytes))
+        feed_plane = self._plane(groups.feed_plane, feed_channels(groups.plan, self.ring_bytes))
         loop = WorkerLoop(
             engine,
             config,
@@ -251,7 +275,7 @@ class RankJob:
         yield
         reducer = DenseReducer(groups.role_comm, config.train.bucket_bytes)
         check_single_mpi_library()
-        plane = self._plane(groups.feed_plane, feed_channels(groups.plan, config.transport.ring_bytes))
+        plane = self._plane(groups.feed_plane, feed_channels(groups.plan, self.ring_bytes))
         # A computing trainer is outside MPI: one-sided writes of remote workers need somebody inside.
         progress = ProgressThread(groups.feed_plane) if plane.remote else None
         if progress is not None:

@@ -265,7 +265,9 @@ def test_a_dry_run_trains_nothing(tmp_path, data, monkeypatch):
     from persia_hpc.dry_run import dry_run
 
     monkeypatch.chdir(tmp_path)
-    text = dry_run(ph.load_config(settings(data, tmp_path / "run", 2, 1, 2)))
+    text = dry_run(
+        ph.load_config(settings(data, tmp_path / "run", 2, 1, 2, **{"transport.ring_bytes": "4 MiB"}))
+    )
     assert "2 parameter_servers" in text
     assert "item: dim 4" in text
     assert "first step: 32 samples" in text

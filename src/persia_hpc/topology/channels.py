@@ -1,13 +1,38 @@
-"""Which rings a job has: a pure function of the plan."""
+"""Which rings a job has, and how large: a pure function of the plan."""
 
 from __future__ import annotations
 
-from persia_hpc.transport.layout import Channel
+from dataclasses import astuple, dataclass
 
-from .roles import Plan, Role
+from persia_hpc.transport.layout import Channel, place
+
+from .roles import FEED_PLANE, ROW_PLANE, Plan, Role
+
+GRANULE = 1 << 12
+LEAST = 1 << 16
 
 
-def row_channels(plan: Plan, ring_bytes: int) -> list[Channel]:
+@dataclass(frozen=True)
+class RingBytes:
+    """Size of each kind of ring."""
+
+    pull: int
+    push: int
+    rows: int
+    feed: int
+    gradients: int
+
+    @staticmethod
+    def same(num_bytes: int) -> RingBytes:
+        """Of all kinds."""
+        return RingBytes(*[num_bytes] * 5)
+
+    def scaled(self, factor: float) -> RingBytes:
+        """All of them times `factor`, in whole granules."""
+        return RingBytes(*(max(LEAST, int(n * factor) // GRANULE * GRANULE) for n in astuple(self)))
+
+
+def row_channels(plan: Plan, size: RingBytes) -> list[Channel]:
     """Three rings between every worker and every server: a pull that must wait may not block the push it
     waits for.
     """
@@ -17,24 +42,53 @@ def row_channels(plan: Plan, ring_bytes: int) -> list[Channel]:
         for s in range(plan.count(Role.PARAMETER_SERVER)):
             server = plan.row_rank(Role.PARAMETER_SERVER, s)
             channels += [
-                Channel(worker, server, "pull", ring_bytes),
-                Channel(worker, server, "push", ring_bytes),
-                Channel(server, worker, "rows", ring_bytes),
+                Channel(worker, server, "pull", size.pull),
+                Channel(worker, server, "push", size.push),
+                Channel(server, worker, "rows", size.rows),
             ]
     return channels
 
 
-def feed_channels(plan: Plan, ring_bytes: int) -> list[Channel]:
+def feed_channels(plan: Plan, size: RingBytes) -> list[Channel]:
     """Two rings between a trainer and each worker that feeds it; trainer 0, which commands, has them with
     all.
     """
     channels = []
+    command = min(LEAST, size.feed)
     for t, workers in enumerate(plan.workers_of_trainer):
         trainer = plan.feed_rank(Role.TRAINER, t)
         for w in range(plan.count(Role.EMBEDDING_WORKER)) if t == 0 else workers:
             worker = plan.feed_rank(Role.EMBEDDING_WORKER, w)
             channels += [
-                Channel(worker, trainer, "feed", ring_bytes),
-                Channel(trainer, worker, "gradients", ring_bytes),
+                Channel(worker, trainer, "feed", size.feed if w in workers else command),
+                Channel(trainer, worker, "gradients", size.gradients if w in workers else command),
             ]
     return channels
+
+
+def ring_memory(plan: Plan, size: RingBytes) -> tuple[list[int], list[int]]:
+    """Window bytes of each world rank: in memory that the ranks of its node share, and in all."""
+    shared, both = [0] * len(plan.members), [0] * len(plan.members)
+    for roles, channels in (
+        (ROW_PLANE, row_channels(plan, size)),
+        (FEED_PLANE, feed_channels(plan, size)),
+    ):
+        ranks = plan.plane(roles)
+        sizes = place(channels, [plan.members[r].node for r in ranks], force_remote=False)[1]
+        for i, rank in enumerate(ranks):
+            shared[rank] += sizes[True][i]
+            both[rank] += sizes[True][i] + sizes[False][i]
+    return shared, both
+
+
+def fitting(plan: Plan, size: RingBytes, free: dict[int, int]) -> RingBytes:
+    """The sizes, or less where the ranks of a node would fill more than 3/4 of its shared memory.
+
+    free: bytes by node.
+    """
+    wanted = dict.fromkeys(free, 0)
+    for member, num_bytes in zip(plan.members, ring_memory(plan, size)[0], strict=True):
+        if member.node in wanted:
+            wanted[member.node] += num_bytes
+    factor = min((0.75 * free[n] / wanted[n] for n in free if wanted[n]), default=1.0)
+    return size if factor >= 1 else size.scaled(factor)

@@ -90,7 +90,7 @@ def memory_problem(node_comm: MPI.Intracomm, num_bytes: int) -> str | None:
         return f"{text} of memory, of which {available} are available; lower transport.ring_bytes"
     if node_comm.size == 1 or not os.path.isdir(SHARED_MEMORY):
         return None
-    free, size = _shared_memory()
+    free, size = shared_memory()
     if wanted <= free:
         return None
     return (
@@ -102,7 +102,7 @@ def memory_problem(node_comm: MPI.Intracomm, num_bytes: int) -> str | None:
 def _allocation_problem(num_bytes: int, shared: bool, error: MPI.Exception) -> str:
     place = "memory registered for the network"
     if shared and os.path.isdir(SHARED_MEMORY):
-        free, size = _shared_memory()
+        free, size = shared_memory()
         place = f"{SHARED_MEMORY} ({free} free of {size})"
     return (
         f"MPI could not allocate a window of {num_bytes} bytes in {place} on {socket.gethostname()}: "
@@ -111,8 +111,10 @@ def _allocation_problem(num_bytes: int, shared: bool, error: MPI.Exception) -> s
     )
 
 
-def _shared_memory() -> tuple[int, int]:
-    """Bytes free and in all."""
+def shared_memory() -> tuple[int, int]:
+    """Bytes of this node's shared memory: free, and in all; 0 where there is no such file system."""
+    if not os.path.isdir(SHARED_MEMORY):
+        return 0, 0
     status = os.statvfs(SHARED_MEMORY)
     return status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
 

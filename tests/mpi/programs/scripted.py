@@ -102,7 +102,7 @@ class ScriptedJob(RankJob):
         yield
         from persia_hpc.topology.channels import feed_channels
 
-        plane = self._plane(groups.feed_plane, feed_channels(plan, self.config.transport.ring_bytes))
+        plane = self._plane(groups.feed_plane, feed_channels(plan, self.ring_bytes))
         feed = RingFeed(
             plane,
             self._ranks(Role.EMBEDDING_WORKER, groups.feed_rank),

@@ -1,0 +1,100 @@
+"""Rings are large enough for the batches of a configuration, and no larger than a node has memory for."""
+
+from __future__ import annotations
+
+from dataclasses import astuple
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from persia_hpc._native import Outgoing
+from persia_hpc.config import load_config
+from persia_hpc.embedding_worker.engine import EmbeddingWorker
+from persia_hpc.feed import pack_feed
+from persia_hpc.layout import make_layout
+from persia_hpc.ring_sizes import ring_sizes
+from persia_hpc.samples.batch import IdColumn, SampleBatch
+from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
+from persia_hpc.topology.channels import LEAST, fitting, ring_memory
+from persia_hpc.topology.roles import Role, make_plan
+from persia_hpc.wire import WIRES
+
+SCHEMA = DatasetSchema(
+    (FeatureSchema("a"), FeatureSchema("b", multi=True, mean_length=3.0)), ("x", "y"), ("label",)
+)
+
+
+def config_of(**changes: Any) -> Any:
+    return load_config(
+        {
+            "data": {"train": "t.h5", "batch_size": changes.pop("batch_size", 1000)},
+            "tables": {"default": {"dim": changes.pop("dim", 16), "optimizer": {"name": "sgd", "lr": 1.0}}},
+            "model": {"class": "dlrm"},
+            **changes,
+        }
+    )
+
+
+def unwritten(*arrays: Any) -> int:
+    return int(Outgoing(1, 0, 0, 0, list(arrays)).unwritten_bytes)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 3000), st.sampled_from([1, 3, 16, 64]), st.sampled_from(sorted(WIRES)), st.integers(1, 3)
+)
+def test_a_batch_without_repeated_ids_fits(batch_size: int, dim: int, wire: str, num_trainers: int) -> None:
+    """Every record of one batch, as the engines make them, in its ring; half of it in one entry."""
+    config = config_of(batch_size=batch_size, dim=dim, wire={"rows": wire, "gradients": wire})
+    layout = make_layout(config, SCHEMA)
+    size = ring_sizes(config, layout, SCHEMA, num_servers=1, num_trainers=num_trainers)
+    n = -(-batch_size // num_trainers)
+    sample = SampleBatch(
+        {
+            "a": IdColumn(np.arange(n, dtype=np.uint64)),
+            "b": IdColumn(np.arange(3 * n, dtype=np.uint64), np.arange(0, 3 * n + 1, 3, dtype=np.uint32)),
+        },
+        np.zeros((n, 2), np.float32),
+        np.zeros((n, 1), np.float32),
+    )
+    engine = EmbeddingWorker(layout)
+    batch = engine.prepare(sample, step=1, trainer=0, num_global=batch_size)
+    keys, counts = engine.request(batch, 0)
+    rows = [np.zeros(WIRES[wire].shape(4 * n, dim), WIRES[wire].dtype)]
+    engine.fill(batch, 0, rows)
+    records = {
+        "pull": unwritten(keys, counts),
+        "rows": unwritten(*rows),
+        "push": unwritten(*rows),
+        "gradients": unwritten(*rows),
+        "feed": unwritten(*pack_feed(engine.feed(batch))),
+    }
+    for kind, num_bytes in records.items():
+        assert num_bytes + 64 <= getattr(size, kind), kind
+        assert num_bytes / 2 <= getattr(size, kind) * 3 / 8, kind
+        assert getattr(size, kind) <= 4 / 3 * num_bytes + 120_000, kind
+
+
+def test_a_given_size_holds_for_all() -> None:
+    config = config_of(transport={"ring_bytes": "1 MiB"})
+    size = ring_sizes(config, make_layout(config, SCHEMA), SCHEMA, num_servers=2, num_trainers=2)
+    assert set(astuple(size)) == {1 << 20}
+
+
+@pytest.mark.parametrize("free", [1 << 20, 3 << 19, 1 << 30])
+def test_rings_shrink_to_what_the_fullest_node_has(free: int) -> None:
+    config = config_of()
+    plan = make_plan(
+        {"parameter_servers": 1, "embedding_workers": 2, "trainers": 2}, [0, 0, 0, 1, 1], per_node=False
+    )
+    wanted = ring_sizes(config, make_layout(config, SCHEMA), SCHEMA, num_servers=1, num_trainers=2)
+    size = fitting(plan, wanted, {0: free, 1: 1 << 40})
+    shared = ring_memory(plan, size)[0]
+    used = sum(n for n, member in zip(shared, plan.members, strict=True) if member.node == 0)
+    assert used <= free
+    assert (size == wanted) == (free == 1 << 30)
+    assert min(astuple(size)) >= LEAST
+    assert plan.count(Role.TRAINER) == 2
