@@ -189,6 +189,35 @@ def test_room_comes_back_in_order_but_release_may_come_in_any() -> None:
     assert record.step == 4
 
 
+@pytest.mark.parametrize("remote", [False, True])
+def test_what_is_tried_goes_whole_and_at_once_or_not_at_all(remote: bool) -> None:
+    ring = Ring(remote=remote)
+    fits, too_large = np.arange(1400, dtype=np.uint8), np.zeros(1600, np.uint8)
+    assert not ring.sender.try_post(1, arrays=[too_large])
+    assert ring.sender.counters.bytes == 0
+    sent = 0
+    while ring.sender.try_post(1, step=sent, arrays=[fits]):
+        sent += 1
+    assert sent == 2
+    ring.sender.post(2)
+    ring.sender.post(1, arrays=[too_large])  # queued: what is tried may not overtake it
+    assert not ring.sender.try_post(3)
+    ring.sender.progress()
+    for step in range(sent):
+        record = ring.receiver.poll()
+        assert record is not None
+        assert (record.kind, record.step) == (1, step)
+        assert record.arrays[0].tolist() == fits.tolist()
+        record.release()
+    ring.sender.progress()
+    record = ring.receiver.poll()
+    assert record is not None
+    assert record.kind == 2
+    ring.sender.close()
+    with pytest.raises(UserError, match="posting after close"):
+        ring.sender.try_post(1)
+
+
 def test_reservation_rules() -> None:
     ring = Ring()
     with pytest.raises(UserError, match="without a reservation"):

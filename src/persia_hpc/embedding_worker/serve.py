@@ -351,20 +351,34 @@ class WorkerLoop:
         begin = time.perf_counter()
         if not evaluation:
             batch.staleness = max(batch.staleness, record.tag)
-        if not self.engine.fill(batch, p, record.arrays):
-            self.phases.add("feed", begin, 0 if evaluation else key[0])
-            return
-        feed = self.engine.feed(batch)
         kind = Kind.FEED_EVALUATE if evaluation else Kind.FEED
-        self.trainers[record.trainer].feed.post(
-            kind, step=key[0], trainer=record.trainer, arrays=pack_feed(feed)
-        )
+        sender = self.trainers[record.trainer].feed
+        if not self._pass_on(batch, record, sender, kind, key[0]):
+            if not self.engine.fill(batch, p, record.arrays):
+                self.phases.add("feed", begin, 0 if evaluation else key[0])
+                return
+            arrays = pack_feed(self.engine.feed(batch))
+            sender.post(kind, step=key[0], trainer=record.trainer, arrays=arrays)
         if evaluation:
             del self.looked_up[key]
         else:
             # Only the offsets are needed for the way back.
             batch.rows = []
         self.phases.add("feed", begin, 0 if evaluation else key[0])
+
+    def _pass_on(self, batch: KeyBatch, record: Record, sender: RingSender, kind: Kind, step: int) -> bool:
+        """Sends a batch with the rows copied straight from the only server's record, if there is room now.
+
+        Else they must be copied aside: the record can't be kept until there is, since others lie behind it.
+        """
+        if len(self.servers) > 1:
+            return False
+        batch.rows = record.arrays
+        arrays = pack_feed(self.engine.feed(batch))
+        sent = sender.try_post(kind, step=step, trainer=record.trainer, arrays=arrays)
+        batch.rows = []
+        batch.missing -= sent
+        return sent
 
     def statistics(self) -> dict[str, Any]:
         """Counters for summary.json."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from persia_hpc._native import Outgoing, RingProducer
 from persia_hpc.errors import UserError
-from persia_hpc.transport.records import Array, Kind, RingCounters, Spec
+from persia_hpc.transport.records import ALIGNMENT, Array, Kind, RingCounters, Spec
 from persia_hpc.transport.remote_links import DataLink
 
 HOLD_RECORDS = 8  # records that one head update to another node announces
@@ -73,6 +73,25 @@ class RingSender:
             self._full_waits += 1
             self._queue.append(record)
             self._dirty.add(self)
+
+    def try_post(
+        self,
+        kind: int,
+        *,
+        step: int = 0,
+        trainer: int = 0,
+        tag: int = 0,
+        arrays: Sequence[Array | list[Array]] = (),
+    ) -> bool:
+        """Sends a record if there is room now for all of it as one entry; else nothing happens, and False.
+
+        After True the arrays may change: nothing refers to them any more.
+        """
+        self._check_open()
+        if self._queue:
+            return False
+        record = Outgoing(kind, step, trainer, tag, arrays)
+        return record.unwritten_bytes + ALIGNMENT <= self.ring.max_entry and self._write(record)
 
     def close(self) -> None:
         """Posts the CLOSE record: the receiver is `closed` once it has got everything before it."""
