@@ -21,7 +21,7 @@ KeyIndex::KeyIndex(std::uint32_t num_buckets, std::uint32_t expected_rows, Arena
     while (log2_chunk_lines_ < kLog2MostChunk && (1u << log2_chunk_lines_) < stride_) ++log2_chunk_lines_;
     // A step's new rows come before the evictions that make room for them.
     const std::uint64_t rows = std::uint64_t{expected_rows} + expected_rows / 64 + 8;
-    expected_lines_ = static_cast<std::uint32_t>(std::min<std::uint64_t>(rows * 2 / 7 + 1, UINT32_MAX));
+    expected_lines_ = static_cast<std::uint32_t>(rows * 2 / 7 + 1);
     provide(1, arena);
 }
 
@@ -39,7 +39,8 @@ std::uint32_t KeyIndex::more_lines(std::uint32_t bucket) const {
     const std::uint64_t spread = mix(std::uint64_t{bucket} << 32 | lines) % (lines / 16 + 1);
     std::uint64_t more = lines + lines / 4 + 1 + spread;
     if (lines < expected_lines_) more = std::min<std::uint64_t>(more, expected_lines_);
-    if (more * 7 / 2 >= 1u << 30) throw std::length_error("a table's bucket has more than 2^30 rows");
+    if (more * 7 / 2 >= 1u << 30)
+        throw std::length_error("a table's bucket would need room for more than 2^30 rows");
     return static_cast<std::uint32_t>(more);
 }
 
@@ -67,7 +68,6 @@ void KeyIndex::grow(std::uint32_t bucket, Arena& arena) {
         std::memset(static_cast<void*>(from), 0, sizeof *from);
     }
     buckets_[bucket] = {more, 0, 0, 0};
-    ++growths_;
     // A home is proportional to the tag, so the entries come in nearly the order of their new lines. Those
     // that find no room there are few, and all over the bucket.
     std::size_t left = 0;

@@ -33,6 +33,7 @@ void Shard::insert(std::uint32_t bucket, Key key, std::uint32_t slot, std::uint3
 }
 
 void Shard::remove(std::uint32_t bucket, KeyIndex::Entry entry) {
+    removed_at_ = epoch_ + 1;  // of the next step; first, so that it holds if something throws
     rows_.give_back(entry.slot());
     index_.erase(bucket, entry);
     ++counts_.evicted;
@@ -60,7 +61,6 @@ std::uint64_t Shard::evict(std::uint32_t step) {
     dirty_.clear();
     admission_.count_sightings(step, bucket_of_, config_.first_bucket);
     ++epoch_;
-    if (counts_.evicted != before) removed_at_ = epoch_;
     return counts_.evicted - before;
 }
 
@@ -116,7 +116,7 @@ std::uint64_t Shard::memory_bytes() const {
     const auto held = [](const auto& values) { return values.capacity() * sizeof(values[0]); };
     return sizeof *this + arena_.held_bytes() + index_.held_bytes() + rows_.held_bytes() +
            eviction_.held_bytes() + admission_.held_bytes() + update_.held_bytes() + held(dirty_) +
-           num_buckets() / 8 + held(room_) + held(merged_) + held(sums_) + held(merged_map_) +
+           num_buckets() / 8 + held(room_) + held(slots_) + held(merged_) + held(sums_) + held(merged_map_) +
            held(expired_keys_);
 }
 

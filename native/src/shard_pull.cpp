@@ -55,7 +55,6 @@ void Shard::start_row(Key key, std::uint32_t slot) {
 struct Shard::Block {
     std::size_t begin;  // of the keys
     unsigned count;
-    std::uint32_t growths;  // of the index when `lines` were looked up
     unsigned num_rest, num_fresh;
     IndexLine* lines[kBlock];
     std::uint32_t found[kBlock];
@@ -135,7 +134,6 @@ inline void Shard::walk(const Key* const keys, const std::size_t n, std::uint32_
         if (Block* const next = block(0)) {
             next->begin = ahead * kBlock;
             next->count = static_cast<unsigned>(std::min(n - next->begin, kBlock));
-            next->growths = index_.growths();
             next->num_rest = 0;
             each(*next, look_up);
         }
@@ -145,10 +143,7 @@ inline void Shard::walk(const Key* const keys, const std::size_t n, std::uint32_
             ask_for_second_lines(*b);
         }
         if (Block* const b = block(kRest)) find_rest(*b);
-        if (Block* const b = block(kMatch)) {
-            if (b->growths != index_.growths()) each(*b, look_up);
-            each(*b, match);
-        }
+        if (Block* const b = block(kMatch)) each(*b, match);
     }
 }
 

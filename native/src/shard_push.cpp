@@ -96,7 +96,7 @@ void Shard::add_to_sums(const PushBatch& batch, PushCounts& counts) {
     const std::uint32_t dim = config_.dim;
     const std::size_t mask = merged_map_.size() - 1;
     for (std::size_t i = 0; i < batch.n; ++i) {
-        if (i + kAhead < batch.n && batch.slots[i + kAhead] != kNoSlot) {
+        if (batch.epoch < removed_at_ && i + kAhead < batch.n && batch.slots[i + kAhead] != kNoSlot) {
             prefetch_line(&rows_.epoch(batch.slots[i + kAhead]));
         }
         const float* gradient = usable_gradient<0>(batch, i, counts);

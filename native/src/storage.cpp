@@ -44,6 +44,7 @@ Storage storage_of(const std::string& name) {
 }
 
 void load(Storage storage, const std::byte* from, float* to, std::size_t n) {
+    if (n == 0) return;
     if (storage == Storage::kFp32) {
         std::memcpy(to, from, n * sizeof *to);
     } else if (storage == Storage::kFp16) {

@@ -101,6 +101,38 @@ def test_narrow_state_follows_the_wide_one() -> None:
     assert export(tables[1], 1)[0]["steps"].tolist() == [39] * 50
 
 
+def test_gradients_for_rows_that_are_gone_are_not_applied() -> None:
+    """The slot of a row that was evicted is free, or has a row that started again since."""
+    table = Table(**arguments("sgd", num_buckets=1, bucket_capacity=1))
+    keys = ids(1, 2, 3)
+    _, slots, epoch = pull_at(table, keys, 1)
+    assert table.evict(1) == 2
+    assert table.push(keys, slots, np.ones((3, 3), np.float32), 1, epoch) == (1, 2, 0, 0)
+
+    table = Table(**arguments("sgd", num_buckets=256, bucket_capacity=100, ttl=3))
+    key = mix(np.arange(1000, dtype=np.uint64))
+    key = key[key >> np.uint64(56) == 40][:1]  # of a bucket that no sweep sees in these steps
+    start, slots, epoch = pull_at(table, key, 1)
+    for step in range(1, 9):
+        table.evict(step)
+    assert table.num_rows == 1
+    pull_at(table, key, 9)
+    assert table.push(key, slots, np.ones((1, 3), np.float32), 9, epoch) == (0, 1, 0, 0)
+    np.testing.assert_array_equal(lookup(table, key), start)
+
+
+def test_look_ups_see_no_expired_rows_though_they_are_not_swept() -> None:
+    """Also keys that are not where they are looked for first: a full bucket has some."""
+    table = Table(**arguments("sgd", num_buckets=64, bucket_capacity=200, ttl=3))
+    keys = mix(np.arange(64 * 400, dtype=np.uint64))
+    keys = np.sort(keys[keys >> np.uint64(58) == 40][:200])
+    pull(table, keys, 1)
+    for step in range(1, 9):
+        table.evict(step)
+    assert table.num_rows == 200
+    assert not lookup(table, keys).any()
+
+
 def test_rows_unused_for_longer_than_their_time_to_live_start_again() -> None:
     """Whether or not the sweep has come by: the table with many buckets has not swept them all."""
     for buckets in (1, 256):

@@ -72,7 +72,8 @@ class KeyIndex {
 
     std::uint32_t size(std::uint32_t bucket) const { return buckets_[bucket].size; }
 
-    // The line where a key is looked for first; until the index grows.
+    // The line where a key is looked for first. One that was asked for before the bucket grew is still a line
+    // of it: a key that is found there is the key, another may be anywhere.
     IndexLine* home_line(std::uint32_t bucket, Key key) const {
         return line(bucket, home(key, buckets_[bucket].lines));
     }
@@ -81,7 +82,6 @@ class KeyIndex {
         const Bucket& at = buckets_[bucket];
         return home_line->full() || at.holes ? line(bucket, second(key, at.lines)) : nullptr;
     }
-    std::uint32_t growths() const { return growths_; }
 
     Entry find(std::uint32_t bucket, Key key) const {
         IndexLine* const first = home_line(bucket, key);
@@ -168,7 +168,6 @@ class KeyIndex {
     std::uint32_t stride_;  // lines from one of a bucket to its next
     std::uint32_t log2_chunk_lines_;
     std::uint32_t expected_lines_;
-    std::uint32_t growths_ = 0;  // lines move when a bucket grows
     std::vector<Bucket> buckets_;
     std::vector<IndexLine*> chunks_;
     std::vector<Moving> moving_;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <numeric>
 
 namespace persia {
 
@@ -23,8 +24,7 @@ inline void prefetch(const void* from, std::size_t bytes) {
 
 // Of objects that lie one after the other from a 64-byte boundary: how many lines one may touch.
 inline std::size_t lines_of(std::size_t bytes) {
-    const bool straddles = bytes != 0 && bytes % 64 != 0 && 64 % bytes != 0;
-    return (bytes + 63) / 64 + straddles;
+    return (bytes + 127 - std::gcd(bytes, std::size_t{64})) / 64;  // they begin at multiples of the divisor
 }
 
 inline void prefetch_lines(const void* from, std::size_t lines) {

@@ -159,7 +159,9 @@ class Shard {
     Eviction eviction_;
     Admission admission_;
     std::uint32_t epoch_ = 0;
-    std::uint32_t removed_at_ = 0;      // slots pulled at this epoch or later still have their rows
+    // Slots pulled at this epoch or later still have their rows (within an epoch none expires that is in
+    // flight).
+    std::uint32_t removed_at_ = 0;
     std::uint32_t next_step_ = 0;       // after the last evict()
     std::vector<std::uint32_t> dirty_;  // buckets over capacity, perhaps
     std::vector<bool> is_dirty_;

@@ -3,7 +3,7 @@
 // Not thread-safe: one call at a time. U: keys of a call, D: dim. Keys of a call must be unique and ordered
 // by bucket. Everything that decides what a row becomes belongs to its bucket, so results don't depend on the
 // number of threads. All calls throw std::invalid_argument for keys of another server's bucket, or out of
-// order, before they change anything.
+// order, before they change anything. After any other exception (no memory) the table is of no use.
 #pragma once
 
 #include <cstddef>

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from persia_hpc._native import MemoryLimits, Table, mix
+from persia_hpc.errors import UserError
 
 from .measure import Result, Timing, in_turns
 
@@ -29,6 +30,7 @@ examples:
 BATCH = 4096  # keys a call: about what a batch of 4096 samples needs of one feature
 CALLS = 512  # a repetition: so many keys that caches do not hold their rows
 BUCKETS = 1024
+LEAST_ROWS = 100_000
 Array = npt.NDArray[Any]
 
 
@@ -47,6 +49,8 @@ def measure(options: argparse.Namespace) -> Iterator[Result]:
     """Inserts, then pulls with uniform and Zipf keys and both wire formats, then pushes, for each dim; then
     what a full table holds.
     """
+    if options.rows < LEAST_ROWS:
+        raise UserError(f"--rows {options.rows}: expected at least {LEAST_ROWS}")
     for dim in options.dims:
         for optimizer in options.optimizers:
             table = _table(dim, optimizer, options, int(options.rows * 1.05) + 64 * BUCKETS)
@@ -150,7 +154,7 @@ def _full(options: argparse.Namespace) -> Result:
         start = time.perf_counter()
         table.pull(keys, step, out, slots)
         table.evict(step)
-        if table.num_rows > 0.99 * rows:
+        if table.num_rows > 0.99 * (rows // BUCKETS * BUCKETS):
             seconds.append((time.perf_counter() - start) / BATCH * 1e9)
     case = {"op": "insert and evict", "dim": dim, "optimizer": optimizer, "rows": rows}
     mean = Timing(sum(seconds) / len(seconds), 0.0)
