@@ -2,6 +2,7 @@
 #include <cstring>
 #include <vector>
 
+#include "persia/fixed_dim.h"
 #include "pool_rows.h"
 
 namespace persia {
@@ -12,8 +13,8 @@ struct Target {
     float* out;  // of sample 0
 };
 
-// Rows of wire format W, of a dim that is known to the compiler unless kDim is kAnyDim.
-template <typename W, size_t kDim, typename Index>
+// Rows of wire format W, of a dim that is known to the compiler unless kDim is 0.
+template <typename W, uint32_t kDim, typename Index>
 class Forward {
   public:
     Forward(const std::byte* rows, size_t dim, const Index* indices)
@@ -22,11 +23,12 @@ class Forward {
     // Features with one id per sample, together: so their vectors are written as they lie. Sample b's vector
     // of a feature goes to its out + b * stride.
     void one_hot(const std::vector<Target>& targets, size_t num_samples, size_t stride) {
-        IndexTile<Index> tile(indices_, targets.size(), num_samples);
+        const size_t ahead = ahead_across(W::bytes(dim()));
+        IndexTile<Index> tile(indices_, targets.size(), num_samples, 0);
         for (size_t b = 0; b < num_samples; ++b) {
             const uint32_t* const rows = tile.rows(targets, b);
             for (size_t f = 0; f < targets.size(); ++f) {
-                prefetch(row(rows[f + kAhead]), W::bytes(dim()));
+                prefetch_row(row(rows[f + ahead]), W::bytes(dim()));
                 W::decode(row(rows[f]), targets[f].out + b * stride, dim());
             }
         }
@@ -59,16 +61,17 @@ class Forward {
     }
 
   private:
-    size_t dim() const { return kDim == kAnyDim ? dim_ : kDim; }
+    size_t dim() const { return kDim == 0 ? dim_ : kDim; }
     const std::byte* row(size_t index) const { return rows_ + index * W::bytes(dim()); }
 
     // The sum of rows ids[first] ... ids[last - 1] times `factor`, zeros if there are none; ids has `all`.
     void sum(const Index* ids, size_t all, size_t first, size_t last, float factor, float* to) {
+        const size_t ahead = ahead_in_bag(W::bytes(dim()));
         const auto row_of = [&](size_t i) {
-            if (i + kAhead < all) prefetch(row(ids[i + kAhead]), W::bytes(dim()));
+            if (i + ahead < all) prefetch_row(row(ids[i + ahead]), W::bytes(dim()));
             return row(ids[i]);
         };
-        if constexpr (kDim != kAnyDim) {
+        if constexpr (kDim != 0) {
             Lanes total[kDim / kLanes] = {};  // in registers
             for (size_t i = first; i < last; ++i) {
                 const std::byte* const from = row_of(i);

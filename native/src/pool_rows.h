@@ -7,16 +7,19 @@
 #include <limits>
 #include <stdexcept>
 #include <string>
-#include <type_traits>
 #include <vector>
 
 #include "persia/lanes.h"
 #include "persia/pool.h"
+#include "persia/prefetch.h"
 
 namespace persia {
 
-constexpr size_t kAhead = 16;  // rows fetched ahead of their use
-constexpr size_t kAnyDim = 0;
+// Rows fetched ahead of their use: the more, the sooner a row is done with. Fewer where samples are gone
+// through side by side, as the outputs or gradients of all features need room in the first-level cache too.
+constexpr size_t kMostAhead = 64;
+constexpr size_t ahead_in_bag(size_t row_bytes) { return row_bytes <= 64 ? kMostAhead : 32; }
+constexpr size_t ahead_across(size_t row_bytes) { return row_bytes <= 64 ? 32 : 16; }
 
 // What a bag's sum is multiplied by. Empty bags are never scaled.
 inline float bag_scale(Pooling pooling, size_t size) {
@@ -25,10 +28,9 @@ inline float bag_scale(Pooling pooling, size_t size) {
     return 1.0f;
 }
 
-// The first lines of a row; the CPU follows by itself.
-inline void prefetch(const void* row, size_t bytes) {
-    for (size_t at = 0; at < std::min<size_t>(bytes, 256); at += 64)
-        __builtin_prefetch(static_cast<const std::byte*>(row) + at);
+// Asks for a row of so many bytes; of a long one for the first lines, the CPU follows by itself.
+inline void prefetch_row(const void* row, size_t bytes) {
+    prefetch_lines(row, std::min<size_t>(lines_of(bytes), 4));
 }
 
 struct IndexRange {
@@ -62,10 +64,13 @@ std::vector<IndexRange> check_indices(const PoolGroup& group, const Index* indic
 template <typename Index>
 class IndexTile {
   public:
-    IndexTile(const Index* indices, size_t num_features, size_t num_samples)
-        : indices_(indices), num_samples_(num_samples), rows_(kSamples * num_features + kAhead) {}
+    IndexTile(const Index* indices, size_t num_features, size_t num_samples, size_t any_row)
+        : indices_(indices),
+          num_samples_(num_samples),
+          rows_(kSamples * num_features + kMostAhead, static_cast<uint32_t>(any_row)) {}
 
-    // Of sample b, [F], and kAhead more that may be anything that is a row. To be asked for with b growing.
+    // Of sample b, [F], and kMostAhead more that may be anything that is a row. To be asked for with b
+    // growing.
     template <typename Features>
     const uint32_t* rows(const std::vector<Features>& features, size_t b) {
         const size_t num_features = features.size(), at = b % kSamples;
@@ -85,26 +90,6 @@ class IndexTile {
     size_t num_samples_;
     std::vector<uint32_t> rows_;
 };
-
-// run(integral_constant) with the dim if it is a usual one, else kAnyDim. With a dim known to the compiler
-// loops over a row become a few vector instructions.
-template <typename Run>
-void with_dim(size_t dim, const Run& run) {
-    switch (dim) {
-        case 8:
-            return run(std::integral_constant<size_t, 8>());
-        case 16:
-            return run(std::integral_constant<size_t, 16>());
-        case 32:
-            return run(std::integral_constant<size_t, 32>());
-        case 64:
-            return run(std::integral_constant<size_t, 64>());
-        case 128:
-            return run(std::integral_constant<size_t, 128>());
-        default:
-            return run(std::integral_constant<size_t, kAnyDim>());
-    }
-}
 
 // Eight elements of a row, from element d on; what W::decode gives.
 inline Lanes load_lanes(WireFp32, const std::byte* row, size_t d, size_t) {

@@ -122,6 +122,77 @@ void forward_and_backward_follow_the_definition() {
     }
 }
 
+// Long rows, so that there are many blocks of them: features whose rows lie apart or overlap, in an order
+// that is not that of their rows, and rows that none uses before, between and behind. To the bit, in any wire
+// format: a row's sum is that of its gradients in the order of its ids.
+void backward_keeps_the_order_of_sums_across_blocks() {
+    struct Part {
+        uint32_t first, last;
+        Pooling pooling;
+        bool one_hot;
+    };
+    const std::vector<Part> parts = {
+        {300, 360, Pooling::kSum, false},   {5, 90, Pooling::kMean, false},
+        {5, 90, Pooling::kSum, true},       {91, 140, Pooling::kSum, true},
+        {120, 180, Pooling::kSqrtn, false}, {200, 290, Pooling::kSum, true},
+        {270, 320, Pooling::kSum, true},    {10, 350, Pooling::kSum, false},
+        {380, 390, Pooling::kSum, true},    {391, 600, Pooling::kMean, false},
+        {601, 620, Pooling::kSum, false},
+    };
+    std::mt19937 random(5);
+    std::normal_distribution<float> normal;
+    const size_t dim = 512, num_rows = 700, num_samples = 40;
+    for (const size_t skip : {size_t{7}, parts.size()}) {  // with and without the feature that joins most
+        PoolGroup group{num_rows, dim, num_samples, {}};
+        std::vector<std::vector<uint32_t>> bags(parts.size(), {0});
+        std::vector<uint32_t> indices;
+        for (size_t f = 0; f < parts.size(); ++f) {
+            if (f == skip) continue;
+            const Part& part = parts[f];
+            const size_t begin = indices.size();
+            for (size_t b = 0; b < num_samples; ++b) {
+                for (size_t i = part.one_hot ? 1 : random() % 5; i > 0; --i) {
+                    const uint32_t span = part.last - part.first + 1;
+                    indices.push_back(part.first + static_cast<uint32_t>(random() % span));
+                }
+                bags[f].push_back(static_cast<uint32_t>(indices.size() - begin));
+            }
+            group.features.push_back(
+                {begin, indices.size(), part.one_hot ? nullptr : bags[f].data(), part.pooling});
+        }
+        const size_t num_features = group.features.size();
+        std::vector<float> gradient(num_samples * num_features * dim), sums(num_rows * dim, 0.0f);
+        for (float& x : gradient) x = normal(random);
+        for (size_t f = 0; f < num_features; ++f) {
+            const PoolFeature& feature = group.features[f];
+            for (size_t b = 0; b < num_samples; ++b) {
+                const size_t first = feature.bags ? feature.bags[b] : b;
+                const size_t last = feature.bags ? feature.bags[b + 1] : b + 1;
+                const float size = static_cast<float>(last - first);
+                const float factor = feature.pooling == Pooling::kMean    ? 1.0f / size
+                                     : feature.pooling == Pooling::kSqrtn ? 1.0f / std::sqrt(size)
+                                                                          : 1.0f;
+                for (size_t i = first; i < last; ++i) {
+                    for (size_t d = 0; d < dim; ++d) {
+                        const float term = gradient[(b * num_features + f) * dim + d] * factor;
+                        sums[indices[feature.begin + i] * dim + d] += term;
+                    }
+                }
+            }
+        }
+        for (const Wire wire : {Wire::kFp32, Wire::kFp16, Wire::kBf16, Wire::kScaledFp16}) {
+            with_wire(wire, [&](auto format) {
+                const size_t bytes = format.bytes(dim);
+                std::vector<std::byte> expected(num_rows * bytes), got(num_rows * bytes, std::byte{255});
+                for (size_t u = 0; u < num_rows; ++u)
+                    format.encode(sums.data() + u * dim, expected.data() + u * bytes, dim);
+                gather_pool_backward(group, gradient.data(), {}, indices.data(), wire, got.data());
+                CHECK(got == expected);
+            });
+        }
+    }
+}
+
 template <typename Error, typename Run>
 void throws(const Run& run) {
     bool threw = false;
@@ -165,5 +236,6 @@ void bad_input_is_refused() {
 
 int main() {
     forward_and_backward_follow_the_definition();
+    backward_keeps_the_order_of_sums_across_blocks();
     bad_input_is_refused();
 }

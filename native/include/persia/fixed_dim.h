@@ -1,6 +1,7 @@
 // Loops over a row with a length that the compiler knows, for the dims that tables mostly have.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <type_traits>
 
@@ -16,7 +17,7 @@ constexpr std::uint32_t dim_or(std::uint32_t dim) {
 
 // run(FixedDim<dim>{}), for other dims run(FixedDim<0>{}).
 template <class Run>
-auto with_dim(std::uint32_t dim, const Run& run) {
+auto with_dim(std::size_t dim, const Run& run) {
     switch (dim) {
         case 8:
             return run(FixedDim<8>{});
