@@ -1,8 +1,10 @@
 """Pooling: unique rows to vectors per sample, and their gradients back, beside copying as many bytes.
 
-Bytes are those that the call must touch: forward an index and a row per id and the output; backward an
-index and a gradient per id, and the rows' gradients. The limit copies half of them, so it reads and writes
-as many.
+Bytes are those that the call must touch: indices, outputs, and one vector per id. Forward that is the id's
+row as it travels; a row that several ids use counts for each of them, though it may come from the cache.
+Backward it is the id's gradient or, where the ids of a sample share one, the row's sum that it is added to.
+Not counted are zeroing sums, reading them back and, for formats other than fp32, where they are kept until
+they are encoded. The limit copies half of the bytes, so it reads and writes as many.
 """
 
 from __future__ import annotations
