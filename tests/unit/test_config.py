@@ -75,8 +75,8 @@ def raw_configs(draw: st.DrawFn) -> dict[str, Any]:
     raw: dict[str, Any] = {
         "data": {"train": draw(st.lists(path, min_size=1, max_size=3)), "valid": draw(path)},
         "model": {
-            "class": draw(st.sampled_from([*MODELS, "my.mod:Net"])),
             **draw(st.dictionaries(name, model_value)),
+            "class": draw(st.sampled_from([*MODELS, "my.mod:Net"])),  # last: a name may be drawn as well
         },
         "tables": tables,
         "features": draw(st.dictionaries(name, feature, max_size=3)),
