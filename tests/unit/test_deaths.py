@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import time
+from pathlib import Path
 
 import pytest
 
 from persia_hpc.launch.deaths import DeathWatch
-from persia_hpc.launch.registry import RankRecord, process_stat
+from persia_hpc.launch.registry import RankRecord, beacon_path, process_stat, read_ranks, register_rank
 
 RELEASE = tuple(int(part) for part in platform.release().split(".")[:2])
 
@@ -40,30 +41,41 @@ def test_reaped_processes(number: int | None, exit_code: int | None) -> None:
     assert [(d.signal, d.exit_code) for d in watch.deaths] == [(number, exit_code)] * 20
 
 
-def test_what_a_launcher_killed_is_not_taken_for_the_first_to_end() -> None:
-    """A rank that exits closes its sockets before its end is seen; the launcher may kill the others first."""
+def test_what_a_launcher_killed_is_not_taken_for_the_first_to_die(tmp_path: Path) -> None:
+    """A dying rank closes its files before its end is seen; the launcher may kill the others in between."""
     watch = DeathWatch()
     gates, pids = [], []
-    for rank in range(2):
+    for rank in range(3):
         gate, opened = os.pipe()
+        beacon = beacon_path(tmp_path, rank)
         pid = os.fork()
         if pid == 0:
+            register_rank(tmp_path, rank)
             os.read(gate, 1)
-            os._exit(7)
-        stat = process_stat(pid)
-        assert stat is not None
-        watch.watch(RankRecord(rank, pid, "", "", stat.start_ticks))
+            os.closerange(400, 600)  # as the kernel does: the beacon first, and then time passes
+            os.read(gate, 1)
+            os.kill(os.getpid(), 9)
+        limit = time.monotonic() + 10
+        while (record := read_ranks(tmp_path).get(rank)) is None and time.monotonic() < limit:
+            time.sleep(0.01)
+        assert record is not None
+        watch.watch(record, beacon)
         os.close(gate)
         gates.append(opened)
         pids.append(pid)
+    os.write(gates[1], b"x")
+    time.sleep(0.05)
     os.kill(pids[0], 9)
-    time.sleep(0.01)
+    os.kill(pids[2], 9)
+    time.sleep(0.1)
+    assert watch.deaths == []  # that of the first is still to come
     os.write(gates[1], b"x")
     limit = time.monotonic() + 10
-    while len(watch.deaths) < 2 and time.monotonic() < limit:
+    while len(watch.deaths) < 3 and time.monotonic() < limit:
         time.sleep(0.01)
     watch.close()
     for pid, gate in zip(pids, gates, strict=True):
         os.waitpid(pid, 0)
         os.close(gate)
-    assert [(d.rank.world_rank, d.signal, d.exit_code) for d in watch.deaths] == [(1, None, 7), (0, 9, None)]
+    assert watch.deaths[0].rank.world_rank == 1
+    assert {d.rank.world_rank for d in watch.deaths} == {0, 1, 2}

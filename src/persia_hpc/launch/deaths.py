@@ -10,6 +10,7 @@ import struct
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from .registry import RankRecord, process_stat
 
@@ -17,7 +18,7 @@ from .registry import RankRecord, process_stat
 _PIDFD_GET_INFO = 0xC040FF0B  # _IOWR(0xFF, 11, 64 bytes)
 _PIDFD_INFO_EXIT = 1 << 3
 _PIDFD_INFO = struct.Struct("QQ11Ii")  # mask, cgroup id, eleven ids, exit code
-_LAUNCHERS_SIGNALS = (9, 15)
+_HELD_BACK_SECONDS = 1.0  # deaths wait so long for the end of a rank that began to die before
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Death:
     """
 
     rank: RankRecord
-    time: float  # time.time()
+    time: float  # time.time() when it began to die
     wait_status: int | None
 
     @property
@@ -51,24 +52,38 @@ class DeathWatch:
     """A thread that waits for processes to end.
 
     A launcher kills the other ranks milliseconds after the first death, and reaps the dead: a thread that
-    does nothing else sees them in order and mostly still as zombies, whose exit status can be read.
+    does nothing else sees them mostly still as zombies, whose exit status can be read. In which order they
+    *began* to die is told by their beacons (registry.py): a dying process closes its files, so the launcher
+    learns of it, before its end can be seen, and may on a loaded machine have killed the others in between.
+    The beacon is closed before what the launcher watches, and epoll gives events in the order in which they
+    came.
     """
 
     def __init__(self) -> None:
         self.deaths: list[Death] = []  # appended by the thread only
         self._epoll = select.epoll()
+        self._by_beacon: dict[int, RankRecord] = {}
         self._by_pidfd: dict[int, RankRecord] = {}
         self._by_poll: dict[int, RankRecord] = {}  # without pidfd_open (Linux < 5.3): /proc, each 50 ms
         self._seen: dict[int, int] = {}
+        self._began: dict[
+            int, float
+        ] = {}  # by world rank, in order, when; until told
+        self._ended: dict[int, Death] = {}
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="persia-deaths", daemon=True)
         self._thread.start()
 
-    def watch(self, rank: RankRecord) -> None:
+    def watch(self, rank: RankRecord, beacon: Path | None = None) -> None:
         """Starts to watch a local rank; once per process, later calls do nothing."""
         if self._seen.get(rank.world_rank) == rank.pid:
             return
         self._seen[rank.world_rank] = rank.pid
+        if beacon is not None:
+            with contextlib.suppress(OSError):
+                fd = os.open(beacon, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+                self._by_beacon[fd] = rank
+                self._epoll.register(fd, 0)  # a hang-up is always told
         try:
             pidfd = os.pidfd_open(rank.pid)
         except ProcessLookupError:
@@ -89,34 +104,39 @@ class DeathWatch:
         """Ends the thread."""
         self._closing = True
         self._thread.join(timeout=2)
-        for pidfd in self._by_pidfd:
+        for fd in (*self._by_pidfd, *self._by_beacon):
             with contextlib.suppress(OSError):
-                os.close(pidfd)
+                os.close(fd)
         self._epoll.close()
 
     def _run(self) -> None:
         while not self._closing:
-            deaths = self._round(0.05)
-            if deaths and all(d.signal in _LAUNCHERS_SIGNALS for d in deaths):
-                # A dying process closes its sockets before its end can be seen (do_exit in the kernel): on a
-                # loaded machine the launcher may have killed the others in between.
-                deaths += self._round(0.03)
-            # Seen in one go, the order is unknown: what launchers send to the others then comes last.
-            deaths.sort(key=lambda d: d.signal in _LAUNCHERS_SIGNALS)
-            self.deaths += deaths
+            self._round(0.05)
+            for world_rank, began in list(self._began.items()):
+                if world_rank in self._ended:
+                    self.deaths.append(self._ended.pop(world_rank))
+                    del self._began[world_rank]
+                elif time.time() - began < _HELD_BACK_SECONDS:
+                    break
 
-    def _round(self, seconds: float) -> list[Death]:
-        ended = [fd for fd, _ in self._epoll.poll(seconds)]
-        round_ = [(self._by_pidfd.pop(fd), fd) for fd in ended]
-        deaths = [Death(rank, time.time(), _status(rank, fd)) for rank, fd in round_]
-        for _, fd in round_:
+    def _round(self, seconds: float) -> None:
+        for fd, _ in self._epoll.poll(seconds):
             self._epoll.unregister(fd)
+            rank = self._by_beacon.pop(fd, None)
+            if rank is not None:
+                self._began.setdefault(rank.world_rank, time.time())
+            else:
+                rank = self._by_pidfd.pop(fd)
+                self._note(rank, _status(rank, fd))
             os.close(fd)
         for rank in list(self._by_poll.values()):
             if not rank.is_alive():
                 del self._by_poll[rank.world_rank]
-                deaths.append(Death(rank, time.time(), _zombie_status(rank)))
-        return deaths
+                self._note(rank, _zombie_status(rank))
+
+    def _note(self, rank: RankRecord, status: int | None) -> None:
+        began = self._began.setdefault(rank.world_rank, time.time())
+        self._ended[rank.world_rank] = Death(rank, began, status)
 
 
 def _status(rank: RankRecord, pidfd: int) -> int | None:

@@ -23,6 +23,7 @@ from .environment import make_run_dir
 from .mpiexec import Launcher, find_launcher
 from .registry import (
     RankRecord,
+    beacon_path,
     finish_rank,
     read_failure,
     read_ranks,
@@ -161,7 +162,7 @@ class _Job:
         self.ranks = read_ranks(self.run_dir)
         for rank in self.ranks.values():
             if rank.is_local and not rank.finished:
-                self.watch.watch(rank)
+                self.watch.watch(rank, beacon_path(self.run_dir, rank.world_rank))
 
     def _set_deadline(self, seconds: float) -> None:
         limit = time.monotonic() + seconds

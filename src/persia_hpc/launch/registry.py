@@ -1,12 +1,14 @@
 """What ranks and supervisor tell each other through the run directory: who runs where, and what went wrong.
 
 RUN/ranks/<world_rank>.json   pid, host, role of a rank, and whether it came to its end
+RUN/ranks/<world_rank>.alive  a FIFO that the rank holds open until it dies, its *beacon* (deaths.py)
 RUN/failure.json              the first failure of the job; later ones don't replace it
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -20,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from persia_hpc.errors import EXIT_FAILURE, PersiaError
+
+_BEACON_FD = 500  # at least; the usual limit is 1024
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,28 @@ def register_rank(
     run_dir: str | Path, world_rank: int, role: str | None = None, role_rank: int | None = None
 ) -> None:
     """Writes the calling process into `run_dir/ranks`; again when its role is known."""
+    old = _read_json(Path(run_dir) / "ranks" / f"{world_rank}.json") or {}
+    if old.get("pid") != os.getpid():
+        _light_beacon(beacon_path(run_dir, world_rank))
     _write_record(run_dir, world_rank, role, role_rank, finished=False)
+
+
+def beacon_path(run_dir: str | Path, world_rank: int) -> Path:
+    """The FIFO that a rank holds open until it dies."""
+    return Path(run_dir) / "ranks" / f"{world_rank}.alive"
+
+
+def _light_beacon(path: Path) -> None:
+    with contextlib.suppress(OSError):  # a file system may have no FIFOs: deaths are then told less exactly
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+        fd = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+        # Never closed. A dying process closes high descriptors first (task_work_run in the kernel), so this
+        # one before the launcher's.
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _BEACON_FD)
+            os.close(fd)
 
 
 def finish_rank(run_dir: str | Path, world_rank: int) -> None:
