@@ -106,8 +106,7 @@ py::array_t<T> to_array(const std::vector<T>& values, std::vector<py::ssize_t> s
     return array;
 }
 
-py::dict export_bucket(LockedTable& self, std::uint32_t bucket) {
-    const auto exported = self.run([&](Table& table) { return table.export_bucket(bucket); });
+py::dict to_dict(const LockedTable& self, const persia::ExportedRows& exported) {
     const auto n = static_cast<py::ssize_t>(exported.keys.size());
     py::dict rows;
     rows["keys"] = to_array(exported.keys, {n});
@@ -116,6 +115,29 @@ py::dict export_bucket(LockedTable& self, std::uint32_t bucket) {
     rows["stamps"] = to_array(exported.stamps, {n});
     if (self.table.has_steps()) rows["steps"] = to_array(exported.steps, {n});
     return rows;
+}
+
+py::dict export_bucket(LockedTable& self, std::uint32_t bucket) {
+    return to_dict(self, self.run([&](Table& table) { return table.export_bucket(bucket); }));
+}
+
+py::tuple snapshot_bucket(LockedTable& self, std::uint32_t bucket, std::int64_t since) {
+    const std::uint32_t after = check_step(since);
+    persia::BucketState state;
+    const auto exported = self.run([&](Table& table) { return table.snapshot_bucket(bucket, after, state); });
+    py::dict decides;
+    decides["age"] = state.age;
+    decides["counted"] = state.counted;
+    decides["sightings"] = to_array(state.sightings, {static_cast<py::ssize_t>(state.sightings.size())});
+    return py::make_tuple(to_dict(self, exported), decides);
+}
+
+void restore_bucket(LockedTable& self, std::uint32_t bucket, std::uint32_t age, std::uint32_t counted,
+                    const py::array& sightings) {
+    check_array(sightings, "sightings", {kUint8}, {sightings.size()}, Access::kRead);
+    const auto* begin = data_of<const std::uint8_t>(sightings);
+    const persia::BucketState state{age, counted, {begin, begin + sightings.size()}};
+    self.run([&](Table& table) { table.restore_bucket(bucket, state); });
 }
 
 void import_rows(LockedTable& self, const py::dict& rows) {
@@ -217,6 +239,29 @@ void bind_table(py::module_& m) {
             py::arg("lr"))
         .def("export_bucket", &export_bucket, py::arg("bucket"))
         .def("import_rows", &import_rows, py::arg("rows"))
+        .def(
+            "begin_snapshot",
+            [](LockedTable& self, bool full) { self.run([&](Table& table) { table.begin_snapshot(full); }); },
+            py::arg("full") = true)
+        .def("snapshot_bucket", &snapshot_bucket, py::arg("bucket"), py::arg("since") = 0)
+        .def("end_snapshot", [](LockedTable& self) { self.run([](Table& table) { table.end_snapshot(); }); })
+        .def("removed_keys",
+             [](LockedTable& self) {
+                 const auto keys = self.run([](Table& table) { return table.removed(); });
+                 return to_array(keys, {static_cast<py::ssize_t>(keys.size())});
+             })
+        .def("restore_bucket", &restore_bucket, py::arg("bucket"), py::arg("age"), py::arg("counted"),
+             py::arg("sightings"))
+        .def(
+            "set_next_step",
+            [](LockedTable& self, std::int64_t step) {
+                const std::uint32_t at = check_step(step);
+                self.run([&](Table& table) { table.set_next_step(at); });
+            },
+            py::arg("step"))
+        .def_property_readonly("snapshot_bytes", property([](Table& t) { return t.snapshot_bytes(); }))
+        .def_property_readonly("can_be_incremental",
+                               property([](Table& t) { return t.can_be_incremental(); }))
         .def_property_readonly("dim", property([](Table& t) { return t.dim(); }))
         .def_property_readonly("first_bucket", property([](Table& t) { return t.config().first_bucket; }))
         .def_property_readonly("end_bucket", property([](Table& t) { return t.config().end_bucket; }))

@@ -70,6 +70,7 @@ inline void check_array(const py::array& array, const std::string& name,
 }
 
 inline constexpr ElementType kUint64{'u', 8, "uint64"};
+inline constexpr ElementType kUint8{'u', 1, "uint8"};
 inline constexpr ElementType kUint32{'u', 4, "uint32"};
 inline constexpr ElementType kFloat32{'f', 4, "float32"};
 inline constexpr ElementType kFloat16{'f', 2, "float16"};

@@ -63,6 +63,7 @@ void Admission::count_sightings(std::uint32_t step, const BucketOf& bucket_of, s
     const auto last = std::unique(sightings_.begin(), end);
     for (auto seen = sightings_.begin(); seen != last; ++seen) {
         const std::uint32_t bucket = bucket_of(seen->key) - first_bucket;
+        if (!kept_.empty()) keep(bucket);
         std::uint8_t* const cells[2] = {cell(bucket, seen->key, 0), cell(bucket, seen->key, 1)};
         if (*cells[0] != UINT8_MAX) ++*cells[0];
         if (cells[1] != cells[0] && *cells[1] != UINT8_MAX) ++*cells[1];
@@ -75,8 +76,47 @@ void Admission::count_sightings(std::uint32_t step, const BucketOf& bucket_of, s
     sightings_.erase(sightings_.begin(), end);
 }
 
+void Admission::begin_snapshot() {
+    if (cells_ == 0) return;
+    kept_.assign(num_buckets_, {});
+    for (Kept& kept : kept_) kept.needed = true;
+}
+
+void Admission::keep(std::uint32_t bucket) {
+    Kept& kept = kept_[bucket];
+    if (!kept.needed || kept.here) return;
+    const std::uint8_t* const begin = &counts_[std::size_t{bucket} * cells_];
+    kept.here = true;
+    kept.counted = counted_[bucket];
+    kept.counts.assign(begin, begin + cells_);
+}
+
+void Admission::take_snapshot(std::uint32_t bucket, std::uint32_t& counted,
+                              std::vector<std::uint8_t>& counts) {
+    if (kept_.empty()) return;
+    keep(bucket);
+    counted = kept_[bucket].counted;
+    counts = std::move(kept_[bucket].counts);
+    kept_[bucket] = {};
+}
+
+void Admission::end_snapshot() { kept_ = {}; }
+
+void Admission::restore(std::uint32_t bucket, std::uint32_t counted,
+                        const std::vector<std::uint8_t>& counts) {
+    if (counts.size() != cells_) {
+        throw std::invalid_argument("sightings: got " + std::to_string(counts.size()) + " counts, expected " +
+                                    std::to_string(cells_));
+    }
+    if (cells_ == 0) return;
+    counted_[bucket] = counted;
+    std::copy(counts.begin(), counts.end(), &counts_[std::size_t{bucket} * cells_]);
+}
+
 std::size_t Admission::held_bytes() const {
-    return std::size_t{cells_} * num_buckets_ + counted_.capacity() * sizeof(counted_[0]) +
+    std::size_t kept = kept_.capacity() * sizeof(Kept);
+    for (const Kept& each : kept_) kept += each.counts.capacity();
+    return kept + std::size_t{cells_} * num_buckets_ + counted_.capacity() * sizeof(counted_[0]) +
            sightings_.capacity() * sizeof(Sighting);
 }
 

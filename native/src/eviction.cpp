@@ -31,6 +31,13 @@ void Eviction::restored(std::uint32_t bucket, Key key, std::uint32_t stamp, bool
     expect(bucket, key, stamp);
 }
 
+std::vector<std::uint32_t> Eviction::ages() const {
+    std::vector<std::uint32_t> ages;
+    ages.reserve(buckets_.size());
+    for (const Bucket& bucket : buckets_) ages.push_back(bucket.age);
+    return ages;
+}
+
 void Eviction::add_candidate(Bucket& bucket, Candidate row) {
     std::vector<Candidate>& list = bucket.candidates;
     if (list.empty() || !(row < list.front())) return;

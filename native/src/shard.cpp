@@ -1,6 +1,7 @@
 #include "persia/shard.h"
 
 #include <algorithm>
+#include <stdexcept>
 
 namespace persia {
 namespace {
@@ -22,6 +23,7 @@ Shard::Shard(const TableConfig& config)
       admission_(config.admission, config.seed, config.end_bucket - config.first_bucket,
                  config.bucket_capacity),
       is_dirty_(config.end_bucket - config.first_bucket),
+      snapshot_(update_.weight_bytes(), update_.state_bytes()),
       room_(config.dim) {}
 
 void Shard::insert(std::uint32_t bucket, Key key, std::uint32_t slot, std::uint32_t stamp) {
@@ -34,6 +36,8 @@ void Shard::insert(std::uint32_t bucket, Key key, std::uint32_t slot, std::uint3
 
 void Shard::remove(std::uint32_t bucket, KeyIndex::Entry entry) {
     removed_at_ = epoch_ + 1;  // of the next step; first, so that it holds if something throws
+    if (snapshot_.active()) keep_before_removal(bucket, entry);
+    if (notes_removed_) note_removed(entry.key());
     rows_.give_back(entry.slot());
     index_.erase(bucket, entry);
     ++counts_.evicted;
@@ -64,31 +68,8 @@ std::uint64_t Shard::evict(std::uint32_t step) {
     return counts_.evicted - before;
 }
 
-ExportedRows Shard::export_bucket(std::uint32_t number) const {
-    const std::uint32_t home = number - config_.first_bucket;
-    std::vector<KeyIndex::Entry> sorted;
-    sorted.reserve(index_.size(home));
-    index_.for_each(home, [&](KeyIndex::Entry entry) {
-        if (!eviction_.expired(entry.stamp(), next_step_)) sorted.push_back(entry);
-    });
-    std::sort(sorted.begin(), sorted.end(),
-              [](const KeyIndex::Entry& a, const KeyIndex::Entry& b) { return a.key() < b.key(); });
-    const std::size_t dim = config_.dim, width = update_.state_width();
-    ExportedRows exported;
-    exported.rows.resize(sorted.size() * dim);
-    exported.state.resize(sorted.size() * width);
-    if (update_.has_steps()) exported.steps.resize(sorted.size());
-    for (std::size_t i = 0; i < sorted.size(); ++i) {
-        exported.keys.push_back(sorted[i].key());
-        exported.stamps.push_back(sorted[i].stamp());
-        const std::uint32_t slot = sorted[i].slot();
-        update_.read(rows_.weights(slot), rows_.state(slot), exported.rows.data() + i * dim,
-                     exported.state.data() + i * width, exported.steps.data() + i);
-    }
-    return exported;
-}
-
 void Shard::import_rows(const ImportedRows& from) {
+    if (snapshot_.active()) throw std::logic_error("rows can't be imported while a snapshot is under way");
     removed_at_ = ++epoch_;  // gradients of earlier pulls are not for these rows
     for (std::size_t i = 0; i < from.n; ++i) {
         const Key key = from.keys[i];
@@ -116,6 +97,7 @@ std::uint64_t Shard::memory_bytes() const {
     const auto held = [](const auto& values) { return values.capacity() * sizeof(values[0]); };
     return sizeof *this + arena_.held_bytes() + index_.held_bytes() + rows_.held_bytes() +
            eviction_.held_bytes() + admission_.held_bytes() + update_.held_bytes() + held(dirty_) +
+           snapshot_.held_bytes() + held(ages_at_mark_) + held(removed_) + held(removed_at_mark_) +
            num_buckets() / 8 + held(room_) + held(slots_) + held(merged_) + held(sums_) + held(merged_map_) +
            held(expired_keys_);
 }

@@ -40,6 +40,7 @@ std::uint32_t Shard::resolve(Key key, std::uint32_t step, bool& fresh) {
     if (!admission_.admits(home, key, step)) return kNoSlot;
     index_.reserve_one(home, arena_);
     const std::uint32_t slot = rows_.take(arena_);
+    if (snapshot_.active()) snapshot_.settle(slot);  // it may be one that held another row at the mark
     insert(home, key, slot, eviction_.first(home, key, step));
     ++counts_.created;
     fresh = true;
@@ -152,6 +153,7 @@ void Shard::pull(const Key* keys, std::size_t n, std::uint32_t step, Wire wire, 
     const std::size_t row_bytes = wire_bytes(wire, config_.dim);
     const EncodeRows encode = encode_rows(update_.weights(), wire, config_.dim);
     const bool plain = eviction_.plain(step);
+    if (snapshot_.active()) keep_before_change(keys, n);
     walk(
         keys, n, slots,
         [&](Key key, IndexLine& line, unsigned at, std::uint32_t here) {

@@ -83,6 +83,7 @@ PushCounts Shard::push_with(Chosen& chosen, const PushBatch& batch, std::uint32_
 }
 
 PushCounts Shard::push(const PushBatch& batch, std::uint32_t step) {
+    if (snapshot_.active()) keep_before_push(batch);
     return std::visit(
         [&](auto& chosen) {
             return with_dim(config_.dim, [&](auto fixed) {
@@ -137,7 +138,10 @@ void Shard::apply_sums(Chosen& chosen, std::uint32_t step, PushCounts& counts) {
 
 PushCounts Shard::push_step(const std::vector<PushBatch>& batches, std::uint32_t step) {
     std::size_t total = 0;
-    for (const PushBatch& batch : batches) total += batch.n;
+    for (const PushBatch& batch : batches) {
+        total += batch.n;
+        if (snapshot_.active()) keep_before_push(batch);
+    }
     std::size_t map_size = 16;
     while (map_size < 2 * total) map_size *= 2;
     merged_map_.assign(map_size, 0);

@@ -169,13 +169,62 @@ void Table::set_lr(double lr) {
     for (const auto& shard : shards_) shard->set_lr(lr);
 }
 
-ExportedRows Table::export_bucket(std::uint32_t bucket) const {
+Shard& Table::shard_of(std::uint32_t bucket) const {
     for (const auto& shard : shards_) {
-        if (shard->owns_bucket(bucket)) return shard->export_bucket(bucket);
+        if (shard->owns_bucket(bucket)) return *shard;
     }
     throw std::invalid_argument("bucket: got " + std::to_string(bucket) + ", expected one of [" +
                                 std::to_string(config_.first_bucket) + ", " +
                                 std::to_string(config_.end_bucket) + ")");
+}
+
+ExportedRows Table::export_bucket(std::uint32_t bucket) const {
+    return shard_of(bucket).export_bucket(bucket);
+}
+
+void Table::begin_snapshot(bool full) {
+    if (!full && !can_be_incremental()) {
+        throw std::logic_error("too many rows went since the last full snapshot, or there is none");
+    }
+    for (const auto& shard : shards_) shard->begin_snapshot(full);
+    in_snapshot_ = true;
+}
+
+ExportedRows Table::snapshot_bucket(std::uint32_t bucket, std::uint32_t since, BucketState& state) {
+    Shard& shard = shard_of(bucket);
+    if (!in_snapshot_) throw std::logic_error("no snapshot is under way");
+    return shard.snapshot_bucket(bucket, since, state);
+}
+
+void Table::end_snapshot() {
+    for (const auto& shard : shards_) shard->end_snapshot();
+    in_snapshot_ = false;
+}
+
+std::size_t Table::snapshot_bytes() const {
+    std::size_t bytes = 0;
+    for (const auto& shard : shards_) bytes += shard->snapshot_bytes();
+    return bytes;
+}
+
+std::vector<Key> Table::removed() const {
+    std::vector<Key> keys;
+    for (const auto& shard : shards_)
+        keys.insert(keys.end(), shard->removed().begin(), shard->removed().end());
+    return keys;
+}
+
+bool Table::can_be_incremental() const {
+    return config_.eviction == "lru" && std::all_of(shards_.begin(), shards_.end(),
+                                                    [](const auto& each) { return each->notes_removed(); });
+}
+
+void Table::restore_bucket(std::uint32_t bucket, const BucketState& state) {
+    shard_of(bucket).restore_bucket(bucket, state);
+}
+
+void Table::set_next_step(std::uint32_t step) {
+    for (const auto& shard : shards_) shard->set_next_step(step);
 }
 
 void Table::import_rows(const ImportedRows& rows) {

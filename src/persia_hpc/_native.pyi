@@ -153,6 +153,41 @@ class Table:
         wrong widths and keys of other buckets, before anything changes.
         """
 
+    def begin_snapshot(self, full: bool = True) -> None:
+        """Marks this moment, at which every pull must have had its push: `snapshot_bucket` then copies it,
+        bucket by bucket, while other calls go on in between.
+
+        Before the first change to a row of a bucket that wasn't copied yet, its old copy is kept aside
+        (`snapshot_bytes`). A full snapshot begins to note whose rows go, so that the next may be incremental:
+        `full=False`, and buckets since the full one's step. RuntimeError if a snapshot is under way, or if an
+        incremental one isn't possible (`can_be_incremental`).
+        """
+
+    def snapshot_bucket(
+        self, bucket: int, since: int = 0
+    ) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+        """A bucket as it was at the mark, once: its rows as `export_bucket` gives them, also those that are
+        past their time to live but not swept away yet; and what it decides by, for `restore_bucket`.
+
+        since: only rows with a greater stamp (0: all).
+        """
+
+    def end_snapshot(self) -> None:
+        """Frees what is kept for a snapshot, finished or not."""
+
+    def removed_keys(self) -> _U64:
+        """Keys whose rows went between the last full snapshot and the mark; some may have come back."""
+
+    def restore_bucket(self, bucket: int, age: int, counted: int, sightings: npt.NDArray[np.uint8]) -> None:
+        """Takes what `snapshot_bucket` gave, after the rows. ValueError for sightings of another capacity."""
+
+    def set_next_step(self, step: int) -> None:
+        """The step after the last `evict`: look-ups don't see rows whose time to live is over by then."""
+
+    @property
+    def snapshot_bytes(self) -> int: ...
+    @property
+    def can_be_incremental(self) -> bool: ...
     @property
     def dim(self) -> int: ...
     @property

@@ -38,9 +38,23 @@ class Admission {
     // Counts what was noted for steps up to `step`, each key once a step.
     void count_sightings(std::uint32_t step, const BucketOf& bucket_of, std::uint32_t first_bucket);
 
+    // The counts of one moment, copied bucket by bucket while counting goes on.
+    void begin_snapshot();
+    void take_snapshot(std::uint32_t bucket, std::uint32_t& counted, std::vector<std::uint8_t>& counts);
+    void end_snapshot();
+    // Throws std::invalid_argument for a number of counts that this table doesn't have per bucket.
+    void restore(std::uint32_t bucket, std::uint32_t counted, const std::vector<std::uint8_t>& counts);
+
     std::size_t held_bytes() const;
 
   private:
+    struct Kept {
+        bool here = false;    // what it was at the mark
+        bool needed = false;  // not copied yet
+        std::uint32_t counted = 0;
+        std::vector<std::uint8_t> counts;
+    };
+
     struct Sighting {
         std::uint32_t step;
         Key key;
@@ -54,6 +68,7 @@ class Admission {
         void operator()(std::uint8_t* cells) const { std::free(cells); }
     };
 
+    void keep(std::uint32_t bucket);
     bool decide(std::uint32_t bucket, Key key, std::uint32_t step);
     std::uint8_t* cell(std::uint32_t bucket, Key key, unsigned which) const;
 
@@ -66,6 +81,7 @@ class Admission {
     std::unique_ptr<std::uint8_t[], Free> counts_;  // [num_buckets, cells]
     std::vector<std::uint32_t> counted_;            // per bucket, since its counts were last halved
     std::vector<Sighting> sightings_;
+    std::vector<Kept> kept_;  // by bucket, while a snapshot is taken
 };
 
 }  // namespace persia

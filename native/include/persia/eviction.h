@@ -44,6 +44,10 @@ class Eviction {
     // Notes the stamp of a row that comes from a checkpoint.
     void restored(std::uint32_t bucket, Key key, std::uint32_t stamp, bool only_row);
 
+    // What decides about rows to come, beside the stamps of those that are here.
+    std::vector<std::uint32_t> ages() const;
+    void restore_age(std::uint32_t bucket, std::uint32_t age) { buckets_[bucket].age = age; }
+
     // Whether a row is too old for a pull of `step`.
     bool expired(std::uint32_t stamp, std::uint32_t step) const {
         return ttl_ != 0 && step > stamp && step - stamp > ttl_;

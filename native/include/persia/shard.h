@@ -20,6 +20,7 @@
 #include "persia/key_index.h"
 #include "persia/row_store.h"
 #include "persia/row_update.h"
+#include "persia/snapshot.h"
 #include "persia/wire.h"
 
 namespace persia {
@@ -76,6 +77,12 @@ struct ExportedRows {  // of one bucket, sorted by key
     std::vector<std::uint32_t> steps;  // updates so far, with optimizers that count them; else empty
 };
 
+struct BucketState {                      // what a bucket decides by, beside its rows
+    std::uint32_t age = 0;                // lfu, see eviction.h
+    std::uint32_t counted = 0;            // sightings, see admission.h
+    std::vector<std::uint8_t> sightings;  // [cells], none unless sightings are counted
+};
+
 struct ImportedRows {  // as ExportedRows, of any buckets and in any order
     const Key* keys;
     const float* rows;
@@ -106,6 +113,16 @@ class Shard {
     ExportedRows export_bucket(std::uint32_t bucket) const;  // of all servers' numbers
     void import_rows(const ImportedRows& from);              // skips rows of other shards
 
+    // A snapshot, see table.h.
+    void begin_snapshot(bool full);
+    ExportedRows snapshot_bucket(std::uint32_t bucket, std::uint32_t since, BucketState& state);
+    void end_snapshot();
+    std::size_t snapshot_bytes() const { return snapshot_.kept_bytes(); }
+    const std::vector<Key>& removed() const { return removed_at_mark_; }
+    bool notes_removed() const { return notes_removed_; }
+    void restore_bucket(std::uint32_t bucket, const BucketState& state);
+    void set_next_step(std::uint32_t step) { next_step_ = step; }
+
     void set_lr(double lr) { set_learning_rate(update_.optimizer(), lr); }
     bool owns(Key key) const { return bucket_of_(key) - config_.first_bucket < num_buckets(); }
     bool owns_bucket(std::uint32_t bucket) const { return bucket - config_.first_bucket < num_buckets(); }
@@ -133,6 +150,15 @@ class Shard {
               Use use) const;
     void insert(std::uint32_t bucket, Key key, std::uint32_t slot, std::uint32_t stamp);
     void start_row(Key key, std::uint32_t slot);
+    void keep_before_change(const Key* keys, std::size_t n);
+    void keep_before_push(const PushBatch& batch);
+    void keep_before_removal(std::uint32_t bucket, const KeyIndex::Entry& entry);
+    void note_removed(Key key);
+    ExportedRows export_rows(std::vector<Snapshot::Kept>& rows) const;
+    Snapshot::Kept row_at(const KeyIndex::Entry& entry) const {
+        const std::uint32_t slot = entry.slot();
+        return {entry.key(), entry.stamp(), rows_.weights(slot), rows_.state(slot)};
+    }
     void remove(std::uint32_t bucket, KeyIndex::Entry entry);
     void sweep(std::uint32_t step);
     template <std::uint32_t kDim>
@@ -166,6 +192,11 @@ class Shard {
     std::vector<std::uint32_t> dirty_;  // buckets over capacity, perhaps
     std::vector<bool> is_dirty_;
     RowCounts counts_;
+    Snapshot snapshot_;
+    std::vector<std::uint32_t> ages_at_mark_;
+    // Keys whose rows went since the last full snapshot, in case the next one holds only what changed since.
+    std::vector<Key> removed_, removed_at_mark_;
+    bool notes_removed_ = false;
 
     // Working memory, kept from call to call.
     mutable std::vector<float> room_;           // one row

@@ -51,6 +51,21 @@ class Table {
     // Adds rows, or replaces those that are here.
     void import_rows(const ImportedRows& rows);
 
+    // A snapshot: the rows of one moment, its mark, copied bucket by bucket while calls go on in between. At
+    // the mark no pull may be without its push. What changes before it is copied is kept aside,
+    // snapshot_bytes() of it. A full one also begins to note which keys' rows go; the next may then be an
+    // incremental one: buckets since a step (rows with a greater stamp; 0: all), and removed(), with keys
+    // that went since the full one, perhaps came back. std::logic_error: one is under way, or there were too
+    // many removals.
+    void begin_snapshot(bool full);
+    ExportedRows snapshot_bucket(std::uint32_t bucket, std::uint32_t since, BucketState& state);
+    void end_snapshot();  // also of one that was given up
+    std::size_t snapshot_bytes() const;
+    std::vector<Key> removed() const;  // as of the mark
+    bool can_be_incremental() const;
+    void restore_bucket(std::uint32_t bucket, const BucketState& state);
+    void set_next_step(std::uint32_t step);  // the step after the last evict()
+
     const TableConfig& config() const { return config_; }
     std::uint32_t dim() const { return config_.dim; }
     std::uint32_t state_width() const { return shards_[0]->update().state_width(); }
@@ -66,6 +81,7 @@ class Table {
     void check_keys(const Key* keys, std::size_t n) const;
     void refuse_keys(const Key* keys, std::size_t n) const;  // says which is wrong
     void check_slots(const PushBatch& batch) const;
+    Shard& shard_of(std::uint32_t bucket) const;
     template <class Push>
     PushCounts push_parts(const std::vector<PushBatch>& batches, Push&& push);
     // Where each shard's keys begin, and the end.
@@ -77,6 +93,7 @@ class Table {
     BucketOf bucket_of_;
     std::vector<std::unique_ptr<Shard>> shards_;
     std::unique_ptr<ThreadTeam> team_;  // none for one shard
+    bool in_snapshot_ = false;
 };
 
 }  // namespace persia

@@ -1,0 +1,130 @@
+// Shard's rows of one moment: exports, and snapshots that are taken while it goes on working.
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+#include "persia/prefetch.h"
+#include "persia/shard.h"
+
+namespace persia {
+namespace {
+
+constexpr std::size_t kAhead = 16;  // keys whose memory is asked for before they are looked at
+constexpr std::size_t kMinRemoved = 1024;
+
+}  // namespace
+
+ExportedRows Shard::export_rows(std::vector<Snapshot::Kept>& rows) const {
+    std::sort(rows.begin(), rows.end(),
+              [](const Snapshot::Kept& a, const Snapshot::Kept& b) { return a.key < b.key; });
+    const std::size_t dim = config_.dim, width = update_.state_width();
+    ExportedRows exported;
+    exported.keys.resize(rows.size());
+    exported.stamps.resize(rows.size());
+    exported.rows.resize(rows.size() * dim);
+    exported.state.resize(rows.size() * width);
+    if (update_.has_steps()) exported.steps.resize(rows.size());
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+        if (i + kAhead < rows.size()) {
+            prefetch_lines(rows[i + kAhead].weights, rows_.weight_lines());
+            prefetch_lines(rows[i + kAhead].state, rows_.state_lines());
+        }
+        exported.keys[i] = rows[i].key;
+        exported.stamps[i] = rows[i].stamp;
+        update_.read(rows[i].weights, rows[i].state, exported.rows.data() + i * dim,
+                     exported.state.data() + i * width, exported.steps.data() + i);
+    }
+    return exported;
+}
+
+ExportedRows Shard::export_bucket(std::uint32_t number) const {
+    const std::uint32_t home = number - config_.first_bucket;
+    std::vector<Snapshot::Kept> rows;
+    rows.reserve(index_.size(home));
+    index_.for_each(home, [&](const KeyIndex::Entry& entry) {
+        if (!eviction_.expired(entry.stamp(), next_step_)) rows.push_back(row_at(entry));
+    });
+    return export_rows(rows);
+}
+
+void Shard::begin_snapshot(bool full) {
+    snapshot_.begin(num_buckets(), rows_.end_slot());
+    ages_at_mark_ = eviction_.ages();
+    admission_.begin_snapshot();
+    if (full) {
+        removed_.clear();
+        notes_removed_ = true;
+    }
+    removed_at_mark_ = removed_;
+}
+
+ExportedRows Shard::snapshot_bucket(std::uint32_t number, std::uint32_t since, BucketState& state) {
+    const std::uint32_t home = number - config_.first_bucket;
+    if (snapshot_.copied(home)) {
+        throw std::logic_error("bucket " + std::to_string(number) + " was copied already");
+    }
+    std::vector<Snapshot::Kept> rows;
+    rows.reserve(index_.size(home));
+    const auto take = [&](const Snapshot::Kept& row) {
+        if (row.stamp > since || since == 0) rows.push_back(row);
+    };
+    index_.for_each(home, [&](const KeyIndex::Entry& entry) {
+        if (!snapshot_.settled(entry.slot())) take(row_at(entry));
+    });
+    snapshot_.for_each_kept(home, take);
+    ExportedRows exported = export_rows(rows);
+    state.age = ages_at_mark_[home];
+    admission_.take_snapshot(home, state.counted, state.sightings);
+    snapshot_.release(home);
+    return exported;
+}
+
+void Shard::end_snapshot() {
+    snapshot_.end();
+    admission_.end_snapshot();
+    ages_at_mark_ = {};
+    removed_at_mark_ = {};
+}
+
+void Shard::restore_bucket(std::uint32_t number, const BucketState& state) {
+    const std::uint32_t home = number - config_.first_bucket;
+    eviction_.restore_age(home, state.age);
+    admission_.restore(home, state.counted, state.sightings);
+}
+
+// Every row that a pull changes, or that a push changes after it, comes by here first.
+void Shard::keep_before_change(const Key* keys, std::size_t n) {
+    for (std::size_t i = 0; i < n; ++i) {
+        if (i + kAhead < n) prefetch_line(index_.home_line(bucket(keys[i + kAhead]), keys[i + kAhead]));
+        const std::uint32_t home = bucket(keys[i]);
+        if (snapshot_.copied(home)) continue;
+        const KeyIndex::Entry entry = index_.find(home, keys[i]);
+        if (!entry || snapshot_.settled(entry.slot())) continue;
+        const Snapshot::Kept row = row_at(entry);
+        snapshot_.keep(home, row.key, row.stamp, entry.slot(), row.weights, row.state);
+    }
+}
+
+// For slots of pulls that came before the mark.
+void Shard::keep_before_push(const PushBatch& batch) {
+    for (std::size_t i = 0; i < batch.n; ++i) {
+        if (batch.slots[i] != kNoSlot && !snapshot_.settled(batch.slots[i])) {
+            keep_before_change(batch.keys + i, 1);
+        }
+    }
+}
+
+void Shard::keep_before_removal(std::uint32_t bucket, const KeyIndex::Entry& entry) {
+    if (snapshot_.copied(bucket) || snapshot_.settled(entry.slot())) return;
+    const Snapshot::Kept row = row_at(entry);
+    snapshot_.keep(bucket, row.key, row.stamp, entry.slot(), row.weights, row.state);
+}
+
+void Shard::note_removed(Key key) {
+    removed_.push_back(key);
+    if (removed_.size() < kMinRemoved || removed_.size() * 2 < rows_.end_slot()) return;
+    removed_ = {};  // so many that only a full snapshot makes sense
+    notes_removed_ = false;
+}
+
+}  // namespace persia
