@@ -29,7 +29,7 @@ ALLOWED = {
     "torch": (
         (
             *("trainer/*", "models/*", "bench/*"),
-            *("api.py", "dry_run.py", "rank.py", "inference.py", "checkpoint.py"),
+            *("api.py", "dry_run.py", "rank.py", "inference.py"),
         ),
         "servers and workers must start without paying for it",
     ),
@@ -48,10 +48,10 @@ ALLOWED = {
         "engines, samples, models and configuration work without MPI",
     ),
     "h5py": (
-        ("samples/*", "preprocess/*", "checkpoint.py", "inference.py", "bench/*"),
+        ("samples/*", "preprocess/*", "checkpoint/*", "inference.py", "bench/*"),
         "file formats have one home",
     ),
-    "hdf5plugin": (("samples/*", "checkpoint.py"), "file formats have one home"),
+    "hdf5plugin": (("samples/*", "checkpoint/*"), "file formats have one home"),
     "polars": (("preprocess/*",), "training must not depend on a table parser"),
     "sklearn": ((), "it is a reference for tests"),
     "scipy": ((), "it is not a dependency"),

@@ -183,9 +183,6 @@ ExportedRows Table::export_bucket(std::uint32_t bucket) const {
 }
 
 void Table::begin_snapshot(bool full) {
-    if (!full && !can_be_incremental()) {
-        throw std::logic_error("too many rows went since the last full snapshot, or there is none");
-    }
     for (const auto& shard : shards_) shard->begin_snapshot(full);
     in_snapshot_ = true;
 }

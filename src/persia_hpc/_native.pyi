@@ -159,8 +159,8 @@ class Table:
 
         Before the first change to a row of a bucket that wasn't copied yet, its old copy is kept aside
         (`snapshot_bytes`). A full snapshot begins to note whose rows go, so that the next may be incremental:
-        `full=False`, and buckets since the full one's step. RuntimeError if a snapshot is under way, or if an
-        incremental one isn't possible (`can_be_incremental`).
+        `full=False`, and, if `can_be_incremental`, buckets since the full one's step. RuntimeError if a
+        snapshot is under way.
         """
 
     def snapshot_bucket(

@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .callbacks import Callback
+from .checkpoint.files import read_manifest, whole
+from .checkpoint.matching import check_match
 from .config import Config, config_text, load_config
 from .launch.environment import inside_mpi, make_run_dir
 from .layout import make_layout
 from .metrics import JsonLines, MetricLogger
+from .resume import begin_from, begin_with
 from .samples.schema import DatasetSchema
 from .samples.source import Source, open_source
 from .schedule import make_schedules
 from .screen import Screen, summary_text
+from .stop import StopSignals
 from .summary import make_summary, write_json
 from .trace import write_trace
 
@@ -82,9 +86,9 @@ def run(
     return _launch(_config(config, set), main, (), (), quiet)
 
 
-def train_rank(config: Config, run_dir: Path, quiet: bool = False) -> dict[str, Any]:
+def train_rank(config: Config, run_dir: Path, stop: StopSignals, quiet: bool = False) -> dict[str, Any]:
     """This rank's role in a job that `persia-hpc train` has started. Collective over COMM_WORLD."""
-    return _launch(dataclasses.replace(config, run_dir=str(run_dir)), None, (), (), quiet)
+    return _play(dataclasses.replace(config, run_dir=str(run_dir)), None, (), (), quiet, stop)
 
 
 def _launch(
@@ -94,11 +98,23 @@ def _launch(
     loggers: Sequence[MetricLogger],
     quiet: bool,
 ) -> dict[str, Any]:
+    with StopSignals() as stop:
+        return _play(config, main, callbacks, loggers, quiet, stop)
+
+
+def _play(
+    config: Config,
+    main: Body | None,
+    callbacks: Sequence[Callback],
+    loggers: Sequence[MetricLogger],
+    quiet: bool,
+    stop: StopSignals,
+) -> dict[str, Any]:
     if not inside_mpi():
-        return _run_local(config, main, callbacks, loggers, quiet)
+        return _run_local(config, main, callbacks, loggers, quiet, stop)
     from .rank import RankJob
 
-    job = RankJob(config, quiet=quiet)
+    job = RankJob(config, quiet=quiet, stop=stop)
     try:
         return job.run(main, callbacks, loggers)
     except BaseException as error:  # leaving only this rank would leave the others waiting for ever
@@ -106,24 +122,33 @@ def _launch(
 
 
 def trainer_part(
-    session: Session, main: Body | None, driver: Any, run_dir: Path, schema: DatasetSchema
+    session: Session,
+    main: Body | None,
+    driver: Any,
+    run_dir: Path,
+    schema: DatasetSchema,
+    num_samples: Mapping[str, int],
 ) -> dict[str, Any]:
     """Trains, writes the last checkpoint; returns what the summary needs of a trainer. Collective over
     trainers.
     """
+    session.attach_saver(run_dir, schema, num_samples)
     if main is not None:
         main(session)
     else:
         driver.run(session)
     if session.config.train.save and session.step_number and session.model is not None:
-        session.save(run_dir, schema)
+        session.save()
     session.close()
     return {
         "steps": session.step_number,
         "samples": session.samples,
+        "first_step": session.first_step,
+        "first_samples": session.first_samples,
         "stop_reason": session.stop_reason,
+        "interrupted": session.interrupted is not None,
         "evaluate_seconds": session.evaluate_seconds,
-        "checkpoint_seconds": session.checkpoint_seconds,
+        "checkpoints": session.saver.statistics() if session.saver is not None else {},
         "results": session.results,
         "steady": session.pace.steady(),
         "wait": session.wait_seconds(),
@@ -137,28 +162,44 @@ def _run_local(
     callbacks: Sequence[Callback],
     loggers: Sequence[MetricLogger],
     quiet: bool,
+    stop: StopSignals,
 ) -> dict[str, Any]:
     import torch
 
     from .local import LocalFeed
     from .trainer.allreduce import DenseReducer
+    from .trainer.batch import make_inputs
     from .trainer.device import choose_device
     from .trainer.driver import Driver
     from .trainer.feeding import Alone
-    from .trainer.session import Session, make_inputs
+    from .trainer.saving import DenseState
+    from .trainer.session import Session
 
     sources = open_sources(config)
     schema = sources["train"].schema
     layout = make_layout(config, schema)
-    schedules = make_schedules(config, {split: s.num_samples for split, s in sources.items()})
-    run_dir = make_run_dir(config.run_dir)
+    num_samples = {split: s.num_samples for split, s in sources.items()}
+    schedules = make_schedules(config, num_samples)
+    run_dir = make_run_dir(config.run_dir, resume=config.checkpoint.resume)
     jsonl = start_run_dir(config, run_dir)
     inputs = make_inputs(layout, schema)
     screen = [] if quiet else [Screen()]
     driver = None if main is not None else Driver(config, inputs, callbacks, [jsonl, *screen, *loggers])
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
-    feed = LocalFeed(config, layout, sources, schedules)
+
+    def prepare(path: Path | None) -> tuple[LocalFeed, DenseState | None]:
+        if path is not None:
+            check_match(str(path), read_manifest(path), config, schema, num_samples)
+        feed = LocalFeed(config, layout, sources, schedules, stop)
+        begin_with(feed.server, config, path)
+        return feed, None if path is None else DenseState.read(path)
+
+    def say(text: str) -> None:
+        print(f"persia-hpc: {text}", file=sys.stderr, flush=True)
+
+    found = whole(run_dir) if config.checkpoint.resume else []
+    feed, resume = begin_from(found, prepare, say)
     session = Session(
         config,
         layout,
@@ -168,8 +209,9 @@ def _run_local(
         peers=Alone(),
         reducer=DenseReducer(None, config.train.bucket_bytes),
         device=choose_device(config.train.device, local_rank=0),
+        resume=resume,
     )
-    trainer = trainer_part(session, main, driver, run_dir, schema)
+    trainer = trainer_part(session, main, driver, run_dir, schema, num_samples)
     summary = make_summary(
         config,
         roles={"parameter_servers": 1, "embedding_workers": 1, "trainers": 1},

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from .config_checks import check_config, did_you_mean, nearest, resolve_options
 from .config_toml import to_toml
 from .config_types import (
+    CheckpointConfig,
     Config,
     DataConfig,
     FeatureConfig,
@@ -40,6 +41,7 @@ else:
     import tomli as tomllib
 
 __all__ = [
+    "CheckpointConfig",
     "Config",
     "DataConfig",
     "FeatureConfig",

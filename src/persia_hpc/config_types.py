@@ -195,6 +195,22 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class CheckpointConfig:
+    """When a run's state is written, how much of it is kept, and what a run begins with."""
+
+    every: int = setting(0, at_least=0)
+    every_seconds: float = setting(0.0, at_least=0)
+    full_every: int = setting(1, at_least=1)
+    keep: int = setting(2, at_least=1)
+    keep_every: int = setting(0, at_least=0)
+    resume: bool = False
+    init_from: str | None = None
+    init_parts: str = setting("all", choices=("all", "dense", "embeddings"))
+    aside_bytes: int = setting(256 << 20, at_least=1 << 20, as_bytes=True)
+    grace_seconds: float = setting(120.0, above=0)
+
+
+@dataclass(frozen=True)
 class WireConfig:
     """The number format in which rows and gradients travel."""
 
@@ -227,6 +243,7 @@ class Config:
     features: dict[str, FeatureConfig] = setting(factory=dict)
     model: ModelConfig = setting()
     train: TrainConfig = setting(factory=TrainConfig)
+    checkpoint: CheckpointConfig = setting(factory=CheckpointConfig)
     wire: WireConfig = setting(factory=WireConfig)
     transport: TransportConfig = setting(factory=TransportConfig)
 
@@ -245,9 +262,9 @@ class Config:
 
     @property
     def sha256(self) -> str:
-        """Hex digest of the resolved configuration without `run_dir`."""
+        """Hex digest of the resolved configuration without `run_dir` and `checkpoint.resume`."""
         resolved = self.resolved()
-        del resolved["run_dir"]
+        del resolved["run_dir"], resolved["checkpoint"]["resume"]
         text = json.dumps(resolved, sort_keys=True, separators=(",", ":"), default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 

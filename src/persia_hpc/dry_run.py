@@ -20,10 +20,11 @@ from .schedule import make_schedules
 from .topology.channels import ring_memory
 from .topology.roles import Plan, Role, make_plan
 from .trainer.allreduce import DenseReducer
+from .trainer.batch import make_inputs
 from .trainer.device import choose_device
 from .trainer.driver import Driver, check_logits
 from .trainer.feeding import Alone
-from .trainer.session import Session, make_inputs
+from .trainer.session import Session
 
 
 def dry_run(config: Config) -> str:

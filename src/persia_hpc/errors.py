@@ -6,6 +6,7 @@ EXIT_OK = 0
 EXIT_FAILURE = 1
 EXIT_USER = 2
 EXIT_DATA = 3
+EXIT_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: stopped by a signal, to be started again
 
 
 class PersiaError(Exception):
@@ -28,3 +29,11 @@ class DataError(PersiaError):
     """Damaged or invalid data found while reading; names the file and the row range (exit code 3)."""
 
     exit_code = EXIT_DATA
+
+
+class AgreedError(PersiaError):
+    """An error that every rank raises at the same point."""
+
+    def __init__(self, exit_code: int, message: str):
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -13,30 +13,23 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from . import checkpoint
 from ._native import hash_ids, mix
+from .checkpoint.files import read_manifest, read_schema
+from .checkpoint.shards import load_rows
 from .config import load_config
 from .errors import UserError
 from .layout import make_layout
 from .local import LocalFeed
 from .models import build_model
+from .resume import find_checkpoint
 from .samples.source import open_source
 from .schedule import make_schedules
 from .trainer.allreduce import DenseReducer
+from .trainer.batch import make_inputs
 from .trainer.feeding import Alone
-from .trainer.session import Session, make_inputs
+from .trainer.session import Session
 
 Array = npt.NDArray[Any]
-
-
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that `path` is, or the latest one of the run directory that it is."""
-    for candidate in (path, path / "latest"):
-        if (candidate / "manifest.json").exists():
-            return candidate.resolve()
-    raise UserError(
-        f"{path} is neither a checkpoint nor a run with one; expected something like runs/1 or runs/1/latest"
-    )
 
 
 class LoadedRun:
@@ -45,13 +38,13 @@ class LoadedRun:
     def __init__(self, path: Path, set: Mapping[str, Any] | None = None):
         """`set` overrides configuration keys, for instance {"data.test": ["other.h5"]}."""
         self.path = find_checkpoint(path)
-        manifest = checkpoint.read_manifest(self.path)
+        manifest = read_manifest(self.path)
         self.config = load_config(manifest["config"], set)
-        self.schema = checkpoint.read_schema(manifest)
+        self.schema = read_schema(manifest)
         self.step: int = manifest["step"]
         self.layout = make_layout(self.config, self.schema)
         self._feed = LocalFeed(self.config, self.layout, {}, {})
-        checkpoint.read_shards(self.path, self._feed.server)
+        load_rows(self.path, self._feed.server)
         self.inputs = make_inputs(self.layout, self.schema)
 
     @property

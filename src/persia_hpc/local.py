@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .checkpoint import write_shard
+from .checkpoint.files import shard_name
+from .checkpoint.shards import ShardWriter
 from .config import Config
 from .embedding_worker.engine import EmbeddingWorker, KeyBatch
 from .feed import FeedBatch
@@ -20,6 +22,7 @@ from .phases import LOCAL_FEED, TRAINER, Phases
 from .samples.reader import split_reader
 from .samples.source import Source
 from .schedule import Schedule
+from .stop import StopSignals
 from .wire import WIRES
 
 Array = npt.NDArray[Any]
@@ -29,7 +32,12 @@ class LocalFeed:
     """The `Feed` of a session whose worker and server live in the same process."""
 
     def __init__(
-        self, config: Config, layout: Layout, sources: Mapping[str, Source], schedules: Mapping[str, Schedule]
+        self,
+        config: Config,
+        layout: Layout,
+        sources: Mapping[str, Source],
+        schedules: Mapping[str, Schedule],
+        stop: StopSignals | None = None,
     ):
         # One after the other, nothing is ever stale: whatever the mode, this is `sync` with one trainer.
         sync = dataclasses.replace(config, mode="sync", staleness_bound=0, exact=False, apply="step")
@@ -42,6 +50,7 @@ class LocalFeed:
         self.first_pull: dict[int, float] = {}
         self._wire = WIRES[config.wire.rows]
         self._readers = {split: split_reader(config, split, source) for split, source in sources.items()}
+        self._stop = stop
         self._last = 0
         self._pulled = 0
         self._evaluation: tuple[str, int] = ("", 0)
@@ -90,8 +99,17 @@ class LocalFeed:
         batch = self._prepare(self._evaluation[0], number)
         return self._look_up(batch)
 
-    def checkpoint(self, directory: str, step: int) -> None:
-        write_shard(f"{directory}/server-0000.h5", self.server)
+    def stop_signal(self) -> int | None:
+        return self._stop.number if self._stop is not None else None
+
+    def begin_checkpoint(self, directory: str, step: int, base_step: int) -> None:
+        ShardWriter(self.server, Path(directory) / shard_name(0), base_step).write()
+
+    def checkpoint_written(self) -> bool:
+        return True
+
+    def wait_for_checkpoint(self, give_up: Callable[[], bool]) -> None:
+        pass
 
     def close(self) -> None:
         pass

@@ -14,20 +14,24 @@ from mpi4py import MPI
 from ._native import keep_freed_memory
 from .api import Body, open_sources, start_run_dir, trainer_part
 from .callbacks import Callback
+from .checkpoint.files import discard_partial, read_manifest, whole
+from .checkpoint.matching import check_match
 from .config import Config
 from .embedding_worker.engine import EmbeddingWorker
 from .embedding_worker.serve import WorkerLoop
-from .errors import EXIT_FAILURE, EXIT_USER, AgreedExit, PersiaError, UserError
+from .errors import EXIT_FAILURE, EXIT_USER, AgreedError, AgreedExit, DataError, PersiaError, UserError
 from .launch.environment import make_run_dir
 from .launch.registry import register_rank, report_failure
 from .layout import make_layout
 from .metrics import MetricLogger
 from .parameter_server.engine import ParameterServer
 from .parameter_server.serve import ServerLoop
+from .resume import begin_from, begin_with
 from .ring_sizes import ring_sizes
 from .samples.schema import DatasetSchema
 from .schedule import make_schedules
 from .screen import Screen, summary_text
+from .stop import StopSignals
 from .summary import make_summary, write_json
 from .topology.channels import RingBytes, feed_channels, fitting, row_channels
 from .topology.groups import Groups, check_single_mpi_library, split_world
@@ -40,25 +44,28 @@ from .transport.window import shared_memory
 LOG = logging.getLogger("persia_hpc")
 
 
-class AgreedError(PersiaError):
-    """An error that every rank raises at the same point."""
-
-    def __init__(self, exit_code: int, message: str):
-        super().__init__(message)
-        self.exit_code = exit_code
-
-
 class RankJob:
     """This rank's part of one job. All that can be refused is refused before the first window exists."""
 
-    def __init__(self, config: Config, *, world: MPI.Intracomm = MPI.COMM_WORLD, quiet: bool = False):
-        """Collective over `world`, all of whose ranks get a role: agrees on the run directory."""
+    def __init__(
+        self,
+        config: Config,
+        *,
+        world: MPI.Intracomm = MPI.COMM_WORLD,
+        quiet: bool = False,
+        stop: StopSignals | None = None,
+    ):
+        """Collective over `world`, all of whose ranks get a role: agrees on the run directory.
+
+        `stop`: where signals are noted that ask the run to stop.
+        """
         self.world = world
+        self.stop = stop or StopSignals()
         self.quiet = quiet
         directory, problem = None, None
         if self.world.rank == 0:
             try:
-                directory = str(make_run_dir(config.run_dir).absolute())
+                directory = str(make_run_dir(config.run_dir, resume=config.checkpoint.resume).absolute())
             except UserError as error:
                 problem = str(error)
         directory, problem = self.world.bcast((directory, problem))
@@ -123,16 +130,17 @@ class RankJob:
             if not self.quiet:
                 print(groups.plan.table(groups.hosts), file=sys.stderr, flush=True)
         sources = self._agree(lambda: open_sources(config) if role is Role.EMBEDDING_WORKER else {})
-        schema, counts = self._agree_on_data(sources)
+        self.schema, self.num_samples = schema, counts = self._agree_on_data(sources)
         self.schedules = make_schedules(config, counts)
         self.layout = self._agree(lambda: make_layout(config, schema))
         self.ring_bytes = self._ring_bytes(schema)
-        part = {
-            Role.PARAMETER_SERVER: lambda: self._serve_rows(),
-            Role.EMBEDDING_WORKER: lambda: self._work(sources),
-            Role.TRAINER: lambda: self._train(schema, main, callbacks, loggers),
+        part: Callable[[Path | None], Any] = {
+            Role.PARAMETER_SERVER: lambda start: self._serve_rows(start),
+            Role.EMBEDDING_WORKER: lambda _: self._work(sources),
+            Role.TRAINER: lambda start: self._train(start, main, callbacks, loggers),
         }[role]
-        statistics, finish = self._prepare_and_run(role, part)
+        steps = self._prepare(part)
+        statistics, finish = self._play(role, steps)
         return self._summarize(statistics, finish)
 
     def _agree_on_data(self, sources: Mapping[str, Any]) -> tuple[DatasetSchema, dict[str, int]]:
@@ -153,10 +161,37 @@ class RankJob:
                 )
         return expected
 
-    def _prepare_and_run(self, role: Role, part: Callable[[], Any]) -> tuple[dict[str, Any], Any]:
-        """`part` is a generator: up to its first yield it prepares (and may refuse), then the role runs."""
-        steps = part()
-        self._agree(lambda: next(steps))
+    def _prepare(self, part: Callable[[Path | None], Any]) -> Any:
+        """`part` makes a generator: up to its first yield it prepares (and may refuse), then the role runs.
+        Collective.
+        """
+        found = []
+        if self.world.rank == 0 and self.config.checkpoint.resume:
+            discard_partial(self.run_dir)
+            found = whole(self.run_dir)
+
+        def prepare(path: Path | None) -> Any:
+            steps = part(path)
+
+            def first() -> None:
+                if path is not None:
+                    check_match(str(path), read_manifest(path), self.config, self.schema, self.num_samples)
+                next(steps)
+
+            self._agree(first)
+            return steps
+
+        try:
+            return begin_from(self.world.bcast(found), prepare, self._say)
+        except DataError as error:  # by all ranks
+            raise AgreedError(error.exit_code, str(error)) from None
+
+    def _say(self, text: str) -> None:
+        if self.world.rank == 0:
+            LOG.info("%s", text)
+            print(f"persia-hpc: {text}", file=sys.stderr, flush=True)
+
+    def _play(self, role: Role, steps: Any) -> tuple[dict[str, Any], Any]:
         if role is not Role.PARAMETER_SERVER:  # they allocate the same large arrays in every step
             keep_freed_memory()
         try:
@@ -199,7 +234,7 @@ class RankJob:
     def _ranks(self, role: Role, rank_of: Callable[[Role, int], int]) -> list[int]:
         return [rank_of(role, i) for i in range(self.groups.plan.count(role))]
 
-    def _serve_rows(self) -> Any:
+    def _serve_rows(self, start: Path | None) -> Any:
         groups, plan = self.groups, self.groups.plan
         engine = ParameterServer(
             self.config,
@@ -209,10 +244,11 @@ class RankJob:
             num_trainers=plan.count(Role.TRAINER),
             num_steps=self.schedules["train"].num_steps,
         )
+        begin_with(engine, self.config, start)
         yield
         plane = self._plane(groups.row_plane, row_channels(groups.plan, self.ring_bytes))
         workers = self._ranks(Role.EMBEDDING_WORKER, groups.row_rank)
-        loop = ServerLoop(engine, plane, workers, self._waiter(plane), self.config)
+        loop = ServerLoop(engine, plane, workers, self._waiter(plane), self.config, self.stop)
         loop.run()
         plane.free()
         phases = loop.phases.statistics()
@@ -243,6 +279,7 @@ class RankJob:
             feed_plane=feed_plane,
             trainers=self._ranks(Role.TRAINER, groups.feed_rank),
             waiter=self._waiter(row_plane, feed_plane),
+            stop=self.stop,
         )
         loop.run()
         row_plane.free()
@@ -251,7 +288,7 @@ class RankJob:
 
     def _train(
         self,
-        schema: DatasetSchema,
+        start: Path | None,
         main: Body | None,
         callbacks: Sequence[Callback],
         loggers: Sequence[MetricLogger],
@@ -259,10 +296,12 @@ class RankJob:
         import torch  # only here: servers and workers must not pay for it
 
         from .trainer.allreduce import DenseReducer
+        from .trainer.batch import make_inputs
         from .trainer.device import choose_device
         from .trainer.driver import Driver
+        from .trainer.saving import DenseState
         from .trainer.serve import MpiPeers, RingFeed
-        from .trainer.session import Session, make_inputs
+        from .trainer.session import Session
 
         groups, plan, config = self.groups, self.groups.plan, self.config
         me = groups.me
@@ -270,8 +309,11 @@ class RankJob:
         local = [m.role_rank for m in here if m.role is Role.TRAINER].index(me.role_rank)
         torch.set_num_threads(config.train.threads or self.fair_threads)
         device = choose_device(config.train.device, local)
-        inputs = make_inputs(self.layout, schema)
+        inputs = make_inputs(self.layout, self.schema)
         driver = None if main is not None else Driver(config, inputs, callbacks, loggers)
+        resume = None if start is None else DenseState.read(start)
+        if driver is not None and resume is not None:
+            resume.load_model(driver.model)  # only to refuse another one now
         yield
         reducer = DenseReducer(groups.role_comm, config.train.bucket_bytes)
         check_single_mpi_library()
@@ -288,6 +330,7 @@ class RankJob:
             num_groups=len(self.layout.group_dims),
             multi=[f.name for f in self.layout.features if f.multi],
             waiter=self._waiter(plane),
+            stop=self.stop,
             stall_seconds=config.transport.stall_seconds,
             trace_steps=config.train.trace,
         )
@@ -300,13 +343,14 @@ class RankJob:
             peers=MpiPeers(groups.role_comm),
             reducer=reducer,
             device=device,
+            resume=resume,
         )
         jsonl = None
         if me.role_rank == 0:
             jsonl = start_run_dir(config, self.run_dir)
             if driver is not None:
                 driver.loggers = [jsonl, *([] if self.quiet else [Screen()]), *driver.loggers]
-        result = trainer_part(session, main, driver, self.run_dir, schema)
+        result = trainer_part(session, main, driver, self.run_dir, self.schema, self.num_samples)
         if progress is not None:
             progress.stop()
         plane.free()

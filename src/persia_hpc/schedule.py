@@ -36,8 +36,8 @@ class Step:
 class Schedule:
     """Steps of `batch_size` samples over `epochs` passes; the last step of an epoch may be smaller.
 
-    No sample is lost or repeated in an epoch. `max_steps` cuts the whole training, `evaluate_every` adds
-    drain points; 0 stands for the end of each epoch.
+    No sample is lost or repeated in an epoch. `max_steps` cuts the whole training. `evaluate_every` adds
+    drain points; 0 stands for the end of each epoch. So does `checkpoint_every`; 0 stands for none.
     """
 
     num_samples: int
@@ -45,6 +45,7 @@ class Schedule:
     epochs: int = 1
     max_steps: int | None = None
     evaluate_every: int = 0
+    checkpoint_every: int = 0
 
     @property
     def steps_per_epoch(self) -> int:
@@ -70,8 +71,16 @@ class Schedule:
 
     def next_drain(self, first: int) -> int:
         """The last step of the segment that starts with step `first`: after it no gradient is in flight."""
-        every = self.evaluate_every or self.steps_per_epoch
-        return min(-(-first // every) * every, self.num_steps)
+        periods = [self.evaluate_every or self.steps_per_epoch, self.checkpoint_every or self.num_steps]
+        return min(self.num_steps, *(-(-first // every) * every for every in periods))
+
+    def evaluates_after(self, step: int) -> bool:
+        """Whether an evaluation is due after `step`."""
+        return step == self.num_steps or step % (self.evaluate_every or self.steps_per_epoch) == 0
+
+    def checkpoints_after(self, step: int) -> bool:
+        """Whether a checkpoint is due after `step`, which is not the last."""
+        return self.checkpoint_every > 0 and step % self.checkpoint_every == 0 and step < self.num_steps
 
 
 def worker_of(step: int, workers: tuple[int, ...]) -> int:
@@ -86,7 +95,12 @@ def make_schedules(config: Config, num_samples: Mapping[str, int]) -> dict[str, 
     for split, count in num_samples.items():
         if split == "train":
             schedules[split] = Schedule(
-                count, data.batch_size, train.epochs, train.max_steps, train.evaluate_every
+                count,
+                data.batch_size,
+                train.epochs,
+                train.max_steps,
+                train.evaluate_every,
+                config.checkpoint.every,
             )
         else:
             schedules[split] = Schedule(count, data.evaluate_batch_size)

@@ -61,6 +61,12 @@ def _over_ranks(
     }
 
 
+def _status(trainer: Mapping[str, Any]) -> str:
+    if trainer["interrupted"]:
+        return "interrupted"
+    return "completed" if trainer["stop_reason"] is None else "stopped"
+
+
 def make_summary(
     config: Config,
     *,
@@ -74,9 +80,9 @@ def make_summary(
 ) -> dict[str, Any]:
     """Puts together what the ranks have counted.
 
-    trainer: trainer 0's `steps`, `samples`, `stop_reason`, `evaluate_seconds`, `checkpoint_seconds`,
-    `results`, `steady`. servers, workers: `statistics()` of each. waits, phases: by role, each rank's
-    seconds by cause or phase.
+    trainer: trainer 0's `steps`, `samples`, `first_step`, `first_samples`, `stop_reason`, `interrupted`,
+    `evaluate_seconds`, `checkpoints`, `results`, `steady`. servers, workers: `statistics()` of each. waits,
+    phases: by role, each rank's seconds by cause or phase.
     """
     ledgers = [s["ledger"] for s in servers]
     rows = sum(s["rows"] for s in servers)
@@ -85,6 +91,8 @@ def make_summary(
     for server in servers:
         histogram.update(server["histogram"])
     seconds = _train_seconds(workers, servers)
+    checkpoints = dict(trainer["checkpoints"])
+    samples = trainer["samples"] - trainer["first_samples"]
     embedding = {"rows": rows, "bytes": num_bytes}
     embedding["overhead_bytes_per_row"] = (
         (num_bytes - sum(s["row_bytes"] for s in servers)) / rows if rows else 0.0
@@ -93,7 +101,7 @@ def make_summary(
         embedding[name] = sum(ledger[name] for ledger in ledgers)
     return {
         "schema_version": SCHEMA_VERSION,
-        "status": "completed" if trainer["stop_reason"] is None else "stopped",
+        "status": _status(trainer),
         "stop_reason": trainer["stop_reason"],
         "seed": config.seed,
         "config_sha256": config.sha256,
@@ -101,11 +109,12 @@ def make_summary(
         "roles": dict(roles),
         "steps": trainer["steps"],
         "samples": trainer["samples"],
-        "this_run": {"steps": trainer["steps"], "samples": trainer["samples"]},
+        "this_run": {"steps": trainer["steps"] - trainer["first_step"], "samples": samples},
         "train_seconds": seconds,
         "evaluate_seconds": trainer["evaluate_seconds"],
-        "checkpoint_seconds": trainer["checkpoint_seconds"],
-        "samples_per_second": trainer["samples"] / seconds if seconds else 0.0,
+        "checkpoint_seconds": checkpoints.pop("paused_seconds", 0.0),
+        "checkpoints": checkpoints,
+        "samples_per_second": samples / seconds if seconds else 0.0,
         "steady": trainer["steady"],
         "valid": trainer["results"].get("valid"),
         "test": trainer["results"].get("test"),

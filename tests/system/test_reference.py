@@ -19,7 +19,7 @@ from persia_hpc.layout import make_layout
 from persia_hpc.parameter_server.engine import ParameterServer
 from persia_hpc.samples.reader import BatchReader
 from persia_hpc.schedule import make_schedules
-from persia_hpc.trainer.session import make_inputs
+from persia_hpc.trainer.batch import make_inputs
 from tests.support.models import Small
 from tests.support.schedules import torch_rates
 from tests.support.tiny import VOCABULARY, tiny_config, trained_rows, write_tiny

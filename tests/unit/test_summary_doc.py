@@ -24,9 +24,12 @@ def example() -> dict[str, Any]:
         trainer={
             "steps": 5,
             "samples": 50,
+            "first_step": 0,
+            "first_samples": 0,
             "stop_reason": None,
+            "interrupted": False,
             "evaluate_seconds": 1.0,
-            "checkpoint_seconds": 0.5,
+            "checkpoints": {"written": 1, "paused_seconds": 0.5, "write_seconds": 2.0},
             "results": {"valid": METRICS, "test": METRICS},
             "steady": Pace().steady(),
         },

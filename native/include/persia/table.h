@@ -55,8 +55,8 @@ class Table {
     // the mark no pull may be without its push. What changes before it is copied is kept aside,
     // snapshot_bytes() of it. A full one also begins to note which keys' rows go; the next may then be an
     // incremental one: buckets since a step (rows with a greater stamp; 0: all), and removed(), with keys
-    // that went since the full one, perhaps came back. std::logic_error: one is under way, or there were too
-    // many removals.
+    // that went since the full one, perhaps came back; if can_be_incremental(), since very many removals are
+    // not noted. std::logic_error if one is under way.
     void begin_snapshot(bool full);
     ExportedRows snapshot_bucket(std::uint32_t bucket, std::uint32_t since, BucketState& state);
     void end_snapshot();  // also of one that was given up

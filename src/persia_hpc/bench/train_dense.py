@@ -32,10 +32,10 @@ from persia_hpc.phases import TRAINER, Phases
 from persia_hpc.samples.source import open_source
 from persia_hpc.schedule import make_schedules
 from persia_hpc.trainer.allreduce import DenseReducer
-from persia_hpc.trainer.batch import Batch, FeatureSpec, Inputs
+from persia_hpc.trainer.batch import Batch, FeatureSpec, Inputs, make_inputs
 from persia_hpc.trainer.driver import Driver
 from persia_hpc.trainer.feeding import Alone
-from persia_hpc.trainer.session import Session, make_inputs
+from persia_hpc.trainer.session import Session
 
 from .train_jobs import DENSE, DIM, FEATURES, VOCABULARY, w0_settings
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 from persia_hpc.config import Config, load_config, parse_set
-from persia_hpc.errors import EXIT_OK
-from persia_hpc.launch.environment import inside_mpi, make_run_dir
+from persia_hpc.errors import EXIT_OK, UserError
+from persia_hpc.launch.environment import completed, inside_mpi, make_run_dir, world_rank_of
 
 SUMMARY = "train a model as a TOML file says"
 DESCRIPTION = """\
@@ -18,13 +19,21 @@ EXAMPLES = """\
 examples:
   persia-hpc train train.toml
   persia-hpc train train.toml --set train.epochs=1 --set data.limit=10000 --run-dir runs/try
+  persia-hpc train train.toml --run-dir runs/a --set checkpoint.every=1000 --resume
+  persia-hpc train --run-dir runs/a --resume
+  persia-hpc train finetune.toml --init-from runs/a/latest
   persia-hpc train train.toml --dry-run
   mpiexec -n 4 persia-hpc train train.toml"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument("config", metavar="CONFIG", help="TOML file (docs/configuration.md)")
+    parser.add_argument(
+        "config",
+        metavar="CONFIG",
+        nargs="?",
+        help="TOML file (docs/configuration.md); with --resume by default the run's own",
+    )
     parser.add_argument(
         "--set",
         action="append",
@@ -34,6 +43,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--run-dir", metavar="DIR", type=Path, help="where results go (default: runs/<next number>)"
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the newest checkpoint in --run-dir, if there is one (checkpoint.resume = true)",
+    )
+    parser.add_argument(
+        "--init-from",
+        metavar="PATH",
+        help="begin with the rows and weights of a checkpoint or run (checkpoint.init_from, init_parts)",
     )
     parser.add_argument(
         "--dry-run",
@@ -51,7 +70,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Exit code of the job; UserError for bad input before anything is started."""
-    config = load_config(options.config, parse_set(options.set))
+    config = _config(options)
+    run_dir = options.run_dir or (Path(config.run_dir) if config.run_dir else None)
+    if config.checkpoint.resume and run_dir is not None and (done := completed(run_dir, config)):
+        if world_rank_of() in (None, 0):
+            print(f"persia-hpc: {done}", file=sys.stderr)
+        return EXIT_OK
     if options.launcher == "none" or inside_mpi():
         return _be_a_rank(config, options)
     if options.dry_run:
@@ -65,6 +89,23 @@ def run(options: argparse.Namespace) -> int:
     from persia_hpc.launch.local import supervise
 
     return supervise(config, options.run_dir, ["--quiet"] * options.quiet, launcher=options.launcher)
+
+
+def _config(options: argparse.Namespace) -> Config:
+    changes = parse_set(options.set)
+    if options.resume:
+        changes["checkpoint.resume"] = True
+    if options.init_from is not None:
+        changes["checkpoint.init_from"] = options.init_from
+    source = options.config
+    if source is None:
+        if not options.resume or options.run_dir is None:
+            raise UserError("no CONFIG: give a TOML file, or --resume and the --run-dir of a run")
+        source = options.run_dir / "config.toml"
+    config = load_config(source, changes)
+    if config.checkpoint.resume and options.run_dir is None and config.run_dir is None:
+        raise UserError("--resume needs the --run-dir of the run (or run_dir in the configuration)")
+    return config
 
 
 def _be_a_rank(config: Config, options: argparse.Namespace) -> int:
@@ -84,7 +125,11 @@ def _be_a_rank(config: Config, options: argparse.Namespace) -> int:
     if world.rank == 0:
         try:
             # Absolute: a launcher may give ranks other current directories.
-            run_dir = Path(os.path.abspath(make_run_dir(options.run_dir or config.run_dir)))
+            run_dir = Path(
+                os.path.abspath(
+                    make_run_dir(options.run_dir or config.run_dir, resume=config.checkpoint.resume)
+                )
+            )
         except Exception as error:
             problem = error
     run_dir, problem = world.bcast((run_dir, problem))

@@ -7,19 +7,21 @@ what its servers must know. Nothing here ever blocks on one peer.
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from persia_hpc.checkpoint.files import shard_name
 from persia_hpc.config import Config
 from persia_hpc.feed import pack_feed
 from persia_hpc.phases import WORKER, Phases
 from persia_hpc.samples.reader import PrefetchReader, split_reader
 from persia_hpc.samples.source import Source
 from persia_hpc.schedule import Schedule, make_schedules, worker_of
+from persia_hpc.stop import StopSignals
 from persia_hpc.transport.plane import Plane
 from persia_hpc.transport.progress import Waiter
 from persia_hpc.transport.records import SPLITS, Kind, Record
@@ -71,6 +73,7 @@ class WorkerLoop:
         feed_plane: Plane,
         trainers: Sequence[int],
         waiter: Waiter,
+        stop: StopSignals,
     ):
         """`servers` and `trainers`: their ranks in the planes' communicators, by server_rank and
         trainer_rank.
@@ -106,7 +109,9 @@ class WorkerLoop:
         self.ended = False
         self.first_pull: dict[int, float] = {}
         self.phases = Phases(WORKER, config.train.trace)
-        self._checkpoints_pending = 0
+        self._stop = stop
+        self._told = False
+        self._servers_heard = Counter[int]()  # of those that have marked, or written, a checkpoint
         name = f"embedding worker {worker_rank}"
         self.watchdog = Watchdog(name, config.transport.stall_seconds, self._waits_for)
 
@@ -119,6 +124,9 @@ class WorkerLoop:
                 moved = self._hear_trainers()
                 moved |= self._hear_servers()
                 moved |= self._issue()
+                if self._stop.number is not None and not self._told and not self.ended:
+                    self._told = True
+                    self.trainers[0].feed.post(Kind.STOP_SIGNAL, step=0, tag=self._stop.number)
                 for plane in self.planes:
                     moved |= plane.progress()
                 self._release_held()
@@ -202,9 +210,10 @@ class WorkerLoop:
         elif kind == Kind.CHECKPOINT:
             directory = record.arrays[0].tobytes().decode()
             for p, server in enumerate(self.servers):
-                path = np.frombuffer(f"{directory}/server-{p:04d}.h5".encode(), np.uint8)
-                server.pulls.post(Kind.CHECKPOINT, step=record.step, arrays=[path])
-            self._checkpoints_pending = len(self.servers)
+                path = np.frombuffer(f"{directory}/{shard_name(p)}".encode(), np.uint8)
+                server.pulls.post(Kind.CHECKPOINT, step=record.step, tag=record.tag, arrays=[path])
+        elif kind == Kind.STOP_SIGNAL:
+            self.trainers[0].feed.post(Kind.STOP_SIGNAL, step=0, tag=record.tag)
         else:
             raise ValueError(f"an embedding worker got a record of kind {kind}")
 
@@ -332,13 +341,16 @@ class WorkerLoop:
         for p, server in enumerate(self.servers):
             while (record := server.rows.poll()) is not None:
                 moved = True
+                kind = Kind(record.kind)
                 if self.ended:
                     record.release()  # rows that nobody waits for any more: the servers count them as dropped
                     continue
-                if record.kind == Kind.CHECKPOINT_DONE:
-                    self._checkpoints_pending -= 1
-                    if self._checkpoints_pending == 0:
-                        self.trainers[0].feed.post(Kind.CHECKPOINT_DONE, step=record.step)
+                if kind == Kind.STOP_SIGNAL:
+                    self.trainers[0].feed.post(kind, step=0, tag=record.tag)
+                elif kind in (Kind.CHECKPOINT_MARKED, Kind.CHECKPOINT_DONE):
+                    self._servers_heard[kind] += 1
+                    if self._servers_heard[kind] % len(self.servers) == 0:  # one checkpoint at a time
+                        self.trainers[0].feed.post(kind, step=record.step)
                 else:
                     self._rows(p, record)
                 record.release()

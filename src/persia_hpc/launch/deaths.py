@@ -66,9 +66,7 @@ class DeathWatch:
         self._by_pidfd: dict[int, RankRecord] = {}
         self._by_poll: dict[int, RankRecord] = {}  # without pidfd_open (Linux < 5.3): /proc, each 50 ms
         self._seen: dict[int, int] = {}
-        self._began: dict[
-            int, float
-        ] = {}  # by world rank, in order, when; until told
+        self._began: dict[int, float] = {}  # by world rank, in order, when; until told
         self._ended: dict[int, Death] = {}
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="persia-deaths", daemon=True)

@@ -7,11 +7,20 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from persia_hpc.config import Config
 from persia_hpc.errors import UserError
 
-from .registry import finish_rank, register_rank, write_failure
+from .registry import finish_rank, read_ranks, read_summary, register_rank, write_failure
 
-__all__ = ["finish_rank", "inside_mpi", "make_run_dir", "register_rank", "world_rank_of", "write_failure"]
+__all__ = [
+    "completed",
+    "finish_rank",
+    "inside_mpi",
+    "make_run_dir",
+    "register_rank",
+    "world_rank_of",
+    "write_failure",
+]
 
 # Set by a launcher in every rank; SLURM_* need more care.
 _RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
@@ -38,10 +47,21 @@ def world_rank_of(environment: Mapping[str, str] = os.environ) -> int | None:
     return None
 
 
-def make_run_dir(requested: str | Path | None) -> Path:
+def completed(path: Path, config: Config) -> str:
+    """Says how a run of this very configuration has ended in a run directory; "" if it hasn't, or in order to
+    go on.
+    """
+    summary = read_summary(path) or {}
+    if summary.get("status") not in ("completed", "stopped") or summary.get("config_sha256") != config.sha256:
+        return ""
+    return f"{path} is {summary['status']} after {summary['steps']} steps: nothing to do"
+
+
+def make_run_dir(requested: str | Path | None, *, resume: bool = False) -> Path:
     """The run's directory, made now: the requested one, or runs/<next integer>, which no other run gets.
 
-    UserError if it can't be made or holds the results of a run.
+    With `resume` it may hold a run that is to go on; how that one ended is removed. UserError if it can't be
+    made, holds the results of a run otherwise, or a run that is still going on.
     """
     if requested is not None:
         path = Path(requested)
@@ -49,9 +69,20 @@ def make_run_dir(requested: str | Path | None) -> Path:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"can't make the run directory {path}: {error.strerror}") from None
+        alive = [rank for rank in read_ranks(path).values() if rank.is_local and rank.is_alive()]
+        if any(rank.pid not in (os.getpid(), os.getppid()) for rank in alive) and not inside_mpi():
+            raise UserError(
+                f"{path} is in use: {alive[0]} of a running job; stop it, or choose another --run-dir"
+            )
+        if resume:
+            for name in ("summary.json", "failure.json"):
+                (path / name).unlink(missing_ok=True)
+            return path
         used = [name for name in ("summary.json", "failure.json", "metrics.jsonl") if (path / name).exists()]
         if used:
-            raise UserError(f"{path} holds a run already (it has {used[0]}); choose another --run-dir")
+            raise UserError(
+                f"{path} holds a run already (it has {used[0]}); choose another --run-dir, or --resume it"
+            )
         return path
     runs = Path("runs")
     try:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, BinaryIO
 
 from persia_hpc.config import Config, config_text
-from persia_hpc.errors import EXIT_FAILURE, EXIT_OK
+from persia_hpc.errors import EXIT_AGAIN, EXIT_FAILURE, EXIT_OK
 
 from .deaths import Death, DeathWatch
 from .environment import make_run_dir
@@ -38,7 +38,7 @@ __all__ = ["finish_rank", "make_run_dir", "register_rank", "supervise", "write_f
 
 RANK_PROGRAM = (sys.executable, "-m", "mpi4py", "-m", "persia_hpc.launch.rank")
 LAUNCHER_GRACE_SECONDS = 3.0  # after the first death the launcher may end the job by itself
-SIGNAL_GRACE_SECONDS = 5.0  # after SIGINT or SIGTERM
+START_GRACE_SECONDS = 5.0  # after a signal while ranks still start, which then have nothing to save
 _PR_SET_PDEATHSIG = 1
 
 
@@ -58,7 +58,7 @@ def supervise(
     the directory can't be used.
     """
     found = find_launcher(launcher)
-    directory = make_run_dir(run_dir or config.run_dir)
+    directory = make_run_dir(run_dir or config.run_dir, resume=config.checkpoint.resume)
     (directory / "logs").mkdir(exist_ok=True)
     for stale in (directory / "ranks").glob("*.json"):  # of a job that was killed before it had results
         stale.unlink()
@@ -67,20 +67,28 @@ def supervise(
     num_ranks = config.ranks.total(nodes)
     command = found.command(num_ranks, [*program, "--run-dir", str(directory), *arguments])
     with (directory / "logs" / "launcher.log").open("wb") as log:
-        return _Job(found, command, directory, num_ranks, log).run()
+        return _Job(found, command, directory, num_ranks, log, config.checkpoint.grace_seconds).run()
 
 
 class _Job:
     def __init__(
-        self, launcher: Launcher, command: list[str], run_dir: Path, num_ranks: int, log: IO[bytes]
+        self,
+        launcher: Launcher,
+        command: list[str],
+        run_dir: Path,
+        num_ranks: int,
+        log: IO[bytes],
+        grace_seconds: float,
     ) -> None:
         self.launcher = launcher
         self.command = command
         self.run_dir = run_dir
         self.num_ranks = num_ranks
+        self.grace_seconds = grace_seconds
         self.ranks: dict[int, RankRecord] = {}
         self.shared_memory = SharedMemory()
         self.signals: list[int] = []
+        self.asked = False  # the ranks to stop by themselves
         self.deadline: float | None = None  # when to kill what still lives
         self.first_death: Death | None = None
         self.out = Relay(_binary(sys.stdout), log)
@@ -177,8 +185,20 @@ class _Job:
         if len(self.signals) > 1:
             self.deadline = 0.0
             return
-        self._set_deadline(SIGNAL_GRACE_SECONDS)
+        self._read_ranks()
         self.shared_memory.look(self.ranks.values(), at_once=True)
+        if len(self.ranks) == self.num_ranks and all(r.role for r in self.ranks.values()):
+            self.asked = True
+            self._set_deadline(self.grace_seconds)
+            here = [rank for rank in self._alive() if not rank.finished]
+            if here:  # one would do
+                for rank in here:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(rank.pid, signal.SIGTERM)
+            else:  # launchers pass this one on to their ranks
+                self.process.send_signal(signal.SIGUSR1)
+            return
+        self._set_deadline(START_GRACE_SECONDS)
         # SIGTERM in place of SIGINT: Python ranks would answer the latter with a traceback each.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGTERM)
@@ -220,10 +240,16 @@ class _Job:
         status = str((summary or {}).get("status"))
         if launcher_code == 0 and status in ("completed", "stopped"):
             return EXIT_OK, ""
-        if self.signals:
+        if status == "interrupted":
+            assert summary is not None
+            return EXIT_AGAIN, (
+                f"stopped by {summary['stop_reason']} after step {summary['steps']}; go on with: "
+                f"persia-hpc train --resume --run-dir {self.run_dir}"
+            )
+        failure = read_failure(self.run_dir)
+        if self.signals and not (self.asked and failure):
             number = self.signals[0]
             return 128 + number, f"ended by {signal.Signals(number).name}"
-        failure = read_failure(self.run_dir)
         death = self.first_death
         if failure is not None and not (
             death and death.rank.world_rank != failure["world_rank"] and death.time < failure["time"]
@@ -290,7 +316,7 @@ def _environment(launcher: Launcher) -> Mapping[str, str]:
 
 @contextlib.contextmanager
 def _signals(handler: Callable[[int], None]) -> Iterator[None]:
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
     old = {n: signal.signal(n, lambda number, _: handler(number)) for n in numbers}
     try:
         yield

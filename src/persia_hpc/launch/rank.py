@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from persia_hpc.config import Config, load_config
-from persia_hpc.errors import AgreedExit
+from persia_hpc.errors import EXIT_AGAIN, AgreedExit
+from persia_hpc.stop import StopSignals
 
 from .environment import world_rank_of
 from .registry import finish_rank, register_rank, report_failure
@@ -18,9 +19,23 @@ from .registry import finish_rank, register_rank, report_failure
 def run_rank(config: Config, run_dir: Path, quiet: bool) -> dict[str, Any]:
     """Runs this rank's role to its end and returns the summary. Collective over COMM_WORLD.
 
-    Whatever goes wrong is recorded in the run directory and ends the whole job with the error's exit code: an
-    exception that only left this rank would leave the others waiting for ever.
+    AgreedExit with EXIT_AGAIN if a signal has ended the run early. Whatever goes wrong is recorded in the run
+    directory and ends the whole job with the error's exit code: an exception that only left this rank would
+    leave the others waiting for ever.
     """
+    with StopSignals() as stop:
+        summary = _run_rank(config, run_dir, quiet, stop)
+    if summary["status"] == "interrupted":
+        from mpi4py import MPI
+
+        # All ranks are here: without the launcher's talk of aborts.
+        MPI.COMM_WORLD.Barrier()
+        MPI.Finalize()
+        raise AgreedExit(EXIT_AGAIN)
+    return summary
+
+
+def _run_rank(config: Config, run_dir: Path, quiet: bool, stop: StopSignals) -> dict[str, Any]:
     known = world_rank_of()
     if known is not None:
         register_rank(run_dir, known)  # before MPI starts, which may hang or be killed as well
@@ -32,7 +47,7 @@ def run_rank(config: Config, run_dir: Path, quiet: bool) -> dict[str, Any]:
             register_rank(run_dir, rank)
         from persia_hpc.api import train_rank
 
-        summary: dict[str, Any] = train_rank(config, run_dir, quiet)
+        summary: dict[str, Any] = train_rank(config, run_dir, stop, quiet)
     except AgreedExit:
         raise
     except BaseException as error:

@@ -41,7 +41,12 @@ class Clock:
             self._enter_next()
 
     def shorten_segment(self, last: int) -> None:
-        """The announced segment ends already with step `last` (a stop that all ranks agreed on)."""
+        """The announced segment ends already with step `last` (a stop that all ranks agreed on).
+
+        Of several workers a slow one may say so when the next segment has begun.
+        """
+        if last < self.first:
+            return
         if self._next and last >= self._next[0]:
             self._next = (self._next[0], last)
         else:

@@ -6,7 +6,7 @@ Shape letters: U rows of one request (all tables), D dim of a group, T tables, G
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,6 +105,12 @@ class ParameterServer:
         self._waiting: list[Pull] = []
         self._in_flight: dict[tuple[int, int], Pull] = {}
         self._held: dict[int, dict[int, _Push]] = {}
+
+    def restore(self, step: int, ledger: Mapping[str, int], staleness: Mapping[str, int]) -> None:
+        """The tables are as they were after `step` of an earlier run, which counted these."""
+        self.clock.applied = self.clock.first = self.clock.last = step
+        self.clock.histogram.update({int(k): v for k, v in staleness.items()})
+        self.ledger = Ledger(**ledger)
 
     # ---- pulls
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from persia_hpc.checkpoint import write_shard
+from persia_hpc.checkpoint.shards import ShardWriter
 from persia_hpc.config import Config
 from persia_hpc.phases import SERVER, Phases
+from persia_hpc.stop import StopSignals
 from persia_hpc.transport.plane import Plane
 from persia_hpc.transport.progress import Waiter
 from persia_hpc.transport.records import Kind, Record
@@ -49,7 +51,13 @@ class ServerLoop:
     """Serves workers until each of them has closed its rings."""
 
     def __init__(
-        self, engine: ParameterServer, plane: Plane, workers: Sequence[int], waiter: Waiter, config: Config
+        self,
+        engine: ParameterServer,
+        plane: Plane,
+        workers: Sequence[int],
+        waiter: Waiter,
+        config: Config,
+        stop: StopSignals,
     ):
         """`workers`: ranks of the workers in the plane's communicator, by worker_rank."""
         self.engine = engine
@@ -64,6 +72,11 @@ class ServerLoop:
         name = f"parameter server {engine.server_rank}"
         self.watchdog = Watchdog(name, config.transport.stall_seconds, engine.waits_for)
         self._drained: list[_Drained] = []
+        self._stop = stop
+        self._told = False
+        self._aside_bytes = config.checkpoint.aside_bytes
+        self._writer: ShardWriter | None = None  # of a checkpoint
+        self._writer_step = 0
 
     def run(self) -> None:
         """Returns when all workers have closed; collective in effect, not in MPI's sense."""
@@ -74,6 +87,10 @@ class ServerLoop:
             moved = self._receive()
             moved |= self._serve()
             moved |= self.plane.progress()
+            moved |= self._finish_checkpoint()
+            if self._stop.number is not None and not self._told:
+                self._told = True
+                self.links[0].rows.post(Kind.STOP_SIGNAL, step=0, tag=self._stop.number)
             if moved:
                 self.waiter.busy()
                 self.watchdog.moved()
@@ -128,7 +145,7 @@ class ServerLoop:
         moved = False
         while True:
             pulls = 0
-            for pull in self.engine.ready_pulls():
+            for pull in self.engine.ready_pulls() if self._has_room_aside() else ():
                 begin = time.perf_counter()
                 self._answer(pull)
                 self.phases.add("pull", begin, pull.step)
@@ -142,10 +159,26 @@ class ServerLoop:
             if request.kind == Kind.LOOKUP:
                 self._lookup(request)
             else:
-                write_shard(request.arrays[0].tobytes().decode(), self.engine)
-                self.links[request.link].rows.post(Kind.CHECKPOINT_DONE, step=request.step)
+                path = Path(request.arrays[0].tobytes().decode())
+                self._writer = ShardWriter(self.engine, path, base_step=request.tag)
+                self._writer_step = request.step
+                self._writer.start()
+                self.links[0].rows.post(Kind.CHECKPOINT_MARKED, step=request.step)
             moved = True
         return moved
+
+    def _has_room_aside(self) -> bool:
+        """Whether pulls may change rows that a checkpoint still has to write: old rows are kept, but not
+        without end.
+        """
+        return self._writer is None or self._writer.kept_bytes < self._aside_bytes
+
+    def _finish_checkpoint(self) -> bool:
+        if self._writer is None or not self._writer.done:
+            return False
+        self._writer = None
+        self.links[0].rows.post(Kind.CHECKPOINT_DONE, step=self._writer_step)
+        return True
 
     def _answer(self, pull: Pull) -> None:
         sender = self.links[pull.reply_to].rows

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from persia_hpc.errors import UserError
+from persia_hpc.layout import Layout
+from persia_hpc.samples.schema import DatasetSchema
 
 POOLED = ("sum", "mean", "sqrtn")
 
@@ -128,3 +130,20 @@ def on_backward(batch: Batch, reached: Callable[[object], None]) -> None:
     outputs = [*batch.blocks.values(), *(values for values, _ in batch.sequence.values())]
     if outputs and outputs[0].grad_fn is not None:
         outputs[0].grad_fn.register_prehook(reached)  # all come from one function
+
+
+def make_inputs(layout: Layout, schema: DatasetSchema) -> Inputs:
+    """What a model's constructor gets."""
+    specs = tuple(
+        FeatureSpec(
+            name=f.name,
+            table=layout.tables[f.table].name,
+            group=layout.tables[f.table].group,
+            dim=layout.tables[f.table].dim,
+            pooling=f.pooling,
+            multi=f.multi,
+            rounds=f.rounds,
+        )
+        for f in layout.features
+    )
+    return Inputs(features=specs, num_dense=len(schema.dense_names), labels=schema.label_names)

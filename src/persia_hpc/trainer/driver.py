@@ -21,7 +21,8 @@ from persia_hpc.metrics import MetricLogger, auc, load_metrics
 from persia_hpc.models import build_model
 
 from .batch import Batch, Inputs
-from .session import Session, make_optimizer
+from .dense_optimizer import make_optimizer
+from .session import Session
 
 EVENT_SECONDS = 1.0  # how often the training event is logged
 RECENT_SAMPLES = 50_000  # for the AUC and loss of the progress bar
@@ -127,34 +128,58 @@ class Driver:
         if session.trainer_rank != 0:
             self.callbacks = self.loggers = ()
         session.prepare(self.model)
+        evaluated = self._restore(session)
         for callback in self.callbacks:
             callback.on_start(self.run_view)
         schedule = session.schedules["train"]
-        evaluated = -1
-        while self._goes_on():
-            first = session.step_number + 1
-            for batch in session.batches(steps=schedule.next_drain(first) - first + 1):
+        while True:
+            # Trainer 0's callbacks may have asked for a stop: all must know it before they evaluate, or not.
+            session.agree_on_stop()
+            step = session.step_number
+            # Also after a resume: the checkpoint of a step is begun before its evaluation.
+            due = (
+                "valid" in session.schedules and step not in (0, evaluated) and schedule.evaluates_after(step)
+            )
+            if due and session.stop_reason is None:
+                metrics = self._evaluate("valid")
+                evaluated = step
+                if self.early_stop is not None and (reason := self.early_stop.update(metrics)):
+                    session.request_stop(reason)
+                session.driver_state = self._state(evaluated)
+                session.agree_on_stop()
+            if step >= session.num_steps or session.stop_reason is not None:
+                break
+            for batch in session.batches(steps=schedule.next_drain(step + 1) - step):
                 logits = session.forward(batch)
                 check_logits(logits, batch)
                 session.step(self.loss(logits, batch))
                 self._note(logits, batch)
-            # Trainer 0's callbacks may have asked for a stop: all must know it before they evaluate, or not.
-            session.agree_on_stop()
-            if "valid" in session.schedules and session.stop_reason is None:
-                metrics = self._evaluate("valid")
-                evaluated = session.step_number
-                if self.early_stop is not None and (reason := self.early_stop.update(metrics)):
-                    session.request_stop(reason)
         self._event(force=True)
-        if self.config.train.evaluate_at_end:
+        if self.config.train.evaluate_at_end and session.interrupted is None:
             if "valid" in session.schedules and evaluated != session.step_number:
                 self._evaluate("valid")
             if "test" in session.schedules:
                 self._evaluate("test")
 
-    def _goes_on(self) -> bool:
-        self.session.agree_on_stop()
-        return self.session.step_number < self.session.num_steps and self.session.stop_reason is None
+    def _state(self, evaluated: int) -> dict[str, Any]:
+        """What a resumed run must know of this loop."""
+        early = self.early_stop
+        return {
+            "evaluated": evaluated,
+            "best": early.best if early else 0.0,
+            "bad": early.bad if early else 0,
+        }
+
+    def _restore(self, session: Session) -> int:
+        """Takes over what `_state` said; the last evaluated step, -1 if there was none."""
+        state = session.driver_state
+        self._last_samples = session.samples
+        if session.step_number and self.loggers:
+            for logger in self.loggers:
+                logger.log({"event": "resume", "step": session.step_number})
+        if self.early_stop is not None and state:
+            self.early_stop.best, self.early_stop.bad = state["best"], state["bad"]
+        return int(state.get("evaluated", -1))
 
     def _evaluate(self, split: str) -> dict[str, float]:
         metrics = self.session.evaluate(split=split)

@@ -4,7 +4,7 @@ process.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -37,14 +37,25 @@ class Feed(Protocol):
     def request_stop(self) -> None:
         """Trainer 0 only: asks all ranks to end the segment early."""
 
+    def stop_signal(self) -> int | None:
+        """Trainer 0 only: the signal that some rank of the job has got and that asks it to stop."""
+
     def begin_evaluation(self, split: str, step: int) -> None:
         """Batches of a split follow, with rows that have all updates through `step`."""
 
     def next_evaluation(self, number: int) -> FeedBatch:
         """Evaluation batch `number` (from 1); to be given back by `release`."""
 
-    def checkpoint(self, directory: str, step: int) -> None:
-        """Trainer 0 only: returns when every server has written its shard, as of `step`, into `directory`."""
+    def begin_checkpoint(self, directory: str, step: int, base_step: int) -> None:
+        """Trainer 0 only: returns when every server has marked its rows, as of `step`, and begun to write
+        them into `directory`; with a `base_step` other than 0 only the changes since.
+        """
+
+    def checkpoint_written(self) -> bool:
+        """Trainer 0 only: whether all servers are done with that."""
+
+    def wait_for_checkpoint(self, give_up: Callable[[], bool]) -> None:
+        """Trainer 0 only: returns when they are, or `give_up` says so."""
 
     def close(self) -> None:
         """Ends the run for workers and servers."""
@@ -59,6 +70,9 @@ class Peers(Protocol):
     def broadcast(self, value: Any) -> Any:
         """Trainer 0's value, on every trainer. Collective."""
 
+    def gather_objects(self, value: Any) -> list[Any] | None:
+        """All trainers' values on trainer 0, None elsewhere. Collective."""
+
     def gather(self, array: Array) -> Array | None:
         """The trainers' [n_i, …] arrays one after the other on trainer 0, None elsewhere. Collective."""
 
@@ -71,6 +85,9 @@ class Alone:
 
     def broadcast(self, value: Any) -> Any:
         return value
+
+    def gather_objects(self, value: Any) -> list[Any] | None:
+        return [value]
 
     def gather(self, array: Array) -> Array | None:
         return array

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from mpi4py import MPI
 from persia_hpc.feed import FeedBatch, unpack_feed
 from persia_hpc.phases import TRAINER, Phases
 from persia_hpc.schedule import worker_of
+from persia_hpc.stop import StopSignals
 from persia_hpc.transport.plane import Plane
 from persia_hpc.transport.progress import Waiter
 from persia_hpc.transport.records import SPLITS, Kind, Record
@@ -32,6 +34,9 @@ class MpiPeers:
 
     def broadcast(self, value: Any) -> Any:
         return self._comm.bcast(value)
+
+    def gather_objects(self, value: Any) -> list[Any] | None:
+        return self._comm.gather(value)
 
     def gather(self, array: Array) -> Array | None:
         counts = self._comm.gather(array.shape)
@@ -59,6 +64,7 @@ class RingFeed:
         num_groups: int,
         multi: Sequence[str],
         waiter: Waiter,
+        stop: StopSignals | None = None,
         stall_seconds: float = 60.0,
         trace_steps: int | None = None,
     ):
@@ -84,13 +90,19 @@ class RingFeed:
         self._stopping = False
         self._issued: list[int] = []
         self._stop_agreed = False
-        self._checkpoints = 0
+        self._checkpoints = Counter[int]()  # marked, done
+        self._checkpoint_begun = 0
+        self._stop = stop or StopSignals()
+        self._signal: int | None = None  # that another rank has told of, or that this one has passed on
         self._closing = False
 
     # ---- segments
 
     def begin_segment(self, first: int, last: int) -> None:
+        if self._ended_at is not None and self._ended_at < first:  # that was a segment before
+            self._ended_at = None
         self._first, self._last = first, last if self._ended_at is None else min(last, self._ended_at)
+        self._stopping = self._stop_agreed = False
         self._command(Kind.SEGMENT, first, last)
 
     def next_batch(self, step: int) -> FeedBatch | None:
@@ -122,7 +134,11 @@ class RingFeed:
     def request_stop(self) -> None:
         if not self._stopping:
             self._stopping = True
+            self._issued = []
             self._command(Kind.STOP_REQUEST, 0)
+
+    def stop_signal(self) -> int | None:
+        return self._signal if self._stop.number is None else self._stop.number
 
     # ---- evaluation, checkpoint, end
 
@@ -137,12 +153,21 @@ class RingFeed:
         )
         return self._ready.pop((Kind.FEED_EVALUATE, number))
 
-    def checkpoint(self, directory: str, step: int) -> None:
+    def begin_checkpoint(self, directory: str, step: int, base_step: int) -> None:
         path = np.frombuffer(directory.encode(), np.uint8)
-        before = self._checkpoints
+        self._checkpoint_begun += 1
         # One worker passes it on: each server writes once.
-        self._senders[0].post(Kind.CHECKPOINT, step=step, arrays=[path])
-        self._wait(lambda: self._checkpoints > before, "the servers to write the checkpoint")
+        self._senders[0].post(Kind.CHECKPOINT, step=step, tag=base_step, arrays=[path])
+        self._wait(
+            lambda: self._checkpoints[Kind.CHECKPOINT_MARKED] == self._checkpoint_begun,
+            "the servers to begin a checkpoint",
+        )
+
+    def checkpoint_written(self) -> bool:
+        return self._checkpoints[Kind.CHECKPOINT_DONE] == self._checkpoint_begun
+
+    def wait_for_checkpoint(self, give_up: Callable[[], bool]) -> None:
+        self._wait(lambda: self.checkpoint_written() or give_up(), "the servers to write the checkpoint")
 
     def close(self) -> None:
         self._closing = True
@@ -178,6 +203,10 @@ class RingFeed:
 
     def _turn(self) -> bool:
         moved = self.plane.progress()
+        tell = self.trainer_rank != 0 and not self._closing
+        if tell and self._stop.number is not None and self._signal is None:
+            self._signal = self._stop.number
+            self._senders[self.mine[0]].post(Kind.STOP_SIGNAL, step=0, tag=self._signal)
         for receiver in self._receivers.values():
             record = receiver.poll()
             if record is not None:
@@ -205,11 +234,15 @@ class RingFeed:
                 self._command(Kind.STOP_AT, max(self._first, *self._issued))
                 self._stop_agreed = True
         elif kind == Kind.SEGMENT_END:
-            # Kept: it may come before this trainer has begun the segment that it ends.
+            # Kept: it may come before this trainer has begun the segment that it ends, or from a slow worker
+            # when the next has begun.
             self._ended_at = record.step
-            self._last = min(self._last, record.step)
-        elif kind == Kind.CHECKPOINT_DONE:
-            self._checkpoints += 1
+            if record.step >= self._first:
+                self._last = min(self._last, record.step)
+        elif kind in (Kind.CHECKPOINT_MARKED, Kind.CHECKPOINT_DONE):
+            self._checkpoints[kind] += 1
+        elif kind == Kind.STOP_SIGNAL:
+            self._signal = record.tag
         else:
             raise ValueError(f"a trainer got a record of kind {kind}")
         record.release()

@@ -4,9 +4,9 @@ with.
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator, Mapping
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from persia_hpc import checkpoint
 from persia_hpc.config import Config
 from persia_hpc.errors import UserError
 from persia_hpc.feed import FeedBatch
@@ -26,61 +25,11 @@ from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.schedule import Schedule
 
 from .allreduce import DenseReducer
-from .batch import Batch, FeatureSpec, Inputs, on_backward
+from .batch import Batch, Inputs, on_backward
+from .dense_optimizer import make_optimizer, set_learning_rate
 from .feeding import Array, Feed, Peers, concatenate
 from .pooling import Pooling, RowGradients
-
-FUSED_EXCLUDES = {"fused", "foreach", "capturable", "differentiable"}  # options of torch's optimizers
-
-
-def make_inputs(layout: Layout, schema: DatasetSchema) -> Inputs:
-    """What a model's constructor gets."""
-    specs = tuple(
-        FeatureSpec(
-            name=f.name,
-            table=layout.tables[f.table].name,
-            group=layout.tables[f.table].group,
-            dim=layout.tables[f.table].dim,
-            pooling=f.pooling,
-            multi=f.multi,
-            rounds=f.rounds,
-        )
-        for f in layout.features
-    )
-    return Inputs(features=specs, num_dense=len(schema.dense_names), labels=schema.label_names)
-
-
-def make_optimizer(parameters: Any, settings: Mapping[str, Any]) -> torch.optim.Optimizer:
-    """Any optimizer of torch.optim by name, with its own arguments; UserError for names and arguments it
-    doesn't have.
-
-    On the CPU fused, where torch has that and `settings` doesn't choose: one kernel a parameter, not a dozen.
-    """
-    arguments = dict(settings)
-    name = str(arguments.pop("name", "Adam"))
-    names = [n for n in dir(torch.optim) if isinstance(getattr(torch.optim, n), type) and n != "Optimizer"]
-    if name not in names:
-        raise UserError(f"train.optimizer.name = {name!r} is not in torch.optim; it has: {', '.join(names)}")
-    parameters = list(parameters)
-    optimizer = getattr(torch.optim, name)
-    free = "fused" in signature(optimizer).parameters and not FUSED_EXCLUDES & arguments.keys()
-    able = all(p.is_floating_point() and p.device.type == "cpu" for p in parameters)
-    fused = {"fused": True} if free and able else {}
-    try:
-        made: torch.optim.Optimizer = optimizer(parameters, **arguments, **fused)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"train.optimizer: torch.optim.{name} refuses {arguments}: {error}") from error
-    return made
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: LearningRate, step: int) -> None:
-    """Gives each parameter group the learning rate of `step`; its first is kept as torch's schedulers do.
-
-    Does nothing for a constant rate, so that a scheduler of the user's own is not disturbed.
-    """
-    if rate.varies:
-        for group in optimizer.param_groups:
-            group["lr"] = group.setdefault("initial_lr", group["lr"]) * rate.factor(step)
+from .saving import DenseState, Saver
 
 
 class Session:
@@ -97,7 +46,9 @@ class Session:
         peers: Peers,
         reducer: DenseReducer,
         device: torch.device,
+        resume: DenseState | None = None,
     ):
+        """`resume`: what the checkpoint that the run goes on from holds of the dense side."""
         self.config = config
         self.layout = layout
         self.inputs = inputs
@@ -109,7 +60,9 @@ class Session:
         self.step_number = 0
         self.samples = 0
         self.evaluate_seconds = 0.0
-        self.checkpoint_seconds = 0.0
+        self.saver: Saver | None = None  # once the run has a directory
+        self.driver_state: dict[str, Any] = {}  # what the training loop wants to find again after a resume
+        self.interrupted: int | None = None  # the signal that ended the run early
         self.stop_reason: str | None = None
         self.last_loss = 0.0
         self.last_staleness = 0  # steps whose updates this trainer's last batch missed
@@ -126,6 +79,12 @@ class Session:
         self._current: tuple[FeedBatch, RowGradients] | None = None
         self._stepped = True
         self._segment_last: int | None = None  # while one is under way
+        self._draining = False  # it is to end early, for a checkpoint
+        self._resume = resume
+        if resume is not None:
+            self.step_number, self.samples = resume.step, resume.samples
+            self.results, self.driver_state = resume.results, resume.driver
+        self.first_step, self.first_samples = self.step_number, self.samples
 
     @property
     def trainer_rank(self) -> int:
@@ -151,6 +110,8 @@ class Session:
         parameters of this model.
         """
         model.to(self.device)
+        if self._resume is not None:
+            self._resume.load_model(model)
         self._reducer.attach(model)
         self.model = model
         parameters = [p for p in model.parameters() if p.requires_grad]
@@ -159,6 +120,10 @@ class Session:
         )
         # From here on trainers draw their own random numbers (dropout).
         torch.manual_seed(self.config.seed + 7919 * self.trainer_rank)
+        if self._resume is not None:
+            if self.optimizer is not None:
+                self._resume.load_optimizer(self.optimizer)
+            self._resume.restore_random_state(self.config.seed, self.trainer_rank, self.num_trainers)
         return model
 
     def forward(self, batch: Batch) -> Tensor:
@@ -173,8 +138,9 @@ class Session:
 
         After each batch `step` must be called. Evaluation is possible between two calls, and inside one after
         every
-        `train.evaluate_every` steps (0: at the end of each epoch). A trainer without samples in a step (the
-        tail of an epoch) sees no batch, its part of the AllReduce is done here.
+        `train.evaluate_every` steps (0: at the end of each epoch). Checkpoints that are due are begun here.
+        A trainer without samples in a step (the tail of an epoch) sees no batch, its part of the AllReduce is
+        done here.
         """
         if split != "train":
             raise UserError(
@@ -188,6 +154,9 @@ class Session:
                 return
             first = self.step_number + 1
             yield from self._segment(first, min(schedule.next_drain(first), end))
+            self.agree_on_stop()
+            if self.stop_reason is None and self.peers.broadcast(self._checkpoint_is_due()):
+                self.save()
 
     def _segment(self, first: int, last: int) -> Iterator[Batch]:
         if self._segment_last is not None:
@@ -276,7 +245,8 @@ class Session:
             self.phases.add("optimizer", begin, number)
         self.step_number = number
         self.samples += num_global
-        self.pace.step(number, self.samples, self.phases.elapsed())
+        self.pace.step(number - self.first_step, self.samples - self.first_samples, self.phases.elapsed())
+        self._listen()
 
     def _reach_pooling(self, _: object) -> None:
         self._pool_began = time.perf_counter()
@@ -291,7 +261,27 @@ class Session:
 
     def agree_on_stop(self) -> None:
         """Gives every trainer trainer 0's `stop_reason`. Collective."""
-        self.stop_reason = self.peers.broadcast(self.stop_reason)
+        self._listen()
+        self.stop_reason, self.interrupted = self.peers.broadcast((self.stop_reason, self.interrupted))
+
+    def _listen(self) -> None:
+        """Trainer 0: takes note of signals, and of what goes on beside training."""
+        if self.trainer_rank != 0:
+            return
+        number = self._feed.stop_signal()
+        if number is not None and self.interrupted is None:
+            self.interrupted = number
+            self.request_stop(signal.Signals(number).name)
+        if self.saver is not None:
+            self.saver.poll()
+            if self.saver.overdue() and self._segment_last is not None and not self._draining:
+                self._draining = True
+                self._feed.request_stop()
+
+    def _checkpoint_is_due(self) -> bool:
+        self._draining = False
+        scheduled = self.schedules["train"].checkpoints_after(self.step_number)
+        return self.saver is not None and self.saver.due(self.step_number, scheduled)
 
     def evaluate(self, model: nn.Module | None = None, split: str = "valid") -> dict[str, float]:
         """Exact metrics of a split over all trainers; changes nothing in the tables. Collective.
@@ -370,28 +360,23 @@ class Session:
             model.train(was_training)
             self.evaluate_seconds += time.perf_counter() - begin
 
-    def save(self, run_dir: Path, schema: DatasetSchema) -> Path:
-        """Writes a checkpoint of this moment and moves `latest` to it; no gradient may be in flight.
+    def attach_saver(self, run_dir: Path, schema: DatasetSchema, num_samples: Mapping[str, int]) -> None:
+        """From now on this session writes checkpoints into `run_dir`. num_samples: of each split."""
+        saved = self.first_step if self._resume is not None else None
+        self.saver = Saver(self.config, self._feed, run_dir, schema, num_samples, saved)
+
+    def save(self) -> None:
+        """Begins a checkpoint of this moment, which goes on being written; no gradient may be in flight.
         Collective.
         """
-        begin = time.perf_counter()
-        final = run_dir / f"step-{self.step_number:08d}"
-        if self.trainer_rank == 0:
-            assert self.model is not None
-            directory = checkpoint.begin(run_dir, self.step_number)
-            self._feed.checkpoint(str(directory), self.step_number)
-            dense = {
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict() if self.optimizer is not None else {},
-                "rng": torch.get_rng_state(),
-            }
-            final = checkpoint.finish(directory, self.step_number, self.config, schema, dense)
-        self.peers.broadcast(None)  # nobody goes on before it is whole
-        self.checkpoint_seconds += time.perf_counter() - begin
-        return final
+        assert self.saver is not None, "this session has no run directory"
+        self.phases.stop()
+        self.saver.begin(self)
 
     def close(self) -> None:
         """Ends the run for all ranks. Collective."""
+        if self.saver is not None:
+            self.saver.wait()
         self._feed.close()
         self._reducer.close()
 

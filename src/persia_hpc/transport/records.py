@@ -41,6 +41,9 @@ class Kind(IntEnum):
     STOP_REQUEST = 14
     ISSUED = 15
     STOP_AT = 16
+    # any rank to trainer 0: somebody wants the run to stop; the tag is the signal
+    STOP_SIGNAL = 17
+    CHECKPOINT_MARKED = 18
     CLOSE = 0xFFFF
 
 

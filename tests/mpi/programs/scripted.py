@@ -96,7 +96,7 @@ class ScriptedJob(RankJob):
             out.append(grads)
         return out
 
-    def _train(self, schema, main, callbacks, loggers):
+    def _train(self, start, main, callbacks, loggers):
         groups, plan = self.groups, self.groups.plan
         me = groups.me.role_rank
         yield
@@ -149,9 +149,12 @@ class ScriptedJob(RankJob):
         result = {
             "steps": steps,
             "samples": 0,
+            "first_step": 0,
+            "first_samples": 0,
             "stop_reason": None,
+            "interrupted": False,
             "evaluate_seconds": 0.0,
-            "checkpoint_seconds": 0.0,
+            "checkpoints": {},
             "results": {},
         }
         return {**result, "wait": {"batch": 0.0}, "oracle": self.oracle}, None
@@ -185,7 +188,7 @@ class ScriptedJob(RankJob):
         finally:
             WorkerLoop._may_issue = may_issue
 
-    def _serve_rows(self):
+    def _serve_rows(self, start):
         made = []
         import persia_hpc.rank as rank_module
 
@@ -197,7 +200,7 @@ class ScriptedJob(RankJob):
 
         rank_module.ParameterServer = remember
         try:
-            generator = super()._serve_rows()
+            generator = super()._serve_rows(start)
             next(generator)
         finally:
             rank_module.ParameterServer = original

@@ -1,0 +1,6 @@
+"""Checkpoints: all that a run needs to go on, of one moment (docs/checkpoints.md).
+
+manifest.json      step, files with checksums, configuration, schema, counters
+server-NNNN.h5     rows, optimizer state and recency of one server, grouped by bucket
+dense.pt           dense model, optimizer, random numbers, the training loop's own state
+"""

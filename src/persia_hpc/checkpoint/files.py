@@ -1,0 +1,223 @@
+"""The directory of a checkpoint, from its first file to its removal, and its manifest.
+
+A checkpoint is written aside as `step-XXXXXXXX.partial`, fsynced, renamed, and only then does `latest` point
+to it: whatever is named `step-XXXXXXXX` is whole. Nothing here is collective.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from persia_hpc.config import Config
+from persia_hpc.errors import DataError, PersiaError, UserError
+from persia_hpc.files import sync_path
+from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
+
+FORMAT_VERSION = 2
+MANIFEST = "manifest.json"
+DENSE = "dense.pt"
+_BYTES_AT_ONCE = 1 << 20
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+def step_name(step: int) -> str:
+    """The directory's name."""
+    return f"step-{step:08d}"
+
+
+def shard_name(server_rank: int) -> str:
+    """The file of a server."""
+    return f"server-{server_rank:04d}.h5"
+
+
+def begin(run_dir: Path, step: int) -> Path:
+    """Makes the directory that the parts are written into; PersiaError if that can't be."""
+    path = run_dir / f"{step_name(step)}.partial"
+    try:
+        remove(path)  # of a job that died while it wrote
+        path.mkdir(parents=True)
+    except OSError as error:
+        raise writing_failed(path, error) from error
+    return path
+
+
+def writing_failed(path: Path, error: OSError) -> PersiaError:
+    """What to tell the user when a part can't be written."""
+    return PersiaError(
+        f"can't write the checkpoint {path}: {error.strerror or error}; those before are as they were. Make "
+        "room (or lower checkpoint.keep), and go on with --resume"
+    )
+
+
+def note_part(path: Path, **more: Any) -> None:
+    """Notes size and checksum of a finished part beside it, for the manifest; `more` goes there too."""
+    note = {"bytes": path.stat().st_size, "sha256": file_sha256(path), **more}
+    path.with_name(path.name + ".json").write_text(json.dumps(note))
+
+
+def finish(
+    directory: Path,
+    *,
+    step: int,
+    config: Config,
+    schema: DatasetSchema,
+    num_samples: Mapping[str, int],
+    versions: Mapping[str, str],
+    base: str | None,
+) -> Path:
+    """Puts the noted parts into the manifest, renames and moves `latest`. After all parts are written.
+
+    num_samples: of each split. base: name of the checkpoint that this one holds the changes since.
+    """
+    notes = sorted(directory.glob("*.json"))
+    parts = {note.name.removesuffix(".json"): json.loads(note.read_text()) for note in notes}
+    counters: dict[str, Counter[str]] = {"ledger": Counter(), "staleness": Counter()}
+    for part in parts.values():
+        for name, counter in counters.items():
+            counter.update(part.pop(name, {}))
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "step": step,
+        "base": base,
+        "shards": [name for name in parts if name != DENSE],
+        "files": parts,
+        "counters": counters,
+        "config": config.resolved(),
+        "schema": dataclasses.asdict(schema),
+        "num_samples": dict(num_samples),
+        "versions": dict(versions),
+    }
+    for note in notes:
+        note.unlink()
+    with (directory / MANIFEST).open("w", encoding="utf-8") as file:
+        json.dump(manifest, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    final = directory.with_suffix("")
+    remove(final)  # a damaged one, which this run didn't go on from
+    sync_path(directory)
+    directory.rename(final)
+    link = final.parent / "latest"
+    aside = final.parent / "latest.partial"
+    aside.unlink(missing_ok=True)
+    aside.symlink_to(final.name)
+    aside.replace(link)
+    sync_path(final.parent)
+    return final
+
+
+def whole(run_dir: Path) -> list[Path]:
+    """All whole checkpoints of a run directory, newest first."""
+    found = [p for p in run_dir.glob("step-*") if _NAME.fullmatch(p.name) and (p / MANIFEST).exists()]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """The step that a checkpoint's name says."""
+    return int(path.name.partition("-")[2])
+
+
+def prune(run_dir: Path, *, keep: int, keep_every: int) -> None:
+    """Removes all checkpoints but the newest `keep`, those of steps divisible by `keep_every` (0: none), and
+    what they are based on.
+    """
+    found = whole(run_dir)
+    kept = {p for i, p in enumerate(found) if i < keep or (keep_every and step_of(p) % keep_every == 0)}
+    bases = set()
+    for path in kept:
+        with contextlib.suppress(PersiaError):  # a damaged one has no use for a base
+            bases.add(read_manifest(path)["base"])
+    for path in found:
+        if path not in kept and path.name not in bases:
+            remove(path)
+
+
+def discard_partial(run_dir: Path) -> None:
+    """Removes what a job that died has left half-written."""
+    for path in run_dir.glob("step-*.partial"):
+        remove(path)
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint; UserError when there is none or this package can't read its format,
+    DataError when it is damaged.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads((directory / MANIFEST).read_text())
+        version = int(manifest["format_version"])
+    except OSError as error:
+        raise UserError(
+            f"{directory} is not a checkpoint ({error.strerror}); expected a folder like runs/1/latest, with "
+            f"{MANIFEST}"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{directory / MANIFEST} is damaged ({error}); use an older checkpoint") from error
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{directory} has checkpoint format {version}, this package reads {FORMAT_VERSION}; use the "
+            "persia-hpc that wrote it" + (", or update" if version > FORMAT_VERSION else "")
+        )
+    return manifest
+
+
+def base_of(directory: Path, manifest: Mapping[str, Any]) -> Path | None:
+    """The full checkpoint that an incremental one builds on; DataError if it isn't there."""
+    if manifest["base"] is None:
+        return None
+    base: Path = directory.resolve().parent / manifest["base"]
+    if not (base / MANIFEST).exists():
+        raise DataError(
+            f"{directory} holds the changes since {base}, which isn't there; use an older checkpoint"
+        )
+    return base
+
+
+def check_part(directory: Path, manifest: Mapping[str, Any], name: str, *, content: bool) -> None:
+    """DataError unless a part is there in its noted size and, with `content`, has its noted checksum."""
+    path, note = directory / name, manifest["files"][name]
+    try:
+        size = path.stat().st_size
+        got = file_sha256(path) if content else note["sha256"]
+    except OSError as error:
+        raise DataError(f"{path}: can't be read ({error.strerror}); use an older checkpoint") from error
+    if size != note["bytes"]:
+        raise DataError(
+            f"{path} is damaged: it has {size} bytes, expected {note['bytes']}; use an older checkpoint"
+        )
+    if got != note["sha256"]:
+        raise DataError(f"{path} is damaged: its checksum is not the manifest's; use an older checkpoint")
+
+
+def read_schema(manifest: Mapping[str, Any]) -> DatasetSchema:
+    """The schema of the dataset that a checkpoint was trained on."""
+    fields = dict(manifest["schema"])
+    features = tuple(FeatureSchema(**f) for f in fields.pop("features"))
+    rest: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    return DatasetSchema(features, **rest)
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BYTES_AT_ONCE):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def remove(path: Path) -> None:
+    """Removes a checkpoint, its manifest first: what is left of it at any moment isn't taken for whole."""
+    entries: Iterable[Path] = sorted(path.glob("*"), key=lambda p: p.name != MANIFEST)
+    for entry in entries:
+        entry.unlink(missing_ok=True)
+    if path.exists():
+        path.rmdir()

@@ -1,0 +1,79 @@
+"""Whether a run may go on from a checkpoint: what its configuration and data may not differ in.
+
+What isn't listed may change: number of ranks, transport, learning rates, how long and how often, paths of the
+same data, capacities (as long as the tables keep their buckets).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+from persia_hpc.config import Config
+from persia_hpc.errors import UserError
+from persia_hpc.samples.schema import DatasetSchema
+
+from .files import read_schema
+
+# Patterns of keys: another value would change which samples a step has, or what a stored number means.
+FIXED = (
+    "seed",
+    "data.batch_size",
+    "data.block_rows",
+    "data.buffer_blocks",
+    "data.shuffle",
+    "data.features",
+    "data.transform",
+    "tables.*.dim",
+    "tables.*.optimizer.name",
+    "tables.*.eviction",
+    "tables.*.admission*",
+    "tables.*.buckets",
+    "tables.*.hash*",
+    "features.*",
+    "model.*",
+    "train.optimizer.name",
+)
+
+
+def check_match(
+    where: str,
+    manifest: Mapping[str, Any],
+    config: Config,
+    schema: DatasetSchema,
+    num_samples: Mapping[str, int],
+) -> None:
+    """UserError naming every difference that keeps a run from going on from a checkpoint."""
+    wrong = list(config_differences(manifest["config"], config.resolved()))
+    there = read_schema(manifest)
+    for name in ("feature_names", "dense_names", "label_names"):
+        old, new = getattr(there, name), getattr(schema, name)
+        if old != new:
+            wrong.append(f"{name.replace('_', ' ')}: {', '.join(old)} there, {', '.join(new)} here")
+    old_count, new_count = manifest["num_samples"]["train"], num_samples["train"]
+    if old_count != new_count:
+        wrong.append(f"training samples: {old_count} there, {new_count} here")
+    if wrong:
+        raise UserError(
+            f"{where} doesn't fit this run:\n  "
+            + "\n  ".join(wrong)
+            + "\nSet these as they were; or start a new "
+            "run, with --init-from for what can be taken over"
+        )
+
+
+def config_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
+    """Texts (key: OLD there, NEW here) for each key of FIXED in which two resolved configurations differ."""
+    old, new = dict(_flat(there)), dict(_flat(here))
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key) and any(fnmatchcase(key, pattern) for pattern in FIXED):
+            yield f"{key}: {old.get(key, 'not set')!r} there, {new.get(key, 'not set')!r} here"
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, list(value) if isinstance(value, list | tuple) else value

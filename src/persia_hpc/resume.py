@@ -1,0 +1,66 @@
+"""What a run begins with: the newest checkpoint that can be read of its own, another run's, or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from .checkpoint.files import read_manifest, whole
+from .checkpoint.shards import load_rows
+from .config import Config
+from .errors import EXIT_DATA, DataError, PersiaError, UserError
+
+if TYPE_CHECKING:
+    from .parameter_server.engine import ParameterServer
+
+T = TypeVar("T")
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that `path` is, or the latest one of the run directory that it is; UserError if none."""
+    for candidate in (path, path / "latest"):
+        if (candidate / "manifest.json").exists():
+            return candidate.resolve()
+    found = whole(path)
+    if found:
+        return found[0]
+    raise UserError(
+        f"{path} is neither a checkpoint nor a run with one; expected something like runs/1 or runs/1/latest"
+    )
+
+
+def begin_from(paths: Iterable[Path], prepare: Callable[[Path | None], T], say: Callable[[str], None]) -> T:
+    """What `prepare` makes of the first of the checkpoints that it doesn't find damaged (exit code of
+    DataError), or of None if there is no checkpoint. DataError if all of them are.
+    """
+    damaged: list[Path] = []
+    for path in paths:
+        try:
+            prepared = prepare(path)
+        except PersiaError as error:
+            if error.exit_code != EXIT_DATA:
+                raise
+            say(str(error))
+            damaged.append(path)
+            continue
+        say(f"goes on from {path}")
+        return prepared
+    if damaged:
+        raise DataError(
+            f"none of the {len(damaged)} checkpoints in {damaged[0].parent} can be read; move them away to "
+            "start anew"
+        )
+    return prepare(None)
+
+
+def begin_with(server: ParameterServer, config: Config, start: Path | None) -> None:
+    """Gives a new server the rows of the checkpoint `start`, that the run goes on from; without one those of
+    `checkpoint.init_from`, if that is set.
+    """
+    if start is not None:
+        load_rows(start, server)
+        manifest = read_manifest(start)
+        # What all servers have counted is from now on the first one's.
+        counters = manifest["counters"] if server.server_rank == 0 else {"ledger": {}, "staleness": {}}
+        server.restore(manifest["step"], counters["ledger"], counters["staleness"])

@@ -1,0 +1,47 @@
+"""The optimizer of the dense network, as configured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from inspect import signature
+from typing import Any
+
+import torch
+
+from persia_hpc.errors import UserError
+from persia_hpc.learning_rate import LearningRate
+
+FUSED_EXCLUDES = {"fused", "foreach", "capturable", "differentiable"}  # options of torch's optimizers
+
+
+def make_optimizer(parameters: Any, settings: Mapping[str, Any]) -> torch.optim.Optimizer:
+    """Any optimizer of torch.optim by name, with its own arguments; UserError for names and arguments it
+    doesn't have.
+
+    On the CPU fused, where torch has that and `settings` doesn't choose: one kernel a parameter, not a dozen.
+    """
+    arguments = dict(settings)
+    name = str(arguments.pop("name", "Adam"))
+    names = [n for n in dir(torch.optim) if isinstance(getattr(torch.optim, n), type) and n != "Optimizer"]
+    if name not in names:
+        raise UserError(f"train.optimizer.name = {name!r} is not in torch.optim; it has: {', '.join(names)}")
+    parameters = list(parameters)
+    optimizer = getattr(torch.optim, name)
+    free = "fused" in signature(optimizer).parameters and not FUSED_EXCLUDES & arguments.keys()
+    able = all(p.is_floating_point() and p.device.type == "cpu" for p in parameters)
+    fused = {"fused": True} if free and able else {}
+    try:
+        made: torch.optim.Optimizer = optimizer(parameters, **arguments, **fused)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"train.optimizer: torch.optim.{name} refuses {arguments}: {error}") from error
+    return made
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: LearningRate, step: int) -> None:
+    """Gives each parameter group the learning rate of `step`; its first is kept as torch's schedulers do.
+
+    Does nothing for a constant rate, so that a scheduler of the user's own is not disturbed.
+    """
+    if rate.varies:
+        for group in optimizer.param_groups:
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * rate.factor(step)
