@@ -19,11 +19,12 @@ lint_setup := $(PYTHON) tools/setup.py $(chosen) --torch '$(TORCH_SPEC)' --for l
 python_folders := $(wildcard src tests tools benchmarks datasets)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test native-test lint format bench-peers clean distclean
+.PHONY: help setup demo test chaos native-test lint format bench-peers clean distclean
 
 help:
 	@echo 'make demo     train a model on real data under mpiexec: servers, workers, trainers'
 	@echo 'make test     C++ and Python tests (ARGS="-k ring -x" is handed to pytest)'
+	@echo 'make chaos    kills jobs at 100 random moments and checks what they end with (ARGS="--kills 300")'
 	@echo 'make lint     ruff, mypy, clang-format, import rules;  make format  applies what can be applied'
 	@echo 'make setup    only the environment ($(venv)), logs in build/setup-*.log'
 	@echo 'make bench-peers  TorchRec in build/peers-venv, for persia-hpc bench train to compare with'
@@ -42,6 +43,9 @@ demo: setup
 
 test: setup native-test
 	@PATH="$(bin):$$PATH" $(bin)/python -m pytest $(ARGS)
+
+chaos: setup
+	@PATH="$(bin):$$PATH" $(bin)/python -m tests.support.chaos $(ARGS)
 
 native-test: setup
 	@PATH="$(bin):$$PATH" bash tools/native_tests.sh

@@ -138,7 +138,8 @@ def trainer_part(
     else:
         driver.run(session)
     if session.config.train.save and session.step_number and session.model is not None:
-        session.save()
+        # What stays of a run stands for itself; in a hurry the changes will do.
+        session.save(full=session.interrupted is None)
     session.close()
     return {
         "steps": session.step_number,

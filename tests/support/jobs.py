@@ -64,9 +64,14 @@ class Job:
     def wait_until_training(self) -> None:
         """Returns when some steps have been trained, by metrics.jsonl."""
 
+        self.wait_until_more_events(0)
+
+    def wait_until_more_events(self, before: int) -> None:
+        """Returns when a job that goes on has trained some steps."""
+
         def trained() -> bool:
             assert self.process.poll() is None, f"ended early\n{self.end()}"
-            return any(event["event"] == "train" for event in self.events())
+            return any(event["event"] == "train" for event in self.events()[before:])
 
         wait_for(trained, START_SECONDS)
 

@@ -43,6 +43,14 @@ class Slow(Small):
         return super().forward(batch)
 
 
+class VerySlow(Small):
+    """Takes 4 s a step."""
+
+    def forward(self, batch):
+        time.sleep(4)
+        return super().forward(batch)
+
+
 class FailsAtStep5(Small):
     def __init__(self, inputs):
         super().__init__(inputs)

@@ -143,24 +143,24 @@ class Saver:
         every = self.config.every_seconds
         return every > 0 and self._thread is None and time.monotonic() - self._last >= every
 
-    def begin(self, session: Session) -> None:
+    def begin(self, session: Session, *, full: bool = False) -> None:
         """Marks this moment on all ranks and begins to write it; waits for one that is still being written.
-        Collective over trainers; no gradient may be in flight.
+        Collective over trainers; no gradient may be in flight. `full`: whatever `full_every` says.
         """
         began = time.perf_counter()
         everybodys = session.peers.gather_objects(random_state())
         if everybodys is not None and session.step_number != self._saved_step:
             self.wait()
-            self._begin(session, everybodys)
+            self._begin(session, everybodys, full)
         session.peers.broadcast(None)  # nobody goes on before the servers have marked it
         self.paused_seconds += time.perf_counter() - began
 
-    def _begin(self, session: Session, everybodys: list[dict[str, Any]]) -> None:
+    def _begin(self, session: Session, everybodys: list[dict[str, Any]], full: bool) -> None:
         assert session.model is not None
         began = time.perf_counter()
         step = self._saved_step = session.step_number
         self._last = time.monotonic()
-        full = self._base is None or self._since_full + 1 >= self.config.full_every
+        full = full or self._base is None or self._since_full + 1 >= self.config.full_every
         base = None if full else self._base
         self._base, self._since_full = (step, 0) if full else (self._base, self._since_full + 1)
         directory = files.begin(self._run_dir, step)

@@ -365,13 +365,13 @@ class Session:
         saved = self.first_step if self._resume is not None else None
         self.saver = Saver(self.config, self._feed, run_dir, schema, num_samples, saved)
 
-    def save(self) -> None:
+    def save(self, *, full: bool = False) -> None:
         """Begins a checkpoint of this moment, which goes on being written; no gradient may be in flight.
-        Collective.
+        Collective. `full`: not only what has changed, whatever `checkpoint.full_every` says.
         """
         assert self.saver is not None, "this session has no run directory"
         self.phases.stop()
-        self.saver.begin(self)
+        self.saver.begin(self, full=full)
 
     def close(self) -> None:
         """Ends the run for all ranks. Collective."""
