@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from persia_hpc.errors import UserError
-from persia_hpc.topology.roles import Role, make_plan
+from persia_hpc.topology.roles import Role, make_plan, parse_roles
 from persia_hpc.topology.sharding import bucket_bounds
 
 
@@ -76,3 +76,56 @@ def test_bucket_bounds_partition(exponent, num_servers):
     assert bounds[0] == 0
     assert bounds[-1] == 1 << exponent
     assert max(sizes) - min(sizes) <= 1
+
+
+SERVERS_AND_WORKERS = parse_roles("parameter_servers, embedding_workers")
+TRAINERS = parse_roles("trainers")
+
+
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.permutations(range(10)), st.integers(1, 3))
+def test_components_have_only_their_roles(servers, workers, trainers, order, num_nodes):
+    total = servers + workers + trainers
+    allowed = [SERVERS_AND_WORKERS] * (servers + workers) + [TRAINERS] * trainers
+    allowed = [allowed[i] for i in order if i < total]
+    nodes = [i % num_nodes for i in range(total)]  # also components that share a node
+    plan = make_plan(counts(servers, workers, trainers), nodes, allowed=allowed)
+    assert [m.world_rank for m in plan.members] == list(range(total))
+    assert [m.node for m in plan.members] == nodes
+    assert all(m.role in may for m, may in zip(plan.members, allowed, strict=True))
+    for role, count in zip(Role, (servers, workers, trainers), strict=True):
+        assert sorted(m.role_rank for m in plan.of(role)) == list(range(count))
+    assert all(plan.workers_of_trainer)
+
+
+def test_everything_allowed_is_the_plan_without_components():
+    nodes = [0, 0, 0, 1, 1, 1]
+    free = make_plan(counts(2, 2, 2), nodes, allowed=[parse_roles("")] * 6)
+    assert free == make_plan(counts(2, 2, 2), nodes)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "message"),
+    [
+        ([SERVERS_AND_WORKERS] * 3, "lets no components of the job have trainers"),
+        ([SERVERS_AND_WORKERS, TRAINERS, parse_roles("")], "each role belongs to exactly one"),
+        (
+            [SERVERS_AND_WORKERS, TRAINERS, TRAINERS],
+            r"for 1 parameter_server \+ 1 embedding_worker has 1 ranks",
+        ),
+    ],
+)
+def test_components_that_do_not_fit_are_refused(allowed, message):
+    with pytest.raises(UserError, match=message):
+        make_plan(counts(1, 1, 1), [0, 0, 0], allowed=allowed)
+
+
+def test_components_exclude_counts_per_node():
+    with pytest.raises(UserError, match=r"ranks\.per_node"):
+        make_plan(counts(1, 1, 1), [0, 0, 1], per_node=True, allowed=[SERVERS_AND_WORKERS] * 2 + [TRAINERS])
+
+
+def test_wrong_names_of_roles_are_refused():
+    with pytest.raises(
+        UserError, match="names 'trainer', which is no role; expected some of parameter_servers"
+    ):
+        parse_roles("trainer")

@@ -63,7 +63,7 @@ def supervise(
     for stale in (directory / "ranks").glob("*.json"):  # of a job that was killed before it had results
         stale.unlink()
     (directory / "config.toml").write_text(config_text(config))
-    nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1")) if found.flavour == "srun" else 1
+    nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
     num_ranks = config.ranks.total(nodes)
     command = found.command(num_ranks, [*program, "--run-dir", str(directory), *arguments])
     with (directory / "logs" / "launcher.log").open("wb") as log:

@@ -27,9 +27,7 @@ class Launcher:
         if self.flavour == "openmpi4":
             options += ["--oversubscribe", "--bind-to", "none"]
         if self.flavour == "srun":
-            options += ["--kill-on-bad-exit=1", "--unbuffered"]
-            if "SLURM_CPUS_PER_TASK" in os.environ:  # srun no longer inherits it
-                options += ["-c", os.environ["SLURM_CPUS_PER_TASK"]]
+            return [self.path, *_srun_arguments(num_ranks, program, os.environ)]
         return [self.path, *options, *program]
 
     def environment(self, base: Mapping[str, str]) -> dict[str, str]:
@@ -52,6 +50,47 @@ class Launcher:
                 "OMPI_MCA_osc": "^ucx",
             }
         return {**extra, **base}
+
+
+# What the components of a heterogeneous job are for, in their order.
+COMPONENT_ROLES = {
+    2: ("parameter_servers,embedding_workers", "trainers"),
+    3: ("parameter_servers", "embedding_workers", "trainers"),
+}
+
+
+def _srun_arguments(num_ranks: int, program: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+    """Arguments of an srun that starts `num_ranks` ranks on all nodes of the allocation.
+
+    A heterogeneous job becomes one step over all components, each of which is told its roles by
+    PERSIA_HPC_ROLES. UserError when its components can't be those of `COMPONENT_ROLES`.
+    """
+    common = ["--kill-on-bad-exit=1", "--unbuffered"]
+
+    def binding(suffix: str) -> list[str]:  # srun no longer inherits it
+        value = environment.get(f"SLURM_CPUS_PER_TASK{suffix}")
+        return [] if value is None else ["-c", value]
+
+    size = environment.get("SLURM_HET_SIZE", "1")
+    if size in ("0", "1"):
+        return ["-n", str(num_ranks), *common, *binding(""), *program]
+    if not size.isdigit() or int(size) not in COMPONENT_ROLES:
+        raise UserError(
+            f"the heterogeneous job has {size} components; expected 2 (servers and workers, trainers) or 3 "
+            "(servers, workers, trainers), in this order"
+        )
+    tasks = [environment.get(f"SLURM_NTASKS_HET_GROUP_{i}", "0") for i in range(int(size))]
+    if sum(map(int, tasks)) != num_ranks:
+        raise UserError(
+            f"the components of the heterogeneous job have {' + '.join(tasks)} tasks, but [ranks] asks for "
+            f"{num_ranks} in all; change the #SBATCH lines or [ranks]"
+        )
+    arguments: list[str] = []
+    for i, roles in enumerate(COMPONENT_ROLES[int(size)]):
+        suffix = f"_HET_GROUP_{i}"
+        arguments += [":"] * (i > 0) + [f"--het-group={i}", "-n", tasks[i], *common, *binding(suffix)]
+        arguments += ["env", f"PERSIA_HPC_ROLES={roles}", *program]
+    return arguments
 
 
 def find_launcher(name: str = "mpiexec") -> Launcher:

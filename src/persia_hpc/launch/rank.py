@@ -25,7 +25,8 @@ def run_rank(config: Config, run_dir: Path, quiet: bool) -> dict[str, Any]:
     """
     with StopSignals() as stop:
         summary = _run_rank(config, run_dir, quiet, stop)
-    if summary["status"] == "interrupted":
+    # A supervisor knows from the summary, and launchers say less if all is well.
+    if summary["status"] == "interrupted" and "PERSIA_HPC_SUPERVISED" not in os.environ:
         from mpi4py import MPI
 
         # All ranks are here: without the launcher's talk of aborts.

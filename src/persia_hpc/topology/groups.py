@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from mpi4py import MPI
 from persia_hpc.config import Config
 from persia_hpc.errors import UserError
 
-from .roles import FEED_PLANE, ROW_PLANE, Member, Plan, Role, make_plan
+from .roles import FEED_PLANE, ROW_PLANE, Member, Plan, Role, make_plan, parse_roles
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,34 @@ def check_single_mpi_library(maps_file: Path = Path("/proc/self/maps")) -> None:
         )
 
 
+def _allowed_roles(world: MPI.Intracomm) -> list[frozenset[Role]]:
+    """Roles that each rank may have, by the PERSIA_HPC_ROLES that its component was started with. Collective;
+    UserError on all ranks.
+    """
+    return [parse_roles(text) for text in world.allgather(os.environ.get("PERSIA_HPC_ROLES", ""))]
+
+
+def show_gpus(role: Role, environment: MutableMapping[str, str]) -> None:
+    """Lets only trainers see GPUs: a context of another role's would take memory from them.
+
+    A process may play several roles one after the other, so what is hidden is kept for a later one.
+    """
+    for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
+        kept = f"PERSIA_HPC_{name}"
+        if role is not Role.TRAINER:
+            environment.setdefault(kept, environment.get(name, "unset"))
+            environment[name] = ""
+        elif (value := environment.pop(kept, None)) is not None:
+            environment[name] = value
+            if value == "unset":
+                del environment[name]
+
+
 def split_world(world: MPI.Intracomm, config: Config) -> Groups:
     """Splits the world by role and plane. Collective over `world`; UserError (on all ranks) if the plan
     fails.
+
+    Of a job's ranks only trainers see GPUs from here on.
     """
     check_world(world)
     node_comm = world.Split_type(MPI.COMM_TYPE_SHARED)
@@ -94,8 +120,10 @@ def split_world(world: MPI.Intracomm, config: Config) -> Groups:
         },
         [number[n] for n in nodes],
         per_node=ranks.per_node is not None,
+        allowed=_allowed_roles(world),
     )
     me = plan.members[world.rank]
+    show_gpus(me.role, os.environ)
 
     def split(color: int) -> MPI.Intracomm:
         return MPI.Intracomm(world.Split(color, world.rank))

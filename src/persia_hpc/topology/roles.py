@@ -100,23 +100,72 @@ class Plan:
         return "\n".join(lines)
 
 
-def make_plan(counts: Mapping[str, int], nodes: Sequence[int], *, per_node: bool = False) -> Plan:
+def parse_roles(text: str) -> frozenset[Role]:
+    """The roles that "parameter_servers,embedding_workers" names; all of them for an empty text."""
+    names = {f"{role.value}s": role for role in Role}
+    given = [name.strip() for name in text.split(",") if name.strip()]
+    wrong = [name for name in given if name not in names]
+    if wrong:
+        raise UserError(
+            f"PERSIA_HPC_ROLES = {text!r} names {wrong[0]!r}, which is no role; expected some of "
+            f"{', '.join(names)}, separated by commas"
+        )
+    return frozenset(names[name] for name in given) or frozenset(Role)
+
+
+def make_plan(
+    counts: Mapping[str, int],
+    nodes: Sequence[int],
+    *,
+    per_node: bool = False,
+    allowed: Sequence[frozenset[Role]] | None = None,
+) -> Plan:
     """Assigns roles to ranks.
 
     counts: ranks of each role (`parameter_servers`, `embedding_workers`, `trainers`), in the whole job or,
-    with
-    `per_node`, on each node. nodes: for each world rank, a number that is equal for ranks of one node.
-    Raises UserError when the number of ranks isn't what the counts ask for.
+    with `per_node`, on each node. nodes: for each world rank, a number that is equal for ranks of one node.
+    allowed: for each world rank the roles it may have, as the components of a heterogeneous job say; without
+    it every rank may have each. Raises UserError when the number of ranks isn't what the counts ask for.
     """
-    wanted = {
-        Role.PARAMETER_SERVER: counts["parameter_servers"],
-        Role.EMBEDDING_WORKER: counts["embedding_workers"],
-        Role.TRAINER: counts["trainers"],
-    }
-    order = sorted(set(nodes), key=list(nodes).index)
-    ranks = {node: [r for r, n in enumerate(nodes) if n == node] for node in order}
-    text = " + ".join(f"{n} {role.value}{'s' if n > 1 else ''}" for role, n in wanted.items())
-    total = sum(wanted.values())
+    wanted = {role: counts[f"{role.value}s"] for role in ROLE_ORDER}
+    parts = list(dict.fromkeys(allowed or [frozenset(Role)] * len(nodes)))
+    if len(parts) == 1 and parts[0] == frozenset(Role):
+        return Plan(_assign(wanted, dict(enumerate(nodes)), per_node=per_node))
+    assert allowed is not None
+    if per_node:
+        raise UserError(
+            "[ranks.per_node] has the same roles on each node, but PERSIA_HPC_ROLES (a heterogeneous job) "
+            "gives nodes different ones; write [ranks] with counts for the whole job"
+        )
+    members: list[Member] = []
+    for role in ROLE_ORDER:
+        places = sum(role in part for part in parts)
+        if places != 1:
+            raise UserError(
+                f"PERSIA_HPC_ROLES lets {places or 'no'} components of the job have {role.value}s; each role "
+                "belongs to exactly one"
+            )
+    for part in parts:
+        inside = {role: n for role, n in wanted.items() if role in part}
+        ranks = {r: nodes[r] for r in range(len(nodes)) if allowed[r] == part}
+        if len(ranks) != sum(inside.values()):
+            raise UserError(
+                f"the component for {_counted(inside)} has {len(ranks)} ranks, but [ranks] asks for "
+                f"{sum(inside.values())}; start so many in it or change [ranks]"
+            )
+        members += _assign({role: inside.get(role, 0) for role in ROLE_ORDER}, ranks, per_node=False)
+    return Plan(tuple(sorted(members, key=lambda m: m.world_rank)))
+
+
+def _counted(wanted: Mapping[Role, int]) -> str:
+    return " + ".join(f"{n} {role.value}{'s' if n > 1 else ''}" for role, n in wanted.items())
+
+
+def _assign(wanted: Mapping[Role, int], node_of: Mapping[int, int], *, per_node: bool) -> tuple[Member, ...]:
+    """Members by world rank for ranks that may all have each role; node_of: node by world rank."""
+    order = list(dict.fromkeys(node_of.values()))
+    ranks = {node: [r for r, n in node_of.items() if n == node] for node in order}
+    text, total = _counted(wanted), sum(wanted.values())
     if per_node:
         wrong = [node for node in order if len(ranks[node]) != total]
         if wrong:
@@ -126,16 +175,16 @@ def make_plan(counts: Mapping[str, int], nodes: Sequence[int], *, per_node: bool
             )
         shares = {node: dict(wanted) for node in order}
     else:
-        if len(nodes) != total:
+        if len(node_of) != total:
             raise UserError(
-                f"the job has {len(nodes)} ranks, but [ranks] asks for {text} = {total}; "
+                f"the job has {len(node_of)} ranks, but [ranks] asks for {text} = {total}; "
                 f"start it with `-n {total}` or change [ranks]"
             )
         shares = {node: dict.fromkeys(ROLE_ORDER, 0) for node in order}
         free = {node: len(ranks[node]) for node in order}
         for role in reversed(ROLE_ORDER):  # trainers first: they are the ones that must be spread evenly
             for _ in range(wanted[role]):
-                node = min(order, key=lambda n: (shares[n][role] - (free[n] > 0) * len(nodes), -free[n], n))
+                node = min(order, key=lambda n: (shares[n][role] - (free[n] > 0) * len(node_of), -free[n], n))
                 shares[node][role] += 1
                 free[node] -= 1
     members = []
@@ -146,4 +195,4 @@ def make_plan(counts: Mapping[str, int], nodes: Sequence[int], *, per_node: bool
             for _ in range(shares[node][role]):
                 members.append(Member(next(here), role, next_rank[role], node))
                 next_rank[role] += 1
-    return Plan(tuple(sorted(members, key=lambda m: m.world_rank)))
+    return tuple(sorted(members, key=lambda m: m.world_rank))

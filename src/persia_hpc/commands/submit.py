@@ -1,0 +1,134 @@
+"""persia-hpc submit: writes the sbatch script of a run and hands it to Slurm."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+from persia_hpc.config import load_config, parse_set
+from persia_hpc.errors import EXIT_OK, UserError
+from persia_hpc.launch.slurm import job_script, log_file, run_directory
+from persia_hpc.launch.slurm_options import JobOptions
+
+SUMMARY = "write a Slurm job for a run and submit it"
+DESCRIPTION = """\
+Writes an sbatch script from the configuration, shows or submits it, and says where the results will be. The
+job requeues itself before its time limit and goes on from its last checkpoint until the training is done."""
+EXAMPLES = """\
+examples:
+  persia-hpc submit train.toml --nodes 2 --gpus-per-node 4 --time 04:00:00 --dry-run
+  persia-hpc submit train.toml --nodes 2 --gpus-per-node 4 --time 04:00:00 --account proj --env-file env.sh
+  persia-hpc submit train.toml --nodes 4 --cpu-nodes 2 --cpu-partition cpu --partition gpu
+  persia-hpc submit train.toml --extra=--constraint=ib --extra=--exclusive --set train.epochs=2"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options; their names and defaults are the fields of `JobOptions`."""
+    default = JobOptions("")
+    parser.add_argument("config", metavar="CONFIG", help="TOML file (docs/configuration.md)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="settings",
+        metavar="KEY=VALUE",
+        help="replaces a key of the configuration",
+    )
+
+    def add(flag: str, meaning: str, **more: object) -> None:
+        name = flag.lstrip("-").replace("-", "_")
+        value = getattr(default, name)
+        shown = "" if value is None or value == () else f" (default: {value})"
+        kind = {"type": int, "metavar": "N"} if isinstance(value, int) else {"metavar": "TEXT"}
+        parser.add_argument(flag, default=value, help=meaning + shown, **{**kind, **more})  # type: ignore[arg-type]
+
+    add("--nodes", "nodes of the job, with --cpu-nodes those of the trainers")
+    add("--time", "time limit of one start; a longer training takes several", metavar="D-HH:MM:SS")
+    add("--job-name", "name of the job and its log")
+    add("--partition", "partition of the nodes")
+    add("--account", "whom the time is charged to")
+    add("--gpus-per-node", "GPUs of a node; each trainer takes one")
+    add("--cpus-per-task", "cores of a rank, and threads of a trainer")
+    add("--cpu-nodes", "as a heterogeneous job: so many nodes without GPUs for servers and workers")
+    add("--cpu-partition", "partition of the --cpu-nodes")
+    add("--run-dir", "directory of the results (default: runs/job-ID)", metavar="DIR")
+    add("--mpi", "srun's --mpi, by the MPI library: pmi2, pmix (default: SLURM_MPI_TYPE, or the site's)")
+    add("--launcher", "what starts the ranks", choices=("srun", "mpiexec"), metavar="{srun,mpiexec}")
+    add("--signal-seconds", "time before the limit at which the job stops and writes a checkpoint")
+    add("--max-restarts", "how often the job requeues itself at most")
+    add(
+        "--env-file", "shell file that loads modules and sets variables (slurm/env.sh is one)", metavar="FILE"
+    )
+    parser.add_argument(
+        "--extra",
+        action="append",
+        default=[],
+        metavar="OPTION",
+        help="an option of sbatch: --extra=--exclusive",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the script, submit nothing")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints the script, or submits it and prints the job's id and places; UserError for bad input."""
+    config = load_config(options.config, parse_set(options.settings))
+    if options.env_file and not Path(options.env_file).is_file():
+        raise UserError(f"--env-file {options.env_file}: there is no such file; expected a shell script")
+    given = {f.name: getattr(options, f.name) for f in fields(JobOptions) if f.name != "path"}
+    given |= {"extra": tuple(options.extra), "settings": tuple(options.settings)}
+    if options.env_file and "/" not in options.env_file:
+        given["env_file"] = f"./{options.env_file}"  # `source` would look for a bare name on PATH
+    job = JobOptions(**given, path=_missing_path())
+    script = job_script(config, job)
+    if options.dry_run:
+        print(script, end="")
+        return EXIT_OK
+    job_id = _sbatch(script, job)
+    directory = Path(run_directory(job, job_id))
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "job.sbatch").write_text(script)
+    (directory / "slurm_job").write_text(f"{job_id}\n")
+    print(f"submitted job {job_id}")
+    print(f"  log       {log_file(job, job_id)}")
+    print(f"  results   {directory}")
+    print(f"  progress  persia-hpc status {directory}")
+    return EXIT_OK
+
+
+def _missing_path() -> str | None:
+    """The folder of this environment's programs, unless the job finds the same `persia-hpc` by PATH."""
+    here = Path(sys.executable).parent
+    found = shutil.which("persia-hpc")
+    if found is not None and Path(found).parent == here:
+        return None
+    return str(here) if (here / "persia-hpc").exists() else None
+
+
+def _sbatch(script: str, job: JobOptions) -> str:
+    """Submits the script; the job's id."""
+    program = shutil.which("sbatch")
+    if program is None:
+        raise UserError(
+            "there is no sbatch on PATH: submit on a login node of a Slurm cluster, or print the script with "
+            "--dry-run"
+        )
+    if job.run_dir:
+        try:
+            Path(job.run_dir).mkdir(parents=True, exist_ok=True)  # Slurm doesn't make the log's folder
+        except OSError as error:
+            raise UserError(f"--run-dir {job.run_dir}: can't be made ({error.strerror})") from None
+    # Inside another job, its variables would be taken for options of this one.
+    env = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") or k in _KEPT}
+    done = subprocess.run([program, "--parsable"], input=script, env=env, text=True, capture_output=True)
+    if done.returncode != 0:
+        said = " ".join(line.removeprefix("sbatch: ") for line in done.stderr.split("\n") if line)
+        raise UserError(f"sbatch refused the job: {said or f'exit code {done.returncode}'}")
+    return done.stdout.strip().partition(";")[0]
+
+
+_KEPT = ("SLURM_CONF", "SLURM_MPI_TYPE")

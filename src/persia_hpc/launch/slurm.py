@@ -1,0 +1,145 @@
+"""The text of a job's sbatch script: a pure function of the configuration and of what is asked for.
+
+slurm/train.sbatch and slurm/train_hetjob.sbatch are what it makes of an example; tests hold them to it.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable
+
+from persia_hpc.config import Config
+
+from .mpiexec import COMPONENT_ROLES
+from .slurm_options import JobOptions, check_options
+
+
+def run_directory(options: JobOptions, job_id: str) -> str:
+    """Where the run of a job with this id has its results."""
+    return options.run_dir or f"runs/job-{job_id}"
+
+
+def log_file(options: JobOptions, job_id: str | None = None) -> str:
+    """Where Slurm writes what the job says: with the results, if their directory is known before the id is.
+
+    Without an id it has Slurm's patterns for it and for the job's name.
+    """
+    name = "%x-%j.out" if job_id is None else f"{options.job_name}-{job_id}.out"
+    return f"{options.run_dir}/{name}" if options.run_dir else name
+
+
+def job_script(config: Config, options: JobOptions) -> str:
+    """The script. UserError, naming the option, for what can't work."""
+    check_options(config, options)
+    counts = config.ranks.counts(options.nodes)
+    servers, workers, trainers = counts.values()
+    header = [
+        f"--job-name={options.job_name}",
+        f"--output={log_file(options)}",
+        "--open-mode=append",
+        "--requeue",
+        f"--signal=B:USR1@{options.signal_seconds}",
+    ]
+    if options.cpu_nodes:
+        suffix = "_HET_GROUP_1"
+        header += _component(options, options.cpu_nodes, servers + workers, options.cpu_partition, gpus=0)
+        header += ["hetjob", "--requeue"]
+        header += _component(options, options.nodes, trainers, options.partition, gpus=options.gpus_per_node)
+    else:
+        suffix, total = "", servers + workers + trainers
+        header += _component(options, options.nodes, total, options.partition, gpus=options.gpus_per_node)
+    threads = f"SLURM_CPUS_PER_TASK{suffix}"
+    fixed = "" if config.train.threads else f' --set train.threads="${threads}"'
+    changes = "".join(f" --set {shlex.quote(each)}" for each in options.settings)
+    site = (
+        [f"# shellcheck source=/dev/null\nsource {shlex.quote(options.env_file)}"] if options.env_file else []
+    )
+    if options.path:
+        site.append(f"export PATH={shlex.quote(options.path)}:$PATH")
+    if options.mpi:
+        site.append(f"export SLURM_MPI_TYPE={shlex.quote(options.mpi)}")
+    run_dir = shlex.quote(options.run_dir) if options.run_dir else "runs/job-$SLURM_JOB_ID"
+    values = {
+        "ROLES": _roles(config, options),
+        "HEADER": "\n".join(f"#SBATCH {line}" for line in [*header, *options.extra]),
+        "CONFIG": shlex.quote(options.config),
+        "RUN_DIR": run_dir,
+        "MAX_RESTARTS": str(options.max_restarts),
+        "SITE": "".join(f"{line}\n" for line in site),
+        "THREADS": threads,
+        "TRAIN": f"--launcher {options.launcher} --resume{fixed}{changes}",
+    }
+    return re.sub(r"@([A-Z_]+)@", lambda match: values[match.group(1)], TEMPLATE)
+
+
+TEMPLATE = """\
+#!/bin/bash
+# @ROLES@
+# Made by `persia-hpc submit`; what follows up to the traps is yours to change.
+@HEADER@
+
+config=@CONFIG@
+run_dir=@RUN_DIR@
+max_restarts=@MAX_RESTARTS@
+@SITE@export OMP_NUM_THREADS=$@THREADS@
+set -u
+
+# Before the time limit Slurm sends USR1 to this shell alone: the job is to write a checkpoint and end with
+# exit code 75. At scancel Slurm itself sends TERM to every process; a second one would end the job at once.
+train='' signalled='' cancelled=''
+trap 'signalled=1; [ -z "$train" ] || kill -USR1 "$train"' USR1
+trap 'signalled=1; cancelled=1' TERM
+
+mkdir -p "$run_dir" && echo "$SLURM_JOB_ID" >"$run_dir/slurm_job"
+persia-hpc train "$config" --run-dir "$run_dir" @TRAIN@ &
+train=$!
+while # a trapped signal ends `wait`, not the job
+    signalled=''
+    wait "$train"
+    code=$?
+    [ -n "$signalled" ]
+do :; done
+
+[ "$code" -ne 138 ] || code=75 # USR1 met it before it listened: nothing is lost
+if [ "$code" -eq 75 ] && [ -z "$cancelled" ]; then
+    restarts=${SLURM_RESTART_COUNT:-0}
+    if [ "$restarts" -ge "$max_restarts" ]; then
+        echo "not requeued after $restarts restarts (max_restarts); submit it again to go on" >&2
+    elif scontrol requeue "$SLURM_JOB_ID"; then
+        echo "requeued: goes on from its checkpoint when Slurm starts it again"
+        sleep 60 # until Slurm ends this script
+    fi
+fi
+exit "$code"
+"""
+
+
+def _component(options: JobOptions, nodes: int, tasks: int, partition: str | None, *, gpus: int) -> list[str]:
+    """What one part of a job asks for; the parts of a heterogeneous job share none of it."""
+    even = tasks % nodes == 0
+    return [
+        *([f"--account={options.account}"] if options.account else []),
+        *([f"--partition={partition}"] if partition else []),
+        f"--time={options.time}",
+        f"--nodes={nodes}",
+        f"--ntasks-per-node={tasks // nodes}" if even else f"--ntasks={tasks}",
+        f"--cpus-per-task={options.cpus_per_task}",
+        *([f"--gpus-per-node={gpus}"] if gpus else []),
+    ]
+
+
+def _roles(config: Config, options: JobOptions) -> str:
+    def counted(counts: Iterable[tuple[str, int]]) -> str:
+        return ", ".join(f"{n} {name.replace('_', ' ').removesuffix('s' * (n == 1))}" for name, n in counts)
+
+    if config.ranks.per_node is not None:
+        each = counted(config.ranks.counts().items())
+        return f"Nodes: {options.nodes}, each with {each}."
+    counts = config.ranks.counts()
+    if options.cpu_nodes:
+        first = COMPONENT_ROLES[2][0].split(",")
+        here = counted((name, n) for name, n in counts.items() if name in first)
+        there = counted([("trainers", counts["trainers"])])
+        return f"CPU nodes: {options.cpu_nodes} with {here}; GPU nodes: {options.nodes} with {there}."
+    return f"Nodes: {options.nodes} with {counted(counts.items())}."

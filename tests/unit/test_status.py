@@ -1,0 +1,96 @@
+"""persia-hpc status: lines for a run in each state, and what Slurm says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from persia_hpc.cli import main
+from persia_hpc.commands.status import slurm_state, status_lines
+
+TRAIN = {
+    "event": "train",
+    "num_steps": 400,
+    "epoch": 1,
+    "loss": 0.5,
+    "auc": 0.75,
+    "samples_per_second": 1000.0,
+}
+
+
+def write_events(directory: Path, *events: dict[str, object]) -> None:
+    (directory / "config.toml").touch()
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+
+
+def train(step: int) -> dict[str, object]:
+    return {**TRAIN, "step": step, "samples": step * 100}
+
+
+def text(directory: Path, slurm: str | None = None) -> str:
+    return "\n".join(status_lines(directory, slurm, (directory / "metrics.jsonl").stat().st_mtime + 7))
+
+
+def test_run_under_way(tmp_path: Path) -> None:
+    write_events(
+        tmp_path,
+        train(100),
+        {"event": "evaluate", "split": "valid", "step": 100, "auc": 0.7},
+        {"event": "evaluate", "split": "valid", "step": 150, "auc": 0.72},
+        train(200),
+    )
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"event": "tra')  # half a line, as a reader may meet it
+    said = text(tmp_path, "Slurm job 5: RUNNING")
+    for part in (
+        "under way\nSlurm job 5: RUNNING\n",
+        "step 200 of 400 (50 %), epoch 1, 1,000 samples/s, about 20 s left",
+        "loss 0.5000, auc 0.7500",
+        "valid auc 0.7200 at step 150",
+        "last news 7 s ago",
+    ):
+        assert part in said
+
+
+def test_run_that_has_ended_and_one_that_goes_on(tmp_path: Path) -> None:
+    end = {"event": "end", "status": "interrupted", "steps": 200}
+    (tmp_path / "summary.json").write_text(json.dumps({"status": "interrupted", "steps": 200}))
+    write_events(tmp_path, train(200), end)
+    assert ": interrupted: 200 steps" in text(tmp_path)
+    assert "left" not in text(tmp_path)
+    write_events(tmp_path, train(200), end, {"event": "resume", "step": 200}, train(300))
+    assert "under way\nresumed 1 time\nstep 300 of 400" in text(tmp_path)
+    (tmp_path / "failure.json").write_text(json.dumps({"message": "no luck"}))
+    assert ": failed: no luck" in text(tmp_path)
+
+
+def test_names_of_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "runs/job-12"
+    run.mkdir(parents=True)
+    (run / "slurm_job").write_text("12\n")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["status", "12"]) == 0
+    assert capsys.readouterr().out == "runs/job-12: no step trained yet\n"
+    assert main(["status", "13"]) == 2
+    assert "runs/job-13 is not a run directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("says", "expected"),
+    [
+        ("echo 'RUNNING|1:02|4:00:00|n1'", "Slurm job 12: RUNNING, 1:02 of 4:00:00, n1"),
+        ("echo 'slurm_load_jobs error: Invalid job id' >&2; exit 1", "Slurm job 12: not in the queue"),
+    ],
+)
+def test_what_slurm_says(says: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "slurm_job").write_text("12\n")
+    program = tmp_path / "squeue"
+    program.write_text(f"#!/bin/sh\n{says}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert slurm_state(tmp_path) == expected

@@ -1,0 +1,193 @@
+"""persia-hpc submit: the scripts in slurm/ are what it writes; what it refuses; what it hands to sbatch."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from persia_hpc.cli import main
+from persia_hpc.errors import UserError
+from persia_hpc.launch.slurm_options import time_seconds
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DATA = '[data]\ntrain = "a.h5"\n[model]\nclass = "dlrm"\n'
+PER_NODE = "[ranks.per_node]\nparameter_servers = 1\nembedding_workers = 1\ntrainers = 4\n" + DATA
+IN_ALL = "[ranks]\nparameter_servers = 4\nembedding_workers = 4\ntrainers = 8\n" + DATA
+
+# What slurm/README.md says the scripts there are made with.
+GOLDEN = {
+    "train.sbatch": (
+        PER_NODE,
+        ["--nodes", "2", "--gpus-per-node", "4", "--time", "04:00:00", "--env-file", "slurm/env.sh"],
+    ),
+    "train_hetjob.sbatch": (
+        IN_ALL,
+        [
+            *["--cpu-nodes", "2", "--cpu-partition", "cpu", "--nodes", "2", "--partition", "gpu"],
+            *["--gpus-per-node", "4", "--time", "04:00:00", "--env-file", "slurm/env.sh"],
+        ],
+    ),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory, with a configuration and the site's file."""
+    (tmp_path / "train.toml").write_text(PER_NODE)
+    (tmp_path / "slurm").mkdir()
+    shutil.copy(REPOSITORY / "slurm" / "env.sh", tmp_path / "slurm")
+    (tmp_path / "bin").mkdir()
+    monkeypatch.chdir(tmp_path)
+    # The environment's persia-hpc is found by PATH, as in an activated one.
+    monkeypatch.setattr("persia_hpc.commands.submit._missing_path", lambda: None)
+    return tmp_path
+
+
+def fake_sbatch(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
+    program = folder / "bin" / "sbatch"
+    program.write_text(f"#!/bin/sh\n{body}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}:/usr/bin:/bin")
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_scripts_are_what_submit_writes(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config, options = GOLDEN[name]
+    (folder / "train.toml").write_text(config)
+    assert main(["submit", "train.toml", *options, "--dry-run"]) == 0
+    assert capsys.readouterr().out == (REPOSITORY / "slurm" / name).read_text()
+    command = f"persia-hpc submit train.toml {' '.join(options)} --dry-run"
+    readme = " ".join((REPOSITORY / "slurm" / "README.md").read_text().replace("\\\n", " ").split())
+    assert command in readme
+    assert sorted(p.name for p in folder.iterdir()) == ["bin", "slurm", "train.toml"]
+
+
+def test_script_has_what_was_asked_for(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--job-name", "ctr", "--account", "p1", "--partition", "gpu", "--cpus-per-task", "8"]
+    options += ["--mpi", "pmix", "--launcher", "mpiexec", "--signal-seconds", "120", "--run-dir", "runs/a"]
+    options += ["--extra=--constraint=ib", "--extra=--exclusive", "--set", "train.epochs=2"]
+    options += ["--set", "data.train=it's here.h5", "--set", "train.threads=3", "--max-restarts", "3"]
+    assert main(["submit", "train.toml", *options, "--dry-run"]) == 0
+    script = capsys.readouterr().out
+    lines = script.splitlines()
+    header = ["job-name=ctr", "account=p1", "partition=gpu", "cpus-per-task=8", "signal=B:USR1@120"]
+    for line in [*header, "output=runs/a/%x-%j.out", "constraint=ib", "exclusive", "ntasks-per-node=6"]:
+        assert f"#SBATCH --{line}" in lines
+    assert "export SLURM_MPI_TYPE=pmix" in lines
+    assert "max_restarts=3" in lines
+    assert "--launcher mpiexec --resume" in script
+    assert 'train.threads="$SLURM' not in script  # the configuration says it
+    assert "gpus" not in script
+    # The shell gives back the very words.
+    command = next(line for line in lines if line.startswith("persia-hpc train")).removesuffix(" &")
+    shell = f"config=c run_dir=d; printf '%s\\n' {command}"
+    words = subprocess.run(
+        ["bash", "-c", shell], text=True, capture_output=True, check=True
+    ).stdout.splitlines()
+    assert words[2:5] == ["c", "--run-dir", "d"]
+    assert [b for a, b in pairwise(words) if a == "--set"] == [
+        "train.epochs=2",
+        "data.train=it's here.h5",
+        "train.threads=3",
+    ]
+
+
+def test_uneven_ranks_are_counted_in_all(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "train.toml").write_text(IN_ALL.replace("trainers = 8", "trainers = 7"))
+    assert main(["submit", "train.toml", "--nodes", "2", "--dry-run"]) == 0
+    assert "#SBATCH --ntasks=15\n" in capsys.readouterr().out
+
+
+BAD = [
+    (["--nodes", "0"], "--nodes 0: expected a whole number, at least 1"),
+    (["--time", "soon"], "--time 'soon': expected minutes"),
+    (["--time", "1", "--signal-seconds", "60"], "less than the time limit (1 is 60 s)"),
+    (["--partition", "a b"], "--partition 'a b': expected letters"),
+    (["--run-dir", "runs/%j"], "--run-dir 'runs/%j': expected letters"),
+    (["--extra", "exclusive"], "--extra 'exclusive': expected one option of sbatch"),
+    (["--extra=--comment=a\nrm x"], "expected one option of sbatch"),
+    (["--gpus-per-node", "2"], "--gpus-per-node 2: a node has up to 4 trainers"),
+    (["--cpu-nodes", "1"], "--cpu-nodes and [ranks.per_node] exclude each other"),
+    (["--env-file", "none.sh"], "--env-file none.sh: there is no such file"),
+    (["--set", "train.epochs=0"], "train.epochs"),
+]
+
+
+@pytest.mark.parametrize(("options", "part"), BAD, ids=lambda each: str(each)[:30])
+def test_bad_options_are_refused(
+    options: list[str], part: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["submit", "train.toml", *options, "--dry-run"]) == 2
+    error = capsys.readouterr().err
+    assert part in error
+    assert error.count("\n") == 1
+
+
+def test_more_nodes_than_ranks_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "train.toml").write_text(IN_ALL)
+    for options in (["--nodes", "17"], ["--cpu-nodes", "9"], ["--cpu-nodes", "1", "--nodes", "9"]):
+        assert main(["submit", "train.toml", *options, "--dry-run"]) == 2
+        assert "ranks for them" in capsys.readouterr().err
+    assert main(["submit", "train.toml", "--cpu-nodes", "1", "--launcher", "mpiexec", "--dry-run"]) == 2
+    assert "--cpu-nodes needs --launcher srun" in capsys.readouterr().err
+
+
+def test_without_slurm(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(folder / "bin"))
+    assert main(["submit", "train.toml"]) == 2
+    assert "there is no sbatch on PATH" in capsys.readouterr().err
+    assert not (folder / "runs").exists()
+
+
+def test_submission_says_where_everything_is(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_sbatch(folder, monkeypatch, 'echo "$@" >given; env >>given; cat >script; echo "4711;cluster"')
+    monkeypatch.setenv("SLURM_NTASKS", "99")  # of a job in which this was typed
+    assert main(["submit", "train.toml"]) == 0
+    out = capsys.readouterr().out
+    for part in ("submitted job 4711\n", "persia-hpc-4711.out", "persia-hpc status runs/job-4711"):
+        assert part in out
+    assert (folder / "runs/job-4711/slurm_job").read_text() == "4711\n"
+    assert (folder / "runs/job-4711/job.sbatch").read_text() == (folder / "script").read_text()
+    given = (folder / "given").read_text()
+    assert given.startswith("--parsable\n")
+    assert "SLURM_NTASKS" not in given
+    assert main(["submit", "train.toml", "--run-dir", "results"]) == 0
+    assert "results/persia-hpc-4711.out" in capsys.readouterr().out
+
+
+def test_refusal_by_sbatch_is_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_sbatch(folder, monkeypatch, 'echo "sbatch: error: invalid partition specified: x" >&2; exit 1')
+    assert main(["submit", "train.toml", "--partition", "x"]) == 2
+    error = capsys.readouterr().err
+    assert error == "persia-hpc: error: sbatch refused the job: error: invalid partition specified: x\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 5400),
+        ("1:30", 90),
+        ("01:00:00", 3600),
+        ("2-3", 183_600),
+        ("1-0:30", 88_200),
+        ("1-0:0:1", 86_401),
+    ],
+)
+def test_time_limits(text: str, seconds: int) -> None:
+    assert time_seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "1h", "1:2:3:4", "-5", "1.5"])
+def test_bad_time_limits(text: str) -> None:
+    with pytest.raises(UserError, match="--time"):
+        time_seconds(text)
