@@ -141,8 +141,10 @@ void restore_bucket(LockedTable& self, std::uint32_t bucket, std::uint32_t age, 
 }
 
 void import_rows(LockedTable& self, const py::dict& rows) {
-    const bool has_steps = self.table.has_steps();
-    std::vector<std::string> names{"keys", "rows", "state", "stamps"};
+    const bool has_state = rows.contains("state") || rows.contains("steps");
+    const bool has_steps = has_state && self.table.has_steps();
+    std::vector<std::string> names{"keys", "rows", "stamps"};
+    if (has_state) names.emplace_back("state");
     if (has_steps) names.emplace_back("steps");
     std::string expected;
     for (const std::string& name : names) expected += (expected.empty() ? "" : ", ") + name;
@@ -158,19 +160,22 @@ void import_rows(LockedTable& self, const py::dict& rows) {
         }
         return py::reinterpret_borrow<py::array>(rows[name]);
     };
-    const py::array keys = get("keys"), values = get("rows"), state = get("state"), stamps = get("stamps");
+    const py::array keys = get("keys"), values = get("rows"), stamps = get("stamps");
     const py::ssize_t n = check_keys(keys, "keys");
     check_array(values, "rows", {kFloat32}, {n, self.dim()}, Access::kRead);
-    check_array(state, "state", {kFloat32}, {n, self.table.state_width()}, Access::kRead);
     check_array(stamps, "stamps", {kUint32}, {n}, Access::kRead);
-    py::array steps;
+    py::array state, steps;
+    if (has_state) {
+        state = get("state");
+        check_array(state, "state", {kFloat32}, {n, self.table.state_width()}, Access::kRead);
+    }
     if (has_steps) {
         steps = get("steps");
         check_array(steps, "steps", {kUint32}, {n}, Access::kRead);
     }
     const persia::ImportedRows imported{data_of<const Key>(keys),
                                         data_of<const float>(values),
-                                        data_of<const float>(state),
+                                        has_state ? data_of<const float>(state) : nullptr,
                                         data_of<const std::uint32_t>(stamps),
                                         has_steps ? data_of<const std::uint32_t>(steps) : nullptr,
                                         static_cast<std::size_t>(n)};

@@ -33,8 +33,7 @@ void KeyIndex::provide(std::uint64_t lines, Arena& arena) {
     }
 }
 
-std::uint32_t KeyIndex::more_lines(std::uint32_t bucket) const {
-    const std::uint64_t lines = buckets_[bucket].lines;
+std::uint32_t KeyIndex::more_lines(std::uint32_t bucket, std::uint64_t lines) const {
     // A quarter, or a little more, so that buckets, all of one size, don't all grow at one time.
     const std::uint64_t spread = mix(std::uint64_t{bucket} << 32 | lines) % (lines / 16 + 1);
     std::uint64_t more = lines + lines / 4 + 1 + spread;
@@ -53,8 +52,13 @@ __attribute__((always_inline)) inline bool KeyIndex::add(IndexLine* line, const 
     return true;
 }
 
-void KeyIndex::grow(std::uint32_t bucket, Arena& arena) {
-    const std::uint32_t more = more_lines(bucket);
+void KeyIndex::reserve(std::uint32_t bucket, std::uint64_t rows, Arena& arena) {
+    std::uint32_t lines = buckets_[bucket].lines;
+    while (rows > limit(lines)) lines = more_lines(bucket, lines);
+    if (lines > buckets_[bucket].lines) grow(bucket, lines, arena);
+}
+
+void KeyIndex::grow(std::uint32_t bucket, std::uint32_t more, Arena& arena) {
     provide(more, arena);
     moving_.clear();
     moving_.reserve(buckets_[bucket].size);

@@ -3,9 +3,12 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "persia/prefetch.h"
+
 namespace persia {
 namespace {
 
+constexpr std::size_t kAhead = 16;          // keys whose memory is asked for before they are looked at
 constexpr std::uint32_t kSweepPeriod = 64;  // steps in which a sweep for expired rows sees each bucket once
 
 }  // namespace
@@ -70,24 +73,34 @@ std::uint64_t Shard::evict(std::uint32_t step) {
 
 void Shard::import_rows(const ImportedRows& from) {
     if (snapshot_.active()) throw std::logic_error("rows can't be imported while a snapshot is under way");
-    removed_at_ = ++epoch_;  // gradients of earlier pulls are not for these rows
+    removed_at_ = ++epoch_;      // gradients of earlier pulls are not for these rows
+    std::size_t end_of_run = 0;  // of keys of one bucket, as a checkpoint has them
     for (std::size_t i = 0; i < from.n; ++i) {
         const Key key = from.keys[i];
         if (!owns(key)) continue;
         const std::uint32_t home = bucket(key);
+        if (i >= end_of_run) {
+            end_of_run = i + 1;
+            while (end_of_run < from.n && bucket_of_(from.keys[end_of_run]) == bucket_of_(key)) ++end_of_run;
+            index_.reserve(home, std::uint64_t{index_.size(home)} + (end_of_run - i), arena_);
+        }
+        if (i + kAhead < end_of_run) prefetch_line(index_.home_line(home, from.keys[i + kAhead]));
         const KeyIndex::Entry entry = index_.find(home, key);
         std::uint32_t slot;
         if (entry) {
             slot = entry.slot();
             entry.stamp() = from.stamps[i];
         } else {
-            index_.reserve_one(home, arena_);
             slot = rows_.take(arena_);
             insert(home, key, slot, from.stamps[i]);
             ++counts_.imported;
         }
         eviction_.restored(home, key, from.stamps[i], index_.size(home) == 1);
         rows_.epoch(slot) = epoch_;
+        if (from.state == nullptr) {
+            update_.init(from.rows + i * config_.dim, rows_.weights(slot), rows_.state(slot));
+            continue;
+        }
         update_.write(from.rows + i * config_.dim, from.state + i * update_.state_width(),
                       update_.has_steps() ? from.steps[i] : 0, rows_.weights(slot), rows_.state(slot));
     }

@@ -149,7 +149,8 @@ class Table:
     def import_rows(self, rows: dict[str, npt.NDArray[Any]]) -> None:
         """Adds rows of any of this shard's buckets, or replaces those already here; `evict` may then be due.
 
-        Takes what `export_bucket` gives, rows in any order. Raises ValueError for missing or unknown arrays,
+        Takes what `export_bucket` gives, rows in any order; without `state` and `steps` the optimizer's state
+        is that of new rows. Raises ValueError for missing or unknown arrays,
         wrong widths and keys of other buckets, before anything changes.
         """
 

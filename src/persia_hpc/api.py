@@ -173,7 +173,7 @@ def _run_local(
     from .trainer.device import choose_device
     from .trainer.driver import Driver
     from .trainer.feeding import Alone
-    from .trainer.saving import DenseState
+    from .trainer.saving import DenseState, dense_states
     from .trainer.session import Session
 
     sources = open_sources(config)
@@ -189,18 +189,18 @@ def _run_local(
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
 
-    def prepare(path: Path | None) -> tuple[LocalFeed, DenseState | None]:
+    def prepare(path: Path | None) -> tuple[LocalFeed, DenseState | None, DenseState | None]:
         if path is not None:
             check_match(str(path), read_manifest(path), config, schema, num_samples)
         feed = LocalFeed(config, layout, sources, schedules, stop)
         begin_with(feed.server, config, path)
-        return feed, None if path is None else DenseState.read(path)
+        return feed, *dense_states(config, path, driver.model if driver is not None else None)
 
     def say(text: str) -> None:
         print(f"persia-hpc: {text}", file=sys.stderr, flush=True)
 
     found = whole(run_dir) if config.checkpoint.resume else []
-    feed, resume = begin_from(found, prepare, say)
+    feed, resume, initial = begin_from(found, prepare, say)
     session = Session(
         config,
         layout,
@@ -211,6 +211,7 @@ def _run_local(
         reducer=DenseReducer(None, config.train.bucket_bytes),
         device=choose_device(config.train.device, local_rank=0),
         resume=resume,
+        initial=initial,
     )
     trainer = trainer_part(session, main, driver, run_dir, schema, num_samples)
     summary = make_summary(

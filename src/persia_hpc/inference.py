@@ -15,7 +15,7 @@ import torch
 
 from ._native import hash_ids, mix
 from .checkpoint.files import read_manifest, read_schema
-from .checkpoint.shards import load_rows
+from .checkpoint.rows import load_rows
 from .config import load_config
 from .errors import UserError
 from .layout import make_layout

@@ -299,7 +299,7 @@ class RankJob:
         from .trainer.batch import make_inputs
         from .trainer.device import choose_device
         from .trainer.driver import Driver
-        from .trainer.saving import DenseState
+        from .trainer.saving import dense_states
         from .trainer.serve import MpiPeers, RingFeed
         from .trainer.session import Session
 
@@ -311,9 +311,7 @@ class RankJob:
         device = choose_device(config.train.device, local)
         inputs = make_inputs(self.layout, self.schema)
         driver = None if main is not None else Driver(config, inputs, callbacks, loggers)
-        resume = None if start is None else DenseState.read(start)
-        if driver is not None and resume is not None:
-            resume.load_model(driver.model)  # only to refuse another one now
+        resume, initial = dense_states(config, start, driver.model if driver is not None else None)
         yield
         reducer = DenseReducer(groups.role_comm, config.train.bucket_bytes)
         check_single_mpi_library()
@@ -344,6 +342,7 @@ class RankJob:
             reducer=reducer,
             device=device,
             resume=resume,
+            initial=initial,
         )
         jsonl = None
         if me.role_rank == 0:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from .checkpoint.files import read_manifest, whole
-from .checkpoint.shards import load_rows
+from .checkpoint.rows import load_initial_rows, load_rows
 from .config import Config
 from .errors import EXIT_DATA, DataError, PersiaError, UserError
 
@@ -64,3 +64,13 @@ def begin_with(server: ParameterServer, config: Config, start: Path | None) -> N
         # What all servers have counted is from now on the first one's.
         counters = manifest["counters"] if server.server_rank == 0 else {"ledger": {}, "staleness": {}}
         server.restore(manifest["step"], counters["ledger"], counters["staleness"])
+    elif (source := init_source(config, "embeddings")) is not None:
+        load_initial_rows(source, server)
+
+
+def init_source(config: Config, part: str) -> Path | None:
+    """The checkpoint that a new run takes its "dense" part or its "embeddings" from, None if from none."""
+    settings = config.checkpoint
+    if settings.init_from is None or settings.init_parts not in ("all", part):
+        return None
+    return find_checkpoint(Path(settings.init_from))

@@ -119,7 +119,7 @@ def test_old_checkpoints_go_and_what_is_needed_stays(data: str, tmp_path: Path) 
     assert (tmp_path / "run" / "latest").resolve().name == "step-00000033"
     settings = {"checkpoint.every": 3, "checkpoint.keep": 1, "checkpoint.full_every": 100}
     train(data, tmp_path / "chain", Interrupt(18), **settings)
-    assert [p.name[-2:] for p in whole(tmp_path / "chain")] == ["19", "03"], "its base must stay"
+    assert [p.name[-2:] for p in whole(tmp_path / "chain")] == ["18", "03"], "its base must stay"
     assert not list((tmp_path / "chain").glob("*.partial"))
 
 
@@ -263,3 +263,48 @@ def test_checkpoints_by_the_clock(data: str, tmp_path: Path) -> None:
     assert summary["checkpoints"]["written"] == len(whole(tmp_path / "run")) > 5
     rows = trained_rows(tmp_path / "run")
     assert all(np.isfinite(columns[1]).all() for columns in rows.values())
+
+
+@pytest.mark.parametrize("parts", ["all", "dense", "embeddings"])
+def test_a_new_run_begins_with_what_it_takes_from_another(parts: str, data: str, tmp_path: Path) -> None:
+    """From an incremental checkpoint, with other buckets: rows by key, as if no step had used them yet."""
+    import torch
+
+    settings = {"checkpoint.every": 5, "checkpoint.full_every": 10, "train.max_steps": 25}
+    train(data, tmp_path / "old", Interrupt(20), **settings)
+    source = tmp_path / "old" / "latest"
+    assert json.loads((source / "manifest.json").read_text())["base"] is not None
+    old = ph.load(source)
+    seen: dict[str, Any] = {}
+
+    class Look(ph.Callback):
+        def on_start(self, run: Any) -> None:
+            seen["dense"] = {k: v.clone() for k, v in run.model.state_dict().items()}
+            (table,) = [t for t in run.session._feed.server.tables if t is not None and t.dim == 6]
+            seen["user"] = [table.export_bucket(b) for b in range(table.first_bucket, table.end_bucket)]
+
+    changes = {"checkpoint.init_from": str(tmp_path / "old"), "checkpoint.init_parts": parts}
+    changes |= {"tables.user.buckets": 4, "data.batch_size": 16, "seed": 99}
+    train(data, tmp_path / "new", Look(), **changes)
+    same = all(torch.equal(old.model().state_dict()[k], v) for k, v in seen["dense"].items())
+    assert same == (parts != "embeddings")
+    rows = {k: np.concatenate([bucket[k] for bucket in seen["user"]]) for k in seen["user"][0]}
+    if parts == "dense":
+        assert len(rows["keys"]) == 0
+        return
+    found = old.rows("user", range(30))  # the whole vocabulary
+    assert len(rows["keys"]) == 30
+    np.testing.assert_array_equal(np.sort(found, axis=0), np.sort(rows["rows"], axis=0))
+    assert (rows["stamps"] == 0).all()
+    assert (rows["state"] > 0).all(), "the optimizer is the same: its state comes too"
+
+
+def test_rows_without_a_fitting_optimizer_begin_with_new_state(data: str, tmp_path: Path) -> None:
+    train(data, tmp_path / "old", **{"train.max_steps": 5})
+    changes = {"checkpoint.init_from": str(tmp_path / "old"), "tables.user.optimizer": {"name": "adam"}}
+    summary = train(data, tmp_path / "new", **changes)
+    assert summary["status"] == "completed"
+    with pytest.raises(UserError, match="table 'user' has dim 6 there, 5 here"):
+        train(data, tmp_path / "refused", **{**changes, "tables.user.dim": 5})
+    with pytest.raises(UserError, match="neither a checkpoint nor a run with one"):
+        train(data, tmp_path / "refused2", **{"checkpoint.init_from": str(tmp_path / "nothing")})

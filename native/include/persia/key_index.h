@@ -94,8 +94,11 @@ class KeyIndex {
 
     // Makes room for one more key in the bucket; the only call that can throw.
     void reserve_one(std::uint32_t bucket, Arena& arena) {
-        if (buckets_[bucket].size >= limit(buckets_[bucket].lines)) grow(bucket, arena);
+        const std::uint32_t lines = buckets_[bucket].lines;
+        if (buckets_[bucket].size >= limit(lines)) grow(bucket, more_lines(bucket, lines), arena);
     }
+    // Room for so many keys in all, as if they had come one by one, but moving those that are here only once.
+    void reserve(std::uint32_t bucket, std::uint64_t rows, Arena& arena);
     // Precondition: room was reserved and the key isn't here.
     void insert(std::uint32_t bucket, Key key, std::uint32_t slot, std::uint32_t stamp);
     // Precondition: the entry is the bucket's.
@@ -161,8 +164,8 @@ class KeyIndex {
     static bool add(IndexLine* line, const Moving& entry);  // false if it is full
     bool make_room(std::uint32_t bucket, Moving& entry);
     void provide(std::uint64_t lines, Arena& arena);  // so many of each bucket
-    void grow(std::uint32_t bucket, Arena& arena);
-    std::uint32_t more_lines(std::uint32_t bucket) const;
+    void grow(std::uint32_t bucket, std::uint32_t lines, Arena& arena);
+    std::uint32_t more_lines(std::uint32_t bucket, std::uint64_t lines) const;
 
     std::uint32_t num_buckets_;
     std::uint32_t stride_;  // lines from one of a bucket to its next

@@ -83,7 +83,7 @@ struct BucketState {                      // what a bucket decides by, beside it
     std::vector<std::uint8_t> sightings;  // [cells], none unless sightings are counted
 };
 
-struct ImportedRows {  // as ExportedRows, of any buckets and in any order
+struct ImportedRows {  // as ExportedRows, of any buckets and in any order; without state they begin anew
     const Key* keys;
     const float* rows;
     const float* state;

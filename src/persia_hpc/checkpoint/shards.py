@@ -1,7 +1,4 @@
-"""One server's rows in HDF5: written bucket by bucket while training goes on, read by any number of servers.
-
-Shape letters: b buckets of the file, n rows, D dim, S state width, C counts of sightings per bucket.
-"""
+"""One server's rows into HDF5, bucket by bucket, while training goes on."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from persia_hpc._native import Table
-from persia_hpc.errors import DataError, PersiaError, UserError
+from persia_hpc.errors import PersiaError
 from persia_hpc.files import sync_path
 from persia_hpc.layout import TableLayout
 
@@ -30,7 +26,6 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 FLUSH_BYTES = 8 << 20  # so much is gathered before it is written
 CHUNK_BYTES = 1 << 20
-ROWS_AT_ONCE = 1 << 16
 NICE = 10  # how far the writing thread steps back behind training
 
 
@@ -177,119 +172,3 @@ class _Columns:
         self._group.create_dataset(
             name, (0, *width), like.dtype, maxshape=(None, *width), chunks=chunks, fletcher32=True
         )
-
-
-def load_rows(directory: Path, server: ParameterServer) -> None:
-    """Loads the rows of a checkpoint that belong to `server`'s buckets, exactly as they were.
-
-    UserError for tables that don't fit, naming what differs; DataError for damage.
-    """
-    manifest = files.read_manifest(directory)
-    base = files.base_of(directory, manifest)
-    sources = [(directory, manifest)]
-    if base is not None:
-        sources.append((base, files.read_manifest(base)))
-    opened = [_open_shards(path, found) for path, found in sources]
-    try:
-        for layout, table, owned in zip(server.layout.tables, server.tables, server.buckets, strict=True):
-            if table is not None:
-                _load_table(opened, layout, table, owned)
-                table.set_next_step(manifest["step"] + 1)
-    except (OSError, KeyError, RuntimeError) as error:
-        raise DataError(f"{directory}: can't be read ({error}); use an older checkpoint") from error
-    finally:
-        for shards in opened:
-            for shard in shards:
-                shard.close()
-
-
-def _open_shards(directory: Path, manifest: Mapping[str, Any]) -> list[h5py.File]:
-    opened = []
-    for name in manifest["shards"]:
-        files.check_part(directory, manifest, name, content=False)
-        try:
-            opened.append(h5py.File(directory / name, "r"))
-        except OSError as error:
-            raise DataError(
-                f"{directory / name}: can't be read ({error}); use an older checkpoint"
-            ) from error
-    return opened
-
-
-def _load_table(opened: list[list[h5py.File]], layout: TableLayout, table: Table, owned: range) -> None:
-    newest = _parts(opened[0], layout, owned)
-    for group, begin, end in newest:
-        if not group.attrs["complete"]:
-            _load_base(opened[1], group, layout, table, owned)
-        for rows in _slices(group, begin, end):
-            table.import_rows(rows)
-        buckets = group["buckets"][:]
-        ages = group["ages"][:]
-        counted = group["counted"][:] if "counted" in group else np.zeros_like(ages)
-        for at in np.flatnonzero((buckets >= owned.start) & (buckets < owned.stop)):
-            sightings = group["sightings"][at] if "sightings" in group else np.empty(0, np.uint8)
-            try:
-                table.restore_bucket(int(buckets[at]), int(ages[at]), int(counted[at]), sightings)
-            except ValueError as error:
-                raise UserError(
-                    f"{group.file.filename}: table {layout.name!r}: {error}: admission counts need the "
-                    "capacity and admission that they were made with"
-                ) from None
-
-
-def _load_base(
-    base: list[h5py.File], changes: h5py.Group, layout: TableLayout, table: Table, owned: range
-) -> None:
-    """The rows of the full checkpoint that `changes` says are still here, in its buckets."""
-    removed = changes["removed"][:]
-    buckets = changes["buckets"][:]
-    shared = range(max(owned.start, int(buckets[0])), min(owned.stop, int(buckets[-1]) + 1))
-    for group, begin, end in _parts(base, layout, shared):
-        for rows in _slices(group, begin, end):
-            stays = ~_is_in(rows["keys"], removed)
-            table.import_rows({k: np.ascontiguousarray(v[stays]) for k, v in rows.items()})
-
-
-def _is_in(keys: Array, ordered: Array) -> Array:
-    if not len(ordered):
-        return np.zeros(len(keys), bool)
-    at = np.minimum(np.searchsorted(ordered, keys), len(ordered) - 1)
-    found: Array = ordered[at] == keys
-    return found
-
-
-def _parts(shards: list[h5py.File], layout: TableLayout, owned: range) -> list[tuple[h5py.Group, int, int]]:
-    """The group of each shard that has some of the `owned` buckets, and where their rows begin and end."""
-    parts = []
-    for shard in shards:
-        if layout.name not in shard:
-            continue
-        group = shard[layout.name]
-        _check_table(shard.filename, group.attrs, layout)
-        buckets = group["buckets"][:]
-        which = np.flatnonzero((buckets >= owned.start) & (buckets < owned.stop))
-        if len(which):
-            offsets = group["bucket_offsets"][:]
-            parts.append((group, int(offsets[which[0]]), int(offsets[which[-1] + 1])))
-    return parts
-
-
-def _check_table(file_name: str, attributes: Mapping[str, Any], layout: TableLayout) -> None:
-    expected = {
-        "dim": layout.dim,
-        "num_buckets": layout.num_buckets,
-        "optimizer": layout.config.optimizer["name"],
-        "eviction": layout.config.eviction,
-    }
-    wrong = [f"{k} {attributes[k]} there, {v} here" for k, v in expected.items() if attributes[k] != v]
-    if wrong:
-        raise UserError(
-            f"{file_name}: table {layout.name!r} doesn't fit the configuration: {'; '.join(wrong)}"
-        )
-
-
-def _slices(group: h5py.Group, begin: int, end: int) -> Iterator[dict[str, Array]]:
-    names = [name for name in ("keys", "rows", "state", "stamps", "steps") if name in group]
-    for at in range(begin, end, ROWS_AT_ONCE):
-        rows = {name: group[name][at : min(at + ROWS_AT_ONCE, end)] for name in names}
-        yield rows

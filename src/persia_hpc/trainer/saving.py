@@ -18,6 +18,7 @@ from persia_hpc.checkpoint import files
 from persia_hpc.config import Config
 from persia_hpc.errors import DataError, UserError
 from persia_hpc.files import sync_path
+from persia_hpc.resume import init_source
 from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.summary import package_versions
 
@@ -95,6 +96,22 @@ class DenseState:
         else:
             words = np.random.SeedSequence([seed, self.step, trainer_rank]).generate_state(1, np.uint64)
             torch.manual_seed(int(words[0] >> np.uint64(1)))
+
+
+def dense_states(
+    config: Config, start: Path | None, model: nn.Module | None
+) -> tuple[DenseState | None, DenseState | None]:
+    """What a run goes on from, and what else a new one takes its weights from (`checkpoint.init_from`).
+
+    start: the checkpoint that it goes on from. model: if it is known already, to refuse one that doesn't fit.
+    """
+    source = init_source(config, "dense") if start is None else None
+    resume = None if start is None else DenseState.read(start)
+    initial = None if source is None else DenseState.read(source)
+    begin = resume or initial
+    if model is not None and begin is not None:
+        begin.load_model(model)
+    return resume, initial
 
 
 class Saver:

@@ -47,8 +47,11 @@ class Session:
         reducer: DenseReducer,
         device: torch.device,
         resume: DenseState | None = None,
+        initial: DenseState | None = None,
     ):
-        """`resume`: what the checkpoint that the run goes on from holds of the dense side."""
+        """`resume`: what the checkpoint that the run goes on from holds of the dense side. `initial`: what
+        that of another run holds whose weights a new run begins with.
+        """
         self.config = config
         self.layout = layout
         self.inputs = inputs
@@ -80,7 +83,7 @@ class Session:
         self._stepped = True
         self._segment_last: int | None = None  # while one is under way
         self._draining = False  # it is to end early, for a checkpoint
-        self._resume = resume
+        self._resume, self._initial = resume, initial
         if resume is not None:
             self.step_number, self.samples = resume.step, resume.samples
             self.results, self.driver_state = resume.results, resume.driver
@@ -110,8 +113,8 @@ class Session:
         parameters of this model.
         """
         model.to(self.device)
-        if self._resume is not None:
-            self._resume.load_model(model)
+        if (begin := self._resume or self._initial) is not None:
+            begin.load_model(model)
         self._reducer.attach(model)
         self.model = model
         parameters = [p for p in model.parameters() if p.requires_grad]
