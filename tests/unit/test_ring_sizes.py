@@ -75,7 +75,7 @@ def test_a_batch_without_repeated_ids_fits(batch_size: int, dim: int, wire: str,
     for kind, num_bytes in records.items():
         assert num_bytes + 64 <= getattr(size, kind), kind
         assert num_bytes / 2 <= getattr(size, kind) * 3 / 8, kind
-        assert getattr(size, kind) <= 4 / 3 * num_bytes + 120_000, kind
+        assert getattr(size, kind) <= 4 / 3 * num_bytes + 160_000, kind  # indices may be narrow
 
 
 def test_a_given_size_holds_for_all() -> None:

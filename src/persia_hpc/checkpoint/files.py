@@ -14,6 +14,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,12 @@ def writing_failed(path: Path, error: OSError) -> PersiaError:
     )
 
 
-def note_part(path: Path, **more: Any) -> None:
-    """Notes size and checksum of a finished part beside it, for the manifest; `more` goes there too."""
-    note = {"bytes": path.stat().st_size, "sha256": file_sha256(path), **more}
+def finish_part(path: Path, **more: Any) -> None:
+    """Fsyncs a part, and notes its size and checksum beside it, for the manifest; `more` goes there too."""
+    with ThreadPoolExecutor(1) as beside:
+        synced = beside.submit(sync_path, path)
+        note = {"bytes": path.stat().st_size, "sha256": file_sha256(path), **more}
+        synced.result()
     path.with_name(path.name + ".json").write_text(json.dumps(note))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from persia_hpc.errors import DataError, UserError
 from persia_hpc.layout import TableLayout
 
 from . import files
+from .ahead import one_ahead
 
 if TYPE_CHECKING:
     from persia_hpc.parameter_server.engine import ParameterServer
@@ -27,25 +29,14 @@ ROWS_AT_ONCE = 1 << 16
 def load_rows(directory: Path, server: ParameterServer) -> None:
     """Loads the rows of a checkpoint that belong to `server`'s buckets, exactly as they were.
 
-    UserError for tables that don't fit, naming what differs; DataError for damage.
+    UserError for tables that don't fit, naming what differs; DataError for damage. Each server checks its
+    share of the files, so the tables are good only if none of the servers has found damage.
     """
-    manifest = files.read_manifest(directory)
-    base = files.base_of(directory, manifest)
-    sources = [(directory, manifest)]
-    if base is not None:
-        sources.append((base, files.read_manifest(base)))
-    opened = [_open_shards(path, found) for path, found in sources]
-    try:
+    with _opened(directory, server) as (manifest, opened):
         for layout, table, owned in zip(server.layout.tables, server.tables, server.buckets, strict=True):
             if table is not None:
                 _load_table(opened, layout, table, owned)
                 table.set_next_step(manifest["step"] + 1)
-    except (OSError, KeyError, RuntimeError) as error:
-        raise DataError(f"{directory}: can't be read ({error}); use an older checkpoint") from error
-    finally:
-        for shards in opened:
-            for shard in shards:
-                shard.close()
 
 
 def load_initial_rows(directory: Path, server: ParameterServer) -> None:
@@ -54,12 +45,7 @@ def load_initial_rows(directory: Path, server: ParameterServer) -> None:
     Rows are as if no step had used them yet. The optimizer's state comes too if the table has the same
     optimizer. UserError if no table has the name and dim of one there, or if a name has another dim.
     """
-    manifest = files.read_manifest(directory)
-    base = files.base_of(directory, manifest)
-    opened = [_open_shards(directory, manifest)]
-    if base is not None:
-        opened.append(_open_shards(base, files.read_manifest(base)))
-    try:
+    with _opened(directory, server) as (_, opened):
         there = {name: dict(group.attrs) for shard in opened[0] for name, group in shard.items()}
         shared = [layout for layout in server.layout.tables if layout.name in there]
         if not shared:
@@ -68,12 +54,40 @@ def load_initial_rows(directory: Path, server: ParameterServer) -> None:
         for layout, table in zip(server.layout.tables, server.tables, strict=True):
             if layout in shared and table is not None:
                 _load_initial_table(directory, opened, layout, table, there[layout.name])
-    except (OSError, KeyError, RuntimeError) as error:
-        raise DataError(f"{directory}: can't be read ({error}); use an older checkpoint") from error
-    finally:
-        for shards in opened:
-            for shard in shards:
-                shard.close()
+
+
+@contextmanager
+def _opened(
+    directory: Path, server: ParameterServer
+) -> Iterator[tuple[dict[str, Any], list[list[h5py.File]]]]:
+    """The manifest and the open shards of a checkpoint, and of its base if it has one.
+
+    This server's share of the files is read beside, and compared with the manifests' checksums.
+    """
+    manifest = files.read_manifest(directory)
+    sources = [(directory, manifest)]
+    base = files.base_of(directory, manifest)
+    if base is not None:
+        sources.append((base, files.read_manifest(base)))
+    opened = [_open_shards(path, found) for path, found in sources]
+    with ThreadPoolExecutor(1) as beside:
+        checks = [
+            beside.submit(files.check_part, path, found, name, content=True)
+            for path, found in sources
+            for name in found["shards"][server.server_rank :: server.num_servers]
+        ]
+        try:
+            yield manifest, opened
+            for check in checks:
+                check.result()
+        except (OSError, KeyError, RuntimeError, ValueError) as error:
+            raise DataError(f"{directory}: can't be read ({error}); use an older checkpoint") from error
+        finally:
+            for check in checks:
+                check.cancel()
+            for shards in opened:
+                for shard in shards:
+                    shard.close()
 
 
 def _load_initial_table(
@@ -205,13 +219,7 @@ def _check_table(file_name: str, attributes: Mapping[str, Any], layout: TableLay
 
 def _slices(group: h5py.Group, begin: int, end: int) -> Iterator[dict[str, Array]]:
     names = [name for name in ("keys", "rows", "state", "stamps", "steps") if name in group]
-
-    def read(at: int) -> dict[str, Array]:
-        return {name: group[name][at : min(at + ROWS_AT_ONCE, end)] for name in names}
-
-    with ThreadPoolExecutor(1) as ahead:  # one slice is read while another is worked on
-        waiting = ahead.submit(read, begin)
-        for at in range(begin, end, ROWS_AT_ONCE):
-            rows = waiting.result()
-            waiting = ahead.submit(read, at + ROWS_AT_ONCE) if at + ROWS_AT_ONCE < end else waiting
-            yield rows
+    return one_ahead(
+        {name: group[name][at : min(at + ROWS_AT_ONCE, end)] for name in names}
+        for at in range(begin, end, ROWS_AT_ONCE)
+    )

@@ -6,6 +6,7 @@ import contextlib
 import os
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +16,16 @@ import numpy.typing as npt
 
 from persia_hpc._native import Table
 from persia_hpc.errors import PersiaError
-from persia_hpc.files import sync_path
 from persia_hpc.layout import TableLayout
 
 from . import files
+from .ahead import one_ahead
 
 if TYPE_CHECKING:
     from persia_hpc.parameter_server.engine import ParameterServer
 
 Array = npt.NDArray[Any]
-FLUSH_BYTES = 8 << 20  # so much is gathered before it is written
+PART_BYTES = 8 << 20  # so much is copied and written at a time
 CHUNK_BYTES = 1 << 20
 NICE = 10  # how far the writing thread steps back behind training
 
@@ -89,9 +90,8 @@ class ShardWriter:
             with h5py.File(self.path, "w", libver=("v110", "v110"), rdcc_nbytes=4 * CHUNK_BYTES) as file:
                 for layout, table, buckets, since in self._parts:
                     _write_table(file, layout, table, buckets, since)
-            sync_path(self.path)
+            files.finish_part(self.path, **self._counters)
             self.seconds = time.perf_counter() - self._began
-            files.note_part(self.path, **self._counters, seconds=round(self.seconds, 3))
         except (OSError, RuntimeError) as error:  # h5py may say either for a full disk
             raise self._failed(error) from error
         finally:
@@ -113,17 +113,16 @@ def _write_table(file: h5py.File, layout: TableLayout, table: Table, buckets: ra
         eviction=layout.config.eviction,
         complete=since == 0,
     )
-    columns = _Columns(group)
     counts, ages, counted, sightings = [], [], [], []
-    for bucket in buckets:
-        rows, decides = table.snapshot_bucket(bucket, since)
-        columns.add(rows)
-        counts.append(len(rows["keys"]))
-        ages.append(decides["age"])
-        counted.append(decides["counted"])
-        if len(decides["sightings"]):
-            sightings.append(decides["sightings"])
-    columns.flush()
+    for part in one_ahead(_copied(table, buckets, since)):
+        for name in part[0][0]:
+            _append(group, name, [rows[name] for rows, _ in part])
+        for rows, decides in part:
+            counts.append(len(rows["keys"]))
+            ages.append(decides["age"])
+            counted.append(decides["counted"])
+            if len(decides["sightings"]):
+                sightings.append(decides["sightings"])
     if "state" not in group:
         group["state"] = np.empty((sum(counts), 0), np.float32)
     group["buckets"] = np.array(buckets, np.uint32)
@@ -131,44 +130,37 @@ def _write_table(file: h5py.File, layout: TableLayout, table: Table, buckets: ra
     group["ages"] = np.array(ages, np.uint32)
     if sightings:
         group["counted"] = np.array(counted, np.uint32)
-        group.create_dataset("sightings", data=np.stack(sightings), chunks=True, fletcher32=True)
+        group["sightings"] = np.stack(sightings)
     if since:
-        removed = np.sort(table.removed_keys())
-        group.create_dataset("removed", data=removed, chunks=len(removed) > 0 or None)
+        group["removed"] = np.sort(table.removed_keys())
 
 
-class _Columns:
-    """Datasets [n, …] that grow as buckets come."""
+def _copied(table: Table, buckets: range, since: int) -> Iterator[list[tuple[dict[str, Array], Any]]]:
+    """What `snapshot_bucket` says of each bucket, some buckets at a time."""
+    part, num_bytes = [], 0
+    for bucket in buckets:
+        rows, decides = table.snapshot_bucket(bucket, since)
+        part.append((rows, decides))
+        num_bytes += sum(array.nbytes for array in rows.values())
+        if num_bytes >= PART_BYTES:
+            yield part
+            part, num_bytes = [], 0
+    if part:
+        yield part
 
-    def __init__(self, group: h5py.Group):
-        self._group = group
-        self._waiting: list[dict[str, Array]] = []
-        self._waiting_bytes = 0
 
-    def add(self, rows: dict[str, Array]) -> None:
-        self._waiting.append(rows)
-        self._waiting_bytes += sum(array.nbytes for array in rows.values())
-        if self._waiting_bytes >= FLUSH_BYTES:
-            self.flush()
-
-    def flush(self) -> None:
-        for name in self._waiting[0] if self._waiting else ():
-            if 0 in self._waiting[0][name].shape[1:]:  # state of an optimizer without; can't be in chunks
-                continue
-            data = np.concatenate([rows[name] for rows in self._waiting])
-            if name not in self._group:
-                self._create(name, data)
-            dataset = self._group[name]
-            at = dataset.shape[0]
-            dataset.resize(at + len(data), axis=0)
-            if data.size:
-                dataset[at:] = data
-        self._waiting, self._waiting_bytes = [], 0
-
-    def _create(self, name: str, like: Array) -> None:
-        width = like.shape[1:]
-        row_bytes = max(1, int(np.prod(width, dtype=np.int64)) * like.itemsize)
+def _append(group: h5py.Group, name: str, arrays: list[Array]) -> None:
+    """Adds [n, …] arrays to a dataset that grows."""
+    width = arrays[0].shape[1:]
+    if 0 in width:  # the state of an optimizer that has none: can't be in chunks
+        return
+    data = np.concatenate(arrays)
+    if name not in group:
+        row_bytes = int(np.prod(width, dtype=np.int64)) * data.itemsize
         chunks = (max(1, CHUNK_BYTES // row_bytes), *width)
-        self._group.create_dataset(
-            name, (0, *width), like.dtype, maxshape=(None, *width), chunks=chunks, fletcher32=True
-        )
+        group.create_dataset(name, (0, *width), data.dtype, maxshape=(None, *width), chunks=chunks)
+    dataset = group[name]
+    at = dataset.shape[0]
+    dataset.resize(at + len(data), axis=0)
+    if data.size:
+        dataset[at:] = data

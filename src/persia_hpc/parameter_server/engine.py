@@ -82,7 +82,7 @@ class ParameterServer:
     ):
         """`num_steps`: of the whole training, which learning rates may follow."""
         self.layout = layout
-        self.server_rank = server_rank
+        self.server_rank, self.num_servers = server_rank, num_servers
         self.tables: list[Table | None] = []
         self.buckets: list[range] = []  # of each table, those that this server owns
         for table in layout.tables:

@@ -17,7 +17,6 @@ from torch import nn
 from persia_hpc.checkpoint import files
 from persia_hpc.config import Config
 from persia_hpc.errors import DataError, UserError
-from persia_hpc.files import sync_path
 from persia_hpc.resume import init_source
 from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.summary import package_versions
@@ -151,6 +150,11 @@ class Saver:
         self._servers_done = threading.Event()
         self._error: BaseException | None = None
 
+    @property
+    def busy(self) -> bool:
+        """Whether one is being written. Trainer 0."""
+        return self._thread is not None
+
     def due(self, step: int, scheduled: bool) -> bool:
         """Whether one is to be written now, after `step`."""
         return (scheduled or self.overdue()) and step != self._saved_step
@@ -203,8 +207,7 @@ class Saver:
         try:
             path = directory / files.DENSE
             torch.save(dense, path)
-            sync_path(path)
-            files.note_part(path)
+            files.finish_part(path)
             self._servers_done.wait()
             name = None if base is None else files.step_name(base)
             files.finish(directory, step=step, base=name, **self._facts)
