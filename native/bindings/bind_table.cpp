@@ -99,21 +99,22 @@ Counts push_step(LockedTable& self, const std::vector<PyBatch>& batches, std::in
     return to_tuple(self.run([&](Table& table) { return table.push_step(checked, at); }));
 }
 
+// Without a copy: the array keeps the vector.
 template <class T>
-py::array_t<T> to_array(const std::vector<T>& values, std::vector<py::ssize_t> shape) {
-    py::array_t<T> array(std::move(shape));
-    std::copy(values.begin(), values.end(), array.mutable_data());
-    return array;
+py::array_t<T> to_array(std::vector<T> values, std::vector<py::ssize_t> shape) {
+    auto* kept = new std::vector<T>(std::move(values));
+    const py::capsule owner(kept, [](void* p) { delete static_cast<std::vector<T>*>(p); });
+    return py::array_t<T>(std::move(shape), kept->data(), owner);
 }
 
-py::dict to_dict(const LockedTable& self, const persia::ExportedRows& exported) {
+py::dict to_dict(const LockedTable& self, persia::ExportedRows exported) {
     const auto n = static_cast<py::ssize_t>(exported.keys.size());
     py::dict rows;
-    rows["keys"] = to_array(exported.keys, {n});
-    rows["rows"] = to_array(exported.rows, {n, self.dim()});
-    rows["state"] = to_array(exported.state, {n, self.table.state_width()});
-    rows["stamps"] = to_array(exported.stamps, {n});
-    if (self.table.has_steps()) rows["steps"] = to_array(exported.steps, {n});
+    rows["keys"] = to_array(std::move(exported.keys), {n});
+    rows["rows"] = to_array(std::move(exported.rows), {n, self.dim()});
+    rows["state"] = to_array(std::move(exported.state), {n, self.table.state_width()});
+    rows["stamps"] = to_array(std::move(exported.stamps), {n});
+    if (self.table.has_steps()) rows["steps"] = to_array(std::move(exported.steps), {n});
     return rows;
 }
 
@@ -121,15 +122,42 @@ py::dict export_bucket(LockedTable& self, std::uint32_t bucket) {
     return to_dict(self, self.run([&](Table& table) { return table.export_bucket(bucket); }));
 }
 
-py::tuple snapshot_bucket(LockedTable& self, std::uint32_t bucket, std::int64_t since) {
+py::tuple snapshot_buckets(LockedTable& self, std::uint32_t first, std::uint32_t end, std::int64_t since) {
     const std::uint32_t after = check_step(since);
-    persia::BucketState state;
-    const auto exported = self.run([&](Table& table) { return table.snapshot_bucket(bucket, after, state); });
+    if (first >= end) throw py::value_error("buckets: got an empty range");
+    const auto append = [](auto& to, const auto& from) { to.insert(to.end(), from.begin(), from.end()); };
+    persia::ExportedRows rows;
+    std::vector<std::uint64_t> counts;
+    std::vector<std::uint32_t> ages, counted;
+    std::vector<std::uint8_t> sightings;
+    {
+        const py::gil_scoped_release nogil;
+        for (std::uint32_t bucket = first; bucket < end; ++bucket) {
+            persia::BucketState state;
+            persia::ExportedRows part;
+            {  // others may have the table after each bucket
+                const std::lock_guard<std::mutex> lock(self.mutex);
+                part = self.table.snapshot_bucket(bucket, after, state);
+            }
+            append(rows.keys, part.keys);
+            append(rows.rows, part.rows);
+            append(rows.state, part.state);
+            append(rows.stamps, part.stamps);
+            append(rows.steps, part.steps);
+            append(sightings, state.sightings);
+            counts.push_back(part.keys.size());
+            ages.push_back(state.age);
+            counted.push_back(state.counted);
+        }
+    }
+    const auto b = static_cast<py::ssize_t>(counts.size());
+    const auto cells = static_cast<py::ssize_t>(sightings.size()) / b;
     py::dict decides;
-    decides["age"] = state.age;
-    decides["counted"] = state.counted;
-    decides["sightings"] = to_array(state.sightings, {static_cast<py::ssize_t>(state.sightings.size())});
-    return py::make_tuple(to_dict(self, exported), decides);
+    decides["counts"] = to_array(std::move(counts), {b});
+    decides["ages"] = to_array(std::move(ages), {b});
+    decides["counted"] = to_array(std::move(counted), {b});
+    decides["sightings"] = to_array(std::move(sightings), {b, cells});
+    return py::make_tuple(to_dict(self, std::move(rows)), decides);
 }
 
 void restore_bucket(LockedTable& self, std::uint32_t bucket, std::uint32_t age, std::uint32_t counted,
@@ -248,7 +276,7 @@ void bind_table(py::module_& m) {
             "begin_snapshot",
             [](LockedTable& self, bool full) { self.run([&](Table& table) { table.begin_snapshot(full); }); },
             py::arg("full") = true)
-        .def("snapshot_bucket", &snapshot_bucket, py::arg("bucket"), py::arg("since") = 0)
+        .def("snapshot_buckets", &snapshot_buckets, py::arg("first"), py::arg("end"), py::arg("since") = 0)
         .def("end_snapshot", [](LockedTable& self) { self.run([](Table& table) { table.end_snapshot(); }); })
         .def("removed_keys",
              [](LockedTable& self) {

@@ -155,7 +155,7 @@ class Table:
         """
 
     def begin_snapshot(self, full: bool = True) -> None:
-        """Marks this moment, at which every pull must have had its push: `snapshot_bucket` then copies it,
+        """Marks this moment, at which every pull must have had its push: `snapshot_buckets` then copies it,
         bucket by bucket, while other calls go on in between.
 
         Before the first change to a row of a bucket that wasn't copied yet, its old copy is kept aside
@@ -164,13 +164,15 @@ class Table:
         snapshot is under way.
         """
 
-    def snapshot_bucket(
-        self, bucket: int, since: int = 0
-    ) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
-        """A bucket as it was at the mark, once: its rows as `export_bucket` gives them, also those that are
-        past their time to live but not swept away yet; and what it decides by, for `restore_bucket`.
+    def snapshot_buckets(
+        self, first: int, end: int, since: int = 0
+    ) -> tuple[dict[str, npt.NDArray[Any]], dict[str, npt.NDArray[Any]]]:
+        """Buckets [first, end) as they were at the mark, each once: their rows, one bucket after the other,
+        as `export_bucket` gives them, but also those past their time to live and not swept away yet; and
+        `counts` uint64 [b] of rows with what each bucket decides by, for `restore_bucket`: `ages` and
+        `counted` uint32 [b], `sightings` uint8 [b, C].
 
-        since: only rows with a greater stamp (0: all).
+        since: only rows with a greater stamp (0: all). Other calls go on in between.
         """
 
     def end_snapshot(self) -> None:
@@ -180,7 +182,7 @@ class Table:
         """Keys whose rows went between the last full snapshot and the mark; some may have come back."""
 
     def restore_bucket(self, bucket: int, age: int, counted: int, sightings: npt.NDArray[np.uint8]) -> None:
-        """Takes what `snapshot_bucket` gave, after the rows. ValueError for sightings of another capacity."""
+        """Takes what `snapshot_buckets` gave, after the rows; ValueError for sightings of another capacity."""
 
     def set_next_step(self, step: int) -> None:
         """The step after the last `evict`: look-ups don't see rows whose time to live is over by then."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .callbacks import Callback
-from .checkpoint.files import read_manifest, whole
+from .checkpoint.files import discard_partial, read_manifest, whole
 from .checkpoint.matching import check_match
 from .config import Config, config_text, load_config
 from .launch.environment import inside_mpi, make_run_dir
@@ -199,7 +199,10 @@ def _run_local(
     def say(text: str) -> None:
         print(f"persia-hpc: {text}", file=sys.stderr, flush=True)
 
-    found = whole(run_dir) if config.checkpoint.resume else []
+    found = []
+    if config.checkpoint.resume:
+        discard_partial(run_dir)
+        found = whole(run_dir)
     feed, resume, initial = begin_from(found, prepare, say)
     session = Session(
         config,

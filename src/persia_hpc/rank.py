@@ -248,6 +248,7 @@ class RankJob:
         yield
         plane = self._plane(groups.row_plane, row_channels(groups.plan, self.ring_bytes))
         workers = self._ranks(Role.EMBEDDING_WORKER, groups.row_rank)
+        sys.setswitchinterval(1e-4)  # a thread that writes a checkpoint must give up the GIL soon
         loop = ServerLoop(engine, plane, workers, self._waiter(plane), self.config, self.stop)
         loop.run()
         plane.free()

@@ -31,6 +31,17 @@ kinds = st.sampled_from(
 )
 
 
+def take(table: Table, bucket: int, since: int = 0) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """A bucket's part of the snapshot."""
+    rows, decides = table.snapshot_buckets(bucket, bucket + 1, since)
+    assert decides["counts"].tolist() == [len(rows["keys"])]
+    return rows, {
+        "age": int(decides["ages"][0]),
+        "counted": int(decides["counted"][0]),
+        "sightings": decides["sightings"][0],
+    }
+
+
 class History:
     """Steps of one batch each: pull, push, evict."""
 
@@ -58,9 +69,7 @@ class History:
         """Of a moment at which nothing happens."""
         for table in self.tables:
             table.begin_snapshot(full)
-        parts = [
-            t.snapshot_bucket(b, since) for t in self.tables for b in range(t.first_bucket, t.end_bucket)
-        ]
+        parts = [take(t, b, since) for t in self.tables for b in range(t.first_bucket, t.end_bucket)]
         removed = np.concatenate([t.removed_keys() for t in self.tables])
         for table in self.tables:
             table.end_snapshot()
@@ -116,7 +125,7 @@ def test_a_snapshot_is_of_its_mark_and_disturbs_nothing(
     for number in range(len(during) + 1):
         for bucket, at in zip(order, when, strict=True):
             if at == number:
-                copied[bucket] = table.tables[0].snapshot_bucket(bucket)
+                copied[bucket] = take(table.tables[0], bucket)
         if number < len(during):
             twin.run(during[number])
             table.run(during[number])
@@ -186,26 +195,41 @@ def test_only_what_changes_before_its_bucket_is_copied_is_kept() -> None:
     table.run(sorted(KEYS))
     it = table.tables[0]
     it.begin_snapshot()
-    it.snapshot_bucket(0)
+    take(it, 0)
     table.run([k for k in sorted(KEYS) if bucket_of(k, BUCKETS) == 0])
     assert it.snapshot_bytes == 0
     table.run([k for k in sorted(KEYS) if bucket_of(k, BUCKETS) == 1])
     assert it.snapshot_bytes > 0
-    it.snapshot_bucket(1)
+    take(it, 1)
     assert it.snapshot_bytes == 0
+
+
+def test_several_buckets_at_once_are_one_after_the_other() -> None:
+    whole, parts = (History(arguments("adam", admit_after=2, bucket_capacity=100)) for _ in range(2))
+    for history in (whole, parts):
+        for _ in range(3):
+            history.run(sorted(KEYS))
+        history.tables[0].begin_snapshot()
+    rows, decides = whole.tables[0].snapshot_buckets(0, BUCKETS)
+    each = [parts.tables[0].snapshot_buckets(b, b + 1) for b in range(BUCKETS)]
+    for got, expected in ((rows, [r for r, _ in each]), (decides, [d for _, d in each])):
+        for name, array in got.items():
+            np.testing.assert_array_equal(array, np.concatenate([part[name] for part in expected]))
+    assert decides["sightings"].any()
+    assert len(rows["keys"]) == len(KEYS)
 
 
 def test_snapshots_refuse_what_makes_no_sense() -> None:
     table = Table(**arguments())
     assert not table.can_be_incremental
     with pytest.raises(RuntimeError, match="no snapshot is under way"):
-        table.snapshot_bucket(0)
+        take(table, 0)
     table.begin_snapshot()
     with pytest.raises(RuntimeError, match="under way"):
         table.begin_snapshot()
-    rows, decides = table.snapshot_bucket(0)
+    rows, decides = take(table, 0)
     with pytest.raises(RuntimeError, match="copied already"):
-        table.snapshot_bucket(0)
+        take(table, 0)
     with pytest.raises(RuntimeError, match="under way"):
         table.import_rows(rows)
     table.end_snapshot()

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from persia_hpc._native import Table
 from persia_hpc.errors import DataError, UserError
 from persia_hpc.layout import TableLayout
+from persia_hpc.samples.layout import open_to_read
 
 from . import files
 from .ahead import one_ahead
@@ -132,7 +133,7 @@ def _open_shards(directory: Path, manifest: Mapping[str, Any]) -> list[h5py.File
     for name in manifest["shards"]:
         files.check_part(directory, manifest, name, content=False)
         try:
-            opened.append(h5py.File(directory / name, "r"))
+            opened.append(open_to_read(str(directory / name)))
         except OSError as error:
             raise DataError(
                 f"{directory / name}: can't be read ({error}); use an older checkpoint"

@@ -87,7 +87,8 @@ class ShardWriter:
     def write(self) -> None:
         """Writes the file, fsyncs it and notes its checksum; PersiaError if that can't be."""
         try:
-            with h5py.File(self.path, "w", libver=("v110", "v110"), rdcc_nbytes=4 * CHUNK_BYTES) as file:
+            options = {"libver": ("v110", "v110"), "rdcc_nbytes": 4 * CHUNK_BYTES, "locking": False}
+            with h5py.File(self.path, "w", **options) as file:
                 for layout, table, buckets, since in self._parts:
                     _write_table(file, layout, table, buckets, since)
             files.finish_part(self.path, **self._counters)
@@ -113,48 +114,36 @@ def _write_table(file: h5py.File, layout: TableLayout, table: Table, buckets: ra
         eviction=layout.config.eviction,
         complete=since == 0,
     )
-    counts, ages, counted, sightings = [], [], [], []
-    for part in one_ahead(_copied(table, buckets, since)):
-        for name in part[0][0]:
-            _append(group, name, [rows[name] for rows, _ in part])
-        for rows, decides in part:
-            counts.append(len(rows["keys"]))
-            ages.append(decides["age"])
-            counted.append(decides["counted"])
-            if len(decides["sightings"]):
-                sightings.append(decides["sightings"])
+    decided: list[dict[str, Array]] = []
+    for rows, decides in one_ahead(_copied(table, buckets, since)):
+        for name, array in rows.items():
+            _append(group, name, array)
+        decided.append(decides)
+    every = {name: np.concatenate([decides[name] for decides in decided]) for name in decided[0]}
     if "state" not in group:
-        group["state"] = np.empty((sum(counts), 0), np.float32)
+        group["state"] = np.empty((int(every["counts"].sum()), 0), np.float32)
     group["buckets"] = np.array(buckets, np.uint32)
-    group["bucket_offsets"] = np.cumsum([0, *counts], dtype=np.uint64)
-    group["ages"] = np.array(ages, np.uint32)
-    if sightings:
-        group["counted"] = np.array(counted, np.uint32)
-        group["sightings"] = np.stack(sightings)
+    group["bucket_offsets"] = np.cumsum([0, *every["counts"]], dtype=np.uint64)
+    group["ages"] = every["ages"]
+    if every["sightings"].size:
+        group["counted"] = every["counted"]
+        group["sightings"] = every["sightings"]
     if since:
         group["removed"] = np.sort(table.removed_keys())
 
 
-def _copied(table: Table, buckets: range, since: int) -> Iterator[list[tuple[dict[str, Array], Any]]]:
-    """What `snapshot_bucket` says of each bucket, some buckets at a time."""
-    part, num_bytes = [], 0
-    for bucket in buckets:
-        rows, decides = table.snapshot_bucket(bucket, since)
-        part.append((rows, decides))
-        num_bytes += sum(array.nbytes for array in rows.values())
-        if num_bytes >= PART_BYTES:
-            yield part
-            part, num_bytes = [], 0
-    if part:
-        yield part
+def _copied(table: Table, buckets: range, since: int) -> Iterator[tuple[dict[str, Array], dict[str, Array]]]:
+    """What `snapshot_buckets` says, of some buckets at a time."""
+    at_once = max(1, PART_BYTES * len(buckets) // max(1, table.num_rows * table.row_bytes))
+    for first in range(buckets.start, buckets.stop, at_once):
+        yield table.snapshot_buckets(first, min(first + at_once, buckets.stop), since)
 
 
-def _append(group: h5py.Group, name: str, arrays: list[Array]) -> None:
-    """Adds [n, …] arrays to a dataset that grows."""
-    width = arrays[0].shape[1:]
+def _append(group: h5py.Group, name: str, data: Array) -> None:
+    """Adds an [n, …] array to a dataset that grows."""
+    width = data.shape[1:]
     if 0 in width:  # the state of an optimizer that has none: can't be in chunks
         return
-    data = np.concatenate(arrays)
     if name not in group:
         row_bytes = int(np.prod(width, dtype=np.int64)) * data.itemsize
         chunks = (max(1, CHUNK_BYTES // row_bytes), *width)
