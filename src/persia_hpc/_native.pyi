@@ -182,7 +182,7 @@ class Table:
         """Keys whose rows went between the last full snapshot and the mark; some may have come back."""
 
     def restore_bucket(self, bucket: int, age: int, counted: int, sightings: npt.NDArray[np.uint8]) -> None:
-        """Takes what `snapshot_buckets` gave, after the rows; ValueError for sightings of another capacity."""
+        """Takes what `snapshot_buckets` gave, after the rows; ValueError for counts of another capacity."""
 
     def set_next_step(self, step: int) -> None:
         """The step after the last `evict`: look-ups don't see rows whose time to live is over by then."""
