@@ -277,6 +277,20 @@ void bind_table(py::module_& m) {
             [](LockedTable& self, bool full) { self.run([&](Table& table) { table.begin_snapshot(full); }); },
             py::arg("full") = true)
         .def("snapshot_buckets", &snapshot_buckets, py::arg("first"), py::arg("end"), py::arg("since") = 0)
+        .def(
+            "rows_since",
+            [](LockedTable& self, std::int64_t since) {
+                const std::uint32_t after = check_step(since);
+                const auto& config = self.table.config();
+                const py::gil_scoped_release nogil;
+                std::uint64_t count = 0;
+                for (std::uint32_t b = config.first_bucket; b < config.end_bucket; ++b) {
+                    const std::lock_guard<std::mutex> lock(self.mutex);
+                    count += self.table.rows_since(b, after);
+                }
+                return count;
+            },
+            py::arg("since"))
         .def("end_snapshot", [](LockedTable& self) { self.run([](Table& table) { table.end_snapshot(); }); })
         .def("removed_keys",
              [](LockedTable& self) {
@@ -292,6 +306,8 @@ void bind_table(py::module_& m) {
                 self.run([&](Table& table) { table.set_next_step(at); });
             },
             py::arg("step"))
+        .def_property_readonly("sightings_per_bucket",
+                               property([](Table& t) { return t.sightings_per_bucket(); }))
         .def_property_readonly("snapshot_bytes", property([](Table& t) { return t.snapshot_bytes(); }))
         .def_property_readonly("can_be_incremental",
                                property([](Table& t) { return t.can_be_incremental(); }))

@@ -79,6 +79,13 @@ ExportedRows Shard::snapshot_bucket(std::uint32_t number, std::uint32_t since, B
     return exported;
 }
 
+std::uint64_t Shard::rows_since(std::uint32_t number, std::uint32_t since) const {
+    std::uint64_t count = 0;
+    index_.for_each(number - config_.first_bucket,
+                    [&](const KeyIndex::Entry& entry) { count += entry.stamp() > since; });
+    return count;
+}
+
 void Shard::end_snapshot() {
     snapshot_.end();
     admission_.end_snapshot();

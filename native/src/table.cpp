@@ -193,6 +193,10 @@ ExportedRows Table::snapshot_bucket(std::uint32_t bucket, std::uint32_t since, B
     return shard.snapshot_bucket(bucket, since, state);
 }
 
+std::uint64_t Table::rows_since(std::uint32_t bucket, std::uint32_t since) const {
+    return shard_of(bucket).rows_since(bucket, since);
+}
+
 void Table::end_snapshot() {
     for (const auto& shard : shards_) shard->end_snapshot();
     in_snapshot_ = false;

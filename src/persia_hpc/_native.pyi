@@ -175,6 +175,9 @@ class Table:
         since: only rows with a greater stamp (0: all). Other calls go on in between.
         """
 
+    def rows_since(self, since: int) -> int:
+        """How many rows have a stamp greater than `since` now."""
+
     def end_snapshot(self) -> None:
         """Frees what is kept for a snapshot, finished or not."""
 
@@ -187,6 +190,8 @@ class Table:
     def set_next_step(self, step: int) -> None:
         """The step after the last `evict`: look-ups don't see rows whose time to live is over by then."""
 
+    @property
+    def sightings_per_bucket(self) -> int: ...
     @property
     def snapshot_bytes(self) -> int: ...
     @property

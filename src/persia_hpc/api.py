@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -9,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .callbacks import Callback
-from .checkpoint.files import discard_partial, read_manifest, whole
+from .checkpoint.files import discard_partial, make_newest, read_manifest, whole
 from .checkpoint.matching import check_match
 from .config import Config, config_text, load_config
+from .errors import TrainingEndedError
 from .launch.environment import inside_mpi, make_run_dir
 from .layout import make_layout
 from .metrics import JsonLines, MetricLogger
-from .resume import begin_from, begin_with
+from .resume import begin_from, begin_with, refuse_mismatch
 from .samples.schema import DatasetSchema
 from .samples.source import Source, open_source
 from .schedule import make_schedules
@@ -46,9 +48,14 @@ def open_sources(config: Config) -> dict[str, Source]:
     return sources
 
 
-def check(config: Config) -> Config:
-    """Raises UserError for what is known before a job starts: data files, features, tables, capacities."""
-    make_layout(config, open_sources(config)["train"].schema)
+def check(config: Config, run_dir: Path | None = None) -> Config:
+    """Raises UserError for what is known before a job starts: data files, features, tables, capacities, and
+    whether the checkpoint fits that it goes on from.
+    """
+    sources = open_sources(config)
+    make_layout(config, sources["train"].schema)
+    num_samples = {split: source.num_samples for split, source in sources.items()}
+    refuse_mismatch(config, run_dir, sources["train"].schema, num_samples)
     return config
 
 
@@ -132,12 +139,18 @@ def trainer_part(
     """Trains, writes the last checkpoint; returns what the summary needs of a trainer. Collective over
     trainers.
     """
-    session.attach_saver(run_dir, schema, num_samples)
+    from .trainer.saving import Saver
+
+    session.saver = Saver(session, run_dir, schema, num_samples)
     if main is not None:
-        main(session)
+        with contextlib.suppress(TrainingEndedError):
+            main(session)
     else:
         driver.run(session)
-    if session.config.train.save and session.step_number and session.model is not None:
+    if not session.drained:
+        text = "no checkpoint is written: the loop over session.batches was left before its end"
+        print(f"persia-hpc: {text}", file=sys.stderr, flush=True)
+    elif session.config.train.save and session.step_number and session.model is not None:
         # What stays of a run stands for itself; in a hurry the changes will do.
         session.save(full=session.interrupted is None)
     session.close()
@@ -181,6 +194,7 @@ def _run_local(
     layout = make_layout(config, schema)
     num_samples = {split: s.num_samples for split, s in sources.items()}
     schedules = make_schedules(config, num_samples)
+    refuse_mismatch(config, config.run_dir, schema, num_samples)
     run_dir = make_run_dir(config.run_dir, resume=config.checkpoint.resume)
     jsonl = start_run_dir(config, run_dir)
     inputs = make_inputs(layout, schema)
@@ -203,7 +217,7 @@ def _run_local(
     if config.checkpoint.resume:
         discard_partial(run_dir)
         found = whole(run_dir)
-    feed, resume, initial = begin_from(found, prepare, say)
+    feed, resume, initial = begin_from(found, prepare, say, make_newest)
     session = Session(
         config,
         layout,

@@ -12,7 +12,10 @@ from typing import Any
 
 from .errors import EXIT_FAILURE, PersiaError
 
-COMMANDS = ("train", "submit", "status", "evaluate", "predict", "preprocess", "report", "doctor", "bench")
+COMMANDS = (
+    *("train", "submit", "status", "evaluate", "predict", "preprocess", "checkpoint"),
+    *("report", "doctor", "bench"),
+)
 EXIT_CODES = """\
 exit codes: 0 done; 1 failure; 2 bad input or configuration; 3 damaged data; 75 stopped early, try again;
 128+n ended by signal n"""

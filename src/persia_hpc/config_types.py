@@ -224,6 +224,7 @@ class TransportConfig:
 
     ring_bytes: int | None = setting(None, at_least=4096, as_bytes=True)
     stall_seconds: float = setting(60.0, above=0)
+    give_up_seconds: float = setting(1800.0, at_least=0)
 
 
 @dataclass(frozen=True, kw_only=True)

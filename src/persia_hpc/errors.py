@@ -37,3 +37,7 @@ class AgreedError(PersiaError):
     def __init__(self, exit_code: int, message: str):
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class TrainingEndedError(Exception):
+    """Ends a loop of the user's own that asks for more batches after a stop; no error of anybody's."""

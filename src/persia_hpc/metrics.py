@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
+from .errors import PersiaError
 from .loading import load_object
 
 Array = npt.NDArray[Any]
@@ -108,11 +110,17 @@ class JsonLines:
     """Appends each event as one line of JSON; flushed at once, so that others can follow the file."""
 
     def __init__(self, path: Path):
+        self._path = path
         self._file = path.open("a", encoding="utf-8")
 
     def log(self, event: dict[str, Any]) -> None:
-        self._file.write(json.dumps(without_nan(event)) + "\n")
-        self._file.flush()
+        """PersiaError if it can't be written."""
+        try:
+            self._file.write(json.dumps(without_nan(event)) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise PersiaError(f"can't write {self._path}: {error.strerror}") from error
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # `log` has said so
+            self._file.close()

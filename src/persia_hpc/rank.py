@@ -14,14 +14,15 @@ from mpi4py import MPI
 from ._native import keep_freed_memory
 from .api import Body, open_sources, start_run_dir, trainer_part
 from .callbacks import Callback
-from .checkpoint.files import discard_partial, read_manifest, whole
+from .checkpoint.files import discard_partial, make_newest, read_manifest, whole
 from .checkpoint.matching import check_match
 from .config import Config
 from .embedding_worker.engine import EmbeddingWorker
 from .embedding_worker.serve import WorkerLoop
 from .errors import EXIT_FAILURE, EXIT_USER, AgreedError, AgreedExit, DataError, PersiaError, UserError
+from .launch.ending import abort
 from .launch.environment import make_run_dir
-from .launch.registry import register_rank, report_failure
+from .launch.registry import register_rank, report_failure, start_log
 from .layout import make_layout
 from .metrics import MetricLogger
 from .parameter_server.engine import ParameterServer
@@ -40,6 +41,7 @@ from .trace import clock_offsets, write_trace
 from .transport.plane import Channel, Plane
 from .transport.progress import ProgressThread, Waiter, default_spin
 from .transport.window import shared_memory
+from .watchdog import Watchdog
 
 LOG = logging.getLogger("persia_hpc")
 
@@ -76,11 +78,7 @@ class RankJob:
         self.run_dir = Path(directory)
         self.config = config
         register_rank(self.run_dir, self.world.rank)
-        (self.run_dir / "logs").mkdir(exist_ok=True)
-        handler = logging.FileHandler(self.run_dir / "logs" / f"rank-{self.world.rank:04d}.log", delay=True)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        LOG.addHandler(handler)
-        LOG.setLevel(logging.INFO)
+        start_log(self.run_dir, self.world.rank)
 
     def fail(self, error: BaseException) -> NoReturn:
         """Records why, says it once on the screen, and ends the whole job with the error's exit code."""
@@ -90,8 +88,7 @@ class RankJob:
             self.world.Barrier()
             MPI.Finalize()
             raise AgreedExit(code)
-        self.world.Abort(code)
-        os._exit(code)  # Abort may return before the launcher kills: the error must not be said again
+        abort(self.world, code)
 
     def _role(self) -> str:
         groups: Groups | None = getattr(self, "groups", None)
@@ -122,6 +119,7 @@ class RankJob:
         self.groups = groups = self._agree(lambda: split_world(self.world, config))
         role, role_rank = groups.me.role, groups.me.role_rank
         register_rank(self.run_dir, self.world.rank, role.value, role_rank)
+        self.watchdog = Watchdog(self._role(), config.transport, self.run_dir / "failure.json", self.fail)
         # Cores that a launcher gave to this rank alone are all its own, shared ones are divided.
         mine = (groups.me.node, tuple(sorted(os.sched_getaffinity(0))))
         self.fair_threads = max(1, len(mine[1]) // self.world.allgather(mine).count(mine))
@@ -182,7 +180,8 @@ class RankJob:
             return steps
 
         try:
-            return begin_from(self.world.bcast(found), prepare, self._say)
+            use = make_newest if self.world.rank == 0 else lambda _: None
+            return begin_from(self.world.bcast(found), prepare, self._say, use)
         except DataError as error:  # by all ranks
             raise AgreedError(error.exit_code, str(error)) from None
 
@@ -195,6 +194,7 @@ class RankJob:
         if role is not Role.PARAMETER_SERVER:  # they allocate the same large arrays in every step
             keep_freed_memory()
         try:
+            self.watchdog.start()
             next(steps)
         except StopIteration as end:
             result: tuple[dict[str, Any], Any] = end.value
@@ -227,8 +227,7 @@ class RankJob:
         return size
 
     def _waiter(self, *planes: Plane) -> Waiter:
-        groups = self.groups
-        here = sum(m.node == groups.me.node for m in groups.plan.members)
+        here = sum(m.node == self.groups.me.node for m in self.groups.plan.members)
         return Waiter(*planes, spin=default_spin(here))
 
     def _ranks(self, role: Role, rank_of: Callable[[Role, int], int]) -> list[int]:
@@ -249,7 +248,8 @@ class RankJob:
         plane = self._plane(groups.row_plane, row_channels(groups.plan, self.ring_bytes))
         workers = self._ranks(Role.EMBEDDING_WORKER, groups.row_rank)
         sys.setswitchinterval(1e-4)  # a thread that writes a checkpoint must give up the GIL soon
-        loop = ServerLoop(engine, plane, workers, self._waiter(plane), self.config, self.stop)
+        waiter = self._waiter(plane)
+        loop = ServerLoop(engine, plane, workers, waiter, self.config, self.stop, self.watchdog)
         loop.run()
         plane.free()
         phases = loop.phases.statistics()
@@ -264,8 +264,7 @@ class RankJob:
             transform=config.data.transform,
         )
         yield
-        # The reading thread gives up the GIL at every HDF5 call and must get it back from the polling loop
-        # soon.
+        # The reading thread gives up the GIL at every HDF5 call, and must soon get it from the polling loop.
         sys.setswitchinterval(1e-4)
         row_plane = self._plane(groups.row_plane, row_channels(groups.plan, self.ring_bytes))
         feed_plane = self._plane(groups.feed_plane, feed_channels(groups.plan, self.ring_bytes))
@@ -281,6 +280,7 @@ class RankJob:
             trainers=self._ranks(Role.TRAINER, groups.feed_rank),
             waiter=self._waiter(row_plane, feed_plane),
             stop=self.stop,
+            watchdog=self.watchdog,
         )
         loop.run()
         row_plane.free()
@@ -330,7 +330,7 @@ class RankJob:
             multi=[f.name for f in self.layout.features if f.multi],
             waiter=self._waiter(plane),
             stop=self.stop,
-            stall_seconds=config.transport.stall_seconds,
+            watchdog=self.watchdog,
             trace_steps=config.train.trace,
         )
         session = Session(
@@ -339,7 +339,7 @@ class RankJob:
             inputs,
             self.schedules,
             feed=feed,
-            peers=MpiPeers(groups.role_comm),
+            peers=MpiPeers(groups.role_comm, self.watchdog),
             reducer=reducer,
             device=device,
             resume=resume,
@@ -354,7 +354,6 @@ class RankJob:
         if progress is not None:
             progress.stop()
         plane.free()
-
         if me.role_rank != 0:
             return result, None
 
@@ -392,6 +391,7 @@ class RankJob:
                 write_trace(self.run_dir, list(zip(names, intervals, strict=True)), offsets, self.config)
             write_json(self.run_dir / "summary.json", summary)
         agreed: dict[str, Any] = self.world.bcast(summary)
+        self.watchdog.stop()
         if finish is not None:
             finish(agreed)
             if not self.quiet:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from .checkpoint.files import read_manifest, whole
+from .checkpoint.matching import check_match
 from .checkpoint.rows import load_initial_rows, load_rows
 from .config import Config
 from .errors import EXIT_DATA, DataError, PersiaError, UserError
+from .samples.schema import DatasetSchema
 
 if TYPE_CHECKING:
     from .parameter_server.engine import ParameterServer
@@ -30,9 +33,14 @@ def find_checkpoint(path: Path) -> Path:
     )
 
 
-def begin_from(paths: Iterable[Path], prepare: Callable[[Path | None], T], say: Callable[[str], None]) -> T:
+def begin_from(
+    paths: Iterable[Path],
+    prepare: Callable[[Path | None], T],
+    say: Callable[[str], None],
+    use: Callable[[Path], None],
+) -> T:
     """What `prepare` makes of the first of the checkpoints that it doesn't find damaged (exit code of
-    DataError), or of None if there is no checkpoint. DataError if all of them are.
+    DataError), or of None if there is no checkpoint. DataError if all of them are. `use` is called with it.
     """
     damaged: list[Path] = []
     for path in paths:
@@ -44,6 +52,7 @@ def begin_from(paths: Iterable[Path], prepare: Callable[[Path | None], T], say: 
             say(str(error))
             damaged.append(path)
             continue
+        use(path)
         say(f"goes on from {path}")
         return prepared
     if damaged:
@@ -52,6 +61,17 @@ def begin_from(paths: Iterable[Path], prepare: Callable[[Path | None], T], say: 
             "start anew"
         )
     return prepare(None)
+
+
+def refuse_mismatch(
+    config: Config, run_dir: str | Path | None, schema: DatasetSchema, num_samples: Mapping[str, int]
+) -> None:
+    """UserError if the run is to go on from a checkpoint that doesn't fit; before anything is changed."""
+    if not config.checkpoint.resume or run_dir is None:
+        return
+    for path in whole(Path(run_dir))[:1]:
+        with contextlib.suppress(DataError):  # another will be tried then
+            check_match(str(path), read_manifest(path), config, schema, num_samples)
 
 
 def begin_with(server: ParameterServer, config: Config, start: Path | None) -> None:

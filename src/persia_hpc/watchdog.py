@@ -1,43 +1,140 @@
-"""Says who waits for whom when nothing has moved for long."""
+"""Says who waits for whom when nothing has moved for long; ends the job when nothing moves for too long."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from .config_types import TransportConfig
+from .errors import PersiaError
 
 LOG = logging.getLogger("persia_hpc")
+ROUND_SECONDS = (0.02, 1.0)  # at least and at most between two looks
+ENDED_SECONDS = 5.0  # a job whose failure is on record, and in which nothing moves, may still end by itself
+IN_A_CALL = "a call to return, of MPI or of data.transform"
 
 
 class Watchdog:
-    """For one rank's loop: `moved` and `idle` are called by its passes, a stall is reported once.
+    """For one rank's loop, which calls `moved` and `idle`; a thread looks at what they say.
 
-    describe: what this rank waits for, or None when it waits for nothing that anybody owes it.
+    A thread, since over a cut link MPI's own calls don't return. Time is counted by its rounds: a process
+    that was stopped, or a job that was suspended, hasn't waited meanwhile.
     """
 
-    def __init__(self, rank: str, seconds: float, describe: Callable[[], str | None]):
-        self._rank = rank
-        self._seconds = seconds
-        self._describe = describe
-        self._since: float | None = None
-        self._said = False
+    def __init__(
+        self,
+        rank: str,
+        config: TransportConfig,
+        failure: Path | None = None,
+        fail: Callable[[PersiaError], object] | None = None,
+    ):
+        """`failure`: the file that says that the job has failed, seen by all ranks.
+
+        fail: what ends this rank and the job, called by the thread. Without it nothing is ever given up.
+        """
+        # What this rank waits for, or None when it waits for nothing that anybody owes it. May set `patient`.
+        self.describe: Callable[[], str | None] = lambda: None
+        self._rank = rank.replace("_", " ")
+        self._stall_seconds = config.stall_seconds
+        self._give_up_seconds = config.give_up_seconds if fail is not None else 0.0
+        self._failure = failure
+        self._fail = fail
+        self._waiting = False
+        self.patient = False  # what it waits for may take however long: it is never given up
+        self._moves = 0
+        self._passes = 0
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """From now on this rank is watched; harmless if it is already."""
+        if self._thread is None:
+            self._closing.clear()
+            self._thread = threading.Thread(target=self._run, name="persia-watchdog", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """No longer."""
+        self._closing.set()
+        self._thread = None
 
     def moved(self) -> None:
-        """Something happened."""
-        if self._said:
-            LOG.info("goes on")
-        self._since, self._said = None, False
+        """Something happened in a pass of a loop that waits all the time."""
+        self._moves += 1
+        self._waiting = True
 
     def idle(self) -> None:
         """Nothing happened in a pass of the loop."""
-        now = time.monotonic()
-        if self._since is None:
-            self._since = now
-        elif not self._said and now - self._since > self._seconds:
-            self._said = True
-            text = self._describe()
-            if text is not None:
-                message = f"{self._rank} has waited {self._seconds:.0f} s for {text}"
-                LOG.warning(message)
-                print(f"persia-hpc: {message}", file=sys.stderr, flush=True)
+        self._passes += 1
+        self._waiting = True
+
+    @contextlib.contextmanager
+    def waits_for(self, what: str, *, patient: bool = False) -> Iterator[None]:
+        """For ranks that wait now and then. `patient`: for something that may take however long."""
+        self.describe = lambda: what
+        self._moves += 1
+        self._waiting, self.patient = True, patient
+        yield
+        self._moves += 1
+        self._waiting = self.patient = False
+
+    def _run(self) -> None:
+        least, most = ROUND_SECONDS
+        limits = [seconds for seconds in (self._stall_seconds, self._give_up_seconds) if seconds > 0]
+        period = min(max(least, min(limits) / 10), most)
+        stalled = still = ended = 0.0  # seconds: a wait; without any sign of life; since the job has failed
+        said, moves, passes = False, -1, -1
+        last = time.monotonic()
+        while not self._closing.wait(period):
+            now = time.monotonic()
+            gone, last = min(now - last, 2 * period), now
+            if self._moves != moves:
+                if said:
+                    LOG.info("goes on")
+                stalled = still = ended = 0.0
+                said, moves, passes = False, self._moves, self._passes
+                continue
+            still = 0.0 if self._passes != passes else still + gone
+            stalled, passes = stalled + gone if self._waiting else 0.0, self._passes
+            say, give_up = stalled > self._stall_seconds and not said, 0 < self._give_up_seconds < stalled
+            what = self._describe(still) if say or give_up else None
+            if say:
+                said = True
+                self._say(what, stalled)
+            if give_up and not self.patient:
+                self._give_up(what, stalled)
+            ended = ended + gone if self._job_has_failed() else 0.0
+            if ended > ENDED_SECONDS and self._fail is not None:
+                self._fail(PersiaError(f"{self._rank}: the job has failed, and nobody has ended this rank"))
+
+    def _describe(self, still: float) -> str | None:
+        try:
+            return self.describe() or (IN_A_CALL if still > self._stall_seconds else None)
+        except RuntimeError:  # the loop has changed what was being looked at: it isn't stuck
+            return None
+
+    def _say(self, what: str | None, seconds: float) -> None:
+        if what is not None:
+            message = f"{self._rank} has waited {seconds:.0f} s for {what}"
+            LOG.warning(message)
+            print(f"persia-hpc: {message}", file=sys.stderr, flush=True)
+
+    def _give_up(self, what: str | None, seconds: float) -> None:
+        if what is not None and self._fail is not None:
+            self._fail(
+                PersiaError(
+                    f"{self._rank} has waited {seconds:.0f} s for {what}; gave up "
+                    "(transport.give_up_seconds); go on with --resume"
+                )
+            )
+
+    def _job_has_failed(self) -> bool:
+        try:
+            return self._failure is not None and self._failure.exists()
+        except OSError:
+            return False

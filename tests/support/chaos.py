@@ -199,18 +199,22 @@ def main(arguments: list[str] | None = None) -> int:
         run_dir = folder / f"run-{number}"
         in_round = 0
         while True:
+            before = whole(run_dir)
             job = Job(configs[mode], run_dir)
+            killed_now = False
             enough = in_round >= options.kills_a_round or killed.total() >= options.kills
             moment, victim = draw.choice(MOMENTS), draw.choice(VICTIMS)
             if not enough and job.wait_for_moment(moment, draw):
                 victim = job.kill(victim, draw)
                 killed[moment, victim] += 1
-                in_round += 1
+                in_round, killed_now = in_round + 1, True
             code = job.end()
             check_checkpoints(run_dir)
+            assert code == 0 or killed_now, f"exit code {code}, nobody was killed; see {job.log.name}"
             if code == 0:
+                said = Path(job.log.name).read_text().rpartition("goes on from ")[2]
+                assert not before or said.startswith(str(before[0])), f"not from {before[0]}"
                 break
-            assert not enough, f"exit code {code} though nobody was killed; see {job.log.name}"
         check_end(run_dir, references[mode], mode)
         print(f"round {number}, {mode}: killed {in_round} times, as if nothing had happened", flush=True)
         shutil.rmtree(run_dir)

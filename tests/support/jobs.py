@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,13 @@ def write_config(path: Path, config: dict[str, Any]) -> Path:
 class Job:
     """A supervised job, in a run directory below `folder`."""
 
-    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, config: dict[str, Any], env: Mapping[str, str] | None = None) -> None:
+        """`env`: what the environment has besides."""
         self.run_dir = folder / "run"
         path = write_config(folder / "job.toml", config)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "persia_hpc.cli", "train", str(path), "--run-dir", str(self.run_dir)],
-            env=user_environment(),
+            env={**user_environment(), **(env or {})},
             cwd=folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -83,6 +84,10 @@ class Job:
         """Waits for the end: exit code, stdout, stderr."""
         out, err = self.process.communicate(timeout=seconds)
         return self.process.returncode, out, err
+
+    def logged(self, text: str) -> bool:
+        """Whether some rank's log has it by now."""
+        return any(text in path.read_text() for path in (self.run_dir / "logs").glob("rank-*.log"))
 
     def living(self) -> list[RankRecord]:
         return [rank for rank in self.ranks().values() if rank.is_alive()]

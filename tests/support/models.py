@@ -79,3 +79,11 @@ class TwoLogits(Small):
 
 def bad_loss(logits, batch):
     raise ArithmeticError("no loss today")
+
+
+FALLING = iter(range(0, -1000, -1))
+
+
+def falling(logits, labels, weight, group):
+    """A metric that is worse at each evaluation."""
+    return float(next(FALLING))

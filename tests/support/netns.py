@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -56,8 +57,11 @@ exec nsenter -t "$pid" -n -u -i -m -p --wd="$PWD" -- sh -c "$*"
 class Nodes:
     """Running virtual nodes."""
 
-    def __init__(self, state: Path, bridge: str, network: str, addresses: list[str]) -> None:
+    def __init__(
+        self, state: Path, bridge: str, network: str, addresses: list[str], links: list[str]
+    ) -> None:
         self._state = state
+        self._links = links
         self._bridge = bridge
         self._network = network
         self.addresses = addresses
@@ -67,6 +71,33 @@ class Nodes:
         pid = (self._state / f"{self.addresses[node]}.pid").read_text()
         inside = ["nsenter", "-t", pid, "-n", "-u", "-i", "-m", "-p", "--", *command]
         return _run(inside, timeout=timeout)
+
+    def link(self, node: int, state: str) -> None:
+        """Cuts a node off ("down"), or heals the cut ("up")."""
+        _run(["ip", "link", "set", self._links[node], state])
+
+    def processes(self, node: int, text: str) -> list[int]:
+        """Pids, in the node's own count, of its processes whose command line has `text`."""
+        lines = self.run(node, "ps", "-e", "-o", "pid=,args=").stdout.splitlines()
+        return [int(line.split()[0]) for line in lines if text in line]
+
+    def kill(self, node: int) -> None:
+        """Kills all its processes at once; the node is gone for good."""
+        os.kill(int((self._state / f"{self.addresses[node]}.pid").read_text()), signal.SIGKILL)
+
+    def launching(self, ppn: int) -> dict[str, str]:
+        """Environment in which MPICH's launcher starts `ppn` ranks on each node; skips for other MPIs."""
+        version = subprocess.run([mpiexec(), "--version"], text=True, capture_output=True).stdout
+        if "HYDRA" not in version:
+            pytest.skip("other launchers than MPICH's aren't told of nodes by their environment")
+        hosts = self._state / f"hosts-{ppn}"
+        hosts.write_text("".join(f"{address}:{ppn}\n" for address in self.addresses))
+        return {
+            "HYDRA_LAUNCHER": "ssh",
+            "HYDRA_LAUNCHER_EXEC": str(self._state / "remote_shell"),
+            "HYDRA_IFACE": self._bridge,
+            "HYDRA_HOST_FILE": str(hosts),
+        }
 
     def mpiexec(
         self,
@@ -148,14 +179,16 @@ def virtual_nodes(count: int = 2, shared: Sequence[Path] = ()) -> Iterator[Nodes
         shell.write_text(REMOTE_SHELL.replace("STATE", str(state)))
         shell.chmod(0o755)
         visible = _below_tmp([*shared, REPOSITORY, Path(sys.prefix), Path.cwd(), state])
-        for i, address in enumerate(addresses):
-            _start_node(stack, state, i, address, bridge, visible)
-        yield Nodes(state, bridge, f"{prefix}.0/24", addresses)
+        links = [
+            _start_node(stack, state, i, address, bridge, visible) for i, address in enumerate(addresses)
+        ]
+        yield Nodes(state, bridge, f"{prefix}.0/24", addresses, links)
 
 
 def _start_node(
     stack: ExitStack, state: Path, index: int, address: str, bridge: str, visible: list[str]
-) -> None:
+) -> str:
+    """Returns the machine's end of its link."""
     tmp, ready = state / f"tmp{index}", state / f"ready{index}"
     tmp.mkdir()
     namespaces = ["--net", "--uts", "--ipc", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]
@@ -180,6 +213,7 @@ def _start_node(
     inside = ["nsenter", "-t", pid, "-n", "ip"]
     _run([*inside, "addr", "add", f"{address}/24", "dev", "eth0"])
     _run([*inside, "link", "set", "eth0", "up"])
+    return veth
 
 
 def _below_tmp(folders: Sequence[Path]) -> list[str]:

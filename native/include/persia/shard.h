@@ -117,6 +117,7 @@ class Shard {
     void begin_snapshot(bool full);
     ExportedRows snapshot_bucket(std::uint32_t bucket, std::uint32_t since, BucketState& state);
     void end_snapshot();
+    std::uint64_t rows_since(std::uint32_t bucket, std::uint32_t since) const;
     std::size_t snapshot_bytes() const { return snapshot_.kept_bytes(); }
     const std::vector<Key>& removed() const { return removed_at_mark_; }
     bool notes_removed() const { return notes_removed_; }
@@ -130,6 +131,7 @@ class Shard {
     std::uint32_t end_slot() const { return rows_.end_slot(); }
     std::uint32_t epoch() const { return epoch_; }
     const RowCounts& counts() const { return counts_; }
+    std::uint32_t sightings_per_bucket() const { return admission_.cells(); }
     const RowUpdate& update() const { return update_; }
     std::uint64_t memory_bytes() const;
 

@@ -59,6 +59,8 @@ class Table {
     // not noted. std::logic_error if one is under way.
     void begin_snapshot(bool full);
     ExportedRows snapshot_bucket(std::uint32_t bucket, std::uint32_t since, BucketState& state);
+    // Rows of the bucket with a greater stamp, now: about what snapshot_bucket() will give.
+    std::uint64_t rows_since(std::uint32_t bucket, std::uint32_t since) const;
     void end_snapshot();  // also of one that was given up
     std::size_t snapshot_bytes() const;
     std::vector<Key> removed() const;  // as of the mark
@@ -73,6 +75,7 @@ class Table {
     std::size_t row_bytes() const {
         return shards_[0]->update().weight_bytes() + shards_[0]->update().state_bytes();
     }
+    std::uint32_t sightings_per_bucket() const { return shards_[0]->sightings_per_bucket(); }
     RowCounts counts() const;
     std::uint64_t num_rows() const;
     std::uint64_t memory_bytes() const;

@@ -7,7 +7,9 @@ to it: whatever is named `step-XXXXXXXX` is whole. Nothing here is collective.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -27,6 +29,7 @@ FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 DENSE = "dense.pt"
 _BYTES_AT_ONCE = 1 << 20
+_KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE of linux/falloc.h
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -54,9 +57,33 @@ def begin(run_dir: Path, step: int) -> Path:
 def writing_failed(path: Path, error: OSError) -> PersiaError:
     """What to tell the user when a part can't be written."""
     return PersiaError(
-        f"can't write the checkpoint {path}: {error.strerror or error}; those before are as they were. Make "
+        f"can't write the checkpoint {path}: {_reason(error)}; those before are as they were. Make "
         "room (or lower checkpoint.keep), and go on with --resume"
     )
+
+
+def _reason(error: OSError) -> str:
+    text = error.strerror or str(error)
+    number = re.search(r"errno = (\d+)", text)  # HDF5 says much around it
+    return os.strerror(int(number[1])) if number else " ".join(text.split())
+
+
+def reserve_space(path: Path, num_bytes: int) -> None:
+    """Reserves room for a file that is about to grow; OSError (no space, quota) if there isn't so much.
+
+    Where a file system can't reserve (EOPNOTSUPP), free space is only looked at.
+    """
+    fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+    fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    with path.open("rb+") as file:
+        if fallocate(file.fileno(), _KEEP_SIZE, 0, max(1, num_bytes)) == 0:
+            return
+        number = ctypes.get_errno()
+        room = os.fstatvfs(file.fileno())
+    if number in (errno.EOPNOTSUPP, errno.ENOSYS):
+        number = errno.ENOSPC if room.f_bavail * room.f_frsize < num_bytes else 0
+    if number:
+        raise OSError(number, f"{os.strerror(number)}, {num_bytes:,} bytes are needed")
 
 
 def finish_part(path: Path, **more: Any) -> None:
@@ -110,13 +137,28 @@ def finish(
     remove(final)  # a damaged one, which this run didn't go on from
     sync_path(directory)
     directory.rename(final)
-    link = final.parent / "latest"
-    aside = final.parent / "latest.partial"
-    aside.unlink(missing_ok=True)
-    aside.symlink_to(final.name)
-    aside.replace(link)
-    sync_path(final.parent)
+    _point_latest(final)
     return final
+
+
+def _point_latest(path: Path) -> None:
+    aside = path.parent / "latest.partial"
+    aside.unlink(missing_ok=True)
+    aside.symlink_to(path.name)
+    aside.replace(path.parent / "latest")
+    sync_path(path.parent)
+
+
+def make_newest(path: Path) -> None:
+    """A run goes on from this checkpoint: those of later steps, which are damaged, get other names, so that
+    they are neither taken for its own nor kept in place of them, and `latest` points here.
+    """
+    for later in whole(path.parent):
+        if step_of(later) > step_of(path):
+            aside = later.with_name(later.name + ".damaged")
+            remove(aside)
+            later.rename(aside)
+    _point_latest(path)
 
 
 def whole(run_dir: Path) -> list[Path]:
@@ -146,9 +188,10 @@ def prune(run_dir: Path, *, keep: int, keep_every: int) -> None:
 
 
 def discard_partial(run_dir: Path) -> None:
-    """Removes what a job that died has left half-written."""
-    for path in run_dir.glob("step-*.partial"):
-        remove(path)
+    """Removes what a job that died has left half-written, or half-removed."""
+    for path in run_dir.glob("step-*"):
+        if path.suffix == ".partial" or (_NAME.fullmatch(path.name) and not (path / MANIFEST).exists()):
+            remove(path)
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -158,6 +201,13 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads((directory / MANIFEST).read_text())
         version = int(manifest["format_version"])
+        if version == FORMAT_VERSION:
+            _ = [manifest[key] for key in ("base", "shards", "counters", "config", "schema", "num_samples")]
+            _ = [manifest["files"][name]["sha256"] for name in (*manifest["shards"], DENSE)]
+            if _NAME.fullmatch(directory.resolve().name) and int(manifest["step"]) != step_of(
+                directory.resolve()
+            ):
+                raise ValueError(f"it says step {manifest['step']}")
     except OSError as error:
         raise UserError(
             f"{directory} is not a checkpoint ({error.strerror}); expected a folder like runs/1/latest, with "

@@ -65,15 +65,16 @@ def check_match(
 
 def config_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
     """Texts (key: OLD there, NEW here) for each key of FIXED in which two resolved configurations differ."""
-    old, new = dict(_flat(there)), dict(_flat(here))
+    old, new = dict(flat(there)), dict(flat(here))
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key) and any(fnmatchcase(key, pattern) for pattern in FIXED):
             yield f"{key}: {old.get(key, 'not set')!r} there, {new.get(key, 'not set')!r} here"
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of nested mappings; tuples as lists."""
     for key, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield prefix + key, list(value) if isinstance(value, list | tuple) else value

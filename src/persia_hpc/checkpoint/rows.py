@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from persia_hpc._native import Table
+from persia_hpc.config import load_config
 from persia_hpc.errors import DataError, UserError
 from persia_hpc.layout import TableLayout
 from persia_hpc.samples.layout import open_to_read
@@ -46,7 +47,8 @@ def load_initial_rows(directory: Path, server: ParameterServer) -> None:
     Rows are as if no step had used them yet. The optimizer's state comes too if the table has the same
     optimizer. UserError if no table has the name and dim of one there, or if a name has another dim.
     """
-    with _opened(directory, server) as (_, opened):
+    with _opened(directory, server) as (manifest, opened):
+        old = load_config(manifest["config"])
         there = {name: dict(group.attrs) for shard in opened[0] for name, group in shard.items()}
         shared = [layout for layout in server.layout.tables if layout.name in there]
         if not shared:
@@ -54,6 +56,11 @@ def load_initial_rows(directory: Path, server: ParameterServer) -> None:
             raise UserError(f"{directory} has none of the tables {here}; it has {', '.join(there)}")
         for layout, table in zip(server.layout.tables, server.tables, strict=True):
             if layout in shared and table is not None:
+                if old.table(layout.name).hash != layout.config.hash:
+                    raise UserError(
+                        f"{directory}: table {layout.name!r} hashes ids in another way there; set "
+                        f"tables.{layout.name}.hash as it was, or give the table another name"
+                    )
                 _load_initial_table(directory, opened, layout, table, there[layout.name])
 
 
@@ -146,7 +153,9 @@ def _load_table(opened: list[list[h5py.File]], layout: TableLayout, table: Table
         for shard in shards:
             if layout.name in shard:
                 _check_table(shard.filename, shard[layout.name].attrs, layout)
+    found = 0
     for group, begin, end in _parts(opened[0], layout.name, owned):
+        found += int(np.isin(group["buckets"][:], np.arange(owned.start, owned.stop)).sum())
         if not group.attrs["complete"]:
             for base, first, last, removed in _base_parts(opened[1], group, layout.name, owned):
                 for rows in _slices(base, first, last):
@@ -166,6 +175,11 @@ def _load_table(opened: list[list[h5py.File]], layout: TableLayout, table: Table
                     f"{group.file.filename}: table {layout.name!r}: {error}: admission counts need the "
                     "capacity and admission that they were made with"
                 ) from None
+    if found != len(owned):
+        raise DataError(
+            f"the table {layout.name!r} of {Path(opened[0][0].filename).parent} lacks "
+            f"{len(owned) - found} of {len(owned)} buckets; use an older checkpoint"
+        )
 
 
 def _base_parts(

@@ -55,6 +55,7 @@ class ShardWriter:
         ]
         for _, table, _, _ in self._parts:
             table.begin_snapshot(base_step == 0)
+        self._num_rows = [table.num_rows for _, table, _, _ in self._parts]
         self._thread: threading.Thread | None = None
 
     @property
@@ -88,9 +89,18 @@ class ShardWriter:
         """Writes the file, fsyncs it and notes its checksum; PersiaError if that can't be."""
         try:
             options = {"libver": ("v110", "v110"), "rdcc_nbytes": 4 * CHUNK_BYTES, "locking": False}
+            needed = sum(
+                _file_bytes(table, buckets, table.rows_since(since) if since else num_rows)
+                for (_, table, buckets, since), num_rows in zip(self._parts, self._num_rows, strict=True)
+            )
             with h5py.File(self.path, "w", **options) as file:
-                for layout, table, buckets, since in self._parts:
-                    _write_table(file, layout, table, buckets, since)
+                # A disk that is full must be seen before HDF5 meets it: h5py doesn't get over that.
+                files.reserve_space(self.path, needed)
+                for (layout, table, buckets, since), num_rows in zip(
+                    self._parts, self._num_rows, strict=True
+                ):
+                    _write_table(file, layout, table, buckets, since, num_rows)
+            os.truncate(self.path, self.path.stat().st_size)  # gives back what was reserved beyond
             files.finish_part(self.path, **self._counters)
             self.seconds = time.perf_counter() - self._began
         except (OSError, RuntimeError) as error:  # h5py may say either for a full disk
@@ -105,7 +115,18 @@ class ShardWriter:
         return files.writing_failed(self.path, error)
 
 
-def _write_table(file: h5py.File, layout: TableLayout, table: Table, buckets: range, since: int) -> None:
+def _file_bytes(table: Table, buckets: range, num_rows: int) -> int:
+    """About what a table takes in the file, rather more."""
+    row = 8 + 4 * table.dim + 4 * table.state_width + 4 + 4
+    sightings = len(buckets) * table.sightings_per_bucket
+    return (
+        int(1.02 * num_rows * row) + 32 * len(buckets) + sightings + 8 * len(table.removed_keys()) + (1 << 15)
+    )
+
+
+def _write_table(
+    file: h5py.File, layout: TableLayout, table: Table, buckets: range, since: int, num_rows: int
+) -> None:
     group = file.create_group(layout.name)
     group.attrs.update(
         dim=layout.dim,
@@ -114,10 +135,12 @@ def _write_table(file: h5py.File, layout: TableLayout, table: Table, buckets: ra
         eviction=layout.config.eviction,
         complete=since == 0,
     )
+    at = 0
     decided: list[dict[str, Array]] = []
     for rows, decides in one_ahead(_copied(table, buckets, since)):
         for name, array in rows.items():
-            _append(group, name, array)
+            _append(group, name, array, at, None if since else num_rows)
+        at += len(rows["keys"])
         decided.append(decides)
     every = {name: np.concatenate([decides[name] for decides in decided]) for name in decided[0]}
     if "state" not in group:
@@ -139,17 +162,19 @@ def _copied(table: Table, buckets: range, since: int) -> Iterator[tuple[dict[str
         yield table.snapshot_buckets(first, min(first + at_once, buckets.stop), since)
 
 
-def _append(group: h5py.Group, name: str, data: Array) -> None:
-    """Adds an [n, …] array to a dataset that grows."""
+def _append(group: h5py.Group, name: str, data: Array, at: int, num_rows: int | None) -> None:
+    """Puts an [n, …] array into a dataset at row `at`. num_rows: of the whole; None: it grows."""
     width = data.shape[1:]
-    if 0 in width:  # the state of an optimizer that has none: can't be in chunks
+    if 0 in width:  # the state of an optimizer that has none
         return
-    if name not in group:
+    if name not in group and num_rows is not None:
+        group.create_dataset(name, (num_rows, *width), data.dtype)
+    elif name not in group:
         row_bytes = int(np.prod(width, dtype=np.int64)) * data.itemsize
-        chunks = (max(1, CHUNK_BYTES // row_bytes), *width)
+        chunks = (max(1, min(CHUNK_BYTES // row_bytes, len(data))), *width)
         group.create_dataset(name, (0, *width), data.dtype, maxshape=(None, *width), chunks=chunks)
     dataset = group[name]
-    at = dataset.shape[0]
-    dataset.resize(at + len(data), axis=0)
+    if num_rows is None:
+        dataset.resize(at + len(data), axis=0)
     if data.size:
-        dataset[at:] = data
+        dataset[at : at + len(data)] = data

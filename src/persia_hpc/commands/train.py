@@ -85,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
         return EXIT_OK
     from persia_hpc.api import check
 
-    config = check(config)
+    config = check(config, run_dir)
     from persia_hpc.launch.local import supervise
 
     return supervise(config, options.run_dir, ["--quiet"] * options.quiet, launcher=options.launcher)

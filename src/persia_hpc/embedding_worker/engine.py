@@ -34,9 +34,14 @@ class KeyBatch:
     sample: SampleBatch
     dedup: Dedup
     bag_offsets: dict[str, Array]
-    missing: int  # servers whose rows have not arrived
+    missing: set[int]  # servers whose rows have not arrived
     rows: list[Array] = field(default_factory=list)
     staleness: int = 0
+
+    @property
+    def waits_for(self) -> str:
+        """The missing servers, for a message."""
+        return ", ".join(map(str, sorted(self.missing)))
 
 
 def keep_last(column: IdColumn, max_length: int) -> IdColumn:
@@ -106,7 +111,7 @@ class EmbeddingWorker:
                 assert column.offsets is not None
                 bags[feature.name] = column.offsets
         dedup = self._dedup.run(values)
-        return KeyBatch(step, trainer, num_global, sample, dedup, bags, missing=self.num_servers)
+        return KeyBatch(step, trainer, num_global, sample, dedup, bags, set(range(self.num_servers)))
 
     def _column(self, sample: SampleBatch, feature: FeatureLayout) -> IdColumn:
         column = sample.ids[feature.name]
@@ -141,8 +146,8 @@ class EmbeddingWorker:
             for begin, end in pieces:
                 batch.rows[g][begin:end] = rows[g][at : at + end - begin]
                 at += end - begin
-        batch.missing -= 1
-        return batch.missing == 0
+        batch.missing.discard(server)
+        return not batch.missing
 
     def pieces(self, batch: KeyBatch, server: int) -> list[list[tuple[int, int]]]:
         """For each group the [begin, end) runs of its rows that are the server's, in table order."""

@@ -7,7 +7,7 @@ what its servers must know. Nothing here ever blocks on one peer.
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -74,6 +74,7 @@ class WorkerLoop:
         trainers: Sequence[int],
         waiter: Waiter,
         stop: StopSignals,
+        watchdog: Watchdog,
     ):
         """`servers` and `trainers`: their ranks in the planes' communicators, by server_rank and
         trainer_rank.
@@ -102,7 +103,6 @@ class WorkerLoop:
         self.upcoming: deque[tuple[Kind, int, int]] = deque()
         self.paused = False
         self.issued = 0
-        self.last = 0
         self.in_flight: dict[tuple[int, int], KeyBatch] = {}  # pulled, gradients not back yet
         self.looked_up: dict[tuple[int, int], KeyBatch] = {}
         self.held: deque[Record] = deque()  # gradient records that queued pushes still point into
@@ -111,15 +111,20 @@ class WorkerLoop:
         self.phases = Phases(WORKER, config.train.trace)
         self._stop = stop
         self._told = False
-        self._servers_heard = Counter[int]()  # of those that have marked, or written, a checkpoint
-        name = f"embedding worker {worker_rank}"
-        self.watchdog = Watchdog(name, config.transport.stall_seconds, self._waits_for)
+        self._saving: dict[Kind, set[int]] = {}  # servers that have not marked, or written, the checkpoint
+        self.watchdog = watchdog
+        watchdog.describe = self._waits_for
 
     def run(self) -> None:
         """Returns when all trainers have closed their rings and all that was queued has been sent."""
         self.phases.start()
         try:
-            while not self.ended or not self._all_said():
+            senders = self._senders()
+            while (
+                not self.ended
+                or not all(s.rows.closed for s in self.servers)
+                or any(s.pending for s in senders)
+            ):
                 begin = time.perf_counter()
                 moved = self._hear_trainers()
                 moved |= self._hear_servers()
@@ -142,22 +147,23 @@ class WorkerLoop:
             if self.work is not None:
                 self.work.reader.close()
 
-    def _all_said(self) -> bool:
-        return all(s.rows.closed for s in self.servers) and not any(s.pending for s in self._senders())
-
     def _senders(self) -> list[RingSender]:
         return [s for server in self.servers for s in (server.pulls, server.pushes)] + [
             t.feed for t in self.trainers.values()
         ]
 
     def _waits_for(self) -> str | None:
+        self.watchdog.patient = False
         for what, batches in (("step", self.in_flight), ("evaluation batch", self.looked_up)):
             if batches:
                 (number, trainer), batch = min(batches.items())
                 if batch.missing:
-                    return f"rows of {what} {number} from {batch.missing} parameter server(s)"
+                    return f"rows of {what} {number} from parameter server {batch.waits_for}"
                 return f"the gradients of {what} {number} from trainer {trainer}"
-        return None
+        if late := self._saving.get(Kind.CHECKPOINT_MARKED):
+            return f"parameter server {', '.join(map(str, late))} to begin a checkpoint"
+        self.watchdog.patient = True  # a loop of the user's own may do something else
+        return None if self.ended or self.work is not None else "a command from trainer 0"
 
     # ---- from trainers
 
@@ -209,6 +215,8 @@ class WorkerLoop:
             self._shorten(record.step)
         elif kind == Kind.CHECKPOINT:
             directory = record.arrays[0].tobytes().decode()
+            for kind in (Kind.CHECKPOINT_MARKED, Kind.CHECKPOINT_DONE):
+                self._saving[kind] = set(range(len(self.servers)))
             for p, server in enumerate(self.servers):
                 path = np.frombuffer(f"{directory}/{shard_name(p)}".encode(), np.uint8)
                 server.pulls.post(Kind.CHECKPOINT, step=record.step, tag=record.tag, arrays=[path])
@@ -242,7 +250,6 @@ class WorkerLoop:
             self.first_pull[first] = time.time()
         requests = self._mine(self.schedules["train"], first, last)
         self.work = _Work(self._read("train", requests), deque(requests), evaluation=False, first=first)
-        self.last = last
         self.issued = first - 1
         self.paused = False
         for server in self.servers:
@@ -250,9 +257,9 @@ class WorkerLoop:
 
     def _shorten(self, last: int) -> None:
         """All ranks stop after step `last`, which no worker has gone beyond."""
-        self.last = last
         self.paused = False
-        if self.work is not None:
+        # An evaluation may have begun meanwhile: a segment that ended by itself in the end.
+        if self.work is not None and not self.work.evaluation:
             while self.work.requests and self.work.requests[-1][0] > last:
                 self.work.requests.pop()
         self.upcoming = deque(
@@ -348,8 +355,8 @@ class WorkerLoop:
                 if kind == Kind.STOP_SIGNAL:
                     self.trainers[0].feed.post(kind, step=0, tag=record.tag)
                 elif kind in (Kind.CHECKPOINT_MARKED, Kind.CHECKPOINT_DONE):
-                    self._servers_heard[kind] += 1
-                    if self._servers_heard[kind] % len(self.servers) == 0:  # one checkpoint at a time
+                    self._saving[kind].discard(p)
+                    if not self._saving[kind]:
                         self.trainers[0].feed.post(kind, step=record.step)
                 else:
                     self._rows(p, record)
@@ -374,8 +381,7 @@ class WorkerLoop:
         if evaluation:
             del self.looked_up[key]
         else:
-            # Only the offsets are needed for the way back.
-            batch.rows = []
+            batch.rows = []  # only the offsets are needed for the way back
         self.phases.add("feed", begin, 0 if evaluation else key[0])
 
     def _pass_on(self, batch: KeyBatch, record: Record, sender: RingSender, kind: Kind, step: int) -> bool:
@@ -389,11 +395,10 @@ class WorkerLoop:
         arrays = pack_feed(self.engine.feed(batch))
         sent = sender.try_post(kind, step=step, trainer=record.trainer, arrays=arrays)
         batch.rows = []
-        batch.missing -= sent
+        batch.missing = set() if sent else batch.missing
         return sent
 
     def statistics(self) -> dict[str, Any]:
         """Counters for summary.json."""
-        seconds = self.phases.seconds
-        wait = {"idle": seconds["idle"], "read": seconds["read"]}
+        wait = {cause: self.phases.seconds[cause] for cause in ("idle", "read")}
         return {"first_pull": self.first_pull, "wait": wait, **self.phases.statistics()}

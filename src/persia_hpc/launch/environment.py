@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from persia_hpc.checkpoint.files import whole
 from persia_hpc.config import Config
 from persia_hpc.errors import UserError
 
@@ -22,6 +24,7 @@ __all__ = [
     "write_failure",
 ]
 
+_LINES_BYTES = 16 << 10  # what a job writes at least before it trains
 # Set by a launcher in every rank; SLURM_* need more care.
 _RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 
@@ -69,19 +72,25 @@ def make_run_dir(requested: str | Path | None, *, resume: bool = False) -> Path:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"can't make the run directory {path}: {error.strerror}") from None
+        _check_writable(path)
         alive = [rank for rank in read_ranks(path).values() if rank.is_local and rank.is_alive()]
         if any(rank.pid not in (os.getpid(), os.getppid()) for rank in alive) and not inside_mpi():
             raise UserError(
                 f"{path} is in use: {alive[0]} of a running job; stop it, or choose another --run-dir"
             )
         if resume:
-            for name in ("summary.json", "failure.json"):
-                (path / name).unlink(missing_ok=True)
+            if "PERSIA_HPC_SUPERVISED" not in os.environ:  # else the supervisor has done it
+                for name in ("summary.json", "failure.json"):
+                    (path / name).unlink(missing_ok=True)
             return path
         used = [name for name in ("summary.json", "failure.json", "metrics.jsonl") if (path / name).exists()]
         if used:
             raise UserError(
                 f"{path} holds a run already (it has {used[0]}); choose another --run-dir, or --resume it"
+            )
+        if whole(path):
+            raise UserError(
+                f"{path} has checkpoints of a run already; choose another --run-dir, or --resume it"
             )
         return path
     runs = Path("runs")
@@ -96,4 +105,16 @@ def make_run_dir(requested: str | Path | None, *, resume: bool = False) -> Path:
     except OSError as error:
         raise UserError(
             f"can't make a run directory in {runs.absolute()}: {error.strerror}; use --run-dir"
+        ) from None
+
+
+def _check_writable(run_dir: Path) -> None:
+    """UserError for a directory that takes no file, or a file system without room for a few lines."""
+    try:
+        with tempfile.TemporaryFile(dir=run_dir, buffering=0) as file:
+            file.write(bytes(_LINES_BYTES))
+    except OSError as error:
+        raise UserError(
+            f"can't write into the run directory {run_dir}: {error.strerror}; make room or choose another "
+            "--run-dir"
         ) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import io
 import os
 import selectors
 import shutil
@@ -13,10 +14,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from persia_hpc.config import Config, config_text
-from persia_hpc.errors import EXIT_AGAIN, EXIT_FAILURE, EXIT_OK
+from persia_hpc.errors import EXIT_AGAIN, EXIT_DATA, EXIT_FAILURE, EXIT_OK, EXIT_USER
 
 from .deaths import Death, DeathWatch
 from .environment import make_run_dir
@@ -66,8 +67,20 @@ def supervise(
     nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
     num_ranks = config.ranks.total(nodes)
     command = found.command(num_ranks, [*program, "--run-dir", str(directory), *arguments])
-    with (directory / "logs" / "launcher.log").open("wb") as log:
+    with _Log(directory / "logs" / "launcher.log") as log:
         return _Job(found, command, directory, num_ranks, log, config.checkpoint.grace_seconds).run()
+
+
+class _Log(io.FileIO):
+    """A file that goes without what the disk doesn't take: the job matters more than its log."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "wb")
+
+    def write(self, data: Any) -> int:
+        with contextlib.suppress(OSError):
+            super().write(data)
+        return len(data)
 
 
 class _Job:
@@ -195,7 +208,7 @@ class _Job:
                 for rank in here:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(rank.pid, signal.SIGTERM)
-            else:  # launchers pass this one on to their ranks
+            elif not all(r.finished for r in self.ranks.values()):  # launchers pass this one on
                 self.process.send_signal(signal.SIGUSR1)
             return
         self._set_deadline(START_GRACE_SECONDS)
@@ -249,7 +262,7 @@ class _Job:
         failure = read_failure(self.run_dir)
         if self.signals and not (self.asked and failure):
             number = self.signals[0]
-            return 128 + number, f"ended by {signal.Signals(number).name}"
+            return 128 + number, f"ended by {signal.Signals(number).name}{self._why_not_saved()}"
         death = self.first_death
         if failure is not None and not (
             death and death.rank.world_rank != failure["world_rank"] and death.time < failure["time"]
@@ -260,6 +273,10 @@ class _Job:
             sys.stderr.write(str(failure.get("details", "")))
             return int(failure["code"]), f"{rank} failed: {failure['message']}; the job was ended"
         aborted = self.err.aborted(launcher_code) or self.out.aborted(launcher_code)
+        if self.err.errors:  # of a rank that couldn't write it down: the disk may be what has failed
+            text = self.err.errors[-1].decode(errors="replace").removeprefix("persia-hpc: ")
+            code = launcher_code if launcher_code in (EXIT_USER, EXIT_DATA) else EXIT_FAILURE
+            return code, f"{text}; the job was ended"
         if aborted is not None:
             rank = self.ranks.get(aborted) or f"rank {aborted}"
             return EXIT_FAILURE, f"{rank} aborted the job with code {launcher_code}"
@@ -272,6 +289,14 @@ class _Job:
         return (
             EXIT_FAILURE,
             f"{name} reports success, but the run wrote no summary ({self.run_dir}); see {log}",
+        )
+
+    def _why_not_saved(self) -> str:
+        if not self.asked or len(self.signals) > 1 or self.first_death is not None:
+            return ""
+        return (
+            f"; not saved within checkpoint.grace_seconds ({self.grace_seconds:g} s): --resume goes on from "
+            "the checkpoint before, if there is one"
         )
 
     def _death_verdict(self, death: Death) -> tuple[int, str]:

@@ -12,6 +12,7 @@ from persia_hpc.config import Config, load_config
 from persia_hpc.errors import EXIT_AGAIN, AgreedExit
 from persia_hpc.stop import StopSignals
 
+from .ending import abort
 from .environment import world_rank_of
 from .registry import finish_rank, register_rank, report_failure
 
@@ -53,8 +54,7 @@ def _run_rank(config: Config, run_dir: Path, quiet: bool, stop: StopSignals) -> 
         raise
     except BaseException as error:
         code = report_failure(run_dir, rank, None, error)
-        MPI.COMM_WORLD.Abort(code)
-        os._exit(code)  # Abort may return before the launcher kills: the error must not be said again
+        abort(MPI.COMM_WORLD, code)
     finish_rank(run_dir, rank)
     return summary
 

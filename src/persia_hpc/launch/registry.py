@@ -118,6 +118,28 @@ def read_ranks(run_dir: str | Path) -> dict[int, RankRecord]:
     return out
 
 
+class _RankLog(logging.FileHandler):
+    """Goes without what the disk doesn't take: why a job fails must be said all the same, and only that."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Else there would be a traceback on the screen."""
+
+
+def start_log(run_dir: str | Path, world_rank: int) -> None:
+    """From now on what this rank logs goes to `run_dir/logs`."""
+    path = Path(run_dir) / "logs" / f"rank-{world_rank:04d}.log"
+    path.parent.mkdir(exist_ok=True)
+    handler = _RankLog(path, delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("persia_hpc")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+
+
 def report_failure(run_dir: str | Path, world_rank: int, role: str | None, error: BaseException) -> int:
     """Records why the job fails and, without a supervisor, says it; the exit code for MPI_Abort.
 
@@ -129,10 +151,14 @@ def report_failure(run_dir: str | Path, world_rank: int, role: str | None, error
     else:
         details = "".join(traceback.format_exception(error))
     logging.getLogger("persia_hpc").error("%s", details or message)
-    first = write_failure(run_dir, world_rank, role, code, message, details)
+    recorded = "PERSIA_HPC_SUPERVISED" in os.environ
+    try:
+        first = write_failure(run_dir, world_rank, role, code, message, details)
+    except OSError:  # the disk may be what fails
+        first, recorded, details = True, False, ""
     sys.stdout.flush()
     # The supervisor says it last, from the record: launchers drop what is on its way when a rank aborts.
-    if first and "PERSIA_HPC_SUPERVISED" not in os.environ:
+    if first and not recorded:
         print(f"{details}persia-hpc: error: {message}", file=sys.stderr, flush=True)
         time.sleep(0.2)
     return code

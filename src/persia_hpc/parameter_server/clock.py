@@ -49,7 +49,7 @@ class Clock:
             return
         if self._next and last >= self._next[0]:
             self._next = (self._next[0], last)
-        else:
+        elif last <= self.last:  # else of a segment that no worker has announced yet
             self.last = last
 
     def _enter_next(self) -> None:

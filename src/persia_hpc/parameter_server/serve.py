@@ -58,6 +58,7 @@ class ServerLoop:
         waiter: Waiter,
         config: Config,
         stop: StopSignals,
+        watchdog: Watchdog,
     ):
         """`workers`: ranks of the workers in the plane's communicator, by worker_rank."""
         self.engine = engine
@@ -69,8 +70,8 @@ class ServerLoop:
             for w in workers
         ]
         self.phases = Phases(SERVER, config.train.trace)
-        name = f"parameter server {engine.server_rank}"
-        self.watchdog = Watchdog(name, config.transport.stall_seconds, engine.waits_for)
+        self.watchdog = watchdog
+        watchdog.describe = engine.waits_for
         self._drained: list[_Drained] = []
         self._stop = stop
         self._told = False

@@ -89,6 +89,10 @@ class EarlyStop:
             self.best, self.bad = value, 0
             return None
         self.bad += 1
+        return self.reason()
+
+    def reason(self) -> str | None:
+        """The reason to stop as things are, or None."""
         if self.bad < self.patience:
             return None
         return f"no better {self.metric} in {self.patience} evaluations"
@@ -179,6 +183,8 @@ class Driver:
                 logger.log({"event": "resume", "step": session.step_number})
         if self.early_stop is not None and state:
             self.early_stop.best, self.early_stop.bad = state["best"], state["bad"]
+            if reason := self.early_stop.reason():  # it was interrupted between this and its end
+                session.request_stop(reason)
         return int(state.get("evaluated", -1))
 
     def _evaluate(self, split: str) -> dict[str, float]:

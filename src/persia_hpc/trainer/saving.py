@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import random
 import threading
 import time
@@ -19,11 +21,14 @@ from persia_hpc.config import Config
 from persia_hpc.errors import DataError, UserError
 from persia_hpc.resume import init_source
 from persia_hpc.samples.schema import DatasetSchema
+from persia_hpc.schedule import Schedule
 from persia_hpc.summary import package_versions
 
 if TYPE_CHECKING:
-    from .feeding import Feed
     from .session import Session
+
+
+LOG = logging.getLogger("persia_hpc")
 
 
 def random_state() -> dict[str, Any]:
@@ -121,20 +126,15 @@ class Saver:
     """
 
     def __init__(
-        self,
-        config: Config,
-        feed: Feed,
-        run_dir: Path,
-        schema: DatasetSchema,
-        num_samples: Mapping[str, int],
-        saved_step: int | None,
+        self, session: Session, run_dir: Path, schema: DatasetSchema, num_samples: Mapping[str, int]
     ):
-        """num_samples: of each split. saved_step: of the checkpoint that the run went on from."""
+        """num_samples: of each split."""
+        config, resume = session.config, session.resume
         self.config = config.checkpoint
         self.count = 0
         self.paused_seconds = 0.0  # training stood still
         self.write_seconds = 0.0  # from the mark until the checkpoint was whole
-        self._feed = feed
+        self._feed = session.feed
         self._run_dir = run_dir
         self._facts: dict[str, Any] = {
             "config": config,
@@ -142,7 +142,11 @@ class Saver:
             "num_samples": num_samples,
             "versions": package_versions(),
         }
-        self._saved_step = saved_step
+        self._saved_step: int | None = None
+        self._saved_full = False
+        if resume is not None:
+            self._saved_step = resume.step
+            self._saved_full = files.read_manifest(Path(resume.path).parent)["base"] is None
         self._base: int | None = None  # step of the last full checkpoint of this run
         self._since_full = 0
         self._last = time.monotonic()
@@ -155,9 +159,10 @@ class Saver:
         """Whether one is being written. Trainer 0."""
         return self._thread is not None
 
-    def due(self, step: int, scheduled: bool) -> bool:
-        """Whether one is to be written now, after `step`."""
-        return (scheduled or self.overdue()) and step != self._saved_step
+    def due(self, step: int, schedule: Schedule) -> bool:
+        """Whether one is to be written now, after `step`; the last step's is the loop's affair."""
+        wanted = schedule.checkpoints_after(step) or self.overdue()
+        return wanted and step != self._saved_step and step < schedule.num_steps
 
     def overdue(self) -> bool:
         """Whether `every_seconds` have gone by since the last."""
@@ -170,7 +175,8 @@ class Saver:
         """
         began = time.perf_counter()
         everybodys = session.peers.gather_objects(random_state())
-        if everybodys is not None and session.step_number != self._saved_step:
+        saved = session.step_number == self._saved_step and (self._saved_full or not full)
+        if everybodys is not None and not saved and session.step_number:
             self.wait()
             self._begin(session, everybodys, full)
         session.peers.broadcast(None)  # nobody goes on before the servers have marked it
@@ -183,6 +189,7 @@ class Saver:
         self._last = time.monotonic()
         full = full or self._base is None or self._since_full + 1 >= self.config.full_every
         base = None if full else self._base
+        self._saved_full = full
         self._base, self._since_full = (step, 0) if full else (self._base, self._since_full + 1)
         directory = files.begin(self._run_dir, step)
         self._feed.begin_checkpoint(str(directory), step, base or 0)
@@ -206,12 +213,17 @@ class Saver:
     ) -> None:
         try:
             path = directory / files.DENSE
-            torch.save(dense, path)
+            content = io.BytesIO()  # torch doesn't say what is wrong with a disk
+            torch.save(dense, content)
+            path.write_bytes(content.getbuffer())
             files.finish_part(path)
             self._servers_done.wait()
             name = None if base is None else files.step_name(base)
             files.finish(directory, step=step, base=name, **self._facts)
-            files.prune(self._run_dir, keep=self.config.keep, keep_every=self.config.keep_every)
+            try:
+                files.prune(self._run_dir, keep=self.config.keep, keep_every=self.config.keep_every)
+            except OSError as error:  # somebody has a file of it open, or has put one there
+                LOG.warning("an old checkpoint can't be removed: %s", error)
             self.count += 1
             self.write_seconds += time.perf_counter() - began
         except OSError as error:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from mpi4py import MPI
 
+from persia_hpc.config_types import TransportConfig
 from persia_hpc.feed import FeedBatch, unpack_feed
 from persia_hpc.phases import TRAINER, Phases
 from persia_hpc.schedule import worker_of
@@ -22,24 +23,28 @@ from persia_hpc.transport.ring import RingReceiver, RingSender
 from persia_hpc.watchdog import Watchdog
 
 Array = npt.NDArray[Any]
+_OTHERS = "the other trainers"
 
 
 class MpiPeers:
     """The trainers' communicator behind the `Peers` protocol."""
 
-    def __init__(self, comm: MPI.Intracomm):
+    def __init__(self, comm: MPI.Intracomm, watchdog: Watchdog):
         self._comm = comm
+        self._watchdog = watchdog
         self.rank: int = comm.rank
         self.size: int = comm.size
 
     def broadcast(self, value: Any) -> Any:
-        return self._comm.bcast(value)
+        with self._watchdog.waits_for(_OTHERS):
+            return self._comm.bcast(value)
 
     def gather_objects(self, value: Any) -> list[Any] | None:
-        return self._comm.gather(value)
+        with self._watchdog.waits_for(_OTHERS):
+            return self._comm.gather(value)
 
     def gather(self, array: Array) -> Array | None:
-        counts = self._comm.gather(array.shape)
+        counts = self.gather_objects(array.shape)
         array = np.ascontiguousarray(array)
         if counts is None:
             self._comm.Gatherv([array.view(np.uint8).reshape(-1), MPI.BYTE], None)
@@ -65,7 +70,7 @@ class RingFeed:
         multi: Sequence[str],
         waiter: Waiter,
         stop: StopSignals | None = None,
-        stall_seconds: float = 60.0,
+        watchdog: Watchdog | None = None,
         trace_steps: int | None = None,
     ):
         """`workers`: their ranks in the plane by worker_rank; `mine`: the worker_ranks that feed this
@@ -83,8 +88,7 @@ class RingFeed:
         self._senders: dict[int, RingSender] = {w: plane.sender(workers[w], "gradients") for w in linked}
         self._receivers: dict[int, RingReceiver] = {w: plane.receiver(workers[w], "feed") for w in linked}
         self._ready: dict[tuple[int, int], FeedBatch] = {}
-        self._waiting_for = ""
-        self._watchdog = Watchdog(f"trainer {trainer_rank}", stall_seconds, lambda: self._waiting_for)
+        self._watchdog = watchdog or Watchdog(f"trainer {trainer_rank}", TransportConfig())
         self._first = self._last = 0
         self._ended_at: int | None = None  # the run's last step, once a stop was agreed on
         self._stopping = False
@@ -167,7 +171,11 @@ class RingFeed:
         return self._checkpoints[Kind.CHECKPOINT_DONE] == self._checkpoint_begun
 
     def wait_for_checkpoint(self, give_up: Callable[[], bool]) -> None:
-        self._wait(lambda: self.checkpoint_written() or give_up(), "the servers to write the checkpoint")
+        self._wait(
+            lambda: self.checkpoint_written() or give_up(),
+            "the servers to write the checkpoint",
+            patient=True,  # they are as fast as the file system
+        )
 
     def close(self) -> None:
         self._closing = True
@@ -188,17 +196,16 @@ class RingFeed:
 
     # ---- the loop under all of them
 
-    def _wait(self, done: Callable[[], bool], what: str) -> None:
+    def _wait(self, done: Callable[[], bool], what: str, *, patient: bool = False) -> None:
         begin = time.perf_counter()
-        self._waiting_for = what
-        while not done():
-            if self._turn():
-                self.waiter.busy()
-                self._watchdog.moved()
-            else:
-                self._watchdog.idle()
-                self.waiter.idle()
-        self._watchdog.moved()
+        with self._watchdog.waits_for(what, patient=patient):
+            while not done():
+                if self._turn():
+                    self.waiter.busy()
+                    self._watchdog.moved()
+                else:
+                    self._watchdog.idle()
+                    self.waiter.idle()
         self.wait_seconds += time.perf_counter() - begin
 
     def _turn(self) -> bool:

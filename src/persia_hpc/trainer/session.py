@@ -7,7 +7,6 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,13 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from persia_hpc.config import Config
-from persia_hpc.errors import UserError
+from persia_hpc.errors import TrainingEndedError, UserError
 from persia_hpc.feed import FeedBatch
 from persia_hpc.layout import Layout
 from persia_hpc.learning_rate import LearningRate
 from persia_hpc.metrics import Metric, evaluate_metrics, load_metrics
 from persia_hpc.phases import Pace
-from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.schedule import Schedule
 
 from .allreduce import DenseReducer
@@ -74,7 +72,7 @@ class Session:
         self.pace = Pace()
         self._pool_began: float | None = None
         self._yielded = 0.0
-        self._feed = feed
+        self.feed = feed
         self._reducer = reducer
         self._pooling = Pooling(inputs, gradients=config.wire.gradients)
         self._metrics: dict[str, Metric] = load_metrics(config.train.metrics)
@@ -82,8 +80,9 @@ class Session:
         self._current: tuple[FeedBatch, RowGradients] | None = None
         self._stepped = True
         self._segment_last: int | None = None  # while one is under way
+        self._stop_told = False
         self._draining = False  # it is to end early, for a checkpoint
-        self._resume, self._initial = resume, initial
+        self.resume, self._initial = resume, initial
         if resume is not None:
             self.step_number, self.samples = resume.step, resume.samples
             self.results, self.driver_state = resume.results, resume.driver
@@ -113,7 +112,7 @@ class Session:
         parameters of this model.
         """
         model.to(self.device)
-        if (begin := self._resume or self._initial) is not None:
+        if (begin := self.resume or self._initial) is not None:
             begin.load_model(model)
         self._reducer.attach(model)
         self.model = model
@@ -123,10 +122,10 @@ class Session:
         )
         # From here on trainers draw their own random numbers (dropout).
         torch.manual_seed(self.config.seed + 7919 * self.trainer_rank)
-        if self._resume is not None:
+        if self.resume is not None:
             if self.optimizer is not None:
-                self._resume.load_optimizer(self.optimizer)
-            self._resume.restore_random_state(self.config.seed, self.trainer_rank, self.num_trainers)
+                self.resume.load_optimizer(self.optimizer)
+            self.resume.restore_random_state(self.config.seed, self.trainer_rank, self.num_trainers)
         return model
 
     def forward(self, batch: Batch) -> Tensor:
@@ -149,17 +148,23 @@ class Session:
             raise UserError(
                 f'session.batches("{split}"): only "train" can be trained on; use session.evaluate for others'
             )
+        if self._stop_told:  # a loop that doesn't ask why it has ended
+            raise TrainingEndedError
         schedule = self.schedules["train"]
         end = schedule.num_steps if steps is None else min(schedule.num_steps, self.step_number + steps)
         while self.step_number < end:
             self.agree_on_stop()
             if self.stop_reason is not None:
-                return
+                break
             first = self.step_number + 1
             yield from self._segment(first, min(schedule.next_drain(first), end))
             self.agree_on_stop()
             if self.stop_reason is None and self.peers.broadcast(self._checkpoint_is_due()):
                 self.save()
+        if self.stop_reason is not None:
+            self._stop_told = True
+            if self.interrupted is not None and self.config.train.save and self.model is not None:
+                self.save()  # now: what follows in a loop of the user's own may take long
 
     def _segment(self, first: int, last: int) -> Iterator[Batch]:
         if self._segment_last is not None:
@@ -168,10 +173,10 @@ class Session:
                 f"{self._segment_last}: rows of later steps are on their way; use session.batches(steps=...)"
             )
         self.phases.start()
-        self._feed.begin_segment(first, last)
+        self.feed.begin_segment(first, last)
         self._segment_last = last
         for number in range(first, last + 1):
-            feed = self._feed.next_batch(number)
+            feed = self.feed.next_batch(number)
             if feed is None:
                 break
             begin = time.perf_counter()
@@ -190,7 +195,7 @@ class Session:
             else:
                 self._finish_step(0)
         self._segment_last = None
-        self._feed.end_segment()
+        self.feed.end_segment()
         self.phases.stop()
 
     def step(self, losses: Tensor) -> None:
@@ -235,7 +240,7 @@ class Session:
         number, num_global = feed.step, feed.num_global
         arrays = gradients.arrays()
         self.phases.add("push", begin, number)
-        self._feed.push(feed, arrays)
+        self.feed.push(feed, arrays)
         begin = time.perf_counter()
         self._reducer.reduce()
         begin = self.phases.add("allreduce", begin, number)
@@ -260,31 +265,35 @@ class Session:
             return  # trainer 0 decides, the others hear of it
         self.stop_reason = reason
         if self._segment_last is not None:
-            self._feed.request_stop()
+            self.feed.request_stop()
 
     def agree_on_stop(self) -> None:
         """Gives every trainer trainer 0's `stop_reason`. Collective."""
         self._listen()
         self.stop_reason, self.interrupted = self.peers.broadcast((self.stop_reason, self.interrupted))
 
+    @property
+    def drained(self) -> bool:
+        """Whether no gradient is in flight, and no row on its way."""
+        return self._current is None and self._segment_last in (None, self.step_number)
+
     def _listen(self) -> None:
         """Trainer 0: takes note of signals, and of what goes on beside training."""
         if self.trainer_rank != 0:
             return
-        number = self._feed.stop_signal()
-        if number is not None and self.interrupted is None:
+        number = self.feed.stop_signal()
+        if number is not None and self.stop_reason is None:
             self.interrupted = number
             self.request_stop(signal.Signals(number).name)
         if self.saver is not None:
             self.saver.poll()
             if self.saver.overdue() and self._segment_last is not None and not self._draining:
                 self._draining = True
-                self._feed.request_stop()
+                self.feed.request_stop()
 
     def _checkpoint_is_due(self) -> bool:
         self._draining = False
-        scheduled = self.schedules["train"].checkpoints_after(self.step_number)
-        return self.saver is not None and self.saver.due(self.step_number, scheduled)
+        return self.saver is not None and self.saver.due(self.step_number, self.schedules["train"])
 
     def evaluate(self, model: nn.Module | None = None, split: str = "valid") -> dict[str, float]:
         """Exact metrics of a split over all trainers; changes nothing in the tables. Collective.
@@ -334,7 +343,7 @@ class Session:
             raise UserError(
                 "session.evaluate was called between a batch and its session.step; call step first"
             )
-        if self._segment_last not in (None, self.step_number):
+        if not self.drained:
             raise UserError(
                 f"session.evaluate was called after step {self.step_number}, while gradients are in flight; "
                 "call it after a loop over session.batches(steps=...), or set train.evaluate_every"
@@ -344,10 +353,12 @@ class Session:
         self._reducer.broadcast(model.named_buffers())
         was_training = model.training
         model.eval()
-        self._feed.begin_evaluation(split, self.step_number)
+        self.feed.begin_evaluation(split, self.step_number)
         try:
             for number in range(1, self.schedules[split].num_steps + 1):
-                feed = self._feed.next_evaluation(number)
+                feed = self.feed.next_evaluation(number)
+                if self.saver is not None and self.trainer_rank == 0:
+                    self.saver.poll()
                 if feed.num_samples:
                     with torch.no_grad():
                         batch, _ = self._pooling.embed(feed, self.device, training=False)
@@ -363,16 +374,16 @@ class Session:
             model.train(was_training)
             self.evaluate_seconds += time.perf_counter() - begin
 
-    def attach_saver(self, run_dir: Path, schema: DatasetSchema, num_samples: Mapping[str, int]) -> None:
-        """From now on this session writes checkpoints into `run_dir`. num_samples: of each split."""
-        saved = self.first_step if self._resume is not None else None
-        self.saver = Saver(self.config, self._feed, run_dir, schema, num_samples, saved)
-
     def save(self, *, full: bool = False) -> None:
         """Begins a checkpoint of this moment, which goes on being written; no gradient may be in flight.
         Collective. `full`: not only what has changed, whatever `checkpoint.full_every` says.
         """
         assert self.saver is not None, "this session has no run directory"
+        if not self.drained:
+            raise UserError(
+                f"session.save was called after step {self.step_number}, while gradients are in flight; "
+                "call it after a loop over session.batches(steps=...), or set checkpoint.every"
+            )
         self.phases.stop()
         self.saver.begin(self, full=full)
 
@@ -380,9 +391,9 @@ class Session:
         """Ends the run for all ranks. Collective."""
         if self.saver is not None:
             self.saver.wait()
-        self._feed.close()
+        self.feed.close()
         self._reducer.close()
 
     def wait_seconds(self) -> dict[str, float]:
         """Seconds this trainer waited, by cause."""
-        return {"batch": self._feed.wait_seconds, "allreduce": self._reducer.seconds}
+        return {"batch": self.feed.wait_seconds, "allreduce": self._reducer.seconds}

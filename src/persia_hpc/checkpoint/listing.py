@@ -1,0 +1,186 @@
+"""Which checkpoints a run has, and what is in them, without reading rows: `persia-hpc checkpoint ls`."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from persia_hpc.errors import PersiaError, UserError
+
+from . import files
+
+_NAME = re.compile(r"step-\d{8,}")
+
+
+def is_run(path: Path) -> bool:
+    """Whether `path` is a run directory with checkpoints, rather than a checkpoint; UserError if neither.
+
+    A directory with a checkpoint's name is one even without its manifest.
+    """
+    if (path / files.MANIFEST).exists() or (_NAME.fullmatch(path.resolve().name) and path.is_dir()):
+        return False
+    if checkpoints_of(path) or partials_of(path):
+        return True
+    raise UserError(
+        f"{path} is neither a checkpoint nor a run with one; expected something like runs/1 or runs/1/latest"
+    )
+
+
+def checkpoints_of(run_dir: Path) -> list[Path]:
+    """Everything in a run directory that has a checkpoint's name, newest first."""
+    found = [p for p in run_dir.glob("step-*") if _NAME.fullmatch(p.name) and p.is_dir()]
+    return sorted(found, key=files.step_of, reverse=True)
+
+
+def partials_of(run_dir: Path) -> list[Path]:
+    """Checkpoints that are being written, or that a job that died left half-written."""
+    return sorted(p for p in run_dir.glob("step-*.partial") if p.is_dir())
+
+
+def describe(directory: Path) -> dict[str, Any]:
+    """What a checkpoint holds, for `--json`.
+
+    `rows` of a table are those in its files: for an incremental one the rows changed since its base, while
+    `removed` are the keys that went since. What can't be read is told in `problem`.
+    """
+    facts: dict[str, Any] = {"name": directory.name, "bytes": _size(directory)}
+    try:
+        manifest = files.read_manifest(directory)
+        facts |= {
+            "step": manifest["step"],
+            "base": manifest["base"],
+            "servers": len(manifest["shards"]),
+            "written": (directory / files.MANIFEST).stat().st_mtime,
+            "tables": {},
+        }
+        for name in manifest["shards"]:
+            with h5py.File(directory / name, "r") as shard:
+                for table, group in shard.items():
+                    _add_group(facts["tables"].setdefault(table, {}), group)
+    except PersiaError as error:
+        facts["problem"] = str(error)
+    except (OSError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+        facts["problem"] = f"can't be read ({error}); see persia-hpc checkpoint verify"
+    return facts
+
+
+def _add_group(table: dict[str, Any], group: h5py.Group) -> None:
+    attributes = group.attrs
+    table["dim"] = int(attributes["dim"])
+    table["optimizer"] = str(attributes["optimizer"])
+    table["eviction"] = str(attributes["eviction"])
+    table["buckets"] = int(attributes["num_buckets"])
+    table["complete"] = bool(attributes["complete"]) and table.get("complete", True)
+    counts = {
+        "rows": len(group["keys"]),
+        "removed": len(group["removed"]) if "removed" in group else 0,
+        "bytes": sum(item.id.get_storage_size() for item in group.values()),
+    }
+    for name, count in counts.items():
+        table[name] = table.get(name, 0) + count
+
+
+def list_run(run_dir: Path) -> dict[str, Any]:
+    """All checkpoints of a run, newest first, and what is half-written."""
+    link = run_dir / "latest"
+    return {
+        "run": str(run_dir),
+        "latest": Path(link.readlink()).name if link.is_symlink() else None,
+        "checkpoints": [describe(path) for path in checkpoints_of(run_dir)],
+        "partial": [{"name": path.name, "bytes": _size(path)} for path in partials_of(run_dir)],
+    }
+
+
+def run_text(listed: Mapping[str, Any], now: float | None = None) -> str:
+    """`list_run` as a table. now: seconds since the epoch."""
+    head = ("checkpoint", "holds", "servers", "rows", "size", "written", "")
+    lines: list[Sequence[str]] = [head]
+    for facts in listed["checkpoints"]:
+        mark = "latest" if facts["name"] == listed["latest"] else ""
+        lines.append((*_cells(facts, now), "; ".join(filter(None, [mark, facts.get("problem", "")]))))
+    for partial in listed["partial"]:
+        size = size_text(partial["bytes"])
+        lines.append((partial["name"], "", "", "", size, "", "being written, or left by a job that died"))
+    names = {facts["name"] for facts in listed["checkpoints"]}
+    text = _aligned(lines, right=(2, 3, 4))
+    if listed["latest"] is not None and listed["latest"] not in names:
+        text += f"\nlatest points to {listed['latest']}, which isn't there"
+    return text
+
+
+def checkpoint_text(facts: Mapping[str, Any]) -> str:
+    """`describe` as a table with a line for each embedding table."""
+    head = [f"{facts['name']}: {size_text(facts['bytes'])}"]
+    if "tables" in facts:
+        head.append(f"step {facts['step']}, {_holds(facts)}, {count_text(facts['servers'], 'server')}")
+    if "problem" in facts:
+        head.append(facts["problem"])
+    lines: list[Sequence[str]] = [("table", "dim", "optimizer", "eviction", "buckets", "rows", "size", "")]
+    for name, table in facts.get("tables", {}).items():
+        if "bytes" not in table:  # the problem came before
+            continue
+        note = "" if table["complete"] else f"changed; {table['removed']:,} removed"
+        numbers = (f"{table['buckets']:,}", f"{table['rows']:,}", size_text(table["bytes"]))
+        lines.append((name, str(table["dim"]), table["optimizer"], table["eviction"], *numbers, note))
+    return "\n".join([*head, "", _aligned(lines, right=(1, 4, 5, 6))])
+
+
+def size_text(num_bytes: float) -> str:
+    """Bytes in a unit that suits them."""
+    units = ["B", "KiB", "MiB", "GiB", "TiB"]
+    while num_bytes >= 1024 and len(units) > 1:
+        num_bytes /= 1024
+        units.pop(0)
+    return f"{num_bytes:,.{0 if units[0] == 'B' else 1}f} {units[0]}"
+
+
+def count_text(count: int, noun: str) -> str:
+    """'1 server', '2 servers'."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def _cells(facts: Mapping[str, Any], now: float | None) -> tuple[str, ...]:
+    if "tables" not in facts:
+        return (facts["name"], "", "", "", size_text(facts["bytes"]), "")
+    rows = sum(table.get("rows", 0) for table in facts["tables"].values())
+    age = _age((time.time() if now is None else now) - facts["written"])
+    date = time.strftime("%Y-%m-%d %H:%M", time.localtime(facts["written"]))
+    size = size_text(facts["bytes"])
+    return (facts["name"], _holds(facts), str(facts["servers"]), f"{rows:,}", size, f"{date} ({age})")
+
+
+def _holds(facts: Mapping[str, Any]) -> str:
+    return "all rows" if facts["base"] is None else f"changes since {facts['base']}"
+
+
+def _age(seconds: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit} ago"
+    return f"{max(seconds, 0):.0f} s ago"
+
+
+def _size(directory: Path) -> int:
+    total = 0
+    for path in directory.glob("*"):
+        try:
+            total += path.stat().st_size
+        except OSError:  # it is going on
+            continue
+    return total
+
+
+def _aligned(lines: Sequence[Sequence[str]], right: Sequence[int]) -> str:
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )

@@ -1,0 +1,256 @@
+"""Tables of a checkpoint by bucket range: of any number of servers, an incremental one merged with its base.
+
+Nothing here needs a table's configuration; what it says must fit is for whoever reads to check.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from persia_hpc.errors import DataError
+
+from . import files
+
+Array = npt.NDArray[Any]
+COLUMNS = ("keys", "rows", "state", "stamps", "steps")  # one entry a row
+DECIDES = ("ages", "counted", "sightings")  # one entry a bucket
+BYTES_AT_ONCE = 32 << 20
+_KEYS_AT_ONCE = 1 << 20
+
+
+def bucket_of(keys: Array, num_buckets: int) -> Array:
+    """The buckets int64 [n] of keys [n]: their highest bits. num_buckets: a power of two."""
+    shift = np.uint64(64 - (num_buckets.bit_length() - 1))
+    # Two shifts, because one by 64 would be undefined.
+    return ((keys >> np.uint64(1)) >> (shift - np.uint64(1))).astype(np.int64)
+
+
+class Part:
+    """One server's rows of a table: a group of its file."""
+
+    def __init__(self, group: h5py.Group):
+        self.group = group
+        with _reading(group):
+            self.complete = bool(group.attrs["complete"])
+            self.num_buckets = int(group.attrs["num_buckets"])
+            self.buckets = group["buckets"][:].astype(np.int64)  # consecutive
+            self.offsets = group["bucket_offsets"][:].astype(np.int64)
+        self._removed_bounds: Array | None = None
+        if problem := self._problem():
+            raise DataError(f"{group.file.filename}: table {group.name[1:]!r} is damaged: {problem}")
+
+    def _problem(self) -> str:
+        """What keeps the rows of a bucket from being found; '' if nothing."""
+        if self.num_buckets < 1 or self.num_buckets & (self.num_buckets - 1):
+            return f"num_buckets is {self.num_buckets}, expected a power of two"
+        inside = not len(self.buckets) or 0 <= self.buckets[0] <= self.buckets[-1] < self.num_buckets
+        if not inside or (np.diff(self.buckets) != 1).any():
+            return f"buckets don't follow each other in 0..{self.num_buckets - 1}"
+        if len(self.offsets) != len(self.buckets) + 1 or self.offsets[0] or (np.diff(self.offsets) < 0).any():
+            return "bucket_offsets don't ascend from 0 with one entry a bucket and one more"
+        return ""
+
+    @property
+    def file_name(self) -> str:
+        return Path(self.group.file.filename).name
+
+    @property
+    def num_rows(self) -> int:
+        return int(self.offsets[-1])
+
+    def clip(self, begin: int, end: int) -> tuple[int, int]:
+        """The part of buckets [begin, end) that lies here; empty: two equal numbers."""
+        if not len(self.buckets):
+            return 0, 0
+        first, stop = int(self.buckets[0]), int(self.buckets[-1]) + 1
+        return (low, high) if (low := max(begin, first)) < (high := min(end, stop)) else (first, first)
+
+    def read(self, begin: int, end: int, columns: Sequence[str]) -> dict[str, Array]:
+        """The rows of buckets [begin, end), which must lie here."""
+        first = int(self.buckets[0]) if len(self.buckets) else 0
+        at = slice(int(self.offsets[begin - first]), int(self.offsets[end - first]))
+        with _reading(self.group):
+            return {name: self.group[name][at] for name in columns if name in self.group}
+
+    def decides(self, begin: int, end: int) -> dict[str, Array]:
+        """What eviction and admission go by, of buckets [begin, end), which must lie here."""
+        at = slice(begin - int(self.buckets[0]), end - int(self.buckets[0]))
+        with _reading(self.group):
+            return {name: self.group[name][at] for name in DECIDES if name in self.group}
+
+    def removed(self, begin: int, end: int) -> Array:
+        """Keys of buckets [begin, end) whose rows went since the base, perhaps came back."""
+        with _reading(self.group):
+            data = self.group["removed"]
+            if self._removed_bounds is None:  # they ascend
+                counts = np.zeros(self.num_buckets, np.int64)
+                for at in range(0, len(data), _KEYS_AT_ONCE):
+                    found = bucket_of(data[at : at + _KEYS_AT_ONCE], self.num_buckets)
+                    counts += np.bincount(found, minlength=self.num_buckets)
+                self._removed_bounds = np.concatenate([[0], np.cumsum(counts)])
+            bounds = self._removed_bounds
+            keys: Array = data[int(bounds[begin]) : int(bounds[end])]
+            return keys
+
+
+class MergedTable:
+    """A table of a checkpoint: the parts of all servers, and those of its base."""
+
+    def __init__(self, name: str, newest: Sequence[Part], base: Sequence[Part]):
+        self.name = name
+        self.newest = newest
+        self.base = base if not all(part.complete for part in newest) else ()
+        self.attributes: Mapping[str, Any] = dict(newest[0].group.attrs)
+        self.num_buckets = newest[0].num_buckets
+        self.dim = int(self.attributes["dim"])
+
+    @property
+    def widths(self) -> dict[str, tuple[int, ...]]:
+        """Shape of one row's entry of each column."""
+        group = self.newest[0].group
+        with _reading(group):
+            return {name: tuple(group[name].shape[1:]) for name in COLUMNS if name in group}
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row in all columns."""
+        group = self.newest[0].group
+        return sum(
+            int(np.prod(width, dtype=np.int64)) * group[name].dtype.itemsize
+            for name, width in self.widths.items()
+        )
+
+    def counts(self, of: int) -> Array:
+        """Rows at most of each of the `of` (a power of two) equal parts of the key space: int64 [of]."""
+        counts = np.zeros(of, np.int64)
+        for part in (*self.newest, *self.base):
+            np.add.at(counts, part.buckets // (self.num_buckets // of), np.diff(part.offsets))
+        return counts
+
+    def read(
+        self, begin: int, end: int, *, of: int | None = None, columns: Sequence[str] = COLUMNS
+    ) -> dict[str, Array]:
+        """Rows of buckets [begin, end) in ascending order of keys, those of the base that are still here too.
+
+        of: number of buckets that the range is meant in, if not the table's; it must divide that.
+        """
+        scale = self.num_buckets // (of or self.num_buckets)
+        begin, end = begin * scale, end * scale
+        names = [name for name in self.widths if name in columns or name == "keys"]
+        pieces = []
+        for part in self.newest:
+            first, stop = part.clip(begin, end)
+            if first == stop:
+                continue
+            pieces.append(part.read(first, stop, names))
+            if not part.complete:
+                gone = np.union1d(pieces[-1]["keys"], part.removed(first, stop))
+                pieces += [_without(old, gone) for old in self._base_rows(first, stop, names)]
+        if not pieces:
+            return {n: self.newest[0].group[n][:0] for n in names}
+        merged = {name: np.concatenate([piece[name] for piece in pieces]) for name in names}
+        order = np.argsort(merged["keys"], kind="stable")
+        return {name: values[order] for name, values in merged.items()}
+
+    def _base_rows(self, begin: int, end: int, names: Sequence[str]) -> Iterator[dict[str, Array]]:
+        for old in self.base:
+            first, stop = old.clip(begin, end)
+            if first < stop:
+                yield old.read(first, stop, names)
+
+    def decides(self, begin: int, end: int) -> dict[str, Array]:
+        """What eviction and admission go by, of buckets [begin, end)."""
+        clipped = [(part, *part.clip(begin, end)) for part in self.newest]
+        found = [
+            part.decides(first, stop)
+            for part, first, stop in sorted(clipped, key=lambda piece: piece[1])
+            if first < stop
+        ]
+        names = set.intersection(*(set(values) for values in found)) if found else set()
+        return {name: np.concatenate([values[name] for values in found]) for name in sorted(names)}
+
+
+class CheckpointReader:
+    """A checkpoint with its base, open for reading."""
+
+    def __init__(self, directory: Path, *, checked: bool = False):
+        """UserError if it is none, DataError if it or its base is damaged.
+
+        checked: checksums have been compared, which means reading all of it.
+        """
+        self.directory = directory
+        self._checked = checked
+        self._stack = contextlib.ExitStack()
+        try:
+            self.manifest = files.read_manifest(directory)
+            base = files.base_of(directory, self.manifest)
+            newest = self._open(directory, self.manifest)
+            old = {} if base is None else self._open(base, files.read_manifest(base))
+            self.tables = {
+                name: MergedTable(name, parts, old.get(name, ())) for name, parts in sorted(newest.items())
+            }
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def _open(self, directory: Path, manifest: Mapping[str, Any]) -> dict[str, list[Part]]:
+        parts: dict[str, list[Part]] = {}
+        for name in manifest["shards"]:
+            files.check_part(directory, manifest, name, content=not self._checked)
+            try:
+                file = self._stack.enter_context(h5py.File(directory / name, "r"))
+                for table, group in file.items():
+                    parts.setdefault(table, []).append(Part(group))
+            except (OSError, KeyError, RuntimeError) as error:
+                raise DataError(f"{directory / name} is damaged: {error}; use an older checkpoint") from error
+        return parts
+
+    def __enter__(self) -> CheckpointReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+
+def bucket_ranges(counts: Array, max_rows: int) -> Iterator[tuple[int, int]]:
+    """Consecutive ranges of buckets with at most `max_rows` rows each, and at least one bucket."""
+    begin = held = 0
+    for bucket, count in enumerate(counts.tolist()):
+        if bucket > begin and held + count > max_rows:
+            yield begin, bucket
+            begin, held = bucket, 0
+        held += count
+    yield begin, len(counts)
+
+
+def key_ranges(*tables: MergedTable) -> tuple[int, Iterator[tuple[int, int]]]:
+    """(number of buckets, ranges of these): of rows in a range about BYTES_AT_ONCE at most."""
+    of = min(table.num_buckets for table in tables)
+    counts = np.sum([table.counts(of) for table in tables], axis=0)
+    return of, bucket_ranges(counts, max(1, BYTES_AT_ONCE // max(table.row_bytes for table in tables)))
+
+
+def _without(rows: dict[str, Array], keys: Array) -> dict[str, Array]:
+    stays = ~np.isin(rows["keys"], keys)
+    return {name: values[stays] for name, values in rows.items()}
+
+
+@contextlib.contextmanager
+def _reading(group: h5py.Group) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, KeyError, RuntimeError, ValueError, IndexError) as error:
+        raise DataError(
+            f"{group.file.filename}: table {group.name[1:]!r} can't be read ({error}); use an older "
+            "checkpoint"
+        ) from error

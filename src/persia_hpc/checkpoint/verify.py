@@ -1,0 +1,305 @@
+"""Whether a checkpoint is as it was written, and makes sense: `persia-hpc checkpoint verify`.
+
+All of it is read. Every problem is reported, not only the first, as far as one doesn't hide another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from persia_hpc.config import load_config
+from persia_hpc.errors import DataError, PersiaError
+from persia_hpc.layout import TableLayout, make_layout
+
+from . import files
+from .listing import count_text
+from .merged import CheckpointReader, bucket_of, key_ranges
+
+Array = npt.NDArray[Any]
+CheckDense = Callable[[Path, int], str]
+_KEYS = {
+    "step": int,
+    "base": (str, type(None)),
+    "shards": list,
+    "files": dict,
+    "counters": dict,
+    "config": dict,
+    "schema": dict,
+    "num_samples": dict,
+    "versions": dict,
+}
+_BYTES_AT_ONCE = 16 << 20
+_READ_ERRORS = (OSError, KeyError, RuntimeError, ValueError, TypeError, IndexError)
+
+
+@dataclass
+class Report:
+    """What was found out about a checkpoint."""
+
+    directory: Path
+    problems: list[str] = field(default_factory=list)
+    rows: int = 0  # of all tables, with those of the base
+    nonfinite_rows: int = 0  # in its own files: training diverged; not damage
+    manifest: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """A line, and for a damaged checkpoint one more for each problem."""
+        name = self.directory.name
+        if self.problems:
+            lines = [f"{name} damaged: {count_text(len(self.problems), 'problem')}"]
+            return "\n".join([*lines, *(f"  {problem}" for problem in self.problems)])
+        base = self.manifest["base"]
+        facts = ["all rows" if base is None else f"changes since {base}"]
+        facts.append(count_text(len(self.manifest["shards"]), "server"))
+        facts.append(count_text(self.rows, "row"))
+        if self.nonfinite_rows:
+            facts.append(f"{self.nonfinite_rows:,} of them with infinite or NaN values: training diverged")
+        return f"{name} ok ({', '.join(facts)})"
+
+
+def verify(directory: Path, check_dense: CheckDense, known: dict[Path, Report] | None = None) -> Report:
+    """Reads a checkpoint and its base. `check_dense`(directory, step) says what is wrong with the dense part,
+    '' if nothing; `known`: what was found out before, not to be found out again.
+    """
+    directory = directory.resolve()
+    known = {} if known is None else known
+    if directory in known:
+        return known[directory]
+    report = known[directory] = Report(directory)
+    report.manifest, problems = _read_manifest(directory)
+    report.problems += problems
+    if problems:  # nothing in it can be relied on
+        return report
+    report.problems += _file_problems(directory, report.manifest)
+    report.problems += _base_problems(report, check_dense, known)
+    report.problems += _Shards(report).problems()
+    if files.DENSE in report.manifest["files"] and (directory / files.DENSE).exists():
+        problem = check_dense(directory, report.manifest["step"])
+        report.problems += [f"{files.DENSE}: {problem}"] if problem else []
+    if not report.problems:
+        report.problems += _merged_problems(report)
+    return report
+
+
+def _read_manifest(directory: Path) -> tuple[dict[str, Any], list[str]]:
+    """The manifest, and all that is wrong with it."""
+    try:
+        manifest = files.read_manifest(directory)
+    except PersiaError as error:
+        problems = [_plain(error)]
+        with contextlib.suppress(OSError, ValueError):  # said already
+            raw = json.loads((directory / files.MANIFEST).read_text())
+            if isinstance(raw, dict) and raw.get("format_version") == files.FORMAT_VERSION:
+                problems = list(_manifest_problems(directory, raw)) or problems
+        return {}, problems
+    return manifest, list(_manifest_problems(directory, manifest))
+
+
+def _manifest_problems(directory: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
+    where = files.MANIFEST
+    for key, kind in _KEYS.items():
+        if key not in manifest:
+            yield f"{where}: no {key}"
+        elif not isinstance(manifest[key], kind):  # type: ignore[arg-type]
+            yield f"{where}: {key} is {manifest[key]!r}, which it can't be"
+    parts = manifest.get("files")
+    if isinstance(parts, dict):
+        for name, note in parts.items():
+            if (
+                not isinstance(note, dict)
+                or not {"bytes", "sha256"} <= note.keys()
+                or Path(name).name != name
+            ):
+                yield f"{where}: file {name!r} is without bytes or sha256, or outside of the checkpoint"
+        shards = manifest.get("shards")
+        listed = [files.DENSE, *(shards if isinstance(shards, list) else [])]
+        yield from (f"{where}: {name} is not among its files" for name in listed if name not in parts)
+    step = manifest.get("step")
+    if isinstance(step, int) and directory.name != files.step_name(step):
+        yield f"{where}: it is of step {step}, the directory is {directory.name}"
+
+
+def _file_problems(directory: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
+    for name in manifest["files"]:
+        try:
+            files.check_part(directory, manifest, name, content=True)
+        except DataError as error:
+            yield _plain(error).removeprefix(f"{directory}/")
+
+
+def _base_problems(report: Report, check_dense: CheckDense, known: dict[Path, Report]) -> Iterator[str]:
+    try:
+        base = files.base_of(report.directory, report.manifest)
+    except DataError as error:
+        yield _plain(error).removeprefix(f"{report.directory} ")
+        return
+    if base is None:
+        return
+    if base.resolve() == report.directory:
+        yield "it is its own base"
+        return
+    found = verify(base, check_dense, known)
+    if found.problems:
+        yield f"its base {base.name} is damaged ({count_text(len(found.problems), 'problem')})"
+    elif found.manifest["base"] is not None:
+        yield f"its base {base.name} is incremental itself"
+
+
+class _Shards:
+    """Checks each server's file on its own, and that together they have every bucket of every table once."""
+
+    def __init__(self, report: Report):
+        self.report = report
+        base = report.manifest["base"]
+        self.base_step = int(base.partition("-")[2]) if base and base.startswith("step-") else 0
+        self.owners: dict[str, list[tuple[Array, str]]] = {}  # of each table: buckets, file
+        self.readable = True
+
+    def problems(self) -> Iterator[str]:
+        try:
+            config = load_config(self.report.manifest["config"])
+            layout = make_layout(config, files.read_schema(self.report.manifest))
+        except (PersiaError, *_READ_ERRORS, AttributeError) as error:
+            yield f"{files.MANIFEST}: configuration or schema can't be read: {error}"
+            return
+        specs = {table.name: table for table in layout.tables}
+        for name in self.report.manifest["shards"]:
+            path = self.report.directory / name
+            if not path.exists():  # already said
+                self.readable = False
+                continue
+            try:
+                with h5py.File(path, "r") as shard:
+                    for table, group in shard.items():
+                        yield from self._group(f"{name}: table {table!r}", name, group, specs.get(table))
+            except _READ_ERRORS as error:
+                self.readable = False
+                yield f"{name}: can't be opened: {error}"
+        if self.readable:
+            for spec in layout.tables:
+                yield from self._covered(spec)
+
+    def _covered(self, spec: TableLayout) -> Iterator[str]:
+        count = np.zeros(spec.num_buckets, np.int64)
+        for buckets, _ in self.owners.get(spec.name, []):
+            np.add.at(count, buckets[(buckets >= 0) & (buckets < spec.num_buckets)], 1)
+        for what, which in (("no file", count == 0), ("several files", count > 1)):
+            if which.any():
+                first = int(np.flatnonzero(which)[0])
+                files_of = [file for buckets, file in self.owners.get(spec.name, []) if first in buckets]
+                names = f" ({', '.join(files_of)})" if files_of else ""
+                number = count_text(int(which.sum()), "bucket")
+                yield f"table {spec.name!r}: {number}, from {first} on, in {what}{names}"
+
+    def _group(self, where: str, file: str, group: h5py.Group, spec: TableLayout | None) -> Iterator[str]:
+        if spec is None:
+            yield f"{where} is not one of the configuration's tables"
+            return
+        expected = {
+            "dim": spec.dim,
+            "num_buckets": spec.num_buckets,
+            "optimizer": spec.config.optimizer["name"],
+            "eviction": spec.config.eviction,
+        }
+        for name, value in expected.items():
+            if group.attrs.get(name) != value:
+                yield f"{where}: {name} is {group.attrs.get(name)}, expected {value}"
+        complete = group.attrs.get("complete")
+        if complete is None or (not complete and not self.base_step):
+            yield f"{where}: doesn't say that it is complete, but there is no base"
+        try:
+            buckets = group["buckets"][:].astype(np.int64)
+            offsets = group["bucket_offsets"][:].astype(np.int64)
+            num_rows = len(group["keys"])
+        except _READ_ERRORS as error:
+            self.readable = False
+            yield f"{where}: buckets can't be read: {error}"
+            return
+        self.owners.setdefault(spec.name, []).append((buckets, file))
+        if len(buckets) and (
+            (np.diff(buckets) != 1).any() or not 0 <= buckets[0] <= buckets[-1] < spec.num_buckets
+        ):
+            yield f"{where}: buckets don't follow each other in 0..{spec.num_buckets - 1}"
+        sound = len(offsets) == len(buckets) + 1 and offsets[0] == 0 and offsets[-1] == num_rows
+        if not sound or (np.diff(offsets) < 0).any():
+            yield f"{where}: bucket_offsets don't ascend from 0 to the {num_rows} rows"
+            offsets = None
+        lengths = {"keys": num_rows, "rows": num_rows, "state": num_rows, "stamps": num_rows}
+        lengths |= {"ages": len(buckets)} | ({"steps": num_rows} if "steps" in group else {})
+        lengths |= {} if complete or complete is None else {"removed": -1}
+        for name in lengths.keys() - group.keys():
+            yield f"{where}: no dataset {name}"
+        for name, dataset in group.items():
+            yield from self._dataset(where, name, dataset, lengths.get(name, -1), spec, buckets, offsets)
+
+    def _dataset(
+        self,
+        where: str,
+        name: str,
+        dataset: h5py.Dataset,
+        length: int,
+        spec: TableLayout,
+        buckets: Array,
+        offsets: Array | None,
+    ) -> Iterator[str]:
+        if length not in (-1, len(dataset)):
+            yield f"{where}: {name} has {len(dataset)} entries, expected {length}"
+        if name == "rows" and dataset.shape[1:] != (spec.dim,):
+            yield f"{where}: rows have shape {dataset.shape[1:]}, expected ({spec.dim},)"
+        wrong = nonfinite = unsorted = old = 0
+        at_once = max(1, _BYTES_AT_ONCE // max(1, dataset.dtype.itemsize * int(np.prod(dataset.shape[1:]))))
+        last = None
+        try:
+            for at in range(0, len(dataset), at_once):
+                values = dataset[at : at + at_once]
+                if name == "keys" and offsets is not None:
+                    index = np.searchsorted(offsets, np.arange(at, at + len(values)), side="right") - 1
+                    wrong += int((bucket_of(values, spec.num_buckets) != buckets[index]).sum())
+                elif name == "rows":
+                    nonfinite += int((~np.isfinite(values).all(axis=1)).sum())
+                elif name == "removed":
+                    unsorted += int((values[1:] < values[:-1]).sum()) + (
+                        last is not None and values[0] < last
+                    )
+                    last = values[-1]
+                elif name == "stamps" and "removed" in dataset.parent:
+                    old += int((values <= self.base_step).sum())
+        except _READ_ERRORS as error:
+            yield f"{where}: {name} can't be read: {error}"
+        self.report.nonfinite_rows += nonfinite
+        if wrong:
+            yield f"{where}: {count_text(wrong, 'key')} in another bucket than its own"
+        if unsorted:
+            yield f"{where}: removed keys don't ascend"
+        if old:
+            yield f"{where}: {count_text(old, 'row')} not used since the base, step {self.base_step}"
+
+
+def _merged_problems(report: Report) -> Iterator[str]:
+    """Of all servers together and with the base, when each on its own is sound."""
+    try:
+        with CheckpointReader(report.directory, checked=True) as reader:
+            for table in reader.tables.values():
+                twice = 0
+                for begin, end in key_ranges(table)[1]:
+                    keys = table.read(begin, end, columns=("keys",))["keys"]
+                    twice += int((keys[1:] == keys[:-1]).sum())
+                    report.rows += len(keys)
+                if twice:
+                    yield f"table {table.name!r}: {count_text(twice, 'key')} there twice"
+    except PersiaError as error:
+        yield _plain(error)
+
+
+def _plain(error: PersiaError) -> str:
+    return str(error).removesuffix("; use an older checkpoint")
