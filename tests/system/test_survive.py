@@ -111,7 +111,8 @@ def test_a_disk_that_gets_full(
         check_failed(
             job,
             rf"rank \d+ \({who}, pid \d+\) failed: can't write the checkpoint {job.run_dir}/"
-            rf"step-\d+\.partial{name}: {FULL}.*; those before are as they were\. Make room .*--resume; the job was ended",
+            rf"step-\d+\.partial{name}: {FULL}.*; those before are as they were\. Make room .*--resume; "
+            "the job was ended",
         )
         if victim == "server":
             fill(-1)

@@ -120,10 +120,8 @@ class WorkerLoop:
         self.phases.start()
         try:
             senders = self._senders()
-            while (
-                not self.ended
-                or not all(s.rows.closed for s in self.servers)
-                or any(s.pending for s in senders)
+            while not (self.ended and all(s.rows.closed for s in self.servers)) or any(
+                s.pending for s in senders
             ):
                 begin = time.perf_counter()
                 moved = self._hear_trainers()
@@ -144,8 +142,6 @@ class WorkerLoop:
                 self.phases.add("read" if self.work is not None and self._may_issue() else "idle", begin)
         finally:
             self.phases.stop()
-            if self.work is not None:
-                self.work.reader.close()
 
     def _senders(self) -> list[RingSender]:
         return [s for server in self.servers for s in (server.pulls, server.pushes)] + [
@@ -300,9 +296,8 @@ class WorkerLoop:
                 break
             (step, trainer), sample = item
             work.requests.popleft()
-            num_global = (
-                self.schedules["train"].step(step).num_samples if not work.evaluation else sample.num_samples
-            )
+            train = self.schedules["train"]
+            num_global = sample.num_samples if work.evaluation else train.step(step).num_samples
             begin = time.perf_counter()
             batch = self.engine.prepare(sample, step=step, trainer=trainer, num_global=num_global)
             traced = 0 if work.evaluation else step
