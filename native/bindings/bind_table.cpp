@@ -171,8 +171,9 @@ void restore_bucket(LockedTable& self, std::uint32_t bucket, std::uint32_t age, 
 void import_rows(LockedTable& self, const py::dict& rows) {
     const bool has_state = rows.contains("state") || rows.contains("steps");
     const bool has_steps = has_state && self.table.has_steps();
-    std::vector<std::string> names{"keys", "rows", "stamps"};
+    std::vector<std::string> names{"keys", "rows"};
     if (has_state) names.emplace_back("state");
+    names.emplace_back("stamps");
     if (has_steps) names.emplace_back("steps");
     std::string expected;
     for (const std::string& name : names) expected += (expected.empty() ? "" : ", ") + name;

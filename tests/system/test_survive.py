@@ -40,7 +40,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Job]]:
             "ranks": ranks,
             "train.epochs": 500,
             "model": {"class": "tests.support.models:Slow"},
-            "checkpoint": {"every": 40, "keep": 2},
+            "checkpoint": {"every": 20, "keep": 2},
             "tables.default": {"dim": 32, "capacity": "1 MiB"},
             **changes,
         }
@@ -81,7 +81,7 @@ def check_failed(job: Job, message: str) -> None:
 def check_goes_on(start: Callable[..., Job], data: str, job: Job, servers: int = 1, **changes: Any) -> None:
     """With --resume it goes on from the newest whole checkpoint to its end."""
     newest = whole(job.run_dir)[0]
-    last = int(newest.name[5:]) + 30
+    last = int(newest.name[5:]) + 15
     settings = {"train.max_steps": last, "checkpoint": {"every": 10, "keep": 2, "resume": True}}
     again = start(data, servers, **{**changes, **settings})
     code, _, err = again.end()
@@ -185,7 +185,7 @@ def test_data_that_is_gone_when_the_run_goes_on(tmp_path: Path, start: Callable[
 
 def test_stopped_ranks_are_waited_for_by_name(data: str, start: Callable[..., Job]) -> None:
     """While training and while a checkpoint is being written; then the run goes on."""
-    job = start(data, 2, **{"transport.stall_seconds": 1.0, "checkpoint": {"every": 5}})
+    job = start(data, 2, **{"transport.stall_seconds": 0.5, "checkpoint": {"every": 5}})
     job.wait_until_training()
     for victim, name in (0, "parameter server 0"), (2, "embedding worker 0"), (3, "trainer 0"):
         for saving in (False, True):
@@ -237,11 +237,10 @@ def test_a_stopped_rank_and_a_job_that_is_asked_to_stop(data: str, start: Callab
     check_goes_on(start, data, job)
 
 
-@pytest.mark.parametrize("victim", [0, 2])
-def test_a_job_that_waits_too_long_is_given_up(victim: int, data: str, start: Callable[..., Job]) -> None:
+def test_a_job_that_waits_too_long_is_given_up(data: str, start: Callable[..., Job]) -> None:
     job = start(data, transport={"stall_seconds": 0.5, "give_up_seconds": 2.0})
     wait_until_saved(job)
-    os.kill(job.ranks()[victim].pid, signal.SIGSTOP)
+    os.kill(job.ranks()[1].pid, signal.SIGSTOP)
     begin = time.monotonic()
     check_failed(
         job,

@@ -98,10 +98,9 @@ class WorkerLoop:
         self.schedules = make_schedules(config, {split: s.num_samples for split, s in sources.items()})
         self.window = (0 if config.mode == "sync" else config.staleness_bound) + config.data.prefetch
         self.work: _Work | None = None
-        # Announced while this worker still had batches of the stretch before to ask for: trainer 0 may be
-        # through with its own part of that one.
+        # Announced while this worker was still busy with the stretch before: trainer 0 may be ahead of it.
         self.upcoming: deque[tuple[Kind, int, int]] = deque()
-        self.paused = False
+        self.limit: int | None = None  # a stop is being agreed on: until then no further than this step
         self.issued = 0
         self.in_flight: dict[tuple[int, int], KeyBatch] = {}  # pulled, gradients not back yet
         self.looked_up: dict[tuple[int, int], KeyBatch] = {}
@@ -205,8 +204,10 @@ class WorkerLoop:
             self.upcoming.append((Kind(kind), record.step, record.tag))
             self._finish_if_done()
         elif kind == Kind.STOP_REQUEST:
-            self.paused = True
-            self.trainers[0].feed.post(Kind.ISSUED, step=self.issued)
+            # Not at once: trainer 0 may be in an AllReduce with one that waits for its batch.
+            left = self.work.requests[-1][0] if self.work and not self.work.evaluation else self.issued
+            self.limit = max(self.issued, min(self.issued + 2 * (self.window + 2), left))
+            self.trainers[0].feed.post(Kind.ISSUED, step=self.limit)
         elif kind == Kind.STOP_AT:
             self._shorten(record.step)
         elif kind == Kind.CHECKPOINT:
@@ -247,13 +248,13 @@ class WorkerLoop:
         requests = self._mine(self.schedules["train"], first, last)
         self.work = _Work(self._read("train", requests), deque(requests), evaluation=False, first=first)
         self.issued = first - 1
-        self.paused = False
+        self.limit = None
         for server in self.servers:
             server.pulls.post(Kind.SEGMENT, step=first, tag=last)
 
     def _shorten(self, last: int) -> None:
         """All ranks stop after step `last`, which no worker has gone beyond."""
-        self.paused = False
+        self.limit = None
         # An evaluation may have begun meanwhile: a segment that ended by itself in the end.
         if self.work is not None and not self.work.evaluation:
             while self.work.requests and self.work.requests[-1][0] > last:
@@ -276,7 +277,7 @@ class WorkerLoop:
 
     def _may_issue(self) -> bool:
         work = self.work
-        if work is None or self.paused or not work.requests:
+        if work is None or not work.requests:
             return False
         step = work.requests[0][0]
         if work.evaluation:
@@ -284,7 +285,7 @@ class WorkerLoop:
             oldest = min((k for k, _ in self.looked_up), default=step)
             return waiting <= MAX_QUEUED_FEEDS and step - oldest <= self.config.data.prefetch
         oldest = min((s for s, _ in self.in_flight), default=step)
-        return step - oldest <= self.window
+        return step - oldest <= self.window and (self.limit is None or step <= self.limit)
 
     def _issue(self) -> bool:
         moved = False

@@ -39,6 +39,7 @@ __all__ = ["finish_rank", "make_run_dir", "register_rank", "supervise", "write_f
 
 RANK_PROGRAM = (sys.executable, "-m", "mpi4py", "-m", "persia_hpc.launch.rank")
 LAUNCHER_GRACE_SECONDS = 3.0  # after the first death the launcher may end the job by itself
+FAILURE_GRACE_SECONDS = 10.0  # after a rank has written down why the job fails
 START_GRACE_SECONDS = 5.0  # after a signal while ranks still start, which then have nothing to save
 _PR_SET_PDEATHSIG = 1
 
@@ -102,8 +103,11 @@ class _Job:
         self.shared_memory = SharedMemory()
         self.signals: list[int] = []
         self.asked = False  # the ranks to stop by themselves
+        self.in_vain = False  # they didn't in time
         self.deadline: float | None = None  # when to kill what still lives
         self.first_death: Death | None = None
+        self.failed = False  # by what a rank has written down
+        self.looked = 0.0
         self.out = Relay(_binary(sys.stdout), log)
         self.err = Relay(_binary(sys.stderr), log)
         log.write((" ".join(command) + "\n").encode())
@@ -158,14 +162,23 @@ class _Job:
                     self.err.idle()
                 now = time.monotonic()
                 self._watch_ranks()
+                self._watch_failure(now)
                 self.shared_memory.look(self.ranks.values())
                 if self.deadline is not None and now >= self.deadline:
+                    self.in_vain = self.asked and self.first_death is None and len(self.signals) == 1
                     return
                 if self.process.poll() is not None:
                     # A rank that outlives the launcher may hold the pipes open: don't wait for their end.
                     closed_at = closed_at or now
                     if not selector.get_map() or now - closed_at > 1.0:
                         return
+
+    def _watch_failure(self, now: float) -> None:
+        """A launcher may not hear that a rank ends the job, for instance over a cut link."""
+        if not self.failed and now - self.looked > 1.0:
+            self.looked, self.failed = now, (self.run_dir / "failure.json").exists()
+            if self.failed:
+                self._set_deadline(FAILURE_GRACE_SECONDS)
 
     def _watch_ranks(self) -> None:
         if len(self.ranks) < self.num_ranks or any(r.role is None for r in self.ranks.values()):
@@ -292,7 +305,7 @@ class _Job:
         )
 
     def _why_not_saved(self) -> str:
-        if not self.asked or len(self.signals) > 1 or self.first_death is not None:
+        if not self.in_vain:
             return ""
         return (
             f"; not saved within checkpoint.grace_seconds ({self.grace_seconds:g} s): --resume goes on from "

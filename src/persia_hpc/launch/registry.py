@@ -151,6 +151,11 @@ def report_failure(run_dir: str | Path, world_rank: int, role: str | None, error
     else:
         details = "".join(traceback.format_exception(error))
     logging.getLogger("persia_hpc").error("%s", details or message)
+    if type(error).__module__.partition(".")[0] in ("mpi4py", "horovod"):  # mostly not this rank's fault
+        message = (
+            f"communication failed ({str(error).splitlines()[0]}); another rank or its node may have died"
+        )
+        details = ""
     recorded = "PERSIA_HPC_SUPERVISED" in os.environ
     try:
         first = write_failure(run_dir, world_rank, role, code, message, details)
