@@ -112,8 +112,8 @@ def test_a_disk_that_gets_full(
             job,
             # Who failed can't be recorded if not even that fits; who meets the full disk first may differ.
             rf"(rank \d+ \(({who}|trainer 0), pid \d+\) failed|error): can't write the checkpoint "
-            rf"{job.run_dir}/step-\d+\.partial({name})?: {FULL}.*; those before are as they were\. Make room .*--resume; "
-            "the job was ended",
+            rf"{job.run_dir}/step-\d+\.partial({name})?: {FULL}.*; those before are as they were\. "
+            "Make room .*--resume; the job was ended",
         )
         if victim == "server":
             fill(-1)
