@@ -209,6 +209,8 @@ def _start_node(
     (state / f"{address}.pid").write_text(pid)
     veth = f"v{os.getpid()}n{index}"
     _run(["ip", "link", "add", veth, "type", "veth", "peer", "name", "eth0", "netns", pid])
+    # A namespace goes some time after its last process; the next test in this process needs the name.
+    stack.callback(subprocess.run, ["ip", "link", "del", veth], capture_output=True, check=False)
     _run(["ip", "link", "set", veth, "master", bridge, "up"])
     inside = ["nsenter", "-t", pid, "-n", "ip"]
     _run([*inside, "addr", "add", f"{address}/24", "dev", "eth0"])

@@ -17,7 +17,7 @@ from tests.support.jobs import Job, wait_for
 from tests.support.netns import Nodes, virtual_nodes
 from tests.support.tiny import run_digest, tiny_config, write_tiny
 
-STEPS = 300
+STEPS = 120
 GIVE_UP_SECONDS = 5.0
 RANK_PROGRAM = "persia_hpc.launch.rank"
 
@@ -91,9 +91,8 @@ def test_a_node_is_cut_off_and_one_dies(config: dict[str, Any], nodes: Nodes, tm
         nodes.kill(1)
         code, err = end_of(jobs[-1])
         assert code not in (0, 2, 75), err
-        assert err.splitlines()[-1].startswith("persia-hpc: "), err
+        assert re.match(r"persia-hpc: .*node may have died", err.splitlines()[-1]), err
         wait_for(lambda: not nodes.processes(0, RANK_PROGRAM), 20)
-        print("LAST", err)
         jobs.append(Job(tmp_path, config))
         code, err = jobs[-1].end()[::2]
         assert code == 0, err

@@ -117,30 +117,28 @@ class WorkerLoop:
     def run(self) -> None:
         """Returns when all trainers have closed their rings and all that was queued has been sent."""
         self.phases.start()
-        try:
-            senders = self._senders()
-            while not (self.ended and all(s.rows.closed for s in self.servers)) or any(
-                s.pending for s in senders
-            ):
-                begin = time.perf_counter()
-                moved = self._hear_trainers()
-                moved |= self._hear_servers()
-                moved |= self._issue()
-                if self._stop.number is not None and not self._told and not self.ended:
-                    self._told = True
-                    self.trainers[0].feed.post(Kind.STOP_SIGNAL, step=0, tag=self._stop.number)
-                for plane in self.planes:
-                    moved |= plane.progress()
-                self._release_held()
-                if moved:
-                    self.waiter.busy()
-                    self.watchdog.moved()
-                    continue
-                self.watchdog.idle()
-                self.waiter.idle()
-                self.phases.add("read" if self.work is not None and self._may_issue() else "idle", begin)
-        finally:
-            self.phases.stop()
+        senders = self._senders()
+        while not (self.ended and all(s.rows.closed for s in self.servers)) or any(
+            s.pending for s in senders
+        ):
+            begin = time.perf_counter()
+            moved = self._hear_trainers()
+            moved |= self._hear_servers()
+            moved |= self._issue()
+            if self._stop.number is not None and not self._told and not self.ended:
+                self._told = True
+                self.trainers[0].feed.post(Kind.STOP_SIGNAL, step=0, tag=self._stop.number)
+            for plane in self.planes:
+                moved |= plane.progress()
+            self._release_held()
+            if moved:
+                self.waiter.busy()
+                self.watchdog.moved()
+                continue
+            self.watchdog.idle()
+            self.waiter.idle()
+            self.phases.add("read" if self.work is not None and self._may_issue() else "idle", begin)
+        self.phases.stop()
 
     def _senders(self) -> list[RingSender]:
         return [s for server in self.servers for s in (server.pulls, server.pushes)] + [
@@ -155,8 +153,10 @@ class WorkerLoop:
                 if batch.missing:
                     return f"rows of {what} {number} from parameter server {batch.waits_for}"
                 return f"the gradients of {what} {number} from trainer {trainer}"
-        if late := self._saving.get(Kind.CHECKPOINT_MARKED):
-            return f"parameter server {', '.join(map(str, late))} to begin a checkpoint"
+        for kind, what in ((Kind.CHECKPOINT_MARKED, "begin"), (Kind.CHECKPOINT_DONE, "write")):
+            if self.work is None and (late := self._saving.get(kind)):
+                self.watchdog.patient = what == "write"  # as fast as the file system
+                return f"parameter server {', '.join(map(str, late))} to {what} a checkpoint"
         self.watchdog.patient = True  # a loop of the user's own may do something else
         return None if self.ended or self.work is not None else "a command from trainer 0"
 

@@ -298,7 +298,8 @@ class _Job:
         log = self.run_dir / "logs" / "launcher.log"
         name = Path(self.launcher.path).name
         if launcher_code:
-            return EXIT_FAILURE, f"{name} ended with exit code {launcher_code}; see {log}"
+            remote = "" if all(r.is_local for r in self.ranks.values()) else "; a node may have died"
+            return EXIT_FAILURE, f"{name} ended with exit code {launcher_code}{remote}; see {log}"
         return (
             EXIT_FAILURE,
             f"{name} reports success, but the run wrote no summary ({self.run_dir}); see {log}",

@@ -152,9 +152,8 @@ def report_failure(run_dir: str | Path, world_rank: int, role: str | None, error
         details = "".join(traceback.format_exception(error))
     logging.getLogger("persia_hpc").error("%s", details or message)
     if type(error).__module__.partition(".")[0] in ("mpi4py", "horovod"):  # mostly not this rank's fault
-        message = (
-            f"communication failed ({str(error).splitlines()[0]}); another rank or its node may have died"
-        )
+        cause = (str(error).split("\n") or [""])[-1].partition("): ")
+        message = f"communication failed ({(cause[2] or cause[0]).strip()}); a rank or node may have died"
         details = ""
     recorded = "PERSIA_HPC_SUPERVISED" in os.environ
     try:

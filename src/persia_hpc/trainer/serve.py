@@ -164,7 +164,7 @@ class RingFeed:
         self._senders[0].post(Kind.CHECKPOINT, step=step, tag=base_step, arrays=[path])
         self._wait(
             lambda: self._checkpoints[Kind.CHECKPOINT_MARKED] == self._checkpoint_begun,
-            "the servers to begin a checkpoint",
+            "the servers, by way of embedding worker 0, to begin a checkpoint",
         )
 
     def checkpoint_written(self) -> bool:
@@ -173,7 +173,7 @@ class RingFeed:
     def wait_for_checkpoint(self, give_up: Callable[[], bool]) -> None:
         self._wait(
             lambda: self.checkpoint_written() or give_up(),
-            "the servers to write the checkpoint",
+            "the servers, by way of embedding worker 0, to write the checkpoint",
             patient=True,  # they are as fast as the file system
         )
 
