@@ -7,6 +7,7 @@ own; the rest of the file system is shared. Needs root and the programs ip (ipro
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -73,8 +74,20 @@ class Nodes:
         return _run(inside, timeout=timeout)
 
     def link(self, node: int, state: str) -> None:
-        """Cuts a node off ("down"), or heals the cut ("up")."""
+        """Cuts a node off ("down"), or heals the cut ("up") and waits until all others reach it again."""
         _run(["ip", "link", "set", self._links[node], state])
+        if state == "down":
+            return
+        probe = (
+            "import socket, sys; s = socket.socket(); s.settimeout(1); print(s.connect_ex((sys.argv[1], 9)))"
+        )
+        limit = time.monotonic() + 30
+        for other in set(range(len(self.addresses))) - {node}:
+            for here, there in ((other, node), (node, other)):
+                command = (sys.executable, "-c", probe, self.addresses[there])
+                while int(self.run(here, *command).stdout) != errno.ECONNREFUSED:
+                    assert time.monotonic() < limit, f"node {there} can't be reached from node {here}"
+                    time.sleep(0.2)
 
     def processes(self, node: int, text: str) -> list[int]:
         """Pids, in the node's own count, of its processes whose command line has `text`."""
