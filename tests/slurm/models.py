@@ -19,11 +19,11 @@ def __getattr__(name: str):  # workers import this module, but not torch
     from tests.support.models import Small
 
     class SlowAtFirst(Small):
-        """Meets a time limit of a minute, unless its job was requeued or finds a file `quick`."""
+        """Takes two minutes for 200 steps, unless its job was requeued or finds a file `quick`."""
 
         def forward(self, batch):
             if "SLURM_RESTART_COUNT" not in os.environ and not Path("quick").exists():
-                time.sleep(0.3)
+                time.sleep(0.6)
             return super().forward(batch)
 
     class NotesGpus(Small):

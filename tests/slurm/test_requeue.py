@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -31,22 +32,31 @@ class Submitted:
         return path.read_text() if path.exists() else ""
 
     def wait_until_training(self) -> None:
-        wait_for(lambda: '"train"' in self.events(), 60)
+        wait_for(lambda: '"train"' in self.events(), 120)
 
 
 @pytest.fixture(scope="module")
 def long_job(cluster: Cluster, data: str, tmp_path_factory: pytest.TempPathFactory) -> Submitted:
-    """Meets its limit of a minute; Slurm's signals may come half a minute early. Others run meanwhile."""
+    """Meets its time limit while training; other tests run meanwhile.
+
+    The limit is set when it trains, as start-up takes long on a busy machine, to the next full minute that
+    leaves Slurm time for the signal (which may come half a minute early).
+    """
     folder = tmp_path_factory.mktemp("long")
     job_config(folder, data, **SLOW)
-    return Submitted(cluster, folder, "--time", "1", "--signal-seconds", "10")
+    job = Submitted(cluster, folder, "--time", "5", "--signal-seconds", "10")
+    job.wait_until_training()
+    hours, minutes, seconds = map(int, cluster.job(job.id)["RunTime"].split(":"))
+    limit = math.ceil((60 * (60 * hours + minutes) + seconds + 20) / 60)
+    cluster.run("scontrol", "update", f"JobId={job.id}", f"TimeLimit={limit}")
+    return job
 
 
 @pytest.fixture(scope="module")
 def reference(
     cluster: Cluster, data: str, long_job: Submitted, tmp_path_factory: pytest.TempPathFactory
 ) -> str:
-    """Digest of an uninterrupted run of the same model and data, which the short limit is enough for."""
+    """Digest of an uninterrupted run of the same model and data."""
     folder = tmp_path_factory.mktemp("reference")
     job_config(folder, data)
     job = Submitted(cluster, folder, "--time", "5")
