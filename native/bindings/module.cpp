@@ -27,6 +27,7 @@ PYBIND11_MODULE(_native, m) {
     bind_dedup(m);
     bind_gather(m);
     bind_pool(m);
+    bind_pool_batch(m);
     bind_limits(m);
     bind_interaction(m);
     m.def("keep_freed_memory", &keep_freed_memory);

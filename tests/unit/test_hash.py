@@ -22,6 +22,8 @@ from persia_hpc.trainer.pooling import Pooling
 from tests.support.feeds import make_feed
 from tests.support.hashing import hashed
 
+KERNELS = ("native", "cuda", "torch")
+
 U64 = (1 << 64) - 1
 
 
@@ -59,16 +61,16 @@ def test_a_hashed_column_has_the_rows_of_each_id_in_its_place():
     assert hash_column(IdColumn(ids), HashConfig(100, 1)).offsets is None
 
 
-@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("lengths", [[2, 0, 1, 3], [0, 0, 0, 0]])
-def test_pooling_counts_ids_and_not_their_rows(native, lengths):
+def test_pooling_counts_ids_and_not_their_rows(kernel, lengths):
     """Against explicit sums: mean and sqrtn divide by the ids, a sequence has one vector an id."""
     rounds, rng = 3, np.random.default_rng(4)
     kinds = ("sum", "mean", "sqrtn", "sequence")
     inputs = Inputs(tuple(FeatureSpec(k, k, 0, 4, k, True, rounds) for k in kinds), 2, ("label",))
     bags = [rng.integers(0, 12, length * rounds).tolist() for length in lengths]
     feed = make_feed(inputs, dict.fromkeys(kinds, bags), rng)
-    batch, gradients = Pooling(inputs, native=native).embed(feed, "cpu", training=True)
+    batch, gradients = Pooling(inputs, kernel=kernel).embed(feed, training=True)
     offsets = np.concatenate([[0], np.cumsum(np.array(lengths) * rounds)])
     for f, kind in enumerate(kinds):
         rows = torch.from_numpy(feed.rows[0][feed.indices.astype(np.int64)])

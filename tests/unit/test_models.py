@@ -48,7 +48,7 @@ def feed_of(inputs: Inputs, num_samples: int, seed: int = 0) -> FeedBatch:
 
 
 def embedded(inputs: Inputs, feed: FeedBatch) -> tuple[Batch, RowGradients]:
-    return Pooling(inputs).embed(feed, "cpu", training=True)
+    return Pooling(inputs).embed(feed, training=True)
 
 
 def small(name: str, inputs: Inputs, **more: Any) -> nn.Module:

@@ -1,11 +1,13 @@
 """From a fed batch to a model's input and, after its backward, to the gradients of the unique rows.
 
-One autograd function covers all groups: its forward and backward are a kernel's, native on the CPU, torch
-operations elsewhere (`pooling_torch.py`). Both sum in the same order, without atomics: results repeat.
+One autograd function covers all groups: its forward and backward are a kernel's, native on the CPU, CUDA
+(`pooling_cuda.py`) on GPUs, torch operations elsewhere (`pooling_torch.py`). All sum in an order that does not
+depend on who is first, without atomics: results repeat.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -20,10 +22,13 @@ from persia_hpc.feed import FeedBatch
 from persia_hpc.wire import WIRES, Wire, wire_of
 
 from .batch import POOLED, Batch, FeatureSpec, Inputs
+from .pooling_cuda import CudaKernel, cuda_module
 from .pooling_torch import TorchKernel, tensor_of
+from .staging import Staging
 
 ROUNDS_POWER = {"sum": 0.0, "mean": 1.0, "sqrtn": 0.5}
 Array = npt.NDArray[Any]
+LOG = logging.getLogger("persia_hpc")
 
 
 class Kernel(Protocol):
@@ -39,8 +44,20 @@ class Kernel(Protocol):
         """The batch's rows, decoded as they are gathered -> outputs."""
         ...
 
-    def backward(self, gradients: Sequence[Tensor | None], wire: Wire) -> list[Array | None]:
-        """Gradients of the outputs -> gradients of the rows of each group, as they travel; None: zeros."""
+    def backward(
+        self, gradients: Sequence[Tensor | None], wire: Wire, factor: Tensor | None = None
+    ) -> list[Array | None]:
+        """Gradients of the outputs, times `factor` ([1], on the device), -> gradients of the rows of each
+        group, as they travel; None: zeros. They may be read after `wait`.
+        """
+        ...
+
+    def overflow(self) -> Tensor:
+        """A scalar on the device: NaN if the last backward gave gradients that are not finite, else 0."""
+        ...
+
+    def wait(self) -> None:
+        """Returns when neither the feed's memory is needed any more nor gradients are on their way."""
         ...
 
 
@@ -74,6 +91,7 @@ class NativeKernel:
         self._groups = groups
         self._feed = feed
         self._parts = [group.parts(feed) for group in groups]
+        self._finite = True
         self.masks: list[Tensor] = []
 
     def forward(self) -> list[Tensor]:
@@ -91,7 +109,9 @@ class NativeKernel:
                 self.masks.append(torch.from_numpy(mask))
         return outputs
 
-    def backward(self, gradients: Sequence[Tensor | None], wire: Wire) -> list[Array | None]:
+    def backward(
+        self, gradients: Sequence[Tensor | None], wire: Wire, factor: Tensor | None = None
+    ) -> list[Array | None]:
         """See `Kernel`."""
         feed = self._feed
         arrays = [None if g is None else g.contiguous().numpy() for g in gradients]
@@ -102,39 +122,72 @@ class NativeKernel:
             if block is None and all(v is None for v in values):
                 outputs.append(None)
                 continue
-            outputs.append(
-                _native.gather_pool_backward(
-                    block,
-                    values,
-                    feed.indices,
-                    features=parts,
-                    num_samples=feed.num_samples,
-                    num_rows=len(feed.rows[group.group]),
-                    dim=group.dim,
-                    wire=wire.name,
-                )
+            rows = _native.gather_pool_backward(
+                block,
+                values,
+                feed.indices,
+                features=parts,
+                num_samples=feed.num_samples,
+                num_rows=len(feed.rows[group.group]),
+                dim=group.dim,
+                wire=wire.name if factor is None else "fp32",
             )
+            if factor is not None:
+                rows *= factor.numpy()
+                self._finite &= bool(np.isfinite(rows).all())
+                rows = _native.encode_rows(rows, wire.name)
+            outputs.append(rows)
         return outputs
+
+    def overflow(self) -> Tensor:
+        """See `Kernel`; only known of gradients that had a factor."""
+        return torch.tensor(0.0 if self._finite else torch.nan)
+
+    def wait(self) -> None:
+        """See `Kernel`."""
 
 
 class RowGradients:
     """Gradients of a batch's unique rows, once its backward has run; summed over the ids that use a row."""
 
-    def __init__(self, groups: Sequence[GroupFeatures], feed: FeedBatch, wire: Wire) -> None:
+    def __init__(self, groups: Sequence[GroupFeatures], feed: FeedBatch, wire: Wire, kernel: Kernel) -> None:
         self.wire = wire
+        self.factor: Tensor | None = None  # what undoes a loss scale, [1] on the device
+        self._kernel = kernel
         self._dims = [group.dim for group in groups]
         self._num_rows = [len(rows) for rows in feed.rows]
         self._arrays: list[Array | None] = [None] * len(groups)
 
     def arrays(self) -> list[Array]:
-        """For each group its [U_g] rows of dim D_g in the wire format; zeros where no gradient arrived."""
+        """For each group its [U_g] rows of dim D_g in the wire format; zeros where no gradient arrived.
+
+        Waits until they, and the batch, have left the device; the feed's memory may go then.
+        """
+        self._kernel.wait()
         return [
             np.zeros(self.wire.shape(num_rows, dim), self.wire.dtype) if array is None else array
             for array, num_rows, dim in zip(self._arrays, self._num_rows, self._dims, strict=True)
         ]
 
-    def add(self, arrays: Sequence[Array | None]) -> None:
-        """Takes what one backward gave: a second one, through a retained graph, adds to the first."""
+    def poison(self) -> list[Array]:
+        """Instead of `arrays`, for a step whose loss scale was too large: NaNs, which servers skip and count."""
+        self._kernel.wait()
+        return [
+            _native.encode_rows(np.full((num_rows, dim), np.nan, np.float32), self.wire.name)
+            for num_rows, dim in zip(self._num_rows, self._dims, strict=True)
+        ]
+
+    def overflow(self) -> Tensor:
+        """A scalar on the device: NaN if a gradient is not finite, else 0."""
+        return self._kernel.overflow()
+
+    def add(self, gradients: Sequence[Tensor | None]) -> None:
+        """Takes the outputs' gradients of one backward: those of a second one, through a retained graph, add to
+        the first's.
+        """
+        arrays = self._kernel.backward(gradients, self.wire, self.factor)
+        if any(array is not None for array in self._arrays):
+            self._kernel.wait()  # what is added must be there
         for group, (dim, new) in enumerate(zip(self._dims, arrays, strict=True)):
             old = self._arrays[group]
             if old is not None and new is not None:
@@ -150,33 +203,49 @@ class _Embed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, kernel: Kernel, gradients: RowGradients, _: Tensor) -> tuple[Tensor, ...]:
         """The tensor holds nothing: something must require gradients for autograd to come back here."""
-        ctx.kernel, ctx.gradients = kernel, gradients
+        ctx.gradients = gradients
         ctx.set_materialize_grads(False)
         return tuple(kernel.forward())
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[None, None, None]:
-        ctx.gradients.add(ctx.kernel.backward(gradients, ctx.gradients.wire))
+        ctx.gradients.add(gradients)
         return None, None, None
 
 
 class Pooling:
-    """Makes batches for a model with these inputs. Holds no parameters and no state."""
+    """Makes batches for a model with these inputs. Holds no parameters."""
 
-    def __init__(self, inputs: Inputs, *, gradients: str = "fp32", native: bool = True) -> None:
-        """`gradients`: the wire format of row gradients. `native=False` uses the torch kernels on the CPU
-        too: slower, for comparing the two.
+    def __init__(
+        self,
+        inputs: Inputs,
+        device: torch.device | str = "cpu",
+        *,
+        gradients: str = "fp32",
+        kernel: str | None = None,
+    ) -> None:
+        """`gradients`: the wire format of row gradients. `kernel`: native, cuda or torch, else the best one
+        for the device; those for another device are slow there, and for comparing them.
         """
         self.inputs = inputs
+        self.device = torch.device(device)
+        self.staging = Staging(self.device)
         self._wire = WIRES[gradients]
-        self._native = native
+        self._launch: Any = _native
+        if kernel is None:
+            kernel = "native" if self.device.type == "cpu" else "torch"
+            if self.device.type == "cuda":
+                self._launch = cuda_module(self.device)
+                if isinstance(self._launch, str):
+                    LOG.warning("embeddings are pooled by torch operations, slowly: %s", self._launch)
+                else:
+                    kernel = "cuda"
+        self.kernel = kernel
         num_groups = max((f.group for f in inputs.features), default=-1) + 1
         self._groups = [GroupFeatures(inputs, group) for group in range(num_groups)]
 
-    def embed(
-        self, feed: FeedBatch, device: torch.device | str, *, training: bool
-    ) -> tuple[Batch, RowGradients]:
+    def embed(self, feed: FeedBatch, *, training: bool) -> tuple[Batch, RowGradients]:
         """The batch for `model.forward`, and where its row gradients are after `loss.backward()`.
 
         Without `training` no gradient is tracked. The feed's arrays must stay valid until the backward has
@@ -184,23 +253,29 @@ class Pooling:
         not fit the inputs.
         """
         self._check(feed)
-        device = torch.device(device)
         kernel: Kernel
-        if device.type == "cpu" and self._native:
+        if self.kernel == "native":
             kernel = NativeKernel(self._groups, feed)
+        elif self.kernel == "cuda":
+            kernel = CudaKernel(self._groups, feed, self.staging, self._launch)
         else:
-            kernel = TorchKernel(self._groups, feed, device)
-        gradients = RowGradients(self._groups, feed, self._wire)
+            kernel = TorchKernel(self._groups, feed, self.device)
+        gradients = RowGradients(self._groups, feed, self._wire, kernel)
         if training and self._groups:
-            token = torch.empty(0, device=device, requires_grad=True)
+            token = torch.empty(0, device=self.device, requires_grad=True)
             outputs: Sequence[Tensor] = _Embed.apply(kernel, gradients, token)  # type: ignore[no-untyped-call]
         else:
             outputs = kernel.forward()
-        return self._batch(feed, device, list(outputs), kernel.masks), gradients
+        return self._batch(feed, kernel, list(outputs), kernel.masks), gradients
 
-    def _batch(
-        self, feed: FeedBatch, device: torch.device, outputs: list[Tensor], masks: list[Tensor]
-    ) -> Batch:
+    def _batch(self, feed: FeedBatch, kernel: Kernel, outputs: list[Tensor], masks: list[Tensor]) -> Batch:
+        def own(name: str, array: npt.NDArray[Any]) -> Tensor:
+            """A copy on the device: small arrays that users keep, while the feed's memory goes back."""
+            if isinstance(kernel, CudaKernel):
+                return kernel.staged.tensor(name, array).clone()
+            tensor = tensor_of(array, self.device)
+            return tensor.clone() if self.device.type == "cpu" else tensor
+
         pooled: dict[str, Tensor] = {}
         sequence: dict[str, tuple[Tensor, Tensor]] = {}
         blocks: dict[tuple[str, ...], Tensor] = {}
@@ -209,7 +284,7 @@ class Pooling:
             if group.pooled:
                 block = outputs.pop(0)
                 if group.scales is not None:
-                    block = block * group.scales.to(device)
+                    block = block * group.scales.to(self.device)
                 blocks[group.pooled] = block
                 # unbind, not one select per feature: its backward is one stack, not a block of zeros for each
                 pooled.update(zip(group.pooled, block.unbind(1), strict=True))
@@ -218,10 +293,10 @@ class Pooling:
         return Batch(
             step=feed.step,
             num_samples=feed.num_samples,
-            dense=_own(feed.dense, device),
-            labels=_own(feed.labels, device),
-            weight=None if feed.weight is None else _own(feed.weight, device),
-            group=None if feed.group is None else _own(feed.group, device),
+            dense=own("dense", feed.dense),
+            labels=own("labels", feed.labels),
+            weight=None if feed.weight is None else own("weight", feed.weight),
+            group=None if feed.group is None else own("group", feed.group),
             pooled={name: pooled[name] for name in self.inputs.pooled},
             sequence={name: sequence[name] for name in self.inputs.sequences},
             blocks=blocks,
@@ -251,8 +326,3 @@ def _sum_rounds(values: Tensor, mask: Tensor, rounds: int) -> tuple[Tensor, Tens
     if values.shape[1] < rounds:  # no sample has an id: one place of zeros
         return values[:, :1], mask[:, :1]
     return values.view(len(values), -1, rounds, values.shape[2]).sum(dim=2), mask[:, ::rounds]
-
-
-def _own(array: npt.NDArray[Any], device: torch.device) -> Tensor:
-    """A copy on the device: small arrays that users keep, while the feed's memory goes back to its ring."""
-    return tensor_of(array, device).clone() if device.type == "cpu" else tensor_of(array, device)

@@ -79,6 +79,7 @@ class TorchKernel:
         self._features = [
             [_Feature(*part, feed.num_samples, device) for part in group.parts(feed)] for group in groups
         ]
+        self._overflow = torch.zeros((), device=device)
         self.masks: list[Tensor] = []
 
     def forward(self) -> list[Tensor]:
@@ -97,7 +98,9 @@ class TorchKernel:
                     self.masks.append(length < feature.sizes[:, None])
         return outputs
 
-    def backward(self, gradients: Sequence[Tensor | None], wire: Wire) -> list[npt.NDArray[Any] | None]:
+    def backward(
+        self, gradients: Sequence[Tensor | None], wire: Wire, factor: Tensor | None = None
+    ) -> list[npt.NDArray[Any] | None]:
         """See `pooling.Kernel`."""
         remaining = list(gradients)
         outputs: list[npt.NDArray[Any] | None] = []
@@ -108,8 +111,18 @@ class TorchKernel:
                 outputs.append(None)
             else:
                 sums = self._sum_rows(group, features, block, values)
+                if factor is not None:
+                    sums *= factor
+                    self._overflow = torch.where(sums.isfinite().all(), self._overflow, torch.nan)
                 outputs.append(to_array(encode(sums, wire), wire))
         return outputs
+
+    def overflow(self) -> Tensor:
+        """See `pooling.Kernel`; only known of gradients that had a factor."""
+        return self._overflow
+
+    def wait(self) -> None:
+        """See `pooling.Kernel`: torch has waited."""
 
     def _rows(self, rows: npt.NDArray[Any], dim: int) -> Tensor:
         words = rows.view(np.int16) if rows.dtype == np.uint16 else rows

@@ -1,0 +1,214 @@
+"""gather_pool by the CUDA kernels: one launch a direction for all features of a batch.
+
+With a CPU device the kernels' code runs on the host, one thread after the other: for tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from persia_hpc import _native
+from persia_hpc.errors import PersiaError
+from persia_hpc.wire import WIRES, Wire, wire_of
+
+from .staging import ALIGNMENT, Staging
+
+if TYPE_CHECKING:
+    from persia_hpc.feed import FeedBatch
+
+    from .pooling import GroupFeatures
+
+Array = npt.NDArray[Any]
+
+# native/include/persia/pool_batch.h: BatchFeature, BatchGroup, BatchFlags.
+_FEATURE = np.dtype(
+    [("bags", "u8"), ("rows", "u8"), ("values", "u8"), ("mask", "u8"), ("first", "u4"), ("num_rows", "u4")]
+    + [("dim", "u4"), ("length", "u4"), ("stride", "u4"), ("pooling", "u1"), ("wire", "u1"), ("_", "u2")]
+)
+_GROUP = np.dtype(
+    [("gradients", "u8"), ("first_row", "u4"), ("num_rows", "u4"), ("dim", "u4"), ("first_feature", "u4")]
+    + [("num_features", "u4"), ("wire", "u1"), ("_0", "u1"), ("_1", "u2")]
+)
+_BAD_INDEX, _NONFINITE, _NUM_FLAGS = 0, 1, 3
+_POOLINGS = ("sum", "mean", "sqrtn", "sequence")
+_WIRES = tuple(WIRES)
+_LONG_ROW = 64  # kLongRow
+_WARP = 32
+
+
+def cuda_module(device: torch.device) -> Any:
+    """The module with the kernels for this device; a text why there is none."""
+    try:
+        from persia_hpc import _cuda  # type: ignore[attr-defined, unused-ignore]
+    except ImportError:
+        return "persia_hpc was built without CUDA kernels (set-up needs nvcc on PATH)"
+    return _cuda.problem(device.index or 0) or _cuda
+
+
+class CudaKernel:
+    """Forward and backward of one batch; see `pooling.Kernel`."""
+
+    def __init__(
+        self, groups: Sequence[GroupFeatures], feed: FeedBatch, staging: Staging, launch: Any = _native
+    ) -> None:
+        """`launch`: the module with the kernels, `_native` for their code on the host."""
+        self.staged = staging.arrive(feed)
+        self._groups = groups
+        self._feed = feed
+        self._staging = staging
+        self._launch = launch
+        self._device = staging.device
+        self._flags = torch.zeros(_NUM_FLAGS, dtype=torch.int32, device=self._device)
+        self._samples = torch.empty(len(feed.indices), dtype=torch.int32, device=self._device)
+        self._features = self._describe()
+        self._returned: list[tuple[Array, Any]] = []
+        self.masks: list[Tensor] = []
+
+    def _describe(self) -> Array:
+        """All features, group by group, but for where their values and masks are."""
+        feed, records = self._feed, []
+        for group in self._groups:
+            rows = feed.rows[group.group]
+            wire = _WIRES.index(wire_of(rows, group.dim).name)
+            address = self.staged.pointer(f"rows {group.group}")
+            for (_, spec), (first, _, pooling, bags) in zip(group.features, group.parts(feed), strict=True):
+                sequence = pooling == "sequence"
+                length = max(1, int(np.diff(bags).max(initial=0))) if sequence and bags is not None else 1
+                stride = length * group.dim if sequence else len(group.pooled) * group.dim
+                at = self.staged.pointer(f"bags {spec.name}") if bags is not None else 0
+                number = _POOLINGS.index(pooling)
+                records.append(
+                    (at, address, 0, 0, first, len(rows), group.dim, length, stride, number, wire, 0)
+                )
+        return np.array(records, _FEATURE)
+
+    def _upload(self, records: Array) -> Tensor:
+        # From memory that is not pinned the driver has taken its copy when this returns.
+        return torch.from_numpy(records.view(np.uint8)).to(self._device, non_blocking=True)
+
+    def _stream(self) -> int:
+        return torch.cuda.current_stream(self._device).cuda_stream if self._device.type == "cuda" else 0
+
+    def _place(self, tensors: Sequence[Tensor | None]) -> Array:
+        """The features with `values` in these tensors: for each group its block, then its sequences."""
+        features, at, remaining = self._features.copy(), 0, list(tensors)
+        for group in self._groups:
+            block = remaining.pop(0) if group.pooled else None
+            slot = 0
+            for _, spec in group.features:
+                if spec.pooling == "sequence":
+                    values = remaining.pop(0)
+                    features["values"][at] = 0 if values is None else values.data_ptr()
+                else:
+                    features["values"][at] = 0 if block is None else block.data_ptr() + 4 * slot * group.dim
+                    slot += 1
+                at += 1
+        return features
+
+    def forward(self) -> list[Tensor]:
+        """See `pooling.Kernel`."""
+        feed, device = self._feed, self._device
+        outputs: list[Tensor] = []
+        masks: list[int] = []
+        at = 0
+        for group in self._groups:
+            if group.pooled:
+                outputs.append(torch.empty(feed.num_samples, len(group.pooled), group.dim, device=device))
+            for _, spec in group.features:
+                length = int(self._features["length"][at])
+                at += 1
+                if spec.pooling != "sequence":
+                    masks.append(0)
+                    continue
+                outputs.append(torch.empty(feed.num_samples, length, group.dim, device=device))
+                self.masks.append(torch.empty(feed.num_samples, length, dtype=torch.bool, device=device))
+                masks.append(self.masks[-1].data_ptr())
+        features = self._place(outputs)
+        features["mask"] = masks
+        records = self._upload(features)
+        quads = features["length"].astype(np.int64) * ((features["dim"].astype(np.int64) + 3) // 4)
+        self._launch.pool_batch_forward(
+            features=records.data_ptr(),
+            num_features=len(features),
+            num_samples=feed.num_samples,
+            indices=self.staged.pointer("indices"),
+            narrow=feed.indices.dtype == np.uint16,
+            samples=self._samples.data_ptr(),
+            flags=self._flags.data_ptr(),
+            most_threads=feed.num_samples * int(quads.max(initial=0)),
+            stream=self._stream(),
+        )
+        return outputs
+
+    def backward(
+        self, gradients: Sequence[Tensor | None], wire: Wire, factor: Tensor | None = None
+    ) -> list[Array | None]:
+        """See `pooling.Kernel`."""
+        gradients = [None if g is None else g.contiguous() for g in gradients]
+        features, groups, sizes = self._place(gradients), [], []
+        first_feature, size, threads = 0, ALIGNMENT, 0  # the flags lie before the first group's rows
+        for group in self._groups:
+            rows = len(self._feed.rows[group.group])
+            row_bytes = wire.shape(1, group.dim)[1] * wire.dtype.itemsize
+            first_row = int(self._feed.group_offsets[group.group])
+            number = _WIRES.index(wire.name)
+            count = len(group.features)
+            groups.append((size, first_row, rows, group.dim, first_feature, count, number, 0, 0))
+            sizes.append((size, rows * row_bytes))
+            threads = max(threads, rows * min(_WARP, 1 << max(0, (group.dim + 3) // 4 - 1).bit_length()))
+            first_feature += count
+            size += -(-rows * row_bytes // ALIGNMENT) * ALIGNMENT
+        block = torch.empty(size, dtype=torch.uint8, device=self._device)
+        described = np.array(groups, _GROUP)
+        described["gradients"] += np.uint64(block.data_ptr())
+        records, group_records = self._upload(features), self._upload(described)
+        num_ids = len(self._feed.indices)
+        long_rows = torch.empty(num_ids // _LONG_ROW + 1, dtype=torch.int64, device=self._device)
+        self._flags[_NONFINITE:].zero_()
+        self._launch.pool_batch_backward(
+            features=records.data_ptr(),
+            groups=group_records.data_ptr(),
+            num_groups=len(groups),
+            samples=self._samples.data_ptr(),
+            row_offsets=self.staged.pointer("row_offsets"),
+            positions=self.staged.pointer("positions"),
+            factor=0 if factor is None else factor.data_ptr(),
+            long_rows=long_rows.data_ptr(),
+            flags=self._flags.data_ptr(),
+            most_threads=threads,
+            stream=self._stream(),
+        )
+        block[: 4 * _NUM_FLAGS].view(torch.int32).copy_(self._flags)
+        host, there = self._staging.give(block)
+        self._returned.append((host, there))
+        arrays: list[Array | None] = []
+        for group, (begin, length) in zip(self._groups, sizes, strict=True):
+            shape = wire.shape(len(self._feed.rows[group.group]), group.dim)
+            arrays.append(host[begin : begin + length].view(wire.dtype).reshape(shape))
+        return arrays
+
+    def overflow(self) -> Tensor:
+        """NaN if the last backward gave a row a gradient that is not finite, else 0, on the device."""
+        return torch.where(self._flags[_NONFINITE] != 0, torch.nan, 0.0)
+
+    def wait(self) -> None:
+        """See `pooling.Kernel`."""
+        self.staged.wait()
+        bad = False
+        for host, there in self._returned:
+            if there is not None:
+                there.synchronize()
+            bad |= bool(host[: 4 * _NUM_FLAGS].view(np.int32)[_BAD_INDEX])
+        if not self._returned:
+            bad = bool(self._flags[_BAD_INDEX].item())
+        if bad:
+            raise PersiaError(
+                f"step {self._feed.step}: an index of the batch is no row of its group; the batch was damaged "
+                "on its way to the GPU"
+            )

@@ -1,0 +1,184 @@
+"""A batch's way to the device and its gradients' way back.
+
+On a GPU each direction has a stream of its own, so that neither waits for what is being computed, and nobody
+waits for the whole device. Memory that is in use by a copy is kept by torch's allocators.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from persia_hpc.feed import FeedBatch
+
+Array = npt.NDArray[Any]
+
+LOG = logging.getLogger("persia_hpc")
+ALIGNMENT = 64  # bytes: of records in a ring, and kept on the device
+_LOOSE = 4096  # bytes between the arrays of one record, and what is not copied: at most so many, else packed
+
+
+def address_of(array: Array) -> int:
+    """Where its memory begins."""
+    return int(array.__array_interface__["data"][0])
+
+
+class StagedFeed:
+    """The arrays of a FeedBatch on a device, in one block that went there in one copy."""
+
+    def __init__(self, feed: FeedBatch, block: Tensor, places: dict[str, int], arrived: Any):
+        """`places`: the byte of the block at which an array begins. `arrived`: a CUDA event, or None."""
+        self.feed = feed
+        self._block = block
+        self._places = places
+        self._arrived = arrived
+
+    def use(self) -> None:
+        """Work that the current stream gets from now on comes after the copy."""
+        if self._arrived is not None:
+            stream = torch.cuda.current_stream(self._block.device)
+            stream.wait_event(self._arrived)
+            self._block.record_stream(stream)
+
+    def wait(self) -> None:
+        """Returns when the feed's own memory isn't needed any more."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+
+    def pointer(self, name: str) -> int:
+        """Address on the device of an array by its name in `arrays_of`; 0 for an empty one."""
+        return self._block.data_ptr() + self._places[name] if name in self._places else 0
+
+    def tensor(self, name: str, array: Array) -> Tensor:
+        """What the array is on the device: a view of the block."""
+        kind = torch.from_numpy(np.empty(0, array.dtype)).dtype
+        if name not in self._places:
+            return torch.empty(array.shape, dtype=kind, device=self._block.device)
+        begin = self._places[name]
+        return self._block[begin : begin + array.nbytes].view(kind).view(array.shape)
+
+
+def arrays_of(feed: FeedBatch) -> Iterator[tuple[str, Array]]:
+    """The arrays of a batch that are needed on the device, by name."""
+    for group, rows in enumerate(feed.rows):
+        yield f"rows {group}", rows
+    yield "indices", feed.indices
+    for name, bags in feed.bag_offsets.items():
+        yield f"bags {name}", bags
+    yield "row_offsets", feed.row_offsets
+    yield "positions", feed.positions
+    yield "dense", feed.dense
+    yield "labels", feed.labels
+    if feed.weight is not None:
+        yield "weight", feed.weight
+    if feed.group is not None:
+        yield "group", feed.group
+
+
+def _layout(named: Sequence[tuple[str, Array]]) -> tuple[int, int, dict[str, int]] | None:
+    """(address, bytes, place of each array) of the block that the arrays are as they lie; None if they are
+    strewn, as those of one process are.
+    """
+    if not named:
+        return None
+    spans = [(address_of(array), array.nbytes) for _, array in named]
+    first = min(address for address, _ in spans) // ALIGNMENT * ALIGNMENT  # never across a page: readable
+    length = max(address + size for address, size in spans) - first
+    if length > sum(size for _, size in spans) + _LOOSE + ALIGNMENT * len(spans):
+        return None
+    return first, length, {name: a - first for (name, _), (a, _) in zip(named, spans, strict=True)}
+
+
+class Staging:
+    """Brings batches to a device and gradients back. One thread uses it, and autograd's."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self._streams = (
+            (torch.cuda.Stream(device), torch.cuda.Stream(device)) if device.type == "cuda" else None
+        )
+        self._ahead: StagedFeed | None = None
+
+    def register(self, memory: Sequence[Array]) -> None:
+        """Makes memory (rings) one that a GPU copies from by itself, for as long as the process lives."""
+        if self._streams is None:
+            return
+        for array in memory:
+            error = torch.cuda.cudart().cudaHostRegister(address_of(array), array.nbytes, 0)
+            if int(error) != 0:
+                LOG.warning(
+                    "CUDA can't register %d bytes of ring memory (%s): batches are copied to the GPU more "
+                    "slowly; raise the limit of locked memory (ulimit -l)",
+                    array.nbytes,
+                    error,
+                )
+
+    def ahead(self, feed: FeedBatch) -> None:
+        """Begins to copy a batch that will be asked for next."""
+        if self._ahead is None and self._streams is not None:
+            self._ahead = self._copy(feed)
+
+    def arrive(self, feed: FeedBatch) -> StagedFeed:
+        """The batch on the device, for the current stream."""
+        staged, self._ahead = self._ahead, None
+        if staged is None or staged.feed is not feed:
+            staged = self._copy(feed)
+        staged.use()
+        return staged
+
+    def _copy(self, feed: FeedBatch) -> StagedFeed:
+        named = [(name, array) for name, array in arrays_of(feed) if array.nbytes]
+        layout = _layout(named)
+        if layout is None:
+            host, places = self._pack(named)
+        else:
+            first, length, places = layout
+            host = torch.frombuffer((ctypes.c_uint8 * length).from_address(first), dtype=torch.uint8)
+        if self._streams is None:
+            return StagedFeed(feed, host.clone(), places, None)
+        with torch.cuda.stream(self._streams[0]):
+            block = torch.empty(len(host), dtype=torch.uint8, device=self.device)
+            block.copy_(host, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+        return StagedFeed(feed, block, places, arrived)
+
+    def _pack(self, named: Sequence[tuple[str, Array]]) -> tuple[Tensor, dict[str, int]]:
+        places: dict[str, int] = {}
+        size = 0
+        for name, array in named:
+            places[name] = size
+            size += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
+        host = torch.empty(size, dtype=torch.uint8, pin_memory=self._streams is not None)
+        to = host.numpy()
+        for name, array in named:
+            begin = places[name]
+            to[begin : begin + array.nbytes] = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
+        return host, places
+
+    def give(self, block: Tensor) -> tuple[Array, Any]:
+        """The bytes of a block as they will be on the host once the event (None: now) has happened."""
+        if self._streams is None:
+            return block.numpy(), None
+        back = self._streams[1]
+        back.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(back):
+            host = torch.empty(len(block), dtype=torch.uint8, pin_memory=True)
+            host.copy_(block, non_blocking=True)
+            block.record_stream(back)
+            there = torch.cuda.Event()
+            there.record()
+        return host.numpy(), there
+
+    def drop(self) -> None:
+        """Forgets a batch that was copied ahead and whose memory is about to go."""
+        if self._ahead is not None:
+            self._ahead.wait()
+            self._ahead = None

@@ -1,0 +1,182 @@
+"""The CUDA kernels of gather_pool against the native ones, on a GPU if there is one, else their code on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from persia_hpc import _native
+from persia_hpc.errors import PersiaError
+from persia_hpc.feed import FeedBatch, pack_feed, unpack_feed
+from persia_hpc.trainer.batch import Batch, Inputs
+from persia_hpc.trainer.pooling import Pooling, RowGradients
+from persia_hpc.trainer.staging import Staging, arrays_of
+from persia_hpc.wire import WIRES
+from tests.support.feeds import make_feed, make_inputs, random_ids
+
+HAS_GPU = torch.cuda.is_available()
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not HAS_GPU, reason="there is no GPU"))]
+POOLINGS = ("sum", "mean", "sqrtn", "sequence")
+
+
+def embed(
+    inputs: Inputs, feed: FeedBatch, device: str, wire: str = "fp32"
+) -> tuple[Batch, RowGradients, list[torch.Tensor]]:
+    batch, gradients = Pooling(inputs, device, gradients=wire, kernel="cuda").embed(feed, training=True)
+    return batch, gradients, outputs_of(batch)
+
+
+def outputs_of(batch: Batch) -> list[torch.Tensor]:
+    return [*batch.pooled.values(), *(values for values, _ in batch.sequence.values())]
+
+
+def backward(outputs: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> None:
+    torch.autograd.backward(outputs, [g.to(o.device) for g, o in zip(gradients, outputs, strict=True)])
+
+
+def waves(outputs: Sequence[torch.Tensor], seed: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(o.shape, generator=generator) for o in outputs]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_batch_gives_what_the_native_kernels_give(device: str, data: st.DataObject) -> None:
+    dims = st.one_of(st.integers(1, 40), st.sampled_from([64, 128, 130, 512, 1023, 1024]))
+    shape = st.tuples(dims, st.sampled_from(POOLINGS), st.booleans())
+    features = data.draw(st.lists(shape, min_size=1, max_size=5))
+    inputs = make_inputs([(f"f{i}", *feature) for i, feature in enumerate(features)])
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**31)))
+    num_samples = data.draw(st.integers(1, 12))
+    wire, back = data.draw(st.sampled_from(list(WIRES))), data.draw(st.sampled_from(list(WIRES)))
+    feed = make_feed(inputs, random_ids(inputs, num_samples, rng), rng, unused_rows=data.draw(st.booleans()))
+    feed.rows = [_native.encode_rows(rows, wire) for rows in feed.rows]
+    if data.draw(st.booleans()):
+        feed.indices = feed.indices.astype(np.uint32)
+    batch, gradients, outputs = embed(inputs, feed, device, back)
+    expected, native = Pooling(inputs, gradients=back).embed(feed, training=True)
+    for one, other in zip(outputs, outputs_of(expected), strict=True):
+        assert torch.equal(one.cpu(), other)
+    for name, (_, mask) in expected.sequence.items():
+        assert torch.equal(batch.sequence[name][1].cpu(), mask)
+    wave = waves(outputs, 1)
+    backward(outputs, wave)
+    backward(outputs_of(expected), wave)
+    for got, want in zip(gradients.arrays(), native.arrays(), strict=True):
+        assert np.array_equal(got, want)  # to the bit, in any format: all rows are short
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("wire", WIRES)
+@pytest.mark.parametrize("dim", [1, 6, 16, 64, 100, 1024, 1300])
+def test_rows_that_many_ids_use_repeat_and_are_summed_well(device: str, wire: str, dim: int) -> None:
+    rng = np.random.default_rng(dim)
+    inputs = make_inputs([("a", dim, "sum", False), ("b", dim, "mean", True), ("c", dim, "sequence", True)])
+    ids: dict[str, list] = {
+        "a": [[int(rng.integers(0, 3))] for _ in range(500)],
+        "b": [rng.integers(0, 2, rng.integers(0, 4)).tolist() for _ in range(500)],
+        "c": [rng.integers(0, 2, rng.integers(0, 4)).tolist() for _ in range(500)],
+    }
+    feed = make_feed(inputs, ids, rng)
+    assert np.diff(feed.row_offsets).max() > 200
+    results = []
+    for _ in range(2):
+        _, gradients, outputs = embed(inputs, feed, device, wire)
+        backward(outputs, waves(outputs, 3))
+        results.append(gradients.arrays()[0])
+    assert np.array_equal(*results)
+    expected, native = Pooling(inputs).embed(feed, training=True)
+    backward(outputs_of(expected), waves(outputs_of(expected), 3))
+    exact = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 1e-2, "scaled_fp16": 2e-3}[wire]
+    np.testing.assert_allclose(
+        _native.decode_rows(results[0], dim), native.arrays()[0], rtol=exact, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("wire", WIRES)
+def test_a_factor_is_applied_and_what_is_not_finite_shows(device: str, wire: str) -> None:
+    rng = np.random.default_rng(5)
+    inputs = make_inputs([("a", 17, "sum", False)])
+    feed = make_feed(inputs, {"a": [[i] for i in range(6)]}, rng)
+    _, plain, outputs = embed(inputs, feed, device, wire)
+    wave = waves(outputs, 5)
+    backward(outputs, wave)
+    assert plain.overflow().item() == 0
+    _, scaled, outputs = embed(inputs, feed, device, wire)
+    scaled.factor = torch.full((1,), 1 / 1024, device=device)
+    backward(outputs, [1024 * wave[0]])
+    assert np.array_equal(scaled.arrays()[0], plain.arrays()[0])
+    assert scaled.overflow().item() == 0
+    _, broken, outputs = embed(inputs, feed, device, wire)
+    wave[0][3, 16] = torch.inf
+    backward(outputs, wave)
+    assert torch.isnan(broken.overflow())
+    finite = np.isfinite(_native.decode_rows(broken.arrays()[0], 17)).all(axis=1)
+    assert finite.sum() == 5
+    poisoned = _native.decode_rows(broken.poison()[0], 17)
+    assert np.isnan(poisoned).any(axis=1).all()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_an_index_that_is_no_row_is_an_error_and_not_a_crash(device: str) -> None:
+    rng = np.random.default_rng(6)
+    inputs = make_inputs([("a", 4, "sum", False), ("b", 4, "mean", True)])
+    feed = make_feed(inputs, random_ids(inputs, 8, rng), rng)
+    feed.indices = feed.indices.copy()
+    feed.indices[3] = len(feed.rows[0])
+    batch, gradients, outputs = embed(inputs, feed, device)
+    assert not batch.pooled["a"][3].any()
+    with pytest.raises(PersiaError, match="no row of its group"):
+        gradients.arrays()
+    batch, gradients, outputs = embed(inputs, feed, device)
+    backward(outputs, waves(outputs, 1))
+    with pytest.raises(PersiaError, match="no row of its group"):
+        gradients.arrays()
+
+
+def in_one_block(feed: FeedBatch, multi: Sequence[str], shift: int) -> FeedBatch:
+    """The batch as it lies in a ring: arrays one after the other on multiples of 64 bytes."""
+    packed = [np.concatenate(a) if isinstance(a, list) else a for a in pack_feed(feed)]
+    sizes = [-(-a.nbytes // 64) * 64 for a in packed]
+    memory = np.zeros(sum(sizes) + 128 + shift, np.uint8)
+    at = -memory.ctypes.data % 64 + shift
+    arrays: list[Any] = []
+    for array, size in zip(packed, sizes, strict=True):
+        place = memory[at : at + array.nbytes]
+        place[:] = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
+        arrays.append(place.view(array.dtype).reshape(array.shape))
+        at += size
+    return unpack_feed(feed.step, feed.trainer, arrays, len(feed.rows), multi)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("shift", [0, 8, 24])
+def test_batches_arrive_as_they_are_from_rings_and_from_anywhere(device: str, shift: int) -> None:
+    rng = np.random.default_rng(7)
+    inputs = make_inputs([("a", 4, "sum", False), ("b", 3, "mean", True), ("c", 5, "sequence", True)])
+    strewn = make_feed(inputs, random_ids(inputs, 30, rng), rng)
+    strewn.weight, strewn.group = np.arange(30, dtype=np.float32), np.arange(30, dtype=np.int64)
+    staging = Staging(torch.device(device))
+    for feed in (strewn, in_one_block(strewn, ["b", "c"], shift)):
+        staging.ahead(feed)
+        staged = staging.arrive(feed)
+        staged.wait()
+        for name, array in arrays_of(feed):
+            if array.dtype in (np.float32, np.int64):
+                assert np.array_equal(staged.tensor(name, array).cpu().numpy(), array), name
+        results = []
+        for kernel in ("cuda", "native"):
+            where = device if kernel == "cuda" else "cpu"
+            batch, gradients = Pooling(inputs, where, kernel=kernel).embed(feed, training=True)
+            assert batch.weight is not None
+            backward(outputs_of(batch), waves(outputs_of(batch), 2))
+            results.append([*(o.detach().cpu().numpy() for o in outputs_of(batch)), *gradients.arrays()])
+        assert all(np.array_equal(a, b) for a, b in zip(*results, strict=True))
