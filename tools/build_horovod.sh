@@ -36,13 +36,33 @@ tar -xzf "$work/horovod-$version.tar.gz" -C "$work"
 cd "$work/horovod-$version"
 sed -i 's/set(CMAKE_CXX_STANDARD 14)/set(CMAKE_CXX_STANDARD 17)/' CMakeLists.txt horovod/torch/CMakeLists.txt
 
-# NCCL operations only when both CUDA and NCCL are there: a CPU-only torch can't use them.
-gpu=()
-if command -v nvcc >/dev/null && [ -n "${HOROVOD_NCCL_HOME:-}" ] \
-    && "$python" -c 'import sys, torch; sys.exit(torch.version.cuda is None)'; then
-    gpu=(HOROVOD_GPU_OPERATIONS=NCCL)
+install() {
+    env "$@" HOROVOD_WITH_MPI=1 HOROVOD_WITHOUT_GLOO=1 HOROVOD_WITH_PYTORCH=1 \
+        HOROVOD_WITHOUT_TENSORFLOW=1 HOROVOD_WITHOUT_MXNET=1 MAKEFLAGS="-j$jobs" \
+        "$python" -m pip install --no-build-isolation --no-deps --no-cache-dir --force-reinstall .
+}
+
+# NCCL operations only when both CUDA and NCCL are there: a CPU-only torch can't use them. NCCL is that of
+# HOROVOD_NCCL_HOME, else the one that torch's wheel brings, whose library lacks the name that linkers look for.
+if command -v nvcc >/dev/null && "$python" -c 'import sys, torch; sys.exit(torch.version.cuda is None)'; then
+    nccl=${HOROVOD_NCCL_HOME:-}
+    wheel=$("$python" -c 'import importlib.util as u; s = u.find_spec("nvidia.nccl"); print(*(s.submodule_search_locations if s else ()))' 2>/dev/null || true)
+    if [ -z "$nccl" ] && [ -e "$wheel/lib/libnccl.so.2" ]; then
+        nccl=$work/nccl
+        mkdir -p "$nccl/lib"
+        ln -s "$wheel/include" "$nccl/include"
+        ln -s "$wheel/lib/libnccl.so.2" "$nccl/lib/libnccl.so"
+        ln -s "$wheel/lib/libnccl.so.2" "$nccl/lib/libnccl.so.2"
+    fi
+    if [ -n "$nccl" ]; then
+        cuda=${HOROVOD_CUDA_HOME:-$(dirname "$(dirname "$(readlink -f "$(command -v nvcc)")")")}
+        if install HOROVOD_GPU_OPERATIONS=NCCL HOROVOD_NCCL_HOME="$nccl" HOROVOD_CUDA_HOME="$cuda"; then
+            echo "built with NCCL of $nccl"
+            exit 0
+        fi
+        echo "build_horovod: the build with NCCL failed (above); GPUs' gradients will go through MPI and host memory" >&2
+    else
+        echo "no NCCL: GPUs' gradients will go through MPI and host memory (HOROVOD_NCCL_HOME names one)"
+    fi
 fi
-env "${gpu[@]}" HOROVOD_WITH_MPI=1 HOROVOD_WITHOUT_GLOO=1 HOROVOD_WITH_PYTORCH=1 \
-    HOROVOD_WITHOUT_TENSORFLOW=1 HOROVOD_WITHOUT_MXNET=1 MAKEFLAGS="-j$jobs" \
-    "$python" -m pip install --no-build-isolation --no-deps --no-cache-dir --force-reinstall . \
-    || fail "the build of horovod $version failed (its log is above)"
+install || fail "the build of horovod $version failed (its log is above)"

@@ -8,7 +8,8 @@ build=${1:-build/dev}
 cmake -S . -B "$build" -DSKBUILD=ON -DPERSIA_HPC_NATIVE_TESTS=ON -DPython_EXECUTABLE="$(realpath -s "$python")" \
     -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" >/dev/null
 cmake --build "$build" -j2
-for so in "$build"/_native*.so; do
+for so in "$build"/_native*.so "$build"/_cuda*.so; do
+    [ -e "$so" ] || continue  # no nvcc
     cp "$so" "src/persia_hpc/.$(basename "$so").new"  # then renamed: a running process keeps the old one
     mv "src/persia_hpc/.$(basename "$so").new" "src/persia_hpc/$(basename "$so")"
 done

@@ -242,6 +242,7 @@ class Setup:
             {
                 "sources": hash_sources(),
                 "compiler": version_of(compiler()),
+                "nvcc": shutil.which("nvcc") or "none",
                 "build tools": ", ".join(self.at.installed(n) for n in ("pybind11", "scikit_build_core")),
                 "environment": os.environ.get("CXXFLAGS", "") + os.environ.get("CMAKE_ARGS", ""),
             },
@@ -267,6 +268,7 @@ class Setup:
                 "torch": self.at.installed("torch"),
                 "mpi": self.at.mpi_identity(),
                 "compiler": version_of(compiler()),
+                "nccl": os.environ.get("HOROVOD_NCCL_HOME", "") + (shutil.which("nvcc") or ""),
             },
             action,
             "the first `error:` in the log tells; a compiler older than torch wants, or too little memory "

@@ -44,8 +44,8 @@ PYBIND11_MODULE(_cuda, m) {
     persia_bindings::bind_pool_batch(
         m,
         [](const persia::PoolBatch& batch, std::uint64_t most_threads, std::uintptr_t stream) {
-            check(persia::cuda_pool_batch_forward(batch, most_threads,
-                                                  reinterpret_cast<cudaStream_t>(stream)));
+            check(
+                persia::cuda_pool_batch_forward(batch, most_threads, reinterpret_cast<cudaStream_t>(stream)));
         },
         [](const persia::PoolBatch& batch, std::uint64_t most_threads, std::uintptr_t stream) {
             check(persia::cuda_pool_batch_backward(batch, most_threads,

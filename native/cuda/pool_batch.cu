@@ -12,7 +12,8 @@ __global__ void forward_kernel(PoolBatch batch) {
     const BatchFeature f = batch.features[blockIdx.y];
     const std::uint64_t all = forward_threads(batch, f);
     const std::uint64_t step = static_cast<std::uint64_t>(gridDim.x) * blockDim.x;
-    for (std::uint64_t t = static_cast<std::uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x; t < all; t += step)
+    for (std::uint64_t t = static_cast<std::uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x; t < all;
+         t += step)
         forward_quad(batch, f, t);
 }
 
@@ -116,7 +117,8 @@ cudaError_t cuda_pool_batch_forward(const PoolBatch& batch, std::uint64_t most_t
     return cudaGetLastError();
 }
 
-cudaError_t cuda_pool_batch_backward(const PoolBatch& batch, std::uint64_t most_threads, cudaStream_t stream) {
+cudaError_t cuda_pool_batch_backward(const PoolBatch& batch, std::uint64_t most_threads,
+                                     cudaStream_t stream) {
     if (batch.num_groups == 0 || most_threads == 0) return cudaSuccess;
     backward_kernel<<<dim3(blocks_for(most_threads), batch.num_groups), kBlockThreads, 0, stream>>>(batch);
     long_kernel<<<kLongBlocks, kBlockThreads, 0, stream>>>(batch);

@@ -445,3 +445,32 @@ def gather(source: npt.NDArray[Any], rows: npt.NDArray[np.int64], out: npt.NDArr
     ValueError for arrays that don't fit, IndexError for a row outside of [0, M) (what came before it is
     written).
     """
+
+# The code of the CUDA kernels (_cuda.pyi), on the host.
+
+def pool_batch_forward(
+    *,
+    features: int,
+    num_features: int,
+    num_samples: int,
+    indices: int,
+    narrow: bool,
+    samples: int,
+    flags: int,
+    most_threads: int,
+    stream: int,
+) -> None: ...
+def pool_batch_backward(
+    *,
+    features: int,
+    groups: int,
+    num_groups: int,
+    samples: int,
+    row_offsets: int,
+    positions: int,
+    factor: int,
+    long_rows: int,
+    flags: int,
+    most_threads: int,
+    stream: int,
+) -> None: ...

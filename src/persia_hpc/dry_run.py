@@ -58,7 +58,7 @@ def dry_run(config: Config) -> str:
         )
     lines.append(
         f"first step: {first.num_samples} samples, {len(first.indices)} ids, "
-        f"{int(first.group_offsets[-1])} unique rows, loss {session.last_loss:.4g}"
+        f"{int(first.group_offsets[-1])} unique rows, loss {float(session.loss):.4g}"
     )
     return "\n".join(lines)
 

@@ -31,6 +31,8 @@ Array = npt.NDArray[Any]
 class LocalFeed:
     """The `Feed` of a session whose worker and server live in the same process."""
 
+    memory = ()
+
     def __init__(
         self,
         config: Config,
@@ -54,6 +56,9 @@ class LocalFeed:
         self._last = 0
         self._pulled = 0
         self._evaluation: tuple[str, int] = ("", 0)
+
+    def peek(self, step: int) -> None:
+        """A batch is made when it is asked for."""
 
     def begin_segment(self, first: int, last: int) -> None:
         self._last = last

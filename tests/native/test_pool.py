@@ -307,9 +307,7 @@ def test_features_of_one_dim_stack_without_a_copy() -> None:
 def test_stacking_what_can_not_be_stacked() -> None:
     rng = np.random.default_rng(8)
     inputs = make_inputs(MIXED)
-    batch, _ = Pooling(inputs).embed(
-        make_feed(inputs, random_ids(inputs, 5, rng), rng), training=False
-    )
+    batch, _ = Pooling(inputs).embed(make_feed(inputs, random_ids(inputs, 5, rng), rng), training=False)
     with pytest.raises(UserError, match="one dim"):
         batch.stacked()
     with pytest.raises(UserError, match="'d' is a sequence"):

@@ -1,4 +1,4 @@
-"""The CUDA kernels of gather_pool against the native ones, on a GPU if there is one, else their code on the host."""
+"""The CUDA kernels of gather_pool against the native ones: on the host, and on a GPU if there is one."""
 
 from __future__ import annotations
 

@@ -85,6 +85,17 @@ def test_interrupted_and_resumed_is_bit_identical(
     assert seen.seen == evaluations, "no evaluation is lost or repeated"
 
 
+def test_the_loss_scale_is_resumed(data: str, tmp_path: Path) -> None:
+    """A scale that were new would overflow again, or grow at other steps."""
+    changes = {"train.amp": "fp16", "train.loss": "tests.support.models:steep"}
+    reference = train(data, tmp_path / "alone", **changes)
+    assert reference["embedding"]["nonfinite_rows"] > 0
+    train(data, tmp_path / "run", Interrupt(11), **changes)
+    second = train(data, tmp_path / "run", **changes, **{"checkpoint.resume": True})
+    assert run_digest(tmp_path / "run") == run_digest(tmp_path / "alone")
+    assert without_times(second) == without_times(reference)
+
+
 @pytest.mark.parametrize("full_every", [1, 3])
 def test_any_checkpoint_of_a_run_leads_to_its_end(
     full_every: int, data: str, tmp_path: Path, left_alone: Any

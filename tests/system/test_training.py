@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import persia_hpc as ph
 from tests.support.mpi import run_mpi
@@ -244,6 +245,7 @@ def test_evaluation_changes_nothing(tmp_path, data):
         {"tables.default.storage": "bf16", "tables.default.state_storage": "same", "server_threads": 2},
         {"tables.default.ttl": 9, "tables.default.admission": {"after": 2}},
         {"train.amp": "bf16"},
+        {"train.amp": "fp16"},
         {"train.clip_norm": 0.05},
         {"data.shuffle": False},
         {"model": {"class": "dcn_v2", "hidden": [8]}, "features.history.pooling": "sum"},
@@ -259,6 +261,35 @@ def test_options_change_the_result_and_train_all_the_same(tmp_path, data, change
         assert result["embedding"]["nonfinite_rows"] == 0
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], abs=0.4)  # the labels are random: all overfit a little
+
+
+def test_fp16_skips_a_step_in_which_any_gradient_overflows(tmp_path, data):
+    """On all trainers and for all rows, and nothing else of the run shows it."""
+    steps = {"train.amp": "fp16", "train.evaluate_at_end": False, "checkpoint.every": 0}
+    bad = {"train.loss": "tests.support.models:steep_at_5"}
+    good = {"train.loss": "tests.support.models:squared"}
+    runs = [("four", 4, bad), ("five", 5, bad), ("fine", 5, good)]
+    run_cases(
+        *(
+            settings(data, tmp_path / name, 1, 1, 2, **{**steps, **loss, "train.max_steps": most})
+            for name, most, loss in runs
+        )
+    )
+    four, five, fine = (summary(tmp_path / name)["embedding"] for name, _, _ in runs)
+    assert four["nonfinite_rows"] == fine["nonfinite_rows"] == 0
+    assert five["nonfinite_rows"] == five["pulled_rows"] - four["pulled_rows"] > 0
+    assert five["applied_rows"] == four["applied_rows"] < fine["applied_rows"]
+    before, after = (trained_rows(tmp_path / name) for name in ("four", "five"))
+    for table, (keys, rows, state, _) in before.items():
+        kept = np.isin(after[table][0], keys)
+        assert np.array_equal(after[table][1][kept], rows)
+        assert np.array_equal(after[table][2][kept], state)
+    dense = [
+        torch.load(tmp_path / name / "latest" / "dense.pt", weights_only=True) for name in ("four", "five")
+    ]
+    for name, value in dense[0]["model"].items():
+        assert torch.equal(value, dense[1]["model"][name])
+    assert dense[1]["scaler"]["scale"] == dense[0]["scaler"]["scale"] / 2
 
 
 def test_a_dry_run_trains_nothing(tmp_path, data, monkeypatch):

@@ -1,9 +1,9 @@
 // gather_pool for a GPU: all features of a batch, whatever their dims, in one launch for each direction.
 //
-// A thread of the forward makes four elements of an output, a group of threads of the backward a row's gradient.
-// What a thread computes is here, for both compilers: CUDA kernels (native/cuda/pool_batch.cu) say which thread
-// computes what, and `pool_batch_*` below do the same one after the other on the CPU, which is how the tests
-// reach this code without a GPU. The semantics are those of pool.h.
+// A thread of the forward makes four elements of an output, a group of threads of the backward a row's
+// gradient. What a thread computes is here, for both compilers: CUDA kernels (native/cuda/pool_batch.cu) say
+// which thread computes what, and `pool_batch_*` below do the same one after the other on the CPU, which is
+// how the tests reach this code without a GPU. The semantics are those of pool.h.
 //
 // B samples, N ids, U unique rows of a group, D dim, L longest sequence; a quad is four elements of a row.
 #pragma once
@@ -42,7 +42,7 @@ struct BatchFeature {
 static_assert(sizeof(BatchFeature) == 56);
 
 struct BatchGroup {
-    std::byte* gradients;  // [U] as they travel
+    std::byte* gradients;     // [U] as they travel
     std::uint32_t first_row;  // of all rows of the batch
     std::uint32_t num_rows;   // U
     std::uint32_t dim;
@@ -65,8 +65,8 @@ struct PoolBatch {
     const BatchGroup* groups;  // null in the forward
     std::uint32_t num_groups;
     std::uint32_t num_samples;
-    const void* indices;  // [N]
-    bool narrow;          // uint16_t, else uint32_t
+    const void* indices;               // [N]
+    bool narrow;                       // uint16_t, else uint32_t
     std::uint32_t* samples;            // [N] the sample of each id of a bag; the forward writes it
     const std::uint32_t* row_offsets;  // [all rows + 1]
     const std::uint32_t* positions;    // [N] the ids that use each row, ascending
@@ -75,8 +75,8 @@ struct PoolBatch {
     BatchFlags* flags;
 };
 
-// A row that more ids use than this is summed by a whole block, in kSlices-th parts: else the few ids that are
-// in a third of all samples would keep everybody waiting.
+// A row that more ids use than this is summed by a whole block, in kSlices-th parts: else the few ids that
+// are in a third of all samples would keep everybody waiting.
 constexpr std::uint32_t kLongRow = 64;
 constexpr std::uint32_t kBlockThreads = 256;
 
@@ -276,7 +276,8 @@ PERSIA_BOTH void forward_quad(const PoolBatch& batch, const BatchFeature& f, std
 }
 
 // The feature that an id of the group belongs to: the last whose ids begin at or before it.
-PERSIA_BOTH const BatchFeature& feature_of(const PoolBatch& batch, const BatchGroup& group, std::uint32_t id) {
+PERSIA_BOTH const BatchFeature& feature_of(const PoolBatch& batch, const BatchGroup& group,
+                                           std::uint32_t id) {
     std::uint32_t low = group.first_feature, high = low + group.num_features;
     while (high - low > 1) {
         const std::uint32_t middle = (low + high) / 2;
@@ -298,7 +299,8 @@ PERSIA_BOTH bool is_long(const BatchGroup& group, RowUses uses) {
     return uses.end - uses.begin > kLongRow && quads_of(group.dim) <= kBlockThreads;
 }
 
-// The sum, over every num_slices-th use of a row from the slice-th, of the gradients' elements [4 q, 4 q + 4).
+// The sum, over every num_slices-th use of a row from the slice-th, of the gradients' elements [4 q, 4 q +
+// 4).
 PERSIA_BOTH Quad sum_uses(const PoolBatch& batch, const BatchGroup& group, RowUses uses, std::uint32_t q,
                           std::uint32_t slice, std::uint32_t num_slices) {
     Quad sum{};

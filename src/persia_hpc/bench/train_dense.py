@@ -46,6 +46,7 @@ class Replay:
     """A session's `Feed` of batches made beforehand; gradients are thrown away."""
 
     wait_seconds = 0.0
+    memory = ()
 
     def __init__(self, batches: list[FeedBatch]) -> None:
         self.phases = Phases(TRAINER)

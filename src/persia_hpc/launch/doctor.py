@@ -56,10 +56,17 @@ print("PROBE" + json.dumps({"mpi": bool(hvd.mpi_built()), "libraries": sorted(fo
 """
 _TORCH_PROBE = """
 import json, torch
+kernels = ""
+if torch.cuda.is_available():
+    from persia_hpc.trainer.pooling_cuda import cuda_module
+    found = cuda_module(torch.device("cuda", 0))
+    kernels = found if isinstance(found, str) else ""
 print("PROBE" + json.dumps({"version": torch.__version__, "cuda": torch.version.cuda,
+      "kernels": kernels,
       "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]}))
 """
 _INSTALL_MPI = "pip install 'persia-hpc[mpich]', or load your site's MPI and reinstall mpi4py against it"
+_BUILD_KERNELS = "pip install . with nvcc on PATH (PERSIA_HPC_CUDA=on says what it lacks)"
 _BUILD_HOROVOD = "tools/build_horovod.sh builds it (the mpicxx of the same MPI first on PATH)"
 
 
@@ -149,6 +156,11 @@ def _torch() -> list[Line]:
     if probe["devices"]:
         lines.append(
             (GOOD, "GPU", f"{len(probe['devices'])} x {probe['devices'][0]} (CUDA {probe['cuda']})", "")
+        )
+        lines.append(
+            (NOTE, "CUDA kernels", f"{probe['kernels']}: slow", _BUILD_KERNELS)
+            if probe["kernels"]
+            else (GOOD, "CUDA kernels", "load", "")
         )
     elif probe["cuda"]:
         lines.append((NOTE, "GPU", f"none seen, though torch has CUDA {probe['cuda']}", "check nvidia-smi"))

@@ -21,6 +21,13 @@ def horovod_version() -> str:
         return "not installed"
 
 
+def _gpu_of(parameters: list[nn.Parameter]) -> str:
+    """The GPU that they are on, by a name that is the same for all who share it; "" for none."""
+    if not parameters or parameters[0].device.type != "cuda":
+        return ""
+    return str(torch.cuda.get_device_properties(parameters[0].device).uuid)
+
+
 class DenseReducer:
     """Sums dense gradients over the trainers, in fixed fp32 buckets and so in the same order every time."""
 
@@ -32,6 +39,7 @@ class DenseReducer:
         self.seconds = 0.0
         self._hvd: Any = None
         self._bucket_bytes = bucket_bytes
+        self._on_host = False
         self._parameters: list[nn.Parameter] = []
         self._buckets: list[tuple[Tensor, list[nn.Parameter]]] = []
         if comm is None or comm.size == 1:
@@ -42,6 +50,7 @@ class DenseReducer:
 
         hvd.init(comm=comm)
         self._hvd = hvd
+        self._comm = comm
 
     def attach(self, model: nn.Module) -> None:
         """Lays out the buckets and gives every trainer trainer 0's parameters and buffers. Collective."""
@@ -49,6 +58,9 @@ class DenseReducer:
         self._buckets = []
         if self._hvd is None:
             return
+        devices = self._comm.allgather(_gpu_of(self._parameters))
+        # NCCL reduces in GPU memory, but refuses trainers that share a GPU; MPI wants host memory.
+        self._on_host = not self._hvd.nccl_built() or len({d for d in devices if d}) < len(devices)
         self.broadcast(model.state_dict())
         bucket: list[nn.Parameter] = []
         size = 0
@@ -62,13 +74,23 @@ class DenseReducer:
             self._close_bucket(bucket, size)
 
     def _close_bucket(self, parameters: list[nn.Parameter], size: int) -> None:
-        self._buckets.append((torch.zeros(size // 4, device=parameters[0].device), parameters))
+        device = "cpu" if self._on_host else parameters[0].device
+        self._buckets.append((torch.zeros(size // 4, device=device), parameters))
 
     def broadcast(self, tensors: dict[str, Tensor] | Iterable[tuple[str, Tensor]]) -> None:
         """Overwrites `tensors` with trainer 0's. Collective."""
         items = dict(tensors)
-        if self._hvd is not None and items:
+        if self._hvd is None or not items:
+            return
+        if not self._on_host:
             self._hvd.broadcast_parameters(items, root_rank=0)
+            return
+        on_host = {name: tensor.detach().cpu() for name, tensor in items.items()}
+        self._hvd.broadcast_parameters(on_host, root_rank=0)
+        with torch.no_grad():
+            for name, tensor in items.items():
+                if tensor.device.type != "cpu":
+                    tensor.copy_(on_host[name])
 
     def reduce(self) -> None:
         """Replaces every gradient by its sum over the trainers (a missing one is zeros). Collective."""
@@ -95,7 +117,7 @@ class DenseReducer:
             for p in parameters:
                 part = flat[at : at + p.numel()].view_as(p)
                 if p.grad is None:
-                    p.grad = part.to(p.dtype, copy=True)
+                    p.grad = part.to(p.device, p.dtype, copy=True)
                 else:
                     p.grad.copy_(part)
                 at += p.numel()

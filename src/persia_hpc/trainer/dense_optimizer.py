@@ -18,7 +18,7 @@ def make_optimizer(parameters: Any, settings: Mapping[str, Any]) -> torch.optim.
     """Any optimizer of torch.optim by name, with its own arguments; UserError for names and arguments it
     doesn't have.
 
-    On the CPU fused, where torch has that and `settings` doesn't choose: one kernel a parameter, not a dozen.
+    Fused, where torch has that and `settings` doesn't choose: one kernel, not a dozen, a parameter.
     """
     arguments = dict(settings)
     name = str(arguments.pop("name", "Adam"))
@@ -28,7 +28,7 @@ def make_optimizer(parameters: Any, settings: Mapping[str, Any]) -> torch.optim.
     parameters = list(parameters)
     optimizer = getattr(torch.optim, name)
     free = "fused" in signature(optimizer).parameters and not FUSED_EXCLUDES & arguments.keys()
-    able = all(p.is_floating_point() and p.device.type == "cpu" for p in parameters)
+    able = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
     fused = {"fused": True} if free and able else {}
     try:
         made: torch.optim.Optimizer = optimizer(parameters, **arguments, **fused)

@@ -120,7 +120,7 @@ class Driver:
         if parameters:
             make_optimizer(parameters, config.train.optimizer)  # only to refuse bad arguments now
         self.early_stop = EarlyStop(**config.train.early_stop) if config.train.early_stop else None
-        self._recent: deque[tuple[Any, Any, float]] = deque()
+        self._recent: deque[tuple[Tensor, Tensor, Tensor]] = deque()
         self._recent_samples = 0
         self._staleness: deque[int] = deque(maxlen=100)
         self._began = self._last_event = time.perf_counter()
@@ -199,7 +199,7 @@ class Driver:
         if not self.callbacks and not self.loggers:
             return
         session = self.session
-        self._recent.append((logits.detach()[:, 0], batch.labels[:, 0], session.last_loss))
+        self._recent.append((logits.detach()[:, 0], batch.labels[:, 0], session.loss))
         self._recent_samples += batch.num_samples
         while self._recent_samples > RECENT_SAMPLES and len(self._recent) > 1:
             self._recent_samples -= len(self._recent.popleft()[0])
@@ -223,7 +223,7 @@ class Driver:
             "epoch": schedule.step(session.step_number).epoch if session.step_number else 0,
             "samples": session.samples,
             "seconds": now - self._began,
-            "loss": float(np.mean([r[2] for r in self._recent])),
+            "loss": float(torch.stack([r[2] for r in self._recent]).mean()),
             "auc": auc(scores, labels),
             "samples_per_second": (session.samples - self._last_samples) / max(now - self._last_event, 1e-9),
             "staleness": float(np.mean(self._staleness)),

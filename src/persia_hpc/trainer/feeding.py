@@ -22,11 +22,18 @@ class Feed(Protocol):
     wait_seconds: float
     phases: Phases  # of the whole trainer; the feed's own are what its calls take
 
+    @property
+    def memory(self) -> Sequence[Array]:
+        """In which its batches lie; () if they can be anywhere."""
+
     def begin_segment(self, first: int, last: int) -> None:
         """Steps first…last follow."""
 
     def next_batch(self, step: int) -> FeedBatch | None:
         """The batch of `step`, or None when the segment ends before it (a stop that all ranks agreed on)."""
+
+    def peek(self, step: int) -> FeedBatch | None:
+        """The batch that `next_batch` will return, if it is here already; doesn't wait."""
 
     def push(self, batch: FeedBatch, gradients: list[Array]) -> None:
         """Row gradients of a batch, one [U_g, D_g] array a group in wire dtype; gives the batch back."""

@@ -1,8 +1,8 @@
 """From a fed batch to a model's input and, after its backward, to the gradients of the unique rows.
 
 One autograd function covers all groups: its forward and backward are a kernel's, native on the CPU, CUDA
-(`pooling_cuda.py`) on GPUs, torch operations elsewhere (`pooling_torch.py`). All sum in an order that does not
-depend on who is first, without atomics: results repeat.
+(`pooling_cuda.py`) on GPUs, torch operations elsewhere (`pooling_torch.py`). Each sums in an order of its
+own, without atomics: results repeat.
 """
 
 from __future__ import annotations
@@ -163,15 +163,19 @@ class RowGradients:
 
         Waits until they, and the batch, have left the device; the feed's memory may go then.
         """
-        self._kernel.wait()
+        self.wait()
         return [
             np.zeros(self.wire.shape(num_rows, dim), self.wire.dtype) if array is None else array
             for array, num_rows, dim in zip(self._arrays, self._num_rows, self._dims, strict=True)
         ]
 
-    def poison(self) -> list[Array]:
-        """Instead of `arrays`, for a step whose loss scale was too large: NaNs, which servers skip and count."""
+    def wait(self) -> None:
+        """Returns when the feed's memory isn't needed any more."""
         self._kernel.wait()
+
+    def poison(self) -> list[Array]:
+        """Instead of `arrays`, for a step whose loss scale was too large: NaNs; servers skip and count."""
+        self.wait()
         return [
             _native.encode_rows(np.full((num_rows, dim), np.nan, np.float32), self.wire.name)
             for num_rows, dim in zip(self._num_rows, self._dims, strict=True)
@@ -182,9 +186,7 @@ class RowGradients:
         return self._kernel.overflow()
 
     def add(self, gradients: Sequence[Tensor | None]) -> None:
-        """Takes the outputs' gradients of one backward: those of a second one, through a retained graph, add to
-        the first's.
-        """
+        """Takes the outputs' gradients of one backward; those of a second one add to the first's."""
         arrays = self._kernel.backward(gradients, self.wire, self.factor)
         if any(array is not None for array in self._arrays):
             self._kernel.wait()  # what is added must be there

@@ -28,12 +28,14 @@ Array = npt.NDArray[Any]
 
 # native/include/persia/pool_batch.h: BatchFeature, BatchGroup, BatchFlags.
 _FEATURE = np.dtype(
-    [("bags", "u8"), ("rows", "u8"), ("values", "u8"), ("mask", "u8"), ("first", "u4"), ("num_rows", "u4")]
-    + [("dim", "u4"), ("length", "u4"), ("stride", "u4"), ("pooling", "u1"), ("wire", "u1"), ("_", "u2")]
+    [(name, "u8") for name in ("bags", "rows", "values", "mask")]
+    + [(name, "u4") for name in ("first", "num_rows", "dim", "length", "stride")]
+    + [("pooling", "u1"), ("wire", "u1"), ("_", "u2")]
 )
 _GROUP = np.dtype(
-    [("gradients", "u8"), ("first_row", "u4"), ("num_rows", "u4"), ("dim", "u4"), ("first_feature", "u4")]
-    + [("num_features", "u4"), ("wire", "u1"), ("_0", "u1"), ("_1", "u2")]
+    [("gradients", "u8")]
+    + [(name, "u4") for name in ("first_row", "num_rows", "dim", "first_feature", "num_features")]
+    + [("wire", "u1"), ("_0", "u1"), ("_1", "u2")]
 )
 _BAD_INDEX, _NONFINITE, _NUM_FLAGS = 0, 1, 3
 _POOLINGS = ("sum", "mean", "sqrtn", "sequence")
@@ -45,7 +47,7 @@ _WARP = 32
 def cuda_module(device: torch.device) -> Any:
     """The module with the kernels for this device; a text why there is none."""
     try:
-        from persia_hpc import _cuda  # type: ignore[attr-defined, unused-ignore]
+        from persia_hpc import _cuda
     except ImportError:
         return "persia_hpc was built without CUDA kernels (set-up needs nvcc on PATH)"
     return _cuda.problem(device.index or 0) or _cuda
@@ -209,6 +211,6 @@ class CudaKernel:
             bad = bool(self._flags[_BAD_INDEX].item())
         if bad:
             raise PersiaError(
-                f"step {self._feed.step}: an index of the batch is no row of its group; the batch was damaged "
-                "on its way to the GPU"
+                f"step {self._feed.step}: an index of the batch is no row of its group; the batch was "
+                "damaged on its way to the GPU"
             )

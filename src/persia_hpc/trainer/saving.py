@@ -67,6 +67,7 @@ class DenseState:
     random: list[dict[str, Any]]  # of each trainer
     driver: dict[str, Any] = field(default_factory=dict)
     results: dict[str, dict[str, float]] = field(default_factory=dict)
+    scaler: dict[str, Any] = field(default_factory=dict)  # fp16's loss scale
     path: str = ""
 
     @classmethod
@@ -198,6 +199,7 @@ class Saver:
             "samples": session.samples,
             "model": _copied(session.model.state_dict()),
             "optimizer": _copied(session.optimizer.state_dict()) if session.optimizer is not None else {},
+            "scaler": session.precision.state(),
             "random": everybodys,
             "driver": session.driver_state,
             "results": {split: dict(values) for split, values in session.results.items()},

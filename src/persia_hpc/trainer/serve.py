@@ -85,6 +85,7 @@ class RingFeed:
         self.waiter = waiter
         self.wait_seconds = 0.0
         self.phases = Phases(TRAINER, trace_steps)
+        self.memory = plane.memory
         self._senders: dict[int, RingSender] = {w: plane.sender(workers[w], "gradients") for w in linked}
         self._receivers: dict[int, RingReceiver] = {w: plane.receiver(workers[w], "feed") for w in linked}
         self._ready: dict[tuple[int, int], FeedBatch] = {}
@@ -118,6 +119,10 @@ class RingFeed:
         )
         self.phases.add("wait", begin, step)
         return self._ready.pop((Kind.FEED, step), None) if step <= self._last else None
+
+    def peek(self, step: int) -> FeedBatch | None:
+        self._turn()
+        return self._ready.get((Kind.FEED, step)) if step <= self._last else None
 
     def push(self, batch: FeedBatch, gradients: list[Array]) -> None:
         begin = time.perf_counter()

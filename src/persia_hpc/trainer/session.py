@@ -18,15 +18,17 @@ from persia_hpc.errors import TrainingEndedError, UserError
 from persia_hpc.feed import FeedBatch
 from persia_hpc.layout import Layout
 from persia_hpc.learning_rate import LearningRate
-from persia_hpc.metrics import Metric, evaluate_metrics, load_metrics
+from persia_hpc.metrics import Metric, load_metrics
 from persia_hpc.phases import Pace
 from persia_hpc.schedule import Schedule
 
 from .allreduce import DenseReducer
 from .batch import Batch, Inputs, on_backward
 from .dense_optimizer import make_optimizer, set_learning_rate
-from .feeding import Array, Feed, Peers, concatenate
+from .evaluation import Predictions
+from .feeding import Array, Feed, Peers
 from .pooling import Pooling, RowGradients
+from .precision import Precision
 from .saving import DenseState, Saver
 
 
@@ -65,7 +67,7 @@ class Session:
         self.driver_state: dict[str, Any] = {}  # what the training loop wants to find again after a resume
         self.interrupted: int | None = None  # the signal that ended the run early
         self.stop_reason: str | None = None
-        self.last_loss = 0.0
+        self.loss = torch.zeros(())  # mean of this trainer's last batch, where it was computed
         self.last_staleness = 0  # steps whose updates this trainer's last batch missed
         self.results: dict[str, dict[str, float]] = {}  # the last evaluation of each split
         self.phases = feed.phases
@@ -74,10 +76,12 @@ class Session:
         self._yielded = 0.0
         self.feed = feed
         self._reducer = reducer
-        self._pooling = Pooling(inputs, gradients=config.wire.gradients)
+        self._pooling = Pooling(inputs, device, gradients=config.wire.gradients)
+        self._pooling.staging.register(feed.memory)
+        self.precision = Precision(config.train.amp, device)
         self._metrics: dict[str, Metric] = load_metrics(config.train.metrics)
         self._rate = LearningRate(config.train.schedule, self.num_steps if "train" in schedules else 1)
-        self._current: tuple[FeedBatch, RowGradients] | None = None
+        self._current: tuple[FeedBatch, RowGradients, Tensor | None] | None = None  # the last: weights
         self._stepped = True
         self._segment_last: int | None = None  # while one is under way
         self._stop_told = False
@@ -125,13 +129,14 @@ class Session:
         if self.resume is not None:
             if self.optimizer is not None:
                 self.resume.load_optimizer(self.optimizer)
+            self.precision.restore(self.resume.scaler)
             self.resume.restore_random_state(self.config.seed, self.trainer_rank, self.num_trainers)
         return model
 
     def forward(self, batch: Batch) -> Tensor:
-        """The model's logits [B, L], under bf16 autocast when `train.amp` says so, as float32."""
+        """The model's logits [B, L], under autocast when `train.amp` says so, as float32."""
         assert self.model is not None, "call session.prepare(model) first"
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.train.amp == "bf16"):
+        with self.precision.autocast():
             logits: Tensor = self.model(batch)
         return logits.float()
 
@@ -180,10 +185,10 @@ class Session:
             if feed is None:
                 break
             begin = time.perf_counter()
-            batch, gradients = self._pooling.embed(feed, self.device, training=True)
+            batch, gradients = self._pooling.embed(feed, training=True)
             on_backward(batch, self._reach_pooling)
             self._yielded = self.phases.add("pool", begin, number)
-            self._current, self._stepped = (feed, gradients), False
+            self._current, self._stepped = (feed, gradients, batch.weight), False
             self.last_staleness = feed.staleness
             if batch.num_samples:
                 yield batch
@@ -211,11 +216,8 @@ class Session:
             raise UserError(
                 "session.step was called without a batch; call it once for each of session.batches"
             )
-        feed, _ = self._current
+        feed, gradients, weight = self._current
         begin = self.phases.add("forward", self._yielded, feed.step)
-        weight = (
-            torch.as_tensor(np.array(feed.weight), device=losses.device) if feed.weight is not None else None
-        )
         # Divided by the samples of all trainers: AllReduce's sum is then exact with uneven parts, rows need
         # no scale.
         if losses.dim() == 0:
@@ -224,37 +226,47 @@ class Session:
             per_sample = losses.reshape(feed.num_samples, -1).mean(dim=1)
             total = (per_sample if weight is None else per_sample * weight).sum() / feed.num_global
         self._pool_began = None
-        total.backward()  # type: ignore[no-untyped-call]
+        self.precision.backward(total, gradients)
         end = time.perf_counter()
         pool_began = self._pool_began or end
         self.phases.add("backward", begin, feed.step, pool_began)
         self.phases.add("pool", pool_began, feed.step, end)
-        self.last_loss = float(total.detach()) * feed.num_global / feed.num_samples
+        self.loss = total.detach() * (feed.num_global / feed.num_samples)
         self._finish_step(feed.num_samples)
 
     def _finish_step(self, num_samples: int) -> None:
         assert self._current is not None
-        feed, gradients = self._current
+        feed, gradients, _ = self._current
         self._current, self._stepped = None, True
-        begin = time.perf_counter()
-        number, num_global = feed.step, feed.num_global
-        arrays = gradients.arrays()
-        self.phases.add("push", begin, number)
-        self.feed.push(feed, arrays)
+        number, good = feed.step, True
+        # A GPU goes on while its gradients are fetched; whether fp16's are good is known when all have them.
+        late = self.device.type == "cuda" or self.precision.scales
+        if late:
+            if (following := self.feed.peek(number + 1)) is not None:
+                self._pooling.staging.ahead(following)
+            self.precision.share_overflow(self.optimizer, gradients)
+        else:
+            self._push(feed, gradients, good)
         begin = time.perf_counter()
         self._reducer.reduce()
         begin = self.phases.add("allreduce", begin, number)
         if self.optimizer is not None:
-            if self.config.train.clip_norm is not None and self.model is not None:
-                nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
             set_learning_rate(self.optimizer, self._rate, number)
-            self.optimizer.step()
+            good = self.precision.apply(self.optimizer, self.config.train.clip_norm)
             self.optimizer.zero_grad(set_to_none=True)
             self.phases.add("optimizer", begin, number)
+        if late:
+            self._push(feed, gradients, good)
         self.step_number = number
-        self.samples += num_global
+        self.samples += feed.num_global
         self.pace.step(number - self.first_step, self.samples - self.first_samples, self.phases.elapsed())
         self._listen()
+
+    def _push(self, feed: FeedBatch, gradients: RowGradients, good: bool) -> None:
+        begin = time.perf_counter()
+        arrays = gradients.arrays() if good else gradients.poison()
+        self.phases.add("push", begin, feed.step)
+        self.feed.push(feed, arrays)
 
     def _reach_pooling(self, _: object) -> None:
         self._pool_began = time.perf_counter()
@@ -301,31 +313,11 @@ class Session:
         Only when no gradient is in flight (see `batches`). Returns `auc`, `logloss`, `samples` and the custom
         metrics, the same on every trainer.
         """
-        width = len(self.inputs.labels)
-        columns: dict[str, list[Array]] = {"logits": [], "labels": [], "weight": [], "group": []}
+        predictions = Predictions(len(self.inputs.labels))
         for logits, feed in self.predictions(model, split):
-            columns["logits"].append(logits)
-            columns["labels"].append(np.array(feed.labels))
-            if feed.weight is not None:
-                columns["weight"].append(np.array(feed.weight)[:, None])
-            if feed.group is not None:
-                columns["group"].append(np.array(feed.group)[:, None])
+            predictions.add(logits, feed)
         begin = time.perf_counter()
-        all_logits = self.peers.gather(concatenate(columns["logits"], width))
-        all_labels = self.peers.gather(concatenate(columns["labels"], width))
-        all_weight = self.peers.gather(concatenate(columns["weight"], 1))
-        all_group = self.peers.gather(concatenate(columns["group"], 1, np.int64))
-        metrics: dict[str, float] = {}
-        if all_logits is not None and all_labels is not None:
-            metrics = evaluate_metrics(
-                all_logits,
-                all_labels,
-                all_weight[:, 0] if all_weight is not None and len(all_weight) else None,
-                all_group[:, 0] if all_group is not None and len(all_group) else None,
-                self.inputs.labels,
-                self._metrics,
-            )
-        metrics = self.peers.broadcast(metrics)
+        metrics = predictions.metrics(self.peers, self.inputs.labels, self._metrics)
         self.results[split] = metrics
         self.evaluate_seconds += time.perf_counter() - begin
         return metrics
@@ -361,8 +353,9 @@ class Session:
                     self.saver.poll()
                 if feed.num_samples:
                     with torch.no_grad():
-                        batch, _ = self._pooling.embed(feed, self.device, training=False)
+                        batch, gradients = self._pooling.embed(feed, training=False)
                         logits = self.forward(batch) if model is self.model else model(batch).float()
+                    gradients.wait()
                     self.evaluate_seconds += time.perf_counter() - begin
                     yield logits.cpu().numpy().reshape(feed.num_samples, -1), feed
                     begin = time.perf_counter()
@@ -391,6 +384,7 @@ class Session:
         """Ends the run for all ranks. Collective."""
         if self.saver is not None:
             self.saver.wait()
+        self._pooling.staging.close()
         self.feed.close()
         self._reducer.close()
 

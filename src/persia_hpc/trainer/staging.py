@@ -21,6 +21,7 @@ from persia_hpc.feed import FeedBatch
 Array = npt.NDArray[Any]
 
 LOG = logging.getLogger("persia_hpc")
+CUDA: Any = torch.cuda  # parts of it have no types
 ALIGNMENT = 64  # bytes: of records in a ring, and kept on the device
 _LOOSE = 4096  # bytes between the arrays of one record, and what is not copied: at most so many, else packed
 
@@ -101,18 +102,19 @@ class Staging:
 
     def __init__(self, device: torch.device):
         self.device = device
-        self._streams = (
-            (torch.cuda.Stream(device), torch.cuda.Stream(device)) if device.type == "cuda" else None
-        )
+        self._streams = (CUDA.Stream(device), CUDA.Stream(device)) if device.type == "cuda" else None
         self._ahead: StagedFeed | None = None
+        self._registered: list[int] = []
 
     def register(self, memory: Sequence[Array]) -> None:
-        """Makes memory (rings) one that a GPU copies from by itself, for as long as the process lives."""
+        """Makes memory (rings) one that a GPU copies from by itself, until `close`."""
         if self._streams is None:
             return
         for array in memory:
-            error = torch.cuda.cudart().cudaHostRegister(address_of(array), array.nbytes, 0)
-            if int(error) != 0:
+            error = CUDA.cudart().cudaHostRegister(address_of(array), array.nbytes, 0)
+            if int(error) == 0:
+                self._registered.append(address_of(array))
+            else:
                 LOG.warning(
                     "CUDA can't register %d bytes of ring memory (%s): batches are copied to the GPU more "
                     "slowly; raise the limit of locked memory (ulimit -l)",
@@ -146,7 +148,7 @@ class Staging:
         with torch.cuda.stream(self._streams[0]):
             block = torch.empty(len(host), dtype=torch.uint8, device=self.device)
             block.copy_(host, non_blocking=True)
-            arrived = torch.cuda.Event()
+            arrived = CUDA.Event()
             arrived.record()
         return StagedFeed(feed, block, places, arrived)
 
@@ -173,12 +175,15 @@ class Staging:
             host = torch.empty(len(block), dtype=torch.uint8, pin_memory=True)
             host.copy_(block, non_blocking=True)
             block.record_stream(back)
-            there = torch.cuda.Event()
+            there = CUDA.Event()
             there.record()
         return host.numpy(), there
 
-    def drop(self) -> None:
-        """Forgets a batch that was copied ahead and whose memory is about to go."""
+    def close(self) -> None:
+        """Lets go of a batch that was copied ahead, and of registered memory, which is about to go."""
         if self._ahead is not None:
             self._ahead.wait()
             self._ahead = None
+        for address in self._registered:
+            CUDA.cudart().cudaHostUnregister(address)
+        self._registered.clear()

@@ -75,6 +75,11 @@ class Plane:
     def _windows(self) -> list[Window]:
         return [window for window in (self._shared, self._remote) if window is not None]
 
+    @property
+    def memory(self) -> list[Bytes]:
+        """This rank's windows, in which what it receives lies."""
+        return [window.memory for window in self._windows if len(window.memory)]
+
     def _make_sender(self, channel: Channel, placement: Placement, node_rank: dict[int, int]) -> RingSender:
         consumer, num_words, num_bytes = channel.consumer, channel.num_words, channel.ring_bytes
         link = None
