@@ -38,7 +38,7 @@ def pool_batch_backward(
     most_threads: int,
     stream: int,
 ) -> None:
-    """Gradients of the outputs -> those of the unique rows, as they travel; asynchronous. RuntimeError by CUDA.
+    """Gradients of the outputs -> those of the unique rows, as they travel; asynchronous. RuntimeError.
 
     most_threads: the largest product, over groups, of rows and the threads that share one (at most 32).
     `flags` are zero before.

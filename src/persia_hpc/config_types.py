@@ -188,6 +188,7 @@ class TrainConfig:
     early_stop: dict[str, Any] | None = None
     clip_norm: float | None = setting(None, above=0)
     amp: str = setting("off", choices=("off", "bf16", "fp16"))
+    cuda_graphs: bool = False
     device: str = "auto"
     threads: int | None = setting(None, at_least=1)
     trace: int | None = setting(None, at_least=1, at_most=10_000)

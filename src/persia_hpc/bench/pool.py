@@ -101,14 +101,14 @@ def _measure(
         yield Result(
             case,
             "GB/s",
-            _rate(times[name], size),
-            {"memcpy": _rate(times[f"{name} memcpy"], size)},
+            rate(times[name], size),
+            {"memcpy": rate(times[f"{name} memcpy"], size)},
             higher_is_better=True,
             notes={"ns/id": times[name].median * 1e9 / num_ids},
         )
 
 
-def _rate(timing: Timing, size: int) -> Timing:
+def rate(timing: Timing, size: int) -> Timing:
     """GB/s of touching `size` bytes in so many seconds."""
     median = size / timing.median / 1e9
     return Timing(median, median * timing.spread / timing.median)

@@ -1,8 +1,9 @@
 """Limits of `bench train` in a process of their own: the dense part alone, and plain PyTorch.
 
-    python -m persia_hpc.bench.train_dense CASE --data DIR --batch N --samples N --threads N
+    python -m persia_hpc.bench.train_dense CASE --data DIR --batch N --samples N --threads N [--settings FILE]
 
-CASE: `session` is our trainer, fed with batches whose rows are already there; `model` the bare PyTorch loop
+CASE: `session` is our trainer, fed with batches whose rows are already there (of W0, or of the configuration
+in a JSON file, which a GPU may be in); `model` the bare PyTorch loop
 over our DLRM with embeddings that are already there, `textbook` the same over DLRM in torch's own
 operations; `torch` is all of W0 in plain PyTorch, with one table for all features. Prints a line of JSON:
 samples per second of the second half.
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from persia_hpc._native import encode_rows
 from persia_hpc.config import load_config
 from persia_hpc.embedding_worker.engine import EmbeddingWorker
 from persia_hpc.feed import FeedBatch
@@ -33,6 +35,7 @@ from persia_hpc.samples.source import open_source
 from persia_hpc.schedule import make_schedules
 from persia_hpc.trainer.allreduce import DenseReducer
 from persia_hpc.trainer.batch import Batch, FeatureSpec, Inputs, make_inputs
+from persia_hpc.trainer.device import choose_device
 from persia_hpc.trainer.driver import Driver
 from persia_hpc.trainer.feeding import Alone
 from persia_hpc.trainer.session import Session
@@ -55,6 +58,10 @@ class Replay:
     def next_batch(self, step: int) -> FeedBatch:
         return dataclasses.replace(self._batches[step % len(self._batches)], step=step)
 
+    def peek(self, step: int) -> FeedBatch:
+        """As they would be if embeddings were never late."""
+        return self.next_batch(step)
+
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *_: None  # whatever else a feed is told
 
@@ -62,7 +69,8 @@ class Replay:
 def session(options: argparse.Namespace) -> float:
     """Samples per second of the trainer without embedding roles; its pooling is included."""
     path = options.data / "train-000.h5"
-    config = load_config(w0_settings(path, options.batch, options.samples))
+    settings = w0_settings(path, options.batch, options.samples)
+    config = load_config(json.loads(options.settings.read_text()) if options.settings else settings)
     source = open_source([str(path)])
     layout = make_layout(config, source.schema)
     worker = EmbeddingWorker(layout)
@@ -72,8 +80,15 @@ def session(options: argparse.Namespace) -> float:
         begin = step * options.batch % (source.num_samples - options.batch + 1)
         sample = source.read(begin, begin + options.batch)
         keyed = worker.prepare(sample, step=step, trainer=0, num_global=options.batch)
-        shape = (int(keyed.dedup.group_offsets[-1]), DIM)
-        worker.fill(keyed, 0, [generator.uniform(-0.01, 0.01, shape).astype(np.float32)])
+        counts = np.diff(keyed.dedup.group_offsets.astype(np.int64))
+        worker.fill(
+            keyed,
+            0,
+            [
+                encode_rows(generator.uniform(-0.01, 0.01, shape).astype(np.float32), config.wire.rows)
+                for shape in zip(counts, layout.group_dims, strict=True)
+            ],
+        )
         batches.append(worker.feed(keyed))
     feed: Any = Replay(batches)
     inputs = make_inputs(layout, source.schema)
@@ -85,7 +100,7 @@ def session(options: argparse.Namespace) -> float:
         feed=feed,
         peers=Alone(),
         reducer=DenseReducer(None, 1),
-        device=torch.device("cpu"),
+        device=choose_device(config.train.device, 0),
     )
     Driver(config, inputs).run(it)
     return it.pace.steady()["samples_per_second"]
@@ -185,6 +200,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--samples", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--settings", type=Path, default=None)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(1)

@@ -66,10 +66,11 @@ class CudaKernel:
         self._staging = staging
         self._launch = launch
         self._device = staging.device
-        self._flags = torch.zeros(_NUM_FLAGS, dtype=torch.int32, device=self._device)
+        self.flags = torch.zeros(_NUM_FLAGS, dtype=torch.int32, device=self._device)
         self._samples = torch.empty(len(feed.indices), dtype=torch.int32, device=self._device)
         self._features = self._describe()
         self._returned: list[tuple[Array, Any]] = []
+        self._kept: list[Tensor] = []  # what launches were given, until the batch is done with
         self.masks: list[Tensor] = []
 
     def _describe(self) -> Array:
@@ -92,7 +93,9 @@ class CudaKernel:
 
     def _upload(self, records: Array) -> Tensor:
         # From memory that is not pinned the driver has taken its copy when this returns.
-        return torch.from_numpy(records.view(np.uint8)).to(self._device, non_blocking=True)
+        uploaded = torch.from_numpy(records.view(np.uint8)).to(self._device, non_blocking=True)
+        self._kept.append(uploaded)
+        return uploaded
 
     def _stream(self) -> int:
         return torch.cuda.current_stream(self._device).cuda_stream if self._device.type == "cuda" else 0
@@ -142,7 +145,7 @@ class CudaKernel:
             indices=self.staged.pointer("indices"),
             narrow=feed.indices.dtype == np.uint16,
             samples=self._samples.data_ptr(),
-            flags=self._flags.data_ptr(),
+            flags=self.flags.data_ptr(),
             most_threads=feed.num_samples * int(quads.max(initial=0)),
             stream=self._stream(),
         )
@@ -172,7 +175,8 @@ class CudaKernel:
         records, group_records = self._upload(features), self._upload(described)
         num_ids = len(self._feed.indices)
         long_rows = torch.empty(num_ids // _LONG_ROW + 1, dtype=torch.int64, device=self._device)
-        self._flags[_NONFINITE:].zero_()
+        self._kept += [block, long_rows, *(g for g in gradients if g is not None)]
+        self.flags[_NONFINITE:].zero_()
         self._launch.pool_batch_backward(
             features=records.data_ptr(),
             groups=group_records.data_ptr(),
@@ -182,11 +186,11 @@ class CudaKernel:
             positions=self.staged.pointer("positions"),
             factor=0 if factor is None else factor.data_ptr(),
             long_rows=long_rows.data_ptr(),
-            flags=self._flags.data_ptr(),
+            flags=self.flags.data_ptr(),
             most_threads=threads,
             stream=self._stream(),
         )
-        block[: 4 * _NUM_FLAGS].view(torch.int32).copy_(self._flags)
+        block[: 4 * _NUM_FLAGS].view(torch.int32).copy_(self.flags)
         host, there = self._staging.give(block)
         self._returned.append((host, there))
         arrays: list[Array | None] = []
@@ -197,7 +201,7 @@ class CudaKernel:
 
     def overflow(self) -> Tensor:
         """NaN if the last backward gave a row a gradient that is not finite, else 0, on the device."""
-        return torch.where(self._flags[_NONFINITE] != 0, torch.nan, 0.0)
+        return torch.where(self.flags[_NONFINITE] != 0, torch.nan, 0.0)
 
     def wait(self) -> None:
         """See `pooling.Kernel`."""
@@ -208,7 +212,7 @@ class CudaKernel:
                 there.synchronize()
             bad |= bool(host[: 4 * _NUM_FLAGS].view(np.int32)[_BAD_INDEX])
         if not self._returned:
-            bad = bool(self._flags[_BAD_INDEX].item())
+            bad = bool(self.flags[_BAD_INDEX].item())
         if bad:
             raise PersiaError(
                 f"step {self._feed.step}: an index of the batch is no row of its group; the batch was "

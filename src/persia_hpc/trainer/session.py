@@ -27,6 +27,7 @@ from .batch import Batch, Inputs, on_backward
 from .dense_optimizer import make_optimizer, set_learning_rate
 from .evaluation import Predictions
 from .feeding import Array, Feed, Peers
+from .graphs import graphed
 from .pooling import Pooling, RowGradients
 from .precision import Precision
 from .saving import DenseState, Saver
@@ -120,6 +121,7 @@ class Session:
             begin.load_model(model)
         self._reducer.attach(model)
         self.model = model
+        self._call = graphed(model, self.inputs, self.device, self.config.train.cuda_graphs)
         parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = optimizer or (
             make_optimizer(parameters, self.config.train.optimizer) if parameters else None
@@ -137,7 +139,7 @@ class Session:
         """The model's logits [B, L], under autocast when `train.amp` says so, as float32."""
         assert self.model is not None, "call session.prepare(model) first"
         with self.precision.autocast():
-            logits: Tensor = self.model(batch)
+            logits: Tensor = self._call(batch)
         return logits.float()
 
     def batches(self, split: str = "train", *, steps: int | None = None) -> Iterator[Batch]:

@@ -1,0 +1,83 @@
+"""What a CUDA graph is given is the batch; on a GPU, if there is one, a graph gives what the model does."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from persia_hpc.errors import UserError
+from persia_hpc.trainer.graphs import GraphedModel, graphed
+from persia_hpc.trainer.pooling import Pooling
+from tests.support.feeds import make_feed, make_inputs, random_ids
+from tests.support.models import Small
+
+POOLED = [("a", 4, "sum", False), ("b", 3, "mean", True), ("c", 4, "sqrtn", True)]
+
+
+class Normed(Small):
+    def __init__(self, inputs: Any):
+        super().__init__(inputs)
+        self.norm = torch.nn.BatchNorm1d(inputs.num_dense)
+
+    def forward(self, batch: Any) -> torch.Tensor:
+        assert batch.stacked(["a", "c"]).shape == (batch.num_samples, 2, 4)
+        return super().forward(batch) + self.norm(batch.dense).sum(1, keepdim=True) * batch.weight[:, None]
+
+
+def plain(module: torch.nn.Module, tensors: tuple[torch.Tensor, ...]) -> Any:
+    """In place of a capture, which needs a GPU: it runs the module as often."""
+    for _ in range(3):
+        module(*tensors).sum().backward()
+    module.zero_grad(set_to_none=True)
+    return lambda *given: module(*given)
+
+
+HAS_GPU = torch.cuda.is_available()
+WAYS = [
+    ("cpu", {"graph": plain}),
+    pytest.param(("cuda", {}), marks=pytest.mark.skipif(not HAS_GPU, reason="there is no GPU")),
+]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_graphs_give_what_the_model_gives(way: tuple[str, dict[str, Any]]) -> None:
+    device, options = way
+    inputs = make_inputs(POOLED)
+    torch.manual_seed(1)
+    model = Normed(inputs).to(device)
+    twin = copy.deepcopy(model)
+    run = GraphedModel(model, **options)
+    pooling = Pooling(inputs, device)
+    rng = np.random.default_rng(1)
+    kept = []
+    for num_samples in (16, 16, 5, 16):
+        feed = make_feed(inputs, random_ids(inputs, num_samples, rng), rng)
+        feed.weight = rng.random(num_samples, np.float32)
+        results = []
+        for call, its in ((run, model), (twin, twin)):
+            batch, gradients = pooling.embed(feed, training=True)
+            logits = call(batch)
+            logits.square().sum().backward()
+            kept.append((logits, logits.detach().clone()))
+            results.append([logits, *(p.grad for p in its.parameters()), *its.buffers()])
+            results[-1] += [torch.from_numpy(a) for a in gradients.arrays()]
+            its.zero_grad(set_to_none=True)
+        for one, other in zip(*results, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    assert all(torch.equal(now, then) for now, then in kept)
+    model.eval(), twin.eval()
+    assert torch.allclose(run(batch), twin(batch), atol=1e-6)
+
+
+def test_where_there_can_be_no_graph(caplog: pytest.LogCaptureFixture) -> None:
+    inputs = make_inputs([*POOLED, ("d", 4, "sequence", True)])
+    model = torch.nn.Linear(1, 1)
+    with pytest.raises(UserError, match="sequence feature 'd'"):
+        graphed(model, inputs, torch.device("cpu"), True)
+    assert graphed(model, make_inputs(POOLED), torch.device("cpu"), True) is model
+    assert "does nothing on cpu" in caplog.text
+    assert graphed(model, inputs, torch.device("cpu"), False) is model
