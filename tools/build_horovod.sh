@@ -32,11 +32,12 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 "$python" -m pip download --quiet --no-deps --no-binary=:all: --no-build-isolation --dest "$work" "horovod==$version" \
     || fail "could not download the source package of horovod $version"
-tar -xzf "$work/horovod-$version.tar.gz" -C "$work"
-cd "$work/horovod-$version"
-sed -i 's/set(CMAKE_CXX_STANDARD 14)/set(CMAKE_CXX_STANDARD 17)/' CMakeLists.txt horovod/torch/CMakeLists.txt
 
-install() {
+install() {  # each time from a fresh source tree: CMake's cache remembers what failed
+    rm -rf "$work/horovod-$version"
+    tar -xzf "$work/horovod-$version.tar.gz" -C "$work"
+    cd "$work/horovod-$version"
+    sed -i 's/set(CMAKE_CXX_STANDARD 14)/set(CMAKE_CXX_STANDARD 17)/' CMakeLists.txt horovod/torch/CMakeLists.txt
     env "$@" HOROVOD_WITH_MPI=1 HOROVOD_WITHOUT_GLOO=1 HOROVOD_WITH_PYTORCH=1 \
         HOROVOD_WITHOUT_TENSORFLOW=1 HOROVOD_WITHOUT_MXNET=1 MAKEFLAGS="-j$jobs" \
         "$python" -m pip install --no-build-isolation --no-deps --no-cache-dir --force-reinstall .
@@ -56,7 +57,8 @@ if command -v nvcc >/dev/null && "$python" -c 'import sys, torch; sys.exit(torch
     fi
     if [ -n "$nccl" ]; then
         cuda=${HOROVOD_CUDA_HOME:-$(dirname "$(dirname "$(readlink -f "$(command -v nvcc)")")")}
-        if install HOROVOD_GPU_OPERATIONS=NCCL HOROVOD_NCCL_HOME="$nccl" HOROVOD_CUDA_HOME="$cuda"; then
+        if install HOROVOD_GPU_OPERATIONS=NCCL HOROVOD_NCCL_HOME="$nccl" HOROVOD_CUDA_HOME="$cuda" \
+            && (cd / && "$python" -c 'import horovod.torch as h, sys; sys.exit(not h.nccl_built())'); then
             echo "built with NCCL of $nccl"
             exit 0
         fi

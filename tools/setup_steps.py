@@ -242,7 +242,7 @@ class Setup:
             {
                 "sources": hash_sources(),
                 "compiler": version_of(compiler()),
-                "nvcc": shutil.which("nvcc") or "none",
+                "nvcc": version_of(nvcc) if (nvcc := shutil.which("nvcc")) else "none",
                 "build tools": ", ".join(self.at.installed(n) for n in ("pybind11", "scikit_build_core")),
                 "environment": os.environ.get("CXXFLAGS", "") + os.environ.get("CMAKE_ARGS", ""),
             },

@@ -62,7 +62,8 @@ def test_mixed_precision_and_narrow_wires(data: str, tmp_path: Path, amp: str) -
     assert abs(gpu - cpu) < 0.02
 
 
-def test_cuda_graphs_change_nothing_but_rounding(data: str, tmp_path: Path) -> None:
-    pooled = {"features.history.pooling": "sum", "train.device": "cuda"}
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_cuda_graphs_change_nothing_but_rounding(data: str, tmp_path: Path, amp: str) -> None:
+    pooled = {"features.history.pooling": "sum", "train.device": "cuda", "train.amp": amp}
     runs = run(data, tmp_path, 1, plain=pooled, graphs={**pooled, "train.cuda_graphs": True})
-    assert_near(runs["graphs"], runs["plain"], 1e-4)
+    assert_near(runs["graphs"], runs["plain"], 1e-4 if amp == "off" else 0.05)

@@ -145,7 +145,8 @@ PERSIA_BOTH void load_words(const Word* from, std::uint32_t n, Word* to) {
         const Four<Word> four = *reinterpret_cast<const Four<Word>*>(from);
         for (int i = 0; i < 4; ++i) to[i] = four.x[i];
     } else {
-        for (std::uint32_t i = 0; i < n; ++i) to[i] = from[i];
+        for (std::uint32_t i = 0; i < 4; ++i)
+            if (i < n) to[i] = from[i];  // of a known length: stays in registers
     }
 }
 
@@ -156,7 +157,8 @@ PERSIA_BOTH void store_words(const Word* from, std::uint32_t n, Word* to) {
         for (int i = 0; i < 4; ++i) four.x[i] = from[i];
         *reinterpret_cast<Four<Word>*>(to) = four;
     } else {
-        for (std::uint32_t i = 0; i < n; ++i) to[i] = from[i];
+        for (std::uint32_t i = 0; i < 4; ++i)
+            if (i < n) to[i] = from[i];  // of a known length: stays in registers
     }
 }
 
@@ -181,7 +183,7 @@ PERSIA_BOTH Quad decode_quad(Wire wire, const std::byte* row, std::uint32_t dim,
     std::uint16_t w[4] = {};
     load_words(words + 4 * q, n, w);
     const float norm = wire == Wire::kScaledFp16 ? load_scale(words + dim) : 0.0f;
-    for (std::uint32_t i = 0; i < n; ++i) {
+    for (std::uint32_t i = 0; i < 4; ++i) {  // beyond n they are zeros
         if (wire == Wire::kBf16) {
             quad.v[i] = bits_float(static_cast<std::uint32_t>(w[i]) << 16);
         } else {
@@ -204,7 +206,7 @@ PERSIA_BOTH void encode_quad(Wire wire, const Quad& quad, float norm, std::byte*
     const float up = norm < 5.421010862427522e-20f ? 18446744073709551616.0f : 1.0f;  // 2^-64, 2^64
     const float factor = norm > 0 ? WireScaledFp16::kKappa / (norm * up) : 0.0f;
     std::uint16_t w[4] = {};
-    for (std::uint32_t i = 0; i < n; ++i) {
+    for (std::uint32_t i = 0; i < 4; ++i) {
         if (wire == Wire::kBf16) {
             w[i] = to_bf16(quad.v[i]);
         } else {

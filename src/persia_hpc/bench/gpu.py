@@ -48,6 +48,7 @@ def measure(options: argparse.Namespace) -> Iterator[Result]:
     """Forward, backward and staging of each combination, in GB/s."""
     device = torch.device(options.device)
     if device.type == "cuda":
+        # Streams and launches are those of the current device.
         if not torch.cuda.is_available():
             raise UserError(f"--device {options.device}: torch sees no GPU")
         found = cuda_module(device)

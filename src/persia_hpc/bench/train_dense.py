@@ -54,13 +54,17 @@ class Replay:
     def __init__(self, batches: list[FeedBatch]) -> None:
         self.phases = Phases(TRAINER)
         self._batches = batches
+        self._peeked: FeedBatch | None = None
 
     def next_batch(self, step: int) -> FeedBatch:
-        return dataclasses.replace(self._batches[step % len(self._batches)], step=step)
+        batch, self._peeked = self.peek(step), None
+        return batch
 
     def peek(self, step: int) -> FeedBatch:
         """As they would be if embeddings were never late."""
-        return self.next_batch(step)
+        if self._peeked is None or self._peeked.step != step:
+            self._peeked = dataclasses.replace(self._batches[step % len(self._batches)], step=step)
+        return self._peeked
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *_: None  # whatever else a feed is told

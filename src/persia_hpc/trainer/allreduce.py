@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -25,7 +26,9 @@ def _gpu_of(parameters: list[nn.Parameter]) -> str:
     """The GPU that they are on, by a name that is the same for all who share it; "" for none."""
     if not parameters or parameters[0].device.type != "cuda":
         return ""
-    return str(torch.cuda.get_device_properties(parameters[0].device).uuid)
+    device = parameters[0].device
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)  # not in torch 2.4
+    return str(uuid or (platform.node(), os.environ.get("CUDA_VISIBLE_DEVICES"), device.index))
 
 
 class DenseReducer:
@@ -40,8 +43,8 @@ class DenseReducer:
         self._hvd: Any = None
         self._bucket_bytes = bucket_bytes
         self._on_host = False
-        self._parameters: list[nn.Parameter] = []
-        self._buckets: list[tuple[Tensor, list[nn.Parameter]]] = []
+        self.parameters: list[nn.Parameter] = []  # those whose gradients are reduced
+        self._buckets: list[tuple[Tensor, Tensor, list[nn.Parameter]]] = []
         if comm is None or comm.size == 1:
             return
         # Fusing buckets that happen to be ready together would change the order of sums from run to run.
@@ -54,17 +57,17 @@ class DenseReducer:
 
     def attach(self, model: nn.Module) -> None:
         """Lays out the buckets and gives every trainer trainer 0's parameters and buffers. Collective."""
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
         self._buckets = []
         if self._hvd is None:
             return
-        devices = self._comm.allgather(_gpu_of(self._parameters))
+        devices = self._comm.allgather(_gpu_of(self.parameters))
         # NCCL reduces in GPU memory, but refuses trainers that share a GPU; MPI wants host memory.
         self._on_host = not self._hvd.nccl_built() or len({d for d in devices if d}) < len(devices)
         self.broadcast(model.state_dict())
         bucket: list[nn.Parameter] = []
         size = 0
-        for parameter in self._parameters:
+        for parameter in self.parameters:
             if bucket and size + 4 * parameter.numel() > self._bucket_bytes:
                 self._close_bucket(bucket, size)
                 bucket, size = [], 0
@@ -74,8 +77,11 @@ class DenseReducer:
             self._close_bucket(bucket, size)
 
     def _close_bucket(self, parameters: list[nn.Parameter], size: int) -> None:
-        device = "cpu" if self._on_host else parameters[0].device
-        self._buckets.append((torch.zeros(size // 4, device=device), parameters))
+        gathered = torch.zeros(size // 4, device=parameters[0].device)
+        flat = gathered
+        if self._on_host and gathered.device.type != "cpu":
+            flat = torch.zeros(size // 4, pin_memory=True)
+        self._buckets.append((flat, gathered, parameters))
 
     def broadcast(self, tensors: dict[str, Tensor] | Iterable[tuple[str, Tensor]]) -> None:
         """Overwrites `tensors` with trainer 0's. Collective."""
@@ -95,29 +101,33 @@ class DenseReducer:
     def reduce(self) -> None:
         """Replaces every gradient by its sum over the trainers (a missing one is zeros). Collective."""
         if self._hvd is None:
-            for p in self._parameters:  # as with several trainers: their number must change nothing
+            for p in self.parameters:  # as with several trainers: their number must change nothing
                 if p.grad is None:
                     p.grad = torch.zeros_like(p)
             return
         begin = time.perf_counter()
         handles = []
-        for index, (flat, parameters) in enumerate(self._buckets):
+        for index, (flat, gathered, parameters) in enumerate(self._buckets):
             at = 0
             for p in parameters:
-                part = flat[at : at + p.numel()]
+                part = gathered[at : at + p.numel()]
                 if p.grad is None:
                     part.zero_()
                 else:
                     part.copy_(p.grad.reshape(-1))
                 at += p.numel()
+            if flat is not gathered:
+                flat.copy_(gathered)
             handles.append(self._hvd.allreduce_async_(flat, name=f"dense.{index}", op=self._hvd.Sum))
-        for handle, (flat, parameters) in zip(handles, self._buckets, strict=True):
+        for handle, (flat, gathered, parameters) in zip(handles, self._buckets, strict=True):
             self._hvd.synchronize(handle)
+            if flat is not gathered:
+                gathered.copy_(flat)
             at = 0
             for p in parameters:
-                part = flat[at : at + p.numel()].view_as(p)
+                part = gathered[at : at + p.numel()].view_as(p)
                 if p.grad is None:
-                    p.grad = part.to(p.device, p.dtype, copy=True)
+                    p.grad = part.to(p.dtype, copy=True)
                 else:
                     p.grad.copy_(part)
                 at += p.numel()

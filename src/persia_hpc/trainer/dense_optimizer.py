@@ -31,7 +31,10 @@ def make_optimizer(parameters: Any, settings: Mapping[str, Any]) -> torch.optim.
     able = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
     fused = {"fused": True} if free and able else {}
     try:
-        made: torch.optim.Optimizer = optimizer(parameters, **arguments, **fused)
+        try:
+            made: torch.optim.Optimizer = optimizer(parameters, **arguments, **fused)
+        except RuntimeError:  # not on this device
+            made = optimizer(parameters, **arguments)
     except (TypeError, ValueError) as error:
         raise UserError(f"train.optimizer: torch.optim.{name} refuses {arguments}: {error}") from error
     return made

@@ -53,7 +53,7 @@ class Kernel(Protocol):
         ...
 
     def overflow(self) -> Tensor:
-        """A scalar on the device: NaN if the last backward gave gradients that are not finite, else 0."""
+        """A scalar on the device: NaN if a backward gave gradients that are not finite (as fp32), else 0."""
         ...
 
     def wait(self) -> None:
@@ -64,7 +64,7 @@ class Kernel(Protocol):
 class GroupFeatures:
     """The features of one group by the number that their ids have in the batch."""
 
-    def __init__(self, inputs: Inputs, group: int) -> None:
+    def __init__(self, inputs: Inputs, group: int, device: torch.device | str = "cpu") -> None:
         members = [(i, f) for i, f in enumerate(inputs.features) if f.group == group]
         self.group = group
         self.features: tuple[tuple[int, FeatureSpec], ...] = tuple(members)
@@ -73,7 +73,7 @@ class GroupFeatures:
         self.sequences = tuple((f.name, f.rounds) for _, f in members if f.pooling not in POOLED)
         # Kernels count rows, users ids: the mean of ids that are sums of r rows is r times that of the rows.
         scales = [f.rounds ** ROUNDS_POWER[f.pooling] for _, f in members if f.pooling in POOLED]
-        self.scales = torch.tensor(scales)[:, None] if any(s != 1 for s in scales) else None
+        self.scales = torch.tensor(scales, device=device)[:, None] if any(s != 1 for s in scales) else None
 
     def parts(self, feed: FeedBatch) -> list[tuple[int, int, str, npt.NDArray[np.uint32] | None]]:
         """(first id, end id, pooling, bag offsets or None) of each feature: what the native kernels take."""
@@ -227,8 +227,8 @@ class Pooling:
         gradients: str = "fp32",
         kernel: str | None = None,
     ) -> None:
-        """`gradients`: the wire format of row gradients. `kernel`: native, cuda or torch, else the best one
-        for the device; those for another device are slow there, and for comparing them.
+        """`gradients`: the wire format of row gradients. `kernel`: native (CPU only), cuda or torch, else the
+        best one for the device; on the CPU the latter two are slow, for comparing them.
         """
         self.inputs = inputs
         self.device = torch.device(device)
@@ -245,7 +245,7 @@ class Pooling:
                     kernel = "cuda"
         self.kernel = kernel
         num_groups = max((f.group for f in inputs.features), default=-1) + 1
-        self._groups = [GroupFeatures(inputs, group) for group in range(num_groups)]
+        self._groups = [GroupFeatures(inputs, group, self.device) for group in range(num_groups)]
 
     def embed(self, feed: FeedBatch, *, training: bool) -> tuple[Batch, RowGradients]:
         """The batch for `model.forward`, and where its row gradients are after `loss.backward()`.
@@ -286,7 +286,7 @@ class Pooling:
             if group.pooled:
                 block = outputs.pop(0)
                 if group.scales is not None:
-                    block = block * group.scales.to(self.device)
+                    block = block * group.scales
                 blocks[group.pooled] = block
                 # unbind, not one select per feature: its backward is one stack, not a block of zeros for each
                 pooled.update(zip(group.pooled, block.unbind(1), strict=True))

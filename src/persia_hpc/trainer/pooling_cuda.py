@@ -37,7 +37,7 @@ _GROUP = np.dtype(
     + [(name, "u4") for name in ("first_row", "num_rows", "dim", "first_feature", "num_features")]
     + [("wire", "u1"), ("_0", "u1"), ("_1", "u2")]
 )
-_BAD_INDEX, _NONFINITE, _NUM_FLAGS = 0, 1, 3
+_BAD_INDEX, _NONFINITE, _NUM_LONG, _NUM_FLAGS = 0, 1, 2, 3
 _POOLINGS = ("sum", "mean", "sqrtn", "sequence")
 _WIRES = tuple(WIRES)
 _LONG_ROW = 64  # kLongRow
@@ -50,7 +50,9 @@ def cuda_module(device: torch.device) -> Any:
         from persia_hpc import _cuda
     except ImportError:
         return "persia_hpc was built without CUDA kernels (set-up needs nvcc on PATH)"
-    return _cuda.problem(device.index or 0) or _cuda
+    if device.index is not None:
+        return _cuda.problem(device.index) or _cuda
+    return _cuda.problem(torch.cuda.current_device() if torch.cuda.is_available() else 0) or _cuda
 
 
 class CudaKernel:
@@ -97,8 +99,12 @@ class CudaKernel:
         self._kept.append(uploaded)
         return uploaded
 
-    def _stream(self) -> int:
-        return torch.cuda.current_stream(self._device).cuda_stream if self._device.type == "cuda" else 0
+    def _call(self, launch: Any, **arguments: Any) -> None:
+        if self._device.type != "cuda":
+            launch(**arguments, stream=0)
+            return
+        with torch.cuda.device(self._device):
+            launch(**arguments, stream=torch.cuda.current_stream().cuda_stream)
 
     def _place(self, tensors: Sequence[Tensor | None]) -> Array:
         """The features with `values` in these tensors: for each group its block, then its sequences."""
@@ -138,7 +144,8 @@ class CudaKernel:
         features["mask"] = masks
         records = self._upload(features)
         quads = features["length"].astype(np.int64) * ((features["dim"].astype(np.int64) + 3) // 4)
-        self._launch.pool_batch_forward(
+        self._call(
+            self._launch.pool_batch_forward,
             features=records.data_ptr(),
             num_features=len(features),
             num_samples=feed.num_samples,
@@ -147,7 +154,6 @@ class CudaKernel:
             samples=self._samples.data_ptr(),
             flags=self.flags.data_ptr(),
             most_threads=feed.num_samples * int(quads.max(initial=0)),
-            stream=self._stream(),
         )
         return outputs
 
@@ -176,8 +182,9 @@ class CudaKernel:
         num_ids = len(self._feed.indices)
         long_rows = torch.empty(num_ids // _LONG_ROW + 1, dtype=torch.int64, device=self._device)
         self._kept += [block, long_rows, *(g for g in gradients if g is not None)]
-        self.flags[_NONFINITE:].zero_()
-        self._launch.pool_batch_backward(
+        self.flags[_NUM_LONG:].zero_()  # what was not finite in an earlier backward still counts
+        self._call(
+            self._launch.pool_batch_backward,
             features=records.data_ptr(),
             groups=group_records.data_ptr(),
             num_groups=len(groups),
@@ -188,7 +195,6 @@ class CudaKernel:
             long_rows=long_rows.data_ptr(),
             flags=self.flags.data_ptr(),
             most_threads=threads,
-            stream=self._stream(),
         )
         block[: 4 * _NUM_FLAGS].view(torch.int32).copy_(self.flags)
         host, there = self._staging.give(block)
@@ -200,7 +206,7 @@ class CudaKernel:
         return arrays
 
     def overflow(self) -> Tensor:
-        """NaN if the last backward gave a row a gradient that is not finite, else 0, on the device."""
+        """See `pooling.Kernel`."""
         return torch.where(self.flags[_NONFINITE] != 0, torch.nan, 0.0)
 
     def wait(self) -> None:

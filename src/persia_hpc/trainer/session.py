@@ -79,7 +79,7 @@ class Session:
         self._reducer = reducer
         self._pooling = Pooling(inputs, device, gradients=config.wire.gradients)
         self._pooling.staging.register(feed.memory)
-        self.precision = Precision(config.train.amp, device)
+        self.precision = Precision(config.train.amp, device, cache=not config.train.cuda_graphs)
         self._metrics: dict[str, Metric] = load_metrics(config.train.metrics)
         self._rate = LearningRate(config.train.schedule, self.num_steps if "train" in schedules else 1)
         self._current: tuple[FeedBatch, RowGradients, Tensor | None] | None = None  # the last: weights
@@ -92,6 +92,11 @@ class Session:
             self.step_number, self.samples = resume.step, resume.samples
             self.results, self.driver_state = resume.results, resume.driver
         self.first_step, self.first_samples = self.step_number, self.samples
+
+    @property
+    def last_loss(self) -> float:
+        """`loss` as a number, which waits for the device."""
+        return float(self.loss)
 
     @property
     def trainer_rank(self) -> int:
@@ -126,6 +131,7 @@ class Session:
         self.optimizer = optimizer or (
             make_optimizer(parameters, self.config.train.optimizer) if parameters else None
         )
+        self.precision.attach(self._reducer.parameters, self.optimizer)
         # From here on trainers draw their own random numbers (dropout).
         torch.manual_seed(self.config.seed + 7919 * self.trainer_rank)
         if self.resume is not None:
@@ -146,8 +152,7 @@ class Session:
         """This trainer's batches of the next `steps` steps (default: all that are left). Collective.
 
         After each batch `step` must be called. Evaluation is possible between two calls, and inside one after
-        every
-        `train.evaluate_every` steps (0: at the end of each epoch). Checkpoints that are due are begun here.
+        every `train.evaluate_every` steps (0: at the end of each epoch). Due checkpoints are begun here.
         A trainer without samples in a step (the tail of an epoch) sees no batch, its part of the AllReduce is
         done here.
         """
@@ -190,7 +195,8 @@ class Session:
             batch, gradients = self._pooling.embed(feed, training=True)
             on_backward(batch, self._reach_pooling)
             self._yielded = self.phases.add("pool", begin, number)
-            self._current, self._stepped = (feed, gradients, batch.weight), False
+            weight = None if batch.weight is None else batch.weight.clone()  # a model may change its batch
+            self._current, self._stepped = (feed, gradients, weight), False
             self.last_staleness = feed.staleness
             if batch.num_samples:
                 yield batch
@@ -200,7 +206,7 @@ class Session:
                         "for other ranks wait for it"
                     )
             else:
-                self._finish_step(0)
+                self._finish_step()
         self._segment_last = None
         self.feed.end_segment()
         self.phases.stop()
@@ -220,8 +226,7 @@ class Session:
             )
         feed, gradients, weight = self._current
         begin = self.phases.add("forward", self._yielded, feed.step)
-        # Divided by the samples of all trainers: AllReduce's sum is then exact with uneven parts, rows need
-        # no scale.
+        # Divided by the samples of all trainers: so AllReduce's sum is exact with uneven parts.
         if losses.dim() == 0:
             total = losses * (feed.num_samples / feed.num_global)
         else:
@@ -234,9 +239,9 @@ class Session:
         self.phases.add("backward", begin, feed.step, pool_began)
         self.phases.add("pool", pool_began, feed.step, end)
         self.loss = total.detach() * (feed.num_global / feed.num_samples)
-        self._finish_step(feed.num_samples)
+        self._finish_step()
 
-    def _finish_step(self, num_samples: int) -> None:
+    def _finish_step(self) -> None:
         assert self._current is not None
         feed, gradients, _ = self._current
         self._current, self._stepped = None, True
@@ -246,15 +251,15 @@ class Session:
         if late:
             if (following := self.feed.peek(number + 1)) is not None:
                 self._pooling.staging.ahead(following)
-            self.precision.share_overflow(self.optimizer, gradients)
+            self.precision.share_overflow(gradients)
         else:
             self._push(feed, gradients, good)
         begin = time.perf_counter()
         self._reducer.reduce()
         begin = self.phases.add("allreduce", begin, number)
-        if self.optimizer is not None:
+        if self.optimizer is not None and self.model is not None:
             set_learning_rate(self.optimizer, self._rate, number)
-            good = self.precision.apply(self.optimizer, self.config.train.clip_norm)
+            good = self.precision.apply(self.optimizer, self.model, self.config.train.clip_norm)
             self.optimizer.zero_grad(set_to_none=True)
             self.phases.add("optimizer", begin, number)
         if late:

@@ -6,6 +6,7 @@ waits for the whole device. Memory that is in use by a copy is kept by torch's a
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 from collections.abc import Iterator, Sequence
@@ -84,10 +85,10 @@ def arrays_of(feed: FeedBatch) -> Iterator[tuple[str, Array]]:
 
 
 def _layout(named: Sequence[tuple[str, Array]]) -> tuple[int, int, dict[str, int]] | None:
-    """(address, bytes, place of each array) of the block that the arrays are as they lie; None if they are
-    strewn, as those of one process are.
+    """(address, bytes, place of each array) of the block that a record's arrays are as they lie; None if they
+    are strewn.
     """
-    if not named:
+    if not named or not all(array.flags.c_contiguous for _, array in named):
         return None
     spans = [(address_of(array), array.nbytes) for _, array in named]
     first = min(address for address, _ in spans) // ALIGNMENT * ALIGNMENT  # never across a page: readable
@@ -105,6 +106,7 @@ class Staging:
         self._streams = (CUDA.Stream(device), CUDA.Stream(device)) if device.type == "cuda" else None
         self._ahead: StagedFeed | None = None
         self._registered: list[int] = []
+        self.used_ahead = 0  # batches that were on their way before they were asked for
 
     def register(self, memory: Sequence[Array]) -> None:
         """Makes memory (rings) one that a GPU copies from by itself, until `close`."""
@@ -115,12 +117,18 @@ class Staging:
             if int(error) == 0:
                 self._registered.append(address_of(array))
             else:
+                self._forget_error()
                 LOG.warning(
                     "CUDA can't register %d bytes of ring memory (%s): batches are copied to the GPU more "
                     "slowly; raise the limit of locked memory (ulimit -l)",
                     array.nbytes,
                     error,
                 )
+
+    def _forget_error(self) -> None:
+        """CUDA keeps an error until it is asked for; else the next kernel would be blamed for it."""
+        with contextlib.suppress(RuntimeError):
+            torch.zeros(1, device=self.device)
 
     def ahead(self, feed: FeedBatch) -> None:
         """Begins to copy a batch that will be asked for next."""
@@ -132,12 +140,14 @@ class Staging:
         staged, self._ahead = self._ahead, None
         if staged is None or staged.feed is not feed:
             staged = self._copy(feed)
+        else:
+            self.used_ahead += 1
         staged.use()
         return staged
 
     def _copy(self, feed: FeedBatch) -> StagedFeed:
         named = [(name, array) for name, array in arrays_of(feed) if array.nbytes]
-        layout = _layout(named)
+        layout = _layout(named) if feed.record is not None else None
         if layout is None:
             host, places = self._pack(named)
         else:
@@ -185,5 +195,6 @@ class Staging:
             self._ahead.wait()
             self._ahead = None
         for address in self._registered:
-            CUDA.cudart().cudaHostUnregister(address)
+            if int(CUDA.cudart().cudaHostUnregister(address)) != 0:
+                self._forget_error()
         self._registered.clear()

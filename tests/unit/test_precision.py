@@ -1,0 +1,82 @@
+"""The loss scale of fp16, on a CPU: what it does where there is little to scale."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import persia_hpc as ph
+from persia_hpc.trainer.pooling import Pooling, RowGradients
+from persia_hpc.trainer.precision import Precision
+from tests.support.feeds import make_feed, make_inputs
+from tests.support.tiny import tiny_config, trained_rows, write_tiny
+
+CPU = torch.device("cpu")
+
+
+def overflowing() -> RowGradients:
+    """Row gradients of which one is infinite, after their backward with a factor."""
+    rng = np.random.default_rng(1)
+    inputs = make_inputs([("a", 4, "sum", False)])
+    batch, gradients = Pooling(inputs).embed(make_feed(inputs, {"a": [[1], [2]]}, rng), training=True)
+    gradients.factor = torch.ones(1)
+    weight = torch.ones(2, 4)
+    weight[1, 2] = torch.inf
+    (batch.pooled["a"] * weight).sum().backward()
+    return gradients
+
+
+def made(*, frozen: bool) -> tuple[Precision, nn.Module, torch.optim.Optimizer]:
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+    if frozen:
+        model[0].requires_grad_(False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
+    precision = Precision("fp16", CPU)
+    precision.attach([p for p in model.parameters() if p.requires_grad], optimizer)
+    return precision, model, optimizer
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_an_overflow_is_told_by_a_gradient_that_is_reduced(frozen: bool) -> None:
+    precision, model, optimizer = made(frozen=frozen)
+    before = [p.clone() for p in model.parameters()]
+    precision.share_overflow(overflowing())
+    told = [p.grad is not None and not p.grad.isfinite().all() for p in model.parameters()]
+    assert told == ([False, False, True, False] if frozen else [True, False, False, False])
+    scale = precision.scaler.get_scale()
+    assert not precision.apply(optimizer, model, clip_norm=1.0)
+    assert precision.scaler.get_scale() == scale / 2
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+
+
+def test_a_first_step_without_a_loss() -> None:
+    """Of a trainer that has no samples in it: its gradients are the other trainers'."""
+    precision, model, optimizer = made(frozen=False)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    before = [p.clone() for p in model.parameters()]
+    assert precision.apply(optimizer, model, clip_norm=None)
+    assert not any(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+
+
+class Bare(nn.Module):
+    """Has nothing to train but rows."""
+
+    def __init__(self, inputs: Any):
+        super().__init__()
+
+    def forward(self, batch: Any) -> torch.Tensor:
+        return batch.pooled["item"].sum(dim=1, keepdim=True)
+
+
+def test_without_dense_parameters_nothing_is_scaled(tmp_path: Any) -> None:
+    data = write_tiny(tmp_path / "train.h5", 100)
+    for amp in ("off", "fp16"):
+        changes = {"train.amp": amp, "model": {"class": "tests.unit.test_precision:Bare"}}
+        ph.train(tiny_config(data, run_dir=str(tmp_path / amp), **changes), quiet=True)
+    off, fp16 = (trained_rows(tmp_path / amp) for amp in ("off", "fp16"))
+    assert np.array_equal(off["item"][1], fp16["item"][1])
