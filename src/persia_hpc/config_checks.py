@@ -64,6 +64,13 @@ def check_config(config: Config, raw: Mapping[str, Any], fail: Fail) -> Config:
                 ("apply",), '= \'batch\': mode = "sync" applies whole steps; leave it out or write "step"'
             )
         config = dataclasses.replace(config, staleness_bound=0, apply="step")
+    if config.mode == "async":
+        for key, value, why in (
+            ("exact", config.exact, "has no order to keep"),
+            ("apply", config.apply == "step", "has no step of all trainers to apply"),
+        ):
+            if value:
+                raise fail((key,), f': mode = "async" {why}; leave {key} out, or use "hybrid"')
     _check_data(config, fail)
     _check_train(config, fail)
     if ":" not in config.model.class_name:

@@ -232,7 +232,7 @@ class TransportConfig:
 class Config:
     """A whole configuration, checked and with every default filled in; make it with `load_config`."""
 
-    mode: str = setting("hybrid", choices=("hybrid", "sync"))
+    mode: str = setting("hybrid", choices=("hybrid", "sync", "async"))
     staleness_bound: int = setting(4, at_least=0)
     exact: bool = False
     apply: str = setting("batch", choices=("batch", "step"))

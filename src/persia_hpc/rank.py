@@ -296,29 +296,29 @@ class RankJob:
     ) -> Any:
         import torch  # only here: servers and workers must not pay for it
 
-        from .trainer.allreduce import DenseReducer
         from .trainer.batch import make_inputs
         from .trainer.device import choose_device
         from .trainer.driver import Driver
         from .trainer.saving import dense_states
-        from .trainer.serve import MpiPeers, RingFeed
+        from .trainer.serve import MpiPeers, RingFeed, make_reducer
         from .trainer.session import Session
 
         groups, plan, config = self.groups, self.groups.plan, self.config
         me = groups.me
-        here = [m for m in plan.members if m.node == me.node]
-        local = [m.role_rank for m in here if m.role is Role.TRAINER].index(me.role_rank)
+        here = [m.role_rank for m in plan.members if (m.node, m.role) == (me.node, me.role)]
         torch.set_num_threads(config.train.threads or self.fair_threads)
-        device = choose_device(config.train.device, local)
+        device = choose_device(config.train.device, here.index(me.role_rank))
         inputs = make_inputs(self.layout, self.schema)
         driver = None if main is not None else Driver(config, inputs, callbacks, loggers)
         resume, initial = dense_states(config, start, driver.model if driver is not None else None)
         yield
-        reducer = DenseReducer(groups.role_comm, config.train.bucket_bytes)
+        peers = MpiPeers(groups.role_comm, self.watchdog)
+        reducer = make_reducer(config, groups.role_comm, peers)
         check_single_mpi_library()
         plane = self._plane(groups.feed_plane, feed_channels(groups.plan, self.ring_bytes))
         # A computing trainer is outside MPI: one-sided writes of remote workers need somebody inside.
-        progress = ProgressThread(groups.feed_plane) if plane.remote else None
+        across = config.mode == "async" and len({m.node for m in plan.members}) > 1
+        progress = ProgressThread(groups.feed_plane) if plane.remote or across else None
         if progress is not None:
             progress.start()
         feed = RingFeed(
@@ -339,7 +339,7 @@ class RankJob:
             inputs,
             self.schedules,
             feed=feed,
-            peers=MpiPeers(groups.role_comm, self.watchdog),
+            peers=peers,
             reducer=reducer,
             device=device,
             resume=resume,

@@ -263,6 +263,37 @@ def test_options_change_the_result_and_train_all_the_same(tmp_path, data, change
     assert losses[1] == pytest.approx(losses[0], abs=0.4)  # the labels are random: all overfit a little
 
 
+def test_async_with_one_trainer_and_no_staleness_is_sync(tmp_path, data):
+    digests = [
+        run_cases(settings(data, tmp_path / name, 2, 1, 1, **changes))[0]
+        for name, changes in (("sync", {}), ("async", {"mode": "async", "staleness_bound": 0}))
+    ]
+    assert digests[0] == digests[1]
+
+
+def test_async_trainers_share_what_they_learn(tmp_path, data):
+    """Each on its own: the ledger closes, the bound holds for each, and the loss comes down for all."""
+    changes = {"mode": "async", "staleness_bound": 2, "train.epochs": 4, "train.evaluate_every": 10}
+    resumed = {**changes, "checkpoint.every": 7, "checkpoint.resume": True}
+    cases = [("first", changes), ("half", {**resumed, "train.max_steps": 21}), ("half", resumed)]
+    for name, case in cases:
+        run_cases(settings(data, tmp_path / name, 2, 2, 2, **case))
+        if "train.max_steps" in case:
+            stopped = summary(tmp_path / name)
+            assert stopped["steps"] == 21
+    once = ph.train(settings(data, tmp_path / "sync", 1, 1, 1, **{"train.epochs": 4}), quiet=True)
+    for name in ("first", "half"):
+        found = summary(tmp_path / name)
+        embedding = found["embedding"]
+        assert found["mode"] == "async"
+        assert found["status"] == "completed"
+        assert embedding["dropped_rows"] == 0
+        accounted = ("applied", "evicted_in_flight", "unadmitted", "nonfinite", "dropped")
+        assert embedding["pulled_rows"] == sum(embedding[f"{what}_rows"] for what in accounted)
+        assert found["staleness"]["max"] <= 2
+        assert found["valid"]["logloss"] == pytest.approx(once["valid"]["logloss"], abs=0.3)
+
+
 def test_fp16_skips_a_step_in_which_any_gradient_overflows(tmp_path, data):
     """On all trainers and for all rows, and nothing else of the run shows it."""
     steps = {"train.amp": "fp16", "train.evaluate_at_end": False, "checkpoint.every": 0}

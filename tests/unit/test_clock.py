@@ -18,6 +18,7 @@ def play(clock: Clock, *, num_trainers: int, segments: list[int], window: int, r
     """
     log = []
     pushed = {}  # step -> trainers whose push has been applied
+    own = {}  # trainer -> its steps that have been applied
     done = 0
     for length in segments:
         first, last = done + 1, done + length
@@ -29,7 +30,7 @@ def play(clock: Clock, *, num_trainers: int, segments: list[int], window: int, r
         finished = dict.fromkeys(range(num_trainers), first - 1)
         while min(finished.values()) < last or held:
             moves = [("issue", t) for t in next_pull if next_pull[t] <= min(last, finished[t] + 1 + window)]
-            moves += [("answer", p) for p in waiting if clock.may_answer(p[0])]
+            moves += [("answer", p) for p in waiting if clock.may_answer(*p)]
             moves += [("push", p) for p in answered if p[0] == finished[p[1]] + 1]
             moves += [
                 ("apply", s)
@@ -45,18 +46,23 @@ def play(clock: Clock, *, num_trainers: int, segments: list[int], window: int, r
                 waiting.remove(what)
                 answered.append(what)
                 step = what[0]
-                missed = sum(1 for s in range(1, step) if pushed.get(s, 0) < num_trainers)
+                if clock.per_trainer:
+                    missed = sum(1 for s in range(1, step) if s not in own.get(what[1], ()))
+                else:
+                    missed = sum(1 for s in range(1, step) if len(pushed.get(s, ())) < num_trainers)
                 assert missed <= clock.bound
-                log.append(("answer", step, clock.answered(step)))
+                log.append(("answer", step, clock.answered(*what)))
             elif kind == "push":
                 answered.remove(what)
                 finished[what[1]] = what[0]
                 held.setdefault(what[0], set()).add(what[1])
             else:
-                count = len(held.pop(what))
-                pushed[what] = pushed.get(what, 0) + count
-                clock.pushed(what, count)
-                log.append(("apply", what, count))
+                trainers = held.pop(what)
+                pushed[what] = pushed.get(what, set()) | trainers
+                for trainer in trainers:
+                    own.setdefault(trainer, set()).add(what)
+                clock.pushed(what, trainers)
+                log.append(("apply", what, len(trainers)))
         done = last
     assert clock.applied == done
     return log
@@ -65,14 +71,14 @@ def play(clock: Clock, *, num_trainers: int, segments: list[int], window: int, r
 @settings(max_examples=60, deadline=None)
 @given(
     bound=st.integers(0, 6),
-    exact=st.booleans(),
+    mode=st.sampled_from(["hybrid", "exact", "async"]),
     num_trainers=st.integers(1, 3),
     segments=st.lists(st.integers(1, 9), min_size=1, max_size=3),
     extra=st.integers(0, 3),
     seed=st.integers(0, 1 << 30),
 )
-def test_bound_holds_and_nothing_deadlocks(bound, exact, num_trainers, segments, extra, seed):
-    clock = Clock(bound=bound, exact=exact, num_trainers=num_trainers)
+def test_bound_holds_and_nothing_deadlocks(bound, mode, num_trainers, segments, extra, seed):
+    clock = Clock(bound=bound, exact=mode == "exact", num_trainers=num_trainers, per_trainer=mode == "async")
     play(clock, num_trainers=num_trainers, segments=segments, window=bound + extra, rng=random.Random(seed))
     assert max(clock.histogram) <= bound
     assert sum(clock.histogram.values()) == num_trainers * sum(segments)
@@ -96,24 +102,44 @@ def test_exact_gives_every_pull_the_same_staleness_whatever_the_timing(bound, nu
 def test_a_segment_waits_for_the_pushes_of_the_one_before():
     clock = Clock(bound=4, exact=False, num_trainers=2)
     clock.begin_segment(1, 1)
-    clock.answered(1)
-    clock.pushed(1)
+    clock.answered(1, 0)
+    clock.pushed(1, [0])
     clock.begin_segment(2, 3)  # one worker is already ahead
-    assert not clock.may_answer(2)
-    clock.pushed(1)
+    assert not clock.may_answer(2, 0)
+    clock.pushed(1, [1])
     clock.begin_segment(2, 3)  # the other worker says it too
-    assert clock.may_answer(2)
+    assert clock.may_answer(2, 0)
+
+
+def test_in_async_a_trainer_waits_for_its_own_updates_only():
+    clock = Clock(bound=1, exact=False, num_trainers=2, per_trainer=True)
+    clock.begin_segment(1, 20)
+    for step in range(1, 11):  # trainer 1 does nothing
+        assert clock.may_answer(step, 0)
+        assert clock.answered(step, 0) <= 1
+        if step > 1:
+            clock.pushed(step - 1, [0])
+    assert clock.applied == 0
+    assert not clock.may_answer(12, 0)
+    assert not clock.may_answer(3, 1)
+    clock.pushed(11, [0])  # by way of another worker, before step 10
+    assert not clock.may_answer(12, 0)
+    clock.pushed(10, [0])
+    assert clock.may_answer(12, 0)
+    for step in range(1, 4):
+        assert clock.pushed(step, [1])
+    assert clock.applied == 3
 
 
 def test_a_shortened_segment_ends_early():
     clock = Clock(bound=2, exact=True, num_trainers=1)
     clock.begin_segment(1, 10)
     for step in (1, 2, 3):
-        assert clock.may_answer(step)
-        clock.answered(step)
+        assert clock.may_answer(step, 0)
+        clock.answered(step, 0)
     clock.shorten_segment(3)
     for step in (1, 2, 3):
         assert clock.may_apply(step)
-        clock.pushed(step)
+        clock.pushed(step, [0])
     clock.begin_segment(4, 4)
-    assert clock.may_answer(4)
+    assert clock.may_answer(4, 0)

@@ -48,7 +48,7 @@ def test_an_overflow_is_told_by_a_gradient_that_is_reduced(frozen: bool) -> None
     told = [p.grad is not None and not p.grad.isfinite().all() for p in model.parameters()]
     assert told == ([False, False, True, False] if frozen else [True, False, False, False])
     scale = precision.scaler.get_scale()
-    assert not precision.apply(optimizer, model, clip_norm=1.0)
+    assert not precision.apply(optimizer, list(model.parameters()), clip_norm=1.0)
     assert precision.scaler.get_scale() == scale / 2
     assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
 
@@ -59,7 +59,7 @@ def test_a_first_step_without_a_loss() -> None:
     for p in model.parameters():
         p.grad = torch.ones_like(p)
     before = [p.clone() for p in model.parameters()]
-    assert precision.apply(optimizer, model, clip_norm=None)
+    assert precision.apply(optimizer, list(model.parameters()), clip_norm=None)
     assert not any(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
 
 

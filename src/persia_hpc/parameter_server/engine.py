@@ -97,7 +97,10 @@ class ParameterServer:
         ]
         sync = config.mode == "sync"
         self.clock = Clock(
-            bound=0 if sync else config.staleness_bound, exact=sync or config.exact, num_trainers=num_trainers
+            bound=0 if sync else config.staleness_bound,
+            exact=sync or config.exact,
+            num_trainers=num_trainers,
+            per_trainer=config.mode == "async",
         )
         self.whole_steps = sync or config.apply == "step"
         self.ledger = Ledger()
@@ -124,7 +127,7 @@ class ParameterServer:
         """
         self._waiting.sort(key=lambda p: (p.step, p.trainer))
         for pull in list(self._waiting):
-            if self.clock.may_answer(pull.step):
+            if self.clock.may_answer(pull.step, pull.trainer):
                 self._waiting.remove(pull)
                 yield pull
 
@@ -143,7 +146,7 @@ class ParameterServer:
             pull.epochs[index] = self._table(index).pull(keys, pull.step, rows, slots)
         self._in_flight[pull.step, pull.trainer] = pull
         self.ledger.pulled_rows += len(pull.keys)
-        return self.clock.answered(pull.step)
+        return self.clock.answered(pull.step, pull.trainer)
 
     def lookup(self, keys: Array, counts: Array, out: Sequence[Array]) -> None:
         """Evaluation: fills `out` without any change to the tables; unseen rows are zeros."""
@@ -160,7 +163,7 @@ class ParameterServer:
         pull = self._in_flight.pop((step, trainer))
         if not self.clock.exact and not self.whole_steps:
             self._apply_batch(pull, gradients)
-            self._advance(step, 1)
+            self._advance(step, [trainer])
             return
         self._held.setdefault(step, {})[trainer] = _Push(pull, gradients)
 
@@ -186,7 +189,7 @@ class ParameterServer:
             else:
                 for push in ordered:
                     self._apply_batch(push.pull, push.gradients)
-            self._advance(step, len(ordered))
+            self._advance(step, sorted(pushes))
             moved = True
         return moved
 
@@ -217,9 +220,9 @@ class ParameterServer:
         self.ledger.unadmitted_rows += unadmitted
         self.ledger.nonfinite_rows += nonfinite
 
-    def _advance(self, step: int, count: int) -> None:
+    def _advance(self, step: int, trainers: Sequence[int]) -> None:
         first = self.clock.first
-        if self.clock.pushed(step, count):
+        if self.clock.pushed(step, trainers):
             # Only here, between steps, may rows go: in `exact` this point is the same in every run.
             for table in self.tables:
                 if table is not None:

@@ -185,7 +185,7 @@ class ServerLoop:
         sender = self.links[pull.reply_to].rows
         shapes = self.engine.row_shapes(pull.counts)
         # The record's `tag` carries the staleness, which the clock alone decides.
-        staleness = pull.step - 1 - self.engine.clock.applied
+        staleness = self.engine.clock.staleness(pull.step, pull.trainer)
         self._produce(
             sender,
             Kind.ROWS,

@@ -133,6 +133,16 @@ class DenseReducer:
                 at += p.numel()
         self.seconds += time.perf_counter() - begin
 
+    def steps(self, num_samples: int) -> bool:
+        """Whether a trainer that had so many samples in a step updates the dense parameters: always."""
+        return True
+
+    def updated(self) -> None:
+        """After a step of the optimizer, the same on all trainers: nothing to do."""
+
+    def settle(self) -> None:
+        """At the end of a segment: trainers' parameters are the same anyway."""
+
     def close(self) -> None:
         """Shuts Horovod down; must come before MPI finalises. Collective."""
         if self._hvd is not None:

@@ -65,11 +65,13 @@ class Precision:
         if self.scales and (p := self._messenger) is not None:
             p.grad = (torch.zeros_like(p) if p.grad is None else p.grad) + gradients.overflow()
 
-    def apply(self, optimizer: torch.optim.Optimizer, model: nn.Module, clip_norm: float | None) -> bool:
+    def apply(
+        self, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], clip_norm: float | None
+    ) -> bool:
         """One step of the optimizer with the reduced gradients; False if they overflowed: skipped."""
         self.scaler.unscale_(optimizer)
         if clip_norm is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+            nn.utils.clip_grad_norm_(parameters, clip_norm)
         self.scaler.step(optimizer)
         self.scaler.update()
         before, self._scale = self._scale, self.scaler.get_scale() if self.scales else 1.0

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from mpi4py import MPI
 
+from persia_hpc.config import Config
 from persia_hpc.config_types import TransportConfig
 from persia_hpc.feed import FeedBatch, unpack_feed
 from persia_hpc.phases import TRAINER, Phases
@@ -20,7 +22,11 @@ from persia_hpc.transport.plane import Plane
 from persia_hpc.transport.progress import Waiter
 from persia_hpc.transport.records import SPLITS, Kind, Record
 from persia_hpc.transport.ring import RingReceiver, RingSender
+from persia_hpc.transport.shared_vector import SharedVector
 from persia_hpc.watchdog import Watchdog
+
+from .allreduce import DenseReducer
+from .shared_dense import SharedDense
 
 Array = npt.NDArray[Any]
 _OTHERS = "the other trainers"
@@ -54,6 +60,13 @@ class MpiPeers:
         received = whole.reshape(-1).view(np.uint8)
         self._comm.Gatherv([array.reshape(-1).view(np.uint8), MPI.BYTE], [received, sizes, None, MPI.BYTE])
         return whole
+
+
+def make_reducer(config: Config, comm: MPI.Intracomm, peers: MpiPeers) -> DenseReducer | SharedDense:
+    """What keeps the trainers' dense parameters together. Collective over `comm`, theirs."""
+    if config.mode == "async" and comm.size > 1:
+        return SharedDense(peers, partial(SharedVector, comm))
+    return DenseReducer(comm, config.train.bucket_bytes)
 
 
 class RingFeed:

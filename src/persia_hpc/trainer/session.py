@@ -31,6 +31,7 @@ from .graphs import graphed
 from .pooling import Pooling, RowGradients
 from .precision import Precision
 from .saving import DenseState, Saver
+from .shared_dense import SharedDense
 
 
 class Session:
@@ -45,7 +46,7 @@ class Session:
         *,
         feed: Feed,
         peers: Peers,
-        reducer: DenseReducer,
+        reducer: DenseReducer | SharedDense,
         device: torch.device,
         resume: DenseState | None = None,
         initial: DenseState | None = None,
@@ -95,8 +96,7 @@ class Session:
 
     @property
     def last_loss(self) -> float:
-        """`loss` as a number, which waits for the device."""
-        return float(self.loss)
+        return float(self.loss)  # waits for the device
 
     @property
     def trainer_rank(self) -> int:
@@ -118,8 +118,7 @@ class Session:
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> nn.Module:
         """Moves the model to the device and gives every trainer trainer 0's parameters. Collective.
 
-        Without `optimizer`, the one of `[train] optimizer` is made. An optimizer of your own must hold the
-        parameters of this model.
+        Without `optimizer`, that of `[train] optimizer` is made. Your own must hold this model's parameters.
         """
         model.to(self.device)
         if (begin := self.resume or self._initial) is not None:
@@ -127,11 +126,10 @@ class Session:
         self._reducer.attach(model)
         self.model = model
         self._call = graphed(model, self.inputs, self.device, self.config.train.cuda_graphs)
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = optimizer or (
-            make_optimizer(parameters, self.config.train.optimizer) if parameters else None
-        )
-        self.precision.attach(self._reducer.parameters, self.optimizer)
+        if optimizer is None and self._reducer.parameters:
+            optimizer = make_optimizer(self._reducer.parameters, self.config.train.optimizer)
+        self.optimizer = optimizer
+        self.precision.attach(self._reducer.parameters, optimizer)
         # From here on trainers draw their own random numbers (dropout).
         torch.manual_seed(self.config.seed + 7919 * self.trainer_rank)
         if self.resume is not None:
@@ -209,6 +207,7 @@ class Session:
                 self._finish_step()
         self._segment_last = None
         self.feed.end_segment()
+        self._reducer.settle()
         self.phases.stop()
 
     def step(self, losses: Tensor) -> None:
@@ -257,10 +256,11 @@ class Session:
         begin = time.perf_counter()
         self._reducer.reduce()
         begin = self.phases.add("allreduce", begin, number)
-        if self.optimizer is not None and self.model is not None:
+        if self.optimizer is not None and self._reducer.steps(feed.num_samples):
             set_learning_rate(self.optimizer, self._rate, number)
-            good = self.precision.apply(self.optimizer, self.model, self.config.train.clip_norm)
+            good = self.precision.apply(self.optimizer, self._reducer.parameters, self.config.train.clip_norm)
             self.optimizer.zero_grad(set_to_none=True)
+            self._reducer.updated()
             self.phases.add("optimizer", begin, number)
         if late:
             self._push(feed, gradients, good)

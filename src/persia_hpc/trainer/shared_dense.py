@@ -1,0 +1,102 @@
+"""`mode = "async"`: dense parameters that every trainer updates on its own, without AllReduce.
+
+They are a vector in the trainers' RMA windows. After a step of its own optimizer a trainer adds what the step
+changed, and goes on with what the vector then is, other trainers' changes included. Optimizer state
+(momentum, Adam's moments) stays each trainer's own, as in Downpour SGD (Dean et al., NeurIPS 2012).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .feeding import Peers
+
+
+class Vector(Protocol):
+    """What `transport.shared_vector.SharedVector` offers; elements are float32."""
+
+    def add(self, delta: Any, out: Any) -> None: ...
+    def read(self, out: Any) -> None: ...
+    def free(self) -> None: ...
+
+
+class SharedDense:
+    """In the place of `DenseReducer`: nothing is reduced, `updated` shares what an update has changed."""
+
+    def __init__(self, peers: Peers, share: Callable[[Any], Vector]):
+        """`share` makes the vector of all trainers of trainer 0's values. Collective."""
+        self.seconds = 0.0
+        self.parameters: list[nn.Parameter] = []
+        self._peers = peers
+        self._share = share
+        self._vector: Vector | None = None
+
+    def attach(self, model: nn.Module) -> None:
+        """Gives every trainer trainer 0's parameters and buffers, and shares the former. Collective."""
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.broadcast(model.state_dict())
+        if self._vector is not None:
+            self._vector.free()
+        self._last = self._flat()
+        self._now = np.empty_like(self._last)
+        self._vector = self._share(self._last)
+
+    def broadcast(self, tensors: dict[str, Tensor] | Iterable[tuple[str, Tensor]]) -> None:
+        """Overwrites `tensors` with trainer 0's. Collective."""
+        items = dict(tensors)
+        values = self._peers.broadcast([t.detach().cpu() for t in items.values()])
+        with torch.no_grad():
+            for tensor, value in zip(items.values(), values, strict=True):
+                tensor.copy_(value)
+
+    def reduce(self) -> None:
+        """Gives parameters without a gradient zeros, as with AllReduce."""
+        for p in self.parameters:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+
+    def steps(self, num_samples: int) -> bool:
+        """Whether a trainer that had so many samples in a step has anything to update with."""
+        return num_samples > 0
+
+    def updated(self) -> None:
+        """After a step of the optimizer: adds its changes to the shared parameters and takes over theirs."""
+        assert self._vector is not None
+        begin = time.perf_counter()
+        self._vector.add(self._flat() - self._last, self._now)
+        self._take()
+        self.seconds += time.perf_counter() - begin
+
+    def settle(self) -> None:
+        """When all trainers have come here: the parameters are the same for all of them. Collective."""
+        self._peers.gather_objects(None)
+        self._peers.broadcast(None)
+        assert self._vector is not None
+        self._vector.read(self._now)
+        self._take()
+        self._peers.gather_objects(None)  # nobody changes them before all have read them
+        self._peers.broadcast(None)
+
+    def _take(self) -> None:
+        self._last[:] = self._now
+        flat, at = torch.from_numpy(self._now), 0
+        with torch.no_grad():
+            for p in self.parameters:
+                p.copy_(flat[at : at + p.numel()].view_as(p))
+                at += p.numel()
+
+    def _flat(self) -> Any:
+        parts: Sequence[Tensor] = [p.detach().reshape(-1).float().cpu() for p in self.parameters]
+        return (torch.cat(list(parts)) if parts else torch.zeros(0)).numpy().copy()
+
+    def close(self) -> None:
+        """Frees the window. Collective."""
+        if self._vector is not None:
+            self._vector.free()
+            self._vector = None
