@@ -1,0 +1,168 @@
+"""The Persia paper's claims on accuracy as experiments: a table, JSON, and a plot if matplotlib is there.
+
+    python benchmarks/paper.py accuracy --sets adult criteo movielens --data DIR [--seeds 1 2 3] [--out DIR]
+    python benchmarks/paper.py staleness --sets criteo --data DIR [--seeds 1 2 3] [--out DIR]
+
+`accuracy`: `sync`, `hybrid` and `async` with four trainers: AUC on the test split, and the gaps to `sync`
+paired by seed, beside the paper's (hybrid less than 0.1 % below sync, async 0.5 to 1.0 %). `staleness`:
+`hybrid` with bounds 1, 4, 16, 64 and both values of `apply`: AUC, samples/s, the staleness that was observed,
+and alpha, how often the most frequent id of any feature appears in a sample, which the paper's bound on the
+error grows with. DIR holds criteo_137k and movielens_1m (as in the tests' PERSIA_HPC_DATA); adult is in the
+repository.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accuracy import CLI, ROOT, mean_and_spread, train
+
+BOUNDS = (1, 4, 16, 64)
+PAPER = {"sync": "0", "hybrid": "> -0.1 %", "async": "-0.5 to -1.0 %"}  # of AUC, less that of sync
+MODES: dict[str, dict[str, Any]] = {
+    "sync": {"mode": "sync", "staleness_bound": 0},
+    "hybrid": {"mode": "hybrid", "staleness_bound": 4},
+    "async": {"mode": "async", "staleness_bound": 4},
+}
+
+
+def prepare(name: str, data: Path | None) -> str:
+    """Makes the HDF5 files of a data set; the path of its configuration."""
+    source = {
+        "adult": [],
+        "criteo": ["--input", f"{data}/criteo_137k/criteo_137k.tsv.xz"],
+        "movielens": ["--input", f"{data}/movielens_1m"],
+    }[name]
+    command = [*CLI, "preprocess", name, "--out", str(ROOT / "data" / name), *source]
+    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    return f"datasets/{name}/{name}.toml"
+
+
+def alpha(name: str) -> float:
+    """The largest share of training samples that one id of a feature appears in."""
+    from persia_hpc.samples.source import open_source
+
+    source = open_source(sorted(str(p) for p in (ROOT / "data" / name).glob("train*.h5")))
+    batch = source.read(0, source.num_samples)
+    most = 0
+    for column in batch.ids.values():
+        values = column.values
+        if column.offsets is not None:  # an id counts once a sample
+            sample = np.repeat(np.arange(batch.num_samples, dtype=np.uint64), np.diff(column.offsets))
+            values = np.unique(np.stack([sample, values]), axis=1)[1]
+        most = max(most, int(np.unique(values, return_counts=True)[1].max(initial=0)))
+    return most / batch.num_samples
+
+
+def arms(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """The settings of each arm by name, the reference first."""
+    if options.experiment == "accuracy":
+        return MODES
+    grid = {
+        f"hybrid, bound {bound}, apply {apply}": {"mode": "hybrid", "staleness_bound": bound, "apply": apply}
+        for apply in ("batch", "step")
+        for bound in BOUNDS
+    }
+    return {"sync": MODES["sync"], **grid}
+
+
+def row(name: str, each: list[dict[str, Any]], base: list[dict[str, Any]]) -> list[str]:
+    """The cells of an arm: AUC, its gap to the reference in percent, logloss, samples/s, staleness."""
+    gaps = [100 * (a["auc"] - b["auc"]) / b["auc"] for a, b in zip(each, base, strict=True)]
+    histogram: dict[int, int] = {}
+    for figures in each:
+        for steps, count in figures["staleness"].items():
+            histogram[int(steps)] = histogram.get(int(steps), 0) + count
+    mean = sum(s * c for s, c in histogram.items()) / max(1, sum(histogram.values()))
+    return [
+        name,
+        mean_and_spread([f["auc"] for f in each], 4),
+        f"{mean_and_spread(gaps, 2)} %",
+        PAPER.get(name, "-"),
+        mean_and_spread([f["logloss"] for f in each], 4),
+        f"{statistics.median([f['samples_per_second'] for f in each]):,.0f}",
+        f"{mean:.1f}, at most {max(histogram, default=0)}",
+    ]
+
+
+def table(results: Mapping[str, Mapping[str, list[dict[str, Any]]]], alphas: Mapping[str, float]) -> str:
+    """All of it as Markdown."""
+    head = ["AUC", "less sync's", "paper", "logloss", "samples/s", "staleness (steps)"]
+    lines = []
+    for data, figures in results.items():
+        lines += ["", f"{data}, alpha {alphas[data]:.3f}:", ""]
+        lines += ["| | " + " | ".join(head) + " |", "|" + "---|" * (len(head) + 1)]
+        base = next(iter(figures.values()))
+        lines += [f"| {' | '.join(row(name, each, base))} |" for name, each in figures.items()]
+    return "\n".join(lines[1:])
+
+
+def plot(results: Mapping[str, Mapping[str, list[dict[str, Any]]]], path: Path) -> bool:
+    """AUC of each arm with its spread; False without matplotlib."""
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError:
+        return False
+    figure, axes = plt.subplots(1, len(results), figsize=(6 * len(results), 4), squeeze=False)
+    for axis, (data, figures) in zip(axes[0], results.items(), strict=True):
+        values = [[f["auc"] for f in each] for each in figures.values()]
+        spread = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
+        axis.errorbar([statistics.mean(v) for v in values], range(len(values)), xerr=spread, fmt="o")
+        axis.set_yticks(range(len(values)), list(figures))
+        axis.set_title(data)
+        axis.set_xlabel("test AUC")
+    figure.tight_layout()
+    figure.savefig(path)
+    return True
+
+
+def main() -> None:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("experiment", choices=("accuracy", "staleness"))
+    parser.add_argument("--sets", nargs="+", default=["adult"], choices=("adult", "criteo", "movielens"))
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--trainers", type=int, default=4)
+    parser.add_argument("--out", type=Path, default=Path("build/paper"))
+    options = parser.parse_args()
+    if options.data is None and set(options.sets) != {"adult"}:
+        parser.error("--data is needed for criteo and movielens")
+    options.out.mkdir(parents=True, exist_ok=True)
+    results: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for data in options.sets:
+            config = prepare(data, options.data)
+            results[data] = {name: [] for name in arms(options)}
+            for seed in options.seeds:  # arms take turns, as others use the machine too
+                for number, (name, settings) in enumerate(arms(options).items()):
+                    ranks = {"ranks.trainers": options.trainers, "ranks.embedding_workers": 2}
+                    run_dir = Path(scratch) / f"{data}-{seed}-{number}"
+                    changes = {**settings, **ranks, "seed": seed, "train.save": "false"}
+                    summary = train(config, changes, run_dir)
+                    results[data][name].append(
+                        {**summary["test"], "samples_per_second": summary["samples_per_second"]}
+                        | {"staleness": summary["staleness"]["histogram"]}
+                    )
+    alphas = {data: alpha(data) for data in results}
+    text = table(results, alphas)
+    print(text)
+    stem = options.out / options.experiment
+    stem.with_suffix(".md").write_text(text + "\n")
+    stem.with_suffix(".json").write_text(
+        json.dumps({"schema_version": 1, "alpha": alphas, "results": results}, indent=1) + "\n"
+    )
+    if not plot(results, stem.with_suffix(".png")):
+        print(f"no plot: pip install matplotlib, then the figures of {stem.with_suffix('.json')} get one")
+
+
+if __name__ == "__main__":
+    main()
