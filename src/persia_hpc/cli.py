@@ -13,7 +13,7 @@ from typing import Any
 from .errors import EXIT_FAILURE, PersiaError
 
 COMMANDS = (
-    *("train", "submit", "status", "evaluate", "predict", "preprocess", "checkpoint"),
+    *("train", "submit", "status", "evaluate", "predict", "preprocess", "inspect", "checkpoint"),
     *("report", "doctor", "bench"),
 )
 EXIT_CODES = """\
