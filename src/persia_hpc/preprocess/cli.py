@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from persia_hpc.errors import EXIT_OK, UserError
-from persia_hpc.preprocess import adult, criteo, movielens, synthetic, table
+from persia_hpc.preprocess import adult, criteo, movielens, synthetic, table, taobao_ad
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,12 @@ def _add_movielens(parser: argparse.ArgumentParser) -> None:
     _add_number(parser, "--seed", int, defaults.seed, "of the random split")
 
 
+def _add_taobao_ad(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--input", type=Path, required=True, metavar="DIR", help=f"holds {', '.join(taobao_ad.FILES)}"
+    )
+
+
 def _add_table(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("schema", type=Path, metavar="SCHEMA.toml", help="says what the columns are")
 
@@ -170,6 +176,13 @@ _SOURCES = {
         _add_movielens,
         "MovieLens-1M as a click-through task",
         "--input ml-1m --out data/movielens",
+    ),
+    "taobao_ad": _Source(
+        taobao_ad.TaobaoAdOptions,
+        taobao_ad.prepare,
+        _add_taobao_ad,
+        "Taobao display advertising: samples, advertisements and users joined",
+        "--input taobao --out data/taobao_ad",
     ),
     "table": _Source(
         table.TableOptions,

@@ -171,8 +171,18 @@ class Converter:
         column = source.frame[entry.column]
         expected = "a time in whole seconds (or set `format`)"
         if column.dtype == pl.String and entry.format is not None:
-            column = column.str.to_datetime(entry.format, strict=False)
+            column = _datetimes(column, entry.format)
             expected = f"a time like {entry.format!r}"
         seconds = column.dt.epoch("s") if column.dtype.is_temporal() else column.cast(pl.Int64, strict=False)
         Place(source, entry.column).refuse(seconds.is_null().to_numpy(), expected)
         return np.ascontiguousarray(seconds.to_numpy())
+
+
+def _datetimes(column: pl.Series, codes: str) -> pl.Series:
+    """Times by strftime codes, null where one doesn't match; UserError for codes that are no format."""
+    if "%H" in codes and "%M" not in codes:  # polars wants both; full hours are a common form
+        column, codes = column + "00", codes + "%M"
+    try:
+        return column.str.to_datetime(codes, strict=False)
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"time.format: got {codes!r}, expected strftime codes ({error})") from error

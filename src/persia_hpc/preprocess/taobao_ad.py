@@ -1,0 +1,108 @@
+"""Taobao display advertising: shown advertisements joined with what is known of them and of the users.
+
+The join goes to a Parquet file, which is then converted as any table is.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from persia_hpc.errors import UserError
+from persia_hpc.preprocess import table
+from persia_hpc.preprocess.outputs import FileReport
+
+FILES = ("raw_sample.csv", "ad_feature.csv", "user_profile.csv")
+LAST_DAY = 1_494_604_800  # 13 May 2017 in China, seconds since 1970
+JOINED = "joined.parquet"
+USER_CODES = (
+    "cms_segid",
+    "cms_group_id",
+    "final_gender_code",
+    "age_level",
+    "pvalue_level",
+    "shopping_level",
+    "occupation",
+    "new_user_class_level",
+)
+AD_IDS = ("cate_id", "campaign_id", "customer", "brand")
+SCHEMA = f"""\
+files = ["{JOINED}"]
+time = "time_stamp"
+[split]
+by = "column"
+column = "split"
+values = {{ train = ["train"], test = ["test"] }}
+[labels.click]
+column = "clk"
+[dense.price]
+missing = 0
+transform = ["log1p", "standardize"]
+[ids]
+user = {{ type = "integer" }}
+adgroup = {{ column = "adgroup_id", type = "integer" }}
+pid = {{ type = "string" }}
+""" + "".join(f'{name} = {{ type = "integer" }}\n' for name in (*AD_IDS, *USER_CODES))
+
+
+@dataclass(frozen=True)
+class TaobaoAdOptions:
+    """`input` holds the three CSV files."""
+
+    out: Path
+    input: Path
+    overwrite: bool = False
+
+
+def _scan(path: Path, columns: tuple[str, ...]) -> pl.LazyFrame:
+    frame = pl.scan_csv(path, null_values=["NULL"])
+    try:
+        names = frame.collect_schema().names()
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"{path}: can't be read as CSV ({error})") from error
+    # One of the columns of the original has a space behind its name.
+    frame = frame.rename({name: name.strip() for name in names})
+    missing = [name for name in columns if name not in {n.strip() for n in names}]
+    if missing:
+        raise UserError(f"{path}: got columns {', '.join(names)}, expected also {', '.join(missing)}")
+    return frame.select(columns)
+
+
+def join(folder: Path, to: Path) -> None:
+    """Writes the joined rows, in the order of raw_sample.csv."""
+    samples = _scan(folder / FILES[0], ("user", "time_stamp", "adgroup_id", "pid", "clk"))
+    ads = _scan(folder / FILES[1], ("adgroup_id", *AD_IDS, "price"))
+    users = _scan(folder / FILES[2], ("userid", *USER_CODES))
+    day = pl.when(pl.col("time_stamp") < LAST_DAY).then(pl.lit("train")).otherwise(pl.lit("test"))
+    joined = (
+        samples.join(ads, on="adgroup_id", how="left", maintain_order="left")
+        .join(users, left_on="user", right_on="userid", how="left", maintain_order="left")
+        .with_columns(day.alias("split"))
+    )
+    aside = to.with_name(f".{to.name}.partial")
+    try:
+        joined.sink_parquet(aside)
+        os.replace(aside, to)
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"{folder}: can't be joined ({error})") from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def prepare(options: TaobaoAdOptions) -> list[FileReport] | None:
+    """Write train.h5 and test.h5; None when they were up to date. UserError for files that aren't these."""
+    sources = [options.input / name for name in FILES]
+    for path in sources:
+        if not path.is_file():
+            raise UserError(f"{path} is missing; --input names the folder of {', '.join(FILES)}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    joined = options.out / JOINED
+    newest = max(path.stat().st_mtime_ns for path in sources)
+    if not joined.exists() or joined.stat().st_mtime_ns <= newest:
+        join(options.input, joined)
+    schema = options.out / "joined.toml"
+    schema.write_text(SCHEMA)
+    return table.prepare(table.TableOptions(options.out, schema, options.overwrite))
