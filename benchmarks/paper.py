@@ -89,7 +89,7 @@ def row(name: str, each: list[dict[str, Any]], base: list[dict[str, Any]]) -> li
         PAPER.get(name, "-"),
         mean_and_spread([f["logloss"] for f in each], 4),
         f"{statistics.median([f['samples_per_second'] for f in each]):,.0f}",
-        f"{mean:.1f}, at most {max(histogram, default=0)}",
+        f"{mean:.1f}, at most {max(histogram, default=0)}" + (" (of its own)" if name == "async" else ""),
     ]
 
 
@@ -144,7 +144,7 @@ def main() -> None:
             results[data] = {name: [] for name in arms(options)}
             for seed in options.seeds:  # arms take turns, as others use the machine too
                 for number, (name, settings) in enumerate(arms(options).items()):
-                    ranks = {"ranks.trainers": options.trainers, "ranks.embedding_workers": 2}
+                    ranks = {"ranks.trainers": options.trainers, "ranks.embedding_workers": options.trainers}
                     run_dir = Path(scratch) / f"{data}-{seed}-{number}"
                     changes = {**settings, **ranks, "seed": seed, "train.save": "false"}
                     summary = train(config, changes, run_dir)

@@ -57,6 +57,9 @@ class LocalFeed:
         self._pulled = 0
         self._evaluation: tuple[str, int] = ("", 0)
 
+    def wait_until(self, done: Callable[[], bool], what: str) -> None:
+        assert done(), f"alone there is nobody to wait for: {what}"
+
     def peek(self, step: int) -> None:
         """A batch is made when it is asked for."""
 

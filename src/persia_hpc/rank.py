@@ -317,8 +317,7 @@ class RankJob:
         check_single_mpi_library()
         plane = self._plane(groups.feed_plane, feed_channels(groups.plan, self.ring_bytes))
         # A computing trainer is outside MPI: one-sided writes of remote workers need somebody inside.
-        across = config.mode == "async" and len({m.node for m in plan.members}) > 1
-        progress = ProgressThread(groups.feed_plane) if plane.remote or across else None
+        progress = ProgressThread(groups.feed_plane) if plane.remote or reducer.one_sided else None
         if progress is not None:
             progress.start()
         feed = RingFeed(

@@ -263,12 +263,18 @@ def test_options_change_the_result_and_train_all_the_same(tmp_path, data, change
     assert losses[1] == pytest.approx(losses[0], abs=0.4)  # the labels are random: all overfit a little
 
 
-def test_async_with_one_trainer_and_no_staleness_is_sync(tmp_path, data):
+def test_a_single_async_trainer_with_bound_0_is_sync(tmp_path, data):
     digests = [
         run_cases(settings(data, tmp_path / name, 2, 1, 1, **changes))[0]
         for name, changes in (("sync", {}), ("async", {"mode": "async", "staleness_bound": 0}))
     ]
     assert digests[0] == digests[1]
+
+
+def test_async_trainers_have_one_model_where_they_meet(tmp_path, data):
+    changes = {"mode": "async", "train.evaluate_every": 10, "train.max_steps": 20}
+    config = settings(data, tmp_path / "run", 1, 2, 2, **changes)
+    run_mpi(5, PROGRAMS / "own_loop.py", "inside", json.dumps(config))
 
 
 def test_async_trainers_share_what_they_learn(tmp_path, data):

@@ -208,6 +208,8 @@ def test_ranks_per_node_multiply_with_nodes() -> None:
         ({"mode": "synch"}, ["mode = 'synch'", "hybrid, sync", "did you mean 'sync'"]),
         ({"mode": "sync", "staleness_bound": 4}, ["staleness_bound = 4", 'mode = "sync"']),
         ({"mode": "sync", "apply": "batch"}, ["apply = 'batch'", 'mode = "sync"']),
+        ({"mode": "async", "exact": True}, ["exact", 'mode = "async"', "hybrid"]),
+        ({"mode": "async", "apply": "step"}, ["apply", 'mode = "async"']),
         ({"data.batch_size": "2k"}, ["data.batch_size = '2k' (string): expected an integer"]),
         ({"data.batch_size": True}, ["data.batch_size = True (boolean): expected an integer"]),
         ({"data.batch_size": 0}, ["data.batch_size = 0: expected at least 1"]),

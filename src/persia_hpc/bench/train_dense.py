@@ -73,8 +73,9 @@ class Replay:
 def session(options: argparse.Namespace) -> float:
     """Samples per second of the trainer without embedding roles; its pooling is included."""
     path = options.data / "train-000.h5"
-    settings = w0_settings(path, options.batch, options.samples)
-    config = load_config(json.loads(options.settings.read_text()) if options.settings else settings)
+    file = getattr(options, "settings", None)
+    settings = json.loads(file.read_text()) if file else w0_settings(path, options.batch, options.samples)
+    config = load_config(settings)
     source = open_source([str(path)])
     layout = make_layout(config, source.schema)
     worker = EmbeddingWorker(layout)

@@ -235,6 +235,11 @@ class ParameterServer:
         if not self._waiting and not self._held:
             return None
         waiting = ", ".join(f"step {p.step} of trainer {p.trainer}" for p in self._waiting[:4]) or "none"
+        if clock.per_trainer and self._waiting:
+            pull = min(self._waiting, key=lambda p: p.step)
+            return (
+                f"trainer {pull.trainer}'s gradients before its step {pull.step} (pulls that wait: {waiting})"
+            )
         missing = [t for t in range(clock.num_trainers) if (clock.applied + 1, t) in self._in_flight]
         return (
             f"the gradients of step {clock.applied + 1}"

@@ -34,6 +34,8 @@ def _gpu_of(parameters: list[nn.Parameter]) -> str:
 class DenseReducer:
     """Sums dense gradients over the trainers, in fixed fp32 buckets and so in the same order every time."""
 
+    one_sided = False
+
     def __init__(self, comm: Any | None, bucket_bytes: int):
         """Collective over `comm`, the trainers' communicator (mpi4py). None, or one rank: nothing to reduce.
 
@@ -133,15 +135,15 @@ class DenseReducer:
                 at += p.numel()
         self.seconds += time.perf_counter() - begin
 
-    def steps(self, num_samples: int) -> bool:
+    def updates_with(self, num_samples: int) -> bool:
         """Whether a trainer that had so many samples in a step updates the dense parameters: always."""
         return True
 
     def updated(self) -> None:
         """After a step of the optimizer, the same on all trainers: nothing to do."""
 
-    def settle(self) -> None:
-        """At the end of a segment: trainers' parameters are the same anyway."""
+    def settle(self, *_: object) -> None:
+        """Trainers' parameters are the same anyway."""
 
     def close(self) -> None:
         """Shuts Horovod down; must come before MPI finalises. Collective."""

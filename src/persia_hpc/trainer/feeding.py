@@ -64,6 +64,9 @@ class Feed(Protocol):
     def wait_for_checkpoint(self, give_up: Callable[[], bool]) -> None:
         """Trainer 0 only: returns when they are, or `give_up` says so."""
 
+    def wait_until(self, done: Callable[[], bool], what: str) -> None:
+        """Returns when `done` says so, which may take long; rings and watchdog are looked after meanwhile."""
+
     def close(self) -> None:
         """Ends the run for workers and servers."""
 
@@ -80,6 +83,9 @@ class Peers(Protocol):
     def gather_objects(self, value: Any) -> list[Any] | None:
         """All trainers' values on trainer 0, None elsewhere. Collective."""
 
+    def meet(self) -> Callable[[], bool]:
+        """What says whether all trainers have called this; doesn't wait. Collective."""
+
     def gather(self, array: Array) -> Array | None:
         """The trainers' [n_i, …] arrays one after the other on trainer 0, None elsewhere. Collective."""
 
@@ -95,6 +101,9 @@ class Alone:
 
     def gather_objects(self, value: Any) -> list[Any] | None:
         return [value]
+
+    def meet(self) -> Callable[[], bool]:
+        return lambda: True
 
     def gather(self, array: Array) -> Array | None:
         return array

@@ -49,6 +49,10 @@ class MpiPeers:
         with self._watchdog.waits_for(_OTHERS):
             return self._comm.gather(value)
 
+    def meet(self) -> Callable[[], bool]:
+        request = self._comm.Ibarrier()
+        return lambda: bool(request.Test())
+
     def gather(self, array: Array) -> Array | None:
         counts = self.gather_objects(array.shape)
         array = np.ascontiguousarray(array)
@@ -63,7 +67,7 @@ class MpiPeers:
 
 
 def make_reducer(config: Config, comm: MPI.Intracomm, peers: MpiPeers) -> DenseReducer | SharedDense:
-    """What keeps the trainers' dense parameters together. Collective over `comm`, theirs."""
+    """What keeps the dense parameters of the trainers together, whose `comm` is. Collective."""
     if config.mode == "async" and comm.size > 1:
         return SharedDense(peers, partial(SharedVector, comm))
     return DenseReducer(comm, config.train.bucket_bytes)
@@ -194,6 +198,9 @@ class RingFeed:
             "the servers, by way of embedding worker 0, to write the checkpoint",
             patient=True,  # they are as fast as the file system
         )
+
+    def wait_until(self, done: Callable[[], bool], what: str) -> None:
+        self._wait(done, what, patient=True)
 
     def close(self) -> None:
         self._closing = True

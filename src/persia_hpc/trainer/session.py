@@ -200,14 +200,13 @@ class Session:
                 yield batch
                 if not self._stepped:
                     raise UserError(
-                        f"session.step was not called for step {number}: every batch needs it, "
-                        "for other ranks wait for it"
+                        f"session.step was not called for step {number}: each batch needs it, others wait"
                     )
             else:
                 self._finish_step()
         self._segment_last = None
         self.feed.end_segment()
-        self._reducer.settle()
+        self._reducer.settle(self.feed, self._listen)
         self.phases.stop()
 
     def step(self, losses: Tensor) -> None:
@@ -256,7 +255,7 @@ class Session:
         begin = time.perf_counter()
         self._reducer.reduce()
         begin = self.phases.add("allreduce", begin, number)
-        if self.optimizer is not None and self._reducer.steps(feed.num_samples):
+        if self.optimizer is not None and self._reducer.updates_with(feed.num_samples):
             set_learning_rate(self.optimizer, self._rate, number)
             good = self.precision.apply(self.optimizer, self._reducer.parameters, self.config.train.clip_norm)
             self.optimizer.zero_grad(set_to_none=True)
@@ -317,8 +316,7 @@ class Session:
     def evaluate(self, model: nn.Module | None = None, split: str = "valid") -> dict[str, float]:
         """Exact metrics of a split over all trainers; changes nothing in the tables. Collective.
 
-        Only when no gradient is in flight (see `batches`). Returns `auc`, `logloss`, `samples` and the custom
-        metrics, the same on every trainer.
+        Only when no gradient is in flight (see `batches`). Returns `auc`, `logloss`, `samples`, custom ones.
         """
         predictions = Predictions(len(self.inputs.labels))
         for logits, feed in self.predictions(model, split):
@@ -349,6 +347,7 @@ class Session:
             )
         self.phases.stop()  # inside a loop of the user's own the segment hasn't ended yet
         begin = time.perf_counter()
+        self._reducer.settle(self.feed, self._listen)
         self._reducer.broadcast(model.named_buffers())
         was_training = model.training
         model.eval()
@@ -385,6 +384,7 @@ class Session:
                 "call it after a loop over session.batches(steps=...), or set checkpoint.every"
             )
         self.phases.stop()
+        self._reducer.settle(self.feed, self._listen)
         self.saver.begin(self, full=full)
 
     def close(self) -> None:

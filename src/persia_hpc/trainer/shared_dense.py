@@ -2,20 +2,20 @@
 
 They are a vector in the trainers' RMA windows. After a step of its own optimizer a trainer adds what the step
 changed, and goes on with what the vector then is, other trainers' changes included. Optimizer state
-(momentum, Adam's moments) stays each trainer's own, as in Downpour SGD (Dean et al., NeurIPS 2012).
+(momentum, Adam's moments) stays each trainer's own.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .feeding import Peers
+from .feeding import Feed, Peers
 
 
 class Vector(Protocol):
@@ -29,6 +29,8 @@ class Vector(Protocol):
 class SharedDense:
     """In the place of `DenseReducer`: nothing is reduced, `updated` shares what an update has changed."""
 
+    one_sided = True  # others read and write this trainer's memory while it computes
+
     def __init__(self, peers: Peers, share: Callable[[Any], Vector]):
         """`share` makes the vector of all trainers of trainer 0's values. Collective."""
         self.seconds = 0.0
@@ -36,6 +38,7 @@ class SharedDense:
         self._peers = peers
         self._share = share
         self._vector: Vector | None = None
+        self._last = self._now = np.zeros(0, np.float32)
 
     def attach(self, model: nn.Module) -> None:
         """Gives every trainer trainer 0's parameters and buffers, and shares the former. Collective."""
@@ -61,7 +64,7 @@ class SharedDense:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
 
-    def steps(self, num_samples: int) -> bool:
+    def updates_with(self, num_samples: int) -> bool:
         """Whether a trainer that had so many samples in a step has anything to update with."""
         return num_samples > 0
 
@@ -73,27 +76,31 @@ class SharedDense:
         self._take()
         self.seconds += time.perf_counter() - begin
 
-    def settle(self) -> None:
-        """When all trainers have come here: the parameters are the same for all of them. Collective."""
-        self._peers.gather_objects(None)
-        self._peers.broadcast(None)
-        assert self._vector is not None
+    def settle(self, feed: Feed, listen: Callable[[], object]) -> None:
+        """Waits until all trainers have come here, however long it takes; then their parameters are the same.
+        Collective. `listen` is called meanwhile.
+        """
+        if self._vector is None:  # no model yet
+            return
+        begin = time.perf_counter()
+        met = self._peers.meet()
+        feed.wait_until(lambda: (listen(), met())[1], "the other trainers, which go on by themselves")
         self._vector.read(self._now)
         self._take()
-        self._peers.gather_objects(None)  # nobody changes them before all have read them
-        self._peers.broadcast(None)
+        feed.wait_until(self._peers.meet(), "the other trainers")  # nobody adds before all have read
+        self.seconds += time.perf_counter() - begin
 
     def _take(self) -> None:
-        self._last[:] = self._now
         flat, at = torch.from_numpy(self._now), 0
         with torch.no_grad():
             for p in self.parameters:
                 p.copy_(flat[at : at + p.numel()].view_as(p))
                 at += p.numel()
+        self._last = self._flat()  # rounded, where parameters aren't float32: only steps are changes
 
     def _flat(self) -> Any:
-        parts: Sequence[Tensor] = [p.detach().reshape(-1).float().cpu() for p in self.parameters]
-        return (torch.cat(list(parts)) if parts else torch.zeros(0)).numpy().copy()
+        parts = [p.detach().reshape(-1).float().cpu() for p in self.parameters]
+        return (torch.cat(parts) if parts else torch.zeros(0)).numpy()
 
     def close(self) -> None:
         """Frees the window. Collective."""

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from mpi4py import MPI
 
 from persia_hpc.transport.records import memory_of
-from persia_hpc.transport.window import agree
+from persia_hpc.transport.window import agree, memory_problem
 
 Floats = npt.NDArray[np.float32]
 
@@ -24,6 +24,10 @@ class SharedVector:
         self._comm = comm
         self._bounds = [len(initial) * r // comm.size for r in range(comm.size + 1)]
         own = self._bounds[comm.rank + 1] - self._bounds[comm.rank]
+        node_comm = comm.Split_type(MPI.COMM_TYPE_SHARED)
+        assert isinstance(node_comm, MPI.Intracomm)
+        agree(comm, memory_problem(node_comm, own * 4))
+        node_comm.Free()
         problem = None
         try:
             self._win = MPI.Win.Allocate(max(1, own) * 4, 4, comm=comm)
@@ -46,10 +50,12 @@ class SharedVector:
 
     def read(self, out: Floats) -> None:
         """Writes what the vector is now to `out`; atomic for each element."""
-        self._each(lambda part, rank: self._win.Get_accumulate(out[part], out[part], rank, op=MPI.NO_OP))
+        unused = np.zeros_like(out)  # MPI wants one that isn't `out`
+        self._each(lambda part, rank: self._win.Get_accumulate(unused[part], out[part], rank, op=MPI.NO_OP))
 
     def _each(self, call: Callable[[slice, int], None]) -> None:
-        for rank in range(self._comm.size):
+        for turn in range(self._comm.size):
+            rank = (self._comm.rank + turn) % self._comm.size  # else all would wait for rank 0 at once
             part = slice(self._bounds[rank], self._bounds[rank + 1])
             if part.start < part.stop:
                 call(part, rank)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,23 @@ def leaves_early(session):
         next(iter(session.batches("train")))
 
 
+def evaluates_inside(session):
+    """In `async`: where trainers meet they have one model, inside a loop too, and they learn."""
+    model = session.prepare(Small(session.inputs))
+    begun = [p.detach().clone() for p in model.parameters()]
+    for batch in session.batches("train"):
+        if session.trainer_rank == 1:
+            time.sleep(0.01)
+        session.step(model(batch) ** 2)
+        if session.step_number % 10 == 0:
+            session.evaluate(model, "valid")
+            everybodys = session.peers.gather_objects([p.tolist() for p in model.parameters()])
+            if everybodys is not None:
+                assert everybodys[0] == everybodys[1]
+                assert not any(torch.equal(p, b) for p, b in zip(model.parameters(), begun, strict=True))
+    assert session.step_number == 20
+
+
 class StopAt(ph.Callback):
     def __init__(self, step):
         self.step = step
@@ -74,6 +92,8 @@ if sys.argv[1] == "run":
     summary = ph.run(config, main)
 elif sys.argv[1] == "break":
     summary = ph.run(config, leaves_early)
+elif sys.argv[1] == "inside":
+    summary = ph.run(config, evaluates_inside)
 elif sys.argv[1] == "stop":
     summary = ph.run(config, stops_everywhere)
     assert summary["status"] == "stopped", summary
