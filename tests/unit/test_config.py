@@ -221,10 +221,7 @@ def test_ranks_per_node_multiply_with_nodes() -> None:
         ({"ranks.trainers": 0}, ["ranks.trainers = 0: expected at least 1"]),
         ({"ranks.per_node": {"trainers": 0}}, ["ranks.per_node.trainers = 0", "at least 1"]),
         ({"ranks.per_node": {"trainer": 1}}, ["ranks.per_node.trainer", "'trainers'"]),
-        (
-            {"ranks.per_node": {"trainers": 1}, "ranks.trainers": 2},
-            ["ranks.per_node", "ranks.trainers", "not both"],
-        ),
+        ({"ranks.per_node": {"trainers": 1}, "ranks.trainers": 2}, ["ranks.per_node", "not both"]),
         ({"tables.default.dim": 4097}, ["tables.default.dim = 4097: expected a value from 1 to 4096"]),
         ({"tables.a.buckets": 1000}, ["tables.a.buckets = 1000: expected a power of two"]),
         ({"tables.a.capacity": "4 gigs"}, ["tables.a.capacity", "'4 gigs'", "'4 GiB'"]),
