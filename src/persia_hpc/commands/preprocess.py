@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
+from typing import TYPE_CHECKING
 
-from persia_hpc.errors import EXIT_OK
+from persia_hpc.errors import EXIT_OK, UserError
+from persia_hpc.launch.environment import inside_mpi
+
+if TYPE_CHECKING:
+    from persia_hpc.preprocess.team import Team
 
 SUMMARY = "turn raw data into HDF5 files"
 DESCRIPTION = """\
@@ -14,7 +20,8 @@ EXAMPLES = """\
 examples:
   persia-hpc preprocess adult --help
   persia-hpc preprocess table --help
-  persia-hpc preprocess synthetic --help"""
+  persia-hpc preprocess synthetic --help
+  mpiexec -n 8 persia-hpc preprocess criteo --input 'day_*' --out data/criteo --shard-bytes 1GiB"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +32,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Converts; UserError for bad input, with file and line."""
+    """Converts; UserError for bad input, with file and line. Collective under MPI."""
     from persia_hpc.preprocess.cli import run as convert
 
-    return convert(options) or EXIT_OK
+    return convert(options, _team(options)) or EXIT_OK
+
+
+def _team(options: argparse.Namespace) -> Team:
+    """The ranks of this MPI job, where the work can be shared."""
+    from persia_hpc.preprocess.team import Alone, Ranks
+
+    size = max(int(os.environ.get(name, 1)) for name in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE"))
+    if getattr(options, "shard_bytes", None) is None:
+        if size > 1:
+            raise UserError(
+                f"preprocess {options.preprocess_name} was started on {size} ranks, but only "
+                "`preprocess criteo --shard-bytes` shares its work; start it without mpiexec"
+            )
+        return Alone()
+    if not inside_mpi():
+        return Alone()
+    from mpi4py import MPI
+
+    from persia_hpc.topology.groups import check_world
+
+    check_world(MPI.COMM_WORLD)  # ranks that don't know of each other would all write the same files
+    return Ranks(MPI.COMM_WORLD)

@@ -9,8 +9,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from persia_hpc.config import parse_bytes
 from persia_hpc.errors import EXIT_OK, UserError
-from persia_hpc.preprocess import adult, criteo, movielens, synthetic, table, taobao_ad
+from persia_hpc.preprocess import adult, criteo, criteo_shards, movielens, synthetic, table, taobao_ad
+from persia_hpc.preprocess.team import Team
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,14 @@ def _add_criteo(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--rows", type=int, metavar="N", help="use the first N rows only")
     _add_number(parser, "--shards", int, defaults.shards, "number of training files")
+    parser.add_argument(
+        "--shard-bytes",
+        type=_bytes,
+        metavar="SIZE",
+        help="instead of --shards and fractions a file for so much of the input, say 1GiB; all ranks of an "
+        "MPI job share the work, and files that are there already are not made again",
+    )
+    _add_number(parser, "--test-shards", int, defaults.test_shards, "the last files, with --shard-bytes")
 
 
 def _add_movielens(parser: argparse.ArgumentParser) -> None:
@@ -146,6 +156,13 @@ def _add_number(
     )
 
 
+def _bytes(text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _sizes(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
@@ -201,8 +218,11 @@ _SOURCES = {
 }
 
 
-def run(args: argparse.Namespace) -> int:
-    """Make the files and say which ones; returns the exit code. Raises `UserError` for bad input."""
+def run(args: argparse.Namespace, team: Team) -> int:
+    """Make the files and say which ones; returns the exit code. Raises `UserError` for bad input.
+
+    Collective over the ranks that share the work.
+    """
     source = _SOURCES[args.preprocess_name]
     options = {f.name: getattr(args, f.name) for f in fields(source.options) if hasattr(args, f.name)}
     for key, value in options.items():
@@ -210,7 +230,13 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"--{key.replace('_', '-')}: got {value}, expected a finite number")
         if isinstance(value, list):
             options[key] = tuple(value)
-    made = source.prepare(source.options(**options))
+    made: Any
+    if getattr(args, "shard_bytes", None) is not None:
+        made = criteo_shards.prepare(criteo.CriteoOptions(**options), team)
+    else:
+        made = source.prepare(source.options(**options))
+    if team.rank != 0:
+        return EXIT_OK
     if made is None:
         print(f"{args.out} is up to date")
         return EXIT_OK

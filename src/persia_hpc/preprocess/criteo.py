@@ -39,7 +39,11 @@ SOURCE = "Criteo display advertising, Kaggle layout"
 
 @dataclass(frozen=True)
 class CriteoOptions:
-    """`train_fraction` of the rows, then `valid_fraction`, the rest is the test, in the files' order."""
+    """`train_fraction` of the rows, then `valid_fraction`, the rest is the test, in the files' order.
+
+    With `shard_bytes` (criteo_shards.py) instead a file for about so many bytes of input, the last
+    `test_shards` of them the test.
+    """
 
     out: Path
     input: tuple[str, ...]
@@ -49,6 +53,8 @@ class CriteoOptions:
     rows: int | None = None
     shards: int = 1
     overwrite: bool = False
+    shard_bytes: int | None = None
+    test_shards: int = 0
 
 
 def decode(block: TextBlock) -> tuple[Frame, SampleBatch]:
@@ -129,7 +135,7 @@ def prepare(options: CriteoOptions) -> list[FileReport] | None:
         first_row = 0
         for block, rows in _blocks(files, options.rows):
             batch = decode(block)[1].slice(0, rows)
-            batch = _filtered(batch, filters)
+            batch = filtered(batch, filters)
             parts = split.parts(first_row, rows)
             # Consecutive parts: slices instead of copies.
             for part in range(int(parts[0]), int(parts[-1]) + 1):
@@ -173,7 +179,8 @@ def _filters(files: list[Path], train_rows: int, min_count: int) -> dict[str, Id
     return {name: IdFilter(ids, other=RARE_ID, never_other=[MISSING_ID]) for name, ids in known.items()}
 
 
-def _filtered(batch: SampleBatch, filters: dict[str, IdFilter]) -> SampleBatch:
+def filtered(batch: SampleBatch, filters: dict[str, IdFilter]) -> SampleBatch:
+    """The batch with rare ids replaced."""
     if not filters:
         return batch
     ids = {name: IdColumn(filters[name](column.values)) for name, column in batch.ids.items()}

@@ -72,9 +72,61 @@ def compression_of(path: Path) -> str:
     return next((kind for magic, kind in _MAGIC if head.startswith(magic)), "plain")
 
 
-def _chunks(path: Path, chunk_bytes: int) -> Iterator[bytes]:
+@dataclass(frozen=True)
+class Piece:
+    """Whole lines of a file: bytes [begin, end) of a plain one, or all of a compressed one (end None)."""
+
+    path: Path
+    begin: int = 0
+    end: int | None = None
+
+    def first_line(self) -> int:
+        """Number of its first line, which costs reading all before it."""
+        count, left = 0, self.begin
+        with self.path.open("rb") as file:
+            while left and (chunk := file.read(min(left, BLOCK_BYTES))):
+                count += num_newlines(chunk)
+                left -= len(chunk)
+        return count + 1
+
+
+def cut_pieces(files: Sequence[Path], piece_bytes: int) -> list[Piece]:
+    """The files in pieces of about `piece_bytes`, in order; compressed ones whole, empty pieces left out."""
+    pieces: list[Piece] = []
+    for path in files:
+        size = path.stat().st_size
+        if compression_of(path) != "plain":
+            pieces.append(Piece(path))
+            continue
+        begin = 0
+        with path.open("rb") as file:
+            while begin < size:
+                end = size
+                if begin + piece_bytes < size:
+                    file.seek(begin + piece_bytes - 1)
+                    end = begin + piece_bytes - 1 + len(file.readline(MAX_LINE_BYTES))
+                pieces.append(Piece(path, begin, end))
+                begin = end
+    return pieces
+
+
+def _plain_chunks(piece: Piece, chunk_bytes: int) -> Iterator[bytes]:
+    assert piece.end is not None
+    left = piece.end - piece.begin
+    with piece.path.open("rb") as file:
+        file.seek(piece.begin)
+        while left and (chunk := file.read(min(left, chunk_bytes))):
+            left -= len(chunk)
+            yield chunk
+
+
+def _chunks(piece: Piece, chunk_bytes: int) -> Iterator[bytes]:
+    path = piece.path
     kind = compression_of(path)
     try:
+        if piece.end is not None:
+            yield from _plain_chunks(piece, chunk_bytes)
+            return
         if kind == "zstd":
             yield from _zstd_chunks(path)
             return
@@ -94,14 +146,19 @@ def _zstd_chunks(path: Path) -> Iterator[bytes]:
         yield ("\n".join(batch.to_series().to_list()) + "\n").encode()
 
 
-def read_blocks(path: Path, *, quoted: bool = False, block_bytes: int = BLOCK_BYTES) -> Iterator[TextBlock]:
-    """The file's lines in order, about `block_bytes` at a time.
+def read_blocks(
+    source: Path | Piece, *, quoted: bool = False, block_bytes: int = BLOCK_BYTES, first_line: int = 1
+) -> Iterator[TextBlock]:
+    """The lines of a file or a piece of one in order, about `block_bytes` at a time.
 
     `quoted`: newlines between double quotes don't end a line; blocks that hold quotes keep blank lines.
+    `first_line`: the number of a piece's first line.
     """
+    piece = source if isinstance(source, Piece) else Piece(source)
+    path = piece.path
     pending = b""
-    line = 1
-    for chunk in _chunks(path, block_bytes):
+    line = first_line
+    for chunk in _chunks(piece, block_bytes):
         pending += chunk
         cut = _cut(pending, quoted)
         if cut == 0:

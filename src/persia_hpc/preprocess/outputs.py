@@ -52,6 +52,22 @@ def input_identity(files: Iterable[Path]) -> list[dict[str, Any]]:
     return identity
 
 
+def check_output(path: Path, settings: dict[str, Any], *, overwrite: bool) -> bool:
+    """Whether the file is there and was made with these settings; UserError if another is and must stay."""
+    if not path.exists():
+        return False
+    wanted = json.loads(json.dumps(settings))
+    stored = _stored_settings(path)
+    if stored is not None and _same(stored, wanted):
+        return True
+    if not overwrite:
+        raise UserError(
+            f"{path} is there already, {_difference(stored, wanted)}; pass --overwrite to replace it, or "
+            "choose another --out"
+        )
+    return False
+
+
 class Outputs:
     """The output files of one run in one directory.
 

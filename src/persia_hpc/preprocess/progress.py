@@ -9,16 +9,18 @@ from tqdm import tqdm
 
 
 class Progress:
-    """Counts rows under a title; the bar disappears at the end."""
+    """Counts rows (or another unit) under a title; the bar, with the time left, disappears at the end."""
 
-    def __init__(self, title: str, total: int | None = None) -> None:
+    def __init__(
+        self, title: str, total: int | None = None, *, unit: str = " rows", shown: bool = True
+    ) -> None:
         self._bar = tqdm(
             total=total,
             desc=title,
-            unit=" rows",
+            unit=unit,
             unit_scale=True,
             leave=False,
-            disable=not sys.stderr.isatty(),
+            disable=not (shown and sys.stderr.isatty()),
         )
 
     def add(self, rows: int) -> None:

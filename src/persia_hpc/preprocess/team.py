@@ -1,0 +1,78 @@
+"""The ranks that share a preprocessing: one process alone, or an MPI job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol, TypeVar
+
+from persia_hpc.errors import PersiaError, UserError
+
+Item = TypeVar("Item")
+
+
+class Team(Protocol):
+    """All ranks make the same calls in the same order."""
+
+    rank: int
+    size: int
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, on every rank. Collective."""
+
+    def exchange(self, values: list[Any]) -> list[Any]:
+        """values[r] goes to rank r; what each rank sent to this one. Collective."""
+
+
+class Alone:
+    """A single process."""
+
+    rank = 0
+    size = 1
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+    def exchange(self, values: list[Any]) -> list[Any]:
+        return values
+
+
+class Ranks:
+    """The ranks of a communicator (mpi4py)."""
+
+    def __init__(self, comm: Any) -> None:
+        self._comm = comm
+        self.rank: int = comm.rank
+        self.size: int = comm.size
+
+    def gather(self, value: Any) -> list[Any]:
+        return list(self._comm.allgather(value))
+
+    def exchange(self, values: list[Any]) -> list[Any]:
+        return list(self._comm.alltoall(values))
+
+
+def shares(sizes: Sequence[int], count: int) -> list[list[int]]:
+    """Which items each of `count` ranks takes, about equal in size: the largest first, to who has least."""
+    taken: list[list[int]] = [[] for _ in range(count)]
+    loads = [0] * count
+    for item in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        least = loads.index(min(loads))
+        taken[least].append(item)
+        loads[least] += sizes[item]
+    return [sorted(items) for items in taken]
+
+
+def each(team: Team, items: Iterable[Item], work: Callable[[Item], None]) -> None:
+    """Does the rank's own items. If one of any rank can't be done, all raise: UserError for bad input,
+    PersiaError for what else may happen (a full disk). Collective.
+    """
+    problem: Exception | None = None
+    try:
+        for item in items:
+            work(item)
+    except Exception as error:  # whatever it is: the others must not wait in vain
+        problem = error
+    mine = None if problem is None else (isinstance(problem, UserError), str(problem) or repr(problem))
+    for found in team.gather(mine):
+        if found is not None:
+            raise (UserError if found[0] else PersiaError)(found[1]) from problem

@@ -1,0 +1,158 @@
+"""Criteo in shards: the same samples as in one go, whoever makes them, and nothing is made twice."""
+
+from __future__ import annotations
+
+import gzip
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from persia_hpc.cli import main
+from persia_hpc.preprocess.lines import cut_pieces, read_blocks
+from persia_hpc.preprocess.team import shares
+from persia_hpc.samples.batch import SampleBatch
+from persia_hpc.samples.source import open_source
+from tests.support.mpi import run_mpi
+
+PROGRAM = Path(__file__).parent / "programs" / "preprocess.py"
+
+
+def write_lines(path: Path, count: int, seed: int) -> Path:
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(count):
+        numbers = ["" if rng.random() < 0.1 else str(rng.integers(-3, 5000)) for _ in range(13)]
+        ids = ["" if rng.random() < 0.1 else f"{rng.zipf(1.3) % 2**32:08x}" for _ in range(26)]
+        rows.append("\t".join([str(int(rng.random() < 0.3)), *numbers, *ids]) + "\n")
+    text = "".join(rows).encode()
+    path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
+    return path
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("raw")
+    files = [write_lines(folder / "day_0.tsv", 900, 1), write_lines(folder / "day_1.tsv.gz", 300, 2)]
+    return [str(path) for path in [*files, write_lines(folder / "day_2.tsv", 500, 3)]]
+
+
+def arguments(raw: list[str], out: Path, *more: str) -> list[str]:
+    return ["preprocess", "criteo", "--input", *raw, "--out", str(out), *more]
+
+
+def read(out: Path, pattern: str = "train-*.h5") -> SampleBatch:
+    source = open_source([str(out / pattern)])
+    return source.read(0, source.num_samples)
+
+
+def assert_equal(one: SampleBatch, other: SampleBatch) -> None:
+    assert np.array_equal(one.labels, other.labels)
+    assert np.array_equal(one.dense, other.dense)
+    assert list(one.ids) == list(other.ids)
+    assert all(np.array_equal(one.ids[n].values, other.ids[n].values) for n in one.ids)
+
+
+@pytest.mark.parametrize("min_count", [1, 3])
+def test_shards_hold_what_one_file_would(raw: list[str], tmp_path: Path, min_count: int) -> None:
+    rare = ["--min-count", str(min_count)]
+    assert main(arguments(raw, tmp_path / "one", "--train-fraction", "1", *rare)) == 0
+    assert main(arguments(raw, tmp_path / "many", "--shard-bytes", "20000", *rare)) == 0
+    names = sorted(p.name for p in (tmp_path / "many").iterdir())
+    assert len(names) > 10
+    assert names[0] == "train-00000.h5"
+    assert_equal(read(tmp_path / "many"), read(tmp_path / "one"))
+
+
+@pytest.mark.parametrize("num_ranks", [3])
+def test_several_ranks_make_the_same_files(raw: list[str], tmp_path: Path, num_ranks: int) -> None:
+    more = ["--shard-bytes", "30000", "--test-shards", "2", "--min-count", "3"]
+    assert main(arguments(raw, tmp_path / "alone", *more)) == 0
+    done = run_mpi(num_ranks, PROGRAM, *arguments(raw, tmp_path / "ranks", *more))
+    names = sorted(p.name for p in (tmp_path / "alone").iterdir())
+    assert names == sorted(p.name for p in (tmp_path / "ranks").iterdir())
+    assert names[:2] == ["test-00000.h5", "test-00001.h5"]
+    for name in names:
+        assert_equal(read(tmp_path / "ranks", name), read(tmp_path / "alone", name))
+        assert done.stdout.count(f"{name}: ") == 1  # rank 0 reports for all
+    before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "ranks").iterdir()}
+    gone = [names[1], names[5]]
+    for name in gone:  # as after a kill
+        (tmp_path / "ranks" / name).unlink()
+    done = run_mpi(num_ranks, PROGRAM, *arguments(raw, tmp_path / "ranks", *more))
+    after = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "ranks").iterdir()}
+    assert [name for name in names if after[name] != before[name]] == gone
+    for name in gone:
+        assert_equal(read(tmp_path / "ranks", name), read(tmp_path / "alone", name))
+    assert "is up to date" in run_mpi(num_ranks, PROGRAM, *arguments(raw, tmp_path / "ranks", *more)).stdout
+    done = run_mpi(num_ranks, PROGRAM, *arguments(raw, tmp_path / "ranks", *more[:-1], "9"), check=False)
+    assert done.returncode != 0
+    assert "was made with other settings (min_count)" in done.stderr
+    done = run_mpi(num_ranks, PROGRAM, *arguments(raw, tmp_path / "new", "--shards", "2"), check=False)
+    assert "only `preprocess criteo --shard-bytes` shares its work" in done.stderr
+
+
+def test_a_bad_line_is_named_by_its_number_and_ends_all_ranks(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "day.tsv", 600, 4)
+    lines = path.read_text().split("\n")
+    lines[431] = "2" + lines[431][1:]
+    path.write_text("\n".join(lines))
+    more = ["--shard-bytes", "20000"]
+    done = run_mpi(3, PROGRAM, *arguments([str(path)], tmp_path / "out", *more), check=False)
+    assert done.returncode != 0
+    assert f"{path}:432" in done.stderr
+    assert done.stderr.count("persia-hpc: error") == 1
+    assert not list((tmp_path / "out").glob(".*"))  # no file that is half written
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--shard-bytes", "1GiB", "--test-shards", "3"], "the input makes 3 shards"),
+        (["--shard-bytes", "1GiB", "--min-count", "0"], "--min-count 0"),
+    ],
+)
+def test_bad_options(
+    raw: list[str], tmp_path: Path, more: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(raw, tmp_path / "out", *more)) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lines=st.lists(
+        st.text(st.characters(codec="ascii", exclude_characters="\r\n"), max_size=30), max_size=40
+    ),
+    size=st.integers(1, 200),
+    ended=st.booleans(),
+)
+def test_pieces_are_the_file(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[str], size: int, ended: bool
+) -> None:
+    path = tmp_path_factory.mktemp("pieces") / "lines.txt"
+    text = "\n".join(lines) + ("\n" if ended and lines else "")
+    path.write_text(text)
+    pieces = cut_pieces([path], size)
+    got = []
+    for piece in pieces:
+        first = piece.first_line()
+        for block in read_blocks(piece, block_bytes=17, first_line=first):
+            for row, line in enumerate(block.data.decode().split("\n")[:-1]):
+                got.append((block.line(row), line))
+    assert got == [(i + 1, line) for i, line in enumerate(text.split("\n")) if line]
+    if pieces:
+        assert (pieces[0].begin, pieces[-1].end) == (0, path.stat().st_size)
+        assert all(a.end == b.begin for a, b in pairwise(pieces))
+
+
+@given(sizes=st.lists(st.integers(0, 1000), max_size=30), count=st.integers(1, 6))
+def test_work_is_shared_evenly(sizes: list[int], count: int) -> None:
+    taken = shares(sizes, count)
+    assert sorted(i for items in taken for i in items) == list(range(len(sizes)))
+    loads = [sum(sizes[i] for i in items) for items in taken]
+    assert max(loads) - min(loads) <= max(sizes, default=0)
