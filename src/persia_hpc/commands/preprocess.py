@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _team(options: argparse.Namespace) -> Team:
     """The ranks of this MPI job, where the work can be shared."""
-    from persia_hpc.preprocess.team import Alone, Ranks
+    from persia_hpc.preprocess.team import ALONE, Ranks
 
     size = max(int(os.environ.get(name, 1)) for name in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE"))
     if getattr(options, "shard_bytes", None) is None:
@@ -49,9 +49,9 @@ def _team(options: argparse.Namespace) -> Team:
                 f"preprocess {options.preprocess_name} was started on {size} ranks, but only "
                 "`preprocess criteo --shard-bytes` shares its work; start it without mpiexec"
             )
-        return Alone()
+        return ALONE
     if not inside_mpi():
-        return Alone()
+        return ALONE
     from mpi4py import MPI
 
     from persia_hpc.topology.groups import check_world

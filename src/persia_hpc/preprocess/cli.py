@@ -12,7 +12,7 @@ from typing import Any
 from persia_hpc.config import parse_bytes
 from persia_hpc.errors import EXIT_OK, UserError
 from persia_hpc.preprocess import adult, criteo, criteo_shards, movielens, synthetic, table, taobao_ad
-from persia_hpc.preprocess.team import Team
+from persia_hpc.preprocess.team import ALONE, Team
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ _SOURCES = {
 }
 
 
-def run(args: argparse.Namespace, team: Team) -> int:
+def run(args: argparse.Namespace, team: Team = ALONE) -> int:
     """Make the files and say which ones; returns the exit code. Raises `UserError` for bad input.
 
     Collective over the ranks that share the work.

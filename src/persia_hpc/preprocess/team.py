@@ -36,6 +36,9 @@ class Alone:
         return values
 
 
+ALONE = Alone()
+
+
 class Ranks:
     """The ranks of a communicator (mpi4py)."""
 
