@@ -5,7 +5,7 @@
 #   benchmarks/gpu.sh [WHEELS]         on the GPU machine, which needs no network then
 #
 # WHEELS: a folder (default build/gpu-wheels). The GPU machine has Python with a CUDA torch, nvcc and a C++
-# compiler; what else is missing is installed from WHEELS into build/gpu-venv. Results: $OUT, else build/gpu.
+# compiler, and the Python version of `pack`; what else is missing is installed from WHEELS into build/gpu-venv. Results: $OUT, else build/gpu.
 # A part that fails doesn't keep the next from running; the exit code says whether all of them went well.
 # QUICK=1 measures fewer cases. PYTHON: the interpreter that has torch (default: python3).
 set -uo pipefail

@@ -56,7 +56,8 @@ if command -v nvcc >/dev/null && "$python" -c 'import sys, torch; sys.exit(torch
         ln -s "$wheel/lib/libnccl.so.2" "$nccl/lib/libnccl.so.2"
     fi
     if [ -n "$nccl" ]; then
-        cuda=${HOROVOD_CUDA_HOME:-$(dirname "$(dirname "$(readlink -f "$(command -v nvcc)")")")}
+        # Asked of nvcc itself: the one on PATH may be a script.
+        cuda=${HOROVOD_CUDA_HOME:-$(nvcc --dryrun -c none.cu 2>&1 | sed -n 's/^#\$ TOP=//p')}
         if install HOROVOD_GPU_OPERATIONS=NCCL HOROVOD_NCCL_HOME="$nccl" HOROVOD_CUDA_HOME="$cuda" \
             && (cd / && "$python" -c 'import horovod.torch as h, sys; sys.exit(not h.nccl_built())'); then
             echo "built with NCCL of $nccl"

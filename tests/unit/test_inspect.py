@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from persia_hpc.cli import main
-from persia_hpc.samples import frequencies
-from persia_hpc.samples.frequencies import Frequencies
+from persia_hpc.preprocess import inspection
+from persia_hpc.preprocess.inspection import Frequencies
 from tests.support.tiny import write_tiny
 
 
@@ -25,11 +25,9 @@ def test_counts_are_those_of_a_counter(blocks: list[list[int]]) -> None:
     for block in blocks:
         counts.add(np.array(block, np.uint64), None)
         expected.update(block)
-        assert counts.num_different == len(expected)
+        assert counts.ranked().height == len(expected)
     ranked = sorted(expected.items(), key=lambda item: (-item[1], item[0]))
-    assert counts.top(4) == ranked[:4]
-    assert counts.curve().tolist() == [count for _, count in ranked]
-    assert counts.seen_once() == sum(count == 1 for count in expected.values())
+    assert list(counts.ranked().iter_rows()) == ranked
     assert counts.num_ids == sum(map(len, blocks))
 
 
@@ -37,8 +35,7 @@ def test_inspect_tells_what_is_in_the_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_tiny(tmp_path / "train.h5", 300)
-    monkeypatch.setattr(frequencies, "BLOCK_ROWS", 128)
-    monkeypatch.setattr(frequencies, "_PENDING", 100)
+    monkeypatch.setattr(inspection, "BLOCK_ROWS", 128)
     assert main(["inspect", path, "--json", str(tmp_path / "facts.json"), "--top", "2"]) == 0
     facts = json.loads((tmp_path / "facts.json").read_text())
     with h5py.File(path) as file:
@@ -51,6 +48,7 @@ def test_inspect_tells_what_is_in_the_file(
         found = facts["features"][name]
         assert [(t["id"], t["count"]) for t in found["top"]] == expected[:2]
         assert found["different_ids"] == len(expected)
+        assert found["seen_once"] == sum(count == 1 for _, count in expected)
         assert found["ids_per_sample"] == len(ids) / 300
     lengths = np.diff(offsets)
     assert facts["features"]["tags"]["longest"] == lengths.max()
@@ -79,6 +77,7 @@ def test_curves_are_drawn(tmp_path: Path) -> None:
     [
         (["--limit", "0"], "--limit: got 0, expected 1 or more"),
         (["--plot", "curves.gif"], "got curves.gif, expected a name that ends with"),
+        (["--json", "no/such/folder/x.json"], "can't be written"),
         (["--plot", "no/such/folder/x.svg"], "can't be written"),
     ],
 )

@@ -95,6 +95,22 @@ def test_several_ranks_make_the_same_files(raw: list[str], tmp_path: Path, num_r
     assert "only `preprocess criteo --shard-bytes` shares its work" in done.stderr
 
 
+def test_files_of_other_shards_are_refused_or_replaced(
+    raw: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A glob over the folder must never find a sample twice."""
+    assert main(arguments(raw, tmp_path / "out", "--shard-bytes", "20000")) == 0
+    before = read(tmp_path / "out")
+    fewer = arguments(raw, tmp_path / "out", "--shard-bytes", "60000")
+    assert main(fewer) == 2
+    assert "was made with other settings (shard_bytes)" in capsys.readouterr().err
+    assert main([*fewer, "--overwrite"]) == 0
+    assert_equal(read(tmp_path / "out"), before)
+    (tmp_path / "file").touch()
+    assert main(arguments(raw, tmp_path / "file", "--shard-bytes", "60000")) == 2
+    assert "can't be made" in capsys.readouterr().err
+
+
 def test_a_bad_line_is_named_by_its_number_and_ends_all_ranks(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "day.tsv", 600, 4)
     lines = path.read_text().split("\n")
@@ -113,6 +129,7 @@ def test_a_bad_line_is_named_by_its_number_and_ends_all_ranks(tmp_path: Path) ->
     [
         (["--shard-bytes", "1GiB", "--test-shards", "3"], "the input makes 3 shards"),
         (["--shard-bytes", "1GiB", "--min-count", "0"], "--min-count 0"),
+        (["--shard-bytes", "0"], "--shard-bytes 0"),
     ],
 )
 def test_bad_options(

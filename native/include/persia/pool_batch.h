@@ -75,7 +75,7 @@ struct PoolBatch {
     BatchFlags* flags;
 };
 
-// A row that more ids use than this is summed by a whole block, in kSlices-th parts: else the few ids that
+// A row that more ids use than this is summed by a whole block, in slices: else the few ids that
 // are in a third of all samples would keep everybody waiting.
 constexpr std::uint32_t kLongRow = 64;
 constexpr std::uint32_t kBlockThreads = 256;

@@ -48,12 +48,12 @@ def measure(options: argparse.Namespace) -> Iterator[Result]:
     """Forward, backward and staging of each combination, in GB/s."""
     device = torch.device(options.device)
     if device.type == "cuda":
-        # Streams and launches are those of the current device.
         if not torch.cuda.is_available():
             raise UserError(f"--device {options.device}: torch sees no GPU")
         found = cuda_module(device)
         if isinstance(found, str):
             raise UserError(f"--device {options.device}: {found}")
+        torch.cuda.set_device(device)  # launches that are repeated go to the current one
     for batch in options.batches:
         for per_sample in options.ids_per_sample:
             for dim in options.dims:

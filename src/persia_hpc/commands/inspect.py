@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from persia_hpc.errors import EXIT_OK, UserError
 
 if TYPE_CHECKING:
-    from persia_hpc.samples.frequencies import Inspection
+    from persia_hpc.preprocess.inspection import Inspection
     from persia_hpc.samples.schema import DatasetSchema
 
 SUMMARY = "what data files hold"
@@ -40,8 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints what there is; UserError for bad arguments, DataError for damaged files."""
+    from persia_hpc.preprocess.inspection import inspect_source
     from persia_hpc.preprocess.progress import Progress
-    from persia_hpc.samples.frequencies import inspect_source
     from persia_hpc.samples.source import open_source
 
     for flag, value in (("--limit", options.limit), ("--top", options.top)):
@@ -59,7 +59,10 @@ def run(options: argparse.Namespace) -> int:
     facts = _facts(source.schema, found, options.top)
     print("\n".join(_lines(facts)))
     if options.json is not None:
-        options.json.write_text(json.dumps({"schema_version": 1, **facts}, indent=2) + "\n")
+        try:
+            options.json.write_text(json.dumps({"schema_version": 1, **facts}, indent=2) + "\n")
+        except OSError as error:
+            raise UserError(f"--json: {options.json} can't be written ({error.strerror})") from error
     if pyplot is not None:
         _plot(pyplot, found, options.plot)
     return EXIT_OK
@@ -70,14 +73,15 @@ def _facts(schema: DatasetSchema, found: Inspection, top: int) -> dict[str, Any]
     features = {}
     for spec in schema.features:
         counts = found.features[spec.name]
+        ranked = counts.ranked()
         features[spec.name] = {
             "kind": spec.kind,
             "ids_per_sample": counts.num_ids / n,
             "longest": counts.longest,
             "empty_samples": counts.empty_samples,
-            "different_ids": counts.num_different,
-            "seen_once": counts.seen_once(),
-            "top": [{"id": i, "count": c} for i, c in counts.top(top)],
+            "different_ids": ranked.height,
+            "seen_once": int((ranked["count"] == 1).sum()),
+            "top": ranked.head(top).to_dicts(),
         }
     dense = {
         name: {"least": least, "mean": total / n, "most": most}
@@ -135,7 +139,7 @@ def _plot(pyplot: Any, found: Inspection, path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(8, 6))
     for name, counts in found.features.items():
-        curve = counts.curve()
+        curve = counts.ranked()["count"].to_numpy()
         # A curve of millions of ids is drawn by at most some hundreds of them.
         ranks = np.unique(np.geomspace(1, len(curve), 400).astype(np.int64)) if len(curve) else curve
         axes.plot(ranks, curve[ranks - 1] / max(1, found.num_samples), label=name, linewidth=1)

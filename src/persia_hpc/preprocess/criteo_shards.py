@@ -17,9 +17,9 @@ from persia_hpc.errors import UserError
 from persia_hpc.preprocess import criteo
 from persia_hpc.preprocess.ids import IdCounts, IdFilter
 from persia_hpc.preprocess.lines import Piece, cut_pieces, expand_files, read_blocks
-from persia_hpc.preprocess.outputs import PREPROCESS_VERSION, FileReport, check_output, input_identity
+from persia_hpc.preprocess.outputs import FileReport, Outputs, input_identity, make_directory
 from persia_hpc.preprocess.progress import Progress
-from persia_hpc.preprocess.team import Team, each, shares
+from persia_hpc.preprocess.team import Team, shares, together
 from persia_hpc.samples.writer import DatasetWriter
 
 
@@ -35,10 +35,38 @@ def names(num_pieces: int, test_shards: int) -> list[str]:
 
 def prepare(options: criteo.CriteoOptions, team: Team) -> list[FileReport] | None:
     """Writes the files that aren't there yet; None if all were. Collective, with the same result for all."""
+    pieces, outputs, missing = together(team, lambda: _plan(options))
+    mine = shares([_size(piece) for piece in pieces], team.size)[team.rank]
+    if not missing and outputs.up_to_date():
+        return None
+    together(team, lambda: make_directory(options.out))
+    filters: dict[str, IdFilter] = {}
+    if options.min_count > 1:
+        train = [pieces[i] for i in mine if i < len(pieces) - options.test_shards]
+        filters = _filters(train, options.min_count, team)
+    wanted = [i for i in mine if outputs.names[i] in missing]
+    with Progress(
+        "criteo: writing", sum(_size(pieces[i]) for i in wanted), unit=" bytes", shown=team.rank == 0
+    ) as progress:
+        written = together(
+            team,
+            lambda: [
+                _write(pieces[i], options.out / outputs.names[i], outputs.settings, filters, progress)
+                for i in wanted
+            ],
+        )
+    if team.rank == 0:
+        outputs.remove_stale()
+    return sorted((r for part in team.gather(written) for r in part), key=lambda report: report.path)
+
+
+def _plan(options: criteo.CriteoOptions) -> tuple[list[Piece], Outputs, list[str]]:
+    """The input's pieces, the file of each, and which files must be made."""
     assert options.shard_bytes is not None
-    if options.min_count < 1 or options.test_shards < 0:
+    if options.shard_bytes < 1 or options.min_count < 1 or options.test_shards < 0:
         raise UserError(
-            f"--min-count {options.min_count} --test-shards {options.test_shards}: expected at least 1 and 0"
+            f"--shard-bytes {options.shard_bytes} --min-count {options.min_count} --test-shards "
+            f"{options.test_shards}: expected at least 1, 1 and 0"
         )
     files = expand_files(options.input)
     pieces = cut_pieces(files, options.shard_bytes)
@@ -47,38 +75,17 @@ def prepare(options: criteo.CriteoOptions, team: Team) -> list[FileReport] | Non
             f"--test-shards {options.test_shards}: the input makes {len(pieces)} shards, and at least one "
             "must be left to train on; lower --shard-bytes"
         )
-    targets = [options.out / name for name in names(len(pieces), options.test_shards)]
-    common = _settings(options, files)
-    settings = [{**common, "shard": number} for number in range(len(pieces))]
-    current = [
-        check_output(path, stored, overwrite=options.overwrite)
-        for path, stored in zip(targets, settings, strict=True)
-    ]
-    # Before anybody writes; and so that all do the same, though one may have looked later than another.
-    current = [all(rank[i] for rank in team.gather(current)) for i in range(len(pieces))]
-    if all(current):
-        return None
-    options.out.mkdir(parents=True, exist_ok=True)
-    mine = shares([_size(piece) for piece in pieces], team.size)[team.rank]
-    filters: dict[str, IdFilter] = {}
-    if options.min_count > 1:
-        train = [i for i in mine if i < len(pieces) - options.test_shards]
-        filters = _filters([pieces[i] for i in train], options.min_count, team)
-    missing = [i for i in mine if not current[i]]
-    written: list[FileReport] = []
-    total = sum(_size(pieces[i]) for i in missing)
-    with Progress("criteo: writing", total, unit=" bytes", shown=team.rank == 0) as progress:
-        each(
-            team,
-            missing,
-            lambda i: written.append(_write(pieces[i], targets[i], settings[i], filters, progress)),
-        )
-    return sorted((r for part in team.gather(written) for r in part), key=lambda report: report.path)
+    outputs = Outputs(
+        options.out,
+        names(len(pieces), options.test_shards),
+        _settings(options, files),
+        overwrite=options.overwrite,
+    )
+    return pieces, outputs, outputs.missing()  # nobody writes before all have looked
 
 
 def _settings(options: criteo.CriteoOptions, files: list[Path]) -> dict[str, Any]:
     return {
-        "version": PREPROCESS_VERSION,
         "dataset": "criteo",
         "inputs": input_identity(files),
         "options": {
@@ -126,12 +133,13 @@ def _filters(pieces: list[Piece], min_count: int, team: Team) -> dict[str, IdFil
     total = sum(_size(piece) for piece in pieces)
     with Progress("criteo: counting ids", total, unit=" bytes", shown=team.rank == 0) as progress:
 
-        def count(piece: Piece) -> None:
-            for batch in _batches(piece, progress):
-                for name, column in batch.ids.items():
-                    counts[name].add(column.values)
+        def count() -> None:
+            for piece in pieces:
+                for batch in _batches(piece, progress):
+                    for name, column in batch.ids.items():
+                        counts[name].add(column.values)
 
-        each(team, pieces, count)
+        together(team, count)
     filters: dict[str, IdFilter] = {}
     for name in criteo.IDS:
         found = counts.pop(name).frame(1).select("id", "count")

@@ -52,20 +52,12 @@ def input_identity(files: Iterable[Path]) -> list[dict[str, Any]]:
     return identity
 
 
-def check_output(path: Path, settings: dict[str, Any], *, overwrite: bool) -> bool:
-    """Whether the file is there and was made with these settings; UserError if another is and must stay."""
-    if not path.exists():
-        return False
-    wanted = json.loads(json.dumps(settings))
-    stored = _stored_settings(path)
-    if stored is not None and _same(stored, wanted):
-        return True
-    if not overwrite:
-        raise UserError(
-            f"{path} is there already, {_difference(stored, wanted)}; pass --overwrite to replace it, or "
-            "choose another --out"
-        )
-    return False
+def make_directory(path: Path) -> None:
+    """The directory, if it isn't there; UserError if it can't be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: can't be made ({error.strerror}); choose another --out") from error
 
 
 class Outputs:
@@ -84,14 +76,20 @@ class Outputs:
         self._overwrite = overwrite
 
     def up_to_date(self) -> bool:
-        """Whether all files are there with these settings. `UserError` if others are and must stay."""
+        """Whether all files are there with these settings, and no others. `UserError` as for `missing`."""
+        missing, stale = self._look()
+        return not missing and not stale
+
+    def missing(self) -> list[str]:
+        """Files that aren't there with these settings. `UserError` if others are there and must stay."""
+        return self._look()[0]
+
+    def _look(self) -> tuple[list[str], list[str]]:
         existing = {
             p.name: _stored_settings(p) for pattern in OUTPUT_GLOBS for p in self.directory.glob(pattern)
         }
         wanted = json.loads(json.dumps(self.settings))
         same = [name for name, stored in existing.items() if stored is not None and _same(stored, wanted)]
-        if set(existing) == set(self.names) == set(same):
-            return True
         others = sorted(set(existing) - set(same))
         if others and not self._overwrite:
             raise UserError(
@@ -99,16 +97,12 @@ class Outputs:
                 f"{_difference(existing[others[0]], wanted)}; "
                 "pass --overwrite to replace it, or choose another --out"
             )
-        return False
+        missing = [name for name in self.names if name not in same]
+        return missing, [name for name in existing if name not in self.names]
 
     def write(self, schema: DatasetSchema, **options: Any) -> SplitWriter:
         """A writer for all files; `options` go to every `DatasetWriter`."""
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"{self.directory}: can't be made ({error.strerror}); choose another --out"
-            ) from error
+        make_directory(self.directory)
         return SplitWriter(self, schema, options)
 
     def remove_stale(self) -> None:

@@ -13,7 +13,7 @@ import polars as pl
 
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess import table
-from persia_hpc.preprocess.outputs import FileReport
+from persia_hpc.preprocess.outputs import FileReport, make_directory
 
 FILES = ("raw_sample.csv", "ad_feature.csv", "user_profile.csv")
 LAST_DAY = 1_494_604_800  # 13 May 2017 in China, seconds since 1970
@@ -98,7 +98,7 @@ def prepare(options: TaobaoAdOptions) -> list[FileReport] | None:
     for path in sources:
         if not path.is_file():
             raise UserError(f"{path} is missing; --input names the folder of {', '.join(FILES)}")
-    options.out.mkdir(parents=True, exist_ok=True)
+    make_directory(options.out)
     joined = options.out / JOINED
     newest = max(path.stat().st_mtime_ns for path in sources)
     if not joined.exists() or joined.stat().st_mtime_ns <= newest:

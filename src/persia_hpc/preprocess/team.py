@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from persia_hpc.errors import PersiaError, UserError
 
-Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Team(Protocol):
@@ -65,17 +65,17 @@ def shares(sizes: Sequence[int], count: int) -> list[list[int]]:
     return [sorted(items) for items in taken]
 
 
-def each(team: Team, items: Iterable[Item], work: Callable[[Item], None]) -> None:
-    """Does the rank's own items. If one of any rank can't be done, all raise: UserError for bad input,
-    PersiaError for what else may happen (a full disk). Collective.
+def together(team: Team, work: Callable[[], Result]) -> Result:
+    """What `work` gives on each rank. If it can't be done on one of them, all raise: UserError for bad
+    input, PersiaError for what else may happen (a full disk). Collective.
     """
     problem: Exception | None = None
     try:
-        for item in items:
-            work(item)
+        result = work()
     except Exception as error:  # whatever it is: the others must not wait in vain
         problem = error
     mine = None if problem is None else (isinstance(problem, UserError), str(problem) or repr(problem))
     for found in team.gather(mine):
         if found is not None:
             raise (UserError if found[0] else PersiaError)(found[1]) from problem
+    return result

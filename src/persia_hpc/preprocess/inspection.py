@@ -7,69 +7,36 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
+from persia_hpc.preprocess.ids import IdCounts
 from persia_hpc.samples.source import Source
 
 BLOCK_ROWS = 65_536
-_PENDING = 1 << 22  # ids that wait to be merged
 
 
 class Frequencies:
-    """Counts of the ids of one feature."""
+    """How often each id of one feature appears."""
 
     def __init__(self) -> None:
         self.num_ids = 0  # with repetitions
         self.empty_samples = 0
         self.longest = 0  # ids of a sample
-        self._ids = np.empty(0, np.uint64)
-        self._counts = np.empty(0, np.int64)
-        self._pending: list[npt.NDArray[np.uint64]] = []
-        self._waiting = 0
+        self._counts = IdCounts()
 
     def add(self, ids: npt.NDArray[np.uint64], lengths: npt.NDArray[np.int64] | None) -> None:
         """The ids of some samples; `lengths`: how many each has, None for one each."""
         self.num_ids += len(ids)
-        if lengths is not None and len(lengths):
+        if lengths is not None:
             self.empty_samples += int((lengths == 0).sum())
-            self.longest = max(self.longest, int(lengths.max()))
+            self.longest = max(self.longest, int(lengths.max(initial=0)))
         else:
-            self.longest = max(self.longest, 1)
-        self._pending.append(np.array(ids))
-        self._waiting += len(ids)
-        if self._waiting >= max(_PENDING, len(self._ids)):
-            self._merge()
+            self.longest = 1
+        self._counts.add(ids)
 
-    def _merge(self) -> None:
-        new, counts = np.unique(np.concatenate([np.empty(0, np.uint64), *self._pending]), return_counts=True)
-        self._pending, self._waiting = [], 0
-        ids = np.concatenate([self._ids, new])
-        order = np.argsort(ids, kind="stable")
-        ids, counts = ids[order], np.concatenate([self._counts, counts])[order]
-        first = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]])) if len(ids) else order
-        self._ids = ids[first]
-        self._counts = np.add.reduceat(counts, first) if len(first) else counts
-
-    @property
-    def num_different(self) -> int:
-        """How many different ids there are."""
-        self._merge()
-        return len(self._ids)
-
-    def top(self, count: int) -> list[tuple[int, int]]:
-        """(id, how often) of the most frequent ids, the most frequent first, ties by id."""
-        self._merge()
-        order = np.lexsort((self._ids, -self._counts))[:count]
-        return [(int(self._ids[i]), int(self._counts[i])) for i in order]
-
-    def curve(self) -> npt.NDArray[np.int64]:
-        """How often ids appear, the most frequent first."""
-        self._merge()
-        return np.sort(self._counts)[::-1]
-
-    def seen_once(self) -> int:
-        """How many ids appear a single time."""
-        self._merge()
-        return int((self._counts == 1).sum())
+    def ranked(self) -> pl.DataFrame:
+        """Columns `id` and `count`, the most frequent id first, ties by id."""
+        return self._counts.frame(1).select("id", "count").sort("count", "id", descending=[True, False])
 
 
 @dataclass
