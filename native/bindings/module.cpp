@@ -25,6 +25,7 @@ PYBIND11_MODULE(_native, m) {
     bind_codec(m);
     bind_table(m);
     bind_dedup(m);
+    bind_recent_rows(m);
     bind_gather(m);
     bind_pool(m);
     bind_pool_batch(m);
