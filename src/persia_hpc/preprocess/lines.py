@@ -80,6 +80,10 @@ class Piece:
     begin: int = 0
     end: int | None = None
 
+    def size(self) -> int:
+        """Its bytes in the file."""
+        return self.path.stat().st_size if self.end is None else self.end - self.begin
+
     def first_line(self) -> int:
         """Number of its first line, which costs reading all before it."""
         count, left = 0, self.begin
