@@ -1,4 +1,4 @@
-"""Criteo's layout by the terabyte: many ranks, each turning pieces of the input into HDF5 files of their own."""
+"""Criteo's layout by the terabyte: many ranks, each making HDF5 files of pieces of the input."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from persia_hpc.preprocess.ids import IdCounts, IdFilter
 from persia_hpc.preprocess.lines import Piece, cut_pieces, expand_files, read_blocks
 from persia_hpc.preprocess.outputs import FileReport, Outputs, input_identity, make_directory
 from persia_hpc.preprocess.progress import Progress
-from persia_hpc.preprocess.shards import frequent_ids, names, write_pieces
+from persia_hpc.preprocess.shards import check_pieces, merged_counts, names, write_pieces
 from persia_hpc.preprocess.team import Team, shares, together
 from persia_hpc.samples.writer import DatasetWriter
 
 
 def prepare(options: criteo.CriteoOptions, team: Team) -> list[FileReport] | None:
     """Writes the files that aren't there yet; None if all were. Collective, with the same result for all."""
+    if options.min_count > 1:
+        team.need_all("--min-count")
     pieces, outputs, missing = together(team, lambda: _plan(options))
     if not missing and outputs.up_to_date():
         return None
@@ -31,8 +33,8 @@ def prepare(options: criteo.CriteoOptions, team: Team) -> list[FileReport] | Non
         train = [pieces[i] for i in mine if i < len(pieces) - options.test_shards]
         filters = _filters(train, options.min_count, team)
 
-    def write(i: int, progress: Progress) -> FileReport:
-        return _write(pieces[i], options.out / outputs.names[i], outputs.settings, filters, progress)
+    def write(i: int, progress: Progress) -> list[FileReport]:
+        return [_write(pieces[i], options.out / outputs.names[i], outputs.settings, filters, progress)]
 
     wanted = [i for i, name in enumerate(outputs.names) if name in missing]
     return write_pieces(team, outputs, sizes, wanted, write, "criteo: writing")
@@ -48,11 +50,7 @@ def _plan(options: criteo.CriteoOptions) -> tuple[list[Piece], Outputs, list[str
         )
     files = expand_files(options.input)
     pieces = cut_pieces(files, options.shard_bytes)
-    if len(pieces) <= options.test_shards:
-        raise UserError(
-            f"--test-shards {options.test_shards}: the input makes {len(pieces)} shards, and at least one "
-            "must be left to train on; lower --shard-bytes"
-        )
+    check_pieces(len(pieces), options.test_shards)
     outputs = Outputs(
         options.out,
         names(len(pieces), options.test_shards),
@@ -120,6 +118,6 @@ def _filters(pieces: list[Piece], min_count: int, team: Team) -> dict[str, IdFil
         together(team, count)
     filters: dict[str, IdFilter] = {}
     for name in criteo.IDS:
-        known = frequent_ids(counts.pop(name), min_count, team)
+        known = merged_counts(counts.pop(name), min_count, team)["id"].to_numpy()
         filters[name] = IdFilter(known, other=criteo.RARE_ID, never_other=[criteo.MISSING_ID])
     return filters

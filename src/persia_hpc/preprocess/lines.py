@@ -114,7 +114,8 @@ def cut_pieces(files: Sequence[Path], piece_bytes: int) -> list[Piece]:
     return pieces
 
 
-def _plain_chunks(piece: Piece, chunk_bytes: int) -> Iterator[bytes]:
+def plain_chunks(piece: Piece, chunk_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:
+    """The bytes of a piece of a plain file."""
     assert piece.end is not None
     left = piece.end - piece.begin
     with piece.path.open("rb") as file:
@@ -129,7 +130,7 @@ def _chunks(piece: Piece, chunk_bytes: int) -> Iterator[bytes]:
     kind = compression_of(path)
     try:
         if piece.end is not None:
-            yield from _plain_chunks(piece, chunk_bytes)
+            yield from plain_chunks(piece, chunk_bytes)
             return
         if kind == "zstd":
             yield from _zstd_chunks(path)

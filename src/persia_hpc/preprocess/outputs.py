@@ -64,7 +64,8 @@ class Outputs:
     """The output files of one run in one directory.
 
     `settings` is everything that the files' content depends on; it is stored in each file's attribute
-    `preprocessing` (JSON), and files that carry equal settings are not made again.
+    `preprocessing` (JSON), and files that carry equal settings are not made again. A file may also list, as
+    `absent` there, names that needn't be: those for which its piece of the input had no rows.
     """
 
     def __init__(
@@ -97,7 +98,8 @@ class Outputs:
                 f"{_difference(existing[others[0]], wanted)}; "
                 "pass --overwrite to replace it, or choose another --out"
             )
-        missing = [name for name in self.names if name not in same]
+        absent = {name for file in same for name in (existing[file] or {}).get("absent", ())}
+        missing = [name for name in self.names if name not in same and name not in absent]
         return missing, [name for name in existing if name not in self.names]
 
     def write(self, schema: DatasetSchema, **options: Any) -> SplitWriter:
