@@ -15,6 +15,7 @@ from persia_hpc.preprocess import (
     adult,
     criteo,
     criteo_shards,
+    criteo_syn,
     movielens,
     synthetic,
     table,
@@ -92,6 +93,10 @@ def _add_criteo(parser: argparse.ArgumentParser) -> None:
 def _add_sharding(parser: argparse.ArgumentParser, instead: str) -> None:
     _add_shard_bytes(parser, instead)
     _add_number(parser, "--test-shards", int, 0, "with --shard-bytes: so many of the last files are the test")
+    _add_part(parser)
+
+
+def _add_part(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--part",
         type=_part,
@@ -162,7 +167,19 @@ def _add_synthetic(parser: argparse.ArgumentParser) -> None:
         "--virtual-ids",
         type=int,
         metavar="N",
-        help="spread each id over N / vocabulary ids (N up to 10^13): tables that never stop growing",
+        help="draw from N ids a feature (up to 10^13), all alike: tables that never stop growing",
+    )
+    parser.add_argument(
+        "--new-ids",
+        type=float,
+        metavar="X",
+        help="with --virtual-ids: only this share of the draws, others are of the vocabulary (default: 1)",
+    )
+    parser.add_argument(
+        "--preset",
+        choices=criteo_syn.PRESETS,
+        help="the Persia paper's sets of 6.25 to 100 trillion parameters: sets features, vocabulary, virtual "
+        "and new ids",
     )
     _add_number(parser, "--multi-features", int, defaults.multi_features, "how many features are multi-hot")
     _add_number(parser, "--max-ids", int, defaults.max_ids, "most ids of a sample in a multi-hot feature")
@@ -170,7 +187,8 @@ def _add_synthetic(parser: argparse.ArgumentParser) -> None:
     _add_number(parser, "--scale", float, defaults.scale, "deviation of the planted logit: more is easier")
     _add_number(parser, "--bias", float, defaults.bias, "mean of the planted logit")
     _add_number(parser, "--seed", int, defaults.seed, "of everything")
-    _add_number(parser, "--shards", int, defaults.shards, "number of training files")
+    _add_number(parser, "--shards", int, defaults.shards, "training files, shared by all ranks of an MPI job")
+    _add_part(parser)
 
 
 def _add_number(
@@ -253,6 +271,7 @@ _SOURCES = {
         _add_synthetic,
         "Zipf-distributed ids and a planted model, so that the best possible AUC is known",
         "--rows 10000000 --shards 4 --out data/synthetic",
+        synthetic.prepare,
     ),
 }
 
@@ -292,6 +311,8 @@ def run(args: argparse.Namespace, team: Team = ALONE) -> int:
     reports, best = made if isinstance(made, tuple) else (made, {})  # synthetic knows what can be reached
     for report in reports:
         print(report)
+    if getattr(args, "preset", None):
+        print(criteo_syn.PRESETS[args.preset])
     if best:
         print(f"best possible on test: AUC {best['bayes_auc']:.5f}, logloss {best['bayes_logloss']:.5f}")
     return EXIT_OK
