@@ -118,7 +118,11 @@ def _add_shard_bytes(parser: argparse.ArgumentParser, instead: str) -> None:
 def _add_movielens(parser: argparse.ArgumentParser) -> None:
     defaults = movielens.MovieLensOptions(Path(), Path())
     parser.add_argument(
-        "--input", type=Path, required=True, metavar="DIR", help="holds ratings.dat, users.dat and movies.dat"
+        "--input",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="holds ratings.dat, users.dat and movies.dat (1M), or ratings.csv and movies.csv (20M, 25M)",
     )
     parser.add_argument(
         "--task",
@@ -132,9 +136,15 @@ def _add_movielens(parser: argparse.ArgumentParser) -> None:
         nargs=3,
         default=defaults.fractions,
         metavar=("TRAIN", "VALID", "TEST"),
-        help="parts of the random split (default: 0.8 0.1 0.1)",
+        help="parts of the split (default: 0.8 0.1 0.1)",
     )
-    _add_number(parser, "--seed", int, defaults.seed, "of the random split")
+    parser.add_argument(
+        "--split",
+        choices=movielens.SPLITS_BY,
+        default=defaults.split,
+        help="random (default); time: the earliest ratings for training; user: each user in one part only",
+    )
+    _add_number(parser, "--seed", int, defaults.seed, "of the split and the order of rows")
 
 
 def _add_taobao_ad(parser: argparse.ArgumentParser) -> None:
@@ -246,7 +256,7 @@ _SOURCES = {
         movielens.MovieLensOptions,
         movielens.prepare,
         _add_movielens,
-        "MovieLens-1M as a click-through task",
+        "MovieLens (1M, 20M, 25M) as a click-through task",
         "--input ml-1m --out data/movielens",
     ),
     "taobao_ad": _Source(

@@ -137,11 +137,11 @@ def _text_blocks(
     if quoted and isinstance(source, Piece):
         _refuse_cut_value(source)
     if names is None and begin > 0:
-        names = _header(next(read_blocks(path, quoted=quoted)), separator, quoted)[0]
+        names = header(next(read_blocks(path, quoted=quoted)), separator, quoted)[0]
     for whole in read_blocks(source, quoted=quoted, first_line=first_line):
         block = whole
         if names is None:
-            names, block = _header(whole, separator, quoted)
+            names, block = header(whole, separator, quoted)
         yield names, block
 
 
@@ -157,7 +157,7 @@ def _refuse_cut_value(piece: Piece) -> None:
         )
 
 
-def _header(block: TextBlock, separator: str, quoted: bool) -> tuple[tuple[str, ...], TextBlock]:
+def header(block: TextBlock, separator: str, quoted: bool) -> tuple[tuple[str, ...], TextBlock]:
     """The names on the first line, and the block without it."""
     line, data = block.data.split(b"\n", 1)
     try:
