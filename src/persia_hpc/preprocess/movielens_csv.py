@@ -107,7 +107,7 @@ def _read_movies(path: Path) -> Movies:
 def read_ratings(ratings: Path, movies: Path, task: str) -> CsvRatings:
     """The samples of a task: `ctr` leaves ratings of 3 out and likes those above, `all` likes from 4 on.
 
-    All ratings are in memory, some 100 bytes each at most. UserError, with the line, for what isn't of the layout.
+    All ratings are in memory, at most some 100 bytes each. UserError names the line that isn't of the layout.
     """
     catalogue = _read_movies(movies)
     users, places, labels, times = [], [], [], []
