@@ -37,9 +37,9 @@ SPLITS = {
     "order": "[split]\nfractions = { train = 0.7, valid = 0.1, test = 0.2 }\n",
     "random": '[split]\nby = "random"\nseed = 3\nfractions = { train = 0.8, test = 0.2 }\n',
     "column": '[split]\nby = "column"\ncolumn = "day"\nvalues = { train = ["1", "2"], test = ["3"] }\n',
-    "files": '[split]\nby = "files"\nfiles = { train = ["a.csv", "b.*"], test = ["c.csv"] }\n',
+    "files": '[split]\nby = "files"\nfiles = { train = ["a.csv", "b.*"], test = ["c.csv.gz"] }\n',
 }
-FILES = 'files = ["a.csv", "b.*", "c.csv"]\n'
+FILES = 'files = ["a.csv", "b.*", "c.csv.gz"]\n'
 
 
 def rows(count: int, seed: int) -> pl.DataFrame:
@@ -56,19 +56,13 @@ def rows(count: int, seed: int) -> pl.DataFrame:
     )
 
 
-@pytest.fixture(scope="module", params=["csv", "gz", "parquet"])
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three files, the second of them of another kind."""
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three files: plain text, Parquet, compressed text."""
     folder = tmp_path_factory.mktemp("table")
     rows(700, 1).write_csv(folder / "a.csv")
-    rows(300, 3).write_csv(folder / "c.csv")
-    second = rows(400, 2)
-    if request.param == "parquet":
-        second.write_parquet(folder / "b.parquet", row_group_size=100)
-    elif request.param == "gz":
-        (folder / "b.csv.gz").write_bytes(gzip.compress(second.write_csv().encode()))
-    else:
-        second.write_csv(folder / "b.csv")
+    rows(400, 2).write_parquet(folder / "b.parquet", row_group_size=100)
+    (folder / "c.csv.gz").write_bytes(gzip.compress(rows(300, 3).write_csv().encode()))
     return folder
 
 
@@ -107,7 +101,6 @@ def test_shards_hold_what_one_file_would(folder: Path, tmp_path: Path, by: str) 
     assert (tmp_path / "many" / vocabulary).read_text() == (tmp_path / "one" / vocabulary).read_text()
 
 
-@pytest.mark.parametrize("folder", ["parquet"], indirect=True)
 def test_several_ranks_make_the_same_files_and_resume(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -117,6 +110,8 @@ def test_several_ranks_make_the_same_files_and_resume(
     run_mpi(3, PROGRAM, *command)
     names = sorted(p.name for p in (tmp_path / "alone").iterdir())
     assert names == sorted(p.name for p in (tmp_path / "ranks").iterdir())
+    words = [(tmp_path / run / "vocabulary-city.csv").read_text() for run in ("alone", "ranks")]
+    assert words[0] == words[1]
     gone = [name for name in names if name.endswith("00004.h5")][:1]
     for name in gone:  # as after a kill between two files of a piece
         (tmp_path / "ranks" / name).unlink()
@@ -153,14 +148,13 @@ def test_parts_without_communication_make_all_files(
     assert "up to date" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("folder", ["csv"], indirect=True)
 def test_test_shards_are_the_last_pieces(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    more = ["--shard-bytes", "3000", "--test-shards", "2"]
+    more = ["--shard-bytes", "3000", "--test-shards", "1"]
     assert main(arguments(folder, "order", tmp_path / "out", *more, columns=PLAIN)) == 0
     names = sorted(p.name for p in (tmp_path / "out").iterdir())
-    assert names[:2] == [f"test-{len(names) - 2:05d}.h5", f"test-{len(names) - 1:05d}.h5"]
+    assert names[0] == f"test-{len(names) - 1:05d}.h5"
     assert main(arguments(folder, "files", tmp_path / "one", columns=PLAIN)) == 0
     got = [read(tmp_path / "out", f"{split}-*.h5") for split in ("train", "test")]
     want = [read(tmp_path / "one", f"{split}.h5") for split in ("train", "test")]
@@ -171,7 +165,6 @@ def test_test_shards_are_the_last_pieces(
     assert "without --shard-bytes" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("folder", ["csv"], indirect=True)
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -29,17 +29,14 @@ from persia_hpc.samples.writer import DatasetWriter
 
 @dataclass
 class _Plan:
-    """`splits`: of each piece, as `Table.files` has it; `first_rows`: where the pieces begin in the table."""
+    """Of each piece: its split, as `Table.files` has it, its files, one for each split, and its first row."""
 
     table: Table
     pieces: list[TablePiece]
     splits: list[str]
+    names: list[list[str]]
     outputs: Outputs
     first_rows: list[int]
-
-    def names(self, piece: int) -> list[str]:
-        """The piece's file for each split."""
-        return [f"{split}-{piece:05d}.h5" for split in self.table.schema.split.names]
 
 
 def prepare(options: TableOptions, team: Team) -> list[FileReport] | None:
@@ -63,7 +60,7 @@ def prepare(options: TableOptions, team: Team) -> list[FileReport] | None:
     def write(i: int, progress: Progress) -> list[FileReport]:
         return with_lines(plan.pieces[i], partial(_write, plan, i, converter, learned, progress))
 
-    wanted = [i for i in range(len(sizes)) if not missing.isdisjoint(plan.names(i))]
+    wanted = [i for i in range(len(sizes)) if not missing.isdisjoint(plan.names[i])]
     made = write_pieces(team, plan.outputs, sizes, wanted, write, "table: writing")
     if team.rank == 0:
         write_vocabularies(options.out, learned)
@@ -103,9 +100,11 @@ def _plan(options: TableOptions) -> tuple[_Plan, set[str]]:
             "test_shards": options.test_shards,
         },
     }
-    outputs = Outputs(options.out, [], settings, overwrite=options.overwrite)
-    plan = _Plan(table, pieces, splits, outputs, [0] * len(pieces))
-    outputs.names = tuple(name for i in range(len(pieces)) for name in plan.names(i))
+    names = [[f"{split}-{i:05d}.h5" for split in table.schema.split.names] for i in range(len(pieces))]
+    outputs = Outputs(
+        options.out, [name for some in names for name in some], settings, overwrite=options.overwrite
+    )
+    plan = _Plan(table, pieces, splits, names, outputs, [0] * len(pieces))
     return plan, set(outputs.missing())  # nobody writes before all have looked
 
 
@@ -158,7 +157,7 @@ def _write(
 ) -> list[FileReport]:
     """The piece's files, of the splits that it has rows of."""
     schema, outputs = plan.table.schema, plan.outputs
-    names = plan.names(i)
+    names = plan.names[i]
     binary = all(entry.binary for entry in schema.labels.values())
     writers: dict[str, DatasetWriter] = {}
     labels = dict.fromkeys(names, 0.0)

@@ -101,10 +101,7 @@ def prepare(options: TaobaoAdOptions) -> list[FileReport] | None:
 
 def share(options: TaobaoAdOptions, team: Team) -> list[FileReport] | None:
     """Write the shards, after one rank has joined the files; as `table_shards.prepare`. Collective."""
-    if team.rank == 0:
-        together(team, lambda: _table(options))
-    else:
-        together(team, lambda: None)
+    together(team, lambda: _table(options) if team.rank == 0 else None)
     return table_shards.prepare(_options(options), team)
 
 
