@@ -62,6 +62,49 @@ def cut_table(path: Path, schema: TableSchema, piece_bytes: int) -> list[TablePi
     return [RowPiece(path, *rows, num_bytes // count) for rows in pairwise(bounds)]
 
 
+def may_cut_values(piece: TablePiece, schema: TableSchema) -> bool:
+    """Whether the piece may begin or end inside of a quoted value that has line ends."""
+    if not isinstance(piece, Piece) or piece.end is None or not _quoted(piece.path, schema):
+        return False
+    return (piece.begin, piece.end) != (0, piece.path.stat().st_size)
+
+
+def num_quotes(piece: TablePiece, schema: TableSchema) -> int:
+    """Quotes in the piece; 0 where no value can have been cut."""
+    if not isinstance(piece, Piece) or not may_cut_values(piece, schema):
+        return 0
+    return sum(chunk.count(b'"') for chunk in plain_chunks(piece))
+
+
+def mend_cuts(pieces: Sequence[TablePiece], quotes: Sequence[int]) -> list[TablePiece]:
+    """The pieces, with cuts that fell into a quoted value moved behind the row that it belongs to.
+
+    `quotes`: `num_quotes` of each piece. A piece that lies within one value becomes empty.
+    """
+    mended = list(pieces)
+    before = 0  # quotes in the file, before the cut
+    for i in range(len(mended) - 1):
+        piece, after = pieces[i], pieces[i + 1]
+        before += quotes[i]
+        if not isinstance(piece, Piece) or not isinstance(after, Piece) or after.begin == 0:
+            before = 0  # the file's last piece
+        elif before % 2:
+            begin = _row_end(piece.path, after.begin)
+            mended[i] = replace(mended[i], end=begin)
+            mended[i + 1] = replace(after, begin=begin)
+    return mended
+
+
+def _row_end(path: Path, begin: int) -> int:
+    """Where the row ends that has a quoted value open at byte `begin`, the beginning of a line."""
+    with path.open("rb") as file:
+        file.seek(begin)
+        while line := file.readline():
+            if line.count(b'"') % 2:
+                break
+        return file.tell()
+
+
 def read_frames(source: Path | TablePiece, schema: TableSchema, first_line: int = 1) -> Iterator[Frame]:
     """The rows of a file or a piece of one in order, with the columns of `schema.used_columns`; text is a
     string or null. `first_line`: number of a text piece's first line.
@@ -134,8 +177,6 @@ def _text_blocks(
     """Blocks of rows, without the header, with the columns' names."""
     path, begin = (source.path, source.begin) if isinstance(source, Piece) else (source, 0)
     separator, quoted, names = _separator(path, schema), _quoted(path, schema), schema.columns
-    if quoted and isinstance(source, Piece):
-        _refuse_cut_value(source)
     if names is None and begin > 0:
         names = header(next(read_blocks(path, quoted=quoted)), separator, quoted)[0]
     for whole in read_blocks(source, quoted=quoted, first_line=first_line):
@@ -143,18 +184,6 @@ def _text_blocks(
         if names is None:
             names, block = header(whole, separator, quoted)
         yield names, block
-
-
-def _refuse_cut_value(piece: Piece) -> None:
-    """UserError if the piece begins or ends inside of a quoted value: quotes are even in whole rows."""
-    if piece.end is None or (piece.begin, piece.end) == (0, piece.path.stat().st_size):
-        return
-    if sum(chunk.count(b'"') for chunk in plain_chunks(piece)) % 2:
-        raise UserError(
-            f"{piece.path}: got a quoted value with a line end where a shard begins or ends (byte "
-            f"{piece.begin} or {piece.end}), expected line ends between rows only; choose another "
-            "--shard-bytes, or convert the file to Parquet"
-        )
 
 
 def header(block: TextBlock, separator: str, quoted: bool) -> tuple[tuple[str, ...], TextBlock]:

@@ -5,7 +5,7 @@ The samples and their splits are those of table.py, whoever makes them. Shapes: 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -20,7 +20,15 @@ from persia_hpc.preprocess.progress import Progress
 from persia_hpc.preprocess.shards import check_pieces, with_lines, write_pieces
 from persia_hpc.preprocess.table import Table, TableOptions, learned_settings, write_vocabularies
 from persia_hpc.preprocess.table_convert import Converter, Learned
-from persia_hpc.preprocess.table_input import TablePiece, count_rows, cut_table, read_frames
+from persia_hpc.preprocess.table_input import (
+    TablePiece,
+    count_rows,
+    cut_table,
+    may_cut_values,
+    mend_cuts,
+    num_quotes,
+    read_frames,
+)
 from persia_hpc.preprocess.table_learn import Learning
 from persia_hpc.preprocess.table_schema import Split, load_schema
 from persia_hpc.preprocess.team import Team, shares, together
@@ -45,14 +53,13 @@ def prepare(options: TableOptions, team: Team) -> list[FileReport] | None:
     if not missing and plan.outputs.up_to_date():
         return None
     together(team, lambda: make_directory(options.out))
+    _survey(plan, team)
     sizes = [piece.size() for piece in plan.pieces]
-    mine = shares(sizes, team.size)[team.rank]
-    if plan.table.schema.split.by in ("order", "random"):
-        _count(plan, mine if team.connected else range(len(sizes)), team)
     converter = together(team, lambda: Converter(plan.table.schema, plan.table.first()))
     learning = together(team, lambda: Learning(converter))
     if learning.needed:
         team.need_all("what the schema learns from training rows (min_count, vocabulary, standardize)")
+        mine = shares(sizes, team.size)[team.rank]
         together(team, lambda: _learn(plan, mine, learning, shown=team.rank == 0))
     learned = learning.finish(team)
     plan.outputs.settings.update(learned_settings(converter, learned))
@@ -108,23 +115,40 @@ def _plan(options: TableOptions) -> tuple[_Plan, set[str]]:
     return plan, set(outputs.missing())  # nobody writes before all have looked
 
 
-def _count(plan: _Plan, mine: Iterable[int], team: Team) -> None:
-    """Finds where each piece begins in the table; a part alone counts all. Collective."""
-    schema = plan.table.schema
+def _of_all(plan: _Plan, team: Team, title: str, work: Callable[[TablePiece], int]) -> list[int]:
+    """`work` of every piece, shared by the ranks; a part alone does all. Collective."""
+    sizes = [piece.size() for piece in plan.pieces]
+    mine = shares(sizes, team.size)[team.rank] if team.connected else range(len(sizes))
 
-    def count() -> dict[int, int]:
-        rows = {}
-        with Progress("table: counting rows", shown=team.rank == 0) as progress:
+    def some() -> dict[int, int]:
+        found = {}
+        total = sum(sizes[i] for i in mine)
+        with Progress(title, total, unit=" bytes", shown=team.rank == 0) as progress:
             for i in mine:
-                piece = plan.pieces[i]
-                rows[i] = with_lines(piece, partial(count_rows, piece, schema))
-                progress.add(rows[i])
-        return rows
+                found[i] = work(plan.pieces[i])
+                progress.add(sizes[i])
+        return found
 
-    rows = {i: count for part in team.gather(together(team, count)) for i, count in part.items()}
-    ends = np.cumsum([rows[i] for i in range(len(plan.pieces))]).tolist()
-    plan.first_rows = [0, *ends[:-1]]
-    plan.table.set_rows(ends[-1])
+    found = {i: value for part in team.gather(together(team, some)) for i, value in part.items()}
+    return [found[i] for i in range(len(sizes))]
+
+
+def _survey(plan: _Plan, team: Team) -> None:
+    """Finds out what the pieces need to know of those before them: quotes, and rows. Collective."""
+    schema = plan.table.schema
+    if any(may_cut_values(piece, schema) for piece in plan.pieces):
+        quotes = _of_all(plan, team, "table: looking for quotes", lambda piece: num_quotes(piece, schema))
+        plan.pieces = mend_cuts(plan.pieces, quotes)
+    if schema.split.by in ("order", "random"):
+        rows = _of_all(
+            plan,
+            team,
+            "table: counting rows",
+            lambda piece: with_lines(piece, partial(count_rows, piece, schema)),
+        )
+        ends = np.cumsum(rows).tolist()
+        plan.first_rows = [0, *ends[:-1]]
+        plan.table.set_rows(ends[-1])
 
 
 def _frames(plan: _Plan, i: int, first_line: int) -> Iterator[tuple[Frame, npt.NDArray[np.int64]]]:
