@@ -1,8 +1,4 @@
-"""Criteo's layout by the terabyte: many ranks, each turning pieces of the input into HDF5 files of their own.
-
-Memory is constant but for `min_count`: then each rank keeps the different ids that it has met and, of all of
-them, those whose number modulo the number of ranks is its own.
-"""
+"""Criteo's layout by the terabyte: many ranks, each making HDF5 files of pieces of the input."""
 
 from __future__ import annotations
 
@@ -10,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import polars as pl
 
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess import criteo
@@ -19,45 +13,31 @@ from persia_hpc.preprocess.ids import IdCounts, IdFilter
 from persia_hpc.preprocess.lines import Piece, cut_pieces, expand_files, read_blocks
 from persia_hpc.preprocess.outputs import FileReport, Outputs, input_identity, make_directory
 from persia_hpc.preprocess.progress import Progress
+from persia_hpc.preprocess.shards import check_pieces, merged_counts, names, write_pieces
 from persia_hpc.preprocess.team import Team, shares, together
 from persia_hpc.samples.writer import DatasetWriter
 
 
-def _size(piece: Piece) -> int:
-    return piece.path.stat().st_size if piece.end is None else piece.end - piece.begin
-
-
-def names(num_pieces: int, test_shards: int) -> list[str]:
-    """File of each piece: the last `test_shards` are the test."""
-    train = num_pieces - test_shards
-    return [f"train-{i:05d}.h5" for i in range(train)] + [f"test-{i:05d}.h5" for i in range(test_shards)]
-
-
 def prepare(options: criteo.CriteoOptions, team: Team) -> list[FileReport] | None:
     """Writes the files that aren't there yet; None if all were. Collective, with the same result for all."""
+    if options.min_count > 1:
+        team.need_all("--min-count")
     pieces, outputs, missing = together(team, lambda: _plan(options))
-    mine = shares([_size(piece) for piece in pieces], team.size)[team.rank]
     if not missing and outputs.up_to_date():
         return None
     together(team, lambda: make_directory(options.out))
+    sizes = [piece.size() for piece in pieces]
     filters: dict[str, IdFilter] = {}
     if options.min_count > 1:
+        mine = shares(sizes, team.size)[team.rank]
         train = [pieces[i] for i in mine if i < len(pieces) - options.test_shards]
         filters = _filters(train, options.min_count, team)
-    wanted = [i for i in mine if outputs.names[i] in missing]
-    with Progress(
-        "criteo: writing", sum(_size(pieces[i]) for i in wanted), unit=" bytes", shown=team.rank == 0
-    ) as progress:
-        written = together(
-            team,
-            lambda: [
-                _write(pieces[i], options.out / outputs.names[i], outputs.settings, filters, progress)
-                for i in wanted
-            ],
-        )
-    if team.rank == 0:
-        outputs.remove_stale()
-    return sorted((r for part in team.gather(written) for r in part), key=lambda report: report.path)
+
+    def write(i: int, progress: Progress) -> list[FileReport]:
+        return [_write(pieces[i], options.out / outputs.names[i], outputs.settings, filters, progress)]
+
+    wanted = [i for i, name in enumerate(outputs.names) if name in missing]
+    return write_pieces(team, outputs, sizes, wanted, write, "criteo: writing")
 
 
 def _plan(options: criteo.CriteoOptions) -> tuple[list[Piece], Outputs, list[str]]:
@@ -70,11 +50,7 @@ def _plan(options: criteo.CriteoOptions) -> tuple[list[Piece], Outputs, list[str
         )
     files = expand_files(options.input)
     pieces = cut_pieces(files, options.shard_bytes)
-    if len(pieces) <= options.test_shards:
-        raise UserError(
-            f"--test-shards {options.test_shards}: the input makes {len(pieces)} shards, and at least one "
-            "must be left to train on; lower --shard-bytes"
-        )
+    check_pieces(len(pieces), options.test_shards)
     outputs = Outputs(
         options.out,
         names(len(pieces), options.test_shards),
@@ -113,7 +89,7 @@ def _batches(piece: Piece, progress: Progress) -> Any:
             criteo.decode(block)
         raise
     if piece.end is None:
-        progress.add(_size(piece))
+        progress.add(piece.size())
 
 
 def _write(
@@ -130,7 +106,7 @@ def _write(
 def _filters(pieces: list[Piece], min_count: int, team: Team) -> dict[str, IdFilter]:
     """What keeps the ids that are frequent in the training pieces of all ranks. Collective."""
     counts = {name: IdCounts() for name in criteo.IDS}
-    total = sum(_size(piece) for piece in pieces)
+    total = sum(piece.size() for piece in pieces)
     with Progress("criteo: counting ids", total, unit=" bytes", shown=team.rank == 0) as progress:
 
         def count() -> None:
@@ -142,16 +118,6 @@ def _filters(pieces: list[Piece], min_count: int, team: Team) -> dict[str, IdFil
         together(team, count)
     filters: dict[str, IdFilter] = {}
     for name in criteo.IDS:
-        found = counts.pop(name).frame(1).select("id", "count")
-        parts = [_columns(found.filter(pl.col("id") % team.size == rank)) for rank in range(team.size)]
-        received = team.exchange(parts)
-        ids = np.concatenate([part[0] for part in received])
-        sums = pl.DataFrame({"id": ids, "count": np.concatenate([part[1] for part in received])})
-        kept = sums.group_by("id").agg(pl.col("count").sum()).filter(pl.col("count") >= min_count)["id"]
-        known = np.sort(np.concatenate(team.gather(kept.to_numpy())))
+        known = merged_counts(counts.pop(name), min_count, team)["id"].to_numpy()
         filters[name] = IdFilter(known, other=criteo.RARE_ID, never_other=[criteo.MISSING_ID])
     return filters
-
-
-def _columns(frame: pl.DataFrame) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
-    return frame["id"].to_numpy(), frame["count"].to_numpy()

@@ -80,6 +80,10 @@ class Piece:
     begin: int = 0
     end: int | None = None
 
+    def size(self) -> int:
+        """Its bytes in the file."""
+        return self.path.stat().st_size if self.end is None else self.end - self.begin
+
     def first_line(self) -> int:
         """Number of its first line, which costs reading all before it."""
         count, left = 0, self.begin
@@ -110,7 +114,8 @@ def cut_pieces(files: Sequence[Path], piece_bytes: int) -> list[Piece]:
     return pieces
 
 
-def _plain_chunks(piece: Piece, chunk_bytes: int) -> Iterator[bytes]:
+def plain_chunks(piece: Piece, chunk_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:
+    """The bytes of a piece of a plain file."""
     assert piece.end is not None
     left = piece.end - piece.begin
     with piece.path.open("rb") as file:
@@ -125,7 +130,7 @@ def _chunks(piece: Piece, chunk_bytes: int) -> Iterator[bytes]:
     kind = compression_of(path)
     try:
         if piece.end is not None:
-            yield from _plain_chunks(piece, chunk_bytes)
+            yield from plain_chunks(piece, chunk_bytes)
             return
         if kind == "zstd":
             yield from _zstd_chunks(path)

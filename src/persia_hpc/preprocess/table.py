@@ -16,35 +16,43 @@ import polars as pl
 
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess.frames import Frame
-from persia_hpc.preprocess.ids import MISSING_ID, RARE_ID, IdCounts, IdFilter
+from persia_hpc.preprocess.ids import MISSING_ID, RARE_ID
 from persia_hpc.preprocess.lines import expand_files
 from persia_hpc.preprocess.outputs import FileReport, Outputs, input_identity
 from persia_hpc.preprocess.progress import Progress
 from persia_hpc.preprocess.splits import OrderSplit, RandomSplit, boundaries
-from persia_hpc.preprocess.table_convert import Converter, Learned, Moments
+from persia_hpc.preprocess.table_convert import Converter, Learned
 from persia_hpc.preprocess.table_input import count_rows, read_frames
+from persia_hpc.preprocess.table_learn import Learning
 from persia_hpc.preprocess.table_schema import TableSchema, load_schema
-
-UNKNOWN_NUMBER = 0
+from persia_hpc.preprocess.team import ALONE
 
 
 @dataclass(frozen=True)
 class TableOptions:
-    """`schema`: the TOML file; its file names are relative to it."""
+    """`schema`: the TOML file; its file names are relative to it.
+
+    With `shard_bytes` (table_shards.py) a file for about so many bytes of input and each split, and with
+    `test_shards` whole pieces of the input as the test, the last ones.
+    """
 
     out: Path
     schema: Path
     overwrite: bool = False
+    shard_bytes: int | None = None
+    test_shards: int = 0
 
 
 class Table:
-    """The input files as frames with the split of each row."""
+    """The input files as frames with the split of each row. `files`: each with its split, "" where that is
+    told by the rows.
+    """
 
     def __init__(self, schema: TableSchema, base: Path) -> None:
-        self._schema = schema
+        self.schema = schema
         split = schema.split
         by_split = split.files if split.by == "files" else {"": schema.files}
-        self._files = [(name, path) for name, globs in by_split.items() for path in expand_files(globs, base)]
+        self.files = [(name, path) for name, globs in by_split.items() for path in expand_files(globs, base)]
         self._order: OrderSplit | RandomSplit | None = None
         if split.by == "random":
             self._order = RandomSplit(tuple(split.fractions.values()), split.seed)
@@ -52,39 +60,60 @@ class Table:
     @property
     def paths(self) -> list[Path]:
         """The input files."""
-        return [path for _, path in self._files]
+        return [path for _, path in self.files]
+
+    @property
+    def source(self) -> str:
+        """The first input files, as the output's attribute `source` says it."""
+        more = ", ..." if len(self.files) > 3 else ""
+        return ", ".join(path.name for path in self.paths[:3]) + more
 
     def count(self) -> None:
         """Count the rows where the split needs it (by order)."""
-        if self._schema.split.by == "order":
+        if self.schema.split.by == "order":
             total = 0
             with Progress("table: counting rows") as progress:
                 for path in self.paths:
-                    rows = count_rows(path, self._schema)
+                    rows = count_rows(path, self.schema)
                     total += rows
                     progress.add(rows)
-            self._order = OrderSplit(boundaries(total, self._schema.split.fractions))
+            self.set_rows(total)
+
+    def set_rows(self, total: int) -> None:
+        """Tell how many rows there are, where they are split by order."""
+        if self.schema.split.by == "order":
+            self._order = OrderSplit(boundaries(total, self.schema.split.fractions))
+
+    def first(self) -> Frame:
+        """The first frame, which decides what the schema leaves open. UserError if there are no rows."""
+        for path in self.paths:
+            for source in read_frames(path, self.schema):
+                return source
+        names = ", ".join(str(path) for path in self.paths)
+        raise UserError(f"{names}: got no rows, expected at least one")
 
     def frames(self, only: str | None = None) -> Iterator[tuple[Frame, npt.NDArray[np.int64]]]:
         """Each frame with the split of its rows [N], by place in `split.names`. `only`: its files."""
         first_row = 0
-        names = self._schema.split.names
-        for name, path in self._files:
+        for name, path in self.files:
             if only is not None and name not in ("", only):
                 continue
-            for source in read_frames(path, self._schema):
-                rows = source.frame.height
-                if self._schema.split.by == "column":
-                    parts = self._by_column(source)
-                elif self._order is None:
-                    parts = np.full(rows, names.index(name), np.int64)
-                else:
-                    parts = self._order.parts(first_row, rows)
-                first_row += rows
-                yield source, parts
+            for source in read_frames(path, self.schema):
+                yield source, self.parts(name, source, first_row)
+                first_row += source.frame.height
+
+    def parts(self, name: str, source: Frame, first_row: int) -> npt.NDArray[np.int64]:
+        """Split of each row of the frame [N], by place in `split.names`. `name`: the split of its file;
+        `first_row`: how many rows of the table come before it.
+        """
+        if self.schema.split.by == "column":
+            return self._by_column(source)
+        if self._order is None:
+            return np.full(source.frame.height, self.schema.split.names.index(name), np.int64)
+        return self._order.parts(first_row, source.frame.height)
 
     def _by_column(self, source: Frame) -> npt.NDArray[np.int64]:
-        split = self._schema.split
+        split = self.schema.split
         assert split.column is not None
         known = {value: split.names.index(name) for name, values in split.values.items() for value in values}
         column = source.frame[split.column].cast(pl.String)
@@ -92,46 +121,6 @@ class Table:
         places = parts.fill_null(-1).to_numpy()
         source.refuse(places < 0, split.column, f"one of {', '.join(known)} (split.values)")
         return places
-
-
-def learn(converter: Converter, table: Table) -> Learned:
-    """One pass over the training rows, if any column asks for it."""
-    schema = converter.schema
-    train = schema.split.names.index("train") if "train" in schema.split.names else -1
-    moments = {name: Moments() for name, entry in schema.dense.items() if "standardize" in entry.transform}
-    counted = {
-        name: IdCounts() for name, entry in schema.ids.items() if entry.min_count > 1 or entry.vocabulary
-    }
-    learned = Learned(moments)
-    if not moments and not counted:
-        return learned
-    if train < 0:
-        raise UserError(
-            "standardize, min_count and vocabulary learn from training rows: expected a split with `train`"
-        )
-    with Progress("table: learning from the training rows") as progress:
-        for source, parts in table.frames(only="train"):
-            rows = parts == train
-            for name, moment in moments.items():
-                moment.add(converter.dense(source, schema.dense[name], None)[rows])
-            for name, counts in counted.items():
-                column, values = converter.ids(source, name)
-                keep = rows if column.offsets is None else np.repeat(rows, np.diff(column.offsets))
-                keep &= column.values != MISSING_ID
-                text = values.filter(pl.Series(keep)).cast(pl.String)
-                counts.add(column.values[keep], text if schema.ids[name].vocabulary else None)
-            progress.add(int(rows.sum()))
-    for name, counts in counted.items():
-        entry = schema.ids[name]
-        frame = counts.frame(entry.min_count)
-        other = UNKNOWN_NUMBER if entry.vocabulary else RARE_ID
-        learned.filters[name] = IdFilter(
-            frame["id"].to_numpy(), other=other, never_other=[MISSING_ID], renumber=entry.vocabulary
-        )
-        if entry.vocabulary:
-            numbers = pl.Series("id", np.arange(1, frame.height + 1, dtype=np.uint64))
-            learned.vocabularies[name] = frame.select(numbers, "value", "count")
-    return learned
 
 
 def prepare(options: TableOptions) -> list[FileReport] | None:
@@ -148,23 +137,19 @@ def prepare(options: TableOptions) -> list[FileReport] | None:
     if outputs.up_to_date():
         return None
     table.count()
-    first = next(table.frames(), None)
-    if first is None:
-        raise UserError(f"{', '.join(str(path) for path in table.paths)}: got no rows, expected at least one")
-    converter = Converter(schema, first[0])
-    learned = learn(converter, table)
-    outputs.settings.update(
-        id_types=converter.id_types,
-        standardize={
-            name: [m.mean, float(np.sqrt(m.squares / max(m.count, 1)))] for name, m in learned.moments.items()
-        },
-        missing_id=MISSING_ID,
-        rare_id=RARE_ID,
-    )
+    converter = Converter(schema, table.first())
+    learning = Learning(converter)
+    if learning.needed:
+        train = names.index("train")
+        with Progress("table: learning from the training rows") as progress:
+            for source, parts in table.frames(only="train"):
+                learning.add(source, parts == train)
+                progress.add(len(parts))
+    learned = learning.finish(ALONE)
+    outputs.settings.update(learned_settings(converter, learned))
     binary = all(entry.binary for entry in schema.labels.values())
-    source = ", ".join(path.name for path in table.paths[:3]) + (", ..." if len(table.paths) > 3 else "")
     with (
-        outputs.write(converter.dataset, source=source, check_binary_labels=binary) as writer,
+        outputs.write(converter.dataset, source=table.source, check_binary_labels=binary) as writer,
         Progress("table: writing") as progress,
     ):
         for frame, parts in table.frames():
@@ -173,6 +158,23 @@ def prepare(options: TableOptions) -> list[FileReport] | None:
                 rows = np.flatnonzero(parts == part)
                 writer.write(f"{name}.h5", batch if len(rows) == len(parts) else batch.take(rows))
             progress.add(len(parts))
-    for name, vocabulary in learned.vocabularies.items():
-        vocabulary.write_csv(options.out / f"vocabulary-{name}.csv")
+    write_vocabularies(options.out, learned)
     return writer.report
+
+
+def learned_settings(converter: Converter, learned: Learned) -> dict[str, Any]:
+    """What the output's attribute `preprocessing` says besides the options."""
+    return {
+        "id_types": converter.id_types,
+        "standardize": {
+            name: [m.mean, float(np.sqrt(m.squares / max(m.count, 1)))] for name, m in learned.moments.items()
+        },
+        "missing_id": MISSING_ID,
+        "rare_id": RARE_ID,
+    }
+
+
+def write_vocabularies(out: Path, learned: Learned) -> None:
+    """A CSV file for each vocabulary."""
+    for name, vocabulary in learned.vocabularies.items():
+        vocabulary.write_csv(out / f"vocabulary-{name}.csv")

@@ -104,9 +104,9 @@ class DatasetWriter:
         self._options = layout.compression_options(compression)
         self._texts = {
             layout.SOURCE: source,
-            layout.PREPROCESSING: json.dumps(preprocessing or {}),
             layout.CREATED_BY: "persia-hpc",
         }
+        self.preprocessing = dict(preprocessing or {})  # may be added to until the end
         self._check_binary_labels = check_binary_labels
         self._partial = self.path + ".partial"
         self._file: h5py.File | None = None
@@ -239,6 +239,7 @@ class DatasetWriter:
             file.attrs.create(attribute, np.array(texts, dtype=object), dtype=names)
         for attribute, text in self._texts.items():
             file.attrs[attribute] = text
+        file.attrs[layout.PREPROCESSING] = json.dumps(self.preprocessing)
         file.attrs[layout.SCHEMA_VERSION_ATTRIBUTE] = SCHEMA_VERSION
         file.attrs[layout.NUM_SAMPLES] = np.uint64(self.num_samples)
         file.attrs[layout.DENSE_FINITE] = True
