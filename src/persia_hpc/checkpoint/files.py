@@ -15,7 +15,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -104,10 +104,12 @@ def finish(
     num_samples: Mapping[str, int],
     versions: Mapping[str, str],
     base: str | None,
+    portions: Sequence[Sequence[Mapping[str, Any]]] | None = None,
 ) -> Path:
     """Puts the noted parts into the manifest, renames and moves `latest`. After all parts are written.
 
-    num_samples: of each split. base: name of the checkpoint that this one holds the changes since.
+    num_samples: of each split. base: name of the checkpoint that this one holds the changes since. portions:
+    with `data.follow` the files of each portion.
     """
     notes = sorted(directory.glob("*.json"))
     parts = {note.name.removesuffix(".json"): json.loads(note.read_text()) for note in notes}
@@ -126,6 +128,7 @@ def finish(
         "schema": dataclasses.asdict(schema),
         "num_samples": dict(num_samples),
         "versions": dict(versions),
+        **({} if portions is None else {"portions": portions}),
     }
     for note in notes:
         note.unlink()
