@@ -233,7 +233,7 @@ def _check_follow(config: Config, fail: Fail) -> None:
         if data.follow_seconds:
             raise fail(
                 ("data", "follow_seconds"),
-                f"= {data.follow_seconds:g}: says how long data.follow waits, which is false; set it, or leave this out",
+                f"= {data.follow_seconds:g}: says how long data.follow waits, which is false; set that to true",
             )
         return
     if data.limit is not None:
@@ -245,9 +245,9 @@ def _check_follow(config: Config, fail: Fail) -> None:
             ("train", "epochs"),
             f"= {config.train.epochs}: data.follow trains on each sample once; leave it out",
         )
-    schedules = {("train",): config.train.schedule}
-    schedules |= {("tables", name): table.schedule for name, table in config.tables.items()}
-    for path, schedule in schedules.items():
+    schedules: list[tuple[tuple[str, ...], dict[str, Any]]] = [(("train",), config.train.schedule)]
+    schedules += [(("tables", name), table.schedule) for name, table in config.tables.items()]
+    for path, schedule in schedules:
         if schedule["name"] == "cosine" and schedule["steps"] is None:
             raise fail(
                 (*path, "schedule", "steps"),

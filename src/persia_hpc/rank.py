@@ -20,7 +20,7 @@ from .checkpoint.matching import check_match
 from .config import Config
 from .embedding_worker.engine import EmbeddingWorker
 from .embedding_worker.serve import WorkerLoop
-from .errors import EXIT_FAILURE, EXIT_USER, AgreedError, AgreedExit, DataError, PersiaError, UserError
+from .errors import EXIT_USER, AgreedError, AgreedExit, DataError, UserError
 from .launch.ending import abort
 from .launch.environment import make_run_dir
 from .launch.registry import register_rank, report_failure, start_log
@@ -111,7 +111,9 @@ class RankJob:
             LOG.info("plan:\n%s", groups.plan.table(groups.hosts))
             if not self.quiet:
                 print(groups.plan.table(groups.hosts), file=sys.stderr, flush=True)
-        sources = agree(self.world, lambda: open_sources(config, self.run_dir) if role is Role.EMBEDDING_WORKER else {})
+        sources = agree(
+            self.world, lambda: open_sources(config, self.run_dir) if role is Role.EMBEDDING_WORKER else {}
+        )
         self.schema, self.num_samples = schema, counts = agree_on_data(self.world, groups.hosts, sources)
         self.schedules = make_schedules(config, counts)
         self.layout = agree(self.world, lambda: make_layout(config, schema))

@@ -81,8 +81,8 @@ def make_summary(
     """Puts together what the ranks have counted.
 
     trainer: trainer 0's `steps`, `samples`, `first_step`, `first_samples`, `stop_reason`, `interrupted`,
-    `evaluate_seconds`, `checkpoints`, `results`, `steady`, `follow`. servers, workers: `statistics()` of each. waits,
-    phases: by role, each rank's seconds by cause or phase.
+    `evaluate_seconds`, `checkpoints`, `results`, `steady`, `follow`. servers, workers: `statistics()` of
+    each. waits, phases: by role, each rank's seconds by cause or phase.
     """
     ledgers = [s["ledger"] for s in servers]
     rows = sum(s["rows"] for s in servers)

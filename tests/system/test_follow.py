@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 import persia_hpc as ph
-from persia_hpc.checkpoint.files import whole
-from persia_hpc.errors import DataError, UserError
 from tests.support.jobs import Job, wait_for
-from tests.support.samples import random_batch, write
-from tests.support.tiny import run_digest, tiny_config, trained_rows, write_tiny
+from tests.support.tiny import run_digest, tiny_config, write_tiny
 
 ROWS = {"a": 70, "b": 45, "c": 900, "d": 60}
 FIRST, SECOND, THIRD = ("a", "b"), ("c",), ("d",)  # portions

@@ -1,7 +1,7 @@
-"""Files that appear while a run trains (`data.follow`): which are new, in which order, and when no more come.
+"""Files that appear while a run trains (`data.follow`): which are new, in which order, when no more come.
 
-A *portion* is what one look finds. Files are known by their paths; each is taken once, and appears whole: by a
-rename, as `DatasetWriter` does it.
+A *portion* is what one look finds. Files are known by their paths. Each is taken once, and appears whole: by
+a rename, as `DatasetWriter` does it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def late_files(portions: Iterable[Portion]) -> int:
 
 
 class Follower:
-    """Looks for new files. For one process, which tells the others what it has found. Nothing is collective."""
+    """Looks for new files, for one process, which tells the others. Nothing is collective."""
 
     def __init__(self, config: Config, schema: DatasetSchema, portions: Iterable[Portion] = ()) -> None:
         """schema: of the run, which every file must have. portions: what the run has taken already."""
@@ -87,13 +87,13 @@ class Follower:
         return tuple(info for info, _ in found)
 
     def reopen(self) -> tuple[FileInfo, ...]:
-        """The files of the last portion, which a run goes on in the middle of; UserError if one has changed."""
+        """The files of the last portion, for a run that goes on in its middle; UserError if one has changed."""
         infos = []
         for file in self.portions[-1]:
             if not os.path.exists(file.path):
                 raise UserError(
-                    f"{file.path}: got no such file, but the checkpoint was written in the middle of the files "
-                    "that it belongs to; put it back, or begin a new run with --init-from"
+                    f"{file.path}: got no such file, but the checkpoint is of the middle of its portion; put "
+                    "it back, or begin a new run with --init-from"
                 )
             info, num_bytes = self._scan(file.path), os.path.getsize(file.path)
             if (info.num_samples, num_bytes) != (file.num_samples, file.num_bytes):
@@ -131,13 +131,15 @@ def followed_schema(config: Config) -> DatasetSchema:
     paths = list(_matches(map(os.path.expanduser, config.data.train)))
     if not paths:
         raise UserError(
-            f"{', '.join(config.data.train)}: no file matches (looked from {os.getcwd()}); data.follow begins "
-            "with at least one file, which tells features and columns"
+            f"{', '.join(config.data.train)}: no file matches (looked from {os.getcwd()}); data.follow "
+            "needs one to begin with, which tells features and columns"
         )
     return open_source(paths[:1], features=config.data.features).schema
 
 
-def portion_source(infos: Sequence[FileInfo], schema: DatasetSchema, config: Config) -> FileSource | TimeOrder:
+def portion_source(
+    infos: Sequence[FileInfo], schema: DatasetSchema, config: Config
+) -> FileSource | TimeOrder:
     """The samples of a portion; without shuffling in order of time, where they have one."""
     total = sum(info.num_samples for info in infos)
     files = FileSource(infos, schema, total, binary_labels=config.train.loss == "bce")

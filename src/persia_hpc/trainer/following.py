@@ -169,7 +169,11 @@ class Following:
         if 0 < self._quiet_seconds <= waited:
             session.request_stop(f"no new file in {self._quiet_seconds:g} s")
             return _News()
-        if session.step_number and session.saver is not None and session.saver.due(session.step_number, self.schedule):
+        if (
+            session.step_number
+            and session.saver is not None
+            and session.saver.due(session.step_number, self.schedule)
+        ):
             return _News(checkpoint=True)
         return None
 

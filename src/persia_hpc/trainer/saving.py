@@ -210,9 +210,7 @@ class Saver:
             facts["num_samples"] = {**facts["num_samples"], "train": session.following.num_samples()}
         self._servers_done.clear()
         arguments = (directory, step, base, dense, facts, began)
-        self._thread = threading.Thread(
-            target=self._write, args=arguments, name="persia-saving", daemon=True
-        )
+        self._thread = threading.Thread(target=self._write, args=arguments, name="persia-saving", daemon=True)
         self._thread.start()
 
     def _write(
