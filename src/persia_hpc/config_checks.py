@@ -233,7 +233,7 @@ def _check_follow(config: Config, fail: Fail) -> None:
         if data.follow_seconds:
             raise fail(
                 ("data", "follow_seconds"),
-                f"= {data.follow_seconds:g}: says how long data.follow waits, which is false; set that to true",
+                f"= {data.follow_seconds:g}: data.follow, which would wait so long, is false; set it",
             )
         return
     if data.limit is not None:

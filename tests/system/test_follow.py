@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import persia_hpc as ph
+from persia_hpc.checkpoint.files import whole
 from tests.support.jobs import Job, wait_for
-from tests.support.tiny import run_digest, tiny_config, write_tiny
+from tests.support.samples import random_batch, write
+from tests.support.tiny import run_digest, tiny_config, trained_rows, write_tiny
 
 ROWS = {"a": 70, "b": 45, "c": 900, "d": 60}
 FIRST, SECOND, THIRD = ("a", "b"), ("c",), ("d",)  # portions
@@ -128,3 +132,65 @@ def test_a_job_that_waits_equals_one_process_and_ends_by_quiet(tmp_path: Path, o
     assert summary["follow"]["wait_seconds"] > 2
     assert summary["embedding"]["pulled_rows"] == summary["embedding"]["applied_rows"] > 0
     assert run_digest(job.run_dir) == run_digest(one_process)
+
+
+def test_a_job_survives_a_bad_file_a_kill_and_a_stop_while_it_waits(
+    tmp_path: Path, one_process: Path
+) -> None:
+    folder = Folder(tmp_path)
+    folder.drop(FIRST)
+    config = folder.config(
+        ranks=ranks(1, 1, 2),
+        checkpoint={"every": 5, "full_every": 2, "resume": True},
+        **{"model.class": "tests.support.models:Slow"},
+    )
+
+    def run(disturb: Callable[[Job], object]) -> tuple[Job, int, str]:
+        job = Job(tmp_path, config)
+        try:
+            disturb(job)
+            code, _, err = job.end()
+        finally:
+            job.clean_up()
+        return job, code, err
+
+    def drop_a_bad_file(job: Job) -> None:
+        wait_for_wait(job)
+        os.rename(write(tmp_path / "bad", random_batch(40)), folder.incoming / "e.h5")
+
+    job, code, err = run(drop_a_bad_file)
+    assert code == 3, err
+    assert "e.h5: got no feature 'item'" in err
+    assert "the checkpoint of step 4 is kept" in err
+    assert whole(job.run_dir)[0].name == "step-00000004"
+
+    def kill_in_the_middle(job: Job) -> None:
+        wait_for(lambda: int(whole(job.run_dir)[0].name[5:]) > 4, 60)
+        os.kill(job.ranks()[1].pid, signal.SIGKILL)
+
+    (folder.incoming / "e.h5").unlink()
+    folder.drop(SECOND)
+    _, code, err = run(kill_in_the_middle)
+    assert code == 137, err
+    assert 4 < int(whole(job.run_dir)[0].name[5:]) < 33
+
+    def stop_while_it_waits(job: Job) -> None:
+        wait_for_wait(job, 2)
+        os.kill(job.ranks()[2].pid, signal.SIGTERM)
+
+    for name in FIRST:  # used up, and not needed any more
+        (folder.incoming / f"{name}.h5").unlink()
+    folder.drop(THIRD)  # the portion that it goes on in the middle of doesn't get this
+    job, code, err = run(stop_while_it_waits)
+    assert (code, summary_of(job.run_dir)["steps"]) == (75, STEPS), err
+    assert [e["samples"] for e in job.events() if e["event"] == "data"] == [115, 900, 60]
+    folder.end()
+    job, code, err = run(lambda _: None)
+    summary = summary_of(job.run_dir)
+    assert (code, summary["status"], summary["steps"], summary["samples"]) == (0, "completed", STEPS, 1075)
+    assert summary["embedding"]["pulled_rows"] == summary["embedding"]["applied_rows"] > 0
+    expected, got = trained_rows(one_process), trained_rows(job.run_dir)
+    for table, columns in expected.items():  # two trainers sum in another order
+        np.testing.assert_array_equal(got[table][0], columns[0])
+        np.testing.assert_allclose(got[table][1], columns[1], rtol=2e-3, atol=2e-5)
+        np.testing.assert_array_equal(got[table][3], columns[3])

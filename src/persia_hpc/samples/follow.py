@@ -87,7 +87,7 @@ class Follower:
         return tuple(info for info, _ in found)
 
     def reopen(self) -> tuple[FileInfo, ...]:
-        """The files of the last portion, for a run that goes on in its middle; UserError if one has changed."""
+        """The files of the last portion, in whose middle a run goes on; UserError if one has changed."""
         infos = []
         for file in self.portions[-1]:
             if not os.path.exists(file.path):

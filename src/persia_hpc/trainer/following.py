@@ -63,7 +63,7 @@ class Following:
         self._quiet_seconds = config.data.follow_seconds
         self._saves = config.train.save
         self._wait_seconds = 0.0
-        self._ended = False
+        self._waits = self._ended = False
         self._follower: Follower | None = None
         self._files: tuple[FileInfo, ...] = ()  # found, and not announced yet
         if trainer_rank == 0:
@@ -108,6 +108,7 @@ class Following:
         DataError, on trainer 0, for a file that can't be read or doesn't fit; after a checkpoint.
         """
         began = time.monotonic()
+        self._waits = False
         while not self._ended and self.schedule.may_grow:
             news = self._watch(session, began) if self._follower is not None else None
             # Not in a call of MPI's: it would burn the core for as long as it takes.
@@ -145,8 +146,9 @@ class Following:
                 if news is not None:
                     found.append(news)
                     return True
-                if not next_look:
+                if not self._waits:
                     self.tell({"event": "wait", "step": session.step_number})
+                    self._waits = True
                 least, most = LOOK_SECONDS
                 next_look = now + min(max(least, LOOK_PART * (now - began)), most)
             return False
@@ -169,11 +171,8 @@ class Following:
         if 0 < self._quiet_seconds <= waited:
             session.request_stop(f"no new file in {self._quiet_seconds:g} s")
             return _News()
-        if (
-            session.step_number
-            and session.saver is not None
-            and session.saver.due(session.step_number, self.schedule)
-        ):
+        step, saver = session.step_number, session.saver
+        if step and saver is not None and saver.due(step, self.schedule):
             return _News(checkpoint=True)
         return None
 
@@ -202,5 +201,9 @@ class Following:
             session.feed.wait_until(session.peers.meet(), None)
         if session.saver is not None:
             session.saver.wait()
-        text = "; the checkpoint of step {} is kept: repair or remove the file and go on with --resume"
-        raise DataError(problem + text.format(session.step_number) if self._saves else problem)
+        if self._saves:
+            problem += (
+                f"; the checkpoint of step {session.step_number} is kept: repair or remove the file, and go "
+                "on with --resume"
+            )
+        raise DataError(problem)

@@ -182,8 +182,8 @@ class Session:
                 self.save()  # now: what follows in a loop of the user's own may take long
 
     def wait_for_data(self) -> bool:
-        """Whether steps are left. With `data.follow`, where the known files are used up, returns once there are
-        new ones, or at a stop. Collective; no gradient may be in flight.
+        """Whether steps are left. With `data.follow`, where the known files are used up, returns once there
+        are new ones, or at a stop. Collective; no gradient may be in flight.
         """
         if self.step_number < self.num_steps or self.following is None:
             return self.step_number < self.num_steps
