@@ -15,6 +15,7 @@ import pytest
 
 import persia_hpc as ph
 from persia_hpc.checkpoint.files import whole
+from persia_hpc.errors import DataError, UserError
 from tests.support.jobs import Job, wait_for
 from tests.support.samples import random_batch, write
 from tests.support.tiny import run_digest, tiny_config, trained_rows, write_tiny
@@ -194,3 +195,142 @@ def test_a_job_survives_a_bad_file_a_kill_and_a_stop_while_it_waits(
         np.testing.assert_array_equal(got[table][0], columns[0])
         np.testing.assert_allclose(got[table][1], columns[1], rtol=2e-3, atol=2e-5)
         np.testing.assert_array_equal(got[table][3], columns[3])
+
+
+class Interrupt(ph.Callback):
+    """Sends SIGTERM to this process after some step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step(self, run: Any) -> None:
+        if run.step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("step", [2, 4, 20, 33])  # in the middle of portions, and at the ends of two
+def test_interrupted_and_resumed_is_bit_identical(step: int, tmp_path: Path, one_process: Path) -> None:
+    """Whatever has come meanwhile, the portion that was begun stays as it was."""
+    folder = Folder(tmp_path)
+    folder.drop(FIRST)
+    config = folder.config(run_dir=str(tmp_path / "run"), **{"checkpoint.resume": True})
+    drops = Drops(folder, SECOND, then_end=False)
+    first = ph.train(config, callbacks=[Interrupt(step)], loggers=[drops], quiet=True)
+    assert (first["status"], first["stop_reason"]) == ("interrupted", "SIGTERM")
+    assert first["steps"] in (step, step + 1)
+    if step > 4:
+        folder.drop(THIRD)
+    drops = Drops(folder, *([SECOND, THIRD] if step <= 4 else []))
+    second = ph.train(config, loggers=[drops], quiet=True)
+    assert (second["status"], second["steps"], second["samples"]) == ("completed", STEPS, 1075)
+    assert second["this_run"]["steps"] == STEPS - first["steps"]
+    assert run_digest(tmp_path / "run") == run_digest(one_process)
+    assert second["embedding"]["pulled_rows"] == summary_of(one_process)["embedding"]["pulled_rows"]
+
+
+class Stop(Drops):
+    """Asks for a stop while the run waits."""
+
+    def log(self, event: dict[str, Any]) -> None:
+        if event["event"] == "wait" and not self.portions:
+            os.kill(os.getpid(), signal.SIGTERM)
+        super().log(event)
+
+
+def test_stopped_while_it_waits_and_resumed(tmp_path: Path, one_process: Path) -> None:
+    folder = Folder(tmp_path)
+    folder.drop(FIRST)
+    config = folder.config(run_dir=str(tmp_path / "run"), **{"checkpoint.resume": True})
+    first = ph.train(config, loggers=[Stop(folder, SECOND, then_end=False)], quiet=True)
+    assert (first["status"], first["steps"]) == ("interrupted", 33)
+    for path in folder.incoming.iterdir():
+        path.unlink()  # all used up: even the features are known without them
+    folder.drop(THIRD)
+    folder.end()
+    second = ph.train(config, quiet=True)
+    assert (second["status"], second["this_run"]["steps"]) == ("completed", 2)
+    assert (second["follow"]["portions"], second["follow"]["files"]) == (3, 4)
+    assert run_digest(tmp_path / "run") == run_digest(one_process)
+
+
+@pytest.mark.parametrize("change", ["gone", "changed"])
+def test_a_file_that_is_still_needed_must_be_there(change: str, tmp_path: Path, one_process: Path) -> None:
+    folder = Folder(tmp_path)
+    folder.drop(FIRST)
+    folder.end()
+    config = folder.config(run_dir=str(tmp_path / "run"), **{"checkpoint.resume": True})
+    ph.train(config, callbacks=[Interrupt(2)], quiet=True)
+    before = run_digest(tmp_path / "run")
+    (folder.incoming / "b.h5").rename(tmp_path / "aside")
+    if change == "changed":
+        write_tiny(folder.incoming / "b.h5", 46)
+    with pytest.raises(UserError, match=r"b\.h5: got (no such file|46 samples)"):
+        ph.train(config, quiet=True)
+    assert run_digest(tmp_path / "run") == before
+    (tmp_path / "aside").rename(folder.incoming / "b.h5")
+    assert ph.train(config, quiet=True)["status"] == "completed"
+
+
+def test_checkpoints_and_evaluations_come_while_it_waits(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    folder.drop(FIRST)
+    valid = write_tiny(tmp_path / "valid.h5", 50, seed=9)
+    changes = {"data.valid": [valid], "checkpoint.every_seconds": 0.3, "data.follow_seconds": 1.0}
+    drops = Drops(folder, SECOND, then_end=False)
+    config = folder.config(run_dir=str(tmp_path / "run"), **changes, **{"train.save": False})
+    summary = ph.train(config, loggers=[drops], quiet=True)
+    assert (summary["status"], summary["stop_reason"]) == ("stopped", "no new file in 1 s")
+    assert [e["step"] for e in drops.events if e["event"] == "evaluate"] == [4, 33]
+    assert whole(tmp_path / "run")[0].name == "step-00000033", "the clock goes on while nothing comes"
+    # What was stopped may go on: there may be more.
+    folder.drop(THIRD)
+    again = ph.train({**config, "checkpoint": {"every_seconds": 0.3, "resume": True}}, quiet=True)
+    assert (again["status"], again["steps"]) == ("stopped", STEPS)
+
+
+def test_a_loop_of_ones_own_and_max_steps(tmp_path: Path) -> None:
+    from persia_hpc.models import build_model
+    from persia_hpc.trainer.driver import bce
+
+    folder = Folder(tmp_path)
+    folder.drop(FIRST)
+    seen: list[int] = []
+
+    def main(session: Any) -> None:
+        session.following.tell = Drops(folder, SECOND, then_end=False).log
+        session.prepare(build_model("tests.support.models:Small", session.inputs, {}))
+        for batch in session.batches():
+            session.step(bce(session.forward(batch), batch))
+            seen.append(session.step_number)
+
+    config = folder.config(run_dir=str(tmp_path / "run"), **{"train.max_steps": 10})
+    summary = ph.run(config, main, quiet=True)
+    assert (summary["status"], seen) == ("completed", list(range(1, 11)))
+
+
+def test_a_run_that_follows_is_not_one_that_does_not(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    folder.drop(FIRST)
+    config = folder.config(run_dir=str(tmp_path / "run"), **{"checkpoint.resume": True})
+    folder.end()
+    ph.train(config, quiet=True)
+    config["data"]["follow"] = False
+    with pytest.raises(UserError, match=r"data\.follow: True there, False here"):
+        ph.train(config, quiet=True)
+
+
+def test_a_bad_new_file_in_one_process(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    folder.drop(FIRST)
+
+    class Bad(Drops):
+        def log(self, event: dict[str, Any]) -> None:
+            if event["event"] == "wait":
+                (folder.incoming / "e.h5").write_bytes(b"no dataset")
+
+    config = folder.config(run_dir=str(tmp_path / "run"))
+    with pytest.raises(DataError, match=r"e\.h5: not an HDF5 file.*checkpoint of step 4 is kept"):
+        ph.train(config, loggers=[Bad(folder)], quiet=True)
+    assert whole(tmp_path / "run")[0].name == "step-00000004"
+    with pytest.raises(UserError, match=r"e\.h5: not an HDF5 file"):  # there from the beginning
+        ph.train({**config, "run_dir": str(tmp_path / "new")}, quiet=True)
