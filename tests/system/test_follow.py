@@ -16,6 +16,7 @@ import pytest
 import persia_hpc as ph
 from persia_hpc.checkpoint.files import whole
 from persia_hpc.errors import DataError, UserError
+from tests.support.checkpoints import change_manifest
 from tests.support.jobs import Job, wait_for
 from tests.support.samples import random_batch, write
 from tests.support.tiny import run_digest, tiny_config, trained_rows, write_tiny
@@ -317,6 +318,20 @@ def test_a_run_that_follows_is_not_one_that_does_not(tmp_path: Path) -> None:
     config["data"]["follow"] = False
     with pytest.raises(UserError, match=r"data\.follow: True there, False here"):
         ph.train(config, quiet=True)
+
+
+def test_a_damaged_record_of_portions_is_not_gone_on_from(tmp_path: Path, one_process: Path) -> None:
+    """Files would be trained on twice, or never."""
+    folder = Folder(tmp_path)
+    folder.drop(FIRST)
+    config = folder.config(run_dir=str(tmp_path / "run"), checkpoint={"every": 2, "resume": True})
+    ph.train(config, callbacks=[Interrupt(3)], loggers=[Drops(folder)], quiet=True)
+    newest, before = whole(tmp_path / "run")
+    change_manifest(newest, lambda manifest: manifest["portions"][0][1].pop("path"))
+    drops = Drops(folder, SECOND, THIRD)
+    summary = ph.train(config, loggers=[drops], quiet=True)
+    assert summary["this_run"]["steps"] == STEPS - int(before.name[5:])
+    assert run_digest(tmp_path / "run") == run_digest(one_process)
 
 
 def test_a_bad_new_file_in_one_process(tmp_path: Path) -> None:

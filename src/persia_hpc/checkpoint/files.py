@@ -28,6 +28,7 @@ from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 DENSE = "dense.pt"
+PORTION = ("path", "num_samples", "num_bytes", "first_time")  # what is noted of each file of one
 _BYTES_AT_ONCE = 1 << 20
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE of linux/falloc.h
 _NAME = re.compile(r"step-(\d{8,})")
@@ -207,6 +208,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         if version == FORMAT_VERSION:
             _ = [manifest[key] for key in ("base", "shards", "counters", "config", "schema", "num_samples")]
             _ = [manifest["files"][name]["sha256"] for name in (*manifest["shards"], DENSE)]
+            _ = [file[key] for portion in manifest.get("portions", ()) for file in portion for key in PORTION]
             if _NAME.fullmatch(directory.resolve().name) and int(manifest["step"]) != step_of(
                 directory.resolve()
             ):
