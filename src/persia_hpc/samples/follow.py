@@ -72,14 +72,13 @@ class Follower:
         paths = [path for path in _matches(self._patterns) if path not in self._taken]
         found = []
         for path in paths:
-            if not os.path.exists(path):
-                continue  # gone again
-            info = self._scan(path)
             try:
+                info = self._scan(path)
                 first = int(read_times(path, 0, 1)[0]) if self._schema.has_time else None
-            except DataError as error:
-                raise UserError(str(error)) from error
-            found.append((info, TakenFile(path, info.num_samples, os.path.getsize(path), first)))
+                found.append((info, TakenFile(path, info.num_samples, os.path.getsize(path), first)))
+            except (UserError, DataError, OSError) as error:
+                if os.path.exists(path):  # else it is gone again
+                    raise UserError(str(error)) from error
         found.sort(key=lambda pair: pair[1].first_time or 0)  # stable
         if found:
             self.portions.append(tuple(file for _, file in found))

@@ -149,14 +149,19 @@ class Following:
                 if not self._waits:
                     self.tell({"event": "wait", "step": session.step_number})
                     self._waits = True
-                least, most = LOOK_SECONDS
-                next_look = now + min(max(least, LOOK_PART * (now - began)), most)
+                next_look = now + self._pause(now - began)
             return False
 
         begin = time.monotonic()
         session.feed.wait_until(done, None)
         self._wait_seconds += time.monotonic() - begin
         return found[0]
+
+    def _pause(self, waited: float) -> float:
+        """Seconds until the next look, after so many without news."""
+        least, most = LOOK_SECONDS
+        pause = min(max(least, LOOK_PART * waited), most)
+        return min(pause, self._quiet_seconds - waited) if self._quiet_seconds > waited else pause
 
     def _look(self, session: Session, waited: float) -> _News | None:
         assert self._follower is not None
