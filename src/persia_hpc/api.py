@@ -17,9 +17,10 @@ from .errors import TrainingEndedError
 from .launch.environment import inside_mpi, make_run_dir
 from .layout import make_layout
 from .metrics import JsonLines, MetricLogger
-from .resume import begin_from, begin_with, refuse_mismatch
+from .resume import begin_from, begin_with, refuse_mismatch, resumed_schema
+from .samples.follow import followed_schema
 from .samples.schema import DatasetSchema
-from .samples.source import Source, open_source
+from .samples.source import FileSource, Source, open_source
 from .schedule import make_schedules
 from .screen import Screen, summary_text
 from .stop import StopSignals
@@ -33,12 +34,19 @@ Body = Callable[["Session"], None]
 ConfigLike = str | Path | Mapping[str, Any] | Config
 
 
-def open_sources(config: Config) -> dict[str, Source]:
-    """The splits that the configuration names, opened and checked against each other."""
+def open_sources(config: Config, run_dir: str | Path | None = None) -> dict[str, Source]:
+    """The splits that the configuration names, opened and checked against each other.
+
+    With `data.follow` the training data has its schema, but no samples yet; that of a run that goes on in
+    `run_dir` is known even if all of its files are gone.
+    """
     sources: dict[str, Source] = {}
     for split in ("train", "valid", "test"):
         patterns = getattr(config.data, split)
-        if patterns:
+        if split == "train" and config.data.follow:
+            schema = resumed_schema(config, run_dir) or followed_schema(config)
+            sources[split] = FileSource((), schema, 0, binary_labels=False)
+        elif patterns:
             sources[split] = open_source(
                 patterns,
                 features=config.data.features,
@@ -52,7 +60,7 @@ def check(config: Config, run_dir: Path | None = None) -> Config:
     """Raises UserError for what is known before a job starts: data files, features, tables, capacities, and
     whether the checkpoint fits that it goes on from.
     """
-    sources = open_sources(config)
+    sources = open_sources(config, run_dir)
     make_layout(config, sources["train"].schema)
     num_samples = {split: source.num_samples for split, source in sources.items()}
     refuse_mismatch(config, run_dir, sources["train"].schema, num_samples)
@@ -164,6 +172,7 @@ def trainer_part(
         "evaluate_seconds": session.evaluate_seconds,
         "checkpoints": session.saver.statistics() if session.saver is not None else {},
         "results": session.results,
+        "follow": session.following.statistics() if session.following is not None else None,
         "steady": session.pace.steady(),
         "wait": session.wait_seconds(),
         **session.phases.statistics(),
@@ -186,10 +195,11 @@ def _run_local(
     from .trainer.device import choose_device
     from .trainer.driver import Driver
     from .trainer.feeding import Alone
+    from .trainer.following import Following
     from .trainer.saving import DenseState, dense_states
     from .trainer.session import Session
 
-    sources = open_sources(config)
+    sources = open_sources(config, config.run_dir)
     schema = sources["train"].schema
     layout = make_layout(config, schema)
     num_samples = {split: s.num_samples for split, s in sources.items()}
@@ -203,12 +213,17 @@ def _run_local(
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
 
-    def prepare(path: Path | None) -> tuple[LocalFeed, DenseState | None, DenseState | None]:
+    def prepare(
+        path: Path | None,
+    ) -> tuple[LocalFeed, Following | None, DenseState | None, DenseState | None]:
         if path is not None:
             check_match(str(path), read_manifest(path), config, schema, num_samples)
         feed = LocalFeed(config, layout, sources, schedules, stop)
         begin_with(feed.server, config, path)
-        return feed, *dense_states(config, path, driver.model if driver is not None else None)
+        following = None
+        if config.data.follow:
+            following = Following(config, schema, schedules["train"], path, trainer_rank=0)
+        return feed, following, *dense_states(config, path, driver.model if driver is not None else None)
 
     def say(text: str) -> None:
         print(f"persia-hpc: {text}", file=sys.stderr, flush=True)
@@ -217,7 +232,7 @@ def _run_local(
     if config.checkpoint.resume:
         discard_partial(run_dir)
         found = whole(run_dir)
-    feed, resume, initial = begin_from(found, prepare, say, make_newest)
+    feed, following, resume, initial = begin_from(found, prepare, say, make_newest)
     session = Session(
         config,
         layout,
@@ -229,6 +244,7 @@ def _run_local(
         device=choose_device(config.train.device, local_rank=0),
         resume=resume,
         initial=initial,
+        following=following,
     )
     trainer = trainer_part(session, main, driver, run_dir, schema, num_samples)
     summary = make_summary(

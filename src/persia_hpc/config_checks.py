@@ -78,6 +78,7 @@ def check_config(config: Config, raw: Mapping[str, Any], fail: Fail) -> Config:
             "rows grow staler until they are used again",
         )
     _check_data(config, fail)
+    _check_follow(config, fail)
     _check_train(config, fail)
     if ":" not in config.model.class_name:
         if config.model.class_name not in MODELS:
@@ -230,6 +231,34 @@ def _check_data(config: Config, fail: Fail) -> None:
         raise fail(("data", "features"), "is empty: expected at least one feature; leave it out to use all")
     if config.data.transform is not None:
         _check_import_path(config.data.transform, ("data", "transform"), fail)
+
+
+def _check_follow(config: Config, fail: Fail) -> None:
+    data = config.data
+    if not data.follow:
+        if data.follow_seconds:
+            raise fail(
+                ("data", "follow_seconds"),
+                f"= {data.follow_seconds:g}: data.follow, which would wait so long, is false; set it",
+            )
+        return
+    if data.limit is not None:
+        raise fail(
+            ("data", "limit"), f"= {data.limit}: data.follow has no end to count to; use train.max_steps"
+        )
+    if config.train.epochs > 1:
+        raise fail(
+            ("train", "epochs"),
+            f"= {config.train.epochs}: data.follow trains on each sample once; leave it out",
+        )
+    schedules: list[tuple[tuple[str, ...], dict[str, Any]]] = [(("train",), config.train.schedule)]
+    schedules += [(("tables", name), table.schedule) for name, table in config.tables.items()]
+    for path, schedule in schedules:
+        if schedule["name"] == "cosine" and schedule["steps"] is None:
+            raise fail(
+                (*path, "schedule", "steps"),
+                "is missing: data.follow has no last step at which a cosine could end; write steps = ...",
+            )
 
 
 def _check_train(config: Config, fail: Fail) -> None:

@@ -115,6 +115,8 @@ class DataConfig:
     limit: int | None = setting(None, at_least=1)
     prefetch: int = setting(2, at_least=0)
     transform: str | None = None
+    follow: bool = False
+    follow_seconds: float = setting(0.0, at_least=0)
 
 
 @dataclass(frozen=True)

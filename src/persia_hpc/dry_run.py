@@ -14,6 +14,7 @@ from .layout import Layout, TableLayout, make_layout
 from .loading import describe
 from .local import LocalFeed
 from .ring_sizes import ring_sizes
+from .samples.follow import Follower, portion_source
 from .samples.schema import DatasetSchema
 from .samples.source import Source
 from .schedule import make_schedules
@@ -35,6 +36,8 @@ def dry_run(config: Config) -> str:
     """
     sources = open_sources(config)
     schema = sources["train"].schema
+    if config.data.follow:  # what there is now is the first portion
+        sources["train"] = portion_source(Follower(config, schema).look(), schema, config)
     layout = make_layout(config, schema)
     counts = config.ranks.counts()
     plan = make_plan(counts, [0] * sum(counts.values()))
@@ -56,6 +59,8 @@ def dry_run(config: Config) -> str:
         lines.append(
             f"  {split}: {schedule.num_samples} samples, {schedule.num_steps} steps of {schedule.batch_size}"
         )
+    if config.data.follow:
+        lines.append("  train: and whatever new files bring (data.follow)")
     lines.append(
         f"first step: {first.num_samples} samples, {len(first.indices)} ids, "
         f"{int(first.group_offsets[-1])} unique rows, loss {float(session.loss):.4g}"
@@ -75,7 +80,7 @@ def _one_step(config: Config, layout: Layout, schema: DatasetSchema, feed: Local
         config,
         layout,
         inputs,
-        feed.schedules,
+        feed.splits.schedules,
         feed=feed,
         peers=Alone(),
         reducer=DenseReducer(None, config.train.bucket_bytes),

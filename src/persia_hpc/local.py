@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,15 @@ from .feed import FeedBatch
 from .layout import Layout
 from .parameter_server.engine import ParameterServer, Pull
 from .phases import LOCAL_FEED, TRAINER, Phases
-from .samples.reader import split_reader
+from .samples.datafile import FileInfo
 from .samples.source import Source
+from .samples.splits import Splits
 from .schedule import Schedule
 from .stop import StopSignals
 from .wire import WIRES
 
 Array = npt.NDArray[Any]
+WAIT_SECONDS = 0.02  # between two looks whether a wait is over
 
 
 class LocalFeed:
@@ -46,22 +48,26 @@ class LocalFeed:
         num_steps = schedules["train"].num_steps if "train" in schedules else 1
         self.server = ParameterServer(sync, layout, num_steps=num_steps)
         self.worker = EmbeddingWorker(layout, seed=config.seed, transform=config.data.transform)
-        self.schedules = schedules
+        self.splits = Splits(config, sources, schedules)
         self.wait_seconds = 0.0
         self.phases = Phases((*LOCAL_FEED, *TRAINER), config.train.trace)
         self.first_pull: dict[int, float] = {}
         self._wire = WIRES[config.wire.rows]
-        self._readers = {split: split_reader(config, split, source) for split, source in sources.items()}
         self._stop = stop
         self._last = 0
         self._pulled = 0
         self._evaluation: tuple[str, int] = ("", 0)
 
-    def wait_until(self, done: Callable[[], bool], what: str) -> None:
-        assert done(), f"alone there is nobody to wait for: {what}"
+    def wait_until(self, done: Callable[[], bool], what: str | None) -> None:
+        while not done():
+            assert what is None, f"alone there is nobody to wait for: {what}"
+            time.sleep(WAIT_SECONDS)
 
     def peek(self, step: int) -> None:
         """A batch is made when it is asked for."""
+
+    def begin_portion(self, schedule: Schedule, files: Sequence[FileInfo]) -> None:
+        self.splits.begin_portion(schedule, files)
 
     def begin_segment(self, first: int, last: int) -> None:
         self._last = last
@@ -124,8 +130,8 @@ class LocalFeed:
 
     def _prepare(self, split: str, number: int) -> KeyBatch:
         begin = time.perf_counter()
-        step = self.schedules[split].step(number)
-        sample = self._readers[split].read(step.epoch, step.begin, step.end)
+        step = self.splits.schedules[split].step(number)
+        sample = self.splits.readers[split].read(step.epoch, step.begin, step.end)
         read = time.perf_counter()
         self.wait_seconds += read - begin
         batch = self.worker.prepare(sample, step=number, trainer=0, num_global=step.num_samples)

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from mpi4py import MPI
 
 from ._native import keep_freed_memory
+from .agreement import agree, agree_on_data
 from .api import Body, open_sources, start_run_dir, trainer_part
 from .callbacks import Callback
 from .checkpoint.files import discard_partial, make_newest, read_manifest, whole
@@ -19,7 +20,7 @@ from .checkpoint.matching import check_match
 from .config import Config
 from .embedding_worker.engine import EmbeddingWorker
 from .embedding_worker.serve import WorkerLoop
-from .errors import EXIT_FAILURE, EXIT_USER, AgreedError, AgreedExit, DataError, PersiaError, UserError
+from .errors import EXIT_USER, AgreedError, AgreedExit, DataError, UserError
 from .launch.ending import abort
 from .launch.environment import make_run_dir
 from .launch.registry import register_rank, report_failure, start_log
@@ -94,29 +95,12 @@ class RankJob:
         groups: Groups | None = getattr(self, "groups", None)
         return f"{groups.me.role.value} {groups.me.role_rank}" if groups else "starting"
 
-    def _agree(self, prepare: Callable[[], Any]) -> Any:
-        """Runs `prepare` on every rank; if it fails anywhere, the lowest failing rank's error ends all.
-        Collective.
-        """
-        result, problem = None, None
-        try:
-            result = prepare()
-        except PersiaError as error:
-            problem = (error.exit_code, str(error))
-        except BaseException as error:  # sys.exit() in a user's module would leave the others waiting
-            problem = (EXIT_FAILURE, f"{type(error).__name__}: {error}")
-            LOG.exception("while preparing")
-        problems = [p for p in self.world.allgather(problem) if p is not None]
-        if problems:
-            raise AgreedError(*problems[0])
-        return result
-
     def run(
         self, main: Body | None, callbacks: Sequence[Callback], loggers: Sequence[MetricLogger]
     ) -> dict[str, Any]:
         """Plays the role to the end; the summary, on every rank. Collective."""
         config = self.config
-        self.groups = groups = self._agree(lambda: split_world(self.world, config))
+        self.groups = groups = agree(self.world, lambda: split_world(self.world, config))
         role, role_rank = groups.me.role, groups.me.role_rank
         register_rank(self.run_dir, self.world.rank, role.value, role_rank)
         self.watchdog = Watchdog(self._role(), config.transport, self.run_dir / "failure.json", self.fail)
@@ -127,10 +111,12 @@ class RankJob:
             LOG.info("plan:\n%s", groups.plan.table(groups.hosts))
             if not self.quiet:
                 print(groups.plan.table(groups.hosts), file=sys.stderr, flush=True)
-        sources = self._agree(lambda: open_sources(config) if role is Role.EMBEDDING_WORKER else {})
-        self.schema, self.num_samples = schema, counts = self._agree_on_data(sources)
+        sources = agree(
+            self.world, lambda: open_sources(config, self.run_dir) if role is Role.EMBEDDING_WORKER else {}
+        )
+        self.schema, self.num_samples = schema, counts = agree_on_data(self.world, groups.hosts, sources)
         self.schedules = make_schedules(config, counts)
-        self.layout = self._agree(lambda: make_layout(config, schema))
+        self.layout = agree(self.world, lambda: make_layout(config, schema))
         self.ring_bytes = self._ring_bytes(schema)
         part: Callable[[Path | None], Any] = {
             Role.PARAMETER_SERVER: lambda start: self._serve_rows(start),
@@ -140,24 +126,6 @@ class RankJob:
         steps = self._prepare(part)
         statistics, finish = self._play(role, steps)
         return self._summarize(statistics, finish)
-
-    def _agree_on_data(self, sources: Mapping[str, Any]) -> tuple[DatasetSchema, dict[str, int]]:
-        """Schema and samples of each split as all workers found them, or AgreedError. Collective."""
-        mine = None
-        if sources:
-            mine = (sources["train"].schema, {split: s.num_samples for split, s in sources.items()})
-        found = {rank: each for rank, each in enumerate(self.world.allgather(mine)) if each is not None}
-        first: int = min(found)
-        expected: tuple[DatasetSchema, dict[str, int]] = found[first]
-        for rank, each in found.items():
-            if each != expected:
-                raise AgreedError(
-                    EXIT_USER,
-                    f"rank {rank} on {self.groups.hosts[rank]} found other data than rank {first} on "
-                    f"{self.groups.hosts[first]}: {each[1]} against {expected[1]} samples, or other "
-                    "columns; all embedding workers must see the same files",
-                )
-        return expected
 
     def _prepare(self, part: Callable[[Path | None], Any]) -> Any:
         """`part` makes a generator: up to its first yield it prepares (and may refuse), then the role runs.
@@ -176,7 +144,7 @@ class RankJob:
                     check_match(str(path), read_manifest(path), self.config, self.schema, self.num_samples)
                 next(steps)
 
-            self._agree(first)
+            agree(self.world, first)
             return steps
 
         try:
@@ -296,6 +264,7 @@ class RankJob:
         from .trainer.batch import make_inputs
         from .trainer.device import choose_device
         from .trainer.driver import Driver
+        from .trainer.following import Following
         from .trainer.saving import dense_states
         from .trainer.serve import MpiPeers, RingFeed, make_reducer
         from .trainer.session import Session
@@ -308,6 +277,9 @@ class RankJob:
         inputs = make_inputs(self.layout, self.schema)
         driver = None if main is not None else Driver(config, inputs, callbacks, loggers)
         resume, initial = dense_states(config, start, driver.model if driver is not None else None)
+        following = None
+        if config.data.follow:
+            following = Following(config, self.schema, self.schedules["train"], start, me.role_rank)
         yield
         peers = MpiPeers(groups.role_comm, self.watchdog)
         reducer = make_reducer(config, groups.role_comm, peers)
@@ -340,6 +312,7 @@ class RankJob:
             device=device,
             resume=resume,
             initial=initial,
+            following=following,
         )
         jsonl = None
         if me.role_rank == 0:

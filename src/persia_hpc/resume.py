@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from .checkpoint.files import read_manifest, whole
+from .checkpoint.files import read_manifest, read_schema, whole
 from .checkpoint.matching import check_match
 from .checkpoint.rows import load_initial_rows, load_rows
 from .config import Config
@@ -72,6 +72,15 @@ def refuse_mismatch(
     for path in whole(Path(run_dir))[:1]:
         with contextlib.suppress(DataError):  # another will be tried then
             check_match(str(path), read_manifest(path), config, schema, num_samples)
+
+
+def resumed_schema(config: Config, run_dir: str | Path | None) -> DatasetSchema | None:
+    """The schema of the data of the run that goes on in `run_dir`; None if there is none."""
+    if config.checkpoint.resume and run_dir is not None:
+        for path in whole(Path(run_dir)):
+            with contextlib.suppress(DataError):
+                return read_schema(read_manifest(path))
+    return None
 
 
 def begin_with(server: ParameterServer, config: Config, start: Path | None) -> None:

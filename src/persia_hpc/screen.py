@@ -28,6 +28,10 @@ class Screen:
     def log(self, event: dict[str, Any]) -> None:
         if event["event"] == "evaluate":
             self._evaluated = f", {event['split']} auc {event['auc']:.4f}"
+        elif event["event"] == "wait":
+            self._say(f"step {event['step']}: waits for new files")
+        elif event["event"] == "data":
+            self._say(f"step {event['step']}: {event['samples']:,} samples in {event['files']} new files")
         elif event["event"] == "train":
             self._train(event)
         elif self._bar is not None:
@@ -48,6 +52,7 @@ class Screen:
                     bar_format="{percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} "
                     "[{elapsed}<{remaining}] {postfix}",
                 )
+            self._bar.total = event["num_steps"]  # data.follow: more may have come
             self._bar.set_postfix_str(figures, refresh=False)
             self._bar.update(event["step"] - self._bar.n)
             self._bar.refresh()
@@ -59,6 +64,12 @@ class Screen:
                 file=self._stream,
                 flush=True,
             )
+
+    def _say(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)
+        elif not self._terminal:
+            print(text, file=self._stream, flush=True)
 
 
 def _number(value: float) -> str:

@@ -81,8 +81,8 @@ def make_summary(
     """Puts together what the ranks have counted.
 
     trainer: trainer 0's `steps`, `samples`, `first_step`, `first_samples`, `stop_reason`, `interrupted`,
-    `evaluate_seconds`, `checkpoints`, `results`, `steady`. servers, workers: `statistics()` of each. waits,
-    phases: by role, each rank's seconds by cause or phase.
+    `evaluate_seconds`, `checkpoints`, `results`, `steady`, `follow`. servers, workers: `statistics()` of
+    each. waits, phases: by role, each rank's seconds by cause or phase.
     """
     ledgers = [s["ledger"] for s in servers]
     rows = sum(s["rows"] for s in servers)
@@ -125,6 +125,7 @@ def make_summary(
             "histogram": {str(k): histogram[k] for k in sorted(histogram)},
         },
         "embedding": embedding,
+        "follow": trainer["follow"],
         "wait_seconds": _over_ranks(waits),
         "phase_seconds": _over_ranks(phases),
         "versions": {**package_versions(), "mpi": mpi_library},

@@ -74,8 +74,10 @@ class Watchdog:
         self._waiting = True
 
     @contextlib.contextmanager
-    def waits_for(self, what: str, *, patient: bool = False) -> Iterator[None]:
-        """For ranks that wait now and then. `patient`: for something that may take however long."""
+    def waits_for(self, what: str | None, *, patient: bool = False) -> Iterator[None]:
+        """For ranks that wait now and then. `patient`: for something that may take however long. None: for
+        nothing that anybody owes it, so that there is nothing to say.
+        """
         self.describe = lambda: what
         self._moves += 1
         self._waiting, self.patient = True, patient

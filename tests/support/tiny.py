@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +46,22 @@ def tiny_batch(num_samples: int, *, seed: int = 0, vocabulary: int = VOCABULARY)
     )
 
 
-def write_tiny(path: Path, num_samples: int, *, seed: int = 0, vocabulary: int = VOCABULARY) -> str:
-    with DatasetWriter(path, SCHEMA, chunk_rows=64) as writer:
-        writer.write(tiny_batch(num_samples, seed=seed, vocabulary=vocabulary))
+def write_tiny(
+    path: Path,
+    num_samples: int,
+    *,
+    seed: int = 0,
+    vocabulary: int = VOCABULARY,
+    times: Sequence[int] | None = None,
+) -> str:
+    """times: of the samples, if they are to have any."""
+    batch = tiny_batch(num_samples, seed=seed, vocabulary=vocabulary)
+    schema = SCHEMA
+    if times is not None:
+        batch = dataclasses.replace(batch, time=np.asarray(times, np.int64))
+        schema = dataclasses.replace(SCHEMA, has_time=True)
+    with DatasetWriter(path, schema, chunk_rows=64) as writer:
+        writer.write(batch)
     return str(path)
 
 

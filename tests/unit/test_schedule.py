@@ -48,6 +48,49 @@ def test_segments_end_at_the_next_drain_point(schedule, first):
         first = last + 1
 
 
+@given(
+    st.lists(st.integers(1, 200), min_size=1, max_size=5),
+    st.integers(1, 90),
+    st.none() | st.integers(1, 15),
+    st.integers(0, 6),
+    st.integers(0, 6),
+)
+def test_portions_go_on_where_the_one_before_ended(portions, batch_size, max_steps, evaluate, checkpoint):
+    """Each sample once, steps without a gap; drained, evaluated and saved where the rules say so."""
+    schedule = Schedule(0, batch_size, 1, max_steps, evaluate, checkpoint, growing=True)
+    assert schedule.num_steps == 0
+    assert schedule.may_grow
+    number = 0
+    for epoch, num_samples in enumerate(portions):
+        if not schedule.may_grow:
+            break
+        schedule = schedule.followed_by(num_samples)
+        position = 0
+        while number < schedule.num_steps:
+            first, last = number + 1, schedule.next_drain(number + 1)
+            for number in range(first, last + 1):
+                step = schedule.step(number)
+                assert (step.number, step.epoch, step.begin) == (number, epoch, position)
+                position = step.end
+            final = number == max_steps
+            of_portion = not evaluate and position == num_samples
+            assert schedule.evaluates_after(number) == (
+                final or of_portion or (evaluate > 0 and number % evaluate == 0)
+            )
+            assert schedule.checkpoints_after(number) == (
+                checkpoint > 0 and number % checkpoint == 0 and not final
+            )
+            assert (
+                position == num_samples
+                or final
+                or schedule.evaluates_after(number)
+                or (checkpoint and number % checkpoint == 0)
+            ), "drained without need"
+        assert position == num_samples or number == max_steps
+    expected = sum(-(-n // batch_size) for n in portions)
+    assert number == (expected if max_steps is None else min(expected, max_steps))
+
+
 @given(st.integers(0, 1000), st.integers(0, 1000), st.integers(1, 9))
 def test_split_evenly_partitions(begin, size, parts):
     pieces = [split_evenly(begin, begin + size, parts, i) for i in range(parts)]

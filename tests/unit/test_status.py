@@ -66,6 +66,15 @@ def test_run_that_has_ended_and_one_that_goes_on(tmp_path: Path) -> None:
     assert ": failed: no luck" in text(tmp_path)
 
 
+def test_a_run_that_waits_for_files_and_one_that_has_got_some(tmp_path: Path) -> None:
+    wait, data = {"event": "wait", "step": 200}, {"event": "data", "step": 200, "files": 1}
+    write_events(tmp_path, train(200), wait)
+    assert f"{tmp_path}: waits for new files\n" in text(tmp_path)
+    assert "last news 7 s ago" in text(tmp_path)
+    write_events(tmp_path, train(200), wait, data)
+    assert f"{tmp_path}: under way\n" in text(tmp_path)
+
+
 def test_names_of_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

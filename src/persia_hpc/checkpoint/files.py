@@ -15,7 +15,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 DENSE = "dense.pt"
+PORTION = ("path", "num_samples", "num_bytes", "first_time")  # what is noted of each file of one
 _BYTES_AT_ONCE = 1 << 20
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE of linux/falloc.h
 _NAME = re.compile(r"step-(\d{8,})")
@@ -104,10 +105,12 @@ def finish(
     num_samples: Mapping[str, int],
     versions: Mapping[str, str],
     base: str | None,
+    portions: Sequence[Sequence[Mapping[str, Any]]] | None = None,
 ) -> Path:
     """Puts the noted parts into the manifest, renames and moves `latest`. After all parts are written.
 
-    num_samples: of each split. base: name of the checkpoint that this one holds the changes since.
+    num_samples: of each split. base: name of the checkpoint that this one holds the changes since. portions:
+    with `data.follow` the files of each portion.
     """
     notes = sorted(directory.glob("*.json"))
     parts = {note.name.removesuffix(".json"): json.loads(note.read_text()) for note in notes}
@@ -126,6 +129,7 @@ def finish(
         "schema": dataclasses.asdict(schema),
         "num_samples": dict(num_samples),
         "versions": dict(versions),
+        **({} if portions is None else {"portions": portions}),
     }
     for note in notes:
         note.unlink()
@@ -204,6 +208,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         if version == FORMAT_VERSION:
             _ = [manifest[key] for key in ("base", "shards", "counters", "config", "schema", "num_samples")]
             _ = [manifest["files"][name]["sha256"] for name in (*manifest["shards"], DENSE)]
+            _ = [file[key] for portion in manifest.get("portions", ()) for file in portion for key in PORTION]
             if _NAME.fullmatch(directory.resolve().name) and int(manifest["step"]) != step_of(
                 directory.resolve()
             ):

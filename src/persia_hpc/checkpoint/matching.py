@@ -51,8 +51,10 @@ def check_match(
         old, new = getattr(there, name), getattr(schema, name)
         if old != new:
             wrong.append(f"{name.replace('_', ' ')}: {', '.join(old)} there, {', '.join(new)} here")
+    if (there_follow := "portions" in manifest) != config.data.follow:
+        wrong.append(f"data.follow: {there_follow} there, {config.data.follow} here")
     old_count, new_count = manifest["num_samples"]["train"], num_samples["train"]
-    if old_count != new_count:
+    if old_count != new_count and not config.data.follow:
         wrong.append(f"training samples: {old_count} there, {new_count} here")
     if wrong:
         raise UserError(

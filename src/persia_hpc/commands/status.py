@@ -53,6 +53,9 @@ def status_lines(directory: Path, slurm: str | None, now: float) -> list[str]:
         state = f"{summary.get('status')}: {summary.get('steps')} steps"
     else:
         state = "under way" if last else "no step trained yet"
+    going_on = state == "under way"
+    if going_on and "wait" in last:
+        state = "waits for new files"
     lines = [f"{directory}: {state}"]
     if slurm is not None:
         lines.append(slurm)
@@ -66,7 +69,7 @@ def status_lines(directory: Path, slurm: str | None, now: float) -> list[str]:
     checkpoint = directory / "latest"
     if checkpoint.exists():
         lines.append(f"last checkpoint: {checkpoint.resolve().name}")
-    if last and state == "under way":
+    if last and going_on:
         age = now - (directory / "metrics.jsonl").stat().st_mtime
         lines.append(f"last news {_duration(max(age, 0.0))} ago")
     return lines
@@ -86,7 +89,7 @@ def _train_lines(event: Mapping[str, Any], *, going_on: bool) -> list[str]:
 def _last_events(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
     """The last event of each kind, evaluations by split, and how often the run was resumed.
 
-    An "end" counts only if it is the last line: a resumed run goes on behind it.
+    An "end" or "wait" counts only if it is the last line: a run has gone on behind it.
     """
     try:
         lines = path.read_text().splitlines()
@@ -108,7 +111,7 @@ def _last_events(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
         resumes += name == "resume"
         if name == "evaluate":
             name = f"evaluate {event.get('split')}"
-        if name != "end" or number == 0:
+        if name not in ("end", "wait") or number == 0:
             found.setdefault(name, event)
     return found, resumes
 

@@ -21,6 +21,7 @@ examples:
   persia-hpc train train.toml --set train.epochs=1 --set data.limit=10000 --run-dir runs/try
   persia-hpc train train.toml --run-dir runs/a --set checkpoint.every=1000 --resume
   persia-hpc train --run-dir runs/a --resume
+  persia-hpc train train.toml --run-dir runs/a --set data.follow=true --resume
   persia-hpc train finetune.toml --init-from runs/a/latest
   persia-hpc train train.toml --dry-run
   mpiexec -n 4 persia-hpc train train.toml"""

@@ -6,6 +6,7 @@ what its servers must know. Nothing here ever blocks on one peer.
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -18,9 +19,10 @@ from persia_hpc.checkpoint.files import shard_name
 from persia_hpc.config import Config
 from persia_hpc.feed import pack_feed
 from persia_hpc.phases import WORKER, Phases
-from persia_hpc.samples.reader import PrefetchReader, split_reader
+from persia_hpc.samples.reader import PrefetchReader
 from persia_hpc.samples.source import Source
-from persia_hpc.schedule import Schedule, make_schedules, worker_of
+from persia_hpc.samples.splits import Splits
+from persia_hpc.schedule import batches_of_worker, make_schedules
 from persia_hpc.stop import StopSignals
 from persia_hpc.transport.plane import Plane
 from persia_hpc.transport.progress import Waiter
@@ -94,8 +96,8 @@ class WorkerLoop:
             i: _Trainer(feed_plane.sender(trainers[i], "feed"), feed_plane.receiver(trainers[i], "gradients"))
             for i in sorted(mine)
         }
-        self.readers = {split: split_reader(config, split, source) for split, source in sources.items()}
-        self.schedules = make_schedules(config, {split: s.num_samples for split, s in sources.items()})
+        counts = {split: source.num_samples for split, source in sources.items()}
+        self.splits = Splits(config, sources, make_schedules(config, counts))
         self.window = config.pull_bound + config.data.prefetch
         self.work: _Work | None = None
         # Announced while this worker was still busy with the stretch before: trainer 0 may be ahead of it.
@@ -158,7 +160,9 @@ class WorkerLoop:
                 self.watchdog.patient = what == "write"  # as fast as the file system
                 return f"parameter server {', '.join(map(str, late))} to {what} a checkpoint"
         self.watchdog.patient = True  # a loop of the user's own may do something else
-        return None if self.ended or self.work is not None else "a command from trainer 0"
+        if self.ended or self.work is not None or self.config.data.follow:  # which waits for files, itself
+            return None
+        return "a command from trainer 0"
 
     # ---- from trainers
 
@@ -203,6 +207,8 @@ class WorkerLoop:
         if kind in (Kind.SEGMENT, Kind.EVALUATE):
             self.upcoming.append((Kind(kind), record.step, record.tag))
             self._finish_if_done()
+        elif kind == Kind.PORTION:
+            self.splits.begin_portion(*pickle.loads(record.arrays[0].tobytes()))
         elif kind == Kind.STOP_REQUEST:
             # Not at once: trainer 0 may be in an AllReduce with one that waits for its batch.
             left = self.work.requests[-1][0] if self.work and not self.work.evaluation else self.issued
@@ -222,18 +228,13 @@ class WorkerLoop:
         else:
             raise ValueError(f"an embedding worker got a record of kind {kind}")
 
-    def _mine(self, schedule: Schedule, first: int, last: int) -> list[tuple[int, int]]:
-        return [
-            (step, trainer)
-            for step in range(first, last + 1)
-            for trainer, workers in enumerate(self.workers_of_trainer)
-            if worker_of(step, workers) == self.worker_rank
-        ]
+    def _mine(self, first: int, last: int) -> list[tuple[int, int]]:
+        return batches_of_worker(self.worker_rank, self.workers_of_trainer, first, last)
 
     def _read(self, split: str, requests: Sequence[tuple[int, int]]) -> PrefetchReader[tuple[int, int]]:
-        schedule, num_trainers = self.schedules[split], len(self.workers_of_trainer)
+        schedule, num_trainers = self.splits.schedules[split], len(self.workers_of_trainer)
         return PrefetchReader(
-            self.readers[split],
+            self.splits.readers[split],
             (
                 ((step, trainer), schedule.step(step).epoch, *schedule.part(step, trainer, num_trainers))
                 for step, trainer in requests
@@ -245,7 +246,7 @@ class WorkerLoop:
     def _begin_segment(self, first: int, last: int) -> None:
         if first > 1:  # a pause is over: reading the first batch is part of training again
             self.first_pull[first] = time.time()
-        requests = self._mine(self.schedules["train"], first, last)
+        requests = self._mine(first, last)
         self.work = _Work(self._read("train", requests), deque(requests), evaluation=False, first=first)
         self.issued = first - 1
         self.limit = None
@@ -270,8 +271,7 @@ class WorkerLoop:
             trainer.feed.post(Kind.SEGMENT_END, step=last)
 
     def _begin_evaluation(self, split: str, step: int) -> None:
-        schedule = self.schedules[split]
-        requests = self._mine(schedule, 1, schedule.num_steps)
+        requests = self._mine(1, self.splits.schedules[split].num_steps)
         self.work = _Work(self._read(split, requests), deque(requests), evaluation=True, step=step)
 
     # ---- to servers
@@ -298,7 +298,7 @@ class WorkerLoop:
                 break
             (step, trainer), sample = item
             work.requests.popleft()
-            train = self.schedules["train"]
+            train = self.splits.schedules["train"]
             num_global = sample.num_samples if work.evaluation else train.step(step).num_samples
             begin = time.perf_counter()
             batch = self.engine.prepare(sample, step=step, trainer=trainer, num_global=num_global)

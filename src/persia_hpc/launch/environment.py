@@ -52,10 +52,11 @@ def world_rank_of(environment: Mapping[str, str] = os.environ) -> int | None:
 
 def completed(path: Path, config: Config) -> str:
     """Says how a run of this very configuration has ended in a run directory; "" if it hasn't, or in order to
-    go on.
+    go on, as one that follows files may when it was stopped: there may be more by now.
     """
     summary = read_summary(path) or {}
-    if summary.get("status") not in ("completed", "stopped") or summary.get("config_sha256") != config.sha256:
+    ended = ("completed",) if config.data.follow else ("completed", "stopped")
+    if summary.get("status") not in ended or summary.get("config_sha256") != config.sha256:
         return ""
     return f"{path} is {summary['status']} after {summary['steps']} steps: nothing to do"
 

@@ -120,6 +120,17 @@ def _scan_open(path: str, file: h5py.File) -> FileInfo:
     )
 
 
+def read_times(path: str, begin: int, end: int) -> npt.NDArray[np.int64]:
+    """`/time` of rows [begin, end) of a scanned file that has it, int64. DataError if it can't be read."""
+    try:
+        with layout.open_to_read(path) as file:
+            return np.asarray(file[layout.TIME][begin:end], np.int64)
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        raise DataError(
+            f"{path}: /{layout.TIME}, rows {begin} to {end}: {_reason(error)}; {FIX_DAMAGED}"
+        ) from error
+
+
 def _attribute(file: h5py.File, low: str, high: str, size: int) -> npt.NDArray[np.float64]:
     """Both attributes as one array of 2 · size numbers; NaN when they aren't there as expected."""
     numbers = [np.asarray(file.attrs.get(name, np.nan), np.float64).reshape(-1) for name in (low, high)]

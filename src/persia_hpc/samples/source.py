@@ -53,7 +53,7 @@ class FileSource:
         self._binary_labels = binary_labels
         self._starts = np.cumsum([0, *(info.num_samples for info in infos)])
         self._open: OrderedDict[int, OpenFile] = OrderedDict()
-        self._cache_bytes = CHUNK_CACHE_BYTES // min(len(infos), MAX_OPEN_FILES)
+        self._cache_bytes = CHUNK_CACHE_BYTES // max(1, min(len(infos), MAX_OPEN_FILES))
         self._lock = threading.Lock()
         self._process = os.getpid()
 
@@ -140,7 +140,7 @@ def open_source(
         schema = replace(schema, features=tuple(_find(infos, name) for name in features))
         schema.validate()
     for info in infos[1:]:
-        _check_agree(infos[0], info, schema, all_features=features is None)
+        check_agree(infos[0], info, schema, all_features=features is None)
     total = sum(info.num_samples for info in infos)
     schema = replace(schema, features=tuple(_with_mean_length(infos, f) for f in schema.features))
     return FileSource(infos, schema, total if limit is None else min(limit, total), binary_labels)
@@ -182,7 +182,7 @@ def _find(infos: Sequence[FileInfo], name: str) -> FeatureSchema:
     return infos[0].schema.feature(name)
 
 
-def _check_agree(first: FileInfo, other: FileInfo, schema: DatasetSchema, *, all_features: bool) -> None:
+def check_agree(first: FileInfo, other: FileInfo, schema: DatasetSchema, *, all_features: bool) -> None:
     """Raise `UserError` unless `other` continues `first` for the schema's features."""
     a, b = first.schema, other.schema
     both = f"expected the same as in {first.path}; prepare both files alike or list only one kind"

@@ -135,8 +135,10 @@ class Driver:
         evaluated = self._restore(session)
         for callback in self.callbacks:
             callback.on_start(self.run_view)
-        schedule = session.schedules["train"]
+        if session.following is not None:
+            session.following.tell = self._log
         while True:
+            schedule = session.schedules["train"]
             # Trainer 0's callbacks may have asked for a stop: all must know it before they evaluate, or not.
             session.agree_on_stop()
             step = session.step_number
@@ -151,8 +153,9 @@ class Driver:
                     session.request_stop(reason)
                 session.driver_state = self._state(evaluated)
                 session.agree_on_stop()
-            if step >= session.num_steps or session.stop_reason is not None:
+            if session.stop_reason is not None or not session.wait_for_data():
                 break
+            schedule = session.schedules["train"]
             for batch in session.batches(steps=schedule.next_drain(step + 1) - step):
                 logits = session.forward(batch)
                 check_logits(logits, batch)
@@ -179,8 +182,7 @@ class Driver:
         state = session.driver_state
         self._last_samples = session.samples
         if session.step_number and self.loggers:
-            for logger in self.loggers:
-                logger.log({"event": "resume", "step": session.step_number})
+            self._log({"event": "resume", "step": session.step_number})
         if self.early_stop is not None and state:
             self.early_stop.best, self.early_stop.bad = state["best"], state["bad"]
             if reason := self.early_stop.reason():  # it was interrupted between this and its end
@@ -189,8 +191,7 @@ class Driver:
 
     def _evaluate(self, split: str) -> dict[str, float]:
         metrics = self.session.evaluate(split=split)
-        for logger in self.loggers:
-            logger.log({"event": "evaluate", "split": split, "step": self.session.step_number, **metrics})
+        self._log({"event": "evaluate", "split": split, "step": self.session.step_number, **metrics})
         for callback in self.callbacks:
             callback.on_evaluate(self.run_view, {"split": split, **metrics})
         return metrics
@@ -229,6 +230,9 @@ class Driver:
             "staleness": float(np.mean(self._staleness)),
         }
         self._last_event, self._last_samples = now, session.samples
+        self._log(event)
+
+    def _log(self, event: dict[str, Any]) -> None:
         for logger in self.loggers:
             logger.log(event)
 
@@ -236,5 +240,4 @@ class Driver:
         """Hands the summary to callbacks and loggers."""
         for callback in self.callbacks:
             callback.on_end(self.run_view, summary)
-        for logger in self.loggers:
-            logger.log({"event": "end", "status": summary["status"], "steps": summary["steps"]})
+        self._log({"event": "end", "status": summary["status"], "steps": summary["steps"]})

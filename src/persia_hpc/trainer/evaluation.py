@@ -1,15 +1,53 @@
-"""What all trainers have predicted of a split, and its metrics."""
+"""What all trainers predict of a split, and its metrics."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import nn
 
 from persia_hpc.feed import FeedBatch
 from persia_hpc.metrics import Metric, evaluate_metrics
 
 from .feeding import Array, Peers, concatenate
+
+if TYPE_CHECKING:
+    from .session import Session
+
+
+def predict_split(session: Session, model: nn.Module, split: str) -> Iterator[tuple[Array, FeedBatch]]:
+    """(logits [B, L] float32, batch) of this trainer's part of a split, in order; drained. Collective."""
+    session.phases.stop()  # inside a loop of the user's own the segment hasn't ended yet
+    begin = time.perf_counter()
+    session.reducer.settle(session.feed, session.listen)
+    session.reducer.broadcast(model.named_buffers())
+    was_training = model.training
+    model.eval()
+    session.feed.begin_evaluation(split, session.step_number)
+    try:
+        for number in range(1, session.schedules[split].num_steps + 1):
+            feed = session.feed.next_evaluation(number)
+            if session.saver is not None and session.trainer_rank == 0:
+                session.saver.poll()
+            if feed.num_samples:
+                with torch.no_grad():
+                    batch, gradients = session.pooling.embed(feed, training=False)
+                    logits = session.forward(batch) if model is session.model else model(batch).float()
+                gradients.wait()
+                session.evaluate_seconds += time.perf_counter() - begin
+                yield logits.cpu().numpy().reshape(feed.num_samples, -1), feed
+                begin = time.perf_counter()
+            feed.release()
+        # What trainer 0 commands next must not overtake batches that another trainer still waits for.
+        session.peers.gather(np.empty(0, np.float32))
+        session.peers.broadcast(None)
+    finally:
+        model.train(was_training)
+        session.evaluate_seconds += time.perf_counter() - begin
 
 
 class Predictions:

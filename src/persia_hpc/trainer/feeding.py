@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 from persia_hpc.feed import FeedBatch
 from persia_hpc.phases import Phases
+from persia_hpc.samples.datafile import FileInfo
+from persia_hpc.schedule import Schedule
 
 Array = npt.NDArray[Any]
 
@@ -25,6 +27,9 @@ class Feed(Protocol):
     @property
     def memory(self) -> Sequence[Array]:
         """In which its batches lie; () if they can be anywhere."""
+
+    def begin_portion(self, schedule: Schedule, files: Sequence[FileInfo]) -> None:
+        """Trainer 0 only: these files are what is trained on next, with the steps of `schedule`."""
 
     def begin_segment(self, first: int, last: int) -> None:
         """Steps first…last follow."""
@@ -64,8 +69,11 @@ class Feed(Protocol):
     def wait_for_checkpoint(self, give_up: Callable[[], bool]) -> None:
         """Trainer 0 only: returns when they are, or `give_up` says so."""
 
-    def wait_until(self, done: Callable[[], bool], what: str) -> None:
-        """Returns when `done` says so, which may take long; rings and watchdog are looked after meanwhile."""
+    def wait_until(self, done: Callable[[], bool], what: str | None) -> None:
+        """Returns when `done` says so, which may take long; rings and watchdog are looked after meanwhile.
+
+        what: what it waits for; None if nobody owes it and there is nothing to say.
+        """
 
     def close(self) -> None:
         """Ends the run for workers and servers."""

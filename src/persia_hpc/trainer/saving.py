@@ -163,7 +163,7 @@ class Saver:
     def due(self, step: int, schedule: Schedule) -> bool:
         """Whether one is to be written now, after `step`; the last step's is the loop's affair."""
         wanted = schedule.checkpoints_after(step) or self.overdue()
-        return wanted and step != self._saved_step and step < schedule.num_steps
+        return wanted and step != self._saved_step and not schedule.is_last(step)
 
     def overdue(self) -> bool:
         """Whether `every_seconds` have gone by since the last."""
@@ -204,14 +204,23 @@ class Saver:
             "driver": session.driver_state,
             "results": {split: dict(values) for split, values in session.results.items()},
         }
+        facts = dict(self._facts)
+        if session.following is not None:  # what this moment knows of
+            facts["portions"] = session.following.portions()
+            facts["num_samples"] = {**facts["num_samples"], "train": session.following.num_samples()}
         self._servers_done.clear()
-        self._thread = threading.Thread(
-            target=self._write, args=(directory, step, base, dense, began), name="persia-saving", daemon=True
-        )
+        arguments = (directory, step, base, dense, facts, began)
+        self._thread = threading.Thread(target=self._write, args=arguments, name="persia-saving", daemon=True)
         self._thread.start()
 
     def _write(
-        self, directory: Path, step: int, base: int | None, dense: dict[str, Any], began: float
+        self,
+        directory: Path,
+        step: int,
+        base: int | None,
+        dense: dict[str, Any],
+        facts: dict[str, Any],
+        began: float,
     ) -> None:
         try:
             path = directory / files.DENSE
@@ -221,7 +230,7 @@ class Saver:
             files.finish_part(path)
             self._servers_done.wait()
             name = None if base is None else files.step_name(base)
-            files.finish(directory, step=step, base=name, **self._facts)
+            files.finish(directory, step=step, base=name, **facts)
             try:
                 files.prune(self._run_dir, keep=self.config.keep, keep_every=self.config.keep_every)
             except OSError as error:  # somebody has a file of it open, or has put one there

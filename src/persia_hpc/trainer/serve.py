@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,7 +17,8 @@ from persia_hpc.config import Config
 from persia_hpc.config_types import TransportConfig
 from persia_hpc.feed import FeedBatch, unpack_feed
 from persia_hpc.phases import TRAINER, Phases
-from persia_hpc.schedule import worker_of
+from persia_hpc.samples.datafile import FileInfo
+from persia_hpc.schedule import Schedule, worker_of
 from persia_hpc.stop import StopSignals
 from persia_hpc.transport.plane import Plane
 from persia_hpc.transport.progress import Waiter
@@ -120,6 +122,11 @@ class RingFeed:
 
     # ---- segments
 
+    def begin_portion(self, schedule: Schedule, files: Sequence[FileInfo]) -> None:
+        portion = np.frombuffer(pickle.dumps((schedule, tuple(files))), np.uint8)
+        for sender in self._senders.values():
+            sender.post(Kind.PORTION, step=schedule.steps_before + 1, arrays=[portion])
+
     def begin_segment(self, first: int, last: int) -> None:
         if self._ended_at is not None and self._ended_at < first:  # that was a segment before
             self._ended_at = None
@@ -199,7 +206,7 @@ class RingFeed:
             patient=True,  # they are as fast as the file system
         )
 
-    def wait_until(self, done: Callable[[], bool], what: str) -> None:
+    def wait_until(self, done: Callable[[], bool], what: str | None) -> None:
         self._wait(done, what, patient=True)
 
     def close(self) -> None:
@@ -221,7 +228,7 @@ class RingFeed:
 
     # ---- the loop under all of them
 
-    def _wait(self, done: Callable[[], bool], what: str, *, patient: bool = False) -> None:
+    def _wait(self, done: Callable[[], bool], what: str | None, *, patient: bool = False) -> None:
         begin = time.perf_counter()
         with self._watchdog.waits_for(what, patient=patient):
             while not done():

@@ -4,12 +4,12 @@ with.
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,8 +25,9 @@ from persia_hpc.schedule import Schedule
 from .allreduce import DenseReducer
 from .batch import Batch, Inputs, on_backward
 from .dense_optimizer import make_optimizer, set_learning_rate
-from .evaluation import Predictions
+from .evaluation import Predictions, predict_split
 from .feeding import Array, Feed, Peers
+from .following import Following
 from .graphs import graphed
 from .pooling import Pooling, RowGradients
 from .precision import Precision
@@ -50,9 +51,10 @@ class Session:
         device: torch.device,
         resume: DenseState | None = None,
         initial: DenseState | None = None,
+        following: Following | None = None,
     ):
         """`resume`: what the checkpoint that the run goes on from holds of the dense side. `initial`: what
-        that of another run holds whose weights a new run begins with.
+        that of another run holds whose weights a new run begins with. `following`: with `data.follow`.
         """
         self.config = config
         self.layout = layout
@@ -77,9 +79,9 @@ class Session:
         self._pool_began: float | None = None
         self._yielded = 0.0
         self.feed = feed
-        self._reducer = reducer
-        self._pooling = Pooling(inputs, device, gradients=config.wire.gradients)
-        self._pooling.staging.register(feed.memory)
+        self.reducer = reducer
+        self.pooling = Pooling(inputs, device, gradients=config.wire.gradients)
+        self.pooling.staging.register(feed.memory)
         self.precision = Precision(config.train.amp, device, cache=not config.train.cuda_graphs)
         self._metrics: dict[str, Metric] = load_metrics(config.train.metrics)
         self._rate = LearningRate(config.train.schedule, self.num_steps if "train" in schedules else 1)
@@ -93,6 +95,10 @@ class Session:
             self.step_number, self.samples = resume.step, resume.samples
             self.results, self.driver_state = resume.results, resume.driver
         self.first_step, self.first_samples = self.step_number, self.samples
+        self.following = following
+        if following is not None:
+            self.schedules = {**schedules, "train": following.schedule}
+            following.begin(feed, self.step_number)
 
     @property
     def last_loss(self) -> float:
@@ -108,7 +114,7 @@ class Session:
 
     @property
     def num_steps(self) -> int:
-        """Steps of the whole run."""
+        """Steps of the whole run; with `data.follow` those of the files found so far."""
         return self.schedules["train"].num_steps
 
     @property
@@ -123,13 +129,13 @@ class Session:
         model.to(self.device)
         if (begin := self.resume or self._initial) is not None:
             begin.load_model(model)
-        self._reducer.attach(model)
+        self.reducer.attach(model)
         self.model = model
         self._call = graphed(model, self.inputs, self.device, self.config.train.cuda_graphs)
-        if optimizer is None and self._reducer.parameters:
-            optimizer = make_optimizer(self._reducer.parameters, self.config.train.optimizer)
+        if optimizer is None and self.reducer.parameters:
+            optimizer = make_optimizer(self.reducer.parameters, self.config.train.optimizer)
         self.optimizer = optimizer
-        self.precision.attach(self._reducer.parameters, optimizer)
+        self.precision.attach(self.reducer.parameters, optimizer)
         # From here on trainers draw their own random numbers (dropout).
         torch.manual_seed(self.config.seed + 7919 * self.trainer_rank)
         if self.resume is not None:
@@ -160,14 +166,13 @@ class Session:
             )
         if self._stop_told:  # a loop that doesn't ask why it has ended
             raise TrainingEndedError
-        schedule = self.schedules["train"]
-        end = schedule.num_steps if steps is None else min(schedule.num_steps, self.step_number + steps)
-        while self.step_number < end:
+        end = math.inf if steps is None else self.step_number + steps
+        while self.step_number < end and self.wait_for_data():
             self.agree_on_stop()
             if self.stop_reason is not None:
                 break
             first = self.step_number + 1
-            yield from self._segment(first, min(schedule.next_drain(first), end))
+            yield from self._segment(first, int(min(self.schedules["train"].next_drain(first), end)))
             self.agree_on_stop()
             if self.stop_reason is None and self.peers.broadcast(self._checkpoint_is_due()):
                 self.save()
@@ -175,6 +180,14 @@ class Session:
             self._stop_told = True
             if self.interrupted is not None and self.config.train.save and self.model is not None:
                 self.save()  # now: what follows in a loop of the user's own may take long
+
+    def wait_for_data(self) -> bool:
+        """Whether steps are left. With `data.follow`, where the known files are used up, returns once there
+        are new ones, or at a stop. Collective; no gradient may be in flight.
+        """
+        if self.step_number < self.num_steps or self.following is None:
+            return self.step_number < self.num_steps
+        return self.following.wait(self)
 
     def _segment(self, first: int, last: int) -> Iterator[Batch]:
         if self._segment_last is not None:
@@ -190,7 +203,7 @@ class Session:
             if feed is None:
                 break
             begin = time.perf_counter()
-            batch, gradients = self._pooling.embed(feed, training=True)
+            batch, gradients = self.pooling.embed(feed, training=True)
             on_backward(batch, self._reach_pooling)
             self._yielded = self.phases.add("pool", begin, number)
             weight = None if batch.weight is None else batch.weight.clone()  # a model may change its batch
@@ -206,7 +219,7 @@ class Session:
                 self._finish_step()
         self._segment_last = None
         self.feed.end_segment()
-        self._reducer.settle(self.feed, self._listen)
+        self.reducer.settle(self.feed, self.listen)
         self.phases.stop()
 
     def step(self, losses: Tensor) -> None:
@@ -248,25 +261,25 @@ class Session:
         late = self.device.type == "cuda" or self.precision.scales
         if late:
             if (following := self.feed.peek(number + 1)) is not None:
-                self._pooling.staging.ahead(following)
+                self.pooling.staging.ahead(following)
             self.precision.share_overflow(gradients)
         else:
             self._push(feed, gradients, good)
         begin = time.perf_counter()
-        self._reducer.reduce()
+        self.reducer.reduce()
         begin = self.phases.add("allreduce", begin, number)
-        if self.optimizer is not None and self._reducer.updates_with(feed.num_samples):
+        if self.optimizer is not None and self.reducer.updates_with(feed.num_samples):
             set_learning_rate(self.optimizer, self._rate, number)
-            good = self.precision.apply(self.optimizer, self._reducer.parameters, self.config.train.clip_norm)
+            good = self.precision.apply(self.optimizer, self.reducer.parameters, self.config.train.clip_norm)
             self.optimizer.zero_grad(set_to_none=True)
-            self._reducer.updated()
+            self.reducer.updated()
             self.phases.add("optimizer", begin, number)
         if late:
             self._push(feed, gradients, good)
         self.step_number = number
         self.samples += feed.num_global
         self.pace.step(number - self.first_step, self.samples - self.first_samples, self.phases.elapsed())
-        self._listen()
+        self.listen()
 
     def _push(self, feed: FeedBatch, gradients: RowGradients, good: bool) -> None:
         begin = time.perf_counter()
@@ -287,7 +300,7 @@ class Session:
 
     def agree_on_stop(self) -> None:
         """Gives every trainer trainer 0's `stop_reason`. Collective."""
-        self._listen()
+        self.listen()
         self.stop_reason, self.interrupted = self.peers.broadcast((self.stop_reason, self.interrupted))
 
     @property
@@ -295,7 +308,7 @@ class Session:
         """Whether no gradient is in flight, and no row on its way."""
         return self._current is None and self._segment_last in (None, self.step_number)
 
-    def _listen(self) -> None:
+    def listen(self) -> None:
         """Trainer 0: takes note of signals, and of what goes on beside training."""
         if self.trainer_rank != 0:
             return
@@ -345,33 +358,7 @@ class Session:
                 f"session.evaluate was called after step {self.step_number}, while gradients are in flight; "
                 "call it after a loop over session.batches(steps=...), or set train.evaluate_every"
             )
-        self.phases.stop()  # inside a loop of the user's own the segment hasn't ended yet
-        begin = time.perf_counter()
-        self._reducer.settle(self.feed, self._listen)
-        self._reducer.broadcast(model.named_buffers())
-        was_training = model.training
-        model.eval()
-        self.feed.begin_evaluation(split, self.step_number)
-        try:
-            for number in range(1, self.schedules[split].num_steps + 1):
-                feed = self.feed.next_evaluation(number)
-                if self.saver is not None and self.trainer_rank == 0:
-                    self.saver.poll()
-                if feed.num_samples:
-                    with torch.no_grad():
-                        batch, gradients = self._pooling.embed(feed, training=False)
-                        logits = self.forward(batch) if model is self.model else model(batch).float()
-                    gradients.wait()
-                    self.evaluate_seconds += time.perf_counter() - begin
-                    yield logits.cpu().numpy().reshape(feed.num_samples, -1), feed
-                    begin = time.perf_counter()
-                feed.release()
-            # What trainer 0 commands next must not overtake batches that another trainer still waits for.
-            self.peers.gather(np.empty(0, np.float32))
-            self.peers.broadcast(None)
-        finally:
-            model.train(was_training)
-            self.evaluate_seconds += time.perf_counter() - begin
+        return predict_split(self, model, split)
 
     def save(self, *, full: bool = False) -> None:
         """Begins a checkpoint of this moment, which goes on being written; no gradient may be in flight.
@@ -384,17 +371,17 @@ class Session:
                 "call it after a loop over session.batches(steps=...), or set checkpoint.every"
             )
         self.phases.stop()
-        self._reducer.settle(self.feed, self._listen)
+        self.reducer.settle(self.feed, self.listen)
         self.saver.begin(self, full=full)
 
     def close(self) -> None:
         """Ends the run for all ranks. Collective."""
         if self.saver is not None:
             self.saver.wait()
-        self._pooling.staging.close()
+        self.pooling.staging.close()
         self.feed.close()
-        self._reducer.close()
+        self.reducer.close()
 
     def wait_seconds(self) -> dict[str, float]:
         """Seconds this trainer waited, by cause."""
-        return {"batch": self.feed.wait_seconds, "allreduce": self._reducer.seconds}
+        return {"batch": self.feed.wait_seconds, "allreduce": self.reducer.seconds}

@@ -44,6 +44,8 @@ class Kind(IntEnum):
     # any rank to trainer 0: somebody wants the run to stop; the tag is the signal
     STOP_SIGNAL = 17
     CHECKPOINT_MARKED = 18
+    # trainer 0 to workers: the files that are trained on next
+    PORTION = 19
     CLOSE = 0xFFFF
 
 

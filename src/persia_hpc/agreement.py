@@ -1,0 +1,57 @@
+"""What all ranks agree on before the first window exists: an error of one is the same error of all."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .errors import EXIT_FAILURE, EXIT_USER, AgreedError, PersiaError
+from .samples.schema import DatasetSchema
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+LOG = logging.getLogger("persia_hpc")
+
+
+def agree(world: MPI.Intracomm, prepare: Callable[[], Any]) -> Any:
+    """Runs `prepare` on every rank; if it fails anywhere, the lowest failing rank's error ends all.
+    Collective.
+    """
+    result, problem = None, None
+    try:
+        result = prepare()
+    except PersiaError as error:
+        problem = (error.exit_code, str(error))
+    except BaseException as error:  # sys.exit() in a user's module would leave the others waiting
+        problem = (EXIT_FAILURE, f"{type(error).__name__}: {error}")
+        LOG.exception("while preparing")
+    problems = [p for p in world.allgather(problem) if p is not None]
+    if problems:
+        raise AgreedError(*problems[0])
+    return result
+
+
+def agree_on_data(
+    world: MPI.Intracomm, hosts: Sequence[str], sources: Mapping[str, Any]
+) -> tuple[DatasetSchema, dict[str, int]]:
+    """Schema and samples of each split as all workers found them, or AgreedError. Collective.
+
+    hosts: of each rank. sources: what this rank has opened; {} if it is no worker.
+    """
+    mine = None
+    if sources:
+        mine = (sources["train"].schema, {split: s.num_samples for split, s in sources.items()})
+    found = {rank: each for rank, each in enumerate(world.allgather(mine)) if each is not None}
+    first: int = min(found)
+    expected: tuple[DatasetSchema, dict[str, int]] = found[first]
+    for rank, each in found.items():
+        if each != expected:
+            raise AgreedError(
+                EXIT_USER,
+                f"rank {rank} on {hosts[rank]} found other data than rank {first} on {hosts[first]}: "
+                f"{each[1]} against {expected[1]} samples, or other columns; all embedding workers must see "
+                "the same files",
+            )
+    return expected

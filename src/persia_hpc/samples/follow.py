@@ -1,0 +1,145 @@
+"""Files that appear while a run trains (`data.follow`): which are new, in which order, when no more come.
+
+A *portion* is what one look finds. Files are known by their paths. Each is taken once, and appears whole: by
+a rename, as `DatasetWriter` does it.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from persia_hpc.config import Config
+from persia_hpc.errors import DataError, UserError
+from persia_hpc.samples.datafile import FileInfo, read_times, scan
+from persia_hpc.samples.schema import DatasetSchema
+from persia_hpc.samples.source import FileSource, check_agree, open_source
+from persia_hpc.samples.time_order import TimeOrder
+
+END = "_END"  # a file of this name beside the data: what is there now is all
+PARTIAL = ".partial"
+
+
+@dataclass(frozen=True)
+class TakenFile:
+    """What a checkpoint records of a file that a run has taken."""
+
+    path: str
+    num_samples: int
+    num_bytes: int
+    first_time: int | None  # of its first row, where samples have a time
+
+
+Portion = Sequence[TakenFile]
+
+
+def num_samples(portion: Portion) -> int:
+    """Samples of a portion."""
+    return sum(file.num_samples for file in portion)
+
+
+def late_files(portions: Iterable[Portion]) -> int:
+    """Files that begin before a file of an earlier portion does: they came too late for their place."""
+    newest: int | None = None
+    late = 0
+    for portion in portions:
+        times = [file.first_time for file in portion if file.first_time is not None]
+        late += sum(newest is not None and time < newest for time in times)
+        newest = max([*times, *([] if newest is None else [newest])], default=None)
+    return late
+
+
+class Follower:
+    """Looks for new files, for one process, which tells the others. Nothing is collective."""
+
+    def __init__(self, config: Config, schema: DatasetSchema, portions: Iterable[Portion] = ()) -> None:
+        """schema: of the run, which every file must have. portions: what the run has taken already."""
+        self.portions = [tuple(portion) for portion in portions]
+        self.ended = False  # the last look has seen that no more files will come
+        self._patterns = [os.path.abspath(os.path.expanduser(pattern)) for pattern in config.data.train]
+        self._all_features = config.data.features is None
+        self._schema = schema
+        self._taken = {file.path for portion in self.portions for file in portion}
+
+    def look(self) -> tuple[FileInfo, ...]:
+        """The next portion: all new files, by the time of their first rows, else by pattern and name; () if
+        there are none. UserError, and nothing is taken, if one of them can't be read or doesn't fit.
+        """
+        # First: what was there before the marker must be seen beside it.
+        self.ended = any(_exists(os.path.join(os.path.dirname(p), END)) for p in self._patterns)
+        paths = [path for path in _matches(self._patterns) if path not in self._taken]
+        found = []
+        for path in paths:
+            try:
+                info = self._scan(path)
+                first = int(read_times(path, 0, 1)[0]) if self._schema.has_time else None
+                found.append((info, TakenFile(path, info.num_samples, os.path.getsize(path), first)))
+            except (UserError, DataError, OSError) as error:
+                if os.path.exists(path):  # else it is gone again
+                    raise UserError(str(error)) from error
+        found.sort(key=lambda pair: pair[1].first_time or 0)  # stable
+        if found:
+            self.portions.append(tuple(file for _, file in found))
+            self._taken.update(file.path for _, file in found)
+        return tuple(info for info, _ in found)
+
+    def reopen(self) -> tuple[FileInfo, ...]:
+        """The files of the last portion, in whose middle a run goes on; UserError if one has changed."""
+        infos = []
+        for file in self.portions[-1]:
+            if not os.path.exists(file.path):
+                raise UserError(
+                    f"{file.path}: got no such file, but the checkpoint is of the middle of its portion; put "
+                    "it back, or begin a new run with --init-from"
+                )
+            info, num_bytes = self._scan(file.path), os.path.getsize(file.path)
+            if (info.num_samples, num_bytes) != (file.num_samples, file.num_bytes):
+                raise UserError(
+                    f"{file.path}: got {info.num_samples} samples in {num_bytes} bytes, expected "
+                    f"{file.num_samples} in {file.num_bytes} as when training on it began; put the old file "
+                    "back, or begin a new run with --init-from"
+                )
+            infos.append(info)
+        return tuple(infos)
+
+    def _scan(self, path: str) -> FileInfo:
+        info = scan(path)
+        before = FileInfo("the files before", 0, self._schema, True, True, True, True)
+        check_agree(before, info, self._schema, all_features=self._all_features)
+        return info
+
+
+def _exists(pattern: str) -> bool:
+    return any(True for _ in glob.iglob(pattern, recursive=True))
+
+
+def _matches(patterns: Iterable[str]) -> Iterator[str]:
+    seen = set()
+    for pattern in patterns:
+        for path in sorted(glob.glob(pattern, recursive=True)):
+            name = os.path.basename(path)
+            if path not in seen and name != END and not name.endswith(PARTIAL):
+                seen.add(path)
+                yield path
+
+
+def followed_schema(config: Config) -> DatasetSchema:
+    """The schema of a run that begins: that of the first file; UserError if there is none yet."""
+    paths = list(_matches(map(os.path.expanduser, config.data.train)))
+    if not paths:
+        raise UserError(
+            f"{', '.join(config.data.train)}: no file matches (looked from {os.getcwd()}); data.follow "
+            "needs one to begin with, which tells features and columns"
+        )
+    return open_source(paths[:1], features=config.data.features).schema
+
+
+def portion_source(
+    infos: Sequence[FileInfo], schema: DatasetSchema, config: Config
+) -> FileSource | TimeOrder:
+    """The samples of a portion; without shuffling in order of time, where they have one."""
+    total = sum(info.num_samples for info in infos)
+    files = FileSource(infos, schema, total, binary_labels=config.train.loss == "bce")
+    return TimeOrder(files) if schema.has_time and not config.data.shuffle and infos else files

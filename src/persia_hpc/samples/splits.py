@@ -1,0 +1,33 @@
+"""The splits that a process reads: the schedule and the reader of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from persia_hpc.config import Config
+from persia_hpc.samples.datafile import FileInfo
+from persia_hpc.samples.follow import portion_source
+from persia_hpc.samples.reader import split_reader
+from persia_hpc.samples.source import FileSource, Source
+from persia_hpc.samples.time_order import TimeOrder
+from persia_hpc.schedule import Schedule
+
+
+class Splits:
+    """With `data.follow` the training data is one portion at a time."""
+
+    def __init__(self, config: Config, sources: Mapping[str, Source], schedules: Mapping[str, Schedule]):
+        """sources: of the splits that are read; schedules: of all."""
+        self.schedules = dict(schedules)
+        self.readers = {split: split_reader(config, split, source) for split, source in sources.items()}
+        self._config = config
+        self._sources = sources
+        self._portion: FileSource | TimeOrder | None = None
+
+    def begin_portion(self, schedule: Schedule, files: Sequence[FileInfo]) -> None:
+        """These files are what is trained on next; nothing is read of those before any more."""
+        if self._portion is not None:
+            self._portion.close()
+        self._portion = portion_source(files, self._sources["train"].schema, self._config)
+        self.readers["train"] = split_reader(self._config, "train", self._portion)
+        self.schedules["train"] = schedule

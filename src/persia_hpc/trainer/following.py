@@ -1,0 +1,214 @@
+"""Training on files as they appear (`data.follow`): portion by portion, with a wait where none is there.
+
+All trainers stop where the known files are used up, drained. Trainer 0 alone looks for new files and decides
+what all do next: train on a portion, write a checkpoint that has come due, or end. Workers are told by way of
+the feed; servers needn't know.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from persia_hpc.checkpoint.files import read_manifest
+from persia_hpc.config import Config
+from persia_hpc.errors import DataError, UserError
+from persia_hpc.samples.datafile import FileInfo
+from persia_hpc.samples.follow import Follower, TakenFile, late_files, num_samples
+from persia_hpc.samples.schema import DatasetSchema
+from persia_hpc.schedule import Schedule
+
+from .feeding import Feed
+
+if TYPE_CHECKING:
+    from .session import Session
+
+LOG = logging.getLogger("persia_hpc")
+# A look at a directory of many files isn't free: less often the longer nothing has come.
+LOOK_SECONDS = (0.1, 5.0)  # at least and at most between two looks
+LOOK_PART = 0.1  # of the time without news
+
+
+@dataclasses.dataclass(frozen=True)
+class _News:
+    """What trainer 0 tells the others after a wait."""
+
+    samples: int = 0  # of a new portion
+    checkpoint: bool = False
+    ended: bool = False
+    problem: str = ""
+
+
+class Following:
+    """What a trainer knows of data that grows; trainer 0's also knows the files."""
+
+    def __init__(
+        self, config: Config, schema: DatasetSchema, schedule: Schedule, start: Path | None, trainer_rank: int
+    ) -> None:
+        """schedule: without samples. start: the checkpoint that the run goes on from.
+
+        UserError, on trainer 0, for new files that don't fit, and for a portion that the run is to go on in
+        the middle of and whose files have changed or gone.
+        """
+        manifest = {} if start is None else read_manifest(start)
+        portions = [tuple(TakenFile(**file) for file in portion) for portion in manifest.get("portions", [])]
+        for portion in portions:
+            schedule = schedule.followed_by(num_samples(portion))
+        self.schedule = schedule
+        self.tell: Callable[[dict[str, Any]], None] = lambda _: None  # of what comes and of waits
+        self._quiet_seconds = config.data.follow_seconds
+        self._saves = config.train.save
+        self._wait_seconds = 0.0
+        self._waits = self._ended = False
+        self._follower: Follower | None = None
+        self._files: tuple[FileInfo, ...] = ()  # found, and not announced yet
+        if trainer_rank == 0:
+            self._follower = Follower(config, schema, portions)
+            if manifest.get("step", 0) < schedule.num_steps:
+                self._files = self._follower.reopen()
+            elif schedule.may_grow:
+                self._files = self._follower.look()
+
+    def begin(self, feed: Feed, step: int) -> None:
+        """Tells the workers of the portion that the run goes on in the middle of, after `step`."""
+        if step < self.schedule.num_steps and self._files:
+            feed.begin_portion(self.schedule, self._files)
+            self._files = ()
+
+    def portions(self) -> list[list[dict[str, Any]]]:
+        """The files of each portion, for a manifest. Trainer 0."""
+        assert self._follower is not None
+        return [[dataclasses.asdict(file) for file in portion] for portion in self._follower.portions]
+
+    def num_samples(self) -> int:
+        """Of all portions. Trainer 0."""
+        assert self._follower is not None
+        return sum(map(num_samples, self._follower.portions))
+
+    def statistics(self) -> dict[str, Any] | None:
+        """For summary.json; None on other trainers than 0."""
+        if self._follower is None:
+            return None
+        portions = self._follower.portions
+        return {
+            "portions": len(portions),
+            "files": sum(map(len, portions)),
+            "late_files": late_files(portions),
+            "wait_seconds": self._wait_seconds,
+        }
+
+    def wait(self, session: Session) -> bool:
+        """True once there are steps to train, False when the run is to end. Checkpoints that come due
+        meanwhile are written. Collective over trainers; all known steps are trained.
+
+        DataError, on trainer 0, for a file that can't be read or doesn't fit; after a checkpoint.
+        """
+        began = time.monotonic()
+        self._waits = False
+        while not self._ended and self.schedule.may_grow:
+            news = self._watch(session, began) if self._follower is not None else None
+            # Not in a call of MPI's: it would burn the core for as long as it takes.
+            session.feed.wait_until(session.peers.meet(), None)
+            news = session.peers.broadcast(news)
+            session.agree_on_stop()
+            if news.checkpoint or (news.problem and self._saves):
+                session.save()
+            if news.problem:
+                self._give_up(session, news.problem)
+            if news.samples:
+                self._extend(session, news.samples)
+                return True
+            self._ended = news.ended
+            if session.stop_reason is not None:
+                break
+        return False
+
+    def _watch(self, session: Session, began: float) -> _News:
+        """Trainer 0: waits until there are news. Time without news is counted from `began`."""
+        if self._files:  # of the first look
+            return _News(samples=sum(info.num_samples for info in self._files))
+        found: list[_News] = []
+        next_look = 0.0
+
+        def done() -> bool:
+            nonlocal next_look
+            session.listen()
+            if session.stop_reason is not None:
+                found.append(_News())
+                return True
+            now = time.monotonic()
+            if now >= next_look:
+                news = self._look(session, now - began)
+                if news is not None:
+                    found.append(news)
+                    return True
+                if not self._waits:
+                    self.tell({"event": "wait", "step": session.step_number})
+                    self._waits = True
+                next_look = now + self._pause(now - began)
+            return False
+
+        begin = time.monotonic()
+        session.feed.wait_until(done, None)
+        self._wait_seconds += time.monotonic() - begin
+        return found[0]
+
+    def _pause(self, waited: float) -> float:
+        """Seconds until the next look, after so many without news."""
+        least, most = LOOK_SECONDS
+        pause = min(max(least, LOOK_PART * waited), most)
+        return min(pause, self._quiet_seconds - waited) if self._quiet_seconds > waited else pause
+
+    def _look(self, session: Session, waited: float) -> _News | None:
+        assert self._follower is not None
+        try:
+            self._files = self._follower.look()
+        except UserError as error:
+            return _News(problem=str(error))
+        if self._files:
+            return _News(samples=sum(info.num_samples for info in self._files))
+        if self._follower.ended:
+            return _News(ended=True)
+        if 0 < self._quiet_seconds <= waited:
+            session.request_stop(f"no new file in {self._quiet_seconds:g} s")
+            return _News()
+        step, saver = session.step_number, session.saver
+        if step and saver is not None and saver.due(step, self.schedule):
+            return _News(checkpoint=True)
+        return None
+
+    def _extend(self, session: Session, samples: int) -> None:
+        self.schedule = self.schedule.followed_by(samples)
+        session.schedules = {**session.schedules, "train": self.schedule}
+        if self._follower is None:
+            return
+        session.feed.begin_portion(self.schedule, self._files)
+        files, self._files = len(self._files), ()
+        portions = len(self._follower.portions)
+        LOG.info("portion %d: %d files, %d samples", portions, files, samples)
+        self.tell(
+            {
+                "event": "data",
+                "step": session.step_number,
+                "portion": portions,
+                "files": files,
+                "samples": samples,
+            }
+        )
+
+    def _give_up(self, session: Session, problem: str) -> None:
+        """Trainer 0 ends the job once the checkpoint is whole; the others wait for their end."""
+        if self._follower is None:
+            session.feed.wait_until(session.peers.meet(), None)
+        if session.saver is not None:
+            session.saver.wait()
+        if self._saves:
+            problem += (
+                f"; the checkpoint of step {session.step_number} is kept: repair or remove the file, and go "
+                "on with --resume"
+            )
+        raise DataError(problem)

@@ -1,0 +1,157 @@
+"""Files that appear: which are new, in which order; and the rows of several files in order of time."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from persia_hpc.config import Config, load_config
+from persia_hpc.errors import UserError
+from persia_hpc.launch.environment import completed
+from persia_hpc.samples import follow
+from persia_hpc.samples.follow import Follower, TakenFile, late_files, portion_source
+from persia_hpc.samples.source import open_source
+from tests.support.samples import assert_equal
+from tests.support.tiny import tiny_batch, tiny_config, write_tiny
+
+
+def config(data: str, **changes: Any) -> Config:
+    return load_config(tiny_config(data, **{"data.follow": True, **changes}))
+
+
+def follower(folder: Path, **changes: Any) -> Follower:
+    settings = config(str(folder / "*.h5"), **changes)
+    return Follower(settings, follow.followed_schema(settings))
+
+
+def names(infos: Any) -> list[str]:
+    return [Path(info.path).stem for info in infos]
+
+
+def test_each_file_is_taken_once_and_only_under_its_own_name(tmp_path: Path) -> None:
+    write_tiny(tmp_path / "b.h5", 5)
+    (tmp_path / "c.h5.partial").touch()
+    found = follower(tmp_path, **{"data.train": [str(tmp_path / "*"), str(tmp_path / "b.h5")]})
+    assert names(found.look()) == ["b"]
+    assert names(found.look()) == []
+    write_tiny(tmp_path / "c.h5", 6)
+    write_tiny(tmp_path / "a.h5", 7)  # older by its name: taken all the same
+    assert names(found.look()) == ["a", "c"]
+    assert not found.ended
+    (tmp_path / "_END").touch()
+    assert names(found.look()) == []
+    assert found.ended
+    assert [[f.num_samples for f in portion] for portion in found.portions] == [[5], [7, 6]]
+    assert found.portions[0][0].num_bytes == (tmp_path / "b.h5").stat().st_size
+
+
+def test_files_are_in_order_of_time_and_late_ones_are_counted(tmp_path: Path) -> None:
+    for name, first in (("a", 50), ("b", 20), ("c", 20), ("d", -3)):
+        write_tiny(tmp_path / f"{name}.h5", 4, times=range(first, first + 4))
+    found = follower(tmp_path)
+    assert names(found.look()) == ["d", "b", "c", "a"]
+    assert late_files(found.portions) == 0
+    write_tiny(tmp_path / "e.h5", 4, times=range(49, 53))
+    write_tiny(tmp_path / "f.h5", 4, times=range(50, 54))
+    assert names(found.look()) == ["e", "f"]
+    assert late_files(found.portions) == 1
+
+
+@given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=4), min_size=1, max_size=5))
+def test_late_is_what_begins_before_something_of_an_earlier_portion(portions: list[list[int]]) -> None:
+    taken = [[TakenFile("x", 1, 1, time) for time in portion] for portion in portions]
+    expected = sum(
+        any(time < before for earlier in portions[:i] for before in earlier)
+        for i, portion in enumerate(portions)
+        for time in portion
+    )
+    assert late_files(taken) == expected
+
+
+def test_a_file_that_does_not_fit_is_refused_and_nothing_is_taken(tmp_path: Path) -> None:
+    write_tiny(tmp_path / "a.h5", 5)
+    found = follower(tmp_path)
+    write_tiny(tmp_path / "b.h5", 5, times=range(5))
+    with pytest.raises(UserError, match=r"b\.h5: got a dataset /time, expected .* in the files before"):
+        found.look()
+    assert found.portions == []
+    (tmp_path / "b.h5").unlink()
+    assert names(found.look()) == ["a"]
+
+
+def test_a_run_begins_with_a_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no file matches .*data\.follow needs one"):
+        follower(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"data.limit": 5}, "data.limit"),
+        ({"train.epochs": 2}, "train.epochs"),
+        ({"train.schedule": "cosine"}, "train.schedule.steps is missing"),
+        ({"tables.user.schedule": {"name": "cosine"}}, "tables.user.schedule.steps is missing"),
+        ({"data.follow": False, "data.follow_seconds": 5}, "data.follow_seconds"),
+    ],
+)
+def test_what_contradicts_it_is_refused(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        config("train.h5", **changes)
+    config("train.h5", **{"train.schedule": {"name": "cosine", "steps": 9}, "train.max_steps": 5})
+
+
+@pytest.mark.parametrize(
+    ("status", "following", "done"),
+    [("completed", True, True), ("stopped", True, False), ("stopped", False, True)],
+)
+def test_only_the_end_ends_a_run_for_good(status: str, following: bool, done: bool, tmp_path: Path) -> None:
+    settings = config("train.h5", **{"data.follow": following})
+    summary = {"status": status, "steps": 5, "config_sha256": settings.sha256}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    assert bool(completed(tmp_path, settings)) == done
+
+
+def test_a_dry_run_takes_what_is_there_for_the_first_portion(tmp_path: Path) -> None:
+    from persia_hpc.dry_run import dry_run
+
+    for name, rows in (("a", 40), ("b", 30)):
+        write_tiny(tmp_path / f"{name}.h5", rows)
+    text = dry_run(config(str(tmp_path / "*.h5")))
+    assert "train: 70 samples, 3 steps of 32" in text
+    assert "first step: 32 samples" in text
+    assert "whatever new files bring" in text
+
+
+FILES = st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=150), min_size=1, max_size=4)
+
+
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(FILES, st.booleans(), st.data())
+def test_rows_are_in_order_of_time_whichever_file_they_are_in(
+    tmp_path: Path, files: list[list[int]], ordered: bool, data: st.DataObject
+) -> None:
+    """Bit for bit what a stable sort of all rows gives, in any ranges, also of files out of order."""
+    paths, batches = [], []
+    for number, times in enumerate(files):
+        times = sorted(times) if ordered else times
+        paths.append(write_tiny(tmp_path / f"{number}.h5", len(times), seed=number, times=times))
+        batch = tiny_batch(len(times), seed=number)
+        batches.append(dataclasses.replace(batch, time=np.asarray(times, np.int64)))
+    everything = type(batches[0]).concatenate(batches)
+    assert everything.time is not None
+    expected = everything.take(np.argsort(everything.time, kind="stable"))
+    settings = config(paths[0], **{"data.shuffle": False})
+    infos = [follow.scan(path) for path in paths]
+    source = portion_source(infos, open_source(paths).schema, settings)
+    begin = data.draw(st.integers(0, source.num_samples))
+    end = data.draw(st.integers(begin, source.num_samples))
+    assert_equal(source.read(begin, end), expected.slice(begin, end))
+    assert_equal(source.read(0, source.num_samples), expected)
+    source.close()
