@@ -1,5 +1,7 @@
 #include <pybind11/stl.h>
 
+#include <algorithm>
+
 #include "arrays.h"
 #include "bindings.h"
 #include "persia/recent_rows.h"
@@ -14,9 +16,11 @@ py::tuple find(RecentRows& self, const py::object& keys, const py::object& table
     const auto in = checked<std::uint64_t>(keys, 1, "keys");
     const auto offsets = checked<std::uint32_t>(table_offsets, 1, "table_offsets");
     const auto num_tables = static_cast<py::ssize_t>(self.num_tables());
-    if (offsets.size() != num_tables + 1 || offsets.at(num_tables) != static_cast<std::uint32_t>(in.size())) {
+    const auto* at = offsets.data();
+    if (offsets.size() != num_tables + 1 || at[0] != 0 || !std::is_sorted(at, at + num_tables + 1) ||
+        at[num_tables] != static_cast<std::uint32_t>(in.size())) {
         throw py::value_error("table_offsets: expected " + std::to_string(num_tables + 1) +
-                              " numbers up to the number of keys");
+                              " numbers that grow from 0 to the number of keys");
     }
     py::array_t<std::uint8_t> wanted(in.size());
     py::array_t<std::uint32_t> places(in.size());
@@ -39,7 +43,5 @@ void bind_recent_rows(py::module_& m) {
     py::class_<RecentRows>(m, "RecentRows")
         .def(py::init<std::vector<std::uint32_t>, std::uint32_t>(), py::kw_only(), py::arg("groups"),
              py::arg("reuse_steps"))
-        .def("find", &find, py::arg("keys"), py::arg("table_offsets"), py::kw_only(), py::arg("step"))
-        .def("clear", &RecentRows::clear)
-        .def_readonly_static("MOST_STEPS", &RecentRows::kMostSteps);
+        .def("find", &find, py::arg("keys"), py::arg("table_offsets"), py::kw_only(), py::arg("step"));
 }

@@ -9,7 +9,8 @@
 namespace persia {
 namespace {
 
-constexpr std::size_t kAhead = 16;  // keys whose entries are fetched before the first one is needed
+constexpr std::size_t kAhead = 16;        // keys whose entries are fetched before the first one is needed
+constexpr std::size_t kMostEntries = 10;  // a key
 constexpr std::int64_t kNoRoom = -1;
 
 }  // namespace
@@ -20,15 +21,19 @@ RecentRows::RecentRows(std::vector<std::uint32_t> groups, std::uint32_t reuse_st
         throw std::invalid_argument("reuse_steps: got " + std::to_string(reuse_steps) + ", expected 1 to " +
                                     std::to_string(kMostSteps));
     }
-    if (!std::is_sorted(groups_.begin(), groups_.end())) {
-        throw std::invalid_argument("groups: expected numbers that don't fall");
+    for (std::size_t t = 0; t < groups_.size(); ++t) {
+        const std::uint32_t before = t == 0 ? 0 : groups_[t - 1];
+        if (groups_[t] != before && (t == 0 || groups_[t] != before + 1)) {
+            throw std::invalid_argument("groups: expected numbers that start at 0 and grow by 0 or 1");
+        }
     }
     rings_.resize(groups_.empty() ? 0 : groups_.back() + 1);
 }
 
 std::vector<RecentRows::Line>& RecentRows::index_for(std::size_t table, std::size_t num_keys) {
     std::vector<Line>& index = indexes_[table];
-    const std::size_t num_entries = (reuse_steps_ + 2) * num_keys;  // about as many as there will be
+    // About as many as there will be; beyond that the oldest go, which are of use for the shortest time.
+    const std::size_t num_entries = std::min<std::size_t>(reuse_steps_ + 2, kMostEntries) * num_keys;
     if (index.size() * kEntries < num_entries) {
         std::size_t size = 16;
         while (size * kEntries < num_entries) size *= 2;
@@ -85,8 +90,7 @@ std::uint32_t RecentRows::find(const std::uint64_t* keys, const std::uint32_t* t
             }
             begin = room_for(ring, count);
             if (begin == kNoRoom) {  // a larger ring, in which nothing is held yet
-                const std::int64_t all = table_offsets[end] - table_offsets[first];
-                ring.rows = std::max(2 * ring.rows, (reuse_steps_ + 2) * (all + all / 8));
+                ring.rows = 2 * std::max(ring.rows, count);
                 ring.held.clear();
                 ring.next = 0;
                 ring.since = step;
@@ -114,14 +118,6 @@ std::uint32_t RecentRows::find(const std::uint64_t* keys, const std::uint32_t* t
         rings[group] = {begin, ring.rows};
     }
     return ages;
-}
-
-void RecentRows::clear() {
-    for (GroupRing& ring : rings_) {
-        ring.held.clear();
-        ring.next = 0;
-        ring.since = last_step_ + 1;
-    }
 }
 
 }  // namespace persia

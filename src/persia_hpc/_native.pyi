@@ -28,10 +28,8 @@ def unmix(keys: _U64) -> _U64:
 class RecentRows:
     """Which rows of a batch its trainer still holds from batches before; native/include/persia/recent_rows.h.
 
-    T tables, G groups, U unique rows. groups: [T], as for `Deduplicator`. reuse_steps: 1 to MOST_STEPS.
+    T tables, G groups, U unique rows. groups: [T], as for `Deduplicator`. reuse_steps: 1 to 31.
     """
-
-    MOST_STEPS: int
 
     def __init__(self, *, groups: list[int], reuse_steps: int) -> None: ...
     def find(
@@ -43,9 +41,6 @@ class RecentRows:
         changes, the ring begins anew. Last a mask: bit a is set if a row of a steps ago is used. Steps must
         grow.
         """
-
-    def clear(self) -> None:
-        """Nothing is held any more."""
 
 def hash_ids(ids: _U64, *, rounds: int, size: int) -> _U64:
     """Indices [N * rounds] that ids [N] hash to; those of an id lie together, round r's from r * size on.

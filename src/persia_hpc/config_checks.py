@@ -71,12 +71,7 @@ def check_config(config: Config, raw: Mapping[str, Any], fail: Fail) -> Config:
         ):
             if value:
                 raise fail((key,), f': mode = "async" {why}; leave {key} out, or use "hybrid"')
-    if config.wire.reuse_steps > config.staleness_bound:
-        raise fail(
-            ("wire", "reuse_steps"),
-            f"= {config.wire.reuse_steps}: expected at most staleness_bound = {config.staleness_bound}, as "
-            "rows grow staler until they are used again",
-        )
+    _check_reuse(config, fail)
     _check_data(config, fail)
     _check_follow(config, fail)
     _check_train(config, fail)
@@ -93,6 +88,22 @@ def check_config(config: Config, raw: Mapping[str, Any], fail: Fail) -> Config:
             raise fail(("tables", name, "capacity"), f"= {table.capacity!r}: expected more than 0 bytes")
         _check_lifetime(table, config.staleness_bound, ("tables", name), fail)
     return _check_features(config, fail)
+
+
+def _check_reuse(config: Config, fail: Fail) -> None:
+    steps, counts = config.wire.reuse_steps, config.ranks.counts()
+    workers = -(-counts["embedding_workers"] // counts["trainers"])  # of a trainer, which take turns
+    if steps > config.staleness_bound:
+        problem = (
+            f"at most staleness_bound = {config.staleness_bound}, as rows grow staler until they are used"
+        )
+    elif 0 < steps < workers:
+        problem = f"at least {workers}: so many embedding workers of a trainer take turns"
+    elif steps and config.exact and workers > 1:
+        problem = "0 with exact = true and several embedding workers a trainer: results would depend on them"
+    else:
+        return
+    raise fail(("wire", "reuse_steps"), f"= {steps}: expected {problem}")
 
 
 def _check_lifetime(table: TableConfig, staleness_bound: int, path: tuple[str, ...], fail: Fail) -> None:

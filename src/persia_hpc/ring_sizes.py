@@ -40,13 +40,14 @@ def ring_sizes(
         )
 
     rows, gradients = row_bytes(WIRES[config.wire.rows]), row_bytes(WIRES[config.wire.gradients])
-    lookups = 8 * sum(ids) + 4 * sum(unique)  # indices, positions, row offsets
+    reuse = config.wire.reuse_steps > 0  # a byte and a place more for each row
+    lookups = 8 * sum(ids) + 4 * (1 + reuse) * sum(unique)  # indices, positions, row offsets
     width = 4 * (len(schema.dense_names) + len(schema.label_names) + schema.has_weight + 2 * schema.has_group)
     offsets = 4 * sum(feature.multi for feature in layout.features)
     # Servers' parts of a batch differ a little.
     part = 1 if num_servers == 1 else 1.25 / num_servers
     return RingBytes(
-        pull=_ring(8 * sum(unique) * part),
+        pull=_ring((8 + reuse) * sum(unique) * part),
         push=_ring(gradients * part),
         rows=_ring(rows * part),
         feed=_ring(rows + lookups + samples * (width + offsets)),

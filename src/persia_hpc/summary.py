@@ -97,7 +97,6 @@ def make_summary(
     embedding["overhead_bytes_per_row"] = (
         (num_bytes - sum(s["row_bytes"] for s in servers)) / rows if rows else 0.0
     )
-    embedding["reused_rows"] = sum(w.get("reused_rows", 0) for w in workers)
     for name in ledgers[0]:
         embedding[name] = sum(ledger[name] for ledger in ledgers)
     return {

@@ -25,7 +25,7 @@ def test_rows_are_where_they_should_be_and_no_older(history: list, reuse: int) -
     step, forgotten = 0, 0
     for entry in history:
         if entry is None:
-            recent.clear()
+            recent = RecentRows(groups=GROUPS, reuse_steps=reuse)
             forgotten = step
             continue
         tables, stride = entry
@@ -66,11 +66,13 @@ def test_a_batch_that_comes_again_does_not_travel_until_it_is_too_old() -> None:
 def test_bad_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="reuse_steps: got 0, expected 1 to 31"):
         RecentRows(groups=[0], reuse_steps=0)
-    with pytest.raises(ValueError, match="groups"):
-        RecentRows(groups=[1, 0], reuse_steps=1)
+    for groups in ([1, 0], [0, 2], [1]):
+        with pytest.raises(ValueError, match="groups"):
+            RecentRows(groups=groups, reuse_steps=1)
     recent = RecentRows(groups=[0], reuse_steps=1)
-    with pytest.raises(ValueError, match="table_offsets"):
-        recent.find(np.zeros(2, np.uint64), np.array([0, 1], np.uint32), step=1)
+    for offsets in ([0, 1], [1, 2], [0, 0, 2]):
+        with pytest.raises(ValueError, match="table_offsets"):
+            recent.find(np.zeros(2, np.uint64), np.array(offsets, np.uint32), step=1)
     recent.find(np.zeros(1, np.uint64), np.array([0, 1], np.uint32), step=3)
     with pytest.raises(ValueError, match="step: got 3 after 3"):
         recent.find(np.zeros(1, np.uint64), np.array([0, 1], np.uint32), step=3)

@@ -1,12 +1,11 @@
 """`wire.reuse_steps`: rows that a trainer holds don't travel again, and keep to the staleness bound.
 
-Each row counts its updates (init zero, SGD with a rate of 1, gradients of -1), so a row's value says after
-which steps it was read.
+Each row counts its updates (init zero, SGD with a rate of 1, gradients of the feature's weight), so a row's
+value says whose it is and after which steps it was read.
 """
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 from typing import Any
 
@@ -28,7 +27,7 @@ from persia_hpc.trainer.batch import make_inputs
 from persia_hpc.trainer.pooling import Pooling
 from persia_hpc.wire import WIRES
 
-FEATURES = ("a", "b", "c")  # c has another dim and so another group
+FEATURES = {"a": 1, "b": 16, "c": 2}  # what an update adds; c has another dim and so another group
 SCHEMA = DatasetSchema(tuple(FeatureSchema(name) for name in FEATURES))
 TABLE = {
     "optimizer": {"name": "sgd", "lr": 1.0},
@@ -53,6 +52,7 @@ class Pipeline:
 
     def __init__(self, bound: int, reuse: int, servers: int, workers: int, kernel: str, wire: str):
         settings = {"staleness_bound": bound, "wire": {"reuse_steps": reuse, "rows": wire}}
+        settings["ranks"] = {"embedding_workers": workers}
         self.config = load_config(config_of(**settings))
         self.layout = make_layout(self.config, SCHEMA)
         self.servers = [
@@ -109,7 +109,9 @@ class Pipeline:
         for name, values in zip(FEATURES, ids, strict=True):
             rows = batch.pooled[name].detach()
             assert torch.equal(rows, rows[:, :1].expand_as(rows))
-            for count, i in zip(rows[:, 0].tolist(), values, strict=True):
+            for total, i in zip(rows[:, 0].tolist(), values, strict=True):
+                count, rest = divmod(total, FEATURES[name])
+                assert rest == 0
                 before = sum((name, i) in step for step in self.uses[: self.step])
                 missed = sum((name, i) in step for step in self.uses[self.step - feed.staleness : self.step])
                 assert before - missed <= count <= before
@@ -118,9 +120,10 @@ class Pipeline:
         batch = self.in_flight.pop(0)
         worker = self.workers[batch.step % len(self.workers)]
         groups = batch.dedup.group_offsets.astype(int)
+        added = np.repeat(list(FEATURES.values()), np.diff(batch.dedup.table_offsets.astype(int)))
         gradients = [
-            np.full((size, dim), -1, np.float32)
-            for size, dim in zip(np.diff(groups), self.layout.group_dims, strict=True)
+            np.repeat(-added[begin:end, None].astype(np.float32), dim, axis=1)
+            for begin, end, dim in zip(groups, groups[1:], self.layout.group_dims, strict=False)
         ]
         for p, server in enumerate(self.servers):
             parts = worker.push(batch, p, gradients)
@@ -137,8 +140,8 @@ BATCH = st.integers(1, 4).flatmap(
 @settings(max_examples=60, deadline=None)
 @given(
     batches=st.lists(BATCH, min_size=1, max_size=14),
-    bound=st.integers(1, 5),
-    part=st.floats(0, 1),
+    bound=st.integers(2, 6),
+    reuse=st.integers(2, 6),
     servers=st.integers(1, 3),
     workers=st.integers(1, 2),
     kernel=st.sampled_from(["native", "torch", "cuda"]),
@@ -147,10 +150,10 @@ BATCH = st.integers(1, 4).flatmap(
     pause=st.integers(0, 13),
 )
 def test_rows_miss_no_more_than_the_bound_and_every_update_arrives(
-    batches: list, bound: int, part: float, servers: int, workers: int, kernel: str, wire: str,
+    batches: list, bound: int, reuse: int, servers: int, workers: int, kernel: str, wire: str,
     order: list[bool], pause: int,
 ) -> None:  # fmt: skip
-    job = Pipeline(bound, math.ceil(part * bound), servers, workers, kernel, wire)
+    job = Pipeline(bound, min(reuse, bound), servers, workers, kernel, wire)
     pushes = iter([*order, *[False] * 100])
     for first, last in pairwise(sorted({0, min(pause, len(batches)), len(batches)})):
         job.begin_segment(last)
@@ -162,8 +165,7 @@ def test_rows_miss_no_more_than_the_bound_and_every_update_arrives(
     ledgers = [server.ledger for server in job.servers]
     assert sum(ledger.pulled_rows for ledger in ledgers) == job.pulled
     assert sum(ledger.applied_rows for ledger in ledgers) == job.pulled
-    assert job.travelled == job.pulled - sum(worker.reused_rows for worker in job.workers)
-    assert part > 0 or job.travelled == job.pulled
+    assert job.travelled == job.pulled - sum(ledger.reused_rows for ledger in ledgers)
 
 
 def test_the_same_ids_travel_every_few_steps() -> None:
@@ -183,3 +185,8 @@ def test_reuse_needs_room_in_the_bound() -> None:
         load_config(config_of(wire={"reuse_steps": 5}))
     with pytest.raises(UserError, match=r"wire\.reuse_steps = 1: expected at most staleness_bound = 0"):
         load_config(config_of(mode="sync", wire={"reuse_steps": 1}))
+    turns = {"embedding_workers": 5, "trainers": 2}
+    with pytest.raises(UserError, match=r"reuse_steps = 2: expected at least 3: so many embedding workers"):
+        load_config(config_of(ranks=turns, wire={"reuse_steps": 2}))
+    with pytest.raises(UserError, match=r"reuse_steps = 3: expected 0 with exact = true and several"):
+        load_config(config_of(ranks=turns, exact=True, wire={"reuse_steps": 3}))

@@ -21,8 +21,9 @@ class RecentRows {
         std::int64_t rows;   // its size; when it changes, nothing of what it held is used any more
     };
 
-    // groups: [T] the group of each table, as in DedupPlan. A row is used again for `reuse_steps` steps, 1 to
-    // kMostSteps, after the one it travelled in. Throws std::invalid_argument for other numbers.
+    // groups: [T] the group of each table: 0, 0, 1, ... as in DedupPlan. A row is used again for
+    // `reuse_steps` steps, 1 to kMostSteps, after the one it travelled in. Throws std::invalid_argument for
+    // other numbers.
     RecentRows(std::vector<std::uint32_t> groups, std::uint32_t reuse_steps);
 
     // The batch of `step`; steps must grow. keys [U] by table, table_offsets [T+1]. Out: wanted [U], 1 for
@@ -30,9 +31,6 @@ class RecentRows {
     // [G]. Returns a mask: bit a is set if a row of a steps ago is used.
     std::uint32_t find(const std::uint64_t* keys, const std::uint32_t* table_offsets, std::uint32_t step,
                        std::uint8_t* wanted, std::uint32_t* places, Ring* rings);
-
-    // Nothing is held any more.
-    void clear();
 
     std::size_t num_tables() const { return groups_.size(); }
     std::size_t num_groups() const { return rings_.size(); }

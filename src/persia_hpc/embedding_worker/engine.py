@@ -99,7 +99,7 @@ class EmbeddingWorker:
         self.num_servers = num_servers
         self.worker_rank = worker_rank
         self.reuse_steps = reuse_steps
-        self.reused_rows = self.max_staleness = 0
+        self.max_staleness = 0
         self._recent: dict[int, RecentRows] = {}  # by trainer
         self._stalenesses: dict[int, dict[int, int]] = {}  # of the last pulls, by trainer and step
         self.seed = seed
@@ -166,12 +166,10 @@ class EmbeddingWorker:
         before = np.zeros(len(wanted) + 1, np.uint32)
         np.cumsum(wanted, out=before[1:])
         batch.held = HeldRows(wanted, places, rings, ages, before)
-        self.reused_rows += len(wanted) - int(before[-1])
 
     def forget_rows(self) -> None:
         """No batch from here on uses rows of those before: a resumed run begins like that as well."""
-        for recent in self._recent.values():
-            recent.clear()
+        self._recent.clear()
 
     def _column(self, sample: SampleBatch, feature: FeatureLayout) -> IdColumn:
         column = sample.ids[feature.name]
@@ -283,7 +281,7 @@ class EmbeddingWorker:
 
     def statistics(self) -> dict[str, int]:
         """Counters for summary.json."""
-        return {"reused_rows": self.reused_rows, "max_staleness": self.max_staleness}
+        return {"max_staleness": self.max_staleness}
 
     def push(self, batch: KeyBatch, server: int, gradients: Sequence[Array]) -> list[list[Array]]:
         """The server's part of the row gradients (one [U_g, D_g] array a group): slices of each group, no

@@ -377,7 +377,7 @@ class WorkerLoop:
         if evaluation:
             del self.looked_up[key]
         else:
-            batch.rows = []  # only the offsets are needed for the way back
+            batch.rows, batch.held = [], None  # only the offsets are needed for the way back
         self.phases.add("feed", begin, 0 if evaluation else key[0])
 
     def _pass_on(self, batch: KeyBatch, record: Record, sender: RingSender, kind: Kind, step: int) -> bool:

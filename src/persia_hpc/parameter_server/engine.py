@@ -51,6 +51,7 @@ class Ledger:
     unadmitted_rows: int = 0
     nonfinite_rows: int = 0
     dropped_rows: int = 0
+    reused_rows: int = 0
     evicted_rows: int = 0
     evaluation_rows: int = 0
 
@@ -136,8 +137,9 @@ class ParameterServer:
         """[U_g, D_g] of each group for a request of `counts` rows per table, of which some are `wanted`."""
         layout = self.layout
         if wanted is not None:
-            before = np.cumsum(np.append(0, wanted), dtype=np.int64)
-            counts = np.diff(before[np.cumsum(np.append(0, counts), dtype=np.int64)])
+            ends = np.cumsum(counts, dtype=np.int64)
+            parts = zip(ends - counts, ends, strict=True)
+            counts = np.array([np.count_nonzero(wanted[begin:end]) for begin, end in parts])
         return [
             (sum(int(counts[t]) for t in layout.tables_of_group(g)), dim)
             for g, dim in enumerate(layout.group_dims)
@@ -146,33 +148,17 @@ class ParameterServer:
     def answer(self, pull: Pull, out: Sequence[Array]) -> int:
         """Fills `out` (for each group its wanted rows, in wire format); returns the staleness in steps."""
         pull.slots = np.empty(len(pull.keys), np.uint32)
-        if pull.wanted is None:
-            for index, keys, rows, slots in self._parts(pull.keys, pull.counts, out, pull.slots):
-                pull.epochs[index] = self._table(index).pull(keys, pull.step, rows, slots)
-        else:
-            self._answer_part(pull, pull.wanted, out)
+        parts = self._parts(pull.keys, pull.counts, out, pull.slots, pull.wanted)
+        for index, keys, rows, slots, wanted in parts:
+            pull.epochs[index] = self._table(index).pull(keys, pull.step, rows, slots, wanted)
         self._in_flight[pull.step, pull.trainer] = pull
         self.ledger.pulled_rows += len(pull.keys)
+        self.ledger.reused_rows += len(pull.keys) - sum(len(rows) for rows in out)
         return self.clock.answered(pull.step, pull.trainer)
-
-    def _answer_part(self, pull: Pull, wanted: Array, out: Sequence[Array]) -> None:
-        assert pull.slots is not None
-        begin, group_begin = 0, [0] * len(self.layout.group_dims)
-        for index, count in enumerate(pull.counts.tolist()):
-            if count == 0:
-                continue
-            part = slice(begin, begin + count)
-            group = self.layout.tables[index].group
-            at = group_begin[group]
-            group_begin[group] += int(wanted[part].sum(dtype=np.int64))
-            rows = out[group][at : group_begin[group]]
-            table = self._table(index)
-            pull.epochs[index] = table.pull(pull.keys[part], pull.step, rows, pull.slots[part], wanted[part])
-            begin += count
 
     def lookup(self, keys: Array, counts: Array, out: Sequence[Array]) -> None:
         """Evaluation: fills `out` without any change to the tables; unseen rows are zeros."""
-        for index, part, rows, _ in self._parts(keys, counts, out, None):
+        for index, part, rows, *_ in self._parts(keys, counts, out, None):
             self._table(index).lookup(part, rows)
         self.ledger.evaluation_rows += len(keys)
 
@@ -222,7 +208,7 @@ class ParameterServer:
 
     def _apply_batch(self, pull: Pull, gradients: Sequence[Array]) -> None:
         self._set_rates(pull.step)
-        for index, keys, grads, slots in self._parts(pull.keys, pull.counts, gradients, pull.slots):
+        for index, keys, grads, slots, _ in self._parts(pull.keys, pull.counts, gradients, pull.slots):
             self._count(self._table(index).push(keys, slots, grads, pull.step, pull.epochs[index]))
 
     def _apply_step(self, step: int, pushes: Sequence[_Push]) -> None:
@@ -230,7 +216,9 @@ class ParameterServer:
         batches: dict[int, list[tuple[Array, Array, Array, int]]] = {}
         for push in pushes:
             pull = push.pull
-            for index, keys, grads, slots in self._parts(pull.keys, pull.counts, push.gradients, pull.slots):
+            for index, keys, grads, slots, _ in self._parts(
+                pull.keys, pull.counts, push.gradients, pull.slots
+            ):
                 batches.setdefault(index, []).append((keys, slots, grads, pull.epochs[index]))
         for index, parts in batches.items():
             self._count(self._table(index).push_step(parts, step))
@@ -272,24 +260,32 @@ class ParameterServer:
     # ---- common
 
     def _parts(
-        self, keys: Array, counts: Array, groups: Sequence[Array], slots: Array | None
-    ) -> Iterator[tuple[int, Array, Array, Array]]:
-        """(table, its keys, its rows of the group block, its slots) for each table asked for."""
+        self,
+        keys: Array,
+        counts: Array,
+        groups: Sequence[Array],
+        slots: Array | None,
+        wanted: Array | None = None,
+    ) -> Iterator[tuple[int, Array, Array, Array, Array | None]]:
+        """(table, its keys, its rows of the group block, its slots, which rows are wanted) for each table
+        asked for; the block has only the wanted ones.
+        """
         begin = 0
         group_begin = [0] * len(self.layout.group_dims)
         for index, count in enumerate(counts.tolist()):
             if count == 0:
                 continue
             group = self.layout.tables[index].group
-            at = group_begin[group]
+            at, part = group_begin[group], slice(begin, begin + count)
+            group_begin[group] += count if wanted is None else int(np.count_nonzero(wanted[part]))
             yield (
                 index,
-                keys[begin : begin + count],
-                groups[group][at : at + count],
-                slots[begin : begin + count] if slots is not None else keys[:0],
+                keys[part],
+                groups[group][at : group_begin[group]],
+                slots[part] if slots is not None else keys[:0],
+                wanted[part] if wanted is not None else None,
             )
             begin += count
-            group_begin[group] += count
 
     def _table(self, index: int) -> Table:
         table = self.tables[index]

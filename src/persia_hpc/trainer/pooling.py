@@ -277,8 +277,8 @@ class Pooling:
     def _complete(self, feed: FeedBatch) -> None:
         """The rows of earlier batches in their places; rings are kept on the host."""
         assert feed.places is not None
-        rows = [torch.from_numpy(_words(array)) for array in feed.rows]
-        places = torch.from_numpy(feed.places.view(np.int32))
+        rows = [tensor_of(array, torch.device("cpu")) for array in feed.rows]
+        places = tensor_of(feed.places.view(np.int32), torch.device("cpu"))
         complete = self._rings.complete(feed, rows, places)
         feed.rows = [c.numpy().view(a.dtype) for c, a in zip(complete, feed.rows, strict=True)]
         feed.places = None
@@ -332,11 +332,6 @@ class Pooling:
         missing = [f.name for f in self.inputs.features if f.multi and f.name not in feed.bag_offsets]
         if missing:
             raise UserError(f"a batch has no bag offsets for the multi-hot feature {missing[0]!r}")
-
-
-def _words(rows: Array) -> Array:
-    """The same bytes in a type that torch has."""
-    return rows.view(np.int16) if rows.dtype == np.uint16 else rows
 
 
 def _sum_rounds(values: Tensor, mask: Tensor, rounds: int) -> tuple[Tensor, Tensor]:

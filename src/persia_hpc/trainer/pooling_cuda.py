@@ -56,11 +56,6 @@ def cuda_module(device: torch.device) -> Any:
     return _cuda.problem(torch.cuda.current_device() if torch.cuda.is_available() else 0) or _cuda
 
 
-def _as_words(rows: Tensor) -> Tensor:
-    """The same bytes in a type that torch can select from."""
-    return rows.view(torch.int16) if rows.dtype == torch.uint16 else rows
-
-
 class CudaKernel:
     """Forward and backward of one batch; see `pooling.Kernel`."""
 
@@ -85,7 +80,7 @@ class CudaKernel:
         if feed.places is not None:
             arrived = [self.staged.tensor(f"rows {g}", rows) for g, rows in enumerate(feed.rows)]
             places = self.staged.tensor("places", feed.places.view(np.int32))
-            self._complete = rings.complete(feed, [_as_words(rows) for rows in arrived], places)
+            self._complete = rings.complete(feed, arrived, places)
         self._features = self._describe()
         self._returned: list[tuple[Array, Any]] = []
         self._kept: list[Tensor] = []  # what launches were given, until the batch is done with

@@ -25,19 +25,20 @@ class RowRings:
         self._rings: dict[tuple[int, int], Tensor] = {}
 
     def complete(self, feed: FeedBatch, rows: Sequence[Tensor], places: Tensor) -> list[Tensor]:
-        """All rows [U, W] of each group, of those that came along and `places` [U of all groups, int32].
-
-        For each batch once, in order of step.
+        """All rows [U, W] of each group (bf16 and scaled_fp16 as int16), of those that came along and
+        `places` [U of all groups, int32]. For each batch once, in order of step.
         """
         assert feed.rings is not None
         complete = []
         for group, (arrived, (begin, size)) in enumerate(zip(rows, feed.rings.tolist(), strict=True)):
+            words = arrived.view(torch.int16) if arrived.dtype == torch.uint16 else arrived
             key = (feed.holder, group)
-            ring = self._rings.get(key)
-            if ring is None or len(ring) != size:  # as agreed, nothing of a former one is asked for
-                ring = torch.empty((size, arrived.shape[1]), dtype=arrived.dtype, device=arrived.device)
-                self._rings[key] = ring
-            ring[begin : begin + len(arrived)] = arrived
+            ring = self._rings.pop(key, None)
+            if ring is None or len(ring) != size:  # as agreed, nothing of the former one is asked for
+                ring = None  # gone before there is another
+                ring = torch.empty((size, words.shape[1]), dtype=words.dtype, device=words.device)
+            self._rings[key] = ring
+            ring[begin : begin + len(words)] = words
             first, end = int(feed.group_offsets[group]), int(feed.group_offsets[group + 1])
             complete.append(ring.index_select(0, places[first:end]))
         return complete
