@@ -40,6 +40,7 @@ class Given:
     constants: Path | None = None
     run: Path | None = None
     dense_rate: float | None = None
+    allreduce_rate: float | None = None  # bytes a second
     unique_share: float | None = None
     new_rows: float = 0.0
 
@@ -47,6 +48,8 @@ class Given:
         """UserError for numbers that can't be, and for a GPU's speed, which can't be guessed."""
         if self.dense_rate is not None and not self.dense_rate > 0:
             raise UserError(f"--dense-rate {self.dense_rate:g}: expected samples per second, above 0")
+        if self.allreduce_rate is not None and not self.allreduce_rate > 0:
+            raise UserError(f"--allreduce-rate {self.allreduce_rate / 1e9:g}: expected GB/s, above 0")
         if self.unique_share is not None and not 0 < self.unique_share <= 1:
             raise UserError(f"--unique-share {self.unique_share:g}: expected a share, above 0 and at most 1")
         if not 0 <= self.new_rows <= 1:
@@ -65,7 +68,10 @@ class Planner:
         """Counts data and times the model; UserError for bad input."""
         given.check(cluster.gpus)
         self.config, self.cluster, self.given = config, cluster, given
-        self.constants = DEFAULTS if given.constants is None else load_constants(given.constants)
+        constants = DEFAULTS if given.constants is None else load_constants(given.constants)
+        if given.allreduce_rate is not None:
+            constants = dataclasses.replace(constants, allreduce_byte=1e9 / given.allreduce_rate)
+        self.constants = constants
         # Of this process only: how many passes there are changes nothing, and the data may be short.
         endless = dataclasses.replace(config.train, epochs=1 << 30, max_steps=None)
         self.trial = Trial(dataclasses.replace(config, train=endless))
@@ -155,13 +161,16 @@ class Planner:
         )
 
     def _parameter_bytes(self) -> float:
-        self.trial.steps(1)
-        model = self.trial.session.model
-        assert model is not None
+        model = self.trial.prepare().model
         return 4.0 * sum(p.numel() for p in model.parameters() if p.requires_grad)
 
     def _time_dense(self) -> Dense:
         """Of a trainer's batch and of half of it, so that a step's own part shows."""
+        if (device := self.trial.session.device).type != "cpu":
+            raise UserError(
+                f"the trainer would compute on {device} here, and what it launches there can't be timed by "
+                'phases; give --dense-rate (persia-hpc bench gpu), or for CPUs --set train.device="cpu"'
+            )
         here = [m for m in self._plan.members if m.node == self._plan.of(Role.TRAINER)[0].node]
         fair = max(1, self.cluster.node_cores(here[0].node) // len(here))
         threads, before = self.config.train.threads or fair, torch.get_num_threads()
@@ -206,8 +215,12 @@ class Planner:
             for role, phases in summary["phase_seconds"].items()
         }
         trainer = seconds["trainer"]
-        step = trainer["forward"] + trainer["backward"] + trainer["optimizer"]
-        dense = Dense(0.0, step / samples, self._parameter_bytes(), f"phases of {run}")
+        whole = self.cluster.gpus > 0  # a GPU's phases don't say where its time went, only their sum
+        if whole:
+            step = trainer["total"] - trainer["wait"] - trainer["allreduce"]
+        else:
+            step = trainer["forward"] + trainer["backward"] + trainer["optimizer"]
+        dense = Dense(0.0, step / samples, self._parameter_bytes(), f"phases of {run}", whole=whole)
         if "embedding_worker" in seconds:
             plan = make_plan(counts, [0] * sum(counts.values()))
             trial = self.trial

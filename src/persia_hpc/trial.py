@@ -52,17 +52,31 @@ class Trial:
         self.feed.begin_evaluation("train", 0)
         return self.feed.next_evaluation(1)
 
+    def prepare(self) -> Driver:
+        """Makes the model, unless it is there; UserError if that fails."""
+        if self._driver is None:
+            try:
+                driver = Driver(self.config, self._inputs)
+                self.session.prepare(driver.model)
+            except UserError:
+                raise
+            except Exception as error:  # whatever a user's code raises
+                raise self._failure("can't be prepared", error) from error
+            self._driver = driver
+        return self._driver
+
+    def _failure(self, what: str, error: Exception) -> UserError:
+        return UserError(f"model {self.config.model.class_name!r} {what}: {describe(error)}")
+
     def steps(self, count: int) -> list[dict[str, float]]:
         """Trains so many steps, on from those before; returns the seconds of each by phase.
 
         UserError for a model, loss or optimizer that fails.
         """
+        driver = self.prepare()
         found: list[dict[str, float]] = []
-        what = "can't be prepared"
+        what = "fails before the first batch"
         try:
-            if self._driver is None:
-                self._driver = Driver(self.config, self._inputs)
-                self.session.prepare(self._driver.model)
             begin, before = time.perf_counter(), dict(self.session.phases.seconds)
             for batch in self.session.batches(steps=count):
                 where = "the first batch" if batch.step == 1 else f"batch {batch.step}"
@@ -70,7 +84,7 @@ class Trial:
                 logits = self.session.forward(batch)
                 check_logits(logits, batch)
                 what = f"or train.loss = {self.config.train.loss!r} fails on {where}"
-                self.session.step(self._driver.loss(logits, batch))
+                self.session.step(driver.loss(logits, batch))
                 end, now = time.perf_counter(), dict(self.session.phases.seconds)
                 step = {phase: seconds - before[phase] for phase, seconds in now.items()}
                 found.append({**step, "other": max(0.0, end - begin - sum(step.values()))})
@@ -78,8 +92,7 @@ class Trial:
         except UserError:
             raise
         except Exception as error:  # whatever a user's code raises
-            name = self.config.model.class_name
-            raise UserError(f"model {name!r} {what}: {describe(error)}") from error
+            raise self._failure(what, error) from error
         return found
 
 

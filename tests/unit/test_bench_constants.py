@@ -59,9 +59,7 @@ def test_constants_that_made_the_times_are_found() -> None:
             "dedup": c["dedup_feature"] * w.num_features + c["dedup_id"] * w.ids,
             "pull": calls + c["pull_row"] * w.rows + c["pull_byte"] * w.stored_bytes,
             "push": calls + c["push_row"] * w.rows + c["push_byte"] * w.updated_bytes,
-            "pool": c["pool_feature"] * w.num_features
-            + c["pool_id"] * w.ids
-            + c["pool_byte"] * w.pooled_bytes,
+            "pool": pool,
         }
         seen.append(Observation(w, {phase: 1e-9 * n for phase, n in ns.items()}))
     assert fit(seen) == pytest.approx(made, rel=1e-3)

@@ -1,6 +1,7 @@
 """Ranks that sum dense gradients as trainers do: `mpiexec -n 2 ... -m persia_hpc.bench.allreduce_ranks`.
 
-Prints a line of JSON: median seconds of a step's AllReduce, by the bytes of the gradients.
+Prints a line of JSON: of a step's AllReduce the median seconds by the bytes of the gradients, and the CPU
+seconds of the smallest; and the share of a core that Horovod takes while there is nothing to do.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from persia_hpc.trainer.allreduce import DenseReducer
 
 SIZES = (1 << 10, 1 << 24)  # bytes: latency alone, and one bucket of a tower's size
 STEPS = 60
+IDLE_SECONDS = 0.5
 
 
 def main() -> None:
@@ -25,11 +27,11 @@ def main() -> None:
     torch.set_num_threads(1)
     comm = MPI.COMM_WORLD
     reducer = DenseReducer(comm, TrainConfig.bucket_bytes)
-    found = {}
+    found: dict[str, dict[int, float]] = {"seconds": {}, "cpu": {}}
     for size in SIZES:
         model = nn.ParameterList([nn.Parameter(torch.zeros(size // 4))])
         reducer.attach(model)
-        seconds = []
+        seconds, cpu = [], time.process_time()
         for _ in range(STEPS):
             for parameter in model:
                 parameter.grad = torch.ones_like(parameter)
@@ -37,10 +39,16 @@ def main() -> None:
             begin = time.perf_counter()
             reducer.reduce()
             seconds.append(time.perf_counter() - begin)
-        found[size] = statistics.median(seconds)
+        found["seconds"][size] = statistics.median(seconds)
+        found["cpu"][size] = (time.process_time() - cpu) / STEPS
+    comm.Barrier()
+    cpu = time.process_time()
+    time.sleep(IDLE_SECONDS)
+    idle = (time.process_time() - cpu) / IDLE_SECONDS
+    comm.Barrier()
     reducer.close()
     if comm.rank == 0:
-        print(json.dumps(found), flush=True)
+        print(json.dumps({**found, "idle": idle}), flush=True)
 
 
 if __name__ == "__main__":

@@ -170,9 +170,14 @@ def _allreduce(say: Say) -> dict[str, float]:
     launcher = find_launcher()
     program = [sys.executable, "-m", "mpi4py", "-m", "persia_hpc.bench.allreduce_ranks"]
     environment = {**launcher.environment(os.environ), "OMP_NUM_THREADS": "1"}
-    seconds = run_program(launcher.command(2, program), environment=environment)
-    (_, short), (size, long) = sorted((int(size), each) for size, each in seconds.items())
-    return {"allreduce_step": 1e9 * short, "allreduce_byte": 1e9 * max(0.0, long - short) / size}
+    seen = run_program(launcher.command(2, program), environment=environment)
+    (least, short), (size, long) = sorted((int(size), each) for size, each in seen["seconds"].items())
+    return {
+        "allreduce_step": 1e9 * short,
+        "allreduce_cpu": 1e9 * seen["cpu"][str(least)],
+        "allreduce_byte": 1e9 * max(0.0, long - short) / size,
+        "horovod_us": 1e3 * seen["idle"],
+    }
 
 
 def _inserts() -> dict[str, float]:

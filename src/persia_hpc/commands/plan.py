@@ -54,6 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="samples/s of a trainer alone, pooling included (default: timed here, without --gpus)",
     )
     parser.add_argument(
+        "--allreduce-rate",
+        type=float,
+        metavar="GB/S",
+        help="bytes that a trainer sends, by the time it takes (default: of ranks on one CPU node)",
+    )
+    parser.add_argument(
         "--unique-share", type=float, metavar="X", help="of a batch's ids (default: counted in the data)"
     )
     parser.add_argument(
@@ -87,6 +93,7 @@ def run(options: argparse.Namespace) -> int:
             constants=options.constants or options.measure,
             run=options.from_run,
             dense_rate=options.dense_rate,
+            allreduce_rate=None if options.allreduce_rate is None else options.allreduce_rate * 1e9,
             unique_share=options.unique_share,
             new_rows=options.new_rows,
         ),

@@ -46,8 +46,10 @@ class Constants:
     trainer_step: float
     copy_byte: float  # from memory to a ring
     wake: float  # of a sleeping rank, by another on its node
-    allreduce_step: float  # waiting, not computing: Horovod's cycle
+    allreduce_step: float  # Horovod's cycle: mostly waiting
+    allreduce_cpu: float  # of a step: what of that is computing, or polling
     allreduce_byte: float  # of dense gradients
+    horovod_us: float  # a microsecond of a trainer's time: its thread polls, whatever the trainer does
 
 
 # `persia-hpc plan --measure` on the machine of benchmarks/RESULTS.md.
@@ -72,8 +74,10 @@ DEFAULTS = Constants(
     trainer_step=300e3,
     copy_byte=0.06,
     wake=25e3,
-    allreduce_step=1.3e6,
-    allreduce_byte=1.0,
+    allreduce_step=1.1e6,
+    allreduce_cpu=1.0e6,
+    allreduce_byte=0.2,
+    horovod_us=160.0,
 )
 NAMES = tuple(f.name for f in dataclasses.fields(Constants) if f.name != "machine")
 

@@ -34,7 +34,9 @@ class Dense:
 
 @dataclass(frozen=True)
 class Costs:
-    """seconds: by role (or `reader`) and phase, of a step. allreduce_wait: what of AllReduce is no work."""
+    """seconds: by role (or `reader`) and phase, of a step. allreduce_wait: what of AllReduce is no work, and
+    may be negative: another thread polls meanwhile.
+    """
 
     seconds: Mapping[str, Phases]
     allreduce_wait: float
@@ -89,14 +91,14 @@ def count_costs(job: Job) -> Costs:
         "other": batches * (c.worker_batch + (servers - 1) * c.worker_record),
     }
     reader = {"read": batches * (c.read_batch + w.values * c.read_value)}
-    wait, moved = _allreduce(job, trainers)
+    allreduce, wait = _allreduce(job, trainers)
     dense = 1e9 * (job.dense.step_seconds + w.samples * job.dense.sample_seconds)
     pool = w.num_features * c.pool_feature + w.ids * c.pool_id + w.pooled_bytes * c.pool_byte
     trainer = {
         "pool": 0.0 if job.dense.whole else pool,
         "dense": dense,
         "push": w.gradient_bytes * c.copy_byte,
-        "allreduce": wait + moved,
+        "allreduce": allreduce,
         "other": 0.0 if job.dense.whole else c.trainer_step,
     }
     named = {
@@ -113,7 +115,7 @@ def count_costs(job: Job) -> Costs:
 
 
 def _allreduce(job: Job, trainers: int) -> tuple[float, float]:
-    """Nanoseconds of waiting and of moving bytes, of a trainer."""
+    """Nanoseconds of a trainer's, and what of that is waiting."""
     if trainers == 1:
         return 0.0, 0.0
     nodes = len({m.node for m in job.plan.of(Role.TRAINER)})
@@ -123,7 +125,7 @@ def _allreduce(job: Job, trainers: int) -> tuple[float, float]:
     if nodes > 1:
         wait += 1e9 * 2 * (nodes - 1) * job.latency_seconds
         moved = max(moved, 1e9 * travelling / (job.link_bytes or float("inf")))
-    return wait, moved
+    return wait + moved, wait - (0.0 if job.config.mode == "async" else job.constants.allreduce_cpu)
 
 
 def dense_traffic(dense: Dense, trainers: int) -> float:

@@ -63,9 +63,9 @@ def predict(job: Job, cluster: Cluster) -> Prediction:
         Stage("parameter servers", costs.total(SERVER)),
         Stage("one step at a time" if bound == 0 else f"staleness bound {bound}", path / (bound + 1)),
     ]
-    cpu = _node_seconds(job, costs)
-    node = max(cpu, key=lambda n: cpu[n] / cluster.node_cores(n))
-    stages.append(Stage(f"cores of node {node}", cpu[node] / cluster.node_cores(node)))
+    busy = {n: s / _free_cores(job, cluster, n) for n, s in _node_seconds(job, costs).items()}
+    node = max(busy, key=lambda n: busy[n])
+    stages.append(Stage(f"cores of node {node}", busy[node]))
     if cluster.link_bytes is not None and len(links) > 1:
         node = max(links, key=lambda n: max(links[n]))
         stages.append(Stage(f"link of node {node}", max(links[node]) / cluster.link_bytes))
@@ -88,6 +88,14 @@ def _path(job: Job, costs: Costs) -> float:
         carried = batches * (w.row_bytes + w.gradient_bytes) + w.feed_bytes + w.gradient_bytes
         seconds += HOPS * job.latency_seconds + carried / (job.link_bytes or float("inf"))
     return seconds
+
+
+def _free_cores(job: Job, cluster: Cluster, node: int) -> float:
+    """What Horovod's threads leave, which poll all the time; at least a tenth of the cores."""
+    cores, trainers = cluster.node_cores(node), job.plan.of(Role.TRAINER)
+    here = sum(m.node == node for m in trainers)
+    reduces = len(trainers) > 1 and job.config.mode != "async"
+    return max(0.1 * cores, cores - 1e-3 * job.constants.horovod_us * here * reduces)
 
 
 def _node_seconds(job: Job, costs: Costs) -> dict[int, float]:
