@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import statistics
 import time
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ._native import keep_freed_memory
 from .config import Config, load_config
 from .config_types import ROLE_KEYS
 from .cost_model.cluster import Cluster
@@ -173,7 +175,9 @@ class Planner:
             )
         here = [m for m in self._plan.members if m.node == self._plan.of(Role.TRAINER)[0].node]
         fair = max(1, self.cluster.node_cores(here[0].node) // len(here))
-        threads, before = self.config.train.threads or fair, torch.get_num_threads()
+        wanted, before = self.config.train.threads or fair, torch.get_num_threads()
+        threads = min(wanted, len(os.sched_getaffinity(0)))  # more would only get in each other's way
+        keep_freed_memory()  # as a trainer does
         torch.set_num_threads(threads)
         try:
             size = max(1, self.config.data.batch_size // self.ranks["trainers"])
@@ -183,7 +187,9 @@ class Planner:
         finally:
             torch.set_num_threads(before)
         each = min(long / size, max(0.0, long - short) / (size - half) if half < size else long / size)
-        source = f"measured here, batches of {half} and {size}, {threads} thread{'s' * (threads > 1)}"
+        source = f"timed here, batches of {half} and {size}, {threads} thread{'s' * (threads > 1)}"
+        if threads < wanted:
+            source += f" of the {wanted} that a trainer there would have"
         return Dense(long - size * each, each, bytes_, source, threads=threads)
 
     def _step_seconds(self, size: int) -> float:
