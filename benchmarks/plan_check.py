@@ -6,7 +6,7 @@ Measures the constants first, unless they are given; then predicts and runs each
 was part of the measuring. Measured: samples/s of the second half of the steps, in which all rows are there,
 median of the repetitions; each is predicted anew, since the dense model is timed then. What other work on the
 machine has disturbed is done again, at most --tries times; the last column is what it took at worst, in
-cores. Exit code 1 if an error is larger than 25 %. About five minutes on an idle machine.
+cores. Exit code 1 if an error is larger than 25 %. About four minutes a repetition on an idle machine.
 """
 
 from __future__ import annotations
