@@ -296,3 +296,19 @@ def test_other_files_are_no_constants(tmp_path: Any, change: tuple[str, str], pa
     path.write_text(constants_text(DEFAULTS).replace(*change))
     with pytest.raises(UserError, match=part):
         load_constants(path)
+
+
+def test_allreduce_delays_the_next_step_only_where_gradients_are_sent_after_it() -> None:
+    counts = {"parameter_servers": 1, "embedding_workers": 1, "trainers": 2}
+
+    def path(amp: str, gpus: int, allreduce_step: float) -> float:
+        config = config_of(mode="sync", train={"amp": amp})
+        cluster = Cluster(cores=64, gpus=gpus)
+        job = job_of(config, counts, cluster)
+        constants = dataclasses.replace(DEFAULTS, allreduce_step=allreduce_step)
+        stages = predict(dataclasses.replace(job, constants=constants), cluster).stages
+        (seconds,) = (stage.seconds for stage in stages if stage.name == "one step at a time")
+        return seconds
+
+    for amp, gpus, late in (("off", 0, 0), ("fp16", 0, 1), ("off", 2, 1)):
+        assert path(amp, gpus, 5e6) - path(amp, gpus, 2e6) == pytest.approx(late * 3e-3)

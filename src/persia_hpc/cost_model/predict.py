@@ -54,7 +54,7 @@ def predict(job: Job, cluster: Cluster) -> Prediction:
         job, link_bytes=cluster.link_bytes, latency_seconds=cluster.latency_seconds or 0.0
     )
     costs, links = count_costs(job), link_traffic(job)
-    path = _path(job, costs)
+    path = _path(job, costs, late=cluster.gpus > 0 or job.config.train.amp == "fp16")
     bound = 0 if job.config.mode == "sync" else job.config.staleness_bound
     stages = [
         Stage("trainers", costs.total(TRAINER)),
@@ -73,14 +73,14 @@ def predict(job: Job, cluster: Cluster) -> Prediction:
     return Prediction(job.plan, samples, tuple(stages), costs, links)
 
 
-def _path(job: Job, costs: Costs) -> float:
+def _path(job: Job, costs: Costs, *, late: bool) -> float:
     """Seconds from the answer to a step's first pull until its last gradient is in the tables.
 
-    AllReduce and the dense optimizer are not in it: row gradients are sent before.
+    late: row gradients are sent after AllReduce; else before, and it isn't in the way.
     """
     worker, trainer = costs.seconds[WORKER], costs.seconds[TRAINER]
     seconds = costs.total(SERVER) + worker["feed"] + worker["push"] + worker["other"] / 2
-    seconds += trainer["pool"] + trainer["dense"] + trainer["push"]
+    seconds += trainer["pool"] + trainer["dense"] + trainer["push"] + trainer["allreduce"] * late
     seconds += HOPS * 1e-9 * job.constants.wake
     nodes = {m.node for m in job.plan.members}
     if len(nodes) > 1:
