@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from .cost_model.report import Option, Report
 from .cost_model.work import Counting, Counts, assumed_counts, batch_work
 from .errors import UserError
 from .topology.roles import Role, make_plan
-from .trial import Trial, count_batches, typical
+from .trial import Trial, count_batches
 
 COUNTED_SAMPLES = 1 << 16  # at least, where the data have so many: what batches are cut out of
 TRIAL_SECONDS = 1.0  # of steps, for each of two batch sizes
@@ -198,7 +199,7 @@ class Planner:
         end = time.perf_counter() + TRIAL_SECONDS
         while time.perf_counter() < end or len(steps) < WARM_UP:
             steps += trial.steps(1)
-        return typical([s["forward"] + s["backward"] + s["optimizer"] for s in steps])
+        return statistics.median(s["forward"] + s["backward"] + s["optimizer"] for s in steps)
 
     def _from_run(self, run: Path) -> Dense:
         """The dense model's time by an earlier run, and factors for the other phases."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Sequence
 
 from .api import open_sources
 from .config import Config
@@ -96,11 +94,6 @@ class Trial:
         except Exception as error:  # whatever a user's code raises
             raise self._failure(what, error) from error
         return found
-
-
-def typical(seconds: Sequence[float]) -> float:
-    """Of two or more repetitions the time that a quarter stayed below: other work only ever adds."""
-    return statistics.quantiles(seconds, n=4, method="inclusive")[0]
 
 
 def count_batches(worker: EmbeddingWorker, sample: SampleBatch, samples: int) -> Counts:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import statistics
 import sys
 import tempfile
 import time
@@ -27,7 +28,7 @@ from persia_hpc.cost_model.costs import Dense, Job, count_costs
 from persia_hpc.cost_model.work import BatchWork, batch_work
 from persia_hpc.launch.mpiexec import find_launcher
 from persia_hpc.topology.roles import make_plan
-from persia_hpc.trial import Trial, count_batches, typical
+from persia_hpc.trial import Trial, count_batches
 
 from . import ring, table
 from .measure import machine
@@ -60,7 +61,7 @@ SHAPES = (Shape(26, 0, 16, 256), Shape(26, 0, 16, 4096), Shape(26, 0, 64, 2048),
 
 @dataclasses.dataclass(frozen=True)
 class Observation:
-    """Typical seconds by phase of a trial's steps, and their work."""
+    """Median seconds by phase of a trial's steps, and their work."""
 
     work: BatchWork
     seconds: Mapping[str, float]
@@ -102,7 +103,7 @@ def observe(shape: Shape, path: Path) -> Observation:
     end = time.perf_counter() + SECONDS
     while time.perf_counter() < end:
         steps += trial.steps(8)
-    seconds = {phase: typical([step[phase] for step in steps]) for phase in steps[0]}
+    seconds = {phase: statistics.median(step[phase] for step in steps) for phase in steps[0]}
     # Reading comes in bursts, when a block of the file is due.
     seconds["read"] = sum(step["read"] for step in steps) / len(steps)
     return Observation(batch_work(trial.config, trial.layout, trial.schema, shape.batch, counts), seconds)
