@@ -175,8 +175,7 @@ def test_a_machine_of_half_the_speed_takes_twice_as_long(
 ) -> None:
     config, cluster = config_of(mode=mode), Cluster(cores=cores)
     job = job_of(config, counts, cluster)
-    times = set(NAMES) - {"horovod_us"}  # a share of the time, however long that is
-    slow = dataclasses.replace(DEFAULTS, **{name: 2 * getattr(DEFAULTS, name) for name in times})
+    slow = dataclasses.replace(DEFAULTS, **{name: 2 * getattr(DEFAULTS, name) for name in NAMES})
     dense = dataclasses.replace(
         job.dense, step_seconds=2 * job.dense.step_seconds, sample_seconds=2 * job.dense.sample_seconds
     )

@@ -1,7 +1,7 @@
 """Ranks that sum dense gradients as trainers do: `mpiexec -n 2 ... -m persia_hpc.bench.allreduce_ranks`.
 
-Prints a line of JSON: of a step's AllReduce the median seconds by the bytes of the gradients, and the CPU
-seconds of the smallest; and the share of a core that Horovod takes while there is nothing to do.
+Prints a line of JSON: of a step's AllReduce the median seconds and the mean CPU seconds, by the gradients'
+bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from persia_hpc.trainer.allreduce import DenseReducer
 
 SIZES = (1 << 10, 1 << 24)  # bytes: latency alone, and one bucket of a tower's size
 STEPS = 60
-IDLE_SECONDS = 0.5
 
 
 def main() -> None:
@@ -41,14 +40,9 @@ def main() -> None:
             seconds.append(time.perf_counter() - begin)
         found["seconds"][size] = statistics.median(seconds)
         found["cpu"][size] = (time.process_time() - cpu) / STEPS
-    comm.Barrier()
-    cpu = time.process_time()
-    time.sleep(IDLE_SECONDS)
-    idle = (time.process_time() - cpu) / IDLE_SECONDS
-    comm.Barrier()
     reducer.close()
     if comm.rank == 0:
-        print(json.dumps({**found, "idle": idle}), flush=True)
+        print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

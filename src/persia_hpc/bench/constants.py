@@ -176,7 +176,6 @@ def _allreduce(say: Say) -> dict[str, float]:
         "allreduce_step": 1e9 * short,
         "allreduce_cpu": 1e9 * seen["cpu"][str(least)],
         "allreduce_byte": 1e9 * max(0.0, long - short) / size,
-        "horovod_us": 1e3 * seen["idle"],
     }
 
 

@@ -49,7 +49,6 @@ class Constants:
     allreduce_step: float  # Horovod's cycle: mostly waiting
     allreduce_cpu: float  # of a step: what of that is computing, or polling
     allreduce_byte: float  # of dense gradients
-    horovod_us: float  # a microsecond of a trainer's time: its thread polls, whatever the trainer does
 
 
 # `persia-hpc plan --measure`, rounded; the least disturbed of several runs on a machine that had other work.
@@ -77,7 +76,6 @@ DEFAULTS = Constants(
     allreduce_step=1.1e6,
     allreduce_cpu=1.0e6,
     allreduce_byte=0.2,
-    horovod_us=150.0,
 )
 NAMES = tuple(f.name for f in dataclasses.fields(Constants) if f.name != "machine")
 

@@ -63,7 +63,9 @@ def predict(job: Job, cluster: Cluster) -> Prediction:
         Stage("parameter servers", costs.total(SERVER)),
         Stage("one step at a time" if bound == 0 else f"staleness bound {bound}", path / (bound + 1)),
     ]
-    busy = {n: s / _free_cores(job, cluster, n) for n, s in _node_seconds(job, costs).items()}
+    if (seconds := _in_step(job, costs, cluster)) > 0:
+        stages.append(Stage("trainers in step on shared cores", seconds))
+    busy = {n: s / cluster.node_cores(n) for n, s in _node_seconds(job, costs).items()}
     node = max(busy, key=lambda n: busy[n])
     stages.append(Stage(f"cores of node {node}", busy[node]))
     if cluster.link_bytes is not None and len(links) > 1:
@@ -90,12 +92,25 @@ def _path(job: Job, costs: Costs, *, late: bool) -> float:
     return seconds
 
 
-def _free_cores(job: Job, cluster: Cluster, node: int) -> float:
-    """What Horovod's threads leave, which poll all the time; at least a tenth of the cores."""
-    cores, trainers = cluster.node_cores(node), job.plan.of(Role.TRAINER)
-    here = sum(m.node == node for m in trainers)
-    reduces = len(trainers) > 1 and job.config.mode != "async"
-    return max(0.1 * cores, cores - 1e-3 * job.constants.horovod_us * here * reduces)
+def _in_step(job: Job, costs: Costs, cluster: Cluster) -> float:
+    """Seconds of trainers that wait for each other while servers and workers take turns on their cores.
+
+    Whatever delays one of them delays all. Ranks of one role delay them at the same time, roles one after the
+    other. 0 where AllReduce doesn't bind them, or each node has a core besides.
+    """
+    trainers = job.plan.of(Role.TRAINER)
+    if len(trainers) == 1 or job.config.mode == "async":
+        return 0.0
+    wait = max(0.0, costs.allreduce_wait)
+    computing, longest = costs.total(TRAINER) - wait, 0.0
+    for node in {m.node for m in trainers}:
+        roles = {m.role for m in job.plan.members if m.node == node}
+        share = sum(m.node == node for m in trainers) / cluster.node_cores(node)
+        if share >= 1:
+            others = costs.total(SERVER) * (Role.PARAMETER_SERVER in roles)
+            others += (costs.total(WORKER) + costs.total(READER)) * (Role.EMBEDDING_WORKER in roles)
+            longest = max(longest, computing * share + wait + others)
+    return longest
 
 
 def _node_seconds(job: Job, costs: Costs) -> dict[int, float]:
