@@ -20,7 +20,7 @@ ROLES = ("embedding_worker", "parameter_server", "trainer")
 
 # Who puts the roles together; nobody else may know more than one of them.
 COMPOSERS = (
-    *("api.py", "dry_run.py", "local.py", "rank.py", "inference.py", "cli.py"),
+    *("api.py", "dry_run.py", "trial.py", "planning.py", "local.py", "rank.py", "inference.py", "cli.py"),
     *("commands/*", "launch/*", "bench/*"),
 )
 
@@ -29,7 +29,7 @@ ALLOWED = {
     "torch": (
         (
             *("trainer/*", "models/*", "bench/*"),
-            *("api.py", "dry_run.py", "rank.py", "inference.py"),
+            *("api.py", "dry_run.py", "planning.py", "rank.py", "inference.py"),
         ),
         "servers and workers must start without paying for it",
     ),
@@ -65,7 +65,7 @@ ALLOWED = {
 WHO_KNOWS = {
     "preprocess": ("cli.py", "commands/*"),
     "commands": ("cli.py", "commands/*"),
-    "bench": ("commands/bench.py",),
+    "bench": ("commands/bench.py", "commands/plan.py"),
     "launch": COMPOSERS,
     "cli": ("__main__.py",),
 }

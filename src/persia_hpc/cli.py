@@ -14,7 +14,7 @@ from .errors import EXIT_FAILURE, PersiaError
 
 COMMANDS = (
     *("train", "submit", "status", "evaluate", "predict", "preprocess", "inspect", "checkpoint"),
-    *("report", "doctor", "bench"),
+    *("report", "plan", "doctor", "bench"),
 )
 EXIT_CODES = """\
 exit codes: 0 done; 1 failure; 2 bad input or configuration; 3 damaged data; 75 stopped early, try again;

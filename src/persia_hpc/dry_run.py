@@ -6,26 +6,18 @@ from collections.abc import Mapping
 
 import torch
 
-from .api import open_sources
 from .config import Config, config_text
-from .errors import UserError
+from .cost_model.report import mib
 from .feed import FeedBatch
-from .layout import Layout, TableLayout, make_layout
-from .loading import describe
+from .layout import Layout, server_bytes
 from .local import LocalFeed
 from .ring_sizes import ring_sizes
-from .samples.follow import Follower, portion_source
 from .samples.schema import DatasetSchema
 from .samples.source import Source
-from .schedule import make_schedules
 from .topology.channels import ring_memory
 from .topology.roles import Plan, Role, make_plan
-from .trainer.allreduce import DenseReducer
-from .trainer.batch import make_inputs
-from .trainer.device import choose_device
-from .trainer.driver import Driver, check_logits
-from .trainer.feeding import Alone
 from .trainer.session import Session
+from .trial import Trial
 
 
 def dry_run(config: Config) -> str:
@@ -34,28 +26,23 @@ def dry_run(config: Config) -> str:
     The step is a whole one, forward to update, on empty tables of this process. UserError for bad input, and
     for a model, loss or optimizer that fails.
     """
-    sources = open_sources(config)
-    schema = sources["train"].schema
-    if config.data.follow:  # what there is now is the first portion
-        sources["train"] = portion_source(Follower(config, schema).look(), schema, config)
-    layout = make_layout(config, schema)
+    trial = Trial(config)
+    sources, schema, layout, session = trial.sources, trial.schema, trial.layout, trial.session
     counts = config.ranks.counts()
     plan = make_plan(counts, [0] * sum(counts.values()))
-    schedules = make_schedules(config, {split: s.num_samples for split, s in sources.items()})
-    feed = LocalFeed(config, layout, sources, schedules)
-    first = _first_batch(feed)
-    session = _one_step(config, layout, schema, feed)
+    first = trial.first_batch()
+    trial.steps(1)
     lines = [
         config_text(config),
         "plan (of one node):" if config.ranks.per_node else "plan:",
         "  " + plan.table(["this node"] * len(plan.members)),
         "tables:",
-        *_tables(layout, schema, feed),
+        *_tables(layout, schema, trial.feed),
         "memory, beside the programs and their libraries:",
         *_memory(config, layout, plan, sources, first, session),
         "data:",
     ]
-    for split, schedule in schedules.items():
+    for split, schedule in trial.schedules.items():
         lines.append(
             f"  {split}: {schedule.num_samples} samples, {schedule.num_steps} steps of {schedule.batch_size}"
         )
@@ -66,40 +53,6 @@ def dry_run(config: Config) -> str:
         f"{int(first.group_offsets[-1])} unique rows, loss {float(session.loss):.4g}"
     )
     return "\n".join(lines)
-
-
-def _first_batch(feed: LocalFeed) -> FeedBatch:
-    feed.begin_evaluation("train", 0)
-    return feed.next_evaluation(1)
-
-
-def _one_step(config: Config, layout: Layout, schema: DatasetSchema, feed: LocalFeed) -> Session:
-    inputs = make_inputs(layout, schema)
-    driver = Driver(config, inputs)
-    session = Session(
-        config,
-        layout,
-        inputs,
-        feed.splits.schedules,
-        feed=feed,
-        peers=Alone(),
-        reducer=DenseReducer(None, config.train.bucket_bytes),
-        device=choose_device(config.train.device, local_rank=0),
-    )
-    what = "can't be prepared"
-    try:
-        session.prepare(driver.model)
-        for batch in session.batches(steps=1):
-            what = f"fails on the first batch, of {batch.num_samples} samples"
-            logits = session.forward(batch)
-            check_logits(logits, batch)
-            what = f"or train.loss = {config.train.loss!r} fails on the first batch"
-            session.step(driver.loss(logits, batch))
-    except UserError:
-        raise
-    except Exception as error:  # whatever a user's code raises
-        raise UserError(f"model {config.model.class_name!r} {what}: {describe(error)}") from error
-    return session
 
 
 def _tables(layout: Layout, schema: DatasetSchema, feed: LocalFeed) -> list[str]:
@@ -120,7 +73,7 @@ def _tables(layout: Layout, schema: DatasetSchema, feed: LocalFeed) -> list[str]
             users.append(f"{feature.name} (ids a sample: {known} on average, {limit})")
         lines.append(
             f"  {spec.name}: dim {spec.dim}, {table.row_bytes} bytes a row, at most {spec.capacity_rows} "
-            f"rows in {spec.num_buckets} buckets ({_mib(spec.config.capacity_bytes)} over all servers"
+            f"rows in {spec.num_buckets} buckets ({mib(spec.config.capacity_bytes)} over all servers"
             + (f"; ids hashed to {hashing.rounds} x {hashing.size} rows" if hashing else "")
             + f"); features: {', '.join(users)}"
         )
@@ -144,14 +97,7 @@ def _memory(
         num_trainers=plan.count(Role.TRAINER),
     )
     rings = ring_memory(plan, size)[1]
-    bounds = layout.bounds(plan.count(Role.PARAMETER_SERVER))
-    tables = max(
-        sum(
-            _table_bytes(spec) * (b[s + 1] - b[s]) // spec.num_buckets
-            for spec, b in zip(layout.tables, bounds, strict=True)
-        )
-        for s in range(plan.count(Role.PARAMETER_SERVER))
-    )
+    tables = server_bytes(layout, plan.count(Role.PARAMETER_SERVER))
     owns = {
         Role.PARAMETER_SERVER: {"tables, when full": tables},
         Role.EMBEDDING_WORKER: {"shuffled samples": _reader_bytes(config, sources, first)},
@@ -162,20 +108,13 @@ def _memory(
         own = {**parts, "rings": max(rings[r] for r in plan.ranks(role))}
         total += sum(parts.values()) * plan.count(role)
         each = sum(own.values())
-        listed = " + ".join(f"{_mib(size)} {what}" for what, size in own.items())
-        lines.append(f"  each of {plan.count(role)} {role.value}s: {_mib(each)} = {listed}")
+        listed = " + ".join(f"{mib(size)} {what}" for what, size in own.items())
+        lines.append(f"  each of {plan.count(role)} {role.value}s: {mib(each)} = {listed}")
     lines.append(
-        f"  all ranks{' of a node' if config.ranks.per_node else ''}: {_mib(total + sum(rings))}, of which "
-        f"{_mib(sum(rings))} are rings, in shared memory (/dev/shm) between ranks of one node"
+        f"  all ranks{' of a node' if config.ranks.per_node else ''}: {mib(total + sum(rings))}, of which "
+        f"{mib(sum(rings))} are rings, in shared memory (/dev/shm) between ranks of one node"
     )
     return lines
-
-
-def _table_bytes(spec: TableLayout) -> int:
-    """When full, over all servers."""
-    hashing = spec.config.hash
-    rows = spec.capacity_rows if hashing is None else min(spec.capacity_rows, hashing.rounds * hashing.size)
-    return spec.config.capacity_bytes * rows // spec.capacity_rows
 
 
 def _reader_bytes(config: Config, sources: Mapping[str, Source], first: FeedBatch) -> int:
@@ -196,7 +135,3 @@ def _dense_bytes(session: Session) -> int:
         for state in session.optimizer.state.values():
             tensors += [v for v in state.values() if isinstance(v, torch.Tensor)]
     return sum(t.numel() * t.element_size() for t in tensors)
-
-
-def _mib(num_bytes: float) -> str:
-    return f"{num_bytes / 2**20:,.1f} MiB" if num_bytes < 10 * 2**30 else f"{num_bytes / 2**30:,.1f} GiB"

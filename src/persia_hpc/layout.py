@@ -142,6 +142,21 @@ def make_layout(config: Config, schema: DatasetSchema) -> Layout:
     return Layout(tuple(tables), tuple(features))
 
 
+def server_bytes(layout: Layout, num_servers: int) -> int:
+    """What the tables of the server with the most will hold when full."""
+
+    def full(table: TableLayout) -> int:
+        hashing, rows = table.config.hash, table.capacity_rows
+        most = rows if hashing is None else min(rows, hashing.rounds * hashing.size)
+        return table.config.capacity_bytes * most // rows
+
+    tables = list(zip(layout.tables, layout.bounds(num_servers), strict=True))
+    return max(
+        sum(full(table) * (b[s + 1] - b[s]) // table.num_buckets for table, b in tables)
+        for s in range(num_servers)
+    )
+
+
 def _check_capacity(
     config: Config, schema: DatasetSchema, table: str, features: list[str], rows: int, row_bytes: int
 ) -> None:

@@ -1,10 +1,11 @@
-"""`persia-hpc bench ring` runs its ranks and says what it measured."""
+"""Benchmarks that start ranks run them and say what they measured."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+from persia_hpc.bench import constants
 from persia_hpc.cli import main
 
 
@@ -17,3 +18,10 @@ def test_bench_ring_measures_every_size_and_round_trips(tmp_path: Path) -> None:
     assert (sizes[0], sizes[-1]) == (64, 8 << 20)
     assert all(r["ours"]["median"] > 0 and r["ratios"] for r in results if "idle" not in r["case"])
     assert [r["case"].get("round trip") for r in results[-3:]] == ["spinning", "asleep", None]
+
+
+def test_allreduce_of_two_ranks_is_measured() -> None:
+    found = constants._allreduce(lambda _: None)
+    assert set(found) == {"allreduce_step", "allreduce_cpu", "allreduce_byte"}
+    assert found["allreduce_cpu"] > 0
+    assert 1e4 < found["allreduce_step"] < 1e9

@@ -26,10 +26,7 @@ CASE_SECONDS = 240
 
 def prepare_data(folder: Path, samples: int, exponent: float = 1.2) -> Path:
     """W0's HDF5 file of `samples` rows, its columns as .npy for the peers, in `folder`; reused if there."""
-    rows = ["--rows", str(samples), "--test-rows", "0", "--vocabulary", str(VOCABULARY)]
-    shape = ["--features", str(FEATURES), "--dense", str(DENSE), "--exponent", str(exponent)]
-    _run([*cli(), "preprocess", "synthetic", "--out", str(folder), *rows, *shape])
-    path = folder / "train-000.h5"
+    path = synthetic(folder, samples, exponent=exponent)
     labels = folder / "labels.npy"  # the last that is written
     if not labels.exists() or labels.stat().st_mtime < path.stat().st_mtime:
         source = open_source([str(path)])
@@ -39,6 +36,17 @@ def prepare_data(folder: Path, samples: int, exponent: float = 1.2) -> Path:
         np.save(folder / "dense.npy", batch.dense)
         np.save(labels, batch.labels)
     return path
+
+
+def synthetic(
+    folder: Path, samples: int, features: int = FEATURES, multi: int = 0, exponent: float = 1.2
+) -> Path:
+    """An HDF5 file in `folder` like W0's, but for the number of features, `multi` of them multi-hot."""
+    rows = ["--rows", str(samples), "--test-rows", "0", "--vocabulary", str(VOCABULARY)]
+    shape = ["--features", str(features), "--multi-features", str(multi), "--dense", str(DENSE)]
+    shape += ["--exponent", str(exponent)]
+    _run([*cli(), "preprocess", "synthetic", "--out", str(folder), *rows, *shape])
+    return folder / "train-000.h5"
 
 
 def w0_settings(path: Path, batch: int, samples: int, trainers: int = 1) -> dict[str, Any]:
@@ -114,16 +122,24 @@ def run_local(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     return summary
 
 
-def run_program(command: Sequence[str], core: int | None = None) -> dict[str, Any]:
+def run_program(
+    command: Sequence[str], core: int | None = None, environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """The JSON object on the last line that a program prints; `core`: the only one it may use."""
     pin = None if core is None else (lambda: os.sched_setaffinity(0, {core}))
-    done: dict[str, Any] = json.loads(_run(command, pin).splitlines()[-1])
+    done: dict[str, Any] = json.loads(_run(command, pin, environment).splitlines()[-1])
     return done
 
 
-def _run(command: Sequence[str], before: Any = None) -> str:
+def _run(command: Sequence[str], before: Any = None, environment: Mapping[str, str] | None = None) -> str:
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=CASE_SECONDS, check=False, preexec_fn=before
+        command,
+        capture_output=True,
+        text=True,
+        timeout=CASE_SECONDS,
+        check=False,
+        preexec_fn=before,
+        env=environment,
     )
     if done.returncode:
         raise PersiaError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")

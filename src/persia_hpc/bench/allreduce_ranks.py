@@ -1,0 +1,49 @@
+"""Ranks that sum dense gradients as trainers do: `mpiexec -n 2 ... -m persia_hpc.bench.allreduce_ranks`.
+
+Prints a line of JSON: of a step's AllReduce the median seconds and the mean CPU seconds, by the gradients'
+bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+
+import torch
+from mpi4py import MPI
+from torch import nn
+
+from persia_hpc.config_types import TrainConfig
+from persia_hpc.trainer.allreduce import DenseReducer
+
+SIZES = (1 << 10, 1 << 24)  # bytes: latency alone, and one bucket of a tower's size
+STEPS = 60
+
+
+def main() -> None:
+    """Measures each size."""
+    torch.set_num_threads(1)
+    comm = MPI.COMM_WORLD
+    reducer = DenseReducer(comm, TrainConfig.bucket_bytes)
+    found: dict[str, dict[int, float]] = {"seconds": {}, "cpu": {}}
+    for size in SIZES:
+        model = nn.ParameterList([nn.Parameter(torch.zeros(size // 4))])
+        reducer.attach(model)
+        seconds, cpu = [], time.process_time()
+        for _ in range(STEPS):
+            for parameter in model:
+                parameter.grad = torch.ones_like(parameter)
+            comm.Barrier()
+            begin = time.perf_counter()
+            reducer.reduce()
+            seconds.append(time.perf_counter() - begin)
+        found["seconds"][size] = statistics.median(seconds)
+        found["cpu"][size] = (time.process_time() - cpu) / STEPS
+    reducer.close()
+    if comm.rank == 0:
+        print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()

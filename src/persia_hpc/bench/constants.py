@@ -1,0 +1,224 @@
+"""The cost model's constants on this machine, in about half a minute, by the code that jobs run.
+
+Trials train small models on synthetic data in this process, at shapes that tell ids, rows, bytes, features
+and batches apart; jobs of tiny batches under mpiexec show what a step costs the ranks that has no work in it;
+two ranks each show what rings and AllReduce take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from persia_hpc._native import keep_freed_memory
+from persia_hpc.config import load_config
+from persia_hpc.cost_model.constants import NAMES, Constants
+from persia_hpc.cost_model.costs import Dense, Job, count_costs
+from persia_hpc.cost_model.work import BatchWork, batch_work
+from persia_hpc.launch.mpiexec import find_launcher
+from persia_hpc.topology.roles import make_plan
+from persia_hpc.trial import Trial, count_batches
+
+from . import ring, table
+from .measure import machine
+from .train_jobs import FEATURES, run_job, run_program, synthetic, w0_settings
+
+SAMPLES = 1 << 16
+SECONDS = 1.2  # of a trial, beyond its first pass over the data
+TINY_BATCH, TINY_STEPS = 32, 2000
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """Of a trial: `multi` of the `features` have several ids a sample."""
+
+    features: int
+    multi: int
+    dim: int
+    batch: int
+
+    def settings(self, path: Path) -> dict[str, Any]:
+        """Its configuration: W0's, but for the dim."""
+        settings = w0_settings(path, self.batch, 1 << 40)
+        settings["tables"]["default"]["dim"] = self.dim
+        return settings
+
+
+SHAPES = (Shape(26, 0, 16, 256), Shape(26, 0, 16, 4096), Shape(26, 0, 64, 2048), Shape(6, 3, 16, 4096))
+
+
+@dataclasses.dataclass(frozen=True)
+class Observation:
+    """Median seconds by phase of a trial's steps, and their work."""
+
+    work: BatchWork
+    seconds: Mapping[str, float]
+
+
+def measure_constants(say: Say = lambda _: None) -> Constants:
+    """Raises UserError inside MPI, PersiaError if a job fails; `say` is told what goes on."""
+    keep_freed_memory()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            seen, paths = [], {}
+            for shape in SHAPES:
+                kind = shape.features, shape.multi
+                if kind not in paths:
+                    paths[kind] = synthetic(Path(folder) / f"{kind[0]}-{kind[1]}", SAMPLES, *kind)
+                say(f"trial: {shape}")
+                seen.append(observe(shape, paths[kind]))
+            found = {**fit(seen), **_rings(say), **_allreduce(say), **_inserts()}
+            constants = Constants(machine=_machine(), **{**dict.fromkeys(NAMES, 0.0), **found})
+            return _steps(constants, paths[FEATURES, 0], Path(folder), say)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _machine() -> str:
+    facts = machine()
+    return f"{facts['cpu']}, {facts['cores']} cores"
+
+
+def observe(shape: Shape, path: Path) -> Observation:
+    """Trains a shape on samples whose rows are all there."""
+    trial = Trial(load_config(shape.settings(path)))
+    sample = trial.sources["train"].read(0, SAMPLES)
+    counts = count_batches(trial.feed.worker, sample, shape.batch)
+    trial.steps(SAMPLES // shape.batch)
+    steps: list[dict[str, float]] = []
+    end = time.perf_counter() + SECONDS
+    while time.perf_counter() < end:
+        steps += trial.steps(8)
+    seconds = {phase: statistics.median(step[phase] for step in steps) for phase in steps[0]}
+    # Reading comes in bursts, when a block of the file is due.
+    seconds["read"] = sum(step["read"] for step in steps) / len(steps)
+    return Observation(batch_work(trial.config, trial.layout, trial.schema, shape.batch, counts), seconds)
+
+
+def fit(seen: Sequence[Observation]) -> dict[str, float]:
+    """The constants, none negative, that fit the trials' phases best, relative to each."""
+    terms: dict[str, dict[str, Callable[[BatchWork], float]]] = {
+        "read": {"read_batch": lambda w: 1.0, "read_value": lambda w: w.values},
+        "dedup": {"dedup_feature": lambda w: w.num_features, "dedup_id": lambda w: w.ids},
+        "pull": {
+            "table_call": lambda w: w.num_tables,
+            "pull_row": lambda w: w.rows,
+            "pull_byte": lambda w: w.stored_bytes,
+        },
+        "push": {"push_row": lambda w: w.rows, "push_byte": lambda w: w.updated_bytes},
+        "pool": {
+            "pool_feature": lambda w: w.num_features,
+            "pool_id": lambda w: w.ids,
+            "pool_byte": lambda w: w.pooled_bytes,
+        },
+    }
+    found: dict[str, float] = {}
+    for phase, each in terms.items():
+        calls = found["table_call"] if phase == "push" else 0.0
+        known = np.array([o.work.num_tables * calls for o in seen])
+        goal = np.array([1e9 * o.seconds[phase] for o in seen])
+        matrix = np.array([[term(o.work) for term in each.values()] for o in seen])
+        values = non_negative(matrix / goal[:, None], np.maximum(goal - known, 0.0) / goal)
+        found |= dict(zip(each, values.tolist(), strict=True))
+    return found
+
+
+def non_negative(matrix: np.ndarray, goal: np.ndarray) -> np.ndarray:
+    """X [n], none below 0, with the least |matrix x - goal|; matrix [m, n] of few columns.
+
+    The best solution has some entries at 0 and is the plain least-squares one in the others: all are tried.
+    """
+    columns = matrix.shape[1]
+    best, least = np.zeros(columns), float(np.square(goal).sum())
+    for chosen in range(1, 1 << columns):
+        used = [i for i in range(columns) if chosen >> i & 1]
+        x = np.zeros(columns)
+        x[used] = np.linalg.lstsq(matrix[:, used], goal, rcond=None)[0]
+        error = float(np.square(matrix @ x - goal).sum())
+        if (x >= 0).all() and error < least:
+            best, least = x, error
+    return best
+
+
+def _rings(say: Say) -> dict[str, float]:
+    say("rings between two ranks")
+    found: dict[str, float] = {}
+    for result in ring.measure(argparse.Namespace(repeats=3)):
+        if result.case.get("bytes") == 1 << 20:
+            found["copy_byte"] = 1 / result.ours.median
+        if result.case.get("round trip") == "asleep":
+            found["wake"] = 1e3 * result.ours.median / 2
+    return found
+
+
+def _allreduce(say: Say) -> dict[str, float]:
+    say("AllReduce of two ranks")
+    launcher = find_launcher()
+    program = [sys.executable, "-m", "mpi4py", "-m", "persia_hpc.bench.allreduce_ranks"]
+    environment = {**launcher.environment(os.environ), "OMP_NUM_THREADS": "1"}
+    seen = run_program(launcher.command(2, program), environment=environment)
+    (least, short), (size, long) = sorted((int(size), each) for size, each in seen["seconds"].items())
+    return {
+        "allreduce_step": 1e9 * short,
+        "allreduce_cpu": 1e9 * seen["cpu"][str(least)],
+        "allreduce_byte": 1e9 * max(0.0, long - short) / size,
+    }
+
+
+def _inserts() -> dict[str, float]:
+    options = argparse.Namespace(
+        rows=500_000, dims=[16], optimizers=["rowwise_adagrad"], storage="fp32", threads=1, repeats=1
+    )
+    return {"insert_row": next(table.measure(options)).ours.median}
+
+
+def _steps(constants: Constants, path: Path, folder: Path, say: Say) -> Constants:
+    """With what a step costs beside its work, which they lack yet: of jobs with tiny batches, the rest."""
+    settings = w0_settings(path, TINY_BATCH, TINY_BATCH * TINY_STEPS)
+    config = load_config(settings)
+    trial = Trial(config)
+    counts = count_batches(trial.feed.worker, trial.sources["train"].read(0, SAMPLES), TINY_BATCH)
+    work = batch_work(config, trial.layout, trial.schema, TINY_BATCH, counts)
+    rest: dict[int, dict[str, float]] = {}
+    for servers in (1, 2):
+        say(f"a job of tiny batches with {servers} server{'s' * (servers > 1)}, 1 worker, 1 trainer")
+        ranks = {"parameter_servers": servers}
+        summary = run_job(folder, {**settings, "ranks": ranks}, {})
+        plan = make_plan({"embedding_workers": 1, "trainers": 1, **ranks}, [0] * (2 + servers))
+        costs = count_costs(Job(config, trial.layout, plan, work, Dense(0, 0, 0, ""), constants))
+        rest[servers] = {
+            role: 1e9 * max(0.0, _busy(phases, role) / summary["steps"] - costs.total(role))
+            for role, phases in summary["phase_seconds"].items()
+        }
+    worker = {servers: each["embedding_worker"] for servers, each in rest.items()}
+    return dataclasses.replace(
+        constants,
+        worker_batch=worker[1],
+        worker_record=max(0.0, worker[2] - worker[1]),
+        server_batch=rest[1]["parameter_server"],
+        trainer_step=rest[1]["trainer"],
+    )
+
+
+def _busy(phases: Mapping[str, Mapping[str, float]], role: str) -> float:
+    """Seconds that a role's ranks did something other than wait; without the trainer's model."""
+    waits = {
+        "parameter_server": ("idle",),
+        "embedding_worker": ("idle", "read"),
+        "trainer": ("wait", "forward", "backward", "optimizer", "allreduce"),
+    }
+    return phases["total"]["mean"] - sum(phases[phase]["mean"] for phase in waits[role])

@@ -1,0 +1,91 @@
+"""The machines that a job would run on, and where its ranks would be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from persia_hpc.config import RanksConfig
+from persia_hpc.errors import UserError
+from persia_hpc.topology.roles import Plan, Role, make_plan
+
+EMBEDDING_ROLES = frozenset({Role.PARAMETER_SERVER, Role.EMBEDDING_WORKER})
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """`nodes` for all roles or, with `cpu_nodes`, for trainers only; then the others are on those.
+
+    link_bytes: a second, of a node's link, in each direction. latency_seconds: of a message between two
+    nodes. memory_bytes: of a node; None if not said, so for `cpu_memory_bytes`.
+    """
+
+    nodes: int = 1
+    cores: int = 1
+    gpus: int = 0
+    cpu_nodes: int = 0
+    cpu_cores: int = 1
+    link_bytes: float | None = None
+    latency_seconds: float | None = None
+    memory_bytes: int | None = None
+    cpu_memory_bytes: int | None = None
+
+    def check(self) -> None:
+        """UserError for machines that there can't be, and for links that nobody has said anything about."""
+        least = {"nodes": 1, "cores": 1, "gpus": 0, "cpu_nodes": 0, "cpu_cores": 1}
+        for name, minimum in least.items():
+            value = getattr(self, name)
+            if value < minimum:
+                flag = name.replace("_", "-")
+                raise UserError(f"--{flag} {value}: expected a whole number, at least {minimum}")
+        for flag, number in (("--link", self.link_bytes), ("--latency", self.latency_seconds)):
+            if number is None and self.nodes + self.cpu_nodes > 1:
+                raise UserError(
+                    f"{self.nodes + self.cpu_nodes} nodes, but no {flag}: how fast the network is can't be "
+                    "guessed; give --link in GB/s of a node and direction, and --latency in microseconds"
+                )
+            if number is not None and not (number > 0 or (number == 0 and flag == "--latency")):
+                raise UserError(f"{flag}: got {number:g}, expected a number above 0")
+
+    def node_cores(self, node: int) -> int:
+        """Cores of a node, by its number: `nodes` first, then `cpu_nodes`."""
+        return self.cores if node < self.nodes else self.cpu_cores
+
+    def node_memory(self, node: int) -> int | None:
+        """Bytes of a node's memory, by its number."""
+        return self.memory_bytes if node < self.nodes else self.cpu_memory_bytes
+
+    def place(self, ranks: RanksConfig, counts: Mapping[str, int]) -> Plan:
+        """The roles of a job's ranks when a scheduler spreads them evenly; UserError if they can't be.
+
+        counts: of the whole job, in the place of what `ranks` says.
+        """
+        total = sum(counts.values())
+        if not self.cpu_nodes:
+            if total < self.nodes:
+                raise UserError(
+                    f"--nodes {self.nodes}: there are only {total} ranks for them; change [ranks]"
+                )
+            if ranks.per_node is None:
+                return make_plan(counts, _spread(total, range(self.nodes)))
+            each = {role: count // self.nodes for role, count in counts.items()}
+            return make_plan(each, _spread(total, range(self.nodes)), per_node=True)
+        if ranks.per_node is not None:
+            raise UserError("--cpu-nodes and [ranks.per_node] exclude each other: write [ranks] with counts")
+        trainers = counts["trainers"]
+        for flag, nodes, have in (
+            ("--nodes", self.nodes, trainers),
+            ("--cpu-nodes", self.cpu_nodes, total - trainers),
+        ):
+            if have < nodes:
+                raise UserError(f"{flag} {nodes}: there are only {have} ranks for them; change [ranks]")
+        there = _spread(trainers, range(self.nodes))
+        here = _spread(total - trainers, range(self.nodes, self.nodes + self.cpu_nodes))
+        allowed = [frozenset({Role.TRAINER})] * len(there) + [EMBEDDING_ROLES] * len(here)
+        return make_plan(counts, there + here, allowed=allowed)
+
+
+def _spread(ranks: int, nodes: range) -> list[int]:
+    """The node of each rank: neighbours together, as many on each node as on any other or one more."""
+    base, more = divmod(ranks, len(nodes))
+    return [node for i, node in enumerate(nodes) for _ in range(base + (i < more))]

@@ -1,0 +1,135 @@
+"""A prediction as text, and as values for JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from persia_hpc.topology.roles import ROLE_ORDER
+
+from .cluster import Cluster
+from .costs import READER, Job
+from .memory import Memory, node_memory
+from .predict import Prediction
+
+SHOWN_NODES = 4
+
+
+@dataclass(frozen=True)
+class Option:
+    """One rank more of a role (on each node, with [ranks.per_node]), and what that would bring."""
+
+    role: str
+    counts: Mapping[str, int]
+    samples_per_second: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that `persia-hpc plan` prints."""
+
+    job: Job
+    cluster: Cluster
+    prediction: Prediction
+    memory: Memory
+    options: Sequence[Option]
+    counted: str  # where ids and unique rows come from
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether each node's ranks fit into its memory; None where nobody has said how much there is."""
+        nodes = node_memory(self.prediction.plan, self.memory)
+        known = {n: limit for n in nodes if (limit := self.cluster.node_memory(n)) is not None}
+        return all(nodes[n] <= limit for n, limit in known.items()) if known else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; seconds are of a step, bytes too but for memory."""
+        p = self.prediction
+        return {
+            "schema_version": 1,
+            "constants": self.job.constants.machine,
+            "dense": self.job.dense.source,
+            "counts": self.counted,
+            "roles": {f"{role.value}s": p.plan.count(role) for role in ROLE_ORDER},
+            "samples_per_second": p.samples_per_second,
+            "step_seconds": p.step_seconds,
+            "bottleneck": p.bottleneck.name,
+            "utilisation": {stage.name: stage.seconds / p.step_seconds for stage in p.stages},
+            "phase_seconds": p.costs.seconds,
+            "batch": dict(vars(self.job.work)),
+            "node_link_bytes": {str(n): {"out": out, "in": into} for n, (out, into) in p.links.items()},
+            "memory_bytes": {role.value: dict(parts) for role, parts in self.memory.items()},
+            "node_memory_bytes": {str(n): b for n, b in node_memory(p.plan, self.memory).items()},
+            "fits": self.fits,
+            "options": [vars(option) for option in self.options],
+        }
+
+    def lines(self) -> Iterator[str]:
+        """For people."""
+        p, job, w = self.prediction, self.job, self.job.work
+        yield f"constants: {job.constants.machine}; dense model: {job.dense.source}; rows: {self.counted}"
+        yield "plan:"
+        nodes = p.plan.table().splitlines()
+        yield from ("  " + line for line in nodes[:SHOWN_NODES])
+        if len(nodes) > SHOWN_NODES:
+            yield f"  ... {len(nodes) - SHOWN_NODES} nodes more"
+        yield (
+            f"a trainer's batch: {w.samples:,.0f} samples, {w.ids:,.0f} ids, {w.rows:,.0f} unique rows; KiB: "
+            f"keys {w.key_bytes / 1024:,.0f}, rows {w.row_bytes / 1024:,.0f}, batch to the trainer "
+            f"{w.feed_bytes / 1024:,.0f}, gradients {w.gradient_bytes / 1024:,.0f} on each of two hops"
+        )
+        yield "milliseconds of a step, of the busiest rank:"
+        for role, phases in p.costs.seconds.items():
+            parts = " + ".join(f"{phase} {1e3 * s:.2f}" for phase, s in phases.items() if s)
+            name = "  its reading thread" if role == READER else f"  {role}"
+            yield f"{name}: {1e3 * sum(phases.values()):.2f} = {parts}"
+        yield "how busy (100 %: nothing can be faster than this):"
+        for stage in sorted(p.stages, key=lambda s: -s.seconds):
+            yield f"  {stage.seconds / p.step_seconds:4.0%}  {stage.name}"
+        yield from self._link_lines()
+        yield from self._memory_lines()
+        yield (
+            f"predicted: {p.samples_per_second:,.0f} samples/s, steps of {1e3 * p.step_seconds:.2f} ms; "
+            f"bottleneck: {p.bottleneck.name}"
+        )
+        for option in self.options:
+            change = option.samples_per_second / p.samples_per_second - 1
+            counts = "+".join(str(n) for n in option.counts.values())
+            yield f"  with {counts}, one {option.role} more: {option.samples_per_second:,.0f} ({change:+.0%})"
+        yield f"add next: {self.next_role()}"
+
+    def next_role(self) -> str:
+        """The role of which one rank more brings most, or why none."""
+        worth = self.prediction.samples_per_second * 1.02
+        best = max(self.options, key=lambda option: option.samples_per_second, default=None)
+        if best is None or best.samples_per_second < worth:
+            return f"no role: {self.prediction.bottleneck.name} would stay the bottleneck"
+        return best.role
+
+    def _link_lines(self) -> Iterator[str]:
+        p, limit = self.prediction, self.cluster.link_bytes
+        if len(p.links) == 1:
+            return
+        assert limit is not None
+        yield f"links, GB/s of {limit / 1e9:g}:"
+        busiest = sorted(p.links.items(), key=lambda item: -max(item[1]))[:SHOWN_NODES]
+        for node, rates in busiest:
+            out, into = (rate / p.step_seconds / 1e9 for rate in rates)
+            yield f"  node {node}: {out:.3f} out, {into:.3f} in ({max(out, into) * 1e9 / limit:.0%})"
+
+    def _memory_lines(self) -> Iterator[str]:
+        yield "memory of each, beside programs and libraries:"
+        for role, parts in self.memory.items():
+            listed = " + ".join(f"{mib(n)} {what}" for what, n in parts.items())
+            yield f"  {role.value}: {mib(sum(parts.values()))} = {listed}"
+        nodes = node_memory(self.prediction.plan, self.memory)
+        node = max(nodes, key=lambda n: nodes[n] / (self.cluster.node_memory(n) or 2**60))
+        limit = self.cluster.node_memory(node)
+        said = "" if limit is None else f" of {mib(limit)}: {'fits' if self.fits else 'DOES NOT FIT'}"
+        yield f"  fullest node ({node}): {mib(nodes[node])}{said}"
+
+
+def mib(num_bytes: float) -> str:
+    """In MiB, or GiB where that reads better."""
+    return f"{num_bytes / 2**20:,.1f} MiB" if num_bytes < 10 * 2**30 else f"{num_bytes / 2**30:,.1f} GiB"

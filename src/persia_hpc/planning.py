@@ -1,0 +1,268 @@
+"""Counts a configuration's data and times its model, so that the cost model can say what a cluster does."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ._native import keep_freed_memory
+from .config import Config, load_config
+from .config_types import ROLE_KEYS
+from .cost_model.cluster import Cluster
+from .cost_model.constants import DEFAULTS, load_constants
+from .cost_model.costs import Costs, Dense, Job, count_costs
+from .cost_model.memory import role_memory
+from .cost_model.predict import Prediction, predict
+from .cost_model.report import Option, Report
+from .cost_model.work import Counting, Counts, assumed_counts, batch_work
+from .errors import UserError
+from .topology.roles import Role, make_plan
+from .trial import Trial, count_batches
+
+COUNTED_SAMPLES = 1 << 16  # at least, where the data have so many: what batches are cut out of
+TRIAL_SECONDS = 1.0  # of steps, for each of two batch sizes
+WARM_UP = 3  # steps of a trial that don't count
+WORTH = 1.05  # what a suggested rank must bring at least
+MOST_RANKS = 4096
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the user has said or measured; None: by default, counted or measured here."""
+
+    constants: Path | None = None
+    run: Path | None = None
+    dense_rate: float | None = None
+    allreduce_rate: float | None = None  # bytes a second
+    unique_share: float | None = None
+    new_rows: float = 0.0
+
+    def check(self, gpus: int) -> None:
+        """UserError for numbers that can't be, and for a GPU's speed, which can't be guessed."""
+        if self.dense_rate is not None and not self.dense_rate > 0:
+            raise UserError(f"--dense-rate {self.dense_rate:g}: expected samples per second, above 0")
+        if self.allreduce_rate is not None and not self.allreduce_rate > 0:
+            raise UserError(f"--allreduce-rate {self.allreduce_rate / 1e9:g}: expected GB/s, above 0")
+        if self.unique_share is not None and not 0 < self.unique_share <= 1:
+            raise UserError(f"--unique-share {self.unique_share:g}: expected a share, above 0 and at most 1")
+        if not 0 <= self.new_rows <= 1:
+            raise UserError(f"--new-rows {self.new_rows:g}: expected a share, 0 to 1")
+        if gpus and self.dense_rate is None and self.run is None:
+            raise UserError(
+                f"--gpus {gpus}, but no --dense-rate: how fast the model is on them can't be measured here; "
+                "give samples/s of one trainer (persia-hpc bench gpu), or --from a run on such a node"
+            )
+
+
+class Planner:
+    """Predicts any number of ranks of one configuration."""
+
+    def __init__(self, config: Config, cluster: Cluster, given: Given):
+        """Counts data and times the model; UserError for bad input."""
+        given.check(cluster.gpus)
+        self.config, self.cluster, self.given = config, cluster, given
+        constants = DEFAULTS if given.constants is None else load_constants(given.constants)
+        if given.allreduce_rate is not None:
+            constants = dataclasses.replace(constants, allreduce_byte=1e9 / given.allreduce_rate)
+        self.constants = constants
+        # Of this process only: how many passes there are changes nothing, and the data may be short.
+        endless = dataclasses.replace(config.train, epochs=1 << 30, max_steps=None)
+        self.trial = Trial(dataclasses.replace(config, train=endless))
+        self.count, self.counted = self._counting()
+        self._seen: dict[int, Counts] = {}
+        self.ranks = config.ranks.counts(cluster.nodes)
+        self._plan = cluster.place(config.ranks, self.ranks)  # before anything takes time
+        self.factors: dict[tuple[str, str], float] = {}
+        if given.run is not None:
+            self.dense = self._from_run(given.run)
+        elif given.dense_rate is not None:
+            size = self._parameter_bytes()
+            self.dense = Dense(0.0, 1 / given.dense_rate, size, "--dense-rate", whole=True)
+        else:
+            self.dense = self._time_dense()
+
+    def _counting(self) -> tuple[Counting, str]:
+        source, batch = self.trial.sources["train"], self.config.data.batch_size
+        sample = source.read(0, min(source.num_samples, max(batch, COUNTED_SAMPLES)))
+        worker = self.trial.feed.worker
+        share = self.given.unique_share
+        if share is None:
+            text = f"counted in the first {sample.num_samples:,} samples"
+            return lambda samples: count_batches(worker, sample, samples), text
+        counts = count_batches(worker, sample, sample.num_samples)
+        ids = tuple(n / sample.num_samples for n in counts.ids)
+        return assumed_counts(self.trial.layout, ids, share), f"{share:g} of the ids (--unique-share)"
+
+    def job(self, counts: Mapping[str, int]) -> Job:
+        """The job with these ranks; UserError if they have no place on the cluster."""
+        samples = self.config.data.batch_size / counts["trainers"]
+        whole = max(1, round(samples))
+        if whole not in self._seen:
+            self._seen[whole] = self.count(whole)
+        trial = self.trial
+        plan = self.cluster.place(self.config.ranks, counts)
+        work = batch_work(self.config, trial.layout, trial.schema, samples, self._seen[whole])
+        return Job(
+            self.config,
+            trial.layout,
+            plan,
+            work,
+            self.dense,
+            self.constants,
+            new_rows=self.given.new_rows,
+            factors=self.factors,
+        )
+
+    def predict(self, counts: Mapping[str, int]) -> Prediction:
+        """What the model says of the job with these ranks."""
+        return predict(self.job(counts), self.cluster)
+
+    def options(self, counts: Mapping[str, int]) -> list[Option]:
+        """One rank more of each role that the cluster has room for, and what it brings."""
+        found = []
+        per_node = self.config.ranks.per_node is not None
+        for key in ROLE_KEYS:
+            more = {**counts, key: counts[key] + (self.cluster.nodes if per_node else 1)}
+            if sum(more.values()) > MOST_RANKS or self.config.data.batch_size < more["trainers"]:
+                continue
+            if key == "trainers" and 0 < self.cluster.gpus < -(-more[key] // self.cluster.nodes):
+                continue  # each needs a GPU of its own
+            found.append(Option(key[:-1], more, self.predict(more).samples_per_second))
+        return found
+
+    def suggest(self) -> dict[str, int]:
+        """The configuration's ranks and those worth adding: the one that brings most, again and again."""
+        counts = dict(self.ranks)
+        while True:
+            now = self.predict(counts).samples_per_second
+            best = max(self.options(counts), key=lambda o: o.samples_per_second, default=None)
+            if best is None or best.samples_per_second < WORTH * now:
+                return counts
+            counts = dict(best.counts)
+
+    def report(self, counts: Mapping[str, int]) -> Report:
+        """All there is to say about the job with these ranks."""
+        job = self.job(counts)
+        source = self.trial.sources["train"]
+        return Report(
+            job,
+            self.cluster,
+            predict(job, self.cluster),
+            role_memory(job, self.trial.schema, source.num_samples),
+            self.options(counts),
+            self.counted,
+        )
+
+    def _parameter_bytes(self) -> float:
+        model = self.trial.prepare().model
+        return 4.0 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+    def _time_dense(self) -> Dense:
+        """Of a trainer's batch and of half of it, so that a step's own part shows."""
+        if (device := self.trial.session.device).type != "cpu":
+            raise UserError(
+                f"the trainer would compute on {device} here, and what it launches there can't be timed by "
+                'phases; give --dense-rate (persia-hpc bench gpu), or for CPUs --set train.device="cpu"'
+            )
+        here = [m for m in self._plan.members if m.node == self._plan.of(Role.TRAINER)[0].node]
+        fair = max(1, self.cluster.node_cores(here[0].node) // len(here))
+        wanted, before = self.config.train.threads or fair, torch.get_num_threads()
+        threads = min(wanted, len(os.sched_getaffinity(0)))  # more would only get in each other's way
+        keep_freed_memory()  # as a trainer does
+        torch.set_num_threads(threads)
+        try:
+            size = max(1, self.config.data.batch_size // self.ranks["trainers"])
+            bytes_, half = self._parameter_bytes(), max(1, size // 2)
+            long = self._step_seconds(size)
+            short = self._step_seconds(half) if half < size else long
+        finally:
+            torch.set_num_threads(before)
+        each = min(long / size, max(0.0, long - short) / (size - half) if half < size else long / size)
+        source = f"timed here, batches of {half} and {size}, {threads} thread{'s' * (threads > 1)}"
+        if threads < wanted:
+            source += f" of the {wanted} that a trainer there would have"
+        return Dense(long - size * each, each, bytes_, source, threads=threads)
+
+    def _step_seconds(self, size: int) -> float:
+        data = dataclasses.replace(self.trial.config.data, batch_size=size)
+        trial = Trial(dataclasses.replace(self.trial.config, data=data))
+        steps = trial.steps(WARM_UP)[:0]
+        end = time.perf_counter() + TRIAL_SECONDS
+        while time.perf_counter() < end or len(steps) < WARM_UP:
+            steps += trial.steps(1)
+        return statistics.median(s["forward"] + s["backward"] + s["optimizer"] for s in steps)
+
+    def _from_run(self, run: Path) -> Dense:
+        """The dense model's time by an earlier run, and factors for the other phases."""
+        summary = _summary(run)
+        then = load_config(run / "config.toml")
+        alike = ("tables", "features", "model", "wire")
+        other = [name for name in alike if getattr(then, name) != getattr(self.config, name)]
+        if other:
+            raise UserError(
+                f"--from {run}: its [{other[0]}] differs from the configuration's; expected a run of the "
+                "same tables, features and model"
+            )
+        counts, steps = summary["roles"], summary["this_run"]["steps"]
+        if not steps:
+            raise UserError(f"--from {run}: it trained no step")
+        samples = then.data.batch_size / counts["trainers"]
+        seconds = {
+            role: {phase: value["mean"] / steps for phase, value in phases.items()}
+            for role, phases in summary["phase_seconds"].items()
+        }
+        trainer = seconds["trainer"]
+        whole = self.cluster.gpus > 0  # a GPU's phases don't say where its time went, only their sum
+        if whole:
+            step = trainer["total"] - trainer["wait"] - trainer["allreduce"]
+        else:
+            step = trainer["forward"] + trainer["backward"] + trainer["optimizer"]
+        dense = Dense(0.0, step / samples, self._parameter_bytes(), f"phases of {run}", whole=whole)
+        if "embedding_worker" in seconds:
+            plan = make_plan(counts, [0] * sum(counts.values()))
+            trial = self.trial
+            work = batch_work(then, trial.layout, trial.schema, samples, self.count(max(1, round(samples))))
+            costs = count_costs(Job(then, trial.layout, plan, work, dense, self.constants))
+            self.factors = _factors(costs, seconds)
+        return dense
+
+
+def _factors(costs: Costs, seconds: Mapping[str, Mapping[str, float]]) -> dict[tuple[str, str], float]:
+    """Measured seconds over modelled ones, of the phases that a run accounts for."""
+    return {
+        (role, phase): seconds[role][phase] / modelled
+        for role, phases in costs.seconds.items()
+        for phase, modelled in phases.items()
+        if role in seconds and phase in seconds[role] and modelled > 0 and phase != "allreduce"
+    }
+
+
+def _summary(run: Path) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = json.loads((run / "summary.json").read_text())
+        _ = (
+            values["phase_seconds"]["trainer"]["forward"]["mean"],
+            values["roles"],
+            values["this_run"]["steps"],
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"--from {run}: expected the run directory of a finished run, with summary.json and its "
+            f"phase_seconds; got {type(error).__name__}: {error}"
+        ) from None
+    return values
+
+
+def make_report(config: Config, cluster: Cluster, given: Given, *, suggest: bool) -> Report:
+    """The whole of `persia-hpc plan`; UserError for bad input."""
+    planner = Planner(config, cluster, given)
+    return planner.report(planner.suggest() if suggest else planner.ranks)

@@ -1,0 +1,117 @@
+"""Some steps of a configuration's training in this process, without MPI: for dry runs and the cost model."""
+
+from __future__ import annotations
+
+import time
+
+from .api import open_sources
+from .config import Config
+from .cost_model.work import Counts
+from .embedding_worker.engine import EmbeddingWorker
+from .errors import UserError
+from .feed import FeedBatch
+from .layout import make_layout
+from .loading import describe
+from .local import LocalFeed
+from .samples.batch import SampleBatch
+from .samples.follow import Follower, portion_source
+from .schedule import make_schedules
+from .trainer.allreduce import DenseReducer
+from .trainer.batch import make_inputs
+from .trainer.device import choose_device
+from .trainer.driver import Driver, check_logits
+from .trainer.feeding import Alone
+from .trainer.session import Session
+
+
+class Trial:
+    """Data, tables and model of a configuration, all roles in this process. Writes nothing."""
+
+    def __init__(self, config: Config):
+        """UserError for bad input."""
+        self.config = config
+        self.sources = open_sources(config)
+        self.schema = self.sources["train"].schema
+        if config.data.follow:  # what there is now is the first portion
+            self.sources["train"] = portion_source(Follower(config, self.schema).look(), self.schema, config)
+        self.layout = make_layout(config, self.schema)
+        self.schedules = make_schedules(config, {split: s.num_samples for split, s in self.sources.items()})
+        self.feed = LocalFeed(config, self.layout, self.sources, self.schedules)
+        self._inputs = make_inputs(self.layout, self.schema)
+        self._driver: Driver | None = None
+        self.session = Session(
+            config,
+            self.layout,
+            self._inputs,
+            self.feed.splits.schedules,
+            feed=self.feed,
+            peers=Alone(),
+            reducer=DenseReducer(None, config.train.bucket_bytes),
+            device=choose_device(config.train.device, local_rank=0),
+        )
+
+    def first_batch(self) -> FeedBatch:
+        """The first training batch as evaluations would see it."""
+        self.feed.begin_evaluation("train", 0)
+        return self.feed.next_evaluation(1)
+
+    def prepare(self) -> Driver:
+        """Makes the model, unless it is there; UserError if that fails."""
+        if self._driver is None:
+            try:
+                driver = Driver(self.config, self._inputs)
+                self.session.prepare(driver.model)
+            except UserError:
+                raise
+            except Exception as error:  # whatever a user's code raises
+                raise self._failure("can't be prepared", error) from error
+            self._driver = driver
+        return self._driver
+
+    def _failure(self, what: str, error: Exception) -> UserError:
+        return UserError(f"model {self.config.model.class_name!r} {what}: {describe(error)}")
+
+    def steps(self, count: int) -> list[dict[str, float]]:
+        """Trains so many steps, on from those before; returns the seconds of each by phase.
+
+        UserError for a model, loss or optimizer that fails.
+        """
+        driver = self.prepare()
+        found: list[dict[str, float]] = []
+        what = "fails before the first batch"
+        try:
+            begin, before = time.perf_counter(), dict(self.session.phases.seconds)
+            for batch in self.session.batches(steps=count):
+                where = "the first batch" if batch.step == 1 else f"batch {batch.step}"
+                what = f"fails on {where}, of {batch.num_samples} samples"
+                logits = self.session.forward(batch)
+                check_logits(logits, batch)
+                what = f"or train.loss = {self.config.train.loss!r} fails on {where}"
+                self.session.step(driver.loss(logits, batch))
+                end, now = time.perf_counter(), dict(self.session.phases.seconds)
+                step = {phase: seconds - before[phase] for phase, seconds in now.items()}
+                found.append({**step, "other": max(0.0, end - begin - sum(step.values()))})
+                begin, before = end, now
+        except UserError:
+            raise
+        except Exception as error:  # whatever a user's code raises
+            raise self._failure(what, error) from error
+        return found
+
+
+def count_batches(worker: EmbeddingWorker, sample: SampleBatch, samples: int) -> Counts:
+    """Mean counts of batches of `samples`, cut out of a `sample` of at least one."""
+    size = min(samples, sample.num_samples)
+    batches = max(1, sample.num_samples // size)
+    layout = worker.layout
+    ids, rows = [0.0] * len(layout.features), [0.0] * len(layout.tables)
+    for number in range(batches):
+        part = sample.slice(number * size, (number + 1) * size)
+        dedup = worker.prepare(part, step=number + 1, trainer=0, num_global=size).dedup
+        for f, _ in enumerate(layout.features):
+            ids[f] += float(dedup.feature_offsets[f + 1]) - float(dedup.feature_offsets[f])
+        for t, _ in enumerate(layout.tables):
+            rows[t] += float(dedup.server_offsets[t, -1]) - float(dedup.server_offsets[t, 0])
+    # A data set smaller than a batch: as if it had more of the same kind.
+    scale = samples / size / batches
+    return Counts(tuple(n * scale for n in ids), tuple(n * scale for n in rows))

@@ -1,0 +1,47 @@
+"""The cost model beside a real job: the check runs, and a plan goes by the phases of an earlier run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from persia_hpc.config import load_config
+from persia_hpc.cost_model.cluster import Cluster
+from persia_hpc.cost_model.constants import DEFAULTS, constants_text
+from persia_hpc.planning import Given, Planner
+
+PROGRAM = Path(__file__).resolve().parents[2] / "benchmarks" / "plan_check.py"
+
+
+def test_a_case_is_predicted_run_and_planned_from(tmp_path, monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location("plan_check", PROGRAM)
+    program = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "plan_check", program)  # dataclasses look their module up
+    spec.loader.exec_module(program)
+    monkeypatch.setattr(program, "DATA_SAMPLES", 4096)
+    monkeypatch.setattr(program, "JOB_SECONDS", 0.1)
+    monkeypatch.setattr("persia_hpc.planning.TRIAL_SECONDS", 0.1)
+    constants = tmp_path / "constants.toml"
+    constants.write_text(constants_text(DEFAULTS))
+    found = program.check("8-features", 1, 1, constants, tmp_path)
+    assert found["error"] == found["predicted"][0] / found["measured"][0] - 1
+    assert "8-features" in capsys.readouterr().out
+
+    run = tmp_path / "run"
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["steady"]["samples_per_second"] == found["measured"][0]
+    planner = Planner(load_config(run / "config.toml"), Cluster(cores=2), Given(run=run))
+    predicted = planner.predict(planner.ranks).costs.seconds
+    steps, compared = summary["steps"], 0
+    for role, phases in summary["phase_seconds"].items():
+        for phase, seconds in phases.items():
+            if predicted[role].get(phase) and phase != "allreduce":
+                assert predicted[role][phase] == pytest.approx(seconds["mean"] / steps)
+                compared += 1
+    assert compared == 3 + 5 + 3
+    dense = sum(summary["phase_seconds"]["trainer"][p]["mean"] for p in ("forward", "backward", "optimizer"))
+    assert predicted["trainer"]["dense"] == pytest.approx(dense / steps)

@@ -1,0 +1,75 @@
+"""The cost model's constants: what is fitted is the best there is, and trials are measured whole."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from persia_hpc.bench import constants
+from persia_hpc.bench.constants import Observation, Shape, fit, non_negative, observe
+from persia_hpc.bench.train_jobs import synthetic
+from persia_hpc.cost_model.work import BatchWork
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    arrays.arrays(np.float64, (5, 3), elements=st.floats(0.125, 8, width=16)),
+    arrays.arrays(np.float64, 5, elements=st.floats(0, 8, width=16)),
+)
+def test_no_small_change_that_stays_non_negative_fits_better(matrix: np.ndarray, goal: np.ndarray) -> None:
+    x = non_negative(matrix, goal)
+    assert (x >= 0).all()
+    slope = matrix.T @ (matrix @ x - goal)  # of half the squared error: 0 where x is positive, else not below
+    scale = 1e-6 * (1 + np.abs(matrix).sum() * (1 + np.abs(goal).sum()))
+    assert (slope >= -scale).all()
+    assert (np.abs(slope[x > 0]) <= scale).all()
+
+
+def test_constants_that_made_the_times_are_found() -> None:
+    generator = np.random.default_rng(1)
+    made = {"read_batch": 2e4, "read_value": 3.0, "dedup_feature": 700.0, "dedup_id": 7.0}
+    made |= {"table_call": 2e3, "pull_row": 12.0, "pull_byte": 0.15, "push_row": 9.0, "push_byte": 0.14}
+    made |= {"pool_feature": 5e3, "pool_id": 1.0, "pool_byte": 0.11}
+    seen = []
+    for features in (4, 8, 16, 26):
+        ids, rows, dim = (float(generator.integers(1000, 50_000)) for _ in range(3))
+        w = BatchWork(
+            samples=1000.0,
+            num_features=features,
+            num_tables=features,
+            values=2 * ids,
+            ids=ids,
+            rows=rows,
+            stored_bytes=rows * dim,
+            updated_bytes=rows * dim + 4 * rows,
+            pooled_bytes=ids * dim,
+            key_bytes=0.0,
+            row_bytes=0.0,
+            feed_bytes=0.0,
+            gradient_bytes=0.0,
+        )
+        c = made
+        calls = w.num_tables * c["table_call"]
+        pool = c["pool_feature"] * w.num_features + c["pool_id"] * w.ids + c["pool_byte"] * w.pooled_bytes
+        ns = {
+            "read": c["read_batch"] + c["read_value"] * w.values,
+            "dedup": c["dedup_feature"] * w.num_features + c["dedup_id"] * w.ids,
+            "pull": calls + c["pull_row"] * w.rows + c["pull_byte"] * w.stored_bytes,
+            "push": calls + c["push_row"] * w.rows + c["push_byte"] * w.updated_bytes,
+            "pool": pool,
+        }
+        seen.append(Observation(w, {phase: 1e-9 * n for phase, n in ns.items()}))
+    assert fit(seen) == pytest.approx(made, rel=1e-3)
+
+
+def test_a_trial_sees_every_phase_and_its_work(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(constants, "SAMPLES", 512)
+    monkeypatch.setattr(constants, "SECONDS", 0.05)
+    seen = observe(Shape(4, 2, 8, 128), synthetic(tmp_path, 512, 4, 2))
+    assert seen.work.num_features == 4
+    assert seen.work.ids > 128 * 4
+    for phase in ("read", "dedup", "pull", "push", "pool", "forward"):
+        assert seen.seconds[phase] > 0
