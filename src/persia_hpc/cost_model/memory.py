@@ -27,7 +27,7 @@ def role_memory(job: Job, schema: DatasetSchema, num_samples: int) -> Memory:
     rings = ring_memory(plan, size)[1]
     share = server_share(job.layout, servers)
     growing = GROWING_BYTES * share * sum(table.capacity_rows for table in job.layout.tables)
-    steps = 1 + config.data.prefetch + (0 if config.mode == "sync" else config.staleness_bound)
+    steps = 1 + config.data.prefetch + config.pull_bound
     window = min(config.data.block_rows * config.data.buffer_blocks, num_samples)
     per_sample = 8 * work.values / work.samples  # dense features and labels have four bytes: a little less
     batches = max(worker_batches(plan))

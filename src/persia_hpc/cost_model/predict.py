@@ -55,7 +55,7 @@ def predict(job: Job, cluster: Cluster) -> Prediction:
     )
     costs, links = count_costs(job), link_traffic(job)
     path = _path(job, costs, late=cluster.gpus > 0 or job.config.train.amp == "fp16")
-    bound = 0 if job.config.mode == "sync" else job.config.staleness_bound
+    bound = job.config.pull_bound
     stages = [
         Stage("trainers", costs.total(TRAINER)),
         Stage("embedding workers", costs.total(WORKER)),
