@@ -6,6 +6,7 @@
 namespace py = pybind11;
 
 void bind_codec(py::module_& m);
+void bind_criteo_lines(py::module_& m);
 void bind_dedup(py::module_& m);
 void bind_limits(py::module_& m);
 void bind_interaction(py::module_& m);

@@ -69,7 +69,7 @@ GOOD = line(1, range(13), ["0a1b2c3d"] * 26)
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (GOOD.replace("1", "2", 1), r"a\.tsv:3: label: got 2, expected 0 or 1"),
+        (GOOD.replace("1", "2", 1), r"a\.tsv:3: label: got '2', expected 0 or 1"),
         (GOOD.replace("1", "", 1), r"a\.tsv:3: label: got no value, expected 0 or 1"),
         (GOOD.replace("\t7\t", "\tx\t"), r"a\.tsv:3: I8: got 'x', expected an integer"),
         (GOOD.replace("\t7\t", "\tnan\t"), r"a\.tsv:3: I8: got 'nan', expected an integer"),

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from persia_hpc.cli import main
-from persia_hpc.preprocess.lines import cut_pieces, read_blocks
+from persia_hpc.preprocess.lines import cut_pieces, whole_lines
 from persia_hpc.preprocess.team import shares
 from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.source import open_source
@@ -158,10 +158,9 @@ def test_pieces_are_the_file(
     got = []
     for piece in pieces:
         first = piece.first_line()
-        for block in read_blocks(piece, block_bytes=17, first_line=first):
-            for row, line in enumerate(block.data.decode().split("\n")[:-1]):
-                got.append((block.line(row), line))
-    assert got == [(i + 1, line) for i, line in enumerate(text.split("\n")) if line]
+        found = [line for b in whole_lines(piece, block_bytes=17) for line in b.decode().split("\n")[:-1]]
+        got += [(first + i, line) for i, line in enumerate(found)]
+    assert got == [(i + 1, line) for i, line in enumerate(text.removesuffix("\n").split("\n")) if text]
     if pieces:
         assert (pieces[0].begin, pieces[-1].end) == (0, path.stat().st_size)
         assert all(a.end == b.begin for a, b in pairwise(pieces))

@@ -81,6 +81,13 @@ def _add_criteo(parser: argparse.ArgumentParser) -> None:
         "MPI job share the work, and files that are there already are not made again",
     )
     _add_number(parser, "--test-shards", int, defaults.test_shards, "the last files, with --shard-bytes")
+    _add_max_bad_lines(parser)
+
+
+def _add_max_bad_lines(parser: argparse.ArgumentParser) -> None:
+    _add_number(
+        parser, "--max-bad-lines", int, 0, "leave out up to N lines that aren't of the layout, and say which"
+    )
 
 
 def _add_movielens(parser: argparse.ArgumentParser) -> None:

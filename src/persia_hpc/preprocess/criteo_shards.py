@@ -15,16 +15,14 @@ import polars as pl
 
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess import criteo
+from persia_hpc.preprocess.bad_lines import BadLines
+from persia_hpc.preprocess.criteo_lines import read_rows
 from persia_hpc.preprocess.ids import IdCounts, IdFilter
-from persia_hpc.preprocess.lines import Piece, cut_pieces, expand_files, read_blocks
+from persia_hpc.preprocess.lines import cut_pieces, expand_files
 from persia_hpc.preprocess.outputs import FileReport, Outputs, input_identity, make_directory
 from persia_hpc.preprocess.progress import Progress
 from persia_hpc.preprocess.team import Team, shares, together
 from persia_hpc.samples.writer import DatasetWriter
-
-
-def _size(piece: Piece) -> int:
-    return piece.path.stat().st_size if piece.end is None else piece.end - piece.begin
 
 
 def names(num_pieces: int, test_shards: int) -> list[str]:
@@ -33,35 +31,39 @@ def names(num_pieces: int, test_shards: int) -> list[str]:
     return [f"train-{i:05d}.h5" for i in range(train)] + [f"test-{i:05d}.h5" for i in range(test_shards)]
 
 
-def prepare(options: criteo.CriteoOptions, team: Team) -> list[FileReport] | None:
-    """Writes the files that aren't there yet; None if all were. Collective, with the same result for all."""
-    pieces, outputs, missing = together(team, lambda: _plan(options))
-    mine = shares([_size(piece) for piece in pieces], team.size)[team.rank]
+def prepare(options: criteo.CriteoOptions, team: Team) -> list[FileReport | str] | None:
+    """Writes the files that aren't there yet; what to print at the end, None if all were there.
+
+    Collective, with the same result for all.
+    """
+    outputs, bad_lines, missing = together(team, lambda: _plan(options))
+    pieces = bad_lines.pieces
+    mine = shares([piece.num_bytes for piece in pieces], team.size)[team.rank]
     if not missing and outputs.up_to_date():
         return None
     together(team, lambda: make_directory(options.out))
     filters: dict[str, IdFilter] = {}
     if options.min_count > 1:
-        train = [pieces[i] for i in mine if i < len(pieces) - options.test_shards]
-        filters = _filters(train, options.min_count, team)
+        train = [i for i in mine if i < len(pieces) - options.test_shards]
+        filters = _filters(bad_lines, train, options.min_count, team)
     wanted = [i for i in mine if outputs.names[i] in missing]
-    with Progress(
-        "criteo: writing", sum(_size(pieces[i]) for i in wanted), unit=" bytes", shown=team.rank == 0
-    ) as progress:
-        written = together(
-            team,
-            lambda: [
-                _write(pieces[i], options.out / outputs.names[i], outputs.settings, filters, progress)
-                for i in wanted
-            ],
-        )
+    with _progress("criteo: writing", bad_lines, wanted, team) as progress:
+        written = together(team, lambda: [_write(outputs, i, bad_lines, filters, progress) for i in wanted])
     if team.rank == 0:
         outputs.remove_stale()
-    return sorted((r for part in team.gather(written) for r in part), key=lambda report: report.path)
+    bad_lines.share(team)
+    together(team, bad_lines.check)  # files that are whole stay: a rerun with a higher limit goes on from here
+    reports = sorted((r for part in team.gather(written) for r in part), key=lambda report: report.path)
+    return [*reports, *bad_lines.report()]
 
 
-def _plan(options: criteo.CriteoOptions) -> tuple[list[Piece], Outputs, list[str]]:
-    """The input's pieces, the file of each, and which files must be made."""
+def _progress(title: str, bad_lines: BadLines, pieces: list[int], team: Team) -> Progress:
+    total = sum(bad_lines.pieces[i].num_bytes for i in pieces)
+    return Progress(title, total, unit=" bytes", shown=team.rank == 0)
+
+
+def _plan(options: criteo.CriteoOptions) -> tuple[Outputs, BadLines, list[str]]:
+    """The file of each piece of input, the bad lines of finished ones, and which files must be made."""
     assert options.shard_bytes is not None
     if options.shard_bytes < 1 or options.min_count < 1 or options.test_shards < 0:
         raise UserError(
@@ -81,7 +83,13 @@ def _plan(options: criteo.CriteoOptions) -> tuple[list[Piece], Outputs, list[str
         _settings(options, files),
         overwrite=options.overwrite,
     )
-    return pieces, outputs, outputs.missing()  # nobody writes before all have looked
+    missing = outputs.missing()  # nobody writes before all have looked
+    bad_lines = BadLines(pieces, options.max_bad_lines)
+    for i, name in enumerate(outputs.names):
+        if name not in missing:
+            bad_lines.restore([i], outputs.stored(name).get("lines", []))
+    bad_lines.check()
+    return outputs, bad_lines, missing
 
 
 def _settings(options: criteo.CriteoOptions, files: list[Path]) -> dict[str, Any]:
@@ -99,47 +107,34 @@ def _settings(options: criteo.CriteoOptions, files: list[Path]) -> dict[str, Any
     }
 
 
-def _batches(piece: Piece, progress: Progress) -> Any:
-    """The piece's samples; a bad line is named by its number in the file."""
-    try:
-        for block in read_blocks(piece):
-            yield criteo.decode(block)[1]
-            progress.add(len(block.data) if piece.end is not None else 0)
-    except UserError:
-        if piece.begin == 0:
-            raise
-        # Pieces don't know their line numbers: this one is read again, for the message.
-        for block in read_blocks(piece, first_line=piece.first_line()):
-            criteo.decode(block)
-        raise
-    if piece.end is None:
-        progress.add(_size(piece))
-
-
 def _write(
-    piece: Piece, path: Path, settings: dict[str, Any], filters: dict[str, IdFilter], progress: Progress
+    outputs: Outputs, piece: int, bad_lines: BadLines, filters: dict[str, IdFilter], progress: Progress
 ) -> FileReport:
     clicks = 0.0
+    path = outputs.directory / outputs.names[piece]
+    settings = dict(outputs.settings)
     with DatasetWriter(path, criteo.SCHEMA, source=criteo.SOURCE, preprocessing=settings) as writer:
-        for batch in _batches(piece, progress):
+        for batch in read_rows(bad_lines, piece, progress):
             writer.write(criteo.filtered(batch, filters))
             clicks += float(batch.labels.sum(dtype=np.float64))
+        settings["lines"] = bad_lines.setting([piece])
     return FileReport(path, writer.num_samples, clicks / writer.num_samples if writer.num_samples else None)
 
 
-def _filters(pieces: list[Piece], min_count: int, team: Team) -> dict[str, IdFilter]:
+def _filters(bad_lines: BadLines, pieces: list[int], min_count: int, team: Team) -> dict[str, IdFilter]:
     """What keeps the ids that are frequent in the training pieces of all ranks. Collective."""
     counts = {name: IdCounts() for name in criteo.IDS}
-    total = sum(_size(piece) for piece in pieces)
-    with Progress("criteo: counting ids", total, unit=" bytes", shown=team.rank == 0) as progress:
+    with _progress("criteo: counting ids", bad_lines, pieces, team) as progress:
 
         def count() -> None:
             for piece in pieces:
-                for batch in _batches(piece, progress):
+                for batch in read_rows(bad_lines, piece, progress):
                     for name, column in batch.ids.items():
                         counts[name].add(column.values)
 
         together(team, count)
+    bad_lines.share(team)
+    together(team, bad_lines.check)
     filters: dict[str, IdFilter] = {}
     for name in criteo.IDS:
         found = counts.pop(name).frame(1).select("id", "count")

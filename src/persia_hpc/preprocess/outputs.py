@@ -100,6 +100,10 @@ class Outputs:
         missing = [name for name in self.names if name not in same]
         return missing, [name for name in existing if name not in self.names]
 
+    def stored(self, name: str) -> dict[str, Any]:
+        """The settings that a finished file was made with."""
+        return _stored_settings(self.directory / name) or {}
+
     def write(self, schema: DatasetSchema, **options: Any) -> SplitWriter:
         """A writer for all files; `options` go to every `DatasetWriter`."""
         make_directory(self.directory)
