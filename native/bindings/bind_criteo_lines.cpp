@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "bindings.h"
 #include "persia/criteo_lines.h"
 #include "table_arrays.h"
@@ -28,8 +30,7 @@ py::tuple parse(const py::array& text, const py::array& labels, const py::array&
                               std::to_string(begin));
     const persia::CriteoRows rows{data_of<float>(labels) + begin,
                                   data_of<float>(dense) + begin * persia::kCriteoDense,
-                                  data_of<std::uint64_t>(ids) + begin,
-                                  static_cast<std::size_t>(ids.shape(1)),
+                                  data_of<std::uint64_t>(ids) + begin, static_cast<std::size_t>(ids.shape(1)),
                                   static_cast<std::size_t>(capacity) - begin};
     static_assert(sizeof(persia::CriteoBadLine) == 3 * sizeof(std::int64_t));
     auto* const described = reinterpret_cast<persia::CriteoBadLine*>(data_of<std::int64_t>(bad));
@@ -37,8 +38,8 @@ py::tuple parse(const py::array& text, const py::array& labels, const py::array&
     persia::CriteoParsed parsed;
     {
         const py::gil_scoped_release nogil;
-        parsed = persia::parse_criteo_lines(characters, static_cast<std::size_t>(size), rows, described,
-                                            max_bad);
+        parsed =
+            persia::parse_criteo_lines(characters, static_cast<std::size_t>(size), rows, described, max_bad);
     }
     return py::make_tuple(parsed.bytes, parsed.rows, parsed.lines, parsed.bad);
 }

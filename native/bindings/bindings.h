@@ -11,6 +11,7 @@ void bind_dedup(py::module_& m);
 void bind_limits(py::module_& m);
 void bind_interaction(py::module_& m);
 void bind_gather(py::module_& m);
+void bind_id_counter(py::module_& m);
 void bind_pool(py::module_& m);
 void bind_pool_batch(py::module_& m);
 void bind_ring(py::module_& m);

@@ -27,6 +27,7 @@ PYBIND11_MODULE(_native, m) {
     bind_table(m);
     bind_dedup(m);
     bind_gather(m);
+    bind_id_counter(m);
     bind_pool(m);
     bind_pool_batch(m);
     bind_limits(m);

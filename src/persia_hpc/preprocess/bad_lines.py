@@ -16,14 +16,14 @@ SHOWN = 5  # lines that are described
 
 @dataclass
 class InputLines:
-    """The lines of one piece of input, as far as it was read. Files keep it in the attribute `preprocessing`."""
+    """The lines of one piece of input, as far as it was read. Files made of it keep this in an attribute."""
 
     count: int = 0  # blank ones too
     bad: int = 0  # left out
     first_bad: list[tuple[int, str]] = field(default_factory=list)  # SHOWN: line, from 1 in the piece; why
 
     def add(self, count: int, bad: int, described: Sequence[tuple[int, str]]) -> None:
-        """`count` more lines, `bad` of them left out; `described`: as many of these as are wanted still, lines from 0."""
+        """`count` more lines, `bad` of them left out; `described`: those for `first_bad`, lines from 0."""
         self.first_bad += [(self.count + line + 1, why) for line, why in described]
         self.count += count
         self.bad += bad
@@ -52,9 +52,9 @@ class BadLines:
             for i in pieces
         ]
 
-    def restore(self, pieces: Sequence[int], setting: Sequence[dict[str, Any]]) -> None:
-        """Learn from the attribute of a finished file that was made of these pieces."""
-        for i, stored in zip(pieces, setting, strict=True):
+    def restore(self, pieces: Sequence[int], setting: Sequence[dict[str, Any]] | None) -> None:
+        """Learn from the attribute of a finished file that was made of these pieces; None if it has none."""
+        for i, stored in zip(pieces, setting or (), strict=setting is not None):
             described = [(line, why) for line, why in stored["first_bad"]]
             self._known[i] = InputLines(stored["count"], stored["bad"], described)
 
@@ -69,10 +69,8 @@ class BadLines:
         if count > self._limit == 0:
             raise UserError(f"{self._first(1)[0]} (--max-bad-lines N leaves out up to N such lines)")
         if count > self._limit:
-            raise UserError(
-                f"got {count} bad lines, expected at most {self._limit} (--max-bad-lines); the first of them:\n  "
-                + "\n  ".join(self._first(SHOWN))
-            )
+            problem = f"got {count} bad lines, expected at most {self._limit} (--max-bad-lines)"
+            raise UserError("\n  ".join([f"{problem}; the first of them:", *self._first(SHOWN)]))
 
     def share(self, team: Team = ALONE) -> None:
         """Learn what the other ranks know. Collective."""
@@ -83,11 +81,16 @@ class BadLines:
         """Lines to print: nothing without bad lines, else how many and the first of them."""
         if not self.count:
             return []
-        return [f"left out {self.count} bad lines, the first of them:", *(f"  {at}" for at in self._first(SHOWN))]
+        return [
+            f"left out {self.count} bad lines, the first of them:",
+            *(f"  {at}" for at in self._first(SHOWN)),
+        ]
 
     def _first(self, count: int) -> list[str]:
         bad = ((i, line, why) for i in sorted(self._known) for line, why in self._known[i].first_bad)
-        return [f"{self.pieces[i].path}:{self._before(i) + line}: {why}" for i, line, why in islice(bad, count)]
+        return [
+            f"{self.pieces[i].path}:{self._before(i) + line}: {why}" for i, line, why in islice(bad, count)
+        ]
 
     def _before(self, piece: int) -> int:
         """Lines of the file before the piece; read again, if others had the pieces there."""

@@ -11,22 +11,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess.bad_lines import BadLines
+from persia_hpc.preprocess.criteo_ids import (
+    MISSING_ID,
+    RARE_ID,
+    Counters,
+    count_ids,
+    frequent_ids,
+    without_rare_ids,
+)
 from persia_hpc.preprocess.criteo_lines import DENSE, IDS, read_rows
-from persia_hpc.preprocess.ids import IdCounts, IdFilter
 from persia_hpc.preprocess.lines import Piece, expand_files
 from persia_hpc.preprocess.outputs import FileReport, Outputs, input_identity
 from persia_hpc.preprocess.progress import Progress
 from persia_hpc.preprocess.splits import OrderSplit, boundaries, check_fractions
-from persia_hpc.samples.batch import IdColumn, SampleBatch
+from persia_hpc.preprocess.team import ALONE
+from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 
 SCHEMA = DatasetSchema(tuple(FeatureSchema(name) for name in IDS), DENSE, ("click",))
-MISSING_ID = 1 << 32
-RARE_ID = MISSING_ID + 1
 SOURCE = "Criteo display advertising, Kaggle layout"
 
 
@@ -52,7 +57,7 @@ class CriteoOptions:
 
 
 def _batches(bad_lines: BadLines, max_rows: int | None, title: str) -> Iterator[SampleBatch]:
-    """The first `max_rows` samples of all pieces (None: all); the arrays of a batch are used again for the next."""
+    """The first `max_rows` samples of all pieces (None: all), as `read_rows` gives them."""
     left = max_rows
     with Progress(title, sum(p.num_bytes for p in bad_lines.pieces), unit=" bytes") as progress:
         for piece in range(len(bad_lines.pieces)):
@@ -94,7 +99,7 @@ def prepare(options: CriteoOptions) -> list[FileReport | str] | None:
     bad_lines = BadLines([Piece(path) for path in files], options.max_bad_lines)
     everything = range(len(files))
     if outputs.up_to_date():
-        bad_lines.restore(everything, outputs.stored(names[0]).get("lines", []))
+        bad_lines.restore(everything, outputs.stored(names[0]).get("lines"))
         bad_lines.check()
         return None
     bounds = np.zeros(0, np.int64)
@@ -106,12 +111,15 @@ def prepare(options: CriteoOptions) -> list[FileReport | str] | None:
         shard_bounds = np.arange(1, options.shards) * train_rows // options.shards
         bounds = np.concatenate([shard_bounds, bounds]).astype(np.int64)
     split = OrderSplit(bounds)
-    filters = _filters(bad_lines, train_rows, options.min_count) if options.min_count > 1 else {}
+    frequent: Counters = {}
+    if options.min_count > 1:
+        counters = count_ids(_batches(bad_lines, train_rows, "criteo: counting ids"))
+        frequent = frequent_ids(counters, options.min_count, ALONE)
     # Ids need 33 bits; the zero bytes of 64-bit numbers cost nothing after shuffling and compression.
     with outputs.write(SCHEMA, source=SOURCE) as writer:
         first_row = 0
         for whole in _batches(bad_lines, options.rows, "criteo: writing"):
-            batch = filtered(whole, filters)
+            batch = without_rare_ids(whole, frequent)
             parts = split.parts(first_row, batch.num_samples)
             # Consecutive parts: slices instead of copies.
             for part in range(int(parts[0]), int(parts[-1]) + 1):
@@ -131,22 +139,3 @@ def _fractions(options: CriteoOptions) -> dict[str, float]:
         "test": 0.0 if abs(test) < 1e-9 else test,
     }
     return check_fractions(parts, "--train-fraction and --valid-fraction")
-
-
-def _filters(bad_lines: BadLines, train_rows: int | None, min_count: int) -> dict[str, IdFilter]:
-    counts = {name: IdCounts() for name in IDS}
-    for batch in _batches(bad_lines, train_rows, "criteo: counting ids"):
-        for name, column in batch.ids.items():
-            counts[name].add(column.values)
-    known: dict[str, npt.NDArray[np.uint64]] = {
-        name: count.frame(min_count)["id"].to_numpy() for name, count in counts.items()
-    }
-    return {name: IdFilter(ids, other=RARE_ID, never_other=[MISSING_ID]) for name, ids in known.items()}
-
-
-def filtered(batch: SampleBatch, filters: dict[str, IdFilter]) -> SampleBatch:
-    """The batch with rare ids replaced."""
-    if not filters:
-        return batch
-    ids = {name: IdColumn(filters[name](column.values)) for name, column in batch.ids.items()}
-    return SampleBatch(ids, batch.dense, batch.labels)

@@ -10,14 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import polars as pl
 
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess import criteo
 from persia_hpc.preprocess.bad_lines import BadLines
+from persia_hpc.preprocess.criteo_ids import (
+    MISSING_ID,
+    RARE_ID,
+    Counters,
+    count_ids,
+    frequent_ids,
+    without_rare_ids,
+)
 from persia_hpc.preprocess.criteo_lines import read_rows
-from persia_hpc.preprocess.ids import IdCounts, IdFilter
 from persia_hpc.preprocess.lines import cut_pieces, expand_files
 from persia_hpc.preprocess.outputs import FileReport, Outputs, input_identity, make_directory
 from persia_hpc.preprocess.progress import Progress
@@ -42,17 +47,19 @@ def prepare(options: criteo.CriteoOptions, team: Team) -> list[FileReport | str]
     if not missing and outputs.up_to_date():
         return None
     together(team, lambda: make_directory(options.out))
-    filters: dict[str, IdFilter] = {}
+    frequent: Counters = {}
     if options.min_count > 1:
         train = [i for i in mine if i < len(pieces) - options.test_shards]
-        filters = _filters(bad_lines, train, options.min_count, team)
+        frequent = _frequent_ids(options, bad_lines, train, team)
     wanted = [i for i in mine if outputs.names[i] in missing]
     with _progress("criteo: writing", bad_lines, wanted, team) as progress:
-        written = together(team, lambda: [_write(outputs, i, bad_lines, filters, progress) for i in wanted])
+        written = together(team, lambda: [_write(outputs, i, bad_lines, frequent, progress) for i in wanted])
     if team.rank == 0:
         outputs.remove_stale()
     bad_lines.share(team)
-    together(team, bad_lines.check)  # files that are whole stay: a rerun with a higher limit goes on from here
+    together(
+        team, bad_lines.check
+    )  # files that are whole stay: a rerun with a higher limit goes on from here
     reports = sorted((r for part in team.gather(written) for r in part), key=lambda report: report.path)
     return [*reports, *bad_lines.report()]
 
@@ -87,7 +94,7 @@ def _plan(options: criteo.CriteoOptions) -> tuple[Outputs, BadLines, list[str]]:
     bad_lines = BadLines(pieces, options.max_bad_lines)
     for i, name in enumerate(outputs.names):
         if name not in missing:
-            bad_lines.restore([i], outputs.stored(name).get("lines", []))
+            bad_lines.restore([i], outputs.stored(name).get("lines"))
     bad_lines.check()
     return outputs, bad_lines, missing
 
@@ -102,51 +109,32 @@ def _settings(options: criteo.CriteoOptions, files: list[Path]) -> dict[str, Any
             "min_count": options.min_count,
         },
         "dense": "log(1 + max(x, 0)), missing 0",
-        "missing_id": criteo.MISSING_ID,
-        "rare_id": criteo.RARE_ID,
+        "missing_id": MISSING_ID,
+        "rare_id": RARE_ID,
     }
 
 
 def _write(
-    outputs: Outputs, piece: int, bad_lines: BadLines, filters: dict[str, IdFilter], progress: Progress
+    outputs: Outputs, piece: int, bad_lines: BadLines, frequent: Counters, progress: Progress
 ) -> FileReport:
     clicks = 0.0
     path = outputs.directory / outputs.names[piece]
     settings = dict(outputs.settings)
     with DatasetWriter(path, criteo.SCHEMA, source=criteo.SOURCE, preprocessing=settings) as writer:
         for batch in read_rows(bad_lines, piece, progress):
-            writer.write(criteo.filtered(batch, filters))
+            writer.write(without_rare_ids(batch, frequent))
             clicks += float(batch.labels.sum(dtype=np.float64))
         settings["lines"] = bad_lines.setting([piece])
     return FileReport(path, writer.num_samples, clicks / writer.num_samples if writer.num_samples else None)
 
 
-def _filters(bad_lines: BadLines, pieces: list[int], min_count: int, team: Team) -> dict[str, IdFilter]:
-    """What keeps the ids that are frequent in the training pieces of all ranks. Collective."""
-    counts = {name: IdCounts() for name in criteo.IDS}
+def _frequent_ids(
+    options: criteo.CriteoOptions, bad_lines: BadLines, pieces: list[int], team: Team
+) -> Counters:
+    """The ids that are frequent in the training pieces of all ranks; `pieces` are this one's. Collective."""
     with _progress("criteo: counting ids", bad_lines, pieces, team) as progress:
-
-        def count() -> None:
-            for piece in pieces:
-                for batch in read_rows(bad_lines, piece, progress):
-                    for name, column in batch.ids.items():
-                        counts[name].add(column.values)
-
-        together(team, count)
+        batches = (batch for piece in pieces for batch in read_rows(bad_lines, piece, progress))
+        counters = together(team, lambda: count_ids(batches))
     bad_lines.share(team)
     together(team, bad_lines.check)
-    filters: dict[str, IdFilter] = {}
-    for name in criteo.IDS:
-        found = counts.pop(name).frame(1).select("id", "count")
-        parts = [_columns(found.filter(pl.col("id") % team.size == rank)) for rank in range(team.size)]
-        received = team.exchange(parts)
-        ids = np.concatenate([part[0] for part in received])
-        sums = pl.DataFrame({"id": ids, "count": np.concatenate([part[1] for part in received])})
-        kept = sums.group_by("id").agg(pl.col("count").sum()).filter(pl.col("count") >= min_count)["id"]
-        known = np.sort(np.concatenate(team.gather(kept.to_numpy())))
-        filters[name] = IdFilter(known, other=criteo.RARE_ID, never_other=[criteo.MISSING_ID])
-    return filters
-
-
-def _columns(frame: pl.DataFrame) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
-    return frame["id"].to_numpy(), frame["count"].to_numpy()
+    return frequent_ids(counters, options.min_count, team)

@@ -128,9 +128,9 @@ def whole_lines(
     block_bytes: int = BLOCK_BYTES,
     on_read: Callable[[int], None] | None = None,
 ) -> Iterator[bytes]:
-    """The lines of a file or a piece of one in order, about `block_bytes` at a time; the last ends in a newline.
+    """The lines of a file or a piece of one in order, about `block_bytes` at a time.
 
-    `quoted`: newlines between double quotes don't end a line. `on_read` is told how many more bytes of the
+    The last one ends in a newline too. `quoted`: newlines between double quotes don't end a line. `on_read` is told how many more bytes of the
     file, as it lies on disk, have been read.
     """
     piece = source if isinstance(source, Piece) else Piece(source)
