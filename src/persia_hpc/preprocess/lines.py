@@ -130,8 +130,8 @@ def whole_lines(
 ) -> Iterator[bytes]:
     """The lines of a file or a piece of one in order, about `block_bytes` at a time.
 
-    The last one ends in a newline too. `quoted`: newlines between double quotes don't end a line. `on_read` is told how many more bytes of the
-    file, as it lies on disk, have been read.
+    The last one ends in a newline too. `quoted`: newlines between double quotes don't end a line. `on_read`
+    is told how many more bytes of the file, as it lies on disk, have been read.
     """
     piece = source if isinstance(source, Piece) else Piece(source)
     pending = b""
