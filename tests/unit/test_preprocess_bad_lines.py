@@ -71,7 +71,7 @@ def test_the_rest_is_as_if_they_had_never_been_there(
     for place, text in bad:
         lines.insert(min(place, len(lines)), text)
     (folder / "good.tsv").write_text("\n".join(good))
-    (folder / "bad.tsv").write_text("\n".join(lines))
+    (folder / "bad.tsv").write_text("\n".join([*lines, ""]))
     rows = options.get("rows", num_good + 1)
     used = [line for k, line in enumerate(lines) if sum(map(good.__contains__, lines[:k])) < rows]
     expected = [(k + 1, BAD[line]) for k, line in enumerate(used) if line in BAD]
