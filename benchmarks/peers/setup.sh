@@ -7,7 +7,7 @@ python=${1:-python3}
 torch=${2:-torch==2.13.0}
 venv=build/peers-venv
 log=build/peers-setup.log
-versions="$torch fbgemm-gpu-cpu==1.8.0 torchrec==1.8.0"
+versions="$torch fbgemm-gpu-cpu==1.8.0 torchrec==1.8.0 iopath"
 
 if [ "$(cat "$venv/done" 2>/dev/null)" = "$versions" ]; then
     echo "$venv is ready ($versions)"
@@ -22,7 +22,7 @@ echo "making $venv ($versions); log: $log"
     "$venv/bin/pip" install "$torch"
     # Their own requirements would pull CUDA builds; other versions of fbgemm don't load on this torch.
     "$venv/bin/pip" install --no-deps fbgemm-gpu-cpu==1.8.0 torchrec==1.8.0
-    "$venv/bin/pip" install numpy tensordict torchmetrics==1.0.3 tqdm pyre-extensions
+    "$venv/bin/pip" install numpy iopath tensordict torchmetrics==1.0.3 tqdm pyre-extensions
     "$venv/bin/python" -c 'import torchrec'
 } >"$log" 2>&1 || {
     tail -n 20 "$log"
