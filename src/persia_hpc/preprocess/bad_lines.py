@@ -12,6 +12,7 @@ from persia_hpc.preprocess.lines import Piece
 from persia_hpc.preprocess.team import ALONE, Team
 
 SHOWN = 5  # lines that are described
+LEAVE_OUT = " (--max-bad-lines N leaves out up to N such lines)"
 
 
 @dataclass
@@ -67,7 +68,7 @@ class BadLines:
         """Raise `UserError` above the limit, naming the first lines."""
         count = self.count
         if count > self._limit == 0:
-            raise UserError(f"{self._first(1)[0]} (--max-bad-lines N leaves out up to N such lines)")
+            raise UserError(f"{self._first(1)[0]}{LEAVE_OUT}")
         if count > self._limit:
             problem = f"got {count} bad lines, expected at most {self._limit} (--max-bad-lines)"
             raise UserError("\n  ".join([f"{problem}; the first of them:", *self._first(SHOWN)]))

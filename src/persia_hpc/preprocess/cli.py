@@ -12,6 +12,8 @@ from typing import Any
 from persia_hpc.config import parse_bytes
 from persia_hpc.errors import EXIT_OK, UserError
 from persia_hpc.preprocess import adult, criteo, criteo_shards, movielens, synthetic, table, taobao_ad
+from persia_hpc.preprocess.bad_lines import LEAVE_OUT
+from persia_hpc.preprocess.frames import BadRowsError
 from persia_hpc.preprocess.team import ALONE, Team
 
 
@@ -120,6 +122,7 @@ def _add_taobao_ad(parser: argparse.ArgumentParser) -> None:
 
 def _add_table(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("schema", type=Path, metavar="SCHEMA.toml", help="says what the columns are")
+    _add_max_bad_lines(parser)
 
 
 def _add_synthetic(parser: argparse.ArgumentParser) -> None:
@@ -238,10 +241,13 @@ def run(args: argparse.Namespace, team: Team = ALONE) -> int:
         if isinstance(value, list):
             options[key] = tuple(value)
     made: Any
-    if getattr(args, "shard_bytes", None) is not None:
-        made = criteo_shards.prepare(criteo.CriteoOptions(**options), team)
-    else:
-        made = source.prepare(source.options(**options))
+    try:
+        if getattr(args, "shard_bytes", None) is not None:
+            made = criteo_shards.prepare(criteo.CriteoOptions(**options), team)
+        else:
+            made = source.prepare(source.options(**options))
+    except BadRowsError as error:
+        raise UserError(f"{error}{LEAVE_OUT if 'max_bad_lines' in options else ''}") from error
     if team.rank != 0:
         return EXIT_OK
     if made is None:

@@ -7,9 +7,9 @@ import glob
 import gzip
 import lzma
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -51,6 +51,16 @@ class TextBlock:
     def line(self, row: int) -> int:
         """Line number of a row, from 1."""
         return self.first_line + (row if self.kept is None else int(self.kept[row]))
+
+    def without(self, lines: Collection[int]) -> TextBlock:
+        """The block without these lines of the file."""
+        places = np.arange(self.num_rows) if self.kept is None else self.kept
+        keep = ~np.isin(places + self.first_line, np.fromiter(lines, np.int64))
+        if keep.all():
+            return self
+        texts = self.data.split(b"\n")
+        data = b"".join(texts[row] + b"\n" for row in np.flatnonzero(keep).tolist())
+        return replace(self, data=data, num_rows=int(keep.sum()), kept=places[keep])
 
 
 def expand_files(patterns: Sequence[str], base: Path = Path()) -> list[Path]:

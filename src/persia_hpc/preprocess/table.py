@@ -15,12 +15,14 @@ import numpy.typing as npt
 import polars as pl
 
 from persia_hpc.errors import UserError
+from persia_hpc.preprocess.bad_lines import BadLines
 from persia_hpc.preprocess.frames import Frame
 from persia_hpc.preprocess.ids import MISSING_ID, RARE_ID, IdCounts, IdFilter
-from persia_hpc.preprocess.lines import expand_files
+from persia_hpc.preprocess.lines import Piece, expand_files
 from persia_hpc.preprocess.outputs import FileReport, Outputs, input_identity
 from persia_hpc.preprocess.progress import Progress
 from persia_hpc.preprocess.splits import OrderSplit, RandomSplit, boundaries
+from persia_hpc.preprocess.table_bad_lines import find_bad_lines
 from persia_hpc.preprocess.table_convert import Converter, Learned, Moments
 from persia_hpc.preprocess.table_input import count_rows, read_frames
 from persia_hpc.preprocess.table_schema import TableSchema, load_schema
@@ -30,11 +32,15 @@ UNKNOWN_NUMBER = 0
 
 @dataclass(frozen=True)
 class TableOptions:
-    """`schema`: the TOML file; its file names are relative to it."""
+    """`schema`: the TOML file; its file names are relative to it.
+
+    At most `max_bad_lines` lines of text files that the schema doesn't fit are left out.
+    """
 
     out: Path
     schema: Path
     overwrite: bool = False
+    max_bad_lines: int = 0
 
 
 class Table:
@@ -45,6 +51,7 @@ class Table:
         split = schema.split
         by_split = split.files if split.by == "files" else {"": schema.files}
         self._files = [(name, path) for name, globs in by_split.items() for path in expand_files(globs, base)]
+        self._left_out: dict[Path, set[int]] = {}
         self._order: OrderSplit | RandomSplit | None = None
         if split.by == "random":
             self._order = RandomSplit(tuple(split.fractions.values()), split.seed)
@@ -54,13 +61,20 @@ class Table:
         """The input files."""
         return [path for _, path in self._files]
 
+    def leave_out_bad_lines(self, bad_lines: BadLines) -> None:
+        """One pass over everything: all others pass over the lines that it finds."""
+        split = self._schema.split
+        self._left_out = find_bad_lines(
+            bad_lines, self._schema, self._by_column if split.by == "column" else None
+        )
+
     def count(self) -> None:
         """Count the rows where the split needs it (by order)."""
         if self._schema.split.by == "order":
             total = 0
             with Progress("table: counting rows") as progress:
                 for path in self.paths:
-                    rows = count_rows(path, self._schema)
+                    rows = count_rows(path, self._schema, self._left_out.get(path, ()))
                     total += rows
                     progress.add(rows)
             self._order = OrderSplit(boundaries(total, self._schema.split.fractions))
@@ -72,7 +86,7 @@ class Table:
         for name, path in self._files:
             if only is not None and name not in ("", only):
                 continue
-            for source in read_frames(path, self._schema):
+            for source in read_frames(path, self._schema, self._left_out.get(path, ())):
                 rows = source.frame.height
                 if self._schema.split.by == "column":
                     parts = self._by_column(source)
@@ -134,8 +148,8 @@ def learn(converter: Converter, table: Table) -> Learned:
     return learned
 
 
-def prepare(options: TableOptions) -> list[FileReport] | None:
-    """Write the files; None when they were up to date."""
+def prepare(options: TableOptions) -> list[FileReport | str] | None:
+    """Write the files; what to print at the end, None when they were up to date."""
     schema = load_schema(options.schema)
     table = Table(schema, options.schema.parent)
     names = schema.split.names
@@ -145,8 +159,15 @@ def prepare(options: TableOptions) -> list[FileReport] | None:
         "options": asdict(schema),
     }
     outputs = Outputs(options.out, [f"{name}.h5" for name in names], settings, overwrite=options.overwrite)
+    bad_lines = BadLines([Piece(path) for path in dict.fromkeys(table.paths)], options.max_bad_lines)
+    everything = range(len(bad_lines.pieces))
     if outputs.up_to_date():
+        bad_lines.restore(everything, outputs.stored(f"{names[0]}.h5").get("lines"))
+        bad_lines.check()
         return None
+    if options.max_bad_lines:
+        table.leave_out_bad_lines(bad_lines)
+        outputs.settings["lines"] = bad_lines.setting(everything)
     table.count()
     first = next(table.frames(), None)
     if first is None:
@@ -175,4 +196,4 @@ def prepare(options: TableOptions) -> list[FileReport] | None:
             progress.add(len(parts))
     for name, vocabulary in learned.vocabularies.items():
         vocabulary.write_csv(options.out / f"vocabulary-{name}.csv")
-    return writer.report
+    return [*writer.report, *bad_lines.report()]

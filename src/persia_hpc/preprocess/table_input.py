@@ -34,19 +34,24 @@ def format_of(path: Path, schema: TableSchema) -> str:
     return name
 
 
-def read_frames(path: Path, schema: TableSchema) -> Iterator[Frame]:
-    """The file's rows in order with the columns of `schema.used_columns`; text is a string or null."""
+def read_frames(path: Path, schema: TableSchema, left_out: Collection[int] = ()) -> Iterator[Frame]:
+    """The file's rows in order with the columns of `schema.used_columns`; text is a string or null.
+
+    `left_out`: numbers of lines that are passed over.
+    """
     if format_of(path, schema) == "parquet":
         yield from _parquet_frames(path, schema)
-    else:
-        yield from _text_frames(path, schema)
+        return
+    for names, block in text_blocks(path, schema, schema.used_columns, left_out):
+        yield read_block(block, names, schema)
 
 
-def count_rows(path: Path, schema: TableSchema) -> int:
-    """Rows of the file."""
+def count_rows(path: Path, schema: TableSchema, left_out: Collection[int] = ()) -> int:
+    """Rows of the file; `left_out` as in `read_frames`."""
     if format_of(path, schema) == "parquet":
         return _parquet_rows(path)
-    return sum(source.frame.height for source in _text_frames(path, schema, columns=[]))
+    blocks = text_blocks(path, schema, [], left_out)
+    return sum(_parse(block, names, schema).frame.height for names, block in blocks)
 
 
 def _parquet_rows(path: Path) -> int:
@@ -69,11 +74,20 @@ def _parquet_frames(path: Path, schema: TableSchema) -> Iterator[Frame]:
         yield Frame(_cleaned(frame, schema), path, first_row=first)
 
 
-def _text_frames(path: Path, schema: TableSchema, columns: Sequence[str] | None = None) -> Iterator[Frame]:
+def _dialect(path: Path, schema: TableSchema) -> tuple[str, bool]:
+    """What separates the columns of a text file, and whether values may be quoted."""
     kind = format_of(path, schema)
-    separator = schema.separator or SEPARATORS[kind]
-    quoted = (kind == "csv") if schema.quote is None else schema.quote
-    wanted = schema.used_columns if columns is None else columns
+    return schema.separator or SEPARATORS[kind], (kind == "csv") if schema.quote is None else schema.quote
+
+
+def text_blocks(
+    path: Path, schema: TableSchema, wanted: Sequence[str], left_out: Collection[int] = ()
+) -> Iterator[tuple[tuple[str, ...], TextBlock]]:
+    """The names of the columns, `wanted` among them, with each block of lines below the header.
+
+    `left_out`: numbers of lines that are passed over; blocks without any line too.
+    """
+    separator, quoted = _dialect(path, schema)
     names = schema.columns
     for number, whole in enumerate(read_blocks(path, quoted=quoted)):
         block = whole
@@ -81,12 +95,20 @@ def _text_frames(path: Path, schema: TableSchema, columns: Sequence[str] | None 
             names, block = _header(whole, separator, quoted)
         if number == 0:
             _check_names(path, wanted, names)
-        if block.num_rows == 0:
-            continue
-        source = parse(block, dict.fromkeys(names, pl.String), separator, quoted=quoted)
-        if columns is None:
-            source = replace(source, frame=_cleaned(source.frame.select(wanted), schema))
-        yield source
+        block = block.without(left_out)
+        if block.num_rows:
+            yield names, block
+
+
+def read_block(block: TextBlock, names: Sequence[str], schema: TableSchema) -> Frame:
+    """The rows of a block with the columns of `schema.used_columns`; BadRowsError for another layout."""
+    source = _parse(block, names, schema)
+    return replace(source, frame=_cleaned(source.frame.select(schema.used_columns), schema))
+
+
+def _parse(block: TextBlock, names: Sequence[str], schema: TableSchema) -> Frame:
+    separator, quoted = _dialect(block.path, schema)
+    return parse(block, dict.fromkeys(names, pl.String), separator, quoted=quoted)
 
 
 def _header(block: TextBlock, separator: str, quoted: bool) -> tuple[tuple[str, ...], TextBlock]:

@@ -92,7 +92,7 @@ def join(folder: Path, to: Path) -> None:
         aside.unlink(missing_ok=True)
 
 
-def prepare(options: TaobaoAdOptions) -> list[FileReport] | None:
+def prepare(options: TaobaoAdOptions) -> list[FileReport | str] | None:
     """Write train.h5 and test.h5; None when they were up to date. UserError for files that aren't these."""
     sources = [options.input / name for name in FILES]
     for path in sources:
