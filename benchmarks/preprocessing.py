@@ -1,6 +1,6 @@
 """Preprocessing Criteo's layout from uncompressed TSV in the page cache, beside TorchRec's own in turns.
 
-    bash benchmarks/peers/setup.sh .venv/bin/python     # once, for TorchRec; without it only ours is measured
+    make bench-peers        # once, for TorchRec; without it only ours is measured
     python benchmarks/preprocessing.py --input criteo_137k.tsv.xz
 
 The input is `--input` repeated `--copies` times; for TorchRec, which takes minutes where ours takes seconds
@@ -114,7 +114,7 @@ def main() -> None:
             cases += peers(whole, halves, peer_rows)
             print(f"TorchRec: {peer_rows:,} rows", flush=True)
         else:
-            print("no TorchRec: bash benchmarks/peers/setup.sh .venv/bin/python", flush=True)
+            print("no TorchRec: make bench-peers", flush=True)
         rates: dict[str, list[float]] = {case.name: [] for case in cases}
         for repeat_number in range(options.repeats):
             for case in cases:
