@@ -99,6 +99,17 @@ def test_the_rest_is_as_if_they_had_never_been_there(
             prepare("bad", len(expected) - 1)
 
 
+def test_no_file_is_read_for_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text("\n".join(good_lines(20, 1)))
+    (tmp_path / "b.tsv").write_text("bad\n")
+    inputs = (str(tmp_path / "a.tsv"), str(tmp_path / "b.tsv"))
+    criteo.prepare(criteo.CriteoOptions(tmp_path / "out", inputs, rows=20))
+    assert [lines["count"] for lines in stored(tmp_path / "out" / "test.h5")] == [20, 0]
+    assert criteo.prepare(criteo.CriteoOptions(tmp_path / "out", inputs, rows=20)) is None
+    with pytest.raises(UserError, match=r"b\.tsv:1: got 1 column, expected 40"):
+        criteo.prepare(criteo.CriteoOptions(tmp_path / "more", inputs, rows=21))
+
+
 def test_above_the_limit_nothing_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = good_lines(30, 2)
     lines[7:7] = list(BAD)

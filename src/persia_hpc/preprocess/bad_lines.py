@@ -48,9 +48,9 @@ class BadLines:
 
     def setting(self, pieces: Sequence[int]) -> list[dict[str, Any]]:
         """What the attribute of a file made of these pieces says of them; `restore` reads it."""
+        known = ((self.pieces[i], self._known.get(i, InputLines())) for i in pieces)  # not all need be read
         return [
-            {"file": self.pieces[i].path.name, "first_byte": self.pieces[i].begin, **asdict(self._known[i])}
-            for i in pieces
+            {"file": piece.path.name, "first_byte": piece.begin, **asdict(lines)} for piece, lines in known
         ]
 
     def restore(self, pieces: Sequence[int], setting: Sequence[dict[str, Any]] | None) -> None:

@@ -57,9 +57,8 @@ def prepare(options: criteo.CriteoOptions, team: Team) -> list[FileReport | str]
     if team.rank == 0:
         outputs.remove_stale()
     bad_lines.share(team)
-    together(
-        team, bad_lines.check
-    )  # files that are whole stay: a rerun with a higher limit goes on from here
+    # Files that are whole stay, whatever comes out: a rerun with a higher limit goes on from here.
+    together(team, bad_lines.check)
     reports = sorted((r for part in team.gather(written) for r in part), key=lambda report: report.path)
     return [*reports, *bad_lines.report()]
 
