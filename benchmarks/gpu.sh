@@ -94,6 +94,10 @@ if [ -n "${QUICK:-}" ]; then
 else
     part kernels persia-hpc bench gpu --json "$out/kernels.json"
     part train python benchmarks/gpu_train.py --json "$out/train.json"
+    for exponent in 1.05 1.2; do  # with rows that stay on the GPU, and without
+        part "train-reuse-$exponent" python benchmarks/gpu_train.py --cases dlrm --dims 128 --reuse-steps 0 2 4 \
+            --exponent "$exponent" --folder "build/gpu-train-$exponent" --json "$out/train-reuse-$exponent.json"
+    done
     part train-graphs python benchmarks/gpu_train.py --cuda-graphs --dims 128 --json "$out/train-graphs.json"
 fi
 cat "$out"/kernels.log "$out"/train*.log 2>/dev/null | grep -E '^(\||pass=)'

@@ -2,7 +2,7 @@
 
     python benchmarks/gpu_train.py [--cases dlrm tower] [--device cuda] [--json FILE]
 
-Synthetic Criteo: 26 one-hot features, Zipf(1.2) over 1 M ids each, 13 dense. `dlrm`: MLPerf-like, bottom
+Synthetic Criteo: 26 one-hot features, Zipf over 1 M ids each, 13 dense. `dlrm`: MLPerf-like, bottom
 512-256-128, top 1024-1024-512-256. `tower`: the Persia paper's 4096-2048-1024-512-256, in bf16. Servers and
 workers share the cores that the trainer leaves. Prints samples/s, the share of the dense-only limit (measured
 before and after in the same run), the share of time the trainer waited for batches, and how busy the GPU was
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +32,20 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-def settings(options: argparse.Namespace, path: Path, case: str, dim: int, batch: int) -> dict[str, Any]:
+def settings(
+    options: argparse.Namespace, path: Path, case: str, dim: int, batch: int, reuse: int
+) -> dict[str, Any]:
     """The configuration of a case; steps for about `options.samples` samples."""
     return {
         "mode": "hybrid",
-        "staleness_bound": 4,
+        "staleness_bound": 4 + reuse,
         "server_threads": options.server_threads,
         "ranks": {
             "parameter_servers": options.servers,
             "embedding_workers": options.workers,
             "trainers": 1,
         },
-        "wire": {"rows": "fp16", "gradients": "scaled_fp16"},
+        "wire": {"rows": "fp16", "gradients": "scaled_fp16", "reuse_steps": reuse},
         "data": {"train": str(path), "batch_size": batch},
         "tables": {
             "default": {
@@ -114,6 +117,8 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--dims", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--batches", type=int, nargs="+", default=[16384, 65536])
+    parser.add_argument("--reuse-steps", type=int, nargs="+", default=[0], help="added to a bound of 4")
+    parser.add_argument("--exponent", type=float, default=1.2, help="of the ids' Zipf distribution")
     parser.add_argument("--samples", type=int, default=20_000_000, help="that each case trains on")
     parser.add_argument("--rows", type=int, default=4_000_000, help="of the data set")
     parser.add_argument("--servers", type=int, default=4)
@@ -130,34 +135,34 @@ def main() -> None:
     options = parser.parse_args()
     folder = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    path = prepare_data(folder, options.rows)
+    path = prepare_data(folder, options.rows, options.exponent)
     results = []
     print(
-        "| case | dim | batch | samples/s | dense only | share | waits for batches | GPU busy |\n|"
-        + "---|" * 8
+        "| case | dim | batch | reuse | samples/s | dense only | share | waits for batches | GPU busy |\n|"
+        + "---|" * 9
     )
-    for case in options.cases:
-        for dim in options.dims:
-            for batch in options.batches:
-                config = settings(options, path, case, dim, batch)
-                before = dense_only(options, config, folder)
-                begin = time.time()
-                with Utilization() as gpu:
-                    summary = run_job(folder, config, {})
-                limit = (before + dense_only(options, config, folder)) / 2
-                rate = summary["steady"]["samples_per_second"]
-                waits = summary["phase_seconds"]["trainer"]["wait"]["mean"] / summary["train_seconds"]
-                busy = "-" if gpu.busy is None else f"{gpu.busy:.0%}"
-                print(
-                    f"| {case} | {dim} | {batch:,} | {rate:,.0f} | {limit:,.0f} | {rate / limit:.0%} | "
-                    f"{waits:.0%} | {busy} |",
-                    flush=True,
-                )
-                results.append(
-                    {"case": case, "dim": dim, "batch": batch, "samples_per_second": rate}
-                    | {"dense_only": limit, "waits": waits, "gpu_busy": gpu.busy}
-                    | {"seconds": time.time() - begin, "phase_seconds": summary["phase_seconds"]}
-                )
+    for case, dim, batch in product(options.cases, options.dims, options.batches):
+        for reuse in options.reuse_steps:
+            config = settings(options, path, case, dim, batch, reuse)
+            before = dense_only(options, config, folder)
+            begin = time.time()
+            with Utilization() as gpu:
+                summary = run_job(folder, config, {})
+            limit = (before + dense_only(options, config, folder)) / 2
+            rate = summary["steady"]["samples_per_second"]
+            waits = summary["phase_seconds"]["trainer"]["wait"]["mean"] / summary["train_seconds"]
+            reused = summary["embedding"]["reused_rows"] / summary["embedding"]["pulled_rows"]
+            busy = "-" if gpu.busy is None else f"{gpu.busy:.0%}"
+            print(
+                f"| {case} | {dim} | {batch:,} | {reuse} steps: {reused:.0%} of rows | {rate:,.0f} | "
+                f"{limit:,.0f} | {rate / limit:.0%} | {waits:.0%} | {busy} |",
+                flush=True,
+            )
+            results.append(
+                {"case": case, "dim": dim, "batch": batch, "reuse_steps": reuse, "samples_per_second": rate}
+                | {"dense_only": limit, "waits": waits, "gpu_busy": gpu.busy, "reused_rows": reused}
+                | {"seconds": time.time() - begin, "phase_seconds": summary["phase_seconds"]}
+            )
     if options.json is not None:
         report = {"schema_version": 1, "machine": machine(), "cores": os.cpu_count(), "results": results}
         options.json.write_text(json.dumps(report, indent=2) + "\n")

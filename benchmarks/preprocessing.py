@@ -25,7 +25,7 @@ from pathlib import Path
 from persia_hpc.preprocess.lines import num_newlines, whole_lines
 
 ROOT = Path(__file__).parents[1]
-PEER = ROOT / "build" / "peers-venv" / "bin" / "python"
+PEER = ROOT / "build" / "torchrec-venv"
 MIN_COUNT = "3"  # TorchRec's default
 
 
@@ -68,7 +68,7 @@ def ours(text: Path, num_rows: int) -> list[Case]:
 
 def peers(whole: Path, halves: list[Path], num_rows: int) -> list[Case]:
     """One file, two files at a time, and those two with the vocabulary."""
-    program = (str(PEER), str(ROOT / "benchmarks" / "peers" / "torchrec_criteo.py"))
+    program = (str(PEER / "bin" / "python"), str(ROOT / "benchmarks" / "peers" / "torchrec_criteo.py"))
     both = (*program, *map(str, halves))
     return [
         Case("TorchRec, 1 process", (*program, str(whole), "--out"), num_rows),
@@ -106,7 +106,7 @@ def main() -> None:
         num_rows = repeat(options.input, folder / "big.tsv", options.copies)
         cases = ours(folder / "big.tsv", num_rows)
         print(f"{num_rows:,} rows, {(folder / 'big.tsv').stat().st_size / 1e9:.2f} GB", flush=True)
-        if PEER.exists():
+        if (PEER / "done").exists():
             whole, halves = folder / "whole.tsv", [folder / "half0.tsv", folder / "half1.tsv"]
             peer_rows = repeat(options.input, whole, options.peer_copies)
             for half in halves:

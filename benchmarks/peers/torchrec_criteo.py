@@ -1,6 +1,6 @@
 """TorchRec's own preprocessing of Criteo's layout: TSV to npy, and on request its vocabulary.
 
-    build/peers-venv/bin/python benchmarks/peers/torchrec_criteo.py --out DIR [--vocabulary 3] FILE [FILE]
+    build/torchrec-venv/bin/python benchmarks/peers/torchrec_criteo.py --out DIR [--vocabulary 3] FILE [FILE]
 
 Each file becomes three .npy files in a process of its own, as their script does it day by day.
 `--vocabulary`: then ids become consecutive numbers by `sparse_to_contiguous`, ids rarer than that one number;

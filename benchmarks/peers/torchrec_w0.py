@@ -1,6 +1,6 @@
 """W0 in TorchRec on CPU ranks (gloo): sharded by table, row-wise Adagrad inside FBGEMM, Adam for the rest.
 
-    build/peers-venv/bin/python benchmarks/peers/torchrec_w0.py --data DIR --batch 2048 --samples 500000
+    build/torchrec-venv/bin/python benchmarks/peers/torchrec_w0.py --data DIR --batch 2048 --samples 500000
 
 DIR holds ids.npy [N, F] uint32, dense.npy [N, K] float32, labels.npy [N, 1] float32; `persia-hpc bench train`
 makes them. Prints one line of JSON: samples per second of the second half, over all ranks. One thread a rank.

@@ -1,8 +1,10 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <tuple>
 
 #include "bindings.h"
@@ -48,16 +50,24 @@ std::uint32_t check_step(std::int64_t step) {
 }
 
 std::uint32_t pull(LockedTable& self, const py::array& keys, std::int64_t step, const py::array& out,
-                   const py::array& slots) {
+                   const py::array& slots, const std::optional<py::array>& wanted) {
     const py::ssize_t n = check_keys(keys, "keys");
-    const persia::Wire wire = wire_of(out, "out", n, self.dim(), Access::kWrite);
+    py::ssize_t rows_out = n;
+    const std::uint8_t* chosen = nullptr;
+    if (wanted) {
+        check_array(*wanted, "wanted", {kUint8}, {n}, Access::kRead);
+        chosen = data_of<const std::uint8_t>(*wanted);
+        rows_out = n - std::count(chosen, chosen + n, 0);
+    }
+    const persia::Wire wire = wire_of(out, "out", rows_out, self.dim(), Access::kWrite);
     check_array(slots, "slots", {kUint32}, {n}, Access::kWrite);
     const std::uint32_t at = check_step(step);
     const auto* in = data_of<const Key>(keys);
     auto* to = data_of<std::uint32_t>(slots);
     auto* rows = data_of<std::byte>(out);
-    return self.run(
-        [&](Table& table) { return table.pull(in, static_cast<std::size_t>(n), at, wire, rows, to); });
+    return self.run([&](Table& table) {
+        return table.pull(in, static_cast<std::size_t>(n), at, wire, rows, to, chosen);
+    });
 }
 
 void lookup(LockedTable& self, const py::array& keys, const py::array& out) {
@@ -256,7 +266,8 @@ void bind_table(py::module_& m) {
              py::arg("value_bound") = 0.0, py::arg("storage") = "fp32", py::arg("state_storage") = "fp32",
              py::arg("eviction") = "lru", py::arg("ttl") = 0, py::arg("admit_after") = 1,
              py::arg("admit_probability") = 1.0, py::arg("threads") = 1)
-        .def("pull", &pull, py::arg("keys"), py::arg("step"), py::arg("out"), py::arg("slots"))
+        .def("pull", &pull, py::arg("keys"), py::arg("step"), py::arg("out"), py::arg("slots"),
+             py::arg("wanted") = py::none())
         .def("lookup", &lookup, py::arg("keys"), py::arg("out"))
         .def("push", &push, py::arg("keys"), py::arg("slots"), py::arg("grads"), py::arg("step"),
              py::arg("epoch"))

@@ -14,5 +14,6 @@ void bind_gather(py::module_& m);
 void bind_id_counter(py::module_& m);
 void bind_pool(py::module_& m);
 void bind_pool_batch(py::module_& m);
+void bind_recent_rows(py::module_& m);
 void bind_ring(py::module_& m);
 void bind_table(py::module_& m);

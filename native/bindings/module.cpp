@@ -26,6 +26,7 @@ PYBIND11_MODULE(_native, m) {
     bind_criteo_lines(m);
     bind_table(m);
     bind_dedup(m);
+    bind_recent_rows(m);
     bind_gather(m);
     bind_id_counter(m);
     bind_pool(m);

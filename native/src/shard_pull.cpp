@@ -149,7 +149,7 @@ inline void Shard::walk(const Key* const keys, const std::size_t n, std::uint32_
 }
 
 void Shard::pull(const Key* keys, std::size_t n, std::uint32_t step, Wire wire, std::byte* out,
-                 std::uint32_t* slots) {
+                 std::uint32_t* slots, const std::uint8_t* wanted) {
     const std::size_t row_bytes = wire_bytes(wire, config_.dim);
     const EncodeRows encode = encode_rows(update_.weights(), wire, config_.dim);
     const bool plain = eviction_.plain(step);
@@ -168,12 +168,21 @@ void Shard::pull(const Key* keys, std::size_t n, std::uint32_t step, Wire wire, 
             return here;
         },
         [&](Key key, bool& fresh) { return resolve(key, step, fresh); },
-        [&](const Block& block) {
+        [&](Block& block) {
             for (unsigned i = 0; i < block.num_fresh; ++i) {
                 const std::size_t key = block.begin + block.fresh[i];
                 start_row(keys[key], slots[key]);
             }
-            encode(block.rows, block.count, config_.dim, room_.data(), out + block.begin * row_bytes);
+            unsigned count = block.count;
+            if (wanted != nullptr) {
+                count = 0;
+                for (unsigned i = 0; i < block.count; ++i) {
+                    block.rows[count] = block.rows[i];
+                    count += wanted[block.begin + i] != 0;
+                }
+            }
+            encode(block.rows, count, config_.dim, room_.data(), out);
+            out += count * row_bytes;
         });
 }
 

@@ -90,12 +90,20 @@ void Table::each_shard(std::size_t num_keys, Job&& job) const {
 }
 
 std::uint32_t Table::pull(const Key* keys, std::size_t n, std::uint32_t step, Wire wire, std::byte* out,
-                          std::uint32_t* slots) {
+                          std::uint32_t* slots, const std::uint8_t* wanted) {
     check_keys(keys, n);
     const std::size_t row_bytes = wire_bytes(wire, config_.dim);
     const std::vector<std::size_t> at = cuts(keys, n);
+    std::vector<std::size_t> rows = at;  // of `out`, at which each shard's begin
+    if (wanted != nullptr) {
+        const auto count = [&](std::size_t begin, std::size_t end) {
+            return end - begin - static_cast<std::size_t>(std::count(wanted + begin, wanted + end, 0));
+        };
+        for (std::size_t i = 1; i < at.size(); ++i) rows[i] = rows[i - 1] + count(at[i - 1], at[i]);
+    }
     each_shard(n, [&](unsigned i) {
-        shards_[i]->pull(keys + at[i], at[i + 1] - at[i], step, wire, out + at[i] * row_bytes, slots + at[i]);
+        shards_[i]->pull(keys + at[i], at[i + 1] - at[i], step, wire, out + rows[i] * row_bytes,
+                         slots + at[i], wanted == nullptr ? nullptr : wanted + at[i]);
     });
     return shards_[0]->epoch();
 }

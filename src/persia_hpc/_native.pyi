@@ -25,6 +25,28 @@ def mix(ids: _U64) -> _U64:
 def unmix(keys: _U64) -> _U64:
     """Ids [N] of keys [N]: the inverse of `mix`."""
 
+class RecentRows:
+    """Which rows of a batch its trainer still holds from batches before; native/include/persia/recent_rows.h.
+
+    T tables, G groups, U unique rows. groups: [T], as for `Deduplicator`. reuse_steps: 1 to MOST_STEPS.
+    """
+
+    MOST_STEPS: int
+
+    def __init__(self, *, groups: list[int], reuse_steps: int) -> None: ...
+    def find(
+        self, keys: _U64, table_offsets: _U32, *, step: int
+    ) -> tuple[npt.NDArray[np.uint8], _U32, npt.NDArray[np.int64], int]:
+        """Wanted [U]: 1 for rows that must travel. places [U]: where each row is in its group's ring of rows.
+
+        Then [G, 2]: where in the ring the rows go that travel, one behind the other, and its size; when that
+        changes, the ring begins anew. Last a mask: bit a is set if a row of a steps ago is used. Steps must
+        grow.
+        """
+
+    def clear(self) -> None:
+        """Nothing is held any more."""
+
 def hash_ids(ids: _U64, *, rounds: int, size: int) -> _U64:
     """Indices [N * rounds] that ids [N] hash to; those of an id lie together, round r's from r * size on.
 
@@ -132,11 +154,14 @@ class Table:
         works on a part of the buckets; results don't depend on it.
         """
 
-    def pull(self, keys: _U64, step: int, out: _Rows, slots: _U32) -> int:
+    def pull(
+        self, keys: _U64, step: int, out: _Rows, slots: _U32, wanted: npt.NDArray[np.uint8] | None = None
+    ) -> int:
         """Writes the rows of `keys` [U] to `out` [U, D]; creates unseen ones; notes that `step` uses them.
 
         Returns the epoch and fills `slots` [U], which `push` wants back. Keys that are not admitted give
-        zeros. Capacity may be exceeded until the next `evict`.
+        zeros. Capacity may be exceeded until the next `evict`. wanted: uint8 [U]; only the rows of keys that
+        have a 1 are written, one behind the other; nothing else changes.
         """
 
     def lookup(self, keys: _U64, out: _Rows) -> None:

@@ -71,6 +71,12 @@ def check_config(config: Config, raw: Mapping[str, Any], fail: Fail) -> Config:
         ):
             if value:
                 raise fail((key,), f': mode = "async" {why}; leave {key} out, or use "hybrid"')
+    if config.wire.reuse_steps > config.staleness_bound:
+        raise fail(
+            ("wire", "reuse_steps"),
+            f"= {config.wire.reuse_steps}: expected at most staleness_bound = {config.staleness_bound}, as "
+            "rows grow staler until they are used again",
+        )
     _check_data(config, fail)
     _check_train(config, fail)
     if ":" not in config.model.class_name:

@@ -213,10 +213,11 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class WireConfig:
-    """The number format in which rows and gradients travel."""
+    """The number format in which rows and gradients travel, and which rows needn't."""
 
     rows: str = setting("fp32", choices=WIRE_FORMATS)
     gradients: str = setting("fp32", choices=WIRE_FORMATS)
+    reuse_steps: int = setting(0, at_least=0, at_most=31)
 
 
 @dataclass(frozen=True)
@@ -256,6 +257,11 @@ class Config:
     def feature(self, name: str) -> FeatureConfig:
         """The feature's own configuration, else the defaults."""
         return self.features.get(name) or FeatureConfig()
+
+    @property
+    def pull_bound(self) -> int:
+        """Steps whose updates a row may miss when it is pulled: reuse takes its part of `staleness_bound`."""
+        return 0 if self.mode == "sync" else self.staleness_bound - self.wire.reuse_steps
 
     def resolved(self) -> dict[str, Any]:
         """Everything in the shape of the TOML file, defaults written out; unset options are None."""

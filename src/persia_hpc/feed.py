@@ -28,6 +28,9 @@ class FeedBatch:
     group_offsets: uint32 [G+1]. dense float32 [B, K], labels float32 [B, L], weight float32 [B], group int64
     [B].
     num_global: samples of the step over all trainers.
+    With `wire.reuse_steps` only some of the rows come along, to be kept in a ring of rows a group: rings
+    int64 [G, 2], where in it and its size; places uint32 [U], where in it each row of the batch is then.
+    holder: whose rings these are, as each worker counts its own.
     """
 
     step: int
@@ -46,7 +49,14 @@ class FeedBatch:
     weight: Array | None = None
     group: Array | None = None
     staleness: int = 0
+    places: Array | None = None
+    rings: Array | None = None
+    holder: int = 0
     record: Any = field(default=None, repr=False)  # whoever owns the memory; see `release`
+
+    def num_rows(self, group: int) -> int:
+        """U_g: unique rows of a group, whether they have come along or not."""
+        return int(self.group_offsets[group + 1]) - int(self.group_offsets[group])
 
     def release(self) -> None:
         """Gives the arrays' memory back to the ring that they lie in; they may not be read after this."""
@@ -59,7 +69,7 @@ def pack_feed(batch: FeedBatch) -> list[Array | list[Array]]:
     """The arrays of a FEED record, in the order that `unpack_feed` expects."""
     empty = np.empty(0, np.float32)
     bags: Array | list[Array] = list(batch.bag_offsets.values()) or np.empty(0, np.uint32)
-    header = np.array([batch.num_samples, batch.num_global, batch.staleness], np.int64)
+    header = np.array([batch.num_samples, batch.num_global, batch.staleness, batch.holder], np.int64)
     return [
         header,
         *batch.rows,
@@ -73,6 +83,8 @@ def pack_feed(batch: FeedBatch) -> list[Array | list[Array]]:
         batch.labels,
         batch.weight if batch.weight is not None else empty,
         batch.group if batch.group is not None else np.empty(0, np.int64),
+        batch.places if batch.places is not None else np.empty(0, np.uint32),
+        batch.rings if batch.rings is not None else np.empty((0, 2), np.int64),
     ]
 
 
@@ -86,8 +98,9 @@ def unpack_feed(
 ) -> FeedBatch:
     """The batch in a FEED record; `multi`: names of the multi-hot features in order."""
     header, rows, rest = arrays[0], list(arrays[1 : 1 + num_groups]), arrays[1 + num_groups :]
-    num_samples, num_global, staleness = (int(x) for x in header)
-    indices, feature_offsets, bags, row_offsets, positions, group_offsets, dense, labels, weight, group = rest
+    num_samples, num_global, staleness, holder = (int(x) for x in header)
+    indices, feature_offsets, bags, row_offsets, positions, group_offsets, dense, labels, *rest = rest
+    weight, group, places, rings = rest
     return FeedBatch(
         step=step,
         trainer=trainer,
@@ -105,5 +118,8 @@ def unpack_feed(
         weight=weight if len(weight) else None,
         group=group if len(group) else None,
         staleness=staleness,
+        places=places if len(rings) else None,
+        rings=rings if len(rings) else None,
+        holder=holder,
         record=record,
     )

@@ -257,11 +257,8 @@ class RankJob:
 
     def _work(self, sources: Mapping[str, Any]) -> Any:
         groups, plan, config = self.groups, self.groups.plan, self.config
-        engine = EmbeddingWorker(
-            self.layout,
-            num_servers=plan.count(Role.PARAMETER_SERVER),
-            seed=config.seed,
-            transform=config.data.transform,
+        engine = EmbeddingWorker.of(
+            config, self.layout, plan.count(Role.PARAMETER_SERVER), groups.me.role_rank
         )
         yield
         # The reading thread gives up the GIL at every HDF5 call, and must soon get it from the polling loop.

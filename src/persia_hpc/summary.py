@@ -97,6 +97,7 @@ def make_summary(
     embedding["overhead_bytes_per_row"] = (
         (num_bytes - sum(s["row_bytes"] for s in servers)) / rows if rows else 0.0
     )
+    embedding["reused_rows"] = sum(w.get("reused_rows", 0) for w in workers)
     for name in ledgers[0]:
         embedding[name] = sum(ledger[name] for ledger in ledgers)
     return {
@@ -120,7 +121,7 @@ def make_summary(
         "test": trainer["results"].get("test"),
         "staleness": {
             "bound": 0 if config.mode == "sync" else config.staleness_bound,
-            "max": max(histogram, default=0),
+            "max": max([*histogram, *(w.get("max_staleness", 0) for w in workers)], default=0),
             "histogram": {str(k): histogram[k] for k in sorted(histogram)},
         },
         "embedding": embedding,

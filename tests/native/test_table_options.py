@@ -6,16 +6,47 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from persia_hpc._native import Table, encode_rows, mix
 from persia_hpc.config_types import WIRE_FORMATS
 
 from .table_model import assert_same_rows
-from .table_support import OPTIMIZERS, arguments, export, lookup, pull, pull_at, u64
+from .table_support import KEYS, OPTIMIZERS, arguments, export, lookup, pull, pull_at, u64
 
 
 def ids(*values: int) -> np.ndarray:
     return np.sort(mix(u64(values)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    pulls=st.lists(
+        st.lists(st.tuples(st.sampled_from(KEYS), st.booleans()), unique_by=lambda k: k[0], max_size=21),
+        max_size=6,
+    ),
+    threads=st.sampled_from([1, 3]),
+    wire=st.sampled_from([np.float32, np.float16]),
+)
+def test_leaving_rows_out_of_the_answer_changes_nothing_else(
+    pulls: list[list[tuple[int, bool]]], threads: int, wire: Any
+) -> None:
+    whole, part = (Table(**arguments(threads=threads)) for _ in range(2))
+    for step, chosen in enumerate(pulls, 1):
+        chosen = sorted(chosen, key=lambda entry: entry[0] >> 62)  # by bucket
+        keys, wanted = [k for k, _ in chosen], np.array([want for _, want in chosen], np.uint8)
+        rows, slots, epoch = pull_at(whole, keys, step, wire)
+        some = np.empty((int(wanted.sum()), 3), wire)
+        same = np.empty(len(keys), np.uint32)
+        assert part.pull(u64(keys), step, some, same, wanted) == epoch
+        np.testing.assert_array_equal(some, rows[wanted == 1])
+        np.testing.assert_array_equal(same, slots)
+        whole.evict(step)
+        part.evict(step)
+    for a, b in zip(export(whole, 4), export(part, 4), strict=True):
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name])
 
 
 @pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))

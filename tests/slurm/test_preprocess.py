@@ -1,4 +1,4 @@
-"""slurm/preprocess.sbatch as a job array and as ranks: a file of each file, which training opens as one."""
+"""slurm/preprocess.sbatch as a job array: its tasks make the shards of one data set."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from tests.support.slurm import Cluster
 
 SCRIPT = str(REPOSITORY / "slurm" / "preprocess.sbatch")
 LINES = 50
+OPTIONS = ["--parsable", "--cpus-per-task=1"]
 
 
 @pytest.fixture
-def raw(tmp_path: Path) -> list[str]:
+def command(tmp_path: Path) -> list[str]:
     """Three files in Criteo's layout; I1 is the number of the line in all of them."""
     rng = np.random.default_rng(5)
     for file in range(3):
@@ -27,36 +28,35 @@ def raw(tmp_path: Path) -> list[str]:
             row = [str(line % 2), str(file * LINES + line), *["1"] * 12, *ids]
             lines.append("\t".join(row) + "\n")
         (tmp_path / f"day_{file}.txt").write_text("".join(lines))
-    return ["day_*.txt", "out"]
+    return [SCRIPT, "criteo", "--input", "day_*.txt", "--out", "out", "--shard-bytes", "6000"]
 
 
-def check(folder: Path) -> None:
-    source = open_source([str(folder / "out/part-*/train-000.h5")])
-    assert source.num_samples == 3 * LINES
-    assert sorted(p.name for p in (folder / "out").iterdir()) == ["part-00000", "part-00001", "part-00002"]
-
-
-def test_array_has_a_file_a_task(cluster: Cluster, raw: list[str], tmp_path: Path) -> None:
-    options = ["--parsable", "--array=0-2", "--cpus-per-task=1"]
-    job_id = cluster.run("sbatch", *options, SCRIPT, *raw, cwd=tmp_path).stdout.strip()
+def test_array_makes_all_shards(cluster: Cluster, command: list[str], tmp_path: Path) -> None:
+    job_id = cluster.run("sbatch", *OPTIONS, "--array=0-2", *command, cwd=tmp_path).stdout.strip()
     assert ended(cluster, job_id, tmp_path) == {"COMPLETED"}, said(tmp_path)
-    check(tmp_path)
-    # Submitted again, also with more tasks than files, nothing is made anew.
-    made = [p.stat().st_mtime_ns for p in sorted(tmp_path.glob("out/part-*/train-000.h5"))]
-    options = ["--parsable", "--array=2-3", "--cpus-per-task=1"]
-    job_id = cluster.run("sbatch", *options, SCRIPT, *raw, cwd=tmp_path).stdout.strip()
-    assert ended(cluster, job_id, tmp_path) == {"COMPLETED", "FAILED"}, said(tmp_path)
-    assert "this is task 3, but 'day_*.txt' names 3 files" in said(tmp_path)
-    assert [p.stat().st_mtime_ns for p in sorted(tmp_path.glob("out/part-*/train-000.h5"))] == made
+    source = open_source([str(tmp_path / "out/train-*.h5")])
+    dense = source.read(0, source.num_samples).dense[:, 0]
+    np.testing.assert_array_equal(np.rint(np.expm1(dense)), np.arange(3 * LINES))
+    # Tasks submitted again, not all at once, make what is missing and nothing else.
+    made = {p.name: p.stat().st_mtime_ns for p in tmp_path.glob("out/*.h5")}
+    assert len(made) > 6
+    (tmp_path / "out" / "train-00001.h5").unlink()
+    for tasks in ("0-1", "2"):
+        again = ["sbatch", *OPTIONS, f"--array={tasks}", "--export=ALL,PARTS=3", *command]
+        job_id = cluster.run(*again, cwd=tmp_path).stdout.strip()
+        assert ended(cluster, job_id, tmp_path) == {"COMPLETED"}, said(tmp_path)
+    now = {p.name: p.stat().st_mtime_ns for p in tmp_path.glob("out/*.h5")}
+    assert {name for name in made if made[name] != now.get(name)} == {"train-00001.h5"}
 
 
-def test_ranks_have_a_file_each(cluster: Cluster, raw: list[str], tmp_path: Path) -> None:
-    cluster.run("srun", "-n3", "-c1", "--mpi=none", "bash", SCRIPT, *raw, cwd=tmp_path)
-    check(tmp_path)
+def test_what_needs_all_rows_is_refused(cluster: Cluster, command: list[str], tmp_path: Path) -> None:
+    command = [*OPTIONS, "--array=0", *command, "--min-count", "2"]
+    job_id = cluster.run("sbatch", *command, cwd=tmp_path).stdout.strip()
+    assert ended(cluster, job_id, tmp_path) == {"FAILED"}
+    assert "--min-count needs all rows of the input" in said(tmp_path)
 
 
-def test_without_an_array_it_is_refused(cluster: Cluster, raw: list[str], tmp_path: Path) -> None:
-    options = ["--parsable", "--cpus-per-task=1", "--output=%x-%j.out"]
-    job_id = cluster.run("sbatch", *options, SCRIPT, *raw, cwd=tmp_path).stdout.strip()
+def test_without_an_array_it_is_refused(cluster: Cluster, command: list[str], tmp_path: Path) -> None:
+    job_id = cluster.run("sbatch", *OPTIONS, "--output=%x-%j.out", *command, cwd=tmp_path).stdout.strip()
     assert ended(cluster, job_id, tmp_path) == {"FAILED"}
     assert "submit it with --array" in said(tmp_path)

@@ -98,13 +98,22 @@ class Nodes:
         """Kills all its processes at once; the node is gone for good."""
         os.kill(int((self._state / f"{self.addresses[node]}.pid").read_text()), signal.SIGKILL)
 
-    def launching(self, ppn: int) -> dict[str, str]:
-        """Environment in which MPICH's launcher starts `ppn` ranks on each node; skips for other MPIs."""
+    def limit(self, node: int, rate: str) -> None:
+        """What the node sends and what it receives is limited to `rate` each, as tc writes it ("100mbit")."""
+        shape = ["root", "tbf", "rate", rate, "burst", "64kb", "latency", "200ms"]
+        self.run(node, "tc", "qdisc", "replace", "dev", "eth0", *shape)
+        _run(["tc", "qdisc", "replace", "dev", self._links[node], *shape])
+
+    def launching(self, ppn: int | Sequence[int]) -> dict[str, str]:
+        """Environment in which MPICH's launcher starts `ppn` ranks on each node, or so many on one each;
+        skips for other MPIs.
+        """
         version = subprocess.run([mpiexec(), "--version"], text=True, capture_output=True).stdout
         if "HYDRA" not in version:
             pytest.skip("other launchers than MPICH's aren't told of nodes by their environment")
-        hosts = self._state / f"hosts-{ppn}"
-        hosts.write_text("".join(f"{address}:{ppn}\n" for address in self.addresses))
+        counts = [ppn] * len(self.addresses) if isinstance(ppn, int) else ppn
+        hosts = self._state / f"hosts-{'-'.join(map(str, counts))}"
+        hosts.write_text("".join(f"{a}:{n}\n" for a, n in zip(self.addresses, counts, strict=True)))
         return {
             "HYDRA_LAUNCHER": "ssh",
             "HYDRA_LAUNCHER_EXEC": str(self._state / "remote_shell"),

@@ -67,3 +67,14 @@ def test_cuda_graphs_change_nothing_but_rounding(data: str, tmp_path: Path, amp:
     pooled = {"features.history.pooling": "sum", "train.device": "cuda", "train.amp": amp}
     runs = run(data, tmp_path, 1, plain=pooled, graphs={**pooled, "train.cuda_graphs": True})
     assert_near(runs["graphs"], runs["plain"], 1e-4 if amp == "off" else 0.05)
+
+
+@pytest.mark.parametrize("wire", ["fp32", "scaled_fp16"])
+def test_rows_that_stay_on_the_gpu_are_those_that_stay_on_the_cpu(
+    data: str, tmp_path: Path, wire: str
+) -> None:
+    reuse = {"mode": "hybrid", "exact": True, "staleness_bound": 3, "wire.reuse_steps": 2, "wire.rows": wire}
+    gpu = {"train.device": "cuda", **reuse}
+    runs = run(data, tmp_path, 1, cpu={"train.device": "cpu", **reuse}, one=gpu, two=gpu)
+    assert run_digest(runs["one"]) == run_digest(runs["two"])
+    assert_near(runs["one"], runs["cpu"], 1e-4)

@@ -105,15 +105,17 @@ def test_two_trainers_equal_one_and_are_reproducible(tmp_path, data):
     assert result["staleness"]["histogram"] == {"0": 2 * 22}
 
 
-def test_exact_hybrid_with_three_trainers_is_reproducible(tmp_path, data):
-    exact = {"mode": "hybrid", "exact": True, "staleness_bound": 3}
+@pytest.mark.parametrize("reuse", [0, 2])
+def test_exact_hybrid_with_three_trainers_is_reproducible(tmp_path, data, reuse):
+    exact = {"mode": "hybrid", "exact": True, "staleness_bound": 3, "wire.reuse_steps": reuse}
     first = run_cases(settings(data, tmp_path / "a", 1, 1, 3, **exact))
     second = run_cases(settings(data, tmp_path / "b", 2, 2, 3, **exact))
     assert first == second
-    histogram = {int(k): v for k, v in summary(tmp_path / "a")["staleness"]["histogram"].items()}
-    assert max(histogram) == 3
-    embedding = summary(tmp_path / "a")["embedding"]
+    staleness, embedding = (summary(tmp_path / "a")[key] for key in ("staleness", "embedding"))
+    assert max(map(int, staleness["histogram"])) == 3 - reuse
+    assert staleness["max"] == 3
     assert embedding["applied_rows"] == embedding["pulled_rows"] > 0
+    assert (embedding["reused_rows"] > embedding["pulled_rows"] / 3) == (reuse > 0)
 
 
 def test_a_users_own_loop(tmp_path, data):

@@ -92,7 +92,29 @@ def test_several_ranks_make_the_same_files(raw: list[str], tmp_path: Path, num_r
     assert done.returncode != 0
     assert "was made with other settings (min_count)" in done.stderr
     done = run_mpi(num_ranks, PROGRAM, *arguments(raw, tmp_path / "new", "--shards", "2"), check=False)
-    assert "only `preprocess criteo --shard-bytes` shares its work" in done.stderr
+    assert "--shard-bytes share their work" in done.stderr
+
+
+def test_parts_without_communication_make_all_files(
+    raw: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--shard-bytes", "30000", "--test-shards", "2"]
+    assert main(arguments(raw, tmp_path / "alone", *more)) == 0
+    for part in ("1/2", "0/2"):
+        assert main(arguments(raw, tmp_path / "parts", *more, "--part", part)) == 0
+    names = sorted(p.name for p in (tmp_path / "alone").iterdir())
+    assert names == sorted(p.name for p in (tmp_path / "parts").iterdir())
+    for name in names:
+        assert_equal(read(tmp_path / "parts", name), read(tmp_path / "alone", name))
+    more += ["--min-count", "2", "--part", "0/2"]
+    assert main(arguments(raw, tmp_path / "rare", *more)) == 2
+    assert "--min-count needs all rows of the input" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("part", ["2/2", "-1/2", "1", "1/x", "0/0"])
+def test_parts_that_are_none(raw: list[str], tmp_path: Path, part: str) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments(raw, tmp_path / "out", "--shard-bytes", "30000", f"--part={part}"))
 
 
 def test_files_of_other_shards_are_refused_or_replaced(

@@ -1,6 +1,7 @@
 """Synthetic data: the distributions, the planted model, determinism, virtual ids."""
 
 import json
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -8,13 +9,17 @@ import pytest
 from scipy import stats
 from sklearn.metrics import log_loss, roc_auc_score
 
+from persia_hpc.cli import main
+from persia_hpc.config import load_config
 from persia_hpc.errors import UserError
-from persia_hpc.preprocess import synthetic
+from persia_hpc.preprocess import criteo_syn, synthetic
 from persia_hpc.preprocess.splits import uniform
 from persia_hpc.preprocess.synthetic import Generator, SyntheticOptions
 from persia_hpc.preprocess.zipf import Zipf
 from persia_hpc.samples.source import open_source
+from tests.support.mpi import run_mpi
 
+PROGRAM = Path(__file__).parent / "programs" / "preprocess.py"
 SMALL = {"rows": 3000, "test_rows": 2000, "features": 4, "vocabulary": (50,), "dense": 2}
 
 
@@ -103,18 +108,73 @@ def test_rows_depend_on_the_seed_only(tmp_path):
     assert equal(whole, type(whole).concatenate([first, second]))
 
 
-def test_virtual_ids(tmp_path):
-    options = SyntheticOptions("", features=2, vocabulary=(100, 1000), virtual_ids=10**13, exponent=1.2)
-    plain = Generator(SyntheticOptions("", features=2, vocabulary=(100, 1000), exponent=1.2)).block(
-        0, 20_000
-    )[0]
+def test_virtual_ids():
+    options = SyntheticOptions("", features=2, vocabulary=(100, 1000), virtual_ids=10**13)
     batch = Generator(options).block(0, 20_000)[0]
-    for name, size in (("f0", 100), ("f1", 1000)):
-        ids = batch.ids[name].values
-        # Each id spreads over copies of its own, nearly all of them used once only.
-        assert np.array_equal(ids // np.uint64(10**13 // size), plain.ids[name].values)
-        assert len(np.unique(ids)) > 19_990
-        assert ids.max() < 10**13
+    for column in batch.ids.values():
+        assert len(np.unique(column.values)) == 20_000
+        assert stats.kstest(column.values / 1e13, "uniform").pvalue > 1e-3
+    few = SyntheticOptions("", features=1, vocabulary=(10,), virtual_ids=37)
+    assert np.array_equal(np.unique(Generator(few).block(0, 5000)[0].ids["f0"].values), np.arange(37))
+
+
+def counts_of(values):
+    """How many of the values occur for the first time in each half."""
+    first = np.unique(values, return_index=True)[1]
+    return np.bincount(first // (len(values) // 2), minlength=2)
+
+
+def test_new_ids_are_a_share_of_the_draws():
+    new = {}
+    for share in (0.0, 0.05):
+        options = SyntheticOptions(
+            "", features=2, vocabulary=(100, 1000), virtual_ids=10**12, new_ids=share, test_rows=0
+        )
+        batch = Generator(options).block(0, 40_000)[0]
+        new[share] = np.sum([counts_of(column.values) for column in batch.ids.values()], axis=0)
+    assert new[0.0][0] > 700
+    assert new[0.0][1] < 300
+    # In a half 2,000 of 40,000 draws; 5 deviations.
+    np.testing.assert_allclose(new[0.05] - new[0.0], 2000, atol=5 * np.sqrt(2000) + 20)
+
+
+def test_presets_reach_what_is_stated_at_one_rate_of_new_ids():
+    """Tables of 6 to 100 trillion parameters differ in the range of ids only."""
+    stated = [6.25e12, 12.5e12, 25e12, 50e12, 100e12]
+    rates = []
+    for (name, preset), parameters in zip(criteo_syn.PRESETS.items(), stated, strict=True):
+        assert 0 <= 26 * preset.virtual_ids * 128 - parameters < 26 * 128
+        generator = Generator(SyntheticOptions("", preset=name))
+        batch = generator.block(0, 20_000)[0]
+        assert len(batch.ids) == 26
+        assert batch.dense.shape[1] == 13
+        largest = max(int(column.values.max()) for column in batch.ids.values())
+        assert 0.9 * preset.virtual_ids < largest < preset.virtual_ids
+        rates.append(np.sum([counts_of(column.values) for column in batch.ids.values()], axis=0))
+    np.testing.assert_allclose(rates, np.broadcast_to(rates[0], (5, 2)), atol=5)
+
+
+def test_ranks_and_parts_make_the_same_files(tmp_path):
+    arguments = ["preprocess", "synthetic", "--rows", "900", "--test-rows", "500", "--shards", "4"]
+    arguments += ["--features", "3", "--vocabulary", "50", "--dense", "2", "--out"]
+    assert main([*arguments, str(tmp_path / "alone")]) == 0
+    done = run_mpi(3, PROGRAM, *arguments, str(tmp_path / "ranks"))
+    assert "best possible on test: AUC" in done.stdout
+    for part in ("1/2", "0/2"):
+        assert main([*arguments, str(tmp_path / "parts"), "--part", part]) == 0
+    names = sorted(path.name for path in (tmp_path / "alone").iterdir())
+    assert len(names) == 5
+    for folder in ("ranks", "parts"):
+        assert names == sorted(path.name for path in (tmp_path / folder).iterdir())
+        for name in names:
+            assert equal(read(tmp_path / folder, name), read(tmp_path / "alone", name))
+            with h5py.File(tmp_path / folder / name) as one, h5py.File(tmp_path / "alone" / name) as other:
+                assert one.attrs["preprocessing"] == other.attrs["preprocessing"]
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "ranks").iterdir()}
+    (tmp_path / "ranks" / "train-002.h5").unlink()  # as after a kill
+    assert main([*arguments, str(tmp_path / "ranks")]) == 0
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "ranks").iterdir()}
+    assert [name for name in names if before[name] != after[name]] == ["train-002.h5"]
 
 
 def test_multi_hot():
@@ -135,6 +195,13 @@ def test_multi_hot():
     [
         ({"vocabulary": (5, 6)}, "--vocabulary: got 2 sizes, expected one or 26"),
         ({"virtual_ids": 10**14}, "--virtual-ids: got 1000*, expected 1000000 to"),
+        ({"new_ids": 0.5}, "--new-ids: got 0.5 without --virtual-ids"),
+        ({"new_ids": 1.5, "virtual_ids": 10**9}, "--new-ids: got 1.5, expected 0.0 to 1.0"),
+        (
+            {"preset": "criteo-syn1", "virtual_ids": 10},
+            "--virtual-ids: got 10, expected none beside --preset",
+        ),
+        ({"preset": "criteo-syn1", "features": 3}, "--features: got 3, expected none beside --preset"),
         ({"rows": 0}, "--rows: got 0, expected 1 to"),
         ({"multi_features": 27}, "--multi-features: got 27, expected 0 to 26"),
     ],
@@ -142,3 +209,8 @@ def test_multi_hot():
 def test_bad_options_are_refused(options, message):
     with pytest.raises(UserError, match=message):
         Generator(SyntheticOptions("", **options))
+
+
+def test_the_configuration_of_the_presets_is_valid():
+    config = load_config(Path(__file__).parents[2] / "datasets" / "synthetic" / "criteo_syn.toml")
+    assert config.tables["default"].dim == criteo_syn.DIM

@@ -105,7 +105,7 @@ def test_splits_partition_the_rows(tmp_path, monkeypatch, by, block_bytes):
     monkeypatch.setattr(
         table_input,
         "read_blocks",
-        lambda p, quoted: lines.read_blocks(p, quoted=quoted, block_bytes=block_bytes),
+        lambda p, **more: lines.read_blocks(p, block_bytes=block_bytes, **more),
     )
     reports = prepare(tmp_path, SHORT + SPLITS[by], {"a.csv": LONG, "b.csv": LONG.replace("\n", "\n1", 500)})
     parts = [read(tmp_path, report.path.stem).ids["u"].values for report in reports]

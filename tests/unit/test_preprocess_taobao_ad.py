@@ -13,6 +13,7 @@ from persia_hpc.cli import main
 from persia_hpc.config import load_config
 from persia_hpc.preprocess.ids import MISSING_ID
 from persia_hpc.preprocess.taobao_ad import LAST_DAY
+from persia_hpc.samples.source import open_source
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = [  # user, time, advertisement, click
@@ -62,6 +63,20 @@ def test_joined_rows_are_split_by_day(raw: Path, tmp_path: Path, capsys: pytest.
     capsys.readouterr()
     assert main(["preprocess", "taobao_ad", "--input", str(raw), "--out", str(out)]) == 0
     assert "up to date" in capsys.readouterr().out
+
+
+def test_shards_hold_what_one_file_would(raw: Path, tmp_path: Path) -> None:
+    one = ["preprocess", "taobao_ad", "--input", str(raw), "--out", str(tmp_path / "one")]
+    many = [*one[:-1], str(tmp_path / "many"), "--shard-bytes", "1500"]
+    assert main(one) == 0
+    assert main(many) == 0
+    assert len(list((tmp_path / "many").glob("*.h5"))) > 2
+    for split in ("train", "test"):
+        sources = [open_source([str(tmp_path / name)]) for name in (f"many/{split}-*.h5", f"one/{split}.h5")]
+        got, want = (source.read(0, source.num_samples) for source in sources)
+        for name, column in want.ids.items():
+            assert np.array_equal(got.ids[name].values, column.values)
+        np.testing.assert_allclose(got.dense, want.dense, rtol=1e-6)
 
 
 def test_what_is_missing_is_named(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -105,7 +105,7 @@ class Shard {
     explicit Shard(const TableConfig& config);
 
     void pull(const Key* keys, std::size_t n, std::uint32_t step, Wire wire, std::byte* out,
-              std::uint32_t* slots);
+              std::uint32_t* slots, const std::uint8_t* wanted);
     void lookup(const Key* keys, std::size_t n, Wire wire, std::byte* out) const;
     PushCounts push(const PushBatch& batch, std::uint32_t step);
     PushCounts push_step(const std::vector<PushBatch>& batches, std::uint32_t step);

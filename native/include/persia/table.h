@@ -23,9 +23,10 @@ class Table {
     explicit Table(const TableConfig& config);
 
     // Rows of all keys to `out` [U, D], created where unseen (keys that are not admitted give zeros and the
-    // slot kNoSlot); notes that `step` uses them. Returns the epoch that push() wants back.
+    // slot kNoSlot); notes that `step` uses them. Returns the epoch that push() wants back. With `wanted` [U]
+    // only rows of keys with a 1 go to `out`, one behind the other; nothing else changes.
     std::uint32_t pull(const Key* keys, std::size_t n, std::uint32_t step, Wire wire, std::byte* out,
-                       std::uint32_t* slots);
+                       std::uint32_t* slots, const std::uint8_t* wanted = nullptr);
 
     // Evaluation: like pull, but changes nothing; unseen rows are zeros.
     void lookup(const Key* keys, std::size_t n, Wire wire, std::byte* out) const;

@@ -21,6 +21,7 @@ from persia_hpc.feed import FeedBatch
 from persia_hpc.trainer.batch import FeatureSpec, Inputs
 from persia_hpc.trainer.pooling import GroupFeatures
 from persia_hpc.trainer.pooling_cuda import CudaKernel, cuda_module
+from persia_hpc.trainer.row_rings import RowRings
 from persia_hpc.trainer.staging import Staging, arrays_of
 from persia_hpc.wire import WIRES
 
@@ -147,7 +148,7 @@ def _kernels(
 ) -> Iterator[Result]:
     recorder = _Recorder(_native if device.type == "cpu" else cuda_module(device))
     groups = [GroupFeatures(inputs, 0)]
-    kernel = CudaKernel(groups, feed, Staging(device), recorder)
+    kernel = CudaKernel(groups, feed, Staging(device), RowRings(), recorder)
     outputs = kernel.forward()
     kernel.backward([torch.randn_like(o) for o in outputs], WIRES[case["wire"]])
     output_bytes = sum(4 * o.numel() for o in outputs)

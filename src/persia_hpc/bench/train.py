@@ -1,4 +1,4 @@
-"""End to end: W0 trained by real jobs, beside the trainer alone (its limit), plain PyTorch and TorchRec.
+"""End to end: W0 trained by real jobs, beside the trainer alone (its limit), plain PyTorch and other systems.
 
 W0: 26 one-hot Zipf(1.2) features over 1 M ids each, 13 dense, dim 16, DLRM 64-16 / 64-1, row-wise Adagrad
 0.05, Adam 1e-3. Samples per second of the second half of each run (a second pass over the data: the rows
@@ -20,13 +20,18 @@ from typing import Any
 from .measure import Result, Timing, available_cores, summarize
 from .train_jobs import prepare_data, run_job, run_local, run_program, w0_settings
 
-SUMMARY = "end to end, beside the dense part alone, plain PyTorch and TorchRec"
+SUMMARY = "end to end, beside the dense part alone, plain PyTorch, TorchRec and Paddle"
 EXAMPLES = """\
 examples:
   persia-hpc bench train --data build/w0 --json train.json
   make bench-peers && persia-hpc bench train --data build/w0 --batch 2048 --trace trace.json"""
 
 DENSE_PHASES = ("forward", "backward", "optimizer")
+# Each has an environment in --peers and a program in benchmarks/peers.
+PEERS = {
+    "TorchRec, 2 ranks": ("torchrec-venv", "torchrec_w0.py"),
+    "Paddle, 1 server + 1 trainer": ("paddle-venv", "paddle_w0.py"),
+}
 Rates = dict[str, list[float]]
 
 
@@ -43,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--peers",
         type=Path,
-        default=Path("build/peers-venv"),
-        help="environment made by `make bench-peers`, in the repository (default: build/peers-venv)",
+        default=Path("build"),
+        help="where `make bench-peers`, in the repository, made their environments (default: build)",
     )
     parser.add_argument("--trace", type=Path, help="writes a timeline of 5 steps of a pinned job there")
 
@@ -85,9 +90,8 @@ def _measure_batch(
             ("PyTorch dense-only, textbook", "textbook", 1, cores[-1]),
         )
     }
-    peer = torchrec_command(options.peers)
-    if peer is not None:
-        limits["TorchRec, 2 ranks"] = lambda: run_program([*peer, *size])
+    peers = peer_commands(options.peers)
+    limits |= {name: lambda peer=peer: run_program([*peer, *size]) for name, peer in peers.items()}  # type: ignore[misc]
     rates: Rates = {name: [] for name in (*jobs, *limits)}
     whole: Rates = {name: [] for name in jobs}
     last: dict[str, dict[str, Any]] = {}
@@ -107,7 +111,8 @@ def _measure_batch(
         beside = [*ends, *dense] if name.endswith("pinned") else ends
         notes = {"whole run": summarize(whole[name]).median, **shares(last[name]["phase_seconds"])}
         yield _result(name, batch, found, beside, notes)
-    notes = {} if peer else {"TorchRec": f"not measured: there is no {options.peers} (make bench-peers)"}
+    absent = [name for name in PEERS if name not in peers]
+    notes = {"not measured (make bench-peers)": "; ".join(absent)} if absent else {}
     yield _result("dense-only", batch, found, dense[1:], notes)
 
 
@@ -119,10 +124,14 @@ def _result(
     return Result(case, "samples/s", found[name], limits, higher_is_better=True, notes=notes)
 
 
-def torchrec_command(venv: Path) -> list[str] | None:
-    """How TorchRec's W0 is started, None where its environment or the repository is not there."""
-    python, program = venv / "bin" / "python", Path("benchmarks/peers/torchrec_w0.py")
-    return [str(python), str(program)] if (venv / "done").exists() and program.exists() else None
+def peer_commands(folder: Path) -> dict[str, list[str]]:
+    """How the peers' W0 are started: those whose environments are there, in the repository only."""
+    commands = {}
+    for name, (venv, file) in PEERS.items():
+        program = Path("benchmarks/peers") / file
+        if (folder / venv / "done").exists() and program.exists():
+            commands[name] = [str(folder / venv / "bin" / "python"), str(program)]
+    return commands
 
 
 def shares(phase_seconds: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, str]:

@@ -24,10 +24,10 @@ START_SECONDS = 60
 CASE_SECONDS = 240
 
 
-def prepare_data(folder: Path, samples: int) -> Path:
+def prepare_data(folder: Path, samples: int, exponent: float = 1.2) -> Path:
     """W0's HDF5 file of `samples` rows, its columns as .npy for the peers, in `folder`; reused if there."""
-    rows = ["--rows", str(samples), "--test-rows", "0", "--vocabulary", str(VOCABULARY), "--exponent", "1.2"]
-    shape = ["--features", str(FEATURES), "--dense", str(DENSE)]
+    rows = ["--rows", str(samples), "--test-rows", "0", "--vocabulary", str(VOCABULARY)]
+    shape = ["--features", str(FEATURES), "--dense", str(DENSE), "--exponent", str(exponent)]
     _run([*cli(), "preprocess", "synthetic", "--out", str(folder), *rows, *shape])
     path = folder / "train-000.h5"
     labels = folder / "labels.npy"  # the last that is written

@@ -21,7 +21,8 @@ examples:
   persia-hpc preprocess adult --help
   persia-hpc preprocess table --help
   persia-hpc preprocess synthetic --help
-  mpiexec -n 8 persia-hpc preprocess criteo --input 'day_*' --out data/criteo --shard-bytes 1GiB"""
+  mpiexec -n 8 persia-hpc preprocess criteo --input 'day_*' --out data/criteo --shard-bytes 1GiB
+  mpiexec -n 8 persia-hpc preprocess table clicks.toml --out data/clicks --shard-bytes 1GiB"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,17 +40,24 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _team(options: argparse.Namespace) -> Team:
-    """The ranks of this MPI job, where the work can be shared."""
+    """The ranks of this MPI job, where the work can be shared; or the part that the options ask for."""
+    from persia_hpc.preprocess.cli import shares_work
     from persia_hpc.preprocess.team import ALONE, Ranks
 
     size = max(int(os.environ.get(name, 1)) for name in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE"))
-    if getattr(options, "shard_bytes", None) is None:
-        if size > 1:
+    part: Team | None = getattr(options, "part", None)
+    if not shares_work(options):
+        if size > 1 or part is not None:
+            got = "with --part" if part is not None else f"on {size} ranks"
             raise UserError(
-                f"preprocess {options.preprocess_name} was started on {size} ranks, but only "
-                "`preprocess criteo --shard-bytes` shares its work; start it without mpiexec"
+                f"preprocess {options.preprocess_name} was started {got}, but only `preprocess synthetic` "
+                "and --shard-bytes share their work; start it alone, or with --shard-bytes if it has that"
             )
         return ALONE
+    if part is not None:
+        if size > 1:
+            raise UserError(f"--part: got it on {size} ranks, which share the work anyway; leave it out")
+        return part
     if not inside_mpi():
         return ALONE
     from mpi4py import MPI

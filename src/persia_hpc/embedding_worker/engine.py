@@ -12,8 +12,8 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from persia_hpc._native import Dedup, Deduplicator, hash_ids
-from persia_hpc.config import HashConfig
+from persia_hpc._native import Dedup, Deduplicator, RecentRows, hash_ids
+from persia_hpc.config import Config, HashConfig
 from persia_hpc.errors import UserError
 from persia_hpc.feed import FeedBatch
 from persia_hpc.layout import FeatureLayout, Layout
@@ -22,6 +22,17 @@ from persia_hpc.samples.batch import IdColumn, SampleBatch
 
 Array = npt.NDArray[Any]
 Transform = Callable[[SampleBatch, int, int], SampleBatch]
+
+
+@dataclass
+class HeldRows:
+    """Which rows of a batch the trainer holds from earlier steps, so that they don't travel (RecentRows)."""
+
+    wanted: Array  # uint8 [U]: 1 for rows that travel
+    places: Array  # uint32 [U]
+    rings: Array  # int64 [G, 2]
+    ages: int
+    before: Array  # uint32 [U+1]: how many of the rows before one travel
 
 
 @dataclass
@@ -36,7 +47,8 @@ class KeyBatch:
     bag_offsets: dict[str, Array]
     missing: set[int]  # servers whose rows have not arrived
     rows: list[Array] = field(default_factory=list)
-    staleness: int = 0
+    staleness: int = 0  # of the rows that were pulled
+    held: HeldRows | None = None
 
     @property
     def waits_for(self) -> str:
@@ -73,9 +85,23 @@ def hash_column(column: IdColumn, hashing: HashConfig) -> IdColumn:
 class EmbeddingWorker:
     """Dedup, splitting by server, assembling rows, splitting gradients. Not thread-safe."""
 
-    def __init__(self, layout: Layout, *, num_servers: int = 1, seed: int = 1, transform: str | None = None):
+    def __init__(
+        self,
+        layout: Layout,
+        *,
+        num_servers: int = 1,
+        seed: int = 1,
+        transform: str | None = None,
+        worker_rank: int = 0,
+        reuse_steps: int = 0,
+    ):
         self.layout = layout
         self.num_servers = num_servers
+        self.worker_rank = worker_rank
+        self.reuse_steps = reuse_steps
+        self.reused_rows = self.max_staleness = 0
+        self._recent: dict[int, RecentRows] = {}  # by trainer
+        self._stalenesses: dict[int, dict[int, int]] = {}  # of the last pulls, by trainer and step
         self.seed = seed
         self.transform: Transform | None = (
             cast(Transform, load_object(transform, "data.transform")) if transform else None
@@ -85,6 +111,18 @@ class EmbeddingWorker:
             groups=list(layout.group_of_table),
             num_buckets=[t.num_buckets for t in layout.tables],
             bounds=layout.bounds(num_servers),
+        )
+
+    @classmethod
+    def of(cls, config: Config, layout: Layout, num_servers: int, worker_rank: int) -> EmbeddingWorker:
+        """As a configuration says."""
+        return cls(
+            layout,
+            num_servers=num_servers,
+            seed=config.seed,
+            transform=config.data.transform,
+            worker_rank=worker_rank,
+            reuse_steps=config.wire.reuse_steps,
         )
 
     def prepare(self, sample: SampleBatch, *, step: int, trainer: int, num_global: int) -> KeyBatch:
@@ -113,6 +151,28 @@ class EmbeddingWorker:
         dedup = self._dedup.run(values)
         return KeyBatch(step, trainer, num_global, sample, dedup, bags, set(range(self.num_servers)))
 
+    def reuse(self, batch: KeyBatch) -> None:
+        """With `reuse_steps`: leaves out of a batch's pull what its trainer still holds.
+
+        Called in order of the steps, for those of one trainer; not for evaluations.
+        """
+        if self.reuse_steps == 0:
+            return
+        if batch.trainer not in self._recent:
+            groups = list(self.layout.group_of_table)
+            self._recent[batch.trainer] = RecentRows(groups=groups, reuse_steps=self.reuse_steps)
+        recent, dedup = self._recent[batch.trainer], batch.dedup
+        wanted, places, rings, ages = recent.find(dedup.keys, dedup.table_offsets, step=batch.step)
+        before = np.zeros(len(wanted) + 1, np.uint32)
+        np.cumsum(wanted, out=before[1:])
+        batch.held = HeldRows(wanted, places, rings, ages, before)
+        self.reused_rows += len(wanted) - int(before[-1])
+
+    def forget_rows(self) -> None:
+        """No batch from here on uses rows of those before: a resumed run begins like that as well."""
+        for recent in self._recent.values():
+            recent.clear()
+
     def _column(self, sample: SampleBatch, feature: FeatureLayout) -> IdColumn:
         column = sample.ids[feature.name]
         if column.offsets is not None and feature.max_length is not None:
@@ -120,28 +180,34 @@ class EmbeddingWorker:
         hashing = self.layout.tables[feature.table].config.hash
         return column if hashing is None else hash_column(column, hashing)
 
-    def request(self, batch: KeyBatch, server: int) -> tuple[list[Array], Array]:
-        """What server `server` is asked for: slices of keys (uint64), and uint32 [T] counts a table."""
+    def request(self, batch: KeyBatch, server: int) -> list[Any]:
+        """What server `server` is asked for: slices of keys (uint64), uint32 [T] counts a table and, if some
+        rows needn't travel, slices of `wanted` (uint8).
+        """
         offsets = batch.dedup.server_offsets
         begins, ends = offsets[:, server], offsets[:, server + 1]
+        cuts = list(zip(begins.tolist(), ends.tolist(), strict=True))
         if self.num_servers == 1:
-            return [batch.dedup.keys], (ends - begins).astype(np.uint32)
-        return (
-            [batch.dedup.keys[b:e] for b, e in zip(begins.tolist(), ends.tolist(), strict=True)],
+            cuts = [(0, len(batch.dedup.keys))]
+        asked: list[Any] = [
+            [batch.dedup.keys[b:e] for b, e in cuts],
             (ends - begins).astype(np.uint32),
-        )
+        ]
+        if batch.held is not None:
+            asked.append([batch.held.wanted[b:e] for b, e in cuts])
+        return asked
 
     def fill(self, batch: KeyBatch, server: int, rows: Sequence[Array]) -> bool:
         """Takes a server's answer (one array of U_g^p rows a group, as they travel; copied); True when all
         servers have answered.
         """
-        groups = batch.dedup.group_offsets
+        groups = self._travelling(batch, batch.dedup.group_offsets)
         if not batch.rows:
             batch.rows = [
                 np.empty((int(groups[g + 1]) - int(groups[g]), rows[g].shape[1]), rows[g].dtype)
                 for g in range(len(self.layout.group_dims))
             ]
-        for g, pieces in enumerate(self.pieces(batch, server)):
+        for g, pieces in enumerate(self.pieces(batch, server, travelling=True)):
             at = 0
             for begin, end in pieces:
                 batch.rows[g][begin:end] = rows[g][at : at + end - begin]
@@ -149,9 +215,20 @@ class EmbeddingWorker:
         batch.missing.discard(server)
         return not batch.missing
 
-    def pieces(self, batch: KeyBatch, server: int) -> list[list[tuple[int, int]]]:
-        """For each group the [begin, end) runs of its rows that are the server's, in table order."""
+    @staticmethod
+    def _travelling(batch: KeyBatch, offsets: Array) -> Array:
+        """Offsets of rows as offsets of those that travel."""
+        return offsets if batch.held is None else batch.held.before[offsets]
+
+    def pieces(
+        self, batch: KeyBatch, server: int, *, travelling: bool = False
+    ) -> list[list[tuple[int, int]]]:
+        """For each group the [begin, end) runs of its rows (or of those that travel) that are the server's,
+        in table order.
+        """
         offsets, groups = batch.dedup.server_offsets, batch.dedup.group_offsets
+        if travelling:
+            offsets, groups = self._travelling(batch, offsets), self._travelling(batch, groups)
         if self.num_servers == 1:
             return [[(0, int(groups[g + 1]) - int(groups[g]))] for g in range(len(groups) - 1)]
         result: list[list[tuple[int, int]]] = []
@@ -167,7 +244,7 @@ class EmbeddingWorker:
 
     def feed(self, batch: KeyBatch) -> FeedBatch:
         """The trainer's batch, once all rows are there."""
-        sample, dedup = batch.sample, batch.dedup
+        sample, dedup, held = batch.sample, batch.dedup, batch.held
         return FeedBatch(
             step=batch.step,
             trainer=batch.trainer,
@@ -184,8 +261,29 @@ class EmbeddingWorker:
             labels=sample.labels,
             weight=sample.weight,
             group=sample.group,
-            staleness=batch.staleness,
+            staleness=self._staleness(batch),
+            places=None if held is None else held.places,
+            rings=None if held is None else held.rings,
+            holder=self.worker_rank,
         )
+
+    def _staleness(self, batch: KeyBatch) -> int:
+        """Of the stalest row in the batch, in steps; rows of earlier steps have grown staler since."""
+        if batch.held is None:
+            return batch.staleness
+        known = self._stalenesses.setdefault(batch.trainer, {})
+        for step in [s for s in known if s < batch.step - self.reuse_steps]:
+            del known[step]
+        known[batch.step] = staleness = batch.staleness
+        for age in range(1, self.reuse_steps + 1):
+            if batch.held.ages >> age & 1:
+                staleness = max(staleness, age + known[batch.step - age])
+        self.max_staleness = max(self.max_staleness, staleness)
+        return staleness
+
+    def statistics(self) -> dict[str, int]:
+        """Counters for summary.json."""
+        return {"reused_rows": self.reused_rows, "max_staleness": self.max_staleness}
 
     def push(self, batch: KeyBatch, server: int, gradients: Sequence[Array]) -> list[list[Array]]:
         """The server's part of the row gradients (one [U_g, D_g] array a group): slices of each group, no

@@ -96,7 +96,7 @@ class WorkerLoop:
         }
         self.readers = {split: split_reader(config, split, source) for split, source in sources.items()}
         self.schedules = make_schedules(config, {split: s.num_samples for split, s in sources.items()})
-        self.window = (0 if config.mode == "sync" else config.staleness_bound) + config.data.prefetch
+        self.window = config.pull_bound + config.data.prefetch
         self.work: _Work | None = None
         # Announced while this worker was still busy with the stretch before: trainer 0 may be ahead of it.
         self.upcoming: deque[tuple[Kind, int, int]] = deque()
@@ -249,6 +249,7 @@ class WorkerLoop:
         self.work = _Work(self._read("train", requests), deque(requests), evaluation=False, first=first)
         self.issued = first - 1
         self.limit = None
+        self.engine.forget_rows()
         for server in self.servers:
             server.pulls.post(Kind.SEGMENT, step=first, tag=last)
 
@@ -306,11 +307,11 @@ class WorkerLoop:
             if work.evaluation:
                 self.looked_up[step, trainer] = batch
             else:
+                self.engine.reuse(batch)
                 self.in_flight[step, trainer] = batch
                 self.issued = step
                 self.first_pull.setdefault(work.first, time.time())
             for p, server in enumerate(self.servers):
-                keys, counts = self.engine.request(batch, p)
                 kind = Kind.LOOKUP if work.evaluation else Kind.PULL
                 # A look-up names the step whose updates it must see, and finds its way back by the tag.
                 server.pulls.post(
@@ -318,7 +319,7 @@ class WorkerLoop:
                     step=work.step if work.evaluation else step,
                     trainer=trainer,
                     tag=step,
-                    arrays=[keys, counts],
+                    arrays=self.engine.request(batch, p),
                 )
             self.phases.add("pull", begin, traced)
             moved = True
@@ -364,8 +365,7 @@ class WorkerLoop:
         key = (record.tag if evaluation else record.step, record.trainer)
         batch = self.looked_up[key] if evaluation else self.in_flight[key]
         begin = time.perf_counter()
-        if not evaluation:
-            batch.staleness = max(batch.staleness, record.tag)
+        batch.staleness = max(batch.staleness, 0 if evaluation else record.tag)
         kind = Kind.FEED_EVALUATE if evaluation else Kind.FEED
         sender = self.trainers[record.trainer].feed
         if not self._pass_on(batch, record, sender, kind, key[0]):
@@ -396,5 +396,5 @@ class WorkerLoop:
 
     def statistics(self) -> dict[str, Any]:
         """Counters for summary.json."""
-        wait = {cause: self.phases.seconds[cause] for cause in ("idle", "read")}
-        return {"first_pull": self.first_pull, "wait": wait, **self.phases.statistics()}
+        counted = {"first_pull": self.first_pull, **self.engine.statistics(), **self.phases.statistics()}
+        return {**counted, "wait": {cause: self.phases.seconds[cause] for cause in ("idle", "read")}}

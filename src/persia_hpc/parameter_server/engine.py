@@ -34,6 +34,7 @@ class Pull:
     keys: Array
     counts: Array
     reply_to: int = 0  # whoever asked: the caller's affair
+    wanted: Array | None = None  # uint8 [U]: 1 for rows that must travel; None: all
     slots: Array | None = None
     epochs: dict[int, int] = field(default_factory=dict)  # of each table, when it was pulled from
 
@@ -97,7 +98,7 @@ class ParameterServer:
         ]
         sync = config.mode == "sync"
         self.clock = Clock(
-            bound=0 if sync else config.staleness_bound,
+            bound=config.pull_bound,
             exact=sync or config.exact,
             num_trainers=num_trainers,
             per_trainer=config.mode == "async",
@@ -131,22 +132,43 @@ class ParameterServer:
                 self._waiting.remove(pull)
                 yield pull
 
-    def row_shapes(self, counts: Array) -> list[tuple[int, int]]:
-        """[U_g, D_g] of each group for a request of `counts` rows per table."""
+    def row_shapes(self, counts: Array, wanted: Array | None = None) -> list[tuple[int, int]]:
+        """[U_g, D_g] of each group for a request of `counts` rows per table, of which some are `wanted`."""
         layout = self.layout
+        if wanted is not None:
+            before = np.cumsum(np.append(0, wanted), dtype=np.int64)
+            counts = np.diff(before[np.cumsum(np.append(0, counts), dtype=np.int64)])
         return [
             (sum(int(counts[t]) for t in layout.tables_of_group(g)), dim)
             for g, dim in enumerate(layout.group_dims)
         ]
 
     def answer(self, pull: Pull, out: Sequence[Array]) -> int:
-        """Fills `out` (one [U_g, D_g] array a group, float32 or float16) ; returns the staleness in steps."""
+        """Fills `out` (for each group its wanted rows, in wire format); returns the staleness in steps."""
         pull.slots = np.empty(len(pull.keys), np.uint32)
-        for index, keys, rows, slots in self._parts(pull.keys, pull.counts, out, pull.slots):
-            pull.epochs[index] = self._table(index).pull(keys, pull.step, rows, slots)
+        if pull.wanted is None:
+            for index, keys, rows, slots in self._parts(pull.keys, pull.counts, out, pull.slots):
+                pull.epochs[index] = self._table(index).pull(keys, pull.step, rows, slots)
+        else:
+            self._answer_part(pull, pull.wanted, out)
         self._in_flight[pull.step, pull.trainer] = pull
         self.ledger.pulled_rows += len(pull.keys)
         return self.clock.answered(pull.step, pull.trainer)
+
+    def _answer_part(self, pull: Pull, wanted: Array, out: Sequence[Array]) -> None:
+        assert pull.slots is not None
+        begin, group_begin = 0, [0] * len(self.layout.group_dims)
+        for index, count in enumerate(pull.counts.tolist()):
+            if count == 0:
+                continue
+            part = slice(begin, begin + count)
+            group = self.layout.tables[index].group
+            at = group_begin[group]
+            group_begin[group] += int(wanted[part].sum(dtype=np.int64))
+            rows = out[group][at : group_begin[group]]
+            table = self._table(index)
+            pull.epochs[index] = table.pull(pull.keys[part], pull.step, rows, pull.slots[part], wanted[part])
+            begin += count
 
     def lookup(self, keys: Array, counts: Array, out: Sequence[Array]) -> None:
         """Evaluation: fills `out` without any change to the tables; unseen rows are zeros."""

@@ -126,8 +126,9 @@ class ServerLoop:
     def _request(self, index: int, record: Record) -> None:
         kind = record.kind
         if kind == Kind.PULL:
-            keys, counts = (np.array(a) for a in record.arrays)
-            self.engine.submit_pull(Pull(record.step, record.trainer, keys, counts, index))
+            keys, counts, *rest = (np.array(a) for a in record.arrays)
+            wanted = rest[0] if rest else None
+            self.engine.submit_pull(Pull(record.step, record.trainer, keys, counts, index, wanted))
             record.release()
         elif kind == Kind.SEGMENT:
             self.engine.clock.begin_segment(record.step, record.tag)
@@ -183,7 +184,7 @@ class ServerLoop:
 
     def _answer(self, pull: Pull) -> None:
         sender = self.links[pull.reply_to].rows
-        shapes = self.engine.row_shapes(pull.counts)
+        shapes = self.engine.row_shapes(pull.counts, pull.wanted)
         # The record's `tag` carries the staleness, which the clock alone decides.
         staleness = self.engine.clock.staleness(pull.step, pull.trainer)
         self._produce(

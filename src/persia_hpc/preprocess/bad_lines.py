@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
 
 from persia_hpc.errors import UserError
+from persia_hpc.preprocess.frames import BadRowsError
 from persia_hpc.preprocess.lines import Piece
 from persia_hpc.preprocess.team import ALONE, Team
 
@@ -15,11 +17,20 @@ SHOWN = 5  # lines that are described
 LEAVE_OUT = " (--max-bad-lines N leaves out up to N such lines)"
 
 
+@contextmanager
+def option_named() -> Iterator[None]:
+    """Whoever is told of a bad line is also told how to leave it out."""
+    try:
+        yield
+    except BadRowsError as error:
+        raise UserError(f"{error}{LEAVE_OUT}") from error
+
+
 @dataclass
 class InputLines:
     """The lines of one piece of input, as far as it was read. Files made of it keep this in an attribute."""
 
-    count: int = 0  # blank ones too
+    count: int = 0  # blank ones too, but for a table's at the end of its file
     bad: int = 0  # left out
     first_bad: list[tuple[int, str]] = field(default_factory=list)  # SHOWN: line, from 1 in the piece; why
 

@@ -11,21 +11,33 @@ from typing import Any
 
 from persia_hpc.config import parse_bytes
 from persia_hpc.errors import EXIT_OK, UserError
-from persia_hpc.preprocess import adult, criteo, criteo_shards, movielens, synthetic, table, taobao_ad
-from persia_hpc.preprocess.bad_lines import LEAVE_OUT
-from persia_hpc.preprocess.frames import BadRowsError
-from persia_hpc.preprocess.team import ALONE, Team
+from persia_hpc.preprocess import (
+    adult,
+    criteo,
+    criteo_shards,
+    criteo_syn,
+    movielens,
+    synthetic,
+    table,
+    table_shards,
+    taobao_ad,
+)
+from persia_hpc.preprocess.team import ALONE, Part, Team
 
 
 @dataclass(frozen=True)
 class _Source:
-    """A source of data: its options are the fields of `options`, which `prepare` takes."""
+    """A source of data: its options are the fields of `options`, which `prepare` takes.
+
+    `share(options, team)` lets many ranks make them: with `--shard-bytes`, or always without such an option.
+    """
 
     options: type[Any]
     prepare: Callable[[Any], Any]
     add_arguments: Callable[[argparse.ArgumentParser], None]
     summary: str
     example: str
+    share: Callable[[Any, Team], Any] | None = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,15 +87,33 @@ def _add_criteo(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--rows", type=int, metavar="N", help="use the first N rows only")
     _add_number(parser, "--shards", int, defaults.shards, "number of training files")
+    _add_sharding(parser, "instead of --shards and fractions")
+    _add_max_bad_lines(parser)
+
+
+def _add_sharding(parser: argparse.ArgumentParser, instead: str) -> None:
+    _add_shard_bytes(parser, instead)
+    _add_number(parser, "--test-shards", int, 0, "with --shard-bytes: so many of the last files are the test")
+    _add_part(parser)
+
+
+def _add_part(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--part",
+        type=_part,
+        metavar="I/N",
+        help="make only the I-th (from 0) of N parts of the shards, as a task of a job array",
+    )
+
+
+def _add_shard_bytes(parser: argparse.ArgumentParser, instead: str) -> None:
     parser.add_argument(
         "--shard-bytes",
         type=_bytes,
         metavar="SIZE",
-        help="instead of --shards and fractions a file for so much of the input, say 1GiB; all ranks of an "
-        "MPI job share the work, and files that are there already are not made again",
+        help=f"{instead} a file for so much of the input, say 1GiB; all ranks of an MPI job share the work, "
+        "and files that are there already are not made again",
     )
-    _add_number(parser, "--test-shards", int, defaults.test_shards, "the last files, with --shard-bytes")
-    _add_max_bad_lines(parser)
 
 
 def _add_max_bad_lines(parser: argparse.ArgumentParser) -> None:
@@ -95,7 +125,11 @@ def _add_max_bad_lines(parser: argparse.ArgumentParser) -> None:
 def _add_movielens(parser: argparse.ArgumentParser) -> None:
     defaults = movielens.MovieLensOptions(Path(), Path())
     parser.add_argument(
-        "--input", type=Path, required=True, metavar="DIR", help="holds ratings.dat, users.dat and movies.dat"
+        "--input",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="holds ratings.dat, users.dat and movies.dat (1M), or ratings.csv and movies.csv (20M, 25M)",
     )
     parser.add_argument(
         "--task",
@@ -109,19 +143,27 @@ def _add_movielens(parser: argparse.ArgumentParser) -> None:
         nargs=3,
         default=defaults.fractions,
         metavar=("TRAIN", "VALID", "TEST"),
-        help="parts of the random split (default: 0.8 0.1 0.1)",
+        help="parts of the split (default: 0.8 0.1 0.1)",
     )
-    _add_number(parser, "--seed", int, defaults.seed, "of the random split")
+    parser.add_argument(
+        "--split",
+        choices=movielens.SPLITS_BY,
+        default=defaults.split,
+        help="random (default); time: the earliest ratings for training; user: each user in one part only",
+    )
+    _add_number(parser, "--seed", int, defaults.seed, "of the split and the order of rows")
 
 
 def _add_taobao_ad(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--input", type=Path, required=True, metavar="DIR", help=f"holds {', '.join(taobao_ad.FILES)}"
     )
+    _add_shard_bytes(parser, "instead of a file for each split")
 
 
 def _add_table(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("schema", type=Path, metavar="SCHEMA.toml", help="says what the columns are")
+    _add_sharding(parser, "instead of a file for each split")
     _add_max_bad_lines(parser)
 
 
@@ -143,7 +185,19 @@ def _add_synthetic(parser: argparse.ArgumentParser) -> None:
         "--virtual-ids",
         type=int,
         metavar="N",
-        help="spread each id over N / vocabulary ids (N up to 10^13): tables that never stop growing",
+        help="draw from N ids a feature (up to 10^13), all alike: tables that never stop growing",
+    )
+    parser.add_argument(
+        "--new-ids",
+        type=float,
+        metavar="X",
+        help="with --virtual-ids: only this share of the draws, others are of the vocabulary (default: 1)",
+    )
+    parser.add_argument(
+        "--preset",
+        choices=criteo_syn.PRESETS,
+        help="the Persia paper's sets of 6.25 to 100 trillion parameters: sets features, vocabulary, virtual "
+        "and new ids",
     )
     _add_number(parser, "--multi-features", int, defaults.multi_features, "how many features are multi-hot")
     _add_number(parser, "--max-ids", int, defaults.max_ids, "most ids of a sample in a multi-hot feature")
@@ -151,7 +205,8 @@ def _add_synthetic(parser: argparse.ArgumentParser) -> None:
     _add_number(parser, "--scale", float, defaults.scale, "deviation of the planted logit: more is easier")
     _add_number(parser, "--bias", float, defaults.bias, "mean of the planted logit")
     _add_number(parser, "--seed", int, defaults.seed, "of everything")
-    _add_number(parser, "--shards", int, defaults.shards, "number of training files")
+    _add_number(parser, "--shards", int, defaults.shards, "training files, shared by all ranks of an MPI job")
+    _add_part(parser)
 
 
 def _add_number(
@@ -171,6 +226,13 @@ def _bytes(text: str) -> int:
         return parse_bytes(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _part(text: str) -> Part:
+    rank, _, size = text.partition("/")
+    if not (rank.isdigit() and size.isdigit() and int(rank) < int(size)):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected I/N, like 0/24 to 23/24")
+    return Part(int(rank), int(size))
 
 
 def _sizes(text: str) -> tuple[int, ...]:
@@ -196,12 +258,13 @@ _SOURCES = {
         _add_criteo,
         "Criteo display advertising in Kaggle's layout (label, 13 integers, 26 hexadecimal ids)",
         "--input criteo/train.txt.gz --out data/criteo --shards 8",
+        criteo_shards.prepare,
     ),
     "movielens": _Source(
         movielens.MovieLensOptions,
         movielens.prepare,
         _add_movielens,
-        "MovieLens-1M as a click-through task",
+        "MovieLens (1M, 20M, 25M) as a click-through task",
         "--input ml-1m --out data/movielens",
     ),
     "taobao_ad": _Source(
@@ -210,6 +273,7 @@ _SOURCES = {
         _add_taobao_ad,
         "Taobao display advertising: samples, advertisements and users joined",
         "--input taobao --out data/taobao_ad",
+        taobao_ad.share,
     ),
     "table": _Source(
         table.TableOptions,
@@ -217,6 +281,7 @@ _SOURCES = {
         _add_table,
         "Any CSV, TSV or Parquet files, with a TOML schema (see datasets/table/README.md)",
         "clicks.toml --out data/clicks",
+        table_shards.prepare,
     ),
     "synthetic": _Source(
         synthetic.SyntheticOptions,
@@ -224,8 +289,14 @@ _SOURCES = {
         _add_synthetic,
         "Zipf-distributed ids and a planted model, so that the best possible AUC is known",
         "--rows 10000000 --shards 4 --out data/synthetic",
+        synthetic.prepare,
     ),
 }
+
+
+def shares_work(args: argparse.Namespace) -> bool:
+    """Whether many ranks can share what these arguments ask for."""
+    return _SOURCES[args.preprocess_name].share is not None and getattr(args, "shard_bytes", 0) is not None
 
 
 def run(args: argparse.Namespace, team: Team = ALONE) -> int:
@@ -241,14 +312,16 @@ def run(args: argparse.Namespace, team: Team = ALONE) -> int:
         if isinstance(value, list):
             options[key] = tuple(value)
     made: Any
-    try:
-        if getattr(args, "shard_bytes", None) is not None:
-            made = criteo_shards.prepare(criteo.CriteoOptions(**options), team)
-        else:
-            made = source.prepare(source.options(**options))
-    except BadRowsError as error:
-        raise UserError(f"{error}{LEAVE_OUT if 'max_bad_lines' in options else ''}") from error
-    if team.rank != 0:
+    if shares_work(args):
+        assert source.share is not None
+        made = source.share(source.options(**options), team)
+    else:
+        if getattr(args, "test_shards", 0):
+            raise UserError(
+                f"--test-shards {args.test_shards}: got it without --shard-bytes, which it goes with"
+            )
+        made = source.prepare(source.options(**options))
+    if team.rank != 0 and team.connected:
         return EXIT_OK
     if made is None:
         print(f"{args.out} is up to date")
@@ -256,6 +329,8 @@ def run(args: argparse.Namespace, team: Team = ALONE) -> int:
     reports, best = made if isinstance(made, tuple) else (made, {})  # synthetic knows what can be reached
     for report in reports:
         print(report)
+    if getattr(args, "preset", None):
+        print(criteo_syn.PRESETS[args.preset])
     if best:
         print(f"best possible on test: AUC {best['bayes_auc']:.5f}, logloss {best['bayes_logloss']:.5f}")
     return EXIT_OK

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
+import polars as pl
 
 from persia_hpc import _native
 from persia_hpc.preprocess.criteo_lines import IDS
+from persia_hpc.preprocess.shards import merged_counts
 from persia_hpc.preprocess.team import Team
 from persia_hpc.samples.batch import IdColumn, SampleBatch
 
@@ -34,16 +36,9 @@ def frequent_ids(counters: Counters, min_count: int, team: Team) -> Counters:
     frequent: Counters = {}
     for name in IDS:
         ids, counts = counters.pop(name).items()
-        owner = ids % np.uint64(team.size)
-        received = team.exchange([(ids[owner == r], counts[owner == r]) for r in range(team.size)])
-        sums = _native.IdCounter()
-        for part in received:
-            sums.add(*part)
-        ids, counts = sums.items()
+        kept = merged_counts(pl.DataFrame({"id": ids, "count": counts}), min_count, team)["id"].to_numpy()
         frequent[name] = _native.IdCounter()
-        frequent[name].add(np.asarray([MISSING_ID], np.uint64))
-        for kept in team.gather(ids[counts >= min_count]):
-            frequent[name].add(kept)
+        frequent[name].add(np.append(kept, np.uint64(MISSING_ID)))
     return frequent
 
 

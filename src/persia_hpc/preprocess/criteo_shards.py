@@ -1,8 +1,4 @@
-"""Criteo's layout by the terabyte: many ranks, each turning pieces of the input into HDF5 files of their own.
-
-Memory is constant but for `min_count`: then each rank keeps the different ids that it has met and, of all of
-them, those whose number modulo the number of ranks is its own.
-"""
+"""Criteo's layout by the terabyte: many ranks, each making HDF5 files of pieces of the input."""
 
 from __future__ import annotations
 
@@ -26,14 +22,9 @@ from persia_hpc.preprocess.criteo_lines import read_rows
 from persia_hpc.preprocess.lines import cut_pieces, expand_files
 from persia_hpc.preprocess.outputs import FileReport, Outputs, input_identity, make_directory
 from persia_hpc.preprocess.progress import Progress
+from persia_hpc.preprocess.shards import check_pieces, names, write_pieces
 from persia_hpc.preprocess.team import Team, shares, together
 from persia_hpc.samples.writer import DatasetWriter
-
-
-def names(num_pieces: int, test_shards: int) -> list[str]:
-    """File of each piece: the last `test_shards` are the test."""
-    train = num_pieces - test_shards
-    return [f"train-{i:05d}.h5" for i in range(train)] + [f"test-{i:05d}.h5" for i in range(test_shards)]
 
 
 def prepare(options: criteo.CriteoOptions, team: Team) -> list[FileReport | str] | None:
@@ -41,31 +32,30 @@ def prepare(options: criteo.CriteoOptions, team: Team) -> list[FileReport | str]
 
     Collective, with the same result for all.
     """
+    if options.min_count > 1:
+        team.need_all("--min-count")
+    if options.max_bad_lines:
+        team.need_all("--max-bad-lines")
     outputs, bad_lines, missing = together(team, lambda: _plan(options))
-    pieces = bad_lines.pieces
-    mine = shares([piece.num_bytes for piece in pieces], team.size)[team.rank]
     if not missing and outputs.up_to_date():
         return None
     together(team, lambda: make_directory(options.out))
+    sizes = [piece.num_bytes for piece in bad_lines.pieces]
     frequent: Counters = {}
     if options.min_count > 1:
-        train = [i for i in mine if i < len(pieces) - options.test_shards]
+        num_train = len(sizes) - options.test_shards
+        train = [i for i in shares(sizes, team.size)[team.rank] if i < num_train]
         frequent = _frequent_ids(options, bad_lines, train, team)
-    wanted = [i for i in mine if outputs.names[i] in missing]
-    with _progress("criteo: writing", bad_lines, wanted, team) as progress:
-        written = together(team, lambda: [_write(outputs, i, bad_lines, frequent, progress) for i in wanted])
-    if team.rank == 0:
-        outputs.remove_stale()
+
+    def write(i: int, progress: Progress) -> list[FileReport]:
+        return [_write(outputs, i, bad_lines, frequent, progress)]
+
+    wanted = [i for i, name in enumerate(outputs.names) if name in missing]
+    made = write_pieces(team, outputs, sizes, wanted, write, "criteo: writing")
     bad_lines.share(team)
     # Files that are whole stay, whatever comes out: a rerun with a higher limit goes on from here.
     together(team, bad_lines.check)
-    reports = sorted((r for part in team.gather(written) for r in part), key=lambda report: report.path)
-    return [*reports, *bad_lines.report()]
-
-
-def _progress(title: str, bad_lines: BadLines, pieces: list[int], team: Team) -> Progress:
-    total = sum(bad_lines.pieces[i].num_bytes for i in pieces)
-    return Progress(title, total, unit=" bytes", shown=team.rank == 0)
+    return None if made is None else [*made, *bad_lines.report()]
 
 
 def _plan(options: criteo.CriteoOptions) -> tuple[Outputs, BadLines, list[str]]:
@@ -78,11 +68,7 @@ def _plan(options: criteo.CriteoOptions) -> tuple[Outputs, BadLines, list[str]]:
         )
     files = expand_files(options.input)
     pieces = cut_pieces(files, options.shard_bytes)
-    if len(pieces) <= options.test_shards:
-        raise UserError(
-            f"--test-shards {options.test_shards}: the input makes {len(pieces)} shards, and at least one "
-            "must be left to train on; lower --shard-bytes"
-        )
+    check_pieces(len(pieces), options.test_shards)
     outputs = Outputs(
         options.out,
         names(len(pieces), options.test_shards),
@@ -131,7 +117,8 @@ def _frequent_ids(
     options: criteo.CriteoOptions, bad_lines: BadLines, pieces: list[int], team: Team
 ) -> Counters:
     """The ids that are frequent in the training pieces of all ranks; `pieces` are this one's. Collective."""
-    with _progress("criteo: counting ids", bad_lines, pieces, team) as progress:
+    total = sum(bad_lines.pieces[i].num_bytes for i in pieces)
+    with Progress("criteo: counting ids", total, unit=" bytes", shown=team.rank == 0) as progress:
         batches = (batch for piece in pieces for batch in read_rows(bad_lines, piece, progress))
         counters = together(team, lambda: count_ids(batches))
     bad_lines.share(team)

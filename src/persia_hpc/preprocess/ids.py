@@ -45,11 +45,14 @@ class IdCounts:
         self._parts: list[pl.DataFrame] = []
         self._pending = 0
 
-    def add(self, ids: Ids, values: pl.Series | None = None) -> None:
-        """Count the ids [N]. `values` (strings [N]) are kept for the first use of each id."""
+    def add(self, ids: Ids, values: pl.Series | None = None, first: int = 0) -> None:
+        """Count the ids [N]. `values` (strings [N]) are kept for the first use of each id, with its place:
+        `first` is that of ids[0], and only rises from call to call.
+        """
         columns: dict[str, object] = {"id": ids, "count": np.ones(len(ids), np.int64)}
         if values is not None:
             columns["value"] = values
+            columns["first"] = np.arange(first, first + len(ids), dtype=np.int64)
         part = _summed(pl.DataFrame(columns))
         self._parts.append(part)
         self._pending += part.height
@@ -62,17 +65,18 @@ class IdCounts:
         self._pending = 0
 
     def frame(self, min_count: int) -> pl.DataFrame:
-        """Columns `id`, `count` and maybe `value`; ids used at least `min_count` times, by first use."""
+        """Columns `id`, `count`, maybe `value` and `first`; ids used `min_count` times at least, in order."""
         self._compact()
         if not self._parts:
-            return pl.DataFrame(schema={"id": pl.UInt64, "count": pl.Int64, "value": pl.String})
+            kinds = {"id": pl.UInt64, "count": pl.Int64, "value": pl.String, "first": pl.Int64}
+            return pl.DataFrame(schema=kinds)
         return self._parts[0].filter(pl.col("count") >= min_count)
 
 
 def _summed(frame: pl.DataFrame) -> pl.DataFrame:
     sums = [pl.col("count").sum()]
     if "value" in frame.columns:
-        sums.append(pl.col("value").first())
+        sums += [pl.col("value").first(), pl.col("first").first()]
     return frame.group_by("id", maintain_order=True).agg(sums)
 
 

@@ -98,8 +98,8 @@ class Piece:
 
     @property
     def num_bytes(self) -> int:
-        """On disk."""
-        return (self.path.stat().st_size if self.end is None else self.end) - self.begin
+        """In the file."""
+        return self.path.stat().st_size if self.end is None else self.end - self.begin
 
     def first_line(self) -> int:
         """Number of its first line, which costs reading all before it."""
@@ -147,7 +147,7 @@ def whole_lines(
     pending = b""
     mark = b"\xef\xbb\xbf" if piece.begin == 0 else b""  # a byte order mark is no part of the first value
     done = 0
-    for chunk in _chunks(piece, block_bytes, on_read or (lambda num_bytes: None)):
+    for chunk in chunks(piece, block_bytes, on_read):
         if quoted:  # whether a newline ends a line depends on all quotes before it
             pending, chunk = b"", pending + chunk
         cut = _cut(chunk, quoted)
@@ -169,19 +169,26 @@ def whole_lines(
         yield pending.removeprefix(mark).removesuffix(b"\n") + b"\n"
 
 
-def read_blocks(path: Path, *, quoted: bool = False, block_bytes: int = BLOCK_BYTES) -> Iterator[TextBlock]:
-    """The lines of a file in order, about `block_bytes` at a time.
+def read_blocks(
+    source: Path | Piece, *, quoted: bool = False, block_bytes: int = BLOCK_BYTES
+) -> Iterator[TextBlock]:
+    """The lines of a file or a piece of one in order, about `block_bytes` at a time; numbered from 1.
 
     `quoted`: newlines between double quotes don't end a line; blocks that hold quotes keep blank lines.
     """
     line = 1
-    for text in whole_lines(path, quoted=quoted, block_bytes=block_bytes):
+    path = source.path if isinstance(source, Piece) else source
+    for text in whole_lines(source, quoted=quoted, block_bytes=block_bytes):
         yield from _block(path, text, line, quoted)
         line += num_newlines(text)
 
 
-def _chunks(piece: Piece, chunk_bytes: int, on_read: Callable[[int], None]) -> Iterator[bytes]:
+def chunks(
+    piece: Piece, chunk_bytes: int = BLOCK_BYTES, on_read: Callable[[int], None] | None = None
+) -> Iterator[bytes]:
+    """The bytes of a piece, uncompressed; `on_read` as for `whole_lines`."""
     path = piece.path
+    on_read = on_read or (lambda num_bytes: None)
     kind = compression_of(path)
     try:
         if kind == "zstd":

@@ -1,4 +1,4 @@
-"""MovieLens-1M as a click-through task: did this user like this movie.
+"""MovieLens as a click-through task: did this user like this movie. 20M and 25M: see movielens_csv.py.
 
 Ids: user, movie, age, occupation and year as the files' numbers; gender, zip and genres (multi-hot) hashed.
 """
@@ -14,17 +14,21 @@ import numpy as np
 import polars as pl
 
 from persia_hpc.errors import UserError
+from persia_hpc.preprocess import movielens_csv
 from persia_hpc.preprocess.columns import split_lists
 from persia_hpc.preprocess.frames import Frame, parse
-from persia_hpc.preprocess.ids import MISSING_ID, string_ids
+from persia_hpc.preprocess.ids import MISSING_ID, Ids, string_ids
 from persia_hpc.preprocess.lines import num_newlines, read_blocks
 from persia_hpc.preprocess.outputs import FileReport, Outputs, input_identity
 from persia_hpc.preprocess.splits import SPLITS, boundaries, check_fractions
-from persia_hpc.samples.batch import IdColumn, SampleBatch
+from persia_hpc.samples.batch import IdColumn, Rows, SampleBatch
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 
 TASKS = ("ctr", "all")
-SOURCE = "MovieLens-1M (GroupLens), research use only"
+SPLITS_BY = ("random", "time", "user")
+SOURCE = "MovieLens (GroupLens), research use only"
+BLOCK_ROWS = 65_536
+COMPRESSIONS = ("", ".xz", ".gz", ".zst", ".bz2")
 ID_DTYPES = {"user": "uint16", "movie": "uint16", "age": "uint8", "occupation": "uint8"}
 FEATURES = (
     FeatureSchema("user"),
@@ -50,11 +54,14 @@ RATINGS: Kinds = {"user": pl.Int64, "movie": pl.Int64, "rating": pl.Int64}
 
 @dataclass(frozen=True)
 class MovieLensOptions:
-    """`input` holds ratings.dat (or ratings_no_timestamp.dat), users.dat and movies.dat."""
+    """`input` holds ratings.dat (or ratings_no_timestamp.dat), users.dat and movies.dat of 1M, or ratings.csv
+    and movies.csv of 20M or 25M.
+    """
 
     out: Path
     input: Path
     task: str = "ctr"
+    split: str = "random"
     seed: int = 1
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
     overwrite: bool = False
@@ -62,12 +69,13 @@ class MovieLensOptions:
 
 def _find_file(directory: Path, *names: str) -> Path:
     for name in names:
-        for suffix in ("", ".xz", ".gz", ".zst", ".bz2"):
+        for suffix in COMPRESSIONS:
             path = directory / (name + suffix)
             if path.is_file():
                 return path
+    other = ", or ratings.csv and movies.csv of 20M" if names[0] == "ratings.dat" else ""
     raise UserError(
-        f"{directory}: got no {names[0]}, expected it there, plain or compressed (.xz, .gz, .zst)"
+        f"{directory}: got no {names[0]}, expected it there, plain or compressed (.xz, .gz, .zst){other}"
     )
 
 
@@ -141,11 +149,24 @@ def read_samples(directory: Path, task: str) -> tuple[DatasetSchema, SampleBatch
 def prepare(options: MovieLensOptions) -> list[FileReport] | None:
     """Write the files; None when they were up to date."""
     fractions = check_fractions(dict(zip(SPLITS, options.fractions, strict=True)), "--fractions")
-    schema, samples, paths = read_samples(options.input, options.task)
+    samples: SampleBatch | movielens_csv.CsvRatings
+    if any((options.input / f"ratings.csv{suffix}").is_file() for suffix in COMPRESSIONS):
+        paths = [_find_file(options.input, name) for name in ("ratings.csv", "movies.csv")]
+        ratings = movielens_csv.read_ratings(paths[0], paths[1], options.task)
+        samples, schema, dtypes = ratings, ratings.schema, movielens_csv.ID_DTYPES
+        users, time = ratings.users, ratings.time
+    else:
+        schema, samples, paths = read_samples(options.input, options.task)
+        users, time, dtypes = samples.ids["user"].values, samples.time, ID_DTYPES
     settings: dict[str, Any] = {
         "dataset": "movielens",
         "inputs": input_identity(paths),
-        "options": {"task": options.task, "seed": options.seed, "fractions": fractions},
+        "options": {
+            "task": options.task,
+            "split": options.split,
+            "seed": options.seed,
+            "fractions": fractions,
+        },
         "missing_id": MISSING_ID,
     }
     outputs = Outputs(
@@ -153,10 +174,33 @@ def prepare(options: MovieLensOptions) -> list[FileReport] | None:
     )
     if outputs.up_to_date():
         return None
-    # The rows stay in random order: the ratings come sorted by user, and training on that takes longer.
-    order = np.random.default_rng(options.seed).permutation(samples.num_samples)
-    parts = np.split(order, boundaries(samples.num_samples, fractions))
-    with outputs.write(schema, id_dtypes=ID_DTYPES, source=SOURCE) as writer:
+    parts = _parts(options, fractions, users, time)
+    with outputs.write(schema, id_dtypes=dtypes, source=SOURCE) as writer:
         for name, rows in zip(outputs.names, parts, strict=True):
-            writer.write(name, samples.take(rows))
+            for first in range(0, len(rows), BLOCK_ROWS):
+                writer.write(name, samples.take(rows[first : first + BLOCK_ROWS]))
     return writer.report
+
+
+def _parts(
+    options: MovieLensOptions, fractions: Mapping[str, float], users: Ids, time: Rows | None
+) -> list[Rows]:
+    """The rows of each split: in random order, or in that of time. `users`, `time` [N]."""
+    rng = np.random.default_rng(options.seed)
+    if options.split == "time":
+        if time is None:
+            raise UserError(f"--split time: got ratings without timestamps in {options.input}, expected them")
+        order = np.argsort(time, kind="stable")
+        # The ratings of one second stay together.
+        bounds = np.minimum(boundaries(len(order), fractions), len(order) - 1)
+        return np.split(order, np.searchsorted(time[order], time[order[bounds]]))
+    if options.split == "user":
+        different, places = np.unique(users, return_inverse=True)
+        part = np.empty(len(different), np.int64)
+        for k, some in enumerate(np.split(rng.permutation(len(different)), boundaries(len(part), fractions))):
+            part[some] = k
+        order = rng.permutation(len(users))
+        return [order[part[places[order]] == k] for k in range(len(fractions))]
+    # Not as they come, sorted by user: training on that takes longer.
+    order = rng.permutation(len(users))
+    return np.split(order, boundaries(len(order), fractions))

@@ -64,7 +64,8 @@ class Outputs:
     """The output files of one run in one directory.
 
     `settings` is everything that the files' content depends on; it is stored in each file's attribute
-    `preprocessing` (JSON), and files that carry equal settings are not made again.
+    `preprocessing` (JSON), and files that carry equal settings are not made again. A file may also list, as
+    `absent` there, names that needn't be: those for which its piece of the input had no rows.
     """
 
     def __init__(
@@ -89,16 +90,17 @@ class Outputs:
             p.name: _stored_settings(p) for pattern in OUTPUT_GLOBS for p in self.directory.glob(pattern)
         }
         wanted = json.loads(json.dumps(self.settings))
-        same = [name for name, stored in existing.items() if stored is not None and _same(stored, wanted)]
-        others = sorted(set(existing) - set(same))
+        same = {name for name, stored in existing.items() if stored is not None and _same(stored, wanted)}
+        others = sorted(set(existing) - same)
         if others and not self._overwrite:
             raise UserError(
                 f"{self.directory / others[0]} is there already, "
                 f"{_difference(existing[others[0]], wanted)}; "
                 "pass --overwrite to replace it, or choose another --out"
             )
-        missing = [name for name in self.names if name not in same]
-        return missing, [name for name in existing if name not in self.names]
+        absent = {name for file in same for name in (existing[file] or {}).get("absent", ())}
+        missing = [name for name in self.names if name not in same and name not in absent]
+        return missing, sorted(set(existing) - set(self.names))
 
     def stored(self, name: str) -> dict[str, Any]:
         """The settings that a finished file was made with."""
@@ -111,9 +113,10 @@ class Outputs:
 
     def remove_stale(self) -> None:
         """Delete files of an earlier run that this one didn't replace: a glob would mix old and new."""
+        names = set(self.names)
         for pattern in OUTPUT_GLOBS:
             for path in self.directory.glob(pattern):
-                if path.name not in self.names and _stored_settings(path) is not None:
+                if path.name not in names and _stored_settings(path) is not None:
                     path.unlink()
 
 
@@ -125,7 +128,6 @@ class SplitWriter:
         self._stack = ExitStack()
         self._schema = schema
         self._options = options
-        self._extra: dict[str, Any] = {}
         self._writers: dict[str, DatasetWriter] = {}
         self._rows = dict.fromkeys(outputs.names, 0)
         self._labels = dict.fromkeys(outputs.names, 0.0)

@@ -6,7 +6,8 @@ rows whatever the number of files. Shapes: B rows of a block, N ids of one featu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,23 @@ import numpy as np
 import numpy.typing as npt
 
 from persia_hpc.errors import UserError
-from persia_hpc.preprocess.outputs import FileReport, Outputs
+from persia_hpc.preprocess import criteo_syn
+from persia_hpc.preprocess.outputs import FileReport, Outputs, make_directory
 from persia_hpc.preprocess.progress import Progress
+from persia_hpc.preprocess.shards import write_pieces
 from persia_hpc.preprocess.splits import mix, random_bits, uniform
+from persia_hpc.preprocess.team import ALONE, Team, together
 from persia_hpc.preprocess.zipf import Zipf
 from persia_hpc.samples.batch import IdColumn, SampleBatch
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
+from persia_hpc.samples.writer import DatasetWriter
 
 BLOCK_ROWS = 65_536
 MAX_VIRTUAL_IDS = 10**13
 # Kinds of random numbers: each has 2^40 streams, each feature 2^20 of them.
 RANK, EXPAND, LENGTH, WEIGHT, DENSE, LABEL = range(6)
+SOURCE = "synthetic, planted model"
+DEFAULT_VOCABULARY = (1_000_000,)
 
 
 def _stream(kind: int, index: int = 0) -> int:
@@ -39,16 +46,20 @@ def _unit(draws: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class SyntheticOptions:
-    """See the command's help. `vocabulary`: one size for all features or one each."""
+    """See the command's help. `vocabulary`: one size for all features or one each. `new_ids` None: 1, or as
+    the preset says.
+    """
 
     out: Path
     rows: int = 1_000_000
     valid_rows: int = 0
     test_rows: int = 100_000
     features: int = 26
-    vocabulary: tuple[int, ...] = (1_000_000,)
+    vocabulary: tuple[int, ...] = DEFAULT_VOCABULARY
     exponent: float = 1.2
     virtual_ids: int | None = None
+    new_ids: float | None = None
+    preset: str | None = None
     multi_features: int = 0
     max_ids: int = 10
     dense: int = 13
@@ -57,6 +68,27 @@ class SyntheticOptions:
     seed: int = 1
     shards: int = 1
     overwrite: bool = False
+
+    def resolved(self) -> SyntheticOptions:
+        """With the preset's values in place. UserError if other ones were asked for too."""
+        if self.preset is None:
+            return self
+        preset = criteo_syn.PRESETS[self.preset]
+        values: dict[str, tuple[Any, Any]] = {  # value, and the default that may stand for it
+            "features": (criteo_syn.FEATURES, 26),
+            "dense": (criteo_syn.DENSE, 13),
+            "vocabulary": (criteo_syn.VOCABULARY, DEFAULT_VOCABULARY),
+            "virtual_ids": (preset.virtual_ids, None),
+        }
+        for name, (value, default) in values.items():
+            if getattr(self, name) not in (value, default):
+                raise UserError(
+                    f"--{name.replace('_', '-')}: got {getattr(self, name)}, expected none beside "
+                    f"--preset {self.preset}, which sets it"
+                )
+        new_ids = criteo_syn.NEW_IDS if self.new_ids is None else self.new_ids
+        changed: dict[str, Any] = {name: value for name, (value, _) in values.items()}
+        return replace(self, new_ids=new_ids, **changed)
 
     def check(self) -> None:
         """Raise `UserError` for numbers that make no data set."""
@@ -69,6 +101,7 @@ class SyntheticOptions:
             ("--vocabulary", min(sizes), 1, MAX_VIRTUAL_IDS),
             ("--vocabulary", max(sizes), 1, MAX_VIRTUAL_IDS),
             ("--virtual-ids", self.virtual_ids or max(sizes), max(sizes), MAX_VIRTUAL_IDS),
+            ("--new-ids", 1.0 if self.new_ids is None else self.new_ids, 0.0, 1.0),
             ("--exponent", self.exponent, 0.0, 10.0),
             ("--multi-features", self.multi_features, 0, self.features),
             ("--max-ids", self.max_ids, 1, 65_535),
@@ -81,6 +114,8 @@ class SyntheticOptions:
             raise UserError(
                 f"--vocabulary: got {len(sizes)} sizes, expected one or {self.features} (--features)"
             )
+        if self.new_ids is not None and self.virtual_ids is None:
+            raise UserError(f"--new-ids: got {self.new_ids} without --virtual-ids, expected both or none")
 
 
 class Generator:
@@ -90,6 +125,7 @@ class Generator:
     """
 
     def __init__(self, options: SyntheticOptions) -> None:
+        options = options.resolved()
         options.check()
         self._options = options
         sizes = options.vocabulary
@@ -140,22 +176,39 @@ class Generator:
         ids = self._samplers[index].draw(counters, seed, _stream(RANK, index)) - np.uint64(1)
         if virtual is None:
             return ids
-        copies = np.uint64(virtual // self._sizes[index])
-        return ids * copies + random_bits(counters, seed, _stream(EXPAND, index)) % copies
+        # Not copies of the id that was drawn: the few of a frequent one would soon all have been seen.
+        spread = random_bits(counters, seed, _stream(EXPAND, index)) % np.uint64(virtual)
+        share = self._options.new_ids
+        if share is None:
+            return spread
+        return np.where(uniform(counters, seed, _stream(EXPAND, index) + 1) < share, spread, ids)
 
     def _weights(self, index: int, ids: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
         return _unit(uniform(mix(ids), self._options.seed, _stream(WEIGHT, index)))
 
 
-def best_possible(generator: Generator, begin: int, end: int) -> dict[str, float]:
-    """AUC and logloss of the true logits on rows [begin, end): no model can do better but by luck."""
-    logits, labels = np.empty(end - begin), np.empty(end - begin)
-    with Progress("synthetic: best possible AUC", end - begin) as progress:
-        for first in range(begin, end, BLOCK_ROWS):
-            last = min(first + BLOCK_ROWS, end)
-            batch, logits[first - begin : last - begin] = generator.block(first, last)
-            labels[first - begin : last - begin] = batch.labels[:, 0]
-            progress.add(last - first)
+def best_possible(generator: Generator, begin: int, end: int, team: Team = ALONE) -> dict[str, float]:
+    """AUC and logloss of the true logits on rows [begin, end): no model can do better but by luck.
+
+    Collective.
+    """
+    # A part alone has to go through all rows.
+    rank, size = (team.rank, team.size) if team.connected else (0, 1)
+    rows = end - begin
+    mine = range(begin + rows * rank // size, begin + rows * (rank + 1) // size)
+
+    def work() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        logits, labels = np.empty(len(mine)), np.empty(len(mine))
+        with Progress("synthetic: best possible AUC", len(mine), shown=team.rank == 0) as progress:
+            for first in range(0, len(mine), BLOCK_ROWS):
+                last = min(first + BLOCK_ROWS, len(mine))
+                batch, logits[first:last] = generator.block(mine.start + first, mine.start + last)
+                labels[first:last] = batch.labels[:, 0]
+                progress.add(last - first)
+        return logits, labels
+
+    parts = team.gather(together(team, work))
+    logits, labels = (np.concatenate([part[k] for part in parts]) for k in (0, 1))
     loss = np.logaddexp(0.0, logits) - labels * logits
     return {"bayes_auc": exact_auc(labels, logits), "bayes_logloss": float(loss.mean())}
 
@@ -171,35 +224,51 @@ def exact_auc(labels: npt.NDArray[np.float64], scores: npt.NDArray[np.float64]) 
     return float((ranks[labels == 1].sum() - positive * (positive + 1) / 2) / (positive * negative))
 
 
-def prepare(options: SyntheticOptions) -> tuple[list[FileReport], dict[str, float]] | None:
-    """Write the files; their reports and the best possible metrics. None when they were up to date."""
+def prepare(
+    options: SyntheticOptions, team: Team = ALONE
+) -> tuple[list[FileReport], dict[str, float]] | None:
+    """Write the files that aren't there yet; their reports and the best possible metrics. None when all were.
+
+    Collective, with the same result for all; the rows don't depend on who makes them.
+    """
+    generator, outputs, sizes, missing = together(team, lambda: _plan(options))
+    if not missing and outputs.up_to_date():
+        return None
+    together(team, lambda: make_directory(options.out))
+    ends = np.cumsum(sizes).tolist()
+    best = best_possible(generator, ends[-1] - options.test_rows, ends[-1], team) if options.test_rows else {}
+    outputs.settings.update(best)
+
+    def write(i: int, progress: Progress) -> list[FileReport]:
+        path, clicks = outputs.directory / outputs.names[i], 0.0
+        settings = outputs.settings
+        with DatasetWriter(path, generator.schema, source=SOURCE, preprocessing=settings) as writer:
+            for first in range(ends[i] - sizes[i], ends[i], BLOCK_ROWS):
+                last = min(first + BLOCK_ROWS, ends[i])
+                batch = generator.block(first, last)[0]
+                writer.write(batch)
+                clicks += float(batch.labels.sum(dtype=np.float64))
+                progress.add(last - first)
+        return [FileReport(path, sizes[i], clicks / sizes[i])]
+
+    wanted = [i for i, name in enumerate(outputs.names) if name in missing]
+    reports = write_pieces(team, outputs, sizes, wanted, write, "synthetic: writing", " rows")
+    return None if reports is None else (reports, best)
+
+
+def _plan(options: SyntheticOptions) -> tuple[Generator, Outputs, list[int], list[str]]:
+    """The files with their rows, and which of them must be made."""
     generator = Generator(options)
     names = [f"train-{shard:03d}.h5" for shard in range(options.shards)]
-    sizes = [
-        options.rows * (s + 1) // options.shards - options.rows * s // options.shards
-        for s in range(len(names))
-    ]
+    bounds = [options.rows * shard // options.shards for shard in range(options.shards + 1)]
+    sizes = [end - begin for begin, end in pairwise(bounds)]
     for name, rows in (("valid.h5", options.valid_rows), ("test.h5", options.test_rows)):
         if rows:
             names.append(name)
             sizes.append(rows)
-    settings: dict[str, Any] = {"dataset": "synthetic", "options": _plain(options)}
+    settings: dict[str, Any] = {"dataset": "synthetic", "options": _plain(options.resolved())}
     outputs = Outputs(options.out, names, settings, overwrite=options.overwrite)
-    if outputs.up_to_date():
-        return None
-    ends = np.cumsum(sizes).tolist()
-    best = best_possible(generator, ends[-1] - options.test_rows, ends[-1]) if options.test_rows else {}
-    outputs.settings.update(best)
-    with (
-        outputs.write(generator.schema, source="synthetic, planted model") as writer,
-        Progress("synthetic: writing", ends[-1]) as progress,
-    ):
-        for name, end, size in zip(names, ends, sizes, strict=True):
-            for first in range(end - size, end, BLOCK_ROWS):
-                last = min(first + BLOCK_ROWS, end)
-                writer.write(name, generator.block(first, last)[0])
-                progress.add(last - first)
-    return writer.report, best
+    return generator, outputs, sizes, outputs.missing()  # nobody writes before all have looked
 
 
 def _plain(options: SyntheticOptions) -> dict[str, Any]:

@@ -14,44 +14,49 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from persia_hpc.errors import UserError
-from persia_hpc.preprocess.bad_lines import BadLines
+from persia_hpc.preprocess.bad_lines import BadLines, option_named
 from persia_hpc.preprocess.frames import Frame
-from persia_hpc.preprocess.ids import MISSING_ID, RARE_ID, IdCounts, IdFilter
+from persia_hpc.preprocess.ids import MISSING_ID, RARE_ID
 from persia_hpc.preprocess.lines import Piece, expand_files
 from persia_hpc.preprocess.outputs import FileReport, Outputs, input_identity
 from persia_hpc.preprocess.progress import Progress
 from persia_hpc.preprocess.splits import OrderSplit, RandomSplit, boundaries
-from persia_hpc.preprocess.table_bad_lines import find_bad_lines
-from persia_hpc.preprocess.table_convert import Converter, Learned, Moments
+from persia_hpc.preprocess.table_bad_lines import Fit, find_bad_lines, first_fit
+from persia_hpc.preprocess.table_convert import Converter, Learned
 from persia_hpc.preprocess.table_input import count_rows, read_frames
+from persia_hpc.preprocess.table_learn import Learning
 from persia_hpc.preprocess.table_schema import TableSchema, load_schema
-
-UNKNOWN_NUMBER = 0
+from persia_hpc.preprocess.team import ALONE
 
 
 @dataclass(frozen=True)
 class TableOptions:
     """`schema`: the TOML file; its file names are relative to it.
 
-    At most `max_bad_lines` lines of text files that the schema doesn't fit are left out.
+    With `shard_bytes` (table_shards.py) a file for about so many bytes of input and each split, and with
+    `test_shards` whole pieces of the input as the test, the last ones. At most `max_bad_lines` lines of text
+    files that the schema doesn't fit are left out.
     """
 
     out: Path
     schema: Path
     overwrite: bool = False
+    shard_bytes: int | None = None
+    test_shards: int = 0
     max_bad_lines: int = 0
 
 
 class Table:
-    """The input files as frames with the split of each row."""
+    """The input files as frames with the split of each row. `files`: each with its split, "" where that is
+    told by the rows. `left_out`: numbers of lines that all passes over them skip.
+    """
 
     def __init__(self, schema: TableSchema, base: Path) -> None:
-        self._schema = schema
+        self.schema = schema
         split = schema.split
         by_split = split.files if split.by == "files" else {"": schema.files}
-        self._files = [(name, path) for name, globs in by_split.items() for path in expand_files(globs, base)]
-        self._left_out: dict[Path, set[int]] = {}
+        self.files = [(name, path) for name, globs in by_split.items() for path in expand_files(globs, base)]
+        self.left_out: dict[Path, set[int]] = {}
         self._order: OrderSplit | RandomSplit | None = None
         if split.by == "random":
             self._order = RandomSplit(tuple(split.fractions.values()), split.seed)
@@ -59,46 +64,62 @@ class Table:
     @property
     def paths(self) -> list[Path]:
         """The input files."""
-        return [path for _, path in self._files]
+        return [path for _, path in self.files]
 
-    def leave_out_bad_lines(self, bad_lines: BadLines) -> None:
-        """One pass over everything: all others pass over the lines that it finds."""
-        split = self._schema.split
-        self._left_out = find_bad_lines(
-            bad_lines, self._schema, self._by_column if split.by == "column" else None
-        )
+    @property
+    def source(self) -> str:
+        """The first input files, as the output's attribute `source` says it."""
+        more = ", ..." if len(self.files) > 3 else ""
+        return ", ".join(path.name for path in self.paths[:3]) + more
+
+    @property
+    def splits_by_number(self) -> bool:
+        """Whether the split of a row depends on how many come before it."""
+        return self.schema.split.by in ("order", "random")
 
     def count(self) -> None:
         """Count the rows where the split needs it (by order)."""
-        if self._schema.split.by == "order":
+        if self.schema.split.by == "order":
             total = 0
             with Progress("table: counting rows") as progress:
                 for path in self.paths:
-                    rows = count_rows(path, self._schema, self._left_out.get(path, ()))
+                    rows = count_rows(path, self.schema, self.left_out.get(path, ()))
                     total += rows
                     progress.add(rows)
-            self._order = OrderSplit(boundaries(total, self._schema.split.fractions))
+            self.set_rows(total)
+
+    def set_rows(self, total: int) -> None:
+        """Tell how many rows there are, where they are split by order."""
+        if self.schema.split.by == "order":
+            self._order = OrderSplit(boundaries(total, self.schema.split.fractions))
+
+    def fit(self, max_bad_lines: int) -> Fit:
+        """Made for the first block of rows, without bad lines if there may be any. UserError without rows."""
+        check = self._by_column if self.schema.split.by == "column" else None
+        return first_fit(self.paths, self.schema, check, max_bad_lines)
 
     def frames(self, only: str | None = None) -> Iterator[tuple[Frame, npt.NDArray[np.int64]]]:
         """Each frame with the split of its rows [N], by place in `split.names`. `only`: its files."""
         first_row = 0
-        names = self._schema.split.names
-        for name, path in self._files:
+        for name, path in self.files:
             if only is not None and name not in ("", only):
                 continue
-            for source in read_frames(path, self._schema, self._left_out.get(path, ())):
-                rows = source.frame.height
-                if self._schema.split.by == "column":
-                    parts = self._by_column(source)
-                elif self._order is None:
-                    parts = np.full(rows, names.index(name), np.int64)
-                else:
-                    parts = self._order.parts(first_row, rows)
-                first_row += rows
-                yield source, parts
+            for source in read_frames(path, self.schema, self.left_out.get(path, ())):
+                yield source, self.parts(name, source, first_row)
+                first_row += source.frame.height
+
+    def parts(self, name: str, source: Frame, first_row: int) -> npt.NDArray[np.int64]:
+        """Split of each row of the frame [N], by place in `split.names`. `name`: the split of its file;
+        `first_row`: how many rows of the table come before it.
+        """
+        if self.schema.split.by == "column":
+            return self._by_column(source)
+        if self._order is None:
+            return np.full(source.frame.height, self.schema.split.names.index(name), np.int64)
+        return self._order.parts(first_row, source.frame.height)
 
     def _by_column(self, source: Frame) -> npt.NDArray[np.int64]:
-        split = self._schema.split
+        split = self.schema.split
         assert split.column is not None
         known = {value: split.names.index(name) for name, values in split.values.items() for value in values}
         column = source.frame[split.column].cast(pl.String)
@@ -108,46 +129,7 @@ class Table:
         return places
 
 
-def learn(converter: Converter, table: Table) -> Learned:
-    """One pass over the training rows, if any column asks for it."""
-    schema = converter.schema
-    train = schema.split.names.index("train") if "train" in schema.split.names else -1
-    moments = {name: Moments() for name, entry in schema.dense.items() if "standardize" in entry.transform}
-    counted = {
-        name: IdCounts() for name, entry in schema.ids.items() if entry.min_count > 1 or entry.vocabulary
-    }
-    learned = Learned(moments)
-    if not moments and not counted:
-        return learned
-    if train < 0:
-        raise UserError(
-            "standardize, min_count and vocabulary learn from training rows: expected a split with `train`"
-        )
-    with Progress("table: learning from the training rows") as progress:
-        for source, parts in table.frames(only="train"):
-            rows = parts == train
-            for name, moment in moments.items():
-                moment.add(converter.dense(source, schema.dense[name], None)[rows])
-            for name, counts in counted.items():
-                column, values = converter.ids(source, name)
-                keep = rows if column.offsets is None else np.repeat(rows, np.diff(column.offsets))
-                keep &= column.values != MISSING_ID
-                text = values.filter(pl.Series(keep)).cast(pl.String)
-                counts.add(column.values[keep], text if schema.ids[name].vocabulary else None)
-            progress.add(int(rows.sum()))
-    for name, counts in counted.items():
-        entry = schema.ids[name]
-        frame = counts.frame(entry.min_count)
-        other = UNKNOWN_NUMBER if entry.vocabulary else RARE_ID
-        learned.filters[name] = IdFilter(
-            frame["id"].to_numpy(), other=other, never_other=[MISSING_ID], renumber=entry.vocabulary
-        )
-        if entry.vocabulary:
-            numbers = pl.Series("id", np.arange(1, frame.height + 1, dtype=np.uint64))
-            learned.vocabularies[name] = frame.select(numbers, "value", "count")
-    return learned
-
-
+@option_named()
 def prepare(options: TableOptions) -> list[FileReport | str] | None:
     """Write the files; what to print at the end, None when they were up to date."""
     schema = load_schema(options.schema)
@@ -165,27 +147,26 @@ def prepare(options: TableOptions) -> list[FileReport | str] | None:
         bad_lines.restore(everything, outputs.stored(f"{names[0]}.h5").get("lines"))
         bad_lines.check()
         return None
+    fit = table.fit(options.max_bad_lines)
     if options.max_bad_lines:
-        table.leave_out_bad_lines(bad_lines)
+        with Progress("table: looking for bad lines") as progress:
+            for i, piece in enumerate(bad_lines.pieces):
+                table.left_out[piece.path] = find_bad_lines(bad_lines, i, fit, progress.add)
         outputs.settings["lines"] = bad_lines.setting(everything)
     table.count()
-    first = next(table.frames(), None)
-    if first is None:
-        raise UserError(f"{', '.join(str(path) for path in table.paths)}: got no rows, expected at least one")
-    converter = Converter(schema, first[0])
-    learned = learn(converter, table)
-    outputs.settings.update(
-        id_types=converter.id_types,
-        standardize={
-            name: [m.mean, float(np.sqrt(m.squares / max(m.count, 1)))] for name, m in learned.moments.items()
-        },
-        missing_id=MISSING_ID,
-        rare_id=RARE_ID,
-    )
+    converter = fit.converter
+    learning = Learning(converter)
+    if learning.needed:
+        train = names.index("train")
+        with Progress("table: learning from the training rows") as progress:
+            for source, parts in table.frames(only="train"):
+                learning.add(source, parts == train)
+                progress.add(len(parts))
+    learned = learning.finish(ALONE)
+    outputs.settings.update(learned_settings(converter, learned))
     binary = all(entry.binary for entry in schema.labels.values())
-    source = ", ".join(path.name for path in table.paths[:3]) + (", ..." if len(table.paths) > 3 else "")
     with (
-        outputs.write(converter.dataset, source=source, check_binary_labels=binary) as writer,
+        outputs.write(converter.dataset, source=table.source, check_binary_labels=binary) as writer,
         Progress("table: writing") as progress,
     ):
         for frame, parts in table.frames():
@@ -194,6 +175,23 @@ def prepare(options: TableOptions) -> list[FileReport | str] | None:
                 rows = np.flatnonzero(parts == part)
                 writer.write(f"{name}.h5", batch if len(rows) == len(parts) else batch.take(rows))
             progress.add(len(parts))
-    for name, vocabulary in learned.vocabularies.items():
-        vocabulary.write_csv(options.out / f"vocabulary-{name}.csv")
+    write_vocabularies(options.out, learned)
     return [*writer.report, *bad_lines.report()]
+
+
+def learned_settings(converter: Converter, learned: Learned) -> dict[str, Any]:
+    """What the output's attribute `preprocessing` says besides the options."""
+    return {
+        "id_types": converter.id_types,
+        "standardize": {
+            name: [m.mean, float(np.sqrt(m.squares / max(m.count, 1)))] for name, m in learned.moments.items()
+        },
+        "missing_id": MISSING_ID,
+        "rare_id": RARE_ID,
+    }
+
+
+def write_vocabularies(out: Path, learned: Learned) -> None:
+    """A CSV file for each vocabulary."""
+    for name, vocabulary in learned.vocabularies.items():
+        vocabulary.write_csv(out / f"vocabulary-{name}.csv")

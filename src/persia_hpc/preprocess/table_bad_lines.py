@@ -2,54 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from persia_hpc.errors import UserError
 from persia_hpc.preprocess.bad_lines import SHOWN, BadLines
 from persia_hpc.preprocess.frames import BadRowsError, Frame
-from persia_hpc.preprocess.progress import Progress
+from persia_hpc.preprocess.lines import Piece, TextBlock, chunks, num_newlines
 from persia_hpc.preprocess.table_convert import Converter, Learned
-from persia_hpc.preprocess.table_input import format_of, read_block, text_blocks
+from persia_hpc.preprocess.table_input import format_of, read_block, read_frames, text_blocks
 from persia_hpc.preprocess.table_schema import TableSchema
+
+Check = Callable[[Frame], object]  # raises BadRowsError
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a row must pass: the conversion, and `check`."""
+
+    converter: Converter
+    check: Check | None = None
+
+
+def first_fit(paths: Sequence[Path], schema: TableSchema, check: Check | None, max_bad_lines: int) -> Fit:
+    """A converter for the first block of rows of a table, which decides what the schema leaves open.
+
+    With `max_bad_lines`, bad lines have no say. UserError if there are more of them before the first good
+    row, or no rows.
+    """
+    found = BadLines([Piece(path) for path in paths], max_bad_lines)
+    for i, path in enumerate(paths):
+        if max_bad_lines and format_of(path, schema) != "parquet":
+            for _, _, converter in _search(found, i, schema, None, check):
+                if converter is not None:
+                    return Fit(converter, check)
+        else:
+            for source in read_frames(path, schema):
+                return Fit(Converter(schema, source), check)
+    raise UserError(f"{', '.join(map(str, paths))}: got no rows, expected at least one")
 
 
 def find_bad_lines(
-    bad_lines: BadLines, schema: TableSchema, check: Callable[[Frame], object] | None = None
-) -> dict[Path, set[int]]:
-    """The numbers of the bad lines of each text file among `bad_lines.pieces`, which it learns of too.
+    bad_lines: BadLines, piece: int, fit: Fit, on_rows: Callable[[int], None] = lambda rows: None
+) -> set[int]:
+    """The bad lines of one of `bad_lines.pieces`, from 1 in the piece; `bad_lines` learns of them too.
 
-    A line is bad if its row can't be converted, or if `check` raises BadRowsError for it. Raises UserError as
-    soon as there are too many.
+    Raises UserError as soon as there are too many. `on_rows` is told how many more rows have been read.
     """
-    found: dict[Path, set[int]] = {}
-    converter: Converter | None = None
-    with Progress("table: looking for bad lines") as progress:
-        for i, piece in enumerate(bad_lines.pieces):
-            lines = bad_lines.begin(i)
-            if format_of(piece.path, schema) == "parquet":
-                continue
-            left_out = found[piece.path] = set()
-            for names, whole in text_blocks(piece.path, schema, schema.used_columns):
-                block = whole
-                earlier, described = lines.bad, lines.first_bad
-                problems: dict[int, str] = {}
-                while block.num_rows:  # each time without what was found to be bad
-                    try:
-                        source = read_block(block, names, schema)
-                        if check is not None:
-                            check(source)
-                        # As when the files are written, the first block decides, without its bad lines.
-                        able = converter or Converter(schema, source)
-                        able.batch(source, Learned())
-                        converter = able
-                        break
-                    except BadRowsError as error:
-                        problems |= {taken.start: why for taken, why in error.problems}
-                        left_out.update(line for taken, _ in error.problems for line in taken)
-                        lines.bad = earlier + len(problems)
-                        lines.first_bad = [*described, *sorted(problems.items())][:SHOWN]
-                        bad_lines.check()
-                        block = block.without(left_out)
-                lines.count = whole.line(whole.num_rows - 1)
-                progress.add(whole.num_rows)
+    found: set[int] = set()
+    for num_rows, left_out, _ in _search(bad_lines, piece, fit.converter.schema, fit.converter, fit.check):
+        found |= left_out
+        on_rows(num_rows)
     return found
+
+
+def _search(
+    bad_lines: BadLines, index: int, schema: TableSchema, converter: Converter | None, check: Check | None
+) -> Iterator[tuple[int, set[int], Converter | None]]:
+    """Of each block of a piece its rows, its bad lines, and what fits the rest: `converter`, or a new one."""
+    piece = bad_lines.pieces[index]
+    lines = bad_lines.begin(index)
+    if format_of(piece.path, schema) == "parquet":
+        return
+    for names, whole in text_blocks(piece, schema):
+        able, problems = _problems(whole, names, schema, converter, check)
+        lines.bad += len(problems)
+        described = sorted((taken.start, why) for taken, why in problems.items())
+        lines.first_bad = [*lines.first_bad, *described][:SHOWN]
+        lines.count = whole.line(whole.num_rows - 1)
+        bad_lines.check()
+        yield whole.num_rows, {line for taken in problems for line in taken}, able
+    if piece.end is not None:  # later pieces of the file count on blank lines at the end too
+        lines.count = sum(map(num_newlines, chunks(piece)))
+
+
+def _problems(
+    block: TextBlock,
+    names: Sequence[str],
+    schema: TableSchema,
+    converter: Converter | None,
+    check: Check | None,
+) -> tuple[Converter | None, dict[range, str]]:
+    """What fits the good rows (None without any), and what is wrong with others, by the lines they take."""
+    problems: dict[range, str] = {}
+    while block.num_rows:  # each time without what was found to be bad
+        try:
+            source = read_block(block, names, schema)
+            if check is not None:
+                check(source)
+            able = converter or Converter(schema, source)
+            able.batch(source, Learned())
+            return able, problems
+        except BadRowsError as error:
+            problems |= dict(error.problems)
+            block = block.without({line for taken, _ in error.problems for line in taken})
+    return converter, problems

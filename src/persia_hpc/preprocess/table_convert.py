@@ -31,10 +31,15 @@ class Moments:
     def add(self, numbers: Numbers) -> None:
         """Take in the numbers [N]."""
         if len(numbers):
-            count, mean = len(numbers), float(numbers.mean())
-            delta, total = mean - self.mean, self.count + len(numbers)
-            self.squares += float(((numbers - mean) ** 2).sum()) + delta**2 * self.count * count / total
-            self.mean += delta * count / total
+            mean = float(numbers.mean())
+            self.merge(Moments(len(numbers), mean, float(((numbers - mean) ** 2).sum())))
+
+    def merge(self, other: Moments) -> None:
+        """Take in what others have seen."""
+        if other.count:
+            delta, total = other.mean - self.mean, self.count + other.count
+            self.squares += other.squares + delta**2 * self.count * other.count / total
+            self.mean += delta * other.count / total
             self.count = total
 
     def apply(self, numbers: Numbers) -> Numbers:

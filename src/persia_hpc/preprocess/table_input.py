@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import difflib
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import polars as pl
@@ -13,7 +14,7 @@ import polars as pl
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess.columns import cleaned
 from persia_hpc.preprocess.frames import Frame, parse
-from persia_hpc.preprocess.lines import TextBlock, read_blocks
+from persia_hpc.preprocess.lines import Piece, TextBlock, chunks, cut_pieces, read_blocks
 from persia_hpc.preprocess.table_schema import FORMATS, TableSchema
 
 PARQUET_ROWS = 131_072
@@ -34,24 +35,106 @@ def format_of(path: Path, schema: TableSchema) -> str:
     return name
 
 
-def read_frames(path: Path, schema: TableSchema, left_out: Collection[int] = ()) -> Iterator[Frame]:
-    """The file's rows in order with the columns of `schema.used_columns`; text is a string or null.
+@dataclass(frozen=True)
+class RowPiece:
+    """Rows [begin, end) of a Parquet file, some `num_bytes` of it."""
 
-    `left_out`: numbers of lines that are passed over.
+    path: Path
+    begin: int
+    end: int
+    num_bytes: int
+
+
+TablePiece = Piece | RowPiece
+
+
+def cut_table(path: Path, schema: TableSchema, piece_bytes: int) -> list[TablePiece]:
+    """The file in pieces of about `piece_bytes`: text at line ends (compressed: whole), Parquet at rows."""
+    if format_of(path, schema) != "parquet":
+        return list(cut_pieces([path], piece_bytes))
+    total, num_bytes = _parquet_rows(path), path.stat().st_size
+    count = min(-(-num_bytes // piece_bytes), total)
+    bounds = [total * i // count for i in range(count + 1)] if count else []
+    return [RowPiece(path, *rows, num_bytes // count) for rows in pairwise(bounds)]
+
+
+def may_cut_values(piece: TablePiece, schema: TableSchema) -> bool:
+    """Whether the piece may begin or end inside of a quoted value that has line ends."""
+    if not isinstance(piece, Piece) or piece.end is None or not _quoted(piece.path, schema):
+        return False
+    return (piece.begin, piece.end) != (0, piece.path.stat().st_size)
+
+
+def num_quotes(piece: TablePiece, schema: TableSchema) -> int:
+    """Quotes in the piece; 0 where no value can have been cut."""
+    if not isinstance(piece, Piece) or not may_cut_values(piece, schema):
+        return 0
+    return sum(chunk.count(b'"') for chunk in chunks(piece))
+
+
+def mend_cuts(pieces: Sequence[TablePiece], quotes: Sequence[int]) -> list[TablePiece]:
+    """The pieces, with cuts that fell into a quoted value moved behind the row that it belongs to.
+
+    `quotes`: `num_quotes` of each piece. A piece that lies within one value becomes empty.
     """
-    if format_of(path, schema) == "parquet":
-        yield from _parquet_frames(path, schema)
+    mended = list(pieces)
+    before = 0  # quotes in the file, before the cut
+    for i in range(len(mended) - 1):
+        piece, after = pieces[i], pieces[i + 1]
+        before += quotes[i]
+        if not isinstance(piece, Piece) or not isinstance(after, Piece) or after.begin == 0:
+            before = 0  # the file's last piece
+        elif before % 2:
+            begin = _row_end(piece.path, after.begin)
+            mended[i] = replace(mended[i], end=begin)
+            mended[i + 1] = replace(after, begin=begin)
+    return mended
+
+
+def _row_end(path: Path, begin: int) -> int:
+    """Where the row ends that has a quoted value open at byte `begin`, the beginning of a line."""
+    with path.open("rb") as file:
+        file.seek(begin)
+        while line := file.readline():
+            if line.count(b'"') % 2:
+                break
+        return file.tell()
+
+
+def read_frames(
+    source: Path | TablePiece, schema: TableSchema, left_out: Collection[int] = (), first_line: int = 1
+) -> Iterator[Frame]:
+    """The rows of a file or a piece of one in order, with the columns of `schema.used_columns`; text is a
+    string or null.
+
+    `left_out`: lines of text, from 1 in the piece, that are passed over. `first_line`: number of a text
+    piece's first line in the file, for messages.
+    """
+    if isinstance(source, RowPiece):
+        yield from _parquet_frames(source, schema)
         return
-    for names, block in text_blocks(path, schema, schema.used_columns, left_out):
+    path = source.path if isinstance(source, Piece) else source
+    if format_of(path, schema) == "parquet":
+        yield from _parquet_frames(RowPiece(path, 0, _parquet_rows(path), 0), schema)
+        return
+    for names, block in text_blocks(source, schema, left_out, first_line):
         yield read_block(block, names, schema)
 
 
-def count_rows(path: Path, schema: TableSchema, left_out: Collection[int] = ()) -> int:
-    """Rows of the file; `left_out` as in `read_frames`."""
+def count_rows(
+    source: Path | TablePiece, schema: TableSchema, left_out: Collection[int] = (), first_line: int = 1
+) -> int:
+    """Rows of the file or piece; `left_out` and `first_line` as for `read_frames`."""
+    if isinstance(source, RowPiece):
+        return source.end - source.begin
+    path = source.path if isinstance(source, Piece) else source
     if format_of(path, schema) == "parquet":
         return _parquet_rows(path)
-    blocks = text_blocks(path, schema, [], left_out)
-    return sum(_parse(block, names, schema).frame.height for names, block in blocks)
+    total = 0
+    for names, block in text_blocks(source, schema, left_out, first_line):
+        spans = _quoted(path, schema) and b'"' in block.data  # newlines may be no ends of rows
+        total += _parsed(block, names, schema).frame.height if spans else block.num_rows
+    return total
 
 
 def _parquet_rows(path: Path) -> int:
@@ -61,57 +144,60 @@ def _parquet_rows(path: Path) -> int:
         raise UserError(f"{path}: can't be read as Parquet ({error})") from error
 
 
-def _parquet_frames(path: Path, schema: TableSchema) -> Iterator[Frame]:
-    total = _parquet_rows(path)
-    wanted = schema.used_columns
+def _parquet_frames(piece: RowPiece, schema: TableSchema) -> Iterator[Frame]:
+    path, wanted = piece.path, schema.used_columns
     _check_names(path, wanted, pl.read_parquet_schema(path))
-    for first in range(0, total, PARQUET_ROWS):
+    for first in range(piece.begin, piece.end, PARQUET_ROWS):
+        last = min(first + PARQUET_ROWS, piece.end)
         try:
-            frame = pl.scan_parquet(path).select(wanted).slice(first, PARQUET_ROWS).collect()
+            frame = pl.scan_parquet(path).select(wanted).slice(first, last - first).collect()
         except pl.exceptions.PolarsError as error:
-            last = min(first + PARQUET_ROWS, total)
             raise UserError(f"{path}: rows {first + 1} to {last} can't be read ({error})") from error
         yield Frame(_cleaned(frame, schema), path, first_row=first)
 
 
-def _dialect(path: Path, schema: TableSchema) -> tuple[str, bool]:
-    """What separates the columns of a text file, and whether values may be quoted."""
-    kind = format_of(path, schema)
-    return schema.separator or SEPARATORS[kind], (kind == "csv") if schema.quote is None else schema.quote
+def _separator(path: Path, schema: TableSchema) -> str:
+    return schema.separator or SEPARATORS[format_of(path, schema)]
+
+
+def _quoted(path: Path, schema: TableSchema) -> bool:
+    return format_of(path, schema) == "csv" if schema.quote is None else schema.quote
 
 
 def text_blocks(
-    path: Path, schema: TableSchema, wanted: Sequence[str], left_out: Collection[int] = ()
+    source: Path | Piece, schema: TableSchema, left_out: Collection[int] = (), first_line: int = 1
 ) -> Iterator[tuple[tuple[str, ...], TextBlock]]:
-    """The names of the columns, `wanted` among them, with each block of lines below the header.
+    """Blocks of rows, without the header and lines that are left out, with the columns' names.
 
-    `left_out`: numbers of lines that are passed over; blocks without any line too.
+    `left_out` and `first_line` as for `read_frames`. UserError if a column that the schema uses isn't there.
     """
-    separator, quoted = _dialect(path, schema)
-    names = schema.columns
-    for number, whole in enumerate(read_blocks(path, quoted=quoted)):
+    path, begin = (source.path, source.begin) if isinstance(source, Piece) else (source, 0)
+    separator, quoted, names = _separator(path, schema), _quoted(path, schema), schema.columns
+    if names is None and begin > 0:
+        names = header(next(read_blocks(path, quoted=quoted)), separator, quoted)[0]
+    for number, whole in enumerate(read_blocks(source, quoted=quoted)):
         block = whole
         if names is None:
-            names, block = _header(whole, separator, quoted)
+            names, block = header(whole, separator, quoted)
         if number == 0:
-            _check_names(path, wanted, names)
+            _check_names(path, schema.used_columns, names)
         block = block.without(left_out)
         if block.num_rows:
-            yield names, block
+            yield names, replace(block, first_line=block.first_line + first_line - 1)
 
 
 def read_block(block: TextBlock, names: Sequence[str], schema: TableSchema) -> Frame:
     """The rows of a block with the columns of `schema.used_columns`; BadRowsError for another layout."""
-    source = _parse(block, names, schema)
+    source = _parsed(block, names, schema)
     return replace(source, frame=_cleaned(source.frame.select(schema.used_columns), schema))
 
 
-def _parse(block: TextBlock, names: Sequence[str], schema: TableSchema) -> Frame:
-    separator, quoted = _dialect(block.path, schema)
+def _parsed(block: TextBlock, names: Sequence[str], schema: TableSchema) -> Frame:
+    separator, quoted = _separator(block.path, schema), _quoted(block.path, schema)
     return parse(block, dict.fromkeys(names, pl.String), separator, quoted=quoted)
 
 
-def _header(block: TextBlock, separator: str, quoted: bool) -> tuple[tuple[str, ...], TextBlock]:
+def header(block: TextBlock, separator: str, quoted: bool) -> tuple[tuple[str, ...], TextBlock]:
     """The names on the first line, and the block without it."""
     line, data = block.data.split(b"\n", 1)
     try:

@@ -12,8 +12,9 @@ from pathlib import Path
 import polars as pl
 
 from persia_hpc.errors import UserError
-from persia_hpc.preprocess import table
+from persia_hpc.preprocess import table, table_shards
 from persia_hpc.preprocess.outputs import FileReport, make_directory
+from persia_hpc.preprocess.team import Team, together
 
 FILES = ("raw_sample.csv", "ad_feature.csv", "user_profile.csv")
 LAST_DAY = 1_494_604_800  # 13 May 2017 in China, seconds since 1970
@@ -50,11 +51,12 @@ pid = {{ type = "string" }}
 
 @dataclass(frozen=True)
 class TaobaoAdOptions:
-    """`input` holds the three CSV files."""
+    """`input` holds the three CSV files. `shard_bytes`: see TableOptions, for the joined table."""
 
     out: Path
     input: Path
     overwrite: bool = False
+    shard_bytes: int | None = None
 
 
 def _scan(path: Path, columns: tuple[str, ...]) -> pl.LazyFrame:
@@ -94,6 +96,23 @@ def join(folder: Path, to: Path) -> None:
 
 def prepare(options: TaobaoAdOptions) -> list[FileReport | str] | None:
     """Write train.h5 and test.h5; None when they were up to date. UserError for files that aren't these."""
+    return table.prepare(_table(options))
+
+
+def share(options: TaobaoAdOptions, team: Team) -> list[FileReport | str] | None:
+    """Write the shards, after one rank has joined the files; as `table_shards.prepare`. Collective."""
+    together(team, lambda: _table(options) if team.rank == 0 else None)
+    return table_shards.prepare(_options(options), team)
+
+
+def _options(options: TaobaoAdOptions) -> table.TableOptions:
+    return table.TableOptions(
+        options.out, options.out / "joined.toml", options.overwrite, options.shard_bytes
+    )
+
+
+def _table(options: TaobaoAdOptions) -> table.TableOptions:
+    """Joins the files, unless that is done, and says how to convert the result."""
     sources = [options.input / name for name in FILES]
     for path in sources:
         if not path.is_file():
@@ -103,6 +122,5 @@ def prepare(options: TaobaoAdOptions) -> list[FileReport | str] | None:
     newest = max(path.stat().st_mtime_ns for path in sources)
     if not joined.exists() or joined.stat().st_mtime_ns <= newest:
         join(options.input, joined)
-    schema = options.out / "joined.toml"
-    schema.write_text(SCHEMA)
-    return table.prepare(table.TableOptions(options.out, schema, options.overwrite))
+    (options.out / "joined.toml").write_text(SCHEMA)
+    return _options(options)

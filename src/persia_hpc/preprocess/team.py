@@ -11,10 +11,11 @@ Result = TypeVar("Result")
 
 
 class Team(Protocol):
-    """All ranks make the same calls in the same order."""
+    """All ranks make the same calls in the same order. `connected`: they know of each other."""
 
     rank: int
     size: int
+    connected: bool
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, on every rank. Collective."""
@@ -22,12 +23,16 @@ class Team(Protocol):
     def exchange(self, values: list[Any]) -> list[Any]:
         """values[r] goes to rank r; what each rank sent to this one. Collective."""
 
+    def need_all(self, what: str) -> None:
+        """UserError where `what` can't be had because a part of the work knows nothing of the others."""
+
 
 class Alone:
     """A single process."""
 
     rank = 0
     size = 1
+    connected = True
 
     def gather(self, value: Any) -> list[Any]:
         return [value]
@@ -35,12 +40,33 @@ class Alone:
     def exchange(self, values: list[Any]) -> list[Any]:
         return values
 
+    def need_all(self, what: str) -> None:
+        pass
+
 
 ALONE = Alone()
 
 
+class Part(Alone):
+    """One of several processes that share the work without talking, as the tasks of a job array."""
+
+    connected = False
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank = rank
+        self.size = size
+
+    def need_all(self, what: str) -> None:
+        raise UserError(
+            f"--part {self.rank}/{self.size}: {what} needs all rows of the input, expected ranks that know "
+            "of each other; start all with mpiexec or srun, without --part"
+        )
+
+
 class Ranks:
     """The ranks of a communicator (mpi4py)."""
+
+    connected = True
 
     def __init__(self, comm: Any) -> None:
         self._comm = comm
@@ -52,6 +78,9 @@ class Ranks:
 
     def exchange(self, values: list[Any]) -> list[Any]:
         return list(self._comm.alltoall(values))
+
+    def need_all(self, what: str) -> None:
+        pass
 
 
 def shares(sizes: Sequence[int], count: int) -> list[list[int]]:

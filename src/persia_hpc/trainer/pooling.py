@@ -24,6 +24,7 @@ from persia_hpc.wire import WIRES, Wire, wire_of
 from .batch import POOLED, Batch, FeatureSpec, Inputs
 from .pooling_cuda import CudaKernel, cuda_module
 from .pooling_torch import TorchKernel, tensor_of
+from .row_rings import RowRings
 from .staging import Staging
 
 ROUNDS_POWER = {"sum": 0.0, "mean": 1.0, "sqrtn": 0.5}
@@ -128,7 +129,7 @@ class NativeKernel:
                 feed.indices,
                 features=parts,
                 num_samples=feed.num_samples,
-                num_rows=len(feed.rows[group.group]),
+                num_rows=feed.num_rows(group.group),
                 dim=group.dim,
                 wire=wire.name if factor is None else "fp32",
             )
@@ -155,7 +156,7 @@ class RowGradients:
         self.factor: Tensor | None = None  # what undoes a loss scale, [1] on the device
         self._kernel = kernel
         self._dims = [group.dim for group in groups]
-        self._num_rows = [len(rows) for rows in feed.rows]
+        self._num_rows = [feed.num_rows(group.group) for group in groups]
         self._arrays: list[Array | None] = [None] * len(groups)
 
     def arrays(self) -> list[Array]:
@@ -233,6 +234,7 @@ class Pooling:
         self.inputs = inputs
         self.device = torch.device(device)
         self.staging = Staging(self.device)
+        self._rings = RowRings()
         self._wire = WIRES[gradients]
         self._launch: Any = _native
         if kernel is None:
@@ -251,15 +253,17 @@ class Pooling:
         """The batch for `model.forward`, and where its row gradients are after `loss.backward()`.
 
         Without `training` no gradient is tracked. The feed's arrays must stay valid until the backward has
-        run; the batch itself shares nothing with them. Not collective. Raises UserError when the feed does
-        not fit the inputs.
+        run; the batch itself shares nothing with them. A batch that leaves rows out must be embedded once, in
+        order of step. Not collective. Raises UserError when the feed does not fit the inputs.
         """
         self._check(feed)
         kernel: Kernel
+        if feed.places is not None and self.kernel != "cuda":
+            self._complete(feed)
         if self.kernel == "native":
             kernel = NativeKernel(self._groups, feed)
         elif self.kernel == "cuda":
-            kernel = CudaKernel(self._groups, feed, self.staging, self._launch)
+            kernel = CudaKernel(self._groups, feed, self.staging, self._rings, self._launch)
         else:
             kernel = TorchKernel(self._groups, feed, self.device)
         gradients = RowGradients(self._groups, feed, self._wire, kernel)
@@ -269,6 +273,15 @@ class Pooling:
         else:
             outputs = kernel.forward()
         return self._batch(feed, kernel, list(outputs), kernel.masks), gradients
+
+    def _complete(self, feed: FeedBatch) -> None:
+        """The rows of earlier batches in their places; rings are kept on the host."""
+        assert feed.places is not None
+        rows = [torch.from_numpy(_words(array)) for array in feed.rows]
+        places = torch.from_numpy(feed.places.view(np.int32))
+        complete = self._rings.complete(feed, rows, places)
+        feed.rows = [c.numpy().view(a.dtype) for c, a in zip(complete, feed.rows, strict=True)]
+        feed.places = None
 
     def _batch(self, feed: FeedBatch, kernel: Kernel, outputs: list[Tensor], masks: list[Tensor]) -> Batch:
         def own(name: str, array: npt.NDArray[Any]) -> Tensor:
@@ -319,6 +332,11 @@ class Pooling:
         missing = [f.name for f in self.inputs.features if f.multi and f.name not in feed.bag_offsets]
         if missing:
             raise UserError(f"a batch has no bag offsets for the multi-hot feature {missing[0]!r}")
+
+
+def _words(rows: Array) -> Array:
+    """The same bytes in a type that torch has."""
+    return rows.view(np.int16) if rows.dtype == np.uint16 else rows
 
 
 def _sum_rounds(values: Tensor, mask: Tensor, rounds: int) -> tuple[Tensor, Tensor]:

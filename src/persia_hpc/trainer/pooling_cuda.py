@@ -17,6 +17,7 @@ from persia_hpc import _native
 from persia_hpc.errors import PersiaError
 from persia_hpc.wire import WIRES, Wire, wire_of
 
+from .row_rings import RowRings
 from .staging import ALIGNMENT, Staging
 
 if TYPE_CHECKING:
@@ -55,11 +56,21 @@ def cuda_module(device: torch.device) -> Any:
     return _cuda.problem(torch.cuda.current_device() if torch.cuda.is_available() else 0) or _cuda
 
 
+def _as_words(rows: Tensor) -> Tensor:
+    """The same bytes in a type that torch can select from."""
+    return rows.view(torch.int16) if rows.dtype == torch.uint16 else rows
+
+
 class CudaKernel:
     """Forward and backward of one batch; see `pooling.Kernel`."""
 
     def __init__(
-        self, groups: Sequence[GroupFeatures], feed: FeedBatch, staging: Staging, launch: Any = _native
+        self,
+        groups: Sequence[GroupFeatures],
+        feed: FeedBatch,
+        staging: Staging,
+        rings: RowRings,
+        launch: Any = _native,
     ) -> None:
         """`launch`: the module with the kernels, `_native` for their code on the host."""
         self.staged = staging.arrive(feed)
@@ -70,6 +81,11 @@ class CudaKernel:
         self._device = staging.device
         self.flags = torch.zeros(_NUM_FLAGS, dtype=torch.int32, device=self._device)
         self._samples = torch.empty(len(feed.indices), dtype=torch.int32, device=self._device)
+        self._complete: list[Tensor] | None = None  # rows, if some were on the device already
+        if feed.places is not None:
+            arrived = [self.staged.tensor(f"rows {g}", rows) for g, rows in enumerate(feed.rows)]
+            places = self.staged.tensor("places", feed.places.view(np.int32))
+            self._complete = rings.complete(feed, [_as_words(rows) for rows in arrived], places)
         self._features = self._describe()
         self._returned: list[tuple[Array, Any]] = []
         self._kept: list[Tensor] = []  # what launches were given, until the batch is done with
@@ -82,6 +98,9 @@ class CudaKernel:
             rows = feed.rows[group.group]
             wire = _WIRES.index(wire_of(rows, group.dim).name)
             address = self.staged.pointer(f"rows {group.group}")
+            if self._complete is not None:
+                address = self._complete[group.group].data_ptr()
+            num_rows = feed.num_rows(group.group)
             for (_, spec), (first, _, pooling, bags) in zip(group.features, group.parts(feed), strict=True):
                 sequence = pooling == "sequence"
                 length = max(1, int(np.diff(bags).max(initial=0))) if sequence and bags is not None else 1
@@ -89,7 +108,7 @@ class CudaKernel:
                 at = self.staged.pointer(f"bags {spec.name}") if bags is not None else 0
                 number = _POOLINGS.index(pooling)
                 records.append(
-                    (at, address, 0, 0, first, len(rows), group.dim, length, stride, number, wire, 0)
+                    (at, address, 0, 0, first, num_rows, group.dim, length, stride, number, wire, 0)
                 )
         return np.array(records, _FEATURE)
 
@@ -165,7 +184,7 @@ class CudaKernel:
         features, groups, sizes = self._place(gradients), [], []
         first_feature, size, threads = 0, ALIGNMENT, 0  # the flags lie before the first group's rows
         for group in self._groups:
-            rows = len(self._feed.rows[group.group])
+            rows = self._feed.num_rows(group.group)
             row_bytes = wire.shape(1, group.dim)[1] * wire.dtype.itemsize
             first_row = int(self._feed.group_offsets[group.group])
             number = _WIRES.index(wire.name)
@@ -201,7 +220,7 @@ class CudaKernel:
         self._returned.append((host, there))
         arrays: list[Array | None] = []
         for group, (begin, length) in zip(self._groups, sizes, strict=True):
-            shape = wire.shape(len(self._feed.rows[group.group]), group.dim)
+            shape = wire.shape(self._feed.num_rows(group.group), group.dim)
             arrays.append(host[begin : begin + length].view(wire.dtype).reshape(shape))
         return arrays
 

@@ -71,6 +71,8 @@ def arrays_of(feed: FeedBatch) -> Iterator[tuple[str, Array]]:
     """The arrays of a batch that are needed on the device, by name."""
     for group, rows in enumerate(feed.rows):
         yield f"rows {group}", rows
+    if feed.places is not None:
+        yield "places", feed.places
     yield "indices", feed.indices
     for name, bags in feed.bag_offsets.items():
         yield f"bags {name}", bags

@@ -23,7 +23,8 @@ def decode(words: Tensor, wire: Wire, dim: int) -> Tensor:
     if wire.name == "bf16":
         words = words.view(torch.bfloat16)
     elif wire.name == "scaled_fp16":
-        scale = words[:, dim:].contiguous().view(torch.float32)  # [U, 1]
+        # Copied: contiguous() leaves a single row where it is, which may be no place for a float.
+        scale = words.new_empty((len(words), 2)).copy_(words[:, dim:]).view(torch.float32)  # [U, 1]
         return words[:, :dim].contiguous().view(torch.float16).float() * (1 / KAPPA) * scale
     return words.to(torch.float32)
 

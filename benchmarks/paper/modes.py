@@ -1,29 +1,25 @@
-"""The Persia paper's claims on accuracy as experiments: a table, JSON, and a plot if matplotlib is there.
-
-    python benchmarks/paper.py accuracy --sets adult criteo movielens --data DIR [--seeds 1 2 3] [--out DIR]
-    python benchmarks/paper.py staleness --sets criteo --data DIR [--seeds 1 2 3] [--out DIR]
-
-`accuracy`: `sync`, `hybrid` and `async` with four trainers: AUC on the test split, and the gaps to `sync`
+"""`accuracy`: `sync`, `hybrid` and `async` with four trainers: AUC on the test split, and the gaps to `sync`
 paired by seed, beside the paper's (hybrid less than 0.1 % below sync, async 0.5 to 1.0 %). `staleness`:
 `hybrid` with bounds 1, 4, 16, 64 and both values of `apply`: AUC, samples/s, the staleness that was observed,
 and alpha, how often the most frequent id of any feature appears in a sample, which the paper's bound on the
-error grows with. DIR holds criteo_137k and movielens_1m (as in the tests' PERSIA_HPC_DATA); adult is in the
-repository.
+error grows with. --data DIR holds criteo_137k and movielens_1m (as in the tests' PERSIA_HPC_DATA); adult is
+in the repository.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
-import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accuracy import CLI, ROOT, mean_and_spread, train
+
+from benchmarks.accuracy import CLI, ROOT, mean_and_spread, train
+from benchmarks.paper.report import Report, markdown
 
 BOUNDS = (1, 4, 16, 64)
 PAPER = {"sync": "0", "hybrid": "> -0.1 %", "async": "-0.5 to -1.0 %"}  # of AUC, less that of sync
@@ -98,20 +94,16 @@ def table(results: Mapping[str, Mapping[str, list[dict[str, Any]]]], alphas: Map
     head = ["AUC", "less sync's", "paper", "logloss", "samples/s", "staleness (steps)"]
     lines = []
     for data, figures in results.items():
-        lines += ["", f"{data}, alpha {alphas[data]:.3f}:", ""]
-        lines += ["| | " + " | ".join(head) + " |", "|" + "---|" * (len(head) + 1)]
         base = next(iter(figures.values()))
-        lines += [f"| {' | '.join(row(name, each, base))} |" for name, each in figures.items()]
-    return "\n".join(lines[1:])
+        rows = [row(name, each, base) for name, each in figures.items()]
+        lines += [f"{data}, alpha {alphas[data]:.3f}:", "", markdown(["", *head], rows), ""]
+    return "\n".join(lines[:-1])
 
 
-def plot(results: Mapping[str, Mapping[str, list[dict[str, Any]]]], path: Path) -> bool:
-    """AUC of each arm with its spread; False without matplotlib."""
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError:
-        return False
-    figure, axes = plt.subplots(1, len(results), figsize=(6 * len(results), 4), squeeze=False)
+def plot(results: Mapping[str, Mapping[str, list[dict[str, Any]]]], figure: Any) -> None:
+    """AUC of each arm with its spread, a panel a data set."""
+    figure.set_size_inches(6 * len(results), 4)
+    axes = figure.subplots(1, len(results), squeeze=False)
     for axis, (data, figures) in zip(axes[0], results.items(), strict=True):
         values = [[f["auc"] for f in each] for each in figures.values()]
         spread = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
@@ -119,50 +111,30 @@ def plot(results: Mapping[str, Mapping[str, list[dict[str, Any]]]], path: Path) 
         axis.set_yticks(range(len(values)), list(figures))
         axis.set_title(data)
         axis.set_xlabel("test AUC")
-    figure.tight_layout()
-    figure.savefig(path)
-    return True
 
 
-def main() -> None:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("experiment", choices=("accuracy", "staleness"))
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sets", nargs="+", default=["adult"], choices=("adult", "criteo", "movielens"))
     parser.add_argument("--data", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--trainers", type=int, default=4)
-    parser.add_argument("--out", type=Path, default=Path("build/paper"))
-    options = parser.parse_args()
+
+
+def run(options: argparse.Namespace, scratch: Path) -> Report:
     if options.data is None and set(options.sets) != {"adult"}:
-        parser.error("--data is needed for criteo and movielens")
-    options.out.mkdir(parents=True, exist_ok=True)
+        raise SystemExit("--data is needed for criteo and movielens")
     results: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        for data in options.sets:
-            config = prepare(data, options.data)
-            results[data] = {name: [] for name in arms(options)}
-            for seed in options.seeds:  # arms take turns, as others use the machine too
-                for number, (name, settings) in enumerate(arms(options).items()):
-                    ranks = {"ranks.trainers": options.trainers, "ranks.embedding_workers": options.trainers}
-                    run_dir = Path(scratch) / f"{data}-{seed}-{number}"
-                    changes = {**settings, **ranks, "seed": seed, "train.save": "false"}
-                    summary = train(config, changes, run_dir)
-                    results[data][name].append(
-                        {**summary["test"], "samples_per_second": summary["samples_per_second"]}
-                        | {"staleness": summary["staleness"]["histogram"]}
-                    )
+    for data in options.sets:
+        config = prepare(data, options.data)
+        results[data] = {name: [] for name in arms(options)}
+        for seed in options.seeds:  # arms take turns, as others use the machine too
+            for number, (name, settings) in enumerate(arms(options).items()):
+                ranks = {"ranks.trainers": options.trainers, "ranks.embedding_workers": options.trainers}
+                changes = {**settings, **ranks, "seed": seed, "train.save": "false"}
+                summary = train(config, changes, scratch / f"{data}-{seed}-{number}")
+                results[data][name].append(
+                    {**summary["test"], "samples_per_second": summary["samples_per_second"]}
+                    | {"staleness": summary["staleness"]["histogram"]}
+                )
     alphas = {data: alpha(data) for data in results}
-    text = table(results, alphas)
-    print(text)
-    stem = options.out / options.experiment
-    stem.with_suffix(".md").write_text(text + "\n")
-    stem.with_suffix(".json").write_text(
-        json.dumps({"schema_version": 1, "alpha": alphas, "results": results}, indent=1) + "\n"
-    )
-    if not plot(results, stem.with_suffix(".png")):
-        print(f"no plot: pip install matplotlib, then the figures of {stem.with_suffix('.json')} get one")
-
-
-if __name__ == "__main__":
-    main()
+    return Report(table(results, alphas), {"alpha": alphas, **results}, partial(plot, results))

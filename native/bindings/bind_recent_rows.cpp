@@ -1,0 +1,45 @@
+#include <pybind11/stl.h>
+
+#include "arrays.h"
+#include "bindings.h"
+#include "persia/recent_rows.h"
+
+namespace {
+
+using persia::RecentRows;
+using persia_bindings::checked;
+
+py::tuple find(RecentRows& self, const py::object& keys, const py::object& table_offsets,
+               std::uint32_t step) {
+    const auto in = checked<std::uint64_t>(keys, 1, "keys");
+    const auto offsets = checked<std::uint32_t>(table_offsets, 1, "table_offsets");
+    const auto num_tables = static_cast<py::ssize_t>(self.num_tables());
+    if (offsets.size() != num_tables + 1 || offsets.at(num_tables) != static_cast<std::uint32_t>(in.size())) {
+        throw py::value_error("table_offsets: expected " + std::to_string(num_tables + 1) +
+                              " numbers up to the number of keys");
+    }
+    py::array_t<std::uint8_t> wanted(in.size());
+    py::array_t<std::uint32_t> places(in.size());
+    py::array_t<std::int64_t> rings({static_cast<py::ssize_t>(self.num_groups()), py::ssize_t{2}});
+    static_assert(sizeof(RecentRows::Ring) == 2 * sizeof(std::int64_t));
+    auto* rings_out = reinterpret_cast<RecentRows::Ring*>(rings.mutable_data());
+    auto* wanted_out = wanted.mutable_data();
+    auto* places_out = places.mutable_data();
+    std::uint32_t ages = 0;
+    {
+        const py::gil_scoped_release nogil;
+        ages = self.find(in.data(), offsets.data(), step, wanted_out, places_out, rings_out);
+    }
+    return py::make_tuple(wanted, places, rings, ages);
+}
+
+}  // namespace
+
+void bind_recent_rows(py::module_& m) {
+    py::class_<RecentRows>(m, "RecentRows")
+        .def(py::init<std::vector<std::uint32_t>, std::uint32_t>(), py::kw_only(), py::arg("groups"),
+             py::arg("reuse_steps"))
+        .def("find", &find, py::arg("keys"), py::arg("table_offsets"), py::kw_only(), py::arg("step"))
+        .def("clear", &RecentRows::clear)
+        .def_readonly_static("MOST_STEPS", &RecentRows::kMostSteps);
+}

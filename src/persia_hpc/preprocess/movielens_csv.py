@@ -1,0 +1,131 @@
+"""MovieLens-20M and -25M: ratings.csv and movies.csv with a header line, half stars, nothing about the users.
+
+Ids: user and movie as the files' numbers, genres (multi-hot) hashed. Shapes: N ratings, R of them taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from persia_hpc.errors import UserError
+from persia_hpc.preprocess.columns import Place, split_lists, to_ids
+from persia_hpc.preprocess.frames import Frame, parse
+from persia_hpc.preprocess.ids import Ids, string_ids
+from persia_hpc.preprocess.lines import read_blocks
+from persia_hpc.preprocess.table_input import header
+from persia_hpc.samples.batch import IdColumn, Rows, SampleBatch
+from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
+
+FEATURES = (FeatureSchema("user"), FeatureSchema("movie"), FeatureSchema("genres", multi=True))
+ID_DTYPES = {"user": "uint32", "movie": "uint32"}
+Kinds = dict[str, type[pl.DataType]]
+RATINGS: Kinds = {"userId": pl.Int64, "movieId": pl.Int64, "rating": pl.Float64}
+TIMESTAMP: Kinds = {"timestamp": pl.Int64}
+MOVIES: Kinds = {"movieId": pl.String, "title": pl.String, "genres": pl.String}
+NO_GENRES = "(no genres listed)"
+
+
+@dataclass(frozen=True)
+class Movies:
+    """All movies, by rising id: `ids` [M], `genres` of M."""
+
+    ids: Ids
+    genres: IdColumn
+
+
+@dataclass(frozen=True)
+class CsvRatings:
+    """The ratings of the task in the order of the file; `movies` [N] are places in `catalogue`."""
+
+    users: npt.NDArray[np.uint64]
+    movies: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.float32]
+    time: npt.NDArray[np.int64] | None
+    catalogue: Movies
+
+    @property
+    def schema(self) -> DatasetSchema:
+        """What `take` gives."""
+        return DatasetSchema(FEATURES, (), ("liked",), has_time=self.time is not None)
+
+    @property
+    def num_samples(self) -> int:
+        """N."""
+        return len(self.labels)
+
+    def take(self, rows: Rows) -> SampleBatch:
+        """The samples `rows` [R], in this order."""
+        movies = self.movies[rows]
+        ids = {
+            "user": IdColumn(self.users[rows]),
+            "movie": IdColumn(self.catalogue.ids[movies]),
+            "genres": self.catalogue.genres.take(movies),
+        }
+        dense, labels = np.empty((len(rows), 0), np.float32), self.labels[rows][:, None]
+        return SampleBatch(ids, dense, labels, time=None if self.time is None else self.time[rows])
+
+
+def _frames(path: Path, expected: Sequence[Kinds], *, quoted: bool) -> Iterator[Frame]:
+    """The file's rows, its header line being one of `expected`; no value may be missing."""
+    kinds: Kinds | None = None
+    for block in read_blocks(path, quoted=quoted):
+        rows = block
+        if kinds is None:
+            names, rows = header(block, ",", quoted)
+            kinds = next((kinds for kinds in expected if tuple(kinds) == names), None)
+            if kinds is None:
+                wanted = " or ".join(",".join(kinds) for kinds in expected)
+                raise UserError(f"{path}: got the header {','.join(names)!r}, expected {wanted}")
+        if rows.num_rows:
+            source = parse(rows, kinds, ",", quoted=quoted)
+            for name in kinds:
+                source.refuse(source.frame[name].is_null().to_numpy(), name, "a value")
+            yield source
+
+
+def _read_movies(path: Path) -> Movies:
+    ids, lists = [], []
+    for source in _frames(path, [MOVIES], quoted=True):
+        ids.append(to_ids(source.frame["movieId"], "integer", Place(source, "movieId")))
+        genres, lengths = split_lists(source.frame["genres"].replace(NO_GENRES, ""), "|")
+        lists.append(IdColumn.from_lengths(string_ids(genres), lengths))
+    if not ids:
+        raise UserError(f"{path}: got no movies, expected at least one")
+    joined = np.concatenate(ids)
+    order = np.argsort(joined, kind="stable")
+    values = np.concatenate([column.values for column in lists])
+    counts = np.concatenate([np.diff(column.offsets) for column in lists if column.offsets is not None])
+    return Movies(joined[order], IdColumn.from_lengths(values, counts).take(order))
+
+
+def read_ratings(ratings: Path, movies: Path, task: str) -> CsvRatings:
+    """The samples of a task: `ctr` leaves ratings of 3 out and likes those above, `all` likes from 4 on.
+
+    All ratings are in memory, at most some 100 bytes each. UserError names the line that isn't of the layout.
+    """
+    catalogue = _read_movies(movies)
+    users, places, labels, times = [], [], [], []
+    for source in _frames(ratings, [{**RATINGS, **TIMESTAMP}, RATINGS], quoted=False):
+        rating = source.frame["rating"].to_numpy()
+        stars = (rating >= 0.5) & (rating <= 5) & (rating * 2 == np.floor(rating * 2))
+        source.refuse(~stars, "rating", "0.5, 1, 1.5 ... 5")
+        source.refuse(source.frame["userId"].to_numpy() < 0, "userId", "a number from 0 on")
+        movie = source.frame["movieId"].to_numpy().view(np.uint64)
+        place = np.minimum(np.searchsorted(catalogue.ids, movie), len(catalogue.ids) - 1)
+        source.refuse(catalogue.ids[place] != movie, "movieId", f"a movie that {movies.name} has")
+        keep = rating != 3 if task == "ctr" else np.ones(len(rating), bool)
+        users.append(source.frame["userId"].to_numpy()[keep].astype(np.uint64))
+        places.append(place[keep])
+        labels.append((rating[keep] > 3 if task == "ctr" else rating[keep] >= 4).astype(np.float32))
+        if "timestamp" in source.frame.columns:
+            times.append(source.frame["timestamp"].to_numpy()[keep])
+    if not users:
+        raise UserError(f"{ratings}: got no ratings, expected at least one")
+    time = np.concatenate(times) if times else None
+    return CsvRatings(np.concatenate(users), np.concatenate(places), np.concatenate(labels), time, catalogue)

@@ -1,0 +1,82 @@
+"""What the training rows of a table teach: means and deviations, frequent ids, vocabularies.
+
+Shapes: N rows of one frame.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from persia_hpc.errors import UserError
+from persia_hpc.preprocess.frames import Frame
+from persia_hpc.preprocess.ids import MISSING_ID, RARE_ID, IdCounts, IdFilter
+from persia_hpc.preprocess.shards import merged_counts
+from persia_hpc.preprocess.table_convert import Converter, Learned, Moments
+from persia_hpc.preprocess.team import Team
+
+UNKNOWN_NUMBER = 0
+PIECE_VALUES = 1 << 40  # ids of one feature in one piece: fewer
+
+
+class Learning:
+    """One rank's share. The result depends on the pieces, not on who takes which."""
+
+    def __init__(self, converter: Converter) -> None:
+        """UserError if there are things to learn, but no training rows."""
+        self._converter = converter
+        schema = converter.schema
+        self._standardized = [n for n, entry in schema.dense.items() if "standardize" in entry.transform]
+        self._counts = {
+            name: IdCounts() for name, entry in schema.ids.items() if entry.min_count > 1 or entry.vocabulary
+        }
+        # Sums of floating-point numbers depend on their order: a piece is summed by itself.
+        self._moments: dict[int, dict[str, Moments]] = {}
+        self._used: dict[tuple[int, str], int] = {}
+        if self.needed and "train" not in schema.split.names:
+            raise UserError(
+                "standardize, min_count and vocabulary learn from training rows: got a split without any, "
+                "expected one with `train`"
+            )
+
+    @property
+    def needed(self) -> bool:
+        """Whether any column asks for it."""
+        return bool(self._standardized or self._counts)
+
+    def add(self, source: Frame, rows: npt.NDArray[np.bool_], piece: int = 0) -> None:
+        """Take in the training rows of the frame (mask [N]); a rank's pieces come in rising order."""
+        schema = self._converter.schema
+        moments = self._moments.setdefault(piece, {name: Moments() for name in self._standardized})
+        for name in self._standardized:
+            moments[name].add(self._converter.dense(source, schema.dense[name], None)[rows])
+        for name, counts in self._counts.items():
+            column, values = self._converter.ids(source, name)
+            keep = rows if column.offsets is None else np.repeat(rows, np.diff(column.offsets))
+            keep = keep & (column.values != MISSING_ID)
+            ids = column.values[keep]
+            used = self._used.get((piece, name), 0)
+            self._used[piece, name] = used + len(ids)
+            text = values.filter(pl.Series(keep)).cast(pl.String) if schema.ids[name].vocabulary else None
+            counts.add(ids, text, first=piece * PIECE_VALUES + used)
+
+    def finish(self, team: Team) -> Learned:
+        """What all ranks have learned. Collective."""
+        schema = self._converter.schema
+        pieces = {piece: moments for part in team.gather(self._moments) for piece, moments in part.items()}
+        learned = Learned({name: Moments() for name in self._standardized})
+        for piece in sorted(pieces):
+            for name, moments in learned.moments.items():
+                moments.merge(pieces[piece][name])
+        for name, counts in self._counts.items():
+            entry = schema.ids[name]
+            frame = merged_counts(counts.frame(1), entry.min_count, team, values=entry.vocabulary)
+            other = UNKNOWN_NUMBER if entry.vocabulary else RARE_ID
+            learned.filters[name] = IdFilter(
+                frame["id"].to_numpy(), other=other, never_other=[MISSING_ID], renumber=entry.vocabulary
+            )
+            if entry.vocabulary:
+                numbers = pl.Series("id", np.arange(1, frame.height + 1, dtype=np.uint64))
+                learned.vocabularies[name] = frame.select(numbers, "value", "count")
+        return learned

@@ -1,0 +1,276 @@
+"""A table by the terabyte: many ranks, each making HDF5 files of pieces of the input, one for each split.
+
+The samples and their splits are those of table.py, whoever makes them. Shapes: N rows of one frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from persia_hpc.errors import UserError
+from persia_hpc.preprocess.bad_lines import BadLines, option_named
+from persia_hpc.preprocess.frames import Frame
+from persia_hpc.preprocess.lines import Piece
+from persia_hpc.preprocess.outputs import FileReport, Outputs, input_identity, make_directory
+from persia_hpc.preprocess.progress import Progress
+from persia_hpc.preprocess.shards import check_pieces, write_pieces
+from persia_hpc.preprocess.table import Table, TableOptions, learned_settings, write_vocabularies
+from persia_hpc.preprocess.table_bad_lines import Fit, find_bad_lines
+from persia_hpc.preprocess.table_convert import Converter, Learned
+from persia_hpc.preprocess.table_input import (
+    TablePiece,
+    count_rows,
+    cut_table,
+    may_cut_values,
+    mend_cuts,
+    num_quotes,
+    read_frames,
+)
+from persia_hpc.preprocess.table_learn import Learning
+from persia_hpc.preprocess.table_schema import Split, load_schema
+from persia_hpc.preprocess.team import Team, shares, together
+from persia_hpc.samples.writer import DatasetWriter
+
+Result = TypeVar("Result")
+
+
+@dataclass
+class _Plan:
+    """Of each piece: its split, as `Table.files` has it, its files, one for each split, and its first row."""
+
+    table: Table
+    pieces: list[TablePiece]
+    splits: list[str]
+    names: list[list[str]]
+    outputs: Outputs
+    bad_lines: BadLines
+    first_rows: list[int]
+    left_out: dict[int, set[int]] = field(default_factory=dict)  # of pieces: lines from 1 in the piece
+
+
+def prepare(options: TableOptions, team: Team) -> list[FileReport | str] | None:
+    """Writes the files that aren't there yet; what to print at the end, None if all were there.
+
+    Collective, with the same result for all.
+    """
+    if options.max_bad_lines:
+        team.need_all("--max-bad-lines")
+    plan, missing = together(team, lambda: _plan(options))
+    if not missing and plan.outputs.up_to_date():
+        together(team, plan.bad_lines.check)
+        return None
+    together(team, lambda: make_directory(options.out))
+    _mend_cuts(plan, team)
+    wanted = [i for i, names in enumerate(plan.names) if not missing.isdisjoint(names)]
+    fit = together(team, option_named()(lambda: plan.table.fit(options.max_bad_lines)))
+    converter = fit.converter
+    learning = together(team, lambda: Learning(converter))
+    if options.max_bad_lines:
+        again = learning.needed or plan.table.splits_by_number  # finished pieces are read, but not written
+        _find_bad_lines(plan, range(len(plan.pieces)) if again else wanted, fit, team)
+    together(team, plan.bad_lines.check)
+    if plan.table.splits_by_number:
+        _count_rows(plan, team)
+    sizes = [piece.num_bytes for piece in plan.pieces]
+    if learning.needed:
+        team.need_all("what the schema learns from training rows (min_count, vocabulary, standardize)")
+        mine = shares(sizes, team.size)[team.rank]
+        together(team, lambda: _learn(plan, mine, learning, shown=team.rank == 0))
+    learned = learning.finish(team)
+    plan.outputs.settings.update(learned_settings(converter, learned))
+
+    def write(i: int, progress: Progress) -> list[FileReport]:
+        return _with_lines(plan.pieces[i], partial(_write, plan, i, converter, learned, progress))
+
+    made = write_pieces(team, plan.outputs, sizes, wanted, write, "table: writing")
+    if team.rank == 0:
+        write_vocabularies(options.out, learned)
+    return None if made is None else [*made, *plan.bad_lines.report()]
+
+
+def _plan(options: TableOptions) -> tuple[_Plan, set[str]]:
+    """The pieces, and which files must be made."""
+    assert options.shard_bytes is not None
+    if options.shard_bytes < 1 or options.test_shards < 0:
+        raise UserError(
+            f"--shard-bytes {options.shard_bytes} --test-shards {options.test_shards}: "
+            "expected at least 1 and 0"
+        )
+    schema = load_schema(options.schema)
+    table = Table(schema, options.schema.parent)
+    cut = [(name, cut_table(path, schema, options.shard_bytes)) for name, path in table.files]
+    pieces = [piece for _, found in cut for piece in found]
+    splits = [name for name, found in cut for _ in found]
+    if not pieces:
+        raise UserError(f"{', '.join(map(str, table.paths))}: got no rows, expected at least one")
+    if options.test_shards:
+        if schema.split.by != "order":
+            raise UserError(
+                f"--test-shards {options.test_shards}: got a schema that splits by {schema.split.by}, "
+                "expected one that splits by order; leave the option out for a file of each piece and split"
+            )
+        check_pieces(len(pieces), options.test_shards)
+        table.schema = replace(schema, split=Split("files", files={"train": (), "test": ()}))
+        splits = ["train"] * (len(pieces) - options.test_shards) + ["test"] * options.test_shards
+    settings = {
+        "dataset": "table",
+        "inputs": input_identity(table.paths),
+        "options": {
+            **asdict(schema),
+            "shard_bytes": options.shard_bytes,
+            "test_shards": options.test_shards,
+        },
+    }
+    names = [[f"{split}-{i:05d}.h5" for split in table.schema.split.names] for i in range(len(pieces))]
+    outputs = Outputs(
+        options.out, [name for some in names for name in some], settings, overwrite=options.overwrite
+    )
+    missing = set(outputs.missing())  # nobody writes before all have looked
+    bad_lines = BadLines(_text(pieces), options.max_bad_lines)
+    for i, some in enumerate(names):
+        if missing.isdisjoint(some):  # its files all say the same
+            stored = [found for name in some if (found := outputs.stored(name))]
+            bad_lines.restore([i], stored[0].get("lines"))
+    return _Plan(table, pieces, splits, names, outputs, bad_lines, [0] * len(pieces)), missing
+
+
+def _text(pieces: Sequence[TablePiece]) -> list[Piece]:
+    """The pieces as `BadLines` wants them: Parquet has no lines."""
+    return [piece if isinstance(piece, Piece) else Piece(piece.path) for piece in pieces]
+
+
+def _with_lines(piece: TablePiece, work: Callable[[int], Result]) -> Result:
+    """`work(1)`. Pieces of text don't know the number of their first line: if one holds bad input, `work` is
+    done again with it, for the message.
+    """
+    with option_named():
+        try:
+            return work(1)
+        except UserError:
+            if isinstance(piece, Piece) and piece.begin:
+                work(piece.first_line())
+            raise
+
+
+def _of_each(
+    plan: _Plan, pieces: Iterable[int], team: Team, title: str, work: Callable[[int], Result]
+) -> dict[int, Result]:
+    """`work` of these pieces, shared by the ranks; a part alone does all. Collective."""
+    sizes = [piece.num_bytes for piece in plan.pieces]
+    mine = set(shares(sizes, team.size)[team.rank] if team.connected else pieces).intersection(pieces)
+
+    def some() -> dict[int, Result]:
+        found = {}
+        total = sum(sizes[i] for i in mine)
+        with Progress(title, total, unit=" bytes", shown=team.rank == 0) as progress:
+            for i in sorted(mine):
+                found[i] = work(i)
+                progress.add(sizes[i])
+        return found
+
+    return {i: value for part in team.gather(together(team, some)) for i, value in part.items()}
+
+
+def _mend_cuts(plan: _Plan, team: Team) -> None:
+    """Moves cuts that fell into a quoted value. Collective."""
+    schema, pieces = plan.table.schema, plan.pieces
+    if any(may_cut_values(piece, schema) for piece in pieces):
+        everything = range(len(pieces))
+        quotes = _of_each(
+            plan, everything, team, "table: looking for quotes", lambda i: num_quotes(pieces[i], schema)
+        )
+        plan.pieces = mend_cuts(pieces, [quotes[i] for i in everything])
+        plan.bad_lines.pieces = _text(plan.pieces)
+
+
+def _find_bad_lines(plan: _Plan, pieces: Iterable[int], fit: Fit, team: Team) -> None:
+    """Looks for the bad lines of these pieces, which all later passes over them skip. Collective."""
+    plan.left_out = _of_each(
+        plan, pieces, team, "table: looking for bad lines", lambda i: find_bad_lines(plan.bad_lines, i, fit)
+    )
+    plan.bad_lines.share(team)
+
+
+def _count_rows(plan: _Plan, team: Team) -> None:
+    """How many rows come before each piece, and in all. Collective."""
+
+    def count(i: int) -> int:
+        work = partial(count_rows, plan.pieces[i], plan.table.schema, plan.left_out.get(i, ()))
+        return _with_lines(plan.pieces[i], work)
+
+    everything = range(len(plan.pieces))
+    rows = _of_each(plan, everything, team, "table: counting rows", count)
+    ends = np.cumsum([rows[i] for i in everything]).tolist()
+    plan.first_rows = [0, *ends[:-1]]
+    plan.table.set_rows(ends[-1])
+
+
+def _frames(plan: _Plan, i: int, first_line: int) -> Iterator[tuple[Frame, npt.NDArray[np.int64]]]:
+    """The piece's frames with the split of their rows [N], by place in `split.names`."""
+    first_row = plan.first_rows[i]
+    for source in read_frames(plan.pieces[i], plan.table.schema, plan.left_out.get(i, ()), first_line):
+        yield source, plan.table.parts(plan.splits[i], source, first_row)
+        first_row += source.frame.height
+
+
+def _learn(plan: _Plan, mine: Iterable[int], learning: Learning, *, shown: bool) -> None:
+    """Takes in this rank's pieces."""
+    names = plan.table.schema.split.names
+    train = names.index("train")
+
+    def learn(i: int, first_line: int) -> None:
+        for source, parts in _frames(plan, i, first_line):
+            learning.add(source, parts == train, i)
+
+    pieces = [i for i in mine if plan.splits[i] in ("", "train")]
+    sizes = sum(plan.pieces[i].num_bytes for i in pieces)
+    with Progress("table: learning from the training rows", sizes, unit=" bytes", shown=shown) as progress:
+        for i in pieces:
+            _with_lines(plan.pieces[i], partial(learn, i))
+            progress.add(plan.pieces[i].num_bytes)
+
+
+def _write(
+    plan: _Plan, i: int, converter: Converter, learned: Learned, progress: Progress, first_line: int
+) -> list[FileReport]:
+    """The piece's files, of the splits that it has rows of."""
+    schema, outputs = plan.table.schema, plan.outputs
+    names = plan.names[i]
+    binary = all(entry.binary for entry in schema.labels.values())
+    settings = dict(outputs.settings)
+    writers: dict[str, DatasetWriter] = {}
+    labels = dict.fromkeys(names, 0.0)
+    with ExitStack() as stack:
+        for source, parts in _frames(plan, i, first_line):
+            batch = converter.batch(source, learned)
+            for part, name in enumerate(names):
+                rows = np.flatnonzero(parts == part)
+                if not len(rows):
+                    continue
+                if name not in writers:
+                    writers[name] = stack.enter_context(
+                        DatasetWriter(
+                            outputs.directory / name,
+                            converter.dataset,
+                            source=plan.table.source,
+                            preprocessing=settings,
+                            check_binary_labels=binary,
+                        )
+                    )
+                taken = batch if len(rows) == len(parts) else batch.take(rows)
+                writers[name].write(taken)
+                labels[name] += float(taken.labels[:, 0].sum(dtype=np.float64))
+        settings["absent"] = [name for name in names if name not in writers]
+        settings["lines"] = plan.bad_lines.setting([i])
+    progress.add(plan.pieces[i].num_bytes)
+    return [
+        FileReport(outputs.directory / name, writer.num_samples, labels[name] / writer.num_samples)
+        for name, writer in writers.items()
+    ]

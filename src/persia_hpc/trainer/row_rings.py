@@ -1,0 +1,43 @@
+"""Rows of earlier batches on the device, for those that don't come along again (`wire.reuse_steps`).
+
+U rows of a group, W words of a row in its wire format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from persia_hpc.feed import FeedBatch
+
+
+class RowRings:
+    """A ring of rows for each worker and group. Where in it a row goes, and stays how long, the worker says.
+
+    All on the current stream: a row is read before a later batch's takes its place.
+    """
+
+    def __init__(self) -> None:
+        self._rings: dict[tuple[int, int], Tensor] = {}
+
+    def complete(self, feed: FeedBatch, rows: Sequence[Tensor], places: Tensor) -> list[Tensor]:
+        """All rows [U, W] of each group, of those that came along and `places` [U of all groups, int32].
+
+        For each batch once, in order of step.
+        """
+        assert feed.rings is not None
+        complete = []
+        for group, (arrived, (begin, size)) in enumerate(zip(rows, feed.rings.tolist(), strict=True)):
+            key = (feed.holder, group)
+            ring = self._rings.get(key)
+            if ring is None or len(ring) != size:  # as agreed, nothing of a former one is asked for
+                ring = torch.empty((size, arrived.shape[1]), dtype=arrived.dtype, device=arrived.device)
+                self._rings[key] = ring
+            ring[begin : begin + len(arrived)] = arrived
+            first, end = int(feed.group_offsets[group]), int(feed.group_offsets[group + 1])
+            complete.append(ring.index_select(0, places[first:end]))
+        return complete
