@@ -106,9 +106,10 @@ def test_parts_without_communication_make_all_files(
     assert names == sorted(p.name for p in (tmp_path / "parts").iterdir())
     for name in names:
         assert_equal(read(tmp_path / "parts", name), read(tmp_path / "alone", name))
-    more += ["--min-count", "2", "--part", "0/2"]
-    assert main(arguments(raw, tmp_path / "rare", *more)) == 2
-    assert "--min-count needs all rows of the input" in capsys.readouterr().err
+    for option in ("--min-count", "--max-bad-lines"):
+        command = arguments(raw, tmp_path / "all", *more, option, "2", "--part", "0/2")
+        assert main(command) == 2
+        assert f"{option} needs all rows of the input" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("part", ["2/2", "-1/2", "1", "1/x", "0/0"])

@@ -1,5 +1,10 @@
 """Lines that a table's schema doesn't fit: left out as if never there, counted, refused above a limit."""
 
+import json
+import re
+from pathlib import Path
+
+import h5py
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,8 +12,12 @@ from hypothesis import strategies as st
 
 from persia_hpc.cli import main
 from persia_hpc.errors import UserError
-from persia_hpc.preprocess import lines, table, table_input
+from persia_hpc.preprocess import lines, table, table_input, table_shards
+from persia_hpc.preprocess.team import ALONE
 from persia_hpc.samples.source import open_source
+from tests.support.mpi import run_mpi
+
+PROGRAM = Path(__file__).parent / "programs" / "preprocess.py"
 
 GOOD_ROWS = [f"{i % 7},{'ab'[i % 2]},{i / 2},{i % 2}" for i in range(60)]
 BAD_ROWS = {
@@ -28,15 +37,29 @@ split = { by = "column", column = "part", values = { train = ["a"], test = ["b"]
 """
 
 
+SPLITS = {
+    "column": 'by = "column"\ncolumn = "part"\nvalues = { train = ["a"], test = ["b"] }',
+    "order": "fractions = { train = 0.6, test = 0.4 }",
+    "random": 'by = "random"\nfractions = { train = 0.7, test = 0.3 }',
+}
+
+
 def prepare(folder, schema, text, **options):
     (folder / "a.csv").write_bytes(text)
     (folder / "schema.toml").write_text(schema)
-    return table.prepare(table.TableOptions(folder / "out", folder / "schema.toml", **options))
+    given = table.TableOptions(folder / "out", folder / "schema.toml", **options)
+    return table_shards.prepare(given, ALONE) if given.shard_bytes else table.prepare(given)
 
 
 def read(folder, name):
     source = open_source([str(folder / "out" / f"{name}.h5")])
     return source.read(0, source.num_samples)
+
+
+def assert_equal(one, other):
+    np.testing.assert_array_equal(one.ids["u"].values, other.ids["u"].values)
+    np.testing.assert_array_equal(one.dense, other.dense)
+    np.testing.assert_array_equal(one.labels, other.labels)
 
 
 @settings(max_examples=15, deadline=None)
@@ -65,10 +88,7 @@ def test_bad_lines_are_left_out(tmp_path_factory, bad, quoted, block_bytes):
         )
         made = prepare(other, BAD_LINES_SCHEMA, text, max_bad_lines=len(expected))
     for name in ("train", "test"):
-        one, two = read(good, name), read(other, name)
-        np.testing.assert_array_equal(one.ids["u"].values, two.ids["u"].values)
-        np.testing.assert_array_equal(one.dense, two.dense)
-        np.testing.assert_array_equal(one.labels, two.labels)
+        assert_equal(read(good, name), read(other, name))
     if expected:
         count = len(expected)
         assert made[2] == f"left out {count} bad lines, the first of them:"
@@ -89,3 +109,121 @@ def test_bad_lines_take_all_lines_of_their_row_and_the_option_is_named(tmp_path,
     assert main([*command, "--max-bad-lines", "1"]) == 2
     assert "got 2 bad lines, expected at most 1" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def two_files(folder, by, places):
+    """A schema for two files with bad lines, some of them within pieces of 200 bytes that hold nothing else;
+    the same without; what is to be reported.
+    """
+    head = BAD_LINES_SCHEMA.split("split = ")[0].replace('["a.csv"]', '["a.csv", "b.csv"]')
+    schema = f"{head}ids.city = {{ column = 'part', vocabulary = true }}\n[split]\n{SPLITS[by]}\n"
+    report = []
+    for name, shift in (("a.csv", 0), ("b.csv", 7)):
+        rows = [*GOOD_ROWS[shift:], '5,"b",1,"1"', '6,a,"\n\n2",0']
+        kinds = [text for text in [*BAD_ROWS, ""] if by == "column" or text != "1,c,1,0"]
+        lines_ = list(rows)
+        for k, place in enumerate(places):
+            lines_[place:place] = [kinds[k % len(kinds)]] * (20 if k == 3 else 1)
+        number = 2
+        for text in lines_:
+            if text in BAD_ROWS:
+                report.append(f"  {folder / 'bad' / name}:{number}: {BAD_ROWS[text]}")
+            number += 1 + text.count("\n")
+        for kind, written in (("good", rows), ("bad", lines_)):
+            (folder / kind).mkdir(exist_ok=True)
+            (folder / kind / name).write_bytes(("u,part,d,y\n" + "\n".join(written) + "\n").encode("latin-1"))
+            (folder / kind / "schema.toml").write_text(schema)
+    return [f"left out {len(report)} bad lines, the first of them:", *report[:5]], len(report)
+
+
+@pytest.mark.parametrize("by", SPLITS)
+@settings(max_examples=6, deadline=None)
+@given(
+    places=st.lists(st.integers(0, 50), max_size=8),
+    shard_bytes=st.integers(100, 900),
+    small_blocks=st.booleans(),
+)
+def test_shards_leave_out_the_same_lines(tmp_path_factory, by, places, shard_bytes, small_blocks):
+    """Wherever the pieces begin, samples, splits and counts are those of one go over the good lines."""
+    folder = tmp_path_factory.mktemp("shards")
+    report, count = two_files(folder, by, places)
+    with pytest.MonkeyPatch.context() as patch:
+        if small_blocks:
+            patch.setattr(
+                table_input,
+                "read_blocks",
+                lambda p, quoted: lines.read_blocks(p, quoted=quoted, block_bytes=70),
+            )
+        options = table.TableOptions(folder / "good" / "out", folder / "good" / "schema.toml")
+        table.prepare(options)
+        options = table.TableOptions(
+            folder / "bad" / "out",
+            folder / "bad" / "schema.toml",
+            shard_bytes=shard_bytes,
+            max_bad_lines=count,
+        )
+        made = table_shards.prepare(options, ALONE)
+    for name in ("train", "test"):
+        assert_equal(read(folder / "good", name), read(folder / "bad", f"{name}-*"))
+    words = [(folder / kind / "out" / "vocabulary-city.csv").read_text() for kind in ("good", "bad")]
+    assert words[0] == words[1]
+    assert [line for line in made if isinstance(line, str)] == (report if count else [])
+
+
+@pytest.mark.parametrize("by", ["column", "order"])
+def test_ranks_leave_out_the_same_lines_and_resume(tmp_path, by, capsys):
+    report, count = two_files(tmp_path, by, [3, 9, 20, 30, 41])
+    said = "\n".join(report) + "\n"
+    schema = str(tmp_path / "bad" / "schema.toml")
+
+    def command(out, limit, *more):
+        shards = ["--shard-bytes", "200", "--max-bad-lines", str(limit)]
+        return ["preprocess", "table", schema, "--out", str(tmp_path / out), *shards, *more]
+
+    assert main(command("alone", count)) == 0
+    assert capsys.readouterr().out.endswith(said)
+    failed = run_mpi(3, PROGRAM, *command("ranks", count - 1), check=False)
+    assert failed.returncode != 0
+    assert f"got {count} bad lines, expected at most {count - 1} (--max-bad-lines)" in failed.stderr
+    assert not list((tmp_path / "ranks").glob("*.h5"))
+    assert run_mpi(3, PROGRAM, *command("ranks", count)).stdout.endswith(said)
+    alone, ranks = (sorted((tmp_path / out).glob("*.h5")) for out in ("alone", "ranks"))
+    assert [path.name for path in alone] == [path.name for path in ranks]
+
+    def content(paths):
+        found = []
+        for path in paths:
+            with h5py.File(path) as file:
+                what = json.loads(file.attrs["preprocessing"])
+            source = open_source([str(path)])
+            batch = source.read(0, source.num_samples)
+            found.append((batch.ids["u"].values.tolist(), batch.dense.tolist(), batch.labels.tolist(), what))
+        return found
+
+    assert content(alone) == content(ranks)
+    assert sum(lines_["bad"] for *_, what in content(alone) for lines_ in what["lines"]) > 0
+    for path in ranks[::3]:
+        path.unlink()
+    assert main(command("ranks", count - 1)) == 2  # those of finished pieces count
+    assert "bad lines, expected at most" in capsys.readouterr().err
+    assert main(command("ranks", count)) == 0
+    assert capsys.readouterr().out.endswith(said)
+    assert content(alone) == content(ranks)
+    assert main(command("ranks", count - 1)) == 2
+    assert main(command("ranks", count, "--part", "0/2")) == 2
+    assert "--part 0/2: --max-bad-lines needs all rows of the input" in capsys.readouterr().err
+    assert main(command("new", 0)) == 2
+    assert re.search(r"a\.csv:\d+: got .* \(--max-bad-lines N leaves out", capsys.readouterr().err)
+
+
+def test_the_first_block_of_the_table_decides_for_all_pieces(tmp_path, monkeypatch):
+    """Otherwise a rank that begins at a piece of words would take them for good ids."""
+    monkeypatch.setattr(
+        table_input, "read_blocks", lambda p, quoted: lines.read_blocks(p, quoted=quoted, block_bytes=30)
+    )
+    schema = 'files = ["a.csv"]\nlabels.y = {}\nids.u = {}\nsplit = { fractions = { train = 1 } }\n'
+    text = b"u,y\n" + b"7,1\n" * 20 + b"\n" * 50 + b"x,1\n" * 20 + b"8,0\n"
+    with pytest.raises(UserError, match=r"got 20 bad lines, expected at most 19 .*\n.*a.csv:72: u: got 'x'"):
+        prepare(tmp_path, schema, text, shard_bytes=20, max_bad_lines=19)
+    assert prepare(tmp_path, schema, text, shard_bytes=20, max_bad_lines=20)[-6].startswith("left out 20 ")
+    assert read(tmp_path, "train-*").ids["u"].values.tolist() == [7] * 20 + [8]

@@ -11,7 +11,7 @@ from typing import Any
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess.frames import BadRowsError
 from persia_hpc.preprocess.lines import Piece
-from persia_hpc.preprocess.team import ALONE, Team
+from persia_hpc.preprocess.team import Team
 
 SHOWN = 5  # lines that are described
 LEAVE_OUT = " (--max-bad-lines N leaves out up to N such lines)"
@@ -84,7 +84,7 @@ class BadLines:
             problem = f"got {count} bad lines, expected at most {self._limit} (--max-bad-lines)"
             raise UserError("\n  ".join([f"{problem}; the first of them:", *self._first(SHOWN)]))
 
-    def share(self, team: Team = ALONE) -> None:
+    def share(self, team: Team) -> None:
         """Learn what the other ranks know. Collective."""
         for known in team.gather(self._known):
             self._known.update(known)

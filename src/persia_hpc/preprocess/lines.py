@@ -103,12 +103,7 @@ class Piece:
 
     def first_line(self) -> int:
         """Number of its first line, which costs reading all before it."""
-        count, left = 0, self.begin
-        with self.path.open("rb") as file:
-            while left and (chunk := file.read(min(left, BLOCK_BYTES))):
-                count += num_newlines(chunk)
-                left -= len(chunk)
-        return count + 1
+        return 1 + sum(map(num_newlines, chunks(Piece(self.path, 0, self.begin))))
 
 
 def cut_pieces(files: Sequence[Path], piece_bytes: int) -> list[Piece]:
