@@ -99,15 +99,15 @@ def test_bad_lines_are_left_out(tmp_path_factory, bad, quoted, block_bytes):
 
 def test_bad_lines_take_all_lines_of_their_row_and_the_option_is_named(tmp_path, capsys):
     text = b'u,part,d,y\n1,a,1,1\n"1\n",c,"\n",0\n\n2,a,1,0\n"3\n",b,1\n3,b,1,1\n'
-    (report, other, *said) = prepare(tmp_path, BAD_LINES_SCHEMA, text, max_bad_lines=2)
+    (report, other, *said) = prepare(tmp_path, BAD_LINES_SCHEMA, text, max_bad_lines=5)
     assert (report.num_rows, other.num_rows) == (2, 1)
     assert [line.split("a.csv:")[1][:2] for line in said[1:]] == ["3:", "8:"]
     command = ["preprocess", "table", str(tmp_path / "schema.toml"), "--out", str(tmp_path / "new")]
     assert main(command) == 2
     error = capsys.readouterr().err
     assert "a.csv:8: got 3 columns, expected 4 separated by comma (--max-bad-lines N " in error
-    assert main([*command, "--max-bad-lines", "1"]) == 2
-    assert "got 2 bad lines, expected at most 1" in capsys.readouterr().err
+    assert main([*command, "--max-bad-lines", "4"]) == 2
+    assert "got 5 bad lines, expected at most 4" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 
@@ -227,3 +227,11 @@ def test_the_first_block_of_the_table_decides_for_all_pieces(tmp_path, monkeypat
         prepare(tmp_path, schema, text, shard_bytes=20, max_bad_lines=19)
     assert prepare(tmp_path, schema, text, shard_bytes=20, max_bad_lines=20)[-6].startswith("left out 20 ")
     assert read(tmp_path, "train-*").ids["u"].values.tolist() == [7] * 20 + [8]
+
+
+def test_a_stray_quote_takes_no_more_lines_than_allowed(tmp_path):
+    text = b'u,part,d,y\n2,a,1,1\n1,a,"1,1\n' + b"3,a,1,1\n" * 30 + b'1,b,2",0\n2,b,1,0\n2,a,1,0\n'
+    with pytest.raises(UserError, match="got 32 bad lines, expected at most 31") as refusal:
+        prepare(tmp_path, BAD_LINES_SCHEMA, text, max_bad_lines=31)
+    assert len(str(refusal.value)) < 500  # without all of the value
+    assert prepare(tmp_path, BAD_LINES_SCHEMA, text, max_bad_lines=32)[2].startswith("left out 32 bad lines")

@@ -15,6 +15,7 @@ import polars as pl
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess.lines import TextBlock
 
+SHOWN_CHARACTERS = 80  # an unbalanced quote makes a value of much that follows it
 NAMES = {"\t": "tab", ",": "comma", " ": "space"}
 
 
@@ -29,18 +30,20 @@ class BadRowsError(UserError):
 
 @dataclass(frozen=True)
 class Frame:
-    """Rows of one file. `block` or `lines` tell the line of a row; `first_row` is for files without lines."""
+    """Rows of one file. `block` tells the line of a row, `lines` all that it takes, where values may span
+    lines; `first_row` is for files without lines.
+    """
 
     frame: pl.DataFrame
     path: Path
     block: TextBlock | None = None
-    lines: Sequence[int] | None = None
+    lines: Sequence[range] | None = None
     first_row: int = 0
 
     def where(self, row: int) -> str:
         """`file:line` of a row, or `file, row n` (both from 1)."""
         if self.lines is not None:
-            return f"{self.path}:{self.lines[row]}"
+            return f"{self.path}:{self.lines[row].start}"
         if self.block is not None:
             return f"{self.path}:{self.block.line(row)}"
         return f"{self.path}, row {self.first_row + row + 1}"
@@ -53,10 +56,7 @@ class Frame:
         if not bad.any():
             return
         rows = np.flatnonzero(bad).tolist()
-        got = [
-            "no value" if value is None or value == "" else f"{value!r}"
-            for value in self.frame[column].gather(rows)
-        ]
+        got = [_quoted(value) for value in self.frame[column].gather(rows)]
         problems = [f"{column}: got {value}, expected {expected}" for value in got]
         if self.block is None:
             raise UserError(f"{self.where(rows[0])}: {problems[0]}")
@@ -65,12 +65,17 @@ class Frame:
     def _lines_of(self, row: int) -> range:
         """The lines of the file that a row takes."""
         assert self.block is not None
-        if self.lines is None:
-            line = self.block.line(row)
-            return range(line, line + 1)
-        last = row + 1 == len(self.lines)
-        end = self.block.line(self.block.num_rows - 1) + 1 if last else self.lines[row + 1]
-        return range(self.lines[row], end)
+        if self.lines is not None:
+            return self.lines[row]
+        line = self.block.line(row)
+        return range(line, line + 1)
+
+
+def _quoted(value: object) -> str:
+    if value is None or value == "":
+        return "no value"
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "..."
 
 
 def parse(
@@ -103,16 +108,15 @@ def _parse_quoted(block: TextBlock, names: Sequence[str], separator: str) -> Fra
     _refuse_encoding(block)
     reader = csv.reader(io.StringIO(block.data.decode(), newline=""), delimiter=separator)
     rows: list[list[str]] = []
-    lines: list[int] = []
+    lines: list[range] = []
     begin = 0
     problems = []
     for row in reader:
         if row:
             rows.append(row)
-            lines.append(block.line(begin))
+            lines.append(range(block.line(begin), block.line(reader.line_num - 1) + 1))
             if len(row) != len(names):
-                taken = range(lines[-1], block.line(reader.line_num - 1) + 1)
-                problems.append((taken, _wrong_columns(len(row), len(names), separator)))
+                problems.append((lines[-1], _wrong_columns(len(row), len(names), separator)))
         begin = reader.line_num
     if problems:
         raise BadRowsError(block.path, problems)

@@ -53,14 +53,17 @@ class TextBlock:
         return self.first_line + (row if self.kept is None else int(self.kept[row]))
 
     def without(self, lines: Collection[int]) -> TextBlock:
-        """The block without these lines of the file."""
+        """The block without these lines of the file, and blank ones if no quotes are left to enclose them."""
         places = np.arange(self.num_rows) if self.kept is None else self.kept
         keep = ~np.isin(places + self.first_line, np.fromiter(lines, np.int64))
         if keep.all():
             return self
         texts = self.data.split(b"\n")
-        data = b"".join(texts[row] + b"\n" for row in np.flatnonzero(keep).tolist())
-        return replace(self, data=data, num_rows=int(keep.sum()), kept=places[keep])
+        rows = np.flatnonzero(keep).tolist()
+        if not any(b'"' in texts[row] for row in rows):
+            rows = [row for row in rows if texts[row].strip(b"\r")]
+        data = b"".join(texts[row] + b"\n" for row in rows)
+        return replace(self, data=data, num_rows=len(rows), kept=places[rows])
 
 
 def expand_files(patterns: Sequence[str], base: Path = Path()) -> list[Path]:

@@ -67,12 +67,13 @@ def _search(
         return
     for names, whole in text_blocks(piece, schema):
         able, problems = _problems(whole, names, schema, converter, check)
-        lines.bad += len(problems)
+        left_out = {line for taken in problems for line in taken}
+        lines.bad += len(left_out)  # an unbalanced quote may take many lines with it
         described = sorted((taken.start, why) for taken, why in problems.items())
         lines.first_bad = [*lines.first_bad, *described][:SHOWN]
         lines.count = whole.line(whole.num_rows - 1)
         bad_lines.check()
-        yield whole.num_rows, {line for taken in problems for line in taken}, able
+        yield whole.num_rows, left_out, able
     if piece.end is not None:  # later pieces of the file count on blank lines at the end too
         lines.count = sum(map(num_newlines, chunks(piece)))
 
