@@ -27,7 +27,7 @@ help:
 	@echo 'make chaos    kills jobs at 100 random moments and checks what they end with (ARGS="--kills 300")'
 	@echo 'make lint     ruff, mypy, clang-format, import rules;  make format  applies what can be applied'
 	@echo 'make setup    only the environment ($(venv)), logs in build/setup-*.log'
-	@echo 'make bench-peers  TorchRec and Paddle, for persia-hpc bench train to compare with'
+	@echo 'make bench-peers  TorchRec and Paddle, for persia-hpc bench train and benchmarks/preprocessing.py'
 	@echo 'make clean    removes builds and caches;  make distclean  the environments too'
 	@echo
 	@echo 'MPI=site      the mpicc and mpicxx on PATH instead of the embedded MPICH (environment: .venv-site)'

@@ -48,7 +48,7 @@ install() {
 }
 
 # TorchRec's own requirements would pull CUDA builds; other versions of fbgemm don't load on this torch.
-make_venv torchrec torchrec "$torch" numpy tensordict torchmetrics==1.0.3 tqdm pyre-extensions \
+make_venv torchrec torchrec "$torch" numpy iopath tensordict torchmetrics==1.0.3 tqdm pyre-extensions \
     --no-deps fbgemm-gpu-cpu==1.8.0 torchrec==1.8.0
 # 2.6 is the last release whose wheel has the parameter server.
 make_venv paddle paddle paddlepaddle==2.6.2 'numpy<2' protobuf==4.25.8 setuptools

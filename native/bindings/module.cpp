@@ -23,10 +23,12 @@ PYBIND11_MODULE(_native, m) {
         "Native parts of persia_hpc: tables, dedup, pooling, interaction, codecs, rings. No I/O, MPI or "
         "torch.";
     bind_codec(m);
+    bind_criteo_lines(m);
     bind_table(m);
     bind_dedup(m);
     bind_recent_rows(m);
     bind_gather(m);
+    bind_id_counter(m);
     bind_pool(m);
     bind_pool_batch(m);
     bind_limits(m);

@@ -54,6 +54,39 @@ def encode_rows(rows: _F32, wire: str) -> _Rows:
 def decode_rows(rows: _Rows, dim: int) -> _F32:
     """[U, D] of rows in any wire format, which follows from their dtype and width."""
 
+def parse_criteo_lines(
+    text: npt.NDArray[np.uint8],
+    *,
+    labels: _F32,
+    dense: _F32,
+    ids: _U64,
+    begin: int,
+    bad: npt.NDArray[np.int64],
+) -> tuple[int, int, int, int]:
+    """Lines of Criteo's layout from `text` [n], which ends in a newline, to rows `begin` and on of arrays.
+
+    `labels` [N], `dense` [N, 13] (max(x, 0), missing 0), `ids` [26, N or more] (a feature's lie together;
+    missing is 2^32). Stops when they are full. Returns how many bytes were used, rows made, lines read (blank
+    ones too), and lines left out, because they aren't of the layout. `bad` [M, 3]: the first M of these as
+    line (from 0), place of its first byte, and first column that is wrong (-1: the number of columns).
+    """
+
+class IdCounter:
+    """How often each of many different ids was met. For one thread at a time; the GIL is released."""
+
+    def __init__(self) -> None: ...
+    def __len__(self) -> int:
+        """Different ids."""
+
+    def add(self, ids: _U64, counts: _U64 | None = None) -> None:
+        """Each of `ids` [N] was met once more, or `counts` [N] times (ValueError for 0)."""
+
+    def items(self) -> tuple[_U64, _U64]:
+        """All ids and their counts, in no order that means anything."""
+
+    def replace_unknown(self, ids: _U64, *, other: int) -> _U64:
+        """The ids [N], with `other` for those that were never met."""
+
 class MemoryLimits:
     """Rows, states and index entries on huge pages, and the least that any table must do with them."""
 

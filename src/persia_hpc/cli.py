@@ -16,6 +16,8 @@ COMMANDS = (
     *("train", "submit", "status", "evaluate", "predict", "preprocess", "inspect", "checkpoint"),
     *("report", "plan", "doctor", "bench"),
 )
+# The options of these come with libraries that take time to import, so only who asks for them pays.
+SLOW = ("preprocess", "bench")
 EXIT_CODES = """\
 exit codes: 0 done; 1 failure; 2 bad input or configuration; 3 damaged data; 75 stopped early, try again;
 128+n ended by signal n"""
@@ -63,7 +65,7 @@ def _make_parser(given: Sequence[str]) -> argparse.ArgumentParser:
             epilog=f"{module.EXAMPLES}\n\n{EXIT_CODES}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        if name != "preprocess" or name in given:  # its options come with libraries that take time to import
+        if name not in SLOW or name in given:
             module.add_arguments(command)
         command.set_defaults(command_module=module)
     return parser

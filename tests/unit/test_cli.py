@@ -129,3 +129,10 @@ def test_importing_configuration_and_command_line_is_quick_and_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[] True\n"
+
+
+def test_preprocessing_starts_without_torch(tmp_path: Path) -> None:
+    code = "import sys; from persia_hpc.cli import main; main(sys.argv[1:]); print('torch' in sys.modules)"
+    command = [sys.executable, "-c", code, "preprocess", "synthetic", "--rows", "100", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("\nFalse\n")

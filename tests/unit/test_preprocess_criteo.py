@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from persia_hpc.errors import UserError
-from persia_hpc.preprocess import criteo
+from persia_hpc.preprocess import criteo, criteo_ids
 from persia_hpc.samples.source import open_source
 
 
@@ -69,7 +69,7 @@ GOOD = line(1, range(13), ["0a1b2c3d"] * 26)
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (GOOD.replace("1", "2", 1), r"a\.tsv:3: label: got 2, expected 0 or 1"),
+        (GOOD.replace("1", "2", 1), r"a\.tsv:3: label: got '2', expected 0 or 1"),
         (GOOD.replace("1", "", 1), r"a\.tsv:3: label: got no value, expected 0 or 1"),
         (GOOD.replace("\t7\t", "\tx\t"), r"a\.tsv:3: I8: got 'x', expected an integer"),
         (GOOD.replace("\t7\t", "\tnan\t"), r"a\.tsv:3: I8: got 'nan', expected an integer"),
@@ -107,7 +107,7 @@ def test_rare_ids_share_one(tmp_path):
     """Counts come from the training rows: 1 twice there; 2 once there and once in the test."""
     rows = [line(0, ids=[i, *[""] * 25]) for i in ("1", "2", "1", "", "", "2", "1", "3", "", "")]
     prepare(tmp_path, rows, train_fraction=0.5, min_count=2)
-    missing, rare = criteo.MISSING_ID, criteo.RARE_ID
+    missing, rare = criteo_ids.MISSING_ID, criteo_ids.RARE_ID
     assert read(tmp_path).ids["C1"].values.tolist() == [1, rare, 1, missing, missing]
     assert read(tmp_path, "test.h5").ids["C1"].values.tolist() == [rare, 1, rare, missing, missing]
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from persia_hpc.cli import main
-from persia_hpc.preprocess.lines import cut_pieces, read_blocks
+from persia_hpc.preprocess.lines import cut_pieces, whole_lines
 from persia_hpc.preprocess.team import shares
 from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.source import open_source
@@ -106,9 +106,10 @@ def test_parts_without_communication_make_all_files(
     assert names == sorted(p.name for p in (tmp_path / "parts").iterdir())
     for name in names:
         assert_equal(read(tmp_path / "parts", name), read(tmp_path / "alone", name))
-    more += ["--min-count", "2", "--part", "0/2"]
-    assert main(arguments(raw, tmp_path / "rare", *more)) == 2
-    assert "--min-count needs all rows of the input" in capsys.readouterr().err
+    for option in ("--min-count", "--max-bad-lines"):
+        command = arguments(raw, tmp_path / "all", *more, option, "2", "--part", "0/2")
+        assert main(command) == 2
+        assert f"{option} needs all rows of the input" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("part", ["2/2", "-1/2", "1", "1/x", "0/0"])
@@ -180,10 +181,9 @@ def test_pieces_are_the_file(
     got = []
     for piece in pieces:
         first = piece.first_line()
-        for block in read_blocks(piece, block_bytes=17, first_line=first):
-            for row, line in enumerate(block.data.decode().split("\n")[:-1]):
-                got.append((block.line(row), line))
-    assert got == [(i + 1, line) for i, line in enumerate(text.split("\n")) if line]
+        found = [line for b in whole_lines(piece, block_bytes=17) for line in b.decode().split("\n")[:-1]]
+        got += [(first + i, line) for i, line in enumerate(found)]
+    assert got == [(i + 1, line) for i, line in enumerate(text.removesuffix("\n").split("\n")) if text]
     if pieces:
         assert (pieces[0].begin, pieces[-1].end) == (0, path.stat().st_size)
         assert all(a.end == b.begin for a, b in pairwise(pieces))

@@ -88,6 +88,7 @@ def _add_criteo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, metavar="N", help="use the first N rows only")
     _add_number(parser, "--shards", int, defaults.shards, "number of training files")
     _add_sharding(parser, "instead of --shards and fractions")
+    _add_max_bad_lines(parser)
 
 
 def _add_sharding(parser: argparse.ArgumentParser, instead: str) -> None:
@@ -112,6 +113,12 @@ def _add_shard_bytes(parser: argparse.ArgumentParser, instead: str) -> None:
         metavar="SIZE",
         help=f"{instead} a file for so much of the input, say 1GiB; all ranks of an MPI job share the work, "
         "and files that are there already are not made again",
+    )
+
+
+def _add_max_bad_lines(parser: argparse.ArgumentParser) -> None:
+    _add_number(
+        parser, "--max-bad-lines", int, 0, "leave out up to N lines that aren't of the layout, and say which"
     )
 
 
@@ -157,6 +164,7 @@ def _add_taobao_ad(parser: argparse.ArgumentParser) -> None:
 def _add_table(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("schema", type=Path, metavar="SCHEMA.toml", help="says what the columns are")
     _add_sharding(parser, "instead of a file for each split")
+    _add_max_bad_lines(parser)
 
 
 def _add_synthetic(parser: argparse.ArgumentParser) -> None:

@@ -11,29 +11,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import polars as pl
 
 from persia_hpc.errors import UserError
-from persia_hpc.preprocess.frames import Frame, parse
-from persia_hpc.preprocess.ids import IdCounts, IdFilter
-from persia_hpc.preprocess.lines import TextBlock, expand_files, read_blocks
+from persia_hpc.preprocess.bad_lines import BadLines
+from persia_hpc.preprocess.criteo_ids import (
+    MISSING_ID,
+    RARE_ID,
+    Counters,
+    count_ids,
+    frequent_ids,
+    without_rare_ids,
+)
+from persia_hpc.preprocess.criteo_lines import DENSE, IDS, read_rows
+from persia_hpc.preprocess.lines import Piece, expand_files
 from persia_hpc.preprocess.outputs import FileReport, Outputs, input_identity
 from persia_hpc.preprocess.progress import Progress
 from persia_hpc.preprocess.splits import OrderSplit, boundaries, check_fractions
-from persia_hpc.samples.batch import IdColumn, SampleBatch
+from persia_hpc.preprocess.team import ALONE
+from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 
-DENSE = tuple(f"I{i}" for i in range(1, 14))
-IDS = tuple(f"C{i}" for i in range(1, 27))
-COLUMNS: dict[str, type[pl.DataType]] = {
-    "label": pl.Int64,
-    **dict.fromkeys(DENSE, pl.Int64),
-    **dict.fromkeys(IDS, pl.String),
-}
 SCHEMA = DatasetSchema(tuple(FeatureSchema(name) for name in IDS), DENSE, ("click",))
-MISSING_ID = 1 << 32
-RARE_ID = MISSING_ID + 1
 SOURCE = "Criteo display advertising, Kaggle layout"
 
 
@@ -42,7 +40,7 @@ class CriteoOptions:
     """`train_fraction` of the rows, then `valid_fraction`, the rest is the test, in the files' order.
 
     With `shard_bytes` (criteo_shards.py) instead a file for about so many bytes of input, the last
-    `test_shards` of them the test.
+    `test_shards` of them the test. At most `max_bad_lines` lines that aren't of the layout are left out.
     """
 
     out: Path
@@ -55,46 +53,23 @@ class CriteoOptions:
     overwrite: bool = False
     shard_bytes: int | None = None
     test_shards: int = 0
+    max_bad_lines: int = 0
 
 
-def decode(block: TextBlock) -> tuple[Frame, SampleBatch]:
-    """The block's lines as samples; `UserError` with the line number for what isn't of the layout."""
-    source = parse(block, COLUMNS, "\t")
-    frame = source.frame
-    labels = frame["label"].fill_null(-1).to_numpy()
-    source.refuse((labels != 0) & (labels != 1), "label", "0 or 1")
-    numbers = frame.select(pl.col(DENSE).fill_null(0).clip(lower_bound=0).cast(pl.Float32)).to_numpy()
-    dense = np.log1p(np.ascontiguousarray(numbers))
-    hexadecimal = pl.col(IDS).str.to_integer(base=16, dtype=pl.UInt32, strict=False)
-    values = frame.select(hexadecimal)
-    _refuse_ids(source, values)
-    wide = values.select(pl.all().cast(pl.UInt64).fill_null(MISSING_ID))
-    ids = {name: IdColumn(np.ascontiguousarray(wide[name].to_numpy())) for name in IDS}
-    return source, SampleBatch(ids, dense, labels.astype(np.float32)[:, None])
+def _batches(bad_lines: BadLines, max_rows: int | None, title: str) -> Iterator[SampleBatch]:
+    """The first `max_rows` samples of all pieces (None: all), as `read_rows` gives them."""
+    left = max_rows
+    with Progress(title, sum(p.num_bytes for p in bad_lines.pieces), unit=" bytes") as progress:
+        for piece in range(len(bad_lines.pieces)):
+            for batch in read_rows(bad_lines, piece, progress, left):
+                yield batch
+                left = None if left is None else left - batch.num_samples
+            if left == 0:
+                return
 
 
-def _refuse_ids(source: Frame, values: pl.DataFrame) -> None:
-    for name in IDS:
-        if values[name].null_count() != source.frame[name].null_count():
-            bad = (values[name].is_null() & source.frame[name].is_not_null()).to_numpy()
-            source.refuse(bad, name, "a 32-bit hexadecimal number or nothing")
-
-
-def _blocks(files: list[Path], limit: int | None) -> Iterator[tuple[TextBlock, int]]:
-    """The blocks of all files with the number of rows to use of each, at most `limit` rows in all."""
-    left = limit
-    for path in files:
-        for block in read_blocks(path):
-            rows = block.num_rows if left is None else min(block.num_rows, left)
-            yield block, rows
-            if left is not None:
-                left -= rows
-                if left == 0:
-                    return
-
-
-def prepare(options: CriteoOptions) -> list[FileReport] | None:
-    """Write the files; None when they were up to date."""
+def prepare(options: CriteoOptions) -> list[FileReport | str] | None:
+    """Write the files; what to print at the end, None when they were up to date."""
     fractions = _fractions(options)
     for flag, value in (
         ("--min-count", options.min_count),
@@ -121,29 +96,38 @@ def prepare(options: CriteoOptions) -> list[FileReport] | None:
         "rare_id": RARE_ID,
     }
     outputs = Outputs(options.out, names, settings, overwrite=options.overwrite)
+    bad_lines = BadLines([Piece(path) for path in files], options.max_bad_lines)
+    everything = range(len(files))
     if outputs.up_to_date():
+        bad_lines.restore(everything, outputs.stored(names[0]).get("lines"))
+        bad_lines.check()
         return None
-    with Progress("criteo: counting rows") as progress:
-        total = _count(files, options.rows, progress)
-    bounds = boundaries(total, fractions)
-    train_rows = int(bounds[0]) if len(bounds) else total
-    shard_bounds = np.arange(1, options.shards) * train_rows // options.shards
-    split = OrderSplit(np.concatenate([shard_bounds, bounds]).astype(np.int64))
-    filters = _filters(files, train_rows, options.min_count) if options.min_count > 1 else {}
+    bounds = np.zeros(0, np.int64)
+    train_rows = options.rows
+    if len(names) > 1:
+        total = sum(b.num_samples for b in _batches(bad_lines, options.rows, "criteo: counting rows"))
+        bounds = boundaries(total, fractions)
+        train_rows = int(bounds[0]) if len(bounds) else total
+        shard_bounds = np.arange(1, options.shards) * train_rows // options.shards
+        bounds = np.concatenate([shard_bounds, bounds]).astype(np.int64)
+    split = OrderSplit(bounds)
+    frequent: Counters = {}
+    if options.min_count > 1:
+        counters = count_ids(_batches(bad_lines, train_rows, "criteo: counting ids"))
+        frequent = frequent_ids(counters, options.min_count, ALONE)
     # Ids need 33 bits; the zero bytes of 64-bit numbers cost nothing after shuffling and compression.
-    with outputs.write(SCHEMA, source=SOURCE) as writer, Progress("criteo: writing", total) as progress:
+    with outputs.write(SCHEMA, source=SOURCE) as writer:
         first_row = 0
-        for block, rows in _blocks(files, options.rows):
-            batch = decode(block)[1].slice(0, rows)
-            batch = filtered(batch, filters)
-            parts = split.parts(first_row, rows)
+        for whole in _batches(bad_lines, options.rows, "criteo: writing"):
+            batch = without_rare_ids(whole, frequent)
+            parts = split.parts(first_row, batch.num_samples)
             # Consecutive parts: slices instead of copies.
             for part in range(int(parts[0]), int(parts[-1]) + 1):
                 begin, end = np.searchsorted(parts, [part, part + 1])
                 writer.write(names[part], batch.slice(int(begin), int(end)))
-            first_row += rows
-            progress.add(rows)
-    return writer.report
+            first_row += batch.num_samples
+        outputs.settings["lines"] = bad_lines.setting(everything)
+    return [*writer.report, *bad_lines.report()]
 
 
 def _fractions(options: CriteoOptions) -> dict[str, float]:
@@ -155,33 +139,3 @@ def _fractions(options: CriteoOptions) -> dict[str, float]:
         "test": 0.0 if abs(test) < 1e-9 else test,
     }
     return check_fractions(parts, "--train-fraction and --valid-fraction")
-
-
-def _count(files: list[Path], limit: int | None, progress: Progress) -> int:
-    total = 0
-    for _, rows in _blocks(files, limit):
-        total += rows
-        progress.add(rows)
-    return total
-
-
-def _filters(files: list[Path], train_rows: int, min_count: int) -> dict[str, IdFilter]:
-    counts = {name: IdCounts() for name in IDS}
-    with Progress("criteo: counting ids", train_rows) as progress:
-        for block, rows in _blocks(files, train_rows):
-            batch = decode(block)[1]
-            for name, column in batch.ids.items():
-                counts[name].add(column.values[:rows])
-            progress.add(rows)
-    known: dict[str, npt.NDArray[np.uint64]] = {
-        name: count.frame(min_count)["id"].to_numpy() for name, count in counts.items()
-    }
-    return {name: IdFilter(ids, other=RARE_ID, never_other=[MISSING_ID]) for name, ids in known.items()}
-
-
-def filtered(batch: SampleBatch, filters: dict[str, IdFilter]) -> SampleBatch:
-    """The batch with rare ids replaced."""
-    if not filters:
-        return batch
-    ids = {name: IdColumn(filters[name](column.values)) for name, column in batch.ids.items()}
-    return SampleBatch(ids, batch.dense, batch.labels)

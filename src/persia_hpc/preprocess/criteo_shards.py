@@ -9,39 +9,57 @@ import numpy as np
 
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess import criteo
-from persia_hpc.preprocess.ids import IdCounts, IdFilter
-from persia_hpc.preprocess.lines import Piece, cut_pieces, expand_files, read_blocks
+from persia_hpc.preprocess.bad_lines import BadLines
+from persia_hpc.preprocess.criteo_ids import (
+    MISSING_ID,
+    RARE_ID,
+    Counters,
+    count_ids,
+    frequent_ids,
+    without_rare_ids,
+)
+from persia_hpc.preprocess.criteo_lines import read_rows
+from persia_hpc.preprocess.lines import cut_pieces, expand_files
 from persia_hpc.preprocess.outputs import FileReport, Outputs, input_identity, make_directory
 from persia_hpc.preprocess.progress import Progress
-from persia_hpc.preprocess.shards import check_pieces, merged_counts, names, write_pieces
+from persia_hpc.preprocess.shards import check_pieces, names, write_pieces
 from persia_hpc.preprocess.team import Team, shares, together
 from persia_hpc.samples.writer import DatasetWriter
 
 
-def prepare(options: criteo.CriteoOptions, team: Team) -> list[FileReport] | None:
-    """Writes the files that aren't there yet; None if all were. Collective, with the same result for all."""
+def prepare(options: criteo.CriteoOptions, team: Team) -> list[FileReport | str] | None:
+    """Writes the files that aren't there yet; what to print at the end, None if all were there.
+
+    Collective, with the same result for all.
+    """
     if options.min_count > 1:
         team.need_all("--min-count")
-    pieces, outputs, missing = together(team, lambda: _plan(options))
+    if options.max_bad_lines:
+        team.need_all("--max-bad-lines")
+    outputs, bad_lines, missing = together(team, lambda: _plan(options))
     if not missing and outputs.up_to_date():
         return None
     together(team, lambda: make_directory(options.out))
-    sizes = [piece.size() for piece in pieces]
-    filters: dict[str, IdFilter] = {}
+    sizes = [piece.num_bytes for piece in bad_lines.pieces]
+    frequent: Counters = {}
     if options.min_count > 1:
-        mine = shares(sizes, team.size)[team.rank]
-        train = [pieces[i] for i in mine if i < len(pieces) - options.test_shards]
-        filters = _filters(train, options.min_count, team)
+        num_train = len(sizes) - options.test_shards
+        train = [i for i in shares(sizes, team.size)[team.rank] if i < num_train]
+        frequent = _frequent_ids(options, bad_lines, train, team)
 
     def write(i: int, progress: Progress) -> list[FileReport]:
-        return [_write(pieces[i], options.out / outputs.names[i], outputs.settings, filters, progress)]
+        return [_write(outputs, i, bad_lines, frequent, progress)]
 
     wanted = [i for i, name in enumerate(outputs.names) if name in missing]
-    return write_pieces(team, outputs, sizes, wanted, write, "criteo: writing")
+    made = write_pieces(team, outputs, sizes, wanted, write, "criteo: writing")
+    bad_lines.share(team)
+    # Files that are whole stay, whatever comes out: a rerun with a higher limit goes on from here.
+    together(team, bad_lines.check)
+    return None if made is None else [*made, *bad_lines.report()]
 
 
-def _plan(options: criteo.CriteoOptions) -> tuple[list[Piece], Outputs, list[str]]:
-    """The input's pieces, the file of each, and which files must be made."""
+def _plan(options: criteo.CriteoOptions) -> tuple[Outputs, BadLines, list[str]]:
+    """The file of each piece of input, the bad lines of finished ones, and which files must be made."""
     assert options.shard_bytes is not None
     if options.shard_bytes < 1 or options.min_count < 1 or options.test_shards < 0:
         raise UserError(
@@ -57,7 +75,13 @@ def _plan(options: criteo.CriteoOptions) -> tuple[list[Piece], Outputs, list[str
         _settings(options, files),
         overwrite=options.overwrite,
     )
-    return pieces, outputs, outputs.missing()  # nobody writes before all have looked
+    missing = outputs.missing()  # nobody writes before all have looked
+    bad_lines = BadLines(pieces, options.max_bad_lines)
+    for i, name in enumerate(outputs.names):
+        if name not in missing:
+            bad_lines.restore([i], outputs.stored(name).get("lines"))
+    bad_lines.check()
+    return outputs, bad_lines, missing
 
 
 def _settings(options: criteo.CriteoOptions, files: list[Path]) -> dict[str, Any]:
@@ -70,54 +94,33 @@ def _settings(options: criteo.CriteoOptions, files: list[Path]) -> dict[str, Any
             "min_count": options.min_count,
         },
         "dense": "log(1 + max(x, 0)), missing 0",
-        "missing_id": criteo.MISSING_ID,
-        "rare_id": criteo.RARE_ID,
+        "missing_id": MISSING_ID,
+        "rare_id": RARE_ID,
     }
 
 
-def _batches(piece: Piece, progress: Progress) -> Any:
-    """The piece's samples; a bad line is named by its number in the file."""
-    try:
-        for block in read_blocks(piece):
-            yield criteo.decode(block)[1]
-            progress.add(len(block.data) if piece.end is not None else 0)
-    except UserError:
-        if piece.begin == 0:
-            raise
-        # Pieces don't know their line numbers: this one is read again, for the message.
-        for block in read_blocks(piece, first_line=piece.first_line()):
-            criteo.decode(block)
-        raise
-    if piece.end is None:
-        progress.add(piece.size())
-
-
 def _write(
-    piece: Piece, path: Path, settings: dict[str, Any], filters: dict[str, IdFilter], progress: Progress
+    outputs: Outputs, piece: int, bad_lines: BadLines, frequent: Counters, progress: Progress
 ) -> FileReport:
     clicks = 0.0
+    path = outputs.directory / outputs.names[piece]
+    settings = dict(outputs.settings)
     with DatasetWriter(path, criteo.SCHEMA, source=criteo.SOURCE, preprocessing=settings) as writer:
-        for batch in _batches(piece, progress):
-            writer.write(criteo.filtered(batch, filters))
+        for batch in read_rows(bad_lines, piece, progress):
+            writer.write(without_rare_ids(batch, frequent))
             clicks += float(batch.labels.sum(dtype=np.float64))
+        settings["lines"] = bad_lines.setting([piece])
     return FileReport(path, writer.num_samples, clicks / writer.num_samples if writer.num_samples else None)
 
 
-def _filters(pieces: list[Piece], min_count: int, team: Team) -> dict[str, IdFilter]:
-    """What keeps the ids that are frequent in the training pieces of all ranks. Collective."""
-    counts = {name: IdCounts() for name in criteo.IDS}
-    total = sum(piece.size() for piece in pieces)
+def _frequent_ids(
+    options: criteo.CriteoOptions, bad_lines: BadLines, pieces: list[int], team: Team
+) -> Counters:
+    """The ids that are frequent in the training pieces of all ranks; `pieces` are this one's. Collective."""
+    total = sum(bad_lines.pieces[i].num_bytes for i in pieces)
     with Progress("criteo: counting ids", total, unit=" bytes", shown=team.rank == 0) as progress:
-
-        def count() -> None:
-            for piece in pieces:
-                for batch in _batches(piece, progress):
-                    for name, column in batch.ids.items():
-                        counts[name].add(column.values)
-
-        together(team, count)
-    filters: dict[str, IdFilter] = {}
-    for name in criteo.IDS:
-        known = merged_counts(counts.pop(name), min_count, team)["id"].to_numpy()
-        filters[name] = IdFilter(known, other=criteo.RARE_ID, never_other=[criteo.MISSING_ID])
-    return filters
+        batches = (batch for piece in pieces for batch in read_rows(bad_lines, piece, progress))
+        counters = together(team, lambda: count_ids(batches))
+    bad_lines.share(team)
+    together(team, bad_lines.check)
+    return frequent_ids(counters, options.min_count, team)

@@ -15,35 +15,67 @@ import polars as pl
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess.lines import TextBlock
 
+SHOWN_CHARACTERS = 80  # an unbalanced quote makes a value of much that follows it
 NAMES = {"\t": "tab", ",": "comma", " ": "space"}
+
+
+class BadRowsError(UserError):
+    """Rows of a text file that can't be used; the message is about the first."""
+
+    def __init__(self, path: Path, problems: Sequence[tuple[range, str]]) -> None:
+        """`problems`: the lines that each row takes in the file, in order, and what is wrong."""
+        super().__init__(f"{path}:{problems[0][0].start}: {problems[0][1]}")
+        self.problems = problems
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Rows of one file. `block` or `lines` tell the line of a row; `first_row` is for files without lines."""
+    """Rows of one file. `block` tells the line of a row, `lines` all that it takes, where values may span
+    lines; `first_row` is for files without lines.
+    """
 
     frame: pl.DataFrame
     path: Path
     block: TextBlock | None = None
-    lines: Sequence[int] | None = None
+    lines: Sequence[range] | None = None
     first_row: int = 0
 
     def where(self, row: int) -> str:
         """`file:line` of a row, or `file, row n` (both from 1)."""
         if self.lines is not None:
-            return f"{self.path}:{self.lines[row]}"
+            return f"{self.path}:{self.lines[row].start}"
         if self.block is not None:
             return f"{self.path}:{self.block.line(row)}"
         return f"{self.path}, row {self.first_row + row + 1}"
 
     def refuse(self, bad: npt.NDArray[np.bool_], column: str, expected: str) -> None:
-        """Raise `UserError` for the first True of `bad` [N], quoting the value that `column` has there."""
+        """Raise `UserError` if any of `bad` [N] is True, quoting the value that `column` has in the first.
+
+        In a text file it is `BadRowsError`, for all of them.
+        """
         if not bad.any():
             return
-        row = int(bad.argmax())
-        value = self.frame[column][row]
-        got = "no value" if value is None or value == "" else f"{value!r}"
-        raise UserError(f"{self.where(row)}: {column}: got {got}, expected {expected}")
+        rows = np.flatnonzero(bad).tolist()
+        got = [_quoted(value) for value in self.frame[column].gather(rows)]
+        problems = [f"{column}: got {value}, expected {expected}" for value in got]
+        if self.block is None:
+            raise UserError(f"{self.where(rows[0])}: {problems[0]}")
+        raise BadRowsError(self.path, list(zip(map(self._lines_of, rows), problems, strict=True)))
+
+    def _lines_of(self, row: int) -> range:
+        """The lines of the file that a row takes."""
+        assert self.block is not None
+        if self.lines is not None:
+            return self.lines[row]
+        line = self.block.line(row)
+        return range(line, line + 1)
+
+
+def _quoted(value: object) -> str:
+    if value is None or value == "":
+        return "no value"
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "..."
 
 
 def parse(
@@ -51,8 +83,8 @@ def parse(
 ) -> Frame:
     """The block as a frame with these column names and types; an empty value is null.
 
-    Raises `UserError` with the line number for another number of columns, a value that isn't of its column's
-    type, or text that isn't UTF-8. In `quoted` blocks all columns must be strings.
+    Raises `BadRowsError` for another number of columns or text that isn't UTF-8, `UserError` with the line
+    number for a value that isn't of its column's type. In `quoted` blocks all columns must be strings.
     """
     if quoted and b'"' in block.data:
         return _parse_quoted(block, list(schema), separator)
@@ -76,39 +108,51 @@ def _parse_quoted(block: TextBlock, names: Sequence[str], separator: str) -> Fra
     _refuse_encoding(block)
     reader = csv.reader(io.StringIO(block.data.decode(), newline=""), delimiter=separator)
     rows: list[list[str]] = []
-    lines: list[int] = []
+    lines: list[range] = []
     begin = 0
+    problems = []
     for row in reader:
         if row:
-            line = block.first_line + begin
-            _check_columns(block.path, line, len(row), len(names), separator)
             rows.append(row)
-            lines.append(line)
+            lines.append(range(block.line(begin), block.line(reader.line_num - 1) + 1))
+            if len(row) != len(names):
+                problems.append((lines[-1], _wrong_columns(len(row), len(names), separator)))
         begin = reader.line_num
+    if problems:
+        raise BadRowsError(block.path, problems)
     frame = pl.DataFrame(rows, schema=dict.fromkeys(names, pl.String), orient="row")
     return Frame(frame.with_columns(pl.all().replace("", None)), block.path, block, lines)
 
 
 def _refuse_columns(block: TextBlock, expected: int, separator: str) -> None:
     mark = separator.encode()
-    for row, text in enumerate(block.data[:-1].split(b"\n")):
-        _check_columns(block.path, block.line(row), text.count(mark) + 1, expected, separator)
+    counts = [text.count(mark) + 1 for text in block.data[:-1].split(b"\n")]
+    _refuse_lines(
+        block,
+        {row: _wrong_columns(got, expected, separator) for row, got in enumerate(counts) if got != expected},
+    )
 
 
-def _check_columns(path: Path, line: int, got: int, expected: int, separator: str) -> None:
-    if got != expected:
-        by = NAMES.get(separator, repr(separator))
-        raise UserError(
-            f"{path}:{line}: got {got} column{'s'[: got != 1]}, expected {expected} separated by {by}"
-        )
+def _wrong_columns(got: int, expected: int, separator: str) -> str:
+    by = NAMES.get(separator, repr(separator))
+    return f"got {got} column{'s'[: got != 1]}, expected {expected} separated by {by}"
+
+
+def _refuse_lines(block: TextBlock, problems: Mapping[int, str]) -> None:
+    """`problems`: what is wrong with some lines of the block."""
+    if problems:
+        lines = [(range(block.line(row), block.line(row) + 1), why) for row, why in problems.items()]
+        raise BadRowsError(block.path, lines)
 
 
 def _refuse_encoding(block: TextBlock) -> None:
-    try:
-        block.data.decode()
-    except UnicodeDecodeError as error:
-        line = block.line(block.data.count(b"\n", 0, error.start))
-        raise UserError(f"{block.path}:{line}: got bytes that aren't UTF-8, expected UTF-8 text") from error
+    problems = {}
+    for row, text in enumerate(block.data[:-1].split(b"\n")):
+        try:
+            text.decode()
+        except UnicodeDecodeError:
+            problems[row] = "got bytes that aren't UTF-8, expected UTF-8 text"
+    _refuse_lines(block, problems)
 
 
 def _refuse_types(block: TextBlock, schema: Mapping[str, type[pl.DataType]], separator: str) -> None:

@@ -7,10 +7,11 @@ import glob
 import gzip
 import lzma
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,12 @@ BLOCK_BYTES = 8 << 20
 MAX_LINE_BYTES = 64 << 20
 
 _MAGIC = ((b"\x1f\x8b", "gzip"), (b"\xfd7zXZ\x00", "xz"), (b"BZh", "bzip2"), (b"\x28\xb5\x2f\xfd", "zstd"))
-_OPENERS: dict[str, Any] = {"gzip": gzip.open, "xz": lzma.open, "bzip2": bz2.open, "plain": open}
+_OPENERS: dict[str, Callable[[BinaryIO], Any]] = {
+    "gzip": gzip.open,
+    "xz": lzma.open,
+    "bzip2": bz2.open,
+    "plain": nullcontext,
+}
 _ZSTD_LINES = 65_536
 NEWLINE = ord("\n")
 
@@ -45,6 +51,19 @@ class TextBlock:
     def line(self, row: int) -> int:
         """Line number of a row, from 1."""
         return self.first_line + (row if self.kept is None else int(self.kept[row]))
+
+    def without(self, lines: Collection[int]) -> TextBlock:
+        """The block without these lines of the file, and blank ones if no quotes are left to enclose them."""
+        places = np.arange(self.num_rows) if self.kept is None else self.kept
+        keep = ~np.isin(places + self.first_line, np.fromiter(lines, np.int64))
+        if keep.all():
+            return self
+        texts = self.data.split(b"\n")
+        rows = np.flatnonzero(keep).tolist()
+        if not any(b'"' in texts[row] for row in rows):
+            rows = [row for row in rows if texts[row].strip(b"\r")]
+        data = b"".join(texts[row] + b"\n" for row in rows)
+        return replace(self, data=data, num_rows=len(rows), kept=places[rows])
 
 
 def expand_files(patterns: Sequence[str], base: Path = Path()) -> list[Path]:
@@ -80,18 +99,14 @@ class Piece:
     begin: int = 0
     end: int | None = None
 
-    def size(self) -> int:
-        """Its bytes in the file."""
+    @property
+    def num_bytes(self) -> int:
+        """In the file."""
         return self.path.stat().st_size if self.end is None else self.end - self.begin
 
     def first_line(self) -> int:
         """Number of its first line, which costs reading all before it."""
-        count, left = 0, self.begin
-        with self.path.open("rb") as file:
-            while left and (chunk := file.read(min(left, BLOCK_BYTES))):
-                count += num_newlines(chunk)
-                left -= len(chunk)
-        return count + 1
+        return 1 + sum(map(num_newlines, chunks(Piece(self.path, 0, self.begin))))
 
 
 def cut_pieces(files: Sequence[Path], piece_bytes: int) -> list[Piece]:
@@ -114,30 +129,81 @@ def cut_pieces(files: Sequence[Path], piece_bytes: int) -> list[Piece]:
     return pieces
 
 
-def plain_chunks(piece: Piece, chunk_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:
-    """The bytes of a piece of a plain file."""
-    assert piece.end is not None
-    left = piece.end - piece.begin
-    with piece.path.open("rb") as file:
-        file.seek(piece.begin)
-        while left and (chunk := file.read(min(left, chunk_bytes))):
-            left -= len(chunk)
-            yield chunk
+def whole_lines(
+    source: Path | Piece,
+    *,
+    quoted: bool = False,
+    block_bytes: int = BLOCK_BYTES,
+    on_read: Callable[[int], None] | None = None,
+) -> Iterator[bytes]:
+    """The lines of a file or a piece of one in order, about `block_bytes` at a time.
+
+    The last one ends in a newline too. `quoted`: newlines between double quotes don't end a line. `on_read`
+    is told how many more bytes of the file, as it lies on disk, have been read.
+    """
+    piece = source if isinstance(source, Piece) else Piece(source)
+    pending = b""
+    mark = b"\xef\xbb\xbf" if piece.begin == 0 else b""  # a byte order mark is no part of the first value
+    done = 0
+    for chunk in chunks(piece, block_bytes, on_read):
+        if quoted:  # whether a newline ends a line depends on all quotes before it
+            pending, chunk = b"", pending + chunk
+        cut = _cut(chunk, quoted)
+        if cut == 0:
+            pending += chunk
+            if len(pending) > MAX_LINE_BYTES:
+                why = "an unbalanced quote?" if quoted else "is it a text file?"
+                raise UserError(
+                    f"{piece.path}: got a line of more than {MAX_LINE_BYTES >> 20} MiB after "
+                    f"{done:,} bytes; {why}"
+                )
+            continue
+        text = b"".join((pending, memoryview(chunk)[:cut]))
+        pending = chunk[cut:]
+        done += len(text)
+        yield text.removeprefix(mark)
+        mark = b""
+    if pending:
+        yield pending.removeprefix(mark).removesuffix(b"\n") + b"\n"
 
 
-def _chunks(piece: Piece, chunk_bytes: int) -> Iterator[bytes]:
+def read_blocks(
+    source: Path | Piece, *, quoted: bool = False, block_bytes: int = BLOCK_BYTES
+) -> Iterator[TextBlock]:
+    """The lines of a file or a piece of one in order, about `block_bytes` at a time; numbered from 1.
+
+    `quoted`: newlines between double quotes don't end a line; blocks that hold quotes keep blank lines.
+    """
+    line = 1
+    path = source.path if isinstance(source, Piece) else source
+    for text in whole_lines(source, quoted=quoted, block_bytes=block_bytes):
+        yield from _block(path, text, line, quoted)
+        line += num_newlines(text)
+
+
+def chunks(
+    piece: Piece, chunk_bytes: int = BLOCK_BYTES, on_read: Callable[[int], None] | None = None
+) -> Iterator[bytes]:
+    """The bytes of a piece, uncompressed; `on_read` as for `whole_lines`."""
     path = piece.path
+    on_read = on_read or (lambda num_bytes: None)
     kind = compression_of(path)
     try:
-        if piece.end is not None:
-            yield from plain_chunks(piece, chunk_bytes)
-            return
         if kind == "zstd":
             yield from _zstd_chunks(path)
+            on_read(path.stat().st_size)
             return
-        with _OPENERS[kind](path, "rb") as file:
-            while chunk := file.read(chunk_bytes):
-                yield chunk
+        left = piece.end - piece.begin if piece.end is not None else None
+        with path.open("rb") as raw:
+            raw.seek(piece.begin)
+            known = piece.begin
+            with _OPENERS[kind](raw) as file:
+                while chunk := file.read(chunk_bytes if left is None else min(left, chunk_bytes)):
+                    if left is not None:
+                        left -= len(chunk)
+                    yield chunk
+                    on_read(raw.tell() - known)
+                    known = raw.tell()
     except (EOFError, lzma.LZMAError, zlib.error, OSError, pl.exceptions.PolarsError) as error:
         raise UserError(f"{path}: {kind} data can't be read ({error}); is the file complete?") from error
 
@@ -149,34 +215,6 @@ def _zstd_chunks(path: Path) -> Iterator[bytes]:
         )
     for batch in pl.scan_lines(path).collect_batches(chunk_size=_ZSTD_LINES):
         yield ("\n".join(batch.to_series().to_list()) + "\n").encode()
-
-
-def read_blocks(
-    source: Path | Piece, *, quoted: bool = False, block_bytes: int = BLOCK_BYTES, first_line: int = 1
-) -> Iterator[TextBlock]:
-    """The lines of a file or a piece of one in order, about `block_bytes` at a time.
-
-    `quoted`: newlines between double quotes don't end a line; blocks that hold quotes keep blank lines.
-    `first_line`: the number of a piece's first line.
-    """
-    piece = source if isinstance(source, Piece) else Piece(source)
-    path = piece.path
-    pending = b""
-    line = first_line
-    for chunk in _chunks(piece, block_bytes):
-        pending += chunk
-        cut = _cut(pending, quoted)
-        if cut == 0:
-            if len(pending) > MAX_LINE_BYTES:
-                why = "an unbalanced quote?" if quoted else "is it a text file?"
-                raise UserError(f"{path}:{line}: got a line of more than {MAX_LINE_BYTES >> 20} MiB; {why}")
-            continue
-        lines = pending[:cut]
-        yield from _block(path, lines, line, quoted)
-        line += num_newlines(lines)
-        pending = pending[cut:]
-    if pending:
-        yield from _block(path, pending if pending.endswith(b"\n") else pending + b"\n", line, quoted)
 
 
 def num_newlines(data: bytes) -> int:
@@ -198,9 +236,6 @@ def _cut(data: bytes, quoted: bool) -> int:
 
 
 def _block(path: Path, data: bytes, line: int, quoted: bool) -> Iterator[TextBlock]:
-    # A byte order mark is no part of the first value.
-    if line == 1 and data.startswith(b"\xef\xbb\xbf"):
-        data = data[3:]
     ends = np.flatnonzero(np.frombuffer(data, np.uint8) == NEWLINE)
     # Short lines may be blank ("\n" or "\r\n"); looking at these only saves two passes over the bytes.
     short = np.flatnonzero(np.diff(ends, prepend=-1) <= 2)

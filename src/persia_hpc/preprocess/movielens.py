@@ -82,7 +82,7 @@ def _find_file(directory: Path, *names: str) -> Path:
 def _read(path: Path, columns: Kinds) -> Frame:
     """A `::`-separated Latin-1 file; no value may be missing."""
     frames = []
-    lines: list[int] = []
+    lines: list[range] = []
     for block in read_blocks(path):
         if b"\t" in block.data:
             row = num_newlines(block.data[: block.data.index(b"\t")])
@@ -92,7 +92,7 @@ def _read(path: Path, columns: Kinds) -> Frame:
         for name in columns:
             source.refuse(source.frame[name].is_null().to_numpy(), name, "a value")
         frames.append(source.frame)
-        lines += [block.line(row) for row in range(source.frame.height)]
+        lines += [range(line, line + 1) for line in map(block.line, range(source.frame.height))]
     if not frames:
         raise UserError(f"{path}: got an empty file, expected lines of {'::'.join(columns)}")
     return Frame(pl.concat(frames, rechunk=True), path, lines=lines)

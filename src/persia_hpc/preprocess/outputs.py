@@ -102,6 +102,10 @@ class Outputs:
         missing = [name for name in self.names if name not in same and name not in absent]
         return missing, sorted(set(existing) - set(self.names))
 
+    def stored(self, name: str) -> dict[str, Any]:
+        """The settings that a finished file was made with."""
+        return _stored_settings(self.directory / name) or {}
+
     def write(self, schema: DatasetSchema, **options: Any) -> SplitWriter:
         """A writer for all files; `options` go to every `DatasetWriter`."""
         make_directory(self.directory)
@@ -124,7 +128,6 @@ class SplitWriter:
         self._stack = ExitStack()
         self._schema = schema
         self._options = options
-        self._extra: dict[str, Any] = {}
         self._writers: dict[str, DatasetWriter] = {}
         self._rows = dict.fromkeys(outputs.names, 0)
         self._labels = dict.fromkeys(outputs.names, 0.0)

@@ -1,4 +1,4 @@
-"""A bar on stderr while rows stream through; nothing when stderr is no terminal."""
+"""A bar on stderr while rows stream through; in a job's log the same as text, once a minute."""
 
 from __future__ import annotations
 
@@ -7,20 +7,31 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+LOG_SECONDS = 60
+
 
 class Progress:
-    """Counts rows (or another unit) under a title; the bar, with the time left, disappears at the end."""
+    """Counts rows (or another unit) under a title, with the time left where the total is known.
+
+    A terminal's bar disappears at the end. What takes less than a minute leaves nothing in a log.
+    """
 
     def __init__(
         self, title: str, total: int | None = None, *, unit: str = " rows", shown: bool = True
     ) -> None:
+        terminal = sys.stderr.isatty()
         self._bar = tqdm(
             total=total,
             desc=title,
             unit=unit,
             unit_scale=True,
             leave=False,
-            disable=not (shown and sys.stderr.isatty()),
+            mininterval=0.1 if terminal else LOG_SECONDS,
+            maxinterval=10 if terminal else LOG_SECONDS,
+            delay=0 if terminal else LOG_SECONDS,
+            ncols=None if terminal else 100,
+            ascii=not terminal,
+            disable=not shown,
         )
 
     def add(self, rows: int) -> None:

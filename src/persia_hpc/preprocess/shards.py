@@ -7,18 +7,13 @@ of them, those whose number modulo the number of ranks is its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import TypeVar
 
 import polars as pl
 
 from persia_hpc.errors import UserError
-from persia_hpc.preprocess.ids import IdCounts
-from persia_hpc.preprocess.lines import Piece
 from persia_hpc.preprocess.outputs import FileReport, Outputs
 from persia_hpc.preprocess.progress import Progress
 from persia_hpc.preprocess.team import Team, shares, together
-
-Result = TypeVar("Result")
 
 
 def names(num_pieces: int, test_shards: int) -> list[str]:
@@ -58,24 +53,13 @@ def write_pieces(
     return sorted((r for part in team.gather(written) for r in part), key=lambda report: report.path) or None
 
 
-def with_lines(piece: object, work: Callable[[int], Result]) -> Result:
-    """`work(1)`. Pieces of text don't know the number of their first line: if one holds bad input, `work` is
-    done again with it, for the message.
-    """
-    try:
-        return work(1)
-    except UserError:
-        if isinstance(piece, Piece) and piece.begin:
-            work(piece.first_line())
-        raise
-
-
-def merged_counts(counts: IdCounts, min_count: int, team: Team, *, values: bool = False) -> pl.DataFrame:
+def merged_counts(found: pl.DataFrame, min_count: int, team: Team, *, values: bool = False) -> pl.DataFrame:
     """The ids that all ranks together have met at least `min_count` times, for all: column `id`, sorted.
 
-    `values`: also `value`, `count` and `first`, as `IdCounts` has them, by first use. Collective.
+    `found`: the rank's own, columns `id` and `count`. `values`: also `value`, `count` and `first`, as
+    `IdCounts` has them, by first use. Collective.
     """
-    found = counts.frame(1).select(["id", "count", *(["first", "value"] if values else [])])
+    found = found.select(["id", "count", *(["first", "value"] if values else [])])
     sent = [found.filter(pl.col("id") % team.size == rank) for rank in range(team.size)]
     totals = [pl.col("count").sum()]
     if values:

@@ -14,13 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from persia_hpc.errors import UserError
+from persia_hpc.preprocess.bad_lines import BadLines, option_named
 from persia_hpc.preprocess.frames import Frame
 from persia_hpc.preprocess.ids import MISSING_ID, RARE_ID
-from persia_hpc.preprocess.lines import expand_files
+from persia_hpc.preprocess.lines import Piece, expand_files
 from persia_hpc.preprocess.outputs import FileReport, Outputs, input_identity
 from persia_hpc.preprocess.progress import Progress
 from persia_hpc.preprocess.splits import OrderSplit, RandomSplit, boundaries
+from persia_hpc.preprocess.table_bad_lines import Fit, find_bad_lines, first_fit
 from persia_hpc.preprocess.table_convert import Converter, Learned
 from persia_hpc.preprocess.table_input import count_rows, read_frames
 from persia_hpc.preprocess.table_learn import Learning
@@ -33,7 +34,8 @@ class TableOptions:
     """`schema`: the TOML file; its file names are relative to it.
 
     With `shard_bytes` (table_shards.py) a file for about so many bytes of input and each split, and with
-    `test_shards` whole pieces of the input as the test, the last ones.
+    `test_shards` whole pieces of the input as the test, the last ones. At most `max_bad_lines` lines of text
+    files that the schema doesn't fit are left out.
     """
 
     out: Path
@@ -41,11 +43,12 @@ class TableOptions:
     overwrite: bool = False
     shard_bytes: int | None = None
     test_shards: int = 0
+    max_bad_lines: int = 0
 
 
 class Table:
     """The input files as frames with the split of each row. `files`: each with its split, "" where that is
-    told by the rows.
+    told by the rows. `left_out`: numbers of lines that all passes over them skip.
     """
 
     def __init__(self, schema: TableSchema, base: Path) -> None:
@@ -53,6 +56,7 @@ class Table:
         split = schema.split
         by_split = split.files if split.by == "files" else {"": schema.files}
         self.files = [(name, path) for name, globs in by_split.items() for path in expand_files(globs, base)]
+        self.left_out: dict[Path, set[int]] = {}
         self._order: OrderSplit | RandomSplit | None = None
         if split.by == "random":
             self._order = RandomSplit(tuple(split.fractions.values()), split.seed)
@@ -68,13 +72,18 @@ class Table:
         more = ", ..." if len(self.files) > 3 else ""
         return ", ".join(path.name for path in self.paths[:3]) + more
 
+    @property
+    def splits_by_number(self) -> bool:
+        """Whether the split of a row depends on how many come before it."""
+        return self.schema.split.by in ("order", "random")
+
     def count(self) -> None:
         """Count the rows where the split needs it (by order)."""
         if self.schema.split.by == "order":
             total = 0
             with Progress("table: counting rows") as progress:
                 for path in self.paths:
-                    rows = count_rows(path, self.schema)
+                    rows = count_rows(path, self.schema, self.left_out.get(path, ()))
                     total += rows
                     progress.add(rows)
             self.set_rows(total)
@@ -84,13 +93,10 @@ class Table:
         if self.schema.split.by == "order":
             self._order = OrderSplit(boundaries(total, self.schema.split.fractions))
 
-    def first(self) -> Frame:
-        """The first frame, which decides what the schema leaves open. UserError if there are no rows."""
-        for path in self.paths:
-            for source in read_frames(path, self.schema):
-                return source
-        names = ", ".join(str(path) for path in self.paths)
-        raise UserError(f"{names}: got no rows, expected at least one")
+    def fit(self, max_bad_lines: int) -> Fit:
+        """Made for the first block of rows, without bad lines if there may be any. UserError without rows."""
+        check = self._by_column if self.schema.split.by == "column" else None
+        return first_fit(self.paths, self.schema, check, max_bad_lines)
 
     def frames(self, only: str | None = None) -> Iterator[tuple[Frame, npt.NDArray[np.int64]]]:
         """Each frame with the split of its rows [N], by place in `split.names`. `only`: its files."""
@@ -98,7 +104,7 @@ class Table:
         for name, path in self.files:
             if only is not None and name not in ("", only):
                 continue
-            for source in read_frames(path, self.schema):
+            for source in read_frames(path, self.schema, self.left_out.get(path, ())):
                 yield source, self.parts(name, source, first_row)
                 first_row += source.frame.height
 
@@ -123,8 +129,9 @@ class Table:
         return places
 
 
-def prepare(options: TableOptions) -> list[FileReport] | None:
-    """Write the files; None when they were up to date."""
+@option_named()
+def prepare(options: TableOptions) -> list[FileReport | str] | None:
+    """Write the files; what to print at the end, None when they were up to date."""
     schema = load_schema(options.schema)
     table = Table(schema, options.schema.parent)
     names = schema.split.names
@@ -134,10 +141,20 @@ def prepare(options: TableOptions) -> list[FileReport] | None:
         "options": asdict(schema),
     }
     outputs = Outputs(options.out, [f"{name}.h5" for name in names], settings, overwrite=options.overwrite)
+    bad_lines = BadLines([Piece(path) for path in dict.fromkeys(table.paths)], options.max_bad_lines)
+    everything = range(len(bad_lines.pieces))
     if outputs.up_to_date():
+        bad_lines.restore(everything, outputs.stored(f"{names[0]}.h5").get("lines"))
+        bad_lines.check()
         return None
+    fit = table.fit(options.max_bad_lines)
+    if options.max_bad_lines:
+        with Progress("table: looking for bad lines") as progress:
+            for i, piece in enumerate(bad_lines.pieces):
+                table.left_out[piece.path] = find_bad_lines(bad_lines, i, fit, progress.add)
+        outputs.settings["lines"] = bad_lines.setting(everything)
     table.count()
-    converter = Converter(schema, table.first())
+    converter = fit.converter
     learning = Learning(converter)
     if learning.needed:
         train = names.index("train")
@@ -159,7 +176,7 @@ def prepare(options: TableOptions) -> list[FileReport] | None:
                 writer.write(f"{name}.h5", batch if len(rows) == len(parts) else batch.take(rows))
             progress.add(len(parts))
     write_vocabularies(options.out, learned)
-    return writer.report
+    return [*writer.report, *bad_lines.report()]
 
 
 def learned_settings(converter: Converter, learned: Learned) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import polars as pl
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess.columns import cleaned
 from persia_hpc.preprocess.frames import Frame, parse
-from persia_hpc.preprocess.lines import Piece, TextBlock, cut_pieces, plain_chunks, read_blocks
+from persia_hpc.preprocess.lines import Piece, TextBlock, chunks, cut_pieces, read_blocks
 from persia_hpc.preprocess.table_schema import FORMATS, TableSchema
 
 PARQUET_ROWS = 131_072
@@ -44,10 +44,6 @@ class RowPiece:
     end: int
     num_bytes: int
 
-    def size(self) -> int:
-        """Its bytes in the file, about."""
-        return self.num_bytes
-
 
 TablePiece = Piece | RowPiece
 
@@ -73,7 +69,7 @@ def num_quotes(piece: TablePiece, schema: TableSchema) -> int:
     """Quotes in the piece; 0 where no value can have been cut."""
     if not isinstance(piece, Piece) or not may_cut_values(piece, schema):
         return 0
-    return sum(chunk.count(b'"') for chunk in plain_chunks(piece))
+    return sum(chunk.count(b'"') for chunk in chunks(piece))
 
 
 def mend_cuts(pieces: Sequence[TablePiece], quotes: Sequence[int]) -> list[TablePiece]:
@@ -105,9 +101,14 @@ def _row_end(path: Path, begin: int) -> int:
         return file.tell()
 
 
-def read_frames(source: Path | TablePiece, schema: TableSchema, first_line: int = 1) -> Iterator[Frame]:
+def read_frames(
+    source: Path | TablePiece, schema: TableSchema, left_out: Collection[int] = (), first_line: int = 1
+) -> Iterator[Frame]:
     """The rows of a file or a piece of one in order, with the columns of `schema.used_columns`; text is a
-    string or null. `first_line`: number of a text piece's first line.
+    string or null.
+
+    `left_out`: lines of text, from 1 in the piece, that are passed over. `first_line`: number of a text
+    piece's first line in the file, for messages.
     """
     if isinstance(source, RowPiece):
         yield from _parquet_frames(source, schema)
@@ -116,24 +117,21 @@ def read_frames(source: Path | TablePiece, schema: TableSchema, first_line: int 
     if format_of(path, schema) == "parquet":
         yield from _parquet_frames(RowPiece(path, 0, _parquet_rows(path), 0), schema)
         return
-    wanted = schema.used_columns
-    for number, (names, block) in enumerate(_text_blocks(source, schema, first_line)):
-        if number == 0:
-            _check_names(path, wanted, names)
-        if block.num_rows:
-            frame = _parsed(block, names, schema)
-            yield replace(frame, frame=_cleaned(frame.frame.select(wanted), schema))
+    for names, block in text_blocks(source, schema, left_out, first_line):
+        yield read_block(block, names, schema)
 
 
-def count_rows(source: Path | TablePiece, schema: TableSchema, first_line: int = 1) -> int:
-    """Rows of the file or piece."""
+def count_rows(
+    source: Path | TablePiece, schema: TableSchema, left_out: Collection[int] = (), first_line: int = 1
+) -> int:
+    """Rows of the file or piece; `left_out` and `first_line` as for `read_frames`."""
     if isinstance(source, RowPiece):
         return source.end - source.begin
     path = source.path if isinstance(source, Piece) else source
     if format_of(path, schema) == "parquet":
         return _parquet_rows(path)
     total = 0
-    for names, block in _text_blocks(source, schema, first_line):
+    for names, block in text_blocks(source, schema, left_out, first_line):
         spans = _quoted(path, schema) and b'"' in block.data  # newlines may be no ends of rows
         total += _parsed(block, names, schema).frame.height if spans else block.num_rows
     return total
@@ -166,24 +164,37 @@ def _quoted(path: Path, schema: TableSchema) -> bool:
     return format_of(path, schema) == "csv" if schema.quote is None else schema.quote
 
 
-def _parsed(block: TextBlock, names: Sequence[str], schema: TableSchema) -> Frame:
-    separator, quoted = _separator(block.path, schema), _quoted(block.path, schema)
-    return parse(block, dict.fromkeys(names, pl.String), separator, quoted=quoted)
-
-
-def _text_blocks(
-    source: Path | Piece, schema: TableSchema, first_line: int
+def text_blocks(
+    source: Path | Piece, schema: TableSchema, left_out: Collection[int] = (), first_line: int = 1
 ) -> Iterator[tuple[tuple[str, ...], TextBlock]]:
-    """Blocks of rows, without the header, with the columns' names."""
+    """Blocks of rows, without the header and lines that are left out, with the columns' names.
+
+    `left_out` and `first_line` as for `read_frames`. UserError if a column that the schema uses isn't there.
+    """
     path, begin = (source.path, source.begin) if isinstance(source, Piece) else (source, 0)
     separator, quoted, names = _separator(path, schema), _quoted(path, schema), schema.columns
     if names is None and begin > 0:
         names = header(next(read_blocks(path, quoted=quoted)), separator, quoted)[0]
-    for whole in read_blocks(source, quoted=quoted, first_line=first_line):
+    for number, whole in enumerate(read_blocks(source, quoted=quoted)):
         block = whole
         if names is None:
             names, block = header(whole, separator, quoted)
-        yield names, block
+        if number == 0:
+            _check_names(path, schema.used_columns, names)
+        block = block.without(left_out)
+        if block.num_rows:
+            yield names, replace(block, first_line=block.first_line + first_line - 1)
+
+
+def read_block(block: TextBlock, names: Sequence[str], schema: TableSchema) -> Frame:
+    """The rows of a block with the columns of `schema.used_columns`; BadRowsError for another layout."""
+    source = _parsed(block, names, schema)
+    return replace(source, frame=_cleaned(source.frame.select(schema.used_columns), schema))
+
+
+def _parsed(block: TextBlock, names: Sequence[str], schema: TableSchema) -> Frame:
+    separator, quoted = _separator(block.path, schema), _quoted(block.path, schema)
+    return parse(block, dict.fromkeys(names, pl.String), separator, quoted=quoted)
 
 
 def header(block: TextBlock, separator: str, quoted: bool) -> tuple[tuple[str, ...], TextBlock]:

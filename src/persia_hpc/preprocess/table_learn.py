@@ -71,7 +71,7 @@ class Learning:
                 moments.merge(pieces[piece][name])
         for name, counts in self._counts.items():
             entry = schema.ids[name]
-            frame = merged_counts(counts, entry.min_count, team, values=entry.vocabulary)
+            frame = merged_counts(counts.frame(1), entry.min_count, team, values=entry.vocabulary)
             other = UNKNOWN_NUMBER if entry.vocabulary else RARE_ID
             learned.filters[name] = IdFilter(
                 frame["id"].to_numpy(), other=other, never_other=[MISSING_ID], renumber=entry.vocabulary

@@ -5,20 +5,24 @@ The samples and their splits are those of table.py, whoever makes them. Shapes: 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from persia_hpc.errors import UserError
+from persia_hpc.preprocess.bad_lines import BadLines, option_named
 from persia_hpc.preprocess.frames import Frame
+from persia_hpc.preprocess.lines import Piece
 from persia_hpc.preprocess.outputs import FileReport, Outputs, input_identity, make_directory
 from persia_hpc.preprocess.progress import Progress
-from persia_hpc.preprocess.shards import check_pieces, with_lines, write_pieces
+from persia_hpc.preprocess.shards import check_pieces, write_pieces
 from persia_hpc.preprocess.table import Table, TableOptions, learned_settings, write_vocabularies
+from persia_hpc.preprocess.table_bad_lines import Fit, find_bad_lines
 from persia_hpc.preprocess.table_convert import Converter, Learned
 from persia_hpc.preprocess.table_input import (
     TablePiece,
@@ -34,6 +38,8 @@ from persia_hpc.preprocess.table_schema import Split, load_schema
 from persia_hpc.preprocess.team import Team, shares, together
 from persia_hpc.samples.writer import DatasetWriter
 
+Result = TypeVar("Result")
+
 
 @dataclass
 class _Plan:
@@ -44,19 +50,35 @@ class _Plan:
     splits: list[str]
     names: list[list[str]]
     outputs: Outputs
+    bad_lines: BadLines
     first_rows: list[int]
+    left_out: dict[int, set[int]] = field(default_factory=dict)  # of pieces: lines from 1 in the piece
 
 
-def prepare(options: TableOptions, team: Team) -> list[FileReport] | None:
-    """Writes the files that aren't there yet; None if all were. Collective, with the same result for all."""
+def prepare(options: TableOptions, team: Team) -> list[FileReport | str] | None:
+    """Writes the files that aren't there yet; what to print at the end, None if all were there.
+
+    Collective, with the same result for all.
+    """
+    if options.max_bad_lines:
+        team.need_all("--max-bad-lines")
     plan, missing = together(team, lambda: _plan(options))
     if not missing and plan.outputs.up_to_date():
+        together(team, plan.bad_lines.check)
         return None
     together(team, lambda: make_directory(options.out))
-    _survey(plan, team)
-    sizes = [piece.size() for piece in plan.pieces]
-    converter = together(team, lambda: Converter(plan.table.schema, plan.table.first()))
+    _mend_cuts(plan, team)
+    wanted = [i for i, names in enumerate(plan.names) if not missing.isdisjoint(names)]
+    fit = together(team, option_named()(lambda: plan.table.fit(options.max_bad_lines)))
+    converter = fit.converter
     learning = together(team, lambda: Learning(converter))
+    if options.max_bad_lines:
+        again = learning.needed or plan.table.splits_by_number  # finished pieces are read, but not written
+        _find_bad_lines(plan, range(len(plan.pieces)) if again else wanted, fit, team)
+    together(team, plan.bad_lines.check)
+    if plan.table.splits_by_number:
+        _count_rows(plan, team)
+    sizes = [piece.num_bytes for piece in plan.pieces]
     if learning.needed:
         team.need_all("what the schema learns from training rows (min_count, vocabulary, standardize)")
         mine = shares(sizes, team.size)[team.rank]
@@ -65,13 +87,12 @@ def prepare(options: TableOptions, team: Team) -> list[FileReport] | None:
     plan.outputs.settings.update(learned_settings(converter, learned))
 
     def write(i: int, progress: Progress) -> list[FileReport]:
-        return with_lines(plan.pieces[i], partial(_write, plan, i, converter, learned, progress))
+        return _with_lines(plan.pieces[i], partial(_write, plan, i, converter, learned, progress))
 
-    wanted = [i for i in range(len(sizes)) if not missing.isdisjoint(plan.names[i])]
     made = write_pieces(team, plan.outputs, sizes, wanted, write, "table: writing")
     if team.rank == 0:
         write_vocabularies(options.out, learned)
-    return made
+    return None if made is None else [*made, *plan.bad_lines.report()]
 
 
 def _plan(options: TableOptions) -> tuple[_Plan, set[str]]:
@@ -111,50 +132,90 @@ def _plan(options: TableOptions) -> tuple[_Plan, set[str]]:
     outputs = Outputs(
         options.out, [name for some in names for name in some], settings, overwrite=options.overwrite
     )
-    plan = _Plan(table, pieces, splits, names, outputs, [0] * len(pieces))
-    return plan, set(outputs.missing())  # nobody writes before all have looked
+    missing = set(outputs.missing())  # nobody writes before all have looked
+    bad_lines = BadLines(_text(pieces), options.max_bad_lines)
+    for i, some in enumerate(names):
+        if missing.isdisjoint(some):  # its files all say the same
+            stored = [found for name in some if (found := outputs.stored(name))]
+            bad_lines.restore([i], stored[0].get("lines"))
+    return _Plan(table, pieces, splits, names, outputs, bad_lines, [0] * len(pieces)), missing
 
 
-def _of_all(plan: _Plan, team: Team, title: str, work: Callable[[TablePiece], int]) -> list[int]:
-    """`work` of every piece, shared by the ranks; a part alone does all. Collective."""
-    sizes = [piece.size() for piece in plan.pieces]
-    mine = shares(sizes, team.size)[team.rank] if team.connected else range(len(sizes))
+def _text(pieces: Sequence[TablePiece]) -> list[Piece]:
+    """The pieces as `BadLines` wants them: Parquet has no lines."""
+    return [piece if isinstance(piece, Piece) else Piece(piece.path) for piece in pieces]
 
-    def some() -> dict[int, int]:
+
+def _with_lines(piece: TablePiece, work: Callable[[int], Result]) -> Result:
+    """`work(1)`. Pieces of text don't know the number of their first line: if one holds bad input, `work` is
+    done again with it, for the message.
+    """
+    with option_named():
+        try:
+            return work(1)
+        except UserError:
+            if isinstance(piece, Piece) and piece.begin:
+                work(piece.first_line())
+            raise
+
+
+def _of_each(
+    plan: _Plan, pieces: Iterable[int], team: Team, title: str, work: Callable[[int], Result]
+) -> dict[int, Result]:
+    """`work` of these pieces, shared by the ranks; a part alone does all. Collective."""
+    sizes = [piece.num_bytes for piece in plan.pieces]
+    mine = set(shares(sizes, team.size)[team.rank] if team.connected else pieces).intersection(pieces)
+
+    def some() -> dict[int, Result]:
         found = {}
         total = sum(sizes[i] for i in mine)
         with Progress(title, total, unit=" bytes", shown=team.rank == 0) as progress:
-            for i in mine:
-                found[i] = work(plan.pieces[i])
+            for i in sorted(mine):
+                found[i] = work(i)
                 progress.add(sizes[i])
         return found
 
-    found = {i: value for part in team.gather(together(team, some)) for i, value in part.items()}
-    return [found[i] for i in range(len(sizes))]
+    return {i: value for part in team.gather(together(team, some)) for i, value in part.items()}
 
 
-def _survey(plan: _Plan, team: Team) -> None:
-    """Finds out what the pieces need to know of those before them: quotes, and rows. Collective."""
-    schema = plan.table.schema
-    if any(may_cut_values(piece, schema) for piece in plan.pieces):
-        quotes = _of_all(plan, team, "table: looking for quotes", lambda piece: num_quotes(piece, schema))
-        plan.pieces = mend_cuts(plan.pieces, quotes)
-    if schema.split.by in ("order", "random"):
-        rows = _of_all(
-            plan,
-            team,
-            "table: counting rows",
-            lambda piece: with_lines(piece, partial(count_rows, piece, schema)),
+def _mend_cuts(plan: _Plan, team: Team) -> None:
+    """Moves cuts that fell into a quoted value. Collective."""
+    schema, pieces = plan.table.schema, plan.pieces
+    if any(may_cut_values(piece, schema) for piece in pieces):
+        everything = range(len(pieces))
+        quotes = _of_each(
+            plan, everything, team, "table: looking for quotes", lambda i: num_quotes(pieces[i], schema)
         )
-        ends = np.cumsum(rows).tolist()
-        plan.first_rows = [0, *ends[:-1]]
-        plan.table.set_rows(ends[-1])
+        plan.pieces = mend_cuts(pieces, [quotes[i] for i in everything])
+        plan.bad_lines.pieces = _text(plan.pieces)
+
+
+def _find_bad_lines(plan: _Plan, pieces: Iterable[int], fit: Fit, team: Team) -> None:
+    """Looks for the bad lines of these pieces, which all later passes over them skip. Collective."""
+    plan.left_out = _of_each(
+        plan, pieces, team, "table: looking for bad lines", lambda i: find_bad_lines(plan.bad_lines, i, fit)
+    )
+    plan.bad_lines.share(team)
+
+
+def _count_rows(plan: _Plan, team: Team) -> None:
+    """How many rows come before each piece, and in all. Collective."""
+
+    def count(i: int) -> int:
+        work = partial(count_rows, plan.pieces[i], plan.table.schema, plan.left_out.get(i, ()))
+        return _with_lines(plan.pieces[i], work)
+
+    everything = range(len(plan.pieces))
+    rows = _of_each(plan, everything, team, "table: counting rows", count)
+    ends = np.cumsum([rows[i] for i in everything]).tolist()
+    plan.first_rows = [0, *ends[:-1]]
+    plan.table.set_rows(ends[-1])
 
 
 def _frames(plan: _Plan, i: int, first_line: int) -> Iterator[tuple[Frame, npt.NDArray[np.int64]]]:
     """The piece's frames with the split of their rows [N], by place in `split.names`."""
     first_row = plan.first_rows[i]
-    for source in read_frames(plan.pieces[i], plan.table.schema, first_line):
+    for source in read_frames(plan.pieces[i], plan.table.schema, plan.left_out.get(i, ()), first_line):
         yield source, plan.table.parts(plan.splits[i], source, first_row)
         first_row += source.frame.height
 
@@ -169,11 +230,11 @@ def _learn(plan: _Plan, mine: Iterable[int], learning: Learning, *, shown: bool)
             learning.add(source, parts == train, i)
 
     pieces = [i for i in mine if plan.splits[i] in ("", "train")]
-    sizes = sum(plan.pieces[i].size() for i in pieces)
+    sizes = sum(plan.pieces[i].num_bytes for i in pieces)
     with Progress("table: learning from the training rows", sizes, unit=" bytes", shown=shown) as progress:
         for i in pieces:
-            with_lines(plan.pieces[i], partial(learn, i))
-            progress.add(plan.pieces[i].size())
+            _with_lines(plan.pieces[i], partial(learn, i))
+            progress.add(plan.pieces[i].num_bytes)
 
 
 def _write(
@@ -183,6 +244,7 @@ def _write(
     schema, outputs = plan.table.schema, plan.outputs
     names = plan.names[i]
     binary = all(entry.binary for entry in schema.labels.values())
+    settings = dict(outputs.settings)
     writers: dict[str, DatasetWriter] = {}
     labels = dict.fromkeys(names, 0.0)
     with ExitStack() as stack:
@@ -198,16 +260,16 @@ def _write(
                             outputs.directory / name,
                             converter.dataset,
                             source=plan.table.source,
-                            preprocessing=outputs.settings,
+                            preprocessing=settings,
                             check_binary_labels=binary,
                         )
                     )
                 taken = batch if len(rows) == len(parts) else batch.take(rows)
                 writers[name].write(taken)
                 labels[name] += float(taken.labels[:, 0].sum(dtype=np.float64))
-        for writer in writers.values():
-            writer.preprocessing["absent"] = [name for name in names if name not in writers]
-    progress.add(plan.pieces[i].size())
+        settings["absent"] = [name for name in names if name not in writers]
+        settings["lines"] = plan.bad_lines.setting([i])
+    progress.add(plan.pieces[i].num_bytes)
     return [
         FileReport(outputs.directory / name, writer.num_samples, labels[name] / writer.num_samples)
         for name, writer in writers.items()

@@ -94,12 +94,12 @@ def join(folder: Path, to: Path) -> None:
         aside.unlink(missing_ok=True)
 
 
-def prepare(options: TaobaoAdOptions) -> list[FileReport] | None:
+def prepare(options: TaobaoAdOptions) -> list[FileReport | str] | None:
     """Write train.h5 and test.h5; None when they were up to date. UserError for files that aren't these."""
     return table.prepare(_table(options))
 
 
-def share(options: TaobaoAdOptions, team: Team) -> list[FileReport] | None:
+def share(options: TaobaoAdOptions, team: Team) -> list[FileReport | str] | None:
     """Write the shards, after one rank has joined the files; as `table_shards.prepare`. Collective."""
     together(team, lambda: _table(options) if team.rank == 0 else None)
     return table_shards.prepare(_options(options), team)

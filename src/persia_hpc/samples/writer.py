@@ -35,23 +35,28 @@ class _Column:
         self._waiting_rows = 0
 
     def append(self, array: npt.NDArray[Any]) -> None:
+        if not self._waiting_rows:
+            whole = len(array) - len(array) % self._chunk
+            self._write(array[:whole])
+            array = array[whole:]
         # A copy, so that the caller may reuse its arrays.
         self._waiting.append(array.astype(self._dataset.dtype, copy=True))
         self._waiting_rows += len(array)
         if self._waiting_rows >= self._chunk:
-            self._write(self._waiting_rows - self._waiting_rows % self._chunk)
+            joined = np.concatenate(self._waiting)
+            whole = len(joined) - len(joined) % self._chunk
+            self._write(joined[:whole])
+            self._waiting, self._waiting_rows = [joined[whole:]], len(joined) - whole
 
     def flush(self) -> None:
         if self._waiting_rows:
-            self._write(self._waiting_rows)
+            self._write(np.concatenate(self._waiting))
 
-    def _write(self, rows: int) -> None:
-        joined = np.concatenate(self._waiting)
-        begin = self._dataset.shape[0]
-        self._dataset.resize(begin + rows, axis=0)
-        self._dataset[begin : begin + rows] = joined[:rows]
-        self._waiting = [joined[rows:]]
-        self._waiting_rows -= rows
+    def _write(self, array: npt.NDArray[Any]) -> None:
+        if len(array):
+            begin = self._dataset.shape[0]
+            self._dataset.resize(begin + len(array), axis=0)
+            self._dataset[begin:] = array
 
 
 class DatasetWriter:
@@ -67,7 +72,7 @@ class DatasetWriter:
         chunk_rows: rows of one HDF5 chunk, the unit of compression, checksum and reading.
         compression: "lz4" (Blosc2), "gzip" or "none".
         source: where the samples came from (name, URL, licence), kept as an attribute.
-        preprocessing: what was done to them, JSON-serialisable, kept as an attribute.
+        preprocessing: what was done to them, JSON-serialisable, kept as an attribute; as it is at the end.
         check_binary_labels: refuse labels other than 0 and 1.
 
     Raises:
@@ -106,7 +111,7 @@ class DatasetWriter:
             layout.SOURCE: source,
             layout.CREATED_BY: "persia-hpc",
         }
-        self.preprocessing = dict(preprocessing or {})  # may be added to until the end
+        self._preprocessing = preprocessing or {}
         self._check_binary_labels = check_binary_labels
         self._partial = self.path + ".partial"
         self._file: h5py.File | None = None
@@ -239,7 +244,7 @@ class DatasetWriter:
             file.attrs.create(attribute, np.array(texts, dtype=object), dtype=names)
         for attribute, text in self._texts.items():
             file.attrs[attribute] = text
-        file.attrs[layout.PREPROCESSING] = json.dumps(self.preprocessing)
+        file.attrs[layout.PREPROCESSING] = json.dumps(self._preprocessing)
         file.attrs[layout.SCHEMA_VERSION_ATTRIBUTE] = SCHEMA_VERSION
         file.attrs[layout.NUM_SAMPLES] = np.uint64(self.num_samples)
         file.attrs[layout.DENSE_FINITE] = True

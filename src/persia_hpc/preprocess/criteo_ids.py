@@ -1,0 +1,53 @@
+"""Rare ids of Criteo's layout: counted over the training rows of all ranks, then replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import polars as pl
+
+from persia_hpc import _native
+from persia_hpc.preprocess.criteo_lines import IDS
+from persia_hpc.preprocess.shards import merged_counts
+from persia_hpc.preprocess.team import Team
+from persia_hpc.samples.batch import IdColumn, SampleBatch
+
+MISSING_ID = 1 << 32
+RARE_ID = MISSING_ID + 1
+
+Counters = dict[str, _native.IdCounter]  # by feature
+
+
+def count_ids(batches: Iterable[SampleBatch]) -> Counters:
+    """How often each id of each feature is in the batches."""
+    counters = {name: _native.IdCounter() for name in IDS}
+    for batch in batches:
+        for name, column in batch.ids.items():
+            counters[name].add(column.values)
+    return counters
+
+
+def frequent_ids(counters: Counters, min_count: int, team: Team) -> Counters:
+    """Of each feature the ids that all ranks together counted `min_count` times or more, and the missing one.
+
+    Collective, with the same result for all; `counters` are emptied, for their memory.
+    """
+    frequent: Counters = {}
+    for name in IDS:
+        ids, counts = counters.pop(name).items()
+        kept = merged_counts(pl.DataFrame({"id": ids, "count": counts}), min_count, team)["id"].to_numpy()
+        frequent[name] = _native.IdCounter()
+        frequent[name].add(np.append(kept, np.uint64(MISSING_ID)))
+    return frequent
+
+
+def without_rare_ids(batch: SampleBatch, frequent: Counters) -> SampleBatch:
+    """The batch with all ids replaced that aren't frequent; without any `frequent`, as it is."""
+    if not frequent:
+        return batch
+    ids = {
+        name: IdColumn(frequent[name].replace_unknown(column.values, other=RARE_ID))
+        for name, column in batch.ids.items()
+    }
+    return SampleBatch(ids, batch.dense, batch.labels)

@@ -1,0 +1,101 @@
+"""Lines of a table's text files that its schema doesn't fit, found before anything is learned or written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from persia_hpc.errors import UserError
+from persia_hpc.preprocess.bad_lines import SHOWN, BadLines
+from persia_hpc.preprocess.frames import BadRowsError, Frame
+from persia_hpc.preprocess.lines import Piece, TextBlock, chunks, num_newlines
+from persia_hpc.preprocess.table_convert import Converter, Learned
+from persia_hpc.preprocess.table_input import format_of, read_block, read_frames, text_blocks
+from persia_hpc.preprocess.table_schema import TableSchema
+
+Check = Callable[[Frame], object]  # raises BadRowsError
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a row must pass: the conversion, and `check`."""
+
+    converter: Converter
+    check: Check | None = None
+
+
+def first_fit(paths: Sequence[Path], schema: TableSchema, check: Check | None, max_bad_lines: int) -> Fit:
+    """A converter for the first block of rows of a table, which decides what the schema leaves open.
+
+    With `max_bad_lines`, bad lines have no say. UserError if there are more of them before the first good
+    row, or no rows.
+    """
+    found = BadLines([Piece(path) for path in paths], max_bad_lines)
+    for i, path in enumerate(paths):
+        if max_bad_lines and format_of(path, schema) != "parquet":
+            for _, _, converter in _search(found, i, schema, None, check):
+                if converter is not None:
+                    return Fit(converter, check)
+        else:
+            for source in read_frames(path, schema):
+                return Fit(Converter(schema, source), check)
+    raise UserError(f"{', '.join(map(str, paths))}: got no rows, expected at least one")
+
+
+def find_bad_lines(
+    bad_lines: BadLines, piece: int, fit: Fit, on_rows: Callable[[int], None] = lambda rows: None
+) -> set[int]:
+    """The bad lines of one of `bad_lines.pieces`, from 1 in the piece; `bad_lines` learns of them too.
+
+    Raises UserError as soon as there are too many. `on_rows` is told how many more rows have been read.
+    """
+    found: set[int] = set()
+    for num_rows, left_out, _ in _search(bad_lines, piece, fit.converter.schema, fit.converter, fit.check):
+        found |= left_out
+        on_rows(num_rows)
+    return found
+
+
+def _search(
+    bad_lines: BadLines, index: int, schema: TableSchema, converter: Converter | None, check: Check | None
+) -> Iterator[tuple[int, set[int], Converter | None]]:
+    """Of each block of a piece its rows, its bad lines, and what fits the rest: `converter`, or a new one."""
+    piece = bad_lines.pieces[index]
+    lines = bad_lines.begin(index)
+    if format_of(piece.path, schema) == "parquet":
+        return
+    for names, whole in text_blocks(piece, schema):
+        able, problems = _problems(whole, names, schema, converter, check)
+        left_out = {line for taken in problems for line in taken}
+        lines.bad += len(left_out)  # an unbalanced quote may take many lines with it
+        described = sorted((taken.start, why) for taken, why in problems.items())
+        lines.first_bad = [*lines.first_bad, *described][:SHOWN]
+        lines.count = whole.line(whole.num_rows - 1)
+        bad_lines.check()
+        yield whole.num_rows, left_out, able
+    if piece.end is not None:  # later pieces of the file count on blank lines at the end too
+        lines.count = sum(map(num_newlines, chunks(piece)))
+
+
+def _problems(
+    block: TextBlock,
+    names: Sequence[str],
+    schema: TableSchema,
+    converter: Converter | None,
+    check: Check | None,
+) -> tuple[Converter | None, dict[range, str]]:
+    """What fits the good rows (None without any), and what is wrong with others, by the lines they take."""
+    problems: dict[range, str] = {}
+    while block.num_rows:  # each time without what was found to be bad
+        try:
+            source = read_block(block, names, schema)
+            if check is not None:
+                check(source)
+            able = converter or Converter(schema, source)
+            able.batch(source, Learned())
+            return able, problems
+        except BadRowsError as error:
+            problems |= dict(error.problems)
+            block = block.without({line for taken, _ in error.problems for line in taken})
+    return converter, problems
