@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
@@ -112,7 +114,27 @@ def test_stopped_while_it_waits_and_resumed(tmp_path: Path, one_process: Path) -
     assert run_digest(tmp_path / "run") == run_digest(one_process)
 
 
-@pytest.mark.parametrize("change", ["gone", "changed"])
+class StopAtNews(Drops):
+    """Asks for a stop at the moment in which new files have been found."""
+
+    def log(self, event: dict[str, Any]) -> None:
+        super().log(event)
+        if event["event"] == "data" and event["portion"] == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_stopped_when_new_files_have_just_been_found(tmp_path: Path, one_process: Path) -> None:
+    folder = Folder(tmp_path)
+    folder.drop(FIRST)
+    config = folder.config(run_dir=str(tmp_path / "run"), **{"checkpoint.resume": True})
+    first = ph.train(config, loggers=[StopAtNews(folder, SECOND, then_end=False)], quiet=True)
+    assert (first["status"], first["steps"]) == ("interrupted", 4)
+    second = ph.train(config, loggers=[Drops(folder, THIRD)], quiet=True)
+    assert (second["status"], second["steps"]) == ("completed", STEPS)
+    assert run_digest(tmp_path / "run") == run_digest(one_process)
+
+
+@pytest.mark.parametrize("change", ["gone", "changed", "repaired"])
 def test_a_file_that_is_still_needed_must_be_there(change: str, tmp_path: Path, one_process: Path) -> None:
     folder = Folder(tmp_path)
     folder.drop(FIRST)
@@ -121,6 +143,13 @@ def test_a_file_that_is_still_needed_must_be_there(change: str, tmp_path: Path, 
     ph.train(config, callbacks=[Interrupt(2)], quiet=True)
     before = run_digest(tmp_path / "run")
     (folder.incoming / "b.h5").rename(tmp_path / "aside")
+    if change == "repaired":
+        repaired = Path(shutil.copy(tmp_path / "aside", tmp_path / "repaired.h5"))
+        with h5py.File(repaired, "r+") as file:  # the same samples, other bytes
+            file["a comment"] = np.zeros(1000)
+        repaired.rename(folder.incoming / "b.h5")
+        assert ph.train(config, quiet=True)["status"] == "completed"
+        return
     if change == "changed":
         write_tiny(folder.incoming / "b.h5", 46)
     with pytest.raises(UserError, match=r"b\.h5: got (no such file|46 samples)"):

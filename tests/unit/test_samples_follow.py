@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -49,7 +50,20 @@ def test_each_file_is_taken_once_and_only_under_its_own_name(tmp_path: Path) -> 
     assert names(found.look()) == []
     assert found.ended
     assert [[f.num_samples for f in portion] for portion in found.portions] == [[5], [7, 6]]
-    assert found.portions[0][0].num_bytes == (tmp_path / "b.h5").stat().st_size
+
+
+def test_a_file_without_samples_is_passed_over(tmp_path: Path) -> None:
+    write_tiny(tmp_path / "a[1].h5", 5)  # what is a pattern elsewhere
+    found = follower(tmp_path)
+    assert names(found.look()) == ["a[1]"]
+    path = Path(write_tiny(tmp_path / "b.h5", 4))
+    with h5py.File(path, "r+") as file:
+        file["label"].resize(0, axis=0)
+        file.attrs["num_samples"] = 0
+    assert names(found.look()) == []
+    assert len(found.portions) == 1
+    write_tiny(tmp_path / "c.h5", 6)
+    assert names(found.look()) == ["c"]
 
 
 def test_files_are_in_order_of_time_and_late_ones_are_counted(tmp_path: Path) -> None:
@@ -66,7 +80,7 @@ def test_files_are_in_order_of_time_and_late_ones_are_counted(tmp_path: Path) ->
 
 @given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=4), min_size=1, max_size=5))
 def test_late_is_what_begins_before_something_of_an_earlier_portion(portions: list[list[int]]) -> None:
-    taken = [[TakenFile("x", 1, 1, time) for time in portion] for portion in portions]
+    taken = [[TakenFile("x", 1, time) for time in portion] for portion in portions]
     expected = sum(
         any(time < before for earlier in portions[:i] for before in earlier)
         for i, portion in enumerate(portions)

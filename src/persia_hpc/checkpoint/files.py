@@ -28,7 +28,7 @@ from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 DENSE = "dense.pt"
-PORTION = ("path", "num_samples", "num_bytes", "first_time")  # what is noted of each file of one
+PORTION = ("path", "num_samples", "first_time")  # what is noted of each file of one
 _BYTES_AT_ONCE = 1 << 20
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE of linux/falloc.h
 _NAME = re.compile(r"step-(\d{8,})")

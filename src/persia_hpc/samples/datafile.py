@@ -24,6 +24,10 @@ CACHE_SLOTS = 4093
 FIX_DAMAGED = "the file is damaged or incomplete: copy or prepare it again"
 
 
+class NoSamplesError(UserError):
+    """A file that is right but for having no samples."""
+
+
 @dataclass(frozen=True)
 class FileInfo:
     """What a scan found. The flags say which value checks the file's writer already did."""
@@ -74,7 +78,9 @@ def _scan_open(path: str, file: h5py.File) -> FileInfo:
             f"{path}: got {num_samples} labels, the file says num_samples {int(declared)}; {FIX_DAMAGED}"
         )
     if num_samples == 0:
-        raise UserError(f"{path}: got zero samples, expected at least one; remove the file from the list")
+        raise NoSamplesError(
+            f"{path}: got zero samples, expected at least one; remove the file from the list"
+        )
     features = []
     for name in check.names(layout.FEATURE_NAMES, sorted(file[layout.IDS])):
         multi = isinstance(file.get(f"{layout.IDS}/{name}"), h5py.Group)

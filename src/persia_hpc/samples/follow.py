@@ -13,12 +13,13 @@ from dataclasses import dataclass
 
 from persia_hpc.config import Config
 from persia_hpc.errors import DataError, UserError
-from persia_hpc.samples.datafile import FileInfo, read_times, scan
+from persia_hpc.samples.datafile import FileInfo, NoSamplesError, read_times, scan
 from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.samples.source import FileSource, check_agree, open_source
 from persia_hpc.samples.time_order import TimeOrder
 
 END = "_END"  # a file of this name beside the data: what is there now is all
+END_PATTERN = "_EN[D]"  # the same for glob, which then reads the directory
 PARTIAL = ".partial"
 
 
@@ -28,7 +29,6 @@ class TakenFile:
 
     path: str
     num_samples: int
-    num_bytes: int
     first_time: int | None  # of its first row, where samples have a time
 
 
@@ -67,15 +67,18 @@ class Follower:
         """The next portion: all new files, by the time of their first rows, else by pattern and name; () if
         there are none. UserError, and nothing is taken, if one of them can't be read or doesn't fit.
         """
-        # First: what was there before the marker must be seen beside it.
-        self.ended = any(_exists(os.path.join(os.path.dirname(p), END)) for p in self._patterns)
+        # First, and in a listing: what was there before the marker must be seen beside it, also where a file
+        # system shows names sooner than listings.
+        self.ended = any(_lists(os.path.join(os.path.dirname(p), END_PATTERN)) for p in self._patterns)
         paths = [path for path in _matches(self._patterns) if path not in self._taken]
         found = []
         for path in paths:
             try:
                 info = self._scan(path)
                 first = int(read_times(path, 0, 1)[0]) if self._schema.has_time else None
-                found.append((info, TakenFile(path, info.num_samples, os.path.getsize(path), first)))
+                found.append((info, TakenFile(path, info.num_samples, first)))
+            except NoSamplesError:
+                self._taken.add(path)
             except (UserError, DataError, OSError) as error:
                 if os.path.exists(path):  # else it is gone again
                     raise UserError(str(error)) from error
@@ -94,12 +97,11 @@ class Follower:
                     f"{file.path}: got no such file, but the checkpoint is of the middle of its portion; put "
                     "it back, or begin a new run with --init-from"
                 )
-            info, num_bytes = self._scan(file.path), os.path.getsize(file.path)
-            if (info.num_samples, num_bytes) != (file.num_samples, file.num_bytes):
+            info = self._scan(file.path)
+            if info.num_samples != file.num_samples:  # other bytes may be a repair
                 raise UserError(
-                    f"{file.path}: got {info.num_samples} samples in {num_bytes} bytes, expected "
-                    f"{file.num_samples} in {file.num_bytes} as when training on it began; put the old file "
-                    "back, or begin a new run with --init-from"
+                    f"{file.path}: got {info.num_samples} samples, expected {file.num_samples} as when "
+                    "training on it began; put the old file back, or begin a new run with --init-from"
                 )
             infos.append(info)
         return tuple(infos)
@@ -111,7 +113,7 @@ class Follower:
         return info
 
 
-def _exists(pattern: str) -> bool:
+def _lists(pattern: str) -> bool:
     return any(True for _ in glob.iglob(pattern, recursive=True))
 
 
@@ -133,7 +135,7 @@ def followed_schema(config: Config) -> DatasetSchema:
             f"{', '.join(config.data.train)}: no file matches (looked from {os.getcwd()}); data.follow "
             "needs one to begin with, which tells features and columns"
         )
-    return open_source(paths[:1], features=config.data.features).schema
+    return open_source([glob.escape(paths[0])], features=config.data.features).schema
 
 
 def portion_source(

@@ -124,7 +124,7 @@ class Driver:
         self._recent_samples = 0
         self._staleness: deque[int] = deque(maxlen=100)
         self._began = self._last_event = time.perf_counter()
-        self._last_samples = 0
+        self._last_samples = self._epoch = 0
 
     def run(self, session: Session) -> None:
         """Trains to the end of the schedule or a stop, evaluating as configured. Collective."""
@@ -153,8 +153,12 @@ class Driver:
                     session.request_stop(reason)
                 session.driver_state = self._state(evaluated)
                 session.agree_on_stop()
+            if session.following is not None and step == session.num_steps:
+                self._event(force=True)  # what comes next may be long in coming
             if session.stop_reason is not None or not session.wait_for_data():
                 break
+            if session.following is not None and step == schedule.num_steps:
+                self._last_event = time.perf_counter()  # a wait is no part of the pace
             schedule = session.schedules["train"]
             for batch in session.batches(steps=schedule.next_drain(step + 1) - step):
                 logits = session.forward(batch)
@@ -205,6 +209,7 @@ class Driver:
         while self._recent_samples > RECENT_SAMPLES and len(self._recent) > 1:
             self._recent_samples -= len(self._recent.popleft()[0])
         self._staleness.append(session.last_staleness)
+        self._epoch = session.schedules["train"].step(session.step_number).epoch
         for callback in self.callbacks:
             callback.on_step(self.run_view)
         self._event()
@@ -214,14 +219,13 @@ class Driver:
         if not self.loggers or not self._recent or (not force and now - self._last_event < EVENT_SECONDS):
             return
         session = self.session
-        schedule = session.schedules["train"]
         scores = torch.cat([r[0] for r in self._recent]).float().cpu().numpy()
         labels = torch.cat([r[1] for r in self._recent]).cpu().numpy()
         event = {
             "event": "train",
             "step": session.step_number,
             "num_steps": session.num_steps,
-            "epoch": schedule.step(session.step_number).epoch if session.step_number else 0,
+            "epoch": self._epoch,
             "samples": session.samples,
             "seconds": now - self._began,
             "loss": float(torch.stack([r[2] for r in self._recent]).mean()),

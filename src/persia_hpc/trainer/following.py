@@ -55,7 +55,11 @@ class Following:
         the middle of and whose files have changed or gone.
         """
         manifest = {} if start is None else read_manifest(start)
-        portions = [tuple(TakenFile(**file) for file in portion) for portion in manifest.get("portions", [])]
+        names = [field.name for field in dataclasses.fields(TakenFile)]
+        portions = [
+            tuple(TakenFile(**{name: file[name] for name in names}) for file in portion)
+            for portion in manifest.get("portions", [])
+        ]
         for portion in portions:
             schedule = schedule.followed_by(num_samples(portion))
         self.schedule = schedule
@@ -206,7 +210,7 @@ class Following:
             session.feed.wait_until(session.peers.meet(), None)
         if session.saver is not None:
             session.saver.wait()
-        if self._saves:
+        if self._saves and session.step_number:
             problem += (
                 f"; the checkpoint of step {session.step_number} is kept: repair or remove the file, and go "
                 "on with --resume"
