@@ -30,7 +30,7 @@ def check_pieces(num_pieces: int, test_shards: int) -> None:
     if num_pieces <= test_shards:
         raise UserError(
             f"--test-shards {test_shards}: the input makes {num_pieces} shards, and at least one "
-            "must be left to train on; lower --shard-bytes"
+            "must be left to train on; lower --test-shards, or --shard-bytes (compressed files are not cut)"
         )
 
 
