@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import socket
+import time
+from contextlib import suppress
 from pathlib import Path
+
+PARTIAL = ".partial"
+LEFT_SECONDS = 86_400  # a partial file of another host that nobody has written to for so long is nobody's
 
 
 def sync_path(path: str | Path) -> None:
@@ -13,3 +20,45 @@ def sync_path(path: str | Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def partial_of(path: str | Path) -> str:
+    """Where this process writes the file until it is whole: no other process writes there."""
+    return f"{path}.{socket.gethostname()}.{os.getpid()}{PARTIAL}"
+
+
+def replace_whole(path: Path, data: bytes) -> None:
+    """Writes the file so that it is there whole, or as it was before."""
+    partial = partial_of(path)
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(partial)
+    sync_path(path.parent)
+
+
+def remove_left_partials(path: str | Path) -> None:
+    """Removes what writers of the file left that have died, as far as this host can tell."""
+    for found in glob.glob(f"{glob.escape(str(path))}.*{PARTIAL}"):
+        host, _, pid = found[len(str(path)) + 1 : -len(PARTIAL)].rpartition(".")
+        if not pid.isdigit():
+            continue
+        with suppress(OSError):  # somebody else removed it
+            dead = host == socket.gethostname() and not _lives(int(pid))
+            if dead or time.time() - os.stat(found).st_mtime > LEFT_SECONDS:
+                os.unlink(found)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True

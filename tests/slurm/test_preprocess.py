@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,22 @@ def command(tmp_path: Path) -> list[str]:
             lines.append("\t".join(row) + "\n")
         (tmp_path / f"day_{file}.txt").write_text("".join(lines))
     return [SCRIPT, "criteo", "--input", "day_*.txt", "--out", "out", "--shard-bytes", "6000"]
+
+
+@pytest.mark.parametrize(("first", "last", "count"), [(1, 3, 3), (0, 6, 4)])
+def test_an_array_that_leaves_parts_out_is_refused(first: int, last: int, count: int) -> None:
+    env = {
+        **os.environ,
+        "SLURM_CPUS_PER_TASK": "1",
+        "SLURM_ARRAY_TASK_ID": str(last),
+        "SLURM_ARRAY_TASK_MIN": str(first),
+        "SLURM_ARRAY_TASK_MAX": str(last),
+        "SLURM_ARRAY_TASK_COUNT": str(count),
+    }
+    env.pop("PARTS", None)
+    done = subprocess.run(["bash", SCRIPT, "criteo"], env=env, text=True, capture_output=True, check=False)
+    assert done.returncode == 2
+    assert f"got the {count} tasks {first} to {last}" in done.stderr
 
 
 def test_array_makes_all_shards(cluster: Cluster, command: list[str], tmp_path: Path) -> None:

@@ -39,10 +39,19 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 def run_mpi(
-    num_ranks: int, program: Path | str, *arguments: str, timeout: float = 120, check: bool = True, **env: str
+    num_ranks: int,
+    program: Path | str,
+    *arguments: str,
+    timeout: float = 120,
+    check: bool = True,
+    guarded: bool = True,
+    **env: str,
 ) -> subprocess.CompletedProcess[str]:
-    """`mpiexec -n num_ranks python -m mpi4py program …`; asserts exit code 0 unless check is False."""
-    command = [mpiexec(), "-n", str(num_ranks), sys.executable, "-m", "mpi4py", str(program), *arguments]
+    """`mpiexec -n num_ranks python -m mpi4py program …`; asserts exit code 0 unless check is False. Without
+    `-m mpi4py` if it isn't guarded: then nobody but the program ends the job when a rank fails.
+    """
+    guard = ["-m", "mpi4py"] if guarded else []
+    command = [mpiexec(), "-n", str(num_ranks), sys.executable, *guard, str(program), *arguments]
     process = subprocess.Popen(
         command,
         env=environment(**env),

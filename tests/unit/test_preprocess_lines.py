@@ -3,6 +3,8 @@
 import bz2
 import gzip
 import lzma
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import polars as pl
 import pytest
@@ -24,6 +26,15 @@ def rows_of(path, separator=",", *, quoted=False, block_bytes=1 << 20):
         for i, row in enumerate(source.frame.rows()):
             found.append((int(source.where(i).rsplit(":", 1)[1]), row))
     return found
+
+
+@given(st.sets(st.integers(0, 120), min_size=1, max_size=12), st.sampled_from(["day_{}", "{}.a1", "x{}y2"]))
+def test_a_glob_finds_files_in_order_of_their_numbers(numbers, name):
+    with TemporaryDirectory() as folder:
+        for number in numbers:
+            (Path(folder) / name.format(number)).touch()
+        found = expand_files([name.replace("{}", "*")], Path(folder))
+    assert [path.name for path in found] == [name.format(number) for number in sorted(numbers)]
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress, lzma.compress, bz2.compress])

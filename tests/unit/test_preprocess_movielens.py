@@ -28,6 +28,11 @@ def read(tmp_path):
     return source.read(0, source.num_samples)
 
 
+def test_no_ratings_to_split_by_time(tmp_path):
+    with pytest.raises(UserError, match="--split time: got no ratings"):
+        prepare(tmp_path, ratings="1::1::3::1000\n", task="ctr", split="time")
+
+
 @pytest.mark.parametrize(("task", "total"), [("ctr", 80), ("all", 100)])
 def test_values(tmp_path, task, total):
     reports = prepare(tmp_path, task=task)

@@ -7,6 +7,7 @@ import pytest
 
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess import cli
+from persia_hpc.preprocess.outputs import numbered
 
 ROWS = "".join(f"{i},{i % 2}\n" for i in range(10))
 SCHEMA = 'files = ["*.csv"]\n[labels.y]\n[ids.u]\n'
@@ -42,6 +43,14 @@ def test_the_second_run_does_nothing(table, tmp_path, capsys):
     (tmp_path / "out" / "test.h5").unlink()
     assert table() == 0
     assert set(times(tmp_path)) == {"train.h5", "test.h5"}
+
+
+@pytest.mark.parametrize("count", [1, 1000, 1001, 12_000])
+def test_numbered_files_sort_by_number(count):
+    names = numbered("train", count, 3)
+    assert len(set(names)) == count
+    assert sorted(names) == names
+    assert names[0] in ("train-000.h5", "train-0000.h5", "train-00000.h5")
 
 
 @pytest.mark.parametrize("change", ["schema", "input"])

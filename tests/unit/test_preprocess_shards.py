@@ -12,13 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from persia_hpc.cli import main
+from persia_hpc.preprocess import progress
 from persia_hpc.preprocess.lines import cut_pieces, whole_lines
-from persia_hpc.preprocess.team import shares
+from persia_hpc.preprocess.team import Part, share_of, shares
 from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.source import open_source
 from tests.support.mpi import run_mpi
 
 PROGRAM = Path(__file__).parent / "programs" / "preprocess.py"
+BROKEN_DISK = PROGRAM.with_name("preprocess_broken_disk.py")
 
 
 def write_lines(path: Path, count: int, seed: int) -> Path:
@@ -147,6 +149,69 @@ def test_a_bad_line_is_named_by_its_number_and_ends_all_ranks(tmp_path: Path) ->
     assert not list((tmp_path / "out").glob(".*"))  # no file that is half written
 
 
+def test_a_rank_that_fails_alone_ends_all(raw: list[str], tmp_path: Path) -> None:
+    command = arguments(raw, tmp_path / "out", "--shard-bytes", "30000")
+    done = run_mpi(3, BROKEN_DISK, *command, check=False, guarded=False, timeout=60)
+    assert done.returncode != 0
+    assert "OSError: [Errno 5] Input/output error" in done.stderr
+    assert "bad_lines.share(team)" in done.stderr  # a traceback
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_pieces_without_rows_need_no_file(tmp_path: Path, num_ranks: int) -> None:
+    """Blank or bad lines only; and nothing is looked at again."""
+    good = write_lines(tmp_path / "day_0.tsv", 200, 6)
+    bad = tmp_path / "day_1.tsv"
+    bad.write_text("x\n" * 3)
+    blank = tmp_path / "day_2.tsv.gz"
+    blank.write_bytes(gzip.compress(b"\n" * 5))
+    files = [str(path) for path in (bad, good, blank)]
+    more = ["--shard-bytes", "20000", "--max-bad-lines", "3", "--min-count", "2"]
+    command = arguments(files, tmp_path / "out", *more)
+    done = run_mpi(num_ranks, PROGRAM, *command)
+    assert f"left out 3 bad lines, the first of them:\n  {bad}:1: got 1 column" in done.stdout
+    assert main(arguments([str(good)], tmp_path / "good", "--shard-bytes", "20000", *more[4:])) == 0
+    assert_equal(read(tmp_path / "out"), read(tmp_path / "good"))
+    made = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert {"train-00000.h5.absent", f"train-{len(made) - 1:05d}.h5.absent"} < set(made)
+    assert "is up to date" in run_mpi(num_ranks, PROGRAM, *command).stdout
+    assert main([*command, "--max-bad-lines", "2"]) == 2  # they are remembered
+    assert main([*arguments(files, tmp_path / "out", "--shard-bytes", "9000", *more[2:]), "--overwrite"]) == 0
+    assert_equal(read(tmp_path / "out"), read(tmp_path / "good"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("", "the input has no rows"), ("\n\n", "got no rows in all of the input")]
+)
+def test_an_input_without_rows(
+    tmp_path: Path, text: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "day").write_text(text)
+    for _ in range(2):
+        assert main(arguments([str(tmp_path / "day")], tmp_path / "out", "--shard-bytes", "1GiB")) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_new_run_leaves_nothing_of_an_old_one_in_parts_either(raw: list[str], tmp_path: Path) -> None:
+    small, large = ["--shard-bytes", "20000"], ["--shard-bytes", "60000", "--test-shards", "1"]
+    assert main(arguments(raw, tmp_path / "fresh", *large)) == 0
+    assert main(arguments(raw, tmp_path / "out", *small)) == 0
+    for part in ("0/2", "1/2"):
+        assert main(arguments(raw, tmp_path / "out", *large, "--overwrite", "--part", part)) == 0
+    names = [sorted(p.name for p in (tmp_path / run).iterdir()) for run in ("out", "fresh")]
+    assert names[0] == names[1]
+    for name in names[0]:
+        assert_equal(read(tmp_path / "out", name), read(tmp_path / "fresh", name))
+
+
+def test_all_parts_show_how_far_they_are(
+    raw: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "LOG_SECONDS", 0)
+    assert main(arguments(raw, tmp_path / "out", "--shard-bytes", "30000", "--part", "1/2")) == 0
+    assert "criteo: writing: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -187,6 +252,7 @@ def test_pieces_are_the_file(
     if pieces:
         assert (pieces[0].begin, pieces[-1].end) == (0, path.stat().st_size)
         assert all(a.end == b.begin for a, b in pairwise(pieces))
+        assert len(pieces) == 1 or pieces[-1].num_bytes >= size // 8
 
 
 @given(sizes=st.lists(st.integers(0, 1000), max_size=30), count=st.integers(1, 6))
@@ -195,3 +261,24 @@ def test_work_is_shared_evenly(sizes: list[int], count: int) -> None:
     assert sorted(i for items in taken for i in items) == list(range(len(sizes)))
     loads = [sum(sizes[i] for i in items) for items in taken]
     assert max(loads) - min(loads) <= max(sizes, default=0)
+
+
+class Connected(Part):
+    """A rank that needs no others, since nothing is said."""
+
+    connected = True
+
+
+@given(sizes=st.lists(st.integers(0, 1000), max_size=30), count=st.integers(1, 6), data=st.data())
+def test_what_is_left_is_shared_evenly_by_ranks_that_know_of_each_other(
+    sizes: list[int], count: int, data: st.DataObject
+) -> None:
+    wanted = data.draw(st.sets(st.sampled_from(range(len(sizes))))) if sizes else set()
+    taken = [share_of(Connected(rank, count), sizes, wanted) for rank in range(count)]
+    assert sorted(i for items in taken for i in items) == sorted(wanted)
+    loads = [sum(sizes[i] for i in items) for items in taken]
+    assert max(loads) - min(loads) <= max((sizes[i] for i in wanted), default=0)
+    for rank in range(count):  # of all items, whatever is wanted
+        assert share_of(Part(rank, count), sizes, wanted) == [
+            i for i in shares(sizes, count)[rank] if i in wanted
+        ]

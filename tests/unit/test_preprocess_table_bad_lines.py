@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -84,7 +85,7 @@ def test_bad_lines_are_left_out(tmp_path_factory, bad, quoted, block_bytes):
         patch.setattr(
             table_input,
             "read_blocks",
-            lambda p, quoted: lines.read_blocks(p, quoted=quoted, block_bytes=block_bytes),
+            partial(lines.read_blocks, block_bytes=block_bytes),
         )
         made = prepare(other, BAD_LINES_SCHEMA, text, max_bad_lines=len(expected))
     for name in ("train", "test"):
@@ -152,7 +153,7 @@ def test_shards_leave_out_the_same_lines(tmp_path_factory, by, places, shard_byt
             patch.setattr(
                 table_input,
                 "read_blocks",
-                lambda p, quoted: lines.read_blocks(p, quoted=quoted, block_bytes=70),
+                partial(lines.read_blocks, block_bytes=70),
             )
         options = table.TableOptions(folder / "good" / "out", folder / "good" / "schema.toml")
         table.prepare(options)
@@ -218,9 +219,7 @@ def test_ranks_leave_out_the_same_lines_and_resume(tmp_path, by, capsys):
 
 def test_the_first_block_of_the_table_decides_for_all_pieces(tmp_path, monkeypatch):
     """Otherwise a rank that begins at a piece of words would take them for good ids."""
-    monkeypatch.setattr(
-        table_input, "read_blocks", lambda p, quoted: lines.read_blocks(p, quoted=quoted, block_bytes=30)
-    )
+    monkeypatch.setattr(table_input, "read_blocks", partial(lines.read_blocks, block_bytes=30))
     schema = 'files = ["a.csv"]\nlabels.y = {}\nids.u = {}\nsplit = { fractions = { train = 1 } }\n'
     text = b"u,y\n" + b"7,1\n" * 20 + b"\n" * 50 + b"x,1\n" * 20 + b"8,0\n"
     with pytest.raises(UserError, match=r"got 20 bad lines, expected at most 19 .*\n.*a.csv:72: u: got 'x'"):
@@ -235,3 +234,24 @@ def test_a_stray_quote_takes_no_more_lines_than_allowed(tmp_path):
         prepare(tmp_path, BAD_LINES_SCHEMA, text, max_bad_lines=31)
     assert len(str(refusal.value)) < 500  # without all of the value
     assert prepare(tmp_path, BAD_LINES_SCHEMA, text, max_bad_lines=32)[2].startswith("left out 32 bad lines")
+
+
+def test_bad_lines_have_their_numbers_after_a_resume_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody has counted the lines of the pieces that a run without bad lines finished."""
+    # Else the first block, which decides for all, would hold the bad line.
+    monkeypatch.setattr(table_input, "read_blocks", partial(lines.read_blocks, block_bytes=30))
+    rows = ["u,y", *(f"{i},{i % 2}" for i in range(60))]
+    rows[50] += ",2"
+    (tmp_path / "a.csv").write_text("\n".join(rows))
+    split = '[split]\nby = "files"\nfiles = { train = ["a.csv"] }\n'
+    (tmp_path / "s.toml").write_text(f"{split}[labels.y]\n[ids.u]\n")
+    out = tmp_path / "out"
+    command = ["preprocess", "table", str(tmp_path / "s.toml"), "--out", str(out), "--shard-bytes", "60"]
+    for part in range(4):  # some find the bad line, others finish
+        main([*command, "--part", f"{part}/4"])
+    assert list(out.glob("*.h5"))
+    capsys.readouterr()
+    assert main([*command, "--max-bad-lines", "1"]) == 0
+    assert f"{tmp_path / 'a.csv'}:51: got 3 columns" in capsys.readouterr().out

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from persia_hpc.cli import main
+from persia_hpc.preprocess import table_input
 from persia_hpc.preprocess.table_input import count_rows, cut_table, mend_cuts, num_quotes, read_frames
 from persia_hpc.preprocess.table_schema import Ids, Label, TableSchema
 from persia_hpc.samples.batch import SampleBatch
@@ -126,6 +127,88 @@ def test_several_ranks_make_the_same_files_and_resume(
     monkeypatch.setenv("PMI_SIZE", "2")
     assert main([*command, "--part", "0/2"]) == 2
     assert "--part: got it on 2 ranks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("parts", [[], ["0/2", "1/2"], ["1/2", "0/2"]])
+def test_no_file_of_an_earlier_run_stays_beside_the_new_ones(
+    folder: Path, tmp_path: Path, parts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pieces of the second day are of the training first, then of the test: their names are others then."""
+    out, other = tmp_path / "out", tmp_path / "other"
+    other.mkdir()
+    for path in folder.glob("[abc].*"):
+        (other / path.name).symlink_to(path)
+    old = arguments(folder, "column", out, "--shard-bytes", "3000", columns=PLAIN)
+    assert main(old) == 0
+    new = arguments(other, "column", tmp_path / "fresh", "--shard-bytes", "3000", columns=PLAIN)
+    schema = other / "column.toml"
+    schema.write_text(schema.read_text().replace('["1", "2"], test = ["3"]', '["1"], test = ["2", "3"]'))
+    assert main(new) == 0
+    names = {p.name for p in (tmp_path / "fresh").iterdir()}
+    kept = {p.name: p.read_bytes() for p in out.iterdir() if p.name not in names}
+    assert kept, "no file of the old run only: this shows nothing"
+    new[new.index(str(tmp_path / "fresh"))] = str(out)
+    for part in parts or [""]:
+        assert main([*new, "--overwrite", *(["--part", part] if part else [])]) == 0
+    assert {p.name for p in out.iterdir()} == names
+    for name in names:
+        assert_equal(read(out, name), read(tmp_path / "fresh", name))
+    for name, content in kept.items():  # as after a kill before they were removed
+        (out / name).write_bytes(content)
+    capsys.readouterr()
+    assert main(new) == 2
+    assert "was made with other settings" in capsys.readouterr().err
+    assert main([*new, "--overwrite"]) == 0
+    assert {p.name for p in out.iterdir()} == names
+
+
+@pytest.mark.parametrize("more", [[], ["--shard-bytes", "3000"]])
+def test_vocabularies_are_there_before_the_shards_and_go_with_them(
+    folder: Path, tmp_path: Path, more: list[str]
+) -> None:
+    out = tmp_path / "out"
+    command = arguments(folder, "random", out, *more)
+    assert main(command) == 0
+    vocabulary = out / "vocabulary-city.csv"
+    shards = {path: path.stat().st_mtime_ns for path in out.glob("*.h5")}
+    if more:
+        assert vocabulary.stat().st_mtime_ns <= min(shards.values())
+    text = vocabulary.read_text()
+    vocabulary.unlink()
+    assert main(command) == 0
+    assert vocabulary.read_text() == text
+    if more:
+        assert {path: path.stat().st_mtime_ns for path in out.glob("*.h5")} == shards
+    (out / "vocabulary-mine.csv").write_text("a,b\n")
+    assert main([*arguments(folder, "random", out, *more, columns=PLAIN), "--overwrite"]) == 0
+    assert [path.name for path in out.glob("*.csv")] == ["vocabulary-mine.csv"]
+
+
+def test_a_piece_within_one_value_has_no_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    value = '"' + "x\n" * 100 + '"'
+    (tmp_path / "a.csv").write_text(f"u,y\na,1\nb,0\n{value},1\nc,0\n")
+    (tmp_path / "s.toml").write_text(
+        'files = ["a.csv"]\n[split]\nby = "random"\nfractions = { train = 1.0 }\n[labels.y]\n[ids.u]\n'
+    )
+    out = tmp_path / "out"
+    command = ["preprocess", "table", str(tmp_path / "s.toml"), "--out", str(out), "--shard-bytes", "40"]
+    assert main(command) == 0
+    assert read(out, "train-*.h5").labels[:, 0].tolist() == [1, 0, 1, 0]
+    assert list(out.glob("*.absent"))
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "is up to date" in capsys.readouterr().out
+
+
+def test_an_unbalanced_quote_at_a_cut_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(table_input, "MAX_LINE_BYTES", 1000)
+    (tmp_path / "a.csv").write_text('u,y\n"b,0\n' + "c,1\n" * 1000)
+    (tmp_path / "s.toml").write_text('files = ["a.csv"]\n[labels.y]\n[ids.u]\n')
+    out = str(tmp_path / "out")
+    assert main(["preprocess", "table", str(tmp_path / "s.toml"), "--out", out, "--shard-bytes", "500"]) == 2
+    assert "an unbalanced quote?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("by", ["order", "random", "column"])

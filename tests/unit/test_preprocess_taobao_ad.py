@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import math
 import shutil
 from pathlib import Path
@@ -102,6 +103,7 @@ def test_avazu_by_its_schema(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         tail = rng.integers(0, 9, 10).tolist()
         rows.append((10**18 + number, int(number % 6 == 0), 14102100 + number % 24, 1005, 0, *words, *tail))
     write(tmp_path / "train.csv", head, rows)
+    (tmp_path / "train.gz").write_bytes(gzip.compress((tmp_path / "train.csv").read_bytes()))
     assert main(["preprocess", "table", str(tmp_path / "schema.toml"), "--out", str(tmp_path / "out")]) == 0
     total = 0
     for split in ("train", "valid", "test"):

@@ -1,6 +1,9 @@
 import json
 import os
 import re
+import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from persia_hpc.samples.source import open_source
 from persia_hpc.samples.validity import InvalidRowError
 from persia_hpc.samples.writer import DatasetWriter
+from tests.support.mpi import environment
 from tests.support.samples import SCHEMA, SCHEMA_OPTIONAL, as_lists, assert_equal, random_batch, write
 
 reuse_folder = settings(
@@ -158,7 +162,9 @@ def test_the_writer_keeps_nothing_of_a_failed_file(tmp_path: Path) -> None:
     def fail() -> None:
         with DatasetWriter(path, SCHEMA) as writer:
             writer.write(random_batch(5))
-            assert os.listdir(tmp_path) == ["a.h5.partial"]
+            (partial,) = os.listdir(tmp_path)
+            assert partial.startswith("a.h5.")
+            assert partial.endswith(".partial")  # data.follow passes over these
             raise RuntimeError("source broke")
 
     with pytest.raises(RuntimeError, match="source broke"):
@@ -177,6 +183,44 @@ def test_the_writer_replaces_an_older_file_only_when_done(tmp_path: Path) -> Non
         assert open_source([str(path)]).num_samples == 5
     assert open_source([str(path)]).num_samples == 7
     assert os.listdir(tmp_path) == ["a.h5"]
+
+
+WRITE = """
+import sys
+from tests.support.samples import random_batch, write
+write(sys.argv[1], random_batch(7))
+"""
+
+
+def test_two_processes_that_write_the_same_file_leave_a_whole_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    with DatasetWriter(path, SCHEMA) as writer:
+        writer.write(random_batch(5))
+        other = [sys.executable, "-c", WRITE, str(path)]
+        subprocess.run(other, check=True, env=environment())
+        assert open_source([str(path)]).num_samples == 7
+        writer.write(random_batch(6))
+    assert open_source([str(path)]).num_samples == 11
+    assert os.listdir(tmp_path) == ["a.h5"]
+
+
+def test_the_writer_removes_what_dead_ones_left(tmp_path: Path) -> None:
+    with subprocess.Popen(["true"]) as dead:
+        pass
+    host, path = socket.gethostname(), tmp_path / "a.h5"
+    left = f"a.h5.{host}.{dead.pid}.partial"
+    kept = {
+        f"a.h5.{host}.{os.getppid()}.partial",  # it lives
+        f"a.h5.{host}-2.{dead.pid}.partial",  # it may live
+        f"ba.h5.{host}.{dead.pid}.partial",
+        f"a.h5.{host}.partial",
+    }
+    old = f"a.h5.{host}-3.{dead.pid}.partial"
+    for name in (left, old, *kept):
+        (tmp_path / name).touch()
+    os.utime(tmp_path / old, (0, 0))
+    write(path, random_batch(5))
+    assert set(os.listdir(tmp_path)) == {*kept, "a.h5"}
 
 
 def test_the_writer_copies_what_it_buffers(tmp_path: Path) -> None:

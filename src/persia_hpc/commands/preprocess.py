@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
+import traceback
 from typing import TYPE_CHECKING
 
-from persia_hpc.errors import EXIT_OK, UserError
+from persia_hpc.errors import EXIT_FAILURE, EXIT_OK, PersiaError, UserError
+from persia_hpc.launch.ending import abort
 from persia_hpc.launch.environment import inside_mpi
 
 if TYPE_CHECKING:
@@ -36,7 +39,20 @@ def run(options: argparse.Namespace) -> int:
     """Converts; UserError for bad input, with file and line. Collective under MPI."""
     from persia_hpc.preprocess.cli import run as convert
 
-    return convert(options, _team(options)) or EXIT_OK
+    team = _team(options)
+    try:
+        return convert(options, team) or EXIT_OK
+    except PersiaError:  # raised by all ranks
+        raise
+    except Exception:
+        if team.size == 1 or not team.connected:
+            raise
+        from mpi4py import MPI
+
+        # It may be this rank's alone: the others would wait for it.
+        traceback.print_exc()
+        sys.stderr.flush()
+        abort(MPI.COMM_WORLD, EXIT_FAILURE)
 
 
 def _team(options: argparse.Namespace) -> Team:

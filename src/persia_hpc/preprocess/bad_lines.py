@@ -14,7 +14,7 @@ from persia_hpc.preprocess.lines import Piece
 from persia_hpc.preprocess.team import Team
 
 SHOWN = 5  # lines that are described
-LEAVE_OUT = " (--max-bad-lines N leaves out up to N such lines)"
+LEAVE_OUT = " (--max-bad-lines N leaves out up to N such lines, but not of a --part)"
 
 
 @contextmanager
@@ -28,7 +28,9 @@ def option_named() -> Iterator[None]:
 
 @dataclass
 class InputLines:
-    """The lines of one piece of input, as far as it was read. Files made of it keep this in an attribute."""
+    """The lines of one piece of input, as far as it was read. Files made of it keep this in an attribute,
+    with the count null where nobody looked for bad lines.
+    """
 
     count: int = 0  # blank ones too, but for a table's at the end of its file
     bad: int = 0  # left out
@@ -59,14 +61,18 @@ class BadLines:
 
     def setting(self, pieces: Sequence[int]) -> list[dict[str, Any]]:
         """What the attribute of a file made of these pieces says of them; `restore` reads it."""
-        known = ((self.pieces[i], self._known.get(i, InputLines())) for i in pieces)  # not all need be read
+        unknown = {**asdict(InputLines()), "count": None}
+        lines = [asdict(self._known[i]) if i in self._known else unknown for i in pieces]
         return [
-            {"file": piece.path.name, "first_byte": piece.begin, **asdict(lines)} for piece, lines in known
+            {"file": self.pieces[i].path.name, "first_byte": self.pieces[i].begin, **found}
+            for i, found in zip(pieces, lines, strict=True)
         ]
 
     def restore(self, pieces: Sequence[int], setting: Sequence[dict[str, Any]] | None) -> None:
         """Learn from the attribute of a finished file that was made of these pieces; None if it has none."""
         for i, stored in zip(pieces, setting or (), strict=setting is not None):
+            if stored["count"] is None:
+                continue
             described = [(line, why) for line, why in stored["first_bad"]]
             self._known[i] = InputLines(stored["count"], stored["bad"], described)
 

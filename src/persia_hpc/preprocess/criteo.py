@@ -24,7 +24,7 @@ from persia_hpc.preprocess.criteo_ids import (
 )
 from persia_hpc.preprocess.criteo_lines import DENSE, IDS, read_rows
 from persia_hpc.preprocess.lines import Piece, expand_files
-from persia_hpc.preprocess.outputs import FileReport, Outputs, input_identity
+from persia_hpc.preprocess.outputs import FileReport, Outputs, input_identity, numbered
 from persia_hpc.preprocess.progress import Progress
 from persia_hpc.preprocess.splits import OrderSplit, boundaries, check_fractions
 from persia_hpc.preprocess.team import ALONE
@@ -79,7 +79,7 @@ def prepare(options: CriteoOptions) -> list[FileReport | str] | None:
         if value is not None and value < 1:
             raise UserError(f"{flag}: got {value}, expected 1 or more")
     files = expand_files(options.input)
-    names = [f"train-{shard:03d}.h5" for shard in range(options.shards)]
+    names = numbered("train", options.shards, 3)
     names += [f"{split}.h5" for split in fractions if split != "train"]
     settings: dict[str, Any] = {
         "dataset": "criteo",

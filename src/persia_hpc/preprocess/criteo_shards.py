@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from persia_hpc.preprocess.lines import cut_pieces, expand_files
 from persia_hpc.preprocess.outputs import FileReport, Outputs, input_identity, make_directory
 from persia_hpc.preprocess.progress import Progress
 from persia_hpc.preprocess.shards import check_pieces, names, write_pieces
-from persia_hpc.preprocess.team import Team, shares, together
+from persia_hpc.preprocess.team import Team, once, share_of, together
 from persia_hpc.samples.writer import DatasetWriter
 
 
@@ -36,19 +37,18 @@ def prepare(options: criteo.CriteoOptions, team: Team) -> list[FileReport | str]
         team.need_all("--min-count")
     if options.max_bad_lines:
         team.need_all("--max-bad-lines")
-    outputs, bad_lines, missing = together(team, lambda: _plan(options))
-    if not missing and outputs.up_to_date():
+    outputs, bad_lines, missing = once(team, lambda: _plan(options))
+    if missing is None:
         return None
-    together(team, lambda: make_directory(options.out))
     sizes = [piece.num_bytes for piece in bad_lines.pieces]
     frequent: Counters = {}
     if options.min_count > 1:
         num_train = len(sizes) - options.test_shards
-        train = [i for i in shares(sizes, team.size)[team.rank] if i < num_train]
+        train = share_of(team, sizes, range(num_train))
         frequent = _frequent_ids(options, bad_lines, train, team)
 
     def write(i: int, progress: Progress) -> list[FileReport]:
-        return [_write(outputs, i, bad_lines, frequent, progress)]
+        return _write(outputs, i, bad_lines, frequent, progress)
 
     wanted = [i for i, name in enumerate(outputs.names) if name in missing]
     made = write_pieces(team, outputs, sizes, wanted, write, "criteo: writing")
@@ -58,8 +58,10 @@ def prepare(options: criteo.CriteoOptions, team: Team) -> list[FileReport | str]
     return None if made is None else [*made, *bad_lines.report()]
 
 
-def _plan(options: criteo.CriteoOptions) -> tuple[Outputs, BadLines, list[str]]:
-    """The file of each piece of input, the bad lines of finished ones, and which files must be made."""
+def _plan(options: criteo.CriteoOptions) -> tuple[Outputs, BadLines, list[str] | None]:
+    """The file of each piece of input, the bad lines of finished ones, and which files must be made: None if
+    nothing is left to do. Makes the directory.
+    """
     assert options.shard_bytes is not None
     if options.shard_bytes < 1 or options.min_count < 1 or options.test_shards < 0:
         raise UserError(
@@ -75,12 +77,15 @@ def _plan(options: criteo.CriteoOptions) -> tuple[Outputs, BadLines, list[str]]:
         _settings(options, files),
         overwrite=options.overwrite,
     )
-    missing = outputs.missing()  # nobody writes before all have looked
+    missing = outputs.missing()
     bad_lines = BadLines(pieces, options.max_bad_lines)
     for i, name in enumerate(outputs.names):
         if name not in missing:
             bad_lines.restore([i], outputs.stored(name).get("lines"))
     bad_lines.check()
+    if not missing and outputs.up_to_date():
+        return outputs, bad_lines, None
+    make_directory(options.out)
     return outputs, bad_lines, missing
 
 
@@ -101,16 +106,26 @@ def _settings(options: criteo.CriteoOptions, files: list[Path]) -> dict[str, Any
 
 def _write(
     outputs: Outputs, piece: int, bad_lines: BadLines, frequent: Counters, progress: Progress
-) -> FileReport:
+) -> list[FileReport]:
+    """The piece's file, if it has rows."""
     clicks = 0.0
-    path = outputs.directory / outputs.names[piece]
+    name = outputs.names[piece]
+    path = outputs.directory / name
     settings = dict(outputs.settings)
-    with DatasetWriter(path, criteo.SCHEMA, source=criteo.SOURCE, preprocessing=settings) as writer:
+    writer: DatasetWriter | None = None
+    with ExitStack() as stack:
         for batch in read_rows(bad_lines, piece, progress):
+            if writer is None:
+                writer = stack.enter_context(
+                    DatasetWriter(path, criteo.SCHEMA, source=criteo.SOURCE, preprocessing=settings)
+                )
             writer.write(without_rare_ids(batch, frequent))
             clicks += float(batch.labels.sum(dtype=np.float64))
         settings["lines"] = bad_lines.setting([piece])
-    return FileReport(path, writer.num_samples, clicks / writer.num_samples if writer.num_samples else None)
+    if writer is None:
+        outputs.note_absent([name], {"lines": settings["lines"]})
+        return []
+    return [FileReport(path, writer.num_samples, clicks / writer.num_samples)]
 
 
 def _frequent_ids(
@@ -118,7 +133,7 @@ def _frequent_ids(
 ) -> Counters:
     """The ids that are frequent in the training pieces of all ranks; `pieces` are this one's. Collective."""
     total = sum(bad_lines.pieces[i].num_bytes for i in pieces)
-    with Progress("criteo: counting ids", total, unit=" bytes", shown=team.rank == 0) as progress:
+    with Progress("criteo: counting ids", total, unit=" bytes", shown=team.shows) as progress:
         batches = (batch for piece in pieces for batch in read_rows(bad_lines, piece, progress))
         counters = together(team, lambda: count_ids(batches))
     bad_lines.share(team)

@@ -6,6 +6,7 @@ import bz2
 import glob
 import gzip
 import lzma
+import re
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import nullcontext
@@ -18,6 +19,8 @@ import numpy.typing as npt
 import polars as pl
 
 from persia_hpc.errors import UserError
+
+OnRead = Callable[[int], None]  # is told how many more bytes have been read
 
 BLOCK_BYTES = 8 << 20
 MAX_LINE_BYTES = 64 << 20
@@ -67,11 +70,13 @@ class TextBlock:
 
 
 def expand_files(patterns: Sequence[str], base: Path = Path()) -> list[Path]:
-    """The files behind names and globs relative to `base`, in this order, each glob's files sorted."""
+    """The files behind names and globs relative to `base`, in this order; each glob's files sorted, numbers
+    in their names by value (day_9 before day_10).
+    """
     files: list[Path] = []
     for pattern in patterns:
         full = str(base / Path(pattern).expanduser())
-        found = [full] if Path(full).is_file() else sorted(glob.glob(full, recursive=True))
+        found = [full] if Path(full).is_file() else sorted(glob.glob(full, recursive=True), key=_by_numbers)
         found = [name for name in found if Path(name).is_file()]
         if not found:
             raise UserError(
@@ -79,6 +84,12 @@ def expand_files(patterns: Sequence[str], base: Path = Path()) -> list[Path]:
             )
         files += [Path(name) for name in found if Path(name) not in files]
     return files
+
+
+def _by_numbers(name: str) -> tuple[list[str | int], str]:
+    """A key for sorting; every other part is a number."""
+    parts = re.split("([0-9]+)", name)
+    return [int(part) if k % 2 else part for k, part in enumerate(parts)], name
 
 
 def compression_of(path: Path) -> str:
@@ -110,7 +121,10 @@ class Piece:
 
 
 def cut_pieces(files: Sequence[Path], piece_bytes: int) -> list[Piece]:
-    """The files in pieces of about `piece_bytes`, in order; compressed ones whole, empty pieces left out."""
+    """The files in pieces of about `piece_bytes`, in order; compressed ones whole, empty pieces left out.
+
+    What is left of a file may be `piece_bytes` / 8 or more by itself; less is part of the piece before.
+    """
     pieces: list[Piece] = []
     for path in files:
         size = path.stat().st_size
@@ -124,9 +138,17 @@ def cut_pieces(files: Sequence[Path], piece_bytes: int) -> list[Piece]:
                 if begin + piece_bytes < size:
                     file.seek(begin + piece_bytes - 1)
                     end = begin + piece_bytes - 1 + len(file.readline(MAX_LINE_BYTES))
+                    if size - end < piece_bytes // 8:
+                        end = size
                 pieces.append(Piece(path, begin, end))
                 begin = end
     return pieces
+
+
+def too_long(path: Path, begin: int, why: str) -> UserError:
+    """The refusal of a line that begins at this byte."""
+    size = f"{MAX_LINE_BYTES >> 20} MiB"
+    return UserError(f"{path}: got a line of more than {size} after {begin:,} bytes; {why}")
 
 
 def whole_lines(
@@ -134,7 +156,7 @@ def whole_lines(
     *,
     quoted: bool = False,
     block_bytes: int = BLOCK_BYTES,
-    on_read: Callable[[int], None] | None = None,
+    on_read: OnRead | None = None,
 ) -> Iterator[bytes]:
     """The lines of a file or a piece of one in order, about `block_bytes` at a time.
 
@@ -153,10 +175,7 @@ def whole_lines(
             pending += chunk
             if len(pending) > MAX_LINE_BYTES:
                 why = "an unbalanced quote?" if quoted else "is it a text file?"
-                raise UserError(
-                    f"{piece.path}: got a line of more than {MAX_LINE_BYTES >> 20} MiB after "
-                    f"{done:,} bytes; {why}"
-                )
+                raise too_long(piece.path, piece.begin + done, why)
             continue
         text = b"".join((pending, memoryview(chunk)[:cut]))
         pending = chunk[cut:]
@@ -168,22 +187,25 @@ def whole_lines(
 
 
 def read_blocks(
-    source: Path | Piece, *, quoted: bool = False, block_bytes: int = BLOCK_BYTES
+    source: Path | Piece,
+    *,
+    quoted: bool = False,
+    block_bytes: int = BLOCK_BYTES,
+    on_read: OnRead | None = None,
 ) -> Iterator[TextBlock]:
     """The lines of a file or a piece of one in order, about `block_bytes` at a time; numbered from 1.
 
     `quoted`: newlines between double quotes don't end a line; blocks that hold quotes keep blank lines.
+    `on_read`: as for `whole_lines`.
     """
     line = 1
     path = source.path if isinstance(source, Piece) else source
-    for text in whole_lines(source, quoted=quoted, block_bytes=block_bytes):
+    for text in whole_lines(source, quoted=quoted, block_bytes=block_bytes, on_read=on_read):
         yield from _block(path, text, line, quoted)
         line += num_newlines(text)
 
 
-def chunks(
-    piece: Piece, chunk_bytes: int = BLOCK_BYTES, on_read: Callable[[int], None] | None = None
-) -> Iterator[bytes]:
+def chunks(piece: Piece, chunk_bytes: int = BLOCK_BYTES, on_read: OnRead | None = None) -> Iterator[bytes]:
     """The bytes of a piece, uncompressed; `on_read` as for `whole_lines`."""
     path = piece.path
     on_read = on_read or (lambda num_bytes: None)

@@ -190,6 +190,8 @@ def _parts(
     if options.split == "time":
         if time is None:
             raise UserError(f"--split time: got ratings without timestamps in {options.input}, expected them")
+        if not len(time):
+            raise UserError(f"--split time: got no ratings to split in {options.input}, expected some")
         order = np.argsort(time, kind="stable")
         # The ratings of one second stay together.
         bounds = np.minimum(boundaries(len(order), fractions), len(order) - 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -12,17 +12,21 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from persia_hpc.errors import UserError
+from persia_hpc.files import replace_whole
 from persia_hpc.samples import layout
 from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.samples.writer import DatasetWriter
 
 # Goes up whenever a release writes other bytes for the same options: older outputs then count as different.
-PREPROCESS_VERSION = 1
+PREPROCESS_VERSION = 2
 DIGEST_BYTES = 64 << 20
-OUTPUT_GLOBS = ("train*.h5", "valid*.h5", "test*.h5")
+ABSENT = ".absent"  # behind the name of a file whose input has no rows: its settings, as JSON
+OUTPUT_GLOBS = tuple(f"{split}*.h5{end}" for split in ("train", "valid", "test") for end in ("", ABSENT))
+VOCABULARIES = "vocabulary-*.csv"
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,12 @@ def input_identity(files: Iterable[Path]) -> list[dict[str, Any]]:
     return identity
 
 
+def numbered(split: str, count: int, digits: int) -> list[str]:
+    """Names of `count` files that sort by number; `digits` or more."""
+    digits = max(digits, len(str(count - 1)))
+    return [f"{split}-{i:0{digits}d}.h5" for i in range(count)]
+
+
 def make_directory(path: Path) -> None:
     """The directory, if it isn't there; UserError if it can't be made."""
     try:
@@ -66,20 +76,34 @@ class Outputs:
     `settings` is everything that the files' content depends on; it is stored in each file's attribute
     `preprocessing` (JSON), and files that carry equal settings are not made again. A file may also list, as
     `absent` there, names that needn't be: those for which its piece of the input had no rows.
+    `vocabularies`: names of the CSV files beside them, which `write_vocabulary` makes.
     """
 
     def __init__(
-        self, directory: Path, names: Sequence[str], settings: dict[str, Any], *, overwrite: bool
+        self,
+        directory: Path,
+        names: Sequence[str],
+        settings: dict[str, Any],
+        *,
+        overwrite: bool,
+        vocabularies: Sequence[str] = (),
     ) -> None:
         self.directory = directory
         self.names = tuple(names)
         self.settings = {"version": PREPROCESS_VERSION, **settings}
+        self._wanted = json.loads(json.dumps(self.settings))
         self._overwrite = overwrite
+        self._vocabularies = tuple(vocabularies)
 
     def up_to_date(self) -> bool:
         """Whether all files are there with these settings, and no others. `UserError` as for `missing`."""
         missing, stale = self._look()
-        return not missing and not stale
+        vocabularies = all((self.directory / name).exists() for name in self._vocabularies)
+        return not missing and not stale and vocabularies and self.any_rows()
+
+    def any_rows(self) -> bool:
+        """Whether there is any file: not if no piece of the input has rows."""
+        return any((self.directory / name).exists() for name in self.names)
 
     def missing(self) -> list[str]:
         """Files that aren't there with these settings. `UserError` if others are there and must stay."""
@@ -89,7 +113,7 @@ class Outputs:
         existing = {
             p.name: _stored_settings(p) for pattern in OUTPUT_GLOBS for p in self.directory.glob(pattern)
         }
-        wanted = json.loads(json.dumps(self.settings))
+        wanted = self._wanted
         same = {name for name, stored in existing.items() if stored is not None and _same(stored, wanted)}
         others = sorted(set(existing) - same)
         if others and not self._overwrite:
@@ -100,24 +124,51 @@ class Outputs:
             )
         absent = {name for file in same for name in (existing[file] or {}).get("absent", ())}
         missing = [name for name in self.names if name not in same and name not in absent]
-        return missing, sorted(set(existing) - set(self.names))
+        stale = [name for name in existing if name not in same or not self._ours(name)]
+        return missing, stale + [path.name for path in self._old_vocabularies()]
+
+    def _ours(self, name: str) -> bool:
+        return name.removesuffix(ABSENT) in self.names
+
+    def _old_vocabularies(self) -> list[Path]:
+        found = self.directory.glob(VOCABULARIES) if self._overwrite else ()
+        return [p for p in found if p.name not in self._vocabularies and _is_vocabulary(p)]
 
     def stored(self, name: str) -> dict[str, Any]:
-        """The settings that a finished file was made with."""
-        return _stored_settings(self.directory / name) or {}
+        """The settings that a finished file was made with, or that say that its input has no rows."""
+        path = self.directory / name
+        return _stored_settings(path) or _stored_settings(path.with_name(name + ABSENT)) or {}
+
+    def note_absent(self, names: Sequence[str], more: Mapping[str, Any]) -> None:
+        """None of these files will be: a piece of the input has no rows. `more` goes beside the settings."""
+        settings = {**self.settings, **more, "absent": list(names)}
+        replace_whole(self.directory / (names[0] + ABSENT), json.dumps(settings).encode())
+
+    def write_vocabulary(self, name: str, frame: pl.DataFrame) -> None:
+        """A CSV file beside the others, whole or not at all; before them, since a rerun looks at them."""
+        replace_whole(self.directory / name, frame.write_csv().encode())
 
     def write(self, schema: DatasetSchema, **options: Any) -> SplitWriter:
         """A writer for all files; `options` go to every `DatasetWriter`."""
         make_directory(self.directory)
         return SplitWriter(self, schema, options)
 
-    def remove_stale(self) -> None:
-        """Delete files of an earlier run that this one didn't replace: a glob would mix old and new."""
-        names = set(self.names)
+    def remove_stale(self, keep: Collection[str] = ()) -> None:
+        """Delete files of an earlier run that this one didn't replace: a glob would mix old and new.
+
+        `keep`: names that other processes may be about to make. Only with `overwrite`.
+        """
+        if not self._overwrite:
+            return
         for pattern in OUTPUT_GLOBS:
             for path in self.directory.glob(pattern):
-                if path.name not in names and _stored_settings(path) is not None:
-                    path.unlink()
+                if path.name.removesuffix(ABSENT) in keep:
+                    continue
+                stored = _stored_settings(path)
+                if stored is not None and not (self._ours(path.name) and _same(stored, self._wanted)):
+                    path.unlink(missing_ok=True)
+        for path in self._old_vocabularies():
+            path.unlink(missing_ok=True)
 
 
 class SplitWriter:
@@ -178,11 +229,19 @@ class SplitWriter:
 def _stored_settings(path: Path) -> dict[str, Any] | None:
     """The attribute that `Outputs` gave the file; None for files of other making."""
     try:
-        with layout.open_to_read(str(path)) as file:
-            stored = json.loads(file.attrs[layout.PREPROCESSING])
+        if path.suffix == ABSENT:
+            stored = json.loads(path.read_bytes())
+        else:
+            with layout.open_to_read(str(path)) as file:
+                stored = json.loads(file.attrs[layout.PREPROCESSING])
     except (OSError, KeyError, TypeError, ValueError):
         return None
     return stored if isinstance(stored, dict) and "version" in stored else None
+
+
+def _is_vocabulary(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.readline(100).strip() == b"id,value,count"
 
 
 def _same(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess import criteo_syn
-from persia_hpc.preprocess.outputs import FileReport, Outputs, make_directory
+from persia_hpc.preprocess.outputs import FileReport, Outputs, make_directory, numbered
 from persia_hpc.preprocess.progress import Progress
 from persia_hpc.preprocess.shards import write_pieces
 from persia_hpc.preprocess.splits import mix, random_bits, uniform
@@ -199,7 +199,7 @@ def best_possible(generator: Generator, begin: int, end: int, team: Team = ALONE
 
     def work() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         logits, labels = np.empty(len(mine)), np.empty(len(mine))
-        with Progress("synthetic: best possible AUC", len(mine), shown=team.rank == 0) as progress:
+        with Progress("synthetic: best possible AUC", len(mine), shown=team.shows) as progress:
             for first in range(0, len(mine), BLOCK_ROWS):
                 last = min(first + BLOCK_ROWS, len(mine))
                 batch, logits[first:last] = generator.block(mine.start + first, mine.start + last)
@@ -232,7 +232,7 @@ def prepare(
     Collective, with the same result for all; the rows don't depend on who makes them.
     """
     generator, outputs, sizes, missing = together(team, lambda: _plan(options))
-    if not missing and outputs.up_to_date():
+    if missing is None:
         return None
     together(team, lambda: make_directory(options.out))
     ends = np.cumsum(sizes).tolist()
@@ -256,10 +256,10 @@ def prepare(
     return None if reports is None else (reports, best)
 
 
-def _plan(options: SyntheticOptions) -> tuple[Generator, Outputs, list[int], list[str]]:
-    """The files with their rows, and which of them must be made."""
+def _plan(options: SyntheticOptions) -> tuple[Generator, Outputs, list[int], list[str] | None]:
+    """The files with their rows, and which of them must be made: None if nothing is left to do."""
     generator = Generator(options)
-    names = [f"train-{shard:03d}.h5" for shard in range(options.shards)]
+    names = numbered("train", options.shards, 3)
     bounds = [options.rows * shard // options.shards for shard in range(options.shards + 1)]
     sizes = [end - begin for begin, end in pairwise(bounds)]
     for name, rows in (("valid.h5", options.valid_rows), ("test.h5", options.test_rows)):
@@ -268,7 +268,8 @@ def _plan(options: SyntheticOptions) -> tuple[Generator, Outputs, list[int], lis
             sizes.append(rows)
     settings: dict[str, Any] = {"dataset": "synthetic", "options": _plain(options.resolved())}
     outputs = Outputs(options.out, names, settings, overwrite=options.overwrite)
-    return generator, outputs, sizes, outputs.missing()  # nobody writes before all have looked
+    missing = outputs.missing()  # nobody writes before all have looked
+    return generator, outputs, sizes, None if not missing and outputs.up_to_date() else missing
 
 
 def _plain(options: SyntheticOptions) -> dict[str, Any]:

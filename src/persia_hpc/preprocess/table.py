@@ -81,11 +81,10 @@ class Table:
         """Count the rows where the split needs it (by order)."""
         if self.schema.split.by == "order":
             total = 0
-            with Progress("table: counting rows") as progress:
+            with self.progress("counting rows") as progress:
                 for path in self.paths:
-                    rows = count_rows(path, self.schema, self.left_out.get(path, ()))
-                    total += rows
-                    progress.add(rows)
+                    left_out = self.left_out.get(path, ())
+                    total += count_rows(path, self.schema, left_out, on_read=progress.add)
             self.set_rows(total)
 
     def set_rows(self, total: int) -> None:
@@ -98,13 +97,24 @@ class Table:
         check = self._by_column if self.schema.split.by == "column" else None
         return first_fit(self.paths, self.schema, check, max_bad_lines)
 
-    def frames(self, only: str | None = None) -> Iterator[tuple[Frame, npt.NDArray[np.int64]]]:
-        """Each frame with the split of its rows [N], by place in `split.names`. `only`: its files."""
+    def progress(self, title: str, only: str | None = None) -> Progress:
+        """Of a pass over the bytes of all files, or of those of a split."""
+        total = sum(path.stat().st_size for _, path in self._files_of(only))
+        return Progress(f"table: {title}", total, unit=" bytes")
+
+    def _files_of(self, only: str | None) -> list[tuple[str, Path]]:
+        return [(name, path) for name, path in self.files if only is None or name in ("", only)]
+
+    def frames(
+        self, progress: Progress, only: str | None = None
+    ) -> Iterator[tuple[Frame, npt.NDArray[np.int64]]]:
+        """Each frame with the split of its rows [N], by place in `split.names`. `only`: of the files of this
+        split.
+        """
         first_row = 0
-        for name, path in self.files:
-            if only is not None and name not in ("", only):
-                continue
-            for source in read_frames(path, self.schema, self.left_out.get(path, ())):
+        for name, path in self._files_of(only):
+            left_out = self.left_out.get(path, ())
+            for source in read_frames(path, self.schema, left_out, on_read=progress.add):
                 yield source, self.parts(name, source, first_row)
                 first_row += source.frame.height
 
@@ -140,7 +150,13 @@ def prepare(options: TableOptions) -> list[FileReport | str] | None:
         "inputs": input_identity(table.paths),
         "options": asdict(schema),
     }
-    outputs = Outputs(options.out, [f"{name}.h5" for name in names], settings, overwrite=options.overwrite)
+    outputs = Outputs(
+        options.out,
+        [f"{name}.h5" for name in names],
+        settings,
+        overwrite=options.overwrite,
+        vocabularies=vocabulary_files(schema),
+    )
     bad_lines = BadLines([Piece(path) for path in dict.fromkeys(table.paths)], options.max_bad_lines)
     everything = range(len(bad_lines.pieces))
     if outputs.up_to_date():
@@ -149,7 +165,7 @@ def prepare(options: TableOptions) -> list[FileReport | str] | None:
         return None
     fit = table.fit(options.max_bad_lines)
     if options.max_bad_lines:
-        with Progress("table: looking for bad lines") as progress:
+        with table.progress("looking for bad lines") as progress:
             for i, piece in enumerate(bad_lines.pieces):
                 table.left_out[piece.path] = find_bad_lines(bad_lines, i, fit, progress.add)
         outputs.settings["lines"] = bad_lines.setting(everything)
@@ -158,24 +174,22 @@ def prepare(options: TableOptions) -> list[FileReport | str] | None:
     learning = Learning(converter)
     if learning.needed:
         train = names.index("train")
-        with Progress("table: learning from the training rows") as progress:
-            for source, parts in table.frames(only="train"):
+        with table.progress("learning from the training rows", only="train") as progress:
+            for source, parts in table.frames(progress, only="train"):
                 learning.add(source, parts == train)
-                progress.add(len(parts))
     learned = learning.finish(ALONE)
     outputs.settings.update(learned_settings(converter, learned))
     binary = all(entry.binary for entry in schema.labels.values())
     with (
         outputs.write(converter.dataset, source=table.source, check_binary_labels=binary) as writer,
-        Progress("table: writing") as progress,
+        table.progress("writing") as progress,
     ):
-        for frame, parts in table.frames():
+        for frame, parts in table.frames(progress):
             batch = converter.batch(frame, learned)
             for part, name in enumerate(names):
                 rows = np.flatnonzero(parts == part)
                 writer.write(f"{name}.h5", batch if len(rows) == len(parts) else batch.take(rows))
-            progress.add(len(parts))
-    write_vocabularies(options.out, learned)
+        write_vocabularies(outputs, learned)
     return [*writer.report, *bad_lines.report()]
 
 
@@ -191,7 +205,16 @@ def learned_settings(converter: Converter, learned: Learned) -> dict[str, Any]:
     }
 
 
-def write_vocabularies(out: Path, learned: Learned) -> None:
+def vocabulary_files(schema: TableSchema) -> list[str]:
+    """Names of the CSV files that list vocabularies."""
+    return [_vocabulary_file(name) for name, entry in schema.ids.items() if entry.vocabulary]
+
+
+def write_vocabularies(outputs: Outputs, learned: Learned) -> None:
     """A CSV file for each vocabulary."""
     for name, vocabulary in learned.vocabularies.items():
-        vocabulary.write_csv(out / f"vocabulary-{name}.csv")
+        outputs.write_vocabulary(_vocabulary_file(name), vocabulary)
+
+
+def _vocabulary_file(name: str) -> str:
+    return f"vocabulary-{name}.csv"

@@ -9,7 +9,7 @@ from pathlib import Path
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess.bad_lines import SHOWN, BadLines
 from persia_hpc.preprocess.frames import BadRowsError, Frame
-from persia_hpc.preprocess.lines import Piece, TextBlock, chunks, num_newlines
+from persia_hpc.preprocess.lines import OnRead, Piece, TextBlock, chunks, num_newlines
 from persia_hpc.preprocess.table_convert import Converter, Learned
 from persia_hpc.preprocess.table_input import format_of, read_block, read_frames, text_blocks
 from persia_hpc.preprocess.table_schema import TableSchema
@@ -34,7 +34,7 @@ def first_fit(paths: Sequence[Path], schema: TableSchema, check: Check | None, m
     found = BadLines([Piece(path) for path in paths], max_bad_lines)
     for i, path in enumerate(paths):
         if max_bad_lines and format_of(path, schema) != "parquet":
-            for _, _, converter in _search(found, i, schema, None, check):
+            for _, converter in _search(found, i, schema, None, check):
                 if converter is not None:
                     return Fit(converter, check)
         else:
@@ -43,29 +43,31 @@ def first_fit(paths: Sequence[Path], schema: TableSchema, check: Check | None, m
     raise UserError(f"{', '.join(map(str, paths))}: got no rows, expected at least one")
 
 
-def find_bad_lines(
-    bad_lines: BadLines, piece: int, fit: Fit, on_rows: Callable[[int], None] = lambda rows: None
-) -> set[int]:
+def find_bad_lines(bad_lines: BadLines, piece: int, fit: Fit, on_read: OnRead | None = None) -> set[int]:
     """The bad lines of one of `bad_lines.pieces`, from 1 in the piece; `bad_lines` learns of them too.
 
-    Raises UserError as soon as there are too many. `on_rows` is told how many more rows have been read.
+    Raises UserError as soon as there are too many. `on_read` is told how many more bytes have been read.
     """
     found: set[int] = set()
-    for num_rows, left_out, _ in _search(bad_lines, piece, fit.converter.schema, fit.converter, fit.check):
+    for left_out, _ in _search(bad_lines, piece, fit.converter.schema, fit.converter, fit.check, on_read):
         found |= left_out
-        on_rows(num_rows)
     return found
 
 
 def _search(
-    bad_lines: BadLines, index: int, schema: TableSchema, converter: Converter | None, check: Check | None
-) -> Iterator[tuple[int, set[int], Converter | None]]:
-    """Of each block of a piece its rows, its bad lines, and what fits the rest: `converter`, or a new one."""
+    bad_lines: BadLines,
+    index: int,
+    schema: TableSchema,
+    converter: Converter | None,
+    check: Check | None,
+    on_read: OnRead | None = None,
+) -> Iterator[tuple[set[int], Converter | None]]:
+    """Of each block of a piece its bad lines, and what fits the rest: `converter`, or a new one."""
     piece = bad_lines.pieces[index]
     lines = bad_lines.begin(index)
     if format_of(piece.path, schema) == "parquet":
         return
-    for names, whole in text_blocks(piece, schema):
+    for names, whole in text_blocks(piece, schema, on_read=on_read):
         able, problems = _problems(whole, names, schema, converter, check)
         left_out = {line for taken in problems for line in taken}
         lines.bad += len(left_out)  # an unbalanced quote may take many lines with it
@@ -73,7 +75,7 @@ def _search(
         lines.first_bad = [*lines.first_bad, *described][:SHOWN]
         lines.count = whole.line(whole.num_rows - 1)
         bad_lines.check()
-        yield whole.num_rows, left_out, able
+        yield left_out, able
     if piece.end is not None:  # later pieces of the file count on blank lines at the end too
         lines.count = sum(map(num_newlines, chunks(piece)))
 

@@ -14,7 +14,16 @@ import polars as pl
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess.columns import cleaned
 from persia_hpc.preprocess.frames import Frame, parse
-from persia_hpc.preprocess.lines import Piece, TextBlock, chunks, cut_pieces, read_blocks
+from persia_hpc.preprocess.lines import (
+    MAX_LINE_BYTES,
+    OnRead,
+    Piece,
+    TextBlock,
+    chunks,
+    cut_pieces,
+    read_blocks,
+    too_long,
+)
 from persia_hpc.preprocess.table_schema import FORMATS, TableSchema
 
 PARQUET_ROWS = 131_072
@@ -92,46 +101,57 @@ def mend_cuts(pieces: Sequence[TablePiece], quotes: Sequence[int]) -> list[Table
 
 
 def _row_end(path: Path, begin: int) -> int:
-    """Where the row ends that has a quoted value open at byte `begin`, the beginning of a line."""
+    """Where the row ends that has a quoted value open at byte `begin`, the beginning of a line. UserError if
+    that is too far.
+    """
     with path.open("rb") as file:
         file.seek(begin)
-        while line := file.readline():
+        while line := file.readline(MAX_LINE_BYTES):
+            if file.tell() - begin >= MAX_LINE_BYTES:
+                raise too_long(path, begin, "an unbalanced quote?")
             if line.count(b'"') % 2:
                 break
         return file.tell()
 
 
 def read_frames(
-    source: Path | TablePiece, schema: TableSchema, left_out: Collection[int] = (), first_line: int = 1
+    source: Path | TablePiece,
+    schema: TableSchema,
+    left_out: Collection[int] = (),
+    first_line: int = 1,
+    on_read: OnRead | None = None,
 ) -> Iterator[Frame]:
     """The rows of a file or a piece of one in order, with the columns of `schema.used_columns`; text is a
     string or null.
 
     `left_out`: lines of text, from 1 in the piece, that are passed over. `first_line`: number of a text
-    piece's first line in the file, for messages.
+    piece's first line in the file, for messages. `on_read`: told how many more bytes of the file were read.
     """
+    path = source if isinstance(source, Path) else source.path
+    if not isinstance(source, RowPiece) and format_of(path, schema) == "parquet":
+        source = RowPiece(path, 0, _parquet_rows(path), path.stat().st_size)
     if isinstance(source, RowPiece):
-        yield from _parquet_frames(source, schema)
+        yield from _parquet_frames(source, schema, on_read or (lambda num_bytes: None))
         return
-    path = source.path if isinstance(source, Piece) else source
-    if format_of(path, schema) == "parquet":
-        yield from _parquet_frames(RowPiece(path, 0, _parquet_rows(path), 0), schema)
-        return
-    for names, block in text_blocks(source, schema, left_out, first_line):
+    for names, block in text_blocks(source, schema, left_out, first_line, on_read):
         yield read_block(block, names, schema)
 
 
 def count_rows(
-    source: Path | TablePiece, schema: TableSchema, left_out: Collection[int] = (), first_line: int = 1
+    source: Path | TablePiece,
+    schema: TableSchema,
+    left_out: Collection[int] = (),
+    first_line: int = 1,
+    on_read: OnRead | None = None,
 ) -> int:
-    """Rows of the file or piece; `left_out` and `first_line` as for `read_frames`."""
+    """Rows of the file or piece; others as for `read_frames`. Parquet isn't read for it."""
     if isinstance(source, RowPiece):
         return source.end - source.begin
     path = source.path if isinstance(source, Piece) else source
     if format_of(path, schema) == "parquet":
         return _parquet_rows(path)
     total = 0
-    for names, block in text_blocks(source, schema, left_out, first_line):
+    for names, block in text_blocks(source, schema, left_out, first_line, on_read):
         spans = _quoted(path, schema) and b'"' in block.data  # newlines may be no ends of rows
         total += _parsed(block, names, schema).frame.height if spans else block.num_rows
     return total
@@ -144,7 +164,7 @@ def _parquet_rows(path: Path) -> int:
         raise UserError(f"{path}: can't be read as Parquet ({error})") from error
 
 
-def _parquet_frames(piece: RowPiece, schema: TableSchema) -> Iterator[Frame]:
+def _parquet_frames(piece: RowPiece, schema: TableSchema, on_read: OnRead) -> Iterator[Frame]:
     path, wanted = piece.path, schema.used_columns
     _check_names(path, wanted, pl.read_parquet_schema(path))
     for first in range(piece.begin, piece.end, PARQUET_ROWS):
@@ -154,6 +174,7 @@ def _parquet_frames(piece: RowPiece, schema: TableSchema) -> Iterator[Frame]:
         except pl.exceptions.PolarsError as error:
             raise UserError(f"{path}: rows {first + 1} to {last} can't be read ({error})") from error
         yield Frame(_cleaned(frame, schema), path, first_row=first)
+        on_read(piece.num_bytes * (last - first) // (piece.end - piece.begin))
 
 
 def _separator(path: Path, schema: TableSchema) -> str:
@@ -165,17 +186,22 @@ def _quoted(path: Path, schema: TableSchema) -> bool:
 
 
 def text_blocks(
-    source: Path | Piece, schema: TableSchema, left_out: Collection[int] = (), first_line: int = 1
+    source: Path | Piece,
+    schema: TableSchema,
+    left_out: Collection[int] = (),
+    first_line: int = 1,
+    on_read: OnRead | None = None,
 ) -> Iterator[tuple[tuple[str, ...], TextBlock]]:
     """Blocks of rows, without the header and lines that are left out, with the columns' names.
 
-    `left_out` and `first_line` as for `read_frames`. UserError if a column that the schema uses isn't there.
+    `left_out`, `first_line` and `on_read` as for `read_frames`. UserError if a column that the schema uses
+    isn't there.
     """
     path, begin = (source.path, source.begin) if isinstance(source, Piece) else (source, 0)
     separator, quoted, names = _separator(path, schema), _quoted(path, schema), schema.columns
     if names is None and begin > 0:
         names = header(next(read_blocks(path, quoted=quoted)), separator, quoted)[0]
-    for number, whole in enumerate(read_blocks(source, quoted=quoted)):
+    for number, whole in enumerate(read_blocks(source, quoted=quoted, on_read=on_read)):
         block = whole
         if names is None:
             names, block = header(whole, separator, quoted)

@@ -5,7 +5,7 @@ The samples and their splits are those of table.py, whoever makes them. Shapes: 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -18,10 +18,16 @@ from persia_hpc.errors import UserError
 from persia_hpc.preprocess.bad_lines import BadLines, option_named
 from persia_hpc.preprocess.frames import Frame
 from persia_hpc.preprocess.lines import Piece
-from persia_hpc.preprocess.outputs import FileReport, Outputs, input_identity, make_directory
+from persia_hpc.preprocess.outputs import FileReport, Outputs, input_identity, make_directory, numbered
 from persia_hpc.preprocess.progress import Progress
 from persia_hpc.preprocess.shards import check_pieces, write_pieces
-from persia_hpc.preprocess.table import Table, TableOptions, learned_settings, write_vocabularies
+from persia_hpc.preprocess.table import (
+    Table,
+    TableOptions,
+    learned_settings,
+    vocabulary_files,
+    write_vocabularies,
+)
 from persia_hpc.preprocess.table_bad_lines import Fit, find_bad_lines
 from persia_hpc.preprocess.table_convert import Converter, Learned
 from persia_hpc.preprocess.table_input import (
@@ -35,7 +41,7 @@ from persia_hpc.preprocess.table_input import (
 )
 from persia_hpc.preprocess.table_learn import Learning
 from persia_hpc.preprocess.table_schema import Split, load_schema
-from persia_hpc.preprocess.team import Team, shares, together
+from persia_hpc.preprocess.team import Team, once, share_of, together
 from persia_hpc.samples.writer import DatasetWriter
 
 Result = TypeVar("Result")
@@ -62,11 +68,10 @@ def prepare(options: TableOptions, team: Team) -> list[FileReport | str] | None:
     """
     if options.max_bad_lines:
         team.need_all("--max-bad-lines")
-    plan, missing = together(team, lambda: _plan(options))
-    if not missing and plan.outputs.up_to_date():
+    plan, missing = once(team, lambda: _plan(options))
+    if missing is None:
         together(team, plan.bad_lines.check)
         return None
-    together(team, lambda: make_directory(options.out))
     _mend_cuts(plan, team)
     wanted = [i for i, names in enumerate(plan.names) if not missing.isdisjoint(names)]
     fit = together(team, option_named()(lambda: plan.table.fit(options.max_bad_lines)))
@@ -81,22 +86,21 @@ def prepare(options: TableOptions, team: Team) -> list[FileReport | str] | None:
     sizes = [piece.num_bytes for piece in plan.pieces]
     if learning.needed:
         team.need_all("what the schema learns from training rows (min_count, vocabulary, standardize)")
-        mine = shares(sizes, team.size)[team.rank]
-        together(team, lambda: _learn(plan, mine, learning, shown=team.rank == 0))
+        mine = share_of(team, sizes, [i for i, split in enumerate(plan.splits) if split in ("", "train")])
+        together(team, lambda: _learn(plan, mine, learning, shown=team.shows))
     learned = learning.finish(team)
     plan.outputs.settings.update(learned_settings(converter, learned))
+    once(team, lambda: write_vocabularies(plan.outputs, learned))  # a rerun with all shards looks for them
 
     def write(i: int, progress: Progress) -> list[FileReport]:
         return _with_lines(plan.pieces[i], partial(_write, plan, i, converter, learned, progress))
 
     made = write_pieces(team, plan.outputs, sizes, wanted, write, "table: writing")
-    if team.rank == 0:
-        write_vocabularies(options.out, learned)
     return None if made is None else [*made, *plan.bad_lines.report()]
 
 
-def _plan(options: TableOptions) -> tuple[_Plan, set[str]]:
-    """The pieces, and which files must be made."""
+def _plan(options: TableOptions) -> tuple[_Plan, set[str] | None]:
+    """The pieces, and which files must be made: None if nothing is left to do. Makes the directory."""
     assert options.shard_bytes is not None
     if options.shard_bytes < 1 or options.test_shards < 0:
         raise UserError(
@@ -128,17 +132,26 @@ def _plan(options: TableOptions) -> tuple[_Plan, set[str]]:
             "test_shards": options.test_shards,
         },
     }
-    names = [[f"{split}-{i:05d}.h5" for split in table.schema.split.names] for i in range(len(pieces))]
+    by_split = [numbered(split, len(pieces), 5) for split in table.schema.split.names]
+    names = [list(some) for some in zip(*by_split, strict=True)]
     outputs = Outputs(
-        options.out, [name for some in names for name in some], settings, overwrite=options.overwrite
+        options.out,
+        [name for some in names for name in some],
+        settings,
+        overwrite=options.overwrite,
+        vocabularies=vocabulary_files(schema),
     )
-    missing = set(outputs.missing())  # nobody writes before all have looked
+    missing = set(outputs.missing())
     bad_lines = BadLines(_text(pieces), options.max_bad_lines)
     for i, some in enumerate(names):
         if missing.isdisjoint(some):  # its files all say the same
             stored = [found for name in some if (found := outputs.stored(name))]
             bad_lines.restore([i], stored[0].get("lines"))
-    return _Plan(table, pieces, splits, names, outputs, bad_lines, [0] * len(pieces)), missing
+    plan = _Plan(table, pieces, splits, names, outputs, bad_lines, [0] * len(pieces))
+    if not missing and outputs.up_to_date():
+        return plan, None
+    make_directory(options.out)
+    return plan, missing
 
 
 def _text(pieces: Sequence[TablePiece]) -> list[Piece]:
@@ -160,17 +173,17 @@ def _with_lines(piece: TablePiece, work: Callable[[int], Result]) -> Result:
 
 
 def _of_each(
-    plan: _Plan, pieces: Iterable[int], team: Team, title: str, work: Callable[[int], Result]
+    plan: _Plan, pieces: Collection[int], team: Team, title: str, work: Callable[[int], Result]
 ) -> dict[int, Result]:
     """`work` of these pieces, shared by the ranks; a part alone does all. Collective."""
     sizes = [piece.num_bytes for piece in plan.pieces]
-    mine = set(shares(sizes, team.size)[team.rank] if team.connected else pieces).intersection(pieces)
+    mine = share_of(team, sizes, pieces) if team.connected else sorted(pieces)
 
     def some() -> dict[int, Result]:
         found = {}
         total = sum(sizes[i] for i in mine)
-        with Progress(title, total, unit=" bytes", shown=team.rank == 0) as progress:
-            for i in sorted(mine):
+        with Progress(title, total, unit=" bytes", shown=team.shows) as progress:
+            for i in mine:
                 found[i] = work(i)
                 progress.add(sizes[i])
         return found
@@ -186,11 +199,11 @@ def _mend_cuts(plan: _Plan, team: Team) -> None:
         quotes = _of_each(
             plan, everything, team, "table: looking for quotes", lambda i: num_quotes(pieces[i], schema)
         )
-        plan.pieces = mend_cuts(pieces, [quotes[i] for i in everything])
+        plan.pieces = once(team, lambda: mend_cuts(pieces, [quotes[i] for i in everything]))
         plan.bad_lines.pieces = _text(plan.pieces)
 
 
-def _find_bad_lines(plan: _Plan, pieces: Iterable[int], fit: Fit, team: Team) -> None:
+def _find_bad_lines(plan: _Plan, pieces: Collection[int], fit: Fit, team: Team) -> None:
     """Looks for the bad lines of these pieces, which all later passes over them skip. Collective."""
     plan.left_out = _of_each(
         plan, pieces, team, "table: looking for bad lines", lambda i: find_bad_lines(plan.bad_lines, i, fit)
@@ -220,7 +233,7 @@ def _frames(plan: _Plan, i: int, first_line: int) -> Iterator[tuple[Frame, npt.N
         first_row += source.frame.height
 
 
-def _learn(plan: _Plan, mine: Iterable[int], learning: Learning, *, shown: bool) -> None:
+def _learn(plan: _Plan, mine: Collection[int], learning: Learning, *, shown: bool) -> None:
     """Takes in this rank's pieces."""
     names = plan.table.schema.split.names
     train = names.index("train")
@@ -229,10 +242,9 @@ def _learn(plan: _Plan, mine: Iterable[int], learning: Learning, *, shown: bool)
         for source, parts in _frames(plan, i, first_line):
             learning.add(source, parts == train, i)
 
-    pieces = [i for i in mine if plan.splits[i] in ("", "train")]
-    sizes = sum(plan.pieces[i].num_bytes for i in pieces)
+    sizes = sum(plan.pieces[i].num_bytes for i in mine)
     with Progress("table: learning from the training rows", sizes, unit=" bytes", shown=shown) as progress:
-        for i in pieces:
+        for i in mine:
             _with_lines(plan.pieces[i], partial(learn, i))
             progress.add(plan.pieces[i].num_bytes)
 
@@ -269,6 +281,8 @@ def _write(
                 labels[name] += float(taken.labels[:, 0].sum(dtype=np.float64))
         settings["absent"] = [name for name in names if name not in writers]
         settings["lines"] = plan.bad_lines.setting([i])
+    if not writers:
+        outputs.note_absent(names, {"lines": settings["lines"]})
     progress.add(plan.pieces[i].num_bytes)
     return [
         FileReport(outputs.directory / name, writer.num_samples, labels[name] / writer.num_samples)

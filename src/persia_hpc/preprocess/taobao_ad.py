@@ -14,7 +14,7 @@ import polars as pl
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess import table, table_shards
 from persia_hpc.preprocess.outputs import FileReport, make_directory
-from persia_hpc.preprocess.team import Team, together
+from persia_hpc.preprocess.team import Team, once
 
 FILES = ("raw_sample.csv", "ad_feature.csv", "user_profile.csv")
 LAST_DAY = 1_494_604_800  # 13 May 2017 in China, seconds since 1970
@@ -101,7 +101,7 @@ def prepare(options: TaobaoAdOptions) -> list[FileReport | str] | None:
 
 def share(options: TaobaoAdOptions, team: Team) -> list[FileReport | str] | None:
     """Write the shards, after one rank has joined the files; as `table_shards.prepare`. Collective."""
-    together(team, lambda: _table(options) if team.rank == 0 else None)
+    once(team, lambda: _table(options))
     return table_shards.prepare(_options(options), team)
 
 

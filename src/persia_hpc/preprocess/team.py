@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol, TypeVar
 
 from persia_hpc.errors import PersiaError, UserError
@@ -11,11 +11,14 @@ Result = TypeVar("Result")
 
 
 class Team(Protocol):
-    """All ranks make the same calls in the same order. `connected`: they know of each other."""
+    """All ranks make the same calls in the same order. `connected`: they know of each other. `shows`: this
+    one shows how far it is.
+    """
 
     rank: int
     size: int
     connected: bool
+    shows: bool
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, on every rank. Collective."""
@@ -33,6 +36,7 @@ class Alone:
     rank = 0
     size = 1
     connected = True
+    shows = True
 
     def gather(self, value: Any) -> list[Any]:
         return [value]
@@ -72,6 +76,7 @@ class Ranks:
         self._comm = comm
         self.rank: int = comm.rank
         self.size: int = comm.size
+        self.shows = self.rank == 0
 
     def gather(self, value: Any) -> list[Any]:
         return list(self._comm.allgather(value))
@@ -92,6 +97,25 @@ def shares(sizes: Sequence[int], count: int) -> list[list[int]]:
         taken[least].append(item)
         loads[least] += sizes[item]
     return [sorted(items) for items in taken]
+
+
+def share_of(team: Team, sizes: Sequence[int], wanted: Collection[int]) -> list[int]:
+    """Which of the `wanted` items this rank takes; all connected ranks want the same."""
+    if not team.connected:  # others may want other items by now: each has its own for good
+        return sorted(set(shares(sizes, team.size)[team.rank]).intersection(wanted))
+    items = sorted(wanted)
+    return [items[k] for k in shares([sizes[i] for i in items], team.size)[team.rank]]
+
+
+def once(team: Team, work: Callable[[], Result]) -> Result:
+    """What `work` gives to one rank, for all (pickled), where they know of each other. Collective; raises as
+    `together`.
+    """
+    if not team.connected:
+        return work()
+    result = together(team, lambda: work() if team.rank == 0 else None)
+    found: Result = team.gather(result)[0]
+    return found
 
 
 def together(team: Team, work: Callable[[], Result]) -> Result:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from persia_hpc.config import Config
 from persia_hpc.errors import DataError, UserError
+from persia_hpc.files import PARTIAL
 from persia_hpc.samples.datafile import FileInfo, NoSamplesError, read_times, scan
 from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.samples.source import FileSource, check_agree, open_source
@@ -20,7 +21,6 @@ from persia_hpc.samples.time_order import TimeOrder
 
 END = "_END"  # a file of this name beside the data: what is there now is all
 END_PATTERN = "_EN[D]"  # the same for glob, which then reads the directory
-PARTIAL = ".partial"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from persia_hpc.errors import UserError
-from persia_hpc.files import sync_path
+from persia_hpc.files import partial_of, remove_left_partials, sync_path
 from persia_hpc.samples import layout, validity
 from persia_hpc.samples.batch import IdColumn, SampleBatch
 from persia_hpc.samples.schema import SCHEMA_VERSION, DatasetSchema
@@ -62,8 +62,9 @@ class _Column:
 class DatasetWriter:
     """Appends `SampleBatch`es to one HDF5 file, as a context manager.
 
-    Writes to `<path>.partial`; a clean exit syncs it to disk and renames it to `path` (replacing an older
-    file), an exception removes it. Not collective: one process, one writer, one file.
+    Writes to `<path>.<host>.<process>.partial`; a clean exit syncs it to disk and renames it to `path`
+    (replacing an older file), an exception removes it. Not collective: one process, one writer, one file. Of
+    two processes that write the same file the last one's stays, whole.
 
     Args:
         path: the file to make.
@@ -113,7 +114,7 @@ class DatasetWriter:
         }
         self._preprocessing = preprocessing or {}
         self._check_binary_labels = check_binary_labels
-        self._partial = self.path + ".partial"
+        self._partial = partial_of(self.path)
         self._file: h5py.File | None = None
         self._columns: dict[str, _Column] = {}
         self._num_values: dict[str, int] = {}
@@ -124,6 +125,7 @@ class DatasetWriter:
 
     def __enter__(self) -> DatasetWriter:
         try:
+            remove_left_partials(self.path)
             self._file = layout.create(self._partial)
             self._create_datasets(self._file)
         except OSError as error:
