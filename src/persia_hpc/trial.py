@@ -104,9 +104,10 @@ def count_batches(worker: EmbeddingWorker, sample: SampleBatch, samples: int) ->
     size = min(samples, sample.num_samples)
     batches = max(1, sample.num_samples // size)
     layout = worker.layout
-    ids, rows = [0.0] * len(layout.features), [0.0] * len(layout.tables)
+    ids, rows, stored = [0.0] * len(layout.features), [0.0] * len(layout.tables), 0.0
     for number in range(batches):
         part = sample.slice(number * size, (number + 1) * size)
+        stored += sum(len(column.values) for column in part.ids.values())
         dedup = worker.prepare(part, step=number + 1, trainer=0, num_global=size).dedup
         for f, _ in enumerate(layout.features):
             ids[f] += float(dedup.feature_offsets[f + 1]) - float(dedup.feature_offsets[f])
@@ -114,4 +115,4 @@ def count_batches(worker: EmbeddingWorker, sample: SampleBatch, samples: int) ->
             rows[t] += float(dedup.server_offsets[t, -1]) - float(dedup.server_offsets[t, 0])
     # A data set smaller than a batch: as if it had more of the same kind.
     scale = samples / size / batches
-    return Counts(tuple(n * scale for n in ids), tuple(n * scale for n in rows))
+    return Counts(tuple(n * scale for n in ids), tuple(n * scale for n in rows), stored * scale)
