@@ -102,8 +102,11 @@ def test_fewer_unique_rows_are_less_work(config: Path) -> None:
 
 
 @pytest.mark.parametrize("batch", [300, 4000])
-def test_a_step_longer_than_the_data_is_predicted_for_its_own_samples(config: Path, batch: int) -> None:
+def test_a_step_longer_than_the_data_is_predicted_for_its_own_samples(
+    config: Path, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """400 samples: an epoch is 300 and 100, or a step of 4000 is one of 400."""
+    monkeypatch.setattr("persia_hpc.planning.TRIAL_SECONDS", 0.4)
     sleepy = {"model": {"class": "tests.support.models:Sleepy"}, "data.batch_size": batch}
     planner = Planner(load_config(config, sleepy), Cluster(cores=4), Given())
     found = planner.dense.step_seconds + batch * planner.dense.sample_seconds
