@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from persia_hpc.config import mib
 from persia_hpc.topology.roles import ROLE_ORDER
 
 from .cluster import Cluster
@@ -96,14 +97,15 @@ class Report:
             f"predicted: {p.samples_per_second:,.0f} samples/s, steps of {1e3 * p.step_seconds:.2f} ms; "
             f"bottleneck: {p.bottleneck.name}"
         )
+        each = " on each node" if job.config.ranks.per_node is not None else ""
         for option in self.options:
             change = option.samples_per_second / p.samples_per_second - 1
             counts = "+".join(str(n) for n in option.counts.values())
             then = "" if option.bottleneck == p.bottleneck.name else f"; then bottleneck: {option.bottleneck}"
             rate = f"{option.samples_per_second:,.0f} ({change:+.0%})"
-            yield f"  with {counts}, one {option.role} more: {rate}{then}"
+            yield f"  with {counts}, one {option.role} more{each}: {rate}{then}"
         for role, why in self.obstacles.items():
-            yield f"  no {role} more: {why}"
+            yield f"  no {role} more{each}: {why}"
         yield f"add next: {self.next_role()}"
         yield from self._caveats()
 
@@ -157,8 +159,3 @@ class Report:
         limit = self.cluster.node_memory(node)
         said = "" if limit is None else f" of {mib(limit)}: {'fits' if self.fits else 'DOES NOT FIT'}"
         yield f"  fullest node ({node}): {mib(nodes[node])}{said}"
-
-
-def mib(num_bytes: float) -> str:
-    """In MiB, or GiB where that reads better."""
-    return f"{num_bytes / 2**20:,.1f} MiB" if num_bytes < 10 * 2**30 else f"{num_bytes / 2**30:,.1f} GiB"
