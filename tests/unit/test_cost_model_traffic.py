@@ -129,3 +129,15 @@ def test_ranks_of_one_node_are_not_in_the_way_of_a_network() -> None:
     w = job_of(config, counts, cluster).work
     between = path(config, counts, cluster) - path(config, counts, Cluster(cores=8))
     assert between == pytest.approx((w.feed_bytes + w.gradient_bytes) / LINK + 2e-3)
+
+
+def test_a_worker_whose_turn_it_is_carries_the_whole_batch_over_its_link() -> None:
+    config = config_of(mode="sync")
+    paths = []
+    for workers in (1, 2):
+        counts = {"parameter_servers": 3, "embedding_workers": workers, "trainers": 1}
+        cluster = Cluster(
+            cores=8, cpu_nodes=3 + workers, cpu_cores=8, link_bytes=LINK / 1e3, latency_seconds=0.0
+        )
+        paths.append(path(config, counts, cluster))
+    assert paths[0] == pytest.approx(paths[1])

@@ -110,7 +110,8 @@ def test_a_step_longer_than_the_data_is_predicted_for_its_own_samples(
     sleepy = {"model": {"class": "tests.support.models:Sleepy"}, "data.batch_size": batch}
     planner = Planner(load_config(config, sleepy), Cluster(cores=4), Given())
     found = planner.dense.step_seconds + batch * planner.dense.sample_seconds
-    assert found == pytest.approx(1e-3 + 1e-4 * batch, rel=0.3)
+    slept = 1e-3 + 1e-4 * batch
+    assert 0.8 * slept < found < 1.5 * slept
 
 
 def test_the_optimizer_is_timed_apart(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
