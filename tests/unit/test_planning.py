@@ -101,17 +101,18 @@ def test_fewer_unique_rows_are_less_work(config: Path) -> None:
     assert rows("--unique-share", "0.5") == pytest.approx(rows("--unique-share", "1") / 2)
 
 
-@pytest.mark.parametrize("batch", [300, 4000])
+@pytest.mark.parametrize(("batch", "least"), [(300, 0.8), (4000, 0.25)])
 def test_a_step_longer_than_the_data_is_predicted_for_its_own_samples(
-    config: Path, batch: int, monkeypatch: pytest.MonkeyPatch
+    config: Path, batch: int, least: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """400 samples: an epoch is 300 and 100, or a step of 4000 is one of 400."""
+    """400 samples: an epoch is 300 and 100, or a step of 4000 is one of 400. Without care steps seem too
+    short: by a third, or ten times. Other work only makes them longer, but for what is extrapolated.
+    """
     monkeypatch.setattr("persia_hpc.planning.TRIAL_SECONDS", 0.4)
     sleepy = {"model": {"class": "tests.support.models:Sleepy"}, "data.batch_size": batch}
     planner = Planner(load_config(config, sleepy), Cluster(cores=4), Given())
     found = planner.dense.step_seconds + batch * planner.dense.sample_seconds
-    slept = 1e-3 + 1e-4 * batch
-    assert 0.8 * slept < found < 1.5 * slept
+    assert found > least * (1e-3 + 1e-4 * batch)
 
 
 def test_the_optimizer_is_timed_apart(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +120,7 @@ def test_the_optimizer_is_timed_apart(config: Path, monkeypatch: pytest.MonkeyPa
     planner = Planner(load_config(config), Cluster(cores=4), Given())
     assert planner.dense.optimizer_seconds > 0
     phases = planner.predict(planner.ranks).costs.seconds["trainer"]
-    assert phases["optimizer"] == planner.dense.optimizer_seconds
+    assert phases["optimizer"] == pytest.approx(planner.dense.optimizer_seconds)
 
 
 def run_of(config: Path, run: Path) -> dict[str, Any]:
