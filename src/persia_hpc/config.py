@@ -30,6 +30,7 @@ from .config_types import (
     TrainConfig,
     TransportConfig,
     WireConfig,
+    mib,
     parse_bytes,
     toml_key,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "WireConfig",
     "config_text",
     "load_config",
+    "mib",
     "parse_bytes",
     "parse_set",
     "to_toml",

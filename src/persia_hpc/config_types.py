@@ -51,6 +51,11 @@ def parse_bytes(value: int | str) -> int:
     return int(Fraction(match.group(1)) * _UNITS[match.group(2)])  # exact, also beyond 2**53
 
 
+def mib(num_bytes: float) -> str:
+    """In MiB, or GiB where that reads better."""
+    return f"{num_bytes / 2**20:,.1f} MiB" if num_bytes < 10 * 2**30 else f"{num_bytes / 2**30:,.1f} GiB"
+
+
 def setting(
     default: Any = dataclasses.MISSING,
     *,

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from .config import Config, config_text
-from .cost_model.report import mib
+from .config import Config, config_text, mib
 from .feed import FeedBatch
 from .layout import Layout, server_bytes
 from .local import LocalFeed

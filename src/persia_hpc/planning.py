@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import statistics
 import time
@@ -20,11 +21,12 @@ from .config_types import ROLE_KEYS
 from .cost_model.cluster import Cluster
 from .cost_model.constants import DEFAULTS, load_constants
 from .cost_model.costs import Costs, Dense, Job, count_costs
-from .cost_model.memory import role_memory
+from .cost_model.memory import Memory, fits, role_memory
 from .cost_model.predict import Prediction, predict
 from .cost_model.report import Option, Report
 from .cost_model.work import Counting, Counts, assumed_counts, batch_work
 from .errors import UserError
+from .phases import LOCAL_FEED
 from .topology.roles import Role, make_plan
 from .trial import Trial, count_batches
 
@@ -48,9 +50,9 @@ class Given:
 
     def check(self, gpus: int) -> None:
         """UserError for numbers that can't be, and for a GPU's speed, which can't be guessed."""
-        if self.dense_rate is not None and not self.dense_rate > 0:
+        if self.dense_rate is not None and not 0 < self.dense_rate < math.inf:
             raise UserError(f"--dense-rate {self.dense_rate:g}: expected samples per second, above 0")
-        if self.allreduce_rate is not None and not self.allreduce_rate > 0:
+        if self.allreduce_rate is not None and not 0 < self.allreduce_rate < math.inf:
             raise UserError(f"--allreduce-rate {self.allreduce_rate / 1e9:g}: expected GB/s, above 0")
         if self.unique_share is not None and not 0 < self.unique_share <= 1:
             raise UserError(f"--unique-share {self.unique_share:g}: expected a share, above 0 and at most 1")
@@ -86,7 +88,8 @@ class Planner:
             self.dense = self._from_run(given.run)
         elif given.dense_rate is not None:
             size = self._parameter_bytes()
-            self.dense = Dense(0.0, 1 / given.dense_rate, size, "--dense-rate", whole=True)
+            threads = self._threads()
+            self.dense = Dense(0.0, 1 / given.dense_rate, size, "--dense-rate", whole=True, threads=threads)
         else:
             self.dense = self._time_dense()
 
@@ -100,7 +103,8 @@ class Planner:
             return lambda samples: count_batches(worker, sample, samples), text
         counts = count_batches(worker, sample, sample.num_samples)
         ids = tuple(n / sample.num_samples for n in counts.ids)
-        return assumed_counts(self.trial.layout, ids, share), f"{share:g} of the ids (--unique-share)"
+        counting = assumed_counts(self.trial.layout, ids, counts.stored / sample.num_samples, share)
+        return counting, f"{share:g} of the ids (--unique-share)"
 
     def job(self, counts: Mapping[str, int]) -> Job:
         """The job with these ranks; UserError if they have no place on the cluster."""
@@ -126,25 +130,34 @@ class Planner:
         """What the model says of the job with these ranks."""
         return predict(self.job(counts), self.cluster)
 
-    def options(self, counts: Mapping[str, int]) -> list[Option]:
-        """One rank more of each role that the cluster has room for, and what it brings."""
-        found = []
+    def options(self, counts: Mapping[str, int]) -> tuple[list[Option], dict[str, str]]:
+        """One rank more of each role, and what it brings; and of roles that can't have one, why not."""
+        found, obstacles = [], {}
         per_node = self.config.ranks.per_node is not None
         for key in ROLE_KEYS:
+            role = key[:-1]
             more = {**counts, key: counts[key] + (self.cluster.nodes if per_node else 1)}
-            if sum(more.values()) > MOST_RANKS or self.config.data.batch_size < more["trainers"]:
-                continue
-            if key == "trainers" and 0 < self.cluster.gpus < -(-more[key] // self.cluster.nodes):
-                continue  # each needs a GPU of its own
-            found.append(Option(key[:-1], more, self.predict(more).samples_per_second))
-        return found
+            if sum(more.values()) > MOST_RANKS:
+                obstacles[role] = f"there would be more than {MOST_RANKS} ranks"
+            elif self.config.data.batch_size < more["trainers"]:
+                obstacles[role] = "each needs a sample of data.batch_size"
+            elif key == "trainers" and 0 < self.cluster.gpus * self.cluster.nodes < more[key]:
+                obstacles[role] = "no GPU is left"
+            else:
+                job = self.job(more)
+                if fits(job.plan, self._memory(job), self.cluster) is False:
+                    obstacles[role] = "it doesn't fit into the memory of its node"
+                    continue
+                prediction = predict(job, self.cluster)
+                found.append(Option(role, more, prediction.samples_per_second, prediction.bottleneck.name))
+        return found, obstacles
 
     def suggest(self) -> dict[str, int]:
         """The configuration's ranks and those worth adding: the one that brings most, again and again."""
         counts = dict(self.ranks)
         while True:
             now = self.predict(counts).samples_per_second
-            best = max(self.options(counts), key=lambda o: o.samples_per_second, default=None)
+            best = max(self.options(counts)[0], key=lambda o: o.samples_per_second, default=None)
             if best is None or best.samples_per_second < WORTH * now:
                 return counts
             counts = dict(best.counts)
@@ -152,15 +165,19 @@ class Planner:
     def report(self, counts: Mapping[str, int]) -> Report:
         """All there is to say about the job with these ranks."""
         job = self.job(counts)
-        source = self.trial.sources["train"]
-        return Report(
-            job,
-            self.cluster,
-            predict(job, self.cluster),
-            role_memory(job, self.trial.schema, source.num_samples),
-            self.options(counts),
-            self.counted,
-        )
+        prediction, memory = predict(job, self.cluster), self._memory(job)
+        return Report(job, self.cluster, prediction, memory, *self.options(counts), self.counted)
+
+    def _memory(self, job: Job) -> Memory:
+        return role_memory(job, self.trial.schema, self.trial.sources["train"].num_samples)
+
+    def _threads(self) -> int:
+        """Of the model, on CPUs: as configured or a fair share of the cores, as a trainer has; 1 on GPUs."""
+        if self.cluster.gpus:
+            return 1
+        node = self._plan.of(Role.TRAINER)[0].node
+        here = sum(m.node == node for m in self._plan.members)
+        return self.config.train.threads or max(1, self.cluster.node_cores(node) // here)
 
     def _parameter_bytes(self) -> float:
         model = self.trial.prepare().model
@@ -173,33 +190,38 @@ class Planner:
                 f"the trainer would compute on {device} here, and what it launches there can't be timed by "
                 'phases; give --dense-rate (persia-hpc bench gpu), or for CPUs --set train.device="cpu"'
             )
-        here = [m for m in self._plan.members if m.node == self._plan.of(Role.TRAINER)[0].node]
-        fair = max(1, self.cluster.node_cores(here[0].node) // len(here))
-        wanted, before = self.config.train.threads or fair, torch.get_num_threads()
+        wanted, before = self._threads(), torch.get_num_threads()
         threads = min(wanted, len(os.sched_getaffinity(0)))  # more would only get in each other's way
         keep_freed_memory()  # as a trainer does
         torch.set_num_threads(threads)
         try:
-            size = max(1, self.config.data.batch_size // self.ranks["trainers"])
+            batch = max(1, self.config.data.batch_size // self.ranks["trainers"])
+            size = min(batch, self.trial.sources["train"].num_samples)
             bytes_, half = self._parameter_bytes(), max(1, size // 2)
-            long = self._step_seconds(size)
-            short = self._step_seconds(half) if half < size else long
+            long, optimizer = self._step_seconds(size)
+            short = self._step_seconds(half)[0] if half < size else long
         finally:
             torch.set_num_threads(before)
         each = min(long / size, max(0.0, long - short) / (size - half) if half < size else long / size)
         source = f"timed here, batches of {half} and {size}, {threads} thread{'s' * (threads > 1)}"
         if threads < wanted:
             source += f" of the {wanted} that a trainer there would have"
-        return Dense(long - size * each, each, bytes_, source, threads=threads)
+        return Dense(long - size * each, each, bytes_, source, threads=threads, optimizer_seconds=optimizer)
 
-    def _step_seconds(self, size: int) -> float:
+    def _step_seconds(self, size: int) -> tuple[float, float]:
+        """Medians of the model, forward and backward, and of the optimizer; the data have `size` samples."""
         data = dataclasses.replace(self.trial.config.data, batch_size=size)
         trial = Trial(dataclasses.replace(self.trial.config, data=data))
-        steps = trial.steps(WARM_UP)[:0]
+        session, steps = trial.session, trial.steps(WARM_UP)[:0]
         end = time.perf_counter() + TRIAL_SECONDS
         while time.perf_counter() < end or len(steps) < WARM_UP:
-            steps += trial.steps(1)
-        return statistics.median(s["forward"] + s["backward"] + s["optimizer"] for s in steps)
+            done = trial.steps(1)
+            if session.schedules["train"].step(session.step_number).num_samples == size:  # no epoch's tail
+                steps += done
+        return (
+            statistics.median(s["forward"] + s["backward"] for s in steps),
+            statistics.median(s["optimizer"] for s in steps),
+        )
 
     def _from_run(self, run: Path) -> Dense:
         """The dense model's time by an earlier run, and factors for the other phases."""
@@ -222,11 +244,21 @@ class Planner:
         }
         trainer = seconds["trainer"]
         whole = self.cluster.gpus > 0  # a GPU's phases don't say where its time went, only their sum
+        optimizer = 0.0 if whole else trainer["optimizer"]
         if whole:
-            step = trainer["total"] - trainer["wait"] - trainer["allreduce"]
+            apart = ("wait", "push", "allreduce", *LOCAL_FEED)  # the last of runs in one process
+            step = trainer["total"] - sum(trainer.get(phase, 0.0) for phase in apart)
         else:
-            step = trainer["forward"] + trainer["backward"] + trainer["optimizer"]
-        dense = Dense(0.0, step / samples, self._parameter_bytes(), f"phases of {run}", whole=whole)
+            step = trainer["forward"] + trainer["backward"]
+        dense = Dense(
+            0.0,
+            step / samples,
+            self._parameter_bytes(),
+            f"phases of {run}",
+            whole=whole,
+            threads=1 if whole else then.train.threads or self._threads(),
+            optimizer_seconds=optimizer,
+        )
         if "embedding_worker" in seconds:
             plan = make_plan(counts, [0] * sum(counts.values()))
             trial = self.trial

@@ -8,7 +8,7 @@ from .api import open_sources
 from .config import Config
 from .cost_model.work import Counts
 from .embedding_worker.engine import EmbeddingWorker
-from .errors import UserError
+from .errors import PersiaError, UserError
 from .feed import FeedBatch
 from .layout import make_layout
 from .loading import describe
@@ -61,7 +61,7 @@ class Trial:
             try:
                 driver = Driver(self.config, self._inputs)
                 self.session.prepare(driver.model)
-            except UserError:
+            except PersiaError:
                 raise
             except Exception as error:  # whatever a user's code raises
                 raise self._failure("can't be prepared", error) from error
@@ -74,7 +74,7 @@ class Trial:
     def steps(self, count: int) -> list[dict[str, float]]:
         """Trains so many steps, on from those before; returns the seconds of each by phase.
 
-        UserError for a model, loss or optimizer that fails.
+        UserError for a model, loss or optimizer that fails, DataError for a damaged file.
         """
         driver = self.prepare()
         found: list[dict[str, float]] = []
@@ -92,7 +92,7 @@ class Trial:
                 step = {phase: seconds - before[phase] for phase, seconds in now.items()}
                 found.append({**step, "other": max(0.0, end - begin - sum(step.values()))})
                 begin, before = end, now
-        except UserError:
+        except PersiaError:  # says itself what is wrong, with data for instance
             raise
         except Exception as error:  # whatever a user's code raises
             raise self._failure(what, error) from error
@@ -104,9 +104,10 @@ def count_batches(worker: EmbeddingWorker, sample: SampleBatch, samples: int) ->
     size = min(samples, sample.num_samples)
     batches = max(1, sample.num_samples // size)
     layout = worker.layout
-    ids, rows = [0.0] * len(layout.features), [0.0] * len(layout.tables)
+    ids, rows, stored = [0.0] * len(layout.features), [0.0] * len(layout.tables), 0.0
     for number in range(batches):
         part = sample.slice(number * size, (number + 1) * size)
+        stored += sum(len(column.values) for column in part.ids.values())
         dedup = worker.prepare(part, step=number + 1, trainer=0, num_global=size).dedup
         for f, _ in enumerate(layout.features):
             ids[f] += float(dedup.feature_offsets[f + 1]) - float(dedup.feature_offsets[f])
@@ -114,4 +115,4 @@ def count_batches(worker: EmbeddingWorker, sample: SampleBatch, samples: int) ->
             rows[t] += float(dedup.server_offsets[t, -1]) - float(dedup.server_offsets[t, 0])
     # A data set smaller than a batch: as if it had more of the same kind.
     scale = samples / size / batches
-    return Counts(tuple(n * scale for n in ids), tuple(n * scale for n in rows))
+    return Counts(tuple(n * scale for n in ids), tuple(n * scale for n in rows), stored * scale)

@@ -42,6 +42,14 @@ def test_a_case_is_predicted_run_and_planned_from(tmp_path, monkeypatch, capsys)
             if predicted[role].get(phase) and phase != "allreduce":
                 assert predicted[role][phase] == pytest.approx(seconds["mean"] / steps)
                 compared += 1
-    assert compared == 3 + 5 + 3
-    dense = sum(summary["phase_seconds"]["trainer"][p]["mean"] for p in ("forward", "backward", "optimizer"))
+    assert compared == 3 + 5 + 4
+    trainer = {phase: seconds["mean"] for phase, seconds in summary["phase_seconds"]["trainer"].items()}
+    dense = trainer["forward"] + trainer["backward"]
     assert predicted["trainer"]["dense"] == pytest.approx(dense / steps)
+
+    # As if it had been on a GPU: all that the trainer did besides waiting, nothing twice.
+    gpu = Planner(load_config(run / "config.toml"), Cluster(cores=2, gpus=1), Given(run=run))
+    costs = gpu.predict(gpu.ranks).costs
+    assert costs.total("trainer") == pytest.approx(
+        (trainer["total"] - trainer["wait"] - trainer["allreduce"]) / steps
+    )

@@ -11,7 +11,10 @@ from hypothesis.extra import numpy as arrays
 from persia_hpc.bench import constants
 from persia_hpc.bench.constants import Observation, Shape, fit, non_negative, observe
 from persia_hpc.bench.train_jobs import synthetic
+from persia_hpc.config import load_config
 from persia_hpc.cost_model.work import BatchWork
+from persia_hpc.trial import Trial, count_batches
+from tests.support.tiny import tiny_config, write_tiny
 
 
 @settings(max_examples=100, deadline=None)
@@ -73,3 +76,15 @@ def test_a_trial_sees_every_phase_and_its_work(tmp_path, monkeypatch) -> None:
     assert seen.work.ids > 128 * 4
     for phase in ("read", "dedup", "pull", "push", "pool", "forward"):
         assert seen.seconds[phase] > 0
+
+
+def test_the_share_of_new_rows_is_what_a_server_sees(tmp_path) -> None:
+    trial = Trial(load_config(tiny_config(write_tiny(tmp_path / "t.h5", 128, vocabulary=500))))
+    counts = count_batches(trial.feed.worker, trial.sources["train"].read(0, 128), 32)
+    trial.steps(trial.schedules["train"].num_steps)
+    server = trial.feed.server
+    made = sum(table.num_rows for table in server.tables if table is not None)
+    steps = trial.schedules["train"].num_steps
+    assert constants.new_share(trial, steps * sum(counts.rows)) == pytest.approx(
+        made / server.ledger.pulled_rows, rel=0.05
+    )

@@ -12,6 +12,7 @@ import persia_hpc as ph
 from persia_hpc.cli import main
 from persia_hpc.config import load_config, to_toml
 from persia_hpc.cost_model.cluster import Cluster
+from persia_hpc.cost_model.memory import node_memory
 from persia_hpc.errors import UserError
 from persia_hpc.planning import Given, Planner
 from tests.support.tiny import tiny_config, write_tiny
@@ -64,12 +65,12 @@ def test_suggested_ranks_are_faster_until_no_rank_pays(config: Path) -> None:
     speed = planner.predict(counts).samples_per_second
     assert speed > 2 * planner.predict(planner.ranks).samples_per_second
     assert counts["trainers"] > 1
-    assert all(option.samples_per_second < 1.05 * speed for option in planner.options(counts))
+    assert all(option.samples_per_second < 1.05 * speed for option in planner.options(counts)[0])
 
 
 def test_trainers_are_not_suggested_beyond_gpus(config: Path) -> None:
     planner = Planner(load_config(config), Cluster(cores=64, gpus=1), Given(dense_rate=1000.0))
-    assert {option.role for option in planner.options(planner.ranks)} == {
+    assert {option.role for option in planner.options(planner.ranks)[0]} == {
         "parameter_server",
         "embedding_worker",
     }
@@ -81,7 +82,7 @@ def test_ranks_per_node_are_added_on_each_node(config: Path) -> None:
     cluster = Cluster(nodes=2, cores=64, link_bytes=1e9, latency_seconds=0.0)
     planner = Planner(found, cluster, Given(dense_rate=1000.0))
     assert planner.ranks["trainers"] == 4
-    assert {o.role: o.counts[f"{o.role}s"] for o in planner.options(planner.ranks)} == {
+    assert {o.role: o.counts[f"{o.role}s"] for o in planner.options(planner.ranks)[0]} == {
         "parameter_server": 4,
         "embedding_worker": 4,
         "trainer": 6,
@@ -100,17 +101,102 @@ def test_fewer_unique_rows_are_less_work(config: Path) -> None:
     assert rows("--unique-share", "0.5") == pytest.approx(rows("--unique-share", "1") / 2)
 
 
+@pytest.mark.parametrize(("batch", "least"), [(300, 0.8), (4000, 0.25)])
+def test_a_step_longer_than_the_data_is_predicted_for_its_own_samples(
+    config: Path, batch: int, least: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """400 samples: an epoch is 300 and 100, or a step of 4000 is one of 400. Without care steps seem too
+    short: by a third, or ten times. Other work only makes them longer, but for what is extrapolated.
+    """
+    monkeypatch.setattr("persia_hpc.planning.TRIAL_SECONDS", 0.4)
+    sleepy = {"model": {"class": "tests.support.models:Sleepy"}, "data.batch_size": batch}
+    planner = Planner(load_config(config, sleepy), Cluster(cores=4), Given())
+    found = planner.dense.step_seconds + batch * planner.dense.sample_seconds
+    assert found > least * (1e-3 + 1e-4 * batch)
+
+
+def test_the_optimizer_is_timed_apart(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("persia_hpc.planning.TRIAL_SECONDS", 0.05)
+    planner = Planner(load_config(config), Cluster(cores=4), Given())
+    assert planner.dense.optimizer_seconds > 0
+    phases = planner.predict(planner.ranks).costs.seconds["trainer"]
+    assert phases["optimizer"] == pytest.approx(planner.dense.optimizer_seconds)
+
+
+def run_of(config: Path, run: Path) -> dict[str, Any]:
+    changes = {"train.save": False, "train.evaluate_at_end": False, "run_dir": str(run)}
+    return ph.train(config, set=changes, quiet=True)
+
+
 def test_an_earlier_run_in_one_process_gives_the_dense_time(config: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    changes = {"train.save": False, "train.evaluate_at_end": False, "run_dir": str(run)}
-    summary = ph.train(config, set=changes, quiet=True)
-    phases = summary["phase_seconds"]["trainer"]
-    dense = sum(phases[phase]["mean"] for phase in ("forward", "backward", "optimizer"))
+    summary = run_of(config, run)
+    phases = {phase: v["mean"] for phase, v in summary["phase_seconds"]["trainer"].items()}
     planner = Planner(load_config(config), Cluster(), Given(run=run))
-    assert planner.dense.sample_seconds * 32 * summary["steps"] == pytest.approx(dense)
+    seconds = planner.predict(planner.ranks).costs.seconds["trainer"]
+    model = phases["forward"] + phases["backward"]
+    assert seconds["dense"] * summary["steps"] == pytest.approx(model)
+    assert seconds["optimizer"] * summary["steps"] == pytest.approx(phases["optimizer"])
     other = load_config(config, {"tables.default.dim": 5})
     with pytest.raises(UserError, match=r"its \[tables\] differs"):
         Planner(other, Cluster(), Given(run=run))
+
+
+def test_a_run_on_a_gpu_gives_what_its_trainer_did_itself(config: Path, tmp_path: Path) -> None:
+    summary = run_of(config, tmp_path / "run")
+    phases = {phase: v["mean"] for phase, v in summary["phase_seconds"]["trainer"].items()}
+    planner = Planner(load_config(config), Cluster(gpus=1), Given(run=tmp_path / "run"))
+    own = sum(phases[phase] for phase in ("pool", "forward", "backward", "optimizer", "other"))
+    found = planner.predict(planner.ranks).costs.seconds["trainer"]["dense"]
+    assert found * summary["steps"] == pytest.approx(own)
+
+
+def test_threads_of_the_model_are_those_that_a_trainer_would_have(config: Path) -> None:
+    def used(cluster: Cluster, *threads: int) -> int:
+        wanted = "".join(f"threads = {n}\n" for n in threads)
+        text = config.read_text().replace("\nthreads = 1\n", "\n" + wanted)
+        (config.parent / "other.toml").write_text(text)
+        found = load_config(config.parent / "other.toml")
+        return Planner(found, cluster, Given(dense_rate=1000.0)).dense.threads
+
+    assert used(Cluster(cores=12)) == 4  # three ranks
+    assert used(Cluster(cores=12), 6) == 6
+    assert used(Cluster(cores=2)) == 1
+    assert used(Cluster(cores=12, gpus=1)) == 1
+
+
+def test_what_keeps_a_rank_out_is_said(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hybrid = ["--set", "mode=hybrid", "--set", "staleness_bound=4"]
+    found = planned(config, "--dense-rate", "1000", "--gpus", "1", "--cores", "64", *hybrid)
+    text = capsys.readouterr().out
+    assert found["bottleneck"] == "trainers"
+    assert found["obstacles"] == {"trainer": "no GPU is left"}
+    assert "add next: no role: trainers are the bottleneck, and no GPU is left" in text
+    found = planned(config, "--dense-rate", "1e9", "--cores", "1")
+    text = capsys.readouterr().out
+    assert "add next: no role, but a node, or more cores in each" in text
+    assert all(option["bottleneck"] for option in found["options"])
+
+
+def test_ranks_that_do_not_fit_are_not_suggested(config: Path) -> None:
+    found = load_config(config, {"ranks.trainers": 2})
+    every = Planner(found, Cluster(cores=64), Given(dense_rate=1000.0))
+    needed = sum(node_memory(every.job(every.ranks).plan, every.report(every.ranks).memory).values())
+    cluster = Cluster(cores=64, memory_bytes=needed)
+    planner = Planner(found, cluster, Given(dense_rate=1000.0))
+    options, obstacles = planner.options(planner.ranks)
+    assert obstacles["trainer"] == "it doesn't fit into the memory of its node"
+    for option in options:
+        assert planner.report(option.counts).fits
+    assert planner.report(planner.suggest()).fits
+
+
+def test_rows_that_are_reused_are_said_to_be_left_out(config: Path) -> None:
+    changes = {"mode": "hybrid", "staleness_bound": 4, "wire.reuse_steps": 2}
+    planner = Planner(load_config(config, changes), Cluster(), Given(dense_rate=1000.0))
+    assert any("wire.reuse_steps" in line for line in planner.report(planner.ranks).lines())
+    planner = Planner(load_config(config), Cluster(), Given(dense_rate=1000.0))
+    assert not any("reuse" in line for line in planner.report(planner.ranks).lines())
 
 
 @pytest.mark.parametrize(
@@ -128,6 +214,18 @@ def test_an_earlier_run_in_one_process_gives_the_dense_time(config: Path, tmp_pa
         (["{config}", "--from", "nowhere"], "--from nowhere: expected the run directory of a finished run"),
         (["--measure", "nowhere/x.toml"], "there is no directory nowhere"),
         (["--measure", "x.toml", "--constants", "y.toml"], "exclude each other"),
+        (["--measure", "/"], "--measure /: got a directory"),
+        (["absent.toml", "--measure", "x.toml"], "absent.toml"),
+        (["{config}", "--measure", "x.toml", "--dense-rate", "-1"], "--dense-rate -1"),
+        (["{config}", "--json", "/"], "--json /: got a directory"),
+        (["{config}", "--json", "nowhere/x.json"], "there is no directory nowhere"),
+        (["{config}", "--link", "inf", "--latency", "1"], "--link: got inf"),
+        (["{config}", "--link", "1", "--latency", "inf"], "--latency: got inf"),
+        (["{config}", "--dense-rate", "inf"], "--dense-rate inf"),
+        (["{config}", "--allreduce-rate", "inf"], "--allreduce-rate inf"),
+        (["{config}", "--cpu-cores", "2"], "--cpu-cores 2, but no --cpu-nodes"),
+        (["{config}", "--memory", "0"], "--memory 0: expected more than 0 bytes"),
+        (["{config}", "--gpus", "1", "--dense-rate", "9", "--set", "ranks.trainers=2"], "2 trainers"),
     ],
 )
 def test_bad_input_is_one_line(

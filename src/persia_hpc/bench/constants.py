@@ -32,11 +32,11 @@ from persia_hpc.trial import Trial, count_batches
 
 from . import ring, table
 from .measure import machine
-from .train_jobs import FEATURES, run_job, run_program, synthetic, w0_settings
+from .train_jobs import run_job, run_program, synthetic, w0_settings
 
 SAMPLES = 1 << 16
 SECONDS = 1.2  # of a trial, beyond its first pass over the data
-TINY_BATCH, TINY_STEPS = 32, 2000
+TINY_BATCH, TINY_STEPS, TINY_SAMPLES = 32, 2000, 2048  # some 30 passes, so that hardly a row is new
 Say = Callable[[str], None]
 
 
@@ -83,7 +83,7 @@ def measure_constants(say: Say = lambda _: None) -> Constants:
                 seen.append(observe(shape, paths[kind]))
             found = {**fit(seen), **_rings(say), **_allreduce(say), **_inserts()}
             constants = Constants(machine=_machine(), **{**dict.fromkeys(NAMES, 0.0), **found})
-            return _steps(constants, paths[FEATURES, 0], Path(folder), say)
+            return _steps(constants, Path(folder), say)
     finally:
         torch.set_num_threads(threads)
 
@@ -171,10 +171,10 @@ def _allreduce(say: Say) -> dict[str, float]:
     program = [sys.executable, "-m", "mpi4py", "-m", "persia_hpc.bench.allreduce_ranks"]
     environment = {**launcher.environment(os.environ), "OMP_NUM_THREADS": "1"}
     seen = run_program(launcher.command(2, program), environment=environment)
-    (least, short), (size, long) = sorted((int(size), each) for size, each in seen["seconds"].items())
+    (_, short), (size, long) = sorted((int(size), each) for size, each in seen["seconds"].items())
     return {
         "allreduce_step": 1e9 * short,
-        "allreduce_cpu": 1e9 * seen["cpu"][str(least)],
+        "allreduce_cpu": 1e9 * seen["cpu_seconds"],
         "allreduce_byte": 1e9 * max(0.0, long - short) / size,
     }
 
@@ -186,20 +186,23 @@ def _inserts() -> dict[str, float]:
     return {"insert_row": next(table.measure(options)).ours.median}
 
 
-def _steps(constants: Constants, path: Path, folder: Path, say: Say) -> Constants:
+def _steps(constants: Constants, folder: Path, say: Say) -> Constants:
     """With what a step costs beside its work, which they lack yet: of jobs with tiny batches, the rest."""
+    path = synthetic(folder / "tiny", TINY_SAMPLES)
     settings = w0_settings(path, TINY_BATCH, TINY_BATCH * TINY_STEPS)
     config = load_config(settings)
     trial = Trial(config)
-    counts = count_batches(trial.feed.worker, trial.sources["train"].read(0, SAMPLES), TINY_BATCH)
+    counts = count_batches(trial.feed.worker, trial.sources["train"].read(0, TINY_SAMPLES), TINY_BATCH)
     work = batch_work(config, trial.layout, trial.schema, TINY_BATCH, counts)
+    new = new_share(trial, TINY_STEPS * work.rows)
     rest: dict[int, dict[str, float]] = {}
     for servers in (1, 2):
         say(f"a job of tiny batches with {servers} server{'s' * (servers > 1)}, 1 worker, 1 trainer")
         ranks = {"parameter_servers": servers}
         summary = run_job(folder, {**settings, "ranks": ranks}, {})
         plan = make_plan({"embedding_workers": 1, "trainers": 1, **ranks}, [0] * (2 + servers))
-        costs = count_costs(Job(config, trial.layout, plan, work, Dense(0, 0, 0, ""), constants))
+        job = Job(config, trial.layout, plan, work, Dense(0, 0, 0, ""), constants, new_rows=new)
+        costs = count_costs(job)
         rest[servers] = {
             role: 1e9 * max(0.0, _busy(phases, role) / summary["steps"] - costs.total(role))
             for role, phases in summary["phase_seconds"].items()
@@ -212,6 +215,13 @@ def _steps(constants: Constants, path: Path, folder: Path, say: Say) -> Constant
         server_batch=rest[1]["parameter_server"],
         trainer_step=rest[1]["trainer"],
     )
+
+
+def new_share(trial: Trial, pulled_rows: float) -> float:
+    """Of the rows that a job pulls in all, those that it makes, if it sees all its data."""
+    source = trial.sources["train"]
+    sample = source.read(0, source.num_samples)
+    return sum(count_batches(trial.feed.worker, sample, sample.num_samples).rows) / pulled_rows
 
 
 def _busy(phases: Mapping[str, Mapping[str, float]], role: str) -> float:

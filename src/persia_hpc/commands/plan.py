@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from persia_hpc.config import load_config, parse_bytes, parse_set
 from persia_hpc.cost_model.cluster import Cluster
 from persia_hpc.errors import EXIT_OK, UserError
+
+if TYPE_CHECKING:
+    from persia_hpc.planning import Given
 
 SUMMARY = "predict samples/s and memory of a job on a cluster, and which role to add next"
 DESCRIPTION = """\
@@ -78,56 +83,87 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints the plan; UserError for bad input, and for figures that nobody has given or measured."""
-    if options.measure is not None:
-        _measure(options)
-        if options.config is None:
-            return EXIT_OK
-    if options.config is None:
+    if options.config is None and options.measure is None:
         raise UserError("no CONFIG: give a TOML file, or --measure FILE alone to measure this machine")
-    from persia_hpc.planning import Given, make_report
+    if options.measure is not None and options.constants is not None:
+        raise UserError("--measure and --constants exclude each other: one makes what the other reads")
+    for flag, path in (("--measure", options.measure), ("--json", options.json)):
+        if path is not None:
+            _check_target(flag, path)
+    # All that can be wrong is found before the half minute that measuring takes.
+    config = None if options.config is None else load_config(options.config, parse_set(options.set))
+    cluster, given = _cluster(options), _given(options)
+    given.check(cluster.gpus)
+    if config is not None:
+        cluster.place(config.ranks, config.ranks.counts(cluster.nodes))
+    if options.measure is not None:
+        _measure(options.measure)
+    if config is None:
+        return EXIT_OK
+    from persia_hpc.planning import make_report
 
-    report = make_report(
-        load_config(options.config, parse_set(options.set)),
-        _cluster(options),
-        Given(
-            constants=options.constants or options.measure,
-            run=options.from_run,
-            dense_rate=options.dense_rate,
-            allreduce_rate=None if options.allreduce_rate is None else options.allreduce_rate * 1e9,
-            unique_share=options.unique_share,
-            new_rows=options.new_rows,
-        ),
-        suggest=options.suggest,
-    )
+    report = make_report(config, cluster, given, suggest=options.suggest)
     print("\n".join(report.lines()))
     if options.json is not None:
-        options.json.write_text(json.dumps(report.as_dict(), indent=2) + "\n")
+        _write("--json", options.json, json.dumps(report.as_dict(), indent=2) + "\n")
     return EXIT_OK
 
 
-def _measure(options: argparse.Namespace) -> None:
-    if options.constants is not None:
-        raise UserError("--measure and --constants exclude each other: one makes what the other reads")
-    if not options.measure.resolve().parent.is_dir():
-        raise UserError(f"--measure {options.measure}: there is no directory {options.measure.parent}")
+def _check_target(flag: str, path: Path) -> None:
+    """UserError unless a file can be written there."""
+    if not path.resolve().parent.is_dir():
+        raise UserError(f"{flag} {path}: there is no directory {path.parent}; make it or name another")
+    if path.is_dir():
+        raise UserError(f"{flag} {path}: got a directory, expected the name of a file to write")
+    if not os.access(path if path.exists() else path.resolve().parent, os.W_OK):
+        raise UserError(f"{flag} {path}: no permission to write there; name a file elsewhere")
+
+
+def _write(flag: str, path: Path, text: str) -> None:
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise UserError(f"{flag} {path} can't be written: {error.strerror}; name a file elsewhere") from None
+
+
+def _measure(path: Path) -> None:
     from persia_hpc.bench.constants import measure_constants
     from persia_hpc.cost_model.constants import constants_text
 
     constants = measure_constants(lambda text: print(f"measuring: {text}", file=sys.stderr, flush=True))
-    options.measure.write_text(constants_text(constants))
+    _write("--measure", path, constants_text(constants))
+
+
+def _given(options: argparse.Namespace) -> Given:
+    from persia_hpc.planning import Given
+
+    return Given(
+        constants=options.constants or options.measure,
+        run=options.from_run,
+        dense_rate=options.dense_rate,
+        allreduce_rate=None if options.allreduce_rate is None else options.allreduce_rate * 1e9,
+        unique_share=options.unique_share,
+        new_rows=options.new_rows,
+    )
 
 
 def _cluster(options: argparse.Namespace) -> Cluster:
     from persia_hpc.bench.measure import available_cores
 
     cores = len(available_cores()) if options.cores is None else options.cores
-    memory = {}
+    memory: dict[str, int | None] = {}
     for flag in ("memory", "cpu_memory"):
         text = getattr(options, flag)
+        name = f"--{flag.replace('_', '-')}"
         try:
             memory[flag] = None if text is None else parse_bytes(text)
         except ValueError as error:
-            raise UserError(f"--{flag.replace('_', '-')}: {error}") from None
+            raise UserError(f"{name}: {error}") from None
+        if memory[flag] == 0:
+            raise UserError(f"{name} {text}: expected more than 0 bytes, such as '480 GiB'")
+    for name, value in (("--cpu-cores", options.cpu_cores), ("--cpu-memory", options.cpu_memory)):
+        if value is not None and not options.cpu_nodes:
+            raise UserError(f"{name} {value}, but no --cpu-nodes: it is of these; give how many there are")
     cluster = Cluster(
         nodes=options.nodes,
         cores=cores,

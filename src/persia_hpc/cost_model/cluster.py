@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -44,8 +46,11 @@ class Cluster:
                     f"{self.nodes + self.cpu_nodes} nodes, but no {flag}: how fast the network is can't be "
                     "guessed; give --link in GB/s of a node and direction, and --latency in microseconds"
                 )
-            if number is not None and not (number > 0 or (number == 0 and flag == "--latency")):
-                raise UserError(f"{flag}: got {number:g}, expected a number above 0")
+            if number is None:
+                continue
+            least_number = "at least 0" if flag == "--latency" else "above 0"
+            if not math.isfinite(number) or number < 0 or (number == 0 and flag == "--link"):
+                raise UserError(f"{flag}: got {number:g}, expected a finite number, {least_number}")
 
     def node_cores(self, node: int) -> int:
         """Cores of a node, by its number: `nodes` first, then `cpu_nodes`."""
@@ -56,10 +61,21 @@ class Cluster:
         return self.memory_bytes if node < self.nodes else self.cpu_memory_bytes
 
     def place(self, ranks: RanksConfig, counts: Mapping[str, int]) -> Plan:
-        """The roles of a job's ranks when a scheduler spreads them evenly; UserError if they can't be.
+        """The roles of a job's ranks when a scheduler spreads them evenly; UserError if they can't be, also
+        for more trainers on a node than it has GPUs, if it has any.
 
         counts: of the whole job, in the place of what `ranks` says.
         """
+        plan = self._spread_roles(ranks, counts)
+        for node, trainers in Counter(m.node for m in plan.of(Role.TRAINER)).items():
+            if 0 < self.gpus < trainers:
+                raise UserError(
+                    f"--gpus {self.gpus}: node {node} would have {trainers} trainers, expected one a GPU at "
+                    "most; give more --nodes or --gpus, or lower ranks.trainers"
+                )
+        return plan
+
+    def _spread_roles(self, ranks: RanksConfig, counts: Mapping[str, int]) -> Plan:
         total = sum(counts.values())
         if not self.cpu_nodes:
             if total < self.nodes:

@@ -1,4 +1,4 @@
-"""Seconds that the busiest rank of each role computes in a step, by phase; and bytes on each node's link."""
+"""Seconds that the busiest rank of each role computes in a step, by phase."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from persia_hpc.layout import Layout
 from persia_hpc.topology.roles import Plan, Role
 
 from .constants import Constants
+from .traffic import busiest, dense_traffic
 from .work import BatchWork
 
 Phases = dict[str, float]
@@ -20,8 +21,9 @@ READER = "reader"  # an embedding worker's thread, beside its main one
 class Dense:
     """What the dense model costs a trainer: seconds a step and a sample, on `threads` cores.
 
-    whole: pooling and whatever else a trainer's step needs are in it. bytes: of the trained parameters as
-    float32. source: where the figures come from.
+    whole: pooling, optimizer and whatever else a trainer's step needs are in it. bytes: of the trained
+    parameters as float32. source: where the figures come from. optimizer_seconds: of a step, apart, since
+    row gradients may be sent before it.
     """
 
     step_seconds: float
@@ -30,16 +32,19 @@ class Dense:
     source: str
     whole: bool = False
     threads: int = 1
+    optimizer_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class Costs:
     """seconds: by role (or `reader`) and phase, of a step. allreduce_wait: what of AllReduce is no work, and
-    may be negative: another thread polls meanwhile.
+    may be negative: another thread polls meanwhile. server_threads: what a server's other threads compute
+    besides.
     """
 
     seconds: Mapping[str, Phases]
     allreduce_wait: float
+    server_threads: float
 
     def total(self, role: str) -> float:
         """Of all phases."""
@@ -51,7 +56,7 @@ class Job:
     """What is to be run, where, and by which constants.
 
     new_rows: share of the pulled rows that don't exist yet. factors: by role and phase, for what an earlier
-    run has measured.
+    run has measured. server_cores: of a server's node, None where that is not known.
     """
 
     config: Config
@@ -62,6 +67,7 @@ class Job:
     constants: Constants
     link_bytes: float | None = None
     latency_seconds: float = 0.0
+    server_cores: int | None = None
     new_rows: float = 0.0
     factors: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
@@ -72,14 +78,18 @@ def count_costs(job: Job) -> Costs:
     servers, trainers = plan.count(Role.PARAMETER_SERVER), plan.count(Role.TRAINER)
     share = server_share(job.layout, servers)
     rows, threads = w.rows * share, job.config.server_threads
+    threads = min(threads, job.server_cores or threads)
     calls = w.num_tables * c.table_call
     pull = rows * (c.pull_row + job.new_rows * c.insert_row) + w.stored_bytes * share * c.pull_byte
     push = rows * c.push_row + w.updated_bytes * share * c.push_byte
+    whole_steps = job.config.mode == "sync" or job.config.apply == "step"
     server = {
         "pull": trainers * (calls + pull / threads),
-        "push": trainers * (calls + push / threads),
+        # A whole step's gradients of a table go in by one call.
+        "push": (1 if whole_steps else trainers) * calls + trainers * push / threads,
         "other": trainers * c.server_batch,
     }
+    shared = {"pull": pull, "push": push}  # what threads divide
     batches = max(worker_batches(plan))
     # With several servers rows are put together first; else they go straight from ring to ring.
     copied = w.feed_bytes + (w.row_bytes if servers > 1 else 0.0)
@@ -97,6 +107,7 @@ def count_costs(job: Job) -> Costs:
     trainer = {
         "pool": 0.0 if job.dense.whole else pool,
         "dense": dense,
+        "optimizer": 1e9 * job.dense.optimizer_seconds,
         "push": w.gradient_bytes * c.copy_byte,
         "allreduce": allreduce,
         "other": 0.0 if job.dense.whole else c.trainer_step,
@@ -111,26 +122,27 @@ def count_costs(job: Job) -> Costs:
         role: {phase: 1e-9 * ns * job.factors.get((role, phase), 1.0) for phase, ns in phases.items()}
         for role, phases in named.items()
     }
-    return Costs(seconds, 1e-9 * wait * job.factors.get((Role.TRAINER.value, "allreduce"), 1.0))
+    others = sum(
+        trainers * ns * (1 - 1 / threads) * job.factors.get((Role.PARAMETER_SERVER.value, phase), 1.0)
+        for phase, ns in shared.items()
+    )
+    wait *= job.factors.get((Role.TRAINER.value, "allreduce"), 1.0)
+    return Costs(seconds, 1e-9 * wait, 1e-9 * others)
 
 
 def _allreduce(job: Job, trainers: int) -> tuple[float, float]:
     """Nanoseconds of a trainer's, and what of that is waiting."""
     if trainers == 1:
         return 0.0, 0.0
-    nodes = len({m.node for m in job.plan.of(Role.TRAINER)})
-    travelling = dense_traffic(job.dense, trainers)
-    moved = travelling * job.constants.allreduce_byte
-    wait = 0.0 if job.config.mode == "async" else job.constants.allreduce_step
+    mode, nodes = job.config.mode, len({m.node for m in job.plan.of(Role.TRAINER)})
+    # Of a ring AllReduce a trainer sends so much, and receives; of `async` as much.
+    moved = 2 * (trainers - 1) / trainers * job.dense.bytes * job.constants.allreduce_byte
+    wait = 0.0 if mode == "async" else job.constants.allreduce_step
     if nodes > 1:
         wait += 1e9 * 2 * (nodes - 1) * job.latency_seconds
-        moved = max(moved, 1e9 * travelling / (job.link_bytes or float("inf")))
-    return wait + moved, wait - (0.0 if job.config.mode == "async" else job.constants.allreduce_cpu)
-
-
-def dense_traffic(dense: Dense, trainers: int) -> float:
-    """Bytes that a trainer sends in a step, and receives: of a ring AllReduce; in `async` as many."""
-    return 2 * (trainers - 1) / trainers * dense.bytes
+        link = busiest(dense_traffic(job.plan, job.dense.bytes, mode))
+        moved = max(moved, 1e9 * link / (job.link_bytes or float("inf")))
+    return wait + moved, wait - (0.0 if mode == "async" else job.constants.allreduce_cpu)
 
 
 def server_share(layout: Layout, num_servers: int) -> float:
@@ -149,34 +161,3 @@ def worker_batches(plan: Plan) -> list[float]:
         for worker in workers:
             load[worker] += 1 / len(workers)
     return load
-
-
-def link_traffic(job: Job) -> dict[int, tuple[float, float]]:
-    """Bytes out of and into each node in a step, by its number; not what its own ranks exchange."""
-    plan, w = job.plan, job.work
-    out: dict[int, float] = dict.fromkeys(sorted({m.node for m in plan.members}), 0.0)
-    into = dict(out)
-
-    def send(a: int, b: int, num_bytes: float) -> None:
-        if a != b:
-            out[a] += num_bytes
-            into[b] += num_bytes
-
-    servers = [m.node for m in plan.of(Role.PARAMETER_SERVER)]
-    workers = {m.role_rank: m.node for m in plan.of(Role.EMBEDDING_WORKER)}
-    trainers = {m.role_rank: m.node for m in plan.of(Role.TRAINER)}
-    for trainer, fed_by in enumerate(plan.workers_of_trainer):
-        for worker in fed_by:
-            here, part = workers[worker], 1 / len(fed_by)
-            send(here, trainers[trainer], part * w.feed_bytes)
-            send(trainers[trainer], here, part * w.gradient_bytes)
-    for worker, batches in enumerate(worker_batches(plan)):
-        for server in servers:
-            part = batches / len(servers)
-            send(workers[worker], server, part * (w.key_bytes + w.gradient_bytes))
-            send(server, workers[worker], part * w.row_bytes)
-    with_trainers = sorted(set(trainers.values()))
-    for node in with_trainers if len(with_trainers) > 1 else ():
-        out[node] += dense_traffic(job.dense, len(trainers))  # a ring enters and leaves each node once
-        into[node] += dense_traffic(job.dense, len(trainers))
-    return {node: (out[node], into[node]) for node in out}

@@ -10,6 +10,7 @@ from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.topology.channels import ring_memory
 from persia_hpc.topology.roles import Plan, Role
 
+from .cluster import Cluster
 from .costs import Job, server_share, worker_batches
 
 GROWING_BYTES = 6  # a row while a table grows, on average, beyond what a full one has (benchmarks/RESULTS.md)
@@ -55,3 +56,10 @@ def node_memory(plan: Plan, memory: Memory) -> dict[int, int]:
     for member in plan.members:
         nodes[member.node] += sum(memory[member.role].values())
     return nodes
+
+
+def fits(plan: Plan, memory: Memory, cluster: Cluster) -> bool | None:
+    """Whether each node's ranks fit into its memory; None where nobody has said how much there is."""
+    nodes = node_memory(plan, memory)
+    known = {n: limit for n in nodes if (limit := cluster.node_memory(n)) is not None}
+    return all(nodes[n] <= limit for n, limit in known.items()) if known else None

@@ -9,10 +9,20 @@ from dataclasses import dataclass
 from persia_hpc.topology.roles import Plan, Role
 
 from .cluster import Cluster
-from .costs import READER, Costs, Job, count_costs, link_traffic, worker_batches
+from .costs import READER, Costs, Job, count_costs, worker_batches
+from .traffic import (
+    KEYS,
+    Link,
+    all_turns,
+    busiest,
+    dense_traffic,
+    embedding_traffic,
+    node_traffic,
+    one_step,
+)
 
 SERVER, WORKER, TRAINER = "parameter_server", "embedding_worker", "trainer"  # values of Role
-HOPS = 4  # rows to the worker, batch to the trainer, gradients to the worker, gradients to the server
+IN_STEP = "trainers in step on shared cores"
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,10 @@ class Prediction:
 def predict(job: Job, cluster: Cluster) -> Prediction:
     """What the model says of a job on a cluster; a pure function."""
     job = dataclasses.replace(
-        job, link_bytes=cluster.link_bytes, latency_seconds=cluster.latency_seconds or 0.0
+        job,
+        link_bytes=cluster.link_bytes,
+        latency_seconds=cluster.latency_seconds or 0.0,
+        server_cores=min(cluster.node_cores(m.node) for m in job.plan.of(Role.PARAMETER_SERVER)),
     )
     costs, links = count_costs(job), link_traffic(job)
     path = _path(job, costs, late=cluster.gpus > 0 or job.config.train.amp == "fp16")
@@ -64,7 +77,7 @@ def predict(job: Job, cluster: Cluster) -> Prediction:
         Stage("one step at a time" if bound == 0 else f"staleness bound {bound}", path / (bound + 1)),
     ]
     if (seconds := _in_step(job, costs, cluster)) > 0:
-        stages.append(Stage("trainers in step on shared cores", seconds))
+        stages.append(Stage(IN_STEP, seconds))
     busy = {n: s / cluster.node_cores(n) for n, s in _node_seconds(job, costs).items()}
     node = max(busy, key=lambda n: busy[n])
     stages.append(Stage(f"cores of node {node}", busy[node]))
@@ -75,21 +88,49 @@ def predict(job: Job, cluster: Cluster) -> Prediction:
     return Prediction(job.plan, samples, tuple(stages), costs, links)
 
 
+def link_traffic(job: Job) -> dict[int, tuple[float, float]]:
+    """Bytes out of and into each node in a step, by its number; not what its own ranks exchange."""
+    hops = embedding_traffic(job.plan, job.work, all_turns(job.plan))
+    dense = dense_traffic(job.plan, job.dense.bytes, job.config.mode)
+    return node_traffic(job.plan, [*hops.values(), dense])
+
+
 def _path(job: Job, costs: Costs, *, late: bool) -> float:
     """Seconds from the answer to a step's first pull until its last gradient is in the tables.
 
-    late: row gradients are sent after AllReduce; else before, and it isn't in the way.
+    late: row gradients are sent after AllReduce and optimizer; else before, and those aren't in the way.
+    With nothing prefetched a pull is asked for only when the step that it waits for is done.
     """
     worker, trainer = costs.seconds[WORKER], costs.seconds[TRAINER]
-    seconds = costs.total(SERVER) + worker["feed"] + worker["push"] + worker["other"] / 2
-    seconds += trainer["pool"] + trainer["dense"] + trainer["push"] + trainer["allreduce"] * late
-    seconds += HOPS * 1e-9 * job.constants.wake
-    nodes = {m.node for m in job.plan.members}
-    if len(nodes) > 1:
-        w, batches = job.work, max(worker_batches(job.plan))
-        carried = batches * (w.row_bytes + w.gradient_bytes) + w.feed_bytes + w.gradient_bytes
-        seconds += HOPS * job.latency_seconds + carried / (job.link_bytes or float("inf"))
-    return seconds
+    asked = job.config.data.prefetch == 0
+    whole = worker["feed"] + worker["push"] + worker["other"] / 2
+    if asked:
+        whole += worker["dedup"] + worker["pull"] + worker["other"] / 2
+    seconds = costs.total(SERVER) + whole * _whole_batches(job)
+    seconds += trainer["pool"] + trainer["dense"] + trainer["push"]
+    seconds += (trainer["allreduce"] + trainer["optimizer"]) * late
+    hops = _slowest_hops(job)
+    if not asked:
+        del hops[KEYS]
+    seconds += len(hops) * 1e-9 * job.constants.wake
+    seconds += sum(job.latency_seconds for num_bytes in hops.values() if num_bytes)
+    return seconds + sum(hops.values()) / (job.link_bytes or float("inf"))
+
+
+def _whole_batches(job: Job) -> float:
+    """By what a worker's mean step is multiplied for one in which it has its turn."""
+    batches = max(worker_batches(job.plan))
+    return max(1.0, batches) / batches
+
+
+def _slowest_hops(job: Job) -> dict[str, float]:
+    """Bytes of each hop on the link that has most to do, at the step for which it has most."""
+    hops: dict[str, float] = {}
+    for number in range(max(len(by) for by in job.plan.workers_of_trainer)):
+        traffic: Mapping[str, Link] = embedding_traffic(job.plan, job.work, one_step(job.plan, number))
+        for hop, nodes in traffic.items():
+            hops[hop] = max(hops.get(hop, 0.0), busiest(nodes))
+    return hops
 
 
 def _in_step(job: Job, costs: Costs, cluster: Cluster) -> float:
@@ -108,7 +149,8 @@ def _in_step(job: Job, costs: Costs, cluster: Cluster) -> float:
         share = sum(m.node == node for m in trainers) / cluster.node_cores(node)
         if share >= 1:
             others = costs.total(SERVER) * (Role.PARAMETER_SERVER in roles)
-            others += (costs.total(WORKER) + costs.total(READER)) * (Role.EMBEDDING_WORKER in roles)
+            if Role.EMBEDDING_WORKER in roles:
+                others += (costs.total(WORKER) + costs.total(READER)) * _whole_batches(job)
             longest = max(longest, computing * share + wait + others)
     return longest
 
@@ -116,9 +158,10 @@ def _in_step(job: Job, costs: Costs, cluster: Cluster) -> float:
 def _node_seconds(job: Job, costs: Costs) -> dict[int, float]:
     """Seconds of computing in a step, of all ranks of each node."""
     trainer = costs.seconds[TRAINER]
-    threaded = trainer["dense"] * (job.dense.threads - 1)  # the other threads compute, or spin
+    # The other threads compute, or spin.
+    threaded = (trainer["dense"] + trainer["optimizer"]) * (job.dense.threads - 1)
     each = {
-        SERVER: costs.total(SERVER),
+        SERVER: costs.total(SERVER) + costs.server_threads,
         WORKER: (costs.total(WORKER) + costs.total(READER)) / max(worker_batches(job.plan)),
         TRAINER: costs.total(TRAINER) - costs.allreduce_wait + threaded,
     }

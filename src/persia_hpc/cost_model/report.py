@@ -6,23 +6,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from persia_hpc.config import mib
 from persia_hpc.topology.roles import ROLE_ORDER
 
 from .cluster import Cluster
 from .costs import READER, Job
-from .memory import Memory, node_memory
-from .predict import Prediction
+from .memory import Memory, fits, node_memory
+from .predict import IN_STEP, Prediction
 
 SHOWN_NODES = 4
 
 
 @dataclass(frozen=True)
 class Option:
-    """One rank more of a role (on each node, with [ranks.per_node]), and what that would bring."""
+    """One rank more of a role (on each node, with [ranks.per_node]), and what that would bring: samples per
+    second, and what then bounds them.
+    """
 
     role: str
     counts: Mapping[str, int]
     samples_per_second: float
+    bottleneck: str
 
 
 @dataclass(frozen=True)
@@ -34,14 +38,13 @@ class Report:
     prediction: Prediction
     memory: Memory
     options: Sequence[Option]
+    obstacles: Mapping[str, str]  # by role of which there can't be one more: why
     counted: str  # where ids and unique rows come from
 
     @property
     def fits(self) -> bool | None:
         """Whether each node's ranks fit into its memory; None where nobody has said how much there is."""
-        nodes = node_memory(self.prediction.plan, self.memory)
-        known = {n: limit for n in nodes if (limit := self.cluster.node_memory(n)) is not None}
-        return all(nodes[n] <= limit for n, limit in known.items()) if known else None
+        return fits(self.prediction.plan, self.memory, self.cluster)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; seconds are of a step, bytes too but for memory."""
@@ -63,6 +66,7 @@ class Report:
             "node_memory_bytes": {str(n): b for n, b in node_memory(p.plan, self.memory).items()},
             "fits": self.fits,
             "options": [vars(option) for option in self.options],
+            "obstacles": dict(self.obstacles),
         }
 
     def lines(self) -> Iterator[str]:
@@ -93,19 +97,46 @@ class Report:
             f"predicted: {p.samples_per_second:,.0f} samples/s, steps of {1e3 * p.step_seconds:.2f} ms; "
             f"bottleneck: {p.bottleneck.name}"
         )
+        each = " on each node" if job.config.ranks.per_node is not None else ""
         for option in self.options:
             change = option.samples_per_second / p.samples_per_second - 1
             counts = "+".join(str(n) for n in option.counts.values())
-            yield f"  with {counts}, one {option.role} more: {option.samples_per_second:,.0f} ({change:+.0%})"
+            then = "" if option.bottleneck == p.bottleneck.name else f"; then bottleneck: {option.bottleneck}"
+            rate = f"{option.samples_per_second:,.0f} ({change:+.0%})"
+            yield f"  with {counts}, one {option.role} more{each}: {rate}{then}"
+        for role, why in self.obstacles.items():
+            yield f"  no {role} more{each}: {why}"
         yield f"add next: {self.next_role()}"
+        yield from self._caveats()
 
     def next_role(self) -> str:
         """The role of which one rank more brings most, or why none."""
-        worth = self.prediction.samples_per_second * 1.02
+        p = self.prediction
         best = max(self.options, key=lambda option: option.samples_per_second, default=None)
-        if best is None or best.samples_per_second < worth:
-            return f"no role: {self.prediction.bottleneck.name} would stay the bottleneck"
-        return best.role
+        if best is not None and best.samples_per_second >= 1.02 * p.samples_per_second:
+            return best.role
+        # What keeps the best option from bringing more, or what keeps ranks out.
+        name = p.bottleneck.name if best is None else best.bottleneck
+        if name.startswith(("cores of node", IN_STEP)):
+            return f"no role, but a node, or more cores in each: {name} would be the bottleneck"
+        if name.startswith("link of node"):
+            return f"no role, but a node, or a faster link: {name} would be the bottleneck"
+        missing = self.obstacles.get(p.bottleneck.name.replace(" ", "_").removesuffix("s"))
+        if missing is not None:
+            return f"no role: {p.bottleneck.name} are the bottleneck, and {missing}; a node more has room"
+        return f"no role{' that there is room for' * bool(self.obstacles)}: {name} would stay the bottleneck"
+
+    def _caveats(self) -> Iterator[str]:
+        config = self.job.config
+        if config.wire.reuse_steps:
+            yield (
+                "not modelled: wire.reuse_steps saves rows on their way; bytes and times are those without it"
+            )
+        if self.job.dense.threads > 1 and config.train.threads is None:
+            yield (
+                f"assumed throughout: {self.job.dense.threads} threads a trainer, its fair share with the "
+                "configured ranks; with more ranks on a node that is less (fix train.threads)"
+            )
 
     def _link_lines(self) -> Iterator[str]:
         p, limit = self.prediction, self.cluster.link_bytes
@@ -128,8 +159,3 @@ class Report:
         limit = self.cluster.node_memory(node)
         said = "" if limit is None else f" of {mib(limit)}: {'fits' if self.fits else 'DOES NOT FIT'}"
         yield f"  fullest node ({node}): {mib(nodes[node])}{said}"
-
-
-def mib(num_bytes: float) -> str:
-    """In MiB, or GiB where that reads better."""
-    return f"{num_bytes / 2**20:,.1f} MiB" if num_bytes < 10 * 2**30 else f"{num_bytes / 2**30:,.1f} GiB"

@@ -22,10 +22,13 @@ FEW_ROWS = 1 << 16  # with so many or less an id's index has two bytes
 
 @dataclass(frozen=True)
 class Counts:
-    """Of a batch: rows that its ids stand for (by feature, hashing included), and unique ones (by table)."""
+    """Of a batch: rows that its ids stand for (by feature, hashing included), unique ones (by table), and
+    ids as stored, before `max_length` cuts them.
+    """
 
     ids: tuple[float, ...]
     rows: tuple[float, ...]
+    stored: float
 
 
 Counting = Callable[[int], Counts]  # by the samples of a batch
@@ -68,12 +71,11 @@ def batch_work(
     index = 2 if max(sum(counts.rows[t] for t in group) for group in groups) <= FEW_ROWS else 4
     width = 4 * (len(schema.dense_names) + len(schema.label_names) + schema.has_weight + 2 * schema.has_group)
     offsets = 4 * sum(feature.multi for feature in layout.features)
-    stored_ids = sum(n / f.rounds for n, f in zip(counts.ids, layout.features, strict=True))
     return BatchWork(
         samples=samples,
         num_features=len(layout.features),
         num_tables=len(tables),
-        values=stored_ids + samples * (len(schema.dense_names) + len(schema.label_names)),
+        values=counts.stored + samples * (len(schema.dense_names) + len(schema.label_names)),
         ids=ids,
         rows=rows,
         stored_bytes=sum(
@@ -92,7 +94,9 @@ def batch_work(
     )
 
 
-def assumed_counts(layout: Layout, ids_per_sample: tuple[float, ...], unique_share: float) -> Counting:
+def assumed_counts(
+    layout: Layout, ids_per_sample: tuple[float, ...], stored_per_sample: float, unique_share: float
+) -> Counting:
     """Counts when a given share of a batch's ids are different ones."""
 
     def counts(samples: int) -> Counts:
@@ -100,6 +104,6 @@ def assumed_counts(layout: Layout, ids_per_sample: tuple[float, ...], unique_sha
         rows = np.zeros(len(layout.tables))
         for n, feature in zip(ids, layout.features, strict=True):
             rows[feature.table] += n * unique_share
-        return Counts(ids, tuple(rows.tolist()))
+        return Counts(ids, tuple(rows.tolist()), samples * stored_per_sample)
 
     return counts

@@ -1,0 +1,87 @@
+"""Bytes on each node's link in a step, by hop; what ranks of one node exchange doesn't count."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from persia_hpc.topology.roles import Plan, Role
+
+from .work import BatchWork
+
+Link = Mapping[int, tuple[float, float]]  # out of and into each node that has a part in it
+KEYS, ROWS, FEED, GRADIENTS, PUSH, DENSE = "keys", "rows", "feed", "gradients", "push", "dense"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """`part` of a trainer's batches are prepared by this worker."""
+
+    worker: int
+    trainer: int
+    part: float
+
+
+def all_turns(plan: Plan) -> list[Turn]:
+    """What each worker does of an average step."""
+    fed = enumerate(plan.workers_of_trainer)
+    return [Turn(worker, trainer, 1 / len(by)) for trainer, by in fed for worker in by]
+
+
+def one_step(plan: Plan, number: int) -> list[Turn]:
+    """Who does the batches of step `number`, where several workers of a trainer take turns."""
+    return [Turn(by[number % len(by)], t, 1.0) for t, by in enumerate(plan.workers_of_trainer)]
+
+
+def embedding_traffic(plan: Plan, work: BatchWork, turns: Iterable[Turn]) -> dict[str, Link]:
+    """By hop: keys (worker to servers), rows, feed, gradients (trainer to worker), push (to servers)."""
+    servers = Counter(m.node for m in plan.of(Role.PARAMETER_SERVER))
+    workers = {m.role_rank: m.node for m in plan.of(Role.EMBEDDING_WORKER)}
+    trainers = {m.role_rank: m.node for m in plan.of(Role.TRAINER)}
+    hops: dict[str, dict[int, tuple[float, float]]] = {hop: {} for hop in (KEYS, ROWS, FEED, GRADIENTS, PUSH)}
+
+    def send(hop: str, a: int, b: int, num_bytes: float) -> None:
+        if a != b:
+            for node, out, into in ((a, num_bytes, 0.0), (b, 0.0, num_bytes)):
+                before = hops[hop].get(node, (0.0, 0.0))
+                hops[hop][node] = before[0] + out, before[1] + into
+
+    for turn in turns:
+        worker, trainer = workers[turn.worker], trainers[turn.trainer]
+        send(FEED, worker, trainer, turn.part * work.feed_bytes)
+        send(GRADIENTS, trainer, worker, turn.part * work.gradient_bytes)
+        for server, count in servers.items():
+            part = turn.part * count / servers.total()
+            send(KEYS, worker, server, part * work.key_bytes)
+            send(ROWS, server, worker, part * work.row_bytes)
+            send(PUSH, worker, server, part * work.gradient_bytes)
+    return dict(hops)
+
+
+def dense_traffic(plan: Plan, dense_bytes: float, mode: str) -> Link:
+    """Of dense gradients: a ring AllReduce enters and leaves each node once, whatever trainers it has. In
+    `async` each trainer sends its changes to each other's slice of the parameters and gets that slice back.
+    """
+    trainers = plan.count(Role.TRAINER)
+    here = Counter(m.node for m in plan.of(Role.TRAINER))
+    if len(here) == 1:
+        return {}
+    parts = {
+        node: count * (trainers - count) if mode == "async" else trainers - 1 for node, count in here.items()
+    }
+    return {node: (2 * part / trainers * dense_bytes,) * 2 for node, part in parts.items()}
+
+
+def node_traffic(plan: Plan, hops: Iterable[Link]) -> dict[int, tuple[float, float]]:
+    """Out of and into each node of a plan, of all these hops together."""
+    nodes = dict.fromkeys(sorted({m.node for m in plan.members}), (0.0, 0.0))
+    for hop in hops:
+        for node, (out, into) in hop.items():
+            nodes[node] = nodes[node][0] + out, nodes[node][1] + into
+    return nodes
+
+
+def busiest(hop: Link) -> float:
+    """Bytes of the direction of the node that has most."""
+    return max((max(both) for both in hop.values()), default=0.0)

@@ -1,0 +1,114 @@
+"""Stages of the cost model that have to do with cores, threads and what is in a step's way."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from persia_hpc.config_types import ROLE_KEYS
+from persia_hpc.cost_model.cluster import Cluster
+from persia_hpc.cost_model.costs import Dense, count_costs
+from persia_hpc.cost_model.predict import predict
+from persia_hpc.cost_model.work import assumed_counts, batch_work
+from persia_hpc.embedding_worker.engine import EmbeddingWorker
+from persia_hpc.errors import UserError
+from persia_hpc.layout import make_layout
+from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
+from persia_hpc.trial import count_batches
+from tests.unit.test_cost_model import COUNTS, SCHEMA, config_of, job_of, sample_of
+
+ONE = dict.fromkeys(ROLE_KEYS, 1)
+
+
+def stages(config, counts, cluster, **changes) -> dict[str, float]:
+    job = dataclasses.replace(job_of(config, counts, cluster), **changes)
+    return {stage.name: stage.seconds for stage in predict(job, cluster).stages}
+
+
+@settings(max_examples=40, deadline=None)
+@given(COUNTS, st.integers(2, 16), st.integers(1, 8))
+def test_threads_of_a_server_make_no_cores(counts, threads: int, cores: int) -> None:
+    cluster = Cluster(cores=cores)
+    one = stages(config_of(), counts, cluster)
+    many = stages(config_of(server_threads=threads), counts, cluster)
+    assert many["cores of node 0"] == pytest.approx(one["cores of node 0"])
+    assert one["parameter servers"] / cores <= many["parameter servers"] * 1.000001
+    capped = stages(config_of(server_threads=cores), counts, cluster)
+    assert many["parameter servers"] >= capped["parameter servers"] * 0.999999
+
+
+def test_threads_of_the_model_take_cores_from_others() -> None:
+    cluster = Cluster(cores=4)
+    dense = [Dense(0.0, 1e-6, 1e6, "", whole=True, threads=threads) for threads in (1, 4)]
+    one, four = (stages(config_of(), ONE, cluster, dense=d)["cores of node 0"] for d in dense)
+    assert four - one == pytest.approx(3 * 4096e-6 / 4)
+
+
+def test_the_optimizer_delays_the_next_step_only_where_gradients_are_sent_after_it() -> None:
+    def path(amp: str, optimizer: float) -> float:
+        dense = Dense(0.0, 1e-6, 1e6, "", optimizer_seconds=optimizer)
+        config = config_of(mode="sync", train={"amp": amp})
+        return stages(config, ONE, Cluster(cores=8), dense=dense)["one step at a time"]
+
+    assert path("off", 1e-2) == path("off", 0.0)
+    assert path("fp16", 1e-2) == pytest.approx(path("fp16", 0.0) + 1e-2)
+    busy = stages(config_of(), ONE, Cluster(cores=8), dense=Dense(0.0, 0.0, 1e6, "", optimizer_seconds=1.0))
+    assert busy["trainers"] > 1
+
+
+@pytest.mark.parametrize("late", [{"mode": "sync"}, {"apply": "step"}])
+def test_whole_steps_are_pushed_by_one_call_a_table(late) -> None:
+    counts = {**ONE, "trainers": 4}
+    by_batch, by_step = (count_costs(job_of(config_of(**c), counts, Cluster())) for c in ({}, late))
+    job = job_of(config_of(), counts, Cluster())
+    saved = 3 * job.work.num_tables * job.constants.table_call * 1e-9
+    pushes = [costs.seconds["parameter_server"]["push"] for costs in (by_batch, by_step)]
+    assert pushes[0] - pushes[1] == pytest.approx(saved)
+    alone = [count_costs(job_of(config_of(**c), ONE, Cluster())).seconds for c in ({}, late)]
+    assert alone[0]["parameter_server"] == alone[1]["parameter_server"]
+
+
+def test_without_prefetching_the_request_is_in_the_way_of_a_step() -> None:
+    def path(prefetch: int, **changes: float) -> float:
+        data = {"train": "t.h5", "batch_size": 4096, "prefetch": prefetch}
+        config = config_of(mode="sync", data=data)
+        constants = dataclasses.replace(job_of(config, ONE, Cluster()).constants, **changes)
+        return stages(config, ONE, Cluster(cores=8), constants=constants)["one step at a time"]
+
+    assert path(2, dedup_id=1e3) == path(2)
+    assert path(0, dedup_id=1e3) > path(0) + 4096e-6
+    assert path(0, read_value=1e3) == path(0)  # a thread has read it before
+    assert path(0, wake=1e9) - path(2, wake=1e9) > 1  # a hop more
+
+
+def test_ids_are_read_as_stored_however_many_are_used() -> None:
+    schema = DatasetSchema((FeatureSchema("a"), FeatureSchema("b", multi=True), FeatureSchema("c")), ("x",))
+    sample = sample_of(np.random.default_rng(0), 500, 50)
+    stored = sum(len(column.values) for column in sample.ids.values())
+    works = []
+    for limit in (None, 1):
+        config = config_of(features={"c": {"table": "wide"}, "b": {"max_length": limit} if limit else {}})
+        layout = make_layout(config, SCHEMA)
+        counts = count_batches(EmbeddingWorker(layout), sample, 500)
+        works.append(batch_work(config, layout, schema, 500, counts))
+        again = assumed_counts(layout, tuple(n / 500 for n in counts.ids), counts.stored / 500, 0.5)(500)
+        assert batch_work(config, layout, schema, 500, again).values == pytest.approx(works[-1].values)
+    assert works[0].ids == stored
+    assert works[1].ids < stored
+    assert works[0].values == works[1].values == stored + 500 * (1 + len(schema.label_names))
+
+
+def test_each_trainer_of_a_node_needs_a_gpu() -> None:
+    cluster = Cluster(nodes=2, gpus=2, link_bytes=1e9, latency_seconds=0.0)
+    for trainers in (4, 5):
+        counts = {**ONE, "trainers": trainers}
+        config = config_of(ranks=counts)
+        if trainers == 4:
+            assert cluster.place(config.ranks, counts).workers_of_trainer
+        else:
+            with pytest.raises(UserError, match="--gpus 2: node 0 would have 3 trainers"):
+                cluster.place(config.ranks, counts)
