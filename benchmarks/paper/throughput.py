@@ -2,7 +2,8 @@
 
 Simulated in two ways, as one small machine can't compute for many trainers: the dense step is a sleep, and
 nodes are network namespaces of this machine whose links are limited to some rate each way. Node 0 holds the
-server, every other node a trainer and its worker, so all rows cross links. Ranks, MPI over TCP, Horovod,
+server, every other node a trainer and its worker, so all rows cross links; rows and AllReduce share a link
+fairly. Ranks, MPI over TCP, Horovod,
 tables and gradients are real. Weak scaling: every trainer has its own batch, so a step's bytes on a link stay
 the same. Needs root, tc (iproute2) and MPICH.
 
@@ -32,8 +33,8 @@ PAPER = "paper, 64 A100, 100 T parameters: hybrid 2.6 × sync, async 2.9 ×"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trainers", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--links", nargs="+", default=["1000mbit", "40mbit"], help="rates as tc writes them")
-    parser.add_argument("--sleep", type=float, default=0.1, help="seconds of a dense step")
+    parser.add_argument("--links", type=float, nargs="+", default=[1000, 40, 20], help="Mbit/s")
+    parser.add_argument("--sleep", type=float, default=0.2, help="seconds of a dense step")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--repeats", type=int, default=1)
 
@@ -49,7 +50,7 @@ def run(options: argparse.Namespace, scratch: Path) -> Report:
         for trainers in options.trainers:
             for repeat in range(options.repeats):
                 for mode, settings in MODES.items():
-                    name = f"{link}-{trainers}-{mode}-{repeat}"
+                    name = f"{link:g}-{trainers}-{mode}-{repeat}"
                     summary = job(scratch, name, _settings(options, trainers, data, settings), link)
                     figures.append(_figures(summary, link, trainers, mode, options))
                     print(name, f"{figures[-1]['samples_per_second']:,.0f} samples/s", file=sys.stderr)
@@ -71,7 +72,7 @@ def _settings(
     }
 
 
-def job(scratch: Path, name: str, settings: dict[str, Any], link: str) -> dict[str, Any]:
+def job(scratch: Path, name: str, settings: dict[str, Any], link: float) -> dict[str, Any]:
     """Trains on nodes whose links have the rate `link`, but for the server's; the summary."""
     trainers = settings["ranks"]["trainers"]
     config, run_dir = scratch / f"{name}.toml", scratch / name
@@ -80,7 +81,7 @@ def job(scratch: Path, name: str, settings: dict[str, Any], link: str) -> dict[s
     program += ["--launcher", "none", "--quiet", "--run-dir", str(run_dir)]
     with virtual_nodes(1 + trainers, shared=[scratch]) as nodes:
         for node in range(1, 1 + trainers):
-            nodes.limit(node, link)
+            nodes.limit(node, link, hub=0)
         # A trainer's Horovod thread looks for work in cycles; at its default of 1 ms eight of them would keep
         # two cores busy.
         env = environment(UCX_NET_DEVICES="eth0", HOROVOD_CYCLE_TIME="5")
@@ -96,7 +97,7 @@ def job(scratch: Path, name: str, settings: dict[str, Any], link: str) -> dict[s
 
 
 def _figures(
-    summary: dict[str, Any], link: str, trainers: int, mode: str, options: argparse.Namespace
+    summary: dict[str, Any], link: float, trainers: int, mode: str, options: argparse.Namespace
 ) -> dict[str, Any]:
     rows = summary["embedding"]["pulled_rows"] / summary["steps"] / trainers
     return {
@@ -111,17 +112,11 @@ def _figures(
     }
 
 
-def _bytes_per_second(link: str) -> float:
-    units = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
-    number = link.rstrip("kmgbit")
-    return float(number) * units[link[len(number) :]] / 8
-
-
 def _table(figures: list[dict[str, Any]]) -> str:
     """A row a link and number of trainers."""
     lines = []
     cases = list(dict.fromkeys((f["link"], f["trainers"]) for f in figures))
-    base: dict[tuple[str, str], float] = {}
+    base: dict[tuple[float, str], float] = {}
     for link, trainers in cases:
         here = [f for f in figures if (f["link"], f["trainers"]) == (link, trainers)]
         rate = {
@@ -129,9 +124,9 @@ def _table(figures: list[dict[str, Any]]) -> str:
             / sum(f["mode"] == mode for f in here)
             for mode in MODES
         }
-        busy = here[0]["row_bytes_per_step_and_trainer"] / _bytes_per_second(link) / here[0]["sleep_seconds"]
+        busy = here[0]["row_bytes_per_step_and_trainer"] / (link * 1e6 / 8) / here[0]["sleep_seconds"]
         limit = trainers * BATCH / here[0]["sleep_seconds"]
-        cells = [link, f"{busy:.2f}", str(trainers)]
+        cells = [f"{link:g} Mbit/s", f"{busy:.2f}", str(trainers)]
         for mode in MODES:
             first = base.setdefault((link, mode), rate[mode] / trainers)
             cells.append(f"{rate[mode]:,.0f} ({rate[mode] / trainers / first:.2f})")

@@ -98,11 +98,22 @@ class Nodes:
         """Kills all its processes at once; the node is gone for good."""
         os.kill(int((self._state / f"{self.addresses[node]}.pid").read_text()), signal.SIGKILL)
 
-    def limit(self, node: int, rate: str) -> None:
-        """What the node sends and what it receives is limited to `rate` each, as tc writes it ("100mbit")."""
-        shape = ["root", "tbf", "rate", rate, "burst", "64kb", "latency", "200ms"]
-        self.run(node, "tc", "qdisc", "replace", "dev", "eth0", *shape)
-        _run(["tc", "qdisc", "replace", "dev", self._links[node], *shape])
+    def limit(self, node: int, mbit: float, hub: int) -> None:
+        """Limits what the node sends and what it receives to `mbit` Mbit/s each.
+
+        Traffic with the node `hub` and with all others share that fairly: none waits in the other's queue.
+        """
+        inside = lambda *command: self.run(node, "tc", *command)  # noqa: E731
+        outside = lambda *command: _run(["tc", *command])  # noqa: E731
+        for tc, device, end in ((inside, "eth0", "dst"), (outside, self._links[node], "src")):
+            rate = ("rate", f"{mbit / 2}mbit", "ceil", f"{mbit}mbit", "quantum", "3000")
+            match = ("match", "ip", end, f"{self.addresses[hub]}/32")
+            on = ("dev", device, "parent")
+            tc("qdisc", "replace", "dev", device, "root", "handle", "1:", "htb", "default", "20")
+            tc("class", "add", *on, "1:", "classid", "1:1", "htb", "rate", f"{mbit}mbit", "quantum", "3000")
+            for leaf in ("1:10", "1:20"):
+                tc("class", "add", *on, "1:1", "classid", leaf, "htb", *rate)
+            tc("filter", "add", *on, "1:", "protocol", "ip", "u32", *match, "flowid", "1:10")
 
     def launching(self, ppn: int | Sequence[int]) -> dict[str, str]:
         """Environment in which MPICH's launcher starts `ppn` ranks on each node, or so many on one each;
