@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -103,9 +104,15 @@ class Nodes:
 
         Traffic with the node `hub` and with all others share that fairly: none waits in the other's queue.
         """
-        inside = lambda *command: self.run(node, "tc", *command)  # noqa: E731
-        outside = lambda *command: _run(["tc", *command])  # noqa: E731
-        for tc, device, end in ((inside, "eth0", "dst"), (outside, self._links[node], "src")):
+
+        def outside(*command: str) -> None:
+            _run(list(command))
+
+        for run, device, end in (
+            (partial(self.run, node), "eth0", "dst"),
+            (outside, self._links[node], "src"),
+        ):
+            tc = partial(run, "tc")
             rate = ("rate", f"{mbit / 2}mbit", "ceil", f"{mbit}mbit", "quantum", "3000")
             match = ("match", "ip", end, f"{self.addresses[hub]}/32")
             on = ("dev", device, "parent")

@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def _measure_batch(
         )
     }
     peers = peer_commands(options.peers)
-    limits |= {name: lambda peer=peer: run_program([*peer, *size]) for name, peer in peers.items()}  # type: ignore[misc]
+    limits |= {name: partial(run_program, [*peer, *size]) for name, peer in peers.items()}
     rates: Rates = {name: [] for name in (*jobs, *limits)}
     whole: Rates = {name: [] for name in jobs}
     last: dict[str, dict[str, Any]] = {}
