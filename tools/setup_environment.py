@@ -160,4 +160,7 @@ def hash_sources() -> str:
     built = sorted(p for p in native if not {"tests", "bench"} & set(p.relative_to(ROOT).parts))
     for path in [ROOT / "CMakeLists.txt", ROOT / "pyproject.toml", *built]:
         digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes() + b"\0")
+    # An editable install remembers where each module lies: a moved one must be installed again.
+    for path in sorted((ROOT / "src").rglob("*.py")):
+        digest.update(f"{path.relative_to(ROOT)}\0".encode())
     return digest.hexdigest()
