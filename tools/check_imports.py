@@ -73,7 +73,7 @@ WHO_KNOWS = {
 # Pure modules: what they may import of the package, and no third-party package at all.
 PURE = {
     "schedule.py": ("config", "errors"),
-    "learning_rate.py": (),
+    "config/learning_rate.py": (),
     "topology/roles.py": ("errors",),
     "topology/sharding.py": ("errors",),
 }

@@ -17,7 +17,7 @@ import torch
 
 from ._native import keep_freed_memory
 from .config import Config, load_config
-from .config_types import ROLE_KEYS
+from .config.types import ROLE_KEYS
 from .cost_model.cluster import Cluster
 from .cost_model.constants import DEFAULTS, load_constants
 from .cost_model.costs import Costs, Dense, Job, count_costs

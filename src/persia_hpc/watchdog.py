@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from .config_types import TransportConfig
+from .config.types import TransportConfig
 from .errors import PersiaError
 
 LOG = logging.getLogger("persia_hpc")

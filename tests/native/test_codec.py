@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from persia_hpc._native import decode_rows, encode_rows
-from persia_hpc.config_types import WIRE_FORMATS
+from persia_hpc.config.types import WIRE_FORMATS
 from persia_hpc.wire import WIRES, wire_of
 
 Array = npt.NDArray[np.float32]

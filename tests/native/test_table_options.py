@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from persia_hpc._native import Table, encode_rows, mix
-from persia_hpc.config_types import WIRE_FORMATS
+from persia_hpc.config.types import WIRE_FORMATS
 
 from .table_model import assert_same_rows
 from .table_support import KEYS, OPTIMIZERS, arguments, export, lookup, pull, pull_at, u64

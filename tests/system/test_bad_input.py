@@ -14,7 +14,7 @@ import h5py
 import pytest
 
 from persia_hpc.cli import main
-from persia_hpc.config_toml import to_toml
+from persia_hpc.config.toml import to_toml
 from tests.support.jobs import LAUNCHER_VARIABLES, Job, user_environment, write_config
 from tests.support.mpi import mpiexec, run_mpi
 from tests.support.tiny import tiny_config, write_tiny

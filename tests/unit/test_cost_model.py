@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from persia_hpc.config import load_config
-from persia_hpc.config_types import ROLE_KEYS, RanksConfig
+from persia_hpc.config.types import ROLE_KEYS, RanksConfig
 from persia_hpc.cost_model.cluster import Cluster
 from persia_hpc.cost_model.constants import DEFAULTS, NAMES, constants_text, load_constants
 from persia_hpc.cost_model.costs import Dense, Job, count_costs

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from persia_hpc.config_types import ROLE_KEYS
+from persia_hpc.config.types import ROLE_KEYS
 from persia_hpc.cost_model.cluster import Cluster
 from persia_hpc.cost_model.costs import Dense, count_costs
 from persia_hpc.cost_model.predict import predict

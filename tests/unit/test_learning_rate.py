@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, StepLR
 
 from persia_hpc.config import load_config
+from persia_hpc.config.learning_rate import LearningRate
 from persia_hpc.errors import UserError
-from persia_hpc.learning_rate import LearningRate
 from persia_hpc.trainer.dense_optimizer import set_learning_rate
 from tests.support.schedules import LR, torch_rates
 

@@ -7,8 +7,8 @@ import pytest
 
 from persia_hpc._native import mix
 from persia_hpc.config import load_config
+from persia_hpc.config.learning_rate import LearningRate
 from persia_hpc.layout import make_layout
-from persia_hpc.learning_rate import LearningRate
 from persia_hpc.parameter_server.engine import ParameterServer, Pull
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from tests.support.tiny import tiny_config

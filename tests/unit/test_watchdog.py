@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from persia_hpc import watchdog as module
-from persia_hpc.config_types import TransportConfig
+from persia_hpc.config.types import TransportConfig
 from persia_hpc.errors import PersiaError
 from persia_hpc.watchdog import Watchdog
 

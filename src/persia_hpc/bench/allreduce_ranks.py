@@ -15,7 +15,7 @@ import torch
 from mpi4py import MPI
 from torch import nn
 
-from persia_hpc.config_types import TrainConfig
+from persia_hpc.config.types import TrainConfig
 from persia_hpc.trainer.allreduce import DenseReducer
 
 SIZES = (1 << 10, 1 << 24)  # bytes: latency alone, and one bucket of a tower's size

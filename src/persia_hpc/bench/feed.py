@@ -17,7 +17,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from persia_hpc.config_types import DataConfig
+from persia_hpc.config.types import DataConfig
 from persia_hpc.samples.batch import IdColumn, SampleBatch
 from persia_hpc.samples.layout import COMPRESSIONS, open_to_read
 from persia_hpc.samples.reader import BatchReader

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from persia_hpc.config.learning_rate import LearningRate
 from persia_hpc.errors import UserError
-from persia_hpc.learning_rate import LearningRate
 
 FUSED_EXCLUDES = {"fused", "foreach", "capturable", "differentiable"}  # options of torch's optimizers
 

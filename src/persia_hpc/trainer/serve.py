@@ -14,7 +14,7 @@ import numpy.typing as npt
 from mpi4py import MPI
 
 from persia_hpc.config import Config
-from persia_hpc.config_types import TransportConfig
+from persia_hpc.config.types import TransportConfig
 from persia_hpc.feed import FeedBatch, unpack_feed
 from persia_hpc.phases import TRAINER, Phases
 from persia_hpc.samples.datafile import FileInfo

@@ -16,50 +16,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .config_checks import check_config, did_you_mean, nearest, resolve_options
-from .config_toml import to_toml
-from .config_types import (
-    CheckpointConfig,
+from persia_hpc.errors import UserError
+
+from .checks import check_config, did_you_mean, nearest, resolve_options
+from .toml import to_toml
+from .types import (
     Config,
-    DataConfig,
-    FeatureConfig,
-    HashConfig,
     ModelConfig,
-    RanksConfig,
-    TableConfig,
-    TrainConfig,
-    TransportConfig,
-    WireConfig,
-    mib,
     parse_bytes,
     toml_key,
 )
-from .errors import UserError
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-__all__ = [
-    "CheckpointConfig",
-    "Config",
-    "DataConfig",
-    "FeatureConfig",
-    "HashConfig",
-    "ModelConfig",
-    "RanksConfig",
-    "TableConfig",
-    "TrainConfig",
-    "TransportConfig",
-    "WireConfig",
-    "config_text",
-    "load_config",
-    "mib",
-    "parse_bytes",
-    "parse_set",
-    "to_toml",
-]
 
 T = TypeVar("T")
 _WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string", dict: "a table"}

@@ -8,9 +8,10 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from .config_types import INITS, LOSSES, METRICS, MODELS, ROLE_KEYS, TABLE_OPTIMIZERS, Config, TableConfig
-from .errors import UserError
+from persia_hpc.errors import UserError
+
 from .learning_rate import SCHEDULES
+from .types import INITS, LOSSES, METRICS, MODELS, ROLE_KEYS, TABLE_OPTIMIZERS, Config, TableConfig
 
 Fail = Callable[[Sequence[str], str], UserError]
 _IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")

@@ -1,0 +1,39 @@
+"""Reads and checks a configuration; these names are what other packages and users import."""
+
+from .reader import config_text, load_config, parse_set
+from .toml import to_toml
+from .types import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    FeatureConfig,
+    HashConfig,
+    ModelConfig,
+    RanksConfig,
+    TableConfig,
+    TrainConfig,
+    TransportConfig,
+    WireConfig,
+    mib,
+    parse_bytes,
+)
+
+__all__ = [
+    "CheckpointConfig",
+    "Config",
+    "DataConfig",
+    "FeatureConfig",
+    "HashConfig",
+    "ModelConfig",
+    "RanksConfig",
+    "TableConfig",
+    "TrainConfig",
+    "TransportConfig",
+    "WireConfig",
+    "config_text",
+    "load_config",
+    "mib",
+    "parse_bytes",
+    "parse_set",
+    "to_toml",
+]
