@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import PersiaError
-from .loading import load_object
+from .user_objects import load_object
 
 Array = npt.NDArray[Any]
 BUILT_IN = ("auc", "logloss")  # always computed

@@ -11,7 +11,6 @@ from .embedding_worker.engine import EmbeddingWorker
 from .errors import PersiaError, UserError
 from .feed import FeedBatch
 from .layout import make_layout
-from .loading import describe
 from .local import LocalFeed
 from .samples.batch import SampleBatch
 from .samples.follow import Follower, portion_source
@@ -22,6 +21,7 @@ from .trainer.device import choose_device
 from .trainer.driver import Driver, check_logits
 from .trainer.feeding import Alone
 from .trainer.session import Session
+from .user_objects import describe
 
 
 class Trial:

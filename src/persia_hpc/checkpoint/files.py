@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from persia_hpc.config import Config
+from persia_hpc.durable import sync_path
 from persia_hpc.errors import DataError, PersiaError, UserError
-from persia_hpc.files import sync_path
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 
 FORMAT_VERSION = 2

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from persia_hpc.errors import UserError
-from persia_hpc.loading import describe, load_object
+from persia_hpc.user_objects import describe, load_object
 
 if TYPE_CHECKING:
     from torch import nn

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from persia_hpc.durable import replace_whole
 from persia_hpc.errors import UserError
-from persia_hpc.files import replace_whole
 from persia_hpc.samples import layout
 from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.schema import DatasetSchema

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from persia_hpc.config import Config
+from persia_hpc.durable import PARTIAL
 from persia_hpc.errors import DataError, UserError
-from persia_hpc.files import PARTIAL
 from persia_hpc.samples.datafile import FileInfo, NoSamplesError, read_times, scan
 from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.samples.source import FileSource, check_agree, open_source

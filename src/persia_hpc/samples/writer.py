@@ -12,8 +12,8 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from persia_hpc.durable import partial_of, remove_left_partials, sync_path
 from persia_hpc.errors import UserError
-from persia_hpc.files import partial_of, remove_left_partials, sync_path
 from persia_hpc.samples import layout, validity
 from persia_hpc.samples.batch import IdColumn, SampleBatch
 from persia_hpc.samples.schema import SCHEMA_VERSION, DatasetSchema
