@@ -34,10 +34,10 @@ from persia_hpc.checkpoint import files
 from persia_hpc.checkpoint.rows import load_rows
 from persia_hpc.checkpoint.shards import ShardWriter
 from persia_hpc.config import Config, load_config, to_toml
-from persia_hpc.layout import make_layout
 from persia_hpc.parameter_server.engine import ParameterServer
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from persia_hpc.samples.source import open_source
+from persia_hpc.table_layout import make_layout
 
 SCHEMA = DatasetSchema((FeatureSchema("item", False),))
 BLOCK = 8 << 20

@@ -30,10 +30,10 @@ from persia_hpc._native import gather_pool_backward, gather_pool_forward, mix
 from persia_hpc.bench.measure import Result, Timing, machine, summarize, table_lines
 from persia_hpc.config import load_config, parse_bytes, to_toml
 from persia_hpc.embedding_worker.engine import EmbeddingWorker
-from persia_hpc.layout import make_layout
 from persia_hpc.parameter_server.engine import ParameterServer, Pull
 from persia_hpc.samples.batch import IdColumn, SampleBatch
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
+from persia_hpc.table_layout import make_layout
 
 CLI = [sys.executable, "-c", "import sys; from persia_hpc.cli import main; sys.exit(main())"]
 FILL_IDS = 1 << 18

@@ -15,7 +15,6 @@ from .checkpoint.matching import check_match
 from .config import Config, config_text, load_config
 from .errors import TrainingEndedError
 from .launch.environment import inside_mpi, make_run_dir
-from .layout import make_layout
 from .metrics import JsonLines, MetricLogger
 from .resume import begin_from, begin_with, refuse_mismatch, resumed_schema
 from .samples.follow import followed_schema
@@ -25,6 +24,7 @@ from .schedule import make_schedules
 from .screen import Screen, summary_text
 from .stop import StopSignals
 from .summary import make_summary, write_json
+from .table_layout import make_layout
 from .trace import write_trace
 
 if TYPE_CHECKING:

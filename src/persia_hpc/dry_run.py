@@ -8,11 +8,11 @@ import torch
 
 from .config import Config, config_text, mib
 from .feed import FeedBatch
-from .layout import Layout, server_bytes
 from .local import LocalFeed
 from .ring_sizes import ring_sizes
 from .samples.schema import DatasetSchema
 from .samples.source import Source
+from .table_layout import Layout, server_bytes
 from .topology.channels import ring_memory
 from .topology.roles import Plan, Role, make_plan
 from .trainer.session import Session

@@ -18,12 +18,12 @@ from .checkpoint.files import read_manifest, read_schema
 from .checkpoint.rows import load_rows
 from .config import load_config
 from .errors import UserError
-from .layout import make_layout
 from .local import LocalFeed
 from .models import build_model
 from .resume import find_checkpoint
 from .samples.source import open_source
 from .schedule import make_schedules
+from .table_layout import make_layout
 from .trainer.allreduce import DenseReducer
 from .trainer.batch import make_inputs
 from .trainer.feeding import Alone

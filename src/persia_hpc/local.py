@@ -16,7 +16,6 @@ from .checkpoint.shards import ShardWriter
 from .config import Config
 from .embedding_worker.engine import EmbeddingWorker, KeyBatch
 from .feed import FeedBatch
-from .layout import Layout
 from .parameter_server.engine import ParameterServer, Pull
 from .phases import LOCAL_FEED, TRAINER, Phases
 from .samples.datafile import FileInfo
@@ -24,6 +23,7 @@ from .samples.source import Source
 from .samples.splits import Splits
 from .schedule import Schedule
 from .stop import StopSignals
+from .table_layout import Layout
 from .wire import WIRES
 
 Array = npt.NDArray[Any]

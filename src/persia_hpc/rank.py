@@ -24,7 +24,6 @@ from .errors import EXIT_USER, AgreedError, AgreedExit, DataError, UserError
 from .launch.ending import abort
 from .launch.environment import make_run_dir
 from .launch.registry import register_rank, report_failure, start_log
-from .layout import make_layout
 from .metrics import MetricLogger
 from .parameter_server.engine import ParameterServer
 from .parameter_server.serve import ServerLoop
@@ -35,6 +34,7 @@ from .schedule import make_schedules
 from .screen import Screen, summary_text
 from .stop import StopSignals
 from .summary import make_summary, write_json
+from .table_layout import make_layout
 from .topology.channels import RingBytes, feed_channels, fitting, row_channels
 from .topology.groups import Groups, check_single_mpi_library, split_world
 from .topology.roles import Role

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 
 from .config import Config
-from .layout import FeatureLayout, Layout
 from .samples.schema import DatasetSchema
+from .table_layout import FeatureLayout, Layout
 from .topology.channels import RingBytes
 from .wire import WIRES, Wire
 

@@ -10,11 +10,11 @@ from .cost_model.work import Counts
 from .embedding_worker.engine import EmbeddingWorker
 from .errors import PersiaError, UserError
 from .feed import FeedBatch
-from .layout import make_layout
 from .local import LocalFeed
 from .samples.batch import SampleBatch
 from .samples.follow import Follower, portion_source
 from .schedule import make_schedules
+from .table_layout import make_layout
 from .trainer.allreduce import DenseReducer
 from .trainer.batch import make_inputs
 from .trainer.device import choose_device

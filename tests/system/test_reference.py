@@ -15,10 +15,10 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
 import persia_hpc as ph
 from persia_hpc._native import mix
 from persia_hpc.api import open_sources
-from persia_hpc.layout import make_layout
 from persia_hpc.parameter_server.engine import ParameterServer
 from persia_hpc.samples.reader import BatchReader
 from persia_hpc.schedule import make_schedules
+from persia_hpc.table_layout import make_layout
 from persia_hpc.trainer.batch import make_inputs
 from tests.support.models import Small
 from tests.support.schedules import torch_rates

@@ -7,11 +7,11 @@ import pytest
 
 from persia_hpc.config import load_config
 from persia_hpc.errors import UserError
-from persia_hpc.layout import ROW_OVERHEAD_BYTES, make_layout
 from persia_hpc.samples.batch import IdColumn, SampleBatch
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from persia_hpc.samples.source import open_source
 from persia_hpc.samples.writer import DatasetWriter
+from persia_hpc.table_layout import ROW_OVERHEAD_BYTES, make_layout
 
 SCHEMA = DatasetSchema((FeatureSchema("history", multi=True),), ())
 

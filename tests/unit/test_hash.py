@@ -14,9 +14,9 @@ from persia_hpc._native import hash_ids
 from persia_hpc.config import HashConfig, load_config
 from persia_hpc.embedding_worker.engine import hash_column
 from persia_hpc.errors import UserError
-from persia_hpc.layout import make_layout
 from persia_hpc.samples.batch import IdColumn
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
+from persia_hpc.table_layout import make_layout
 from persia_hpc.trainer.batch import FeatureSpec, Inputs
 from persia_hpc.trainer.pooling import Pooling
 from tests.support.feeds import make_feed

@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from persia_hpc.transport.layout import Channel, channel_problem, place
+from persia_hpc.transport.placement import Channel, channel_problem, place
 
 NUM_RANKS = 5
 CHANNELS = st.lists(

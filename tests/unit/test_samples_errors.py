@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from persia_hpc.errors import DataError, UserError
-from persia_hpc.samples import layout
+from persia_hpc.samples import names as layout
 from persia_hpc.samples.source import open_source
 from tests.support.samples import random_batch, write
 

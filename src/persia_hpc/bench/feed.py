@@ -19,7 +19,7 @@ import numpy as np
 
 from persia_hpc.config.types import DataConfig
 from persia_hpc.samples.batch import IdColumn, SampleBatch
-from persia_hpc.samples.layout import COMPRESSIONS, open_to_read
+from persia_hpc.samples.names import COMPRESSIONS, open_to_read
 from persia_hpc.samples.reader import BatchReader
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from persia_hpc.samples.source import open_source

@@ -28,11 +28,11 @@ from persia_hpc._native import encode_rows
 from persia_hpc.config import load_config
 from persia_hpc.embedding_worker.engine import EmbeddingWorker
 from persia_hpc.feed import FeedBatch
-from persia_hpc.layout import make_layout
 from persia_hpc.models import build_model
 from persia_hpc.phases import TRAINER, Phases
 from persia_hpc.samples.source import open_source
 from persia_hpc.schedule import make_schedules
+from persia_hpc.table_layout import make_layout
 from persia_hpc.trainer.allreduce import DenseReducer
 from persia_hpc.trainer.batch import Batch, FeatureSpec, Inputs, make_inputs
 from persia_hpc.trainer.device import choose_device

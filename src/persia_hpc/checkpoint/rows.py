@@ -15,8 +15,8 @@ import numpy.typing as npt
 from persia_hpc._native import Table
 from persia_hpc.config import load_config
 from persia_hpc.errors import DataError, UserError
-from persia_hpc.layout import TableLayout
-from persia_hpc.samples.layout import open_to_read
+from persia_hpc.samples.names import open_to_read
+from persia_hpc.table_layout import TableLayout
 
 from . import files
 from .ahead import one_ahead

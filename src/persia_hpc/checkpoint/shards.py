@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from persia_hpc._native import Table
 from persia_hpc.errors import PersiaError
-from persia_hpc.layout import TableLayout
+from persia_hpc.table_layout import TableLayout
 
 from . import files
 from .ahead import one_ahead

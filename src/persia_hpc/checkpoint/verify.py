@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from persia_hpc.config import load_config
 from persia_hpc.errors import DataError, PersiaError
-from persia_hpc.layout import TableLayout, make_layout
+from persia_hpc.table_layout import TableLayout, make_layout
 
 from . import files
 from .listing import count_text

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from persia_hpc.config import Config
-from persia_hpc.layout import Layout
+from persia_hpc.table_layout import Layout
 from persia_hpc.topology.roles import Plan, Role
 
 from .constants import Constants

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from persia_hpc.config import Config
-from persia_hpc.layout import ROW_OVERHEAD_BYTES, Layout, row_bytes
 from persia_hpc.samples.schema import DatasetSchema
+from persia_hpc.table_layout import ROW_OVERHEAD_BYTES, Layout, row_bytes
 from persia_hpc.wire import WIRES
 
 STORED = {"fp32": 4, "fp16": 2, "bf16": 2}

@@ -16,8 +16,8 @@ from persia_hpc._native import Dedup, Deduplicator, RecentRows, hash_ids
 from persia_hpc.config import Config, HashConfig
 from persia_hpc.errors import UserError
 from persia_hpc.feed import FeedBatch
-from persia_hpc.layout import FeatureLayout, Layout
 from persia_hpc.samples.batch import IdColumn, SampleBatch
+from persia_hpc.table_layout import FeatureLayout, Layout
 from persia_hpc.user_objects import load_object
 
 Array = npt.NDArray[Any]

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from persia_hpc._native import Table
 from persia_hpc.config import Config
 from persia_hpc.config.learning_rate import LearningRate
-from persia_hpc.layout import Layout
+from persia_hpc.table_layout import Layout
 from persia_hpc.topology.sharding import bucket_bounds
 
 from .clock import Clock

@@ -6,7 +6,7 @@ import hashlib
 
 from persia_hpc._native import Table
 from persia_hpc.config import Config
-from persia_hpc.layout import TableLayout
+from persia_hpc.table_layout import TableLayout
 
 
 def make_table(config: Config, table: TableLayout, first_bucket: int, end_bucket: int) -> Table:

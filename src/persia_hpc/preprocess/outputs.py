@@ -16,7 +16,7 @@ import polars as pl
 
 from persia_hpc.durable import replace_whole
 from persia_hpc.errors import UserError
-from persia_hpc.samples import layout
+from persia_hpc.samples import names as layout
 from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.samples.writer import DatasetWriter

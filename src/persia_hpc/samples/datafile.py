@@ -16,9 +16,11 @@ import numpy.typing as npt
 from h5py import h5d, h5p, h5s, h5t, h5z
 
 from persia_hpc.errors import DataError, UserError
-from persia_hpc.samples import layout, validity
 from persia_hpc.samples.batch import MAX_IDS, IdColumn, SampleBatch
 from persia_hpc.samples.schema import SCHEMA_VERSION, DatasetSchema, FeatureSchema
+
+from . import names as layout
+from . import validity
 
 CACHE_SLOTS = 4093
 FIX_DAMAGED = "the file is damaged or incomplete: copy or prepare it again"

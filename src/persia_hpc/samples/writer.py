@@ -14,9 +14,11 @@ import numpy.typing as npt
 
 from persia_hpc.durable import partial_of, remove_left_partials, sync_path
 from persia_hpc.errors import UserError
-from persia_hpc.samples import layout, validity
 from persia_hpc.samples.batch import IdColumn, SampleBatch
 from persia_hpc.samples.schema import SCHEMA_VERSION, DatasetSchema
+
+from . import names as layout
+from . import validity
 
 ID_DTYPES = ("uint8", "uint16", "uint32", "uint64")
 VALUES_PER_ROW = 4  # a chunk of multi-hot values holds this many times the rows of other chunks

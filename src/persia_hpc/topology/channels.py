@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import astuple, dataclass
 
-from persia_hpc.transport.layout import Channel, place
+from persia_hpc.transport.placement import Channel, place
 
 from .roles import FEED_PLANE, ROW_PLANE, Plan, Role
 

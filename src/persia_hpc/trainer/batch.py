@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from persia_hpc.errors import UserError
-from persia_hpc.layout import Layout
 from persia_hpc.samples.schema import DatasetSchema
+from persia_hpc.table_layout import Layout
 
 POOLED = ("sum", "mean", "sqrtn")
 

@@ -17,10 +17,10 @@ from persia_hpc.config import Config
 from persia_hpc.config.learning_rate import LearningRate
 from persia_hpc.errors import TrainingEndedError, UserError
 from persia_hpc.feed import FeedBatch
-from persia_hpc.layout import Layout
 from persia_hpc.metrics import Metric, load_metrics
 from persia_hpc.phases import Pace
 from persia_hpc.schedule import Schedule
+from persia_hpc.table_layout import Layout
 
 from .allreduce import DenseReducer
 from .batch import Batch, Inputs, on_backward
