@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 
 from .config import Config, config_text, mib
-from .feed import FeedBatch
 from .local import LocalFeed
+from .protocol.row_batch import FeedBatch
 from .ring_sizes import ring_sizes
 from .samples.schema import DatasetSchema
 from .samples.source import Source

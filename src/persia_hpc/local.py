@@ -15,16 +15,16 @@ from .checkpoint.files import shard_name
 from .checkpoint.shards import ShardWriter
 from .config import Config
 from .embedding_worker.engine import EmbeddingWorker, KeyBatch
-from .feed import FeedBatch
 from .parameter_server.engine import ParameterServer, Pull
 from .phases import LOCAL_FEED, TRAINER, Phases
+from .protocol.row_batch import FeedBatch
+from .protocol.wire import WIRES
 from .samples.datafile import FileInfo
 from .samples.source import Source
 from .samples.splits import Splits
 from .schedule import Schedule
 from .stop import StopSignals
 from .table_layout import Layout
-from .wire import WIRES
 
 Array = npt.NDArray[Any]
 WAIT_SECONDS = 0.02  # between two looks whether a wait is over

@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 
 from .config import Config
+from .protocol.wire import WIRES, Wire
 from .samples.schema import DatasetSchema
 from .table_layout import FeatureLayout, Layout
 from .topology.channels import RingBytes
-from .wire import WIRES, Wire
 
 MOST = 256 << 20
 HEAD = 1 << 16  # a record's header, its directory, and rounding of its arrays to lines

@@ -9,8 +9,8 @@ from .config import Config
 from .cost_model.work import Counts
 from .embedding_worker.engine import EmbeddingWorker
 from .errors import PersiaError, UserError
-from .feed import FeedBatch
 from .local import LocalFeed
+from .protocol.row_batch import FeedBatch
 from .samples.batch import SampleBatch
 from .samples.follow import Follower, portion_source
 from .schedule import make_schedules

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from persia_hpc._native import decode_rows, encode_rows
 from persia_hpc.config.types import WIRE_FORMATS
-from persia_hpc.wire import WIRES, wire_of
+from persia_hpc.protocol.wire import WIRES, wire_of
 
 Array = npt.NDArray[np.float32]
 KAPPA = np.float32(32768)

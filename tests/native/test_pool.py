@@ -11,10 +11,10 @@ from torch.nn import functional
 
 from persia_hpc import _native
 from persia_hpc.errors import UserError
-from persia_hpc.feed import FeedBatch
+from persia_hpc.protocol.row_batch import FeedBatch
+from persia_hpc.protocol.wire import WIRES, wire_of
 from persia_hpc.trainer.batch import Batch, Inputs
 from persia_hpc.trainer.pooling import Pooling, RowGradients
-from persia_hpc.wire import WIRES, wire_of
 from tests.support.feeds import make_feed, make_inputs, random_ids
 
 KERNELS = ("native", "cuda", "torch")  # the GPU's code on the host; on a GPU: test_pool_cuda.py

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from persia_hpc import _native
 from persia_hpc.errors import PersiaError
-from persia_hpc.feed import FeedBatch, pack_feed, unpack_feed
+from persia_hpc.protocol.row_batch import FeedBatch, pack_feed, unpack_feed
+from persia_hpc.protocol.wire import WIRES
 from persia_hpc.trainer.batch import Batch, Inputs
 from persia_hpc.trainer.pooling import Pooling, RowGradients
 from persia_hpc.trainer.staging import Staging, arrays_of
-from persia_hpc.wire import WIRES
 from tests.support.feeds import make_feed, make_inputs, random_ids
 
 HAS_GPU = torch.cuda.is_available()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from persia_hpc import _native
-from persia_hpc.feed import FeedBatch
+from persia_hpc.protocol.row_batch import FeedBatch
 from persia_hpc.trainer.batch import FeatureSpec, Inputs
 
 

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from persia_hpc.errors import UserError
-from persia_hpc.feed import FeedBatch
 from persia_hpc.models import BUILT_IN, build_model
 from persia_hpc.models.parts import masked_mean
+from persia_hpc.protocol.row_batch import FeedBatch
 from persia_hpc.trainer.batch import Batch, Inputs
 from persia_hpc.trainer.pooling import Pooling, RowGradients
 from tests.support.feeds import make_feed, make_inputs, random_ids

@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 from persia_hpc.config import load_config
 from persia_hpc.embedding_worker.engine import EmbeddingWorker, KeyBatch
 from persia_hpc.errors import UserError
-from persia_hpc.feed import FeedBatch, pack_feed, unpack_feed
 from persia_hpc.parameter_server.engine import ParameterServer, Pull
+from persia_hpc.protocol.row_batch import FeedBatch, pack_feed, unpack_feed
+from persia_hpc.protocol.wire import WIRES
 from persia_hpc.samples.batch import IdColumn, SampleBatch
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from persia_hpc.table_layout import make_layout
 from persia_hpc.trainer.batch import make_inputs
 from persia_hpc.trainer.pooling import Pooling
-from persia_hpc.wire import WIRES
 
 FEATURES = {"a": 1, "b": 16, "c": 2}  # what an update adds; c has another dim and so another group
 SCHEMA = DatasetSchema(tuple(FeatureSchema(name) for name in FEATURES))

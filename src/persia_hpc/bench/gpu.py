@@ -17,13 +17,13 @@ import torch
 
 from persia_hpc import _native
 from persia_hpc.errors import UserError
-from persia_hpc.feed import FeedBatch
+from persia_hpc.protocol.row_batch import FeedBatch
+from persia_hpc.protocol.wire import WIRES
 from persia_hpc.trainer.batch import FeatureSpec, Inputs
 from persia_hpc.trainer.pooling import GroupFeatures
 from persia_hpc.trainer.pooling_cuda import CudaKernel, cuda_module
 from persia_hpc.trainer.row_rings import RowRings
 from persia_hpc.trainer.staging import Staging, arrays_of
-from persia_hpc.wire import WIRES
 
 from .dedup import zipf_ids
 from .measure import Result, Timing, in_turns

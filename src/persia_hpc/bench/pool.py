@@ -22,7 +22,7 @@ from persia_hpc._native import (
     gather_pool_forward,
     keep_freed_memory,
 )
-from persia_hpc.wire import WIRES
+from persia_hpc.protocol.wire import WIRES
 
 from .dedup import zipf_ids
 from .measure import Result, Timing, in_turns

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from persia_hpc.config import Config
+from persia_hpc.protocol.wire import WIRES
 from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.table_layout import ROW_OVERHEAD_BYTES, Layout, row_bytes
-from persia_hpc.wire import WIRES
 
 STORED = {"fp32": 4, "fp16": 2, "bf16": 2}
 FEW_ROWS = 1 << 16  # with so many or less an id's index has two bytes

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from persia_hpc._native import Dedup, Deduplicator, RecentRows, hash_ids
 from persia_hpc.config import Config, HashConfig
 from persia_hpc.errors import UserError
-from persia_hpc.feed import FeedBatch
+from persia_hpc.protocol.row_batch import FeedBatch
 from persia_hpc.samples.batch import IdColumn, SampleBatch
 from persia_hpc.table_layout import FeatureLayout, Layout
 from persia_hpc.user_objects import load_object

@@ -17,8 +17,8 @@ import numpy as np
 
 from persia_hpc.checkpoint.files import shard_name
 from persia_hpc.config import Config
-from persia_hpc.feed import pack_feed
 from persia_hpc.phases import WORKER, Phases
+from persia_hpc.protocol.row_batch import pack_feed
 from persia_hpc.samples.reader import PrefetchReader
 from persia_hpc.samples.source import Source
 from persia_hpc.samples.splits import Splits

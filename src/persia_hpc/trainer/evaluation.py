@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from persia_hpc.feed import FeedBatch
 from persia_hpc.metrics import Metric, evaluate_metrics
+from persia_hpc.protocol.row_batch import FeedBatch
 
 from .feeding import Array, Peers, concatenate
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from persia_hpc import _native
 from persia_hpc.errors import UserError
-from persia_hpc.feed import FeedBatch
-from persia_hpc.wire import WIRES, Wire, wire_of
+from persia_hpc.protocol.row_batch import FeedBatch
+from persia_hpc.protocol.wire import WIRES, Wire, wire_of
 
 from .batch import POOLED, Batch, FeatureSpec, Inputs
 from .pooling_cuda import CudaKernel, cuda_module

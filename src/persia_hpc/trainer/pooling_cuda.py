@@ -15,13 +15,13 @@ from torch import Tensor
 
 from persia_hpc import _native
 from persia_hpc.errors import PersiaError
-from persia_hpc.wire import WIRES, Wire, wire_of
+from persia_hpc.protocol.wire import WIRES, Wire, wire_of
 
 from .row_rings import RowRings
 from .staging import ALIGNMENT, Staging
 
 if TYPE_CHECKING:
-    from persia_hpc.feed import FeedBatch
+    from persia_hpc.protocol.row_batch import FeedBatch
 
     from .pooling import GroupFeatures
 

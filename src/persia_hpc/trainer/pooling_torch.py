@@ -14,12 +14,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from persia_hpc.wire import Wire, wire_of
+from persia_hpc.protocol.wire import Wire, wire_of
 
 from .wire_torch import decode, encode, to_array
 
 if TYPE_CHECKING:
-    from persia_hpc.feed import FeedBatch
+    from persia_hpc.protocol.row_batch import FeedBatch
 
     from .pooling import GroupFeatures
 

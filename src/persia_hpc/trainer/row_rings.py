@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from persia_hpc.feed import FeedBatch
+    from persia_hpc.protocol.row_batch import FeedBatch
 
 
 class RowRings:

@@ -15,8 +15,8 @@ from mpi4py import MPI
 
 from persia_hpc.config import Config
 from persia_hpc.config.types import TransportConfig
-from persia_hpc.feed import FeedBatch, unpack_feed
 from persia_hpc.phases import TRAINER, Phases
+from persia_hpc.protocol.row_batch import FeedBatch, unpack_feed
 from persia_hpc.samples.datafile import FileInfo
 from persia_hpc.schedule import Schedule, worker_of
 from persia_hpc.stop import StopSignals

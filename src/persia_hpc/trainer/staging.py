@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from persia_hpc.feed import FeedBatch
+from persia_hpc.protocol.row_batch import FeedBatch
 
 Array = npt.NDArray[Any]
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from persia_hpc.wire import Wire
+from persia_hpc.protocol.wire import Wire
 
 KAPPA = 32768.0  # as in native/include/persia/codec.h
 TINY = 2.0**-64

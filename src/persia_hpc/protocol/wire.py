@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import UserError
+from persia_hpc.errors import UserError
 
 
 @dataclass(frozen=True)
