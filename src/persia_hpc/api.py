@@ -17,12 +17,12 @@ from .errors import TrainingEndedError
 from .launch.environment import inside_mpi, make_run_dir
 from .metrics import JsonLines, MetricLogger
 from .resume import begin_from, begin_with, refuse_mismatch, resumed_schema
+from .runtime.stop import StopSignals
 from .samples.follow import followed_schema
 from .samples.schema import DatasetSchema
 from .samples.source import FileSource, Source, open_source
 from .schedule import make_schedules
 from .screen import Screen, summary_text
-from .stop import StopSignals
 from .summary import make_summary, write_json
 from .table_layout import make_layout
 from .trace import write_trace

@@ -16,14 +16,14 @@ from .checkpoint.shards import ShardWriter
 from .config import Config
 from .embedding_worker.engine import EmbeddingWorker, KeyBatch
 from .parameter_server.engine import ParameterServer, Pull
-from .phases import LOCAL_FEED, TRAINER, Phases
 from .protocol.row_batch import FeedBatch
 from .protocol.wire import WIRES
+from .runtime.phases import LOCAL_FEED, TRAINER, Phases
+from .runtime.stop import StopSignals
 from .samples.datafile import FileInfo
 from .samples.source import Source
 from .samples.splits import Splits
 from .schedule import Schedule
-from .stop import StopSignals
 from .table_layout import Layout
 
 Array = npt.NDArray[Any]

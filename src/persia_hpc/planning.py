@@ -26,7 +26,7 @@ from .cost_model.predict import Prediction, predict
 from .cost_model.report import Option, Report
 from .cost_model.work import Counting, Counts, assumed_counts, batch_work
 from .errors import UserError
-from .phases import LOCAL_FEED
+from .runtime.phases import LOCAL_FEED
 from .topology.roles import Role, make_plan
 from .trial import Trial, count_batches
 

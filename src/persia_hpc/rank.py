@@ -29,10 +29,11 @@ from .parameter_server.engine import ParameterServer
 from .parameter_server.serve import ServerLoop
 from .resume import begin_from, begin_with
 from .ring_sizes import ring_sizes
+from .runtime.stop import StopSignals
+from .runtime.watchdog import Watchdog
 from .samples.schema import DatasetSchema
 from .schedule import make_schedules
 from .screen import Screen, summary_text
-from .stop import StopSignals
 from .summary import make_summary, write_json
 from .table_layout import make_layout
 from .topology.channels import RingBytes, feed_channels, fitting, row_channels
@@ -42,7 +43,6 @@ from .trace import clock_offsets, write_trace
 from .transport.plane import Channel, Plane
 from .transport.progress import ProgressThread, Waiter, default_spin
 from .transport.window import shared_memory
-from .watchdog import Watchdog
 
 LOG = logging.getLogger("persia_hpc")
 

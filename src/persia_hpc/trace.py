@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import Config
-from .phases import Interval
+from .runtime.phases import Interval
 
 BARRIERS = 15
 

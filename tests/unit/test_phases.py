@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from persia_hpc.config import load_config
-from persia_hpc.phases import SERVER, Interval, Pace, Phases
+from persia_hpc.runtime.phases import SERVER, Interval, Pace, Phases
 from persia_hpc.trace import chrome_trace, clock_offsets, write_trace
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from persia_hpc import watchdog as module
 from persia_hpc.config.types import TransportConfig
 from persia_hpc.errors import PersiaError
-from persia_hpc.watchdog import Watchdog
+from persia_hpc.runtime import watchdog as module
+from persia_hpc.runtime.watchdog import Watchdog
 
 STALL, GIVE_UP = 0.1, 0.4
 LONG = 1.0

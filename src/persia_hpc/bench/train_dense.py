@@ -28,8 +28,8 @@ from persia_hpc._native import encode_rows
 from persia_hpc.config import load_config
 from persia_hpc.embedding_worker.engine import EmbeddingWorker
 from persia_hpc.models import build_model
-from persia_hpc.phases import TRAINER, Phases
 from persia_hpc.protocol.row_batch import FeedBatch
+from persia_hpc.runtime.phases import TRAINER, Phases
 from persia_hpc.samples.source import open_source
 from persia_hpc.schedule import make_schedules
 from persia_hpc.table_layout import make_layout

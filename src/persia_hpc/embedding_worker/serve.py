@@ -17,18 +17,18 @@ import numpy as np
 
 from persia_hpc.checkpoint.files import shard_name
 from persia_hpc.config import Config
-from persia_hpc.phases import WORKER, Phases
 from persia_hpc.protocol.row_batch import pack_feed
+from persia_hpc.runtime.phases import WORKER, Phases
+from persia_hpc.runtime.stop import StopSignals
+from persia_hpc.runtime.watchdog import Watchdog
 from persia_hpc.samples.reader import PrefetchReader
 from persia_hpc.samples.source import Source
 from persia_hpc.samples.splits import Splits
 from persia_hpc.schedule import batches_of_worker, make_schedules
-from persia_hpc.stop import StopSignals
 from persia_hpc.transport.plane import Plane
 from persia_hpc.transport.progress import Waiter
 from persia_hpc.transport.records import SPLITS, Kind, Record
 from persia_hpc.transport.ring import RingReceiver, RingSender
-from persia_hpc.watchdog import Watchdog
 
 from .engine import EmbeddingWorker, KeyBatch
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from persia_hpc.config import Config, load_config
 from persia_hpc.errors import EXIT_AGAIN, AgreedExit
-from persia_hpc.stop import StopSignals
+from persia_hpc.runtime.stop import StopSignals
 
 from .ending import abort
 from .environment import world_rank_of

@@ -12,14 +12,14 @@ import numpy as np
 
 from persia_hpc.checkpoint.shards import ShardWriter
 from persia_hpc.config import Config
-from persia_hpc.phases import SERVER, Phases
 from persia_hpc.protocol.wire import WIRES
-from persia_hpc.stop import StopSignals
+from persia_hpc.runtime.phases import SERVER, Phases
+from persia_hpc.runtime.stop import StopSignals
+from persia_hpc.runtime.watchdog import Watchdog
 from persia_hpc.transport.plane import Plane
 from persia_hpc.transport.progress import Waiter
 from persia_hpc.transport.records import Kind, Record
 from persia_hpc.transport.ring import RingReceiver, RingSender
-from persia_hpc.watchdog import Watchdog
 
 from .engine import Array, ParameterServer, Pull
 

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from persia_hpc.phases import Phases
 from persia_hpc.protocol.row_batch import FeedBatch
+from persia_hpc.runtime.phases import Phases
 from persia_hpc.samples.datafile import FileInfo
 from persia_hpc.schedule import Schedule
 

@@ -15,17 +15,17 @@ from mpi4py import MPI
 
 from persia_hpc.config import Config
 from persia_hpc.config.types import TransportConfig
-from persia_hpc.phases import TRAINER, Phases
 from persia_hpc.protocol.row_batch import FeedBatch, unpack_feed
+from persia_hpc.runtime.phases import TRAINER, Phases
+from persia_hpc.runtime.stop import StopSignals
+from persia_hpc.runtime.watchdog import Watchdog
 from persia_hpc.samples.datafile import FileInfo
 from persia_hpc.schedule import Schedule, worker_of
-from persia_hpc.stop import StopSignals
 from persia_hpc.transport.plane import Plane
 from persia_hpc.transport.progress import Waiter
 from persia_hpc.transport.records import SPLITS, Kind, Record
 from persia_hpc.transport.ring import RingReceiver, RingSender
 from persia_hpc.transport.shared_vector import SharedVector
-from persia_hpc.watchdog import Watchdog
 
 from .allreduce import DenseReducer
 from .shared_dense import SharedDense

@@ -17,8 +17,8 @@ from persia_hpc.config import Config
 from persia_hpc.config.learning_rate import LearningRate
 from persia_hpc.errors import TrainingEndedError, UserError
 from persia_hpc.metrics import Metric, load_metrics
-from persia_hpc.phases import Pace
 from persia_hpc.protocol.row_batch import FeedBatch
+from persia_hpc.runtime.phases import Pace
 from persia_hpc.schedule import Schedule
 from persia_hpc.table_layout import Layout
 

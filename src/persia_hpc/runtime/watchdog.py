@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from .config.types import TransportConfig
-from .errors import PersiaError
+from persia_hpc.config.types import TransportConfig
+from persia_hpc.errors import PersiaError
 
 LOG = logging.getLogger("persia_hpc")
 ROUND_SECONDS = (0.02, 1.0)  # at least and at most between two looks
