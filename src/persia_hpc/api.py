@@ -16,16 +16,16 @@ from .config import Config, config_text, load_config
 from .errors import TrainingEndedError
 from .launch.environment import inside_mpi, make_run_dir
 from .metrics import JsonLines, MetricLogger
+from .reporting.screen import Screen, summary_text
+from .reporting.summary import make_summary, write_json
+from .reporting.trace import write_trace
 from .resume import begin_from, begin_with, refuse_mismatch, resumed_schema
 from .runtime.stop import StopSignals
 from .samples.follow import followed_schema
 from .samples.schema import DatasetSchema
 from .samples.source import FileSource, Source, open_source
 from .schedule import make_schedules
-from .screen import Screen, summary_text
-from .summary import make_summary, write_json
 from .table_layout import make_layout
-from .trace import write_trace
 
 if TYPE_CHECKING:
     from .trainer.session import Session

@@ -27,19 +27,19 @@ from .launch.registry import register_rank, report_failure, start_log
 from .metrics import MetricLogger
 from .parameter_server.engine import ParameterServer
 from .parameter_server.serve import ServerLoop
+from .reporting.screen import Screen, summary_text
+from .reporting.summary import make_summary, write_json
+from .reporting.trace import clock_offsets, write_trace
 from .resume import begin_from, begin_with
 from .ring_sizes import ring_sizes
 from .runtime.stop import StopSignals
 from .runtime.watchdog import Watchdog
 from .samples.schema import DatasetSchema
 from .schedule import make_schedules
-from .screen import Screen, summary_text
-from .summary import make_summary, write_json
 from .table_layout import make_layout
 from .topology.channels import RingBytes, feed_channels, fitting, row_channels
 from .topology.groups import Groups, check_single_mpi_library, split_world
 from .topology.roles import Role
-from .trace import clock_offsets, write_trace
 from .transport.plane import Channel, Plane
 from .transport.progress import ProgressThread, Waiter, default_spin
 from .transport.window import shared_memory

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from persia_hpc.config import load_config
+from persia_hpc.reporting.trace import chrome_trace, clock_offsets, write_trace
 from persia_hpc.runtime.phases import SERVER, Interval, Pace, Phases
-from persia_hpc.trace import chrome_trace, clock_offsets, write_trace
 
 
 def test_phases_add_up_to_the_total() -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 from persia_hpc.config import load_config
 from persia_hpc.parameter_server.engine import Ledger
+from persia_hpc.reporting.summary import make_summary
 from persia_hpc.runtime.phases import SERVER, TRAINER, WORKER, Pace, Phases
-from persia_hpc.summary import make_summary
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "summary.md"
 METRICS = {"auc": 0.9, "logloss": 0.3, "samples": 10}

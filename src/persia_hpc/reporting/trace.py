@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .config import Config
-from .runtime.phases import Interval
+from persia_hpc.config import Config
+from persia_hpc.runtime.phases import Interval
 
 BARRIERS = 15
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .config import Config
-from .metrics import without_nan
+from persia_hpc.config import Config
+from persia_hpc.metrics import without_nan
 
 SCHEMA_VERSION = 1
 
