@@ -68,8 +68,8 @@ def plain_pytorch(
     import torch
     from torch import nn
 
-    from persia_hpc.metrics import auc, logloss
     from persia_hpc.samples.source import open_source
+    from persia_hpc.trainer.metrics import auc, logloss
 
     torch.manual_seed(seed)
     files = sorted(str(p) for p in folder.glob("train*.h5"))

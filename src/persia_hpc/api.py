@@ -15,7 +15,6 @@ from .checkpoint.matching import check_match
 from .config import Config, config_text, load_config
 from .errors import TrainingEndedError
 from .launch.environment import inside_mpi, make_run_dir
-from .metrics import JsonLines, MetricLogger
 from .reporting.screen import Screen, summary_text
 from .reporting.summary import make_summary, write_json
 from .reporting.trace import write_trace
@@ -26,6 +25,7 @@ from .samples.schema import DatasetSchema
 from .samples.source import FileSource, Source, open_source
 from .schedule import make_schedules
 from .table_layout import make_layout
+from .trainer.metrics import JsonLines, MetricLogger
 
 if TYPE_CHECKING:
     from .trainer.session import Session

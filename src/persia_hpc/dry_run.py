@@ -9,11 +9,11 @@ import torch
 from .config import Config, config_text, mib
 from .local import LocalFeed
 from .protocol.row_batch import FeedBatch
-from .ring_sizes import ring_sizes
 from .samples.schema import DatasetSchema
 from .samples.source import Source
 from .table_layout import Layout, server_bytes
 from .topology.channels import ring_memory
+from .topology.ring_sizes import ring_sizes
 from .topology.roles import Plan, Role, make_plan
 from .trainer.session import Session
 from .trial import Trial

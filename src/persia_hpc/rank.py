@@ -24,14 +24,12 @@ from .errors import EXIT_USER, AgreedError, AgreedExit, DataError, UserError
 from .launch.ending import abort
 from .launch.environment import make_run_dir
 from .launch.registry import register_rank, report_failure, start_log
-from .metrics import MetricLogger
 from .parameter_server.engine import ParameterServer
 from .parameter_server.serve import ServerLoop
 from .reporting.screen import Screen, summary_text
 from .reporting.summary import make_summary, write_json
 from .reporting.trace import clock_offsets, write_trace
 from .resume import begin_from, begin_with
-from .ring_sizes import ring_sizes
 from .runtime.stop import StopSignals
 from .runtime.watchdog import Watchdog
 from .samples.schema import DatasetSchema
@@ -39,7 +37,9 @@ from .schedule import make_schedules
 from .table_layout import make_layout
 from .topology.channels import RingBytes, feed_channels, fitting, row_channels
 from .topology.groups import Groups, check_single_mpi_library, split_world
+from .topology.ring_sizes import ring_sizes
 from .topology.roles import Role
+from .trainer.metrics import MetricLogger
 from .transport.plane import Channel, Plane
 from .transport.progress import ProgressThread, Waiter, default_spin
 from .transport.window import shared_memory

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 
 from persia_hpc.errors import UserError
-from persia_hpc.metrics import auc, evaluate_metrics, load_metrics, logloss
+from persia_hpc.trainer.metrics import auc, evaluate_metrics, load_metrics, logloss
 
 
 @settings(deadline=None)

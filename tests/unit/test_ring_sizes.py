@@ -15,11 +15,11 @@ from persia_hpc.config import load_config
 from persia_hpc.embedding_worker.engine import EmbeddingWorker
 from persia_hpc.protocol.row_batch import pack_feed
 from persia_hpc.protocol.wire import WIRES
-from persia_hpc.ring_sizes import ring_sizes
 from persia_hpc.samples.batch import IdColumn, SampleBatch
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from persia_hpc.table_layout import make_layout
 from persia_hpc.topology.channels import LEAST, fitting, ring_memory
+from persia_hpc.topology.ring_sizes import ring_sizes
 from persia_hpc.topology.roles import make_plan
 
 SCHEMA = DatasetSchema(

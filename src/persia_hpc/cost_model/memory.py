@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from persia_hpc.ring_sizes import ring_sizes
 from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.table_layout import server_bytes
 from persia_hpc.topology.channels import ring_memory
+from persia_hpc.topology.ring_sizes import ring_sizes
 from persia_hpc.topology.roles import Plan, Role
 
 from .cluster import Cluster

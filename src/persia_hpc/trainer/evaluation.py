@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from persia_hpc.metrics import Metric, evaluate_metrics
 from persia_hpc.protocol.row_batch import FeedBatch
 
 from .feeding import Array, Peers, concatenate
+from .metrics import Metric, evaluate_metrics
 
 if TYPE_CHECKING:
     from .session import Session

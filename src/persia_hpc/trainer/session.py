@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from persia_hpc.config import Config
 from persia_hpc.config.learning_rate import LearningRate
 from persia_hpc.errors import TrainingEndedError, UserError
-from persia_hpc.metrics import Metric, load_metrics
 from persia_hpc.protocol.row_batch import FeedBatch
 from persia_hpc.runtime.phases import Pace
 from persia_hpc.schedule import Schedule
@@ -29,6 +28,7 @@ from .evaluation import Predictions, predict_split
 from .feeding import Array, Feed, Peers
 from .following import Following
 from .graphs import graphed
+from .metrics import Metric, load_metrics
 from .pooling import Pooling, RowGradients
 from .precision import Precision
 from .saving import DenseState, Saver

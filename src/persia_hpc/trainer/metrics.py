@@ -12,8 +12,8 @@ from typing import Any, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
-from .errors import PersiaError
-from .user_objects import load_object
+from persia_hpc.errors import PersiaError
+from persia_hpc.user_objects import load_object
 
 Array = npt.NDArray[Any]
 BUILT_IN = ("auc", "logloss")  # always computed

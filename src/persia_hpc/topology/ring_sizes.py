@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 
-from .config import Config
-from .protocol.wire import WIRES, Wire
-from .samples.schema import DatasetSchema
-from .table_layout import FeatureLayout, Layout
-from .topology.channels import RingBytes
+from persia_hpc.config import Config
+from persia_hpc.protocol.wire import WIRES, Wire
+from persia_hpc.samples.schema import DatasetSchema
+from persia_hpc.table_layout import FeatureLayout, Layout
+
+from .channels import RingBytes
 
 MOST = 256 << 20
 HEAD = 1 << 16  # a record's header, its directory, and rounding of its arrays to lines
