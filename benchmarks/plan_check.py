@@ -32,7 +32,7 @@ from persia_hpc.config import load_config
 from persia_hpc.cost_model.cluster import Cluster
 from persia_hpc.cost_model.constants import constants_text
 from persia_hpc.cost_model.predict import Prediction
-from persia_hpc.planning import Given, Planner
+from persia_hpc.job.planner import Given, Planner
 
 DATA_SAMPLES = 1 << 17
 JOB_SECONDS = 6

@@ -14,11 +14,11 @@ from .checkpoint.files import discard_partial, make_newest, read_manifest, whole
 from .checkpoint.matching import check_match
 from .config import Config, config_text, load_config
 from .errors import TrainingEndedError
+from .job.resume import begin_from, begin_with, refuse_mismatch, resumed_schema
 from .launch.environment import inside_mpi, make_run_dir
 from .reporting.screen import Screen, summary_text
 from .reporting.summary import make_summary, write_json
 from .reporting.trace import write_trace
-from .resume import begin_from, begin_with, refuse_mismatch, resumed_schema
 from .runtime.stop import StopSignals
 from .samples.follow import followed_schema
 from .samples.schema import DatasetSchema
@@ -127,7 +127,7 @@ def _play(
 ) -> dict[str, Any]:
     if not inside_mpi():
         return _run_local(config, main, callbacks, loggers, quiet, stop)
-    from .rank import RankJob
+    from .job.rank import RankJob
 
     job = RankJob(config, quiet=quiet, stop=stop)
     try:
@@ -189,7 +189,7 @@ def _run_local(
 ) -> dict[str, Any]:
     import torch
 
-    from .local import LocalFeed
+    from .job.local_feed import LocalFeed
     from .trainer.allreduce import DenseReducer
     from .trainer.batch import make_inputs
     from .trainer.device import choose_device
@@ -276,14 +276,14 @@ def start_run_dir(config: Config, run_dir: Path) -> JsonLines:
 
 def load(path: str | Path) -> Any:
     """Opens a checkpoint (`runs/1/latest`) or a run directory without MPI; see `inference.LoadedRun`."""
-    from .inference import LoadedRun
+    from .job.loaded_run import LoadedRun
 
     return LoadedRun(Path(path))
 
 
 def evaluate(run: str, split: str = "test", set: Mapping[str, Any] | None = None) -> dict[str, float]:
     """Metrics of a run's last checkpoint on one of its splits, in this process."""
-    from .inference import LoadedRun
+    from .job.loaded_run import LoadedRun
 
     return LoadedRun(Path(run), set).evaluate(split)
 
@@ -292,6 +292,6 @@ def predict(run: str, data: Sequence[str], out: str) -> int:
     """Writes the probability of each sample of `data` (HDF5 globs) to `out` (.h5 or .csv); returns the rows
     written.
     """
-    from .inference import LoadedRun
+    from .job.loaded_run import LoadedRun
 
     return LoadedRun(Path(run)).predict(list(data), Path(out))

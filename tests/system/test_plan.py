@@ -12,7 +12,7 @@ import pytest
 from persia_hpc.config import load_config
 from persia_hpc.cost_model.cluster import Cluster
 from persia_hpc.cost_model.constants import DEFAULTS, constants_text
-from persia_hpc.planning import Given, Planner
+from persia_hpc.job.planner import Given, Planner
 
 PROGRAM = Path(__file__).resolve().parents[2] / "benchmarks" / "plan_check.py"
 

@@ -332,7 +332,7 @@ def test_fp16_skips_a_step_in_which_any_gradient_overflows(tmp_path, data):
 
 
 def test_a_dry_run_trains_nothing(tmp_path, data, monkeypatch):
-    from persia_hpc.dry_run import dry_run
+    from persia_hpc.job.dry_run import dry_run
 
     monkeypatch.chdir(tmp_path)
     text = dry_run(
@@ -367,7 +367,7 @@ def test_a_dry_run_trains_nothing(tmp_path, data, monkeypatch):
     ],
 )
 def test_a_dry_run_refuses_what_a_step_would(tmp_path, data, change, parts):
-    from persia_hpc.dry_run import dry_run
+    from persia_hpc.job.dry_run import dry_run
 
     with pytest.raises(ph.UserError) as caught:
         dry_run(ph.load_config(settings(data, tmp_path / "run", 1, 1, 1, **change)))

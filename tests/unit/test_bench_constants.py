@@ -13,7 +13,7 @@ from persia_hpc.bench.constants import Observation, Shape, fit, non_negative, ob
 from persia_hpc.bench.train_jobs import synthetic
 from persia_hpc.config import load_config
 from persia_hpc.cost_model.work import BatchWork
-from persia_hpc.trial import Trial, count_batches
+from persia_hpc.job.trial import Trial, count_batches
 from tests.support.tiny import tiny_config, write_tiny
 
 

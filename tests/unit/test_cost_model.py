@@ -20,6 +20,7 @@ from persia_hpc.cost_model.predict import link_traffic, predict
 from persia_hpc.cost_model.work import assumed_counts, batch_work
 from persia_hpc.embedding_worker.engine import EmbeddingWorker
 from persia_hpc.errors import UserError
+from persia_hpc.job.trial import count_batches
 from persia_hpc.parameter_server.engine import ParameterServer, Pull
 from persia_hpc.protocol.row_batch import pack_feed
 from persia_hpc.protocol.wire import WIRES
@@ -27,7 +28,6 @@ from persia_hpc.samples.batch import IdColumn, SampleBatch
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from persia_hpc.table_layout import make_layout, server_bytes
 from persia_hpc.topology.roles import ROLE_ORDER
-from persia_hpc.trial import count_batches
 
 SCHEMA = DatasetSchema(
     (FeatureSchema("a"), FeatureSchema("b", multi=True, mean_length=3.0), FeatureSchema("c")), ("x", "y")

@@ -16,9 +16,9 @@ from persia_hpc.cost_model.predict import predict
 from persia_hpc.cost_model.work import assumed_counts, batch_work
 from persia_hpc.embedding_worker.engine import EmbeddingWorker
 from persia_hpc.errors import UserError
+from persia_hpc.job.trial import count_batches
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from persia_hpc.table_layout import make_layout
-from persia_hpc.trial import count_batches
 from tests.unit.test_cost_model import COUNTS, SCHEMA, config_of, job_of, sample_of
 
 ONE = dict.fromkeys(ROLE_KEYS, 1)

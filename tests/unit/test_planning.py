@@ -14,7 +14,7 @@ from persia_hpc.config import load_config, to_toml
 from persia_hpc.cost_model.cluster import Cluster
 from persia_hpc.cost_model.memory import node_memory
 from persia_hpc.errors import UserError
-from persia_hpc.planning import Given, Planner
+from persia_hpc.job.planner import Given, Planner
 from tests.support.tiny import tiny_config, write_tiny
 
 

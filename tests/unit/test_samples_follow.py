@@ -133,7 +133,7 @@ def test_only_the_end_ends_a_run_for_good(status: str, following: bool, done: bo
 
 
 def test_a_dry_run_takes_what_is_there_for_the_first_portion(tmp_path: Path) -> None:
-    from persia_hpc.dry_run import dry_run
+    from persia_hpc.job.dry_run import dry_run
 
     for name, rows in (("a", 40), ("b", 30)):
         write_tiny(tmp_path / f"{name}.h5", rows)

@@ -9,7 +9,7 @@ import pytest
 
 from persia_hpc.config import load_config
 from persia_hpc.errors import DataError
-from persia_hpc.trial import Trial
+from persia_hpc.job.trial import Trial
 from tests.support.tiny import tiny_config, write_tiny
 
 

@@ -26,9 +26,9 @@ from persia_hpc.config import load_config
 from persia_hpc.cost_model.constants import NAMES, Constants
 from persia_hpc.cost_model.costs import Dense, Job, count_costs
 from persia_hpc.cost_model.work import BatchWork, batch_work
+from persia_hpc.job.trial import Trial, count_batches
 from persia_hpc.launch.mpiexec import find_launcher
 from persia_hpc.topology.roles import make_plan
-from persia_hpc.trial import Trial, count_batches
 
 from . import ring, table
 from .measure import machine

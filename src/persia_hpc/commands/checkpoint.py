@@ -99,7 +99,7 @@ def _diff(options: argparse.Namespace) -> int:
         raise UserError(f"--limit {options.limit}: expected 0 or more")
     from persia_hpc.checkpoint.diff import differences
     from persia_hpc.checkpoint.merged import CheckpointReader
-    from persia_hpc.resume import find_checkpoint
+    from persia_hpc.job.resume import find_checkpoint
     from persia_hpc.trainer.saved_dense import dense_differences
 
     paths = [find_checkpoint(path) for path in (options.a, options.b)]
@@ -126,7 +126,7 @@ def _export(options: argparse.Namespace) -> int:
         raise UserError(f"--out {options.out}: expected a name that ends in .parquet, or a folder")
     from persia_hpc.checkpoint.export import export_table
     from persia_hpc.checkpoint.merged import CheckpointReader
-    from persia_hpc.resume import find_checkpoint
+    from persia_hpc.job.resume import find_checkpoint
 
     with CheckpointReader(find_checkpoint(options.path)) as checkpoint:
         unknown = [name for name in names if name not in checkpoint.tables]

@@ -14,7 +14,7 @@ from persia_hpc.cost_model.cluster import Cluster
 from persia_hpc.errors import EXIT_OK, UserError
 
 if TYPE_CHECKING:
-    from persia_hpc.planning import Given
+    from persia_hpc.job.planner import Given
 
 SUMMARY = "predict samples/s and memory of a job on a cluster, and which role to add next"
 DESCRIPTION = """\
@@ -100,7 +100,7 @@ def run(options: argparse.Namespace) -> int:
         _measure(options.measure)
     if config is None:
         return EXIT_OK
-    from persia_hpc.planning import make_report
+    from persia_hpc.job.planner import make_report
 
     report = make_report(config, cluster, given, suggest=options.suggest)
     print("\n".join(report.lines()))
@@ -135,7 +135,7 @@ def _measure(path: Path) -> None:
 
 
 def _given(options: argparse.Namespace) -> Given:
-    from persia_hpc.planning import Given
+    from persia_hpc.job.planner import Given
 
     return Given(
         constants=options.constants or options.measure,

@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
     if options.launcher == "none" or inside_mpi():
         return _be_a_rank(config, options)
     if options.dry_run:
-        from persia_hpc.dry_run import dry_run
+        from persia_hpc.job.dry_run import dry_run
 
         print(dry_run(config))
         return EXIT_OK
@@ -112,12 +112,12 @@ def _config(options: argparse.Namespace) -> Config:
 def _be_a_rank(config: Config, options: argparse.Namespace) -> int:
     from mpi4py import MPI
 
-    from persia_hpc.launch.rank import run_rank
+    from persia_hpc.job.rank_main import run_rank
 
     world = MPI.COMM_WORLD
     if options.dry_run:
         if world.rank == 0:
-            from persia_hpc.dry_run import dry_run
+            from persia_hpc.job.dry_run import dry_run
 
             print(dry_run(config))
         return EXIT_OK

@@ -21,7 +21,7 @@ from mpi4py import MPI
 
 from persia_hpc.config import load_config
 from persia_hpc.embedding_worker.serve import WorkerLoop
-from persia_hpc.rank import RankJob
+from persia_hpc.job.rank import RankJob
 from persia_hpc.topology.roles import Role
 from persia_hpc.trainer.serve import RingFeed
 from tests.support.tiny import digest
@@ -190,7 +190,7 @@ class ScriptedJob(RankJob):
 
     def _serve_rows(self, start):
         made = []
-        import persia_hpc.rank as rank_module
+        import persia_hpc.job.rank as rank_module
 
         original = rank_module.ParameterServer
 

@@ -10,7 +10,7 @@ import sys
 from mpi4py import MPI
 
 from persia_hpc.config import load_config
-from persia_hpc.rank import RankJob
+from persia_hpc.job.rank import RankJob
 
 world = MPI.COMM_WORLD
 for settings in json.loads(sys.argv[1]):

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .errors import EXIT_FAILURE, EXIT_USER, AgreedError, PersiaError
-from .samples.schema import DatasetSchema
+from persia_hpc.errors import EXIT_FAILURE, EXIT_USER, AgreedError, PersiaError
+from persia_hpc.samples.schema import DatasetSchema
 
 if TYPE_CHECKING:
     from mpi4py import MPI

@@ -11,38 +11,39 @@ from typing import Any, NoReturn
 
 from mpi4py import MPI
 
-from ._native import keep_freed_memory
+from persia_hpc._native import keep_freed_memory
+from persia_hpc.api import Body, open_sources, start_run_dir, trainer_part
+from persia_hpc.callbacks import Callback
+from persia_hpc.checkpoint.files import discard_partial, make_newest, read_manifest, whole
+from persia_hpc.checkpoint.matching import check_match
+from persia_hpc.config import Config
+from persia_hpc.embedding_worker.engine import EmbeddingWorker
+from persia_hpc.embedding_worker.serve import WorkerLoop
+from persia_hpc.errors import EXIT_USER, AgreedError, AgreedExit, DataError, UserError
+from persia_hpc.launch.ending import abort
+from persia_hpc.launch.environment import make_run_dir
+from persia_hpc.launch.registry import register_rank, report_failure, start_log
+from persia_hpc.parameter_server.engine import ParameterServer
+from persia_hpc.parameter_server.serve import ServerLoop
+from persia_hpc.reporting.screen import Screen, summary_text
+from persia_hpc.reporting.summary import make_summary, write_json
+from persia_hpc.reporting.trace import clock_offsets, write_trace
+from persia_hpc.runtime.stop import StopSignals
+from persia_hpc.runtime.watchdog import Watchdog
+from persia_hpc.samples.schema import DatasetSchema
+from persia_hpc.schedule import make_schedules
+from persia_hpc.table_layout import make_layout
+from persia_hpc.topology.channels import RingBytes, feed_channels, fitting, row_channels
+from persia_hpc.topology.groups import Groups, check_single_mpi_library, split_world
+from persia_hpc.topology.ring_sizes import ring_sizes
+from persia_hpc.topology.roles import Role
+from persia_hpc.trainer.metrics import MetricLogger
+from persia_hpc.transport.plane import Channel, Plane
+from persia_hpc.transport.progress import ProgressThread, Waiter, default_spin
+from persia_hpc.transport.window import shared_memory
+
 from .agreement import agree, agree_on_data
-from .api import Body, open_sources, start_run_dir, trainer_part
-from .callbacks import Callback
-from .checkpoint.files import discard_partial, make_newest, read_manifest, whole
-from .checkpoint.matching import check_match
-from .config import Config
-from .embedding_worker.engine import EmbeddingWorker
-from .embedding_worker.serve import WorkerLoop
-from .errors import EXIT_USER, AgreedError, AgreedExit, DataError, UserError
-from .launch.ending import abort
-from .launch.environment import make_run_dir
-from .launch.registry import register_rank, report_failure, start_log
-from .parameter_server.engine import ParameterServer
-from .parameter_server.serve import ServerLoop
-from .reporting.screen import Screen, summary_text
-from .reporting.summary import make_summary, write_json
-from .reporting.trace import clock_offsets, write_trace
 from .resume import begin_from, begin_with
-from .runtime.stop import StopSignals
-from .runtime.watchdog import Watchdog
-from .samples.schema import DatasetSchema
-from .schedule import make_schedules
-from .table_layout import make_layout
-from .topology.channels import RingBytes, feed_channels, fitting, row_channels
-from .topology.groups import Groups, check_single_mpi_library, split_world
-from .topology.ring_sizes import ring_sizes
-from .topology.roles import Role
-from .trainer.metrics import MetricLogger
-from .transport.plane import Channel, Plane
-from .transport.progress import ProgressThread, Waiter, default_spin
-from .transport.window import shared_memory
 
 LOG = logging.getLogger("persia_hpc")
 
@@ -261,13 +262,13 @@ class RankJob:
     ) -> Any:
         import torch  # only here: servers and workers must not pay for it
 
-        from .trainer.batch import make_inputs
-        from .trainer.device import choose_device
-        from .trainer.driver import Driver
-        from .trainer.following import Following
-        from .trainer.saving import dense_states
-        from .trainer.serve import MpiPeers, RingFeed, make_reducer
-        from .trainer.session import Session
+        from persia_hpc.trainer.batch import make_inputs
+        from persia_hpc.trainer.device import choose_device
+        from persia_hpc.trainer.driver import Driver
+        from persia_hpc.trainer.following import Following
+        from persia_hpc.trainer.saving import dense_states
+        from persia_hpc.trainer.serve import MpiPeers, RingFeed, make_reducer
+        from persia_hpc.trainer.session import Session
 
         groups, plan, config = self.groups, self.groups.plan, self.config
         me = groups.me

@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from .checkpoint.files import read_manifest, read_schema, whole
-from .checkpoint.matching import check_match
-from .checkpoint.rows import load_initial_rows, load_rows
-from .config import Config
-from .errors import EXIT_DATA, DataError, PersiaError, UserError
-from .samples.schema import DatasetSchema
+from persia_hpc.checkpoint.files import read_manifest, read_schema, whole
+from persia_hpc.checkpoint.matching import check_match
+from persia_hpc.checkpoint.rows import load_initial_rows, load_rows
+from persia_hpc.config import Config
+from persia_hpc.errors import EXIT_DATA, DataError, PersiaError, UserError
+from persia_hpc.samples.schema import DatasetSchema
 
 if TYPE_CHECKING:
-    from .parameter_server.engine import ParameterServer
+    from persia_hpc.parameter_server.engine import ParameterServer
 
 T = TypeVar("T")
 

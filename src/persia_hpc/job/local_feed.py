@@ -11,20 +11,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .checkpoint.files import shard_name
-from .checkpoint.shards import ShardWriter
-from .config import Config
-from .embedding_worker.engine import EmbeddingWorker, KeyBatch
-from .parameter_server.engine import ParameterServer, Pull
-from .protocol.row_batch import FeedBatch
-from .protocol.wire import WIRES
-from .runtime.phases import LOCAL_FEED, TRAINER, Phases
-from .runtime.stop import StopSignals
-from .samples.datafile import FileInfo
-from .samples.source import Source
-from .samples.splits import Splits
-from .schedule import Schedule
-from .table_layout import Layout
+from persia_hpc.checkpoint.files import shard_name
+from persia_hpc.checkpoint.shards import ShardWriter
+from persia_hpc.config import Config
+from persia_hpc.embedding_worker.engine import EmbeddingWorker, KeyBatch
+from persia_hpc.parameter_server.engine import ParameterServer, Pull
+from persia_hpc.protocol.row_batch import FeedBatch
+from persia_hpc.protocol.wire import WIRES
+from persia_hpc.runtime.phases import LOCAL_FEED, TRAINER, Phases
+from persia_hpc.runtime.stop import StopSignals
+from persia_hpc.samples.datafile import FileInfo
+from persia_hpc.samples.source import Source
+from persia_hpc.samples.splits import Splits
+from persia_hpc.schedule import Schedule
+from persia_hpc.table_layout import Layout
 
 Array = npt.NDArray[Any]
 WAIT_SECONDS = 0.02  # between two looks whether a wait is over

@@ -15,19 +15,20 @@ from typing import Any
 
 import torch
 
-from ._native import keep_freed_memory
-from .config import Config, load_config
-from .config.types import ROLE_KEYS
-from .cost_model.cluster import Cluster
-from .cost_model.constants import DEFAULTS, load_constants
-from .cost_model.costs import Costs, Dense, Job, count_costs
-from .cost_model.memory import Memory, fits, role_memory
-from .cost_model.predict import Prediction, predict
-from .cost_model.report import Option, Report
-from .cost_model.work import Counting, Counts, assumed_counts, batch_work
-from .errors import UserError
-from .runtime.phases import LOCAL_FEED
-from .topology.roles import Role, make_plan
+from persia_hpc._native import keep_freed_memory
+from persia_hpc.config import Config, load_config
+from persia_hpc.config.types import ROLE_KEYS
+from persia_hpc.cost_model.cluster import Cluster
+from persia_hpc.cost_model.constants import DEFAULTS, load_constants
+from persia_hpc.cost_model.costs import Costs, Dense, Job, count_costs
+from persia_hpc.cost_model.memory import Memory, fits, role_memory
+from persia_hpc.cost_model.predict import Prediction, predict
+from persia_hpc.cost_model.report import Option, Report
+from persia_hpc.cost_model.work import Counting, Counts, assumed_counts, batch_work
+from persia_hpc.errors import UserError
+from persia_hpc.runtime.phases import LOCAL_FEED
+from persia_hpc.topology.roles import Role, make_plan
+
 from .trial import Trial, count_batches
 
 COUNTED_SAMPLES = 1 << 16  # at least, where the data have so many: what batches are cut out of

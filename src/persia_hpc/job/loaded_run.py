@@ -13,21 +13,22 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ._native import hash_ids, mix
-from .checkpoint.files import read_manifest, read_schema
-from .checkpoint.rows import load_rows
-from .config import load_config
-from .errors import UserError
-from .local import LocalFeed
-from .models import build_model
+from persia_hpc._native import hash_ids, mix
+from persia_hpc.checkpoint.files import read_manifest, read_schema
+from persia_hpc.checkpoint.rows import load_rows
+from persia_hpc.config import load_config
+from persia_hpc.errors import UserError
+from persia_hpc.models import build_model
+from persia_hpc.samples.source import open_source
+from persia_hpc.schedule import make_schedules
+from persia_hpc.table_layout import make_layout
+from persia_hpc.trainer.allreduce import DenseReducer
+from persia_hpc.trainer.batch import make_inputs
+from persia_hpc.trainer.feeding import Alone
+from persia_hpc.trainer.session import Session
+
+from .local_feed import LocalFeed
 from .resume import find_checkpoint
-from .samples.source import open_source
-from .schedule import make_schedules
-from .table_layout import make_layout
-from .trainer.allreduce import DenseReducer
-from .trainer.batch import make_inputs
-from .trainer.feeding import Alone
-from .trainer.session import Session
 
 Array = npt.NDArray[Any]
 

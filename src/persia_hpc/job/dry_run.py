@@ -6,16 +6,17 @@ from collections.abc import Mapping
 
 import torch
 
-from .config import Config, config_text, mib
-from .local import LocalFeed
-from .protocol.row_batch import FeedBatch
-from .samples.schema import DatasetSchema
-from .samples.source import Source
-from .table_layout import Layout, server_bytes
-from .topology.channels import ring_memory
-from .topology.ring_sizes import ring_sizes
-from .topology.roles import Plan, Role, make_plan
-from .trainer.session import Session
+from persia_hpc.config import Config, config_text, mib
+from persia_hpc.protocol.row_batch import FeedBatch
+from persia_hpc.samples.schema import DatasetSchema
+from persia_hpc.samples.source import Source
+from persia_hpc.table_layout import Layout, server_bytes
+from persia_hpc.topology.channels import ring_memory
+from persia_hpc.topology.ring_sizes import ring_sizes
+from persia_hpc.topology.roles import Plan, Role, make_plan
+from persia_hpc.trainer.session import Session
+
+from .local_feed import LocalFeed
 from .trial import Trial
 
 

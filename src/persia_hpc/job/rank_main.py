@@ -10,11 +10,10 @@ from typing import Any
 
 from persia_hpc.config import Config, load_config
 from persia_hpc.errors import EXIT_AGAIN, AgreedExit
+from persia_hpc.launch.ending import abort
+from persia_hpc.launch.environment import world_rank_of
+from persia_hpc.launch.registry import finish_rank, register_rank, report_failure
 from persia_hpc.runtime.stop import StopSignals
-
-from .ending import abort
-from .environment import world_rank_of
-from .registry import finish_rank, register_rank, report_failure
 
 
 def run_rank(config: Config, run_dir: Path, quiet: bool) -> dict[str, Any]:

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import time
 
-from .api import open_sources
-from .config import Config
-from .cost_model.work import Counts
-from .embedding_worker.engine import EmbeddingWorker
-from .errors import PersiaError, UserError
-from .local import LocalFeed
-from .protocol.row_batch import FeedBatch
-from .samples.batch import SampleBatch
-from .samples.follow import Follower, portion_source
-from .schedule import make_schedules
-from .table_layout import make_layout
-from .trainer.allreduce import DenseReducer
-from .trainer.batch import make_inputs
-from .trainer.device import choose_device
-from .trainer.driver import Driver, check_logits
-from .trainer.feeding import Alone
-from .trainer.session import Session
-from .user_objects import describe
+from persia_hpc.api import open_sources
+from persia_hpc.config import Config
+from persia_hpc.cost_model.work import Counts
+from persia_hpc.embedding_worker.engine import EmbeddingWorker
+from persia_hpc.errors import PersiaError, UserError
+from persia_hpc.protocol.row_batch import FeedBatch
+from persia_hpc.samples.batch import SampleBatch
+from persia_hpc.samples.follow import Follower, portion_source
+from persia_hpc.schedule import make_schedules
+from persia_hpc.table_layout import make_layout
+from persia_hpc.trainer.allreduce import DenseReducer
+from persia_hpc.trainer.batch import make_inputs
+from persia_hpc.trainer.device import choose_device
+from persia_hpc.trainer.driver import Driver, check_logits
+from persia_hpc.trainer.feeding import Alone
+from persia_hpc.trainer.session import Session
+from persia_hpc.user_objects import describe
+
+from .local_feed import LocalFeed
 
 
 class Trial:
