@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from persia_hpc.launch.local import die_with_parent
+from persia_hpc.launch.supervisor import die_with_parent
 from tests.support.jobs import user_environment, wait_for
 
 START_SECONDS = 20

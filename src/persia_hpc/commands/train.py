@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
     from persia_hpc.api import check
 
     config = check(config, run_dir)
-    from persia_hpc.launch.local import supervise
+    from persia_hpc.launch.supervisor import supervise
 
     return supervise(config, options.run_dir, ["--quiet"] * options.quiet, launcher=options.launcher)
 
