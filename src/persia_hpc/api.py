@@ -190,12 +190,12 @@ def _run_local(
     import torch
 
     from .job.local_feed import LocalFeed
-    from .trainer.allreduce import DenseReducer
     from .trainer.batch import make_inputs
+    from .trainer.dense.allreduce import DenseReducer
     from .trainer.device import choose_device
     from .trainer.driver import Driver
-    from .trainer.feeding import Alone
     from .trainer.following import Following
+    from .trainer.interfaces import Alone
     from .trainer.saving import DenseState, dense_states
     from .trainer.session import Session
 

@@ -14,7 +14,7 @@ from persia_hpc.errors import UserError
 from persia_hpc.protocol.row_batch import FeedBatch
 from persia_hpc.protocol.wire import WIRES, wire_of
 from persia_hpc.trainer.batch import Batch, Inputs
-from persia_hpc.trainer.pooling import Pooling, RowGradients
+from persia_hpc.trainer.pooling.embed import Pooling, RowGradients
 from tests.support.feeds import make_feed, make_inputs, random_ids
 
 KERNELS = ("native", "cuda", "torch")  # the GPU's code on the host; on a GPU: test_pool_cuda.py

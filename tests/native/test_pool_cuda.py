@@ -16,8 +16,8 @@ from persia_hpc.errors import PersiaError
 from persia_hpc.protocol.row_batch import FeedBatch, pack_feed, unpack_feed
 from persia_hpc.protocol.wire import WIRES
 from persia_hpc.trainer.batch import Batch, Inputs
-from persia_hpc.trainer.pooling import Pooling, RowGradients
-from persia_hpc.trainer.staging import Staging, arrays_of
+from persia_hpc.trainer.pooling.embed import Pooling, RowGradients
+from persia_hpc.trainer.pooling.staging import Staging, arrays_of
 from tests.support.feeds import make_feed, make_inputs, random_ids
 
 HAS_GPU = torch.cuda.is_available()

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from persia_hpc.errors import UserError
-from persia_hpc.trainer.graphs import GraphedModel, graphed
-from persia_hpc.trainer.pooling import Pooling
+from persia_hpc.trainer.dense.graphs import GraphedModel, graphed
+from persia_hpc.trainer.pooling.embed import Pooling
 from tests.support.feeds import make_feed, make_inputs, random_ids
 from tests.support.models import Small
 

@@ -18,7 +18,7 @@ from persia_hpc.samples.batch import IdColumn
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from persia_hpc.table_layout import make_layout
 from persia_hpc.trainer.batch import FeatureSpec, Inputs
-from persia_hpc.trainer.pooling import Pooling
+from persia_hpc.trainer.pooling.embed import Pooling
 from tests.support.feeds import make_feed
 from tests.support.hashing import hashed
 

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, StepLR
 from persia_hpc.config import load_config
 from persia_hpc.config.learning_rate import LearningRate
 from persia_hpc.errors import UserError
-from persia_hpc.trainer.dense_optimizer import set_learning_rate
+from persia_hpc.trainer.dense.optimizer import set_learning_rate
 from tests.support.schedules import LR, torch_rates
 
 MINIMAL = {"data": {"train": ["a"]}, "model": {"class": "dlrm"}}

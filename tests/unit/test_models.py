@@ -17,7 +17,7 @@ from persia_hpc.models import BUILT_IN, build_model
 from persia_hpc.models.parts import masked_mean
 from persia_hpc.protocol.row_batch import FeedBatch
 from persia_hpc.trainer.batch import Batch, Inputs
-from persia_hpc.trainer.pooling import Pooling, RowGradients
+from persia_hpc.trainer.pooling.embed import Pooling, RowGradients
 from tests.support.feeds import make_feed, make_inputs, random_ids
 
 SAME_DIM = [

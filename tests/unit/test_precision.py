@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import persia_hpc as ph
-from persia_hpc.trainer.pooling import Pooling, RowGradients
-from persia_hpc.trainer.precision import Precision
+from persia_hpc.trainer.dense.precision import Precision
+from persia_hpc.trainer.pooling.embed import Pooling, RowGradients
 from tests.support.feeds import make_feed, make_inputs
 from tests.support.tiny import tiny_config, trained_rows, write_tiny
 

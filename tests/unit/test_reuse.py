@@ -25,7 +25,7 @@ from persia_hpc.samples.batch import IdColumn, SampleBatch
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from persia_hpc.table_layout import make_layout
 from persia_hpc.trainer.batch import make_inputs
-from persia_hpc.trainer.pooling import Pooling
+from persia_hpc.trainer.pooling.embed import Pooling
 
 FEATURES = {"a": 1, "b": 16, "c": 2}  # what an update adds; c has another dim and so another group
 SCHEMA = DatasetSchema(tuple(FeatureSchema(name) for name in FEATURES))

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from persia_hpc.trainer.feeding import Alone
-from persia_hpc.trainer.shared_dense import SharedDense
+from persia_hpc.trainer.dense.shared import SharedDense
+from persia_hpc.trainer.interfaces import Alone
 
 
 class Memory:

@@ -16,7 +16,7 @@ from mpi4py import MPI
 from torch import nn
 
 from persia_hpc.config.types import TrainConfig
-from persia_hpc.trainer.allreduce import DenseReducer
+from persia_hpc.trainer.dense.allreduce import DenseReducer
 
 SIZES = (1 << 10, 1 << 24)  # bytes: latency alone, and one bucket of a tower's size
 STEPS = 60

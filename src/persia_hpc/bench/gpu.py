@@ -20,10 +20,10 @@ from persia_hpc.errors import UserError
 from persia_hpc.protocol.row_batch import FeedBatch
 from persia_hpc.protocol.wire import WIRES
 from persia_hpc.trainer.batch import FeatureSpec, Inputs
-from persia_hpc.trainer.pooling import GroupFeatures
-from persia_hpc.trainer.pooling_cuda import CudaKernel, cuda_module
-from persia_hpc.trainer.row_rings import RowRings
-from persia_hpc.trainer.staging import Staging, arrays_of
+from persia_hpc.trainer.pooling.cuda_kernel import CudaKernel, cuda_module
+from persia_hpc.trainer.pooling.embed import GroupFeatures
+from persia_hpc.trainer.pooling.row_rings import RowRings
+from persia_hpc.trainer.pooling.staging import Staging, arrays_of
 
 from .dedup import zipf_ids
 from .measure import Result, Timing, in_turns

@@ -33,11 +33,11 @@ from persia_hpc.runtime.phases import TRAINER, Phases
 from persia_hpc.samples.source import open_source
 from persia_hpc.schedule import make_schedules
 from persia_hpc.table_layout import make_layout
-from persia_hpc.trainer.allreduce import DenseReducer
 from persia_hpc.trainer.batch import Batch, FeatureSpec, Inputs, make_inputs
+from persia_hpc.trainer.dense.allreduce import DenseReducer
 from persia_hpc.trainer.device import choose_device
 from persia_hpc.trainer.driver import Driver
-from persia_hpc.trainer.feeding import Alone
+from persia_hpc.trainer.interfaces import Alone
 from persia_hpc.trainer.session import Session
 
 from .train_jobs import DENSE, DIM, FEATURES, VOCABULARY, w0_settings

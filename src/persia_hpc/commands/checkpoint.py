@@ -75,7 +75,7 @@ def _ls(options: argparse.Namespace) -> int:
 def _verify(options: argparse.Namespace) -> int:
     from persia_hpc.checkpoint.listing import checkpoints_of, is_run
     from persia_hpc.checkpoint.verify import Report, verify
-    from persia_hpc.trainer.saved_dense import dense_problem
+    from persia_hpc.trainer.dense.saved import dense_problem
 
     runs = [is_run(path) for path in options.paths]  # says what isn't there before hours of reading
     known: dict[Path, Report] = {}
@@ -100,7 +100,7 @@ def _diff(options: argparse.Namespace) -> int:
     from persia_hpc.checkpoint.diff import differences
     from persia_hpc.checkpoint.merged import CheckpointReader
     from persia_hpc.job.resume import find_checkpoint
-    from persia_hpc.trainer.saved_dense import dense_differences
+    from persia_hpc.trainer.dense.saved import dense_differences
 
     paths = [find_checkpoint(path) for path in (options.a, options.b)]
     with CheckpointReader(paths[0]) as a, CheckpointReader(paths[1]) as b:

@@ -22,9 +22,9 @@ from persia_hpc.models import build_model
 from persia_hpc.samples.source import open_source
 from persia_hpc.schedule import make_schedules
 from persia_hpc.table_layout import make_layout
-from persia_hpc.trainer.allreduce import DenseReducer
 from persia_hpc.trainer.batch import make_inputs
-from persia_hpc.trainer.feeding import Alone
+from persia_hpc.trainer.dense.allreduce import DenseReducer
+from persia_hpc.trainer.interfaces import Alone
 from persia_hpc.trainer.session import Session
 
 from .local_feed import LocalFeed

@@ -14,11 +14,11 @@ from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.follow import Follower, portion_source
 from persia_hpc.schedule import make_schedules
 from persia_hpc.table_layout import make_layout
-from persia_hpc.trainer.allreduce import DenseReducer
 from persia_hpc.trainer.batch import make_inputs
+from persia_hpc.trainer.dense.allreduce import DenseReducer
 from persia_hpc.trainer.device import choose_device
 from persia_hpc.trainer.driver import Driver, check_logits
-from persia_hpc.trainer.feeding import Alone
+from persia_hpc.trainer.interfaces import Alone
 from persia_hpc.trainer.session import Session
 from persia_hpc.user_objects import describe
 

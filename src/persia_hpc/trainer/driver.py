@@ -20,7 +20,7 @@ from persia_hpc.models import build_model
 from persia_hpc.user_objects import load_object
 
 from .batch import Batch, Inputs
-from .dense_optimizer import make_optimizer
+from .dense.optimizer import make_optimizer
 from .metrics import MetricLogger, auc, load_metrics
 from .session import Session
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from persia_hpc.protocol.row_batch import FeedBatch
 
-from .feeding import Array, Peers, concatenate
+from .interfaces import Array, Peers, concatenate
 from .metrics import Metric, evaluate_metrics
 
 if TYPE_CHECKING:

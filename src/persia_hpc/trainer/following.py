@@ -22,7 +22,7 @@ from persia_hpc.samples.follow import Follower, TakenFile, late_files, num_sampl
 from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.schedule import Schedule
 
-from .feeding import Feed
+from .interfaces import Feed
 
 if TYPE_CHECKING:
     from .session import Session

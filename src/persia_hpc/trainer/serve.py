@@ -27,8 +27,8 @@ from persia_hpc.transport.records import SPLITS, Kind, Record
 from persia_hpc.transport.ring import RingReceiver, RingSender
 from persia_hpc.transport.shared_vector import SharedVector
 
-from .allreduce import DenseReducer
-from .shared_dense import SharedDense
+from .dense.allreduce import DenseReducer
+from .dense.shared import SharedDense
 
 Array = npt.NDArray[Any]
 _OTHERS = "the other trainers"

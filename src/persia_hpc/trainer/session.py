@@ -21,18 +21,18 @@ from persia_hpc.runtime.phases import Pace
 from persia_hpc.schedule import Schedule
 from persia_hpc.table_layout import Layout
 
-from .allreduce import DenseReducer
 from .batch import Batch, Inputs, on_backward
-from .dense_optimizer import make_optimizer, set_learning_rate
+from .dense.allreduce import DenseReducer
+from .dense.graphs import graphed
+from .dense.optimizer import make_optimizer, set_learning_rate
+from .dense.precision import Precision
+from .dense.shared import SharedDense
 from .evaluation import Predictions, predict_split
-from .feeding import Array, Feed, Peers
 from .following import Following
-from .graphs import graphed
+from .interfaces import Array, Feed, Peers
 from .metrics import Metric, load_metrics
-from .pooling import Pooling, RowGradients
-from .precision import Precision
+from .pooling.embed import Pooling, RowGradients
 from .saving import DenseState, Saver
-from .shared_dense import SharedDense
 
 
 class Session:

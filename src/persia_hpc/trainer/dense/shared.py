@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .feeding import Feed, Peers
+from persia_hpc.trainer.interfaces import Feed, Peers
 
 
 class Vector(Protocol):

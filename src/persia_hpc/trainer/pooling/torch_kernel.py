@@ -21,7 +21,7 @@ from .wire_torch import decode, encode, to_array
 if TYPE_CHECKING:
     from persia_hpc.protocol.row_batch import FeedBatch
 
-    from .pooling import GroupFeatures
+    from .embed import GroupFeatures
 
 
 def tensor_of(array: npt.NDArray[Any], device: torch.device) -> Tensor:

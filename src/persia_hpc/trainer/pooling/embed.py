@@ -20,12 +20,12 @@ from persia_hpc import _native
 from persia_hpc.errors import UserError
 from persia_hpc.protocol.row_batch import FeedBatch
 from persia_hpc.protocol.wire import WIRES, Wire, wire_of
+from persia_hpc.trainer.batch import POOLED, Batch, FeatureSpec, Inputs
 
-from .batch import POOLED, Batch, FeatureSpec, Inputs
-from .pooling_cuda import CudaKernel, cuda_module
-from .pooling_torch import TorchKernel, tensor_of
+from .cuda_kernel import CudaKernel, cuda_module
 from .row_rings import RowRings
 from .staging import Staging
+from .torch_kernel import TorchKernel, tensor_of
 
 ROUNDS_POWER = {"sum": 0.0, "mean": 1.0, "sqrtn": 0.5}
 Array = npt.NDArray[Any]

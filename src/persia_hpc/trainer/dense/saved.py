@@ -10,8 +10,7 @@ import torch
 
 from persia_hpc.checkpoint import files
 from persia_hpc.errors import DataError
-
-from .saving import DenseState
+from persia_hpc.trainer.saving import DenseState
 
 
 def dense_problem(directory: Path, step: int) -> str:

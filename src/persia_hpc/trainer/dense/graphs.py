@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from persia_hpc.errors import UserError
-
-from .batch import Batch, Inputs
+from persia_hpc.trainer.batch import Batch, Inputs
 
 LOG = logging.getLogger("persia_hpc")
 Graph = Callable[[nn.Module, tuple[Tensor, ...]], Callable[..., Tensor]]

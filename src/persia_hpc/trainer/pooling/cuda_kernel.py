@@ -23,7 +23,7 @@ from .staging import ALIGNMENT, Staging
 if TYPE_CHECKING:
     from persia_hpc.protocol.row_batch import FeedBatch
 
-    from .pooling import GroupFeatures
+    from .embed import GroupFeatures
 
 Array = npt.NDArray[Any]
 
