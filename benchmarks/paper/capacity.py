@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.paper.report import Report, markdown
 from persia_hpc.bench.measure import Timing, summarize
 from persia_hpc.bench.train_jobs import run_job
-from persia_hpc.preprocess.criteo_syn import DIM, PRESETS
+from persia_hpc.preprocess.criteo.synthetic import DIM, PRESETS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from persia_hpc.cli import main
 from persia_hpc.errors import UserError
-from persia_hpc.preprocess import criteo, criteo_shards
+from persia_hpc.preprocess.criteo import prepare as criteo
+from persia_hpc.preprocess.criteo import shards as criteo_shards
 from persia_hpc.preprocess.team import ALONE
 from persia_hpc.samples.source import open_source
 from tests.support.mpi import run_mpi

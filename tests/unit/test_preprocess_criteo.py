@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from persia_hpc.errors import UserError
-from persia_hpc.preprocess import criteo, criteo_ids
+from persia_hpc.preprocess.criteo import ids as criteo_ids
+from persia_hpc.preprocess.criteo import prepare as criteo
 from persia_hpc.samples.source import open_source
 
 

@@ -12,7 +12,8 @@ from sklearn.metrics import log_loss, roc_auc_score
 from persia_hpc.cli import main
 from persia_hpc.config import load_config
 from persia_hpc.errors import UserError
-from persia_hpc.preprocess import criteo_syn, synthetic
+from persia_hpc.preprocess import synthetic
+from persia_hpc.preprocess.criteo import synthetic as criteo_syn
 from persia_hpc.preprocess.splits import uniform
 from persia_hpc.preprocess.synthetic import Generator, SyntheticOptions
 from persia_hpc.preprocess.zipf import Zipf

@@ -13,7 +13,10 @@ from hypothesis import strategies as st
 
 from persia_hpc.cli import main
 from persia_hpc.errors import UserError
-from persia_hpc.preprocess import lines, table, table_input, table_shards
+from persia_hpc.preprocess import lines
+from persia_hpc.preprocess.table import input as table_input
+from persia_hpc.preprocess.table import prepare as table
+from persia_hpc.preprocess.table import shards as table_shards
 from persia_hpc.preprocess.team import ALONE
 from persia_hpc.samples.source import open_source
 from tests.support.mpi import run_mpi

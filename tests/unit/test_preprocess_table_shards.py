@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from persia_hpc.cli import main
-from persia_hpc.preprocess import table_input
-from persia_hpc.preprocess.table_input import count_rows, cut_table, mend_cuts, num_quotes, read_frames
-from persia_hpc.preprocess.table_schema import Ids, Label, TableSchema
+from persia_hpc.preprocess.table import input as table_input
+from persia_hpc.preprocess.table.input import count_rows, cut_table, mend_cuts, num_quotes, read_frames
+from persia_hpc.preprocess.table.schema import Ids, Label, TableSchema
 from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.source import open_source
 from tests.support.mpi import run_mpi

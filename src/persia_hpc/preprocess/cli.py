@@ -11,18 +11,15 @@ from typing import Any
 
 from persia_hpc.config import parse_bytes
 from persia_hpc.errors import EXIT_OK, UserError
-from persia_hpc.preprocess import (
-    adult,
-    criteo,
-    criteo_shards,
-    criteo_syn,
-    movielens,
-    synthetic,
-    table,
-    table_shards,
-    taobao_ad,
-)
 from persia_hpc.preprocess.team import ALONE, Part, Team
+
+from . import adult, synthetic, taobao_ad
+from .criteo import prepare as criteo
+from .criteo import shards as criteo_shards
+from .criteo import synthetic as criteo_syn
+from .movielens import prepare as movielens
+from .table import prepare as table
+from .table import shards as table_shards
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from persia_hpc.errors import UserError
-from persia_hpc.preprocess import criteo_syn
 from persia_hpc.preprocess.outputs import FileReport, Outputs, make_directory, numbered
 from persia_hpc.preprocess.progress import Progress
 from persia_hpc.preprocess.shards import write_pieces
@@ -25,6 +24,8 @@ from persia_hpc.preprocess.zipf import Zipf
 from persia_hpc.samples.batch import IdColumn, SampleBatch
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from persia_hpc.samples.writer import DatasetWriter
+
+from .criteo import synthetic as criteo_syn
 
 BLOCK_ROWS = 65_536
 MAX_VIRTUAL_IDS = 10**13

@@ -13,8 +13,9 @@ from persia_hpc.errors import UserError
 from persia_hpc.preprocess.frames import Frame
 from persia_hpc.preprocess.ids import MISSING_ID, RARE_ID, IdCounts, IdFilter
 from persia_hpc.preprocess.shards import merged_counts
-from persia_hpc.preprocess.table_convert import Converter, Learned, Moments
 from persia_hpc.preprocess.team import Team
+
+from .convert import Converter, Learned, Moments
 
 UNKNOWN_NUMBER = 0
 PIECE_VALUES = 1 << 40  # ids of one feature in one piece: fewer

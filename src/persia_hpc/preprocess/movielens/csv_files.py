@@ -18,7 +18,7 @@ from persia_hpc.preprocess.columns import Place, split_lists, to_ids
 from persia_hpc.preprocess.frames import Frame, parse
 from persia_hpc.preprocess.ids import Ids, string_ids
 from persia_hpc.preprocess.lines import read_blocks
-from persia_hpc.preprocess.table_input import header
+from persia_hpc.preprocess.table.input import header
 from persia_hpc.samples.batch import IdColumn, Rows, SampleBatch
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 

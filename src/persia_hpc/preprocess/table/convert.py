@@ -15,9 +15,10 @@ from persia_hpc.errors import UserError
 from persia_hpc.preprocess.columns import Numbers, Place, flatten, id_type, split_lists, to_ids, to_numbers
 from persia_hpc.preprocess.frames import Frame
 from persia_hpc.preprocess.ids import IdFilter
-from persia_hpc.preprocess.table_schema import Dense, Label, TableSchema
 from persia_hpc.samples.batch import IdColumn, SampleBatch
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
+
+from .schema import Dense, Label, TableSchema
 
 
 @dataclass

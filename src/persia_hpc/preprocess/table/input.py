@@ -24,7 +24,8 @@ from persia_hpc.preprocess.lines import (
     read_blocks,
     too_long,
 )
-from persia_hpc.preprocess.table_schema import FORMATS, TableSchema
+
+from .schema import FORMATS, TableSchema
 
 PARQUET_ROWS = 131_072
 SEPARATORS = {"csv": ",", "tsv": "\t"}

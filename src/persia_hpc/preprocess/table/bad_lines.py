@@ -10,9 +10,10 @@ from persia_hpc.errors import UserError
 from persia_hpc.preprocess.bad_lines import SHOWN, BadLines
 from persia_hpc.preprocess.frames import BadRowsError, Frame
 from persia_hpc.preprocess.lines import OnRead, Piece, TextBlock, chunks, num_newlines
-from persia_hpc.preprocess.table_convert import Converter, Learned
-from persia_hpc.preprocess.table_input import format_of, read_block, read_frames, text_blocks
-from persia_hpc.preprocess.table_schema import TableSchema
+
+from .convert import Converter, Learned
+from .input import format_of, read_block, read_frames, text_blocks
+from .schema import TableSchema
 
 Check = Callable[[Frame], object]  # raises BadRowsError
 

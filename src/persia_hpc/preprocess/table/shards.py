@@ -21,28 +21,15 @@ from persia_hpc.preprocess.lines import Piece
 from persia_hpc.preprocess.outputs import FileReport, Outputs, input_identity, make_directory, numbered
 from persia_hpc.preprocess.progress import Progress
 from persia_hpc.preprocess.shards import check_pieces, write_pieces
-from persia_hpc.preprocess.table import (
-    Table,
-    TableOptions,
-    learned_settings,
-    vocabulary_files,
-    write_vocabularies,
-)
-from persia_hpc.preprocess.table_bad_lines import Fit, find_bad_lines
-from persia_hpc.preprocess.table_convert import Converter, Learned
-from persia_hpc.preprocess.table_input import (
-    TablePiece,
-    count_rows,
-    cut_table,
-    may_cut_values,
-    mend_cuts,
-    num_quotes,
-    read_frames,
-)
-from persia_hpc.preprocess.table_learn import Learning
-from persia_hpc.preprocess.table_schema import Split, load_schema
 from persia_hpc.preprocess.team import Team, once, share_of, together
 from persia_hpc.samples.writer import DatasetWriter
+
+from .bad_lines import Fit, find_bad_lines
+from .convert import Converter, Learned
+from .input import TablePiece, count_rows, cut_table, may_cut_values, mend_cuts, num_quotes, read_frames
+from .learn import Learning
+from .prepare import Table, TableOptions, learned_settings, vocabulary_files, write_vocabularies
+from .schema import Split, load_schema
 
 Result = TypeVar("Result")
 

@@ -14,7 +14,6 @@ import numpy as np
 import polars as pl
 
 from persia_hpc.errors import UserError
-from persia_hpc.preprocess import movielens_csv
 from persia_hpc.preprocess.columns import split_lists
 from persia_hpc.preprocess.frames import Frame, parse
 from persia_hpc.preprocess.ids import MISSING_ID, Ids, string_ids
@@ -23,6 +22,8 @@ from persia_hpc.preprocess.outputs import FileReport, Outputs, input_identity
 from persia_hpc.preprocess.splits import SPLITS, boundaries, check_fractions
 from persia_hpc.samples.batch import IdColumn, Rows, SampleBatch
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
+
+from . import csv_files as movielens_csv
 
 TASKS = ("ctr", "all")
 SPLITS_BY = ("random", "time", "user")

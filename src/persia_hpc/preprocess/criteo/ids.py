@@ -8,10 +8,11 @@ import numpy as np
 import polars as pl
 
 from persia_hpc import _native
-from persia_hpc.preprocess.criteo_lines import IDS
 from persia_hpc.preprocess.shards import merged_counts
 from persia_hpc.preprocess.team import Team
 from persia_hpc.samples.batch import IdColumn, SampleBatch
+
+from .lines import IDS
 
 MISSING_ID = 1 << 32
 RARE_ID = MISSING_ID + 1

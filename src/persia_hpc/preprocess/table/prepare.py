@@ -21,12 +21,13 @@ from persia_hpc.preprocess.lines import Piece, expand_files
 from persia_hpc.preprocess.outputs import FileReport, Outputs, input_identity
 from persia_hpc.preprocess.progress import Progress
 from persia_hpc.preprocess.splits import OrderSplit, RandomSplit, boundaries
-from persia_hpc.preprocess.table_bad_lines import Fit, find_bad_lines, first_fit
-from persia_hpc.preprocess.table_convert import Converter, Learned
-from persia_hpc.preprocess.table_input import count_rows, read_frames
-from persia_hpc.preprocess.table_learn import Learning
-from persia_hpc.preprocess.table_schema import TableSchema, load_schema
 from persia_hpc.preprocess.team import ALONE
+
+from .bad_lines import Fit, find_bad_lines, first_fit
+from .convert import Converter, Learned
+from .input import count_rows, read_frames
+from .learn import Learning
+from .schema import TableSchema, load_schema
 
 
 @dataclass(frozen=True)

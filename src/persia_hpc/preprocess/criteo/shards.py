@@ -9,23 +9,17 @@ from typing import Any
 import numpy as np
 
 from persia_hpc.errors import UserError
-from persia_hpc.preprocess import criteo
 from persia_hpc.preprocess.bad_lines import BadLines
-from persia_hpc.preprocess.criteo_ids import (
-    MISSING_ID,
-    RARE_ID,
-    Counters,
-    count_ids,
-    frequent_ids,
-    without_rare_ids,
-)
-from persia_hpc.preprocess.criteo_lines import read_rows
 from persia_hpc.preprocess.lines import cut_pieces, expand_files
 from persia_hpc.preprocess.outputs import FileReport, Outputs, input_identity, make_directory
 from persia_hpc.preprocess.progress import Progress
 from persia_hpc.preprocess.shards import check_pieces, names, write_pieces
 from persia_hpc.preprocess.team import Team, once, share_of, together
 from persia_hpc.samples.writer import DatasetWriter
+
+from . import prepare as criteo
+from .ids import MISSING_ID, RARE_ID, Counters, count_ids, frequent_ids, without_rare_ids
+from .lines import read_rows
 
 
 def prepare(options: criteo.CriteoOptions, team: Team) -> list[FileReport | str] | None:

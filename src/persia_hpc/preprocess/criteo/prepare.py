@@ -14,15 +14,6 @@ import numpy as np
 
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess.bad_lines import BadLines
-from persia_hpc.preprocess.criteo_ids import (
-    MISSING_ID,
-    RARE_ID,
-    Counters,
-    count_ids,
-    frequent_ids,
-    without_rare_ids,
-)
-from persia_hpc.preprocess.criteo_lines import DENSE, IDS, read_rows
 from persia_hpc.preprocess.lines import Piece, expand_files
 from persia_hpc.preprocess.outputs import FileReport, Outputs, input_identity, numbered
 from persia_hpc.preprocess.progress import Progress
@@ -30,6 +21,9 @@ from persia_hpc.preprocess.splits import OrderSplit, boundaries, check_fractions
 from persia_hpc.preprocess.team import ALONE
 from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
+
+from .ids import MISSING_ID, RARE_ID, Counters, count_ids, frequent_ids, without_rare_ids
+from .lines import DENSE, IDS, read_rows
 
 SCHEMA = DatasetSchema(tuple(FeatureSchema(name) for name in IDS), DENSE, ("click",))
 SOURCE = "Criteo display advertising, Kaggle layout"
