@@ -19,36 +19,21 @@ MAX_LINES = 400
 ROLES = ("embedding_worker", "parameter_server", "trainer")
 
 # Who puts the roles together; nobody else may know more than one of them.
-COMPOSERS = (
-    *("api.py", "dry_run.py", "trial.py", "planning.py", "local.py", "rank.py", "inference.py", "cli.py"),
-    *("commands/*", "launch/*", "bench/*"),
-)
+COMPOSERS = ("api.py", "cli.py", "job/*", "commands/*", "launch/*", "bench/*")
 
 # Package from outside -> the only files that may import it (paths below src/persia_hpc), and why.
 ALLOWED = {
     "torch": (
-        (
-            *("trainer/*", "models/*", "bench/*"),
-            *("api.py", "dry_run.py", "planning.py", "rank.py", "inference.py"),
-        ),
+        ("trainer/*", "models/*", "bench/*", "api.py", "job/*"),
         "servers and workers must start without paying for it",
     ),
-    "horovod": (("trainer/allreduce.py",), "one file decides how dense gradients are summed"),
+    "horovod": (("trainer/dense/allreduce.py",), "one file decides how dense gradients are summed"),
     "mpi4py": (
-        (
-            "topology/groups.py",
-            "transport/*",
-            "*/serve.py",
-            "api.py",
-            "rank.py",
-            "commands/*",
-            "launch/*",
-            "bench/*",
-        ),
+        ("topology/groups.py", "transport/*", "*/serve.py", "job/*", "commands/*", "launch/*", "bench/*"),
         "engines, samples, models and configuration work without MPI",
     ),
     "h5py": (
-        ("samples/*", "preprocess/*", "checkpoint/*", "inference.py", "bench/*"),
+        ("samples/*", "preprocess/*", "checkpoint/*", "job/loaded_run.py", "bench/*"),
         "file formats have one home",
     ),
     "hdf5plugin": (("samples/*", "checkpoint/*"), "file formats have one home"),

@@ -1,5 +1,5 @@
 // The same two functions for `_native` (on the host) and `_cuda`: addresses in, nothing checked, since they
-// may be a device's. Callers: trainer/pooling_cuda.py.
+// may be a device's. Callers: trainer/pooling/cuda_kernel.py.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -49,7 +49,7 @@ def hash_ids(ids: _U64, *, rounds: int, size: int) -> _U64:
     """
 
 def encode_rows(rows: _F32, wire: str) -> _Rows:
-    """Rows [U, D] in a format of `persia_hpc.wire.WIRES`: "fp32", "fp16", "bf16" or "scaled_fp16"."""
+    """Rows [U, D] in a format of `protocol.wire.WIRES`: "fp32", "fp16", "bf16" or "scaled_fp16"."""
 
 def decode_rows(rows: _Rows, dim: int) -> _F32:
     """[U, D] of rows in any wire format, which follows from their dtype and width."""

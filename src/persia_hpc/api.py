@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from persia_hpc.reporting.events import JsonLines, MetricLogger
+
 from .callbacks import Callback
 from .checkpoint.files import discard_partial, make_newest, read_manifest, whole
 from .checkpoint.matching import check_match
@@ -25,7 +27,6 @@ from .samples.schema import DatasetSchema
 from .samples.source import FileSource, Source, open_source
 from .schedule import make_schedules
 from .table_layout import make_layout
-from .trainer.metrics import JsonLines, MetricLogger
 
 if TYPE_CHECKING:
     from .trainer.session import Session

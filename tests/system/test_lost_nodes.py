@@ -19,7 +19,7 @@ from tests.support.tiny import run_digest, tiny_config, write_tiny
 
 STEPS = 120
 GIVE_UP_SECONDS = 5.0
-RANK_PROGRAM = "persia_hpc.launch.rank"
+RANK_PROGRAM = "persia_hpc.job.rank_main"
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ def test_a_case_is_predicted_run_and_planned_from(tmp_path, monkeypatch, capsys)
     spec.loader.exec_module(program)
     monkeypatch.setattr(program, "DATA_SAMPLES", 4096)
     monkeypatch.setattr(program, "JOB_SECONDS", 0.1)
-    monkeypatch.setattr("persia_hpc.planning.TRIAL_SECONDS", 0.1)
+    monkeypatch.setattr("persia_hpc.job.planner.TRIAL_SECONDS", 0.1)
     constants = tmp_path / "constants.toml"
     constants.write_text(constants_text(DEFAULTS))
     found = program.check("8-features", 1, 1, constants, tmp_path)

@@ -50,7 +50,7 @@ def test_the_text_says_what_the_json_does(config: Path, capsys: pytest.CaptureFi
 
 
 def test_the_model_is_timed_and_nothing_written(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("persia_hpc.planning.TRIAL_SECONDS", 0.05)
+    monkeypatch.setattr("persia_hpc.job.planner.TRIAL_SECONDS", 0.05)
     before = sorted(config.parent.iterdir())
     monkeypatch.chdir(config.parent)
     found = Planner(load_config(config), Cluster(cores=4), Given())
@@ -108,7 +108,7 @@ def test_a_step_longer_than_the_data_is_predicted_for_its_own_samples(
     """400 samples: an epoch is 300 and 100, or a step of 4000 is one of 400. Without care steps seem too
     short: by a third, or ten times. Other work only makes them longer, but for what is extrapolated.
     """
-    monkeypatch.setattr("persia_hpc.planning.TRIAL_SECONDS", 0.4)
+    monkeypatch.setattr("persia_hpc.job.planner.TRIAL_SECONDS", 0.4)
     sleepy = {"model": {"class": "tests.support.models:Sleepy"}, "data.batch_size": batch}
     planner = Planner(load_config(config, sleepy), Cluster(cores=4), Given())
     found = planner.dense.step_seconds + batch * planner.dense.sample_seconds
@@ -116,7 +116,7 @@ def test_a_step_longer_than_the_data_is_predicted_for_its_own_samples(
 
 
 def test_the_optimizer_is_timed_apart(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("persia_hpc.planning.TRIAL_SECONDS", 0.05)
+    monkeypatch.setattr("persia_hpc.job.planner.TRIAL_SECONDS", 0.05)
     planner = Planner(load_config(config), Cluster(cores=4), Given())
     assert planner.dense.optimizer_seconds > 0
     phases = planner.predict(planner.ranks).costs.seconds["trainer"]

@@ -25,7 +25,7 @@
 namespace persia {
 
 // Addresses are of the device (of the host for `pool_batch_*`). Mirrored by NumPy dtypes in
-// trainer/pooling_cuda.py.
+// trainer/pooling/cuda_kernel.py.
 struct BatchFeature {
     const std::uint32_t* bags;  // [B+1] as in PoolFeature; null: one id per sample
     const std::byte* rows;      // [U] of its group, as they travel

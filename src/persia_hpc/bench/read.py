@@ -28,7 +28,7 @@ from persia_hpc.samples.writer import DatasetWriter
 from .measure import Result, in_turns
 
 SUMMARY = "HDF5 files to shuffled batches"
-EXAMPLES = "example: persia-hpc bench feed --samples 4000000 --core 1"
+EXAMPLES = "example: persia-hpc bench read --samples 4000000 --core 1"
 FEATURES, DENSE = 26, 13
 VOCABULARY = 1_000_000
 PART = 65_536

@@ -19,6 +19,7 @@ EXAMPLES = """\
 examples:
   persia-hpc bench table                        pulls and pushes against bare prefetched memory access
   persia-hpc bench train --json train.json      end to end, with the time each role spends on what"""
+ALIASES = {"read": ("feed",)}  # what a part was called before
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         module = importlib.import_module(f"persia_hpc.bench.{name}")
         part = parts.add_parser(
             name,
+            aliases=ALIASES.get(name, ()),
             help=module.SUMMARY,
             description=module.__doc__,
             epilog=module.EXAMPLES,

@@ -20,7 +20,7 @@ ROLE_KEYS = ("parameter_servers", "embedding_workers", "trainers")
 MODELS = ("dlrm", "dcn_v2", "deepfm", "tower")
 LOSSES = ("bce",)
 METRICS = ("auc", "logloss")
-WIRE_FORMATS = ("fp32", "fp16", "bf16", "scaled_fp16")  # wire.py says what they are; it needs NumPy
+WIRE_FORMATS = ("fp32", "fp16", "bf16", "scaled_fp16")  # protocol/wire.py says what they are; it needs NumPy
 
 # Options of each embedding optimizer with their defaults: torch's, FBGEMM's for row-wise Adagrad.
 TABLE_OPTIMIZERS: dict[str, dict[str, float]] = {

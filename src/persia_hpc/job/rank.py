@@ -25,6 +25,7 @@ from persia_hpc.launch.environment import make_run_dir
 from persia_hpc.launch.registry import register_rank, report_failure, start_log
 from persia_hpc.parameter_server.engine import ParameterServer
 from persia_hpc.parameter_server.serve import ServerLoop
+from persia_hpc.reporting.events import MetricLogger
 from persia_hpc.reporting.screen import Screen, summary_text
 from persia_hpc.reporting.summary import make_summary, write_json
 from persia_hpc.reporting.trace import clock_offsets, write_trace
@@ -37,7 +38,6 @@ from persia_hpc.topology.channels import RingBytes, feed_channels, fitting, row_
 from persia_hpc.topology.groups import Groups, check_single_mpi_library, split_world
 from persia_hpc.topology.ring_sizes import ring_sizes
 from persia_hpc.topology.roles import Role
-from persia_hpc.trainer.metrics import MetricLogger
 from persia_hpc.transport.plane import Channel, Plane
 from persia_hpc.transport.progress import ProgressThread, Waiter, default_spin
 from persia_hpc.transport.window import shared_memory

@@ -1,4 +1,4 @@
-"""What a rank runs inside MPI: `python -m mpi4py -m persia_hpc.launch.rank --run-dir RUN`."""
+"""What a rank runs inside MPI: `python -m mpi4py -m persia_hpc.job.rank_main --run-dir RUN`."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _run_rank(config: Config, run_dir: Path, quiet: bool, stop: StopSignals) -> 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry of the ranks that the supervisor starts; the configuration lies in the run directory."""
-    parser = argparse.ArgumentParser(prog="persia_hpc.launch.rank")
+    parser = argparse.ArgumentParser(prog="persia_hpc.job.rank_main")
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--quiet", action="store_true")
     options = parser.parse_args(arguments)

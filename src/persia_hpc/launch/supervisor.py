@@ -37,7 +37,7 @@ from .shared_memory import SharedMemory
 
 __all__ = ["finish_rank", "make_run_dir", "register_rank", "supervise", "write_failure"]
 
-RANK_PROGRAM = (sys.executable, "-m", "mpi4py", "-m", "persia_hpc.launch.rank")
+RANK_PROGRAM = (sys.executable, "-m", "mpi4py", "-m", "persia_hpc.job.rank_main")
 LAUNCHER_GRACE_SECONDS = 3.0  # after the first death the launcher may end the job by itself
 FAILURE_GRACE_SECONDS = 10.0  # after a rank has written down why the job fails
 START_GRACE_SECONDS = 5.0  # after a signal while ranks still start, which then have nothing to save

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from persia_hpc.config import Config
-from persia_hpc.trainer.metrics import without_nan
+from persia_hpc.reporting.events import without_nan
 
 SCHEMA_VERSION = 1
 

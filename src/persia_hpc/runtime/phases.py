@@ -1,4 +1,4 @@
-"""What each rank spends its time on: cheap counters in every run, and on request when it was (`trace.py`)."""
+"""Counts what each rank spends its time on and, on request, keeps when it did (`reporting/trace.py`)."""
 
 from __future__ import annotations
 

@@ -17,11 +17,12 @@ from persia_hpc.callbacks import Callback
 from persia_hpc.config import Config
 from persia_hpc.errors import UserError
 from persia_hpc.models import build_model
+from persia_hpc.reporting.events import MetricLogger
 from persia_hpc.user_objects import load_object
 
 from .batch import Batch, Inputs
 from .dense.optimizer import make_optimizer
-from .metrics import MetricLogger, auc, load_metrics
+from .metrics import auc, load_metrics
 from .session import Session
 
 EVENT_SECONDS = 1.0  # how often the training event is logged

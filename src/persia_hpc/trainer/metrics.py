@@ -1,18 +1,14 @@
-"""Exact metrics over all evaluated samples, and where a run's numbers go while it trains."""
+"""Computes exact metrics over all evaluated samples."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from persia_hpc.errors import PersiaError
 from persia_hpc.user_objects import load_object
 
 Array = npt.NDArray[Any]
@@ -86,41 +82,3 @@ def load_metrics(paths: Sequence[str]) -> dict[str, Metric]:
         for path in paths
         if path not in BUILT_IN
     }
-
-
-def without_nan(value: Any) -> Any:
-    """A copy with None for every float that JSON can't carry (NaN, infinities)."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {k: without_nan(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_nan(v) for v in value]
-    return value
-
-
-class MetricLogger(Protocol):
-    """Where events go: TensorBoard, a database, …; one method, called on trainer 0 only."""
-
-    def log(self, event: dict[str, Any]) -> None:
-        """`event` has a name under "event" (train, evaluate, end) and plain numbers and strings besides."""
-
-
-class JsonLines:
-    """Appends each event as one line of JSON; flushed at once, so that others can follow the file."""
-
-    def __init__(self, path: Path):
-        self._path = path
-        self._file = path.open("a", encoding="utf-8")
-
-    def log(self, event: dict[str, Any]) -> None:
-        """PersiaError if it can't be written."""
-        try:
-            self._file.write(json.dumps(without_nan(event)) + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise PersiaError(f"can't write {self._path}: {error.strerror}") from error
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):  # `log` has said so
-            self._file.close()

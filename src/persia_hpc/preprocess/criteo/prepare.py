@@ -33,7 +33,7 @@ SOURCE = "Criteo display advertising, Kaggle layout"
 class CriteoOptions:
     """`train_fraction` of the rows, then `valid_fraction`, the rest is the test, in the files' order.
 
-    With `shard_bytes` (criteo_shards.py) instead a file for about so many bytes of input, the last
+    With `shard_bytes` (shards.py) instead a file for about so many bytes of input, the last
     `test_shards` of them the test. At most `max_bad_lines` lines that aren't of the layout are left out.
     """
 

@@ -1,4 +1,4 @@
-"""MovieLens as a click-through task: did this user like this movie. 20M and 25M: see movielens_csv.py.
+"""MovieLens as a click-through task: did this user like this movie. 20M and 25M: see csv_files.py.
 
 Ids: user, movie, age, occupation and year as the files' numbers; gender, zip and genres (multi-hot) hashed.
 """

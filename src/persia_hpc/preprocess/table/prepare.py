@@ -34,7 +34,7 @@ from .schema import TableSchema, load_schema
 class TableOptions:
     """`schema`: the TOML file; its file names are relative to it.
 
-    With `shard_bytes` (table_shards.py) a file for about so many bytes of input and each split, and with
+    With `shard_bytes` (shards.py) a file for about so many bytes of input and each split, and with
     `test_shards` whole pieces of the input as the test, the last ones. At most `max_bad_lines` lines of text
     files that the schema doesn't fit are left out.
     """

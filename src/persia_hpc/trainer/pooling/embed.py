@@ -1,7 +1,7 @@
 """From a fed batch to a model's input and, after its backward, to the gradients of the unique rows.
 
 One autograd function covers all groups: its forward and backward are a kernel's, native on the CPU, CUDA
-(`pooling_cuda.py`) on GPUs, torch operations elsewhere (`pooling_torch.py`). Each sums in an order of its
+(`cuda_kernel.py`) on GPUs, torch operations elsewhere (`torch_kernel.py`). Each sums in an order of its
 own, without atomics: results repeat.
 """
 

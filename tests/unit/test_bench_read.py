@@ -1,4 +1,4 @@
-"""`persia-hpc bench feed` reads the file that it writes, every way."""
+"""`persia-hpc bench read` reads the file that it writes, every way."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 from persia_hpc.cli import main
 
 
-def test_bench_feed_measures_each_compression(tmp_path: Path) -> None:
+def test_bench_read_measures_each_compression(tmp_path: Path) -> None:
     report = tmp_path / "feed.json"
-    command = ["bench", "feed", "--samples", "3000", "--block-rows", "512", "--buffer-blocks", "2"]
+    command = ["bench", "read", "--samples", "3000", "--block-rows", "512", "--buffer-blocks", "2"]
     assert main([*command, "--repeats", "1", "--json", str(report)]) == 0
     results = json.loads(report.read_text())["results"]
     cases = [(r["case"]["compression"], r["case"]["shuffle"]) for r in results]
