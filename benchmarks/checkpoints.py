@@ -112,12 +112,12 @@ def measure_io(options: argparse.Namespace) -> None:
 
 def one_turn(folder: Path, server: ParameterServer, options: argparse.Namespace) -> dict[str, float]:
     """Seconds of each."""
-    directory, plain = files.begin(folder, 1), folder / "plain"
+    directory, plain = files.begin_checkpoint(folder, 1), folder / "plain"
     shard = directory / files.shard_name(0)
     turn = {"write": seconds(lambda: ShardWriter(server, shard).write())}
     size = shard.stat().st_size
     turn["plain write"] = seconds(lambda: write_plain(plain, size))
-    final = files.finish(
+    final = files.finish_checkpoint(
         directory, step=1, config=config(), schema=SCHEMA, num_samples={}, versions={}, base=None
     )
     forget(plain)
@@ -140,10 +140,10 @@ def write_start(folder: Path, rows: int) -> Path:
         table.pull(keys, 1, np.empty((len(keys), table.dim), np.float32), np.empty(len(keys), np.uint32))
     run = folder / "start"
     shutil.rmtree(run, ignore_errors=True)
-    directory = files.begin(run, 1)
+    directory = files.begin_checkpoint(run, 1)
     ShardWriter(server, directory / files.shard_name(0)).write()
     facts: dict[str, Any] = {"config": settings, "schema": schema, "num_samples": {}, "versions": {}}
-    return files.finish(directory, step=1, base=None, **facts)
+    return files.finish_checkpoint(directory, step=1, base=None, **facts)
 
 
 def measure_training(options: argparse.Namespace) -> None:

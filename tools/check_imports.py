@@ -29,7 +29,15 @@ ALLOWED = {
     ),
     "horovod": (("trainer/dense/allreduce.py",), "one file decides how dense gradients are summed"),
     "mpi4py": (
-        ("topology/groups.py", "transport/*", "*/serve.py", "job/*", "commands/*", "launch/*", "bench/*"),
+        (
+            "topology/communicators.py",
+            "transport/*",
+            "*/serve.py",
+            "job/*",
+            "commands/*",
+            "launch/*",
+            "bench/*",
+        ),
         "engines, samples, models and configuration work without MPI",
     ),
     "h5py": (

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from persia_hpc.reporting.events import JsonLines, MetricLogger
 
 from .callbacks import Callback
-from .checkpoint.files import discard_partial, make_newest, read_manifest, whole
+from .checkpoint.files import discard_partial, make_newest, read_manifest, whole_checkpoints
 from .checkpoint.matching import check_match
 from .config import Config, config_text, load_config
 from .errors import TrainingEndedError
-from .job.resume import begin_from, begin_with, refuse_mismatch, resumed_schema
+from .job.resume import first_sound_checkpoint, load_start, refuse_mismatch, resumed_schema
 from .launch.environment import inside_mpi, make_run_dir
 from .reporting.screen import Screen, summary_text
 from .reporting.summary import make_summary, write_json
@@ -190,13 +190,13 @@ def _run_local(
 ) -> dict[str, Any]:
     import torch
 
-    from .job.local_feed import LocalFeed
+    from .job.local_stream import LocalStream
     from .trainer.batch import make_inputs
     from .trainer.dense.allreduce import DenseReducer
     from .trainer.device import choose_device
     from .trainer.driver import Driver
     from .trainer.following import Following
-    from .trainer.interfaces import Alone
+    from .trainer.interfaces import NoPeers
     from .trainer.saving import DenseState, dense_states
     from .trainer.session import Session
 
@@ -216,15 +216,15 @@ def _run_local(
 
     def prepare(
         path: Path | None,
-    ) -> tuple[LocalFeed, Following | None, DenseState | None, DenseState | None]:
+    ) -> tuple[LocalStream, Following | None, DenseState | None, DenseState | None]:
         if path is not None:
             check_match(str(path), read_manifest(path), config, schema, num_samples)
-        feed = LocalFeed(config, layout, sources, schedules, stop)
-        begin_with(feed.server, config, path)
+        stream = LocalStream(config, layout, sources, schedules, stop)
+        load_start(stream.server, config, path)
         following = None
         if config.data.follow:
             following = Following(config, schema, schedules["train"], path, trainer_rank=0)
-        return feed, following, *dense_states(config, path, driver.model if driver is not None else None)
+        return stream, following, *dense_states(config, path, driver.model if driver is not None else None)
 
     def say(text: str) -> None:
         print(f"persia-hpc: {text}", file=sys.stderr, flush=True)
@@ -232,15 +232,15 @@ def _run_local(
     found = []
     if config.checkpoint.resume:
         discard_partial(run_dir)
-        found = whole(run_dir)
-    feed, following, resume, initial = begin_from(found, prepare, say, make_newest)
+        found = whole_checkpoints(run_dir)
+    stream, following, resume, initial = first_sound_checkpoint(found, prepare, say, make_newest)
     session = Session(
         config,
         layout,
         inputs,
         schedules,
-        feed=feed,
-        peers=Alone(),
+        stream=stream,
+        peers=NoPeers(),
         reducer=DenseReducer(None, config.train.bucket_bytes),
         device=choose_device(config.train.device, local_rank=0),
         resume=resume,
@@ -252,8 +252,8 @@ def _run_local(
         config,
         roles={"parameter_servers": 1, "embedding_workers": 1, "trainers": 1},
         trainer=trainer,
-        servers=[feed.server.statistics()],
-        workers=[{"first_pull": feed.first_pull}],
+        servers=[stream.server.statistics()],
+        workers=[{"first_pull": stream.first_pull}],
         waits={"trainer": [trainer["wait"]]},
         phases={"trainer": [trainer["phases"]]},
         mpi_library="none (one process)",

@@ -35,7 +35,7 @@ class TableLayout:
 
     name: str
     config: TableConfig
-    group: int
+    dim_group: int
     capacity_rows: int
     num_buckets: int
 
@@ -63,22 +63,22 @@ class FeatureLayout:
 
 @dataclass(frozen=True)
 class Layout:
-    """Tables sorted by (dim, order of first use); a *group* is the run of tables with one dim."""
+    """Tables sorted by (dim, order of first use); a *dim group* is the run of tables with one dim."""
 
     tables: tuple[TableLayout, ...]
     features: tuple[FeatureLayout, ...]
 
     @cached_property
-    def group_dims(self) -> tuple[int, ...]:
-        """Dim of each group."""
+    def dim_groups(self) -> tuple[int, ...]:
+        """Dim of each dim group."""
         return tuple(dict.fromkeys(t.dim for t in self.tables))
 
     @cached_property
-    def group_of_table(self) -> tuple[int, ...]:
-        return tuple(t.group for t in self.tables)
+    def dim_group_of_table(self) -> tuple[int, ...]:
+        return tuple(t.dim_group for t in self.tables)
 
-    def tables_of_group(self, group: int) -> range:
-        inside = [i for i, t in enumerate(self.tables) if t.group == group]
+    def tables_of_dim_group(self, dim_group: int) -> range:
+        inside = [i for i, t in enumerate(self.tables) if t.dim_group == dim_group]
         return range(inside[0], inside[-1] + 1)
 
     def bounds(self, num_servers: int) -> list[list[int]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from persia_hpc.errors import UserError
-from persia_hpc.topology.groups import check_single_mpi_library
+from persia_hpc.topology.communicators import check_single_mpi_library
 from tests.support.mpi import run_mpi
 
 # What srun sets for the tasks of a step; SLURM_* of the machine the tests run on must not leak in.

@@ -11,11 +11,11 @@ from torch.nn import functional
 
 from persia_hpc import _native
 from persia_hpc.errors import UserError
-from persia_hpc.protocol.row_batch import FeedBatch
+from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.protocol.wire import WIRES, wire_of
 from persia_hpc.trainer.batch import Batch, Inputs
 from persia_hpc.trainer.pooling.embed import Pooling, RowGradients
-from tests.support.feeds import make_feed, make_inputs, random_ids
+from tests.support.row_batches import make_inputs, make_row_batch, random_ids
 
 KERNELS = ("native", "cuda", "torch")  # the GPU's code on the host; on a GPU: test_pool_cuda.py
 
@@ -31,13 +31,14 @@ MIXED = [
 
 
 def plain_torch(
-    inputs: Inputs, feed: FeedBatch, ids: dict[str, list], leaves: list[torch.Tensor]
+    inputs: Inputs, row_batch: RowBatch, ids: dict[str, list], leaves: list[torch.Tensor]
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """The same outputs by embedding_bag and indexing, straight from the ids of each sample."""
     pooled, sequences = {}, {}
     for i, feature in enumerate(inputs.features):
-        begin, end = (int(x) for x in feed.feature_offsets[i : i + 2])
-        rows, indices = leaves[feature.group], torch.from_numpy(feed.indices[begin:end].astype(np.int64))
+        begin, end = (int(x) for x in row_batch.feature_offsets[i : i + 2])
+        rows = leaves[feature.dim_group]
+        indices = torch.from_numpy(row_batch.indices[begin:end].astype(np.int64))
         sizes = torch.tensor([len(x) for x in ids[feature.name]], dtype=torch.int64)
         bags = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
         if feature.pooling == "sequence":
@@ -54,12 +55,12 @@ def plain_torch(
     return pooled, sequences
 
 
-def decoded_rows(feed: FeedBatch, inputs: Inputs) -> list[torch.Tensor]:
+def decoded_rows(row_batch: RowBatch, inputs: Inputs) -> list[torch.Tensor]:
     """Float64 leaves [U_g, D_g] of each group."""
-    dims = {f.group: f.dim for f in inputs.features}
+    dims = {f.dim_group: f.dim for f in inputs.features}
     return [
         torch.from_numpy(_native.decode_rows(rows, dims[group])).double().requires_grad_()
-        for group, rows in enumerate(feed.rows)
+        for group, rows in enumerate(row_batch.rows)
     ]
 
 
@@ -95,10 +96,10 @@ def test_forward_and_backward_match_plain_torch(
     rng = np.random.default_rng(seed)
     inputs = make_inputs([MIXED[i] for i in picks])
     ids = random_ids(inputs, num_samples, rng, most=most)
-    feed = make_feed(inputs, ids, rng, unused_rows=True)
-    batch, gradients = Pooling(inputs, kernel=kernel).embed(feed, training=True)
-    doubles = decoded_rows(feed, inputs)
-    pooled, sequences = plain_torch(inputs, feed, ids, doubles)
+    row_batch = make_row_batch(inputs, ids, rng, unused_rows=True)
+    batch, gradients = Pooling(inputs, kernel=kernel).embed(row_batch, training=True)
+    doubles = decoded_rows(row_batch, inputs)
+    pooled, sequences = plain_torch(inputs, row_batch, ids, doubles)
     assert set(batch.pooled) == set(pooled)
     assert set(batch.sequence) == set(sequences)
     for name, expected in pooled.items():
@@ -110,7 +111,7 @@ def test_forward_and_backward_match_plain_torch(
         assert mask.tolist() == [[i < n for i in range(mask.shape[1])] for n in lengths]
     weighted_sum(outputs_of(batch)).backward()
     weighted_sum([pooled[n] for n in batch.pooled] + [sequences[n] for n in batch.sequence]).backward()
-    for gradient, double, rows in zip(tensors(gradients), doubles, feed.rows, strict=True):
+    for gradient, double, rows in zip(tensors(gradients), doubles, row_batch.rows, strict=True):
         assert double.grad is not None
         torch.testing.assert_close(gradient.double(), double.grad, rtol=1e-5, atol=1e-5)
         assert not gradient[len(rows) - 1].any()  # the row that no id uses
@@ -127,10 +128,10 @@ def test_kernels_agree_at_any_dim(dim: int) -> None:
             ("d", dim, "sum", True),
         ]
     )
-    feed = make_feed(inputs, random_ids(inputs, 40, rng), rng)
+    row_batch = make_row_batch(inputs, random_ids(inputs, 40, rng), rng)
     results = []
     for kernel in KERNELS:
-        batch, gradients = Pooling(inputs, kernel=kernel).embed(feed, training=True)
+        batch, gradients = Pooling(inputs, kernel=kernel).embed(row_batch, training=True)
         weighted_sum(outputs_of(batch)).backward()
         results.append([*outputs_of(batch), *tensors(gradients)])
     for others in results[1:]:
@@ -142,7 +143,7 @@ def test_backward_repeats_bit_for_bit_and_sums_in_ascending_order() -> None:
     rng = np.random.default_rng(0)
     num_samples = 3000
     inputs = make_inputs([("a", 4, "sum", False)])
-    feed = make_feed(inputs, {"a": [[0]] * num_samples}, rng)
+    row_batch = make_row_batch(inputs, {"a": [[0]] * num_samples}, rng)
     gradient = (
         rng.normal(size=(num_samples, 1, 4)) * 10.0 ** rng.integers(-6, 6, (num_samples, 1, 1))
     ).astype(np.float32)
@@ -151,7 +152,7 @@ def test_backward_repeats_bit_for_bit_and_sums_in_ascending_order() -> None:
         expected += row
     for kernel in ("native", "torch"):  # a GPU sums so long a row in parts
         for _ in range(2):
-            batch, gradients = Pooling(inputs, kernel=kernel).embed(feed, training=True)
+            batch, gradients = Pooling(inputs, kernel=kernel).embed(row_batch, training=True)
             batch.stacked().backward(torch.from_numpy(gradient))
             np.testing.assert_array_equal(tensors(gradients)[0].numpy()[0], expected)
 
@@ -181,8 +182,8 @@ def test_features_of_one_table_are_summed_in_the_order_of_their_ids(dim: int, ro
 def test_a_batch_without_samples(kernel: str) -> None:
     rng = np.random.default_rng(1)
     inputs = make_inputs(MIXED)
-    feed = make_feed(inputs, {name: [] for name, *_ in MIXED}, rng)
-    batch, gradients = Pooling(inputs, kernel=kernel).embed(feed, training=True)
+    row_batch = make_row_batch(inputs, {name: [] for name, *_ in MIXED}, rng)
+    batch, gradients = Pooling(inputs, kernel=kernel).embed(row_batch, training=True)
     assert batch.num_samples == 0
     assert {name: tuple(x.shape) for name, x in batch.pooled.items()} == {
         f.name: (0, f.dim) for f in inputs.features if f.pooling != "sequence"
@@ -196,20 +197,20 @@ def test_a_batch_without_samples(kernel: str) -> None:
 def test_unused_outputs_give_zero_gradients(kernel: str) -> None:
     rng = np.random.default_rng(2)
     inputs = make_inputs(MIXED)
-    feed = make_feed(inputs, random_ids(inputs, 5, rng), rng)
-    batch, gradients = Pooling(inputs, kernel=kernel).embed(feed, training=True)
+    row_batch = make_row_batch(inputs, random_ids(inputs, 5, rng), rng)
+    batch, gradients = Pooling(inputs, kernel=kernel).embed(row_batch, training=True)
     batch.pooled["b"].sum().backward()
     arrays = gradients.arrays()
     assert [bool(g.any()) for g in arrays] == [False, True, False]
-    assert [g.shape for g in arrays] == [rows.shape for rows in feed.rows]
+    assert [g.shape for g in arrays] == [rows.shape for rows in row_batch.rows]
 
 
 def test_half_rows_are_widened_and_everything_stays_float32_under_autocast() -> None:
     rng = np.random.default_rng(3)
     inputs = make_inputs(MIXED)
-    feed = make_feed(inputs, random_ids(inputs, 5, rng), rng, dtype=np.float16)
+    row_batch = make_row_batch(inputs, random_ids(inputs, 5, rng), rng, dtype=np.float16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        batch, gradients = Pooling(inputs).embed(feed, training=True)
+        batch, gradients = Pooling(inputs).embed(row_batch, training=True)
         weights = torch.ones(4, 2)
         (batch.pooled["a"] @ weights).sum().backward()
     assert {x.dtype for x in [*outputs_of(batch), *tensors(gradients)]} == {torch.float32}
@@ -222,14 +223,14 @@ def test_rows_and_gradients_travel_in_any_format(wire: str, kernel: str) -> None
     rng = np.random.default_rng(10)
     inputs = make_inputs([*MIXED, *((f"{name}17", 17, *rest) for name, _, *rest in MIXED)])
     dims = [1, 3, 4, 17]
-    feed = make_feed(inputs, random_ids(inputs, 40, rng), rng, unused_rows=True)
-    wide = feed.rows
-    feed.rows = [_native.encode_rows(rows, wire) for rows in wide]
-    assert [wire_of(rows, dim).name for rows, dim in zip(feed.rows, dims, strict=True)] == [wire] * 4
-    batch, gradients = Pooling(inputs, gradients=wire, kernel=kernel).embed(feed, training=True)
+    row_batch = make_row_batch(inputs, random_ids(inputs, 40, rng), rng, unused_rows=True)
+    wide = row_batch.rows
+    row_batch.rows = [_native.encode_rows(rows, wire) for rows in wide]
+    assert [wire_of(rows, dim).name for rows, dim in zip(row_batch.rows, dims, strict=True)] == [wire] * 4
+    batch, gradients = Pooling(inputs, gradients=wire, kernel=kernel).embed(row_batch, training=True)
     weighted_sum(outputs_of(batch)).backward()
-    feed.rows = [_native.decode_rows(rows, dim) for rows, dim in zip(feed.rows, dims, strict=True)]
-    plain, expected = Pooling(inputs, kernel=kernel).embed(feed, training=True)
+    row_batch.rows = [_native.decode_rows(rows, dim) for rows, dim in zip(row_batch.rows, dims, strict=True)]
+    plain, expected = Pooling(inputs, kernel=kernel).embed(row_batch, training=True)
     weighted_sum(outputs_of(plain)).backward()
     for one, other in zip(outputs_of(batch), outputs_of(plain), strict=True):
         assert torch.equal(one, other)
@@ -240,8 +241,8 @@ def test_rows_and_gradients_travel_in_any_format(wire: str, kernel: str) -> None
 def test_a_second_backward_adds_to_the_first() -> None:
     rng = np.random.default_rng(11)
     inputs = make_inputs(MIXED)
-    feed = make_feed(inputs, random_ids(inputs, 5, rng), rng)
-    batch, gradients = Pooling(inputs, gradients="fp16").embed(feed, training=True)
+    row_batch = make_row_batch(inputs, random_ids(inputs, 5, rng), rng)
+    batch, gradients = Pooling(inputs, gradients="fp16").embed(row_batch, training=True)
     batch.pooled["a"].sum().backward(retain_graph=True)
     once = gradients.arrays()
     (batch.pooled["a"].sum() + batch.pooled["b"].sum()).backward()
@@ -254,20 +255,20 @@ def test_a_second_backward_adds_to_the_first() -> None:
 def test_evaluation_tracks_no_gradients() -> None:
     rng = np.random.default_rng(4)
     inputs = make_inputs(MIXED)
-    feed = make_feed(inputs, random_ids(inputs, 5, rng), rng)
-    batch, _ = Pooling(inputs).embed(feed, training=False)
+    row_batch = make_row_batch(inputs, random_ids(inputs, 5, rng), rng)
+    batch, _ = Pooling(inputs).embed(row_batch, training=False)
     assert not any(x.requires_grad for x in outputs_of(batch))
 
 
 def test_the_batch_outlives_the_feeds_memory() -> None:
     rng = np.random.default_rng(5)
     inputs = make_inputs(MIXED)
-    feed = make_feed(inputs, random_ids(inputs, 5, rng), rng)
-    feed.weight = np.ones(5, np.float32)
-    batch, _ = Pooling(inputs).embed(feed, training=True)
+    row_batch = make_row_batch(inputs, random_ids(inputs, 5, rng), rng)
+    row_batch.weight = np.ones(5, np.float32)
+    batch, _ = Pooling(inputs).embed(row_batch, training=True)
     tensors = [batch.dense, batch.labels, batch.weight, *outputs_of(batch)]
     before = [t.detach().clone() for t in tensors if t is not None]
-    for array in (feed.dense, feed.labels, feed.weight, *feed.rows):
+    for array in (row_batch.dense, row_batch.labels, row_batch.weight, *row_batch.rows):
         array.fill(7)
     for now, then in zip(tensors, before, strict=True):
         assert torch.equal(now, then)  # type: ignore[arg-type]
@@ -276,12 +277,19 @@ def test_the_batch_outlives_the_feeds_memory() -> None:
 def test_read_only_feeds_are_accepted_and_left_alone() -> None:
     rng = np.random.default_rng(6)
     inputs = make_inputs(MIXED)
-    feed = make_feed(inputs, random_ids(inputs, 5, rng), rng)
-    arrays = [feed.indices, feed.row_offsets, feed.positions, feed.dense, feed.labels, *feed.rows]
-    for array in [*arrays, *feed.bag_offsets.values()]:
+    row_batch = make_row_batch(inputs, random_ids(inputs, 5, rng), rng)
+    arrays = [
+        row_batch.indices,
+        row_batch.row_offsets,
+        row_batch.positions,
+        row_batch.dense,
+        row_batch.labels,
+        *row_batch.rows,
+    ]
+    for array in [*arrays, *row_batch.bag_offsets.values()]:
         array.flags.writeable = False
     for kernel in KERNELS:
-        batch, gradients = Pooling(inputs, kernel=kernel).embed(feed, training=True)
+        batch, gradients = Pooling(inputs, kernel=kernel).embed(row_batch, training=True)
         weighted_sum(outputs_of(batch)).backward()
         assert all(torch.isfinite(g).all() for g in tensors(gradients))
 
@@ -289,8 +297,8 @@ def test_read_only_feeds_are_accepted_and_left_alone() -> None:
 def test_features_of_one_dim_stack_without_a_copy() -> None:
     rng = np.random.default_rng(7)
     inputs = make_inputs([(name, 4, "sum", False) for name in "abc"])
-    feed = make_feed(inputs, random_ids(inputs, 5, rng), rng)
-    batch, gradients = Pooling(inputs).embed(feed, training=True)
+    row_batch = make_row_batch(inputs, random_ids(inputs, 5, rng), rng)
+    batch, gradients = Pooling(inputs).embed(row_batch, training=True)
     stacked, flat = batch.stacked(), batch.concatenated()
     assert stacked.data_ptr() == batch.pooled["a"].data_ptr() == flat.data_ptr()
     assert stacked.shape == (5, 3, 4)
@@ -299,15 +307,15 @@ def test_features_of_one_dim_stack_without_a_copy() -> None:
     assert torch.equal(batch.concatenated(["c", "a"]), swapped.flatten(1))
     # Whatever mixture of views a model uses, the gradients add up: b's ids count twice, the others' thrice.
     (stacked.sum() + flat.sum() + swapped.sum()).backward()
-    counts = np.array([3, 3, 3, 3, 3, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3])[feed.positions]
-    expected = np.add.reduceat(counts, feed.row_offsets[:-1].astype(np.int64))
+    counts = np.array([3, 3, 3, 3, 3, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3])[row_batch.positions]
+    expected = np.add.reduceat(counts, row_batch.row_offsets[:-1].astype(np.int64))
     np.testing.assert_array_equal(tensors(gradients)[0].numpy(), expected[:, None].repeat(4, axis=1))
 
 
 def test_stacking_what_can_not_be_stacked() -> None:
     rng = np.random.default_rng(8)
     inputs = make_inputs(MIXED)
-    batch, _ = Pooling(inputs).embed(make_feed(inputs, random_ids(inputs, 5, rng), rng), training=False)
+    batch, _ = Pooling(inputs).embed(make_row_batch(inputs, random_ids(inputs, 5, rng), rng), training=False)
     with pytest.raises(UserError, match="one dim"):
         batch.stacked()
     with pytest.raises(UserError, match="'d' is a sequence"):
@@ -319,18 +327,18 @@ def test_stacking_what_can_not_be_stacked() -> None:
 def test_a_feed_that_does_not_fit_the_inputs() -> None:
     rng = np.random.default_rng(9)
     inputs = make_inputs(MIXED)
-    feed = make_feed(inputs, random_ids(inputs, 5, rng), rng)
+    row_batch = make_row_batch(inputs, random_ids(inputs, 5, rng), rng)
     with pytest.raises(UserError, match="rows of 3 groups, the model's inputs 1"):
-        Pooling(make_inputs(MIXED[:1])).embed(feed, training=True)
-    feed.rows[1], kept = feed.rows[1].astype(np.uint16)[:, :2], feed.rows[1]
+        Pooling(make_inputs(MIXED[:1])).embed(row_batch, training=True)
+    row_batch.rows[1], kept = row_batch.rows[1].astype(np.uint16)[:, :2], row_batch.rows[1]
     with pytest.raises(
         UserError, match=r"dim 3 can travel as .*, or as uint16 \[U, 3\] or \[U, 5\]; got uint16"
     ):
-        Pooling(inputs).embed(feed, training=True)
-    feed.rows[1] = kept
-    del feed.bag_offsets["b"]
+        Pooling(inputs).embed(row_batch, training=True)
+    row_batch.rows[1] = kept
+    del row_batch.bag_offsets["b"]
     with pytest.raises(UserError, match="bag offsets for the multi-hot feature 'b'"):
-        Pooling(inputs).embed(feed, training=True)
+        Pooling(inputs).embed(row_batch, training=True)
 
 
 ROWS = np.ones((3, 2), np.float32)

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from persia_hpc import _native
 from persia_hpc.errors import PersiaError
-from persia_hpc.protocol.row_batch import FeedBatch, pack_feed, unpack_feed
+from persia_hpc.protocol.row_batch import RowBatch, pack_row_batch, unpack_row_batch
 from persia_hpc.protocol.wire import WIRES
 from persia_hpc.trainer.batch import Batch, Inputs
 from persia_hpc.trainer.pooling.embed import Pooling, RowGradients
 from persia_hpc.trainer.pooling.staging import Staging, arrays_of
-from tests.support.feeds import make_feed, make_inputs, random_ids
+from tests.support.row_batches import make_inputs, make_row_batch, random_ids
 
 HAS_GPU = torch.cuda.is_available()
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not HAS_GPU, reason="there is no GPU"))]
@@ -26,9 +26,9 @@ POOLINGS = ("sum", "mean", "sqrtn", "sequence")
 
 
 def embed(
-    inputs: Inputs, feed: FeedBatch, device: str, wire: str = "fp32"
+    inputs: Inputs, row_batch: RowBatch, device: str, wire: str = "fp32"
 ) -> tuple[Batch, RowGradients, list[torch.Tensor]]:
-    batch, gradients = Pooling(inputs, device, gradients=wire, kernel="cuda").embed(feed, training=True)
+    batch, gradients = Pooling(inputs, device, gradients=wire, kernel="cuda").embed(row_batch, training=True)
     return batch, gradients, outputs_of(batch)
 
 
@@ -56,12 +56,14 @@ def test_any_batch_gives_what_the_native_kernels_give(device: str, data: st.Data
     rng = np.random.default_rng(data.draw(st.integers(0, 2**31)))
     num_samples = data.draw(st.integers(1, 12))
     wire, back = data.draw(st.sampled_from(list(WIRES))), data.draw(st.sampled_from(list(WIRES)))
-    feed = make_feed(inputs, random_ids(inputs, num_samples, rng), rng, unused_rows=data.draw(st.booleans()))
-    feed.rows = [_native.encode_rows(rows, wire) for rows in feed.rows]
+    row_batch = make_row_batch(
+        inputs, random_ids(inputs, num_samples, rng), rng, unused_rows=data.draw(st.booleans())
+    )
+    row_batch.rows = [_native.encode_rows(rows, wire) for rows in row_batch.rows]
     if data.draw(st.booleans()):
-        feed.indices = feed.indices.astype(np.uint32)
-    batch, gradients, outputs = embed(inputs, feed, device, back)
-    expected, native = Pooling(inputs, gradients=back).embed(feed, training=True)
+        row_batch.indices = row_batch.indices.astype(np.uint32)
+    batch, gradients, outputs = embed(inputs, row_batch, device, back)
+    expected, native = Pooling(inputs, gradients=back).embed(row_batch, training=True)
     for one, other in zip(outputs, outputs_of(expected), strict=True):
         assert torch.equal(one.cpu(), other)
     for name, (_, mask) in expected.sequence.items():
@@ -84,15 +86,15 @@ def test_rows_that_many_ids_use_repeat_and_are_summed_well(device: str, wire: st
         "b": [rng.integers(0, 2, rng.integers(0, 4)).tolist() for _ in range(500)],
         "c": [rng.integers(0, 2, rng.integers(0, 4)).tolist() for _ in range(500)],
     }
-    feed = make_feed(inputs, ids, rng)
-    assert np.diff(feed.row_offsets).max() > 200
+    row_batch = make_row_batch(inputs, ids, rng)
+    assert np.diff(row_batch.row_offsets).max() > 200
     results = []
     for _ in range(2):
-        _, gradients, outputs = embed(inputs, feed, device, wire)
+        _, gradients, outputs = embed(inputs, row_batch, device, wire)
         backward(outputs, waves(outputs, 3))
         results.append(gradients.arrays()[0])
     assert np.array_equal(*results)
-    expected, native = Pooling(inputs).embed(feed, training=True)
+    expected, native = Pooling(inputs).embed(row_batch, training=True)
     backward(outputs_of(expected), waves(outputs_of(expected), 3))
     exact = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 1e-2, "scaled_fp16": 2e-3}[wire]
     np.testing.assert_allclose(
@@ -105,17 +107,17 @@ def test_rows_that_many_ids_use_repeat_and_are_summed_well(device: str, wire: st
 def test_a_factor_is_applied_and_what_is_not_finite_shows(device: str, wire: str) -> None:
     rng = np.random.default_rng(5)
     inputs = make_inputs([("a", 17, "sum", False)])
-    feed = make_feed(inputs, {"a": [[i] for i in range(6)]}, rng)
-    _, plain, outputs = embed(inputs, feed, device, wire)
+    row_batch = make_row_batch(inputs, {"a": [[i] for i in range(6)]}, rng)
+    _, plain, outputs = embed(inputs, row_batch, device, wire)
     wave = waves(outputs, 5)
     backward(outputs, wave)
     assert plain.overflow().item() == 0
-    _, scaled, outputs = embed(inputs, feed, device, wire)
+    _, scaled, outputs = embed(inputs, row_batch, device, wire)
     scaled.factor = torch.full((1,), 1 / 1024, device=device)
     backward(outputs, [1024 * wave[0]])
     assert np.array_equal(scaled.arrays()[0], plain.arrays()[0])
     assert scaled.overflow().item() == 0
-    _, broken, outputs = embed(inputs, feed, device, wire)
+    _, broken, outputs = embed(inputs, row_batch, device, wire)
     wave[0][3, 16] = torch.inf
     backward(outputs, wave)
     assert torch.isnan(broken.overflow())
@@ -129,22 +131,22 @@ def test_a_factor_is_applied_and_what_is_not_finite_shows(device: str, wire: str
 def test_an_index_that_is_no_row_is_an_error_and_not_a_crash(device: str) -> None:
     rng = np.random.default_rng(6)
     inputs = make_inputs([("a", 4, "sum", False), ("b", 4, "mean", True)])
-    feed = make_feed(inputs, random_ids(inputs, 8, rng), rng)
-    feed.indices = feed.indices.copy()
-    feed.indices[3] = len(feed.rows[0])
-    batch, gradients, outputs = embed(inputs, feed, device)
+    row_batch = make_row_batch(inputs, random_ids(inputs, 8, rng), rng)
+    row_batch.indices = row_batch.indices.copy()
+    row_batch.indices[3] = len(row_batch.rows[0])
+    batch, gradients, outputs = embed(inputs, row_batch, device)
     assert not batch.pooled["a"][3].any()
     with pytest.raises(PersiaError, match="no row of its group"):
         gradients.arrays()
-    batch, gradients, outputs = embed(inputs, feed, device)
+    batch, gradients, outputs = embed(inputs, row_batch, device)
     backward(outputs, waves(outputs, 1))
     with pytest.raises(PersiaError, match="no row of its group"):
         gradients.arrays()
 
 
-def in_one_block(feed: FeedBatch, multi: Sequence[str], shift: int) -> FeedBatch:
+def in_one_block(row_batch: RowBatch, multi: Sequence[str], shift: int) -> RowBatch:
     """The batch as it lies in a ring: arrays one after the other on multiples of 64 bytes."""
-    packed = [np.concatenate(a) if isinstance(a, list) else a for a in pack_feed(feed)]
+    packed = [np.concatenate(a) if isinstance(a, list) else a for a in pack_row_batch(row_batch)]
     sizes = [-(-a.nbytes // 64) * 64 for a in packed]
     memory = np.zeros(sum(sizes) + 128 + shift, np.uint8)
     at = -memory.ctypes.data % 64 + shift
@@ -154,7 +156,9 @@ def in_one_block(feed: FeedBatch, multi: Sequence[str], shift: int) -> FeedBatch
         place[:] = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
         arrays.append(place.view(array.dtype).reshape(array.shape))
         at += size
-    return unpack_feed(feed.step, feed.trainer, arrays, len(feed.rows), multi, record=memory)
+    return unpack_row_batch(
+        row_batch.step, row_batch.trainer, arrays, len(row_batch.rows), multi, record=memory
+    )
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -162,23 +166,23 @@ def in_one_block(feed: FeedBatch, multi: Sequence[str], shift: int) -> FeedBatch
 def test_batches_arrive_as_they_are_from_rings_and_from_anywhere(device: str, shift: int) -> None:
     rng = np.random.default_rng(7)
     inputs = make_inputs([("a", 4, "sum", False), ("b", 3, "mean", True), ("c", 5, "sequence", True)])
-    strewn = make_feed(inputs, random_ids(inputs, 30, rng), rng)
+    strewn = make_row_batch(inputs, random_ids(inputs, 30, rng), rng)
     strewn.weight, strewn.group = np.arange(30, dtype=np.float32), np.arange(30, dtype=np.int64)
     staging = Staging(torch.device(device))
     if device == "cuda":  # without registered memory copies are slower, but right
         staging.register([strewn.dense])
-    for count, feed in enumerate((strewn, in_one_block(strewn, ["b", "c"], shift))):
-        staging.ahead(feed)
-        staged = staging.arrive(feed)
+    for count, row_batch in enumerate((strewn, in_one_block(strewn, ["b", "c"], shift))):
+        staging.ahead(row_batch)
+        staged = staging.arrive(row_batch)
         assert staging.used_ahead == (count + 1 if device == "cuda" else 0)
         staged.wait()
-        for name, array in arrays_of(feed):
+        for name, array in arrays_of(row_batch):
             if array.dtype in (np.float32, np.int64):
                 assert np.array_equal(staged.tensor(name, array).cpu().numpy(), array), name
         results = []
         for kernel in ("cuda", "native"):
             where = device if kernel == "cuda" else "cpu"
-            batch, gradients = Pooling(inputs, where, kernel=kernel).embed(feed, training=True)
+            batch, gradients = Pooling(inputs, where, kernel=kernel).embed(row_batch, training=True)
             assert batch.weight is not None
             backward(outputs_of(batch), waves(outputs_of(batch), 2))
             results.append([*(o.detach().cpu().numpy() for o in outputs_of(batch)), *gradients.arrays()])

@@ -29,7 +29,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from persia_hpc.checkpoint.files import check_part, read_manifest, whole
+from persia_hpc.checkpoint.files import check_part, read_manifest, whole_checkpoints
 from persia_hpc.launch.registry import read_ranks
 from tests.support.jobs import user_environment, write_config
 from tests.support.tiny import run_digest, tiny_config, write_tiny
@@ -149,7 +149,7 @@ class Job:
 
 def check_checkpoints(run_dir: Path) -> None:
     """Whatever is named as a checkpoint is whole."""
-    for path in whole(run_dir):
+    for path in whole_checkpoints(run_dir):
         manifest = read_manifest(path)
         for name in manifest["files"]:
             check_part(path, manifest, name, content=True)
@@ -199,7 +199,7 @@ def main(arguments: list[str] | None = None) -> int:
         run_dir = folder / f"run-{number}"
         in_round = 0
         while True:
-            before = whole(run_dir)
+            before = whole_checkpoints(run_dir)
             job = Job(configs[mode], run_dir)
             killed_now = False
             enough = in_round >= options.kills_a_round or killed.total() >= options.kills

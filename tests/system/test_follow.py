@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import persia_hpc as ph
-from persia_hpc.checkpoint.files import whole
+from persia_hpc.checkpoint.files import whole_checkpoints
 from persia_hpc.errors import DataError, UserError
 from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.writer import DatasetWriter
@@ -169,7 +169,9 @@ def test_checkpoints_and_evaluations_come_while_it_waits(tmp_path: Path) -> None
     summary = ph.train(config, loggers=[drops], quiet=True)
     assert (summary["status"], summary["stop_reason"]) == ("stopped", "no new file in 1 s")
     assert [e["step"] for e in drops.events if e["event"] == "evaluate"] == [4, 33]
-    assert whole(tmp_path / "run")[0].name == "step-00000033", "the clock goes on while nothing comes"
+    assert whole_checkpoints(tmp_path / "run")[0].name == "step-00000033", (
+        "the clock goes on while nothing comes"
+    )
     # What was stopped may go on: there may be more.
     folder.drop(THIRD)
     again = ph.train({**config, "checkpoint": {"every_seconds": 0.3, "resume": True}}, quiet=True)
@@ -213,7 +215,7 @@ def test_a_damaged_record_of_portions_is_not_gone_on_from(tmp_path: Path, one_pr
     folder.drop(FIRST)
     config = folder.config(run_dir=str(tmp_path / "run"), checkpoint={"every": 2, "resume": True})
     ph.train(config, callbacks=[Interrupt(3)], loggers=[Drops(folder)], quiet=True)
-    newest, before = whole(tmp_path / "run")
+    newest, before = whole_checkpoints(tmp_path / "run")
     change_manifest(newest, lambda manifest: manifest["portions"][0][1].pop("path"))
     drops = Drops(folder, SECOND, THIRD)
     summary = ph.train(config, loggers=[drops], quiet=True)
@@ -233,6 +235,6 @@ def test_a_bad_new_file_in_one_process(tmp_path: Path) -> None:
     config = folder.config(run_dir=str(tmp_path / "run"))
     with pytest.raises(DataError, match=r"e\.h5: not an HDF5 file.*checkpoint of step 4 is kept"):
         ph.train(config, loggers=[Bad(folder)], quiet=True)
-    assert whole(tmp_path / "run")[0].name == "step-00000004"
+    assert whole_checkpoints(tmp_path / "run")[0].name == "step-00000004"
     with pytest.raises(UserError, match=r"e\.h5: not an HDF5 file"):  # there from the beginning
         ph.train({**config, "run_dir": str(tmp_path / "new")}, quiet=True)

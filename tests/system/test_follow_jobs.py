@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from persia_hpc.checkpoint.files import whole
+from persia_hpc.checkpoint.files import whole_checkpoints
 from persia_hpc.launch.registry import read_ranks
 from tests.support.follow import FIRST, SECOND, STEPS, THIRD, Folder, summary_of, train_left_alone
 from tests.support.jobs import Job, wait_for
@@ -115,17 +115,17 @@ def test_a_job_survives_a_bad_file_a_kill_and_a_stop_while_it_waits(
     assert code == 3, err
     assert "e.h5: got no feature 'item'" in err
     assert "the checkpoint of step 4 is kept" in err
-    assert whole(job.run_dir)[0].name == "step-00000004"
+    assert whole_checkpoints(job.run_dir)[0].name == "step-00000004"
 
     def kill_in_the_middle(job: Job) -> None:
-        wait_for(lambda: int(whole(job.run_dir)[0].name[5:]) > 4, 60)
+        wait_for(lambda: int(whole_checkpoints(job.run_dir)[0].name[5:]) > 4, 60)
         os.kill(job.ranks()[1].pid, signal.SIGKILL)
 
     (folder.incoming / "e.h5").unlink()
     folder.drop(SECOND)
     _, code, err = run(kill_in_the_middle)
     assert code == 137, err
-    assert 4 < int(whole(job.run_dir)[0].name[5:]) < 33
+    assert 4 < int(whole_checkpoints(job.run_dir)[0].name[5:]) < 33
 
     def stop_while_it_waits(job: Job) -> None:
         wait_for_wait(job, 2)

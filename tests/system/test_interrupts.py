@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from persia_hpc.checkpoint.files import whole
+from persia_hpc.checkpoint.files import whole_checkpoints
 from tests.support.chaos import main as chaos
 from tests.support.jobs import Job, user_environment, write_config
 from tests.support.tiny import run_digest, tiny_config, trained_rows, write_tiny
@@ -199,7 +199,7 @@ def test_bare_mpiexec_passes_a_signal_on(data: str, tmp_path: Path) -> None:
         job.clean_up()
     assert code == 75, err
     assert summary_of(job)["status"] == "interrupted"
-    assert whole(run_dir)
+    assert whole_checkpoints(run_dir)
 
 
 def test_killed_at_random_moments(capfd: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import persia_hpc as ph
-from persia_hpc.checkpoint.files import whole
+from persia_hpc.checkpoint.files import whole_checkpoints
 from persia_hpc.errors import DataError, UserError
 from tests.support.tiny import run_digest, tiny_config, trained_rows, write_tiny
 
@@ -102,7 +102,7 @@ def test_any_checkpoint_of_a_run_leads_to_its_end(
 ) -> None:
     settings = {"checkpoint.every": 4, "checkpoint.full_every": full_every, "checkpoint.keep": 100}
     train(data, tmp_path / "run", **settings)
-    found = whole(tmp_path / "run")
+    found = whole_checkpoints(tmp_path / "run")
     assert [int(p.name[5:]) for p in found] == [33, 32, 28, 24, 20, 16, 12, 8, 4]
     bases = [json.loads((p / "manifest.json").read_text())["base"] for p in reversed(found)]
     incremental = [None, "step-00000004", "step-00000004", None] if full_every == 3 else [None] * 4
@@ -126,11 +126,11 @@ def test_old_checkpoints_go_and_what_is_needed_stays(data: str, tmp_path: Path) 
         tmp_path / "run",
         **{"checkpoint.every": 3, "checkpoint.keep": 2, "checkpoint.keep_every": 15},
     )
-    assert [p.name[-2:] for p in whole(tmp_path / "run")] == ["33", "30", "15"]
+    assert [p.name[-2:] for p in whole_checkpoints(tmp_path / "run")] == ["33", "30", "15"]
     assert (tmp_path / "run" / "latest").resolve().name == "step-00000033"
     settings = {"checkpoint.every": 3, "checkpoint.keep": 1, "checkpoint.full_every": 100}
     train(data, tmp_path / "chain", Interrupt(18), **settings)
-    assert [p.name[-2:] for p in whole(tmp_path / "chain")] == ["18", "03"], "its base must stay"
+    assert [p.name[-2:] for p in whole_checkpoints(tmp_path / "chain")] == ["18", "03"], "its base must stay"
     assert not list((tmp_path / "chain").glob("*.partial"))
 
 
@@ -146,7 +146,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
 ) -> None:
     run = tmp_path / "run"
     train(data, run, Interrupt(16), **{"checkpoint.every": 5})
-    newest, before = whole(run)
+    newest, before = whole_checkpoints(run)
     assert (newest.name, before.name) == ("step-00000017", "step-00000015")
     if victim == "manifest.json":
         (newest / victim).write_text((newest / victim).read_text()[:-20])
@@ -271,7 +271,7 @@ def test_a_loop_of_ones_own_goes_on_too(data: str, tmp_path: Path) -> None:
 def test_checkpoints_by_the_clock(data: str, tmp_path: Path) -> None:
     summary = train(data, tmp_path / "run", **{"checkpoint.every_seconds": 0.001, "checkpoint.keep": 100})
     assert summary["status"] == "completed"
-    assert summary["checkpoints"]["written"] == len(whole(tmp_path / "run")) > 1
+    assert summary["checkpoints"]["written"] == len(whole_checkpoints(tmp_path / "run")) > 1
     rows = trained_rows(tmp_path / "run")
     assert all(np.isfinite(columns[1]).all() for columns in rows.values())
 
@@ -291,7 +291,7 @@ def test_a_new_run_begins_with_what_it_takes_from_another(parts: str, data: str,
     class Look(ph.Callback):
         def on_start(self, run: Any) -> None:
             seen["dense"] = {k: v.clone() for k, v in run.model.state_dict().items()}
-            (table,) = [t for t in run.session.feed.server.tables if t is not None and t.dim == 6]
+            (table,) = [t for t in run.session.stream.server.tables if t is not None and t.dim == 6]
             seen["user"] = [table.export_bucket(b) for b in range(table.first_bucket, table.end_bucket)]
 
     changes = {"checkpoint.init_from": str(tmp_path / "old"), "checkpoint.init_parts": parts}
@@ -338,7 +338,7 @@ def test_a_loop_that_does_not_ask_why_it_ended_is_ended(data: str, tmp_path: Pat
 
     summary = ph.run(config(data, tmp_path / "run"), main, quiet=True)
     assert (summary["status"], summary["steps"]) == ("interrupted", 15)
-    assert [p.name for p in whole(tmp_path / "run")] == ["step-00000015"]
+    assert [p.name for p in whole_checkpoints(tmp_path / "run")] == ["step-00000015"]
 
 
 def test_a_checkpoint_with_gradients_in_flight_is_refused(
@@ -358,7 +358,7 @@ def test_a_checkpoint_with_gradients_in_flight_is_refused(
 
     ph.run(config(data, tmp_path / "run"), main, quiet=True)
     assert "no checkpoint is written: the loop over session.batches was left" in capsys.readouterr().err
-    assert not whole(tmp_path / "run")
+    assert not whole_checkpoints(tmp_path / "run")
 
 
 def test_what_is_newer_than_where_a_run_goes_on_is_out_of_its_way(data: str, tmp_path: Path) -> None:
@@ -366,7 +366,7 @@ def test_what_is_newer_than_where_a_run_goes_on_is_out_of_its_way(data: str, tmp
     run = tmp_path / "run"
     settings = {"checkpoint.every": 3, "checkpoint.full_every": 3}
     train(data, run, Interrupt(17), **settings, **{"checkpoint.keep": 100})
-    assert [p.name[-2:] for p in whole(run)][:4] == ["18", "15", "12", "09"]
+    assert [p.name[-2:] for p in whole_checkpoints(run)][:4] == ["18", "15", "12", "09"]
     damage(run / "step-00000012" / "dense.pt")  # a full one, which nothing is based on
     for name in ("step-00000018", "step-00000015"):
         damage(run / name / "dense.pt")

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from persia_hpc.checkpoint.files import whole
+from persia_hpc.checkpoint.files import whole_checkpoints
 from tests.support.chaos import check_checkpoints
 from tests.support.disks import read_only, small_disk
 from tests.support.jobs import Job, wait_for
@@ -59,7 +59,7 @@ def wait_until_saved(job: Job, count: int = 1) -> None:
 
     def saved() -> bool:
         assert job.process.poll() is None, f"ended early\n{job.end()}"
-        return len(whole(job.run_dir)) >= count and not list(job.run_dir.glob("*.partial"))
+        return len(whole_checkpoints(job.run_dir)) >= count and not list(job.run_dir.glob("*.partial"))
 
     wait_for(saved, 120)
 
@@ -74,20 +74,20 @@ def check_failed(job: Job, message: str) -> None:
     assert re.fullmatch(f"persia-hpc: {message}", err.splitlines()[-1]), err
     assert len(err.splitlines()) < 8, "one clear line"
     assert not job.living()
-    assert whole(job.run_dir), "the older checkpoints must stay"
+    assert whole_checkpoints(job.run_dir), "the older checkpoints must stay"
     check_checkpoints(job.run_dir)
 
 
 def check_goes_on(start: Callable[..., Job], data: str, job: Job, servers: int = 1, **changes: Any) -> None:
     """With --resume it goes on from the newest whole checkpoint to its end."""
-    newest = whole(job.run_dir)[0]
+    newest = whole_checkpoints(job.run_dir)[0]
     last = int(newest.name[5:]) + 15
     settings = {"train.max_steps": last, "checkpoint": {"every": 10, "keep": 2, "resume": True}}
     again = start(data, servers, **{**changes, **settings})
     code, _, err = again.end()
     assert code == 0, err
     assert f"goes on from {newest}" in err
-    assert whole(job.run_dir)[0].name == f"step-{last:08d}"
+    assert whole_checkpoints(job.run_dir)[0].name == f"step-{last:08d}"
     check_checkpoints(job.run_dir)
     assert not list(job.run_dir.glob("*.partial")), "what was half-written must go"
 

@@ -80,9 +80,9 @@ def test_a_trial_sees_every_phase_and_its_work(tmp_path, monkeypatch) -> None:
 
 def test_the_share_of_new_rows_is_what_a_server_sees(tmp_path) -> None:
     trial = Trial(load_config(tiny_config(write_tiny(tmp_path / "t.h5", 128, vocabulary=500))))
-    counts = count_batches(trial.feed.worker, trial.sources["train"].read(0, 128), 32)
+    counts = count_batches(trial.stream.worker, trial.sources["train"].read(0, 128), 32)
     trial.steps(trial.schedules["train"].num_steps)
-    server = trial.feed.server
+    server = trial.stream.server
     made = sum(table.num_rows for table in server.tables if table is not None)
     steps = trial.schedules["train"].num_steps
     assert constants.new_share(trial, steps * sum(counts.rows)) == pytest.approx(

@@ -22,7 +22,7 @@ from persia_hpc.embedding_worker.engine import EmbeddingWorker
 from persia_hpc.errors import UserError
 from persia_hpc.job.trial import count_batches
 from persia_hpc.parameter_server.engine import ParameterServer, Pull
-from persia_hpc.protocol.row_batch import pack_feed
+from persia_hpc.protocol.row_batch import pack_row_batch
 from persia_hpc.protocol.wire import WIRES
 from persia_hpc.samples.batch import IdColumn, SampleBatch
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
@@ -91,8 +91,10 @@ def test_bytes_are_those_of_the_engines(
     for pull in server.ready_pulls():
         server.answer(pull, out)
     worker.fill(batch, 0, out)
-    feed = worker.feed(batch)
-    packed = sum(a.nbytes for item in pack_feed(feed) for a in (item if isinstance(item, list) else [item]))
+    row_batch = worker.assemble(batch)
+    packed = sum(
+        a.nbytes for item in pack_row_batch(row_batch) for a in (item if isinstance(item, list) else [item])
+    )
     assert work.key_bytes == sum(k.nbytes for k in keys)
     assert work.row_bytes == sum(o.nbytes for o in out)
     assert work.gradient_bytes == sum(
@@ -101,7 +103,7 @@ def test_bytes_are_those_of_the_engines(
     assert 0 <= packed - work.feed_bytes < 100  # header and offsets, however large the batch
     tables = [t for t in server.tables if t is not None]
     assert work.updated_bytes == sum(t.num_rows * t.row_bytes for t in tables)
-    assert work.ids == len(feed.indices)
+    assert work.ids == len(row_batch.indices)
 
 
 @settings(max_examples=20, deadline=None)

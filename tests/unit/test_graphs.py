@@ -12,8 +12,8 @@ import torch
 from persia_hpc.errors import UserError
 from persia_hpc.trainer.dense.graphs import GraphedModel, graphed
 from persia_hpc.trainer.pooling.embed import Pooling
-from tests.support.feeds import make_feed, make_inputs, random_ids
 from tests.support.models import Small
+from tests.support.row_batches import make_inputs, make_row_batch, random_ids
 
 POOLED = [("a", 4, "sum", False), ("b", 3, "mean", True), ("c", 4, "sqrtn", True)]
 
@@ -55,11 +55,11 @@ def test_graphs_give_what_the_model_gives(way: tuple[str, dict[str, Any]]) -> No
     rng = np.random.default_rng(1)
     kept = []
     for num_samples in (16, 16, 5, 16):
-        feed = make_feed(inputs, random_ids(inputs, num_samples, rng), rng)
-        feed.weight = rng.random(num_samples, np.float32)
+        row_batch = make_row_batch(inputs, random_ids(inputs, num_samples, rng), rng)
+        row_batch.weight = rng.random(num_samples, np.float32)
         results = []
         for call, its in ((run, model), (twin, twin)):
-            batch, gradients = pooling.embed(feed, training=True)
+            batch, gradients = pooling.embed(row_batch, training=True)
             logits = call(batch)
             logits.square().sum().backward()
             kept.append((logits, logits.detach().clone()))

@@ -19,8 +19,8 @@ from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from persia_hpc.table_layout import make_layout
 from persia_hpc.trainer.batch import FeatureSpec, Inputs
 from persia_hpc.trainer.pooling.embed import Pooling
-from tests.support.feeds import make_feed
 from tests.support.hashing import hashed
+from tests.support.row_batches import make_row_batch
 
 KERNELS = ("native", "cuda", "torch")
 
@@ -69,12 +69,12 @@ def test_pooling_counts_ids_and_not_their_rows(kernel, lengths):
     kinds = ("sum", "mean", "sqrtn", "sequence")
     inputs = Inputs(tuple(FeatureSpec(k, k, 0, 4, k, True, rounds) for k in kinds), 2, ("label",))
     bags = [rng.integers(0, 12, length * rounds).tolist() for length in lengths]
-    feed = make_feed(inputs, dict.fromkeys(kinds, bags), rng)
-    batch, gradients = Pooling(inputs, kernel=kernel).embed(feed, training=True)
+    row_batch = make_row_batch(inputs, dict.fromkeys(kinds, bags), rng)
+    batch, gradients = Pooling(inputs, kernel=kernel).embed(row_batch, training=True)
     offsets = np.concatenate([[0], np.cumsum(np.array(lengths) * rounds)])
     for f, kind in enumerate(kinds):
-        rows = torch.from_numpy(feed.rows[0][feed.indices.astype(np.int64)])
-        own = rows[int(feed.feature_offsets[f]) : int(feed.feature_offsets[f + 1])]
+        rows = torch.from_numpy(row_batch.rows[0][row_batch.indices.astype(np.int64)])
+        own = rows[int(row_batch.feature_offsets[f]) : int(row_batch.feature_offsets[f + 1])]
         vectors = [own[a:b].reshape(-1, rounds, 4).sum(1) for a, b in pairwise(offsets)]
         if kind == "sequence":
             values, mask = batch.sequence[kind]

@@ -6,7 +6,7 @@ import pytest
 
 from persia_hpc.errors import UserError
 from persia_hpc.launch.mpiexec import Launcher
-from persia_hpc.topology.groups import show_gpus
+from persia_hpc.topology.communicators import show_gpus
 from persia_hpc.topology.roles import Role
 
 SRUN = Launcher("/usr/bin/srun", "srun")

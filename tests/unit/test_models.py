@@ -15,10 +15,10 @@ from torch import nn
 from persia_hpc.errors import UserError
 from persia_hpc.models import BUILT_IN, build_model
 from persia_hpc.models.parts import masked_mean
-from persia_hpc.protocol.row_batch import FeedBatch
+from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.trainer.batch import Batch, Inputs
 from persia_hpc.trainer.pooling.embed import Pooling, RowGradients
-from tests.support.feeds import make_feed, make_inputs, random_ids
+from tests.support.row_batches import make_inputs, make_row_batch, random_ids
 
 SAME_DIM = [
     ("a", 4, "sum", False),
@@ -42,13 +42,13 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 
-def feed_of(inputs: Inputs, num_samples: int, seed: int = 0) -> FeedBatch:
+def feed_of(inputs: Inputs, num_samples: int, seed: int = 0) -> RowBatch:
     rng = np.random.default_rng(seed)
-    return make_feed(inputs, random_ids(inputs, num_samples, rng), rng)
+    return make_row_batch(inputs, random_ids(inputs, num_samples, rng), rng)
 
 
-def embedded(inputs: Inputs, feed: FeedBatch) -> tuple[Batch, RowGradients]:
-    return Pooling(inputs).embed(feed, training=True)
+def embedded(inputs: Inputs, row_batch: RowBatch) -> tuple[Batch, RowGradients]:
+    return Pooling(inputs).embed(row_batch, training=True)
 
 
 def small(name: str, inputs: Inputs, **more: Any) -> nn.Module:
@@ -80,7 +80,9 @@ def test_every_parameter_and_row_learns(name: str, num_dense: int, features: lis
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_a_batch_without_samples(name: str) -> None:
     inputs = make_inputs(SAME_DIM)
-    batch, _ = embedded(inputs, make_feed(inputs, {f[0]: [] for f in SAME_DIM}, np.random.default_rng(0)))
+    batch, _ = embedded(
+        inputs, make_row_batch(inputs, {f[0]: [] for f in SAME_DIM}, np.random.default_rng(0))
+    )
     assert small(name, inputs)(batch).shape == (0, 1)
 
 
@@ -90,8 +92,8 @@ def test_dense_features_alone_are_enough(name: str) -> None:
     zero = np.zeros(1, np.uint32)
     none = np.zeros(0, np.uint32)
     dense, labels = np.ones((5, 3), np.float32), np.ones((5, 1), np.float32)
-    feed = FeedBatch(1, 0, 5, 5, [], none.astype(np.uint16), zero, {}, zero, none, zero, dense, labels)
-    batch, gradients = embedded(inputs, feed)
+    row_batch = RowBatch(1, 0, 5, 5, [], none.astype(np.uint16), zero, {}, zero, none, zero, dense, labels)
+    batch, gradients = embedded(inputs, row_batch)
     assert small(name, inputs)(batch).shape == (5, 1)
     assert gradients.arrays() == []
 

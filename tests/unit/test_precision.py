@@ -12,7 +12,7 @@ from torch import nn
 import persia_hpc as ph
 from persia_hpc.trainer.dense.precision import Precision
 from persia_hpc.trainer.pooling.embed import Pooling, RowGradients
-from tests.support.feeds import make_feed, make_inputs
+from tests.support.row_batches import make_inputs, make_row_batch
 from tests.support.tiny import tiny_config, trained_rows, write_tiny
 
 CPU = torch.device("cpu")
@@ -22,7 +22,7 @@ def overflowing() -> RowGradients:
     """Row gradients of which one is infinite, after their backward with a factor."""
     rng = np.random.default_rng(1)
     inputs = make_inputs([("a", 4, "sum", False)])
-    batch, gradients = Pooling(inputs).embed(make_feed(inputs, {"a": [[1], [2]]}, rng), training=True)
+    batch, gradients = Pooling(inputs).embed(make_row_batch(inputs, {"a": [[1], [2]]}, rng), training=True)
     gradients.factor = torch.ones(1)
     weight = torch.ones(2, 4)
     weight[1, 2] = torch.inf

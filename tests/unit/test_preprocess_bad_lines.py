@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from persia_hpc.cli import main
 from persia_hpc.errors import UserError
+from persia_hpc.preprocess.criteo import parallel as criteo_shards
 from persia_hpc.preprocess.criteo import prepare as criteo
-from persia_hpc.preprocess.criteo import shards as criteo_shards
-from persia_hpc.preprocess.team import ALONE
+from persia_hpc.preprocess.team import ONE_MEMBER
 from persia_hpc.samples.source import open_source
 from tests.support.mpi import run_mpi
 
@@ -134,7 +134,7 @@ def shards(tmp_path: Path, limit: int, *, min_count: int = 1) -> list[object] | 
     options = criteo.CriteoOptions(
         tmp_path / "out", inputs, shard_bytes=2000, max_bad_lines=limit, min_count=min_count
     )
-    made = criteo_shards.prepare(options, ALONE)
+    made = criteo_shards.prepare(options, ONE_MEMBER)
     return None if made is None else list(made)
 
 

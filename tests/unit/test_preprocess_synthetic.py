@@ -14,7 +14,7 @@ from persia_hpc.config import load_config
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess import synthetic
 from persia_hpc.preprocess.criteo import synthetic as criteo_syn
-from persia_hpc.preprocess.splits import uniform
+from persia_hpc.preprocess.splitting import uniform
 from persia_hpc.preprocess.synthetic import Generator, SyntheticOptions
 from persia_hpc.preprocess.zipf import Zipf
 from persia_hpc.samples.source import open_source

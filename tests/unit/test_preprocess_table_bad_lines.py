@@ -15,9 +15,9 @@ from persia_hpc.cli import main
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess import lines
 from persia_hpc.preprocess.table import input as table_input
+from persia_hpc.preprocess.table import parallel as table_shards
 from persia_hpc.preprocess.table import prepare as table
-from persia_hpc.preprocess.table import shards as table_shards
-from persia_hpc.preprocess.team import ALONE
+from persia_hpc.preprocess.team import ONE_MEMBER
 from persia_hpc.samples.source import open_source
 from tests.support.mpi import run_mpi
 
@@ -52,7 +52,7 @@ def prepare(folder, schema, text, **options):
     (folder / "a.csv").write_bytes(text)
     (folder / "schema.toml").write_text(schema)
     given = table.TableOptions(folder / "out", folder / "schema.toml", **options)
-    return table_shards.prepare(given, ALONE) if given.shard_bytes else table.prepare(given)
+    return table_shards.prepare(given, ONE_MEMBER) if given.shard_bytes else table.prepare(given)
 
 
 def read(folder, name):
@@ -166,7 +166,7 @@ def test_shards_leave_out_the_same_lines(tmp_path_factory, by, places, shard_byt
             shard_bytes=shard_bytes,
             max_bad_lines=count,
         )
-        made = table_shards.prepare(options, ALONE)
+        made = table_shards.prepare(options, ONE_MEMBER)
     for name in ("train", "test"):
         assert_equal(read(folder / "good", name), read(folder / "bad", f"{name}-*"))
     words = [(folder / kind / "out" / "vocabulary-city.csv").read_text() for kind in ("good", "bad")]

@@ -19,7 +19,7 @@ from persia_hpc.config import load_config
 from persia_hpc.embedding_worker.engine import EmbeddingWorker, KeyBatch
 from persia_hpc.errors import UserError
 from persia_hpc.parameter_server.engine import ParameterServer, Pull
-from persia_hpc.protocol.row_batch import FeedBatch, pack_feed, unpack_feed
+from persia_hpc.protocol.row_batch import RowBatch, pack_row_batch, unpack_row_batch
 from persia_hpc.protocol.wire import WIRES
 from persia_hpc.samples.batch import IdColumn, SampleBatch
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
@@ -97,15 +97,15 @@ class Pipeline:
             self.travelled += sum(len(rows) for rows in out)
         self.pulled += len(batch.dedup.keys)
         self.uses.append({(n, i): True for n, v in zip(FEATURES, ids, strict=True) for i in v})
-        self.check(worker.feed(batch), ids)
+        self.check(worker.assemble(batch), ids)
         self.in_flight.append(batch)
         return True
 
-    def check(self, feed: FeedBatch, ids: list[list[int]]) -> None:
-        arrays = [np.concatenate(a) if isinstance(a, list) else a for a in pack_feed(feed)]
-        feed = unpack_feed(self.step, 0, arrays, len(self.layout.group_dims), ())
-        batch, _ = self.pooling.embed(feed, training=True)
-        assert feed.staleness <= self.bound
+    def check(self, row_batch: RowBatch, ids: list[list[int]]) -> None:
+        arrays = [np.concatenate(a) if isinstance(a, list) else a for a in pack_row_batch(row_batch)]
+        row_batch = unpack_row_batch(self.step, 0, arrays, len(self.layout.dim_groups), ())
+        batch, _ = self.pooling.embed(row_batch, training=True)
+        assert row_batch.staleness <= self.bound
         for name, values in zip(FEATURES, ids, strict=True):
             rows = batch.pooled[name].detach()
             assert torch.equal(rows, rows[:, :1].expand_as(rows))
@@ -113,7 +113,9 @@ class Pipeline:
                 count, rest = divmod(total, FEATURES[name])
                 assert rest == 0
                 before = sum((name, i) in step for step in self.uses[: self.step])
-                missed = sum((name, i) in step for step in self.uses[self.step - feed.staleness : self.step])
+                missed = sum(
+                    (name, i) in step for step in self.uses[self.step - row_batch.staleness : self.step]
+                )
                 assert before - missed <= count <= before
 
     def push(self) -> None:
@@ -123,7 +125,7 @@ class Pipeline:
         added = np.repeat(list(FEATURES.values()), np.diff(batch.dedup.table_offsets.astype(int)))
         gradients = [
             np.repeat(-added[begin:end, None].astype(np.float32), dim, axis=1)
-            for begin, end, dim in zip(groups, groups[1:], self.layout.group_dims, strict=False)
+            for begin, end, dim in zip(groups, groups[1:], self.layout.dim_groups, strict=False)
         ]
         for p, server in enumerate(self.servers):
             parts = worker.push(batch, p, gradients)

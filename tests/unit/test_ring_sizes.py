@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from persia_hpc._native import Outgoing
 from persia_hpc.config import load_config
 from persia_hpc.embedding_worker.engine import EmbeddingWorker
-from persia_hpc.protocol.row_batch import pack_feed
+from persia_hpc.protocol.row_batch import pack_row_batch
 from persia_hpc.protocol.wire import WIRES
 from persia_hpc.samples.batch import IdColumn, SampleBatch
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
@@ -70,7 +70,7 @@ def test_a_batch_without_repeated_ids_fits(batch_size: int, dim: int, wire: str,
         "rows": unwritten(*rows),
         "push": unwritten(*rows),
         "gradients": unwritten(*rows),
-        "feed": unwritten(*pack_feed(engine.feed(batch))),
+        "feed": unwritten(*pack_row_batch(engine.assemble(batch))),
     }
     for kind, num_bytes in records.items():
         assert num_bytes + 64 <= getattr(size, kind), kind

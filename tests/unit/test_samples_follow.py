@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from persia_hpc.config import Config, load_config
 from persia_hpc.errors import UserError
-from persia_hpc.launch.environment import completed
+from persia_hpc.launch.environment import completed_message
 from persia_hpc.samples import follow
 from persia_hpc.samples.follow import Follower, TakenFile, late_files, portion_source
 from persia_hpc.samples.source import open_source
@@ -129,7 +129,7 @@ def test_only_the_end_ends_a_run_for_good(status: str, following: bool, done: bo
     settings = config("train.h5", **{"data.follow": following})
     summary = {"status": status, "steps": 5, "config_sha256": settings.sha256}
     (tmp_path / "summary.json").write_text(json.dumps(summary))
-    assert bool(completed(tmp_path, settings)) == done
+    assert bool(completed_message(tmp_path, settings)) == done
 
 
 def test_a_dry_run_takes_what_is_there_for_the_first_portion(tmp_path: Path) -> None:

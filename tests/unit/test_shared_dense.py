@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from persia_hpc.trainer.dense.shared import SharedDense
-from persia_hpc.trainer.interfaces import Alone
+from persia_hpc.trainer.interfaces import NoPeers
 
 
 class Memory:
@@ -37,7 +37,7 @@ class Memory:
 
 
 class Waits:
-    """The part of a feed that is used."""
+    """The part of a batch stream that is used."""
 
     def wait_until(self, done: Callable[[], bool], what: str) -> None:
         assert done(), what
@@ -55,7 +55,7 @@ class Net(nn.Module):
 
 def trainers(count: int, dtype: torch.dtype = torch.float32) -> list[tuple[Net, SharedDense]]:
     memory = Memory()
-    made = [(Net(dtype), SharedDense(Alone(), memory.share)) for _ in range(count)]
+    made = [(Net(dtype), SharedDense(NoPeers(), memory.share)) for _ in range(count)]
     for model, shared in made:
         shared.attach(model)
     return made
@@ -114,7 +114,7 @@ def test_a_step_that_changes_nothing_takes_nothing_away(dtype: torch.dtype) -> N
 
 
 def test_a_model_without_parameters_and_a_trainer_without_samples() -> None:
-    shared = SharedDense(Alone(), Memory().share)
+    shared = SharedDense(NoPeers(), Memory().share)
     shared.attach(nn.ReLU())
     shared.reduce()
     shared.updated()

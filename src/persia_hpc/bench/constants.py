@@ -97,7 +97,7 @@ def observe(shape: Shape, path: Path) -> Observation:
     """Trains a shape on samples whose rows are all there."""
     trial = Trial(load_config(shape.settings(path)))
     sample = trial.sources["train"].read(0, SAMPLES)
-    counts = count_batches(trial.feed.worker, sample, shape.batch)
+    counts = count_batches(trial.stream.worker, sample, shape.batch)
     trial.steps(SAMPLES // shape.batch)
     steps: list[dict[str, float]] = []
     end = time.perf_counter() + SECONDS
@@ -192,7 +192,7 @@ def _steps(constants: Constants, folder: Path, say: Say) -> Constants:
     settings = w0_settings(path, TINY_BATCH, TINY_BATCH * TINY_STEPS)
     config = load_config(settings)
     trial = Trial(config)
-    counts = count_batches(trial.feed.worker, trial.sources["train"].read(0, TINY_SAMPLES), TINY_BATCH)
+    counts = count_batches(trial.stream.worker, trial.sources["train"].read(0, TINY_SAMPLES), TINY_BATCH)
     work = batch_work(config, trial.layout, trial.schema, TINY_BATCH, counts)
     new = new_share(trial, TINY_STEPS * work.rows)
     rest: dict[int, dict[str, float]] = {}
@@ -221,7 +221,7 @@ def new_share(trial: Trial, pulled_rows: float) -> float:
     """Of the rows that a job pulls in all, those that it makes, if it sees all its data."""
     source = trial.sources["train"]
     sample = source.read(0, source.num_samples)
-    return sum(count_batches(trial.feed.worker, sample, sample.num_samples).rows) / pulled_rows
+    return sum(count_batches(trial.stream.worker, sample, sample.num_samples).rows) / pulled_rows
 
 
 def _busy(phases: Mapping[str, Mapping[str, float]], role: str) -> float:

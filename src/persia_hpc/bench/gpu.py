@@ -17,11 +17,11 @@ import torch
 
 from persia_hpc import _native
 from persia_hpc.errors import UserError
-from persia_hpc.protocol.row_batch import FeedBatch
+from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.protocol.wire import WIRES
 from persia_hpc.trainer.batch import FeatureSpec, Inputs
 from persia_hpc.trainer.pooling.cuda_kernel import CudaKernel, cuda_module
-from persia_hpc.trainer.pooling.embed import GroupFeatures
+from persia_hpc.trainer.pooling.embed import DimGroup
 from persia_hpc.trainer.pooling.row_rings import RowRings
 from persia_hpc.trainer.pooling.staging import Staging, arrays_of
 
@@ -61,16 +61,16 @@ def measure(options: argparse.Namespace) -> Iterator[Result]:
                 if batch * per_sample * dim > 50_000_000:
                     continue
                 for wire in options.wires:
-                    inputs, feed = _feed(options, batch, per_sample, dim, wire)
+                    inputs, row_batch = _row_batch(options, batch, per_sample, dim, wire)
                     case = {"batch": batch, "ids": per_sample, "dim": dim, "wire": wire}
-                    yield from _kernels(options, device, inputs, feed, case)
+                    yield from _kernels(options, device, inputs, row_batch, case)
                     if per_sample == 1:
-                        yield from _staging(options, device, feed, case)
+                        yield from _staging(options, device, row_batch, case)
 
 
-def _feed(
+def _row_batch(
     options: argparse.Namespace, batch: int, per_sample: int, dim: int, wire: str
-) -> tuple[Inputs, FeedBatch]:
+) -> tuple[Inputs, RowBatch]:
     generator = np.random.default_rng(1)
     count = batch * per_sample
     names = [f"f{i:02d}" for i in range(options.features)]
@@ -86,7 +86,7 @@ def _feed(
     ).run([zipf_ids(count, 1_000_000, options.exponent, generator) for _ in names])
     rows = generator.standard_normal((len(dedup.keys), dim), np.float32)
     bags = np.arange(0, count + 1, per_sample, dtype=np.uint32)
-    return inputs, FeedBatch(
+    return inputs, RowBatch(
         step=1,
         trainer=0,
         num_samples=batch,
@@ -97,7 +97,7 @@ def _feed(
         bag_offsets=dict.fromkeys(names, bags) if multi else {},
         row_offsets=dedup.row_offsets,
         positions=dedup.positions,
-        group_offsets=dedup.group_offsets,
+        dim_group_offsets=dedup.group_offsets,
         dense=generator.standard_normal((batch, 13), np.float32),
         labels=np.zeros((batch, 1), np.float32),
     )
@@ -144,17 +144,24 @@ class _Recorder:
 
 
 def _kernels(
-    options: argparse.Namespace, device: torch.device, inputs: Inputs, feed: FeedBatch, case: dict[str, Any]
+    options: argparse.Namespace,
+    device: torch.device,
+    inputs: Inputs,
+    row_batch: RowBatch,
+    case: dict[str, Any],
 ) -> Iterator[Result]:
     recorder = _Recorder(_native if device.type == "cpu" else cuda_module(device))
-    groups = [GroupFeatures(inputs, 0)]
-    kernel = CudaKernel(groups, feed, Staging(device), RowRings(), recorder)
+    groups = [DimGroup(inputs, 0)]
+    kernel = CudaKernel(groups, row_batch, Staging(device), RowRings(), recorder)
     outputs = kernel.forward()
     kernel.backward([torch.randn_like(o) for o in outputs], WIRES[case["wire"]])
     output_bytes = sum(4 * o.numel() for o in outputs)
     touched = {
-        "forward": feed.rows[0].nbytes + feed.indices.nbytes + output_bytes,
-        "backward": output_bytes + feed.positions.nbytes + feed.row_offsets.nbytes + feed.rows[0].nbytes,
+        "forward": row_batch.rows[0].nbytes + row_batch.indices.nbytes + output_bytes,
+        "backward": output_bytes
+        + row_batch.positions.nbytes
+        + row_batch.row_offsets.nbytes
+        + row_batch.rows[0].nbytes,
     }
     sources = {n: torch.ones(size // 2, dtype=torch.uint8, device=device) for n, size in touched.items()}
     targets = {name: torch.zeros_like(source) for name, source in sources.items()}
@@ -185,16 +192,16 @@ def _kernels(
 
 
 def _staging(
-    options: argparse.Namespace, device: torch.device, feed: FeedBatch, case: dict[str, Any]
+    options: argparse.Namespace, device: torch.device, row_batch: RowBatch, case: dict[str, Any]
 ) -> Iterator[Result]:
-    staging, size = Staging(device), sum(array.nbytes for _, array in arrays_of(feed))
+    staging, size = Staging(device), sum(array.nbytes for _, array in arrays_of(row_batch))
     pinned = torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
     block = torch.empty(size, dtype=torch.uint8, device=device)
     ways: dict[str, Callable[[], object]] = {
         "to": lambda: block.copy_(pinned, non_blocking=True),
-        "batch to": lambda: staging.arrive(feed),
+        "batch to": lambda: staging.arrive(row_batch),
         "back": lambda: staging.give(block),
-        "both": lambda: (staging.give(block), staging.arrive(feed)),
+        "both": lambda: (staging.give(block), staging.arrive(row_batch)),
     }
     times = _seconds(device, ways, options.repeats)
     limit = rate(times["to"], size)

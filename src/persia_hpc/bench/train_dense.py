@@ -28,7 +28,7 @@ from persia_hpc._native import encode_rows
 from persia_hpc.config import load_config
 from persia_hpc.embedding_worker.engine import EmbeddingWorker
 from persia_hpc.models import build_model
-from persia_hpc.protocol.row_batch import FeedBatch
+from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.runtime.phases import TRAINER, Phases
 from persia_hpc.samples.source import open_source
 from persia_hpc.schedule import make_schedules
@@ -37,7 +37,7 @@ from persia_hpc.trainer.batch import Batch, FeatureSpec, Inputs, make_inputs
 from persia_hpc.trainer.dense.allreduce import DenseReducer
 from persia_hpc.trainer.device import choose_device
 from persia_hpc.trainer.driver import Driver
-from persia_hpc.trainer.interfaces import Alone
+from persia_hpc.trainer.interfaces import NoPeers
 from persia_hpc.trainer.session import Session
 
 from .train_jobs import DENSE, DIM, FEATURES, VOCABULARY, w0_settings
@@ -46,28 +46,28 @@ PREPARED = 8  # different batches that are fed again and again
 
 
 class Replay:
-    """A session's `Feed` of batches made beforehand; gradients are thrown away."""
+    """A session's `BatchStream` of batches made beforehand; gradients are thrown away."""
 
     wait_seconds = 0.0
     memory = ()
 
-    def __init__(self, batches: list[FeedBatch]) -> None:
+    def __init__(self, batches: list[RowBatch]) -> None:
         self.phases = Phases(TRAINER)
         self._batches = batches
-        self._peeked: FeedBatch | None = None
+        self._peeked: RowBatch | None = None
 
-    def next_batch(self, step: int) -> FeedBatch:
+    def next_batch(self, step: int) -> RowBatch:
         batch, self._peeked = self.peek(step), None
         return batch
 
-    def peek(self, step: int) -> FeedBatch:
+    def peek(self, step: int) -> RowBatch:
         """As they would be if embeddings were never late."""
         if self._peeked is None or self._peeked.step != step:
             self._peeked = dataclasses.replace(self._batches[step % len(self._batches)], step=step)
         return self._peeked
 
     def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *_: None  # whatever else a feed is told
+        return lambda *_: None  # whatever else a stream is told
 
 
 def session(options: argparse.Namespace) -> float:
@@ -91,19 +91,19 @@ def session(options: argparse.Namespace) -> float:
             0,
             [
                 encode_rows(generator.uniform(-0.01, 0.01, shape).astype(np.float32), config.wire.rows)
-                for shape in zip(counts, layout.group_dims, strict=True)
+                for shape in zip(counts, layout.dim_groups, strict=True)
             ],
         )
-        batches.append(worker.feed(keyed))
-    feed: Any = Replay(batches)
+        batches.append(worker.assemble(keyed))
+    stream: Any = Replay(batches)
     inputs = make_inputs(layout, source.schema)
     it = Session(
         config,
         layout,
         inputs,
         make_schedules(config, {"train": source.num_samples}),
-        feed=feed,
-        peers=Alone(),
+        stream=stream,
+        peers=NoPeers(),
         reducer=DenseReducer(None, 1),
         device=choose_device(config.train.device, 0),
     )

@@ -44,11 +44,11 @@ def shard_name(server_rank: int) -> str:
     return f"server-{server_rank:04d}.h5"
 
 
-def begin(run_dir: Path, step: int) -> Path:
+def begin_checkpoint(run_dir: Path, step: int) -> Path:
     """Makes the directory that the parts are written into; PersiaError if that can't be."""
     path = run_dir / f"{step_name(step)}.partial"
     try:
-        remove(path)  # of a job that died while it wrote
+        remove_checkpoint(path)  # of a job that died while it wrote
         path.mkdir(parents=True)
     except OSError as error:
         raise writing_failed(path, error) from error
@@ -96,7 +96,7 @@ def finish_part(path: Path, **more: Any) -> None:
     path.with_name(path.name + ".json").write_text(json.dumps(note))
 
 
-def finish(
+def finish_checkpoint(
     directory: Path,
     *,
     step: int,
@@ -138,7 +138,7 @@ def finish(
         file.flush()
         os.fsync(file.fileno())
     final = directory.with_suffix("")
-    remove(final)  # a damaged one, which this run didn't go on from
+    remove_checkpoint(final)  # a damaged one, which this run didn't go on from
     sync_path(directory)
     directory.rename(final)
     _point_latest(final)
@@ -157,15 +157,15 @@ def make_newest(path: Path) -> None:
     """A run goes on from this checkpoint: those of later steps, which are damaged, get other names, so that
     they are neither taken for its own nor kept in place of them, and `latest` points here.
     """
-    for later in whole(path.parent):
+    for later in whole_checkpoints(path.parent):
         if step_of(later) > step_of(path):
             aside = later.with_name(later.name + ".damaged")
-            remove(aside)
+            remove_checkpoint(aside)
             later.rename(aside)
     _point_latest(path)
 
 
-def whole(run_dir: Path) -> list[Path]:
+def whole_checkpoints(run_dir: Path) -> list[Path]:
     """All whole checkpoints of a run directory, newest first."""
     found = [p for p in run_dir.glob("step-*") if _NAME.fullmatch(p.name) and (p / MANIFEST).exists()]
     return sorted(found, key=step_of, reverse=True)
@@ -180,7 +180,7 @@ def prune(run_dir: Path, *, keep: int, keep_every: int) -> None:
     """Removes all checkpoints but the newest `keep`, those of steps divisible by `keep_every` (0: none), and
     what they are based on.
     """
-    found = whole(run_dir)
+    found = whole_checkpoints(run_dir)
     kept = {p for i, p in enumerate(found) if i < keep or (keep_every and step_of(p) % keep_every == 0)}
     bases = set()
     for path in kept:
@@ -188,14 +188,14 @@ def prune(run_dir: Path, *, keep: int, keep_every: int) -> None:
             bases.add(read_manifest(path)["base"])
     for path in found:
         if path not in kept and path.name not in bases:
-            remove(path)
+            remove_checkpoint(path)
 
 
 def discard_partial(run_dir: Path) -> None:
     """Removes what a job that died has left half-written, or half-removed."""
     for path in run_dir.glob("step-*"):
         if path.suffix == ".partial" or (_NAME.fullmatch(path.name) and not (path / MANIFEST).exists()):
-            remove(path)
+            remove_checkpoint(path)
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -273,7 +273,7 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def remove(path: Path) -> None:
+def remove_checkpoint(path: Path) -> None:
     """Removes a checkpoint, its manifest first: what is left of it at any moment isn't taken for whole."""
     entries: Iterable[Path] = sorted(path.glob("*"), key=lambda p: p.name != MANIFEST)
     for entry in entries:

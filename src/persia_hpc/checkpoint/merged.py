@@ -33,7 +33,7 @@ def bucket_of(keys: Array, num_buckets: int) -> Array:
     return ((keys >> np.uint64(1)) >> (shift - np.uint64(1))).astype(np.int64)
 
 
-class Part:
+class TablePart:
     """One server's rows of a table: a group of its file."""
 
     def __init__(self, group: h5py.Group):
@@ -104,7 +104,7 @@ class Part:
 class MergedTable:
     """A table of a checkpoint: the parts of all servers, and those of its base."""
 
-    def __init__(self, name: str, newest: Sequence[Part], base: Sequence[Part]):
+    def __init__(self, name: str, newest: Sequence[TablePart], base: Sequence[TablePart]):
         self.name = name
         self.newest = newest
         self.base = base if not all(part.complete for part in newest) else ()
@@ -201,14 +201,14 @@ class CheckpointReader:
             self._stack.close()
             raise
 
-    def _open(self, directory: Path, manifest: Mapping[str, Any]) -> dict[str, list[Part]]:
-        parts: dict[str, list[Part]] = {}
+    def _open(self, directory: Path, manifest: Mapping[str, Any]) -> dict[str, list[TablePart]]:
+        parts: dict[str, list[TablePart]] = {}
         for name in manifest["shards"]:
             files.check_part(directory, manifest, name, content=not self._checked)
             try:
                 file = self._stack.enter_context(h5py.File(directory / name, "r"))
                 for table, group in file.items():
-                    parts.setdefault(table, []).append(Part(group))
+                    parts.setdefault(table, []).append(TablePart(group))
             except (OSError, KeyError, RuntimeError) as error:
                 raise DataError(f"{directory / name} is damaged: {error}; use an older checkpoint") from error
         return parts

@@ -42,7 +42,7 @@ _READ_ERRORS = (OSError, KeyError, RuntimeError, ValueError, TypeError, IndexErr
 
 
 @dataclass
-class Report:
+class Verification:
     """What was found out about a checkpoint."""
 
     directory: Path
@@ -67,7 +67,9 @@ class Report:
         return f"{name} ok ({', '.join(facts)})"
 
 
-def verify(directory: Path, check_dense: CheckDense, known: dict[Path, Report] | None = None) -> Report:
+def verify(
+    directory: Path, check_dense: CheckDense, known: dict[Path, Verification] | None = None
+) -> Verification:
     """Reads a checkpoint and its base. `check_dense`(directory, step) says what is wrong with the dense part,
     '' if nothing; `known`: what was found out before, not to be found out again.
     """
@@ -75,7 +77,7 @@ def verify(directory: Path, check_dense: CheckDense, known: dict[Path, Report] |
     known = {} if known is None else known
     if directory in known:
         return known[directory]
-    report = known[directory] = Report(directory)
+    report = known[directory] = Verification(directory)
     report.manifest, problems = _read_manifest(directory)
     report.problems += problems
     if problems:  # nothing in it can be relied on
@@ -137,7 +139,9 @@ def _file_problems(directory: Path, manifest: Mapping[str, Any]) -> Iterator[str
             yield _plain(error).removeprefix(f"{directory}/")
 
 
-def _base_problems(report: Report, check_dense: CheckDense, known: dict[Path, Report]) -> Iterator[str]:
+def _base_problems(
+    report: Verification, check_dense: CheckDense, known: dict[Path, Verification]
+) -> Iterator[str]:
     try:
         base = files.base_of(report.directory, report.manifest)
     except DataError as error:
@@ -158,7 +162,7 @@ def _base_problems(report: Report, check_dense: CheckDense, known: dict[Path, Re
 class _Shards:
     """Checks each server's file on its own, and that together they have every bucket of every table once."""
 
-    def __init__(self, report: Report):
+    def __init__(self, report: Verification):
         self.report = report
         base = report.manifest["base"]
         self.base_step = int(base.partition("-")[2]) if base and base.startswith("step-") else 0
@@ -285,7 +289,7 @@ class _Shards:
             yield f"{where}: {count_text(old, 'row')} not used since the base, step {self.base_step}"
 
 
-def _merged_problems(report: Report) -> Iterator[str]:
+def _merged_problems(report: Verification) -> Iterator[str]:
     """Of all servers together and with the base, when each on its own is sound."""
     try:
         with CheckpointReader(report.directory, checked=True) as reader:

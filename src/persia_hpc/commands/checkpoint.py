@@ -74,11 +74,11 @@ def _ls(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     from persia_hpc.checkpoint.listing import checkpoints_of, is_run
-    from persia_hpc.checkpoint.verify import Report, verify
+    from persia_hpc.checkpoint.verify import Verification, verify
     from persia_hpc.trainer.dense.saved import dense_problem
 
     runs = [is_run(path) for path in options.paths]  # says what isn't there before hours of reading
-    known: dict[Path, Report] = {}
+    known: dict[Path, Verification] = {}
     damaged: list[str] = []
     count = 0
     for path, of_run in zip(options.paths, runs, strict=True):

@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
 def _team(options: argparse.Namespace) -> Team:
     """The ranks of this MPI job, where the work can be shared; or the part that the options ask for."""
     from persia_hpc.preprocess.cli import shares_work
-    from persia_hpc.preprocess.team import ALONE, Ranks
+    from persia_hpc.preprocess.team import ONE_MEMBER, Ranks
 
     size = max(int(os.environ.get(name, 1)) for name in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE"))
     part: Team | None = getattr(options, "part", None)
@@ -69,16 +69,16 @@ def _team(options: argparse.Namespace) -> Team:
                 f"preprocess {options.preprocess_name} was started {got}, but only `preprocess synthetic` "
                 "and --shard-bytes share their work; start it alone, or with --shard-bytes if it has that"
             )
-        return ALONE
+        return ONE_MEMBER
     if part is not None:
         if size > 1:
             raise UserError(f"--part: got it on {size} ranks, which share the work anyway; leave it out")
         return part
     if not inside_mpi():
-        return ALONE
+        return ONE_MEMBER
     from mpi4py import MPI
 
-    from persia_hpc.topology.groups import check_world
+    from persia_hpc.topology.communicators import check_world
 
     check_world(MPI.COMM_WORLD)  # ranks that don't know of each other would all write the same files
     return Ranks(MPI.COMM_WORLD)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from persia_hpc.config import Config, load_config, parse_set
 from persia_hpc.errors import EXIT_OK, UserError
-from persia_hpc.launch.environment import completed, inside_mpi, make_run_dir, world_rank_of
+from persia_hpc.launch.environment import completed_message, inside_mpi, make_run_dir, world_rank_of
 
 SUMMARY = "train a model as a TOML file says"
 DESCRIPTION = """\
@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
     """Exit code of the job; UserError for bad input before anything is started."""
     config = _config(options)
     run_dir = options.run_dir or (Path(config.run_dir) if config.run_dir else None)
-    if config.checkpoint.resume and run_dir is not None and (done := completed(run_dir, config)):
+    if config.checkpoint.resume and run_dir is not None and (done := completed_message(run_dir, config)):
         if world_rank_of() in (None, 0):
             print(f"persia-hpc: {done}", file=sys.stderr)
         return EXIT_OK

@@ -67,7 +67,7 @@ def batch_work(
         )
 
     row_wire = travelling(config.wire.rows)
-    groups = [layout.tables_of_group(g) for g in range(len(layout.group_dims))]
+    groups = [layout.tables_of_dim_group(g) for g in range(len(layout.dim_groups))]
     index = 2 if max(sum(counts.rows[t] for t in group) for group in groups) <= FEW_ROWS else 4
     width = 4 * (len(schema.dense_names) + len(schema.label_names) + schema.has_weight + 2 * schema.has_group)
     offsets = 4 * sum(feature.multi for feature in layout.features)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from persia_hpc._native import Dedup, Deduplicator, RecentRows, hash_ids
 from persia_hpc.config import Config, HashConfig
 from persia_hpc.errors import UserError
-from persia_hpc.protocol.row_batch import FeedBatch
+from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.samples.batch import IdColumn, SampleBatch
 from persia_hpc.table_layout import FeatureLayout, Layout
 from persia_hpc.user_objects import load_object
@@ -108,7 +108,7 @@ class EmbeddingWorker:
         )
         self._dedup = Deduplicator(
             tables=[f.table for f in layout.features],
-            groups=list(layout.group_of_table),
+            groups=list(layout.dim_group_of_table),
             num_buckets=[t.num_buckets for t in layout.tables],
             bounds=layout.bounds(num_servers),
         )
@@ -159,7 +159,7 @@ class EmbeddingWorker:
         if self.reuse_steps == 0:
             return
         if batch.trainer not in self._recent:
-            groups = list(self.layout.group_of_table)
+            groups = list(self.layout.dim_group_of_table)
             self._recent[batch.trainer] = RecentRows(groups=groups, reuse_steps=self.reuse_steps)
         recent, dedup = self._recent[batch.trainer], batch.dedup
         wanted, places, rings, ages = recent.find(dedup.keys, dedup.table_offsets, step=batch.step)
@@ -203,7 +203,7 @@ class EmbeddingWorker:
         if not batch.rows:
             batch.rows = [
                 np.empty((int(groups[g + 1]) - int(groups[g]), rows[g].shape[1]), rows[g].dtype)
-                for g in range(len(self.layout.group_dims))
+                for g in range(len(self.layout.dim_groups))
             ]
         for g, pieces in enumerate(self.pieces(batch, server, travelling=True)):
             at = 0
@@ -230,20 +230,20 @@ class EmbeddingWorker:
         if self.num_servers == 1:
             return [[(0, int(groups[g + 1]) - int(groups[g]))] for g in range(len(groups) - 1)]
         result: list[list[tuple[int, int]]] = []
-        for g in range(len(self.layout.group_dims)):
+        for g in range(len(self.layout.dim_groups)):
             start = int(groups[g])
             result.append(
                 [
                     (int(offsets[t, server]) - start, int(offsets[t, server + 1]) - start)
-                    for t in self.layout.tables_of_group(g)
+                    for t in self.layout.tables_of_dim_group(g)
                 ]
             )
         return result
 
-    def feed(self, batch: KeyBatch) -> FeedBatch:
+    def assemble(self, batch: KeyBatch) -> RowBatch:
         """The trainer's batch, once all rows are there."""
         sample, dedup, held = batch.sample, batch.dedup, batch.held
-        return FeedBatch(
+        return RowBatch(
             step=batch.step,
             trainer=batch.trainer,
             num_samples=sample.num_samples,
@@ -254,7 +254,7 @@ class EmbeddingWorker:
             bag_offsets=batch.bag_offsets,
             row_offsets=dedup.row_offsets,
             positions=dedup.positions,
-            group_offsets=dedup.group_offsets,
+            dim_group_offsets=dedup.group_offsets,
             dense=sample.dense,
             labels=sample.labels,
             weight=sample.weight,

@@ -17,13 +17,13 @@ import numpy as np
 
 from persia_hpc.checkpoint.files import shard_name
 from persia_hpc.config import Config
-from persia_hpc.protocol.row_batch import pack_feed
+from persia_hpc.protocol.row_batch import pack_row_batch
 from persia_hpc.runtime.phases import WORKER, Phases
 from persia_hpc.runtime.stop import StopSignals
 from persia_hpc.runtime.watchdog import Watchdog
 from persia_hpc.samples.reader import PrefetchReader
 from persia_hpc.samples.source import Source
-from persia_hpc.samples.splits import Splits
+from persia_hpc.samples.split_readers import SplitReaders
 from persia_hpc.schedule import batches_of_worker, make_schedules
 from persia_hpc.transport.plane import Plane
 from persia_hpc.transport.progress import Waiter
@@ -97,7 +97,7 @@ class WorkerLoop:
             for i in sorted(mine)
         }
         counts = {split: source.num_samples for split, source in sources.items()}
-        self.splits = Splits(config, sources, make_schedules(config, counts))
+        self.splits = SplitReaders(config, sources, make_schedules(config, counts))
         self.window = config.pull_bound + config.data.prefetch
         self.work: _Work | None = None
         # Announced while this worker was still busy with the stretch before: trainer 0 may be ahead of it.
@@ -111,7 +111,7 @@ class WorkerLoop:
         self.first_pull: dict[int, float] = {}
         self.phases = Phases(WORKER, config.train.trace)
         self._stop = stop
-        self._told = False
+        self._signal_sent = False
         self._saving: dict[Kind, set[int]] = {}  # servers that have not marked, or written, the checkpoint
         self.watchdog = watchdog
         watchdog.describe = self._waits_for
@@ -124,11 +124,11 @@ class WorkerLoop:
             s.pending for s in senders
         ):
             begin = time.perf_counter()
-            moved = self._hear_trainers()
-            moved |= self._hear_servers()
+            moved = self._poll_trainers()
+            moved |= self._poll_servers()
             moved |= self._issue()
-            if self._stop.number is not None and not self._told and not self.ended:
-                self._told = True
+            if self._stop.number is not None and not self._signal_sent and not self.ended:
+                self._signal_sent = True
                 self.trainers[0].feed.post(Kind.STOP_SIGNAL, step=0, tag=self._stop.number)
             for plane in self.planes:
                 moved |= plane.progress()
@@ -166,7 +166,7 @@ class WorkerLoop:
 
     # ---- from trainers
 
-    def _hear_trainers(self) -> bool:
+    def _poll_trainers(self) -> bool:
         moved = False
         for trainer in self.trainers.values():
             while (record := trainer.gradients.poll()) is not None:
@@ -340,7 +340,7 @@ class WorkerLoop:
 
     # ---- from servers
 
-    def _hear_servers(self) -> bool:
+    def _poll_servers(self) -> bool:
         moved = False
         for p, server in enumerate(self.servers):
             while (record := server.rows.poll()) is not None:
@@ -372,7 +372,7 @@ class WorkerLoop:
             if not self.engine.fill(batch, p, record.arrays):
                 self.phases.add("feed", begin, 0 if evaluation else key[0])
                 return
-            arrays = pack_feed(self.engine.feed(batch))
+            arrays = pack_row_batch(self.engine.assemble(batch))
             sender.post(kind, step=key[0], trainer=record.trainer, arrays=arrays)
         if evaluation:
             del self.looked_up[key]
@@ -388,7 +388,7 @@ class WorkerLoop:
         if len(self.servers) > 1:
             return False
         batch.rows = record.arrays
-        arrays = pack_feed(self.engine.feed(batch))
+        arrays = pack_row_batch(self.engine.assemble(batch))
         sent = sender.try_post(kind, step=step, trainer=record.trainer, arrays=arrays)
         batch.rows = []
         batch.missing = set() if sent else batch.missing

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from persia_hpc.config import Config, config_text, mib
-from persia_hpc.protocol.row_batch import FeedBatch
+from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.samples.source import Source
 from persia_hpc.table_layout import Layout, server_bytes
@@ -16,7 +16,7 @@ from persia_hpc.topology.ring_sizes import ring_sizes
 from persia_hpc.topology.roles import Plan, Role, make_plan
 from persia_hpc.trainer.session import Session
 
-from .local_feed import LocalFeed
+from .local_stream import LocalStream
 from .trial import Trial
 
 
@@ -37,7 +37,7 @@ def dry_run(config: Config) -> str:
         "plan (of one node):" if config.ranks.per_node else "plan:",
         "  " + plan.table(["this node"] * len(plan.members)),
         "tables:",
-        *_tables(layout, schema, trial.feed),
+        *_tables(layout, schema, trial.stream),
         "memory, beside the programs and their libraries:",
         *_memory(config, layout, plan, sources, first, session),
         "data:",
@@ -50,14 +50,14 @@ def dry_run(config: Config) -> str:
         lines.append("  train: and whatever new files bring (data.follow)")
     lines.append(
         f"first step: {first.num_samples} samples, {len(first.indices)} ids, "
-        f"{int(first.group_offsets[-1])} unique rows, loss {float(session.loss):.4g}"
+        f"{int(first.dim_group_offsets[-1])} unique rows, loss {float(session.loss):.4g}"
     )
     return "\n".join(lines)
 
 
-def _tables(layout: Layout, schema: DatasetSchema, feed: LocalFeed) -> list[str]:
+def _tables(layout: Layout, schema: DatasetSchema, stream: LocalStream) -> list[str]:
     lines = []
-    for spec, table in zip(layout.tables, feed.server.tables, strict=True):
+    for spec, table in zip(layout.tables, stream.server.tables, strict=True):
         assert table is not None
         hashing = spec.config.hash
         users = []
@@ -85,7 +85,7 @@ def _memory(
     layout: Layout,
     plan: Plan,
     sources: Mapping[str, Source],
-    first: FeedBatch,
+    first: RowBatch,
     session: Session,
 ) -> list[str]:
     """For each role what its largest rank holds."""
@@ -117,7 +117,7 @@ def _memory(
     return lines
 
 
-def _reader_bytes(config: Config, sources: Mapping[str, Source], first: FeedBatch) -> int:
+def _reader_bytes(config: Config, sources: Mapping[str, Source], first: RowBatch) -> int:
     """One window of samples as it lies in memory, by the first batch."""
     arrays = [first.dense, first.labels, *first.bag_offsets.values()]
     arrays += [a for a in (first.weight, first.group) if a is not None]

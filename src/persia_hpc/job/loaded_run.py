@@ -24,10 +24,10 @@ from persia_hpc.schedule import make_schedules
 from persia_hpc.table_layout import make_layout
 from persia_hpc.trainer.batch import make_inputs
 from persia_hpc.trainer.dense.allreduce import DenseReducer
-from persia_hpc.trainer.interfaces import Alone
+from persia_hpc.trainer.interfaces import NoPeers
 from persia_hpc.trainer.session import Session
 
-from .local_feed import LocalFeed
+from .local_stream import LocalStream
 from .resume import find_checkpoint
 
 Array = npt.NDArray[Any]
@@ -44,8 +44,8 @@ class LoadedRun:
         self.schema = read_schema(manifest)
         self.step: int = manifest["step"]
         self.layout = make_layout(self.config, self.schema)
-        self._feed = LocalFeed(self.config, self.layout, {}, {})
-        load_rows(self.path, self._feed.server)
+        self._stream = LocalStream(self.config, self.layout, {}, {})
+        load_rows(self.path, self._stream.server)
         self.inputs = make_inputs(self.layout, self.schema)
 
     @property
@@ -68,7 +68,7 @@ class LoadedRun:
         keys = mix(unique)
         order = np.argsort(keys)  # look-ups are in bucket order
         out = np.zeros((len(unique), self.layout.tables[index].dim), np.float32)
-        native = self._feed.server.tables[index]
+        native = self._stream.server.tables[index]
         assert native is not None
         native.lookup(np.ascontiguousarray(keys[order]), out)
         rows = np.empty_like(out)
@@ -135,15 +135,15 @@ class LoadedRun:
                 f"the model was trained with {', '.join(self.schema.dense_names) or 'none'}"
             )
         schedules = make_schedules(self.config, {"test": source.num_samples})
-        feed = LocalFeed(self.config, self.layout, {"test": source}, schedules)
-        feed.server = self._feed.server
+        stream = LocalStream(self.config, self.layout, {"test": source}, schedules)
+        stream.server = self._stream.server
         session = Session(
             dataclasses.replace(self.config, mode="sync", staleness_bound=0),
             self.layout,
             self.inputs,
             schedules,
-            feed=feed,
-            peers=Alone(),
+            stream=stream,
+            peers=NoPeers(),
             reducer=DenseReducer(None, self.config.train.bucket_bytes),
             device=torch.device("cpu"),
         )

@@ -26,7 +26,7 @@ from persia_hpc.cost_model.predict import Prediction, predict
 from persia_hpc.cost_model.report import Option, Report
 from persia_hpc.cost_model.work import Counting, Counts, assumed_counts, batch_work
 from persia_hpc.errors import UserError
-from persia_hpc.runtime.phases import LOCAL_FEED
+from persia_hpc.runtime.phases import LOCAL_STREAM
 from persia_hpc.topology.roles import Role, make_plan
 
 from .trial import Trial, count_batches
@@ -97,7 +97,7 @@ class Planner:
     def _counting(self) -> tuple[Counting, str]:
         source, batch = self.trial.sources["train"], self.config.data.batch_size
         sample = source.read(0, min(source.num_samples, max(batch, COUNTED_SAMPLES)))
-        worker = self.trial.feed.worker
+        worker = self.trial.stream.worker
         share = self.given.unique_share
         if share is None:
             text = f"counted in the first {sample.num_samples:,} samples"
@@ -247,7 +247,7 @@ class Planner:
         whole = self.cluster.gpus > 0  # a GPU's phases don't say where its time went, only their sum
         optimizer = 0.0 if whole else trainer["optimizer"]
         if whole:
-            apart = ("wait", "push", "allreduce", *LOCAL_FEED)  # the last of runs in one process
+            apart = ("wait", "push", "allreduce", *LOCAL_STREAM)  # the last of runs in one process
             step = trainer["total"] - sum(trainer.get(phase, 0.0) for phase in apart)
         else:
             step = trainer["forward"] + trainer["backward"]

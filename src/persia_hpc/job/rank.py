@@ -14,7 +14,7 @@ from mpi4py import MPI
 from persia_hpc._native import keep_freed_memory
 from persia_hpc.api import Body, open_sources, start_run_dir, trainer_part
 from persia_hpc.callbacks import Callback
-from persia_hpc.checkpoint.files import discard_partial, make_newest, read_manifest, whole
+from persia_hpc.checkpoint.files import discard_partial, make_newest, read_manifest, whole_checkpoints
 from persia_hpc.checkpoint.matching import check_match
 from persia_hpc.config import Config
 from persia_hpc.embedding_worker.engine import EmbeddingWorker
@@ -35,15 +35,15 @@ from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.schedule import make_schedules
 from persia_hpc.table_layout import make_layout
 from persia_hpc.topology.channels import RingBytes, feed_channels, fitting, row_channels
-from persia_hpc.topology.groups import Groups, check_single_mpi_library, split_world
+from persia_hpc.topology.communicators import Communicators, check_single_mpi_library, split_world
 from persia_hpc.topology.ring_sizes import ring_sizes
 from persia_hpc.topology.roles import Role
 from persia_hpc.transport.plane import Channel, Plane
 from persia_hpc.transport.progress import ProgressThread, Waiter, default_spin
-from persia_hpc.transport.window import shared_memory
+from persia_hpc.transport.window import shared_memory_room
 
 from .agreement import agree, agree_on_data
-from .resume import begin_from, begin_with
+from .resume import first_sound_checkpoint, load_start
 
 LOG = logging.getLogger("persia_hpc")
 
@@ -93,7 +93,7 @@ class RankJob:
         abort(self.world, code)
 
     def _role(self) -> str:
-        groups: Groups | None = getattr(self, "groups", None)
+        groups: Communicators | None = getattr(self, "groups", None)
         return f"{groups.me.role.value} {groups.me.role_rank}" if groups else "starting"
 
     def run(
@@ -135,7 +135,7 @@ class RankJob:
         found = []
         if self.world.rank == 0 and self.config.checkpoint.resume:
             discard_partial(self.run_dir)
-            found = whole(self.run_dir)
+            found = whole_checkpoints(self.run_dir)
 
         def prepare(path: Path | None) -> Any:
             steps = part(path)
@@ -150,11 +150,11 @@ class RankJob:
 
         try:
             use = make_newest if self.world.rank == 0 else lambda _: None
-            return begin_from(self.world.bcast(found), prepare, self._say, use)
+            return first_sound_checkpoint(self.world.bcast(found), prepare, self._announce, use)
         except DataError as error:  # by all ranks
             raise AgreedError(error.exit_code, str(error)) from None
 
-    def _say(self, text: str) -> None:
+    def _announce(self, text: str) -> None:
         if self.world.rank == 0:
             LOG.info("%s", text)
             print(f"persia-hpc: {text}", file=sys.stderr, flush=True)
@@ -186,7 +186,7 @@ class RankJob:
         )
         if self.config.transport.ring_bytes is not None:
             return wanted
-        found = self.world.allgather((self.groups.me.node, shared_memory()[0]))
+        found = self.world.allgather((self.groups.me.node, shared_memory_room()[0]))
         free = {node: min(b for n, b in found if n == node) for node, num_bytes in found if num_bytes}
         size = fitting(plan, wanted, free)
         if self.world.rank == 0:
@@ -212,7 +212,7 @@ class RankJob:
             num_trainers=plan.count(Role.TRAINER),
             num_steps=self.schedules["train"].num_steps,
         )
-        begin_with(engine, self.config, start)
+        load_start(engine, self.config, start)
         yield
         plane = self._plane(groups.row_plane, row_channels(groups.plan, self.ring_bytes))
         workers = self._ranks(Role.EMBEDDING_WORKER, groups.row_rank)
@@ -267,7 +267,7 @@ class RankJob:
         from persia_hpc.trainer.driver import Driver
         from persia_hpc.trainer.following import Following
         from persia_hpc.trainer.saving import dense_states
-        from persia_hpc.trainer.serve import MpiPeers, RingFeed, make_reducer
+        from persia_hpc.trainer.serve import MpiPeers, RingStream, make_reducer
         from persia_hpc.trainer.session import Session
 
         groups, plan, config = self.groups, self.groups.plan, self.config
@@ -290,12 +290,12 @@ class RankJob:
         progress = ProgressThread(groups.feed_plane) if plane.remote or reducer.one_sided else None
         if progress is not None:
             progress.start()
-        feed = RingFeed(
+        stream = RingStream(
             plane,
             self._ranks(Role.EMBEDDING_WORKER, groups.feed_rank),
             trainer_rank=me.role_rank,
             mine=plan.workers_of_trainer[me.role_rank],
-            num_groups=len(self.layout.group_dims),
+            num_dim_groups=len(self.layout.dim_groups),
             multi=[f.name for f in self.layout.features if f.multi],
             waiter=self._waiter(plane),
             stop=self.stop,
@@ -307,7 +307,7 @@ class RankJob:
             self.layout,
             inputs,
             self.schedules,
-            feed=feed,
+            stream=stream,
             peers=peers,
             reducer=reducer,
             device=device,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from persia_hpc.checkpoint.files import read_manifest, read_schema, whole
+from persia_hpc.checkpoint.files import read_manifest, read_schema, whole_checkpoints
 from persia_hpc.checkpoint.matching import check_match
 from persia_hpc.checkpoint.rows import load_initial_rows, load_rows
 from persia_hpc.config import Config
@@ -25,7 +25,7 @@ def find_checkpoint(path: Path) -> Path:
     for candidate in (path, path / "latest"):
         if (candidate / "manifest.json").exists():
             return candidate.resolve()
-    found = whole(path)
+    found = whole_checkpoints(path)
     if found:
         return found[0]
     raise UserError(
@@ -33,7 +33,7 @@ def find_checkpoint(path: Path) -> Path:
     )
 
 
-def begin_from(
+def first_sound_checkpoint(
     paths: Iterable[Path],
     prepare: Callable[[Path | None], T],
     say: Callable[[str], None],
@@ -69,7 +69,7 @@ def refuse_mismatch(
     """UserError if the run is to go on from a checkpoint that doesn't fit; before anything is changed."""
     if not config.checkpoint.resume or run_dir is None:
         return
-    for path in whole(Path(run_dir))[:1]:
+    for path in whole_checkpoints(Path(run_dir))[:1]:
         with contextlib.suppress(DataError):  # another will be tried then
             check_match(str(path), read_manifest(path), config, schema, num_samples)
 
@@ -77,13 +77,13 @@ def refuse_mismatch(
 def resumed_schema(config: Config, run_dir: str | Path | None) -> DatasetSchema | None:
     """The schema of the data of the run that goes on in `run_dir`; None if there is none."""
     if config.checkpoint.resume and run_dir is not None:
-        for path in whole(Path(run_dir)):
+        for path in whole_checkpoints(Path(run_dir)):
             with contextlib.suppress(DataError):
                 return read_schema(read_manifest(path))
     return None
 
 
-def begin_with(server: ParameterServer, config: Config, start: Path | None) -> None:
+def load_start(server: ParameterServer, config: Config, start: Path | None) -> None:
     """Gives a new server the rows of the checkpoint `start`, that the run goes on from; without one those of
     `checkpoint.init_from`, if that is set.
     """

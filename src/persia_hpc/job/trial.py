@@ -9,7 +9,7 @@ from persia_hpc.config import Config
 from persia_hpc.cost_model.work import Counts
 from persia_hpc.embedding_worker.engine import EmbeddingWorker
 from persia_hpc.errors import PersiaError, UserError
-from persia_hpc.protocol.row_batch import FeedBatch
+from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.follow import Follower, portion_source
 from persia_hpc.schedule import make_schedules
@@ -18,11 +18,11 @@ from persia_hpc.trainer.batch import make_inputs
 from persia_hpc.trainer.dense.allreduce import DenseReducer
 from persia_hpc.trainer.device import choose_device
 from persia_hpc.trainer.driver import Driver, check_logits
-from persia_hpc.trainer.interfaces import Alone
+from persia_hpc.trainer.interfaces import NoPeers
 from persia_hpc.trainer.session import Session
 from persia_hpc.user_objects import describe
 
-from .local_feed import LocalFeed
+from .local_stream import LocalStream
 
 
 class Trial:
@@ -37,24 +37,24 @@ class Trial:
             self.sources["train"] = portion_source(Follower(config, self.schema).look(), self.schema, config)
         self.layout = make_layout(config, self.schema)
         self.schedules = make_schedules(config, {split: s.num_samples for split, s in self.sources.items()})
-        self.feed = LocalFeed(config, self.layout, self.sources, self.schedules)
+        self.stream = LocalStream(config, self.layout, self.sources, self.schedules)
         self._inputs = make_inputs(self.layout, self.schema)
         self._driver: Driver | None = None
         self.session = Session(
             config,
             self.layout,
             self._inputs,
-            self.feed.splits.schedules,
-            feed=self.feed,
-            peers=Alone(),
+            self.stream.splits.schedules,
+            stream=self.stream,
+            peers=NoPeers(),
             reducer=DenseReducer(None, config.train.bucket_bytes),
             device=choose_device(config.train.device, local_rank=0),
         )
 
-    def first_batch(self) -> FeedBatch:
+    def first_batch(self) -> RowBatch:
         """The first training batch as evaluations would see it."""
-        self.feed.begin_evaluation("train", 0)
-        return self.feed.next_evaluation(1)
+        self.stream.begin_evaluation("train", 0)
+        return self.stream.next_evaluation(1)
 
     def prepare(self) -> Driver:
         """Makes the model, unless it is there; UserError if that fails."""

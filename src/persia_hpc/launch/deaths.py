@@ -125,14 +125,14 @@ class DeathWatch:
                 self._began.setdefault(rank.world_rank, time.time())
             else:
                 rank = self._by_pidfd.pop(fd)
-                self._note(rank, _status(rank, fd))
+                self._record_death(rank, _status(rank, fd))
             os.close(fd)
         for rank in list(self._by_poll.values()):
             if not rank.is_alive():
                 del self._by_poll[rank.world_rank]
-                self._note(rank, _zombie_status(rank))
+                self._record_death(rank, _zombie_status(rank))
 
-    def _note(self, rank: RankRecord, status: int | None) -> None:
+    def _record_death(self, rank: RankRecord, status: int | None) -> None:
         began = self._began.setdefault(rank.world_rank, time.time())
         self._ended[rank.world_rank] = Death(rank, began, status)
 

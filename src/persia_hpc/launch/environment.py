@@ -8,14 +8,14 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from persia_hpc.checkpoint.files import whole
+from persia_hpc.checkpoint.files import whole_checkpoints
 from persia_hpc.config import Config
 from persia_hpc.errors import UserError
 
 from .registry import finish_rank, read_ranks, read_summary, register_rank, write_failure
 
 __all__ = [
-    "completed",
+    "completed_message",
     "finish_rank",
     "inside_mpi",
     "make_run_dir",
@@ -50,7 +50,7 @@ def world_rank_of(environment: Mapping[str, str] = os.environ) -> int | None:
     return None
 
 
-def completed(path: Path, config: Config) -> str:
+def completed_message(path: Path, config: Config) -> str:
     """Says how a run of this very configuration has ended in a run directory; "" if it hasn't, or in order to
     go on, as one that follows files may when it was stopped: there may be more by now.
     """
@@ -89,7 +89,7 @@ def make_run_dir(requested: str | Path | None, *, resume: bool = False) -> Path:
             raise UserError(
                 f"{path} holds a run already (it has {used[0]}); choose another --run-dir, or --resume it"
             )
-        if whole(path):
+        if whole_checkpoints(path):
             raise UserError(
                 f"{path} has checkpoints of a run already; choose another --run-dir, or --resume it"
             )

@@ -141,8 +141,8 @@ class ParameterServer:
             parts = zip(ends - counts, ends, strict=True)
             counts = np.array([np.count_nonzero(wanted[begin:end]) for begin, end in parts])
         return [
-            (sum(int(counts[t]) for t in layout.tables_of_group(g)), dim)
-            for g, dim in enumerate(layout.group_dims)
+            (sum(int(counts[t]) for t in layout.tables_of_dim_group(g)), dim)
+            for g, dim in enumerate(layout.dim_groups)
         ]
 
     def answer(self, pull: Pull, out: Sequence[Array]) -> int:
@@ -271,11 +271,11 @@ class ParameterServer:
         asked for; the block has only the wanted ones.
         """
         begin = 0
-        group_begin = [0] * len(self.layout.group_dims)
+        group_begin = [0] * len(self.layout.dim_groups)
         for index, count in enumerate(counts.tolist()):
             if count == 0:
                 continue
-            group = self.layout.tables[index].group
+            group = self.layout.tables[index].dim_group
             at, part = group_begin[group], slice(begin, begin + count)
             group_begin[group] += count if wanted is None else int(np.count_nonzero(wanted[part]))
             yield (

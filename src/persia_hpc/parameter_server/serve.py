@@ -74,7 +74,7 @@ class ServerLoop:
         watchdog.describe = engine.waits_for
         self._drained: list[_Drained] = []
         self._stop = stop
-        self._told = False
+        self._signal_sent = False
         self._aside_bytes = config.checkpoint.aside_bytes
         self._writer: ShardWriter | None = None  # of a checkpoint
         self._writer_step = 0
@@ -89,8 +89,8 @@ class ServerLoop:
             moved |= self._serve()
             moved |= self.plane.progress()
             moved |= self._finish_checkpoint()
-            if self._stop.number is not None and not self._told:
-                self._told = True
+            if self._stop.number is not None and not self._signal_sent:
+                self._signal_sent = True
                 self.links[0].rows.post(Kind.STOP_SIGNAL, step=0, tag=self._stop.number)
             if moved:
                 self.waiter.busy()

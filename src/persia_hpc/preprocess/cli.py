@@ -11,15 +11,15 @@ from typing import Any
 
 from persia_hpc.config import parse_bytes
 from persia_hpc.errors import EXIT_OK, UserError
-from persia_hpc.preprocess.team import ALONE, Part, Team
+from persia_hpc.preprocess.team import ONE_MEMBER, Part, Team
 
 from . import adult, synthetic, taobao_ad
+from .criteo import parallel as criteo_shards
 from .criteo import prepare as criteo
-from .criteo import shards as criteo_shards
 from .criteo import synthetic as criteo_syn
 from .movielens import prepare as movielens
+from .table import parallel as table_shards
 from .table import prepare as table
-from .table import shards as table_shards
 
 
 @dataclass(frozen=True)
@@ -296,7 +296,7 @@ def shares_work(args: argparse.Namespace) -> bool:
     return _SOURCES[args.preprocess_name].share is not None and getattr(args, "shard_bytes", 0) is not None
 
 
-def run(args: argparse.Namespace, team: Team = ALONE) -> int:
+def run(args: argparse.Namespace, team: Team = ONE_MEMBER) -> int:
     """Make the files and say which ones; returns the exit code. Raises `UserError` for bad input.
 
     Collective over the ranks that share the work.

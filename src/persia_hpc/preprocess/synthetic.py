@@ -17,15 +17,15 @@ import numpy.typing as npt
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess.outputs import FileReport, Outputs, make_directory, numbered
 from persia_hpc.preprocess.progress import Progress
-from persia_hpc.preprocess.shards import write_pieces
-from persia_hpc.preprocess.splits import mix, random_bits, uniform
-from persia_hpc.preprocess.team import ALONE, Team, together
+from persia_hpc.preprocess.team import ONE_MEMBER, Team, together
 from persia_hpc.preprocess.zipf import Zipf
 from persia_hpc.samples.batch import IdColumn, SampleBatch
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from persia_hpc.samples.writer import DatasetWriter
 
 from .criteo import synthetic as criteo_syn
+from .pieces import write_pieces
+from .splitting import mix, random_bits, uniform
 
 BLOCK_ROWS = 65_536
 MAX_VIRTUAL_IDS = 10**13
@@ -188,7 +188,7 @@ class Generator:
         return _unit(uniform(mix(ids), self._options.seed, _stream(WEIGHT, index)))
 
 
-def best_possible(generator: Generator, begin: int, end: int, team: Team = ALONE) -> dict[str, float]:
+def best_possible(generator: Generator, begin: int, end: int, team: Team = ONE_MEMBER) -> dict[str, float]:
     """AUC and logloss of the true logits on rows [begin, end): no model can do better but by luck.
 
     Collective.
@@ -226,7 +226,7 @@ def exact_auc(labels: npt.NDArray[np.float64], scores: npt.NDArray[np.float64]) 
 
 
 def prepare(
-    options: SyntheticOptions, team: Team = ALONE
+    options: SyntheticOptions, team: Team = ONE_MEMBER
 ) -> tuple[list[FileReport], dict[str, float]] | None:
     """Write the files that aren't there yet; their reports and the best possible metrics. None when all were.
 

@@ -15,8 +15,8 @@ from persia_hpc.errors import UserError
 from persia_hpc.preprocess.outputs import FileReport, make_directory
 from persia_hpc.preprocess.team import Team, once
 
+from .table import parallel as table_shards
 from .table import prepare as table
-from .table import shards as table_shards
 
 FILES = ("raw_sample.csv", "ad_feature.csv", "user_profile.csv")
 LAST_DAY = 1_494_604_800  # 13 May 2017 in China, seconds since 1970

@@ -30,7 +30,7 @@ class Team(Protocol):
         """UserError where `what` can't be had because a part of the work knows nothing of the others."""
 
 
-class Alone:
+class OneMember:
     """A single process."""
 
     rank = 0
@@ -48,10 +48,10 @@ class Alone:
         pass
 
 
-ALONE = Alone()
+ONE_MEMBER = OneMember()
 
 
-class Part(Alone):
+class Part(OneMember):
     """One of several processes that share the work without talking, as the tasks of a job array."""
 
     connected = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from persia_hpc.preprocess.splits import uniform
+from .splitting import uniform
 
 Floats = npt.NDArray[np.float64]
 

@@ -1,7 +1,7 @@
 """What a worker hands to a trainer for one (step, trainer), and its form as a list of arrays on the wire.
 
-Shape letters: B samples, N ids, U unique rows, U_g rows of a group, D_g dim of a group, F features, G groups,
-K dense features, L labels.
+Shape letters: B samples, N ids, U unique rows, U_g rows of a dim group, D_g its dim, F features, G dim
+groups, K dense features, L labels.
 """
 
 from __future__ import annotations
@@ -17,20 +17,21 @@ Array = npt.NDArray[Any]
 
 
 @dataclass
-class FeedBatch:
-    """One trainer's part of a step, rows included. Arrays may be views of a ring: valid until the batch is
-    given back.
+class RowBatch:
+    """Holds one trainer's part of a step, rows included. Its arrays are valid until `release`.
 
-    rows: for each group U_g rows of dim D_g in a wire format (`wire.WIRES`). indices: uint16 or uint32 [N],
-    each id's row relative to its group. feature_offsets: uint32 [F+1], ids of a feature. bag_offsets: uint32
-    [B+1] of each multi-hot feature.
+    Shapes:
+    rows: for each dim group U_g rows of dim D_g in a wire format (`wire.WIRES`).
+    indices: uint16 or uint32 [N], each id's row relative to its dim group.
+    feature_offsets: uint32 [F+1], ids of a feature.
+    bag_offsets: uint32 [B+1] of each multi-hot feature.
     row_offsets: uint32 [U+1] and positions: uint32 [N], the transpose: the id positions that use each row.
-    group_offsets: uint32 [G+1]. dense float32 [B, K], labels float32 [B, L], weight float32 [B], group int64
-    [B].
+    dim_group_offsets: uint32 [G+1].
+    dense: float32 [B, K]; labels: float32 [B, L]; weight: float32 [B]; group (of GAUC): int64 [B].
     num_global: samples of the step over all trainers.
-    With `wire.reuse_steps` only some of the rows come along, to be kept in a ring of rows a group: rings
-    int64 [G, 2], where in it and its size; places uint32 [U], where in it each row of the batch is then.
-    holder: whose rings these are, as each worker counts its own.
+    With `wire.reuse_steps` only some of the rows come along, to be kept in a ring of rows for each dim group.
+    rings: int64 [G, 2], where in it and its size; places: uint32 [U], where in it each row of the batch is
+    then; holder: whose rings these are, as each worker counts its own.
     """
 
     step: int
@@ -43,7 +44,7 @@ class FeedBatch:
     bag_offsets: dict[str, Array]
     row_offsets: Array
     positions: Array
-    group_offsets: Array
+    dim_group_offsets: Array
     dense: Array
     labels: Array
     weight: Array | None = None
@@ -54,9 +55,9 @@ class FeedBatch:
     holder: int = 0
     record: Any = field(default=None, repr=False)  # whoever owns the memory; see `release`
 
-    def num_rows(self, group: int) -> int:
-        """U_g: unique rows of a group, whether they have come along or not."""
-        return int(self.group_offsets[group + 1]) - int(self.group_offsets[group])
+    def num_rows(self, dim_group: int) -> int:
+        """U_g: unique rows of a dim group, whether they have come along or not."""
+        return int(self.dim_group_offsets[dim_group + 1]) - int(self.dim_group_offsets[dim_group])
 
     def release(self) -> None:
         """Gives the arrays' memory back to the ring that they lie in; they may not be read after this."""
@@ -65,8 +66,8 @@ class FeedBatch:
             self.record = None
 
 
-def pack_feed(batch: FeedBatch) -> list[Array | list[Array]]:
-    """The arrays of a FEED record, in the order that `unpack_feed` expects."""
+def pack_row_batch(batch: RowBatch) -> list[Array | list[Array]]:
+    """The arrays of a FEED record, in the order that `unpack_row_batch` expects."""
     empty = np.empty(0, np.float32)
     bags: Array | list[Array] = list(batch.bag_offsets.values()) or np.empty(0, np.uint32)
     header = np.array([batch.num_samples, batch.num_global, batch.staleness, batch.holder], np.int64)
@@ -78,7 +79,7 @@ def pack_feed(batch: FeedBatch) -> list[Array | list[Array]]:
         bags,
         batch.row_offsets,
         batch.positions,
-        batch.group_offsets,
+        batch.dim_group_offsets,
         batch.dense,
         batch.labels,
         batch.weight if batch.weight is not None else empty,
@@ -88,20 +89,20 @@ def pack_feed(batch: FeedBatch) -> list[Array | list[Array]]:
     ]
 
 
-def unpack_feed(
+def unpack_row_batch(
     step: int,
     trainer: int,
     arrays: Sequence[Array],
-    num_groups: int,
+    num_dim_groups: int,
     multi: Sequence[str],
     record: Any = None,
-) -> FeedBatch:
+) -> RowBatch:
     """The batch in a FEED record; `multi`: names of the multi-hot features in order."""
-    header, rows, rest = arrays[0], list(arrays[1 : 1 + num_groups]), arrays[1 + num_groups :]
+    header, rows, rest = arrays[0], list(arrays[1 : 1 + num_dim_groups]), arrays[1 + num_dim_groups :]
     num_samples, num_global, staleness, holder = (int(x) for x in header)
-    indices, feature_offsets, bags, row_offsets, positions, group_offsets, dense, labels, *rest = rest
+    indices, feature_offsets, bags, row_offsets, positions, dim_group_offsets, dense, labels, *rest = rest
     weight, group, places, rings = rest
-    return FeedBatch(
+    return RowBatch(
         step=step,
         trainer=trainer,
         num_samples=num_samples,
@@ -112,7 +113,7 @@ def unpack_feed(
         bag_offsets=dict(zip(multi, bags.reshape(-1, num_samples + 1), strict=True)) if multi else {},
         row_offsets=row_offsets,
         positions=positions,
-        group_offsets=group_offsets,
+        dim_group_offsets=dim_group_offsets,
         dense=dense,
         labels=labels,
         weight=weight if len(weight) else None,

@@ -29,9 +29,11 @@ class Screen:
         if event["event"] == "evaluate":
             self._evaluated = f", {event['split']} auc {event['auc']:.4f}"
         elif event["event"] == "wait":
-            self._say(f"step {event['step']}: waits for new files")
+            self._print_line(f"step {event['step']}: waits for new files")
         elif event["event"] == "data":
-            self._say(f"step {event['step']}: {event['samples']:,} samples in {event['files']} new files")
+            self._print_line(
+                f"step {event['step']}: {event['samples']:,} samples in {event['files']} new files"
+            )
         elif event["event"] == "train":
             self._train(event)
         elif self._bar is not None:
@@ -65,7 +67,7 @@ class Screen:
                 flush=True,
             )
 
-    def _say(self, text: str) -> None:
+    def _print_line(self, text: str) -> None:
         if self._bar is not None:
             self._bar.set_postfix_str(text)
         elif not self._terminal:

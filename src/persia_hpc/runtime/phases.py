@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-# In the order in which summaries show them. A trainer in one process also has the phases of its feed.
+# In the order in which summaries show them. A trainer in one process also has the phases of its batch stream.
 TRAINER = ("wait", "pool", "forward", "backward", "push", "allreduce", "optimizer")
-LOCAL_FEED = ("read", "dedup", "pull")
+LOCAL_STREAM = ("read", "dedup", "pull")
 WORKER = ("idle", "read", "dedup", "pull", "feed", "push")
 SERVER = ("idle", "pull", "push")
 

@@ -23,7 +23,7 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+            self._before = {number: signal.signal(number, self._keep_number) for number in STOP_SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -31,7 +31,7 @@ class StopSignals:
             signal.signal(number, before)
         self._before = {}
 
-    def _note(self, number: int, _: FrameType | None) -> None:
+    def _keep_number(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGINT and self.number is not None:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)

@@ -107,7 +107,7 @@ class Watchdog:
             what = self._describe(still) if say or give_up else None
             if say:
                 said = True
-                self._say(what, stalled)
+                self._report_wait(what, stalled)
             if give_up and not self.patient:
                 self._give_up(what, stalled)
             ended = ended + gone if self._job_has_failed() else 0.0
@@ -120,7 +120,7 @@ class Watchdog:
         except RuntimeError:  # the loop has changed what was being looked at: it isn't stuck
             return None
 
-    def _say(self, what: str | None, seconds: float) -> None:
+    def _report_wait(self, what: str | None, seconds: float) -> None:
         if what is not None:
             message = f"{self._rank} has waited {seconds:.0f} s for {what}"
             LOG.warning(message)

@@ -25,7 +25,7 @@ class FeatureSpec:
 
     name: str
     table: str
-    group: int  # features of one group have rows of one dim in one block
+    dim_group: int  # features of one have rows of one dim in one block
     dim: int
     pooling: str  # sum, mean, sqrtn or sequence
     multi: bool  # several rows per sample
@@ -138,7 +138,7 @@ def make_inputs(layout: Layout, schema: DatasetSchema) -> Inputs:
         FeatureSpec(
             name=f.name,
             table=layout.tables[f.table].name,
-            group=layout.tables[f.table].group,
+            dim_group=layout.tables[f.table].dim_group,
             dim=layout.tables[f.table].dim,
             pooling=f.pooling,
             multi=f.multi,

@@ -49,7 +49,7 @@ def check_logits(logits: Tensor, batch: Batch) -> None:
         )
 
 
-class Run:
+class RunView:
     """What callbacks see of a running training."""
 
     def __init__(self, session: Session):
@@ -129,7 +129,7 @@ class Driver:
 
     def run(self, session: Session) -> None:
         """Trains to the end of the schedule or a stop, evaluating as configured. Collective."""
-        self.session, self.run_view = session, Run(session)
+        self.session, self.run_view = session, RunView(session)
         if session.trainer_rank != 0:
             self.callbacks = self.loggers = ()
         session.prepare(self.model)
@@ -165,7 +165,7 @@ class Driver:
                 logits = session.forward(batch)
                 check_logits(logits, batch)
                 session.step(self.loss(logits, batch))
-                self._note(logits, batch)
+                self._count_step(logits, batch)
         self._event(force=True)
         if self.config.train.evaluate_at_end and session.interrupted is None:
             if "valid" in session.schedules and evaluated != session.step_number:
@@ -201,7 +201,7 @@ class Driver:
             callback.on_evaluate(self.run_view, {"split": split, **metrics})
         return metrics
 
-    def _note(self, logits: Tensor, batch: Batch) -> None:
+    def _count_step(self, logits: Tensor, batch: Batch) -> None:
         if not self.callbacks and not self.loggers:
             return
         session = self.session

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from persia_hpc.protocol.row_batch import FeedBatch
+from persia_hpc.protocol.row_batch import RowBatch
 
 from .interfaces import Array, Peers, concatenate
 from .metrics import Metric, evaluate_metrics
@@ -19,29 +19,29 @@ if TYPE_CHECKING:
     from .session import Session
 
 
-def predict_split(session: Session, model: nn.Module, split: str) -> Iterator[tuple[Array, FeedBatch]]:
+def predict_split(session: Session, model: nn.Module, split: str) -> Iterator[tuple[Array, RowBatch]]:
     """(logits [B, L] float32, batch) of this trainer's part of a split, in order; drained. Collective."""
     session.phases.stop()  # inside a loop of the user's own the segment hasn't ended yet
     begin = time.perf_counter()
-    session.reducer.settle(session.feed, session.listen)
+    session.reducer.settle(session.stream, session.listen)
     session.reducer.broadcast(model.named_buffers())
     was_training = model.training
     model.eval()
-    session.feed.begin_evaluation(split, session.step_number)
+    session.stream.begin_evaluation(split, session.step_number)
     try:
         for number in range(1, session.schedules[split].num_steps + 1):
-            feed = session.feed.next_evaluation(number)
+            row_batch = session.stream.next_evaluation(number)
             if session.saver is not None and session.trainer_rank == 0:
                 session.saver.poll()
-            if feed.num_samples:
+            if row_batch.num_samples:
                 with torch.no_grad():
-                    batch, gradients = session.pooling.embed(feed, training=False)
+                    batch, gradients = session.pooling.embed(row_batch, training=False)
                     logits = session.forward(batch) if model is session.model else model(batch).float()
                 gradients.wait()
                 session.evaluate_seconds += time.perf_counter() - begin
-                yield logits.cpu().numpy().reshape(feed.num_samples, -1), feed
+                yield logits.cpu().numpy().reshape(row_batch.num_samples, -1), row_batch
                 begin = time.perf_counter()
-            feed.release()
+            row_batch.release()
         # What trainer 0 commands next must not overtake batches that another trainer still waits for.
         session.peers.gather(np.empty(0, np.float32))
         session.peers.broadcast(None)
@@ -58,14 +58,14 @@ class Predictions:
         self._width = width
         self._columns: dict[str, list[Array]] = {"logits": [], "labels": [], "weight": [], "group": []}
 
-    def add(self, logits: Array, feed: FeedBatch) -> None:
+    def add(self, logits: Array, row_batch: RowBatch) -> None:
         """One batch's; what is kept of it is copied."""
         self._columns["logits"].append(logits)
-        self._columns["labels"].append(np.array(feed.labels))
-        if feed.weight is not None:
-            self._columns["weight"].append(np.array(feed.weight)[:, None])
-        if feed.group is not None:
-            self._columns["group"].append(np.array(feed.group)[:, None])
+        self._columns["labels"].append(np.array(row_batch.labels))
+        if row_batch.weight is not None:
+            self._columns["weight"].append(np.array(row_batch.weight)[:, None])
+        if row_batch.group is not None:
+            self._columns["group"].append(np.array(row_batch.group)[:, None])
 
     def metrics(self, peers: Peers, labels: Sequence[str], custom: dict[str, Metric]) -> dict[str, float]:
         """Over the samples of all trainers, on each of them. Collective."""

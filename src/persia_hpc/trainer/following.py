@@ -2,7 +2,7 @@
 
 All trainers stop where the known files are used up, drained. Trainer 0 alone looks for new files and decides
 what all do next: train on a portion, write a checkpoint that has come due, or end. Workers are told by way of
-the feed; servers needn't know.
+the batch stream; servers needn't know.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from persia_hpc.samples.follow import Follower, TakenFile, late_files, num_sampl
 from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.schedule import Schedule
 
-from .interfaces import Feed
+from .interfaces import BatchStream
 
 if TYPE_CHECKING:
     from .session import Session
@@ -77,10 +77,10 @@ class Following:
             elif schedule.may_grow:
                 self._files = self._follower.look()
 
-    def begin(self, feed: Feed, step: int) -> None:
+    def begin(self, stream: BatchStream, step: int) -> None:
         """Tells the workers of the portion that the run goes on in the middle of, after `step`."""
         if step < self.schedule.num_steps and self._files:
-            feed.begin_portion(self.schedule, self._files)
+            stream.begin_portion(self.schedule, self._files)
             self._files = ()
 
     def portions(self) -> list[list[dict[str, Any]]]:
@@ -116,7 +116,7 @@ class Following:
         while not self._ended and self.schedule.may_grow:
             news = self._watch(session, began) if self._follower is not None else None
             # Not in a call of MPI's: it would burn the core for as long as it takes.
-            session.feed.wait_until(session.peers.meet(), None)
+            session.stream.wait_until(session.peers.meet(), None)
             news = session.peers.broadcast(news)
             session.agree_on_stop()
             if news.checkpoint or (news.problem and self._saves):
@@ -157,7 +157,7 @@ class Following:
             return False
 
         begin = time.monotonic()
-        session.feed.wait_until(done, None)
+        session.stream.wait_until(done, None)
         self._wait_seconds += time.monotonic() - begin
         return found[0]
 
@@ -190,7 +190,7 @@ class Following:
         session.schedules = {**session.schedules, "train": self.schedule}
         if self._follower is None:
             return
-        session.feed.begin_portion(self.schedule, self._files)
+        session.stream.begin_portion(self.schedule, self._files)
         files, self._files = len(self._files), ()
         portions = len(self._follower.portions)
         LOG.info("portion %d: %d files, %d samples", portions, files, samples)
@@ -207,7 +207,7 @@ class Following:
     def _give_up(self, session: Session, problem: str) -> None:
         """Trainer 0 ends the job once the checkpoint is whole; the others wait for their end."""
         if self._follower is None:
-            session.feed.wait_until(session.peers.meet(), None)
+            session.stream.wait_until(session.peers.meet(), None)
         if session.saver is not None:
             session.saver.wait()
         if self._saves and session.step_number:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from persia_hpc.protocol.row_batch import FeedBatch
+from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.runtime.phases import Phases
 from persia_hpc.samples.datafile import FileInfo
 from persia_hpc.schedule import Schedule
@@ -18,11 +18,11 @@ from persia_hpc.schedule import Schedule
 Array = npt.NDArray[Any]
 
 
-class Feed(Protocol):
+class BatchStream(Protocol):
     """Where batches come from and row gradients go. Every trainer makes the same calls in the same order."""
 
     wait_seconds: float
-    phases: Phases  # of the whole trainer; the feed's own are what its calls take
+    phases: Phases  # of the whole trainer; the stream's own are what its calls take
 
     @property
     def memory(self) -> Sequence[Array]:
@@ -34,13 +34,13 @@ class Feed(Protocol):
     def begin_segment(self, first: int, last: int) -> None:
         """Steps first…last follow."""
 
-    def next_batch(self, step: int) -> FeedBatch | None:
+    def next_batch(self, step: int) -> RowBatch | None:
         """The batch of `step`, or None when the segment ends before it (a stop that all ranks agreed on)."""
 
-    def peek(self, step: int) -> FeedBatch | None:
+    def peek(self, step: int) -> RowBatch | None:
         """The batch that `next_batch` will return, if it is here already; doesn't wait."""
 
-    def push(self, batch: FeedBatch, gradients: list[Array]) -> None:
+    def push(self, batch: RowBatch, gradients: list[Array]) -> None:
         """Row gradients of a batch, one [U_g, D_g] array a group in wire dtype; gives the batch back."""
 
     def end_segment(self) -> None:
@@ -55,7 +55,7 @@ class Feed(Protocol):
     def begin_evaluation(self, split: str, step: int) -> None:
         """Batches of a split follow, with rows that have all updates through `step`."""
 
-    def next_evaluation(self, number: int) -> FeedBatch:
+    def next_evaluation(self, number: int) -> RowBatch:
         """Evaluation batch `number` (from 1); to be given back by `release`."""
 
     def begin_checkpoint(self, directory: str, step: int, base_step: int) -> None:
@@ -98,7 +98,7 @@ class Peers(Protocol):
         """The trainers' [n_i, …] arrays one after the other on trainer 0, None elsewhere. Collective."""
 
 
-class Alone:
+class NoPeers:
     """The peers of a single trainer."""
 
     rank = 0

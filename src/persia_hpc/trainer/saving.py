@@ -135,7 +135,7 @@ class Saver:
         self.count = 0
         self.paused_seconds = 0.0  # training stood still
         self.write_seconds = 0.0  # from the mark until the checkpoint was whole
-        self._feed = session.feed
+        self._stream = session.stream
         self._run_dir = run_dir
         self._facts: dict[str, Any] = {
             "config": config,
@@ -192,8 +192,8 @@ class Saver:
         base = None if full else self._base
         self._saved_full = full
         self._base, self._since_full = (step, 0) if full else (self._base, self._since_full + 1)
-        directory = files.begin(self._run_dir, step)
-        self._feed.begin_checkpoint(str(directory), step, base or 0)
+        directory = files.begin_checkpoint(self._run_dir, step)
+        self._stream.begin_checkpoint(str(directory), step, base or 0)
         dense = {
             "step": step,
             "samples": session.samples,
@@ -230,7 +230,7 @@ class Saver:
             files.finish_part(path)
             self._servers_done.wait()
             name = None if base is None else files.step_name(base)
-            files.finish(directory, step=step, base=name, **facts)
+            files.finish_checkpoint(directory, step=step, base=name, **facts)
             try:
                 files.prune(self._run_dir, keep=self.config.keep, keep_every=self.config.keep_every)
             except OSError as error:  # somebody has a file of it open, or has put one there
@@ -246,7 +246,7 @@ class Saver:
         """Takes note of what has been written; raises what kept it from being written. Trainer 0."""
         if self._thread is None:
             return
-        if self._feed.checkpoint_written():
+        if self._stream.checkpoint_written():
             self._servers_done.set()
         if not self._thread.is_alive():
             self._thread = None
@@ -257,7 +257,7 @@ class Saver:
         """Returns when what was begun is whole. Trainer 0."""
         if self._thread is None:
             return
-        self._feed.wait_for_checkpoint(lambda: self._error is not None)
+        self._stream.wait_for_checkpoint(lambda: self._error is not None)
         if self._error is None:
             self._servers_done.set()
             self._thread.join()

@@ -1,4 +1,4 @@
-"""A trainer's side of the feed plane: the `Feed` that a session uses under MPI."""
+"""A trainer's side of the feed plane: the `BatchStream` that a session uses under MPI."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mpi4py import MPI
 
 from persia_hpc.config import Config
 from persia_hpc.config.types import TransportConfig
-from persia_hpc.protocol.row_batch import FeedBatch, unpack_feed
+from persia_hpc.protocol.row_batch import RowBatch, unpack_row_batch
 from persia_hpc.runtime.phases import TRAINER, Phases
 from persia_hpc.runtime.stop import StopSignals
 from persia_hpc.runtime.watchdog import Watchdog
@@ -75,7 +75,7 @@ def make_reducer(config: Config, comm: MPI.Intracomm, peers: MpiPeers) -> DenseR
     return DenseReducer(comm, config.train.bucket_bytes)
 
 
-class RingFeed:
+class RingStream:
     """Batches from the workers' rings, gradients back to them; trainer 0 also commands."""
 
     def __init__(
@@ -85,7 +85,7 @@ class RingFeed:
         *,
         trainer_rank: int,
         mine: tuple[int, ...],
-        num_groups: int,
+        num_dim_groups: int,
         multi: Sequence[str],
         waiter: Waiter,
         stop: StopSignals | None = None,
@@ -99,7 +99,7 @@ class RingFeed:
         self.plane = plane
         self.trainer_rank = trainer_rank
         self.mine = mine
-        self.num_groups = num_groups
+        self.num_dim_groups = num_dim_groups
         self.multi = multi
         self.waiter = waiter
         self.wait_seconds = 0.0
@@ -107,7 +107,7 @@ class RingFeed:
         self.memory = plane.memory
         self._senders: dict[int, RingSender] = {w: plane.sender(workers[w], "gradients") for w in linked}
         self._receivers: dict[int, RingReceiver] = {w: plane.receiver(workers[w], "feed") for w in linked}
-        self._ready: dict[tuple[int, int], FeedBatch] = {}
+        self._ready: dict[tuple[int, int], RowBatch] = {}
         self._watchdog = watchdog or Watchdog(f"trainer {trainer_rank}", TransportConfig())
         self._first = self._last = 0
         self._ended_at: int | None = None  # the run's last step, once a stop was agreed on
@@ -134,7 +134,7 @@ class RingFeed:
         self._stopping = self._stop_agreed = False
         self._command(Kind.SEGMENT, first, last)
 
-    def next_batch(self, step: int) -> FeedBatch | None:
+    def next_batch(self, step: int) -> RowBatch | None:
         worker = worker_of(step, self.mine)
         begin = time.perf_counter()
         self._wait(
@@ -144,17 +144,17 @@ class RingFeed:
         self.phases.add("wait", begin, step)
         return self._ready.pop((Kind.FEED, step), None) if step <= self._last else None
 
-    def peek(self, step: int) -> FeedBatch | None:
-        self._turn()
+    def peek(self, step: int) -> RowBatch | None:
+        self._progress_rings()
         return self._ready.get((Kind.FEED, step)) if step <= self._last else None
 
-    def push(self, batch: FeedBatch, gradients: list[Array]) -> None:
+    def push(self, batch: RowBatch, gradients: list[Array]) -> None:
         begin = time.perf_counter()
         sender = self._senders[worker_of(batch.step, self.mine)]
         step = batch.step
         batch.release()
         sender.post(Kind.GRADIENTS, step=step, trainer=self.trainer_rank, arrays=gradients)
-        self._turn()
+        self._progress_rings()
         self.phases.add("push", begin, step)
 
     def end_segment(self) -> None:
@@ -178,7 +178,7 @@ class RingFeed:
     def begin_evaluation(self, split: str, step: int) -> None:
         self._command(Kind.EVALUATE, step, SPLITS.index(split))
 
-    def next_evaluation(self, number: int) -> FeedBatch:
+    def next_evaluation(self, number: int) -> RowBatch:
         worker = worker_of(number, self.mine)
         self._wait(
             lambda: (Kind.FEED_EVALUATE, number) in self._ready,
@@ -232,7 +232,7 @@ class RingFeed:
         begin = time.perf_counter()
         with self._watchdog.waits_for(what, patient=patient):
             while not done():
-                if self._turn():
+                if self._progress_rings():
                     self.waiter.busy()
                     self._watchdog.moved()
                 else:
@@ -240,7 +240,7 @@ class RingFeed:
                     self.waiter.idle()
         self.wait_seconds += time.perf_counter() - begin
 
-    def _turn(self) -> bool:
+    def _progress_rings(self) -> bool:
         moved = self.plane.progress()
         tell = self.trainer_rank != 0 and not self._closing
         if tell and self._stop.number is not None and self._signal is None:
@@ -249,11 +249,11 @@ class RingFeed:
         for receiver in self._receivers.values():
             record = receiver.poll()
             if record is not None:
-                self._hear(record)
+                self._handle_record(record)
                 moved = True
         return moved
 
-    def _hear(self, record: Record) -> None:
+    def _handle_record(self, record: Record) -> None:
         kind = record.kind
         if (
             self._closing
@@ -261,8 +261,8 @@ class RingFeed:
             record.release()
             return
         if kind in (Kind.FEED, Kind.FEED_EVALUATE):
-            batch = unpack_feed(
-                record.step, record.trainer, record.arrays, self.num_groups, self.multi, record
+            batch = unpack_row_batch(
+                record.step, record.trainer, record.arrays, self.num_dim_groups, self.multi, record
             )
             self._ready[kind, record.step] = batch
             return

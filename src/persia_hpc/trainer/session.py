@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from persia_hpc.config import Config
 from persia_hpc.config.learning_rate import LearningRate
 from persia_hpc.errors import TrainingEndedError, UserError
-from persia_hpc.protocol.row_batch import FeedBatch
+from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.runtime.phases import Pace
 from persia_hpc.schedule import Schedule
 from persia_hpc.table_layout import Layout
@@ -29,7 +29,7 @@ from .dense.precision import Precision
 from .dense.shared import SharedDense
 from .evaluation import Predictions, predict_split
 from .following import Following
-from .interfaces import Array, Feed, Peers
+from .interfaces import Array, BatchStream, Peers
 from .metrics import Metric, load_metrics
 from .pooling.embed import Pooling, RowGradients
 from .saving import DenseState, Saver
@@ -45,7 +45,7 @@ class Session:
         inputs: Inputs,
         schedules: Mapping[str, Schedule],
         *,
-        feed: Feed,
+        stream: BatchStream,
         peers: Peers,
         reducer: DenseReducer | SharedDense,
         device: torch.device,
@@ -74,18 +74,18 @@ class Session:
         self.loss = torch.zeros(())  # mean of this trainer's last batch, where it was computed
         self.last_staleness = 0  # steps whose updates this trainer's last batch missed
         self.results: dict[str, dict[str, float]] = {}  # the last evaluation of each split
-        self.phases = feed.phases
+        self.phases = stream.phases
         self.pace = Pace()
         self._pool_began: float | None = None
         self._yielded = 0.0
-        self.feed = feed
+        self.stream = stream
         self.reducer = reducer
         self.pooling = Pooling(inputs, device, gradients=config.wire.gradients)
-        self.pooling.staging.register(feed.memory)
+        self.pooling.staging.register(stream.memory)
         self.precision = Precision(config.train.amp, device, cache=not config.train.cuda_graphs)
         self._metrics: dict[str, Metric] = load_metrics(config.train.metrics)
         self._rate = LearningRate(config.train.schedule, self.num_steps if "train" in schedules else 1)
-        self._current: tuple[FeedBatch, RowGradients, Tensor | None] | None = None  # the last: weights
+        self._current: tuple[RowBatch, RowGradients, Tensor | None] | None = None  # the last: weights
         self._stepped = True
         self._segment_last: int | None = None  # while one is under way
         self._stop_told = False
@@ -98,7 +98,7 @@ class Session:
         self.following = following
         if following is not None:
             self.schedules = {**schedules, "train": following.schedule}
-            following.begin(feed, self.step_number)
+            following.begin(stream, self.step_number)
 
     @property
     def last_loss(self) -> float:
@@ -196,19 +196,19 @@ class Session:
                 f"{self._segment_last}: rows of later steps are on their way; use session.batches(steps=...)"
             )
         self.phases.start()
-        self.feed.begin_segment(first, last)
+        self.stream.begin_segment(first, last)
         self._segment_last = last
         for number in range(first, last + 1):
-            feed = self.feed.next_batch(number)
-            if feed is None:
+            row_batch = self.stream.next_batch(number)
+            if row_batch is None:
                 break
             begin = time.perf_counter()
-            batch, gradients = self.pooling.embed(feed, training=True)
+            batch, gradients = self.pooling.embed(row_batch, training=True)
             on_backward(batch, self._reach_pooling)
             self._yielded = self.phases.add("pool", begin, number)
             weight = None if batch.weight is None else batch.weight.clone()  # a model may change its batch
-            self._current, self._stepped = (feed, gradients, weight), False
-            self.last_staleness = feed.staleness
+            self._current, self._stepped = (row_batch, gradients, weight), False
+            self.last_staleness = row_batch.staleness
             if batch.num_samples:
                 yield batch
                 if not self._stepped:
@@ -218,8 +218,8 @@ class Session:
             else:
                 self._finish_step()
         self._segment_last = None
-        self.feed.end_segment()
-        self.reducer.settle(self.feed, self.listen)
+        self.stream.end_segment()
+        self.reducer.settle(self.stream, self.listen)
         self.phases.stop()
 
     def step(self, losses: Tensor) -> None:
@@ -235,57 +235,57 @@ class Session:
             raise UserError(
                 "session.step was called without a batch; call it once for each of session.batches"
             )
-        feed, gradients, weight = self._current
-        begin = self.phases.add("forward", self._yielded, feed.step)
+        row_batch, gradients, weight = self._current
+        begin = self.phases.add("forward", self._yielded, row_batch.step)
         # Divided by the samples of all trainers: so AllReduce's sum is exact with uneven parts.
         if losses.dim() == 0:
-            total = losses * (feed.num_samples / feed.num_global)
+            total = losses * (row_batch.num_samples / row_batch.num_global)
         else:
-            per_sample = losses.reshape(feed.num_samples, -1).mean(dim=1)
-            total = (per_sample if weight is None else per_sample * weight).sum() / feed.num_global
+            per_sample = losses.reshape(row_batch.num_samples, -1).mean(dim=1)
+            total = (per_sample if weight is None else per_sample * weight).sum() / row_batch.num_global
         self._pool_began = None
         self.precision.backward(total, gradients)
         end = time.perf_counter()
         pool_began = self._pool_began or end
-        self.phases.add("backward", begin, feed.step, pool_began)
-        self.phases.add("pool", pool_began, feed.step, end)
-        self.loss = total.detach() * (feed.num_global / feed.num_samples)
+        self.phases.add("backward", begin, row_batch.step, pool_began)
+        self.phases.add("pool", pool_began, row_batch.step, end)
+        self.loss = total.detach() * (row_batch.num_global / row_batch.num_samples)
         self._finish_step()
 
     def _finish_step(self) -> None:
         assert self._current is not None
-        feed, gradients, _ = self._current
+        row_batch, gradients, _ = self._current
         self._current, self._stepped = None, True
-        number, good = feed.step, True
+        number, good = row_batch.step, True
         # A GPU goes on while its gradients are fetched; whether fp16's are good is known when all have them.
         late = self.device.type == "cuda" or self.precision.scales
         if late:
-            if (following := self.feed.peek(number + 1)) is not None:
+            if (following := self.stream.peek(number + 1)) is not None:
                 self.pooling.staging.ahead(following)
             self.precision.share_overflow(gradients)
         else:
-            self._push(feed, gradients, good)
+            self._push(row_batch, gradients, good)
         begin = time.perf_counter()
         self.reducer.reduce()
         begin = self.phases.add("allreduce", begin, number)
-        if self.optimizer is not None and self.reducer.updates_with(feed.num_samples):
+        if self.optimizer is not None and self.reducer.updates_with(row_batch.num_samples):
             set_learning_rate(self.optimizer, self._rate, number)
             good = self.precision.apply(self.optimizer, self.reducer.parameters, self.config.train.clip_norm)
             self.optimizer.zero_grad(set_to_none=True)
             self.reducer.updated()
             self.phases.add("optimizer", begin, number)
         if late:
-            self._push(feed, gradients, good)
+            self._push(row_batch, gradients, good)
         self.step_number = number
-        self.samples += feed.num_global
+        self.samples += row_batch.num_global
         self.pace.step(number - self.first_step, self.samples - self.first_samples, self.phases.elapsed())
         self.listen()
 
-    def _push(self, feed: FeedBatch, gradients: RowGradients, good: bool) -> None:
+    def _push(self, row_batch: RowBatch, gradients: RowGradients, good: bool) -> None:
         begin = time.perf_counter()
         arrays = gradients.arrays() if good else gradients.poison()
-        self.phases.add("push", begin, feed.step)
-        self.feed.push(feed, arrays)
+        self.phases.add("push", begin, row_batch.step)
+        self.stream.push(row_batch, arrays)
 
     def _reach_pooling(self, _: object) -> None:
         self._pool_began = time.perf_counter()
@@ -296,7 +296,7 @@ class Session:
             return  # trainer 0 decides, the others hear of it
         self.stop_reason = reason
         if self._segment_last is not None:
-            self.feed.request_stop()
+            self.stream.request_stop()
 
     def agree_on_stop(self) -> None:
         """Gives every trainer trainer 0's `stop_reason`. Collective."""
@@ -312,7 +312,7 @@ class Session:
         """Trainer 0: takes note of signals, and of what goes on beside training."""
         if self.trainer_rank != 0:
             return
-        number = self.feed.stop_signal()
+        number = self.stream.stop_signal()
         if number is not None and self.stop_reason is None:
             self.interrupted = number
             self.request_stop(signal.Signals(number).name)
@@ -320,7 +320,7 @@ class Session:
             self.saver.poll()
             if self.saver.overdue() and self._segment_last is not None and not self._draining:
                 self._draining = True
-                self.feed.request_stop()
+                self.stream.request_stop()
 
     def _checkpoint_is_due(self) -> bool:
         self._draining = False
@@ -332,15 +332,15 @@ class Session:
         Only when no gradient is in flight (see `batches`). Returns `auc`, `logloss`, `samples`, custom ones.
         """
         predictions = Predictions(len(self.inputs.labels))
-        for logits, feed in self.predictions(model, split):
-            predictions.add(logits, feed)
+        for logits, row_batch in self.predictions(model, split):
+            predictions.add(logits, row_batch)
         begin = time.perf_counter()
         metrics = predictions.metrics(self.peers, self.inputs.labels, self._metrics)
         self.results[split] = metrics
         self.evaluate_seconds += time.perf_counter() - begin
         return metrics
 
-    def predictions(self, model: nn.Module | None, split: str) -> Iterator[tuple[Array, FeedBatch]]:
+    def predictions(self, model: nn.Module | None, split: str) -> Iterator[tuple[Array, RowBatch]]:
         """(logits [B, L] float32, batch) of this trainer's part of a split, in order. Collective."""
         model = model or self.model
         assert model is not None, "call session.prepare(model) first"
@@ -371,7 +371,7 @@ class Session:
                 "call it after a loop over session.batches(steps=...), or set checkpoint.every"
             )
         self.phases.stop()
-        self.reducer.settle(self.feed, self.listen)
+        self.reducer.settle(self.stream, self.listen)
         self.saver.begin(self, full=full)
 
     def close(self) -> None:
@@ -379,9 +379,9 @@ class Session:
         if self.saver is not None:
             self.saver.wait()
         self.pooling.staging.close()
-        self.feed.close()
+        self.stream.close()
         self.reducer.close()
 
     def wait_seconds(self) -> dict[str, float]:
         """Seconds this trainer waited, by cause."""
-        return {"batch": self.feed.wait_seconds, "allreduce": self.reducer.seconds}
+        return {"batch": self.stream.wait_seconds, "allreduce": self.reducer.seconds}

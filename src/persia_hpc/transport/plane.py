@@ -14,7 +14,7 @@ from persia_hpc.transport.receiver import RingReceiver
 from persia_hpc.transport.records import Bytes, RingCounters, Words, aligned_empty
 from persia_hpc.transport.remote_links import RemoteDataLink, RemoteTailLink
 from persia_hpc.transport.sender import RingSender
-from persia_hpc.transport.window import Window, agree, memory_problem
+from persia_hpc.transport.window import Window, memory_problem, raise_together
 
 from .placement import Channel, Placement, channel_problem, place
 
@@ -44,13 +44,13 @@ class Plane:
             nodes: list[int] = comm.allgather(node_comm.allreduce(rank, MPI.MIN))
             node_rank = {peer: i for i, peer in enumerate(node_comm.allgather(rank))}
             placements, sizes = place(channels, nodes, force_remote)
-            agree(comm, memory_problem(node_comm, sizes[True][rank] + sizes[False][rank]))
+            raise_together(comm, memory_problem(node_comm, sizes[True][rank] + sizes[False][rank]))
             # Sizes are known everywhere: all ranks of a communicator agree on whether they need the window.
             shared_sizes = [sizes[True][peer] for peer in node_rank]
             self._shared = Window(node_comm, sizes[True][rank], shared=True) if any(shared_sizes) else None
-            agree(comm, self._shared.problem if self._shared else None)
+            raise_together(comm, self._shared.problem if self._shared else None)
             self._remote = Window(comm, sizes[False][rank], shared=False) if any(sizes[False]) else None
-            agree(comm, self._remote.problem if self._remote else None)
+            raise_together(comm, self._remote.problem if self._remote else None)
             for window in self._windows:
                 window.open()
         finally:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from mpi4py import MPI
 
 from persia_hpc.transport.records import memory_of
-from persia_hpc.transport.window import agree, memory_problem
+from persia_hpc.transport.window import memory_problem, raise_together
 
 Floats = npt.NDArray[np.float32]
 
@@ -26,14 +26,14 @@ class SharedVector:
         own = self._bounds[comm.rank + 1] - self._bounds[comm.rank]
         node_comm = comm.Split_type(MPI.COMM_TYPE_SHARED)
         assert isinstance(node_comm, MPI.Intracomm)
-        agree(comm, memory_problem(node_comm, own * 4))
+        raise_together(comm, memory_problem(node_comm, own * 4))
         node_comm.Free()
         problem = None
         try:
             self._win = MPI.Win.Allocate(max(1, own) * 4, 4, comm=comm)
         except MPI.Exception as error:
             problem = f"MPI could not allocate {own * 4} bytes for shared parameters: {error}"
-        agree(comm, problem)
+        raise_together(comm, problem)
         self._win.Lock_all()
         begin = np.ascontiguousarray(initial, np.float32)
         comm.Bcast(begin)

@@ -70,7 +70,7 @@ class Window:
         self.win.Free()
 
 
-def agree(comm: MPI.Intracomm, problem: str | None) -> None:
+def raise_together(comm: MPI.Intracomm, problem: str | None) -> None:
     """COLLECTIVE. Raises UserError on all ranks, with the first rank's text, if any rank has a problem."""
     for rank, found in enumerate(comm.allgather(problem)):
         if found is not None:
@@ -90,7 +90,7 @@ def memory_problem(node_comm: MPI.Intracomm, num_bytes: int) -> str | None:
         return f"{text} of memory, of which {available} are available; lower transport.ring_bytes"
     if node_comm.size == 1 or not os.path.isdir(SHARED_MEMORY):
         return None
-    free, size = shared_memory()
+    free, size = shared_memory_room()
     if wanted <= free:
         return None
     return (
@@ -102,7 +102,7 @@ def memory_problem(node_comm: MPI.Intracomm, num_bytes: int) -> str | None:
 def _allocation_problem(num_bytes: int, shared: bool, error: MPI.Exception) -> str:
     place = "memory registered for the network"
     if shared and os.path.isdir(SHARED_MEMORY):
-        free, size = shared_memory()
+        free, size = shared_memory_room()
         place = f"{SHARED_MEMORY} ({free} free of {size})"
     return (
         f"MPI could not allocate a window of {num_bytes} bytes in {place} on {socket.gethostname()}: "
@@ -111,7 +111,7 @@ def _allocation_problem(num_bytes: int, shared: bool, error: MPI.Exception) -> s
     )
 
 
-def shared_memory() -> tuple[int, int]:
+def shared_memory_room() -> tuple[int, int]:
     """Bytes of this node's shared memory: free, and in all; 0 where there is no such file system."""
     if not os.path.isdir(SHARED_MEMORY):
         return 0, 0

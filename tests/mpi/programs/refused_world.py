@@ -3,7 +3,7 @@
 from mpi4py import MPI
 
 from persia_hpc.errors import UserError
-from persia_hpc.topology.groups import check_world
+from persia_hpc.topology.communicators import check_world
 
 try:
     check_world(MPI.COMM_WORLD)

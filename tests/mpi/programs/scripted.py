@@ -23,7 +23,7 @@ from persia_hpc.config import load_config
 from persia_hpc.embedding_worker.serve import WorkerLoop
 from persia_hpc.job.rank import RankJob
 from persia_hpc.topology.roles import Role
-from persia_hpc.trainer.serve import RingFeed
+from persia_hpc.trainer.serve import RingStream
 from tests.support.tiny import digest
 
 
@@ -84,13 +84,15 @@ class ScriptedJob(RankJob):
             return plane
         return JitteredPlane(plane, random.Random(self.world.rank), self.case["jitter"])
 
-    def _gradients(self, feed):
+    def _gradients(self, row_batch):
         trainer = self.groups.me.role_rank
         if self.case["gradient"] == "smooth":
-            wave = np.float32(np.sin(feed.step + 10 * trainer))
-            return [(0.1 * r.astype(np.float32) + wave / np.float32(7)).astype(np.float32) for r in feed.rows]
+            wave = np.float32(np.sin(row_batch.step + 10 * trainer))
+            return [
+                (0.1 * r.astype(np.float32) + wave / np.float32(7)).astype(np.float32) for r in row_batch.rows
+            ]
         out = []
-        for rows in feed.rows:
+        for rows in row_batch.rows:
             grads = np.zeros(rows.shape, np.float32)
             grads[:, trainer] = -1.0
             out.append(grads)
@@ -103,12 +105,12 @@ class ScriptedJob(RankJob):
         from persia_hpc.topology.channels import feed_channels
 
         plane = self._plane(groups.feed_plane, feed_channels(plan, self.ring_bytes))
-        feed = RingFeed(
+        stream = RingStream(
             plane,
             self._ranks(Role.EMBEDDING_WORKER, groups.feed_rank),
             trainer_rank=me,
             mine=plan.workers_of_trainer[me],
-            num_groups=len(self.layout.group_dims),
+            num_dim_groups=len(self.layout.dim_groups),
             multi=[f.name for f in self.layout.features if f.multi],
             waiter=self._waiter(plane),
         )
@@ -118,9 +120,9 @@ class ScriptedJob(RankJob):
         last = 0
         while last < schedule.num_steps:
             first, last = last + 1, schedule.next_drain(last + 1)
-            feed.begin_segment(first, last)
+            stream.begin_segment(first, last)
             for step in range(first, last + 1):
-                batch = feed.next_batch(step)
+                batch = stream.next_batch(step)
                 if batch is None:
                     break
                 if self.case["gradient"] == "count" and batch.num_samples:
@@ -129,22 +131,22 @@ class ScriptedJob(RankJob):
                         self.oracle.append((step, row))
                 self.seen[batch.num_samples] += 1
                 gradients = self._gradients(batch)
-                feed.push(batch, gradients)
+                stream.push(batch, gradients)
                 steps = step
                 if stop_at == step and me == 0:
-                    feed.request_stop()
-            feed.end_segment()
-            stopped = groups.role_comm.bcast(feed._stopping)
+                    stream.request_stop()
+            stream.end_segment()
+            stopped = groups.role_comm.bcast(stream._stopping)
             if stopped:
                 break
             if self.case.get("evaluate"):
-                feed.begin_evaluation("valid", steps)
+                stream.begin_evaluation("valid", steps)
                 for number in range(1, self.schedules["valid"].num_steps + 1):
-                    feed.next_evaluation(number).release()
+                    stream.next_evaluation(number).release()
         all_steps = groups.role_comm.allgather(steps)
         assert len(set(all_steps)) == 1, f"trainers ended at different steps: {all_steps}"
         time.sleep(self.case.get("pause", 0.0))
-        feed.close()
+        stream.close()
         plane.free()
         result = {
             "steps": steps,
@@ -162,7 +164,7 @@ class ScriptedJob(RankJob):
     def _item_rows(self, batch):
         feature = [f.name for f in self.layout.features].index("item")
         begin, end = int(batch.feature_offsets[feature]), int(batch.feature_offsets[feature + 1])
-        group = self.layout.tables[self.layout.features[feature].table].group
+        group = self.layout.tables[self.layout.features[feature].table].dim_group
         rows = batch.rows[group]
         return [rows[i].tolist() for i in sorted(set(batch.indices[begin:end].tolist()))]
 

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from persia_hpc import _native
-from persia_hpc.preprocess.shards import merged_counts
+from persia_hpc.preprocess.pieces import merged_counts
 from persia_hpc.preprocess.team import Team
 from persia_hpc.samples.batch import IdColumn, SampleBatch
 

@@ -17,8 +17,8 @@ from persia_hpc.preprocess.bad_lines import BadLines
 from persia_hpc.preprocess.lines import Piece, expand_files
 from persia_hpc.preprocess.outputs import FileReport, Outputs, input_identity, numbered
 from persia_hpc.preprocess.progress import Progress
-from persia_hpc.preprocess.splits import OrderSplit, boundaries, check_fractions
-from persia_hpc.preprocess.team import ALONE
+from persia_hpc.preprocess.splitting import OrderSplit, boundaries, check_fractions
+from persia_hpc.preprocess.team import ONE_MEMBER
 from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 
@@ -108,7 +108,7 @@ def prepare(options: CriteoOptions) -> list[FileReport | str] | None:
     frequent: Counters = {}
     if options.min_count > 1:
         counters = count_ids(_batches(bad_lines, train_rows, "criteo: counting ids"))
-        frequent = frequent_ids(counters, options.min_count, ALONE)
+        frequent = frequent_ids(counters, options.min_count, ONE_MEMBER)
     # Ids need 33 bits; the zero bytes of 64-bit numbers cost nothing after shuffling and compression.
     with outputs.write(SCHEMA, source=SOURCE) as writer:
         first_row = 0

@@ -19,7 +19,7 @@ from persia_hpc.preprocess.frames import Frame, parse
 from persia_hpc.preprocess.ids import MISSING_ID, Ids, string_ids
 from persia_hpc.preprocess.lines import num_newlines, read_blocks
 from persia_hpc.preprocess.outputs import FileReport, Outputs, input_identity
-from persia_hpc.preprocess.splits import SPLITS, boundaries, check_fractions
+from persia_hpc.preprocess.splitting import SPLITS, boundaries, check_fractions
 from persia_hpc.samples.batch import IdColumn, Rows, SampleBatch
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 

@@ -12,7 +12,7 @@ import polars as pl
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess.frames import Frame
 from persia_hpc.preprocess.ids import MISSING_ID, RARE_ID, IdCounts, IdFilter
-from persia_hpc.preprocess.shards import merged_counts
+from persia_hpc.preprocess.pieces import merged_counts
 from persia_hpc.preprocess.team import Team
 
 from .convert import Converter, Learned, Moments

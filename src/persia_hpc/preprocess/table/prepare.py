@@ -20,8 +20,8 @@ from persia_hpc.preprocess.ids import MISSING_ID, RARE_ID
 from persia_hpc.preprocess.lines import Piece, expand_files
 from persia_hpc.preprocess.outputs import FileReport, Outputs, input_identity
 from persia_hpc.preprocess.progress import Progress
-from persia_hpc.preprocess.splits import OrderSplit, RandomSplit, boundaries
-from persia_hpc.preprocess.team import ALONE
+from persia_hpc.preprocess.splitting import OrderSplit, RandomSplit, boundaries
+from persia_hpc.preprocess.team import ONE_MEMBER
 
 from .bad_lines import Fit, find_bad_lines, first_fit
 from .convert import Converter, Learned
@@ -178,7 +178,7 @@ def prepare(options: TableOptions) -> list[FileReport | str] | None:
         with table.progress("learning from the training rows", only="train") as progress:
             for source, parts in table.frames(progress, only="train"):
                 learning.add(source, parts == train)
-    learned = learning.finish(ALONE)
+    learned = learning.finish(ONE_MEMBER)
     outputs.settings.update(learned_settings(converter, learned))
     binary = all(entry.binary for entry in schema.labels.values())
     with (

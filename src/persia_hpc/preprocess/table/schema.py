@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from persia_hpc.errors import UserError
-from persia_hpc.preprocess.splits import SPLITS, check_fractions
+from persia_hpc.preprocess.splitting import SPLITS, check_fractions
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from persia_hpc.trainer.interfaces import Feed, Peers
+from persia_hpc.trainer.interfaces import BatchStream, Peers
 
 
 class Vector(Protocol):
@@ -76,7 +76,7 @@ class SharedDense:
         self._take()
         self.seconds += time.perf_counter() - begin
 
-    def settle(self, feed: Feed, listen: Callable[[], object]) -> None:
+    def settle(self, stream: BatchStream, listen: Callable[[], object]) -> None:
         """Waits until all trainers have come here, however long it takes; then their parameters are the same.
         Collective. `listen` is called meanwhile.
         """
@@ -84,10 +84,10 @@ class SharedDense:
             return
         begin = time.perf_counter()
         met = self._peers.meet()
-        feed.wait_until(lambda: (listen(), met())[1], "the other trainers, which go on by themselves")
+        stream.wait_until(lambda: (listen(), met())[1], "the other trainers, which go on by themselves")
         self._vector.read(self._now)
         self._take()
-        feed.wait_until(self._peers.meet(), "the other trainers")  # nobody adds before all have read
+        stream.wait_until(self._peers.meet(), "the other trainers")  # nobody adds before all have read
         self.seconds += time.perf_counter() - begin
 
     def _take(self) -> None:

@@ -21,9 +21,9 @@ from .row_rings import RowRings
 from .staging import ALIGNMENT, Staging
 
 if TYPE_CHECKING:
-    from persia_hpc.protocol.row_batch import FeedBatch
+    from persia_hpc.protocol.row_batch import RowBatch
 
-    from .embed import GroupFeatures
+    from .embed import DimGroup
 
 Array = npt.NDArray[Any]
 
@@ -61,26 +61,26 @@ class CudaKernel:
 
     def __init__(
         self,
-        groups: Sequence[GroupFeatures],
-        feed: FeedBatch,
+        groups: Sequence[DimGroup],
+        row_batch: RowBatch,
         staging: Staging,
         rings: RowRings,
         launch: Any = _native,
     ) -> None:
         """`launch`: the module with the kernels, `_native` for their code on the host."""
-        self.staged = staging.arrive(feed)
+        self.staged = staging.arrive(row_batch)
         self._groups = groups
-        self._feed = feed
+        self._row_batch = row_batch
         self._staging = staging
         self._launch = launch
         self._device = staging.device
         self.flags = torch.zeros(_NUM_FLAGS, dtype=torch.int32, device=self._device)
-        self._samples = torch.empty(len(feed.indices), dtype=torch.int32, device=self._device)
+        self._samples = torch.empty(len(row_batch.indices), dtype=torch.int32, device=self._device)
         self._complete: list[Tensor] | None = None  # rows, if some were on the device already
-        if feed.places is not None:
-            arrived = [self.staged.tensor(f"rows {g}", rows) for g, rows in enumerate(feed.rows)]
-            places = self.staged.tensor("places", feed.places.view(np.int32))
-            self._complete = rings.complete(feed, arrived, places)
+        if row_batch.places is not None:
+            arrived = [self.staged.tensor(f"rows {g}", rows) for g, rows in enumerate(row_batch.rows)]
+            places = self.staged.tensor("places", row_batch.places.view(np.int32))
+            self._complete = rings.complete(row_batch, arrived, places)
         self._features = self._describe()
         self._returned: list[tuple[Array, Any]] = []
         self._kept: list[Tensor] = []  # what launches were given, until the batch is done with
@@ -88,15 +88,17 @@ class CudaKernel:
 
     def _describe(self) -> Array:
         """All features, group by group, but for where their values and masks are."""
-        feed, records = self._feed, []
+        row_batch, records = self._row_batch, []
         for group in self._groups:
-            rows = feed.rows[group.group]
+            rows = row_batch.rows[group.number]
             wire = _WIRES.index(wire_of(rows, group.dim).name)
-            address = self.staged.pointer(f"rows {group.group}")
+            address = self.staged.pointer(f"rows {group.number}")
             if self._complete is not None:
-                address = self._complete[group.group].data_ptr()
-            num_rows = feed.num_rows(group.group)
-            for (_, spec), (first, _, pooling, bags) in zip(group.features, group.parts(feed), strict=True):
+                address = self._complete[group.number].data_ptr()
+            num_rows = row_batch.num_rows(group.number)
+            for (_, spec), (first, _, pooling, bags) in zip(
+                group.features, group.parts(row_batch), strict=True
+            ):
                 sequence = pooling == "sequence"
                 length = max(1, int(np.diff(bags).max(initial=0))) if sequence and bags is not None else 1
                 stride = length * group.dim if sequence else len(group.pooled) * group.dim
@@ -138,21 +140,23 @@ class CudaKernel:
 
     def forward(self) -> list[Tensor]:
         """See `pooling.Kernel`."""
-        feed, device = self._feed, self._device
+        row_batch, device = self._row_batch, self._device
         outputs: list[Tensor] = []
         masks: list[int] = []
         at = 0
         for group in self._groups:
             if group.pooled:
-                outputs.append(torch.empty(feed.num_samples, len(group.pooled), group.dim, device=device))
+                outputs.append(
+                    torch.empty(row_batch.num_samples, len(group.pooled), group.dim, device=device)
+                )
             for _, spec in group.features:
                 length = int(self._features["length"][at])
                 at += 1
                 if spec.pooling != "sequence":
                     masks.append(0)
                     continue
-                outputs.append(torch.empty(feed.num_samples, length, group.dim, device=device))
-                self.masks.append(torch.empty(feed.num_samples, length, dtype=torch.bool, device=device))
+                outputs.append(torch.empty(row_batch.num_samples, length, group.dim, device=device))
+                self.masks.append(torch.empty(row_batch.num_samples, length, dtype=torch.bool, device=device))
                 masks.append(self.masks[-1].data_ptr())
         features = self._place(outputs)
         features["mask"] = masks
@@ -162,12 +166,12 @@ class CudaKernel:
             self._launch.pool_batch_forward,
             features=records.data_ptr(),
             num_features=len(features),
-            num_samples=feed.num_samples,
+            num_samples=row_batch.num_samples,
             indices=self.staged.pointer("indices"),
-            narrow=feed.indices.dtype == np.uint16,
+            narrow=row_batch.indices.dtype == np.uint16,
             samples=self._samples.data_ptr(),
             flags=self.flags.data_ptr(),
-            most_threads=feed.num_samples * int(quads.max(initial=0)),
+            most_threads=row_batch.num_samples * int(quads.max(initial=0)),
         )
         return outputs
 
@@ -179,9 +183,9 @@ class CudaKernel:
         features, groups, sizes = self._place(gradients), [], []
         first_feature, size, threads = 0, ALIGNMENT, 0  # the flags lie before the first group's rows
         for group in self._groups:
-            rows = self._feed.num_rows(group.group)
+            rows = self._row_batch.num_rows(group.number)
             row_bytes = wire.shape(1, group.dim)[1] * wire.dtype.itemsize
-            first_row = int(self._feed.group_offsets[group.group])
+            first_row = int(self._row_batch.dim_group_offsets[group.number])
             number = _WIRES.index(wire.name)
             count = len(group.features)
             groups.append((size, first_row, rows, group.dim, first_feature, count, number, 0, 0))
@@ -193,7 +197,7 @@ class CudaKernel:
         described = np.array(groups, _GROUP)
         described["gradients"] += np.uint64(block.data_ptr())
         records, group_records = self._upload(features), self._upload(described)
-        num_ids = len(self._feed.indices)
+        num_ids = len(self._row_batch.indices)
         long_rows = torch.empty(num_ids // _LONG_ROW + 1, dtype=torch.int64, device=self._device)
         self._kept += [block, long_rows, *(g for g in gradients if g is not None)]
         self.flags[_NUM_LONG:].zero_()  # what was not finite in an earlier backward still counts
@@ -215,7 +219,7 @@ class CudaKernel:
         self._returned.append((host, there))
         arrays: list[Array | None] = []
         for group, (begin, length) in zip(self._groups, sizes, strict=True):
-            shape = wire.shape(self._feed.num_rows(group.group), group.dim)
+            shape = wire.shape(self._row_batch.num_rows(group.number), group.dim)
             arrays.append(host[begin : begin + length].view(wire.dtype).reshape(shape))
         return arrays
 
@@ -235,6 +239,6 @@ class CudaKernel:
             bad = bool(self.flags[_BAD_INDEX].item())
         if bad:
             raise PersiaError(
-                f"step {self._feed.step}: an index of the batch is no row of its group; the batch was "
+                f"step {self._row_batch.step}: an index of the batch is no row of its group; the batch was "
                 "damaged on its way to the GPU"
             )

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from persia_hpc import _native
 from persia_hpc.errors import UserError
-from persia_hpc.protocol.row_batch import FeedBatch
+from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.protocol.wire import WIRES, Wire, wire_of
 from persia_hpc.trainer.batch import POOLED, Batch, FeatureSpec, Inputs
 
@@ -58,16 +58,16 @@ class Kernel(Protocol):
         ...
 
     def wait(self) -> None:
-        """Returns when neither the feed's memory is needed any more nor gradients are on their way."""
+        """Returns when neither the row batch's memory is needed any more nor gradients are on their way."""
         ...
 
 
-class GroupFeatures:
+class DimGroup:
     """The features of one group by the number that their ids have in the batch."""
 
-    def __init__(self, inputs: Inputs, group: int, device: torch.device | str = "cpu") -> None:
-        members = [(i, f) for i, f in enumerate(inputs.features) if f.group == group]
-        self.group = group
+    def __init__(self, inputs: Inputs, number: int, device: torch.device | str = "cpu") -> None:
+        members = [(i, f) for i, f in enumerate(inputs.features) if f.dim_group == number]
+        self.number = number
         self.features: tuple[tuple[int, FeatureSpec], ...] = tuple(members)
         self.dim = members[0][1].dim
         self.pooled = tuple(f.name for _, f in members if f.pooling in POOLED)
@@ -76,11 +76,16 @@ class GroupFeatures:
         scales = [f.rounds ** ROUNDS_POWER[f.pooling] for _, f in members if f.pooling in POOLED]
         self.scales = torch.tensor(scales, device=device)[:, None] if any(s != 1 for s in scales) else None
 
-    def parts(self, feed: FeedBatch) -> list[tuple[int, int, str, npt.NDArray[np.uint32] | None]]:
+    def parts(self, row_batch: RowBatch) -> list[tuple[int, int, str, npt.NDArray[np.uint32] | None]]:
         """(first id, end id, pooling, bag offsets or None) of each feature: what the native kernels take."""
-        offsets = feed.feature_offsets
+        offsets = row_batch.feature_offsets
         return [
-            (int(offsets[i]), int(offsets[i + 1]), f.pooling, feed.bag_offsets[f.name] if f.multi else None)
+            (
+                int(offsets[i]),
+                int(offsets[i + 1]),
+                f.pooling,
+                row_batch.bag_offsets[f.name] if f.multi else None,
+            )
             for i, f in self.features
         ]
 
@@ -88,20 +93,20 @@ class GroupFeatures:
 class NativeKernel:
     """The C++ kernels on NumPy views of CPU tensors."""
 
-    def __init__(self, groups: Sequence[GroupFeatures], feed: FeedBatch) -> None:
+    def __init__(self, groups: Sequence[DimGroup], row_batch: RowBatch) -> None:
         self._groups = groups
-        self._feed = feed
-        self._parts = [group.parts(feed) for group in groups]
+        self._row_batch = row_batch
+        self._parts = [group.parts(row_batch) for group in groups]
         self._finite = True
         self.masks: list[Tensor] = []
 
     def forward(self) -> list[Tensor]:
         """See `Kernel`."""
         outputs: list[Tensor] = []
-        feed = self._feed
-        for group, parts, rows in zip(self._groups, self._parts, feed.rows, strict=True):
+        row_batch = self._row_batch
+        for group, parts, rows in zip(self._groups, self._parts, row_batch.rows, strict=True):
             block, sequences = _native.gather_pool_forward(
-                rows, feed.indices, features=parts, num_samples=feed.num_samples, dim=group.dim
+                rows, row_batch.indices, features=parts, num_samples=row_batch.num_samples, dim=group.dim
             )
             if group.pooled:
                 outputs.append(torch.from_numpy(block))
@@ -114,7 +119,7 @@ class NativeKernel:
         self, gradients: Sequence[Tensor | None], wire: Wire, factor: Tensor | None = None
     ) -> list[Array | None]:
         """See `Kernel`."""
-        feed = self._feed
+        row_batch = self._row_batch
         arrays = [None if g is None else g.contiguous().numpy() for g in gradients]
         outputs: list[Array | None] = []
         for group, parts in zip(self._groups, self._parts, strict=True):
@@ -126,10 +131,10 @@ class NativeKernel:
             rows = _native.gather_pool_backward(
                 block,
                 values,
-                feed.indices,
+                row_batch.indices,
                 features=parts,
-                num_samples=feed.num_samples,
-                num_rows=feed.num_rows(group.group),
+                num_samples=row_batch.num_samples,
+                num_rows=row_batch.num_rows(group.number),
                 dim=group.dim,
                 wire=wire.name if factor is None else "fp32",
             )
@@ -151,18 +156,18 @@ class NativeKernel:
 class RowGradients:
     """Gradients of a batch's unique rows, once its backward has run; summed over the ids that use a row."""
 
-    def __init__(self, groups: Sequence[GroupFeatures], feed: FeedBatch, wire: Wire, kernel: Kernel) -> None:
+    def __init__(self, groups: Sequence[DimGroup], row_batch: RowBatch, wire: Wire, kernel: Kernel) -> None:
         self.wire = wire
         self.factor: Tensor | None = None  # what undoes a loss scale, [1] on the device
         self._kernel = kernel
         self._dims = [group.dim for group in groups]
-        self._num_rows = [feed.num_rows(group.group) for group in groups]
+        self._num_rows = [row_batch.num_rows(group.number) for group in groups]
         self._arrays: list[Array | None] = [None] * len(groups)
 
     def arrays(self) -> list[Array]:
         """For each group its [U_g] rows of dim D_g in the wire format; zeros where no gradient arrived.
 
-        Waits until they, and the batch, have left the device; the feed's memory may go then.
+        Waits until they, and the batch, have left the device; the row batch's memory may go then.
         """
         self.wait()
         return [
@@ -171,7 +176,7 @@ class RowGradients:
         ]
 
     def wait(self) -> None:
-        """Returns when the feed's memory isn't needed any more."""
+        """Returns when the row batch's memory isn't needed any more."""
         self._kernel.wait()
 
     def poison(self) -> list[Array]:
@@ -246,46 +251,48 @@ class Pooling:
                 else:
                     kernel = "cuda"
         self.kernel = kernel
-        num_groups = max((f.group for f in inputs.features), default=-1) + 1
-        self._groups = [GroupFeatures(inputs, group, self.device) for group in range(num_groups)]
+        num_dim_groups = max((f.dim_group for f in inputs.features), default=-1) + 1
+        self._groups = [DimGroup(inputs, group, self.device) for group in range(num_dim_groups)]
 
-    def embed(self, feed: FeedBatch, *, training: bool) -> tuple[Batch, RowGradients]:
+    def embed(self, row_batch: RowBatch, *, training: bool) -> tuple[Batch, RowGradients]:
         """The batch for `model.forward`, and where its row gradients are after `loss.backward()`.
 
-        Without `training` no gradient is tracked. The feed's arrays must stay valid until the backward has
-        run; the batch itself shares nothing with them. A batch that leaves rows out must be embedded once, in
-        order of step. Not collective. Raises UserError when the feed does not fit the inputs.
+        Without `training` no gradient is tracked. The row batch's arrays must stay valid until the backward
+        has run; the batch itself shares nothing with them. A batch that leaves rows out must be embedded
+        once, in order of step. Not collective. Raises UserError when the row batch does not fit the inputs.
         """
-        self._check(feed)
+        self._check(row_batch)
         kernel: Kernel
-        if feed.places is not None and self.kernel != "cuda":
-            self._complete(feed)
+        if row_batch.places is not None and self.kernel != "cuda":
+            self._complete(row_batch)
         if self.kernel == "native":
-            kernel = NativeKernel(self._groups, feed)
+            kernel = NativeKernel(self._groups, row_batch)
         elif self.kernel == "cuda":
-            kernel = CudaKernel(self._groups, feed, self.staging, self._rings, self._launch)
+            kernel = CudaKernel(self._groups, row_batch, self.staging, self._rings, self._launch)
         else:
-            kernel = TorchKernel(self._groups, feed, self.device)
-        gradients = RowGradients(self._groups, feed, self._wire, kernel)
+            kernel = TorchKernel(self._groups, row_batch, self.device)
+        gradients = RowGradients(self._groups, row_batch, self._wire, kernel)
         if training and self._groups:
             token = torch.empty(0, device=self.device, requires_grad=True)
             outputs: Sequence[Tensor] = _Embed.apply(kernel, gradients, token)  # type: ignore[no-untyped-call]
         else:
             outputs = kernel.forward()
-        return self._batch(feed, kernel, list(outputs), kernel.masks), gradients
+        return self._batch(row_batch, kernel, list(outputs), kernel.masks), gradients
 
-    def _complete(self, feed: FeedBatch) -> None:
+    def _complete(self, row_batch: RowBatch) -> None:
         """The rows of earlier batches in their places; rings are kept on the host."""
-        assert feed.places is not None
-        rows = [tensor_of(array, torch.device("cpu")) for array in feed.rows]
-        places = tensor_of(feed.places.view(np.int32), torch.device("cpu"))
-        complete = self._rings.complete(feed, rows, places)
-        feed.rows = [c.numpy().view(a.dtype) for c, a in zip(complete, feed.rows, strict=True)]
-        feed.places = None
+        assert row_batch.places is not None
+        rows = [tensor_of(array, torch.device("cpu")) for array in row_batch.rows]
+        places = tensor_of(row_batch.places.view(np.int32), torch.device("cpu"))
+        complete = self._rings.complete(row_batch, rows, places)
+        row_batch.rows = [c.numpy().view(a.dtype) for c, a in zip(complete, row_batch.rows, strict=True)]
+        row_batch.places = None
 
-    def _batch(self, feed: FeedBatch, kernel: Kernel, outputs: list[Tensor], masks: list[Tensor]) -> Batch:
+    def _batch(
+        self, row_batch: RowBatch, kernel: Kernel, outputs: list[Tensor], masks: list[Tensor]
+    ) -> Batch:
         def own(name: str, array: npt.NDArray[Any]) -> Tensor:
-            """A copy on the device: small arrays that users keep, while the feed's memory goes back."""
+            """A copy on the device: small arrays that users keep, while the row batch's memory goes back."""
             if isinstance(kernel, CudaKernel):
                 return kernel.staged.tensor(name, array).clone()
             tensor = tensor_of(array, self.device)
@@ -306,30 +313,30 @@ class Pooling:
             for name, rounds in group.sequences:
                 sequence[name] = _sum_rounds(outputs.pop(0), masks.pop(0), rounds)
         return Batch(
-            step=feed.step,
-            num_samples=feed.num_samples,
-            dense=own("dense", feed.dense),
-            labels=own("labels", feed.labels),
-            weight=None if feed.weight is None else own("weight", feed.weight),
-            group=None if feed.group is None else own("group", feed.group),
+            step=row_batch.step,
+            num_samples=row_batch.num_samples,
+            dense=own("dense", row_batch.dense),
+            labels=own("labels", row_batch.labels),
+            weight=None if row_batch.weight is None else own("weight", row_batch.weight),
+            group=None if row_batch.group is None else own("group", row_batch.group),
             pooled={name: pooled[name] for name in self.inputs.pooled},
             sequence={name: sequence[name] for name in self.inputs.sequences},
             blocks=blocks,
         )
 
-    def _check(self, feed: FeedBatch) -> None:
-        if len(feed.rows) != len(self._groups):
+    def _check(self, row_batch: RowBatch) -> None:
+        if len(row_batch.rows) != len(self._groups):
             raise UserError(
-                f"a batch has rows of {len(feed.rows)} groups, the model's inputs {len(self._groups)}"
+                f"a batch has rows of {len(row_batch.rows)} groups, the model's inputs {len(self._groups)}"
             )
-        for group, rows in zip(self._groups, feed.rows, strict=True):
+        for group, rows in zip(self._groups, row_batch.rows, strict=True):
             wire_of(rows, group.dim)
-        if len(feed.feature_offsets) != len(self.inputs.features) + 1:
+        if len(row_batch.feature_offsets) != len(self.inputs.features) + 1:
             raise UserError(
-                f"a batch has ids of {len(feed.feature_offsets) - 1} features, the model's inputs name "
+                f"a batch has ids of {len(row_batch.feature_offsets) - 1} features, the model's inputs name "
                 f"{len(self.inputs.features)}"
             )
-        missing = [f.name for f in self.inputs.features if f.multi and f.name not in feed.bag_offsets]
+        missing = [f.name for f in self.inputs.features if f.multi and f.name not in row_batch.bag_offsets]
         if missing:
             raise UserError(f"a batch has no bag offsets for the multi-hot feature {missing[0]!r}")
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from persia_hpc.protocol.row_batch import FeedBatch
+    from persia_hpc.protocol.row_batch import RowBatch
 
 
 class RowRings:
@@ -24,21 +24,21 @@ class RowRings:
     def __init__(self) -> None:
         self._rings: dict[tuple[int, int], Tensor] = {}
 
-    def complete(self, feed: FeedBatch, rows: Sequence[Tensor], places: Tensor) -> list[Tensor]:
+    def complete(self, row_batch: RowBatch, rows: Sequence[Tensor], places: Tensor) -> list[Tensor]:
         """All rows [U, W] of each group (bf16 and scaled_fp16 as int16), of those that came along and
         `places` [U of all groups, int32]. For each batch once, in order of step.
         """
-        assert feed.rings is not None
+        assert row_batch.rings is not None
         complete = []
-        for group, (arrived, (begin, size)) in enumerate(zip(rows, feed.rings.tolist(), strict=True)):
+        for group, (arrived, (begin, size)) in enumerate(zip(rows, row_batch.rings.tolist(), strict=True)):
             words = arrived.view(torch.int16) if arrived.dtype == torch.uint16 else arrived
-            key = (feed.holder, group)
+            key = (row_batch.holder, group)
             ring = self._rings.pop(key, None)
             if ring is None or len(ring) != size:  # as agreed, nothing of the former one is asked for
                 ring = None  # gone before there is another
                 ring = torch.empty((size, words.shape[1]), dtype=words.dtype, device=words.device)
             self._rings[key] = ring
             ring[begin : begin + len(words)] = words
-            first, end = int(feed.group_offsets[group]), int(feed.group_offsets[group + 1])
+            first, end = int(row_batch.dim_group_offsets[group]), int(row_batch.dim_group_offsets[group + 1])
             complete.append(ring.index_select(0, places[first:end]))
         return complete

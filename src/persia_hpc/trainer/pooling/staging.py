@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from persia_hpc.protocol.row_batch import FeedBatch
+from persia_hpc.protocol.row_batch import RowBatch
 
 Array = npt.NDArray[Any]
 
@@ -32,12 +32,12 @@ def address_of(array: Array) -> int:
     return int(array.__array_interface__["data"][0])
 
 
-class StagedFeed:
-    """The arrays of a FeedBatch on a device, in one block that went there in one copy."""
+class StagedBatch:
+    """The arrays of a RowBatch on a device, in one block that went there in one copy."""
 
-    def __init__(self, feed: FeedBatch, block: Tensor, places: dict[str, int], arrived: Any):
+    def __init__(self, row_batch: RowBatch, block: Tensor, places: dict[str, int], arrived: Any):
         """`places`: the byte of the block at which an array begins. `arrived`: a CUDA event, or None."""
-        self.feed = feed
+        self.row_batch = row_batch
         self._block = block
         self._places = places
         self._arrived = arrived
@@ -50,7 +50,7 @@ class StagedFeed:
             self._block.record_stream(stream)
 
     def wait(self) -> None:
-        """Returns when the feed's own memory isn't needed any more."""
+        """Returns when the row batch's own memory isn't needed any more."""
         if self._arrived is not None:
             self._arrived.synchronize()
 
@@ -67,23 +67,23 @@ class StagedFeed:
         return self._block[begin : begin + array.nbytes].view(kind).view(array.shape)
 
 
-def arrays_of(feed: FeedBatch) -> Iterator[tuple[str, Array]]:
+def arrays_of(row_batch: RowBatch) -> Iterator[tuple[str, Array]]:
     """The arrays of a batch that are needed on the device, by name."""
-    for group, rows in enumerate(feed.rows):
+    for group, rows in enumerate(row_batch.rows):
         yield f"rows {group}", rows
-    if feed.places is not None:
-        yield "places", feed.places
-    yield "indices", feed.indices
-    for name, bags in feed.bag_offsets.items():
+    if row_batch.places is not None:
+        yield "places", row_batch.places
+    yield "indices", row_batch.indices
+    for name, bags in row_batch.bag_offsets.items():
         yield f"bags {name}", bags
-    yield "row_offsets", feed.row_offsets
-    yield "positions", feed.positions
-    yield "dense", feed.dense
-    yield "labels", feed.labels
-    if feed.weight is not None:
-        yield "weight", feed.weight
-    if feed.group is not None:
-        yield "group", feed.group
+    yield "row_offsets", row_batch.row_offsets
+    yield "positions", row_batch.positions
+    yield "dense", row_batch.dense
+    yield "labels", row_batch.labels
+    if row_batch.weight is not None:
+        yield "weight", row_batch.weight
+    if row_batch.group is not None:
+        yield "group", row_batch.group
 
 
 def _layout(named: Sequence[tuple[str, Array]]) -> tuple[int, int, dict[str, int]] | None:
@@ -106,7 +106,7 @@ class Staging:
     def __init__(self, device: torch.device):
         self.device = device
         self._streams = (CUDA.Stream(device), CUDA.Stream(device)) if device.type == "cuda" else None
-        self._ahead: StagedFeed | None = None
+        self._ahead: StagedBatch | None = None
         self._registered: list[int] = []
         self.used_ahead = 0  # batches that were on their way before they were asked for
 
@@ -132,37 +132,37 @@ class Staging:
         with contextlib.suppress(RuntimeError):
             torch.zeros(1, device=self.device)
 
-    def ahead(self, feed: FeedBatch) -> None:
+    def ahead(self, row_batch: RowBatch) -> None:
         """Begins to copy a batch that will be asked for next."""
         if self._ahead is None and self._streams is not None:
-            self._ahead = self._copy(feed)
+            self._ahead = self._copy(row_batch)
 
-    def arrive(self, feed: FeedBatch) -> StagedFeed:
+    def arrive(self, row_batch: RowBatch) -> StagedBatch:
         """The batch on the device, for the current stream."""
         staged, self._ahead = self._ahead, None
-        if staged is None or staged.feed is not feed:
-            staged = self._copy(feed)
+        if staged is None or staged.row_batch is not row_batch:
+            staged = self._copy(row_batch)
         else:
             self.used_ahead += 1
         staged.use()
         return staged
 
-    def _copy(self, feed: FeedBatch) -> StagedFeed:
-        named = [(name, array) for name, array in arrays_of(feed) if array.nbytes]
-        layout = _layout(named) if feed.record is not None else None
+    def _copy(self, row_batch: RowBatch) -> StagedBatch:
+        named = [(name, array) for name, array in arrays_of(row_batch) if array.nbytes]
+        layout = _layout(named) if row_batch.record is not None else None
         if layout is None:
             host, places = self._pack(named)
         else:
             first, length, places = layout
             host = torch.frombuffer((ctypes.c_uint8 * length).from_address(first), dtype=torch.uint8)
         if self._streams is None:
-            return StagedFeed(feed, host.clone(), places, None)
+            return StagedBatch(row_batch, host.clone(), places, None)
         with torch.cuda.stream(self._streams[0]):
             block = torch.empty(len(host), dtype=torch.uint8, device=self.device)
             block.copy_(host, non_blocking=True)
             arrived = CUDA.Event()
             arrived.record()
-        return StagedFeed(feed, block, places, arrived)
+        return StagedBatch(row_batch, block, places, arrived)
 
     def _pack(self, named: Sequence[tuple[str, Array]]) -> tuple[Tensor, dict[str, int]]:
         places: dict[str, int] = {}

@@ -19,9 +19,9 @@ from persia_hpc.protocol.wire import Wire, wire_of
 from .wire_torch import decode, encode, to_array
 
 if TYPE_CHECKING:
-    from persia_hpc.protocol.row_batch import FeedBatch
+    from persia_hpc.protocol.row_batch import RowBatch
 
-    from .embed import GroupFeatures
+    from .embed import DimGroup
 
 
 def tensor_of(array: npt.NDArray[Any], device: torch.device) -> Tensor:
@@ -71,13 +71,14 @@ class _Feature:
 class TorchKernel:
     """Forward and backward of one batch on any device."""
 
-    def __init__(self, groups: Sequence[GroupFeatures], feed: FeedBatch, device: torch.device) -> None:
+    def __init__(self, groups: Sequence[DimGroup], row_batch: RowBatch, device: torch.device) -> None:
         self._groups = groups
-        self._feed = feed
+        self._row_batch = row_batch
         self._device = device
-        self._indices = tensor_of(feed.indices, device).to(torch.int64)
+        self._indices = tensor_of(row_batch.indices, device).to(torch.int64)
         self._features = [
-            [_Feature(*part, feed.num_samples, device) for part in group.parts(feed)] for group in groups
+            [_Feature(*part, row_batch.num_samples, device) for part in group.parts(row_batch)]
+            for group in groups
         ]
         self._overflow = torch.zeros((), device=device)
         self.masks: list[Tensor] = []
@@ -85,7 +86,7 @@ class TorchKernel:
     def forward(self) -> list[Tensor]:
         """See `pooling.Kernel`."""
         outputs: list[Tensor] = []
-        for group, features, rows in zip(self._groups, self._features, self._feed.rows, strict=True):
+        for group, features, rows in zip(self._groups, self._features, self._row_batch.rows, strict=True):
             tensor = self._rows(rows, group.dim)
             pooled = [self._pool(f, tensor) for f in features if not f.is_sequence]
             if pooled:
@@ -139,7 +140,7 @@ class TorchKernel:
         return summed if feature.scale is None else summed * feature.scale[:, None]
 
     def _unroll(self, feature: _Feature, rows: Tensor) -> Tensor:
-        num_samples = self._feed.num_samples
+        num_samples = self._row_batch.num_samples
         values = rows.new_zeros(num_samples * feature.length, rows.shape[1])
         places = feature.samples * feature.length + feature.places
         return values.index_copy_(0, places, self._gather(feature, rows)).view(
@@ -148,15 +149,15 @@ class TorchKernel:
 
     def _sum_rows(
         self,
-        group: GroupFeatures,
+        group: DimGroup,
         features: Sequence[_Feature],
         block: Tensor | None,
         values: Sequence[Tensor | None],
     ) -> Tensor:
         """[U_g, D]: each id's place in one matrix of gradients, gathered by the transpose, then summed."""
-        feed = self._feed
-        num_samples, num_pooled = feed.num_samples, len(group.pooled)
-        places = torch.zeros(len(feed.indices), dtype=torch.int64, device=self._device)
+        row_batch = self._row_batch
+        num_samples, num_pooled = row_batch.num_samples, len(group.pooled)
+        places = torch.zeros(len(row_batch.indices), dtype=torch.int64, device=self._device)
         scales: Tensor | None = None
         matrices = [self._matrix(block, num_samples * num_pooled, group.dim)]
         base, slot = num_samples * num_pooled, 0
@@ -174,10 +175,10 @@ class TorchKernel:
                 scales = torch.ones(len(places), device=self._device) if scales is None else scales
                 scales[ids] = feature.scale[feature.samples]
         matrix = matrices[0] if len(matrices) == 1 else torch.cat(matrices)
-        begin, end = feed.group_offsets[group.group], feed.group_offsets[group.group + 1]
-        offsets = feed.row_offsets[begin : end + 1]
+        begin, end = row_batch.dim_group_offsets[group.number], row_batch.dim_group_offsets[group.number + 1]
+        offsets = row_batch.row_offsets[begin : end + 1]
         first = int(offsets[0])
-        positions = tensor_of(feed.positions[first : offsets[-1]], self._device).to(torch.int64)
+        positions = tensor_of(row_batch.positions[first : offsets[-1]], self._device).to(torch.int64)
         gathered = matrix.index_select(0, places[positions])
         if scales is not None:
             gathered = gathered * scales[positions][:, None]

@@ -12,8 +12,8 @@ from persia_hpc.errors import UserError
 from persia_hpc.preprocess.bad_lines import BadLines
 from persia_hpc.preprocess.lines import cut_pieces, expand_files
 from persia_hpc.preprocess.outputs import FileReport, Outputs, input_identity, make_directory
+from persia_hpc.preprocess.pieces import check_pieces, names, write_pieces
 from persia_hpc.preprocess.progress import Progress
-from persia_hpc.preprocess.shards import check_pieces, names, write_pieces
 from persia_hpc.preprocess.team import Team, once, share_of, together
 from persia_hpc.samples.writer import DatasetWriter
 

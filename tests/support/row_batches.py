@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from persia_hpc import _native
-from persia_hpc.protocol.row_batch import FeedBatch
+from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.trainer.batch import FeatureSpec, Inputs
 
 
@@ -32,33 +32,33 @@ def random_ids(
     }
 
 
-def make_feed(
+def make_row_batch(
     inputs: Inputs,
     ids: dict[str, list],
     rng: np.random.Generator,
     *,
     dtype: type = np.float32,
     unused_rows: bool = False,
-) -> FeedBatch:
+) -> RowBatch:
     """A batch with these ids and normal rows; `unused_rows` gives each group a last row that no id uses."""
     num_samples = len(next(iter(ids.values()), []))
     values = [np.asarray([i for bag in ids[f.name] for i in bag], np.uint64) for f in inputs.features]
-    order = sorted(range(len(inputs.features)), key=lambda i: inputs.features[i].group)
+    order = sorted(range(len(inputs.features)), key=lambda i: inputs.features[i].dim_group)
     dedup = _native.Deduplicator(
         tables=[order.index(i) for i in range(len(order))],
-        groups=[inputs.features[i].group for i in order],
+        groups=[inputs.features[i].dim_group for i in order],
         num_buckets=[16] * len(order),
         bounds=[[0, 16]] * len(order),
     ).run(values)
     num_groups = len(dedup.group_offsets) - 1
-    dims = {f.group: f.dim for f in inputs.features}
+    dims = {f.dim_group: f.dim for f in inputs.features}
     sizes = np.diff(dedup.group_offsets.astype(np.int64)) + unused_rows
     row_offsets, group_offsets = dedup.row_offsets, dedup.group_offsets
     if unused_rows:
         ends = dedup.group_offsets[1:]
         row_offsets = np.insert(row_offsets, ends.astype(np.int64), row_offsets[ends]).astype(np.uint32)
         group_offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.uint32)
-    return FeedBatch(
+    return RowBatch(
         step=1,
         trainer=0,
         num_samples=num_samples,
@@ -73,7 +73,7 @@ def make_feed(
         },
         row_offsets=row_offsets,
         positions=dedup.positions,
-        group_offsets=group_offsets,
+        dim_group_offsets=group_offsets,
         dense=rng.normal(size=(num_samples, inputs.num_dense)).astype(np.float32),
         labels=rng.integers(0, 2, (num_samples, len(inputs.labels))).astype(np.float32),
     )

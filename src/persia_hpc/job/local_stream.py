@@ -16,13 +16,13 @@ from persia_hpc.checkpoint.shards import ShardWriter
 from persia_hpc.config import Config
 from persia_hpc.embedding_worker.engine import EmbeddingWorker, KeyBatch
 from persia_hpc.parameter_server.engine import ParameterServer, Pull
-from persia_hpc.protocol.row_batch import FeedBatch
+from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.protocol.wire import WIRES
-from persia_hpc.runtime.phases import LOCAL_FEED, TRAINER, Phases
+from persia_hpc.runtime.phases import LOCAL_STREAM, TRAINER, Phases
 from persia_hpc.runtime.stop import StopSignals
 from persia_hpc.samples.datafile import FileInfo
 from persia_hpc.samples.source import Source
-from persia_hpc.samples.splits import Splits
+from persia_hpc.samples.split_readers import SplitReaders
 from persia_hpc.schedule import Schedule
 from persia_hpc.table_layout import Layout
 
@@ -30,8 +30,8 @@ Array = npt.NDArray[Any]
 WAIT_SECONDS = 0.02  # between two looks whether a wait is over
 
 
-class LocalFeed:
-    """The `Feed` of a session whose worker and server live in the same process."""
+class LocalStream:
+    """The `BatchStream` of a session whose worker and server live in the same process."""
 
     memory = ()
 
@@ -48,9 +48,9 @@ class LocalFeed:
         num_steps = schedules["train"].num_steps if "train" in schedules else 1
         self.server = ParameterServer(sync, layout, num_steps=num_steps)
         self.worker = EmbeddingWorker(layout, seed=config.seed, transform=config.data.transform)
-        self.splits = Splits(config, sources, schedules)
+        self.splits = SplitReaders(config, sources, schedules)
         self.wait_seconds = 0.0
-        self.phases = Phases((*LOCAL_FEED, *TRAINER), config.train.trace)
+        self.phases = Phases((*LOCAL_STREAM, *TRAINER), config.train.trace)
         self.first_pull: dict[int, float] = {}
         self._wire = WIRES[config.wire.rows]
         self._stop = stop
@@ -75,7 +75,7 @@ class LocalFeed:
             self.first_pull[first] = time.time()
         self.server.clock.begin_segment(first, last)
 
-    def next_batch(self, step: int) -> FeedBatch | None:
+    def next_batch(self, step: int) -> RowBatch | None:
         if step > self._last:
             return None
         self._pulled = step
@@ -88,11 +88,11 @@ class LocalFeed:
             out = self._rows(counts)
             batch.staleness = self.server.answer(pull, out)
             self.worker.fill(batch, 0, out)
-        feed = self.worker.feed(batch)
+        row_batch = self.worker.assemble(batch)
         self.phases.add("pull", begin, step)
-        return feed
+        return row_batch
 
-    def push(self, batch: FeedBatch, gradients: list[Array]) -> None:
+    def push(self, batch: RowBatch, gradients: list[Array]) -> None:
         begin = time.perf_counter()
         self.server.submit_push(batch.step, 0, gradients)
         self.server.apply_ready()
@@ -109,7 +109,7 @@ class LocalFeed:
     def begin_evaluation(self, split: str, step: int) -> None:
         self._evaluation = (split, step)
 
-    def next_evaluation(self, number: int) -> FeedBatch:
+    def next_evaluation(self, number: int) -> RowBatch:
         batch = self._prepare(self._evaluation[0], number)
         return self._look_up(batch)
 
@@ -140,12 +140,12 @@ class LocalFeed:
             self.phases.add("dedup", read, number)
         return batch
 
-    def _look_up(self, batch: KeyBatch) -> FeedBatch:
+    def _look_up(self, batch: KeyBatch) -> RowBatch:
         keys, counts = self._request(batch)
         out = self._rows(counts)
         self.server.lookup(keys, counts, out)
         self.worker.fill(batch, 0, out)
-        return self.worker.feed(batch)
+        return self.worker.assemble(batch)
 
     def _request(self, batch: KeyBatch) -> tuple[Array, Array]:
         keys, counts = self.worker.request(batch, 0)

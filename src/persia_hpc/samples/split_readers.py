@@ -13,7 +13,7 @@ from persia_hpc.samples.time_order import TimeOrder
 from persia_hpc.schedule import Schedule
 
 
-class Splits:
+class SplitReaders:
     """With `data.follow` the training data is one portion at a time."""
 
     def __init__(self, config: Config, sources: Mapping[str, Source], schedules: Mapping[str, Schedule]):

@@ -14,8 +14,9 @@ import polars as pl
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess.outputs import FileReport, Outputs, numbered
 from persia_hpc.preprocess.progress import Progress
-from persia_hpc.preprocess.splits import mix
 from persia_hpc.preprocess.team import Team, share_of, shares, together
+
+from .splitting import mix
 
 
 def names(num_pieces: int, test_shards: int) -> list[str]:

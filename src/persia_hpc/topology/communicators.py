@@ -17,7 +17,7 @@ from .roles import FEED_PLANE, ROW_PLANE, Member, Plan, Role, make_plan, parse_r
 
 
 @dataclass(frozen=True)
-class Groups:
+class Communicators:
     """The communicators of a rank; a plane that the rank isn't part of is None.
 
     `row_plane` has the servers and workers, `feed_plane` the workers and trainers, `role_comm` the ranks of
@@ -97,8 +97,8 @@ def show_gpus(role: Role, environment: MutableMapping[str, str]) -> None:
                 del environment[name]
 
 
-def split_world(world: MPI.Intracomm, config: Config) -> Groups:
-    """Splits the world by role and plane. Collective over `world`; UserError (on all ranks) if the plan
+def split_world(world: MPI.Intracomm, config: Config) -> Communicators:
+    """SplitReaders the world by role and plane. Collective over `world`; UserError (on all ranks) if the plan
     fails.
 
     Of a job's ranks only trainers see GPUs from here on.
@@ -133,7 +133,7 @@ def split_world(world: MPI.Intracomm, config: Config) -> Groups:
         comm = split(1 if inside else MPI.UNDEFINED)
         return comm if inside else None
 
-    return Groups(
+    return Communicators(
         plan=plan,
         me=me,
         hosts=hosts,

@@ -19,8 +19,8 @@ from persia_hpc.preprocess.bad_lines import BadLines, option_named
 from persia_hpc.preprocess.frames import Frame
 from persia_hpc.preprocess.lines import Piece
 from persia_hpc.preprocess.outputs import FileReport, Outputs, input_identity, make_directory, numbered
+from persia_hpc.preprocess.pieces import check_pieces, write_pieces
 from persia_hpc.preprocess.progress import Progress
-from persia_hpc.preprocess.shards import check_pieces, write_pieces
 from persia_hpc.preprocess.team import Team, once, share_of, together
 from persia_hpc.samples.writer import DatasetWriter
 
@@ -35,7 +35,7 @@ Result = TypeVar("Result")
 
 
 @dataclass
-class _Plan:
+class _Sharding:
     """Of each piece: its split, as `Table.files` has it, its files, one for each split, and its first row."""
 
     table: Table
@@ -55,38 +55,42 @@ def prepare(options: TableOptions, team: Team) -> list[FileReport | str] | None:
     """
     if options.max_bad_lines:
         team.need_all("--max-bad-lines")
-    plan, missing = once(team, lambda: _plan(options))
+    sharding, missing = once(team, lambda: _cut(options))
     if missing is None:
-        together(team, plan.bad_lines.check)
+        together(team, sharding.bad_lines.check)
         return None
-    _mend_cuts(plan, team)
-    wanted = [i for i, names in enumerate(plan.names) if not missing.isdisjoint(names)]
-    fit = together(team, option_named()(lambda: plan.table.fit(options.max_bad_lines)))
+    _mend_cuts(sharding, team)
+    wanted = [i for i, names in enumerate(sharding.names) if not missing.isdisjoint(names)]
+    fit = together(team, option_named()(lambda: sharding.table.fit(options.max_bad_lines)))
     converter = fit.converter
     learning = together(team, lambda: Learning(converter))
     if options.max_bad_lines:
-        again = learning.needed or plan.table.splits_by_number  # finished pieces are read, but not written
-        _find_bad_lines(plan, range(len(plan.pieces)) if again else wanted, fit, team)
-    together(team, plan.bad_lines.check)
-    if plan.table.splits_by_number:
-        _count_rows(plan, team)
-    sizes = [piece.num_bytes for piece in plan.pieces]
+        again = (
+            learning.needed or sharding.table.splits_by_number
+        )  # finished pieces are read, but not written
+        _find_bad_lines(sharding, range(len(sharding.pieces)) if again else wanted, fit, team)
+    together(team, sharding.bad_lines.check)
+    if sharding.table.splits_by_number:
+        _count_rows(sharding, team)
+    sizes = [piece.num_bytes for piece in sharding.pieces]
     if learning.needed:
         team.need_all("what the schema learns from training rows (min_count, vocabulary, standardize)")
-        mine = share_of(team, sizes, [i for i, split in enumerate(plan.splits) if split in ("", "train")])
-        together(team, lambda: _learn(plan, mine, learning, shown=team.shows))
+        mine = share_of(team, sizes, [i for i, split in enumerate(sharding.splits) if split in ("", "train")])
+        together(team, lambda: _learn(sharding, mine, learning, shown=team.shows))
     learned = learning.finish(team)
-    plan.outputs.settings.update(learned_settings(converter, learned))
-    once(team, lambda: write_vocabularies(plan.outputs, learned))  # a rerun with all shards looks for them
+    sharding.outputs.settings.update(learned_settings(converter, learned))
+    once(
+        team, lambda: write_vocabularies(sharding.outputs, learned)
+    )  # a rerun with all shards looks for them
 
     def write(i: int, progress: Progress) -> list[FileReport]:
-        return _with_lines(plan.pieces[i], partial(_write, plan, i, converter, learned, progress))
+        return _with_lines(sharding.pieces[i], partial(_write, sharding, i, converter, learned, progress))
 
-    made = write_pieces(team, plan.outputs, sizes, wanted, write, "table: writing")
-    return None if made is None else [*made, *plan.bad_lines.report()]
+    made = write_pieces(team, sharding.outputs, sizes, wanted, write, "table: writing")
+    return None if made is None else [*made, *sharding.bad_lines.report()]
 
 
-def _plan(options: TableOptions) -> tuple[_Plan, set[str] | None]:
+def _cut(options: TableOptions) -> tuple[_Sharding, set[str] | None]:
     """The pieces, and which files must be made: None if nothing is left to do. Makes the directory."""
     assert options.shard_bytes is not None
     if options.shard_bytes < 1 or options.test_shards < 0:
@@ -134,11 +138,11 @@ def _plan(options: TableOptions) -> tuple[_Plan, set[str] | None]:
         if missing.isdisjoint(some):  # its files all say the same
             stored = [found for name in some if (found := outputs.stored(name))]
             bad_lines.restore([i], stored[0].get("lines"))
-    plan = _Plan(table, pieces, splits, names, outputs, bad_lines, [0] * len(pieces))
+    sharding = _Sharding(table, pieces, splits, names, outputs, bad_lines, [0] * len(pieces))
     if not missing and outputs.up_to_date():
-        return plan, None
+        return sharding, None
     make_directory(options.out)
-    return plan, missing
+    return sharding, missing
 
 
 def _text(pieces: Sequence[TablePiece]) -> list[Piece]:
@@ -160,10 +164,10 @@ def _with_lines(piece: TablePiece, work: Callable[[int], Result]) -> Result:
 
 
 def _of_each(
-    plan: _Plan, pieces: Collection[int], team: Team, title: str, work: Callable[[int], Result]
+    sharding: _Sharding, pieces: Collection[int], team: Team, title: str, work: Callable[[int], Result]
 ) -> dict[int, Result]:
     """`work` of these pieces, shared by the ranks; a part alone does all. Collective."""
-    sizes = [piece.num_bytes for piece in plan.pieces]
+    sizes = [piece.num_bytes for piece in sharding.pieces]
     mine = share_of(team, sizes, pieces) if team.connected else sorted(pieces)
 
     def some() -> dict[int, Result]:
@@ -178,76 +182,82 @@ def _of_each(
     return {i: value for part in team.gather(together(team, some)) for i, value in part.items()}
 
 
-def _mend_cuts(plan: _Plan, team: Team) -> None:
+def _mend_cuts(sharding: _Sharding, team: Team) -> None:
     """Moves cuts that fell into a quoted value. Collective."""
-    schema, pieces = plan.table.schema, plan.pieces
+    schema, pieces = sharding.table.schema, sharding.pieces
     if any(may_cut_values(piece, schema) for piece in pieces):
         everything = range(len(pieces))
         quotes = _of_each(
-            plan, everything, team, "table: looking for quotes", lambda i: num_quotes(pieces[i], schema)
+            sharding, everything, team, "table: looking for quotes", lambda i: num_quotes(pieces[i], schema)
         )
-        plan.pieces = once(team, lambda: mend_cuts(pieces, [quotes[i] for i in everything]))
-        plan.bad_lines.pieces = _text(plan.pieces)
+        sharding.pieces = once(team, lambda: mend_cuts(pieces, [quotes[i] for i in everything]))
+        sharding.bad_lines.pieces = _text(sharding.pieces)
 
 
-def _find_bad_lines(plan: _Plan, pieces: Collection[int], fit: Fit, team: Team) -> None:
+def _find_bad_lines(sharding: _Sharding, pieces: Collection[int], fit: Fit, team: Team) -> None:
     """Looks for the bad lines of these pieces, which all later passes over them skip. Collective."""
-    plan.left_out = _of_each(
-        plan, pieces, team, "table: looking for bad lines", lambda i: find_bad_lines(plan.bad_lines, i, fit)
+    sharding.left_out = _of_each(
+        sharding,
+        pieces,
+        team,
+        "table: looking for bad lines",
+        lambda i: find_bad_lines(sharding.bad_lines, i, fit),
     )
-    plan.bad_lines.share(team)
+    sharding.bad_lines.share(team)
 
 
-def _count_rows(plan: _Plan, team: Team) -> None:
+def _count_rows(sharding: _Sharding, team: Team) -> None:
     """How many rows come before each piece, and in all. Collective."""
 
     def count(i: int) -> int:
-        work = partial(count_rows, plan.pieces[i], plan.table.schema, plan.left_out.get(i, ()))
-        return _with_lines(plan.pieces[i], work)
+        work = partial(count_rows, sharding.pieces[i], sharding.table.schema, sharding.left_out.get(i, ()))
+        return _with_lines(sharding.pieces[i], work)
 
-    everything = range(len(plan.pieces))
-    rows = _of_each(plan, everything, team, "table: counting rows", count)
+    everything = range(len(sharding.pieces))
+    rows = _of_each(sharding, everything, team, "table: counting rows", count)
     ends = np.cumsum([rows[i] for i in everything]).tolist()
-    plan.first_rows = [0, *ends[:-1]]
-    plan.table.set_rows(ends[-1])
+    sharding.first_rows = [0, *ends[:-1]]
+    sharding.table.set_rows(ends[-1])
 
 
-def _frames(plan: _Plan, i: int, first_line: int) -> Iterator[tuple[Frame, npt.NDArray[np.int64]]]:
+def _frames(sharding: _Sharding, i: int, first_line: int) -> Iterator[tuple[Frame, npt.NDArray[np.int64]]]:
     """The piece's frames with the split of their rows [N], by place in `split.names`."""
-    first_row = plan.first_rows[i]
-    for source in read_frames(plan.pieces[i], plan.table.schema, plan.left_out.get(i, ()), first_line):
-        yield source, plan.table.parts(plan.splits[i], source, first_row)
+    first_row = sharding.first_rows[i]
+    for source in read_frames(
+        sharding.pieces[i], sharding.table.schema, sharding.left_out.get(i, ()), first_line
+    ):
+        yield source, sharding.table.parts(sharding.splits[i], source, first_row)
         first_row += source.frame.height
 
 
-def _learn(plan: _Plan, mine: Collection[int], learning: Learning, *, shown: bool) -> None:
+def _learn(sharding: _Sharding, mine: Collection[int], learning: Learning, *, shown: bool) -> None:
     """Takes in this rank's pieces."""
-    names = plan.table.schema.split.names
+    names = sharding.table.schema.split.names
     train = names.index("train")
 
     def learn(i: int, first_line: int) -> None:
-        for source, parts in _frames(plan, i, first_line):
+        for source, parts in _frames(sharding, i, first_line):
             learning.add(source, parts == train, i)
 
-    sizes = sum(plan.pieces[i].num_bytes for i in mine)
+    sizes = sum(sharding.pieces[i].num_bytes for i in mine)
     with Progress("table: learning from the training rows", sizes, unit=" bytes", shown=shown) as progress:
         for i in mine:
-            _with_lines(plan.pieces[i], partial(learn, i))
-            progress.add(plan.pieces[i].num_bytes)
+            _with_lines(sharding.pieces[i], partial(learn, i))
+            progress.add(sharding.pieces[i].num_bytes)
 
 
 def _write(
-    plan: _Plan, i: int, converter: Converter, learned: Learned, progress: Progress, first_line: int
+    sharding: _Sharding, i: int, converter: Converter, learned: Learned, progress: Progress, first_line: int
 ) -> list[FileReport]:
     """The piece's files, of the splits that it has rows of."""
-    schema, outputs = plan.table.schema, plan.outputs
-    names = plan.names[i]
+    schema, outputs = sharding.table.schema, sharding.outputs
+    names = sharding.names[i]
     binary = all(entry.binary for entry in schema.labels.values())
     settings = dict(outputs.settings)
     writers: dict[str, DatasetWriter] = {}
     labels = dict.fromkeys(names, 0.0)
     with ExitStack() as stack:
-        for source, parts in _frames(plan, i, first_line):
+        for source, parts in _frames(sharding, i, first_line):
             batch = converter.batch(source, learned)
             for part, name in enumerate(names):
                 rows = np.flatnonzero(parts == part)
@@ -258,7 +268,7 @@ def _write(
                         DatasetWriter(
                             outputs.directory / name,
                             converter.dataset,
-                            source=plan.table.source,
+                            source=sharding.table.source,
                             preprocessing=settings,
                             check_binary_labels=binary,
                         )
@@ -267,10 +277,10 @@ def _write(
                 writers[name].write(taken)
                 labels[name] += float(taken.labels[:, 0].sum(dtype=np.float64))
         settings["absent"] = [name for name in names if name not in writers]
-        settings["lines"] = plan.bad_lines.setting([i])
+        settings["lines"] = sharding.bad_lines.setting([i])
     if not writers:
         outputs.note_absent(names, {"lines": settings["lines"]})
-    progress.add(plan.pieces[i].num_bytes)
+    progress.add(sharding.pieces[i].num_bytes)
     return [
         FileReport(outputs.directory / name, writer.num_samples, labels[name] / writer.num_samples)
         for name, writer in writers.items()
