@@ -221,36 +221,6 @@ void import_rows(LockedTable& self, const py::dict& rows) {
     self.run([&](Table& table) { table.import_rows(imported); });
 }
 
-std::unique_ptr<LockedTable> make_table(std::uint32_t dim, std::string optimizer,
-                                        std::map<std::string, double> options, std::string init,
-                                        double init_a, double init_b, std::uint64_t seed,
-                                        std::uint32_t num_buckets, std::uint32_t first_bucket,
-                                        std::uint32_t end_bucket, std::uint32_t bucket_capacity,
-                                        double value_bound, std::string storage, std::string state_storage,
-                                        std::string eviction, std::uint32_t ttl, std::uint32_t admit_after,
-                                        double admit_probability, std::uint32_t threads) {
-    persia::TableConfig config;
-    config.dim = dim;
-    config.optimizer = std::move(optimizer);
-    config.options = std::move(options);
-    config.value_bound = value_bound;
-    config.storage = std::move(storage);
-    config.state_storage = std::move(state_storage);
-    config.init = std::move(init);
-    config.init_a = init_a;
-    config.init_b = init_b;
-    config.seed = seed;
-    config.num_buckets = num_buckets;
-    config.first_bucket = first_bucket;
-    config.end_bucket = end_bucket;
-    config.bucket_capacity = bucket_capacity;
-    config.eviction = std::move(eviction);
-    config.ttl = ttl;
-    config.admission = {admit_after, admit_probability};
-    config.threads = threads;
-    return std::make_unique<LockedTable>(config);
-}
-
 template <class Get>
 auto property(Get get) {
     return [get](LockedTable& self) { return self.run([&](Table& table) { return get(table); }); };
@@ -260,12 +230,7 @@ auto property(Get get) {
 
 void bind_table(py::module_& m) {
     py::class_<LockedTable>(m, "Table", "One server's part of an embedding table; see _native.pyi.")
-        .def(py::init(&make_table), py::kw_only(), py::arg("dim"), py::arg("optimizer"), py::arg("options"),
-             py::arg("init"), py::arg("init_a"), py::arg("init_b"), py::arg("seed"), py::arg("num_buckets"),
-             py::arg("first_bucket"), py::arg("end_bucket"), py::arg("bucket_capacity"),
-             py::arg("value_bound") = 0.0, py::arg("storage") = "fp32", py::arg("state_storage") = "fp32",
-             py::arg("eviction") = "lru", py::arg("ttl") = 0, py::arg("admit_after") = 1,
-             py::arg("admit_probability") = 1.0, py::arg("threads") = 1)
+        .def(py::init<const persia::TableConfig&>(), py::arg("config"))
         .def("pull", &pull, py::arg("keys"), py::arg("step"), py::arg("out"), py::arg("slots"),
              py::arg("wanted") = py::none())
         .def("lookup", &lookup, py::arg("keys"), py::arg("out"))

@@ -19,13 +19,12 @@ Shard::Shard(const TableConfig& config)
               storage_of(config.state_storage), config.value_bound, config.seed),
       init_(config.init, config.init_a, config.init_b, config.seed),
       bucket_of_(config.num_buckets),
-      index_(config.end_bucket - config.first_bucket, config.bucket_capacity, arena_),
+      index_(config.buckets_here(), config.bucket_capacity, arena_),
       rows_(update_.weight_bytes(), update_.state_bytes(),
-            std::uint64_t{config.end_bucket - config.first_bucket} * config.bucket_capacity),
-      eviction_(config.eviction, config.ttl, config.end_bucket - config.first_bucket),
-      admission_(config.admission, config.seed, config.end_bucket - config.first_bucket,
-                 config.bucket_capacity),
-      is_dirty_(config.end_bucket - config.first_bucket),
+            std::uint64_t{config.buckets_here()} * config.bucket_capacity),
+      eviction_(config.eviction, config.ttl, config.buckets_here()),
+      admission_(config.admission, config.seed, config.buckets_here(), config.bucket_capacity),
+      is_dirty_(config.buckets_here()),
       snapshot_(update_.weight_bytes(), update_.state_bytes()),
       room_(config.dim) {}
 

@@ -11,38 +11,13 @@ namespace {
 // Waking threads takes some 10 microseconds: what about 500 rows take.
 constexpr std::size_t kMinKeysForThreads = 2048;
 
-TableConfig checked(const TableConfig& config) {
-    const auto refuse = [](const std::string& text) { throw std::invalid_argument(text); };
-    const auto number = [](std::uint32_t value) { return std::to_string(value); };
-    if (config.dim == 0 || config.dim > (1u << 20)) {
-        refuse("dim: got " + number(config.dim) + ", expected 1 to 2^20");
-    }
-    if (config.num_buckets == 0 || (config.num_buckets & (config.num_buckets - 1)) != 0) {
-        refuse("num_buckets: got " + number(config.num_buckets) + ", expected a power of two");
-    }
-    if (config.first_bucket > config.end_bucket || config.end_bucket > config.num_buckets) {
-        refuse("buckets: got [" + number(config.first_bucket) + ", " + number(config.end_bucket) +
-               "), expected a range within [0, " + number(config.num_buckets) + ")");
-    }
-    if (config.bucket_capacity == 0) refuse("bucket_capacity: got 0, expected at least 1 row");
-    if (config.threads == 0) refuse("threads: got 0, expected at least 1");
-    return config;
-}
-
 }  // namespace
 
 Table::Table(const TableConfig& config) : config_(checked(config)), bucket_of_(config.num_buckets) {
-    const std::uint32_t count = config.end_bucket - config.first_bucket;
-    const std::uint32_t num_shards = std::max(1u, std::min(config.threads, count));
-    for (std::uint32_t i = 0; i < num_shards; ++i) {
-        TableConfig part = config;
-        part.first_bucket =
-            config.first_bucket + static_cast<std::uint32_t>(std::uint64_t{count} * i / num_shards);
-        part.end_bucket =
-            config.first_bucket + static_cast<std::uint32_t>(std::uint64_t{count} * (i + 1) / num_shards);
-        shards_.push_back(std::make_unique<Shard>(part));
+    for (std::uint32_t i = 0; i < num_shards(config); ++i) {
+        shards_.push_back(std::make_unique<Shard>(shard_config(config, i)));
     }
-    if (num_shards > 1) team_ = std::make_unique<ThreadTeam>(num_shards);
+    if (shards_.size() > 1) team_ = std::make_unique<ThreadTeam>(static_cast<unsigned>(shards_.size()));
 }
 
 void Table::check_keys(const Key* keys, std::size_t n) const {

@@ -9,7 +9,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <string>
 #include <vector>
 
 #include "persia/admission.h"
@@ -21,30 +20,10 @@
 #include "persia/row_store.h"
 #include "persia/row_update.h"
 #include "persia/snapshot.h"
+#include "persia/table_config.h"
 #include "persia/wire.h"
 
 namespace persia {
-
-struct TableConfig {
-    std::uint32_t dim = 0;
-    std::string optimizer;
-    OptimizerOptions options;
-    double value_bound = 0;  // RowUpdate's
-    std::string storage = "fp32";
-    std::string state_storage = "fp32";
-    std::string init;  // RowInit's kind, a and b
-    double init_a = 0;
-    double init_b = 0;
-    std::uint64_t seed = 0;
-    std::uint32_t num_buckets = 1;  // of all servers; a power of two
-    std::uint32_t first_bucket = 0;
-    std::uint32_t end_bucket = 1;
-    std::uint32_t bucket_capacity = 1;  // rows
-    std::string eviction = "lru";
-    std::uint32_t ttl = 0;  // steps; 0: none
-    AdmissionOptions admission;
-    std::uint32_t threads = 1;
-};
 
 struct PushCounts {
     std::uint64_t applied = 0;
@@ -136,7 +115,7 @@ class Shard {
     std::uint64_t memory_bytes() const;
 
   private:
-    std::uint32_t num_buckets() const { return config_.end_bucket - config_.first_bucket; }
+    std::uint32_t num_buckets() const { return config_.buckets_here(); }
     std::uint32_t bucket(Key key) const { return bucket_of_(key) - config_.first_bucket; }
     struct Block;  // of keys, on their way through walk()
 
