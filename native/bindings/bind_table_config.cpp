@@ -5,6 +5,7 @@
 
 #include "bindings.h"
 #include "persia/table_config.h"
+#include "persia/table_memory.h"
 
 namespace {
 
@@ -75,4 +76,19 @@ void bind_table_config(py::module_& m) {
     each_field([&](const char* name, const auto& get, bool) {
         config.def_property_readonly(name, [get](const TableConfig& self) { return std::invoke(get, self); });
     });
+    py::class_<persia::RowBytes>(m, "RowBytes")
+        .def_readonly("weights", &persia::RowBytes::weights)
+        .def_readonly("state", &persia::RowBytes::state)
+        .def_readonly("beside", &persia::RowBytes::beside);
+    m.def(
+        "row_bytes",
+        [](const std::string& optimizer, std::uint32_t dim, const std::string& storage,
+           const std::string& state_storage) {
+            return persia::row_bytes(optimizer, dim, persia::storage_of(storage),
+                                     persia::storage_of(state_storage));
+        },
+        py::arg("optimizer"), py::arg("dim"), py::kw_only(), py::arg("storage") = "fp32",
+        py::arg("state_storage") = "fp32");
+    m.def("table_bytes", &persia::table_bytes, py::arg("config"), py::arg("rows"), py::kw_only(),
+          py::arg("step_rows") = 0);
 }

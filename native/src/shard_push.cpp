@@ -14,6 +14,13 @@ constexpr std::size_t kMostRows = 8;    // that are asked for at a time, see sha
 constexpr std::size_t kMostLines = 64;  // that these may have, to stay in the first cache
 constexpr std::size_t kAhead = 12;      // rows, where they are asked for one by one
 
+// Places in push_step's map from a slot to its sum.
+std::size_t map_size(std::size_t rows) {
+    std::size_t size = 16;
+    while (size < 2 * rows) size *= 2;
+    return size;
+}
+
 }  // namespace
 
 // The i-th gradient as fp32, or null if it is of no use, which is counted. Inlined: a call per row would cost
@@ -142,15 +149,18 @@ PushCounts Shard::push_step(const std::vector<PushBatch>& batches, std::uint32_t
         total += batch.n;
         if (snapshot_.active()) keep_before_push(batch);
     }
-    std::size_t map_size = 16;
-    while (map_size < 2 * total) map_size *= 2;
-    merged_map_.assign(map_size, 0);
+    merged_map_.assign(map_size(total), 0);
     merged_.clear();
     sums_.clear();
     PushCounts counts;
     for (const PushBatch& batch : batches) add_to_sums(batch, counts);
     std::visit([&](auto& chosen) { apply_sums(chosen, step, counts); }, update_.optimizer());
     return counts;
+}
+
+std::uint64_t Shard::step_bytes(std::uint32_t dim, std::uint64_t rows) {
+    return rows == 0 ? 0
+                     : rows * (sizeof(Merged) + dim * sizeof(float)) + map_size(rows) * sizeof(std::uint32_t);
 }
 
 }  // namespace persia

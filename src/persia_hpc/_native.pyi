@@ -144,6 +144,35 @@ class TableConfig:
     admit_probability: float = 1.0
     threads: int = 1
 
+class RowBytes:
+    """Holds the bytes of a row: weights, optimizer state, and what the table needs beside them."""
+
+    @property
+    def weights(self) -> int: ...
+    @property
+    def state(self) -> int:
+        """The optimizer's state with the row's count of updates, without padding."""
+    @property
+    def beside(self) -> int:
+        """The row's entry in a full index (key, slot, stamp) and its epoch; the same for all tables."""
+
+def row_bytes(optimizer: str, dim: int, *, storage: str = "fp32", state_storage: str = "fp32") -> RowBytes:
+    """Returns the bytes of a row of `dim` under an optimizer and two formats, all named as in `TableConfig`.
+
+    Raises ValueError for another name.
+    """
+
+def table_bytes(config: TableConfig, rows: int, *, step_rows: int = 0) -> int:
+    """Predicts the resident memory of a table that holds `rows` rows, without making it.
+
+    Good to a few percent for rows hashed evenly to the buckets; 0 rows: an empty table. With `step_rows` rows
+    in a step it includes working memory of `push_step` and, in a full table, room for new rows that come
+    before others are evicted. Not included: what a snapshot keeps aside, and with adam and adamw 16 bytes for
+    each update of the row that had most (at most 1 MiB for each thread).
+
+    Raises ValueError as `Table` does.
+    """
+
 class Table:
     """One server's shard of an embedding table: the rows, with optimizer state, of a range of buckets.
 

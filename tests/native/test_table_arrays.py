@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from persia_hpc._native import TableConfig, mix, unmix
+from persia_hpc._native import Table, TableConfig, mix, row_bytes, table_bytes, unmix
 
 from .table_model import assert_same_rows
-from .table_support import arguments, make_table, pull, u64
+from .table_support import OPTIMIZERS, arguments, make_table, pull, u64
 
 # ---- fp16, keys
 
@@ -58,6 +58,58 @@ def test_memory_counts_what_is_held_and_little_is_wasted() -> None:
     needed = table.num_rows * (table.row_bytes + 16 + 8)
     assert needed < table.memory_bytes < 1.5 * needed
     assert resident_bytes() - before < table.memory_bytes + (8 << 20)
+
+
+SHAPES = [
+    # how many tables, rows of each, what they are
+    (300, 536, {"num_buckets": 8, "bucket_capacity": 67}),  # 80 KiB of 152 bytes
+    (300, 1, {"num_buckets": 8, "bucket_capacity": 67}),
+    (300, 0, {"num_buckets": 8, "bucket_capacity": 67}),
+    (100, 5_000, {"num_buckets": 64, "bucket_capacity": 100, "optimizer": "sgd"}),
+    (20, 20_000, {"num_buckets": 256, "bucket_capacity": 200, "optimizer": "adam", "storage": "bf16"}),
+    (3, 100_000, {"num_buckets": 1024, "bucket_capacity": 10_000, "optimizer": "rowwise_adagrad"}),
+    (3, 100_000, {"num_buckets": 1024, "bucket_capacity": 100, "threads": 3}),
+]
+
+
+@pytest.mark.parametrize(("count", "num_rows", "shape"), SHAPES)
+def test_memory_of_a_table_can_be_told_before_it_is_made(
+    count: int, num_rows: int, shape: dict[str, Any]
+) -> None:
+    config = TableConfig(**arguments(**{"optimizer": "adagrad", "dim": 16, **shape}))
+    rows, slots = np.empty((4096, 16), np.float32), np.empty(4096, np.uint32)
+    before = resident_bytes()
+    tables = [Table(config) for _ in range(count)]
+    for table in tables:
+        for begin in range(0, num_rows, 4096):
+            ids = np.arange(begin, min(begin + 4096, num_rows), dtype=np.uint64)
+            table.pull(np.sort(mix(ids)), 1, rows[: len(ids)], slots[: len(ids)])
+            table.evict(1)
+    measured = (resident_bytes() - before) / count
+    predicted = table_bytes(config, tables[0].num_rows)
+    assert predicted == pytest.approx(measured, rel=0.15, abs=3000)
+    assert predicted < 1.2 * tables[0].memory_bytes
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("storages", [("fp32", "fp32"), ("bf16", "fp32"), ("fp16", "fp16")])
+def test_row_bytes_are_those_of_a_table(optimizer: str, storages: tuple[str, str]) -> None:
+    storage, state_storage = storages
+    table = make_table(**arguments(optimizer, dim=6, storage=storage, state_storage=state_storage))
+    row = row_bytes(optimizer, 6, storage=storage, state_storage=state_storage)
+    width = {"fp32": 4, "fp16": 2, "bf16": 2}
+    updates = 4 if optimizer in ("adam", "adamw") else 0
+    assert row.weights == 6 * width[storage]
+    assert row.state == table.state_width * width[state_storage] + updates
+    assert 0 <= table.row_bytes - row.weights - row.state < 4  # a row's state begins at a multiple of 4
+    assert 22 < row.beside < 28
+
+
+def test_row_bytes_of_an_unknown_optimizer_or_format_are_refused() -> None:
+    with pytest.raises(ValueError, match="optimizer: got 'lamb', expected 'sgd'"):
+        row_bytes("lamb", 16)
+    with pytest.raises(ValueError, match="storage: got 'fp8'"):
+        row_bytes("sgd", 16, state_storage="fp8")
 
 
 def test_memory_stays_while_rows_come_and_go() -> None:

@@ -47,6 +47,9 @@ class Admission {
 
     std::uint32_t cells() const { return cells_; }  // counts per bucket
     std::size_t held_bytes() const;
+    // The counts of all buckets.
+    static std::size_t count_bytes(AdmissionOptions options, std::uint32_t num_buckets,
+                                   std::uint32_t bucket_capacity);
 
   private:
     struct Kept {

@@ -113,6 +113,8 @@ class Shard {
     std::uint32_t sightings_per_bucket() const { return admission_.cells(); }
     const RowUpdate& update() const { return update_; }
     std::uint64_t memory_bytes() const;
+    // Working memory of push_step() for so many rows.
+    static std::uint64_t step_bytes(std::uint32_t dim, std::uint64_t rows);
 
   private:
     std::uint32_t num_buckets() const { return config_.buckets_here(); }
