@@ -8,7 +8,7 @@ using persia_bindings::checked;
 using persia_bindings::describe;
 
 void gather(const py::array& source, const py::object& rows_object, const py::array& out) {
-    const auto rows = checked<int64_t>(rows_object, 1, "rows");
+    const auto rows = checked<std::int64_t>(rows_object, 1, "rows");
     const auto contiguous = [](const py::array& array) { return (array.flags() & py::array::c_style) != 0; };
     bool fits = contiguous(source) && contiguous(out) && out.writeable() && source.ndim() >= 1 &&
                 source.ndim() == out.ndim() && source.dtype().equal(out.dtype()) &&
@@ -23,12 +23,12 @@ void gather(const py::array& source, const py::object& rows_object, const py::ar
             describe(source) + ", " + std::to_string(rows.size()) + " rows, out " + describe(out));
     }
     if (out.size() == 0) return;
-    const auto num_out = static_cast<size_t>(rows.size());
-    const auto row_bytes = static_cast<size_t>(out.nbytes()) / num_out;
-    const auto num_rows = static_cast<size_t>(source.shape(0));
-    const auto* const from = static_cast<const uint8_t*>(source.data());
-    const int64_t* const numbers = rows.data();
-    auto* const to = static_cast<uint8_t*>(const_cast<void*>(out.data()));
+    const auto num_out = static_cast<std::size_t>(rows.size());
+    const auto row_bytes = static_cast<std::size_t>(out.nbytes()) / num_out;
+    const auto num_rows = static_cast<std::size_t>(source.shape(0));
+    const auto* const from = static_cast<const std::uint8_t*>(source.data());
+    const std::int64_t* const numbers = rows.data();
+    auto* const to = static_cast<std::uint8_t*>(const_cast<void*>(out.data()));
     bool inside;
     {
         const py::gil_scoped_release nogil;

@@ -15,9 +15,9 @@ persia::InteractionVectors<Float> vectors_of(const py::object& first, const py::
                               array_text(rest, access));
     }
     check_array(rest, "rest", {kFloat32}, {rest.shape(0), rest.shape(1), rest.shape(2)}, access);
-    shape.num_samples = static_cast<size_t>(rest.shape(0));
-    shape.num_vectors = static_cast<size_t>(rest.shape(1));
-    shape.dim = static_cast<size_t>(rest.shape(2));
+    shape.num_samples = static_cast<std::size_t>(rest.shape(0));
+    shape.num_vectors = static_cast<std::size_t>(rest.shape(1));
+    shape.dim = static_cast<std::size_t>(rest.shape(2));
     if (first.is_none()) return {nullptr, data_of<Float>(rest)};
     const auto array = py::cast<py::array>(first);
     check_array(array, "first", {kFloat32}, {rest.shape(0), rest.shape(2)}, access);
@@ -33,7 +33,7 @@ void check_copied(const persia::InteractionShape& shape) {
     }
 }
 
-void forward(const py::object& first, const py::array& rest, size_t num_copied, const py::array& out) {
+void forward(const py::object& first, const py::array& rest, std::size_t num_copied, const py::array& out) {
     persia::InteractionShape shape{0, 0, 0, num_copied};
     const auto vectors = vectors_of<const float>(first, rest, shape, Access::kRead);
     check_copied(shape);
@@ -44,8 +44,8 @@ void forward(const py::object& first, const py::array& rest, size_t num_copied, 
     persia::interaction_forward(shape, vectors, to);
 }
 
-void backward(const py::object& first, const py::array& rest, size_t num_copied, const py::array& gradient,
-              const py::object& first_gradient, const py::array& rest_gradient) {
+void backward(const py::object& first, const py::array& rest, std::size_t num_copied,
+              const py::array& gradient, const py::object& first_gradient, const py::array& rest_gradient) {
     persia::InteractionShape shape{0, 0, 0, num_copied}, out_shape{0, 0, 0, num_copied};
     const auto vectors = vectors_of<const float>(first, rest, shape, Access::kRead);
     check_copied(shape);

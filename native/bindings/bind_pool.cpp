@@ -21,7 +21,7 @@ using persia_bindings::wire_of;
 using persia_bindings::wire_rows;
 
 using Floats = py::array_t<float>;
-using Features = std::vector<std::tuple<size_t, size_t, std::string, py::object>>;
+using Features = std::vector<std::tuple<std::size_t, std::size_t, std::string, py::object>>;
 
 void check(bool ok, const std::string& message) {
     if (!ok) throw py::value_error("gather_pool: " + message);
@@ -36,17 +36,17 @@ Pooling pooling_of(const std::string& name) {
 }
 
 // The group as the core sees it. The Features hold the arrays that it points into.
-persia::PoolGroup group_of(const Features& features, size_t num_samples, size_t num_rows, size_t dim,
-                           size_t num_ids) {
+persia::PoolGroup group_of(const Features& features, std::size_t num_samples, std::size_t num_rows,
+                           std::size_t dim, std::size_t num_ids) {
     persia::PoolGroup group{num_rows, dim, num_samples, {}};
     for (const auto& [begin, end, pooling, bags] : features) {
         check(begin <= end && end <= num_ids, "feature ids [" + std::to_string(begin) + ", " +
                                                   std::to_string(end) + ") are outside the batch's " +
                                                   std::to_string(num_ids));
-        const uint32_t* offsets = nullptr;
+        const std::uint32_t* offsets = nullptr;
         if (!bags.is_none()) {
-            const auto array = checked<uint32_t>(bags, 1, "bags");
-            check(static_cast<size_t>(array.size()) == num_samples + 1,
+            const auto array = checked<std::uint32_t>(bags, 1, "bags");
+            check(static_cast<std::size_t>(array.size()) == num_samples + 1,
                   "bags need one offset per sample and one more = " + std::to_string(num_samples + 1) +
                       ", got " + std::to_string(array.size()));
             offsets = array.data();
@@ -56,51 +56,53 @@ persia::PoolGroup group_of(const Features& features, size_t num_samples, size_t 
     return group;
 }
 
-std::vector<py::ssize_t> shape(std::initializer_list<size_t> sizes) {
+std::vector<py::ssize_t> shape(std::initializer_list<std::size_t> sizes) {
     return std::vector<py::ssize_t>(sizes.begin(), sizes.end());
 }
 
 // indices: uint16 or uint32 [N].
 struct Indices {
-    explicit Indices(const py::object& object) : narrow(py::isinstance<py::array_t<uint16_t>>(object)) {
+    explicit Indices(const py::object& object) : narrow(py::isinstance<py::array_t<std::uint16_t>>(object)) {
         if (narrow) {
-            narrow_array = checked<uint16_t>(object, 1, "indices");
+            narrow_array = checked<std::uint16_t>(object, 1, "indices");
         } else {
-            wide_array = checked<uint32_t>(object, 1, "indices (uint16 or uint32)");
+            wide_array = checked<std::uint32_t>(object, 1, "indices (uint16 or uint32)");
         }
     }
-    size_t size() const { return static_cast<size_t>(narrow ? narrow_array.size() : wide_array.size()); }
+    std::size_t size() const {
+        return static_cast<std::size_t>(narrow ? narrow_array.size() : wide_array.size());
+    }
     // run(pointer to the indices), without the GIL
     template <typename Run>
     void with(const Run& run) const {
-        const uint16_t* const narrow_data = narrow ? narrow_array.data() : nullptr;
-        const uint32_t* const wide_data = narrow ? nullptr : wide_array.data();
+        const std::uint16_t* const narrow_data = narrow ? narrow_array.data() : nullptr;
+        const std::uint32_t* const wide_data = narrow ? nullptr : wide_array.data();
         const py::gil_scoped_release nogil;
         narrow ? run(narrow_data) : run(wide_data);
     }
     bool narrow;
-    py::array_t<uint16_t> narrow_array;
-    py::array_t<uint32_t> wide_array;
+    py::array_t<std::uint16_t> narrow_array;
+    py::array_t<std::uint32_t> wide_array;
 };
 
 py::tuple forward(const py::array& rows, const py::object& indices_object, const Features& features,
-                  size_t num_samples, size_t dim) {
+                  std::size_t num_samples, std::size_t dim) {
     check(rows.ndim() == 2, "rows: expected an array of two axes, got " + describe(rows));
     const persia::Wire wire =
         wire_of(rows, "rows", rows.shape(0), static_cast<py::ssize_t>(dim), Access::kRead);
     const Indices indices(indices_object);
     const auto group =
-        group_of(features, num_samples, static_cast<size_t>(rows.shape(0)), dim, indices.size());
+        group_of(features, num_samples, static_cast<std::size_t>(rows.shape(0)), dim, indices.size());
     group.check();
 
-    const size_t num_pooled = group.num_pooled();
+    const std::size_t num_pooled = group.num_pooled();
     AlignedArray<float> pooled(num_samples * num_pooled * dim);
     std::vector<AlignedArray<float>> values;
     std::vector<AlignedArray<bool>> masks;
     std::vector<persia::PoolSequence> sequences;
     for (const auto& feature : group.features) {
         if (feature.pooling != Pooling::kSequence) continue;
-        const size_t length = group.longest(feature);
+        const std::size_t length = group.longest(feature);
         values.emplace_back(num_samples * length * dim);
         masks.emplace_back(num_samples * length);
         sequences.push_back({values.back().data(), masks.back().data(), length});
@@ -110,8 +112,8 @@ py::tuple forward(const py::array& rows, const py::object& indices_object, const
         persia::gather_pool_forward(group, wire, data, ids, pooled.data(), sequences);
     });
     py::list outputs;
-    for (size_t s = 0; s < sequences.size(); ++s) {
-        const size_t length = sequences[s].length;
+    for (std::size_t s = 0; s < sequences.size(); ++s) {
+        const std::size_t length = sequences[s].length;
         outputs.append(py::make_tuple(to_numpy(std::move(values[s]), shape({num_samples, length, dim})),
                                       to_numpy(std::move(masks[s]), shape({num_samples, length}))));
     }
@@ -119,16 +121,17 @@ py::tuple forward(const py::array& rows, const py::object& indices_object, const
 }
 
 py::array backward(const py::object& pooled_gradient, const std::vector<py::object>& sequence_gradients,
-                   const py::object& indices_object, const Features& features, size_t num_samples,
-                   size_t num_rows, size_t dim, const std::string& wire_name) {
+                   const py::object& indices_object, const Features& features, std::size_t num_samples,
+                   std::size_t num_rows, std::size_t dim, const std::string& wire_name) {
     const persia::Wire wire = wire_named(wire_name);
     const Indices indices(indices_object);
     const auto group = group_of(features, num_samples, num_rows, dim, indices.size());
     group.check();
 
-    const auto expect = [&](const Floats& array, size_t middle, const char* name) {
-        check(static_cast<size_t>(array.shape(0)) == num_samples &&
-                  static_cast<size_t>(array.shape(1)) == middle && static_cast<size_t>(array.shape(2)) == dim,
+    const auto expect = [&](const Floats& array, std::size_t middle, const char* name) {
+        check(static_cast<std::size_t>(array.shape(0)) == num_samples &&
+                  static_cast<std::size_t>(array.shape(1)) == middle &&
+                  static_cast<std::size_t>(array.shape(2)) == dim,
               std::string(name) + ": expected [" + std::to_string(num_samples) + ", " +
                   std::to_string(middle) + ", " + std::to_string(dim) + "], got " + describe(array));
         return array.data();
@@ -145,7 +148,7 @@ py::array backward(const py::object& pooled_gradient, const std::vector<py::obje
     for (const auto& feature : group.features) {
         if (feature.pooling != Pooling::kSequence) continue;
         const py::object& gradient = sequence_gradients[sequences.size()];
-        const size_t length = group.longest(feature);
+        const std::size_t length = group.longest(feature);
         const float* values = nullptr;
         if (!gradient.is_none())
             values = expect(checked<float>(gradient, 3, "sequence_gradient"), length, "sequence_gradient");

@@ -10,12 +10,12 @@ namespace {
 
 using namespace persia_bindings;
 
-constexpr uint64_t kLargeBytes = 65536;  // from here on copying lets other threads of the process run
+constexpr std::uint64_t kLargeBytes = 65536;  // from here on copying lets other threads of the process run
 
-using Bytes = py::array_t<uint8_t>;
-using Words = py::array_t<uint64_t>;
+using Bytes = py::array_t<std::uint8_t>;
+using Words = py::array_t<std::uint64_t>;
 
-uint64_t* words_or_null(const std::optional<Words>& words) {
+std::uint64_t* words_or_null(const std::optional<Words>& words) {
     return words ? const_cast<Words&>(*words).mutable_data() : nullptr;
 }
 
@@ -29,8 +29,8 @@ struct Producer {
              const std::optional<Words>& bell_)
         : data(std::move(data_)),
           held{tail_, py::cast(words_), py::cast(bell_)},
-          ring(data.mutable_data(), static_cast<uint64_t>(data.size()), tail_.data(), words_or_null(words_),
-               bell_or_null(bell_)),
+          ring(data.mutable_data(), static_cast<std::uint64_t>(data.size()), tail_.data(),
+               words_or_null(words_), bell_or_null(bell_)),
           announces(words_.has_value()) {}
 
     // True once all of it is written; where words are out of reach at most one entry a call.
@@ -59,10 +59,10 @@ struct Producer {
             const ArrayEntry entry = entry_of(py::dtype::from_args(spec.first), spec.second);
             layout.add(entry, kBytes[entry.dtype]);
         }
-        uint8_t* const body = ring.reserve(fields, layout);
+        std::uint8_t* const body = ring.reserve(fields, layout);
         if (body == nullptr) return std::nullopt;
         std::vector<py::array> views;
-        for (size_t i = 0; i < layout.directory.size(); ++i) {
+        for (std::size_t i = 0; i < layout.directory.size(); ++i) {
             const ArrayEntry& entry = layout.directory[i];
             views.push_back(view(entry.dtype, entry, body + layout.offsets[i], data));
         }
@@ -86,8 +86,8 @@ struct Consumer {
         : data(std::move(data_)),
           words(std::move(words_)),
           held{py::cast(tail_), py::cast(bell_)},
-          ring(data.mutable_data(), static_cast<uint64_t>(data.size()), words.data(), words_or_null(tail_),
-               bell_or_null(bell_)) {}
+          ring(data.mutable_data(), static_cast<std::uint64_t>(data.size()), words.data(),
+               words_or_null(tail_), bell_or_null(bell_)) {}
 
     // (kind, step, trainer, tag, arrays, token for `release`), or None: nothing, or CLOSE, or part of a
     // record.
@@ -110,12 +110,12 @@ struct Consumer {
             }
             assemble(entry);
         } while (partial_bytes != entry.header.body_bytes);
-        const py::array_t<uint8_t> buffer = *std::exchange(partial, std::nullopt);
-        return record(entry.header, static_cast<uint8_t*>(const_cast<void*>(buffer.request().ptr)), buffer,
-                      buffer);
+        const py::array_t<std::uint8_t> buffer = *std::exchange(partial, std::nullopt);
+        return record(entry.header, static_cast<std::uint8_t*>(const_cast<void*>(buffer.request().ptr)),
+                      buffer, buffer);
     }
 
-    py::object record(const persia::EntryHeader& header, uint8_t* body, const py::handle& owner,
+    py::object record(const persia::EntryHeader& header, std::uint8_t* body, const py::handle& owner,
                       const py::object& token) {
         py::list arrays;
         try {
@@ -132,19 +132,19 @@ struct Consumer {
         const persia::EntryHeader& header = entry.header;
         if (!partial) {
             partial_bytes = 0;
-            if (spare && static_cast<uint64_t>(spare->size()) >= header.body_bytes) {
+            if (spare && static_cast<std::uint64_t>(spare->size()) >= header.body_bytes) {
                 partial = std::exchange(spare, std::nullopt);
             } else {
-                partial = to_numpy(persia::AlignedArray<uint8_t>(header.body_bytes));
+                partial = to_numpy(persia::AlignedArray<std::uint8_t>(header.body_bytes));
             }
         }
         if (header.chunk_begin != partial_bytes ||
-            header.body_bytes > static_cast<uint64_t>(partial->size())) {
+            header.body_bytes > static_cast<std::uint64_t>(partial->size())) {
             throw persia::RingError("entry " + std::to_string(entry.number) + " goes on at byte " +
                                     std::to_string(header.chunk_begin) + " of its record, expected " +
                                     std::to_string(partial_bytes) + ": a chunk was lost");
         }
-        uint8_t* const to = partial->mutable_data() + partial_bytes;
+        std::uint8_t* const to = partial->mutable_data() + partial_bytes;
         {
             const py::gil_scoped_release nogil;
             std::memcpy(to, entry.body, header.chunk_bytes);
@@ -155,11 +155,11 @@ struct Consumer {
 
     void release(const py::object& token) {
         if (py::isinstance<py::int_>(token)) {
-            ring.release(py::cast<uint64_t>(token));
+            ring.release(py::cast<std::uint64_t>(token));
             return;
         }
         // Kept for the next such record: fresh pages cost more than the copy.
-        const auto buffer = py::reinterpret_borrow<py::array_t<uint8_t>>(token);
+        const auto buffer = py::reinterpret_borrow<py::array_t<std::uint8_t>>(token);
         if (!spare || spare->size() < buffer.size()) spare = buffer;
     }
 
@@ -175,10 +175,10 @@ struct Consumer {
     Words words;
     std::vector<py::object> held;
     persia::RingConsumer ring;
-    uint64_t records = 0;
+    std::uint64_t records = 0;
     bool closed = false;
-    std::optional<py::array_t<uint8_t>> partial, spare;
-    uint64_t partial_bytes = 0;
+    std::optional<py::array_t<std::uint8_t>> partial, spare;
+    std::uint64_t partial_bytes = 0;
 };
 
 // What one loop waits for.
@@ -187,8 +187,8 @@ struct Watch {
     std::vector<const Producer*> producers;
     std::vector<const Consumer*> consumers;
     std::vector<persia::Bell*> bells;
-    std::atomic<uint64_t> signals{0};
-    uint64_t seen = 0;
+    std::atomic<std::uint64_t> signals{0};
+    std::uint64_t seen = 0;
 
     Watch(const std::vector<py::object>& producers_, const std::vector<py::object>& consumers_,
           const std::vector<Words>& bells_) {
@@ -209,14 +209,15 @@ struct Watch {
         for (const Producer* each : producers) {
             if (each->ring.has_news()) return true;
         }
-        const uint64_t now = signals.load();
+        const std::uint64_t now = signals.load();
         return std::exchange(seen, now) != now;
     }
 
     bool wait(double spin_seconds, double sleep_seconds) {
         const py::gil_scoped_release nogil;
         if (spin_seconds > 0) {
-            const uint64_t end = persia::monotonic_nanoseconds() + static_cast<uint64_t>(spin_seconds * 1e9);
+            const std::uint64_t end =
+                persia::monotonic_nanoseconds() + static_cast<std::uint64_t>(spin_seconds * 1e9);
             do {
                 for (int i = 0; i < 32; ++i) {
                     if (news()) return true;
@@ -229,7 +230,7 @@ struct Watch {
         if (sleep_seconds <= 0) return news();
         persia::Sleep sleep(bells);
         if (news()) return true;
-        sleep.until_rung(static_cast<uint64_t>(sleep_seconds * 1e9));
+        sleep.until_rung(static_cast<std::uint64_t>(sleep_seconds * 1e9));
         return news();
     }
 

@@ -34,11 +34,11 @@ inline persia::Wire wire_named(const std::string& name) {
 }
 
 // A fresh, uninitialised array of `num_rows` rows of `dim`.
-inline py::array wire_rows(persia::Wire wire, size_t num_rows, size_t dim) {
+inline py::array wire_rows(persia::Wire wire, std::size_t num_rows, std::size_t dim) {
     const bool words = wire == persia::Wire::kBf16 || wire == persia::Wire::kScaledFp16;
-    const size_t width = wire == persia::Wire::kScaledFp16 ? dim + 2 : dim;
+    const std::size_t width = wire == persia::Wire::kScaledFp16 ? dim + 2 : dim;
     const py::dtype dtype(words ? "uint16" : wire == persia::Wire::kFp16 ? "float16" : "float32");
-    const size_t bytes = persia::with_wire(wire, [&](auto format) { return format.bytes(dim); });
+    const std::size_t bytes = persia::with_wire(wire, [&](auto format) { return format.bytes(dim); });
     auto* const data = persia::AlignedArray<std::byte>(num_rows * bytes).release();
     const py::capsule owner(data, [](void* memory) { std::free(memory); });
     return py::array(dtype, {num_rows, width}, data, owner);

@@ -8,10 +8,10 @@ namespace {
 
 // A copy of constant size is a few moves, of unknown size a call.
 template <typename Copy>
-bool each_row(const uint8_t* source, size_t num_rows, size_t row_bytes, const int64_t* rows, size_t num_out,
-              uint8_t* out, Copy copy) {
-    for (size_t i = 0; i < num_out; ++i) {
-        const auto row = static_cast<uint64_t>(rows[i]);
+bool each_row(const std::uint8_t* source, std::size_t num_rows, std::size_t row_bytes,
+              const std::int64_t* rows, std::size_t num_out, std::uint8_t* out, Copy copy) {
+    for (std::size_t i = 0; i < num_out; ++i) {
+        const auto row = static_cast<std::uint64_t>(rows[i]);
         if (row >= num_rows) return false;
         copy(out + i * row_bytes, source + row * row_bytes);
     }
@@ -20,20 +20,20 @@ bool each_row(const uint8_t* source, size_t num_rows, size_t row_bytes, const in
 
 }  // namespace
 
-bool gather(const uint8_t* source, size_t num_rows, size_t row_bytes, const int64_t* rows, size_t num_out,
-            uint8_t* out) {
+bool gather(const std::uint8_t* source, std::size_t num_rows, std::size_t row_bytes, const std::int64_t* rows,
+            std::size_t num_out, std::uint8_t* out) {
     const auto run = [&](auto copy) {
         return each_row(source, num_rows, row_bytes, rows, num_out, out, copy);
     };
     switch (row_bytes) {
         case 4:
-            return run([](uint8_t* to, const uint8_t* from) { std::memcpy(to, from, 4); });
+            return run([](std::uint8_t* to, const std::uint8_t* from) { std::memcpy(to, from, 4); });
         case 8:
-            return run([](uint8_t* to, const uint8_t* from) { std::memcpy(to, from, 8); });
+            return run([](std::uint8_t* to, const std::uint8_t* from) { std::memcpy(to, from, 8); });
         case 52:  // Criteo's 13 dense columns
-            return run([](uint8_t* to, const uint8_t* from) { std::memcpy(to, from, 52); });
+            return run([](std::uint8_t* to, const std::uint8_t* from) { std::memcpy(to, from, 52); });
         default:
-            return run([=](uint8_t* to, const uint8_t* from) { std::memcpy(to, from, row_bytes); });
+            return run([=](std::uint8_t* to, const std::uint8_t* from) { std::memcpy(to, from, row_bytes); });
     }
 }
 

@@ -9,6 +9,7 @@
 // step nor how many batches of it have the key matters.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>

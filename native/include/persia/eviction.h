@@ -8,6 +8,7 @@
 // swept away yet; only with lru, whose stamps are steps.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <vector>

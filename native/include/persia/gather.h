@@ -8,7 +8,7 @@ namespace persia {
 
 // out[i] = source[rows[i]] for each i below `num_out`, rows of `row_bytes`. False, with what came before it
 // written, at the first row that is not below `num_rows`.
-bool gather(const uint8_t* source, size_t num_rows, size_t row_bytes, const int64_t* rows, size_t num_out,
-            uint8_t* out);
+bool gather(const std::uint8_t* source, std::size_t num_rows, std::size_t row_bytes, const std::int64_t* rows,
+            std::size_t num_out, std::uint8_t* out);
 
 }  // namespace persia

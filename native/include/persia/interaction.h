@@ -17,13 +17,13 @@ struct InteractionVectors {
 };
 
 struct InteractionShape {
-    size_t num_samples;
-    size_t num_vectors;  // V
-    size_t dim;
-    size_t num_copied;  // C <= V
+    std::size_t num_samples;
+    std::size_t num_vectors;  // V
+    std::size_t dim;
+    std::size_t num_copied;  // C <= V
 
-    size_t num_pairs() const { return num_vectors * (num_vectors - (num_vectors > 0)) / 2; }
-    size_t width() const { return num_copied * dim + num_pairs(); }
+    std::size_t num_pairs() const { return num_vectors * (num_vectors - (num_vectors > 0)) / 2; }
+    std::size_t width() const { return num_copied * dim + num_pairs(); }
 };
 
 // out [B, W]: the first C vectors, then products (1, 0), (2, 0), (2, 1), (3, 0), ...; each is summed in the

@@ -11,6 +11,7 @@
 // a bucket grows in place, one at a time and by a fraction, and nothing is ever outgrown.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 

@@ -66,7 +66,7 @@ struct PoolBatch {
     std::uint32_t num_groups;
     std::uint32_t num_samples;
     const void* indices;               // [N]
-    bool narrow;                       // uint16_t, else uint32_t
+    bool narrow;                       // std::uint16_t, else std::uint32_t
     std::uint32_t* samples;            // [N] the sample of each id of a bag; the forward writes it
     const std::uint32_t* row_offsets;  // [all rows + 1]
     const std::uint32_t* positions;    // [N] the ids that use each row, ascending
