@@ -22,8 +22,8 @@ py::tuple parse(const py::array& text, const py::array& labels, const py::array&
     check_array(ids, "ids", {kUint64}, {persia::kCriteoIds, std::max(capacity, ids.shape(1))},
                 Access::kWrite);
     check_array(bad, "bad", {kInt64}, {bad.shape(0), 3}, Access::kWrite);
-    const auto* const characters = reinterpret_cast<const char*>(data_of<const std::uint8_t>(text));
-    if (size != 0 && characters[size - 1] != '\n')
+    const auto characters = span_of<const char>(text);
+    if (!characters.empty() && characters[characters.size() - 1] != '\n')
         throw py::value_error("text: expected a newline at its end");
     if (begin > static_cast<std::size_t>(capacity))
         throw py::value_error("begin: expected at most " + std::to_string(capacity) + ", got " +
@@ -33,13 +33,12 @@ py::tuple parse(const py::array& text, const py::array& labels, const py::array&
                                   data_of<std::uint64_t>(ids) + begin, static_cast<std::size_t>(ids.shape(1)),
                                   static_cast<std::size_t>(capacity) - begin};
     static_assert(sizeof(persia::CriteoBadLine) == 3 * sizeof(std::int64_t));
-    auto* const described = reinterpret_cast<persia::CriteoBadLine*>(data_of<std::int64_t>(bad));
-    const auto max_bad = static_cast<std::size_t>(bad.shape(0));
+    const persia::Span<persia::CriteoBadLine> described(data_of<persia::CriteoBadLine>(bad),
+                                                        static_cast<std::size_t>(bad.shape(0)));
     persia::CriteoParsed parsed;
     {
         const py::gil_scoped_release nogil;
-        parsed =
-            persia::parse_criteo_lines(characters, static_cast<std::size_t>(size), rows, described, max_bad);
+        parsed = persia::parse_criteo_lines(characters, rows, described);
     }
     return py::make_tuple(parsed.bytes, parsed.rows, parsed.lines, parsed.bad);
 }

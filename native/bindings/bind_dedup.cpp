@@ -4,10 +4,12 @@
 #include "bindings.h"
 #include "persia/dedup.h"
 #include "persia/hash_ids.h"
+#include "table_arrays.h"
 
 namespace {
 
 using persia_bindings::checked;
+using persia_bindings::span_of;
 using persia_bindings::to_numpy;
 
 struct Dedup {
@@ -17,10 +19,10 @@ struct Dedup {
 
 Dedup run(persia::Deduplicator& self, const std::vector<py::object>& values) {
     std::vector<py::array_t<std::uint64_t>> held;
-    std::vector<persia::IdSpan> spans;
+    std::vector<persia::Span<const persia::Id>> spans;
     for (std::size_t f = 0; f < values.size(); ++f) {
         held.push_back(checked<std::uint64_t>(values[f], 1, "values[" + std::to_string(f) + "]"));
-        spans.push_back({held.back().data(), static_cast<std::size_t>(held.back().size())});
+        spans.push_back(span_of<const persia::Id>(held.back()));
     }
     persia::DedupResult result;
     {
@@ -52,11 +54,11 @@ py::array_t<std::uint64_t> hash_ids(const py::object& values, std::uint64_t roun
                               ": expected both at least 1 and rounds * size below 2^64");
     }
     py::array_t<std::uint64_t> out(ids.size() * static_cast<py::ssize_t>(rounds));
-    const auto* from = ids.data();
-    auto* to = out.mutable_data();
+    const auto from = span_of<const persia::Id>(ids);
+    const auto to = span_of<persia::Id>(out);
     {
         const py::gil_scoped_release nogil;
-        persia::hash_ids(from, static_cast<std::size_t>(ids.size()), rounds, size, to);
+        persia::hash_ids(from, rounds, size, to);
     }
     return out;
 }

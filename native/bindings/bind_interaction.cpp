@@ -18,11 +18,11 @@ persia::InteractionVectors<Float> vectors_of(const py::object& first, const py::
     shape.num_samples = static_cast<std::size_t>(rest.shape(0));
     shape.num_vectors = static_cast<std::size_t>(rest.shape(1));
     shape.dim = static_cast<std::size_t>(rest.shape(2));
-    if (first.is_none()) return {nullptr, data_of<Float>(rest)};
+    if (first.is_none()) return {{}, span_of<Float>(rest)};
     const auto array = py::cast<py::array>(first);
     check_array(array, "first", {kFloat32}, {rest.shape(0), rest.shape(2)}, access);
     ++shape.num_vectors;
-    return {data_of<Float>(array), data_of<Float>(rest)};
+    return {span_of<Float>(array), span_of<Float>(rest)};
 }
 
 void check_copied(const persia::InteractionShape& shape) {
@@ -39,7 +39,7 @@ void forward(const py::object& first, const py::array& rest, std::size_t num_cop
     check_copied(shape);
     check_array(out, "out", {kFloat32}, {rest.shape(0), static_cast<py::ssize_t>(shape.width())},
                 Access::kWrite);
-    auto* const to = data_of<float>(out);
+    const auto to = span_of<float>(out);
     const py::gil_scoped_release nogil;
     persia::interaction_forward(shape, vectors, to);
 }
@@ -56,7 +56,7 @@ void backward(const py::object& first, const py::array& rest, std::size_t num_co
     const auto out = vectors_of<float>(first_gradient, rest_gradient, out_shape, Access::kWrite);
     if (shape.num_vectors != out_shape.num_vectors)
         throw py::value_error("first_gradient must be given if and only if first is");
-    const auto* const from = data_of<const float>(gradient);
+    const auto from = span_of<const float>(gradient);
     const py::gil_scoped_release nogil;
     persia::interaction_backward(shape, vectors, from, out);
 }

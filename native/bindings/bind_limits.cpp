@@ -9,20 +9,20 @@ namespace {
 using namespace persia_bindings;
 using persia::MemoryLimits;
 
-inline constexpr ElementType kUint8{'u', 1, "uint8"};
-
-const std::uint64_t* check_places(const MemoryLimits& self, const py::array& places, py::ssize_t n) {
+persia::Span<const std::uint64_t> places_of(const MemoryLimits& self, const py::array& places,
+                                            py::ssize_t n) {
     check_array(places, "places", {kUint64}, {n}, Access::kRead);
-    const auto* values = data_of<const std::uint64_t>(places);
-    for (py::ssize_t i = 0; i < n; ++i) {
-        if (values[i] >= self.num_rows()) throw py::value_error("places: expected row numbers");
+    const auto values = span_of<const std::uint64_t>(places);
+    for (const std::uint64_t value : values) {
+        if (value >= self.num_rows()) throw py::value_error("places: expected row numbers");
     }
     return values;
 }
 
-std::byte* check_bytes(const MemoryLimits& self, const py::array& rows, py::ssize_t n, Access access) {
+template <typename Byte>
+persia::Span<Byte> bytes_of(const MemoryLimits& self, const py::array& rows, py::ssize_t n, Access access) {
     check_array(rows, "rows", {kUint8}, {n, static_cast<py::ssize_t>(self.row_bytes())}, access);
-    return data_of<std::byte>(rows);
+    return span_of<Byte>(rows);
 }
 
 }  // namespace
@@ -35,10 +35,10 @@ void bind_limits(py::module_& m) {
             "gather",
             [](const MemoryLimits& self, const py::array& places, const py::array& out) {
                 const py::ssize_t n = places.size();
-                const auto* at = check_places(self, places, n);
-                auto* to = check_bytes(self, out, n, Access::kWrite);
+                const auto at = places_of(self, places, n);
+                const auto to = bytes_of<std::byte>(self, out, n, Access::kWrite);
                 const py::gil_scoped_release nogil;
-                self.gather(at, static_cast<std::size_t>(n), to);
+                self.gather(at, to);
             },
             py::arg("places"), py::arg("out"))
         .def(
@@ -46,21 +46,21 @@ void bind_limits(py::module_& m) {
             [](const MemoryLimits& self, const py::array& places, const py::array& entries,
                const py::array& out) {
                 const py::ssize_t n = places.size();
-                const auto* at = check_places(self, places, n);
-                const auto* entry_at = check_places(self, entries, n);
-                auto* to = check_bytes(self, out, n, Access::kWrite);
+                const auto at = places_of(self, places, n);
+                const auto entry_at = places_of(self, entries, n);
+                const auto to = bytes_of<std::byte>(self, out, n, Access::kWrite);
                 const py::gil_scoped_release nogil;
-                return self.gather_with_entries(at, entry_at, static_cast<std::size_t>(n), to);
+                return self.gather_with_entries(at, entry_at, to);
             },
             py::arg("places"), py::arg("entries"), py::arg("out"))
         .def(
             "update",
             [](MemoryLimits& self, const py::array& places, const py::array& gradients) {
                 const py::ssize_t n = places.size();
-                const auto* at = check_places(self, places, n);
-                const auto* from = check_bytes(self, gradients, n, Access::kRead);
+                const auto at = places_of(self, places, n);
+                const auto from = bytes_of<const std::byte>(self, gradients, n, Access::kRead);
                 const py::gil_scoped_release nogil;
-                self.update(at, static_cast<std::size_t>(n), from);
+                self.update(at, from);
             },
             py::arg("places"), py::arg("gradients"));
 }

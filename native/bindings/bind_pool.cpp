@@ -15,9 +15,10 @@ using persia_bindings::Access;
 using persia_bindings::checked;
 using persia_bindings::data_of;
 using persia_bindings::describe;
+using persia_bindings::rows_of;
+using persia_bindings::span_of;
 using persia_bindings::to_numpy;
 using persia_bindings::wire_named;
-using persia_bindings::wire_of;
 using persia_bindings::wire_rows;
 
 using Floats = py::array_t<float>;
@@ -36,20 +37,20 @@ Pooling pooling_of(const std::string& name) {
 }
 
 // The group as the core sees it. The Features hold the arrays that it points into.
-persia::PoolGroup group_of(const Features& features, std::size_t num_samples, std::size_t num_rows,
-                           std::size_t dim, std::size_t num_ids) {
-    persia::PoolGroup group{num_rows, dim, num_samples, {}};
+persia::PoolGroup group_of(const Features& features, std::size_t num_samples, std::size_t dim,
+                           std::size_t num_ids) {
+    persia::PoolGroup group{dim, num_samples, {}};
     for (const auto& [begin, end, pooling, bags] : features) {
         check(begin <= end && end <= num_ids, "feature ids [" + std::to_string(begin) + ", " +
                                                   std::to_string(end) + ") are outside the batch's " +
                                                   std::to_string(num_ids));
-        const std::uint32_t* offsets = nullptr;
+        persia::Span<const std::uint32_t> offsets;
         if (!bags.is_none()) {
             const auto array = checked<std::uint32_t>(bags, 1, "bags");
             check(static_cast<std::size_t>(array.size()) == num_samples + 1,
                   "bags need one offset per sample and one more = " + std::to_string(num_samples + 1) +
                       ", got " + std::to_string(array.size()));
-            offsets = array.data();
+            offsets = span_of<const std::uint32_t>(array);
         }
         group.features.push_back({begin, end, offsets, pooling_of(pooling)});
     }
@@ -72,13 +73,13 @@ struct Indices {
     std::size_t size() const {
         return static_cast<std::size_t>(narrow ? narrow_array.size() : wide_array.size());
     }
-    // run(pointer to the indices), without the GIL
+    // run(span of the indices), without the GIL
     template <typename Run>
     void with(const Run& run) const {
-        const std::uint16_t* const narrow_data = narrow ? narrow_array.data() : nullptr;
-        const std::uint32_t* const wide_data = narrow ? nullptr : wide_array.data();
+        const persia::Span<const std::uint16_t> narrow_ids = span_of<const std::uint16_t>(narrow_array);
+        const persia::Span<const std::uint32_t> wide_ids = span_of<const std::uint32_t>(wide_array);
         const py::gil_scoped_release nogil;
-        narrow ? run(narrow_data) : run(wide_data);
+        narrow ? run(narrow_ids) : run(wide_ids);
     }
     bool narrow;
     py::array_t<std::uint16_t> narrow_array;
@@ -88,11 +89,10 @@ struct Indices {
 py::tuple forward(const py::array& rows, const py::object& indices_object, const Features& features,
                   std::size_t num_samples, std::size_t dim) {
     check(rows.ndim() == 2, "rows: expected an array of two axes, got " + describe(rows));
-    const persia::Wire wire =
-        wire_of(rows, "rows", rows.shape(0), static_cast<py::ssize_t>(dim), Access::kRead);
+    const persia::ConstRows data =
+        rows_of<const std::byte>(rows, "rows", rows.shape(0), static_cast<py::ssize_t>(dim), Access::kRead);
     const Indices indices(indices_object);
-    const auto group =
-        group_of(features, num_samples, static_cast<std::size_t>(rows.shape(0)), dim, indices.size());
+    const auto group = group_of(features, num_samples, dim, indices.size());
     group.check();
 
     const std::size_t num_pooled = group.num_pooled();
@@ -105,12 +105,9 @@ py::tuple forward(const py::array& rows, const py::object& indices_object, const
         const std::size_t length = group.longest(feature);
         values.emplace_back(num_samples * length * dim);
         masks.emplace_back(num_samples * length);
-        sequences.push_back({values.back().data(), masks.back().data(), length});
+        sequences.push_back({values.back(), masks.back(), length});
     }
-    const auto* const data = static_cast<const std::byte*>(rows.data());
-    indices.with([&](const auto* ids) {
-        persia::gather_pool_forward(group, wire, data, ids, pooled.data(), sequences);
-    });
+    indices.with([&](auto ids) { persia::gather_pool_forward(group, data, ids, pooled, sequences); });
     py::list outputs;
     for (std::size_t s = 0; s < sequences.size(); ++s) {
         const std::size_t length = sequences[s].length;
@@ -125,7 +122,7 @@ py::array backward(const py::object& pooled_gradient, const std::vector<py::obje
                    std::size_t num_rows, std::size_t dim, const std::string& wire_name) {
     const persia::Wire wire = wire_named(wire_name);
     const Indices indices(indices_object);
-    const auto group = group_of(features, num_samples, num_rows, dim, indices.size());
+    const auto group = group_of(features, num_samples, dim, indices.size());
     group.check();
 
     const auto expect = [&](const Floats& array, std::size_t middle, const char* name) {
@@ -134,9 +131,9 @@ py::array backward(const py::object& pooled_gradient, const std::vector<py::obje
                   static_cast<std::size_t>(array.shape(2)) == dim,
               std::string(name) + ": expected [" + std::to_string(num_samples) + ", " +
                   std::to_string(middle) + ", " + std::to_string(dim) + "], got " + describe(array));
-        return array.data();
+        return span_of<const float>(array);
     };
-    const float* pooled = nullptr;
+    persia::Span<const float> pooled;
     if (!pooled_gradient.is_none()) {
         pooled = expect(checked<float>(pooled_gradient, 3, "pooled_gradient"), group.num_pooled(),
                         "pooled_gradient");
@@ -149,15 +146,14 @@ py::array backward(const py::object& pooled_gradient, const std::vector<py::obje
         if (feature.pooling != Pooling::kSequence) continue;
         const py::object& gradient = sequence_gradients[sequences.size()];
         const std::size_t length = group.longest(feature);
-        const float* values = nullptr;
+        persia::Span<const float> values;
         if (!gradient.is_none())
             values = expect(checked<float>(gradient, 3, "sequence_gradient"), length, "sequence_gradient");
         sequences.push_back({values, length});
     }
     const py::array row_gradients = wire_rows(wire, num_rows, dim);
-    auto* const to = data_of<std::byte>(row_gradients);
-    indices.with(
-        [&](const auto* ids) { persia::gather_pool_backward(group, pooled, sequences, ids, wire, to); });
+    const persia::Rows to{data_of<std::byte>(row_gradients), wire, num_rows};
+    indices.with([&](auto ids) { persia::gather_pool_backward(group, pooled, sequences, ids, to); });
     return row_gradients;
 }
 

@@ -5,11 +5,13 @@
 #include "arrays.h"
 #include "bindings.h"
 #include "persia/recent_rows.h"
+#include "table_arrays.h"
 
 namespace {
 
 using persia::RecentRows;
 using persia_bindings::checked;
+using persia_bindings::span_of;
 
 py::tuple find(RecentRows& self, const py::object& keys, const py::object& table_offsets,
                std::uint32_t step) {
@@ -26,13 +28,13 @@ py::tuple find(RecentRows& self, const py::object& keys, const py::object& table
     py::array_t<std::uint32_t> places(in.size());
     py::array_t<std::int64_t> rings({static_cast<py::ssize_t>(self.num_groups()), py::ssize_t{2}});
     static_assert(sizeof(RecentRows::Ring) == 2 * sizeof(std::int64_t));
-    auto* rings_out = reinterpret_cast<RecentRows::Ring*>(rings.mutable_data());
-    auto* wanted_out = wanted.mutable_data();
-    auto* places_out = places.mutable_data();
+    const persia::Span<RecentRows::Ring> rings_out(reinterpret_cast<RecentRows::Ring*>(rings.mutable_data()),
+                                                   self.num_groups());
     std::uint32_t ages = 0;
     {
         const py::gil_scoped_release nogil;
-        ages = self.find(in.data(), offsets.data(), step, wanted_out, places_out, rings_out);
+        ages = self.find(span_of<const std::uint64_t>(in), span_of<const std::uint32_t>(offsets), step,
+                         span_of<std::uint8_t>(wanted), span_of<std::uint32_t>(places), rings_out);
     }
     return py::make_tuple(wanted, places, rings, ages);
 }

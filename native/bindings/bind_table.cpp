@@ -52,30 +52,26 @@ std::uint32_t check_step(std::int64_t step) {
 std::uint32_t pull(LockedTable& self, const py::array& keys, std::int64_t step, const py::array& out,
                    const py::array& slots, const std::optional<py::array>& wanted) {
     const py::ssize_t n = check_keys(keys, "keys");
-    py::ssize_t rows_out = n;
-    const std::uint8_t* chosen = nullptr;
+    py::ssize_t num_rows = n;
+    persia::Span<const std::uint8_t> chosen;
     if (wanted) {
         check_array(*wanted, "wanted", {kUint8}, {n}, Access::kRead);
-        chosen = data_of<const std::uint8_t>(*wanted);
-        rows_out = n - std::count(chosen, chosen + n, 0);
+        chosen = span_of<const std::uint8_t>(*wanted);
+        num_rows = n - std::count(chosen.begin(), chosen.end(), 0);
     }
-    const persia::Wire wire = wire_of(out, "out", rows_out, self.dim(), Access::kWrite);
+    const persia::Rows rows = rows_of<std::byte>(out, "out", num_rows, self.dim(), Access::kWrite);
     check_array(slots, "slots", {kUint32}, {n}, Access::kWrite);
     const std::uint32_t at = check_step(step);
-    const auto* in = data_of<const Key>(keys);
-    auto* to = data_of<std::uint32_t>(slots);
-    auto* rows = data_of<std::byte>(out);
-    return self.run([&](Table& table) {
-        return table.pull(in, static_cast<std::size_t>(n), at, wire, rows, to, chosen);
-    });
+    const auto in = span_of<const Key>(keys);
+    const auto to = span_of<std::uint32_t>(slots);
+    return self.run([&](Table& table) { return table.pull(in, at, rows, to, chosen); });
 }
 
 void lookup(LockedTable& self, const py::array& keys, const py::array& out) {
     const py::ssize_t n = check_keys(keys, "keys");
-    const persia::Wire wire = wire_of(out, "out", n, self.dim(), Access::kWrite);
-    const auto* in = data_of<const Key>(keys);
-    auto* rows = data_of<std::byte>(out);
-    self.run([&](Table& table) { table.lookup(in, static_cast<std::size_t>(n), wire, rows); });
+    const persia::Rows rows = rows_of<std::byte>(out, "out", n, self.dim(), Access::kWrite);
+    const auto in = span_of<const Key>(keys);
+    self.run([&](Table& table) { table.lookup(in, rows); });
 }
 
 using PyBatch = std::tuple<py::array, py::array, py::array, std::uint32_t>;  // keys, slots, gradients, epoch
@@ -84,13 +80,8 @@ persia::PushBatch to_batch(const LockedTable& self, const PyBatch& batch, const 
     const auto& [keys, slots, gradients, epoch] = batch;
     const py::ssize_t n = check_keys(keys, prefix + "keys");
     check_array(slots, prefix + "slots", {kUint32}, {n}, Access::kRead);
-    const persia::Wire wire = wire_of(gradients, prefix + "grads", n, self.dim(), Access::kRead);
-    return {data_of<const Key>(keys),
-            data_of<const std::uint32_t>(slots),
-            data_of<const std::byte>(gradients),
-            static_cast<std::size_t>(n),
-            wire,
-            epoch};
+    const auto rows = rows_of<const std::byte>(gradients, prefix + "grads", n, self.dim(), Access::kRead);
+    return {span_of<const Key>(keys), span_of<const std::uint32_t>(slots), rows, epoch};
 }
 
 Counts push(LockedTable& self, const py::array& keys, const py::array& slots, const py::array& grads,
@@ -173,8 +164,8 @@ py::tuple snapshot_buckets(LockedTable& self, std::uint32_t first, std::uint32_t
 void restore_bucket(LockedTable& self, std::uint32_t bucket, std::uint32_t age, std::uint32_t counted,
                     const py::array& sightings) {
     check_array(sightings, "sightings", {kUint8}, {sightings.size()}, Access::kRead);
-    const auto* begin = data_of<const std::uint8_t>(sightings);
-    const persia::BucketState state{age, counted, {begin, begin + sightings.size()}};
+    const auto cells = span_of<const std::uint8_t>(sightings);
+    const persia::BucketState state{age, counted, {cells.begin(), cells.end()}};
     self.run([&](Table& table) { table.restore_bucket(bucket, state); });
 }
 
@@ -212,12 +203,12 @@ void import_rows(LockedTable& self, const py::dict& rows) {
         steps = get("steps");
         check_array(steps, "steps", {kUint32}, {n}, Access::kRead);
     }
-    const persia::ImportedRows imported{data_of<const Key>(keys),
-                                        data_of<const float>(values),
-                                        has_state ? data_of<const float>(state) : nullptr,
-                                        data_of<const std::uint32_t>(stamps),
-                                        has_steps ? data_of<const std::uint32_t>(steps) : nullptr,
-                                        static_cast<std::size_t>(n)};
+    const persia::ImportedRows imported{span_of<const Key>(keys),
+                                        span_of<const float>(values),
+                                        span_of<const float>(state),
+                                        span_of<const std::uint32_t>(stamps),
+                                        span_of<const std::uint32_t>(steps),
+                                        has_state};
     self.run([&](Table& table) { table.import_rows(imported); });
 }
 

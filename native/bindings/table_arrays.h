@@ -8,6 +8,8 @@
 #include <initializer_list>
 #include <string>
 
+#include "persia/span.h"
+
 namespace py = pybind11;
 
 namespace persia_bindings {
@@ -79,6 +81,11 @@ inline constexpr ElementType kFloat16{'f', 2, "float16"};
 template <class T>
 T* data_of(const py::array& array) {
     return static_cast<T*>(const_cast<void*>(array.data()));
+}
+
+template <class T>
+persia::Span<T> span_of(const py::array& array) {
+    return {data_of<T>(array), static_cast<std::size_t>(array.size())};
 }
 
 // Keys name the number of rows of a call, so they are checked first and give the other shapes.

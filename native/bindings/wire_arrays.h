@@ -7,7 +7,7 @@
 #include <string>
 
 #include "persia/aligned_array.h"
-#include "persia/codec.h"
+#include "persia/wire.h"
 #include "table_arrays.h"
 
 namespace persia_bindings {
@@ -23,6 +23,14 @@ inline persia::Wire wire_of(const py::array& array, const std::string& name, py:
     check_array(array, name, {kFloat32, kFloat16, kUint16}, {num_rows, scaled ? dim + 2 : dim}, access);
     if (words) return scaled ? persia::Wire::kScaledFp16 : persia::Wire::kBf16;
     return has_dtype(array, 'f', 2) ? persia::Wire::kFp16 : persia::Wire::kFp32;
+}
+
+// The same array as rows for the core.
+template <typename Byte>
+persia::RowsOn<Byte> rows_of(const py::array& array, const std::string& name, py::ssize_t num_rows,
+                             py::ssize_t dim, Access access) {
+    const persia::Wire wire = wire_of(array, name, num_rows, dim, access);
+    return {data_of<Byte>(array), wire, static_cast<std::size_t>(num_rows)};
 }
 
 inline persia::Wire wire_named(const std::string& name) {

@@ -5,7 +5,6 @@
 #include <stdexcept>
 #include <string>
 
-#include "persia/key.h"
 #include "persia/prefetch.h"
 
 namespace persia {
@@ -98,16 +97,16 @@ void Deduplicator::next_epoch() {
 }
 
 // Gives each id the first-use number of its key within the table; returns the new number of unique keys.
-std::uint32_t Deduplicator::find_unique(const IdSpan& ids, std::size_t mask, std::uint64_t* unique,
+std::uint32_t Deduplicator::find_unique(Span<const Id> ids, std::size_t mask, std::uint64_t* unique,
                                         std::uint32_t* uses, std::uint32_t num_unique,
                                         std::uint32_t* ordinals) {
     Entry* const entries = entries_.data();
     const std::uint32_t epoch = epoch_;
     std::uint64_t keys[kBlock];
-    for (std::size_t begin = 0; begin < ids.size; begin += kBlock) {
-        const std::size_t size = std::min(kBlock, ids.size - begin);
+    for (std::size_t begin = 0; begin < ids.size(); begin += kBlock) {
+        const std::size_t size = std::min(kBlock, ids.size() - begin);
         for (std::size_t i = 0; i < size; ++i) {
-            keys[i] = mix(ids.data[begin + i]);
+            keys[i] = mix(ids[begin + i]);
             prefetch_line(&entries[keys[i] & mask]);
         }
         for (std::size_t i = 0; i < size; ++i) {
@@ -176,7 +175,7 @@ void Deduplicator::fill_features(std::size_t table, Index* indices, DedupResult&
     }
 }
 
-DedupResult Deduplicator::run(const std::vector<IdSpan>& values) {
+DedupResult Deduplicator::run(const std::vector<Span<const Id>>& values) {
     check(values.size() == num_features(), "expected the ids of " + std::to_string(num_features()) +
                                                " features, got " + std::to_string(values.size()) + " arrays");
     DedupResult result;
@@ -184,7 +183,7 @@ DedupResult Deduplicator::run(const std::vector<IdSpan>& values) {
     std::size_t num_ids = 0;
     result.feature_offsets[0] = 0;
     for (std::size_t f = 0; f < num_features(); ++f) {
-        num_ids += values[f].size;
+        num_ids += values[f].size();
         check(num_ids < std::numeric_limits<std::uint32_t>::max(),
               "a batch must have fewer than 2^32 - 1 ids");
         result.feature_offsets[f + 1] = static_cast<std::uint32_t>(num_ids);
@@ -192,7 +191,7 @@ DedupResult Deduplicator::run(const std::vector<IdSpan>& values) {
     std::size_t largest_table = 0;
     for (const auto& features : features_) {
         std::size_t size = 0;
-        for (const std::uint32_t f : features) size += values[f].size;
+        for (const std::uint32_t f : features) size += values[f].size();
         largest_table = std::max(largest_table, size);
     }
 
@@ -203,7 +202,7 @@ DedupResult Deduplicator::run(const std::vector<IdSpan>& values) {
     result.table_offsets[0] = result.group_offsets[0] = 0;
     for (std::size_t t = 0; t < num_tables(); ++t) {
         std::size_t table_ids = 0;
-        for (const std::uint32_t f : features_[t]) table_ids += values[f].size;
+        for (const std::uint32_t f : features_[t]) table_ids += values[f].size();
         const std::size_t mask = index_size(table_ids) - 1;
         const std::uint32_t base = result.table_offsets[t];
         std::uint32_t num_unique = 0;

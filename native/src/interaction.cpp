@@ -60,19 +60,20 @@ class Rows {
 
     void read(const InteractionShape& shape, const InteractionVectors<const float>& vectors,
               std::size_t sample) {
-        const std::size_t dim = shape.dim, in_first = vectors.first ? 1 : 0;
+        const std::size_t dim = shape.dim, in_first = vectors.first.empty() ? 0 : 1;
         const std::size_t in_rest = shape.num_vectors - in_first;
-        if (vectors.first) std::memcpy(data_.data(), vectors.first + sample * dim, dim * sizeof(float));
-        copy_rows(data_.data() + in_first * stride_, stride_, vectors.rest + sample * in_rest * dim, dim,
-                  in_rest, dim);
+        if (in_first) std::memcpy(data_.data(), &vectors.first[sample * dim], dim * sizeof(float));
+        copy_rows(data_.data() + in_first * stride_, stride_, vectors.rest.data() + sample * in_rest * dim,
+                  dim, in_rest, dim);
     }
 
     void write(const InteractionShape& shape, const InteractionVectors<float>& vectors,
                std::size_t sample) const {
-        const std::size_t dim = shape.dim, in_first = vectors.first ? 1 : 0;
+        const std::size_t dim = shape.dim, in_first = vectors.first.empty() ? 0 : 1;
         const std::size_t in_rest = shape.num_vectors - in_first;
-        if (vectors.first) std::memcpy(vectors.first + sample * dim, data_.data(), dim * sizeof(float));
-        copy_rows(vectors.rest + sample * in_rest * dim, dim, (*this)[in_first], stride_, in_rest, dim);
+        if (in_first) std::memcpy(&vectors.first[sample * dim], data_.data(), dim * sizeof(float));
+        copy_rows(vectors.rest.data() + sample * in_rest * dim, dim, (*this)[in_first], stride_, in_rest,
+                  dim);
     }
 
     std::size_t stride() const { return stride_; }
@@ -167,7 +168,9 @@ void row_gradients(const Rows& rows, std::size_t num_vectors, const float* pairs
 
 }  // namespace
 
-void interaction_forward(const InteractionShape& shape, InteractionVectors<const float> vectors, float* out) {
+void interaction_forward(const InteractionShape& shape, InteractionVectors<const float> vectors,
+                         Span<float> outputs) {
+    float* out = outputs.data();
     const std::size_t dim = shape.dim, num_vectors = shape.num_vectors, num_pairs = shape.num_pairs();
     Rows rows(shape);
     AlignedArray<float> columns(rows.stride() * rows.num_rows());
@@ -193,7 +196,8 @@ void interaction_forward(const InteractionShape& shape, InteractionVectors<const
 }
 
 void interaction_backward(const InteractionShape& shape, InteractionVectors<const float> vectors,
-                          const float* gradient, InteractionVectors<float> out) {
+                          Span<const float> gradients, InteractionVectors<float> out) {
+    const float* gradient = gradients.data();
     const std::size_t dim = shape.dim, num_vectors = shape.num_vectors, num_copied = shape.num_copied;
     Rows rows(shape), sums(shape);
     for (std::size_t b = 0; b < shape.num_samples; ++b, gradient += shape.width()) {

@@ -13,7 +13,7 @@ std::size_t PoolGroup::num_pooled() const {
 
 std::size_t PoolGroup::longest(const PoolFeature& feature) const {
     std::size_t length = 1;
-    for (std::size_t b = 0; feature.bags && b < num_samples; ++b) {
+    for (std::size_t b = 0; feature.has_bags() && b < num_samples; ++b) {
         length = std::max<std::size_t>(length, feature.bags[b + 1] - feature.bags[b]);
     }
     return length;
@@ -29,12 +29,13 @@ void PoolGroup::check() const {
         }
         last_end = feature.end;
         const std::size_t num_ids = feature.end - feature.begin;
-        if (!feature.bags && num_ids != num_samples) {
+        if (!feature.has_bags() && num_ids != num_samples) {
             throw std::invalid_argument(name + "has no bags, so it needs one id per sample of " +
                                         std::to_string(num_samples));
         }
-        if (feature.bags && (feature.bags[0] != 0 || feature.bags[num_samples] != num_ids ||
-                             !std::is_sorted(feature.bags, feature.bags + num_samples + 1))) {
+        if (feature.has_bags() && (feature.bags.size() != num_samples + 1 || feature.bags[0] != 0 ||
+                                   feature.bags[num_samples] != num_ids ||
+                                   !std::is_sorted(feature.bags.begin(), feature.bags.end()))) {
             throw std::invalid_argument(name + "has bags that don't grow from 0 to its number of ids");
         }
     }

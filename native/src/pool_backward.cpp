@@ -22,8 +22,8 @@ struct RowBlock {
 // All rows of the group, in blocks of at most `limit` rows; of more where features share rows. Features with
 // one id per sample stay together: their gradients are read once and as they lie, which matters more than
 // where the sums are.
-std::vector<RowBlock> row_blocks(const PoolGroup& group, const std::vector<IndexRange>& ranges,
-                                 std::size_t limit) {
+std::vector<RowBlock> row_blocks(const PoolGroup& group, std::size_t num_rows,
+                                 const std::vector<IndexRange>& ranges, std::size_t limit) {
     std::vector<std::size_t> order;
     for (std::size_t f = 0; f < ranges.size(); ++f)
         if (ranges[f].first <= ranges[f].last) order.push_back(f);
@@ -32,7 +32,7 @@ std::vector<RowBlock> row_blocks(const PoolGroup& group, const std::vector<Index
     std::vector<RowBlock> blocks{{0, 0, {}, true}};
     for (const std::size_t f : order) {
         const std::size_t end = ranges[f].last + 1;
-        const bool one_hot = !group.features[f].bags && group.features[f].pooling != Pooling::kSequence;
+        const bool one_hot = !group.features[f].has_bags() && group.features[f].pooling != Pooling::kSequence;
         RowBlock& block = blocks.back();
         if (block.features.empty() || ranges[f].first < block.end || end - block.first <= limit ||
             (one_hot && block.one_hot)) {
@@ -43,7 +43,7 @@ std::vector<RowBlock> row_blocks(const PoolGroup& group, const std::vector<Index
             blocks.push_back({block.end, end, {f}, one_hot});
         }
     }
-    blocks.back().end = group.num_rows;
+    blocks.back().end = num_rows;
     for (RowBlock& block : blocks) std::sort(block.features.begin(), block.features.end());
     return blocks;
 }
@@ -115,9 +115,9 @@ class Backward {
     void sequence(const PoolFeature& feature, const PoolSequenceGradient& gradient) {
         const Index* const ids = indices_ + feature.begin;
         for (std::size_t b = 0; b < num_samples_; ++b) {
-            const std::size_t first = feature.bags ? feature.bags[b] : b;
-            const std::size_t last = feature.bags ? feature.bags[b + 1] : b + 1;
-            const float* from = gradient.values + b * gradient.length * dim();
+            const std::size_t first = feature.has_bags() ? feature.bags[b] : b;
+            const std::size_t last = feature.has_bags() ? feature.bags[b + 1] : b + 1;
+            const float* from = gradient.values.data() + b * gradient.length * dim();
             for (std::size_t i = first; i < last; ++i, from += dim()) add(sum(ids[i]), from, dim());
         }
     }
@@ -134,7 +134,7 @@ class Backward {
     std::size_t first_ = 0;
 };
 
-// Where each feature's gradients are; values are null where they are zeros.
+// Where each feature's gradients are; null, or none, where they are zeros.
 struct Gradient {
     const float* pooled;            // of sample 0
     PoolSequenceGradient sequence;  // of a sequence feature
@@ -148,7 +148,7 @@ std::vector<Gradient> gradients_of(const PoolGroup& group, const float* pooled,
         if (feature.pooling == Pooling::kSequence) {
             gradients.push_back({nullptr, *sequence++});
         } else {
-            gradients.push_back({pooled, {nullptr, 0}});
+            gradients.push_back({pooled, {}});
             if (pooled) pooled += group.dim;
         }
     }
@@ -169,10 +169,10 @@ void add_block(Kernel& backward, const PoolGroup& group, const std::vector<Gradi
         const auto overlaps = [&](const Source& source) { return source.rows.overlaps(ranges[f]); };
         if (std::any_of(pending.begin(), pending.end(), overlaps)) flush();
         if (feature.pooling == Pooling::kSequence) {
-            if (gradients[f].sequence.values) backward.sequence(feature, gradients[f].sequence);
+            if (!gradients[f].sequence.values.empty()) backward.sequence(feature, gradients[f].sequence);
         } else if (!gradients[f].pooled) {
             continue;
-        } else if (feature.bags) {
+        } else if (feature.has_bags()) {
             backward.bags(feature, gradients[f].pooled, stride);
         } else {
             pending.push_back({&feature, gradients[f].pooled, ranges[f]});
@@ -184,22 +184,25 @@ void add_block(Kernel& backward, const PoolGroup& group, const std::vector<Gradi
 }  // namespace
 
 template <typename Index>
-void gather_pool_backward(const PoolGroup& group, const float* pooled_gradient,
-                          const std::vector<PoolSequenceGradient>& sequence_gradients, const Index* indices,
-                          Wire wire, std::byte* row_gradients) {
+void gather_pool_backward(const PoolGroup& group, Span<const float> pooled_gradient,
+                          const std::vector<PoolSequenceGradient>& sequence_gradients,
+                          Span<const Index> indices, Rows row_gradients) {
     group.check();
-    const std::vector<IndexRange> ranges = check_indices(group, indices);
-    const std::vector<Gradient> gradients = gradients_of(group, pooled_gradient, sequence_gradients);
+    const Wire wire = row_gradients.wire;
+    const std::vector<IndexRange> ranges = check_indices(group, row_gradients.count, indices);
+    const std::vector<Gradient> gradients =
+        gradients_of(group, pooled_gradient.empty() ? nullptr : pooled_gradient.data(), sequence_gradients);
     const std::size_t dim = group.dim, row_bytes = std::max<std::size_t>(dim, 1) * sizeof(float);
-    const std::vector<RowBlock> blocks = row_blocks(group, ranges, kBlockBytes / row_bytes);
+    const std::vector<RowBlock> blocks =
+        row_blocks(group, row_gradients.count, ranges, kBlockBytes / row_bytes);
     std::size_t most = 0;
     for (const RowBlock& block : blocks) most = std::max(most, block.end - block.first);
     AlignedArray<float> room(wire == Wire::kFp32 ? 0 : most * dim);
     with_dim(dim, [&](auto fixed) {
-        Backward<fixed(), Index> backward(dim, indices, group.num_samples);
+        Backward<fixed(), Index> backward(dim, indices.data(), group.num_samples);
         for (const RowBlock& block : blocks) {
             float* const sums = wire == Wire::kFp32
-                                    ? reinterpret_cast<float*>(row_gradients) + block.first * dim
+                                    ? reinterpret_cast<float*>(row_gradients.data) + block.first * dim
                                     : room.data();
             std::fill(sums, sums + (block.end - block.first) * dim, 0.0f);
             backward.into(sums, block.first);
@@ -207,7 +210,7 @@ void gather_pool_backward(const PoolGroup& group, const float* pooled_gradient,
             if (wire == Wire::kFp32) continue;
             with_wire(wire, [&](auto format) {
                 const std::size_t length = fixed() ? fixed() : dim, bytes = format.bytes(length);
-                std::byte* const out = row_gradients + block.first * bytes;
+                std::byte* const out = row_gradients.data + block.first * bytes;
                 for (std::size_t u = 0; u < block.end - block.first; ++u)
                     format.encode(sums + u * length, out + u * bytes, length);
             });
@@ -215,9 +218,9 @@ void gather_pool_backward(const PoolGroup& group, const float* pooled_gradient,
     });
 }
 
-template void gather_pool_backward(const PoolGroup&, const float*, const std::vector<PoolSequenceGradient>&,
-                                   const std::uint16_t*, Wire, std::byte*);
-template void gather_pool_backward(const PoolGroup&, const float*, const std::vector<PoolSequenceGradient>&,
-                                   const std::uint32_t*, Wire, std::byte*);
+template void gather_pool_backward(const PoolGroup&, Span<const float>,
+                                   const std::vector<PoolSequenceGradient>&, Span<const std::uint16_t>, Rows);
+template void gather_pool_backward(const PoolGroup&, Span<const float>,
+                                   const std::vector<PoolSequenceGradient>&, Span<const std::uint32_t>, Rows);
 
 }  // namespace persia

@@ -49,12 +49,12 @@ class Forward {
     void sequence(const PoolFeature& feature, std::size_t num_samples, const PoolSequence& out) {
         const Index* const ids = indices_ + feature.begin;
         for (std::size_t b = 0; b < num_samples; ++b) {
-            const std::size_t first = feature.bags ? feature.bags[b] : b;
-            const std::size_t size = feature.bags ? feature.bags[b + 1] - first : 1;
-            float* to = out.values + b * out.length * dim();
+            const std::size_t first = feature.has_bags() ? feature.bags[b] : b;
+            const std::size_t size = feature.has_bags() ? feature.bags[b + 1] - first : 1;
+            float* to = out.values.data() + b * out.length * dim();
             for (std::size_t i = 0; i < size; ++i, to += dim()) W::decode(row(ids[first + i]), to, dim());
-            std::fill(to, out.values + (b + 1) * out.length * dim(), 0.0f);
-            bool* const mask = out.mask + b * out.length;
+            std::fill(to, out.values.data() + (b + 1) * out.length * dim(), 0.0f);
+            bool* const mask = out.mask.data() + b * out.length;
             std::fill(mask, mask + size, true);
             std::fill(mask + size, mask + out.length, false);
         }
@@ -102,7 +102,7 @@ void pool(Kernel forward, const PoolGroup& group, float* pooled, const std::vect
     std::vector<Target> one_hot;
     for (const PoolFeature& feature : group.features) {
         if (feature.pooling == Pooling::kSequence) continue;
-        if (feature.bags) {
+        if (feature.has_bags()) {
             forward.bags(feature, group.num_samples, pooled, stride);
         } else {
             one_hot.push_back({&feature, pooled});
@@ -119,20 +119,21 @@ void pool(Kernel forward, const PoolGroup& group, float* pooled, const std::vect
 }  // namespace
 
 template <typename Index>
-void gather_pool_forward(const PoolGroup& group, Wire wire, const std::byte* rows, const Index* indices,
-                         float* pooled, const std::vector<PoolSequence>& sequences) {
+void gather_pool_forward(const PoolGroup& group, ConstRows rows, Span<const Index> indices,
+                         Span<float> pooled, const std::vector<PoolSequence>& sequences) {
     group.check();
-    check_indices(group, indices);
-    with_wire(wire, [&](auto format) {
+    check_indices(group, rows.count, indices);
+    with_wire(rows.wire, [&](auto format) {
         with_dim(group.dim, [&](auto dim) {
-            pool(Forward<decltype(format), dim(), Index>(rows, group.dim, indices), group, pooled, sequences);
+            pool(Forward<decltype(format), dim(), Index>(rows.data, group.dim, indices.data()), group,
+                 pooled.data(), sequences);
         });
     });
 }
 
-template void gather_pool_forward(const PoolGroup&, Wire, const std::byte*, const std::uint16_t*, float*,
+template void gather_pool_forward(const PoolGroup&, ConstRows, Span<const std::uint16_t>, Span<float>,
                                   const std::vector<PoolSequence>&);
-template void gather_pool_forward(const PoolGroup&, Wire, const std::byte*, const std::uint32_t*, float*,
+template void gather_pool_forward(const PoolGroup&, ConstRows, Span<const std::uint32_t>, Span<float>,
                                   const std::vector<PoolSequence>&);
 
 }  // namespace persia

@@ -40,7 +40,8 @@ struct IndexRange {
 
 // The rows that each feature uses; throws std::out_of_range if there is no such row.
 template <typename Index>
-std::vector<IndexRange> check_indices(const PoolGroup& group, const Index* indices) {
+std::vector<IndexRange> check_indices(const PoolGroup& group, std::size_t num_rows,
+                                      Span<const Index> indices) {
     std::vector<IndexRange> ranges;
     for (const PoolFeature& feature : group.features) {
         Index least = std::numeric_limits<Index>::max(), largest = 0;
@@ -49,9 +50,9 @@ std::vector<IndexRange> check_indices(const PoolGroup& group, const Index* indic
             largest = std::max(largest, indices[i]);
         }
         const bool empty = feature.begin == feature.end;
-        if (!empty && largest >= group.num_rows) {
+        if (!empty && largest >= num_rows) {
             throw std::out_of_range("gather_pool: index " + std::to_string(largest) + " in a group of " +
-                                    std::to_string(group.num_rows) + " rows");
+                                    std::to_string(num_rows) + " rows");
         }
         ranges.push_back(empty ? IndexRange{1, 0} : IndexRange{least, largest});
     }

@@ -74,13 +74,14 @@ void Shard::import_rows(const ImportedRows& from) {
     if (snapshot_.active()) throw std::logic_error("rows can't be imported while a snapshot is under way");
     removed_at_ = ++epoch_;      // gradients of earlier pulls are not for these rows
     std::size_t end_of_run = 0;  // of keys of one bucket, as a checkpoint has them
-    for (std::size_t i = 0; i < from.n; ++i) {
+    const std::size_t n = from.keys.size();
+    for (std::size_t i = 0; i < n; ++i) {
         const Key key = from.keys[i];
         if (!owns(key)) continue;
         const std::uint32_t home = bucket(key);
         if (i >= end_of_run) {
             end_of_run = i + 1;
-            while (end_of_run < from.n && bucket_of_(from.keys[end_of_run]) == bucket_of_(key)) ++end_of_run;
+            while (end_of_run < n && bucket_of_(from.keys[end_of_run]) == bucket_of_(key)) ++end_of_run;
             index_.reserve(home, std::uint64_t{index_.size(home)} + (end_of_run - i), arena_);
         }
         if (i + kAhead < end_of_run) prefetch_line(index_.home_line(home, from.keys[i + kAhead]));
@@ -96,11 +97,11 @@ void Shard::import_rows(const ImportedRows& from) {
         }
         eviction_.restored(home, key, from.stamps[i], index_.size(home) == 1);
         rows_.epoch(slot) = epoch_;
-        if (from.state == nullptr) {
-            update_.init(from.rows + i * config_.dim, rows_.weights(slot), rows_.state(slot));
+        if (!from.has_state) {
+            update_.init(&from.rows[i * config_.dim], rows_.weights(slot), rows_.state(slot));
             continue;
         }
-        update_.write(from.rows + i * config_.dim, from.state + i * update_.state_width(),
+        update_.write(&from.rows[i * config_.dim], from.state.data() + i * update_.state_width(),
                       update_.has_steps() ? from.steps[i] : 0, rows_.weights(slot), rows_.state(slot));
     }
 }

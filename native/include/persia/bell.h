@@ -9,8 +9,8 @@ namespace persia {
 // One per rank, in memory that its peers share, on a cache line of its own; all zero at the start.
 struct Bell {
     std::uint32_t count;  // what the sleeper waits on: moves with each ring
-    std::uint32_t
-        asleep;  // peers ring only if this is set, so news cost no system call while the rank is awake
+    // Peers ring only if this is set, so news cost no system call while the rank is awake.
+    std::uint32_t asleep;
 };
 
 // Wakes the bell's owner if it sleeps. Call after the news were stored: a full fence stands in between.

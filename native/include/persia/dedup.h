@@ -9,6 +9,8 @@
 #include <vector>
 
 #include "persia/aligned_array.h"
+#include "persia/key.h"
+#include "persia/span.h"
 
 namespace persia {
 
@@ -19,19 +21,14 @@ struct DedupPlan {
     std::vector<std::vector<std::uint32_t>> bounds;  // [T][P+1] the servers' bucket bounds
 };
 
-struct IdSpan {
-    const std::uint64_t* data;
-    std::size_t size;
-};
-
 // Features are visited in their order, ids in array order; "first use" is that order.
 struct DedupResult {
     AlignedArray<std::uint64_t> keys;            // [U] ordered by (table, bucket, first use)
     AlignedArray<std::uint32_t> table_offsets;   // [T+1] rows of each table
     AlignedArray<std::uint32_t> server_offsets;  // [T, P+1] absolute rows of each server's part of each table
     AlignedArray<std::uint32_t> group_offsets;   // [G+1] rows of each group
-    AlignedArray<std::uint16_t>
-        narrow_indices;  // [N] row of each id within its group, if every group has <= 65536
+    // [N] row of each id within its group, if every group has <= 65536 rows
+    AlignedArray<std::uint16_t> narrow_indices;
     AlignedArray<std::uint32_t> wide_indices;     // [N] the same otherwise; the other one is empty
     AlignedArray<std::uint32_t> feature_offsets;  // [F+1] ids of each feature
     AlignedArray<std::uint32_t> row_offsets;      // [U+1] the transpose: row u is used at positions
@@ -45,7 +42,7 @@ class Deduplicator {
     explicit Deduplicator(DedupPlan plan);
 
     // Thread-safe; calls wait for each other because they share the scratch memory.
-    DedupResult run(const std::vector<IdSpan>& values);
+    DedupResult run(const std::vector<Span<const Id>>& values);
 
     std::size_t num_features() const { return plan_.tables.size(); }
     std::size_t num_tables() const { return plan_.groups.size(); }
@@ -54,15 +51,14 @@ class Deduplicator {
   private:
     struct Entry {
         std::uint64_t key;
-        std::uint32_t
-            epoch;  // the entry is empty unless this is the current epoch: so nothing is ever cleared
+        std::uint32_t epoch;  // empty unless this is the current one: so nothing is ever cleared
         std::uint32_t ordinal;
     };
 
     void reserve(std::size_t num_ids, std::size_t largest_table);
     void next_epoch();
-    std::uint32_t find_unique(const IdSpan& ids, std::size_t mask, std::uint64_t* unique, std::uint32_t* uses,
-                              std::uint32_t num_unique, std::uint32_t* ordinals);
+    std::uint32_t find_unique(Span<const Id> ids, std::size_t mask, std::uint64_t* unique,
+                              std::uint32_t* uses, std::uint32_t num_unique, std::uint32_t* ordinals);
     void sort_table(std::size_t table, const std::uint32_t* uses, const std::uint64_t* unique,
                     DedupResult& result);
     template <typename Index>

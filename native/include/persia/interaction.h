@@ -6,14 +6,16 @@
 
 #include <cstddef>
 
+#include "persia/span.h"
+
 namespace persia {
 
-// Where a sample's vectors lie: vector 0 in `first` [B, D] unless that is null, the others in `rest`
-// [B, V - 1, D], or all in `rest` [B, V, D]. So nobody has to bring them together.
+// Where the samples' vectors lie: vector 0 in `first` [B, D] and the others in `rest` [B, V - 1, D], or, with
+// an empty `first`, all in `rest` [B, V, D]. So they needn't be brought together.
 template <typename Float>
 struct InteractionVectors {
-    Float* first;
-    Float* rest;
+    Span<Float> first;
+    Span<Float> rest;
 };
 
 struct InteractionShape {
@@ -28,10 +30,11 @@ struct InteractionShape {
 
 // out [B, W]: the first C vectors, then products (1, 0), (2, 0), (2, 1), (3, 0), ...; each is summed in the
 // order of the elements, so results don't depend on B or on where the vectors lie.
-void interaction_forward(const InteractionShape& shape, InteractionVectors<const float> vectors, float* out);
+void interaction_forward(const InteractionShape& shape, InteractionVectors<const float> vectors,
+                         Span<float> out);
 
 // From the gradient [B, W] of out to those of the vectors, laid out like them.
 void interaction_backward(const InteractionShape& shape, InteractionVectors<const float> vectors,
-                          const float* gradient, InteractionVectors<float> out);
+                          Span<const float> gradient, InteractionVectors<float> out);
 
 }  // namespace persia

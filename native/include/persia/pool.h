@@ -8,28 +8,26 @@
 #include <cstdint>
 #include <vector>
 
-#include "persia/codec.h"
+#include "persia/span.h"
+#include "persia/wire.h"
 
 namespace persia {
 
-enum class Pooling : std::uint8_t {
-    kSum,
-    kMean,
-    kSqrtn,
-    kSequence
-};  // sqrtn: the sum over sqrt(number of ids)
+// sqrtn: the sum over sqrt(number of ids)
+enum class Pooling : std::uint8_t { kSum, kMean, kSqrtn, kSequence };
 
 struct PoolFeature {
     std::size_t begin;  // ids [begin, end) of the batch are this feature's, in sample order
     std::size_t end;
-    const std::uint32_t*
-        bags;  // [B+1] sample b has ids begin + [bags[b], bags[b+1]); null: one id per sample
+    // [B+1] sample b has ids begin + [bags[b], bags[b+1]); empty: one id per sample
+    Span<const std::uint32_t> bags;
     Pooling pooling;
+
+    bool has_bags() const { return !bags.empty(); }
 };
 
 struct PoolGroup {
-    std::size_t num_rows;  // U
-    std::size_t dim;       // D
+    std::size_t dim;  // D
     std::size_t num_samples;
     std::vector<PoolFeature> features;  // in the order of their ids
 
@@ -41,29 +39,29 @@ struct PoolGroup {
 };
 
 struct PoolSequence {
-    float* values;       // [B, L, D] left-aligned, zeros behind the last id
-    bool* mask;          // [B, L] true where there is an id
+    Span<float> values;  // [B, L, D] left-aligned, zeros behind the last id
+    Span<bool> mask;     // [B, L] true where there is an id
     std::size_t length;  // L
 };
 
-// rows is [U] rows of wire format `wire`, decoded as they are gathered. pooled is [B, P, D]; sequences has
-// one entry per sequence feature. An empty bag gives zeros. Index is std::uint16_t or std::uint32_t; indices
-// are those of all N ids. Throws std::out_of_range for a bad index.
+// rows [U] are decoded as they are gathered. pooled is [B, P, D]; sequences has one entry per sequence
+// feature. An empty bag gives zeros. Index is uint16_t or uint32_t; indices [N] are those of all ids. Throws
+// std::out_of_range for a bad index.
 template <typename Index>
-void gather_pool_forward(const PoolGroup& group, Wire wire, const std::byte* rows, const Index* indices,
-                         float* pooled, const std::vector<PoolSequence>& sequences);
+void gather_pool_forward(const PoolGroup& group, ConstRows rows, Span<const Index> indices,
+                         Span<float> pooled, const std::vector<PoolSequence>& sequences);
 
 struct PoolSequenceGradient {
-    const float* values;  // [B, L, D]; null: zeros
+    Span<const float> values;  // [B, L, D]; empty: zeros
     std::size_t length;
 };
 
-// row_gradients is [U] rows of wire format `wire`, zeros for a row that no id uses. The sum of a row's
-// gradients is that of its ids in ascending order, in fp32. A null pooled_gradient means zeros. Throws
-// std::out_of_range for a bad index.
+// Writes row_gradients [U], zeros for a row that no id uses. The sum of a row's gradients is that of its ids
+// in ascending order, in fp32. An empty pooled_gradient means zeros. Throws std::out_of_range for a bad
+// index.
 template <typename Index>
-void gather_pool_backward(const PoolGroup& group, const float* pooled_gradient,
-                          const std::vector<PoolSequenceGradient>& sequence_gradients, const Index* indices,
-                          Wire wire, std::byte* row_gradients);
+void gather_pool_backward(const PoolGroup& group, Span<const float> pooled_gradient,
+                          const std::vector<PoolSequenceGradient>& sequence_gradients,
+                          Span<const Index> indices, Rows row_gradients);
 
 }  // namespace persia
