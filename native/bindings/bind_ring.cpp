@@ -5,6 +5,7 @@
 
 #include "bindings.h"
 #include "ring_arrays.h"
+#include "table_arrays.h"
 
 namespace {
 
@@ -15,13 +16,13 @@ constexpr std::uint64_t kLargeBytes = 65536;  // from here on copying lets other
 using Bytes = py::array_t<std::uint8_t>;
 using Words = py::array_t<std::uint64_t>;
 
-std::uint64_t* words_or_null(const std::optional<Words>& words) {
-    return words ? const_cast<Words&>(*words).mutable_data() : nullptr;
+persia::Span<std::uint64_t> words_or_none(const std::optional<Words>& words) {
+    return words ? span_of<std::uint64_t>(*words) : persia::Span<std::uint64_t>();
 }
 
 // A bell lies in the first 8 bytes of a rank's shared memory.
 persia::Bell* bell_or_null(const std::optional<Words>& bell) {
-    return reinterpret_cast<persia::Bell*>(words_or_null(bell));
+    return reinterpret_cast<persia::Bell*>(words_or_none(bell).data());
 }
 
 struct Producer {
@@ -29,8 +30,7 @@ struct Producer {
              const std::optional<Words>& bell_)
         : data(std::move(data_)),
           held{tail_, py::cast(words_), py::cast(bell_)},
-          ring(data.mutable_data(), static_cast<std::uint64_t>(data.size()), tail_.data(),
-               words_or_null(words_), bell_or_null(bell_)),
+          ring(span_of<std::uint8_t>(data), tail_.data(), words_or_none(words_), bell_or_null(bell_)),
           announces(words_.has_value()) {}
 
     // True once all of it is written; where words are out of reach at most one entry a call.
@@ -86,8 +86,8 @@ struct Consumer {
         : data(std::move(data_)),
           words(std::move(words_)),
           held{py::cast(tail_), py::cast(bell_)},
-          ring(data.mutable_data(), static_cast<std::uint64_t>(data.size()), words.data(),
-               words_or_null(tail_), bell_or_null(bell_)) {}
+          ring(span_of<std::uint8_t>(data), span_of<const std::uint64_t>(words), words_or_none(tail_).data(),
+               bell_or_null(bell_)) {}
 
     // (kind, step, trainer, tag, arrays, token for `release`), or None: nothing, or CLOSE, or part of a
     // record.
@@ -269,8 +269,8 @@ void bind_ring(py::module_& m) {
         .def_property_readonly("held_bytes", [](const Producer& self) { return self.ring.held_bytes(); })
         .def_property_readonly("max_entry", [](const Producer& self) { return self.ring.max_entry(); })
         .def_property_readonly("head", [](const Producer& self) { return self.ring.head(); })
-        .def_property_readonly("records", [](const Producer& self) { return self.ring.records; })
-        .def_property_readonly("bytes", [](const Producer& self) { return self.ring.bytes; });
+        .def_property_readonly("records", [](const Producer& self) { return self.ring.records(); })
+        .def_property_readonly("bytes", [](const Producer& self) { return self.ring.bytes(); });
     py::class_<Consumer>(m, "RingConsumer")
         .def(py::init<Bytes, Words, const std::optional<Words>&, const std::optional<Words>&>(),
              py::arg("data").noconvert(), py::arg("words").noconvert(), py::arg("tail").noconvert(),
@@ -285,7 +285,7 @@ void bind_ring(py::module_& m) {
         .def_property_readonly(
             "unread", [](const Consumer& self) { return self.partial.has_value() || self.ring.unread(); })
         .def_property_readonly("released", [](const Consumer& self) { return self.ring.released(); })
-        .def_property_readonly("bytes", [](const Consumer& self) { return self.ring.bytes; });
+        .def_property_readonly("bytes", [](const Consumer& self) { return self.ring.bytes(); });
     py::class_<Watch>(m, "Watch")
         .def(py::init<const std::vector<py::object>&, const std::vector<py::object>&,
                       const std::vector<Words>&>(),

@@ -36,14 +36,14 @@ std::uint64_t array_end(const ArrayEntry& array, std::uint64_t item_bytes, std::
     return aligned(end);
 }
 
-RingProducer::RingProducer(std::uint8_t* data, std::uint64_t ring_bytes, const std::uint64_t* tail,
-                           std::uint64_t* words, Bell* bell)
-    : data_(data),
-      ring_bytes_(ring_bytes),
-      num_words_(ring_bytes / kLine),
-      max_entry_(ring_bytes / kRingParts * kEntryParts / kLine * kLine),
+RingProducer::RingProducer(Span<std::uint8_t> data, const std::uint64_t* tail, Span<std::uint64_t> words,
+                           Bell* bell)
+    : data_(data.data()),
+      ring_bytes_(data.size()),
+      num_words_(ring_bytes_ / kLine),
+      max_entry_(ring_bytes_ / kRingParts * kEntryParts / kLine * kLine),
       tail_word_(tail),
-      words_(words),
+      words_(words.data()),
       bell_(bell) {}
 
 bool RingProducer::has_room(std::uint64_t size) {
@@ -89,8 +89,8 @@ void RingProducer::hold(std::uint64_t position, std::uint64_t size) {
 void RingProducer::finish(std::uint64_t position, std::uint64_t size, bool is_last) {
     head_ += size;
     sequence_ += 1;
-    bytes += size;
-    records += is_last;
+    bytes_ += size;
+    records_ += is_last;
     hold(position, size);
     if (words_ == nullptr) return;
     __atomic_store_n(&words_[sequence_ % num_words_], sequence_, __ATOMIC_RELEASE);
@@ -166,12 +166,12 @@ void RingProducer::close() {
     bell_ = nullptr;
 }
 
-RingConsumer::RingConsumer(std::uint8_t* data, std::uint64_t ring_bytes, const std::uint64_t* words,
-                           std::uint64_t* tail, Bell* bell)
-    : data_(data),
-      ring_bytes_(ring_bytes),
-      num_words_(ring_bytes / kLine),
-      words_(words),
+RingConsumer::RingConsumer(Span<std::uint8_t> data, Span<const std::uint64_t> words, std::uint64_t* tail,
+                           Bell* bell)
+    : data_(data.data()),
+      ring_bytes_(data.size()),
+      num_words_(ring_bytes_ / kLine),
+      words_(words.data()),
       tail_word_(tail),
       bell_(bell) {}
 
@@ -221,7 +221,7 @@ bool RingConsumer::next(Entry& entry) {
     }
     const std::uint64_t size = sizeof(EntryHeader) + aligned(bytes_here);
     head_ = head + size;
-    bytes += size;
+    bytes_ += size;
     entry.body = data_ + position;
     entry.number = next_;
     held_.push_back({head_, false});
@@ -238,12 +238,12 @@ void RingConsumer::release(std::uint64_t number) {
         released_ = held_.front().end;
         held_.pop_front();
     }
-    if (tail_word_ != nullptr && released_ - published >= ring_bytes_ / kRingParts) publish_tail();
+    if (tail_word_ != nullptr && released_ - published_ >= ring_bytes_ / kRingParts) publish_tail();
 }
 
 void RingConsumer::publish_tail() {
-    if (released_ == published || tail_word_ == nullptr) return;
-    published = released_;
+    if (released_ == published_ || tail_word_ == nullptr) return;
+    published_ = released_;
     __atomic_store_n(tail_word_, released_, __ATOMIC_RELEASE);
     if (bell_ != nullptr) ring(bell_);
 }

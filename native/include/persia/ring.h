@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "persia/bell.h"
+#include "persia/span.h"
 
 namespace persia {
 
@@ -71,7 +72,7 @@ class BodyLayout {
 
 // Where the array of a directory entry ends if it begins at `begin`; RingError if it leaves the body.
 std::uint64_t array_end(const ArrayEntry& array, std::uint64_t item_bytes, std::uint64_t begin,
-                        std::uint64_t body_bytes, std::size_t number);
+                        std::uint64_t body_bytes, std::size_t index);
 
 // A record on its way out.
 struct Message {
@@ -90,10 +91,10 @@ struct Message {
 
 class RingProducer {
   public:
-    // words: the consumer's, if they are in reach of plain stores, and its bell; else null, and what is
-    // written stays unannounced until `take_held`. `data` is then a mirror of the consumer's ring.
-    RingProducer(std::uint8_t* data, std::uint64_t ring_bytes, const std::uint64_t* tail,
-                 std::uint64_t* words, Bell* bell);
+    // data [ring bytes]. words [ring bytes / kLine]: the consumer's, if they are in reach of plain stores,
+    // and its bell; else none, and what is written stays unannounced until `take_held`. `data` is then a
+    // mirror of the consumer's ring.
+    RingProducer(Span<std::uint8_t> data, const std::uint64_t* tail, Span<std::uint64_t> words, Bell* bell);
 
     // Writes a message's next entry; false if there is no room.
     bool write(Message& message);
@@ -118,7 +119,8 @@ class RingProducer {
 
     std::uint64_t max_entry() const { return max_entry_; }
     std::uint64_t head() const { return head_; }
-    std::uint64_t records = 0, bytes = 0;  // sent in all, with headers
+    std::uint64_t records() const { return records_; }  // sent in all
+    std::uint64_t bytes() const { return bytes_; }      // of these, with headers
 
   private:
     bool has_room(std::uint64_t size);
@@ -134,6 +136,7 @@ class RingProducer {
     Bell* bell_;
     std::uint64_t head_ = 0, tail_ = 0;
     std::uint64_t sequence_ = 0, published_ = 0;  // of the last entry written, and announced
+    std::uint64_t records_ = 0, bytes_ = 0;
     std::uint64_t reserved_position_ = 0, reserved_size_ = 0;
     bool starved_ = false;
     std::vector<std::pair<std::uint64_t, std::uint64_t>> ranges_;
@@ -147,10 +150,9 @@ class RingConsumer {
         std::uint64_t number;
     };
 
-    // tail: the producer's, and its bell, if it is in reach of plain stores; else null, and the caller sends
-    // `released` itself.
-    RingConsumer(std::uint8_t* data, std::uint64_t ring_bytes, const std::uint64_t* words,
-                 std::uint64_t* tail, Bell* bell);
+    // data [ring bytes], words [ring bytes / kLine]. tail: the producer's, and its bell, if it is in reach of
+    // plain stores; else null, and the caller sends `released` itself.
+    RingConsumer(Span<std::uint8_t> data, Span<const std::uint64_t> words, std::uint64_t* tail, Bell* bell);
 
     // Whether there is an entry, or a damaged word.
     bool has_news() const;
@@ -167,8 +169,7 @@ class RingConsumer {
     std::uint64_t ring_bytes() const { return ring_bytes_; }
     std::uint64_t next_number() const { return next_; }
     std::uint64_t released() const { return released_; }
-    std::uint64_t published = 0;  // part of `released` that the producer was told
-    std::uint64_t bytes = 0;      // received in all, with headers
+    std::uint64_t bytes() const { return bytes_; }  // received in all, with headers
 
   private:
     EntryHeader read_header(std::uint64_t position) const;
@@ -186,6 +187,8 @@ class RingConsumer {
     std::uint64_t slot_ = 1;   // its word
     std::uint64_t stale_ = 0;  // what the word holds until the entry comes: the number one lap earlier
     std::uint64_t head_ = 0, released_ = 0;
+    std::uint64_t published_ = 0;  // part of `released` that the producer was told
+    std::uint64_t bytes_ = 0;
     std::deque<Room> held_;  // the last of them is entry next_ - 1
 };
 
