@@ -46,8 +46,9 @@ void Shard::remove(std::uint32_t bucket, KeyIndex::Entry entry) {
 }
 
 void Shard::sweep(std::uint32_t step) {
-    for (std::uint32_t home = 0; home < num_buckets(); ++home) {
-        if ((config_.first_bucket + home) % kSweepPeriod != step % kSweepPeriod) continue;
+    // Unsigned arithmetic wraps, and the period divides 2^32.
+    const std::uint32_t first = (step - config_.first_bucket) % kSweepPeriod;
+    for (std::uint32_t home = first; home < num_buckets(); home += kSweepPeriod) {
         expired_keys_.clear();
         index_.for_each(home, [&](KeyIndex::Entry entry) {
             if (eviction_.expired(entry.stamp(), next_step_)) expired_keys_.push_back(entry.key());
