@@ -134,8 +134,7 @@ class KeyIndex {
     struct Bucket {
         std::uint32_t lines;
         std::uint32_t size : 30;
-        std::uint32_t holes
-            : 1;  // something was erased: a key may be in its second line though the first has room
+        std::uint32_t holes : 1;  // one was erased: a key may be in its second line though the first has room
         std::uint32_t spilled : 1;  // a key may be in neither of its lines, for lack of room
     };
     struct Moving {

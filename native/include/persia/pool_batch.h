@@ -301,8 +301,8 @@ PERSIA_BOTH bool is_long(const BatchGroup& group, RowUses uses) {
     return uses.end - uses.begin > kLongRow && quads_of(group.dim) <= kBlockThreads;
 }
 
-// The sum, over every num_slices-th use of a row from the slice-th, of the gradients' elements [4 q, 4 q +
-// 4).
+// The sum, over every num_slices-th use of a row from the slice-th, of four elements of the gradients from 4
+// q on.
 PERSIA_BOTH Quad sum_uses(const PoolBatch& batch, const BatchGroup& group, RowUses uses, std::uint32_t q,
                           std::uint32_t slice, std::uint32_t num_slices) {
     Quad sum{};
