@@ -4,13 +4,10 @@
 #include "bindings.h"
 #include "persia/dedup.h"
 #include "persia/hash_ids.h"
-#include "table_arrays.h"
 
 namespace {
 
-using persia_bindings::checked;
-using persia_bindings::span_of;
-using persia_bindings::to_numpy;
+using namespace persia_bindings;
 
 struct Dedup {
     py::array keys, table_offsets, server_offsets, group_offsets, indices, feature_offsets, row_offsets,
@@ -18,10 +15,10 @@ struct Dedup {
 };
 
 Dedup run(persia::Deduplicator& self, const std::vector<py::object>& values) {
-    std::vector<py::array_t<std::uint64_t>> held;
+    std::vector<py::array> held;
     std::vector<persia::Span<const persia::Id>> spans;
     for (std::size_t f = 0; f < values.size(); ++f) {
-        held.push_back(checked<std::uint64_t>(values[f], 1, "values[" + std::to_string(f) + "]"));
+        held.push_back(check_array(values[f], "values[" + std::to_string(f) + "]", {kUint64}, {any('N')}));
         spans.push_back(span_of<const persia::Id>(held.back()));
     }
     persia::DedupResult result;
@@ -48,7 +45,7 @@ Dedup run(persia::Deduplicator& self, const std::vector<py::object>& values) {
 }
 
 py::array_t<std::uint64_t> hash_ids(const py::object& values, std::uint64_t rounds, std::uint64_t size) {
-    const auto ids = checked<std::uint64_t>(values, 1, "ids");
+    const py::array ids = check_array(values, "ids", {kUint64}, {any('N')});
     if (rounds == 0 || size == 0 || size > UINT64_MAX / rounds) {
         throw py::value_error("rounds = " + std::to_string(rounds) + ", size = " + std::to_string(size) +
                               ": expected both at least 1 and rounds * size below 2^64");

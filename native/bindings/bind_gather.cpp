@@ -1,16 +1,19 @@
 #include "arrays.h"
 #include "bindings.h"
 #include "persia/gather.h"
-#include "table_arrays.h"
 
 namespace {
 
-using persia_bindings::checked;
-using persia_bindings::describe;
-using persia_bindings::span_of;
+using namespace persia_bindings;
 
-void gather(const py::array& source, const py::object& rows_object, const py::array& out) {
-    const auto rows = checked<std::int64_t>(rows_object, 1, "rows");
+void gather(const py::object& source_object, const py::object& rows_object, const py::object& out_object) {
+    const py::array rows = check_array(rows_object, "rows", {kInt64}, {any('N')});
+    if (!py::isinstance<py::array>(source_object) || !py::isinstance<py::array>(out_object)) {
+        throw py::value_error("gather: expected two arrays, got source " + describe(source_object) +
+                              ", out " + describe(out_object));
+    }
+    const auto source = py::reinterpret_borrow<py::array>(source_object);
+    const auto out = py::reinterpret_borrow<py::array>(out_object);
     const auto contiguous = [](const py::array& array) { return (array.flags() & py::array::c_style) != 0; };
     bool fits = contiguous(source) && contiguous(out) && out.writeable() && source.ndim() >= 1 &&
                 source.ndim() == out.ndim() && source.dtype().equal(out.dtype()) &&

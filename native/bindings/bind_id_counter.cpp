@@ -1,21 +1,19 @@
 #include <algorithm>
 
+#include "arrays.h"
 #include "bindings.h"
 #include "persia/id_counter.h"
-#include "table_arrays.h"
 
 namespace {
 
 using namespace persia_bindings;
 using persia::IdCounter;
 
-void add(IdCounter& counter, const py::array& ids, const py::object& counts) {
-    check_keys(ids, "ids");
+void add(IdCounter& counter, const py::object& object, const py::object& counts) {
+    const py::array ids = check_array(object, "ids", {kUint64}, {any('N')});
     persia::Span<const std::uint64_t> times;
     if (!counts.is_none()) {
-        const auto array = py::cast<py::array>(counts);
-        check_array(array, "counts", {kUint64}, {ids.shape(0)}, Access::kRead);
-        times = span_of<const std::uint64_t>(array);
+        times = span_of<const std::uint64_t>(check_array(counts, "counts", {kUint64}, {ids.shape(0)}));
         if (std::find(times.begin(), times.end(), 0) != times.end())
             throw py::value_error("counts: expected 1 or more each, got 0");
     }
@@ -35,9 +33,9 @@ py::tuple items(const IdCounter& counter) {
     return py::make_tuple(ids, counts);
 }
 
-py::array_t<std::uint64_t> replace_unknown(const IdCounter& counter, const py::array& ids,
-                                           std::uint64_t other) {
-    const py::array_t<std::uint64_t> out(check_keys(ids, "ids"));
+py::array replace_unknown(const IdCounter& counter, const py::object& object, std::uint64_t other) {
+    const py::array ids = check_array(object, "ids", {kUint64}, {any('N')});
+    const py::array_t<std::uint64_t> out(ids.shape(0));
     const auto from = span_of<const std::uint64_t>(ids);
     const auto to = span_of<std::uint64_t>(out);
     {

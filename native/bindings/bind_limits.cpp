@@ -1,18 +1,17 @@
 #include <pybind11/numpy.h>
 
+#include "arrays.h"
 #include "bindings.h"
 #include "persia/limits.h"
-#include "table_arrays.h"
 
 namespace {
 
 using namespace persia_bindings;
 using persia::MemoryLimits;
 
-persia::Span<const std::uint64_t> places_of(const MemoryLimits& self, const py::array& places,
-                                            py::ssize_t n) {
-    check_array(places, "places", {kUint64}, {n}, Access::kRead);
-    const auto values = span_of<const std::uint64_t>(places);
+persia::Span<const std::uint64_t> places_of(const MemoryLimits& self, const py::object& places,
+                                            py::ssize_t n = any('n')) {
+    const auto values = span_of<const std::uint64_t>(check_array(places, "places", {kUint64}, {n}));
     for (const std::uint64_t value : values) {
         if (value >= self.num_rows()) throw py::value_error("places: expected row numbers");
     }
@@ -20,9 +19,10 @@ persia::Span<const std::uint64_t> places_of(const MemoryLimits& self, const py::
 }
 
 template <typename Byte>
-persia::Span<Byte> bytes_of(const MemoryLimits& self, const py::array& rows, py::ssize_t n, Access access) {
-    check_array(rows, "rows", {kUint8}, {n, static_cast<py::ssize_t>(self.row_bytes())}, access);
-    return span_of<Byte>(rows);
+persia::Span<Byte> bytes_of(const MemoryLimits& self, const py::object& rows, std::size_t n) {
+    return span_of<Byte>(check_array(
+        rows, "rows", {kUint8}, {static_cast<py::ssize_t>(n), static_cast<py::ssize_t>(self.row_bytes())},
+        std::is_const_v<Byte> ? Access::kRead : Access::kWrite));
 }
 
 }  // namespace
@@ -33,32 +33,29 @@ void bind_limits(py::module_& m) {
              py::arg("row_bytes"), py::arg("state_bytes"))
         .def(
             "gather",
-            [](const MemoryLimits& self, const py::array& places, const py::array& out) {
-                const py::ssize_t n = places.size();
-                const auto at = places_of(self, places, n);
-                const auto to = bytes_of<std::byte>(self, out, n, Access::kWrite);
+            [](const MemoryLimits& self, const py::object& places, const py::object& out) {
+                const auto at = places_of(self, places);
+                const auto to = bytes_of<std::byte>(self, out, at.size());
                 const py::gil_scoped_release nogil;
                 self.gather(at, to);
             },
             py::arg("places"), py::arg("out"))
         .def(
             "gather_with_entries",
-            [](const MemoryLimits& self, const py::array& places, const py::array& entries,
-               const py::array& out) {
-                const py::ssize_t n = places.size();
-                const auto at = places_of(self, places, n);
-                const auto entry_at = places_of(self, entries, n);
-                const auto to = bytes_of<std::byte>(self, out, n, Access::kWrite);
+            [](const MemoryLimits& self, const py::object& places, const py::object& entries,
+               const py::object& out) {
+                const auto at = places_of(self, places);
+                const auto entry_at = places_of(self, entries, static_cast<py::ssize_t>(at.size()));
+                const auto to = bytes_of<std::byte>(self, out, at.size());
                 const py::gil_scoped_release nogil;
                 return self.gather_with_entries(at, entry_at, to);
             },
             py::arg("places"), py::arg("entries"), py::arg("out"))
         .def(
             "update",
-            [](MemoryLimits& self, const py::array& places, const py::array& gradients) {
-                const py::ssize_t n = places.size();
-                const auto at = places_of(self, places, n);
-                const auto from = bytes_of<const std::byte>(self, gradients, n, Access::kRead);
+            [](MemoryLimits& self, const py::object& places, const py::object& gradients) {
+                const auto at = places_of(self, places);
+                const auto from = bytes_of<const std::byte>(self, gradients, at.size());
                 const py::gil_scoped_release nogil;
                 self.update(at, from);
             },

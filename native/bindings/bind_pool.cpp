@@ -9,19 +9,10 @@
 
 namespace {
 
+using namespace persia_bindings;
 using persia::AlignedArray;
 using persia::Pooling;
-using persia_bindings::Access;
-using persia_bindings::checked;
-using persia_bindings::data_of;
-using persia_bindings::describe;
-using persia_bindings::rows_of;
-using persia_bindings::span_of;
-using persia_bindings::to_numpy;
-using persia_bindings::wire_named;
-using persia_bindings::wire_rows;
 
-using Floats = py::array_t<float>;
 using Features = std::vector<std::tuple<std::size_t, std::size_t, std::string, py::object>>;
 
 void check(bool ok, const std::string& message) {
@@ -46,11 +37,8 @@ persia::PoolGroup group_of(const Features& features, std::size_t num_samples, st
                                                   std::to_string(num_ids));
         persia::Span<const std::uint32_t> offsets;
         if (!bags.is_none()) {
-            const auto array = checked<std::uint32_t>(bags, 1, "bags");
-            check(static_cast<std::size_t>(array.size()) == num_samples + 1,
-                  "bags need one offset per sample and one more = " + std::to_string(num_samples + 1) +
-                      ", got " + std::to_string(array.size()));
-            offsets = span_of<const std::uint32_t>(array);
+            const auto length = static_cast<py::ssize_t>(num_samples + 1);
+            offsets = span_of<const std::uint32_t>(check_array(bags, "bags", {kUint32}, {length}));
         }
         group.features.push_back({begin, end, offsets, pooling_of(pooling)});
     }
@@ -62,35 +50,28 @@ std::vector<py::ssize_t> shape(std::initializer_list<std::size_t> sizes) {
 }
 
 // indices: uint16 or uint32 [N].
-struct Indices {
-    explicit Indices(const py::object& object) : narrow(py::isinstance<py::array_t<std::uint16_t>>(object)) {
-        if (narrow) {
-            narrow_array = checked<std::uint16_t>(object, 1, "indices");
-        } else {
-            wide_array = checked<std::uint32_t>(object, 1, "indices (uint16 or uint32)");
-        }
-    }
-    std::size_t size() const {
-        return static_cast<std::size_t>(narrow ? narrow_array.size() : wide_array.size());
-    }
+class Indices {
+  public:
+    explicit Indices(const py::object& object)
+        : array_(check_array(object, "indices", {kUint16, kUint32}, {any('N')})) {}
+
+    std::size_t size() const { return static_cast<std::size_t>(array_.size()); }
     // run(span of the indices), without the GIL
     template <typename Run>
     void with(const Run& run) const {
-        const persia::Span<const std::uint16_t> narrow_ids = span_of<const std::uint16_t>(narrow_array);
-        const persia::Span<const std::uint32_t> wide_ids = span_of<const std::uint32_t>(wide_array);
+        const bool narrow = has_dtype(array_, kUint16);
         const py::gil_scoped_release nogil;
-        narrow ? run(narrow_ids) : run(wide_ids);
+        narrow ? run(span_of<const std::uint16_t>(array_)) : run(span_of<const std::uint32_t>(array_));
     }
-    bool narrow;
-    py::array_t<std::uint16_t> narrow_array;
-    py::array_t<std::uint32_t> wide_array;
+
+  private:
+    py::array array_;
 };
 
-py::tuple forward(const py::array& rows, const py::object& indices_object, const Features& features,
+py::tuple forward(const py::object& rows, const py::object& indices_object, const Features& features,
                   std::size_t num_samples, std::size_t dim) {
-    check(rows.ndim() == 2, "rows: expected an array of two axes, got " + describe(rows));
     const persia::ConstRows data =
-        rows_of<const std::byte>(rows, "rows", rows.shape(0), static_cast<py::ssize_t>(dim), Access::kRead);
+        rows_of<const std::byte>(rows, "rows", any('U'), static_cast<py::ssize_t>(dim));
     const Indices indices(indices_object);
     const auto group = group_of(features, num_samples, dim, indices.size());
     group.check();
@@ -125,19 +106,13 @@ py::array backward(const py::object& pooled_gradient, const std::vector<py::obje
     const auto group = group_of(features, num_samples, dim, indices.size());
     group.check();
 
-    const auto expect = [&](const Floats& array, std::size_t middle, const char* name) {
-        check(static_cast<std::size_t>(array.shape(0)) == num_samples &&
-                  static_cast<std::size_t>(array.shape(1)) == middle &&
-                  static_cast<std::size_t>(array.shape(2)) == dim,
-              std::string(name) + ": expected [" + std::to_string(num_samples) + ", " +
-                  std::to_string(middle) + ", " + std::to_string(dim) + "], got " + describe(array));
-        return span_of<const float>(array);
+    const auto gradient_of = [&](const py::object& object, std::size_t middle, const char* name) {
+        const auto length = [](std::size_t n) { return static_cast<py::ssize_t>(n); };
+        if (object.is_none()) return persia::Span<const float>();
+        return span_of<const float>(
+            check_array(object, name, {kFloat32}, {length(num_samples), length(middle), length(dim)}));
     };
-    persia::Span<const float> pooled;
-    if (!pooled_gradient.is_none()) {
-        pooled = expect(checked<float>(pooled_gradient, 3, "pooled_gradient"), group.num_pooled(),
-                        "pooled_gradient");
-    }
+    const auto pooled = gradient_of(pooled_gradient, group.num_pooled(), "pooled_gradient");
     check(sequence_gradients.size() + group.num_pooled() == group.features.size(),
           "expected one gradient (or None) per sequence feature, got " +
               std::to_string(sequence_gradients.size()));
@@ -146,10 +121,7 @@ py::array backward(const py::object& pooled_gradient, const std::vector<py::obje
         if (feature.pooling != Pooling::kSequence) continue;
         const py::object& gradient = sequence_gradients[sequences.size()];
         const std::size_t length = group.longest(feature);
-        persia::Span<const float> values;
-        if (!gradient.is_none())
-            values = expect(checked<float>(gradient, 3, "sequence_gradient"), length, "sequence_gradient");
-        sequences.push_back({values, length});
+        sequences.push_back({gradient_of(gradient, length, "sequence_gradient"), length});
     }
     const py::array row_gradients = wire_rows(wire, num_rows, dim);
     const persia::Rows to{data_of<std::byte>(row_gradients), wire, num_rows};

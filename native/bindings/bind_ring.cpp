@@ -3,9 +3,9 @@
 #include <memory>
 #include <optional>
 
+#include "arrays.h"
 #include "bindings.h"
 #include "ring_arrays.h"
-#include "table_arrays.h"
 
 namespace {
 
@@ -13,25 +13,29 @@ using namespace persia_bindings;
 
 constexpr std::uint64_t kLargeBytes = 65536;  // from here on copying lets other threads of the process run
 
-using Bytes = py::array_t<std::uint8_t>;
-using Words = py::array_t<std::uint64_t>;
+// Memory of a ring, and words of 8 bytes in it or beside it; None where these are out of reach.
+py::array bytes_of(const py::object& object, const char* name) {
+    return check_array(object, name, {kUint8}, {any('N')}, Access::kWrite);
+}
 
-persia::Span<std::uint64_t> words_or_none(const std::optional<Words>& words) {
-    return words ? span_of<std::uint64_t>(*words) : persia::Span<std::uint64_t>();
+persia::Span<std::uint64_t> words_of(const py::object& object, const char* name, py::ssize_t count) {
+    if (object.is_none()) return {};
+    return span_of<std::uint64_t>(check_array(object, name, {kUint64}, {count}, Access::kWrite));
 }
 
 // A bell lies in the first 8 bytes of a rank's shared memory.
-persia::Bell* bell_or_null(const std::optional<Words>& bell) {
-    return reinterpret_cast<persia::Bell*>(words_or_none(bell).data());
+persia::Bell* bell_of(const py::object& object) {
+    return reinterpret_cast<persia::Bell*>(words_of(object, "bell", 1).data());
 }
 
 struct Producer {
-    Producer(Bytes data_, const Words& tail_, const std::optional<Words>& words_,
-             const std::optional<Words>& bell_)
-        : data(std::move(data_)),
-          held{tail_, py::cast(words_), py::cast(bell_)},
-          ring(span_of<std::uint8_t>(data), tail_.data(), words_or_none(words_), bell_or_null(bell_)),
-          announces(words_.has_value()) {}
+    Producer(const py::object& data_, const py::object& tail, const py::object& words, const py::object& bell)
+        : data(bytes_of(data_, "data")),
+          held{tail, words, bell},
+          ring(span_of<std::uint8_t>(data), data_of<std::uint64_t>(check_array(tail, "tail", {kUint64}, {1})),
+               words_of(words, "words", data.size() / static_cast<py::ssize_t>(persia::kLine)),
+               bell_of(bell)),
+          announces(!words.is_none()) {}
 
     // True once all of it is written; where words are out of reach at most one entry a call.
     bool write(Outgoing& outgoing) {
@@ -71,23 +75,25 @@ struct Producer {
 
     void close() {
         ring.close();
-        data = Bytes();
+        data = py::array();
         held.clear();
     }
 
-    Bytes data;
+    py::array data;
     std::vector<py::object> held;
     persia::RingProducer ring;
     bool announces;
 };
 
 struct Consumer {
-    Consumer(Bytes data_, Words words_, const std::optional<Words>& tail_, const std::optional<Words>& bell_)
-        : data(std::move(data_)),
-          words(std::move(words_)),
-          held{py::cast(tail_), py::cast(bell_)},
-          ring(span_of<std::uint8_t>(data), span_of<const std::uint64_t>(words), words_or_none(tail_).data(),
-               bell_or_null(bell_)) {}
+    Consumer(const py::object& data_, const py::object& words_, const py::object& tail,
+             const py::object& bell)
+        : data(bytes_of(data_, "data")),
+          words(check_array(words_, "words", {kUint64},
+                            {data.size() / static_cast<py::ssize_t>(persia::kLine)}, Access::kWrite)),
+          held{tail, bell},
+          ring(span_of<std::uint8_t>(data), span_of<const std::uint64_t>(words),
+               words_of(tail, "tail", 1).data(), bell_of(bell)) {}
 
     // (kind, step, trainer, tag, arrays, token for `release`), or None: nothing, or CLOSE, or part of a
     // record.
@@ -166,13 +172,13 @@ struct Consumer {
     void close() {
         ring.close();
         closed = true;
-        data = Bytes();
-        words = Words();
+        data = py::array();
+        words = py::array();
         held.clear();
     }
 
-    Bytes data;
-    Words words;
+    py::array data;
+    py::array words;
     std::vector<py::object> held;
     persia::RingConsumer ring;
     std::uint64_t records = 0;
@@ -191,13 +197,13 @@ struct Watch {
     std::uint64_t seen = 0;
 
     Watch(const std::vector<py::object>& producers_, const std::vector<py::object>& consumers_,
-          const std::vector<Words>& bells_) {
+          const std::vector<py::object>& bells_) {
         for (const auto& each : producers_)
             producers.push_back(py::cast<const Producer*>(each)), objects.push_back(each);
         for (const auto& each : consumers_)
             consumers.push_back(py::cast<const Consumer*>(each)), objects.push_back(each);
         for (const auto& each : bells_) {
-            bells.push_back(reinterpret_cast<persia::Bell*>(const_cast<Words&>(each).mutable_data()));
+            bells.push_back(bell_of(each));
             objects.push_back(each);
         }
     }
@@ -250,9 +256,8 @@ void bind_ring(py::module_& m) {
             return self.message.layout.body_bytes - self.message.written;
         });
     py::class_<Producer>(m, "RingProducer")
-        .def(py::init<Bytes, const Words&, const std::optional<Words>&, const std::optional<Words>&>(),
-             py::arg("data").noconvert(), py::arg("tail").noconvert(), py::arg("words").noconvert(),
-             py::arg("bell").noconvert())
+        .def(py::init<const py::object&, const py::object&, const py::object&, const py::object&>(),
+             py::arg("data"), py::arg("tail"), py::arg("words"), py::arg("bell"))
         .def("write", &Producer::write)
         .def("reserve", &Producer::reserve)
         .def("commit", [](Producer& self) { self.ring.commit(); })
@@ -272,9 +277,8 @@ void bind_ring(py::module_& m) {
         .def_property_readonly("records", [](const Producer& self) { return self.ring.records(); })
         .def_property_readonly("bytes", [](const Producer& self) { return self.ring.bytes(); });
     py::class_<Consumer>(m, "RingConsumer")
-        .def(py::init<Bytes, Words, const std::optional<Words>&, const std::optional<Words>&>(),
-             py::arg("data").noconvert(), py::arg("words").noconvert(), py::arg("tail").noconvert(),
-             py::arg("bell").noconvert())
+        .def(py::init<const py::object&, const py::object&, const py::object&, const py::object&>(),
+             py::arg("data"), py::arg("words"), py::arg("tail"), py::arg("bell"))
         .def("poll", &Consumer::poll)
         .def("release", &Consumer::release)
         .def("close", &Consumer::close)
@@ -288,7 +292,7 @@ void bind_ring(py::module_& m) {
         .def_property_readonly("bytes", [](const Consumer& self) { return self.ring.bytes(); });
     py::class_<Watch>(m, "Watch")
         .def(py::init<const std::vector<py::object>&, const std::vector<py::object>&,
-                      const std::vector<Words>&>(),
+                      const std::vector<py::object>&>(),
              py::arg("producers"), py::arg("consumers"), py::arg("bells"))
         .def("wait", &Watch::wait, py::arg("spin_seconds"), py::arg("sleep_seconds"))
         .def("wake", &Watch::wake);

@@ -22,11 +22,8 @@ constexpr std::array<const char*, 12> kNames = {"bool",   "int8",  "uint8",  "in
 constexpr std::array<int, 12> kNumbers = {0, 1, 2, 3, 4, 5, 6, 7, 8, 23, 11, 12};  // NumPy's type numbers
 constexpr std::array<std::uint64_t, 12> kBytes = {1, 1, 1, 2, 2, 4, 4, 8, 8, 2, 4, 8};
 
-[[noreturn]] inline void refuse(const std::string& text) {
-    const py::object error = py::module_::import("persia_hpc.errors").attr("UserError");
-    PyErr_SetString(error.ptr(), text.c_str());
-    throw py::error_already_set();
-}
+// What a user's arrays may do wrong: RingSender makes a UserError of it.
+[[noreturn]] inline void refuse(const std::string& text) { throw py::value_error(text); }
 
 inline py::dtype dtype_of(std::uint32_t code) {
     static const auto* const all = [] {

@@ -2,7 +2,7 @@
 
 Shape letters: U unique keys of a call, D dim, S state width, N any. Arrays are NumPy arrays, C-contiguous,
 and used in place: one of another dtype, shape or layout raises an error that names the argument, what was
-expected and got (ValueError; dedup and pooling: TypeError). No call is collective.
+expected and got (ValueError). No call is collective.
 """
 
 from collections.abc import Sequence
