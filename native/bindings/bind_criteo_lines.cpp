@@ -1,29 +1,29 @@
 #include <algorithm>
 
+#include "arrays.h"
 #include "bindings.h"
 #include "persia/criteo_lines.h"
-#include "table_arrays.h"
 
 namespace {
 
 using namespace persia_bindings;
 
-py::tuple parse(const py::array& text, const py::array& labels, const py::array& dense, const py::array& ids,
-                std::size_t begin, const py::array& bad) {
-    if (text.ndim() != 1 || labels.ndim() != 1 || ids.ndim() != 2 || bad.ndim() != 2)
-        throw py::value_error("expected text [n], labels [N], ids [26, N or more], bad [M, 3], got " +
-                              array_text(text, Access::kRead) + ", " + array_text(labels, Access::kRead) +
-                              ", " + array_text(ids, Access::kRead) + ", " + array_text(bad, Access::kRead));
-    const py::ssize_t size = text.shape(0), capacity = labels.shape(0);
-    constexpr ElementType kInt64{'i', 8, "int64"};
-    check_array(text, "text", {kUint8}, {size}, Access::kRead);
-    check_array(labels, "labels", {kFloat32}, {capacity}, Access::kWrite);
-    check_array(dense, "dense", {kFloat32}, {capacity, persia::kCriteoDense}, Access::kWrite);
-    check_array(ids, "ids", {kUint64}, {persia::kCriteoIds, std::max(capacity, ids.shape(1))},
-                Access::kWrite);
-    check_array(bad, "bad", {kInt64}, {bad.shape(0), 3}, Access::kWrite);
-    const auto* const characters = reinterpret_cast<const char*>(data_of<const std::uint8_t>(text));
-    if (size != 0 && characters[size - 1] != '\n')
+py::tuple parse(const py::object& text, const py::object& label_array, const py::object& dense_array,
+                const py::object& id_array, std::size_t begin, const py::object& bad_array) {
+    const auto characters = span_of<const char>(check_array(text, "text", {kUint8}, {any('n')}));
+    const py::array labels = check_array(label_array, "labels", {kFloat32}, {any('N')}, Access::kWrite);
+    const py::ssize_t capacity = labels.shape(0);
+    const py::array dense =
+        check_array(dense_array, "dense", {kFloat32}, {capacity, persia::kCriteoDense}, Access::kWrite);
+    py::ssize_t columns = capacity;  // or more
+    if (py::isinstance<py::array>(id_array)) {
+        const auto given = py::reinterpret_borrow<py::array>(id_array);
+        if (given.ndim() == 2) columns = std::max(capacity, given.shape(1));
+    }
+    const py::array ids =
+        check_array(id_array, "ids", {kUint64}, {persia::kCriteoIds, columns}, Access::kWrite);
+    const py::array bad = check_array(bad_array, "bad", {kInt64}, {any('M'), 3}, Access::kWrite);
+    if (!characters.empty() && characters[characters.size() - 1] != '\n')
         throw py::value_error("text: expected a newline at its end");
     if (begin > static_cast<std::size_t>(capacity))
         throw py::value_error("begin: expected at most " + std::to_string(capacity) + ", got " +
@@ -33,13 +33,12 @@ py::tuple parse(const py::array& text, const py::array& labels, const py::array&
                                   data_of<std::uint64_t>(ids) + begin, static_cast<std::size_t>(ids.shape(1)),
                                   static_cast<std::size_t>(capacity) - begin};
     static_assert(sizeof(persia::CriteoBadLine) == 3 * sizeof(std::int64_t));
-    auto* const described = reinterpret_cast<persia::CriteoBadLine*>(data_of<std::int64_t>(bad));
-    const auto max_bad = static_cast<std::size_t>(bad.shape(0));
+    const persia::Span<persia::CriteoBadLine> described(data_of<persia::CriteoBadLine>(bad),
+                                                        static_cast<std::size_t>(bad.shape(0)));
     persia::CriteoParsed parsed;
     {
         const py::gil_scoped_release nogil;
-        parsed =
-            persia::parse_criteo_lines(characters, static_cast<std::size_t>(size), rows, described, max_bad);
+        parsed = persia::parse_criteo_lines(characters, rows, described);
     }
     return py::make_tuple(parsed.bytes, parsed.rows, parsed.lines, parsed.bad);
 }

@@ -7,8 +7,7 @@
 
 namespace {
 
-using persia_bindings::checked;
-using persia_bindings::to_numpy;
+using namespace persia_bindings;
 
 struct Dedup {
     py::array keys, table_offsets, server_offsets, group_offsets, indices, feature_offsets, row_offsets,
@@ -16,11 +15,11 @@ struct Dedup {
 };
 
 Dedup run(persia::Deduplicator& self, const std::vector<py::object>& values) {
-    std::vector<py::array_t<uint64_t>> held;
-    std::vector<persia::IdSpan> spans;
-    for (size_t f = 0; f < values.size(); ++f) {
-        held.push_back(checked<uint64_t>(values[f], 1, "values[" + std::to_string(f) + "]"));
-        spans.push_back({held.back().data(), static_cast<size_t>(held.back().size())});
+    std::vector<py::array> held;
+    std::vector<persia::Span<const persia::Id>> spans;
+    for (std::size_t f = 0; f < values.size(); ++f) {
+        held.push_back(check_array(values[f], "values[" + std::to_string(f) + "]", {kUint64}, {any('N')}));
+        spans.push_back(span_of<const persia::Id>(held.back()));
     }
     persia::DedupResult result;
     {
@@ -45,18 +44,18 @@ Dedup run(persia::Deduplicator& self, const std::vector<py::object>& values) {
     return dedup;
 }
 
-py::array_t<uint64_t> hash_ids(const py::object& values, uint64_t rounds, uint64_t size) {
-    const auto ids = checked<uint64_t>(values, 1, "ids");
+py::array_t<std::uint64_t> hash_ids(const py::object& values, std::uint64_t rounds, std::uint64_t size) {
+    const py::array ids = check_array(values, "ids", {kUint64}, {any('N')});
     if (rounds == 0 || size == 0 || size > UINT64_MAX / rounds) {
         throw py::value_error("rounds = " + std::to_string(rounds) + ", size = " + std::to_string(size) +
                               ": expected both at least 1 and rounds * size below 2^64");
     }
-    py::array_t<uint64_t> out(ids.size() * static_cast<py::ssize_t>(rounds));
-    const auto* from = ids.data();
-    auto* to = out.mutable_data();
+    py::array_t<std::uint64_t> out(ids.size() * static_cast<py::ssize_t>(rounds));
+    const auto from = span_of<const persia::Id>(ids);
+    const auto to = span_of<persia::Id>(out);
     {
         const py::gil_scoped_release nogil;
-        persia::hash_ids(from, static_cast<size_t>(ids.size()), rounds, size, to);
+        persia::hash_ids(from, rounds, size, to);
     }
     return out;
 }
@@ -74,8 +73,9 @@ void bind_dedup(py::module_& m) {
         .def_readonly("row_offsets", &Dedup::row_offsets)
         .def_readonly("positions", &Dedup::positions);
     py::class_<persia::Deduplicator>(m, "Deduplicator")
-        .def(py::init([](std::vector<uint32_t> tables, std::vector<uint32_t> groups,
-                         std::vector<uint32_t> num_buckets, std::vector<std::vector<uint32_t>> bounds) {
+        .def(py::init([](std::vector<std::uint32_t> tables, std::vector<std::uint32_t> groups,
+                         std::vector<std::uint32_t> num_buckets,
+                         std::vector<std::vector<std::uint32_t>> bounds) {
                  return std::make_unique<persia::Deduplicator>(persia::DedupPlan{
                      std::move(tables), std::move(groups), std::move(num_buckets), std::move(bounds)});
              }),

@@ -4,11 +4,16 @@
 
 namespace {
 
-using persia_bindings::checked;
-using persia_bindings::describe;
+using namespace persia_bindings;
 
-void gather(const py::array& source, const py::object& rows_object, const py::array& out) {
-    const auto rows = checked<int64_t>(rows_object, 1, "rows");
+void gather(const py::object& source_object, const py::object& rows_object, const py::object& out_object) {
+    const py::array rows = check_array(rows_object, "rows", {kInt64}, {any('N')});
+    if (!py::isinstance<py::array>(source_object) || !py::isinstance<py::array>(out_object)) {
+        throw py::value_error("gather: expected two arrays, got source " + describe(source_object) +
+                              ", out " + describe(out_object));
+    }
+    const auto source = py::reinterpret_borrow<py::array>(source_object);
+    const auto out = py::reinterpret_borrow<py::array>(out_object);
     const auto contiguous = [](const py::array& array) { return (array.flags() & py::array::c_style) != 0; };
     bool fits = contiguous(source) && contiguous(out) && out.writeable() && source.ndim() >= 1 &&
                 source.ndim() == out.ndim() && source.dtype().equal(out.dtype()) &&
@@ -23,19 +28,20 @@ void gather(const py::array& source, const py::object& rows_object, const py::ar
             describe(source) + ", " + std::to_string(rows.size()) + " rows, out " + describe(out));
     }
     if (out.size() == 0) return;
-    const auto num_out = static_cast<size_t>(rows.size());
-    const auto row_bytes = static_cast<size_t>(out.nbytes()) / num_out;
-    const auto num_rows = static_cast<size_t>(source.shape(0));
-    const auto* const from = static_cast<const uint8_t*>(source.data());
-    const int64_t* const numbers = rows.data();
-    auto* const to = static_cast<uint8_t*>(const_cast<void*>(out.data()));
+    const auto row_bytes = static_cast<std::size_t>(out.nbytes() / rows.size());
+    const persia::Span<const std::uint8_t> from(static_cast<const std::uint8_t*>(source.data()),
+                                                static_cast<std::size_t>(source.nbytes()));
+    const persia::Span<std::uint8_t> to(static_cast<std::uint8_t*>(const_cast<void*>(out.data())),
+                                        static_cast<std::size_t>(out.nbytes()));
+    const auto numbers = span_of<const std::int64_t>(rows);
     bool inside;
     {
         const py::gil_scoped_release nogil;
-        inside = persia::gather(from, num_rows, row_bytes, numbers, num_out, to);
+        inside = persia::gather(from, row_bytes, numbers, to);
     }
     if (!inside) {
-        throw py::index_error("gather: got a row outside of source's " + std::to_string(num_rows) + " rows");
+        throw py::index_error("gather: got a row outside of source's " + std::to_string(source.shape(0)) +
+                              " rows");
     }
 }
 

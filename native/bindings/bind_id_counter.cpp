@@ -1,34 +1,31 @@
 #include <algorithm>
 
+#include "arrays.h"
 #include "bindings.h"
 #include "persia/id_counter.h"
-#include "table_arrays.h"
 
 namespace {
 
 using namespace persia_bindings;
 using persia::IdCounter;
 
-void add(IdCounter& counter, const py::array& ids, const py::object& counts) {
-    const auto n = static_cast<std::size_t>(check_keys(ids, "ids"));
-    const std::uint64_t* times = nullptr;
+void add(IdCounter& counter, const py::object& object, const py::object& counts) {
+    const py::array ids = check_array(object, "ids", {kUint64}, {any('N')});
+    persia::Span<const std::uint64_t> times;
     if (!counts.is_none()) {
-        const auto array = py::cast<py::array>(counts);
-        check_array(array, "counts", {kUint64}, {ids.shape(0)}, Access::kRead);
-        times = data_of<const std::uint64_t>(array);
-        if (std::find(times, times + n, 0) != times + n)
+        times = span_of<const std::uint64_t>(check_array(counts, "counts", {kUint64}, {ids.shape(0)}));
+        if (std::find(times.begin(), times.end(), 0) != times.end())
             throw py::value_error("counts: expected 1 or more each, got 0");
     }
-    const auto* const from = data_of<const std::uint64_t>(ids);
+    const auto from = span_of<const std::uint64_t>(ids);
     const py::gil_scoped_release nogil;
-    counter.add(from, times, n);
+    counter.add(from, times);
 }
 
 py::tuple items(const IdCounter& counter) {
     const auto size = static_cast<py::ssize_t>(counter.size());
-    py::array_t<std::uint64_t> ids(size), counts(size);
-    auto* const to = ids.mutable_data();
-    auto* const times = counts.mutable_data();
+    const py::array_t<std::uint64_t> ids(size), counts(size);
+    const auto to = span_of<std::uint64_t>(ids), times = span_of<std::uint64_t>(counts);
     {
         const py::gil_scoped_release nogil;
         counter.items(to, times);
@@ -36,15 +33,14 @@ py::tuple items(const IdCounter& counter) {
     return py::make_tuple(ids, counts);
 }
 
-py::array_t<std::uint64_t> replace_unknown(const IdCounter& counter, const py::array& ids,
-                                           std::uint64_t other) {
-    const py::ssize_t n = check_keys(ids, "ids");
-    py::array_t<std::uint64_t> out(n);
-    const auto* const from = data_of<const std::uint64_t>(ids);
-    auto* const to = out.mutable_data();
+py::array replace_unknown(const IdCounter& counter, const py::object& object, std::uint64_t other) {
+    const py::array ids = check_array(object, "ids", {kUint64}, {any('N')});
+    const py::array_t<std::uint64_t> out(ids.shape(0));
+    const auto from = span_of<const std::uint64_t>(ids);
+    const auto to = span_of<std::uint64_t>(out);
     {
         const py::gil_scoped_release nogil;
-        counter.replace_unknown(from, to, static_cast<std::size_t>(n), other);
+        counter.replace_unknown(from, to, other);
     }
     return out;
 }

@@ -1,6 +1,9 @@
+#include <string>
+#include <type_traits>
+
+#include "arrays.h"
 #include "bindings.h"
 #include "persia/interaction.h"
-#include "table_arrays.h"
 
 namespace {
 
@@ -8,21 +11,19 @@ using namespace persia_bindings;
 
 // The arrays of a call as the core sees them; checks all that are given.
 template <typename Float>
-persia::InteractionVectors<Float> vectors_of(const py::object& first, const py::array& rest,
-                                             persia::InteractionShape& shape, Access access) {
-    if (rest.ndim() != 3) {
-        throw py::value_error("rest: expected a float32 array of shape [B, V, D], got " +
-                              array_text(rest, access));
-    }
-    check_array(rest, "rest", {kFloat32}, {rest.shape(0), rest.shape(1), rest.shape(2)}, access);
-    shape.num_samples = static_cast<size_t>(rest.shape(0));
-    shape.num_vectors = static_cast<size_t>(rest.shape(1));
-    shape.dim = static_cast<size_t>(rest.shape(2));
-    if (first.is_none()) return {nullptr, data_of<Float>(rest)};
-    const auto array = py::cast<py::array>(first);
-    check_array(array, "first", {kFloat32}, {rest.shape(0), rest.shape(2)}, access);
+persia::InteractionVectors<Float> vectors_of(const py::object& first, const std::string& first_name,
+                                             const py::object& rest, const std::string& rest_name,
+                                             persia::InteractionShape& shape) {
+    constexpr Access access = std::is_const_v<Float> ? Access::kRead : Access::kWrite;
+    const py::array array = check_array(rest, rest_name, {kFloat32}, {any('B'), any('V'), any('D')}, access);
+    shape.num_samples = static_cast<std::size_t>(array.shape(0));
+    shape.num_vectors = static_cast<std::size_t>(array.shape(1));
+    shape.dim = static_cast<std::size_t>(array.shape(2));
+    if (first.is_none()) return {{}, span_of<Float>(array)};
     ++shape.num_vectors;
-    return {data_of<Float>(array), data_of<Float>(rest)};
+    return {
+        span_of<Float>(check_array(first, first_name, {kFloat32}, {array.shape(0), array.shape(2)}, access)),
+        span_of<Float>(array)};
 }
 
 void check_copied(const persia::InteractionShape& shape) {
@@ -33,30 +34,37 @@ void check_copied(const persia::InteractionShape& shape) {
     }
 }
 
-void forward(const py::object& first, const py::array& rest, size_t num_copied, const py::array& out) {
+// What both directions are given, [B, W].
+py::array check_pairs(const py::object& object, const std::string& name,
+                      const persia::InteractionShape& shape, Access access) {
+    return check_array(object, name, {kFloat32},
+                       {static_cast<py::ssize_t>(shape.num_samples), static_cast<py::ssize_t>(shape.width())},
+                       access);
+}
+
+void forward(const py::object& first, const py::object& rest, std::size_t num_copied, const py::object& out) {
     persia::InteractionShape shape{0, 0, 0, num_copied};
-    const auto vectors = vectors_of<const float>(first, rest, shape, Access::kRead);
+    const auto vectors = vectors_of<const float>(first, "first", rest, "rest", shape);
     check_copied(shape);
-    check_array(out, "out", {kFloat32}, {rest.shape(0), static_cast<py::ssize_t>(shape.width())},
-                Access::kWrite);
-    auto* const to = data_of<float>(out);
+    const auto to = span_of<float>(check_pairs(out, "out", shape, Access::kWrite));
     const py::gil_scoped_release nogil;
     persia::interaction_forward(shape, vectors, to);
 }
 
-void backward(const py::object& first, const py::array& rest, size_t num_copied, const py::array& gradient,
-              const py::object& first_gradient, const py::array& rest_gradient) {
+void backward(const py::object& first, const py::object& rest, std::size_t num_copied,
+              const py::object& gradient, const py::object& first_gradient, const py::object& rest_gradient) {
     persia::InteractionShape shape{0, 0, 0, num_copied}, out_shape{0, 0, 0, num_copied};
-    const auto vectors = vectors_of<const float>(first, rest, shape, Access::kRead);
+    const auto vectors = vectors_of<const float>(first, "first", rest, "rest", shape);
     check_copied(shape);
-    check_array(gradient, "gradient", {kFloat32}, {rest.shape(0), static_cast<py::ssize_t>(shape.width())},
-                Access::kRead);
-    check_array(rest_gradient, "rest_gradient", {kFloat32}, {rest.shape(0), rest.shape(1), rest.shape(2)},
-                Access::kWrite);
-    const auto out = vectors_of<float>(first_gradient, rest_gradient, out_shape, Access::kWrite);
-    if (shape.num_vectors != out_shape.num_vectors)
+    const auto from = span_of<const float>(check_pairs(gradient, "gradient", shape, Access::kRead));
+    if (first.is_none() != first_gradient.is_none())
         throw py::value_error("first_gradient must be given if and only if first is");
-    const auto* const from = data_of<const float>(gradient);
+    const auto length = [](std::size_t n) { return static_cast<py::ssize_t>(n); };
+    check_array(rest_gradient, "rest_gradient", {kFloat32},
+                {length(shape.num_samples), length(shape.num_vectors - !first.is_none()), length(shape.dim)},
+                Access::kWrite);
+    const auto out =
+        vectors_of<float>(first_gradient, "first_gradient", rest_gradient, "rest_gradient", out_shape);
     const py::gil_scoped_release nogil;
     persia::interaction_backward(shape, vectors, from, out);
 }

@@ -1,28 +1,28 @@
 #include <pybind11/numpy.h>
 
+#include "arrays.h"
 #include "bindings.h"
 #include "persia/limits.h"
-#include "table_arrays.h"
 
 namespace {
 
 using namespace persia_bindings;
 using persia::MemoryLimits;
 
-inline constexpr ElementType kUint8{'u', 1, "uint8"};
-
-const std::uint64_t* check_places(const MemoryLimits& self, const py::array& places, py::ssize_t n) {
-    check_array(places, "places", {kUint64}, {n}, Access::kRead);
-    const auto* values = data_of<const std::uint64_t>(places);
-    for (py::ssize_t i = 0; i < n; ++i) {
-        if (values[i] >= self.num_rows()) throw py::value_error("places: expected row numbers");
+persia::Span<const std::uint64_t> places_of(const MemoryLimits& self, const py::object& places,
+                                            py::ssize_t n = any('n')) {
+    const auto values = span_of<const std::uint64_t>(check_array(places, "places", {kUint64}, {n}));
+    for (const std::uint64_t value : values) {
+        if (value >= self.num_rows()) throw py::value_error("places: expected row numbers");
     }
     return values;
 }
 
-std::byte* check_bytes(const MemoryLimits& self, const py::array& rows, py::ssize_t n, Access access) {
-    check_array(rows, "rows", {kUint8}, {n, static_cast<py::ssize_t>(self.row_bytes())}, access);
-    return data_of<std::byte>(rows);
+template <typename Byte>
+persia::Span<Byte> bytes_of(const MemoryLimits& self, const py::object& rows, std::size_t n) {
+    return span_of<Byte>(check_array(
+        rows, "rows", {kUint8}, {static_cast<py::ssize_t>(n), static_cast<py::ssize_t>(self.row_bytes())},
+        std::is_const_v<Byte> ? Access::kRead : Access::kWrite));
 }
 
 }  // namespace
@@ -33,34 +33,31 @@ void bind_limits(py::module_& m) {
              py::arg("row_bytes"), py::arg("state_bytes"))
         .def(
             "gather",
-            [](const MemoryLimits& self, const py::array& places, const py::array& out) {
-                const py::ssize_t n = places.size();
-                const auto* at = check_places(self, places, n);
-                auto* to = check_bytes(self, out, n, Access::kWrite);
+            [](const MemoryLimits& self, const py::object& places, const py::object& out) {
+                const auto at = places_of(self, places);
+                const auto to = bytes_of<std::byte>(self, out, at.size());
                 const py::gil_scoped_release nogil;
-                self.gather(at, static_cast<std::size_t>(n), to);
+                self.gather(at, to);
             },
             py::arg("places"), py::arg("out"))
         .def(
             "gather_with_entries",
-            [](const MemoryLimits& self, const py::array& places, const py::array& entries,
-               const py::array& out) {
-                const py::ssize_t n = places.size();
-                const auto* at = check_places(self, places, n);
-                const auto* entry_at = check_places(self, entries, n);
-                auto* to = check_bytes(self, out, n, Access::kWrite);
+            [](const MemoryLimits& self, const py::object& places, const py::object& entries,
+               const py::object& out) {
+                const auto at = places_of(self, places);
+                const auto entry_at = places_of(self, entries, static_cast<py::ssize_t>(at.size()));
+                const auto to = bytes_of<std::byte>(self, out, at.size());
                 const py::gil_scoped_release nogil;
-                return self.gather_with_entries(at, entry_at, static_cast<std::size_t>(n), to);
+                return self.gather_with_entries(at, entry_at, to);
             },
             py::arg("places"), py::arg("entries"), py::arg("out"))
         .def(
             "update",
-            [](MemoryLimits& self, const py::array& places, const py::array& gradients) {
-                const py::ssize_t n = places.size();
-                const auto* at = check_places(self, places, n);
-                const auto* from = check_bytes(self, gradients, n, Access::kRead);
+            [](MemoryLimits& self, const py::object& places, const py::object& gradients) {
+                const auto at = places_of(self, places);
+                const auto from = bytes_of<const std::byte>(self, gradients, at.size());
                 const py::gil_scoped_release nogil;
-                self.update(at, static_cast<std::size_t>(n), from);
+                self.update(at, from);
             },
             py::arg("places"), py::arg("gradients"));
 }

@@ -9,19 +9,11 @@
 
 namespace {
 
+using namespace persia_bindings;
 using persia::AlignedArray;
 using persia::Pooling;
-using persia_bindings::Access;
-using persia_bindings::checked;
-using persia_bindings::data_of;
-using persia_bindings::describe;
-using persia_bindings::to_numpy;
-using persia_bindings::wire_named;
-using persia_bindings::wire_of;
-using persia_bindings::wire_rows;
 
-using Floats = py::array_t<float>;
-using Features = std::vector<std::tuple<size_t, size_t, std::string, py::object>>;
+using Features = std::vector<std::tuple<std::size_t, std::size_t, std::string, py::object>>;
 
 void check(bool ok, const std::string& message) {
     if (!ok) throw py::value_error("gather_pool: " + message);
@@ -36,82 +28,70 @@ Pooling pooling_of(const std::string& name) {
 }
 
 // The group as the core sees it. The Features hold the arrays that it points into.
-persia::PoolGroup group_of(const Features& features, size_t num_samples, size_t num_rows, size_t dim,
-                           size_t num_ids) {
-    persia::PoolGroup group{num_rows, dim, num_samples, {}};
+persia::PoolGroup group_of(const Features& features, std::size_t num_samples, std::size_t dim,
+                           std::size_t num_ids) {
+    persia::PoolGroup group{dim, num_samples, {}};
     for (const auto& [begin, end, pooling, bags] : features) {
         check(begin <= end && end <= num_ids, "feature ids [" + std::to_string(begin) + ", " +
                                                   std::to_string(end) + ") are outside the batch's " +
                                                   std::to_string(num_ids));
-        const uint32_t* offsets = nullptr;
+        persia::Span<const std::uint32_t> offsets;
         if (!bags.is_none()) {
-            const auto array = checked<uint32_t>(bags, 1, "bags");
-            check(static_cast<size_t>(array.size()) == num_samples + 1,
-                  "bags need one offset per sample and one more = " + std::to_string(num_samples + 1) +
-                      ", got " + std::to_string(array.size()));
-            offsets = array.data();
+            const auto length = static_cast<py::ssize_t>(num_samples + 1);
+            offsets = span_of<const std::uint32_t>(check_array(bags, "bags", {kUint32}, {length}));
         }
         group.features.push_back({begin, end, offsets, pooling_of(pooling)});
     }
     return group;
 }
 
-std::vector<py::ssize_t> shape(std::initializer_list<size_t> sizes) {
+std::vector<py::ssize_t> shape(std::initializer_list<std::size_t> sizes) {
     return std::vector<py::ssize_t>(sizes.begin(), sizes.end());
 }
 
 // indices: uint16 or uint32 [N].
-struct Indices {
-    explicit Indices(const py::object& object) : narrow(py::isinstance<py::array_t<uint16_t>>(object)) {
-        if (narrow) {
-            narrow_array = checked<uint16_t>(object, 1, "indices");
-        } else {
-            wide_array = checked<uint32_t>(object, 1, "indices (uint16 or uint32)");
-        }
-    }
-    size_t size() const { return static_cast<size_t>(narrow ? narrow_array.size() : wide_array.size()); }
-    // run(pointer to the indices), without the GIL
+class Indices {
+  public:
+    explicit Indices(const py::object& object)
+        : array_(check_array(object, "indices", {kUint16, kUint32}, {any('N')})) {}
+
+    std::size_t size() const { return static_cast<std::size_t>(array_.size()); }
+    // run(span of the indices), without the GIL
     template <typename Run>
     void with(const Run& run) const {
-        const uint16_t* const narrow_data = narrow ? narrow_array.data() : nullptr;
-        const uint32_t* const wide_data = narrow ? nullptr : wide_array.data();
+        const bool narrow = has_dtype(array_, kUint16);
         const py::gil_scoped_release nogil;
-        narrow ? run(narrow_data) : run(wide_data);
+        narrow ? run(span_of<const std::uint16_t>(array_)) : run(span_of<const std::uint32_t>(array_));
     }
-    bool narrow;
-    py::array_t<uint16_t> narrow_array;
-    py::array_t<uint32_t> wide_array;
+
+  private:
+    py::array array_;
 };
 
-py::tuple forward(const py::array& rows, const py::object& indices_object, const Features& features,
-                  size_t num_samples, size_t dim) {
-    check(rows.ndim() == 2, "rows: expected an array of two axes, got " + describe(rows));
-    const persia::Wire wire =
-        wire_of(rows, "rows", rows.shape(0), static_cast<py::ssize_t>(dim), Access::kRead);
+py::tuple forward(const py::object& rows, const py::object& indices_object, const Features& features,
+                  std::size_t num_samples, std::size_t dim) {
+    const persia::ConstRows data =
+        rows_of<const std::byte>(rows, "rows", any('U'), static_cast<py::ssize_t>(dim));
     const Indices indices(indices_object);
-    const auto group =
-        group_of(features, num_samples, static_cast<size_t>(rows.shape(0)), dim, indices.size());
+    const auto group = group_of(features, num_samples, dim, indices.size());
     group.check();
 
-    const size_t num_pooled = group.num_pooled();
+    const std::size_t num_pooled = group.num_pooled();
     AlignedArray<float> pooled(num_samples * num_pooled * dim);
     std::vector<AlignedArray<float>> values;
     std::vector<AlignedArray<bool>> masks;
     std::vector<persia::PoolSequence> sequences;
     for (const auto& feature : group.features) {
         if (feature.pooling != Pooling::kSequence) continue;
-        const size_t length = group.longest(feature);
+        const std::size_t length = group.longest(feature);
         values.emplace_back(num_samples * length * dim);
         masks.emplace_back(num_samples * length);
-        sequences.push_back({values.back().data(), masks.back().data(), length});
+        sequences.push_back({values.back(), masks.back(), length});
     }
-    const auto* const data = static_cast<const std::byte*>(rows.data());
-    indices.with([&](const auto* ids) {
-        persia::gather_pool_forward(group, wire, data, ids, pooled.data(), sequences);
-    });
+    indices.with([&](auto ids) { persia::gather_pool_forward(group, data, ids, pooled, sequences); });
     py::list outputs;
-    for (size_t s = 0; s < sequences.size(); ++s) {
-        const size_t length = sequences[s].length;
+    for (std::size_t s = 0; s < sequences.size(); ++s) {
+        const std::size_t length = sequences[s].length;
         outputs.append(py::make_tuple(to_numpy(std::move(values[s]), shape({num_samples, length, dim})),
                                       to_numpy(std::move(masks[s]), shape({num_samples, length}))));
     }
@@ -119,25 +99,20 @@ py::tuple forward(const py::array& rows, const py::object& indices_object, const
 }
 
 py::array backward(const py::object& pooled_gradient, const std::vector<py::object>& sequence_gradients,
-                   const py::object& indices_object, const Features& features, size_t num_samples,
-                   size_t num_rows, size_t dim, const std::string& wire_name) {
+                   const py::object& indices_object, const Features& features, std::size_t num_samples,
+                   std::size_t num_rows, std::size_t dim, const std::string& wire_name) {
     const persia::Wire wire = wire_named(wire_name);
     const Indices indices(indices_object);
-    const auto group = group_of(features, num_samples, num_rows, dim, indices.size());
+    const auto group = group_of(features, num_samples, dim, indices.size());
     group.check();
 
-    const auto expect = [&](const Floats& array, size_t middle, const char* name) {
-        check(static_cast<size_t>(array.shape(0)) == num_samples &&
-                  static_cast<size_t>(array.shape(1)) == middle && static_cast<size_t>(array.shape(2)) == dim,
-              std::string(name) + ": expected [" + std::to_string(num_samples) + ", " +
-                  std::to_string(middle) + ", " + std::to_string(dim) + "], got " + describe(array));
-        return array.data();
+    const auto gradient_of = [&](const py::object& object, std::size_t middle, const char* name) {
+        const auto length = [](std::size_t n) { return static_cast<py::ssize_t>(n); };
+        if (object.is_none()) return persia::Span<const float>();
+        return span_of<const float>(
+            check_array(object, name, {kFloat32}, {length(num_samples), length(middle), length(dim)}));
     };
-    const float* pooled = nullptr;
-    if (!pooled_gradient.is_none()) {
-        pooled = expect(checked<float>(pooled_gradient, 3, "pooled_gradient"), group.num_pooled(),
-                        "pooled_gradient");
-    }
+    const auto pooled = gradient_of(pooled_gradient, group.num_pooled(), "pooled_gradient");
     check(sequence_gradients.size() + group.num_pooled() == group.features.size(),
           "expected one gradient (or None) per sequence feature, got " +
               std::to_string(sequence_gradients.size()));
@@ -145,16 +120,12 @@ py::array backward(const py::object& pooled_gradient, const std::vector<py::obje
     for (const auto& feature : group.features) {
         if (feature.pooling != Pooling::kSequence) continue;
         const py::object& gradient = sequence_gradients[sequences.size()];
-        const size_t length = group.longest(feature);
-        const float* values = nullptr;
-        if (!gradient.is_none())
-            values = expect(checked<float>(gradient, 3, "sequence_gradient"), length, "sequence_gradient");
-        sequences.push_back({values, length});
+        const std::size_t length = group.longest(feature);
+        sequences.push_back({gradient_of(gradient, length, "sequence_gradient"), length});
     }
     const py::array row_gradients = wire_rows(wire, num_rows, dim);
-    auto* const to = data_of<std::byte>(row_gradients);
-    indices.with(
-        [&](const auto* ids) { persia::gather_pool_backward(group, pooled, sequences, ids, wire, to); });
+    const persia::Rows to{data_of<std::byte>(row_gradients), wire, num_rows};
+    indices.with([&](auto ids) { persia::gather_pool_backward(group, pooled, sequences, ids, to); });
     return row_gradients;
 }
 

@@ -8,31 +8,31 @@
 
 namespace {
 
+using namespace persia_bindings;
 using persia::RecentRows;
-using persia_bindings::checked;
 
 py::tuple find(RecentRows& self, const py::object& keys, const py::object& table_offsets,
                std::uint32_t step) {
-    const auto in = checked<std::uint64_t>(keys, 1, "keys");
-    const auto offsets = checked<std::uint32_t>(table_offsets, 1, "table_offsets");
-    const auto num_tables = static_cast<py::ssize_t>(self.num_tables());
-    const auto* at = offsets.data();
-    if (offsets.size() != num_tables + 1 || at[0] != 0 || !std::is_sorted(at, at + num_tables + 1) ||
-        at[num_tables] != static_cast<std::uint32_t>(in.size())) {
-        throw py::value_error("table_offsets: expected " + std::to_string(num_tables + 1) +
+    const auto in = span_of<const std::uint64_t>(check_array(keys, "keys", {kUint64}, {any('U')}));
+    const auto num_offsets = static_cast<py::ssize_t>(self.num_tables() + 1);
+    const auto offsets =
+        span_of<const std::uint32_t>(check_array(table_offsets, "table_offsets", {kUint32}, {num_offsets}));
+    if (offsets[0] != 0 || !std::is_sorted(offsets.begin(), offsets.end()) ||
+        offsets[self.num_tables()] != static_cast<std::uint32_t>(in.size())) {
+        throw py::value_error("table_offsets: expected " + std::to_string(num_offsets) +
                               " numbers that grow from 0 to the number of keys");
     }
-    py::array_t<std::uint8_t> wanted(in.size());
-    py::array_t<std::uint32_t> places(in.size());
+    py::array_t<std::uint8_t> wanted(static_cast<py::ssize_t>(in.size()));
+    py::array_t<std::uint32_t> places(static_cast<py::ssize_t>(in.size()));
     py::array_t<std::int64_t> rings({static_cast<py::ssize_t>(self.num_groups()), py::ssize_t{2}});
     static_assert(sizeof(RecentRows::Ring) == 2 * sizeof(std::int64_t));
-    auto* rings_out = reinterpret_cast<RecentRows::Ring*>(rings.mutable_data());
-    auto* wanted_out = wanted.mutable_data();
-    auto* places_out = places.mutable_data();
+    const persia::Span<RecentRows::Ring> rings_out(reinterpret_cast<RecentRows::Ring*>(rings.mutable_data()),
+                                                   self.num_groups());
     std::uint32_t ages = 0;
     {
         const py::gil_scoped_release nogil;
-        ages = self.find(in.data(), offsets.data(), step, wanted_out, places_out, rings_out);
+        ages = self.find(in, offsets, step, span_of<std::uint8_t>(wanted), span_of<std::uint32_t>(places),
+                         rings_out);
     }
     return py::make_tuple(wanted, places, rings, ages);
 }

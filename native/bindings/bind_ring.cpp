@@ -3,6 +3,7 @@
 #include <memory>
 #include <optional>
 
+#include "arrays.h"
 #include "bindings.h"
 #include "ring_arrays.h"
 
@@ -10,28 +11,31 @@ namespace {
 
 using namespace persia_bindings;
 
-constexpr uint64_t kLargeBytes = 65536;  // from here on copying lets other threads of the process run
+constexpr std::uint64_t kLargeBytes = 65536;  // from here on copying lets other threads of the process run
 
-using Bytes = py::array_t<uint8_t>;
-using Words = py::array_t<uint64_t>;
+// Memory of a ring, and words of 8 bytes in it or beside it; None where these are out of reach.
+py::array bytes_of(const py::object& object, const char* name) {
+    return check_array(object, name, {kUint8}, {any('N')}, Access::kWrite);
+}
 
-uint64_t* words_or_null(const std::optional<Words>& words) {
-    return words ? const_cast<Words&>(*words).mutable_data() : nullptr;
+persia::Span<std::uint64_t> words_of(const py::object& object, const char* name, py::ssize_t count) {
+    if (object.is_none()) return {};
+    return span_of<std::uint64_t>(check_array(object, name, {kUint64}, {count}, Access::kWrite));
 }
 
 // A bell lies in the first 8 bytes of a rank's shared memory.
-persia::Bell* bell_or_null(const std::optional<Words>& bell) {
-    return reinterpret_cast<persia::Bell*>(words_or_null(bell));
+persia::Bell* bell_of(const py::object& object) {
+    return reinterpret_cast<persia::Bell*>(words_of(object, "bell", 1).data());
 }
 
 struct Producer {
-    Producer(Bytes data_, const Words& tail_, const std::optional<Words>& words_,
-             const std::optional<Words>& bell_)
-        : data(std::move(data_)),
-          held{tail_, py::cast(words_), py::cast(bell_)},
-          ring(data.mutable_data(), static_cast<uint64_t>(data.size()), tail_.data(), words_or_null(words_),
-               bell_or_null(bell_)),
-          announces(words_.has_value()) {}
+    Producer(const py::object& data_, const py::object& tail, const py::object& words, const py::object& bell)
+        : data(bytes_of(data_, "data")),
+          held{tail, words, bell},
+          ring(span_of<std::uint8_t>(data), data_of<std::uint64_t>(check_array(tail, "tail", {kUint64}, {1})),
+               words_of(words, "words", data.size() / static_cast<py::ssize_t>(persia::kLine)),
+               bell_of(bell)),
+          announces(!words.is_none()) {}
 
     // True once all of it is written; where words are out of reach at most one entry a call.
     bool write(Outgoing& outgoing) {
@@ -59,10 +63,10 @@ struct Producer {
             const ArrayEntry entry = entry_of(py::dtype::from_args(spec.first), spec.second);
             layout.add(entry, kBytes[entry.dtype]);
         }
-        uint8_t* const body = ring.reserve(fields, layout);
+        std::uint8_t* const body = ring.reserve(fields, layout);
         if (body == nullptr) return std::nullopt;
         std::vector<py::array> views;
-        for (size_t i = 0; i < layout.directory.size(); ++i) {
+        for (std::size_t i = 0; i < layout.directory.size(); ++i) {
             const ArrayEntry& entry = layout.directory[i];
             views.push_back(view(entry.dtype, entry, body + layout.offsets[i], data));
         }
@@ -71,23 +75,25 @@ struct Producer {
 
     void close() {
         ring.close();
-        data = Bytes();
+        data = py::array();
         held.clear();
     }
 
-    Bytes data;
+    py::array data;
     std::vector<py::object> held;
     persia::RingProducer ring;
     bool announces;
 };
 
 struct Consumer {
-    Consumer(Bytes data_, Words words_, const std::optional<Words>& tail_, const std::optional<Words>& bell_)
-        : data(std::move(data_)),
-          words(std::move(words_)),
-          held{py::cast(tail_), py::cast(bell_)},
-          ring(data.mutable_data(), static_cast<uint64_t>(data.size()), words.data(), words_or_null(tail_),
-               bell_or_null(bell_)) {}
+    Consumer(const py::object& data_, const py::object& words_, const py::object& tail,
+             const py::object& bell)
+        : data(bytes_of(data_, "data")),
+          words(check_array(words_, "words", {kUint64},
+                            {data.size() / static_cast<py::ssize_t>(persia::kLine)}, Access::kWrite)),
+          held{tail, bell},
+          ring(span_of<std::uint8_t>(data), span_of<const std::uint64_t>(words),
+               words_of(tail, "tail", 1).data(), bell_of(bell)) {}
 
     // (kind, step, trainer, tag, arrays, token for `release`), or None: nothing, or CLOSE, or part of a
     // record.
@@ -110,12 +116,12 @@ struct Consumer {
             }
             assemble(entry);
         } while (partial_bytes != entry.header.body_bytes);
-        const py::array_t<uint8_t> buffer = *std::exchange(partial, std::nullopt);
-        return record(entry.header, static_cast<uint8_t*>(const_cast<void*>(buffer.request().ptr)), buffer,
-                      buffer);
+        const py::array_t<std::uint8_t> buffer = *std::exchange(partial, std::nullopt);
+        return record(entry.header, static_cast<std::uint8_t*>(const_cast<void*>(buffer.request().ptr)),
+                      buffer, buffer);
     }
 
-    py::object record(const persia::EntryHeader& header, uint8_t* body, const py::handle& owner,
+    py::object record(const persia::EntryHeader& header, std::uint8_t* body, const py::handle& owner,
                       const py::object& token) {
         py::list arrays;
         try {
@@ -132,19 +138,19 @@ struct Consumer {
         const persia::EntryHeader& header = entry.header;
         if (!partial) {
             partial_bytes = 0;
-            if (spare && static_cast<uint64_t>(spare->size()) >= header.body_bytes) {
+            if (spare && static_cast<std::uint64_t>(spare->size()) >= header.body_bytes) {
                 partial = std::exchange(spare, std::nullopt);
             } else {
-                partial = to_numpy(persia::AlignedArray<uint8_t>(header.body_bytes));
+                partial = to_numpy(persia::AlignedArray<std::uint8_t>(header.body_bytes));
             }
         }
         if (header.chunk_begin != partial_bytes ||
-            header.body_bytes > static_cast<uint64_t>(partial->size())) {
+            header.body_bytes > static_cast<std::uint64_t>(partial->size())) {
             throw persia::RingError("entry " + std::to_string(entry.number) + " goes on at byte " +
                                     std::to_string(header.chunk_begin) + " of its record, expected " +
                                     std::to_string(partial_bytes) + ": a chunk was lost");
         }
-        uint8_t* const to = partial->mutable_data() + partial_bytes;
+        std::uint8_t* const to = partial->mutable_data() + partial_bytes;
         {
             const py::gil_scoped_release nogil;
             std::memcpy(to, entry.body, header.chunk_bytes);
@@ -155,30 +161,30 @@ struct Consumer {
 
     void release(const py::object& token) {
         if (py::isinstance<py::int_>(token)) {
-            ring.release(py::cast<uint64_t>(token));
+            ring.release(py::cast<std::uint64_t>(token));
             return;
         }
         // Kept for the next such record: fresh pages cost more than the copy.
-        const auto buffer = py::reinterpret_borrow<py::array_t<uint8_t>>(token);
+        const auto buffer = py::reinterpret_borrow<py::array_t<std::uint8_t>>(token);
         if (!spare || spare->size() < buffer.size()) spare = buffer;
     }
 
     void close() {
         ring.close();
         closed = true;
-        data = Bytes();
-        words = Words();
+        data = py::array();
+        words = py::array();
         held.clear();
     }
 
-    Bytes data;
-    Words words;
+    py::array data;
+    py::array words;
     std::vector<py::object> held;
     persia::RingConsumer ring;
-    uint64_t records = 0;
+    std::uint64_t records = 0;
     bool closed = false;
-    std::optional<py::array_t<uint8_t>> partial, spare;
-    uint64_t partial_bytes = 0;
+    std::optional<py::array_t<std::uint8_t>> partial, spare;
+    std::uint64_t partial_bytes = 0;
 };
 
 // What one loop waits for.
@@ -187,17 +193,17 @@ struct Watch {
     std::vector<const Producer*> producers;
     std::vector<const Consumer*> consumers;
     std::vector<persia::Bell*> bells;
-    std::atomic<uint64_t> signals{0};
-    uint64_t seen = 0;
+    std::atomic<std::uint64_t> signals{0};
+    std::uint64_t seen = 0;
 
     Watch(const std::vector<py::object>& producers_, const std::vector<py::object>& consumers_,
-          const std::vector<Words>& bells_) {
+          const std::vector<py::object>& bells_) {
         for (const auto& each : producers_)
             producers.push_back(py::cast<const Producer*>(each)), objects.push_back(each);
         for (const auto& each : consumers_)
             consumers.push_back(py::cast<const Consumer*>(each)), objects.push_back(each);
         for (const auto& each : bells_) {
-            bells.push_back(reinterpret_cast<persia::Bell*>(const_cast<Words&>(each).mutable_data()));
+            bells.push_back(bell_of(each));
             objects.push_back(each);
         }
     }
@@ -209,14 +215,15 @@ struct Watch {
         for (const Producer* each : producers) {
             if (each->ring.has_news()) return true;
         }
-        const uint64_t now = signals.load();
+        const std::uint64_t now = signals.load();
         return std::exchange(seen, now) != now;
     }
 
     bool wait(double spin_seconds, double sleep_seconds) {
         const py::gil_scoped_release nogil;
         if (spin_seconds > 0) {
-            const uint64_t end = persia::monotonic_nanoseconds() + static_cast<uint64_t>(spin_seconds * 1e9);
+            const std::uint64_t end =
+                persia::monotonic_nanoseconds() + static_cast<std::uint64_t>(spin_seconds * 1e9);
             do {
                 for (int i = 0; i < 32; ++i) {
                     if (news()) return true;
@@ -229,7 +236,7 @@ struct Watch {
         if (sleep_seconds <= 0) return news();
         persia::Sleep sleep(bells);
         if (news()) return true;
-        sleep.until_rung(static_cast<uint64_t>(sleep_seconds * 1e9));
+        sleep.until_rung(static_cast<std::uint64_t>(sleep_seconds * 1e9));
         return news();
     }
 
@@ -249,9 +256,8 @@ void bind_ring(py::module_& m) {
             return self.message.layout.body_bytes - self.message.written;
         });
     py::class_<Producer>(m, "RingProducer")
-        .def(py::init<Bytes, const Words&, const std::optional<Words>&, const std::optional<Words>&>(),
-             py::arg("data").noconvert(), py::arg("tail").noconvert(), py::arg("words").noconvert(),
-             py::arg("bell").noconvert())
+        .def(py::init<const py::object&, const py::object&, const py::object&, const py::object&>(),
+             py::arg("data"), py::arg("tail"), py::arg("words"), py::arg("bell"))
         .def("write", &Producer::write)
         .def("reserve", &Producer::reserve)
         .def("commit", [](Producer& self) { self.ring.commit(); })
@@ -268,12 +274,11 @@ void bind_ring(py::module_& m) {
         .def_property_readonly("held_bytes", [](const Producer& self) { return self.ring.held_bytes(); })
         .def_property_readonly("max_entry", [](const Producer& self) { return self.ring.max_entry(); })
         .def_property_readonly("head", [](const Producer& self) { return self.ring.head(); })
-        .def_property_readonly("records", [](const Producer& self) { return self.ring.records; })
-        .def_property_readonly("bytes", [](const Producer& self) { return self.ring.bytes; });
+        .def_property_readonly("records", [](const Producer& self) { return self.ring.records(); })
+        .def_property_readonly("bytes", [](const Producer& self) { return self.ring.bytes(); });
     py::class_<Consumer>(m, "RingConsumer")
-        .def(py::init<Bytes, Words, const std::optional<Words>&, const std::optional<Words>&>(),
-             py::arg("data").noconvert(), py::arg("words").noconvert(), py::arg("tail").noconvert(),
-             py::arg("bell").noconvert())
+        .def(py::init<const py::object&, const py::object&, const py::object&, const py::object&>(),
+             py::arg("data"), py::arg("words"), py::arg("tail"), py::arg("bell"))
         .def("poll", &Consumer::poll)
         .def("release", &Consumer::release)
         .def("close", &Consumer::close)
@@ -284,10 +289,10 @@ void bind_ring(py::module_& m) {
         .def_property_readonly(
             "unread", [](const Consumer& self) { return self.partial.has_value() || self.ring.unread(); })
         .def_property_readonly("released", [](const Consumer& self) { return self.ring.released(); })
-        .def_property_readonly("bytes", [](const Consumer& self) { return self.ring.bytes; });
+        .def_property_readonly("bytes", [](const Consumer& self) { return self.ring.bytes(); });
     py::class_<Watch>(m, "Watch")
         .def(py::init<const std::vector<py::object>&, const std::vector<py::object>&,
-                      const std::vector<Words>&>(),
+                      const std::vector<py::object>&>(),
              py::arg("producers"), py::arg("consumers"), py::arg("bells"))
         .def("wait", &Watch::wait, py::arg("spin_seconds"), py::arg("sleep_seconds"))
         .def("wake", &Watch::wake);

@@ -7,9 +7,9 @@
 #include <optional>
 #include <tuple>
 
+#include "arrays.h"
 #include "bindings.h"
 #include "persia/table.h"
-#include "table_arrays.h"
 #include "wire_arrays.h"
 
 namespace {
@@ -49,51 +49,40 @@ std::uint32_t check_step(std::int64_t step) {
     return static_cast<std::uint32_t>(step);
 }
 
-std::uint32_t pull(LockedTable& self, const py::array& keys, std::int64_t step, const py::array& out,
-                   const py::array& slots, const std::optional<py::array>& wanted) {
-    const py::ssize_t n = check_keys(keys, "keys");
-    py::ssize_t rows_out = n;
-    const std::uint8_t* chosen = nullptr;
-    if (wanted) {
-        check_array(*wanted, "wanted", {kUint8}, {n}, Access::kRead);
-        chosen = data_of<const std::uint8_t>(*wanted);
-        rows_out = n - std::count(chosen, chosen + n, 0);
+std::uint32_t pull(LockedTable& self, const py::object& keys, std::int64_t step, const py::object& out,
+                   const py::object& slots, const py::object& wanted) {
+    const auto in = span_of<const Key>(check_array(keys, "keys", {kUint64}, {any('U')}));
+    const auto n = static_cast<py::ssize_t>(in.size());
+    py::ssize_t num_rows = n;
+    persia::Span<const std::uint8_t> chosen;
+    if (!wanted.is_none()) {
+        chosen = span_of<const std::uint8_t>(check_array(wanted, "wanted", {kUint8}, {n}));
+        num_rows = n - std::count(chosen.begin(), chosen.end(), 0);
     }
-    const persia::Wire wire = wire_of(out, "out", rows_out, self.dim(), Access::kWrite);
-    check_array(slots, "slots", {kUint32}, {n}, Access::kWrite);
+    const persia::Rows rows = rows_of<std::byte>(out, "out", num_rows, self.dim());
+    const auto to = span_of<std::uint32_t>(check_array(slots, "slots", {kUint32}, {n}, Access::kWrite));
     const std::uint32_t at = check_step(step);
-    const auto* in = data_of<const Key>(keys);
-    auto* to = data_of<std::uint32_t>(slots);
-    auto* rows = data_of<std::byte>(out);
-    return self.run([&](Table& table) {
-        return table.pull(in, static_cast<std::size_t>(n), at, wire, rows, to, chosen);
-    });
+    return self.run([&](Table& table) { return table.pull(in, at, rows, to, chosen); });
 }
 
-void lookup(LockedTable& self, const py::array& keys, const py::array& out) {
-    const py::ssize_t n = check_keys(keys, "keys");
-    const persia::Wire wire = wire_of(out, "out", n, self.dim(), Access::kWrite);
-    const auto* in = data_of<const Key>(keys);
-    auto* rows = data_of<std::byte>(out);
-    self.run([&](Table& table) { table.lookup(in, static_cast<std::size_t>(n), wire, rows); });
+void lookup(LockedTable& self, const py::object& keys, const py::object& out) {
+    const auto in = span_of<const Key>(check_array(keys, "keys", {kUint64}, {any('U')}));
+    const persia::Rows rows = rows_of<std::byte>(out, "out", static_cast<py::ssize_t>(in.size()), self.dim());
+    self.run([&](Table& table) { table.lookup(in, rows); });
 }
 
-using PyBatch = std::tuple<py::array, py::array, py::array, std::uint32_t>;  // keys, slots, gradients, epoch
+using PyBatch =
+    std::tuple<py::object, py::object, py::object, std::uint32_t>;  // keys, slots, gradients, epoch
 
 persia::PushBatch to_batch(const LockedTable& self, const PyBatch& batch, const std::string& prefix) {
     const auto& [keys, slots, gradients, epoch] = batch;
-    const py::ssize_t n = check_keys(keys, prefix + "keys");
-    check_array(slots, prefix + "slots", {kUint32}, {n}, Access::kRead);
-    const persia::Wire wire = wire_of(gradients, prefix + "grads", n, self.dim(), Access::kRead);
-    return {data_of<const Key>(keys),
-            data_of<const std::uint32_t>(slots),
-            data_of<const std::byte>(gradients),
-            static_cast<std::size_t>(n),
-            wire,
-            epoch};
+    const auto in = span_of<const Key>(check_array(keys, prefix + "keys", {kUint64}, {any('U')}));
+    const auto n = static_cast<py::ssize_t>(in.size());
+    const auto given = span_of<const std::uint32_t>(check_array(slots, prefix + "slots", {kUint32}, {n}));
+    return {in, given, rows_of<const std::byte>(gradients, prefix + "grads", n, self.dim()), epoch};
 }
 
-Counts push(LockedTable& self, const py::array& keys, const py::array& slots, const py::array& grads,
+Counts push(LockedTable& self, const py::object& keys, const py::object& slots, const py::object& grads,
             std::int64_t step, std::uint32_t epoch) {
     const persia::PushBatch batch = to_batch(self, {keys, slots, grads, epoch}, "");
     const std::uint32_t at = check_step(step);
@@ -171,10 +160,9 @@ py::tuple snapshot_buckets(LockedTable& self, std::uint32_t first, std::uint32_t
 }
 
 void restore_bucket(LockedTable& self, std::uint32_t bucket, std::uint32_t age, std::uint32_t counted,
-                    const py::array& sightings) {
-    check_array(sightings, "sightings", {kUint8}, {sightings.size()}, Access::kRead);
-    const auto* begin = data_of<const std::uint8_t>(sightings);
-    const persia::BucketState state{age, counted, {begin, begin + sightings.size()}};
+                    const py::object& sightings) {
+    const auto cells = span_of<const std::uint8_t>(check_array(sightings, "sightings", {kUint8}, {any('C')}));
+    const persia::BucketState state{age, counted, {cells.begin(), cells.end()}};
     self.run([&](Table& table) { table.restore_bucket(bucket, state); });
 }
 
@@ -193,62 +181,22 @@ void import_rows(LockedTable& self, const py::dict& rows) {
             throw py::value_error("rows: got an array '" + name + "', expected " + expected);
         }
     }
-    const auto get = [&](const char* name) {
-        if (!rows.contains(name) || !py::isinstance<py::array>(rows[name])) {
-            throw py::value_error("rows: no array '" + std::string(name) + "', expected " + expected);
-        }
-        return py::reinterpret_borrow<py::array>(rows[name]);
+    const auto get = [&](const char* name, const ElementType& type,
+                         std::initializer_list<py::ssize_t> shape) {
+        if (rows.contains(name)) return check_array(rows[name], name, {type}, shape);
+        throw py::value_error("rows: no array '" + std::string(name) + "', expected " + expected);
     };
-    const py::array keys = get("keys"), values = get("rows"), stamps = get("stamps");
-    const py::ssize_t n = check_keys(keys, "keys");
-    check_array(values, "rows", {kFloat32}, {n, self.dim()}, Access::kRead);
-    check_array(stamps, "stamps", {kUint32}, {n}, Access::kRead);
-    py::array state, steps;
-    if (has_state) {
-        state = get("state");
-        check_array(state, "state", {kFloat32}, {n, self.table.state_width()}, Access::kRead);
-    }
-    if (has_steps) {
-        steps = get("steps");
-        check_array(steps, "steps", {kUint32}, {n}, Access::kRead);
-    }
-    const persia::ImportedRows imported{data_of<const Key>(keys),
-                                        data_of<const float>(values),
-                                        has_state ? data_of<const float>(state) : nullptr,
-                                        data_of<const std::uint32_t>(stamps),
-                                        has_steps ? data_of<const std::uint32_t>(steps) : nullptr,
-                                        static_cast<std::size_t>(n)};
+    const auto keys = span_of<const Key>(get("keys", kUint64, {any('n')}));
+    const auto n = static_cast<py::ssize_t>(keys.size());
+    persia::ImportedRows imported{};
+    imported.keys = keys;
+    imported.rows = span_of<const float>(get("rows", kFloat32, {n, self.dim()}));
+    imported.stamps = span_of<const std::uint32_t>(get("stamps", kUint32, {n}));
+    imported.has_state = has_state;
+    if (has_state)
+        imported.state = span_of<const float>(get("state", kFloat32, {n, self.table.state_width()}));
+    if (has_steps) imported.steps = span_of<const std::uint32_t>(get("steps", kUint32, {n}));
     self.run([&](Table& table) { table.import_rows(imported); });
-}
-
-std::unique_ptr<LockedTable> make_table(std::uint32_t dim, std::string optimizer,
-                                        std::map<std::string, double> options, std::string init,
-                                        double init_a, double init_b, std::uint64_t seed,
-                                        std::uint32_t num_buckets, std::uint32_t first_bucket,
-                                        std::uint32_t end_bucket, std::uint32_t bucket_capacity,
-                                        double value_bound, std::string storage, std::string state_storage,
-                                        std::string eviction, std::uint32_t ttl, std::uint32_t admit_after,
-                                        double admit_probability, std::uint32_t threads) {
-    persia::TableConfig config;
-    config.dim = dim;
-    config.optimizer = std::move(optimizer);
-    config.options = std::move(options);
-    config.value_bound = value_bound;
-    config.storage = std::move(storage);
-    config.state_storage = std::move(state_storage);
-    config.init = std::move(init);
-    config.init_a = init_a;
-    config.init_b = init_b;
-    config.seed = seed;
-    config.num_buckets = num_buckets;
-    config.first_bucket = first_bucket;
-    config.end_bucket = end_bucket;
-    config.bucket_capacity = bucket_capacity;
-    config.eviction = std::move(eviction);
-    config.ttl = ttl;
-    config.admission = {admit_after, admit_probability};
-    config.threads = threads;
-    return std::make_unique<LockedTable>(config);
 }
 
 template <class Get>
@@ -260,12 +208,7 @@ auto property(Get get) {
 
 void bind_table(py::module_& m) {
     py::class_<LockedTable>(m, "Table", "One server's part of an embedding table; see _native.pyi.")
-        .def(py::init(&make_table), py::kw_only(), py::arg("dim"), py::arg("optimizer"), py::arg("options"),
-             py::arg("init"), py::arg("init_a"), py::arg("init_b"), py::arg("seed"), py::arg("num_buckets"),
-             py::arg("first_bucket"), py::arg("end_bucket"), py::arg("bucket_capacity"),
-             py::arg("value_bound") = 0.0, py::arg("storage") = "fp32", py::arg("state_storage") = "fp32",
-             py::arg("eviction") = "lru", py::arg("ttl") = 0, py::arg("admit_after") = 1,
-             py::arg("admit_probability") = 1.0, py::arg("threads") = 1)
+        .def(py::init<const persia::TableConfig&>(), py::arg("config"))
         .def("pull", &pull, py::arg("keys"), py::arg("step"), py::arg("out"), py::arg("slots"),
              py::arg("wanted") = py::none())
         .def("lookup", &lookup, py::arg("keys"), py::arg("out"))

@@ -24,6 +24,7 @@ PYBIND11_MODULE(_native, m) {
         "torch.";
     bind_codec(m);
     bind_criteo_lines(m);
+    bind_table_config(m);
     bind_table(m);
     bind_dedup(m);
     bind_recent_rows(m);

@@ -14,21 +14,18 @@ using persia::ArrayEntry;
 using persia::BodyLayout;
 using persia::Message;
 
-constexpr size_t kMaxArrays = 0xFFFF;
+constexpr std::size_t kMaxArrays = 0xFFFF;
 
 // The order is part of the format: a directory has positions in this list.
 constexpr std::array<const char*, 12> kNames = {"bool",   "int8",  "uint8",  "int16",   "uint16",  "int32",
                                                 "uint32", "int64", "uint64", "float16", "float32", "float64"};
 constexpr std::array<int, 12> kNumbers = {0, 1, 2, 3, 4, 5, 6, 7, 8, 23, 11, 12};  // NumPy's type numbers
-constexpr std::array<uint64_t, 12> kBytes = {1, 1, 1, 2, 2, 4, 4, 8, 8, 2, 4, 8};
+constexpr std::array<std::uint64_t, 12> kBytes = {1, 1, 1, 2, 2, 4, 4, 8, 8, 2, 4, 8};
 
-[[noreturn]] inline void refuse(const std::string& text) {
-    const py::object error = py::module_::import("persia_hpc.errors").attr("UserError");
-    PyErr_SetString(error.ptr(), text.c_str());
-    throw py::error_already_set();
-}
+// What a user's arrays may do wrong: RingSender makes a UserError of it.
+[[noreturn]] inline void refuse(const std::string& text) { throw py::value_error(text); }
 
-inline py::dtype dtype_of(uint32_t code) {
+inline py::dtype dtype_of(std::uint32_t code) {
     static const auto* const all = [] {
         auto* made = new std::vector<py::dtype>;  // never freed: Python may be gone before static objects
         for (const char* name : kNames) made->emplace_back(name);
@@ -37,11 +34,11 @@ inline py::dtype dtype_of(uint32_t code) {
     return (*all)[code];
 }
 
-inline uint32_t code_of(const py::dtype& dtype) {
+inline std::uint32_t code_of(const py::dtype& dtype) {
     int type_number = dtype.num();
     if (type_number == 9 || type_number == 10) type_number -= 2;  // "long long" where int64 is "long"
     const char order = dtype.byteorder();
-    for (uint32_t code = 0; code < kNumbers.size(); ++code) {
+    for (std::uint32_t code = 0; code < kNumbers.size(); ++code) {
         if (kNumbers[code] == type_number && (order == '=' || order == '|')) return code;
     }
     std::string names;
@@ -51,7 +48,7 @@ inline uint32_t code_of(const py::dtype& dtype) {
 }
 
 inline ArrayEntry entry_of(const py::dtype& dtype, const std::vector<py::ssize_t>& shape) {
-    const uint32_t code = code_of(dtype);
+    const std::uint32_t code = code_of(dtype);
     if (shape.size() != 1 && shape.size() != 2) {
         refuse("records carry arrays of one or two dimensions, got shape " +
                std::string(py::str(py::cast(shape))) + "; reshape it");
@@ -60,11 +57,12 @@ inline ArrayEntry entry_of(const py::dtype& dtype, const std::vector<py::ssize_t
         if (length < 0)
             refuse("got shape " + std::string(py::str(py::cast(shape))) + ", expected no negative lengths");
     }
-    const auto size = static_cast<uint32_t>(shape.size());
-    return {code, size, static_cast<uint64_t>(shape[0]), size == 1 ? 1 : static_cast<uint64_t>(shape[1])};
+    const auto size = static_cast<std::uint32_t>(shape.size());
+    return {code, size, static_cast<std::uint64_t>(shape[0]),
+            size == 1 ? 1 : static_cast<std::uint64_t>(shape[1])};
 }
 
-inline void check_count(size_t count) {
+inline void check_count(std::size_t count) {
     if (count > kMaxArrays) {
         refuse("a record carries at most " + std::to_string(kMaxArrays) + " arrays, got " +
                std::to_string(count) + "; concatenate some");
@@ -73,16 +71,17 @@ inline void check_count(size_t count) {
 
 inline persia::RecordFields fields_of(const py::int_& kind, const py::int_& step, const py::int_& trainer,
                                       const py::int_& tag) {
-    const auto field = [&](const py::int_& value, uint64_t largest) {
-        const uint64_t number = PyLong_AsUnsignedLongLong(value.ptr());
+    const auto field = [&](const py::int_& value, std::uint64_t largest) {
+        const std::uint64_t number = PyLong_AsUnsignedLongLong(value.ptr());
         if (!PyErr_Occurred() && number <= largest) return number;
         PyErr_Clear();
         refuse("got record fields kind=" + std::string(py::str(kind)) +
                ", step=" + std::string(py::str(step)) + ", trainer=" + std::string(py::str(trainer)) +
                ", tag=" + std::string(py::str(tag)) + ", expected 16, 64, 32 and 64 bits without sign");
     };
-    return {static_cast<uint16_t>(field(kind, 0xFFFF)), static_cast<uint32_t>(field(trainer, 0xFFFFFFFF)),
-            field(step, UINT64_MAX), field(tag, UINT64_MAX)};
+    return {static_cast<std::uint16_t>(field(kind, 0xFFFF)),
+            static_cast<std::uint32_t>(field(trainer, 0xFFFFFFFF)), field(step, UINT64_MAX),
+            field(tag, UINT64_MAX)};
 }
 
 struct Outgoing {
@@ -108,18 +107,19 @@ inline Outgoing make_outgoing(const py::int_& kind, const py::int_& step, const 
     outgoing.message.fields = fields_of(kind, step, trainer, tag);
     check_count(arrays.size());
     BodyLayout layout(arrays.size());
-    const auto piece = [&](const py::array& array, uint64_t& offset) {
+    const auto piece = [&](const py::array& array, std::uint64_t& offset) {
         if (array.nbytes() == 0) return;
-        const auto bytes = static_cast<uint64_t>(array.nbytes());
-        outgoing.message.pieces.push_back({static_cast<const uint8_t*>(array.data()), offset, bytes});
+        const auto bytes = static_cast<std::uint64_t>(array.nbytes());
+        outgoing.message.pieces.push_back({static_cast<const std::uint8_t*>(array.data()), offset, bytes});
         outgoing.held.push_back(array);
         offset += bytes;
     };
     for (const py::handle item : arrays) {
         if (!py::isinstance<py::list>(item)) {
             const py::array array = array_of(item);
-            layout.add(entry_of(array.dtype(), shape_of(array)), static_cast<uint64_t>(array.itemsize()));
-            uint64_t offset = layout.offsets.back();
+            layout.add(entry_of(array.dtype(), shape_of(array)),
+                       static_cast<std::uint64_t>(array.itemsize()));
+            std::uint64_t offset = layout.offsets.back();
             piece(array, offset);
             continue;
         }
@@ -140,7 +140,7 @@ inline Outgoing make_outgoing(const py::int_& kind, const py::int_& step, const 
             whole.rows += entry.rows;
         }
         layout.add(whole, kBytes[whole.dtype]);
-        uint64_t offset = layout.offsets.back();
+        std::uint64_t offset = layout.offsets.back();
         for (const py::handle part : parts) piece(py::reinterpret_borrow<py::array>(part), offset);
     }
     outgoing.message.layout = std::move(layout);
@@ -148,28 +148,30 @@ inline Outgoing make_outgoing(const py::int_& kind, const py::int_& step, const 
 }
 
 // An array over memory that `owner` keeps.
-inline py::array view(uint32_t dtype, const ArrayEntry& entry, uint8_t* data, const py::handle& owner) {
+inline py::array view(std::uint32_t dtype, const ArrayEntry& entry, std::uint8_t* data,
+                      const py::handle& owner) {
     std::vector<py::ssize_t> shape{static_cast<py::ssize_t>(entry.rows)};
     if (entry.num_dimensions == 2) shape.push_back(static_cast<py::ssize_t>(entry.columns));
     return py::array(dtype_of(dtype), std::move(shape), data, owner);
 }
 
-inline py::list parse(uint8_t* body, uint64_t body_bytes, uint64_t num_arrays, const py::handle& owner) {
+inline py::list parse(std::uint8_t* body, std::uint64_t body_bytes, std::uint64_t num_arrays,
+                      const py::handle& owner) {
     if (persia::aligned(num_arrays * sizeof(ArrayEntry)) > body_bytes) {
         throw persia::RingError("got a body of " + std::to_string(body_bytes) + " bytes, too few for " +
                                 std::to_string(num_arrays) + " arrays: a damaged header");
     }
     py::list arrays(num_arrays);
     const auto* const directory = reinterpret_cast<const ArrayEntry*>(body);
-    uint64_t begin = persia::aligned(num_arrays * sizeof(ArrayEntry));
-    for (size_t i = 0; i < num_arrays; ++i) {
+    std::uint64_t begin = persia::aligned(num_arrays * sizeof(ArrayEntry));
+    for (std::size_t i = 0; i < num_arrays; ++i) {
         const ArrayEntry entry = directory[i];
         if (entry.dtype >= kNames.size() || entry.num_dimensions < 1 || entry.num_dimensions > 2) {
             throw persia::RingError(
                 "array " + std::to_string(i) + " has dtype code " + std::to_string(entry.dtype) + ", " +
                 std::to_string(entry.num_dimensions) + " dimensions: a damaged directory");
         }
-        const uint64_t end = persia::array_end(entry, kBytes[entry.dtype], begin, body_bytes, i);
+        const std::uint64_t end = persia::array_end(entry, kBytes[entry.dtype], begin, body_bytes, i);
         arrays[i] = view(entry.dtype, entry, body + begin, owner);
         begin = end;
     }

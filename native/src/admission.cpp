@@ -12,6 +12,14 @@ namespace {
 constexpr std::uint64_t kSalt = 0xd1b54a32d192ed03u;
 constexpr std::uint32_t kCellsPerRow = 4;
 
+// Counts per bucket: a power of two, or none where nothing is counted.
+std::uint32_t cells_for(AdmissionOptions options, std::uint32_t bucket_capacity) {
+    if (options.after == 1) return 0;
+    std::uint32_t cells = 64;
+    while (cells < std::uint64_t{kCellsPerRow} * bucket_capacity && cells < (1u << 30)) cells *= 2;
+    return cells;
+}
+
 }  // namespace
 
 Admission::Admission(AdmissionOptions options, std::uint64_t seed, std::uint32_t num_buckets,
@@ -31,9 +39,8 @@ Admission::Admission(AdmissionOptions options, std::uint64_t seed, std::uint32_t
     admitted_below_ = options.probability == 1
                           ? UINT64_MAX
                           : static_cast<std::uint64_t>(std::ldexp(options.probability, 64));
-    if (options.after == 1) return;
-    cells_ = 64;
-    while (cells_ < std::uint64_t{kCellsPerRow} * bucket_capacity && cells_ < (1u << 30)) cells_ *= 2;
+    cells_ = cells_for(options, bucket_capacity);
+    if (cells_ == 0) return;
     const std::size_t bytes = std::size_t{cells_} * std::max(num_buckets, 1u);
     counts_.reset(static_cast<std::uint8_t*>(std::calloc(bytes, 1)));
     if (!counts_) throw std::bad_alloc();
@@ -111,6 +118,12 @@ void Admission::restore(std::uint32_t bucket, std::uint32_t counted,
     if (cells_ == 0) return;
     counted_[bucket] = counted;
     std::copy(counts.begin(), counts.end(), &counts_[std::size_t{bucket} * cells_]);
+}
+
+std::size_t Admission::count_bytes(AdmissionOptions options, std::uint32_t num_buckets,
+                                   std::uint32_t bucket_capacity) {
+    const std::size_t cells = cells_for(options, bucket_capacity);
+    return cells == 0 ? 0 : num_buckets * (cells + sizeof(std::uint32_t));
 }
 
 std::size_t Admission::held_bytes() const {

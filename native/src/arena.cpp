@@ -13,6 +13,7 @@ namespace {
 constexpr std::size_t kMaxRegionBytes = std::size_t{64} << 20;
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
 constexpr std::size_t kHugeRegionBytes = 2 * kHugePage;  // a small table would waste most of a huge page
+constexpr std::size_t kPage = 4096;
 
 class MapFailed : public std::bad_alloc {
   public:
@@ -32,6 +33,13 @@ char* map_pages(std::size_t bytes) {
     return static_cast<char*>(base);
 }
 
+char* map_small_pages(std::size_t bytes) {
+    char* base = map_pages(bytes);
+    // Else a system that always uses huge pages would do so for the regions of many small tables together.
+    madvise(base, bytes, MADV_NOHUGEPAGE);
+    return base;
+}
+
 char* map_huge_pages(std::size_t bytes) {
     // They must be aligned: map one more and cut both ends off.
     char* raw = map_pages(bytes + kHugePage);
@@ -46,6 +54,7 @@ char* map_huge_pages(std::size_t bytes) {
 }  // namespace
 
 Arena::~Arena() {
+    if (kind_ == Kind::kPretended) return;
     for (const Region& region : regions_) munmap(region.base, region.bytes);
 }
 
@@ -54,8 +63,9 @@ void Arena::map(std::size_t bytes) {
     regions_.reserve(regions_.size() + 1);  // so that nothing throws once the memory is mapped
     bytes = std::max(bytes, next_region_bytes_);
     const bool huge = bytes >= kHugeRegionBytes;
-    bytes = round_up(bytes, huge ? kHugePage : 4096);
-    char* base = huge ? map_huge_pages(bytes) : map_pages(bytes);
+    bytes = round_up(bytes, huge ? kHugePage : kPage);
+    char* base = reinterpret_cast<char*>(kHugePage);
+    if (kind_ == Kind::kMapped) base = huge ? map_huge_pages(bytes) : map_small_pages(bytes);
     regions_.push_back({base, bytes});
     mapped_bytes_ += bytes;
     next_region_bytes_ = std::min(2 * next_region_bytes_, kMaxRegionBytes);
@@ -72,10 +82,12 @@ void* Arena::allocate(std::size_t bytes) {
     return block;
 }
 
+std::size_t Arena::page_bytes() const {
+    return !regions_.empty() && regions_.back().bytes >= kHugeRegionBytes ? kHugePage : kPage;
+}
+
 std::size_t Arena::held_bytes() const {
-    const std::size_t page =
-        !regions_.empty() && regions_.back().bytes >= kHugeRegionBytes ? kHugePage : 4096;
-    const std::size_t untouched = newest_.bytes() / page * page;
+    const std::size_t untouched = newest_.bytes() / page_bytes() * page_bytes();
     return mapped_bytes_ - untouched + regions_.capacity() * sizeof(Region);
 }
 

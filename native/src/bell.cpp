@@ -13,22 +13,22 @@ namespace persia {
 
 namespace {
 
-constexpr uint64_t kSecond = 1'000'000'000;
-constexpr uint64_t kBlindNanoseconds = 1'000'000;  // a sleep that a bell ought to end, but can't
-constexpr size_t kMaxBells = 128;                  // of one futex_waitv
+constexpr std::uint64_t kSecond = 1'000'000'000;
+constexpr std::uint64_t kBlindNanoseconds = 1'000'000;  // a sleep that a bell ought to end, but can't
+constexpr std::size_t kMaxBells = 128;                  // of one futex_waitv
 
-timespec as_time(uint64_t nanoseconds) {
+timespec as_time(std::uint64_t nanoseconds) {
     return {static_cast<time_t>(nanoseconds / kSecond), static_cast<long>(nanoseconds % kSecond)};
 }
 
 #ifdef SYS_futex_waitv
 // Linux 5.16. False where the kernel or a sandbox does not know it.
-bool wait_for_any(const std::vector<Bell*>& bells, const std::vector<uint32_t>& counts,
-                  uint64_t nanoseconds) {
+bool wait_for_any(const std::vector<Bell*>& bells, const std::vector<std::uint32_t>& counts,
+                  std::uint64_t nanoseconds) {
     futex_waitv waiters[kMaxBells] = {};
-    for (size_t i = 0; i < bells.size(); ++i) {
+    for (std::size_t i = 0; i < bells.size(); ++i) {
         waiters[i].val = counts[i];
-        waiters[i].uaddr = reinterpret_cast<uintptr_t>(&bells[i]->count);
+        waiters[i].uaddr = reinterpret_cast<std::uintptr_t>(&bells[i]->count);
         waiters[i].flags = FUTEX_32;
     }
     const timespec end = as_time(monotonic_nanoseconds() + nanoseconds);
@@ -36,15 +36,17 @@ bool wait_for_any(const std::vector<Bell*>& bells, const std::vector<uint32_t>& 
     return result >= 0 || errno == EAGAIN || errno == ETIMEDOUT || errno == EINTR;
 }
 #else
-bool wait_for_any(const std::vector<Bell*>&, const std::vector<uint32_t>&, uint64_t) { return false; }
+bool wait_for_any(const std::vector<Bell*>&, const std::vector<std::uint32_t>&, std::uint64_t) {
+    return false;
+}
 #endif
 
 }  // namespace
 
-uint64_t monotonic_nanoseconds() {
+std::uint64_t monotonic_nanoseconds() {
     timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
-    return static_cast<uint64_t>(now.tv_sec) * kSecond + static_cast<uint64_t>(now.tv_nsec);
+    return static_cast<std::uint64_t>(now.tv_sec) * kSecond + static_cast<std::uint64_t>(now.tv_nsec);
 }
 
 void ring(Bell* bell) {
@@ -69,7 +71,7 @@ Sleep::~Sleep() {
     for (Bell* bell : bells_) __atomic_store_n(&bell->asleep, 0, __ATOMIC_RELAXED);
 }
 
-void Sleep::until_rung(uint64_t nanoseconds) {
+void Sleep::until_rung(std::uint64_t nanoseconds) {
     if (bells_.size() == 1) {
         const timespec time = as_time(nanoseconds);
         syscall(SYS_futex, &bells_[0]->count, FUTEX_WAIT, counts_[0], &time, nullptr, 0);

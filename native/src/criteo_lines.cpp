@@ -90,10 +90,9 @@ std::size_t parse_row(const char*& p, const char* end, const CriteoRows& rows, s
 
 }  // namespace
 
-CriteoParsed parse_criteo_lines(const char* text, std::size_t size, const CriteoRows& rows,
-                                CriteoBadLine* bad, std::size_t max_bad) {
-    const char* const end = text + size;
-    const char* p = text;
+CriteoParsed parse_criteo_lines(Span<const char> text, const CriteoRows& rows, Span<CriteoBadLine> bad) {
+    const char* const end = text.end();
+    const char* p = text.begin();
     CriteoParsed parsed{0, 0, 0, 0};
     for (; p != end && parsed.rows < rows.capacity; ++parsed.lines) {
         const char* const line = p;
@@ -111,14 +110,14 @@ CriteoParsed parse_criteo_lines(const char* text, std::size_t size, const Criteo
             continue;
         }
         p = static_cast<const char*>(std::memchr(line, '\n', static_cast<std::size_t>(end - line))) + 1;
-        if (parsed.bad < max_bad) {
+        if (parsed.bad < bad.size()) {
             const bool whole = std::count(line, p, '\t') + 1 == static_cast<std::ptrdiff_t>(kCriteoColumns);
-            bad[parsed.bad] = {static_cast<std::int64_t>(parsed.lines), line - text,
+            bad[parsed.bad] = {static_cast<std::int64_t>(parsed.lines), line - text.begin(),
                                whole ? static_cast<std::int64_t>(column) : -1};
         }
         ++parsed.bad;
     }
-    parsed.bytes = static_cast<std::size_t>(p - text);
+    parsed.bytes = static_cast<std::size_t>(p - text.begin());
     return parsed;
 }
 

@@ -9,6 +9,11 @@ namespace {
 constexpr std::size_t kMinCandidates = 64;
 constexpr std::size_t kCandidateShare = 20;  // of the rows: each row that goes costs 20 rows of scan
 
+std::size_t candidates_of(std::size_t rows) {
+    return std::min(rows, std::max(kMinCandidates, rows / kCandidateShare));
+}
+std::size_t with_room(std::size_t count) { return count + count / 4; }  // for rows that turn out to be as old
+
 }  // namespace
 
 Eviction::Eviction(const std::string& policy, std::uint32_t ttl, std::uint32_t num_buckets)
@@ -54,12 +59,11 @@ void Eviction::add_candidate(Bucket& bucket, Candidate row) {
 void Eviction::scan(std::uint32_t bucket, const KeyIndex& index) {
     scratch_.clear();
     index.for_each(bucket, [&](KeyIndex::Entry entry) { scratch_.push_back({entry.key(), entry.stamp()}); });
-    const std::size_t count =
-        std::min(scratch_.size(), std::max(kMinCandidates, scratch_.size() / kCandidateShare));
+    const std::size_t count = candidates_of(scratch_.size());
     const auto end = scratch_.begin() + static_cast<std::ptrdiff_t>(count);
     if (end != scratch_.end()) std::nth_element(scratch_.begin(), end, scratch_.end());
     Bucket& into = buckets_[bucket];
-    into.candidates.reserve(count + count / 4);  // room for rows that turn out to be as old
+    into.candidates.reserve(with_room(count));
     into.candidates.assign(scratch_.begin(), end);
     std::sort(into.candidates.rbegin(), into.candidates.rend());
     into.newest = into.candidates.front().stamp;
@@ -82,6 +86,10 @@ KeyIndex::Entry Eviction::next(std::uint32_t bucket, const KeyIndex& index) {
         if (lfu_) from.age = oldest.stamp;
         return entry;
     }
+}
+
+std::size_t Eviction::candidate_bytes(std::size_t rows) {
+    return with_room(candidates_of(rows)) * sizeof(Candidate);
 }
 
 std::size_t Eviction::held_bytes() const {

@@ -8,32 +8,31 @@ namespace {
 
 // A copy of constant size is a few moves, of unknown size a call.
 template <typename Copy>
-bool each_row(const uint8_t* source, size_t num_rows, size_t row_bytes, const int64_t* rows, size_t num_out,
-              uint8_t* out, Copy copy) {
-    for (size_t i = 0; i < num_out; ++i) {
-        const auto row = static_cast<uint64_t>(rows[i]);
+bool each_row(Span<const std::uint8_t> source, std::size_t row_bytes, Span<const std::int64_t> rows,
+              std::uint8_t* out, Copy copy) {
+    const std::size_t num_rows = source.size() / row_bytes;
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+        const auto row = static_cast<std::uint64_t>(rows[i]);
         if (row >= num_rows) return false;
-        copy(out + i * row_bytes, source + row * row_bytes);
+        copy(out + i * row_bytes, source.data() + row * row_bytes);
     }
     return true;
 }
 
 }  // namespace
 
-bool gather(const uint8_t* source, size_t num_rows, size_t row_bytes, const int64_t* rows, size_t num_out,
-            uint8_t* out) {
-    const auto run = [&](auto copy) {
-        return each_row(source, num_rows, row_bytes, rows, num_out, out, copy);
-    };
+bool gather(Span<const std::uint8_t> source, std::size_t row_bytes, Span<const std::int64_t> rows,
+            Span<std::uint8_t> out) {
+    const auto run = [&](auto copy) { return each_row(source, row_bytes, rows, out.data(), copy); };
     switch (row_bytes) {
         case 4:
-            return run([](uint8_t* to, const uint8_t* from) { std::memcpy(to, from, 4); });
+            return run([](std::uint8_t* to, const std::uint8_t* from) { std::memcpy(to, from, 4); });
         case 8:
-            return run([](uint8_t* to, const uint8_t* from) { std::memcpy(to, from, 8); });
+            return run([](std::uint8_t* to, const std::uint8_t* from) { std::memcpy(to, from, 8); });
         case 52:  // Criteo's 13 dense columns
-            return run([](uint8_t* to, const uint8_t* from) { std::memcpy(to, from, 52); });
+            return run([](std::uint8_t* to, const std::uint8_t* from) { std::memcpy(to, from, 52); });
         default:
-            return run([=](uint8_t* to, const uint8_t* from) { std::memcpy(to, from, row_bytes); });
+            return run([=](std::uint8_t* to, const std::uint8_t* from) { std::memcpy(to, from, row_bytes); });
     }
 }
 

@@ -23,7 +23,8 @@ void IdCounter::reserve(std::size_t size) {
     }
 }
 
-void IdCounter::add(const std::uint64_t* ids, const std::uint64_t* counts, std::size_t n) {
+void IdCounter::add(Span<const std::uint64_t> ids, Span<const std::uint64_t> counts) {
+    const std::size_t n = ids.size();
     std::size_t homes[kAhead];
     for (std::size_t begin = 0; begin < n; begin += kAhead) {
         const std::size_t block = std::min(kAhead, n - begin);
@@ -36,23 +37,25 @@ void IdCounter::add(const std::uint64_t* ids, const std::uint64_t* counts, std::
             Entry& entry = find(homes[i], ids[begin + i]);
             size_ += entry.count == 0;
             entry.id = ids[begin + i];
-            entry.count += counts != nullptr ? counts[begin + i] : 1;
+            entry.count += counts.empty() ? 1 : counts[begin + i];
         }
     }
 }
 
-void IdCounter::items(std::uint64_t* ids, std::uint64_t* counts) const {
+void IdCounter::items(Span<std::uint64_t> ids, Span<std::uint64_t> counts) const {
+    std::size_t n = 0;
     for (std::size_t i = 0; i < places_; ++i) {
         if (entries_[i].count == 0) continue;
-        *ids++ = entries_[i].id;
-        *counts++ = entries_[i].count;
+        ids[n] = entries_[i].id;
+        counts[n++] = entries_[i].count;
     }
 }
 
-void IdCounter::replace_unknown(const std::uint64_t* from, std::uint64_t* to, std::size_t n,
+void IdCounter::replace_unknown(Span<const std::uint64_t> from, Span<std::uint64_t> to,
                                 std::uint64_t other) const {
+    const std::size_t n = from.size();
     if (size_ == 0) {
-        std::fill_n(to, n, other);
+        std::fill_n(to.begin(), n, other);
         return;
     }
     std::size_t homes[kAhead];

@@ -12,27 +12,27 @@ namespace {
 
 typedef int Places __attribute__((vector_size(kLanes * sizeof(int))));
 
-template <size_t n>
-using Size = std::integral_constant<size_t, n>;
+template <std::size_t n>
+using Size = std::integral_constant<std::size_t, n>;
 
-size_t padded(size_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
-size_t row_begin(size_t i) { return i * (i - (i > 0)) / 2; }  // of products (i, 0), (i, 1), ...
+std::size_t padded(std::size_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
+std::size_t row_begin(std::size_t i) { return i * (i - (i > 0)) / 2; }  // of products (i, 0), (i, 1), ...
 
 // to[column][row] = from[row][column] of 8 x 8 floats.
-void transpose(const float* from, size_t from_stride, float* to, size_t to_stride) {
+void transpose(const float* from, std::size_t from_stride, float* to, std::size_t to_stride) {
     Lanes a[kLanes], b[kLanes];
-    for (size_t i = 0; i < kLanes; ++i) a[i] = load(from + i * from_stride);
-    for (size_t i = 0; i < kLanes; i += 2) {
+    for (std::size_t i = 0; i < kLanes; ++i) a[i] = load(from + i * from_stride);
+    for (std::size_t i = 0; i < kLanes; i += 2) {
         b[i] = __builtin_shuffle(a[i], a[i + 1], Places{0, 8, 1, 9, 4, 12, 5, 13});
         b[i + 1] = __builtin_shuffle(a[i], a[i + 1], Places{2, 10, 3, 11, 6, 14, 7, 15});
     }
-    for (size_t i = 0; i < kLanes; i += 4) {
-        for (size_t k = 0; k < 2; ++k) {
+    for (std::size_t i = 0; i < kLanes; i += 4) {
+        for (std::size_t k = 0; k < 2; ++k) {
             a[i + 2 * k] = __builtin_shuffle(b[i + k], b[i + k + 2], Places{0, 1, 8, 9, 4, 5, 12, 13});
             a[i + 2 * k + 1] = __builtin_shuffle(b[i + k], b[i + k + 2], Places{2, 3, 10, 11, 6, 7, 14, 15});
         }
     }
-    for (size_t i = 0; i < 4; ++i) {
+    for (std::size_t i = 0; i < 4; ++i) {
         store(to + i * to_stride, __builtin_shuffle(a[i], a[i + 4], Places{0, 1, 2, 3, 8, 9, 10, 11}));
         store(to + (i + 4) * to_stride,
               __builtin_shuffle(a[i], a[i + 4], Places{4, 5, 6, 7, 12, 13, 14, 15}));
@@ -40,12 +40,13 @@ void transpose(const float* from, size_t from_stride, float* to, size_t to_strid
 }
 
 // n rows of `dim` floats, each at the next stride.
-void copy_rows(float* to, size_t to_stride, const float* from, size_t from_stride, size_t n, size_t dim) {
+void copy_rows(float* to, std::size_t to_stride, const float* from, std::size_t from_stride, std::size_t n,
+               std::size_t dim) {
     if (to_stride == dim && from_stride == dim) {
         std::memcpy(to, from, n * dim * sizeof(float));
         return;
     }
-    for (size_t i = 0; i < n; ++i)
+    for (std::size_t i = 0; i < n; ++i)
         std::memcpy(to + i * to_stride, from + i * from_stride, dim * sizeof(float));
 }
 
@@ -57,56 +58,59 @@ class Rows {
         std::fill(data_.data(), data_.data() + data_.size(), 0.0f);
     }
 
-    void read(const InteractionShape& shape, const InteractionVectors<const float>& vectors, size_t sample) {
-        const size_t dim = shape.dim, in_first = vectors.first ? 1 : 0;
-        const size_t in_rest = shape.num_vectors - in_first;
-        if (vectors.first) std::memcpy(data_.data(), vectors.first + sample * dim, dim * sizeof(float));
-        copy_rows(data_.data() + in_first * stride_, stride_, vectors.rest + sample * in_rest * dim, dim,
-                  in_rest, dim);
+    void read(const InteractionShape& shape, const InteractionVectors<const float>& vectors,
+              std::size_t sample) {
+        const std::size_t dim = shape.dim, in_first = vectors.first.empty() ? 0 : 1;
+        const std::size_t in_rest = shape.num_vectors - in_first;
+        if (in_first) std::memcpy(data_.data(), &vectors.first[sample * dim], dim * sizeof(float));
+        copy_rows(data_.data() + in_first * stride_, stride_, vectors.rest.data() + sample * in_rest * dim,
+                  dim, in_rest, dim);
     }
 
-    void write(const InteractionShape& shape, const InteractionVectors<float>& vectors, size_t sample) const {
-        const size_t dim = shape.dim, in_first = vectors.first ? 1 : 0;
-        const size_t in_rest = shape.num_vectors - in_first;
-        if (vectors.first) std::memcpy(vectors.first + sample * dim, data_.data(), dim * sizeof(float));
-        copy_rows(vectors.rest + sample * in_rest * dim, dim, (*this)[in_first], stride_, in_rest, dim);
+    void write(const InteractionShape& shape, const InteractionVectors<float>& vectors,
+               std::size_t sample) const {
+        const std::size_t dim = shape.dim, in_first = vectors.first.empty() ? 0 : 1;
+        const std::size_t in_rest = shape.num_vectors - in_first;
+        if (in_first) std::memcpy(&vectors.first[sample * dim], data_.data(), dim * sizeof(float));
+        copy_rows(vectors.rest.data() + sample * in_rest * dim, dim, (*this)[in_first], stride_, in_rest,
+                  dim);
     }
 
-    size_t stride() const { return stride_; }
-    size_t num_rows() const { return num_rows_; }
-    const float* operator[](size_t i) const { return data_.data() + i * stride_; }
-    float* operator[](size_t i) { return data_.data() + i * stride_; }
+    std::size_t stride() const { return stride_; }
+    std::size_t num_rows() const { return num_rows_; }
+    const float* operator[](std::size_t i) const { return data_.data() + i * stride_; }
+    float* operator[](std::size_t i) { return data_.data() + i * stride_; }
 
   private:
-    size_t stride_, num_rows_;
+    std::size_t stride_, num_rows_;
     AlignedArray<float> data_;
 };
 
 // Products of rows [i, i + kRows) with the kCols * 8 rows from j on, of which `columns` is the transpose.
 // Whole vectors are written: what is too much is overwritten by later rows, or lies behind the last product.
-template <size_t kRows, size_t kCols>
-void products(const Rows& rows, const float* columns, size_t num_columns, size_t dim, size_t i, size_t j,
-              float* out) {
+template <std::size_t kRows, std::size_t kCols>
+void products(const Rows& rows, const float* columns, std::size_t num_columns, std::size_t dim, std::size_t i,
+              std::size_t j, float* out) {
     Lanes sum[kRows][kCols] = {};
     const float* const row = rows[i];
-    for (size_t d = 0; d < dim; ++d) {
+    for (std::size_t d = 0; d < dim; ++d) {
         Lanes column[kCols];
-        for (size_t c = 0; c < kCols; ++c) column[c] = load(columns + d * num_columns + j + c * kLanes);
-        for (size_t r = 0; r < kRows; ++r) {
-            for (size_t c = 0; c < kCols; ++c) sum[r][c] += row[r * rows.stride() + d] * column[c];
+        for (std::size_t c = 0; c < kCols; ++c) column[c] = load(columns + d * num_columns + j + c * kLanes);
+        for (std::size_t r = 0; r < kRows; ++r) {
+            for (std::size_t c = 0; c < kCols; ++c) sum[r][c] += row[r * rows.stride() + d] * column[c];
         }
     }
-    for (size_t c = kCols; c-- > 0;) {
-        for (size_t r = 0; r < kRows; ++r) {
+    for (std::size_t c = kCols; c-- > 0;) {
+        for (std::size_t r = 0; r < kRows; ++r) {
             if (i + r > j + c * kLanes) store(out + row_begin(i + r) + j + c * kLanes, sum[r][c]);
         }
     }
 }
 
-template <size_t kRows, size_t kCols>
-void row_products(const Rows& rows, const float* columns, size_t dim, size_t i, float* out) {
+template <std::size_t kRows, std::size_t kCols>
+void row_products(const Rows& rows, const float* columns, std::size_t dim, std::size_t i, float* out) {
     // From the right to the left, so that a row's overhang is gone when the next row's begin is written.
-    size_t blocks = padded(i + kRows - 1) / kLanes;
+    std::size_t blocks = padded(i + kRows - 1) / kLanes;
     for (; blocks % kCols; --blocks)
         products<kRows, 1>(rows, columns, rows.num_rows(), dim, i, (blocks - 1) * kLanes, out);
     for (; blocks; blocks -= kCols)
@@ -115,47 +119,48 @@ void row_products(const Rows& rows, const float* columns, size_t dim, size_t i, 
 
 // Gradients of vectors [i, i + kRows), elements [d, d + kCols * 8): the sum over the others j, in their
 // order, of the gradient of product (i, j) times vector j.
-template <size_t kRows, size_t kCols>
-void gradients(const Rows& rows, size_t num_vectors, const float* pairs, size_t i, size_t d, float* out) {
+template <std::size_t kRows, std::size_t kCols>
+void gradients(const Rows& rows, std::size_t num_vectors, const float* pairs, std::size_t i, std::size_t d,
+               float* out) {
     Lanes sum[kRows][kCols];
-    const size_t stride = rows.stride();
-    for (size_t r = 0; r < kRows; ++r) {
-        for (size_t c = 0; c < kCols; ++c) sum[r][c] = load(out + (i + r) * stride + d + c * kLanes);
+    const std::size_t stride = rows.stride();
+    for (std::size_t r = 0; r < kRows; ++r) {
+        for (std::size_t c = 0; c < kCols; ++c) sum[r][c] = load(out + (i + r) * stride + d + c * kLanes);
     }
-    const auto add = [&](size_t r, float pair, const Lanes* row) {
-        for (size_t c = 0; c < kCols; ++c) sum[r][c] += pair * row[c];
+    const auto add = [&](std::size_t r, float pair, const Lanes* row) {
+        for (std::size_t c = 0; c < kCols; ++c) sum[r][c] += pair * row[c];
     };
-    const auto each = [&](size_t from, size_t to, const auto& use) {
-        for (size_t j = from; j < to; ++j) {
+    const auto each = [&](std::size_t from, std::size_t to, const auto& use) {
+        for (std::size_t j = from; j < to; ++j) {
             Lanes row[kCols];
-            for (size_t c = 0; c < kCols; ++c) row[c] = load(rows[j] + d + c * kLanes);
+            for (std::size_t c = 0; c < kCols; ++c) row[c] = load(rows[j] + d + c * kLanes);
             use(j, row);
         }
     };
     const float* from[kRows];
-    for (size_t r = 0; r < kRows; ++r) from[r] = pairs + row_begin(i + r);
-    each(0, i, [&](size_t j, const Lanes* row) {
-        for (size_t r = 0; r < kRows; ++r) add(r, from[r][j], row);
+    for (std::size_t r = 0; r < kRows; ++r) from[r] = pairs + row_begin(i + r);
+    each(0, i, [&](std::size_t j, const Lanes* row) {
+        for (std::size_t r = 0; r < kRows; ++r) add(r, from[r][j], row);
     });
-    each(i, i + kRows, [&](size_t j, const Lanes* row) {
-        for (size_t r = 0; r < kRows; ++r) {
+    each(i, i + kRows, [&](std::size_t j, const Lanes* row) {
+        for (std::size_t r = 0; r < kRows; ++r) {
             if (i + r > j) add(r, pairs[row_begin(i + r) + j], row);
             if (i + r < j) add(r, pairs[row_begin(j) + i + r], row);
         }
     });
     const float* below = pairs + row_begin(i + kRows) + i;
-    each(i + kRows, num_vectors, [&](size_t j, const Lanes* row) {
-        for (size_t r = 0; r < kRows; ++r) add(r, below[r], row);
+    each(i + kRows, num_vectors, [&](std::size_t j, const Lanes* row) {
+        for (std::size_t r = 0; r < kRows; ++r) add(r, below[r], row);
         below += j;
     });
-    for (size_t r = 0; r < kRows; ++r) {
-        for (size_t c = 0; c < kCols; ++c) store(out + (i + r) * stride + d + c * kLanes, sum[r][c]);
+    for (std::size_t r = 0; r < kRows; ++r) {
+        for (std::size_t c = 0; c < kCols; ++c) store(out + (i + r) * stride + d + c * kLanes, sum[r][c]);
     }
 }
 
-template <size_t kRows>
-void row_gradients(const Rows& rows, size_t num_vectors, const float* pairs, size_t i, float* out) {
-    size_t d = 0;
+template <std::size_t kRows>
+void row_gradients(const Rows& rows, std::size_t num_vectors, const float* pairs, std::size_t i, float* out) {
+    std::size_t d = 0;
     for (; d + 2 * kLanes <= rows.stride(); d += 2 * kLanes)
         gradients<kRows, 2>(rows, num_vectors, pairs, i, d, out);
     if (d < rows.stride()) gradients<kRows, 1>(rows, num_vectors, pairs, i, d, out);
@@ -163,23 +168,25 @@ void row_gradients(const Rows& rows, size_t num_vectors, const float* pairs, siz
 
 }  // namespace
 
-void interaction_forward(const InteractionShape& shape, InteractionVectors<const float> vectors, float* out) {
-    const size_t dim = shape.dim, num_vectors = shape.num_vectors, num_pairs = shape.num_pairs();
+void interaction_forward(const InteractionShape& shape, InteractionVectors<const float> vectors,
+                         Span<float> outputs) {
+    float* out = outputs.data();
+    const std::size_t dim = shape.dim, num_vectors = shape.num_vectors, num_pairs = shape.num_pairs();
     Rows rows(shape);
     AlignedArray<float> columns(rows.stride() * rows.num_rows());
     AlignedArray<float> products(num_pairs + kLanes);
-    for (size_t b = 0; b < shape.num_samples; ++b, out += shape.width()) {
+    for (std::size_t b = 0; b < shape.num_samples; ++b, out += shape.width()) {
         rows.read(shape, vectors, b);
-        for (size_t i = 0; i < rows.num_rows(); i += kLanes) {
-            for (size_t d = 0; d < rows.stride(); d += kLanes)
+        for (std::size_t i = 0; i < rows.num_rows(); i += kLanes) {
+            for (std::size_t d = 0; d < rows.stride(); d += kLanes)
                 transpose(rows[i] + d, rows.stride(), columns.data() + d * rows.num_rows() + i,
                           rows.num_rows());
         }
         // Some eight sums at a time: fewer would wait for each other, more would not fit the registers.
-        const auto run = [&](auto num_rows, auto num_cols, size_t i) {
+        const auto run = [&](auto num_rows, auto num_cols, std::size_t i) {
             row_products<num_rows(), num_cols()>(rows, columns.data(), dim, i, products.data());
         };
-        size_t i = 0;
+        std::size_t i = 0;
         for (; i + 8 <= num_vectors; i += 8) run(Size<8>(), Size<1>(), i);
         for (; i + 3 <= num_vectors; i += 3) run(Size<3>(), Size<2>(), i);
         for (; i < num_vectors; ++i) run(Size<1>(), Size<4>(), i);
@@ -189,15 +196,16 @@ void interaction_forward(const InteractionShape& shape, InteractionVectors<const
 }
 
 void interaction_backward(const InteractionShape& shape, InteractionVectors<const float> vectors,
-                          const float* gradient, InteractionVectors<float> out) {
-    const size_t dim = shape.dim, num_vectors = shape.num_vectors, num_copied = shape.num_copied;
+                          Span<const float> gradients, InteractionVectors<float> out) {
+    const float* gradient = gradients.data();
+    const std::size_t dim = shape.dim, num_vectors = shape.num_vectors, num_copied = shape.num_copied;
     Rows rows(shape), sums(shape);
-    for (size_t b = 0; b < shape.num_samples; ++b, gradient += shape.width()) {
+    for (std::size_t b = 0; b < shape.num_samples; ++b, gradient += shape.width()) {
         rows.read(shape, vectors, b);
         copy_rows(sums[0], sums.stride(), gradient, dim, num_copied, dim);
         std::fill(sums[num_copied], sums[num_vectors], 0.0f);
         const float* const pairs = gradient + num_copied * dim;
-        size_t i = 0;
+        std::size_t i = 0;
         for (; i + 4 <= num_vectors; i += 4) row_gradients<4>(rows, num_vectors, pairs, i, sums[0]);
         if (i + 2 < num_vectors) row_gradients<3>(rows, num_vectors, pairs, i, sums[0]), i += 3;
         for (; i < num_vectors; ++i) row_gradients<1>(rows, num_vectors, pairs, i, sums[0]);

@@ -1,7 +1,9 @@
 #include "persia/key_index.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <random>
 #include <stdexcept>
 
 namespace persia {
@@ -9,6 +11,7 @@ namespace {
 
 constexpr std::uint32_t kLog2LeastChunk = 8, kLog2MostChunk = 14;  // lines: 16 KiB, 1 MiB
 constexpr int kMostMoves = 256;                                    // of other keys, to make room for one
+constexpr std::uint32_t kLinesOfPage = 4096 / sizeof(IndexLine);
 
 }  // namespace
 
@@ -137,6 +140,36 @@ void KeyIndex::erase(std::uint32_t bucket, Entry entry) {
     from->slots[last] = 0;
     --buckets_[bucket].size;
     buckets_[bucket].holes = 1;
+}
+
+KeyIndex::Expected KeyIndex::expect(std::uint64_t rows, std::uint32_t most) const {
+    // Keys are hashed: each bucket draws its number of them from those that the buckets before it left over.
+    std::minstd_rand random;
+    const bool all_full = rows >= std::uint64_t{most} * num_buckets_;
+    std::uint64_t left = rows, num_lines = 0;
+    Expected expected{};
+    std::uint32_t longest = 0;  // of the buckets whose lines share pages: these are there if one needs them
+    for (std::uint32_t bucket = 0; bucket < num_buckets_; ++bucket) {
+        std::binomial_distribution<std::uint64_t> draw(left, 1.0 / (num_buckets_ - bucket));
+        const std::uint64_t drawn = draw(random);
+        left -= drawn;
+        const std::uint64_t size = all_full ? most : std::min<std::uint64_t>(drawn, most);
+        expected.moving_bytes = std::max<std::size_t>(expected.moving_bytes, size * sizeof(Moving));
+        std::uint32_t lines = 1;
+        while (size > limit(lines)) lines = more_lines(bucket, lines);
+        longest = std::max(longest, lines);
+        if ((bucket + 1) % kLinesOfPage != 0 && bucket + 1 != num_buckets_) continue;
+        expected.lines = std::max(expected.lines, longest);
+        num_lines += std::uint64_t{longest} * (bucket % kLinesOfPage + 1);
+        longest = 0;
+    }
+    if (rows == 0) return expected;
+    // Few keys are on few of the pages.
+    const double pages = std::ceil(static_cast<double>(num_lines) / kLinesOfPage);
+    const double touched = -std::expm1(static_cast<double>(rows) * std::log1p(-1 / std::max(pages, 1.0)));
+    expected.lines_bytes =
+        static_cast<std::uint64_t>(touched * static_cast<double>(num_lines * sizeof(IndexLine)));
+    return expected;
 }
 
 std::size_t KeyIndex::held_bytes() const {

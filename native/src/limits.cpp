@@ -23,15 +23,18 @@ MemoryLimits::MemoryLimits(std::uint64_t num_rows, std::size_t row_bytes, std::s
     std::memset(static_cast<void*>(entries_), 1, num_rows * sizeof(Entry));
 }
 
-void MemoryLimits::gather(const std::uint64_t* places, std::size_t n, std::byte* out) const {
+void MemoryLimits::gather(Span<const std::uint64_t> places, Span<std::byte> out) const {
+    const std::size_t n = places.size();
     for (std::size_t i = 0; i < n; ++i) {
         if (i + kAhead < n) prefetch(rows_ + places[i + kAhead] * row_bytes_, row_bytes_);
-        std::memcpy(out + i * row_bytes_, rows_ + places[i] * row_bytes_, row_bytes_);
+        std::memcpy(out.data() + i * row_bytes_, rows_ + places[i] * row_bytes_, row_bytes_);
     }
 }
 
-std::uint64_t MemoryLimits::gather_with_entries(const std::uint64_t* places, const std::uint64_t* entries,
-                                                std::size_t n, std::byte* out) const {
+std::uint64_t MemoryLimits::gather_with_entries(Span<const std::uint64_t> places,
+                                                Span<const std::uint64_t> entries,
+                                                Span<std::byte> out) const {
+    const std::size_t n = places.size();
     std::uint64_t sum = 0;
     for (std::size_t i = 0; i < n; ++i) {
         if (i + kAhead < n) {
@@ -39,12 +42,13 @@ std::uint64_t MemoryLimits::gather_with_entries(const std::uint64_t* places, con
             prefetch(rows_ + places[i + kAhead] * row_bytes_, row_bytes_);
         }
         sum += entries_[entries[i]].key ^ entries_[entries[i]].value;
-        std::memcpy(out + i * row_bytes_, rows_ + places[i] * row_bytes_, row_bytes_);
+        std::memcpy(out.data() + i * row_bytes_, rows_ + places[i] * row_bytes_, row_bytes_);
     }
     return sum;
 }
 
-void MemoryLimits::update(const std::uint64_t* places, std::size_t n, const std::byte* gradients) {
+void MemoryLimits::update(Span<const std::uint64_t> places, Span<const std::byte> gradients) {
+    const std::size_t n = places.size();
     const std::size_t row_words = row_bytes_ / 4, state_words = state_bytes_ / 4;
     for (std::size_t i = 0; i < n; ++i) {
         if (i + kAhead < n) {
@@ -53,7 +57,8 @@ void MemoryLimits::update(const std::uint64_t* places, std::size_t n, const std:
         }
         auto* __restrict row = reinterpret_cast<std::uint32_t*>(rows_ + places[i] * row_bytes_);
         auto* __restrict state = reinterpret_cast<std::uint32_t*>(states_ + places[i] * state_bytes_);
-        const auto* __restrict gradient = reinterpret_cast<const std::uint32_t*>(gradients + i * row_bytes_);
+        const auto* __restrict gradient =
+            reinterpret_cast<const std::uint32_t*>(gradients.data() + i * row_bytes_);
         for (std::size_t w = 0; w < row_words; ++w) row[w] += gradient[w];
         for (std::size_t w = 0; w < state_words; ++w) state[w] += 1;
     }

@@ -6,21 +6,21 @@
 
 namespace persia {
 
-size_t PoolGroup::num_pooled() const {
-    return static_cast<size_t>(std::count_if(features.begin(), features.end(),
-                                             [](const auto& f) { return f.pooling != Pooling::kSequence; }));
+std::size_t PoolGroup::num_pooled() const {
+    return static_cast<std::size_t>(std::count_if(
+        features.begin(), features.end(), [](const auto& f) { return f.pooling != Pooling::kSequence; }));
 }
 
-size_t PoolGroup::longest(const PoolFeature& feature) const {
-    size_t length = 1;
-    for (size_t b = 0; feature.bags && b < num_samples; ++b) {
-        length = std::max<size_t>(length, feature.bags[b + 1] - feature.bags[b]);
+std::size_t PoolGroup::longest(const PoolFeature& feature) const {
+    std::size_t length = 1;
+    for (std::size_t b = 0; feature.has_bags() && b < num_samples; ++b) {
+        length = std::max<std::size_t>(length, feature.bags[b + 1] - feature.bags[b]);
     }
     return length;
 }
 
 void PoolGroup::check() const {
-    size_t last_end = 0;
+    std::size_t last_end = 0;
     for (const PoolFeature& feature : features) {
         const std::string name = "gather_pool: the feature with ids [" + std::to_string(feature.begin) +
                                  ", " + std::to_string(feature.end) + ") ";
@@ -28,13 +28,14 @@ void PoolGroup::check() const {
             throw std::invalid_argument(name + "overlaps the one before it");
         }
         last_end = feature.end;
-        const size_t num_ids = feature.end - feature.begin;
-        if (!feature.bags && num_ids != num_samples) {
+        const std::size_t num_ids = feature.end - feature.begin;
+        if (!feature.has_bags() && num_ids != num_samples) {
             throw std::invalid_argument(name + "has no bags, so it needs one id per sample of " +
                                         std::to_string(num_samples));
         }
-        if (feature.bags && (feature.bags[0] != 0 || feature.bags[num_samples] != num_ids ||
-                             !std::is_sorted(feature.bags, feature.bags + num_samples + 1))) {
+        if (feature.has_bags() && (feature.bags.size() != num_samples + 1 || feature.bags[0] != 0 ||
+                                   feature.bags[num_samples] != num_ids ||
+                                   !std::is_sorted(feature.bags.begin(), feature.bags.end()))) {
             throw std::invalid_argument(name + "has bags that don't grow from 0 to its number of ids");
         }
     }

@@ -9,30 +9,30 @@ namespace persia {
 namespace {
 
 // As many sums as stay in the second-level cache from their zeroing to their encoding.
-constexpr size_t kBlockBytes = 384 * 1024;
-constexpr size_t kSamplesAhead = 8;  // whose gradients are fetched
+constexpr std::size_t kBlockBytes = 384 * 1024;
+constexpr std::size_t kSamplesAhead = 8;  // whose gradients are fetched
 
 // Rows [first, end) and the features, ascending, all of whose rows these are.
 struct RowBlock {
-    size_t first, end;
-    std::vector<size_t> features;
+    std::size_t first, end;
+    std::vector<std::size_t> features;
     bool one_hot;  // all of them have one id per sample
 };
 
 // All rows of the group, in blocks of at most `limit` rows; of more where features share rows. Features with
 // one id per sample stay together: their gradients are read once and as they lie, which matters more than
 // where the sums are.
-std::vector<RowBlock> row_blocks(const PoolGroup& group, const std::vector<IndexRange>& ranges,
-                                 size_t limit) {
-    std::vector<size_t> order;
-    for (size_t f = 0; f < ranges.size(); ++f)
+std::vector<RowBlock> row_blocks(const PoolGroup& group, std::size_t num_rows,
+                                 const std::vector<IndexRange>& ranges, std::size_t limit) {
+    std::vector<std::size_t> order;
+    for (std::size_t f = 0; f < ranges.size(); ++f)
         if (ranges[f].first <= ranges[f].last) order.push_back(f);
     std::stable_sort(order.begin(), order.end(),
-                     [&](size_t a, size_t b) { return ranges[a].first < ranges[b].first; });
+                     [&](std::size_t a, std::size_t b) { return ranges[a].first < ranges[b].first; });
     std::vector<RowBlock> blocks{{0, 0, {}, true}};
-    for (const size_t f : order) {
-        const size_t end = ranges[f].last + 1;
-        const bool one_hot = !group.features[f].bags && group.features[f].pooling != Pooling::kSequence;
+    for (const std::size_t f : order) {
+        const std::size_t end = ranges[f].last + 1;
+        const bool one_hot = !group.features[f].has_bags() && group.features[f].pooling != Pooling::kSequence;
         RowBlock& block = blocks.back();
         if (block.features.empty() || ranges[f].first < block.end || end - block.first <= limit ||
             (one_hot && block.one_hot)) {
@@ -43,7 +43,7 @@ std::vector<RowBlock> row_blocks(const PoolGroup& group, const std::vector<Index
             blocks.push_back({block.end, end, {f}, one_hot});
         }
     }
-    blocks.back().end = group.num_rows;
+    blocks.back().end = num_rows;
     for (RowBlock& block : blocks) std::sort(block.features.begin(), block.features.end());
     return blocks;
 }
@@ -55,13 +55,13 @@ struct Source {
 };
 
 // Adds gradients to the sums of the rows that ids use; the sums are those of rows first, first + 1, ...
-template <uint32_t kDim, typename Index>
+template <std::uint32_t kDim, typename Index>
 class Backward {
   public:
-    Backward(size_t dim, const Index* indices, size_t num_samples)
+    Backward(std::size_t dim, const Index* indices, std::size_t num_samples)
         : dim_(dim), indices_(indices), num_samples_(num_samples), scaled_(dim) {}
 
-    void into(float* sums, size_t first) {
+    void into(float* sums, std::size_t first) {
         sums_ = sums;
         first_ = first;
     }
@@ -69,29 +69,29 @@ class Backward {
     // Features with one id per sample, none of which uses a row of another: so their order does not matter,
     // and gradients can be read as they lie. Sample b's gradient of a feature is at its gradient + b *
     // stride.
-    void one_hot(const std::vector<Source>& sources, size_t stride) {
-        const size_t row_bytes = dim() * sizeof(float), ahead = ahead_across(row_bytes);
+    void one_hot(const std::vector<Source>& sources, std::size_t stride) {
+        const std::size_t row_bytes = dim() * sizeof(float), ahead = ahead_across(row_bytes);
         IndexTile<Index> tile(indices_, sources.size(), num_samples_, first_);
-        for (size_t b = 0; b < num_samples_; ++b) {
-            const uint32_t* const rows = tile.rows(sources, b);
-            for (size_t f = 0; f < sources.size(); ++f) {
+        for (std::size_t b = 0; b < num_samples_; ++b) {
+            const std::uint32_t* const rows = tile.rows(sources, b);
+            for (std::size_t f = 0; f < sources.size(); ++f) {
                 prefetch_row(sum(rows[f + ahead]), row_bytes);
                 add(sum(rows[f]), sources[f].gradient + b * stride, dim());
             }
         }
     }
 
-    void bags(const PoolFeature& feature, const float* gradient, size_t stride) {
+    void bags(const PoolFeature& feature, const float* gradient, std::size_t stride) {
         const Index* const ids = indices_ + feature.begin;
-        const size_t all = feature.end - feature.begin;
-        const size_t row_bytes = dim() * sizeof(float), ahead = ahead_in_bag(row_bytes);
-        for (size_t b = 0; b < num_samples_; ++b) {
-            const size_t first = feature.bags[b], last = feature.bags[b + 1];
+        const std::size_t all = feature.end - feature.begin;
+        const std::size_t row_bytes = dim() * sizeof(float), ahead = ahead_in_bag(row_bytes);
+        for (std::size_t b = 0; b < num_samples_; ++b) {
+            const std::size_t first = feature.bags[b], last = feature.bags[b + 1];
             const float* const from = gradient + b * stride;
             prefetch_row(from + kSamplesAhead * stride, row_bytes);
             if (first == last) continue;
             const float factor = bag_scale(feature.pooling, last - first);
-            const auto row_of = [&](size_t i) {
+            const auto row_of = [&](std::size_t i) {
                 if (i + ahead < all) prefetch_row(sum(ids[i + ahead]), row_bytes);
                 return sum(ids[i]);
             };
@@ -99,42 +99,42 @@ class Backward {
                 // In registers: reading it again for each id, from an address that is not a multiple of a
                 // vector's size, among stores to sums, takes three times as long.
                 Lanes term[kDim / kLanes];
-                for (size_t c = 0; c < kDim / kLanes; ++c) term[c] = load(from + c * kLanes) * factor;
-                for (size_t i = first; i < last; ++i) {
+                for (std::size_t c = 0; c < kDim / kLanes; ++c) term[c] = load(from + c * kLanes) * factor;
+                for (std::size_t i = first; i < last; ++i) {
                     float* const to = row_of(i);
-                    for (size_t c = 0; c < kDim / kLanes; ++c)
+                    for (std::size_t c = 0; c < kDim / kLanes; ++c)
                         store(to + c * kLanes, load(to + c * kLanes) + term[c]);
                 }
             } else {
                 scale(scaled_.data(), from, factor, dim_);
-                for (size_t i = first; i < last; ++i) add(row_of(i), scaled_.data(), dim_);
+                for (std::size_t i = first; i < last; ++i) add(row_of(i), scaled_.data(), dim_);
             }
         }
     }
 
     void sequence(const PoolFeature& feature, const PoolSequenceGradient& gradient) {
         const Index* const ids = indices_ + feature.begin;
-        for (size_t b = 0; b < num_samples_; ++b) {
-            const size_t first = feature.bags ? feature.bags[b] : b;
-            const size_t last = feature.bags ? feature.bags[b + 1] : b + 1;
-            const float* from = gradient.values + b * gradient.length * dim();
-            for (size_t i = first; i < last; ++i, from += dim()) add(sum(ids[i]), from, dim());
+        for (std::size_t b = 0; b < num_samples_; ++b) {
+            const std::size_t first = feature.has_bags() ? feature.bags[b] : b;
+            const std::size_t last = feature.has_bags() ? feature.bags[b + 1] : b + 1;
+            const float* from = gradient.values.data() + b * gradient.length * dim();
+            for (std::size_t i = first; i < last; ++i, from += dim()) add(sum(ids[i]), from, dim());
         }
     }
 
   private:
-    size_t dim() const { return dim_or<kDim>(static_cast<uint32_t>(dim_)); }
-    float* sum(size_t index) const { return sums_ + (index - first_) * dim(); }
+    std::size_t dim() const { return dim_or<kDim>(static_cast<std::uint32_t>(dim_)); }
+    float* sum(std::size_t index) const { return sums_ + (index - first_) * dim(); }
 
-    size_t dim_;
+    std::size_t dim_;
     const Index* indices_;
-    size_t num_samples_;
+    std::size_t num_samples_;
     std::vector<float> scaled_;  // a bag's gradient
     float* sums_ = nullptr;
-    size_t first_ = 0;
+    std::size_t first_ = 0;
 };
 
-// Where each feature's gradients are; values are null where they are zeros.
+// Where each feature's gradients are; null, or none, where they are zeros.
 struct Gradient {
     const float* pooled;            // of sample 0
     PoolSequenceGradient sequence;  // of a sequence feature
@@ -148,7 +148,7 @@ std::vector<Gradient> gradients_of(const PoolGroup& group, const float* pooled,
         if (feature.pooling == Pooling::kSequence) {
             gradients.push_back({nullptr, *sequence++});
         } else {
-            gradients.push_back({pooled, {nullptr, 0}});
+            gradients.push_back({pooled, {}});
             if (pooled) pooled += group.dim;
         }
     }
@@ -158,21 +158,21 @@ std::vector<Gradient> gradients_of(const PoolGroup& group, const float* pooled,
 template <typename Kernel>
 void add_block(Kernel& backward, const PoolGroup& group, const std::vector<Gradient>& gradients,
                const std::vector<IndexRange>& ranges, const RowBlock& block) {
-    const size_t stride = group.num_pooled() * group.dim;
+    const std::size_t stride = group.num_pooled() * group.dim;
     std::vector<Source> pending;
     const auto flush = [&] {
         if (!pending.empty()) backward.one_hot(pending, stride);
         pending.clear();
     };
-    for (const size_t f : block.features) {
+    for (const std::size_t f : block.features) {
         const PoolFeature& feature = group.features[f];
         const auto overlaps = [&](const Source& source) { return source.rows.overlaps(ranges[f]); };
         if (std::any_of(pending.begin(), pending.end(), overlaps)) flush();
         if (feature.pooling == Pooling::kSequence) {
-            if (gradients[f].sequence.values) backward.sequence(feature, gradients[f].sequence);
+            if (!gradients[f].sequence.values.empty()) backward.sequence(feature, gradients[f].sequence);
         } else if (!gradients[f].pooled) {
             continue;
-        } else if (feature.bags) {
+        } else if (feature.has_bags()) {
             backward.bags(feature, gradients[f].pooled, stride);
         } else {
             pending.push_back({&feature, gradients[f].pooled, ranges[f]});
@@ -184,40 +184,43 @@ void add_block(Kernel& backward, const PoolGroup& group, const std::vector<Gradi
 }  // namespace
 
 template <typename Index>
-void gather_pool_backward(const PoolGroup& group, const float* pooled_gradient,
-                          const std::vector<PoolSequenceGradient>& sequence_gradients, const Index* indices,
-                          Wire wire, std::byte* row_gradients) {
+void gather_pool_backward(const PoolGroup& group, Span<const float> pooled_gradient,
+                          const std::vector<PoolSequenceGradient>& sequence_gradients,
+                          Span<const Index> indices, Rows row_gradients) {
     group.check();
-    const std::vector<IndexRange> ranges = check_indices(group, indices);
-    const std::vector<Gradient> gradients = gradients_of(group, pooled_gradient, sequence_gradients);
-    const size_t dim = group.dim, row_bytes = std::max<size_t>(dim, 1) * sizeof(float);
-    const std::vector<RowBlock> blocks = row_blocks(group, ranges, kBlockBytes / row_bytes);
-    size_t most = 0;
+    const Wire wire = row_gradients.wire;
+    const std::vector<IndexRange> ranges = check_indices(group, row_gradients.count, indices);
+    const std::vector<Gradient> gradients =
+        gradients_of(group, pooled_gradient.empty() ? nullptr : pooled_gradient.data(), sequence_gradients);
+    const std::size_t dim = group.dim, row_bytes = std::max<std::size_t>(dim, 1) * sizeof(float);
+    const std::vector<RowBlock> blocks =
+        row_blocks(group, row_gradients.count, ranges, kBlockBytes / row_bytes);
+    std::size_t most = 0;
     for (const RowBlock& block : blocks) most = std::max(most, block.end - block.first);
     AlignedArray<float> room(wire == Wire::kFp32 ? 0 : most * dim);
     with_dim(dim, [&](auto fixed) {
-        Backward<fixed(), Index> backward(dim, indices, group.num_samples);
+        Backward<fixed(), Index> backward(dim, indices.data(), group.num_samples);
         for (const RowBlock& block : blocks) {
             float* const sums = wire == Wire::kFp32
-                                    ? reinterpret_cast<float*>(row_gradients) + block.first * dim
+                                    ? reinterpret_cast<float*>(row_gradients.data) + block.first * dim
                                     : room.data();
             std::fill(sums, sums + (block.end - block.first) * dim, 0.0f);
             backward.into(sums, block.first);
             add_block(backward, group, gradients, ranges, block);
             if (wire == Wire::kFp32) continue;
             with_wire(wire, [&](auto format) {
-                const size_t length = fixed() ? fixed() : dim, bytes = format.bytes(length);
-                std::byte* const out = row_gradients + block.first * bytes;
-                for (size_t u = 0; u < block.end - block.first; ++u)
+                const std::size_t length = fixed() ? fixed() : dim, bytes = format.bytes(length);
+                std::byte* const out = row_gradients.data + block.first * bytes;
+                for (std::size_t u = 0; u < block.end - block.first; ++u)
                     format.encode(sums + u * length, out + u * bytes, length);
             });
         }
     });
 }
 
-template void gather_pool_backward(const PoolGroup&, const float*, const std::vector<PoolSequenceGradient>&,
-                                   const uint16_t*, Wire, std::byte*);
-template void gather_pool_backward(const PoolGroup&, const float*, const std::vector<PoolSequenceGradient>&,
-                                   const uint32_t*, Wire, std::byte*);
+template void gather_pool_backward(const PoolGroup&, Span<const float>,
+                                   const std::vector<PoolSequenceGradient>&, Span<const std::uint16_t>, Rows);
+template void gather_pool_backward(const PoolGroup&, Span<const float>,
+                                   const std::vector<PoolSequenceGradient>&, Span<const std::uint32_t>, Rows);
 
 }  // namespace persia

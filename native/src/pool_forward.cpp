@@ -14,20 +14,20 @@ struct Target {
 };
 
 // Rows of wire format W, of a dim that is known to the compiler unless kDim is 0.
-template <typename W, uint32_t kDim, typename Index>
+template <typename W, std::uint32_t kDim, typename Index>
 class Forward {
   public:
-    Forward(const std::byte* rows, size_t dim, const Index* indices)
+    Forward(const std::byte* rows, std::size_t dim, const Index* indices)
         : rows_(rows), dim_(dim), indices_(indices), room_(dim) {}
 
     // Features with one id per sample, together: so their vectors are written as they lie. Sample b's vector
     // of a feature goes to its out + b * stride.
-    void one_hot(const std::vector<Target>& targets, size_t num_samples, size_t stride) {
-        const size_t ahead = ahead_across(W::bytes(dim()));
+    void one_hot(const std::vector<Target>& targets, std::size_t num_samples, std::size_t stride) {
+        const std::size_t ahead = ahead_across(W::bytes(dim()));
         IndexTile<Index> tile(indices_, targets.size(), num_samples, 0);
-        for (size_t b = 0; b < num_samples; ++b) {
-            const uint32_t* const rows = tile.rows(targets, b);
-            for (size_t f = 0; f < targets.size(); ++f) {
+        for (std::size_t b = 0; b < num_samples; ++b) {
+            const std::uint32_t* const rows = tile.rows(targets, b);
+            for (std::size_t f = 0; f < targets.size(); ++f) {
                 prefetch_row(row(rows[f + ahead]), W::bytes(dim()));
                 W::decode(row(rows[f]), targets[f].out + b * stride, dim());
             }
@@ -35,53 +35,54 @@ class Forward {
     }
 
     // One feature after the other, while its rows are in the cache.
-    void bags(const PoolFeature& feature, size_t num_samples, float* out, size_t stride) {
+    void bags(const PoolFeature& feature, std::size_t num_samples, float* out, std::size_t stride) {
         const Index* const ids = indices_ + feature.begin;
-        const size_t all = feature.end - feature.begin;
-        for (size_t b = 0; b < num_samples; ++b) {
-            const size_t first = feature.bags[b], last = feature.bags[b + 1];
+        const std::size_t all = feature.end - feature.begin;
+        for (std::size_t b = 0; b < num_samples; ++b) {
+            const std::size_t first = feature.bags[b], last = feature.bags[b + 1];
             const float factor = first == last ? 1.0f : bag_scale(feature.pooling, last - first);
             float* const to = out + b * stride;
             sum(ids, all, first, last, factor, to);
         }
     }
 
-    void sequence(const PoolFeature& feature, size_t num_samples, const PoolSequence& out) {
+    void sequence(const PoolFeature& feature, std::size_t num_samples, const PoolSequence& out) {
         const Index* const ids = indices_ + feature.begin;
-        for (size_t b = 0; b < num_samples; ++b) {
-            const size_t first = feature.bags ? feature.bags[b] : b;
-            const size_t size = feature.bags ? feature.bags[b + 1] - first : 1;
-            float* to = out.values + b * out.length * dim();
-            for (size_t i = 0; i < size; ++i, to += dim()) W::decode(row(ids[first + i]), to, dim());
-            std::fill(to, out.values + (b + 1) * out.length * dim(), 0.0f);
-            bool* const mask = out.mask + b * out.length;
+        for (std::size_t b = 0; b < num_samples; ++b) {
+            const std::size_t first = feature.has_bags() ? feature.bags[b] : b;
+            const std::size_t size = feature.has_bags() ? feature.bags[b + 1] - first : 1;
+            float* to = out.values.data() + b * out.length * dim();
+            for (std::size_t i = 0; i < size; ++i, to += dim()) W::decode(row(ids[first + i]), to, dim());
+            std::fill(to, out.values.data() + (b + 1) * out.length * dim(), 0.0f);
+            bool* const mask = out.mask.data() + b * out.length;
             std::fill(mask, mask + size, true);
             std::fill(mask + size, mask + out.length, false);
         }
     }
 
   private:
-    size_t dim() const { return kDim == 0 ? dim_ : kDim; }
-    const std::byte* row(size_t index) const { return rows_ + index * W::bytes(dim()); }
+    std::size_t dim() const { return kDim == 0 ? dim_ : kDim; }
+    const std::byte* row(std::size_t index) const { return rows_ + index * W::bytes(dim()); }
 
     // The sum of rows ids[first] ... ids[last - 1] times `factor`, zeros if there are none; ids has `all`.
-    void sum(const Index* ids, size_t all, size_t first, size_t last, float factor, float* to) {
-        const size_t ahead = ahead_in_bag(W::bytes(dim()));
-        const auto row_of = [&](size_t i) {
+    void sum(const Index* ids, std::size_t all, std::size_t first, std::size_t last, float factor,
+             float* to) {
+        const std::size_t ahead = ahead_in_bag(W::bytes(dim()));
+        const auto row_of = [&](std::size_t i) {
             if (i + ahead < all) prefetch_row(row(ids[i + ahead]), W::bytes(dim()));
             return row(ids[i]);
         };
         if constexpr (kDim != 0) {
             Lanes total[kDim / kLanes] = {};  // in registers
-            for (size_t i = first; i < last; ++i) {
+            for (std::size_t i = first; i < last; ++i) {
                 const std::byte* const from = row_of(i);
-                for (size_t c = 0; c < kDim / kLanes; ++c)
+                for (std::size_t c = 0; c < kDim / kLanes; ++c)
                     total[c] += load_lanes(W{}, from, c * kLanes, kDim);
             }
-            for (size_t c = 0; c < kDim / kLanes; ++c) store(to + c * kLanes, total[c] * factor);
+            for (std::size_t c = 0; c < kDim / kLanes; ++c) store(to + c * kLanes, total[c] * factor);
         } else {
             std::memset(to, 0, dim_ * sizeof(float));
-            for (size_t i = first; i < last; ++i) {
+            for (std::size_t i = first; i < last; ++i) {
                 W::decode(row_of(i), room_.data(), dim_);
                 add(to, room_.data(), dim_);
             }
@@ -90,18 +91,18 @@ class Forward {
     }
 
     const std::byte* rows_;
-    size_t dim_;
+    std::size_t dim_;
     const Index* indices_;
     std::vector<float> room_;
 };
 
 template <typename Kernel>
 void pool(Kernel forward, const PoolGroup& group, float* pooled, const std::vector<PoolSequence>& sequences) {
-    const size_t stride = group.num_pooled() * group.dim;
+    const std::size_t stride = group.num_pooled() * group.dim;
     std::vector<Target> one_hot;
     for (const PoolFeature& feature : group.features) {
         if (feature.pooling == Pooling::kSequence) continue;
-        if (feature.bags) {
+        if (feature.has_bags()) {
             forward.bags(feature, group.num_samples, pooled, stride);
         } else {
             one_hot.push_back({&feature, pooled});
@@ -118,20 +119,21 @@ void pool(Kernel forward, const PoolGroup& group, float* pooled, const std::vect
 }  // namespace
 
 template <typename Index>
-void gather_pool_forward(const PoolGroup& group, Wire wire, const std::byte* rows, const Index* indices,
-                         float* pooled, const std::vector<PoolSequence>& sequences) {
+void gather_pool_forward(const PoolGroup& group, ConstRows rows, Span<const Index> indices,
+                         Span<float> pooled, const std::vector<PoolSequence>& sequences) {
     group.check();
-    check_indices(group, indices);
-    with_wire(wire, [&](auto format) {
+    check_indices(group, rows.count, indices);
+    with_wire(rows.wire, [&](auto format) {
         with_dim(group.dim, [&](auto dim) {
-            pool(Forward<decltype(format), dim(), Index>(rows, group.dim, indices), group, pooled, sequences);
+            pool(Forward<decltype(format), dim(), Index>(rows.data, group.dim, indices.data()), group,
+                 pooled.data(), sequences);
         });
     });
 }
 
-template void gather_pool_forward(const PoolGroup&, Wire, const std::byte*, const uint16_t*, float*,
+template void gather_pool_forward(const PoolGroup&, ConstRows, Span<const std::uint16_t>, Span<float>,
                                   const std::vector<PoolSequence>&);
-template void gather_pool_forward(const PoolGroup&, Wire, const std::byte*, const uint32_t*, float*,
+template void gather_pool_forward(const PoolGroup&, ConstRows, Span<const std::uint32_t>, Span<float>,
                                   const std::vector<PoolSequence>&);
 
 }  // namespace persia

@@ -45,15 +45,15 @@ std::vector<RecentRows::Line>& RecentRows::index_for(std::size_t table, std::siz
 // Where `rows` rows find room beside those that are held.
 std::int64_t RecentRows::room_for(const GroupRing& ring, std::int64_t rows) {
     for (const std::int64_t begin : {ring.next, std::int64_t{0}}) {
-        const auto meets = [&](const Span& span) { return span.begin < begin + rows && begin < span.end; };
+        const auto meets = [&](const Held& span) { return span.begin < begin + rows && begin < span.end; };
         if (begin + rows <= ring.rows && std::none_of(ring.held.begin(), ring.held.end(), meets))
             return begin;
     }
     return kNoRoom;
 }
 
-std::uint32_t RecentRows::find(const std::uint64_t* keys, const std::uint32_t* table_offsets,
-                               std::uint32_t step, std::uint8_t* wanted, std::uint32_t* places, Ring* rings) {
+std::uint32_t RecentRows::find(Keys keys, Span<const std::uint32_t> table_offsets, std::uint32_t step,
+                               Span<std::uint8_t> wanted, Span<std::uint32_t> places, Span<Ring> rings) {
     if (step <= last_step_) {
         throw std::invalid_argument("step: got " + std::to_string(step) + " after " +
                                     std::to_string(last_step_) + ", expected steps that grow");

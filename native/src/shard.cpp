@@ -19,13 +19,12 @@ Shard::Shard(const TableConfig& config)
               storage_of(config.state_storage), config.value_bound, config.seed),
       init_(config.init, config.init_a, config.init_b, config.seed),
       bucket_of_(config.num_buckets),
-      index_(config.end_bucket - config.first_bucket, config.bucket_capacity, arena_),
+      index_(config.buckets_here(), config.bucket_capacity, arena_),
       rows_(update_.weight_bytes(), update_.state_bytes(),
-            std::uint64_t{config.end_bucket - config.first_bucket} * config.bucket_capacity),
-      eviction_(config.eviction, config.ttl, config.end_bucket - config.first_bucket),
-      admission_(config.admission, config.seed, config.end_bucket - config.first_bucket,
-                 config.bucket_capacity),
-      is_dirty_(config.end_bucket - config.first_bucket),
+            std::uint64_t{config.buckets_here()} * config.bucket_capacity),
+      eviction_(config.eviction, config.ttl, config.buckets_here()),
+      admission_(config.admission, config.seed, config.buckets_here(), config.bucket_capacity),
+      is_dirty_(config.buckets_here()),
       snapshot_(update_.weight_bytes(), update_.state_bytes()),
       room_(config.dim) {}
 
@@ -47,8 +46,9 @@ void Shard::remove(std::uint32_t bucket, KeyIndex::Entry entry) {
 }
 
 void Shard::sweep(std::uint32_t step) {
-    for (std::uint32_t home = 0; home < num_buckets(); ++home) {
-        if ((config_.first_bucket + home) % kSweepPeriod != step % kSweepPeriod) continue;
+    // Unsigned arithmetic wraps, and the period divides 2^32.
+    const std::uint32_t first = (step - config_.first_bucket) % kSweepPeriod;
+    for (std::uint32_t home = first; home < num_buckets(); home += kSweepPeriod) {
         expired_keys_.clear();
         index_.for_each(home, [&](KeyIndex::Entry entry) {
             if (eviction_.expired(entry.stamp(), next_step_)) expired_keys_.push_back(entry.key());
@@ -75,13 +75,14 @@ void Shard::import_rows(const ImportedRows& from) {
     if (snapshot_.active()) throw std::logic_error("rows can't be imported while a snapshot is under way");
     removed_at_ = ++epoch_;      // gradients of earlier pulls are not for these rows
     std::size_t end_of_run = 0;  // of keys of one bucket, as a checkpoint has them
-    for (std::size_t i = 0; i < from.n; ++i) {
+    const std::size_t n = from.keys.size();
+    for (std::size_t i = 0; i < n; ++i) {
         const Key key = from.keys[i];
         if (!owns(key)) continue;
         const std::uint32_t home = bucket(key);
         if (i >= end_of_run) {
             end_of_run = i + 1;
-            while (end_of_run < from.n && bucket_of_(from.keys[end_of_run]) == bucket_of_(key)) ++end_of_run;
+            while (end_of_run < n && bucket_of_(from.keys[end_of_run]) == bucket_of_(key)) ++end_of_run;
             index_.reserve(home, std::uint64_t{index_.size(home)} + (end_of_run - i), arena_);
         }
         if (i + kAhead < end_of_run) prefetch_line(index_.home_line(home, from.keys[i + kAhead]));
@@ -97,11 +98,11 @@ void Shard::import_rows(const ImportedRows& from) {
         }
         eviction_.restored(home, key, from.stamps[i], index_.size(home) == 1);
         rows_.epoch(slot) = epoch_;
-        if (from.state == nullptr) {
-            update_.init(from.rows + i * config_.dim, rows_.weights(slot), rows_.state(slot));
+        if (!from.has_state) {
+            update_.init(&from.rows[i * config_.dim], rows_.weights(slot), rows_.state(slot));
             continue;
         }
-        update_.write(from.rows + i * config_.dim, from.state + i * update_.state_width(),
+        update_.write(&from.rows[i * config_.dim], from.state.data() + i * update_.state_width(),
                       update_.has_steps() ? from.steps[i] : 0, rows_.weights(slot), rows_.state(slot));
     }
 }

@@ -65,8 +65,8 @@ struct Shard::Block {
 };
 
 template <class Touch, class Resolve, class Use>
-inline void Shard::walk(const Key* const keys, const std::size_t n, std::uint32_t* const slots,
-                        const Touch touch, const Resolve resolve, const Use use) const {
+inline void Shard::walk(const Keys keys, const Span<std::uint32_t> slots, const Touch touch,
+                        const Resolve resolve, const Use use) const {
     // A block is looked up, so many blocks later matched, and so on: until then its memory has come.
     constexpr std::size_t kMatch = 2, kRows = 3, kRest = 4, kUse = 6, kBlocks = 8;
     Block blocks[kBlocks];
@@ -127,7 +127,7 @@ inline void Shard::walk(const Key* const keys, const std::size_t n, std::uint32_
             block.num_fresh += fresh;
         }
     };
-    const std::size_t num_blocks = (n + kBlock - 1) / kBlock;
+    const std::size_t n = keys.size(), num_blocks = (n + kBlock - 1) / kBlock;
     for (std::size_t ahead = 0; ahead < num_blocks + kUse; ++ahead) {
         const auto block = [&](std::size_t behind) -> Block* {  // a number below 0 is huge
             return ahead - behind < num_blocks ? &blocks[(ahead - behind) % kBlocks] : nullptr;
@@ -148,14 +148,15 @@ inline void Shard::walk(const Key* const keys, const std::size_t n, std::uint32_
     }
 }
 
-void Shard::pull(const Key* keys, std::size_t n, std::uint32_t step, Wire wire, std::byte* out,
-                 std::uint32_t* slots, const std::uint8_t* wanted) {
-    const std::size_t row_bytes = wire_bytes(wire, config_.dim);
-    const EncodeRows encode = encode_rows(update_.weights(), wire, config_.dim);
+void Shard::pull(Keys keys, std::uint32_t step, Rows out, Span<std::uint32_t> slots,
+                 Span<const std::uint8_t> wanted) {
+    const std::size_t row_bytes = wire_bytes(out.wire, config_.dim);
+    const EncodeRows encode = encode_rows(update_.weights(), out.wire, config_.dim);
     const bool plain = eviction_.plain(step);
-    if (snapshot_.active()) keep_before_change(keys, n);
+    std::byte* to = out.data;
+    if (snapshot_.active()) keep_before_change(keys);
     walk(
-        keys, n, slots,
+        keys, slots,
         [&](Key key, IndexLine& line, unsigned at, std::uint32_t here) {
             std::uint32_t& stamp = line.stamps[at];
             if (plain) {
@@ -174,24 +175,24 @@ void Shard::pull(const Key* keys, std::size_t n, std::uint32_t step, Wire wire, 
                 start_row(keys[key], slots[key]);
             }
             unsigned count = block.count;
-            if (wanted != nullptr) {
+            if (!wanted.empty()) {
                 count = 0;
                 for (unsigned i = 0; i < block.count; ++i) {
                     block.rows[count] = block.rows[i];
                     count += wanted[block.begin + i] != 0;
                 }
             }
-            encode(block.rows, count, config_.dim, room_.data(), out);
-            out += count * row_bytes;
+            encode(block.rows, count, config_.dim, room_.data(), to);
+            to += count * row_bytes;
         });
 }
 
-void Shard::lookup(const Key* keys, std::size_t n, Wire wire, std::byte* out) const {
-    const std::size_t row_bytes = wire_bytes(wire, config_.dim);
-    const EncodeRows encode = encode_rows(update_.weights(), wire, config_.dim);
-    slots_.resize(n);
+void Shard::lookup(Keys keys, Rows out) const {
+    const std::size_t row_bytes = wire_bytes(out.wire, config_.dim);
+    const EncodeRows encode = encode_rows(update_.weights(), out.wire, config_.dim);
+    slots_.resize(keys.size());
     walk(
-        keys, n, slots_.data(),
+        keys, slots_,
         [&](Key, const IndexLine& line, unsigned at, std::uint32_t here) {
             return eviction_.expired(line.stamps[at], next_step_) ? 0u : here;
         },
@@ -200,7 +201,7 @@ void Shard::lookup(const Key* keys, std::size_t n, Wire wire, std::byte* out) co
             return entry && !eviction_.expired(entry.stamp(), next_step_) ? entry.slot() : kNoSlot;
         },
         [&](const Block& block) {
-            encode(block.rows, block.count, config_.dim, room_.data(), out + block.begin * row_bytes);
+            encode(block.rows, block.count, config_.dim, room_.data(), out.data + block.begin * row_bytes);
         });
 }
 

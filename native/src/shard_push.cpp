@@ -14,6 +14,13 @@ constexpr std::size_t kMostRows = 8;    // that are asked for at a time, see sha
 constexpr std::size_t kMostLines = 64;  // that these may have, to stay in the first cache
 constexpr std::size_t kAhead = 12;      // rows, where they are asked for one by one
 
+// Places in push_step's map from a slot to its sum.
+std::size_t map_size(std::size_t rows) {
+    std::size_t size = 16;
+    while (size < 2 * rows) size *= 2;
+    return size;
+}
+
 }  // namespace
 
 // The i-th gradient as fp32, or null if it is of no use, which is counted. Inlined: a call per row would cost
@@ -31,10 +38,11 @@ __attribute__((always_inline)) inline const float* Shard::usable_gradient(const 
         return nullptr;
     }
     const float* gradient;
-    if (batch.wire == Wire::kFp32) {
-        gradient = reinterpret_cast<const float*>(batch.gradients) + i * dim;
+    const auto [gradients, wire, _] = batch.gradients;
+    if (wire == Wire::kFp32) {
+        gradient = reinterpret_cast<const float*>(gradients) + i * dim;
     } else {
-        decode_row(batch.wire, batch.gradients + i * wire_bytes(batch.wire, dim), room_.data(), dim);
+        decode_row(wire, gradients + i * wire_bytes(wire, dim), room_.data(), dim);
         gradient = room_.data();
     }
     if (!all_finite(gradient, dim)) {
@@ -51,13 +59,14 @@ PushCounts Shard::push_with(Chosen& chosen, const PushBatch& batch, std::uint32_
         std::byte* state;
     };
     Place places[2][kMostRows];
-    const std::uint32_t* const slots = batch.slots;
+    const std::size_t n = batch.keys.size();
+    const std::uint32_t* const slots = batch.slots.data();
     const bool epochs = batch.epoch < removed_at_;
     const std::size_t weight_lines = rows_.weight_lines();
     const std::size_t state_lines = update_.state_bytes() != 0 ? rows_.state_lines() : 0;
     const std::size_t size = std::clamp<std::size_t>(kMostLines / (weight_lines + state_lines), 2, kMostRows);
     const auto ask_for_rows = [&](std::size_t begin, Place* to) {
-        const std::size_t end = std::min(batch.n, begin + size);
+        const std::size_t end = std::min(n, begin + size);
         for (std::size_t i = begin; i < end; ++i, ++to) {
             if (slots[i] == kNoSlot) continue;
             *to = {rows_.weights(slots[i]), rows_.state(slots[i])};
@@ -68,10 +77,10 @@ PushCounts Shard::push_with(Chosen& chosen, const PushBatch& batch, std::uint32_
     };
     PushCounts counts;
     ask_for_rows(0, places[0]);
-    for (std::size_t begin = 0, block = 0; begin < batch.n; begin += size, ++block) {
+    for (std::size_t begin = 0, block = 0; begin < n; begin += size, ++block) {
         ask_for_rows(begin + size, places[(block + 1) % 2]);
         const Place* at = places[block % 2];
-        const std::size_t end = std::min(batch.n, begin + size);
+        const std::size_t end = std::min(n, begin + size);
         for (std::size_t i = begin; i < end; ++i, ++at) {
             const float* gradient = usable_gradient<kDim>(batch, i, counts);
             if (gradient == nullptr) continue;
@@ -96,8 +105,9 @@ PushCounts Shard::push(const PushBatch& batch, std::uint32_t step) {
 void Shard::add_to_sums(const PushBatch& batch, PushCounts& counts) {
     const std::uint32_t dim = config_.dim;
     const std::size_t mask = merged_map_.size() - 1;
-    for (std::size_t i = 0; i < batch.n; ++i) {
-        if (batch.epoch < removed_at_ && i + kAhead < batch.n && batch.slots[i + kAhead] != kNoSlot) {
+    const std::size_t n = batch.keys.size();
+    for (std::size_t i = 0; i < n; ++i) {
+        if (batch.epoch < removed_at_ && i + kAhead < n && batch.slots[i + kAhead] != kNoSlot) {
             prefetch_line(&rows_.epoch(batch.slots[i + kAhead]));
         }
         const float* gradient = usable_gradient<0>(batch, i, counts);
@@ -139,18 +149,21 @@ void Shard::apply_sums(Chosen& chosen, std::uint32_t step, PushCounts& counts) {
 PushCounts Shard::push_step(const std::vector<PushBatch>& batches, std::uint32_t step) {
     std::size_t total = 0;
     for (const PushBatch& batch : batches) {
-        total += batch.n;
+        total += batch.keys.size();
         if (snapshot_.active()) keep_before_push(batch);
     }
-    std::size_t map_size = 16;
-    while (map_size < 2 * total) map_size *= 2;
-    merged_map_.assign(map_size, 0);
+    merged_map_.assign(map_size(total), 0);
     merged_.clear();
     sums_.clear();
     PushCounts counts;
     for (const PushBatch& batch : batches) add_to_sums(batch, counts);
     std::visit([&](auto& chosen) { apply_sums(chosen, step, counts); }, update_.optimizer());
     return counts;
+}
+
+std::uint64_t Shard::step_bytes(std::uint32_t dim, std::uint64_t rows) {
+    return rows == 0 ? 0
+                     : rows * (sizeof(Merged) + dim * sizeof(float)) + map_size(rows) * sizeof(std::uint32_t);
 }
 
 }  // namespace persia

@@ -100,9 +100,10 @@ void Shard::restore_bucket(std::uint32_t number, const BucketState& state) {
 }
 
 // Every row that a pull changes, or that a push changes after it, comes by here first.
-void Shard::keep_before_change(const Key* keys, std::size_t n) {
-    for (std::size_t i = 0; i < n; ++i) {
-        if (i + kAhead < n) prefetch_line(index_.home_line(bucket(keys[i + kAhead]), keys[i + kAhead]));
+void Shard::keep_before_change(Keys keys) {
+    for (std::size_t i = 0; i < keys.size(); ++i) {
+        if (i + kAhead < keys.size())
+            prefetch_line(index_.home_line(bucket(keys[i + kAhead]), keys[i + kAhead]));
         const std::uint32_t home = bucket(keys[i]);
         if (snapshot_.copied(home)) continue;
         const KeyIndex::Entry entry = index_.find(home, keys[i]);
@@ -114,9 +115,9 @@ void Shard::keep_before_change(const Key* keys, std::size_t n) {
 
 // For slots of pulls that came before the mark.
 void Shard::keep_before_push(const PushBatch& batch) {
-    for (std::size_t i = 0; i < batch.n; ++i) {
+    for (std::size_t i = 0; i < batch.keys.size(); ++i) {
         if (batch.slots[i] != kNoSlot && !snapshot_.settled(batch.slots[i])) {
-            keep_before_change(batch.keys + i, 1);
+            keep_before_change(batch.keys.slice(i, i + 1));
         }
     }
 }

@@ -11,50 +11,32 @@ namespace {
 // Waking threads takes some 10 microseconds: what about 500 rows take.
 constexpr std::size_t kMinKeysForThreads = 2048;
 
-TableConfig checked(const TableConfig& config) {
-    const auto refuse = [](const std::string& text) { throw std::invalid_argument(text); };
-    const auto number = [](std::uint32_t value) { return std::to_string(value); };
-    if (config.dim == 0 || config.dim > (1u << 20)) {
-        refuse("dim: got " + number(config.dim) + ", expected 1 to 2^20");
-    }
-    if (config.num_buckets == 0 || (config.num_buckets & (config.num_buckets - 1)) != 0) {
-        refuse("num_buckets: got " + number(config.num_buckets) + ", expected a power of two");
-    }
-    if (config.first_bucket > config.end_bucket || config.end_bucket > config.num_buckets) {
-        refuse("buckets: got [" + number(config.first_bucket) + ", " + number(config.end_bucket) +
-               "), expected a range within [0, " + number(config.num_buckets) + ")");
-    }
-    if (config.bucket_capacity == 0) refuse("bucket_capacity: got 0, expected at least 1 row");
-    if (config.threads == 0) refuse("threads: got 0, expected at least 1");
-    return config;
+void check_length(const char* name, std::size_t got, std::size_t expected) {
+    if (got == expected) return;
+    throw std::invalid_argument(std::string(name) + ": got " + std::to_string(got) + " elements, expected " +
+                                std::to_string(expected));
 }
 
 }  // namespace
 
 Table::Table(const TableConfig& config) : config_(checked(config)), bucket_of_(config.num_buckets) {
-    const std::uint32_t count = config.end_bucket - config.first_bucket;
-    const std::uint32_t num_shards = std::max(1u, std::min(config.threads, count));
-    for (std::uint32_t i = 0; i < num_shards; ++i) {
-        TableConfig part = config;
-        part.first_bucket =
-            config.first_bucket + static_cast<std::uint32_t>(std::uint64_t{count} * i / num_shards);
-        part.end_bucket =
-            config.first_bucket + static_cast<std::uint32_t>(std::uint64_t{count} * (i + 1) / num_shards);
-        shards_.push_back(std::make_unique<Shard>(part));
+    for (std::uint32_t i = 0; i < num_shards(config); ++i) {
+        shards_.push_back(std::make_unique<Shard>(shard_config(config, i)));
     }
-    if (num_shards > 1) team_ = std::make_unique<ThreadTeam>(num_shards);
+    if (shards_.size() > 1) team_ = std::make_unique<ThreadTeam>(static_cast<unsigned>(shards_.size()));
 }
 
-void Table::check_keys(const Key* keys, std::size_t n) const {
-    if (n == 0) return;
+void Table::check_keys(Keys keys) const {
+    if (keys.empty()) return;
+    const std::size_t n = keys.size();
     bool bad = bucket_of_(keys[0]) < config_.first_bucket || bucket_of_(keys[n - 1]) >= config_.end_bucket;
     for (std::size_t i = 1; i < n; ++i) bad |= bucket_of_(keys[i]) < bucket_of_(keys[i - 1]);
-    if (bad) refuse_keys(keys, n);
+    if (bad) refuse_keys(keys);
 }
 
-void Table::refuse_keys(const Key* keys, std::size_t n) const {
+void Table::refuse_keys(Keys keys) const {
     std::uint32_t before = config_.first_bucket;
-    for (std::size_t i = 0; i < n; ++i) {
+    for (std::size_t i = 0; i < keys.size(); ++i) {
         const std::uint32_t bucket = bucket_of_(keys[i]);
         if (bucket >= before && bucket < config_.end_bucket) {
             before = bucket;
@@ -68,15 +50,15 @@ void Table::refuse_keys(const Key* keys, std::size_t n) const {
     }
 }
 
-std::vector<std::size_t> Table::cuts(const Key* keys, std::size_t n) const {
+std::vector<std::size_t> Table::cuts(Keys keys) const {
     std::vector<std::size_t> begins{0};
     for (std::size_t i = 1; i < shards_.size(); ++i) {
         const Shard& shard = *shards_[i];
-        const Key* at = std::partition_point(keys + begins.back(), keys + n,
+        const Key* at = std::partition_point(keys.begin() + begins.back(), keys.end(),
                                              [&](Key key) { return bucket_of_(key) < shard.first_bucket(); });
-        begins.push_back(static_cast<std::size_t>(at - keys));
+        begins.push_back(static_cast<std::size_t>(at - keys.begin()));
     }
-    begins.push_back(n);
+    begins.push_back(keys.size());
     return begins;
 }
 
@@ -89,47 +71,53 @@ void Table::each_shard(std::size_t num_keys, Job&& job) const {
     for (unsigned i = 0; i < shards_.size(); ++i) job(i);
 }
 
-std::uint32_t Table::pull(const Key* keys, std::size_t n, std::uint32_t step, Wire wire, std::byte* out,
-                          std::uint32_t* slots, const std::uint8_t* wanted) {
-    check_keys(keys, n);
-    const std::size_t row_bytes = wire_bytes(wire, config_.dim);
-    const std::vector<std::size_t> at = cuts(keys, n);
+std::uint32_t Table::pull(Keys keys, std::uint32_t step, Rows out, Span<std::uint32_t> slots,
+                          Span<const std::uint8_t> wanted) {
+    const auto count = [&](std::size_t begin, std::size_t end) {
+        const auto unwanted = std::count(wanted.begin() + begin, wanted.begin() + end, 0);
+        return end - begin - static_cast<std::size_t>(unwanted);
+    };
+    check_keys(keys);
+    check_length("slots", slots.size(), keys.size());
+    if (!wanted.empty()) check_length("wanted", wanted.size(), keys.size());
+    check_length("rows", out.count, wanted.empty() ? keys.size() : count(0, keys.size()));
+    const std::vector<std::size_t> at = cuts(keys);
     std::vector<std::size_t> rows = at;  // of `out`, at which each shard's begin
-    if (wanted != nullptr) {
-        const auto count = [&](std::size_t begin, std::size_t end) {
-            return end - begin - static_cast<std::size_t>(std::count(wanted + begin, wanted + end, 0));
-        };
+    if (!wanted.empty()) {
         for (std::size_t i = 1; i < at.size(); ++i) rows[i] = rows[i - 1] + count(at[i - 1], at[i]);
     }
-    each_shard(n, [&](unsigned i) {
-        shards_[i]->pull(keys + at[i], at[i + 1] - at[i], step, wire, out + rows[i] * row_bytes,
-                         slots + at[i], wanted == nullptr ? nullptr : wanted + at[i]);
+    each_shard(keys.size(), [&](unsigned i) {
+        const std::size_t begin = at[i], end = at[i + 1];
+        shards_[i]->pull(keys.slice(begin, end), step, out.slice(rows[i], rows[i + 1], config_.dim),
+                         slots.slice(begin, end), wanted.empty() ? wanted : wanted.slice(begin, end));
     });
     return shards_[0]->epoch();
 }
 
-void Table::lookup(const Key* keys, std::size_t n, Wire wire, std::byte* out) const {
-    check_keys(keys, n);
-    const std::size_t row_bytes = wire_bytes(wire, config_.dim);
-    const std::vector<std::size_t> at = cuts(keys, n);
-    each_shard(n, [&](unsigned i) {
-        shards_[i]->lookup(keys + at[i], at[i + 1] - at[i], wire, out + at[i] * row_bytes);
+void Table::lookup(Keys keys, Rows out) const {
+    check_keys(keys);
+    check_length("rows", out.count, keys.size());
+    const std::vector<std::size_t> at = cuts(keys);
+    each_shard(keys.size(), [&](unsigned i) {
+        shards_[i]->lookup(keys.slice(at[i], at[i + 1]), out.slice(at[i], at[i + 1], config_.dim));
     });
 }
 
 void Table::check_slots(const PushBatch& batch) const {
-    check_keys(batch.keys, batch.n);
-    const std::vector<std::size_t> at = cuts(batch.keys, batch.n);
+    check_keys(batch.keys);
+    check_length("slots", batch.slots.size(), batch.keys.size());
+    check_length("gradients", batch.gradients.count, batch.keys.size());
+    const std::vector<std::size_t> at = cuts(batch.keys);
     for (std::size_t shard = 0; shard < shards_.size(); ++shard) {
         const std::uint32_t end = shards_[shard]->end_slot();
         const auto unknown = [end](std::uint32_t slot) { return slot + 1 > end; };  // kNoSlot + 1 is 0
+        const auto slots = batch.slots.slice(at[shard], at[shard + 1]);
         bool bad = false;
-        for (std::size_t i = at[shard]; i < at[shard + 1]; ++i) bad |= unknown(batch.slots[i]);
+        for (const std::uint32_t slot : slots) bad |= unknown(slot);
         if (!bad) continue;
-        const std::uint32_t* slot =
-            std::find_if(batch.slots + at[shard], batch.slots + at[shard + 1], unknown);
+        const std::uint32_t* slot = std::find_if(slots.begin(), slots.end(), unknown);
         throw std::invalid_argument(
-            "slots[" + std::to_string(slot - batch.slots) + "] = " + std::to_string(*slot) +
+            "slots[" + std::to_string(slot - batch.slots.begin()) + "] = " + std::to_string(*slot) +
             " was never given by a pull: there are " + std::to_string(end) + " slots");
     }
 }
@@ -152,12 +140,12 @@ PushCounts Table::push_parts(const std::vector<PushBatch>& batches, Push&& push)
     std::vector<std::vector<PushBatch>> parts(shards_.size());
     for (const PushBatch& batch : batches) {
         check_slots(batch);
-        total += batch.n;
-        const std::size_t row_bytes = wire_bytes(batch.wire, config_.dim);
-        const std::vector<std::size_t> at = cuts(batch.keys, batch.n);
+        total += batch.keys.size();
+        const std::vector<std::size_t> at = cuts(batch.keys);
         for (std::size_t i = 0; i < shards_.size(); ++i) {
-            parts[i].push_back({batch.keys + at[i], batch.slots + at[i], batch.gradients + at[i] * row_bytes,
-                                at[i + 1] - at[i], batch.wire, batch.epoch});
+            const std::size_t begin = at[i], end = at[i + 1];
+            parts[i].push_back({batch.keys.slice(begin, end), batch.slots.slice(begin, end),
+                                batch.gradients.slice(begin, end, config_.dim), batch.epoch});
         }
     }
     std::vector<PushCounts> counts(shards_.size());
@@ -237,8 +225,13 @@ void Table::set_next_step(std::uint32_t step) {
 }
 
 void Table::import_rows(const ImportedRows& rows) {
-    for (std::size_t i = 0; i < rows.n; ++i) {
-        check_keys(rows.keys + i, 1);
+    const std::size_t n = rows.keys.size();
+    check_length("rows", rows.rows.size(), n * config_.dim);
+    check_length("stamps", rows.stamps.size(), n);
+    check_length("state", rows.state.size(), rows.has_state ? n * state_width() : 0);
+    check_length("steps", rows.steps.size(), rows.has_state && has_steps() ? n : 0);
+    for (std::size_t i = 0; i < n; ++i) {
+        check_keys(rows.keys.slice(i, i + 1));
         if (rows.stamps[i] <= kMaxStep) continue;
         throw std::invalid_argument("stamps[" + std::to_string(i) + "] = " + std::to_string(rows.stamps[i]) +
                                     ", expected at most " + std::to_string(kMaxStep));

@@ -15,9 +15,7 @@ CriteoParsed parse(const std::string& text, std::vector<float>& labels, std::vec
     const std::size_t capacity = labels.size();
     dense.resize(capacity * kCriteoDense);
     ids.resize(capacity * kCriteoIds);
-    return parse_criteo_lines(block.data(), block.size(),
-                              {labels.data(), dense.data(), ids.data(), capacity, capacity}, bad.data(),
-                              bad.size());
+    return parse_criteo_lines(block, {labels.data(), dense.data(), ids.data(), capacity, capacity}, bad);
 }
 
 int main() {

@@ -14,7 +14,7 @@ using namespace persia;
 using Ids = std::vector<std::vector<uint64_t>>;
 
 DedupResult run(Deduplicator& dedup, const Ids& ids) {
-    std::vector<IdSpan> spans;
+    std::vector<Span<const Id>> spans;
     for (const auto& feature : ids) spans.push_back({feature.data(), feature.size()});
     return dedup.run(spans);
 }

@@ -13,9 +13,9 @@ int main() {
     std::mt19937_64 random(1);
     std::map<std::uint64_t, std::uint64_t> expected;
     IdCounter counter;
-    const std::uint64_t nothing[] = {0, 7};
-    std::uint64_t replaced[2];
-    counter.replace_unknown(nothing, replaced, 2, 9);
+    const std::vector<std::uint64_t> nothing = {0, 7};
+    std::vector<std::uint64_t> replaced(2);
+    counter.replace_unknown(nothing, replaced, 9);
     CHECK(replaced[0] == 9 && replaced[1] == 9);
     for (int round = 0; round < 200; ++round) {
         std::vector<std::uint64_t> ids(random() % 300), counts(ids.size());
@@ -25,21 +25,21 @@ int main() {
             expected[ids[i]] += round % 3 ? 1 : counts[i];
         }
         if (round % 3) {
-            counter.add(ids.data(), ids.size());
+            counter.add(ids);
         } else {
-            counter.add(ids.data(), counts.data(), ids.size());
+            counter.add(ids, counts);
         }
         CHECK(counter.size() == expected.size());
     }
     std::vector<std::uint64_t> ids(counter.size()), counts(counter.size());
-    counter.items(ids.data(), counts.data());
+    counter.items(ids, counts);
     std::map<std::uint64_t, std::uint64_t> got;
     for (std::size_t i = 0; i < ids.size(); ++i) got[ids[i]] = counts[i];
     CHECK(got == expected);
     std::vector<std::uint64_t> asked(5000);
     for (auto& id : asked) id = random() % 40000;
     std::vector<std::uint64_t> out(asked);
-    counter.replace_unknown(out.data(), out.data(), out.size(), 1u << 30);
+    counter.replace_unknown(out, out, 1u << 30);
     for (std::size_t i = 0; i < asked.size(); ++i)
         CHECK(out[i] == (expected.count(asked[i]) ? asked[i] : 1u << 30));
     return 0;

@@ -30,10 +30,11 @@ void check(const InteractionShape& shape, bool apart, std::mt19937& random) {
     rest.push_back(NAN);
     std::vector<float> out(B * W + 1, 7.0f), first_gradient(first.size(), 7.0f),
         rest_gradient(rest.size(), 7.0f);
-    const InteractionVectors<const float> vectors{apart ? first.data() : nullptr, rest.data()};
-    interaction_forward(shape, vectors, out.data());
-    interaction_backward(shape, vectors, gradient.data(),
-                         {apart ? first_gradient.data() : nullptr, rest_gradient.data()});
+    using Floats = Span<float>;
+    const InteractionVectors<const float> vectors{apart ? Floats(first) : Floats(), rest};
+    interaction_forward(shape, vectors, out);
+    interaction_backward(shape, vectors, gradient,
+                         {apart ? Floats(first_gradient) : Floats(), rest_gradient});
     CHECK(out.back() == 7 && first_gradient.back() == 7 && rest_gradient.back() == 7);
     for (size_t b = 0; b < B; ++b) {
         const float* const x = all.data() + b * V * D;

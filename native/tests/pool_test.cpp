@@ -11,6 +11,8 @@
 
 using namespace persia;
 
+using Bags = Span<const uint32_t>;
+
 std::byte* bytes_of(std::vector<float>& values) { return reinterpret_cast<std::byte*>(values.data()); }
 
 // A random batch of one group with every kind of feature. Ids that belong to other groups
@@ -19,7 +21,7 @@ struct Case {
     Case(std::mt19937& random, size_t dim, size_t num_samples) : rows(40 * dim) {
         std::normal_distribution<float> normal;
         for (float& x : rows) x = normal(random);
-        group = {40, dim, num_samples, {}};
+        group = {dim, num_samples, {}};
         size_t begin = 3;
         bags.resize(6);
         const Pooling poolings[] = {Pooling::kSum,   Pooling::kSum,      Pooling::kMean,
@@ -31,7 +33,7 @@ struct Case {
                 bags[f].push_back(bags[f].back() + static_cast<uint32_t>(one_hot ? 1 : random() % 4));
             }
             const size_t end = begin + bags[f].back();
-            group.features.push_back({begin, end, one_hot ? nullptr : bags[f].data(), poolings[f]});
+            group.features.push_back({begin, end, one_hot ? Bags() : Bags(bags[f]), poolings[f]});
             begin = end + random() % 3;
         }
         indices.resize(begin, 65535);
@@ -49,8 +51,10 @@ struct Case {
     }
 
     void forward() {
-        gather_pool_forward(group, Wire::kFp32, bytes_of(rows), indices.data(), pooled.data(),
-                            {{values4.data(), mask4.get(), length4}, {values5.data(), mask5.get(), 1}});
+        const size_t num_samples = group.num_samples;
+        gather_pool_forward<uint16_t>(group, {bytes_of(rows), Wire::kFp32, 40}, indices, pooled,
+                                      {{values4, {mask4.get(), num_samples * length4}, length4},
+                                       {values5, {mask5.get(), num_samples}, 1}});
     }
 
     PoolGroup group;
@@ -111,12 +115,11 @@ void forward_and_backward_follow_the_definition() {
                 }
             }
             std::vector<float> got(c.rows.size(), NAN);
-            gather_pool_backward(c.group, c.pooled.data(),
-                                 {{c.values4.data(), c.length4}, {c.values5.data(), 1}}, c.indices.data(),
-                                 Wire::kFp32, bytes_of(got));
+            const Rows out{bytes_of(got), Wire::kFp32, 40};
+            gather_pool_backward<uint16_t>(c.group, c.pooled, {{c.values4, c.length4}, {c.values5, 1}},
+                                           c.indices, out);
             for (size_t i = 0; i < got.size(); ++i) CHECK(std::fabs(got[i] - gradient[i]) < 1e-4);
-            gather_pool_backward(c.group, nullptr, {{nullptr, c.length4}, {nullptr, 1}}, c.indices.data(),
-                                 Wire::kFp32, bytes_of(got));
+            gather_pool_backward<uint16_t>(c.group, {}, {{{}, c.length4}, {{}, 1}}, c.indices, out);
             for (const float x : got) CHECK(x == 0);
         }
     }
@@ -143,7 +146,7 @@ void backward_keeps_the_order_of_sums_across_blocks() {
     std::normal_distribution<float> normal;
     const size_t dim = 512, num_rows = 700, num_samples = 40;
     for (const size_t skip : {size_t{7}, parts.size()}) {  // with and without the feature that joins most
-        PoolGroup group{num_rows, dim, num_samples, {}};
+        PoolGroup group{dim, num_samples, {}};
         std::vector<std::vector<uint32_t>> bags(parts.size(), {0});
         std::vector<uint32_t> indices;
         for (size_t f = 0; f < parts.size(); ++f) {
@@ -158,7 +161,7 @@ void backward_keeps_the_order_of_sums_across_blocks() {
                 bags[f].push_back(static_cast<uint32_t>(indices.size() - begin));
             }
             group.features.push_back(
-                {begin, indices.size(), part.one_hot ? nullptr : bags[f].data(), part.pooling});
+                {begin, indices.size(), part.one_hot ? Bags() : Bags(bags[f]), part.pooling});
         }
         const size_t num_features = group.features.size();
         std::vector<float> gradient(num_samples * num_features * dim), sums(num_rows * dim, 0.0f);
@@ -166,8 +169,8 @@ void backward_keeps_the_order_of_sums_across_blocks() {
         for (size_t f = 0; f < num_features; ++f) {
             const PoolFeature& feature = group.features[f];
             for (size_t b = 0; b < num_samples; ++b) {
-                const size_t first = feature.bags ? feature.bags[b] : b;
-                const size_t last = feature.bags ? feature.bags[b + 1] : b + 1;
+                const size_t first = feature.has_bags() ? feature.bags[b] : b;
+                const size_t last = feature.has_bags() ? feature.bags[b + 1] : b + 1;
                 const float size = static_cast<float>(last - first);
                 const float factor = feature.pooling == Pooling::kMean    ? 1.0f / size
                                      : feature.pooling == Pooling::kSqrtn ? 1.0f / std::sqrt(size)
@@ -186,7 +189,7 @@ void backward_keeps_the_order_of_sums_across_blocks() {
                 std::vector<std::byte> expected(num_rows * bytes), got(num_rows * bytes, std::byte{255});
                 for (size_t u = 0; u < num_rows; ++u)
                     format.encode(sums.data() + u * dim, expected.data() + u * bytes, dim);
-                gather_pool_backward(group, gradient.data(), {}, indices.data(), wire, got.data());
+                gather_pool_backward<uint32_t>(group, gradient, {}, indices, {got.data(), wire, num_rows});
                 CHECK(got == expected);
             });
         }
@@ -214,8 +217,8 @@ void bad_input_is_refused() {
     });
     throws<std::out_of_range>([&] {
         std::vector<float> out(good.rows.size());
-        gather_pool_backward(good.group, good.pooled.data(), {{nullptr, good.length4}, {nullptr, 1}},
-                             good.indices.data(), Wire::kFp32, bytes_of(out));
+        gather_pool_backward<uint16_t>(good.group, good.pooled, {{{}, good.length4}, {{}, 1}}, good.indices,
+                                       {bytes_of(out), Wire::kFp32, 40});
     });
     throws<std::invalid_argument>([&] {
         Case c(random, 4, 6);

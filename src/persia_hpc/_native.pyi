@@ -2,10 +2,11 @@
 
 Shape letters: U unique keys of a call, D dim, S state width, N any. Arrays are NumPy arrays, C-contiguous,
 and used in place: one of another dtype, shape or layout raises an error that names the argument, what was
-expected and got (ValueError; dedup and pooling: TypeError). No call is collective.
+expected and got (ValueError). No call is collective.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,78 @@ class MemoryLimits:
     def update(self, places: _U64, gradients: npt.NDArray[np.uint8]) -> None:
         """Reads, changes and writes the rows and their states."""
 
+@dataclass(frozen=True, kw_only=True)
+class TableConfig:
+    """Holds what a table is made with: buckets [first_bucket, end_bucket) of `num_buckets` (a power of two).
+
+    optimizer: "sgd", "momentum", "adagrad", "rowwise_adagrad", "adam", "adamw" or "ftrl".
+    options: `lr` must be there; `eps` (1e-10 for adagrad, else 1e-8), `initial_accumulator_value` (0; 0.1 for
+      ftrl), `beta1`, `beta2` (0.9, 0.999), `momentum` (0.9), `l1`, `l2` (0, ftrl), `weight_decay` (0; all but
+      ftrl; with adamw 0.01 and decoupled).
+    init: "uniform" in [init_a, init_b) or "normal" of mean init_a and standard deviation init_b; the first
+      values of a row are a function of (seed, key) alone.
+    bucket_capacity: rows per bucket, see `Table.evict`.
+    value_bound: weights are clipped to it after each update (0: not).
+    storage, state_storage: "fp32", "fp16" or "bf16"; 16 bits are rounded stochastically by (seed, key, step).
+    eviction: "lru" or "lfu".
+    ttl: steps after which an unused row is gone (0: never; lru only).
+    admit_after: how many steps must see a key before it gets a row, by a counting sketch.
+    admit_probability: the share of keys, by their hash, that may get a row.
+    threads: each works on a part of the buckets; results don't depend on their number.
+
+    Raises ValueError for an unknown or missing name and for a value of another type. `Table` raises it for
+    values out of range and for those that contradict each other.
+    """
+
+    dim: int
+    optimizer: str
+    options: dict[str, float]
+    init: str
+    init_a: float
+    init_b: float
+    seed: int
+    num_buckets: int
+    first_bucket: int
+    end_bucket: int
+    bucket_capacity: int
+    value_bound: float = 0.0
+    storage: str = "fp32"
+    state_storage: str = "fp32"
+    eviction: str = "lru"
+    ttl: int = 0
+    admit_after: int = 1
+    admit_probability: float = 1.0
+    threads: int = 1
+
+class RowBytes:
+    """Holds the bytes of a row: weights, optimizer state, and what the table needs beside them."""
+
+    @property
+    def weights(self) -> int: ...
+    @property
+    def state(self) -> int:
+        """The optimizer's state with the row's count of updates, without padding."""
+    @property
+    def beside(self) -> int:
+        """The row's entry in a full index (key, slot, stamp) and its epoch; the same for all tables."""
+
+def row_bytes(optimizer: str, dim: int, *, storage: str = "fp32", state_storage: str = "fp32") -> RowBytes:
+    """Returns the bytes of a row of `dim` under an optimizer and two formats, all named as in `TableConfig`.
+
+    Raises ValueError for another name.
+    """
+
+def table_bytes(config: TableConfig, rows: int, *, step_rows: int = 0) -> int:
+    """Predicts the resident memory of a table that holds `rows` rows, without making it.
+
+    Good to a few percent for rows hashed evenly to the buckets; 0 rows: an empty table. With `step_rows` rows
+    in a step it includes working memory of `push_step` and, in a full table, room for new rows that come
+    before others are evicted. Not included: what a snapshot keeps aside, and with adam and adamw 16 bytes for
+    each update of the row that had most (at most 1 MiB for each thread).
+
+    Raises ValueError as `Table` does.
+    """
+
 class Table:
     """One server's shard of an embedding table: the rows, with optimizer state, of a range of buckets.
 
@@ -111,43 +184,8 @@ class Table:
     `pull` and so knows whether the row is still the one that was pulled.
     """
 
-    def __init__(
-        self,
-        *,
-        dim: int,
-        optimizer: str,
-        options: dict[str, float],
-        init: str,
-        init_a: float,
-        init_b: float,
-        seed: int,
-        num_buckets: int,
-        first_bucket: int,
-        end_bucket: int,
-        bucket_capacity: int,
-        value_bound: float = 0.0,
-        storage: str = "fp32",
-        state_storage: str = "fp32",
-        eviction: str = "lru",
-        ttl: int = 0,
-        admit_after: int = 1,
-        admit_probability: float = 1.0,
-        threads: int = 1,
-    ) -> None:
-        """An empty shard of buckets [first_bucket, end_bucket) of `num_buckets` (a power of two).
-
-        optimizer: "sgd", "momentum", "adagrad", "rowwise_adagrad", "adam", "adamw" or "ftrl". options: `lr`
-        must be there; `eps` (1e-10 for adagrad, else 1e-8), `initial_accumulator_value` (0; 0.1 for ftrl),
-        `beta1`, `beta2` (0.9, 0.999), `momentum` (0.9), `l1`, `l2` (0, ftrl), `weight_decay` (0; all but
-        ftrl; with adamw 0.01 and decoupled). init: "uniform" in [init_a, init_b) or "normal" of mean init_a
-        and standard deviation init_b; the first values of a row are a function of (seed, key) alone.
-        bucket_capacity: rows per bucket, see `evict`. value_bound: weights are clipped to it after each
-        update (0: not). storage, state_storage: "fp32", "fp16" or "bf16", the latter two rounded
-        stochastically by (seed, key, step). eviction: "lru" or "lfu". ttl: steps after which an unused row
-        is gone (0: never; lru only). admit_after: how many steps must see a key before it gets a row, by a
-        counting sketch; admit_probability: the share of keys, by their hash, that may get one. threads: each
-        works on a part of the buckets; results don't depend on it.
-        """
+    def __init__(self, config: TableConfig) -> None:
+        """Makes an empty table."""
 
     def pull(
         self, keys: _U64, step: int, out: _Rows, slots: _U32, wanted: npt.NDArray[np.uint8] | None = None

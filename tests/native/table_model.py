@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from persia_hpc._native import Table
+from .table_support import make_table
 
 F = np.float32
 
@@ -56,7 +56,7 @@ class ModelTable:
         ]
         self.rows: dict[int, ModelRow] = {}
         self.created = self.evicted = self.epoch = 0
-        self._fresh = Table(**{**arguments, "bucket_capacity": 1 << 20})
+        self._fresh = make_table(**{**arguments, "bucket_capacity": 1 << 20})
 
     def first_values(self, key: int) -> np.ndarray:
         """From a table that never evicts and is never updated: a row's start depends on (seed, key) alone."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from persia_hpc._native import Table
+from persia_hpc._native import Table, TableConfig
 
 OPTIMIZERS = {
     "sgd": {"lr": 0.1},
@@ -38,6 +38,10 @@ def arguments(optimizer: str = "adagrad", **changes: Any) -> dict[str, Any]:
         "bucket_capacity": 2,
         **changes,
     }
+
+
+def make_table(**config: Any) -> Table:
+    return Table(TableConfig(**config))
 
 
 def u64(keys: Any) -> np.ndarray:

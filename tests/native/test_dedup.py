@@ -184,7 +184,7 @@ def test_threads_may_share_a_deduplicator() -> None:
     ("values", "message"),
     [
         ([np.zeros(3, np.int64)], r"values\[0\]: expected a C-contiguous uint64 .* got int64 \[3\]"),
-        ([np.zeros((3, 1), np.uint64)], r"with 1 axes, got uint64 \[3, 1\]"),
+        ([np.zeros((3, 1), np.uint64)], r"of shape \[N\], got uint64 \[3, 1\]"),
         ([np.zeros(6, np.uint64)[::2]], "not C-contiguous"),
         ([[1, 2]], "got list"),
         ([], "expected the ids of 1 features, got 0"),

@@ -350,8 +350,8 @@ BAGS = np.array([0, 1, 3], np.uint32)
     ("change", "error", "message"),
     [
         ({"rows": ROWS.astype(np.float64)}, ValueError, "float32 or float16 or uint16 array .*got float64"),
-        ({"rows": ROWS[0]}, ValueError, "two axes"),
-        ({"dim": 3}, ValueError, r"of shape \[3, 3\], got float32 \[3, 2\]"),
+        ({"rows": ROWS[0]}, ValueError, r"of shape \[U, 2\], got float32 \[2\]"),
+        ({"dim": 3}, ValueError, r"of shape \[U, 3\], got float32 \[3, 2\]"),
         ({"indices": INDICES.astype(np.int64)}, ValueError, "uint16 or uint32"),
         ({"indices": np.array([0, 3, 1], np.uint32)}, IndexError, "index 3 in a group of 3 rows"),
         ({"features": [(0, 4, "sum", BAGS)]}, ValueError, "outside the batch's 3"),
@@ -360,7 +360,7 @@ BAGS = np.array([0, 1, 3], np.uint32)
         (
             {"features": [(0, 3, "sum", BAGS[:2])]},
             ValueError,
-            "one offset per sample and one more = 3, got 2",
+            r"bags: expected .* of shape \[3\], got uint32 \[2\]",
         ),
         ({"features": [(0, 3, "sum", BAGS[::-1].copy())]}, ValueError, "grow from 0"),
     ],
@@ -380,7 +380,11 @@ def test_bad_arrays_are_refused(change: dict[str, Any], error: type[Exception], 
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"pooled_gradient": np.ones((2, 2, 2), np.float32)}, ValueError, r"expected \[2, 1, 2\]"),
+        (
+            {"pooled_gradient": np.ones((2, 2, 2), np.float32)},
+            ValueError,
+            r"of shape \[2, 1, 2\], got float32 \[2, 2, 2\]",
+        ),
         ({"pooled_gradient": np.ones((2, 1, 2), np.float16)}, ValueError, "expected a C-contiguous float32"),
         ({"sequence_gradients": [None]}, ValueError, "one gradient .* per sequence feature, got 1"),
         ({"indices": np.array([0, 1, 3], np.uint16)}, IndexError, "index 3 in a group of 3 rows"),

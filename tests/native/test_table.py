@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from persia_hpc._native import Table, mix
+from persia_hpc._native import mix
 
 from .table_model import ModelTable, assert_same_rows, bucket_of
-from .table_support import KEYS, OPTIMIZERS, arguments, export, lookup, pull, u64
+from .table_support import KEYS, OPTIMIZERS, arguments, export, lookup, make_table, pull, u64
 
 # ---- random histories
 
@@ -48,7 +48,7 @@ class Split:
         self.num_buckets = config["num_buckets"]
         self.bounds = bounds
         self.shards = [
-            Table(**{**config, "first_bucket": first, "end_bucket": end, "threads": threads})
+            make_table(**{**config, "first_bucket": first, "end_bucket": end, "threads": threads})
             for first, end in itertools.pairwise(bounds)
         ]
 
@@ -169,7 +169,7 @@ def test_any_history_gives_what_the_model_gives(
 def test_eviction_is_least_recently_used_whatever_the_scale(capacity: int) -> None:
     """More rows than the list of candidates holds, steps out of order, old rows coming from elsewhere."""
     random = np.random.default_rng(capacity)
-    table = Table(**arguments("sgd", num_buckets=1, bucket_capacity=capacity))
+    table = make_table(**arguments("sgd", num_buckets=1, bucket_capacity=capacity))
     stamps: dict[int, int] = {}
     step = 1
     for turn in range(150):
@@ -200,7 +200,7 @@ def test_eviction_is_least_recently_used_whatever_the_scale(capacity: int) -> No
 def test_rows_used_late_are_evicted_in_their_turn(how: str) -> None:
     """A row whose new recency lies among rows already picked as the next to go."""
     keys = np.sort(mix(np.arange(1, 211, dtype=np.uint64))).tolist()
-    table = Table(**arguments("sgd", num_buckets=1, bucket_capacity=100))
+    table = make_table(**arguments("sgd", num_buckets=1, bucket_capacity=100))
     stamps = dict(zip(keys[:200], range(1, 201), strict=True))
     for key, step in stamps.items():
         pull(table, [key], step)
@@ -220,7 +220,7 @@ def test_rows_used_late_are_evicted_in_their_turn(how: str) -> None:
 
 
 def test_sums_of_finite_gradients_that_overflow_are_not_applied() -> None:
-    table = Table(**arguments("sgd"))
+    table = make_table(**arguments("sgd"))
     keys = u64([4, 5])
     before, slots = pull(table, keys, 1)
     huge = np.array([[3e38, 0, 0], [1, 1, 1]], np.float32)
@@ -232,7 +232,7 @@ def test_sums_of_finite_gradients_that_overflow_are_not_applied() -> None:
 
 def test_gradients_never_land_on_a_row_that_took_over_a_slot() -> None:
     """Also where steps don't tell: a late worker creates the new row for the very step of the gradient."""
-    table = Table(**arguments("sgd", num_buckets=1, bucket_capacity=1))
+    table = make_table(**arguments("sgd", num_buckets=1, bucket_capacity=1))
     _, slots = pull(table, [KEYS[5]], 1)
     pull(table, [KEYS[6]], 2)
     assert table.evict(2) == 1
@@ -248,7 +248,7 @@ def test_gradients_never_land_on_a_row_that_took_over_a_slot() -> None:
 @settings(max_examples=30, deadline=None)
 @given(known=key_sets, asked=key_sets)
 def test_lookup_changes_nothing(known: list[int], asked: list[int]) -> None:
-    table, twin = (Table(**arguments(bucket_capacity=1)) for _ in range(2))
+    table, twin = (make_table(**arguments(bucket_capacity=1)) for _ in range(2))
     for step, key in enumerate(known, start=1):
         for each in (table, twin):
             pull(each, [key], step)
@@ -298,9 +298,9 @@ def test_reloaded_tables_go_on_bit_for_bit(optimizer: str) -> None:
 
 
 def test_import_replaces_rows_and_may_exceed_the_capacity_until_eviction() -> None:
-    source = Table(**arguments(seed=1, num_buckets=1, bucket_capacity=10))
+    source = make_table(**arguments(seed=1, num_buckets=1, bucket_capacity=10))
     pull(source, KEYS[:6], 4)
-    table = Table(**arguments(seed=2, num_buckets=1, bucket_capacity=3))
+    table = make_table(**arguments(seed=2, num_buckets=1, bucket_capacity=3))
     _, slots = pull(table, KEYS[:1], 2)
     table.import_rows(source.export_bucket(0))
     assert_same_rows(table.export_bucket(0), source.export_bucket(0))

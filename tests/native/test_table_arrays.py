@@ -10,16 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from persia_hpc._native import Table, mix, unmix
+from persia_hpc._native import Table, TableConfig, mix, row_bytes, table_bytes, unmix
 
 from .table_model import assert_same_rows
-from .table_support import arguments, pull, u64
+from .table_support import OPTIMIZERS, arguments, make_table, pull, u64
 
 # ---- fp16, keys
 
 
 def test_fp16_rows_are_what_numpy_makes_of_them() -> None:
-    table = Table(**arguments("sgd", dim=21, init="normal", init_a=0.0, init_b=3e4, bucket_capacity=1000))
+    table = make_table(
+        **arguments("sgd", dim=21, init="normal", init_a=0.0, init_b=3e4, bucket_capacity=1000)
+    )
     keys = np.sort(mix(np.arange(300, dtype=np.uint64)))
     exact, _ = pull(table, keys, 1)
     with np.errstate(over="ignore"):
@@ -46,7 +48,7 @@ def resident_bytes() -> int:
 
 def test_memory_counts_what_is_held_and_little_is_wasted() -> None:
     before = resident_bytes()
-    table = Table(**arguments("adagrad", dim=16, num_buckets=256, bucket_capacity=4096))
+    table = make_table(**arguments("adagrad", dim=16, num_buckets=256, bucket_capacity=4096))
     small = table.memory_bytes
     assert small < 1 << 16  # nothing is taken before rows come, but the first lines of the index
 
@@ -58,8 +60,60 @@ def test_memory_counts_what_is_held_and_little_is_wasted() -> None:
     assert resident_bytes() - before < table.memory_bytes + (8 << 20)
 
 
+SHAPES = [
+    # how many tables, rows of each, what they are
+    (300, 536, {"num_buckets": 8, "bucket_capacity": 67}),  # 80 KiB of 152 bytes
+    (300, 1, {"num_buckets": 8, "bucket_capacity": 67}),
+    (300, 0, {"num_buckets": 8, "bucket_capacity": 67}),
+    (100, 5_000, {"num_buckets": 64, "bucket_capacity": 100, "optimizer": "sgd"}),
+    (20, 20_000, {"num_buckets": 256, "bucket_capacity": 200, "optimizer": "adam", "storage": "bf16"}),
+    (3, 100_000, {"num_buckets": 1024, "bucket_capacity": 10_000, "optimizer": "rowwise_adagrad"}),
+    (3, 100_000, {"num_buckets": 1024, "bucket_capacity": 100, "threads": 3}),
+]
+
+
+@pytest.mark.parametrize(("count", "num_rows", "shape"), SHAPES)
+def test_memory_of_a_table_can_be_told_before_it_is_made(
+    count: int, num_rows: int, shape: dict[str, Any]
+) -> None:
+    config = TableConfig(**arguments(**{"optimizer": "adagrad", "dim": 16, **shape}))
+    rows, slots = np.empty((4096, 16), np.float32), np.empty(4096, np.uint32)
+    before = resident_bytes()
+    tables = [Table(config) for _ in range(count)]
+    for table in tables:
+        for begin in range(0, num_rows, 4096):
+            ids = np.arange(begin, min(begin + 4096, num_rows), dtype=np.uint64)
+            table.pull(np.sort(mix(ids)), 1, rows[: len(ids)], slots[: len(ids)])
+            table.evict(1)
+    measured = (resident_bytes() - before) / count
+    predicted = table_bytes(config, tables[0].num_rows)
+    assert predicted == pytest.approx(measured, rel=0.15, abs=3000)
+    assert predicted < 1.2 * tables[0].memory_bytes
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("storages", [("fp32", "fp32"), ("bf16", "fp32"), ("fp16", "fp16")])
+def test_row_bytes_are_those_of_a_table(optimizer: str, storages: tuple[str, str]) -> None:
+    storage, state_storage = storages
+    table = make_table(**arguments(optimizer, dim=6, storage=storage, state_storage=state_storage))
+    row = row_bytes(optimizer, 6, storage=storage, state_storage=state_storage)
+    width = {"fp32": 4, "fp16": 2, "bf16": 2}
+    updates = 4 if optimizer in ("adam", "adamw") else 0
+    assert row.weights == 6 * width[storage]
+    assert row.state == table.state_width * width[state_storage] + updates
+    assert 0 <= table.row_bytes - row.weights - row.state < 4  # a row's state begins at a multiple of 4
+    assert 22 < row.beside < 28
+
+
+def test_row_bytes_of_an_unknown_optimizer_or_format_are_refused() -> None:
+    with pytest.raises(ValueError, match="optimizer: got 'lamb', expected 'sgd'"):
+        row_bytes("lamb", 16)
+    with pytest.raises(ValueError, match="storage: got 'fp8'"):
+        row_bytes("sgd", 16, state_storage="fp8")
+
+
 def test_memory_stays_while_rows_come_and_go() -> None:
-    table = Table(**arguments("sgd", dim=16, num_buckets=16, bucket_capacity=200))
+    table = make_table(**arguments("sgd", dim=16, num_buckets=16, bucket_capacity=200))
     held = []
     for step in range(1, 61):
         pull(table, np.sort(mix(np.arange(step * 1000, step * 1000 + 1000, dtype=np.uint64))), step)
@@ -100,15 +154,30 @@ def test_memory_stays_while_rows_come_and_go() -> None:
         ({"end_bucket": 5}, r"range within \[0, 4\)"),
         ({"dim": 0}, "dim: got 0"),
         ({"bucket_capacity": 0}, "bucket_capacity: got 0"),
+        ({"bucket_rows": 2}, "has no 'bucket_rows'; it has dim, optimizer, .*threads"),
+        ({"dim": "16"}, "dim: got '16', expected a value like 0"),
+        ({"dim": -1}, "dim: got -1"),
+        ({"seed": 2**64}, f"seed: got {2**64}"),
+        ({"options": {"lr": "fast"}}, "options: got .*'fast'"),
     ],
 )
 def test_bad_configurations_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Table(**{**arguments(), **changes})
+        make_table(**{**arguments(), **changes})
+
+
+def test_a_configuration_tells_what_it_was_given_and_needs_all_but_the_options() -> None:
+    given = {**arguments("adam"), "ttl": 3, "admit_after": 2, "admit_probability": 0.5, "storage": "bf16"}
+    config = TableConfig(**given)
+    assert {name: getattr(config, name) for name in given} == given
+    assert (config.threads, config.eviction, config.value_bound) == (1, "lru", 0)
+    for name in arguments():
+        with pytest.raises(ValueError, match=f"needs '{name}'"):
+            TableConfig(**{k: v for k, v in arguments().items() if k != name})
 
 
 def test_bad_arrays_are_refused_by_name() -> None:
-    table = Table(**arguments())
+    table = make_table(**arguments())
     keys, rows, slots = u64([1, 2]), np.zeros((2, 3), np.float32), np.zeros(2, np.uint32)
     read_only = rows.copy()
     read_only.flags.writeable = False
@@ -138,7 +207,7 @@ def test_bad_arrays_are_refused_by_name() -> None:
 
 
 def test_foreign_keys_and_slots_are_refused_before_anything_changes() -> None:
-    table = Table(**arguments("sgd", first_bucket=1, end_bucket=3))
+    table = make_table(**arguments("sgd", first_bucket=1, end_bucket=3))
     mine, foreign = 1 << 62, 3 << 62
     rows, slots = np.zeros((2, 3), np.float32), np.zeros(2, np.uint32)
     with pytest.raises(ValueError, match=rf"keys\[1\] = {foreign} is of bucket 3, expected buckets \[1, 3\)"):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from persia_hpc._native import Table, mix
+from persia_hpc._native import mix
 
-from .table_support import OPTIMIZERS, arguments, export, lookup, pull, u64
+from .table_support import OPTIMIZERS, arguments, export, lookup, make_table, pull, u64
 
 # ---- optimizers
 
@@ -23,7 +23,7 @@ def test_optimizers_equal_torch_on_lazily_touched_rows(optimizer: str, dim: int)
     keys = np.sort(mix(np.arange(20, dtype=np.uint64)))
     optimizer, _, decayed = optimizer.partition(" ")
     options = {**OPTIMIZERS[optimizer], **({"weight_decay": 0.05} if decayed else {})}
-    table = Table(**arguments(optimizer, dim=dim, bucket_capacity=100, options=options))
+    table = make_table(**arguments(optimizer, dim=dim, bucket_capacity=100, options=options))
     rows = [torch.tensor(row, requires_grad=True) for row in pull(table, keys, 1)[0]]
     classes = {"sgd": torch.optim.SGD, "momentum": torch.optim.SGD, "adagrad": torch.optim.Adagrad}
     classes |= {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -51,7 +51,7 @@ def test_optimizers_equal_torch_on_lazily_touched_rows(optimizer: str, dim: int)
 @pytest.mark.parametrize("dim", [3, 8, 16, 19, 32, 64, 128])
 def test_rowwise_adagrad_equals_fbgemm_formula(dim: int) -> None:
     random = np.random.default_rng(1)
-    table = Table(**arguments("rowwise_adagrad", dim=dim))
+    table = make_table(**arguments("rowwise_adagrad", dim=dim))
     rows, slots = pull(table, [7], 1)
     weights, accumulator = rows[0].astype(np.float64), 0.0
     for _ in range(50):
@@ -65,7 +65,7 @@ def test_rowwise_adagrad_equals_fbgemm_formula(dim: int) -> None:
 
 
 def test_learning_rate_changes_take_effect() -> None:
-    table = Table(**arguments("sgd"))
+    table = make_table(**arguments("sgd"))
     before, slots = pull(table, [5], 1)
     table.set_lr(2.0)
     table.push(u64([5]), slots, np.ones((1, 3), np.float32), 1, 0)
@@ -80,14 +80,14 @@ def test_learning_rate_changes_take_effect() -> None:
 @pytest.mark.parametrize("init", ["uniform", "normal"])
 def test_first_values_depend_on_seed_and_key_alone(init: str) -> None:
     keys = np.sort(mix(np.arange(500, dtype=np.uint64)))
-    one = Table(**arguments(init=init, bucket_capacity=1000))
+    one = make_table(**arguments(init=init, bucket_capacity=1000))
     expected, _ = pull(one, keys, 1)
-    other = Table(**arguments("adam", init=init, num_buckets=64))
+    other = make_table(**arguments("adam", init=init, num_buckets=64))
     for key in np.random.default_rng(0).permutation(keys):  # one at a time, and most are evicted in between
         pull(other, [key], 3)
         other.evict(3)
     np.testing.assert_array_equal(pull(other, keys, 4)[0], expected)
-    reseeded = Table(**arguments(init=init, bucket_capacity=1000, seed=1))
+    reseeded = make_table(**arguments(init=init, bucket_capacity=1000, seed=1))
     assert (pull(reseeded, keys, 1)[0] != expected).mean() > 0.99
 
 
@@ -100,5 +100,5 @@ def test_uniform_first_values_are_the_documented_generator() -> None:
 
     start = mixed(key ^ mixed(seed + golden))
     unit = [(mixed(start + (column + 1) * golden) >> 40) * 2.0**-24 for column in range(3)]
-    rows, _ = pull(Table(**arguments(seed=seed, init_a=0.0, init_b=1.0)), [key], 1)
+    rows, _ = pull(make_table(**arguments(seed=seed, init_a=0.0, init_b=1.0)), [key], 1)
     assert rows[0].tolist() == unit

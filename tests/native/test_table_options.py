@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from persia_hpc._native import Table, encode_rows, mix
+from persia_hpc._native import encode_rows, mix
 from persia_hpc.config.types import WIRE_FORMATS
 
 from .table_model import assert_same_rows
-from .table_support import KEYS, OPTIMIZERS, arguments, export, lookup, pull, pull_at, u64
+from .table_support import KEYS, OPTIMIZERS, arguments, export, lookup, make_table, pull, pull_at, u64
 
 
 def ids(*values: int) -> np.ndarray:
@@ -32,7 +32,7 @@ def ids(*values: int) -> np.ndarray:
 def test_leaving_rows_out_of_the_answer_changes_nothing_else(
     pulls: list[list[tuple[int, bool]]], threads: int, wire: Any
 ) -> None:
-    whole, part = (Table(**arguments(threads=threads)) for _ in range(2))
+    whole, part = (make_table(**arguments(threads=threads)) for _ in range(2))
     for step, chosen in enumerate(pulls, 1):
         chosen = sorted(chosen, key=lambda entry: entry[0] >> 62)  # by bucket
         keys, wanted = [k for k, _ in chosen], np.array([want for _, want in chosen], np.uint8)
@@ -55,7 +55,7 @@ def test_threads_change_nothing(optimizer: str, storage: str) -> None:
     """With so many keys that threads really run, and constant eviction."""
     random = np.random.default_rng(1)
     config = arguments(optimizer, num_buckets=16, bucket_capacity=300, storage=storage, state_storage=storage)
-    tables = [Table(**config), Table(**config, threads=3)]
+    tables = [make_table(**config), make_table(**config, threads=3)]
     for step in range(1, 6):
         keys = np.unique(mix(random.integers(0, 9000, 6000).astype(np.uint64)))
         grads = random.normal(size=(len(keys), 3)).astype(np.float32)
@@ -74,7 +74,7 @@ def test_threads_change_nothing(optimizer: str, storage: str) -> None:
 @pytest.mark.parametrize("storage", ["fp32", "fp16", "bf16"])
 def test_rows_travel_as_the_wire_format_encodes_them(storage: str, dim: int) -> None:
     """More keys than are worked on at a time, and not a multiple of it; some without a row."""
-    table = Table(**arguments("sgd", dim=dim, storage=storage, num_buckets=16, bucket_capacity=100))
+    table = make_table(**arguments("sgd", dim=dim, storage=storage, num_buckets=16, bucket_capacity=100))
     keys = ids(*range(205))
     present = keys[::2].copy()
     pull(table, present, 1)
@@ -95,7 +95,7 @@ def test_rows_travel_as_the_wire_format_encodes_them(storage: str, dim: int) -> 
 def test_narrow_storage_keeps_small_updates_on_average(storage: str) -> None:
     """Each update is a hundredth of a unit in the last place: to nearest, nothing would ever change."""
     dim, updates = 64, 400
-    table = Table(
+    table = make_table(
         **arguments(
             "sgd", dim=dim, options={"lr": 1.0}, init_a=1.0, init_b=1.0, storage=storage, num_buckets=1,
             bucket_capacity=100,
@@ -117,8 +117,8 @@ def test_narrow_state_follows_the_wide_one() -> None:
     random = np.random.default_rng(2)
     shared = {"dim": 16, "num_buckets": 1, "bucket_capacity": 100}
     tables = [
-        Table(**arguments("adam", **shared)),
-        Table(**arguments("adam", **shared, storage="bf16", state_storage="bf16")),
+        make_table(**arguments("adam", **shared)),
+        make_table(**arguments("adam", **shared, storage="bf16", state_storage="bf16")),
     ]
     assert tables[1].row_bytes == 2 * 16 + 2 * 32 + 4 < tables[0].row_bytes
     keys = ids(*range(50))
@@ -134,13 +134,13 @@ def test_narrow_state_follows_the_wide_one() -> None:
 
 def test_gradients_for_rows_that_are_gone_are_not_applied() -> None:
     """The slot of a row that was evicted is free, or has a row that started again since."""
-    table = Table(**arguments("sgd", num_buckets=1, bucket_capacity=1))
+    table = make_table(**arguments("sgd", num_buckets=1, bucket_capacity=1))
     keys = ids(1, 2, 3)
     _, slots, epoch = pull_at(table, keys, 1)
     assert table.evict(1) == 2
     assert table.push(keys, slots, np.ones((3, 3), np.float32), 1, epoch) == (1, 2, 0, 0)
 
-    table = Table(**arguments("sgd", num_buckets=256, bucket_capacity=100, ttl=3))
+    table = make_table(**arguments("sgd", num_buckets=256, bucket_capacity=100, ttl=3))
     key = mix(np.arange(1000, dtype=np.uint64))
     key = key[key >> np.uint64(56) == 40][:1]  # of a bucket that no sweep sees in these steps
     start, slots, epoch = pull_at(table, key, 1)
@@ -154,7 +154,7 @@ def test_gradients_for_rows_that_are_gone_are_not_applied() -> None:
 
 def test_look_ups_see_no_expired_rows_though_they_are_not_swept() -> None:
     """Also keys that are not where they are looked for first: a full bucket has some."""
-    table = Table(**arguments("sgd", num_buckets=64, bucket_capacity=200, ttl=3))
+    table = make_table(**arguments("sgd", num_buckets=64, bucket_capacity=200, ttl=3))
     keys = mix(np.arange(64 * 400, dtype=np.uint64))
     keys = np.sort(keys[keys >> np.uint64(58) == 40][:200])
     pull(table, keys, 1)
@@ -167,7 +167,7 @@ def test_look_ups_see_no_expired_rows_though_they_are_not_swept() -> None:
 def test_rows_unused_for_longer_than_their_time_to_live_start_again() -> None:
     """Whether or not the sweep has come by: the table with many buckets has not swept them all."""
     for buckets in (1, 256):
-        table = Table(**arguments("sgd", num_buckets=buckets, bucket_capacity=100, ttl=10))
+        table = make_table(**arguments("sgd", num_buckets=buckets, bucket_capacity=100, ttl=10))
         keys = ids(1, 2)
         start, slots, epoch = pull_at(table, keys, 1)
         table.push(keys, slots, np.ones((2, 3), np.float32), 1, epoch)
@@ -185,7 +185,7 @@ def test_rows_unused_for_longer_than_their_time_to_live_start_again() -> None:
 
 
 def test_least_frequently_used_rows_go_and_new_ones_get_a_chance() -> None:
-    table = Table(**arguments("sgd", num_buckets=1, bucket_capacity=3, eviction="lfu"))
+    table = make_table(**arguments("sgd", num_buckets=1, bucket_capacity=3, eviction="lfu"))
     a, b, c, d, e = (int(mix(u64([i]))[0]) for i in range(5))
     for _ in range(5):
         pull(table, [a], 1)
@@ -206,7 +206,7 @@ def test_least_frequently_used_rows_go_and_new_ones_get_a_chance() -> None:
 
 
 def test_keys_get_a_row_when_enough_steps_have_seen_them() -> None:
-    table = Table(**arguments("sgd", bucket_capacity=1000, admit_after=3))
+    table = make_table(**arguments("sgd", bucket_capacity=1000, admit_after=3))
     keys = ids(*range(40))
     for step in (1, 2):
         for _ in range(2):  # two batches of a step are one sighting
@@ -223,7 +223,7 @@ def test_keys_get_a_row_when_enough_steps_have_seen_them() -> None:
 
 def test_a_lot_decides_once_which_keys_get_a_row() -> None:
     def admitted(**changes: Any) -> np.ndarray:
-        table = Table(**arguments("sgd", bucket_capacity=10_000, admit_probability=0.25, **changes))
+        table = make_table(**arguments("sgd", bucket_capacity=10_000, admit_probability=0.25, **changes))
         for step in (1, 2):
             rows, _ = pull(table, keys, step)
             table.evict(step)
@@ -237,7 +237,7 @@ def test_a_lot_decides_once_which_keys_get_a_row() -> None:
 
 
 def test_weights_stay_within_their_bound() -> None:
-    table = Table(**arguments("sgd", value_bound=0.6))
+    table = make_table(**arguments("sgd", value_bound=0.6))
     keys = ids(1)
     _, slots, epoch = pull_at(table, keys, 1)
     table.push(keys, slots, np.array([[100, -100, 0]], np.float32), 1, epoch)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from persia_hpc._native import Table
 
 from .table_model import assert_same_rows, bucket_of
-from .table_support import KEYS, OPTIMIZERS, arguments, pull_at, u64
+from .table_support import KEYS, OPTIMIZERS, arguments, make_table, pull_at, u64
 
 BUCKETS = 4
 steps_of_keys = st.lists(
@@ -47,7 +47,8 @@ class History:
 
     def __init__(self, config: dict[str, Any], bounds: tuple[int, ...] = (0, BUCKETS)) -> None:
         self.tables = [
-            Table(**{**config, "first_bucket": a, "end_bucket": b}) for a, b in itertools.pairwise(bounds)
+            make_table(**{**config, "first_bucket": a, "end_bucket": b})
+            for a, b in itertools.pairwise(bounds)
         ]
         self.step = 0
         self.seen: list[Any] = []  # what the outside world saw
@@ -220,7 +221,7 @@ def test_several_buckets_at_once_are_one_after_the_other() -> None:
 
 
 def test_snapshots_refuse_what_makes_no_sense() -> None:
-    table = Table(**arguments())
+    table = make_table(**arguments())
     assert not table.can_be_incremental
     with pytest.raises(RuntimeError, match="no snapshot is under way"):
         take(table, 0)
@@ -237,14 +238,14 @@ def test_snapshots_refuse_what_makes_no_sense() -> None:
     with pytest.raises(ValueError, match="sightings: got 3 counts, expected 0"):
         table.restore_bucket(0, 0, 0, np.zeros(3, np.uint8))
     assert decides["sightings"].shape == (0,)
-    lfu = Table(**arguments(eviction="lfu"))
+    lfu = make_table(**arguments(eviction="lfu"))
     lfu.begin_snapshot()
     lfu.end_snapshot()
     assert not lfu.can_be_incremental
 
 
 def test_after_very_many_removals_only_a_full_snapshot_is_possible() -> None:
-    table = Table(**arguments(bucket_capacity=1))
+    table = make_table(**arguments(bucket_capacity=1))
     table.begin_snapshot()
     table.end_snapshot()
     for step in range(1, 2000):

@@ -9,6 +9,7 @@
 // step nor how many batches of it have the key matters.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
@@ -47,6 +48,9 @@ class Admission {
 
     std::uint32_t cells() const { return cells_; }  // counts per bucket
     std::size_t held_bytes() const;
+    // The counts of all buckets.
+    static std::size_t count_bytes(AdmissionOptions options, std::uint32_t num_buckets,
+                                   std::uint32_t bucket_capacity);
 
   private:
     struct Kept {

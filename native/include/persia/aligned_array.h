@@ -9,7 +9,7 @@
 
 namespace persia {
 
-constexpr size_t kAlignment = 64;  // a cache line, and what the record rings keep
+constexpr std::size_t kAlignment = 64;  // a cache line, and what the record rings keep
 
 template <typename T>
 class AlignedArray {
@@ -17,17 +17,17 @@ class AlignedArray {
 
   public:
     AlignedArray() = default;
-    explicit AlignedArray(size_t size) : size_(size) {
-        const size_t bytes = (size * sizeof(T) + kAlignment) / kAlignment * kAlignment;
+    explicit AlignedArray(std::size_t size) : size_(size) {
+        const std::size_t bytes = (size * sizeof(T) + kAlignment) / kAlignment * kAlignment;
         data_.reset(static_cast<T*>(std::aligned_alloc(kAlignment, bytes)));
         if (!data_) throw std::bad_alloc();
     }
 
-    size_t size() const { return size_; }
+    std::size_t size() const { return size_; }
     T* data() { return data_.get(); }
     const T* data() const { return data_.get(); }
-    T& operator[](size_t i) { return data_.get()[i]; }
-    const T& operator[](size_t i) const { return data_.get()[i]; }
+    T& operator[](std::size_t i) { return data_.get()[i]; }
+    const T& operator[](std::size_t i) const { return data_.get()[i]; }
     const T* begin() const { return data(); }
     const T* end() const { return data() + size_; }
 
@@ -42,7 +42,7 @@ class AlignedArray {
         void operator()(T* data) const { std::free(data); }
     };
     std::unique_ptr<T[], Free> data_;
-    size_t size_ = 0;
+    std::size_t size_ = 0;
 };
 
 }  // namespace persia

@@ -11,7 +11,10 @@ namespace persia {
 
 class Arena {
   public:
-    Arena() = default;
+    // Pretended: addresses without memory, to count what would be held.
+    enum class Kind { kMapped, kPretended };
+
+    explicit Arena(Kind kind = Kind::kMapped) : kind_(kind) {}
     ~Arena();
     Arena(const Arena&) = delete;
     Arena& operator=(const Arena&) = delete;
@@ -22,6 +25,8 @@ class Arena {
     // All memory taken from the system and what the bookkeeping itself takes. Not the pages of the newest
     // region that were never handed out: the system gives memory to a page when it is first written.
     std::size_t held_bytes() const;
+    // The unit in which the system gives memory to the newest region.
+    std::size_t page_bytes() const;
 
   private:
     struct Region {
@@ -38,10 +43,11 @@ class Arena {
 
     void map(std::size_t bytes);
 
+    Kind kind_;
     std::vector<Region> regions_;
     Free newest_;  // of the newest region
     Free spare_;   // the largest end of another one, for smaller pieces
-    std::size_t next_region_bytes_ = std::size_t{1} << 20;
+    std::size_t next_region_bytes_ = std::size_t{64} << 10;
     std::size_t mapped_bytes_ = 0;
 };
 

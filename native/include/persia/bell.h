@@ -8,8 +8,9 @@ namespace persia {
 
 // One per rank, in memory that its peers share, on a cache line of its own; all zero at the start.
 struct Bell {
-    uint32_t count;   // what the sleeper waits on: moves with each ring
-    uint32_t asleep;  // peers ring only if this is set, so news cost no system call while the rank is awake
+    std::uint32_t count;  // what the sleeper waits on: moves with each ring
+    // Peers ring only if this is set, so news cost no system call while the rank is awake.
+    std::uint32_t asleep;
 };
 
 // Wakes the bell's owner if it sleeps. Call after the news were stored: a full fence stands in between.
@@ -23,13 +24,13 @@ class Sleep {
     ~Sleep();
     Sleep(const Sleep&) = delete;
     Sleep& operator=(const Sleep&) = delete;
-    void until_rung(uint64_t nanoseconds);
+    void until_rung(std::uint64_t nanoseconds);
 
   private:
     const std::vector<Bell*>& bells_;
-    std::vector<uint32_t> counts_;
+    std::vector<std::uint32_t> counts_;
 };
 
-uint64_t monotonic_nanoseconds();
+std::uint64_t monotonic_nanoseconds();
 
 }  // namespace persia

@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "persia/span.h"
+
 namespace persia {
 
 inline constexpr std::size_t kCriteoDense = 13;
@@ -30,13 +32,12 @@ struct CriteoParsed {
     std::size_t bytes;  // of the text that were used: whole lines, all of them unless the rows are full
     std::size_t rows;
     std::size_t lines;  // with blank and bad ones
-    std::size_t bad;    // lines that are no rows; the first max_bad of them are described
+    std::size_t bad;    // lines that are no rows; the first of them are described in `bad`
 };
 
 // Parses lines until the text ends or `rows` is full. A line ends in "\n" or "\r\n", the last one too
 // (precondition); blank lines are skipped. A value may be empty, but for the label; integers are decimal and
 // fit int64, ids fit uint32, in upper or lower case.
-CriteoParsed parse_criteo_lines(const char* text, std::size_t size, const CriteoRows& rows,
-                                CriteoBadLine* bad, std::size_t max_bad);
+CriteoParsed parse_criteo_lines(Span<const char> text, const CriteoRows& rows, Span<CriteoBadLine> bad);
 
 }  // namespace persia

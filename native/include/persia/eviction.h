@@ -8,6 +8,7 @@
 // swept away yet; only with lru, whose stamps are steps.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -58,6 +59,8 @@ class Eviction {
     KeyIndex::Entry next(std::uint32_t bucket, const KeyIndex& index);
 
     std::size_t held_bytes() const;
+    // The candidates of a bucket that evicts, with `rows` rows.
+    static std::size_t candidate_bytes(std::size_t rows);
 
     static constexpr std::uint32_t kMaxStamp = UINT32_MAX - 1;
 

@@ -4,11 +4,13 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "persia/span.h"
+
 namespace persia {
 
-// out[i] = source[rows[i]] for each i below `num_out`, rows of `row_bytes`. False, with what came before it
-// written, at the first row that is not below `num_rows`.
-bool gather(const uint8_t* source, size_t num_rows, size_t row_bytes, const int64_t* rows, size_t num_out,
-            uint8_t* out);
+// out[i] = source[rows[i]] for rows of `row_bytes`, at least 1: `out` has one for each of `rows`. False, with
+// what came before it written, at the first row that `source` doesn't have.
+bool gather(Span<const std::uint8_t> source, std::size_t row_bytes, Span<const std::int64_t> rows,
+            Span<std::uint8_t> out);
 
 }  // namespace persia

@@ -6,7 +6,6 @@
 // generation in an interval", 2019), which costs a tenth of a division; its bias is below size / 2^64.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
 
 #include "persia/key.h"
@@ -18,10 +17,11 @@ inline std::uint64_t hashed_index(Id id, std::uint64_t round, std::uint64_t size
     return round * size + static_cast<std::uint64_t>((static_cast<unsigned __int128>(hash) * size) >> 64);
 }
 
-// Writes the `rounds` indices of each of `n` ids, one after the other.
-inline void hash_ids(const Id* ids, std::size_t n, std::uint64_t rounds, std::uint64_t size, Id* out) {
-    for (std::size_t i = 0; i < n; ++i) {
-        for (std::uint64_t round = 0; round < rounds; ++round) *out++ = hashed_index(ids[i], round, size);
+// Writes the `rounds` indices of each of the ids [N], one after the other, to out [N * rounds].
+inline void hash_ids(Span<const Id> ids, std::uint64_t rounds, std::uint64_t size, Span<Id> out) {
+    Id* to = out.data();
+    for (const Id id : ids) {
+        for (std::uint64_t round = 0; round < rounds; ++round) *to++ = hashed_index(id, round, size);
     }
 }
 

@@ -7,6 +7,7 @@
 
 #include "persia/key.h"
 #include "persia/prefetch.h"
+#include "persia/span.h"
 
 namespace persia {
 
@@ -14,18 +15,16 @@ namespace persia {
 // that isn't in the cache costs one miss. 16 bytes a place, 30 % to 60 % of them in use.
 class IdCounter {
   public:
-    // Each of n ids was met once more, or counts[i] (1 or more) times. std::bad_alloc leaves some of them
-    // uncounted.
-    void add(const std::uint64_t* ids, const std::uint64_t* counts, std::size_t n);
-    void add(const std::uint64_t* ids, std::size_t n) { add(ids, nullptr, n); }
+    // Each of the ids [N] was met once more, or counts [N] (1 or more) times. std::bad_alloc leaves some of
+    // them uncounted.
+    void add(Span<const std::uint64_t> ids, Span<const std::uint64_t> counts = {});
 
     std::size_t size() const { return size_; }  // different ids
-    // All ids and their counts, in no order that means anything.
-    void items(std::uint64_t* ids, std::uint64_t* counts) const;
+    // All ids [size()] and their counts, in no order that means anything.
+    void items(Span<std::uint64_t> ids, Span<std::uint64_t> counts) const;
 
     // to[i] = from[i] where that id was met, else `other`. The arrays may be the same.
-    void replace_unknown(const std::uint64_t* from, std::uint64_t* to, std::size_t n,
-                         std::uint64_t other) const;
+    void replace_unknown(Span<const std::uint64_t> from, Span<std::uint64_t> to, std::uint64_t other) const;
 
   private:
     struct Entry {

@@ -6,32 +6,35 @@
 
 #include <cstddef>
 
+#include "persia/span.h"
+
 namespace persia {
 
-// Where a sample's vectors lie: vector 0 in `first` [B, D] unless that is null, the others in `rest`
-// [B, V - 1, D], or all in `rest` [B, V, D]. So nobody has to bring them together.
+// Where the samples' vectors lie: vector 0 in `first` [B, D] and the others in `rest` [B, V - 1, D], or, with
+// an empty `first`, all in `rest` [B, V, D]. So they needn't be brought together.
 template <typename Float>
 struct InteractionVectors {
-    Float* first;
-    Float* rest;
+    Span<Float> first;
+    Span<Float> rest;
 };
 
 struct InteractionShape {
-    size_t num_samples;
-    size_t num_vectors;  // V
-    size_t dim;
-    size_t num_copied;  // C <= V
+    std::size_t num_samples;
+    std::size_t num_vectors;  // V
+    std::size_t dim;
+    std::size_t num_copied;  // C <= V
 
-    size_t num_pairs() const { return num_vectors * (num_vectors - (num_vectors > 0)) / 2; }
-    size_t width() const { return num_copied * dim + num_pairs(); }
+    std::size_t num_pairs() const { return num_vectors * (num_vectors - (num_vectors > 0)) / 2; }
+    std::size_t width() const { return num_copied * dim + num_pairs(); }
 };
 
 // out [B, W]: the first C vectors, then products (1, 0), (2, 0), (2, 1), (3, 0), ...; each is summed in the
 // order of the elements, so results don't depend on B or on where the vectors lie.
-void interaction_forward(const InteractionShape& shape, InteractionVectors<const float> vectors, float* out);
+void interaction_forward(const InteractionShape& shape, InteractionVectors<const float> vectors,
+                         Span<float> out);
 
 // From the gradient [B, W] of out to those of the vectors, laid out like them.
 void interaction_backward(const InteractionShape& shape, InteractionVectors<const float> vectors,
-                          const float* gradient, InteractionVectors<float> out);
+                          Span<const float> gradient, InteractionVectors<float> out);
 
 }  // namespace persia

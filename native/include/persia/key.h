@@ -6,10 +6,13 @@
 
 #include <cstdint>
 
+#include "persia/span.h"
+
 namespace persia {
 
 using Id = std::uint64_t;
 using Key = std::uint64_t;
+using Keys = Span<const Key>;
 
 // The finaliser of splitmix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators").
 constexpr std::uint64_t mix(std::uint64_t x) {

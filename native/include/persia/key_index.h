@@ -11,6 +11,7 @@
 // a bucket grows in place, one at a time and by a fraction, and nothing is ever outgrown.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -117,12 +118,23 @@ class KeyIndex {
 
     std::size_t held_bytes() const;  // without the lines: those are the arena's
 
+    // So many lines of each bucket, whether or not it has grown to use them.
+    void provide(std::uint64_t lines, Arena& arena);
+
+    struct Expected {
+        std::uint32_t lines;        // of the longest bucket
+        std::uint64_t lines_bytes;  // of all buckets, on pages that are written to
+        std::size_t moving_bytes;   // beside them
+    };
+    // What would be needed for `rows` keys, in buckets of at most `most`.
+    Expected expect(std::uint64_t rows, std::uint32_t most) const;
+    std::size_t provided_bytes() const { return sizeof(IndexLine) * chunks_.size() << log2_chunk_lines_; }
+
   private:
     struct Bucket {
         std::uint32_t lines;
         std::uint32_t size : 30;
-        std::uint32_t holes
-            : 1;  // something was erased: a key may be in its second line though the first has room
+        std::uint32_t holes : 1;  // one was erased: a key may be in its second line though the first has room
         std::uint32_t spilled : 1;  // a key may be in neither of its lines, for lack of room
     };
     struct Moving {
@@ -163,7 +175,6 @@ class KeyIndex {
     Entry find_anywhere(std::uint32_t bucket, Key key) const;
     static bool add(IndexLine* line, const Moving& entry);  // false if it is full
     bool make_room(std::uint32_t bucket, Moving& entry);
-    void provide(std::uint64_t lines, Arena& arena);  // so many of each bucket
     void grow(std::uint32_t bucket, std::uint32_t lines, Arena& arena);
     std::uint32_t more_lines(std::uint32_t bucket, std::uint64_t lines) const;
 

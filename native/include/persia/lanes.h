@@ -7,7 +7,7 @@
 
 namespace persia {
 
-constexpr size_t kLanes = 8;
+constexpr std::size_t kLanes = 8;
 typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
 
 inline Lanes load(const float* from) {
@@ -18,22 +18,22 @@ inline Lanes load(const float* from) {
 
 inline void store(float* to, const Lanes& lanes) { std::memcpy(to, &lanes, sizeof lanes); }
 
-inline void copy(float* to, const float* from, size_t n) {
-    size_t d = 0;
+inline void copy(float* to, const float* from, std::size_t n) {
+    std::size_t d = 0;
     for (; d + kLanes <= n; d += kLanes) store(to + d, load(from + d));
     for (; d < n; ++d) to[d] = from[d];
 }
 
 // to += from, n floats that don't overlap.
-inline void add(float* to, const float* from, size_t n) {
-    size_t d = 0;
+inline void add(float* to, const float* from, std::size_t n) {
+    std::size_t d = 0;
     for (; d + kLanes <= n; d += kLanes) store(to + d, load(to + d) + load(from + d));
     for (; d < n; ++d) to[d] += from[d];
 }
 
 // to = from * factor.
-inline void scale(float* to, const float* from, float factor, size_t n) {
-    size_t d = 0;
+inline void scale(float* to, const float* from, float factor, std::size_t n) {
+    std::size_t d = 0;
     for (; d + kLanes <= n; d += kLanes) store(to + d, load(from + d) * factor);
     for (; d < n; ++d) to[d] = from[d] * factor;
 }

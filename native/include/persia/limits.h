@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "persia/arena.h"
+#include "persia/span.h"
 
 namespace persia {
 
@@ -15,13 +16,13 @@ class MemoryLimits {
     MemoryLimits(std::uint64_t num_rows, std::size_t row_bytes, std::size_t state_bytes);
 
     // One touch: copies the rows at `places` [n] to `out` [n, row_bytes].
-    void gather(const std::uint64_t* places, std::size_t n, std::byte* out) const;
+    void gather(Span<const std::uint64_t> places, Span<std::byte> out) const;
     // Two touches: also reads the index entry at another place for each row. Returns something that depends
     // on what was read.
-    std::uint64_t gather_with_entries(const std::uint64_t* places, const std::uint64_t* entries,
-                                      std::size_t n, std::byte* out) const;
+    std::uint64_t gather_with_entries(Span<const std::uint64_t> places, Span<const std::uint64_t> entries,
+                                      Span<std::byte> out) const;
     // Reads, changes and writes the rows and their states, with `gradients` [n, row_bytes] read in order.
-    void update(const std::uint64_t* places, std::size_t n, const std::byte* gradients);
+    void update(Span<const std::uint64_t> places, Span<const std::byte> gradients);
 
     std::uint64_t num_rows() const { return num_rows_; }
     std::size_t row_bytes() const { return row_bytes_; }

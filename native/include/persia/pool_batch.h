@@ -66,7 +66,7 @@ struct PoolBatch {
     std::uint32_t num_groups;
     std::uint32_t num_samples;
     const void* indices;               // [N]
-    bool narrow;                       // uint16_t, else uint32_t
+    bool narrow;                       // std::uint16_t, else std::uint32_t
     std::uint32_t* samples;            // [N] the sample of each id of a bag; the forward writes it
     const std::uint32_t* row_offsets;  // [all rows + 1]
     const std::uint32_t* positions;    // [N] the ids that use each row, ascending
@@ -301,8 +301,8 @@ PERSIA_BOTH bool is_long(const BatchGroup& group, RowUses uses) {
     return uses.end - uses.begin > kLongRow && quads_of(group.dim) <= kBlockThreads;
 }
 
-// The sum, over every num_slices-th use of a row from the slice-th, of the gradients' elements [4 q, 4 q +
-// 4).
+// The sum, over every num_slices-th use of a row from the slice-th, of four elements of the gradients from 4
+// q on.
 PERSIA_BOTH Quad sum_uses(const PoolBatch& batch, const BatchGroup& group, RowUses uses, std::uint32_t q,
                           std::uint32_t slice, std::uint32_t num_slices) {
     Quad sum{};

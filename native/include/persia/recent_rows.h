@@ -10,6 +10,8 @@
 #include <deque>
 #include <vector>
 
+#include "persia/key.h"
+
 namespace persia {
 
 class RecentRows {
@@ -29,8 +31,8 @@ class RecentRows {
     // The batch of `step`; steps must grow. keys [U] by table, table_offsets [T+1]. Out: wanted [U], 1 for
     // rows that must travel; places [U], where each row is in its group's ring once these are there; rings
     // [G]. Returns a mask: bit a is set if a row of a steps ago is used.
-    std::uint32_t find(const std::uint64_t* keys, const std::uint32_t* table_offsets, std::uint32_t step,
-                       std::uint8_t* wanted, std::uint32_t* places, Ring* rings);
+    std::uint32_t find(Keys keys, Span<const std::uint32_t> table_offsets, std::uint32_t step,
+                       Span<std::uint8_t> wanted, Span<std::uint32_t> places, Span<Ring> rings);
 
     std::size_t num_tables() const { return groups_.size(); }
     std::size_t num_groups() const { return rings_.size(); }
@@ -45,7 +47,7 @@ class RecentRows {
     struct alignas(64) Line {  // of the cache: a key has one place among its entries, the oldest goes
         Entry entries[kEntries];
     };
-    struct Span {
+    struct Held {
         std::uint32_t step;
         std::int64_t begin, end;
     };
@@ -53,7 +55,7 @@ class RecentRows {
         std::int64_t rows = 0;
         std::int64_t next = 0;
         std::uint32_t since = 1;  // entries of earlier steps are void
-        std::deque<Span> held;
+        std::deque<Held> held;
     };
 
     static std::int64_t room_for(const GroupRing& ring, std::int64_t rows);

@@ -4,6 +4,7 @@
 // `tail` are byte counts that only grow; modulo the ring's size they say where the bytes lie.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <deque>
 #include <stdexcept>
@@ -12,36 +13,37 @@
 #include <vector>
 
 #include "persia/bell.h"
+#include "persia/span.h"
 
 namespace persia {
 
-constexpr uint64_t kLine = 64;  // headers and arrays lie on lines of their own
-constexpr uint32_t kRingMagic = 0x50485243;
-constexpr uint16_t kRingVersion = 1;
-constexpr uint16_t kPaddingFlag = 1;
-constexpr uint16_t kCloseKind = 0xFFFF;
+constexpr std::uint64_t kLine = 64;  // headers and arrays lie on lines of their own
+constexpr std::uint32_t kRingMagic = 0x50485243;
+constexpr std::uint16_t kRingVersion = 1;
+constexpr std::uint16_t kPaddingFlag = 1;
+constexpr std::uint16_t kCloseKind = 0xFFFF;
 
 struct EntryHeader {
-    uint32_t magic;  // in native byte order: a peer of the other order shows as bad magic
-    uint16_t version, kind;
-    uint64_t sequence, step, tag;
-    uint32_t trainer;
-    uint16_t num_arrays, flags;
-    uint64_t body_bytes, chunk_begin, chunk_bytes;
+    std::uint32_t magic;  // in native byte order: a peer of the other order shows as bad magic
+    std::uint16_t version, kind;
+    std::uint64_t sequence, step, tag;
+    std::uint32_t trainer;
+    std::uint16_t num_arrays, flags;
+    std::uint64_t body_bytes, chunk_begin, chunk_bytes;
 };
 static_assert(sizeof(EntryHeader) == kLine, "a header is one line");
 
 // An array in a body's directory.
 struct ArrayEntry {
-    uint32_t dtype, num_dimensions;
-    uint64_t rows, columns;  // columns is 1 for one dimension
+    std::uint32_t dtype, num_dimensions;
+    std::uint64_t rows, columns;  // columns is 1 for one dimension
 };
 static_assert(sizeof(ArrayEntry) == 24, "part of the format");
 
 struct RecordFields {
-    uint16_t kind;
-    uint32_t trainer;
-    uint64_t step, tag;
+    std::uint16_t kind;
+    std::uint32_t trainer;
+    std::uint64_t step, tag;
 };
 
 // The ring holds what its peer can't have written.
@@ -49,55 +51,56 @@ struct RingError : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
-inline uint64_t aligned(uint64_t bytes) { return (bytes + kLine - 1) & ~(kLine - 1); }
+inline std::uint64_t aligned(std::uint64_t bytes) { return (bytes + kLine - 1) & ~(kLine - 1); }
 
 // The directory and where each array begins in the body.
 class BodyLayout {
   public:
-    explicit BodyLayout(size_t num_arrays) : body_bytes(aligned(num_arrays * sizeof(ArrayEntry))) {
+    explicit BodyLayout(std::size_t num_arrays) : body_bytes(aligned(num_arrays * sizeof(ArrayEntry))) {
         directory.reserve(num_arrays);
         offsets.reserve(num_arrays);
     }
-    void add(const ArrayEntry& array, uint64_t item_bytes) {
+    void add(const ArrayEntry& array, std::uint64_t item_bytes) {
         directory.push_back(array);
         offsets.push_back(body_bytes);
         body_bytes += aligned(array.rows * array.columns * item_bytes);
     }
     std::vector<ArrayEntry> directory;
-    std::vector<uint64_t> offsets;
-    uint64_t body_bytes;
+    std::vector<std::uint64_t> offsets;
+    std::uint64_t body_bytes;
 };
 
 // Where the array of a directory entry ends if it begins at `begin`; RingError if it leaves the body.
-uint64_t array_end(const ArrayEntry& array, uint64_t item_bytes, uint64_t begin, uint64_t body_bytes,
-                   size_t number);
+std::uint64_t array_end(const ArrayEntry& array, std::uint64_t item_bytes, std::uint64_t begin,
+                        std::uint64_t body_bytes, std::size_t index);
 
 // A record on its way out.
 struct Message {
     struct Piece {
-        const uint8_t* data;
-        uint64_t offset, bytes;  // in the body
+        const std::uint8_t* data;
+        std::uint64_t offset, bytes;  // in the body
     };
     RecordFields fields;
     BodyLayout layout{0};
     std::vector<Piece> pieces;  // ascending, without the directory
     bool begun = false;         // an empty body still needs one entry
-    uint64_t written = 0;
+    std::uint64_t written = 0;
 
     bool complete() const { return begun && written == layout.body_bytes; }
 };
 
 class RingProducer {
   public:
-    // words: the consumer's, if they are in reach of plain stores, and its bell; else null, and what is
-    // written stays unannounced until `take_held`. `data` is then a mirror of the consumer's ring.
-    RingProducer(uint8_t* data, uint64_t ring_bytes, const uint64_t* tail, uint64_t* words, Bell* bell);
+    // data [ring bytes]. words [ring bytes / kLine]: the consumer's, if they are in reach of plain stores,
+    // and its bell; else none, and what is written stays unannounced until `take_held`. `data` is then a
+    // mirror of the consumer's ring.
+    RingProducer(Span<std::uint8_t> data, const std::uint64_t* tail, Span<std::uint64_t> words, Bell* bell);
 
     // Writes a message's next entry; false if there is no room.
     bool write(Message& message);
     // The body of an entry to be filled in place, directory written; null if there is no room or the record
     // would not fit one entry. `commit` sends it.
-    uint8_t* reserve(const RecordFields& fields, const BodyLayout& layout);
+    std::uint8_t* reserve(const RecordFields& fields, const BodyLayout& layout);
     void commit();
     void cancel() { reserved_size_ = 0; }
     bool reserved() const { return reserved_size_ != 0; }
@@ -107,82 +110,85 @@ class RingProducer {
     void close();  // lets go of the memory
 
     struct Held {
-        uint64_t first, last;
-        std::vector<std::pair<uint64_t, uint64_t>> ranges;  // bytes of the ring
+        std::uint64_t first, last;
+        std::vector<std::pair<std::uint64_t, std::uint64_t>> ranges;  // bytes of the ring
     };
     Held take_held();
-    uint64_t held_entries() const { return sequence_ - published_; }
-    uint64_t held_bytes() const;
+    std::uint64_t held_entries() const { return sequence_ - published_; }
+    std::uint64_t held_bytes() const;
 
-    uint64_t max_entry() const { return max_entry_; }
-    uint64_t head() const { return head_; }
-    uint64_t records = 0, bytes = 0;  // sent in all, with headers
+    std::uint64_t max_entry() const { return max_entry_; }
+    std::uint64_t head() const { return head_; }
+    std::uint64_t records() const { return records_; }  // sent in all
+    std::uint64_t bytes() const { return bytes_; }      // of these, with headers
 
   private:
-    bool has_room(uint64_t size);
-    uint64_t place(uint64_t size);
-    EntryHeader header(const RecordFields& fields, uint16_t num_arrays, uint64_t body_bytes) const;
-    void finish(uint64_t position, uint64_t size, bool is_last);
-    void hold(uint64_t position, uint64_t size);
+    bool has_room(std::uint64_t size);
+    std::uint64_t place(std::uint64_t size);
+    EntryHeader header(const RecordFields& fields, std::uint16_t num_arrays, std::uint64_t body_bytes) const;
+    void finish(std::uint64_t position, std::uint64_t size, bool is_last);
+    void hold(std::uint64_t position, std::uint64_t size);
 
-    uint8_t* data_;
-    uint64_t ring_bytes_, num_words_, max_entry_;
-    const uint64_t* tail_word_;
-    uint64_t* words_;
+    std::uint8_t* data_;
+    std::uint64_t ring_bytes_, num_words_, max_entry_;
+    const std::uint64_t* tail_word_;
+    std::uint64_t* words_;
     Bell* bell_;
-    uint64_t head_ = 0, tail_ = 0;
-    uint64_t sequence_ = 0, published_ = 0;  // of the last entry written, and announced
-    uint64_t reserved_position_ = 0, reserved_size_ = 0;
+    std::uint64_t head_ = 0, tail_ = 0;
+    std::uint64_t sequence_ = 0, published_ = 0;  // of the last entry written, and announced
+    std::uint64_t records_ = 0, bytes_ = 0;
+    std::uint64_t reserved_position_ = 0, reserved_size_ = 0;
     bool starved_ = false;
-    std::vector<std::pair<uint64_t, uint64_t>> ranges_;
+    std::vector<std::pair<std::uint64_t, std::uint64_t>> ranges_;
 };
 
 class RingConsumer {
   public:
     struct Entry {
         EntryHeader header;
-        uint8_t* body;  // of this chunk
-        uint64_t number;
+        std::uint8_t* body;  // of this chunk
+        std::uint64_t number;
     };
 
-    // tail: the producer's, and its bell, if it is in reach of plain stores; else null, and the caller sends
-    // `released` itself.
-    RingConsumer(uint8_t* data, uint64_t ring_bytes, const uint64_t* words, uint64_t* tail, Bell* bell);
+    // data [ring bytes], words [ring bytes / kLine]. tail: the producer's, and its bell, if it is in reach of
+    // plain stores; else null, and the caller sends `released` itself.
+    RingConsumer(Span<std::uint8_t> data, Span<const std::uint64_t> words, std::uint64_t* tail, Bell* bell);
 
     // Whether there is an entry, or a damaged word.
     bool has_news() const;
     // The next entry; false if there is none. Throws RingError, having changed nothing.
     bool next(Entry& entry);
     // An entry's room may be used again; entries in any order, each once.
-    void release(uint64_t number);
+    void release(std::uint64_t number);
     // Tells the producer how much was released, if it doesn't know.
     void publish_tail();
     // Whether an entry waits that isn't CLOSE.
     bool unread() const;
     void close();
 
-    uint64_t ring_bytes() const { return ring_bytes_; }
-    uint64_t next_number() const { return next_; }
-    uint64_t released() const { return released_; }
-    uint64_t published = 0;  // part of `released` that the producer was told
-    uint64_t bytes = 0;      // received in all, with headers
+    std::uint64_t ring_bytes() const { return ring_bytes_; }
+    std::uint64_t next_number() const { return next_; }
+    std::uint64_t released() const { return released_; }
+    std::uint64_t bytes() const { return bytes_; }  // received in all, with headers
 
   private:
-    EntryHeader read_header(uint64_t position) const;
+    EntryHeader read_header(std::uint64_t position) const;
 
     struct Room {
-        uint64_t end;
+        std::uint64_t end;
         bool free;
     };
-    uint8_t* data_;
-    uint64_t ring_bytes_, num_words_;
-    const uint64_t* words_;
-    uint64_t* tail_word_;
+    std::uint8_t* data_;
+    std::uint64_t ring_bytes_, num_words_;
+    const std::uint64_t* words_;
+    std::uint64_t* tail_word_;
     Bell* bell_;
-    uint64_t next_ = 1;   // number of the next entry
-    uint64_t slot_ = 1;   // its word
-    uint64_t stale_ = 0;  // what the word holds until the entry comes: the number one lap earlier
-    uint64_t head_ = 0, released_ = 0;
+    std::uint64_t next_ = 1;   // number of the next entry
+    std::uint64_t slot_ = 1;   // its word
+    std::uint64_t stale_ = 0;  // what the word holds until the entry comes: the number one lap earlier
+    std::uint64_t head_ = 0, released_ = 0;
+    std::uint64_t published_ = 0;  // part of `released` that the producer was told
+    std::uint64_t bytes_ = 0;
     std::deque<Room> held_;  // the last of them is entry next_ - 1
 };
 

@@ -40,6 +40,11 @@ class RowStore {
     std::size_t held_bytes() const {  // without the rows: those are the arena's
         return chunks_.capacity() * sizeof(Chunk) + free_.capacity() * sizeof(free_[0]);
     }
+    // Memory for as many rows more as a chunk has.
+    void add_chunk(Arena& arena);
+    std::uint64_t chunk_rows() const { return std::uint64_t{chunk_mask_} + 1; }
+    // Whole pages of the last chunk that `rows` rows leave unwritten.
+    std::size_t unwritten_bytes(std::uint64_t rows, std::size_t page_bytes) const;
 
   private:
     struct Chunk {

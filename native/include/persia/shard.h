@@ -9,7 +9,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <string>
 #include <vector>
 
 #include "persia/admission.h"
@@ -21,30 +20,10 @@
 #include "persia/row_store.h"
 #include "persia/row_update.h"
 #include "persia/snapshot.h"
+#include "persia/table_config.h"
 #include "persia/wire.h"
 
 namespace persia {
-
-struct TableConfig {
-    std::uint32_t dim = 0;
-    std::string optimizer;
-    OptimizerOptions options;
-    double value_bound = 0;  // RowUpdate's
-    std::string storage = "fp32";
-    std::string state_storage = "fp32";
-    std::string init;  // RowInit's kind, a and b
-    double init_a = 0;
-    double init_b = 0;
-    std::uint64_t seed = 0;
-    std::uint32_t num_buckets = 1;  // of all servers; a power of two
-    std::uint32_t first_bucket = 0;
-    std::uint32_t end_bucket = 1;
-    std::uint32_t bucket_capacity = 1;  // rows
-    std::string eviction = "lru";
-    std::uint32_t ttl = 0;  // steps; 0: none
-    AdmissionOptions admission;
-    std::uint32_t threads = 1;
-};
 
 struct PushCounts {
     std::uint64_t applied = 0;
@@ -61,12 +40,10 @@ struct PushCounts {
 };
 
 struct PushBatch {
-    const Key* keys;             // [n]
-    const std::uint32_t* slots;  // [n]
-    const std::byte* gradients;  // [n, D] in `wire`
-    std::size_t n;
-    Wire wire;
-    std::uint32_t epoch;  // of the pull
+    Keys keys;                        // [U]
+    Span<const std::uint32_t> slots;  // [U]
+    ConstRows gradients;              // [U, D]
+    std::uint32_t epoch;              // of the pull
 };
 
 struct ExportedRows {  // of one bucket, sorted by key
@@ -84,12 +61,12 @@ struct BucketState {                      // what a bucket decides by, beside it
 };
 
 struct ImportedRows {  // as ExportedRows, of any buckets and in any order; without state they begin anew
-    const Key* keys;
-    const float* rows;
-    const float* state;
-    const std::uint32_t* stamps;
-    const std::uint32_t* steps;
-    std::size_t n;
+    Keys keys;         // [n]
+    Span<const float> rows;            // [n, D]
+    Span<const float> state;           // [n, S]
+    Span<const std::uint32_t> stamps;  // [n]
+    Span<const std::uint32_t> steps;   // [n]
+    bool has_state;
 };
 
 struct RowCounts {
@@ -104,9 +81,9 @@ class Shard {
 
     explicit Shard(const TableConfig& config);
 
-    void pull(const Key* keys, std::size_t n, std::uint32_t step, Wire wire, std::byte* out,
-              std::uint32_t* slots, const std::uint8_t* wanted);
-    void lookup(const Key* keys, std::size_t n, Wire wire, std::byte* out) const;
+    void pull(Keys keys, std::uint32_t step, Rows out, Span<std::uint32_t> slots,
+              Span<const std::uint8_t> wanted);
+    void lookup(Keys keys, Rows out) const;
     PushCounts push(const PushBatch& batch, std::uint32_t step);
     PushCounts push_step(const std::vector<PushBatch>& batches, std::uint32_t step);
     std::uint64_t evict(std::uint32_t step);
@@ -134,25 +111,25 @@ class Shard {
     std::uint32_t sightings_per_bucket() const { return admission_.cells(); }
     const RowUpdate& update() const { return update_; }
     std::uint64_t memory_bytes() const;
+    // Working memory of push_step() for so many rows.
+    static std::uint64_t step_bytes(std::uint32_t dim, std::uint64_t rows);
 
   private:
-    std::uint32_t num_buckets() const { return config_.end_bucket - config_.first_bucket; }
+    std::uint32_t num_buckets() const { return config_.buckets_here(); }
     std::uint32_t bucket(Key key) const { return bucket_of_(key) - config_.first_bucket; }
     struct Block;  // of keys, on their way through walk()
 
     std::uint32_t resolve(Key key, std::uint32_t step, bool& fresh);
     // Finds the slot of each key, with the memory that its row needs under way, and uses the rows in blocks.
     //   mask touch(key, line, at, here)  here: all bits if the line's entry `at` is the key's, else 0;
-    //   returns it,
-    //                                    or 0 if resolve() has to see to that entry
+    //                                    returns it, or 0 if resolve() has to see to that entry
     //   slot resolve(key, bool& fresh)   for the others; kNoSlot if there is none
     //   use(block)                       rows, null without a slot, and which of them are new
     template <class Touch, class Resolve, class Use>
-    void walk(const Key* keys, std::size_t n, std::uint32_t* slots, Touch touch, Resolve resolve,
-              Use use) const;
+    void walk(Keys keys, Span<std::uint32_t> slots, Touch touch, Resolve resolve, Use use) const;
     void insert(std::uint32_t bucket, Key key, std::uint32_t slot, std::uint32_t stamp);
     void start_row(Key key, std::uint32_t slot);
-    void keep_before_change(const Key* keys, std::size_t n);
+    void keep_before_change(Keys keys);
     void keep_before_push(const PushBatch& batch);
     void keep_before_removal(std::uint32_t bucket, const KeyIndex::Entry& entry);
     void note_removed(Key key);

@@ -3,7 +3,8 @@
 // Not thread-safe: one call at a time. U: keys of a call, D: dim. Keys of a call must be unique and ordered
 // by bucket. Everything that decides what a row becomes belongs to its bucket, so results don't depend on the
 // number of threads. All calls throw std::invalid_argument for keys of another server's bucket, or out of
-// order, before they change anything. After any other exception (no memory) the table is of no use.
+// order, and for spans whose lengths don't fit together, before they change anything. After any other
+// exception (no memory) the table is of no use.
 #pragma once
 
 #include <cstddef>
@@ -25,11 +26,11 @@ class Table {
     // Rows of all keys to `out` [U, D], created where unseen (keys that are not admitted give zeros and the
     // slot kNoSlot); notes that `step` uses them. Returns the epoch that push() wants back. With `wanted` [U]
     // only rows of keys with a 1 go to `out`, one behind the other; nothing else changes.
-    std::uint32_t pull(const Key* keys, std::size_t n, std::uint32_t step, Wire wire, std::byte* out,
-                       std::uint32_t* slots, const std::uint8_t* wanted = nullptr);
+    std::uint32_t pull(Keys keys, std::uint32_t step, Rows out, Span<std::uint32_t> slots,
+                       Span<const std::uint8_t> wanted = {});
 
     // Evaluation: like pull, but changes nothing; unseen rows are zeros.
-    void lookup(const Key* keys, std::size_t n, Wire wire, std::byte* out) const;
+    void lookup(Keys keys, Rows out) const;
 
     // One optimizer update per row with the gradients for what a pull gave. A row that was evicted since is
     // left alone, also if it was re-created. A row with an infinite or NaN element is skipped. `step` decides
@@ -82,14 +83,14 @@ class Table {
     std::uint64_t memory_bytes() const;
 
   private:
-    void check_keys(const Key* keys, std::size_t n) const;
-    void refuse_keys(const Key* keys, std::size_t n) const;  // says which is wrong
+    void check_keys(Keys keys) const;
+    void refuse_keys(Keys keys) const;  // says which is wrong
     void check_slots(const PushBatch& batch) const;
     Shard& shard_of(std::uint32_t bucket) const;
     template <class Push>
     PushCounts push_parts(const std::vector<PushBatch>& batches, Push&& push);
     // Where each shard's keys begin, and the end.
-    std::vector<std::size_t> cuts(const Key* keys, std::size_t n) const;
+    std::vector<std::size_t> cuts(Keys keys) const;
     template <class Job>
     void each_shard(std::size_t num_keys, Job&& job) const;
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from persia_hpc._native import MemoryLimits, Table, mix
+from persia_hpc._native import MemoryLimits, Table, TableConfig, mix
 from persia_hpc.errors import UserError
 
 from .measure import Result, Timing, in_turns
@@ -80,7 +80,7 @@ def _weight_bytes(dim: int, options: argparse.Namespace) -> int:
 
 
 def _table(dim: int, optimizer: str, options: argparse.Namespace, capacity: int) -> Table:
-    return Table(
+    config = TableConfig(
         dim=dim,
         optimizer=optimizer,
         options={"lr": 0.05},
@@ -95,6 +95,7 @@ def _table(dim: int, optimizer: str, options: argparse.Namespace, capacity: int)
         storage=options.storage,
         threads=options.threads,
     )
+    return Table(config)
 
 
 def _keys(skew: str, rows: int, call: int) -> Array:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import hashlib
 
-from persia_hpc._native import Table
+from persia_hpc._native import Table, TableConfig
 from persia_hpc.config import Config
 from persia_hpc.table_layout import TableLayout
 
 
 def make_table(config: Config, table: TableLayout, first_bucket: int, end_bucket: int) -> Table:
-    """An empty table for the buckets [first_bucket, end_bucket)."""
+    """Makes an empty table for the buckets [first_bucket, end_bucket)."""
+    return Table(native_config(config, table, first_bucket, end_bucket))
+
+
+def native_config(config: Config, table: TableLayout, first_bucket: int, end_bucket: int) -> TableConfig:
+    """Translates what a user configured into what a native table is made with."""
     options = dict(table.config.optimizer)
     init = table.config.init
     names = ("low", "high") if init["name"] == "uniform" else ("mean", "std")
-    return Table(
+    return TableConfig(
         dim=table.dim,
         optimizer=str(options.pop("name")),
         options={k: float(v) for k, v in options.items()},
