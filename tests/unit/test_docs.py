@@ -1,4 +1,4 @@
-"""The pages' links lead somewhere, and the examples of configuration and Python are accepted."""
+"""The pages' links lead somewhere, examples of configuration and Python are accepted, lines are short."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ import pytest
 from persia_hpc.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "slurm/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "datasets").glob("*/README.md")),
+]
+LINE = 120  # characters of a line that isn't a table's
+CELL = 400  # characters of a table's cell
+
+
+def page_name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
 
 
 def links(text: str) -> list[str]:
@@ -30,7 +40,7 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_relative_links_lead_to_files(page: Path) -> None:
     for target in links(page.read_text()):
         path, _, anchor = target.partition("#")
@@ -45,7 +55,7 @@ def test_readme_links_to_every_page() -> None:
     assert {f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")} <= linked
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_python_examples_compile(page: Path) -> None:
     for number, block in enumerate(blocks(page, "python")):
         compile(block, f"{page.name}, example {number + 1}", "exec")
@@ -59,3 +69,13 @@ def test_whole_configurations_are_accepted(name: str, tmp_path: Path) -> None:
         file = tmp_path / "train.toml"
         file.write_text(block)
         load_config(file)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_lines_and_cells_are_short(page: Path) -> None:
+    for number, line in enumerate(page.read_text().splitlines(), 1):
+        if line.startswith("|"):
+            longest = max(len(cell.strip()) for cell in line.strip("|").split("|"))
+            assert longest <= CELL, f"{page.name}:{number}: a cell of {longest} characters; move prose out"
+        else:
+            assert len(line) <= LINE, f"{page.name}:{number}: {len(line)} characters"
