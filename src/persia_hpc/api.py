@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from persia_hpc.reporting.events import JsonLines, MetricLogger
 
 from .callbacks import Callback
+from .checkpoint.choose import refuse_mismatch, resumed_schema
 from .checkpoint.files import discard_partial, make_newest, read_manifest, whole_checkpoints
 from .checkpoint.matching import check_match
 from .config import Config, config_text, load_config
 from .errors import TrainingEndedError
-from .job.resume import first_sound_checkpoint, load_start, refuse_mismatch, resumed_schema
+from .job.resume import first_sound_checkpoint, load_start
 from .launch.environment import inside_mpi, make_run_dir
 from .reporting.screen import Screen, summary_text
 from .reporting.summary import make_summary, write_json

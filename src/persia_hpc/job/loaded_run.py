@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from persia_hpc._native import hash_ids, mix
+from persia_hpc.checkpoint.choose import find_checkpoint
 from persia_hpc.checkpoint.files import read_manifest, read_schema
 from persia_hpc.checkpoint.rows import load_rows
 from persia_hpc.config import load_config
@@ -28,7 +29,6 @@ from persia_hpc.trainer.interfaces import NoPeers
 from persia_hpc.trainer.session import Session
 
 from .local_stream import LocalStream
-from .resume import find_checkpoint
 
 Array = npt.NDArray[Any]
 

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from persia_hpc.checkpoint import files
+from persia_hpc.checkpoint.choose import init_source
 from persia_hpc.config import Config
 from persia_hpc.errors import DataError, UserError
-from persia_hpc.job.resume import init_source
 from persia_hpc.reporting.summary import package_versions
 from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.schedule import Schedule
