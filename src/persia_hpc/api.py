@@ -12,22 +12,18 @@ from typing import TYPE_CHECKING, Any
 from persia_hpc.reporting.events import JsonLines, MetricLogger
 
 from .callbacks import Callback
-from .checkpoint.choose import refuse_mismatch, resumed_schema
-from .checkpoint.files import discard_partial, make_newest, read_manifest, whole_checkpoints
-from .checkpoint.matching import check_match
+from .checkpoint.files import discard_partial, make_newest, whole_checkpoints
 from .config import Config, config_text, load_config
 from .errors import TrainingEndedError
+from .job.facts import facts_of_sources
 from .job.resume import first_sound_checkpoint, load_start
+from .job.sources import open_sources
 from .launch.environment import inside_mpi, make_run_dir
 from .reporting.screen import Screen, summary_text
 from .reporting.summary import make_summary, write_json
 from .reporting.trace import write_trace
 from .runtime.stop import StopSignals
-from .samples.follow import followed_schema
 from .samples.schema import DatasetSchema
-from .samples.source import FileSource, Source, open_source
-from .schedule import make_schedules
-from .table_layout import make_layout
 
 if TYPE_CHECKING:
     from .trainer.session import Session
@@ -36,36 +32,11 @@ Body = Callable[["Session"], None]
 ConfigLike = str | Path | Mapping[str, Any] | Config
 
 
-def open_sources(config: Config, run_dir: str | Path | None = None) -> dict[str, Source]:
-    """The splits that the configuration names, opened and checked against each other.
-
-    With `data.follow` the training data has its schema, but no samples yet; that of a run that goes on in
-    `run_dir` is known even if all of its files are gone.
-    """
-    sources: dict[str, Source] = {}
-    for split in ("train", "valid", "test"):
-        patterns = getattr(config.data, split)
-        if split == "train" and config.data.follow:
-            schema = resumed_schema(config, run_dir) or followed_schema(config)
-            sources[split] = FileSource((), schema, 0, binary_labels=False)
-        elif patterns:
-            sources[split] = open_source(
-                patterns,
-                features=config.data.features,
-                limit=config.data.limit,
-                binary_labels=config.train.loss == "bce",
-            )
-    return sources
-
-
 def check(config: Config, run_dir: Path | None = None) -> Config:
     """Raises UserError for what is known before a job starts: data files, features, tables, capacities, and
     whether the checkpoint fits that it goes on from.
     """
-    sources = open_sources(config, run_dir)
-    make_layout(config, sources["train"].schema)
-    num_samples = {split: source.num_samples for split, source in sources.items()}
-    refuse_mismatch(config, run_dir, sources["train"].schema, num_samples)
+    facts_of_sources(config, open_sources(config, run_dir)).check_newest_checkpoint(run_dir)
     return config
 
 
@@ -191,25 +162,20 @@ def _run_local(
 ) -> dict[str, Any]:
     import torch
 
-    from .job.local_stream import LocalStream
+    from .job.local_stream import LocalStream, local_server
+    from .job.training import make_session
     from .trainer.batch import make_inputs
-    from .trainer.dense.allreduce import DenseReducer
     from .trainer.device import choose_device
     from .trainer.driver import Driver
     from .trainer.following import Following
-    from .trainer.interfaces import NoPeers
     from .trainer.saving import DenseState, dense_states
-    from .trainer.session import Session
 
     sources = open_sources(config, config.run_dir)
-    schema = sources["train"].schema
-    layout = make_layout(config, schema)
-    num_samples = {split: s.num_samples for split, s in sources.items()}
-    schedules = make_schedules(config, num_samples)
-    refuse_mismatch(config, config.run_dir, schema, num_samples)
+    facts = facts_of_sources(config, sources)
+    facts.check_newest_checkpoint(config.run_dir)
     run_dir = make_run_dir(config.run_dir, resume=config.checkpoint.resume)
     jsonl = start_run_dir(config, run_dir)
-    inputs = make_inputs(layout, schema)
+    inputs = make_inputs(facts.layout, facts.schema)
     screen = [] if quiet else [Screen()]
     driver = None if main is not None else Driver(config, inputs, callbacks, [jsonl, *screen, *loggers])
     if config.train.threads is not None:
@@ -219,12 +185,12 @@ def _run_local(
         path: Path | None,
     ) -> tuple[LocalStream, Following | None, DenseState | None, DenseState | None]:
         if path is not None:
-            check_match(str(path), read_manifest(path), config, schema, num_samples)
-        stream = LocalStream(config, layout, sources, schedules, stop)
+            facts.check_checkpoint(path)
+        stream = LocalStream(facts, sources, local_server(facts), stop)
         load_start(stream.server, config, path)
         following = None
         if config.data.follow:
-            following = Following(config, schema, schedules["train"], path, trainer_rank=0)
+            following = Following(config, facts.schema, facts.schedules["train"], path, trainer_rank=0)
         return stream, following, *dense_states(config, path, driver.model if driver is not None else None)
 
     def say(text: str) -> None:
@@ -235,20 +201,15 @@ def _run_local(
         discard_partial(run_dir)
         found = whole_checkpoints(run_dir)
     stream, following, resume, initial = first_sound_checkpoint(found, prepare, say, make_newest)
-    session = Session(
-        config,
-        layout,
-        inputs,
-        schedules,
-        stream=stream,
-        peers=NoPeers(),
-        reducer=DenseReducer(None, config.train.bucket_bytes),
+    session = make_session(
+        facts,
+        stream,
         device=choose_device(config.train.device, local_rank=0),
         resume=resume,
         initial=initial,
         following=following,
     )
-    trainer = trainer_part(session, main, driver, run_dir, schema, num_samples)
+    trainer = trainer_part(session, main, driver, run_dir, facts.schema, facts.num_samples)
     summary = make_summary(
         config,
         roles={"parameter_servers": 1, "embedding_workers": 1, "trainers": 1},

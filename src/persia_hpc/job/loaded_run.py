@@ -21,14 +21,12 @@ from persia_hpc.config import load_config
 from persia_hpc.errors import UserError
 from persia_hpc.models import build_model
 from persia_hpc.samples.source import open_source
-from persia_hpc.schedule import make_schedules
-from persia_hpc.table_layout import make_layout
 from persia_hpc.trainer.batch import make_inputs
-from persia_hpc.trainer.dense.allreduce import DenseReducer
-from persia_hpc.trainer.interfaces import NoPeers
 from persia_hpc.trainer.session import Session
 
-from .local_stream import LocalStream
+from .facts import make_facts
+from .local_stream import LocalStream, local_server
+from .training import make_session
 
 Array = npt.NDArray[Any]
 
@@ -43,9 +41,10 @@ class LoadedRun:
         self.config = load_config(manifest["config"], set)
         self.schema = read_schema(manifest)
         self.step: int = manifest["step"]
-        self.layout = make_layout(self.config, self.schema)
-        self._stream = LocalStream(self.config, self.layout, {}, {})
-        load_rows(self.path, self._stream.server)
+        facts = make_facts(self.config, self.schema, {})
+        self.layout = facts.layout
+        self._server = local_server(facts)
+        load_rows(self.path, self._server)
         self.inputs = make_inputs(self.layout, self.schema)
 
     @property
@@ -68,7 +67,7 @@ class LoadedRun:
         keys = mix(unique)
         order = np.argsort(keys)  # look-ups are in bucket order
         out = np.zeros((len(unique), self.layout.tables[index].dim), np.float32)
-        native = self._stream.server.tables[index]
+        native = self._server.tables[index]
         assert native is not None
         native.lookup(np.ascontiguousarray(keys[order]), out)
         rows = np.empty_like(out)
@@ -134,18 +133,9 @@ class LoadedRun:
                 f"{patterns[0]} has dense features {', '.join(source.schema.dense_names) or 'none'}, "
                 f"the model was trained with {', '.join(self.schema.dense_names) or 'none'}"
             )
-        schedules = make_schedules(self.config, {"test": source.num_samples})
-        stream = LocalStream(self.config, self.layout, {"test": source}, schedules)
-        stream.server = self._stream.server
-        session = Session(
-            dataclasses.replace(self.config, mode="sync", staleness_bound=0),
-            self.layout,
-            self.inputs,
-            schedules,
-            stream=stream,
-            peers=NoPeers(),
-            reducer=DenseReducer(None, self.config.train.bucket_bytes),
-            device=torch.device("cpu"),
-        )
+        sync = dataclasses.replace(self.config, mode="sync", staleness_bound=0)
+        facts = make_facts(sync, self.schema, {"test": source.num_samples})
+        stream = LocalStream(facts, {"test": source}, self._server)
+        session = make_session(facts, stream, device=torch.device("cpu"))
         session.prepare(self.model())
         return session

@@ -12,10 +12,9 @@ from typing import Any, NoReturn
 from mpi4py import MPI
 
 from persia_hpc._native import keep_freed_memory
-from persia_hpc.api import Body, open_sources, start_run_dir, trainer_part
+from persia_hpc.api import Body, start_run_dir, trainer_part
 from persia_hpc.callbacks import Callback
-from persia_hpc.checkpoint.files import discard_partial, make_newest, read_manifest, whole_checkpoints
-from persia_hpc.checkpoint.matching import check_match
+from persia_hpc.checkpoint.files import discard_partial, make_newest, whole_checkpoints
 from persia_hpc.config import Config
 from persia_hpc.embedding_worker.engine import EmbeddingWorker
 from persia_hpc.embedding_worker.serve import WorkerLoop
@@ -32,8 +31,6 @@ from persia_hpc.reporting.trace import clock_offsets, write_trace
 from persia_hpc.runtime.stop import StopSignals
 from persia_hpc.runtime.watchdog import Watchdog
 from persia_hpc.samples.schema import DatasetSchema
-from persia_hpc.schedule import make_schedules
-from persia_hpc.table_layout import make_layout
 from persia_hpc.topology.channels import RingBytes, feed_channels, fitting, row_channels
 from persia_hpc.topology.communicators import Communicators, check_single_mpi_library, split_world
 from persia_hpc.topology.ring_sizes import ring_sizes
@@ -43,7 +40,9 @@ from persia_hpc.transport.progress import ProgressThread, Waiter, default_spin
 from persia_hpc.transport.window import shared_memory_room
 
 from .agreement import agree, agree_on_data
+from .facts import make_facts
 from .resume import first_sound_checkpoint, load_start
+from .sources import open_sources
 
 LOG = logging.getLogger("persia_hpc")
 
@@ -115,9 +114,10 @@ class RankJob:
         sources = agree(
             self.world, lambda: open_sources(config, self.run_dir) if role is Role.EMBEDDING_WORKER else {}
         )
-        self.schema, self.num_samples = schema, counts = agree_on_data(self.world, groups.hosts, sources)
-        self.schedules = make_schedules(config, counts)
-        self.layout = agree(self.world, lambda: make_layout(config, schema))
+        schema, counts = agree_on_data(self.world, groups.hosts, sources)
+        self.facts = agree(self.world, lambda: make_facts(config, schema, counts))
+        self.schema, self.num_samples = schema, counts
+        self.layout, self.schedules = self.facts.layout, self.facts.schedules
         self.ring_bytes = self._ring_bytes(schema)
         part: Callable[[Path | None], Any] = {
             Role.PARAMETER_SERVER: lambda start: self._serve_rows(start),
@@ -142,7 +142,7 @@ class RankJob:
 
             def first() -> None:
                 if path is not None:
-                    check_match(str(path), read_manifest(path), self.config, self.schema, self.num_samples)
+                    self.facts.check_checkpoint(path)
                 next(steps)
 
             agree(self.world, first)
@@ -268,7 +268,8 @@ class RankJob:
         from persia_hpc.trainer.following import Following
         from persia_hpc.trainer.saving import dense_states
         from persia_hpc.trainer.serve import MpiPeers, RingStream, make_reducer
-        from persia_hpc.trainer.session import Session
+
+        from .training import make_session
 
         groups, plan, config = self.groups, self.groups.plan, self.config
         me = groups.me
@@ -302,12 +303,9 @@ class RankJob:
             watchdog=self.watchdog,
             trace_steps=config.train.trace,
         )
-        session = Session(
-            config,
-            self.layout,
-            inputs,
-            self.schedules,
-            stream=stream,
+        session = make_session(
+            self.facts,
+            stream,
             peers=peers,
             reducer=reducer,
             device=device,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 
-from persia_hpc.api import open_sources
 from persia_hpc.config import Config
 from persia_hpc.cost_model.work import Counts
 from persia_hpc.embedding_worker.engine import EmbeddingWorker
@@ -12,17 +11,14 @@ from persia_hpc.errors import PersiaError, UserError
 from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.follow import Follower, portion_source
-from persia_hpc.schedule import make_schedules
-from persia_hpc.table_layout import make_layout
-from persia_hpc.trainer.batch import make_inputs
-from persia_hpc.trainer.dense.allreduce import DenseReducer
 from persia_hpc.trainer.device import choose_device
 from persia_hpc.trainer.driver import Driver, check_logits
-from persia_hpc.trainer.interfaces import NoPeers
-from persia_hpc.trainer.session import Session
 from persia_hpc.user_objects import describe
 
-from .local_stream import LocalStream
+from .facts import facts_of_sources
+from .local_stream import LocalStream, local_server
+from .sources import open_sources
+from .training import make_session
 
 
 class Trial:
@@ -32,23 +28,15 @@ class Trial:
         """UserError for bad input."""
         self.config = config
         self.sources = open_sources(config)
-        self.schema = self.sources["train"].schema
         if config.data.follow:  # what there is now is the first portion
-            self.sources["train"] = portion_source(Follower(config, self.schema).look(), self.schema, config)
-        self.layout = make_layout(config, self.schema)
-        self.schedules = make_schedules(config, {split: s.num_samples for split, s in self.sources.items()})
-        self.stream = LocalStream(config, self.layout, self.sources, self.schedules)
-        self._inputs = make_inputs(self.layout, self.schema)
+            schema = self.sources["train"].schema
+            self.sources["train"] = portion_source(Follower(config, schema).look(), schema, config)
+        self.facts = facts_of_sources(config, self.sources)
+        self.schema, self.layout, self.schedules = self.facts.schema, self.facts.layout, self.facts.schedules
+        self.stream = LocalStream(self.facts, self.sources, local_server(self.facts))
         self._driver: Driver | None = None
-        self.session = Session(
-            config,
-            self.layout,
-            self._inputs,
-            self.stream.splits.schedules,
-            stream=self.stream,
-            peers=NoPeers(),
-            reducer=DenseReducer(None, config.train.bucket_bytes),
-            device=choose_device(config.train.device, local_rank=0),
+        self.session = make_session(
+            self.facts, self.stream, device=choose_device(config.train.device, local_rank=0)
         )
 
     def first_batch(self) -> RowBatch:
@@ -60,7 +48,7 @@ class Trial:
         """Makes the model, unless it is there; UserError if that fails."""
         if self._driver is None:
             try:
-                driver = Driver(self.config, self._inputs)
+                driver = Driver(self.config, self.session.inputs)
                 self.session.prepare(driver.model)
             except PersiaError:
                 raise
