@@ -140,8 +140,10 @@ def start_log(run_dir: str | Path, world_rank: int) -> None:
     logger.setLevel(logging.INFO)
 
 
-def report_failure(run_dir: str | Path, world_rank: int, role: str | None, error: BaseException) -> int:
-    """Records why the job fails and, without a supervisor, says it; the exit code for MPI_Abort.
+def report_failure(
+    run_dir: str | Path, world_rank: int, role: str | None, error: BaseException, *, supervised: bool
+) -> int:
+    """Records why the job fails and, unless a supervisor does so, says it; returns the job's exit code.
 
     Only the job's first failure is said: the others mostly follow from it, and are in their ranks' logs.
     """
@@ -155,7 +157,7 @@ def report_failure(run_dir: str | Path, world_rank: int, role: str | None, error
         cause = (str(error).split("\n") or [""])[-1].partition("): ")
         message = f"communication failed ({(cause[2] or cause[0]).strip()}); a rank or node may have died"
         details = ""
-    recorded = "PERSIA_HPC_SUPERVISED" in os.environ
+    recorded = supervised
     try:
         first = write_failure(run_dir, world_rank, role, code, message, details)
     except OSError:  # the disk may be what fails

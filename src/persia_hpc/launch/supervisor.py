@@ -16,26 +16,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from persia_hpc.config import Config, config_text
+from persia_hpc.config import Config
 from persia_hpc.errors import EXIT_AGAIN, EXIT_DATA, EXIT_FAILURE, EXIT_OK, EXIT_USER
 
 from .deaths import Death, DeathWatch
-from .environment import make_run_dir
+from .environment import SUPERVISED
 from .mpiexec import Launcher, find_launcher
-from .registry import (
-    RankRecord,
-    beacon_path,
-    finish_rank,
-    read_failure,
-    read_ranks,
-    read_summary,
-    register_rank,
-    write_failure,
-)
+from .registry import RankRecord, beacon_path, read_failure, read_ranks, read_summary
 from .relay import Relay
+from .run_dir import make_run_dir, write_config
 from .shared_memory import SharedMemory
-
-__all__ = ["finish_rank", "make_run_dir", "register_rank", "supervise", "write_failure"]
 
 RANK_PROGRAM = (sys.executable, "-m", "mpi4py", "-m", "persia_hpc.job.rank_main")
 LAUNCHER_GRACE_SECONDS = 3.0  # after the first death the launcher may end the job by itself
@@ -64,7 +54,7 @@ def supervise(
     (directory / "logs").mkdir(exist_ok=True)
     for stale in (directory / "ranks").glob("*.json"):  # of a job that was killed before it had results
         stale.unlink()
-    (directory / "config.toml").write_text(config_text(config))
+    write_config(directory, config)
     nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
     num_ranks = config.ranks.total(nodes)
     command = found.command(num_ranks, [*program, "--run-dir", str(directory), *arguments])
@@ -345,7 +335,7 @@ def die_with_parent(number: int = signal.SIGTERM) -> Callable[[], None]:
 
 def _environment(launcher: Launcher) -> Mapping[str, str]:
     env = launcher.environment(os.environ)
-    env["PERSIA_HPC_SUPERVISED"] = "1"
+    env[SUPERVISED] = "1"
     env["PYTHONUNBUFFERED"] = "1"
     if sys.stderr.isatty():  # ranks write to a pipe: this is how their progress bar knows the screen
         env["PERSIA_HPC_SCREEN"] = "1"
