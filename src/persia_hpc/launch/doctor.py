@@ -58,7 +58,7 @@ _TORCH_PROBE = """
 import json, torch
 kernels = ""
 if torch.cuda.is_available():
-    from persia_hpc.trainer.pooling_cuda import cuda_module
+    from persia_hpc.trainer.pooling.cuda_kernel import cuda_module
     found = cuda_module(torch.device("cuda", 0))
     kernels = found if isinstance(found, str) else ""
 print("PROBE" + json.dumps({"version": torch.__version__, "cuda": torch.version.cuda,
