@@ -59,8 +59,7 @@ import json, torch
 kernels = ""
 if torch.cuda.is_available():
     from persia_hpc.trainer.pooling.cuda_kernel import cuda_module
-    found = cuda_module(torch.device("cuda", 0))
-    kernels = found if isinstance(found, str) else ""
+    kernels = cuda_module(torch.device("cuda", 0))[1]
 print("PROBE" + json.dumps({"version": torch.__version__, "cuda": torch.version.cuda,
       "kernels": kernels,
       "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]}))
