@@ -16,10 +16,9 @@ from persia_hpc.reporting.outcomes import Times, TrainerOutcome
 from persia_hpc.reporting.screen import Screen
 from persia_hpc.trainer.batch import make_inputs
 from persia_hpc.trainer.dense.allreduce import DenseReducer
-from persia_hpc.trainer.dense.shared import SharedDense
 from persia_hpc.trainer.driver import Driver
 from persia_hpc.trainer.following import Following
-from persia_hpc.trainer.interfaces import BatchStream, NoPeers, Peers
+from persia_hpc.trainer.interfaces import BatchStream, DenseSync, NoPeers, Peers
 from persia_hpc.trainer.saving import DenseState, Saver, dense_states
 from persia_hpc.trainer.session import Session
 
@@ -66,7 +65,7 @@ def make_session(
     *,
     device: torch.device,
     peers: Peers | None = None,
-    reducer: DenseReducer | SharedDense | None = None,
+    reducer: DenseSync | None = None,
     start: TrainerStart | None = None,
     run_dir: Path | None = None,
 ) -> Session:

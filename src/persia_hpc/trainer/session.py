@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -22,16 +22,15 @@ from persia_hpc.schedule import Schedule
 from persia_hpc.table_layout import Layout
 
 from .batch import Batch, Inputs, on_backward
-from .dense.allreduce import DenseReducer
 from .dense.graphs import graphed
 from .dense.optimizer import make_optimizer, set_learning_rate
 from .dense.precision import Precision
-from .dense.shared import SharedDense
 from .evaluation import Predictions, predict_split
 from .following import Following
-from .interfaces import Array, BatchStream, Peers
+from .interfaces import Array, BatchStream, DenseSync, Peers
 from .metrics import Metric, load_metrics
-from .pooling.embed import Pooling, RowGradients
+from .pooling.embed import Pooling
+from .pooling.gradients import RowGradients
 from .saving import DenseState, Saver
 
 
@@ -47,7 +46,7 @@ class Session:
         *,
         stream: BatchStream,
         peers: Peers,
-        reducer: DenseReducer | SharedDense,
+        reducer: DenseSync,
         device: torch.device,
         resume: DenseState | None = None,
         initial: DenseState | None = None,
@@ -131,7 +130,9 @@ class Session:
             begin.load_model(model)
         self.reducer.attach(model)
         self.model = model
-        self._call = graphed(model, self.inputs, self.device, self.config.train.cuda_graphs)
+        self._call: Callable[[Batch], Tensor] = model
+        if self.config.train.cuda_graphs:
+            self._call = graphed(model, self.inputs, self.device)
         if optimizer is None and self.reducer.parameters:
             optimizer = make_optimizer(self.reducer.parameters, self.config.train.optimizer)
         self.optimizer = optimizer
