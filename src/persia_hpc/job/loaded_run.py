@@ -1,4 +1,4 @@
-"""A trained run opened without MPI: rows of tables, metrics, predictions."""
+"""Opens a trained run without MPI: rows of tables, metrics, predictions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Array = npt.NDArray[Any]
 
 
 class LoadedRun:
-    """A checkpoint with all its tables in this process's memory. Nothing that it does changes them."""
+    """Holds a checkpoint with all its tables in this process's memory; no method changes them."""
 
     def __init__(self, path: Path, set: Mapping[str, Any] | None = None):
         """`set` overrides configuration keys, for instance {"data.test": ["other.h5"]}."""
@@ -49,12 +49,15 @@ class LoadedRun:
 
     @property
     def tables(self) -> tuple[str, ...]:
-        """Names of the embedding tables."""
+        """Returns the names of the embedding tables."""
         return tuple(t.name for t in self.layout.tables)
 
     def rows(self, table: str, ids: npt.ArrayLike) -> Array:
-        """Embedding vectors of `ids` (any integers, as in the dataset): float32 [N, D]; zeros for ids never
-        trained, unless the table is hashed and other ids have trained their rows.
+        """Returns the embedding vectors of `ids`, zeros for ids never trained.
+
+        In a hashed table other ids may have trained their rows.
+        Shapes: ids any integers, as in the dataset; returns [N, D] float32.
+        Raises: UserError if there is no such table.
         """
         if table not in self.tables:
             raise UserError(f"there is no table {table!r}; this checkpoint has: {', '.join(self.tables)}")
@@ -76,14 +79,17 @@ class LoadedRun:
         return found if hashing is None else found.reshape(-1, hashing.rounds, found.shape[1]).sum(axis=1)
 
     def model(self) -> torch.nn.Module:
-        """The dense model with its trained parameters, on the CPU."""
+        """Returns the dense model with its trained parameters, on the CPU."""
         model = build_model(self.config.model.class_name, self.inputs, dict(self.config.model.arguments))
         dense = torch.load(self.path / "dense.pt", map_location="cpu", weights_only=True)
         model.load_state_dict(dense["model"])
         return model.eval()
 
     def evaluate(self, split: str = "test") -> dict[str, float]:
-        """Exact metrics on one of the configured splits."""
+        """Returns exact metrics on one of the configured splits.
+
+        Raises: UserError if there is no data for it.
+        """
         patterns = getattr(self.config.data, split, None) if split in ("train", "valid", "test") else None
         if not patterns:
             raise UserError(

@@ -1,4 +1,4 @@
-"""All roles in one process, by plain calls: no MPI, bit-identical to `sync` with one rank a role."""
+"""Plays all roles in one process, by plain calls: bit-identical to `sync` with one rank a role."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def local_server(facts: Facts) -> ParameterServer:
 
 
 class LocalStream:
-    """The `BatchStream` of a session whose worker and server live in the same process."""
+    """Streams batches to a session whose worker and server live in the same process. See `BatchStream`."""
 
     memory = ()
 
@@ -68,11 +68,11 @@ class LocalStream:
 
     def wait_until(self, done: Callable[[], bool], what: str | None) -> None:
         while not done():
-            assert what is None, f"alone there is nobody to wait for: {what}"
+            assert what is None, f"there is no other rank to wait for: {what}"
             time.sleep(WAIT_SECONDS)
 
     def peek(self, step: int) -> None:
-        """A batch is made when it is asked for."""
+        """Returns None: a batch is made when it is asked for."""
 
     def begin_portion(self, schedule: Schedule, files: Sequence[FileInfo]) -> None:
         self.splits.begin_portion(schedule, files)

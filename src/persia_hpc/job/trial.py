@@ -1,4 +1,4 @@
-"""Some steps of a configuration's training in this process, without MPI: for dry runs and the cost model."""
+"""Trains some steps of a configuration in this process, without MPI: for dry runs and the cost model."""
 
 from __future__ import annotations
 
@@ -22,10 +22,13 @@ from .training import make_session
 
 
 class Trial:
-    """Data, tables and model of a configuration, all roles in this process. Writes nothing."""
+    """Holds data, tables and model of a configuration, all roles in this process. Writes nothing."""
 
     def __init__(self, config: Config):
-        """UserError for bad input."""
+        """Opens the data and makes the tables.
+
+        Raises: UserError for bad input.
+        """
         self.config = config
         self.sources = open_sources(config)
         if config.data.follow:  # what there is now is the first portion
@@ -40,12 +43,15 @@ class Trial:
         )
 
     def first_batch(self) -> RowBatch:
-        """The first training batch as evaluations would see it."""
+        """Returns the first training batch as evaluations would see it."""
         self.stream.begin_evaluation("train", 0)
         return self.stream.next_evaluation(1)
 
     def prepare(self) -> Driver:
-        """Makes the model, unless it is there; UserError if that fails."""
+        """Makes the model, unless it is there.
+
+        Raises: UserError if that fails.
+        """
         if self._driver is None:
             try:
                 driver = Driver(self.config, self.session.inputs)
@@ -61,9 +67,9 @@ class Trial:
         return UserError(f"model {self.config.model.class_name!r} {what}: {describe(error)}")
 
     def steps(self, count: int) -> list[dict[str, float]]:
-        """Trains so many steps, on from those before; returns the seconds of each by phase.
+        """Trains the next `count` steps; returns the seconds of each by phase.
 
-        UserError for a model, loss or optimizer that fails, DataError for a damaged file.
+        Raises: UserError for a model, loss or optimizer that fails, DataError for a damaged file.
         """
         driver = self.prepare()
         found: list[dict[str, float]] = []
@@ -89,7 +95,7 @@ class Trial:
 
 
 def count_batches(worker: EmbeddingWorker, sample: SampleBatch, samples: int) -> Counts:
-    """Mean counts of batches of `samples`, cut out of a `sample` of at least one."""
+    """Returns mean counts of batches of `samples`, cut out of a `sample` of at least one."""
     size = min(samples, sample.num_samples)
     batches = max(1, sample.num_samples // size)
     layout = worker.layout

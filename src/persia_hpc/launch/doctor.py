@@ -231,7 +231,7 @@ def _slurm() -> list[Line]:
 
 
 def _run(command: Sequence[str], env: dict[str, str] | None = None) -> tuple[int, Any, str]:
-    """(exit code, JSON that the program printed after "PROBE" or None, all its output)."""
+    """Returns (exit code, JSON that the program printed after "PROBE" or None, all its output)."""
     try:
         done = subprocess.run(
             command,

@@ -63,7 +63,7 @@ def supervise(
 
 
 class _Log(io.FileIO):
-    """A file that goes without what the disk doesn't take: the job matters more than its log."""
+    """Writes a file and drops what the disk doesn't take: the job matters more than its log."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, "wb")
@@ -178,7 +178,7 @@ class _Job:
                         return
 
     def _watch_failure(self, now: float) -> None:
-        """A launcher may not hear that a rank ends the job, for instance over a cut link."""
+        """Sets a deadline when a rank has failed: over a cut link the launcher may not learn of it."""
         if not self.failed and now - self.looked > 1.0:
             self.looked, self.failed = now, (self.run_dir / "failure.json").exists()
             if self.failed:
@@ -265,7 +265,7 @@ class _Job:
 
 
 def die_with_parent(number: int = signal.SIGTERM) -> Callable[[], None]:
-    """What a new process calls to get a signal when its parent dies, however that happens."""
+    """Returns what a new process calls to get a signal when its parent dies, however that happens."""
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     parent = os.getpid()
 
