@@ -16,10 +16,11 @@ from persia_hpc.reporting.outcomes import Times, TrainerOutcome
 from persia_hpc.reporting.screen import Screen
 from persia_hpc.trainer.batch import make_inputs
 from persia_hpc.trainer.dense.allreduce import DenseReducer
+from persia_hpc.trainer.dense.state import DenseState, dense_states
 from persia_hpc.trainer.driver import Driver
 from persia_hpc.trainer.following import Following
 from persia_hpc.trainer.interfaces import BatchStream, DenseSync, NoPeers, Peers
-from persia_hpc.trainer.saving import DenseState, Saver, dense_states
+from persia_hpc.trainer.saving import Saver
 from persia_hpc.trainer.session import Session
 
 from .facts import Facts
@@ -74,22 +75,33 @@ def make_session(
     run_dir: where checkpoints go; a session without one writes none.
     """
     start = start or TrainerStart()
-    session = Session(
+    peers = peers or NoPeers()
+    saver = None
+    if run_dir is not None:
+        saver = Saver(
+            facts.config,
+            stream,
+            peers,
+            run_dir,
+            facts.schema,
+            facts.num_samples,
+            resume=start.resume,
+            known_files=start.following.known_files if start.following is not None else None,
+        )
+    return Session(
         facts.config,
         facts.layout,
         make_inputs(facts.layout, facts.schema),
         facts.schedules,
         stream=stream,
-        peers=peers or NoPeers(),
+        peers=peers,
         reducer=reducer or DenseReducer(None, facts.config.train.bucket_bytes),
         device=device,
         resume=start.resume,
         initial=start.initial,
         following=start.following,
+        saver=saver,
     )
-    if run_dir is not None:
-        session.saver = Saver(session, run_dir, facts.schema, facts.num_samples)
-    return session
 
 
 def train_session(session: Session, task: Task, driver: Driver | None) -> TrainerOutcome:
@@ -112,11 +124,11 @@ def train_session(session: Session, task: Task, driver: Driver | None) -> Traine
     return TrainerOutcome(
         steps=session.step_number,
         samples=session.samples,
-        first_step=session.first_step,
-        first_samples=session.first_samples,
+        first_step=session.state.first_step,
+        first_samples=session.state.first_samples,
         stop_reason=session.stop_reason,
         interrupted=session.interrupted is not None,
-        evaluate_seconds=session.evaluate_seconds,
+        evaluate_seconds=session.state.evaluate_seconds,
         checkpoints=session.saver.statistics() if session.saver is not None else {},
         results=session.results,
         follow=session.following.statistics() if session.following is not None else None,
