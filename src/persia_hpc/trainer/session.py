@@ -31,12 +31,13 @@ from .interfaces import Array, BatchStream, DenseSync, Peers
 from .metrics import Metric, load_metrics
 from .pooling.embed import Pooling
 from .pooling.gradients import RowGradients
+from .progress import Progress
 from .run_state import DriverState, RunState
 from .saving import Saver
 from .stopping import Stopping
 
 
-class Session:
+class Session(Progress):
     """One trainer of a run. Methods marked collective must be called by every trainer, in the same order."""
 
     def __init__(
@@ -88,50 +89,6 @@ class Session:
         if following is not None:
             self.state.follow(following.schedule)
             following.begin(stream, self.step_number)
-
-    @property
-    def schedules(self) -> Mapping[str, Schedule]:
-        """Returns the schedule of each split."""
-        return self.state.schedules
-
-    @property
-    def step_number(self) -> int:
-        """Returns the last finished step."""
-        return self.state.step
-
-    @property
-    def samples(self) -> int:
-        """Returns how many samples all trainers have trained on."""
-        return self.state.samples
-
-    @property
-    def results(self) -> dict[str, dict[str, float]]:
-        """Returns the last metrics of each split."""
-        return self.state.results
-
-    @property
-    def stop_reason(self) -> str | None:
-        """Returns why the run ends early; None if it does not."""
-        return self.state.stop_reason
-
-    @property
-    def interrupted(self) -> int | None:
-        """Returns the signal that ended the run early."""
-        return self.state.interrupted
-
-    @property
-    def loss(self) -> Tensor:
-        """Returns the mean loss of this trainer's last batch, on the device where it was computed."""
-        return self.state.loss
-
-    @property
-    def last_staleness(self) -> int:
-        """Returns the number of steps whose updates this trainer's last batch missed."""
-        return self.state.last_staleness
-
-    @property
-    def last_loss(self) -> float:
-        return float(self.loss)  # waits for the device
 
     @property
     def trainer_rank(self) -> int:
