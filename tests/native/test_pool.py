@@ -14,7 +14,8 @@ from persia_hpc.errors import UserError
 from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.protocol.wire import WIRES, wire_of
 from persia_hpc.trainer.batch import Batch, Inputs
-from persia_hpc.trainer.pooling.embed import Pooling, RowGradients
+from persia_hpc.trainer.pooling.embed import Pooling
+from persia_hpc.trainer.pooling.gradients import RowGradients
 from tests.support.row_batches import make_inputs, make_row_batch, random_ids
 
 KERNELS = ("native", "cuda", "torch")  # the GPU's code on the host; on a GPU: test_pool_cuda.py

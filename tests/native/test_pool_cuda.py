@@ -16,7 +16,8 @@ from persia_hpc.errors import PersiaError
 from persia_hpc.protocol.row_batch import RowBatch, pack_row_batch, unpack_row_batch
 from persia_hpc.protocol.wire import WIRES
 from persia_hpc.trainer.batch import Batch, Inputs
-from persia_hpc.trainer.pooling.embed import Pooling, RowGradients
+from persia_hpc.trainer.pooling.embed import Pooling
+from persia_hpc.trainer.pooling.gradients import RowGradients
 from persia_hpc.trainer.pooling.staging import Staging, arrays_of
 from tests.support.row_batches import make_inputs, make_row_batch, random_ids
 

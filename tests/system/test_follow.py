@@ -6,6 +6,7 @@ import dataclasses
 import os
 import shutil
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -187,11 +188,12 @@ def test_a_loop_of_ones_own_and_max_steps(tmp_path: Path) -> None:
     seen: list[int] = []
 
     def main(session: Any) -> None:
-        session.following.tell = Drops(folder, SECOND, then_end=False).log
         session.prepare(build_model("tests.support.models:Small", session.inputs, {}))
         for batch in session.batches():
             session.step(bce(session.forward(batch), batch))
             seen.append(session.step_number)
+            if session.step_number == 4:  # the last of the first file
+                threading.Timer(0.5, folder.drop, (SECOND,)).start()
 
     config = folder.config(run_dir=str(tmp_path / "run"), **{"train.max_steps": 10})
     summary = ph.run(config, main, quiet=True)

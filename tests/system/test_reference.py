@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
 
 import persia_hpc as ph
 from persia_hpc._native import mix
-from persia_hpc.api import open_sources
+from persia_hpc.job.sources import open_sources
 from persia_hpc.parameter_server.engine import ParameterServer
 from persia_hpc.samples.reader import BatchReader
 from persia_hpc.schedule import make_schedules

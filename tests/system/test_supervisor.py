@@ -25,7 +25,7 @@ SOURCE = Path(__file__).resolve().parents[2] / "src"
 PROGRAM = """
 import json, os, sys, time
 from pathlib import Path
-from persia_hpc.launch.local import finish_rank, register_rank, write_failure
+from persia_hpc.launch.registry import finish_rank, register_rank, write_failure
 from persia_hpc.launch.shared_memory import mapped_files
 _, _, run_dir, how = sys.argv
 rank = int(os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "-1")))
@@ -69,7 +69,7 @@ DRIVER = """
 import sys
 from pathlib import Path
 from persia_hpc.config import load_config
-from persia_hpc.launch.local import supervise
+from persia_hpc.launch.supervisor import supervise
 config = load_config({"data": {"train": "x.h5"}, "model": {"class": "dlrm"}})
 program = (sys.executable, "-m", "mpi4py", sys.argv[1])
 sys.exit(supervise(config, Path(sys.argv[2]), sys.argv[3:], program=program))

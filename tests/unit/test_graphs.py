@@ -77,7 +77,6 @@ def test_where_there_can_be_no_graph(caplog: pytest.LogCaptureFixture) -> None:
     inputs = make_inputs([*POOLED, ("d", 4, "sequence", True)])
     model = torch.nn.Linear(1, 1)
     with pytest.raises(UserError, match="sequence feature 'd'"):
-        graphed(model, inputs, torch.device("cpu"), True)
-    assert graphed(model, make_inputs(POOLED), torch.device("cpu"), True) is model
+        graphed(model, inputs, torch.device("cpu"))
+    assert graphed(model, make_inputs(POOLED), torch.device("cpu")) is model
     assert "does nothing on cpu" in caplog.text
-    assert graphed(model, inputs, torch.device("cpu"), False) is model

@@ -16,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from persia_hpc.errors import UserError
-from persia_hpc.launch.environment import inside_mpi, make_run_dir, world_rank_of
+from persia_hpc.launch.environment import inside_mpi, world_rank_of
 from persia_hpc.launch.mpiexec import Launcher, find_launcher
 from persia_hpc.launch.registry import finish_rank, read_failure, read_ranks, register_rank, write_failure
 from persia_hpc.launch.relay import Relay
+from persia_hpc.launch.run_dir import make_run_dir
 from persia_hpc.launch.shared_memory import mapped_files, remove_leaked
 
 HYDRA = b"""

@@ -17,7 +17,8 @@ from persia_hpc.models import BUILT_IN, build_model
 from persia_hpc.models.parts import masked_mean
 from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.trainer.batch import Batch, Inputs
-from persia_hpc.trainer.pooling.embed import Pooling, RowGradients
+from persia_hpc.trainer.pooling.embed import Pooling
+from persia_hpc.trainer.pooling.gradients import RowGradients
 from tests.support.row_batches import make_inputs, make_row_batch, random_ids
 
 SAME_DIM = [

@@ -11,7 +11,8 @@ from torch import nn
 
 import persia_hpc as ph
 from persia_hpc.trainer.dense.precision import Precision
-from persia_hpc.trainer.pooling.embed import Pooling, RowGradients
+from persia_hpc.trainer.pooling.embed import Pooling
+from persia_hpc.trainer.pooling.gradients import RowGradients
 from tests.support.row_batches import make_inputs, make_row_batch
 from tests.support.tiny import tiny_config, trained_rows, write_tiny
 

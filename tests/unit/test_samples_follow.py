@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from persia_hpc.config import Config, load_config
 from persia_hpc.errors import UserError
-from persia_hpc.launch.environment import completed_message
+from persia_hpc.launch.run_dir import completed_message
 from persia_hpc.samples import follow
 from persia_hpc.samples.follow import Follower, TakenFile, late_files, portion_source
 from persia_hpc.samples.source import open_source

@@ -9,6 +9,7 @@ from typing import Any
 
 from persia_hpc.config import load_config
 from persia_hpc.parameter_server.engine import Ledger
+from persia_hpc.reporting.outcomes import JobOutcome, ServerOutcome, Times, TrainerOutcome, WorkerOutcome
 from persia_hpc.reporting.summary import make_summary
 from persia_hpc.runtime.phases import SERVER, TRAINER, WORKER, Pace, Phases
 
@@ -18,46 +19,33 @@ OF_CALLERS = {"run_dir"}  # added to what make_summary gives
 
 
 def example() -> dict[str, Any]:
+    trainer = TrainerOutcome(
+        steps=5,
+        samples=50,
+        first_step=0,
+        first_samples=0,
+        stop_reason=None,
+        interrupted=False,
+        evaluate_seconds=1.0,
+        checkpoints={"written": 1, "paused_seconds": 0.5, "write_seconds": 2.0},
+        results={"valid": METRICS, "test": METRICS},
+        steady=Pace().steady(),
+        follow={"portions": 2, "files": 3, "late_files": 1, "wait_seconds": 4.0},
+        times=Times({"batch": 1.0, "allreduce": 3.0}, Phases(TRAINER).report()),
+    )
+    server = ServerOutcome(
+        rows=4,
+        bytes=400,
+        row_bytes=300,
+        ledger=vars(Ledger(pulled_rows=7, applied_rows=7)),
+        histogram={0: 3, 2: 2},
+        last_apply={1: 12.0},
+        times=Times({"idle": 1.0}, Phases(SERVER).report()),
+    )
+    worker = WorkerOutcome({1: 10.0}, times=Times({"idle": 1.0, "read": 2.0}, Phases(WORKER).report()))
     return make_summary(
         load_config({"data": {"train": "train.h5"}, "model": {"class": "tower"}}),
-        roles={"parameter_servers": 1, "embedding_workers": 1, "trainers": 1},
-        trainer={
-            "steps": 5,
-            "samples": 50,
-            "first_step": 0,
-            "first_samples": 0,
-            "stop_reason": None,
-            "interrupted": False,
-            "evaluate_seconds": 1.0,
-            "checkpoints": {"written": 1, "paused_seconds": 0.5, "write_seconds": 2.0},
-            "results": {"valid": METRICS, "test": METRICS},
-            "steady": Pace().steady(),
-            "follow": {"portions": 2, "files": 3, "late_files": 1, "wait_seconds": 4.0},
-        },
-        servers=[
-            {
-                "rows": 4,
-                "bytes": 400,
-                "row_bytes": 300,
-                "ledger": vars(Ledger(pulled_rows=7, applied_rows=7)),
-                "histogram": {0: 3, 2: 2},
-                "last_apply": {1: 12.0},
-            }
-        ],
-        workers=[{"first_pull": {1: 10.0}}],
-        waits={
-            "parameter_server": [{"idle": 1.0}],
-            "embedding_worker": [{"idle": 1.0, "read": 2.0}],
-            "trainer": [{"batch": 1.0, "allreduce": 3.0}],
-        },
-        phases={
-            role: [Phases(names).report()]
-            for role, names in (
-                ("parameter_server", SERVER),
-                ("embedding_worker", WORKER),
-                ("trainer", TRAINER),
-            )
-        },
+        JobOutcome([server], [worker], [trainer]),
         mpi_library="an MPI",
     )
 

@@ -21,7 +21,7 @@ from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.protocol.wire import WIRES
 from persia_hpc.trainer.batch import FeatureSpec, Inputs
 from persia_hpc.trainer.pooling.cuda_kernel import CudaKernel, cuda_module
-from persia_hpc.trainer.pooling.embed import DimGroup
+from persia_hpc.trainer.pooling.groups import DimGroup
 from persia_hpc.trainer.pooling.row_rings import RowRings
 from persia_hpc.trainer.pooling.staging import Staging, arrays_of
 
@@ -51,9 +51,9 @@ def measure(options: argparse.Namespace) -> Iterator[Result]:
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise UserError(f"--device {options.device}: torch sees no GPU")
-        found = cuda_module(device)
-        if isinstance(found, str):
-            raise UserError(f"--device {options.device}: {found}")
+        module, problem = cuda_module(device)
+        if module is None:
+            raise UserError(f"--device {options.device}: {problem}")
         torch.cuda.set_device(device)  # launches that are repeated go to the current one
     for batch in options.batches:
         for per_sample in options.ids_per_sample:
@@ -150,7 +150,7 @@ def _kernels(
     row_batch: RowBatch,
     case: dict[str, Any],
 ) -> Iterator[Result]:
-    recorder = _Recorder(_native if device.type == "cpu" else cuda_module(device))
+    recorder = _Recorder(_native if device.type == "cpu" else cuda_module(device)[0])
     groups = [DimGroup(inputs, 0)]
     kernel = CudaKernel(groups, row_batch, Staging(device), RowRings(), recorder)
     outputs = kernel.forward()

@@ -27,18 +27,15 @@ from torch.nn import functional
 from persia_hpc._native import encode_rows
 from persia_hpc.config import load_config
 from persia_hpc.embedding_worker.engine import EmbeddingWorker
+from persia_hpc.job.facts import facts_of_sources
+from persia_hpc.job.training import make_session
 from persia_hpc.models import build_model
 from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.runtime.phases import TRAINER, Phases
 from persia_hpc.samples.source import open_source
-from persia_hpc.schedule import make_schedules
-from persia_hpc.table_layout import make_layout
-from persia_hpc.trainer.batch import Batch, FeatureSpec, Inputs, make_inputs
-from persia_hpc.trainer.dense.allreduce import DenseReducer
+from persia_hpc.trainer.batch import Batch, FeatureSpec, Inputs
 from persia_hpc.trainer.device import choose_device
 from persia_hpc.trainer.driver import Driver
-from persia_hpc.trainer.interfaces import NoPeers
-from persia_hpc.trainer.session import Session
 
 from .train_jobs import DENSE, DIM, FEATURES, VOCABULARY, w0_settings
 
@@ -77,8 +74,8 @@ def session(options: argparse.Namespace) -> float:
     settings = json.loads(file.read_text()) if file else w0_settings(path, options.batch, options.samples)
     config = load_config(settings)
     source = open_source([str(path)])
-    layout = make_layout(config, source.schema)
-    worker = EmbeddingWorker(layout)
+    facts = facts_of_sources(config, {"train": source})
+    worker = EmbeddingWorker(facts.layout)
     generator = np.random.default_rng(1)
     batches = []
     for step in range(PREPARED):
@@ -91,24 +88,14 @@ def session(options: argparse.Namespace) -> float:
             0,
             [
                 encode_rows(generator.uniform(-0.01, 0.01, shape).astype(np.float32), config.wire.rows)
-                for shape in zip(counts, layout.dim_groups, strict=True)
+                for shape in zip(counts, facts.layout.dim_groups, strict=True)
             ],
         )
         batches.append(worker.assemble(keyed))
     stream: Any = Replay(batches)
-    inputs = make_inputs(layout, source.schema)
-    it = Session(
-        config,
-        layout,
-        inputs,
-        make_schedules(config, {"train": source.num_samples}),
-        stream=stream,
-        peers=NoPeers(),
-        reducer=DenseReducer(None, 1),
-        device=choose_device(config.train.device, 0),
-    )
-    Driver(config, inputs).run(it)
-    return it.pace.steady()["samples_per_second"]
+    trainer = make_session(facts, stream, device=choose_device(config.train.device, 0))
+    Driver(config, trainer.inputs).run(trainer)
+    return trainer.pace.steady()["samples_per_second"]
 
 
 class Textbook(nn.Module):

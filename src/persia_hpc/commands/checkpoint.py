@@ -97,9 +97,9 @@ def _verify(options: argparse.Namespace) -> int:
 def _diff(options: argparse.Namespace) -> int:
     if options.limit < 0:
         raise UserError(f"--limit {options.limit}: expected 0 or more")
+    from persia_hpc.checkpoint.choose import find_checkpoint
     from persia_hpc.checkpoint.diff import differences
     from persia_hpc.checkpoint.merged import CheckpointReader
-    from persia_hpc.job.resume import find_checkpoint
     from persia_hpc.trainer.dense.saved import dense_differences
 
     paths = [find_checkpoint(path) for path in (options.a, options.b)]
@@ -124,9 +124,9 @@ def _export(options: argparse.Namespace) -> int:
         )
     if not is_file and (options.out.suffix or options.out.is_file()) and not options.out.is_dir():
         raise UserError(f"--out {options.out}: expected a name that ends in .parquet, or a folder")
+    from persia_hpc.checkpoint.choose import find_checkpoint
     from persia_hpc.checkpoint.export import export_table
     from persia_hpc.checkpoint.merged import CheckpointReader
-    from persia_hpc.job.resume import find_checkpoint
 
     with CheckpointReader(find_checkpoint(options.path)) as checkpoint:
         unknown = [name for name in names if name not in checkpoint.tables]

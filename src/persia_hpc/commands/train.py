@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from persia_hpc.config import Config, load_config, parse_set
 from persia_hpc.errors import EXIT_OK, UserError
-from persia_hpc.launch.environment import completed_message, inside_mpi, make_run_dir, world_rank_of
+from persia_hpc.job.task import Task
+from persia_hpc.launch.environment import inside_mpi, supervised, world_rank_of
+from persia_hpc.launch.run_dir import claim_run_dir, completed_message
 
 SUMMARY = "train a model as a TOML file says"
 DESCRIPTION = """\
@@ -70,7 +71,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Exit code of the job; UserError for bad input before anything is started."""
+    """Runs the job and returns its exit code.
+
+    Raises: UserError for bad input, before anything is started.
+    """
     config = _config(options)
     run_dir = options.run_dir or (Path(config.run_dir) if config.run_dir else None)
     if config.checkpoint.resume and run_dir is not None and (done := completed_message(run_dir, config)):
@@ -121,21 +125,7 @@ def _be_a_rank(config: Config, options: argparse.Namespace) -> int:
 
             print(dry_run(config))
         return EXIT_OK
-    problem: Exception | None = None
-    run_dir: Path | None = None
-    if world.rank == 0:
-        try:
-            # Absolute: a launcher may give ranks other current directories.
-            run_dir = Path(
-                os.path.abspath(
-                    make_run_dir(options.run_dir or config.run_dir, resume=config.checkpoint.resume)
-                )
-            )
-        except Exception as error:
-            problem = error
-    run_dir, problem = world.bcast((run_dir, problem))
-    if problem is not None:
-        raise problem
-    assert run_dir is not None
-    run_rank(config, run_dir, options.quiet)
+    requested = options.run_dir or config.run_dir
+    run_dir = claim_run_dir(world, requested, resume=config.checkpoint.resume)
+    run_rank(config, run_dir, Task(quiet=options.quiet), supervised=supervised())
     return EXIT_OK

@@ -1,25 +1,29 @@
-"""What all ranks agree on before the first window exists: an error of one is the same error of all."""
+"""Makes an error of one rank the same error on all, before the first window exists."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from persia_hpc.errors import EXIT_FAILURE, EXIT_USER, AgreedError, PersiaError
 from persia_hpc.samples.schema import DatasetSchema
+from persia_hpc.samples.source import Source
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+T = TypeVar("T")
 LOG = logging.getLogger("persia_hpc")
 
 
-def agree(world: MPI.Intracomm, prepare: Callable[[], Any]) -> Any:
+def agree(world: MPI.Intracomm, prepare: Callable[[], T]) -> T:
     """Runs `prepare` on every rank; if it fails anywhere, the lowest failing rank's error ends all.
-    Collective.
+
+    Collective over world.
+    Raises: AgreedError on every rank.
     """
-    result, problem = None, None
+    problem = None
     try:
         result = prepare()
     except PersiaError as error:
@@ -34,11 +38,13 @@ def agree(world: MPI.Intracomm, prepare: Callable[[], Any]) -> Any:
 
 
 def agree_on_data(
-    world: MPI.Intracomm, hosts: Sequence[str], sources: Mapping[str, Any]
+    world: MPI.Intracomm, hosts: Sequence[str], sources: Mapping[str, Source]
 ) -> tuple[DatasetSchema, dict[str, int]]:
-    """Schema and samples of each split as all workers found them, or AgreedError. Collective.
+    """Returns schema and samples of each split as all workers found them.
 
     hosts: of each rank. sources: what this rank has opened; {} if it is no worker.
+    Collective over world.
+    Raises: AgreedError if workers found different data.
     """
     mine = None
     if sources:

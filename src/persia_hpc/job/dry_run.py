@@ -1,4 +1,4 @@
-"""What a job would do, without starting it: the plan, memory of each rank, and one step of the model."""
+"""Says what a job would do, without starting it: the plan, memory of each rank, one step of the model."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from .trial import Trial
 
 
 def dry_run(config: Config) -> str:
-    """Resolved configuration, plan, tables, memory and what one step did, as text. Writes nothing.
+    """Returns configuration, plan, tables, memory and what one step did, as text. Writes no file.
 
-    The step is a whole one, forward to update, on empty tables of this process. UserError for bad input, and
-    for a model, loss or optimizer that fails.
+    The step is a whole one, forward to update, on empty tables of this process.
+    Raises: UserError for bad input, and for a model, loss or optimizer that fails.
     """
     trial = Trial(config)
     sources, schema, layout, session = trial.sources, trial.schema, trial.layout, trial.session

@@ -1,4 +1,4 @@
-"""A trained run opened without MPI: rows of tables, metrics, predictions."""
+"""Opens a trained run without MPI: rows of tables, metrics, predictions."""
 
 from __future__ import annotations
 
@@ -14,27 +14,25 @@ import numpy.typing as npt
 import torch
 
 from persia_hpc._native import hash_ids, mix
+from persia_hpc.checkpoint.choose import find_checkpoint
 from persia_hpc.checkpoint.files import read_manifest, read_schema
 from persia_hpc.checkpoint.rows import load_rows
 from persia_hpc.config import load_config
 from persia_hpc.errors import UserError
 from persia_hpc.models import build_model
 from persia_hpc.samples.source import open_source
-from persia_hpc.schedule import make_schedules
-from persia_hpc.table_layout import make_layout
 from persia_hpc.trainer.batch import make_inputs
-from persia_hpc.trainer.dense.allreduce import DenseReducer
-from persia_hpc.trainer.interfaces import NoPeers
 from persia_hpc.trainer.session import Session
 
-from .local_stream import LocalStream
-from .resume import find_checkpoint
+from .facts import make_facts
+from .local_stream import LocalStream, local_server
+from .training import make_session
 
 Array = npt.NDArray[Any]
 
 
 class LoadedRun:
-    """A checkpoint with all its tables in this process's memory. Nothing that it does changes them."""
+    """Holds a checkpoint with all its tables in this process's memory; no method changes them."""
 
     def __init__(self, path: Path, set: Mapping[str, Any] | None = None):
         """`set` overrides configuration keys, for instance {"data.test": ["other.h5"]}."""
@@ -43,19 +41,23 @@ class LoadedRun:
         self.config = load_config(manifest["config"], set)
         self.schema = read_schema(manifest)
         self.step: int = manifest["step"]
-        self.layout = make_layout(self.config, self.schema)
-        self._stream = LocalStream(self.config, self.layout, {}, {})
-        load_rows(self.path, self._stream.server)
+        facts = make_facts(self.config, self.schema, {})
+        self.layout = facts.layout
+        self._server = local_server(facts)
+        load_rows(self.path, self._server)
         self.inputs = make_inputs(self.layout, self.schema)
 
     @property
     def tables(self) -> tuple[str, ...]:
-        """Names of the embedding tables."""
+        """Returns the names of the embedding tables."""
         return tuple(t.name for t in self.layout.tables)
 
     def rows(self, table: str, ids: npt.ArrayLike) -> Array:
-        """Embedding vectors of `ids` (any integers, as in the dataset): float32 [N, D]; zeros for ids never
-        trained, unless the table is hashed and other ids have trained their rows.
+        """Returns the embedding vectors of `ids`, zeros for ids never trained.
+
+        In a hashed table other ids may have trained their rows.
+        Shapes: ids any integers, as in the dataset; returns [N, D] float32.
+        Raises: UserError if there is no such table.
         """
         if table not in self.tables:
             raise UserError(f"there is no table {table!r}; this checkpoint has: {', '.join(self.tables)}")
@@ -68,7 +70,7 @@ class LoadedRun:
         keys = mix(unique)
         order = np.argsort(keys)  # look-ups are in bucket order
         out = np.zeros((len(unique), self.layout.tables[index].dim), np.float32)
-        native = self._stream.server.tables[index]
+        native = self._server.tables[index]
         assert native is not None
         native.lookup(np.ascontiguousarray(keys[order]), out)
         rows = np.empty_like(out)
@@ -77,14 +79,17 @@ class LoadedRun:
         return found if hashing is None else found.reshape(-1, hashing.rounds, found.shape[1]).sum(axis=1)
 
     def model(self) -> torch.nn.Module:
-        """The dense model with its trained parameters, on the CPU."""
+        """Returns the dense model with its trained parameters, on the CPU."""
         model = build_model(self.config.model.class_name, self.inputs, dict(self.config.model.arguments))
         dense = torch.load(self.path / "dense.pt", map_location="cpu", weights_only=True)
         model.load_state_dict(dense["model"])
         return model.eval()
 
     def evaluate(self, split: str = "test") -> dict[str, float]:
-        """Exact metrics on one of the configured splits."""
+        """Returns exact metrics on one of the configured splits.
+
+        Raises: UserError if there is no data for it.
+        """
         patterns = getattr(self.config.data, split, None) if split in ("train", "valid", "test") else None
         if not patterns:
             raise UserError(
@@ -134,18 +139,9 @@ class LoadedRun:
                 f"{patterns[0]} has dense features {', '.join(source.schema.dense_names) or 'none'}, "
                 f"the model was trained with {', '.join(self.schema.dense_names) or 'none'}"
             )
-        schedules = make_schedules(self.config, {"test": source.num_samples})
-        stream = LocalStream(self.config, self.layout, {"test": source}, schedules)
-        stream.server = self._stream.server
-        session = Session(
-            dataclasses.replace(self.config, mode="sync", staleness_bound=0),
-            self.layout,
-            self.inputs,
-            schedules,
-            stream=stream,
-            peers=NoPeers(),
-            reducer=DenseReducer(None, self.config.train.bucket_bytes),
-            device=torch.device("cpu"),
-        )
+        sync = dataclasses.replace(self.config, mode="sync", staleness_bound=0)
+        facts = make_facts(sync, self.schema, {"test": source.num_samples})
+        stream = LocalStream(facts, {"test": source}, self._server)
+        session = make_session(facts, stream, device=torch.device("cpu"))
         session.prepare(self.model())
         return session

@@ -1,4 +1,4 @@
-"""All roles in one process, by plain calls: no MPI, bit-identical to `sync` with one rank a role."""
+"""Plays all roles in one process, by plain calls: bit-identical to `sync` with one rank a role."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from persia_hpc.checkpoint.files import shard_name
 from persia_hpc.checkpoint.shards import ShardWriter
-from persia_hpc.config import Config
 from persia_hpc.embedding_worker.engine import EmbeddingWorker, KeyBatch
 from persia_hpc.parameter_server.engine import ParameterServer, Pull
 from persia_hpc.protocol.row_batch import RowBatch
@@ -24,31 +23,40 @@ from persia_hpc.samples.datafile import FileInfo
 from persia_hpc.samples.source import Source
 from persia_hpc.samples.split_readers import SplitReaders
 from persia_hpc.schedule import Schedule
-from persia_hpc.table_layout import Layout
+
+from .facts import Facts
 
 Array = npt.NDArray[Any]
 WAIT_SECONDS = 0.02  # between two looks whether a wait is over
 
 
+def local_server(facts: Facts) -> ParameterServer:
+    """Returns a job's only server, with empty tables.
+
+    One call comes after the other, so nothing is ever stale: whatever the mode, this is `sync` with one
+    trainer.
+    """
+    sync = dataclasses.replace(facts.config, mode="sync", staleness_bound=0, exact=False, apply="step")
+    num_steps = facts.schedules["train"].num_steps if "train" in facts.schedules else 1
+    return ParameterServer(sync, facts.layout, num_steps=num_steps)
+
+
 class LocalStream:
-    """The `BatchStream` of a session whose worker and server live in the same process."""
+    """Streams batches to a session whose worker and server live in the same process. See `BatchStream`."""
 
     memory = ()
 
     def __init__(
         self,
-        config: Config,
-        layout: Layout,
+        facts: Facts,
         sources: Mapping[str, Source],
-        schedules: Mapping[str, Schedule],
+        server: ParameterServer,
         stop: StopSignals | None = None,
     ):
-        # One after the other, nothing is ever stale: whatever the mode, this is `sync` with one trainer.
-        sync = dataclasses.replace(config, mode="sync", staleness_bound=0, exact=False, apply="step")
-        num_steps = schedules["train"].num_steps if "train" in schedules else 1
-        self.server = ParameterServer(sync, layout, num_steps=num_steps)
-        self.worker = EmbeddingWorker(layout, seed=config.seed, transform=config.data.transform)
-        self.splits = SplitReaders(config, sources, schedules)
+        config = facts.config
+        self.server = server
+        self.worker = EmbeddingWorker(facts.layout, seed=config.seed, transform=config.data.transform)
+        self.splits = SplitReaders(config, sources, facts.schedules)
         self.wait_seconds = 0.0
         self.phases = Phases((*LOCAL_STREAM, *TRAINER), config.train.trace)
         self.first_pull: dict[int, float] = {}
@@ -60,11 +68,11 @@ class LocalStream:
 
     def wait_until(self, done: Callable[[], bool], what: str | None) -> None:
         while not done():
-            assert what is None, f"alone there is nobody to wait for: {what}"
+            assert what is None, f"there is no other rank to wait for: {what}"
             time.sleep(WAIT_SECONDS)
 
     def peek(self, step: int) -> None:
-        """A batch is made when it is asked for."""
+        """Returns None: a batch is made when it is asked for."""
 
     def begin_portion(self, schedule: Schedule, files: Sequence[FileInfo]) -> None:
         self.splits.begin_portion(schedule, files)

@@ -31,7 +31,7 @@ from persia_hpc.topology.roles import Role, make_plan
 
 from .trial import Trial, count_batches
 
-COUNTED_SAMPLES = 1 << 16  # at least, where the data have so many: what batches are cut out of
+COUNTED_SAMPLES = 1 << 16  # at least, if the data have that many: batches are cut out of these
 TRIAL_SECONDS = 1.0  # of steps, for each of two batch sizes
 WARM_UP = 3  # steps of a trial that don't count
 WORTH = 1.05  # what a suggested rank must bring at least
@@ -40,7 +40,7 @@ MOST_RANKS = 4096
 
 @dataclass(frozen=True)
 class Given:
-    """What the user has said or measured; None: by default, counted or measured here."""
+    """Holds what the user has said or measured; None is taken from defaults, or counted or measured here."""
 
     constants: Path | None = None
     run: Path | None = None
@@ -50,7 +50,10 @@ class Given:
     new_rows: float = 0.0
 
     def check(self, gpus: int) -> None:
-        """UserError for numbers that can't be, and for a GPU's speed, which can't be guessed."""
+        """Checks the numbers.
+
+        Raises: UserError for numbers that can't be, and for a GPU's speed, which can't be guessed.
+        """
         if self.dense_rate is not None and not 0 < self.dense_rate < math.inf:
             raise UserError(f"--dense-rate {self.dense_rate:g}: expected samples per second, above 0")
         if self.allreduce_rate is not None and not 0 < self.allreduce_rate < math.inf:
@@ -70,7 +73,10 @@ class Planner:
     """Predicts any number of ranks of one configuration."""
 
     def __init__(self, config: Config, cluster: Cluster, given: Given):
-        """Counts data and times the model; UserError for bad input."""
+        """Counts data and times the model.
+
+        Raises: UserError for bad input.
+        """
         given.check(cluster.gpus)
         self.config, self.cluster, self.given = config, cluster, given
         constants = DEFAULTS if given.constants is None else load_constants(given.constants)
@@ -108,7 +114,10 @@ class Planner:
         return counting, f"{share:g} of the ids (--unique-share)"
 
     def job(self, counts: Mapping[str, int]) -> Job:
-        """The job with these ranks; UserError if they have no place on the cluster."""
+        """Returns the job with these ranks.
+
+        Raises: UserError if they have no place on the cluster.
+        """
         samples = self.config.data.batch_size / counts["trainers"]
         whole = max(1, round(samples))
         if whole not in self._seen:
@@ -128,11 +137,11 @@ class Planner:
         )
 
     def predict(self, counts: Mapping[str, int]) -> Prediction:
-        """What the model says of the job with these ranks."""
+        """Returns what the cost model says of the job with these ranks."""
         return predict(self.job(counts), self.cluster)
 
     def options(self, counts: Mapping[str, int]) -> tuple[list[Option], dict[str, str]]:
-        """One rank more of each role, and what it brings; and of roles that can't have one, why not."""
+        """Returns what one rank more of each role brings; for roles that can't have one, why not."""
         found, obstacles = [], {}
         per_node = self.config.ranks.per_node is not None
         for key in ROLE_KEYS:
@@ -154,7 +163,7 @@ class Planner:
         return found, obstacles
 
     def suggest(self) -> dict[str, int]:
-        """The configuration's ranks and those worth adding: the one that brings most, again and again."""
+        """Returns the configuration's ranks and those worth adding: each time the one that brings most."""
         counts = dict(self.ranks)
         while True:
             now = self.predict(counts).samples_per_second
@@ -164,7 +173,7 @@ class Planner:
             counts = dict(best.counts)
 
     def report(self, counts: Mapping[str, int]) -> Report:
-        """All there is to say about the job with these ranks."""
+        """Returns all that the cost model says about the job with these ranks."""
         job = self.job(counts)
         prediction, memory = predict(job, self.cluster), self._memory(job)
         return Report(job, self.cluster, prediction, memory, *self.options(counts), self.counted)
@@ -173,7 +182,7 @@ class Planner:
         return role_memory(job, self.trial.schema, self.trial.sources["train"].num_samples)
 
     def _threads(self) -> int:
-        """Of the model, on CPUs: as configured or a fair share of the cores, as a trainer has; 1 on GPUs."""
+        """Returns the model's threads on CPUs: as configured, or a trainer's fair share; 1 on GPUs."""
         if self.cluster.gpus:
             return 1
         node = self._plan.of(Role.TRAINER)[0].node
@@ -185,7 +194,7 @@ class Planner:
         return 4.0 * sum(p.numel() for p in model.parameters() if p.requires_grad)
 
     def _time_dense(self) -> Dense:
-        """Of a trainer's batch and of half of it, so that a step's own part shows."""
+        """Measures a trainer's batch and half of it, so that the part of a step that doesn't scale shows."""
         if (device := self.trial.session.device).type != "cpu":
             raise UserError(
                 f"the trainer would compute on {device} here, and what it launches there can't be timed by "
@@ -210,7 +219,7 @@ class Planner:
         return Dense(long - size * each, each, bytes_, source, threads=threads, optimizer_seconds=optimizer)
 
     def _step_seconds(self, size: int) -> tuple[float, float]:
-        """Medians of the model, forward and backward, and of the optimizer; the data have `size` samples."""
+        """Returns median seconds of the model (forward, backward) and the optimizer on `size` samples."""
         data = dataclasses.replace(self.trial.config.data, batch_size=size)
         trial = Trial(dataclasses.replace(self.trial.config, data=data))
         session, steps = trial.session, trial.steps(WARM_UP)[:0]
@@ -225,7 +234,7 @@ class Planner:
         )
 
     def _from_run(self, run: Path) -> Dense:
-        """The dense model's time by an earlier run, and factors for the other phases."""
+        """Takes the dense model's time from an earlier run, and factors for the other phases."""
         summary = _summary(run)
         then = load_config(run / "config.toml")
         alike = ("tables", "features", "model", "wire")
@@ -270,7 +279,7 @@ class Planner:
 
 
 def _factors(costs: Costs, seconds: Mapping[str, Mapping[str, float]]) -> dict[tuple[str, str], float]:
-    """Measured seconds over modelled ones, of the phases that a run accounts for."""
+    """Returns measured over modelled seconds, of the phases that a run accounts for."""
     return {
         (role, phase): seconds[role][phase] / modelled
         for role, phases in costs.seconds.items()
@@ -296,6 +305,9 @@ def _summary(run: Path) -> dict[str, Any]:
 
 
 def make_report(config: Config, cluster: Cluster, given: Given, *, suggest: bool) -> Report:
-    """The whole of `persia-hpc plan`; UserError for bad input."""
+    """Returns the whole report of `persia-hpc plan`.
+
+    Raises: UserError for bad input.
+    """
     planner = Planner(config, cluster, given)
     return planner.report(planner.suggest() if suggest else planner.ranks)

@@ -1,10 +1,9 @@
-"""Some steps of a configuration's training in this process, without MPI: for dry runs and the cost model."""
+"""Trains some steps of a configuration in this process, without MPI: for dry runs and the cost model."""
 
 from __future__ import annotations
 
 import time
 
-from persia_hpc.api import open_sources
 from persia_hpc.config import Config
 from persia_hpc.cost_model.work import Counts
 from persia_hpc.embedding_worker.engine import EmbeddingWorker
@@ -12,55 +11,50 @@ from persia_hpc.errors import PersiaError, UserError
 from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.follow import Follower, portion_source
-from persia_hpc.schedule import make_schedules
-from persia_hpc.table_layout import make_layout
-from persia_hpc.trainer.batch import make_inputs
-from persia_hpc.trainer.dense.allreduce import DenseReducer
 from persia_hpc.trainer.device import choose_device
 from persia_hpc.trainer.driver import Driver, check_logits
-from persia_hpc.trainer.interfaces import NoPeers
-from persia_hpc.trainer.session import Session
 from persia_hpc.user_objects import describe
 
-from .local_stream import LocalStream
+from .facts import facts_of_sources
+from .local_stream import LocalStream, local_server
+from .sources import open_sources
+from .training import make_session
 
 
 class Trial:
-    """Data, tables and model of a configuration, all roles in this process. Writes nothing."""
+    """Holds data, tables and model of a configuration, all roles in this process. Writes nothing."""
 
     def __init__(self, config: Config):
-        """UserError for bad input."""
+        """Opens the data and makes the tables.
+
+        Raises: UserError for bad input.
+        """
         self.config = config
         self.sources = open_sources(config)
-        self.schema = self.sources["train"].schema
         if config.data.follow:  # what there is now is the first portion
-            self.sources["train"] = portion_source(Follower(config, self.schema).look(), self.schema, config)
-        self.layout = make_layout(config, self.schema)
-        self.schedules = make_schedules(config, {split: s.num_samples for split, s in self.sources.items()})
-        self.stream = LocalStream(config, self.layout, self.sources, self.schedules)
-        self._inputs = make_inputs(self.layout, self.schema)
+            schema = self.sources["train"].schema
+            self.sources["train"] = portion_source(Follower(config, schema).look(), schema, config)
+        self.facts = facts_of_sources(config, self.sources)
+        self.schema, self.layout, self.schedules = self.facts.schema, self.facts.layout, self.facts.schedules
+        self.stream = LocalStream(self.facts, self.sources, local_server(self.facts))
         self._driver: Driver | None = None
-        self.session = Session(
-            config,
-            self.layout,
-            self._inputs,
-            self.stream.splits.schedules,
-            stream=self.stream,
-            peers=NoPeers(),
-            reducer=DenseReducer(None, config.train.bucket_bytes),
-            device=choose_device(config.train.device, local_rank=0),
+        self.session = make_session(
+            self.facts, self.stream, device=choose_device(config.train.device, local_rank=0)
         )
 
     def first_batch(self) -> RowBatch:
-        """The first training batch as evaluations would see it."""
+        """Returns the first training batch as evaluations would see it."""
         self.stream.begin_evaluation("train", 0)
         return self.stream.next_evaluation(1)
 
     def prepare(self) -> Driver:
-        """Makes the model, unless it is there; UserError if that fails."""
+        """Makes the model, unless it is there.
+
+        Raises: UserError if that fails.
+        """
         if self._driver is None:
             try:
-                driver = Driver(self.config, self._inputs)
+                driver = Driver(self.config, self.session.inputs)
                 self.session.prepare(driver.model)
             except PersiaError:
                 raise
@@ -73,9 +67,9 @@ class Trial:
         return UserError(f"model {self.config.model.class_name!r} {what}: {describe(error)}")
 
     def steps(self, count: int) -> list[dict[str, float]]:
-        """Trains so many steps, on from those before; returns the seconds of each by phase.
+        """Trains the next `count` steps; returns the seconds of each by phase.
 
-        UserError for a model, loss or optimizer that fails, DataError for a damaged file.
+        Raises: UserError for a model, loss or optimizer that fails, DataError for a damaged file.
         """
         driver = self.prepare()
         found: list[dict[str, float]] = []
@@ -101,7 +95,7 @@ class Trial:
 
 
 def count_batches(worker: EmbeddingWorker, sample: SampleBatch, samples: int) -> Counts:
-    """Mean counts of batches of `samples`, cut out of a `sample` of at least one."""
+    """Returns mean counts of batches of `samples`, cut out of a `sample` of at least one."""
     size = min(samples, sample.num_samples)
     batches = max(1, sample.num_samples // size)
     layout = worker.layout

@@ -1,1 +1,1 @@
-"""Starting a job and watching over it: the local supervisor, the rank it starts, and the doctor."""
+"""Starts processes and watches over them; knows no role, no torch."""

@@ -1,4 +1,4 @@
-"""In which order the local ranks died, and by what: seen by the supervisor, which is not their parent."""
+"""Finds the order in which local ranks died, and by what: the supervisor isn't their parent."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .registry import RankRecord, process_stat
 _PIDFD_GET_INFO = 0xC040FF0B  # _IOWR(0xFF, 11, 64 bytes)
 _PIDFD_INFO_EXIT = 1 << 3
 _PIDFD_INFO = struct.Struct("QQ11Ii")  # mask, cgroup id, eleven ids, exit code
-_HELD_BACK_SECONDS = 1.0  # deaths wait so long for the end of a rank that began to die before
+_HELD_BACK_SECONDS = 1.0  # deaths wait this long for the end of a rank that began to die before
 
 
 @dataclass(frozen=True)
 class Death:
-    """A rank whose process ended.
+    """Holds how the process of a rank ended.
 
     `wait_status` is as of waitpid, None when the parent had reaped the process before we looked and the
     kernel can't say it any more (Linux < 6.15).
@@ -35,21 +35,21 @@ class Death:
 
     @property
     def signal(self) -> int | None:
-        """The signal that killed the process, None if it exited or isn't known."""
+        """Returns the signal that killed the process; None if it exited, or if that isn't known."""
         if self.wait_status is None or not os.WIFSIGNALED(self.wait_status):
             return None
         return os.WTERMSIG(self.wait_status)
 
     @property
     def exit_code(self) -> int | None:
-        """The code with which the process exited, None if it was killed or isn't known."""
+        """Returns the code with which the process exited; None if it was killed, or if that isn't known."""
         if self.wait_status is None or not os.WIFEXITED(self.wait_status):
             return None
         return os.WEXITSTATUS(self.wait_status)
 
 
 class DeathWatch:
-    """A thread that waits for processes to end.
+    """Waits, in a thread, for processes to end.
 
     A launcher kills the other ranks milliseconds after the first death, and reaps the dead: a thread that
     does nothing else sees them mostly still as zombies, whose exit status can be read. In which order they

@@ -58,9 +58,8 @@ _TORCH_PROBE = """
 import json, torch
 kernels = ""
 if torch.cuda.is_available():
-    from persia_hpc.trainer.pooling_cuda import cuda_module
-    found = cuda_module(torch.device("cuda", 0))
-    kernels = found if isinstance(found, str) else ""
+    from persia_hpc.trainer.pooling.cuda_kernel import cuda_module
+    kernels = cuda_module(torch.device("cuda", 0))[1]
 print("PROBE" + json.dumps({"version": torch.__version__, "cuda": torch.version.cuda,
       "kernels": kernels,
       "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]}))
@@ -232,7 +231,7 @@ def _slurm() -> list[Line]:
 
 
 def _run(command: Sequence[str], env: dict[str, str] | None = None) -> tuple[int, Any, str]:
-    """(exit code, JSON that the program printed after "PROBE" or None, all its output)."""
+    """Returns (exit code, JSON that the program printed after "PROBE" or None, all its output)."""
     try:
         done = subprocess.run(
             command,

@@ -1,4 +1,4 @@
-"""How a rank ends the job: MPI_Abort, and by force where that doesn't return."""
+"""Ends the job from a rank: by MPI_Abort, and by force where that doesn't return."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which launcher there is, and the command and environment that each kind needs."""
+"""Finds the launcher, and knows the command and environment that each kind needs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from persia_hpc.errors import UserError
 
 @dataclass(frozen=True)
 class Launcher:
-    """A launcher's path and kind: "hydra" (MPICH, Intel MPI), "openmpi4", "openmpi5", "srun" or "unknown"."""
+    """Holds a launcher's path and kind.
+
+    Kinds are "hydra" (MPICH, Intel MPI), "openmpi4", "openmpi5", "srun" and "unknown".
+    """
 
     path: str
     flavour: str
 
     def command(self, num_ranks: int, program: Sequence[str]) -> list[str]:
-        """The command line that starts `num_ranks` ranks of a program."""
+        """Returns the command line that starts `num_ranks` ranks of a program."""
         options = ["-n", str(num_ranks)]
         if self.flavour == "openmpi4":
             options += ["--oversubscribe", "--bind-to", "none"]
@@ -31,7 +34,7 @@ class Launcher:
         return [self.path, *options, *program]
 
     def environment(self, base: Mapping[str, str]) -> dict[str, str]:
-        """`base` with what this launcher needs; what the user has set stays."""
+        """Returns `base` with what this launcher needs; what the user has set stays."""
         extra: dict[str, str] = {}
         if self.flavour.startswith("openmpi"):
             # Ranks share cores on small machines: without yielding, a waiting rank keeps a working one out.
@@ -60,7 +63,7 @@ COMPONENT_ROLES = {
 
 
 def _srun_arguments(num_ranks: int, program: Sequence[str], environment: Mapping[str, str]) -> list[str]:
-    """Arguments of an srun that starts `num_ranks` ranks on all nodes of the allocation.
+    """Returns the arguments of an srun that starts `num_ranks` ranks on all nodes of the allocation.
 
     A heterogeneous job becomes one step over all components, each of which is told its roles by
     PERSIA_HPC_ROLES. UserError when its components can't be those of `COMPONENT_ROLES`.
@@ -94,7 +97,7 @@ def _srun_arguments(num_ranks: int, program: Sequence[str], environment: Mapping
 
 
 def find_launcher(name: str = "mpiexec") -> Launcher:
-    """The mpiexec beside the interpreter (this environment's MPI), else the one on PATH; or srun.
+    """Returns the mpiexec beside the interpreter (this environment's MPI), else the one on PATH; or srun.
 
     UserError if there is none.
     """

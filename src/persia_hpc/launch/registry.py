@@ -1,4 +1,4 @@
-"""What ranks and supervisor tell each other through the run directory: who runs where, and what went wrong.
+"""Tells ranks and supervisor, through the run directory, who runs where and what went wrong.
 
 RUN/ranks/<world_rank>.json   pid, host, role of a rank, and whether it came to its end
 RUN/ranks/<world_rank>.alive  a FIFO that the rank holds open until it dies, its *beacon* (deaths.py)
@@ -28,7 +28,7 @@ _BEACON_FD = 500  # at least; the usual limit is 1024
 
 @dataclass(frozen=True)
 class RankRecord:
-    """One rank as it registered itself; role and role_rank are None until the roles are known."""
+    """Holds one rank as it registered itself; role and role_rank are None until the roles are known."""
 
     world_rank: int
     pid: int
@@ -41,11 +41,11 @@ class RankRecord:
 
     @property
     def is_local(self) -> bool:
-        """Whether `pid` means something in this process' view."""
+        """Says whether `pid` means something in this process' view."""
         return (self.host, self.pid_namespace) == _place()
 
     def is_alive(self) -> bool:
-        """Whether the very process still runs (a zombie doesn't). Only for local ranks."""
+        """Says whether the very process still runs (a zombie doesn't). Only for local ranks."""
         stat = process_stat(self.pid)
         return stat is not None and stat.start_ticks == self.start_ticks and stat.state not in "ZX"
 
@@ -56,7 +56,7 @@ class RankRecord:
 
 @dataclass(frozen=True)
 class ProcessStat:
-    """State letter, start time and exit status (as of waitpid; only for zombies) of a process."""
+    """Holds state letter, start time and exit status (as of waitpid; only for zombies) of a process."""
 
     state: str
     start_ticks: int
@@ -64,7 +64,7 @@ class ProcessStat:
 
 
 def process_stat(pid: int) -> ProcessStat | None:
-    """/proc/PID/stat, None when there is no such process."""
+    """Reads /proc/PID/stat; returns None when there is no such process."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -83,7 +83,7 @@ def register_rank(
 
 
 def beacon_path(run_dir: str | Path, world_rank: int) -> Path:
-    """The FIFO that a rank holds open until it dies."""
+    """Returns the FIFO that a rank holds open until it dies."""
     return Path(run_dir) / "ranks" / f"{world_rank}.alive"
 
 
@@ -101,13 +101,13 @@ def _light_beacon(path: Path) -> None:
 
 
 def finish_rank(run_dir: str | Path, world_rank: int) -> None:
-    """Notes that the calling rank came to its end: that it goes away now is no failure."""
+    """Notes that the calling rank came to its end: that its process ends now is no failure."""
     old = _read_json(Path(run_dir) / "ranks" / f"{world_rank}.json") or {}
     _write_record(run_dir, world_rank, old.get("role"), old.get("role_rank"), finished=True)
 
 
 def read_ranks(run_dir: str | Path) -> dict[int, RankRecord]:
-    """All ranks registered so far by world rank."""
+    """Returns all ranks registered so far by world rank."""
     out = {}
     for path in (Path(run_dir) / "ranks").glob("[0-9]*.json"):
         values = _read_json(path)
@@ -119,7 +119,7 @@ def read_ranks(run_dir: str | Path) -> dict[int, RankRecord]:
 
 
 class _RankLog(logging.FileHandler):
-    """Goes without what the disk doesn't take: why a job fails must be said all the same, and only that."""
+    """Drops what the disk doesn't take: why a job fails must be said all the same, and only that."""
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(OSError):
@@ -130,7 +130,7 @@ class _RankLog(logging.FileHandler):
 
 
 def start_log(run_dir: str | Path, world_rank: int) -> None:
-    """From now on what this rank logs goes to `run_dir/logs`."""
+    """Sends what this rank logs from now on to `run_dir/logs`."""
     path = Path(run_dir) / "logs" / f"rank-{world_rank:04d}.log"
     path.parent.mkdir(exist_ok=True)
     handler = _RankLog(path, delay=True)
@@ -140,8 +140,10 @@ def start_log(run_dir: str | Path, world_rank: int) -> None:
     logger.setLevel(logging.INFO)
 
 
-def report_failure(run_dir: str | Path, world_rank: int, role: str | None, error: BaseException) -> int:
-    """Records why the job fails and, without a supervisor, says it; the exit code for MPI_Abort.
+def report_failure(
+    run_dir: str | Path, world_rank: int, role: str | None, error: BaseException, *, supervised: bool
+) -> int:
+    """Records why the job fails and, unless a supervisor does so, says it; returns the job's exit code.
 
     Only the job's first failure is said: the others mostly follow from it, and are in their ranks' logs.
     """
@@ -155,13 +157,13 @@ def report_failure(run_dir: str | Path, world_rank: int, role: str | None, error
         cause = (str(error).split("\n") or [""])[-1].partition("): ")
         message = f"communication failed ({(cause[2] or cause[0]).strip()}); a rank or node may have died"
         details = ""
-    recorded = "PERSIA_HPC_SUPERVISED" in os.environ
+    recorded = supervised
     try:
         first = write_failure(run_dir, world_rank, role, code, message, details)
     except OSError:  # the disk may be what fails
         first, recorded, details = True, False, ""
     sys.stdout.flush()
-    # The supervisor says it last, from the record: launchers drop what is on its way when a rank aborts.
+    # The supervisor says it last, from the record: launchers drop unwritten output when a rank aborts.
     if first and not recorded:
         print(f"{details}persia-hpc: error: {message}", file=sys.stderr, flush=True)
         time.sleep(0.2)
@@ -196,12 +198,12 @@ def write_failure(
 
 
 def read_failure(run_dir: str | Path) -> dict[str, Any] | None:
-    """The content of failure.json: world_rank, role, code, message, details, time; None without failure."""
+    """Returns failure.json (world_rank, role, code, message, details, time); None without failure."""
     return _read_json(Path(run_dir) / "failure.json")
 
 
 def read_summary(run_dir: str | Path) -> dict[str, Any] | None:
-    """The content of summary.json, None while there is none."""
+    """Returns the content of summary.json, None while there is none."""
     return _read_json(Path(run_dir) / "summary.json")
 
 

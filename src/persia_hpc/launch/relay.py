@@ -1,7 +1,8 @@
 """Passes the launcher's output on to the screen, without the launcher's own noise.
 
-Text goes on line by line, so that lines of two ranks never mix; a progress bar, which ends its updates with a
-carriage return or not at all, goes on when nothing follows. What is held back lies in RUN/logs/launcher.log.
+Text is passed line by line, so that lines of two ranks never mix. A progress bar ends its updates with a
+carriage return or not at all: it is passed when nothing follows. What is held back lies in
+RUN/logs/launcher.log.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _ABORTED = re.compile(
 
 
 class Relay:
-    """One output stream of the launcher. `screen` gets the ranks' text, `log` the launcher's."""
+    """Relays one output stream of the launcher. `screen` gets the ranks' text, `log` the launcher's."""
 
     def __init__(self, screen: BinaryIO, log: IO[bytes]) -> None:
         self._screen = screen
@@ -49,13 +50,13 @@ class Relay:
             self._line(line)
 
     def idle(self) -> None:
-        """Nothing more came for a moment: shows an unfinished line, such as a progress bar."""
+        """Shows an unfinished line, such as a progress bar, when nothing more has come for a moment."""
         if self._partial and not self._block and not _RULE.match(self._partial):
             self._show(self._partial)
             self._partial = b""
 
     def finish(self, new_line: bool = True) -> None:
-        """End of the stream; moves the cursor to a new line if a progress bar stands there."""
+        """Ends the stream; moves the cursor to a new line if a progress bar stands there."""
         if self._partial:
             self._line(self._partial)
             self._partial = b""
@@ -65,7 +66,7 @@ class Relay:
             self._write(b"\n")
 
     def exit_signal(self, world_rank: int, pid: int) -> int | None:
-        """The signal that ended a rank according to the launcher."""
+        """Returns the signal that ended a rank according to the launcher, None if it names none."""
         for rank, signal in _EXITED_ON_SIGNAL.findall(self.launcher_text):
             if int(rank) == world_rank:
                 return int(signal)
@@ -76,7 +77,7 @@ class Relay:
         return None
 
     def aborted(self, code: int) -> int | None:
-        """The rank that called MPI_Abort with `code` according to the launcher."""
+        """Returns the rank that called MPI_Abort with `code` according to the launcher, None without one."""
         for first, rank, other, given in _ABORTED.findall(self.launcher_text):
             if code in (int(first or -1), int(given or -1)):
                 return int(rank or other)

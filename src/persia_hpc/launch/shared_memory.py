@@ -1,4 +1,4 @@
-"""Shared-memory files of a job: MPI libraries leave theirs behind when a rank or the launcher is killed."""
+"""Removes a job's shared-memory files, which MPI libraries leave behind when a rank or launcher is killed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MAPPED = re.compile(r" (/dev/shm/.+)$", re.MULTILINE)
 
 
 def mapped_files(pid: int) -> set[str]:
-    """Files in /dev/shm that a process maps and that still exist; empty if it is gone or not ours."""
+    """Returns the existing files in /dev/shm that a process maps; none if it is gone or not ours."""
     try:
         maps = Path(f"/proc/{pid}/maps").read_text()
     except OSError:
@@ -24,7 +24,7 @@ def mapped_files(pid: int) -> set[str]:
 
 
 class SharedMemory:
-    """The files that a job's local ranks map, noted while they live."""
+    """Notes the files that a job's local ranks map, while they live."""
 
     def __init__(self) -> None:
         self._files: set[str] = set()

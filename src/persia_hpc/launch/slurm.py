@@ -1,4 +1,4 @@
-"""The text of a job's sbatch script: a pure function of the configuration and of what is asked for.
+"""Writes a job's sbatch script: a pure function of the configuration and of what is asked for.
 
 slurm/train.sbatch and slurm/train_hetjob.sbatch are what it makes of an example; tests hold them to it.
 """
@@ -16,12 +16,12 @@ from .slurm_options import JobOptions, check_options
 
 
 def run_directory(options: JobOptions, job_id: str) -> str:
-    """Where the run of a job with this id has its results."""
+    """Returns where the run of a job with this id has its results."""
     return options.run_dir or f"runs/job-{job_id}"
 
 
 def log_file(options: JobOptions, job_id: str | None = None) -> str:
-    """Where Slurm writes what the job says: with the results, if their directory is known before the id is.
+    """Returns where Slurm writes the job's output: with the results, if their directory is known by then.
 
     Without an id it has Slurm's patterns for it and for the job's name.
     """
@@ -30,7 +30,10 @@ def log_file(options: JobOptions, job_id: str | None = None) -> str:
 
 
 def job_script(config: Config, options: JobOptions) -> str:
-    """The script. UserError, naming the option, for what can't work."""
+    """Returns the script.
+
+    Raises: UserError, naming the option, for what can't work.
+    """
     check_options(config, options)
     counts = config.ranks.counts(options.nodes)
     servers, workers, trainers = counts.values()
@@ -116,7 +119,7 @@ exit "$code"
 
 
 def _component(options: JobOptions, nodes: int, tasks: int, partition: str | None, *, gpus: int) -> list[str]:
-    """What one part of a job asks for; the parts of a heterogeneous job share none of it."""
+    """Holds what one part of a job asks for; the parts of a heterogeneous job share none of it."""
     even = tasks % nodes == 0
     return [
         *([f"--account={options.account}"] if options.account else []),

@@ -1,4 +1,4 @@
-"""What a Slurm job asks for, and what of it can't work."""
+"""Holds what a Slurm job asks for, and refuses what can't work."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from persia_hpc.errors import UserError
 
 @dataclass(frozen=True)
 class JobOptions:
-    """What a job asks Slurm for, and how it starts its ranks; None is left to the site.
+    """Holds what a job asks Slurm for, and how it starts its ranks; None is left to the site.
 
-    `cpu_nodes` makes it a heterogeneous job: servers and workers on so many nodes of `cpu_partition`, only
+    `cpu_nodes` makes it a heterogeneous job: servers and workers on that many nodes of `cpu_partition`, only
     trainers on the `nodes`. `path`: a folder to put before PATH.
     """
 
@@ -39,7 +39,10 @@ class JobOptions:
 
 
 def check_options(config: Config, options: JobOptions) -> None:
-    """UserError for what Slurm would refuse late, or take for something else."""
+    """Checks the options.
+
+    Raises: UserError for what Slurm would refuse late, or take for something else.
+    """
     least = {"nodes": 1, "cpus_per_task": 1, "gpus_per_node": 0, "cpu_nodes": 0, "max_restarts": 0}
     for name, minimum in least.items():
         if getattr(options, name) < minimum:
@@ -93,7 +96,7 @@ def check_options(config: Config, options: JobOptions) -> None:
 
 
 def time_seconds(text: str) -> int:
-    """Seconds of a time limit as Slurm writes it: MM, MM:SS, HH:MM:SS, D-HH, D-HH:MM, D-HH:MM:SS."""
+    """Returns the seconds of a Slurm time limit: MM, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS."""
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
     if match is None:
         raise UserError(

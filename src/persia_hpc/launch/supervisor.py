@@ -1,4 +1,4 @@
-"""The supervisor: starts a job with mpiexec or srun, watches its ranks, and says truthfully how it ended."""
+"""Starts a job with mpiexec or srun, watches its ranks, and says truthfully how it ended."""
 
 from __future__ import annotations
 
@@ -16,26 +16,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from persia_hpc.config import Config, config_text
-from persia_hpc.errors import EXIT_AGAIN, EXIT_DATA, EXIT_FAILURE, EXIT_OK, EXIT_USER
+from persia_hpc.config import Config
 
 from .deaths import Death, DeathWatch
-from .environment import make_run_dir
+from .environment import SUPERVISED
 from .mpiexec import Launcher, find_launcher
-from .registry import (
-    RankRecord,
-    beacon_path,
-    finish_rank,
-    read_failure,
-    read_ranks,
-    read_summary,
-    register_rank,
-    write_failure,
-)
+from .registry import RankRecord, beacon_path, read_ranks
 from .relay import Relay
+from .run_dir import make_run_dir, write_config
 from .shared_memory import SharedMemory
-
-__all__ = ["finish_rank", "make_run_dir", "register_rank", "supervise", "write_failure"]
+from .verdict import Ending, verdict
 
 RANK_PROGRAM = (sys.executable, "-m", "mpi4py", "-m", "persia_hpc.job.rank_main")
 LAUNCHER_GRACE_SECONDS = 3.0  # after the first death the launcher may end the job by itself
@@ -64,7 +54,7 @@ def supervise(
     (directory / "logs").mkdir(exist_ok=True)
     for stale in (directory / "ranks").glob("*.json"):  # of a job that was killed before it had results
         stale.unlink()
-    (directory / "config.toml").write_text(config_text(config))
+    write_config(directory, config)
     nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
     num_ranks = config.ranks.total(nodes)
     command = found.command(num_ranks, [*program, "--run-dir", str(directory), *arguments])
@@ -73,7 +63,7 @@ def supervise(
 
 
 class _Log(io.FileIO):
-    """A file that goes without what the disk doesn't take: the job matters more than its log."""
+    """Writes a file and drops what the disk doesn't take: the job matters more than its log."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, "wb")
@@ -132,7 +122,21 @@ class _Job:
                 self._end_everything()
             self.out.finish()
             self.err.finish()
-            code, message = self._verdict()
+            code, message = verdict(
+                Ending(
+                    run_dir=self.run_dir,
+                    launcher=self.launcher.path,
+                    launcher_code=self.process.returncode,
+                    ranks=self.ranks,
+                    first_death=self.first_death,
+                    signals=self.signals,
+                    asked=self.asked,
+                    in_vain=self.in_vain,
+                    grace_seconds=self.grace_seconds,
+                    out=self.out,
+                    err=self.err,
+                )
+            )
         sys.stdout.flush()
         for said in dict.fromkeys(text.decode(errors="replace") for text in self.err.errors):
             if said.removeprefix("persia-hpc: error: ") not in message:
@@ -174,7 +178,7 @@ class _Job:
                         return
 
     def _watch_failure(self, now: float) -> None:
-        """A launcher may not hear that a rank ends the job, for instance over a cut link."""
+        """Sets a deadline when a rank has failed: over a cut link the launcher may not learn of it."""
         if not self.failed and now - self.looked > 1.0:
             self.looked, self.failed = now, (self.run_dir / "failure.json").exists()
             if self.failed:
@@ -259,79 +263,9 @@ class _Job:
     def _alive(self) -> list[RankRecord]:
         return [r for r in self.ranks.values() if r.is_local and r.is_alive()]
 
-    def _verdict(self) -> tuple[int, str]:
-        """Exit code and last message ("" if all is well)."""
-        launcher_code = self.process.returncode
-        summary = read_summary(self.run_dir)
-        status = str((summary or {}).get("status"))
-        if launcher_code == 0 and status in ("completed", "stopped"):
-            return EXIT_OK, ""
-        if status == "interrupted":
-            assert summary is not None
-            return EXIT_AGAIN, (
-                f"stopped by {summary['stop_reason']} after step {summary['steps']}; go on with: "
-                f"persia-hpc train --resume --run-dir {self.run_dir}"
-            )
-        failure = read_failure(self.run_dir)
-        if self.signals and not (self.asked and failure):
-            number = self.signals[0]
-            return 128 + number, f"ended by {signal.Signals(number).name}{self._why_not_saved()}"
-        death = self.first_death
-        if failure is not None and not (
-            death and death.rank.world_rank != failure["world_rank"] and death.time < failure["time"]
-        ):
-            if failure["code"] == 2:
-                return 2, f"error: {failure['message']}"
-            rank = self.ranks.get(failure["world_rank"]) or f"rank {failure['world_rank']}"
-            sys.stderr.write(str(failure.get("details", "")))
-            return int(failure["code"]), f"{rank} failed: {failure['message']}; the job was ended"
-        aborted = self.err.aborted(launcher_code) or self.out.aborted(launcher_code)
-        if self.err.errors:  # of a rank that couldn't write it down: the disk may be what has failed
-            text = self.err.errors[-1].decode(errors="replace").removeprefix("persia-hpc: ")
-            code = launcher_code if launcher_code in (EXIT_USER, EXIT_DATA) else EXIT_FAILURE
-            return code, f"{text}; the job was ended"
-        if aborted is not None:
-            rank = self.ranks.get(aborted) or f"rank {aborted}"
-            return EXIT_FAILURE, f"{rank} aborted the job with code {launcher_code}"
-        if death is not None:
-            return self._death_verdict(death)
-        log = self.run_dir / "logs" / "launcher.log"
-        name = Path(self.launcher.path).name
-        if launcher_code:
-            remote = "" if all(r.is_local for r in self.ranks.values()) else "; a node may have died"
-            return EXIT_FAILURE, f"{name} ended with exit code {launcher_code}{remote}; see {log}"
-        return (
-            EXIT_FAILURE,
-            f"{name} reports success, but the run wrote no summary ({self.run_dir}); see {log}",
-        )
-
-    def _why_not_saved(self) -> str:
-        if not self.in_vain:
-            return ""
-        return (
-            f"; not saved within checkpoint.grace_seconds ({self.grace_seconds:g} s): --resume goes on from "
-            "the checkpoint before, if there is one"
-        )
-
-    def _death_verdict(self, death: Death) -> tuple[int, str]:
-        rank = self.ranks.get(death.rank.world_rank, death.rank)
-        number = death.signal
-        if number is None and death.exit_code is None:
-            ids = (rank.world_rank, rank.pid)
-            number = self.err.exit_signal(*ids) or self.out.exit_signal(*ids)
-        if number is not None:
-            try:
-                name = signal.Signals(number).name
-            except ValueError:
-                name = "real-time"
-            return 128 + number, f"{rank} was killed by signal {number} ({name}); the job was ended"
-        if death.exit_code is not None:
-            return EXIT_FAILURE, f"{rank} ended early with exit code {death.exit_code}; the job was ended"
-        return EXIT_FAILURE, f"{rank} died; the job was ended"
-
 
 def die_with_parent(number: int = signal.SIGTERM) -> Callable[[], None]:
-    """What a new process calls to get a signal when its parent dies, however that happens."""
+    """Returns what a new process calls to get a signal when its parent dies, however that happens."""
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     parent = os.getpid()
 
@@ -345,7 +279,7 @@ def die_with_parent(number: int = signal.SIGTERM) -> Callable[[], None]:
 
 def _environment(launcher: Launcher) -> Mapping[str, str]:
     env = launcher.environment(os.environ)
-    env["PERSIA_HPC_SUPERVISED"] = "1"
+    env[SUPERVISED] = "1"
     env["PYTHONUNBUFFERED"] = "1"
     if sys.stderr.isatty():  # ranks write to a pipe: this is how their progress bar knows the screen
         env["PERSIA_HPC_SCREEN"] = "1"

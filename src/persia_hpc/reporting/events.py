@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from persia_hpc.errors import PersiaError
 
@@ -33,17 +33,25 @@ class JsonLines:
     """Appends each event as one line of JSON; flushed at once, so that others can follow the file."""
 
     def __init__(self, path: Path):
+        """Opens nothing yet: a run that is refused must leave no file."""
         self._path = path
-        self._file = path.open("a", encoding="utf-8")
+        self._file: TextIO | None = None
 
     def log(self, event: dict[str, Any]) -> None:
-        """PersiaError if it can't be written."""
+        """Writes the event.
+
+        Raises: PersiaError if it can't be written.
+        """
         try:
+            if self._file is None:
+                self._file = self._path.open("a", encoding="utf-8")
             self._file.write(json.dumps(without_nan(event)) + "\n")
             self._file.flush()
         except OSError as error:
             raise PersiaError(f"can't write {self._path}: {error.strerror}") from error
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # `log` has said so
-            self._file.close()
+        """Closes the file."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # `log` has said so
+                self._file.close()

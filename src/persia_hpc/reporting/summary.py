@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from persia_hpc.config import Config
-from persia_hpc.reporting.events import without_nan
+
+from .events import without_nan
+from .outcomes import JobOutcome, ServerOutcome, TrainerOutcome, WorkerOutcome
 
 SCHEMA_VERSION = 1
 
@@ -35,14 +37,15 @@ def package_versions() -> dict[str, str]:
     return result
 
 
-def _train_seconds(workers: Sequence[Mapping[str, Any]], servers: Sequence[Mapping[str, Any]]) -> float:
-    """Seconds from first pull to last apply, summed over segments: evaluations and checkpoints lie between
-    them.
+def _train_seconds(workers: Sequence[WorkerOutcome], servers: Sequence[ServerOutcome]) -> float:
+    """Returns the seconds from first pull to last apply, summed over segments.
+
+    Evaluations and checkpoints lie between segments.
     """
     total = 0.0
-    for first in sorted({int(s) for w in workers for s in w["first_pull"]}):
-        begin = min(w["first_pull"][first] for w in workers if first in w["first_pull"])
-        ends = [s["last_apply"][first] for s in servers if first in s["last_apply"]]
+    for first in sorted({int(s) for w in workers for s in w.first_pull}):
+        begin = min(w.first_pull[first] for w in workers if first in w.first_pull)
+        ends = [s.last_apply[first] for s in servers if first in s.last_apply]
         total += max(0.0, max(ends, default=begin) - begin)
     return total
 
@@ -50,7 +53,7 @@ def _train_seconds(workers: Sequence[Mapping[str, Any]], servers: Sequence[Mappi
 def _over_ranks(
     seconds: Mapping[str, Sequence[Mapping[str, float]]],
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Mean and largest over the ranks of each role."""
+    """Returns mean and largest over the ranks of each role."""
     return {
         role: {
             name: {"mean": sum(s[name] for s in each) / len(each), "max": max(s[name] for s in each)}
@@ -61,72 +64,67 @@ def _over_ranks(
     }
 
 
-def _status(trainer: Mapping[str, Any]) -> str:
-    if trainer["interrupted"]:
+def _status(trainer: TrainerOutcome) -> str:
+    if trainer.interrupted:
         return "interrupted"
-    return "completed" if trainer["stop_reason"] is None else "stopped"
+    return "completed" if trainer.stop_reason is None else "stopped"
 
 
-def make_summary(
-    config: Config,
-    *,
-    roles: Mapping[str, int],
-    trainer: Mapping[str, Any],
-    servers: Sequence[Mapping[str, Any]],
-    workers: Sequence[Mapping[str, Any]],
-    waits: Mapping[str, Sequence[Mapping[str, float]]],
-    phases: Mapping[str, Sequence[Mapping[str, float]]],
-    mpi_library: str,
-) -> dict[str, Any]:
-    """Puts together what the ranks have counted.
-
-    trainer: trainer 0's `steps`, `samples`, `first_step`, `first_samples`, `stop_reason`, `interrupted`,
-    `evaluate_seconds`, `checkpoints`, `results`, `steady`, `follow`. servers, workers: `statistics()` of
-    each. waits, phases: by role, each rank's seconds by cause or phase.
-    """
-    ledgers = [s["ledger"] for s in servers]
-    rows = sum(s["rows"] for s in servers)
-    num_bytes = sum(s["bytes"] for s in servers)
+def _staleness(config: Config, outcome: JobOutcome) -> dict[str, Any]:
     histogram: Counter[int] = Counter()
-    for server in servers:
-        histogram.update(server["histogram"])
-    seconds = _train_seconds(workers, servers)
-    checkpoints = dict(trainer["checkpoints"])
-    samples = trainer["samples"] - trainer["first_samples"]
-    embedding = {"rows": rows, "bytes": num_bytes}
-    embedding["overhead_bytes_per_row"] = (
-        (num_bytes - sum(s["row_bytes"] for s in servers)) / rows if rows else 0.0
-    )
-    for name in ledgers[0]:
-        embedding[name] = sum(ledger[name] for ledger in ledgers)
+    for server in outcome.servers:
+        histogram.update(server.histogram)
+    return {
+        "bound": 0 if config.mode == "sync" else config.staleness_bound,
+        "max": max([*histogram, *(w.max_staleness for w in outcome.workers)], default=0),
+        "histogram": {str(k): histogram[k] for k in sorted(histogram)},
+    }
+
+
+def _embedding(servers: Sequence[ServerOutcome]) -> dict[str, float]:
+    rows = sum(s.rows for s in servers)
+    num_bytes = sum(s.bytes for s in servers)
+    overhead = num_bytes - sum(s.row_bytes for s in servers)
+    return {
+        "rows": rows,
+        "bytes": num_bytes,
+        "overhead_bytes_per_row": overhead / rows if rows else 0.0,
+        **{name: sum(s.ledger[name] for s in servers) for name in servers[0].ledger},
+    }
+
+
+def make_summary(config: Config, outcome: JobOutcome, *, mpi_library: str) -> dict[str, Any]:
+    """Puts together what the ranks have counted; of the trainers, trainer 0 knows what they all did."""
+    trainer = outcome.trainers[0]
+    by_role = outcome.by_role()
+    times = {role: [o.times for o in each if o.times is not None] for role, each in by_role.items()}
+    seconds = _train_seconds(outcome.workers, outcome.servers)
+    checkpoints = dict(trainer.checkpoints)
+    samples = trainer.samples - trainer.first_samples
     return {
         "schema_version": SCHEMA_VERSION,
         "status": _status(trainer),
-        "stop_reason": trainer["stop_reason"],
+        "stop_reason": trainer.stop_reason,
         "seed": config.seed,
         "config_sha256": config.sha256,
         "mode": config.mode,
-        "roles": dict(roles),
-        "steps": trainer["steps"],
-        "samples": trainer["samples"],
-        "this_run": {"steps": trainer["steps"] - trainer["first_step"], "samples": samples},
+        "roles": {f"{role}s": len(each) for role, each in by_role.items()},
+        "steps": trainer.steps,
+        "samples": trainer.samples,
+        "this_run": {"steps": trainer.steps - trainer.first_step, "samples": samples},
         "train_seconds": seconds,
-        "evaluate_seconds": trainer["evaluate_seconds"],
+        "evaluate_seconds": trainer.evaluate_seconds,
         "checkpoint_seconds": checkpoints.pop("paused_seconds", 0.0),
         "checkpoints": checkpoints,
         "samples_per_second": samples / seconds if seconds else 0.0,
-        "steady": trainer["steady"],
-        "valid": trainer["results"].get("valid"),
-        "test": trainer["results"].get("test"),
-        "staleness": {
-            "bound": 0 if config.mode == "sync" else config.staleness_bound,
-            "max": max([*histogram, *(w.get("max_staleness", 0) for w in workers)], default=0),
-            "histogram": {str(k): histogram[k] for k in sorted(histogram)},
-        },
-        "embedding": embedding,
-        "follow": trainer["follow"],
-        "wait_seconds": _over_ranks(waits),
-        "phase_seconds": _over_ranks(phases),
+        "steady": trainer.steady,
+        "valid": trainer.results.get("valid"),
+        "test": trainer.results.get("test"),
+        "staleness": _staleness(config, outcome),
+        "embedding": _embedding(outcome.servers),
+        "follow": trainer.follow,
+        "wait_seconds": _over_ranks({role: [t.wait for t in each] for role, each in times.items()}),
+        "phase_seconds": _over_ranks({role: [t.phases for t in each] for role, each in times.items()}),
         "versions": {**package_versions(), "mpi": mpi_library},
     }
 

@@ -98,10 +98,10 @@ def show_gpus(role: Role, environment: MutableMapping[str, str]) -> None:
 
 
 def split_world(world: MPI.Intracomm, config: Config) -> Communicators:
-    """SplitReaders the world by role and plane. Collective over `world`; UserError (on all ranks) if the plan
-    fails.
+    """Splits the world by role and plane.
 
-    Of a job's ranks only trainers see GPUs from here on.
+    Collective over world.
+    Raises: UserError, on all ranks, if the ranks can't have the roles that are asked for.
     """
     check_world(world)
     node_comm = world.Split_type(MPI.COMM_TYPE_SHARED)
@@ -123,7 +123,6 @@ def split_world(world: MPI.Intracomm, config: Config) -> Communicators:
         allowed=_allowed_roles(world),
     )
     me = plan.members[world.rank]
-    show_gpus(me.role, os.environ)
 
     def split(color: int) -> MPI.Intracomm:
         return MPI.Intracomm(world.Split(color, world.rank))

@@ -23,6 +23,7 @@ from persia_hpc.user_objects import load_object
 from .batch import Batch, Inputs
 from .dense.optimizer import make_optimizer
 from .metrics import auc, load_metrics
+from .run_state import DriverState
 from .session import Session
 
 EVENT_SECONDS = 1.0  # how often the training event is logged
@@ -136,8 +137,6 @@ class Driver:
         evaluated = self._restore(session)
         for callback in self.callbacks:
             callback.on_start(self.run_view)
-        if session.following is not None:
-            session.following.tell = self._log
         while True:
             schedule = session.schedules["train"]
             # Trainer 0's callbacks may have asked for a stop: all must know it before they evaluate, or not.
@@ -152,11 +151,11 @@ class Driver:
                 evaluated = step
                 if self.early_stop is not None and (reason := self.early_stop.update(metrics)):
                     session.request_stop(reason)
-                session.driver_state = self._state(evaluated)
+                session.keep_driver_state(self._state(evaluated))
                 session.agree_on_stop()
             if session.following is not None and step == session.num_steps:
                 self._event(force=True)  # what comes next may be long in coming
-            if session.stop_reason is not None or not session.wait_for_data():
+            if session.stop_reason is not None or not session.wait_for_data(self._log):
                 break
             if session.following is not None and step == schedule.num_steps:
                 self._last_event = time.perf_counter()  # a wait is no part of the pace
@@ -173,26 +172,22 @@ class Driver:
             if "test" in session.schedules:
                 self._evaluate("test")
 
-    def _state(self, evaluated: int) -> dict[str, Any]:
-        """What a resumed run must know of this loop."""
+    def _state(self, evaluated: int) -> DriverState:
+        """Returns what a resumed run must know of this loop."""
         early = self.early_stop
-        return {
-            "evaluated": evaluated,
-            "best": early.best if early else 0.0,
-            "bad": early.bad if early else 0,
-        }
+        return DriverState(evaluated, early.best if early else 0.0, early.bad if early else 0)
 
     def _restore(self, session: Session) -> int:
         """Takes over what `_state` said; the last evaluated step, -1 if there was none."""
-        state = session.driver_state
+        state = session.state.driver
         self._last_samples = session.samples
         if session.step_number and self.loggers:
             self._log({"event": "resume", "step": session.step_number})
-        if self.early_stop is not None and state:
-            self.early_stop.best, self.early_stop.bad = state["best"], state["bad"]
+        if self.early_stop is not None and state is not None:
+            self.early_stop.best, self.early_stop.bad = state.best, state.bad
             if reason := self.early_stop.reason():  # it was interrupted between this and its end
                 session.request_stop(reason)
-        return int(state.get("evaluated", -1))
+        return -1 if state is None else state.evaluated
 
     def _evaluate(self, split: str) -> dict[str, float]:
         metrics = self.session.evaluate(split=split)
@@ -215,7 +210,7 @@ class Driver:
             callback.on_step(self.run_view)
         self._event()
 
-    def _event(self, force: bool = False) -> None:
+    def _event(self, *, force: bool = False) -> None:
         now = time.perf_counter()
         if not self.loggers or not self._recent or (not force and now - self._last_event < EVENT_SECONDS):
             return

@@ -3,51 +3,62 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from persia_hpc.protocol.row_batch import RowBatch
 
-from .interfaces import Array, Peers, concatenate
+from .batch import Batch
+from .interfaces import Array, BatchStream, Peers, concatenate
 from .metrics import Metric, evaluate_metrics
+from .pooling.embed import Pooling
+from .run_state import RunState
 
-if TYPE_CHECKING:
-    from .session import Session
 
+def predict_split(
+    model: nn.Module,
+    split: str,
+    forward: Callable[[Batch], Tensor],
+    *,
+    state: RunState,
+    stream: BatchStream,
+    peers: Peers,
+    pooling: Pooling,
+    poll: Callable[[], None],
+) -> Iterator[tuple[Array, RowBatch]]:
+    """Yields (logits, batch) of this trainer's part of a split, in order; no gradient may be in flight.
 
-def predict_split(session: Session, model: nn.Module, split: str) -> Iterator[tuple[Array, RowBatch]]:
-    """(logits [B, L] float32, batch) of this trainer's part of a split, in order; drained. Collective."""
-    session.phases.stop()  # inside a loop of the user's own the segment hasn't ended yet
+    poll: is called after each batch.
+
+    Shapes: logits [B, L] float32.
+    Collective over trainers.
+    """
     begin = time.perf_counter()
-    session.reducer.settle(session.stream, session.listen)
-    session.reducer.broadcast(model.named_buffers())
     was_training = model.training
     model.eval()
-    session.stream.begin_evaluation(split, session.step_number)
+    stream.begin_evaluation(split, state.step)
     try:
-        for number in range(1, session.schedules[split].num_steps + 1):
-            row_batch = session.stream.next_evaluation(number)
-            if session.saver is not None and session.trainer_rank == 0:
-                session.saver.poll()
+        for number in range(1, state.schedules[split].num_steps + 1):
+            row_batch = stream.next_evaluation(number)
+            poll()
             if row_batch.num_samples:
                 with torch.no_grad():
-                    batch, gradients = session.pooling.embed(row_batch, training=False)
-                    logits = session.forward(batch) if model is session.model else model(batch).float()
+                    batch, gradients = pooling.embed(row_batch, training=False)
+                    logits = forward(batch)
                 gradients.wait()
-                session.evaluate_seconds += time.perf_counter() - begin
+                state.evaluate_seconds += time.perf_counter() - begin
                 yield logits.cpu().numpy().reshape(row_batch.num_samples, -1), row_batch
                 begin = time.perf_counter()
             row_batch.release()
         # What trainer 0 commands next must not overtake batches that another trainer still waits for.
-        session.peers.gather(np.empty(0, np.float32))
-        session.peers.broadcast(None)
+        peers.gather(np.empty(0, np.float32))
+        peers.broadcast(None)
     finally:
         model.train(was_training)
-        session.evaluate_seconds += time.perf_counter() - begin
+        state.evaluate_seconds += time.perf_counter() - begin
 
 
 class Predictions:

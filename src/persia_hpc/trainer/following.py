@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from persia_hpc.checkpoint.files import read_manifest
 from persia_hpc.config import Config
@@ -22,10 +22,10 @@ from persia_hpc.samples.follow import Follower, TakenFile, late_files, num_sampl
 from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.schedule import Schedule
 
-from .interfaces import BatchStream
-
-if TYPE_CHECKING:
-    from .session import Session
+from .interfaces import BatchStream, Peers
+from .run_state import RunState
+from .saving import Saver
+from .stopping import Stopping
 
 LOG = logging.getLogger("persia_hpc")
 # A look at a directory of many files isn't free: less often the longer nothing has come.
@@ -41,6 +41,19 @@ class _News:
     checkpoint: bool = False
     ended: bool = False
     problem: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Around:
+    """Holds what a wait needs of the session that waits."""
+
+    state: RunState
+    stream: BatchStream
+    peers: Peers
+    stopping: Stopping
+    saver: Saver | None
+    save: Callable[[], None]
+    tell: Callable[[dict[str, Any]], None]  # takes an event for each portion and each wait
 
 
 class Following:
@@ -63,7 +76,6 @@ class Following:
         for portion in portions:
             schedule = schedule.followed_by(num_samples(portion))
         self.schedule = schedule
-        self.tell: Callable[[dict[str, Any]], None] = lambda _: None  # of what comes and of waits
         self._quiet_seconds = config.data.follow_seconds
         self._saves = config.train.save
         self._wait_seconds = 0.0
@@ -83,15 +95,12 @@ class Following:
             stream.begin_portion(self.schedule, self._files)
             self._files = ()
 
-    def portions(self) -> list[list[dict[str, Any]]]:
-        """The files of each portion, for a manifest. Trainer 0."""
+    def known_files(self) -> tuple[list[list[dict[str, Any]]], int]:
+        """Returns the files of each portion, for a manifest, and the samples of all. Trainer 0."""
         assert self._follower is not None
-        return [[dataclasses.asdict(file) for file in portion] for portion in self._follower.portions]
-
-    def num_samples(self) -> int:
-        """Of all portions. Trainer 0."""
-        assert self._follower is not None
-        return sum(map(num_samples, self._follower.portions))
+        portions = self._follower.portions
+        listed = [[dataclasses.asdict(file) for file in portion] for portion in portions]
+        return listed, sum(map(num_samples, portions))
 
     def statistics(self) -> dict[str, Any] | None:
         """For summary.json; None on other trainers than 0."""
@@ -105,7 +114,7 @@ class Following:
             "wait_seconds": self._wait_seconds,
         }
 
-    def wait(self, session: Session) -> bool:
+    def wait(self, around: Around) -> bool:
         """True once there are steps to train, False when the run is to end. Checkpoints that come due
         meanwhile are written. Collective over trainers; all known steps are trained.
 
@@ -114,24 +123,24 @@ class Following:
         began = time.monotonic()
         self._waits = False
         while not self._ended and self.schedule.may_grow:
-            news = self._watch(session, began) if self._follower is not None else None
+            news = self._watch(around, began) if self._follower is not None else None
             # Not in a call of MPI's: it would burn the core for as long as it takes.
-            session.stream.wait_until(session.peers.meet(), None)
-            news = session.peers.broadcast(news)
-            session.agree_on_stop()
+            around.stream.wait_until(around.peers.meet(), None)
+            news = around.peers.broadcast(news)
+            around.stopping.agree_on_stop()
             if news.checkpoint or (news.problem and self._saves):
-                session.save()
+                around.save()
             if news.problem:
-                self._give_up(session, news.problem)
+                self._give_up(around, news.problem)
             if news.samples:
-                self._extend(session, news.samples)
+                self._extend(around, news.samples)
                 return True
             self._ended = news.ended
-            if session.stop_reason is not None:
+            if around.state.stop_reason is not None:
                 break
         return False
 
-    def _watch(self, session: Session, began: float) -> _News:
+    def _watch(self, around: Around, began: float) -> _News:
         """Trainer 0: waits until there are news. Time without news is counted from `began`."""
         if self._files:  # of the first look
             return _News(samples=sum(info.num_samples for info in self._files))
@@ -140,24 +149,24 @@ class Following:
 
         def done() -> bool:
             nonlocal next_look
-            session.listen()
-            if session.stop_reason is not None:
+            around.stopping.listen()
+            if around.state.stop_reason is not None:
                 found.append(_News())
                 return True
             now = time.monotonic()
             if now >= next_look:
-                news = self._look(session, now - began)
+                news = self._look(around, now - began)
                 if news is not None:
                     found.append(news)
                     return True
                 if not self._waits:
-                    self.tell({"event": "wait", "step": session.step_number})
+                    around.tell({"event": "wait", "step": around.state.step})
                     self._waits = True
                 next_look = now + self._pause(now - began)
             return False
 
         begin = time.monotonic()
-        session.stream.wait_until(done, None)
+        around.stream.wait_until(done, None)
         self._wait_seconds += time.monotonic() - begin
         return found[0]
 
@@ -167,7 +176,7 @@ class Following:
         pause = min(max(least, LOOK_PART * waited), most)
         return min(pause, self._quiet_seconds - waited) if self._quiet_seconds > waited else pause
 
-    def _look(self, session: Session, waited: float) -> _News | None:
+    def _look(self, around: Around, waited: float) -> _News | None:
         assert self._follower is not None
         try:
             self._files = self._follower.look()
@@ -178,41 +187,41 @@ class Following:
         if self._follower.ended:
             return _News(ended=True)
         if 0 < self._quiet_seconds <= waited:
-            session.request_stop(f"no new file in {self._quiet_seconds:g} s")
+            around.stopping.request_stop(f"no new file in {self._quiet_seconds:g} s")
             return _News()
-        step, saver = session.step_number, session.saver
+        step, saver = around.state.step, around.saver
         if step and saver is not None and saver.due(step, self.schedule):
             return _News(checkpoint=True)
         return None
 
-    def _extend(self, session: Session, samples: int) -> None:
+    def _extend(self, around: Around, samples: int) -> None:
         self.schedule = self.schedule.followed_by(samples)
-        session.schedules = {**session.schedules, "train": self.schedule}
+        around.state.follow(self.schedule)
         if self._follower is None:
             return
-        session.stream.begin_portion(self.schedule, self._files)
+        around.stream.begin_portion(self.schedule, self._files)
         files, self._files = len(self._files), ()
         portions = len(self._follower.portions)
         LOG.info("portion %d: %d files, %d samples", portions, files, samples)
-        self.tell(
+        around.tell(
             {
                 "event": "data",
-                "step": session.step_number,
+                "step": around.state.step,
                 "portion": portions,
                 "files": files,
                 "samples": samples,
             }
         )
 
-    def _give_up(self, session: Session, problem: str) -> None:
+    def _give_up(self, around: Around, problem: str) -> None:
         """Trainer 0 ends the job once the checkpoint is whole; the others wait for their end."""
         if self._follower is None:
-            session.stream.wait_until(session.peers.meet(), None)
-        if session.saver is not None:
-            session.saver.wait()
-        if self._saves and session.step_number:
+            around.stream.wait_until(around.peers.meet(), None)
+        if around.saver is not None:
+            around.saver.wait()
+        if self._saves and around.state.step:
             problem += (
-                f"; the checkpoint of step {session.step_number} is kept: repair or remove the file, and go "
+                f"; the checkpoint of step {around.state.step} is kept: repair or remove the file, and go "
                 "on with --resume"
             )
         raise DataError(problem)

@@ -4,11 +4,12 @@ process.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor, nn
 
 from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.runtime.phases import Phases
@@ -96,6 +97,38 @@ class Peers(Protocol):
 
     def gather(self, array: Array) -> Array | None:
         """The trainers' [n_i, …] arrays one after the other on trainer 0, None elsewhere. Collective."""
+
+
+class DenseSync(Protocol):
+    """How the dense parameters of all trainers stay together: AllReduce, or shared memory without it."""
+
+    seconds: float  # spent in it so far
+    parameters: list[nn.Parameter]  # those that are trained
+
+    @property
+    def one_sided(self) -> bool:
+        """Returns whether others read and write this trainer's memory while it computes."""
+
+    def attach(self, model: nn.Module) -> None:
+        """Takes the model's parameters and gives every trainer trainer 0's. Collective."""
+
+    def broadcast(self, tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> None:
+        """Overwrites `tensors` with trainer 0's. Collective."""
+
+    def reduce(self) -> None:
+        """Makes every gradient what the optimizer takes; a missing one becomes zeros. Collective."""
+
+    def updates_with(self, num_samples: int) -> bool:
+        """Returns whether a trainer with `num_samples` in a step updates the dense parameters."""
+
+    def updated(self) -> None:
+        """Shares what a step of the optimizer has changed."""
+
+    def settle(self, stream: BatchStream, listen: Callable[[], None]) -> None:
+        """Returns once all trainers have the same parameters; calls `listen` meanwhile. Collective."""
+
+    def close(self) -> None:
+        """Frees what it holds. Collective."""
 
 
 class NoPeers:

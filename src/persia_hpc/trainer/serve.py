@@ -29,6 +29,7 @@ from persia_hpc.transport.shared_vector import SharedVector
 
 from .dense.allreduce import DenseReducer
 from .dense.shared import SharedDense
+from .interfaces import DenseSync
 
 Array = npt.NDArray[Any]
 _OTHERS = "the other trainers"
@@ -68,7 +69,7 @@ class MpiPeers:
         return whole
 
 
-def make_reducer(config: Config, comm: MPI.Intracomm, peers: MpiPeers) -> DenseReducer | SharedDense:
+def make_reducer(config: Config, comm: MPI.Intracomm, peers: MpiPeers) -> DenseSync:
     """What keeps the dense parameters of the trainers together, whose `comm` is. Collective."""
     if config.mode == "async" and comm.size > 1:
         return SharedDense(peers, partial(SharedVector, comm))

@@ -5,9 +5,8 @@ with.
 from __future__ import annotations
 
 import math
-import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -22,20 +21,23 @@ from persia_hpc.schedule import Schedule
 from persia_hpc.table_layout import Layout
 
 from .batch import Batch, Inputs, on_backward
-from .dense.allreduce import DenseReducer
 from .dense.graphs import graphed
 from .dense.optimizer import make_optimizer, set_learning_rate
 from .dense.precision import Precision
-from .dense.shared import SharedDense
+from .dense.state import DenseState, dense_content
 from .evaluation import Predictions, predict_split
-from .following import Following
-from .interfaces import Array, BatchStream, Peers
+from .following import Around, Following
+from .interfaces import Array, BatchStream, DenseSync, Peers
 from .metrics import Metric, load_metrics
-from .pooling.embed import Pooling, RowGradients
-from .saving import DenseState, Saver
+from .pooling.embed import Pooling
+from .pooling.gradients import RowGradients
+from .progress import Progress
+from .run_state import DriverState, RunState
+from .saving import Saver
+from .stopping import Stopping
 
 
-class Session:
+class Session(Progress):
     """One trainer of a run. Methods marked collective must be called by every trainer, in the same order."""
 
     def __init__(
@@ -47,62 +49,46 @@ class Session:
         *,
         stream: BatchStream,
         peers: Peers,
-        reducer: DenseReducer | SharedDense,
+        reducer: DenseSync,
         device: torch.device,
         resume: DenseState | None = None,
         initial: DenseState | None = None,
         following: Following | None = None,
+        saver: Saver | None = None,
     ):
-        """`resume`: what the checkpoint that the run goes on from holds of the dense side. `initial`: what
-        that of another run holds whose weights a new run begins with. `following`: with `data.follow`.
+        """Takes the parts of a trainer.
+
+        resume: the dense side of the checkpoint that the run continues from. initial: that of another run,
+        with whose weights a new run begins. following: with `data.follow`. saver: writes checkpoints.
         """
         self.config = config
         self.layout = layout
         self.inputs = inputs
-        self.schedules = schedules
         self.device = device
+        self.stream = stream
         self.peers = peers
+        self.reducer = reducer
+        self.saver = saver
+        self.following = following
         self.model: nn.Module | None = None
         self.optimizer: torch.optim.Optimizer | None = None
-        self.step_number = 0
-        self.samples = 0
-        self.evaluate_seconds = 0.0
-        self.saver: Saver | None = None  # once the run has a directory
-        self.driver_state: dict[str, Any] = {}  # what the training loop wants to find again after a resume
-        self.interrupted: int | None = None  # the signal that ended the run early
-        self.stop_reason: str | None = None
-        self.loss = torch.zeros(())  # mean of this trainer's last batch, where it was computed
-        self.last_staleness = 0  # steps whose updates this trainer's last batch missed
-        self.results: dict[str, dict[str, float]] = {}  # the last evaluation of each split
+        self.state = RunState(schedules) if resume is None else resume.run_state(schedules)
         self.phases = stream.phases
         self.pace = Pace()
-        self._pool_began: float | None = None
-        self._yielded = 0.0
-        self.stream = stream
-        self.reducer = reducer
+        self.stopping = Stopping(self.state, stream, peers, saver)
         self.pooling = Pooling(inputs, device, gradients=config.wire.gradients)
         self.pooling.staging.register(stream.memory)
         self.precision = Precision(config.train.amp, device, cache=not config.train.cuda_graphs)
         self._metrics: dict[str, Metric] = load_metrics(config.train.metrics)
         self._rate = LearningRate(config.train.schedule, self.num_steps if "train" in schedules else 1)
+        self._resume, self._initial = resume, initial
         self._current: tuple[RowBatch, RowGradients, Tensor | None] | None = None  # the last: weights
-        self._stepped = True
-        self._segment_last: int | None = None  # while one is under way
+        self._pool_began: float | None = None
+        self._yielded = 0.0
         self._stop_told = False
-        self._draining = False  # it is to end early, for a checkpoint
-        self.resume, self._initial = resume, initial
-        if resume is not None:
-            self.step_number, self.samples = resume.step, resume.samples
-            self.results, self.driver_state = resume.results, resume.driver
-        self.first_step, self.first_samples = self.step_number, self.samples
-        self.following = following
         if following is not None:
-            self.schedules = {**schedules, "train": following.schedule}
+            self.state.follow(following.schedule)
             following.begin(stream, self.step_number)
-
-    @property
-    def last_loss(self) -> float:
-        return float(self.loss)  # waits for the device
 
     @property
     def trainer_rank(self) -> int:
@@ -127,22 +113,24 @@ class Session:
         Without `optimizer`, that of `[train] optimizer` is made. Your own must hold this model's parameters.
         """
         model.to(self.device)
-        if (begin := self.resume or self._initial) is not None:
+        if (begin := self._resume or self._initial) is not None:
             begin.load_model(model)
         self.reducer.attach(model)
         self.model = model
-        self._call = graphed(model, self.inputs, self.device, self.config.train.cuda_graphs)
+        self._call: Callable[[Batch], Tensor] = model
+        if self.config.train.cuda_graphs:
+            self._call = graphed(model, self.inputs, self.device)
         if optimizer is None and self.reducer.parameters:
             optimizer = make_optimizer(self.reducer.parameters, self.config.train.optimizer)
         self.optimizer = optimizer
         self.precision.attach(self.reducer.parameters, optimizer)
         # From here on trainers draw their own random numbers (dropout).
         torch.manual_seed(self.config.seed + 7919 * self.trainer_rank)
-        if self.resume is not None:
+        if self._resume is not None:
             if self.optimizer is not None:
-                self.resume.load_optimizer(self.optimizer)
-            self.precision.restore(self.resume.scaler)
-            self.resume.restore_random_state(self.config.seed, self.trainer_rank, self.num_trainers)
+                self._resume.load_optimizer(self.optimizer)
+            self.precision.restore(self._resume.scaler)
+            self._resume.restore_random_state(self.config.seed, self.trainer_rank, self.num_trainers)
         return model
 
     def forward(self, batch: Batch) -> Tensor:
@@ -174,30 +162,37 @@ class Session:
             first = self.step_number + 1
             yield from self._segment(first, int(min(self.schedules["train"].next_drain(first), end)))
             self.agree_on_stop()
-            if self.stop_reason is None and self.peers.broadcast(self._checkpoint_is_due()):
+            if self.stop_reason is None and self.peers.broadcast(self.stopping.checkpoint_is_due()):
                 self.save()
         if self.stop_reason is not None:
             self._stop_told = True
             if self.interrupted is not None and self.config.train.save and self.model is not None:
                 self.save()  # now: what follows in a loop of the user's own may take long
 
-    def wait_for_data(self) -> bool:
-        """Whether steps are left. With `data.follow`, where the known files are used up, returns once there
-        are new ones, or at a stop. Collective; no gradient may be in flight.
+    def wait_for_data(self, tell: Callable[[dict[str, Any]], None] = lambda _: None) -> bool:
+        """Returns whether steps are left. No gradient may be in flight.
+
+        With `data.follow`, where the known files are used up, it waits for new ones or a stop. tell: takes an
+        event for each portion and each wait.
+
+        Collective over trainers.
         """
         if self.step_number < self.num_steps or self.following is None:
             return self.step_number < self.num_steps
-        return self.following.wait(self)
+        return self.following.wait(
+            Around(self.state, self.stream, self.peers, self.stopping, self.saver, self.save, tell)
+        )
 
     def _segment(self, first: int, last: int) -> Iterator[Batch]:
-        if self._segment_last is not None:
+        if self.state.segment_last is not None:
             raise UserError(
                 f"a loop over session.batches was left at step {self.step_number}, before its end at step "
-                f"{self._segment_last}: rows of later steps are on their way; use session.batches(steps=...)"
+                f"{self.state.segment_last}: rows of later steps are on their way; "
+                "use session.batches(steps=...)"
             )
         self.phases.start()
         self.stream.begin_segment(first, last)
-        self._segment_last = last
+        self.state.segment_last = last
         for number in range(first, last + 1):
             row_batch = self.stream.next_batch(number)
             if row_batch is None:
@@ -207,19 +202,19 @@ class Session:
             on_backward(batch, self._reach_pooling)
             self._yielded = self.phases.add("pool", begin, number)
             weight = None if batch.weight is None else batch.weight.clone()  # a model may change its batch
-            self._current, self._stepped = (row_batch, gradients, weight), False
-            self.last_staleness = row_batch.staleness
+            self._current = (row_batch, gradients, weight)
+            self.state.last_staleness = row_batch.staleness
             if batch.num_samples:
                 yield batch
-                if not self._stepped:
+                if self._current is not None:
                     raise UserError(
                         f"session.step was not called for step {number}: each batch needs it, others wait"
                     )
             else:
                 self._finish_step()
-        self._segment_last = None
+        self.state.segment_last = None
         self.stream.end_segment()
-        self.reducer.settle(self.stream, self.listen)
+        self.reducer.settle(self.stream, self.stopping.listen)
         self.phases.stop()
 
     def step(self, losses: Tensor) -> None:
@@ -231,7 +226,7 @@ class Session:
         """
         if self.model is None:
             raise UserError("session.step was called before session.prepare(model): nothing would be trained")
-        if self._current is None or self._stepped:
+        if self._current is None:
             raise UserError(
                 "session.step was called without a batch; call it once for each of session.batches"
             )
@@ -249,13 +244,13 @@ class Session:
         pool_began = self._pool_began or end
         self.phases.add("backward", begin, row_batch.step, pool_began)
         self.phases.add("pool", pool_began, row_batch.step, end)
-        self.loss = total.detach() * (row_batch.num_global / row_batch.num_samples)
+        self.state.loss = total.detach() * (row_batch.num_global / row_batch.num_samples)
         self._finish_step()
 
     def _finish_step(self) -> None:
         assert self._current is not None
         row_batch, gradients, _ = self._current
-        self._current, self._stepped = None, True
+        self._current = None
         number, good = row_batch.step, True
         # A GPU goes on while its gradients are fetched; whether fp16's are good is known when all have them.
         late = self.device.type == "cuda" or self.precision.scales
@@ -264,7 +259,7 @@ class Session:
                 self.pooling.staging.ahead(following)
             self.precision.share_overflow(gradients)
         else:
-            self._push(row_batch, gradients, good)
+            self._push(row_batch, gradients)
         begin = time.perf_counter()
         self.reducer.reduce()
         begin = self.phases.add("allreduce", begin, number)
@@ -274,16 +269,26 @@ class Session:
             self.optimizer.zero_grad(set_to_none=True)
             self.reducer.updated()
             self.phases.add("optimizer", begin, number)
-        if late:
-            self._push(row_batch, gradients, good)
-        self.step_number = number
-        self.samples += row_batch.num_global
-        self.pace.step(number - self.first_step, self.samples - self.first_samples, self.phases.elapsed())
-        self.listen()
+        if late and good:
+            self._push(row_batch, gradients)
+        elif late:
+            self._push_poison(row_batch, gradients)
+        state = self.state
+        state.finish_step(number, row_batch.num_global)
+        trained = state.samples - state.first_samples
+        self.pace.step(number - state.first_step, trained, self.phases.elapsed())
+        self.stopping.listen()
 
-    def _push(self, row_batch: RowBatch, gradients: RowGradients, good: bool) -> None:
+    def _push(self, row_batch: RowBatch, gradients: RowGradients) -> None:
         begin = time.perf_counter()
-        arrays = gradients.arrays() if good else gradients.poison()
+        arrays = gradients.arrays()
+        self.phases.add("push", begin, row_batch.step)
+        self.stream.push(row_batch, arrays)
+
+    def _push_poison(self, row_batch: RowBatch, gradients: RowGradients) -> None:
+        """Pushes NaNs instead, for a step whose loss scale was too large: servers skip it."""
+        begin = time.perf_counter()
+        arrays = gradients.poison()
         self.phases.add("push", begin, row_batch.step)
         self.stream.push(row_batch, arrays)
 
@@ -291,40 +296,21 @@ class Session:
         self._pool_began = time.perf_counter()
 
     def request_stop(self, reason: str) -> None:
-        """Ends the run soon, at a step that all ranks agree on; may be called by trainer 0 at any time."""
-        if self.trainer_rank != 0:
-            return  # trainer 0 decides, the others hear of it
-        self.stop_reason = reason
-        if self._segment_last is not None:
-            self.stream.request_stop()
+        """Ends the run soon, at a step that all ranks agree on; trainer 0 may call it at any time."""
+        self.stopping.request_stop(reason)
 
     def agree_on_stop(self) -> None:
-        """Gives every trainer trainer 0's `stop_reason`. Collective."""
-        self.listen()
-        self.stop_reason, self.interrupted = self.peers.broadcast((self.stop_reason, self.interrupted))
+        """Gives every trainer trainer 0's `stop_reason`. Collective over trainers."""
+        self.stopping.agree_on_stop()
+
+    def keep_driver_state(self, driver: DriverState) -> None:
+        """Keeps what the standard loop wants to find again after a resume, for the next checkpoint."""
+        self.state.driver = driver
 
     @property
     def drained(self) -> bool:
-        """Whether no gradient is in flight, and no row on its way."""
-        return self._current is None and self._segment_last in (None, self.step_number)
-
-    def listen(self) -> None:
-        """Trainer 0: takes note of signals, and of what goes on beside training."""
-        if self.trainer_rank != 0:
-            return
-        number = self.stream.stop_signal()
-        if number is not None and self.stop_reason is None:
-            self.interrupted = number
-            self.request_stop(signal.Signals(number).name)
-        if self.saver is not None:
-            self.saver.poll()
-            if self.saver.overdue() and self._segment_last is not None and not self._draining:
-                self._draining = True
-                self.stream.request_stop()
-
-    def _checkpoint_is_due(self) -> bool:
-        self._draining = False
-        return self.saver is not None and self.saver.due(self.step_number, self.schedules["train"])
+        """Returns whether no gradient is in flight and no row is still to be used."""
+        return self._current is None and not self.state.in_segment
 
     def evaluate(self, model: nn.Module | None = None, split: str = "valid") -> dict[str, float]:
         """Exact metrics of a split over all trainers; changes nothing in the tables. Collective.
@@ -336,8 +322,8 @@ class Session:
             predictions.add(logits, row_batch)
         begin = time.perf_counter()
         metrics = predictions.metrics(self.peers, self.inputs.labels, self._metrics)
-        self.results[split] = metrics
-        self.evaluate_seconds += time.perf_counter() - begin
+        self.state.results[split] = metrics
+        self.state.evaluate_seconds += time.perf_counter() - begin
         return metrics
 
     def predictions(self, model: nn.Module | None, split: str) -> Iterator[tuple[Array, RowBatch]]:
@@ -358,7 +344,22 @@ class Session:
                 f"session.evaluate was called after step {self.step_number}, while gradients are in flight; "
                 "call it after a loop over session.batches(steps=...), or set train.evaluate_every"
             )
-        return predict_split(self, model, split)
+        begin = time.perf_counter()
+        self.phases.stop()  # inside a loop of the user's own the segment hasn't ended yet
+        self.reducer.settle(self.stream, self.stopping.listen)
+        self.reducer.broadcast(model.named_buffers())
+        self.state.evaluate_seconds += time.perf_counter() - begin
+        other = model
+        return predict_split(
+            model,
+            split,
+            self.forward if model is self.model else lambda batch: other(batch).float(),
+            state=self.state,
+            stream=self.stream,
+            peers=self.peers,
+            pooling=self.pooling,
+            poll=self.saver.poll if self.saver is not None else lambda: None,
+        )
 
     def save(self, *, full: bool = False) -> None:
         """Begins a checkpoint of this moment, which goes on being written; no gradient may be in flight.
@@ -371,8 +372,14 @@ class Session:
                 "call it after a loop over session.batches(steps=...), or set checkpoint.every"
             )
         self.phases.stop()
-        self.reducer.settle(self.stream, self.listen)
-        self.saver.begin(self, full=full)
+        self.reducer.settle(self.stream, self.stopping.listen)
+        model, optimizer, scaler = self.model, self.optimizer, self.precision.state()
+        assert model is not None, "call session.prepare(model) first"
+        self.saver.begin(
+            self.step_number,
+            lambda random_states: dense_content(self.state, model, optimizer, scaler, random_states),
+            full=full,
+        )
 
     def close(self) -> None:
         """Ends the run for all ranks. Collective."""

@@ -15,13 +15,18 @@ import random
 import sys
 import time
 from collections import Counter
+from dataclasses import dataclass
 
 import numpy as np
 from mpi4py import MPI
 
 from persia_hpc.config import load_config
 from persia_hpc.embedding_worker.serve import WorkerLoop
-from persia_hpc.job.rank import RankJob
+from persia_hpc.job.duties import ServerDuty, TrainerDuty, WorkerDuty
+from persia_hpc.job.place import Place
+from persia_hpc.job.rank import RankJob, StartingRank
+from persia_hpc.job.task import Task
+from persia_hpc.launch.run_dir import claim_run_dir
 from persia_hpc.topology.roles import Role
 from persia_hpc.trainer.serve import RingStream
 from tests.support.tiny import digest
@@ -69,23 +74,31 @@ class JitteredPlane:
         return getattr(self._plane, name)
 
 
-class ScriptedJob(RankJob):
-    """The real job with a trainer of a few lines."""
+class JitteredPlace(Place):
+    """A place whose rings are as slow as a case says."""
 
-    def __init__(self, case, world):
+    def __init__(self, seconds, **found):
+        super().__init__(**found)
+        object.__setattr__(self, "seconds", seconds)
+
+    def make_plane(self, comm, channels):
+        plane = super().make_plane(comm, channels)
+        if not self.seconds:
+            return plane
+        return JitteredPlane(plane, random.Random(self.communicators.world.rank), self.seconds)
+
+
+class ScriptedTrainer(TrainerDuty):
+    """A trainer of a few lines."""
+
+    def __init__(self, facts, place, case):
+        super().__init__(facts, place, Task(quiet=True))
         self.case = case
-        super().__init__(load_config(case["config"]), world=world, quiet=True)
         self.oracle: list[tuple[int, list[float]]] = []
         self.seen = Counter()
 
-    def _plane(self, comm, channels):
-        plane = super()._plane(comm, channels)
-        if not self.case.get("jitter"):
-            return plane
-        return JitteredPlane(plane, random.Random(self.world.rank), self.case["jitter"])
-
     def _gradients(self, row_batch):
-        trainer = self.groups.me.role_rank
+        trainer = self.place.role_rank
         if self.case["gradient"] == "smooth":
             wave = np.float32(np.sin(row_batch.step + 10 * trainer))
             return [
@@ -98,23 +111,24 @@ class ScriptedJob(RankJob):
             out.append(grads)
         return out
 
-    def _train(self, start, main, callbacks, loggers):
-        groups, plan = self.groups, self.groups.plan
-        me = groups.me.role_rank
-        yield
-        from persia_hpc.topology.channels import feed_channels
+    def prepare(self, start):
+        pass
 
-        plane = self._plane(groups.feed_plane, feed_channels(plan, self.ring_bytes))
+    def perform(self):
+        place, layout, plan = self.place, self.facts.layout, self.place.communicators.plan
+        me = place.role_rank
+        role_comm = place.communicators.role_comm
+        plane = place.feed_plane()
         stream = RingStream(
             plane,
-            self._ranks(Role.EMBEDDING_WORKER, groups.feed_rank),
+            place.ranks_in_feed_plane(Role.EMBEDDING_WORKER),
             trainer_rank=me,
             mine=plan.workers_of_trainer[me],
-            num_dim_groups=len(self.layout.dim_groups),
-            multi=[f.name for f in self.layout.features if f.multi],
-            waiter=self._waiter(plane),
+            num_dim_groups=len(layout.dim_groups),
+            multi=[f.name for f in layout.features if f.multi],
+            waiter=place.waiter(plane),
         )
-        schedule = self.schedules["train"]
+        schedule = self.facts.schedules["train"]
         stop_at = self.case.get("stop_at")
         steps = 0
         last = 0
@@ -136,49 +150,41 @@ class ScriptedJob(RankJob):
                 if stop_at == step and me == 0:
                     stream.request_stop()
             stream.end_segment()
-            stopped = groups.role_comm.bcast(stream._stopping)
+            stopped = role_comm.bcast(stream._stopping)
             if stopped:
                 break
             if self.case.get("evaluate"):
                 stream.begin_evaluation("valid", steps)
-                for number in range(1, self.schedules["valid"].num_steps + 1):
+                for number in range(1, self.facts.schedules["valid"].num_steps + 1):
                     stream.next_evaluation(number).release()
-        all_steps = groups.role_comm.allgather(steps)
+        all_steps = role_comm.allgather(steps)
         assert len(set(all_steps)) == 1, f"trainers ended at different steps: {all_steps}"
         time.sleep(self.case.get("pause", 0.0))
         stream.close()
         plane.free()
-        result = {
-            "steps": steps,
-            "samples": 0,
-            "first_step": 0,
-            "first_samples": 0,
-            "stop_reason": None,
-            "interrupted": False,
-            "evaluate_seconds": 0.0,
-            "checkpoints": {},
-            "results": {},
-        }
-        return {**result, "wait": {"batch": 0.0}, "oracle": self.oracle}, None
+        return Scripted({"steps": steps, "oracle": self.oracle})
 
     def _item_rows(self, batch):
-        feature = [f.name for f in self.layout.features].index("item")
+        layout = self.facts.layout
+        feature = [f.name for f in layout.features].index("item")
         begin, end = int(batch.feature_offsets[feature]), int(batch.feature_offsets[feature + 1])
-        group = self.layout.tables[self.layout.features[feature].table].dim_group
+        group = layout.tables[layout.features[feature].table].dim_group
         rows = batch.rows[group]
         return [rows[i].tolist() for i in sorted(set(batch.indices[begin:end].tolist()))]
 
-    def _work(self, sources):
-        if not self.case.get("late_step") or self.groups.me.role_rank != 1:
-            return (yield from super()._work(sources))
+
+class LateWorker(WorkerDuty):
+    """Asks for the rows of one step only after all else stands still."""
+
+    def __init__(self, facts, place, sources, late_step):
+        super().__init__(facts, place, sources)
+        self.late_step = late_step
+
+    def perform(self):
         may_issue, since = WorkerLoop._may_issue, []
 
         def late(loop):
-            if (
-                loop.work is not None
-                and loop.work.requests
-                and loop.work.requests[0][0] == self.case["late_step"]
-            ):
+            if loop.work is not None and loop.work.requests and loop.work.requests[0][0] == self.late_step:
                 since.append(time.monotonic())
                 if since[-1] - since[0] < 0.5:
                     return False
@@ -186,49 +192,71 @@ class ScriptedJob(RankJob):
 
         WorkerLoop._may_issue = late
         try:
-            return (yield from super()._work(sources))
+            return super().perform()
         finally:
             WorkerLoop._may_issue = may_issue
 
-    def _serve_rows(self, start):
-        made = []
-        import persia_hpc.job.rank as rank_module
 
-        original = rank_module.ParameterServer
+class ExportingServer(ServerDuty):
+    """A server that hands over its tables when it is done."""
 
-        def remember(*args, **kwargs):
-            made.append(original(*args, **kwargs))
-            return made[-1]
-
-        rank_module.ParameterServer = remember
-        try:
-            generator = super()._serve_rows(start)
-            next(generator)
-        finally:
-            rank_module.ParameterServer = original
-        yield
+    def perform(self):
         cpu = time.process_time()
-        try:
-            next(generator)
-        except StopIteration as end:
-            statistics, finish = end.value
-        statistics["cpu_seconds"] = time.process_time() - cpu
-        engine = made[0]
-        statistics["tables"] = {
-            layout.name: [table.export_bucket(b) for b in buckets] if table is not None else []
-            for layout, table, buckets in zip(
-                engine.layout.tables, engine.tables, engine.buckets, strict=True
-            )
-        }
-        return statistics, finish
+        outcome = super().perform()
+        engine = self.engine
+        return Scripted(
+            {
+                "ledger": outcome.ledger,
+                "histogram": outcome.histogram,
+                "cpu_seconds": time.process_time() - cpu,
+                "tables": {
+                    layout.name: [table.export_bucket(b) for b in buckets] if table is not None else []
+                    for layout, table, buckets in zip(
+                        engine.layout.tables, engine.tables, engine.buckets, strict=True
+                    )
+                },
+            }
+        )
 
-    def _summarize(self, statistics, finish):
-        everything = self.world.gather(statistics)
+
+@dataclass
+class Scripted:
+    """What a rank hands over for `ScriptedJob._summarize`."""
+
+    values: dict
+    times: None = None
+
+
+class ScriptedJob(RankJob):
+    """The real job with a trainer of a few lines."""
+
+    def __init__(self, case, world):
+        self.case = case
+        config = load_config(case["config"])
+        run_dir = claim_run_dir(world, config.run_dir, resume=False)
+        super().__init__(StartingRank(config, run_dir, world=world), Task(quiet=True))
+
+    def make_place(self, **found):
+        place = super().make_place(**found)
+        return JitteredPlace(self.case.get("jitter"), **vars(place))
+
+    def make_duty(self, facts, place, sources):
+        me = self.communicators.me
+        if me.role is Role.TRAINER:
+            return ScriptedTrainer(facts, place, self.case)
+        if me.role is Role.PARAMETER_SERVER:
+            return ExportingServer(facts, place)
+        if self.case.get("late_step") and me.role_rank == 1:
+            return LateWorker(facts, place, sources, self.case["late_step"])
+        return super().make_duty(facts, place, sources)
+
+    def _summarize(self, outcome):
+        everything = self.world.gather(outcome)
         if everything is None:
             return {}
-        plan = self.groups.plan
-        servers = [everything[r] for r in plan.ranks(Role.PARAMETER_SERVER)]
-        trainers = [everything[r] for r in plan.ranks(Role.TRAINER)]
+        plan = self.communicators.plan
+        servers = [everything[r].values for r in plan.ranks(Role.PARAMETER_SERVER)]
+        trainers = [everything[r].values for r in plan.ranks(Role.TRAINER)]
         merged = {}
         for name in servers[0]["tables"]:
             parts = [p for s in servers for p in s["tables"][name]]
@@ -256,7 +284,7 @@ def main():
         comm = world.Split(0 if world.rank < size else MPI.UNDEFINED, world.rank)
         if comm == MPI.COMM_NULL:
             continue
-        result = ScriptedJob(case, comm).run(None, (), ())
+        result = ScriptedJob(case, comm).run()
         if comm.rank == 0:
             print(json.dumps(result), flush=True)
         comm.Free()

@@ -5,21 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-
-def horovod_version() -> str:
-    """Version of the installed Horovod, or "not installed"."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("horovod")
-    except PackageNotFoundError:
-        return "not installed"
+from persia_hpc.trainer.interfaces import BatchStream
 
 
 def _gpu_of(parameters: list[nn.Parameter]) -> str:
@@ -85,7 +77,7 @@ class DenseReducer:
             flat = torch.zeros(size // 4, pin_memory=True)
         self._buckets.append((flat, gathered, parameters))
 
-    def broadcast(self, tensors: dict[str, Tensor] | Iterable[tuple[str, Tensor]]) -> None:
+    def broadcast(self, tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> None:
         """Overwrites `tensors` with trainer 0's. Collective."""
         items = dict(tensors)
         if self._hvd is None or not items:
@@ -142,8 +134,8 @@ class DenseReducer:
     def updated(self) -> None:
         """After a step of the optimizer, the same on all trainers: nothing to do."""
 
-    def settle(self, *_: object) -> None:
-        """Trainers' parameters are the same anyway."""
+    def settle(self, stream: BatchStream, listen: Callable[[], None]) -> None:
+        """Does nothing: the trainers' parameters are the same after every step."""
 
     def close(self) -> None:
         """Shuts Horovod down; must come before MPI finalises. Collective."""

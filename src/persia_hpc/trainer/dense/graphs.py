@@ -98,10 +98,11 @@ class GraphedModel:
         return captured
 
 
-def graphed(model: nn.Module, inputs: Inputs, device: torch.device, wanted: bool) -> Any:
-    """What to call for `train.cuda_graphs`: the model, or it as a graph. UserError where none can be made."""
-    if not wanted:
-        return model
+def graphed(model: nn.Module, inputs: Inputs, device: torch.device) -> Callable[[Batch], Tensor]:
+    """Returns the model as a graph, or the model itself where the device has no graphs.
+
+    Raises: UserError for inputs whose shapes change from step to step.
+    """
     if inputs.sequences:
         raise UserError(
             f"train.cuda_graphs needs shapes that don't change from step to step, got the sequence feature "

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from persia_hpc.trainer.pooling.embed import RowGradients
+from persia_hpc.trainer.pooling.gradients import RowGradients
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

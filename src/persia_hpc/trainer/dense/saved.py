@@ -10,7 +10,8 @@ import torch
 
 from persia_hpc.checkpoint import files
 from persia_hpc.errors import DataError
-from persia_hpc.trainer.saving import DenseState
+
+from .state import DenseState
 
 
 def dense_problem(directory: Path, step: int) -> str:

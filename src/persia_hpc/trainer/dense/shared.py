@@ -8,7 +8,7 @@ changed, and goes on with what the vector then is, other trainers' changes inclu
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -50,7 +50,7 @@ class SharedDense:
         self._now = np.empty_like(self._last)
         self._vector = self._share(self._last)
 
-    def broadcast(self, tensors: dict[str, Tensor] | Iterable[tuple[str, Tensor]]) -> None:
+    def broadcast(self, tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> None:
         """Overwrites `tensors` with trainer 0's. Collective."""
         items = dict(tensors)
         values = self._peers.broadcast([t.detach().cpu() for t in items.values()])
@@ -76,7 +76,7 @@ class SharedDense:
         self._take()
         self.seconds += time.perf_counter() - begin
 
-    def settle(self, stream: BatchStream, listen: Callable[[], object]) -> None:
+    def settle(self, stream: BatchStream, listen: Callable[[], None]) -> None:
         """Waits until all trainers have come here, however long it takes; then their parameters are the same.
         Collective. `listen` is called meanwhile.
         """
@@ -84,7 +84,12 @@ class SharedDense:
             return
         begin = time.perf_counter()
         met = self._peers.meet()
-        stream.wait_until(lambda: (listen(), met())[1], "the other trainers, which go on by themselves")
+
+        def all_met() -> bool:
+            listen()
+            return met()
+
+        stream.wait_until(all_met, "the other trainers, which go on by themselves")
         self._vector.read(self._now)
         self._take()
         stream.wait_until(self._peers.meet(), "the other trainers")  # nobody adds before all have read

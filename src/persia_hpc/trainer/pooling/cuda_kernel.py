@@ -6,7 +6,8 @@ With a CPU device the kernels' code runs on the host, one thread after the other
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,15 +16,12 @@ from torch import Tensor
 
 from persia_hpc import _native
 from persia_hpc.errors import PersiaError
+from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.protocol.wire import WIRES, Wire, wire_of
 
+from .groups import DimGroup
 from .row_rings import RowRings
 from .staging import ALIGNMENT, Staging
-
-if TYPE_CHECKING:
-    from persia_hpc.protocol.row_batch import RowBatch
-
-    from .embed import DimGroup
 
 Array = npt.NDArray[Any]
 
@@ -45,19 +43,21 @@ _LONG_ROW = 64  # kLongRow
 _WARP = 32
 
 
-def cuda_module(device: torch.device) -> Any:
-    """The module with the kernels for this device; a text why there is none."""
+def cuda_module(device: torch.device) -> tuple[ModuleType | None, str]:
+    """Returns the module with the kernels for this device and "", or None and why there is none."""
     try:
         from persia_hpc import _cuda
     except ImportError:
-        return "persia_hpc was built without CUDA kernels (set-up needs nvcc on PATH)"
-    if device.index is not None:
-        return _cuda.problem(device.index) or _cuda
-    return _cuda.problem(torch.cuda.current_device() if torch.cuda.is_available() else 0) or _cuda
+        return None, "persia_hpc was built without CUDA kernels (set-up needs nvcc on PATH)"
+    index = device.index
+    if index is None:
+        index = torch.cuda.current_device() if torch.cuda.is_available() else 0
+    problem = str(_cuda.problem(index) or "")
+    return (None, problem) if problem else (_cuda, "")
 
 
 class CudaKernel:
-    """Forward and backward of one batch; see `pooling.Kernel`."""
+    """Forward and backward of one batch; see `Kernel`."""
 
     def __init__(
         self,
@@ -139,7 +139,7 @@ class CudaKernel:
         return features
 
     def forward(self) -> list[Tensor]:
-        """See `pooling.Kernel`."""
+        """See `Kernel`."""
         row_batch, device = self._row_batch, self._device
         outputs: list[Tensor] = []
         masks: list[int] = []
@@ -178,7 +178,7 @@ class CudaKernel:
     def backward(
         self, gradients: Sequence[Tensor | None], wire: Wire, factor: Tensor | None = None
     ) -> list[Array | None]:
-        """See `pooling.Kernel`."""
+        """See `Kernel`."""
         gradients = [None if g is None else g.contiguous() for g in gradients]
         features, groups, sizes = self._place(gradients), [], []
         first_feature, size, threads = 0, ALIGNMENT, 0  # the flags lie before the first group's rows
@@ -224,11 +224,11 @@ class CudaKernel:
         return arrays
 
     def overflow(self) -> Tensor:
-        """See `pooling.Kernel`."""
+        """See `Kernel`."""
         return torch.where(self.flags[_NONFINITE] != 0, torch.nan, 0.0)
 
     def wait(self) -> None:
-        """See `pooling.Kernel`."""
+        """See `Kernel`."""
         self.staged.wait()
         bad = False
         for host, there in self._returned:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,190 +19,18 @@ from torch import Tensor
 from persia_hpc import _native
 from persia_hpc.errors import UserError
 from persia_hpc.protocol.row_batch import RowBatch
-from persia_hpc.protocol.wire import WIRES, Wire, wire_of
-from persia_hpc.trainer.batch import POOLED, Batch, FeatureSpec, Inputs
+from persia_hpc.protocol.wire import WIRES, wire_of
+from persia_hpc.trainer.batch import Batch, Inputs
 
 from .cuda_kernel import CudaKernel, cuda_module
+from .gradients import RowGradients
+from .groups import DimGroup, Kernel
+from .native_kernel import NativeKernel
 from .row_rings import RowRings
 from .staging import Staging
 from .torch_kernel import TorchKernel, tensor_of
 
-ROUNDS_POWER = {"sum": 0.0, "mean": 1.0, "sqrtn": 0.5}
-Array = npt.NDArray[Any]
 LOG = logging.getLogger("persia_hpc")
-
-
-class Kernel(Protocol):
-    """Forward and backward of one batch.
-
-    Outputs are, group by group, its block [B, P, D] if it has pooled features, then the values [B, L, D] of
-    each sequence feature. After forward, `masks` holds the sequences' [B, L] of bool in the same order.
-    """
-
-    masks: list[Tensor]
-
-    def forward(self) -> list[Tensor]:
-        """The batch's rows, decoded as they are gathered -> outputs."""
-        ...
-
-    def backward(
-        self, gradients: Sequence[Tensor | None], wire: Wire, factor: Tensor | None = None
-    ) -> list[Array | None]:
-        """Gradients of the outputs, times `factor` ([1], on the device), -> gradients of the rows of each
-        group, as they travel; None: zeros. They may be read after `wait`.
-        """
-        ...
-
-    def overflow(self) -> Tensor:
-        """A scalar on the device: NaN if a backward gave gradients that are not finite (as fp32), else 0."""
-        ...
-
-    def wait(self) -> None:
-        """Returns when neither the row batch's memory is needed any more nor gradients are on their way."""
-        ...
-
-
-class DimGroup:
-    """The features of one group by the number that their ids have in the batch."""
-
-    def __init__(self, inputs: Inputs, number: int, device: torch.device | str = "cpu") -> None:
-        members = [(i, f) for i, f in enumerate(inputs.features) if f.dim_group == number]
-        self.number = number
-        self.features: tuple[tuple[int, FeatureSpec], ...] = tuple(members)
-        self.dim = members[0][1].dim
-        self.pooled = tuple(f.name for _, f in members if f.pooling in POOLED)
-        self.sequences = tuple((f.name, f.rounds) for _, f in members if f.pooling not in POOLED)
-        # Kernels count rows, users ids: the mean of ids that are sums of r rows is r times that of the rows.
-        scales = [f.rounds ** ROUNDS_POWER[f.pooling] for _, f in members if f.pooling in POOLED]
-        self.scales = torch.tensor(scales, device=device)[:, None] if any(s != 1 for s in scales) else None
-
-    def parts(self, row_batch: RowBatch) -> list[tuple[int, int, str, npt.NDArray[np.uint32] | None]]:
-        """(first id, end id, pooling, bag offsets or None) of each feature: what the native kernels take."""
-        offsets = row_batch.feature_offsets
-        return [
-            (
-                int(offsets[i]),
-                int(offsets[i + 1]),
-                f.pooling,
-                row_batch.bag_offsets[f.name] if f.multi else None,
-            )
-            for i, f in self.features
-        ]
-
-
-class NativeKernel:
-    """The C++ kernels on NumPy views of CPU tensors."""
-
-    def __init__(self, groups: Sequence[DimGroup], row_batch: RowBatch) -> None:
-        self._groups = groups
-        self._row_batch = row_batch
-        self._parts = [group.parts(row_batch) for group in groups]
-        self._finite = True
-        self.masks: list[Tensor] = []
-
-    def forward(self) -> list[Tensor]:
-        """See `Kernel`."""
-        outputs: list[Tensor] = []
-        row_batch = self._row_batch
-        for group, parts, rows in zip(self._groups, self._parts, row_batch.rows, strict=True):
-            block, sequences = _native.gather_pool_forward(
-                rows, row_batch.indices, features=parts, num_samples=row_batch.num_samples, dim=group.dim
-            )
-            if group.pooled:
-                outputs.append(torch.from_numpy(block))
-            for values, mask in sequences:
-                outputs.append(torch.from_numpy(values))
-                self.masks.append(torch.from_numpy(mask))
-        return outputs
-
-    def backward(
-        self, gradients: Sequence[Tensor | None], wire: Wire, factor: Tensor | None = None
-    ) -> list[Array | None]:
-        """See `Kernel`."""
-        row_batch = self._row_batch
-        arrays = [None if g is None else g.contiguous().numpy() for g in gradients]
-        outputs: list[Array | None] = []
-        for group, parts in zip(self._groups, self._parts, strict=True):
-            block = arrays.pop(0) if group.pooled else None
-            values = [arrays.pop(0) for _ in group.sequences]
-            if block is None and all(v is None for v in values):
-                outputs.append(None)
-                continue
-            rows = _native.gather_pool_backward(
-                block,
-                values,
-                row_batch.indices,
-                features=parts,
-                num_samples=row_batch.num_samples,
-                num_rows=row_batch.num_rows(group.number),
-                dim=group.dim,
-                wire=wire.name if factor is None else "fp32",
-            )
-            if factor is not None:
-                rows *= factor.numpy()
-                self._finite &= bool(np.isfinite(rows).all())
-                rows = _native.encode_rows(rows, wire.name)
-            outputs.append(rows)
-        return outputs
-
-    def overflow(self) -> Tensor:
-        """See `Kernel`; only known of gradients that had a factor."""
-        return torch.tensor(0.0 if self._finite else torch.nan)
-
-    def wait(self) -> None:
-        """See `Kernel`."""
-
-
-class RowGradients:
-    """Gradients of a batch's unique rows, once its backward has run; summed over the ids that use a row."""
-
-    def __init__(self, groups: Sequence[DimGroup], row_batch: RowBatch, wire: Wire, kernel: Kernel) -> None:
-        self.wire = wire
-        self.factor: Tensor | None = None  # what undoes a loss scale, [1] on the device
-        self._kernel = kernel
-        self._dims = [group.dim for group in groups]
-        self._num_rows = [row_batch.num_rows(group.number) for group in groups]
-        self._arrays: list[Array | None] = [None] * len(groups)
-
-    def arrays(self) -> list[Array]:
-        """For each group its [U_g] rows of dim D_g in the wire format; zeros where no gradient arrived.
-
-        Waits until they, and the batch, have left the device; the row batch's memory may go then.
-        """
-        self.wait()
-        return [
-            np.zeros(self.wire.shape(num_rows, dim), self.wire.dtype) if array is None else array
-            for array, num_rows, dim in zip(self._arrays, self._num_rows, self._dims, strict=True)
-        ]
-
-    def wait(self) -> None:
-        """Returns when the row batch's memory isn't needed any more."""
-        self._kernel.wait()
-
-    def poison(self) -> list[Array]:
-        """Instead of `arrays`, for a step whose loss scale was too large: NaNs; servers skip and count."""
-        self.wait()
-        return [
-            _native.encode_rows(np.full((num_rows, dim), np.nan, np.float32), self.wire.name)
-            for num_rows, dim in zip(self._num_rows, self._dims, strict=True)
-        ]
-
-    def overflow(self) -> Tensor:
-        """A scalar on the device: NaN if a gradient is not finite, else 0."""
-        return self._kernel.overflow()
-
-    def add(self, gradients: Sequence[Tensor | None]) -> None:
-        """Takes the outputs' gradients of one backward; those of a second one add to the first's."""
-        arrays = self._kernel.backward(gradients, self.wire, self.factor)
-        if any(array is not None for array in self._arrays):
-            self._kernel.wait()  # what is added must be there
-        for group, (dim, new) in enumerate(zip(self._dims, arrays, strict=True)):
-            old = self._arrays[group]
-            if old is not None and new is not None:
-                total = _native.decode_rows(old, dim) + _native.decode_rows(new, dim)
-                self._arrays[group] = _native.encode_rows(total, self.wire.name)
-            elif new is not None:
-                self._arrays[group] = new
 
 
 class _Embed(torch.autograd.Function):
@@ -245,11 +73,11 @@ class Pooling:
         if kernel is None:
             kernel = "native" if self.device.type == "cpu" else "torch"
             if self.device.type == "cuda":
-                self._launch = cuda_module(self.device)
-                if isinstance(self._launch, str):
-                    LOG.warning("embeddings are pooled by torch operations, slowly: %s", self._launch)
+                module, problem = cuda_module(self.device)
+                if module is None:
+                    LOG.warning("embeddings are pooled by torch operations, slowly: %s", problem)
                 else:
-                    kernel = "cuda"
+                    kernel, self._launch = "cuda", module
         self.kernel = kernel
         num_dim_groups = max((f.dim_group for f in inputs.features), default=-1) + 1
         self._groups = [DimGroup(inputs, group, self.device) for group in range(num_dim_groups)]

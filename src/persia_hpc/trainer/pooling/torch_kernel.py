@@ -7,21 +7,18 @@ them, in ascending id order, so it gives the same bits every time.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.protocol.wire import Wire, wire_of
 
+from .groups import DimGroup
 from .wire_torch import decode, encode, to_array
-
-if TYPE_CHECKING:
-    from persia_hpc.protocol.row_batch import RowBatch
-
-    from .embed import DimGroup
 
 
 def tensor_of(array: npt.NDArray[Any], device: torch.device) -> Tensor:
@@ -84,7 +81,7 @@ class TorchKernel:
         self.masks: list[Tensor] = []
 
     def forward(self) -> list[Tensor]:
-        """See `pooling.Kernel`."""
+        """See `Kernel`."""
         outputs: list[Tensor] = []
         for group, features, rows in zip(self._groups, self._features, self._row_batch.rows, strict=True):
             tensor = self._rows(rows, group.dim)
@@ -102,7 +99,7 @@ class TorchKernel:
     def backward(
         self, gradients: Sequence[Tensor | None], wire: Wire, factor: Tensor | None = None
     ) -> list[npt.NDArray[Any] | None]:
-        """See `pooling.Kernel`."""
+        """See `Kernel`."""
         remaining = list(gradients)
         outputs: list[npt.NDArray[Any] | None] = []
         for group, features in zip(self._groups, self._features, strict=True):
@@ -119,11 +116,11 @@ class TorchKernel:
         return outputs
 
     def overflow(self) -> Tensor:
-        """See `pooling.Kernel`; only known of gradients that had a factor."""
+        """See `Kernel`; only known of gradients that had a factor."""
         return self._overflow
 
     def wait(self) -> None:
-        """See `pooling.Kernel`: torch has waited."""
+        """See `Kernel`: torch has waited."""
 
     def _rows(self, rows: npt.NDArray[Any], dim: int) -> Tensor:
         words = rows.view(np.int16) if rows.dtype == np.uint16 else rows

@@ -1,0 +1,222 @@
+"""What each role has to do in an MPI job: prepare, which may be refused, then perform.
+
+Only a trainer needs torch, and imports it when it prepares: servers and workers start without it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from persia_hpc._native import keep_freed_memory
+from persia_hpc.embedding_worker.engine import EmbeddingWorker
+from persia_hpc.embedding_worker.serve import WorkerLoop
+from persia_hpc.launch.run_dir import begin_run
+from persia_hpc.parameter_server.engine import ParameterServer
+from persia_hpc.parameter_server.serve import ServerLoop
+from persia_hpc.reporting.outcomes import ServerOutcome, Times, TrainerOutcome, WorkerOutcome
+from persia_hpc.reporting.screen import summary_text
+from persia_hpc.samples.source import Source
+from persia_hpc.topology.communicators import check_single_mpi_library
+from persia_hpc.topology.roles import Role
+from persia_hpc.transport.progress import ProgressThread
+
+from .facts import Facts
+from .place import Place
+from .resume import load_start
+from .task import Task
+
+if TYPE_CHECKING:
+    import torch
+
+    from .training import TrainerStart
+
+_SWITCH_SECONDS = 1e-4  # a thread beside a polling loop must get the GIL, and give it up, soon
+
+
+class Duty(Protocol):
+    """What a rank does in its role."""
+
+    def prepare(self, start: Path | None) -> None:
+        """Makes what needs no other rank, to continue from the checkpoint `start`, or anew if that is None.
+
+        Called again, with another checkpoint, after one that is damaged.
+        Raises: PersiaError for what can't be used; DataError for a damaged checkpoint.
+        """
+
+    def perform(self) -> ServerOutcome | WorkerOutcome | TrainerOutcome:
+        """Plays the role to its end. Collective over the world."""
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Receives the run's summary, when all roles have been played."""
+
+
+class ServerDuty:
+    """Keeps a part of the rows. See `Duty`."""
+
+    def __init__(self, facts: Facts, place: Place) -> None:
+        self.facts = facts
+        self.place = place
+        self.engine: ParameterServer | None = None
+
+    def prepare(self, start: Path | None) -> None:
+        self.engine = None  # with the rows of a damaged checkpoint, if there was one
+        self.engine = ParameterServer(
+            self.facts.config,
+            self.facts.layout,
+            server_rank=self.place.role_rank,
+            num_servers=self.place.count(Role.PARAMETER_SERVER),
+            num_trainers=self.place.count(Role.TRAINER),
+            num_steps=self.facts.schedules["train"].num_steps,
+        )
+        load_start(self.engine, self.facts.config, start)
+
+    def perform(self) -> ServerOutcome:
+        engine, place = self.engine, self.place
+        assert engine is not None, "prepare comes first"
+        sys.setswitchinterval(_SWITCH_SECONDS)  # a thread writes checkpoints
+        plane = place.row_plane()
+        loop = ServerLoop(
+            engine,
+            plane,
+            place.ranks_in_row_plane(Role.EMBEDDING_WORKER),
+            place.waiter(plane),
+            self.facts.config,
+            place.stop,
+            place.watchdog,
+        )
+        loop.run()
+        plane.free()
+        return ServerOutcome(**engine.statistics(), times=Times.of_loop(loop.phases, ("idle",)))
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        pass
+
+
+class WorkerDuty:
+    """Reads samples, asks servers for rows and hands batches to trainers. See `Duty`."""
+
+    def __init__(self, facts: Facts, place: Place, sources: Mapping[str, Source]) -> None:
+        self.facts = facts
+        self.place = place
+        self.sources = sources
+        self.engine: EmbeddingWorker | None = None
+
+    def prepare(self, start: Path | None) -> None:
+        servers = self.place.count(Role.PARAMETER_SERVER)
+        self.engine = EmbeddingWorker.of(self.facts.config, self.facts.layout, servers, self.place.role_rank)
+
+    def perform(self) -> WorkerOutcome:
+        engine, place = self.engine, self.place
+        assert engine is not None, "prepare comes first"
+        keep_freed_memory()  # the same large arrays are allocated in every step
+        sys.setswitchinterval(_SWITCH_SECONDS)  # a thread reads, and gives up the GIL at every HDF5 call
+        row_plane, feed_plane = place.row_plane(), place.feed_plane()
+        loop = WorkerLoop(
+            engine,
+            self.facts.config,
+            self.sources,
+            worker_rank=place.role_rank,
+            workers_of_trainer=place.communicators.plan.workers_of_trainer,
+            row_plane=row_plane,
+            servers=place.ranks_in_row_plane(Role.PARAMETER_SERVER),
+            feed_plane=feed_plane,
+            trainers=place.ranks_in_feed_plane(Role.TRAINER),
+            waiter=place.waiter(row_plane, feed_plane),
+            stop=place.stop,
+            watchdog=place.watchdog,
+        )
+        loop.run()
+        row_plane.free()
+        feed_plane.free()
+        times = Times.of_loop(loop.phases, ("idle", "read"))
+        return WorkerOutcome(loop.first_pull, **engine.statistics(), times=times)
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        pass
+
+
+class TrainerDuty:
+    """Trains the dense model, or runs the user's loop. See `Duty`."""
+
+    def __init__(self, facts: Facts, place: Place, task: Task) -> None:
+        self.facts = facts
+        self.place = place
+        self.task = task
+        self.start: TrainerStart | None = None
+        self.device: torch.device | None = None
+
+    def prepare(self, start: Path | None) -> None:
+        import torch
+
+        from persia_hpc.trainer.device import choose_device
+
+        from .training import prepare_trainer
+
+        self.start = None
+        place, train = self.place, self.facts.config.train
+        torch.set_num_threads(train.threads or place.fair_threads)
+        me = place.communicators.me
+        here = [m for m in place.communicators.plan.members if (m.node, m.role) == (me.node, me.role)]
+        self.device = choose_device(train.device, [m.role_rank for m in here].index(me.role_rank))
+        self.start = prepare_trainer(self.facts, self.task, place.run_dir, start, me.role_rank)
+
+    def perform(self) -> TrainerOutcome:
+        from persia_hpc.trainer.serve import MpiPeers, RingStream, make_reducer
+
+        from .training import make_session, train_session
+
+        place, config = self.place, self.facts.config
+        assert self.start is not None, "prepare comes first"
+        assert self.device is not None
+        keep_freed_memory()  # the same large arrays are allocated in every step
+        communicators = place.communicators
+        peers = MpiPeers(communicators.role_comm, place.watchdog)
+        reducer = make_reducer(config, communicators.role_comm, peers)
+        check_single_mpi_library()
+        plane = place.feed_plane()
+        # A computing trainer is outside MPI: one-sided writes of remote workers need a thread inside it.
+        progress = None
+        if plane.remote or reducer.one_sided:
+            assert communicators.feed_plane is not None
+            progress = ProgressThread(communicators.feed_plane)
+            progress.start()
+        stream = RingStream(
+            plane,
+            place.ranks_in_feed_plane(Role.EMBEDDING_WORKER),
+            trainer_rank=place.role_rank,
+            mine=communicators.plan.workers_of_trainer[place.role_rank],
+            num_dim_groups=len(self.facts.layout.dim_groups),
+            multi=[f.name for f in self.facts.layout.features if f.multi],
+            waiter=place.waiter(plane),
+            stop=place.stop,
+            watchdog=place.watchdog,
+            trace_steps=config.train.trace,
+        )
+        session = make_session(
+            self.facts,
+            stream,
+            device=self.device,
+            peers=peers,
+            reducer=reducer,
+            start=self.start,
+            run_dir=place.run_dir,
+        )
+        if place.role_rank == 0:
+            begin_run(place.run_dir, config)
+        outcome = train_session(session, self.task, self.start.driver)
+        if progress is not None:
+            progress.stop()
+        plane.free()
+        return outcome
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        if self.start is None or self.start.events is None:
+            return
+        if self.start.driver is not None:
+            self.start.driver.finish(summary)
+        self.start.events.close()
+        if not self.task.quiet:
+            print(summary_text(summary), file=sys.stderr, flush=True)

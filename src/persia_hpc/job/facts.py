@@ -1,0 +1,59 @@
+"""The facts of a job: what its configuration and its data say, made once and passed on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from persia_hpc.checkpoint.choose import refuse_mismatch
+from persia_hpc.checkpoint.files import read_manifest
+from persia_hpc.checkpoint.matching import check_match
+from persia_hpc.config import Config
+from persia_hpc.samples.schema import DatasetSchema
+from persia_hpc.samples.source import Source
+from persia_hpc.schedule import Schedule, make_schedules
+from persia_hpc.table_layout import Layout, make_layout
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Holds what every role of a job knows before it starts; the same on all ranks."""
+
+    config: Config
+    schema: DatasetSchema  # of the training data
+    num_samples: Mapping[str, int]  # of each split
+    layout: Layout
+    schedules: Mapping[str, Schedule]  # of each split
+
+    def check_checkpoint(self, path: Path) -> None:
+        """Checks that the run may continue from a checkpoint.
+
+        Raises: UserError if it may not, DataError if the manifest is damaged.
+        """
+        check_match(str(path), read_manifest(path), self.config, self.schema, self.num_samples)
+
+    def check_newest_checkpoint(self, run_dir: str | Path | None) -> None:
+        """Checks that a run to be resumed fits the newest checkpoint in its directory.
+
+        Raises: UserError if it doesn't.
+        """
+        refuse_mismatch(self.config, run_dir, self.schema, self.num_samples)
+
+
+def make_facts(config: Config, schema: DatasetSchema, num_samples: Mapping[str, int]) -> Facts:
+    """Returns the facts of a job on data with this schema and these samples of each split.
+
+    Raises: UserError if the configuration doesn't fit the data.
+    """
+    layout = make_layout(config, schema)
+    return Facts(config, schema, dict(num_samples), layout, make_schedules(config, num_samples))
+
+
+def facts_of_sources(config: Config, sources: Mapping[str, Source]) -> Facts:
+    """Returns the facts of a job on opened data, of which there is a "train" split.
+
+    Raises: UserError if the configuration doesn't fit the data.
+    """
+    counts = {split: source.num_samples for split, source in sources.items()}
+    return make_facts(config, sources["train"].schema, counts)

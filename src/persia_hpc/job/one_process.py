@@ -1,0 +1,80 @@
+"""A run without MPI: all roles in this process."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from persia_hpc.checkpoint.files import discard_partial, make_newest, whole_checkpoints
+from persia_hpc.config import Config
+from persia_hpc.launch.run_dir import begin_run, make_run_dir
+from persia_hpc.reporting.outcomes import JobOutcome, ServerOutcome, WorkerOutcome
+from persia_hpc.reporting.screen import summary_text
+from persia_hpc.reporting.summary import make_summary, write_json
+from persia_hpc.reporting.trace import write_trace
+from persia_hpc.runtime.stop import StopSignals
+from persia_hpc.trainer.device import choose_device
+
+from .facts import facts_of_sources
+from .local_stream import LocalStream, local_server
+from .resume import first_sound_checkpoint, load_start
+from .sources import open_sources
+from .task import Task
+from .training import TrainerStart, make_session, prepare_trainer, train_session
+
+
+def run_in_one_process(config: Config, task: Task, stop: StopSignals) -> dict[str, Any]:
+    """Runs a whole job in this process; returns the summary.
+
+    Raises: UserError for bad input, before training starts.
+    """
+    sources = open_sources(config, config.run_dir)
+    facts = facts_of_sources(config, sources)
+    facts.check_newest_checkpoint(config.run_dir)
+    run_dir = make_run_dir(config.run_dir, resume=config.checkpoint.resume)
+    if config.train.threads is not None:
+        torch.set_num_threads(config.train.threads)
+
+    def prepare(path: Path | None) -> tuple[LocalStream, TrainerStart]:
+        if path is not None:
+            facts.check_checkpoint(path)
+        stream = LocalStream(facts, sources, local_server(facts), stop)
+        load_start(stream.server, config, path)
+        return stream, prepare_trainer(facts, task, run_dir, path, trainer_rank=0)
+
+    found = []
+    if config.checkpoint.resume:
+        discard_partial(run_dir)
+        found = whole_checkpoints(run_dir)
+    stream, start = first_sound_checkpoint(found, prepare, _announce, make_newest)
+    session = make_session(
+        facts,
+        stream,
+        device=choose_device(config.train.device, local_rank=0),
+        start=start,
+        run_dir=run_dir,
+    )
+    begin_run(run_dir, config)
+    trainer = train_session(session, task, start.driver)
+    outcome = JobOutcome(
+        [ServerOutcome(**stream.server.statistics())], [WorkerOutcome(stream.first_pull)], [trainer]
+    )
+    summary = make_summary(config, outcome, mpi_library="none (one process)")
+    summary["run_dir"] = str(run_dir)
+    if trainer.times is not None:
+        write_trace(run_dir, [("one process", trainer.times.intervals)], [0.0], config)
+    write_json(run_dir / "summary.json", summary)
+    if start.driver is not None:
+        start.driver.finish(summary)
+    if start.events is not None:
+        start.events.close()
+    if not task.quiet:
+        print(summary_text(summary), file=sys.stderr)
+    return summary
+
+
+def _announce(text: str) -> None:
+    print(f"persia-hpc: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,113 @@
+"""A rank's place in a job: its communicators, its rings and how it waits."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mpi4py import MPI
+
+from persia_hpc.runtime.stop import StopSignals
+from persia_hpc.runtime.watchdog import Watchdog
+from persia_hpc.topology.channels import RingBytes, feed_channels, fitting, row_channels
+from persia_hpc.topology.communicators import Communicators
+from persia_hpc.topology.ring_sizes import ring_sizes
+from persia_hpc.topology.roles import Role
+from persia_hpc.transport.plane import Channel, Plane
+from persia_hpc.transport.progress import Waiter, default_spin
+from persia_hpc.transport.window import shared_memory_room
+
+from .facts import Facts
+
+LOG = logging.getLogger("persia_hpc")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Holds what a role needs to know of the rank that plays it."""
+
+    communicators: Communicators
+    ring_bytes: RingBytes
+    fair_threads: int  # this rank's part of the cores that it may use
+    run_dir: Path
+    stop: StopSignals
+    watchdog: Watchdog
+
+    @property
+    def role_rank(self) -> int:
+        """This rank's number among the ranks of its role."""
+        return self.communicators.me.role_rank
+
+    def count(self, role: Role) -> int:
+        """Returns how many ranks have a role."""
+        return self.communicators.plan.count(role)
+
+    def row_plane(self) -> Plane:
+        """Makes this rank's end of the rings between servers and workers. Collective over both."""
+        return self.make_plane(
+            self.communicators.row_plane, row_channels(self.communicators.plan, self.ring_bytes)
+        )
+
+    def feed_plane(self) -> Plane:
+        """Makes this rank's end of the rings between workers and trainers. Collective over both."""
+        return self.make_plane(
+            self.communicators.feed_plane, feed_channels(self.communicators.plan, self.ring_bytes)
+        )
+
+    def make_plane(self, comm: MPI.Intracomm | None, channels: list[Channel]) -> Plane:
+        """Makes the rings of a plane that this rank is part of. Collective over comm."""
+        assert comm is not None
+        return Plane(comm, channels)
+
+    def ranks_in_row_plane(self, role: Role) -> list[int]:
+        """Returns the ranks in the row plane's communicator of a role, by role rank."""
+        return self._ranks(role, self.communicators.row_rank)
+
+    def ranks_in_feed_plane(self, role: Role) -> list[int]:
+        """Returns the ranks in the feed plane's communicator of a role, by role rank."""
+        return self._ranks(role, self.communicators.feed_rank)
+
+    def waiter(self, *planes: Plane) -> Waiter:
+        """Returns what this rank waits with for records in `planes`."""
+        plan, node = self.communicators.plan, self.communicators.me.node
+        here = sum(m.node == node for m in plan.members)
+        return Waiter(*planes, spin=default_spin(here))
+
+    def _ranks(self, role: Role, rank_of: Callable[[Role, int], int]) -> list[int]:
+        return [rank_of(role, i) for i in range(self.count(role))]
+
+
+def share_of_cores(communicators: Communicators) -> int:
+    """Returns how many threads this rank may use.
+
+    Cores that a launcher gave to this rank alone are all its own, shared ones are divided.
+    Collective over the world.
+    """
+    mine = (communicators.me.node, tuple(sorted(os.sched_getaffinity(0))))
+    return max(1, len(mine[1]) // communicators.world.allgather(mine).count(mine))
+
+
+def choose_ring_bytes(facts: Facts, communicators: Communicators) -> RingBytes:
+    """Returns the ring sizes that are asked for; or that batches need and every node has memory for.
+
+    Collective over the world.
+    """
+    plan, world = communicators.plan, communicators.world
+    wanted = ring_sizes(
+        facts.config,
+        facts.layout,
+        facts.schema,
+        num_servers=plan.count(Role.PARAMETER_SERVER),
+        num_trainers=plan.count(Role.TRAINER),
+    )
+    if facts.config.transport.ring_bytes is not None:
+        return wanted
+    found = world.allgather((communicators.me.node, shared_memory_room()[0]))
+    free = {node: min(b for n, b in found if n == node) for node, num_bytes in found if num_bytes}
+    size = fitting(plan, wanted, free)
+    if world.rank == 0:
+        LOG.info("rings: %s%s", size, "" if size == wanted else f", for lack of shared memory not {wanted}")
+    return size

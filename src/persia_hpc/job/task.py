@@ -1,0 +1,23 @@
+"""What the user wants of a job besides its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from persia_hpc.callbacks import Callback
+from persia_hpc.reporting.events import MetricLogger
+
+if TYPE_CHECKING:
+    from persia_hpc.trainer.session import Session
+
+
+@dataclass(frozen=True)
+class Task:
+    """Holds what trainers are to do: the standard loop, or the user's own in `main`."""
+
+    main: Callable[[Session], None] | None = None
+    callbacks: Sequence[Callback] = ()
+    loggers: Sequence[MetricLogger] = ()
+    quiet: bool = False  # nothing on the screen

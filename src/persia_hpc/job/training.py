@@ -1,0 +1,137 @@
+"""What a trainer does in whatever job; the only place that builds a `Session`."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from persia_hpc.errors import TrainingEndedError
+from persia_hpc.launch.run_dir import EVENTS
+from persia_hpc.reporting.events import JsonLines, MetricLogger
+from persia_hpc.reporting.outcomes import Times, TrainerOutcome
+from persia_hpc.reporting.screen import Screen
+from persia_hpc.trainer.batch import make_inputs
+from persia_hpc.trainer.dense.allreduce import DenseReducer
+from persia_hpc.trainer.dense.state import DenseState, dense_states
+from persia_hpc.trainer.driver import Driver
+from persia_hpc.trainer.following import Following
+from persia_hpc.trainer.interfaces import BatchStream, DenseSync, NoPeers, Peers
+from persia_hpc.trainer.saving import Saver
+from persia_hpc.trainer.session import Session
+
+from .facts import Facts
+from .task import Task
+
+
+@dataclass(frozen=True)
+class TrainerStart:
+    """Holds what a trainer has before it has batches: all of it can be refused without harm."""
+
+    driver: Driver | None = None  # the standard loop; None for the user's own
+    resume: DenseState | None = None  # from which the run continues
+    initial: DenseState | None = None  # with whose weights a new run begins
+    following: Following | None = None  # with `data.follow`
+    events: JsonLines | None = None  # on trainer 0
+
+
+def prepare_trainer(
+    facts: Facts, task: Task, run_dir: Path, start: Path | None, trainer_rank: int
+) -> TrainerStart:
+    """Builds what the user named, and reads the dense part of the checkpoint `start`.
+
+    Raises: UserError for what can't be built or doesn't fit, DataError for a damaged checkpoint.
+    """
+    events: JsonLines | None = None
+    loggers: list[MetricLogger] = []
+    if trainer_rank == 0:
+        events = JsonLines(run_dir / EVENTS)
+        loggers = [events, *([] if task.quiet else [Screen()]), *task.loggers]
+    driver = None
+    if task.main is None:
+        driver = Driver(facts.config, make_inputs(facts.layout, facts.schema), task.callbacks, loggers)
+    resume, initial = dense_states(facts.config, start, driver.model if driver is not None else None)
+    following = None
+    if facts.config.data.follow:
+        following = Following(facts.config, facts.schema, facts.schedules["train"], start, trainer_rank)
+    return TrainerStart(driver, resume, initial, following, events)
+
+
+def make_session(
+    facts: Facts,
+    stream: BatchStream,
+    *,
+    device: torch.device,
+    peers: Peers | None = None,
+    reducer: DenseSync | None = None,
+    start: TrainerStart | None = None,
+    run_dir: Path | None = None,
+) -> Session:
+    """Returns a trainer's session on `stream`; without `peers` and `reducer` it is the only trainer.
+
+    run_dir: where checkpoints go; a session without one writes none.
+    """
+    start = start or TrainerStart()
+    peers = peers or NoPeers()
+    saver = None
+    if run_dir is not None:
+        saver = Saver(
+            facts.config,
+            stream,
+            peers,
+            run_dir,
+            facts.schema,
+            facts.num_samples,
+            resume=start.resume,
+            known_files=start.following.known_files if start.following is not None else None,
+        )
+    return Session(
+        facts.config,
+        facts.layout,
+        make_inputs(facts.layout, facts.schema),
+        facts.schedules,
+        stream=stream,
+        peers=peers,
+        reducer=reducer or DenseReducer(None, facts.config.train.bucket_bytes),
+        device=device,
+        resume=start.resume,
+        initial=start.initial,
+        following=start.following,
+        saver=saver,
+    )
+
+
+def train_session(session: Session, task: Task, driver: Driver | None) -> TrainerOutcome:
+    """Trains to the end or a stop, writes the last checkpoint and closes the session.
+
+    Collective over trainers.
+    """
+    if driver is not None:
+        driver.run(session)
+    elif task.main is not None:
+        with contextlib.suppress(TrainingEndedError):
+            task.main(session)
+    if not session.drained:
+        text = "no checkpoint is written: the loop over session.batches was left before its end"
+        print(f"persia-hpc: {text}", file=sys.stderr, flush=True)
+    elif session.config.train.save and session.step_number and session.model is not None:
+        # The last checkpoint of a run that has ended is a full one; in a hurry the changes will do.
+        session.save(full=session.interrupted is None)
+    session.close()
+    return TrainerOutcome(
+        steps=session.step_number,
+        samples=session.samples,
+        first_step=session.state.first_step,
+        first_samples=session.state.first_samples,
+        stop_reason=session.stop_reason,
+        interrupted=session.interrupted is not None,
+        evaluate_seconds=session.state.evaluate_seconds,
+        checkpoints=session.saver.statistics() if session.saver is not None else {},
+        results=session.results,
+        follow=session.following.statistics() if session.following is not None else None,
+        steady=session.pace.steady(),
+        times=Times.of_phases(session.phases, session.wait_seconds()),
+    )

@@ -1,0 +1,104 @@
+"""How a job has ended: its exit code and the last words about it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from persia_hpc.errors import EXIT_AGAIN, EXIT_DATA, EXIT_FAILURE, EXIT_OK, EXIT_USER
+
+from .deaths import Death
+from .registry import RankRecord, read_failure, read_summary
+from .relay import Relay
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Holds what the supervisor has seen of a job, all processes of which have ended."""
+
+    run_dir: Path
+    launcher: str  # path of its program
+    launcher_code: int
+    ranks: Mapping[int, RankRecord]  # by world rank
+    first_death: Death | None  # of a rank that hadn't come to its end
+    signals: Sequence[int]  # that the supervisor got
+    asked: bool  # the ranks were asked to stop
+    in_vain: bool  # they didn't in time
+    grace_seconds: float  # which they had
+    out: Relay
+    err: Relay
+
+
+def verdict(ending: Ending) -> tuple[int, str]:
+    """Returns the exit code and the last message ("" if all is well)."""
+    summary = read_summary(ending.run_dir)
+    status = str((summary or {}).get("status"))
+    if ending.launcher_code == 0 and status in ("completed", "stopped"):
+        return EXIT_OK, ""
+    if status == "interrupted":
+        assert summary is not None
+        return EXIT_AGAIN, (
+            f"stopped by {summary['stop_reason']} after step {summary['steps']}; go on with: "
+            f"persia-hpc train --resume --run-dir {ending.run_dir}"
+        )
+    failure = read_failure(ending.run_dir)
+    if ending.signals and not (ending.asked and failure):
+        number = ending.signals[0]
+        return 128 + number, f"ended by {signal.Signals(number).name}{_why_not_saved(ending)}"
+    death = ending.first_death
+    if failure is not None and not (
+        death and death.rank.world_rank != failure["world_rank"] and death.time < failure["time"]
+    ):
+        if failure["code"] == 2:
+            return 2, f"error: {failure['message']}"
+        rank = ending.ranks.get(failure["world_rank"]) or f"rank {failure['world_rank']}"
+        sys.stderr.write(str(failure.get("details", "")))
+        return int(failure["code"]), f"{rank} failed: {failure['message']}; the job was ended"
+    aborted = ending.err.aborted(ending.launcher_code) or ending.out.aborted(ending.launcher_code)
+    if ending.err.errors:  # of a rank that couldn't write it down: the disk may be what has failed
+        text = ending.err.errors[-1].decode(errors="replace").removeprefix("persia-hpc: ")
+        code = ending.launcher_code if ending.launcher_code in (EXIT_USER, EXIT_DATA) else EXIT_FAILURE
+        return code, f"{text}; the job was ended"
+    if aborted is not None:
+        rank = ending.ranks.get(aborted) or f"rank {aborted}"
+        return EXIT_FAILURE, f"{rank} aborted the job with code {ending.launcher_code}"
+    if death is not None:
+        return _death_verdict(ending, death)
+    log = ending.run_dir / "logs" / "launcher.log"
+    name = Path(ending.launcher).name
+    if ending.launcher_code:
+        remote = "" if all(r.is_local for r in ending.ranks.values()) else "; a node may have died"
+        return EXIT_FAILURE, f"{name} ended with exit code {ending.launcher_code}{remote}; see {log}"
+    return (
+        EXIT_FAILURE,
+        f"{name} reports success, but the run wrote no summary ({ending.run_dir}); see {log}",
+    )
+
+
+def _why_not_saved(ending: Ending) -> str:
+    if not ending.in_vain:
+        return ""
+    return (
+        f"; not saved within checkpoint.grace_seconds ({ending.grace_seconds:g} s): --resume goes on from "
+        "the checkpoint before, if there is one"
+    )
+
+
+def _death_verdict(ending: Ending, death: Death) -> tuple[int, str]:
+    rank = ending.ranks.get(death.rank.world_rank, death.rank)
+    number = death.signal
+    if number is None and death.exit_code is None:
+        ids = (rank.world_rank, rank.pid)
+        number = ending.err.exit_signal(*ids) or ending.out.exit_signal(*ids)
+    if number is not None:
+        try:
+            name = signal.Signals(number).name
+        except ValueError:
+            name = "real-time"
+        return 128 + number, f"{rank} was killed by signal {number} ({name}); the job was ended"
+    if death.exit_code is not None:
+        return EXIT_FAILURE, f"{rank} ended early with exit code {death.exit_code}; the job was ended"
+    return EXIT_FAILURE, f"{rank} died; the job was ended"

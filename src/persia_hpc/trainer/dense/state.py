@@ -1,0 +1,145 @@
+"""What a checkpoint holds of the dense side, and the state of random generators in it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from persia_hpc.checkpoint import files
+from persia_hpc.checkpoint.choose import init_source
+from persia_hpc.config import Config
+from persia_hpc.errors import DataError, UserError
+from persia_hpc.schedule import Schedule
+from persia_hpc.trainer.run_state import DriverState, RunState
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every generator that a model may draw from in this process: torch's, NumPy's, Python's."""
+    version, words, gauss = random.getstate()
+    name, key, *rest = np.random.get_state()
+    state = {
+        "torch": torch.get_rng_state(),
+        "numpy": [name, torch.from_numpy(np.array(key, np.int64)), *rest],
+        "python": [version, list(words), gauss],
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Undoes what was drawn since `random_state`."""
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    name, key, *rest = state["numpy"]
+    np.random.set_state((name, key.numpy().astype(np.uint32), *rest))
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+
+
+@dataclass
+class DenseState:
+    """What `dense.pt` holds."""
+
+    step: int
+    samples: int
+    model: dict[str, Any]
+    optimizer: dict[str, Any]
+    random: list[dict[str, Any]]  # of each trainer
+    driver: dict[str, Any] = field(default_factory=dict)  # of `DriverState`, or {}
+    results: dict[str, dict[str, float]] = field(default_factory=dict)
+    scaler: dict[str, Any] = field(default_factory=dict)  # fp16's loss scale
+    path: str = ""
+
+    @classmethod
+    def read(cls, directory: Path) -> DenseState:
+        """Of a checkpoint; DataError if the file is damaged."""
+        files.check_part(directory, files.read_manifest(directory), files.DENSE, content=True)
+        path = directory / files.DENSE
+        try:
+            return cls(**torch.load(path, map_location="cpu", weights_only=True), path=str(path))
+        except Exception as error:  # torch says very different things
+            raise DataError(f"{path}: can't be read ({error}); use an older checkpoint") from error
+
+    def run_state(self, schedules: Mapping[str, Schedule]) -> RunState:
+        """Returns the state of a run that continues here."""
+        driver = DriverState(**self.driver) if self.driver else None
+        at = (self.step, self.samples)
+        return RunState(schedules, *at, *at, results=self.results, driver=driver)
+
+    def load_model(self, model: nn.Module) -> None:
+        """UserError, with what differs, for another model."""
+        try:
+            model.load_state_dict(self.model)
+        except RuntimeError as error:
+            raise UserError(f"{self.path}: the dense model there is not this one: {error}") from None
+
+    def load_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """UserError for another optimizer's state."""
+        try:
+            optimizer.load_state_dict(self.optimizer)
+        except (ValueError, KeyError) as error:
+            raise UserError(f"{self.path}: the optimizer there is not this one: {error}") from None
+
+    def restore_random_state(self, seed: int, trainer_rank: int, num_trainers: int) -> None:
+        """Each trainer's own; with another number of trainers, states that no trainer has had."""
+        if num_trainers == len(self.random):
+            set_random_state(self.random[trainer_rank])
+        else:
+            words = np.random.SeedSequence([seed, self.step, trainer_rank]).generate_state(1, np.uint64)
+            torch.manual_seed(int(words[0] >> np.uint64(1)))
+
+
+def dense_states(
+    config: Config, start: Path | None, model: nn.Module | None
+) -> tuple[DenseState | None, DenseState | None]:
+    """What a run goes on from, and what else a new one takes its weights from (`checkpoint.init_from`).
+
+    start: the checkpoint that it goes on from. model: if it is known already, to refuse one that doesn't fit.
+    """
+    source = init_source(config, "dense") if start is None else None
+    resume = None if start is None else DenseState.read(start)
+    initial = None if source is None else DenseState.read(source)
+    begin = resume or initial
+    if model is not None and begin is not None:
+        begin.load_model(model)
+    return resume, initial
+
+
+def dense_content(
+    state: RunState,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    scaler: Mapping[str, Any],
+    random_states: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """Returns what `dense.pt` is to hold of this moment, copied; `DenseState` reads it."""
+    return {
+        "step": state.step,
+        "samples": state.samples,
+        "model": _copied(model.state_dict()),
+        "optimizer": _copied(optimizer.state_dict()) if optimizer is not None else {},
+        "scaler": scaler,
+        "random": random_states,
+        "driver": state.saved_driver(),
+        "results": {split: dict(values) for split, values in state.results.items()},
+    }
+
+
+def _copied(value: Any) -> Any:
+    """A state dict with its tensors copied to the CPU: the ones that it holds go on changing."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {k: _copied(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(v) for v in value)
+    return value

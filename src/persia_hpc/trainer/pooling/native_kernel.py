@@ -1,0 +1,82 @@
+"""gather_pool by the C++ kernels, on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from persia_hpc import _native
+from persia_hpc.protocol.row_batch import RowBatch
+from persia_hpc.protocol.wire import Wire
+
+from .groups import DimGroup
+
+Array = npt.NDArray[Any]
+
+
+class NativeKernel:
+    """The C++ kernels on NumPy views of CPU tensors."""
+
+    def __init__(self, groups: Sequence[DimGroup], row_batch: RowBatch) -> None:
+        self._groups = groups
+        self._row_batch = row_batch
+        self._parts = [group.parts(row_batch) for group in groups]
+        self._finite = True
+        self.masks: list[Tensor] = []
+
+    def forward(self) -> list[Tensor]:
+        """See `Kernel`."""
+        outputs: list[Tensor] = []
+        row_batch = self._row_batch
+        for group, parts, rows in zip(self._groups, self._parts, row_batch.rows, strict=True):
+            block, sequences = _native.gather_pool_forward(
+                rows, row_batch.indices, features=parts, num_samples=row_batch.num_samples, dim=group.dim
+            )
+            if group.pooled:
+                outputs.append(torch.from_numpy(block))
+            for values, mask in sequences:
+                outputs.append(torch.from_numpy(values))
+                self.masks.append(torch.from_numpy(mask))
+        return outputs
+
+    def backward(
+        self, gradients: Sequence[Tensor | None], wire: Wire, factor: Tensor | None = None
+    ) -> list[Array | None]:
+        """See `Kernel`."""
+        row_batch = self._row_batch
+        arrays = [None if g is None else g.contiguous().numpy() for g in gradients]
+        outputs: list[Array | None] = []
+        for group, parts in zip(self._groups, self._parts, strict=True):
+            block = arrays.pop(0) if group.pooled else None
+            values = [arrays.pop(0) for _ in group.sequences]
+            if block is None and all(v is None for v in values):
+                outputs.append(None)
+                continue
+            rows = _native.gather_pool_backward(
+                block,
+                values,
+                row_batch.indices,
+                features=parts,
+                num_samples=row_batch.num_samples,
+                num_rows=row_batch.num_rows(group.number),
+                dim=group.dim,
+                wire=wire.name if factor is None else "fp32",
+            )
+            if factor is not None:
+                rows *= factor.numpy()
+                self._finite &= bool(np.isfinite(rows).all())
+                rows = _native.encode_rows(rows, wire.name)
+            outputs.append(rows)
+        return outputs
+
+    def overflow(self) -> Tensor:
+        """See `Kernel`; only known of gradients that had a factor."""
+        return torch.tensor(0.0 if self._finite else torch.nan)
+
+    def wait(self) -> None:
+        """See `Kernel`."""

@@ -1,0 +1,55 @@
+"""How a run ends early: trainer 0 hears of signals and wishes, and all trainers agree."""
+
+from __future__ import annotations
+
+import signal
+
+from .interfaces import BatchStream, Peers
+from .run_state import RunState
+from .saving import Saver
+
+
+class Stopping:
+    """Decides on trainer 0 that a segment or the run ends early, and tells the others."""
+
+    def __init__(self, state: RunState, stream: BatchStream, peers: Peers, saver: Saver | None) -> None:
+        self._state = state
+        self._stream = stream
+        self._peers = peers
+        self._saver = saver
+        self._draining = False  # the segment is to end early, for a checkpoint
+
+    def request_stop(self, reason: str) -> None:
+        """Ends the run soon, at a step that all ranks agree on; other trainers than 0 only hear of it."""
+        if self._peers.rank != 0:
+            return
+        self._state.stop_reason = reason
+        if self._state.segment_last is not None:
+            self._stream.request_stop()
+
+    def listen(self) -> None:
+        """Takes note, on trainer 0, of signals and of the checkpoint that is being written."""
+        if self._peers.rank != 0:
+            return
+        state = self._state
+        number = self._stream.stop_signal()
+        if number is not None and state.stop_reason is None:
+            state.interrupted = number
+            self.request_stop(signal.Signals(number).name)
+        if self._saver is not None:
+            self._saver.poll()
+            if self._saver.overdue() and state.segment_last is not None and not self._draining:
+                self._draining = True
+                self._stream.request_stop()
+
+    def agree_on_stop(self) -> None:
+        """Gives every trainer trainer 0's reason to stop. Collective over trainers."""
+        self.listen()
+        state = self._state
+        state.stop_reason, state.interrupted = self._peers.broadcast((state.stop_reason, state.interrupted))
+
+    def checkpoint_is_due(self) -> bool:
+        """Returns whether a checkpoint is to be written now, between two segments."""
+        self._draining = False
+        state = self._state
+        return self._saver is not None and self._saver.due(state.step, state.schedules["train"])
