@@ -18,6 +18,7 @@ from persia_hpc.checkpoint.files import discard_partial, make_newest, read_manif
 from persia_hpc.checkpoint.matching import check_match
 from persia_hpc.config import Config
 from persia_hpc.embedding_worker.engine import EmbeddingWorker
+from persia_hpc.embedding_worker.rings import WorkerPlanes
 from persia_hpc.embedding_worker.serve import WorkerLoop
 from persia_hpc.errors import EXIT_USER, AgreedError, AgreedExit, DataError, UserError
 from persia_hpc.launch.ending import abort
@@ -29,6 +30,7 @@ from persia_hpc.reporting.events import MetricLogger
 from persia_hpc.reporting.screen import Screen, summary_text
 from persia_hpc.reporting.summary import make_summary, write_json
 from persia_hpc.reporting.trace import clock_offsets, write_trace
+from persia_hpc.runtime.loop import RankContext
 from persia_hpc.runtime.stop import StopSignals
 from persia_hpc.runtime.watchdog import Watchdog
 from persia_hpc.samples.schema import DatasetSchema
@@ -195,9 +197,9 @@ class RankJob:
             )
         return size
 
-    def _waiter(self, *planes: Plane) -> Waiter:
+    def _context(self, *planes: Plane) -> RankContext:
         here = sum(m.node == self.groups.me.node for m in self.groups.plan.members)
-        return Waiter(*planes, spin=default_spin(here))
+        return RankContext(Waiter(*planes, spin=default_spin(here)), self.watchdog, self.stop)
 
     def _ranks(self, role: Role, rank_of: Callable[[Role, int], int]) -> list[int]:
         return [rank_of(role, i) for i in range(self.groups.plan.count(role))]
@@ -217,8 +219,7 @@ class RankJob:
         plane = self._plane(groups.row_plane, row_channels(groups.plan, self.ring_bytes))
         workers = self._ranks(Role.EMBEDDING_WORKER, groups.row_rank)
         sys.setswitchinterval(1e-4)  # a thread that writes a checkpoint must give up the GIL soon
-        waiter = self._waiter(plane)
-        loop = ServerLoop(engine, plane, workers, waiter, self.config, self.stop, self.watchdog)
+        loop = ServerLoop(engine, self.config, plane, workers, self._context(plane))
         loop.run()
         plane.free()
         phases = loop.phases.statistics()
@@ -238,15 +239,14 @@ class RankJob:
             engine,
             config,
             sources,
-            worker_rank=groups.me.role_rank,
-            workers_of_trainer=plan.workers_of_trainer,
-            row_plane=row_plane,
-            servers=self._ranks(Role.PARAMETER_SERVER, groups.row_rank),
-            feed_plane=feed_plane,
-            trainers=self._ranks(Role.TRAINER, groups.feed_rank),
-            waiter=self._waiter(row_plane, feed_plane),
-            stop=self.stop,
-            watchdog=self.watchdog,
+            WorkerPlanes(
+                row_plane=row_plane,
+                servers=self._ranks(Role.PARAMETER_SERVER, groups.row_rank),
+                feed_plane=feed_plane,
+                trainers=self._ranks(Role.TRAINER, groups.feed_rank),
+                workers_of_trainer=plan.workers_of_trainer,
+            ),
+            self._context(row_plane, feed_plane),
         )
         loop.run()
         row_plane.free()
@@ -267,7 +267,7 @@ class RankJob:
         from persia_hpc.trainer.driver import Driver
         from persia_hpc.trainer.following import Following
         from persia_hpc.trainer.saving import dense_states
-        from persia_hpc.trainer.serve import MpiPeers, RingStream, make_reducer
+        from persia_hpc.trainer.serve import FeedingWorkers, MpiPeers, RingStream, make_reducer
         from persia_hpc.trainer.session import Session
 
         groups, plan, config = self.groups, self.groups.plan, self.config
@@ -292,15 +292,14 @@ class RankJob:
             progress.start()
         stream = RingStream(
             plane,
-            self._ranks(Role.EMBEDDING_WORKER, groups.feed_rank),
-            trainer_rank=me.role_rank,
-            mine=plan.workers_of_trainer[me.role_rank],
-            num_dim_groups=len(self.layout.dim_groups),
-            multi=[f.name for f in self.layout.features if f.multi],
-            waiter=self._waiter(plane),
-            stop=self.stop,
-            watchdog=self.watchdog,
-            trace_steps=config.train.trace,
+            self.layout,
+            FeedingWorkers(
+                self._ranks(Role.EMBEDDING_WORKER, groups.feed_rank),
+                plan.workers_of_trainer[me.role_rank],
+                me.role_rank,
+            ),
+            self._context(plane),
+            config.train.trace,
         )
         session = Session(
             config,

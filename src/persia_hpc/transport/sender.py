@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from persia_hpc._native import Outgoing, RingProducer
 from persia_hpc.errors import UserError
-from persia_hpc.transport.records import ALIGNMENT, Array, Kind, RingCounters, Spec
+from persia_hpc.transport.records import ALIGNMENT, CLOSE, Array, RingCounters, Spec
 from persia_hpc.transport.remote_links import DataLink
 
 HOLD_RECORDS = 8  # records that one head update to another node announces
@@ -95,7 +95,7 @@ class RingSender:
 
     def close(self) -> None:
         """Posts the CLOSE record: the receiver is `closed` once it has got everything before it."""
-        self.post(Kind.CLOSE)
+        self.post(CLOSE)
         self._closed = True
 
     def progress(self) -> bool:

@@ -23,7 +23,7 @@ from persia_hpc.config import load_config
 from persia_hpc.embedding_worker.serve import WorkerLoop
 from persia_hpc.job.rank import RankJob
 from persia_hpc.topology.roles import Role
-from persia_hpc.trainer.serve import RingStream
+from persia_hpc.trainer.serve import FeedingWorkers, RingStream
 from tests.support.tiny import digest
 
 
@@ -107,12 +107,11 @@ class ScriptedJob(RankJob):
         plane = self._plane(groups.feed_plane, feed_channels(plan, self.ring_bytes))
         stream = RingStream(
             plane,
-            self._ranks(Role.EMBEDDING_WORKER, groups.feed_rank),
-            trainer_rank=me,
-            mine=plan.workers_of_trainer[me],
-            num_dim_groups=len(self.layout.dim_groups),
-            multi=[f.name for f in self.layout.features if f.multi],
-            waiter=self._waiter(plane),
+            self.layout,
+            FeedingWorkers(
+                self._ranks(Role.EMBEDDING_WORKER, groups.feed_rank), plan.workers_of_trainer[me], me
+            ),
+            self._context(plane),
         )
         schedule = self.schedules["train"]
         stop_at = self.case.get("stop_at")
@@ -175,9 +174,9 @@ class ScriptedJob(RankJob):
 
         def late(loop):
             if (
-                loop.work is not None
-                and loop.work.requests
-                and loop.work.requests[0][0] == self.case["late_step"]
+                loop.stretches.current is not None
+                and loop.stretches.current.requests
+                and loop.stretches.current.requests[0][0] == self.case["late_step"]
             ):
                 since.append(time.monotonic())
                 if since[-1] - since[0] < 0.5:
