@@ -72,7 +72,7 @@ class RingSender:
         Raises UserError for arrays or fields that a record can't carry, and after `close()`.
         """
         self._check_open()
-        record = Outgoing(kind, step, trainer, tag, arrays)
+        record = self._outgoing(kind, step, trainer, tag, arrays)
         if self._queue or not self._write(record):
             self._full_waits += 1
             self._queue.append(record)
@@ -94,7 +94,7 @@ class RingSender:
         self._check_open()
         if self._queue:
             return False
-        record = Outgoing(kind, step, trainer, tag, arrays)
+        record = self._outgoing(kind, step, trainer, tag, arrays)
         return record.unwritten_bytes + ALIGNMENT <= self.ring.max_entry and self._write(record)
 
     def close(self) -> None:
@@ -124,7 +124,12 @@ class RingSender:
         `post` it. The views lie in the consumer's memory or in what is Put from, and hold old bytes.
         """
         self._check_open()
-        return None if self._queue else self.ring.reserve(kind, step, trainer, tag, specs)
+        if self._queue:
+            return None
+        try:
+            return self.ring.reserve(kind, step, trainer, tag, specs)
+        except ValueError as error:
+            raise UserError(f"ring {self.name}: {error}") from error
 
     def commit(self) -> None:
         """Sends the record reserved by `try_reserve`."""
@@ -148,6 +153,14 @@ class RingSender:
             raise UserError(f"ring {self.name}: posting after close(); close a ring after its last record")
         if self.ring.reserved:
             raise UserError(f"ring {self.name}: a reservation is open; commit() or cancel() it first")
+
+    def _outgoing(
+        self, kind: int, step: int, trainer: int, tag: int, arrays: Sequence[Array | list[Array]]
+    ) -> Outgoing:
+        try:
+            return Outgoing(kind, step, trainer, tag, arrays)
+        except ValueError as error:
+            raise UserError(f"ring {self.name}: {error}") from error
 
     def _write(self, record: Outgoing) -> bool:
         """Writes what fits; True once the record is complete."""
