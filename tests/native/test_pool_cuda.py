@@ -157,9 +157,7 @@ def in_one_block(row_batch: RowBatch, multi: Sequence[str], shift: int) -> RowBa
         place[:] = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
         arrays.append(place.view(array.dtype).reshape(array.shape))
         at += size
-    return unpack_row_batch(
-        row_batch.step, row_batch.trainer, arrays, len(row_batch.rows), multi, record=memory
-    )
+    return unpack_row_batch(row_batch.step, row_batch.trainer, arrays, multi)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -21,7 +21,7 @@ from persia_hpc.cost_model.work import assumed_counts, batch_work
 from persia_hpc.embedding_worker.engine import EmbeddingWorker
 from persia_hpc.errors import UserError
 from persia_hpc.job.trial import count_batches
-from persia_hpc.parameter_server.engine import ParameterServer, Pull
+from persia_hpc.parameter_server.engine import ParameterServer, PendingPull
 from persia_hpc.protocol.row_batch import pack_row_batch
 from persia_hpc.protocol.wire import WIRES
 from persia_hpc.samples.batch import IdColumn, SampleBatch
@@ -84,13 +84,13 @@ def test_bytes_are_those_of_the_engines(
     work = batch_work(config, layout, SCHEMA, samples, counts)
 
     batch = worker.prepare(sample, step=1, trainer=0, num_global=samples)
-    keys, numbers = worker.request(batch, 0)
+    keys, numbers, _ = worker.request(batch, 0)
     shapes = server.row_shapes(numbers)
     out = [np.zeros(WIRES[rows].shape(*shape), WIRES[rows].dtype) for shape in shapes]
-    server.submit_pull(Pull(1, 0, np.concatenate(keys), numbers))
+    server.submit_pull(PendingPull(1, 0, np.concatenate(keys), numbers))
     for pull in server.ready_pulls():
         server.answer(pull, out)
-    worker.fill(batch, 0, out)
+    worker.add_rows(batch, 0, out)
     row_batch = worker.assemble(batch)
     packed = sum(
         a.nbytes for item in pack_row_batch(row_batch) for a in (item if isinstance(item, list) else [item])

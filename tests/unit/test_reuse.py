@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from persia_hpc.config import load_config
 from persia_hpc.embedding_worker.engine import EmbeddingWorker, KeyBatch
 from persia_hpc.errors import UserError
-from persia_hpc.parameter_server.engine import ParameterServer, Pull
+from persia_hpc.parameter_server.engine import ParameterServer, PendingPull
 from persia_hpc.protocol.row_batch import RowBatch, pack_row_batch, unpack_row_batch
 from persia_hpc.protocol.wire import WIRES
 from persia_hpc.samples.batch import IdColumn, SampleBatch
@@ -84,16 +84,16 @@ class Pipeline:
         batch = worker.prepare(sample, step=self.step, trainer=0, num_global=count)
         worker.reuse(batch)
         for p, server in enumerate(self.servers):
-            keys, counts, *wanted = worker.request(batch, p)
-            joined = np.concatenate(wanted[0]) if wanted else None
-            server.submit_pull(Pull(self.step, 0, np.concatenate(keys), counts, 0, joined))
+            keys, counts, wanted = worker.request(batch, p)
+            joined = None if wanted is None else np.concatenate(wanted)
+            server.submit_pull(PendingPull(self.step, 0, np.concatenate(keys), counts, 0, joined))
             (pull,) = server.ready_pulls()
             out = [
                 np.empty(self.wire.shape(*shape), self.wire.dtype)
                 for shape in server.row_shapes(pull.counts, pull.wanted)
             ]
             batch.staleness = max(batch.staleness, server.answer(pull, out))
-            worker.fill(batch, p, out)
+            worker.add_rows(batch, p, out)
             self.travelled += sum(len(rows) for rows in out)
         self.pulled += len(batch.dedup.keys)
         self.uses.append({(n, i): True for n, v in zip(FEATURES, ids, strict=True) for i in v})
@@ -103,7 +103,7 @@ class Pipeline:
 
     def check(self, row_batch: RowBatch, ids: list[list[int]]) -> None:
         arrays = [np.concatenate(a) if isinstance(a, list) else a for a in pack_row_batch(row_batch)]
-        row_batch = unpack_row_batch(self.step, 0, arrays, len(self.layout.dim_groups), ())
+        row_batch = unpack_row_batch(self.step, 0, arrays, ())
         batch, _ = self.pooling.embed(row_batch, training=True)
         assert row_batch.staleness <= self.bound
         for name, values in zip(FEATURES, ids, strict=True):
@@ -128,7 +128,7 @@ class Pipeline:
             for begin, end, dim in zip(groups, groups[1:], self.layout.dim_groups, strict=False)
         ]
         for p, server in enumerate(self.servers):
-            parts = worker.push(batch, p, gradients)
+            parts = worker.split_gradients(batch, p, gradients)
             server.submit_push(batch.step, 0, [np.concatenate(pieces) for pieces in parts])
             server.apply_ready()
 

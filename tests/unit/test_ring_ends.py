@@ -13,9 +13,8 @@ from hypothesis.extra import numpy as npst
 
 from persia_hpc._native import RingConsumer, RingProducer, Watch
 from persia_hpc.errors import PersiaError, UserError
-from persia_hpc.transport.receiver import REMOTE_IDLE_POLLS, RingReceiver
 from persia_hpc.transport.records import Record, aligned_empty
-from persia_hpc.transport.sender import RingSender
+from persia_hpc.transport.ring import REMOTE_IDLE_POLLS, RingReceiver, RingSender
 
 RING_BYTES = 4096
 DTYPES = ["bool", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8"]

@@ -62,9 +62,9 @@ def test_a_batch_without_repeated_ids_fits(batch_size: int, dim: int, wire: str,
     )
     engine = EmbeddingWorker(layout)
     batch = engine.prepare(sample, step=1, trainer=0, num_global=batch_size)
-    keys, counts = engine.request(batch, 0)
+    keys, counts, _ = engine.request(batch, 0)
     rows = [np.zeros(WIRES[wire].shape(4 * n, dim), WIRES[wire].dtype)]
-    engine.fill(batch, 0, rows)
+    engine.add_rows(batch, 0, rows)
     records = {
         "pull": unwritten(keys, counts),
         "rows": unwritten(*rows),

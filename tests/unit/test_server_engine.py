@@ -8,7 +8,7 @@ import pytest
 from persia_hpc._native import mix
 from persia_hpc.config import load_config
 from persia_hpc.config.learning_rate import LearningRate
-from persia_hpc.parameter_server.engine import ParameterServer, Pull
+from persia_hpc.parameter_server.engine import ParameterServer, PendingPull
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from persia_hpc.table_layout import make_layout
 from tests.support.tiny import tiny_config
@@ -37,7 +37,7 @@ def test_an_update_has_the_learning_rate_of_its_gradients_step(order, mode):
     keys, counts = mix(np.arange(STEPS, dtype=np.uint64)), np.ones(1, np.uint32)
     before = np.empty((STEPS, 1), np.float32)
     for step in range(1, STEPS + 1):
-        server.submit_pull(Pull(step, 0, keys[step - 1 : step], counts))
+        server.submit_pull(PendingPull(step, 0, keys[step - 1 : step], counts))
         for pull in server.ready_pulls():
             server.answer(pull, [before[step - 1 : step]])
     for step in order:

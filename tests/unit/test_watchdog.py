@@ -11,7 +11,7 @@ import pytest
 from persia_hpc.config.types import TransportConfig
 from persia_hpc.errors import PersiaError
 from persia_hpc.runtime import watchdog as module
-from persia_hpc.runtime.watchdog import Watchdog
+from persia_hpc.runtime.watchdog import Wait, Watchdog
 
 STALL, GIVE_UP = 0.1, 0.4
 LONG = 1.0
@@ -36,7 +36,7 @@ def passes(act: Callable[[], None], seconds: float, until: list[str]) -> None:
 def test_a_wait_is_said_once_and_given_up(capfd: pytest.CaptureFixture[str]) -> None:
     failed: list[str] = []
     dog = watchdog(failed)
-    dog.describe = lambda: "rows from nobody"
+    dog.start(lambda: Wait("rows from nobody"))
     passes(dog.idle, 10, failed)
     dog.stop()
     err = capfd.readouterr().err
@@ -60,7 +60,7 @@ def test_a_call_that_does_not_return_is_given_up() -> None:
 def test_what_goes_on(how: str, capfd: pytest.CaptureFixture[str]) -> None:
     failed: list[str] = []
     dog = watchdog(failed, give_up=0.0 if how == "never" else GIVE_UP)
-    dog.describe = lambda: None if how == "owes nothing" else "something"
+    dog.start(lambda: Wait(None if how == "owes nothing" else "something"))
     if how == "patient":
         with dog.waits_for("the servers to write", patient=True):
             passes(dog.idle, LONG, failed)

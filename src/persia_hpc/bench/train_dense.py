@@ -83,7 +83,7 @@ def session(options: argparse.Namespace) -> float:
         sample = source.read(begin, begin + options.batch)
         keyed = worker.prepare(sample, step=step, trainer=0, num_global=options.batch)
         counts = np.diff(keyed.dedup.group_offsets.astype(np.int64))
-        worker.fill(
+        worker.add_rows(
             keyed,
             0,
             [

@@ -1,13 +1,14 @@
-"""An embedding worker without any transport: samples become unique keys, rows become a trainer's batch.
+"""Implements an embedding worker without any transport: it turns samples into keys and rows into batches.
 
-Shape letters: B samples, N ids, U unique rows, T tables, P servers, G groups, D dim.
+Shape letters: B samples, N ids, U unique rows, U_g rows of a dim group, D_g its dim, T tables, P servers,
+G dim groups.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -26,18 +27,37 @@ Transform = Callable[[SampleBatch, int, int], SampleBatch]
 
 @dataclass
 class HeldRows:
-    """Which rows of a batch the trainer holds from earlier steps, so that they don't travel (RecentRows)."""
+    """Says which rows of a batch the trainer holds from earlier steps, so that they don't travel.
 
-    wanted: Array  # uint8 [U]: 1 for rows that travel
-    places: Array  # uint32 [U]
-    rings: Array  # int64 [G, 2]
+    Shapes:
+    wanted: uint8 [U], 1 for rows that travel. before: uint32 [U+1], how many rows before each one travel.
+    places: uint32 [U] and rings: int64 [G, 2], as in `RowBatch`.
+    ages: its bit `a` is 1 if a row is used again that travelled `a` steps ago.
+    """
+
+    wanted: Array
+    places: Array
+    rings: Array
     ages: int
-    before: Array  # uint32 [U+1]: how many of the rows before one travel
+    before: Array
+
+
+class RowRequest(NamedTuple):
+    """Holds what one server is asked for: arrays in pieces, to be joined.
+
+    Shapes:
+    keys: uint64 [U]. counts: uint32 [T], rows of each table.
+    wanted: uint8 [U], 1 for rows that must travel; None if all must.
+    """
+
+    keys: list[Array]
+    counts: Array
+    wanted: list[Array] | None = None
 
 
 @dataclass
 class KeyBatch:
-    """One (step, trainer) on its way: unique keys out, rows coming in, gradients coming back."""
+    """Holds one (step, trainer) in progress: its keys were asked for, its rows and then gradients arrive."""
 
     step: int
     trainer: int
@@ -51,13 +71,13 @@ class KeyBatch:
     held: HeldRows | None = None
 
     @property
-    def waits_for(self) -> str:
-        """The missing servers, for a message."""
+    def missing_servers(self) -> str:
+        """Returns the ranks of the servers whose rows have not arrived, for a message."""
         return ", ".join(map(str, sorted(self.missing)))
 
 
 def keep_last(column: IdColumn, max_length: int) -> IdColumn:
-    """A multi-hot column whose samples keep at most their last `max_length` ids."""
+    """Returns a multi-hot column whose samples keep at most their last `max_length` ids."""
     assert column.offsets is not None
     offsets = column.offsets.astype(np.int64)
     lengths = np.diff(offsets)
@@ -72,7 +92,7 @@ def keep_last(column: IdColumn, max_length: int) -> IdColumn:
 
 
 def hash_column(column: IdColumn, hashing: HashConfig) -> IdColumn:
-    """The rows that stand for each id, in place of the ids: `hashing.rounds` times as many in each sample."""
+    """Returns a column in which each id is replaced by the `hashing.rounds` rows that stand for it."""
     values = hash_ids(column.values, rounds=hashing.rounds, size=hashing.size)
     if hashing.rounds == 1:
         return IdColumn(values, column.offsets)
@@ -83,7 +103,7 @@ def hash_column(column: IdColumn, hashing: HashConfig) -> IdColumn:
 
 
 class EmbeddingWorker:
-    """Dedup, splitting by server, assembling rows, splitting gradients. Not thread-safe."""
+    """Deduplicates ids, splits keys by server, assembles rows, splits gradients. It is not thread-safe."""
 
     def __init__(
         self,
@@ -115,7 +135,7 @@ class EmbeddingWorker:
 
     @classmethod
     def of(cls, config: Config, layout: Layout, num_servers: int, worker_rank: int) -> EmbeddingWorker:
-        """As a configuration says."""
+        """Returns a worker as a configuration describes it."""
         return cls(
             layout,
             num_servers=num_servers,
@@ -126,8 +146,10 @@ class EmbeddingWorker:
         )
 
     def prepare(self, sample: SampleBatch, *, step: int, trainer: int, num_global: int) -> KeyBatch:
-        """Turns samples into unique keys per table; ids of a multi-hot feature are cut to its max_length
-        first.
+        """Turns samples into unique keys of each table, after `data.transform` and the cut to `max_length`.
+
+        num_global: samples of the step over all trainers.
+        Raises UserError if `data.transform` returns anything but as many samples.
         """
         if self.transform is not None and sample.num_samples:
             count = sample.num_samples
@@ -152,9 +174,9 @@ class EmbeddingWorker:
         return KeyBatch(step, trainer, num_global, sample, dedup, bags, set(range(self.num_servers)))
 
     def reuse(self, batch: KeyBatch) -> None:
-        """With `reuse_steps`: leaves out of a batch's pull what its trainer still holds.
+        """Leaves out of a batch's pull the rows that its trainer still holds (`reuse_steps`).
 
-        Called in order of the steps, for those of one trainer; not for evaluations.
+        Must be called in order of step for each trainer, and not for evaluations.
         """
         if self.reuse_steps == 0:
             return
@@ -168,7 +190,7 @@ class EmbeddingWorker:
         batch.held = HeldRows(wanted, places, rings, ages, before)
 
     def forget_rows(self) -> None:
-        """No batch from here on uses rows of those before: a resumed run begins like that as well."""
+        """Makes batches from here on use no rows of earlier ones, since a resumed run has none to use."""
         self._recent.clear()
 
     def _column(self, sample: SampleBatch, feature: FeatureLayout) -> IdColumn:
@@ -178,26 +200,24 @@ class EmbeddingWorker:
         hashing = self.layout.tables[feature.table].config.hash
         return column if hashing is None else hash_column(column, hashing)
 
-    def request(self, batch: KeyBatch, server: int) -> list[Any]:
-        """What server `server` is asked for: slices of keys (uint64), uint32 [T] counts a table and, if some
-        rows needn't travel, slices of `wanted` (uint8).
-        """
+    def request(self, batch: KeyBatch, server: int) -> RowRequest:
+        """Returns what a server is asked for, as slices of the batch's arrays."""
         offsets = batch.dedup.server_offsets
         begins, ends = offsets[:, server], offsets[:, server + 1]
         cuts = list(zip(begins.tolist(), ends.tolist(), strict=True))
         if self.num_servers == 1:
             cuts = [(0, len(batch.dedup.keys))]
-        asked: list[Any] = [
-            [batch.dedup.keys[b:e] for b, e in cuts],
-            (ends - begins).astype(np.uint32),
-        ]
-        if batch.held is not None:
-            asked.append([batch.held.wanted[b:e] for b, e in cuts])
-        return asked
+        return RowRequest(
+            keys=[batch.dedup.keys[b:e] for b, e in cuts],
+            counts=(ends - begins).astype(np.uint32),
+            wanted=None if batch.held is None else [batch.held.wanted[b:e] for b, e in cuts],
+        )
 
-    def fill(self, batch: KeyBatch, server: int, rows: Sequence[Array]) -> bool:
-        """Takes a server's answer (one array of U_g^p rows a group, as they travel; copied); True when all
-        servers have answered.
+    def add_rows(self, batch: KeyBatch, server: int, rows: Sequence[Array]) -> bool:
+        """Copies a server's answer into the batch; returns whether all servers have answered.
+
+        Shapes:
+        rows: for each dim group the server's part of the travelling rows, [U_g, D_g] in a wire format.
         """
         groups = self._travelling(batch, batch.dedup.group_offsets)
         if not batch.rows:
@@ -215,14 +235,15 @@ class EmbeddingWorker:
 
     @staticmethod
     def _travelling(batch: KeyBatch, offsets: Array) -> Array:
-        """Offsets of rows as offsets of those that travel."""
+        """Returns offsets of rows as offsets of the rows that travel."""
         return offsets if batch.held is None else batch.held.before[offsets]
 
     def pieces(
         self, batch: KeyBatch, server: int, *, travelling: bool = False
     ) -> list[list[tuple[int, int]]]:
-        """For each group the [begin, end) runs of its rows (or of those that travel) that are the server's,
-        in table order.
+        """Returns for each dim group which of its rows are the server's, as [begin, end) in table order.
+
+        travelling: count only the rows that travel.
         """
         offsets, groups = batch.dedup.server_offsets, batch.dedup.group_offsets
         if travelling:
@@ -240,15 +261,18 @@ class EmbeddingWorker:
             )
         return result
 
-    def assemble(self, batch: KeyBatch) -> RowBatch:
-        """The trainer's batch, once all rows are there."""
+    def assemble(self, batch: KeyBatch, rows: list[Array] | None = None) -> RowBatch:
+        """Returns the trainer's batch, once all servers have answered.
+
+        rows: the answer of the only server, without a copy; by default the rows that `add_rows` has copied.
+        """
         sample, dedup, held = batch.sample, batch.dedup, batch.held
         return RowBatch(
             step=batch.step,
             trainer=batch.trainer,
             num_samples=sample.num_samples,
             num_global=batch.num_global,
-            rows=batch.rows,
+            rows=batch.rows if rows is None else rows,
             indices=dedup.indices,
             feature_offsets=dedup.feature_offsets,
             bag_offsets=batch.bag_offsets,
@@ -266,7 +290,7 @@ class EmbeddingWorker:
         )
 
     def _staleness(self, batch: KeyBatch) -> int:
-        """Of the stalest row in the batch, in steps; rows of earlier steps have grown staler since."""
+        """Returns the staleness of the stalest row; rows that travelled earlier have grown staler since."""
         if batch.held is None:
             return batch.staleness
         known = self._stalenesses.setdefault(batch.trainer, {})
@@ -280,12 +304,14 @@ class EmbeddingWorker:
         return staleness
 
     def statistics(self) -> dict[str, int]:
-        """Counters for summary.json."""
+        """Returns counters for summary.json."""
         return {"max_staleness": self.max_staleness}
 
-    def push(self, batch: KeyBatch, server: int, gradients: Sequence[Array]) -> list[list[Array]]:
-        """The server's part of the row gradients (one [U_g, D_g] array a group): slices of each group, no
-        copies.
+    def split_gradients(self, batch: KeyBatch, server: int, gradients: Sequence[Array]) -> list[list[Array]]:
+        """Returns the server's part of the row gradients: slices of each dim group, not copied.
+
+        Shapes:
+        gradients: for each dim group [U_g, D_g] in a wire format.
         """
         return [
             [gradients[g][begin:end] for begin, end in pieces]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from persia_hpc._native import keep_freed_memory
 from persia_hpc.embedding_worker.engine import EmbeddingWorker
+from persia_hpc.embedding_worker.rings import WorkerPlanes
 from persia_hpc.embedding_worker.serve import WorkerLoop
 from persia_hpc.launch.run_dir import begin_run
 from persia_hpc.parameter_server.engine import ParameterServer
@@ -80,12 +81,10 @@ class ServerDuty:
         plane = place.row_plane()
         loop = ServerLoop(
             engine,
+            self.facts.config,
             plane,
             place.ranks_in_row_plane(Role.EMBEDDING_WORKER),
-            place.waiter(plane),
-            self.facts.config,
-            place.stop,
-            place.watchdog,
+            place.context(plane),
         )
         loop.run()
         plane.free()
@@ -118,15 +117,14 @@ class WorkerDuty:
             engine,
             self.facts.config,
             self.sources,
-            worker_rank=place.role_rank,
-            workers_of_trainer=place.communicators.plan.workers_of_trainer,
-            row_plane=row_plane,
-            servers=place.ranks_in_row_plane(Role.PARAMETER_SERVER),
-            feed_plane=feed_plane,
-            trainers=place.ranks_in_feed_plane(Role.TRAINER),
-            waiter=place.waiter(row_plane, feed_plane),
-            stop=place.stop,
-            watchdog=place.watchdog,
+            WorkerPlanes(
+                row_plane=row_plane,
+                servers=place.ranks_in_row_plane(Role.PARAMETER_SERVER),
+                feed_plane=feed_plane,
+                trainers=place.ranks_in_feed_plane(Role.TRAINER),
+                workers_of_trainer=place.communicators.plan.workers_of_trainer,
+            ),
+            place.context(row_plane, feed_plane),
         )
         loop.run()
         row_plane.free()
@@ -164,7 +162,7 @@ class TrainerDuty:
         self.start = prepare_trainer(self.facts, self.task, place.run_dir, start, me.role_rank)
 
     def perform(self) -> TrainerOutcome:
-        from persia_hpc.trainer.serve import MpiPeers, RingStream, make_reducer
+        from persia_hpc.trainer.serve import FeedingWorkers, MpiPeers, RingStream, make_reducer
 
         from .training import make_session, train_session
 
@@ -185,15 +183,14 @@ class TrainerDuty:
             progress.start()
         stream = RingStream(
             plane,
-            place.ranks_in_feed_plane(Role.EMBEDDING_WORKER),
-            trainer_rank=place.role_rank,
-            mine=communicators.plan.workers_of_trainer[place.role_rank],
-            num_dim_groups=len(self.facts.layout.dim_groups),
-            multi=[f.name for f in self.facts.layout.features if f.multi],
-            waiter=place.waiter(plane),
-            stop=place.stop,
-            watchdog=place.watchdog,
-            trace_steps=config.train.trace,
+            self.facts.layout,
+            FeedingWorkers(
+                place.ranks_in_feed_plane(Role.EMBEDDING_WORKER),
+                communicators.plan.workers_of_trainer[place.role_rank],
+                place.role_rank,
+            ),
+            place.context(plane),
+            config.train.trace,
         )
         session = make_session(
             self.facts,

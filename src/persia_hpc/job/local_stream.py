@@ -14,7 +14,7 @@ import numpy.typing as npt
 from persia_hpc.checkpoint.files import shard_name
 from persia_hpc.checkpoint.shards import ShardWriter
 from persia_hpc.embedding_worker.engine import EmbeddingWorker, KeyBatch
-from persia_hpc.parameter_server.engine import ParameterServer, Pull
+from persia_hpc.parameter_server.engine import ParameterServer, PendingPull
 from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.protocol.wire import WIRES
 from persia_hpc.runtime.phases import LOCAL_STREAM, TRAINER, Phases
@@ -91,11 +91,11 @@ class LocalStream:
         begin = time.perf_counter()
         keys, counts = self._request(batch)
         self.first_pull.setdefault(self.server.clock.first, time.time())
-        self.server.submit_pull(Pull(step, 0, keys, counts))
+        self.server.submit_pull(PendingPull(step, 0, keys, counts))
         for pull in self.server.ready_pulls():
             out = self._rows(counts)
             batch.staleness = self.server.answer(pull, out)
-            self.worker.fill(batch, 0, out)
+            self.worker.add_rows(batch, 0, out)
         row_batch = self.worker.assemble(batch)
         self.phases.add("pull", begin, step)
         return row_batch
@@ -152,11 +152,11 @@ class LocalStream:
         keys, counts = self._request(batch)
         out = self._rows(counts)
         self.server.lookup(keys, counts, out)
-        self.worker.fill(batch, 0, out)
+        self.worker.add_rows(batch, 0, out)
         return self.worker.assemble(batch)
 
     def _request(self, batch: KeyBatch) -> tuple[Array, Array]:
-        keys, counts = self.worker.request(batch, 0)
+        keys, counts, _ = self.worker.request(batch, 0)
         return np.concatenate(keys), counts
 
     def _rows(self, counts: Array) -> list[Array]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mpi4py import MPI
 
+from persia_hpc.runtime.loop import RankContext
 from persia_hpc.runtime.stop import StopSignals
 from persia_hpc.runtime.watchdog import Watchdog
 from persia_hpc.topology.channels import RingBytes, feed_channels, fitting, row_channels
@@ -70,11 +71,11 @@ class Place:
         """Returns the ranks in the feed plane's communicator of a role, by role rank."""
         return self._ranks(role, self.communicators.feed_rank)
 
-    def waiter(self, *planes: Plane) -> Waiter:
-        """Returns what this rank waits with for records in `planes`."""
+    def context(self, *planes: Plane) -> RankContext:
+        """Returns what this rank's loop waits with for records in `planes`, and who watches it."""
         plan, node = self.communicators.plan, self.communicators.me.node
         here = sum(m.node == node for m in plan.members)
-        return Waiter(*planes, spin=default_spin(here))
+        return RankContext(Waiter(*planes, spin=default_spin(here)), self.watchdog, self.stop)
 
     def _ranks(self, role: Role, rank_of: Callable[[Role, int], int]) -> list[int]:
         return [rank_of(role, i) for i in range(self.count(role))]

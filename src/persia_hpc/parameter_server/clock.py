@@ -1,4 +1,4 @@
-"""When a server may answer a pull and apply a push: all of the consistency rules (design, section 7)."""
+"""Decides when a server may answer a pull and apply a push: all of the consistency rules are here."""
 
 from __future__ import annotations
 
@@ -9,17 +9,21 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Clock:
-    """A server's logical time: `applied` is the last step whose pushes from all trainers have been applied.
+    """Holds a server's logical time: `applied` is the last step whose pushes from all trainers are applied.
 
-    The rules, for a pull of step t with `bound` = the number of steps whose updates it may miss:
-      plain   answered when t - 1 - applied <= bound;
-      exact   answered precisely at applied = max(t - 1 - bound, start of segment), and step a + 1 is applied
-      only
-              after every pull that belongs to applied = a has been answered. So the order of pulls, updates
-              and evictions is the same in every run.
-      per_trainer (`async`) answered when t - 1 - (that trainer's last applied step) <= bound: nobody
-      waits for another trainer's updates, which a row may miss without limit.
-    `sync` is `exact` with bound 0. Steps of a segment are first…last; between segments nothing is in flight.
+    Let `a` be `applied`. The *staleness* of a pull of step t is t - 1 - a: the number of steps whose updates
+    its rows miss if it is answered now. `bound` limits it, and one of three rules holds:
+
+    - plain: a pull is answered when its staleness is at most `bound`. Pushes are applied at any time.
+    - exact: a pull of step t is answered when a = max(t - 1 - bound, first - 1) and at no other time, where
+      `first` is the first step of its segment. Step a + 1 is applied when all its pushes are there and every
+      pull that must be answered at `a` has been answered. So pulls, updates and evictions have the same
+      order in every run. `sync` is this rule with bound 0.
+    - per_trainer (`async`): as plain, but `a` is the last step that the pull's own trainer has had applied
+      without a gap before it. A trainer never waits for another's updates, and its rows may miss any number
+      of those.
+
+    A segment has the steps first…last. Between segments no pull and no push is in flight.
     """
 
     bound: int
@@ -37,19 +41,19 @@ class Clock:
     _early: set[tuple[int, int]] = field(default_factory=set)  # (trainer, step) behind such a gap
 
     def begin_segment(self, first: int, last: int) -> None:
-        """Announces steps first…last; they begin once everything before has been applied.
+        """Announces steps first…last, which begin once everything before them has been applied.
 
-        Idempotent, since every worker announces each segment, and some while others still push the one
-        before.
+        A repetition changes nothing: every worker announces each segment, some of them while others still
+        push gradients of the segment before.
         """
         if first > self.first:
             self._next = self._next or (first, last)
             self._enter_next()
 
     def shorten_segment(self, last: int) -> None:
-        """The announced segment ends already with step `last` (a stop that all ranks agreed on).
+        """Ends the announced segment with step `last` instead, because all ranks agreed to stop there.
 
-        Of several workers a slow one may say so when the next segment has begun.
+        A slow worker may say so when the next segment has begun already; then nothing changes.
         """
         if last < self.first:
             return
@@ -64,11 +68,11 @@ class Clock:
             self._own.clear()  # all have applied everything before
 
     def staleness(self, step: int, trainer: int) -> int:
-        """Steps whose updates a pull that is answered now may miss; `per_trainer`: that trainer's own."""
+        """Returns the staleness of a trainer's pull of `step` if it is answered now."""
         return step - 1 - (self._own.get(trainer, self.first - 1) if self.per_trainer else self.applied)
 
     def may_answer(self, step: int, trainer: int) -> bool:
-        """Whether a trainer's pull of `step` may be answered now."""
+        """Returns whether a trainer's pull of `step` may be answered now."""
         if step > self.last:
             return False  # its segment has not begun: another worker still pushes the one before
         if self.exact:
@@ -76,14 +80,14 @@ class Clock:
         return self.staleness(step, trainer) <= self.bound
 
     def answered(self, step: int, trainer: int) -> int:
-        """Records an answered pull; returns its staleness in steps."""
+        """Records that a pull is answered; returns its staleness in steps."""
         staleness = self.staleness(step, trainer)
         self.histogram[staleness] += 1
         self._answered[step] += 1
         return staleness
 
     def may_apply(self, step: int) -> bool:
-        """Whether updates of `step` may touch the rows now (asked for whole steps when `exact`)."""
+        """Returns whether updates of `step` may be applied now."""
         if not self.exact:
             return True
         if step != self.applied + 1:
@@ -92,7 +96,7 @@ class Clock:
         return all(self._answered[s] == self.num_trainers for s in range(step, horizon + 1))
 
     def pushed(self, step: int, trainers: Collection[int]) -> bool:
-        """Records applied pushes of a step, of these trainers; True when `applied` moved."""
+        """Records that pushes of these trainers for `step` are applied; returns whether `applied` moved."""
         self._pushed[step] += len(trainers)
         if self.per_trainer:
             self._early.update((trainer, step) for trainer in trainers)

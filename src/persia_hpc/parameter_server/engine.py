@@ -1,6 +1,6 @@
-"""A parameter server without any transport: tables, clock and ledger.
+"""Implements a parameter server without any transport: tables, clock and ledger.
 
-Shape letters: U rows of one request (all tables), D dim of a group, T tables, G groups.
+Shape letters: U rows of one request (all tables), U_g those of a dim group, D_g its dim, T tables.
 """
 
 from __future__ import annotations
@@ -26,23 +26,32 @@ Array = npt.NDArray[Any]
 
 
 @dataclass
-class Pull:
-    """Keys of one (step, trainer) that are this server's, in table order; `counts` [T] rows of each table."""
+class PendingPull:
+    """Holds a pull of one (step, trainer), until its gradients have been applied.
+
+    Shapes:
+    keys: uint64 [U], this server's part of the batch, in table order. counts: uint32 [T], rows of each table.
+    wanted: uint8 [U], 1 for rows that must travel; None if all must.
+    slots: uint32 [U], where each row lies; None until the pull is answered.
+    """
 
     step: int
     trainer: int
     keys: Array
     counts: Array
-    reply_to: int = 0  # whoever asked: the caller's affair
-    wanted: Array | None = None  # uint8 [U]: 1 for rows that must travel; None: all
+    worker: int = 0  # worker_rank of who asked
+    wanted: Array | None = None
     slots: Array | None = None
     epochs: dict[int, int] = field(default_factory=dict)  # of each table, when it was pulled from
 
 
 @dataclass
 class Ledger:
-    """What became of every pulled row: pulled = applied + evicted_in_flight + unadmitted + nonfinite +
-    dropped.
+    """Counts what became of every pulled row, and three things beside it.
+
+    pulled = applied + evicted_in_flight + unadmitted + nonfinite + dropped. The last three fields are not
+    part of this sum: `reused` rows are pulled rows that need not travel, `evicted` rows left a table between
+    steps, `evaluation` rows were looked up.
     """
 
     pulled_rows: int = 0
@@ -57,20 +66,22 @@ class Ledger:
 
 
 @dataclass
-class _Push:
-    pull: Pull
+class _HeldPush:
+    """Holds gradients that the clock doesn't let the server apply yet."""
+
+    pull: PendingPull
     gradients: list[Array]
 
 
 @dataclass
 class SegmentTimes:
-    """Wall-clock seconds (time.time) of the last update of each segment, by its first step."""
+    """Holds the wall-clock seconds (time.time) of the last update of each segment, by its first step."""
 
     last_apply: dict[int, float] = field(default_factory=dict)
 
 
 class ParameterServer:
-    """One shard of all tables. Not thread-safe; the caller decides in which order things arrive."""
+    """Holds one shard of all tables. It is not thread-safe; the caller decides the order of all calls."""
 
     def __init__(
         self,
@@ -82,7 +93,7 @@ class ParameterServer:
         num_trainers: int = 1,
         num_steps: int = 1,
     ):
-        """`num_steps`: of the whole training, which learning rates may follow."""
+        """num_steps: of the whole training, since learning rates may depend on it."""
         self.layout = layout
         self.server_rank, self.num_servers = server_rank, num_servers
         self.tables: list[Table | None] = []
@@ -107,25 +118,26 @@ class ParameterServer:
         self.whole_steps = sync or config.apply == "step"
         self.ledger = Ledger()
         self.times = SegmentTimes()
-        self._waiting: list[Pull] = []
-        self._in_flight: dict[tuple[int, int], Pull] = {}
-        self._held: dict[int, dict[int, _Push]] = {}
+        self._waiting: list[PendingPull] = []
+        self._in_flight: dict[tuple[int, int], PendingPull] = {}
+        self._held: dict[int, dict[int, _HeldPush]] = {}
 
     def restore(self, step: int, ledger: Mapping[str, int], staleness: Mapping[str, int]) -> None:
-        """The tables are as they were after `step` of an earlier run, which counted these."""
+        """Continues after `step` of an earlier run, whose tables are loaded, with that run's counters."""
         self.clock.applied = self.clock.first = self.clock.last = step
         self.clock.histogram.update({int(k): v for k, v in staleness.items()})
         self.ledger = Ledger(**ledger)
 
     # ---- pulls
 
-    def submit_pull(self, pull: Pull) -> None:
-        """Takes over a pull; it becomes ready when the clock allows."""
+    def submit_pull(self, pull: PendingPull) -> None:
+        """Accepts a pull, which becomes ready when the clock allows."""
         self._waiting.append(pull)
 
-    def ready_pulls(self) -> Iterator[Pull]:
-        """Pulls that may be answered now, in order of step; each must be answered before the next is asked
-        for.
+    def ready_pulls(self) -> Iterator[PendingPull]:
+        """Yields pulls that may be answered now, in order of step.
+
+        Each must be answered before the next is asked for.
         """
         self._waiting.sort(key=lambda p: (p.step, p.trainer))
         for pull in list(self._waiting):
@@ -134,7 +146,7 @@ class ParameterServer:
                 yield pull
 
     def row_shapes(self, counts: Array, wanted: Array | None = None) -> list[tuple[int, int]]:
-        """[U_g, D_g] of each group for a request of `counts` rows per table, of which some are `wanted`."""
+        """Returns [U_g, D_g] of the rows to be sent, for each dim group. Arguments: see `PendingPull`."""
         layout = self.layout
         if wanted is not None:
             ends = np.cumsum(counts, dtype=np.int64)
@@ -145,8 +157,12 @@ class ParameterServer:
             for g, dim in enumerate(layout.dim_groups)
         ]
 
-    def answer(self, pull: Pull, out: Sequence[Array]) -> int:
-        """Fills `out` (for each group its wanted rows, in wire format); returns the staleness in steps."""
+    def answer(self, pull: PendingPull, out: Sequence[Array]) -> int:
+        """Fills `out` with the wanted rows of each dim group; returns the staleness in steps.
+
+        Shapes:
+        out: for each dim group [U_g, D_g] in a wire format; see `row_shapes`.
+        """
         pull.slots = np.empty(len(pull.keys), np.uint32)
         parts = self._parts(pull.keys, pull.counts, out, pull.slots, pull.wanted)
         for index, keys, rows, slots, wanted in parts:
@@ -157,7 +173,11 @@ class ParameterServer:
         return self.clock.answered(pull.step, pull.trainer)
 
     def lookup(self, keys: Array, counts: Array, out: Sequence[Array]) -> None:
-        """Evaluation: fills `out` without any change to the tables; unseen rows are zeros."""
+        """Fills `out` for an evaluation: tables don't change, and rows never seen are zeros.
+
+        Shapes:
+        keys: uint64 [U]. counts: uint32 [T]. out: for each dim group [U_g, D_g] in a wire format.
+        """
         for index, part, rows, *_ in self._parts(keys, counts, out, None):
             self._table(index).lookup(part, rows)
         self.ledger.evaluation_rows += len(keys)
@@ -165,24 +185,26 @@ class ParameterServer:
     # ---- pushes
 
     def submit_push(self, step: int, trainer: int, gradients: list[Array]) -> None:
-        """Gradients of a pull, one [U_g, D_g] array a group; applied at once, or by `apply_ready` when the
-        mode says so.
+        """Applies the gradients of a pull at once, or holds them for `apply_ready` if the mode asks for that.
+
+        Shapes:
+        gradients: for each dim group [U_g, D_g] in a wire format.
         """
         pull = self._in_flight.pop((step, trainer))
         if not self.clock.exact and not self.whole_steps:
             self._apply_batch(pull, gradients)
             self._advance(step, [trainer])
             return
-        self._held.setdefault(step, {})[trainer] = _Push(pull, gradients)
+        self._held.setdefault(step, {})[trainer] = _HeldPush(pull, gradients)
 
     def detach_push(self, step: int, trainer: int) -> None:
-        """Copies the gradients of a push that is still held, whose memory the caller is about to reuse."""
+        """Copies the gradients of a push if it is held, because the caller is about to reuse their memory."""
         push = self._held.get(step, {}).get(trainer)
         if push is not None:
             push.gradients = [g.copy() for g in push.gradients]
 
     def apply_ready(self) -> bool:
-        """Applies held steps that the clock allows; True if any was."""
+        """Applies held steps that the clock allows; returns whether there were any."""
         moved = False
         for step in sorted(self._held):
             pushes = self._held[step]
@@ -202,16 +224,16 @@ class ParameterServer:
         return moved
 
     def _set_rates(self, step: int) -> None:
-        # By the gradient's step: in `hybrid` the batches of several steps come in any order.
+        # The gradient's step counts: in `hybrid` the batches of several steps come in any order.
         for table, lr, rate in self._rates:
             table.set_lr(lr * rate.factor(step))
 
-    def _apply_batch(self, pull: Pull, gradients: Sequence[Array]) -> None:
+    def _apply_batch(self, pull: PendingPull, gradients: Sequence[Array]) -> None:
         self._set_rates(pull.step)
         for index, keys, grads, slots, _ in self._parts(pull.keys, pull.counts, gradients, pull.slots):
             self._count(self._table(index).push(keys, slots, grads, pull.step, pull.epochs[index]))
 
-    def _apply_step(self, step: int, pushes: Sequence[_Push]) -> None:
+    def _apply_step(self, step: int, pushes: Sequence[_HeldPush]) -> None:
         self._set_rates(step)
         batches: dict[int, list[tuple[Array, Array, Array, int]]] = {}
         for push in pushes:
@@ -240,7 +262,7 @@ class ParameterServer:
         self.times.last_apply[first] = time.time()
 
     def waits_for(self) -> str | None:
-        """What must come before anything here can go on, for the watchdog; None if nobody waits."""
+        """Returns what must arrive before a pull or a held push can proceed; None if there are none."""
         clock = self.clock
         if not self._waiting and not self._held:
             return None
@@ -267,8 +289,9 @@ class ParameterServer:
         slots: Array | None,
         wanted: Array | None = None,
     ) -> Iterator[tuple[int, Array, Array, Array, Array | None]]:
-        """(table, its keys, its rows of the group block, its slots, which rows are wanted) for each table
-        asked for; the block has only the wanted ones.
+        """Yields (table, keys, rows, slots, wanted) for each table that has keys in a request.
+
+        rows: the table's part of its dim group's array in `groups`, which has only the wanted rows.
         """
         begin = 0
         group_begin = [0] * len(self.layout.dim_groups)
@@ -293,7 +316,7 @@ class ParameterServer:
         return table
 
     def statistics(self) -> dict[str, Any]:
-        """Counters for summary.json, at the end of a run: a row still in flight then has been dropped."""
+        """Returns counters for summary.json at the end of a run: rows still in flight then were dropped."""
         tables = [t for t in self.tables if t is not None]
         lost = [
             *self._in_flight.values(),

@@ -1,50 +1,54 @@
-"""A parameter server rank: the engine behind the rings of the row plane."""
+"""Runs a parameter server rank: the engine behind the rings of the row plane."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from persia_hpc.checkpoint.shards import ShardWriter
 from persia_hpc.config import Config
+from persia_hpc.protocol.commands import (
+    Checkpoint,
+    CheckpointDone,
+    CheckpointMarked,
+    Segment,
+    SegmentEnd,
+    StopSignal,
+)
+from persia_hpc.protocol.messages import Kind, Lookup, LookupRows, Pull, Push, Rows, send, try_reserve
 from persia_hpc.protocol.wire import WIRES
+from persia_hpc.runtime.loop import PollingLoop, RankContext
 from persia_hpc.runtime.phases import SERVER, Phases
-from persia_hpc.runtime.stop import StopSignals
-from persia_hpc.runtime.watchdog import Watchdog
+from persia_hpc.runtime.watchdog import Wait
 from persia_hpc.transport.plane import Plane
-from persia_hpc.transport.progress import Waiter
-from persia_hpc.transport.records import Kind, Record
+from persia_hpc.transport.records import Record, Spec
 from persia_hpc.transport.ring import RingReceiver, RingSender
 
-from .engine import Array, ParameterServer, Pull
+from .engine import Array, ParameterServer, PendingPull
 
 
-@dataclass
-class _Link:
-    """The three rings between this server and one worker."""
+@dataclass(frozen=True)
+class _WorkerRings:
+    """Holds the three rings between this server and one worker."""
 
     pulls: RingReceiver
     pushes: RingReceiver
     rows: RingSender
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Drained:
-    """A request that needs the tables as they are after `step`: its asker has pushed all of it, others may
-    not have.
+    """Holds a request that needs the tables as they are after `request.step`.
+
+    The worker that asks has pushed all gradients up to that step; other workers may not have.
     """
 
-    kind: int
-    step: int
-    trainer: int
-    tag: int
-    arrays: list[Array]
-    link: int
+    request: Lookup | Checkpoint
+    worker: int
 
 
 class ServerLoop:
@@ -53,97 +57,105 @@ class ServerLoop:
     def __init__(
         self,
         engine: ParameterServer,
+        config: Config,
         plane: Plane,
         workers: Sequence[int],
-        waiter: Waiter,
-        config: Config,
-        stop: StopSignals,
-        watchdog: Watchdog,
+        context: RankContext,
     ):
-        """`workers`: ranks of the workers in the plane's communicator, by worker_rank."""
+        """workers: ranks of the workers in the plane's communicator, by worker_rank."""
         self.engine = engine
         self.plane = plane
-        self.waiter = waiter
         self.wire = WIRES[config.wire.rows]
-        self.links = [
-            _Link(plane.receiver(w, "pull"), plane.receiver(w, "push"), plane.sender(w, "rows"))
+        self.workers = [
+            _WorkerRings(plane.receiver(w, "pull"), plane.receiver(w, "push"), plane.sender(w, "rows"))
             for w in workers
         ]
         self.phases = Phases(SERVER, config.train.trace)
-        self.watchdog = watchdog
-        watchdog.describe = engine.waits_for
+        self._context = context
+        self._loop = PollingLoop(context, self._poll, self._forward_signal)
         self._drained: list[_Drained] = []
-        self._stop = stop
-        self._signal_sent = False
         self._aside_bytes = config.checkpoint.aside_bytes
         self._writer: ShardWriter | None = None  # of a checkpoint
         self._writer_step = 0
 
     def run(self) -> None:
-        """Returns when all workers have closed; collective in effect, not in MPI's sense."""
+        """Serves; returns when all workers have closed their rings and all answers have been sent."""
+        self._context.watchdog.start(lambda: Wait(self.engine.waits_for()))
         self.phases.start()
-        # Both: a push that found no room may come after the worker's last word on the other ring.
-        while not all(link.pulls.closed and link.pushes.closed for link in self.links):
-            begin = time.perf_counter()
-            moved = self._receive()
-            moved |= self._serve()
-            moved |= self.plane.progress()
-            moved |= self._finish_checkpoint()
-            if self._stop.number is not None and not self._signal_sent:
-                self._signal_sent = True
-                self.links[0].rows.post(Kind.STOP_SIGNAL, step=0, tag=self._stop.number)
-            if moved:
-                self.waiter.busy()
-                self.watchdog.moved()
-            else:
-                self.watchdog.idle()
-                self.waiter.idle()
-                self.phases.add("idle", begin)
+        # Both rings: a push that found no room may come after the worker's last record on the other ring.
+        self._loop.run(
+            lambda: all(rings.pulls.closed and rings.pushes.closed for rings in self.workers),
+            lambda begin: self.phases.add("idle", begin),
+        )
         self.phases.stop()
-        for link in self.links:
-            link.rows.close()
-        while any(link.rows.pending for link in self.links):
+        for rings in self.workers:
+            rings.rows.close()
+        while any(rings.rows.pending for rings in self.workers):
             if not self.plane.progress():
-                self.waiter.idle()
+                self._context.waiter.idle()
+
+    def _poll(self) -> bool:
+        moved = self._receive()
+        moved |= self._answer_ready()
+        moved |= self.plane.progress()
+        moved |= self._finish_checkpoint()
+        return moved
+
+    def _forward_signal(self, signal: int) -> None:
+        send(self.workers[0].rows, StopSignal(signal))
+
+    # ---- from workers
 
     def _receive(self) -> bool:
         moved = False
-        for index, link in enumerate(self.links):
-            while (record := link.pulls.poll()) is not None:
-                self._request(index, record)
-                moved = True
-            while (record := link.pushes.poll()) is not None:
-                begin = time.perf_counter()
-                self.engine.submit_push(record.step, record.trainer, list(record.arrays))
-                self.engine.apply_ready()
-                # Views of the ring must not outlive the record.
-                self.engine.detach_push(record.step, record.trainer)
-                self.phases.add("push", begin, record.step)
+        for worker, rings in enumerate(self.workers):
+            while (record := rings.pulls.poll()) is not None:
+                self._take_request(worker, record)
                 record.release()
+                moved = True
+            while (record := rings.pushes.poll()) is not None:
+                self._take_push(record)
                 moved = True
         return moved
 
-    def _request(self, index: int, record: Record) -> None:
+    def _take_request(self, worker: int, record: Record) -> None:
+        """Takes what a worker asks for; copies arrays, since the request may wait and its record may not."""
         kind = record.kind
         if kind == Kind.PULL:
-            keys, counts, *rest = (np.array(a) for a in record.arrays)
-            wanted = rest[0] if rest else None
-            self.engine.submit_pull(Pull(record.step, record.trainer, keys, counts, index, wanted))
-            record.release()
+            pull = Pull.unpack(record)
+            wanted = None if pull.wanted is None else np.array(pull.wanted)
+            self.engine.submit_pull(
+                PendingPull(
+                    pull.step, pull.trainer, np.array(pull.keys), np.array(pull.counts), worker, wanted
+                )
+            )
         elif kind == Kind.SEGMENT:
-            self.engine.clock.begin_segment(record.step, record.tag)
-            record.release()
+            segment = Segment.unpack(record)
+            self.engine.clock.begin_segment(segment.first, segment.last)
         elif kind == Kind.SEGMENT_END:
-            self.engine.clock.shorten_segment(record.step)
-            record.release()
-        elif kind in (Kind.LOOKUP, Kind.CHECKPOINT):
-            arrays = [np.array(a) for a in record.arrays]
-            self._drained.append(_Drained(kind, record.step, record.trainer, record.tag, arrays, index))
-            record.release()
+            self.engine.clock.shorten_segment(SegmentEnd.unpack(record).step)
+        elif kind == Kind.LOOKUP:
+            lookup = Lookup.unpack(record)
+            lookup = replace(lookup, keys=np.array(lookup.keys), counts=np.array(lookup.counts))
+            self._drained.append(_Drained(lookup, worker))
+        elif kind == Kind.CHECKPOINT:
+            self._drained.append(_Drained(Checkpoint.unpack(record), worker))
         else:
             raise ValueError(f"a parameter server got a record of kind {kind}")
 
-    def _serve(self) -> bool:
+    def _take_push(self, record: Record) -> None:
+        begin = time.perf_counter()
+        push = Push.unpack(record)
+        self.engine.submit_push(push.step, push.trainer, [np.asarray(g) for g in push.gradients])
+        self.engine.apply_ready()
+        # Views of the ring must not outlive the record.
+        self.engine.detach_push(push.step, push.trainer)
+        self.phases.add("push", begin, push.step)
+        record.release()
+
+    # ---- to workers
+
+    def _answer_ready(self) -> bool:
         moved = False
         while True:
             pulls = 0
@@ -156,22 +168,69 @@ class ServerLoop:
             moved |= applied or pulls > 0
             if not applied:  # an applied step may make more pulls ready
                 break
-        while self._drained and self._drained[0].step <= self.engine.clock.applied:
-            request = self._drained.pop(0)
-            if request.kind == Kind.LOOKUP:
-                self._lookup(request)
+        while self._drained and self._drained[0].request.step <= self.engine.clock.applied:
+            drained = self._drained.pop(0)
+            if isinstance(drained.request, Lookup):
+                self._answer_lookup(drained.request, drained.worker)
             else:
-                path = Path(request.arrays[0].tobytes().decode())
-                self._writer = ShardWriter(self.engine, path, base_step=request.tag)
-                self._writer_step = request.step
-                self._writer.start()
-                self.links[0].rows.post(Kind.CHECKPOINT_MARKED, step=request.step)
+                self._begin_checkpoint(drained.request)
             moved = True
         return moved
 
+    def _answer(self, pull: PendingPull) -> None:
+        """Answers a pull.
+
+        The call goes down to the ring for room, up again by a callback to the engine, and down to the table,
+        which writes the rows where the record will lie. This way round buys zero copy.
+        """
+        # It goes into the header before the rows are there: the clock alone decides it.
+        staleness = self.engine.clock.staleness(pull.step, pull.trainer)
+        self._send_rows(
+            self.workers[pull.worker].rows,
+            Rows(pull.step, pull.trainer, staleness),
+            shapes=self.engine.row_shapes(pull.counts, pull.wanted),
+            fill=lambda out: self.engine.answer(pull, out),
+        )
+
+    def _answer_lookup(self, lookup: Lookup, worker: int) -> None:
+        self._send_rows(
+            self.workers[worker].rows,
+            LookupRows(lookup.step, lookup.trainer, lookup.number),
+            shapes=self.engine.row_shapes(lookup.counts),
+            fill=lambda out: self.engine.lookup(np.asarray(lookup.keys), lookup.counts, out),
+        )
+
+    def _send_rows(
+        self,
+        sender: RingSender,
+        message: Rows | LookupRows,
+        *,
+        shapes: Sequence[tuple[int, int]],
+        fill: Callable[[list[Array]], object],
+    ) -> None:
+        """Lets `fill` write the rows straight into the ring if there is room, else into queued memory."""
+        specs: list[Spec] = [(self.wire.dtype, self.wire.shape(*shape)) for shape in shapes]
+        reserved = try_reserve(sender, message, specs)
+        if reserved is not None:
+            fill(reserved)
+            sender.commit()
+            return
+        out: list[Array] = [np.empty(shape, dtype) for dtype, shape in specs]
+        fill(out)
+        send(sender, replace(message, rows=out))
+
+    # ---- checkpoints
+
+    def _begin_checkpoint(self, request: Checkpoint) -> None:
+        self._writer = ShardWriter(self.engine, Path(request.path), base_step=request.base_step)
+        self._writer_step = request.step
+        self._writer.start()
+        send(self.workers[0].rows, CheckpointMarked(request.step))
+
     def _has_room_aside(self) -> bool:
-        """Whether pulls may change rows that a checkpoint still has to write: old rows are kept, but not
-        without end.
+        """Returns whether pulls may change rows that a checkpoint still has to write.
+
+        Their old values are kept aside, in memory that is limited.
         """
         return self._writer is None or self._writer.kept_bytes < self._aside_bytes
 
@@ -179,57 +238,5 @@ class ServerLoop:
         if self._writer is None or not self._writer.done:
             return False
         self._writer = None
-        self.links[0].rows.post(Kind.CHECKPOINT_DONE, step=self._writer_step)
+        send(self.workers[0].rows, CheckpointDone(self._writer_step))
         return True
-
-    def _answer(self, pull: Pull) -> None:
-        sender = self.links[pull.reply_to].rows
-        shapes = self.engine.row_shapes(pull.counts, pull.wanted)
-        # The record's `tag` carries the staleness, which the clock alone decides.
-        staleness = self.engine.clock.staleness(pull.step, pull.trainer)
-        self._produce(
-            sender,
-            Kind.ROWS,
-            pull.step,
-            pull.trainer,
-            staleness,
-            shapes,
-            lambda out: self.engine.answer(pull, out),
-        )
-
-    def _lookup(self, request: _Drained) -> None:
-        keys, counts = request.arrays
-        self._produce(
-            self.links[request.link].rows,
-            Kind.LOOKUP_ROWS,
-            request.step,
-            request.trainer,
-            request.tag,
-            self.engine.row_shapes(counts),
-            lambda out: self.engine.lookup(keys, counts, out),
-        )
-
-    def _produce(
-        self,
-        sender: RingSender,
-        kind: Kind,
-        step: int,
-        trainer: int,
-        tag: int,
-        shapes: list[tuple[int, int]],
-        fill: Any,
-    ) -> None:
-        """Lets `fill` write the rows straight into the ring when there is room, else into memory that is
-        queued.
-        """
-        specs: list[tuple[Any, tuple[int, int]]] = [
-            (self.wire.dtype, self.wire.shape(*shape)) for shape in shapes
-        ]
-        reserved = sender.try_reserve(kind, step=step, trainer=trainer, tag=tag, specs=specs)
-        if reserved is not None:
-            fill(reserved)
-            sender.commit()
-            return
-        out: list[Array] = [np.empty(shape, dtype) for dtype, shape in specs]
-        fill(out)
-        sender.post(kind, step=step, trainer=trainer, tag=tag, arrays=out)

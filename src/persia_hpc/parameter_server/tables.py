@@ -1,4 +1,4 @@
-"""A server's part of a table, made as the configuration says."""
+"""Makes a server's part of a table as the configuration says."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from persia_hpc.table_layout import TableLayout
 
 
 def make_table(config: Config, table: TableLayout, first_bucket: int, end_bucket: int) -> Table:
-    """Makes an empty table for the buckets [first_bucket, end_bucket)."""
+    """Returns an empty table for the buckets [first_bucket, end_bucket)."""
     return Table(native_config(config, table, first_bucket, end_bucket))
 
 
@@ -43,6 +43,9 @@ def native_config(config: Config, table: TableLayout, first_bucket: int, end_buc
 
 
 def _table_seed(seed: int, table: str) -> int:
-    """By name, so that neither another table nor their order changes how a table's rows begin."""
+    """Returns a seed that depends on the table's name.
+
+    So neither other tables nor their order change the initial values of a table's rows.
+    """
     digest = hashlib.blake2b(f"{seed}:{table}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")

@@ -1,4 +1,4 @@
-"""What a worker hands to a trainer for one (step, trainer), and its form as a list of arrays on the wire.
+"""Defines what a worker hands to a trainer for one (step, trainer), and its form as a list of arrays.
 
 Shape letters: B samples, N ids, U unique rows, U_g rows of a dim group, D_g its dim, F features, G dim
 groups, K dense features, L labels.
@@ -8,12 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from persia_hpc.errors import PersiaError
+
 Array = npt.NDArray[Any]
+
+
+class Releasable(Protocol):
+    """Describes what owns the memory of a batch, such as a record in a ring."""
+
+    def release(self) -> None:
+        """Gives the memory back."""
 
 
 @dataclass
@@ -29,9 +38,13 @@ class RowBatch:
     dim_group_offsets: uint32 [G+1].
     dense: float32 [B, K]; labels: float32 [B, L]; weight: float32 [B]; group (of GAUC): int64 [B].
     num_global: samples of the step over all trainers.
-    With `wire.reuse_steps` only some of the rows come along, to be kept in a ring of rows for each dim group.
-    rings: int64 [G, 2], where in it and its size; places: uint32 [U], where in it each row of the batch is
-    then; holder: whose rings these are, as each worker counts its own.
+    staleness: the number of steps whose updates the stalest row may miss.
+
+    With `wire.reuse_steps` the trainer keeps rows of earlier steps, for each dim group in a ring of rows, and
+    only the others travel:
+    rings: int64 [G, 2], for each dim group the first place that this batch's rows take, and the ring's size.
+    places: uint32 [U], where in its ring each row of the batch is then.
+    holder: worker_rank of the worker whose rings these are.
     """
 
     step: int
@@ -53,27 +66,26 @@ class RowBatch:
     places: Array | None = None
     rings: Array | None = None
     holder: int = 0
-    record: Any = field(default=None, repr=False)  # whoever owns the memory; see `release`
+    record: Releasable | None = field(default=None, repr=False)  # owns the memory
 
     def num_rows(self, dim_group: int) -> int:
-        """U_g: unique rows of a dim group, whether they have come along or not."""
+        """Returns U_g, the unique rows of a dim group, whether they have travelled or not."""
         return int(self.dim_group_offsets[dim_group + 1]) - int(self.dim_group_offsets[dim_group])
 
     def release(self) -> None:
-        """Gives the arrays' memory back to the ring that they lie in; they may not be read after this."""
+        """Gives the arrays' memory back to the ring that holds it; they may not be read after this."""
         if self.record is not None:
             self.record.release()
             self.record = None
 
 
 def pack_row_batch(batch: RowBatch) -> list[Array | list[Array]]:
-    """The arrays of a FEED record, in the order that `unpack_row_batch` expects."""
+    """Returns the arrays of a batch's record, in the order that `unpack_row_batch` expects."""
     empty = np.empty(0, np.float32)
     bags: Array | list[Array] = list(batch.bag_offsets.values()) or np.empty(0, np.uint32)
     header = np.array([batch.num_samples, batch.num_global, batch.staleness, batch.holder], np.int64)
     return [
         header,
-        *batch.rows,
         batch.indices,
         batch.feature_offsets,
         bags,
@@ -86,28 +98,49 @@ def pack_row_batch(batch: RowBatch) -> list[Array | list[Array]]:
         batch.group if batch.group is not None else np.empty(0, np.int64),
         batch.places if batch.places is not None else np.empty(0, np.uint32),
         batch.rings if batch.rings is not None else np.empty((0, 2), np.int64),
+        *batch.rows,  # last: how many they are depends on the layout
     ]
+
+
+NUM_FIXED = 13  # arrays before the rows
 
 
 def unpack_row_batch(
     step: int,
     trainer: int,
     arrays: Sequence[Array],
-    num_dim_groups: int,
     multi: Sequence[str],
-    record: Any = None,
+    record: Releasable | None = None,
 ) -> RowBatch:
-    """The batch in a FEED record; `multi`: names of the multi-hot features in order."""
-    header, rows, rest = arrays[0], list(arrays[1 : 1 + num_dim_groups]), arrays[1 + num_dim_groups :]
+    """Returns the batch that `pack_row_batch` has packed.
+
+    multi: names of the multi-hot features in order. record: what owns the memory of the arrays.
+    Raises PersiaError if there are too few arrays.
+    """
+    if len(arrays) < NUM_FIXED:
+        raise PersiaError(f"got a batch of {len(arrays)} arrays, expected at least {NUM_FIXED}")
+    (
+        header,
+        indices,
+        feature_offsets,
+        bags,
+        row_offsets,
+        positions,
+        dim_group_offsets,
+        dense,
+        labels,
+        weight,
+        group,
+        places,
+        rings,
+    ) = arrays[:NUM_FIXED]
     num_samples, num_global, staleness, holder = (int(x) for x in header)
-    indices, feature_offsets, bags, row_offsets, positions, dim_group_offsets, dense, labels, *rest = rest
-    weight, group, places, rings = rest
     return RowBatch(
         step=step,
         trainer=trainer,
         num_samples=num_samples,
         num_global=num_global,
-        rows=rows,
+        rows=list(arrays[NUM_FIXED:]),
         indices=indices,
         feature_offsets=feature_offsets,
         bag_offsets=dict(zip(multi, bags.reshape(-1, num_samples + 1), strict=True)) if multi else {},

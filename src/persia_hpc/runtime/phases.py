@@ -1,4 +1,4 @@
-"""Counts what each rank spends its time on and, on request, keeps when it did (`reporting/trace.py`)."""
+"""Counts what each rank spends its time on and, on request, keeps when (`reporting/trace.py`)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GAP_SECONDS = 200e-6  # intervals of one phase that are closer than this become 
 
 
 class Interval(NamedTuple):
-    """Something that a rank did, in seconds of its own monotonic clock. Step 0: for no step in particular."""
+    """Holds what a rank did when, in seconds of its own monotonic clock. Step 0 stands for no single step."""
 
     phase: str
     begin: float
@@ -27,20 +27,26 @@ class Interval(NamedTuple):
 
 
 class Pace:
-    """Samples per second without the warm-up, in constant memory: at least the second half of the steps."""
+    """Measures samples per second without the warm-up: over at least the second half of the steps.
+
+    Its memory is constant.
+    """
 
     def __init__(self) -> None:
         self._marks = [(0, 0, 0.0)]  # (step, samples, training seconds) at the latest powers of two
         self._now = (0, 0, 0.0)
 
     def step(self, number: int, samples: int, seconds: float) -> None:
-        """Step `number` is done: `samples` so far, in `seconds` of training."""
+        """Records that step `number` is done: `samples` in all, in `seconds` of training."""
         self._now = (number, samples, seconds)
         if number & (number - 1) == 0:
             self._marks = [self._marks[-1], self._now]
 
     def steady(self) -> dict[str, float]:
-        """`steps`, `samples`, `seconds`, `samples_per_second` after the largest power of two up to half."""
+        """Returns `steps`, `samples`, `seconds` and `samples_per_second` of the steps that count.
+
+        They begin after the largest power of two that is at most half of all steps.
+        """
         begin = max((m for m in self._marks if 2 * m[0] <= self._now[0]), default=self._now)
         steps, samples, seconds = (now - then for now, then in zip(self._now, begin, strict=True))
         rate = samples / seconds if seconds else 0.0
@@ -48,10 +54,10 @@ class Pace:
 
 
 class Phases:
-    """Seconds by phase, within the time between `start` and `stop`."""
+    """Sums seconds by phase, within the time between `start` and `stop`."""
 
     def __init__(self, names: Sequence[str], trace_steps: int | None = None) -> None:
-        """`trace_steps`: also keep the intervals of about so many steps, the last ones."""
+        """trace_steps: also keep the intervals of the last steps, of about this number."""
         self.seconds = dict.fromkeys(names, 0.0)
         self.total = 0.0
         self._began: float | None = None
@@ -60,19 +66,19 @@ class Phases:
         )
 
     def start(self) -> None:
-        """The time that is to be accounted for begins."""
+        """Begins the time that is counted."""
         self._began = time.perf_counter()
 
     def stop(self) -> None:
-        """It ends, if it hasn't yet; may begin again."""
+        """Ends the time that is counted, if it hasn't ended yet. It may be started again."""
         self.total, self._began = self.elapsed(), None
 
     def elapsed(self) -> float:
-        """Seconds between `start` and `stop` up to now."""
+        """Returns the seconds between `start` and `stop` up to now."""
         return self.total if self._began is None else self.total + time.perf_counter() - self._began
 
     def add(self, phase: str, begin: float, step: int = 0, end: float | None = None) -> float:
-        """The time since `begin` (perf_counter) belongs to `phase`; returns `end`, by default now."""
+        """Adds the time from `begin` to `end` (perf_counter; by default now) to `phase`; returns `end`."""
         if end is None:
             end = time.perf_counter()
         self.seconds[phase] += end - begin
@@ -91,7 +97,7 @@ class Phases:
         self._intervals.append(interval)
 
     def report(self) -> dict[str, float]:
-        """Seconds by phase, what none of them covers as `other`, and the `total`."""
+        """Returns seconds by phase, what no phase covers as `other`, and the `total`."""
         return {
             **self.seconds,
             "other": max(0.0, self.total - sum(self.seconds.values())),
@@ -99,5 +105,5 @@ class Phases:
         }
 
     def statistics(self) -> dict[str, Any]:
-        """What a rank hands over for summary.json: `phases`, and for a trace `intervals`, oldest first."""
+        """Returns what a rank reports: `phases` for summary.json, `intervals` for a trace, oldest first."""
         return {"phases": self.report(), "intervals": list(self._intervals or ())}

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: noted, and acted on where the run can be stopped cleanly."""
+"""Keeps signals that ask a run to stop until the run can be stopped cleanly."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopSignals:
-    """A context in which SIGINT, SIGTERM and SIGUSR1 only leave their number in `number`.
+    """Makes SIGINT, SIGTERM and SIGUSR1 only leave their number in `number`, as long as its context is open.
 
-    A second SIGINT ends the process at once, as it would have without us. Outside of the main thread, where
-    Python lets nobody handle signals, this does nothing.
+    A second SIGINT ends the process at once, as usual. Outside of the main thread, where Python can't handle
+    signals, this does nothing.
     """
 
     def __init__(self) -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from persia_hpc.config.types import TransportConfig
 from persia_hpc.errors import PersiaError
@@ -19,11 +20,18 @@ ENDED_SECONDS = 5.0  # a job whose failure is on record, and in which nothing mo
 IN_A_CALL = "a call to return, of MPI or of data.transform"
 
 
-class Watchdog:
-    """For one rank's loop, which calls `moved` and `idle`; a thread looks at what they say.
+class Wait(NamedTuple):
+    """Says what a rank waits for: None when nobody owes it anything. A `patient` wait is never given up."""
 
-    A thread, since over a cut link MPI's own calls don't return. Time is counted by its rounds: a process
-    that was stopped, or a job that was suspended, hasn't waited meanwhile.
+    what: str | None = None
+    patient: bool = False
+
+
+class Watchdog:
+    """Watches one rank's loop, which calls `moved` and `idle`, from a thread of its own.
+
+    It is a thread because MPI's own calls don't return over a cut link. Time is counted in the thread's
+    rounds: a process that was stopped, or a job that was suspended, hasn't waited meanwhile.
     """
 
     def __init__(
@@ -33,57 +41,58 @@ class Watchdog:
         failure: Path | None = None,
         fail: Callable[[PersiaError], object] | None = None,
     ):
-        """`failure`: the file that says that the job has failed, seen by all ranks.
+        """failure: the file that says that the job has failed, seen by all ranks.
 
-        fail: what ends this rank and the job, called by the thread. Without it nothing is ever given up.
+        fail: ends this rank and the job; called by the thread. Without it no wait is ever given up.
         """
-        # What this rank waits for, or None when it waits for nothing that anybody owes it. May set `patient`.
-        self.describe: Callable[[], str | None] = lambda: None
+        self._describe: Callable[[], Wait] = Wait
         self._rank = rank.replace("_", " ")
         self._stall_seconds = config.stall_seconds
         self._give_up_seconds = config.give_up_seconds if fail is not None else 0.0
         self._failure = failure
         self._fail = fail
         self._waiting = False
-        self.patient = False  # what it waits for may take however long: it is never given up
         self._moves = 0
         self._passes = 0
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def start(self) -> None:
-        """From now on this rank is watched; harmless if it is already."""
+    def start(self, describe: Callable[[], Wait] = Wait) -> None:
+        """Starts to watch this rank. If it is watched already, only `describe` changes.
+
+        describe: says what the rank waits for; called by the thread when nothing has moved for long.
+        """
+        self._describe = describe
         if self._thread is None:
             self._closing.clear()
             self._thread = threading.Thread(target=self._run, name="persia-watchdog", daemon=True)
             self._thread.start()
 
     def stop(self) -> None:
-        """No longer."""
+        """Ends the watch."""
         self._closing.set()
         self._thread = None
 
     def moved(self) -> None:
-        """Something happened in a pass of a loop that waits all the time."""
+        """Notes that something happened in a pass of a loop that waits all the time."""
         self._moves += 1
         self._waiting = True
 
     def idle(self) -> None:
-        """Nothing happened in a pass of the loop."""
+        """Notes that nothing happened in a pass of the loop."""
         self._passes += 1
         self._waiting = True
 
     @contextlib.contextmanager
     def waits_for(self, what: str | None, *, patient: bool = False) -> Iterator[None]:
-        """For ranks that wait now and then. `patient`: for something that may take however long. None: for
-        nothing that anybody owes it, so that there is nothing to say.
-        """
-        self.describe = lambda: what
+        """Notes a wait of a rank that waits now and then, until the context ends. See `Wait`."""
+        wait = Wait(what, patient)
+        self._describe = lambda: wait
         self._moves += 1
-        self._waiting, self.patient = True, patient
+        self._waiting = True
         yield
         self._moves += 1
-        self._waiting = self.patient = False
+        self._waiting = False
 
     def _run(self) -> None:
         least, most = ROUND_SECONDS
@@ -104,21 +113,22 @@ class Watchdog:
             still = 0.0 if self._passes != passes else still + gone
             stalled, passes = stalled + gone if self._waiting else 0.0, self._passes
             say, give_up = stalled > self._stall_seconds and not said, 0 < self._give_up_seconds < stalled
-            what = self._describe(still) if say or give_up else None
+            what, patient = self._current_wait(still) if say or give_up else Wait()
             if say:
                 said = True
                 self._report_wait(what, stalled)
-            if give_up and not self.patient:
+            if give_up and not patient:
                 self._give_up(what, stalled)
             ended = ended + gone if self._job_has_failed() else 0.0
             if ended > ENDED_SECONDS and self._fail is not None:
                 self._fail(PersiaError(f"{self._rank}: the job has failed, and nobody has ended this rank"))
 
-    def _describe(self, still: float) -> str | None:
+    def _current_wait(self, still: float) -> Wait:
         try:
-            return self.describe() or (IN_A_CALL if still > self._stall_seconds else None)
+            what, patient = self._describe()
         except RuntimeError:  # the loop has changed what was being looked at: it isn't stuck
-            return None
+            return Wait()
+        return Wait(what or (IN_A_CALL if still > self._stall_seconds else None), patient)
 
     def _report_wait(self, what: str | None, seconds: float) -> None:
         if what is not None:

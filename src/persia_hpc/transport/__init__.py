@@ -2,7 +2,7 @@
 
     plane    Plane, Channel            all rings between the ranks of a communicator
     ring     RingSender, RingReceiver, RingCounters
-    records  Record, Kind
+    records  Record
     progress Waiter, ProgressThread
 
 Nothing is imported here: records, the ring's ends and links work without starting MPI.

@@ -1,7 +1,260 @@
-"""A ring: one producer, one consumer, records in between (protocol: docs/rma_protocol.md)."""
+"""Implements both ends of a ring: one producer, one consumer, records in between (docs/rma_protocol.md)."""
 
-from persia_hpc.transport.receiver import RingReceiver
-from persia_hpc.transport.records import RingCounters
-from persia_hpc.transport.sender import RingSender
+from __future__ import annotations
 
-__all__ = ["RingCounters", "RingReceiver", "RingSender"]
+from collections import deque
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from persia_hpc._native import Outgoing, RingConsumer, RingProducer
+from persia_hpc.errors import PersiaError, UserError
+from persia_hpc.transport.records import ALIGNMENT, CLOSE, Array, Record, RingCounters, Spec
+from persia_hpc.transport.remote_links import DataLink, TailLink
+
+HOLD_RECORDS = 8  # records that one head update to another node announces
+REMOTE_TAIL_FRACTION = 8  # the tail is published each time this part of the ring was released
+REMOTE_IDLE_POLLS = 16  # a tail update to another node costs tens of microseconds: only when surely idle
+
+
+class RingSender:
+    """The producer's end; one thread uses it. Never blocks on a full ring: what finds no room is queued.
+
+    link: announces what was written to another node; None where `ring` itself reaches the consumer's memory.
+    dirty: the plane's senders that need progress.
+    """
+
+    def __init__(self, name: str, ring: RingProducer, link: DataLink | None, dirty: set[RingSender]) -> None:
+        self.name = name
+        self.ring = ring
+        self._link = link
+        self._dirty = dirty
+        self._queue: deque[Outgoing] = deque()
+        self._full_waits = 0
+        self._announced = 0  # complete records that the consumer can see
+        self._closed = False
+
+    @property
+    def pending(self) -> int:
+        """Records posted that the consumer can't see yet: queued, or held back for the next `progress()`."""
+        held = 0 if self._link is None else self.ring.records - self._announced
+        return len(self._queue) + held
+
+    @property
+    def pending_bytes(self) -> int:
+        """Body bytes that have found no room yet."""
+        return sum(record.unwritten_bytes for record in self._queue)
+
+    @property
+    def closed(self) -> bool:
+        """True after `close()`: nothing may be posted any more."""
+        return self._closed
+
+    @property
+    def counters(self) -> RingCounters:
+        """What went through so far."""
+        return RingCounters(self.ring.records, self.ring.bytes, self._full_waits)
+
+    def post(
+        self,
+        kind: int,
+        *,
+        step: int = 0,
+        trainer: int = 0,
+        tag: int = 0,
+        arrays: Sequence[Array | list[Array]] = (),
+    ) -> None:
+        """Sends a record, or queues it if there is no room or something is queued already. Never waits.
+
+        arrays: C-contiguous, one or two dimensions; an entry that is a list is sent as the concatenation of
+        its arrays along axis 0. Queued arrays are referenced: they must not change while `pending` > 0.
+        To a consumer on another node up to 8 records are held back until `progress()`.
+        Raises UserError for arrays or fields that a record can't carry, and after `close()`.
+        """
+        self._check_open()
+        record = self._outgoing(kind, step, trainer, tag, arrays)
+        if self._queue or not self._write(record):
+            self._full_waits += 1
+            self._queue.append(record)
+            self._dirty.add(self)
+
+    def try_post(
+        self,
+        kind: int,
+        *,
+        step: int = 0,
+        trainer: int = 0,
+        tag: int = 0,
+        arrays: Sequence[Array | list[Array]] = (),
+    ) -> bool:
+        """Sends a record if there is room now for all of it as one entry; else nothing happens, and False.
+
+        After True the arrays may change: nothing refers to them any more.
+        """
+        self._check_open()
+        if self._queue:
+            return False
+        record = self._outgoing(kind, step, trainer, tag, arrays)
+        return record.unwritten_bytes + ALIGNMENT <= self.ring.max_entry and self._write(record)
+
+    def close(self) -> None:
+        """Posts the CLOSE record: the receiver is `closed` once it has got everything before it."""
+        self.post(CLOSE)
+        self._closed = True
+
+    def progress(self) -> bool:
+        """Moves queued records into the ring as far as there is room and announces held-back ones.
+
+        Returns whether anything moved.
+        """
+        head = self.ring.head
+        while self._queue and self._write(self._queue[0]):
+            self._queue.popleft()
+        moved = self._publish() or self.ring.head != head
+        if not self._queue:
+            self._dirty.discard(self)
+        return moved
+
+    def try_reserve(
+        self, kind: int, step: int, trainer: int, tag: int, specs: Sequence[Spec]
+    ) -> list[Array] | None:
+        """Room for a record whose arrays (dtype, shape) the caller fills in place, then `commit()`.
+
+        None if there is no room now, if something is queued, or if the record would travel in chunks: then
+        `post` it. The views lie in the consumer's memory or in what is Put from, and hold old bytes.
+        """
+        self._check_open()
+        if self._queue:
+            return None
+        try:
+            return self.ring.reserve(kind, step, trainer, tag, specs)
+        except ValueError as error:
+            raise UserError(f"ring {self.name}: {error}") from error
+
+    def commit(self) -> None:
+        """Sends the record reserved by `try_reserve`."""
+        if not self.ring.reserved:
+            raise UserError(f"ring {self.name}: commit() without a reservation; call try_reserve() first")
+        self.ring.commit()
+        if self._link is not None:
+            self._hold_back()
+
+    def cancel(self) -> None:
+        """Drops a reservation: nothing is sent."""
+        self.ring.cancel()
+
+    def invalidate(self) -> None:
+        """Lets go of the window's memory, which is about to be freed; posting is an error from now on."""
+        self._closed = True
+        self.ring.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UserError(f"ring {self.name}: posting after close(); close a ring after its last record")
+        if self.ring.reserved:
+            raise UserError(f"ring {self.name}: a reservation is open; commit() or cancel() it first")
+
+    def _outgoing(
+        self, kind: int, step: int, trainer: int, tag: int, arrays: Sequence[Array | list[Array]]
+    ) -> Outgoing:
+        try:
+            return Outgoing(kind, step, trainer, tag, arrays)
+        except ValueError as error:
+            raise UserError(f"ring {self.name}: {error}") from error
+
+    def _write(self, record: Outgoing) -> bool:
+        """Writes what fits; True once the record is complete."""
+        if self._link is None:
+            return self.ring.write(record)
+        while True:  # an entry a turn: the consumer may read the first while the others are written
+            head = self.ring.head
+            complete = self.ring.write(record)
+            if self.ring.head == head:
+                return False
+            self._hold_back()
+            if complete:
+                return True
+
+    def _hold_back(self) -> None:
+        if self.ring.held_entries >= HOLD_RECORDS or self.ring.held_bytes >= self.ring.max_entry:
+            self._publish()
+        else:
+            self._dirty.add(self)
+
+    def _publish(self) -> bool:
+        if self._link is None or self.ring.held_entries == 0:
+            return False
+        self._link.publish(*self.ring.take_held())
+        self._announced = self.ring.records
+        return True
+
+
+class RingReceiver:
+    """The consumer's end; one thread uses it. Polling reads this rank's memory only, 8 bytes if empty.
+
+    link: tells a producer on another node what was released; None where `ring` itself reaches its memory.
+    """
+
+    def __init__(self, name: str, ring: RingConsumer, link: TailLink | None) -> None:
+        self.name = name
+        self.ring = ring
+        self._link = link
+        self._published = 0
+        self._idle_polls = 0
+        self._release = ring.release if link is None else self._release_remote
+
+    @property
+    def closed(self) -> bool:
+        """Whether the producer's CLOSE was received: nothing follows."""
+        return self.ring.closed
+
+    @property
+    def counters(self) -> RingCounters:
+        """What came so far."""
+        return RingCounters(self.ring.records, self.ring.bytes)
+
+    @property
+    def unread(self) -> bool:
+        """Whether a record other than CLOSE waits, or was received in part."""
+        return self.ring.unread
+
+    def poll(self) -> Record | None:
+        """The next record, or None. A record that comes in chunks is returned once it is whole.
+
+        Raises PersiaError, naming the channel, if the ring holds what its producer can't have sent.
+        """
+        try:
+            found = self.ring.poll()
+        except RuntimeError as error:
+            raise PersiaError(f"ring {self.name}: {error}") from None
+        if found is None:
+            if self._link is not None:
+                self._tell_when_idle()
+            return None
+        self._idle_polls = 0
+        kind, step, trainer, tag, arrays, token = found
+        return Record(kind, step, trainer, tag, arrays, partial(self._release, token))
+
+    def invalidate(self) -> None:
+        """Lets go of the window's memory, which is about to be freed; polling is an error from now on."""
+        self.ring.close()
+
+    def _release_remote(self, token: Any) -> None:
+        self.ring.release(token)
+        if self.ring.released - self._published >= self.ring.data.nbytes // REMOTE_TAIL_FRACTION:
+            self._publish_tail()
+
+    def _tell_when_idle(self) -> None:
+        """A chunk was taken, or nothing came."""
+        if self.ring.released - self._published >= self.ring.data.nbytes // REMOTE_TAIL_FRACTION:
+            self._publish_tail()
+        elif self.ring.released != self._published:
+            self._idle_polls += 1
+            if self.ring.closed or self._idle_polls >= REMOTE_IDLE_POLLS:
+                self._publish_tail()
+
+    def _publish_tail(self) -> None:
+        assert self._link is not None
+        self._idle_polls = 0
+        self._published = self.ring.released
+        self._link.publish(self._published)

@@ -28,7 +28,7 @@ from persia_hpc.job.rank import RankJob, StartingRank
 from persia_hpc.job.task import Task
 from persia_hpc.launch.run_dir import claim_run_dir
 from persia_hpc.topology.roles import Role
-from persia_hpc.trainer.serve import RingStream
+from persia_hpc.trainer.serve import FeedingWorkers, RingStream
 from tests.support.tiny import digest
 
 
@@ -121,12 +121,9 @@ class ScriptedTrainer(TrainerDuty):
         plane = place.feed_plane()
         stream = RingStream(
             plane,
-            place.ranks_in_feed_plane(Role.EMBEDDING_WORKER),
-            trainer_rank=me,
-            mine=plan.workers_of_trainer[me],
-            num_dim_groups=len(layout.dim_groups),
-            multi=[f.name for f in layout.features if f.multi],
-            waiter=place.waiter(plane),
+            layout,
+            FeedingWorkers(place.ranks_in_feed_plane(Role.EMBEDDING_WORKER), plan.workers_of_trainer[me], me),
+            place.context(plane),
         )
         schedule = self.facts.schedules["train"]
         stop_at = self.case.get("stop_at")
@@ -184,7 +181,8 @@ class LateWorker(WorkerDuty):
         may_issue, since = WorkerLoop._may_issue, []
 
         def late(loop):
-            if loop.work is not None and loop.work.requests and loop.work.requests[0][0] == self.late_step:
+            current = loop.stretches.current
+            if current is not None and current.requests and current.requests[0][0] == self.late_step:
                 since.append(time.monotonic())
                 if since[-1] - since[0] < 0.5:
                     return False

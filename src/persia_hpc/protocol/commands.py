@@ -1,0 +1,205 @@
+"""Defines the commands that trainer 0 gives to workers and servers, and what is reported back to it.
+
+Segments, stops and checkpoints are described in docs/data_flow.md, "Who drives".
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+
+from persia_hpc.protocol.messages import Kind, Packed, arrays_of
+from persia_hpc.samples.datafile import FileInfo
+from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
+from persia_hpc.schedule import Schedule
+from persia_hpc.transport.records import Array, Record
+
+SPLITS = ("train", "valid", "test")  # a record names a split by its place here
+
+OfStep = TypeVar("OfStep", bound="_OfStep")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Announces that the steps first…last follow: from trainer 0 to workers, from each worker to servers."""
+
+    KIND: ClassVar[Kind] = Kind.SEGMENT
+    first: int
+    last: int
+
+    def pack(self) -> Packed:
+        """Returns the fields of the record."""
+        return Packed(self.KIND, self.first, tag=self.last)
+
+    @classmethod
+    def unpack(cls, record: Record) -> Segment:
+        """Returns the message in a record."""
+        arrays_of(record, cls.KIND)
+        return cls(record.step, record.tag)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Tells workers to evaluate a split, one of `SPLITS`, with rows that have the updates of `step`."""
+
+    KIND: ClassVar[Kind] = Kind.EVALUATE
+    split: str
+    step: int
+
+    def pack(self) -> Packed:
+        """Returns the fields of the record."""
+        return Packed(self.KIND, self.step, tag=SPLITS.index(self.split))
+
+    @classmethod
+    def unpack(cls, record: Record) -> Evaluate:
+        """Returns the message in a record."""
+        arrays_of(record, cls.KIND)
+        return cls(SPLITS[record.tag], record.step)
+
+
+@dataclass(frozen=True)
+class Portion:
+    """Tells workers the files that are trained on next, and their schedule (`data.follow`)."""
+
+    KIND: ClassVar[Kind] = Kind.PORTION
+    schedule: Schedule
+    files: tuple[FileInfo, ...]
+
+    def pack(self) -> Packed:
+        """Returns the fields and arrays of the record: the message as JSON."""
+        text = json.dumps(asdict(self))
+        return Packed(self.KIND, self.schedule.steps_before + 1, arrays=[_bytes_of(text)])
+
+    @classmethod
+    def unpack(cls, record: Record) -> Portion:
+        """Returns the message in a record."""
+        (text,) = arrays_of(record, cls.KIND, 1)
+        found = json.loads(_text_of(text))
+        return cls(Schedule(**found["schedule"]), tuple(_file_info(file) for file in found["files"]))
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Tells servers, by way of worker 0, to write their rows as they are after `step`.
+
+    path: the checkpoint's directory on the way to a worker, a server's own file on the way to that server.
+    base_step: only what has changed since that step is written; 0 for everything.
+    """
+
+    KIND: ClassVar[Kind] = Kind.CHECKPOINT
+    path: str
+    step: int
+    base_step: int
+
+    def pack(self) -> Packed:
+        """Returns the fields and arrays of the record."""
+        return Packed(self.KIND, self.step, tag=self.base_step, arrays=[_bytes_of(self.path)])
+
+    @classmethod
+    def unpack(cls, record: Record) -> Checkpoint:
+        """Returns the message in a record."""
+        (path,) = arrays_of(record, cls.KIND, 1)
+        return cls(_text_of(path), record.step, record.tag)
+
+
+@dataclass(frozen=True)
+class StopRequest:
+    """Asks workers to go no further than they must; each answers with `Issued`."""
+
+    KIND: ClassVar[Kind] = Kind.STOP_REQUEST
+
+    def pack(self) -> Packed:
+        """Returns the fields of the record."""
+        return Packed(self.KIND)
+
+    @classmethod
+    def unpack(cls, record: Record) -> StopRequest:
+        """Returns the message in a record."""
+        arrays_of(record, cls.KIND)
+        return cls()
+
+
+@dataclass(frozen=True)
+class StopSignal:
+    """Tells trainer 0 that a rank got a signal that asks the run to stop; `signal` is its number."""
+
+    KIND: ClassVar[Kind] = Kind.STOP_SIGNAL
+    signal: int
+
+    def pack(self) -> Packed:
+        """Returns the fields of the record."""
+        return Packed(self.KIND, tag=self.signal)
+
+    @classmethod
+    def unpack(cls, record: Record) -> StopSignal:
+        """Returns the message in a record."""
+        arrays_of(record, cls.KIND)
+        return cls(record.tag)
+
+
+@dataclass(frozen=True)
+class _OfStep:
+    """Holds what messages have in common that say nothing but a step."""
+
+    KIND: ClassVar[Kind]
+    step: int
+
+    def pack(self) -> Packed:
+        """Returns the fields of the record."""
+        return Packed(self.KIND, self.step)
+
+    @classmethod
+    def unpack(cls: type[OfStep], record: Record) -> OfStep:
+        """Returns the message in a record."""
+        arrays_of(record, cls.KIND)
+        return cls(record.step)
+
+
+class Issued(_OfStep):
+    """Answers `StopRequest`: the worker will ask for no step beyond `step`, and can reach it."""
+
+    KIND: ClassVar[Kind] = Kind.ISSUED
+
+
+class StopAt(_OfStep):
+    """Tells workers that the run stops after `step`: the largest that any of them has `Issued`."""
+
+    KIND: ClassVar[Kind] = Kind.STOP_AT
+
+
+class SegmentEnd(_OfStep):
+    """Tells servers and trainers that the segment ends with `step`, sooner than announced."""
+
+    KIND: ClassVar[Kind] = Kind.SEGMENT_END
+
+
+class CheckpointMarked(_OfStep):
+    """Reports that rows may change again: those of the checkpoint after `step` are kept aside."""
+
+    KIND: ClassVar[Kind] = Kind.CHECKPOINT_MARKED
+
+
+class CheckpointDone(_OfStep):
+    """Reports that the files of the checkpoint after `step` are written."""
+
+    KIND: ClassVar[Kind] = Kind.CHECKPOINT_DONE
+
+
+def _bytes_of(text: str) -> Array:
+    return np.frombuffer(text.encode("utf-8", "surrogateescape"), np.uint8)
+
+
+def _text_of(array: Array) -> str:
+    return array.tobytes().decode("utf-8", "surrogateescape")
+
+
+def _file_info(fields: dict[str, Any]) -> FileInfo:
+    schema = dict(fields["schema"])
+    features = tuple(FeatureSchema(**feature) for feature in schema.pop("features"))
+    names: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in schema.items()
+    }
+    return FileInfo(**{**fields, "schema": DatasetSchema(features, **names)})
