@@ -87,12 +87,18 @@ def test_an_idle_rank_leaves_a_job_that_has_failed(tmp_path: Path, monkeypatch: 
     assert failed == ["parameter server 1: the job has failed, and nobody has ended this rank"]
 
 
-def test_without_a_way_to_fail_nothing_is_given_up() -> None:
-    dog = Watchdog("trainer 0", TransportConfig(stall_seconds=STALL, give_up_seconds=GIVE_UP))
-    dog.start()
-    passes(dog.moved, 0.1, [])
-    passes(lambda: None, LONG, [])
-    dog.stop()
+def test_without_a_way_to_fail_nothing_is_given_up(capfd: pytest.CaptureFixture[str]) -> None:
+    died: list[BaseException | None] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module.threading, "excepthook", lambda args: died.append(args.exc_value))
+        dog = Watchdog("trainer 0", TransportConfig(stall_seconds=STALL, give_up_seconds=GIVE_UP))
+        dog.describe = lambda: "a batch"
+        dog.start()
+        passes(dog.idle, LONG, [])
+        dog.stop()
+    assert died == []
+    # It says once that it waits, and nothing about an end.
+    assert capfd.readouterr().err == "persia-hpc: trainer 0 has waited 0 s for a batch\n"
 
 
 def test_the_error_is_one_for_the_user() -> None:
