@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
-# native/include/persia/pool_batch.h: BatchFeature, BatchGroup, BatchFlags.
+# native/include/persia/pool_batch_types.h: BatchFeature, BatchGroup, BatchFlags.
 _FEATURE = np.dtype(
     [(name, "u8") for name in ("bags", "rows", "values", "mask")]
     + [(name, "u4") for name in ("first", "num_rows", "dim", "length", "stride")]
