@@ -55,15 +55,21 @@ py::array decode(const py::object& object, std::size_t dim) {
     return out;
 }
 
+constexpr const char* kEncodeRows =
+    R"(Returns rows [U, D] in a wire format: "fp32", "fp16", "bf16" or "scaled_fp16".
+
+Shapes: float32 [U, D] to float32 [U, D], float16 [U, D], uint16 [U, D], or uint16 [U, D + 2].)";
+
 }  // namespace
 
 void bind_codec(py::module_& m) {
     m.def(
         "mix", [](const py::object& ids) { return map_all<persia::mix>(ids, "ids"); }, py::arg("ids"),
-        "Keys uint64 [N] of ids uint64 [N]: a bijection.");
+        "Returns the keys uint64 [N] of ids uint64 [N]: a bijection.");
     m.def(
         "unmix", [](const py::object& keys) { return map_all<persia::unmix>(keys, "keys"); }, py::arg("keys"),
-        "Ids uint64 [N] of keys uint64 [N]: the inverse of mix().");
-    m.def("encode_rows", &encode, py::arg("rows"), py::arg("wire"));
-    m.def("decode_rows", &decode, py::arg("rows"), py::arg("dim"));
+        "Returns the ids uint64 [N] of keys uint64 [N]: the inverse of `mix`.");
+    m.def("encode_rows", &encode, py::arg("rows"), py::arg("wire"), kEncodeRows);
+    m.def("decode_rows", &decode, py::arg("rows"), py::arg("dim"),
+          "Returns float32 [U, D] of rows in any wire format, which follows from their dtype and width.");
 }

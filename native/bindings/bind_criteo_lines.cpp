@@ -43,9 +43,18 @@ py::tuple parse(const py::object& text, const py::object& label_array, const py:
     return py::make_tuple(parsed.bytes, parsed.rows, parsed.lines, parsed.bad);
 }
 
+constexpr const char* kParse =
+    R"(Parses lines of Criteo's layout from `text` to rows `begin` and on of the arrays.
+
+Shapes: text uint8 [n], which ends in a newline; labels float32 [N]; dense float32 [N, 13] (max(x, 0),
+missing 0); ids uint64 [26, N or more] (a feature's lie together; missing is 2^32); bad int64 [M, 3].
+Stops when the arrays are full. Returns how many bytes were used, rows made, lines read (blank ones too),
+and lines left out because they aren't of the layout. `bad` gets the first M of these as line (from 0),
+place of its first byte, and first column that is wrong (-1: the number of columns).)";
+
 }  // namespace
 
 void bind_criteo_lines(py::module_& m) {
     m.def("parse_criteo_lines", &parse, py::arg("text"), py::kw_only(), py::arg("labels"), py::arg("dense"),
-          py::arg("ids"), py::arg("begin"), py::arg("bad"));
+          py::arg("ids"), py::arg("begin"), py::arg("bad"), kParse);
 }

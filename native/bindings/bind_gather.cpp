@@ -45,8 +45,14 @@ void gather(const py::object& source_object, const py::object& rows_object, cons
     }
 }
 
+constexpr const char* kGather = R"(Copies rows in any order: out[i] = source[rows[i]].
+
+Shapes: source [M, ...], rows int64 [N], out [N, ...]; source and out of one dtype and row shape.
+Raises: ValueError for arrays that don't fit, IndexError for a row outside of [0, M) (what came before it
+is written).)";
+
 }  // namespace
 
 void bind_gather(py::module_& m) {
-    m.def("gather", &gather, py::arg("source"), py::arg("rows"), py::arg("out"));
+    m.def("gather", &gather, py::arg("source"), py::arg("rows"), py::arg("out"), kGather);
 }

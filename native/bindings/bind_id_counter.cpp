@@ -48,10 +48,16 @@ py::array replace_unknown(const IdCounter& counter, const py::object& object, st
 }  // namespace
 
 void bind_id_counter(py::module_& m) {
-    py::class_<IdCounter>(m, "IdCounter")
-        .def(py::init<>())
-        .def("__len__", &IdCounter::size)
-        .def("add", &add, py::arg("ids"), py::arg("counts") = py::none())
-        .def("items", &items)
-        .def("replace_unknown", &replace_unknown, py::arg("ids"), py::kw_only(), py::arg("other"));
+    py::class_<IdCounter>(m, "IdCounter",
+                          "Counts how often each of many different ids was met. One thread at a time uses "
+                          "it; the GIL is released.")
+        .def(py::init<>(), "Starts with no ids.")
+        .def("__len__", &IdCounter::size, "Counts the different ids.")
+        .def("add", &add, py::arg("ids"), py::arg("counts") = py::none(),
+             "Counts each of `ids` uint64 [N] once more, or `counts` uint64 [N] times.\n\nRaises: ValueError "
+             "for a count of 0.")
+        .def("items", &items,
+             "Returns all ids and their counts, uint64 [n] each, in no order that means anything.")
+        .def("replace_unknown", &replace_unknown, py::arg("ids"), py::kw_only(), py::arg("other"),
+             "Returns the ids uint64 [N], with `other` for those that were never met.");
 }

@@ -69,11 +69,24 @@ void backward(const py::object& first, const py::object& rest, std::size_t num_c
     persia::interaction_backward(shape, vectors, from, out);
 }
 
+constexpr const char* kForward =
+    R"(Writes to `out` [B, W] the first C vectors, then the products of all pairs.
+
+Shapes: B samples, V vectors of dim D, C copied vectors, P = V (V - 1) / 2 pairs, W = C D + P; float32.
+Vector 0 of a sample is in `first` [B, D], the others in `rest` [B, V-1, D]; or, with `first` None, all in
+`rest` [B, V, D]. Pairs are in the order (1, 0), (2, 0), (2, 1), (3, 0), ...)";
+
+constexpr const char* kBackward =
+    R"(Writes the vectors' gradients, shaped like the vectors, from that of the forward's `out` [B, W].
+
+Shapes: as in `interaction_forward`; `first_gradient` is None if and only if `first` is.)";
+
 }  // namespace
 
 void bind_interaction(py::module_& m) {
     m.def("interaction_forward", &forward, py::arg("first"), py::arg("rest"), py::kw_only(),
-          py::arg("num_copied"), py::arg("out"));
+          py::arg("num_copied"), py::arg("out"), kForward);
     m.def("interaction_backward", &backward, py::arg("first"), py::arg("rest"), py::kw_only(),
-          py::arg("num_copied"), py::arg("gradient"), py::arg("first_gradient"), py::arg("rest_gradient"));
+          py::arg("num_copied"), py::arg("gradient"), py::arg("first_gradient"), py::arg("rest_gradient"),
+          kBackward);
 }

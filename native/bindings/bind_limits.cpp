@@ -28,9 +28,11 @@ persia::Span<Byte> bytes_of(const MemoryLimits& self, const py::object& rows, st
 }  // namespace
 
 void bind_limits(py::module_& m) {
-    py::class_<MemoryLimits>(m, "MemoryLimits", "What memory allows; see _native.pyi.")
+    py::class_<MemoryLimits>(m, "MemoryLimits",
+                             "Holds rows, states and index entries on huge pages: the least that any table "
+                             "must do, for benchmarks.")
         .def(py::init<std::uint64_t, std::size_t, std::size_t>(), py::kw_only(), py::arg("num_rows"),
-             py::arg("row_bytes"), py::arg("state_bytes"))
+             py::arg("row_bytes"), py::arg("state_bytes"), "Writes all of the memory once.")
         .def(
             "gather",
             [](const MemoryLimits& self, const py::object& places, const py::object& out) {
@@ -39,7 +41,8 @@ void bind_limits(py::module_& m) {
                 const py::gil_scoped_release nogil;
                 self.gather(at, to);
             },
-            py::arg("places"), py::arg("out"))
+            py::arg("places"), py::arg("out"),
+            "Copies the rows at `places` uint64 [n] to `out` uint8 [n, row_bytes].")
         .def(
             "gather_with_entries",
             [](const MemoryLimits& self, const py::object& places, const py::object& entries,
@@ -50,7 +53,8 @@ void bind_limits(py::module_& m) {
                 const py::gil_scoped_release nogil;
                 return self.gather_with_entries(at, entry_at, to);
             },
-            py::arg("places"), py::arg("entries"), py::arg("out"))
+            py::arg("places"), py::arg("entries"), py::arg("out"),
+            "Does the same, and reads an index entry at another place for each row.")
         .def(
             "update",
             [](MemoryLimits& self, const py::object& places, const py::object& gradients) {
@@ -59,5 +63,5 @@ void bind_limits(py::module_& m) {
                 const py::gil_scoped_release nogil;
                 self.update(at, from);
             },
-            py::arg("places"), py::arg("gradients"));
+            py::arg("places"), py::arg("gradients"), "Reads, changes and writes the rows and their states.");
 }

@@ -129,12 +129,29 @@ py::array backward(const py::object& pooled_gradient, const std::vector<py::obje
     return row_gradients;
 }
 
+constexpr const char* kForward =
+    R"(Pools one group's rows: returns pooled [B, P, D], and (values [B, L, D], mask [B, L]) per sequence.
+
+Shapes: rows [U, D] in a wire format; indices uint16 or uint32 [N], the whole batch's; B = num_samples; P
+features that are pooled; L the longest sequence and at least 1. A feature is (first id, end id, "sum" |
+"mean" | "sqrtn" | "sequence", bag offsets uint32 [B+1] or None for one id per sample).
+Features come in the order of their ids; the results keep that order. An empty bag gives zeros; sequences
+are left-aligned, with zeros behind.
+Raises: ValueError for bags that don't fit, IndexError for an index outside the rows.)";
+
+constexpr const char* kBackward =
+    R"(Returns the gradients of the group's rows [U, D] in a wire format, zeros for a row that no id uses.
+
+Shapes: as in `gather_pool_forward`; U = num_rows. A gradient of an output may be None: zeros.
+A row's sum goes over the ids that use it in ascending order, in fp32.
+Raises: ValueError for shapes that don't fit, IndexError for an index outside the rows.)";
+
 }  // namespace
 
 void bind_pool(py::module_& m) {
     m.def("gather_pool_forward", &forward, py::arg("rows"), py::arg("indices"), py::kw_only(),
-          py::arg("features"), py::arg("num_samples"), py::arg("dim"));
+          py::arg("features"), py::arg("num_samples"), py::arg("dim"), kForward);
     m.def("gather_pool_backward", &backward, py::arg("pooled_gradient"), py::arg("sequence_gradients"),
           py::arg("indices"), py::kw_only(), py::arg("features"), py::arg("num_samples"), py::arg("num_rows"),
-          py::arg("dim"), py::arg("wire") = "fp32");
+          py::arg("dim"), py::arg("wire") = "fp32", kBackward);
 }

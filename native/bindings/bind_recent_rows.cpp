@@ -37,11 +37,25 @@ py::tuple find(RecentRows& self, const py::object& keys, const py::object& table
     return py::make_tuple(wanted, places, rings, ages);
 }
 
+constexpr const char* kRecentRows =
+    R"(Tells which rows of a batch its trainer still holds; see native/include/persia/recent_rows.h.
+
+groups: [T] the group of each table, as for `Deduplicator`. reuse_steps: 1 to 31.)";
+
+constexpr const char* kFind =
+    R"(Returns (wanted, places, rings, ages) of the batch of `step`; steps must grow.
+
+Shapes: keys uint64 [U] by table, table_offsets uint32 [T+1].
+wanted uint8 [U]: 1 for rows that must travel. places uint32 [U]: where each row is in its group's ring of
+rows. rings int64 [G, 2]: where in the ring the rows go that travel, one after the other, and its size;
+when that changes, the ring begins anew. ages: a mask, in which bit a is set if a row of a steps ago is
+used.)";
+
 }  // namespace
 
 void bind_recent_rows(py::module_& m) {
-    py::class_<RecentRows>(m, "RecentRows")
+    py::class_<RecentRows>(m, "RecentRows", kRecentRows)
         .def(py::init<std::vector<std::uint32_t>, std::uint32_t>(), py::kw_only(), py::arg("groups"),
-             py::arg("reuse_steps"))
-        .def("find", &find, py::arg("keys"), py::arg("table_offsets"), py::kw_only(), py::arg("step"));
+             py::arg("reuse_steps"), "Starts with nothing held.")
+        .def("find", &find, py::arg("keys"), py::arg("table_offsets"), py::kw_only(), py::arg("step"), kFind);
 }

@@ -246,54 +246,117 @@ struct Watch {
     }
 };
 
+constexpr const char* kProducer =
+    R"(Knows where the next entry of a ring goes, and what its consumer was told. One thread uses it.
+
+Shapes: data uint8 [ring bytes], the consumer's or a mirror of it; tail uint64 [1], own memory that the
+consumer writes; words uint64 [ring bytes / 64] and bell uint64 [1], the consumer's. words and bell None:
+out of reach, the caller announces what `take_held` says.)";
+
+constexpr const char* kReserve =
+    R"(Returns arrays to fill in place, one for each (dtype, shape) of `specs`; `commit` sends them.
+
+None if there is no room now, or the record would travel in chunks.
+Raises: ValueError as `Outgoing` does.)";
+
+constexpr const char* kConsumer = R"(Knows what of a ring was read and released. One thread uses it.
+
+Shapes: data uint8 [ring bytes], words uint64 [ring bytes / 64], own memory that the producer writes; tail
+uint64 [1] and bell uint64 [1], the producer's. tail and bell None: out of reach, the caller sends
+`released`.)";
+
+constexpr const char* kPoll =
+    R"(Returns the next whole record: kind, step, trainer, tag, arrays and the token for `release`.
+
+None: nothing came, or part of a record, or CLOSE.
+Raises: RuntimeError for what the producer can't have sent.)";
+
+constexpr const char* kOutgoing =
+    R"(Holds a record that a ring is to carry, with its arrays: they must not change until it is written.
+
+arrays: C-contiguous, one or two dimensions; an entry that is a list is sent as the concatenation of its
+arrays along axis 0. kind, step, trainer and tag: 16, 64, 32 and 64 bits without sign.
+Raises: ValueError for arrays or fields that a record can't carry.)";
+
 }  // namespace
 
 void bind_ring(py::module_& m) {
-    py::class_<Outgoing>(m, "Outgoing")
+    py::class_<Outgoing>(m, "Outgoing", kOutgoing)
         .def(py::init(&make_outgoing), py::arg("kind"), py::arg("step"), py::arg("trainer"), py::arg("tag"),
-             py::arg("arrays"))
-        .def_property_readonly("unwritten_bytes", [](const Outgoing& self) {
-            return self.message.layout.body_bytes - self.message.written;
-        });
-    py::class_<Producer>(m, "RingProducer")
-        .def(py::init<const py::object&, const py::object&, const py::object&, const py::object&>(),
-             py::arg("data"), py::arg("tail"), py::arg("words"), py::arg("bell"))
-        .def("write", &Producer::write)
-        .def("reserve", &Producer::reserve)
-        .def("commit", [](Producer& self) { self.ring.commit(); })
-        .def("cancel", [](Producer& self) { self.ring.cancel(); })
-        .def("take_held",
-             [](Producer& self) {
-                 const auto held = self.ring.take_held();
-                 return std::make_tuple(held.first, held.last, held.ranges);
-             })
-        .def("close", &Producer::close)
-        .def_readonly("data", &Producer::data)
-        .def_property_readonly("reserved", [](const Producer& self) { return self.ring.reserved(); })
-        .def_property_readonly("held_entries", [](const Producer& self) { return self.ring.held_entries(); })
-        .def_property_readonly("held_bytes", [](const Producer& self) { return self.ring.held_bytes(); })
-        .def_property_readonly("max_entry", [](const Producer& self) { return self.ring.max_entry(); })
-        .def_property_readonly("head", [](const Producer& self) { return self.ring.head(); })
-        .def_property_readonly("records", [](const Producer& self) { return self.ring.records(); })
-        .def_property_readonly("bytes", [](const Producer& self) { return self.ring.bytes(); });
-    py::class_<Consumer>(m, "RingConsumer")
-        .def(py::init<const py::object&, const py::object&, const py::object&, const py::object&>(),
-             py::arg("data"), py::arg("words"), py::arg("tail"), py::arg("bell"))
-        .def("poll", &Consumer::poll)
-        .def("release", &Consumer::release)
-        .def("close", &Consumer::close)
-        .def_readonly("data", &Consumer::data)
-        .def_readonly("words", &Consumer::words)
-        .def_readonly("closed", &Consumer::closed)
-        .def_readonly("records", &Consumer::records)
+             py::arg("arrays"), "Checks the record; copies nothing.")
         .def_property_readonly(
-            "unread", [](const Consumer& self) { return self.partial.has_value() || self.ring.unread(); })
-        .def_property_readonly("released", [](const Consumer& self) { return self.ring.released(); })
-        .def_property_readonly("bytes", [](const Consumer& self) { return self.ring.bytes(); });
-    py::class_<Watch>(m, "Watch")
+            "unwritten_bytes",
+            [](const Outgoing& self) { return self.message.layout.body_bytes - self.message.written; },
+            "Body bytes that are not in the ring yet.");
+    py::class_<Producer>(m, "RingProducer", kProducer)
+        .def(py::init<const py::object&, const py::object&, const py::object&, const py::object&>(),
+             py::arg("data"), py::arg("tail"), py::arg("words"), py::arg("bell"),
+             "Starts at the ring's begin.")
+        .def("write", &Producer::write, py::arg("record"),
+             "Writes what has room (without `words`: one entry); True once the record is complete.")
+        .def("reserve", &Producer::reserve, py::arg("kind"), py::arg("step"), py::arg("trainer"),
+             py::arg("tag"), py::arg("specs"), kReserve)
+        .def(
+            "commit", [](Producer& self) { self.ring.commit(); }, "Sends what was reserved.")
+        .def(
+            "cancel", [](Producer& self) { self.ring.cancel(); }, "Drops the reservation.")
+        .def(
+            "take_held",
+            [](Producer& self) {
+                const auto held = self.ring.take_held();
+                return std::make_tuple(held.first, held.last, held.ranges);
+            },
+            "Returns the (first, last) entry not announced yet, and their bytes in the ring; announced from "
+            "now on.")
+        .def("close", &Producer::close, "Lets go of all memory; nothing may be written any more.")
+        .def_readonly("data", &Producer::data, "The ring's memory.")
+        .def_property_readonly(
+            "reserved", [](const Producer& self) { return self.ring.reserved(); },
+            "Whether a reservation is open.")
+        .def_property_readonly(
+            "held_entries", [](const Producer& self) { return self.ring.held_entries(); },
+            "Entries written and not announced.")
+        .def_property_readonly(
+            "held_bytes", [](const Producer& self) { return self.ring.held_bytes(); }, "Their bytes.")
+        .def_property_readonly(
+            "max_entry", [](const Producer& self) { return self.ring.max_entry(); },
+            "Bytes of the largest entry, with its header.")
+        .def_property_readonly(
+            "head", [](const Producer& self) { return self.ring.head(); },
+            "Bytes written in all, with padding.")
+        .def_property_readonly(
+            "records", [](const Producer& self) { return self.ring.records(); }, "Records sent.")
+        .def_property_readonly(
+            "bytes", [](const Producer& self) { return self.ring.bytes(); }, "Bytes of these, with headers.");
+    py::class_<Consumer>(m, "RingConsumer", kConsumer)
+        .def(py::init<const py::object&, const py::object&, const py::object&, const py::object&>(),
+             py::arg("data"), py::arg("words"), py::arg("tail"), py::arg("bell"),
+             "Starts at the ring's begin.")
+        .def("poll", &Consumer::poll, kPoll)
+        .def("release", &Consumer::release, py::arg("token"),
+             "Gives a record's memory back to the ring; in any order, each token once.")
+        .def("close", &Consumer::close, "Lets go of all memory.")
+        .def_readonly("data", &Consumer::data, "The ring's memory.")
+        .def_readonly("words", &Consumer::words, "The sequence words.")
+        .def_readonly("closed", &Consumer::closed, "Whether CLOSE was received, or `close` called.")
+        .def_readonly("records", &Consumer::records, "Records received.")
+        .def_property_readonly(
+            "unread", [](const Consumer& self) { return self.partial.has_value() || self.ring.unread(); },
+            "Whether a record other than CLOSE waits, or was received in part.")
+        .def_property_readonly(
+            "released", [](const Consumer& self) { return self.ring.released(); },
+            "Bytes from the start of time that were released.")
+        .def_property_readonly(
+            "bytes", [](const Consumer& self) { return self.ring.bytes(); }, "Bytes received, with headers.");
+    py::class_<Watch>(
+        m, "Watch",
+        "Waits until there are news for one loop: entries, or room for a record that found none, or `wake`.")
         .def(py::init<const std::vector<py::object>&, const std::vector<py::object>&,
                       const std::vector<py::object>&>(),
-             py::arg("producers"), py::arg("consumers"), py::arg("bells"))
-        .def("wait", &Watch::wait, py::arg("spin_seconds"), py::arg("sleep_seconds"))
-        .def("wake", &Watch::wake);
+             py::arg("producers"), py::arg("consumers"), py::arg("bells"),
+             "Takes bells uint64 [1] each: words in this rank's memory by which its peers can end its sleep.")
+        .def(
+            "wait", &Watch::wait, py::arg("spin_seconds"), py::arg("sleep_seconds"),
+            "Spins, then sleeps once; returns whether there are news. May return early; the GIL is released.")
+        .def("wake", &Watch::wake, "Ends, from another thread, the wait that is under way or the next one.");
 }

@@ -2,14 +2,13 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <memory>
-#include <mutex>
-#include <optional>
+#include <string>
 #include <tuple>
+#include <vector>
 
 #include "arrays.h"
 #include "bindings.h"
-#include "persia/table.h"
+#include "locked_table.h"
 #include "wire_arrays.h"
 
 namespace {
@@ -18,35 +17,10 @@ using namespace persia_bindings;
 using persia::Key;
 using persia::Table;
 
-// A table with the lock that lets Python threads share it: the GIL is released while it works.
-struct LockedTable {
-    explicit LockedTable(const persia::TableConfig& config) : table(config) {}
-
-    template <class Work>
-    auto run(Work&& work) {
-        const py::gil_scoped_release nogil;
-        const std::lock_guard<std::mutex> lock(mutex);
-        return work(table);
-    }
-
-    py::ssize_t dim() const { return table.dim(); }
-
-    Table table;
-    std::mutex mutex;
-};
-
 using Counts = std::tuple<std::uint64_t, std::uint64_t, std::uint64_t, std::uint64_t>;
 
 Counts to_tuple(const persia::PushCounts& counts) {
     return {counts.applied, counts.evicted_in_flight, counts.unadmitted, counts.nonfinite};
-}
-
-std::uint32_t check_step(std::int64_t step) {
-    if (step < 0 || step > Table::kMaxStep) {
-        throw py::value_error("step: got " + std::to_string(step) + ", expected 0 to " +
-                              std::to_string(Table::kMaxStep));
-    }
-    return static_cast<std::uint32_t>(step);
 }
 
 std::uint32_t pull(LockedTable& self, const py::object& keys, std::int64_t step, const py::object& out,
@@ -98,182 +72,106 @@ Counts push_step(LockedTable& self, const std::vector<PyBatch>& batches, std::in
     return to_tuple(self.run([&](Table& table) { return table.push_step(checked, at); }));
 }
 
-// Without a copy: the array keeps the vector.
-template <class T>
-py::array_t<T> to_array(std::vector<T> values, std::vector<py::ssize_t> shape) {
-    auto* kept = new std::vector<T>(std::move(values));
-    const py::capsule owner(kept, [](void* p) { delete static_cast<std::vector<T>*>(p); });
-    return py::array_t<T>(std::move(shape), kept->data(), owner);
-}
+constexpr const char* kTable =
+    R"(Holds one server's shard of an embedding table: the rows, with optimizer state, of a range of buckets.
 
-py::dict to_dict(const LockedTable& self, persia::ExportedRows exported) {
-    const auto n = static_cast<py::ssize_t>(exported.keys.size());
-    py::dict rows;
-    rows["keys"] = to_array(std::move(exported.keys), {n});
-    rows["rows"] = to_array(std::move(exported.rows), {n, self.dim()});
-    rows["state"] = to_array(std::move(exported.state), {n, self.table.state_width()});
-    rows["stamps"] = to_array(std::move(exported.stamps), {n});
-    if (self.table.has_steps()) rows["steps"] = to_array(std::move(exported.steps), {n});
-    return rows;
-}
+Shapes: U unique keys of a call, D dim, S state width. `out` and `grads` are rows on the wire, see
+`encode_rows`. The keys of a call must be unique and ordered by bucket (ascending keys are). Threads may
+share a table: calls wait for each other, with the GIL released. A slot is where a row lies, an epoch
+tells at which point of the table's life: `push` wants both back from `pull` and so knows whether the row
+is still the one that was pulled.
+Raises: ValueError, before anything changes, for keys of another bucket range or out of order, for an
+unknown optimizer or option, and for values out of range.)";
 
-py::dict export_bucket(LockedTable& self, std::uint32_t bucket) {
-    return to_dict(self, self.run([&](Table& table) { return table.export_bucket(bucket); }));
-}
+constexpr const char* kPull = R"(Writes the rows of `keys` [U] to `out` [U, D] and returns the epoch.
 
-py::tuple snapshot_buckets(LockedTable& self, std::uint32_t first, std::uint32_t end, std::int64_t since) {
-    const std::uint32_t after = check_step(since);
-    if (first >= end) throw py::value_error("buckets: got an empty range");
-    const auto append = [](auto& to, const auto& from) { to.insert(to.end(), from.begin(), from.end()); };
-    persia::ExportedRows rows;
-    std::vector<std::uint64_t> counts;
-    std::vector<std::uint32_t> ages, counted;
-    std::vector<std::uint8_t> sightings;
-    {
-        const py::gil_scoped_release nogil;
-        for (std::uint32_t bucket = first; bucket < end; ++bucket) {
-            persia::BucketState state;
-            persia::ExportedRows part;
-            {  // others may have the table after each bucket
-                const std::lock_guard<std::mutex> lock(self.mutex);
-                part = self.table.snapshot_bucket(bucket, after, state);
-            }
-            append(rows.keys, part.keys);
-            append(rows.rows, part.rows);
-            append(rows.state, part.state);
-            append(rows.stamps, part.stamps);
-            append(rows.steps, part.steps);
-            append(sightings, state.sightings);
-            counts.push_back(part.keys.size());
-            ages.push_back(state.age);
-            counted.push_back(state.counted);
-        }
-    }
-    const auto b = static_cast<py::ssize_t>(counts.size());
-    const auto cells = static_cast<py::ssize_t>(sightings.size()) / b;
-    py::dict decides;
-    decides["counts"] = to_array(std::move(counts), {b});
-    decides["ages"] = to_array(std::move(ages), {b});
-    decides["counted"] = to_array(std::move(counted), {b});
-    decides["sightings"] = to_array(std::move(sightings), {b, cells});
-    return py::make_tuple(to_dict(self, std::move(rows)), decides);
-}
+Creates unseen rows and notes that `step` uses them. Fills `slots` uint32 [U]; `push` wants them and the
+epoch back. Keys that are not admitted give zeros. Capacity may be exceeded until the next `evict`.
+wanted: uint8 [U]; only the rows of keys that have a 1 are written, without gaps; nothing else changes.)";
 
-void restore_bucket(LockedTable& self, std::uint32_t bucket, std::uint32_t age, std::uint32_t counted,
-                    const py::object& sightings) {
-    const auto cells = span_of<const std::uint8_t>(check_array(sightings, "sightings", {kUint8}, {any('C')}));
-    const persia::BucketState state{age, counted, {cells.begin(), cells.end()}};
-    self.run([&](Table& table) { table.restore_bucket(bucket, state); });
-}
+constexpr const char* kPush =
+    R"(Makes one optimizer update per row, with gradients [U, D] for what `pull` gave at `step`.
 
-void import_rows(LockedTable& self, const py::dict& rows) {
-    const bool has_state = rows.contains("state") || rows.contains("steps");
-    const bool has_steps = has_state && self.table.has_steps();
-    std::vector<std::string> names{"keys", "rows"};
-    if (has_state) names.emplace_back("state");
-    names.emplace_back("stamps");
-    if (has_steps) names.emplace_back("steps");
-    std::string expected;
-    for (const std::string& name : names) expected += (expected.empty() ? "" : ", ") + name;
-    for (const auto& item : rows) {
-        const std::string name = py::str(item.first);
-        if (std::find(names.begin(), names.end(), name) == names.end()) {
-            throw py::value_error("rows: got an array '" + name + "', expected " + expected);
-        }
-    }
-    const auto get = [&](const char* name, const ElementType& type,
-                         std::initializer_list<py::ssize_t> shape) {
-        if (rows.contains(name)) return check_array(rows[name], name, {type}, shape);
-        throw py::value_error("rows: no array '" + std::string(name) + "', expected " + expected);
-    };
-    const auto keys = span_of<const Key>(get("keys", kUint64, {any('n')}));
-    const auto n = static_cast<py::ssize_t>(keys.size());
-    persia::ImportedRows imported{};
-    imported.keys = keys;
-    imported.rows = span_of<const float>(get("rows", kFloat32, {n, self.dim()}));
-    imported.stamps = span_of<const std::uint32_t>(get("stamps", kUint32, {n}));
-    imported.has_state = has_state;
-    if (has_state)
-        imported.state = span_of<const float>(get("state", kFloat32, {n, self.table.state_width()}));
-    if (has_steps) imported.steps = span_of<const std::uint32_t>(get("steps", kUint32, {n}));
-    self.run([&](Table& table) { table.import_rows(imported); });
-}
+Returns how many rows were (applied, evicted in flight, unadmitted, non-finite), which add up to U. A row
+that was evicted since the pull is left alone even if it was created again; a gradient with an infinite or
+NaN element is skipped.)";
 
-template <class Get>
-auto property(Get get) {
-    return [get](LockedTable& self) { return self.run([&](Table& table) { return get(table); }); };
-}
+constexpr const char* kPushStep =
+    R"(Makes one optimizer update per row with all batches (keys, slots, gradients, epoch) of a step.
+
+Gradients of a row are summed in the order of the batches, in fp32. Returns counts as `push` does, of
+(batch, row): one batch's non-finite row is left out of the sum; where finite gradients sum to something
+non-finite the row is skipped and all count as such.)";
+
+constexpr const char* kEvict =
+    R"(Removes, after `step` is applied, rows that are too many or too old; returns how many.
+
+Rows over their time to live go, and of each bucket over its capacity those with the least (last step
+used, key), or (times used, key) with "lfu". Sightings are counted. To be called between steps only, so
+that it doesn't depend on the order of pulls of one step.)";
+
+constexpr const char* kSetNextStep =
+    "Sets the step after the last `evict`: look-ups don't see rows whose time to live is over by then.";
 
 }  // namespace
 
 void bind_table(py::module_& m) {
-    py::class_<LockedTable>(m, "Table", "One server's part of an embedding table; see _native.pyi.")
-        .def(py::init<const persia::TableConfig&>(), py::arg("config"))
+    py::class_<LockedTable> table(m, "Table", kTable);
+    table.def(py::init<const persia::TableConfig&>(), py::arg("config"), "Makes an empty table.")
         .def("pull", &pull, py::arg("keys"), py::arg("step"), py::arg("out"), py::arg("slots"),
-             py::arg("wanted") = py::none())
-        .def("lookup", &lookup, py::arg("keys"), py::arg("out"))
+             py::arg("wanted") = py::none(), kPull)
+        .def("lookup", &lookup, py::arg("keys"), py::arg("out"),
+             "Writes the rows of `keys` [U] to `out` [U, D], zeros for unseen; changes nothing (evaluation).")
         .def("push", &push, py::arg("keys"), py::arg("slots"), py::arg("grads"), py::arg("step"),
-             py::arg("epoch"))
-        .def("push_step", &push_step, py::arg("batches"), py::arg("step"))
+             py::arg("epoch"), kPush)
+        .def("push_step", &push_step, py::arg("batches"), py::arg("step"), kPushStep)
         .def(
             "evict",
             [](LockedTable& self, std::int64_t step) {
                 const std::uint32_t at = check_step(step);
-                return self.run([&](Table& table) { return table.evict(at); });
+                return self.run([&](Table& t) { return t.evict(at); });
             },
-            py::arg("step"))
+            py::arg("step"), kEvict)
         .def(
-            "set_lr", [](LockedTable& self, double lr) { self.run([&](Table& table) { table.set_lr(lr); }); },
-            py::arg("lr"))
-        .def("export_bucket", &export_bucket, py::arg("bucket"))
-        .def("import_rows", &import_rows, py::arg("rows"))
-        .def(
-            "begin_snapshot",
-            [](LockedTable& self, bool full) { self.run([&](Table& table) { table.begin_snapshot(full); }); },
-            py::arg("full") = true)
-        .def("snapshot_buckets", &snapshot_buckets, py::arg("first"), py::arg("end"), py::arg("since") = 0)
-        .def(
-            "rows_since",
-            [](LockedTable& self, std::int64_t since) {
-                const std::uint32_t after = check_step(since);
-                const auto& config = self.table.config();
-                const py::gil_scoped_release nogil;
-                std::uint64_t count = 0;
-                for (std::uint32_t b = config.first_bucket; b < config.end_bucket; ++b) {
-                    const std::lock_guard<std::mutex> lock(self.mutex);
-                    count += self.table.rows_since(b, after);
-                }
-                return count;
-            },
-            py::arg("since"))
-        .def("end_snapshot", [](LockedTable& self) { self.run([](Table& table) { table.end_snapshot(); }); })
-        .def("removed_keys",
-             [](LockedTable& self) {
-                 const auto keys = self.run([](Table& table) { return table.removed(); });
-                 return to_array(keys, {static_cast<py::ssize_t>(keys.size())});
-             })
-        .def("restore_bucket", &restore_bucket, py::arg("bucket"), py::arg("age"), py::arg("counted"),
-             py::arg("sightings"))
+            "set_lr", [](LockedTable& self, double lr) { self.run([&](Table& t) { t.set_lr(lr); }); },
+            py::arg("lr"), "Sets the learning rate of the updates to come.")
         .def(
             "set_next_step",
             [](LockedTable& self, std::int64_t step) {
                 const std::uint32_t at = check_step(step);
-                self.run([&](Table& table) { table.set_next_step(at); });
+                self.run([&](Table& t) { t.set_next_step(at); });
             },
-            py::arg("step"))
-        .def_property_readonly("sightings_per_bucket",
-                               property([](Table& t) { return t.sightings_per_bucket(); }))
-        .def_property_readonly("snapshot_bytes", property([](Table& t) { return t.snapshot_bytes(); }))
-        .def_property_readonly("can_be_incremental",
-                               property([](Table& t) { return t.can_be_incremental(); }))
-        .def_property_readonly("dim", property([](Table& t) { return t.dim(); }))
-        .def_property_readonly("first_bucket", property([](Table& t) { return t.config().first_bucket; }))
-        .def_property_readonly("end_bucket", property([](Table& t) { return t.config().end_bucket; }))
-        .def_property_readonly("state_width", property([](Table& t) { return t.state_width(); }))
-        .def_property_readonly("row_bytes", property([](Table& t) { return t.row_bytes(); }))
-        .def_property_readonly("num_rows", property([](Table& t) { return t.num_rows(); }))
-        .def_property_readonly("created_rows", property([](Table& t) { return t.counts().created; }))
-        .def_property_readonly("imported_rows", property([](Table& t) { return t.counts().imported; }))
-        .def_property_readonly("evicted_rows", property([](Table& t) { return t.counts().evicted; }))
-        .def_property_readonly("memory_bytes", property([](Table& t) { return t.memory_bytes(); }));
+            py::arg("step"), kSetNextStep);
+    bind_table_rows(table);
+    const auto read = [&](const char* name, auto get, const char* text) {
+        table.def_property_readonly(
+            name, [get](LockedTable& self) { return self.run([&](Table& t) { return get(t); }); }, text);
+    };
+    read("dim", [](Table& t) { return t.dim(); }, "D.");
+    read("first_bucket", [](Table& t) { return t.config().first_bucket; }, "The first bucket of the shard.");
+    read("end_bucket", [](Table& t) { return t.config().end_bucket; }, "The bucket behind the last one.");
+    read(
+        "state_width", [](Table& t) { return t.state_width(); },
+        "S: floats of optimizer state per row, without Adam's count of updates.");
+    read(
+        "row_bytes", [](Table& t) { return t.row_bytes(); },
+        "Bytes of a row's weights and optimizer state (with Adam's count of updates), with padding.");
+    read(
+        "num_rows", [](Table& t) { return t.num_rows(); },
+        "Rows now: created_rows + imported_rows - evicted_rows.");
+    read("created_rows", [](Table& t) { return t.counts().created; }, "Rows created by pulls so far.");
+    read("imported_rows", [](Table& t) { return t.counts().imported; }, "Rows added by imports so far.");
+    read("evicted_rows", [](Table& t) { return t.counts().evicted; }, "Rows evicted so far.");
+    read(
+        "memory_bytes", [](Table& t) { return t.memory_bytes(); },
+        "All memory that the table holds: rows, indexes, free space, working memory.");
+    read(
+        "sightings_per_bucket", [](Table& t) { return t.sightings_per_bucket(); },
+        "C: counts of sightings per bucket; 0 where none are counted.");
+    read(
+        "snapshot_bytes", [](Table& t) { return t.snapshot_bytes(); },
+        "Bytes that a snapshot keeps aside now.");
+    read(
+        "can_be_incremental", [](Table& t) { return t.can_be_incremental(); },
+        "Whether the next snapshot may hold only the changes since the last full one.");
 }

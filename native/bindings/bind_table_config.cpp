@@ -68,18 +68,56 @@ TableConfig from_arguments(const py::kwargs& arguments) {
     return config;
 }
 
+constexpr const char* kTableConfig =
+    R"(Holds what a table is made with: buckets [first_bucket, end_bucket) of `num_buckets` (a power of two).
+
+optimizer: "sgd", "momentum", "adagrad", "rowwise_adagrad", "adam", "adamw" or "ftrl".
+options: `lr` must be there; `eps` (1e-10 for adagrad, else 1e-8), `initial_accumulator_value` (0; 0.1 for
+  ftrl), `beta1`, `beta2` (0.9, 0.999), `momentum` (0.9), `l1`, `l2` (0, ftrl), `weight_decay` (0; all but
+  ftrl; with adamw 0.01 and decoupled).
+init: "uniform" in [init_a, init_b) or "normal" of mean init_a and standard deviation init_b; the first
+  values of a row are a function of (seed, key) alone.
+bucket_capacity: rows per bucket, see `Table.evict`.
+value_bound: weights are clipped to it after each update (0: not).
+storage, state_storage: "fp32", "fp16" or "bf16"; 16 bits are rounded stochastically by (seed, key, step).
+eviction: "lru" or "lfu".
+ttl: steps after which an unused row is gone (0: never; lru only).
+admit_after: how many steps must see a key before it gets a row, by a counting sketch.
+admit_probability: the share of keys, by their hash, that may get a row.
+threads: each works on a part of the buckets; results don't depend on their number.
+
+Each argument is an attribute that can be read.
+Raises: ValueError for an unknown or missing name and for a value of another type. `Table` raises it for
+values out of range and for those that contradict each other.)";
+
+constexpr const char* kRowBytes = R"(Returns the bytes of a row of `dim`; names are those of `TableConfig`.
+
+Raises: ValueError for an unknown optimizer or format.)";
+
+constexpr const char* kTableBytes =
+    R"(Predicts the resident memory of a table that holds `rows` rows, without making it.
+
+Good to a few percent for rows hashed evenly to the buckets; 0 rows: an empty table. With `step_rows` rows
+in a step it includes working memory of `push_step` and, in a full table, room for new rows that come
+before others are evicted. Not
+included: what a snapshot keeps aside, and with adam and adamw 16 bytes for each update of the row that
+had most (at most 1 MiB for each thread).
+Raises: ValueError as `Table` does.)";
+
 }  // namespace
 
 void bind_table_config(py::module_& m) {
-    py::class_<TableConfig> config(m, "TableConfig");
-    config.def(py::init(&from_arguments));
+    py::class_<TableConfig> config(m, "TableConfig", kTableConfig);
+    config.def(py::init(&from_arguments), "Takes each value by its name.");
     each_field([&](const char* name, const auto& get, bool) {
         config.def_property_readonly(name, [get](const TableConfig& self) { return std::invoke(get, self); });
     });
-    py::class_<persia::RowBytes>(m, "RowBytes")
-        .def_readonly("weights", &persia::RowBytes::weights)
-        .def_readonly("state", &persia::RowBytes::state)
-        .def_readonly("beside", &persia::RowBytes::beside);
+    py::class_<persia::RowBytes>(m, "RowBytes", "Holds the bytes of a row, by what they are for.")
+        .def_readonly("weights", &persia::RowBytes::weights, "Bytes of the weights as stored.")
+        .def_readonly("state", &persia::RowBytes::state,
+                      "Bytes of the optimizer's state with the row's count of updates, without padding.")
+        .def_readonly("beside", &persia::RowBytes::beside,
+                      "Bytes of the entry in a full index and of the epoch; the same for all tables.");
     m.def(
         "row_bytes",
         [](const std::string& optimizer, std::uint32_t dim, const std::string& storage,
@@ -88,7 +126,7 @@ void bind_table_config(py::module_& m) {
                                      persia::storage_of(state_storage));
         },
         py::arg("optimizer"), py::arg("dim"), py::kw_only(), py::arg("storage") = "fp32",
-        py::arg("state_storage") = "fp32");
+        py::arg("state_storage") = "fp32", kRowBytes);
     m.def("table_bytes", &persia::table_bytes, py::arg("config"), py::arg("rows"), py::kw_only(),
-          py::arg("step_rows") = 0);
+          py::arg("step_rows") = 0, kTableBytes);
 }

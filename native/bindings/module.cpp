@@ -20,8 +20,11 @@ void keep_freed_memory() {
 
 PYBIND11_MODULE(_native, m) {
     m.doc() =
-        "Native parts of persia_hpc: tables, dedup, pooling, interaction, codecs, rings. No I/O, MPI or "
-        "torch.";
+        R"(Native parts of persia_hpc: tables, dedup, pooling, interaction, codecs, rings.
+
+Arrays are NumPy arrays, C-contiguous, and used in place: what is no array, or one of another dtype, shape
+or layout, raises a ValueError that names the argument, what was expected and got. No I/O, MPI or torch;
+no call is collective.)";
     bind_codec(m);
     bind_criteo_lines(m);
     bind_table_config(m);
@@ -34,6 +37,7 @@ PYBIND11_MODULE(_native, m) {
     bind_pool_batch(m);
     bind_limits(m);
     bind_interaction(m);
-    m.def("keep_freed_memory", &keep_freed_memory);
+    m.def("keep_freed_memory", &keep_freed_memory,
+          "Makes this process keep large blocks that it frees, for the next step; irrevocable, glibc only.");
     bind_ring(m);
 }

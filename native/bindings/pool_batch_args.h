@@ -15,6 +15,21 @@ T* at(std::uintptr_t address) {
     return reinterpret_cast<T*>(address);
 }
 
+inline constexpr const char* kPoolBatchForward =
+    R"(Computes pooled vectors and sequences of all features from rows and indices.
+
+Numbers that are named after an array are its address: on the device for `_cuda`, where the call is
+asynchronous, on the host for `_native`. Nothing is checked. See native/include/persia/pool_batch.h.
+most_threads: the largest product, over features, of samples, length and quads.
+Raises: RuntimeError by CUDA.)";
+
+inline constexpr const char* kPoolBatchBackward =
+    R"(Computes the gradients of the unique rows, as they travel, from those of the outputs.
+
+Addresses as in `pool_batch_forward`. `flags` are zero before.
+most_threads: the largest product, over groups, of rows and the threads that share one (at most 32).
+Raises: RuntimeError by CUDA.)";
+
 // forward(batch, most_threads, stream), backward(...): raise what they have to say.
 template <typename Forward, typename Backward>
 void bind_pool_batch(py::module_& m, const Forward& forward, const Backward& backward) {
@@ -36,7 +51,7 @@ void bind_pool_batch(py::module_& m, const Forward& forward, const Backward& bac
         },
         py::kw_only(), py::arg("features"), py::arg("num_features"), py::arg("num_samples"),
         py::arg("indices"), py::arg("narrow"), py::arg("samples"), py::arg("flags"), py::arg("most_threads"),
-        py::arg("stream"));
+        py::arg("stream"), kPoolBatchForward);
     m.def(
         "pool_batch_backward",
         [backward](std::uintptr_t features, std::uintptr_t groups, std::uint32_t num_groups,
@@ -58,7 +73,7 @@ void bind_pool_batch(py::module_& m, const Forward& forward, const Backward& bac
         },
         py::kw_only(), py::arg("features"), py::arg("groups"), py::arg("num_groups"), py::arg("samples"),
         py::arg("row_offsets"), py::arg("positions"), py::arg("factor"), py::arg("long_rows"),
-        py::arg("flags"), py::arg("most_threads"), py::arg("stream"));
+        py::arg("flags"), py::arg("most_threads"), py::arg("stream"), kPoolBatchBackward);
 }
 
 }  // namespace persia_bindings

@@ -38,9 +38,10 @@ std::string problem(int device) {
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
-    m.doc() = "CUDA kernels of persia_hpc; see _cuda.pyi.";
+    m.doc() = "CUDA kernels of persia_hpc, in a module that is there if set-up found nvcc.";
     m.attr("cuda_version") = CUDART_VERSION;
-    m.def("problem", &problem, py::arg("device"));
+    m.def("problem", &problem, py::arg("device"),
+          "Tells why the kernels can't run on a device; \"\" if they can.");
     persia_bindings::bind_pool_batch(
         m,
         [](const persia::PoolBatch& batch, std::uint64_t most_threads, std::uintptr_t stream) {

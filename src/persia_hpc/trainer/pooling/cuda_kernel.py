@@ -25,7 +25,7 @@ from .staging import ALIGNMENT, Staging
 
 Array = npt.NDArray[Any]
 
-# native/include/persia/pool_batch.h: BatchFeature, BatchGroup, BatchFlags.
+# native/include/persia/pool_batch_types.h: BatchFeature, BatchGroup, BatchFlags.
 _FEATURE = np.dtype(
     [(name, "u8") for name in ("bags", "rows", "values", "mask")]
     + [(name, "u4") for name in ("first", "num_rows", "dim", "length", "stride")]

@@ -1,0 +1,195 @@
+// The table's rows on their way to checkpoints and back.
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "arrays.h"
+#include "locked_table.h"
+
+namespace persia_bindings {
+namespace {
+
+using persia::Key;
+using persia::Table;
+
+// Without a copy: the array keeps the vector.
+template <class T>
+py::array_t<T> to_array(std::vector<T> values, std::vector<py::ssize_t> shape) {
+    auto* kept = new std::vector<T>(std::move(values));
+    const py::capsule owner(kept, [](void* p) { delete static_cast<std::vector<T>*>(p); });
+    return py::array_t<T>(std::move(shape), kept->data(), owner);
+}
+
+py::dict to_dict(const LockedTable& self, persia::ExportedRows exported) {
+    const auto n = static_cast<py::ssize_t>(exported.keys.size());
+    py::dict rows;
+    rows["keys"] = to_array(std::move(exported.keys), {n});
+    rows["rows"] = to_array(std::move(exported.rows), {n, self.dim()});
+    rows["state"] = to_array(std::move(exported.state), {n, self.table.state_width()});
+    rows["stamps"] = to_array(std::move(exported.stamps), {n});
+    if (self.table.has_steps()) rows["steps"] = to_array(std::move(exported.steps), {n});
+    return rows;
+}
+
+py::dict export_bucket(LockedTable& self, std::uint32_t bucket) {
+    return to_dict(self, self.run([&](Table& table) { return table.export_bucket(bucket); }));
+}
+
+std::uint64_t rows_since(LockedTable& self, std::int64_t since) {
+    const std::uint32_t after = check_step(since);
+    const auto& config = self.table.config();
+    const py::gil_scoped_release nogil;
+    std::uint64_t count = 0;
+    for (std::uint32_t b = config.first_bucket; b < config.end_bucket; ++b) {
+        const std::lock_guard<std::mutex> lock(self.mutex);
+        count += self.table.rows_since(b, after);
+    }
+    return count;
+}
+
+py::array removed_keys(LockedTable& self) {
+    const auto keys = self.run([](Table& table) { return table.removed(); });
+    return to_array(keys, {static_cast<py::ssize_t>(keys.size())});
+}
+
+py::tuple snapshot_buckets(LockedTable& self, std::uint32_t first, std::uint32_t end, std::int64_t since) {
+    const std::uint32_t after = check_step(since);
+    if (first >= end) throw py::value_error("buckets: got an empty range");
+    const auto append = [](auto& to, const auto& from) { to.insert(to.end(), from.begin(), from.end()); };
+    persia::ExportedRows rows;
+    std::vector<std::uint64_t> counts;
+    std::vector<std::uint32_t> ages, counted;
+    std::vector<std::uint8_t> sightings;
+    {
+        const py::gil_scoped_release nogil;
+        for (std::uint32_t bucket = first; bucket < end; ++bucket) {
+            persia::BucketState state;
+            persia::ExportedRows part;
+            {  // others may have the table after each bucket
+                const std::lock_guard<std::mutex> lock(self.mutex);
+                part = self.table.snapshot_bucket(bucket, after, state);
+            }
+            append(rows.keys, part.keys);
+            append(rows.rows, part.rows);
+            append(rows.state, part.state);
+            append(rows.stamps, part.stamps);
+            append(rows.steps, part.steps);
+            append(sightings, state.sightings);
+            counts.push_back(part.keys.size());
+            ages.push_back(state.age);
+            counted.push_back(state.counted);
+        }
+    }
+    const auto b = static_cast<py::ssize_t>(counts.size());
+    const auto cells = static_cast<py::ssize_t>(sightings.size()) / b;
+    py::dict decides;
+    decides["counts"] = to_array(std::move(counts), {b});
+    decides["ages"] = to_array(std::move(ages), {b});
+    decides["counted"] = to_array(std::move(counted), {b});
+    decides["sightings"] = to_array(std::move(sightings), {b, cells});
+    return py::make_tuple(to_dict(self, std::move(rows)), decides);
+}
+
+void restore_bucket(LockedTable& self, std::uint32_t bucket, std::uint32_t age, std::uint32_t counted,
+                    const py::object& sightings) {
+    const auto cells = span_of<const std::uint8_t>(check_array(sightings, "sightings", {kUint8}, {any('C')}));
+    const persia::BucketState state{age, counted, {cells.begin(), cells.end()}};
+    self.run([&](Table& table) { table.restore_bucket(bucket, state); });
+}
+
+void import_rows(LockedTable& self, const py::dict& rows) {
+    const bool has_state = rows.contains("state") || rows.contains("steps");
+    const bool has_steps = has_state && self.table.has_steps();
+    std::vector<std::string> names{"keys", "rows"};
+    if (has_state) names.emplace_back("state");
+    names.emplace_back("stamps");
+    if (has_steps) names.emplace_back("steps");
+    std::string expected;
+    for (const std::string& name : names) expected += (expected.empty() ? "" : ", ") + name;
+    for (const auto& item : rows) {
+        const std::string name = py::str(item.first);
+        if (std::find(names.begin(), names.end(), name) == names.end()) {
+            throw py::value_error("rows: got an array '" + name + "', expected " + expected);
+        }
+    }
+    const auto get = [&](const char* name, const ElementType& type,
+                         std::initializer_list<py::ssize_t> shape) {
+        if (rows.contains(name)) return check_array(rows[name], name, {type}, shape);
+        throw py::value_error("rows: no array '" + std::string(name) + "', expected " + expected);
+    };
+    const auto keys = span_of<const Key>(get("keys", kUint64, {any('n')}));
+    const auto n = static_cast<py::ssize_t>(keys.size());
+    persia::ImportedRows imported{};
+    imported.keys = keys;
+    imported.rows = span_of<const float>(get("rows", kFloat32, {n, self.dim()}));
+    imported.stamps = span_of<const std::uint32_t>(get("stamps", kUint32, {n}));
+    imported.has_state = has_state;
+    if (has_state)
+        imported.state = span_of<const float>(get("state", kFloat32, {n, self.table.state_width()}));
+    if (has_steps) imported.steps = span_of<const std::uint32_t>(get("steps", kUint32, {n}));
+    self.run([&](Table& table) { table.import_rows(imported); });
+}
+
+constexpr const char* kExportBucket =
+    R"(Copies all n rows of a bucket, sorted by key: all that a checkpoint needs.
+
+keys uint64 [n], rows float32 [n, D], state float32 [n, S], stamps uint32 [n] (the last step that used the
+row) and, with "adam" and "adamw" only, steps uint32 [n] (updates of the row so far).)";
+
+constexpr const char* kImportRows =
+    R"(Adds rows of any of this shard's buckets, or replaces those already here.
+
+Takes what `export_bucket` gives, rows in any order; without `state` and `steps` the optimizer's state is
+that of new rows. `evict` may then be due.
+Raises: ValueError for missing or unknown arrays, wrong widths and keys of other buckets, before anything
+changes.)";
+
+constexpr const char* kBeginSnapshot =
+    R"(Marks this moment: `snapshot_buckets` then copies its rows, bucket by bucket.
+
+Every pull must have had its push; other calls may come in between. Before the first change to a row of a
+bucket that wasn't copied yet, its old copy is kept aside (`snapshot_bytes`). A full snapshot begins to
+note whose rows go, so that
+the next may be incremental: `full=False`, and, if `can_be_incremental`, buckets since the full one's
+step.
+Raises: RuntimeError if a snapshot is under way.)";
+
+constexpr const char* kSnapshotBuckets = R"(Copies buckets [first, end) as they were at the mark, each once.
+
+Returns their rows, one bucket after the other, as `export_bucket` gives them, but also those past their
+time to live and not swept away yet; and what each bucket decides by, for `restore_bucket`: `counts`
+uint64 [b] of rows, `ages` and `counted` uint32 [b], `sightings` uint8 [b, C].
+since: only rows with a greater stamp (0: all).)";
+
+constexpr const char* kRemovedKeys =
+    "Returns the keys [n] whose rows went between the last full snapshot and the mark; some may have come "
+    "back.";
+
+}  // namespace
+
+void bind_table_rows(py::class_<LockedTable>& table) {
+    table.def("export_bucket", &export_bucket, py::arg("bucket"), kExportBucket)
+        .def("import_rows", &import_rows, py::arg("rows"), kImportRows)
+        .def(
+            "begin_snapshot",
+            [](LockedTable& self, bool full) { self.run([&](Table& t) { t.begin_snapshot(full); }); },
+            py::arg("full") = true, kBeginSnapshot)
+        .def("snapshot_buckets", &snapshot_buckets, py::arg("first"), py::arg("end"), py::arg("since") = 0,
+             kSnapshotBuckets)
+        .def("rows_since", &rows_since, py::arg("since"),
+             "Counts the rows that have a stamp greater than `since` now.")
+        .def(
+            "end_snapshot", [](LockedTable& self) { self.run([](Table& t) { t.end_snapshot(); }); },
+            "Frees what is kept for a snapshot, finished or not.")
+        .def("removed_keys", &removed_keys, kRemovedKeys)
+        .def("restore_bucket", &restore_bucket, py::arg("bucket"), py::arg("age"), py::arg("counted"),
+             py::arg("sightings"),
+             "Takes what `snapshot_buckets` gave, after the rows.\n\n"
+             "Raises: ValueError for counts of another capacity.");
+}
+
+}  // namespace persia_bindings
