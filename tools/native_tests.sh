@@ -23,7 +23,7 @@ if ! { configure || { rm -rf "$build" && mkdir -p "$build" && configure; }; } >"
     echo "$label: FAILED to build (whole log: $log)"
     exit 1
 fi
-ctest --test-dir "$build" --output-on-failure --no-tests=error -j "$jobs" >"$build/ctest.log" 2>&1
+ctest --test-dir "$build" --output-on-failure --no-tests=error --timeout 600 -j "$jobs" >"$build/ctest.log" 2>&1
 code=$?
 cat "$build/ctest.log" >>"$log"
 if [ $code -ne 0 ]; then
