@@ -1,4 +1,4 @@
-"""Opens the data of a job: its splits, checked."""
+"""Opens and checks the splits of a job's data."""
 
 from __future__ import annotations
 

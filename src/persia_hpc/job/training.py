@@ -1,4 +1,4 @@
-"""Does what a trainer does in any job; the only place that builds a `Session`."""
+"""Prepares and runs a trainer in any kind of job; the only place that builds a `Session`."""
 
 from __future__ import annotations
 

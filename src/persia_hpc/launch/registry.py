@@ -119,7 +119,7 @@ def read_ranks(run_dir: str | Path) -> dict[int, RankRecord]:
 
 
 class _RankLog(logging.FileHandler):
-    """Writes a rank's log and drops what the disk doesn't take, so that why a job fails is still said."""
+    """Writes a rank's log and drops what the disk doesn't take: a full disk must not hide why a job fails."""
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(OSError):

@@ -49,8 +49,8 @@ def place(
 ) -> tuple[list[Placement], dict[bool, list[int]]]:
     """Returns the placement of each channel, and the bytes of each rank in the shared and remote windows.
 
-    The bytes are given by whether the window is shared. A rank's shared part begins with its bell. nodes: for
-    each rank a number that says which node it is on.
+    nodes: for each rank a number that says which node it is on. The bytes are listed by rank, under True for
+    the shared windows, where a rank's part begins with its bell, and under False for the remote ones.
     """
     sizes = {shared: [0] * len(nodes) for shared in (True, False)}
     placements = []
