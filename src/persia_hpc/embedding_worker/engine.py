@@ -27,12 +27,12 @@ Transform = Callable[[SampleBatch, int, int], SampleBatch]
 
 @dataclass
 class HeldRows:
-    """Says which rows of a batch the trainer holds from earlier steps, so that they don't travel.
+    """Says which rows of a batch the trainer holds from earlier steps, so that they need not be sent.
 
     Shapes:
-    wanted: uint8 [U], 1 for rows that travel. before: uint32 [U+1], how many rows before each one travel.
+    wanted: uint8 [U], 1 for rows to send. before: uint32 [U+1], how many rows before each one are sent.
     places: uint32 [U] and rings: int64 [G, 2], as in `RowBatch`.
-    ages: its bit `a` is 1 if a row is used again that travelled `a` steps ago.
+    ages: its bit `a` is 1 if a row is used again that was sent `a` steps ago.
     """
 
     wanted: Array
@@ -57,7 +57,7 @@ class RowRequest(NamedTuple):
 
 @dataclass
 class KeyBatch:
-    """Holds one (step, trainer) in progress: its keys were asked for, its rows and then gradients arrive."""
+    """Holds one (step, trainer) in progress: its keys were asked for; its rows arrive, then its gradients."""
 
     step: int
     trainer: int
@@ -190,7 +190,7 @@ class EmbeddingWorker:
         batch.held = HeldRows(wanted, places, rings, ages, before)
 
     def forget_rows(self) -> None:
-        """Makes batches from here on use no rows of earlier ones, since a resumed run has none to use."""
+        """Stops the use of rows of earlier batches from here on: a resumed run has none."""
         self._recent.clear()
 
     def _column(self, sample: SampleBatch, feature: FeatureLayout) -> IdColumn:
@@ -290,7 +290,7 @@ class EmbeddingWorker:
         )
 
     def _staleness(self, batch: KeyBatch) -> int:
-        """Returns the staleness of the stalest row; rows that travelled earlier have grown staler since."""
+        """Returns the staleness, in steps, of the batch's stalest row. A reused row ages by one each step."""
         if batch.held is None:
             return batch.staleness
         known = self._stalenesses.setdefault(batch.trainer, {})

@@ -64,7 +64,7 @@ class WorkerLoop:
         planes: WorkerPlanes,
         context: RankContext,
     ):
-        """sources: the samples of each split."""
+        """Connects to servers and trainers; `sources` are the samples of each split."""
         self.engine = engine
         self.config = config
         self.planes = (planes.row_plane, planes.feed_plane)
@@ -93,7 +93,7 @@ class WorkerLoop:
         self._loop = PollingLoop(context, self._poll, self._forward_signal)
 
     def run(self) -> None:
-        """Returns when all trainers have closed their rings and all that was queued has been sent."""
+        """Serves until all trainers have closed their rings and everything that was queued has been sent."""
         self._context.watchdog.start(self._describe_wait)
         self.phases.start()
         senders = self._senders()

@@ -34,7 +34,7 @@ class Stretch:
 
 
 class Stretches:
-    """Turns segments and evaluations into batches of this worker, one stretch after the other.
+    """Turns segments and evaluations into batches of this worker, one stretch after another.
 
     Commands are kept until the stretch before is used up, since trainer 0 may be ahead of this worker.
     """
@@ -48,7 +48,7 @@ class Stretches:
         workers_of_trainer: Sequence[tuple[int, ...]],
         on_ready: Callable[[], None],
     ):
-        """on_ready: called by a reading thread when it has read a batch."""
+        """Starts without a stretch; `on_ready` is called by a reading thread when it has read a batch."""
         counts = {split: source.num_samples for split, source in sources.items()}
         self._splits = SplitReaders(config, sources, make_schedules(config, counts))
         self._worker_rank = worker_rank
@@ -60,7 +60,7 @@ class Stretches:
         self.current: Stretch | None = None
 
     def begin_portion(self, portion: Portion) -> None:
-        """Takes the files that are trained on next."""
+        """Takes the files to train on next."""
         self._splits.begin_portion(portion.schedule, portion.files)
 
     def announce(self, command: Segment | Evaluate) -> None:

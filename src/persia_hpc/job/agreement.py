@@ -21,7 +21,7 @@ def agree(world: MPI.Intracomm, prepare: Callable[[], T]) -> T:
     """Runs `prepare` on every rank; if it fails anywhere, the lowest failing rank's error ends all.
 
     Collective over world.
-    Raises: AgreedError on every rank.
+    Raises AgreedError on every rank.
     """
     problem = None
     try:
@@ -44,7 +44,7 @@ def agree_on_data(
 
     hosts: of each rank. sources: what this rank has opened; {} if it is no worker.
     Collective over world.
-    Raises: AgreedError if workers found different data.
+    Raises AgreedError if workers found different data.
     """
     mine = None
     if sources:

@@ -24,7 +24,7 @@ def dry_run(config: Config) -> str:
     """Returns configuration, plan, tables, memory and what one step did, as text. Writes no file.
 
     The step is a whole one, forward to update, on empty tables of this process.
-    Raises: UserError for bad input, and for a model, loss or optimizer that fails.
+    Raises UserError for bad input, and for a model, loss or optimizer that fails.
     """
     trial = Trial(config)
     sources, schema, layout, session = trial.sources, trial.schema, trial.layout, trial.session
@@ -88,7 +88,7 @@ def _memory(
     first: RowBatch,
     session: Session,
 ) -> list[str]:
-    """For each role what its largest rank holds."""
+    """Lists for each role what its largest rank holds."""
     size = ring_sizes(
         config,
         layout,
@@ -118,7 +118,7 @@ def _memory(
 
 
 def _reader_bytes(config: Config, sources: Mapping[str, Source], first: RowBatch) -> int:
-    """One window of samples as it lies in memory, by the first batch."""
+    """Returns the bytes of one window of samples in memory, estimated by the first batch."""
     arrays = [first.dense, first.labels, *first.bag_offsets.values()]
     arrays += [a for a in (first.weight, first.group) if a is not None]
     per_sample = (sum(a.nbytes for a in arrays) + 8 * len(first.indices)) / first.num_samples
@@ -127,7 +127,7 @@ def _reader_bytes(config: Config, sources: Mapping[str, Source], first: RowBatch
 
 
 def _dense_bytes(session: Session) -> int:
-    """Parameters, buffers, a gradient for each trained parameter, and the optimizer's state after a step."""
+    """Returns the bytes of parameters, buffers, gradients and, after a step, the optimizer's state."""
     assert session.model is not None
     parameters = list(session.model.parameters())
     tensors = [*parameters, *session.model.buffers(), *(p for p in parameters if p.requires_grad)]

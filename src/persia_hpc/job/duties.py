@@ -1,4 +1,4 @@
-"""What each role has to do in an MPI job: prepare, which may be refused, then perform.
+"""Holds what each role has to do in an MPI job: prepare, which may be refused, then perform.
 
 Only a trainer needs torch, and imports it when it prepares: servers and workers start without it.
 """
@@ -38,17 +38,21 @@ _SWITCH_SECONDS = 1e-4  # a thread beside a polling loop must get the GIL, and g
 
 
 class Duty(Protocol):
-    """What a rank does in its role."""
+    """Describes what a rank does in its role."""
 
     def prepare(self, start: Path | None) -> None:
         """Makes what needs no other rank, to continue from the checkpoint `start`, or anew if that is None.
 
-        Called again, with another checkpoint, after one that is damaged.
-        Raises: PersiaError for what can't be used; DataError for a damaged checkpoint.
+        It is called again, with another checkpoint, after one that is damaged.
+
+        Raises PersiaError for what can't be used, DataError for a damaged checkpoint.
         """
 
     def perform(self) -> ServerOutcome | WorkerOutcome | TrainerOutcome:
-        """Plays the role to its end. Collective over the world."""
+        """Plays the role to its end.
+
+        Collective over the world.
+        """
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Receives the run's summary, when all roles have been played."""

@@ -1,4 +1,4 @@
-"""The facts of a job: what its configuration and its data say, made once and passed on."""
+"""Holds the facts of a job: what its configuration and its data say, made once and passed on."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class Facts:
     def check_checkpoint(self, path: Path) -> None:
         """Checks that the run may continue from a checkpoint.
 
-        Raises: UserError if it may not, DataError if the manifest is damaged.
+        Raises UserError if it may not, DataError if the manifest is damaged.
         """
         check_match(str(path), read_manifest(path), self.config, self.schema, self.num_samples)
 
     def check_newest_checkpoint(self, run_dir: str | Path | None) -> None:
         """Checks that a run to be resumed fits the newest checkpoint in its directory.
 
-        Raises: UserError if it doesn't.
+        Raises UserError if it doesn't.
         """
         refuse_mismatch(self.config, run_dir, self.schema, self.num_samples)
 
@@ -44,7 +44,7 @@ class Facts:
 def make_facts(config: Config, schema: DatasetSchema, num_samples: Mapping[str, int]) -> Facts:
     """Returns the facts of a job on data with this schema and these samples of each split.
 
-    Raises: UserError if the configuration doesn't fit the data.
+    Raises UserError if the configuration doesn't fit the data.
     """
     layout = make_layout(config, schema)
     return Facts(config, schema, dict(num_samples), layout, make_schedules(config, num_samples))
@@ -53,7 +53,7 @@ def make_facts(config: Config, schema: DatasetSchema, num_samples: Mapping[str, 
 def facts_of_sources(config: Config, sources: Mapping[str, Source]) -> Facts:
     """Returns the facts of a job on opened data, of which there is a "train" split.
 
-    Raises: UserError if the configuration doesn't fit the data.
+    Raises UserError if the configuration doesn't fit the data.
     """
     counts = {split: source.num_samples for split, source in sources.items()}
     return make_facts(config, sources["train"].schema, counts)

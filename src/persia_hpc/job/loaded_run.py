@@ -35,7 +35,7 @@ class LoadedRun:
     """Holds a checkpoint with all its tables in this process's memory; no method changes them."""
 
     def __init__(self, path: Path, set: Mapping[str, Any] | None = None):
-        """`set` overrides configuration keys, for instance {"data.test": ["other.h5"]}."""
+        """Loads a checkpoint; `set` overrides configuration keys, such as {"data.test": ["other.h5"]}."""
         self.path = find_checkpoint(path)
         manifest = read_manifest(self.path)
         self.config = load_config(manifest["config"], set)
@@ -57,7 +57,7 @@ class LoadedRun:
 
         In a hashed table other ids may have trained their rows.
         Shapes: ids any integers, as in the dataset; returns [N, D] float32.
-        Raises: UserError if there is no such table.
+        Raises UserError if there is no such table.
         """
         if table not in self.tables:
             raise UserError(f"there is no table {table!r}; this checkpoint has: {', '.join(self.tables)}")
@@ -88,7 +88,7 @@ class LoadedRun:
     def evaluate(self, split: str = "test") -> dict[str, float]:
         """Returns exact metrics on one of the configured splits.
 
-        Raises: UserError if there is no data for it.
+        Raises UserError if there is no data for it.
         """
         patterns = getattr(self.config.data, split, None) if split in ("train", "valid", "test") else None
         if not patterns:
@@ -98,9 +98,12 @@ class LoadedRun:
         return self._session(patterns).evaluate(split="test")
 
     def predict(self, data: Sequence[str], out: str | Path) -> int:
-        """Writes probabilities [N, L] float32 of all samples of `data`, in order, to `out`; returns N.
+        """Writes the probabilities of all samples of `data`, in order, to `out`; returns their number N.
 
         `.h5`: dataset /probability; `.csv`: one line a sample, a header with the label names.
+
+        Shapes: probabilities [N, L] float32.
+        Raises UserError for another kind of file.
         """
         out = Path(out)
         if out.suffix not in (".h5", ".csv"):

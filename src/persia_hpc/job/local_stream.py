@@ -33,8 +33,7 @@ WAIT_SECONDS = 0.02  # between two looks whether a wait is over
 def local_server(facts: Facts) -> ParameterServer:
     """Returns a job's only server, with empty tables.
 
-    One call comes after the other, so nothing is ever stale: whatever the mode, this is `sync` with one
-    trainer.
+    Calls follow one another, so nothing is ever stale: in any mode this is `sync` with one trainer.
     """
     sync = dataclasses.replace(facts.config, mode="sync", staleness_bound=0, exact=False, apply="step")
     num_steps = facts.schedules["train"].num_steps if "train" in facts.schedules else 1

@@ -1,4 +1,4 @@
-"""A run without MPI: all roles in this process."""
+"""Runs a job without MPI: all roles in this process."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .training import TrainerStart, make_session, prepare_trainer, train_session
 def run_in_one_process(config: Config, task: Task, stop: StopSignals) -> dict[str, Any]:
     """Runs a whole job in this process; returns the summary.
 
-    Raises: UserError for bad input, before training starts.
+    Raises UserError for bad input, before training starts.
     """
     sources = open_sources(config, config.run_dir)
     facts = facts_of_sources(config, sources)

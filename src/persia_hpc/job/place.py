@@ -1,4 +1,4 @@
-"""A rank's place in a job: its communicators, its rings and how it waits."""
+"""Holds a rank's place in a job: its communicators, its rings and how it waits."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Place:
 
     @property
     def role_rank(self) -> int:
-        """This rank's number among the ranks of its role."""
+        """Returns this rank's number among the ranks of its role."""
         return self.communicators.me.role_rank
 
     def count(self, role: Role) -> int:
@@ -47,19 +47,28 @@ class Place:
         return self.communicators.plan.count(role)
 
     def row_plane(self) -> Plane:
-        """Makes this rank's end of the rings between servers and workers. Collective over both."""
+        """Makes this rank's end of the rings between servers and workers.
+
+        Collective over servers and workers.
+        """
         return self.make_plane(
             self.communicators.row_plane, row_channels(self.communicators.plan, self.ring_bytes)
         )
 
     def feed_plane(self) -> Plane:
-        """Makes this rank's end of the rings between workers and trainers. Collective over both."""
+        """Makes this rank's end of the rings between workers and trainers.
+
+        Collective over workers and trainers.
+        """
         return self.make_plane(
             self.communicators.feed_plane, feed_channels(self.communicators.plan, self.ring_bytes)
         )
 
     def make_plane(self, comm: MPI.Intracomm | None, channels: list[Channel]) -> Plane:
-        """Makes the rings of a plane that this rank is part of. Collective over comm."""
+        """Makes the rings of a plane that this rank is part of.
+
+        Collective over `comm`.
+        """
         assert comm is not None
         return Plane(comm, channels)
 
@@ -85,6 +94,7 @@ def share_of_cores(communicators: Communicators) -> int:
     """Returns how many threads this rank may use.
 
     Cores that a launcher gave to this rank alone are all its own, shared ones are divided.
+
     Collective over the world.
     """
     mine = (communicators.me.node, tuple(sorted(os.sched_getaffinity(0))))
@@ -92,7 +102,7 @@ def share_of_cores(communicators: Communicators) -> int:
 
 
 def choose_ring_bytes(facts: Facts, communicators: Communicators) -> RingBytes:
-    """Returns the ring sizes that are asked for; or that batches need and every node has memory for.
+    """Returns the configured ring sizes, or those that batches need and every node has memory for.
 
     Collective over the world.
     """

@@ -40,7 +40,7 @@ MOST_RANKS = 4096
 
 @dataclass(frozen=True)
 class Given:
-    """Holds what the user has said or measured; None is taken from defaults, or counted or measured here."""
+    """Holds what the user has said or measured; what is None is taken from defaults, counted or measured."""
 
     constants: Path | None = None
     run: Path | None = None
@@ -52,7 +52,7 @@ class Given:
     def check(self, gpus: int) -> None:
         """Checks the numbers.
 
-        Raises: UserError for numbers that can't be, and for a GPU's speed, which can't be guessed.
+        Raises UserError for numbers that can't be, and for a GPU's speed, which can't be guessed.
         """
         if self.dense_rate is not None and not 0 < self.dense_rate < math.inf:
             raise UserError(f"--dense-rate {self.dense_rate:g}: expected samples per second, above 0")
@@ -70,12 +70,12 @@ class Given:
 
 
 class Planner:
-    """Predicts any number of ranks of one configuration."""
+    """Predicts jobs of one configuration with any number of ranks."""
 
     def __init__(self, config: Config, cluster: Cluster, given: Given):
         """Counts data and times the model.
 
-        Raises: UserError for bad input.
+        Raises UserError for bad input.
         """
         given.check(cluster.gpus)
         self.config, self.cluster, self.given = config, cluster, given
@@ -116,7 +116,7 @@ class Planner:
     def job(self, counts: Mapping[str, int]) -> Job:
         """Returns the job with these ranks.
 
-        Raises: UserError if they have no place on the cluster.
+        Raises UserError if they have no place on the cluster.
         """
         samples = self.config.data.batch_size / counts["trainers"]
         whole = max(1, round(samples))
@@ -141,7 +141,7 @@ class Planner:
         return predict(self.job(counts), self.cluster)
 
     def options(self, counts: Mapping[str, int]) -> tuple[list[Option], dict[str, str]]:
-        """Returns what one rank more of each role brings; for roles that can't have one, why not."""
+        """Returns what one more rank of each role brings; for roles that can't have one, why not."""
         found, obstacles = [], {}
         per_node = self.config.ranks.per_node is not None
         for key in ROLE_KEYS:
@@ -307,7 +307,7 @@ def _summary(run: Path) -> dict[str, Any]:
 def make_report(config: Config, cluster: Cluster, given: Given, *, suggest: bool) -> Report:
     """Returns the whole report of `persia-hpc plan`.
 
-    Raises: UserError for bad input.
+    Raises UserError for bad input.
     """
     planner = Planner(config, cluster, given)
     return planner.report(planner.suggest() if suggest else planner.ranks)

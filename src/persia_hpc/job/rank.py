@@ -1,4 +1,4 @@
-"""One rank of an MPI job: from COMM_WORLD to its duty and back to the summary."""
+"""Runs one rank of an MPI job: from COMM_WORLD to its duty and back to the summary."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ class StartingRank:
     ):
         """Starts the rank's log.
 
-        run_dir: claimed for this job. world: all of its ranks get a role. stop: where signals are noted that
-        ask the run to stop. supervised: whether the supervisor says why the job fails.
+        run_dir: claimed for this job. world: all of its ranks get a role. stop: notes signals that ask the
+        run to stop. supervised: whether the supervisor says why the job fails.
         """
         self.config = config
         self.run_dir = run_dir
@@ -75,12 +75,13 @@ class StartingRank:
 
 
 class RankJob:
-    """Plays this rank's role. All that can be refused is refused before the first window exists."""
+    """Plays this rank's role. Whatever may be refused is refused before the first window exists."""
 
     def __init__(self, start: StartingRank, task: Task) -> None:
-        """Takes a role. Collective over the world.
+        """Takes a role.
 
-        Raises: AgreedError if the ranks can't play the roles that the configuration asks for.
+        Collective over the world.
+        Raises AgreedError if the ranks can't play the roles that the configuration asks for.
         """
         self.start = start
         self.task = task
@@ -95,11 +96,14 @@ class RankJob:
         self.watchdog = Watchdog(self.role, self.config.transport, failure, self.fail)
 
     def fail(self, error: BaseException) -> NoReturn:
-        """Ends the whole job; see `StartingRank.fail`."""
+        """Ends the whole job as `StartingRank.fail` does."""
         self.start.fail(error, self.role)
 
     def run(self) -> dict[str, Any]:
-        """Plays the role to the end; returns the summary, on every rank. Collective over the world."""
+        """Plays the role to the end; returns the summary, on every rank.
+
+        Collective over the world.
+        """
         plan, hosts = self.communicators.plan, self.communicators.hosts
         fair_threads = share_of_cores(self.communicators)
         if self.world.rank == 0:
@@ -123,7 +127,7 @@ class RankJob:
         return summary
 
     def make_place(self, **found: Any) -> Place:
-        """Returns this rank's place, of which `found` is what ranks have found out together."""
+        """Returns this rank's place; `found` holds the part of it that ranks have found out together."""
         return Place(
             communicators=self.communicators,
             run_dir=self.run_dir,
@@ -197,9 +201,11 @@ class RankJob:
 
 
 def play_role(start: StartingRank, task: Task) -> dict[str, Any]:
-    """Plays this rank's role; returns the summary. Collective over the world.
+    """Plays this rank's role; returns the summary.
 
     An error ends the whole job: leaving only this rank would leave the others waiting for ever.
+
+    Collective over the world.
     """
     rank: StartingRank | RankJob = start
     try:
@@ -210,7 +216,10 @@ def play_role(start: StartingRank, task: Task) -> dict[str, Any]:
 
 
 def run_in_mpi(config: Config, task: Task, stop: StopSignals) -> dict[str, Any]:
-    """Runs a job that the user's own program is the ranks of. Collective over COMM_WORLD."""
+    """Runs a job whose ranks are processes of the user's own program.
+
+    Collective over COMM_WORLD.
+    """
     world = MPI.COMM_WORLD
     try:
         run_dir = claim_run_dir(world, config.run_dir, resume=config.checkpoint.resume)

@@ -19,11 +19,13 @@ from .task import Task
 
 
 def run_rank(config: Config, run_dir: Path, task: Task, *, supervised: bool) -> dict[str, Any]:
-    """Runs this rank's role to its end and returns the summary. Collective over COMM_WORLD.
+    """Runs this rank's role to its end and returns the summary.
 
     Whatever goes wrong is recorded in the run directory and ends the whole job with the error's exit code: an
     exception that only left this rank would leave the others waiting for ever.
-    Raises: AgreedExit with EXIT_AGAIN if a signal has ended the run early.
+
+    Collective over COMM_WORLD.
+    Raises AgreedExit with EXIT_AGAIN if a signal has ended the run early.
     """
     with StopSignals() as stop:
         summary = _run_rank(config, run_dir, task, stop, supervised)
@@ -62,7 +64,7 @@ def _run_rank(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Enters a rank that the supervisor has started; the configuration lies in the run directory."""
+    """Starts a rank for the supervisor; the configuration lies in the run directory."""
     parser = argparse.ArgumentParser(prog="persia_hpc.job.rank_main")
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--quiet", action="store_true")

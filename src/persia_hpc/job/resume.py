@@ -22,11 +22,12 @@ def first_sound_checkpoint(
     say: Callable[[str], None],
     use: Callable[[Path], None],
 ) -> T:
-    """Returns what `prepare` makes of the first checkpoint that it doesn't find damaged, or of None.
+    """Returns the result of `prepare` for the first checkpoint that it doesn't find damaged, or for None.
 
-    prepare: called with one checkpoint after the other, with None if there is none; a damaged one makes it
-    fail with DataError's exit code. use: called with the chosen checkpoint. say: called with what happens.
-    Raises: DataError if all checkpoints are damaged.
+    prepare: called with one checkpoint after another, with None if there is none; a damaged one makes it fail
+    with DataError's exit code. use: called with the chosen checkpoint. say: called with what happens.
+
+    Raises DataError if all checkpoints are damaged.
     """
     damaged: list[Path] = []
     for path in paths:

@@ -1,4 +1,4 @@
-"""The data of a job: its splits, opened and checked."""
+"""Opens and checks the splits of a job's data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def open_sources(config: Config, run_dir: str | Path | None = None) -> dict[str,
 
     With `data.follow` the training data has a schema, but no samples yet. A run that continues in `run_dir`
     knows the schema even if all files are gone.
-    Raises: UserError for files that can't be used.
+    Raises UserError for files that can't be used.
     """
     sources: dict[str, Source] = {}
     for split in ("train", "valid", "test"):

@@ -1,4 +1,4 @@
-"""What the user wants of a job besides its configuration."""
+"""Holds what the user wants of a job besides its configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a trainer does in whatever job; the only place that builds a `Session`."""
+"""Prepares and runs a trainer in any kind of job; the only place that builds a `Session`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .task import Task
 
 @dataclass(frozen=True)
 class TrainerStart:
-    """Holds what a trainer has before it has batches: all of it can be refused without harm."""
+    """Holds what a trainer has before it has batches: any of it can be refused without harm."""
 
     driver: Driver | None = None  # the standard loop; None for the user's own
     resume: DenseState | None = None  # from which the run continues
@@ -43,7 +43,7 @@ def prepare_trainer(
 ) -> TrainerStart:
     """Builds what the user named, and reads the dense part of the checkpoint `start`.
 
-    Raises: UserError for what can't be built or doesn't fit, DataError for a damaged checkpoint.
+    Raises UserError for what can't be built or doesn't fit, DataError for a damaged checkpoint.
     """
     events: JsonLines | None = None
     loggers: list[MetricLogger] = []

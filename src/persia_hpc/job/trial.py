@@ -27,7 +27,7 @@ class Trial:
     def __init__(self, config: Config):
         """Opens the data and makes the tables.
 
-        Raises: UserError for bad input.
+        Raises UserError for bad input.
         """
         self.config = config
         self.sources = open_sources(config)
@@ -43,14 +43,14 @@ class Trial:
         )
 
     def first_batch(self) -> RowBatch:
-        """Returns the first training batch as evaluations would see it."""
+        """Returns the first training batch, with rows as evaluations see them."""
         self.stream.begin_evaluation("train", 0)
         return self.stream.next_evaluation(1)
 
     def prepare(self) -> Driver:
         """Makes the model, unless it is there.
 
-        Raises: UserError if that fails.
+        Raises UserError if that fails.
         """
         if self._driver is None:
             try:
@@ -69,7 +69,7 @@ class Trial:
     def steps(self, count: int) -> list[dict[str, float]]:
         """Trains the next `count` steps; returns the seconds of each by phase.
 
-        Raises: UserError for a model, loss or optimizer that fails, DataError for a damaged file.
+        Raises UserError for a model, loss or optimizer that fails, DataError for a damaged file.
         """
         driver = self.prepare()
         found: list[dict[str, float]] = []

@@ -1,4 +1,4 @@
-"""Finds the order in which local ranks died, and by what: the supervisor isn't their parent."""
+"""Finds the order and cause of the deaths of local ranks, although the supervisor isn't their parent."""
 
 from __future__ import annotations
 
@@ -52,11 +52,10 @@ class DeathWatch:
     """Waits, in a thread, for processes to end.
 
     A launcher kills the other ranks milliseconds after the first death, and reaps the dead: a thread that
-    does nothing else sees them mostly still as zombies, whose exit status can be read. In which order they
-    *began* to die is told by their beacons (registry.py): a dying process closes its files, so the launcher
+    does nothing else sees them mostly still as zombies, whose exit status can be read. Their beacons
+    (registry.py) tell in which order they *began* to die: a dying process closes its files, so the launcher
     learns of it, before its end can be seen, and may on a loaded machine have killed the others in between.
-    The beacon is closed before what the launcher watches, and epoll gives events in the order in which they
-    came.
+    The beacon is closed before what the launcher watches, and epoll gives events in their order.
     """
 
     def __init__(self) -> None:

@@ -70,7 +70,7 @@ _BUILD_HOROVOD = "tools/build_horovod.sh builds it (the mpicxx of the same MPI f
 
 
 def examine() -> int:
-    """Prints one line per check; exit code 1 if training can't work here."""
+    """Prints one line per check; returns exit code 1 if training can't work here."""
     worst = EXIT_OK
     checks: Sequence[Callable[[], list[Line]]] = (_python, _native, _mpi, _torch, _horovod, _memory, _slurm)
     for check in checks:

@@ -10,7 +10,7 @@ ABORT_SECONDS = 5.0  # MPI_Abort talks to the launcher, which may be behind a cu
 
 
 def abort(comm: Any, code: int) -> NoReturn:
-    """Ends all ranks of an mpi4py communicator, or at least this one."""
+    """Ends all ranks of an mpi4py communicator, or at least this one; never returns."""
     timer = threading.Timer(ABORT_SECONDS, os._exit, (code,))
     timer.daemon = True
     timer.start()

@@ -1,4 +1,4 @@
-"""Where this process runs: as a rank of an MPI job or not, and under our supervisor or not."""
+"""Tells where this process runs: as a rank of an MPI job or not, and under our supervisor or not."""
 
 from __future__ import annotations
 

@@ -66,7 +66,9 @@ def _srun_arguments(num_ranks: int, program: Sequence[str], environment: Mapping
     """Returns the arguments of an srun that starts `num_ranks` ranks on all nodes of the allocation.
 
     A heterogeneous job becomes one step over all components, each of which is told its roles by
-    PERSIA_HPC_ROLES. UserError when its components can't be those of `COMPONENT_ROLES`.
+    PERSIA_HPC_ROLES.
+
+    Raises UserError when its components can't be those of `COMPONENT_ROLES`.
     """
     common = ["--kill-on-bad-exit=1", "--unbuffered"]
 
@@ -99,7 +101,7 @@ def _srun_arguments(num_ranks: int, program: Sequence[str], environment: Mapping
 def find_launcher(name: str = "mpiexec") -> Launcher:
     """Returns the mpiexec beside the interpreter (this environment's MPI), else the one on PATH; or srun.
 
-    UserError if there is none.
+    Raises UserError if there is none.
     """
     if name == "srun":
         path = shutil.which("srun")

@@ -75,7 +75,7 @@ def process_stat(pid: int) -> ProcessStat | None:
 def register_rank(
     run_dir: str | Path, world_rank: int, role: str | None = None, role_rank: int | None = None
 ) -> None:
-    """Writes the calling process into `run_dir/ranks`; again when its role is known."""
+    """Records the calling process in `run_dir/ranks`; again when its role is known."""
     old = _read_json(Path(run_dir) / "ranks" / f"{world_rank}.json") or {}
     if old.get("pid") != os.getpid():
         _light_beacon(beacon_path(run_dir, world_rank))
@@ -101,7 +101,7 @@ def _light_beacon(path: Path) -> None:
 
 
 def finish_rank(run_dir: str | Path, world_rank: int) -> None:
-    """Notes that the calling rank came to its end: that its process ends now is no failure."""
+    """Notes that the calling rank came to its end, so that the end of its process is no failure."""
     old = _read_json(Path(run_dir) / "ranks" / f"{world_rank}.json") or {}
     _write_record(run_dir, world_rank, old.get("role"), old.get("role_rank"), finished=True)
 
@@ -119,14 +119,14 @@ def read_ranks(run_dir: str | Path) -> dict[int, RankRecord]:
 
 
 class _RankLog(logging.FileHandler):
-    """Drops what the disk doesn't take: why a job fails must be said all the same, and only that."""
+    """Writes a rank's log and drops what the disk doesn't take: a full disk must not hide why a job fails."""
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(OSError):
             super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """Else there would be a traceback on the screen."""
+        """Keeps logging's traceback off the screen."""
 
 
 def start_log(run_dir: str | Path, world_rank: int) -> None:
@@ -175,7 +175,7 @@ def write_failure(
 ) -> bool:
     """Records why the job fails: exit code, one clear message, for errors of the user's code a traceback.
 
-    First writer wins; False for the others.
+    The first writer wins; returns False for the others.
     """
     values = {
         "world_rank": world_rank,

@@ -38,7 +38,7 @@ def make_run_dir(requested: str | Path | None, *, resume: bool = False) -> Path:
     """Makes the run's directory: the requested one, or runs/<next integer>, which no other run gets.
 
     With `resume` it may hold a run that is to continue; the files that say how that one ended are removed.
-    Raises: UserError if it can't be made, holds the results of another run, or a run that still runs.
+    Raises UserError if it can't be made, holds the results of another run, or a run that still runs.
     """
     if requested is None:
         return _next_run_dir(Path("runs"))
@@ -71,7 +71,7 @@ def claim_run_dir(world: MPI.Intracomm, requested: str | Path | None, *, resume:
     """Makes the run's directory on rank 0; returns its absolute path on every rank.
 
     Collective over world.
-    Raises: what `make_run_dir` raises, on every rank.
+    Raises what `make_run_dir` raises, on every rank.
     """
     path: Path | None = None
     problem: Exception | None = None
@@ -115,7 +115,10 @@ def _next_run_dir(runs: Path) -> Path:
 
 
 def _check_writable(run_dir: Path) -> None:
-    """Raises UserError for a directory that takes no file, or a file system without room for a few lines."""
+    """Checks that a directory takes a file, and that its file system has room for a few lines.
+
+    Raises UserError if not.
+    """
     try:
         with tempfile.TemporaryFile(dir=run_dir, buffering=0) as file:
             file.write(bytes(_LINES_BYTES))

@@ -52,7 +52,7 @@ class SharedMemory:
                 self._files |= mapped_files(rank.pid)
 
     def remove_leaked(self) -> list[str]:
-        """Removes what is left of them; call it when the ranks are gone."""
+        """Removes the files that are left; must be called after the ranks have ended."""
         return remove_leaked(self._files)
 
 

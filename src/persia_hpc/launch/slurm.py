@@ -1,6 +1,6 @@
-"""Writes a job's sbatch script: a pure function of the configuration and of what is asked for.
+"""Writes a job's sbatch script: a pure function of the configuration and the options.
 
-slurm/train.sbatch and slurm/train_hetjob.sbatch are what it makes of an example; tests hold them to it.
+slurm/train.sbatch and slurm/train_hetjob.sbatch are its results for an example; tests compare them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def log_file(options: JobOptions, job_id: str | None = None) -> str:
 def job_script(config: Config, options: JobOptions) -> str:
     """Returns the script.
 
-    Raises: UserError, naming the option, for what can't work.
+    Raises UserError, naming the option, for what can't work.
     """
     check_options(config, options)
     counts = config.ranks.counts(options.nodes)
@@ -119,7 +119,7 @@ exit "$code"
 
 
 def _component(options: JobOptions, nodes: int, tasks: int, partition: str | None, *, gpus: int) -> list[str]:
-    """Holds what one part of a job asks for; the parts of a heterogeneous job share none of it."""
+    """Lists what one part of a job asks for; the parts of a heterogeneous job share none of it."""
     even = tasks % nodes == 0
     return [
         *([f"--account={options.account}"] if options.account else []),

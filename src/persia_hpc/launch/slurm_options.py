@@ -11,7 +11,7 @@ from persia_hpc.errors import UserError
 
 @dataclass(frozen=True)
 class JobOptions:
-    """Holds what a job asks Slurm for, and how it starts its ranks; None is left to the site.
+    """Holds what a job asks Slurm for, and how it starts its ranks; what is None is left to the site.
 
     `cpu_nodes` makes it a heterogeneous job: servers and workers on that many nodes of `cpu_partition`, only
     trainers on the `nodes`. `path`: a folder to put before PATH.
@@ -41,7 +41,7 @@ class JobOptions:
 def check_options(config: Config, options: JobOptions) -> None:
     """Checks the options.
 
-    Raises: UserError for what Slurm would refuse late, or take for something else.
+    Raises UserError for what Slurm would refuse late, or misunderstand.
     """
     least = {"nodes": 1, "cpus_per_task": 1, "gpus_per_node": 0, "cpu_nodes": 0, "max_restarts": 0}
     for name, minimum in least.items():
@@ -96,7 +96,10 @@ def check_options(config: Config, options: JobOptions) -> None:
 
 
 def time_seconds(text: str) -> int:
-    """Returns the seconds of a Slurm time limit: MM, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS."""
+    """Returns the seconds of a Slurm time limit: MM, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS.
+
+    Raises UserError for another form.
+    """
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
     if match is None:
         raise UserError(

@@ -45,9 +45,10 @@ def supervise(
     """Runs a whole job and returns its exit code; the last line on stderr says what went wrong, if anything.
 
     Makes the run directory (`run_dir`, else `config.run_dir`, else runs/<next>), writes the configuration
-    into it and starts `program --run-dir RUN_DIR *arguments` on as many ranks as `config.ranks` asks for.
-    0 means that the launcher ended well *and* the run wrote a summary. UserError if there is no launcher or
-    the directory can't be used.
+    into it and starts `program --run-dir RUN_DIR *arguments` on as many ranks as `config.ranks` asks for. 0
+    means that the launcher ended well *and* the run wrote a summary.
+
+    Raises UserError if there is no launcher or the directory can't be used.
     """
     found = find_launcher(launcher)
     directory = make_run_dir(run_dir or config.run_dir, resume=config.checkpoint.resume)

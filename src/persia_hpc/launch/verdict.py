@@ -1,4 +1,4 @@
-"""How a job has ended: its exit code and the last words about it."""
+"""Judges how a job has ended: its exit code and the last words about it."""
 
 from __future__ import annotations
 

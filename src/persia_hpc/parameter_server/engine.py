@@ -47,10 +47,10 @@ class PendingPull:
 
 @dataclass
 class Ledger:
-    """Counts what became of every pulled row, and three things beside it.
+    """Counts the outcomes of all pulled rows, and three more numbers.
 
     pulled = applied + evicted_in_flight + unadmitted + nonfinite + dropped. The last three fields are not
-    part of this sum: `reused` rows are pulled rows that need not travel, `evicted` rows left a table between
+    part of this sum: `reused` rows are pulled rows that need not be sent, `evicted` rows left a table between
     steps, `evaluation` rows were looked up.
     """
 
@@ -93,7 +93,7 @@ class ParameterServer:
         num_trainers: int = 1,
         num_steps: int = 1,
     ):
-        """num_steps: of the whole training, since learning rates may depend on it."""
+        """Makes empty tables; `num_steps` is of the whole training, since learning rates may depend on it."""
         self.layout = layout
         self.server_rank, self.num_servers = server_rank, num_servers
         self.tables: list[Table | None] = []

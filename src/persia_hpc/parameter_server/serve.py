@@ -62,7 +62,7 @@ class ServerLoop:
         workers: Sequence[int],
         context: RankContext,
     ):
-        """workers: ranks of the workers in the plane's communicator, by worker_rank."""
+        """Connects to the workers, whose ranks in the plane's communicator are `workers`, by worker_rank."""
         self.engine = engine
         self.plane = plane
         self.wire = WIRES[config.wire.rows]
@@ -79,7 +79,7 @@ class ServerLoop:
         self._writer_step = 0
 
     def run(self) -> None:
-        """Serves; returns when all workers have closed their rings and all answers have been sent."""
+        """Answers workers until all of them have closed their rings and all answers have been sent."""
         self._context.watchdog.start(lambda: Wait(self.engine.waits_for()))
         self.phases.start()
         # Both rings: a push that found no room may come after the worker's last record on the other ring.
@@ -178,10 +178,10 @@ class ServerLoop:
         return moved
 
     def _answer(self, pull: PendingPull) -> None:
-        """Answers a pull.
+        """Answers a pull without a copy.
 
-        The call goes down to the ring for room, up again by a callback to the engine, and down to the table,
-        which writes the rows where the record will lie. This way round buys zero copy.
+        The engine calls back with the room in the ring, so that the table writes the rows where the record
+        will lie.
         """
         # It goes into the header before the rows are there: the clock alone decides it.
         staleness = self.engine.clock.staleness(pull.step, pull.trainer)

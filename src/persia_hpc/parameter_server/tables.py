@@ -15,7 +15,7 @@ def make_table(config: Config, table: TableLayout, first_bucket: int, end_bucket
 
 
 def native_config(config: Config, table: TableLayout, first_bucket: int, end_bucket: int) -> TableConfig:
-    """Translates what a user configured into what a native table is made with."""
+    """Translates a table's configuration for the native table."""
     options = dict(table.config.optimizer)
     init = table.config.init
     names = ("low", "high") if init["name"] == "uniform" else ("mean", "std")

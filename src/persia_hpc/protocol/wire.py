@@ -1,7 +1,7 @@
-"""The number formats in which rows and gradients travel.
+"""Defines the number formats in which rows and gradients are sent.
 
-U rows, D dim. An array's format follows from its dtype and width: float32 [U, D], float16 [U, D],
-uint16 [U, D] (bf16), uint16 [U, D + 2] (scaled_fp16).
+U rows, D dim. An array's format follows from its dtype and width: float32 [U, D], float16 [U, D], uint16 [U,
+D] (bf16), uint16 [U, D + 2] (scaled_fp16).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from persia_hpc.errors import UserError
 
 @dataclass(frozen=True)
 class Wire:
-    """What an array of rows in a format looks like: `dtype` [U, D + `extra`]."""
+    """Describes an array of rows in a format: `dtype` [U, D + `extra`]."""
 
     name: str
     dtype: np.dtype[Any]
     extra: int = 0  # words behind a row's elements
 
     def shape(self, num_rows: int, dim: int) -> tuple[int, int]:
-        """Shape of the array of so many rows."""
+        """Returns the shape of the array of `num_rows` rows."""
         return num_rows, dim + self.extra
 
 
@@ -40,7 +40,10 @@ WIRES: dict[str, Wire] = {
 
 
 def wire_of(rows: npt.NDArray[Any], dim: int) -> Wire:
-    """The format of rows of `dim`; UserError, with what was got, if there is none."""
+    """Returns the format of rows of `dim`.
+
+    Raises UserError, with what was got, if there is none.
+    """
     for wire in WIRES.values():
         if rows.dtype == wire.dtype and rows.ndim == 2 and rows.shape[1] == dim + wire.extra:
             return wire

@@ -1,4 +1,4 @@
-"""Runs the polling loop that all three roles share: it never waits for one peer, and says when it waits."""
+"""Runs the polling loop that all three roles share; it never waits for a single peer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from persia_hpc.transport.progress import Waiter
 
 @dataclass(frozen=True)
 class RankContext:
-    """Holds what each rank's loop needs beside its rings."""
+    """Holds what each rank's loop needs besides its rings."""
 
     waiter: Waiter
     watchdog: Watchdog
@@ -26,8 +26,9 @@ class PollingLoop:
     def __init__(
         self, context: RankContext, poll: Callable[[], bool], forward_signal: Callable[[int], None]
     ) -> None:
-        """poll: makes one pass over the role's rings and returns whether anything moved; must not wait.
+        """Prepares the loop.
 
+        poll: makes one pass over the role's rings and returns whether anything moved; must not wait.
         forward_signal: tells trainer 0 of a signal that asks the run to stop; called for the first one only.
         """
         self._waiter = context.waiter

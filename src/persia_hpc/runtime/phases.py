@@ -1,4 +1,4 @@
-"""Counts what each rank spends its time on and, on request, keeps when (`reporting/trace.py`)."""
+"""Counts what each rank spends its time on and, on request, keeps the intervals (`reporting/trace.py`)."""
 
 from __future__ import annotations
 
@@ -57,7 +57,10 @@ class Phases:
     """Sums seconds by phase, within the time between `start` and `stop`."""
 
     def __init__(self, names: Sequence[str], trace_steps: int | None = None) -> None:
-        """trace_steps: also keep the intervals of the last steps, of about this number."""
+        """Starts with no time counted.
+
+        trace_steps: also keep the intervals of about this number of last steps.
+        """
         self.seconds = dict.fromkeys(names, 0.0)
         self.total = 0.0
         self._began: float | None = None

@@ -1,4 +1,4 @@
-"""Says who waits for whom when nothing has moved for long; ends the job when nothing moves for too long."""
+"""Reports long waits, and ends the job when nothing has moved for too long."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IN_A_CALL = "a call to return, of MPI or of data.transform"
 
 
 class Wait(NamedTuple):
-    """Says what a rank waits for: None when nobody owes it anything. A `patient` wait is never given up."""
+    """Says what a rank waits for: None if no other rank is expected to act. A `patient` wait has no limit."""
 
     what: str | None = None
     patient: bool = False
@@ -41,9 +41,10 @@ class Watchdog:
         failure: Path | None = None,
         fail: Callable[[PersiaError], object] | None = None,
     ):
-        """failure: the file that says that the job has failed, seen by all ranks.
+        """Prepares the watch, which `start` begins.
 
-        fail: ends this rank and the job; called by the thread. Without it no wait is ever given up.
+        failure: the file that says that the job has failed, seen by all ranks. fail: ends this rank and the
+        job; called by the thread. Without it no wait is ever given up.
         """
         self._describe: Callable[[], Wait] = Wait
         self._rank = rank.replace("_", " ")
@@ -69,23 +70,23 @@ class Watchdog:
             self._thread.start()
 
     def stop(self) -> None:
-        """Ends the watch."""
+        """Stops watching."""
         self._closing.set()
         self._thread = None
 
     def moved(self) -> None:
-        """Notes that something happened in a pass of a loop that waits all the time."""
+        """Notes that a pass of the loop did something."""
         self._moves += 1
         self._waiting = True
 
     def idle(self) -> None:
-        """Notes that nothing happened in a pass of the loop."""
+        """Notes that a pass of the loop did nothing."""
         self._passes += 1
         self._waiting = True
 
     @contextlib.contextmanager
     def waits_for(self, what: str | None, *, patient: bool = False) -> Iterator[None]:
-        """Notes a wait of a rank that waits now and then, until the context ends. See `Wait`."""
+        """Notes a wait, until the context ends, of a rank that doesn't wait all the time. See `Wait`."""
         wait = Wait(what, patient)
         self._describe = lambda: wait
         self._moves += 1

@@ -1,4 +1,4 @@
-"""What a model gets: the inputs in its constructor, a batch in its `forward`.
+"""Defines what a model gets: the inputs in its constructor, a batch in its `forward`.
 
 B samples, F features, D dim, K dense features, L labels or sequence length.
 """
@@ -21,7 +21,7 @@ POOLED = ("sum", "mean", "sqrtn")
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """One id feature as a model's constructor sees it."""
+    """Describes one id feature to a model's constructor."""
 
     name: str
     table: str
@@ -34,7 +34,7 @@ class FeatureSpec:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What models get in their constructor: the features, in the order of the dataset, and the widths."""
+    """Holds what a model's constructor gets: the features, in the order of the dataset, and the widths."""
 
     features: tuple[FeatureSpec, ...]
     num_dense: int
@@ -42,38 +42,37 @@ class Inputs:
 
     @cached_property
     def dims(self) -> dict[str, int]:
-        """Embedding dim of each feature by name."""
+        """Returns the embedding dim of each feature by name."""
         return {f.name: f.dim for f in self.features}
 
     @cached_property
     def pooled(self) -> tuple[str, ...]:
-        """Names of the features that arrive as one vector per sample."""
+        """Returns the names of the features that arrive as one vector per sample."""
         return tuple(f.name for f in self.features if f.pooling in POOLED)
 
     @cached_property
     def sequences(self) -> tuple[str, ...]:
-        """Names of the features that arrive as a sequence of vectors and a mask."""
+        """Returns the names of the features that arrive as a sequence of vectors and a mask."""
         return tuple(f.name for f in self.features if f.pooling not in POOLED)
 
     @property
     def pooled_width(self) -> int:
-        """Sum of the dims of the pooled features."""
+        """Returns the sum of the dims of the pooled features."""
         return sum(self.dims[name] for name in self.pooled)
 
     @property
     def embedding_width(self) -> int:
-        """Sum of the dims of all features, sequences included."""
+        """Returns the sum of the dims of all features, sequences included."""
         return sum(f.dim for f in self.features)
 
 
 @dataclass
 class Batch:
-    """What a model's `forward` gets, on one device. Embeddings are float32, also under autocast.
+    """Holds what a model's `forward` gets, on one device; its tensors are its own, so it may be kept.
 
-    The tensors are the batch's own: it may be kept after its step.
-
-    `pooled` has a view [B, D] per pooled feature, `sequence` a pair (values [B, L, D], mask [B, L] of bool)
-    per sequence feature: left-aligned, zeros behind the last id, L the longest of the batch and at least 1.
+    Shapes: embeddings are float32, also under autocast. `pooled` has a view [B, D] per pooled feature,
+    `sequence` a pair (values [B, L, D], mask [B, L] of bool) per sequence feature: left-aligned, with zeros
+    after the last id, where L is the longest of the batch and at least 1.
     """
 
     step: int
@@ -88,13 +87,16 @@ class Batch:
 
     @property
     def device(self) -> torch.device:
-        """Device of all tensors of the batch."""
+        """Returns the device of all tensors of the batch."""
         return self.dense.device
 
     def stacked(self, names: Sequence[str] | None = None) -> Tensor:
-        """Pooled features as [B, F, D]; without a copy if they are all features of one dim, in order.
+        """Returns pooled features as one tensor, without a copy for all features of one dim in their order.
 
-        `names` defaults to all pooled features. Raises UserError when their dims differ or there are none.
+        names: of the features; all pooled ones by default.
+
+        Shapes: [B, F, D] float32.
+        Raises UserError when the dims differ, and for no or unknown features.
         """
         wanted = self._names(names)
         if wanted in self.blocks:
@@ -108,7 +110,13 @@ class Batch:
         return torch.stack([self.pooled[name] for name in wanted], dim=1)
 
     def concatenated(self, names: Sequence[str] | None = None) -> Tensor:
-        """Pooled features side by side as [B, sum of dims]; without a copy where stacked() needs none."""
+        """Returns pooled features side by side, without a copy where `stacked` needs none.
+
+        names: of the features; all pooled ones by default.
+
+        Shapes: [B, sum of dims] float32.
+        Raises UserError for unknown features.
+        """
         wanted = self._names(names)
         if wanted in self.blocks:
             return self.blocks[wanted].flatten(1)
@@ -133,7 +141,7 @@ def on_backward(batch: Batch, reached: Callable[[object], None]) -> None:
 
 
 def make_inputs(layout: Layout, schema: DatasetSchema) -> Inputs:
-    """What a model's constructor gets."""
+    """Returns what a model's constructor gets."""
     specs = tuple(
         FeatureSpec(
             name=f.name,

@@ -1,4 +1,4 @@
-"""Which device a trainer computes on."""
+"""Chooses the device that a trainer computes on."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from persia_hpc.errors import UserError
 
 
 def choose_device(name: str, local_rank: int) -> torch.device:
-    """`auto` is the GPU of the trainer's rank on its node if there is one, else the CPU; or a torch device by
-    name.
+    """Returns the torch device called `name`; `auto` is a GPU if there is one, else the CPU.
 
-    A launcher may show each rank only its own GPU: then that one is index 0.
+    Without an index it is the GPU of the trainer's rank on its node. A launcher may show each rank only its
+    own GPU, which then has index 0.
+
+    Raises UserError for a name that torch doesn't know, and for a GPU where torch sees none.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

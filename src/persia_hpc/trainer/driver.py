@@ -1,4 +1,4 @@
-"""The standard training loop over a session: model, loss, evaluation, early stopping, callbacks, events."""
+"""Runs the standard training loop over a session: loss, evaluation, early stopping, callbacks, events."""
 
 from __future__ import annotations
 
@@ -32,17 +32,27 @@ LARGER_IS_WORSE = ("logloss",)
 
 
 def bce(logits: Tensor, batch: Batch) -> Tensor:
-    """Binary cross-entropy per sample and label [B, L], from logits."""
+    """Computes the binary cross-entropy of each sample and label from logits.
+
+    Shapes: logits and result [B, L].
+    """
     return functional.binary_cross_entropy_with_logits(logits, batch.labels, reduction="none")
 
 
 def load_loss(name: str) -> Any:
-    """`bce` or the user's `module:function`, called as f(logits [B, L], batch) -> [B] or [B, L]."""
+    """Returns `bce` or the user's function `module:function`, called as f(logits, batch).
+
+    Shapes: logits [B, L]; result [B] or [B, L].
+    Raises UserError for a function that can't be imported.
+    """
     return bce if name == "bce" else load_object(name, "train.loss")
 
 
 def check_logits(logits: Tensor, batch: Batch) -> None:
-    """UserError unless the model's logits have the shape of the labels."""
+    """Checks that the model's logits have the shape of the labels.
+
+    Raises UserError if not.
+    """
     if logits.shape != batch.labels.shape:
         raise UserError(
             f"the model returned logits of shape {tuple(logits.shape)}, expected "
@@ -51,7 +61,7 @@ def check_logits(logits: Tensor, batch: Batch) -> None:
 
 
 class RunView:
-    """What callbacks see of a running training."""
+    """Shows a running training to callbacks."""
 
     def __init__(self, session: Session):
         self.session = session
@@ -59,15 +69,16 @@ class RunView:
 
     @property
     def step(self) -> int:
-        """The last finished step."""
+        """Returns the last finished step."""
         return self.session.step_number
 
     @property
     def model(self) -> torch.nn.Module | None:
+        """Returns the model that is trained."""
         return self.session.model
 
     def stop(self, reason: str) -> None:
-        """Ends the training at a step that all ranks agree on; `reason` goes into summary.json."""
+        """Ends the training at a step that all ranks agree on; `reason` is written into summary.json."""
         self.session.request_stop(reason)
 
 
@@ -81,7 +92,10 @@ class EarlyStop:
         self.bad = 0
 
     def update(self, metrics: dict[str, float]) -> str | None:
-        """The reason to stop, or None."""
+        """Takes the metrics of an evaluation and returns the reason to stop, or None.
+
+        Raises UserError for metrics without the one that it watches.
+        """
         if self.metric not in metrics:
             raise UserError(
                 f"train.early_stop.metric = {self.metric!r} is not among the metrics: {', '.join(metrics)}"
@@ -94,7 +108,7 @@ class EarlyStop:
         return self.reason()
 
     def reason(self) -> str | None:
-        """The reason to stop as things are, or None."""
+        """Returns the reason to stop after the evaluations so far, or None."""
         if self.bad < self.patience:
             return None
         return f"no better {self.metric} in {self.patience} evaluations"
@@ -110,7 +124,10 @@ class Driver:
         callbacks: Sequence[Callback] = (),
         loggers: Sequence[MetricLogger] = (),
     ):
-        """Imports and builds all that the user named; UserError for what can't be. Local."""
+        """Imports and builds everything that the user named. Needs no other rank.
+
+        Raises UserError for what can't be imported or built.
+        """
         self.config = config
         self.callbacks = callbacks
         self.loggers = loggers
@@ -129,7 +146,10 @@ class Driver:
         self._last_samples = self._epoch = 0
 
     def run(self, session: Session) -> None:
-        """Trains to the end of the schedule or a stop, evaluating as configured. Collective."""
+        """Trains to the end of the schedule or a stop, evaluating as configured.
+
+        Collective over trainers.
+        """
         self.session, self.run_view = session, RunView(session)
         if session.trainer_rank != 0:
             self.callbacks = self.loggers = ()
@@ -178,7 +198,7 @@ class Driver:
         return DriverState(evaluated, early.best if early else 0.0, early.bad if early else 0)
 
     def _restore(self, session: Session) -> int:
-        """Takes over what `_state` said; the last evaluated step, -1 if there was none."""
+        """Takes over what `_state` saved; returns the last evaluated step, -1 if there was none."""
         state = session.state.driver
         self._last_samples = session.samples
         if session.step_number and self.loggers:

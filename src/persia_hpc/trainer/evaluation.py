@@ -1,4 +1,4 @@
-"""What all trainers predict of a split, and its metrics."""
+"""Predicts a split with all trainers, and computes its metrics."""
 
 from __future__ import annotations
 
@@ -62,15 +62,18 @@ def predict_split(
 
 
 class Predictions:
-    """Logits [n, L] of this trainer's samples, with what metrics need of them."""
+    """Collects the logits of this trainer's samples, with what metrics need of them."""
 
     def __init__(self, width: int) -> None:
-        """`width`: L, the number of labels."""
+        """Starts without samples; `width` is L, the number of labels."""
         self._width = width
         self._columns: dict[str, list[Array]] = {"logits": [], "labels": [], "weight": [], "group": []}
 
     def add(self, logits: Array, row_batch: RowBatch) -> None:
-        """One batch's; what is kept of it is copied."""
+        """Adds one batch, copying what is kept of it.
+
+        Shapes: logits [B, L] float32.
+        """
         self._columns["logits"].append(logits)
         self._columns["labels"].append(np.array(row_batch.labels))
         if row_batch.weight is not None:
@@ -79,7 +82,10 @@ class Predictions:
             self._columns["group"].append(np.array(row_batch.group)[:, None])
 
     def metrics(self, peers: Peers, labels: Sequence[str], custom: dict[str, Metric]) -> dict[str, float]:
-        """Over the samples of all trainers, on each of them. Collective."""
+        """Returns, on every trainer, the metrics over the samples of all trainers.
+
+        Collective over trainers.
+        """
         columns = self._columns
         logits = peers.gather(concatenate(columns["logits"], self._width))
         expected = peers.gather(concatenate(columns["labels"], self._width))

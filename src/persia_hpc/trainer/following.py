@@ -1,8 +1,8 @@
-"""Training on files as they appear (`data.follow`): portion by portion, with a wait where none is there.
+"""Trains on files as they appear (`data.follow`): portion by portion, with a wait where there is none.
 
-All trainers stop where the known files are used up, drained. Trainer 0 alone looks for new files and decides
-what all do next: train on a portion, write a checkpoint that has come due, or end. Workers are told by way of
-the batch stream; servers needn't know.
+All trainers stop where the known files are used up, with no gradient in flight. Trainer 0 alone looks for new
+files and decides what all do next: train on a portion, write a checkpoint that has come due, or end. Workers
+learn of it through the batch stream; servers needn't know.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LOOK_PART = 0.1  # of the time without news
 
 @dataclasses.dataclass(frozen=True)
 class _News:
-    """What trainer 0 tells the others after a wait."""
+    """Holds what trainer 0 tells the others after a wait."""
 
     samples: int = 0  # of a new portion
     checkpoint: bool = False
@@ -57,15 +57,17 @@ class Around:
 
 
 class Following:
-    """What a trainer knows of data that grows; trainer 0's also knows the files."""
+    """Holds what a trainer knows of data that grows; trainer 0's also knows the files."""
 
     def __init__(
         self, config: Config, schema: DatasetSchema, schedule: Schedule, start: Path | None, trainer_rank: int
     ) -> None:
-        """schedule: without samples. start: the checkpoint that the run goes on from.
+        """Reads from the checkpoint which portions were taken, and on trainer 0 looks for files.
 
-        UserError, on trainer 0, for new files that don't fit, and for a portion that the run is to go on in
-        the middle of and whose files have changed or gone.
+        schedule: without samples. start: the checkpoint that the run continues from.
+
+        Raises UserError, on trainer 0, for new files that don't fit, and for files of a half-trained portion
+        that have changed or are missing.
         """
         manifest = {} if start is None else read_manifest(start)
         names = [field.name for field in dataclasses.fields(TakenFile)]
@@ -90,20 +92,20 @@ class Following:
                 self._files = self._follower.look()
 
     def begin(self, stream: BatchStream, step: int) -> None:
-        """Tells the workers of the portion that the run goes on in the middle of, after `step`."""
+        """Tells the workers the portion in the middle of which the run continues, after `step`."""
         if step < self.schedule.num_steps and self._files:
             stream.begin_portion(self.schedule, self._files)
             self._files = ()
 
     def known_files(self) -> tuple[list[list[dict[str, Any]]], int]:
-        """Returns the files of each portion, for a manifest, and the samples of all. Trainer 0."""
+        """Returns, on trainer 0, the files of each portion for a manifest, and the number of all samples."""
         assert self._follower is not None
         portions = self._follower.portions
         listed = [[dataclasses.asdict(file) for file in portion] for portion in portions]
         return listed, sum(map(num_samples, portions))
 
     def statistics(self) -> dict[str, Any] | None:
-        """For summary.json; None on other trainers than 0."""
+        """Returns counters for summary.json, on trainer 0; None on others."""
         if self._follower is None:
             return None
         portions = self._follower.portions
@@ -115,10 +117,12 @@ class Following:
         }
 
     def wait(self, around: Around) -> bool:
-        """True once there are steps to train, False when the run is to end. Checkpoints that come due
-        meanwhile are written. Collective over trainers; all known steps are trained.
+        """Waits for new files: returns True once there are steps to train, False when the run is to end.
 
-        DataError, on trainer 0, for a file that can't be read or doesn't fit; after a checkpoint.
+        All known steps must be trained. Checkpoints that come due meanwhile are written.
+
+        Collective over trainers.
+        Raises DataError, on trainer 0 and after a checkpoint, for a file that can't be read or doesn't fit.
         """
         began = time.monotonic()
         self._waits = False
@@ -141,7 +145,7 @@ class Following:
         return False
 
     def _watch(self, around: Around, began: float) -> _News:
-        """Trainer 0: waits until there are news. Time without news is counted from `began`."""
+        """Waits, on trainer 0, until there is news. Time without news is counted from `began`."""
         if self._files:  # of the first look
             return _News(samples=sum(info.num_samples for info in self._files))
         found: list[_News] = []
@@ -171,7 +175,7 @@ class Following:
         return found[0]
 
     def _pause(self, waited: float) -> float:
-        """Seconds until the next look, after so many without news."""
+        """Returns the seconds until the next look, after `waited` seconds without news."""
         least, most = LOOK_SECONDS
         pause = min(max(least, LOOK_PART * waited), most)
         return min(pause, self._quiet_seconds - waited) if self._quiet_seconds > waited else pause
@@ -214,7 +218,7 @@ class Following:
         )
 
     def _give_up(self, around: Around, problem: str) -> None:
-        """Trainer 0 ends the job once the checkpoint is whole; the others wait for their end."""
+        """Ends the job on trainer 0 once the checkpoint is whole; the others wait for their end."""
         if self._follower is None:
             around.stream.wait_until(around.peers.meet(), None)
         if around.saver is not None:

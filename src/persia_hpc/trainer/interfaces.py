@@ -1,5 +1,6 @@
-"""What a session needs from the rest of the job, whatever carries it: rings under MPI, plain calls in one
-process.
+"""Declares what a session needs from the rest of the job.
+
+Rings implement it under MPI, plain calls in a run of one process.
 """
 
 from __future__ import annotations
@@ -20,60 +21,68 @@ Array = npt.NDArray[Any]
 
 
 class BatchStream(Protocol):
-    """Where batches come from and row gradients go. Every trainer makes the same calls in the same order."""
+    """Gives a trainer its batches and takes its row gradients.
+
+    Every trainer makes the same calls in the same order.
+    """
 
     wait_seconds: float
     phases: Phases  # of the whole trainer; the stream's own are what its calls take
 
     @property
     def memory(self) -> Sequence[Array]:
-        """In which its batches lie; () if they can be anywhere."""
+        """Returns the arrays in which its batches lie; () if they can be anywhere."""
 
     def begin_portion(self, schedule: Schedule, files: Sequence[FileInfo]) -> None:
-        """Trainer 0 only: these files are what is trained on next, with the steps of `schedule`."""
+        """Announces, on trainer 0 only, the files to train on next, with the steps of `schedule`."""
 
     def begin_segment(self, first: int, last: int) -> None:
-        """Steps first…last follow."""
+        """Announces that steps first…last follow."""
 
     def next_batch(self, step: int) -> RowBatch | None:
-        """The batch of `step`, or None when the segment ends before it (a stop that all ranks agreed on)."""
+        """Waits for the batch of `step`; returns None if all ranks agreed to end the segment before it."""
 
     def peek(self, step: int) -> RowBatch | None:
-        """The batch that `next_batch` will return, if it is here already; doesn't wait."""
+        """Returns the batch that `next_batch` will return if it has arrived, else None; doesn't wait."""
 
     def push(self, batch: RowBatch, gradients: list[Array]) -> None:
-        """Row gradients of a batch, one [U_g, D_g] array a group in wire dtype; gives the batch back."""
+        """Sends the row gradients of a batch and gives the batch back.
+
+        Shapes: one [U_g, D_g] array a group, in the wire dtype.
+        """
 
     def end_segment(self) -> None:
-        """After the last batch of a segment: returns when a stop that was asked for has been agreed on."""
+        """Ends a segment after its last batch: returns when a stop that was asked for has been agreed on."""
 
     def request_stop(self) -> None:
-        """Trainer 0 only: asks all ranks to end the segment early."""
+        """Asks, on trainer 0 only, all ranks to end the segment early."""
 
     def stop_signal(self) -> int | None:
-        """Trainer 0 only: the signal that some rank of the job has got and that asks it to stop."""
+        """Returns, on trainer 0 only, the signal to stop that a rank of the job has received, or None."""
 
     def begin_evaluation(self, split: str, step: int) -> None:
-        """Batches of a split follow, with rows that have all updates through `step`."""
+        """Announces batches of a split, with rows that have all updates through `step`."""
 
     def next_evaluation(self, number: int) -> RowBatch:
-        """Evaluation batch `number` (from 1); to be given back by `release`."""
+        """Waits for evaluation batch `number` (from 1), which must be given back by `release`."""
 
     def begin_checkpoint(self, directory: str, step: int, base_step: int) -> None:
-        """Trainer 0 only: returns when every server has marked its rows, as of `step`, and begun to write
-        them into `directory`; with a `base_step` other than 0 only the changes since.
+        """Starts a checkpoint, on trainer 0 only: returns when every server has marked its rows as of `step`.
+
+        The servers have then begun to write them into `directory`: all rows, or with a `base_step` other than
+        0 only the changes since that step.
         """
 
     def checkpoint_written(self) -> bool:
-        """Trainer 0 only: whether all servers are done with that."""
+        """Returns, on trainer 0 only, whether all servers have written the checkpoint."""
 
     def wait_for_checkpoint(self, give_up: Callable[[], bool]) -> None:
-        """Trainer 0 only: returns when they are, or `give_up` says so."""
+        """Waits, on trainer 0 only, until all servers have written the checkpoint or `give_up()` is True."""
 
     def wait_until(self, done: Callable[[], bool], what: str | None) -> None:
-        """Returns when `done` says so, which may take long; rings and watchdog are looked after meanwhile.
+        """Waits until `done` returns True, which may take long; serves rings and watchdog meanwhile.
 
-        what: what it waits for; None if nobody owes it and there is nothing to say.
+        what: what it waits for; None when no other rank is expected to act.
         """
 
     def close(self) -> None:
@@ -81,26 +90,39 @@ class BatchStream(Protocol):
 
 
 class Peers(Protocol):
-    """The other trainers."""
+    """Connects a trainer with the other trainers."""
 
     rank: int
     size: int
 
     def broadcast(self, value: Any) -> Any:
-        """Trainer 0's value, on every trainer. Collective."""
+        """Returns trainer 0's value on every trainer.
+
+        Collective over trainers.
+        """
 
     def gather_objects(self, value: Any) -> list[Any] | None:
-        """All trainers' values on trainer 0, None elsewhere. Collective."""
+        """Returns all trainers' values on trainer 0, None elsewhere.
+
+        Collective over trainers.
+        """
 
     def meet(self) -> Callable[[], bool]:
-        """What says whether all trainers have called this; doesn't wait. Collective."""
+        """Returns a function that says whether all trainers have called `meet`; doesn't wait.
+
+        Collective over trainers.
+        """
 
     def gather(self, array: Array) -> Array | None:
-        """The trainers' [n_i, …] arrays one after the other on trainer 0, None elsewhere. Collective."""
+        """Concatenates the trainers' arrays along their first axis, on trainer 0; returns None elsewhere.
+
+        Shapes: [n_i, …] of trainer i; the other axes are the same on all.
+        Collective over trainers.
+        """
 
 
 class DenseSync(Protocol):
-    """How the dense parameters of all trainers stay together: AllReduce, or shared memory without it."""
+    """Keeps the dense parameters of all trainers together: by AllReduce, or by shared memory without it."""
 
     seconds: float  # spent in it so far
     parameters: list[nn.Parameter]  # those that are trained
@@ -110,13 +132,22 @@ class DenseSync(Protocol):
         """Returns whether others read and write this trainer's memory while it computes."""
 
     def attach(self, model: nn.Module) -> None:
-        """Takes the model's parameters and gives every trainer trainer 0's. Collective."""
+        """Takes the model's parameters and gives every trainer trainer 0's.
+
+        Collective over trainers.
+        """
 
     def broadcast(self, tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> None:
-        """Overwrites `tensors` with trainer 0's. Collective."""
+        """Overwrites `tensors` with trainer 0's.
+
+        Collective over trainers.
+        """
 
     def reduce(self) -> None:
-        """Makes every gradient what the optimizer takes; a missing one becomes zeros. Collective."""
+        """Turns every gradient into the one that the optimizer takes; a missing one becomes zeros.
+
+        Collective over trainers, except where `one_sided`.
+        """
 
     def updates_with(self, num_samples: int) -> bool:
         """Returns whether a trainer with `num_samples` in a step updates the dense parameters."""
@@ -125,14 +156,20 @@ class DenseSync(Protocol):
         """Shares what a step of the optimizer has changed."""
 
     def settle(self, stream: BatchStream, listen: Callable[[], None]) -> None:
-        """Returns once all trainers have the same parameters; calls `listen` meanwhile. Collective."""
+        """Waits until all trainers have the same parameters; calls `listen` meanwhile.
+
+        Collective over trainers.
+        """
 
     def close(self) -> None:
-        """Frees what it holds. Collective."""
+        """Frees what it holds.
+
+        Collective over trainers.
+        """
 
 
 class NoPeers:
-    """The peers of a single trainer."""
+    """Stands for the other trainers of a single one. See `Peers`."""
 
     rank = 0
     size = 1
@@ -151,5 +188,8 @@ class NoPeers:
 
 
 def concatenate(arrays: Sequence[Array], width: int, dtype: npt.DTypeLike = np.float32) -> Array:
-    """[n_i, width] arrays one after the other, [0, width] of `dtype` when there is none."""
+    """Concatenates arrays along their first axis.
+
+    Shapes: [n_i, width] each; [0, width] of `dtype` is returned when there is none.
+    """
     return np.concatenate(arrays) if arrays else np.empty((0, width), dtype)

@@ -17,10 +17,12 @@ Metric = Callable[[Array, Array, "Array | None", "Array | None"], float]
 
 
 def auc(scores: Array, labels: Array, weight: Array | None = None) -> float:
-    """Area under the ROC curve, ties counted half: scores [n], labels [n] in {0, 1}, weight [n] or None.
+    """Returns the area under the ROC curve, ties counted half.
 
-    NaN when one of the classes is missing or a score is not finite. Equals the probability that a
-    positive has a higher score than a negative (Hanley & McNeil 1982), computed from one sort.
+    NaN when one of the classes is missing or a score is not finite. Equals the probability that a positive
+    has a higher score than a negative (Hanley & McNeil 1982), computed from one sort.
+
+    Shapes: scores [n], labels [n] in {0, 1}, weight [n] or None.
     """
     if not np.isfinite(scores).all():
         return math.nan
@@ -40,7 +42,10 @@ def auc(scores: Array, labels: Array, weight: Array | None = None) -> float:
 
 
 def logloss(logits: Array, labels: Array, weight: Array | None = None) -> float:
-    """Mean binary cross-entropy in nats of logits [n] against labels [n], weighted by weight [n] if given."""
+    """Returns the mean binary cross-entropy in nats, weighted if `weight` is given.
+
+    Shapes: logits [n], labels [n], weight [n] or None.
+    """
     x, y = logits.astype(np.float64), labels.astype(np.float64)
     # log(1 + e^x) - x y, without overflow
     losses = np.logaddexp(0.0, x) - x * y
@@ -55,10 +60,11 @@ def evaluate_metrics(
     label_names: Sequence[str],
     custom: dict[str, Metric],
 ) -> dict[str, float]:
-    """`auc`, `logloss` (means over the labels, each by itself too when there are several), `samples`, custom
-    metrics.
+    """Computes `samples`, `auc` and `logloss`, and the custom metrics.
 
-    logits, labels: [n, L]; weight: [n] or None; group: [n] or None.
+    With several labels `auc` and `logloss` are means over them, and those of each label are given too.
+
+    Shapes: logits, labels [n, L]; weight, group [n] or None.
     """
     result: dict[str, float] = {"samples": len(labels)}
     if len(labels):
@@ -74,8 +80,12 @@ def evaluate_metrics(
 
 
 def load_metrics(paths: Sequence[str]) -> dict[str, Metric]:
-    """User metrics `module:function`, called as f(logits [n, L], labels [n, L], weight, group) -> float, by
-    name.
+    """Returns the user's metrics, given as `module:function`, by the function's name.
+
+    Each is called as f(logits, labels, weight, group) -> float.
+
+    Shapes: logits, labels [n, L]; weight, group [n] or None.
+    Raises UserError for a function that can't be imported.
     """
     return {
         path.partition(":")[2]: cast(Metric, load_object(path, "train.metrics"))

@@ -1,4 +1,4 @@
-"""What a session's user may read of the run's state."""
+"""Declares what a session's user may read of the run's state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is true of a training at this moment: what its parts read, and what a checkpoint keeps of it."""
+"""Holds what is true of a training at this moment: what its parts read, and what a checkpoint keeps of it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class DriverState:
 
 @dataclasses.dataclass
 class RunState:
-    """Holds how far the run is, what it found and why it ends. One trainer's parts share it."""
+    """Holds how far the run is, what it found and why it ends. The parts of one trainer share it."""
 
     schedules: Mapping[str, Schedule]
     step: int = 0  # the last finished one

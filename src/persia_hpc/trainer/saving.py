@@ -1,4 +1,4 @@
-"""The trainers' side of checkpoints: when one is due, its dense state, and how it becomes whole."""
+"""Writes checkpoints on the trainers' side: decides when one is due, saves the dense state, completes it."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ LOG = logging.getLogger("persia_hpc")
 class Saver:
     """Writes a run's checkpoints, one at a time. Every trainer has one; trainer 0's does the work.
 
-    A thread writes the dense part and, when the servers are done too, puts the checkpoint together. Steps go
-    on meanwhile.
+    A thread writes the dense part and, when the servers are done too, completes the checkpoint. Training
+    continues meanwhile.
     """
 
     def __init__(
@@ -76,28 +76,30 @@ class Saver:
 
     @property
     def busy(self) -> bool:
-        """Whether one is being written. Trainer 0."""
+        """Returns whether a checkpoint is being written, on trainer 0."""
         return self._thread is not None
 
     def due(self, step: int, schedule: Schedule) -> bool:
-        """Whether one is to be written now, after `step`; the last step's is the loop's affair."""
+        """Returns whether to write a checkpoint now, after `step`; the last step's is left to the loop."""
         wanted = schedule.checkpoints_after(step) or self.overdue()
         return wanted and step != self._saved_step and not schedule.is_last(step)
 
     def overdue(self) -> bool:
-        """Whether `every_seconds` have gone by since the last."""
+        """Returns whether `every_seconds` have gone by since the last checkpoint."""
         every = self.config.every_seconds
         return every > 0 and self._thread is None and time.monotonic() - self._last >= every
 
     def begin(
         self, step: int, content: Callable[[list[dict[str, Any]]], dict[str, Any]], *, full: bool = False
     ) -> None:
-        """Marks this moment on all ranks and begins to write it; waits for one that is still being written.
+        """Begins a checkpoint of this moment, once the one before is whole.
 
-        content: what `dense.pt` is to hold, given the random states of all trainers. full: whatever
-        `full_every` says. No gradient may be in flight.
+        Training may continue when it returns. No gradient may be in flight. content: returns what `dense.pt`
+        is to hold, given the random states of all trainers. full: writes all rows, whatever `full_every`
+        says.
 
         Collective over trainers.
+        Raises PersiaError, on trainer 0, if the checkpoint before couldn't be written.
         """
         began = time.perf_counter()
         random_states = self._peers.gather_objects(random_state())
@@ -148,7 +150,7 @@ class Saver:
             files.finish_checkpoint(directory, step=step, base=name, **facts)
             try:
                 files.prune(self._run_dir, keep=self.config.keep, keep_every=self.config.keep_every)
-            except OSError as error:  # somebody has a file of it open, or has put one there
+            except OSError as error:  # another process has a file of it open, or has put one there
                 LOG.warning("an old checkpoint can't be removed: %s", error)
             self.count += 1
             self.write_seconds += time.perf_counter() - began
@@ -158,7 +160,10 @@ class Saver:
             self._error = files.writing_failed(directory, OSError(None, str(error)))
 
     def poll(self) -> None:
-        """Takes note of what has been written; raises what kept it from being written. Trainer 0."""
+        """Notes, on trainer 0, what has been written.
+
+        Raises PersiaError for what couldn't be written.
+        """
         if self._thread is None:
             return
         if self._stream.checkpoint_written():
@@ -169,7 +174,10 @@ class Saver:
             raise self._error
 
     def wait(self) -> None:
-        """Returns when what was begun is whole. Trainer 0."""
+        """Waits, on trainer 0, until the checkpoint that was begun is whole.
+
+        Raises PersiaError if it couldn't be written.
+        """
         if self._thread is None:
             return
         self._stream.wait_for_checkpoint(lambda: self._error is not None)
@@ -180,7 +188,7 @@ class Saver:
         self._thread = None
 
     def statistics(self) -> dict[str, Any]:
-        """For summary.json."""
+        """Returns counters and times for summary.json."""
         return {
             "written": self.count,
             "paused_seconds": self.paused_seconds,

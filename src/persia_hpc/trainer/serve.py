@@ -48,7 +48,7 @@ _OTHERS = "the other trainers"
 
 
 class MpiPeers:
-    """Implements the `Peers` protocol with the trainers' communicator."""
+    """Connects trainers through their communicator. See `Peers`."""
 
     def __init__(self, comm: MPI.Intracomm, watchdog: Watchdog):
         self._comm = comm
@@ -82,7 +82,10 @@ class MpiPeers:
 
 
 def make_reducer(config: Config, comm: MPI.Intracomm, peers: MpiPeers) -> DenseSync:
-    """Returns what keeps the dense parameters of the trainers equal. Collective over `comm`, theirs."""
+    """Returns what keeps the dense parameters of the trainers equal.
+
+    Collective over the trainers, whose communicator is `comm`.
+    """
     if config.mode == "async" and comm.size > 1:
         return SharedDense(peers, partial(SharedVector, comm))
     return DenseReducer(comm, config.train.bucket_bytes)
@@ -107,7 +110,7 @@ class FeedingWorkers:
 
 
 class RingStream:
-    """Gets batches from the workers' rings and sends gradients back to them; trainer 0 also commands."""
+    """Exchanges batches and gradients with the workers' rings; trainer 0 also commands. See `BatchStream`."""
 
     def __init__(
         self,
@@ -117,7 +120,7 @@ class RingStream:
         context: RankContext,
         trace_steps: int | None = None,
     ):
-        """trace_steps: see `Phases`."""
+        """Connects to this trainer's ends of the rings; `trace_steps` as in `Phases`."""
         self.plane = plane
         self.trainer_rank = workers.trainer_rank
         self.mine = workers.mine

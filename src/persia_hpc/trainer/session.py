@@ -1,6 +1,4 @@
-"""The trainer's engine: batches in, dense step, row gradients out; and what a user's own loop is written
-with.
-"""
+"""Runs one trainer: takes batches in, makes the dense step, sends row gradients out. Users' loops call it."""
 
 from __future__ import annotations
 
@@ -38,7 +36,7 @@ from .stopping import Stopping
 
 
 class Session(Progress):
-    """One trainer of a run. Methods marked collective must be called by every trainer, in the same order."""
+    """Is one trainer of a run. All trainers must call its collective methods in the same order."""
 
     def __init__(
         self,
@@ -56,10 +54,8 @@ class Session(Progress):
         following: Following | None = None,
         saver: Saver | None = None,
     ):
-        """Takes the parts of a trainer.
-
-        resume: the dense side of the checkpoint that the run continues from. initial: that of another run,
-        with whose weights a new run begins. following: with `data.follow`. saver: writes checkpoints.
+        """Takes the parts of a trainer. following: with `data.follow`. saver: writes checkpoints.
+        resume: the checkpoint's dense side, to continue from. initial: another run's, for the first weights.
         """
         self.config = config
         self.layout = layout
@@ -92,25 +88,29 @@ class Session(Progress):
 
     @property
     def trainer_rank(self) -> int:
+        """Returns this trainer's number."""
         return self.peers.rank
 
     @property
     def num_trainers(self) -> int:
+        """Returns the number of trainers."""
         return self.peers.size
 
     @property
     def num_steps(self) -> int:
-        """Steps of the whole run; with `data.follow` those of the files found so far."""
+        """Returns the steps of the whole run; with `data.follow` those of the files found so far."""
         return self.schedules["train"].num_steps
 
     @property
     def steps_per_epoch(self) -> int:
+        """Returns the steps of one epoch."""
         return self.schedules["train"].steps_per_epoch
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> nn.Module:
-        """Moves the model to the device and gives every trainer trainer 0's parameters. Collective.
-
-        Without `optimizer`, that of `[train] optimizer` is made. Your own must hold this model's parameters.
+        """Moves the model to the device and gives every trainer trainer 0's parameters.
+        Without `optimizer`, that of `[train] optimizer` is made. Yours must hold this model's parameters.
+        Collective over trainers.
+        Raises UserError for a checkpoint or an optimizer that doesn't fit.
         """
         model.to(self.device)
         if (begin := self._resume or self._initial) is not None:
@@ -134,19 +134,19 @@ class Session(Progress):
         return model
 
     def forward(self, batch: Batch) -> Tensor:
-        """The model's logits [B, L], under autocast when `train.amp` says so, as float32."""
+        """Returns the model's logits [B, L] as float32, computed under autocast when `train.amp` says so."""
         assert self.model is not None, "call session.prepare(model) first"
         with self.precision.autocast():
             logits: Tensor = self._call(batch)
         return logits.float()
 
     def batches(self, split: str = "train", *, steps: int | None = None) -> Iterator[Batch]:
-        """This trainer's batches of the next `steps` steps (default: all that are left). Collective.
-
+        """Yields this trainer's batches of the next `steps` steps (default: all that are left).
         After each batch `step` must be called. Evaluation is possible between two calls, and inside one after
-        every `train.evaluate_every` steps (0: at the end of each epoch). Due checkpoints are begun here.
-        A trainer without samples in a step (the tail of an epoch) sees no batch, its part of the AllReduce is
-        done here.
+        every `train.evaluate_every` steps (0: at the end of each epoch). Begins due checkpoints. A trainer
+        without samples in a step (the end of an epoch) gets no batch, but takes part in AllReduce.
+        Collective over trainers.
+        Raises UserError for wrong calls, TrainingEndedError if called again after the run was stopped.
         """
         if split != "train":
             raise UserError(
@@ -170,11 +170,9 @@ class Session(Progress):
                 self.save()  # now: what follows in a loop of the user's own may take long
 
     def wait_for_data(self, tell: Callable[[dict[str, Any]], None] = lambda _: None) -> bool:
-        """Returns whether steps are left. No gradient may be in flight.
-
-        With `data.follow`, where the known files are used up, it waits for new ones or a stop. tell: takes an
-        event for each portion and each wait.
-
+        """Returns whether steps are left; no gradient may be in flight.
+        With `data.follow` it waits for new files or a stop. tell: takes an event for each portion and each
+        wait.
         Collective over trainers.
         """
         if self.step_number < self.num_steps or self.following is None:
@@ -218,11 +216,10 @@ class Session(Progress):
         self.phases.stop()
 
     def step(self, losses: Tensor) -> None:
-        """Backward, AllReduce, one step of the dense optimizer, and the row gradients on their way.
-        Collective.
-
-        losses: [B] or [B, L] per sample (weights are applied here), or a scalar, the mean over this trainer's
-        batch.
+        """Trains on the last batch: backward, AllReduce, dense optimizer; sends the row gradients.
+        Shapes: losses [B] or [B, L] per sample (weights are applied here), or the scalar mean of this batch.
+        Collective over trainers.
+        Raises UserError without a batch or before `prepare`.
         """
         if self.model is None:
             raise UserError("session.step was called before session.prepare(model): nothing would be trained")
@@ -252,7 +249,7 @@ class Session(Progress):
         row_batch, gradients, _ = self._current
         self._current = None
         number, good = row_batch.step, True
-        # A GPU goes on while its gradients are fetched; whether fp16's are good is known when all have them.
+        # A GPU computes while its gradients are fetched; whether fp16's are good is known when all have them.
         late = self.device.type == "cuda" or self.precision.scales
         if late:
             if (following := self.stream.peek(number + 1)) is not None:
@@ -300,11 +297,13 @@ class Session(Progress):
         self.stopping.request_stop(reason)
 
     def agree_on_stop(self) -> None:
-        """Gives every trainer trainer 0's `stop_reason`. Collective over trainers."""
+        """Gives every trainer trainer 0's `stop_reason`.
+        Collective over trainers.
+        """
         self.stopping.agree_on_stop()
 
     def keep_driver_state(self, driver: DriverState) -> None:
-        """Keeps what the standard loop wants to find again after a resume, for the next checkpoint."""
+        """Keeps what the standard loop needs after a resume, for the next checkpoint."""
         self.state.driver = driver
 
     @property
@@ -313,9 +312,9 @@ class Session(Progress):
         return self._current is None and not self.state.in_segment
 
     def evaluate(self, model: nn.Module | None = None, split: str = "valid") -> dict[str, float]:
-        """Exact metrics of a split over all trainers; changes nothing in the tables. Collective.
-
-        Only when no gradient is in flight (see `batches`). Returns `auc`, `logloss`, `samples`, custom ones.
+        """Returns exact metrics of a split over all trainers: `auc`, `logloss`, `samples`, custom ones.
+        Changes nothing in the tables. No gradient may be in flight (see `batches`).
+        Collective over trainers.
         """
         predictions = Predictions(len(self.inputs.labels))
         for logits, row_batch in self.predictions(model, split):
@@ -327,7 +326,10 @@ class Session(Progress):
         return metrics
 
     def predictions(self, model: nn.Module | None, split: str) -> Iterator[tuple[Array, RowBatch]]:
-        """(logits [B, L] float32, batch) of this trainer's part of a split, in order. Collective."""
+        """Returns an iterator over (logits [B, L] float32, batch) of this trainer's part of a split.
+        Collective over trainers.
+        Raises UserError for an unknown split, and while gradients are in flight.
+        """
         model = model or self.model
         assert model is not None, "call session.prepare(model) first"
         if split not in self.schedules or split == "train":
@@ -362,8 +364,9 @@ class Session(Progress):
         )
 
     def save(self, *, full: bool = False) -> None:
-        """Begins a checkpoint of this moment, which goes on being written; no gradient may be in flight.
-        Collective. `full`: not only what has changed, whatever `checkpoint.full_every` says.
+        """Begins a checkpoint of this moment, of all rows if `full`; it is written while training continues.
+        Collective over trainers.
+        Raises UserError while gradients are in flight.
         """
         assert self.saver is not None, "this session has no run directory"
         if not self.drained:
@@ -382,7 +385,9 @@ class Session(Progress):
         )
 
     def close(self) -> None:
-        """Ends the run for all ranks. Collective."""
+        """Ends the run for all ranks.
+        Collective over trainers.
+        """
         if self.saver is not None:
             self.saver.wait()
         self.pooling.staging.close()
@@ -390,5 +395,5 @@ class Session(Progress):
         self.reducer.close()
 
     def wait_seconds(self) -> dict[str, float]:
-        """Seconds this trainer waited, by cause."""
+        """Returns the seconds that this trainer waited, by cause."""
         return {"batch": self.stream.wait_seconds, "allreduce": self.reducer.seconds}

@@ -1,4 +1,4 @@
-"""How a run ends early: trainer 0 hears of signals and wishes, and all trainers agree."""
+"""Ends a run early: trainer 0 hears of signals and requests, and all trainers agree."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Stopping:
         self._draining = False  # the segment is to end early, for a checkpoint
 
     def request_stop(self, reason: str) -> None:
-        """Ends the run soon, at a step that all ranks agree on; other trainers than 0 only hear of it."""
+        """Ends the run soon, at a step that all ranks agree on; does nothing on other trainers than 0."""
         if self._peers.rank != 0:
             return
         self._state.stop_reason = reason
@@ -43,7 +43,10 @@ class Stopping:
                 self._stream.request_stop()
 
     def agree_on_stop(self) -> None:
-        """Gives every trainer trainer 0's reason to stop. Collective over trainers."""
+        """Gives every trainer trainer 0's reason to stop.
+
+        Collective over trainers.
+        """
         self.listen()
         state = self._state
         state.stop_reason, state.interrupted = self._peers.broadcast((state.stop_reason, state.interrupted))

@@ -1,4 +1,6 @@
-"""Record rings over RMA windows: the only place that knows MPI windows (protocol: docs/rma_protocol.md).
+"""Connects ranks by record rings over RMA windows; only this package knows MPI windows.
+
+The protocol is described in docs/rma_protocol.md.
 
     plane    Plane, Channel            all rings between the ranks of a communicator
     ring     RingSender, RingReceiver, RingCounters

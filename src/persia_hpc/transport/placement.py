@@ -1,4 +1,4 @@
-"""Where each channel's ring lies in the windows: pure, the same on all ranks, nothing is exchanged."""
+"""Places each channel's ring in the windows: all ranks compute the same and exchange nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BELL_BYTES = _LINES
 
 @dataclass(frozen=True)
 class Channel:
-    """A ring from rank `producer` of the plane to rank `consumer`, with `ring_bytes` for records."""
+    """Describes a ring from rank `producer` to rank `consumer` of a plane, with `ring_bytes` for records."""
 
     producer: int
     consumer: int
@@ -25,18 +25,18 @@ class Channel:
 
     @property
     def label(self) -> str:
-        """How messages name it."""
+        """Returns the channel's name in messages."""
         return f"{self.name!r} (rank {self.producer} to {self.consumer})"
 
     @property
     def num_words(self) -> int:
-        """Sequence words: one for each entry that the ring can hold at most."""
+        """Returns the number of sequence words: one for each entry that the ring can hold at most."""
         return self.ring_bytes // ALIGNMENT
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Byte positions in the window memory of the consumer (words, data) and of the producer (tail)."""
+    """Holds byte positions in the window memory of the consumer (words, data) and of the producer (tail)."""
 
     shared: bool
     words: int
@@ -47,9 +47,10 @@ class Placement:
 def place(
     channels: Sequence[Channel], nodes: Sequence[int], force_remote: bool
 ) -> tuple[list[Placement], dict[bool, list[int]]]:
-    """Placement of each channel, and for the shared (True) and remote (False) window the bytes of each rank.
+    """Returns the placement of each channel, and the bytes of each rank in the shared and remote windows.
 
-    nodes: for each rank a number that says which node it is on. A rank's shared part begins with its bell.
+    nodes: for each rank a number that says which node it is on. The bytes are listed by rank, under True for
+    the shared windows, where a rank's part begins with its bell, and under False for the remote ones.
     """
     sizes = {shared: [0] * len(nodes) for shared in (True, False)}
     placements = []
@@ -68,7 +69,7 @@ def place(
 
 
 def channel_problem(num_ranks: int, channels: Sequence[Channel]) -> str | None:
-    """What is wrong with a channel list, or None."""
+    """Returns what is wrong with a channel list, or None."""
     seen = set()
     for channel in channels:
         key = (channel.producer, channel.consumer, channel.name)

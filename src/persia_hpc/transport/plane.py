@@ -1,4 +1,4 @@
-"""A plane: all the rings between the ranks of one communicator."""
+"""Builds a plane: all the rings between the ranks of one communicator."""
 
 from __future__ import annotations
 
@@ -21,10 +21,13 @@ __all__ = ["Channel", "Plane"]
 
 
 class Plane:
-    """The rings between the ranks of `comm`. The constructor is COLLECTIVE; all ranks pass the same channels.
+    """Holds the rings between the ranks of `comm`; all ranks pass the same channels.
 
     force_remote: use one-sided MPI between ranks of one node as well (tests).
-    Raises UserError on all ranks alike: bad or differing channels, no room for windows, wrong memory model.
+
+    Collective over `comm`: the constructor and `free`.
+    Raises UserError, on all ranks alike, for bad or differing channels, too little memory, or an MPI with the
+    wrong memory model.
     """
 
     def __init__(
@@ -77,7 +80,7 @@ class Plane:
 
     @property
     def memory(self) -> list[Bytes]:
-        """This rank's windows, in which what it receives lies."""
+        """Returns this rank's windows, in which the records that it receives lie."""
         return [window.memory for window in self._windows if len(window.memory)]
 
     def _make_sender(self, channel: Channel, placement: Placement, node_rank: dict[int, int]) -> RingSender:
@@ -120,7 +123,7 @@ class Plane:
 
     @property
     def waited_for(self) -> tuple[list[RingProducer], list[RingConsumer], list[Words]]:
-        """What a `Waiter` looks at: my ends of the rings, and my bell if a peer on this node can ring it."""
+        """Returns what a `Waiter` watches: this rank's ring ends, and its bell if a peer can ring it."""
         bells = (
             []
             if self._shared is None or not len(self._shared.memory)
@@ -129,7 +132,10 @@ class Plane:
         return [s.ring for s in self._senders.values()], [r.ring for r in self._receivers.values()], bells
 
     def sender(self, consumer: int, name: str) -> RingSender:
-        """The producer's end of my channel `name` to rank `consumer`; UserError if there is none."""
+        """Returns the producer's end of this rank's channel `name` to rank `consumer`.
+
+        Raises UserError if there is none.
+        """
         if (consumer, name) not in self._senders:
             raise UserError(
                 f"got channel {name!r} to rank {consumer}, expected one of {sorted(self._senders)}"
@@ -137,7 +143,10 @@ class Plane:
         return self._senders[consumer, name]
 
     def receiver(self, producer: int, name: str) -> RingReceiver:
-        """The consumer's end of channel `name` from rank `producer` to me; UserError if there is none."""
+        """Returns the consumer's end of channel `name` from rank `producer` to this rank.
+
+        Raises UserError if there is none.
+        """
         if (producer, name) not in self._receivers:
             raise UserError(
                 f"got channel {name!r} from rank {producer}, expected one of {sorted(self._receivers)}"
@@ -146,11 +155,11 @@ class Plane:
 
     @property
     def pending(self) -> int:
-        """Records that I posted and that their consumers can't see yet."""
+        """Counts the records that this rank has posted and that their consumers can't see yet."""
         return sum(sender.pending for sender in self._dirty)
 
     def progress(self) -> bool:
-        """Sends what was queued or held back, as far as there is room; call it in each pass of a loop.
+        """Sends queued and held-back records as far as there is room; must be called in each pass of a loop.
 
         Returns whether anything moved. Waits for no ring. With peers on other nodes it also calls into MPI,
         without which their one-sided operations on this rank do not proceed.
@@ -163,13 +172,14 @@ class Plane:
         return moved
 
     def counters(self) -> dict[str, RingCounters]:
-        """Counters of each of my ring ends, by the channel's name and ranks."""
+        """Returns the counters of each of this rank's ring ends, by the channel's name and ranks."""
         ends: list[RingSender | RingReceiver] = [*self._senders.values(), *self._receivers.values()]
         return {end.name: end.counters for end in ends}
 
     def free(self) -> None:
-        """COLLECTIVE. Frees the windows; views of records that were not detached are invalid afterwards.
+        """Frees the windows; views of records that were not detached are invalid afterwards.
 
+        Collective over the plane's ranks.
         Raises PersiaError on all ranks, and frees nothing, if any record is queued or unread: drain first.
         """
         if self._freed:
@@ -192,7 +202,11 @@ def _words(memory: Bytes, offset: int, count: int) -> Words:
 
 
 def _check_channels(comm: MPI.Intracomm, channels: Sequence[Channel]) -> None:
-    """COLLECTIVE. Raises the same UserError on all ranks if channels are bad or differ between ranks."""
+    """Checks that channels are good and the same on all ranks.
+
+    Collective over `comm`.
+    Raises the same UserError on all ranks if they are not.
+    """
     digest = hashlib.sha256(repr(list(channels)).encode()).hexdigest()
     found: list[tuple[str, str | None]] = comm.allgather((digest, channel_problem(comm.size, channels)))
     differing = [rank for rank, (theirs, _) in enumerate(found) if theirs != found[0][0]]

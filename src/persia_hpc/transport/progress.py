@@ -1,4 +1,4 @@
-"""Waiting without burning the core, and progress for ranks that compute."""
+"""Waits without keeping a core busy, and makes MPI progress for ranks that compute."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from persia_hpc.transport.plane import Plane
 
 SPIN_SECONDS = 50e-6  # about what falling asleep and being woken costs
 SLEEP_SECONDS = 50e-3  # peers on this node ring a bell: a sleep ends when there are news
-# With peers on other nodes nobody rings: yields, then sleeps of this part of the time spent idle so far.
+# Peers on other nodes ring no bell: yields, then sleeps of this part of the time spent idle so far.
 YIELD_PASSES = 1000
 REMOTE_SLEEP_PART = 0.02
 REMOTE_SLEEP_SECONDS = (100e-6, 10e-3)  # at least and at most
@@ -26,15 +26,14 @@ PROGRESS_PERIOD_SECONDS = 1e-3
 
 
 def default_spin(num_ranks: int) -> float:
-    """Seconds: spinning pays only if each of the `num_ranks` ranks on a node has a core of its own."""
+    """Returns the seconds to spin: 0 unless each of the `num_ranks` ranks on a node has a core of its own."""
     return SPIN_SECONDS if num_ranks <= len(os.sched_getaffinity(0)) else 0.0
 
 
 class Waiter:
-    """How one polling loop waits for news in the rings of `planes`: it spins, then sleeps until it is woken.
+    """Waits, for one polling loop, for news in the rings of `planes`: spins, then sleeps until it is woken.
 
-    spin: seconds of spinning before the first sleep; None decides by the ranks in the world and this node's
-    cores.
+    spin: seconds of spinning before the first sleep; None decides by the number of ranks and of cores.
     """
 
     def __init__(self, *planes: Plane, spin: float | None = None) -> None:
@@ -46,11 +45,11 @@ class Waiter:
         self._idle_since = 0.0
 
     def busy(self) -> None:
-        """A pass of the loop did something: start over."""
+        """Notes that a pass of the loop did something: the next wait starts with spinning."""
         self._passes = 0
 
     def idle(self) -> None:
-        """A pass of the loop did nothing: wait until there may be something to do."""
+        """Waits, after a pass of the loop that did nothing, until there may be something to do."""
         passes = self._passes
         self._passes = passes + 1
         spin = self._spin if passes == 0 else 0.0
@@ -71,7 +70,7 @@ class Waiter:
         self._probe(PROBES_PER_SLEEP)
 
     def wake(self) -> None:
-        """Another thread has news: ends the wait that this rank's loop is in or begins next."""
+        """Ends the wait that this rank's loop is in or begins next; another thread calls it."""
         self._watch.wake()
 
     def _probe(self, times: int) -> None:
@@ -82,8 +81,9 @@ class Waiter:
 class ProgressThread:
     """Calls into MPI each millisecond, so that peers' one-sided operations on a computing rank proceed.
 
-    For ranks with remote peers whose main thread is outside MPI for long. Raises UserError without
-    MPI_THREAD_MULTIPLE.
+    For ranks with remote peers whose main thread is outside MPI for long.
+
+    Raises UserError without MPI_THREAD_MULTIPLE when it is made.
     """
 
     def __init__(self, comm: MPI.Comm) -> None:
@@ -97,14 +97,14 @@ class ProgressThread:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Starts the thread; harmless if it runs."""
+        """Starts the thread; does nothing if it runs."""
         if self._thread is None:
             self._running = True
             self._thread = threading.Thread(target=self._run, name="mpi-progress", daemon=True)
             self._thread.start()
 
     def stop(self) -> None:
-        """Stops and joins the thread; must come before MPI is finalised. Harmless if it does not run."""
+        """Stops and joins the thread; must come before MPI is finalised. Does nothing if it does not run."""
         self._running = False
         if self._thread is not None:
             self._thread.join()

@@ -1,4 +1,4 @@
-"""How a ring's words reach another node: one-sided MPI.
+"""Carries a ring's words to another node with one-sided MPI.
 
 Put and flush the payload, then Accumulate(REPLACE) and flush the words.
 """
@@ -15,21 +15,21 @@ from persia_hpc.transport.records import Bytes
 
 
 class DataLink(Protocol):
-    """The producer's way to announce entries."""
+    """Lets a producer announce entries."""
 
     def publish(self, first: int, last: int, ranges: Sequence[tuple[int, int]]) -> None:
-        """Shows the consumer entries first..last, written to these ranges (begin, end) of the ring."""
+        """Shows the consumer the entries first..last, written to these ranges (begin, end) of the ring."""
 
 
 class TailLink(Protocol):
-    """The consumer's way to tell how many bytes it has released."""
+    """Lets a consumer tell how many bytes it has released."""
 
     def publish(self, tail: int) -> None:
         """Stores the number of released bytes in the producer's memory."""
 
 
 class RemoteDataLink:
-    """The producer's link: `mirror` is its image of the ring, each range is Put to the same place."""
+    """Writes entries to a consumer on another node from `mirror`, an image of its ring. See `DataLink`."""
 
     def __init__(
         self, win: MPI.Win, consumer: int, mirror: Bytes, data_offset: int, words_offset: int, num_words: int
@@ -42,7 +42,7 @@ class RemoteDataLink:
         self._num_words = num_words
 
     def publish(self, first: int, last: int, ranges: Sequence[tuple[int, int]]) -> None:
-        """See DataLink. Blocks until the consumer's MPI has answered."""
+        """Puts the entries, then their words; returns when the consumer's MPI has answered."""
         win, consumer = self._win, self._consumer
         for begin, end in ranges:
             size = end - begin
@@ -61,7 +61,7 @@ class RemoteDataLink:
 
 
 class RemoteTailLink:
-    """The consumer's link."""
+    """Writes the released bytes to a producer on another node. See `TailLink`."""
 
     def __init__(self, win: MPI.Win, producer: int, tail_offset: int) -> None:
         self._win = win
@@ -69,7 +69,7 @@ class RemoteTailLink:
         self._tail_offset = tail_offset
 
     def publish(self, tail: int) -> None:
-        """See TailLink. Blocks until the producer's MPI has answered."""
+        """Writes the number; returns when the producer's MPI has answered."""
         self._win.Sync()  # the views of what is released were read before this
         target = [self._tail_offset, 1, MPI.UINT64_T]
         source = [np.array([tail], np.uint64), 1, MPI.UINT64_T]

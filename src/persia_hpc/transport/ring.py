@@ -18,7 +18,7 @@ REMOTE_IDLE_POLLS = 16  # a tail update to another node costs tens of microsecon
 
 
 class RingSender:
-    """The producer's end; one thread uses it. Never blocks on a full ring: what finds no room is queued.
+    """Is the producer's end, for one thread. Never blocks on a full ring: what finds no room is queued.
 
     link: announces what was written to another node; None where `ring` itself reaches the consumer's memory.
     dirty: the plane's senders that need progress.
@@ -36,23 +36,23 @@ class RingSender:
 
     @property
     def pending(self) -> int:
-        """Records posted that the consumer can't see yet: queued, or held back for the next `progress()`."""
+        """Counts posted records that the consumer can't see yet: queued, or held back for `progress()`."""
         held = 0 if self._link is None else self.ring.records - self._announced
         return len(self._queue) + held
 
     @property
     def pending_bytes(self) -> int:
-        """Body bytes that have found no room yet."""
+        """Counts the body bytes that have found no room yet."""
         return sum(record.unwritten_bytes for record in self._queue)
 
     @property
     def closed(self) -> bool:
-        """True after `close()`: nothing may be posted any more."""
+        """Returns True after `close()`: nothing may be posted any more."""
         return self._closed
 
     @property
     def counters(self) -> RingCounters:
-        """What went through so far."""
+        """Returns the counters of what was sent so far."""
         return RingCounters(self.ring.records, self.ring.bytes, self._full_waits)
 
     def post(
@@ -67,8 +67,9 @@ class RingSender:
         """Sends a record, or queues it if there is no room or something is queued already. Never waits.
 
         arrays: C-contiguous, one or two dimensions; an entry that is a list is sent as the concatenation of
-        its arrays along axis 0. Queued arrays are referenced: they must not change while `pending` > 0.
-        To a consumer on another node up to 8 records are held back until `progress()`.
+        its arrays along axis 0. Queued arrays are referenced: they must not change while `pending` > 0. To a
+        consumer on another node up to 8 records are held back until `progress()`.
+
         Raises UserError for arrays or fields that a record can't carry, and after `close()`.
         """
         self._check_open()
@@ -87,9 +88,11 @@ class RingSender:
         tag: int = 0,
         arrays: Sequence[Array | list[Array]] = (),
     ) -> bool:
-        """Sends a record if there is room now for all of it as one entry; else nothing happens, and False.
+        """Sends a record if all of it has room now as one entry; else does nothing and returns False.
 
         After True the arrays may change: nothing refers to them any more.
+
+        Raises UserError as `post` does.
         """
         self._check_open()
         if self._queue:
@@ -118,10 +121,12 @@ class RingSender:
     def try_reserve(
         self, kind: int, step: int, trainer: int, tag: int, specs: Sequence[Spec]
     ) -> list[Array] | None:
-        """Room for a record whose arrays (dtype, shape) the caller fills in place, then `commit()`.
+        """Reserves room for a record whose arrays (dtype, shape) the caller fills in place, then `commit()`.
 
-        None if there is no room now, if something is queued, or if the record would travel in chunks: then
-        `post` it. The views lie in the consumer's memory or in what is Put from, and hold old bytes.
+        Returns None if there is no room now, if something is queued, or if the record needs several chunks:
+        then `post` it. The views lie in the consumer's memory or in what is Put from, and hold old bytes.
+
+        Raises UserError for arrays or fields that a record can't carry, and after `close()`.
         """
         self._check_open()
         if self._queue:
@@ -132,7 +137,10 @@ class RingSender:
             raise UserError(f"ring {self.name}: {error}") from error
 
     def commit(self) -> None:
-        """Sends the record reserved by `try_reserve`."""
+        """Sends the record reserved by `try_reserve`.
+
+        Raises UserError without a reservation.
+        """
         if not self.ring.reserved:
             raise UserError(f"ring {self.name}: commit() without a reservation; call try_reserve() first")
         self.ring.commit()
@@ -163,7 +171,7 @@ class RingSender:
             raise UserError(f"ring {self.name}: {error}") from error
 
     def _write(self, record: Outgoing) -> bool:
-        """Writes what fits; True once the record is complete."""
+        """Writes what fits; returns True once the record is complete."""
         if self._link is None:
             return self.ring.write(record)
         while True:  # an entry a turn: the consumer may read the first while the others are written
@@ -190,7 +198,7 @@ class RingSender:
 
 
 class RingReceiver:
-    """The consumer's end; one thread uses it. Polling reads this rank's memory only, 8 bytes if empty.
+    """Is the consumer's end, for one thread. Polling reads this rank's memory only, 8 bytes if empty.
 
     link: tells a producer on another node what was released; None where `ring` itself reaches its memory.
     """
@@ -205,21 +213,21 @@ class RingReceiver:
 
     @property
     def closed(self) -> bool:
-        """Whether the producer's CLOSE was received: nothing follows."""
+        """Returns whether the producer's CLOSE was received: nothing follows."""
         return self.ring.closed
 
     @property
     def counters(self) -> RingCounters:
-        """What came so far."""
+        """Returns the counters of what was received so far."""
         return RingCounters(self.ring.records, self.ring.bytes)
 
     @property
     def unread(self) -> bool:
-        """Whether a record other than CLOSE waits, or was received in part."""
+        """Returns whether a record other than CLOSE waits, or was received in part."""
         return self.ring.unread
 
     def poll(self) -> Record | None:
-        """The next record, or None. A record that comes in chunks is returned once it is whole.
+        """Returns the next record, or None. A record that comes in chunks is returned once it is whole.
 
         Raises PersiaError, naming the channel, if the ring holds what its producer can't have sent.
         """
@@ -245,7 +253,7 @@ class RingReceiver:
             self._publish_tail()
 
     def _tell_when_idle(self) -> None:
-        """A chunk was taken, or nothing came."""
+        """Publishes the released bytes when a poll found no record: nothing came, or only a chunk."""
         if self.ring.released - self._published >= self.ring.data.nbytes // REMOTE_TAIL_FRACTION:
             self._publish_tail()
         elif self.ring.released != self._published:

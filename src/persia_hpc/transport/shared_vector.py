@@ -1,4 +1,4 @@
-"""One vector of floats that all ranks add to and read, each owning a slice of it in its RMA window."""
+"""Shares one vector of floats that all ranks add to and read; each owns a slice of it in its RMA window."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ Floats = npt.NDArray[np.float32]
 
 
 class SharedVector:
-    """float32 [n]. The constructor and `free` are COLLECTIVE over the communicator, the rest is one-sided.
+    """Holds a vector that begins with rank 0's `initial`; `add` and `read` are one-sided.
 
-    Rank 0's `initial` is what it begins with. Raises UserError on all ranks alike for lack of memory.
+    Shapes: [n] float32.
+    Collective over `comm`: the constructor and `free`.
+    Raises UserError, on all ranks alike, for lack of memory.
     """
 
     def __init__(self, comm: MPI.Intracomm, initial: Floats) -> None:
@@ -41,7 +43,7 @@ class SharedVector:
             mine = np.frombuffer(memory_of(self._win.tomemory()), np.float32)[:own]
             mine[:] = begin[self._bounds[comm.rank] : self._bounds[comm.rank + 1]]
         self._win.Sync()
-        comm.Barrier()  # nobody adds before all is there
+        comm.Barrier()  # no rank adds before all parts are filled
 
     def add(self, delta: Floats, out: Floats) -> None:
         """Adds `delta` and writes to `out` what the vector is afterwards; atomic for each element."""
@@ -62,6 +64,9 @@ class SharedVector:
         self._win.Flush_all()
 
     def free(self) -> None:
-        """COLLECTIVE."""
+        """Frees the window.
+
+        Collective over the vector's ranks.
+        """
         self._win.Unlock_all()
         self._win.Free()

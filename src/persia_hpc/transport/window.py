@@ -1,4 +1,4 @@
-"""One block of RMA memory per rank, for plain stores within a node or one-sided MPI between nodes."""
+"""Allocates a block of RMA memory per rank, for plain stores within a node or one-sided MPI across."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ _GAP = 4096  # MPI aligns a window to 8 or 16 bytes only: room to shift it
 
 
 class Window:
-    """Memory of `num_bytes` on this rank, 64-byte aligned, in a passive-target epoch on every peer.
+    """Holds memory of `num_bytes` on this rank, 64-byte aligned, in a passive-target epoch on every peer.
 
-    Constructor, `open()` and `free()` are COLLECTIVE over the communicator. The constructor does not raise:
-    `problem` says what went wrong, and all ranks must agree on it before they go on to `open()`.
+    The constructor does not raise: `problem` says what went wrong, and all ranks must agree on it before they
+    call `open()`.
+
+    Collective over `comm`: the constructor, `open()` and `free()`.
     """
 
     def __init__(self, comm: MPI.Intracomm, num_bytes: int, *, shared: bool) -> None:
@@ -45,7 +47,10 @@ class Window:
             info.Free()
 
     def open(self) -> None:
-        """COLLECTIVE. Zeroes the memory, begins the epoch; a barrier must follow before the first access."""
+        """Zeroes the memory and begins the epoch; a barrier must follow before the first access.
+
+        Collective over the window's ranks.
+        """
         own = np.frombuffer(memory_of(self.win.tomemory()), np.uint8)
         shift = -own.ctypes.data % ALIGNMENT
         self.memory: Bytes = own[shift : shift + self._num_bytes]
@@ -55,33 +60,42 @@ class Window:
         self.win.Sync()
 
     def offset(self, rank: int, position: int) -> int:
-        """The displacement of a byte of a peer's memory, for Put and Accumulate."""
+        """Returns the displacement of a byte of a peer's memory, for Put and Accumulate."""
         return self._shifts[rank] + position
 
     def peer(self, rank: int) -> Bytes:
-        """A peer's memory (shared windows only)."""
+        """Returns a peer's memory (shared windows only)."""
         buffer, _ = self.win.Shared_query(rank)
         return np.frombuffer(memory_of(buffer), np.uint8)[self._shifts[rank] :]
 
     def free(self) -> None:
-        """COLLECTIVE. Every view into the memory is invalid afterwards."""
+        """Frees the memory; every view into it is invalid afterwards.
+
+        Collective over the window's ranks.
+        """
         self.win.Unlock_all()
         self.memory = np.empty(0, np.uint8)
         self.win.Free()
 
 
 def raise_together(comm: MPI.Intracomm, problem: str | None) -> None:
-    """COLLECTIVE. Raises UserError on all ranks, with the first rank's text, if any rank has a problem."""
+    """Stops all ranks if any has a problem.
+
+    Collective over `comm`.
+    Raises UserError on all ranks, with the text of the first rank that has a problem.
+    """
     for rank, found in enumerate(comm.allgather(problem)):
         if found is not None:
             raise UserError(found if found == problem else f"{found} (found by rank {rank} of this plane)")
 
 
 def memory_problem(node_comm: MPI.Intracomm, num_bytes: int) -> str | None:
-    """COLLECTIVE over the node. A message if its ranks together want more memory than the node has.
+    """Returns a message if the ranks of a node together want more memory than it has, else None.
 
-    Asked before MPI is: a rank whose own allocation fails leaves the others hanging in the collective call,
-    and shared memory is a sparse file, whose allocation succeeds and whose use ends in SIGBUS.
+    It is asked before MPI is: a rank whose own allocation fails leaves the others hanging in the collective
+    call, and shared memory is a sparse file, whose allocation succeeds and whose use ends in SIGBUS.
+
+    Collective over `node_comm`, the ranks of a node.
     """
     wanted = node_comm.allreduce(num_bytes)
     text = f"the rings of the {node_comm.size} ranks on {socket.gethostname()} need {wanted} bytes"
@@ -112,7 +126,7 @@ def _allocation_problem(num_bytes: int, shared: bool, error: MPI.Exception) -> s
 
 
 def shared_memory_room() -> tuple[int, int]:
-    """Bytes of this node's shared memory: free, and in all; 0 where there is no such file system."""
+    """Returns the free bytes of this node's shared memory and its size; 0 where there is none."""
     if not os.path.isdir(SHARED_MEMORY):
         return 0, 0
     status = os.statvfs(SHARED_MEMORY)
@@ -120,7 +134,7 @@ def shared_memory_room() -> tuple[int, int]:
 
 
 def _available_memory() -> int | None:
-    """Bytes that the kernel says can be had without swapping, if it says."""
+    """Returns the bytes that the kernel can give without swapping, None if it doesn't say."""
     try:
         with open("/proc/meminfo") as lines:
             return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))

@@ -1,4 +1,4 @@
-"""Dense gradients through Horovod: the only file that knows it."""
+"""Reduces dense gradients through Horovod; no other file knows it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from persia_hpc.trainer.interfaces import BatchStream
 
 
 def _gpu_of(parameters: list[nn.Parameter]) -> str:
-    """The GPU that they are on, by a name that is the same for all who share it; "" for none."""
+    """Names the GPU of the parameters, alike in all processes that share it; "" if there is none."""
     if not parameters or parameters[0].device.type != "cuda":
         return ""
     device = parameters[0].device
@@ -24,14 +24,14 @@ def _gpu_of(parameters: list[nn.Parameter]) -> str:
 
 
 class DenseReducer:
-    """Sums dense gradients over the trainers, in fixed fp32 buckets and so in the same order every time."""
+    """Sums dense gradients over the trainers in fixed fp32 buckets, always in one order. See `DenseSync`."""
 
     one_sided = False
 
     def __init__(self, comm: Any | None, bucket_bytes: int):
-        """Collective over `comm`, the trainers' communicator (mpi4py). None, or one rank: nothing to reduce.
+        """Starts Horovod, unless there is nothing to reduce: `comm` is None or has one rank.
 
-        One trainer must not pay for AllReduce, so Horovod is not even started for it.
+        Collective over the trainers, whose communicator (mpi4py) is `comm`.
         """
         self.seconds = 0.0
         self._hvd: Any = None
@@ -50,7 +50,6 @@ class DenseReducer:
         self._comm = comm
 
     def attach(self, model: nn.Module) -> None:
-        """Lays out the buckets and gives every trainer trainer 0's parameters and buffers. Collective."""
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self._buckets = []
         if self._hvd is None:
@@ -78,7 +77,6 @@ class DenseReducer:
         self._buckets.append((flat, gathered, parameters))
 
     def broadcast(self, tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> None:
-        """Overwrites `tensors` with trainer 0's. Collective."""
         items = dict(tensors)
         if self._hvd is None or not items:
             return
@@ -93,7 +91,6 @@ class DenseReducer:
                     tensor.copy_(on_host[name])
 
     def reduce(self) -> None:
-        """Replaces every gradient by its sum over the trainers (a missing one is zeros). Collective."""
         if self._hvd is None:
             for p in self.parameters:  # as with several trainers: their number must change nothing
                 if p.grad is None:
@@ -128,17 +125,19 @@ class DenseReducer:
         self.seconds += time.perf_counter() - begin
 
     def updates_with(self, num_samples: int) -> bool:
-        """Whether a trainer that had so many samples in a step updates the dense parameters: always."""
         return True
 
     def updated(self) -> None:
-        """After a step of the optimizer, the same on all trainers: nothing to do."""
+        """Does nothing: after a step of the optimizer the parameters are the same on all trainers."""
 
     def settle(self, stream: BatchStream, listen: Callable[[], None]) -> None:
         """Does nothing: the trainers' parameters are the same after every step."""
 
     def close(self) -> None:
-        """Shuts Horovod down; must come before MPI finalises. Collective."""
+        """Shuts Horovod down; must come before MPI finalises.
+
+        Collective over trainers.
+        """
         if self._hvd is not None:
             self._hvd.shutdown()
             self._hvd = None

@@ -1,4 +1,4 @@
-"""The dense model as a CUDA graph: its kernels are launched by one call, not by one of Python's each."""
+"""Runs the dense model as a CUDA graph: one call launches all of its kernels."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _tensors(batch: Batch) -> list[Tensor]:
 
 
 class _OfTensors(nn.Module):
-    """A model that takes the tensors of batches like `like`, as graphs need it."""
+    """Wraps a model so that it takes the tensors of batches like `like`, as graphs need it."""
 
     def __init__(self, model: nn.Module, like: Batch):
         super().__init__()
@@ -62,7 +62,7 @@ class _OfTensors(nn.Module):
 
 
 class GraphedModel:
-    """model(batch): a graph for training batches of the first one's shape, the model itself for others."""
+    """Runs model(batch) as a graph for training batches of the first one's shape, and plainly for others."""
 
     def __init__(self, model: nn.Module, graph: Graph = _capture):
         self.model = model
@@ -71,7 +71,7 @@ class GraphedModel:
         self._shapes: list[tuple[int, ...]] = []
 
     def __call__(self, batch: Batch) -> Tensor:
-        """The logits, which stay valid."""
+        """Returns the logits; later calls don't overwrite them."""
         if not self.model.training:
             return self._plain(batch)
         tensors = _tensors(batch)
@@ -101,7 +101,7 @@ class GraphedModel:
 def graphed(model: nn.Module, inputs: Inputs, device: torch.device) -> Callable[[Batch], Tensor]:
     """Returns the model as a graph, or the model itself where the device has no graphs.
 
-    Raises: UserError for inputs whose shapes change from step to step.
+    Raises UserError for inputs whose shapes change from step to step.
     """
     if inputs.sequences:
         raise UserError(

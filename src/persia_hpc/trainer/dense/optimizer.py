@@ -1,4 +1,4 @@
-"""The optimizer of the dense network, as configured."""
+"""Makes the optimizer of the dense network, as configured."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ FUSED_EXCLUDES = {"fused", "foreach", "capturable", "differentiable"}  # options
 
 
 def make_optimizer(parameters: Any, settings: Mapping[str, Any]) -> torch.optim.Optimizer:
-    """Any optimizer of torch.optim by name, with its own arguments; UserError for names and arguments it
-    doesn't have.
+    """Makes an optimizer of torch.optim by its name and arguments.
 
-    Fused, where torch has that and `settings` doesn't choose: one kernel, not a dozen, a parameter.
+    It is fused (one kernel for all parameters) where torch offers that and `settings` doesn't choose
+    otherwise.
+
+    Raises UserError for names and arguments that torch.optim doesn't have.
     """
     arguments = dict(settings)
     name = str(arguments.pop("name", "Adam"))
@@ -41,7 +43,7 @@ def make_optimizer(parameters: Any, settings: Mapping[str, Any]) -> torch.optim.
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: LearningRate, step: int) -> None:
-    """Gives each parameter group the learning rate of `step`; its first is kept as torch's schedulers do.
+    """Gives each parameter group the learning rate of `step`; keeps its first one as torch's schedulers do.
 
     Does nothing for a constant rate, so that a scheduler of the user's own is not disturbed.
     """

@@ -1,4 +1,4 @@
-"""Mixed precision: in what the dense part computes, and the loss scale that fp16 needs."""
+"""Implements mixed precision: the type that the dense part computes in, and fp16's loss scale."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Precision:
-    """`train.amp`. With fp16 one loss scale serves dense and row gradients: torch's GradScaler chooses it.
+    """Implements `train.amp`; with fp16 one loss scale, chosen by torch's GradScaler, serves all gradients.
 
     A step in which a dense or row gradient of any trainer overflows (in fp32, scaled back) is skipped by all,
-    dense parameters and rows alike, and the scale is lowered.
+    for dense parameters and rows alike, and the scale is lowered.
     """
 
     def __init__(self, amp: str, device: torch.device, *, cache: bool = True):
-        """`cache`: whether autocast may keep casts of parameters, which CUDA graphs can't have."""
+        """Chooses the type of autocast.
+
+        cache: whether it may keep casts of parameters, which CUDA graphs forbid.
+        """
         self.autocast_dtype = DTYPES.get(amp)
         self._device = device
         self._cache = cache
@@ -43,32 +46,38 @@ class Precision:
 
     @property
     def scales(self) -> bool:
-        """Whether losses are scaled: gradients are then known to be good only after `apply`."""
+        """Returns whether losses are scaled: only `apply` then shows whether the gradients were good."""
         return self.scaler.is_enabled()
 
     def autocast(self) -> Any:
-        """The context for a forward."""
+        """Returns the context in which a forward runs."""
         dtype = self.autocast_dtype
         return torch.autocast(
             self._device.type, dtype=dtype, enabled=dtype is not None, cache_enabled=self._cache
         )
 
     def backward(self, loss: Tensor, gradients: RowGradients) -> None:
-        """The loss's backward, scaled; row gradients are without the scale again when they travel."""
+        """Runs the backward of the scaled loss; row gradients are scaled back before they are sent."""
         if self.scales:
             # Ask the scaler for 1 * scale: on a GPU its number must not come to the host.
             gradients.factor = self.scaler.scale(torch.ones(1, device=self._device)).reciprocal()
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
     def share_overflow(self, gradients: RowGradients) -> None:
-        """Before AllReduce: makes a row gradient that isn't finite known to all, by way of a dense one."""
+        """Tells all trainers of a row gradient that isn't finite: puts NaN into a dense one.
+
+        Must be called before AllReduce, which spreads it.
+        """
         if self.scales and (p := self._messenger) is not None:
             p.grad = (torch.zeros_like(p) if p.grad is None else p.grad) + gradients.overflow()
 
     def apply(
         self, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], clip_norm: float | None
     ) -> bool:
-        """One step of the optimizer with the reduced gradients; False if they overflowed: skipped."""
+        """Makes one step of the optimizer with the reduced gradients.
+
+        Returns False if they overflowed: the parameters are as before then, and the loss scale is lower.
+        """
         self.scaler.unscale_(optimizer)
         if clip_norm is not None:
             nn.utils.clip_grad_norm_(parameters, clip_norm)
@@ -78,11 +87,11 @@ class Precision:
         return self._scale >= before
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint; {} without a loss scale."""
+        """Returns the loss scale's state for a checkpoint; {} without one."""
         return dict(self.scaler.state_dict())
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes on with a checkpoint's scale, if both have one."""
+        """Continues with a checkpoint's loss scale, if both have one."""
         if self.scales and state:
             self.scaler.load_state_dict(state)
             self._scale = self.scaler.get_scale()

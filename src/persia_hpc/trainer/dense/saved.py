@@ -1,4 +1,4 @@
-"""The dense parts of checkpoints as files: whether one is sound, and what differs between two."""
+"""Checks the dense parts of checkpoints as files: whether one is sound, and what differs between two."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from .state import DenseState
 
 
 def dense_problem(directory: Path, step: int) -> str:
-    """What is wrong with the dense part of a checkpoint of `step`; '' if nothing; not its checksum."""
+    """Returns what is wrong with the dense part of a checkpoint of `step`; '' if nothing is.
+
+    The checksum is not compared here.
+    """
     try:
         state = DenseState(**_load(directory))
     except Exception as error:  # torch says very different things
@@ -24,9 +27,9 @@ def dense_problem(directory: Path, step: int) -> str:
 
 
 def dense_differences(a: Path, b: Path) -> Iterator[str]:
-    """A text for each value that differs: model, optimizer, random numbers, loop, results.
+    """Yields a text for each value that differs: model, optimizer, random numbers, loop, results.
 
-    DataError if one can't be read.
+    Raises DataError if one can't be read.
     """
     left, right = (dict(_flat(_read(directory))) for directory in (a, b))
     for name in [*left, *(n for n in right if n not in left)]:
@@ -76,7 +79,7 @@ def _short(value: Any) -> str:
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Values by dotted names; of lists of numbers, as random states are, the whole."""
+    """Yields values by dotted names; lists of numbers, as random states are, are kept whole."""
     prefix = f"{name}." if name else ""
     if isinstance(value, Mapping):
         for key, entry in value.items():

@@ -1,7 +1,7 @@
-"""`mode = "async"`: dense parameters that every trainer updates on its own, without AllReduce.
+"""Shares dense parameters without AllReduce (`mode = "async"`): every trainer updates them on its own.
 
 They are a vector in the trainers' RMA windows. After a step of its own optimizer a trainer adds what the step
-changed, and goes on with what the vector then is, other trainers' changes included. Optimizer state
+changed, and continues with what the vector then is, other trainers' changes included. Optimizer state
 (momentum, Adam's moments) stays each trainer's own.
 """
 
@@ -19,20 +19,34 @@ from persia_hpc.trainer.interfaces import BatchStream, Peers
 
 
 class Vector(Protocol):
-    """What `transport.shared_vector.SharedVector` offers; elements are float32."""
+    """Declares what `transport.shared_vector.SharedVector` offers; elements are float32."""
 
-    def add(self, delta: Any, out: Any) -> None: ...
-    def read(self, out: Any) -> None: ...
-    def free(self) -> None: ...
+    def add(self, delta: Any, out: Any) -> None:
+        """Adds `delta` to the vector, and writes what the vector then is into `out`.
+
+        Shapes: delta, out [n] float32.
+        """
+
+    def read(self, out: Any) -> None:
+        """Writes the vector into `out`.
+
+        Shapes: out [n] float32.
+        """
+
+    def free(self) -> None:
+        """Frees the vector's memory.
+
+        Collective over trainers.
+        """
 
 
 class SharedDense:
-    """In the place of `DenseReducer`: nothing is reduced, `updated` shares what an update has changed."""
+    """Takes the place of `DenseReducer`: reduces nothing; `updated` shares changes. See `DenseSync`."""
 
     one_sided = True  # others read and write this trainer's memory while it computes
 
     def __init__(self, peers: Peers, share: Callable[[Any], Vector]):
-        """`share` makes the vector of all trainers of trainer 0's values. Collective."""
+        """Remembers `share`, which makes the shared vector from trainer 0's values and is collective."""
         self.seconds = 0.0
         self.parameters: list[nn.Parameter] = []
         self._peers = peers
@@ -41,7 +55,6 @@ class SharedDense:
         self._last = self._now = np.zeros(0, np.float32)
 
     def attach(self, model: nn.Module) -> None:
-        """Gives every trainer trainer 0's parameters and buffers, and shares the former. Collective."""
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.broadcast(model.state_dict())
         if self._vector is not None:
@@ -51,7 +64,6 @@ class SharedDense:
         self._vector = self._share(self._last)
 
     def broadcast(self, tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> None:
-        """Overwrites `tensors` with trainer 0's. Collective."""
         items = dict(tensors)
         values = self._peers.broadcast([t.detach().cpu() for t in items.values()])
         with torch.no_grad():
@@ -59,17 +71,16 @@ class SharedDense:
                 tensor.copy_(value)
 
     def reduce(self) -> None:
-        """Gives parameters without a gradient zeros, as with AllReduce."""
+        """Gives parameters without a gradient zeros, as AllReduce does. Needs no other trainer."""
         for p in self.parameters:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
 
     def updates_with(self, num_samples: int) -> bool:
-        """Whether a trainer that had so many samples in a step has anything to update with."""
         return num_samples > 0
 
     def updated(self) -> None:
-        """After a step of the optimizer: adds its changes to the shared parameters and takes over theirs."""
+        """Adds a step's changes to the shared parameters and takes over those of other trainers."""
         assert self._vector is not None
         begin = time.perf_counter()
         self._vector.add(self._flat() - self._last, self._now)
@@ -77,9 +88,6 @@ class SharedDense:
         self.seconds += time.perf_counter() - begin
 
     def settle(self, stream: BatchStream, listen: Callable[[], None]) -> None:
-        """Waits until all trainers have come here, however long it takes; then their parameters are the same.
-        Collective. `listen` is called meanwhile.
-        """
         if self._vector is None:  # no model yet
             return
         begin = time.perf_counter()
@@ -92,7 +100,7 @@ class SharedDense:
         stream.wait_until(all_met, "the other trainers, which go on by themselves")
         self._vector.read(self._now)
         self._take()
-        stream.wait_until(self._peers.meet(), "the other trainers")  # nobody adds before all have read
+        stream.wait_until(self._peers.meet(), "the other trainers")  # no trainer adds before all have read
         self.seconds += time.perf_counter() - begin
 
     def _take(self) -> None:
@@ -108,7 +116,6 @@ class SharedDense:
         return (torch.cat(parts) if parts else torch.zeros(0)).numpy()
 
     def close(self) -> None:
-        """Frees the window. Collective."""
         if self._vector is not None:
             self._vector.free()
             self._vector = None

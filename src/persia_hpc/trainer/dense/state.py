@@ -1,4 +1,4 @@
-"""What a checkpoint holds of the dense side, and the state of random generators in it."""
+"""Defines what a checkpoint holds of the dense side, with the state of random generators."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from persia_hpc.trainer.run_state import DriverState, RunState
 
 
 def random_state() -> dict[str, Any]:
-    """The state of every generator that a model may draw from in this process: torch's, NumPy's, Python's."""
+    """Returns the state of torch's, NumPy's and Python's generators, which a model may draw from."""
     version, words, gauss = random.getstate()
     name, key, *rest = np.random.get_state()
     state = {
@@ -35,7 +35,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Undoes what was drawn since `random_state`."""
+    """Restores what `random_state` returned."""
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
@@ -47,7 +47,7 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 @dataclass
 class DenseState:
-    """What `dense.pt` holds."""
+    """Holds the content of `dense.pt`, the dense part of a checkpoint."""
 
     step: int
     samples: int
@@ -61,7 +61,10 @@ class DenseState:
 
     @classmethod
     def read(cls, directory: Path) -> DenseState:
-        """Of a checkpoint; DataError if the file is damaged."""
+        """Reads the dense part of a checkpoint.
+
+        Raises DataError if the file is damaged.
+        """
         files.check_part(directory, files.read_manifest(directory), files.DENSE, content=True)
         path = directory / files.DENSE
         try:
@@ -76,21 +79,27 @@ class DenseState:
         return RunState(schedules, *at, *at, results=self.results, driver=driver)
 
     def load_model(self, model: nn.Module) -> None:
-        """UserError, with what differs, for another model."""
+        """Loads the saved parameters and buffers into a model.
+
+        Raises UserError, with what differs, for another model.
+        """
         try:
             model.load_state_dict(self.model)
         except RuntimeError as error:
             raise UserError(f"{self.path}: the dense model there is not this one: {error}") from None
 
     def load_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """UserError for another optimizer's state."""
+        """Loads the saved state into an optimizer.
+
+        Raises UserError for another optimizer.
+        """
         try:
             optimizer.load_state_dict(self.optimizer)
         except (ValueError, KeyError) as error:
             raise UserError(f"{self.path}: the optimizer there is not this one: {error}") from None
 
     def restore_random_state(self, seed: int, trainer_rank: int, num_trainers: int) -> None:
-        """Each trainer's own; with another number of trainers, states that no trainer has had."""
+        """Restores this trainer's random state; with another number of trainers, draws a new one."""
         if num_trainers == len(self.random):
             set_random_state(self.random[trainer_rank])
         else:
@@ -101,9 +110,11 @@ class DenseState:
 def dense_states(
     config: Config, start: Path | None, model: nn.Module | None
 ) -> tuple[DenseState | None, DenseState | None]:
-    """What a run goes on from, and what else a new one takes its weights from (`checkpoint.init_from`).
+    """Returns what a run continues from, and what a new one takes its weights from (`checkpoint.init_from`).
 
-    start: the checkpoint that it goes on from. model: if it is known already, to refuse one that doesn't fit.
+    start: the checkpoint that it continues from. model: if it is known already, to find a mismatch now.
+
+    Raises UserError for a model that doesn't fit, DataError for a damaged file.
     """
     source = init_source(config, "dense") if start is None else None
     resume = None if start is None else DenseState.read(start)
@@ -135,7 +146,7 @@ def dense_content(
 
 
 def _copied(value: Any) -> Any:
-    """A state dict with its tensors copied to the CPU: the ones that it holds go on changing."""
+    """Copies a state dict with its tensors to the CPU: training changes the originals."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""gather_pool by the CUDA kernels: one launch a direction for all features of a batch.
+"""Pools embeddings with the CUDA kernels: one launch a direction for all features of a batch.
 
 With a CPU device the kernels' code runs on the host, one thread after the other: for tests.
 """
@@ -57,7 +57,7 @@ def cuda_module(device: torch.device) -> tuple[ModuleType | None, str]:
 
 
 class CudaKernel:
-    """Forward and backward of one batch; see `Kernel`."""
+    """Runs forward and backward of one batch with the CUDA kernels. See `Kernel`."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class CudaKernel:
         rings: RowRings,
         launch: Any = _native,
     ) -> None:
-        """`launch`: the module with the kernels, `_native` for their code on the host."""
+        """Copies the batch to the device; `launch` is the module with the kernels, `_native` on the host."""
         self.staged = staging.arrive(row_batch)
         self._groups = groups
         self._row_batch = row_batch
@@ -87,7 +87,7 @@ class CudaKernel:
         self.masks: list[Tensor] = []
 
     def _describe(self) -> Array:
-        """All features, group by group, but for where their values and masks are."""
+        """Describes all features, group by group, without the addresses of their values and masks."""
         row_batch, records = self._row_batch, []
         for group in self._groups:
             rows = row_batch.rows[group.number]
@@ -123,7 +123,7 @@ class CudaKernel:
             launch(**arguments, stream=torch.cuda.current_stream().cuda_stream)
 
     def _place(self, tensors: Sequence[Tensor | None]) -> Array:
-        """The features with `values` in these tensors: for each group its block, then its sequences."""
+        """Returns the features with `values` in these tensors: each group's block, then its sequences."""
         features, at, remaining = self._features.copy(), 0, list(tensors)
         for group in self._groups:
             block = remaining.pop(0) if group.pooled else None
@@ -139,7 +139,6 @@ class CudaKernel:
         return features
 
     def forward(self) -> list[Tensor]:
-        """See `Kernel`."""
         row_batch, device = self._row_batch, self._device
         outputs: list[Tensor] = []
         masks: list[int] = []
@@ -178,7 +177,6 @@ class CudaKernel:
     def backward(
         self, gradients: Sequence[Tensor | None], wire: Wire, factor: Tensor | None = None
     ) -> list[Array | None]:
-        """See `Kernel`."""
         gradients = [None if g is None else g.contiguous() for g in gradients]
         features, groups, sizes = self._place(gradients), [], []
         first_feature, size, threads = 0, ALIGNMENT, 0  # the flags lie before the first group's rows
@@ -224,11 +222,13 @@ class CudaKernel:
         return arrays
 
     def overflow(self) -> Tensor:
-        """See `Kernel`."""
         return torch.where(self.flags[_NONFINITE] != 0, torch.nan, 0.0)
 
     def wait(self) -> None:
-        """See `Kernel`."""
+        """Waits as `Kernel.wait` says.
+
+        Raises PersiaError if the batch has an index that is no row of its group.
+        """
         self.staged.wait()
         bad = False
         for host, there in self._returned:

@@ -1,8 +1,8 @@
-"""From a fed batch to a model's input and, after its backward, to the gradients of the unique rows.
+"""Turns a batch from a worker into a model's input and, after its backward, gradients of the unique rows.
 
 One autograd function covers all groups: its forward and backward are a kernel's, native on the CPU, CUDA
-(`cuda_kernel.py`) on GPUs, torch operations elsewhere (`torch_kernel.py`). Each sums in an order of its
-own, without atomics: results repeat.
+(`cuda_kernel.py`) on GPUs, torch operations elsewhere (`torch_kernel.py`). Each sums in a fixed order of its
+own, without atomics, so that results repeat.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ LOG = logging.getLogger("persia_hpc")
 
 
 class _Embed(torch.autograd.Function):
-    """The kernel's outputs. Rows are no tensors: their gradients go, as they travel, to a RowGradients."""
+    """Computes the kernel's outputs. Rows are no tensors: their gradients go, encoded, to a RowGradients."""
 
     @staticmethod
     def forward(ctx: Any, kernel: Kernel, gradients: RowGradients, _: Tensor) -> tuple[Tensor, ...]:
-        """The tensor holds nothing: something must require gradients for autograd to come back here."""
+        """Runs the kernel; the tensor is empty, and only makes autograd call `backward`."""
         ctx.gradients = gradients
         ctx.set_materialize_grads(False)
         return tuple(kernel.forward())
@@ -61,8 +61,10 @@ class Pooling:
         gradients: str = "fp32",
         kernel: str | None = None,
     ) -> None:
-        """`gradients`: the wire format of row gradients. `kernel`: native (CPU only), cuda or torch, else the
-        best one for the device; on the CPU the latter two are slow, for comparing them.
+        """Chooses the kernel.
+
+        gradients: the wire format of row gradients. kernel: native (CPU only), cuda or torch, else the best
+        one for the device; on the CPU the latter two are slow, for comparing them.
         """
         self.inputs = inputs
         self.device = torch.device(device)
@@ -83,11 +85,13 @@ class Pooling:
         self._groups = [DimGroup(inputs, group, self.device) for group in range(num_dim_groups)]
 
     def embed(self, row_batch: RowBatch, *, training: bool) -> tuple[Batch, RowGradients]:
-        """The batch for `model.forward`, and where its row gradients are after `loss.backward()`.
+        """Returns the batch for `model.forward`, and what holds its row gradients after `loss.backward()`.
 
         Without `training` no gradient is tracked. The row batch's arrays must stay valid until the backward
-        has run; the batch itself shares nothing with them. A batch that leaves rows out must be embedded
-        once, in order of step. Not collective. Raises UserError when the row batch does not fit the inputs.
+        has run; the batch itself shares nothing with them. A row batch that leaves out rows sent before must
+        be embedded once, in order of step. Needs no other rank.
+
+        Raises UserError when the row batch does not fit the inputs.
         """
         self._check(row_batch)
         kernel: Kernel
@@ -108,7 +112,7 @@ class Pooling:
         return self._batch(row_batch, kernel, list(outputs), kernel.masks), gradients
 
     def _complete(self, row_batch: RowBatch) -> None:
-        """The rows of earlier batches in their places; rings are kept on the host."""
+        """Puts the rows of earlier batches in their places; keeps the rings on the host."""
         assert row_batch.places is not None
         rows = [tensor_of(array, torch.device("cpu")) for array in row_batch.rows]
         places = tensor_of(row_batch.places.view(np.int32), torch.device("cpu"))
@@ -120,7 +124,7 @@ class Pooling:
         self, row_batch: RowBatch, kernel: Kernel, outputs: list[Tensor], masks: list[Tensor]
     ) -> Batch:
         def own(name: str, array: npt.NDArray[Any]) -> Tensor:
-            """A copy on the device: small arrays that users keep, while the row batch's memory goes back."""
+            """Copies a small array to the device: users keep it, but the row batch's memory is released."""
             if isinstance(kernel, CudaKernel):
                 return kernel.staged.tensor(name, array).clone()
             tensor = tensor_of(array, self.device)
@@ -170,7 +174,7 @@ class Pooling:
 
 
 def _sum_rounds(values: Tensor, mask: Tensor, rounds: int) -> tuple[Tensor, Tensor]:
-    """One vector an id, [B, L, D], and its mask [B, L], of its rows [B, rounds * L, D]."""
+    """Sums the rows [B, rounds * L, D] of each id: returns its vectors [B, L, D] and their mask [B, L]."""
     if rounds == 1:
         return values, mask
     if values.shape[1] < rounds:  # no sample has an id: one place of zeros

@@ -1,4 +1,4 @@
-"""The gradients of a batch's unique rows, in the format that they travel in."""
+"""Holds the gradients of a batch's unique rows, in their wire format."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Array = npt.NDArray[Any]
 
 
 class RowGradients:
-    """Gradients of a batch's unique rows, once its backward has run; summed over the ids that use a row."""
+    """Holds the gradients of a batch's unique rows after its backward, summed over the ids that use a row."""
 
     def __init__(self, groups: Sequence[DimGroup], row_batch: RowBatch, wire: Wire, kernel: Kernel) -> None:
         self.wire = wire
@@ -30,9 +30,11 @@ class RowGradients:
         self._arrays: list[Array | None] = [None] * len(groups)
 
     def arrays(self) -> list[Array]:
-        """For each group its [U_g] rows of dim D_g in the wire format; zeros where no gradient arrived.
+        """Returns the gradients of each dim group's rows; zeros where no gradient arrived.
 
-        Waits until they, and the batch, have left the device; the row batch's memory may go then.
+        Waits until they, and the batch, have left the device; the row batch's memory may be released then.
+
+        Shapes: for each dim group U_g rows of dim D_g in the wire format.
         """
         self.wait()
         return [
@@ -41,11 +43,14 @@ class RowGradients:
         ]
 
     def wait(self) -> None:
-        """Returns when the row batch's memory isn't needed any more."""
+        """Waits until the row batch's memory isn't needed any more."""
         self._kernel.wait()
 
     def poison(self) -> list[Array]:
-        """Instead of `arrays`, for a step whose loss scale was too large: NaNs; servers skip and count."""
+        """Returns NaNs in place of `arrays`, for a step whose loss scale was too large.
+
+        Servers skip and count them.
+        """
         self.wait()
         return [
             _native.encode_rows(np.full((num_rows, dim), np.nan, np.float32), self.wire.name)
@@ -53,11 +58,11 @@ class RowGradients:
         ]
 
     def overflow(self) -> Tensor:
-        """A scalar on the device: NaN if a gradient is not finite, else 0."""
+        """Returns a scalar on the device: NaN if a gradient is not finite, else 0."""
         return self._kernel.overflow()
 
     def add(self, gradients: Sequence[Tensor | None]) -> None:
-        """Takes the outputs' gradients of one backward; those of a second one add to the first's."""
+        """Takes the outputs' gradients of one backward; those of a second one are added to the first's."""
         arrays = self._kernel.backward(gradients, self.wire, self.factor)
         if any(array is not None for array in self._arrays):
             self._kernel.wait()  # what is added must be there

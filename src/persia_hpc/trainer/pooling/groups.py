@@ -1,4 +1,4 @@
-"""What every pooling kernel is given and offers: the features of a dim group, and the kernel's verbs."""
+"""Declares what every pooling kernel is given, the features of a dim group, and what it offers."""
 
 from __future__ import annotations
 
@@ -19,37 +19,40 @@ ROUNDS_POWER = {"sum": 0.0, "mean": 1.0, "sqrtn": 0.5}
 
 
 class Kernel(Protocol):
-    """Forward and backward of one batch.
+    """Runs forward and backward of one batch.
 
-    Outputs are, group by group, its block [B, P, D] if it has pooled features, then the values [B, L, D] of
-    each sequence feature. After forward, `masks` holds the sequences' [B, L] of bool in the same order.
+    Shapes: outputs are, group by group, its block [B, P, D] if it has pooled features, then the values [B, L,
+    D] of each sequence feature. After forward, `masks` holds the sequences' [B, L] of bool in the same order.
     """
 
     masks: list[Tensor]
 
     def forward(self) -> list[Tensor]:
-        """The batch's rows, decoded as they are gathered -> outputs."""
+        """Gathers, decodes and pools the batch's rows, and returns the outputs."""
         ...
 
     def backward(
         self, gradients: Sequence[Tensor | None], wire: Wire, factor: Tensor | None = None
     ) -> list[Array | None]:
-        """Gradients of the outputs, times `factor` ([1], on the device), -> gradients of the rows of each
-        group, as they travel; None: zeros. They may be read after `wait`.
+        """Returns the gradients of each group's rows in the wire format, None for zeros.
+
+        They may be read after `wait`. gradients: of the outputs. factor: multiplies them.
+
+        Shapes: factor [1], on the device.
         """
         ...
 
     def overflow(self) -> Tensor:
-        """A scalar on the device: NaN if a backward gave gradients that are not finite (as fp32), else 0."""
+        """Returns a scalar on the device: NaN if a backward gave gradients not finite as fp32, else 0."""
         ...
 
     def wait(self) -> None:
-        """Returns when neither the row batch's memory is needed any more nor gradients are on their way."""
+        """Waits until the row batch's memory isn't needed any more and all gradients are on the host."""
         ...
 
 
 class DimGroup:
-    """The features of one group by the number that their ids have in the batch."""
+    """Holds the features of one dim group with their positions in the batch."""
 
     def __init__(self, inputs: Inputs, number: int, device: torch.device | str = "cpu") -> None:
         members = [(i, f) for i, f in enumerate(inputs.features) if f.dim_group == number]
@@ -63,7 +66,7 @@ class DimGroup:
         self.scales = torch.tensor(scales, device=device)[:, None] if any(s != 1 for s in scales) else None
 
     def parts(self, row_batch: RowBatch) -> list[tuple[int, int, str, npt.NDArray[np.uint32] | None]]:
-        """(first id, end id, pooling, bag offsets or None) of each feature: what the native kernels take."""
+        """Returns (first id, end id, pooling, bag offsets or None) of each feature, for native kernels."""
         offsets = row_batch.feature_offsets
         return [
             (

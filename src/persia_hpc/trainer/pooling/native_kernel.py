@@ -1,4 +1,4 @@
-"""gather_pool by the C++ kernels, on the CPU."""
+"""Pools embeddings with the C++ kernels, on the CPU."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Array = npt.NDArray[Any]
 
 
 class NativeKernel:
-    """The C++ kernels on NumPy views of CPU tensors."""
+    """Runs the C++ kernels on NumPy views of CPU tensors. See `Kernel`."""
 
     def __init__(self, groups: Sequence[DimGroup], row_batch: RowBatch) -> None:
         self._groups = groups
@@ -30,7 +30,6 @@ class NativeKernel:
         self.masks: list[Tensor] = []
 
     def forward(self) -> list[Tensor]:
-        """See `Kernel`."""
         outputs: list[Tensor] = []
         row_batch = self._row_batch
         for group, parts, rows in zip(self._groups, self._parts, row_batch.rows, strict=True):
@@ -47,7 +46,6 @@ class NativeKernel:
     def backward(
         self, gradients: Sequence[Tensor | None], wire: Wire, factor: Tensor | None = None
     ) -> list[Array | None]:
-        """See `Kernel`."""
         row_batch = self._row_batch
         arrays = [None if g is None else g.contiguous().numpy() for g in gradients]
         outputs: list[Array | None] = []
@@ -75,8 +73,8 @@ class NativeKernel:
         return outputs
 
     def overflow(self) -> Tensor:
-        """See `Kernel`; only known of gradients that had a factor."""
+        """Returns what `Kernel.overflow` says; only gradients that had a factor are checked."""
         return torch.tensor(0.0 if self._finite else torch.nan)
 
     def wait(self) -> None:
-        """See `Kernel`."""
+        """Returns at once: nothing runs in the background."""

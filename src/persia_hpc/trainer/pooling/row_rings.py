@@ -1,4 +1,4 @@
-"""Rows of earlier batches on the device, for those that don't come along again (`wire.reuse_steps`).
+"""Keeps rows of earlier batches on the device, for batches that leave them out (`wire.reuse_steps`).
 
 U rows of a group, W words of a row in its wire format.
 """
@@ -16,17 +16,20 @@ if TYPE_CHECKING:
 
 
 class RowRings:
-    """A ring of rows for each worker and group. Where in it a row goes, and stays how long, the worker says.
+    """Holds a ring of rows for each worker and group; the worker chooses each row's place and lifetime.
 
-    All on the current stream: a row is read before a later batch's takes its place.
+    All runs on the current stream: a row is read before one of a later batch takes its place.
     """
 
     def __init__(self) -> None:
         self._rings: dict[tuple[int, int], Tensor] = {}
 
     def complete(self, row_batch: RowBatch, rows: Sequence[Tensor], places: Tensor) -> list[Tensor]:
-        """All rows [U, W] of each group (bf16 and scaled_fp16 as int16), of those that came along and
-        `places` [U of all groups, int32]. For each batch once, in order of step.
+        """Returns all rows of each group, from those in the batch and those at `places` in the rings.
+
+        Must be called for each batch once, in order of step.
+
+        Shapes: rows [U, W], bf16 and scaled_fp16 as int16; places [U of all groups] int32.
         """
         assert row_batch.rings is not None
         complete = []

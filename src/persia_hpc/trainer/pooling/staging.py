@@ -1,7 +1,7 @@
-"""A batch's way to the device and its gradients' way back.
+"""Copies batches to the device and their gradients back.
 
-On a GPU each direction has a stream of its own, so that neither waits for what is being computed, and nobody
-waits for the whole device. Memory that is in use by a copy is kept by torch's allocators.
+On a GPU each direction has a stream of its own, so that neither waits for what is being computed, and no
+thread waits for the whole device. Memory that is in use by a copy is kept by torch's allocators.
 """
 
 from __future__ import annotations
@@ -24,42 +24,45 @@ Array = npt.NDArray[Any]
 LOG = logging.getLogger("persia_hpc")
 CUDA: Any = torch.cuda  # parts of it have no types
 ALIGNMENT = 64  # bytes: of records in a ring, and kept on the device
-_LOOSE = 4096  # bytes between the arrays of one record, and what is not copied: at most so many, else packed
+_LOOSE = 4096  # bytes: unneeded ones that a copy of a whole record may include; else it is packed
 
 
 def address_of(array: Array) -> int:
-    """Where its memory begins."""
+    """Returns the address at which an array's memory begins."""
     return int(array.__array_interface__["data"][0])
 
 
 class StagedBatch:
-    """The arrays of a RowBatch on a device, in one block that went there in one copy."""
+    """Holds the arrays of a RowBatch on a device, in one block that was copied at once."""
 
     def __init__(self, row_batch: RowBatch, block: Tensor, places: dict[str, int], arrived: Any):
-        """`places`: the byte of the block at which an array begins. `arrived`: a CUDA event, or None."""
+        """Takes the block.
+
+        places: the byte of the block at which an array begins. arrived: a CUDA event, or None.
+        """
         self.row_batch = row_batch
         self._block = block
         self._places = places
         self._arrived = arrived
 
     def use(self) -> None:
-        """Work that the current stream gets from now on comes after the copy."""
+        """Makes all work that the current stream gets from now on wait for the copy."""
         if self._arrived is not None:
             stream = torch.cuda.current_stream(self._block.device)
             stream.wait_event(self._arrived)
             self._block.record_stream(stream)
 
     def wait(self) -> None:
-        """Returns when the row batch's own memory isn't needed any more."""
+        """Waits until the row batch's own memory isn't needed any more."""
         if self._arrived is not None:
             self._arrived.synchronize()
 
     def pointer(self, name: str) -> int:
-        """Address on the device of an array by its name in `arrays_of`; 0 for an empty one."""
+        """Returns the address on the device of an array by its name in `arrays_of`; 0 for an empty one."""
         return self._block.data_ptr() + self._places[name] if name in self._places else 0
 
     def tensor(self, name: str, array: Array) -> Tensor:
-        """What the array is on the device: a view of the block."""
+        """Returns the array on the device, as a view of the block."""
         kind = torch.from_numpy(np.empty(0, array.dtype)).dtype
         if name not in self._places:
             return torch.empty(array.shape, dtype=kind, device=self._block.device)
@@ -68,7 +71,7 @@ class StagedBatch:
 
 
 def arrays_of(row_batch: RowBatch) -> Iterator[tuple[str, Array]]:
-    """The arrays of a batch that are needed on the device, by name."""
+    """Yields the arrays of a batch that are needed on the device, by name."""
     for group, rows in enumerate(row_batch.rows):
         yield f"rows {group}", rows
     if row_batch.places is not None:
@@ -87,8 +90,9 @@ def arrays_of(row_batch: RowBatch) -> Iterator[tuple[str, Array]]:
 
 
 def _layout(named: Sequence[tuple[str, Array]]) -> tuple[int, int, dict[str, int]] | None:
-    """(address, bytes, place of each array) of the block that a record's arrays are as they lie; None if they
-    are strewn.
+    """Returns (address, bytes, place of each array) of the memory block that holds a record's arrays.
+
+    None if they don't lie close together.
     """
     if not named or not all(array.flags.c_contiguous for _, array in named):
         return None
@@ -108,10 +112,10 @@ class Staging:
         self._streams = (CUDA.Stream(device), CUDA.Stream(device)) if device.type == "cuda" else None
         self._ahead: StagedBatch | None = None
         self._registered: list[int] = []
-        self.used_ahead = 0  # batches that were on their way before they were asked for
+        self.used_ahead = 0  # batches whose copy was begun before they were asked for
 
     def register(self, memory: Sequence[Array]) -> None:
-        """Makes memory (rings) one that a GPU copies from by itself, until `close`."""
+        """Lets the GPU copy directly from memory (rings), until `close`."""
         if self._streams is None:
             return
         for array in memory:
@@ -128,7 +132,7 @@ class Staging:
                 )
 
     def _forget_error(self) -> None:
-        """CUDA keeps an error until it is asked for; else the next kernel would be blamed for it."""
+        """Clears CUDA's last error, which would otherwise be reported for the next kernel."""
         with contextlib.suppress(RuntimeError):
             torch.zeros(1, device=self.device)
 
@@ -138,7 +142,7 @@ class Staging:
             self._ahead = self._copy(row_batch)
 
     def arrive(self, row_batch: RowBatch) -> StagedBatch:
-        """The batch on the device, for the current stream."""
+        """Returns the batch on the device, ready for the current stream."""
         staged, self._ahead = self._ahead, None
         if staged is None or staged.row_batch is not row_batch:
             staged = self._copy(row_batch)
@@ -178,7 +182,7 @@ class Staging:
         return host, places
 
     def give(self, block: Tensor) -> tuple[Array, Any]:
-        """The bytes of a block as they will be on the host once the event (None: now) has happened."""
+        """Copies a block to the host: returns its bytes and the event that makes them valid (None: now)."""
         if self._streams is None:
             return block.numpy(), None
         back = self._streams[1]
@@ -192,7 +196,7 @@ class Staging:
         return host.numpy(), there
 
     def close(self) -> None:
-        """Lets go of a batch that was copied ahead, and of registered memory, which is about to go."""
+        """Drops a batch that was copied ahead, and unregisters memory, which is about to be freed."""
         if self._ahead is not None:
             self._ahead.wait()
             self._ahead = None

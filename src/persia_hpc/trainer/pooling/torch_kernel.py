@@ -1,7 +1,7 @@
-"""gather_pool in torch operations, for any device: the semantics of the native kernels.
+"""Pools embeddings with torch operations, on any device, as the native kernels do.
 
-No atomic adds: the backward gathers the gradients in the order of the transpose and sums each row's run of
-them, in ascending id order, so it gives the same bits every time.
+No atomic adds: the backward gathers the gradients in the order of the transpose and sums those of each row in
+ascending id order, so it gives the same bits every time.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ from .wire_torch import decode, encode, to_array
 
 
 def tensor_of(array: npt.NDArray[Any], device: torch.device) -> Tensor:
-    """The array on the device. On the CPU its memory is shared, unless read-only: tensors can't be that."""
+    """Returns the array on the device.
+
+    On the CPU it shares the array's memory, except if that is read-only: tensors can't be, so it is copied.
+    """
     return torch.from_numpy(array if array.flags.writeable else array.copy()).to(device, non_blocking=True)
 
 
 def _segment_sum(values: Tensor, offsets: Tensor) -> Tensor:
-    """[n, D] and [S+1] -> [S, D]: each segment summed in ascending order; zeros for an empty one."""
+    """Sums each segment in ascending order: values [n, D], offsets [S+1] -> [S, D]; empty ones are zeros."""
     segments = offsets.shape[0] - 1
     if segments == 0 or values.shape[0] == 0:
         return values.new_zeros(segments, values.shape[1])
@@ -35,7 +38,7 @@ def _segment_sum(values: Tensor, offsets: Tensor) -> Tensor:
 
 
 class _Feature:
-    """One feature's ids in a batch, on the device."""
+    """Holds one feature's ids in a batch, on the device."""
 
     def __init__(
         self,
@@ -66,7 +69,7 @@ class _Feature:
 
 
 class TorchKernel:
-    """Forward and backward of one batch on any device."""
+    """Runs forward and backward of one batch on any device. See `Kernel`."""
 
     def __init__(self, groups: Sequence[DimGroup], row_batch: RowBatch, device: torch.device) -> None:
         self._groups = groups
@@ -81,7 +84,6 @@ class TorchKernel:
         self.masks: list[Tensor] = []
 
     def forward(self) -> list[Tensor]:
-        """See `Kernel`."""
         outputs: list[Tensor] = []
         for group, features, rows in zip(self._groups, self._features, self._row_batch.rows, strict=True):
             tensor = self._rows(rows, group.dim)
@@ -99,7 +101,6 @@ class TorchKernel:
     def backward(
         self, gradients: Sequence[Tensor | None], wire: Wire, factor: Tensor | None = None
     ) -> list[npt.NDArray[Any] | None]:
-        """See `Kernel`."""
         remaining = list(gradients)
         outputs: list[npt.NDArray[Any] | None] = []
         for group, features in zip(self._groups, self._features, strict=True):
@@ -116,11 +117,11 @@ class TorchKernel:
         return outputs
 
     def overflow(self) -> Tensor:
-        """See `Kernel`; only known of gradients that had a factor."""
+        """Returns what `Kernel.overflow` says; only gradients that had a factor are checked."""
         return self._overflow
 
     def wait(self) -> None:
-        """See `Kernel`: torch has waited."""
+        """Returns at once: the results were copied to the host."""
 
     def _rows(self, rows: npt.NDArray[Any], dim: int) -> Tensor:
         words = rows.view(np.int16) if rows.dtype == np.uint16 else rows
@@ -151,7 +152,7 @@ class TorchKernel:
         block: Tensor | None,
         values: Sequence[Tensor | None],
     ) -> Tensor:
-        """[U_g, D]: each id's place in one matrix of gradients, gathered by the transpose, then summed."""
+        """Sums each row's gradients, [U_g, D]: gathers those of its ids by the transpose, from one matrix."""
         row_batch = self._row_batch
         num_samples, num_pooled = row_batch.num_samples, len(group.pooled)
         places = torch.zeros(len(row_batch.indices), dtype=torch.int64, device=self._device)

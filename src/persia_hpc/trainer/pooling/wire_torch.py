@@ -1,4 +1,4 @@
-"""The wire formats in torch operations, on any device: the same numbers as the native ones.
+"""Encodes and decodes the wire formats with torch operations, to the same numbers as the native code.
 
 U rows, D dim. On the wire a tensor is what `wire.Wire` says of the array, with int16 for uint16: torch has
 few operations for the latter.
@@ -19,7 +19,10 @@ TINY = 2.0**-64
 
 
 def decode(words: Tensor, wire: Wire, dim: int) -> Tensor:
-    """Float32 [U, D] of rows on the wire."""
+    """Decodes rows from the wire.
+
+    Shapes: returns [U, D] float32.
+    """
     if wire.name == "bf16":
         words = words.view(torch.bfloat16)
     elif wire.name == "scaled_fp16":
@@ -30,7 +33,10 @@ def decode(words: Tensor, wire: Wire, dim: int) -> Tensor:
 
 
 def encode(rows: Tensor, wire: Wire) -> Tensor:
-    """Rows [U, D] float32 as they travel."""
+    """Encodes rows for the wire.
+
+    Shapes: rows [U, D] float32.
+    """
     if wire.name == "fp16":
         return rows.half()
     if wire.name == "bf16":
@@ -45,6 +51,6 @@ def encode(rows: Tensor, wire: Wire) -> Tensor:
 
 
 def to_array(words: Tensor, wire: Wire) -> npt.NDArray[Any]:
-    """The array that travels, of a tensor from `encode`."""
+    """Returns a tensor from `encode` as the array that is sent."""
     array: npt.NDArray[Any] = words.cpu().numpy().view(wire.dtype)
     return array
