@@ -14,8 +14,7 @@ SCHEMA_VERSION = 1
 class FeatureSchema:
     """Describes an id feature: one-hot (one id in every sample) or multi-hot (any number of ids, also none).
 
-    `mean_length` is the mean number of ids of a sample, if known; two features that differ only in it are
-    equal.
+    `mean_length` is the mean number of ids of a sample, if known. It plays no part in comparisons.
     """
 
     name: str
