@@ -1,4 +1,4 @@
-"""The public functions, inside MPI and in one process."""
+"""Provides the public functions, inside MPI and in one process."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ ConfigLike = str | Path | Mapping[str, Any] | Config
 
 
 def check(config: Config, run_dir: Path | None = None) -> Config:
-    """Checks what is known before a job starts: data files, features, tables, capacities, and whether the
-    checkpoint fits from which it continues.
+    """Checks what is known before a job starts: data files, features, tables and capacities.
 
-    Raises: UserError for what doesn't fit.
+    Also checks whether the checkpoint fits from which the run continues.
+
+    Raises UserError for what doesn't fit.
     """
     facts_of_sources(config, open_sources(config, run_dir)).check_newest_checkpoint(run_dir)
     return config
@@ -42,11 +43,13 @@ def train(
 ) -> dict[str, Any]:
     """Trains as the configuration says; returns the summary (what summary.json holds) on every rank.
 
-    config: path of a TOML file, a mapping of the same shape, or a Config; `set` overrides keys, for
-    instance {"train.epochs": 1}. quiet: nothing on the screen.
+    config: path of a TOML file, a mapping of the same shape, or a Config.
+    set: keys to override, for instance {"train.epochs": 1}.
+    quiet: show nothing on the screen.
     Under mpiexec each rank takes its role; elsewhere all roles run in this process.
+
     Collective over COMM_WORLD, under mpiexec.
-    Raises: UserError for bad input, before any rank starts to train.
+    Raises UserError for bad input, before any rank starts to train.
     """
     return _run(_config(config, set), Task(None, callbacks, loggers, quiet))
 
@@ -77,8 +80,9 @@ def evaluate(run: str, split: str = "test", set: Mapping[str, Any] | None = None
 
 
 def predict(run: str, data: Sequence[str], out: str) -> int:
-    """Writes the probability of each sample of `data` (HDF5 globs) to `out` (.h5 or .csv); returns the rows
-    written.
+    """Writes the probability of each sample of `data` (HDF5 globs) to `out`; returns the number of rows.
+
+    The name `out` ends in .h5 or .csv.
     """
     return load(run).predict(list(data), Path(out))
 

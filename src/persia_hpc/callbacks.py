@@ -1,4 +1,4 @@
-"""Hooks into a training run; importable without torch."""
+"""Provides hooks into a training run; importable without torch."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ from typing import Any
 
 
 class Callback:
-    """Override what you need. Called on trainer 0 only; `run.stop(reason)` is agreed on by all ranks.
+    """Lets a user's code follow and stop a run: override the methods you need, which trainer 0 alone calls.
 
-    `run` has `step`, `model`, `session` and `stop(reason)`.
+    `run` has `step`, `model`, `session` and `stop(reason)`; a stop is agreed on by all ranks.
     """
 
     def on_start(self, run: Any) -> None:
-        """The model is ready, no step done."""
+        """Is called when the model is ready, before the first step."""
 
     def on_step(self, run: Any) -> None:
-        """After each step."""
+        """Is called after each step."""
 
     def on_evaluate(self, run: Any, metrics: dict[str, Any]) -> None:
-        """After each evaluation; `metrics` has `split`, `auc`, `logloss`, `samples` and the custom ones."""
+        """Is called after each evaluation.
+
+        `metrics` has `split`, `auc`, `logloss`, `samples` and the custom metrics.
+        """
 
     def on_end(self, run: Any, summary: dict[str, Any]) -> None:
-        """The run is over; `summary` is what summary.json holds."""
+        """Is called when the run is over; `summary` is what summary.json holds."""

@@ -1,4 +1,4 @@
-"""Files that outlive a crash."""
+"""Writes files so that they outlive a crash."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def sync_path(path: str | Path) -> None:
 
 
 def partial_of(path: str | Path) -> str:
-    """Where this process writes the file until it is whole: no other process writes there."""
+    """Returns where this process writes the file until it is complete; no other process writes there."""
     return f"{path}.{socket.gethostname()}.{os.getpid()}{PARTIAL}"
 
 
 def replace_whole(path: Path, data: bytes) -> None:
-    """Writes the file so that it is there whole, or as it was before."""
+    """Writes the file so that after a crash it is either complete or as it was before."""
     partial = partial_of(path)
     try:
         with open(partial, "wb") as file:
@@ -43,7 +43,7 @@ def replace_whole(path: Path, data: bytes) -> None:
 
 
 def remove_left_partials(path: str | Path) -> None:
-    """Removes what writers of the file left that have died, as far as this host can tell."""
+    """Removes partial files of this path whose writers have died, as far as this host can tell."""
     for found in glob.glob(f"{glob.escape(str(path))}.*{PARTIAL}"):
         host, _, pid = found[len(str(path)) + 1 : -len(PARTIAL)].rpartition(".")
         if not pid.isdigit():

@@ -1,4 +1,4 @@
-"""The errors a user can meet, and the exit code that each one stands for."""
+"""Defines the errors a user can meet, and the exit code that each one stands for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ EXIT_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: stopped by a signal, to be started
 
 
 class PersiaError(Exception):
-    """Base of all errors raised on purpose; its text is one message for the user."""
+    """Is the base of all errors raised on purpose; its text is one message for the user."""
 
     exit_code = EXIT_FAILURE
 
@@ -20,19 +20,19 @@ class AgreedExit(SystemExit):
 
 
 class UserError(PersiaError):
-    """Bad input or configuration, found before training starts (exit code 2)."""
+    """Is raised for bad input or configuration, before training starts (exit code 2)."""
 
     exit_code = EXIT_USER
 
 
 class DataError(PersiaError):
-    """Damaged or invalid data found while reading; names the file and the row range (exit code 3)."""
+    """Is raised for damaged or invalid data found while reading; names file and rows (exit code 3)."""
 
     exit_code = EXIT_DATA
 
 
 class AgreedError(PersiaError):
-    """An error that every rank raises at the same point."""
+    """Is an error that every rank raises at the same point."""
 
     def __init__(self, exit_code: int, message: str):
         super().__init__(message)

@@ -1,8 +1,8 @@
-"""Which samples belong to which (step, trainer), and where the pipeline drains: a pure function.
+"""Says which samples belong to which (step, trainer), and where the pipeline drains: a pure function.
 
 Every rank computes the same schedule from configuration and dataset size, so a position in the data
 is a step number, and nothing about it has to be sent. Data that grows (`data.follow`) comes in portions, each
-with a schedule that goes on where the one before ended.
+with a schedule that continues where the one before ended.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from .config import Config
 
 
 def split_evenly(begin: int, end: int, parts: int, part: int) -> tuple[int, int]:
-    """The `part`-th of `parts` contiguous pieces of [begin, end), whose sizes differ by at most one."""
+    """Returns piece `part` of `parts` contiguous pieces of [begin, end); sizes differ by at most one."""
     size = end - begin
     return begin + size * part // parts, begin + size * (part + 1) // parts
 
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step: samples at positions [begin, end) of the epoch's order."""
+    """Describes one optimizer step: the samples at positions [begin, end) of the epoch's order."""
 
     number: int  # counts from 1 over all epochs
     epoch: int  # counts from 0
@@ -30,18 +30,20 @@ class Step:
 
     @property
     def num_samples(self) -> int:
+        """Returns the number of samples of the step, over all trainers."""
         return self.end - self.begin
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Steps of `batch_size` samples over `epochs` passes; the last step of an epoch may be smaller.
+    """Divides `epochs` passes over the data into steps of `batch_size` samples.
 
-    No sample is lost or repeated in an epoch. `max_steps` cuts the whole training. `evaluate_every` adds
-    drain points; 0 stands for the end of each epoch. So does `checkpoint_every`; 0 stands for none.
+    The last step of an epoch may be smaller. No sample is lost or repeated in an epoch. `max_steps` cuts the
+    whole training. The pipeline drains every `evaluate_every` steps (0: at the end of each epoch) and every
+    `checkpoint_every` steps (0: never).
 
-    `growing`: the steps of one portion, which counts as an epoch; others may follow. `steps_before` and
-    `epochs_before` are those of the portions before it.
+    `growing`: the steps are those of one portion, which counts as an epoch; others may follow. `steps_before`
+    and `epochs_before` are those of the portions before it.
     """
 
     num_samples: int
@@ -56,21 +58,22 @@ class Schedule:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Returns the number of steps of an epoch."""
         return -(-self.num_samples // self.batch_size)
 
     @property
     def num_steps(self) -> int:
-        """The last step that is known of."""
+        """Returns the number of the last step that is known so far."""
         steps = self.steps_before + self.steps_per_epoch * self.epochs
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
     @property
     def may_grow(self) -> bool:
-        """Whether steps beyond `num_steps` may follow."""
+        """Returns whether steps beyond `num_steps` may follow."""
         return self.growing and (self.max_steps is None or self.num_steps < self.max_steps)
 
     def followed_by(self, num_samples: int) -> Schedule:
-        """The schedule of the next portion, of so many samples."""
+        """Returns the schedule of the next portion, which has `num_samples` samples."""
         if not self.num_samples:  # nothing came before
             return replace(self, num_samples=num_samples)
         steps = self.steps_before + self.steps_per_epoch
@@ -79,7 +82,10 @@ class Schedule:
         )
 
     def step(self, number: int) -> Step:
-        """Step `number` (1…num_steps, of a portion only its own); ValueError outside."""
+        """Returns step `number`, counted from 1; the schedule of a portion has only the portion's own steps.
+
+        Raises ValueError for any other number.
+        """
         if not self.steps_before < number <= self.num_steps:
             raise ValueError(f"step {number} is outside of {self.steps_before + 1}…{self.num_steps}")
         epoch, index = divmod(number - self.steps_before - 1, self.steps_per_epoch)
@@ -88,12 +94,12 @@ class Schedule:
         return Step(number, self.epochs_before + epoch, begin, end)
 
     def part(self, number: int, trainer_rank: int, num_trainers: int) -> tuple[int, int]:
-        """Epoch positions [begin, end) of a trainer's batch; empty for some when the step is small."""
+        """Returns the epoch positions [begin, end) of a trainer's batch; it may be empty in a small step."""
         step = self.step(number)
         return split_evenly(step.begin, step.end, num_trainers, trainer_rank)
 
     def next_drain(self, first: int) -> int:
-        """The last step of the segment that starts with step `first`: after it no gradient is in flight."""
+        """Returns the first step, from `first` on, after which the pipeline drains: no gradient is pending."""
         periods = [self.evaluate_every, self.checkpoint_every]
         drains = [-(-first // every) * every for every in periods if every]
         if not self.evaluate_every and not self.growing:
@@ -101,7 +107,7 @@ class Schedule:
         return min([self.num_steps, *drains])
 
     def evaluates_after(self, step: int) -> bool:
-        """Whether an evaluation is due after `step`."""
+        """Returns whether an evaluation is due after `step`."""
         if self.is_last(step):
             return True
         if self.evaluate_every:
@@ -109,23 +115,23 @@ class Schedule:
         return (step - self.steps_before) % self.steps_per_epoch == 0
 
     def checkpoints_after(self, step: int) -> bool:
-        """Whether a checkpoint is due after `step`, which is not the last."""
+        """Returns whether a checkpoint is due after `step`; False for the last step."""
         return self.checkpoint_every > 0 and step % self.checkpoint_every == 0 and not self.is_last(step)
 
     def is_last(self, step: int) -> bool:
-        """Whether training ends with `step`, as far as the schedule knows."""
+        """Returns whether training ends with `step`, as far as the schedule knows."""
         return step >= self.num_steps and not self.may_grow
 
 
 def worker_of(step: int, workers: tuple[int, ...]) -> int:
-    """The worker (of a trainer's `workers`) that prepares the trainer's batch of `step`: they take turns."""
+    """Returns the worker that prepares a trainer's batch of `step`: its `workers` take turns."""
     return workers[(step - 1) % len(workers)]
 
 
 def batches_of_worker(
     worker_rank: int, workers_of_trainer: Sequence[tuple[int, ...]], first: int, last: int
 ) -> list[tuple[int, int]]:
-    """(step, trainer) of the batches of steps first…last that a worker prepares, in order."""
+    """Returns (step, trainer) of each batch of steps first…last that a worker prepares, in order."""
     return [
         (step, trainer)
         for step in range(first, last + 1)
@@ -135,7 +141,7 @@ def batches_of_worker(
 
 
 def make_schedules(config: Config, num_samples: Mapping[str, int]) -> dict[str, Schedule]:
-    """The schedule of each split: as configured for training, one pass for the others.
+    """Returns the schedule of each split: as configured for training, one pass for the others.
 
     With `data.follow` the training data has no samples yet, or those of its first portion.
     """

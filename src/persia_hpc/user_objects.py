@@ -1,4 +1,4 @@
-"""A user's object by import path: "module:name"."""
+"""Loads a user's object by its import path, "module:name"."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from persia_hpc.errors import UserError
 
 
 def load_object(path: str, what: str) -> object:
-    """The object that "module:name" names; the current directory is searched first.
+    """Returns the object that "module:name" names; the current directory is searched first.
 
-    `what` says in messages what it is for ("model", "loss", ...). Raises UserError when the path has another
-    form, the module can't be found or fails while it is imported, or has no such name.
+    what: what the object is for ("model", "loss", ...), for messages.
+
+    Raises UserError when the path has another form, the module can't be found or fails while it is imported,
+    or it has no such name.
     """
     module_name, colon, name = path.partition(":")
     if not colon or not name or not all(part.isidentifier() for part in module_name.split(".")):
@@ -49,7 +51,7 @@ def load_object(path: str, what: str) -> object:
 
 
 def describe(error: BaseException) -> str:
-    """The error in one line, with the last file and line outside of installed packages, if there is one."""
+    """Returns the error in one line, with the last file and line outside of installed packages, if any."""
     if isinstance(error, SyntaxError):
         return f"{type(error).__name__}: {error.msg} ({error.filename}:{error.lineno})"
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")]

@@ -1,4 +1,4 @@
-"""What `persia-hpc bench` measures, one module per part of the system, each beside its limit.
+"""Measures, for `persia-hpc bench`, each part of the system beside its limit, with one module per part.
 
 A module has SUMMARY (a line), EXAMPLES, add_arguments(parser) and measure(options), which yields a Result as
 soon as each case is done.

@@ -1,7 +1,7 @@
-"""Ranks that sum dense gradients as trainers do: `mpiexec -n 2 ... -m persia_hpc.bench.allreduce_ranks`.
+"""Sums dense gradients over ranks as trainers do: `mpiexec -n 2 ... -m persia_hpc.bench.allreduce_ranks`.
 
-Prints a line of JSON: of a step's AllReduce the median seconds by the gradients' bytes, and the mean CPU
-seconds with the fewest.
+Prints a line of JSON with the median seconds of a step's AllReduce for each size of the gradients in bytes,
+and the mean CPU seconds for the smallest size.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The cost model's constants on this machine, in about half a minute, by the code that jobs run.
+"""Measures the cost model's constants on this machine, in about half a minute, by the code that jobs run.
 
-Trials train small models on synthetic data in this process, at shapes that tell ids, rows, bytes, features
-and batches apart; jobs of tiny batches under mpiexec show what a step costs the ranks that has no work in it;
-two ranks each show what rings and AllReduce take.
+Trials train small models on synthetic data in this process, at shapes that tell the costs of ids, rows,
+bytes, features and batches apart. Jobs of tiny batches under mpiexec show what a step costs the ranks besides
+its work. Pairs of ranks show what rings and AllReduce take.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Say = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """Of a trial: `multi` of the `features` have several ids a sample."""
+    """Describes a trial: `multi` of its `features` have several ids a sample."""
 
     features: int
     multi: int
@@ -50,7 +50,7 @@ class Shape:
     batch: int
 
     def settings(self, path: Path) -> dict[str, Any]:
-        """Its configuration: W0's, but for the dim."""
+        """Returns the trial's configuration: that of W0 except for the dim."""
         settings = w0_settings(path, self.batch, 1 << 40)
         settings["tables"]["default"]["dim"] = self.dim
         return settings
@@ -61,7 +61,7 @@ SHAPES = (Shape(26, 0, 16, 256), Shape(26, 0, 16, 4096), Shape(26, 0, 64, 2048),
 
 @dataclasses.dataclass(frozen=True)
 class Observation:
-    """Median seconds by phase of a trial's steps, and their work."""
+    """Holds the median seconds of a trial's steps by phase, and the work of such a step."""
 
     work: BatchWork
     seconds: Mapping[str, float]
@@ -110,7 +110,7 @@ def observe(shape: Shape, path: Path) -> Observation:
 
 
 def fit(seen: Sequence[Observation]) -> dict[str, float]:
-    """The constants, none negative, that fit the trials' phases best, relative to each."""
+    """Returns the non-negative constants that fit the trials' phases with the least relative error."""
     terms: dict[str, dict[str, Callable[[BatchWork], float]]] = {
         "read": {"read_batch": lambda w: 1.0, "read_value": lambda w: w.values},
         "dedup": {"dedup_feature": lambda w: w.num_features, "dedup_id": lambda w: w.ids},
@@ -138,9 +138,11 @@ def fit(seen: Sequence[Observation]) -> dict[str, float]:
 
 
 def non_negative(matrix: np.ndarray, goal: np.ndarray) -> np.ndarray:
-    """X [n], none below 0, with the least |matrix x - goal|; matrix [m, n] of few columns.
+    """Returns x [n] with the least |matrix x - goal| among those without a negative entry.
 
     The best solution has some entries at 0 and is the plain least-squares one in the others: all are tried.
+
+    Shapes: `matrix` [m, n], of few columns; `goal` [m].
     """
     columns = matrix.shape[1]
     best, least = np.zeros(columns), float(np.square(goal).sum())
@@ -218,7 +220,7 @@ def _steps(constants: Constants, folder: Path, say: Say) -> Constants:
 
 
 def new_share(trial: Trial, pulled_rows: float) -> float:
-    """Of the rows that a job pulls in all, those that it makes, if it sees all its data."""
+    """Returns how many rows a job that sees all its data makes, as a share of all rows that it pulls."""
     source = trial.sources["train"]
     sample = source.read(0, source.num_samples)
     return sum(count_batches(trial.stream.worker, sample, sample.num_samples).rows) / pulled_rows

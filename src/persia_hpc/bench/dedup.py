@@ -1,4 +1,4 @@
-"""Dedup: ids of a batch to unique keys in server order, with indices and their transpose."""
+"""Measures dedup: ids of a batch to unique keys in server order, with indices and their transpose."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def zipf_ids(count: int, vocabulary: int, exponent: float, generator: np.random.Generator) -> np.ndarray:
-    """uint64 [count]: id k with probability proportional to (k + 1)^-exponent, k below `vocabulary`."""
+    """Draws `count` ids below `vocabulary`, id k with a probability proportional to (k + 1)^-exponent.
+
+    Shapes: uint64 [count].
+    """
     weights = np.arange(1, vocabulary + 1, dtype=np.float64) ** -exponent
     cumulative = np.cumsum(weights)
     ids: np.ndarray = np.searchsorted(cumulative, generator.random(count) * cumulative[-1])
@@ -30,7 +33,7 @@ def zipf_ids(count: int, vocabulary: int, exponent: float, generator: np.random.
 
 
 def measure(options: argparse.Namespace) -> Iterator[Result]:
-    """Per id, beside NumPy's unique (which orders by value and makes no transpose)."""
+    """Measures dedup per id, beside NumPy's unique (which orders by value and makes no transpose)."""
     keep_freed_memory()  # as an embedding worker does
     for kind in ("zipf 1.2", "zipf 1.05", "uniform"):
         yield _measure(options, kind)

@@ -1,4 +1,4 @@
-"""The CUDA kernels of gather_pool, and batches on their way to a GPU and back, beside bare copies.
+"""Measures gather_pool's CUDA kernels, and moving batches to a GPU and back, beside bare copies.
 
 Bytes are those that must move: indices, each unique row once, outputs; backward the outputs' gradients, the
 transpose, and each unique row's gradient. The limit copies half of them from one place of the device to
@@ -46,7 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> Iterator[Result]:
-    """Forward, backward and staging of each combination, in GB/s."""
+    """Measures forward, backward and staging of each combination, in GB/s.
+
+    Raises UserError if torch can't use the device or the kernels can't be loaded.
+    """
     device = torch.device(options.device)
     if device.type == "cuda":
         if not torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""Timing beside a limit in the same run: functions take turns, so that a noisy machine hits all of them."""
+"""Times functions beside a limit in the same run: they take turns, so that noise hits all of them."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Timing:
-    """Median of a function's repetitions and half their interquartile range, in one unit."""
+    """Holds the median of a function's repetitions and half their interquartile range, in one unit."""
 
     median: float
     spread: float
 
     def scaled(self, factor: float) -> Timing:
-        """The same in another unit."""
+        """Returns the same in another unit."""
         return Timing(self.median * factor, self.spread * factor)
 
 
 @dataclass(frozen=True)
 class Result:
-    """One case of a benchmark: what was reached, and limits or peers measured in turns with it."""
+    """Holds one case of a benchmark: what was reached, and limits or peers measured in turns with it."""
 
     case: Mapping[str, Any]  # parameters, in the order in which the table shows them
     unit: str
@@ -37,17 +37,17 @@ class Result:
     notes: Mapping[str, Any] = field(default_factory=dict)  # further figures, by name with unit
 
     def ratio(self, limit: str) -> float:
-        """How much of a limit is reached: 1 at the limit."""
+        """Returns what share of a limit is reached: 1 at the limit."""
         ours, best = self.ours.median, self.limits[limit].median
         return ours / best if self.higher_is_better else best / ours
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Returns the result with its ratios, for JSON."""
         return {**asdict(self), "ratios": {name: self.ratio(name) for name in self.limits}}
 
 
 def in_turns(functions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, Timing]:
-    """Seconds per call of each function; a first call of each is not counted."""
+    """Times functions in turns and returns their seconds per call; the first call of each is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(repeats + 1):
         for name, function in functions.items():
@@ -60,7 +60,7 @@ def in_turns(functions: Mapping[str, Callable[[], object]], repeats: int) -> dic
 
 
 def summarize(values: list[float]) -> Timing:
-    """Median and half the interquartile range."""
+    """Returns the median and half the interquartile range."""
     if len(values) < 2:
         return Timing(values[0], 0.0)
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -68,13 +68,13 @@ def summarize(values: list[float]) -> Timing:
 
 
 def available_cores() -> list[int]:
-    """The cores that this process may use, in ascending order."""
+    """Returns the cores that this process may use, in ascending order."""
     return sorted(os.sched_getaffinity(0))
 
 
 @contextmanager
 def pinned(core: int | None) -> Iterator[None]:
-    """This thread on one core (None: wherever it may run now)."""
+    """Pins this thread to one core inside the `with` block (None: it may run where it could before)."""
     before = os.sched_getaffinity(0)
     try:
         if core is not None:
@@ -85,7 +85,7 @@ def pinned(core: int | None) -> Iterator[None]:
 
 
 def machine() -> dict[str, Any]:
-    """What a figure can't be read without."""
+    """Returns the facts about this machine that are needed to judge a figure."""
     model = platform.processor() or platform.machine()
     for line in _lines("/proc/cpuinfo"):
         if line.startswith("model name"):
@@ -103,7 +103,7 @@ def machine() -> dict[str, Any]:
 
 
 def table_lines(results: Iterable[Result]) -> Iterator[str]:
-    """A line per result: case, what was reached, and each limit with the share of it that was reached."""
+    """Yields a line per result: the case, what was reached, and each limit with the share reached of it."""
     for result in results:
         case = "  ".join(f"{name}={value}" for name, value in result.case.items())
         parts = [f"{_figure(result.ours)} {result.unit}"]

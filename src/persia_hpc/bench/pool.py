@@ -1,4 +1,4 @@
-"""Pooling: unique rows to vectors per sample, and their gradients back, beside copying as many bytes.
+"""Measures pooling rows to vectors per sample, and their gradients back, beside copying as many bytes.
 
 Bytes are those that the call must touch: indices, outputs, and one vector per id. Forward that is the id's
 row as it travels; a row that several ids use counts for each of them, though it may come from the cache.
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> Iterator[Result]:
-    """Forward and backward of each combination, in GB/s."""
+    """Measures forward and backward of each combination, in GB/s."""
     keep_freed_memory()  # as a trainer does
     generator = np.random.default_rng(1)
     for batch in options.batches:
@@ -109,6 +109,6 @@ def _measure(
 
 
 def rate(timing: Timing, size: int) -> Timing:
-    """GB/s of touching `size` bytes in so many seconds."""
+    """Returns the GB/s at which `size` bytes are touched in the time measured."""
     median = size / timing.median / 1e9
     return Timing(median, median * timing.spread / timing.median)

@@ -1,4 +1,4 @@
-"""Reading: HDF5 files in the page cache to shuffled batches, one thread, as an embedding worker reads them.
+"""Measures reading cached HDF5 files to shuffled batches in one thread, as an embedding worker reads them.
 
 The samples are Criteo's shape: 26 one-hot ids (uint32 in the file), 13 dense columns, one label. `read` reads
 the same datasets whole into arrays that are there already: no shuffling, no batches, no widening. `memcpy`
@@ -63,7 +63,7 @@ def write_file(path: Path, num_samples: int, compression: str) -> None:
 
 
 def measure(options: argparse.Namespace) -> Iterator[Result]:
-    """Per sample, shuffled and in order, for each way in which a file may be compressed."""
+    """Measures reading per sample, shuffled and in order, for each compression that a file may have."""
     epochs = count()
     for compression in COMPRESSIONS:
         with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Record rings between two ranks of this node: bandwidth by record size, round trips, and what waiting costs.
+"""Measures record rings between two ranks of this node: bandwidth, round trips, and the cost of waiting.
 
 Starts its two ranks itself, each on a core of its own if there are two. The records are taken and given back,
 not read; memcpy copies the same pieces of memory, which no cache holds, on the sender's core. A round trip is

@@ -1,6 +1,6 @@
-"""The two ranks of `persia-hpc bench ring`: `python -m persia_hpc.bench.ring_ranks REPEATS`.
+"""Runs a rank of `persia-hpc bench ring`: `python -m persia_hpc.bench.ring_ranks REPEATS`, on two ranks.
 
-Prints a JSON line a case.
+Prints a JSON line for each case.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ IDLE_SECONDS = 2.0
 
 
 class Pair:
-    """Two ranks with a ring in each direction."""
+    """Connects two ranks with a ring in each direction."""
 
     def __init__(self, comm: MPI.Intracomm) -> None:
         self.comm = comm
@@ -44,14 +44,14 @@ class Pair:
         self.waiter = Waiter(self.plane, spin=0.0)
 
     def take(self, wait: Callable[[], object] = lambda: None) -> Record:
-        """The next record, released."""
+        """Waits for the next record and returns it, released."""
         while (record := self.receiver.poll()) is None:
             wait()
         record.release()
         return record
 
     def transfer(self, pool: Bytes, size: int, count: int) -> float:
-        """Seconds until rank 1 has taken `count` records of `size` bytes."""
+        """Returns the seconds until rank 1 has taken `count` records of `size` bytes."""
         sender, plane = self.sender, self.plane
         self.comm.Barrier()
         begin = time.perf_counter()
@@ -68,7 +68,7 @@ class Pair:
         return time.perf_counter() - begin
 
     def round_trips(self, wait: Callable[[], object], count: int) -> float:
-        """Seconds for one."""
+        """Returns the mean seconds of one of `count` round trips."""
         payload = np.zeros(64, np.uint8)
         self.comm.Barrier()
         begin = time.perf_counter()
@@ -81,7 +81,7 @@ class Pair:
         return (time.perf_counter() - begin) / count
 
     def idle_share(self) -> float:
-        """CPU share of a loop that finds nothing, while it waits for nothing; the larger of both ranks."""
+        """Returns the CPU share of a loop that waits and finds nothing; the larger one of both ranks."""
         end = time.monotonic() + IDLE_SECONDS
         begin, cpu = time.monotonic(), time.process_time()
         while time.monotonic() < end:
@@ -93,13 +93,13 @@ class Pair:
 
 
 def places(size: int, count: int) -> list[int]:
-    """Where the pieces of the pool begin."""
+    """Returns where `count` pieces of the pool begin."""
     step = max(size, POOL_BYTES // count // 64 * 64)
     return [i * step % (POOL_BYTES - size + 1) // 64 * 64 for i in range(count)]
 
 
 def copy(pool: Bytes, to: Bytes, size: int, count: int) -> float:
-    """Seconds of bare copying of the same pieces into memory that is used in turns too."""
+    """Returns the seconds of plainly copying the same pieces, into memory that is reused in the same way."""
     begin = time.perf_counter()
     for at in places(size, count):
         to[at : at + size] = pool[at : at + size]
@@ -107,7 +107,10 @@ def copy(pool: Bytes, to: Bytes, size: int, count: int) -> float:
 
 
 def bare_round_trips(comm: MPI.Intracomm, words: list[memoryview], count: int) -> float:
-    """Seconds for one: each rank polls a word of its own that the other stores. Python's best."""
+    """Returns the mean seconds of one round trip by polling alone, the least that Python can reach.
+
+    Each rank polls a word of its own, which the other stores.
+    """
     mine, theirs = words[comm.rank], words[1 - comm.rank]
     first = mine[0]
     comm.Barrier()  # after which the other may store

@@ -1,4 +1,4 @@
-"""Table: pulls and pushes of one server's rows, against bare prefetched memory access on the same machine.
+"""Measures pulls and pushes of one server's rows, beside bare prefetched memory access.
 
 one touch: copying the rows from known places. two touches: also reading an index entry of each key at a known
 place. update: reading, changing and writing the rows and their optimizer state. first touch: writing as many
@@ -46,8 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> Iterator[Result]:
-    """Inserts, then pulls with uniform and Zipf keys and both wire formats, then pushes, for each dim; then
-    what a full table holds.
+    """Measures inserts, pulls and pushes for each dim and optimizer, then what a full table holds.
+
+    Pulls are measured with uniform and Zipf keys and in both wire formats.
+
+    Raises UserError for too few rows.
     """
     if options.rows < LEAST_ROWS:
         raise UserError(f"--rows {options.rows}: expected at least {LEAST_ROWS}")

@@ -1,4 +1,4 @@
-"""End to end: W0 trained by real jobs, beside the trainer alone (its limit), plain PyTorch and other systems.
+"""Measures real jobs that train W0, beside the trainer alone (the limit), plain PyTorch and other systems.
 
 W0: 26 one-hot Zipf(1.2) features over 1 M ids each, 13 dense, dim 16, DLRM 64-16 / 64-1, row-wise Adagrad
 0.05, Adam 1e-3. Samples per second of the second half of each run (a second pass over the data: the rows
@@ -126,7 +126,10 @@ def _result(
 
 
 def peer_commands(folder: Path) -> dict[str, list[str]]:
-    """How the peers' W0 are started: those whose environments are there, in the repository only."""
+    """Returns the commands that start W0 in other systems, as far as they are installed.
+
+    Their programs are part of the repository only.
+    """
     commands = {}
     for name, (venv, file) in PEERS.items():
         program = Path("benchmarks/peers") / file
@@ -136,7 +139,7 @@ def peer_commands(folder: Path) -> dict[str, list[str]]:
 
 
 def shares(phase_seconds: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, str]:
-    """What each role spends its time on, as a line each; forward, backward and optimizer are "dense"."""
+    """Returns a line for each role on where its time goes; forward, backward and optimizer are "dense"."""
     lines = {}
     for role, phases in phase_seconds.items():
         seconds = {phase: value["mean"] for phase, value in phases.items()}

@@ -1,4 +1,4 @@
-"""Limits of `bench train` in a process of their own: the dense part alone, and plain PyTorch.
+"""Measures limits of `bench train` in a process of their own: the dense part alone, and plain PyTorch.
 
     python -m persia_hpc.bench.train_dense CASE --data DIR --batch N --samples N --threads N [--settings FILE]
 
@@ -43,7 +43,7 @@ PREPARED = 8  # different batches that are fed again and again
 
 
 class Replay:
-    """A session's `BatchStream` of batches made beforehand; gradients are thrown away."""
+    """Gives a session batches made beforehand, and throws gradients away. See `BatchStream`."""
 
     wait_seconds = 0.0
     memory = ()
@@ -54,11 +54,12 @@ class Replay:
         self._peeked: RowBatch | None = None
 
     def next_batch(self, step: int) -> RowBatch:
+        """Returns the batch of a step."""
         batch, self._peeked = self.peek(step), None
         return batch
 
     def peek(self, step: int) -> RowBatch:
-        """As they would be if embeddings were never late."""
+        """Returns the batch of a step without taking it; as if embeddings were never late."""
         if self._peeked is None or self._peeked.step != step:
             self._peeked = dataclasses.replace(self._batches[step % len(self._batches)], step=step)
         return self._peeked
@@ -68,7 +69,7 @@ class Replay:
 
 
 def session(options: argparse.Namespace) -> float:
-    """Samples per second of the trainer without embedding roles; its pooling is included."""
+    """Returns the samples per second of the trainer without embedding roles; its pooling is included."""
     path = options.data / "train-000.h5"
     file = getattr(options, "settings", None)
     settings = json.loads(file.read_text()) if file else w0_settings(path, options.batch, options.samples)
@@ -99,7 +100,7 @@ def session(options: argparse.Namespace) -> float:
 
 
 class Textbook(nn.Module):
-    """DLRM as one writes it down: all products by bmm, then the pairs selected."""
+    """Computes DLRM in the most direct way: all products by bmm, of which the pairs are then selected."""
 
     def __init__(self, inputs: Inputs, hidden: int, bottom: int) -> None:
         super().__init__()
@@ -113,6 +114,7 @@ class Textbook(nn.Module):
         )
 
     def forward(self, batch: Batch) -> Tensor:
+        """Returns the logits [B, 1]."""
         x = self.bottom(batch.dense)
         vectors = torch.cat([x.unsqueeze(1), batch.stacked()], dim=1)
         products = torch.bmm(vectors, vectors.transpose(1, 2))[:, self.rows, self.columns]
@@ -121,7 +123,7 @@ class Textbook(nn.Module):
 
 
 def plain(options: argparse.Namespace) -> float:
-    """Samples per second of a bare PyTorch loop."""
+    """Returns the samples per second of a bare PyTorch loop."""
     names = [f"f{i:02d}" for i in range(FEATURES)]
     features = tuple(FeatureSpec(n, n, 0, DIM, "sum", False) for n in names)
     inputs = Inputs(features, DENSE, ("click",))
@@ -159,7 +161,7 @@ def plain(options: argparse.Namespace) -> float:
 
 
 class RowwiseTable:
-    """One sparse nn.Embedding for all features, and row-wise Adagrad on its coalesced gradient."""
+    """Is one sparse nn.Embedding for all features, with row-wise Adagrad on its coalesced gradient."""
 
     def __init__(self, rows: int) -> None:
         self.embedding = nn.Embedding(rows, DIM, sparse=True)
@@ -167,13 +169,16 @@ class RowwiseTable:
         self.state = torch.zeros(rows)
 
     def look_up(self, ids: Tensor) -> Tensor:
-        """[B, F] -> [B, F, D]."""
+        """Returns the vectors of ids.
+
+        Shapes: int64 [B, F] in, float32 [B, F, D] out.
+        """
         block: Tensor = self.embedding(ids)
         return block
 
     @torch.no_grad()
     def update(self) -> None:
-        """One step at 0.05."""
+        """Does one optimizer step, at a learning rate of 0.05."""
         weight = self.embedding.weight
         assert weight.grad is not None
         gradient = weight.grad.coalesce()

@@ -1,4 +1,4 @@
-"""What `bench train` runs: its data, and programs and jobs in processes of their own, each with its rate."""
+"""Runs what `bench train` measures: its data, and programs and jobs in processes of their own."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ CASE_SECONDS = 240
 
 
 def prepare_data(folder: Path, samples: int, exponent: float = 1.2) -> Path:
-    """W0's HDF5 file of `samples` rows, its columns as .npy for the peers, in `folder`; reused if there."""
+    """Makes W0's HDF5 file of `samples` rows in `folder` and returns its path; reuses it if it is there.
+
+    Its columns are also written as .npy files, for the peers.
+    """
     path = synthetic(folder, samples, exponent=exponent)
     labels = folder / "labels.npy"  # the last that is written
     if not labels.exists() or labels.stat().st_mtime < path.stat().st_mtime:
@@ -41,7 +44,7 @@ def prepare_data(folder: Path, samples: int, exponent: float = 1.2) -> Path:
 def synthetic(
     folder: Path, samples: int, features: int = FEATURES, multi: int = 0, exponent: float = 1.2
 ) -> Path:
-    """An HDF5 file in `folder` like W0's, but for the number of features, `multi` of them multi-hot."""
+    """Makes an HDF5 file in `folder` like W0's, with `features` features, `multi` of them multi-hot."""
     rows = ["--rows", str(samples), "--test-rows", "0", "--vocabulary", str(VOCABULARY)]
     shape = ["--features", str(features), "--multi-features", str(multi), "--dense", str(DENSE)]
     shape += ["--exponent", str(exponent)]
@@ -50,7 +53,7 @@ def synthetic(
 
 
 def w0_settings(path: Path, batch: int, samples: int, trainers: int = 1) -> dict[str, Any]:
-    """The configuration of W0: `samples` are trained on, in global batches of `batch`."""
+    """Returns the configuration of W0: `samples` are trained on, in global batches of `batch`."""
     return {
         "ranks": {"trainers": trainers},
         "data": {"train": str(path), "batch_size": batch},
@@ -73,9 +76,13 @@ def w0_settings(path: Path, batch: int, samples: int, trainers: int = 1) -> dict
 
 
 def run_job(folder: Path, settings: Mapping[str, Any], pins: Mapping[str, int]) -> dict[str, Any]:
-    """The summary of `persia-hpc train` under mpiexec, in a run directory below `folder` that it replaces.
+    """Runs `persia-hpc train` under mpiexec and returns its summary.
+
+    The run directory is `folder`/run, which is replaced.
 
     pins: role -> core. Ranks are pinned as soon as they have said what they are.
+
+    Raises PersiaError, with the job's output, if it fails.
     """
     run_dir = folder / "run"
     shutil.rmtree(run_dir, ignore_errors=True)
@@ -112,7 +119,7 @@ def _pin_ranks(job: subprocess.Popen[str], run_dir: Path, pins: Mapping[str, int
 
 
 def run_local(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The summary of the same in one process, without MPI."""
+    """Returns the summary of the same training in one process, without MPI."""
     run_dir = folder / "run"
     shutil.rmtree(run_dir, ignore_errors=True)
     program = "import json, sys, persia_hpc as ph; ph.train(json.loads(sys.argv[1]), quiet=True)"
@@ -125,7 +132,7 @@ def run_local(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
 def run_program(
     command: Sequence[str], core: int | None = None, environment: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """The JSON object on the last line that a program prints; `core`: the only one it may use."""
+    """Returns the JSON object on the last line that a program prints; `core`: the only one it may use."""
     pin = None if core is None else (lambda: os.sched_setaffinity(0, {core}))
     done: dict[str, Any] = json.loads(_run(command, pin, environment).splitlines()[-1])
     return done
@@ -147,5 +154,5 @@ def _run(command: Sequence[str], before: Any = None, environment: Mapping[str, s
 
 
 def cli() -> list[str]:
-    """How this very installation's `persia-hpc` is called."""
+    """Returns the command that calls `persia-hpc` of this very installation."""
     return [sys.executable, "-m", "persia_hpc.cli"]

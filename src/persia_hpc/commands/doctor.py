@@ -14,7 +14,7 @@ example:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """There are no options."""
+    """Declares nothing: there are no options."""
     del parser
 
 

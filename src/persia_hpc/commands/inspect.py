@@ -39,7 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints what there is; UserError for bad arguments, DataError for damaged files."""
+    """Prints what the files hold.
+
+    Raises UserError for bad arguments and DataError for damaged files.
+    """
     from persia_hpc.preprocess.inspection import inspect_source
     from persia_hpc.preprocess.progress import Progress
     from persia_hpc.samples.source import open_source

@@ -82,7 +82,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the plan; UserError for bad input, and for figures that nobody has given or measured."""
+    """Prints the plan.
+
+    Raises UserError for bad input, and for figures that are neither given nor measured.
+    """
     if options.config is None and options.measure is None:
         raise UserError("no CONFIG: give a TOML file, or --measure FILE alone to measure this machine")
     if options.measure is not None and options.constants is not None:

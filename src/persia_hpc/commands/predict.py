@@ -24,7 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes the predictions; UserError for bad input."""
+    """Writes the predictions.
+
+    Raises UserError for bad input.
+    """
     if not options.out.endswith((".csv", ".h5", ".hdf5")):
         raise UserError(f"--out {options.out}: expected a name that ends in .csv or .h5")
     from persia_hpc import api

@@ -36,7 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Converts; UserError for bad input, with file and line. Collective under MPI."""
+    """Converts the data.
+
+    Collective over COMM_WORLD, under MPI.
+    Raises UserError for bad input, with file and line.
+    """
     from persia_hpc.preprocess.cli import run as convert
 
     team = _team(options)

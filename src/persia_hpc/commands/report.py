@@ -24,7 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the table; UserError if there is no such run."""
+    """Prints the table.
+
+    Raises UserError if there is no such run.
+    """
     directory: Path = options.run_dir
     if not (directory / "config.toml").exists():
         raise UserError(f"{directory} is not a run directory: it has no config.toml")

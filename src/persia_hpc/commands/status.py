@@ -30,7 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints a few lines; UserError if there is no such run."""
+    """Prints a few lines on the run's progress.
+
+    Raises UserError if there is no such run.
+    """
     directory = Path(options.run)
     if options.run.isdigit() and not directory.is_dir():
         directory = Path("runs") / f"job-{options.run}"
@@ -44,7 +47,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def status_lines(directory: Path, slurm: str | None, now: float) -> list[str]:
-    """What is printed. slurm: the state of its job; now: seconds since the epoch."""
+    """Returns the lines that are printed.
+
+    slurm: a line on the state of the run's Slurm job, if it has one.
+    now: the time in seconds since the epoch.
+    """
     last, resumes = _last_events(directory / "metrics.jsonl")
     summary, failure = _read(directory / "summary.json"), _read(directory / "failure.json")
     if failure:
@@ -117,7 +124,7 @@ def _last_events(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
 
 
 def slurm_state(directory: Path) -> str | None:
-    """One line about the run's Slurm job; None without one, or without Slurm's programs."""
+    """Returns a line on the run's Slurm job; None without a job, or without Slurm's programs."""
     try:
         job_id = (directory / "slurm_job").read_text().strip()
     except OSError:

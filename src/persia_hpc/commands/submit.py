@@ -75,7 +75,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the script, or submits it and prints the job's id and places; UserError for bad input."""
+    """Prints the script, or submits it and prints the job's id and where its files are.
+
+    Raises UserError for bad input.
+    """
     config = load_config(options.config, parse_set(options.settings))
     if options.env_file and not Path(options.env_file).is_file():
         raise UserError(f"--env-file {options.env_file}: there is no such file; expected a shell script")

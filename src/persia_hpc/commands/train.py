@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs the job and returns its exit code.
 
-    Raises: UserError for bad input, before anything is started.
+    Raises UserError for bad input, before anything is started.
     """
     config = _config(options)
     run_dir = options.run_dir or (Path(config.run_dir) if config.run_dir else None)

@@ -1,4 +1,4 @@
-"""What must hold between the keys of a configuration, and the options that depend on a name."""
+"""Checks what must hold between the keys of a configuration, and the options that depend on a name."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """The end of a message, "; did you mean 'x'?", for the closest of the valid names, else all of them."""
+    """Returns the end of a message: "; did you mean 'x'?" with a close name, else all valid names."""
     names = list(valid)
     return did_you_mean(name, names) or f"; valid: {', '.join(names) or 'none'}"
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
-    """The end of a message, "; did you mean 'x'?", or nothing when no valid name is close."""
+    """Returns the end of a message: "; did you mean 'x'?", or nothing when no valid name is close."""
     close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
 

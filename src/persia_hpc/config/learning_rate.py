@@ -1,4 +1,4 @@
-"""Learning-rate schedules: the factor by which a step's learning rate differs from the configured one.
+"""Gives the factor by which a step's learning rate differs from the configured one.
 
 A pure function of the step, so that every rank knows it, updates may come in any order, and nothing has to
 be saved. Steps count from 1; the formulas are those of torch.optim.lr_scheduler, with i = step - 1 for its
@@ -30,18 +30,21 @@ SCHEDULES: dict[str, dict[str, float | None]] = {
 
 @dataclass(frozen=True)
 class LearningRate:
-    """`schedule`: checked options as in a configuration; `num_steps`: of the whole training."""
+    """Gives the factor of each step for the checked options of a schedule.
+
+    num_steps: the steps of the whole training.
+    """
 
     schedule: Mapping[str, Any]
     num_steps: int
 
     @property
     def varies(self) -> bool:
-        """Whether any step's factor differs from 1."""
+        """Returns whether any step's factor differs from 1."""
         return bool(self.schedule["name"] != "constant" or self.schedule["warmup_steps"] > 0)
 
     def factor(self, step: int) -> float:
-        """What the configured learning rate is multiplied by in step `step` (from 1)."""
+        """Returns the factor that the learning rate is multiplied by in a step; steps count from 1."""
         options, warmup = self.schedule, int(self.schedule["warmup_steps"])
         i = step - 1
         if i < warmup:

@@ -40,10 +40,12 @@ def load_config(
     source: str | Path | Mapping[str, Any],
     set: Mapping[str, Any] | None = None,
 ) -> Config:
-    """The checked configuration of a TOML file or a mapping of the same shape.
+    """Returns the checked configuration of a TOML file, or of a mapping of the same shape.
 
-    set: dotted keys (`"train.epochs"`) and values that replace what the source says. Relative paths stay
-    relative to the current directory. UserError, naming file and key, for anything missing, unknown or wrong.
+    set: dotted keys (`"train.epochs"`) and values that replace what the source says.
+    Relative paths stay relative to the current directory.
+
+    Raises UserError, which names file and key, for anything missing, unknown or wrong.
     """
     reader = _Reader("configuration" if isinstance(source, Mapping) else str(source))
     raw = copy.deepcopy(dict(source)) if isinstance(source, Mapping) else _read_toml(Path(source))
@@ -58,7 +60,10 @@ def load_config(
 
 
 def parse_set(items: Iterable[str]) -> dict[str, Any]:
-    """{"a.b": value} of command-line texts "a.b=value"; a value that isn't TOML is taken as a string."""
+    """Returns {"a.b": value} for command-line texts "a.b=value"; a value that isn't TOML is a string.
+
+    Raises UserError for a text without a key or "=".
+    """
     out: dict[str, Any] = {}
     for item in items:
         key, equals, text = item.partition("=")
@@ -232,7 +237,7 @@ def _describe(value: Any) -> str:
 
 
 def config_text(config: Config) -> str:
-    """The resolved configuration as TOML, without `run_dir`: given again, it makes a new run."""
+    """Returns the resolved configuration as TOML, without `run_dir`: used again, it makes a new run."""
     values = config.resolved()
     del values["run_dir"]
     return to_toml(values)

@@ -11,7 +11,7 @@ from typing import Any
 
 
 def to_toml(values: Mapping[str, Any]) -> str:
-    """TOML text that loads back to `values`, without the keys whose value is None (TOML has no null)."""
+    """Returns TOML text that loads back to `values`, without keys whose value is None (TOML has no null)."""
     lines: list[str] = []
     _section(values, (), lines)
     return "\n".join(lines).strip() + "\n"

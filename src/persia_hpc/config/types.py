@@ -1,6 +1,6 @@
-"""The configuration as dataclasses: every key, its type, default and allowed values.
+"""Defines the configuration as dataclasses: every key, its type, default and allowed values.
 
-`load_config` in config.py fills and checks them; docs/configuration.md says what each key means.
+`load_config` in reader.py fills and checks them; docs/configuration.md says what each key means.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ _UNITS |= {f"{p}B": 1000 ** (i + 1) for i, p in enumerate("kMGT")}
 
 
 def parse_bytes(value: int | str) -> int:
-    """Bytes of 4096, "4096", "512 MiB", "1.5 GB"; ValueError for anything else."""
+    """Returns the number of bytes that 4096, "4096", "512 MiB" or "1.5 GB" stands for.
+
+    Raises ValueError for anything else.
+    """
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value) if isinstance(value, str) else None
@@ -52,7 +55,7 @@ def parse_bytes(value: int | str) -> int:
 
 
 def mib(num_bytes: float) -> str:
-    """In MiB, or GiB where that reads better."""
+    """Returns a number of bytes as text in MiB, or in GiB from 10 GiB on."""
     return f"{num_bytes / 2**20:,.1f} MiB" if num_bytes < 10 * 2**30 else f"{num_bytes / 2**30:,.1f} GiB"
 
 
@@ -67,7 +70,7 @@ def setting(
     above: float | None = None,
     as_bytes: bool = False,
 ) -> Any:
-    """A dataclass field whose metadata the loader checks. `as_bytes`: "4 MiB" is read as an int."""
+    """Returns a dataclass field whose metadata the loader checks; `as_bytes`: "4 MiB" is read as an int."""
     rules = {
         "key": key,
         "choices": choices,
@@ -86,7 +89,7 @@ def setting(
 
 @dataclass(frozen=True)
 class RanksConfig:
-    """How many ranks each role has, in the job or, with `per_node`, on each node."""
+    """Holds how many ranks each role has, in the job or, with `per_node`, on each node."""
 
     parameter_servers: int = setting(1, at_least=1)
     embedding_workers: int = setting(1, at_least=1)
@@ -94,19 +97,19 @@ class RanksConfig:
     per_node: dict[str, int] | None = None
 
     def counts(self, num_nodes: int = 1) -> dict[str, int]:
-        """Ranks of each role in a job of `num_nodes` nodes."""
+        """Returns the number of ranks of each role in a job of `num_nodes` nodes."""
         if self.per_node is not None:
             return {role: self.per_node[role] * num_nodes for role in ROLE_KEYS}
         return {role: int(getattr(self, role)) for role in ROLE_KEYS}
 
     def total(self, num_nodes: int = 1) -> int:
-        """Ranks of all roles in a job of `num_nodes` nodes."""
+        """Returns the number of ranks of all roles in a job of `num_nodes` nodes."""
         return sum(self.counts(num_nodes).values())
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which samples, in which order and in what portions."""
+    """Holds which samples are used, in which order, and in batches of what size."""
 
     train: list[str] = setting()
     valid: list[str] = setting(factory=list)
@@ -126,7 +129,10 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class HashConfig:
-    """Compression of a vocabulary: an id is the sum of `rounds` rows out of as many spaces of `size` rows."""
+    """Holds how a vocabulary is compressed: an id's vector is the sum of `rounds` rows.
+
+    Each of the rows is from a space of its own with `size` rows.
+    """
 
     size: int = setting(at_least=1, at_most=1 << 48)
     rounds: int = setting(2, at_least=1, at_most=16)
@@ -134,7 +140,7 @@ class HashConfig:
 
 @dataclass(frozen=True)
 class TableConfig:
-    """One embedding table; keys not written are those of [tables.default]."""
+    """Describes one embedding table; keys that aren't written are those of [tables.default]."""
 
     dim: int = setting(16, at_least=1, at_most=4096)
     optimizer: dict[str, Any] = setting(factory=lambda: {"name": "adagrad", **TABLE_OPTIMIZERS["adagrad"]})
@@ -152,18 +158,18 @@ class TableConfig:
 
     @property
     def state_dtype(self) -> str:
-        """The number format of the optimizer's state."""
+        """Returns the number format of the optimizer's state."""
         return self.storage if self.state_storage == "same" else "fp32"
 
     @property
     def capacity_bytes(self) -> int:
-        """`capacity` as a number of bytes."""
+        """Returns `capacity` as a number of bytes."""
         return parse_bytes(self.capacity)
 
 
 @dataclass(frozen=True)
 class FeatureConfig:
-    """How a feature's ids become a model input."""
+    """Describes how a feature's ids become a model input."""
 
     table: str | None = None
     pooling: str = setting("sum", choices=("sum", "mean", "sqrtn", "sequence"))
@@ -173,7 +179,7 @@ class FeatureConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The dense network: a built-in name or "module:Class", and the keyword arguments it is made with."""
+    """Holds the dense network's name (built-in or "module:Class") and the keyword arguments for making it."""
 
     class_name: str = setting(key="class")
     arguments: dict[str, Any] = setting(factory=dict)
@@ -181,7 +187,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long and with what the dense network is trained, and when it is evaluated."""
+    """Holds how the dense network is trained, for how long, and when it is evaluated."""
 
     epochs: int = setting(1, at_least=1)
     max_steps: int | None = setting(None, at_least=1)
@@ -204,7 +210,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When a run's state is written, how much of it is kept, and what a run begins with."""
+    """Holds when a run's state is written, how many checkpoints are kept, and what a run begins with."""
 
     every: int = setting(0, at_least=0)
     every_seconds: float = setting(0.0, at_least=0)
@@ -220,7 +226,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class WireConfig:
-    """The number format in which rows and gradients travel, and which rows needn't."""
+    """Holds the number formats of rows and gradients in messages, and for how many steps rows are reused."""
 
     rows: str = setting("fp32", choices=WIRE_FORMATS)
     gradients: str = setting("fp32", choices=WIRE_FORMATS)
@@ -229,7 +235,7 @@ class WireConfig:
 
 @dataclass(frozen=True)
 class TransportConfig:
-    """Rings between ranks, and how long nothing may move."""
+    """Holds the size of the rings between ranks, and how long a rank waits when nothing moves."""
 
     ring_bytes: int | None = setting(None, at_least=4096, as_bytes=True)
     stall_seconds: float = setting(60.0, above=0)
@@ -238,7 +244,7 @@ class TransportConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A whole configuration, checked and with every default filled in; make it with `load_config`."""
+    """Holds a whole configuration, checked and with every default filled in; make it with `load_config`."""
 
     mode: str = setting("hybrid", choices=("hybrid", "sync", "async"))
     staleness_bound: int = setting(4, at_least=0)
@@ -258,26 +264,29 @@ class Config:
     transport: TransportConfig = setting(factory=TransportConfig)
 
     def table(self, name: str) -> TableConfig:
-        """The table's own configuration, else that of [tables.default]."""
+        """Returns the table's own configuration, else that of [tables.default]."""
         return self.tables.get(name) or self.tables.get("default") or TableConfig()
 
     def feature(self, name: str) -> FeatureConfig:
-        """The feature's own configuration, else the defaults."""
+        """Returns the feature's own configuration, else the defaults."""
         return self.features.get(name) or FeatureConfig()
 
     @property
     def pull_bound(self) -> int:
-        """Steps whose updates a row may miss when it is pulled: reuse takes its part of `staleness_bound`."""
+        """Returns how many steps' updates a row may miss when it is pulled.
+
+        Reusing a row takes its part of `staleness_bound`.
+        """
         return 0 if self.mode == "sync" else self.staleness_bound - self.wire.reuse_steps
 
     def resolved(self) -> dict[str, Any]:
-        """Everything in the shape of the TOML file, defaults written out; unset options are None."""
+        """Returns everything in the shape of the TOML file, defaults included; unset options are None."""
         out: dict[str, Any] = _as_toml_shape(self)
         return out
 
     @property
     def sha256(self) -> str:
-        """Hex digest of the resolved configuration without `run_dir` and `checkpoint.resume`."""
+        """Returns the hex digest of the resolved configuration without `run_dir` and `checkpoint.resume`."""
         resolved = self.resolved()
         del resolved["run_dir"], resolved["checkpoint"]["resume"]
         text = json.dumps(resolved, sort_keys=True, separators=(",", ":"), default=str)
@@ -285,7 +294,7 @@ class Config:
 
 
 def toml_key(field: dataclasses.Field[Any]) -> str:
-    """The key of a dataclass field in the TOML file."""
+    """Returns the key of a dataclass field in the TOML file."""
     return str(field.metadata.get("key", field.name))
 
 

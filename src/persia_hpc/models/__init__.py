@@ -1,4 +1,4 @@
-"""Models: the built-in ones by name, a user's by import path. No torch until one is built."""
+"""Builds models: the built-in ones by name, a user's by import path. No torch until one is built."""
 
 from .build import BUILT_IN, build_model
 

@@ -1,4 +1,4 @@
-"""From a model's name and options to the model."""
+"""Makes a model from its name and options."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BUILT_IN: Mapping[str, tuple[str, str]] = {
 
 
 def build_model(name_or_path: str, inputs: Inputs, arguments: Mapping[str, Any]) -> nn.Module:
-    """The built-in of that name, or "module:Class" constructed as Class(inputs, **arguments).
+    """Returns the built-in model of that name, or "module:Class" constructed as Class(inputs, **arguments).
 
     Raises UserError for an unknown name, a module that can't be imported, arguments that the constructor does
     not take, a constructor that fails and a result that is no torch.nn.Module.

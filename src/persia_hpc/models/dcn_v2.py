@@ -14,7 +14,7 @@ from .parts import flat_inputs, flat_width, perceptron, widths
 
 
 class Cross(nn.Module):
-    """x0 * (W x + b) + x; with a rank, W = V U of that rank."""
+    """Computes one cross layer, x0 * (W x + b) + x; with a rank, W is a product V U of that rank."""
 
     def __init__(self, width: int, rank: int | None) -> None:
         super().__init__()
@@ -24,16 +24,19 @@ class Cross(nn.Module):
             self.weight = nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, width))
 
     def forward(self, first: Tensor, x: Tensor) -> Tensor:
-        """[B, W] and [B, W] -> [B, W]."""
+        """Computes the layer from the model's input `first` (x0) and the previous layer's output `x`.
+
+        Shapes: [B, W] and [B, W] in, [B, W] out.
+        """
         crossed: Tensor = first * self.weight(x) + x
         return crossed
 
 
 class DCNv2(nn.Module):
-    """`cross_layers` crosses and `hidden` deep layers.
+    """Combines `cross_layers` cross layers and `hidden` deep layers.
 
-    `structure` is "parallel" (both see the input, their outputs side by side) or "stacked" (the deep layers
-    see the crosses' output). `low_rank` makes each cross's matrix a product of two of that rank.
+    `structure` is "parallel" (both see the input, and their outputs are concatenated) or "stacked" (the deep
+    layers see the crosses' output). `low_rank` makes each cross's matrix a product of two of that rank.
     """
 
     def __init__(

@@ -12,7 +12,7 @@ from .parts import common_dim, flat_inputs, flat_width, perceptron, stacked_vect
 
 
 class DeepFM(nn.Module):
-    """First order + pairwise products + deep layers; needs all features to have one dim.
+    """Adds a first-order term, pairwise products and deep layers; needs all features to have one dim.
 
     The paper gives each id a weight of its own for the first order. A table holds one vector per id, so here
     the weight is a learned linear function of that vector. With several labels they share the pairwise term.

@@ -16,10 +16,10 @@ from .parts import common_dim, perceptron, stacked_vectors, widths
 
 
 class DLRM(nn.Module):
-    """`bottom` layers turn the dense features into one more vector; `hidden` layers see it and all products.
+    """Feeds `hidden` layers with the dense features' vector and the dot products of all pairs of vectors.
 
-    Needs all features to have one dim D; a last bottom layer goes to D. Without dense features the embeddings
-    themselves take that vector's place beside the products.
+    `bottom` layers turn the dense features into that vector; a last bottom layer goes to D, the one dim that
+    all features must have. Without dense features the embeddings themselves stand beside the products.
     """
 
     def __init__(

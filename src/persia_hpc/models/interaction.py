@@ -15,10 +15,10 @@ from persia_hpc import _native
 
 
 class Interaction(nn.Module):
-    """`num_vectors` vectors of one dim -> the first `num_copied` of them side by side, then all products.
+    """Concatenates the first `num_copied` of `num_vectors` vectors and the dot products of all pairs.
 
-    Products are those of vectors (1, 0), (2, 0), (2, 1), (3, 0), ... One native pass in each direction on
-    float32 CPU tensors; torch operations for everything else, and under autocast.
+    The products are those of vectors (1, 0), (2, 0), (2, 1), (3, 0), ... Float32 CPU tensors take one native
+    pass in each direction; everything else, and autocast, takes torch operations.
     """
 
     pairs: Tensor
@@ -35,7 +35,11 @@ class Interaction(nn.Module):
         self.register_buffer("pair_of_product", places.flatten(), persistent=False)
 
     def forward(self, first: Tensor | None, rest: Tensor) -> Tensor:
-        """[B, D], if it is given, and [B, V or V - 1, D] -> [B, C D + P]."""
+        """Computes the copied vectors and the products; `first` is vector 0, or None if it is in `rest`.
+
+        Shapes: [B, D], if it is given, and [B, V or V - 1, D] in, [B, C D + P] out, for V vectors, C of them
+        copied, and P pairs.
+        """
         tensors = [rest] if first is None else [first, rest]
         plain = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
         if plain and not torch.is_autocast_enabled("cpu"):

@@ -1,4 +1,4 @@
-"""What the built-in models share.
+"""Provides what the built-in models share.
 
 B samples, F features, K dense features, D dim, W width.
 """
@@ -15,7 +15,10 @@ from persia_hpc.trainer.batch import Batch, Inputs
 
 
 def widths(model: str, option: str, value: Sequence[int], *, empty: bool = False) -> list[int]:
-    """Layer widths from an option, checked. Raises UserError naming the model and the option."""
+    """Returns the layer widths that an option gives, checked; `empty` allows none.
+
+    Raises UserError, which names the model and the option, unless it is a list of positive integers.
+    """
     ok = isinstance(value, (list, tuple)) and (empty or len(value) > 0)
     if not ok or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in value):
         raise UserError(
@@ -25,7 +28,7 @@ def widths(model: str, option: str, value: Sequence[int], *, empty: bool = False
 
 
 def perceptron(num_inputs: int, hidden: Sequence[int], *, outputs: int | None = None) -> nn.Sequential:
-    """Linear and ReLU per hidden width, then a plain Linear to `outputs` if given."""
+    """Returns a Linear and a ReLU for each hidden width, then a plain Linear to `outputs` if given."""
     layers: list[nn.Module] = []
     for width in hidden:
         layers += [nn.Linear(num_inputs, width), nn.ReLU()]
@@ -36,14 +39,20 @@ def perceptron(num_inputs: int, hidden: Sequence[int], *, outputs: int | None = 
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """[B, L, D] and [B, L] -> [B, D]: the mean where the mask is true, zeros where it never is."""
+    """Returns the mean over the positions where the mask is true, zeros where it never is.
+
+    Shapes: `values` [B, L, D] and `mask` [B, L] in, [B, D] out.
+    """
     weights = mask.to(values.dtype)
     total = (values * weights.unsqueeze(-1)).sum(dim=1)
     return total / weights.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def stacked_vectors(batch: Batch, inputs: Inputs) -> Tensor:
-    """[B, F, D]: pooled features, then sequences by their mean; all of one dim. No copy without sequences."""
+    """Returns the vectors of all features: pooled ones, then means of sequences; no copy without those.
+
+    Shapes: [B, F, D], for F features of one dim D.
+    """
     if not inputs.sequences:
         return batch.stacked(inputs.pooled)
     means = [masked_mean(*batch.sequence[name]) for name in inputs.sequences]
@@ -51,7 +60,10 @@ def stacked_vectors(batch: Batch, inputs: Inputs) -> Tensor:
 
 
 def flat_inputs(batch: Batch, inputs: Inputs) -> Tensor:
-    """[B, K + W]: dense features, then pooled features, then sequences by their mean."""
+    """Returns all inputs side by side: dense features, then pooled features, then the means of sequences.
+
+    Shapes: [B, K + W], for K dense features and embeddings of W values in all.
+    """
     parts = [batch.dense] if inputs.num_dense else []
     parts += [batch.concatenated(inputs.pooled)] if inputs.pooled else []
     parts += [masked_mean(*batch.sequence[name]) for name in inputs.sequences]
@@ -59,7 +71,10 @@ def flat_inputs(batch: Batch, inputs: Inputs) -> Tensor:
 
 
 def flat_width(model: str, inputs: Inputs) -> int:
-    """Width of flat_inputs. Raises UserError when there is nothing to learn from."""
+    """Returns the width of `flat_inputs`.
+
+    Raises UserError if it is 0, so that there is nothing to learn from.
+    """
     width = inputs.num_dense + inputs.embedding_width
     if width == 0:
         raise UserError(f"model {model!r}: the dataset has neither id features nor dense features")
@@ -67,7 +82,10 @@ def flat_width(model: str, inputs: Inputs) -> int:
 
 
 def common_dim(model: str, inputs: Inputs) -> int:
-    """The dim that all features share. Raises UserError when they differ or there are none."""
+    """Returns the dim that all features share.
+
+    Raises UserError if they differ or there are none.
+    """
     dims = inputs.dims
     if not dims:
         raise UserError(

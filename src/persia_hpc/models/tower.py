@@ -12,7 +12,10 @@ from .parts import flat_inputs, flat_width, perceptron, widths
 
 
 class Tower(nn.Module):
-    """Dense features and embeddings side by side through `hidden` layers; by default the Persia paper's."""
+    """Passes dense features and embeddings, side by side, through `hidden` layers.
+
+    The default widths are those of the Persia paper.
+    """
 
     def __init__(self, inputs: Inputs, hidden: Sequence[int] = (4096, 2048, 1024, 512, 256)) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ from persia_hpc.errors import PersiaError
 
 
 def without_nan(value: Any) -> Any:
-    """A copy with None for every float that JSON can't carry (NaN, infinities)."""
+    """Returns a copy with None for every float that JSON can't carry (NaN, infinities)."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -23,10 +23,10 @@ def without_nan(value: Any) -> Any:
 
 
 class MetricLogger(Protocol):
-    """Where events go: TensorBoard, a database, …; one method, called on trainer 0 only."""
+    """Sends a run's events somewhere: TensorBoard, a database, … It is called on trainer 0 only."""
 
     def log(self, event: dict[str, Any]) -> None:
-        """`event` has a name under "event" (train, evaluate, end) and plain numbers and strings besides."""
+        """Takes one event: its name under "event" (train, evaluate, end, ...), plain numbers and strings."""
 
 
 class JsonLines:

@@ -1,4 +1,4 @@
-"""What each rank has counted when it is done: typed parts of the summary."""
+"""Holds what each rank has counted when it is done, as typed parts of the summary."""
 
 from __future__ import annotations
 

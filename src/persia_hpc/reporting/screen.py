@@ -1,4 +1,4 @@
-"""What a person sees of a run: the plan, a progress bar, a short summary."""
+"""Shows what a person sees of a run: the plan, a progress bar, a short summary."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LINE_SECONDS = 15.0  # without a terminal: a line this often instead of a bar
 
 
 class Screen:
-    """A `MetricLogger` that draws a bar on a terminal, and prints a line now and then elsewhere."""
+    """Draws a progress bar on a terminal, and prints a line now and then elsewhere. See `MetricLogger`."""
 
     def __init__(self, stream: TextIO | None = None):
         """stream: standard error by default. Under the supervisor it is a pipe that ends on its terminal."""
@@ -79,7 +79,7 @@ def _number(value: float) -> str:
 
 
 def summary_text(summary: Mapping[str, Any]) -> str:
-    """The end of a run in a few lines."""
+    """Returns a few lines on how a run ended."""
     roles = ", ".join(
         f"{count} {name.replace('_', ' ').removesuffix('s' if count == 1 else '')}"
         for name, count in summary["roles"].items()

@@ -1,4 +1,4 @@
-"""`summary.json`: what a run was and did. Schema in docs/summary.md; its fields are a contract."""
+"""Makes `summary.json`: what a run was and did. Schema in docs/summary.md; its fields are a contract."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The timeline of a job's last steps as a Chrome trace, for chrome://tracing and https://ui.perfetto.dev."""
+"""Writes a job's last steps as a Chrome trace, for chrome://tracing and https://ui.perfetto.dev."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ BARRIERS = 15
 
 
 def clock_offsets(comm: Any, nodes: Sequence[int]) -> list[float] | None:
-    """Seconds that each rank's clock is ahead of rank 0's; None on ranks other than 0. Collective.
+    """Returns how many seconds each rank's clock is ahead of rank 0's; None on ranks other than 0.
 
     `nodes`: node of each rank of `comm` (mpi4py). All leave a barrier at about the same time; ranks of a node
-    share a clock, so the median over its ranks and over several barriers is theirs.
+    share a clock, so the median over its ranks and over several barriers is the node's offset.
+
+    Collective over comm.
     """
     times = []
     for _ in range(BARRIERS):
@@ -63,7 +65,7 @@ def chrome_trace(
 def write_trace(
     run_dir: Path, ranks: Sequence[tuple[str, Sequence[Interval]]], offsets: Sequence[float], config: Config
 ) -> None:
-    """`trace.json`, one event a line, if `train.trace` asks for it."""
+    """Writes `trace.json`, with one event a line, if `train.trace` asks for it."""
     if config.train.trace is None:
         return
     events = ",\n".join(json.dumps(event) for event in chrome_trace(ranks, offsets, config.train.trace))

@@ -20,7 +20,10 @@ MAX_IDS = np.iinfo(np.uint32).max
 
 
 def check_array(name: str, array: object, dtype: npt.DTypeLike, ndim: int) -> None:
-    """Raise `UserError` unless `array` is a C-contiguous numpy array of this dtype and rank."""
+    """Checks that `array` is a C-contiguous numpy array of this dtype and number of dimensions.
+
+    Raises UserError, which begins with `name`, if it is anything else.
+    """
     expected = f"expected a C-contiguous numpy array, {np.dtype(dtype)}, {ndim} dimension{'s'[: ndim != 1]}"
     if not isinstance(array, np.ndarray):
         raise UserError(f"{name}: got {type(array).__name__}, {expected}")
@@ -32,10 +35,12 @@ def check_array(name: str, array: object, dtype: npt.DTypeLike, ndim: int) -> No
 
 @dataclass(frozen=True)
 class IdColumn:
-    """The ids of one feature for B samples.
+    """Holds the ids of one feature for B samples.
 
-    `values` is uint64 [N]. One-hot: `offsets` is None and N == B. Multi-hot: `offsets` is uint32 [B + 1] and
-    the ids of sample i are `values[offsets[i]:offsets[i + 1]]`, possibly none.
+    A one-hot column has one id for each sample (N == B) and no offsets. In a multi-hot column the ids of
+    sample i are `values[offsets[i]:offsets[i + 1]]`, which may be empty.
+
+    Shapes: `values` uint64 [N]; `offsets` None (one-hot) or uint32 [B + 1] (multi-hot).
     """
 
     values: npt.NDArray[np.uint64]
@@ -43,16 +48,22 @@ class IdColumn:
 
     @property
     def num_samples(self) -> int:
-        """B."""
+        """Returns the number of samples, B."""
         return len(self.values) if self.offsets is None else len(self.offsets) - 1
 
     @classmethod
     def from_lengths(cls, values: npt.NDArray[np.uint64], lengths: npt.NDArray[Any]) -> IdColumn:
-        """Multi-hot column from the number of ids of each sample (any integer dtype, [B])."""
+        """Returns a multi-hot column made from the number of ids of each sample.
+
+        Shapes: `values` uint64 [N]; `lengths` [B] of any integer dtype, with sum N.
+        """
         return cls(values, _offsets(lengths))
 
     def validate(self, name: str) -> None:
-        """Raise `UserError`, with `name` in the message, unless dtypes, shapes and offsets are right."""
+        """Checks dtypes, shapes and offsets.
+
+        Raises UserError, with the feature's `name` in it, if one of them is wrong.
+        """
         check_array(f"ids of {name}", self.values, np.uint64, 1)
         if self.offsets is None:
             return
@@ -64,14 +75,17 @@ class IdColumn:
             )
 
     def slice(self, begin: int, end: int) -> IdColumn:
-        """Samples [begin, end); one-hot values are a view."""
+        """Returns the samples [begin, end); the values are a view, the offsets a copy."""
         if self.offsets is None:
             return IdColumn(self.values[begin:end])
         o = self.offsets[begin : end + 1]
         return IdColumn(self.values[int(o[0]) : int(o[-1])], o - o[0])
 
     def take(self, rows: Rows) -> IdColumn:
-        """Samples `rows` (int64 [M]) in this order, copied."""
+        """Returns copies of the samples at `rows`, in the order of `rows`.
+
+        Shapes: `rows` int64 [M]; the result has M samples.
+        """
         if self.offsets is None:
             return IdColumn(self.values.take(rows))
         begin = self.offsets[rows].astype(np.int64)
@@ -99,7 +113,10 @@ def _ends(offsets: npt.NDArray[Any]) -> str:
 
 
 def concatenate_columns(columns: Sequence[IdColumn]) -> IdColumn:
-    """One column of all samples; the columns must be all one-hot or all multi-hot."""
+    """Returns one column with the samples of all `columns`, in order.
+
+    Raises UserError if some columns are one-hot and others multi-hot.
+    """
     if len(columns) == 1:
         return columns[0]
     values = np.concatenate([c.values for c in columns])
@@ -113,10 +130,10 @@ def concatenate_columns(columns: Sequence[IdColumn]) -> IdColumn:
 
 @dataclass(frozen=True)
 class SampleBatch:
-    """B samples. `ids` maps a feature name to its column, in dataset order.
+    """Holds B samples; `ids` maps the name of each feature to its column, in the order of the dataset.
 
-    `dense` is float32 [B, K] (K may be 0), `labels` float32 [B, L], `weight` float32 [B] or None, `group` and
-    `time` int64 [B] or None.
+    Shapes: `dense` float32 [B, K], where K may be 0; `labels` float32 [B, L]; `weight` float32 [B] or None;
+    `group` and `time` int64 [B] or None.
     """
 
     ids: dict[str, IdColumn]
@@ -128,11 +145,14 @@ class SampleBatch:
 
     @property
     def num_samples(self) -> int:
-        """B."""
+        """Returns the number of samples, B."""
         return len(self.labels)
 
     def validate(self, schema: DatasetSchema | None = None) -> None:
-        """Raise `UserError` unless dtypes, shapes, offsets and (when given) the schema fit together."""
+        """Checks that dtypes, shapes and offsets fit together, and fit the schema if one is given.
+
+        Raises UserError if something doesn't fit.
+        """
         check_array("dense", self.dense, np.float32, 2)
         check_array("labels", self.labels, np.float32, 2)
         B = self.num_samples
@@ -175,7 +195,7 @@ class SampleBatch:
                 raise UserError(f"{name}: got {'one' if has is False else 'none'}, the schema says {has}")
 
     def slice(self, begin: int, end: int) -> SampleBatch:
-        """Samples [begin, end); arrays are views where they can be."""
+        """Returns the samples [begin, end); arrays are views except for the offsets of multi-hot columns."""
         return SampleBatch(
             {name: column.slice(begin, end) for name, column in self.ids.items()},
             self.dense[begin:end],
@@ -186,7 +206,10 @@ class SampleBatch:
         )
 
     def take(self, rows: Rows) -> SampleBatch:
-        """Samples `rows` (int64 [M], any order, repeats allowed), copied."""
+        """Returns copies of the samples at `rows`, in the order of `rows`, which may repeat.
+
+        Shapes: `rows` int64 [M]; the result has M samples.
+        """
         return SampleBatch(
             {name: column.take(rows) for name, column in self.ids.items()},
             self.dense.take(rows, axis=0),  # take is several times faster than indexing for rows
@@ -198,7 +221,11 @@ class SampleBatch:
 
     @staticmethod
     def concatenate(batches: Sequence[SampleBatch]) -> SampleBatch:
-        """All samples of the batches in order. Batches must have the same features and optional arrays."""
+        """Returns one batch with the samples of all batches, in order; all must have the same features.
+
+        Raises UserError if only some of the batches have an optional array, or a feature isn't of the same
+        kind in all.
+        """
         first = batches[0]
         if len(batches) == 1:
             return first

@@ -27,12 +27,12 @@ FIX_DAMAGED = "the file is damaged or incomplete: copy or prepare it again"
 
 
 class NoSamplesError(UserError):
-    """A file that is right but for having no samples."""
+    """Is raised for a file that is valid in every other way but has no samples."""
 
 
 @dataclass(frozen=True)
 class FileInfo:
-    """What a scan found. The flags say which value checks the file's writer already did."""
+    """Holds what a scan found; the flags say which value checks the file's writer has done already."""
 
     path: str
     num_samples: int
@@ -44,7 +44,10 @@ class FileInfo:
 
 
 def scan(path: str) -> FileInfo:
-    """Look at names, shapes, dtypes, filters and attributes. Raises `UserError` that names the file."""
+    """Returns what a file holds, from its names, shapes, dtypes, filters and attributes; reads no samples.
+
+    Raises UserError, which names the file, if it isn't a readable dataset.
+    """
     if not os.path.isfile(path):
         raise UserError(f"{path}: got no such file, expected a dataset file")
     if not os.access(path, os.R_OK):
@@ -129,7 +132,10 @@ def _scan_open(path: str, file: h5py.File) -> FileInfo:
 
 
 def read_times(path: str, begin: int, end: int) -> npt.NDArray[np.int64]:
-    """`/time` of rows [begin, end) of a scanned file that has it, int64. DataError if it can't be read."""
+    """Returns `/time` of rows [begin, end), int64, of a scanned file that has it.
+
+    Raises DataError if they can't be read.
+    """
     try:
         with layout.open_to_read(path) as file:
             return np.asarray(file[layout.TIME][begin:end], np.int64)
@@ -248,14 +254,12 @@ class _Dataset:
 class OpenFile:
     """Reads rows of one scanned file. Not thread-safe, and only usable in the process that made it.
 
-    Args:
-        info: what the scan found.
-        features: the features to read, in this order.
-        binary_labels: check that labels are 0 or 1 where the file doesn't vouch for it.
-        cache_bytes: memory for decompressed chunks, over all datasets of the file.
+    info: what the scan found.
+    features: the features to read, in this order.
+    binary_labels: check that labels are 0 or 1, unless the file's writer has done so.
+    cache_bytes: memory for decompressed chunks, over all datasets of the file.
 
-    Raises:
-        DataError: the file can't be opened, or isn't what was scanned.
+    Raises DataError if the file can't be opened, or isn't what was scanned.
     """
 
     def __init__(
@@ -302,15 +306,15 @@ class OpenFile:
             self._datasets[name] = _Dataset(self._file, name, dtype, cache_share)
 
     def close(self) -> None:
-        """Close the file."""
+        """Closes the file."""
         self._datasets.clear()
         self._file.close()
 
     def read(self, begin: int, end: int) -> SampleBatch:
-        """Rows [begin, end) of this file.
+        """Returns the rows [begin, end) of this file.
 
-        Raises:
-            DataError: a read or checksum failed, offsets or values are invalid. Names the file and rows.
+        Raises DataError, which names the file and the rows, for a failed read or checksum and for invalid
+        offsets or values in the file.
         """
         schema, info = self._info.schema, self._info
         ids = {f.name: self._ids(f, begin, end) for f in self._features}

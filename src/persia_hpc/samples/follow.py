@@ -25,7 +25,7 @@ END_PATTERN = "_EN[D]"  # the same for glob, which then reads the directory
 
 @dataclass(frozen=True)
 class TakenFile:
-    """What a checkpoint records of a file that a run has taken."""
+    """Holds what a checkpoint records of a file that training has begun to use."""
 
     path: str
     num_samples: int
@@ -36,12 +36,12 @@ Portion = Sequence[TakenFile]
 
 
 def num_samples(portion: Portion) -> int:
-    """Samples of a portion."""
+    """Returns the number of samples of a portion."""
     return sum(file.num_samples for file in portion)
 
 
 def late_files(portions: Iterable[Portion]) -> int:
-    """Files that begin before a file of an earlier portion does: they came too late for their place."""
+    """Returns how many files came too late: they begin earlier in time than a file of an earlier portion."""
     newest: int | None = None
     late = 0
     for portion in portions:
@@ -52,7 +52,7 @@ def late_files(portions: Iterable[Portion]) -> int:
 
 
 class Follower:
-    """Looks for new files, for one process, which tells the others. Nothing is collective."""
+    """Finds new files, in one process, which tells the others; nothing in it is collective."""
 
     def __init__(self, config: Config, schema: DatasetSchema, portions: Iterable[Portion] = ()) -> None:
         """schema: of the run, which every file must have. portions: what the run has taken already."""
@@ -64,8 +64,11 @@ class Follower:
         self._taken = {file.path for portion in self.portions for file in portion}
 
     def look(self) -> tuple[FileInfo, ...]:
-        """The next portion: all new files, by the time of their first rows, else by pattern and name; () if
-        there are none. UserError, and nothing is taken, if one of them can't be read or doesn't fit.
+        """Returns the next portion, which is all new files, or () if there are none.
+
+        The files are ordered by the time of their first rows or, without times, by pattern and name.
+
+        Raises UserError if one of them can't be read or doesn't fit; then none of them is taken.
         """
         # First, and in a listing: what was there before the marker must be seen beside it, also where a file
         # system shows names sooner than listings.
@@ -89,7 +92,10 @@ class Follower:
         return tuple(info for info, _ in found)
 
     def reopen(self) -> tuple[FileInfo, ...]:
-        """The files of the last portion, in whose middle a run goes on; UserError if one has changed."""
+        """Returns the files of the last portion, for a run that resumes in the middle of it.
+
+        Raises UserError if one of them is gone or has changed.
+        """
         infos = []
         for file in self.portions[-1]:
             if not os.path.exists(file.path):
@@ -128,7 +134,10 @@ def _matches(patterns: Iterable[str]) -> Iterator[str]:
 
 
 def followed_schema(config: Config) -> DatasetSchema:
-    """The schema of a run that begins: that of the first file; UserError if there is none yet."""
+    """Returns the schema of a new run, which is that of the first file.
+
+    Raises UserError if there is no file yet.
+    """
     paths = list(_matches(map(os.path.expanduser, config.data.train)))
     if not paths:
         raise UserError(
@@ -141,7 +150,7 @@ def followed_schema(config: Config) -> DatasetSchema:
 def portion_source(
     infos: Sequence[FileInfo], schema: DatasetSchema, config: Config
 ) -> FileSource | TimeOrder:
-    """The samples of a portion; without shuffling in order of time, where they have one."""
+    """Returns the samples of a portion, in order of time if they have times and aren't shuffled."""
     total = sum(info.num_samples for info in infos)
     files = FileSource(infos, schema, total, binary_labels=config.train.loss == "bce")
     return TimeOrder(files) if schema.has_time and not config.data.shuffle and infos else files

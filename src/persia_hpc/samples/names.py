@@ -1,4 +1,4 @@
-"""Names inside a dataset file and how it is opened. docs/dataset_format.md describes the format."""
+"""Defines the names inside a dataset file and opens it; docs/dataset_format.md describes the format."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ COMPRESSIONS = ("lz4", "gzip", "none")
 
 
 def compression_options(compression: str) -> dict[str, Any]:
-    """Keyword arguments of `create_dataset` for one of `COMPRESSIONS`; always with fletcher32."""
+    """Returns the arguments of `create_dataset` for one of `COMPRESSIONS`, always with fletcher32 checksums.
+
+    Raises UserError for any other name.
+    """
     if compression == "lz4":
         shuffle = hdf5plugin.Blosc2.SHUFFLE
         return {"fletcher32": True, **hdf5plugin.Blosc2(cname="lz4", clevel=5, filters=shuffle)}
@@ -50,7 +53,10 @@ def compression_options(compression: str) -> dict[str, Any]:
 
 
 def open_to_read(path: str) -> h5py.File:
-    """Open read-only. Raises OSError like h5py."""
+    """Opens a file read-only.
+
+    Raises OSError as h5py does.
+    """
     # Locks fail on many network file systems, and a reader of finished files needs none. But HDF5 refuses to
     # open a file twice in one process with different lock settings, so then find those of its other user.
     for locking in (False, None, True):
@@ -63,5 +69,8 @@ def open_to_read(path: str) -> h5py.File:
 
 
 def create(path: str) -> h5py.File:
-    """Create or overwrite, in a format that HDF5 1.10 and later read. Raises OSError like h5py."""
+    """Creates or overwrites a file, in a format that HDF5 1.10 and later read.
+
+    Raises OSError as h5py does.
+    """
     return h5py.File(path, "w", libver=("v110", "v110"), locking=False)

@@ -42,15 +42,14 @@ def _permutation(size: int, seed: int, *stream: int) -> Rows:
 
 
 class EpochOrder:
-    """Which row is at which position of an epoch: a pure function of the arguments, each row exactly once.
+    """Tells which row is at which position of an epoch; a pure function of its arguments, with each row once.
 
-    Args:
-        num_samples: rows of the dataset, N.
-        block_rows: rows of a block; the last block may be shorter.
-        buffer_blocks: blocks of a window.
-        seed: of the run, 0 or more.
-        epoch: counts from 0; every epoch has its own order.
-        shuffle: False gives the order of the dataset.
+    num_samples: rows of the dataset, N.
+    block_rows: rows of a block; the last block may be shorter.
+    buffer_blocks: blocks of a window.
+    seed: seed of the run, 0 or more.
+    epoch: counts from 0; every epoch has its own order.
+    shuffle: False gives the order of the dataset.
     """
 
     def __init__(
@@ -82,15 +81,15 @@ class EpochOrder:
         self._starts: Rows = starts
 
     def window_of(self, position: int) -> int:
-        """The window that holds this position, 0 <= position < num_samples."""
+        """Returns the window that holds this position, 0 <= position < num_samples."""
         return int(np.searchsorted(self._starts, position, side="right")) - 1
 
     def window_range(self, window: int) -> tuple[int, int]:
-        """Positions [begin, end) of a window."""
+        """Returns the positions [begin, end) of a window."""
         return int(self._starts[window]), int(self._starts[window + 1])
 
     def window_runs(self, window: int) -> list[tuple[int, int]]:
-        """Rows of a window, ascending, as the fewest ranges [begin, end)."""
+        """Returns the rows of a window in ascending order, as the fewest ranges [begin, end)."""
         blocks = np.sort(self._blocks[window * self._buffer_blocks : (window + 1) * self._buffer_blocks])
         breaks = np.flatnonzero(np.diff(blocks) != 1) + 1
         return [
@@ -99,14 +98,20 @@ class EpochOrder:
         ]
 
     def window_permutation(self, window: int) -> Rows:
-        """int64 [window size]: for each position in the window, an index into the rows of `window_runs`."""
+        """Returns, for each position of the window, an index into the rows that `window_runs` lists.
+
+        Shapes: int64 [window size].
+        """
         begin, end = self.window_range(window)
         if not self._shuffle:
             return np.arange(end - begin)
         return _permutation(end - begin, self._seed, self._epoch, window + 1)
 
     def rows(self, begin: int, end: int) -> Rows:
-        """int64 [end - begin]: the rows at positions [begin, end)."""
+        """Returns the rows at positions [begin, end).
+
+        Shapes: int64 [end - begin].
+        """
         _check_range(begin, end, self.num_samples)
         parts = [np.empty(0, np.int64)]
         while begin < end:
@@ -125,15 +130,14 @@ def _check_range(begin: int, end: int, size: int) -> None:
 
 
 class BatchReader:
-    """Reads any positions of any epoch; ascending positions decode each row once. Not thread-safe.
+    """Reads any positions of any epoch; reading in ascending order decodes each row once. Not thread-safe.
 
     Holds about two windows: the one being read, permuted, and the next one, decoded in step with the position
     so that no single read pays for all of it. A dataset of a single window is decoded once for all epochs.
 
-    Args:
-        source: the samples.
-        block_rows, buffer_blocks, seed, shuffle: see `EpochOrder`. Random blocks are read fastest when they
-            are whole chunks of the file.
+    source: the samples.
+    block_rows, buffer_blocks, seed, shuffle: see `EpochOrder`. Random blocks are read fastest when they are
+    whole chunks of the file.
     """
 
     def __init__(
@@ -154,17 +158,15 @@ class BatchReader:
 
     @property
     def num_samples(self) -> int:
-        """Samples of one epoch."""
+        """Returns the number of samples of one epoch."""
         return self._source.num_samples
 
     def read(self, epoch: int, begin: int, end: int) -> SampleBatch:
-        """The samples at positions [begin, end) of this epoch (counted from 0), in that order.
+        """Returns the samples at positions [begin, end) of an epoch (counted from 0), in that order.
 
         The arrays are read-only: they may be views that later reads share.
 
-        Raises:
-            DataError: from the source.
-            ValueError: the range isn't within the epoch.
+        Raises DataError if the source can't be read, and ValueError if the range isn't within the epoch.
         """
         _check_range(begin, end, self._source.num_samples)
         if begin == end:
@@ -236,7 +238,7 @@ def _read_only(batch: SampleBatch) -> SampleBatch:
 
 
 def split_reader(config: Config, split: str, source: Source) -> BatchReader:
-    """The reader of a split as configured; only training is shuffled."""
+    """Returns the reader of a split as the configuration asks; only the training data is shuffled."""
     data = config.data
     return BatchReader(
         source,
@@ -248,17 +250,16 @@ def split_reader(config: Config, split: str, source: Source) -> BatchReader:
 
 
 class PrefetchReader(Generic[Token]):
-    """A thread that reads ahead: iterates over (token, SampleBatch), in the order of the requests.
+    """Reads ahead in a thread; iterating over it gives (token, SampleBatch) in the order of the requests.
 
-    Args:
-        reader: used by the thread alone from now on.
-        requests: (token, epoch, begin, end); taken one by one by the thread, may be endless.
-        depth: batches that may wait to be taken, 1 or more.
-        on_ready: called by the thread when `poll()` has something new to say: a batch, an error or the end.
+    reader: used by the thread alone from now on.
+    requests: (token, epoch, begin, end); the thread takes one at a time, and they may be endless.
+    depth: how many batches may wait to be taken, 1 or more.
+    on_ready: called by the thread when `poll()` has something new to return: a batch, an error or the end.
 
     `next()` blocks until the batch is there. An exception of the reader or of `requests` is raised by the
-    `next()` of that batch, after all batches before it; then the iteration ends. Call `close()` or use as a
-    context manager.
+    `next()` of that batch, after all batches before it; then the iteration ends. Call `close()`, or use it in
+    a `with` block.
     """
 
     def __init__(
@@ -297,7 +298,7 @@ class PrefetchReader(Generic[Token]):
         raise StopIteration
 
     def poll(self) -> tuple[Token, SampleBatch] | None:
-        """The next item if it is there already, else None, also at the end; raises what `next()` would."""
+        """Returns the next item if it is ready, else None, also at the end; raises what `next()` would."""
         with self._changed:
             if self._ready and not self._closed:
                 self._changed.notify_all()
@@ -314,7 +315,10 @@ class PrefetchReader(Generic[Token]):
         self.close()
 
     def close(self) -> None:
-        """Stop reading ahead and drop what waits; returns when the thread has ended the read it is in."""
+        """Stops reading ahead and drops the waiting batches; returns when the read under way has ended.
+
+        If that takes longer than CLOSE_SECONDS, the thread is left to end with the process.
+        """
         with self._changed:
             self._closed = True
             self._ready.clear()

@@ -1,4 +1,4 @@
-"""What a dataset holds: names and kinds, no data."""
+"""Describes what a dataset holds: names and kinds, no data."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, order=True)
 class FeatureSchema:
-    """One id feature: one-hot (one id in every sample) or multi-hot (any number of ids, also none).
+    """Describes an id feature: one-hot (one id in every sample) or multi-hot (any number of ids, also none).
 
-    `mean_length`: ids of a sample on average, where that is known; two features that differ in it are equal.
+    `mean_length` is the mean number of ids of a sample, if known. It plays no part in comparisons.
     """
 
     name: str
@@ -23,13 +23,13 @@ class FeatureSchema:
 
     @property
     def kind(self) -> str:
-        """Word for messages."""
+        """Returns "one-hot" or "multi-hot", for messages."""
         return "multi-hot" if self.multi else "one-hot"
 
 
 @dataclass(frozen=True)
 class DatasetSchema:
-    """Id features in order, names of the K dense columns and L labels, and which optional arrays exist."""
+    """Holds the id features in order, names of dense columns and labels, and which optional arrays exist."""
 
     features: tuple[FeatureSchema, ...]
     dense_names: tuple[str, ...] = ()
@@ -40,11 +40,14 @@ class DatasetSchema:
 
     @property
     def feature_names(self) -> tuple[str, ...]:
-        """Names of the id features, in order."""
+        """Returns the names of the id features, in order."""
         return tuple(f.name for f in self.features)
 
     def feature(self, name: str) -> FeatureSchema:
-        """The feature of this name; `UserError` when there is none."""
+        """Returns the feature of this name.
+
+        Raises UserError if there is none.
+        """
         for feature in self.features:
             if feature.name == name:
                 return feature
@@ -53,7 +56,10 @@ class DatasetSchema:
         )
 
     def validate(self) -> None:
-        """Raise `UserError` for repeated or unusable names, or a dataset without labels."""
+        """Checks that the names can be stored and that there is a label.
+
+        Raises UserError for a repeated or unusable name, or a dataset without labels.
+        """
         _check_names("feature", self.feature_names)
         _check_names("dense column", self.dense_names)
         _check_names("label", self.label_names)

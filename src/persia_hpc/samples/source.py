@@ -23,22 +23,22 @@ CHUNK_CACHE_BYTES = 128 << 20  # for all open files together; holds small datase
 
 
 class Source(Protocol):
-    """Samples in a fixed order, rows counted from 0."""
+    """Is a sequence of samples in a fixed order, with rows counted from 0."""
 
     @property
     def schema(self) -> DatasetSchema:
-        """What each batch holds."""
+        """Returns what each batch holds."""
 
     @property
     def num_samples(self) -> int:
-        """How many rows there are."""
+        """Returns the number of rows."""
 
     def read(self, begin: int, end: int) -> SampleBatch:
-        """Rows [begin, end), 0 <= begin <= end <= num_samples; any thread may call it."""
+        """Returns the rows [begin, end), 0 <= begin <= end <= num_samples; any thread may call it."""
 
 
 class FileSource:
-    """Many dataset files as one, in the order given; made by `open_source`.
+    """Reads many dataset files as one, in the order given; made by `open_source`. See `Source`.
 
     Files are opened by the first read that needs them, in the reading process (so a fork is harmless); reads
     are serialised by a lock.
@@ -59,26 +59,25 @@ class FileSource:
 
     @property
     def schema(self) -> DatasetSchema:
-        """What each batch holds."""
+        """Returns what each batch holds."""
         return self._schema
 
     @property
     def num_samples(self) -> int:
-        """Rows of all files together, after the limit."""
+        """Returns the number of rows of all files together, after the limit."""
         return self._num_samples
 
     @property
     def files(self) -> tuple[tuple[str, int], ...]:
-        """(path, rows used) of each file that is read at all."""
+        """Returns (path, rows used) of each file of which any rows are used."""
         used = np.minimum(self._starts[1:], self._num_samples) - self._starts[:-1]
         return tuple((info.path, int(n)) for info, n in zip(self._infos, used, strict=True) if n > 0)
 
     def read(self, begin: int, end: int) -> SampleBatch:
-        """Rows [begin, end) across files.
+        """Returns the rows [begin, end), counted over all files.
 
-        Raises:
-            DataError: a file is damaged or holds invalid values; names the file and its rows.
-            ValueError: the range isn't within the source.
+        Raises DataError, which names the file and its rows, for damage or invalid values, and ValueError if
+        the range isn't within the source.
         """
         if not 0 <= begin <= end <= self._num_samples:
             raise ValueError(f"got rows [{begin}, {end}), expected a range within [0, {self._num_samples})")
@@ -94,7 +93,7 @@ class FileSource:
         return SampleBatch.concatenate(parts)
 
     def close(self) -> None:
-        """Close all files; a later read opens them again."""
+        """Closes all files; a later read opens them again."""
         with self._lock:
             while self._open:
                 self._open.popitem()[1].close()
@@ -121,16 +120,15 @@ def open_source(
     limit: int | None = None,
     binary_labels: bool = False,
 ) -> FileSource:
-    """Open dataset files as one source. Reads only their headers; not collective.
+    """Opens dataset files as one source; reads only their headers. Not collective.
 
-    Args:
-        patterns: file names or globs. Matches of one pattern are sorted; patterns keep their order.
-        features: the id features to read, in this order; default all, in the order of the first file.
-        limit: use only the first rows.
-        binary_labels: check that every label is 0 or 1 (files that vouch for it aren't checked again).
+    patterns: file names or globs. Matches of one pattern are sorted; patterns keep their order.
+    features: the id features to read, in this order; default all, in the order of the first file.
+    limit: use only the first rows.
+    binary_labels: check that every label is 0 or 1, in files whose writer hasn't checked it.
 
-    Raises:
-        UserError: no match, not a dataset, files that don't fit together, a missing feature, no samples.
+    Raises UserError for a pattern without a match, a file that isn't a dataset or has no samples, files that
+    don't fit together, and a missing feature.
     """
     if limit is not None and limit < 1:
         raise UserError(f"limit: got {limit}, expected 1 or more rows, or none at all for all rows")
@@ -183,7 +181,12 @@ def _find(infos: Sequence[FileInfo], name: str) -> FeatureSchema:
 
 
 def check_agree(first: FileInfo, other: FileInfo, schema: DatasetSchema, *, all_features: bool) -> None:
-    """Raise `UserError` unless `other` continues `first` for the schema's features."""
+    """Checks that the file `other` can continue `first` for the schema's features.
+
+    all_features: refuse also a feature that only `other` has.
+
+    Raises UserError for a feature, column or array that differs.
+    """
     a, b = first.schema, other.schema
     both = f"expected the same as in {first.path}; prepare both files alike or list only one kind"
     if all_features:

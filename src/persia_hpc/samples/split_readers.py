@@ -1,4 +1,4 @@
-"""The splits that a process reads: the schedule and the reader of each."""
+"""Holds the splits that a process reads: the schedule and the reader of each."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from persia_hpc.schedule import Schedule
 
 
 class SplitReaders:
-    """With `data.follow` the training data is one portion at a time."""
+    """Holds readers and schedules by split; with `data.follow`, training reads one portion at a time."""
 
     def __init__(self, config: Config, sources: Mapping[str, Source], schedules: Mapping[str, Schedule]):
-        """sources: of the splits that are read; schedules: of all."""
+        """Makes the readers; `sources` has the splits that this process reads, `schedules` has all splits."""
         self.schedules = dict(schedules)
         self.readers = {split: split_reader(config, split, source) for split, source in sources.items()}
         self._config = config
@@ -25,7 +25,7 @@ class SplitReaders:
         self._portion: FileSource | TimeOrder | None = None
 
     def begin_portion(self, schedule: Schedule, files: Sequence[FileInfo]) -> None:
-        """These files are what is trained on next; nothing is read of those before any more."""
+        """Makes these files the training data; files of earlier portions are closed."""
         if self._portion is not None:
             self._portion.close()
         self._portion = portion_source(files, self._sources["train"].schema, self._config)

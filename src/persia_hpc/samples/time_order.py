@@ -1,4 +1,4 @@
-"""The rows of several files in order of time, whichever of the files they are in."""
+"""Reads the rows of several files in order of time, whichever file they are in."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ NEAR_ROWS = 64  # rows that are read in vain, because that takes less time than 
 
 
 class TimeOrder:
-    """A `Source`: the rows of `files` by their `/time`; rows of one time in the order of the files.
+    """Reads the rows of `files` in the order of their `/time`. See `Source`.
 
-    The first read reads the times of all rows, and keeps 8 bytes a row unless they are in order already.
+    Rows of one time keep the order of the files. The first read reads the times of all rows, and keeps 8
+    bytes a row unless they are in order already.
     """
 
     def __init__(self, files: FileSource) -> None:
@@ -25,16 +26,19 @@ class TimeOrder:
 
     @property
     def schema(self) -> DatasetSchema:
-        """What each batch holds."""
+        """Returns what each batch holds."""
         return self._files.schema
 
     @property
     def num_samples(self) -> int:
-        """Rows of all files together."""
+        """Returns the number of rows of all files together."""
         return self._files.num_samples
 
     def read(self, begin: int, end: int) -> SampleBatch:
-        """Rows [begin, end) in order of time; see `FileSource.read` for errors."""
+        """Returns the rows [begin, end) in order of time.
+
+        Raises DataError and ValueError as `FileSource.read` does.
+        """
         if not self._looked:
             self._order = self._find_order()
             self._looked = True

@@ -1,4 +1,4 @@
-"""The value checks that writer and reader share. Each returns nothing or raises with the first bad row."""
+"""Checks values for writer and reader; each check returns nothing or raises with the first bad row."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from persia_hpc.errors import UserError
 
 
 class InvalidRowError(UserError):
-    """A value that a dataset can't hold; `row` is its row number, `problem` the text without the place."""
+    """Is raised for a value that a dataset can't hold; has its row number and the problem in words."""
 
     def __init__(self, row: int, problem: str) -> None:
         super().__init__(f"row {row}: {problem}")
@@ -24,9 +24,11 @@ def _first(bad: npt.NDArray[np.bool_]) -> tuple[int, ...]:
 
 
 def check_finite(what: str, names: Sequence[str], array: npt.NDArray[np.float32], first_row: int) -> None:
-    """Raise `InvalidRowError` at the first NaN or infinity in float32 [B, columns].
+    """Checks that dense features or labels are finite; rows count from `first_row`, in all checks here.
 
-    Rows count from `first_row`, here and below.
+    Shapes: `array` float32 [B, columns], with a name for each column.
+
+    Raises InvalidRowError at the first NaN or infinity.
     """
     finite = np.isfinite(array)
     if not finite.all():
@@ -39,13 +41,21 @@ def check_finite(what: str, names: Sequence[str], array: npt.NDArray[np.float32]
 
 
 def is_binary(labels: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-    """Which values of float32 [B, L] are 0 or 1."""
+    """Returns which labels are 0 or 1.
+
+    Shapes: float32 [B, L] in, bool [B, L] out.
+    """
     binary: npt.NDArray[np.bool_] = (labels == 0) | (labels == 1)
     return binary
 
 
 def check_binary(names: Sequence[str], labels: npt.NDArray[np.float32], first_row: int) -> None:
-    """Raise `InvalidRowError` at the first label of float32 [B, L] that isn't 0 or 1."""
+    """Checks that all labels are 0 or 1.
+
+    Shapes: `labels` float32 [B, L], with a name for each column.
+
+    Raises InvalidRowError at the first label that isn't.
+    """
     good = is_binary(labels)
     if not good.all():
         row, column = _first(~good)
@@ -57,7 +67,12 @@ def check_binary(names: Sequence[str], labels: npt.NDArray[np.float32], first_ro
 
 
 def check_weight(weight: npt.NDArray[np.float32], first_row: int) -> None:
-    """Raise `InvalidRowError` at the first weight of float32 [B] that is negative, NaN or infinite."""
+    """Checks that all weights are finite and not negative.
+
+    Shapes: `weight` float32 [B].
+
+    Raises InvalidRowError at the first weight that isn't.
+    """
     good = np.isfinite(weight) & (weight >= 0)
     if not good.all():
         (row,) = _first(~good)
@@ -67,7 +82,12 @@ def check_weight(weight: npt.NDArray[np.float32], first_row: int) -> None:
 
 
 def check_ids(name: str, ids: npt.NDArray[np.uint64], limit: int, row_of_value: Callable[[int], int]) -> None:
-    """Raise `InvalidRowError` at the first id above `limit`; `row_of_value(i)` gives the row of value i."""
+    """Checks that no id exceeds `limit`; `row_of_value(i)` gives the row of value i.
+
+    Shapes: `ids` uint64 [N].
+
+    Raises InvalidRowError at the first id that does.
+    """
     if len(ids) and int(ids.max()) > limit:
         i = int((ids > np.uint64(limit)).argmax())
         raise InvalidRowError(

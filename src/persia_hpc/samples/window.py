@@ -18,13 +18,12 @@ PIECE_ROWS = 16_384  # most rows that one call of Source.read decodes ahead
 
 
 class Window:
-    """The rows of some runs, decoded in pieces.
+    """Decodes the rows of a few ranges in pieces.
 
-    Args:
-        source: the samples.
-        runs: rows [begin, end) of the source, ascending.
-        permutation: int64 [rows of all runs] or None: sample i of the window is row `permutation[i]` of them.
-        buffer: what the pieces of a permuted window are kept in; one that no other window uses meanwhile.
+    source: the samples.
+    runs: rows [begin, end) of the source, ascending.
+    permutation: int64 [rows of all runs] or None: sample i of the window is row `permutation[i]` of them.
+    buffer: keeps the pieces of a permuted window; no other window may use it at the same time.
     """
 
     def __init__(
@@ -41,9 +40,10 @@ class Window:
         )
 
     def decode_ahead(self, num_rows: int) -> None:
-        """Decode until at least `num_rows` rows, or all, are there.
+        """Decodes until at least `num_rows` rows, or all, are there.
 
-        An error waits for `batch`, which meets it again: it must not reach the samples that come before.
+        An error is kept back: `batch` decodes that piece again and raises it, after the samples that come
+        before it.
         """
         if not self._failed:
             try:
@@ -59,7 +59,7 @@ class Window:
             self._num_decoded += end - begin
 
     def batch(self) -> SampleBatch:
-        """All samples, in order."""
+        """Returns all samples of the window, in its order, and decodes what is missing."""
         while self._todo:
             self._decode(self._num_decoded + 1)
         return self._pieces.batch()
@@ -79,22 +79,22 @@ class _InOrder:
 
 
 class Buffer:
-    """Memory for the samples of a window in the order of the files, for one window after the other."""
+    """Keeps memory for the samples of one window, in the order of the files; later windows use it again."""
 
     def __init__(self) -> None:
         self._batch: SampleBatch | None = None
 
     def like(self, batch: SampleBatch, size: int) -> SampleBatch:
-        """Arrays for `size` samples such as those of the batch; of multi-hot columns none."""
+        """Returns a batch for `size` samples, like `batch` in its arrays; multi-hot columns are empty."""
         if self._batch is None or self._batch.num_samples < size:
             self._batch = _empty_like(batch, size)
         return self._batch.slice(0, size)
 
 
 class _Shuffled:
-    """Pieces one after the other in a buffer.
+    """Collects pieces in a buffer, in order, and shuffles them once all are there.
 
-    Shuffled once all are there: a column at a time stays in the cache, all columns of a piece do not.
+    One column at a time stays in the cache; all columns of a piece would not.
     """
 
     def __init__(self, permutation: Rows, buffer: Buffer) -> None:
@@ -121,7 +121,7 @@ class _Shuffled:
 
 
 def shuffled(batch: SampleBatch, permutation: Rows) -> SampleBatch:
-    """What `batch.take(permutation)` gives, with less time spent on fresh memory."""
+    """Returns the same as `batch.take(permutation)`, but spends less time on fresh memory."""
     result = _empty_like(batch, len(permutation))
     for array, to in zip(_arrays(batch), _arrays(result), strict=True):
         gather(array, permutation, to)
@@ -146,7 +146,7 @@ def _empty_like(batch: SampleBatch, size: int) -> SampleBatch:
 
 
 def _arrays(batch: SampleBatch) -> list[npt.NDArray[Any]]:
-    """Those that have a row for each sample."""
+    """Returns the arrays of a batch that have one row for each sample."""
     one_hot = [column.values for column in batch.ids.values() if column.offsets is None]
     others = (batch.dense, batch.labels, batch.weight, batch.group, batch.time)
     return [*one_hot, *(array for array in others if array is not None)]

@@ -25,7 +25,7 @@ VALUES_PER_ROW = 4  # a chunk of multi-hot values holds this many times the rows
 
 
 class _Column:
-    """One growing dataset, written in whole chunks.
+    """Appends to one growing dataset, in whole chunks.
 
     A partly written chunk would be compressed, then read back and compressed again by the next write.
     """
@@ -65,24 +65,23 @@ class DatasetWriter:
     """Appends `SampleBatch`es to one HDF5 file, as a context manager.
 
     Writes to `<path>.<host>.<process>.partial`; a clean exit syncs it to disk and renames it to `path`
-    (replacing an older file), an exception removes it. Not collective: one process, one writer, one file. Of
-    two processes that write the same file the last one's stays, whole.
+    (replacing an older file), an exception removes it. Not collective: one process, one writer, one file. If
+    two processes write the same file, the one that ends last wins; the file is whole in either case.
 
-    Args:
-        path: the file to make.
-        schema: what every batch holds.
-        id_dtypes: stored dtype of a feature's ids, "uint8" to "uint64" (default); a larger id is refused.
-        chunk_rows: rows of one HDF5 chunk, the unit of compression, checksum and reading.
-        compression: "lz4" (Blosc2), "gzip" or "none".
-        source: where the samples came from (name, URL, licence), kept as an attribute.
-        preprocessing: what was done to them, JSON-serialisable, kept as an attribute; as it is at the end.
-        check_binary_labels: refuse labels other than 0 and 1.
+    path: the file to make.
+    schema: what every batch holds.
+    id_dtypes: stored dtype of a feature's ids, "uint8" to "uint64" (default); a larger id is refused.
+    chunk_rows: rows of one HDF5 chunk, the unit of compression, checksum and reading.
+    compression: "lz4" (Blosc2), "gzip" or "none".
+    source: where the samples came from (name, URL, licence), kept as an attribute.
+    preprocessing: what was done to them, JSON-serialisable, kept as an attribute; may be filled until the
+    end.
+    check_binary_labels: refuse labels other than 0 and 1.
 
-    Raises:
-        UserError: bad arguments, a batch that doesn't fit the schema, or no samples at all.
-        validity.InvalidRowError: (a UserError with `.row`, counted from 0 over all batches) NaN or infinity
-            in dense, labels or weight, a negative weight, a non-binary label, an id too large. Nothing of
-            that batch is kept.
+    Raises UserError for bad arguments, a batch that doesn't fit the schema, or no samples at all.
+    Raises validity.InvalidRowError (a UserError with `.row`, counted from 0 over all batches) for NaN or
+    infinity in dense, labels or weight, a negative weight, a non-binary label, an id too large; then nothing
+    of that batch is kept.
     """
 
     def __init__(
@@ -153,7 +152,10 @@ class DatasetWriter:
             raise
 
     def write(self, batch: SampleBatch) -> None:
-        """Append the samples of the batch; its arrays are copied. See the class for what is refused."""
+        """Appends the samples of a batch; its arrays are copied.
+
+        Raises UserError for a batch outside of the `with` block and for what the class refuses.
+        """
         if self._file is None:
             raise UserError(f"{self.path}: got a batch outside of the `with` block, expected it inside")
         batch.validate(self.schema)

@@ -1,4 +1,4 @@
-"""Which rings a job has, and how large: a pure function of the plan."""
+"""Says which rings a job has, and how large they are: a pure function of the plan."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LEAST = 1 << 16
 
 @dataclass(frozen=True)
 class RingBytes:
-    """Size of each kind of ring."""
+    """Holds the size in bytes of each kind of ring."""
 
     pull: int
     push: int
@@ -24,17 +24,18 @@ class RingBytes:
 
     @staticmethod
     def same(num_bytes: int) -> RingBytes:
-        """Of all kinds."""
+        """Returns the same size for all kinds."""
         return RingBytes(*[num_bytes] * 5)
 
     def scaled(self, factor: float) -> RingBytes:
-        """All of them times `factor`, in whole granules."""
+        """Returns all sizes times `factor`, rounded down to whole granules."""
         return RingBytes(*(max(LEAST, int(n * factor) // GRANULE * GRANULE) for n in astuple(self)))
 
 
 def row_channels(plan: Plan, size: RingBytes) -> list[Channel]:
-    """Three rings between every worker and every server: a pull that must wait may not block the push it
-    waits for.
+    """Returns three rings between every worker and every server: for pulls, pushes and rows.
+
+    Pulls and pushes are apart because a pull that must wait may not block the push it waits for.
     """
     channels = []
     for w in range(plan.count(Role.EMBEDDING_WORKER)):
@@ -50,8 +51,9 @@ def row_channels(plan: Plan, size: RingBytes) -> list[Channel]:
 
 
 def feed_channels(plan: Plan, size: RingBytes) -> list[Channel]:
-    """Two rings between a trainer and each worker that feeds it; trainer 0, which commands, has them with
-    all.
+    """Returns two rings between each trainer and each worker that feeds it: batches and gradients.
+
+    Trainer 0, which commands, has both rings with every worker; small ones where the worker doesn't feed it.
     """
     channels = []
     command = min(LEAST, size.feed)
@@ -67,7 +69,7 @@ def feed_channels(plan: Plan, size: RingBytes) -> list[Channel]:
 
 
 def ring_memory(plan: Plan, size: RingBytes) -> tuple[list[int], list[int]]:
-    """Window bytes of each world rank: in memory that the ranks of its node share, and in all."""
+    """Returns the window bytes of each world rank: those in memory shared on its node, and all of them."""
     shared, both = [0] * len(plan.members), [0] * len(plan.members)
     for roles, channels in (
         (ROW_PLANE, row_channels(plan, size)),
@@ -82,9 +84,9 @@ def ring_memory(plan: Plan, size: RingBytes) -> tuple[list[int], list[int]]:
 
 
 def fitting(plan: Plan, size: RingBytes, free: dict[int, int]) -> RingBytes:
-    """The sizes, or less where the ranks of a node would fill more than 3/4 of its shared memory.
+    """Returns the sizes, made smaller if the ranks of a node would fill over 3/4 of its shared memory.
 
-    free: bytes by node.
+    free: the free bytes of shared memory by node.
     """
     wanted = dict.fromkeys(free, 0)
     for member, num_bytes in zip(plan.members, ring_memory(plan, size)[0], strict=True):

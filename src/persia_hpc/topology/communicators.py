@@ -1,4 +1,4 @@
-"""Communicators: the split of COMM_WORLD by role and into the two planes that carry RMA windows."""
+"""Splits COMM_WORLD by role and into the two planes that carry RMA windows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .roles import FEED_PLANE, ROW_PLANE, Member, Plan, Role, make_plan, parse_r
 
 @dataclass(frozen=True)
 class Communicators:
-    """The communicators of a rank; a plane that the rank isn't part of is None.
+    """Holds the communicators of a rank; a plane that the rank isn't part of is None.
 
     `row_plane` has the servers and workers, `feed_plane` the workers and trainers, `role_comm` the ranks of
     the own role, each in the order of world ranks.
@@ -33,16 +33,19 @@ class Communicators:
     feed_plane: MPI.Intracomm | None
 
     def row_rank(self, role: Role, role_rank: int) -> int:
-        """Rank in the row plane of a server or worker."""
+        """Returns the rank of a server or worker in the row plane."""
         return self.plan.row_rank(role, role_rank)
 
     def feed_rank(self, role: Role, role_rank: int) -> int:
-        """Rank in the feed plane of a worker or trainer."""
+        """Returns the rank of a worker or trainer in the feed plane."""
         return self.plan.feed_rank(role, role_rank)
 
 
 def check_world(world: MPI.Intracomm) -> None:
-    """Refuses an MPI that can't carry the job. Local; every rank comes to the same verdict."""
+    """Refuses an MPI that can't carry the job. Not collective; every rank comes to the same verdict.
+
+    Raises UserError for an MPI without MPI_THREAD_MULTIPLE, and where srun's tasks don't find each other.
+    """
     if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
         raise UserError(
             f"MPI started with thread level {MPI.Query_thread()}, but MPI_THREAD_MULTIPLE "
@@ -60,7 +63,10 @@ def check_world(world: MPI.Intracomm) -> None:
 
 
 def check_single_mpi_library(maps_file: Path = Path("/proc/self/maps")) -> None:
-    """Refuses a process in which two MPI libraries are loaded (mpi4py's and Horovod's)."""
+    """Refuses a process in which two MPI libraries are loaded (mpi4py's and Horovod's).
+
+    Raises UserError, which names both.
+    """
     try:
         maps = maps_file.read_text()
     except OSError:
@@ -101,7 +107,7 @@ def split_world(world: MPI.Intracomm, config: Config) -> Communicators:
     """Splits the world by role and plane.
 
     Collective over world.
-    Raises: UserError, on all ranks, if the ranks can't have the roles that are asked for.
+    Raises UserError, on all ranks, if the ranks can't have the roles that are asked for.
     """
     check_world(world)
     node_comm = world.Split_type(MPI.COMM_TYPE_SHARED)

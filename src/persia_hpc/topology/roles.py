@@ -1,4 +1,4 @@
-"""Which world rank has which role: a pure function of the counts and of which ranks share a node."""
+"""Says which world rank has which role: a pure function of the counts and of which ranks share a node."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from persia_hpc.errors import UserError
 
 
 class Role(str, Enum):
-    """What a rank does for its whole life."""
+    """Says what a rank does for its whole life."""
 
     PARAMETER_SERVER = "parameter_server"
     EMBEDDING_WORKER = "embedding_worker"
@@ -26,7 +26,7 @@ FEED_PLANE = (Role.EMBEDDING_WORKER, Role.TRAINER)
 
 @dataclass(frozen=True)
 class Member:
-    """One rank of the job; `role_rank` is server_rank, worker_rank or trainer_rank."""
+    """Describes one rank of the job; `role_rank` is its server_rank, worker_rank or trainer_rank."""
 
     world_rank: int
     role: Role
@@ -36,38 +36,41 @@ class Member:
 
 @dataclass(frozen=True)
 class Plan:
-    """The roles of all ranks, indexed by world rank."""
+    """Holds the roles of all ranks, indexed by world rank."""
 
     members: tuple[Member, ...]
 
     def ranks(self, role: Role) -> tuple[int, ...]:
-        """World ranks of a role in the order of their role_rank."""
+        """Returns the world ranks of a role, in the order of their role_rank."""
         return tuple(m.world_rank for m in sorted(self.of(role), key=lambda m: m.role_rank))
 
     def of(self, role: Role) -> tuple[Member, ...]:
+        """Returns the members that have a role, in the order of world ranks."""
         return tuple(m for m in self.members if m.role is role)
 
     def count(self, role: Role) -> int:
+        """Returns the number of ranks of a role."""
         return len(self.of(role))
 
     def plane(self, roles: tuple[Role, Role]) -> tuple[int, ...]:
-        """World ranks of a plane's ranks, in its order."""
+        """Returns the world ranks of a plane, in the order of their ranks in it."""
         return tuple(sorted(self.ranks(roles[0]) + self.ranks(roles[1])))
 
     def row_rank(self, role: Role, role_rank: int) -> int:
-        """Rank in the row plane of a server or worker."""
+        """Returns the rank of a server or worker in the row plane."""
         return self.plane(ROW_PLANE).index(self.ranks(role)[role_rank])
 
     def feed_rank(self, role: Role, role_rank: int) -> int:
-        """Rank in the feed plane of a worker or trainer."""
+        """Returns the rank of a worker or trainer in the feed plane."""
         return self.plane(FEED_PLANE).index(self.ranks(role)[role_rank])
 
     @cached_property
     def workers_of_trainer(self) -> tuple[tuple[int, ...], ...]:
-        """For each trainer_rank the worker_ranks that feed it: of its own node first, evenly loaded.
+        """Returns for each trainer_rank the worker_ranks that feed it.
 
-        With fewer workers than trainers each trainer has one; with more, every worker has one trainer and
-        a trainer's workers take turns by step.
+        Workers of the trainer's node are preferred, and all are evenly loaded. With fewer workers than
+        trainers each trainer has one; with more, every worker has one trainer and a trainer's workers take
+        turns, a step each.
         """
         workers, trainers = self.of(Role.EMBEDDING_WORKER), self.of(Role.TRAINER)
         load = {w.role_rank: 0 for w in workers}
@@ -85,7 +88,7 @@ class Plan:
         return tuple(tuple(sorted(feeds[t])) for t in range(len(trainers)))
 
     def table(self, hosts: Sequence[str] | None = None) -> str:
-        """The plan as text, one line a node."""
+        """Returns the plan as text, with a line for each node."""
         lines = []
         for node in sorted({m.node for m in self.members}):
             here = [m for m in self.members if m.node == node]
@@ -101,7 +104,10 @@ class Plan:
 
 
 def parse_roles(text: str) -> frozenset[Role]:
-    """The roles that "parameter_servers,embedding_workers" names; all of them for an empty text."""
+    """Returns the roles that a text like "parameter_servers,trainers" names; all for an empty text.
+
+    Raises UserError for an unknown role.
+    """
     names = {f"{role.value}s": role for role in Role}
     given = [name.strip() for name in text.split(",") if name.strip()]
     wrong = [name for name in given if name not in names]
@@ -123,9 +129,13 @@ def make_plan(
     """Assigns roles to ranks.
 
     counts: ranks of each role (`parameter_servers`, `embedding_workers`, `trainers`), in the whole job or,
-    with `per_node`, on each node. nodes: for each world rank, a number that is equal for ranks of one node.
+    with `per_node`, on each node.
+    nodes: for each world rank, a number that is equal for ranks of one node.
     allowed: for each world rank the roles it may have, as the components of a heterogeneous job say; without
-    it every rank may have each. Raises UserError when the number of ranks isn't what the counts ask for.
+    it every rank may have each role.
+
+    Raises UserError if the number of ranks isn't what the counts ask for, or the roles that `allowed` gives
+    don't fit the counts.
     """
     wanted = {role: counts[f"{role.value}s"] for role in ROLE_ORDER}
     parts = list(dict.fromkeys(allowed or [frozenset(Role)] * len(nodes)))

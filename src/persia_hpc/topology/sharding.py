@@ -1,12 +1,11 @@
-"""Which server owns which buckets of a table's key space."""
+"""Says which server owns which buckets of a table's key space."""
 
 from __future__ import annotations
 
 
 def bucket_bounds(num_buckets: int, num_servers: int) -> list[int]:
-    """[num_servers + 1] bounds: server p owns buckets [bounds[p], bounds[p + 1]); sizes differ by at most
-    one.
+    """Returns num_servers + 1 bounds: server p owns the buckets [bounds[p], bounds[p + 1]).
 
-    A table with fewer buckets than servers leaves some servers without any.
+    Sizes differ by at most one. A table with fewer buckets than servers leaves some servers without any.
     """
     return [num_buckets * p // num_servers for p in range(num_servers + 1)]
