@@ -1,4 +1,4 @@
-"""Adult / Census income (UCI): 8 id features, 5 dense ones, label "earns more than 50,000 dollars a year"."""
+"""Prepares Adult / Census income (UCI): 8 id features, 5 dense ones, label "earns over 50,000 dollars"."""
 
 from __future__ import annotations
 
@@ -45,7 +45,11 @@ SOURCE = "UCI Adult (Becker & Kohavi 1996, doi 10.24432/C5XW20), CC BY 4.0"
 
 @dataclass(frozen=True)
 class AdultOptions:
-    """`input` holds adult.data and adult.test. `valid_fraction` and `seed` are for the default variant."""
+    """Holds the options of `persia-hpc preprocess adult`.
+
+    input: directory with adult.data and adult.test; None: see `find_input`
+    valid_fraction, seed: used by the default variant only
+    """
 
     out: Path
     input: Path | None = None
@@ -56,7 +60,11 @@ class AdultOptions:
 
 
 def find_input() -> Path:
-    """The bundled data: `datasets/adult` of the working directory, or of the source tree this runs from."""
+    """Returns the directory of the bundled data: `datasets/adult`.
+
+    It is looked for in the working directory, then in the source tree that this program runs from.
+    Raises UserError if it is in neither.
+    """
     places = (Path("datasets/adult"), Path(__file__).resolve().parents[3] / "datasets" / "adult")
     for place in places:
         if place.is_dir():
@@ -77,7 +85,10 @@ def _find_file(directory: Path, name: str) -> Path:
 
 
 def read_file(path: Path) -> Frame:
-    """All rows of adult.data or adult.test, in file order; the income without its final dot."""
+    """Returns all rows of adult.data or adult.test in file order, with the final dot of the income removed.
+
+    Raises UserError for a file with another layout, with the line number where a row is at fault.
+    """
     blocks = list(read_blocks(path))
     if len(blocks) != 1:
         raise UserError(
@@ -99,14 +110,18 @@ def read_file(path: Path) -> Frame:
 
 
 def categories(frame: pl.DataFrame) -> dict[str, list[str]]:
-    """The sorted values of each id feature."""
+    """Returns the sorted distinct values of each id feature."""
     return {name: frame[name].unique().sort().to_list() for name in IDS}
 
 
 def to_batch(
     frame: pl.DataFrame, known: dict[str, list[str]], first_id: int, dense: npt.NDArray[np.float32]
 ) -> SampleBatch:
-    """Ids: position in `known`, counted from `first_id`; 0 for a value that isn't there."""
+    """Returns the rows as samples whose ids are the values' positions in `known`.
+
+    known: the values of each id feature, whose ids count up from `first_id`; a value not listed gets id 0
+    Shapes: `dense` is [B, 5] for the B rows of the frame.
+    """
     ids = {}
     for name in IDS:
         numbers = np.arange(first_id, first_id + len(known[name]), dtype=np.uint64)
@@ -117,12 +132,18 @@ def to_batch(
 
 
 def raw_dense(frame: pl.DataFrame) -> npt.NDArray[np.float64]:
-    """[B, 5] as in the file."""
+    """Returns the dense features as the file has them.
+
+    Shapes: [B, 5] for the B rows of the frame.
+    """
     return np.ascontiguousarray(frame.select(DENSE).to_numpy().astype(np.float64))
 
 
 def prepare(options: AdultOptions) -> list[FileReport] | None:
-    """Write the files; None when they were up to date."""
+    """Writes train.h5, test.h5 and, in the default variant, valid.h5; returns None when they were up to date.
+
+    Raises UserError for bad options or input, or if other files are in the way.
+    """
     directory = options.input or find_input()
     paths = [_find_file(directory, name) for name in ("adult.data", "adult.test")]
     frames = [read_file(path).frame for path in paths]
@@ -161,7 +182,12 @@ def prepare(options: AdultOptions) -> list[FileReport] | None:
 
 
 def valid_rows(num_rows: int, fraction: float, seed: int) -> npt.NDArray[np.bool_]:
-    """Which rows [num_rows] go to valid.h5: exactly round(fraction · num_rows) of them, by seed."""
+    """Returns which rows go to valid.h5: round(fraction · num_rows) of them, drawn with the seed.
+
+    At least one row goes there and at least one stays.
+    Shapes: [num_rows] booleans.
+    Raises UserError unless the fraction lies between 0 and 1.
+    """
     if not 0 < fraction < 1:
         raise UserError(f"--valid-fraction: got {fraction}, expected a number between 0 and 1")
     chosen = np.zeros(num_rows, bool)
@@ -171,7 +197,7 @@ def valid_rows(num_rows: int, fraction: float, seed: int) -> npt.NDArray[np.bool
 
 
 def _standardised(parts: list[npt.NDArray[np.float64]]) -> list[npt.NDArray[np.float64]]:
-    """log1p of the gains and losses, then mean 0 and deviation 1 over the first part's rows."""
+    """Applies log1p to gains and losses, then scales to mean 0 and deviation 1 over the first part's rows."""
     for part in parts:
         for name in LOG1P:
             part[:, DENSE.index(name)] = np.log1p(part[:, DENSE.index(name)])

@@ -1,4 +1,4 @@
-"""Lines of text inputs that aren't of the layout: left out, counted over all ranks, refused above a limit."""
+"""Leaves out lines of text inputs that don't fit the layout; counts them over all ranks, up to a limit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ LEAVE_OUT = " (--max-bad-lines N leaves out up to N such lines, but not of a --p
 
 @contextmanager
 def option_named() -> Iterator[None]:
-    """Whoever is told of a bad line is also told how to leave it out."""
+    """Adds the option that leaves bad lines out to the error message about a bad line.
+
+    Raises UserError in place of the BadRowsError that the block raises.
+    """
     try:
         yield
     except BadRowsError as error:
@@ -28,8 +31,10 @@ def option_named() -> Iterator[None]:
 
 @dataclass
 class InputLines:
-    """The lines of one piece of input, as far as it was read. Files made of it keep this in an attribute,
-    with the count null where nobody looked for bad lines.
+    """Counts the lines of one piece of input, as far as it has been read.
+
+    Files made of the piece store these fields in an attribute, with `count` null where the input was not
+    checked for bad lines.
     """
 
     count: int = 0  # blank ones too, but for a table's at the end of its file
@@ -37,17 +42,24 @@ class InputLines:
     first_bad: list[tuple[int, str]] = field(default_factory=list)  # SHOWN: line, from 1 in the piece; why
 
     def add(self, count: int, bad: int, described: Sequence[tuple[int, str]]) -> None:
-        """`count` more lines, `bad` of them left out; `described`: those for `first_bad`, lines from 0."""
+        """Adds `count` more lines, of which `bad` were left out.
+
+        described: the lines to append to `first_bad`, numbered from 0 within the added ones, with the problem
+        """
         self.first_bad += [(self.count + line + 1, why) for line, why in described]
         self.count += count
         self.bad += bad
 
 
 class BadLines:
-    """The bad lines that this rank knows of, in pieces of input that it or others have read."""
+    """Holds what this rank knows of the bad lines in the pieces of input, whichever rank read them."""
 
     def __init__(self, pieces: Sequence[Piece], limit: int) -> None:
-        """`limit`: at most so many may be left out of all pieces together."""
+        """Starts with nothing known.
+
+        limit: the most lines that may be left out of all pieces together
+        Raises UserError for a negative limit.
+        """
         if limit < 0:
             raise UserError(f"--max-bad-lines: got {limit}, expected 0 or more")
         self.pieces = pieces
@@ -55,12 +67,12 @@ class BadLines:
         self._known: dict[int, InputLines] = {}
 
     def begin(self, piece: int) -> InputLines:
-        """To be filled while the piece is read; what was known of it is forgotten."""
+        """Forgets what was known of the piece and returns an empty record to fill while the piece is read."""
         self._known[piece] = InputLines()
         return self._known[piece]
 
     def setting(self, pieces: Sequence[int]) -> list[dict[str, Any]]:
-        """What the attribute of a file made of these pieces says of them; `restore` reads it."""
+        """Returns what a file made of these pieces stores about their lines; `restore` reads it."""
         unknown = {**asdict(InputLines()), "count": None}
         lines = [asdict(self._known[i]) if i in self._known else unknown for i in pieces]
         return [
@@ -69,7 +81,10 @@ class BadLines:
         ]
 
     def restore(self, pieces: Sequence[int], setting: Sequence[dict[str, Any]] | None) -> None:
-        """Learn from the attribute of a finished file that was made of these pieces; None if it has none."""
+        """Takes over what a finished file made of these pieces stored about their lines.
+
+        setting: value of the file's attribute; None if it has none
+        """
         for i, stored in zip(pieces, setting or (), strict=setting is not None):
             if stored["count"] is None:
                 continue
@@ -78,11 +93,14 @@ class BadLines:
 
     @property
     def count(self) -> int:
-        """Bad lines in all."""
+        """Is the number of bad lines in all known pieces."""
         return sum(lines.bad for lines in self._known.values())
 
     def check(self) -> None:
-        """Raise `UserError` above the limit, naming the first lines."""
+        """Checks the number of bad lines against the limit.
+
+        Raises UserError above the limit; it names the first bad lines.
+        """
         count = self.count
         if count > self._limit == 0:
             raise UserError(f"{self._first(1)[0]}{LEAVE_OUT}")
@@ -91,12 +109,15 @@ class BadLines:
             raise UserError("\n  ".join([f"{problem}; the first of them:", *self._first(SHOWN)]))
 
     def share(self, team: Team) -> None:
-        """Learn what the other ranks know. Collective."""
+        """Merges what all ranks of the team know into each rank's record.
+
+        Collective over `team`.
+        """
         for known in team.gather(self._known):
             self._known.update(known)
 
     def report(self) -> list[str]:
-        """Lines to print: nothing without bad lines, else how many and the first of them."""
+        """Returns the lines to print: none without bad lines, else their number and the first of them."""
         if not self.count:
             return []
         return [
@@ -111,7 +132,10 @@ class BadLines:
         ]
 
     def _before(self, piece: int) -> int:
-        """Lines of the file before the piece; read again, if others had the pieces there."""
+        """Returns how many lines of the file come before the piece.
+
+        It reads them again if other ranks had the earlier pieces.
+        """
         earlier = [i for i in range(piece) if self.pieces[i].path == self.pieces[piece].path]
         if all(i in self._known for i in earlier):
             return sum(self._known[i].count for i in earlier)

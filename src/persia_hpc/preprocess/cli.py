@@ -1,4 +1,4 @@
-"""`persia-hpc preprocess NAME`: arguments, and what is printed at the end."""
+"""Defines the arguments of `persia-hpc preprocess NAME`, runs it and prints what was made."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ from .table import prepare as table
 
 @dataclass(frozen=True)
 class _Source:
-    """A source of data: its options are the fields of `options`, which `prepare` takes.
+    """Describes a source of data; its options are the fields of `options`, which `prepare` takes.
 
-    `share(options, team)` lets many ranks make them: with `--shard-bytes`, or always without such an option.
+    `share(options, team)` lets many ranks make the files: with `--shard-bytes`, or always where there is no
+    such option.
     """
 
     options: type[Any]
@@ -38,7 +39,7 @@ class _Source:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give `parser` one sub-command for each source of data."""
+    """Adds one sub-command for each source of data to `parser`."""
     commands = parser.add_subparsers(dest="preprocess_name", metavar="NAME", required=True)
     for name, source in _SOURCES.items():
         command = commands.add_parser(
@@ -292,14 +293,15 @@ _SOURCES = {
 
 
 def shares_work(args: argparse.Namespace) -> bool:
-    """Whether many ranks can share what these arguments ask for."""
+    """Returns whether many ranks can share what these arguments ask for."""
     return _SOURCES[args.preprocess_name].share is not None and getattr(args, "shard_bytes", 0) is not None
 
 
 def run(args: argparse.Namespace, team: Team = ONE_MEMBER) -> int:
-    """Make the files and say which ones; returns the exit code. Raises `UserError` for bad input.
+    """Makes the files, prints which ones, and returns the exit code.
 
     Collective over the ranks that share the work.
+    Raises UserError for bad options or input.
     """
     source = _SOURCES[args.preprocess_name]
     options = {f.name: getattr(args, f.name) for f in fields(source.options) if hasattr(args, f.name)}

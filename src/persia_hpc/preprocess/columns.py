@@ -1,4 +1,4 @@
-"""Columns of a frame as ids and numbers; values that don't fit are refused with their place.
+"""Converts columns of a frame to ids and numbers; values that don't fit are refused with their place.
 
 Shapes: N rows, M values of all rows together.
 """
@@ -24,7 +24,10 @@ INTEGER_PATTERN = r"^(0|-?[1-9][0-9]*)$"
 
 
 def cleaned(column: pl.Series, missing: Sequence[str]) -> pl.Series:
-    """Strings without spaces around them and null for the words of `missing`; other types as they are."""
+    """Returns strings stripped of spaces, with null for empty ones and for the words of `missing`.
+
+    Columns of other types are returned unchanged.
+    """
     if column.dtype in (pl.Categorical, pl.Enum):
         column = column.cast(pl.String)
     if column.dtype != pl.String:
@@ -35,7 +38,10 @@ def cleaned(column: pl.Series, missing: Sequence[str]) -> pl.Series:
 
 
 def split_lists(column: pl.Series, separator: str) -> tuple[pl.Series, Lengths]:
-    """The parts [M] of the strings [N] between separators, without empty ones, and how many each has [N]."""
+    """Splits each string at the separator; returns the parts that aren't empty, and how many each row has.
+
+    Shapes: strings [N] become parts [M] and lengths [N].
+    """
     lists = column.fill_null("").str.split(separator)
     lengths = lists.list.len().to_numpy().astype(np.int64)
     parts = lists.explode().str.strip_chars()
@@ -47,14 +53,18 @@ def split_lists(column: pl.Series, separator: str) -> tuple[pl.Series, Lengths]:
 
 
 def flatten(column: pl.Series) -> tuple[pl.Series, Lengths]:
-    """The values [M] of a list column [N] and how many each row has; null and empty lists have none."""
+    """Returns the values of a list column in one series, and how many each row has.
+
+    Null and empty lists have none.
+    Shapes: lists [N] become values [M] and lengths [N].
+    """
     lengths = column.list.len().fill_null(0).to_numpy().astype(np.int64)
     values = column.filter(pl.Series(lengths > 0)).explode()
     return values, lengths
 
 
 def id_type(column: pl.Series) -> str:
-    """`integer` or `string`: what the ids of this column are when the user doesn't say."""
+    """Returns `integer` or `string`: how to read the ids of this column when the user doesn't say."""
     if isinstance(column.dtype, pl.List):
         column = flatten(column)[0]
     if column.dtype == pl.String:
@@ -65,14 +75,20 @@ def id_type(column: pl.Series) -> str:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the values of a column come from. `owner` [M]: row of each value; None: one value a row."""
+    """Says where the values of a column come from, for error messages.
+
+    owner: row of each value [M]; None if each row has one value
+    """
 
     source: Frame
     column: str
     owner: npt.NDArray[np.int64] | None = None
 
     def refuse(self, bad: npt.NDArray[np.bool_], expected: str) -> None:
-        """Raise `UserError` for the row of the first bad value [M]."""
+        """Refuses the column if any of `bad` [M] is True, naming the row of the first such value.
+
+        Raises UserError as `Frame.refuse` does.
+        """
         if self.owner is not None:
             rows = np.zeros(self.source.frame.height, bool)
             rows[self.owner[bad]] = True
@@ -81,7 +97,12 @@ class Place:
 
 
 def to_ids(values: pl.Series, kind: str, place: Place) -> Ids:
-    """The ids [M] of the values: strings hashed, integers as they are, null the reserved id."""
+    """Returns the ids of the values: strings are hashed, integers are kept, null becomes `MISSING_ID`.
+
+    kind: `string` or `integer`
+    Shapes: [M] uint64.
+    Raises UserError for a value that is no integer where `kind` asks for one, or that is a reserved id.
+    """
     known = values.is_not_null().to_numpy()
     ids = np.full(len(values), MISSING_ID, np.uint64)
     if kind == "string":
@@ -106,7 +127,11 @@ def to_ids(values: pl.Series, kind: str, place: Place) -> Ids:
 
 
 def to_numbers(values: pl.Series, place: Place, *, missing: float | None) -> Numbers:
-    """Finite numbers [N]; null (in typed files NaN too) becomes `missing`, or is refused without it."""
+    """Returns the values as finite numbers, with null (in typed files also NaN) replaced by `missing`.
+
+    Shapes: [N] float64.
+    Raises UserError for values that are no finite numbers, and for missing ones where `missing` is None.
+    """
     if not (values.dtype.is_numeric() or values.dtype in (pl.String, pl.Boolean)):
         raise UserError(f"{place.source.path}: {place.column}: got {values.dtype}, expected numbers")
     numbers = values.cast(pl.Float64, strict=False)

@@ -1,4 +1,4 @@
-"""Text blocks as polars frames; whatever is wrong in them is reported with its file and line number."""
+"""Parses text blocks to polars frames; errors in the text are reported with file and line number."""
 
 from __future__ import annotations
 
@@ -20,18 +20,21 @@ NAMES = {"\t": "tab", ",": "comma", " ": "space"}
 
 
 class BadRowsError(UserError):
-    """Rows of a text file that can't be used; the message is about the first."""
+    """Reports rows of a text file that can't be used; the message describes the first."""
 
     def __init__(self, path: Path, problems: Sequence[tuple[range, str]]) -> None:
-        """`problems`: the lines that each row takes in the file, in order, and what is wrong."""
+        """Takes the bad rows of the file in order, each as the lines that it occupies and the problem."""
         super().__init__(f"{path}:{problems[0][0].start}: {problems[0][1]}")
         self.problems = problems
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Rows of one file. `block` tells the line of a row, `lines` all that it takes, where values may span
-    lines; `first_row` is for files without lines.
+    """Holds rows of one file and knows where in the file each of them is.
+
+    block: gives the line of each row
+    lines: all lines that each row occupies, where quoted values may span lines
+    first_row: number of the first row, from 0, for files without lines
     """
 
     frame: pl.DataFrame
@@ -41,7 +44,7 @@ class Frame:
     first_row: int = 0
 
     def where(self, row: int) -> str:
-        """`file:line` of a row, or `file, row n` (both from 1)."""
+        """Returns `file:line` of a row, or `file, row n` where the file has no lines; both count from 1."""
         if self.lines is not None:
             return f"{self.path}:{self.lines[row].start}"
         if self.block is not None:
@@ -49,9 +52,9 @@ class Frame:
         return f"{self.path}, row {self.first_row + row + 1}"
 
     def refuse(self, bad: npt.NDArray[np.bool_], column: str, expected: str) -> None:
-        """Raise `UserError` if any of `bad` [N] is True, quoting the value that `column` has in the first.
+        """Refuses the frame if any of `bad` [N] is True, quoting the value of `column` in the first such row.
 
-        In a text file it is `BadRowsError`, for all of them.
+        Raises UserError; for a text file it is a BadRowsError that lists all such rows.
         """
         if not bad.any():
             return
@@ -63,7 +66,7 @@ class Frame:
         raise BadRowsError(self.path, list(zip(map(self._lines_of, rows), problems, strict=True)))
 
     def _lines_of(self, row: int) -> range:
-        """The lines of the file that a row takes."""
+        """Returns the lines of the file that a row occupies."""
         assert self.block is not None
         if self.lines is not None:
             return self.lines[row]
@@ -81,10 +84,11 @@ def _quoted(value: object) -> str:
 def parse(
     block: TextBlock, schema: Mapping[str, type[pl.DataType]], separator: str, *, quoted: bool = False
 ) -> Frame:
-    """The block as a frame with these column names and types; an empty value is null.
+    """Returns the block as a frame with these column names and types; an empty value is null.
 
-    Raises `BadRowsError` for another number of columns or text that isn't UTF-8, `UserError` with the line
-    number for a value that isn't of its column's type. In `quoted` blocks all columns must be strings.
+    In `quoted` blocks all columns must be strings.
+    Raises UserError with the line number for a value that isn't of its column's type, and BadRowsError for a
+    wrong number of columns or text that isn't UTF-8.
     """
     if quoted and b'"' in block.data:
         return _parse_quoted(block, list(schema), separator)
@@ -139,7 +143,10 @@ def _wrong_columns(got: int, expected: int, separator: str) -> str:
 
 
 def _refuse_lines(block: TextBlock, problems: Mapping[int, str]) -> None:
-    """`problems`: what is wrong with some lines of the block."""
+    """Refuses lines of the block, given by row with what is wrong with each.
+
+    Raises BadRowsError if there are any.
+    """
     if problems:
         lines = [(range(block.line(row), block.line(row) + 1), why) for row, why in problems.items()]
         raise BadRowsError(block.path, lines)

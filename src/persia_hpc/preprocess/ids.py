@@ -1,4 +1,4 @@
-"""Ids from values: a stable hash of strings, reserved ids, and counts of what the training rows hold.
+"""Makes ids from values: a stable hash of strings, reserved ids, and counts of ids in the training rows.
 
 Shapes: N values, V distinct ids.
 """
@@ -23,31 +23,41 @@ COMPACT_ENTRIES = 1 << 22
 
 
 def hash_strings(values: Sequence[str]) -> Ids:
-    """The ids [N] that stand for these strings: blake2b of the UTF-8 bytes, 8 bytes, little-endian.
+    """Returns an id for each string: the 8-byte blake2b digest of its UTF-8 bytes, little-endian.
 
-    The same on every machine and in every release, so rows of a trained table can be found by their strings.
+    Ids are the same on every machine and in every release, so that rows of a trained table can be looked up
+    by their strings.
+    Shapes: [N] uint64.
     """
     digests = b"".join(blake2b(value.encode(), digest_size=8).digest() for value in values)
     return np.frombuffer(digests, "<u8").astype(np.uint64)
 
 
 def string_ids(values: pl.Series) -> Ids:
-    """The hash [N] of every string of the series (no nulls), computed once per distinct value."""
+    """Returns the hash of every string of a series without nulls; each distinct value is hashed once.
+
+    Shapes: [N] uint64.
+    """
     distinct = values.unique()
     hashes = pl.Series(hash_strings(distinct.to_list()), dtype=pl.UInt64)
     return values.replace_strict(distinct, hashes, return_dtype=pl.UInt64).to_numpy()
 
 
 class IdCounts:
-    """How often each id of one feature occurs, by first use; memory grows with distinct ids only."""
+    """Counts how often each id of one feature occurs, in the order of first use.
+
+    Memory grows with the number of distinct ids only.
+    """
 
     def __init__(self) -> None:
         self._parts: list[pl.DataFrame] = []
         self._pending = 0
 
     def add(self, ids: Ids, values: pl.Series | None = None, first: int = 0) -> None:
-        """Count the ids [N]. `values` (strings [N]) are kept for the first use of each id, with its place:
-        `first` is that of ids[0], and only rises from call to call.
+        """Counts the ids [N] and remembers, if `values` are given, value and place of each id's first use.
+
+        values: the strings [N] that the ids stand for
+        first: the place of ids[0], which must rise from call to call
         """
         columns: dict[str, object] = {"id": ids, "count": np.ones(len(ids), np.int64)}
         if values is not None:
@@ -65,7 +75,10 @@ class IdCounts:
         self._pending = 0
 
     def frame(self, min_count: int) -> pl.DataFrame:
-        """Columns `id`, `count`, maybe `value` and `first`; ids used `min_count` times at least, in order."""
+        """Returns the ids used at least `min_count` times, in the order of first use.
+
+        The columns are `id` and `count`, and `value` and `first` if values were given.
+        """
         self._compact()
         if not self._parts:
             kinds = {"id": pl.UInt64, "count": pl.Int64, "value": pl.String, "first": pl.Int64}
@@ -81,12 +94,17 @@ def _summed(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 class IdFilter:
-    """Maps ids that are known to themselves, or to 1..V by first use, and all others to one reserved id."""
+    """Maps known ids to themselves, or to 1..V by first use, and all others to one reserved id."""
 
     def __init__(
         self, known: Ids, *, other: int, never_other: Sequence[int] = (), renumber: bool = False
     ) -> None:
-        """`known` [V] in the order that numbers follow; `never_other`: reserved ids that always stay."""
+        """Prepares the mapping.
+
+        known: the known ids [V], in the order in which `renumber` gives them the numbers 1..V
+        other: the id that unknown ids are mapped to
+        never_other: reserved ids that are always kept
+        """
         keep = np.asarray([i for i in never_other if not (known == i).any()], np.uint64)
         numbers = np.arange(1, len(known) + 1, dtype=np.uint64) if renumber else known
         ids = np.concatenate([known, keep])
@@ -96,7 +114,7 @@ class IdFilter:
         self._other = np.uint64(other)
 
     def __call__(self, ids: Ids) -> Ids:
-        """The mapped ids [N]."""
+        """Returns the mapped ids [N]."""
         if len(self._ids) == 0:
             return np.full(len(ids), self._other, np.uint64)
         places = np.minimum(np.searchsorted(self._ids, ids), len(self._ids) - 1)

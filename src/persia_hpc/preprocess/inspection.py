@@ -1,4 +1,4 @@
-"""How often each id of every feature appears; memory grows with the different ids only."""
+"""Counts how often each id of every feature appears; memory grows with the number of distinct ids only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BLOCK_ROWS = 65_536
 
 
 class Frequencies:
-    """How often each id of one feature appears."""
+    """Counts how often each id of one feature appears."""
 
     def __init__(self) -> None:
         self.num_ids = 0  # with repetitions
@@ -25,7 +25,10 @@ class Frequencies:
         self._counts = IdCounts()
 
     def add(self, ids: npt.NDArray[np.uint64], lengths: npt.NDArray[np.int64] | None) -> None:
-        """The ids of some samples; `lengths`: how many each has, None for one each."""
+        """Counts the ids of more samples.
+
+        lengths: number of ids of each sample; None if each has one
+        """
         self.num_ids += len(ids)
         if lengths is not None:
             self.empty_samples += int((lengths == 0).sum())
@@ -35,13 +38,13 @@ class Frequencies:
         self._counts.add(ids)
 
     def ranked(self) -> pl.DataFrame:
-        """Columns `id` and `count`, the most frequent id first, ties by id."""
+        """Returns the columns `id` and `count`, the most frequent id first, equal counts by id."""
         return self._counts.frame(1).select("id", "count").sort("count", "id", descending=[True, False])
 
 
 @dataclass
 class Inspection:
-    """What is in a source."""
+    """Summarises a source: ids of each feature, sums of the labels, ranges and sums of the dense features."""
 
     num_samples: int
     features: dict[str, Frequencies]
@@ -52,13 +55,14 @@ class Inspection:
 
     @property
     def label_rates(self) -> npt.NDArray[np.float64]:
-        """Mean of each label."""
+        """Is the mean of each label, [L]."""
         return self.label_sums / max(1, self.num_samples)
 
 
 def inspect_source(source: Source, limit: int | None = None) -> Iterator[Inspection]:
-    """Reads all rows, or the first `limit`; after each block what is known so far (always the same object).
+    """Reads all rows, or the first `limit`, and yields what is known so far after each block of rows.
 
+    It always yields the same object, updated.
     Raises DataError for damaged files.
     """
     total = source.num_samples if limit is None else min(limit, source.num_samples)

@@ -1,4 +1,4 @@
-"""Text files as blocks of whole lines that know their line numbers; plain, gzip, xz, bzip2 or zstd."""
+"""Reads text files as blocks of whole lines that know their line numbers; plain, gzip, xz, bzip2 or zstd."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ NEWLINE = ord("\n")
 
 @dataclass(frozen=True)
 class TextBlock:
-    """Whole lines of one file, without blank ones; the last line ends in a newline too.
+    """Holds whole lines of one file, without blank ones; the last line ends in a newline too.
 
-    Row i lies on line `line(i)` of the file (from 1), unless a quoted value spans lines.
+    Row i is line `line(i)` of the file (from 1), unless a quoted value spans lines.
     """
 
     path: Path
@@ -52,11 +52,14 @@ class TextBlock:
     )
 
     def line(self, row: int) -> int:
-        """Line number of a row, from 1."""
+        """Returns the line number of a row, from 1."""
         return self.first_line + (row if self.kept is None else int(self.kept[row]))
 
     def without(self, lines: Collection[int]) -> TextBlock:
-        """The block without these lines of the file, and blank ones if no quotes are left to enclose them."""
+        """Returns the block without these lines of the file.
+
+        Blank lines are dropped too once no quotes are left that could enclose them.
+        """
         places = np.arange(self.num_rows) if self.kept is None else self.kept
         keep = ~np.isin(places + self.first_line, np.fromiter(lines, np.int64))
         if keep.all():
@@ -70,8 +73,10 @@ class TextBlock:
 
 
 def expand_files(patterns: Sequence[str], base: Path = Path()) -> list[Path]:
-    """The files behind names and globs relative to `base`, in this order; each glob's files sorted, numbers
-    in their names by value (day_9 before day_10).
+    """Returns the files that match names and globs relative to `base`, in the order of the patterns.
+
+    The files of a glob are sorted, with numbers in their names compared by value (day_9 before day_10).
+    Raises UserError for a pattern that matches no file.
     """
     files: list[Path] = []
     for pattern in patterns:
@@ -87,13 +92,16 @@ def expand_files(patterns: Sequence[str], base: Path = Path()) -> list[Path]:
 
 
 def _by_numbers(name: str) -> tuple[list[str | int], str]:
-    """A key for sorting; every other part is a number."""
+    """Returns a key for sorting names in which every other part is a number."""
     parts = re.split("([0-9]+)", name)
     return [int(part) if k % 2 else part for k, part in enumerate(parts)], name
 
 
 def compression_of(path: Path) -> str:
-    """`gzip`, `xz`, `bzip2`, `zstd` or `plain`, by the first bytes and not by the name."""
+    """Returns `gzip`, `xz`, `bzip2`, `zstd` or `plain`, judged by the file's first bytes, not by its name.
+
+    Raises UserError if the file can't be read.
+    """
     try:
         with path.open("rb") as file:
             head = file.read(8)
@@ -104,7 +112,10 @@ def compression_of(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Piece:
-    """Whole lines of a file: bytes [begin, end) of a plain one, or all of a compressed one (end None)."""
+    """Holds a range of whole lines of a file: bytes [begin, end) of a plain one, all of a compressed one.
+
+    end: None for a compressed file
+    """
 
     path: Path
     begin: int = 0
@@ -112,18 +123,20 @@ class Piece:
 
     @property
     def num_bytes(self) -> int:
-        """In the file."""
+        """Is the piece's size in the file, in bytes; of a compressed file, the compressed size."""
         return self.path.stat().st_size if self.end is None else self.end - self.begin
 
     def first_line(self) -> int:
-        """Number of its first line, which costs reading all before it."""
+        """Returns the number of the piece's first line, from 1; this reads all of the file before it."""
         return 1 + sum(map(num_newlines, chunks(Piece(self.path, 0, self.begin))))
 
 
 def cut_pieces(files: Sequence[Path], piece_bytes: int) -> list[Piece]:
-    """The files in pieces of about `piece_bytes`, in order; compressed ones whole, empty pieces left out.
+    """Cuts the files into pieces of about `piece_bytes`, in order; compressed files stay whole.
 
-    What is left of a file may be `piece_bytes` / 8 or more by itself; less is part of the piece before.
+    Empty files give no piece. The rest of a file is a piece of its own from `piece_bytes` / 8 on; a smaller
+    rest is added to the piece before.
+    Raises UserError if a file can't be read.
     """
     pieces: list[Piece] = []
     for path in files:
@@ -146,7 +159,7 @@ def cut_pieces(files: Sequence[Path], piece_bytes: int) -> list[Piece]:
 
 
 def too_long(path: Path, begin: int, why: str) -> UserError:
-    """The refusal of a line that begins at this byte."""
+    """Returns the error for a line beyond the allowed length that begins at byte `begin`."""
     size = f"{MAX_LINE_BYTES >> 20} MiB"
     return UserError(f"{path}: got a line of more than {size} after {begin:,} bytes; {why}")
 
@@ -158,10 +171,13 @@ def whole_lines(
     block_bytes: int = BLOCK_BYTES,
     on_read: OnRead | None = None,
 ) -> Iterator[bytes]:
-    """The lines of a file or a piece of one in order, about `block_bytes` at a time.
+    """Yields the lines of a file or piece in order, about `block_bytes` at a time.
 
-    The last one ends in a newline too. `quoted`: newlines between double quotes don't end a line. `on_read`
-    is told how many more bytes of the file, as it lies on disk, have been read.
+    The last line ends in a newline too.
+
+    quoted: newlines between double quotes don't end a line
+    on_read: is told how many more bytes of the file have been read, counted as they lie on disk
+    Raises UserError for a line that is too long or a file that can't be read.
     """
     piece = source if isinstance(source, Piece) else Piece(source)
     pending = b""
@@ -193,10 +209,11 @@ def read_blocks(
     block_bytes: int = BLOCK_BYTES,
     on_read: OnRead | None = None,
 ) -> Iterator[TextBlock]:
-    """The lines of a file or a piece of one in order, about `block_bytes` at a time; numbered from 1.
+    """Yields the lines of a file or piece in order as blocks of about `block_bytes`, numbered from 1.
 
-    `quoted`: newlines between double quotes don't end a line; blocks that hold quotes keep blank lines.
-    `on_read`: as for `whole_lines`.
+    quoted: newlines between double quotes don't end a line; blocks that hold quotes keep blank lines
+    on_read: as for `whole_lines`
+    Raises UserError as `whole_lines` does.
     """
     line = 1
     path = source.path if isinstance(source, Piece) else source
@@ -206,7 +223,10 @@ def read_blocks(
 
 
 def chunks(piece: Piece, chunk_bytes: int = BLOCK_BYTES, on_read: OnRead | None = None) -> Iterator[bytes]:
-    """The bytes of a piece, uncompressed; `on_read` as for `whole_lines`."""
+    """Yields the bytes of a piece, uncompressed; `on_read` as for `whole_lines`.
+
+    Raises UserError if the file can't be read or decompressed.
+    """
     path = piece.path
     on_read = on_read or (lambda num_bytes: None)
     kind = compression_of(path)
@@ -240,12 +260,12 @@ def _zstd_chunks(path: Path) -> Iterator[bytes]:
 
 
 def num_newlines(data: bytes) -> int:
-    """Several times faster than `bytes.count`."""
+    """Counts the newlines; several times faster than `bytes.count`."""
     return int(np.count_nonzero(np.frombuffer(data, np.uint8) == NEWLINE))
 
 
 def _cut(data: bytes, quoted: bool) -> int:
-    """Bytes up to and with the last newline that ends a line; 0 when there is none."""
+    """Returns the number of bytes up to the last newline that ends a line, including it; 0 without any."""
     cut = data.rfind(b"\n") + 1
     if not quoted:
         return cut

@@ -1,4 +1,4 @@
-"""The files that a preprocessing run makes: are they there already, may they be replaced, what is in them."""
+"""Manages the files that a preprocessing run makes: which exist, which may be replaced, what they hold."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ VOCABULARIES = "vocabulary-*.csv"
 
 @dataclass(frozen=True)
 class FileReport:
-    """One finished file: rows, and the mean of the first label (None without rows)."""
+    """Describes one finished file: its rows and the mean of the first label (None without rows)."""
 
     path: Path
     num_rows: int
@@ -43,7 +43,10 @@ class FileReport:
 
 
 def input_identity(files: Iterable[Path]) -> list[dict[str, Any]]:
-    """What tells these input files from others: name, size, and content (large files: modification time)."""
+    """Returns what identifies these input files: name, size and content.
+
+    For large files the time of modification stands in for the content.
+    """
     identity = []
     for path in files:
         status = path.stat()
@@ -57,13 +60,16 @@ def input_identity(files: Iterable[Path]) -> list[dict[str, Any]]:
 
 
 def numbered(split: str, count: int, digits: int) -> list[str]:
-    """Names of `count` files that sort by number; `digits` or more."""
+    """Returns the names of `count` files, with at least `digits` digits so that they sort by number."""
     digits = max(digits, len(str(count - 1)))
     return [f"{split}-{i:0{digits}d}.h5" for i in range(count)]
 
 
 def make_directory(path: Path) -> None:
-    """The directory, if it isn't there; UserError if it can't be made."""
+    """Makes the directory if it doesn't exist.
+
+    Raises UserError if it can't be made.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -71,12 +77,12 @@ def make_directory(path: Path) -> None:
 
 
 class Outputs:
-    """The output files of one run in one directory.
+    """Describes the output files of one run in one directory.
 
-    `settings` is everything that the files' content depends on; it is stored in each file's attribute
-    `preprocessing` (JSON), and files that carry equal settings are not made again. A file may also list, as
-    `absent` there, names that needn't be: those for which its piece of the input had no rows.
-    `vocabularies`: names of the CSV files beside them, which `write_vocabulary` makes.
+    settings: everything that the files' content depends on. It is stored in each file's attribute
+    `preprocessing` (JSON), and files that carry equal settings are not made again. There a file may also
+    list, as `absent`, names that are not expected because their piece of the input had no rows.
+    vocabularies: names of the CSV files beside them, which `write_vocabulary` makes
     """
 
     def __init__(
@@ -96,17 +102,23 @@ class Outputs:
         self._vocabularies = tuple(vocabularies)
 
     def up_to_date(self) -> bool:
-        """Whether all files are there with these settings, and no others. `UserError` as for `missing`."""
+        """Returns whether all files exist with these settings, and no others.
+
+        Raises UserError as `missing` does.
+        """
         missing, stale = self._look()
         vocabularies = all((self.directory / name).exists() for name in self._vocabularies)
         return not missing and not stale and vocabularies and self.any_rows()
 
     def any_rows(self) -> bool:
-        """Whether there is any file: not if no piece of the input has rows."""
+        """Returns whether any file exists; none does if no piece of the input has rows."""
         return any((self.directory / name).exists() for name in self.names)
 
     def missing(self) -> list[str]:
-        """Files that aren't there with these settings. `UserError` if others are there and must stay."""
+        """Returns the names of files that don't exist with these settings.
+
+        Raises UserError if files of other making are there and may not be replaced.
+        """
         return self._look()[0]
 
     def _look(self) -> tuple[list[str], list[str]]:
@@ -135,28 +147,39 @@ class Outputs:
         return [p for p in found if p.name not in self._vocabularies and _is_vocabulary(p)]
 
     def stored(self, name: str) -> dict[str, Any]:
-        """The settings that a finished file was made with, or that say that its input has no rows."""
+        """Returns the settings stored with a finished file, or with the note that its input has no rows."""
         path = self.directory / name
         return _stored_settings(path) or _stored_settings(path.with_name(name + ABSENT)) or {}
 
     def note_absent(self, names: Sequence[str], more: Mapping[str, Any]) -> None:
-        """None of these files will be: a piece of the input has no rows. `more` goes beside the settings."""
+        """Records that none of these files will be made, since their piece of the input has no rows.
+
+        more: stored beside the settings
+        """
         settings = {**self.settings, **more, "absent": list(names)}
         replace_whole(self.directory / (names[0] + ABSENT), json.dumps(settings).encode())
 
     def write_vocabulary(self, name: str, frame: pl.DataFrame) -> None:
-        """A CSV file beside the others, whole or not at all; before them, since a rerun looks at them."""
+        """Writes a CSV file beside the others, atomically.
+
+        It must be written before them, since a rerun looks for it.
+        """
         replace_whole(self.directory / name, frame.write_csv().encode())
 
     def write(self, schema: DatasetSchema, **options: Any) -> SplitWriter:
-        """A writer for all files; `options` go to every `DatasetWriter`."""
+        """Returns a writer for all files; `options` go to every `DatasetWriter`.
+
+        Raises UserError if the directory can't be made.
+        """
         make_directory(self.directory)
         return SplitWriter(self, schema, options)
 
     def remove_stale(self, keep: Collection[str] = ()) -> None:
-        """Delete files of an earlier run that this one didn't replace: a glob would mix old and new.
+        """Deletes files of an earlier run that this one didn't replace, since a glob would mix old and new.
 
-        `keep`: names that other processes may be about to make. Only with `overwrite`.
+        Without `overwrite` it does nothing.
+
+        keep: names that other processes may be about to make
         """
         if not self._overwrite:
             return
@@ -172,7 +195,7 @@ class Outputs:
 
 
 class SplitWriter:
-    """Writes batches to the outputs by file name; an exception in its `with` leaves old files alone."""
+    """Writes batches to the outputs by file name; after an exception in its `with`, old files stay."""
 
     def __init__(self, outputs: Outputs, schema: DatasetSchema, options: dict[str, Any]) -> None:
         self._outputs = outputs
@@ -196,7 +219,7 @@ class SplitWriter:
         return self
 
     def write(self, name: str, batch: SampleBatch) -> None:
-        """Append the batch to the file `name`."""
+        """Appends the batch to the file `name`."""
         if batch.num_samples:
             self._writers[name].write(batch)
             self._rows[name] += batch.num_samples
@@ -219,7 +242,7 @@ class SplitWriter:
 
     @property
     def report(self) -> list[FileReport]:
-        """The files, once written."""
+        """Is a report on each file, once written."""
         return [
             FileReport(self._outputs.directory / name, rows, self._labels[name] / rows if rows else None)
             for name, rows in self._rows.items()
@@ -227,7 +250,7 @@ class SplitWriter:
 
 
 def _stored_settings(path: Path) -> dict[str, Any] | None:
-    """The attribute that `Outputs` gave the file; None for files of other making."""
+    """Returns the attribute that `Outputs` gave the file; None for files of other making."""
     try:
         if path.suffix == ABSENT:
             stored = json.loads(path.read_bytes())

@@ -1,7 +1,7 @@
-"""HDF5 files that many ranks make of pieces of the input: who makes which, and how often ids occur in all.
+"""Shares pieces of the input among ranks, which make HDF5 files of them, and counts ids over all ranks.
 
-Memory is constant but for counts of ids: while counting each rank keeps the different ids that it has met,
-then its share of them, and while writing the frequent ones of all ranks.
+Memory is constant except for counts of ids: while counting, each rank keeps the distinct ids that it has met,
+then its share of them; while writing, it keeps the frequent ids of all ranks.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ from .splitting import mix
 
 
 def names(num_pieces: int, test_shards: int) -> list[str]:
-    """File of each piece: the last `test_shards` are the test."""
+    """Returns the file name of each piece; the last `test_shards` pieces are the test."""
     return numbered("train", num_pieces - test_shards, 5) + numbered("test", test_shards, 5)
 
 
 def check_pieces(num_pieces: int, test_shards: int) -> None:
-    """UserError unless a piece is left to train on."""
+    """Checks that at least one piece is left to train on.
+
+    Raises UserError if none is.
+    """
     if not num_pieces:
         raise UserError("the input has no rows, expected at least one")
     if num_pieces <= test_shards:
@@ -44,11 +47,13 @@ def write_pieces(
     title: str,
     unit: str = " bytes",
 ) -> list[FileReport] | None:
-    """`write(i, progress)` for each missing piece by one of the ranks; then no older file is left.
+    """Writes each missing piece on one of the ranks with `write(i, progress)`, then removes stale files.
 
-    `sizes`: work of each piece, in `unit`; each has as many of the outputs' names, in their order. Returns
-    what was written, by name, the same for all; None for nothing. Collective; raises what `together` does,
-    UserError if there are no rows at all.
+    It returns the reports of what was written, by name, the same on all ranks; None if nothing was.
+
+    sizes: work of each piece, in `unit`; every piece has an equal share of the outputs' names, in their order
+    Collective over `team`.
+    Raises UserError if the input has no rows at all, otherwise what `together` raises.
     """
     wanted = share_of(team, sizes, missing)
     with Progress(title, sum(sizes[i] for i in wanted), unit=unit, shown=team.shows) as progress:
@@ -69,10 +74,13 @@ def _clean(team: Team, outputs: Outputs, sizes: Sequence[int]) -> None:
 
 
 def merged_counts(found: pl.DataFrame, min_count: int, team: Team, *, values: bool = False) -> pl.DataFrame:
-    """The ids that all ranks together have met at least `min_count` times, for all: column `id`, sorted.
+    """Returns the ids that all ranks together have met at least `min_count` times, on every rank.
 
-    `found`: the rank's own, columns `id` (each once) and `count`. `values`: also `value`, `count` and
-    `first`, as `IdCounts` has them, by first use. Collective.
+    The result has the column `id`, sorted.
+
+    found: the rank's own counts, with columns `id` (each once) and `count`
+    values: the result also has `value`, `count` and `first` as in `IdCounts`, and is in order of first use
+    Collective over `team`.
     """
     found = found.select(["id", "count", *(["first", "value"] if values else [])])
     if team.size > 1:

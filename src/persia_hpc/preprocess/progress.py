@@ -1,4 +1,4 @@
-"""A bar on stderr while rows stream through; in a job's log the same as text, once a minute."""
+"""Shows a progress bar on stderr while rows are processed; in a job's log, a line of text once a minute."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LOG_SECONDS = 60
 class Progress:
     """Counts rows (or another unit) under a title, with the time left where the total is known.
 
-    A terminal's bar disappears at the end. What takes less than a minute leaves nothing in a log.
+    A terminal's bar disappears at the end. Work that takes less than a minute leaves nothing in a log.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Progress:
         )
 
     def add(self, rows: int) -> None:
-        """`rows` more are done."""
+        """Adds `rows` to what is done."""
         self._bar.update(rows)
 
     def __enter__(self) -> Progress:

@@ -1,7 +1,8 @@
-"""Samples with Zipf-distributed ids and labels from a planted model, so that the best possible AUC is known.
+"""Makes samples with Zipf-distributed ids and labels from a planted model with a known best possible AUC.
 
-Everything is a hash of (seed, row, feature): no tables, any number of rows in constant memory, and the same
-rows whatever the number of files. Shapes: B rows of a block, N ids of one feature, K dense features.
+Everything is a hash of (seed, row, feature): there are no tables, any number of rows takes constant memory,
+and the rows don't depend on the number of files.
+Shapes: B rows of a block, N ids of one feature, K dense features.
 """
 
 from __future__ import annotations
@@ -40,15 +41,17 @@ def _stream(kind: int, index: int = 0) -> int:
 
 
 def _unit(draws: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Uniform numbers with mean 0 and variance 1."""
+    """Scales uniform numbers to mean 0 and variance 1."""
     scaled: npt.NDArray[np.float64] = (draws - 0.5) * np.sqrt(12.0)
     return scaled
 
 
 @dataclass(frozen=True)
 class SyntheticOptions:
-    """See the command's help. `vocabulary`: one size for all features or one each. `new_ids` None: 1, or as
-    the preset says.
+    """Holds the options of `persia-hpc preprocess synthetic`, which the command's help explains.
+
+    vocabulary: one size for all features or one for each
+    new_ids: None means 1, or what the preset says
     """
 
     out: Path
@@ -71,7 +74,10 @@ class SyntheticOptions:
     overwrite: bool = False
 
     def resolved(self) -> SyntheticOptions:
-        """With the preset's values in place. UserError if other ones were asked for too."""
+        """Returns the options with the preset's values filled in.
+
+        Raises UserError if options that the preset sets were given other values.
+        """
         if self.preset is None:
             return self
         preset = criteo_syn.PRESETS[self.preset]
@@ -92,7 +98,10 @@ class SyntheticOptions:
         return replace(self, new_ids=new_ids, **changed)
 
     def check(self) -> None:
-        """Raise `UserError` for numbers that make no data set."""
+        """Checks that the numbers describe a data set.
+
+        Raises UserError for a number out of its range or without the option that it needs.
+        """
         sizes = self.vocabulary
         for name, value, low, high in (
             ("--rows", self.rows, 1, 10**13),
@@ -120,9 +129,11 @@ class SyntheticOptions:
 
 
 class Generator:
-    """The planted model: logit = bias + scale · (Σ id weights + Σ dense weight · dense) / √(F + K).
+    """Draws samples from the planted model.
 
-    An id's weight is a hash of it; a multi-hot feature adds Σ weights / √count.
+    logit = bias + scale · (Σ id weights + Σ dense weight · dense) / √(F + K)
+
+    An id's weight is a hash of the id; a multi-hot feature adds Σ weights / √count.
     """
 
     def __init__(self, options: SyntheticOptions) -> None:
@@ -144,7 +155,10 @@ class Generator:
         self.schema = DatasetSchema(features, tuple(f"d{k}" for k in range(options.dense)), ("click",))
 
     def block(self, begin: int, end: int) -> tuple[SampleBatch, npt.NDArray[np.float64]]:
-        """Rows [begin, end) and their true logits [B]."""
+        """Returns the samples of rows [begin, end) and their true logits.
+
+        Shapes: logits [B] float64.
+        """
         options = self._options
         rows = np.arange(begin, end, dtype=np.uint64)
         total = np.zeros(len(rows))
@@ -189,9 +203,10 @@ class Generator:
 
 
 def best_possible(generator: Generator, begin: int, end: int, team: Team = ONE_MEMBER) -> dict[str, float]:
-    """AUC and logloss of the true logits on rows [begin, end): no model can do better but by luck.
+    """Returns AUC and logloss of the true logits on rows [begin, end), which no model can beat but by luck.
 
-    Collective.
+    Collective over `team`; without a connection, each rank goes through all rows.
+    Raises UserError or PersiaError as `together` does.
     """
     # A part alone has to go through all rows.
     rank, size = (team.rank, team.size) if team.connected else (0, 1)
@@ -215,7 +230,7 @@ def best_possible(generator: Generator, begin: int, end: int, team: Team = ONE_M
 
 
 def exact_auc(labels: npt.NDArray[np.float64], scores: npt.NDArray[np.float64]) -> float:
-    """Area under the ROC curve, ties counted half; NaN if all labels are equal."""
+    """Returns the area under the ROC curve, with ties counted half; NaN if all labels are equal."""
     _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
     positive = labels.sum()
@@ -228,9 +243,11 @@ def exact_auc(labels: npt.NDArray[np.float64], scores: npt.NDArray[np.float64]) 
 def prepare(
     options: SyntheticOptions, team: Team = ONE_MEMBER
 ) -> tuple[list[FileReport], dict[str, float]] | None:
-    """Write the files that aren't there yet; their reports and the best possible metrics. None when all were.
+    """Writes the missing files; returns their reports and the best possible metrics, None if all existed.
 
-    Collective, with the same result for all; the rows don't depend on who makes them.
+    The rows don't depend on which rank makes them. Connected ranks get the same result.
+    Collective over `team`.
+    Raises UserError for bad options or files that are in the way, PersiaError for other failures.
     """
     generator, outputs, sizes, missing = together(team, lambda: _plan(options))
     if missing is None:
@@ -258,7 +275,7 @@ def prepare(
 
 
 def _plan(options: SyntheticOptions) -> tuple[Generator, Outputs, list[int], list[str] | None]:
-    """The files with their rows, and which of them must be made: None if nothing is left to do."""
+    """Returns the files with their rows, and which of them must be made: None if nothing is left to do."""
     generator = Generator(options)
     names = numbered("train", options.shards, 3)
     bounds = [options.rows * shard // options.shards for shard in range(options.shards + 1)]

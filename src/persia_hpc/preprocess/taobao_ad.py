@@ -1,6 +1,6 @@
-"""Taobao display advertising: shown advertisements joined with what is known of them and of the users.
+"""Prepares Taobao display advertising: impressions joined with what is known of advertisement and user.
 
-The join goes to a Parquet file, which is then converted as any table is.
+The join is written to a Parquet file, which is then converted like any table.
 """
 
 from __future__ import annotations
@@ -53,7 +53,11 @@ pid = {{ type = "string" }}
 
 @dataclass(frozen=True)
 class TaobaoAdOptions:
-    """`input` holds the three CSV files. `shard_bytes`: see TableOptions, for the joined table."""
+    """Holds the options of `persia-hpc preprocess taobao_ad`.
+
+    input: directory with the three CSV files
+    shard_bytes: as in `TableOptions`, applied to the joined table
+    """
 
     out: Path
     input: Path
@@ -76,7 +80,10 @@ def _scan(path: Path, columns: tuple[str, ...]) -> pl.LazyFrame:
 
 
 def join(folder: Path, to: Path) -> None:
-    """Writes the joined rows, in the order of raw_sample.csv."""
+    """Writes the joined rows to a Parquet file, in the order of raw_sample.csv.
+
+    Raises UserError for files that can't be read or joined, or that lack a column.
+    """
     samples = _scan(folder / FILES[0], ("user", "time_stamp", "adgroup_id", "pid", "clk"))
     ads = _scan(folder / FILES[1], ("adgroup_id", *AD_IDS, "price"))
     users = _scan(folder / FILES[2], ("userid", *USER_CODES))
@@ -97,12 +104,19 @@ def join(folder: Path, to: Path) -> None:
 
 
 def prepare(options: TaobaoAdOptions) -> list[FileReport | str] | None:
-    """Write train.h5 and test.h5; None when they were up to date. UserError for files that aren't these."""
+    """Writes train.h5 and test.h5; returns what to print at the end, None when they were up to date.
+
+    Raises UserError for files that are not those of this data set.
+    """
     return table.prepare(_table(options))
 
 
 def share(options: TaobaoAdOptions, team: Team) -> list[FileReport | str] | None:
-    """Write the shards, after one rank has joined the files; as `table_shards.prepare`. Collective."""
+    """Writes the shards with all ranks, after one rank has joined the files; returns what to print.
+
+    Collective over `team`.
+    Raises UserError or PersiaError as `table.parallel.prepare` does.
+    """
     once(team, lambda: _table(options))
     return table_shards.prepare(_options(options), team)
 

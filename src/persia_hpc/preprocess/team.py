@@ -1,4 +1,4 @@
-"""The ranks that share a preprocessing: one process alone, or an MPI job."""
+"""Describes the ranks that share a preprocessing: one process alone, or an MPI job."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ Result = TypeVar("Result")
 
 
 class Team(Protocol):
-    """All ranks make the same calls in the same order. `connected`: they know of each other. `shows`: this
-    one shows how far it is.
+    """Connects the ranks that share the work; all make the same calls in the same order.
+
+    connected: the ranks can exchange values
+    shows: this rank shows its progress
     """
 
     rank: int
@@ -21,17 +23,26 @@ class Team(Protocol):
     shows: bool
 
     def gather(self, value: Any) -> list[Any]:
-        """Every rank's value, on every rank. Collective."""
+        """Returns every rank's value, on every rank.
+
+        Collective over the team.
+        """
 
     def exchange(self, values: list[Any]) -> list[Any]:
-        """values[r] goes to rank r; what each rank sent to this one. Collective."""
+        """Sends values[r] to rank r and returns what each rank sent to this one.
+
+        Collective over the team.
+        """
 
     def need_all(self, what: str) -> None:
-        """UserError where `what` can't be had because a part of the work knows nothing of the others."""
+        """Checks that the ranks are connected, which `what` depends on.
+
+        Raises UserError if they aren't.
+        """
 
 
 class OneMember:
-    """A single process."""
+    """Does all the work in a single process. See `Team`."""
 
     rank = 0
     size = 1
@@ -52,7 +63,10 @@ ONE_MEMBER = OneMember()
 
 
 class Part(OneMember):
-    """One of several processes that share the work without talking, as the tasks of a job array."""
+    """Does one process's part of the work without communicating, like a task of a job array.
+
+    See `Team`.
+    """
 
     connected = False
 
@@ -68,7 +82,7 @@ class Part(OneMember):
 
 
 class Ranks:
-    """The ranks of a communicator (mpi4py)."""
+    """Connects the ranks of an mpi4py communicator. See `Team`."""
 
     connected = True
 
@@ -89,7 +103,10 @@ class Ranks:
 
 
 def shares(sizes: Sequence[int], count: int) -> list[list[int]]:
-    """Which items each of `count` ranks takes, about equal in size: the largest first, to who has least."""
+    """Returns the items that each of `count` ranks takes, so that the sums of their sizes are about equal.
+
+    The largest item goes first, each to the rank with the least.
+    """
     taken: list[list[int]] = [[] for _ in range(count)]
     loads = [0] * count
     for item in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
@@ -100,7 +117,7 @@ def shares(sizes: Sequence[int], count: int) -> list[list[int]]:
 
 
 def share_of(team: Team, sizes: Sequence[int], wanted: Collection[int]) -> list[int]:
-    """Which of the `wanted` items this rank takes; all connected ranks want the same."""
+    """Returns which of the `wanted` items this rank takes; all connected ranks must want the same items."""
     if not team.connected:  # others may want other items by now: each has its own for good
         return sorted(set(shares(sizes, team.size)[team.rank]).intersection(wanted))
     items = sorted(wanted)
@@ -108,8 +125,10 @@ def share_of(team: Team, sizes: Sequence[int], wanted: Collection[int]) -> list[
 
 
 def once(team: Team, work: Callable[[], Result]) -> Result:
-    """What `work` gives to one rank, for all (pickled), where they know of each other. Collective; raises as
-    `together`.
+    """Runs `work` on rank 0 and returns its result (pickled) on all ranks; unconnected ranks each run it.
+
+    Collective over `team`.
+    Raises UserError or PersiaError as `together` does.
     """
     if not team.connected:
         return work()
@@ -119,8 +138,10 @@ def once(team: Team, work: Callable[[], Result]) -> Result:
 
 
 def together(team: Team, work: Callable[[], Result]) -> Result:
-    """What `work` gives on each rank. If it can't be done on one of them, all raise: UserError for bad
-    input, PersiaError for what else may happen (a full disk). Collective.
+    """Runs `work` on each rank and returns its own result; if it fails on one rank, all raise.
+
+    Collective over `team`.
+    Raises UserError for bad input, PersiaError for any other failure (such as a full disk).
     """
     problem: Exception | None = None
     try:

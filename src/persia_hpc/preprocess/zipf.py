@@ -1,4 +1,4 @@
-"""Zipf-distributed ranks without a table, by rejection-inversion (Hörmann and Derflinger 1996)."""
+"""Draws Zipf-distributed ranks without a table, by rejection-inversion (Hörmann and Derflinger 1996)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ Floats = npt.NDArray[np.float64]
 
 
 class Zipf:
-    """Ranks 1..V with probability proportional to rank^-exponent; V up to 10^13, exponent 0 is uniform."""
+    """Draws ranks 1..V with probability proportional to rank^-exponent, for V up to 10^13.
+
+    Exponent 0 is the uniform distribution.
+    """
 
     def __init__(self, exponent: float, num_ids: int) -> None:
         self._exponent = exponent
@@ -39,7 +42,11 @@ class Zipf:
         return np.exp(np.log1p(np.maximum(y * power, -1.0)) / power)
 
     def draw(self, counters: npt.NDArray[np.uint64], seed: int, stream: int) -> npt.NDArray[np.uint64]:
-        """A rank for each counter [N], pure in (counter, seed, stream); uses streams from `stream` on."""
+        """Returns a rank for each counter, which depends on (counter, seed, stream) only.
+
+        It uses the streams from `stream` on, one for each attempt.
+        Shapes: [N] uint64.
+        """
         ranks = np.empty(len(counters), np.float64)
         left = np.arange(len(counters))
         attempt = 0

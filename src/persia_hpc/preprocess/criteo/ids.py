@@ -1,4 +1,4 @@
-"""Rare ids of Criteo's layout: counted over the training rows of all ranks, then replaced."""
+"""Replaces rare ids of Criteo's layout, after counting ids over the training rows of all ranks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Counters = dict[str, _native.IdCounter]  # by feature
 
 
 def count_ids(batches: Iterable[SampleBatch]) -> Counters:
-    """How often each id of each feature is in the batches."""
+    """Returns how often each id of each feature occurs in the batches."""
     counters = {name: _native.IdCounter() for name in IDS}
     for batch in batches:
         for name, column in batch.ids.items():
@@ -30,9 +30,10 @@ def count_ids(batches: Iterable[SampleBatch]) -> Counters:
 
 
 def frequent_ids(counters: Counters, min_count: int, team: Team) -> Counters:
-    """Of each feature the ids that all ranks together counted `min_count` times or more, and the missing one.
+    """Returns for each feature the ids counted at least `min_count` times over all ranks, and `MISSING_ID`.
 
-    Collective, with the same result for all; `counters` are emptied, for their memory.
+    The result is the same on all ranks. `counters` are emptied, to free their memory.
+    Collective over `team`.
     """
     frequent: Counters = {}
     for name in IDS:
@@ -44,7 +45,7 @@ def frequent_ids(counters: Counters, min_count: int, team: Team) -> Counters:
 
 
 def without_rare_ids(batch: SampleBatch, frequent: Counters) -> SampleBatch:
-    """The batch with all ids replaced that aren't frequent; without any `frequent`, as it is."""
+    """Returns the batch with all ids that aren't frequent replaced; unchanged if `frequent` is empty."""
     if not frequent:
         return batch
     ids = {

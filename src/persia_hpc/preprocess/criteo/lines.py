@@ -1,4 +1,4 @@
-"""Lines of Criteo's layout as batches of samples, parsed natively."""
+"""Parses lines of Criteo's layout to batches of samples, in native code."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ BLOCK_BYTES = 2 << 20  # stays in the cache from the read to the parser
 def read_rows(
     bad_lines: BadLines, piece: int, progress: Progress, max_rows: int | None = None
 ) -> Iterator[SampleBatch]:
-    """The samples of one of `bad_lines.pieces`, `BATCH_ROWS` in all batches but the last; at most `max_rows`.
+    """Yields the samples of one of `bad_lines.pieces`, at most `max_rows`, in batches of `BATCH_ROWS`.
 
-    The arrays of a batch are used again for the next. `bad_lines` learns of all lines that were read.
-    Raises UserError as soon as there are too many bad ones. `progress` counts bytes.
+    Only the last batch may be shorter. The arrays of a batch are reused for the next. `bad_lines` counts all
+    lines read, `progress` counts bytes.
+    Raises UserError as soon as there are too many bad lines.
     """
     lines = bad_lines.begin(piece)
     labels, dense, ids = (
@@ -69,7 +70,7 @@ def _batch(
 
 
 def _problem(text: npt.NDArray[np.uint8], place: npt.NDArray[np.int64]) -> tuple[int, str]:
-    """Line of the block, from 0, and what is wrong there, from a row of what the parser found."""
+    """Returns the line in the block, from 0, and what is wrong there, from a row that the parser filled."""
     line, offset, column = place.tolist()
     values = text[offset:].tobytes().split(b"\n", 1)[0].removesuffix(b"\r").split(b"\t")
     if column < 0:

@@ -1,4 +1,4 @@
-"""Criteo's layout by the terabyte: many ranks, each making HDF5 files of pieces of the input."""
+"""Prepares terabytes of Criteo's layout: many ranks each make HDF5 files of pieces of the input."""
 
 from __future__ import annotations
 
@@ -23,9 +23,11 @@ from .lines import read_rows
 
 
 def prepare(options: criteo.CriteoOptions, team: Team) -> list[FileReport | str] | None:
-    """Writes the files that aren't there yet; what to print at the end, None if all were there.
+    """Writes the missing files; returns what to print at the end, None if none was missing.
 
-    Collective, with the same result for all.
+    Connected ranks get the same result.
+    Collective over `team`.
+    Raises UserError for bad options or input, PersiaError for other failures, on all ranks.
     """
     if options.min_count > 1:
         team.need_all("--min-count")
@@ -53,8 +55,9 @@ def prepare(options: criteo.CriteoOptions, team: Team) -> list[FileReport | str]
 
 
 def _plan(options: criteo.CriteoOptions) -> tuple[Outputs, BadLines, list[str] | None]:
-    """The file of each piece of input, the bad lines of finished ones, and which files must be made: None if
-    nothing is left to do. Makes the directory.
+    """Returns the output files, one for each piece, the known bad lines, and which files must be made.
+
+    The last is None if nothing is left to do. It makes the directory otherwise.
     """
     assert options.shard_bytes is not None
     if options.shard_bytes < 1 or options.min_count < 1 or options.test_shards < 0:
@@ -101,7 +104,7 @@ def _settings(options: criteo.CriteoOptions, files: list[Path]) -> dict[str, Any
 def _write(
     outputs: Outputs, piece: int, bad_lines: BadLines, frequent: Counters, progress: Progress
 ) -> list[FileReport]:
-    """The piece's file, if it has rows."""
+    """Writes the piece's file, if the piece has rows, and returns its report."""
     clicks = 0.0
     name = outputs.names[piece]
     path = outputs.directory / name
@@ -125,7 +128,11 @@ def _write(
 def _frequent_ids(
     options: criteo.CriteoOptions, bad_lines: BadLines, pieces: list[int], team: Team
 ) -> Counters:
-    """The ids that are frequent in the training pieces of all ranks; `pieces` are this one's. Collective."""
+    """Returns the ids that are frequent in the training pieces of all ranks.
+
+    pieces: the pieces that this rank counts
+    Collective over `team`.
+    """
     total = sum(bad_lines.pieces[i].num_bytes for i in pieces)
     with Progress("criteo: counting ids", total, unit=" bytes", shown=team.shows) as progress:
         batches = (batch for piece in pieces for batch in read_rows(bad_lines, piece, progress))

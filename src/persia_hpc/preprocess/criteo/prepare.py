@@ -1,6 +1,7 @@
-"""Criteo display advertising (Kaggle layout): label, 13 integers I1..I13, 26 hexadecimal ids C1..C26.
+"""Prepares Criteo display advertising (Kaggle layout): label, 13 integers I1..I13, 26 hex ids C1..C26.
 
-Dense: log(1 + max(x, 0)), missing 0. Ids: the 32-bit value; missing 2^32; rarer than --min-count 2^32 + 1.
+Dense values are log(1 + max(x, 0)), missing ones 0. Ids are the 32-bit values, missing ones 2^32, and those
+rarer than --min-count 2^32 + 1.
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ SOURCE = "Criteo display advertising, Kaggle layout"
 
 @dataclass(frozen=True)
 class CriteoOptions:
-    """`train_fraction` of the rows, then `valid_fraction`, the rest is the test, in the files' order.
+    """Holds the options of `persia-hpc preprocess criteo`.
 
-    With `shard_bytes` (shards.py) instead a file for about so many bytes of input, the last
-    `test_shards` of them the test. At most `max_bad_lines` lines that aren't of the layout are left out.
+    train_fraction, valid_fraction: parts of the rows in the files' order; the rest is the test
+    shard_bytes: makes a file for about this many bytes of input instead (parallel.py)
+    test_shards: number of these files, the last ones, that are the test
+    max_bad_lines: the most lines of another layout that are left out
     """
 
     out: Path
@@ -51,7 +54,7 @@ class CriteoOptions:
 
 
 def _batches(bad_lines: BadLines, max_rows: int | None, title: str) -> Iterator[SampleBatch]:
-    """The first `max_rows` samples of all pieces (None: all), as `read_rows` gives them."""
+    """Yields the first `max_rows` samples of all pieces (None: all), as `read_rows` does."""
     left = max_rows
     with Progress(title, sum(p.num_bytes for p in bad_lines.pieces), unit=" bytes") as progress:
         for piece in range(len(bad_lines.pieces)):
@@ -63,7 +66,10 @@ def _batches(bad_lines: BadLines, max_rows: int | None, title: str) -> Iterator[
 
 
 def prepare(options: CriteoOptions) -> list[FileReport | str] | None:
-    """Write the files; what to print at the end, None when they were up to date."""
+    """Writes the files on one process; returns what to print at the end, None when they were up to date.
+
+    Raises UserError for bad options or input, or if other files are in the way.
+    """
     fractions = _fractions(options)
     for flag, value in (
         ("--min-count", options.min_count),

@@ -1,4 +1,4 @@
-"""Criteo-Syn1 to 5 of the Persia paper (arXiv 2111.05897): Criteo's features with more ids than it has.
+"""Defines Criteo-Syn1 to 5 of the Persia paper (arXiv 2111.05897): Criteo's features with more ids.
 
 The paper states the parameters of the embeddings, 6.25 to 100 trillion; rows of 128 numbers are assumed here.
 """
@@ -21,14 +21,14 @@ NEW_IDS = 0.01
 
 @dataclass(frozen=True)
 class Preset:
-    """`parameters`: of all embeddings, as stated."""
+    """Holds the name of a data set and the number of parameters that the paper states for its embeddings."""
 
     name: str
     parameters: int
 
     @property
     def virtual_ids(self) -> int:
-        """Ids of each feature: as many as it takes to reach the stated parameters."""
+        """Is the number of ids of each feature that reaches the stated number of parameters."""
         return -(-self.parameters // (FEATURES * DIM))
 
     def __str__(self) -> str:

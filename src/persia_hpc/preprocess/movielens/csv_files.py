@@ -1,6 +1,7 @@
-"""MovieLens-20M and -25M: ratings.csv and movies.csv with a header line, half stars, nothing about the users.
+"""Reads MovieLens-20M and -25M: ratings.csv and movies.csv, with header lines, half stars, no user features.
 
-Ids: user and movie as the files' numbers, genres (multi-hot) hashed. Shapes: N ratings, R of them taken.
+Ids of users and movies are the files' numbers, those of genres (multi-hot) are hashes.
+Shapes: N ratings, R of them taken.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ NO_GENRES = "(no genres listed)"
 
 @dataclass(frozen=True)
 class Movies:
-    """All movies, by rising id: `ids` [M], `genres` of M."""
+    """Holds all movies in ascending order of id: `ids` [M] and the `genres` of each."""
 
     ids: Ids
     genres: IdColumn
@@ -41,7 +42,7 @@ class Movies:
 
 @dataclass(frozen=True)
 class CsvRatings:
-    """The ratings of the task in the order of the file; `movies` [N] are places in `catalogue`."""
+    """Holds the ratings of a task in file order; `movies` [N] are positions in `catalogue`."""
 
     users: npt.NDArray[np.uint64]
     movies: npt.NDArray[np.int64]
@@ -51,16 +52,16 @@ class CsvRatings:
 
     @property
     def schema(self) -> DatasetSchema:
-        """What `take` gives."""
+        """Is the schema of the samples that `take` returns."""
         return DatasetSchema(FEATURES, (), ("liked",), has_time=self.time is not None)
 
     @property
     def num_samples(self) -> int:
-        """N."""
+        """Is the number of ratings, N."""
         return len(self.labels)
 
     def take(self, rows: Rows) -> SampleBatch:
-        """The samples `rows` [R], in this order."""
+        """Returns the samples of `rows` [R], in this order."""
         movies = self.movies[rows]
         ids = {
             "user": IdColumn(self.users[rows]),
@@ -72,7 +73,7 @@ class CsvRatings:
 
 
 def _frames(path: Path, expected: Sequence[Kinds], *, quoted: bool) -> Iterator[Frame]:
-    """The file's rows, its header line being one of `expected`; no value may be missing."""
+    """Yields the file's rows; its header line must be one of `expected`, and no value may be missing."""
     kinds: Kinds | None = None
     for block in read_blocks(path, quoted=quoted):
         rows = block
@@ -105,9 +106,11 @@ def _read_movies(path: Path) -> Movies:
 
 
 def read_ratings(ratings: Path, movies: Path, task: str) -> CsvRatings:
-    """The samples of a task: `ctr` leaves ratings of 3 out and likes those above, `all` likes from 4 on.
+    """Returns the samples of a task.
 
-    All ratings are in memory, at most some 100 bytes each. UserError names the line that isn't of the layout.
+    The task `ctr` leaves out ratings of 3 and labels those above as liked; `all` keeps every rating and
+    labels those from 4 on as liked. All ratings are held in memory, at most about 100 bytes each.
+    Raises UserError for files without rows, and for a line of another layout, with its number.
     """
     catalogue = _read_movies(movies)
     users, places, labels, times = [], [], [], []

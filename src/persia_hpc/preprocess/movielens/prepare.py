@@ -1,6 +1,7 @@
-"""MovieLens as a click-through task: did this user like this movie. 20M and 25M: see csv_files.py.
+"""Prepares MovieLens as a click-through task: did this user like this movie. 20M and 25M: csv_files.py.
 
-Ids: user, movie, age, occupation and year as the files' numbers; gender, zip and genres (multi-hot) hashed.
+Ids of user, movie, age, occupation and year are the files' numbers; those of gender, zip and genres
+(multi-hot) are hashes.
 """
 
 from __future__ import annotations
@@ -55,8 +56,10 @@ RATINGS: Kinds = {"user": pl.Int64, "movie": pl.Int64, "rating": pl.Int64}
 
 @dataclass(frozen=True)
 class MovieLensOptions:
-    """`input` holds ratings.dat (or ratings_no_timestamp.dat), users.dat and movies.dat of 1M, or ratings.csv
-    and movies.csv of 20M or 25M.
+    """Holds the options of `persia-hpc preprocess movielens`.
+
+    input: directory with ratings.dat (or ratings_no_timestamp.dat), users.dat and movies.dat of 1M, or with
+    ratings.csv and movies.csv of 20M or 25M
     """
 
     out: Path
@@ -81,7 +84,7 @@ def _find_file(directory: Path, *names: str) -> Path:
 
 
 def _read(path: Path, columns: Kinds) -> Frame:
-    """A `::`-separated Latin-1 file; no value may be missing."""
+    """Reads a `::`-separated Latin-1 file in which no value may be missing."""
     frames = []
     lines: list[range] = []
     for block in read_blocks(path):
@@ -109,7 +112,10 @@ def _read_ratings(path: Path) -> Frame:
 
 
 def read_samples(directory: Path, task: str) -> tuple[DatasetSchema, SampleBatch, list[Path]]:
-    """All samples of the task, in the order of the ratings, and the files they came from."""
+    """Returns all samples of the task in the order of the ratings, with their schema and the files read.
+
+    Raises UserError for missing files, and for a line of another layout, with its number.
+    """
     paths = [
         _find_file(directory, "ratings.dat", "ratings_no_timestamp.dat"),
         _find_file(directory, "users.dat"),
@@ -148,7 +154,10 @@ def read_samples(directory: Path, task: str) -> tuple[DatasetSchema, SampleBatch
 
 
 def prepare(options: MovieLensOptions) -> list[FileReport] | None:
-    """Write the files; None when they were up to date."""
+    """Writes a file for each split; returns a report on each, None when they were up to date.
+
+    Raises UserError for bad options or input, or if other files are in the way.
+    """
     fractions = check_fractions(dict(zip(SPLITS, options.fractions, strict=True)), "--fractions")
     samples: SampleBatch | movielens_csv.CsvRatings
     if any((options.input / f"ratings.csv{suffix}").is_file() for suffix in COMPRESSIONS):
@@ -186,7 +195,10 @@ def prepare(options: MovieLensOptions) -> list[FileReport] | None:
 def _parts(
     options: MovieLensOptions, fractions: Mapping[str, float], users: Ids, time: Rows | None
 ) -> list[Rows]:
-    """The rows of each split: in random order, or in that of time. `users`, `time` [N]."""
+    """Returns the rows of each split, in random order or in order of time.
+
+    Shapes: `users` and `time` [N].
+    """
     rng = np.random.default_rng(options.seed)
     if options.split == "time":
         if time is None:

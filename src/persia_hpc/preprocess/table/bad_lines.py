@@ -1,4 +1,4 @@
-"""Lines of a table's text files that its schema doesn't fit, found before anything is learned or written."""
+"""Finds lines of a table's text files that its schema doesn't fit, before anything is learned or written."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ Check = Callable[[Frame], object]  # raises BadRowsError
 
 @dataclass(frozen=True)
 class Fit:
-    """What a row must pass: the conversion, and `check`."""
+    """Holds what a row must pass to be good: the conversion, and `check` if given."""
 
     converter: Converter
     check: Check | None = None
 
 
 def first_fit(paths: Sequence[Path], schema: TableSchema, check: Check | None, max_bad_lines: int) -> Fit:
-    """A converter for the first block of rows of a table, which decides what the schema leaves open.
+    """Returns a fit made from the first block of rows, which settles what the schema leaves open.
 
-    With `max_bad_lines`, bad lines have no say. UserError if there are more of them before the first good
-    row, or no rows.
+    With `max_bad_lines`, bad lines are left out of that block.
+    Raises UserError for a table without rows, or with too many bad lines before the first good row.
     """
     found = BadLines([Piece(path) for path in paths], max_bad_lines)
     for i, path in enumerate(paths):
@@ -45,9 +45,10 @@ def first_fit(paths: Sequence[Path], schema: TableSchema, check: Check | None, m
 
 
 def find_bad_lines(bad_lines: BadLines, piece: int, fit: Fit, on_read: OnRead | None = None) -> set[int]:
-    """The bad lines of one of `bad_lines.pieces`, from 1 in the piece; `bad_lines` learns of them too.
+    """Returns the bad lines of one of `bad_lines.pieces`, from 1 in the piece, and notes them in `bad_lines`.
 
-    Raises UserError as soon as there are too many. `on_read` is told how many more bytes have been read.
+    on_read: is told how many more bytes have been read
+    Raises UserError as soon as there are too many.
     """
     found: set[int] = set()
     for left_out, _ in _search(bad_lines, piece, fit.converter.schema, fit.converter, fit.check, on_read):
@@ -63,7 +64,10 @@ def _search(
     check: Check | None,
     on_read: OnRead | None = None,
 ) -> Iterator[tuple[set[int], Converter | None]]:
-    """Of each block of a piece its bad lines, and what fits the rest: `converter`, or a new one."""
+    """Yields for each block of a piece its bad lines, and a converter that fits the rest of the block.
+
+    converter: the converter to use; None: one is made from the good rows
+    """
     piece = bad_lines.pieces[index]
     lines = bad_lines.begin(index)
     if format_of(piece.path, schema) == "parquet":
@@ -88,7 +92,10 @@ def _problems(
     converter: Converter | None,
     check: Check | None,
 ) -> tuple[Converter | None, dict[range, str]]:
-    """What fits the good rows (None without any), and what is wrong with others, by the lines they take."""
+    """Returns a converter that fits the good rows (None without any) and what is wrong with the others.
+
+    The bad rows are named by the lines that they occupy.
+    """
     problems: dict[range, str] = {}
     while block.num_rows:  # each time without what was found to be bad
         try:

@@ -1,4 +1,4 @@
-"""Frames of a table to batches of samples, as the schema says.
+"""Converts frames of a table to batches of samples, as the schema says.
 
 Shapes: N rows of one frame.
 """
@@ -23,20 +23,20 @@ from .schema import Dense, Label, TableSchema
 
 @dataclass
 class Moments:
-    """Mean and deviation of a stream of numbers (Chan's update, so that large means lose no digits)."""
+    """Holds mean and deviation of a stream of numbers (Chan's update, so that large means lose no digits)."""
 
     count: int = 0
     mean: float = 0.0
     squares: float = 0.0
 
     def add(self, numbers: Numbers) -> None:
-        """Take in the numbers [N]."""
+        """Adds the numbers [N]."""
         if len(numbers):
             mean = float(numbers.mean())
             self.merge(Moments(len(numbers), mean, float(((numbers - mean) ** 2).sum())))
 
     def merge(self, other: Moments) -> None:
-        """Take in what others have seen."""
+        """Adds the numbers that `other` has seen."""
         if other.count:
             delta, total = other.mean - self.mean, self.count + other.count
             self.squares += other.squares + delta**2 * self.count * other.count / total
@@ -44,14 +44,14 @@ class Moments:
             self.count = total
 
     def apply(self, numbers: Numbers) -> Numbers:
-        """To mean 0 and deviation 1; a constant column becomes 0."""
+        """Returns the numbers scaled to mean 0 and deviation 1; a constant column becomes 0."""
         deviation = np.sqrt(self.squares / self.count) if self.count else 0.0
         return (numbers - self.mean) / (deviation if deviation > 0 else 1.0)
 
 
 @dataclass
 class Learned:
-    """What the training rows said."""
+    """Holds what was learned from the training rows."""
 
     moments: dict[str, Moments] = field(default_factory=dict)
     filters: dict[str, IdFilter] = field(default_factory=dict)
@@ -59,7 +59,10 @@ class Learned:
 
 
 class Converter:
-    """Frames to batches. The first frame decides the types of `auto` ids and which features are multi-hot."""
+    """Converts frames to batches.
+
+    The first frame decides the types of `auto` ids and which features are multi-hot.
+    """
 
     def __init__(self, schema: TableSchema, first: Frame) -> None:
         self.schema = schema
@@ -83,7 +86,10 @@ class Converter:
         )
 
     def ids(self, source: Frame, name: str) -> tuple[IdColumn, pl.Series]:
-        """The ids of feature `name`, unfiltered, and the values that they stand for."""
+        """Returns the ids of feature `name`, including rare ones, and the values that they stand for.
+
+        Raises UserError for a column or value that can't be ids.
+        """
         entry = self.schema.ids[name]
         column = source.frame[entry.column]
         if not self.dataset.feature(name).multi:
@@ -102,7 +108,10 @@ class Converter:
         return IdColumn.from_lengths(ids, lengths), values
 
     def dense(self, source: Frame, entry: Dense, moments: Moments | None) -> Numbers:
-        """Numbers [N] after the transforms; `moments` None stops before `standardize`."""
+        """Returns the numbers [N] after the transforms; with `moments` None, before `standardize`.
+
+        Raises UserError for a value that is no finite number, or that log1p can't take.
+        """
         place = Place(source, entry.column)
         numbers = to_numbers(source.frame[entry.column], place, missing=entry.missing)
         if entry.clip is not None:
@@ -118,7 +127,10 @@ class Converter:
         return numbers
 
     def label(self, source: Frame, entry: Label) -> Numbers:
-        """Labels [N]."""
+        """Returns the labels [N].
+
+        Raises UserError for a missing value, or one that is no label.
+        """
         place = Place(source, entry.column)
         column = source.frame[entry.column]
         if entry.positive is not None:
@@ -136,7 +148,10 @@ class Converter:
         return numbers
 
     def batch(self, source: Frame, learned: Learned) -> SampleBatch:
-        """All rows of the frame."""
+        """Returns all rows of the frame as samples.
+
+        Raises UserError for a value that the schema doesn't allow.
+        """
         schema, rows = self.schema, source.frame.height
         ids = {}
         for name in schema.ids:
@@ -185,7 +200,10 @@ class Converter:
 
 
 def _datetimes(column: pl.Series, codes: str) -> pl.Series:
-    """Times by strftime codes, null where one doesn't match; UserError for codes that are no format."""
+    """Returns times parsed by strftime codes, null where a text doesn't match.
+
+    Raises UserError for codes that polars refuses.
+    """
     if "%H" in codes and "%M" not in codes:  # polars wants both; full hours are a common form
         column, codes = column + "00", codes + "%M"
     try:

@@ -1,4 +1,4 @@
-"""CSV, TSV and Parquet files as a stream of frames that hold the wanted columns."""
+"""Reads CSV, TSV and Parquet files as a stream of frames that hold the wanted columns."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ PACKED = (".gz", ".xz", ".bz2", ".zst")
 
 
 def format_of(path: Path, schema: TableSchema) -> str:
-    """`csv`, `tsv` or `parquet`: from the schema, else from the file's name."""
+    """Returns `csv`, `tsv` or `parquet`, as the schema says or else the ending of the file's name.
+
+    Raises UserError if neither tells.
+    """
     if schema.format is not None:
         return schema.format
     suffixes = [suffix for suffix in path.suffixes if suffix not in PACKED]
@@ -47,7 +50,7 @@ def format_of(path: Path, schema: TableSchema) -> str:
 
 @dataclass(frozen=True)
 class RowPiece:
-    """Rows [begin, end) of a Parquet file, some `num_bytes` of it."""
+    """Holds a range of rows of a Parquet file, [begin, end), and about how many bytes of it they take."""
 
     path: Path
     begin: int
@@ -59,7 +62,11 @@ TablePiece = Piece | RowPiece
 
 
 def cut_table(path: Path, schema: TableSchema, piece_bytes: int) -> list[TablePiece]:
-    """The file in pieces of about `piece_bytes`: text at line ends (compressed: whole), Parquet at rows."""
+    """Cuts the file into pieces of about `piece_bytes`: text at line ends, Parquet between rows.
+
+    Compressed text stays whole.
+    Raises UserError if the file can't be read.
+    """
     if format_of(path, schema) != "parquet":
         return list(cut_pieces([path], piece_bytes))
     total, num_bytes = _parquet_rows(path), path.stat().st_size
@@ -69,23 +76,26 @@ def cut_table(path: Path, schema: TableSchema, piece_bytes: int) -> list[TablePi
 
 
 def may_cut_values(piece: TablePiece, schema: TableSchema) -> bool:
-    """Whether the piece may begin or end inside of a quoted value that has line ends."""
+    """Returns whether the piece may begin or end inside a quoted value that holds line ends."""
     if not isinstance(piece, Piece) or piece.end is None or not _quoted(piece.path, schema):
         return False
     return (piece.begin, piece.end) != (0, piece.path.stat().st_size)
 
 
 def num_quotes(piece: TablePiece, schema: TableSchema) -> int:
-    """Quotes in the piece; 0 where no value can have been cut."""
+    """Counts the quotes in the piece; 0 where no value can have been cut."""
     if not isinstance(piece, Piece) or not may_cut_values(piece, schema):
         return 0
     return sum(chunk.count(b'"') for chunk in chunks(piece))
 
 
 def mend_cuts(pieces: Sequence[TablePiece], quotes: Sequence[int]) -> list[TablePiece]:
-    """The pieces, with cuts that fell into a quoted value moved behind the row that it belongs to.
+    """Returns the pieces with each cut inside a quoted value moved to the end of that value's row.
 
-    `quotes`: `num_quotes` of each piece. A piece that lies within one value becomes empty.
+    A piece that lies within one value becomes empty.
+
+    quotes: `num_quotes` of each piece
+    Raises UserError if the end of a row is too far away.
     """
     mended = list(pieces)
     before = 0  # quotes in the file, before the cut
@@ -102,8 +112,9 @@ def mend_cuts(pieces: Sequence[TablePiece], quotes: Sequence[int]) -> list[Table
 
 
 def _row_end(path: Path, begin: int) -> int:
-    """Where the row ends that has a quoted value open at byte `begin`, the beginning of a line. UserError if
-    that is too far.
+    """Returns the end of the row that has a quoted value open at byte `begin`, where a line begins.
+
+    Raises UserError if the end is too far away.
     """
     with path.open("rb") as file:
         file.seek(begin)
@@ -122,11 +133,14 @@ def read_frames(
     first_line: int = 1,
     on_read: OnRead | None = None,
 ) -> Iterator[Frame]:
-    """The rows of a file or a piece of one in order, with the columns of `schema.used_columns`; text is a
-    string or null.
+    """Yields the rows of a file or piece in order, with the columns of `schema.used_columns`.
 
-    `left_out`: lines of text, from 1 in the piece, that are passed over. `first_line`: number of a text
-    piece's first line in the file, for messages. `on_read`: told how many more bytes of the file were read.
+    Text columns hold strings or null.
+
+    left_out: lines of text to skip, from 1 in the piece
+    first_line: number in the file of a text piece's first line, for messages
+    on_read: is told how many more bytes of the file have been read
+    Raises UserError for a file that can't be read, lacks a column or has rows of another layout.
     """
     path = source if isinstance(source, Path) else source.path
     if not isinstance(source, RowPiece) and format_of(path, schema) == "parquet":
@@ -145,7 +159,10 @@ def count_rows(
     first_line: int = 1,
     on_read: OnRead | None = None,
 ) -> int:
-    """Rows of the file or piece; others as for `read_frames`. Parquet isn't read for it."""
+    """Counts the rows of the file or piece; of a Parquet file it reads the metadata only.
+
+    The other arguments and the errors are those of `read_frames`.
+    """
     if isinstance(source, RowPiece):
         return source.end - source.begin
     path = source.path if isinstance(source, Piece) else source
@@ -193,10 +210,10 @@ def text_blocks(
     first_line: int = 1,
     on_read: OnRead | None = None,
 ) -> Iterator[tuple[tuple[str, ...], TextBlock]]:
-    """Blocks of rows, without the header and lines that are left out, with the columns' names.
+    """Yields the column names and each block of rows, without the header and the lines left out.
 
-    `left_out`, `first_line` and `on_read` as for `read_frames`. UserError if a column that the schema uses
-    isn't there.
+    The other arguments are those of `read_frames`.
+    Raises UserError if a column that the schema uses is missing.
     """
     path, begin = (source.path, source.begin) if isinstance(source, Piece) else (source, 0)
     separator, quoted, names = _separator(path, schema), _quoted(path, schema), schema.columns
@@ -214,7 +231,10 @@ def text_blocks(
 
 
 def read_block(block: TextBlock, names: Sequence[str], schema: TableSchema) -> Frame:
-    """The rows of a block with the columns of `schema.used_columns`; BadRowsError for another layout."""
+    """Returns the rows of a block with the columns of `schema.used_columns`.
+
+    Raises BadRowsError for rows of another layout.
+    """
     source = _parsed(block, names, schema)
     return replace(source, frame=_cleaned(source.frame.select(schema.used_columns), schema))
 
@@ -225,7 +245,10 @@ def _parsed(block: TextBlock, names: Sequence[str], schema: TableSchema) -> Fram
 
 
 def header(block: TextBlock, separator: str, quoted: bool) -> tuple[tuple[str, ...], TextBlock]:
-    """The names on the first line, and the block without it."""
+    """Returns the names on the first line, and the block without that line.
+
+    Raises UserError for a repeated name, or text that isn't UTF-8.
+    """
     line, data = block.data.split(b"\n", 1)
     try:
         text = line.decode().rstrip("\r")

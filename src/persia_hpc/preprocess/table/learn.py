@@ -1,4 +1,4 @@
-"""What the training rows of a table teach: means and deviations, frequent ids, vocabularies.
+"""Learns from the training rows of a table: means and deviations, frequent ids, vocabularies.
 
 Shapes: N rows of one frame.
 """
@@ -22,10 +22,13 @@ PIECE_VALUES = 1 << 40  # ids of one feature in one piece: fewer
 
 
 class Learning:
-    """One rank's share. The result depends on the pieces, not on who takes which."""
+    """Holds what one rank has learned; the joint result depends on the pieces, not on who takes which."""
 
     def __init__(self, converter: Converter) -> None:
-        """UserError if there are things to learn, but no training rows."""
+        """Starts with nothing learned.
+
+        Raises UserError if there is something to learn, but no training rows.
+        """
         self._converter = converter
         schema = converter.schema
         self._standardized = [n for n, entry in schema.dense.items() if "standardize" in entry.transform]
@@ -43,11 +46,15 @@ class Learning:
 
     @property
     def needed(self) -> bool:
-        """Whether any column asks for it."""
+        """Tells whether any column needs something learned."""
         return bool(self._standardized or self._counts)
 
     def add(self, source: Frame, rows: npt.NDArray[np.bool_], piece: int = 0) -> None:
-        """Take in the training rows of the frame (mask [N]); a rank's pieces come in rising order."""
+        """Learns from the training rows of the frame, given as a mask [N].
+
+        A rank must take its pieces in rising order.
+        Raises UserError for a value that the schema doesn't allow.
+        """
         schema = self._converter.schema
         moments = self._moments.setdefault(piece, {name: Moments() for name in self._standardized})
         for name in self._standardized:
@@ -63,7 +70,10 @@ class Learning:
             counts.add(ids, text, first=piece * PIECE_VALUES + used)
 
     def finish(self, team: Team) -> Learned:
-        """What all ranks have learned. Collective."""
+        """Returns what all ranks together have learned, on every rank.
+
+        Collective over `team`.
+        """
         schema = self._converter.schema
         pieces = {piece: moments for part in team.gather(self._moments) for piece, moments in part.items()}
         learned = Learned({name: Moments() for name in self._standardized})

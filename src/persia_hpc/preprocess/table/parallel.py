@@ -1,6 +1,7 @@
-"""A table by the terabyte: many ranks, each making HDF5 files of pieces of the input, one for each split.
+"""Converts terabytes of a table: many ranks each make HDF5 files of pieces of the input, one for each split.
 
-The samples and their splits are those of table.py, whoever makes them. Shapes: N rows of one frame.
+The samples and their splits are those of prepare.py, whichever rank makes them.
+Shapes: N rows of one frame.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ Result = TypeVar("Result")
 
 @dataclass
 class _Sharding:
-    """Of each piece: its split, as `Table.files` has it, its files, one for each split, and its first row."""
+    """Holds for each piece its split (as in `Table.files`), its files (one a split) and its first row."""
 
     table: Table
     pieces: list[TablePiece]
@@ -49,9 +50,11 @@ class _Sharding:
 
 
 def prepare(options: TableOptions, team: Team) -> list[FileReport | str] | None:
-    """Writes the files that aren't there yet; what to print at the end, None if all were there.
+    """Writes the missing files; returns what to print at the end, None if none was missing.
 
-    Collective, with the same result for all.
+    Connected ranks get the same result.
+    Collective over `team`.
+    Raises UserError for bad options or input, PersiaError for other failures, on all ranks.
     """
     if options.max_bad_lines:
         team.need_all("--max-bad-lines")
@@ -91,7 +94,7 @@ def prepare(options: TableOptions, team: Team) -> list[FileReport | str] | None:
 
 
 def _cut(options: TableOptions) -> tuple[_Sharding, set[str] | None]:
-    """The pieces, and which files must be made: None if nothing is left to do. Makes the directory."""
+    """Returns the pieces and which files must be made, None if nothing is left to do; makes the directory."""
     assert options.shard_bytes is not None
     if options.shard_bytes < 1 or options.test_shards < 0:
         raise UserError(
@@ -146,13 +149,14 @@ def _cut(options: TableOptions) -> tuple[_Sharding, set[str] | None]:
 
 
 def _text(pieces: Sequence[TablePiece]) -> list[Piece]:
-    """The pieces as `BadLines` wants them: Parquet has no lines."""
+    """Returns the pieces in the form that `BadLines` takes; a Parquet piece becomes its whole file."""
     return [piece if isinstance(piece, Piece) else Piece(piece.path) for piece in pieces]
 
 
 def _with_lines(piece: TablePiece, work: Callable[[int], Result]) -> Result:
-    """`work(1)`. Pieces of text don't know the number of their first line: if one holds bad input, `work` is
-    done again with it, for the message.
+    """Returns `work(1)`; if that finds bad input, runs `work` again with the piece's true first line number.
+
+    A piece of text doesn't know the number of its first line, which the message needs.
     """
     with option_named():
         try:
@@ -166,7 +170,11 @@ def _with_lines(piece: TablePiece, work: Callable[[int], Result]) -> Result:
 def _of_each(
     sharding: _Sharding, pieces: Collection[int], team: Team, title: str, work: Callable[[int], Result]
 ) -> dict[int, Result]:
-    """`work` of these pieces, shared by the ranks; a part alone does all. Collective."""
+    """Returns the result of `work` for each of these pieces, shared by the ranks.
+
+    Without a connection, each process does all of them.
+    Collective over `team`.
+    """
     sizes = [piece.num_bytes for piece in sharding.pieces]
     mine = share_of(team, sizes, pieces) if team.connected else sorted(pieces)
 
@@ -183,7 +191,10 @@ def _of_each(
 
 
 def _mend_cuts(sharding: _Sharding, team: Team) -> None:
-    """Moves cuts that fell into a quoted value. Collective."""
+    """Moves cuts that fell into a quoted value.
+
+    Collective over `team`.
+    """
     schema, pieces = sharding.table.schema, sharding.pieces
     if any(may_cut_values(piece, schema) for piece in pieces):
         everything = range(len(pieces))
@@ -195,7 +206,10 @@ def _mend_cuts(sharding: _Sharding, team: Team) -> None:
 
 
 def _find_bad_lines(sharding: _Sharding, pieces: Collection[int], fit: Fit, team: Team) -> None:
-    """Looks for the bad lines of these pieces, which all later passes over them skip. Collective."""
+    """Finds the bad lines of these pieces, which all later passes over them skip.
+
+    Collective over `team`.
+    """
     sharding.left_out = _of_each(
         sharding,
         pieces,
@@ -207,7 +221,10 @@ def _find_bad_lines(sharding: _Sharding, pieces: Collection[int], fit: Fit, team
 
 
 def _count_rows(sharding: _Sharding, team: Team) -> None:
-    """How many rows come before each piece, and in all. Collective."""
+    """Counts the rows before each piece, and in all.
+
+    Collective over `team`.
+    """
 
     def count(i: int) -> int:
         work = partial(count_rows, sharding.pieces[i], sharding.table.schema, sharding.left_out.get(i, ()))
@@ -221,7 +238,7 @@ def _count_rows(sharding: _Sharding, team: Team) -> None:
 
 
 def _frames(sharding: _Sharding, i: int, first_line: int) -> Iterator[tuple[Frame, npt.NDArray[np.int64]]]:
-    """The piece's frames with the split of their rows [N], by place in `split.names`."""
+    """Yields the piece's frames with the split of their rows [N], as positions in `split.names`."""
     first_row = sharding.first_rows[i]
     for source in read_frames(
         sharding.pieces[i], sharding.table.schema, sharding.left_out.get(i, ()), first_line
@@ -231,7 +248,7 @@ def _frames(sharding: _Sharding, i: int, first_line: int) -> Iterator[tuple[Fram
 
 
 def _learn(sharding: _Sharding, mine: Collection[int], learning: Learning, *, shown: bool) -> None:
-    """Takes in this rank's pieces."""
+    """Learns from this rank's pieces."""
     names = sharding.table.schema.split.names
     train = names.index("train")
 
@@ -249,7 +266,7 @@ def _learn(sharding: _Sharding, mine: Collection[int], learning: Learning, *, sh
 def _write(
     sharding: _Sharding, i: int, converter: Converter, learned: Learned, progress: Progress, first_line: int
 ) -> list[FileReport]:
-    """The piece's files, of the splits that it has rows of."""
+    """Writes the piece's files, one for each split that it has rows of, and returns their reports."""
     schema, outputs = sharding.table.schema, sharding.outputs
     names = sharding.names[i]
     binary = all(entry.binary for entry in schema.labels.values())

@@ -1,4 +1,4 @@
-"""Any table to a dataset: read once to learn what the training rows hold where needed, then once to write.
+"""Converts any table to a dataset: reads it once to learn from the training rows if needed, once to write.
 
 Shapes: N rows of one frame.
 """
@@ -32,11 +32,12 @@ from .schema import TableSchema, load_schema
 
 @dataclass(frozen=True)
 class TableOptions:
-    """`schema`: the TOML file; its file names are relative to it.
+    """Holds the options of `persia-hpc preprocess table`.
 
-    With `shard_bytes` (shards.py) a file for about so many bytes of input and each split, and with
-    `test_shards` whole pieces of the input as the test, the last ones. At most `max_bad_lines` lines of text
-    files that the schema doesn't fit are left out.
+    schema: the TOML file; its file names are relative to its directory
+    shard_bytes: makes a file for about this many bytes of input and each split instead (parallel.py)
+    test_shards: number of pieces of the input, the last ones, that are the test as a whole
+    max_bad_lines: the most lines of text files that the schema doesn't fit and that are left out
     """
 
     out: Path
@@ -48,8 +49,10 @@ class TableOptions:
 
 
 class Table:
-    """The input files as frames with the split of each row. `files`: each with its split, "" where that is
-    told by the rows. `left_out`: numbers of lines that all passes over them skip.
+    """Reads the input files as frames, with the split of each row.
+
+    files: each file with its split, which is "" where the rows decide
+    left_out: line numbers to skip in every pass over a file
     """
 
     def __init__(self, schema: TableSchema, base: Path) -> None:
@@ -64,22 +67,25 @@ class Table:
 
     @property
     def paths(self) -> list[Path]:
-        """The input files."""
+        """Lists the paths of the input files, in order."""
         return [path for _, path in self.files]
 
     @property
     def source(self) -> str:
-        """The first input files, as the output's attribute `source` says it."""
+        """Returns the names of the first input files, as stored in the output's attribute `source`."""
         more = ", ..." if len(self.files) > 3 else ""
         return ", ".join(path.name for path in self.paths[:3]) + more
 
     @property
     def splits_by_number(self) -> bool:
-        """Whether the split of a row depends on how many come before it."""
+        """Tells whether the split of a row depends on how many rows come before it."""
         return self.schema.split.by in ("order", "random")
 
     def count(self) -> None:
-        """Count the rows where the split needs it (by order)."""
+        """Counts the rows if the table is split by order, which needs their number.
+
+        Raises UserError as `count_rows` does.
+        """
         if self.schema.split.by == "order":
             total = 0
             with self.progress("counting rows") as progress:
@@ -89,17 +95,20 @@ class Table:
             self.set_rows(total)
 
     def set_rows(self, total: int) -> None:
-        """Tell how many rows there are, where they are split by order."""
+        """Sets the number of rows of all files; needed only for a table that is split by order."""
         if self.schema.split.by == "order":
             self._order = OrderSplit(boundaries(total, self.schema.split.fractions))
 
     def fit(self, max_bad_lines: int) -> Fit:
-        """Made for the first block of rows, without bad lines if there may be any. UserError without rows."""
+        """Returns a fit made from the first block of rows, without its bad lines if any are allowed.
+
+        Raises UserError as `first_fit` does.
+        """
         check = self._by_column if self.schema.split.by == "column" else None
         return first_fit(self.paths, self.schema, check, max_bad_lines)
 
     def progress(self, title: str, only: str | None = None) -> Progress:
-        """Of a pass over the bytes of all files, or of those of a split."""
+        """Returns a progress bar over the bytes of all files, or of those with rows of the split `only`."""
         total = sum(path.stat().st_size for _, path in self._files_of(only))
         return Progress(f"table: {title}", total, unit=" bytes")
 
@@ -109,8 +118,10 @@ class Table:
     def frames(
         self, progress: Progress, only: str | None = None
     ) -> Iterator[tuple[Frame, npt.NDArray[np.int64]]]:
-        """Each frame with the split of its rows [N], by place in `split.names`. `only`: of the files of this
-        split.
+        """Yields each frame with the split of its rows [N], as positions in `split.names`.
+
+        only: reads just the files that may have rows of this split
+        Raises UserError as `read_frames` and `parts` do.
         """
         first_row = 0
         for name, path in self._files_of(only):
@@ -120,8 +131,12 @@ class Table:
                 first_row += source.frame.height
 
     def parts(self, name: str, source: Frame, first_row: int) -> npt.NDArray[np.int64]:
-        """Split of each row of the frame [N], by place in `split.names`. `name`: the split of its file;
-        `first_row`: how many rows of the table come before it.
+        """Returns the split of each row of the frame, as positions in `split.names`.
+
+        name: the split of the frame's file
+        first_row: how many rows of the table come before the frame
+        Shapes: [N] int64.
+        Raises UserError if the column that names the split has another value.
         """
         if self.schema.split.by == "column":
             return self._by_column(source)
@@ -142,7 +157,10 @@ class Table:
 
 @option_named()
 def prepare(options: TableOptions) -> list[FileReport | str] | None:
-    """Write the files; what to print at the end, None when they were up to date."""
+    """Writes the files on one process; returns what to print at the end, None when they were up to date.
+
+    Raises UserError for bad options or input, or if other files are in the way.
+    """
     schema = load_schema(options.schema)
     table = Table(schema, options.schema.parent)
     names = schema.split.names
@@ -195,7 +213,7 @@ def prepare(options: TableOptions) -> list[FileReport | str] | None:
 
 
 def learned_settings(converter: Converter, learned: Learned) -> dict[str, Any]:
-    """What the output's attribute `preprocessing` says besides the options."""
+    """Returns what the output's attribute `preprocessing` holds besides the options."""
     return {
         "id_types": converter.id_types,
         "standardize": {
@@ -207,12 +225,12 @@ def learned_settings(converter: Converter, learned: Learned) -> dict[str, Any]:
 
 
 def vocabulary_files(schema: TableSchema) -> list[str]:
-    """Names of the CSV files that list vocabularies."""
+    """Returns the names of the CSV files that list vocabularies."""
     return [_vocabulary_file(name) for name, entry in schema.ids.items() if entry.vocabulary]
 
 
 def write_vocabularies(outputs: Outputs, learned: Learned) -> None:
-    """A CSV file for each vocabulary."""
+    """Writes a CSV file for each vocabulary."""
     for name, vocabulary in learned.vocabularies.items():
         outputs.write_vocabulary(_vocabulary_file(name), vocabulary)
 

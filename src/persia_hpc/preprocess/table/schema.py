@@ -1,4 +1,4 @@
-"""The TOML file that says what the columns of a table are; every key is checked, the nearest suggested."""
+"""Reads the TOML file that describes the columns of a table; checks keys, with hints for misspelt ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ ID_TYPES = ("auto", "string", "integer")
 
 @dataclass(frozen=True)
 class Label:
-    """1 where the value is `positive`, or is at least `threshold`; without both the number itself."""
+    """Describes a label: 1 where the value is `positive` or at least `threshold`, else 0.
+
+    Without both, the label is the number itself.
+    """
 
     column: str
     positive: str | None = None
@@ -34,7 +37,7 @@ class Label:
 
 @dataclass(frozen=True)
 class Dense:
-    """A number: missing filled, clipped, then the transforms in order."""
+    """Describes a dense feature: missing numbers are filled, all clipped, then transformed in order."""
 
     column: str
     transform: tuple[str, ...] = ()
@@ -44,7 +47,7 @@ class Dense:
 
 @dataclass(frozen=True)
 class Ids:
-    """One id, or with `separator` (or a list column) any number of them."""
+    """Describes an id feature: one id a row, or any number with `separator` or a list column."""
 
     column: str
     type: str = "auto"
@@ -55,7 +58,7 @@ class Ids:
 
 @dataclass(frozen=True)
 class Time:
-    """Seconds since 1970 as an integer, or text in `format` (strftime codes, UTC)."""
+    """Describes the time of a row: integer seconds since 1970, or text in `format` (strftime codes, UTC)."""
 
     column: str
     format: str | None = None
@@ -63,7 +66,7 @@ class Time:
 
 @dataclass(frozen=True)
 class Split:
-    """How rows are dealt out: `by` is order, random, column or files."""
+    """Describes how rows are assigned to splits; `by` is order, random, column or files."""
 
     by: str = "order"
     fractions: dict[str, float] = field(default_factory=lambda: {"train": 0.9, "test": 0.1})
@@ -74,14 +77,14 @@ class Split:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The splits in use."""
+        """Lists the names of the splits in use, in the order of `SPLITS`."""
         used: Mapping[str, Any] = {"column": self.values, "files": self.files}.get(self.by, self.fractions)
         return tuple(name for name in SPLITS if name in used)
 
 
 @dataclass(frozen=True)
 class TableSchema:
-    """A whole schema file. `format` and `separator` None: from each file's name."""
+    """Holds a whole schema file; `format` and `separator` None are decided by each file's name."""
 
     labels: dict[str, Label]
     dense: dict[str, Dense]
@@ -99,7 +102,7 @@ class TableSchema:
 
     @property
     def used_columns(self) -> tuple[str, ...]:
-        """Names of all columns that are read, each once."""
+        """Lists the names of all columns that are read, each once."""
         parts: tuple[Mapping[str, Label | Dense | Ids], ...] = (self.labels, self.dense, self.ids)
         named = [entry.column for part in parts for entry in part.values()]
         more = [self.weight, self.group, None if self.time is None else self.time.column]
@@ -108,7 +111,7 @@ class TableSchema:
 
 
 class _Reader:
-    """One TOML table: typed access by key, and `done` refuses keys that nobody asked for."""
+    """Reads one TOML table by typed keys; `done` refuses keys that were never read."""
 
     def __init__(self, path: Path, where: str, table: object) -> None:
         self._path = path
@@ -149,7 +152,7 @@ class _Reader:
         return tuple(items)
 
     def tables(self, key: str) -> dict[str, _Reader]:
-        """The sub-tables of a table of tables. A string stands for a table that names the column."""
+        """Returns the sub-tables of a table of tables; a string stands for a table that names the column."""
         table = self.get(key, dict, "a table, like [" + key + ".name]", {})
         where = f"{self._where}.{key}" if self._where else key
         return {
@@ -175,7 +178,10 @@ def _nearest(word: str, words: list[str] | tuple[str, ...]) -> str:
 
 
 def load_schema(path: Path) -> TableSchema:
-    """Read and check a schema file. Raises `UserError` that names the file and the key."""
+    """Reads and checks a schema file.
+
+    Raises UserError that names the file and the key.
+    """
     try:
         table = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
