@@ -30,7 +30,7 @@ from persia_hpc._native import gather_pool_backward, gather_pool_forward, mix
 from persia_hpc.bench.measure import Result, Timing, machine, summarize, table_lines
 from persia_hpc.config import load_config, parse_bytes, to_toml
 from persia_hpc.embedding_worker.engine import EmbeddingWorker
-from persia_hpc.parameter_server.engine import ParameterServer, Pull
+from persia_hpc.parameter_server.engine import ParameterServer, PendingPull
 from persia_hpc.samples.batch import IdColumn, SampleBatch
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from persia_hpc.table_layout import make_layout
@@ -99,10 +99,10 @@ class Engines:
         clock = [time.thread_time_ns()]
         batch = self.worker.prepare(sample, step=self.step, trainer=0, num_global=count)
         clock.append(time.thread_time_ns())
-        keys, counts = self.worker.request(batch, 0)
+        keys, counts, _ = self.worker.request(batch, 0)
         out = [np.empty(shape, np.float32) for shape in self.server.row_shapes(counts)]
         clock.append(time.thread_time_ns())
-        self.server.submit_pull(Pull(self.step, 0, np.concatenate(keys), counts))
+        self.server.submit_pull(PendingPull(self.step, 0, np.concatenate(keys), counts))
         for pull in self.server.ready_pulls():
             self.server.answer(pull, out)
         clock.append(time.thread_time_ns())

@@ -2,8 +2,8 @@
 
     python tools/check_docstrings.py [REPOSITORY]        prints each fault, exit code 1 if there is any
 
-Each public module, class, function and method says in its first line, a full clause, what it is or does. What a
-contract holds besides stands in labelled lines, in this order: Shapes, Collective over, Raises.
+Each public module, class, function and method says in its first line, a full clause, what it is or does. What
+a contract holds besides stands in labelled lines, in this order: Shapes, Collective over, Raises.
 """
 
 from __future__ import annotations

@@ -92,8 +92,7 @@ def test_without_a_way_to_fail_nothing_is_given_up(capfd: pytest.CaptureFixture[
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module.threading, "excepthook", lambda args: died.append(args.exc_value))
         dog = Watchdog("trainer 0", TransportConfig(stall_seconds=STALL, give_up_seconds=GIVE_UP))
-        dog.describe = lambda: "a batch"
-        dog.start()
+        dog.start(lambda: Wait("a batch"))
         passes(dog.idle, LONG, [])
         dog.stop()
     assert died == []

@@ -206,7 +206,7 @@ class TrainerDuty:
             run_dir=place.run_dir,
         )
         if place.role_rank == 0:
-            begin_run(place.run_dir, config)
+            begin_run(place.run_dir, config, self.start.events)
         outcome = train_session(session, self.task, self.start.driver)
         if progress is not None:
             progress.stop()

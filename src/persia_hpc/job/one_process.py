@@ -57,7 +57,7 @@ def run_in_one_process(config: Config, task: Task, stop: StopSignals) -> dict[st
         start=start,
         run_dir=run_dir,
     )
-    begin_run(run_dir, config)
+    begin_run(run_dir, config, start.events)
     trainer = train_session(session, task, start.driver)
     outcome = JobOutcome(
         [ServerOutcome(**stream.server.statistics())], [WorkerOutcome(stream.first_pull)], [trainer]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from persia_hpc.checkpoint.files import whole_checkpoints
 from persia_hpc.config import Config, config_text
 from persia_hpc.errors import UserError
+from persia_hpc.reporting.events import JsonLines
 
 from .environment import inside_mpi
 from .registry import read_ranks, read_summary
@@ -93,10 +94,11 @@ def write_config(run_dir: Path, config: Config) -> None:
     (run_dir / "config.toml").write_text(config_text(config))
 
 
-def begin_run(run_dir: Path, config: Config) -> None:
-    """Marks the directory as one of a run: writes the configuration and makes an empty file of events."""
+def begin_run(run_dir: Path, config: Config, events: JsonLines | None) -> None:
+    """Marks the directory as one of a run: writes the configuration and opens the file of events."""
     write_config(run_dir, config)
-    (run_dir / EVENTS).touch()
+    if events is not None:
+        events.open()
 
 
 def _next_run_dir(runs: Path) -> Path:

@@ -37,6 +37,10 @@ class JsonLines:
         self._path = path
         self._file: TextIO | None = None
 
+    def open(self) -> None:
+        """Opens the file; from now on it can be written even if its folder no longer takes files."""
+        self._file = self._path.open("a", encoding="utf-8")
+
     def log(self, event: dict[str, Any]) -> None:
         """Writes the event.
 
@@ -44,7 +48,8 @@ class JsonLines:
         """
         try:
             if self._file is None:
-                self._file = self._path.open("a", encoding="utf-8")
+                self.open()
+            assert self._file is not None
             self._file.write(json.dumps(without_nan(event)) + "\n")
             self._file.flush()
         except OSError as error:
