@@ -94,12 +94,12 @@ class Schedule:
         return Step(number, self.epochs_before + epoch, begin, end)
 
     def part(self, number: int, trainer_rank: int, num_trainers: int) -> tuple[int, int]:
-        """Returns the epoch positions [begin, end) of a trainer's batch, which may be empty in a small step."""
+        """Returns the epoch positions [begin, end) of a trainer's batch; it may be empty in a small step."""
         step = self.step(number)
         return split_evenly(step.begin, step.end, num_trainers, trainer_rank)
 
     def next_drain(self, first: int) -> int:
-        """Returns the step after which the pipeline next drains, `first` or later: no gradient is in flight."""
+        """Returns the next step, `first` or later, after which the pipeline drains: no gradient pending."""
         periods = [self.evaluate_every, self.checkpoint_every]
         drains = [-(-first // every) * every for every in periods if every]
         if not self.evaluate_every and not self.growing:

@@ -68,9 +68,9 @@ class Plan:
     def workers_of_trainer(self) -> tuple[tuple[int, ...], ...]:
         """Returns for each trainer_rank the worker_ranks that feed it.
 
-        Workers of the trainer's node come first, and all are evenly loaded. With fewer workers than trainers
-        each trainer has one; with more, every worker has one trainer and a trainer's workers take turns by
-        step.
+        Workers of the trainer's node are preferred, and all are evenly loaded. With fewer workers than
+        trainers each trainer has one; with more, every worker has one trainer and a trainer's workers take
+        turns, a step each.
         """
         workers, trainers = self.of(Role.EMBEDDING_WORKER), self.of(Role.TRAINER)
         load = {w.role_rank: 0 for w in workers}
