@@ -99,7 +99,7 @@ class Schedule:
         return split_evenly(step.begin, step.end, num_trainers, trainer_rank)
 
     def next_drain(self, first: int) -> int:
-        """Returns the first step, from `first` on, after which the pipeline drains: no gradient is pending."""
+        """Returns the next step, `first` or later, after which the pipeline drains: no gradient pending."""
         periods = [self.evaluate_every, self.checkpoint_every]
         drains = [-(-first // every) * every for every in periods if every]
         if not self.evaluate_every and not self.growing:

@@ -68,7 +68,7 @@ class Observation:
 
 
 def measure_constants(say: Say = lambda _: None) -> Constants:
-    """Raises UserError inside MPI, PersiaError if a job fails; `say` is told what goes on."""
+    """Raises UserError inside MPI, PersiaError if a job fails; `say` gets a line on each stage."""
     keep_freed_memory()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

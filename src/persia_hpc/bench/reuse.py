@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> Iterator[Result]:
-    """Nanoseconds a unique row, and the share of rows that stay, in batches that come one after the other."""
+    """Nanoseconds a unique row, and the share of rows that are reused, in successive batches."""
     keep_freed_memory()  # as an embedding worker does
     for exponent in (1.05, 1.2):
         for batch in options.batch:

@@ -53,7 +53,7 @@ class Interaction(nn.Module):
 
 
 class _Native(torch.autograd.Function):
-    """The native kernels: nobody has to bring the vectors together first, or the results afterwards."""
+    """The native kernels: vectors need not be concatenated first, nor results afterwards."""
 
     @staticmethod
     def forward(ctx: Any, first: Tensor | None, rest: Tensor, num_copied: int) -> Tensor:
