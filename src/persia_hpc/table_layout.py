@@ -1,37 +1,29 @@
-"""The order of tables, groups and features that all roles agree on: a pure function of config and dataset
-schema.
+"""Computes the order of tables, dim groups and features that all roles agree on, and how large tables are.
+
+Everything here is a pure function of the configuration and the data set's schema.
 """
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from . import _native
 from .config import Config, TableConfig
 from .errors import UserError
 from .samples.schema import DatasetSchema, FeatureSchema
 from .topology.sharding import bucket_bounds
 
-# What a row costs beyond its embedding and optimizer state: its entry in the index (key, slot, stamp) at full
-# load, and the epoch beside its state.
-ROW_OVERHEAD_BYTES = 24
 MIN_BUCKET_ROWS = 64  # with fewer, hashing fills buckets so unevenly that much capacity stays unused
-
-
-def row_bytes(table: TableConfig) -> int:
-    """Bytes of a row with its optimizer's state and what the table needs beside it."""
-    dim, optimizer = table.dim, str(table.optimizer["name"])
-    moments = {"sgd": 0, "rowwise_adagrad": 1, "adam": 2 * dim, "adamw": 2 * dim, "ftrl": 2 * dim}
-    state = moments.get(optimizer, dim)
-    counts = 4 if optimizer in ("adam", "adamw") else 0  # a row's own number of updates
-    width = {"fp32": 4, "fp16": 2, "bf16": 2}
-    return dim * width[table.storage] + state * width[table.state_dtype] + counts + ROW_OVERHEAD_BYTES
 
 
 @dataclass(frozen=True)
 class TableLayout:
-    """One table as all ranks see it."""
+    """Describes one table as all ranks see it."""
 
     name: str
     config: TableConfig
@@ -41,17 +33,18 @@ class TableLayout:
 
     @property
     def dim(self) -> int:
+        """Returns the number of elements of a row."""
         return self.config.dim
 
     @property
     def bucket_rows(self) -> int:
-        """Capacity of one bucket in rows."""
+        """Returns the capacity of one bucket in rows."""
         return self.capacity_rows // self.num_buckets
 
 
 @dataclass(frozen=True)
 class FeatureLayout:
-    """One feature: which table it reads, how its rows become a model input."""
+    """Describes one feature: which table it reads, and how its rows become an input of the model."""
 
     name: str
     table: int
@@ -63,34 +56,41 @@ class FeatureLayout:
 
 @dataclass(frozen=True)
 class Layout:
-    """Tables sorted by (dim, order of first use); a *dim group* is the run of tables with one dim."""
+    """Holds the tables, sorted by (dim, order of first use), and the features.
+
+    A *dim group* is the run of tables that share a dim.
+    """
 
     tables: tuple[TableLayout, ...]
     features: tuple[FeatureLayout, ...]
 
     @cached_property
     def dim_groups(self) -> tuple[int, ...]:
-        """Dim of each dim group."""
+        """Returns the dim of each dim group."""
         return tuple(dict.fromkeys(t.dim for t in self.tables))
 
     @cached_property
     def dim_group_of_table(self) -> tuple[int, ...]:
+        """Returns the index of each table's dim group."""
         return tuple(t.dim_group for t in self.tables)
 
     def tables_of_dim_group(self, dim_group: int) -> range:
+        """Returns the indices of a dim group's tables."""
         inside = [i for i, t in enumerate(self.tables) if t.dim_group == dim_group]
         return range(inside[0], inside[-1] + 1)
 
     def bounds(self, num_servers: int) -> list[list[int]]:
-        """[tables][num_servers + 1] bucket bounds of the servers."""
+        """Returns the bounds of the servers' buckets, num_servers + 1 for each table."""
         return [bucket_bounds(t.num_buckets, num_servers) for t in self.tables]
 
 
 def make_layout(config: Config, schema: DatasetSchema) -> Layout:
-    """Orders the tables and features of a dataset under a configuration.
+    """Orders the tables and features of a data set under a configuration.
 
-    Every feature of the dataset is used unless the configuration's `data.features` says otherwise; a feature
-    without `table` has a table of its own name. Raises UserError for features or tables that don't fit.
+    Every feature of the data set is used unless the configuration's `data.features` says otherwise; a feature
+    without `table` has a table of its own name.
+
+    Raises UserError for features or tables that don't fit.
     """
     available = {f.name: f for f in schema.features}
     unknown = [name for name in config.features if name not in available]
@@ -123,7 +123,8 @@ def make_layout(config: Config, schema: DatasetSchema) -> Layout:
     tables = []
     for name in ordered:
         table_config = names[name]
-        each = row_bytes(table_config)
+        parts = row_bytes(table_config)
+        each = parts.weights + parts.state + parts.beside
         rows = table_config.capacity_bytes // each
         _check_capacity(config, schema, name, users[name], rows, each)
         buckets = table_config.buckets
@@ -142,19 +143,75 @@ def make_layout(config: Config, schema: DatasetSchema) -> Layout:
     return Layout(tuple(tables), tuple(features))
 
 
-def server_bytes(layout: Layout, num_servers: int) -> int:
-    """What the tables of the server with the most will hold when full."""
-
-    def full(table: TableLayout) -> int:
-        hashing, rows = table.config.hash, table.capacity_rows
-        most = rows if hashing is None else min(rows, hashing.rounds * hashing.size)
-        return table.config.capacity_bytes * most // rows
-
-    tables = list(zip(layout.tables, layout.bounds(num_servers), strict=True))
-    return max(
-        sum(full(table) * (b[s + 1] - b[s]) // table.num_buckets for table, b in tables)
-        for s in range(num_servers)
+def row_bytes(table: TableConfig) -> _native.RowBytes:
+    """Returns the bytes of a row: weights, optimizer's state, and what the table needs beside them."""
+    return _native.row_bytes(
+        str(table.optimizer["name"]), table.dim, storage=table.storage, state_storage=table.state_dtype
     )
+
+
+def native_config(
+    config: Config, table: TableLayout, first_bucket: int, end_bucket: int
+) -> _native.TableConfig:
+    """Returns what the native table of the buckets [first_bucket, end_bucket) is made with."""
+    options = dict(table.config.optimizer)
+    init = table.config.init
+    names = ("low", "high") if init["name"] == "uniform" else ("mean", "std")
+    return _native.TableConfig(
+        dim=table.dim,
+        optimizer=str(options.pop("name")),
+        options={k: float(v) for k, v in options.items()},
+        init=str(init["name"]),
+        init_a=float(init[names[0]]),
+        init_b=float(init[names[1]]),
+        seed=_table_seed(config.seed, table.name),
+        num_buckets=table.num_buckets,
+        first_bucket=first_bucket,
+        end_bucket=end_bucket,
+        bucket_capacity=max(1, table.bucket_rows),
+        value_bound=table.config.value_bound,
+        storage=table.config.storage,
+        state_storage=table.config.state_dtype,
+        eviction=table.config.eviction,
+        ttl=table.config.ttl,
+        admit_after=int(table.config.admission.get("after", 1)),
+        admit_probability=float(table.config.admission.get("probability", 1.0)),
+        threads=config.server_threads,
+    )
+
+
+def _table_seed(seed: int, table: str) -> int:
+    """Returns a seed that depends on the table's name.
+
+    So neither other tables nor their order change the initial values of a table's rows.
+    """
+    digest = hashlib.blake2b(f"{seed}:{table}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def server_bytes(
+    config: Config, layout: Layout, num_servers: int, step_rows: Sequence[float] | None = None
+) -> int:
+    """Returns the resident memory of the tables of the server with the most, when they are full.
+
+    step_rows: for each table the rows of one step over all servers; with them the working memory of a step is
+    included, and room for new rows before others are evicted.
+    """
+    sizes = [0] * num_servers
+    for i, (table, bounds) in enumerate(zip(layout.tables, layout.bounds(num_servers), strict=True)):
+        hashing, rows = table.config.hash, table.bucket_rows * table.num_buckets
+        full = rows if hashing is None else min(rows, hashing.rounds * hashing.size)
+        in_step = 0.0 if step_rows is None else step_rows[i]
+        known: dict[int, int] = {0: 0}  # by the number of buckets: most servers have the same
+        for server, (first, end) in enumerate(itertools.pairwise(bounds)):
+            if (count := end - first) not in known:
+                known[count] = _native.table_bytes(
+                    native_config(config, table, first, end),
+                    full * count // table.num_buckets,
+                    step_rows=math.ceil(in_step * count / table.num_buckets),
+                )
+            sizes[server] += known[count]
+    return max(sizes)
 
 
 def _check_capacity(
@@ -175,12 +232,12 @@ def _check_capacity(
 
 
 def _ids_per_sample(feature: FeatureSchema, max_length: int | None) -> float:
-    """At most, or where there is no limit on average; 1 where not even that is known."""
+    """Returns the most ids of a sample; their mean if there is no limit, and 1 if that isn't known either."""
     if not feature.multi:
         return 1
     return max_length or max(1.0, feature.mean_length or 1.0)
 
 
 def config_capacity(config: Config, table: str) -> str:
-    """The capacity as the user wrote it."""
+    """Returns a table's capacity as the user wrote it."""
     return str(config.tables.get(table, config.table("default")).capacity)

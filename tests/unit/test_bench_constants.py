@@ -46,6 +46,7 @@ def test_constants_that_made_the_times_are_found() -> None:
             values=2 * ids,
             ids=ids,
             rows=rows,
+            table_rows=(rows,),
             stored_bytes=rows * dim,
             updated_bytes=rows * dim + 4 * rows,
             pooled_bytes=ids * dim,

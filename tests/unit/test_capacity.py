@@ -11,7 +11,7 @@ from persia_hpc.samples.batch import IdColumn, SampleBatch
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from persia_hpc.samples.source import open_source
 from persia_hpc.samples.writer import DatasetWriter
-from persia_hpc.table_layout import ROW_OVERHEAD_BYTES, make_layout
+from persia_hpc.table_layout import make_layout
 
 SCHEMA = DatasetSchema((FeatureSchema("history", multi=True),), ())
 
@@ -25,7 +25,7 @@ def write(path, num_samples, length):
 
 
 def config(rows, **feature):
-    row_bytes = 4 * 2 * 4 + ROW_OVERHEAD_BYTES
+    row_bytes = 4 * 2 * 4 + 24  # weights, their state, and what an index needs
     return load_config(
         {
             "data": {"train": ["x"], "batch_size": 100},

@@ -267,12 +267,15 @@ def test_machines_that_cannot_be_are_refused(cluster: Cluster, part: str) -> Non
 @given(COUNTS)
 def test_memory_of_nodes_is_that_of_their_ranks(counts: dict[str, int]) -> None:
     job = job_of(config_of(), counts, Cluster())
-    memory = role_memory(job, SCHEMA, 100_000)
+    memory = role_memory(
+        job.config, job.layout, SCHEMA, job.plan, job.work, num_samples=100_000, dense_bytes=1e6
+    )
     assert sum(node_memory(job.plan, memory).values()) == sum(
         sum(parts.values()) * job.plan.count(role) for role, parts in memory.items()
     )
-    tables = server_bytes(job.layout, counts["parameter_servers"])
-    assert tables * counts["parameter_servers"] >= sum(t.config.capacity_bytes for t in job.layout.tables)
+    tables = server_bytes(job.config, job.layout, counts["parameter_servers"])
+    every = sum(t.config.capacity_bytes for t in job.layout.tables)
+    assert 0.97 * every <= tables * counts["parameter_servers"] <= 1.2 * every
 
 
 @settings(max_examples=30, deadline=None)

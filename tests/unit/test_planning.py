@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 import persia_hpc as ph
 from persia_hpc.cli import main
-from persia_hpc.config import load_config, to_toml
+from persia_hpc.config import load_config, mib, to_toml
 from persia_hpc.cost_model.cluster import Cluster
 from persia_hpc.cost_model.memory import node_memory
 from persia_hpc.errors import UserError
@@ -47,6 +48,35 @@ def test_the_text_says_what_the_json_does(config: Path, capsys: pytest.CaptureFi
         "trainer",
     }
     assert found["samples_per_second"] <= 10000
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"ranks": {"parameter_servers": 3, "embedding_workers": 2, "trainers": 2}, "mode": "hybrid"},
+        {"tables.user.hash": {"size": 50, "rounds": 2}, "train.optimizer": {"name": "SGD", "lr": 0.1}},
+        {"wire.rows": "bf16", "checkpoint.aside_bytes": "1 MiB", "data.batch_size": 100},
+    ],
+)
+def test_a_dry_run_gives_every_role_the_same_memory(
+    tmp_path: Path, changes: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To the last digit that both print, part by part."""
+    values = tiny_config(write_tiny(tmp_path / "train.h5", 400), **changes)
+    path = tmp_path / "train.toml"
+    path.write_text(to_toml(load_config(values).resolved()))
+    found = planned(path, "--dense-rate", "10000", "--cores", "16")
+    plan = re.findall(r"^  (\w+): (.* MiB = .* rings)$", capsys.readouterr().out, re.MULTILINE)
+    assert main(["train", str(path), "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    dry = re.findall(r"^  each of \d+ (\w+)s: (.* MiB = .* rings)$", text, re.MULTILINE)
+    assert dict(dry) == dict(plan)
+    assert [role for role, _ in dry] == ["parameter_server", "embedding_worker", "trainer"]
+    for (role, figures), key in zip(dry, ("tables, when full", "shuffled samples", "model"), strict=True):
+        assert key in figures
+        assert figures.startswith(mib(sum(found["memory_bytes"][role].values())))
+    assert f"all ranks of a node: {mib(sum(found['node_memory_bytes'].values()))}, of which" in text
 
 
 def test_the_model_is_timed_and_nothing_written(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,6 +78,61 @@ def test_a_batch_without_repeated_ids_fits(batch_size: int, dim: int, wire: str,
         assert getattr(size, kind) <= 4 / 3 * num_bytes + 160_000, kind  # indices may be narrow
 
 
+MIXED = DatasetSchema(
+    (
+        FeatureSchema("a"),
+        FeatureSchema("b", multi=True, mean_length=3.0),
+        FeatureSchema("c", multi=True),
+        FeatureSchema("d"),
+    ),
+    ("x", "y"),
+    ("label", "other"),
+    has_weight=True,
+    has_group=True,
+)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "dim", "rows", "gradients", "reuse", "servers", "trainers", "expected"),
+    [
+        (1000, 16, "fp32", "fp32", 0, 1, 1, (204800, 958464, 958464, 1200128, 958464)),
+        (4096, 5, "bf16", "scaled_fp16", 2, 2, 1, (405504, 577536, 434176, 1835008, 868352)),
+        (777, 64, "fp16", "bf16", 0, 3, 2, (110592, 368640, 368640, 856064, 757760)),
+        (65536, 8, "scaled_fp16", "fp16", 1, 2, 4, (1327104, 2277376, 2830336, 9199616, 3592192)),
+        (32, 4, "fp32", "scaled_fp16", 0, 1, 3, (90112, 90112, 90112, 94208, 90112)),
+    ],
+)
+def test_sizes_stay_what_they_were(
+    batch_size: int,
+    dim: int,
+    rows: str,
+    gradients: str,
+    reuse: int,
+    servers: int,
+    trainers: int,
+    expected: tuple[int, ...],
+) -> None:
+    """Numbers of version 0.1.0: a job that goes on with another version must fit into the memory it had."""
+    config = config_of(
+        batch_size=batch_size,
+        staleness_bound=4,
+        tables={
+            "default": {"dim": dim},
+            "d": {"dim": 3, "hash": {"size": 500, "rounds": 2}, "storage": "bf16", "optimizer": "adam"},
+        },
+        features={"b": {"max_length": 2}, "c": {"max_length": 7}, "d": {"table": "d"}},
+        wire={"rows": rows, "gradients": gradients, "reuse_steps": reuse},
+    )
+    size = ring_sizes(config, make_layout(config, MIXED), MIXED, num_servers=servers, num_trainers=trainers)
+    assert astuple(size) == expected
+
+
+@given(st.integers(1, 200), st.integers(1, 5), st.sampled_from(sorted(WIRES)))
+def test_bytes_of_a_row_are_those_of_its_array(dim: int, count: int, wire: str) -> None:
+    rows = np.zeros(WIRES[wire].shape(count, dim), WIRES[wire].dtype)
+    assert count * WIRES[wire].row_bytes(dim) == rows.nbytes
+
+
 def test_a_given_size_holds_for_all() -> None:
     config = config_of(transport={"ring_bytes": "1 MiB"})
     size = ring_sizes(config, make_layout(config, SCHEMA), SCHEMA, num_servers=2, num_trainers=2)

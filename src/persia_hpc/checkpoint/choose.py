@@ -17,7 +17,7 @@ from .matching import check_match
 def find_checkpoint(path: Path) -> Path:
     """Returns `path` if it is a checkpoint, else the latest one of the run directory that it is.
 
-    Raises: UserError if it is neither.
+    Raises UserError if it is neither.
     """
     for candidate in (path, path / "latest"):
         if (candidate / "manifest.json").exists():
@@ -33,7 +33,7 @@ def find_checkpoint(path: Path) -> Path:
 def init_source(config: Config, part: str) -> Path | None:
     """Returns the checkpoint from which a new run takes its "dense" part or its "embeddings", or None.
 
-    Raises: UserError if `checkpoint.init_from` names none.
+    Raises UserError if `checkpoint.init_from` names none.
     """
     settings = config.checkpoint
     if settings.init_from is None or settings.init_parts not in ("all", part):
@@ -55,7 +55,7 @@ def refuse_mismatch(
 ) -> None:
     """Checks, before anything is changed, that the run fits the newest checkpoint in `run_dir`.
 
-    Raises: UserError if the run is to continue from it and doesn't fit.
+    Raises UserError if the run is to continue from it and doesn't fit.
     """
     if not config.checkpoint.resume or run_dir is None:
         return

@@ -1,49 +1,59 @@
-"""Bytes that each rank of a job holds, beside its program and libraries."""
+"""Computes the bytes that each rank of a job holds, beside its program and libraries."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from persia_hpc.config import Config
 from persia_hpc.samples.schema import DatasetSchema
-from persia_hpc.table_layout import server_bytes
+from persia_hpc.table_layout import Layout, server_bytes
 from persia_hpc.topology.channels import ring_memory
 from persia_hpc.topology.ring_sizes import ring_sizes
 from persia_hpc.topology.roles import Plan, Role
 
 from .cluster import Cluster
-from .costs import Job, server_share, worker_batches
+from .costs import server_share, worker_batches
+from .work import BatchWork
 
-GROWING_BYTES = 6  # a row while a table grows, on average, beyond what a full one has (benchmarks/RESULTS.md)
 DENSE_COPIES = 4  # parameters, gradients, and two moments of Adam
 IN_FLIGHT_BYTES = 12  # of a pulled row: its key and slot
 
 Memory = Mapping[Role, Mapping[str, int]]
 
 
-def role_memory(job: Job, schema: DatasetSchema, num_samples: int) -> Memory:
-    """Of the largest rank of each role, by what it is for; num_samples: of the training data."""
-    config, plan, work = job.config, job.plan, job.work
+def role_memory(
+    config: Config,
+    layout: Layout,
+    schema: DatasetSchema,
+    plan: Plan,
+    work: BatchWork,
+    *,
+    num_samples: int,
+    dense_bytes: float,
+) -> Memory:
+    """Returns the bytes of the largest rank of each role, by what they are for.
+
+    work: of one trainer's batch. num_samples: of the training data. dense_bytes: of the trained parameters.
+    """
     servers, trainers = plan.count(Role.PARAMETER_SERVER), plan.count(Role.TRAINER)
-    size = ring_sizes(config, job.layout, schema, num_servers=servers, num_trainers=trainers)
+    size = ring_sizes(config, layout, schema, num_servers=servers, num_trainers=trainers)
     rings = ring_memory(plan, size)[1]
-    share = server_share(job.layout, servers)
-    growing = GROWING_BYTES * share * sum(table.capacity_rows for table in job.layout.tables)
+    tables = server_bytes(config, layout, servers, [trainers * n for n in work.table_rows])
     steps = 1 + config.data.prefetch + config.pull_bound
     window = min(config.data.block_rows * config.data.buffer_blocks, num_samples)
     per_sample = 8 * work.values / work.samples  # dense features and labels have four bytes: a little less
     batches = max(worker_batches(plan))
     owns: dict[Role, dict[str, float]] = {
         Role.PARAMETER_SERVER: {
-            "tables, when full": server_bytes(job.layout, servers),
-            "index while they grow": growing,
-            "rows in flight": steps * trainers * work.rows * share * IN_FLIGHT_BYTES,
-            "old rows during a checkpoint": config.checkpoint.aside_bytes,
+            "tables, when full": tables,
+            "rows in flight": steps * trainers * work.rows * server_share(layout, servers) * IN_FLIGHT_BYTES,
+            "old rows during a checkpoint": min(config.checkpoint.aside_bytes, tables),
         },
         Role.EMBEDDING_WORKER: {
             "shuffled samples": window * per_sample,
             "batches in flight": steps * batches * 8 * (work.rows + work.ids + work.values),
         },
-        Role.TRAINER: {"model, gradients and optimizer": DENSE_COPIES * job.dense.bytes},
+        Role.TRAINER: {"model, gradients and optimizer": DENSE_COPIES * dense_bytes},
     }
     for role, parts in owns.items():
         parts["rings"] = max(rings[rank] for rank in plan.ranks(role))
@@ -51,7 +61,7 @@ def role_memory(job: Job, schema: DatasetSchema, num_samples: int) -> Memory:
 
 
 def node_memory(plan: Plan, memory: Memory) -> dict[int, int]:
-    """Of all ranks of each node, by its number."""
+    """Returns the bytes of all ranks of each node, by the node's number."""
     nodes = dict.fromkeys(sorted({m.node for m in plan.members}), 0)
     for member in plan.members:
         nodes[member.node] += sum(memory[member.role].values())
@@ -59,7 +69,7 @@ def node_memory(plan: Plan, memory: Memory) -> dict[int, int]:
 
 
 def fits(plan: Plan, memory: Memory, cluster: Cluster) -> bool | None:
-    """Whether each node's ranks fit into its memory; None where nobody has said how much there is."""
+    """Returns whether each node's ranks fit into its memory; None if the memory of no node is known."""
     nodes = node_memory(plan, memory)
     known = {n: limit for n in nodes if (limit := cluster.node_memory(n)) is not None}
     return all(nodes[n] <= limit for n, limit in known.items()) if known else None

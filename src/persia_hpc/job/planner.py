@@ -21,17 +21,16 @@ from persia_hpc.config.types import ROLE_KEYS
 from persia_hpc.cost_model.cluster import Cluster
 from persia_hpc.cost_model.constants import DEFAULTS, load_constants
 from persia_hpc.cost_model.costs import Costs, Dense, Job, count_costs
-from persia_hpc.cost_model.memory import Memory, fits, role_memory
+from persia_hpc.cost_model.memory import Memory, fits
 from persia_hpc.cost_model.predict import Prediction, predict
 from persia_hpc.cost_model.report import Option, Report
-from persia_hpc.cost_model.work import Counting, Counts, assumed_counts, batch_work
+from persia_hpc.cost_model.work import Counting, assumed_counts, batch_work
 from persia_hpc.errors import UserError
 from persia_hpc.runtime.phases import LOCAL_STREAM
 from persia_hpc.topology.roles import Role, make_plan
 
-from .trial import Trial, count_batches
+from .trial import Trial
 
-COUNTED_SAMPLES = 1 << 16  # at least, if the data have that many: batches are cut out of these
 TRIAL_SECONDS = 1.0  # of steps, for each of two batch sizes
 WARM_UP = 3  # steps of a trial that don't count
 WORTH = 1.05  # what a suggested rank must bring at least
@@ -87,30 +86,25 @@ class Planner:
         endless = dataclasses.replace(config.train, epochs=1 << 30, max_steps=None)
         self.trial = Trial(dataclasses.replace(config, train=endless))
         self.count, self.counted = self._counting()
-        self._seen: dict[int, Counts] = {}
         self.ranks = config.ranks.counts(cluster.nodes)
         self._plan = cluster.place(config.ranks, self.ranks)  # before anything takes time
         self.factors: dict[tuple[str, str], float] = {}
         if given.run is not None:
             self.dense = self._from_run(given.run)
         elif given.dense_rate is not None:
-            size = self._parameter_bytes()
+            size = self.trial.parameter_bytes()
             threads = self._threads()
             self.dense = Dense(0.0, 1 / given.dense_rate, size, "--dense-rate", whole=True, threads=threads)
         else:
             self.dense = self._time_dense()
 
     def _counting(self) -> tuple[Counting, str]:
-        source, batch = self.trial.sources["train"], self.config.data.batch_size
-        sample = source.read(0, min(source.num_samples, max(batch, COUNTED_SAMPLES)))
-        worker = self.trial.stream.worker
-        share = self.given.unique_share
+        num_samples, share = self.trial.sample.num_samples, self.given.unique_share
         if share is None:
-            text = f"counted in the first {sample.num_samples:,} samples"
-            return lambda samples: count_batches(worker, sample, samples), text
-        counts = count_batches(worker, sample, sample.num_samples)
-        ids = tuple(n / sample.num_samples for n in counts.ids)
-        counting = assumed_counts(self.trial.layout, ids, counts.stored / sample.num_samples, share)
+            return self.trial.count, f"counted in the first {num_samples:,} samples"
+        counts = self.trial.count(num_samples)
+        ids = tuple(n / num_samples for n in counts.ids)
+        counting = assumed_counts(self.trial.layout, ids, counts.stored / num_samples, share)
         return counting, f"{share:g} of the ids (--unique-share)"
 
     def job(self, counts: Mapping[str, int]) -> Job:
@@ -119,12 +113,10 @@ class Planner:
         Raises UserError if they have no place on the cluster.
         """
         samples = self.config.data.batch_size / counts["trainers"]
-        whole = max(1, round(samples))
-        if whole not in self._seen:
-            self._seen[whole] = self.count(whole)
         trial = self.trial
         plan = self.cluster.place(self.config.ranks, counts)
-        work = batch_work(self.config, trial.layout, trial.schema, samples, self._seen[whole])
+        counted = self.count(max(1, round(samples)))
+        work = batch_work(self.config, trial.layout, trial.schema, samples, counted)
         return Job(
             self.config,
             trial.layout,
@@ -179,7 +171,7 @@ class Planner:
         return Report(job, self.cluster, prediction, memory, *self.options(counts), self.counted)
 
     def _memory(self, job: Job) -> Memory:
-        return role_memory(job, self.trial.schema, self.trial.sources["train"].num_samples)
+        return self.trial.memory(job.plan, self.count)
 
     def _threads(self) -> int:
         """Returns the model's threads on CPUs: as configured, or a trainer's fair share; 1 on GPUs."""
@@ -188,10 +180,6 @@ class Planner:
         node = self._plan.of(Role.TRAINER)[0].node
         here = sum(m.node == node for m in self._plan.members)
         return self.config.train.threads or max(1, self.cluster.node_cores(node) // here)
-
-    def _parameter_bytes(self) -> float:
-        model = self.trial.prepare().model
-        return 4.0 * sum(p.numel() for p in model.parameters() if p.requires_grad)
 
     def _time_dense(self) -> Dense:
         """Measures a trainer's batch and half of it, so that the part of a step that doesn't scale shows."""
@@ -207,7 +195,7 @@ class Planner:
         try:
             batch = max(1, self.config.data.batch_size // self.ranks["trainers"])
             size = min(batch, self.trial.sources["train"].num_samples)
-            bytes_, half = self._parameter_bytes(), max(1, size // 2)
+            bytes_, half = self.trial.parameter_bytes(), max(1, size // 2)
             long, optimizer = self._step_seconds(size)
             short = self._step_seconds(half)[0] if half < size else long
         finally:
@@ -263,7 +251,7 @@ class Planner:
         dense = Dense(
             0.0,
             step / samples,
-            self._parameter_bytes(),
+            self.trial.parameter_bytes(),
             f"phases of {run}",
             whole=whole,
             threads=1 if whole else then.train.threads or self._threads(),

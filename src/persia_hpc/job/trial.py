@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from functools import cached_property
 
 from persia_hpc.config import Config
-from persia_hpc.cost_model.work import Counts
+from persia_hpc.cost_model.memory import Memory, role_memory
+from persia_hpc.cost_model.work import Counting, Counts, batch_work
 from persia_hpc.embedding_worker.engine import EmbeddingWorker
 from persia_hpc.errors import PersiaError, UserError
 from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.follow import Follower, portion_source
+from persia_hpc.topology.roles import Plan, Role
 from persia_hpc.trainer.device import choose_device
 from persia_hpc.trainer.driver import Driver, check_logits
 from persia_hpc.user_objects import describe
@@ -19,6 +22,8 @@ from .facts import facts_of_sources
 from .local_stream import LocalStream, local_server
 from .sources import open_sources
 from .training import make_session
+
+COUNTED_SAMPLES = 1 << 16  # at least, if the data have that many: batches are cut out of these
 
 
 class Trial:
@@ -38,6 +43,7 @@ class Trial:
         self.schema, self.layout, self.schedules = self.facts.schema, self.facts.layout, self.facts.schedules
         self.stream = LocalStream(self.facts, self.sources, local_server(self.facts))
         self._driver: Driver | None = None
+        self._counts: dict[int, Counts] = {}
         self.session = make_session(
             self.facts, self.stream, device=choose_device(config.train.device, local_rank=0)
         )
@@ -46,6 +52,40 @@ class Trial:
         """Returns the first training batch, with rows as evaluations see them."""
         self.stream.begin_evaluation("train", 0)
         return self.stream.next_evaluation(1)
+
+    @cached_property
+    def sample(self) -> SampleBatch:
+        """Reads the first samples of the training data, at least a batch if there are that many."""
+        source = self.sources["train"]
+        return source.read(0, min(source.num_samples, max(self.config.data.batch_size, COUNTED_SAMPLES)))
+
+    def count(self, samples: int) -> Counts:
+        """Returns mean counts of batches of `samples`, cut out of the first samples."""
+        if samples not in self._counts:
+            self._counts[samples] = count_batches(EmbeddingWorker(self.layout), self.sample, samples)
+        return self._counts[samples]
+
+    def memory(self, plan: Plan, counting: Counting | None = None) -> Memory:
+        """Returns the bytes of each role of a job of this configuration.
+
+        counting: says how many ids and rows a batch has; they are counted in the data if it is None.
+        """
+        samples = self.config.data.batch_size / plan.count(Role.TRAINER)
+        counts = (counting or self.count)(max(1, round(samples)))
+        return role_memory(
+            self.config,
+            self.layout,
+            self.schema,
+            plan,
+            batch_work(self.config, self.layout, self.schema, samples, counts),
+            num_samples=self.sources["train"].num_samples,
+            dense_bytes=self.parameter_bytes(),
+        )
+
+    def parameter_bytes(self) -> float:
+        """Returns the bytes of the trained parameters as float32."""
+        model = self.prepare().model
+        return 4.0 * sum(p.numel() for p in model.parameters() if p.requires_grad)
 
     def prepare(self) -> Driver:
         """Makes the model, unless it is there.

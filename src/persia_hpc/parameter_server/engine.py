@@ -16,11 +16,10 @@ import numpy.typing as npt
 from persia_hpc._native import Table
 from persia_hpc.config import Config
 from persia_hpc.config.learning_rate import LearningRate
-from persia_hpc.table_layout import Layout
+from persia_hpc.table_layout import Layout, native_config
 from persia_hpc.topology.sharding import bucket_bounds
 
 from .clock import Clock
-from .tables import make_table
 
 Array = npt.NDArray[Any]
 
@@ -102,7 +101,7 @@ class ParameterServer:
             bounds = bucket_bounds(table.num_buckets, num_servers)
             first, end = bounds[server_rank], bounds[server_rank + 1]
             self.buckets.append(range(first, end))
-            self.tables.append(make_table(config, table, first, end) if end > first else None)
+            self.tables.append(Table(native_config(config, table, first, end)) if end > first else None)
         self._rates = [
             (table, float(spec.config.optimizer["lr"]), rate)
             for table, spec in zip(self.tables, layout.tables, strict=True)

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from persia_hpc.errors import PersiaError
+from persia_hpc.samples.schema import DatasetSchema
+from persia_hpc.table_layout import Layout
 
 Array = npt.NDArray[Any]
 
@@ -103,6 +105,26 @@ def pack_row_batch(batch: RowBatch) -> list[Array | list[Array]]:
 
 
 NUM_FIXED = 13  # arrays before the rows
+
+
+def fixed_bytes(
+    schema: DatasetSchema,
+    layout: Layout,
+    *,
+    samples: float,
+    ids: float,
+    rows: float,
+    index_bytes: int = 4,
+    reuse: bool = False,
+) -> float:
+    """Returns the bytes of a batch's record beside its rows and the few that every record has.
+
+    samples, ids, rows: how many the batch has; means need not be whole. index_bytes: 2 or 4, the width of
+    `indices`. reuse: whether rows have `places`.
+    """
+    each_sample = 4 * (len(schema.dense_names) + len(schema.label_names) + schema.has_weight)
+    each_sample += 8 * schema.has_group + 4 * sum(feature.multi for feature in layout.features)
+    return (index_bytes + 4) * ids + 4 * (1 + reuse) * rows + each_sample * samples
 
 
 def unpack_row_batch(

@@ -1,4 +1,4 @@
-"""Defines the number formats in which rows and gradients are sent.
+"""Defines the number formats in which rows and gradients travel.
 
 U rows, D dim. An array's format follows from its dtype and width: float32 [U, D], float16 [U, D], uint16 [U,
 D] (bf16), uint16 [U, D + 2] (scaled_fp16).
@@ -17,15 +17,19 @@ from persia_hpc.errors import UserError
 
 @dataclass(frozen=True)
 class Wire:
-    """Describes an array of rows in a format: `dtype` [U, D + `extra`]."""
+    """Describes the array that holds rows in a format: `dtype` [U, D + `extra`]."""
 
     name: str
     dtype: np.dtype[Any]
     extra: int = 0  # words behind a row's elements
 
     def shape(self, num_rows: int, dim: int) -> tuple[int, int]:
-        """Returns the shape of the array of `num_rows` rows."""
+        """Returns the shape of the array that holds `num_rows` rows."""
         return num_rows, dim + self.extra
+
+    def row_bytes(self, dim: int) -> int:
+        """Returns the bytes of one row."""
+        return (dim + self.extra) * self.dtype.itemsize
 
 
 WIRES: dict[str, Wire] = {
@@ -40,9 +44,9 @@ WIRES: dict[str, Wire] = {
 
 
 def wire_of(rows: npt.NDArray[Any], dim: int) -> Wire:
-    """Returns the format of rows of `dim`.
+    """Returns the format of an array of rows of `dim`.
 
-    Raises UserError, with what was got, if there is none.
+    Raises UserError, which describes the array, if it has none of the formats.
     """
     for wire in WIRES.values():
         if rows.dtype == wire.dtype and rows.ndim == 2 and rows.shape[1] == dim + wire.extra:

@@ -44,7 +44,7 @@ class JsonLines:
     def log(self, event: dict[str, Any]) -> None:
         """Writes the event.
 
-        Raises: PersiaError if it can't be written.
+        Raises PersiaError if it can't be written.
         """
         try:
             if self._file is None:

@@ -1,7 +1,7 @@
-"""How large rings must be for the batches of a configuration.
+"""Computes how large rings must be for the batches of a configuration.
 
-A trainer takes nothing from its ring while it computes, so what it needs next should be there already: a ring
-that a batch doesn't fit into makes it wait for the rest.
+A trainer takes nothing from its ring while it computes, so its next batch should lie there already. If a
+batch doesn't fit into the ring, the trainer must wait for the rest of it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 from persia_hpc.config import Config
+from persia_hpc.protocol.row_batch import fixed_bytes
 from persia_hpc.protocol.wire import WIRES, Wire
 from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.table_layout import FeatureLayout, Layout
@@ -22,11 +23,11 @@ HEAD = 1 << 16  # a record's header, its directory, and rounding of its arrays t
 def ring_sizes(
     config: Config, layout: Layout, schema: DatasetSchema, *, num_servers: int, num_trainers: int
 ) -> RingBytes:
-    """`transport.ring_bytes` for all, if it is given. Else a ring holds the largest record that is likely (no
-    id twice in a batch, multi-hot features of average length) and a third more; at most 256 MiB.
+    """Returns the bytes of each kind of ring: `transport.ring_bytes` if that is set.
 
-    An entry of a ring is at most 3/8 of it, so a record with half as many unique ids, which is more than
-    skewed data have, is one entry.
+    Otherwise a ring holds the largest record that is likely (no id twice in a batch, multi-hot features of
+    average length) and a third more, but at most 256 MiB. An entry of a ring takes at most 3/8 of it. So a
+    record with half as many unique ids is one entry, and skewed data have fewer than that.
     """
     if config.transport.ring_bytes is not None:
         return RingBytes.same(config.transport.ring_bytes)
@@ -36,22 +37,18 @@ def ring_sizes(
 
     def row_bytes(wire: Wire) -> float:
         rows = zip(unique, layout.features, strict=True)
-        return sum(
-            n * math.prod(wire.shape(1, layout.tables[f.table].dim)) * wire.dtype.itemsize for n, f in rows
-        )
+        return sum(n * wire.row_bytes(layout.tables[f.table].dim) for n, f in rows)
 
     rows, gradients = row_bytes(WIRES[config.wire.rows]), row_bytes(WIRES[config.wire.gradients])
-    reuse = config.wire.reuse_steps > 0  # a byte and a place more for each row
-    lookups = 8 * sum(ids) + 4 * (1 + reuse) * sum(unique)  # indices, positions, row offsets
-    width = 4 * (len(schema.dense_names) + len(schema.label_names) + schema.has_weight + 2 * schema.has_group)
-    offsets = 4 * sum(feature.multi for feature in layout.features)
+    reuse = config.wire.reuse_steps > 0  # each row has a byte more in a pull, and its place in a batch
+    fixed = fixed_bytes(schema, layout, samples=samples, ids=sum(ids), rows=sum(unique), reuse=reuse)
     # Servers' parts of a batch differ a little.
     part = 1 if num_servers == 1 else 1.25 / num_servers
     return RingBytes(
         pull=_ring((8 + reuse) * sum(unique) * part),
         push=_ring(gradients * part),
         rows=_ring(rows * part),
-        feed=_ring(rows + lookups + samples * (width + offsets)),
+        feed=_ring(rows + fixed),
         gradients=_ring(gradients),
     )
 

@@ -182,7 +182,7 @@ class CudaKernel:
         first_feature, size, threads = 0, ALIGNMENT, 0  # the flags lie before the first group's rows
         for group in self._groups:
             rows = self._row_batch.num_rows(group.number)
-            row_bytes = wire.shape(1, group.dim)[1] * wire.dtype.itemsize
+            row_bytes = wire.row_bytes(group.dim)
             first_row = int(self._row_batch.dim_group_offsets[group.number])
             number = _WIRES.index(wire.name)
             count = len(group.features)
