@@ -1,6 +1,6 @@
 """Types of the native extension; its documentation is in the module: `help(persia_hpc._native.Table)`.
 
-Docstrings come from native/bindings. tests/native/test_native_stub.py compares the names here with the module's.
+Docstrings come from native/bindings; tests/native/test_native_stub.py compares names and arguments.
 """
 
 from collections.abc import Sequence
