@@ -19,12 +19,13 @@ lint_setup := $(PYTHON) tools/setup.py $(chosen) --torch '$(TORCH_SPEC)' --for l
 python_folders := $(wildcard src tests tools benchmarks datasets)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos native-test lint format bench-peers clean distclean
+.PHONY: help setup demo test chaos native-test sanitize sanitize-fast lint format bench-peers clean distclean
 
 help:
 	@echo 'make demo     train a model on real data under mpiexec: servers, workers, trainers'
 	@echo 'make test     C++ and Python tests (ARGS="-k ring -x" is handed to pytest)'
 	@echo 'make chaos    kills jobs at 100 random moments and checks what they end with (ARGS="--kills 300")'
+	@echo 'make sanitize C++ tests and tests/native under ASan, UBSan, TSan;  make sanitize-fast  only the C++ tests'
 	@echo 'make lint     ruff, mypy, clang-format, import rules;  make format  applies what can be applied'
 	@echo 'make setup    only the environment ($(venv)), logs in build/setup-*.log'
 	@echo 'make bench-peers  TorchRec and Paddle, for persia-hpc bench train and benchmarks/preprocessing.py'
@@ -49,6 +50,12 @@ chaos: setup
 
 native-test: setup
 	@PATH="$(bin):$$PATH" bash tools/native_tests.sh
+
+sanitize: setup
+	@PATH="$(bin):$$PATH" bash tools/sanitize.sh all
+
+sanitize-fast: setup
+	@PATH="$(bin):$$PATH" bash tools/sanitize.sh cpp
 
 lint:
 	@$(lint_setup)
