@@ -1,6 +1,7 @@
-// What both ends of a ring share in a test, and records that both can make.
+// What tests of the ring share: its memory, and records that both ends make.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 #include <random>
 #include <vector>
