@@ -1,9 +1,10 @@
-"""The cost model beside a real job: the check runs, and a plan goes by the phases of an earlier run."""
+"""The cost model beside real jobs and servers: the checks run, a plan uses the phases of an earlier run."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from persia_hpc.cost_model.cluster import Cluster
 from persia_hpc.cost_model.constants import DEFAULTS, constants_text
 from persia_hpc.job.planner import Given, Planner
 
-PROGRAM = Path(__file__).resolve().parents[2] / "benchmarks" / "plan_check.py"
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+PROGRAM = BENCHMARKS / "plan_check.py"
 
 
 def test_a_case_is_predicted_run_and_planned_from(tmp_path, monkeypatch, capsys):
@@ -53,3 +55,18 @@ def test_a_case_is_predicted_run_and_planned_from(tmp_path, monkeypatch, capsys)
     assert costs.total("trainer") == pytest.approx(
         (trainer["total"] - trainer["wait"] - trainer["allreduce"]) / steps
     )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),  # 300 tables of 80 KiB
+        ("--servers", "3", "--optimizer", "adam"),
+        ("--tables", "3", "--capacity", "16 MiB", "--batch", "1024"),
+    ],
+)
+def test_the_memory_of_a_server_is_predicted(arguments):
+    program = [sys.executable, str(BENCHMARKS / "server_memory.py"), *arguments]
+    found = json.loads(subprocess.run(program, check=True, capture_output=True, text=True).stdout)
+    assert found["rows"] == found["capacity_rows"] > 0
+    assert found["predicted_bytes"] == pytest.approx(found["measured_bytes"], rel=0.2)
