@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
+from persia_hpc.arrays import Bytes
 from persia_hpc.transport.plane import Channel, Plane
 from persia_hpc.transport.progress import Waiter
-from persia_hpc.transport.records import Bytes, Record, memory_of
+from persia_hpc.transport.records import Record, memory_of
 from persia_hpc.transport.window import Window
 
 RING_BYTES = 4 << 20  # the default of transport.ring_bytes

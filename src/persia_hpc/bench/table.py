@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from persia_hpc._native import MemoryLimits, Table, TableConfig, mix
+from persia_hpc.arrays import Array
 from persia_hpc.errors import UserError
 
 from .measure import Result, Timing, in_turns
@@ -31,7 +31,6 @@ BATCH = 4096  # keys a call: about what a batch of 4096 samples needs of one fea
 CALLS = 512  # a repetition: so many keys that caches do not hold their rows
 BUCKETS = 1024
 LEAST_ROWS = 100_000
-Array = npt.NDArray[Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from persia_hpc._native import unmix
+from persia_hpc.arrays import Array
 
 from .listing import count_text
 from .matching import flat
 from .merged import COLUMNS, CheckpointReader, MergedTable, bucket_ranges, key_ranges
 
-Array = npt.NDArray[Any]
 DiffDense = Callable[[Path, Path], Iterator[str]]
 # Where a run lies and how it was started says nothing of what was trained.
 IGNORED = ("run_dir", "checkpoint.resume")

@@ -13,13 +13,12 @@ from typing import Any
 
 import h5py
 import numpy as np
-import numpy.typing as npt
 
+from persia_hpc.arrays import Array
 from persia_hpc.errors import DataError
 
 from . import files
 
-Array = npt.NDArray[Any]
 COLUMNS = ("keys", "rows", "state", "stamps", "steps")  # one entry a row
 DECIDES = ("ages", "counted", "sightings")  # one entry a bucket
 BYTES_AT_ONCE = 32 << 20

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
-import numpy.typing as npt
 
 from persia_hpc._native import Table
+from persia_hpc.arrays import Array
 from persia_hpc.config import load_config
 from persia_hpc.errors import DataError, UserError
 from persia_hpc.samples.names import open_to_read
@@ -24,7 +24,6 @@ from .ahead import one_ahead
 if TYPE_CHECKING:
     from persia_hpc.parameter_server.engine import ParameterServer
 
-Array = npt.NDArray[Any]
 ROWS_AT_ONCE = 1 << 16
 
 

@@ -8,13 +8,13 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
-import numpy.typing as npt
 
 from persia_hpc._native import Table
+from persia_hpc.arrays import Array
 from persia_hpc.errors import PersiaError
 from persia_hpc.table_layout import TableLayout
 
@@ -24,7 +24,6 @@ from .ahead import one_ahead
 if TYPE_CHECKING:
     from persia_hpc.parameter_server.engine import ParameterServer
 
-Array = npt.NDArray[Any]
 PART_BYTES = 8 << 20  # so much is copied and written at a time
 CHUNK_BYTES = 1 << 20
 NICE = 10  # how far the writing thread steps back behind training

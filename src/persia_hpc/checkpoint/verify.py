@@ -14,8 +14,8 @@ from typing import Any
 
 import h5py
 import numpy as np
-import numpy.typing as npt
 
+from persia_hpc.arrays import Array
 from persia_hpc.config import load_config
 from persia_hpc.errors import DataError, PersiaError
 from persia_hpc.table_layout import TableLayout, make_layout
@@ -24,7 +24,6 @@ from . import files
 from .listing import count_text
 from .merged import CheckpointReader, bucket_of, key_ranges
 
-Array = npt.NDArray[Any]
 CheckDense = Callable[[Path, int], str]
 _KEYS = {
     "step": int,

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
-import numpy.typing as npt
 
 from persia_hpc._native import Dedup, Deduplicator, RecentRows, hash_ids
+from persia_hpc.arrays import Array
 from persia_hpc.config import Config, HashConfig
 from persia_hpc.errors import UserError
 from persia_hpc.protocol.row_batch import RowBatch
@@ -21,7 +21,6 @@ from persia_hpc.samples.batch import IdColumn, SampleBatch
 from persia_hpc.table_layout import FeatureLayout, Layout
 from persia_hpc.user_objects import load_object
 
-Array = npt.NDArray[Any]
 Transform = Callable[[SampleBatch, int, int], SampleBatch]
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from persia_hpc.arrays import Array
 from persia_hpc.checkpoint.files import shard_name
 from persia_hpc.config import Config
 from persia_hpc.protocol.commands import (
@@ -46,7 +47,7 @@ from persia_hpc.samples.source import Source
 from persia_hpc.transport.records import Record
 from persia_hpc.transport.ring import RingSender
 
-from .engine import Array, EmbeddingWorker, KeyBatch
+from .engine import EmbeddingWorker, KeyBatch
 from .rings import WorkerPlanes
 from .stretches import Stretches
 

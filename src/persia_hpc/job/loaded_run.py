@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from persia_hpc._native import hash_ids, mix
+from persia_hpc.arrays import Array
 from persia_hpc.checkpoint.choose import find_checkpoint
 from persia_hpc.checkpoint.files import read_manifest, read_schema
 from persia_hpc.checkpoint.rows import load_rows
@@ -27,8 +28,6 @@ from persia_hpc.trainer.session import Session
 from .facts import make_facts
 from .local_stream import LocalStream, local_server
 from .training import make_session
-
-Array = npt.NDArray[Any]
 
 
 class LoadedRun:

@@ -6,11 +6,10 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from persia_hpc.arrays import Array
 from persia_hpc.checkpoint.files import shard_name
 from persia_hpc.checkpoint.shards import ShardWriter
 from persia_hpc.embedding_worker.engine import EmbeddingWorker, KeyBatch
@@ -26,7 +25,6 @@ from persia_hpc.schedule import Schedule
 
 from .facts import Facts
 
-Array = npt.NDArray[Any]
 WAIT_SECONDS = 0.02  # between two looks whether a wait is over
 
 

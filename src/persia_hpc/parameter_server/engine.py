@@ -11,17 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from persia_hpc._native import Table
+from persia_hpc.arrays import Array
 from persia_hpc.config import Config
 from persia_hpc.config.learning_rate import LearningRate
 from persia_hpc.table_layout import Layout, native_config
 from persia_hpc.topology.sharding import bucket_bounds
 
 from .clock import Clock
-
-Array = npt.NDArray[Any]
 
 
 @dataclass

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from persia_hpc.arrays import Array
 from persia_hpc.checkpoint.shards import ShardWriter
 from persia_hpc.config import Config
 from persia_hpc.protocol.commands import (
@@ -28,7 +29,7 @@ from persia_hpc.transport.plane import Plane
 from persia_hpc.transport.records import Record, Spec
 from persia_hpc.transport.ring import RingReceiver, RingSender
 
-from .engine import Array, ParameterServer, PendingPull
+from .engine import ParameterServer, PendingPull
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
+from persia_hpc.arrays import Array
 from persia_hpc.protocol.messages import Kind, Packed, arrays_of
 from persia_hpc.samples.datafile import FileInfo
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from persia_hpc.schedule import Schedule
-from persia_hpc.transport.records import Array, Record
+from persia_hpc.transport.records import Record
 
 SPLITS = ("train", "valid", "test")  # a record names a split by its place here
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import ClassVar, NamedTuple, Protocol, TypeAlias
 
+from persia_hpc.arrays import Array
 from persia_hpc.errors import PersiaError
 from persia_hpc.protocol.row_batch import RowBatch, pack_row_batch, unpack_row_batch
 from persia_hpc.transport import records
-from persia_hpc.transport.records import Array, Record, Spec
+from persia_hpc.transport.records import Record, Spec
 from persia_hpc.transport.ring import RingSender
 
 # An array; a sender may also give its pieces, which are joined in the record.

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from persia_hpc.arrays import Array
 from persia_hpc.errors import PersiaError
 from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.table_layout import Layout
-
-Array = npt.NDArray[Any]
 
 
 class Releasable(Protocol):

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from persia_hpc.arrays import Array
 from persia_hpc.protocol.row_batch import RowBatch
 
 from .batch import Batch
-from .interfaces import Array, BatchStream, Peers, concatenate
+from .interfaces import BatchStream, Peers, concatenate
 from .metrics import Metric, evaluate_metrics
 from .pooling.embed import Pooling
 from .run_state import RunState

@@ -12,12 +12,11 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
+from persia_hpc.arrays import Array
 from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.runtime.phases import Phases
 from persia_hpc.samples.datafile import FileInfo
 from persia_hpc.schedule import Schedule
-
-Array = npt.NDArray[Any]
 
 
 class BatchStream(Protocol):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 
+from persia_hpc.arrays import Array
 from persia_hpc.user_objects import load_object
 
-Array = npt.NDArray[Any]
 BUILT_IN = ("auc", "logloss")  # always computed
 Metric = Callable[[Array, Array, "Array | None", "Array | None"], float]
 

@@ -9,9 +9,9 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from mpi4py import MPI
 
+from persia_hpc.arrays import Array
 from persia_hpc.config import Config
 from persia_hpc.protocol.commands import (
     Checkpoint,
@@ -43,7 +43,6 @@ from .dense.allreduce import DenseReducer
 from .dense.shared import SharedDense
 from .interfaces import DenseSync
 
-Array = npt.NDArray[Any]
 _OTHERS = "the other trainers"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from persia_hpc.arrays import Array
 from persia_hpc.config import Config
 from persia_hpc.config.learning_rate import LearningRate
 from persia_hpc.errors import TrainingEndedError, UserError
@@ -25,7 +26,7 @@ from .dense.precision import Precision
 from .dense.state import DenseState, dense_content
 from .evaluation import Predictions, predict_split
 from .following import Around, Following
-from .interfaces import Array, BatchStream, DenseSync, Peers
+from .interfaces import BatchStream, DenseSync, Peers
 from .metrics import Metric, load_metrics
 from .pooling.embed import Pooling
 from .pooling.gradients import RowGradients

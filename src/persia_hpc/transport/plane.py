@@ -9,8 +9,9 @@ import numpy as np
 from mpi4py import MPI
 
 from persia_hpc._native import RingConsumer, RingProducer
+from persia_hpc.arrays import Bytes, Words
 from persia_hpc.errors import PersiaError, UserError
-from persia_hpc.transport.records import Bytes, RingCounters, Words, aligned_empty
+from persia_hpc.transport.records import RingCounters, aligned_empty
 from persia_hpc.transport.remote_links import RemoteDataLink, RemoteTailLink
 from persia_hpc.transport.ring import RingReceiver, RingSender
 from persia_hpc.transport.window import Window, memory_problem, raise_together

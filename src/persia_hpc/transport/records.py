@@ -9,9 +9,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-Array: TypeAlias = npt.NDArray[Any]
-Bytes: TypeAlias = npt.NDArray[np.uint8]
-Words: TypeAlias = npt.NDArray[np.uint64]
+from persia_hpc.arrays import Array, Bytes
+
 Spec: TypeAlias = tuple[npt.DTypeLike, Sequence[int]]
 
 ALIGNMENT = 64

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from mpi4py import MPI
 
-from persia_hpc.transport.records import Bytes
+from persia_hpc.arrays import Bytes
 
 
 class DataLink(Protocol):

@@ -8,8 +8,9 @@ from functools import partial
 from typing import Any
 
 from persia_hpc._native import Outgoing, RingConsumer, RingProducer
+from persia_hpc.arrays import Array
 from persia_hpc.errors import PersiaError, UserError
-from persia_hpc.transport.records import ALIGNMENT, CLOSE, Array, Record, RingCounters, Spec
+from persia_hpc.transport.records import ALIGNMENT, CLOSE, Record, RingCounters, Spec
 from persia_hpc.transport.remote_links import DataLink, TailLink
 
 HOLD_RECORDS = 8  # records that one head update to another node announces

@@ -8,8 +8,9 @@ import socket
 import numpy as np
 from mpi4py import MPI
 
+from persia_hpc.arrays import Bytes
 from persia_hpc.errors import UserError
-from persia_hpc.transport.records import ALIGNMENT, Bytes, memory_of
+from persia_hpc.transport.records import ALIGNMENT, memory_of
 
 SHARED_MEMORY = "/dev/shm"
 _GAP = 4096  # MPI aligns a window to 8 or 16 bytes only: room to shift it

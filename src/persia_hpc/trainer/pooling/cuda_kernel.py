@@ -10,11 +10,11 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from persia_hpc import _native
+from persia_hpc.arrays import Array
 from persia_hpc.errors import PersiaError
 from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.protocol.wire import WIRES, Wire, wire_of
@@ -22,8 +22,6 @@ from persia_hpc.protocol.wire import WIRES, Wire, wire_of
 from .groups import DimGroup
 from .row_rings import RowRings
 from .staging import ALIGNMENT, Staging
-
-Array = npt.NDArray[Any]
 
 # native/include/persia/pool_batch_types.h: BatchFeature, BatchGroup, BatchFlags.
 _FEATURE = np.dtype(

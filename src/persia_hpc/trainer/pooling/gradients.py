@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
 from persia_hpc import _native
+from persia_hpc.arrays import Array
 from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.protocol.wire import Wire
 
 from .groups import DimGroup, Kernel
-
-Array = npt.NDArray[Any]
 
 
 class RowGradients:

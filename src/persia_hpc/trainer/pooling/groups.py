@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from persia_hpc.arrays import Array
 from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.protocol.wire import Wire
 from persia_hpc.trainer.batch import POOLED, FeatureSpec, Inputs
 
-Array = npt.NDArray[Any]
 ROUNDS_POWER = {"sum": 0.0, "mean": 1.0, "sqrtn": 0.5}
 
 

@@ -13,13 +13,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from persia_hpc.arrays import Array
 from persia_hpc.protocol.row_batch import RowBatch
-
-Array = npt.NDArray[Any]
 
 LOG = logging.getLogger("persia_hpc")
 CUDA: Any = torch.cuda  # parts of it have no types
