@@ -1,4 +1,4 @@
-"""Checkpoints: all that a run needs to go on, of one moment (docs/checkpoints.md).
+"""Saves and restores all that a run needs to continue, as of one moment (docs/checkpoints.md).
 
 manifest.json      step, files with checksums, configuration, schema, counters
 server-NNNN.h5     rows, optimizer state and recency of one server, grouped by bucket

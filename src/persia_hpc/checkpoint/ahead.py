@@ -1,4 +1,4 @@
-"""Work that is done one piece ahead of whoever needs it."""
+"""Does work one piece ahead of the code that needs it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ T = TypeVar("T")
 
 
 def one_ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items, none of them None; each is made by a thread while the one before is worked on."""
+    """Yields the given items, while a thread already makes the next one.
+
+    An item must not be None: that marks the end.
+    """
     with ThreadPoolExecutor(1) as thread:
         waiting = thread.submit(next, items, None)
         while (item := waiting.result()) is not None:

@@ -1,4 +1,4 @@
-"""What differs between two checkpoints, of any runs and numbers of servers: `persia-hpc checkpoint diff`."""
+"""Compares two checkpoints, of any runs and numbers of servers: `persia-hpc checkpoint diff`."""
 
 from __future__ import annotations
 
@@ -27,10 +27,12 @@ _NAMES = {"rows": "weights", "state": "optimizer state", "stamps": "recency", "s
 def differences(
     a: CheckpointReader, b: CheckpointReader, diff_dense: DiffDense, limit: int = 10
 ) -> Iterator[str]:
-    """A text for each thing that differs; nothing for checkpoints that a run goes on from alike.
+    """Yields a text for each thing in which two checkpoints differ.
 
-    diff_dense(A, B): the same of the dense parts. limit: rows named in each table. Which rows an incremental
-    checkpoint has in its own files, and how many servers wrote it, is no difference. Raises DataError.
+    Yields nothing if a run that continues from one does the same as a run that continues from the other.
+    Which rows an incremental checkpoint has in its own files, and how many servers wrote it, makes no
+    difference. diff_dense(A, B) yields the texts for the dense parts. limit: rows to name in each table.
+    Raises DataError if one of them is damaged.
     """
     for key in ("step", "num_samples", "schema", "config"):
         yield from _values(key, a.manifest[key], b.manifest[key])
@@ -57,7 +59,7 @@ def _values(key: str, there: Any, here: Any) -> Iterator[str]:
 
 @dataclass
 class _Tally:
-    """Counts of a table's rows, and the first of them by name."""
+    """Holds counts of a table's rows that differ, and names the first of them."""
 
     only_a: int = 0
     only_b: int = 0
@@ -104,7 +106,7 @@ def _table(a: CheckpointReader, b: CheckpointReader, name: str, limit: int) -> I
 
 
 def _comparable(first: MergedTable, second: MergedTable) -> list[str]:
-    """The columns that mean the same in both."""
+    """Returns the columns that mean the same in both tables."""
     left, right = first.widths, second.widths
     columns = [name for name in COLUMNS if name in left and left[name] == right.get(name)]
     same = {key: first.attributes[key] == second.attributes[key] for key in ("optimizer", "eviction")}
@@ -147,7 +149,10 @@ def _add_range(
 
 
 def _distance(left: Array, right: Array) -> Array:
-    """The largest difference [n] in each row; infinite between NaN and a number."""
+    """Returns the largest difference in each row; infinite between NaN and a number.
+
+    Shapes: left, right [n, ...]; returns float64 [n].
+    """
     x, y = (v.reshape(len(v), -1).astype(np.float64) for v in (left, right))
     same = (x == y) | (np.isnan(x) & np.isnan(y))
     with np.errstate(invalid="ignore"):
@@ -157,7 +162,7 @@ def _distance(left: Array, right: Array) -> Array:
 
 
 def _decides(first: MergedTable, second: MergedTable, name: str) -> Iterator[str]:
-    """Differences in what eviction and admission go by."""
+    """Yields a text for each difference in the data by which eviction and admission decide."""
     counts: dict[str, int] = {}
     for begin, end in bucket_ranges(np.ones(first.num_buckets, np.int64), _BUCKETS_AT_ONCE):
         left, right = first.decides(begin, end), second.decides(begin, end)

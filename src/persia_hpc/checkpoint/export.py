@@ -1,4 +1,4 @@
-"""A table of a checkpoint into a Parquet file, for tools of others: `persia-hpc checkpoint export`."""
+"""Writes a table of a checkpoint into a Parquet file for other tools: `persia-hpc checkpoint export`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .merged import CheckpointReader, MergedTable, key_ranges
 
 @dataclass
 class Exported:
-    """What was written, and what not."""
+    """Says how many rows were written to which file, and what was left out."""
 
     path: Path
     rows: int = 0
@@ -30,12 +30,13 @@ class Exported:
 def export_table(
     checkpoint: CheckpointReader, name: str, out: Path, *, ids: bool = False, state: bool = False
 ) -> Exported:
-    """Writes the rows of a table, ascending by key, in bounded memory; replaces `out` when it is whole.
+    """Writes the rows of a table to `out` in ascending order of keys, in bounded memory.
 
-    Columns: `key` uint64; with `ids` `id` uint64, unless the table is hashed; `embedding` array of D float32;
-    `last_step` uint32 with eviction "lru", `uses` with "lfu"; with `state` what the optimizer has: `state`
-    array of S float32, `updates` uint32. UserError for an unknown table, DataError for damage, PersiaError if
-    the file can't be written.
+    An existing file is replaced only when the new one is complete.
+    Columns: `key` uint64; with `ids` also `id` uint64, unless the table is hashed; `embedding` array of D
+    float32; `last_step` uint32 with eviction "lru", `uses` uint32 with "lfu". With `state` also what the
+    optimizer keeps: `state` array of S float32, `updates` uint32.
+    Raises UserError for an unknown table, DataError for damage, PersiaError if `out` can't be written.
     """
     if name not in checkpoint.tables:
         raise UserError(f"there is no table {name!r}; this checkpoint has: {', '.join(checkpoint.tables)}")

@@ -1,7 +1,7 @@
-"""The directory of a checkpoint, from its first file to its removal, and its manifest.
+"""Creates, completes, checks and removes the directory of a checkpoint, and reads its manifest.
 
-A checkpoint is written aside as `step-XXXXXXXX.partial`, fsynced, renamed, and only then does `latest` point
-to it: whatever is named `step-XXXXXXXX` is whole. Nothing here is collective.
+A checkpoint is written into `step-XXXXXXXX.partial`, fsynced and renamed, and only then does `latest` point
+to it: whatever is named `step-XXXXXXXX` is complete. Nothing here is collective.
 """
 
 from __future__ import annotations
@@ -35,17 +35,20 @@ _NAME = re.compile(r"step-(\d{8,})")
 
 
 def step_name(step: int) -> str:
-    """The directory's name."""
+    """Returns the name of the directory of a step's checkpoint."""
     return f"step-{step:08d}"
 
 
 def shard_name(server_rank: int) -> str:
-    """The file of a server."""
+    """Returns the name of the file that holds a server's part of a checkpoint."""
     return f"server-{server_rank:04d}.h5"
 
 
 def begin_checkpoint(run_dir: Path, step: int) -> Path:
-    """Makes the directory that the parts are written into; PersiaError if that can't be."""
+    """Makes the directory that the parts of a checkpoint are written into.
+
+    Raises PersiaError if it can't be made.
+    """
     path = run_dir / f"{step_name(step)}.partial"
     try:
         remove_checkpoint(path)  # of a job that died while it wrote
@@ -56,7 +59,7 @@ def begin_checkpoint(run_dir: Path, step: int) -> Path:
 
 
 def writing_failed(path: Path, error: OSError) -> PersiaError:
-    """What to tell the user when a part can't be written."""
+    """Returns the error that tells the user why a part can't be written, and what to do."""
     return PersiaError(
         f"can't write the checkpoint {path}: {_reason(error)}; those before are as they were. Make "
         "room (or lower checkpoint.keep), and go on with --resume"
@@ -70,9 +73,10 @@ def _reason(error: OSError) -> str:
 
 
 def reserve_space(path: Path, num_bytes: int) -> None:
-    """Reserves room for a file that is about to grow; OSError (no space, quota) if there isn't so much.
+    """Reserves disk space for a file that is about to grow.
 
-    Where a file system can't reserve (EOPNOTSUPP), free space is only looked at.
+    Where a file system can't reserve (EOPNOTSUPP), the free space is only compared with what is needed.
+    Raises OSError (no space, quota) if there isn't enough.
     """
     fallocate = ctypes.CDLL(None, use_errno=True).fallocate
     fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -88,7 +92,10 @@ def reserve_space(path: Path, num_bytes: int) -> None:
 
 
 def finish_part(path: Path, **more: Any) -> None:
-    """Fsyncs a part, and notes its size and checksum beside it, for the manifest; `more` goes there too."""
+    """Fsyncs a part, and notes its size and checksum in a file beside it.
+
+    `finish_checkpoint` puts these notes into the manifest, together with `more`.
+    """
     with ThreadPoolExecutor(1) as beside:
         synced = beside.submit(sync_path, path)
         note = {"bytes": path.stat().st_size, "sha256": file_sha256(path), **more}
@@ -107,10 +114,10 @@ def finish_checkpoint(
     base: str | None,
     portions: Sequence[Sequence[Mapping[str, Any]]] | None = None,
 ) -> Path:
-    """Puts the noted parts into the manifest, renames and moves `latest`. After all parts are written.
+    """Completes a checkpoint: writes its manifest, renames its directory, moves `latest`.
 
-    num_samples: of each split. base: name of the checkpoint that this one holds the changes since. portions:
-    with `data.follow` the files of each portion.
+    All parts must have been written. num_samples: of each split. base: name of the checkpoint whose changes
+    this one holds, None for a full one. portions: with `data.follow` the files of each portion.
     """
     notes = sorted(directory.glob("*.json"))
     parts = {note.name.removesuffix(".json"): json.loads(note.read_text()) for note in notes}
@@ -154,8 +161,10 @@ def _point_latest(path: Path) -> None:
 
 
 def make_newest(path: Path) -> None:
-    """A run goes on from this checkpoint: those of later steps, which are damaged, get other names, so that
-    they are neither taken for its own nor kept in place of them, and `latest` points here.
+    """Makes a checkpoint the newest of its run, because the run continues from it.
+
+    Checkpoints of later steps are damaged; they get other names, so that the run neither takes them for its
+    own nor keeps them in place of good ones. `latest` points to `path` afterwards.
     """
     for later in whole_checkpoints(path.parent):
         if step_of(later) > step_of(path):
@@ -166,19 +175,21 @@ def make_newest(path: Path) -> None:
 
 
 def whole_checkpoints(run_dir: Path) -> list[Path]:
-    """All whole checkpoints of a run directory, newest first."""
+    """Returns all complete checkpoints of a run directory, newest first."""
     found = [p for p in run_dir.glob("step-*") if _NAME.fullmatch(p.name) and (p / MANIFEST).exists()]
     return sorted(found, key=step_of, reverse=True)
 
 
 def step_of(path: Path) -> int:
-    """The step that a checkpoint's name says."""
+    """Returns the step in a checkpoint's name."""
     return int(path.name.partition("-")[2])
 
 
 def prune(run_dir: Path, *, keep: int, keep_every: int) -> None:
-    """Removes all checkpoints but the newest `keep`, those of steps divisible by `keep_every` (0: none), and
-    what they are based on.
+    """Removes old checkpoints of a run.
+
+    The newest `keep` stay, those of steps divisible by `keep_every` (0: none), and those on which a
+    checkpoint that stays is based.
     """
     found = whole_checkpoints(run_dir)
     kept = {p for i, p in enumerate(found) if i < keep or (keep_every and step_of(p) % keep_every == 0)}
@@ -192,15 +203,16 @@ def prune(run_dir: Path, *, keep: int, keep_every: int) -> None:
 
 
 def discard_partial(run_dir: Path) -> None:
-    """Removes what a job that died has left half-written, or half-removed."""
+    """Removes checkpoints that a job left half-written or half-removed when it died."""
     for path in run_dir.glob("step-*"):
         if path.suffix == ".partial" or (_NAME.fullmatch(path.name) and not (path / MANIFEST).exists()):
             remove_checkpoint(path)
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint; UserError when there is none or this package can't read its format,
-    DataError when it is damaged.
+    """Returns the manifest of a checkpoint.
+
+    Raises UserError if there is none or this package can't read its format, DataError if it is damaged.
     """
     try:
         manifest: dict[str, Any] = json.loads((directory / MANIFEST).read_text())
@@ -229,7 +241,10 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
 
 def base_of(directory: Path, manifest: Mapping[str, Any]) -> Path | None:
-    """The full checkpoint that an incremental one builds on; DataError if it isn't there."""
+    """Returns the full checkpoint on which an incremental one is based, None for a full one.
+
+    Raises DataError if the base is missing.
+    """
     if manifest["base"] is None:
         return None
     base: Path = directory.resolve().parent / manifest["base"]
@@ -241,7 +256,11 @@ def base_of(directory: Path, manifest: Mapping[str, Any]) -> Path | None:
 
 
 def check_part(directory: Path, manifest: Mapping[str, Any], name: str, *, content: bool) -> None:
-    """DataError unless a part is there in its noted size and, with `content`, has its noted checksum."""
+    """Checks that a part of a checkpoint exists and has the size that its manifest notes.
+
+    With `content` its checksum must be the noted one too.
+    Raises DataError if anything is wrong.
+    """
     path, note = directory / name, manifest["files"][name]
     try:
         size = path.stat().st_size
@@ -257,7 +276,7 @@ def check_part(directory: Path, manifest: Mapping[str, Any], name: str, *, conte
 
 
 def read_schema(manifest: Mapping[str, Any]) -> DatasetSchema:
-    """The schema of the dataset that a checkpoint was trained on."""
+    """Returns the schema of the dataset on which a checkpoint was trained."""
     fields = dict(manifest["schema"])
     features = tuple(FeatureSchema(**f) for f in fields.pop("features"))
     rest: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
@@ -265,7 +284,7 @@ def read_schema(manifest: Mapping[str, Any]) -> DatasetSchema:
 
 
 def file_sha256(path: Path) -> str:
-    """Hex digest of a file."""
+    """Returns the SHA-256 digest of a file in hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_BYTES_AT_ONCE):
@@ -274,7 +293,10 @@ def file_sha256(path: Path) -> str:
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Removes a checkpoint, its manifest first: what is left of it at any moment isn't taken for whole."""
+    """Removes a checkpoint, its manifest first.
+
+    If the removal is interrupted, what is left is therefore not taken for a complete checkpoint.
+    """
     entries: Iterable[Path] = sorted(path.glob("*"), key=lambda p: p.name != MANIFEST)
     for entry in entries:
         entry.unlink(missing_ok=True)

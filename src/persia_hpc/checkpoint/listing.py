@@ -1,4 +1,4 @@
-"""Which checkpoints a run has, and what is in them, without reading rows: `persia-hpc checkpoint ls`."""
+"""Lists a run's checkpoints and their contents without reading rows: `persia-hpc checkpoint ls`."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ _NAME = re.compile(r"step-\d{8,}")
 
 
 def is_run(path: Path) -> bool:
-    """Whether `path` is a run directory with checkpoints, rather than a checkpoint; UserError if neither.
+    """Returns whether `path` is a run directory with checkpoints, False if it is a checkpoint.
 
-    A directory with a checkpoint's name is one even without its manifest.
+    A directory with a checkpoint's name counts as one even if it lacks its manifest.
+    Raises UserError if `path` is neither.
     """
     if (path / files.MANIFEST).exists() or (_NAME.fullmatch(path.resolve().name) and path.is_dir()):
         return False
@@ -32,21 +33,21 @@ def is_run(path: Path) -> bool:
 
 
 def checkpoints_of(run_dir: Path) -> list[Path]:
-    """Everything in a run directory that has a checkpoint's name, newest first."""
+    """Returns all directories of a run that have a checkpoint's name, newest first."""
     found = [p for p in run_dir.glob("step-*") if _NAME.fullmatch(p.name) and p.is_dir()]
     return sorted(found, key=files.step_of, reverse=True)
 
 
 def partials_of(run_dir: Path) -> list[Path]:
-    """Checkpoints that are being written, or that a job that died left half-written."""
+    """Returns the checkpoints that are being written, or that a job left half-written when it died."""
     return sorted(p for p in run_dir.glob("step-*.partial") if p.is_dir())
 
 
 def describe(directory: Path) -> dict[str, Any]:
-    """What a checkpoint holds, for `--json`.
+    """Returns what a checkpoint holds, as values for `--json`.
 
-    `rows` of a table are those in its files: for an incremental one the rows changed since its base, while
-    `removed` are the keys that went since. What can't be read is told in `problem`.
+    `rows` of a table counts the rows in the checkpoint's own files: for an incremental one those that changed
+    since its base. `removed` counts the keys that were removed since. `problem` says what can't be read.
     """
     facts: dict[str, Any] = {"name": directory.name, "bytes": _size(directory)}
     try:
@@ -86,7 +87,7 @@ def _add_group(table: dict[str, Any], group: h5py.Group) -> None:
 
 
 def list_run(run_dir: Path) -> dict[str, Any]:
-    """All checkpoints of a run, newest first, and what is half-written."""
+    """Returns all checkpoints of a run, newest first, and the half-written ones, for `--json`."""
     link = run_dir / "latest"
     return {
         "run": str(run_dir),
@@ -97,7 +98,10 @@ def list_run(run_dir: Path) -> dict[str, Any]:
 
 
 def run_text(listed: Mapping[str, Any], now: float | None = None) -> str:
-    """`list_run` as a table. now: seconds since the epoch."""
+    """Returns the result of `list_run` as a table for people.
+
+    now: the current time in seconds since the epoch, None for the clock's.
+    """
     head = ("checkpoint", "holds", "servers", "rows", "size", "written", "")
     lines: list[Sequence[str]] = [head]
     for facts in listed["checkpoints"]:
@@ -114,7 +118,7 @@ def run_text(listed: Mapping[str, Any], now: float | None = None) -> str:
 
 
 def checkpoint_text(facts: Mapping[str, Any]) -> str:
-    """`describe` as a table with a line for each embedding table."""
+    """Returns the result of `describe` as a table with one line for each embedding table."""
     head = [f"{facts['name']}: {size_text(facts['bytes'])}"]
     if "tables" in facts:
         head.append(f"step {facts['step']}, {_holds(facts)}, {count_text(facts['servers'], 'server')}")
@@ -131,7 +135,7 @@ def checkpoint_text(facts: Mapping[str, Any]) -> str:
 
 
 def size_text(num_bytes: float) -> str:
-    """Bytes in a unit that suits them."""
+    """Returns a number of bytes as text, in a unit that suits its size."""
     units = ["B", "KiB", "MiB", "GiB", "TiB"]
     while num_bytes >= 1024 and len(units) > 1:
         num_bytes /= 1024
@@ -140,7 +144,7 @@ def size_text(num_bytes: float) -> str:
 
 
 def count_text(count: int, noun: str) -> str:
-    """'1 server', '2 servers'."""
+    """Returns a number with its noun, in the plural where needed: '1 server', '2 servers'."""
     return f"{count:,} {noun}{'s' * (count != 1)}"
 
 

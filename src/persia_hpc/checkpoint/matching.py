@@ -1,7 +1,7 @@
-"""Whether a run may go on from a checkpoint: what its configuration and data may not differ in.
+"""Decides whether a run may continue from a checkpoint: which settings and data must be the same.
 
-What isn't listed may change: number of ranks, transport, learning rates, how long and how often, paths of the
-same data, capacities (as long as the tables keep their buckets).
+Everything else may change: the number of ranks, the transport, learning rates, the length of training, how
+often things are done, paths of the same data, capacities (as long as the tables keep their buckets).
 """
 
 from __future__ import annotations
@@ -44,7 +44,11 @@ def check_match(
     schema: DatasetSchema,
     num_samples: Mapping[str, int],
 ) -> None:
-    """UserError naming every difference that keeps a run from going on from a checkpoint."""
+    """Checks that a run with this configuration and data can continue from a checkpoint.
+
+    where: name of the checkpoint in the message. num_samples: of each split of the run's data.
+    Raises UserError naming every difference that prevents it.
+    """
     wrong = list(config_differences(manifest["config"], config.resolved()))
     there = read_schema(manifest)
     for name in ("feature_names", "dense_names", "label_names"):
@@ -66,7 +70,10 @@ def check_match(
 
 
 def config_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
-    """Texts (key: OLD there, NEW here) for each key of FIXED in which two resolved configurations differ."""
+    """Yields 'KEY: OLD there, NEW here' for each fixed key in which two configurations differ.
+
+    Both must be resolved. FIXED lists the patterns of fixed keys.
+    """
     old, new = dict(flat(there)), dict(flat(here))
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key) and any(fnmatchcase(key, pattern) for pattern in FIXED):
@@ -74,7 +81,7 @@ def config_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> Ite
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of nested mappings; tuples as lists."""
+    """Yields (dotted key, value) for each value in nested mappings; turns tuples into lists."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{prefix}{key}.")

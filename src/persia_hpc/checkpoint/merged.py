@@ -1,6 +1,7 @@
-"""Tables of a checkpoint by bucket range: of any number of servers, an incremental one merged with its base.
+"""Reads the tables of a checkpoint by bucket range, for any number of servers that wrote it.
 
-Nothing here needs a table's configuration; what it says must fit is for whoever reads to check.
+An incremental checkpoint is merged with its base. Nothing here needs a table's configuration; whether the
+checkpoint fits a configuration is for the caller to check.
 """
 
 from __future__ import annotations
@@ -26,14 +27,18 @@ _KEYS_AT_ONCE = 1 << 20
 
 
 def bucket_of(keys: Array, num_buckets: int) -> Array:
-    """The buckets int64 [n] of keys [n]: their highest bits. num_buckets: a power of two."""
+    """Returns the bucket of each key: its highest bits.
+
+    num_buckets: a power of two.
+    Shapes: keys uint64 [n]; returns int64 [n].
+    """
     shift = np.uint64(64 - (num_buckets.bit_length() - 1))
     # Two shifts, because one by 64 would be undefined.
     return ((keys >> np.uint64(1)) >> (shift - np.uint64(1))).astype(np.int64)
 
 
 class TablePart:
-    """One server's rows of a table: a group of its file."""
+    """Reads one server's rows of a table, which are a group of the server's file."""
 
     def __init__(self, group: h5py.Group):
         self.group = group
@@ -47,7 +52,7 @@ class TablePart:
             raise DataError(f"{group.file.filename}: table {group.name[1:]!r} is damaged: {problem}")
 
     def _problem(self) -> str:
-        """What keeps the rows of a bucket from being found; '' if nothing."""
+        """Returns why the rows of a bucket couldn't be found, '' if they can."""
         if self.num_buckets < 1 or self.num_buckets & (self.num_buckets - 1):
             return f"num_buckets is {self.num_buckets}, expected a power of two"
         inside = not len(self.buckets) or 0 <= self.buckets[0] <= self.buckets[-1] < self.num_buckets
@@ -59,34 +64,51 @@ class TablePart:
 
     @property
     def file_name(self) -> str:
+        """Returns the name of the file without its directory."""
         return Path(self.group.file.filename).name
 
     @property
     def num_rows(self) -> int:
+        """Returns the number of rows in this part."""
         return int(self.offsets[-1])
 
     def clip(self, begin: int, end: int) -> tuple[int, int]:
-        """The part of buckets [begin, end) that lies here; empty: two equal numbers."""
+        """Returns the buckets of [begin, end) that this part holds, as another such range.
+
+        The range is empty (two equal numbers) if the part holds none of them.
+        """
         if not len(self.buckets):
             return 0, 0
         first, stop = int(self.buckets[0]), int(self.buckets[-1]) + 1
         return (low, high) if (low := max(begin, first)) < (high := min(end, stop)) else (first, first)
 
     def read(self, begin: int, end: int, columns: Sequence[str]) -> dict[str, Array]:
-        """The rows of buckets [begin, end), which must lie here."""
+        """Returns the columns of all rows in buckets [begin, end), which this part must hold.
+
+        Columns that the file doesn't have are left out.
+        Raises DataError if they can't be read.
+        """
         first = int(self.buckets[0]) if len(self.buckets) else 0
         at = slice(int(self.offsets[begin - first]), int(self.offsets[end - first]))
         with _reading(self.group):
             return {name: self.group[name][at] for name in columns if name in self.group}
 
     def decides(self, begin: int, end: int) -> dict[str, Array]:
-        """What eviction and admission go by, of buckets [begin, end), which must lie here."""
+        """Returns the data by which eviction and admission decide in buckets [begin, end).
+
+        The part must hold these buckets. The arrays, named as in DECIDES, have one entry for each bucket.
+        Raises DataError if they can't be read.
+        """
         at = slice(begin - int(self.buckets[0]), end - int(self.buckets[0]))
         with _reading(self.group):
             return {name: self.group[name][at] for name in DECIDES if name in self.group}
 
     def removed(self, begin: int, end: int) -> Array:
-        """Keys of buckets [begin, end) whose rows went since the base, perhaps came back."""
+        """Returns the keys in buckets [begin, end) that were removed since the base checkpoint.
+
+        Some may have been added again since.
+        Raises DataError if they can't be read.
+        """
         with _reading(self.group):
             data = self.group["removed"]
             if self._removed_bounds is None:  # they ascend
@@ -101,7 +123,7 @@ class TablePart:
 
 
 class MergedTable:
-    """A table of a checkpoint: the parts of all servers, and those of its base."""
+    """Reads a table of a checkpoint from the parts of all servers, merged with those of its base."""
 
     def __init__(self, name: str, newest: Sequence[TablePart], base: Sequence[TablePart]):
         self.name = name
@@ -113,14 +135,14 @@ class MergedTable:
 
     @property
     def widths(self) -> dict[str, tuple[int, ...]]:
-        """Shape of one row's entry of each column."""
+        """Returns the shape of one row's entry in each column that the table has."""
         group = self.newest[0].group
         with _reading(group):
             return {name: tuple(group[name].shape[1:]) for name in COLUMNS if name in group}
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row in all columns."""
+        """Returns the bytes that one row has in all columns together."""
         group = self.newest[0].group
         return sum(
             int(np.prod(width, dtype=np.int64)) * group[name].dtype.itemsize
@@ -128,7 +150,11 @@ class MergedTable:
         )
 
     def counts(self, of: int) -> Array:
-        """Rows at most of each of the `of` (a power of two) equal parts of the key space: int64 [of]."""
+        """Returns an upper bound of the number of rows in each of `of` equal parts of the key space.
+
+        of: a power of two that divides the table's number of buckets.
+        Shapes: returns int64 [of].
+        """
         counts = np.zeros(of, np.int64)
         for part in (*self.newest, *self.base):
             np.add.at(counts, part.buckets // (self.num_buckets // of), np.diff(part.offsets))
@@ -137,9 +163,12 @@ class MergedTable:
     def read(
         self, begin: int, end: int, *, of: int | None = None, columns: Sequence[str] = COLUMNS
     ) -> dict[str, Array]:
-        """Rows of buckets [begin, end) in ascending order of keys, those of the base that are still here too.
+        """Returns the columns of all rows in buckets [begin, end), in ascending order of keys.
 
-        of: number of buckets that the range is meant in, if not the table's; it must divide that.
+        For an incremental checkpoint the rows of its base that were neither changed nor removed are among
+        them. of: number of buckets by which the range counts, if it isn't the table's; it must divide the
+        table's.
+        Raises DataError if they can't be read.
         """
         scale = self.num_buckets // (of or self.num_buckets)
         begin, end = begin * scale, end * scale
@@ -166,7 +195,11 @@ class MergedTable:
                 yield old.read(first, stop, names)
 
     def decides(self, begin: int, end: int) -> dict[str, Array]:
-        """What eviction and admission go by, of buckets [begin, end)."""
+        """Returns the data by which eviction and admission decide in buckets [begin, end).
+
+        The arrays, named as in DECIDES, have one entry for each bucket.
+        Raises DataError if they can't be read.
+        """
         clipped = [(part, *part.clip(begin, end)) for part in self.newest]
         found = [
             part.decides(first, stop)
@@ -178,12 +211,13 @@ class MergedTable:
 
 
 class CheckpointReader:
-    """A checkpoint with its base, open for reading."""
+    """Opens a checkpoint and its base for reading; is a context manager that closes them."""
 
     def __init__(self, directory: Path, *, checked: bool = False):
-        """UserError if it is none, DataError if it or its base is damaged.
+        """Opens the files and, unless `checked`, compares their checksums.
 
-        checked: checksums have been compared, which means reading all of it.
+        checked: the caller has compared the checksums already; to compare them means to read all files.
+        Raises UserError if `directory` is no checkpoint, DataError if it or its base is damaged.
         """
         self.directory = directory
         self._checked = checked
@@ -222,7 +256,11 @@ class CheckpointReader:
 
 
 def bucket_ranges(counts: Array, max_rows: int) -> Iterator[tuple[int, int]]:
-    """Consecutive ranges of buckets with at most `max_rows` rows each, and at least one bucket."""
+    """Yields consecutive ranges [begin, end) of buckets with at most `max_rows` rows each.
+
+    A range has at least one bucket, even if that alone has more rows.
+    Shapes: counts int64 [buckets], the number of rows in each.
+    """
     begin = held = 0
     for bucket, count in enumerate(counts.tolist()):
         if bucket > begin and held + count > max_rows:
@@ -233,7 +271,10 @@ def bucket_ranges(counts: Array, max_rows: int) -> Iterator[tuple[int, int]]:
 
 
 def key_ranges(*tables: MergedTable) -> tuple[int, Iterator[tuple[int, int]]]:
-    """(number of buckets, ranges of these): of rows in a range about BYTES_AT_ONCE at most."""
+    """Returns a number of buckets and ranges [begin, end) of these that cover all keys.
+
+    The rows of each table in one range take about BYTES_AT_ONCE at most.
+    """
     of = min(table.num_buckets for table in tables)
     counts = np.sum([table.counts(of) for table in tables], axis=0)
     return of, bucket_ranges(counts, max(1, BYTES_AT_ONCE // max(table.row_bytes for table in tables)))

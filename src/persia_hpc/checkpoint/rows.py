@@ -1,4 +1,4 @@
-"""Rows of a checkpoint into the tables of any number of servers: of the same run, or of a new one."""
+"""Loads rows of a checkpoint into the tables of any number of servers, of the same run or a new one."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ ROWS_AT_ONCE = 1 << 16
 def load_rows(directory: Path, server: ParameterServer) -> None:
     """Loads the rows of a checkpoint that belong to `server`'s buckets, exactly as they were.
 
-    UserError for tables that don't fit, naming what differs; DataError for damage. Each server checks its
-    share of the files, so the tables are good only if none of the servers has found damage.
+    Each server checks its share of the files, so the tables are good only if none of the servers has found
+    damage.
+    Raises UserError for tables that don't fit, naming what differs, DataError for damage.
     """
     with _opened(directory, server) as (manifest, opened):
         for layout, table, owned in zip(server.layout.tables, server.tables, server.buckets, strict=True):
@@ -44,7 +45,9 @@ def load_initial_rows(directory: Path, server: ParameterServer) -> None:
     """Gives a new run's tables the rows of those with the same name in another run's checkpoint.
 
     Rows are as if no step had used them yet. The optimizer's state comes too if the table has the same
-    optimizer. UserError if no table has the name and dim of one there, or if a name has another dim.
+    optimizer.
+    Raises UserError if no table has the name of one there, or if one with the same name differs in dim or
+    hash, DataError for damage.
     """
     with _opened(directory, server) as (manifest, opened):
         old = load_config(manifest["config"])
@@ -67,9 +70,9 @@ def load_initial_rows(directory: Path, server: ParameterServer) -> None:
 def _opened(
     directory: Path, server: ParameterServer
 ) -> Iterator[tuple[dict[str, Any], list[list[h5py.File]]]]:
-    """The manifest and the open shards of a checkpoint, and of its base if it has one.
+    """Opens the shards of a checkpoint, and of its base if it has one; yields them with the manifest.
 
-    This server's share of the files is read beside, and compared with the manifests' checksums.
+    Meanwhile a thread compares this server's share of the files with the checksums in the manifests.
     """
     manifest = files.read_manifest(directory)
     sources = [(directory, manifest)]
@@ -184,8 +187,9 @@ def _load_table(opened: list[list[h5py.File]], layout: TableLayout, table: Table
 def _base_parts(
     base: list[h5py.File], changes: h5py.Group, name: str, owned: range
 ) -> Iterator[tuple[h5py.Group, int, int, Array]]:
-    """As `_parts`, of a full checkpoint, in the buckets of a group that holds the changes since; and the keys
-    of rows there that have gone since.
+    """Yields the parts of a full checkpoint that hold the buckets of a group of changes.
+
+    The parts are as from `_parts`, followed by the keys of rows that were removed since.
     """
     removed = changes["removed"][:]
     buckets = changes["buckets"][:]
@@ -203,7 +207,10 @@ def _is_in(keys: Array, ordered: Array) -> Array:
 
 
 def _parts(shards: list[h5py.File], name: str, owned: range) -> list[tuple[h5py.Group, int, int]]:
-    """The group of each shard that has some of the `owned` buckets, and where their rows begin and end."""
+    """Returns the group of each shard that has some of the `owned` buckets.
+
+    Each comes with the numbers at which its rows in these buckets begin and end.
+    """
     parts = []
     for shard in shards:
         if name not in shard:

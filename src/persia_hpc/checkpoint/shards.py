@@ -1,4 +1,4 @@
-"""One server's rows into HDF5, bucket by bucket, while training goes on."""
+"""Writes one server's rows into an HDF5 file, bucket by bucket, while training continues."""
 
 from __future__ import annotations
 
@@ -30,12 +30,15 @@ NICE = 10  # how far the writing thread steps back behind training
 
 
 class ShardWriter:
-    """A server's part of a checkpoint: the mark is made here and now, the file is written by a thread."""
+    """Writes a server's part of a checkpoint in a thread, while training continues.
+
+    The rows are written as they are when the writer is made; the tables set old rows aside for it.
+    """
 
     def __init__(self, server: ParameterServer, path: Path, base_step: int = 0):
-        """`base_step`: of the full checkpoint that this one holds the changes since; 0 if this is full.
+        """Marks the rows as they are now. No gradient may be in flight.
 
-        No gradient may be in flight.
+        base_step: step of the full checkpoint whose changes this one holds; 0 if this one is full.
         """
         self.path = path
         self.error: BaseException | None = None
@@ -59,17 +62,17 @@ class ShardWriter:
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes of old rows that are kept aside at the moment."""
+        """Returns the bytes of old rows that are set aside at the moment."""
         return sum(table.snapshot_bytes for _, table, _, _ in self._parts)
 
     def start(self) -> None:
-        """Writes in a thread."""
+        """Starts the thread that writes."""
         self._thread = threading.Thread(target=self._run, name="persia-checkpoint", daemon=True)
         self._thread.start()
 
     @property
     def done(self) -> bool:
-        """Whether the thread has ended; raises what it ended with."""
+        """Returns whether the thread has ended; raises the error with which it ended, if any."""
         if self._thread is not None and self._thread.is_alive():
             return False
         if self.error is not None:
@@ -85,7 +88,10 @@ class ShardWriter:
             self.error = error
 
     def write(self) -> None:
-        """Writes the file, fsyncs it and notes its checksum; PersiaError if that can't be."""
+        """Writes the file, fsyncs it and notes its checksum.
+
+        Raises PersiaError if that can't be done.
+        """
         try:
             options = {"libver": ("v110", "v110"), "rdcc_nbytes": 4 * CHUNK_BYTES, "locking": False}
             needed = sum(
@@ -115,7 +121,7 @@ class ShardWriter:
 
 
 def _file_bytes(table: Table, buckets: range, num_rows: int) -> int:
-    """About what a table takes in the file, rather more."""
+    """Returns an estimate, rather too high, of the bytes that a table takes in the file."""
     row = 8 + 4 * table.dim + 4 * table.state_width + 4 + 4
     sightings = len(buckets) * table.sightings_per_bucket
     return (
@@ -155,14 +161,18 @@ def _write_table(
 
 
 def _copied(table: Table, buckets: range, since: int) -> Iterator[tuple[dict[str, Array], dict[str, Array]]]:
-    """What `snapshot_buckets` says, of some buckets at a time."""
+    """Yields the results of `snapshot_buckets` for a few buckets at a time."""
     at_once = max(1, PART_BYTES * len(buckets) // max(1, table.num_rows * table.row_bytes))
     for first in range(buckets.start, buckets.stop, at_once):
         yield table.snapshot_buckets(first, min(first + at_once, buckets.stop), since)
 
 
 def _append(group: h5py.Group, name: str, data: Array, at: int, num_rows: int | None) -> None:
-    """Puts an [n, …] array into a dataset at row `at`. num_rows: of the whole; None: it grows."""
+    """Puts an array into a dataset, beginning at row `at`.
+
+    num_rows: of the whole dataset; None if it grows with each call.
+    Shapes: data [n, ...].
+    """
     width = data.shape[1:]
     if 0 in width:  # the state of an optimizer that has none
         return

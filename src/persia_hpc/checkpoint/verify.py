@@ -1,6 +1,6 @@
-"""Whether a checkpoint is as it was written, and makes sense: `persia-hpc checkpoint verify`.
+"""Checks that a checkpoint is as it was written, and makes sense: `persia-hpc checkpoint verify`.
 
-All of it is read. Every problem is reported, not only the first, as far as one doesn't hide another.
+All files are read. Every problem is reported, not only the first, unless one problem hides another.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _READ_ERRORS = (OSError, KeyError, RuntimeError, ValueError, TypeError, IndexErr
 
 @dataclass
 class Verification:
-    """What was found out about a checkpoint."""
+    """Holds what was found out about a checkpoint."""
 
     directory: Path
     problems: list[str] = field(default_factory=list)
@@ -52,7 +52,7 @@ class Verification:
 
     @property
     def text(self) -> str:
-        """A line, and for a damaged checkpoint one more for each problem."""
+        """Returns one line for people, and for a damaged checkpoint one more for each problem."""
         name = self.directory.name
         if self.problems:
             lines = [f"{name} damaged: {count_text(len(self.problems), 'problem')}"]
@@ -69,8 +69,10 @@ class Verification:
 def verify(
     directory: Path, check_dense: CheckDense, known: dict[Path, Verification] | None = None
 ) -> Verification:
-    """Reads a checkpoint and its base. `check_dense`(directory, step) says what is wrong with the dense part,
-    '' if nothing; `known`: what was found out before, not to be found out again.
+    """Reads a checkpoint and its base, and returns what is wrong with them.
+
+    check_dense(directory, step) says what is wrong with the dense part, '' if nothing. known: results for
+    checkpoints that needn't be read again; this one's is added.
     """
     directory = directory.resolve()
     known = {} if known is None else known
@@ -93,7 +95,7 @@ def verify(
 
 
 def _read_manifest(directory: Path) -> tuple[dict[str, Any], list[str]]:
-    """The manifest, and all that is wrong with it."""
+    """Returns the manifest, and all that is wrong with it."""
     try:
         manifest = files.read_manifest(directory)
     except PersiaError as error:
@@ -289,7 +291,10 @@ class _Shards:
 
 
 def _merged_problems(report: Verification) -> Iterator[str]:
-    """Of all servers together and with the base, when each on its own is sound."""
+    """Yields the problems that only all servers' files together, merged with the base, can show.
+
+    Each single file must have none.
+    """
     try:
         with CheckpointReader(report.directory, checked=True) as reader:
             for table in reader.tables.values():

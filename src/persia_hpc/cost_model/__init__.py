@@ -1,4 +1,4 @@
-"""What a job would do on a cluster: bytes and seconds by hop, from measured constants.
+"""Predicts what a job would do on a cluster: bytes and seconds by hop, from measured constants.
 
-docs/scaling.md says which formulas, and what they leave out.
+docs/scaling.md has the formulas, and says what they leave out.
 """

@@ -1,4 +1,4 @@
-"""The machines that a job would run on, and where its ranks would be."""
+"""Describes the machines that a job would run on, and places its ranks on them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ EMBEDDING_ROLES = frozenset({Role.PARAMETER_SERVER, Role.EMBEDDING_WORKER})
 
 @dataclass(frozen=True)
 class Cluster:
-    """`nodes` for all roles or, with `cpu_nodes`, for trainers only; then the others are on those.
+    """Describes the nodes of a cluster and the network between them.
 
-    link_bytes: a second, of a node's link, in each direction. latency_seconds: of a message between two
-    nodes. memory_bytes: of a node; None if not said, so for `cpu_memory_bytes`.
+    All roles run on `nodes`. With `cpu_nodes` only trainers do, and the other roles run on the CPU nodes.
+    link_bytes: bytes per second of a node's link in each direction. latency_seconds: of a message between two
+    nodes. memory_bytes, cpu_memory_bytes: of one node, None if unknown.
     """
 
     nodes: int = 1
@@ -33,7 +34,10 @@ class Cluster:
     cpu_memory_bytes: int | None = None
 
     def check(self) -> None:
-        """UserError for machines that there can't be, and for links that nobody has said anything about."""
+        """Checks that the cluster can exist and that its network is described.
+
+        Raises UserError for a number out of range, and for several nodes without link speed or latency.
+        """
         least = {"nodes": 1, "cores": 1, "gpus": 0, "cpu_nodes": 0, "cpu_cores": 1}
         for name, minimum in least.items():
             value = getattr(self, name)
@@ -53,18 +57,18 @@ class Cluster:
                 raise UserError(f"{flag}: got {number:g}, expected a finite number, {least_number}")
 
     def node_cores(self, node: int) -> int:
-        """Cores of a node, by its number: `nodes` first, then `cpu_nodes`."""
+        """Returns the cores of a node. The numbers of `cpu_nodes` follow those of `nodes`."""
         return self.cores if node < self.nodes else self.cpu_cores
 
     def node_memory(self, node: int) -> int | None:
-        """Bytes of a node's memory, by its number."""
+        """Returns the bytes of a node's memory, None if unknown. Numbers are as in `node_cores`."""
         return self.memory_bytes if node < self.nodes else self.cpu_memory_bytes
 
     def place(self, ranks: RanksConfig, counts: Mapping[str, int]) -> Plan:
-        """The roles of a job's ranks when a scheduler spreads them evenly; UserError if they can't be, also
-        for more trainers on a node than it has GPUs, if it has any.
+        """Returns the roles and nodes of a job's ranks when a scheduler spreads them evenly.
 
-        counts: of the whole job, in the place of what `ranks` says.
+        counts: ranks of each role in the whole job, in place of those in `ranks`.
+        Raises UserError if the ranks can't be placed, also for more trainers than GPUs on a node with GPUs.
         """
         plan = self._spread_roles(ranks, counts)
         for node, trainers in Counter(m.node for m in plan.of(Role.TRAINER)).items():
@@ -102,6 +106,9 @@ class Cluster:
 
 
 def _spread(ranks: int, nodes: range) -> list[int]:
-    """The node of each rank: neighbours together, as many on each node as on any other or one more."""
+    """Returns the node of each rank.
+
+    Neighbouring ranks share nodes, and the numbers of ranks on two nodes differ by one at most.
+    """
     base, more = divmod(ranks, len(nodes))
     return [node for i, node in enumerate(nodes) for _ in range(base + (i < more))]

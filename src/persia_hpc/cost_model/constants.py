@@ -1,4 +1,4 @@
-"""The constants of the cost model: what a machine's core needs for each thing that is counted."""
+"""Holds the constants of the cost model: the time that a core needs for each thing that is counted."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ else:
 
 @dataclass(frozen=True)
 class Constants:
-    """Nanoseconds of one core for one of each; `machine` says where they were measured.
+    """Holds nanoseconds that one core needs for one of each thing.
 
-    docs/scaling.md says which terms they stand in. A step of a role, a batch, a record, a table: what Python
-    and calls cost however small the batch is.
+    docs/scaling.md says in which terms they stand. A constant for a step of a role, a batch, a record or a
+    table is what Python and calls cost, however small the batch is. machine: where they were measured.
     """
 
     machine: str
@@ -81,7 +81,7 @@ NAMES = tuple(f.name for f in dataclasses.fields(Constants) if f.name != "machin
 
 
 def constants_text(constants: Constants) -> str:
-    """A TOML file that `load_constants` reads."""
+    """Returns the constants as the text of a TOML file that `load_constants` reads."""
     values = dataclasses.asdict(constants)
     machine = values.pop("machine")
     rounded = {name: float(f"{value:.3g}") for name, value in values.items()}
@@ -89,7 +89,10 @@ def constants_text(constants: Constants) -> str:
 
 
 def load_constants(path: Path) -> Constants:
-    """The constants of a file that `persia-hpc plan --measure` wrote; UserError for anything else."""
+    """Reads the constants from a file that `persia-hpc plan --measure` wrote.
+
+    Raises UserError if it can't be read or is another file.
+    """
     hint = "write one with persia-hpc plan --measure FILE"
     try:
         values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Seconds that the busiest rank of each role computes in a step, by phase."""
+"""Computes the seconds that the busiest rank of each role needs in a step, by phase."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ READER = "reader"  # an embedding worker's thread, beside its main one
 
 @dataclass(frozen=True)
 class Dense:
-    """What the dense model costs a trainer: seconds a step and a sample, on `threads` cores.
+    """Holds what the dense model costs a trainer: seconds for each step and for each sample.
 
-    whole: pooling, optimizer and whatever else a trainer's step needs are in it. bytes: of the trained
-    parameters as float32. source: where the figures come from. optimizer_seconds: of a step, apart, since
-    row gradients may be sent before it.
+    They are seconds on `threads` cores. whole: the seconds include all that a trainer does in a step, such as
+    pooling and the optimizer. bytes: of the trained parameters as float32. source: where the figures come
+    from. optimizer_seconds: of a step, kept apart since row gradients may be sent before the optimizer runs.
     """
 
     step_seconds: float
@@ -37,9 +37,11 @@ class Dense:
 
 @dataclass(frozen=True)
 class Costs:
-    """seconds: by role (or `reader`) and phase, of a step. allreduce_wait: what of AllReduce is no work, and
-    may be negative: another thread polls meanwhile. server_threads: what a server's other threads compute
-    besides.
+    """Holds what a step costs the busiest rank of each role.
+
+    seconds: by role (or `reader`) and phase. allreduce_wait: the part of AllReduce's seconds that is waiting
+    rather than computing; negative if another thread polls for longer than the trainer waits. server_threads:
+    seconds that a server's further threads compute, beyond those in `seconds`.
     """
 
     seconds: Mapping[str, Phases]
@@ -47,16 +49,16 @@ class Costs:
     server_threads: float
 
     def total(self, role: str) -> float:
-        """Of all phases."""
+        """Returns the seconds of all phases of a role."""
         return sum(self.seconds[role].values())
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be run, where, and by which constants.
+    """Describes a job to predict: its configuration, its ranks, its batches, and the constants.
 
-    new_rows: share of the pulled rows that don't exist yet. factors: by role and phase, for what an earlier
-    run has measured. server_cores: of a server's node, None where that is not known.
+    new_rows: share of the pulled rows that don't exist yet, from 0 to 1. factors: by role and phase, what an
+    earlier run took as a multiple of its prediction. server_cores: of a server's node, None if unknown.
     """
 
     config: Config
@@ -73,7 +75,7 @@ class Job:
 
 
 def count_costs(job: Job) -> Costs:
-    """The costs of the busiest rank of each role; a pure function."""
+    """Returns the costs of the busiest rank of each role; a pure function."""
     c, w, plan = job.constants, job.work, job.plan
     servers, trainers = plan.count(Role.PARAMETER_SERVER), plan.count(Role.TRAINER)
     share = server_share(job.layout, servers)
@@ -131,7 +133,7 @@ def count_costs(job: Job) -> Costs:
 
 
 def _allreduce(job: Job, trainers: int) -> tuple[float, float]:
-    """Nanoseconds of a trainer's, and what of that is waiting."""
+    """Returns the nanoseconds that a trainer spends in AllReduce, and how many of them it waits."""
     if trainers == 1:
         return 0.0, 0.0
     mode, nodes = job.config.mode, len({m.node for m in job.plan.of(Role.TRAINER)})
@@ -146,7 +148,10 @@ def _allreduce(job: Job, trainers: int) -> tuple[float, float]:
 
 
 def server_share(layout: Layout, num_servers: int) -> float:
-    """The largest server's share of a batch's rows; more than an even one where buckets don't divide."""
+    """Returns the share of a batch's rows, from 0 to 1, that the server with most of them has.
+
+    It is above 1 / num_servers where buckets can't be divided evenly.
+    """
     tables = list(zip(layout.bounds(num_servers), layout.tables, strict=True))
     return max(
         sum((b[s + 1] - b[s]) / table.num_buckets for b, table in tables) / len(tables)
@@ -155,7 +160,7 @@ def server_share(layout: Layout, num_servers: int) -> float:
 
 
 def worker_batches(plan: Plan) -> list[float]:
-    """Batches a step that each worker prepares, by worker_rank."""
+    """Returns how many batches each worker prepares in an average step, by worker_rank."""
     load = [0.0] * plan.count(Role.EMBEDDING_WORKER)
     for workers in plan.workers_of_trainer:
         for worker in workers:

@@ -1,4 +1,7 @@
-"""Samples per second of a job: the slowest of its stages, each of which is busy or waits for others."""
+"""Predicts the samples per second of a job from the stages of a step.
+
+The slowest stage is always busy, the others wait for it.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ IN_STEP = "trainers in step on shared cores"
 
 @dataclass(frozen=True)
 class Stage:
-    """Something that a step can't be faster than."""
+    """Is a stage of the pipeline with the seconds that it needs for a step."""
 
     name: str
     seconds: float
@@ -35,7 +38,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of one job; `links`: bytes out and in of a step, by node."""
+    """Holds what the model predicts for one job.
+
+    links: bytes that leave and enter each node in a step, by the node's number.
+    """
 
     plan: Plan
     samples: float  # of a step
@@ -45,21 +51,22 @@ class Prediction:
 
     @property
     def bottleneck(self) -> Stage:
-        """The stage that is always busy."""
+        """Returns the slowest stage, which is always busy."""
         return max(self.stages, key=lambda stage: stage.seconds)
 
     @property
     def step_seconds(self) -> float:
+        """Returns the seconds of a step."""
         return self.bottleneck.seconds
 
     @property
     def samples_per_second(self) -> float:
-        """Over all trainers."""
+        """Returns the samples per second of all trainers together."""
         return self.samples / self.step_seconds
 
 
 def predict(job: Job, cluster: Cluster) -> Prediction:
-    """What the model says of a job on a cluster; a pure function."""
+    """Returns what the model predicts for a job on a cluster; a pure function."""
     job = dataclasses.replace(
         job,
         link_bytes=cluster.link_bytes,
@@ -89,17 +96,20 @@ def predict(job: Job, cluster: Cluster) -> Prediction:
 
 
 def link_traffic(job: Job) -> dict[int, tuple[float, float]]:
-    """Bytes out of and into each node in a step, by its number; not what its own ranks exchange."""
+    """Returns the bytes that leave and enter each node in a step, by the node's number.
+
+    What ranks of one node send each other is not counted.
+    """
     hops = embedding_traffic(job.plan, job.work, all_turns(job.plan))
     dense = dense_traffic(job.plan, job.dense.bytes, job.config.mode)
     return node_traffic(job.plan, [*hops.values(), dense])
 
 
 def _path(job: Job, costs: Costs, *, late: bool) -> float:
-    """Seconds from the answer to a step's first pull until its last gradient is in the tables.
+    """Returns the seconds from the answer to a step's first pull until its last gradient is applied.
 
-    late: row gradients are sent after AllReduce and optimizer; else before, and those aren't in the way.
-    With nothing prefetched a pull is asked for only when the step that it waits for is done.
+    late: row gradients are sent after AllReduce and the optimizer, so these delay them; otherwise before. If
+    nothing is prefetched, the request of the pull counts too, since it waits until the step before is done.
     """
     worker, trainer = costs.seconds[WORKER], costs.seconds[TRAINER]
     asked = job.config.data.prefetch == 0
@@ -118,13 +128,16 @@ def _path(job: Job, costs: Costs, *, late: bool) -> float:
 
 
 def _whole_batches(job: Job) -> float:
-    """By what a worker's mean step is multiplied for one in which it has its turn."""
+    """Returns the ratio between a worker's step in which it has its turn and its average step.
+
+    It is above 1 where several workers of a trainer take turns.
+    """
     batches = max(worker_batches(job.plan))
     return max(1.0, batches) / batches
 
 
 def _slowest_hops(job: Job) -> dict[str, float]:
-    """Bytes of each hop on the link that has most to do, at the step for which it has most."""
+    """Returns the bytes of each hop on the link with most of them, in the step that has most."""
     hops: dict[str, float] = {}
     for number in range(max(len(by) for by in job.plan.workers_of_trainer)):
         traffic: Mapping[str, Link] = embedding_traffic(job.plan, job.work, one_step(job.plan, number))
@@ -134,10 +147,11 @@ def _slowest_hops(job: Job) -> dict[str, float]:
 
 
 def _in_step(job: Job, costs: Costs, cluster: Cluster) -> float:
-    """Seconds of trainers that wait for each other while servers and workers take turns on their cores.
+    """Returns the seconds of a step in which servers and workers take turns on the trainers' cores.
 
-    Whatever delays one of them delays all. Ranks of one role delay them at the same time, roles one after the
-    other. 0 where AllReduce doesn't bind them, or each node has a core besides.
+    AllReduce binds the trainers, so a delay of one delays all. Ranks of one role cause their delays at the
+    same time, those of different roles add up. The result is 0 if AllReduce doesn't bind them, or if each
+    node has more cores than trainers.
     """
     trainers = job.plan.of(Role.TRAINER)
     if len(trainers) == 1 or job.config.mode == "async":
@@ -156,7 +170,7 @@ def _in_step(job: Job, costs: Costs, cluster: Cluster) -> float:
 
 
 def _node_seconds(job: Job, costs: Costs) -> dict[int, float]:
-    """Seconds of computing in a step, of all ranks of each node."""
+    """Returns the seconds that all ranks of each node compute in a step."""
     trainer = costs.seconds[TRAINER]
     # The other threads compute, or spin.
     threaded = (trainer["dense"] + trainer["optimizer"]) * (job.dense.threads - 1)

@@ -1,4 +1,4 @@
-"""A prediction as text, and as values for JSON."""
+"""Shows a prediction as text, and as values for JSON."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ SHOWN_NODES = 4
 
 @dataclass(frozen=True)
 class Option:
-    """One rank more of a role (on each node, with [ranks.per_node]), and what that would bring: samples per
-    second, and what then bounds them.
+    """Describes a job with one more rank of a role, and the samples per second that it would reach.
+
+    With [ranks.per_node] each node has one more. bottleneck: what then limits the samples per second.
     """
 
     role: str
@@ -31,7 +32,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Report:
-    """All that `persia-hpc plan` prints."""
+    """Holds all that `persia-hpc plan` prints."""
 
     job: Job
     cluster: Cluster
@@ -43,11 +44,14 @@ class Report:
 
     @property
     def fits(self) -> bool | None:
-        """Whether each node's ranks fit into its memory; None where nobody has said how much there is."""
+        """Returns whether each node's ranks fit into its memory, None if no node's memory is known."""
         return fits(self.prediction.plan, self.memory, self.cluster)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON; seconds are of a step, bytes too but for memory."""
+        """Returns the report as values for JSON.
+
+        Seconds are those of a step; so are bytes, except those of memory.
+        """
         p = self.prediction
         return {
             "schema_version": 1,
@@ -70,7 +74,7 @@ class Report:
         }
 
     def lines(self) -> Iterator[str]:
-        """For people."""
+        """Yields the report as lines for people."""
         p, job, w = self.prediction, self.job, self.job.work
         yield f"constants: {job.constants.machine}; dense model: {job.dense.source}; rows: {self.counted}"
         yield "plan:"
@@ -110,7 +114,7 @@ class Report:
         yield from self._caveats()
 
     def next_role(self) -> str:
-        """The role of which one rank more brings most, or why none."""
+        """Returns the role of which one more rank brings most, or the reason why none helps."""
         p = self.prediction
         best = max(self.options, key=lambda option: option.samples_per_second, default=None)
         if best is not None and best.samples_per_second >= 1.02 * p.samples_per_second:

@@ -1,4 +1,7 @@
-"""Bytes on each node's link in a step, by hop; what ranks of one node exchange doesn't count."""
+"""Counts the bytes on each node's link in a step, by hop.
+
+What ranks of one node send each other is not counted.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ KEYS, ROWS, FEED, GRADIENTS, PUSH, DENSE = "keys", "rows", "feed", "gradients", 
 
 @dataclass(frozen=True)
 class Turn:
-    """`part` of a trainer's batches are prepared by this worker."""
+    """Says which part, from 0 to 1, of a trainer's batches a worker prepares."""
 
     worker: int
     trainer: int
@@ -24,18 +27,25 @@ class Turn:
 
 
 def all_turns(plan: Plan) -> list[Turn]:
-    """What each worker does of an average step."""
+    """Returns the part of each trainer's batches that each worker prepares in an average step."""
     fed = enumerate(plan.workers_of_trainer)
     return [Turn(worker, trainer, 1 / len(by)) for trainer, by in fed for worker in by]
 
 
 def one_step(plan: Plan, number: int) -> list[Turn]:
-    """Who does the batches of step `number`, where several workers of a trainer take turns."""
+    """Returns which worker prepares each trainer's batch in step `number`.
+
+    It matters where several workers of a trainer take turns.
+    """
     return [Turn(by[number % len(by)], t, 1.0) for t, by in enumerate(plan.workers_of_trainer)]
 
 
 def embedding_traffic(plan: Plan, work: BatchWork, turns: Iterable[Turn]) -> dict[str, Link]:
-    """By hop: keys (worker to servers), rows, feed, gradients (trainer to worker), push (to servers)."""
+    """Returns the bytes of keys, rows, batches and gradients between nodes, by hop.
+
+    The hops are keys (worker to servers), rows (servers to worker), feed (batch to the trainer), gradients
+    (trainer to worker) and push (gradients from worker to servers).
+    """
     servers = Counter(m.node for m in plan.of(Role.PARAMETER_SERVER))
     workers = {m.role_rank: m.node for m in plan.of(Role.EMBEDDING_WORKER)}
     trainers = {m.role_rank: m.node for m in plan.of(Role.TRAINER)}
@@ -60,8 +70,11 @@ def embedding_traffic(plan: Plan, work: BatchWork, turns: Iterable[Turn]) -> dic
 
 
 def dense_traffic(plan: Plan, dense_bytes: float, mode: str) -> Link:
-    """Of dense gradients: a ring AllReduce enters and leaves each node once, whatever trainers it has. In
-    `async` each trainer sends its changes to each other's slice of the parameters and gets that slice back.
+    """Returns the bytes that leave and enter each node to combine the trainers' dense models.
+
+    The data of a ring AllReduce leaves and enters each node once, however many trainers the node has. In
+    `async` mode each trainer sends its changes to the slices of the parameters that the others hold, and
+    receives these slices back.
     """
     trainers = plan.count(Role.TRAINER)
     here = Counter(m.node for m in plan.of(Role.TRAINER))
@@ -74,7 +87,7 @@ def dense_traffic(plan: Plan, dense_bytes: float, mode: str) -> Link:
 
 
 def node_traffic(plan: Plan, hops: Iterable[Link]) -> dict[int, tuple[float, float]]:
-    """Out of and into each node of a plan, of all these hops together."""
+    """Returns the bytes of all given hops together that leave and enter each node of a plan."""
     nodes = dict.fromkeys(sorted({m.node for m in plan.members}), (0.0, 0.0))
     for hop in hops:
         for node, (out, into) in hop.items():
@@ -83,5 +96,5 @@ def node_traffic(plan: Plan, hops: Iterable[Link]) -> dict[int, tuple[float, flo
 
 
 def busiest(hop: Link) -> float:
-    """Bytes of the direction of the node that has most."""
+    """Returns the bytes on the busiest link of a hop, in the link's busier direction."""
     return max((max(both) for both in hop.values()), default=0.0)
