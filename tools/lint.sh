@@ -21,6 +21,8 @@ check "ruff check" ruff check "${folders[@]}"
 check "ruff format" ruff format --check "${folders[@]}"
 check "mypy" mypy
 check "import rules" python tools/check_imports.py
+check "assignments" python tools/check_assignments.py
+check "docstrings" python tools/check_docstrings.py
 [ ${#native[@]} -eq 0 ] || check "clang-format" clang-format --dry-run --Werror "${native[@]}"
 if command -v shellcheck >/dev/null; then
     check "shellcheck" shellcheck "${shell[@]}"

@@ -114,7 +114,7 @@ def test_a_factor_is_applied_and_what_is_not_finite_shows(device: str, wire: str
     backward(outputs, wave)
     assert plain.overflow().item() == 0
     _, scaled, outputs = embed(inputs, row_batch, device, wire)
-    scaled.factor = torch.full((1,), 1 / 1024, device=device)
+    scaled.scale_by(torch.full((1,), 1 / 1024, device=device))
     backward(outputs, [1024 * wave[0]])
     assert np.array_equal(scaled.arrays()[0], plain.arrays()[0])
     assert scaled.overflow().item() == 0

@@ -24,7 +24,7 @@ def overflowing() -> RowGradients:
     rng = np.random.default_rng(1)
     inputs = make_inputs([("a", 4, "sum", False)])
     batch, gradients = Pooling(inputs).embed(make_row_batch(inputs, {"a": [[1], [2]]}, rng), training=True)
-    gradients.factor = torch.ones(1)
+    gradients.scale_by(torch.ones(1))
     weight = torch.ones(2, 4)
     weight[1, 2] = torch.inf
     (batch.pooled["a"] * weight).sum().backward()

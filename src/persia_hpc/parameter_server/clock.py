@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 
@@ -39,6 +39,11 @@ class Clock:
     _pushed: Counter[int] = field(default_factory=Counter)
     _own: dict[int, int] = field(default_factory=dict)  # per_trainer: its last step without a gap before it
     _early: set[tuple[int, int]] = field(default_factory=set)  # (trainer, step) behind such a gap
+
+    def restore(self, step: int, histogram: Mapping[int, int]) -> None:
+        """Continues after `step` of an earlier run, with how often each staleness occurred in it."""
+        self.applied = self.first = self.last = step
+        self.histogram.update(histogram)
 
     def begin_segment(self, first: int, last: int) -> None:
         """Announces steps first…last, which begin once everything before them has been applied.

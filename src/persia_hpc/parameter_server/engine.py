@@ -121,8 +121,7 @@ class ParameterServer:
 
     def restore(self, step: int, ledger: Mapping[str, int], staleness: Mapping[str, int]) -> None:
         """Continues after `step` of an earlier run, whose tables are loaded, with that run's counters."""
-        self.clock.applied = self.clock.first = self.clock.last = step
-        self.clock.histogram.update({int(k): v for k, v in staleness.items()})
+        self.clock.restore(step, {int(k): v for k, v in staleness.items()})
         self.ledger = Ledger(**ledger)
 
     # ---- pulls

@@ -71,6 +71,10 @@ class BadLines:
         self._known[piece] = InputLines()
         return self._known[piece]
 
+    def recut(self, pieces: Sequence[Piece]) -> None:
+        """Takes pieces whose cuts have been mended."""
+        self.pieces = pieces
+
     def setting(self, pieces: Sequence[int]) -> list[dict[str, Any]]:
         """Returns what a file made of these pieces stores about their lines; `restore` reads it."""
         unknown = {**asdict(InputLines()), "count": None}

@@ -107,6 +107,10 @@ class EarlyStop:
         self.bad += 1
         return self.reason()
 
+    def restore(self, best: float, bad: int) -> None:
+        """Continues with the best value, and the evaluations without a better one, of an earlier run."""
+        self.best, self.bad = best, bad
+
     def reason(self) -> str | None:
         """Returns the reason to stop after the evaluations so far, or None."""
         if self.bad < self.patience:
@@ -204,7 +208,7 @@ class Driver:
         if session.step_number and self.loggers:
             self._log({"event": "resume", "step": session.step_number})
         if self.early_stop is not None and state is not None:
-            self.early_stop.best, self.early_stop.bad = state.best, state.bad
+            self.early_stop.restore(state.best, state.bad)
             if reason := self.early_stop.reason():  # it was interrupted between this and its end
                 session.request_stop(reason)
         return -1 if state is None else state.evaluated

@@ -202,7 +202,7 @@ def _mend_cuts(sharding: _Sharding, team: Team) -> None:
             sharding, everything, team, "table: looking for quotes", lambda i: num_quotes(pieces[i], schema)
         )
         sharding.pieces = once(team, lambda: mend_cuts(pieces, [quotes[i] for i in everything]))
-        sharding.bad_lines.pieces = _text(sharding.pieces)
+        sharding.bad_lines.recut(_text(sharding.pieces))
 
 
 def _find_bad_lines(sharding: _Sharding, pieces: Collection[int], fit: Fit, team: Team) -> None:

@@ -60,7 +60,7 @@ class Precision:
         """Runs the backward of the scaled loss; row gradients are scaled back before they are sent."""
         if self.scales:
             # Ask the scaler for 1 * scale: on a GPU its number must not come to the host.
-            gradients.factor = self.scaler.scale(torch.ones(1, device=self._device)).reciprocal()
+            gradients.scale_by(self.scaler.scale(torch.ones(1, device=self._device)).reciprocal())
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
     def share_overflow(self, gradients: RowGradients) -> None:

@@ -20,11 +20,15 @@ class RowGradients:
 
     def __init__(self, groups: Sequence[DimGroup], row_batch: RowBatch, wire: Wire, kernel: Kernel) -> None:
         self.wire = wire
-        self.factor: Tensor | None = None  # what undoes a loss scale, [1] on the device
+        self._factor: Tensor | None = None  # what undoes a loss scale, [1] on the device
         self._kernel = kernel
         self._dims = [group.dim for group in groups]
         self._num_rows = [row_batch.num_rows(group.number) for group in groups]
         self._arrays: list[Array | None] = [None] * len(groups)
+
+    def scale_by(self, factor: Tensor) -> None:
+        """Multiplies what arrives from now on by `factor`, [1] on the device, which undoes a loss scale."""
+        self._factor = factor
 
     def arrays(self) -> list[Array]:
         """Returns the gradients of each dim group's rows; zeros where no gradient arrived.
@@ -60,7 +64,7 @@ class RowGradients:
 
     def add(self, gradients: Sequence[Tensor | None]) -> None:
         """Takes the outputs' gradients of one backward; those of a second one are added to the first's."""
-        arrays = self._kernel.backward(gradients, self.wire, self.factor)
+        arrays = self._kernel.backward(gradients, self.wire, self._factor)
         if any(array is not None for array in self._arrays):
             self._kernel.wait()  # what is added must be there
         for group, (dim, new) in enumerate(zip(self._dims, arrays, strict=True)):
