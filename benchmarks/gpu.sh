@@ -66,7 +66,7 @@ horovod() {
     PIP_NO_INDEX=1 PIP_FIND_LINKS=$PWD/$wheels bash tools/build_horovod.sh "$venv/bin/python"
 }
 
-kernel_tests() { "$venv/bin/python" -m pytest -q -p no:cacheprovider tests/native/test_pool_cuda.py tests/unit/test_graphs.py; }
+kernel_tests() { "$venv/bin/python" -m pytest -q -p no:cacheprovider tests/native/test_pool_cuda.py tests/unit/test_trainer_dense_graphs.py; }
 
 sanitizer() {
     command -v compute-sanitizer >/dev/null || { echo "there is no compute-sanitizer"; return 0; }

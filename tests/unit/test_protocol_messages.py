@@ -19,7 +19,7 @@ from persia_hpc.samples.datafile import FileInfo
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from persia_hpc.schedule import Schedule
 from persia_hpc.transport.records import Record
-from tests.unit.test_ring_ends import Ring
+from tests.unit.test_transport_ring_ends import Ring
 
 NUMBER = st.integers(0, 2**63)
 TRAINER = st.integers(0, 2**32 - 1)

@@ -77,7 +77,7 @@ class Bare(nn.Module):
 def test_without_dense_parameters_nothing_is_scaled(tmp_path: Any) -> None:
     data = write_tiny(tmp_path / "train.h5", 100)
     for amp in ("off", "fp16"):
-        changes = {"train.amp": amp, "model": {"class": "tests.unit.test_precision:Bare"}}
+        changes = {"train.amp": amp, "model": {"class": "tests.unit.test_trainer_dense_precision:Bare"}}
         ph.train(tiny_config(data, run_dir=str(tmp_path / amp), **changes), quiet=True)
     off, fp16 = (trained_rows(tmp_path / amp) for amp in ("off", "fp16"))
     assert np.array_equal(off["item"][1], fp16["item"][1])

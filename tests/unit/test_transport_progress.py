@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from persia_hpc._native import Watch
-from tests.unit.test_ring_ends import Ring, payload
+from tests.unit.test_transport_ring_ends import Ring, payload
 
 LONG = 20.0  # seconds; a wait that was not ended would run into the test's own limit
 

@@ -82,3 +82,16 @@ def test_an_assignment_from_outside_is_found(tmp_path: Path, line: str) -> None:
 )
 def test_an_objects_own_assignment_passes(tmp_path: Path, line: str) -> None:
     assert check(ASSIGNMENTS, tmp_path, f"def f(self):\n    {line}\n") == []
+
+
+def test_unit_and_native_tests_are_named_after_what_they_test() -> None:
+    package = ROOT / "src" / "persia_hpc"
+    places = [path.relative_to(package).with_suffix("") for path in package.rglob("*.py")]
+    names = {"_".join(part for part in place.parts if part != "__init__") for place in places}
+    named = {name for name in names if name} | {"docs", "tools"}
+    sources = {path.stem for path in (ROOT / "native" / "include" / "persia").glob("*.h")}
+    sources |= {"native_stub", "arguments"}  # of the module as a whole
+    for folder, known in (("unit", named), ("native", sources)):
+        for path in (ROOT / "tests" / folder).glob("test_*.py"):
+            name = path.stem.removeprefix("test_")
+            assert any(name == each or name.startswith(f"{each}_") for each in known), path.name
