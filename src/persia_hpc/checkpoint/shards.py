@@ -20,6 +20,7 @@ from persia_hpc.table_layout import TableLayout
 
 from . import files
 from .ahead import one_ahead
+from .tables import table_attributes
 
 if TYPE_CHECKING:
     from persia_hpc.parameter_server.engine import ParameterServer
@@ -133,13 +134,7 @@ def _write_table(
     file: h5py.File, layout: TableLayout, table: Table, buckets: range, since: int, num_rows: int
 ) -> None:
     group = file.create_group(layout.name)
-    group.attrs.update(
-        dim=layout.dim,
-        num_buckets=layout.num_buckets,
-        optimizer=layout.config.optimizer["name"],
-        eviction=layout.config.eviction,
-        complete=since == 0,
-    )
+    group.attrs.update(table_attributes(layout), complete=since == 0)
     at = 0
     decided: list[dict[str, Array]] = []
     for rows, decides in one_ahead(_copied(table, buckets, since)):
