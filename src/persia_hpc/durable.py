@@ -6,11 +6,12 @@ import glob
 import os
 import socket
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PARTIAL = ".partial"
-LEFT_SECONDS = 86_400  # a partial file of another host that nobody has written to for so long is nobody's
+LEFT_SECONDS = 86_400  # a partial file of another host without a write for this long has no writer any more
 
 
 def sync_path(path: str | Path) -> None:
@@ -27,18 +28,26 @@ def partial_of(path: str | Path) -> str:
     return f"{path}.{socket.gethostname()}.{os.getpid()}{PARTIAL}"
 
 
-def replace_whole(path: Path, data: bytes) -> None:
-    """Writes the file so that after a crash it is either complete or as it was before."""
-    partial = partial_of(path)
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives the path of a file to write, which then takes the place of `path`, unless writing fails.
+
+    Readers never see an incomplete file; but only `replace_whole` makes it survive a crash.
+    """
+    partial = Path(partial_of(path))
     try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        yield partial
         os.replace(partial, path)
     finally:
-        with suppress(FileNotFoundError):
-            os.unlink(partial)
+        partial.unlink(missing_ok=True)
+
+
+def replace_whole(path: Path, data: bytes) -> None:
+    """Writes the file so that after a crash it is either complete or as it was before."""
+    with replacing(path) as partial, partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
     sync_path(path.parent)
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import persia_hpc as ph
-from persia_hpc.checkpoint.merged import bucket_of
+from persia_hpc.checkpoint.tables import bucket_of
 from persia_hpc.cli import main
 from tests.support.tiny import tiny_config, write_tiny
 

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 import persia_hpc as ph
 from persia_hpc._native import mix, unmix
 from persia_hpc.checkpoint import merged
-from persia_hpc.checkpoint.merged import bucket_of, bucket_ranges
+from persia_hpc.checkpoint.merged import bucket_ranges
+from persia_hpc.checkpoint.tables import bucket_of
 from tests.support.checkpoints import (
     CHANGES,
     FULL,

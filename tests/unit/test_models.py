@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from persia_hpc.config.types import MODELS
 from persia_hpc.errors import UserError
 from persia_hpc.models import BUILT_IN, build_model
 from persia_hpc.models.parts import masked_mean
@@ -55,6 +56,10 @@ def embedded(inputs: Inputs, row_batch: RowBatch) -> tuple[Batch, RowGradients]:
 def small(name: str, inputs: Inputs, **more: Any) -> nn.Module:
     torch.manual_seed(1)
     return build_model(name, inputs, {**SMALL[name], **more})
+
+
+def test_the_configuration_knows_all_models() -> None:
+    assert tuple(BUILT_IN) == MODELS
 
 
 @pytest.mark.parametrize("name", BUILT_IN)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 
+from persia_hpc.config.types import METRICS
 from persia_hpc.errors import UserError
 from persia_hpc.trainer.metrics import auc, evaluate_metrics, load_metrics, logloss
 
@@ -47,3 +48,9 @@ def test_several_labels_and_a_custom_metric():
 def test_a_metric_that_cannot_be_imported_is_named():
     with pytest.raises(UserError, match=r"train\.metrics 'no_such_module:f': no module"):
         load_metrics(["no_such_module:f"])
+
+
+def test_the_metrics_that_the_configuration_knows_are_always_computed() -> None:
+    labels = np.array([[0.0], [1.0]], np.float32)
+    found = evaluate_metrics(np.zeros((2, 1)), labels, None, None, ("label",), load_metrics(METRICS))
+    assert set(found) == {"samples", *METRICS}

@@ -12,6 +12,7 @@ from polars.io.plugins import register_io_source
 
 from persia_hpc._native import unmix
 from persia_hpc.config import load_config
+from persia_hpc.durable import replacing
 from persia_hpc.errors import PersiaError, UserError
 
 from .merged import CheckpointReader, MergedTable, key_ranges
@@ -99,14 +100,11 @@ def _write(frames: Iterator[pl.DataFrame], schema: pl.Schema, out: Path) -> None
             failed.append(error)
             raise
 
-    partial = out.with_name(out.name + ".partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        register_io_source(source, schema=schema).sink_parquet(partial)
-        partial.replace(out)
+        with replacing(out) as partial:
+            register_io_source(source, schema=schema).sink_parquet(partial)
     except (OSError, pl.exceptions.PolarsError) as error:
         if failed:
             raise failed[0] from error
         raise PersiaError(f"{out} can't be written: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)

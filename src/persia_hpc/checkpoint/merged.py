@@ -19,22 +19,12 @@ from persia_hpc.arrays import Array
 from persia_hpc.errors import DataError
 
 from . import files
+from .tables import bucket_of
 
 COLUMNS = ("keys", "rows", "state", "stamps", "steps")  # one entry a row
 DECIDES = ("ages", "counted", "sightings")  # one entry a bucket
 BYTES_AT_ONCE = 32 << 20
 _KEYS_AT_ONCE = 1 << 20
-
-
-def bucket_of(keys: Array, num_buckets: int) -> Array:
-    """Returns the bucket of each key: its highest bits.
-
-    num_buckets: a power of two.
-    Shapes: keys uint64 [n]; returns int64 [n].
-    """
-    shift = np.uint64(64 - (num_buckets.bit_length() - 1))
-    # Two shifts, because one by 64 would be undefined.
-    return ((keys >> np.uint64(1)) >> (shift - np.uint64(1))).astype(np.int64)
 
 
 class TablePart:

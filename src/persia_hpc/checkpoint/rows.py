@@ -20,6 +20,7 @@ from persia_hpc.table_layout import TableLayout
 
 from . import files
 from .ahead import one_ahead
+from .tables import bucket_of, table_attributes
 
 if TYPE_CHECKING:
     from persia_hpc.parameter_server.engine import ParameterServer
@@ -117,21 +118,17 @@ def _load_initial_table(
         layout.config.eviction,
     )
     whole = range(int(there["num_buckets"]))
-    shift = np.uint64(64 - (layout.num_buckets.bit_length() - 1))
     for group, begin, end in _parts(opened[0], layout.name, whole):
         sources = [(group, begin, end, np.empty(0, np.uint64))]
         if not group.attrs["complete"]:
             sources = [*_base_parts(opened[1], group, layout.name, whole), *sources]
         for source, first, last, removed in sources:
             for rows in _slices(source, first, last):
-                buckets = rows["keys"] >> shift if layout.num_buckets > 1 else np.zeros(len(rows["keys"]))
+                buckets = bucket_of(rows["keys"], layout.num_buckets)
                 mine = (buckets >= table.first_bucket) & (buckets < table.end_bucket)
                 mine &= ~_is_in(rows["keys"], removed)
-                rows["stamps"] = (
-                    rows["stamps"]
-                    if layout.config.eviction == "lfu" and same
-                    else (np.zeros_like(rows["stamps"]))
-                )
+                if layout.config.eviction != "lfu" or not same:
+                    rows["stamps"] = np.zeros_like(rows["stamps"])
                 if not same:
                     rows = {name: rows[name] for name in ("keys", "rows", "stamps")}
                 table.import_rows({k: np.ascontiguousarray(v[mine]) for k, v in rows.items()})
@@ -225,13 +222,8 @@ def _parts(shards: list[h5py.File], name: str, owned: range) -> list[tuple[h5py.
 
 
 def _check_table(file_name: str, attributes: Mapping[str, Any], layout: TableLayout) -> None:
-    expected = {
-        "dim": layout.dim,
-        "num_buckets": layout.num_buckets,
-        "optimizer": layout.config.optimizer["name"],
-        "eviction": layout.config.eviction,
-    }
-    wrong = [f"{k} {attributes[k]} there, {v} here" for k, v in expected.items() if attributes[k] != v]
+    here = table_attributes(layout)
+    wrong = [f"{k} {attributes[k]} there, {v} here" for k, v in here.items() if attributes[k] != v]
     if wrong:
         raise UserError(
             f"{file_name}: table {layout.name!r} doesn't fit the configuration: {'; '.join(wrong)}"

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 import h5py
 import numpy as np
 
-from persia_hpc._native import Table
+from persia_hpc._native import Table, row_bytes
 from persia_hpc.arrays import Array
 from persia_hpc.errors import PersiaError
 from persia_hpc.table_layout import TableLayout
 
 from . import files
 from .ahead import one_ahead
+from .tables import table_attributes
 
 if TYPE_CHECKING:
     from persia_hpc.parameter_server.engine import ParameterServer
@@ -95,8 +96,8 @@ class ShardWriter:
         try:
             options = {"libver": ("v110", "v110"), "rdcc_nbytes": 4 * CHUNK_BYTES, "locking": False}
             needed = sum(
-                _file_bytes(table, buckets, table.rows_since(since) if since else num_rows)
-                for (_, table, buckets, since), num_rows in zip(self._parts, self._num_rows, strict=True)
+                _file_bytes(layout, table, buckets, table.rows_since(since) if since else num_rows)
+                for (layout, table, buckets, since), num_rows in zip(self._parts, self._num_rows, strict=True)
             )
             with h5py.File(self.path, "w", **options) as file:
                 # A disk that is full must be seen before HDF5 meets it: h5py doesn't get over that.
@@ -120,9 +121,10 @@ class ShardWriter:
         return files.writing_failed(self.path, error)
 
 
-def _file_bytes(table: Table, buckets: range, num_rows: int) -> int:
+def _file_bytes(layout: TableLayout, table: Table, buckets: range, num_rows: int) -> int:
     """Returns an estimate, rather too high, of the bytes that a table takes in the file."""
-    row = 8 + 4 * table.dim + 4 * table.state_width + 4 + 4
+    stored = row_bytes(str(layout.config.optimizer["name"]), layout.dim)  # in files all is float32
+    row = 8 + stored.weights + stored.state + 4  # with its key and stamp
     sightings = len(buckets) * table.sightings_per_bucket
     return (
         int(1.02 * num_rows * row) + 32 * len(buckets) + sightings + 8 * len(table.removed_keys()) + (1 << 15)
@@ -133,13 +135,7 @@ def _write_table(
     file: h5py.File, layout: TableLayout, table: Table, buckets: range, since: int, num_rows: int
 ) -> None:
     group = file.create_group(layout.name)
-    group.attrs.update(
-        dim=layout.dim,
-        num_buckets=layout.num_buckets,
-        optimizer=layout.config.optimizer["name"],
-        eviction=layout.config.eviction,
-        complete=since == 0,
-    )
+    group.attrs.update(table_attributes(layout), complete=since == 0)
     at = 0
     decided: list[dict[str, Array]] = []
     for rows, decides in one_ahead(_copied(table, buckets, since)):
@@ -179,8 +175,8 @@ def _append(group: h5py.Group, name: str, data: Array, at: int, num_rows: int | 
     if name not in group and num_rows is not None:
         group.create_dataset(name, (num_rows, *width), data.dtype)
     elif name not in group:
-        row_bytes = int(np.prod(width, dtype=np.int64)) * data.itemsize
-        chunks = (max(1, min(CHUNK_BYTES // row_bytes, len(data))), *width)
+        entry_bytes = int(np.prod(width, dtype=np.int64)) * data.itemsize
+        chunks = (max(1, min(CHUNK_BYTES // entry_bytes, len(data))), *width)
         group.create_dataset(name, (0, *width), data.dtype, maxshape=(None, *width), chunks=chunks)
     dataset = group[name]
     if num_rows is None:

@@ -21,8 +21,10 @@ from persia_hpc.errors import DataError, PersiaError
 from persia_hpc.table_layout import TableLayout, make_layout
 
 from . import files
+from .columns import Part, check_of, pieces
 from .listing import count_text
-from .merged import CheckpointReader, bucket_of, key_ranges
+from .merged import CheckpointReader, key_ranges
+from .tables import table_attributes
 
 CheckDense = Callable[[Path, int], str]
 _KEYS = {
@@ -36,7 +38,6 @@ _KEYS = {
     "num_samples": dict,
     "versions": dict,
 }
-_BYTES_AT_ONCE = 16 << 20
 _READ_ERRORS = (OSError, KeyError, RuntimeError, ValueError, TypeError, IndexError)
 
 
@@ -210,13 +211,7 @@ class _Shards:
         if spec is None:
             yield f"{where} is not one of the configuration's tables"
             return
-        expected = {
-            "dim": spec.dim,
-            "num_buckets": spec.num_buckets,
-            "optimizer": spec.config.optimizer["name"],
-            "eviction": spec.config.eviction,
-        }
-        for name, value in expected.items():
+        for name, value in table_attributes(spec).items():
             if group.attrs.get(name) != value:
                 yield f"{where}: {name} is {group.attrs.get(name)}, expected {value}"
         complete = group.attrs.get("complete")
@@ -244,50 +239,27 @@ class _Shards:
         lengths |= {} if complete or complete is None else {"removed": -1}
         for name in lengths.keys() - group.keys():
             yield f"{where}: no dataset {name}"
-        for name, dataset in group.items():
-            yield from self._dataset(where, name, dataset, lengths.get(name, -1), spec, buckets, offsets)
+        part = Part(group, spec, buckets, offsets, self.base_step)
+        for name in group:
+            for problem in self._column(part, name, lengths.get(name, -1)):
+                yield f"{where}: {problem}"
 
-    def _dataset(
-        self,
-        where: str,
-        name: str,
-        dataset: h5py.Dataset,
-        length: int,
-        spec: TableLayout,
-        buckets: Array,
-        offsets: Array | None,
-    ) -> Iterator[str]:
+    def _column(self, part: Part, name: str, length: int) -> Iterator[str]:
+        """Yields the problems of a column. length: its number of entries; -1 if any will do."""
+        dataset = part.group[name]
         if length not in (-1, len(dataset)):
-            yield f"{where}: {name} has {len(dataset)} entries, expected {length}"
-        if name == "rows" and dataset.shape[1:] != (spec.dim,):
-            yield f"{where}: rows have shape {dataset.shape[1:]}, expected ({spec.dim},)"
-        wrong = nonfinite = unsorted = old = 0
-        at_once = max(1, _BYTES_AT_ONCE // max(1, dataset.dtype.itemsize * int(np.prod(dataset.shape[1:]))))
-        last = None
+            yield f"{name} has {len(dataset)} entries, expected {length}"
+        if name == "rows" and dataset.shape[1:] != (part.spec.dim,):
+            yield f"rows have shape {dataset.shape[1:]}, expected ({part.spec.dim},)"
+        check = check_of(name, part)
         try:
-            for at in range(0, len(dataset), at_once):
-                values = dataset[at : at + at_once]
-                if name == "keys" and offsets is not None:
-                    index = np.searchsorted(offsets, np.arange(at, at + len(values)), side="right") - 1
-                    wrong += int((bucket_of(values, spec.num_buckets) != buckets[index]).sum())
-                elif name == "rows":
-                    nonfinite += int((~np.isfinite(values).all(axis=1)).sum())
-                elif name == "removed":
-                    unsorted += int((values[1:] < values[:-1]).sum()) + (
-                        last is not None and values[0] < last
-                    )
-                    last = values[-1]
-                elif name == "stamps" and "removed" in dataset.parent:
-                    old += int((values <= self.base_step).sum())
+            for at, values in pieces(dataset):
+                check.add(at, values)
         except _READ_ERRORS as error:
-            yield f"{where}: {name} can't be read: {error}"
-        self.report.nonfinite_rows += nonfinite
-        if wrong:
-            yield f"{where}: {count_text(wrong, 'key')} in another bucket than its own"
-        if unsorted:
-            yield f"{where}: removed keys don't ascend"
-        if old:
-            yield f"{where}: {count_text(old, 'row')} not used since the base, step {self.base_step}"
+            yield f"{name} can't be read: {error}"
+        self.report.nonfinite_rows += check.nonfinite_rows
+        if problem := check.problem():
+            yield problem
 
 
 def _merged_problems(report: Verification) -> Iterator[str]:

@@ -17,10 +17,12 @@ from typing import Any
 from .learning_rate import WARMUP
 
 ROLE_KEYS = ("parameter_servers", "embedding_workers", "trainers")
+# Tests compare the first and the last of these with models/build.py and protocol/wire.py, which say what they
+# stand for: a configuration must be read without NumPy and without knowing the trainer.
 MODELS = ("dlrm", "dcn_v2", "deepfm", "tower")
 LOSSES = ("bce",)
-METRICS = ("auc", "logloss")
-WIRE_FORMATS = ("fp32", "fp16", "bf16", "scaled_fp16")  # protocol/wire.py says what they are; it needs NumPy
+METRICS = ("auc", "logloss")  # always computed
+WIRE_FORMATS = ("fp32", "fp16", "bf16", "scaled_fp16")
 
 # Options of each embedding optimizer with their defaults: torch's, FBGEMM's for row-wise Adagrad.
 TABLE_OPTIMIZERS: dict[str, dict[str, float]] = {

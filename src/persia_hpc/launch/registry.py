@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from persia_hpc.durable import replacing
 from persia_hpc.errors import EXIT_FAILURE, PersiaError
 
 _BEACON_FD = 500  # at least; the usual limit is 1024
@@ -187,8 +188,10 @@ def write_failure(
     }
     target = Path(run_dir) / "failure.json"
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _write_beside(target, values)
+    handle, temporary = tempfile.mkstemp(prefix=".", dir=target.parent)  # a thread may fail beside another
     try:
+        with os.fdopen(handle, "w") as file:
+            json.dump(values, file)
         os.link(temporary, target)  # unlike rename, fails if the target exists
     except FileExistsError:
         return False
@@ -224,14 +227,8 @@ def _write_record(
     }
     target = Path(run_dir) / "ranks" / f"{world_rank}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(_write_beside(target, values), target)
-
-
-def _write_beside(target: Path, values: dict[str, Any]) -> str:
-    handle, name = tempfile.mkstemp(prefix=".", dir=target.parent)
-    with os.fdopen(handle, "w") as file:
-        json.dump(values, file)
-    return name
+    with replacing(target) as partial:  # of use only while the job lives, so it need not be durable
+        partial.write_text(json.dumps(values))
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -5,12 +5,12 @@ The join is written to a Parquet file, which is then converted like any table.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
+from persia_hpc.durable import replacing
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess.outputs import FileReport, make_directory
 from persia_hpc.preprocess.team import Team, once
@@ -93,14 +93,11 @@ def join(folder: Path, to: Path) -> None:
         .join(users, left_on="user", right_on="userid", how="left", maintain_order="left")
         .with_columns(day.alias("split"))
     )
-    aside = to.with_name(f".{to.name}.partial")
     try:
-        joined.sink_parquet(aside)
-        os.replace(aside, to)
+        with replacing(to) as partial:
+            joined.sink_parquet(partial)
     except pl.exceptions.PolarsError as error:
         raise UserError(f"{folder}: can't be joined ({error})") from error
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def prepare(options: TaobaoAdOptions) -> list[FileReport | str] | None:

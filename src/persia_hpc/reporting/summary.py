@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from persia_hpc.config import Config
+from persia_hpc.durable import replace_whole
 
 from .events import without_nan
 from .outcomes import JobOutcome, ServerOutcome, TrainerOutcome, WorkerOutcome
@@ -130,11 +130,5 @@ def make_summary(config: Config, outcome: JobOutcome, *, mpi_library: str) -> di
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file that is either whole or not there."""
-    aside = path.with_name(path.name + ".partial")
-    with aside.open("w", encoding="utf-8") as file:
-        json.dump(without_nan(value), file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    """Writes a JSON file that is either whole or not there, also after a crash."""
+    replace_whole(path, (json.dumps(without_nan(value), indent=2) + "\n").encode())

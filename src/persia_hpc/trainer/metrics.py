@@ -9,9 +9,9 @@ from typing import cast
 import numpy as np
 
 from persia_hpc.arrays import Array
+from persia_hpc.config.types import METRICS
 from persia_hpc.user_objects import load_object
 
-BUILT_IN = ("auc", "logloss")  # always computed
 Metric = Callable[[Array, Array, "Array | None", "Array | None"], float]
 
 
@@ -89,5 +89,5 @@ def load_metrics(paths: Sequence[str]) -> dict[str, Metric]:
     return {
         path.partition(":")[2]: cast(Metric, load_object(path, "train.metrics"))
         for path in paths
-        if path not in BUILT_IN
+        if path not in METRICS
     }
