@@ -79,3 +79,15 @@ def test_lines_and_cells_are_short(page: Path) -> None:
             assert longest <= CELL, f"{page.name}:{number}: a cell of {longest} characters; move prose out"
         else:
             assert len(line) <= LINE, f"{page.name}:{number}: {len(line)} characters"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_files_of_the_repository_that_a_page_names_exist(page: Path) -> None:
+    made_by_readers = re.compile(r"foo|my_model|make_clicks|job\.sbatch")
+    folders = [
+        ROOT / name
+        for name in ("src/persia_hpc", "native", "tests", "tools", "benchmarks", "slurm", "datasets")
+    ]
+    known = [path.as_posix() for folder in folders for path in folder.rglob("*.*")]
+    for name in re.findall(r"`([\w/.]+\.(?:py|pyi|h|cpp|cu|sh|sbatch))`", page.read_text()):
+        assert made_by_readers.search(name) or any(path.endswith(f"/{name}") for path in known), name
