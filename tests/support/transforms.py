@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from persia_hpc.samples.batch import SampleBatch
+import numpy as np
+
+from persia_hpc.samples.batch import IdColumn, SampleBatch
 
 
 def fail_at_step_5(batch: SampleBatch, seed: int, step: int) -> SampleBatch:
     if step == 5:
         raise ArithmeticError("the transform can't do step 5")
     return batch
+
+
+def one_id(batch: SampleBatch, seed: int, step: int) -> SampleBatch:
+    ids = {name: IdColumn(np.zeros_like(c.values), c.offsets) for name, c in batch.ids.items()}
+    return SampleBatch(ids, batch.dense, batch.labels)

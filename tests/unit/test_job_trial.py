@@ -25,3 +25,11 @@ def test_damaged_data_are_not_the_models_fault(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"train\.h5") as caught:
         Trial(load_config(tiny_config(str(path)))).steps(13)
     assert "model" not in str(caught.value)
+
+
+def test_ids_are_counted_as_workers_see_them(tmp_path: Path) -> None:
+    """After the transform: one that leaves a single id leaves a single row in each table."""
+    data = write_tiny(tmp_path / "train.h5", 400)
+    changed = tiny_config(data, **{"data.transform": "tests.support.transforms:one_id"})
+    assert set(Trial(load_config(changed)).count(32).rows) == {1.0}
+    assert min(Trial(load_config(tiny_config(data))).count(32).rows) > 1.0

@@ -31,7 +31,7 @@ def dry_run(config: Config) -> str:
         "tables:",
         *_tables(layout, schema, trial.stream),
         "memory, beside the programs and their libraries:",
-        *_memory(plan, trial.memory(plan)),
+        *_memory(plan, trial.memory(plan), "ranks of a node" if config.ranks.per_node else "ranks"),
         "data:",
     ]
     for split, schedule in trial.schedules.items():
@@ -73,15 +73,15 @@ def _tables(layout: Layout, schema: DatasetSchema, stream: LocalStream) -> list[
     return lines
 
 
-def _memory(plan: Plan, memory: Memory) -> list[str]:
-    """Returns lines that tell what the largest rank of each role holds, and all ranks of a node together."""
+def _memory(plan: Plan, memory: Memory, ranks: str) -> list[str]:
+    """Returns lines that tell what the largest rank of each role holds, and all `ranks` together."""
     lines = []
     for role, parts in memory.items():
         listed = " + ".join(f"{mib(size)} {what}" for what, size in parts.items())
         lines.append(f"  each of {plan.count(role)} {role.value}s: {mib(sum(parts.values()))} = {listed}")
     rings = sum(memory[member.role]["rings"] for member in plan.members)
     lines.append(
-        f"  all ranks of a node: {mib(sum(node_memory(plan, memory).values()))}, of which {mib(rings)} are "
+        f"  all {ranks}: {mib(sum(node_memory(plan, memory).values()))}, of which {mib(rings)} are "
         "rings, in shared memory (/dev/shm) between ranks of one node"
     )
     return lines

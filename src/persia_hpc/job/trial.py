@@ -62,7 +62,7 @@ class Trial:
     def count(self, samples: int) -> Counts:
         """Returns mean counts of batches of `samples`, cut out of the first samples."""
         if samples not in self._counts:
-            self._counts[samples] = count_batches(EmbeddingWorker(self.layout), self.sample, samples)
+            self._counts[samples] = count_batches(self.stream.worker, self.sample, samples)
         return self._counts[samples]
 
     def memory(self, plan: Plan, counting: Counting | None = None) -> Memory:

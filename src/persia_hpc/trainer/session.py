@@ -377,13 +377,13 @@ class Session(Progress):
             )
         self.phases.stop()
         self.reducer.settle(self.stream, self.stopping.listen)
-        model, optimizer, scaler = self.model, self.optimizer, self.precision.state()
-        assert model is not None, "call session.prepare(model) first"
-        self.saver.begin(
-            self.step_number,
-            lambda random_states: dense_content(self.state, model, optimizer, scaler, random_states),
-            full=full,
-        )
+        optimizer, scaler = self.optimizer, self.precision.state()
+
+        def content(random_states: list[dict[str, Any]]) -> dict[str, Any]:
+            assert self.model is not None, "call session.prepare(model) first"
+            return dense_content(self.state, self.model, optimizer, scaler, random_states)
+
+        self.saver.begin(self.step_number, content, full=full)
 
     def close(self) -> None:
         """Ends the run for all ranks.
