@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from persia_hpc.arrays import Array
 from persia_hpc.checkpoint.files import shard_name
@@ -43,7 +42,7 @@ from persia_hpc.protocol.messages import (
 from persia_hpc.runtime.loop import PollingLoop, RankContext
 from persia_hpc.runtime.phases import WORKER, Phases
 from persia_hpc.runtime.watchdog import Wait
-from persia_hpc.samples.source import Source
+from persia_hpc.samples.split_readers import SplitReaders
 from persia_hpc.transport.records import Record
 from persia_hpc.transport.ring import RingSender
 
@@ -61,19 +60,18 @@ class WorkerLoop:
         self,
         engine: EmbeddingWorker,
         config: Config,
-        sources: Mapping[str, Source],
+        splits: SplitReaders,
         planes: WorkerPlanes,
         context: RankContext,
     ):
-        """Connects to servers and trainers; `sources` are the samples of each split."""
+        """Connects to servers and trainers; `splits` reads the samples of each split."""
         self.engine = engine
         self.config = config
         self.planes = (planes.row_plane, planes.feed_plane)
         self.servers = planes.connect_servers()
         self.trainers = planes.connect_trainers(engine.worker_rank)
         self.stretches = Stretches(
-            config,
-            sources,
+            splits,
             worker_rank=engine.worker_rank,
             workers_of_trainer=planes.workers_of_trainer,
             on_ready=context.waiter.wake,
@@ -350,8 +348,3 @@ class WorkerLoop:
             return False
         send(feed, message(self.engine.assemble(batch)))
         return True
-
-    def statistics(self) -> dict[str, Any]:
-        """Returns counters for summary.json."""
-        counted = {"first_pull": self.first_pull, **self.engine.statistics(), **self.phases.statistics()}
-        return {**counted, "wait": {cause: self.phases.seconds[cause] for cause in ("idle", "read")}}

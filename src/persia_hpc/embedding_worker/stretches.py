@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from persia_hpc.config import Config
 from persia_hpc.protocol.commands import Evaluate, Portion, Segment
 from persia_hpc.samples.reader import PrefetchReader
-from persia_hpc.samples.source import Source
 from persia_hpc.samples.split_readers import SplitReaders
-from persia_hpc.schedule import batches_of_worker, make_schedules
+from persia_hpc.schedule import batches_of_worker
 
 
 @dataclass
@@ -41,16 +39,14 @@ class Stretches:
 
     def __init__(
         self,
-        config: Config,
-        sources: Mapping[str, Source],
+        splits: SplitReaders,
         *,
         worker_rank: int,
         workers_of_trainer: Sequence[tuple[int, ...]],
         on_ready: Callable[[], None],
     ):
         """Starts without a stretch; `on_ready` is called by a reading thread when it has read a batch."""
-        counts = {split: source.num_samples for split, source in sources.items()}
-        self._splits = SplitReaders(config, sources, make_schedules(config, counts))
+        self._splits = splits
         self._worker_rank = worker_rank
         self._workers_of_trainer = workers_of_trainer
         trainers = {i for i, workers in enumerate(workers_of_trainer) if worker_rank in workers} | {0}

@@ -20,6 +20,7 @@ from persia_hpc.parameter_server.serve import ServerLoop
 from persia_hpc.reporting.outcomes import ServerOutcome, Times, TrainerOutcome, WorkerOutcome
 from persia_hpc.reporting.screen import summary_text
 from persia_hpc.samples.source import Source
+from persia_hpc.samples.split_readers import SplitReaders
 from persia_hpc.topology.communicators import check_single_mpi_library
 from persia_hpc.topology.roles import Role
 from persia_hpc.transport.progress import ProgressThread
@@ -120,7 +121,7 @@ class WorkerDuty:
         loop = WorkerLoop(
             engine,
             self.facts.config,
-            self.sources,
+            SplitReaders(self.facts.config, self.sources, self.facts.schedules),
             WorkerPlanes(
                 row_plane=row_plane,
                 servers=place.ranks_in_row_plane(Role.PARAMETER_SERVER),

@@ -24,6 +24,7 @@ from persia_hpc.reporting.trace import clock_offsets, write_trace
 from persia_hpc.runtime.stop import StopSignals
 from persia_hpc.runtime.watchdog import Watchdog
 from persia_hpc.samples.source import Source
+from persia_hpc.topology.channels import RingBytes
 from persia_hpc.topology.communicators import show_gpus, split_world
 from persia_hpc.topology.roles import Role
 
@@ -126,14 +127,15 @@ class RankJob:
         LOG.info("%s: done, waited %s", self.role, outcome.times.wait if outcome.times is not None else {})
         return summary
 
-    def make_place(self, **found: Any) -> Place:
-        """Returns this rank's place; `found` holds the part of it that ranks have found out together."""
+    def make_place(self, *, ring_bytes: RingBytes, fair_threads: int) -> Place:
+        """Returns this rank's place; the arguments are what ranks have found out together."""
         return Place(
             communicators=self.communicators,
+            ring_bytes=ring_bytes,
+            fair_threads=fair_threads,
             run_dir=self.run_dir,
             stop=self.start.stop,
             watchdog=self.watchdog,
-            **found,
         )
 
     def make_duty(self, facts: Facts, place: Place, sources: Mapping[str, Source]) -> Duty:
