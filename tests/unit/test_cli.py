@@ -8,8 +8,10 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 import persia_hpc as ph
 from persia_hpc.cli import COMMANDS, main
@@ -72,6 +74,26 @@ def test_one_process_trains_as_python_does(tmp_path: Path, capfd: pytest.Capture
     assert capfd.readouterr() == ("", "")
     ph.train(path, set={"run_dir": str(tmp_path / "python")}, quiet=True)
     assert run_digest(tmp_path / "run") == run_digest(tmp_path / "python")
+
+
+@pytest.mark.parametrize(
+    ("load", "threads", "said"), [(50.0, None, True), (0.0, None, False), (50.0, 2, False)]
+)
+def test_one_process_says_that_threads_wait_on_a_busy_machine(
+    load: float,
+    threads: int | None,
+    said: bool,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, load, load))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    changes: dict[str, Any] = {"run_dir": str(tmp_path / "run"), "train.threads": threads}
+    ph.train(tiny_config(write_tiny(tmp_path / "train.h5", 20)), set=changes)
+    torch.set_num_threads(before)
+    assert ("train.threads = 1 may be faster" in capfd.readouterr().err) == said
 
 
 def test_one_process_is_no_rank_and_no_dry_run(
