@@ -12,12 +12,20 @@ if TYPE_CHECKING:
     from .callbacks import Callback
     from .config import Config, load_config
     from .errors import DataError, PersiaError, UserError
+    from .samples.batch import IdColumn, SampleBatch
+    from .samples.schema import DatasetSchema, FeatureSchema
+    from .samples.writer import DatasetWriter
 
 __all__ = [
     "Callback",
     "Config",
     "DataError",
+    "DatasetSchema",
+    "DatasetWriter",
+    "FeatureSchema",
+    "IdColumn",
     "PersiaError",
+    "SampleBatch",
     "UserError",
     "load",
     "load_config",
@@ -35,6 +43,11 @@ _HOME = {
     "DataError": "errors",
     "PersiaError": "errors",
     "UserError": "errors",
+    "IdColumn": "samples.batch",
+    "SampleBatch": "samples.batch",
+    "DatasetSchema": "samples.schema",
+    "FeatureSchema": "samples.schema",
+    "DatasetWriter": "samples.writer",
 }
 
 
@@ -44,3 +57,7 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

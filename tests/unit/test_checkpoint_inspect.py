@@ -200,9 +200,9 @@ def test_exported_rows_are_those_of_load(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(merged, "BYTES_AT_ONCE", bytes_at_once)
-    arguments = ("--table", "item", "user", "--out", tmp_path / "out", "--ids")
-    code, out, _ = persia(capsys, "export", runs / "a" / name, *arguments)
+    code, out, _ = persia(capsys, "export", runs / "a" / name, "--out", tmp_path / "out", "--ids")
     assert code == 0
+    assert {p.stem for p in (tmp_path / "out").iterdir()} == {"item", "tags", "user"}
     loaded = ph.load(runs / "a" / name)
     for table in ("item", "user"):
         frame = pl.read_parquet(tmp_path / "out" / f"{table}.parquet")

@@ -8,10 +8,15 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+import persia_hpc as ph
 from persia_hpc.cli import COMMANDS, main
+from tests.support.jobs import write_config
+from tests.support.tiny import run_digest, tiny_config, write_tiny
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
 LAUNCHER_VARIABLES = re.compile("^(PMI|PMIX|OMPI|MV2|SLURM)_")
@@ -60,6 +65,46 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     assert done.stderr == "persia-hpc: error: wrong.toml: modus is not a known key; did you mean 'mode'?\n"
     assert done.stdout == ""
     assert [p.name for p in tmp_path.iterdir()] == ["wrong.toml"]  # no run directory for a run that never was
+
+
+def test_one_process_trains_as_python_does(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    data = write_tiny(tmp_path / "train.h5", 200)
+    path = write_config(tmp_path / "job.toml", tiny_config(data))
+    assert main(["train", str(path), "--one-process", "--run-dir", str(tmp_path / "run"), "--quiet"]) == 0
+    assert capfd.readouterr() == ("", "")
+    ph.train(path, set={"run_dir": str(tmp_path / "python")}, quiet=True)
+    assert run_digest(tmp_path / "run") == run_digest(tmp_path / "python")
+
+
+@pytest.mark.parametrize(
+    ("load", "threads", "said"), [(50.0, None, True), (0.0, None, False), (50.0, 2, False)]
+)
+def test_one_process_says_that_threads_wait_on_a_busy_machine(
+    load: float,
+    threads: int | None,
+    said: bool,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, load, load))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    changes: dict[str, Any] = {"run_dir": str(tmp_path / "run"), "train.threads": threads}
+    ph.train(tiny_config(write_tiny(tmp_path / "train.h5", 20)), set=changes)
+    torch.set_num_threads(before)
+    assert ("train.threads = 1 may be faster" in capfd.readouterr().err) == said
+
+
+def test_one_process_is_no_rank_and_no_dry_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_config(tmp_path / "job.toml", tiny_config(write_tiny(tmp_path / "train.h5", 20)))
+    assert main(["train", str(path), "--one-process", "--dry-run"]) == 2
+    monkeypatch.setenv("PMI_RANK", "0")
+    assert main(["train", str(path), "--one-process"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert ["--dry-run" in errors[0], "without mpiexec" in errors[1]] == [True, True]
 
 
 def test_usage_errors_have_exit_code_2(tmp_path: Path) -> None:
@@ -119,6 +164,11 @@ def test_report_of_a_run_and_of_a_failed_one(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "failure.json").write_text(json.dumps({"world_rank": 3, "message": "no luck"}))
     assert main(["report", str(tmp_path)]) == 0
     assert "rank 3: no luck" in capsys.readouterr().out
+
+
+def test_dir_shows_the_public_names() -> None:
+    assert dir(ph) == ph.__all__
+    assert all(getattr(ph, name).__name__ == name for name in ph.__all__)
 
 
 def test_importing_configuration_and_command_line_is_quick_and_light() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import re
 from pathlib import Path
 
@@ -59,6 +61,21 @@ def test_readme_links_to_every_page() -> None:
 def test_python_examples_compile(page: Path) -> None:
     for number, block in enumerate(blocks(page, "python")):
         compile(block, f"{page.name}, example {number + 1}", "exec")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_python_examples_import_what_they_use(page: Path) -> None:
+    for number, block in enumerate(blocks(page, "python")):
+        nodes = list(ast.walk(ast.parse(block)))
+        known = {n.id for n in nodes if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)}
+        known |= {n.arg for n in nodes if isinstance(n, ast.arg)}
+        known |= {n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+        for node in nodes:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                known |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+        used = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+        unknown = used - known - set(dir(builtins))
+        assert not unknown, f"{page.name}, example {number + 1}: {unknown} must be imported or made"
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/configuration.md"])

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +55,18 @@ def feed_of(inputs: Inputs, num_samples: int, seed: int = 0) -> RowBatch:
 
 def embedded(inputs: Inputs, row_batch: RowBatch) -> tuple[Batch, RowGradients]:
     return Pooling(inputs).embed(row_batch, training=True)
+
+
+def test_options_of_built_in_models_are_documented() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs/configuration.md").read_text()
+    documented = re.findall(r"^\| `(\w+)` \| `(\w+)` \| (?:`(.*?)`|–) \|", page, re.MULTILINE)
+    expected = []
+    for name, (module, factory) in BUILT_IN.items():
+        options = signature(getattr(import_module(f"persia_hpc.models.{module}"), factory)).parameters
+        for option in list(options.values())[1:]:
+            value = option.default
+            expected.append((name, option.name, "" if value is None else json.dumps(value)))
+    assert sorted(documented) == sorted(expected)
 
 
 def small(name: str, inputs: Inputs, **more: Any) -> nn.Module:

@@ -19,7 +19,8 @@ examples:
   persia-hpc checkpoint verify runs/1 runs/2/latest
   persia-hpc checkpoint diff runs/1/step-00000100 runs/2/step-00000100
   persia-hpc checkpoint export runs/1 --table item --ids --out item.parquet
-  persia-hpc checkpoint export runs/1 --table item user --out tables/"""
+  persia-hpc checkpoint export runs/1 --table item user --out tables/
+  persia-hpc checkpoint export runs/1 --out tables/"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     export = actions.add_parser("export", help="write tables as Parquet")
     export.add_argument("path", metavar="PATH", type=Path, help="checkpoint; of a run: its latest")
-    export.add_argument("--table", metavar="NAME", nargs="+", required=True, help="tables to write")
+    export.add_argument("--table", metavar="NAME", nargs="+", help="tables to write (default: all)")
     export.add_argument(
         "--out", metavar="OUT", type=Path, required=True, help="a .parquet file; for several tables a folder"
     )
@@ -116,12 +117,7 @@ def _diff(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    names = list(dict.fromkeys(options.table))
     is_file = options.out.suffix == ".parquet"
-    if is_file and len(names) > 1:
-        raise UserError(
-            f"--out {options.out}: got {len(names)} tables for one file; name a folder, or one table"
-        )
     if not is_file and (options.out.suffix or options.out.is_file()) and not options.out.is_dir():
         raise UserError(f"--out {options.out}: expected a name that ends in .parquet, or a folder")
     from persia_hpc.checkpoint.choose import find_checkpoint
@@ -129,6 +125,11 @@ def _export(options: argparse.Namespace) -> int:
     from persia_hpc.checkpoint.merged import CheckpointReader
 
     with CheckpointReader(find_checkpoint(options.path)) as checkpoint:
+        names = list(dict.fromkeys(options.table or checkpoint.tables))
+        if is_file and len(names) > 1:
+            raise UserError(
+                f"--out {options.out}: got {len(names)} tables for one file; name a folder, or one table"
+            )
         unknown = [name for name in names if name not in checkpoint.tables]
         if unknown:
             raise UserError(

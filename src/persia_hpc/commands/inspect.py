@@ -141,6 +141,9 @@ def _plot(pyplot: Any, found: Inspection, path: Path) -> None:
     import numpy as np
 
     figure, axes = pyplot.subplots(figsize=(8, 6))
+    # Neither a colour nor a dash alone tells more than ten features apart.
+    colours = pyplot.rcParams["axes.prop_cycle"]
+    axes.set_prop_cycle(pyplot.cycler(linestyle=["-", "--", ":", "-."]) * colours)
     for name, counts in found.features.items():
         curve = counts.ranked()["count"].to_numpy()
         # A curve of millions of ids is drawn by at most some hundreds of them.

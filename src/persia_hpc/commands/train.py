@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from persia_hpc.config import Config, load_config, parse_set
-from persia_hpc.errors import EXIT_OK, UserError
+from persia_hpc.errors import EXIT_AGAIN, EXIT_OK, UserError
 from persia_hpc.job.task import Task
 from persia_hpc.launch.environment import inside_mpi, supervised, world_rank_of
 from persia_hpc.launch.run_dir import claim_run_dir, completed_message
@@ -25,6 +25,7 @@ examples:
   persia-hpc train train.toml --run-dir runs/a --set data.follow=true --resume
   persia-hpc train finetune.toml --init-from runs/a/latest
   persia-hpc train train.toml --dry-run
+  persia-hpc train train.toml --one-process
   mpiexec -n 4 persia-hpc train train.toml"""
 
 
@@ -67,6 +68,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="mpiexec",
         help="what starts the ranks; none: this process is a rank already (default: mpiexec)",
     )
+    parser.add_argument(
+        "--one-process",
+        action="store_true",
+        help="train with all roles in this process, without MPI and always in sync: small data, debugging",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
 
 
@@ -81,6 +87,8 @@ def run(options: argparse.Namespace) -> int:
         if world_rank_of() in (None, 0):
             print(f"persia-hpc: {done}", file=sys.stderr)
         return EXIT_OK
+    if options.one_process:
+        return _in_one_process(config, options)
     if options.launcher == "none" or inside_mpi():
         return _be_a_rank(config, options)
     if options.dry_run:
@@ -111,6 +119,18 @@ def _config(options: argparse.Namespace) -> Config:
     if config.checkpoint.resume and options.run_dir is None and config.run_dir is None:
         raise UserError("--resume needs the --run-dir of the run (or run_dir in the configuration)")
     return config
+
+
+def _in_one_process(config: Config, options: argparse.Namespace) -> int:
+    if inside_mpi():
+        raise UserError("--one-process: this is a rank of an MPI job; start it without mpiexec or srun")
+    if options.dry_run:
+        raise UserError("--one-process and --dry-run: give one of them; a dry run is one process")
+    from persia_hpc.api import train
+
+    run_dir = {} if options.run_dir is None else {"run_dir": str(options.run_dir)}
+    summary = train(config, set=run_dir, quiet=options.quiet)
+    return EXIT_AGAIN if summary["status"] == "interrupted" else EXIT_OK
 
 
 def _be_a_rank(config: Config, options: argparse.Namespace) -> int:

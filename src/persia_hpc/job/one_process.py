@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,12 @@ def run_in_one_process(config: Config, task: Task, stop: StopSignals) -> dict[st
     run_dir = make_run_dir(config.run_dir, resume=config.checkpoint.resume)
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
+    elif not task.quiet and torch.get_num_threads() > 1:
+        load = os.getloadavg()[0]
+        if load > (os.cpu_count() or 1) / 2:
+            _announce(
+                f"other work keeps this machine busy (load {load:.1f}): train.threads = 1 may be faster"
+            )
 
     def prepare(path: Path | None) -> tuple[LocalStream, TrainerStart]:
         if path is not None:

@@ -50,9 +50,11 @@ import mpi4py
 mpi4py.rc.initialize = False
 from mpi4py import MPI
 import horovod.torch as hvd
+import torch
 maps = open("/proc/self/maps").read()
 found = {os.path.realpath(p) for p in re.findall(r"(/\\S*/libmpi(?:ch)?\\.so[.\\d]*)", maps)}
-print("PROBE" + json.dumps({"mpi": bool(hvd.mpi_built()), "libraries": sorted(found)}))
+print("PROBE" + json.dumps({"mpi": bool(hvd.mpi_built()), "libraries": sorted(found),
+      "nccl": bool(hvd.nccl_built()), "gpus": torch.cuda.device_count()}))
 """
 _TORCH_PROBE = """
 import json, torch
@@ -179,7 +181,10 @@ def _horovod() -> list[Line]:
     if len(probe["libraries"]) > 1:
         found = f"not the MPI of mpi4py: {', '.join(probe['libraries'])} are both loaded"
         return [(BAD, "horovod", found, _BUILD_HOROVOD)]
-    return [(GOOD, "horovod", f"{_version('horovod')}, with MPI, the same library as mpi4py", "")]
+    found = f"{_version('horovod')}, with MPI, the same library as mpi4py"
+    if probe["gpus"] and not probe["nccl"]:
+        return [(NOTE, "horovod", f"{found}, without NCCL: GPUs' gradients take host memory", _BUILD_HOROVOD)]
+    return [(GOOD, "horovod", found + (", and with NCCL" if probe["nccl"] else ""), "")]
 
 
 def _memory() -> list[Line]:
