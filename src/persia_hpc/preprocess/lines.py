@@ -19,6 +19,7 @@ import numpy.typing as npt
 import polars as pl
 
 from persia_hpc.errors import UserError
+from persia_hpc.patterns import literal_first
 
 OnRead = Callable[[int], None]  # is told how many more bytes have been read
 
@@ -81,7 +82,7 @@ def expand_files(patterns: Sequence[str], base: Path = Path()) -> list[Path]:
     files: list[Path] = []
     for pattern in patterns:
         full = str(base / Path(pattern).expanduser())
-        found = [full] if Path(full).is_file() else sorted(glob.glob(full, recursive=True), key=_by_numbers)
+        found = sorted(glob.glob(literal_first(full), recursive=True), key=_by_numbers)
         found = [name for name in found if Path(name).is_file()]
         if not found:
             raise UserError(
