@@ -256,7 +256,7 @@ def _zstd_chunks(path: Path) -> Iterator[bytes]:
         raise UserError(
             f"{path}: zstd needs a newer polars; update it, or recompress the file with gzip or xz"
         )
-    for batch in pl.scan_lines(path).collect_batches(chunk_size=_ZSTD_LINES):
+    for batch in pl.scan_lines(path, glob=False).collect_batches(chunk_size=_ZSTD_LINES):
         yield ("\n".join(batch.to_series().to_list()) + "\n").encode()
 
 
