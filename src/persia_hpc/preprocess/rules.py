@@ -95,6 +95,13 @@ class MissingWords:
         self._plain = [word for word in words if as_number(word) is None and as_truth(word) is None]
         self.unmet = set(words)
 
+    def report(self) -> list[str]:
+        """Returns a line to print if any of the words was never met, else none."""
+        if not self.unmet:
+            return []
+        words = ", ".join(repr(word) for word in self._words if word in self.unmet)
+        return [f"warning: missing: {words} equals no value in any column that is used"]
+
     def cleaned(self, column: pl.Series, place: Place) -> pl.Series:
         """Returns a plain column: text stripped, with null for empty text and for the words.
 

@@ -212,7 +212,7 @@ def prepare(options: TableOptions) -> list[FileReport | str] | None:
                 rows = np.flatnonzero(parts == part)
                 writer.write(f"{name}.h5", batch if len(rows) == len(parts) else batch.take(rows))
         write_vocabularies(outputs, learned)
-    return [*writer.report, *bad_lines.report()]
+    return [*writer.report, *bad_lines.report(), *converter.missing.report()]
 
 
 def learned_settings(converter: Converter, learned: Learned) -> dict[str, Any]:
