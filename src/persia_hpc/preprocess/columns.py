@@ -84,19 +84,15 @@ def to_ids(values: pl.Series, kind: str, place: Place) -> Ids:
 def _texts(values: pl.Series, place: Place) -> pl.Series:
     """Returns the values as text that any file of them would hold.
 
-    Raises UserError for floats and decimals, which are written in several ways.
+    Raises UserError for floats, decimals and Booleans, which are written in several ways.
     """
-    if values.dtype.is_float() or (values.dtype.is_decimal() and _scale(values)):
+    if values.dtype.is_float() or values.dtype.is_decimal() or values.dtype == pl.Boolean:
         place.refuse(
             values.is_not_null().to_numpy(),
-            'text or integers for type = "string", since 7.0 may also be written 7; leave `type` out, or '
-            "convert the column to integers or text",
+            'text or integers for type = "string", since this may be written in two ways, as 7.0 and 7 or '
+            "true and True; leave `type` out, or convert the column to integers or text",
         )
     return values.cast(pl.String)
-
-
-def _scale(values: pl.Series) -> int:
-    return getattr(values.dtype, "scale", 0) or 0
 
 
 def spelled(values: pl.Series, kind: str) -> pl.Series:
@@ -116,7 +112,7 @@ def spelled(values: pl.Series, kind: str) -> pl.Series:
 def to_integers(values: pl.Series, place: Place, expected: str, *, signed: bool = False) -> Ids:
     """Returns whole numbers of 64 bits as two's complement, and 0 for null.
 
-    signed: refuses those from 2^63 on
+    signed: as times are, refuses those from 2^63 on, and true and false
     Shapes: [M] uint64.
     Raises UserError for values that aren't such numbers, or that are floats too large to be told apart.
     """
@@ -139,7 +135,7 @@ def to_integers(values: pl.Series, place: Place, expected: str, *, signed: bool 
     if integers.null_count() == values.null_count():
         return integers.fill_null(0).to_numpy().view(np.uint64)
     if values.dtype == pl.String:
-        values = _integer_texts(values)
+        values = _integer_texts(values, truth=not signed)
         integers = values.cast(pl.Int64, strict=False)
     ids = integers.fill_null(0).to_numpy().view(np.uint64)
     fits = integers.is_not_null().to_numpy()
@@ -151,10 +147,12 @@ def to_integers(values: pl.Series, place: Place, expected: str, *, signed: bool 
     return ids
 
 
-def _integer_texts(values: pl.Series) -> pl.Series:
-    """Returns the text with 7 in place of 7.0, and with 1 and 0 in place of true and false."""
+def _integer_texts(values: pl.Series, *, truth: bool = True) -> pl.Series:
+    """Returns the text with 7 in place of 7.0, and with `truth` 1 and 0 in place of true and false."""
     exact = values.cast(pl.Float64, strict=False).abs() < _FLOAT_ENDS[pl.Float64]
     whole = pl.select(pl.when(exact).then(values.str.replace(_WHOLE, "")).otherwise(values)).to_series()
+    if not truth:
+        return whole
     return whole.str.replace("(?i)^true$", "1").str.replace("(?i)^false$", "0")
 
 
