@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from persia_hpc.errors import UserError
-from persia_hpc.preprocess.columns import Place, split_lists, to_ids
-from persia_hpc.preprocess.frames import Frame
+from persia_hpc.preprocess.columns import split_lists, to_ids
+from persia_hpc.preprocess.frames import Frame, Place
 from persia_hpc.preprocess.ids import MISSING_ID, RARE_ID, IdCounts, IdFilter, hash_strings, string_ids
 
 U64 = st.integers(0, 2**64 - 1)

@@ -221,7 +221,7 @@ def test_labels_must_be_binary_unless_said(tmp_path):
 def test_bad_rows_of_parquet_are_named_by_number(tmp_path):
     pl.DataFrame({"u": [1, 2], "x": [0.5, float("nan")], "y": [0, 1]}).write_parquet(tmp_path / "d.parquet")
     schema = SHORT.replace("*.csv", "d.parquet") + "[split]\nfractions = {train = 1.0}\n"
-    with pytest.raises(UserError, match=r"d\.parquet, row 2: x: got nan, expected a finite number"):
+    with pytest.raises(UserError, match=r"d\.parquet, row 2: x: got nan \(Float64\), expected a finite"):
         prepare(tmp_path, schema, {})
 
 

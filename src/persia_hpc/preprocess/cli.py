@@ -11,6 +11,7 @@ from typing import Any
 
 from persia_hpc.config import parse_bytes
 from persia_hpc.errors import EXIT_OK, UserError
+from persia_hpc.preprocess.label_rates import constant_labels
 from persia_hpc.preprocess.team import ONE_MEMBER, Part, Team
 
 from . import adult, synthetic, taobao_ad
@@ -326,8 +327,8 @@ def run(args: argparse.Namespace, team: Team = ONE_MEMBER) -> int:
         print(f"{args.out} is up to date")
         return EXIT_OK
     reports, best = made if isinstance(made, tuple) else (made, {})  # synthetic knows what can be reached
-    for report in reports:
-        print(report)
+    for line in [*reports, *constant_labels(reports)]:
+        print(line)
     if getattr(args, "preset", None):
         print(criteo_syn.PRESETS[args.preset])
     if best:

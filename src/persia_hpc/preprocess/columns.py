@@ -1,40 +1,30 @@
-"""Converts columns of a frame to ids and numbers; values that don't fit are refused with their place.
+"""Converts plain columns to ids, numbers and times; values that don't fit are refused with their place.
 
 Shapes: N rows, M values of all rows together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from persia_hpc.errors import UserError
-from persia_hpc.preprocess.frames import Frame
-from persia_hpc.preprocess.ids import MISSING_ID, RARE_ID, Ids, string_ids
+from persia_hpc.preprocess.frames import Place
+from persia_hpc.preprocess.ids import MISSING_ID, RARE_ID, Ids, hash_strings, string_ids
+from persia_hpc.preprocess.kinds import Lengths, check_type, flatten, is_list
+from persia_hpc.preprocess.rules import as_truth
 
 Numbers = npt.NDArray[np.float64]
-Lengths = npt.NDArray[np.int64]
 
-# Not "007": as a number that would be the same id as "7".
-INTEGER_PATTERN = r"^(0|-?[1-9][0-9]*)$"
-
-
-def cleaned(column: pl.Series, missing: Sequence[str]) -> pl.Series:
-    """Returns strings stripped of spaces, with null for empty ones and for the words of `missing`.
-
-    Columns of other types are returned unchanged.
-    """
-    if column.dtype in (pl.Categorical, pl.Enum):
-        column = column.cast(pl.String)
-    if column.dtype != pl.String:
-        return column
-    stripped = column.str.strip_chars()
-    words = pl.Series(["", *missing], dtype=pl.String)
-    return stripped.set(stripped.is_in(words.implode()), None)
+# Not "007": as a number that would be the same id as "7". But "7.0", as floats are written.
+INTEGER_PATTERN = r"^(0|-?[1-9][0-9]*|-?(0|[1-9][0-9]*)\.0+)$"
+_WHOLE = r"\.0+$"
+# From here on floats leave out whole numbers.
+_FLOAT_ENDS: dict[Any, int] = {pl.Float32: 1 << 24, pl.Float64: 1 << 53}
 
 
 def split_lists(column: pl.Series, separator: str) -> tuple[pl.Series, Lengths]:
@@ -52,48 +42,18 @@ def split_lists(column: pl.Series, separator: str) -> tuple[pl.Series, Lengths]:
     return parts.filter(pl.Series(keep)), kept
 
 
-def flatten(column: pl.Series) -> tuple[pl.Series, Lengths]:
-    """Returns the values of a list column in one series, and how many each row has.
-
-    Null and empty lists have none.
-    Shapes: lists [N] become values [M] and lengths [N].
-    """
-    lengths = column.list.len().fill_null(0).to_numpy().astype(np.int64)
-    values = column.filter(pl.Series(lengths > 0)).explode()
-    return values, lengths
-
-
-def id_type(column: pl.Series) -> str:
-    """Returns `integer` or `string`: how to read the ids of this column when the user doesn't say."""
-    if isinstance(column.dtype, pl.List):
-        column = flatten(column)[0]
-    if column.dtype == pl.String:
-        known = column.drop_nulls()
-        return "integer" if len(known) and bool(known.str.contains(INTEGER_PATTERN).all()) else "string"
-    return "integer"
-
-
-@dataclass(frozen=True)
-class Place:
-    """Says where the values of a column come from, for error messages.
-
-    owner: row of each value [M]; None if each row has one value
-    """
-
-    source: Frame
-    column: str
-    owner: npt.NDArray[np.int64] | None = None
-
-    def refuse(self, bad: npt.NDArray[np.bool_], expected: str) -> None:
-        """Refuses the column if any of `bad` [M] is True, naming the row of the first such value.
-
-        Raises UserError as `Frame.refuse` does.
-        """
-        if self.owner is not None:
-            rows = np.zeros(self.source.frame.height, bool)
-            rows[self.owner[bad]] = True
-            bad = rows
-        self.source.refuse(bad, self.column, expected)
+def id_type(values: pl.Series) -> str:
+    """Returns `integer` or `string`: how to read the ids of a plain column when the user doesn't say."""
+    if is_list(values.dtype):
+        values = flatten(values)[0]
+    if values.dtype == pl.String:
+        known = values.drop_nulls()
+        if not len(known):
+            return "string"
+        if bool(known.str.contains(INTEGER_PATTERN).all()):
+            return "integer"
+        return "integer" if bool(known.str.to_lowercase().is_in(["true", "false"]).all()) else "string"
+    return "string" if values.dtype == pl.Date else "integer"
 
 
 def to_ids(values: pl.Series, kind: str, place: Place) -> Ids:
@@ -101,24 +61,19 @@ def to_ids(values: pl.Series, kind: str, place: Place) -> Ids:
 
     kind: `string` or `integer`
     Shapes: [M] uint64.
-    Raises UserError for a value that is no integer where `kind` asks for one, or that is a reserved id.
+    Raises UserError for a type that can't be ids, a value that is no integer where `kind` asks for one, and
+    a reserved id.
     """
+    check_type(values.dtype, "id", place)
     known = values.is_not_null().to_numpy()
     ids = np.full(len(values), MISSING_ID, np.uint64)
     if kind == "string":
-        ids[known] = string_ids(values.drop_nulls().cast(pl.String))
+        ids[known] = string_ids(_texts(values, place).drop_nulls())
         return ids
-    if values.dtype.is_float():
-        whole = values.fill_null(0).to_numpy()
-        place.refuse(~np.isfinite(whole) | (whole != np.floor(whole)), "whole numbers for ids")
-    integers = values.cast(pl.Int64, strict=False)
-    # Unsigned ids above 2^63 - 1 don't fit there.
-    large = values.cast(pl.UInt64, strict=False)
-    fits, fits_large = integers.is_not_null().to_numpy(), large.is_not_null().to_numpy()
-    why = 'an integer for an id (for other ids set type = "string")'
-    place.refuse(known & ~fits & ~fits_large, why)
-    ids[fits] = integers.drop_nulls().to_numpy().view(np.uint64)
-    ids[fits_large] = large.drop_nulls().to_numpy()
+    expected = 'an integer for an id (for other ids set type = "string")'
+    if values.dtype.is_float() or values.dtype.is_decimal():
+        expected = "a whole number for an id (for other ids convert the column to text)"
+    ids[known] = to_integers(values, place, expected)[known]
     reserved = known & ((ids == MISSING_ID) | (ids == RARE_ID))
     place.refuse(
         reserved, f"an id other than {MISSING_ID} and {RARE_ID}, which stand for missing and rare ones"
@@ -126,23 +81,178 @@ def to_ids(values: pl.Series, kind: str, place: Place) -> Ids:
     return ids
 
 
-def to_numbers(values: pl.Series, place: Place, *, missing: float | None) -> Numbers:
-    """Returns the values as finite numbers, with null (in typed files also NaN) replaced by `missing`.
+def _texts(values: pl.Series, place: Place) -> pl.Series:
+    """Returns the values as text that any file of them would hold.
 
+    Raises UserError for floats, decimals and Booleans, which are written in several ways.
+    """
+    if values.dtype.is_float() or values.dtype.is_decimal() or values.dtype == pl.Boolean:
+        place.refuse(
+            values.is_not_null().to_numpy(),
+            'text or integers for type = "string", since this may be written in two ways, as 7.0 and 7 or '
+            "true and True; leave `type` out, or convert the column to integers or text",
+        )
+    return values.cast(pl.String)
+
+
+def spelled(values: pl.Series, kind: str) -> pl.Series:
+    """Returns the values of ids that `to_ids` takes as text, whole numbers without a point.
+
+    Shapes: [M] strings.
+    """
+    if kind == "integer" and (values.dtype.is_float() or values.dtype == pl.Boolean):
+        values = values.cast(pl.Int64)
+    text = values.cast(pl.String)
+    if kind != "integer":
+        return text
+    truth = text.str.to_lowercase().replace_strict({"true": "1", "false": "0"}, default=None)
+    return truth.fill_null(text.str.replace(_WHOLE, "").replace("-0", "0"))
+
+
+def to_integers(values: pl.Series, place: Place, expected: str, *, signed: bool = False) -> Ids:
+    """Returns whole numbers of 64 bits as two's complement, and 0 for null.
+
+    signed: as times are, refuses those from 2^63 on, and true and false
+    Shapes: [M] uint64.
+    Raises UserError for values that aren't such numbers, or that are floats too large to be told apart.
+    """
+    known = values.is_not_null().to_numpy()
+    if values.dtype.is_float():
+        numbers = values.fill_null(0).to_numpy()
+        place.refuse(~np.isfinite(numbers) | (numbers != np.floor(numbers)), expected)
+        end = _FLOAT_ENDS[values.dtype.base_type()]
+        place.refuse(
+            np.abs(numbers) >= end,
+            f"a number below {end} from {values.dtype}, which has no room for all larger ones: write the "
+            "column as integers or text",
+        )
+        values = values.cast(pl.Int64)
+    elif values.dtype == pl.Date:
+        place.refuse(known, expected)
+    elif values.dtype.is_decimal():
+        values = values.cast(pl.String).str.replace(_WHOLE, "")
+    integers = values.cast(pl.Int64, strict=False)
+    if integers.null_count() == values.null_count():
+        return integers.fill_null(0).to_numpy().view(np.uint64)
+    if values.dtype == pl.String:
+        values = _integer_texts(values, truth=not signed)
+        integers = values.cast(pl.Int64, strict=False)
+    ids = integers.fill_null(0).to_numpy().view(np.uint64)
+    fits = integers.is_not_null().to_numpy()
+    if not signed:
+        large = values.cast(pl.UInt64, strict=False)
+        ids = np.where(fits, ids, large.fill_null(0).to_numpy())
+        fits = fits | large.is_not_null().to_numpy()
+    place.refuse(known & ~fits, expected)
+    return ids
+
+
+def _integer_texts(values: pl.Series, *, truth: bool = True) -> pl.Series:
+    """Returns the text with 7 in place of 7.0, and with `truth` 1 and 0 in place of true and false."""
+    exact = values.cast(pl.Float64, strict=False).abs() < _FLOAT_ENDS[pl.Float64]
+    whole = pl.select(pl.when(exact).then(values.str.replace(_WHOLE, "")).otherwise(values)).to_series()
+    if not truth:
+        return whole
+    return whole.str.replace("(?i)^true$", "1").str.replace("(?i)^false$", "0")
+
+
+def to_groups(values: pl.Series, place: Place) -> npt.NDArray[np.int64]:
+    """Returns a number for each value: integers are kept, other text and dates are hashed.
+
+    Each text is read by itself, so that "7" means the same in all files, whatever else they hold.
+    Shapes: [N] int64.
+    Raises UserError for a type that can't be a group, a fraction, and a missing value.
+    """
+    check_type(values.dtype, "group", place)
+    place.refuse(values.is_null().to_numpy(), "the group of the row")
+    if values.dtype == pl.Date:
+        return string_ids(values.cast(pl.String)).view(np.int64)
+    if values.dtype != pl.String:
+        return to_integers(values, place, "a whole number or text for the group").view(np.int64)
+    integers = values.cast(pl.Int64, strict=False)
+    other = ~(integers.cast(pl.String) == values).fill_null(False)
+    groups = integers.fill_null(0).to_numpy().copy()
+    if other.any():
+        rest = values.filter(other)
+        different = rest.unique()
+        numbers = pl.Series(np.array([_group(text) for text in different.to_list()], np.uint64))
+        found = rest.replace_strict(different, numbers, return_dtype=pl.UInt64)
+        groups[other.to_numpy()] = found.to_numpy().view(np.int64)
+    return groups
+
+
+def _group(text: str) -> int:
+    """Returns the integer that the text is, modulo 2^64, or else the hash of the text."""
+    truth = as_truth(text)
+    if truth is not None:
+        return int(truth)
+    number = int(text.partition(".")[0]) if re.match(INTEGER_PATTERN, text) else None
+    limit = 1 << 53 if "." in text else 1 << 64  # larger floats are no whole numbers
+    if number is None or not max(-(1 << 63), -limit) <= number < limit:
+        return int(hash_strings([text])[0])
+    return number % (1 << 64)
+
+
+def to_numbers(values: pl.Series, role: str, place: Place, *, missing: float | None = None) -> Numbers:
+    """Returns the values as finite numbers, with null and NaN replaced by `missing`.
+
+    role: `label`, `dense` or `weight`
     Shapes: [N] float64.
     Raises UserError for values that are no finite numbers, and for missing ones where `missing` is None.
     """
-    if not (values.dtype.is_numeric() or values.dtype in (pl.String, pl.Boolean)):
-        raise UserError(f"{place.source.path}: {place.column}: got {values.dtype}, expected numbers")
+    check_type(values.dtype, role, place)
+    if values.dtype.is_decimal():
+        values = values.cast(pl.String)  # which is then read as in a text file
     numbers = values.cast(pl.Float64, strict=False)
-    if values.dtype.is_float() and missing is not None:
+    if numbers.null_count() > values.null_count():
+        numbers = _integer_texts(values).cast(pl.Float64, strict=False)
+        place.refuse((values.is_not_null() & numbers.is_null()).to_numpy(), "a number")
+    if missing is not None:
         numbers = numbers.fill_nan(None)
-    place.refuse(
-        (values.is_not_null() & values.cast(pl.Float64, strict=False).is_null()).to_numpy(), "a number"
-    )
-    if missing is None:
-        place.refuse(numbers.is_null().to_numpy(), "a number (or set `missing` for this column)")
+    else:
+        set_missing = " (or set `missing` for this column)" if role == "dense" else ""
+        place.refuse(numbers.is_null().to_numpy(), f"a number{set_missing}")
     filled = np.ascontiguousarray(numbers.fill_null(0.0 if missing is None else missing).to_numpy())
     with np.errstate(over="ignore"):
         place.refuse(~np.isfinite(filled.astype(np.float32)), "a finite number")
     return filled
+
+
+def to_seconds(values: pl.Series, codes: str | None, place: Place) -> npt.NDArray[np.int64]:
+    """Returns seconds since 1970, UTC; a date is its midnight.
+
+    codes: strftime codes of text; None: text holds whole seconds
+    Shapes: [N] int64.
+    Raises UserError for a type that is no time, a value that isn't one, and parts of a second.
+    """
+    check_type(values.dtype, "time", place)
+    expected = "a time in whole seconds since 1970"
+    if values.dtype == pl.String and codes is not None:
+        place.refuse(values.is_null().to_numpy(), f"a time like {codes!r}")
+        values = _datetimes(values, codes)
+        expected = f"a time like {codes!r}"
+    elif values.dtype == pl.String:
+        expected += " (or set `format`)"
+    place.refuse(values.is_null().to_numpy(), expected)
+    if values.dtype == pl.Date:
+        return values.cast(pl.Int64).to_numpy() * 86_400
+    if isinstance(values.dtype, pl.Datetime):
+        ticks = values.cast(pl.Int64).to_numpy()
+        per_second = {"ms": 10**3, "us": 10**6, "ns": 10**9}[values.dtype.time_unit]
+        place.refuse(ticks % per_second != 0, "a time in whole seconds: round or scale it first")
+        return ticks // per_second
+    return to_integers(values, place, expected, signed=True).view(np.int64)
+
+
+def _datetimes(column: pl.Series, codes: str) -> pl.Series:
+    """Returns times parsed by strftime codes, null where a text doesn't match.
+
+    Raises UserError for codes that polars refuses.
+    """
+    unit: Literal["ns", "us"] = "ns" if re.search(r"%[.:]?[0-9]?f", codes) else "us"  # no part is cut off
+    if "%H" in codes and "%M" not in codes:  # polars wants both; full hours are a common form
+        column, codes = column + "00", codes + "%M"
+    try:
+        return column.str.to_datetime(codes, time_unit=unit, strict=False)
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"time.format: got {codes!r}, expected strftime codes ({error})") from error

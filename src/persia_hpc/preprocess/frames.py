@@ -13,9 +13,10 @@ import numpy.typing as npt
 import polars as pl
 
 from persia_hpc.errors import UserError
-from persia_hpc.preprocess.lines import TextBlock
+from persia_hpc.preprocess.lines import MAX_LINE_BYTES, TextBlock
 
 SHOWN_CHARACTERS = 80  # an unbalanced quote makes a value of much that follows it
+BARE_RETURN = "got a carriage return within a line, expected newlines: see tr '\\r' '\\n'"
 NAMES = {"\t": "tab", ",": "comma", " ": "space"}
 
 
@@ -51,19 +52,25 @@ class Frame:
             return f"{self.path}:{self.block.line(row)}"
         return f"{self.path}, row {self.first_row + row + 1}"
 
-    def refuse(self, bad: npt.NDArray[np.bool_], column: str, expected: str) -> None:
+    def refuse(self, bad: npt.NDArray[np.bool_], column: str, expected: str, got: Sequence[str] = ()) -> None:
         """Refuses the frame if any of `bad` [N] is True, quoting the value of `column` in the first such row.
 
+        got: what to say of each bad row instead of quoting its value
         Raises UserError; for a text file it is a BadRowsError that lists all such rows.
         """
         if not bad.any():
             return
         rows = np.flatnonzero(bad).tolist()
-        got = [_quoted(value) for value in self.frame[column].gather(rows)]
-        problems = [f"{column}: got {value}, expected {expected}" for value in got]
+        got = got or quoted(self.frame[column].gather(rows))
+        kind = "" if self.block is not None or self.lines is not None else f" ({self.type_of(column)})"
+        problems = [f"{column}: got {value}{kind}, expected {expected}" for value in got]
         if self.block is None:
             raise UserError(f"{self.where(rows[0])}: {problems[0]}")
         raise BadRowsError(self.path, list(zip(map(self._lines_of, rows), problems, strict=True)))
+
+    def type_of(self, column: str) -> str:
+        """Returns the name of a column's type."""
+        return short(str(self.frame.schema[column]))
 
     def _lines_of(self, row: int) -> range:
         """Returns the lines of the file that a row occupies."""
@@ -74,10 +81,48 @@ class Frame:
         return range(line, line + 1)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Says where the values of a column come from, for error messages.
+
+    values, owner: the values [M] and the row of each; None if each row of the frame has one value
+    """
+
+    source: Frame
+    column: str
+    values: pl.Series | None = None
+    owner: npt.NDArray[np.int64] | None = None
+
+    def refuse(self, bad: npt.NDArray[np.bool_], expected: str) -> None:
+        """Refuses the column if any of `bad` [M] is True, naming the row of the first such value.
+
+        Raises UserError as `Frame.refuse` does.
+        """
+        if self.owner is None or self.values is None:
+            self.source.refuse(bad, self.column, expected)
+        elif bad.any():
+            owners, first = np.unique(self.owner[bad], return_index=True)  # the first bad value of each row
+            rows = np.zeros(self.source.frame.height, bool)
+            rows[owners] = True
+            got = quoted(self.values.gather(np.flatnonzero(bad)[first]))
+            self.source.refuse(rows, self.column, expected, [f"{value} in a list" for value in got])
+
+
+def quoted(values: pl.Series) -> list[str]:
+    """Returns each value as a message shows it: on one line, and not too long."""
+    if values.dtype.is_temporal() or values.dtype.is_decimal():
+        return [value or "no value" for value in values.cast(pl.String)]
+    return [_quoted(value) for value in values.to_list()]
+
+
 def _quoted(value: object) -> str:
-    if value is None or value == "":
+    if value is None or (isinstance(value, str) and not value.strip()):
         return "no value"
-    text = repr(value)
+    return short(repr(value))
+
+
+def short(text: str) -> str:
+    """Returns the text without what goes beyond `SHOWN_CHARACTERS`."""
     return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "..."
 
 
@@ -110,18 +155,26 @@ def parse(
 
 def _parse_quoted(block: TextBlock, names: Sequence[str], separator: str) -> Frame:
     _refuse_encoding(block)
-    reader = csv.reader(io.StringIO(block.data.decode(), newline=""), delimiter=separator)
+    csv.field_size_limit(MAX_LINE_BYTES)  # of the process: 128 KiB without this
+    reader = csv.reader(io.StringIO(block.data.decode(), newline="\n"), delimiter=separator)
     rows: list[list[str]] = []
     lines: list[range] = []
     begin = 0
     problems = []
-    for row in reader:
-        if row:
-            rows.append(row)
-            lines.append(range(block.line(begin), block.line(reader.line_num - 1) + 1))
-            if len(row) != len(names):
-                problems.append((lines[-1], _wrong_columns(len(row), len(names), separator)))
-        begin = reader.line_num
+
+    def taken() -> range:
+        return range(block.line(begin), block.line(reader.line_num - 1) + 1)
+
+    try:
+        for row in reader:
+            if row:
+                rows.append(row)
+                lines.append(taken())
+                if len(row) != len(names):
+                    problems.append((lines[-1], _wrong_columns(len(row), len(names), separator)))
+            begin = reader.line_num
+    except csv.Error as error:
+        problems.append((taken(), BARE_RETURN if "new-line" in str(error) else f"isn't valid CSV ({error})"))
     if problems:
         raise BadRowsError(block.path, problems)
     frame = pl.DataFrame(rows, schema=dict.fromkeys(names, pl.String), orient="row")

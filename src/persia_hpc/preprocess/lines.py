@@ -19,6 +19,7 @@ import numpy.typing as npt
 import polars as pl
 
 from persia_hpc.errors import UserError
+from persia_hpc.patterns import literal_first
 
 OnRead = Callable[[int], None]  # is told how many more bytes have been read
 
@@ -81,7 +82,7 @@ def expand_files(patterns: Sequence[str], base: Path = Path()) -> list[Path]:
     files: list[Path] = []
     for pattern in patterns:
         full = str(base / Path(pattern).expanduser())
-        found = [full] if Path(full).is_file() else sorted(glob.glob(full, recursive=True), key=_by_numbers)
+        found = sorted(glob.glob(literal_first(full), recursive=True), key=_by_numbers)
         found = [name for name in found if Path(name).is_file()]
         if not found:
             raise UserError(
@@ -255,7 +256,7 @@ def _zstd_chunks(path: Path) -> Iterator[bytes]:
         raise UserError(
             f"{path}: zstd needs a newer polars; update it, or recompress the file with gzip or xz"
         )
-    for batch in pl.scan_lines(path).collect_batches(chunk_size=_ZSTD_LINES):
+    for batch in pl.scan_lines(path, glob=False).collect_batches(chunk_size=_ZSTD_LINES):
         yield ("\n".join(batch.to_series().to_list()) + "\n").encode()
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from persia_hpc.config import Config
 from persia_hpc.durable import PARTIAL
 from persia_hpc.errors import DataError, UserError
+from persia_hpc.patterns import literal_first
 from persia_hpc.samples.datafile import FileInfo, NoSamplesError, read_times, scan
 from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.samples.source import FileSource, check_agree, open_source
@@ -120,13 +121,13 @@ class Follower:
 
 
 def _lists(pattern: str) -> bool:
-    return any(True for _ in glob.iglob(pattern, recursive=True))
+    return any(True for _ in glob.iglob(literal_first(pattern), recursive=True))
 
 
 def _matches(patterns: Iterable[str]) -> Iterator[str]:
     seen = set()
     for pattern in patterns:
-        for path in sorted(glob.glob(pattern, recursive=True)):
+        for path in sorted(glob.glob(literal_first(pattern), recursive=True)):
             name = os.path.basename(path)
             if path not in seen and name != END and not name.endswith(PARTIAL):
                 seen.add(path)
@@ -144,7 +145,7 @@ def followed_schema(config: Config) -> DatasetSchema:
             f"{', '.join(config.data.train)}: no file matches (looked from {os.getcwd()}); data.follow "
             "needs one to begin with, which tells features and columns"
         )
-    return open_source([glob.escape(paths[0])], features=config.data.features).schema
+    return open_source([paths[0]], features=config.data.features).schema
 
 
 def portion_source(

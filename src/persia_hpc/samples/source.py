@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from persia_hpc.errors import UserError
+from persia_hpc.patterns import literal_first
 from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.datafile import FileInfo, OpenFile, scan
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
@@ -122,7 +123,8 @@ def open_source(
 ) -> FileSource:
     """Opens dataset files as one source; reads only their headers. Not collective.
 
-    patterns: file names or globs. Matches of one pattern are sorted; patterns keep their order.
+    patterns: file names or globs. Matches of one pattern are sorted; patterns keep their order. A name that
+    exists is no glob, whatever it holds.
     features: the id features to read, in this order; default all, in the order of the first file.
     limit: use only the first rows.
     binary_labels: check that every label is 0 or 1, in files whose writer hasn't checked it.
@@ -149,7 +151,7 @@ def _expand(patterns: Sequence[str]) -> list[str]:
         raise UserError(f"data files: got the text {patterns!r}, expected a list of file names or globs")
     paths: list[str] = []
     for pattern in patterns:
-        found = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
+        found = sorted(glob.glob(literal_first(os.path.expanduser(pattern)), recursive=True))
         if not found:
             raise UserError(
                 f"{pattern}: no file matches (looked from {os.getcwd()}); check the path or prepare the data"

@@ -15,8 +15,8 @@ import numpy.typing as npt
 import polars as pl
 
 from persia_hpc.errors import UserError
-from persia_hpc.preprocess.columns import Place, split_lists, to_ids
-from persia_hpc.preprocess.frames import Frame, parse
+from persia_hpc.preprocess.columns import split_lists, to_ids
+from persia_hpc.preprocess.frames import Frame, Place, parse
 from persia_hpc.preprocess.ids import Ids, string_ids
 from persia_hpc.preprocess.lines import read_blocks
 from persia_hpc.preprocess.table.input import header

@@ -12,7 +12,7 @@ from persia_hpc.preprocess.frames import BadRowsError, Frame
 from persia_hpc.preprocess.lines import OnRead, Piece, TextBlock, chunks, num_newlines
 
 from .convert import Converter, Learned
-from .input import format_of, read_block, read_frames, text_blocks
+from .input import is_text, read_block, read_frames, text_blocks
 from .schema import TableSchema
 
 Check = Callable[[Frame], object]  # raises BadRowsError
@@ -34,7 +34,7 @@ def first_fit(paths: Sequence[Path], schema: TableSchema, check: Check | None, m
     """
     found = BadLines([Piece(path) for path in paths], max_bad_lines)
     for i, path in enumerate(paths):
-        if max_bad_lines and format_of(path, schema) != "parquet":
+        if max_bad_lines and is_text(path, schema):
             for _, converter in _search(found, i, schema, None, check):
                 if converter is not None:
                     return Fit(converter, check)
@@ -70,7 +70,7 @@ def _search(
     """
     piece = bad_lines.pieces[index]
     lines = bad_lines.begin(index)
-    if format_of(piece.path, schema) == "parquet":
+    if not is_text(piece.path, schema):
         return
     for names, whole in text_blocks(piece, schema, on_read=on_read):
         able, problems = _problems(whole, names, schema, converter, check)

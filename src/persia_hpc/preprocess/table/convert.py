@@ -12,13 +12,23 @@ import numpy.typing as npt
 import polars as pl
 
 from persia_hpc.errors import UserError
-from persia_hpc.preprocess.columns import Numbers, Place, flatten, id_type, split_lists, to_ids, to_numbers
-from persia_hpc.preprocess.frames import Frame
+from persia_hpc.preprocess.columns import (
+    Numbers,
+    id_type,
+    split_lists,
+    to_groups,
+    to_ids,
+    to_numbers,
+    to_seconds,
+)
+from persia_hpc.preprocess.frames import Frame, Place
 from persia_hpc.preprocess.ids import IdFilter
+from persia_hpc.preprocess.kinds import Lengths, check_type, flatten, is_list, kept
+from persia_hpc.preprocess.rules import MissingWords, as_number, equal
 from persia_hpc.samples.batch import IdColumn, SampleBatch
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 
-from .schema import Dense, Label, TableSchema
+from .schema import Dense, Ids, Label, TableSchema
 
 
 @dataclass
@@ -66,15 +76,14 @@ class Converter:
 
     def __init__(self, schema: TableSchema, first: Frame) -> None:
         self.schema = schema
+        self.missing = MissingWords(schema.missing)
         self.id_types = {}
         features = []
         for name, entry in schema.ids.items():
-            column = first.frame[entry.column]
-            listed = isinstance(column.dtype, pl.List)
-            features.append(FeatureSchema(name, multi=listed or entry.separator is not None))
-            values = column
-            if entry.separator is not None and column.dtype == pl.String:
-                values = split_lists(column, entry.separator)[0]
+            multi = is_list(first.frame[entry.column].dtype) or entry.separator is not None
+            features.append(FeatureSchema(name, multi=multi))
+            values = self._listed(first, entry)[0] if multi else self._values(first, entry.column)[0]
+            check_type(values.dtype, "id", Place(first, entry.column))
             self.id_types[name] = id_type(values) if entry.type == "auto" else entry.type
         self.dataset = DatasetSchema(
             tuple(features),
@@ -85,35 +94,53 @@ class Converter:
             has_time=schema.time is not None,
         )
 
+    def _values(self, source: Frame, column: str) -> tuple[pl.Series, Place]:
+        """Returns the values [N] of a column, with null for missing ones, and their place."""
+        place = Place(source, column)
+        return self.missing.cleaned(source.frame[column], place), place
+
+    def _listed(self, source: Frame, entry: Ids) -> tuple[pl.Series, Lengths, Place]:
+        """Returns the values of all rows without missing ones, how many each row has, and their place.
+
+        A single value is a list of one.
+        Shapes: values [M] and lengths [N].
+        """
+        column, place = source.frame[entry.column], Place(source, entry.column)
+        if is_list(column.dtype):
+            values, lengths = flatten(column)
+            place = _place_of(source, entry.column, values, lengths)
+        else:
+            values, place = self._values(source, entry.column)
+            lengths = np.ones(len(values), np.int64)
+            if entry.separator is not None and values.dtype == pl.String:
+                values, lengths = split_lists(values, entry.separator)
+        values, lengths = kept(self.missing.cleaned(values, place), lengths)
+        return values, lengths, _place_of(source, entry.column, values, lengths)
+
     def ids(self, source: Frame, name: str) -> tuple[IdColumn, pl.Series]:
         """Returns the ids of feature `name`, including rare ones, and the values that they stand for.
 
         Raises UserError for a column or value that can't be ids.
         """
         entry = self.schema.ids[name]
-        column = source.frame[entry.column]
         if not self.dataset.feature(name).multi:
-            ids = to_ids(column, self.id_types[name], Place(source, entry.column))
-            return IdColumn(ids), column
-        if isinstance(column.dtype, pl.List):
-            values, lengths = flatten(column)
-        elif entry.separator is not None and column.dtype == pl.String:
-            values, lengths = split_lists(column, entry.separator)
-        else:
-            raise UserError(
-                f"{source.path}: {entry.column}: got {column.dtype}, expected lists or text to split"
-            )
-        owner = np.repeat(np.arange(len(lengths)), lengths)
-        ids = to_ids(values, self.id_types[name], Place(source, entry.column, owner))
-        return IdColumn.from_lengths(ids, lengths), values
+            if is_list(source.frame[entry.column].dtype):
+                raise UserError(
+                    f"{source.path}: {entry.column}: got {source.type_of(entry.column)}, expected one id in "
+                    "each row, as in the first rows of the table"
+                )
+            values, place = self._values(source, entry.column)
+            return IdColumn(to_ids(values, self.id_types[name], place)), values
+        values, lengths, place = self._listed(source, entry)
+        return IdColumn.from_lengths(to_ids(values, self.id_types[name], place), lengths), values
 
     def dense(self, source: Frame, entry: Dense, moments: Moments | None) -> Numbers:
         """Returns the numbers [N] after the transforms; with `moments` None, before `standardize`.
 
         Raises UserError for a value that is no finite number, or that log1p can't take.
         """
-        place = Place(source, entry.column)
-        numbers = to_numbers(source.frame[entry.column], place, missing=entry.missing)
+        values, place = self._values(source, entry.column)
+        numbers = to_numbers(values, "dense", place, missing=entry.missing)
         if entry.clip is not None:
             numbers = np.clip(numbers, *entry.clip)
         for transform in entry.transform:
@@ -131,14 +158,18 @@ class Converter:
 
         Raises UserError for a missing value, or one that is no label.
         """
-        place = Place(source, entry.column)
-        column = source.frame[entry.column]
+        values, place = self._values(source, entry.column)
+        check_type(values.dtype, "label", place)
         if entry.positive is not None:
-            place.refuse(column.is_null().to_numpy(), f"a value to compare with {entry.positive!r}")
-            # A boolean True is written "true" in TOML and in CSV.
-            text = column.cast(pl.String)
-            return (text == entry.positive).to_numpy().astype(np.float64)
-        numbers = to_numbers(column, place, missing=None)
+            wanted = f"a value to compare with {entry.positive!r} (every row needs a label)"
+            missing = values.is_null()
+            if values.dtype.is_float():
+                missing |= values.is_nan().fill_null(False)
+            elif values.dtype == pl.String and as_number(entry.positive) is not None:
+                missing |= (values.str.to_lowercase() == "nan").fill_null(False)
+            place.refuse(missing.to_numpy(), wanted)
+            return equal(values, entry.positive, numbers_are_truth=True).to_numpy().astype(np.float64)
+        numbers = to_numbers(values, "label", place)
         if entry.threshold is not None:
             return (numbers >= entry.threshold).astype(np.float64)
         if entry.binary:
@@ -170,43 +201,22 @@ class Converter:
     def _weight(self, source: Frame) -> npt.NDArray[np.float32] | None:
         if self.schema.weight is None:
             return None
-        place = Place(source, self.schema.weight)
-        weight = to_numbers(source.frame[self.schema.weight], place, missing=None)
+        values, place = self._values(source, self.schema.weight)
+        weight = to_numbers(values, "weight", place)
         place.refuse(weight < 0, "a weight of 0 or more")
         return weight.astype(np.float32)
 
     def _group(self, source: Frame) -> npt.NDArray[np.int64] | None:
         if self.schema.group is None:
             return None
-        column = source.frame[self.schema.group]
-        place = Place(source, self.schema.group)
-        place.refuse(column.is_null().to_numpy(), "the group of the row")
-        # Hashing text always: a group is only ever compared, and "7" in one file may be "a7" in the next.
-        kind = "string" if column.dtype == pl.String else "integer"
-        return to_ids(column, kind, place).view(np.int64)
+        return to_groups(*self._values(source, self.schema.group))
 
     def _time(self, source: Frame) -> npt.NDArray[np.int64] | None:
         if self.schema.time is None:
             return None
-        entry = self.schema.time
-        column = source.frame[entry.column]
-        expected = "a time in whole seconds (or set `format`)"
-        if column.dtype == pl.String and entry.format is not None:
-            column = _datetimes(column, entry.format)
-            expected = f"a time like {entry.format!r}"
-        seconds = column.dt.epoch("s") if column.dtype.is_temporal() else column.cast(pl.Int64, strict=False)
-        Place(source, entry.column).refuse(seconds.is_null().to_numpy(), expected)
-        return np.ascontiguousarray(seconds.to_numpy())
+        values, place = self._values(source, self.schema.time.column)
+        return to_seconds(values, self.schema.time.format, place)
 
 
-def _datetimes(column: pl.Series, codes: str) -> pl.Series:
-    """Returns times parsed by strftime codes, null where a text doesn't match.
-
-    Raises UserError for codes that polars refuses.
-    """
-    if "%H" in codes and "%M" not in codes:  # polars wants both; full hours are a common form
-        column, codes = column + "00", codes + "%M"
-    try:
-        return column.str.to_datetime(codes, strict=False)
-    except pl.exceptions.PolarsError as error:
-        raise UserError(f"time.format: got {codes!r}, expected strftime codes ({error})") from error
+def _place_of(source: Frame, column: str, values: pl.Series, lengths: Lengths) -> Place:
+    return Place(source, column, values, np.repeat(np.arange(len(lengths)), lengths))

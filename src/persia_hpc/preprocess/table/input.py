@@ -1,10 +1,11 @@
-"""Reads CSV, TSV and Parquet files as a stream of frames that hold the wanted columns."""
+"""Reads CSV, TSV, Parquet and Arrow files as a stream of frames that hold the wanted columns."""
 
 from __future__ import annotations
 
 import csv
 import difflib
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -12,8 +13,7 @@ from pathlib import Path
 import polars as pl
 
 from persia_hpc.errors import UserError
-from persia_hpc.preprocess.columns import cleaned
-from persia_hpc.preprocess.frames import Frame, parse
+from persia_hpc.preprocess.frames import BARE_RETURN, Frame, parse
 from persia_hpc.preprocess.lines import (
     MAX_LINE_BYTES,
     OnRead,
@@ -27,13 +27,14 @@ from persia_hpc.preprocess.lines import (
 
 from .schema import FORMATS, TableSchema
 
-PARQUET_ROWS = 131_072
+TYPED_ROWS = 131_072
+ENDINGS = {"feather": "arrow", "ipc": "arrow"}  # others are called like their format
 SEPARATORS = {"csv": ",", "tsv": "\t"}
 PACKED = (".gz", ".xz", ".bz2", ".zst")
 
 
 def format_of(path: Path, schema: TableSchema) -> str:
-    """Returns `csv`, `tsv` or `parquet`, as the schema says or else the ending of the file's name.
+    """Returns one of `FORMATS`, as the schema says or else the ending of the file's name.
 
     Raises UserError if neither tells.
     """
@@ -41,6 +42,7 @@ def format_of(path: Path, schema: TableSchema) -> str:
         return schema.format
     suffixes = [suffix for suffix in path.suffixes if suffix not in PACKED]
     name = suffixes[-1][1:].lower() if suffixes else ""
+    name = ENDINGS.get(name, name)
     if name not in FORMATS:
         raise UserError(
             f"{path}: got no ending that tells the format; set `format` to one of {', '.join(FORMATS)}"
@@ -48,9 +50,17 @@ def format_of(path: Path, schema: TableSchema) -> str:
     return name
 
 
+def is_text(path: Path, schema: TableSchema) -> bool:
+    """Returns whether the file is CSV or TSV, not Parquet or Arrow, whose columns have types.
+
+    Raises UserError as `format_of` does.
+    """
+    return format_of(path, schema) in SEPARATORS
+
+
 @dataclass(frozen=True)
 class RowPiece:
-    """Holds a range of rows of a Parquet file, [begin, end), and about how many bytes of it they take."""
+    """Holds rows [begin, end) of a Parquet or Arrow file, and about how many bytes of it they take."""
 
     path: Path
     begin: int
@@ -62,14 +72,14 @@ TablePiece = Piece | RowPiece
 
 
 def cut_table(path: Path, schema: TableSchema, piece_bytes: int) -> list[TablePiece]:
-    """Cuts the file into pieces of about `piece_bytes`: text at line ends, Parquet between rows.
+    """Cuts the file into pieces of about `piece_bytes`: text at line ends, others between rows.
 
     Compressed text stays whole.
     Raises UserError if the file can't be read.
     """
-    if format_of(path, schema) != "parquet":
+    if is_text(path, schema):
         return list(cut_pieces([path], piece_bytes))
-    total, num_bytes = _parquet_rows(path), path.stat().st_size
+    total, num_bytes = _typed_rows(path, schema), path.stat().st_size
     count = min(-(-num_bytes // piece_bytes), total)
     bounds = [total * i // count for i in range(count + 1)] if count else []
     return [RowPiece(path, *rows, num_bytes // count) for rows in pairwise(bounds)]
@@ -143,10 +153,10 @@ def read_frames(
     Raises UserError for a file that can't be read, lacks a column or has rows of another layout.
     """
     path = source if isinstance(source, Path) else source.path
-    if not isinstance(source, RowPiece) and format_of(path, schema) == "parquet":
-        source = RowPiece(path, 0, _parquet_rows(path), path.stat().st_size)
+    if not isinstance(source, RowPiece) and not is_text(path, schema):
+        source = RowPiece(path, 0, _typed_rows(path, schema), path.stat().st_size)
     if isinstance(source, RowPiece):
-        yield from _parquet_frames(source, schema, on_read or (lambda num_bytes: None))
+        yield from _typed_frames(source, schema, on_read or (lambda num_bytes: None))
         return
     for names, block in text_blocks(source, schema, left_out, first_line, on_read):
         yield read_block(block, names, schema)
@@ -159,15 +169,15 @@ def count_rows(
     first_line: int = 1,
     on_read: OnRead | None = None,
 ) -> int:
-    """Counts the rows of the file or piece; of a Parquet file it reads the metadata only.
+    """Counts the rows of the file or piece; of Parquet and Arrow it reads the metadata only.
 
     The other arguments and the errors are those of `read_frames`.
     """
     if isinstance(source, RowPiece):
         return source.end - source.begin
     path = source.path if isinstance(source, Piece) else source
-    if format_of(path, schema) == "parquet":
-        return _parquet_rows(path)
+    if not is_text(path, schema):
+        return _typed_rows(path, schema)
     total = 0
     for names, block in text_blocks(source, schema, left_out, first_line, on_read):
         spans = _quoted(path, schema) and b'"' in block.data  # newlines may be no ends of rows
@@ -175,23 +185,34 @@ def count_rows(
     return total
 
 
-def _parquet_rows(path: Path) -> int:
+def _scan(path: Path, schema: TableSchema) -> pl.LazyFrame:
+    scan = pl.scan_parquet if format_of(path, schema) == "parquet" else pl.scan_ipc
+    return scan(path, glob=False, hive_partitioning=False)  # the name is no pattern and holds no column
+
+
+def _typed_rows(path: Path, schema: TableSchema) -> int:
+    with _reading(path, f"can't be read as {format_of(path, schema).capitalize()}"):
+        return int(_scan(path, schema).select(pl.len()).collect().item())
+
+
+@contextmanager
+def _reading(path: Path, problem: str) -> Iterator[None]:
+    """Raises UserError in place of what polars raises in the block."""
     try:
-        return int(pl.scan_parquet(path).select(pl.len()).collect().item())
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise UserError(f"{path}: can't be read as Parquet ({error})") from error
+        yield
+    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise UserError(f"{path}: {problem} ({str(error).partition(chr(10))[0]})") from error
 
 
-def _parquet_frames(piece: RowPiece, schema: TableSchema, on_read: OnRead) -> Iterator[Frame]:
+def _typed_frames(piece: RowPiece, schema: TableSchema, on_read: OnRead) -> Iterator[Frame]:
     path, wanted = piece.path, schema.used_columns
-    _check_names(path, wanted, pl.read_parquet_schema(path))
-    for first in range(piece.begin, piece.end, PARQUET_ROWS):
-        last = min(first + PARQUET_ROWS, piece.end)
-        try:
-            frame = pl.scan_parquet(path).select(wanted).slice(first, last - first).collect()
-        except pl.exceptions.PolarsError as error:
-            raise UserError(f"{path}: rows {first + 1} to {last} can't be read ({error})") from error
-        yield Frame(_cleaned(frame, schema), path, first_row=first)
+    with _reading(path, "its columns can't be read"):
+        _check_names(path, wanted, _scan(path, schema).collect_schema().names())
+    for first in range(piece.begin, piece.end, TYPED_ROWS):
+        last = min(first + TYPED_ROWS, piece.end)
+        with _reading(path, f"rows {first + 1} to {last} can't be read"):
+            frame = _scan(path, schema).select(wanted).slice(first, last - first).collect()
+        yield Frame(frame, path, first_row=first)
         on_read(piece.num_bytes * (last - first) // (piece.end - piece.begin))
 
 
@@ -236,7 +257,7 @@ def read_block(block: TextBlock, names: Sequence[str], schema: TableSchema) -> F
     Raises BadRowsError for rows of another layout.
     """
     source = _parsed(block, names, schema)
-    return replace(source, frame=_cleaned(source.frame.select(schema.used_columns), schema))
+    return replace(source, frame=source.frame.select(schema.used_columns))
 
 
 def _parsed(block: TextBlock, names: Sequence[str], schema: TableSchema) -> Frame:
@@ -256,6 +277,8 @@ def header(block: TextBlock, separator: str, quoted: bool) -> tuple[tuple[str, .
         raise UserError(
             f"{block.path}:{block.line(0)}: got bytes that aren't UTF-8, expected UTF-8 text"
         ) from error
+    if "\r" in text:
+        raise UserError(f"{block.path}:{block.line(0)}: {BARE_RETURN}")
     names = next(csv.reader([text], delimiter=separator)) if quoted else text.split(separator)
     names = [name.strip() for name in names]
     repeated = [name for name in names if names.count(name) > 1]
@@ -276,7 +299,3 @@ def _check_names(path: Path, wanted: Sequence[str], names: Collection[str]) -> N
             close = difflib.get_close_matches(name, list(names), 1, 0.5)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise UserError(f"{path}: got no column {name!r}, expected it among {', '.join(names)}{hint}")
-
-
-def _cleaned(frame: pl.DataFrame, schema: TableSchema) -> pl.DataFrame:
-    return pl.DataFrame([cleaned(frame[name], schema.missing) for name in frame.columns])

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import polars as pl
 
 from persia_hpc.errors import UserError
+from persia_hpc.preprocess.columns import spelled
 from persia_hpc.preprocess.frames import Frame
 from persia_hpc.preprocess.ids import MISSING_ID, RARE_ID, IdCounts, IdFilter
 from persia_hpc.preprocess.pieces import merged_counts
@@ -66,7 +67,9 @@ class Learning:
             ids = column.values[keep]
             used = self._used.get((piece, name), 0)
             self._used[piece, name] = used + len(ids)
-            text = values.filter(pl.Series(keep)).cast(pl.String) if schema.ids[name].vocabulary else None
+            text = None
+            if schema.ids[name].vocabulary:
+                text = spelled(values.filter(pl.Series(keep)), self._converter.id_types[name])
             counts.add(ids, text, first=piece * PIECE_VALUES + used)
 
     def finish(self, team: Team) -> Learned:

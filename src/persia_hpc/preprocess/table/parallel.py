@@ -90,7 +90,12 @@ def prepare(options: TableOptions, team: Team) -> list[FileReport | str] | None:
         return _with_lines(sharding.pieces[i], partial(_write, sharding, i, converter, learned, progress))
 
     made = write_pieces(team, sharding.outputs, sizes, wanted, write, "table: writing")
-    return None if made is None else [*made, *sharding.bad_lines.report()]
+    if made is None:
+        return None
+    if team.connected and len(wanted) == len(sharding.pieces):  # else some words may be in other pieces
+        converter.missing.unmet.intersection_update(*team.gather(converter.missing.unmet))
+        return [*made, *sharding.bad_lines.report(), *converter.missing.report()]
+    return [*made, *sharding.bad_lines.report()]
 
 
 def _cut(options: TableOptions) -> tuple[_Sharding, set[str] | None]:

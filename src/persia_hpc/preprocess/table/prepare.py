@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 
 from persia_hpc.preprocess.bad_lines import BadLines, option_named
-from persia_hpc.preprocess.frames import Frame
+from persia_hpc.preprocess.frames import Frame, Place
 from persia_hpc.preprocess.ids import MISSING_ID, RARE_ID
 from persia_hpc.preprocess.lines import Piece, expand_files
 from persia_hpc.preprocess.outputs import FileReport, Outputs, input_identity
 from persia_hpc.preprocess.progress import Progress
+from persia_hpc.preprocess.rules import MissingWords, equal
 from persia_hpc.preprocess.splitting import OrderSplit, RandomSplit, boundaries
 from persia_hpc.preprocess.team import ONE_MEMBER
 
@@ -147,11 +147,14 @@ class Table:
     def _by_column(self, source: Frame) -> npt.NDArray[np.int64]:
         split = self.schema.split
         assert split.column is not None
-        known = {value: split.names.index(name) for name, values in split.values.items() for value in values}
-        column = source.frame[split.column].cast(pl.String)
-        parts = column.replace_strict(list(known), list(known.values()), default=-1, return_dtype=pl.Int64)
-        places = parts.fill_null(-1).to_numpy()
-        source.refuse(places < 0, split.column, f"one of {', '.join(known)} (split.values)")
+        words = [word for values in split.values.values() for word in values]
+        place = Place(source, split.column)
+        column = MissingWords(self.schema.missing).cleaned(source.frame[split.column], place)
+        places = np.full(source.frame.height, -1, np.int64)
+        for name, values in split.values.items():
+            for word in values:
+                places[equal(column, word).to_numpy()] = split.names.index(name)
+        place.refuse(places < 0, f"one of {', '.join(words)} (split.values)")
         return places
 
 
@@ -209,7 +212,7 @@ def prepare(options: TableOptions) -> list[FileReport | str] | None:
                 rows = np.flatnonzero(parts == part)
                 writer.write(f"{name}.h5", batch if len(rows) == len(parts) else batch.take(rows))
         write_vocabularies(outputs, learned)
-    return [*writer.report, *bad_lines.report()]
+    return [*writer.report, *bad_lines.report(), *converter.missing.report()]
 
 
 def learned_settings(converter: Converter, learned: Learned) -> dict[str, Any]:

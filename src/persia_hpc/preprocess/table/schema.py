@@ -17,7 +17,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-FORMATS = ("csv", "tsv", "parquet")
+FORMATS = ("csv", "tsv", "parquet", "arrow")
 TRANSFORMS = ("none", "log1p", "standardize")
 ID_TYPES = ("auto", "string", "integer")
 
@@ -151,6 +151,19 @@ class _Reader:
             raise self.fail(key, expected)
         return tuple(items)
 
+    def words(self, key: str, *, one: bool = False) -> tuple[str, ...]:
+        """Returns values as the words that stand for them; they are compared by type (rules.py).
+
+        one: refuses a list
+        """
+        value = self._table.get(key, ())
+        self._asked.append(key)
+        items = value if isinstance(value, (list, tuple)) and not (one and key in self._table) else [value]
+        if not all(isinstance(item, (str, int, float)) for item in items):
+            kinds = "a word, a number, true or false"
+            raise self.fail(key, kinds if one else kinds + ", or a list of them")
+        return tuple(str(item).lower() if isinstance(item, bool) else str(item).strip() for item in items)
+
     def tables(self, key: str) -> dict[str, _Reader]:
         """Returns the sub-tables of a table of tables; a string stands for a table that names the column."""
         table = self.get(key, dict, "a table, like [" + key + ".name]", {})
@@ -203,7 +216,7 @@ def load_schema(path: Path) -> TableSchema:
         separator=separator,
         quote=top.get("quote", bool, "true or false"),
         columns=columns or None,
-        missing=top.texts("missing"),
+        missing=top.words("missing"),
         weight=top.text("weight"),
         group=top.text("group"),
         time=None if time is None else _time(path, time),
@@ -219,16 +232,16 @@ def load_schema(path: Path) -> TableSchema:
 
 
 def _label(name: str, reader: _Reader) -> Label:
-    positive = reader.get("positive", (str, int, float), "a value")
+    positive = reader.words("positive", one=True)
     threshold = reader.get("threshold", (int, float), "a number")
     label = Label(
         reader.text("column", name),
-        None if positive is None else str(positive),
+        positive[0] if positive else None,
         None if threshold is None else float(threshold),
         reader.get("binary", bool, "true or false", True),
     )
     reader.done()
-    if positive is not None and threshold is not None:
+    if positive and threshold is not None:
         raise reader.fail("threshold", "either `positive` or `threshold`")
     return label
 
@@ -294,7 +307,10 @@ def _split(path: Path, top: _Reader) -> Split:
         key: _Reader(path, f"split.{key}", reader.get(key, dict, "a table by split", {}))
         for key in ("values", "files")
     }
-    lists = {key: {name: group.texts(name) for name in SPLITS} for key, group in groups.items()}
+    lists = {
+        "values": {name: groups["values"].words(name) for name in SPLITS},
+        "files": {name: groups["files"].texts(name) for name in SPLITS},
+    }
     for group in groups.values():
         group.done()
     reader.done()

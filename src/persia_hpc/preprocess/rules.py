@@ -1,0 +1,127 @@
+"""Compares values with the words of a schema (`positive`, `missing`, `split.values`) by type, not as text.
+
+A word that reads as a number equals each value that is this number, however it is written: `1` equals 1, 1.0
+and the text "1.00". The words true and false equal Boolean values and these words in any case. All other
+words equal the same text only.
+Shapes: N values of one column.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from decimal import Decimal
+
+import numpy as np
+import polars as pl
+
+from persia_hpc.preprocess.frames import Place
+from persia_hpc.preprocess.kinds import plain
+
+# Not "007": a code with zeros before it is no number.
+_NUMBER = re.compile(r"[+-]?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?")
+_TRUTH = {"true": True, "false": False}
+
+
+def as_number(word: str) -> Decimal | None:
+    """Returns the number that the word is; None for any other word."""
+    return Decimal(word) if _NUMBER.fullmatch(word) else None
+
+
+def as_truth(word: str) -> bool | None:
+    """Returns the Boolean that the word is; None for any other word."""
+    return _TRUTH.get(word.lower())
+
+
+def equal(column: pl.Series, word: str, *, numbers_are_truth: bool = False) -> pl.Series:
+    """Returns which values of a plain column equal the word.
+
+    numbers_are_truth: 1 equals true too, and 0 equals false
+    Shapes: [N] booleans without nulls.
+    """
+    number, truth = as_number(word), as_truth(word)
+    if numbers_are_truth and truth is None and number in (0, 1):
+        truth = number == 1
+    if numbers_are_truth and number is None and truth is not None:
+        number = Decimal(int(truth))
+    found = pl.repeat(False, len(column), dtype=pl.Boolean, eager=True)
+    if column.dtype == pl.Boolean:
+        return found if truth is None else (column == truth).fill_null(False)
+    if column.dtype == pl.Date:
+        return (column.cast(pl.String) == word).fill_null(False)
+    if column.dtype == pl.String:
+        found = (column == word).fill_null(False)
+        if truth is not None:
+            found |= (column.str.to_lowercase() == str(truth).lower()).fill_null(False)
+    elif column.dtype.is_float() and word.lower() == "nan":
+        return column.is_nan().fill_null(False)
+    elif column.dtype.is_float() and word.lower() in ("inf", "-inf"):
+        return (column == float(word)).fill_null(False)
+    elif not column.dtype.is_numeric():
+        return found
+    return found if number is None else found | _equal_numbers(column, number)
+
+
+def _equal_numbers(column: pl.Series, number: Decimal) -> pl.Series:
+    """Returns which values are this number: near it as floats first, then each of these exactly."""
+    nearest = float(number)
+    if column.dtype == pl.Float32 and abs(nearest) < float(np.finfo(np.float32).max):
+        nearest = float(np.float32(nearest))
+    near = (column.cast(pl.Float64, strict=False) == nearest).fill_null(False)
+    if not near.any():
+        return near
+    different = column.filter(near).unique()
+    exact = [value for value in different.to_list() if _is_number(value, number)]
+    if len(exact) == len(different):
+        return near
+    if not exact:
+        return pl.repeat(False, len(column), dtype=pl.Boolean, eager=True)
+    return near & column.is_in(pl.Series(exact, dtype=column.dtype).implode()).fill_null(False)
+
+
+def _is_number(value: object, number: Decimal) -> bool:
+    if isinstance(value, str):
+        return as_number(value) == number
+    if isinstance(value, float) and number != number.to_integral_value():
+        return True  # the nearest float to a fraction stands for it; a whole number must be the same one
+    return Decimal(value) == number  # type: ignore[arg-type]
+
+
+class MissingWords:
+    """Puts null in place of values that mean "no value", and remembers which words were met."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self._words = tuple(words)
+        self._plain = [word for word in words if as_number(word) is None and as_truth(word) is None]
+        self.unmet = set(words)
+
+    def report(self) -> list[str]:
+        """Returns a line to print if any of the words was never met, else none."""
+        if not self.unmet:
+            return []
+        words = ", ".join(repr(word) for word in self._words if word in self.unmet)
+        return [f"warning: missing: {words} equals no value in any column that is used"]
+
+    def cleaned(self, column: pl.Series, place: Place) -> pl.Series:
+        """Returns a plain column: text stripped, with null for empty text and for the words.
+
+        Raises UserError as `plain` does.
+        """
+        column = plain(column, place)
+        if column.dtype == pl.String:
+            column = column.str.strip_chars()
+            hits = column.is_in(pl.Series(["", *self._plain], dtype=pl.String).implode()).fill_null(False)
+            words = [word for word in self._words if word not in self._plain]
+        elif self._words:
+            hits = pl.repeat(False, len(column), dtype=pl.Boolean, eager=True)
+            words = list(self._words)
+        else:
+            return column
+        for word in words:
+            hits |= equal(column, word)
+        if not hits.any():
+            return column
+        if self.unmet:
+            met = column.filter(hits)
+            self.unmet -= {word for word in self.unmet if equal(met, word).any()}
+        return column.set(hits, None)
