@@ -90,7 +90,7 @@ def test_the_rest_is_as_if_they_had_never_been_there(
     if expected:
         assert said[0] == f"left out {len(expected)} bad lines, the first of them:"
         assert said[1:] == [f"  {folder / 'bad.tsv'}:{line}: {why}" for line, why in expected[:5]]
-    for path in (folder / "bad").iterdir():
+    for path in (folder / "bad").glob("*.h5"):
         (found,) = stored(path)
         assert found["bad"] == len(expected)
         assert found["count"] == len(used)

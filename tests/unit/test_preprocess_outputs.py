@@ -42,7 +42,7 @@ def test_the_second_run_does_nothing(table, tmp_path, capsys):
     # A file that went missing is made again, without --overwrite.
     (tmp_path / "out" / "test.h5").unlink()
     assert table() == 0
-    assert set(times(tmp_path)) == {"train.h5", "test.h5"}
+    assert set(times(tmp_path)) == {"train.h5", "test.h5", "encoding.json"}
 
 
 @pytest.mark.parametrize("count", [1, 1000, 1001, 12_000])
@@ -69,7 +69,7 @@ def test_other_settings_need_overwrite(table, tmp_path, change, capsys):
     assert table("--overwrite") == 0
     # Nothing of the first run is left beside it.
     assert set(times(tmp_path)) == (
-        {"train.h5", "valid.h5"} if change == "schema" else {"train.h5", "test.h5"}
+        {"train.h5", "valid.h5" if change == "schema" else "test.h5", "encoding.json"}
     )
     assert "valid.h5" not in before
 

@@ -63,7 +63,7 @@ def test_shards_hold_what_one_file_would(raw: list[str], tmp_path: Path, min_cou
     rare = ["--min-count", str(min_count)]
     assert main(arguments(raw, tmp_path / "one", "--train-fraction", "1", *rare)) == 0
     assert main(arguments(raw, tmp_path / "many", "--shard-bytes", "20000", *rare)) == 0
-    names = sorted(p.name for p in (tmp_path / "many").iterdir())
+    names = sorted(p.name for p in (tmp_path / "many").glob("*.h5*"))
     assert len(names) > 10
     assert names[0] == "train-00000.h5"
     assert_equal(read(tmp_path / "many"), read(tmp_path / "one"))
@@ -74,18 +74,18 @@ def test_several_ranks_make_the_same_files(raw: list[str], tmp_path: Path, num_r
     more = ["--shard-bytes", "30000", "--test-shards", "2", "--min-count", "3"]
     assert main(arguments(raw, tmp_path / "alone", *more)) == 0
     done = run_mpi(num_ranks, PROGRAM, *arguments(raw, tmp_path / "ranks", *more))
-    names = sorted(p.name for p in (tmp_path / "alone").iterdir())
-    assert names == sorted(p.name for p in (tmp_path / "ranks").iterdir())
+    names = sorted(p.name for p in (tmp_path / "alone").glob("*.h5*"))
+    assert names == sorted(p.name for p in (tmp_path / "ranks").glob("*.h5*"))
     assert names[:2] == ["test-00000.h5", "test-00001.h5"]
     for name in names:
         assert_equal(read(tmp_path / "ranks", name), read(tmp_path / "alone", name))
         assert done.stdout.count(f"{name}: ") == 1  # rank 0 reports for all
-    before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "ranks").iterdir()}
+    before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "ranks").glob("*.h5*")}
     gone = [names[1], names[5]]
     for name in gone:  # as after a kill
         (tmp_path / "ranks" / name).unlink()
     done = run_mpi(num_ranks, PROGRAM, *arguments(raw, tmp_path / "ranks", *more))
-    after = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "ranks").iterdir()}
+    after = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "ranks").glob("*.h5*")}
     assert [name for name in names if after[name] != before[name]] == gone
     for name in gone:
         assert_equal(read(tmp_path / "ranks", name), read(tmp_path / "alone", name))
@@ -104,8 +104,8 @@ def test_parts_without_communication_make_all_files(
     assert main(arguments(raw, tmp_path / "alone", *more)) == 0
     for part in ("1/2", "0/2"):
         assert main(arguments(raw, tmp_path / "parts", *more, "--part", part)) == 0
-    names = sorted(p.name for p in (tmp_path / "alone").iterdir())
-    assert names == sorted(p.name for p in (tmp_path / "parts").iterdir())
+    names = sorted(p.name for p in (tmp_path / "alone").glob("*.h5*"))
+    assert names == sorted(p.name for p in (tmp_path / "parts").glob("*.h5*"))
     for name in names:
         assert_equal(read(tmp_path / "parts", name), read(tmp_path / "alone", name))
     for option in ("--min-count", "--max-bad-lines"):
@@ -172,7 +172,7 @@ def test_pieces_without_rows_need_no_file(tmp_path: Path, num_ranks: int) -> Non
     assert f"left out 3 bad lines, the first of them:\n  {bad}:1: got 1 column" in done.stdout
     assert main(arguments([str(good)], tmp_path / "good", "--shard-bytes", "20000", *more[4:])) == 0
     assert_equal(read(tmp_path / "out"), read(tmp_path / "good"))
-    made = sorted(p.name for p in (tmp_path / "out").iterdir())
+    made = sorted(p.name for p in (tmp_path / "out").glob("*.h5*"))
     assert {"train-00000.h5.absent", f"train-{len(made) - 1:05d}.h5.absent"} < set(made)
     assert "is up to date" in run_mpi(num_ranks, PROGRAM, *command).stdout
     assert main([*command, "--max-bad-lines", "2"]) == 2  # they are remembered
@@ -198,7 +198,7 @@ def test_a_new_run_leaves_nothing_of_an_old_one_in_parts_either(raw: list[str], 
     assert main(arguments(raw, tmp_path / "out", *small)) == 0
     for part in ("0/2", "1/2"):
         assert main(arguments(raw, tmp_path / "out", *large, "--overwrite", "--part", part)) == 0
-    names = [sorted(p.name for p in (tmp_path / run).iterdir()) for run in ("out", "fresh")]
+    names = [sorted(p.name for p in (tmp_path / run).glob("*.h5*")) for run in ("out", "fresh")]
     assert names[0] == names[1]
     for name in names[0]:
         assert_equal(read(tmp_path / "out", name), read(tmp_path / "fresh", name))

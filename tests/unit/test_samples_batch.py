@@ -90,7 +90,7 @@ def test_concatenate_refuses_a_weight_in_some_batches_only() -> None:
     [
         DatasetSchema((FeatureSchema("a"), FeatureSchema("a"))),
         DatasetSchema((FeatureSchema("a/b"),)),
-        DatasetSchema((FeatureSchema("a"),), label_names=()),
+        DatasetSchema((FeatureSchema("a"),), label_names=("b", "b")),
     ],
 )
 def test_schema_refuses_unusable_names(schema: DatasetSchema) -> None:

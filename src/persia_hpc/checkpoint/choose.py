@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 from persia_hpc.config import Config
 from persia_hpc.errors import DataError, UserError
+from persia_hpc.samples.encoding import WAY_OUT, short
 from persia_hpc.samples.schema import DatasetSchema
 
 from .files import read_manifest, read_schema, whole_checkpoints
 from .matching import check_match
+
+LOG = logging.getLogger("persia_hpc")
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -55,10 +59,22 @@ def refuse_mismatch(
 ) -> None:
     """Checks, before anything is changed, that the run fits the newest checkpoint in `run_dir`.
 
+    Without one it warns if the run begins with rows and weights of another encoding.
     Raises UserError if the run is to continue from it and doesn't fit.
     """
-    if not config.checkpoint.resume or run_dir is None:
-        return
-    for path in whole_checkpoints(Path(run_dir))[:1]:
+    found = whole_checkpoints(Path(run_dir))[:1] if config.checkpoint.resume and run_dir is not None else []
+    for path in found:
         with contextlib.suppress(DataError):  # another will be tried then
             check_match(str(path), read_manifest(path), config, schema, num_samples)
+    if not found and config.checkpoint.init_from is not None:
+        source = find_checkpoint(Path(config.checkpoint.init_from))
+        other = read_schema(read_manifest(source)).encoding
+        if None not in (other, schema.encoding) and other != schema.encoding:
+            LOG.warning(
+                "%s was trained on data of encoding %s, this run's have %s: what is taken over may mean "
+                "other values; %s",
+                source,
+                short(str(other)),
+                short(str(schema.encoding)),
+                WAY_OUT,
+            )

@@ -12,6 +12,7 @@ from typing import Any
 
 from persia_hpc.config import Config
 from persia_hpc.errors import UserError
+from persia_hpc.samples.encoding import WAY_OUT, short
 from persia_hpc.samples.schema import DatasetSchema
 
 from .files import read_schema
@@ -55,6 +56,11 @@ def check_match(
         old, new = getattr(there, name), getattr(schema, name)
         if old != new:
             wrong.append(f"{name.replace('_', ' ')}: {', '.join(old)} there, {', '.join(new)} here")
+    if None not in (there.encoding, schema.encoding) and there.encoding != schema.encoding:
+        wrong.append(
+            f"encoding of the data: {short(str(there.encoding))} there, {short(str(schema.encoding))} here: "
+            f"ids or numbers mean other values; {WAY_OUT}"
+        )
     if (there_follow := "portions" in manifest) != config.data.follow:
         wrong.append(f"data.follow: {there_follow} there, {config.data.follow} here")
     old_count, new_count = manifest["num_samples"]["train"], num_samples["train"]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persia_hpc.errors import EXIT_OK, UserError
+from persia_hpc.samples.encoding import short
 
 if TYPE_CHECKING:
     from persia_hpc.preprocess.inspection import Inspection
@@ -99,6 +100,7 @@ def _facts(schema: DatasetSchema, found: Inspection, top: int) -> dict[str, Any]
     optional = ("weight", "group", "time")
     return {
         "samples": found.num_samples,
+        "encoding": schema.encoding,
         "labels": dict(zip(schema.label_names, found.label_rates.tolist(), strict=True)),
         "optional": [name for name in optional if getattr(schema, f"has_{name}")],
         "dense": dense,
@@ -109,6 +111,9 @@ def _facts(schema: DatasetSchema, found: Inspection, top: int) -> dict[str, Any]
 def _lines(facts: dict[str, Any]) -> Iterator[str]:
     samples = facts["samples"]
     yield f"{samples:,} samples" + "".join(f", with {name}" for name in facts["optional"])
+    yield f"encoding {short(facts['encoding']) if facts['encoding'] else 'not named'}"
+    if not facts["labels"]:
+        yield "no labels"
     for name, rate in facts["labels"].items():
         yield f"label {name}: mean {rate:.5f}"
     if facts["dense"]:

@@ -48,10 +48,11 @@ def agree_on_data(
     """
     mine = None
     if sources:
-        mine = (sources["train"].schema, {split: s.num_samples for split, s in sources.items()})
+        schema = sources["train"].schema
+        mine = (schema, {split: s.num_samples for split, s in sources.items()}, schema.encoding)
     found = {rank: each for rank, each in enumerate(world.allgather(mine)) if each is not None}
     first: int = min(found)
-    expected: tuple[DatasetSchema, dict[str, int]] = found[first]
+    expected: tuple[DatasetSchema, dict[str, int], str | None] = found[first]
     for rank, each in found.items():
         if each != expected:
             raise AgreedError(
@@ -60,4 +61,4 @@ def agree_on_data(
                 f"{each[1]} against {expected[1]} samples, or other columns; all embedding workers must see "
                 "the same files",
             )
-    return expected
+    return expected[:2]

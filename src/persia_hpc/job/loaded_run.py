@@ -21,7 +21,7 @@ from persia_hpc.checkpoint.rows import load_rows
 from persia_hpc.config import load_config
 from persia_hpc.errors import UserError
 from persia_hpc.models import build_model
-from persia_hpc.samples.source import open_source
+from persia_hpc.samples.source import check_scorable, open_source
 from persia_hpc.trainer.batch import make_inputs
 from persia_hpc.trainer.session import Session
 
@@ -87,27 +87,28 @@ class LoadedRun:
     def evaluate(self, split: str = "test") -> dict[str, float]:
         """Returns exact metrics on one of the configured splits.
 
-        Raises UserError if there is no data for it.
+        Raises UserError if there is no data for it, and for data without labels or of another encoding.
         """
         patterns = getattr(self.config.data, split, None) if split in ("train", "valid", "test") else None
         if not patterns:
             raise UserError(
                 f'there is no data for split {split!r}; set it with --set data.{split}=["file.h5"]'
             )
-        return self._session(patterns).evaluate(split="test")
+        return self._session(patterns, labels=True).evaluate(split="test")
 
     def predict(self, data: Sequence[str], out: str | Path) -> int:
         """Writes the probabilities of all samples of `data`, in order, to `out`; returns their number N.
 
+        The samples need no labels.
         `.h5`: dataset /probability; `.csv`: one line a sample, a header with the label names.
 
         Shapes: probabilities [N, L] float32.
-        Raises UserError for another kind of file.
+        Raises UserError for another kind of file, and for data of another encoding than the model's.
         """
         out = Path(out)
         if out.suffix not in (".h5", ".csv"):
             raise UserError(f"{out}: predictions can be written as .h5 or .csv")
-        session = self._session(data)
+        session = self._session(data, labels=False)
         parts = (1.0 / (1.0 + np.exp(-logits)) for logits, _ in session.predictions(None, "test"))
         if out.suffix == ".h5":
             return self._write_hdf5(parts, out)
@@ -134,13 +135,9 @@ class LoadedRun:
                 count += len(part)
         return count
 
-    def _session(self, patterns: Sequence[str]) -> Session:
+    def _session(self, patterns: Sequence[str], *, labels: bool) -> Session:
         source = open_source(list(patterns), features=list(self.schema.feature_names))
-        if source.schema.dense_names != self.schema.dense_names:
-            raise UserError(
-                f"{patterns[0]} has dense features {', '.join(source.schema.dense_names) or 'none'}, "
-                f"the model was trained with {', '.join(self.schema.dense_names) or 'none'}"
-            )
+        check_scorable(source, self.schema, f"the training of {self.path}", labels=labels)
         sync = dataclasses.replace(self.config, mode="sync", staleness_bound=0)
         facts = make_facts(sync, self.schema, {"test": source.num_samples})
         stream = LocalStream(facts, {"test": source}, self._server)

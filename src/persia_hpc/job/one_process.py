@@ -17,6 +17,7 @@ from persia_hpc.reporting.screen import summary_text
 from persia_hpc.reporting.summary import make_summary, write_json
 from persia_hpc.reporting.trace import write_trace
 from persia_hpc.runtime.stop import StopSignals
+from persia_hpc.samples.encoding import keep_encoding
 from persia_hpc.trainer.device import choose_device
 
 from .facts import facts_of_sources
@@ -65,6 +66,7 @@ def run_in_one_process(config: Config, task: Task, stop: StopSignals) -> dict[st
         run_dir=run_dir,
     )
     begin_run(run_dir, config, start.events)
+    keep_encoding(config.data.train, facts.schema.encoding, run_dir)
     trainer = train_session(session, task, start.driver)
     outcome = JobOutcome(
         [ServerOutcome(**stream.server.statistics())], [WorkerOutcome(stream.first_pull)], [trainer]

@@ -13,6 +13,7 @@ from persia_hpc.errors import PersiaError, UserError
 from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.follow import Follower, portion_source
+from persia_hpc.samples.source import Source
 from persia_hpc.topology.roles import Plan, Role
 from persia_hpc.trainer.device import choose_device
 from persia_hpc.trainer.driver import Driver, check_logits
@@ -35,7 +36,7 @@ class Trial:
         Raises UserError for bad input.
         """
         self.config = config
-        self.sources = open_sources(config)
+        self.sources: dict[str, Source] = dict(open_sources(config))
         if config.data.follow:  # what there is now is the first portion
             schema = self.sources["train"].schema
             self.sources["train"] = portion_source(Follower(config, schema).look(), schema, config)

@@ -156,11 +156,14 @@ def prepare(options: AdultOptions) -> list[FileReport] | None:
         # The original fits its encoder on the test file by itself, so a code can mean another value there.
         known = [categories(frame) for frame in frames]
         dense = [raw_dense(frame) for frame in frames]
+        # One for both files all the same: who asks for this variant wants just that.
+        content: dict[str, Any] = {"dataset": "adult", "variant": options.variant}
         parts = {"train.h5": 0, "test.h5": 1}
         first_id = 0
     else:
         known = [categories(frames[0])] * 2
-        dense = _standardised([raw_dense(frame) for frame in frames])
+        dense, moments = _standardised([raw_dense(frame) for frame in frames])
+        content = {"dataset": "adult", "categories": known[0], "standardize": moments}
         parts = {"train.h5": 0, "valid.h5": 0, "test.h5": 1}
         first_id = 1
         settings["options"] = {"valid_fraction": options.valid_fraction, "seed": options.seed}
@@ -168,6 +171,7 @@ def prepare(options: AdultOptions) -> list[FileReport] | None:
     outputs = Outputs(options.out, list(parts), settings, overwrite=options.overwrite)
     if outputs.up_to_date():
         return None
+    outputs.encode(content)
     batches = [
         to_batch(f, k, first_id, d.astype(np.float32)) for f, k, d in zip(frames, known, dense, strict=True)
     ]
@@ -196,10 +200,16 @@ def valid_rows(num_rows: int, fraction: float, seed: int) -> npt.NDArray[np.bool
     return chosen
 
 
-def _standardised(parts: list[npt.NDArray[np.float64]]) -> list[npt.NDArray[np.float64]]:
-    """Applies log1p to gains and losses, then scales to mean 0 and deviation 1 over the first part's rows."""
+def _standardised(
+    parts: list[npt.NDArray[np.float64]],
+) -> tuple[list[npt.NDArray[np.float64]], dict[str, list[float]]]:
+    """Applies log1p to gains and losses, then scales to mean 0 and deviation 1 over the first part's rows.
+
+    It returns mean and deviation of each column too.
+    """
     for part in parts:
         for name in LOG1P:
             part[:, DENSE.index(name)] = np.log1p(part[:, DENSE.index(name)])
     mean, deviation = parts[0].mean(axis=0), parts[0].std(axis=0)
-    return [(part - mean) / deviation for part in parts]
+    moments = {name: [float(mean[k]), float(deviation[k])] for k, name in enumerate(DENSE)}
+    return [(part - mean) / deviation for part in parts], moments

@@ -88,6 +88,7 @@ def _add_criteo(parser: argparse.ArgumentParser) -> None:
     _add_number(parser, "--shards", int, defaults.shards, "number of training files")
     _add_sharding(parser, "instead of --shards and fractions")
     _add_max_bad_lines(parser)
+    _add_encoding(parser, "replace the ids that are rare in other data, instead of counting anew")
 
 
 def _add_sharding(parser: argparse.ArgumentParser, instead: str) -> None:
@@ -118,6 +119,15 @@ def _add_shard_bytes(parser: argparse.ArgumentParser, instead: str) -> None:
 def _add_max_bad_lines(parser: argparse.ArgumentParser) -> None:
     _add_number(
         parser, "--max-bad-lines", int, 0, "leave out up to N lines that aren't of the layout, and say which"
+    )
+
+
+def _add_encoding(parser: argparse.ArgumentParser, meaning: str) -> None:
+    parser.add_argument(
+        "--encoding",
+        type=Path,
+        metavar="DIR",
+        help=f"{meaning}: a folder that preprocess made, or a run trained on it",
     )
 
 
@@ -164,6 +174,12 @@ def _add_table(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("schema", type=Path, metavar="SCHEMA.toml", help="says what the columns are")
     _add_sharding(parser, "instead of a file for each split")
     _add_max_bad_lines(parser)
+    _add_encoding(parser, "give values the ids and scales of other data, instead of learning anew")
+    parser.add_argument(
+        "--no-labels",
+        action="store_true",
+        help="leave the schema's labels out, whose columns needn't exist: for files to be scored",
+    )
 
 
 def _add_synthetic(parser: argparse.ArgumentParser) -> None:

@@ -5,6 +5,7 @@ Shapes: N values, V distinct ids.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from hashlib import blake2b
 
@@ -41,6 +42,16 @@ def string_ids(values: pl.Series) -> Ids:
     distinct = values.unique()
     hashes = pl.Series(hash_strings(distinct.to_list()), dtype=pl.UInt64)
     return values.replace_strict(distinct, hashes, return_dtype=pl.UInt64).to_numpy()
+
+
+def pack_ids(ids: Ids) -> str:
+    """Returns ids as text: base64 of little-endian 64-bit integers."""
+    return base64.b64encode(ids.astype("<u8").tobytes()).decode()
+
+
+def unpack_ids(text: str) -> Ids:
+    """Returns the ids [N] that `pack_ids` has packed."""
+    return np.frombuffer(base64.b64decode(text), "<u8").astype(np.uint64)
 
 
 class IdCounts:
@@ -105,6 +116,7 @@ class IdFilter:
         other: the id that unknown ids are mapped to
         never_other: reserved ids that are always kept
         """
+        self.known = known
         keep = np.asarray([i for i in never_other if not (known == i).any()], np.uint64)
         numbers = np.arange(1, len(known) + 1, dtype=np.uint64) if renumber else known
         ids = np.concatenate([known, keep])

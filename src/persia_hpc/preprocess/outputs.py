@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
@@ -16,8 +16,10 @@ import polars as pl
 
 from persia_hpc.durable import replace_whole
 from persia_hpc.errors import UserError
+from persia_hpc.preprocess.team import Team, once
 from persia_hpc.samples import names as layout
 from persia_hpc.samples.batch import SampleBatch
+from persia_hpc.samples.encoding import ENCODING_FILE, sealed, write_encoding
 from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.samples.writer import DatasetWriter
 
@@ -31,15 +33,20 @@ VOCABULARIES = "vocabulary-*.csv"
 
 @dataclass(frozen=True)
 class FileReport:
-    """Describes one finished file: its rows and the mean of the first label (None without rows)."""
+    """Describes one finished file: its rows and the mean of the first label (None without rows or labels)."""
 
     path: Path
     num_rows: int
     label_rate: float | None
 
     def __str__(self) -> str:
-        rate = "" if self.label_rate is None else f", label rate {self.label_rate:.5f}"
+        rate = ", no labels" if self.label_rate is None else f", label rate {self.label_rate:.5f}"
         return f"{self.path}: {self.num_rows:,} rows{rate}, {self.path.stat().st_size / 1e6:,.1f} MB"
+
+
+def label_sum(batch: SampleBatch) -> float:
+    """Returns the sum of the first label, 0 without labels."""
+    return float(batch.labels[:, :1].sum(dtype=np.float64))
 
 
 def input_identity(files: Iterable[Path]) -> list[dict[str, Any]]:
@@ -83,6 +90,7 @@ class Outputs:
     `preprocessing` (JSON), and files that carry equal settings are not made again. There a file may also
     list, as `absent`, names that are not expected because their piece of the input had no rows.
     vocabularies: names of the CSV files beside them, which `write_vocabulary` makes
+    encoding: digest of what gives the files' values their meaning, once `encode` has got it
     """
 
     def __init__(
@@ -100,6 +108,8 @@ class Outputs:
         self._wanted = json.loads(json.dumps(self.settings))
         self._overwrite = overwrite
         self._vocabularies = tuple(vocabularies)
+        self.encoding: str | None = None
+        self._encoding: dict[str, Any] = {}
 
     def up_to_date(self) -> bool:
         """Returns whether all files exist with these settings, and no others.
@@ -107,8 +117,8 @@ class Outputs:
         Raises UserError as `missing` does.
         """
         missing, stale = self._look()
-        vocabularies = all((self.directory / name).exists() for name in self._vocabularies)
-        return not missing and not stale and vocabularies and self.any_rows()
+        beside = all((self.directory / name).exists() for name in (*self._vocabularies, ENCODING_FILE))
+        return not missing and not stale and beside and self.any_rows()
 
     def any_rows(self) -> bool:
         """Returns whether any file exists; none does if no piece of the input has rows."""
@@ -166,13 +176,40 @@ class Outputs:
         """
         replace_whole(self.directory / name, frame.write_csv().encode())
 
+    def encode(self, content: Mapping[str, Any]) -> None:
+        """Takes what gives the files' values their meaning; all files written from now on name it."""
+        self._encoding = sealed(content)
+        self.encoding = self._encoding["digest"]
+
+    def encode_together(self, team: Team, content: Callable[[], Mapping[str, Any]]) -> None:
+        """Writes the encoding on one rank, before the files; the files of all ranks name it.
+
+        Collective over `team`.
+        Raises UserError or PersiaError as `together` does.
+        """
+
+        def write() -> str | None:
+            self.encode(content())
+            self.write_encoding()
+            return self.encoding
+
+        self.encoding = once(team, write)
+
+    def write_encoding(self) -> None:
+        """Writes encoding.json; a `SplitWriter` does it itself, when it ends."""
+        write_encoding(self.directory, self._encoding)
+
+    def named(self, schema: DatasetSchema) -> DatasetSchema:
+        """Returns the schema of a file that names the encoding."""
+        return replace(schema, encoding=self.encoding)
+
     def write(self, schema: DatasetSchema, **options: Any) -> SplitWriter:
         """Returns a writer for all files; `options` go to every `DatasetWriter`.
 
         Raises UserError if the directory can't be made.
         """
         make_directory(self.directory)
-        return SplitWriter(self, schema, options)
+        return SplitWriter(self, self.named(schema), options)
 
     def remove_stale(self, keep: Collection[str] = ()) -> None:
         """Deletes files of an earlier run that this one didn't replace, since a glob would mix old and new.
@@ -216,14 +253,19 @@ class SplitWriter:
                     **self._options,
                 )
             )
+        self._stack.push(self._write_encoding)  # leaves first: if it fails, no file gets its name
         return self
+
+    def _write_encoding(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._outputs.write_encoding()
 
     def write(self, name: str, batch: SampleBatch) -> None:
         """Appends the batch to the file `name`."""
         if batch.num_samples:
             self._writers[name].write(batch)
             self._rows[name] += batch.num_samples
-            self._labels[name] += float(batch.labels[:, 0].sum(dtype=np.float64))
+            self._labels[name] += label_sum(batch)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -244,7 +286,11 @@ class SplitWriter:
     def report(self) -> list[FileReport]:
         """Is a report on each file, once written."""
         return [
-            FileReport(self._outputs.directory / name, rows, self._labels[name] / rows if rows else None)
+            FileReport(
+                self._outputs.directory / name,
+                rows,
+                self._labels[name] / rows if rows and self._schema.label_names else None,
+            )
             for name, rows in self._rows.items()
         ]
 

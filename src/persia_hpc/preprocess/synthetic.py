@@ -254,13 +254,15 @@ def prepare(
         return None
     together(team, lambda: make_directory(options.out))
     ends = np.cumsum(sizes).tolist()
+    # The seed alone decides the weight of an id.
+    outputs.encode_together(team, lambda: {"dataset": "synthetic", "seed": options.seed})
     best = best_possible(generator, ends[-1] - options.test_rows, ends[-1], team) if options.test_rows else {}
     outputs.settings.update(best)
 
     def write(i: int, progress: Progress) -> list[FileReport]:
         path, clicks = outputs.directory / outputs.names[i], 0.0
-        settings = outputs.settings
-        with DatasetWriter(path, generator.schema, source=SOURCE, preprocessing=settings) as writer:
+        schema, settings = outputs.named(generator.schema), outputs.settings
+        with DatasetWriter(path, schema, source=SOURCE, preprocessing=settings) as writer:
             for first in range(ends[i] - sizes[i], ends[i], BLOCK_ROWS):
                 last = min(first + BLOCK_ROWS, ends[i])
                 batch = generator.block(first, last)[0]

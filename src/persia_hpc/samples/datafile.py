@@ -65,10 +65,14 @@ def scan(path: str) -> FileInfo:
 
 def _scan_open(path: str, file: h5py.File) -> FileInfo:
     version = file.attrs.get(layout.SCHEMA_VERSION_ATTRIBUTE)
-    if version is None or not isinstance(file.get(layout.IDS), h5py.Group) or layout.LABEL not in file:
+    declared = file.attrs.get(layout.NUM_SAMPLES)
+    unlabelled = declared is not None and not np.size(file.attrs.get(layout.LABEL_NAMES, ()))
+    counted = layout.LABEL in file or unlabelled
+    if version is None or not isinstance(file.get(layout.IDS), h5py.Group) or not counted:
         raise UserError(
             f"{path}: HDF5, but not a persia-hpc dataset: expected the attribute schema_version, a group "
-            "/ids and a dataset /label; docs/dataset_format.md shows how to make one"
+            "/ids and a dataset /label (or, in a file without labels, the attribute num_samples); "
+            "docs/dataset_format.md shows how to make one"
         )
     if int(version) != SCHEMA_VERSION:
         raise UserError(
@@ -76,8 +80,7 @@ def _scan_open(path: str, file: h5py.File) -> FileInfo:
             + ("update persia-hpc" if int(version) > SCHEMA_VERSION else "prepare the file again")
         )
     check = _Shapes(path, file)
-    num_samples = check.dataset(layout.LABEL, "iuf", 2).shape[0]
-    declared = file.attrs.get(layout.NUM_SAMPLES)
+    num_samples = check.dataset(layout.LABEL, "iuf", 2).shape[0] if layout.LABEL in file else int(declared)
     if declared is not None and int(declared) != num_samples:
         raise UserError(
             f"{path}: got {num_samples} labels, the file says num_samples {int(declared)}; {FIX_DAMAGED}"
@@ -107,7 +110,10 @@ def _scan_open(path: str, file: h5py.File) -> FileInfo:
             dataset = check.dataset(name, kinds, ndim)
             check.rows(dataset, num_samples)
             widths[name] = dataset.shape[-1]
-    K, L = widths.get(layout.DENSE, 0), widths[layout.LABEL]
+    if not features and not widths:
+        raise UserError(f"{path}: got neither features nor columns, expected some; prepare the file again")
+    K, L = widths.get(layout.DENSE, 0), widths.get(layout.LABEL, 0)
+    encoding = file.attrs.get(layout.ENCODING)
     schema = DatasetSchema(
         tuple(features),
         check.column_names(layout.DENSE_NAMES, [f"dense_{i}" for i in range(K)]),
@@ -115,6 +121,7 @@ def _scan_open(path: str, file: h5py.File) -> FileInfo:
         layout.WEIGHT in widths,
         layout.GROUP in widths,
         layout.TIME in widths,
+        None if encoding is None else str(encoding),
     )
     try:
         schema.validate()
@@ -187,7 +194,7 @@ class _Shapes:
         if dataset.shape[0] != expected:
             raise UserError(
                 f"{self._path}: {dataset.name}: got {dataset.shape[0]} rows, expected {expected} like "
-                "/label; all datasets of a file have one row for each sample"
+                "/label (or num_samples); all datasets of a file have one row for each sample"
             )
 
     def multi_hot(self, name: str, num_samples: int) -> int:
@@ -197,7 +204,7 @@ class _Shapes:
         if offsets.shape[0] != num_samples + 1:
             raise UserError(
                 f"{self._path}: {offsets.name}: got {offsets.shape[0]} offsets, expected {num_samples + 1}, "
-                "one more than /label has rows"
+                "one more than /label has rows (or num_samples says)"
             )
         ends = int(offsets[0]), int(offsets[num_samples])
         if ends != (0, values.shape[0]):
@@ -277,9 +284,11 @@ class OpenFile:
                 f"{info.path}: can't open it to read rows 0 to {info.num_samples} ({_reason(error)}); "
                 + FIX_DAMAGED
             ) from error
-        if self._datasets[layout.LABEL].shape[0] != info.num_samples:
+        # Of a multi-hot feature the offsets come first, one more than rows.
+        first, multi = next(iter(self._datasets.values())), bool(features) and features[0].multi
+        if first.shape[0] - multi != info.num_samples:
             raise DataError(
-                f"{info.path}: got {self._datasets[layout.LABEL].shape[0]} rows, expected rows 0 to "
+                f"{info.path}: got {first.shape[0] - multi} rows, expected rows 0 to "
                 f"{info.num_samples} as at the start; the file was replaced while in use"
             )
 
@@ -292,7 +301,8 @@ class OpenFile:
                 wanted[f"{path}/{layout.OFFSETS}"] = None
                 path = f"{path}/{layout.VALUES}"
             wanted[path] = None  # ids are read as stored: numpy widens them faster than HDF5
-        wanted[layout.LABEL] = np.float32
+        if schema.label_names:
+            wanted[layout.LABEL] = np.float32
         if schema.dense_names:
             wanted[layout.DENSE] = np.float32
         if schema.has_weight:
@@ -318,11 +328,9 @@ class OpenFile:
         """
         schema, info = self._info.schema, self._info
         ids = {f.name: self._ids(f, begin, end) for f in self._features}
-        labels = self._rows(layout.LABEL, begin, end)
-        if schema.dense_names:
-            dense = self._rows(layout.DENSE, begin, end)
-        else:
-            dense = np.empty((end - begin, 0), np.float32)
+        nothing = np.empty((end - begin, 0), np.float32)
+        labels = self._rows(layout.LABEL, begin, end) if schema.label_names else nothing
+        dense = self._rows(layout.DENSE, begin, end) if schema.dense_names else nothing
         weight = self._rows(layout.WEIGHT, begin, end) if schema.has_weight else None
         try:
             if not info.dense_checked:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from persia_hpc.config import Config
 from persia_hpc.durable import PARTIAL
 from persia_hpc.errors import DataError, UserError
 from persia_hpc.patterns import literal_first
 from persia_hpc.samples.datafile import FileInfo, NoSamplesError, read_times, scan
+from persia_hpc.samples.encoding import check_encodings
 from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.samples.source import FileSource, check_agree, open_source
 from persia_hpc.samples.time_order import TimeOrder
@@ -117,6 +118,9 @@ class Follower:
         info = scan(path)
         before = FileInfo("the files before", 0, self._schema, True, True, True, True)
         check_agree(before, info, self._schema, all_features=self._all_features)
+        check_encodings([(path, info.schema.encoding)], "the files before", self._schema.encoding)
+        if self._schema.encoding is None:
+            self._schema = replace(self._schema, encoding=info.schema.encoding)
         return info
 
 

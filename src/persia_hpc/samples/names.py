@@ -33,6 +33,7 @@ WEIGHT_MAX = "weight_max"
 SOURCE = "source"
 PREPROCESSING = "preprocessing"
 CREATED_BY = "created_by"
+ENCODING = "encoding"
 
 COMPRESSIONS = ("lz4", "gzip", "none")
 

@@ -29,7 +29,11 @@ class FeatureSchema:
 
 @dataclass(frozen=True)
 class DatasetSchema:
-    """Holds the id features in order, names of dense columns and labels, and which optional arrays exist."""
+    """Holds the id features in order, names of dense columns and labels, and which optional arrays exist.
+
+    A dataset without label names has no labels: it can only be scored. `encoding` is the digest of what gave
+    ids and numbers their meaning (samples/encoding.py), None if it isn't known; comparisons leave it out.
+    """
 
     features: tuple[FeatureSchema, ...]
     dense_names: tuple[str, ...] = ()
@@ -37,6 +41,7 @@ class DatasetSchema:
     has_weight: bool = False
     has_group: bool = False
     has_time: bool = False
+    encoding: str | None = field(default=None, compare=False)
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -56,15 +61,13 @@ class DatasetSchema:
         )
 
     def validate(self) -> None:
-        """Checks that the names can be stored and that there is a label.
+        """Checks that the names can be stored.
 
-        Raises UserError for a repeated or unusable name, or a dataset without labels.
+        Raises UserError for a repeated or unusable name.
         """
         _check_names("feature", self.feature_names)
         _check_names("dense column", self.dense_names)
         _check_names("label", self.label_names)
-        if not self.label_names:
-            raise UserError("got a dataset without labels, expected at least one label name")
 
 
 def _check_names(what: str, names: Iterable[str]) -> None:

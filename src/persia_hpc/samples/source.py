@@ -17,6 +17,7 @@ from persia_hpc.errors import UserError
 from persia_hpc.patterns import literal_first
 from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.datafile import FileInfo, OpenFile, scan
+from persia_hpc.samples.encoding import check_encodings
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 
 MAX_OPEN_FILES = 64
@@ -93,6 +94,11 @@ class FileSource:
                 begin = stop
         return SampleBatch.concatenate(parts)
 
+    @property
+    def encodings(self) -> tuple[tuple[str, str | None], ...]:
+        """Returns (path, digest of its encoding or None) of each file."""
+        return tuple((info.path, info.schema.encoding) for info in self._infos)
+
     def close(self) -> None:
         """Closes all files; a later read opens them again."""
         with self._lock:
@@ -130,7 +136,7 @@ def open_source(
     binary_labels: check that every label is 0 or 1, in files whose writer hasn't checked it.
 
     Raises UserError for a pattern without a match, a file that isn't a dataset or has no samples, files that
-    don't fit together, and a missing feature.
+    don't fit together or name different encodings, and a missing feature.
     """
     if limit is not None and limit < 1:
         raise UserError(f"limit: got {limit}, expected 1 or more rows, or none at all for all rows")
@@ -141,9 +147,55 @@ def open_source(
         schema.validate()
     for info in infos[1:]:
         check_agree(infos[0], info, schema, all_features=features is None)
+    named = next((info for info in infos if info.schema.encoding is not None), infos[0])
+    encoding = named.schema.encoding
+    check_encodings([(info.path, info.schema.encoding) for info in infos], named.path, encoding)
     total = sum(info.num_samples for info in infos)
-    schema = replace(schema, features=tuple(_with_mean_length(infos, f) for f in schema.features))
+    lengths = tuple(_with_mean_length(infos, f) for f in schema.features)
+    schema = replace(schema, features=lengths, encoding=encoding)
     return FileSource(infos, schema, total if limit is None else min(limit, total), binary_labels)
+
+
+def check_scorable(source: FileSource, trained: DatasetSchema, whose: str, *, labels: bool) -> None:
+    """Checks that what was trained on data of the schema `trained` can score a source.
+
+    whose: names that data in messages. labels: the scores are to be compared with labels too.
+    Raises UserError for another encoding or kind of feature, other dense columns, other or no labels.
+    """
+    path, schema = source.encodings[0][0], source.schema
+    check_encodings(source.encodings, whose, trained.encoding)
+    for feature in trained.features:
+        if feature.name in schema.feature_names and schema.feature(feature.name) != feature:
+            raise UserError(
+                f"{path}: got {schema.feature(feature.name).kind} feature {feature.name!r}, but it is "
+                f"{feature.kind} in {whose}; prepare both alike"
+            )
+    if schema.dense_names != trained.dense_names:
+        raise UserError(
+            f"{path}: got dense features {', '.join(schema.dense_names) or 'none'}, expected "
+            f"{', '.join(trained.dense_names) or 'none'} as in {whose}"
+        )
+    if not labels:
+        return
+    check_labels(schema, path)
+    single = len(schema.label_names) == len(trained.label_names) == 1  # may have any name
+    if not single and schema.label_names != trained.label_names:
+        raise UserError(
+            f"{path}: got labels {', '.join(schema.label_names)}, expected {', '.join(trained.label_names)} "
+            f"as in {whose}"
+        )
+
+
+def check_labels(schema: DatasetSchema, path: str) -> None:
+    """Checks that data have labels, which training and metrics need.
+
+    Raises UserError if they have none.
+    """
+    if not schema.label_names:
+        raise UserError(
+            f"{path}: got a file without labels, expected a dataset /label to train on or to compare with; "
+            "samples without labels can only be scored (persia-hpc predict)"
+        )
 
 
 def _expand(patterns: Sequence[str]) -> list[str]:

@@ -69,7 +69,7 @@ class DatasetWriter:
     two processes write the same file, the one that ends last wins; the file is whole in either case.
 
     path: the file to make.
-    schema: what every batch holds.
+    schema: what every batch holds; without label names the file has no labels (batches' labels are [B, 0]).
     id_dtypes: stored dtype of a feature's ids, "uint8" to "uint64" (default); a larger id is refused.
     chunk_rows: rows of one HDF5 chunk, the unit of compression, checksum and reading.
     compression: "lz4" (Blosc2), "gzip" or "none".
@@ -226,7 +226,8 @@ class DatasetWriter:
             self._num_values[feature.name] = 0
         if self.schema.dense_names:  # HDF5 has no chunks of width 0: no dense columns, no dataset
             create(layout.DENSE, np.float32, len(self.schema.dense_names))
-        create(layout.LABEL, np.float32, len(self.schema.label_names))
+        if self.schema.label_names:
+            create(layout.LABEL, np.float32, len(self.schema.label_names))
         if self.schema.has_weight:
             create(layout.WEIGHT, np.float32)
         if self.schema.has_group:
@@ -254,9 +255,12 @@ class DatasetWriter:
         file.attrs[layout.SCHEMA_VERSION_ATTRIBUTE] = SCHEMA_VERSION
         file.attrs[layout.NUM_SAMPLES] = np.uint64(self.num_samples)
         file.attrs[layout.DENSE_FINITE] = True
-        file.attrs[layout.LABEL_MIN] = self._label_min
-        file.attrs[layout.LABEL_MAX] = self._label_max
-        file.attrs[layout.LABEL_BINARY] = self._label_binary
+        if self.schema.label_names:
+            file.attrs[layout.LABEL_MIN] = self._label_min
+            file.attrs[layout.LABEL_MAX] = self._label_max
+            file.attrs[layout.LABEL_BINARY] = self._label_binary
+        if self.schema.encoding is not None:
+            file.attrs[layout.ENCODING] = self.schema.encoding
         if self.schema.has_weight:
             file.attrs[layout.WEIGHT_MIN] = np.float32(self._weight_min)
             file.attrs[layout.WEIGHT_MAX] = np.float32(self._weight_max)

@@ -15,10 +15,21 @@ from persia_hpc.preprocess.outputs import FileReport, Outputs, input_identity, m
 from persia_hpc.preprocess.pieces import check_pieces, names, write_pieces
 from persia_hpc.preprocess.progress import Progress
 from persia_hpc.preprocess.team import Team, once, share_of, together
+from persia_hpc.samples.encoding import read_encoding
 from persia_hpc.samples.writer import DatasetWriter
 
 from . import prepare as criteo
-from .ids import MISSING_ID, RARE_ID, Counters, count_ids, frequent_ids, without_rare_ids
+from .ids import (
+    DENSE_RULE,
+    MISSING_ID,
+    RARE_ID,
+    Counters,
+    count_ids,
+    encoding_of,
+    frequent_ids,
+    given_ids,
+    without_rare_ids,
+)
 from .lines import read_rows
 
 
@@ -29,7 +40,8 @@ def prepare(options: criteo.CriteoOptions, team: Team) -> list[FileReport | str]
     Collective over `team`.
     Raises UserError for bad options or input, PersiaError for other failures, on all ranks.
     """
-    if options.min_count > 1:
+    learns = options.min_count > 1 and options.encoding is None
+    if learns:
         team.need_all("--min-count")
     if options.max_bad_lines:
         team.need_all("--max-bad-lines")
@@ -37,11 +49,15 @@ def prepare(options: criteo.CriteoOptions, team: Team) -> list[FileReport | str]
     if missing is None:
         return None
     sizes = [piece.num_bytes for piece in bad_lines.pieces]
-    frequent: Counters = {}
-    if options.min_count > 1:
+    given, frequent = None, Counters()
+    if options.encoding is not None:
+        path = options.encoding
+        given, frequent = together(team, lambda: given_ids(path, options.min_count))
+    if learns:
         num_train = len(sizes) - options.test_shards
         train = share_of(team, sizes, range(num_train))
         frequent = _frequent_ids(options, bad_lines, train, team)
+    outputs.encode_together(team, lambda: given or encoding_of(options.min_count, frequent))
 
     def write(i: int, progress: Progress) -> list[FileReport]:
         return _write(outputs, i, bad_lines, frequent, progress)
@@ -95,9 +111,10 @@ def _settings(options: criteo.CriteoOptions, files: list[Path]) -> dict[str, Any
             "test_shards": options.test_shards,
             "min_count": options.min_count,
         },
-        "dense": "log(1 + max(x, 0)), missing 0",
+        "dense": DENSE_RULE,
         "missing_id": MISSING_ID,
         "rare_id": RARE_ID,
+        **({} if options.encoding is None else {"encoding": read_encoding(options.encoding)["digest"]}),
     }
 
 
@@ -107,14 +124,14 @@ def _write(
     """Writes the piece's file, if the piece has rows, and returns its report."""
     clicks = 0.0
     name = outputs.names[piece]
-    path = outputs.directory / name
+    path, schema = outputs.directory / name, outputs.named(criteo.SCHEMA)
     settings = dict(outputs.settings)
     writer: DatasetWriter | None = None
     with ExitStack() as stack:
         for batch in read_rows(bad_lines, piece, progress):
             if writer is None:
                 writer = stack.enter_context(
-                    DatasetWriter(path, criteo.SCHEMA, source=criteo.SOURCE, preprocessing=settings)
+                    DatasetWriter(path, schema, source=criteo.SOURCE, preprocessing=settings)
                 )
             writer.write(without_rare_ids(batch, frequent))
             clicks += float(batch.labels.sum(dtype=np.float64))

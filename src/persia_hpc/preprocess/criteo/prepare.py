@@ -23,7 +23,17 @@ from persia_hpc.preprocess.team import ONE_MEMBER
 from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 
-from .ids import MISSING_ID, RARE_ID, Counters, count_ids, frequent_ids, without_rare_ids
+from .ids import (
+    DENSE_RULE,
+    MISSING_ID,
+    RARE_ID,
+    Counters,
+    count_ids,
+    encoding_of,
+    frequent_ids,
+    given_ids,
+    without_rare_ids,
+)
 from .lines import DENSE, IDS, read_rows
 
 SCHEMA = DatasetSchema(tuple(FeatureSchema(name) for name in IDS), DENSE, ("click",))
@@ -38,6 +48,7 @@ class CriteoOptions:
     shard_bytes: makes a file for about this many bytes of input instead (parallel.py)
     test_shards: number of these files, the last ones, that are the test
     max_bad_lines: the most lines of another layout that are left out
+    encoding: what other files have been prepared with: encoding.json or the folder that holds it
     """
 
     out: Path
@@ -51,6 +62,7 @@ class CriteoOptions:
     shard_bytes: int | None = None
     test_shards: int = 0
     max_bad_lines: int = 0
+    encoding: Path | None = None
 
 
 def _batches(bad_lines: BadLines, max_rows: int | None, title: str) -> Iterator[SampleBatch]:
@@ -91,10 +103,14 @@ def prepare(options: CriteoOptions) -> list[FileReport | str] | None:
             "rows": options.rows,
             "shards": options.shards,
         },
-        "dense": "log(1 + max(x, 0)), missing 0",
+        "dense": DENSE_RULE,
         "missing_id": MISSING_ID,
         "rare_id": RARE_ID,
     }
+    given, frequent = None, Counters()
+    if options.encoding is not None:
+        given, frequent = given_ids(options.encoding, options.min_count)
+        settings["encoding"] = given["digest"]
     outputs = Outputs(options.out, names, settings, overwrite=options.overwrite)
     bad_lines = BadLines([Piece(path) for path in files], options.max_bad_lines)
     everything = range(len(files))
@@ -111,10 +127,10 @@ def prepare(options: CriteoOptions) -> list[FileReport | str] | None:
         shard_bounds = np.arange(1, options.shards) * train_rows // options.shards
         bounds = np.concatenate([shard_bounds, bounds]).astype(np.int64)
     split = OrderSplit(bounds)
-    frequent: Counters = {}
-    if options.min_count > 1:
+    if given is None and options.min_count > 1:
         counters = count_ids(_batches(bad_lines, train_rows, "criteo: counting ids"))
         frequent = frequent_ids(counters, options.min_count, ONE_MEMBER)
+    outputs.encode(given or encoding_of(options.min_count, frequent))
     # Ids need 33 bits; the zero bytes of 64-bit numbers cost nothing after shuffling and compression.
     with outputs.write(SCHEMA, source=SOURCE) as writer:
         first_row = 0

@@ -164,10 +164,10 @@ def prepare(options: MovieLensOptions) -> list[FileReport] | None:
         paths = [_find_file(options.input, name) for name in ("ratings.csv", "movies.csv")]
         ratings = movielens_csv.read_ratings(paths[0], paths[1], options.task)
         samples, schema, dtypes = ratings, ratings.schema, movielens_csv.ID_DTYPES
-        users, time = ratings.users, ratings.time
+        users, time, release = ratings.users, ratings.time, "csv"
     else:
         schema, samples, paths = read_samples(options.input, options.task)
-        users, time, dtypes = samples.ids["user"].values, samples.time, ID_DTYPES
+        users, time, dtypes, release = samples.ids["user"].values, samples.time, ID_DTYPES, "dat"
     settings: dict[str, Any] = {
         "dataset": "movielens",
         "inputs": input_identity(paths),
@@ -184,6 +184,7 @@ def prepare(options: MovieLensOptions) -> list[FileReport] | None:
     )
     if outputs.up_to_date():
         return None
+    outputs.encode({"dataset": "movielens", "release": release, "missing_id": MISSING_ID})
     parts = _parts(options, fractions, users, time)
     with outputs.write(schema, id_dtypes=dtypes, source=SOURCE) as writer:
         for name, rows in zip(outputs.names, parts, strict=True):

@@ -53,10 +53,14 @@ class Moments:
             self.mean += delta * other.count / total
             self.count = total
 
+    @property
+    def deviation(self) -> float:
+        """Is the standard deviation, 0 without numbers."""
+        return float(np.sqrt(self.squares / self.count)) if self.count else 0.0
+
     def apply(self, numbers: Numbers) -> Numbers:
         """Returns the numbers scaled to mean 0 and deviation 1; a constant column becomes 0."""
-        deviation = np.sqrt(self.squares / self.count) if self.count else 0.0
-        return (numbers - self.mean) / (deviation if deviation > 0 else 1.0)
+        return (numbers - self.mean) / (self.deviation or 1.0)
 
 
 @dataclass

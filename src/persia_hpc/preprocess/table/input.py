@@ -207,7 +207,7 @@ def _reading(path: Path, problem: str) -> Iterator[None]:
 def _typed_frames(piece: RowPiece, schema: TableSchema, on_read: OnRead) -> Iterator[Frame]:
     path, wanted = piece.path, schema.used_columns
     with _reading(path, "its columns can't be read"):
-        _check_names(path, wanted, _scan(path, schema).collect_schema().names())
+        _check_names(path, schema, _scan(path, schema).collect_schema().names())
     for first in range(piece.begin, piece.end, TYPED_ROWS):
         last = min(first + TYPED_ROWS, piece.end)
         with _reading(path, f"rows {first + 1} to {last} can't be read"):
@@ -245,7 +245,7 @@ def text_blocks(
         if names is None:
             names, block = header(whole, separator, quoted)
         if number == 0:
-            _check_names(path, schema.used_columns, names)
+            _check_names(path, schema, names)
         block = block.without(left_out)
         if block.num_rows:
             yield names, replace(block, first_line=block.first_line + first_line - 1)
@@ -293,9 +293,11 @@ def header(block: TextBlock, separator: str, quoted: bool) -> tuple[tuple[str, .
     return tuple(names), replace(block, data=data, num_rows=block.num_rows - 1, kept=block.kept[1:])
 
 
-def _check_names(path: Path, wanted: Sequence[str], names: Collection[str]) -> None:
-    for name in wanted:
+def _check_names(path: Path, schema: TableSchema, names: Collection[str]) -> None:
+    for name in schema.used_columns:
         if name not in names:
             close = difflib.get_close_matches(name, list(names), 1, 0.5)
             hint = f"; did you mean {close[0]!r}?" if close else ""
+            if any(label.column == name for label in schema.labels.values()):
+                hint += "; for files without labels, to be scored, add --no-labels"
             raise UserError(f"{path}: got no column {name!r}, expected it among {', '.join(names)}{hint}")

@@ -12,13 +12,13 @@ import polars as pl
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess.columns import spelled
 from persia_hpc.preprocess.frames import Frame
-from persia_hpc.preprocess.ids import MISSING_ID, RARE_ID, IdCounts, IdFilter
+from persia_hpc.preprocess.ids import MISSING_ID, IdCounts
 from persia_hpc.preprocess.pieces import merged_counts
 from persia_hpc.preprocess.team import Team
 
 from .convert import Converter, Learned, Moments
+from .encoding import id_filter
 
-UNKNOWN_NUMBER = 0
 PIECE_VALUES = 1 << 40  # ids of one feature in one piece: fewer
 
 
@@ -86,10 +86,7 @@ class Learning:
         for name, counts in self._counts.items():
             entry = schema.ids[name]
             frame = merged_counts(counts.frame(1), entry.min_count, team, values=entry.vocabulary)
-            other = UNKNOWN_NUMBER if entry.vocabulary else RARE_ID
-            learned.filters[name] = IdFilter(
-                frame["id"].to_numpy(), other=other, never_other=[MISSING_ID], renumber=entry.vocabulary
-            )
+            learned.filters[name] = id_filter(frame["id"].to_numpy(), vocabulary=entry.vocabulary)
             if entry.vocabulary:
                 numbers = pl.Series("id", np.arange(1, frame.height + 1, dtype=np.uint64))
                 learned.vocabularies[name] = frame.select(numbers, "value", "count")

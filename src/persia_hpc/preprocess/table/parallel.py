@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,14 @@ from persia_hpc.errors import UserError
 from persia_hpc.preprocess.bad_lines import BadLines, option_named
 from persia_hpc.preprocess.frames import Frame
 from persia_hpc.preprocess.lines import Piece
-from persia_hpc.preprocess.outputs import FileReport, Outputs, input_identity, make_directory, numbered
+from persia_hpc.preprocess.outputs import (
+    FileReport,
+    Outputs,
+    input_identity,
+    label_sum,
+    make_directory,
+    numbered,
+)
 from persia_hpc.preprocess.pieces import check_pieces, write_pieces
 from persia_hpc.preprocess.progress import Progress
 from persia_hpc.preprocess.team import Team, once, share_of, together
@@ -27,10 +34,19 @@ from persia_hpc.samples.writer import DatasetWriter
 
 from .bad_lines import Fit, find_bad_lines
 from .convert import Converter, Learned
+from .encoding import check_lists, encoding_of, learned_of
 from .input import TablePiece, count_rows, cut_table, may_cut_values, mend_cuts, num_quotes, read_frames
 from .learn import Learning
-from .prepare import Table, TableOptions, learned_settings, vocabulary_files, write_vocabularies
-from .schema import Split, load_schema
+from .prepare import (
+    Table,
+    TableOptions,
+    identity,
+    learned_settings,
+    read_schema,
+    vocabulary_files,
+    write_vocabularies,
+)
+from .schema import Split
 
 Result = TypeVar("Result")
 
@@ -46,6 +62,7 @@ class _Sharding:
     outputs: Outputs
     bad_lines: BadLines
     first_rows: list[int]
+    given: dict[str, Any] | None = None  # the encoding of other data that is to be used
     left_out: dict[int, set[int]] = field(default_factory=dict)  # of pieces: lines from 1 in the piece
 
 
@@ -65,26 +82,30 @@ def prepare(options: TableOptions, team: Team) -> list[FileReport | str] | None:
     _mend_cuts(sharding, team)
     wanted = [i for i, names in enumerate(sharding.names) if not missing.isdisjoint(names)]
     fit = together(team, option_named()(lambda: sharding.table.fit(options.max_bad_lines)))
-    converter = fit.converter
-    learning = together(team, lambda: Learning(converter))
+    converter, given = fit.converter, sharding.given
+    learning = None if given is not None else together(team, lambda: Learning(converter))
+    learns = learning is not None and learning.needed
     if options.max_bad_lines:
-        again = (
-            learning.needed or sharding.table.splits_by_number
-        )  # finished pieces are read, but not written
+        again = learns or sharding.table.splits_by_number  # finished pieces are read, but not written
         _find_bad_lines(sharding, range(len(sharding.pieces)) if again else wanted, fit, team)
     together(team, sharding.bad_lines.check)
     if sharding.table.splits_by_number:
         _count_rows(sharding, team)
     sizes = [piece.num_bytes for piece in sharding.pieces]
-    if learning.needed:
-        team.need_all("what the schema learns from training rows (min_count, vocabulary, standardize)")
+    if learning is not None and learns:
+        team.need_all("what the schema learns (min_count, vocabulary, standardize) without --encoding")
         mine = share_of(team, sizes, [i for i, split in enumerate(sharding.splits) if split in ("", "train")])
         together(team, lambda: _learn(sharding, mine, learning, shown=team.shows))
-    learned = learning.finish(team)
-    sharding.outputs.settings.update(learned_settings(converter, learned))
-    once(
-        team, lambda: write_vocabularies(sharding.outputs, learned)
-    )  # a rerun with all shards looks for them
+    if learning is not None:
+        learned = learning.finish(team)
+    else:
+        assert given is not None
+        together(team, lambda: check_lists(converter, given))
+        learned = learned_of(given)
+    outputs = sharding.outputs
+    outputs.settings.update(learned_settings(converter, learned))
+    outputs.encode_together(team, lambda: encoding_of(converter, learned) if given is None else given)
+    once(team, lambda: write_vocabularies(outputs, learned))  # a rerun with all shards looks for them
 
     def write(i: int, progress: Progress) -> list[FileReport]:
         return _with_lines(sharding.pieces[i], partial(_write, sharding, i, converter, learned, progress))
@@ -106,7 +127,7 @@ def _cut(options: TableOptions) -> tuple[_Sharding, set[str] | None]:
             f"--shard-bytes {options.shard_bytes} --test-shards {options.test_shards}: "
             "expected at least 1 and 0"
         )
-    schema = load_schema(options.schema)
+    schema, given = read_schema(options)
     table = Table(schema, options.schema.parent)
     cut = [(name, cut_table(path, schema, options.shard_bytes)) for name, path in table.files]
     pieces = [piece for _, found in cut for piece in found]
@@ -130,6 +151,7 @@ def _cut(options: TableOptions) -> tuple[_Sharding, set[str] | None]:
             "shard_bytes": options.shard_bytes,
             "test_shards": options.test_shards,
         },
+        **identity(given),
     }
     by_split = [numbered(split, len(pieces), 5) for split in table.schema.split.names]
     names = [list(some) for some in zip(*by_split, strict=True)]
@@ -138,7 +160,7 @@ def _cut(options: TableOptions) -> tuple[_Sharding, set[str] | None]:
         [name for some in names for name in some],
         settings,
         overwrite=options.overwrite,
-        vocabularies=vocabulary_files(schema),
+        vocabularies=vocabulary_files(schema) if given is None else (),
     )
     missing = set(outputs.missing())
     bad_lines = BadLines(_text(pieces), options.max_bad_lines)
@@ -146,7 +168,7 @@ def _cut(options: TableOptions) -> tuple[_Sharding, set[str] | None]:
         if missing.isdisjoint(some):  # its files all say the same
             stored = [found for name in some if (found := outputs.stored(name))]
             bad_lines.restore([i], stored[0].get("lines"))
-    sharding = _Sharding(table, pieces, splits, names, outputs, bad_lines, [0] * len(pieces))
+    sharding = _Sharding(table, pieces, splits, names, outputs, bad_lines, [0] * len(pieces), given)
     if not missing and outputs.up_to_date():
         return sharding, None
     make_directory(options.out)
@@ -289,7 +311,7 @@ def _write(
                     writers[name] = stack.enter_context(
                         DatasetWriter(
                             outputs.directory / name,
-                            converter.dataset,
+                            outputs.named(converter.dataset),
                             source=sharding.table.source,
                             preprocessing=settings,
                             check_binary_labels=binary,
@@ -297,13 +319,17 @@ def _write(
                     )
                 taken = batch if len(rows) == len(parts) else batch.take(rows)
                 writers[name].write(taken)
-                labels[name] += float(taken.labels[:, 0].sum(dtype=np.float64))
+                labels[name] += label_sum(taken)
         settings["absent"] = [name for name in names if name not in writers]
         settings["lines"] = sharding.bad_lines.setting([i])
     if not writers:
         outputs.note_absent(names, {"lines": settings["lines"]})
     progress.add(sharding.pieces[i].num_bytes)
     return [
-        FileReport(outputs.directory / name, writer.num_samples, labels[name] / writer.num_samples)
+        FileReport(
+            outputs.directory / name,
+            writer.num_samples,
+            labels[name] / writer.num_samples if schema.labels else None,
+        )
         for name, writer in writers.items()
     ]

@@ -5,14 +5,15 @@ Shapes: N rows of one frame.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from persia_hpc.errors import UserError
 from persia_hpc.preprocess.bad_lines import BadLines, option_named
 from persia_hpc.preprocess.frames import Frame, Place
 from persia_hpc.preprocess.ids import MISSING_ID, RARE_ID
@@ -22,9 +23,11 @@ from persia_hpc.preprocess.progress import Progress
 from persia_hpc.preprocess.rules import MissingWords, equal
 from persia_hpc.preprocess.splitting import OrderSplit, RandomSplit, boundaries
 from persia_hpc.preprocess.team import ONE_MEMBER
+from persia_hpc.samples.encoding import read_encoding
 
 from .bad_lines import Fit, find_bad_lines, first_fit
 from .convert import Converter, Learned
+from .encoding import check_lists, encoding_of, learned_of, with_types
 from .input import count_rows, read_frames
 from .learn import Learning
 from .schema import TableSchema, load_schema
@@ -38,6 +41,8 @@ class TableOptions:
     shard_bytes: makes a file for about this many bytes of input and each split instead (parallel.py)
     test_shards: number of pieces of the input, the last ones, that are the test as a whole
     max_bad_lines: the most lines of text files that the schema doesn't fit and that are left out
+    encoding: what other data have been prepared with: encoding.json or the folder that holds it
+    no_labels: leaves the schema's labels out
     """
 
     out: Path
@@ -46,6 +51,8 @@ class TableOptions:
     shard_bytes: int | None = None
     test_shards: int = 0
     max_bad_lines: int = 0
+    encoding: Path | None = None
+    no_labels: bool = False
 
 
 class Table:
@@ -158,26 +165,51 @@ class Table:
         return places
 
 
+def read_schema(options: TableOptions) -> tuple[TableSchema, dict[str, Any] | None]:
+    """Returns the schema, with the types of the encoding that the options name, and that encoding.
+
+    Raises UserError for a schema or an encoding that can't be used, or that contradict each other.
+    """
+    schema = load_schema(options.schema)
+    if options.no_labels:
+        schema = replace(schema, labels={})
+    if options.encoding is None:
+        return schema, None
+    given = read_encoding(options.encoding)
+    try:
+        return with_types(schema, given), given
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{options.encoding}: isn't an encoding of a table ({type(error).__name__})"
+        ) from error
+
+
+def identity(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Returns what the settings of outputs say of a given encoding."""
+    return {} if given is None else {"encoding": given["digest"]}
+
+
 @option_named()
 def prepare(options: TableOptions) -> list[FileReport | str] | None:
     """Writes the files on one process; returns what to print at the end, None when they were up to date.
 
     Raises UserError for bad options or input, or if other files are in the way.
     """
-    schema = load_schema(options.schema)
+    schema, given = read_schema(options)
     table = Table(schema, options.schema.parent)
     names = schema.split.names
     settings: dict[str, Any] = {
         "dataset": "table",
         "inputs": input_identity(table.paths),
         "options": asdict(schema),
+        **identity(given),
     }
     outputs = Outputs(
         options.out,
         [f"{name}.h5" for name in names],
         settings,
         overwrite=options.overwrite,
-        vocabularies=vocabulary_files(schema),
+        vocabularies=vocabulary_files(schema) if given is None else (),
     )
     bad_lines = BadLines([Piece(path) for path in dict.fromkeys(table.paths)], options.max_bad_lines)
     everything = range(len(bad_lines.pieces))
@@ -193,13 +225,13 @@ def prepare(options: TableOptions) -> list[FileReport | str] | None:
         outputs.settings["lines"] = bad_lines.setting(everything)
     table.count()
     converter = fit.converter
-    learning = Learning(converter)
-    if learning.needed:
-        train = names.index("train")
-        with table.progress("learning from the training rows", only="train") as progress:
-            for source, parts in table.frames(progress, only="train"):
-                learning.add(source, parts == train)
-    learned = learning.finish(ONE_MEMBER)
+    if given is None:
+        learned = _learn(table, converter)
+        outputs.encode(encoding_of(converter, learned))
+    else:
+        check_lists(converter, given)
+        learned = learned_of(given)
+        outputs.encode(given)
     outputs.settings.update(learned_settings(converter, learned))
     binary = all(entry.binary for entry in schema.labels.values())
     with (
@@ -215,13 +247,21 @@ def prepare(options: TableOptions) -> list[FileReport | str] | None:
     return [*writer.report, *bad_lines.report(), *converter.missing.report()]
 
 
+def _learn(table: Table, converter: Converter) -> Learned:
+    learning = Learning(converter)
+    if learning.needed:
+        train = table.schema.split.names.index("train")
+        with table.progress("learning from the training rows", only="train") as progress:
+            for source, parts in table.frames(progress, only="train"):
+                learning.add(source, parts == train)
+    return learning.finish(ONE_MEMBER)
+
+
 def learned_settings(converter: Converter, learned: Learned) -> dict[str, Any]:
     """Returns what the output's attribute `preprocessing` holds besides the options."""
     return {
         "id_types": converter.id_types,
-        "standardize": {
-            name: [m.mean, float(np.sqrt(m.squares / max(m.count, 1)))] for name, m in learned.moments.items()
-        },
+        "standardize": {name: [m.mean, m.deviation] for name, m in learned.moments.items()},
         "missing_id": MISSING_ID,
         "rare_id": RARE_ID,
     }

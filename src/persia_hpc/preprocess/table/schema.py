@@ -223,9 +223,8 @@ def load_schema(path: Path) -> TableSchema:
         split=_split(path, top),
     )
     top.done()
-    for key, what in (("labels", "a label"), ("ids", "an id feature")):
-        if not getattr(schema, key):
-            raise UserError(f"{path}: {key}: got nothing, expected {what}, like [{key}.name]")
+    if not schema.ids:
+        raise UserError(f"{path}: ids: got nothing, expected an id feature, like [ids.name]")
     if bool(schema.files) == (schema.split.by == "files"):
         raise UserError(f'{path}: expected either `files`, or [split] with by = "files" and files of its own')
     return schema
