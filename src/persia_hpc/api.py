@@ -72,7 +72,7 @@ def load(path: str | Path) -> LoadedRun:
     return LoadedRun(Path(path))
 
 
-def evaluate(run: str, split: str = "test", set: Mapping[str, Any] | None = None) -> dict[str, float]:
+def evaluate(run: str, split: str = "test", set: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Returns metrics of a run's last checkpoint on one of its splits, in this process."""
     from .job.loaded_run import LoadedRun
 
