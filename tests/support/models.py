@@ -112,3 +112,11 @@ FALLING = iter(range(0, -1000, -1))
 def falling(logits, labels, weight, group):
     """A metric that is worse at each evaluation."""
     return float(next(FALLING))
+
+
+SCRIPT: list[float | None] = []
+
+
+def scripted(logits, labels, weight, group):
+    """A metric with the values that a test has put into SCRIPT, one an evaluation; then it isn't defined."""
+    return SCRIPT.pop(0) if SCRIPT else None

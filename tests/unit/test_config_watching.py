@@ -43,6 +43,25 @@ def test_the_name_says_what_is_better_unless_the_mode_does(
 
 
 @pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"train.early_stop": {"mode": "up"}}, ["train.early_stop.mode = 'up'", '"max"', '"min"']),
+        ({"train.early_stop": 3}, ["train.early_stop = 3", 'metric = "auc", patience = 3']),
+        ({"train.keep_best": True, "data.valid": []}, ["train.keep_best", "data.valid"]),
+        ({"train.keep_best": "acu"}, ["train.keep_best.metric = 'acu'", "did you mean 'auc'"]),
+        ({"train.keep_best": {"patience": 1}}, ["train.keep_best.patience", "metric, mode"]),
+        ({"train.keep_best": 1}, ["train.keep_best = 1", "expected a table"]),
+    ],
+)
+def test_mistakes_are_named_with_their_key_and_what_was_expected(
+    changes: dict[str, Any], parts: list[str]
+) -> None:
+    with pytest.raises(UserError) as error:
+        load_config(config().resolved(), changes)
+    assert all(part in str(error.value) for part in parts), error.value
+
+
+@pytest.mark.parametrize(
     ("train", "keeps", "metric"),
     [
         ({}, False, "auc"),
