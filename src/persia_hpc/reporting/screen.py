@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from .figures import figure, metrics_text, undefined_text
 
+ABSURD_LOGLOSS = 50.0  # nats: probabilities of e^-50 for what happened
 LINE_SECONDS = 15.0  # without a terminal: a line this often instead of a bar
 
 
@@ -110,6 +111,11 @@ def summary_text(summary: Mapping[str, Any]) -> str:
             lines.append(f"{split} {metrics_text(summary[split])}")
             if why := undefined_text(summary[split]):
                 lines.append(f"  undefined: {why}")
+            if (summary[split]["logloss"] or 0.0) > ABSURD_LOGLOSS:
+                lines.append(
+                    "  a log loss of this size comes from huge inputs or weights; persia-hpc inspect shows "
+                    "the ranges of dense columns"
+                )
     if best := summary["best"]:
         kept = f", kept as {best['checkpoint']}" if best["checkpoint"] else ""
         lines.append(f"best valid {best['metric']} {figure(best['value'])} after step {best['step']}{kept}")
