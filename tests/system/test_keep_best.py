@@ -15,6 +15,7 @@ import persia_hpc as ph
 from persia_hpc.checkpoint.choose import find_checkpoint
 from persia_hpc.checkpoint.files import whole_checkpoints
 from tests.support import models
+from tests.support.follow import FIRST, SECOND, STEPS, THIRD, Drops, Folder
 from tests.support.mpi import run_mpi
 from tests.support.tiny import tiny_config, write_tiny
 
@@ -152,6 +153,18 @@ def test_without_a_defined_value_nothing_is_the_best_and_nothing_stops(
     said = capsys.readouterr().err
     line = "undefined on valid: scripted: the function returned None; not counted by keep_best and early_stop"
     assert said.count(line) == 1
+
+
+def test_a_run_that_follows_files_keeps_its_best(data: list[str], tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    folder.drop(FIRST)
+    models.SCRIPT[:] = [0.1, 0.5, 0.3, 0.2]
+    run = tmp_path / "run"
+    settings = {"run_dir": str(run), "data.valid": [data[1]], "checkpoint.keep": 1, **SCRIPTED}
+    config = folder.config(**settings, **{"train.keep_best": "scripted"})
+    summary = ph.train(config, loggers=[Drops(folder, SECOND, THIRD)], quiet=True)
+    assert (summary["steps"], summary["best"]["step"]) == (STEPS, 20)
+    assert (best(run)[0], steps(run)) == ("step-00000020", [20, STEPS])
 
 
 def test_several_ranks_keep_the_best_of_hybrid_training(data: list[str], tmp_path: Path) -> None:

@@ -127,12 +127,22 @@ class Converter:
         return numbers
 
     def label(self, source: Frame, entry: Label) -> Numbers:
-        """Returns the labels [N].
+        """Returns the labels [N], with `missing` where there is no value.
 
-        Raises UserError for a missing value, or one that is no label.
+        Raises UserError for a missing value without `missing`, and for one that is no label.
         """
-        place = Place(source, entry.column)
         column = source.frame[entry.column]
+        if entry.missing is None:
+            return self._labels(column, Place(source, entry.column), entry)
+        known = column.is_not_null()
+        if column.dtype.is_float():
+            known &= column.is_not_nan()
+        rows = np.flatnonzero(known.to_numpy())
+        labels = np.full(len(column), float(entry.missing))
+        labels[rows] = self._labels(column.gather(rows), Place(source, entry.column, rows), entry)
+        return labels
+
+    def _labels(self, column: pl.Series, place: Place, entry: Label) -> Numbers:
         if entry.positive is not None:
             place.refuse(column.is_null().to_numpy(), f"a value to compare with {entry.positive!r}")
             # A boolean True is written "true" in TOML and in CSV.

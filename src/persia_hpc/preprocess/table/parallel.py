@@ -19,7 +19,15 @@ from persia_hpc.errors import UserError
 from persia_hpc.preprocess.bad_lines import BadLines, option_named
 from persia_hpc.preprocess.frames import Frame
 from persia_hpc.preprocess.lines import Piece
-from persia_hpc.preprocess.outputs import FileReport, Outputs, input_identity, make_directory, numbered
+from persia_hpc.preprocess.outputs import (
+    FileReport,
+    Outputs,
+    input_identity,
+    label_rate,
+    make_directory,
+    numbered,
+    sum_and_count,
+)
 from persia_hpc.preprocess.pieces import check_pieces, write_pieces
 from persia_hpc.preprocess.progress import Progress
 from persia_hpc.preprocess.team import Team, once, share_of, together
@@ -272,7 +280,7 @@ def _write(
     binary = all(entry.binary for entry in schema.labels.values())
     settings = dict(outputs.settings)
     writers: dict[str, DatasetWriter] = {}
-    labels = dict.fromkeys(names, 0.0)
+    labels = {name: np.zeros(2) for name in names}
     with ExitStack() as stack:
         for source, parts in _frames(sharding, i, first_line):
             batch = converter.batch(source, learned)
@@ -292,13 +300,13 @@ def _write(
                     )
                 taken = batch if len(rows) == len(parts) else batch.take(rows)
                 writers[name].write(taken)
-                labels[name] += float(taken.labels[:, 0].sum(dtype=np.float64))
+                labels[name] += sum_and_count(taken.labels)
         settings["absent"] = [name for name in names if name not in writers]
         settings["lines"] = sharding.bad_lines.setting([i])
     if not writers:
         outputs.note_absent(names, {"lines": settings["lines"]})
     progress.add(sharding.pieces[i].num_bytes)
     return [
-        FileReport(outputs.directory / name, writer.num_samples, labels[name] / writer.num_samples)
+        FileReport(outputs.directory / name, writer.num_samples, label_rate(labels[name]))
         for name, writer in writers.items()
     ]
