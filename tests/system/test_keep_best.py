@@ -167,10 +167,9 @@ def test_a_run_that_follows_files_keeps_its_best(data: list[str], tmp_path: Path
     assert (best(run)[0], steps(run)) == ("step-00000020", [20, STEPS])
 
 
-def test_several_ranks_keep_the_best_of_hybrid_training(data: list[str], tmp_path: Path) -> None:
+def test_several_ranks_keep_the_best_in_every_mode(data: list[str], tmp_path: Path) -> None:
     settings = {
-        "ranks": {"parameter_servers": 2, "embedding_workers": 1, "trainers": 2},
-        "run_dir": str(tmp_path / "run"),
+        "ranks": {"parameter_servers": 2, "embedding_workers": 2, "trainers": 2},
         "data.valid": [data[1]],
         "train.epochs": 9,
         "train.metrics": ["tests.support.models:falling"],
@@ -180,12 +179,23 @@ def test_several_ranks_keep_the_best_of_hybrid_training(data: list[str], tmp_pat
         "checkpoint.every": 5,
         "checkpoint.full_every": 2,
     }
-    case = tiny_config(data[0], **settings)
-    run_mpi(5, PROGRAMS / "train_cases.py", json.dumps([case]), timeout=240)
-    run = tmp_path / "run"
-    summary = json.loads((run / "summary.json").read_text())
-    assert (summary["steps"], summary["best"]["step"]) == (30, 10)
-    assert steps(run) == [5, 10, 30]
-    evaluations = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    valid = [event for event in evaluations if event["event"] == "evaluate"]
-    assert ph.load(run).evaluate("valid")["auc"] == pytest.approx(valid[0]["auc"], abs=1e-9)
+    modes = {
+        "hybrid": {"mode": "hybrid"},
+        "exact": {"mode": "hybrid", "exact": True},
+        "sync": {"mode": "sync"},
+        "async": {"mode": "async"},
+    }
+    cases = [
+        tiny_config(data[0], **{"run_dir": str(tmp_path / name), **settings, **mode})
+        for name, mode in modes.items()
+    ]
+    run_mpi(6, PROGRAMS / "train_cases.py", json.dumps(cases), timeout=240)
+    for run in (tmp_path / name for name in modes):
+        summary = json.loads((run / "summary.json").read_text())
+        assert (summary["steps"], summary["best"]["step"]) == (30, 10)
+        assert steps(run) == [5, 10, 30]
+        events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        valid = [event for event in events if event["event"] == "evaluate"]
+        metrics = ph.load(run).evaluate("valid")
+        assert metrics["logloss"] == pytest.approx(valid[0]["logloss"], rel=1e-6)
+        assert metrics["logloss"] != pytest.approx(valid[-1]["logloss"], rel=1e-6)
