@@ -80,8 +80,8 @@ def test_the_end_has_every_metric_and_the_best() -> None:
         "valid auc undefined, logloss 0.4000, auc_click 0.7500, logloss_click 0.5000, auc_buy undefined, "
         "logloss_buy 0.3000, gauc 0.6123\n  undefined: auc_buy: all labels are 0;",
         "test auc 0.5000, logloss 6e+28\n  a log loss of this size comes from huge inputs",
-        "best valid auc_click 0.7500 after step 20, kept as step-00000020, which evaluate and predict use; the "
-        "metrics above are of the last step",
+        "best valid auc_click 0.7500 after step 20, kept as step-00000020, which evaluate and predict "
+        "use; the metrics above are of the last step",
     ):
         assert part in text
     assert "kept as" not in summary_text({**summary, "best": {**summary["best"], "checkpoint": None}})
