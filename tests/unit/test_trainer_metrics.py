@@ -73,6 +73,8 @@ def test_missing_labels_are_left_out_of_the_metrics_of_their_label(seed, weighte
     result = evaluate_metrics(logits, labels, weight, None, ("click", "buy"), {})
     assert "undefined" not in result
     assert result["samples"] == 60
+    counts = zip(("click", "buy"), np.isnan(labels).sum(axis=0).tolist(), strict=True)
+    assert result.get("missing_labels", {}) == {name: count for name, count in counts if count}
     for i, name in enumerate(("click", "buy")):
         known = ~np.isnan(labels[:, i])
         w = None if weight is None else weight[known]

@@ -12,7 +12,7 @@ from .checks import did_you_mean
 from .types import METRICS, Config, TrainConfig
 
 # What an evaluation reports beside metrics, so that none may be called so.
-RESERVED = ("event", "split", "step", "samples", "undefined", "uncounted")
+RESERVED = ("event", "split", "step", "samples", "missing_labels", "undefined", "uncounted")
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,8 @@ def summary_text(summary: Mapping[str, Any]) -> str:
     for split in ("valid", "test"):
         if summary[split]:
             lines.append(f"{split} {metrics_text(summary[split])}")
+            missing = summary[split].get("missing_labels", {})
+            lines += [f"  label {name} is missing in {count:,} samples" for name, count in missing.items()]
             if why := undefined_text(summary[split]):
                 lines.append(f"  undefined: {why}")
             if (summary[split]["logloss"] or 0.0) > ABSURD_LOGLOSS:

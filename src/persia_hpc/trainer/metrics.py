@@ -14,8 +14,8 @@ from persia_hpc.errors import UserError
 from persia_hpc.user_objects import load_object
 
 Metric = Callable[[Array, Array, "Array | None", "Array | None"], "float | None"]
-# What an evaluation returns: `samples`, each metric by its name, and `undefined`, the reason for each that is
-# None; that key is left out if all are defined.
+# What an evaluation returns: `samples`, each metric by its name; `missing_labels`, in how many samples each
+# label is missing; `undefined`, the reason for each metric that is None. The last two are left out where empty.
 Metrics = dict[str, Any]
 
 
@@ -108,6 +108,7 @@ def evaluate_metrics(
     """
     result: Metrics = {"samples": len(labels)}
     undefined: dict[str, str] = {}
+    missing: dict[str, int] = {}
 
     def add(name: str, compute: Callable[..., float], *arguments: Any) -> None:
         try:
@@ -123,14 +124,15 @@ def evaluate_metrics(
         mine = (logits[known, i], labels[known, i], None if weight is None else weight[known])
         for name, function in (("auc", auc), ("logloss", logloss)):
             add(f"{name}_{label}" if several else name, function, *mine)
+        if not known.all():
+            missing[label] = len(labels) - int(known.sum())
     if several:
         for name in METRICS:
             add(name, _mean, result, [f"{name}_{label}" for label in label_names])
     for name, metric in custom.items():
         add(name, _call, metric, logits, labels, weight, group)
-    if undefined:
-        result["undefined"] = undefined
-    return result
+    facts = {"missing_labels": missing, "undefined": undefined}
+    return result | {name: found for name, found in facts.items() if found}
 
 
 def _mean(metrics: Metrics, names: Sequence[str]) -> float:
