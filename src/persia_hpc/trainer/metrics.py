@@ -15,7 +15,7 @@ from persia_hpc.user_objects import load_object
 
 Metric = Callable[[Array, Array, "Array | None", "Array | None"], "float | None"]
 # What an evaluation returns: `samples`, each metric by its name; `missing_labels`, in how many samples each
-# label is missing; `undefined`, the reason for each metric that is None. The last two are left out where empty.
+# label is missing; `undefined`, the reason for each metric that is None. The last two are left out if empty.
 Metrics = dict[str, Any]
 
 
