@@ -120,3 +120,12 @@ SCRIPT: list[float | None] = []
 def scripted(logits, labels, weight, group):
     """A metric with the values that a test has put into SCRIPT, one an evaluation; then it isn't defined."""
     return SCRIPT.pop(0) if SCRIPT else None
+
+
+def masked(logits, batch):
+    """Cross-entropy of labels of which -1 stands for a missing one, a convention of the user's own."""
+    known = batch.labels >= 0
+    losses = nn.functional.binary_cross_entropy_with_logits(
+        logits, batch.labels.clamp(min=0), reduction="none"
+    )
+    return losses * known
