@@ -66,14 +66,17 @@ def run(
 
 
 def load(path: str | Path) -> LoadedRun:
-    """Opens a checkpoint (`runs/1/latest`) or a run directory without MPI; see `job.loaded_run.LoadedRun`."""
+    """Opens a checkpoint (`runs/1/latest`), or of a run directory its best or latest one, without MPI.
+
+    Returns a `job.loaded_run.LoadedRun`.
+    """
     from .job.loaded_run import LoadedRun
 
     return LoadedRun(Path(path))
 
 
-def evaluate(run: str, split: str = "test", set: Mapping[str, Any] | None = None) -> dict[str, float]:
-    """Returns metrics of a run's last checkpoint on one of its splits, in this process."""
+def evaluate(run: str, split: str = "test", set: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Returns metrics of a checkpoint (see `load`) on one of its splits, in this process."""
     from .job.loaded_run import LoadedRun
 
     return LoadedRun(Path(run), set).evaluate(split)

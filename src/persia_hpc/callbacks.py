@@ -20,7 +20,8 @@ class Callback:
     def on_evaluate(self, run: Any, metrics: dict[str, Any]) -> None:
         """Is called after each evaluation.
 
-        `metrics` has `split`, `auc`, `logloss`, `samples` and the custom metrics.
+        `metrics` has `split`, `auc`, `logloss`, `samples` and the custom metrics; one that isn't defined is
+        None, and `undefined` says why.
         """
 
     def on_end(self, run: Any, summary: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ steps.
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -17,12 +18,13 @@ from persia_hpc._native import mix
 from persia_hpc.job.sources import open_sources
 from persia_hpc.parameter_server.engine import ParameterServer
 from persia_hpc.samples.reader import BatchReader
+from persia_hpc.samples.writer import DatasetWriter
 from persia_hpc.schedule import make_schedules
 from persia_hpc.table_layout import make_layout
 from persia_hpc.trainer.batch import make_inputs
 from tests.support.models import Small
 from tests.support.schedules import torch_rates
-from tests.support.tiny import VOCABULARY, tiny_config, trained_rows, write_tiny
+from tests.support.tiny import SCHEMA, VOCABULARY, tiny_batch, tiny_config, trained_rows, write_tiny
 
 STEPS = 50
 OPTIMIZERS = {
@@ -141,7 +143,28 @@ def torch_schedules(lr):
     ],
 )
 def test_session_equals_plain_pytorch(tmp_path, optimizer, pooling, schedules):
-    data = write_tiny(tmp_path / "train.h5", 160)
+    compare(tmp_path, write_tiny(tmp_path / "train.h5", 160), optimizer, pooling, schedules)
+
+
+def test_missing_labels_have_no_part_in_the_gradients(tmp_path):
+    batch = tiny_batch(160)
+    labels = np.random.default_rng(3).integers(0, 2, (160, 2)).astype(np.float32)
+    labels[::3, 1] = np.nan
+    labels[:5] = np.nan
+    schema = dataclasses.replace(SCHEMA, label_names=("click", "buy"))
+    with DatasetWriter(tmp_path / "train.h5", schema) as writer:
+        writer.write(dataclasses.replace(batch, labels=labels))
+    compare(tmp_path, str(tmp_path / "train.h5"), "sgd", "sum", False)
+
+
+def bce_of_known_labels(logits, labels):
+    """By hand: the sum over the known labels, divided by the number of all."""
+    known = ~labels.isnan()
+    x, y = logits[known], labels[known]
+    return (nn.functional.softplus(x) - x * y).sum() / labels.numel()
+
+
+def compare(tmp_path, data, optimizer, pooling, schedules):
     settings = OPTIMIZERS[optimizer]
     rates = torch_schedules(settings["lr"]) if schedules else {}
     config = ph.load_config(
@@ -180,7 +203,7 @@ def test_session_equals_plain_pytorch(tmp_path, optimizer, pooling, schedules):
     for number in range(1, STEPS + 1):
         step = schedule.step(number)
         view = View(reader.read(step.epoch, step.begin, step.end), tables, layout)
-        loss = nn.functional.binary_cross_entropy_with_logits(model(view), view.labels)
+        loss = bce_of_known_labels(model(view), view.labels)
         loss.backward()
         dense.step()
         dense.zero_grad()

@@ -54,6 +54,17 @@ def test_run_under_way(tmp_path: Path) -> None:
         assert part in said
 
 
+def test_every_metric_and_the_best_checkpoint(tmp_path: Path) -> None:
+    undefined = {"undefined": {"auc": "all labels are 0"}, "uncounted": ["early_stop"]}
+    event = {"event": "evaluate", "split": "valid", "step": 100, "samples": 10, "auc": None, "gauc": 0.5}
+    write_events(tmp_path, train(100), {**event, **undefined})
+    best = {"metric": "gauc", "mode": "max", "value": 0.625, "step": 80, "checkpoint": "step-00000080"}
+    (tmp_path / "best.json").write_text(json.dumps(best))
+    said = text(tmp_path)
+    assert "valid auc undefined, gauc 0.5000 at step 100\n  undefined: auc: all labels are 0" in said
+    assert "best checkpoint: step-00000080, valid gauc 0.6250" in said
+
+
 def test_run_that_has_ended_and_one_that_goes_on(tmp_path: Path) -> None:
     end = {"event": "end", "status": "interrupted", "steps": 200}
     (tmp_path / "summary.json").write_text(json.dumps({"status": "interrupted", "steps": 200}))

@@ -97,6 +97,7 @@ def raw_configs(draw: st.DrawFn) -> dict[str, Any]:
                 "epochs": st.integers(1, 9),
                 "optimizer": st.fixed_dictionaries({"name": st.sampled_from(["SGD", "Adam"]), "lr": lr}),
                 "early_stop": st.fixed_dictionaries({}, optional={"metric": st.sampled_from(METRICS)}),
+                "keep_best": st.sampled_from([True, False, "logloss", {"metric": "auc", "mode": "min"}]),
                 "clip_norm": st.floats(1e-6, 1e6),
                 "evaluate_every": st.integers(0, 1000),
                 "bucket_bytes": st.sampled_from(["1 MiB", 4096]),

@@ -29,6 +29,7 @@ def example() -> dict[str, Any]:
         evaluate_seconds=1.0,
         checkpoints={"written": 1, "paused_seconds": 0.5, "write_seconds": 2.0},
         results={"valid": METRICS, "test": METRICS},
+        best={"metric": "auc", "mode": "max", "value": 0.9, "step": 5, "checkpoint": "step-00000005"},
         steady=Pace().steady(),
         follow={"portions": 2, "files": 3, "late_files": 1, "wait_seconds": 4.0},
         times=Times({"batch": 1.0, "allreduce": 3.0}, Phases(TRAINER).report()),
@@ -68,7 +69,7 @@ def documented() -> set[str]:
 
 def test_every_field_is_documented_and_every_documented_field_exists() -> None:
     produced = set(fields(example())) | OF_CALLERS
-    objects = {"valid", "test", "follow"}  # rows of their own: null where there is nothing to tell
+    objects = {"valid", "test", "best", "follow"}  # rows of their own: null where there is nothing to tell
     assert produced - documented() == set(), "fields that docs/summary.md doesn't name"
     assert documented() - produced - objects == set(), "docs/summary.md names fields that don't exist"
 

@@ -53,6 +53,40 @@ def read(tmp_path, name="train"):
     return source.read(0, source.num_samples)
 
 
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        ('column = "bought"\npositive = "yes"\nmissing = nan', [1, np.nan, 1, 0]),
+        ('column = "bought"\npositive = "yes"\nmissing = 0', [1, 0, 1, 0]),
+        ('column = "score"\nthreshold = 2\nmissing = nan', [1, 0, np.nan, 1]),
+        ('column = "score"\nbinary = false\nmissing = -1', [2.5, 0.5, -1, 7]),
+    ],
+)
+@pytest.mark.parametrize("typed", [False, True])
+def test_a_label_may_be_missing(tmp_path, label, expected, typed):
+    schema = f'files = ["*.{"parquet" if typed else "csv"}"]\nmissing = ["?"]\n'
+    schema += f"[split]\nfractions = {{ train = 1.0 }}\n[labels.click]\n{label}\n[ids]\nuser = {{}}\n"
+    bought, scores = ["yes", "?", "yes", "no"], [2.5, 0.5, float("nan"), 7.0]
+    if typed:
+        frame = pl.DataFrame({"user": [1, 2, 3, 4], "bought": bought, "score": scores})
+        frame.write_parquet(tmp_path / "data.parquet")
+    text = [f"{i},{b},{'?' if s != s else s}" for i, b, s in zip("1234", bought, scores, strict=True)]
+    files = {"ignored.txt" if typed else "data.csv": "\n".join(["user,bought,score", *text]) + "\n"}
+    (report,) = prepare(tmp_path, schema, files)
+    assert report.label_rate == pytest.approx(np.nanmean(expected))
+    np.testing.assert_array_equal(read(tmp_path).labels[:, 0], np.array(expected, np.float32))
+    prepare(tmp_path, schema, {})  # the same settings: it finds its files
+    with pytest.raises(UserError, match=r"row [23]|csv:[34]:"):
+        prepare(tmp_path, schema.replace(label, label.rpartition("\n")[0]), {}, overwrite=True)
+
+
+@pytest.mark.parametrize("missing", ["0.5", '"?"'])
+def test_a_binary_label_cannot_be_filled_with_another_number(tmp_path, missing):
+    schema = SCHEMA.replace('positive = "yes"', f'positive = "yes"\nmissing = {missing}')
+    with pytest.raises(UserError, match=r"labels\.click\.missing: .*expected .*nan"):
+        prepare(tmp_path, schema, {"data.csv": CSV})
+
+
 def test_values(tmp_path):
     (report,) = prepare(tmp_path, SCHEMA, {"data.csv": CSV})
     assert (report.num_rows, report.label_rate) == (4, 0.5)

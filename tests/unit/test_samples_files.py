@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from persia_hpc.errors import UserError
+from persia_hpc.errors import DataError, UserError
 from persia_hpc.samples.batch import IdColumn, SampleBatch
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from persia_hpc.samples.source import open_source
@@ -223,6 +223,24 @@ def test_the_writer_removes_what_dead_ones_left(tmp_path: Path) -> None:
     assert set(os.listdir(tmp_path)) == {*kept, "a.h5"}
 
 
+@pytest.mark.parametrize("binary", [True, False])
+def test_a_missing_label_is_kept_and_its_range_is_not_vouched_for(tmp_path: Path, binary: bool) -> None:
+    batch = random_batch(40)
+    batch.labels[7] = np.nan
+    path = write(tmp_path / "a.h5", batch, check_binary_labels=binary)
+    with h5py.File(path) as file:
+        assert np.isnan(file.attrs["label_min"][0])
+        assert np.isnan(file.attrs["label_max"][0])
+        assert file.attrs["label_binary"][0]
+        assert file.attrs["dense_finite"]
+    for binary_labels in (True, False):
+        assert_equal(open_source([path], binary_labels=binary_labels).read(0, 40), batch)
+    with h5py.File(path, "r+") as file:
+        file["label"][9] = np.inf
+    with pytest.raises(DataError, match=r"row 9: got inf in label 'click'"):
+        open_source([path]).read(0, 40)
+
+
 def test_the_writer_copies_what_it_buffers(tmp_path: Path) -> None:
     batch, copy = random_batch(5), random_batch(5)
     with DatasetWriter(tmp_path / "a.h5", SCHEMA) as writer:
@@ -238,7 +256,7 @@ def test_the_writer_copies_what_it_buffers(tmp_path: Path) -> None:
         ("dense", np.nan, "row 103: got nan in dense column 'y', expected a finite number"),
         ("dense", -np.inf, "row 103: got -inf in dense column 'y'"),
         ("labels", 2.0, "row 103: got 2.0 in label 'click', expected 0 or 1"),
-        ("labels", np.nan, "row 103: got nan in label 'click'"),
+        ("labels", np.inf, "row 103: got inf in label 'click', expected a finite number, or NaN"),
         ("weight", -1.0, "row 103: got weight -1.0"),
     ],
 )

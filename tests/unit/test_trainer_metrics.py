@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -12,7 +13,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from persia_hpc.config.types import METRICS
 from persia_hpc.errors import UserError
-from persia_hpc.trainer.metrics import auc, evaluate_metrics, load_metrics, logloss
+from persia_hpc.trainer.metrics import auc, evaluate_metrics, known_auc, load_metrics, logloss
 
 
 @settings(deadline=None)
@@ -29,8 +30,105 @@ def test_auc_and_logloss_equal_scikit_learn(n, levels, weighted, seed):
     assert logloss(logits, labels, weight) == pytest.approx(expected, rel=1e-6)
 
 
-def test_auc_of_one_class_is_undefined():
-    assert math.isnan(auc(np.array([1.0, 2.0]), np.array([1.0, 1.0])))
+NAN = math.nan
+SCORES = np.array([0.5, -1.0, 2.0, 0.1], np.float32)
+BOTH = ("auc", "logloss")
+
+
+@pytest.mark.parametrize(
+    ("labels", "weight", "scores", "undefined", "reason"),
+    [
+        ([0, 0, 0, 0], None, SCORES, ["auc"], "all labels are 0"),
+        ([1, 1, NAN, 1], None, SCORES, ["auc"], "all labels are 1"),
+        ([0, 0, 1, 1], [1, 1, 0, 0], SCORES, ["auc"], "all labels with a weight are 0"),
+        ([0, 1, 0, 1], [0, 0, 0, 0], SCORES, BOTH, "all weights are 0"),
+        ([0, 1, NAN, NAN], [0, 0, 1, 1], SCORES, BOTH, "all weights are 0"),
+        ([-1, 1, 0, -1], None, SCORES, BOTH, "2 of 4 labels are neither 0 nor 1, such as -1"),
+        ([0.5, 1, 0, NAN], None, SCORES, BOTH, "1 of 3 labels are neither 0 nor 1, such as 0.5"),
+        ([NAN, NAN, NAN, NAN], None, SCORES, BOTH, "no sample has a label"),
+        ([0, 1, 0, 1], None, [1, NAN, 2, 3], BOTH, "output isn't finite for 1 of 4 samples"),
+        ([0, 1, 0, 1], None, [1, math.inf, 2, -math.inf], BOTH, "output isn't finite for 2 of 4 samples"),
+        ([], None, [], BOTH, "no sample has a label"),
+    ],
+)
+def test_a_metric_that_is_not_defined_is_none_with_the_reason(labels, weight, scores, undefined, reason):
+    logits, labels = (np.array(x, np.float32).reshape(-1, 1) for x in (scores, labels))
+    weight = None if weight is None else np.array(weight, np.float32)
+    result = evaluate_metrics(logits, labels, weight, None, ("click",), {})
+    assert {name for name in BOTH if result[name] is None} == set(undefined) == set(result["undefined"])
+    assert all(reason in text for text in result["undefined"].values())
+    assert all(math.isfinite(result[name]) for name in BOTH if name not in undefined)
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 10**6), weighted=st.booleans(), missing=st.floats(0, 0.9))
+def test_missing_labels_are_left_out_of_the_metrics_of_their_label(seed, weighted, missing):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(60, 2)).astype(np.float32)
+    labels = rng.integers(0, 2, (60, 2)).astype(np.float32)
+    labels[:2] = [[0, 0], [1, 1]]
+    labels[2:][rng.random((58, 2)) < missing] = NAN
+    weight = (rng.random(60) + 0.1).astype(np.float32) if weighted else None
+    result = evaluate_metrics(logits, labels, weight, None, ("click", "buy"), {})
+    assert "undefined" not in result
+    assert result["samples"] == 60
+    counts = zip(("click", "buy"), np.isnan(labels).sum(axis=0).tolist(), strict=True)
+    assert result.get("missing_labels", {}) == {name: count for name, count in counts if count}
+    for i, name in enumerate(("click", "buy")):
+        known = ~np.isnan(labels[:, i])
+        w = None if weight is None else weight[known]
+        expected = roc_auc_score(labels[known, i], logits[known, i], sample_weight=w)
+        assert result[f"auc_{name}"] == pytest.approx(expected)
+        probability = 1 / (1 + np.exp(-logits[known, i].astype(np.float64)))
+        expected = log_loss(labels[known, i], probability, sample_weight=w)
+        assert result[f"logloss_{name}"] == pytest.approx(expected, rel=1e-6)
+    assert result["auc"] == pytest.approx((result["auc_click"] + result["auc_buy"]) / 2)
+
+
+def test_a_mean_over_labels_needs_every_label():
+    labels = np.array([[0, 0], [1, 0], [0, 0], [1, 0]], np.float32)
+    result = evaluate_metrics(np.stack([SCORES, SCORES], 1), labels, None, None, ("click", "buy"), {})
+    assert result["auc_click"] == pytest.approx(roc_auc_score(labels[:, 0], SCORES))
+    assert (result["auc"], result["auc_buy"]) == (None, None)
+    assert result["undefined"] == {"auc_buy": "all labels are 0", "auc": "auc_buy is undefined"}
+    assert result["logloss"] == pytest.approx((result["logloss_click"] + result["logloss_buy"]) / 2)
+
+
+def divides(logits, labels, weight, group):
+    return 1 / len(logits[labels == 7])
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda *_: None, "returned None"),
+        (lambda *_: NAN, "returned nan"),
+        (lambda *_: -math.inf, "returned -inf"),
+        (divides, "ZeroDivisionError: division by zero"),
+        (lambda x, y, w, g: roc_auc_score([1, 1.5], [0, 1]), "ValueError: "),
+    ],
+)
+def test_a_metric_of_the_users_own_may_be_undefined(function, reason):
+    labels = np.array([[0.0], [1.0], [0.0], [1.0]])
+    result = evaluate_metrics(SCORES[:, None], labels, None, None, ("label",), {"own": function})
+    assert result["own"] is None
+    assert reason in result["undefined"]["own"]
+
+
+def test_a_metric_of_the_users_own_that_returns_no_number_is_named():
+    labels = np.array([[0.0], [1.0], [0.0], [1.0]])
+    with pytest.raises(UserError, match=r"train\.metrics: divides_not returned 'x', expected a number"):
+        evaluate_metrics(SCORES[:, None], labels, None, None, ("label",), {"own": divides_not})
+
+
+def divides_not(*_):
+    return "x"
+
+
+def test_the_auc_of_the_bar_leaves_missing_labels_out():
+    assert known_auc(SCORES, np.array([0, NAN, 1, 0])) == 1.0
+    assert known_auc(SCORES, np.array([0, NAN, 0, 0])) is None
 
 
 def test_logloss_of_extreme_logits_is_finite():

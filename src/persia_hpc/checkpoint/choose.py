@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,25 +14,59 @@ from persia_hpc.errors import DataError, UserError
 from persia_hpc.samples.encoding import WAY_OUT, short
 from persia_hpc.samples.schema import DatasetSchema
 
-from .files import read_manifest, read_schema, whole_checkpoints
+from .files import (
+    BEST,
+    BEST_NOTE,
+    MANIFEST,
+    best_name,
+    read_manifest,
+    read_schema,
+    whole_checkpoints,
+)
 from .matching import check_match
 
 LOG = logging.getLogger("persia_hpc")
 
 
 def find_checkpoint(path: Path) -> Path:
-    """Returns `path` if it is a checkpoint, else the latest one of the run directory that it is.
+    """Returns `path` if it is a checkpoint, else of the run directory that it is the best or the latest one.
 
-    Raises UserError if it is neither.
+    The best one is what `train.keep_best` keeps. `--resume` doesn't ask here: it continues from the latest.
+    Raises UserError if it is neither, or if the best checkpoint isn't there.
     """
-    for candidate in (path, path / "latest"):
-        if (candidate / "manifest.json").exists():
-            return candidate.resolve()
+    if (path / MANIFEST).exists():
+        return path.resolve()
+    if (best := best_name(path)) is not None:
+        if not (path / BEST / MANIFEST).exists():
+            raise UserError(
+                f"{path / BEST} points to {best}, which isn't there; name another checkpoint, such as "
+                f"{path / 'latest'}"
+            )
+        return (path / BEST).resolve()
+    if (path / "latest" / MANIFEST).exists():
+        return (path / "latest").resolve()
     found = whole_checkpoints(path)
     if found:
         return found[0]
     raise UserError(
         f"{path} is neither a checkpoint nor a run with one; expected something like runs/1 or runs/1/latest"
+    )
+
+
+def say_choice(path: Path) -> None:
+    """Tells the user, on standard error, if `find_checkpoint` takes a run's best checkpoint for `path`."""
+    best, latest = best_name(path), path / "latest"
+    if best is None or (path / MANIFEST).exists():
+        return
+    value = ""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # it only says more
+        note = json.loads((path / BEST_NOTE).read_text())
+        if note["checkpoint"] == best:
+            value = f" (valid {note['metric']} {note['value']:.4f})"
+    last = latest.is_symlink() and latest.readlink().name == best
+    other = "it is also the latest" if last else f"the latest is {latest}"
+    print(
+        f"persia-hpc: {path}: using the best checkpoint, {best}{value}; {other}", file=sys.stderr, flush=True
     )
 
 

@@ -21,13 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from persia_hpc.config import Config
-from persia_hpc.durable import sync_path
+from persia_hpc.durable import replace_whole, sync_path
 from persia_hpc.errors import DataError, PersiaError, UserError
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 DENSE = "dense.pt"
+BEST = "best"  # a link beside `latest`
+BEST_NOTE = "best.json"
 PORTION = ("path", "num_samples", "first_time")  # what is noted of each file of one
 _BYTES_AT_ONCE = 1 << 20
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE of linux/falloc.h
@@ -148,16 +150,42 @@ def finish_checkpoint(
     remove_checkpoint(final)  # a damaged one, which this run didn't go on from
     sync_path(directory)
     directory.rename(final)
-    _point_latest(final)
+    _point("latest", final)
     return final
 
 
-def _point_latest(path: Path) -> None:
-    aside = path.parent / "latest.partial"
+def _point(name: str, path: Path) -> None:
+    aside = path.parent / f"{name}.partial"
     aside.unlink(missing_ok=True)
     aside.symlink_to(path.name)
-    aside.replace(path.parent / "latest")
+    aside.replace(path.parent / name)
     sync_path(path.parent)
+
+
+def is_whole(run_dir: Path, step: int) -> bool:
+    """Returns whether a run directory has a complete checkpoint of `step`."""
+    return (run_dir / step_name(step) / MANIFEST).exists()
+
+
+def name_best(run_dir: Path, best: Mapping[str, Any] | None) -> None:
+    """Makes a complete checkpoint the best of its run, which `prune` keeps; with None there is no best one.
+
+    best: its `step`, with the metric and value that made it the best, kept in a file beside the link.
+    """
+    if best is None:
+        if best_name(run_dir) is not None:
+            (run_dir / BEST).unlink()
+        (run_dir / BEST_NOTE).unlink(missing_ok=True)
+        return
+    name = step_name(best["step"])
+    replace_whole(run_dir / BEST_NOTE, (json.dumps({**best, "checkpoint": name}) + "\n").encode())
+    _point(BEST, run_dir / name)
+
+
+def best_name(run_dir: Path) -> str | None:
+    """Returns the name of the best checkpoint of a run, None if none is kept as the best."""
+    link = run_dir / BEST
+    return link.readlink().name if link.is_symlink() else None
 
 
 def make_newest(path: Path) -> None:
@@ -171,7 +199,7 @@ def make_newest(path: Path) -> None:
             aside = later.with_name(later.name + ".damaged")
             remove_checkpoint(aside)
             later.rename(aside)
-    _point_latest(path)
+    _point("latest", path)
 
 
 def whole_checkpoints(run_dir: Path) -> list[Path]:
@@ -188,11 +216,12 @@ def step_of(path: Path) -> int:
 def prune(run_dir: Path, *, keep: int, keep_every: int) -> None:
     """Removes old checkpoints of a run.
 
-    The newest `keep` stay, those of steps divisible by `keep_every` (0: none), and those on which a
-    checkpoint that stays is based.
+    The newest `keep` stay, those of steps divisible by `keep_every` (0: none), the best one, and those on
+    which a checkpoint that stays is based.
     """
-    found = whole_checkpoints(run_dir)
+    found, best = whole_checkpoints(run_dir), best_name(run_dir)
     kept = {p for i, p in enumerate(found) if i < keep or (keep_every and step_of(p) % keep_every == 0)}
+    kept |= {p for p in found if p.name == best}
     bases = set()
     for path in kept:
         with contextlib.suppress(PersiaError):  # a damaged one has no use for a base

@@ -92,6 +92,7 @@ def list_run(run_dir: Path) -> dict[str, Any]:
     return {
         "run": str(run_dir),
         "latest": Path(link.readlink()).name if link.is_symlink() else None,
+        "best": files.best_name(run_dir),
         "checkpoints": [describe(path) for path in checkpoints_of(run_dir)],
         "partial": [{"name": path.name, "bytes": _size(path)} for path in partials_of(run_dir)],
     }
@@ -105,15 +106,16 @@ def run_text(listed: Mapping[str, Any], now: float | None = None) -> str:
     head = ("checkpoint", "holds", "servers", "rows", "size", "written", "")
     lines: list[Sequence[str]] = [head]
     for facts in listed["checkpoints"]:
-        mark = "latest" if facts["name"] == listed["latest"] else ""
-        lines.append((*_cells(facts, now), "; ".join(filter(None, [mark, facts.get("problem", "")]))))
+        marks = [mark for mark in ("latest", "best") if facts["name"] == listed[mark]]
+        lines.append((*_cells(facts, now), "; ".join(filter(None, [*marks, facts.get("problem", "")]))))
     for partial in listed["partial"]:
         size = size_text(partial["bytes"])
         lines.append((partial["name"], "", "", "", size, "", "being written, or left by a job that died"))
     names = {facts["name"] for facts in listed["checkpoints"]}
     text = _aligned(lines, right=(2, 3, 4))
-    if listed["latest"] is not None and listed["latest"] not in names:
-        text += f"\nlatest points to {listed['latest']}, which isn't there"
+    for link in ("latest", "best"):
+        if listed[link] is not None and listed[link] not in names:
+            text += f"\n{link} points to {listed[link]}, which isn't there"
     return text
 
 

@@ -38,14 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     diff = actions.add_parser("diff", help="what differs between two checkpoints (exit code 1 if anything)")
     for name in ("a", "b"):
-        diff.add_argument(name, metavar=name.upper(), type=Path, help="checkpoint; of a run: its latest")
+        diff.add_argument(name, metavar=name.upper(), type=Path, help="checkpoint; of a run: best or latest")
     diff.add_argument(
         "--limit", metavar="N", type=int, default=10, help="rows to name in each table (default: 10)"
     )
     diff.set_defaults(act=_diff)
 
     export = actions.add_parser("export", help="write tables as Parquet")
-    export.add_argument("path", metavar="PATH", type=Path, help="checkpoint; of a run: its latest")
+    export.add_argument("path", metavar="PATH", type=Path, help="checkpoint; of a run: best or latest")
     export.add_argument("--table", metavar="NAME", nargs="+", help="tables to write (default: all)")
     export.add_argument(
         "--out", metavar="OUT", type=Path, required=True, help="a .parquet file; for several tables a folder"
@@ -98,12 +98,14 @@ def _verify(options: argparse.Namespace) -> int:
 def _diff(options: argparse.Namespace) -> int:
     if options.limit < 0:
         raise UserError(f"--limit {options.limit}: expected 0 or more")
-    from persia_hpc.checkpoint.choose import find_checkpoint
+    from persia_hpc.checkpoint.choose import find_checkpoint, say_choice
     from persia_hpc.checkpoint.diff import differences
     from persia_hpc.checkpoint.merged import CheckpointReader
     from persia_hpc.trainer.dense.saved import dense_differences
 
     paths = [find_checkpoint(path) for path in (options.a, options.b)]
+    for path in (options.a, options.b):
+        say_choice(path)
     with CheckpointReader(paths[0]) as a, CheckpointReader(paths[1]) as b:
         same = True
         for text in differences(a, b, dense_differences, options.limit):
@@ -120,11 +122,13 @@ def _export(options: argparse.Namespace) -> int:
     is_file = options.out.suffix == ".parquet"
     if not is_file and (options.out.suffix or options.out.is_file()) and not options.out.is_dir():
         raise UserError(f"--out {options.out}: expected a name that ends in .parquet, or a folder")
-    from persia_hpc.checkpoint.choose import find_checkpoint
+    from persia_hpc.checkpoint.choose import find_checkpoint, say_choice
     from persia_hpc.checkpoint.export import export_table
     from persia_hpc.checkpoint.merged import CheckpointReader
 
-    with CheckpointReader(find_checkpoint(options.path)) as checkpoint:
+    path = find_checkpoint(options.path)
+    say_choice(options.path)
+    with CheckpointReader(path) as checkpoint:
         names = list(dict.fromkeys(options.table or checkpoint.tables))
         if is_file and len(names) > 1:
             raise UserError(

@@ -10,17 +10,18 @@ from persia_hpc.errors import EXIT_OK
 
 SUMMARY = "metrics of a run on one of its splits"
 DESCRIPTION = """\
-Loads the last checkpoint of a run and prints its metrics on a split as JSON. One process, no MPI."""
+Loads a checkpoint and prints its metrics on a split as JSON. Of a run directory that is the best checkpoint
+if one is kept (train.keep_best), else the latest. One process, no MPI."""
 EXAMPLES = """\
 examples:
   persia-hpc evaluate runs/1
-  persia-hpc evaluate runs/1 --split valid
+  persia-hpc evaluate runs/1/latest --split valid
   persia-hpc evaluate runs/1 --set data.test=other.h5"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument("run_dir", metavar="RUN", help="run directory, for instance runs/1")
+    parser.add_argument("run_dir", metavar="RUN", help="run directory or checkpoint, for instance runs/1")
     parser.add_argument(
         "--split", choices=("train", "valid", "test"), default="test", help="which data (default: test)"
     )

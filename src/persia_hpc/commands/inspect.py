@@ -102,6 +102,9 @@ def _facts(schema: DatasetSchema, found: Inspection, top: int) -> dict[str, Any]
         "samples": found.num_samples,
         "encoding": schema.encoding,
         "labels": dict(zip(schema.label_names, found.label_rates.tolist(), strict=True)),
+        "missing_labels": dict(
+            zip(schema.label_names, (found.num_samples - found.label_counts).tolist(), strict=True)
+        ),
         "optional": [name for name in optional if getattr(schema, f"has_{name}")],
         "dense": dense,
         "features": features,
@@ -115,7 +118,8 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     if not facts["labels"]:
         yield "no labels"
     for name, rate in facts["labels"].items():
-        yield f"label {name}: mean {rate:.5f}"
+        missing = facts["missing_labels"][name]
+        yield f"label {name}: mean {rate:.5f}" + (f", missing in {missing:,} samples" if missing else "")
     if facts["dense"]:
         yield ""
         yield f"{'dense column':<24} {'least':>12} {'mean':>12} {'most':>12}"

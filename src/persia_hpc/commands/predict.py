@@ -8,17 +8,18 @@ from persia_hpc.errors import EXIT_OK, UserError
 
 SUMMARY = "score the samples of HDF5 files"
 DESCRIPTION = """\
-Loads the last checkpoint of a run and writes one row of predictions per sample, in the order of the files.
+Loads a checkpoint and writes one row of predictions per sample, in the order of the files. Of a run directory
+that is the best checkpoint if one is kept (train.keep_best), else the latest.
 Ids that training never saw count as zeros. One process, no MPI."""
 EXAMPLES = """\
 examples:
   persia-hpc predict runs/1 --data new.h5 --out scores.csv
-  persia-hpc predict runs/1 --data 'day-*.h5' more.h5 --out scores.h5"""
+  persia-hpc predict runs/1/latest --data 'day-*.h5' more.h5 --out scores.h5"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument("run_dir", metavar="RUN", help="run directory, for instance runs/1")
+    parser.add_argument("run_dir", metavar="RUN", help="run directory or checkpoint, for instance runs/1")
     parser.add_argument("--data", metavar="FILE", nargs="+", required=True, help="HDF5 files or patterns")
     parser.add_argument("--out", metavar="FILE", required=True, help="what to write: a .csv or .h5 file")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from persia_hpc.errors import EXIT_OK, UserError
+from persia_hpc.reporting.figures import figure, metrics_text, undefined_text
 
 SUMMARY = "how far a run is"
 DESCRIPTION = """\
@@ -71,11 +72,17 @@ def status_lines(directory: Path, slurm: str | None, now: float) -> list[str]:
     if "train" in last:
         lines += _train_lines(last["train"], going_on=state == "under way")
     for name, event in last.items():
-        if name.startswith("evaluate ") and event.get("auc") is not None:
-            lines.append(f"{event['split']} auc {event['auc']:.4f} at step {event['step']}")
+        if name.startswith("evaluate "):
+            lines.append(f"{event['split']} {metrics_text(event)} at step {event['step']}")
+            if why := undefined_text(event):
+                lines.append(f"  undefined: {why}")
     checkpoint = directory / "latest"
     if checkpoint.exists():
         lines.append(f"last checkpoint: {checkpoint.resolve().name}")
+    best = _read(directory / "best.json")
+    if best:
+        value = f"{best.get('metric')} {figure(best.get('value'))}"
+        lines.append(f"best checkpoint: {best.get('checkpoint')}, valid {value}")
     if last and going_on:
         age = now - (directory / "metrics.jsonl").stat().st_mtime
         lines.append(f"last news {_duration(max(age, 0.0))} ago")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -47,6 +48,8 @@ def resolve_options(raw: dict[str, Any], fail: Fail) -> None:
         train["schedule"] = _schedule(train.get("schedule", {}), ("train", "schedule"), fail)
         if train.get("early_stop") is not None:
             train["early_stop"] = _early_stop(train["early_stop"], fail)
+        if train.get("keep_best") is not None:
+            train["keep_best"] = _keep_best(train["keep_best"], fail)
     ranks = raw.get("ranks")
     if isinstance(ranks, dict) and ranks.get("per_node") is not None:
         ranks["per_node"] = _per_node(ranks, fail)
@@ -201,18 +204,33 @@ def _schedule(given: Any, path: tuple[str, ...], fail: Fail) -> dict[str, Any]:
 
 
 def _early_stop(given: Any, fail: Fail) -> dict[str, Any]:
-    path, defaults = ("train", "early_stop"), {"metric": "auc", "patience": 3}
-    if not isinstance(given, Mapping):
-        raise fail(path, f'= {given!r}: expected a table such as {{ metric = "auc", patience = 3 }}')
-    for key in given:
-        if key not in defaults:
-            raise fail((*path, str(key)), f"is not a known key{nearest(str(key), defaults)}")
-    out = {**defaults, **given}
-    if not isinstance(out["metric"], str):
-        raise fail((*path, "metric"), f"= {out['metric']!r}: expected a string")
+    path = ("train", "early_stop")
+    out = _watched(given, {"metric": "auc", "patience": 3}, path, fail)
     patience = out["patience"]
     if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
         raise fail((*path, "patience"), f"= {patience!r}: expected an integer of at least 1")
+    return out
+
+
+def _keep_best(given: Any, fail: Fail) -> bool | dict[str, Any]:
+    if isinstance(given, bool):
+        return given
+    given = {"metric": given} if isinstance(given, str) else given
+    return _watched(given, {"metric": "auc"}, ("train", "keep_best"), fail)
+
+
+def _watched(given: Any, defaults: Mapping[str, Any], path: tuple[str, ...], fail: Fail) -> dict[str, Any]:
+    if not isinstance(given, Mapping):
+        example = ", ".join(f"{k} = {json.dumps(v)}" for k, v in defaults.items())
+        raise fail(path, f"= {given!r}: expected a table such as {{ {example} }}")
+    for key in given:
+        if key not in defaults and key != "mode":
+            raise fail((*path, str(key)), f"is not a known key{nearest(str(key), [*defaults, 'mode'])}")
+    out = {**defaults, **{key: value for key, value in given.items() if value is not None}}
+    if not isinstance(out["metric"], str):
+        raise fail((*path, "metric"), f"= {out['metric']!r}: expected a string")
+    if out.get("mode", "max") not in ("max", "min"):
+        raise fail((*path, "mode"), f'= {out["mode"]!r}: expected "max" (larger is better) or "min"')
     return out
 
 
@@ -287,14 +305,16 @@ def _check_train(config: Config, fail: Fail) -> None:
         raise fail(("train", "device"), f"= {train.device!r}: expected auto, cpu, cuda or cuda:N")
     if train.bucket_bytes % 4:
         raise fail(("train", "bucket_bytes"), f"= {train.bucket_bytes}: expected a multiple of 4")
-    if train.early_stop is not None:
-        metric = train.early_stop["metric"]
+    for key, given in (("early_stop", train.early_stop), ("keep_best", train.keep_best)):
+        if given is None or given is False:
+            continue
+        metric = given["metric"] if isinstance(given, Mapping) else "auc"
         names = [*METRICS, *train.metrics, *(m.partition(":")[2] for m in train.metrics if ":" in m)]
-        if metric not in names:
+        if metric not in names and not metric.startswith(("auc_", "logloss_")):  # labels are known later
             problem = f"= {metric!r}: expected a metric that is evaluated"
-            raise fail(("train", "early_stop", "metric"), problem + nearest(metric, dict.fromkeys(names)))
+            raise fail(("train", key, "metric"), problem + nearest(metric, dict.fromkeys(names)))
         if not config.data.valid:
-            raise fail(("train", "early_stop"), "looks at data.valid, which isn't given; add data.valid")
+            raise fail(("train", key), "looks at data.valid, which isn't given; add data.valid")
     if train.evaluate_every and not config.data.valid:
         raise fail(
             ("train", "evaluate_every"),

@@ -172,6 +172,8 @@ class _Reader:
         options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
         if type(None) in options and value is None:
             return None
+        if bool in options and isinstance(value, bool):
+            return value
         kind = next(o for o in options if o is not type(None))
         if dataclasses.is_dataclass(kind) and isinstance(kind, type):
             return self.build(kind, value, path)

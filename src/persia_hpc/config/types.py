@@ -201,6 +201,7 @@ class TrainConfig:
     evaluate_at_end: bool = True
     save: bool = True
     early_stop: dict[str, Any] | None = None
+    keep_best: dict[str, Any] | bool | None = None
     clip_norm: float | None = setting(None, above=0)
     amp: str = setting("off", choices=("off", "bf16", "fp16"))
     cuda_graphs: bool = False

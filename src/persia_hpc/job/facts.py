@@ -10,6 +10,7 @@ from persia_hpc.checkpoint.choose import refuse_mismatch
 from persia_hpc.checkpoint.files import read_manifest
 from persia_hpc.checkpoint.matching import check_match
 from persia_hpc.config import Config
+from persia_hpc.config.watching import check_metrics
 from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.samples.source import Source
 from persia_hpc.schedule import Schedule, make_schedules
@@ -46,6 +47,7 @@ def make_facts(config: Config, schema: DatasetSchema, num_samples: Mapping[str, 
 
     Raises UserError if the configuration doesn't fit the data.
     """
+    check_metrics(config, schema.label_names)
     layout = make_layout(config, schema)
     return Facts(config, schema, dict(num_samples), layout, make_schedules(config, num_samples))
 

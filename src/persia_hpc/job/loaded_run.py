@@ -15,7 +15,7 @@ import torch
 
 from persia_hpc._native import hash_ids, mix
 from persia_hpc.arrays import Array
-from persia_hpc.checkpoint.choose import find_checkpoint
+from persia_hpc.checkpoint.choose import find_checkpoint, say_choice
 from persia_hpc.checkpoint.files import read_manifest, read_schema
 from persia_hpc.checkpoint.rows import load_rows
 from persia_hpc.config import load_config
@@ -36,6 +36,7 @@ class LoadedRun:
     def __init__(self, path: Path, set: Mapping[str, Any] | None = None):
         """Loads a checkpoint; `set` overrides configuration keys, such as {"data.test": ["other.h5"]}."""
         self.path = find_checkpoint(path)
+        say_choice(path)
         manifest = read_manifest(self.path)
         self.config = load_config(manifest["config"], set)
         self.schema = read_schema(manifest)
@@ -84,7 +85,7 @@ class LoadedRun:
         model.load_state_dict(dense["model"])
         return model.eval()
 
-    def evaluate(self, split: str = "test") -> dict[str, float]:
+    def evaluate(self, split: str = "test") -> dict[str, Any]:
         """Returns exact metrics on one of the configured splits.
 
         Raises UserError if there is no data for it, and for data without labels or of another encoding.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from persia_hpc.checkpoint.choose import say_choice
 from persia_hpc.errors import TrainingEndedError
 from persia_hpc.launch.run_dir import EVENTS
 from persia_hpc.reporting.events import JsonLines, MetricLogger
@@ -50,6 +51,8 @@ def prepare_trainer(
     if trainer_rank == 0:
         events = JsonLines(run_dir / EVENTS)
         loggers = [events, *([] if task.quiet else [Screen()]), *task.loggers]
+        if start is None and facts.config.checkpoint.init_from is not None:
+            say_choice(Path(facts.config.checkpoint.init_from))
     driver = None
     if task.main is None:
         driver = Driver(facts.config, make_inputs(facts.layout, facts.schema), task.callbacks, loggers)
@@ -131,6 +134,7 @@ def train_session(session: Session, task: Task, driver: Driver | None) -> Traine
         evaluate_seconds=session.state.evaluate_seconds,
         checkpoints=session.saver.statistics() if session.saver is not None else {},
         results=session.results,
+        best=driver.best_evaluation() if driver is not None else None,
         follow=session.following.statistics() if session.following is not None else None,
         steady=session.pace.steady(),
         times=Times.of_phases(session.phases, session.wait_seconds()),

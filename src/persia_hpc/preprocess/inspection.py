@@ -49,14 +49,15 @@ class Inspection:
     num_samples: int
     features: dict[str, Frequencies]
     label_sums: npt.NDArray[np.float64]  # [L], weighted by nothing
+    label_counts: npt.NDArray[np.int64]  # [L], of those that aren't missing
     dense_least: npt.NDArray[np.float64]  # [K]
     dense_most: npt.NDArray[np.float64]
     dense_sums: npt.NDArray[np.float64]
 
     @property
     def label_rates(self) -> npt.NDArray[np.float64]:
-        """Is the mean of each label, [L]."""
-        return self.label_sums / max(1, self.num_samples)
+        """Is the mean of each label where it isn't missing, [L]; 0 where it always is."""
+        return self.label_sums / np.maximum(1, self.label_counts)
 
 
 def inspect_source(source: Source, limit: int | None = None) -> Iterator[Inspection]:
@@ -72,6 +73,7 @@ def inspect_source(source: Source, limit: int | None = None) -> Iterator[Inspect
         0,
         {name: Frequencies() for name in schema.feature_names},
         np.zeros(len(schema.label_names)),
+        np.zeros(len(schema.label_names), np.int64),
         np.full(width, np.inf),
         np.full(width, -np.inf),
         np.zeros(width),
@@ -81,7 +83,8 @@ def inspect_source(source: Source, limit: int | None = None) -> Iterator[Inspect
         for name, column in batch.ids.items():
             lengths = None if column.offsets is None else np.diff(column.offsets).astype(np.int64)
             found.features[name].add(column.values, lengths)
-        found.label_sums += batch.labels.sum(axis=0, dtype=np.float64)
+        found.label_sums += np.nansum(batch.labels, axis=0, dtype=np.float64)
+        found.label_counts += np.isfinite(batch.labels).sum(axis=0)
         if width:
             found.dense_least = np.minimum(found.dense_least, batch.dense.min(axis=0))
             found.dense_most = np.maximum(found.dense_most, batch.dense.max(axis=0))

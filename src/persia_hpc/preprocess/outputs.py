@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from persia_hpc.durable import replace_whole
@@ -42,11 +43,6 @@ class FileReport:
     def __str__(self) -> str:
         rate = ", no labels" if self.label_rate is None else f", label rate {self.label_rate:.5f}"
         return f"{self.path}: {self.num_rows:,} rows{rate}, {self.path.stat().st_size / 1e6:,.1f} MB"
-
-
-def label_sum(batch: SampleBatch) -> float:
-    """Returns the sum of the first label, 0 without labels."""
-    return float(batch.labels[:, :1].sum(dtype=np.float64))
 
 
 def input_identity(files: Iterable[Path]) -> list[dict[str, Any]]:
@@ -241,7 +237,7 @@ class SplitWriter:
         self._options = options
         self._writers: dict[str, DatasetWriter] = {}
         self._rows = dict.fromkeys(outputs.names, 0)
-        self._labels = dict.fromkeys(outputs.names, 0.0)
+        self._labels = {name: np.zeros(2) for name in outputs.names}
 
     def __enter__(self) -> SplitWriter:
         for name in self._outputs.names:
@@ -265,7 +261,7 @@ class SplitWriter:
         if batch.num_samples:
             self._writers[name].write(batch)
             self._rows[name] += batch.num_samples
-            self._labels[name] += label_sum(batch)
+            self._labels[name] += sum_and_count(batch.labels)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -286,13 +282,24 @@ class SplitWriter:
     def report(self) -> list[FileReport]:
         """Is a report on each file, once written."""
         return [
-            FileReport(
-                self._outputs.directory / name,
-                rows,
-                self._labels[name] / rows if rows and self._schema.label_names else None,
-            )
+            FileReport(self._outputs.directory / name, rows, label_rate(self._labels[name]))
             for name, rows in self._rows.items()
         ]
+
+
+def sum_and_count(labels: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Returns the sum of the first label over the samples where it isn't missing, and their number.
+
+    Shapes: labels [N, L]; returns [2].
+    """
+    first = labels[:, :1]
+    return np.array([np.nansum(first, dtype=np.float64), np.isfinite(first).sum()])
+
+
+def label_rate(sum_and_count: npt.NDArray[np.float64]) -> float | None:
+    """Returns the mean of a label, None if it is missing everywhere or there is none."""
+    total, count = sum_and_count.tolist()
+    return total / count if count else None
 
 
 def _stored_settings(path: Path) -> dict[str, Any] | None:

@@ -62,7 +62,8 @@ class TrainerOutcome:
     interrupted: bool  # by a signal
     evaluate_seconds: float
     checkpoints: Mapping[str, Any]
-    results: Mapping[str, Mapping[str, float]]  # the last metrics of each split
+    results: Mapping[str, Mapping[str, Any]]  # the last metrics of each split
+    best: Mapping[str, Any] | None  # evaluation of the valid split
     follow: Mapping[str, Any] | None  # with `data.follow`, on trainer 0
     steady: Mapping[str, float]
     times: Times | None

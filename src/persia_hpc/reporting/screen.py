@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import time
@@ -11,6 +10,9 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from .figures import figure, metrics_text, undefined_text
+
+ABSURD_LOGLOSS = 50.0  # nats: probabilities of e^-50 for what happened
 LINE_SECONDS = 15.0  # without a terminal: a line this often instead of a bar
 
 
@@ -23,11 +25,12 @@ class Screen:
         self._terminal = self._stream.isatty() or "PERSIA_HPC_SCREEN" in os.environ
         self._bar: Any = None
         self._evaluated = ""
+        self._undefined: dict[str, str] = {}  # of each split, what was said last
         self._last_line = time.monotonic()
 
     def log(self, event: dict[str, Any]) -> None:
         if event["event"] == "evaluate":
-            self._evaluated = f", {event['split']} auc {event['auc']:.4f}"
+            self._evaluate(event)
         elif event["event"] == "wait":
             self._print_line(f"step {event['step']}: waits for new files")
         elif event["event"] == "data":
@@ -39,9 +42,25 @@ class Screen:
         elif self._bar is not None:
             self._bar.close()
 
+    def _evaluate(self, event: Mapping[str, Any]) -> None:
+        split, why = event["split"], undefined_text(event)
+        self._evaluated = f", {split} {metrics_text(event, short=True)}"
+        if event.get("uncounted"):
+            why += f"; not counted by {' and '.join(event['uncounted'])}"
+        if why != self._undefined.get(split, ""):
+            self._undefined[split] = why
+            if why:
+                self._say(f"step {event['step']}: undefined on {split}: {why}")
+
+    def _say(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.write(text, file=self._stream)
+        else:
+            print(text, file=self._stream, flush=True)
+
     def _train(self, event: dict[str, Any]) -> None:
         figures = (
-            f"loss {event['loss']:.4f}, auc {_number(event['auc'])}{self._evaluated}, "
+            f"loss {event['loss']:.4f}, auc {figure(event['auc'])}{self._evaluated}, "
             f"{event['samples_per_second']:,.0f} samples/s, staleness {event['staleness']:.1f}"
         )
         if self._terminal:
@@ -74,10 +93,6 @@ class Screen:
             print(text, file=self._stream, flush=True)
 
 
-def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.4f}"
-
-
 def summary_text(summary: Mapping[str, Any]) -> str:
     """Returns a few lines on how a run ended."""
     roles = ", ".join(
@@ -93,6 +108,20 @@ def summary_text(summary: Mapping[str, Any]) -> str:
     ]
     for split in ("valid", "test"):
         if summary[split]:
-            lines.append(f"{split} auc {summary[split]['auc']:.4f}, logloss {summary[split]['logloss']:.4f}")
+            lines.append(f"{split} {metrics_text(summary[split])}")
+            missing = summary[split].get("missing_labels", {})
+            lines += [f"  label {name} is missing in {count:,} samples" for name, count in missing.items()]
+            if why := undefined_text(summary[split]):
+                lines.append(f"  undefined: {why}")
+            if (summary[split]["logloss"] or 0.0) > ABSURD_LOGLOSS:
+                lines.append(
+                    "  a log loss of this size comes from huge inputs or weights; persia-hpc inspect shows "
+                    "the ranges of dense columns"
+                )
+    if best := summary["best"]:
+        kept = f", kept as {best['checkpoint']}" if best["checkpoint"] else ""
+        if kept and best["step"] != summary["steps"]:
+            kept += ", which evaluate and predict use; the metrics above are of the last step"
+        lines.append(f"best valid {best['metric']} {figure(best['value'])} after step {best['step']}{kept}")
     lines.append(f"run directory: {summary['run_dir']}")
     return "\n".join(lines)

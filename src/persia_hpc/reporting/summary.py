@@ -120,6 +120,7 @@ def make_summary(config: Config, outcome: JobOutcome, *, mpi_library: str) -> di
         "steady": trainer.steady,
         "valid": trainer.results.get("valid"),
         "test": trainer.results.get("test"),
+        "best": trainer.best,
         "staleness": _staleness(config, outcome),
         "embedding": _embedding(outcome.servers),
         "follow": trainer.follow,

@@ -335,10 +335,8 @@ class OpenFile:
         try:
             if not info.dense_checked:
                 validity.check_finite("dense column", schema.dense_names, dense, begin)
-            if not info.labels_checked:
-                validity.check_finite("label", schema.label_names, labels, begin)
-            if self._check_binary:
-                validity.check_binary(schema.label_names, labels, begin)
+            if self._check_binary or not info.labels_checked:
+                validity.check_labels(schema.label_names, labels, begin, binary=self._check_binary)
             if weight is not None and not info.weight_checked:
                 validity.check_weight(weight, begin)
         except validity.InvalidRowError as error:

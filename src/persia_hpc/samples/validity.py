@@ -24,7 +24,7 @@ def _first(bad: npt.NDArray[np.bool_]) -> tuple[int, ...]:
 
 
 def check_finite(what: str, names: Sequence[str], array: npt.NDArray[np.float32], first_row: int) -> None:
-    """Checks that dense features or labels are finite; rows count from `first_row`, in all checks here.
+    """Checks that dense features are finite; rows count from `first_row`, in all checks here.
 
     Shapes: `array` float32 [B, columns], with a name for each column.
 
@@ -41,29 +41,35 @@ def check_finite(what: str, names: Sequence[str], array: npt.NDArray[np.float32]
 
 
 def is_binary(labels: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-    """Returns which labels are 0 or 1.
+    """Returns which labels are 0, 1 or missing (NaN).
 
     Shapes: float32 [B, L] in, bool [B, L] out.
     """
-    binary: npt.NDArray[np.bool_] = (labels == 0) | (labels == 1)
+    binary: npt.NDArray[np.bool_] = (labels == 0) | (labels == 1) | np.isnan(labels)
     return binary
 
 
-def check_binary(names: Sequence[str], labels: npt.NDArray[np.float32], first_row: int) -> None:
-    """Checks that all labels are 0 or 1.
+def check_labels(
+    names: Sequence[str], labels: npt.NDArray[np.float32], first_row: int, *, binary: bool
+) -> None:
+    """Checks that all labels are finite or missing (NaN), and with `binary` that they are 0, 1 or missing.
 
     Shapes: `labels` float32 [B, L], with a name for each column.
 
     Raises InvalidRowError at the first label that isn't.
     """
-    good = is_binary(labels)
+    good = is_binary(labels) if binary else ~np.isinf(labels)
     if not good.all():
         row, column = _first(~good)
-        raise InvalidRowError(
-            first_row + row,
-            f"got {labels[row, column]} in label {names[column]!r}, expected 0 or 1; "
-            "if it is meant, turn the check for binary labels off and use a loss for real values",
-        )
+        got = f"got {labels[row, column]} in label {names[column]!r}, "
+        if binary and np.isfinite(labels[row, column]):
+            problem = (
+                "expected 0 or 1, or NaN where it is missing; "
+                "if it is meant, turn the check for binary labels off and use a loss for real values"
+            )
+        else:
+            problem = "expected a finite number, or NaN where it is missing"
+        raise InvalidRowError(first_row + row, got + problem)
 
 
 def check_weight(weight: npt.NDArray[np.float32], first_row: int) -> None:

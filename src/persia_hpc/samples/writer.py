@@ -76,12 +76,12 @@ class DatasetWriter:
     source: where the samples came from (name, URL, licence), kept as an attribute.
     preprocessing: what was done to them, JSON-serialisable, kept as an attribute; may be filled until the
     end.
-    check_binary_labels: refuse labels other than 0 and 1.
+    check_binary_labels: refuse labels other than 0, 1 and NaN, which stands for a missing one.
 
     Raises UserError for bad arguments, a batch that doesn't fit the schema, or no samples at all.
     Raises validity.InvalidRowError (a UserError with `.row`, counted from 0 over all batches) for NaN or
-    infinity in dense, labels or weight, a negative weight, a non-binary label, an id too large; then nothing
-    of that batch is kept.
+    infinity in dense or weight, infinity in labels, a negative weight, a non-binary label, an id too large;
+    then nothing of that batch is kept.
     """
 
     def __init__(
@@ -184,9 +184,7 @@ class DatasetWriter:
     def _check_values(self, batch: SampleBatch) -> None:
         begin = self.num_samples
         validity.check_finite("dense column", self.schema.dense_names, batch.dense, begin)
-        validity.check_finite("label", self.schema.label_names, batch.labels, begin)
-        if self._check_binary_labels:
-            validity.check_binary(self.schema.label_names, batch.labels, begin)
+        validity.check_labels(self.schema.label_names, batch.labels, begin, binary=self._check_binary_labels)
         if batch.weight is not None:
             validity.check_weight(batch.weight, begin)
         for name, dtype in self._id_dtypes.items():
@@ -197,6 +195,7 @@ class DatasetWriter:
     def _note_ranges(self, batch: SampleBatch) -> None:
         if batch.num_samples == 0:
             return
+        # With a missing label the range is NaN: older readers, which know none, then check and refuse.
         np.minimum(self._label_min, batch.labels.min(axis=0), out=self._label_min)
         np.maximum(self._label_max, batch.labels.max(axis=0), out=self._label_max)
         self._label_binary &= validity.is_binary(batch.labels).all(axis=0)

@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from persia_hpc.callbacks import Callback
+from persia_hpc.checkpoint.files import step_name
 from persia_hpc.config import Config
+from persia_hpc.config.watching import Watched, best_metric, keeps_best
 from persia_hpc.errors import UserError
 from persia_hpc.models import build_model
 from persia_hpc.reporting.events import MetricLogger
@@ -22,21 +24,27 @@ from persia_hpc.user_objects import load_object
 
 from .batch import Batch, Inputs
 from .dense.optimizer import make_optimizer
-from .metrics import auc, load_metrics
+from .metrics import Metrics, known_auc, load_metrics
 from .run_state import DriverState
 from .session import Session
+from .watching import Watch
 
 EVENT_SECONDS = 1.0  # how often the training event is logged
 RECENT_SAMPLES = 50_000  # for the AUC and loss of the progress bar
-LARGER_IS_WORSE = ("logloss",)
 
 
 def bce(logits: Tensor, batch: Batch) -> Tensor:
-    """Computes the binary cross-entropy of each sample and label from logits.
+    """Computes the binary cross-entropy of each sample and label from logits; 0 for a missing label (NaN).
+
+    A missing label has no part in any gradient. It isn't made up for: `Session.step` takes the mean over all
+    labels, so that what one label adds doesn't depend on whether others are known.
 
     Shapes: logits and result [B, L].
     """
-    return functional.binary_cross_entropy_with_logits(logits, batch.labels, reduction="none")
+    missing = batch.labels.isnan()
+    labels = batch.labels.masked_fill(missing, 0.0)
+    losses = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    return losses.masked_fill(missing, 0.0)
 
 
 def load_loss(name: str) -> Any:
@@ -82,42 +90,6 @@ class RunView:
         self.session.request_stop(reason)
 
 
-class EarlyStop:
-    """Asks for a stop after `patience` evaluations without a better `metric` on the valid split."""
-
-    def __init__(self, metric: str = "auc", patience: int = 3):
-        self.metric = metric.rpartition(":")[2]  # a custom one is known by its function's name
-        self.patience = patience
-        self.best = -math.inf
-        self.bad = 0
-
-    def update(self, metrics: dict[str, float]) -> str | None:
-        """Takes the metrics of an evaluation and returns the reason to stop, or None.
-
-        Raises UserError for metrics without the one that it watches.
-        """
-        if self.metric not in metrics:
-            raise UserError(
-                f"train.early_stop.metric = {self.metric!r} is not among the metrics: {', '.join(metrics)}"
-            )
-        value = metrics[self.metric] * (-1 if self.metric in LARGER_IS_WORSE else 1)
-        if value > self.best:
-            self.best, self.bad = value, 0
-            return None
-        self.bad += 1
-        return self.reason()
-
-    def restore(self, best: float, bad: int) -> None:
-        """Continues with the best value, and the evaluations without a better one, of an earlier run."""
-        self.best, self.bad = best, bad
-
-    def reason(self) -> str | None:
-        """Returns the reason to stop after the evaluations so far, or None."""
-        if self.bad < self.patience:
-            return None
-        return f"no better {self.metric} in {self.patience} evaluations"
-
-
 class Driver:
     """Runs a session's whole schedule; events and callbacks on trainer 0 only."""
 
@@ -142,12 +114,16 @@ class Driver:
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         if parameters:
             make_optimizer(parameters, config.train.optimizer)  # only to refuse bad arguments now
-        self.early_stop = EarlyStop(**config.train.early_stop) if config.train.early_stop else None
+        early_stop = config.train.early_stop
+        self.early_stop = Watch(Watched.of(early_stop)) if early_stop is not None else None
+        self.best = Watch(best_metric(config.train))
+        self.keeps_best = keeps_best(config.train)
         self._recent: deque[tuple[Tensor, Tensor, Tensor]] = deque()
         self._recent_samples = 0
         self._staleness: deque[int] = deque(maxlen=100)
         self._began = self._last_event = time.perf_counter()
         self._last_samples = self._epoch = 0
+        self._evaluated = -1  # the last step whose evaluation was due
 
     def run(self, session: Session) -> None:
         """Trains to the end of the schedule or a stop, evaluating as configured.
@@ -158,7 +134,7 @@ class Driver:
         if session.trainer_rank != 0:
             self.callbacks = self.loggers = ()
         session.prepare(self.model)
-        evaluated = self._restore(session)
+        self._restore(session)
         for callback in self.callbacks:
             callback.on_start(self.run_view)
         while True:
@@ -167,16 +143,9 @@ class Driver:
             session.agree_on_stop()
             step = session.step_number
             # Also after a resume: the checkpoint of a step is begun before its evaluation.
-            due = (
-                "valid" in session.schedules and step not in (0, evaluated) and schedule.evaluates_after(step)
-            )
-            if due and session.stop_reason is None:
-                metrics = self._evaluate("valid")
-                evaluated = step
-                if self.early_stop is not None and (reason := self.early_stop.update(metrics)):
-                    session.request_stop(reason)
-                session.keep_driver_state(self._state(evaluated))
-                session.agree_on_stop()
+            due = step not in (0, self._evaluated) and schedule.evaluates_after(step)
+            if "valid" in session.schedules and due and session.stop_reason is None:
+                self._evaluate_valid(due=True)
             if session.following is not None and step == session.num_steps:
                 self._event(force=True)  # what comes next may be long in coming
             if session.stop_reason is not None or not session.wait_for_data(self._log):
@@ -191,34 +160,85 @@ class Driver:
                 self._count_step(logits, batch)
         self._event(force=True)
         if self.config.train.evaluate_at_end and session.interrupted is None:
-            if "valid" in session.schedules and evaluated != session.step_number:
-                self._evaluate("valid")
+            if "valid" in session.schedules and self._evaluated != session.step_number:
+                self._evaluate_valid(due=False)
             if "test" in session.schedules:
-                self._evaluate("test")
+                self._report("test", session.evaluate(split="test"))
 
-    def _state(self, evaluated: int) -> DriverState:
-        """Returns what a resumed run must know of this loop."""
+    def _evaluate_valid(self, *, due: bool) -> None:
+        """Evaluates the valid split and does what follows: stops early, keeps the checkpoint of the best.
+
+        due: whether the schedule asked for it; else it comes after a stop, and says nothing about patience.
+
+        Collective over trainers.
+        """
+        session, step = self.session, self.session.step_number
+        metrics = session.evaluate(split="valid")
+        better = self.best.update(metrics, step)
+        uncounted = ["keep_best"] if better is None and self.keeps_best else []
+        if due:
+            self._evaluated = step
+            if self.early_stop is not None and self.early_stop.update(metrics, step) is None:
+                uncounted.append("early_stop")
+        self._report("valid", metrics, uncounted)
+        if due and (reason := self._reason()):
+            session.request_stop(reason)
+        session.state.driver = self._state()  # for the next checkpoint
+        session.agree_on_stop()
+        if better and self.keeps_best:
+            ends = session.stop_reason is not None or session.schedules["train"].is_last(step)
+            session.save(full=ends and session.interrupted is None, best=self.best.state())
+
+    def _reason(self) -> str | None:
+        """Returns the reason to stop early, or None."""
         early = self.early_stop
-        return DriverState(evaluated, early.best if early else 0.0, early.bad if early else 0)
+        patience = (self.config.train.early_stop or {}).get("patience", 0)
+        if early is None or early.bad < patience:
+            return None
+        return f"no better {early.watched.metric} in {patience} evaluations"
 
-    def _restore(self, session: Session) -> int:
-        """Takes over what `_state` saved; returns the last evaluated step, -1 if there was none."""
-        state = session.state.driver
-        self._last_samples = session.samples
+    def _state(self) -> DriverState:
+        """Returns what a resumed run must know of this loop."""
+        early, best = self.early_stop, self.best.state() if self.best.best is not None else None
+        if early is None or early.best is None:
+            return DriverState(self._evaluated, -math.inf, best_evaluation=best)
+        sign = -1 if early.watched.mode == "min" else 1
+        return DriverState(self._evaluated, sign * early.best, early.bad, early.watched.metric, best)
+
+    def _restore(self, session: Session) -> None:
+        """Takes over what `_state` saved.
+
+        Collective over trainers.
+        """
+        state = session.state.driver or DriverState(best=-math.inf)
+        self._evaluated, self._last_samples = state.evaluated, session.samples
         if session.step_number and self.loggers:
             self._log({"event": "resume", "step": session.step_number})
-        if self.early_stop is not None and state is not None:
-            self.early_stop.restore(state.best, state.bad)
-            if reason := self.early_stop.reason():  # it was interrupted between this and its end
+        self.best.restore(state.best_evaluation)
+        if session.saver is not None and not session.peers.broadcast(
+            session.saver.restore_best(self.best.state() if self.keeps_best else None)
+        ):
+            self.best.restore(None)
+        early = self.early_stop
+        # Without early stopping, older versions saved 0 and 0.
+        known = math.isfinite(state.best) and (state.best, state.bad) != (0.0, 0)
+        if early is not None and known and state.metric in ("", early.watched.metric):
+            sign = -1 if early.watched.mode == "min" else 1
+            early.restore({**early.state(), "value": sign * state.best}, state.bad)
+            if reason := self._reason():  # it was interrupted between this and its end
                 session.request_stop(reason)
-        return -1 if state is None else state.evaluated
 
-    def _evaluate(self, split: str) -> dict[str, float]:
-        metrics = self.session.evaluate(split=split)
-        self._log({"event": "evaluate", "split": split, "step": self.session.step_number, **metrics})
+    def best_evaluation(self) -> dict[str, Any] | None:
+        """Returns the best evaluation for the summary: metric, mode, value, step and kept checkpoint."""
+        if self.best.best is None:
+            return None
+        return {**self.best.state(), "checkpoint": step_name(self.best.step) if self.keeps_best else None}
+
+    def _report(self, split: str, metrics: Metrics, uncounted: Sequence[str] = ()) -> None:
+        event = {"event": "evaluate", "split": split, "step": self.session.step_number, **metrics}
+        self._log({**event, "uncounted": list(uncounted)} if uncounted else event)
         for callback in self.callbacks:
             callback.on_evaluate(self.run_view, {"split": split, **metrics})
-        return metrics
 
     def _count_step(self, logits: Tensor, batch: Batch) -> None:
         if not self.callbacks and not self.loggers:
@@ -249,7 +269,7 @@ class Driver:
             "samples": session.samples,
             "seconds": now - self._began,
             "loss": float(torch.stack([r[2] for r in self._recent]).mean()),
-            "auc": auc(scores, labels),
+            "auc": known_auc(scores, labels),
             "samples_per_second": (session.samples - self._last_samples) / max(now - self._last_event, 1e-9),
             "staleness": float(np.mean(self._staleness)),
         }

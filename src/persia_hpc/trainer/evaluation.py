@@ -14,7 +14,7 @@ from persia_hpc.protocol.row_batch import RowBatch
 
 from .batch import Batch
 from .interfaces import BatchStream, Peers, concatenate
-from .metrics import Metric, evaluate_metrics
+from .metrics import Metric, Metrics, evaluate_metrics
 from .pooling.embed import Pooling
 from .run_state import RunState
 
@@ -82,7 +82,7 @@ class Predictions:
         if row_batch.group is not None:
             self._columns["group"].append(np.array(row_batch.group)[:, None])
 
-    def metrics(self, peers: Peers, labels: Sequence[str], custom: dict[str, Metric]) -> dict[str, float]:
+    def metrics(self, peers: Peers, labels: Sequence[str], custom: dict[str, Metric]) -> Metrics:
         """Returns, on every trainer, the metrics over the samples of all trainers.
 
         Collective over trainers.
@@ -92,7 +92,7 @@ class Predictions:
         expected = peers.gather(concatenate(columns["labels"], self._width))
         weight = peers.gather(concatenate(columns["weight"], 1))
         group = peers.gather(concatenate(columns["group"], 1, np.int64))
-        metrics: dict[str, float] = {}
+        metrics: Metrics = {}
         if logits is not None and expected is not None:
             metrics = evaluate_metrics(
                 logits,
@@ -102,5 +102,5 @@ class Predictions:
                 labels,
                 custom,
             )
-        agreed: dict[str, float] = peers.broadcast(metrics)
+        agreed: Metrics = peers.broadcast(metrics)
         return agreed

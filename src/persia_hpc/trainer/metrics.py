@@ -1,54 +1,92 @@
-"""Computes exact metrics over all evaluated samples."""
+"""Computes exact metrics over all evaluated samples; a metric that isn't defined is None, with a reason."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
 from persia_hpc.arrays import Array
 from persia_hpc.config.types import METRICS
+from persia_hpc.errors import UserError
 from persia_hpc.user_objects import load_object
 
-Metric = Callable[[Array, Array, "Array | None", "Array | None"], float]
+Metric = Callable[[Array, Array, "Array | None", "Array | None"], "float | None"]
+# What an evaluation returns: `samples`, each metric by its name; `missing_labels`, in how many samples each
+# label is missing; `undefined`, the reason for each metric that is None. The last two are left out if empty.
+Metrics = dict[str, Any]
+
+
+class UndefinedError(ValueError):
+    """Is raised for a metric that isn't defined for these samples; its text says why."""
 
 
 def auc(scores: Array, labels: Array, weight: Array | None = None) -> float:
     """Returns the area under the ROC curve, ties counted half.
 
-    NaN when one of the classes is missing or a score is not finite. Equals the probability that a positive
-    has a higher score than a negative (Hanley & McNeil 1982), computed from one sort.
+    Equals the probability that a positive has a higher score than a negative (Hanley & McNeil 1982), computed
+    from one sort.
 
-    Shapes: scores [n], labels [n] in {0, 1}, weight [n] or None.
+    Shapes: scores [n], labels [n], weight [n] or None.
+    Raises UndefinedError unless there are labels of 0 and of 1, no others, and finite scores.
     """
-    if not np.isfinite(scores).all():
-        return math.nan
+    _check_defined(scores, labels, weight)
     order = np.argsort(scores, kind="stable")
     scores, labels = scores[order], labels[order].astype(np.float64)
     w = np.ones(len(labels)) if weight is None else weight[order].astype(np.float64)
     positive, negative = w * labels, w * (1.0 - labels)
-    total = positive.sum() * negative.sum()
-    if total == 0:
-        return math.nan
+    for total, value in ((positive.sum(), 0), (negative.sum(), 1)):
+        if total == 0:
+            raise UndefinedError(f"all labels {'' if weight is None else 'with a weight '}are {value}")
     # Equal scores form one block: a positive beats all negatives of earlier blocks and half of its own.
     starts = np.flatnonzero(np.concatenate([[True], scores[1:] != scores[:-1]]))
     block_positive = np.add.reduceat(positive, starts)
     block_negative = np.add.reduceat(negative, starts)
     below = np.cumsum(block_negative) - block_negative
-    return float((block_positive * (below + block_negative / 2)).sum() / total)
+    return float((block_positive * (below + block_negative / 2)).sum() / (positive.sum() * negative.sum()))
 
 
 def logloss(logits: Array, labels: Array, weight: Array | None = None) -> float:
     """Returns the mean binary cross-entropy in nats, weighted if `weight` is given.
 
     Shapes: logits [n], labels [n], weight [n] or None.
+    Raises UndefinedError unless all labels are 0 or 1, and all logits are finite.
     """
+    _check_defined(logits, labels, weight)
     x, y = logits.astype(np.float64), labels.astype(np.float64)
     # log(1 + e^x) - x y, without overflow
     losses = np.logaddexp(0.0, x) - x * y
     return float(np.average(losses, weights=weight))
+
+
+def _check_defined(logits: Array, labels: Array, weight: Array | None) -> None:
+    if not len(labels):
+        raise UndefinedError("no sample has a label")
+    others = labels[(labels != 0) & (labels != 1)]
+    if len(others):
+        raise UndefinedError(
+            f"{len(others)} of {len(labels)} labels are neither 0 nor 1, such as {others[0]:g}; "
+            "a missing label is NaN"
+        )
+    if weight is not None and not weight.any():
+        raise UndefinedError("all weights are 0")
+    bad = len(logits) - int(np.isfinite(logits).sum())
+    if bad:
+        raise UndefinedError(f"the model's output isn't finite for {bad} of {len(logits)} samples")
+
+
+def known_auc(scores: Array, labels: Array) -> float | None:
+    """Returns the AUC over the samples whose label is known (not NaN), None if it isn't defined.
+
+    Shapes: scores, labels [n].
+    """
+    known = ~np.isnan(labels)
+    try:
+        return auc(scores[known], labels[known])
+    except UndefinedError:
+        return None
 
 
 def evaluate_metrics(
@@ -58,30 +96,73 @@ def evaluate_metrics(
     group: Array | None,
     label_names: Sequence[str],
     custom: dict[str, Metric],
-) -> dict[str, float]:
+) -> Metrics:
     """Computes `samples`, `auc` and `logloss`, and the custom metrics.
 
-    With several labels `auc` and `logloss` are means over them, and those of each label are given too.
+    Those of a label are computed over the samples where it is known (not NaN). With several labels `auc` and
+    `logloss` are means over them, and those of each label are given too. A mean over some of the labels could
+    be compared with no other, so it isn't defined unless that of each label is.
 
     Shapes: logits, labels [n, L]; weight, group [n] or None.
+    Raises UserError for a custom metric that returns no number.
     """
-    result: dict[str, float] = {"samples": len(labels)}
-    if len(labels):
-        each_auc = [auc(logits[:, i], labels[:, i], weight) for i in range(labels.shape[1])]
-        each_loss = [logloss(logits[:, i], labels[:, i], weight) for i in range(labels.shape[1])]
-        result["auc"], result["logloss"] = float(np.mean(each_auc)), float(np.mean(each_loss))
-        if len(label_names) > 1:
-            for name, one_auc, one_loss in zip(label_names, each_auc, each_loss, strict=True):
-                result[f"auc_{name}"], result[f"logloss_{name}"] = one_auc, one_loss
+    result: Metrics = {"samples": len(labels)}
+    undefined: dict[str, str] = {}
+    missing: dict[str, int] = {}
+
+    def add(name: str, compute: Callable[..., float], *arguments: Any) -> None:
+        try:
+            result[name] = compute(*arguments)
+        except UndefinedError as error:
+            result[name], undefined[name] = None, str(error)
+
+    several = len(label_names) > 1
+    if several:
+        result |= dict.fromkeys(METRICS)  # their place is before those of the labels
+    for i, label in enumerate(label_names):
+        known = ~np.isnan(labels[:, i])
+        mine = (logits[known, i], labels[known, i], None if weight is None else weight[known])
+        for name, function in (("auc", auc), ("logloss", logloss)):
+            add(f"{name}_{label}" if several else name, function, *mine)
+        if not known.all():
+            missing[label] = len(labels) - int(known.sum())
+    if several:
+        for name in METRICS:
+            add(name, _mean, result, [f"{name}_{label}" for label in label_names])
     for name, metric in custom.items():
-        result[name] = float(metric(logits, labels, weight, group))
-    return result
+        add(name, _call, metric, logits, labels, weight, group)
+    facts = {"missing_labels": missing, "undefined": undefined}
+    return result | {name: found for name, found in facts.items() if found}
+
+
+def _mean(metrics: Metrics, names: Sequence[str]) -> float:
+    missing = [name for name in names if metrics[name] is None]
+    if missing:
+        raise UndefinedError(f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} undefined")
+    return float(np.mean([metrics[name] for name in names]))
+
+
+def _call(metric: Metric, *arguments: Any) -> float:
+    try:
+        value = metric(*arguments)
+    except (ArithmeticError, ValueError) as error:  # NumPy's and scikit-learn's words for it
+        raise UndefinedError(f"{type(error).__name__}: {error}") from error
+    try:
+        number = math.nan if value is None else float(value)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"train.metrics: {getattr(metric, '__name__', metric)} returned {value!r}, expected a number, or "
+            "None where it isn't defined"
+        ) from None
+    if not math.isfinite(number):
+        raise UndefinedError(f"the function returned {value}")
+    return number
 
 
 def load_metrics(paths: Sequence[str]) -> dict[str, Metric]:
     """Returns the user's metrics, given as `module:function`, by the function's name.
 
-    Each is called as f(logits, labels, weight, group) -> float.
+    Each is called as f(logits, labels, weight, group) -> float or None. Missing labels are NaN.
 
     Shapes: logits, labels [n, L]; weight, group [n] or None.
     Raises UserError for a function that can't be imported.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -32,7 +33,7 @@ class Progress:
         return self.state.samples
 
     @property
-    def results(self) -> dict[str, dict[str, float]]:
+    def results(self) -> dict[str, dict[str, Any]]:
         """Returns the last metrics of each split."""
         return self.state.results
 

@@ -17,8 +17,10 @@ class DriverState:
     """Holds what a resumed run must know of the standard loop."""
 
     evaluated: int = -1  # the last evaluated step
-    best: float = 0.0  # of the early stop's metric
-    bad: int = 0  # evaluations since then
+    best: float = 0.0  # of the early stop's metric, its negative where smaller is better
+    bad: int = 0  # evaluations since then that count
+    metric: str = ""  # the early stop's, "" in checkpoints of older versions
+    best_evaluation: dict[str, Any] | None = None  # see `Watch.state`
 
 
 @dataclasses.dataclass
@@ -30,7 +32,7 @@ class RunState:
     samples: int = 0
     first_step: int = 0  # where this start of the run began
     first_samples: int = 0
-    results: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)  # of each split, the last
+    results: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)  # of each split, the last
     driver: DriverState | None = None
     stop_reason: str | None = None
     interrupted: int | None = None  # the signal that ended the run early

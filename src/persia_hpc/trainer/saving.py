@@ -62,6 +62,8 @@ class Saver:
             "num_samples": num_samples,
             "versions": package_versions(),
         }
+        self._best: Mapping[str, Any] | None = None  # of a checkpoint that isn't whole yet
+        self._settling = threading.Lock()
         self._saved_step: int | None = None
         self._saved_full = False
         if resume is not None:
@@ -90,13 +92,18 @@ class Saver:
         return every > 0 and self._thread is None and time.monotonic() - self._last >= every
 
     def begin(
-        self, step: int, content: Callable[[list[dict[str, Any]]], dict[str, Any]], *, full: bool = False
+        self,
+        step: int,
+        content: Callable[[list[dict[str, Any]]], dict[str, Any]],
+        *,
+        full: bool = False,
+        best: Mapping[str, Any] | None = None,
     ) -> None:
         """Begins a checkpoint of this moment, once the one before is whole.
 
         Training may continue when it returns. No gradient may be in flight. content: returns what `dense.pt`
         is to hold, given the random states of all trainers. full: writes all rows, whatever `full_every`
-        says.
+        says. best: what makes it the best one of the run; also of a checkpoint that was begun before.
 
         Collective over trainers.
         Raises PersiaError, on trainer 0, if the checkpoint before couldn't be written.
@@ -104,9 +111,17 @@ class Saver:
         began = time.perf_counter()
         random_states = self._peers.gather_objects(random_state())
         saved = step == self._saved_step and (self._saved_full or not full)
-        if random_states is not None and not saved and step:
-            self.wait()
-            self._begin(step, lambda: content(random_states), full)
+        if random_states is not None and step:
+            if not saved:
+                self.wait()
+                self._best = best
+                self._begin(step, lambda: content(random_states), full)
+            elif best is not None:
+                self._best = best  # first: the thread may be about to look for it
+                try:
+                    self._settle()
+                except OSError as error:
+                    raise files.writing_failed(self._run_dir / files.BEST, error) from error
         self._peers.broadcast(None)  # no trainer continues before the servers have marked it
         self.paused_seconds += time.perf_counter() - began
 
@@ -148,16 +163,37 @@ class Saver:
             self._servers_done.wait()
             name = None if base is None else files.step_name(base)
             files.finish_checkpoint(directory, step=step, base=name, **facts)
-            try:
-                files.prune(self._run_dir, keep=self.config.keep, keep_every=self.config.keep_every)
-            except OSError as error:  # another process has a file of it open, or has put one there
-                LOG.warning("an old checkpoint can't be removed: %s", error)
+            self._settle()
             self.count += 1
             self.write_seconds += time.perf_counter() - began
         except OSError as error:
             self._error = files.writing_failed(directory, error)
         except BaseException as error:  # torch.save: RuntimeError for a full disk
             self._error = files.writing_failed(directory, OSError(None, str(error)))
+
+    def _settle(self) -> None:
+        """Names the best checkpoint once it is whole, and only then removes those that aren't needed."""
+        with self._settling:
+            best = self._best
+            if best is not None and files.is_whole(self._run_dir, best["step"]):
+                files.name_best(self._run_dir, best)
+                self._best = None
+            try:
+                files.prune(self._run_dir, keep=self.config.keep, keep_every=self.config.keep_every)
+            except OSError as error:  # another process has a file of it open, or has put one there
+                LOG.warning("an old checkpoint can't be removed: %s", error)
+
+    def restore_best(self, best: Mapping[str, Any] | None) -> bool:
+        """Makes, on trainer 0, the best checkpoint of the run that continues the best again.
+
+        best: as `begin` took it; None if no checkpoint is the best, or none is to be kept.
+        Returns False, also elsewhere, if its checkpoint isn't there any more: then none is the best.
+        """
+        if self._peers.rank != 0:
+            return False
+        there = best is not None and files.is_whole(self._run_dir, best["step"])
+        files.name_best(self._run_dir, best if there else None)
+        return there or best is None
 
     def poll(self) -> None:
         """Notes, on trainer 0, what has been written.

@@ -31,7 +31,7 @@ from .metrics import Metric, load_metrics
 from .pooling.embed import Pooling
 from .pooling.gradients import RowGradients
 from .progress import Progress
-from .run_state import DriverState, RunState
+from .run_state import RunState
 from .saving import Saver
 from .stopping import Stopping
 
@@ -303,17 +303,13 @@ class Session(Progress):
         """
         self.stopping.agree_on_stop()
 
-    def keep_driver_state(self, driver: DriverState) -> None:
-        """Keeps what the standard loop needs after a resume, for the next checkpoint."""
-        self.state.driver = driver
-
     @property
     def drained(self) -> bool:
         """Returns whether no gradient is in flight and no row is still to be used."""
         return self._current is None and not self.state.in_segment
 
-    def evaluate(self, model: nn.Module | None = None, split: str = "valid") -> dict[str, float]:
-        """Returns exact metrics of a split over all trainers: `auc`, `logloss`, `samples`, custom ones.
+    def evaluate(self, model: nn.Module | None = None, split: str = "valid") -> dict[str, Any]:
+        """Returns exact metrics of a split over all trainers (see `evaluate_metrics`). None: isn't defined.
         Changes nothing in the tables. No gradient may be in flight (see `batches`).
         Collective over trainers.
         """
@@ -364,8 +360,9 @@ class Session(Progress):
             poll=self.saver.poll if self.saver is not None else lambda: None,
         )
 
-    def save(self, *, full: bool = False) -> None:
+    def save(self, *, full: bool = False, best: Mapping[str, Any] | None = None) -> None:
         """Begins a checkpoint of this moment, of all rows if `full`; it is written while training continues.
+        best: what says that it is the run's best (`Watch.state`), so that it is kept.
         Collective over trainers.
         Raises UserError while gradients are in flight.
         """
@@ -383,7 +380,7 @@ class Session(Progress):
             assert self.model is not None, "call session.prepare(model) first"
             return dense_content(self.state, self.model, optimizer, scaler, random_states)
 
-        self.saver.begin(self.step_number, content, full=full)
+        self.saver.begin(self.step_number, content, full=full, best=best)
 
     def close(self) -> None:
         """Ends the run for all ranks.

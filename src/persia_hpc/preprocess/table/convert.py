@@ -158,22 +158,32 @@ class Converter:
         return numbers
 
     def label(self, source: Frame, entry: Label) -> Numbers:
-        """Returns the labels [N].
+        """Returns the labels [N], with `missing` where there is no value.
 
-        Raises UserError for a missing value, or one that is no label.
+        Raises UserError for a missing value without `missing`, and for one that is no label.
         """
         values, place = self._values(source, entry.column)
         check_type(values.dtype, "label", place)
+        is_number = entry.positive is None or as_number(entry.positive) is not None
+        missing = values.is_null()
+        if values.dtype.is_float():
+            missing |= values.is_nan().fill_null(False)
+        elif values.dtype == pl.String and is_number:
+            missing |= (values.str.to_lowercase() == "nan").fill_null(False)
+        if entry.missing is None:
+            return self._labels(values, place, entry, missing)
+        labels = self._labels(values, place, entry, None)
+        return np.where(missing.to_numpy(), float(entry.missing), labels)
+
+    def _labels(self, values: pl.Series, place: Place, entry: Label, refused: pl.Series | None) -> Numbers:
+        """Returns the labels; those of missing values are refused if given, else they mean nothing."""
         if entry.positive is not None:
-            wanted = f"a value to compare with {entry.positive!r} (every row needs a label)"
-            missing = values.is_null()
-            if values.dtype.is_float():
-                missing |= values.is_nan().fill_null(False)
-            elif values.dtype == pl.String and as_number(entry.positive) is not None:
-                missing |= (values.str.to_lowercase() == "nan").fill_null(False)
-            place.refuse(missing.to_numpy(), wanted)
-            return equal(values, entry.positive, numbers_are_truth=True).to_numpy().astype(np.float64)
-        numbers = to_numbers(values, "label", place)
+            if refused is not None:
+                wanted = f"a value to compare with {entry.positive!r} (every row needs a label)"
+                place.refuse(refused.to_numpy(), wanted)
+            same = equal(values, entry.positive, numbers_are_truth=True)
+            return same.fill_null(False).to_numpy().astype(np.float64)
+        numbers = to_numbers(values, "label", place, missing=None if refused is not None else 0.0)
         if entry.threshold is not None:
             return (numbers >= entry.threshold).astype(np.float64)
         if entry.binary:

@@ -23,9 +23,10 @@ from persia_hpc.preprocess.outputs import (
     FileReport,
     Outputs,
     input_identity,
-    label_sum,
+    label_rate,
     make_directory,
     numbered,
+    sum_and_count,
 )
 from persia_hpc.preprocess.pieces import check_pieces, write_pieces
 from persia_hpc.preprocess.progress import Progress
@@ -299,7 +300,7 @@ def _write(
     binary = all(entry.binary for entry in schema.labels.values())
     settings = dict(outputs.settings)
     writers: dict[str, DatasetWriter] = {}
-    labels = dict.fromkeys(names, 0.0)
+    labels = {name: np.zeros(2) for name in names}
     with ExitStack() as stack:
         for source, parts in _frames(sharding, i, first_line):
             batch = converter.batch(source, learned)
@@ -319,17 +320,13 @@ def _write(
                     )
                 taken = batch if len(rows) == len(parts) else batch.take(rows)
                 writers[name].write(taken)
-                labels[name] += label_sum(taken)
+                labels[name] += sum_and_count(taken.labels)
         settings["absent"] = [name for name in names if name not in writers]
         settings["lines"] = sharding.bad_lines.setting([i])
     if not writers:
         outputs.note_absent(names, {"lines": settings["lines"]})
     progress.add(sharding.pieces[i].num_bytes)
     return [
-        FileReport(
-            outputs.directory / name,
-            writer.num_samples,
-            labels[name] / writer.num_samples if schema.labels else None,
-        )
+        FileReport(outputs.directory / name, writer.num_samples, label_rate(labels[name]))
         for name, writer in writers.items()
     ]

@@ -26,13 +26,15 @@ ID_TYPES = ("auto", "string", "integer")
 class Label:
     """Describes a label: 1 where the value is `positive` or at least `threshold`, else 0.
 
-    Without both, the label is the number itself.
+    Without both, the label is the number itself. `missing` is what an empty value becomes, "nan" for a
+    missing label; with None it is refused.
     """
 
     column: str
     positive: str | None = None
     threshold: float | None = None
     binary: bool = True
+    missing: str | None = None  # a number as text: NaN would differ from itself when settings are compared
 
 
 @dataclass(frozen=True)
@@ -233,15 +235,19 @@ def load_schema(path: Path) -> TableSchema:
 def _label(name: str, reader: _Reader) -> Label:
     positive = reader.words("positive", one=True)
     threshold = reader.get("threshold", (int, float), "a number")
+    missing = reader.get("missing", (int, float), "a number, or nan: the label is unknown")
     label = Label(
         reader.text("column", name),
         positive[0] if positive else None,
         None if threshold is None else float(threshold),
         reader.get("binary", bool, "true or false", True),
+        None if missing is None else str(float(missing)),
     )
     reader.done()
     if positive and threshold is not None:
         raise reader.fail("threshold", "either `positive` or `threshold`")
+    if label.binary and label.missing not in (None, "0.0", "1.0", "nan"):
+        raise reader.fail("missing", "0, 1 or nan (or set `binary = false`)")
     return label
 
 

@@ -55,7 +55,7 @@ class DenseState:
     optimizer: dict[str, Any]
     random: list[dict[str, Any]]  # of each trainer
     driver: dict[str, Any] = field(default_factory=dict)  # of `DriverState`, or {}
-    results: dict[str, dict[str, float]] = field(default_factory=dict)
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)  # fp16's loss scale
     path: str = ""
 

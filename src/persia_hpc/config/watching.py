@@ -1,0 +1,76 @@
+"""Says which metric of the evaluations a run watches: to stop early, and to call a checkpoint the best."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from persia_hpc.errors import UserError
+
+from .checks import did_you_mean
+from .types import METRICS, Config, TrainConfig
+
+# What an evaluation reports beside metrics, so that none may be called so.
+RESERVED = ("event", "split", "step", "samples", "missing_labels", "undefined", "uncounted")
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Holds the name of a metric, and whether its largest or its smallest value is the best."""
+
+    metric: str
+    mode: str  # "max" or "min"
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Watched:
+        """Returns what the options `metric` and `mode` say; without `mode` the name decides."""
+        metric = str(options.get("metric", "auc")).rpartition(":")[2]  # a custom one by its function's name
+        falls = metric == "logloss" or metric.startswith("logloss_")
+        return cls(metric, options.get("mode") or ("min" if falls else "max"))
+
+    def better(self, value: float, best: float | None) -> bool:
+        """Returns whether `value` is better than the best one so far, if there is one."""
+        return best is None or (value > best if self.mode == "max" else value < best)
+
+
+def keeps_best(train: TrainConfig) -> bool:
+    """Returns whether the best checkpoint is kept: as written, else with early stopping if any is kept."""
+    if train.keep_best is None:
+        return train.early_stop is not None and train.save
+    return train.keep_best is not False
+
+
+def best_metric(train: TrainConfig) -> Watched:
+    """Returns by which metric an evaluation is the best: that of `keep_best`, of `early_stop`, or the AUC."""
+    own = train.keep_best if isinstance(train.keep_best, Mapping) else None
+    return Watched.of(own or train.early_stop or {})
+
+
+def metric_names(metrics: Sequence[str], labels: Sequence[str]) -> list[str]:
+    """Returns the names of the metrics that an evaluation reports."""
+    each = [f"{name}_{label}" for label in labels for name in METRICS] if len(labels) > 1 else []
+    return [*METRICS, *each, *(m.partition(":")[2] for m in metrics if m not in METRICS)]
+
+
+def check_metrics(config: Config, labels: Sequence[str]) -> None:
+    """Checks that the watched metrics are among those that evaluations report, and that names differ.
+
+    labels: of the data.
+
+    Raises UserError if not.
+    """
+    train = config.train
+    names = metric_names(train.metrics, labels)
+    for i, name in enumerate(names):
+        if name in names[:i] or name in RESERVED:
+            raise UserError(
+                f"train.metrics: {name!r} is already the name of something that evaluations report; give the "
+                "function another name"
+            )
+    for key, given in (("early_stop", train.early_stop), ("keep_best", train.keep_best)):
+        if isinstance(given, Mapping) and (metric := Watched.of(given).metric) not in names:
+            raise UserError(
+                f"train.{key}: evaluations of this data report no metric {metric!r}, but "
+                f"{', '.join(names)}{did_you_mean(metric, names)}"
+            )

@@ -1,0 +1,47 @@
+"""Follows a metric through the evaluations: which one was the best, and how many have come since."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from persia_hpc.config.watching import Watched
+
+from .metrics import Metrics
+
+
+class Watch:
+    """Knows the best evaluation so far by one metric. One that doesn't define the metric isn't counted."""
+
+    def __init__(self, watched: Watched) -> None:
+        self.watched = watched
+        self.best: float | None = None
+        self.step = 0  # of the best
+        self.bad = 0  # evaluations since then that were not better
+
+    def update(self, metrics: Metrics, step: int) -> bool | None:
+        """Takes an evaluation; returns whether it is the best so far, None if its metric isn't defined."""
+        value = metrics.get(self.watched.metric)
+        if value is None:
+            return None
+        if not self.watched.better(value, self.best):
+            self.bad += 1
+            return False
+        self.best, self.step, self.bad = value, step, 0
+        return True
+
+    def state(self) -> dict[str, Any]:
+        """Returns what `restore` takes, as plain values for a checkpoint."""
+        return {
+            "metric": self.watched.metric,
+            "mode": self.watched.mode,
+            "value": self.best,
+            "step": self.step,
+        }
+
+    def restore(self, state: Mapping[str, Any] | None, bad: int = 0) -> None:
+        """Continues after an earlier run, or anew if that one watched another metric or none."""
+        if state is not None and Watched(state["metric"], state["mode"]) == self.watched:
+            self.best, self.step, self.bad = state["value"], state["step"], bad
+        else:
+            self.best, self.step, self.bad = None, 0, 0

@@ -1,0 +1,48 @@
+"""The built-in loss: PyTorch's where labels are known, and nothing at all where they are missing."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional
+
+from persia_hpc.trainer.driver import bce
+
+
+def losses_and_gradients(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    x = logits.clone().requires_grad_()
+    losses = bce(x, SimpleNamespace(labels=labels))  # type: ignore[arg-type]
+    losses.mean().backward()  # type: ignore[no-untyped-call]
+    assert x.grad is not None
+    return losses.detach(), x.grad
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 3), st.floats(0, 1))
+def test_known_labels_give_what_pytorch_gives_bit_for_bit_and_missing_ones_give_nothing(
+    seed: int, rows: int, width: int, rate: float
+) -> None:
+    random = torch.Generator().manual_seed(seed)
+    logits = 10 * torch.randn(rows, width, generator=random)
+    labels = torch.randint(0, 2, (rows, width), generator=random).float()
+    missing = torch.rand(rows, width, generator=random) < rate
+    losses, gradients = losses_and_gradients(logits, labels.masked_fill(missing, torch.nan))
+    x = logits.clone().requires_grad_()
+    expected = functional.binary_cross_entropy_with_logits(x, labels, reduction="none")
+    expected.mean().backward()  # type: ignore[no-untyped-call]
+    assert x.grad is not None
+    assert torch.equal(losses[~missing], expected.detach()[~missing])
+    assert torch.equal(gradients[~missing], x.grad[~missing])
+    assert not losses[missing].any()
+    assert not gradients[missing].any()
+
+
+def test_infinite_logits_of_missing_labels_do_no_harm() -> None:
+    logits = torch.tensor([[torch.inf], [1.0]])
+    losses, gradients = losses_and_gradients(logits, torch.tensor([[torch.nan], [1.0]]))
+    assert losses.isfinite().all()
+    assert gradients.isfinite().all()
