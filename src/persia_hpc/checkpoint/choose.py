@@ -10,7 +10,8 @@ from persia_hpc.config import Config
 from persia_hpc.errors import DataError, UserError
 from persia_hpc.samples.schema import DatasetSchema
 
-from .files import read_manifest, read_schema, whole_checkpoints
+from .files import whole_checkpoints
+from .manifest import read_manifest, read_schema
 from .matching import check_match
 
 

@@ -14,7 +14,7 @@ from persia_hpc.config import Config
 from persia_hpc.errors import UserError
 from persia_hpc.samples.schema import DatasetSchema
 
-from .files import read_schema
+from .manifest import read_schema
 
 # Patterns of keys: another value would change which samples a step has, or what a stored number means.
 FIXED = (

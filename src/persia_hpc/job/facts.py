@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from persia_hpc.checkpoint.choose import refuse_mismatch
-from persia_hpc.checkpoint.files import read_manifest
+from persia_hpc.checkpoint.manifest import read_manifest
 from persia_hpc.checkpoint.matching import check_match
 from persia_hpc.config import Config
 from persia_hpc.samples.schema import DatasetSchema

@@ -47,7 +47,8 @@ def run_in_one_process(config: Config, task: Task, stop: StopSignals) -> dict[st
 
     found = []
     if config.checkpoint.resume:
-        discard_partial(run_dir)
+        for text in discard_partial(run_dir):
+            _announce(text)
         found = whole_checkpoints(run_dir)
     stream, start = first_sound_checkpoint(found, prepare, _announce, make_newest)
     session = make_session(

@@ -152,10 +152,6 @@ class RankJob:
 
         Collective over the world.
         """
-        found = []
-        if self.world.rank == 0 and self.config.checkpoint.resume:
-            discard_partial(self.run_dir)
-            found = whole_checkpoints(self.run_dir)
 
         def prepare_here(path: Path | None) -> None:
             if path is not None:
@@ -171,6 +167,11 @@ class RankJob:
             if self.world.rank == 0:
                 make_newest(path)
 
+        found = []
+        if self.world.rank == 0 and self.config.checkpoint.resume:
+            for text in discard_partial(self.run_dir):
+                announce(text)
+            found = whole_checkpoints(self.run_dir)
         try:
             first_sound_checkpoint(
                 self.world.bcast(found),

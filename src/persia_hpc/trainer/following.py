@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from persia_hpc.checkpoint.files import read_manifest
+from persia_hpc.checkpoint.manifest import read_manifest
 from persia_hpc.config import Config
 from persia_hpc.errors import DataError, UserError
 from persia_hpc.samples.datafile import FileInfo

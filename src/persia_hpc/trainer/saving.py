@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 from persia_hpc.checkpoint import files
+from persia_hpc.checkpoint.manifest import read_manifest
+from persia_hpc.checkpoint.names import DENSE, step_name
 from persia_hpc.config import Config
 from persia_hpc.reporting.summary import package_versions
 from persia_hpc.samples.schema import DatasetSchema
@@ -66,7 +68,7 @@ class Saver:
         self._saved_full = False
         if resume is not None:
             self._saved_step = resume.step
-            self._saved_full = files.read_manifest(Path(resume.path).parent)["base"] is None
+            self._saved_full = read_manifest(Path(resume.path).parent)["base"] is None
         self._base: int | None = None  # step of the last full checkpoint of this run
         self._since_full = 0
         self._last = time.monotonic()
@@ -140,13 +142,13 @@ class Saver:
         began: float,
     ) -> None:
         try:
-            path = directory / files.DENSE
+            path = directory / DENSE
             content = io.BytesIO()  # torch doesn't say what is wrong with a disk
             torch.save(dense, content)
             path.write_bytes(content.getbuffer())
             files.finish_part(path)
             self._servers_done.wait()
-            name = None if base is None else files.step_name(base)
+            name = None if base is None else step_name(base)
             files.finish_checkpoint(directory, step=step, base=name, **facts)
             try:
                 files.prune(self._run_dir, keep=self.config.keep, keep_every=self.config.keep_every)
