@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from persia_hpc.config import Config
 from persia_hpc.errors import DataError, UserError
+from persia_hpc.samples.identity import SampleRange
 from persia_hpc.samples.schema import DatasetSchema
 
 from .files import whole_checkpoints
@@ -52,7 +53,11 @@ def resumed_schema(config: Config, run_dir: str | Path | None) -> DatasetSchema 
 
 
 def refuse_mismatch(
-    config: Config, run_dir: str | Path | None, schema: DatasetSchema, num_samples: Mapping[str, int]
+    config: Config,
+    run_dir: str | Path | None,
+    schema: DatasetSchema,
+    num_samples: Mapping[str, int],
+    data: Sequence[SampleRange] = (),
 ) -> None:
     """Checks, before anything is changed, that the run fits the newest checkpoint in `run_dir`.
 
@@ -62,4 +67,4 @@ def refuse_mismatch(
         return
     for path in whole_checkpoints(Path(run_dir))[:1]:
         with contextlib.suppress(DataError):  # another will be tried then
-            check_match(str(path), read_manifest(path), config, schema, num_samples)
+            check_match(str(path), read_manifest(path), config, schema, num_samples, data)

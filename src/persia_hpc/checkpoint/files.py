@@ -24,6 +24,7 @@ from typing import Any
 from persia_hpc.config import Config
 from persia_hpc.durable import sync_path
 from persia_hpc.errors import PersiaError
+from persia_hpc.samples.identity import SampleRange
 from persia_hpc.samples.schema import DatasetSchema
 
 from .manifest import FORMAT_VERSION, file_sha256, read_manifest, sealed
@@ -104,12 +105,14 @@ def finish_checkpoint(
     num_samples: Mapping[str, int],
     versions: Mapping[str, str],
     base: str | None,
+    data: Sequence[SampleRange] = (),
     portions: Sequence[Sequence[Mapping[str, Any]]] | None = None,
 ) -> Path:
     """Completes a checkpoint: writes its manifest, renames its directory, moves `latest`.
 
     All parts must have been written. num_samples: of each split. base: name of the checkpoint whose changes
-    this one holds, None for a full one. portions: with `data.follow` the files of each portion.
+    this one holds, None for a full one. data: digests of the training samples. portions: with `data.follow`
+    the files of each portion.
     """
     notes = [p for p in sorted(directory.glob(f"*{_NOTE}")) if is_part(p.name.removesuffix(_NOTE))]
     parts = {note.name.removesuffix(_NOTE): json.loads(note.read_text()) for note in notes}
@@ -128,6 +131,7 @@ def finish_checkpoint(
         "schema": dataclasses.asdict(schema),
         "num_samples": dict(num_samples),
         "versions": dict(versions),
+        **({"data": [dataclasses.asdict(r) for r in data]} if data else {}),
         **({} if portions is None else {"portions": portions}),
     }
     for note in notes:

@@ -6,7 +6,7 @@ import io
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from persia_hpc.checkpoint.manifest import read_manifest
 from persia_hpc.checkpoint.names import DENSE, step_name
 from persia_hpc.config import Config
 from persia_hpc.reporting.summary import package_versions
+from persia_hpc.samples.identity import SampleRange
 from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.schedule import Schedule
 
@@ -42,13 +43,15 @@ class Saver:
         schema: DatasetSchema,
         num_samples: Mapping[str, int],
         *,
+        data: Sequence[SampleRange] = (),
         resume: DenseState | None = None,
         known_files: Callable[[], tuple[list[list[dict[str, Any]]], int]] | None = None,
     ):
         """Remembers when the run began.
 
-        num_samples: of each split. resume: what the run continues from. known_files: with `data.follow`,
-        returns the files of each portion and the samples of all, on trainer 0.
+        num_samples: of each split. data: digests of the training samples. resume: what the run continues
+        from. known_files: with `data.follow`, returns the files of each portion and the samples of all, on
+        trainer 0.
         """
         self.config = config.checkpoint
         self.count = 0
@@ -62,6 +65,7 @@ class Saver:
             "config": config,
             "schema": schema,
             "num_samples": num_samples,
+            "data": data,
             "versions": package_versions(),
         }
         self._saved_step: int | None = None
