@@ -29,7 +29,9 @@ def check(config: Config, run_dir: Path | None = None) -> Config:
 
     Raises UserError for what doesn't fit.
     """
-    facts_of_sources(config, open_sources(config, run_dir)).check_newest_checkpoint(run_dir)
+    facts_of_sources(
+        config, open_sources(config, run_dir), identify=config.checkpoint.resume
+    ).check_newest_checkpoint(run_dir)
     return config
 
 

@@ -29,7 +29,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from persia_hpc.checkpoint.files import check_part, read_manifest, whole_checkpoints
+from persia_hpc.checkpoint.files import whole_checkpoints
+from persia_hpc.checkpoint.manifest import check_part, read_manifest
 from persia_hpc.launch.registry import read_ranks
 from tests.support.jobs import user_environment, write_config
 from tests.support.tiny import run_digest, tiny_config, write_tiny

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import persia_hpc as ph
+from persia_hpc.checkpoint.manifest import sealed
 from persia_hpc.checkpoint.tables import bucket_of
 from persia_hpc.cli import main
 from tests.support.tiny import tiny_config, write_tiny
@@ -63,10 +64,11 @@ def own(path: Path) -> Path:
 
 
 def change_manifest(directory: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """As if it had been written so, with the checksum of its values."""
     path = own(directory / "manifest.json")
     manifest = json.loads(path.read_text())
     change(manifest)
-    path.write_text(json.dumps(manifest))
+    path.write_text(json.dumps(sealed(manifest)))
 
 
 def sign(directory: Path, *names: str) -> None:

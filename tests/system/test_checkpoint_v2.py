@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import persia_hpc as ph
-from persia_hpc.checkpoint.files import read_manifest, read_schema
+from persia_hpc.checkpoint.manifest import read_manifest, read_schema
 from persia_hpc.checkpoint.merged import CheckpointReader
 from persia_hpc.checkpoint.rows import load_rows
 from persia_hpc.config import Config, load_config

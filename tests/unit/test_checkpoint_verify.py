@@ -105,7 +105,7 @@ def replace_dense(directory: Path) -> None:
 DAMAGE: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
     "a truncated shard": (
         lambda d: cut(d / "server-0000.h5"),
-        ("server-0000.h5 is damaged: it has", "server-0000.h5: can't be opened"),
+        ("server-0000.h5 is damaged: it has", "server-0000.h5: can't be read"),
     ),
     "a shard that is not there": (
         lambda d: (d / "server-0000.h5").unlink(),
@@ -143,7 +143,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
     ),
     "a manifest that is no JSON": (
         lambda d: own(d / "manifest.json").write_text("{"),
-        ("manifest.json is damaged",),
+        ("manifest.json: it is not JSON",),
     ),
     "no manifest": (lambda d: (d / "manifest.json").unlink(), ("is not a checkpoint",)),
     "the manifest of another step": (

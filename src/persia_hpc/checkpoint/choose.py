@@ -6,24 +6,19 @@ import contextlib
 import json
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from persia_hpc.config import Config
 from persia_hpc.errors import DataError, UserError
 from persia_hpc.samples.encoding import WAY_OUT, short
+from persia_hpc.samples.identity import SampleRange
 from persia_hpc.samples.schema import DatasetSchema
 
-from .files import (
-    BEST,
-    BEST_NOTE,
-    MANIFEST,
-    best_name,
-    read_manifest,
-    read_schema,
-    whole_checkpoints,
-)
+from .files import best_name, whole_checkpoints
+from .manifest import read_manifest, read_schema
 from .matching import check_match
+from .names import BEST, BEST_NOTE, MANIFEST
 
 LOG = logging.getLogger("persia_hpc")
 
@@ -91,7 +86,11 @@ def resumed_schema(config: Config, run_dir: str | Path | None) -> DatasetSchema 
 
 
 def refuse_mismatch(
-    config: Config, run_dir: str | Path | None, schema: DatasetSchema, num_samples: Mapping[str, int]
+    config: Config,
+    run_dir: str | Path | None,
+    schema: DatasetSchema,
+    num_samples: Mapping[str, int],
+    data: Sequence[SampleRange] = (),
 ) -> None:
     """Checks, before anything is changed, that the run fits the newest checkpoint in `run_dir`.
 
@@ -101,7 +100,7 @@ def refuse_mismatch(
     found = whole_checkpoints(Path(run_dir))[:1] if config.checkpoint.resume and run_dir is not None else []
     for path in found:
         with contextlib.suppress(DataError):  # another will be tried then
-            check_match(str(path), read_manifest(path), config, schema, num_samples)
+            check_match(str(path), read_manifest(path), config, schema, num_samples, data)
     if not found and config.checkpoint.init_from is not None:
         source = find_checkpoint(Path(config.checkpoint.init_from))
         other = read_schema(read_manifest(source)).encoding

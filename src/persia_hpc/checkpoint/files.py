@@ -1,7 +1,8 @@
-"""Creates, completes, checks and removes the directory of a checkpoint, and reads its manifest.
+"""Creates, completes and removes the directory of a checkpoint.
 
 A checkpoint is written into `step-XXXXXXXX.partial`, fsynced and renamed, and only then does `latest` point
-to it: whatever is named `step-XXXXXXXX` is complete. Nothing here is collective.
+to it: whatever is named `step-XXXXXXXX` is complete. Only files that a checkpoint consists of are ever
+removed, and links are not followed: what they lead to belongs to somebody else. Nothing here is collective.
 """
 
 from __future__ import annotations
@@ -10,40 +11,41 @@ import contextlib
 import ctypes
 import dataclasses
 import errno
-import hashlib
+import itertools
 import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from persia_hpc.config import Config
 from persia_hpc.durable import replace_whole, sync_path
-from persia_hpc.errors import DataError, PersiaError, UserError
-from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
+from persia_hpc.errors import PersiaError
+from persia_hpc.samples.identity import SampleRange
+from persia_hpc.samples.schema import DatasetSchema
 
-FORMAT_VERSION = 2
-MANIFEST = "manifest.json"
-DENSE = "dense.pt"
-BEST = "best"  # a link beside `latest`
-BEST_NOTE = "best.json"
-PORTION = ("path", "num_samples", "first_time")  # what is noted of each file of one
-_BYTES_AT_ONCE = 1 << 20
+from .manifest import FORMAT_VERSION, file_sha256, read_manifest, sealed
+from .names import (
+    BEST,
+    BEST_NOTE,
+    LATEST,
+    MANIFEST,
+    PARTIAL,
+    STEP_NAME,
+    is_part,
+    is_shard,
+    step_name,
+    step_of,
+)
+
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE of linux/falloc.h
-_NAME = re.compile(r"step-(\d{8,})")
-
-
-def step_name(step: int) -> str:
-    """Returns the name of the directory of a step's checkpoint."""
-    return f"step-{step:08d}"
-
-
-def shard_name(server_rank: int) -> str:
-    """Returns the name of the file that holds a server's part of a checkpoint."""
-    return f"server-{server_rank:04d}.h5"
+_NOTE = ".json"  # beside a part: its size and checksum, until they are in the manifest
+_REMOVED = ".removed" + PARTIAL
+_DAMAGED, _KEPT = ".damaged", ".kept"
+_HALF_WRITTEN = re.compile(rf"{STEP_NAME.pattern}(\.removed)?\.partial")
 
 
 def begin_checkpoint(run_dir: Path, step: int) -> Path:
@@ -51,9 +53,9 @@ def begin_checkpoint(run_dir: Path, step: int) -> Path:
 
     Raises PersiaError if it can't be made.
     """
-    path = run_dir / f"{step_name(step)}.partial"
+    path = run_dir / f"{step_name(step)}{PARTIAL}"
     try:
-        remove_checkpoint(path)  # of a job that died while it wrote
+        _make_way(path)  # of a job that died while it wrote
         path.mkdir(parents=True)
     except OSError as error:
         raise writing_failed(path, error) from error
@@ -102,7 +104,7 @@ def finish_part(path: Path, **more: Any) -> None:
         synced = beside.submit(sync_path, path)
         note = {"bytes": path.stat().st_size, "sha256": file_sha256(path), **more}
         synced.result()
-    path.with_name(path.name + ".json").write_text(json.dumps(note))
+    path.with_name(path.name + _NOTE).write_text(json.dumps(note))
 
 
 def finish_checkpoint(
@@ -114,15 +116,17 @@ def finish_checkpoint(
     num_samples: Mapping[str, int],
     versions: Mapping[str, str],
     base: str | None,
+    data: Sequence[SampleRange] = (),
     portions: Sequence[Sequence[Mapping[str, Any]]] | None = None,
 ) -> Path:
     """Completes a checkpoint: writes its manifest, renames its directory, moves `latest`.
 
     All parts must have been written. num_samples: of each split. base: name of the checkpoint whose changes
-    this one holds, None for a full one. portions: with `data.follow` the files of each portion.
+    this one holds, None for a full one. data: digests of the training samples. portions: with `data.follow`
+    the files of each portion.
     """
-    notes = sorted(directory.glob("*.json"))
-    parts = {note.name.removesuffix(".json"): json.loads(note.read_text()) for note in notes}
+    notes = [p for p in sorted(directory.glob(f"*{_NOTE}")) if is_part(p.name.removesuffix(_NOTE))]
+    parts = {note.name.removesuffix(_NOTE): json.loads(note.read_text()) for note in notes}
     counters: dict[str, Counter[str]] = {"ledger": Counter(), "staleness": Counter()}
     for part in parts.values():
         for name, counter in counters.items():
@@ -131,34 +135,39 @@ def finish_checkpoint(
         "format_version": FORMAT_VERSION,
         "step": step,
         "base": base,
-        "shards": [name for name in parts if name != DENSE],
+        "shards": [name for name in parts if is_shard(name)],
         "files": parts,
         "counters": counters,
         "config": config.resolved(),
         "schema": dataclasses.asdict(schema),
         "num_samples": dict(num_samples),
         "versions": dict(versions),
+        **({"data": [dataclasses.asdict(r) for r in data]} if data else {}),
         **({} if portions is None else {"portions": portions}),
     }
     for note in notes:
         note.unlink()
     with (directory / MANIFEST).open("w", encoding="utf-8") as file:
-        json.dump(manifest, file, indent=1)
+        json.dump(sealed(manifest), file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     final = directory.with_suffix("")
-    remove_checkpoint(final)  # a damaged one, which this run didn't go on from
+    _make_way(final)  # a damaged one, which this run didn't go on from
     sync_path(directory)
     directory.rename(final)
-    _point("latest", final)
+    _point(LATEST, final)
     return final
 
 
 def _point(name: str, path: Path) -> None:
-    aside = path.parent / f"{name}.partial"
+    """Makes the link `name` lead to a checkpoint of the same run."""
+    link, aside = path.parent / name, path.parent / f"{name}{PARTIAL}"
+    for place in (link, aside):
+        if os.path.lexists(place) and not place.is_symlink():  # a copy made by a tool that follows links
+            _move_aside(place, _KEPT)
     aside.unlink(missing_ok=True)
     aside.symlink_to(path.name)
-    aside.replace(path.parent / name)
+    aside.replace(link)
     sync_path(path.parent)
 
 
@@ -196,21 +205,14 @@ def make_newest(path: Path) -> None:
     """
     for later in whole_checkpoints(path.parent):
         if step_of(later) > step_of(path):
-            aside = later.with_name(later.name + ".damaged")
-            remove_checkpoint(aside)
-            later.rename(aside)
-    _point("latest", path)
+            _move_aside(later, _DAMAGED)
+    _point(LATEST, path)
 
 
 def whole_checkpoints(run_dir: Path) -> list[Path]:
     """Returns all complete checkpoints of a run directory, newest first."""
-    found = [p for p in run_dir.glob("step-*") if _NAME.fullmatch(p.name) and (p / MANIFEST).exists()]
+    found = [p for p in run_dir.glob("step-*") if STEP_NAME.fullmatch(p.name) and (p / MANIFEST).exists()]
     return sorted(found, key=step_of, reverse=True)
-
-
-def step_of(path: Path) -> int:
-    """Returns the step in a checkpoint's name."""
-    return int(path.name.partition("-")[2])
 
 
 def prune(run_dir: Path, *, keep: int, keep_every: int) -> None:
@@ -231,103 +233,70 @@ def prune(run_dir: Path, *, keep: int, keep_every: int) -> None:
             remove_checkpoint(path)
 
 
-def discard_partial(run_dir: Path) -> None:
-    """Removes checkpoints that a job left half-written or half-removed when it died."""
-    for path in run_dir.glob("step-*"):
-        if path.suffix == ".partial" or (_NAME.fullmatch(path.name) and not (path / MANIFEST).exists()):
-            remove_checkpoint(path)
+def discard_partial(run_dir: Path) -> list[str]:
+    """Removes checkpoints that a job left half-written or half-removed when it died.
 
-
-def read_manifest(directory: Path) -> dict[str, Any]:
-    """Returns the manifest of a checkpoint.
-
-    Raises UserError if there is none or this package can't read its format, DataError if it is damaged.
+    One without its manifest is damaged: it is kept under another name. Returns a text for each of these, and
+    for whatever has the name of a half-written checkpoint and stays, because no run has made it.
     """
-    try:
-        manifest: dict[str, Any] = json.loads((directory / MANIFEST).read_text())
-        version = int(manifest["format_version"])
-        if version == FORMAT_VERSION:
-            _ = [manifest[key] for key in ("base", "shards", "counters", "config", "schema", "num_samples")]
-            _ = [manifest["files"][name]["sha256"] for name in (*manifest["shards"], DENSE)]
-            _ = [file[key] for portion in manifest.get("portions", ()) for file in portion for key in PORTION]
-            if _NAME.fullmatch(directory.resolve().name) and int(manifest["step"]) != step_of(
-                directory.resolve()
-            ):
-                raise ValueError(f"it says step {manifest['step']}")
-    except OSError as error:
-        raise UserError(
-            f"{directory} is not a checkpoint ({error.strerror}); expected a folder like runs/1/latest, with "
-            f"{MANIFEST}"
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{directory / MANIFEST} is damaged ({error}); use an older checkpoint") from error
-    if version != FORMAT_VERSION:
-        raise UserError(
-            f"{directory} has checkpoint format {version}, this package reads {FORMAT_VERSION}; use the "
-            "persia-hpc that wrote it" + (", or update" if version > FORMAT_VERSION else "")
-        )
-    return manifest
+    told = []
+    for path in sorted(run_dir.glob("step-*")):
+        try:
+            if _HALF_WRITTEN.fullmatch(path.name):
+                remove_checkpoint(path)
+            elif STEP_NAME.fullmatch(path.name) and _lacks_manifest(path):
+                told.append(f"{path} has no {MANIFEST}: kept as {_move_aside(path, _DAMAGED).name}")
+            if path.name.endswith(PARTIAL) and os.path.lexists(path):
+                told.append(f"{path} stays: it is not, or not only, what a run writes there; move it away")
+        except OSError as error:
+            told.append(f"{path} stays: {error.strerror}")
+    return told
 
 
-def base_of(directory: Path, manifest: Mapping[str, Any]) -> Path | None:
-    """Returns the full checkpoint on which an incremental one is based, None for a full one.
-
-    Raises DataError if the base is missing.
-    """
-    if manifest["base"] is None:
-        return None
-    base: Path = directory.resolve().parent / manifest["base"]
-    if not (base / MANIFEST).exists():
-        raise DataError(
-            f"{directory} holds the changes since {base}, which isn't there; use an older checkpoint"
-        )
-    return base
-
-
-def check_part(directory: Path, manifest: Mapping[str, Any], name: str, *, content: bool) -> None:
-    """Checks that a part of a checkpoint exists and has the size that its manifest notes.
-
-    With `content` its checksum must be the noted one too.
-    Raises DataError if anything is wrong.
-    """
-    path, note = directory / name, manifest["files"][name]
-    try:
-        size = path.stat().st_size
-        got = file_sha256(path) if content else note["sha256"]
-    except OSError as error:
-        raise DataError(f"{path}: can't be read ({error.strerror}); use an older checkpoint") from error
-    if size != note["bytes"]:
-        raise DataError(
-            f"{path} is damaged: it has {size} bytes, expected {note['bytes']}; use an older checkpoint"
-        )
-    if got != note["sha256"]:
-        raise DataError(f"{path} is damaged: its checksum is not the manifest's; use an older checkpoint")
-
-
-def read_schema(manifest: Mapping[str, Any]) -> DatasetSchema:
-    """Returns the schema of the dataset on which a checkpoint was trained."""
-    fields = dict(manifest["schema"])
-    features = tuple(FeatureSchema(**f) for f in fields.pop("features"))
-    rest: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-    return DatasetSchema(features, **rest)
-
-
-def file_sha256(path: Path) -> str:
-    """Returns the SHA-256 digest of a file in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BYTES_AT_ONCE):
-            digest.update(block)
-    return digest.hexdigest()
+def _lacks_manifest(path: Path) -> bool:
+    return not path.is_symlink() and not (path / MANIFEST).exists() and any(map(_is_ours, path.glob("*")))
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Removes a checkpoint, its manifest first.
+    """Removes the files of a checkpoint, and its directory if nothing else is in it.
 
-    If the removal is interrupted, what is left is therefore not taken for a complete checkpoint.
+    A link is removed, not what it leads to. The directory gets another name first: if the removal is
+    interrupted, what is left is not taken for a complete or a damaged checkpoint.
     """
-    entries: Iterable[Path] = sorted(path.glob("*"), key=lambda p: p.name != MANIFEST)
-    for entry in entries:
+    if path.is_symlink():
+        path.unlink()
+        return
+    if not path.is_dir():
+        return
+    entries = sorted(path.iterdir(), key=lambda p: p.name != MANIFEST)
+    ours = [entry for entry in entries if _is_ours(entry)]
+    if len(ours) == len(entries) and not path.name.endswith(PARTIAL):
+        aside = path.with_name(path.name + _REMOVED)
+        _make_way(aside)
+        path.rename(aside)
+        path, ours = aside, [aside / entry.name for entry in ours]
+    for entry in ours:
         entry.unlink(missing_ok=True)
-    if path.exists():
+    if len(ours) == len(entries):
         path.rmdir()
+
+
+def _is_ours(path: Path) -> bool:
+    """Returns whether a run may have written this file of a checkpoint, by its name."""
+    named = path.name == MANIFEST or is_part(path.name.removesuffix(_NOTE))
+    return named and (path.is_symlink() or not path.is_dir())
+
+
+def _make_way(path: Path) -> None:
+    """Removes the checkpoint that has a path; what no run has made there gets another name."""
+    remove_checkpoint(path)
+    if os.path.lexists(path):
+        _move_aside(path, _KEPT)
+
+
+def _move_aside(path: Path, suffix: str) -> Path:
+    """Gives a file, link or directory another name, which nothing else has; returns its new path."""
+    names = (f"{path.name}{suffix}{'' if n == 1 else f'-{n}'}" for n in itertools.count(1))
+    aside = next(p for name in names if not os.path.lexists(p := path.with_name(name)))
+    path.rename(aside)
+    return aside

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,9 +11,10 @@ import h5py
 
 from persia_hpc.errors import PersiaError, UserError
 
-from . import files
-
-_NAME = re.compile(r"step-\d{8,}")
+from .files import best_name
+from .manifest import part_path, read_manifest
+from .names import MANIFEST, STEP_NAME, step_of
+from .tables import groups_of, open_shard
 
 
 def is_run(path: Path) -> bool:
@@ -23,7 +23,7 @@ def is_run(path: Path) -> bool:
     A directory with a checkpoint's name counts as one even if it lacks its manifest.
     Raises UserError if `path` is neither.
     """
-    if (path / files.MANIFEST).exists() or (_NAME.fullmatch(path.resolve().name) and path.is_dir()):
+    if (path / MANIFEST).exists() or (STEP_NAME.fullmatch(path.resolve().name) and path.is_dir()):
         return False
     if checkpoints_of(path) or partials_of(path):
         return True
@@ -34,8 +34,8 @@ def is_run(path: Path) -> bool:
 
 def checkpoints_of(run_dir: Path) -> list[Path]:
     """Returns all directories of a run that have a checkpoint's name, newest first."""
-    found = [p for p in run_dir.glob("step-*") if _NAME.fullmatch(p.name) and p.is_dir()]
-    return sorted(found, key=files.step_of, reverse=True)
+    found = [p for p in run_dir.glob("step-*") if STEP_NAME.fullmatch(p.name) and p.is_dir()]
+    return sorted(found, key=step_of, reverse=True)
 
 
 def partials_of(run_dir: Path) -> list[Path]:
@@ -51,21 +51,21 @@ def describe(directory: Path) -> dict[str, Any]:
     """
     facts: dict[str, Any] = {"name": directory.name, "bytes": _size(directory)}
     try:
-        manifest = files.read_manifest(directory)
+        manifest = read_manifest(directory)
         facts |= {
             "step": manifest["step"],
             "base": manifest["base"],
             "servers": len(manifest["shards"]),
-            "written": (directory / files.MANIFEST).stat().st_mtime,
+            "written": (directory / MANIFEST).stat().st_mtime,
             "tables": {},
         }
         for name in manifest["shards"]:
-            with h5py.File(directory / name, "r") as shard:
-                for table, group in shard.items():
+            with open_shard(part_path(directory, name)) as shard:
+                for table, group in groups_of(shard).items():
                     _add_group(facts["tables"].setdefault(table, {}), group)
     except PersiaError as error:
         facts["problem"] = str(error)
-    except (OSError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+    except (OSError, KeyError, RuntimeError, TypeError, AttributeError, ValueError) as error:
         facts["problem"] = f"can't be read ({error}); see persia-hpc checkpoint verify"
     return facts
 
@@ -91,8 +91,8 @@ def list_run(run_dir: Path) -> dict[str, Any]:
     link = run_dir / "latest"
     return {
         "run": str(run_dir),
-        "latest": Path(link.readlink()).name if link.is_symlink() else None,
-        "best": files.best_name(run_dir),
+        "latest": link.readlink().name if link.is_symlink() else None,
+        "best": best_name(run_dir),
         "checkpoints": [describe(path) for path in checkpoints_of(run_dir)],
         "partial": [{"name": path.name, "bytes": _size(path)} for path in partials_of(run_dir)],
     }

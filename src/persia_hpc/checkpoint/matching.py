@@ -6,16 +6,17 @@ often things are done, paths of the same data, capacities (as long as the tables
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 from persia_hpc.config import Config
 from persia_hpc.errors import UserError
 from persia_hpc.samples.encoding import WAY_OUT, short
+from persia_hpc.samples.identity import SampleRange, first_difference
 from persia_hpc.samples.schema import DatasetSchema
 
-from .files import read_schema
+from .manifest import read_schema
 
 # Patterns of keys: another value would change which samples a step has, or what a stored number means.
 FIXED = (
@@ -44,10 +45,12 @@ def check_match(
     config: Config,
     schema: DatasetSchema,
     num_samples: Mapping[str, int],
+    data: Sequence[SampleRange] = (),
 ) -> None:
     """Checks that a run with this configuration and data can continue from a checkpoint.
 
-    where: name of the checkpoint in the message. num_samples: of each split of the run's data.
+    where: name of the checkpoint in the message. num_samples: of each split of the run's data. data: the
+    digests of its training samples, if they are known.
     Raises UserError naming every difference that prevents it.
     """
     wrong = list(config_differences(manifest["config"], config.resolved()))
@@ -66,6 +69,13 @@ def check_match(
     old_count, new_count = manifest["num_samples"]["train"], num_samples["train"]
     if old_count != new_count and not config.data.follow:
         wrong.append(f"training samples: {old_count} there, {new_count} here")
+    if difference := first_difference([SampleRange(**r) for r in manifest.get("data", [])], data):
+        old_range, new_range = difference
+        same = f" ({old_range.path} there)" if old_range.path != new_range.path else ""
+        wrong.append(
+            f"training data: samples {new_range.begin} to {new_range.end - 1}, in {new_range.path}{same}: "
+            "other values here than there"
+        )
     if wrong:
         raise UserError(
             f"{where} doesn't fit this run:\n  "

@@ -18,8 +18,8 @@ import numpy as np
 from persia_hpc.arrays import Array
 from persia_hpc.errors import DataError
 
-from . import files
-from .tables import bucket_of
+from .manifest import check_part, sources_of
+from .tables import bucket_of, groups_of, open_shard
 
 COLUMNS = ("keys", "rows", "state", "stamps", "steps")  # one entry a row
 DECIDES = ("ages", "counted", "sightings")  # one entry a bucket
@@ -30,7 +30,7 @@ _KEYS_AT_ONCE = 1 << 20
 class TablePart:
     """Reads one server's rows of a table, which are a group of the server's file."""
 
-    def __init__(self, group: h5py.Group):
+    def __init__(self, name: str, group: h5py.Group):
         self.group = group
         with _reading(group):
             self.complete = bool(group.attrs["complete"])
@@ -39,7 +39,7 @@ class TablePart:
             self.offsets = group["bucket_offsets"][:].astype(np.int64)
         self._removed_bounds: Array | None = None
         if problem := self._problem():
-            raise DataError(f"{group.file.filename}: table {group.name[1:]!r} is damaged: {problem}")
+            raise DataError(f"{group.file.filename}: table {name!r} is damaged: {problem}")
 
     def _problem(self) -> str:
         """Returns why the rows of a bucket couldn't be found, '' if they can."""
@@ -119,9 +119,10 @@ class MergedTable:
         self.name = name
         self.newest = newest
         self.base = base if not all(part.complete for part in newest) else ()
-        self.attributes: Mapping[str, Any] = dict(newest[0].group.attrs)
         self.num_buckets = newest[0].num_buckets
-        self.dim = int(self.attributes["dim"])
+        with _reading(newest[0].group):
+            self.attributes: Mapping[str, Any] = dict(newest[0].group.attrs)
+            self.dim = int(self.attributes["dim"])
 
     @property
     def widths(self) -> dict[str, tuple[int, ...]]:
@@ -174,7 +175,8 @@ class MergedTable:
                 pieces += [_without(old, gone) for old in self._base_rows(first, stop, names)]
         if not pieces:
             return {n: self.newest[0].group[n][:0] for n in names}
-        merged = {name: np.concatenate([piece[name] for piece in pieces]) for name in names}
+        with _reading(self.newest[0].group):  # the columns of a sound one have the same lengths
+            merged = {name: np.concatenate([piece[name] for piece in pieces]) for name in names}
         order = np.argsort(merged["keys"], kind="stable")
         return {name: values[order] for name, values in merged.items()}
 
@@ -213,10 +215,9 @@ class CheckpointReader:
         self._checked = checked
         self._stack = contextlib.ExitStack()
         try:
-            self.manifest = files.read_manifest(directory)
-            base = files.base_of(directory, self.manifest)
-            newest = self._open(directory, self.manifest)
-            old = {} if base is None else self._open(base, files.read_manifest(base))
+            sources = sources_of(directory)
+            self.manifest = sources[0][1]
+            newest, old = [*(self._open(*source) for source in sources), {}][:2]
             self.tables = {
                 name: MergedTable(name, parts, old.get(name, ())) for name, parts in sorted(newest.items())
             }
@@ -227,13 +228,10 @@ class CheckpointReader:
     def _open(self, directory: Path, manifest: Mapping[str, Any]) -> dict[str, list[TablePart]]:
         parts: dict[str, list[TablePart]] = {}
         for name in manifest["shards"]:
-            files.check_part(directory, manifest, name, content=not self._checked)
-            try:
-                file = self._stack.enter_context(h5py.File(directory / name, "r"))
-                for table, group in file.items():
-                    parts.setdefault(table, []).append(TablePart(group))
-            except (OSError, KeyError, RuntimeError) as error:
-                raise DataError(f"{directory / name} is damaged: {error}; use an older checkpoint") from error
+            check_part(directory, manifest, name, content=not self._checked)
+            shard = self._stack.enter_context(open_shard(directory / name))
+            for table, group in groups_of(shard).items():
+                parts.setdefault(table, []).append(TablePart(table, group))
         return parts
 
     def __enter__(self) -> CheckpointReader:
@@ -279,8 +277,9 @@ def _without(rows: dict[str, Array], keys: Array) -> dict[str, Array]:
 def _reading(group: h5py.Group) -> Iterator[None]:
     try:
         yield
-    except (OSError, KeyError, RuntimeError, ValueError, IndexError) as error:
+    except (OSError, KeyError, RuntimeError, ValueError, IndexError, TypeError) as error:
+        reason = " ".join(str(error).split())
         raise DataError(
-            f"{group.file.filename}: table {group.name[1:]!r} can't be read ({error}); use an older "
+            f"{group.file.filename}: table {group.name[1:]!r} can't be read ({reason}); use an older "
             "checkpoint"
         ) from error

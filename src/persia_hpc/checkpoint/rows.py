@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,19 +13,20 @@ import numpy as np
 
 from persia_hpc._native import Table
 from persia_hpc.arrays import Array
-from persia_hpc.config import load_config
-from persia_hpc.errors import DataError, UserError
-from persia_hpc.samples.names import open_to_read
+from persia_hpc.config import TableConfig, load_config
+from persia_hpc.errors import DataError, PersiaError, UserError
 from persia_hpc.table_layout import TableLayout
 
-from . import files
 from .ahead import one_ahead
-from .tables import bucket_of, table_attributes
+from .manifest import check_part, read_manifest, read_schema, sources_of
+from .names import DENSE
+from .tables import bucket_of, groups_of, open_shard, table_attributes
 
 if TYPE_CHECKING:
     from persia_hpc.parameter_server.engine import ParameterServer
 
 ROWS_AT_ONCE = 1 << 16
+Groups = Mapping[str, h5py.Group]  # of a server's file, by the names of their tables
 
 
 def load_rows(directory: Path, server: ParameterServer) -> None:
@@ -50,74 +51,80 @@ def load_initial_rows(directory: Path, server: ParameterServer) -> None:
     Raises UserError if no table has the name of one there, or if one with the same name differs in dim or
     hash, DataError for damage.
     """
-    with _opened(directory, server) as (manifest, opened):
-        old = load_config(manifest["config"])
-        there = {name: dict(group.attrs) for shard in opened[0] for name, group in shard.items()}
-        shared = [layout for layout in server.layout.tables if layout.name in there]
-        if not shared:
-            here = ", ".join(layout.name for layout in server.layout.tables)
-            raise UserError(f"{directory} has none of the tables {here}; it has {', '.join(there)}")
+    manifest = read_manifest(directory)
+    old, features = load_config(manifest["config"]), read_schema(manifest).feature_names
+    there = {name: old.table(name) for name in (old.feature(f).table or f for f in features)}
+    shared = [layout for layout in server.layout.tables if layout.name in there]
+    if not shared:
+        here = ", ".join(layout.name for layout in server.layout.tables)
+        raise UserError(f"{directory} has none of the tables {here}; it has {', '.join(there)}")
+    for layout in shared:
+        _check_initial(directory, layout, there[layout.name])
+    with _opened(directory, server) as (_, opened):
         for layout, table in zip(server.layout.tables, server.tables, strict=True):
             if layout in shared and table is not None:
-                if old.table(layout.name).hash != layout.config.hash:
-                    raise UserError(
-                        f"{directory}: table {layout.name!r} hashes ids in another way there; set "
-                        f"tables.{layout.name}.hash as it was, or give the table another name"
-                    )
-                _load_initial_table(directory, opened, layout, table, there[layout.name])
+                _load_initial_table(opened, layout, table, there[layout.name])
+
+
+def _check_initial(directory: Path, layout: TableLayout, there: TableConfig) -> None:
+    if there.hash != layout.config.hash:
+        raise UserError(
+            f"{directory}: table {layout.name!r} hashes ids in another way there; set "
+            f"tables.{layout.name}.hash as it was, or give the table another name"
+        )
+    if there.dim != layout.dim:
+        raise UserError(
+            f"{directory}: table {layout.name!r} has dim {there.dim} there, {layout.dim} here; give it "
+            "another name, or that dim"
+        )
 
 
 @contextmanager
-def _opened(
-    directory: Path, server: ParameterServer
-) -> Iterator[tuple[dict[str, Any], list[list[h5py.File]]]]:
+def _opened(directory: Path, server: ParameterServer) -> Iterator[tuple[dict[str, Any], list[list[Groups]]]]:
     """Opens the shards of a checkpoint, and of its base if it has one; yields them with the manifest.
 
-    Meanwhile a thread compares this server's share of the files with the checksums in the manifests.
+    Meanwhile a thread compares this server's share of the files with the checksums in the manifests. What
+    goes wrong with a damaged file, whatever it is, is told as damage of that file.
     """
-    manifest = files.read_manifest(directory)
-    sources = [(directory, manifest)]
-    base = files.base_of(directory, manifest)
-    if base is not None:
-        sources.append((base, files.read_manifest(base)))
-    opened = [_open_shards(path, found) for path, found in sources]
-    with ThreadPoolExecutor(1) as beside:
+    sources = sources_of(directory)
+    parts = [(path, found, name) for path, found in sources for name in found["shards"]]
+    parts.append((*sources[0], DENSE))
+    for part in parts:
+        check_part(*part, content=False)
+    with ThreadPoolExecutor(1) as beside, ExitStack() as files:
         checks = [
-            beside.submit(files.check_part, path, found, name, content=True)
-            for path, found in sources
-            for name in found["shards"][server.server_rank :: server.num_servers]
+            beside.submit(check_part, *part, content=True)
+            for part in parts[server.server_rank :: server.num_servers]
         ]
         try:
-            yield manifest, opened
+            opened: list[list[Groups]] = [
+                [groups_of(files.enter_context(open_shard(path / name))) for name in found["shards"]]
+                for path, found in sources
+            ]
+            yield sources[0][1], opened
             for check in checks:
                 check.result()
-        except (OSError, KeyError, RuntimeError, ValueError) as error:
-            raise DataError(f"{directory}: can't be read ({error}); use an older checkpoint") from error
+        except Exception as error:
+            for part in parts:
+                check_part(*part, content=True)
+            if isinstance(error, PersiaError):
+                raise
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise DataError(f"{directory}: can't be read ({reason}); use an older checkpoint") from error
         finally:
             for check in checks:
                 check.cancel()
-            for shards in opened:
-                for shard in shards:
-                    shard.close()
 
 
 def _load_initial_table(
-    directory: Path,
-    opened: list[list[h5py.File]],
-    layout: TableLayout,
-    table: Table,
-    there: Mapping[str, Any],
+    opened: list[list[Groups]], layout: TableLayout, table: Table, there: TableConfig
 ) -> None:
-    if there["dim"] != layout.dim:
-        raise UserError(
-            f"{directory}: table {layout.name!r} has dim {there['dim']} there, {layout.dim} here; give it "
-            "another name, or that dim"
-        )
-    same = (there["optimizer"], there["eviction"]) == (
+    same = (there.optimizer["name"], there.eviction) == (
         layout.config.optimizer["name"],
         layout.config.eviction,
     )
-    whole = range(int(there["num_buckets"]))
+    numbers = [int(shard[layout.name].attrs["num_buckets"]) for shard in opened[0] if layout.name in shard]
+    whole = range(max(numbers))
     for group, begin, end in _parts(opened[0], layout.name, whole):
         sources = [(group, begin, end, np.empty(0, np.uint64))]
         if not group.attrs["complete"]:
@@ -134,24 +141,8 @@ def _load_initial_table(
                 table.import_rows({k: np.ascontiguousarray(v[mine]) for k, v in rows.items()})
 
 
-def _open_shards(directory: Path, manifest: Mapping[str, Any]) -> list[h5py.File]:
-    opened = []
-    for name in manifest["shards"]:
-        files.check_part(directory, manifest, name, content=False)
-        try:
-            opened.append(open_to_read(str(directory / name)))
-        except OSError as error:
-            raise DataError(
-                f"{directory / name}: can't be read ({error}); use an older checkpoint"
-            ) from error
-    return opened
-
-
-def _load_table(opened: list[list[h5py.File]], layout: TableLayout, table: Table, owned: range) -> None:
-    for shards in opened:
-        for shard in shards:
-            if layout.name in shard:
-                _check_table(shard.filename, shard[layout.name].attrs, layout)
+def _load_table(opened: list[list[Groups]], layout: TableLayout, table: Table, owned: range) -> None:
+    _check_table(opened, layout)
     found = 0
     for group, begin, end in _parts(opened[0], layout.name, owned):
         found += int(np.isin(group["buckets"][:], np.arange(owned.start, owned.stop)).sum())
@@ -176,13 +167,13 @@ def _load_table(opened: list[list[h5py.File]], layout: TableLayout, table: Table
                 ) from None
     if found != len(owned):
         raise DataError(
-            f"the table {layout.name!r} of {Path(opened[0][0].filename).parent} lacks "
-            f"{len(owned) - found} of {len(owned)} buckets; use an older checkpoint"
+            f"table {layout.name!r} lacks {len(owned) - found} of {len(owned)} buckets; use an older "
+            "checkpoint"
         )
 
 
 def _base_parts(
-    base: list[h5py.File], changes: h5py.Group, name: str, owned: range
+    base: list[Groups], changes: h5py.Group, name: str, owned: range
 ) -> Iterator[tuple[h5py.Group, int, int, Array]]:
     """Yields the parts of a full checkpoint that hold the buckets of a group of changes.
 
@@ -203,7 +194,7 @@ def _is_in(keys: Array, ordered: Array) -> Array:
     return found
 
 
-def _parts(shards: list[h5py.File], name: str, owned: range) -> list[tuple[h5py.Group, int, int]]:
+def _parts(shards: list[Groups], name: str, owned: range) -> list[tuple[h5py.Group, int, int]]:
     """Returns the group of each shard that has some of the `owned` buckets.
 
     Each comes with the numbers at which its rows in these buckets begin and end.
@@ -221,13 +212,18 @@ def _parts(shards: list[h5py.File], name: str, owned: range) -> list[tuple[h5py.
     return parts
 
 
-def _check_table(file_name: str, attributes: Mapping[str, Any], layout: TableLayout) -> None:
+def _check_table(opened: list[list[Groups]], layout: TableLayout) -> None:
     here = table_attributes(layout)
-    wrong = [f"{k} {attributes[k]} there, {v} here" for k, v in here.items() if attributes[k] != v]
-    if wrong:
-        raise UserError(
-            f"{file_name}: table {layout.name!r} doesn't fit the configuration: {'; '.join(wrong)}"
-        )
+    for group in (shard[layout.name] for shards in opened for shard in shards if layout.name in shard):
+        there = {key: group.attrs[key] for key in here}
+        wrong = [
+            f"{key} {there[key]} there, {value} here" for key, value in here.items() if there[key] != value
+        ]
+        if wrong:
+            raise UserError(
+                f"{group.file.filename}: table {layout.name!r} doesn't fit the configuration: "
+                f"{'; '.join(wrong)}"
+            )
 
 
 def _slices(group: h5py.Group, begin: int, end: int) -> Iterator[dict[str, Array]]:

@@ -20,7 +20,7 @@ from persia_hpc.table_layout import TableLayout
 
 from . import files
 from .ahead import one_ahead
-from .tables import table_attributes
+from .tables import make_group, table_attributes
 
 if TYPE_CHECKING:
     from persia_hpc.parameter_server.engine import ParameterServer
@@ -134,7 +134,7 @@ def _file_bytes(layout: TableLayout, table: Table, buckets: range, num_rows: int
 def _write_table(
     file: h5py.File, layout: TableLayout, table: Table, buckets: range, since: int, num_rows: int
 ) -> None:
-    group = file.create_group(layout.name)
+    group = make_group(file, layout.name)
     group.attrs.update(table_attributes(layout), complete=since == 0)
     at = 0
     decided: list[dict[str, Array]] = []

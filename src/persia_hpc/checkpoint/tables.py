@@ -1,13 +1,20 @@
-"""Defines what a table in a checkpoint says about itself, and in which of its buckets a key lies."""
+"""Defines how a server's file holds tables: their groups, what these say, the bucket in which a key lies."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 
 from persia_hpc.arrays import Array
+from persia_hpc.errors import DataError
+from persia_hpc.samples.names import open_to_read
 from persia_hpc.table_layout import TableLayout
+
+NAME = "table"  # attribute of a group whose own name had to be another than the table's
 
 
 def table_attributes(layout: TableLayout) -> dict[str, Any]:
@@ -29,3 +36,79 @@ def bucket_of(keys: Array, num_buckets: int) -> Array:
     shift = np.uint64(64 - (num_buckets.bit_length() - 1))
     # Two shifts, because one by 64 would be undefined.
     return ((keys >> np.uint64(1)) >> (shift - np.uint64(1))).astype(np.int64)
+
+
+def file_name(table: str) -> str:
+    """Returns a name for a table that is one in a directory or an HDF5 group too.
+
+    Different tables have different ones; all but those with "/" or "%" in them, and ".", keep theirs.
+    """
+    name = table.replace("%", "%25").replace("/", "%2F")
+    return "%2E" if name == "." else name
+
+
+def make_group(shard: h5py.File, table: str) -> h5py.Group:
+    """Makes the group of a table."""
+    group = shard.create_group(file_name(table))
+    if file_name(table) != table:
+        group.attrs[NAME] = table
+    return group
+
+
+def open_shard(path: Path) -> h5py.File:
+    """Opens a server's file to read.
+
+    Raises DataError if it can't be opened.
+    """
+    try:
+        return open_to_read(str(path))
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            f"{path}: can't be read ({' '.join(str(error).split())}); use an older checkpoint"
+        ) from error
+
+
+def groups_of(shard: h5py.File) -> dict[str, h5py.Group]:
+    """Returns the group of each table in a server's file.
+
+    Raises DataError for what no run writes, such as a link to another file: it is not followed.
+    """
+    try:
+        return dict(_groups(shard))
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{shard.filename}: can't be read ({' '.join(str(error).split())}); use an older checkpoint"
+        ) from error
+
+
+def _groups(parent: h5py.Group) -> Iterator[tuple[str, h5py.Group]]:
+    for name in parent:
+        if not isinstance(parent.get(name, getlink=True), h5py.HardLink):
+            raise ValueError(f"{parent.name} has a link {name!r} in place of a table or dataset")
+        entry = parent[name]
+        if isinstance(entry, h5py.Group):
+            # Older files have the table "a/b" as group b of group a.
+            if len(entry.attrs):
+                yield str(entry.attrs.get(NAME, entry.name[1:])), entry
+            yield from _groups(entry)
+        elif parent.name == "/":
+            raise ValueError(f"{name!r} is not the group of a table")
+        else:
+            _check_stored(entry)
+
+
+def _check_stored(dataset: h5py.Dataset) -> None:
+    """Checks that the file itself has all values of a dataset.
+
+    Raises ValueError if they lie in another file, or nowhere.
+    """
+    settings = dataset.id.get_create_plist()
+    if dataset.is_virtual or settings.get_external_count():
+        raise ValueError(f"{dataset.name} lies in another file")
+    if dataset.chunks is not None:
+        needed = int(np.prod([-(-n // c) for n, c in zip(dataset.shape, dataset.chunks, strict=True)]))
+        missing = dataset.id.get_num_chunks() != needed
+    else:
+        missing = dataset.id.get_storage_size() < dataset.nbytes
+    if missing:
+        raise ValueError(f"{dataset.name} lacks some of its values")

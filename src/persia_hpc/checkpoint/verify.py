@@ -5,8 +5,6 @@ All files are read. Every problem is reported, not only the first, unless one pr
 
 from __future__ import annotations
 
-import contextlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,25 +18,15 @@ from persia_hpc.config import load_config
 from persia_hpc.errors import DataError, PersiaError
 from persia_hpc.table_layout import TableLayout, make_layout
 
-from . import files
 from .columns import Part, check_of, pieces
 from .listing import count_text
+from .manifest import base_of, check_part, examine_manifest, read_schema
 from .merged import CheckpointReader, key_ranges
-from .tables import table_attributes
+from .names import DENSE, MANIFEST
+from .tables import groups_of, open_shard, table_attributes
 
 CheckDense = Callable[[Path, int], str]
-_KEYS = {
-    "step": int,
-    "base": (str, type(None)),
-    "shards": list,
-    "files": dict,
-    "counters": dict,
-    "config": dict,
-    "schema": dict,
-    "num_samples": dict,
-    "versions": dict,
-}
-_READ_ERRORS = (OSError, KeyError, RuntimeError, ValueError, TypeError, IndexError)
+_READ_ERRORS = (OSError, KeyError, RuntimeError, ValueError, TypeError, IndexError, AttributeError)
 
 
 @dataclass
@@ -87,9 +75,9 @@ def verify(
     report.problems += _file_problems(directory, report.manifest)
     report.problems += _base_problems(report, check_dense, known)
     report.problems += _Shards(report).problems()
-    if files.DENSE in report.manifest["files"] and (directory / files.DENSE).exists():
+    if DENSE in report.manifest["files"] and (directory / DENSE).exists():
         problem = check_dense(directory, report.manifest["step"])
-        report.problems += [f"{files.DENSE}: {problem}"] if problem else []
+        report.problems += [f"{DENSE}: {problem}"] if problem else []
     if not report.problems:
         report.problems += _merged_problems(report)
     return report
@@ -98,45 +86,16 @@ def verify(
 def _read_manifest(directory: Path) -> tuple[dict[str, Any], list[str]]:
     """Returns the manifest, and all that is wrong with it."""
     try:
-        manifest = files.read_manifest(directory)
+        manifest, problems = examine_manifest(directory)
     except PersiaError as error:
-        problems = [_plain(error)]
-        with contextlib.suppress(OSError, ValueError):  # said already
-            raw = json.loads((directory / files.MANIFEST).read_text())
-            if isinstance(raw, dict) and raw.get("format_version") == files.FORMAT_VERSION:
-                problems = list(_manifest_problems(directory, raw)) or problems
-        return {}, problems
-    return manifest, list(_manifest_problems(directory, manifest))
-
-
-def _manifest_problems(directory: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
-    where = files.MANIFEST
-    for key, kind in _KEYS.items():
-        if key not in manifest:
-            yield f"{where}: no {key}"
-        elif not isinstance(manifest[key], kind):  # type: ignore[arg-type]
-            yield f"{where}: {key} is {manifest[key]!r}, which it can't be"
-    parts = manifest.get("files")
-    if isinstance(parts, dict):
-        for name, note in parts.items():
-            if (
-                not isinstance(note, dict)
-                or not {"bytes", "sha256"} <= note.keys()
-                or Path(name).name != name
-            ):
-                yield f"{where}: file {name!r} is without bytes or sha256, or outside of the checkpoint"
-        shards = manifest.get("shards")
-        listed = [files.DENSE, *(shards if isinstance(shards, list) else [])]
-        yield from (f"{where}: {name} is not among its files" for name in listed if name not in parts)
-    step = manifest.get("step")
-    if isinstance(step, int) and directory.name != files.step_name(step):
-        yield f"{where}: it is of step {step}, the directory is {directory.name}"
+        return {}, [_plain(error)]
+    return manifest, [f"{MANIFEST}: {problem}" for problem in problems]
 
 
 def _file_problems(directory: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
     for name in manifest["files"]:
         try:
-            files.check_part(directory, manifest, name, content=True)
+            check_part(directory, manifest, name, content=True)
         except DataError as error:
             yield _plain(error).removeprefix(f"{directory}/")
 
@@ -145,7 +104,7 @@ def _base_problems(
     report: Verification, check_dense: CheckDense, known: dict[Path, Verification]
 ) -> Iterator[str]:
     try:
-        base = files.base_of(report.directory, report.manifest)
+        base = base_of(report.directory, report.manifest)
     except DataError as error:
         yield _plain(error).removeprefix(f"{report.directory} ")
         return
@@ -174,9 +133,9 @@ class _Shards:
     def problems(self) -> Iterator[str]:
         try:
             config = load_config(self.report.manifest["config"])
-            layout = make_layout(config, files.read_schema(self.report.manifest))
-        except (PersiaError, *_READ_ERRORS, AttributeError) as error:
-            yield f"{files.MANIFEST}: configuration or schema can't be read: {error}"
+            layout = make_layout(config, read_schema(self.report.manifest))
+        except (PersiaError, *_READ_ERRORS) as error:
+            yield f"{MANIFEST}: configuration or schema can't be read: {error}"
             return
         specs = {table.name: table for table in layout.tables}
         for name in self.report.manifest["shards"]:
@@ -185,12 +144,15 @@ class _Shards:
                 self.readable = False
                 continue
             try:
-                with h5py.File(path, "r") as shard:
-                    for table, group in shard.items():
+                with open_shard(path) as shard:
+                    for table, group in groups_of(shard).items():
                         yield from self._group(f"{name}: table {table!r}", name, group, specs.get(table))
+            except DataError as error:
+                self.readable = False
+                yield _plain(error).removeprefix(f"{self.report.directory}/")
             except _READ_ERRORS as error:
                 self.readable = False
-                yield f"{name}: can't be opened: {error}"
+                yield f"{name}: can't be read: {' '.join(str(error).split())}"
         if self.readable:
             for spec in layout.tables:
                 yield from self._covered(spec)

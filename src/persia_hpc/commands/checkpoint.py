@@ -81,17 +81,24 @@ def _verify(options: argparse.Namespace) -> int:
     runs = [is_run(path) for path in options.paths]  # says what isn't there before hours of reading
     known: dict[Path, Verification] = {}
     damaged: list[str] = []
+    empty: list[str] = []
     count = 0
     for path, of_run in zip(options.paths, runs, strict=True):
         if of_run and len(options.paths) > 1:
             print(f"{path}:")
-        for directory in checkpoints_of(path) if of_run else [path]:
+        found = checkpoints_of(path) if of_run else [path]
+        empty += [] if found else [str(path)]
+        for directory in found:
             report = verify(directory, dense_problem, known)
             print(report.text, flush=True)
             count += 1
             damaged += [str(directory)] if report.problems else []
     if damaged:
         raise DataError(f"{len(damaged)} of {count} damaged: {', '.join(damaged)}; use one that is ok")
+    if empty:
+        raise DataError(
+            f"{', '.join(empty)}: no whole checkpoint, only what a job left half-written; start the run anew"
+        )
     return EXIT_OK
 
 
@@ -125,6 +132,7 @@ def _export(options: argparse.Namespace) -> int:
     from persia_hpc.checkpoint.choose import find_checkpoint, say_choice
     from persia_hpc.checkpoint.export import export_table
     from persia_hpc.checkpoint.merged import CheckpointReader
+    from persia_hpc.checkpoint.tables import file_name
 
     path = find_checkpoint(options.path)
     say_choice(options.path)
@@ -140,7 +148,7 @@ def _export(options: argparse.Namespace) -> int:
                 f"there is no table {unknown[0]!r}; this checkpoint has: {', '.join(checkpoint.tables)}"
             )
         for name in names:
-            out = options.out if is_file else options.out / f"{name}.parquet"
+            out = options.out if is_file else options.out / f"{file_name(name)}.parquet"
             done = export_table(checkpoint, name, out, ids=options.ids, state=options.state)
             print(f"{done.rows} rows of table {name} written to {out}")
             for note in done.notes:

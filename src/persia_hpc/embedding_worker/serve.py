@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from persia_hpc.arrays import Array
-from persia_hpc.checkpoint.files import shard_name
+from persia_hpc.checkpoint.names import shard_name
 from persia_hpc.config import Config
 from persia_hpc.protocol.commands import (
     Checkpoint,

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from persia_hpc.checkpoint.choose import refuse_mismatch
-from persia_hpc.checkpoint.files import read_manifest
+from persia_hpc.checkpoint.manifest import read_manifest
 from persia_hpc.checkpoint.matching import check_match
 from persia_hpc.config import Config
 from persia_hpc.config.watching import check_metrics
+from persia_hpc.samples.identity import SampleRange, sample_ranges
 from persia_hpc.samples.schema import DatasetSchema
-from persia_hpc.samples.source import Source
+from persia_hpc.samples.source import FileSource, Source
 from persia_hpc.schedule import Schedule, make_schedules
 from persia_hpc.table_layout import Layout, make_layout
 
@@ -26,36 +27,54 @@ class Facts:
     num_samples: Mapping[str, int]  # of each split
     layout: Layout
     schedules: Mapping[str, Schedule]  # of each split
+    data: tuple[SampleRange, ...] = ()  # by which a checkpoint's training samples are known again
 
     def check_checkpoint(self, path: Path) -> None:
         """Checks that the run may continue from a checkpoint.
 
         Raises UserError if it may not, DataError if the manifest is damaged.
         """
-        check_match(str(path), read_manifest(path), self.config, self.schema, self.num_samples)
+        check_match(str(path), read_manifest(path), self.config, self.schema, self.num_samples, self.data)
 
     def check_newest_checkpoint(self, run_dir: str | Path | None) -> None:
         """Checks that a run to be resumed fits the newest checkpoint in its directory.
 
         Raises UserError if it doesn't.
         """
-        refuse_mismatch(self.config, run_dir, self.schema, self.num_samples)
+        refuse_mismatch(self.config, run_dir, self.schema, self.num_samples, self.data)
 
 
-def make_facts(config: Config, schema: DatasetSchema, num_samples: Mapping[str, int]) -> Facts:
+def make_facts(
+    config: Config,
+    schema: DatasetSchema,
+    num_samples: Mapping[str, int],
+    data: tuple[SampleRange, ...] = (),
+) -> Facts:
     """Returns the facts of a job on data with this schema and these samples of each split.
 
+    data: from `training_data`.
     Raises UserError if the configuration doesn't fit the data.
     """
     check_metrics(config, schema.label_names)
     layout = make_layout(config, schema)
-    return Facts(config, schema, dict(num_samples), layout, make_schedules(config, num_samples))
+    return Facts(config, schema, dict(num_samples), layout, make_schedules(config, num_samples), data)
 
 
-def facts_of_sources(config: Config, sources: Mapping[str, Source]) -> Facts:
+def facts_of_sources(config: Config, sources: Mapping[str, Source], *, identify: bool = False) -> Facts:
     """Returns the facts of a job on opened data, of which there is a "train" split.
 
+    identify: whether checkpoints are to be written or continued from.
     Raises UserError if the configuration doesn't fit the data.
     """
     counts = {split: source.num_samples for split, source in sources.items()}
-    return make_facts(config, sources["train"].schema, counts)
+    data = training_data(sources) if identify else ()
+    return make_facts(config, sources["train"].schema, counts, data)
+
+
+def training_data(sources: Mapping[str, Source]) -> tuple[SampleRange, ...]:
+    """Returns the digests by which the training samples are known again; () while they still appear.
+
+    Raises DataError for damage in what is read.
+    """
+    source = sources.get("train")
+    return sample_ranges(source) if isinstance(source, FileSource) else ()

@@ -16,13 +16,14 @@ import torch
 from persia_hpc._native import hash_ids, mix
 from persia_hpc.arrays import Array
 from persia_hpc.checkpoint.choose import find_checkpoint, say_choice
-from persia_hpc.checkpoint.files import read_manifest, read_schema
+from persia_hpc.checkpoint.manifest import read_manifest, read_schema
 from persia_hpc.checkpoint.rows import load_rows
 from persia_hpc.config import load_config
 from persia_hpc.errors import UserError
 from persia_hpc.models import build_model
 from persia_hpc.samples.source import check_scorable, open_source
 from persia_hpc.trainer.batch import make_inputs
+from persia_hpc.trainer.dense.state import DenseState
 from persia_hpc.trainer.session import Session
 
 from .facts import make_facts
@@ -79,10 +80,12 @@ class LoadedRun:
         return found if hashing is None else found.reshape(-1, hashing.rounds, found.shape[1]).sum(axis=1)
 
     def model(self) -> torch.nn.Module:
-        """Returns the dense model with its trained parameters, on the CPU."""
+        """Returns the dense model with its trained parameters, on the CPU.
+
+        Raises DataError for a damaged dense part, UserError for a model with other parameters.
+        """
         model = build_model(self.config.model.class_name, self.inputs, dict(self.config.model.arguments))
-        dense = torch.load(self.path / "dense.pt", map_location="cpu", weights_only=True)
-        model.load_state_dict(dense["model"])
+        DenseState.read(self.path).load_model(model)
         return model.eval()
 
     def evaluate(self, split: str = "test") -> dict[str, Any]:

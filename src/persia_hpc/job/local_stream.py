@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from persia_hpc.arrays import Array
-from persia_hpc.checkpoint.files import shard_name
+from persia_hpc.checkpoint.names import shard_name
 from persia_hpc.checkpoint.shards import ShardWriter
 from persia_hpc.embedding_worker.engine import EmbeddingWorker, KeyBatch
 from persia_hpc.parameter_server.engine import ParameterServer, PendingPull

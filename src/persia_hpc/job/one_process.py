@@ -34,7 +34,7 @@ def run_in_one_process(config: Config, task: Task, stop: StopSignals) -> dict[st
     Raises UserError for bad input, before training starts.
     """
     sources = open_sources(config, config.run_dir)
-    facts = facts_of_sources(config, sources)
+    facts = facts_of_sources(config, sources, identify=config.train.save or config.checkpoint.resume)
     facts.check_newest_checkpoint(config.run_dir)
     run_dir = make_run_dir(config.run_dir, resume=config.checkpoint.resume)
     if config.train.threads is not None:
@@ -55,7 +55,8 @@ def run_in_one_process(config: Config, task: Task, stop: StopSignals) -> dict[st
 
     found = []
     if config.checkpoint.resume:
-        discard_partial(run_dir)
+        for text in discard_partial(run_dir):
+            _announce(text)
         found = whole_checkpoints(run_dir)
     stream, start = first_sound_checkpoint(found, prepare, _announce, make_newest)
     session = make_session(

@@ -23,6 +23,7 @@ from persia_hpc.reporting.summary import make_summary, write_json
 from persia_hpc.reporting.trace import clock_offsets, write_trace
 from persia_hpc.runtime.stop import StopSignals
 from persia_hpc.runtime.watchdog import Watchdog
+from persia_hpc.samples.identity import SampleRange
 from persia_hpc.samples.source import Source
 from persia_hpc.topology.channels import RingBytes
 from persia_hpc.topology.communicators import show_gpus, split_world
@@ -30,7 +31,7 @@ from persia_hpc.topology.roles import Role
 
 from .agreement import agree, agree_on_data
 from .duties import Duty, ServerDuty, TrainerDuty, WorkerDuty
-from .facts import Facts, make_facts
+from .facts import Facts, make_facts, training_data
 from .place import Place, choose_ring_bytes, share_of_cores
 from .resume import first_sound_checkpoint
 from .sources import open_sources
@@ -114,7 +115,8 @@ class RankJob:
         reads = self.communicators.me.role is Role.EMBEDDING_WORKER
         sources = agree(self.world, lambda: open_sources(self.config, self.run_dir) if reads else {})
         schema, num_samples = agree_on_data(self.world, hosts, sources)
-        facts = agree(self.world, lambda: make_facts(self.config, schema, num_samples))
+        data = self._training_data(sources)
+        facts = agree(self.world, lambda: make_facts(self.config, schema, num_samples, data))
         ring_bytes = choose_ring_bytes(facts, self.communicators)
         place = self.make_place(ring_bytes=ring_bytes, fair_threads=fair_threads)
         duty = self.make_duty(facts, place, sources)
@@ -126,6 +128,18 @@ class RankJob:
         duty.finish(summary)
         LOG.info("%s: done, waited %s", self.role, outcome.times.wait if outcome.times is not None else {})
         return summary
+
+    def _training_data(self, sources: Mapping[str, Source]) -> tuple[SampleRange, ...]:
+        """Returns what tells the training samples from others, if checkpoints are concerned; one rank reads.
+
+        Collective over the world.
+        """
+        if not (self.config.train.save or self.config.checkpoint.resume):
+            return ()
+        reader: int = self.communicators.plan.ranks(Role.EMBEDDING_WORKER)[0]
+        mine = agree(self.world, lambda: training_data(sources) if self.world.rank == reader else ())
+        data: tuple[SampleRange, ...] = self.world.bcast(mine, root=reader)
+        return data
 
     def make_place(self, *, ring_bytes: RingBytes, fair_threads: int) -> Place:
         """Returns this rank's place; the arguments are what ranks have found out together."""
@@ -152,10 +166,6 @@ class RankJob:
 
         Collective over the world.
         """
-        found = []
-        if self.world.rank == 0 and self.config.checkpoint.resume:
-            discard_partial(self.run_dir)
-            found = whole_checkpoints(self.run_dir)
 
         def prepare_here(path: Path | None) -> None:
             if path is not None:
@@ -171,6 +181,11 @@ class RankJob:
             if self.world.rank == 0:
                 make_newest(path)
 
+        found = []
+        if self.world.rank == 0 and self.config.checkpoint.resume:
+            for text in discard_partial(self.run_dir):
+                announce(text)
+            found = whole_checkpoints(self.run_dir)
         try:
             first_sound_checkpoint(
                 self.world.bcast(found),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from persia_hpc.checkpoint.choose import init_source
-from persia_hpc.checkpoint.files import read_manifest
+from persia_hpc.checkpoint.manifest import read_manifest
 from persia_hpc.checkpoint.rows import load_initial_rows, load_rows
 from persia_hpc.config import Config
 from persia_hpc.errors import EXIT_DATA, DataError, PersiaError

@@ -88,6 +88,7 @@ def make_session(
             run_dir,
             facts.schema,
             facts.num_samples,
+            data=facts.data,
             resume=start.resume,
             known_files=start.following.known_files if start.following is not None else None,
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from persia_hpc.config import Config
@@ -17,11 +18,14 @@ from persia_hpc.errors import DataError, UserError
 from persia_hpc.patterns import literal_first
 from persia_hpc.samples.datafile import FileInfo, NoSamplesError, read_times, scan
 from persia_hpc.samples.encoding import check_encodings
+from persia_hpc.samples.identity import file_digest
 from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.samples.source import FileSource, check_agree, open_source
 from persia_hpc.samples.time_order import TimeOrder
 
 END = "_END"  # a file of this name beside the data: what is there now is all
+MOST_COMPARED = 256  # files that were trained on, when a run resumes
+_OTHERS = "got other samples than when it was trained on; put the old file back"
 END_PATTERN = "_EN[D]"  # the same for glob, which then reads the directory
 
 
@@ -32,6 +36,7 @@ class TakenFile:
     path: str
     num_samples: int
     first_time: int | None  # of its first row, where samples have a time
+    digest: str = ""  # of some of its samples; "" in older checkpoints
 
 
 Portion = Sequence[TakenFile]
@@ -81,7 +86,7 @@ class Follower:
             try:
                 info = self._scan(path)
                 first = int(read_times(path, 0, 1)[0]) if self._schema.has_time else None
-                found.append((info, TakenFile(path, info.num_samples, first)))
+                found.append((info, TakenFile(path, info.num_samples, first, self._digest(info))))
             except NoSamplesError:
                 self._taken.add(path)
             except (UserError, DataError, OSError) as error:
@@ -92,6 +97,32 @@ class Follower:
             self.portions.append(tuple(file for _, file in found))
             self._taken.update(file.path for _, file in found)
         return tuple(info for info, _ in found)
+
+    def check_taken(self) -> None:
+        """Checks that files which were trained on, as far as they are still there, have the same samples.
+
+        A file that has been replaced would never be trained on: it is known by its path. Only the newest
+        MOST_COMPARED are read.
+        Raises UserError for the first that has others.
+        """
+        known = [file for portion in self.portions for file in portion if file.digest]
+        for file in known[-MOST_COMPARED:]:
+            same = True
+            with suppress(UserError):  # not there or not readable any more: nobody needs it
+                info = self._scan(file.path)
+                same = info.num_samples == file.num_samples and self._digest(info) == file.digest
+            if not same:
+                raise UserError(f"{file.path}: {_OTHERS}, or give new samples a file of another name")
+
+    def _digest(self, info: FileInfo) -> str:
+        """Returns the digest of a file's samples.
+
+        Raises UserError for damage, since no checkpoint is to blame.
+        """
+        try:
+            return file_digest(FileSource([info], self._schema, info.num_samples, binary_labels=False))
+        except DataError as error:
+            raise UserError(str(error)) from error
 
     def reopen(self) -> tuple[FileInfo, ...]:
         """Returns the files of the last portion, for a run that resumes in the middle of it.
@@ -111,6 +142,8 @@ class Follower:
                     f"{file.path}: got {info.num_samples} samples, expected {file.num_samples} as when "
                     "training on it began; put the old file back, or begin a new run with --init-from"
                 )
+            if file.digest and self._digest(info) != file.digest:
+                raise UserError(f"{file.path}: {_OTHERS}, or begin a new run with --init-from")
             infos.append(info)
         return tuple(infos)
 

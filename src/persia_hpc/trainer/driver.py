@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from persia_hpc.callbacks import Callback
-from persia_hpc.checkpoint.files import step_name
+from persia_hpc.checkpoint.names import step_name
 from persia_hpc.config import Config
 from persia_hpc.config.watching import Watched, best_metric, keeps_best
 from persia_hpc.errors import UserError

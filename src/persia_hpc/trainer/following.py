@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from persia_hpc.checkpoint.files import read_manifest
+from persia_hpc.checkpoint.manifest import read_manifest
 from persia_hpc.config import Config
 from persia_hpc.errors import DataError, UserError
 from persia_hpc.samples.datafile import FileInfo
@@ -66,13 +66,13 @@ class Following:
 
         schedule: without samples. start: the checkpoint that the run continues from.
 
-        Raises UserError, on trainer 0, for new files that don't fit, and for files of a half-trained portion
-        that have changed or are missing.
+        Raises UserError, on trainer 0, for new files that don't fit, for files that have other samples than
+        when they were trained on, and for missing ones of a half-trained portion.
         """
         manifest = {} if start is None else read_manifest(start)
         names = [field.name for field in dataclasses.fields(TakenFile)]
         portions = [
-            tuple(TakenFile(**{name: file[name] for name in names}) for file in portion)
+            tuple(TakenFile(**{name: file[name] for name in names if name in file}) for file in portion)
             for portion in manifest.get("portions", [])
         ]
         for portion in portions:
@@ -86,6 +86,7 @@ class Following:
         self._files: tuple[FileInfo, ...] = ()  # found, and not announced yet
         if trainer_rank == 0:
             self._follower = Follower(config, schema, portions)
+            self._follower.check_taken()
             if manifest.get("step", 0) < schedule.num_steps:
                 self._files = self._follower.reopen()
             elif schedule.may_grow:

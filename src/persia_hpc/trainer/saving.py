@@ -6,15 +6,18 @@ import io
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from persia_hpc.checkpoint import files
+from persia_hpc.checkpoint.manifest import read_manifest
+from persia_hpc.checkpoint.names import BEST, DENSE, step_name
 from persia_hpc.config import Config
 from persia_hpc.reporting.summary import package_versions
+from persia_hpc.samples.identity import SampleRange
 from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.schedule import Schedule
 
@@ -40,13 +43,15 @@ class Saver:
         schema: DatasetSchema,
         num_samples: Mapping[str, int],
         *,
+        data: Sequence[SampleRange] = (),
         resume: DenseState | None = None,
         known_files: Callable[[], tuple[list[list[dict[str, Any]]], int]] | None = None,
     ):
         """Remembers when the run began.
 
-        num_samples: of each split. resume: what the run continues from. known_files: with `data.follow`,
-        returns the files of each portion and the samples of all, on trainer 0.
+        num_samples: of each split. data: digests of the training samples. resume: what the run continues
+        from. known_files: with `data.follow`, returns the files of each portion and the samples of all, on
+        trainer 0.
         """
         self.config = config.checkpoint
         self.count = 0
@@ -60,6 +65,7 @@ class Saver:
             "config": config,
             "schema": schema,
             "num_samples": num_samples,
+            "data": data,
             "versions": package_versions(),
         }
         self._best: Mapping[str, Any] | None = None  # of a checkpoint that isn't whole yet
@@ -68,7 +74,7 @@ class Saver:
         self._saved_full = False
         if resume is not None:
             self._saved_step = resume.step
-            self._saved_full = files.read_manifest(Path(resume.path).parent)["base"] is None
+            self._saved_full = read_manifest(Path(resume.path).parent)["base"] is None
         self._base: int | None = None  # step of the last full checkpoint of this run
         self._since_full = 0
         self._last = time.monotonic()
@@ -121,7 +127,7 @@ class Saver:
                 try:
                     self._settle()
                 except OSError as error:
-                    raise files.writing_failed(self._run_dir / files.BEST, error) from error
+                    raise files.writing_failed(self._run_dir / BEST, error) from error
         self._peers.broadcast(None)  # no trainer continues before the servers have marked it
         self.paused_seconds += time.perf_counter() - began
 
@@ -155,13 +161,13 @@ class Saver:
         began: float,
     ) -> None:
         try:
-            path = directory / files.DENSE
+            path = directory / DENSE
             content = io.BytesIO()  # torch doesn't say what is wrong with a disk
             torch.save(dense, content)
             path.write_bytes(content.getbuffer())
             files.finish_part(path)
             self._servers_done.wait()
-            name = None if base is None else files.step_name(base)
+            name = None if base is None else step_name(base)
             files.finish_checkpoint(directory, step=step, base=name, **facts)
             self._settle()
             self.count += 1

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from persia_hpc.checkpoint import files
-from persia_hpc.errors import DataError
+from persia_hpc.checkpoint.manifest import part_path
+from persia_hpc.checkpoint.names import DENSE
 
 from .state import DenseState
 
@@ -20,7 +21,8 @@ def dense_problem(directory: Path, step: int) -> str:
     The checksum is not compared here.
     """
     try:
-        state = DenseState(**_load(directory))
+        path = part_path(directory, DENSE)
+        state = DenseState.of(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # torch says very different things
         return f"can't be read: {_first_line(error)}"
     return "" if state.step == step else f"it is of step {state.step}, the manifest of {step}"
@@ -55,18 +57,9 @@ def _difference(left: Any, right: Any) -> str:
     return f"{int(differs.sum()):,} of {x.numel():,} values differ by at most {most:.6g}"
 
 
-def _load(directory: Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = torch.load(directory / files.DENSE, map_location="cpu", weights_only=True)
-    return loaded
-
-
 def _read(directory: Path) -> dict[str, Any]:
-    try:
-        return _load(directory)
-    except Exception as error:
-        raise DataError(
-            f"{directory / files.DENSE}: can't be read ({_first_line(error)}); use an older checkpoint"
-        ) from error
+    state = DenseState.read(directory)
+    return {field.name: getattr(state, field.name) for field in fields(state) if field.name != "path"}
 
 
 def _first_line(error: Exception) -> str:

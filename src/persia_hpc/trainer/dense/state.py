@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
+import itertools
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,8 +15,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from persia_hpc.checkpoint import files
 from persia_hpc.checkpoint.choose import init_source
+from persia_hpc.checkpoint.manifest import read_manifest, read_part
+from persia_hpc.checkpoint.names import DENSE
 from persia_hpc.config import Config
 from persia_hpc.errors import DataError, UserError
 from persia_hpc.schedule import Schedule
@@ -60,17 +64,39 @@ class DenseState:
     path: str = ""
 
     @classmethod
+    def of(cls, values: Any) -> DenseState:
+        """Returns the state that a loaded `dense.pt` holds.
+
+        Raises ValueError, with what is wrong, if it holds something else.
+        """
+        fields = {field.name: field for field in dataclasses.fields(cls) if field.name != "path"}
+        if not isinstance(values, dict) or not values.keys() <= fields.keys():
+            raise ValueError(f"it holds other values than {', '.join(fields)}")
+        for name, kind in _KINDS.items():
+            if name in values and not isinstance(values[name], kind):
+                raise ValueError(f"{name} is of type {type(values[name]).__name__}, expected {kind.__name__}")
+        try:
+            state = cls(**values)
+            DriverState(**state.driver)
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+        return state
+
+    @classmethod
     def read(cls, directory: Path) -> DenseState:
         """Reads the dense part of a checkpoint.
 
         Raises DataError if the file is damaged.
         """
-        files.check_part(directory, files.read_manifest(directory), files.DENSE, content=True)
-        path = directory / files.DENSE
+        manifest, path = read_manifest(directory), directory / DENSE
+        content = io.BytesIO(read_part(directory, manifest, DENSE))
         try:
-            return cls(**torch.load(path, map_location="cpu", weights_only=True), path=str(path))
+            state = cls.of(torch.load(content, map_location="cpu", weights_only=True))
+            if state.step != manifest["step"]:
+                raise ValueError(f"it is of step {state.step}, the manifest of {manifest['step']}")
         except Exception as error:  # torch says very different things
-            raise DataError(f"{path}: can't be read ({error}); use an older checkpoint") from error
+            raise DataError(f"{path}: can't be read ({_line(error)}); use an older checkpoint") from error
+        return dataclasses.replace(state, path=str(path))
 
     def run_state(self, schedules: Mapping[str, Schedule]) -> RunState:
         """Returns the state of a run that continues here."""
@@ -85,8 +111,8 @@ class DenseState:
         """
         try:
             model.load_state_dict(self.model)
-        except RuntimeError as error:
-            raise UserError(f"{self.path}: the dense model there is not this one: {error}") from None
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{self.path}: the dense model there is not this one: {_line(error)}") from None
 
     def load_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Loads the saved state into an optimizer.
@@ -95,16 +121,51 @@ class DenseState:
         """
         try:
             optimizer.load_state_dict(self.optimizer)
-        except (ValueError, KeyError) as error:
-            raise UserError(f"{self.path}: the optimizer there is not this one: {error}") from None
+            _check_shapes(optimizer)
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{self.path}: the optimizer there is not this one: {_line(error)}") from None
 
     def restore_random_state(self, seed: int, trainer_rank: int, num_trainers: int) -> None:
-        """Restores this trainer's random state; with another number of trainers, draws a new one."""
+        """Restores this trainer's random state; with another number of trainers, draws a new one.
+
+        Raises DataError if it isn't one.
+        """
         if num_trainers == len(self.random):
-            set_random_state(self.random[trainer_rank])
+            try:
+                set_random_state(self.random[trainer_rank])
+            except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise DataError(f"{self.path}: its random state is none ({_line(error)})") from error
         else:
             words = np.random.SeedSequence([seed, self.step, trainer_rank]).generate_state(1, np.uint64)
             torch.manual_seed(int(words[0] >> np.uint64(1)))
+
+
+# Types of what `DenseState` holds, as far as the code relies on them.
+_KINDS = {
+    **dict.fromkeys(("step", "samples"), int),
+    **dict.fromkeys(("model", "optimizer", "driver", "results", "scaler"), dict),
+    "random": list,
+}
+
+
+def _check_shapes(optimizer: torch.optim.Optimizer) -> None:
+    """Checks that what torch's optimizers keep of each parameter has a shape that fits it.
+
+    Raises ValueError if not: the first step would fail.
+    """
+    if not type(optimizer).__module__.startswith("torch.optim"):
+        return
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor) and value.ndim:
+                pairs = itertools.zip_longest(value.shape[::-1], parameter.shape[::-1], fillvalue=1)
+                if any(here not in (1, there) for here, there in pairs):
+                    raise ValueError(f"{name} of shape {list(value.shape)} for {list(parameter.shape)}")
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:297]}..."
 
 
 def dense_states(
