@@ -13,6 +13,7 @@ import h5py
 from persia_hpc.errors import PersiaError, UserError
 
 from . import files
+from .opening import open_shard
 
 _NAME = re.compile(r"step-\d{8,}")
 
@@ -60,7 +61,7 @@ def describe(directory: Path) -> dict[str, Any]:
             "tables": {},
         }
         for name in manifest["shards"]:
-            with h5py.File(directory / name, "r") as shard:
+            with open_shard(directory / name) as shard:
                 for table, group in shard.items():
                     _add_group(facts["tables"].setdefault(table, {}), group)
     except PersiaError as error:

@@ -19,6 +19,7 @@ from persia_hpc.arrays import Array
 from persia_hpc.errors import DataError
 
 from . import files
+from .opening import open_shard
 from .tables import bucket_of
 
 COLUMNS = ("keys", "rows", "state", "stamps", "steps")  # one entry a row
@@ -229,7 +230,7 @@ class CheckpointReader:
         for name in manifest["shards"]:
             files.check_part(directory, manifest, name, content=not self._checked)
             try:
-                file = self._stack.enter_context(h5py.File(directory / name, "r"))
+                file = self._stack.enter_context(open_shard(directory / name))
                 for table, group in file.items():
                     parts.setdefault(table, []).append(TablePart(group))
             except (OSError, KeyError, RuntimeError) as error:

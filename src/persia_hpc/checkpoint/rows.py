@@ -15,11 +15,11 @@ from persia_hpc._native import Table
 from persia_hpc.arrays import Array
 from persia_hpc.config import load_config
 from persia_hpc.errors import DataError, UserError
-from persia_hpc.samples.names import open_to_read
 from persia_hpc.table_layout import TableLayout
 
 from . import files
 from .ahead import one_ahead
+from .opening import open_shard
 from .tables import bucket_of, table_attributes
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _open_shards(directory: Path, manifest: Mapping[str, Any]) -> list[h5py.File
     for name in manifest["shards"]:
         files.check_part(directory, manifest, name, content=False)
         try:
-            opened.append(open_to_read(str(directory / name)))
+            opened.append(open_shard(directory / name))
         except OSError as error:
             raise DataError(
                 f"{directory / name}: can't be read ({error}); use an older checkpoint"

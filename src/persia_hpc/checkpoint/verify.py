@@ -24,6 +24,7 @@ from . import files
 from .columns import Part, check_of, pieces
 from .listing import count_text
 from .merged import CheckpointReader, key_ranges
+from .opening import open_shard
 from .tables import table_attributes
 
 CheckDense = Callable[[Path, int], str]
@@ -185,9 +186,12 @@ class _Shards:
                 self.readable = False
                 continue
             try:
-                with h5py.File(path, "r") as shard:
+                with open_shard(path) as shard:
                     for table, group in shard.items():
                         yield from self._group(f"{name}: table {table!r}", name, group, specs.get(table))
+            except DataError as error:
+                self.readable = False
+                yield _plain(error).removeprefix(f"{self.report.directory}/")
             except _READ_ERRORS as error:
                 self.readable = False
                 yield f"{name}: can't be opened: {error}"
