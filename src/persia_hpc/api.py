@@ -11,7 +11,7 @@ from .config import Config, load_config
 from .job.facts import facts_of_sources
 from .job.sources import open_sources
 from .job.task import Task
-from .launch.environment import inside_mpi
+from .launch.environment import inside_mpi, keep_to_loopback
 from .reporting.events import MetricLogger
 from .runtime.stop import StopSignals
 
@@ -96,6 +96,7 @@ def _config(source: ConfigLike, set: Mapping[str, Any] | None) -> Config:
 def _run(config: Config, task: Task) -> dict[str, Any]:
     with StopSignals() as stop:
         if inside_mpi():
+            keep_to_loopback()
             from .job.rank import run_in_mpi
 
             return run_in_mpi(config, task, stop)
