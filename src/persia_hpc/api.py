@@ -65,26 +65,31 @@ def run(
     return _run(_config(config, set), Task(main, quiet=quiet))
 
 
-def load(path: str | Path) -> LoadedRun:
-    """Opens a checkpoint (`runs/1/latest`) or a run directory without MPI; see `job.loaded_run.LoadedRun`."""
+def load(path: str | Path, *, trust: bool = False) -> LoadedRun:
+    """Opens a checkpoint (`runs/1/latest`) or a run directory without MPI; see `job.loaded_run.LoadedRun`.
+
+    trust: the code that the run names, such as its model, may be imported although it is another user's run.
+    """
     from .job.loaded_run import LoadedRun
 
-    return LoadedRun(Path(path))
+    return LoadedRun(Path(path), trust=trust)
 
 
-def evaluate(run: str, split: str = "test", set: Mapping[str, Any] | None = None) -> dict[str, float]:
+def evaluate(
+    run: str, split: str = "test", set: Mapping[str, Any] | None = None, *, trust: bool = False
+) -> dict[str, float]:
     """Returns metrics of a run's last checkpoint on one of its splits, in this process."""
     from .job.loaded_run import LoadedRun
 
-    return LoadedRun(Path(run), set).evaluate(split)
+    return LoadedRun(Path(run), set, trust=trust).evaluate(split)
 
 
-def predict(run: str, data: Sequence[str], out: str) -> int:
+def predict(run: str, data: Sequence[str], out: str, *, trust: bool = False) -> int:
     """Writes the probability of each sample of `data` (HDF5 globs) to `out`; returns the number of rows.
 
     The name `out` ends in .h5 or .csv.
     """
-    return load(run).predict(list(data), Path(out))
+    return load(run, trust=trust).predict(list(data), Path(out))
 
 
 def _config(source: ConfigLike, set: Mapping[str, Any] | None) -> Config:

@@ -29,9 +29,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     parser = _make_parser(given)
     options = parser.parse_args(given)
-    # As with `python script.py`: the user's modules lie in the current directory.
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
     keep_to_loopback()
     try:
         code = options.command_module.run(options)

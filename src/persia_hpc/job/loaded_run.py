@@ -25,6 +25,7 @@ from persia_hpc.samples.source import open_source
 from persia_hpc.trainer.batch import make_inputs
 from persia_hpc.trainer.session import Session
 
+from .consent import agree_to_import
 from .facts import make_facts
 from .local_stream import LocalStream, local_server
 from .training import make_session
@@ -33,8 +34,12 @@ from .training import make_session
 class LoadedRun:
     """Holds a checkpoint with all its tables in this process's memory; no method changes them."""
 
-    def __init__(self, path: Path, set: Mapping[str, Any] | None = None):
-        """Loads a checkpoint; `set` overrides configuration keys, such as {"data.test": ["other.h5"]}."""
+    def __init__(self, path: Path, set: Mapping[str, Any] | None = None, *, trust: bool = False):
+        """Loads a checkpoint; `set` overrides configuration keys, such as {"data.test": ["other.h5"]}.
+
+        trust: `model`, `evaluate` and `predict` may import the code that another user's run names.
+        """
+        self._trust = trust
         self.path = find_checkpoint(path)
         manifest = read_manifest(self.path)
         self.config = load_config(manifest["config"], set)
@@ -78,7 +83,11 @@ class LoadedRun:
         return found if hashing is None else found.reshape(-1, hashing.rounds, found.shape[1]).sum(axis=1)
 
     def model(self) -> torch.nn.Module:
-        """Returns the dense model with its trained parameters, on the CPU."""
+        """Returns the dense model with its trained parameters, on the CPU.
+
+        Raises UserError for another user's run that names code, unless it was loaded with `trust`.
+        """
+        agree_to_import(self.config, self.path, trust=self._trust)
         model = build_model(self.config.model.class_name, self.inputs, dict(self.config.model.arguments))
         dense = torch.load(self.path / "dense.pt", map_location="cpu", weights_only=True)
         model.load_state_dict(dense["model"])
@@ -141,9 +150,10 @@ class LoadedRun:
                 f"{patterns[0]} has dense features {', '.join(source.schema.dense_names) or 'none'}, "
                 f"the model was trained with {', '.join(self.schema.dense_names) or 'none'}"
             )
+        model = self.model()  # before anything else that the run names is imported
         sync = dataclasses.replace(self.config, mode="sync", staleness_bound=0)
         facts = make_facts(sync, self.schema, {"test": source.num_samples})
         stream = LocalStream(facts, {"test": source}, self._server)
         session = make_session(facts, stream, device=torch.device("cpu"))
-        session.prepare(self.model())
+        session.prepare(model)
         return session
