@@ -11,7 +11,7 @@ from .config import Config, load_config
 from .job.facts import facts_of_sources
 from .job.sources import open_sources
 from .job.task import Task
-from .launch.environment import inside_mpi
+from .launch.environment import inside_mpi, keep_to_loopback
 from .reporting.events import MetricLogger
 from .runtime.stop import StopSignals
 
@@ -67,29 +67,32 @@ def run(
     return _run(_config(config, set), Task(main, quiet=quiet))
 
 
-def load(path: str | Path) -> LoadedRun:
+def load(path: str | Path, *, trust: bool = False) -> LoadedRun:
     """Opens a checkpoint (`runs/1/latest`), or of a run directory its best or latest one, without MPI.
 
     Returns a `job.loaded_run.LoadedRun`.
+    trust: the code that the run names, such as its model, may be imported although it is another user's run.
     """
     from .job.loaded_run import LoadedRun
 
-    return LoadedRun(Path(path))
+    return LoadedRun(Path(path), trust=trust)
 
 
-def evaluate(run: str, split: str = "test", set: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def evaluate(
+    run: str, split: str = "test", set: Mapping[str, Any] | None = None, *, trust: bool = False
+) -> dict[str, Any]:
     """Returns metrics of a checkpoint (see `load`) on one of its splits, in this process."""
     from .job.loaded_run import LoadedRun
 
-    return LoadedRun(Path(run), set).evaluate(split)
+    return LoadedRun(Path(run), set, trust=trust).evaluate(split)
 
 
-def predict(run: str, data: Sequence[str], out: str) -> int:
+def predict(run: str, data: Sequence[str], out: str, *, trust: bool = False) -> int:
     """Writes the probability of each sample of `data` (HDF5 globs) to `out`; returns the number of rows.
 
     The name `out` ends in .h5 or .csv.
     """
-    return load(run).predict(list(data), Path(out))
+    return load(run, trust=trust).predict(list(data), Path(out))
 
 
 def _config(source: ConfigLike, set: Mapping[str, Any] | None) -> Config:
@@ -101,6 +104,7 @@ def _config(source: ConfigLike, set: Mapping[str, Any] | None) -> Config:
 def _run(config: Config, task: Task) -> dict[str, Any]:
     with StopSignals() as stop:
         if inside_mpi():
+            keep_to_loopback()
             from .job.rank import run_in_mpi
 
             return run_in_mpi(config, task, stop)

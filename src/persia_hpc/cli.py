@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .errors import EXIT_FAILURE, PersiaError
+from .launch.environment import inside_mpi, keep_to_loopback, world_rank_of
 
 COMMANDS = (
     *("train", "submit", "status", "evaluate", "predict", "preprocess", "inspect", "checkpoint"),
@@ -28,9 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     parser = _make_parser(given)
     options = parser.parse_args(given)
-    # As with `python script.py`: the user's modules lie in the current directory.
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    keep_to_loopback()
     try:
         code = options.command_module.run(options)
         sys.stdout.flush()
@@ -90,8 +89,6 @@ class _Version(argparse.Action):
 
 def _speaks() -> bool:
     """Whether this process is the one of its job that reports an error all ranks have."""
-    from .launch.environment import inside_mpi, world_rank_of
-
     return not inside_mpi() or world_rank_of() in (None, 0)
 
 

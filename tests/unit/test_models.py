@@ -261,9 +261,10 @@ def user_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     (tmp_path / "my_failing.py").write_text("\n\nraise RuntimeError('no good')\n")
     (tmp_path / "my_import.py").write_text("import surely_not_installed\n")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
     before, path = set(sys.modules), list(sys.path)
     yield tmp_path
-    assert sys.path == path
+    assert [folder for folder in sys.path if folder != str(tmp_path)] == path
     for name in set(sys.modules) - before:
         if name.startswith("my_"):
             del sys.modules[name]

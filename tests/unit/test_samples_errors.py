@@ -172,6 +172,22 @@ def test_a_flipped_byte_is_found_by_the_checksum(path: Path) -> None:
     source.read(3 * CHUNK, ROWS)
 
 
+@pytest.mark.parametrize("compression", layout.COMPRESSIONS)
+@pytest.mark.parametrize("byte", [0, 255])
+def test_a_chunk_of_equal_bytes_is_found_by_the_checksum(tmp_path: Path, compression: str, byte: int) -> None:
+    """What a disk gives for a block that it has lost; the fletcher32 sum of both is valid."""
+    path = Path(write(tmp_path / "a.h5", random_batch(ROWS), chunk_rows=CHUNK, compression=compression))
+    with h5py.File(path) as file:
+        chunks = [file[name].id.get_chunk_info(1) for name in ("dense", "ids/user", "label")]
+    good = path.read_bytes()
+    for chunk in chunks:
+        lost = bytearray(good)
+        lost[chunk.byte_offset : chunk.byte_offset + chunk.size] = bytes([byte]) * chunk.size
+        path.write_bytes(lost)
+        with pytest.raises(DataError, match=r"rows 64 to 128: .*damaged"):
+            open_source([str(path)]).read(CHUNK, 2 * CHUNK)
+
+
 def test_a_file_truncated_after_opening_is_named(template: Path, path: Path) -> None:
     source = open_source([str(template), str(path)])
     source.read(0, ROWS)

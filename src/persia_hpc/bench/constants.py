@@ -11,7 +11,6 @@ import argparse
 import dataclasses
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +26,7 @@ from persia_hpc.cost_model.constants import NAMES, Constants
 from persia_hpc.cost_model.costs import Dense, Job, count_costs
 from persia_hpc.cost_model.work import BatchWork, batch_work
 from persia_hpc.job.trial import Trial, count_batches
-from persia_hpc.launch.mpiexec import find_launcher
+from persia_hpc.launch.mpiexec import MPI_PYTHON, find_launcher
 from persia_hpc.topology.roles import make_plan
 
 from . import ring, table
@@ -170,7 +169,7 @@ def _rings(say: Say) -> dict[str, float]:
 def _allreduce(say: Say) -> dict[str, float]:
     say("AllReduce of two ranks")
     launcher = find_launcher()
-    program = [sys.executable, "-m", "mpi4py", "-m", "persia_hpc.bench.allreduce_ranks"]
+    program = [*MPI_PYTHON, "-m", "persia_hpc.bench.allreduce_ranks"]
     environment = {**launcher.environment(os.environ), "OMP_NUM_THREADS": "1"}
     seen = run_program(launcher.command(2, program), environment=environment)
     (_, short), (size, long) = sorted((int(size), each) for size, each in seen["seconds"].items())

@@ -11,13 +11,12 @@ import argparse
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 from persia_hpc.errors import PersiaError, UserError
 from persia_hpc.launch.environment import inside_mpi
-from persia_hpc.launch.mpiexec import find_launcher
+from persia_hpc.launch.mpiexec import MPI_PYTHON, find_launcher
 
 from .measure import Result, summarize
 
@@ -36,7 +35,7 @@ def measure(options: argparse.Namespace) -> Iterator[Result]:
             "bench ring was started by an MPI launcher, and starts two ranks itself; run it without one"
         )
     launcher = find_launcher()
-    program = [sys.executable, "-m", "mpi4py", "-m", "persia_hpc.bench.ring_ranks", str(options.repeats)]
+    program = [*MPI_PYTHON, "-m", "persia_hpc.bench.ring_ranks", str(options.repeats)]
     environment = {**launcher.environment(os.environ), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         launcher.command(2, program),

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from persia_hpc.launch.mpiexec import MPI_PYTHON
 
 from .measure import Result, Timing, available_cores, summarize
 from .train_jobs import prepare_data, run_job, run_local, run_program, w0_settings
@@ -79,7 +80,7 @@ def _measure_batch(
     if len(cores) > 1:
         jobs["1+1+1 pinned"] = lambda: run_job(folder, traced if options.trace else settings[1], pins)
     size = ["--data", str(data), "--batch", str(batch), "--samples", str(options.samples // 4)]
-    program = [sys.executable, "-m", "persia_hpc.bench.train_dense"]
+    program = [*MPI_PYTHON, "-m", "persia_hpc.bench.train_dense"]
     limits: dict[str, Callable[[], dict[str, Any]]] = {
         name: lambda case=case, threads=threads, core=core: run_program(  # type: ignore[misc]
             [*program, case, *size, "--threads", str(threads)], core

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 
 from persia_hpc.config import load_config, to_toml
 from persia_hpc.errors import PersiaError
+from persia_hpc.launch.mpiexec import MPI_PYTHON
 from persia_hpc.launch.registry import RankRecord, read_ranks, read_summary
 from persia_hpc.samples.source import open_source
 
@@ -123,7 +123,7 @@ def run_local(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     run_dir = folder / "run"
     shutil.rmtree(run_dir, ignore_errors=True)
     program = "import json, sys, persia_hpc as ph; ph.train(json.loads(sys.argv[1]), quiet=True)"
-    _run([sys.executable, "-c", program, json.dumps({**settings, "run_dir": str(run_dir)})])
+    _run([*MPI_PYTHON, "-c", program, json.dumps({**settings, "run_dir": str(run_dir)})])
     summary = read_summary(run_dir)
     assert summary is not None
     return summary
@@ -155,4 +155,4 @@ def _run(command: Sequence[str], before: Any = None, environment: Mapping[str, s
 
 def cli() -> list[str]:
     """Returns the command that calls `persia-hpc` of this very installation."""
-    return [sys.executable, "-m", "persia_hpc.cli"]
+    return [*MPI_PYTHON, "-m", "persia_hpc.cli"]

@@ -11,6 +11,7 @@ import numpy as np
 
 from persia_hpc.arrays import Array
 from persia_hpc.errors import DataError
+from persia_hpc.samples.containment import StorageError, check_stored
 from persia_hpc.samples.names import open_to_read
 from persia_hpc.table_layout import TableLayout
 
@@ -58,10 +59,12 @@ def make_group(shard: h5py.File, table: str) -> h5py.Group:
 def open_shard(path: Path) -> h5py.File:
     """Opens a server's file to read.
 
-    Raises DataError if it can't be opened.
+    Raises DataError if it can't be opened, or refers to another file.
     """
     try:
         return open_to_read(str(path))
+    except StorageError as error:
+        raise DataError(f"{error.problem}; use an older checkpoint") from error
     except (OSError, RuntimeError) as error:
         raise DataError(
             f"{path}: can't be read ({' '.join(str(error).split())}); use an older checkpoint"
@@ -75,6 +78,8 @@ def groups_of(shard: h5py.File) -> dict[str, h5py.Group]:
     """
     try:
         return dict(_groups(shard))
+    except StorageError as error:
+        raise DataError(f"{shard.filename}: {error.problem}; use an older checkpoint") from error
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise DataError(
             f"{shard.filename}: can't be read ({' '.join(str(error).split())}); use an older checkpoint"
@@ -94,21 +99,4 @@ def _groups(parent: h5py.Group) -> Iterator[tuple[str, h5py.Group]]:
         elif parent.name == "/":
             raise ValueError(f"{name!r} is not the group of a table")
         else:
-            _check_stored(entry)
-
-
-def _check_stored(dataset: h5py.Dataset) -> None:
-    """Checks that the file itself has all values of a dataset.
-
-    Raises ValueError if they lie in another file, or nowhere.
-    """
-    settings = dataset.id.get_create_plist()
-    if dataset.is_virtual or settings.get_external_count():
-        raise ValueError(f"{dataset.name} lies in another file")
-    if dataset.chunks is not None:
-        needed = int(np.prod([-(-n // c) for n, c in zip(dataset.shape, dataset.chunks, strict=True)]))
-        missing = dataset.id.get_num_chunks() != needed
-    else:
-        missing = dataset.id.get_storage_size() < dataset.nbytes
-    if missing:
-        raise ValueError(f"{dataset.name} lacks some of its values")
+            check_stored(entry.name, entry.id)

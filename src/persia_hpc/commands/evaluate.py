@@ -32,6 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="replaces a key of the run's configuration",
     )
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="import the model and other code that the run names, although it is another user's run",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -39,5 +44,5 @@ def run(options: argparse.Namespace) -> int:
     changes = parse_set(options.set)
     from persia_hpc import api
 
-    print(json.dumps(api.evaluate(options.run_dir, options.split, changes)))
+    print(json.dumps(api.evaluate(options.run_dir, options.split, changes, trust=options.trust)))
     return EXIT_OK

@@ -22,6 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", metavar="RUN", help="run directory or checkpoint, for instance runs/1")
     parser.add_argument("--data", metavar="FILE", nargs="+", required=True, help="HDF5 files or patterns")
     parser.add_argument("--out", metavar="FILE", required=True, help="what to write: a .csv or .h5 file")
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="import the model and other code that the run names, although it is another user's run",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -33,6 +38,6 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"--out {options.out}: expected a name that ends in .csv or .h5")
     from persia_hpc import api
 
-    rows = api.predict(options.run_dir, options.data, options.out)
+    rows = api.predict(options.run_dir, options.data, options.out, trust=options.trust)
     print(f"{rows} rows written to {options.out}")
     return EXIT_OK

@@ -26,6 +26,7 @@ from persia_hpc.trainer.batch import make_inputs
 from persia_hpc.trainer.dense.state import DenseState
 from persia_hpc.trainer.session import Session
 
+from .consent import agree_to_import
 from .facts import make_facts
 from .local_stream import LocalStream, local_server
 from .training import make_session
@@ -34,8 +35,12 @@ from .training import make_session
 class LoadedRun:
     """Holds a checkpoint with all its tables in this process's memory; no method changes them."""
 
-    def __init__(self, path: Path, set: Mapping[str, Any] | None = None):
-        """Loads a checkpoint; `set` overrides configuration keys, such as {"data.test": ["other.h5"]}."""
+    def __init__(self, path: Path, set: Mapping[str, Any] | None = None, *, trust: bool = False):
+        """Loads a checkpoint; `set` overrides configuration keys, such as {"data.test": ["other.h5"]}.
+
+        trust: `model`, `evaluate` and `predict` may import the code that another user's run names.
+        """
+        self._trust = trust
         self.path = find_checkpoint(path)
         say_choice(path)
         manifest = read_manifest(self.path)
@@ -82,8 +87,10 @@ class LoadedRun:
     def model(self) -> torch.nn.Module:
         """Returns the dense model with its trained parameters, on the CPU.
 
-        Raises DataError for a damaged dense part, UserError for a model with other parameters.
+        Raises DataError for a damaged dense part, UserError for a model with other parameters and for another
+        user's run that names code, unless it was loaded with `trust`.
         """
+        agree_to_import(self.config, self.path, trust=self._trust)
         model = build_model(self.config.model.class_name, self.inputs, dict(self.config.model.arguments))
         DenseState.read(self.path).load_model(model)
         return model.eval()
@@ -142,9 +149,10 @@ class LoadedRun:
     def _session(self, patterns: Sequence[str], *, labels: bool) -> Session:
         source = open_source(list(patterns), features=list(self.schema.feature_names))
         check_scorable(source, self.schema, f"the training of {self.path}", labels=labels)
+        model = self.model()  # before anything else that the run names is imported
         sync = dataclasses.replace(self.config, mode="sync", staleness_bound=0)
         facts = make_facts(sync, self.schema, {"test": source.num_samples})
         stream = LocalStream(facts, {"test": source}, self._server)
         session = make_session(facts, stream, device=torch.device("cpu"))
-        session.prepare(self.model())
+        session.prepare(model)
         return session

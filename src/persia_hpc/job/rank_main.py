@@ -1,4 +1,4 @@
-"""Runs a rank inside MPI: `python -m mpi4py -m persia_hpc.job.rank_main --run-dir RUN`."""
+"""Runs a rank inside MPI: `python -m mpi4py -m persia_hpc.job.rank_main --run-dir RUN`, or the like."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from persia_hpc.config import Config, load_config
 from persia_hpc.errors import EXIT_AGAIN, AgreedExit
 from persia_hpc.launch.ending import abort
-from persia_hpc.launch.environment import supervised, world_rank_of
+from persia_hpc.launch.environment import keep_to_loopback, supervised, world_rank_of
 from persia_hpc.launch.registry import finish_rank, register_rank, report_failure
 from persia_hpc.runtime.stop import StopSignals
 
@@ -69,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--quiet", action="store_true")
     options = parser.parse_args(arguments)
+    keep_to_loopback()
     config = load_config(options.run_dir / "config.toml")
     run_rank(config, options.run_dir, Task(quiet=options.quiet), supervised=supervised())
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from persia_hpc.errors import EXIT_FAILURE, EXIT_OK, UserError
 
-from .mpiexec import find_launcher
+from .mpiexec import ELSEWHERE, MPI_PYTHON, find_launcher
 
 GOOD, NOTE, BAD = "ok", "note", "BAD"
 Line = tuple[str, str, str, str]  # level, what, what was found, how to repair it
@@ -101,7 +101,9 @@ def _python() -> list[Line]:
 
 
 def _native() -> list[Line]:
-    code, _, text = _run([sys.executable, "-c", "import persia_hpc._native as n; print('PROBE1')"])
+    code, _, text = _run(
+        [sys.executable, "-c", ELSEWHERE + "import persia_hpc._native as n; print('PROBE1')"]
+    )
     if code == 0:
         return [(GOOD, "native extension", "loads", "")]
     missing = importlib.util.find_spec("persia_hpc._native") is None
@@ -119,7 +121,7 @@ def _mpi() -> list[Line]:
     except UserError as error:
         return [*lines, (BAD, "mpiexec", str(error), "")]
     lines.append((GOOD, "mpiexec", f"{launcher.path} ({launcher.flavour})", ""))
-    command = launcher.command(2, [sys.executable, "-m", "mpi4py", "-c", _MPI_PROBE])
+    command = launcher.command(2, [*MPI_PYTHON, "-c", _MPI_PROBE])
     code, probe, text = _run(command, launcher.environment(os.environ))
     if probe is None:
         return [
@@ -150,7 +152,7 @@ def _mpi() -> list[Line]:
 
 
 def _torch() -> list[Line]:
-    code, probe, text = _run([sys.executable, "-c", _TORCH_PROBE])
+    code, probe, text = _run([sys.executable, "-c", ELSEWHERE + _TORCH_PROBE])
     if probe is None:
         return [(BAD, "torch", f"can't be imported ({code}): {_last_line(text)}", "pip install torch")]
     lines: list[Line] = [(GOOD, "torch", probe["version"], "")]
@@ -173,7 +175,7 @@ def _torch() -> list[Line]:
 def _horovod() -> list[Line]:
     if importlib.util.find_spec("horovod") is None:
         return [(BAD, "horovod", "not installed; more than one trainer needs it", _BUILD_HOROVOD)]
-    _, probe, text = _run([sys.executable, "-c", _HOROVOD_PROBE])
+    _, probe, text = _run([sys.executable, "-c", ELSEWHERE + _HOROVOD_PROBE])
     if probe is None:
         return [(BAD, "horovod", f"can't be imported: {_last_line(text)}", _BUILD_HOROVOD)]
     if not probe["mpi"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 
 SUPERVISED = "PERSIA_HPC_SUPERVISED"  # set by the supervisor in every rank
 # Set by a launcher in every rank; SLURM_* need more care.
@@ -34,3 +34,38 @@ def world_rank_of(environment: Mapping[str, str] = os.environ) -> int | None:
 def supervised(environment: Mapping[str, str] = os.environ) -> bool:
     """Says whether the supervisor started this rank's job, and tells the user how it ended."""
     return SUPERVISED in environment
+
+
+# Of each launcher: the variables in which it tells a rank how many ranks are on this host, and in all.
+_SIZES = (
+    ("MPI_LOCALNRANKS", "PMI_SIZE"),
+    ("OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_COMM_WORLD_SIZE"),
+    ("SLURM_STEP_NUM_NODES", None),
+)
+# How MPI libraries are told to open ports on the loopback interface only, or, in Open MPI, none at all: UCX
+# and libfabric, which MPICH and Open MPI use, and Open MPI's own TCP. Ranks of one host share memory anyway.
+_LOOPBACK = {
+    "UCX_NET_DEVICES": "lo",
+    "FI_TCP_IFACE": "lo",
+    "FI_SOCKETS_IFACE": "lo",
+    "OMPI_MCA_btl": "^tcp",
+}
+
+
+def keep_to_loopback(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Keeps other hosts out of a job whose ranks are all on this one; to be called before MPI starts.
+
+    What the user has set stays, and a job of several hosts is left alone.
+    """
+    if inside_mpi(environment) and _on_one_host(environment):
+        for name, value in _LOOPBACK.items():
+            environment.setdefault(name, value)
+
+
+def _on_one_host(environment: Mapping[str, str]) -> bool:
+    if "SLURM_HET_SIZE" in environment:  # what a rank is told concerns its own component
+        return False
+    for here, in_all in _SIZES:
+        if here in environment and (in_all is None or in_all in environment):
+            return environment[here] == ("1" if in_all is None else environment[in_all])
+    return False

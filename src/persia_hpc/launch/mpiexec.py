@@ -13,6 +13,11 @@ from pathlib import Path
 
 from persia_hpc.errors import UserError
 
+# `python -c` and `python -m` look for modules in the current directory first, which may be a folder of data.
+ELSEWHERE = "import sys; sys.path[:] = [folder for folder in sys.path if folder]\n"
+# Like `python -m mpi4py`, which ends the whole job when a rank fails.
+MPI_PYTHON = (sys.executable, "-c", f"{ELSEWHERE}from mpi4py.run import main; main()")
+
 
 @dataclass(frozen=True)
 class Launcher:

@@ -20,14 +20,14 @@ from persia_hpc.config import Config
 
 from .deaths import Death, DeathWatch
 from .environment import SUPERVISED
-from .mpiexec import Launcher, find_launcher
+from .mpiexec import MPI_PYTHON, Launcher, find_launcher
 from .registry import RankRecord, beacon_path, read_ranks
 from .relay import Relay
 from .run_dir import make_run_dir, write_config
 from .shared_memory import SharedMemory
 from .verdict import Ending, verdict
 
-RANK_PROGRAM = (sys.executable, "-m", "mpi4py", "-m", "persia_hpc.job.rank_main")
+RANK_PROGRAM = (*MPI_PYTHON, "-m", "persia_hpc.job.rank_main")
 LAUNCHER_GRACE_SECONDS = 3.0  # after the first death the launcher may end the job by itself
 FAILURE_GRACE_SECONDS = 10.0  # after a rank has written down why the job fails
 START_GRACE_SECONDS = 5.0  # after a signal while ranks still start, which then have nothing to save

@@ -16,7 +16,9 @@ import numpy.typing as npt
 from h5py import h5d, h5p, h5s, h5t, h5z
 
 from persia_hpc.errors import DataError, UserError
+from persia_hpc.samples.attributes import bounds, check_counts, is_true
 from persia_hpc.samples.batch import MAX_IDS, IdColumn, SampleBatch
+from persia_hpc.samples.containment import check_written
 from persia_hpc.samples.schema import SCHEMA_VERSION, DatasetSchema, FeatureSchema
 
 from . import names as layout
@@ -64,6 +66,7 @@ def scan(path: str) -> FileInfo:
 
 
 def _scan_open(path: str, file: h5py.File) -> FileInfo:
+    check_counts(path, file)
     version = file.attrs.get(layout.SCHEMA_VERSION_ATTRIBUTE)
     declared = file.attrs.get(layout.NUM_SAMPLES)
     unlabelled = declared is not None and not np.size(file.attrs.get(layout.LABEL_NAMES, ()))
@@ -131,10 +134,10 @@ def _scan_open(path: str, file: h5py.File) -> FileInfo:
         path,
         num_samples,
         schema,
-        dense_checked=K == 0 or bool(file.attrs.get(layout.DENSE_FINITE, False)),
-        labels_checked=bool(np.isfinite(_attribute(file, layout.LABEL_MIN, layout.LABEL_MAX, L)).all()),
-        binary_checked=bool(np.all(file.attrs.get(layout.LABEL_BINARY, False))),
-        weight_checked=bool((_attribute(file, layout.WEIGHT_MIN, layout.WEIGHT_MAX, 1) >= 0).all()),
+        dense_checked=K == 0 or is_true(file, layout.DENSE_FINITE),
+        labels_checked=not np.isnan(bounds(file, layout.LABEL_MIN, layout.LABEL_MAX, L)).any(),
+        binary_checked=is_true(file, layout.LABEL_BINARY, L),
+        weight_checked=bool((bounds(file, layout.WEIGHT_MIN, layout.WEIGHT_MAX, 1) >= 0).all()),
     )
 
 
@@ -150,12 +153,6 @@ def read_times(path: str, begin: int, end: int) -> npt.NDArray[np.int64]:
         raise DataError(
             f"{path}: /{layout.TIME}, rows {begin} to {end}: {_reason(error)}; {FIX_DAMAGED}"
         ) from error
-
-
-def _attribute(file: h5py.File, low: str, high: str, size: int) -> npt.NDArray[np.float64]:
-    """Both attributes as one array of 2 · size numbers; NaN when they aren't there as expected."""
-    numbers = [np.asarray(file.attrs.get(name, np.nan), np.float64).reshape(-1) for name in (low, high)]
-    return np.concatenate(numbers) if all(len(n) == size for n in numbers) else np.full(2 * size, np.nan)
 
 
 def _reason(error: Exception) -> str:
@@ -188,6 +185,7 @@ class _Shapes:
                     f"{what}: compressed with HDF5 filter {code} ({label.decode(errors='replace')}), which "
                     "isn't installed; install its plugin or repack the file with h5repack"
                 )
+        check_written(what, dataset.id)
         return dataset
 
     def rows(self, dataset: h5py.Dataset, expected: int) -> None:
@@ -218,7 +216,12 @@ class _Shapes:
         found = self._file.attrs.get(attribute)
         if found is None:
             return default
-        return [n.decode() if isinstance(n, bytes) else str(n) for n in np.atleast_1d(found)]
+        names = [n.decode() if isinstance(n, bytes) else str(n) for n in np.atleast_1d(found)]
+        if bad := [n for n in names if "/" in n]:  # it would be looked for in another group
+            raise UserError(
+                f"{self._path}: attribute {attribute}: got {bad[0]!r}, expected names without '/'"
+            )
+        return names
 
     def column_names(self, attribute: str, default: list[str]) -> tuple[str, ...]:
         names = self.names(attribute, default)

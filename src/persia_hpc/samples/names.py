@@ -9,6 +9,8 @@ import hdf5plugin
 
 from persia_hpc.errors import UserError
 
+from .containment import check_contained
+
 IDS = "ids"
 VALUES = "values"
 OFFSETS = "offsets"
@@ -39,7 +41,7 @@ COMPRESSIONS = ("lz4", "gzip", "none")
 
 
 def compression_options(compression: str) -> dict[str, Any]:
-    """Returns the arguments of `create_dataset` for one of `COMPRESSIONS`, always with fletcher32 checksums.
+    """Returns the arguments of `create_dataset` for one of `COMPRESSIONS`, always with checksums.
 
     Raises UserError for any other name.
     """
@@ -49,15 +51,30 @@ def compression_options(compression: str) -> dict[str, Any]:
     if compression == "gzip":
         return {"fletcher32": True, "compression": "gzip", "compression_opts": 1, "shuffle": True}
     if compression == "none":
-        return {"fletcher32": True}
+        # zlib's container without compression, which checks its Adler-32 sum: the fletcher32 sum of zeros is
+        # zero, so a chunk that a disk has lost would pass it. It is quicker to check, too.
+        return {"compression": "gzip", "compression_opts": 0}
     raise UserError(f"compression: got {compression!r}, expected one of {', '.join(COMPRESSIONS)}")
 
 
-def open_to_read(path: str) -> h5py.File:
-    """Opens a file read-only.
+def open_to_read(path: str, *, written: bool = False) -> h5py.File:
+    """Opens a file read-only, if it refers to no other file.
 
-    Raises OSError as h5py does.
+    written: also refuse datasets with parts that were never written.
+    Raises OSError as h5py does, UserError if the file isn't contained in itself (`samples.containment`).
     """
+    file = _open(path)
+    try:
+        check_contained(file, written=written)
+    except BaseException as error:
+        file.close()
+        if isinstance(error, KeyError | RuntimeError | ValueError):  # h5py's words for damaged structure
+            raise OSError(str(error)) from error
+        raise
+    return file
+
+
+def _open(path: str) -> h5py.File:
     # Locks fail on many network file systems, and a reader of finished files needs none. But HDF5 refuses to
     # open a file twice in one process with different lock settings, so then find those of its other user.
     for locking in (False, None, True):

@@ -1,0 +1,90 @@
+"""A shard that takes rows from elsewhere, or that has rows never written, is refused by all who open it."""
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+import persia_hpc as ph
+from persia_hpc.errors import DataError
+from tests.support.checkpoints import change_shard, persia, train_runs
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_runs(tmp_path_factory.mktemp("runs"), "a")
+
+
+@pytest.fixture
+def checkpoint(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in [n for n in os.environ if n.startswith(("PMI", "OMPI", "SLURM"))]:
+        monkeypatch.delenv(name)
+    shutil.copytree(runs / "a", tmp_path / "a", symlinks=True)
+    with h5py.File(tmp_path / "a" / "other.h5", "w") as other:
+        other["rows"] = np.ones((10_000, 4), np.float32)
+    return (tmp_path / "a" / "latest").resolve()
+
+
+def linked(shard: h5py.File) -> None:
+    del shard["item/rows"]
+    shard["item/rows"] = h5py.ExternalLink("../other.h5", "/rows")
+
+
+def linked_table(shard: h5py.File) -> None:
+    shard["zz"] = h5py.ExternalLink("../other.h5", "/")
+
+
+def virtual(shard: h5py.File) -> None:
+    old = shard["item/rows"]
+    layout = h5py.VirtualLayout(old.shape, old.dtype)
+    del shard["item/rows"]
+    shard.create_virtual_dataset("item/rows", layout)
+
+
+def external(shard: h5py.File) -> None:
+    shape = shard["item/rows"].shape
+    del shard["item/rows"]
+    storage = [("../other.h5", 0, int(np.prod(shape)) * 4)]
+    shard.create_dataset("item/rows", shape, np.float32, external=storage)
+
+
+def unwritten(shard: h5py.File) -> None:
+    shape = shard["item/rows"].shape
+    del shard["item/rows"]
+    shard.create_dataset("item/rows", shape, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (linked, "/item/rows: got a link into another file"),
+        (linked_table, "/zz: got a link into another file"),
+        (virtual, "/item/rows: got a virtual dataset"),
+        (external, "/item/rows: got external storage"),
+        (unwritten, "/item/rows: got a dataset of shape .* with nothing written"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_such_a_shard_is_refused(
+    checkpoint: Path,
+    change: Callable[[h5py.File], None],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    change_shard(checkpoint, change)  # with the checksum in the manifest
+    said = f"{checkpoint / 'server-0000.h5'}: {message}.*; use an older checkpoint$"
+    with pytest.raises(DataError, match=said):
+        ph.load(checkpoint)
+    out = checkpoint.parent / "item.parquet"
+    code, _, error = persia(capsys, "export", checkpoint, "--table", "item", "--out", out)
+    assert (code, out.exists()) == (3, False)
+    assert re.fullmatch(f"persia-hpc: error: {said}", error.strip())
+    for action, expected in (("verify", 3), ("ls", 0)):
+        code, text, _ = persia(capsys, action, checkpoint)
+        assert code == expected
+        assert message.partition(" of shape")[0] in text
