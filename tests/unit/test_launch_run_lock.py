@@ -130,7 +130,9 @@ def test_another_host_is_named_and_waited_for_inside_a_slurm_job(
     path.write_text(json.dumps(values))
     file = os.open(path, os.O_RDWR)
     fcntl.flock(file, fcntl.LOCK_EX)
-    expected = r"in use by pid 12 on no\\x1bde7 \(user ann, Slurm job 77\), since 2026-01-02; .*dead for good, remove"
+    expected = (
+        r"by pid 12 on no\\x1bde7 \(user ann, Slurm job 77\), since 2026-01-02; .*dead for good, remove"
+    )
     begin = time.monotonic()
     with pytest.raises(UserError, match=expected), locked(tmp_path):
         pass

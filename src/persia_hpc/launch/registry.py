@@ -24,6 +24,7 @@ from typing import Any
 from persia_hpc.durable import partial_of, replacing
 from persia_hpc.errors import EXIT_FAILURE, PersiaError
 from persia_hpc.printable import LINES, printable
+from persia_hpc.reporting.run_files import read_object
 
 from .environment import SUPERVISED, supervised
 
@@ -81,7 +82,7 @@ def register_rank(
     run_dir: str | Path, world_rank: int, role: str | None = None, role_rank: int | None = None
 ) -> None:
     """Records the calling process in `run_dir/ranks`; again when its role is known."""
-    old = _read_json(Path(run_dir) / "ranks" / f"{world_rank}.json") or {}
+    old = read_object(Path(run_dir) / "ranks" / f"{world_rank}.json")[0]
     if old.get("pid") != os.getpid() and supervised():  # else nobody looks at the beacon
         _light_beacon(beacon_path(run_dir, world_rank))
     _write_record(run_dir, world_rank, role, role_rank, finished=False)
@@ -107,7 +108,7 @@ def _light_beacon(path: Path) -> None:
 
 def finish_rank(run_dir: str | Path, world_rank: int) -> None:
     """Notes that the calling rank came to its end, so that the end of its process is no failure."""
-    old = _read_json(Path(run_dir) / "ranks" / f"{world_rank}.json") or {}
+    old = read_object(Path(run_dir) / "ranks" / f"{world_rank}.json")[0]
     _write_record(run_dir, world_rank, old.get("role"), old.get("role_rank"), finished=True)
     with contextlib.suppress(OSError):  # a supervisor that watches it has it open
         beacon_path(run_dir, world_rank).unlink()
@@ -117,7 +118,7 @@ def read_ranks(run_dir: str | Path, job: str | None = None) -> dict[int, RankRec
     """Returns all ranks registered so far by world rank; with `job` none of another job."""
     out = {}
     for path in (Path(run_dir) / "ranks").glob("[0-9]*.json"):
-        values = _read_json(path) or {}
+        values = read_object(path)[0]
         kinds = {"world_rank": int, "pid": int, "host": str, "pid_namespace": str, "start_ticks": int}
         if not all(isinstance(values.get(name), kind) for name, kind in kinds.items()):
             continue
@@ -211,14 +212,14 @@ def write_failure(
 
 def read_failure(run_dir: str | Path) -> dict[str, Any] | None:
     """Returns failure.json (world_rank, role, code, message, details, time); None without a whole one."""
-    values = _read_json(Path(run_dir) / "failure.json") or {}
+    values = read_object(Path(run_dir) / "failure.json")[0]
     kinds = {"world_rank": int, "code": int, "message": str, "time": float}
     return values if all(isinstance(values.get(name), kind) for name, kind in kinds.items()) else None
 
 
 def read_summary(run_dir: str | Path) -> dict[str, Any] | None:
     """Returns the content of summary.json, None while there is none."""
-    return _read_json(Path(run_dir) / "summary.json")
+    return read_object(Path(run_dir) / "summary.json")[0] or None
 
 
 def _write_record(
@@ -241,14 +242,6 @@ def _write_record(
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as partial:  # of use only while the job lives, so it need not be durable
         partial.write_text(json.dumps(values))
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
-        return None
-    return values if isinstance(values, dict) else None
 
 
 def _plain(role: Any) -> str | None:

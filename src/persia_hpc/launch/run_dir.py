@@ -16,6 +16,7 @@ from persia_hpc.config import Config, config_text
 from persia_hpc.durable import own_file, replacing
 from persia_hpc.errors import UserError
 from persia_hpc.reporting.events import JsonLines
+from persia_hpc.reporting.run_files import EVENTS
 
 from .environment import inside_mpi
 from .registry import read_ranks, read_summary
@@ -24,7 +25,6 @@ from .run_lock import LOCK, locked
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-EVENTS = "metrics.jsonl"
 LEFT_RANKS_SECONDS = 10.0  # in which they end, when their supervisor was killed
 _LINES_BYTES = 16 << 10  # what a job writes at least before it trains
 

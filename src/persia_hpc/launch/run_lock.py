@@ -23,6 +23,7 @@ from typing import Any
 
 from persia_hpc.errors import UserError
 from persia_hpc.printable import printable
+from persia_hpc.reporting.run_files import read_object
 
 LOCK = "run.lock"
 TEXT_SECONDS = 1.0  # a new holder writes its text at once, but after it has the lock
@@ -63,11 +64,7 @@ def locked(run_dir: Path) -> Iterator[None]:
 
 def holder(run_dir: Path) -> dict[str, Any] | None:
     """Returns who has taken the lock and not given it back (host, pid, user, job, since); None if unknown."""
-    try:
-        values = json.loads((run_dir / LOCK).read_bytes()[:4096])
-    except (OSError, ValueError, RecursionError):
-        return None
-    return values if isinstance(values, dict) else None
+    return read_object(run_dir / LOCK)[0] or None
 
 
 def _lock(file: int, run_dir: Path) -> bool:
