@@ -12,6 +12,7 @@ from typing import Any
 
 from .errors import EXIT_FAILURE, PersiaError
 from .launch.environment import inside_mpi, keep_to_loopback, world_rank_of
+from .printable import LINES, printable
 
 COMMANDS = (
     *("train", "submit", "status", "evaluate", "predict", "preprocess", "inspect", "checkpoint"),
@@ -36,13 +37,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(code)
     except PersiaError as error:
         if _speaks():
-            print(f"persia-hpc: error: {error}", file=sys.stderr, flush=True)
+            print(f"persia-hpc: error: {printable(error, LINES)}", file=sys.stderr, flush=True)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `persia-hpc report … | head`
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILURE
+    except OSError as error:  # a disk, a right, a name: nothing that a traceback explains
+        text = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+        print(f"persia-hpc: error: {printable(text)}", file=sys.stderr, flush=True)
         return EXIT_FAILURE
 
 

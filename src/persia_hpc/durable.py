@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import glob
 import os
+import shutil
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -35,6 +37,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Readers never see an incomplete file; but only `replace_whole` makes it survive a crash.
     """
     partial = Path(partial_of(path))
+    partial.unlink(missing_ok=True)  # of a process with the same number, or a link to somewhere
     try:
         yield partial
         os.replace(partial, path)
@@ -49,6 +52,22 @@ def replace_whole(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     sync_path(path.parent)
+
+
+def own_file(path: Path) -> None:
+    """Replaces a link by a copy of its file, so that changing the file in place changes no other.
+
+    A link to anything but a file is removed.
+    """
+    try:
+        info = path.lstat()
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(info.st_mode) and not path.is_file():
+        path.unlink()
+    elif stat.S_ISLNK(info.st_mode) or (stat.S_ISREG(info.st_mode) and info.st_nlink > 1):
+        with replacing(path) as partial:
+            shutil.copyfile(path, partial)
 
 
 def remove_left_partials(path: str | Path) -> None:

@@ -30,7 +30,9 @@ def train(step: int) -> dict[str, object]:
 
 
 def text(directory: Path, slurm: str | None = None) -> str:
-    return "\n".join(status_lines(directory, slurm, (directory / "metrics.jsonl").stat().st_mtime + 7))
+    lines, problems = status_lines(directory, slurm, (directory / "metrics.jsonl").stat().st_mtime + 7)
+    assert problems == []
+    return "\n".join(lines)
 
 
 def test_run_under_way(tmp_path: Path) -> None:

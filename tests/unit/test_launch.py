@@ -20,7 +20,7 @@ from persia_hpc.launch.environment import inside_mpi, world_rank_of
 from persia_hpc.launch.mpiexec import Launcher, find_launcher
 from persia_hpc.launch.registry import finish_rank, read_failure, read_ranks, register_rank, write_failure
 from persia_hpc.launch.relay import Relay
-from persia_hpc.launch.run_dir import make_run_dir
+from persia_hpc.launch.run_dir import run_directory
 from persia_hpc.launch.shared_memory import mapped_files, remove_leaked
 
 HYDRA = b"""
@@ -106,25 +106,31 @@ def test_launchers_keep_what_the_user_has_set() -> None:
     assert "--oversubscribe" in Launcher("m", "openmpi4").command(2, ["p"])
 
 
+def made_run_dir(requested: Path | None) -> Path:
+    with run_directory(requested) as path:
+        return path
+
+
 def test_run_directories_are_never_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "7").mkdir(parents=True)
     (tmp_path / "runs" / "notes").mkdir()
     with ThreadPoolExecutor(8) as pool:
-        made = list(pool.map(lambda _: make_run_dir(None), range(24)))
+        made = list(pool.map(lambda _: made_run_dir(None), range(24)))
     assert sorted(int(p.name) for p in made) == list(range(8, 32))
 
 
 @pytest.mark.parametrize("result", ["summary.json", "failure.json", "metrics.jsonl"])
 def test_a_directory_with_results_is_refused(result: str, tmp_path: Path) -> None:
-    assert make_run_dir(tmp_path / "a" / "b") == tmp_path / "a" / "b"
-    assert make_run_dir(tmp_path / "a" / "b").is_dir()
+    assert made_run_dir(tmp_path / "a" / "b") == tmp_path / "a" / "b"
+    assert made_run_dir(tmp_path / "a" / "b").is_dir()
     (tmp_path / result).write_text("{}")
     with pytest.raises(UserError, match=result):
-        make_run_dir(tmp_path)
+        made_run_dir(tmp_path)
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [result], "something was written"
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="can't make the run directory"):
-        make_run_dir(tmp_path / "file" / "run")
+        made_run_dir(tmp_path / "file" / "run")
 
 
 def test_the_first_failure_wins(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from persia_hpc.launch.deaths import DeathWatch
+from persia_hpc.launch.environment import SUPERVISED
 from persia_hpc.launch.registry import RankRecord, beacon_path, process_stat, read_ranks, register_rank
 
 RELEASE = tuple(int(part) for part in platform.release().split(".")[:2])
@@ -41,8 +42,11 @@ def test_reaped_processes(number: int | None, exit_code: int | None) -> None:
     assert [(d.signal, d.exit_code) for d in watch.deaths] == [(number, exit_code)] * 20
 
 
-def test_what_a_launcher_killed_is_not_taken_for_the_first_to_die(tmp_path: Path) -> None:
+def test_what_a_launcher_killed_is_not_taken_for_the_first_to_die(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A dying rank closes its files before its end is seen; the launcher may kill the others in between."""
+    monkeypatch.setenv(SUPERVISED, "1")
     watch = DeathWatch()
     gates, pids = [], []
     for rank in range(3):

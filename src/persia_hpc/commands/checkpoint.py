@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from persia_hpc.errors import EXIT_FAILURE, EXIT_OK, DataError, UserError
+from persia_hpc.printable import LINES, printable
 
 SUMMARY = "list, verify, compare and export checkpoints"
 DESCRIPTION = """\
@@ -69,7 +70,7 @@ def _ls(options: argparse.Namespace) -> int:
     else:
         listed = listing.describe(options.path.resolve())
         text = listing.checkpoint_text(listed)
-    print(json.dumps(listed, indent=1) if options.json else text)
+    print(json.dumps(listed, indent=1) if options.json else printable(text, LINES))
     return EXIT_OK
 
 
@@ -85,12 +86,12 @@ def _verify(options: argparse.Namespace) -> int:
     count = 0
     for path, of_run in zip(options.paths, runs, strict=True):
         if of_run and len(options.paths) > 1:
-            print(f"{path}:")
+            print(f"{printable(path)}:")
         found = checkpoints_of(path) if of_run else [path]
         empty += [] if found else [str(path)]
         for directory in found:
             report = verify(directory, dense_problem, known)
-            print(report.text, flush=True)
+            print(printable(report.text, LINES), flush=True)
             count += 1
             damaged += [str(directory)] if report.problems else []
     if damaged:
@@ -117,9 +118,9 @@ def _diff(options: argparse.Namespace) -> int:
         same = True
         for text in differences(a, b, dense_differences, options.limit):
             if same:
-                print(f"A {paths[0]}\nB {paths[1]}")
+                print(printable(f"A {paths[0]}\nB {paths[1]}", LINES))
             same = False
-            print(text, flush=True)
+            print(printable(text, LINES), flush=True)
     if same:
         print("no difference")
     return EXIT_OK if same else EXIT_FAILURE
@@ -150,9 +151,9 @@ def _export(options: argparse.Namespace) -> int:
         for name in names:
             out = options.out if is_file else options.out / f"{file_name(name)}.parquet"
             done = export_table(checkpoint, name, out, ids=options.ids, state=options.state)
-            print(f"{done.rows} rows of table {name} written to {out}")
+            print(printable(f"{done.rows} rows of table {name} written to {out}"))
             for note in done.notes:
-                print(f"  {note}")
+                print(f"  {printable(note)}")
             if done.expired:
                 print(f"  {done.expired} rows left out: past their time to live")
     return EXIT_OK

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persia_hpc.errors import EXIT_OK, UserError
+from persia_hpc.printable import LINES, printable
 from persia_hpc.samples.encoding import short
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
             done = found.num_samples
     assert found is not None
     facts = _facts(source.schema, found, options.top)
-    print("\n".join(_lines(facts)))
+    print(printable("\n".join(_lines(facts)), LINES))
     if options.json is not None:
         try:
             options.json.write_text(json.dumps({"schema_version": 1, **facts}, indent=2) + "\n")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from persia_hpc.errors import EXIT_OK, UserError
+from persia_hpc.errors import EXIT_OK, DataError, UserError
+from persia_hpc.printable import printable
+from persia_hpc.reporting.run_files import EVENTS, read_bytes, read_object
 
 SUMMARY = "what a run did, as a short table"
 DESCRIPTION = """\
@@ -26,40 +29,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Prints the table.
 
-    Raises UserError if there is no such run.
+    Raises UserError if there is no such run, DataError if any of its files is damaged, behind the rest.
     """
     directory: Path = options.run_dir
-    if not (directory / "config.toml").exists():
+    if not os.path.exists(directory / "config.toml"):
         raise UserError(f"{directory} is not a run directory: it has no config.toml")
-    lines = []
-    failure = _read(directory / "failure.json")
+    lines: list[tuple[str, str]] = []
+    failure, bad_failure = read_object(directory / "failure.json")
+    summary, bad_summary = read_object(directory / "summary.json")
+    events, bad_events = read_bytes(directory / EVENTS)
     if failure:
         lines.append(("failure", f"rank {failure.get('world_rank')}: {failure.get('message')}"))
-    summary = _read(directory / "summary.json")
     if summary:
-        lines += _flat(summary)
-    elif not failure:
+        try:
+            lines += _flat(summary)
+        except (RecursionError, ValueError) as error:
+            bad_summary = f"{directory / 'summary.json'} is damaged ({error})"
+    elif not failure and not bad_summary and not bad_failure:
         lines.append(("status", "no summary.json: the run hasn't ended, or was killed"))
     width = max((len(name) for name, _ in lines), default=0)
     for name, value in lines:
-        print(f"{name:<{width}}  {value}")
-    metrics = directory / "metrics.jsonl"
-    if metrics.exists():
-        last = metrics.read_text().splitlines()[-5:]
+        print(printable(f"{name:<{width}}  {value}"))
+    if events is not None:
+        last = events.splitlines()[-5:]
         print("\nlast metrics:" if last else "\nno metrics yet")
         for line in last:
-            print("  " + line)
+            print("  " + printable(line.decode("utf-8", "backslashreplace")))
+    problems = [each for each in (bad_failure, bad_summary, bad_events) if each is not None]
+    if problems:
+        sys.stdout.flush()
+        raise DataError("; ".join(problems))
     return EXIT_OK
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} can't be read: {error}") from None
-    return values if isinstance(values, dict) else {}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -68,5 +68,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(value, Mapping):
             lines += _flat(value, f"{prefix}{key}.")
         elif value is not None:
-            lines.append((prefix + key, f"{value:.6g}" if isinstance(value, float) else str(value)))
+            lines.append(
+                (printable(prefix + key), f"{value:.6g}" if isinstance(value, float) else str(value))
+            )
     return lines

@@ -11,6 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from persia_hpc.config import load_config, parse_set
+from persia_hpc.durable import replacing
 from persia_hpc.errors import EXIT_OK, UserError
 from persia_hpc.launch.slurm import job_script, log_file, run_directory
 from persia_hpc.launch.slurm_options import JobOptions
@@ -94,8 +95,9 @@ def run(options: argparse.Namespace) -> int:
     job_id = _sbatch(script, job)
     directory = Path(run_directory(job, job_id))
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "job.sbatch").write_text(script)
-    (directory / "slurm_job").write_text(f"{job_id}\n")
+    for name, text in {"job.sbatch": script, "slurm_job": f"{job_id}\n"}.items():
+        with replacing(directory / name) as partial:
+            partial.write_text(text)
     print(f"submitted job {job_id}")
     print(f"  log       {log_file(job, job_id)}")
     print(f"  results   {directory}")

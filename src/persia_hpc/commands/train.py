@@ -10,7 +10,7 @@ from persia_hpc.config import Config, load_config, parse_set
 from persia_hpc.errors import EXIT_AGAIN, EXIT_OK, UserError
 from persia_hpc.job.task import Task
 from persia_hpc.launch.environment import inside_mpi, supervised, world_rank_of
-from persia_hpc.launch.run_dir import claim_run_dir, completed_message
+from persia_hpc.launch.run_dir import claimed_run_dir, completed_message
 
 SUMMARY = "train a model as a TOML file says"
 DESCRIPTION = """\
@@ -146,6 +146,6 @@ def _be_a_rank(config: Config, options: argparse.Namespace) -> int:
             print(dry_run(config))
         return EXIT_OK
     requested = options.run_dir or config.run_dir
-    run_dir = claim_run_dir(world, requested, resume=config.checkpoint.resume)
-    run_rank(config, run_dir, Task(quiet=options.quiet), supervised=supervised())
+    with claimed_run_dir(world, requested, resume=config.checkpoint.resume) as run_dir:
+        run_rank(config, run_dir, Task(quiet=options.quiet), supervised=supervised())
     return EXIT_OK

@@ -71,7 +71,7 @@ def parse_set(items: Iterable[str]) -> dict[str, Any]:
             raise UserError(f"--set {item!r}: expected KEY=VALUE, for instance --set train.epochs=3")
         try:
             out[key.strip()] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (tomllib.TOMLDecodeError, RecursionError):
             out[key.strip()] = text.strip()
     return out
 
@@ -84,14 +84,14 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"there is no configuration file {path} (current directory: {Path.cwd()})") from None
     except OSError as error:
         raise UserError(f"can't read the configuration {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not valid TOML: {error}") from None
 
 
 def _split_key(key: str) -> tuple[str, ...]:
     try:  # a quoted part may contain dots: features."a.b".dim
         node: Any = tomllib.loads(f"{key} = 0")
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return tuple(key.split("."))
     path = []
     while isinstance(node, dict):

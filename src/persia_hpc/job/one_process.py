@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,17 @@ import torch
 
 from persia_hpc.checkpoint.files import discard_partial, make_newest, whole_checkpoints
 from persia_hpc.config import Config
-from persia_hpc.launch.run_dir import begin_run, make_run_dir
+from persia_hpc.launch.run_dir import begin_run, run_directory
 from persia_hpc.reporting.outcomes import JobOutcome, ServerOutcome, WorkerOutcome
 from persia_hpc.reporting.screen import summary_text
 from persia_hpc.reporting.summary import make_summary, write_json
 from persia_hpc.reporting.trace import write_trace
 from persia_hpc.runtime.stop import StopSignals
 from persia_hpc.samples.encoding import keep_encoding
+from persia_hpc.samples.source import Source
 from persia_hpc.trainer.device import choose_device
 
-from .facts import facts_of_sources
+from .facts import Facts, facts_of_sources
 from .local_stream import LocalStream, local_server
 from .resume import first_sound_checkpoint, load_start
 from .sources import open_sources
@@ -36,7 +38,14 @@ def run_in_one_process(config: Config, task: Task, stop: StopSignals) -> dict[st
     sources = open_sources(config, config.run_dir)
     facts = facts_of_sources(config, sources, identify=config.train.save or config.checkpoint.resume)
     facts.check_newest_checkpoint(config.run_dir)
-    run_dir = make_run_dir(config.run_dir, resume=config.checkpoint.resume)
+    with run_directory(config.run_dir, resume=config.checkpoint.resume) as run_dir:
+        return _train(facts, sources, run_dir, task, stop)
+
+
+def _train(
+    facts: Facts, sources: Mapping[str, Source], run_dir: Path, task: Task, stop: StopSignals
+) -> dict[str, Any]:
+    config = facts.config
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
     elif not task.quiet and torch.get_num_threads() > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -17,7 +18,8 @@ from persia_hpc.errors import EXIT_USER, AgreedError, AgreedExit, DataError, Use
 from persia_hpc.launch.ending import abort
 from persia_hpc.launch.environment import supervised
 from persia_hpc.launch.registry import register_rank, report_failure, start_log
-from persia_hpc.launch.run_dir import claim_run_dir
+from persia_hpc.launch.run_dir import claimed_run_dir
+from persia_hpc.printable import printable
 from persia_hpc.reporting.outcomes import JobOutcome, ServerOutcome, TrainerOutcome, WorkerOutcome
 from persia_hpc.reporting.summary import make_summary, write_json
 from persia_hpc.reporting.trace import clock_offsets, write_trace
@@ -238,10 +240,13 @@ def run_in_mpi(config: Config, task: Task, stop: StopSignals) -> dict[str, Any]:
     Collective over COMM_WORLD.
     """
     world = MPI.COMM_WORLD
-    try:
-        run_dir = claim_run_dir(world, config.run_dir, resume=config.checkpoint.resume)
-    except UserError as error:
-        if world.rank == 0:
-            print(f"persia-hpc: error: {error}", file=sys.stderr, flush=True)
-        raise AgreedExit(EXIT_USER) from None
-    return play_role(StartingRank(config, run_dir, stop=stop, supervised=supervised()), task)
+    with contextlib.ExitStack() as held:
+        try:
+            run_dir = held.enter_context(
+                claimed_run_dir(world, config.run_dir, resume=config.checkpoint.resume)
+            )
+        except UserError as error:
+            if world.rank == 0:
+                print(f"persia-hpc: error: {printable(error)}", file=sys.stderr, flush=True)
+            raise AgreedExit(EXIT_USER) from None
+        return play_role(StartingRank(config, run_dir, stop=stop, supervised=supervised()), task)

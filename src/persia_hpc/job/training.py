@@ -11,9 +11,9 @@ import torch
 
 from persia_hpc.checkpoint.choose import say_choice
 from persia_hpc.errors import TrainingEndedError
-from persia_hpc.launch.run_dir import EVENTS
 from persia_hpc.reporting.events import JsonLines, MetricLogger
 from persia_hpc.reporting.outcomes import Times, TrainerOutcome
+from persia_hpc.reporting.run_files import EVENTS
 from persia_hpc.reporting.screen import Screen
 from persia_hpc.trainer.batch import make_inputs
 from persia_hpc.trainer.dense.allreduce import DenseReducer

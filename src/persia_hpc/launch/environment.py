@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, MutableMapping
 
-SUPERVISED = "PERSIA_HPC_SUPERVISED"  # set by the supervisor in every rank
+SUPERVISED = "PERSIA_HPC_SUPERVISED"  # set by the supervisor in every rank, to the job's own number
 # Set by a launcher in every rank; SLURM_* need more care.
 _RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 

@@ -14,15 +14,19 @@ import logging
 import os
 import socket
 import sys
-import tempfile
+import threading
 import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from persia_hpc.durable import replacing
+from persia_hpc.durable import partial_of, replacing
 from persia_hpc.errors import EXIT_FAILURE, PersiaError
+from persia_hpc.printable import LINES, printable
+from persia_hpc.reporting.run_files import read_object
+
+from .environment import SUPERVISED, supervised
 
 _BEACON_FD = 500  # at least; the usual limit is 1024
 
@@ -39,6 +43,7 @@ class RankRecord:
     role: str | None = None
     role_rank: int | None = None
     finished: bool = False
+    job: str | None = None  # as its supervisor calls it
 
     @property
     def is_local(self) -> bool:
@@ -77,8 +82,8 @@ def register_rank(
     run_dir: str | Path, world_rank: int, role: str | None = None, role_rank: int | None = None
 ) -> None:
     """Records the calling process in `run_dir/ranks`; again when its role is known."""
-    old = _read_json(Path(run_dir) / "ranks" / f"{world_rank}.json") or {}
-    if old.get("pid") != os.getpid():
+    old = read_object(Path(run_dir) / "ranks" / f"{world_rank}.json")[0]
+    if old.get("pid") != os.getpid() and supervised():  # else nobody looks at the beacon
         _light_beacon(beacon_path(run_dir, world_rank))
     _write_record(run_dir, world_rank, role, role_rank, finished=False)
 
@@ -103,18 +108,23 @@ def _light_beacon(path: Path) -> None:
 
 def finish_rank(run_dir: str | Path, world_rank: int) -> None:
     """Notes that the calling rank came to its end, so that the end of its process is no failure."""
-    old = _read_json(Path(run_dir) / "ranks" / f"{world_rank}.json") or {}
+    old = read_object(Path(run_dir) / "ranks" / f"{world_rank}.json")[0]
     _write_record(run_dir, world_rank, old.get("role"), old.get("role_rank"), finished=True)
+    with contextlib.suppress(OSError):  # a supervisor that watches it has it open
+        beacon_path(run_dir, world_rank).unlink()
 
 
-def read_ranks(run_dir: str | Path) -> dict[int, RankRecord]:
-    """Returns all ranks registered so far by world rank."""
+def read_ranks(run_dir: str | Path, job: str | None = None) -> dict[int, RankRecord]:
+    """Returns all ranks registered so far by world rank; with `job` none of another job."""
     out = {}
     for path in (Path(run_dir) / "ranks").glob("[0-9]*.json"):
-        values = _read_json(path)
-        if values is not None:
-            with contextlib.suppress(TypeError):
-                record = RankRecord(**values)
+        values = read_object(path)[0]
+        kinds = {"world_rank": int, "pid": int, "host": str, "pid_namespace": str, "start_ticks": int}
+        if not all(isinstance(values.get(name), kind) for name, kind in kinds.items()):
+            continue
+        with contextlib.suppress(TypeError):
+            record = RankRecord(**values)
+            if job is None or record.job in (None, job):
                 out[record.world_rank] = record
     return out
 
@@ -166,7 +176,7 @@ def report_failure(
     sys.stdout.flush()
     # The supervisor says it last, from the record: launchers drop unwritten output when a rank aborts.
     if first and not recorded:
-        print(f"{details}persia-hpc: error: {message}", file=sys.stderr, flush=True)
+        print(f"{details}persia-hpc: error: {printable(message, LINES)}", file=sys.stderr, flush=True)
         time.sleep(0.2)
     return code
 
@@ -188,26 +198,28 @@ def write_failure(
     }
     target = Path(run_dir) / "failure.json"
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=".", dir=target.parent)  # a thread may fail beside another
+    # A thread may fail beside another.
+    temporary = Path(partial_of(f"{target}.{threading.get_native_id()}"))
     try:
-        with os.fdopen(handle, "w") as file:
-            json.dump(values, file)
+        temporary.write_text(json.dumps(values))
         os.link(temporary, target)  # unlike rename, fails if the target exists
     except FileExistsError:
         return False
     finally:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
     return True
 
 
 def read_failure(run_dir: str | Path) -> dict[str, Any] | None:
-    """Returns failure.json (world_rank, role, code, message, details, time); None without failure."""
-    return _read_json(Path(run_dir) / "failure.json")
+    """Returns failure.json (world_rank, role, code, message, details, time); None without a whole one."""
+    values = read_object(Path(run_dir) / "failure.json")[0]
+    kinds = {"world_rank": int, "code": int, "message": str, "time": float}
+    return values if all(isinstance(values.get(name), kind) for name, kind in kinds.items()) else None
 
 
 def read_summary(run_dir: str | Path) -> dict[str, Any] | None:
     """Returns the content of summary.json, None while there is none."""
-    return _read_json(Path(run_dir) / "summary.json")
+    return read_object(Path(run_dir) / "summary.json")[0] or None
 
 
 def _write_record(
@@ -224,19 +236,12 @@ def _write_record(
         "role": _plain(role),
         "role_rank": role_rank,
         "finished": finished,
+        "job": os.environ.get(SUPERVISED),
     }
     target = Path(run_dir) / "ranks" / f"{world_rank}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as partial:  # of use only while the job lives, so it need not be durable
         partial.write_text(json.dumps(values))
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return values if isinstance(values, dict) else None
 
 
 def _plain(role: Any) -> str | None:

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from persia_hpc.checkpoint.files import whole_checkpoints
 from persia_hpc.config import Config, config_text
+from persia_hpc.durable import own_file, replacing
 from persia_hpc.errors import UserError
 from persia_hpc.reporting.events import JsonLines
+from persia_hpc.reporting.run_files import EVENTS
 
 from .environment import inside_mpi
 from .registry import read_ranks, read_summary
+from .run_lock import LOCK, locked
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-EVENTS = "metrics.jsonl"
+LEFT_RANKS_SECONDS = 10.0  # in which they end, when their supervisor was killed
 _LINES_BYTES = 16 << 10  # what a job writes at least before it trains
 
 
@@ -32,32 +38,64 @@ def completed_message(path: Path, config: Config) -> str:
     ended = ("completed",) if config.data.follow else ("completed", "stopped")
     if summary.get("status") not in ended or summary.get("config_sha256") != config.sha256:
         return ""
-    return f"{path} is {summary['status']} after {summary['steps']} steps: nothing to do"
+    return f"{path} is {summary['status']} after {summary.get('steps')} steps: nothing to do"
 
 
-def make_run_dir(requested: str | Path | None, *, resume: bool = False) -> Path:
-    """Makes the run's directory: the requested one, or runs/<next integer>, which no other run gets.
+@contextlib.contextmanager
+def run_directory(requested: str | Path | None, *, resume: bool = False) -> Iterator[Path]:
+    """Makes the run's directory and holds it, for this job alone, for the time of the context.
 
-    With `resume` it may hold a run that is to continue; the files that say how that one ended are removed.
+    It is the requested one, or runs/<next integer>, which no other run gets. With `resume` it may hold a run
+    that is to continue; the files that say how that one ended are removed.
+
     Raises UserError if it can't be made, holds the results of another run, or a run that still runs.
     """
-    if requested is None:
-        return _next_run_dir(Path("runs"))
-    path = Path(requested)
+    path = _next_run_dir(Path("runs")) if requested is None else Path(requested)
     try:
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"can't make the run directory {path}: {error.strerror}") from None
-    _check_writable(path)
-    alive = [rank for rank in read_ranks(path).values() if rank.is_local and rank.is_alive()]
-    if any(rank.pid not in (os.getpid(), os.getppid()) for rank in alive) and not inside_mpi():
-        raise UserError(
-            f"{path} is in use: {alive[0]} of a running job; stop it, or choose another --run-dir"
-        )
-    if resume:
-        for name in ("summary.json", "failure.json"):
-            (path / name).unlink(missing_ok=True)
-        return path
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"can't make the run directory {path}: {reason}") from None
+    if not resume and not os.path.lexists(path / LOCK):
+        _check_unused(path)  # what is refused gets no file of ours
+    with locked(path):
+        _check_writable(path)
+        _wait_for_left_ranks(path)
+        if not resume:
+            _check_unused(path)
+        try:
+            _make_own(path)
+        except OSError as error:
+            raise UserError(
+                f"can't use the run directory {path}: {error.filename}: {error.strerror}"
+            ) from None
+        yield path
+
+
+@contextlib.contextmanager
+def claimed_run_dir(world: MPI.Intracomm, requested: str | Path | None, *, resume: bool) -> Iterator[Path]:
+    """Makes and holds the run's directory on rank 0; gives its absolute path on every rank.
+
+    Collective over world.
+    Raises what `run_directory` raises, on every rank.
+    """
+    path: Path | None = None
+    problem: Exception | None = None
+    with contextlib.ExitStack() as stack:
+        if world.rank == 0:
+            try:
+                # Absolute: a launcher may give ranks other current directories.
+                path = Path(os.path.abspath(stack.enter_context(run_directory(requested, resume=resume))))
+            except Exception as error:
+                problem = error
+        path, problem = world.bcast((path, problem))
+        if problem is not None:
+            raise problem
+        assert path is not None
+        yield path
+
+
+def _check_unused(path: Path) -> None:
     used = [name for name in ("summary.json", "failure.json", EVENTS) if (path / name).exists()]
     if used:
         raise UserError(
@@ -65,33 +103,52 @@ def make_run_dir(requested: str | Path | None, *, resume: bool = False) -> Path:
         )
     if whole_checkpoints(path):
         raise UserError(f"{path} has checkpoints of a run already; choose another --run-dir, or --resume it")
-    return path
 
 
-def claim_run_dir(world: MPI.Intracomm, requested: str | Path | None, *, resume: bool) -> Path:
-    """Makes the run's directory on rank 0; returns its absolute path on every rank.
+def _wait_for_left_ranks(path: Path) -> None:
+    """Waits until the ranks of a supervisor that was killed have ended too.
 
-    Collective over world.
-    Raises what `make_run_dir` raises, on every rank.
+    Raises UserError if they don't.
     """
-    path: Path | None = None
-    problem: Exception | None = None
-    if world.rank == 0:
-        try:
-            # Absolute: a launcher may give ranks other current directories.
-            path = Path(os.path.abspath(make_run_dir(requested, resume=resume)))
-        except Exception as error:
-            problem = error
-    path, problem = world.bcast((path, problem))
-    if problem is not None:
-        raise problem
-    assert path is not None
-    return path
+    limit = time.monotonic() + LEFT_RANKS_SECONDS
+    while not inside_mpi():  # there the ranks may be this job's own, which trains once more
+        alive = [rank for rank in read_ranks(path).values() if rank.is_local and rank.is_alive()]
+        alive = [rank for rank in alive if rank.pid not in (os.getpid(), os.getppid())]
+        if not alive:
+            return
+        if time.monotonic() > limit:
+            raise UserError(
+                f"{path} is in use: {alive[0]} of an earlier job still runs; stop it (kill {alive[0].pid}), "
+                "or choose another --run-dir"
+            )
+        time.sleep(0.1)
+
+
+def _make_own(path: Path) -> None:
+    """Removes what says how an earlier job went, and links in place of what this job will change."""
+    for name in ("summary.json", "failure.json"):
+        (path / name).unlink(missing_ok=True)
+    for name in ("logs", "ranks"):
+        folder = path / name
+        if folder.is_symlink():
+            folder.unlink()
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+        for entry in folder.glob("*"):
+            if name == "ranks" and entry.suffix in (".json", ".alive"):
+                entry.unlink()
+            else:
+                own_file(entry)
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is not None:
+        with replacing(path / "slurm_job") as partial:
+            partial.write_text(f"{job}\n")
 
 
 def write_config(run_dir: Path, config: Config) -> None:
     """Writes the resolved configuration."""
-    (run_dir / "config.toml").write_text(config_text(config))
+    with replacing(run_dir / "config.toml") as partial:
+        partial.write_text(config_text(config))
 
 
 def begin_run(run_dir: Path, config: Config, events: JsonLines | None) -> None:

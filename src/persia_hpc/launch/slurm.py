@@ -94,7 +94,6 @@ train='' signalled='' cancelled=''
 trap 'signalled=1; [ -z "$train" ] || kill -USR1 "$train"' USR1
 trap 'signalled=1; cancelled=1' TERM
 
-mkdir -p "$run_dir" && echo "$SLURM_JOB_ID" >"$run_dir/slurm_job"
 persia-hpc train "$config" --run-dir "$run_dir" @TRAIN@ &
 train=$!
 while # a trapped signal ends `wait`, not the job

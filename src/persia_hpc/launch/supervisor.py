@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import io
 import os
+import secrets
 import selectors
 import shutil
 import signal
@@ -17,13 +18,15 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from persia_hpc.config import Config
+from persia_hpc.printable import LINES, printable
+from persia_hpc.runtime.stop import STOP_SIGNALS
 
 from .deaths import Death, DeathWatch
 from .environment import SUPERVISED
 from .mpiexec import MPI_PYTHON, Launcher, find_launcher
 from .registry import RankRecord, beacon_path, read_ranks
 from .relay import Relay
-from .run_dir import make_run_dir, write_config
+from .run_dir import run_directory, write_config
 from .shared_memory import SharedMemory
 from .verdict import Ending, verdict
 
@@ -51,16 +54,14 @@ def supervise(
     Raises UserError if there is no launcher or the directory can't be used.
     """
     found = find_launcher(launcher)
-    directory = make_run_dir(run_dir or config.run_dir, resume=config.checkpoint.resume)
-    (directory / "logs").mkdir(exist_ok=True)
-    for stale in (directory / "ranks").glob("*.json"):  # of a job that was killed before it had results
-        stale.unlink()
-    write_config(directory, config)
-    nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
-    num_ranks = config.ranks.total(nodes)
-    command = found.command(num_ranks, [*program, "--run-dir", str(directory), *arguments])
-    with _Log(directory / "logs" / "launcher.log") as log:
-        return _Job(found, command, directory, num_ranks, log, config.checkpoint.grace_seconds).run()
+    with run_directory(run_dir or config.run_dir, resume=config.checkpoint.resume) as directory:
+        (directory / "logs").mkdir(exist_ok=True)
+        write_config(directory, config)
+        nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
+        num_ranks = config.ranks.total(nodes)
+        command = found.command(num_ranks, [*program, "--run-dir", str(directory), *arguments])
+        with _Log(directory / "logs" / "launcher.log") as log:
+            return _Job(found, command, directory, num_ranks, log, config.checkpoint.grace_seconds).run()
 
 
 class _Log(io.FileIO):
@@ -90,6 +91,7 @@ class _Job:
         self.run_dir = run_dir
         self.num_ranks = num_ranks
         self.grace_seconds = grace_seconds
+        self.id = secrets.token_hex(8)  # tells its ranks from those of a job that was killed just before
         self.ranks: dict[int, RankRecord] = {}
         self.shared_memory = SharedMemory()
         self.signals: list[int] = []
@@ -98,6 +100,7 @@ class _Job:
         self.deadline: float | None = None  # when to kill what still lives
         self.first_death: Death | None = None
         self.failed = False  # by what a rank has written down
+        self.launcher_death: float | None = None  # when it was killed, by others
         self.looked = 0.0
         self.out = Relay(_binary(sys.stdout), log)
         self.err = Relay(_binary(sys.stderr), log)
@@ -108,7 +111,7 @@ class _Job:
         with _signals(self._on_signal):
             self.process = subprocess.Popen(
                 self.command,
-                env=_environment(self.launcher),
+                env=_environment(self.launcher, self.id),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -128,6 +131,8 @@ class _Job:
                     run_dir=self.run_dir,
                     launcher=self.launcher.path,
                     launcher_code=self.process.returncode,
+                    launcher_death=self.launcher_death,
+                    launcher_pid=self.process.pid,
                     ranks=self.ranks,
                     first_death=self.first_death,
                     signals=self.signals,
@@ -143,7 +148,7 @@ class _Job:
             if said.removeprefix("persia-hpc: error: ") not in message:
                 print(said, file=sys.stderr)
         if message:
-            print(f"persia-hpc: {message}", file=sys.stderr, flush=True)
+            print(f"persia-hpc: {printable(message, LINES)}", file=sys.stderr, flush=True)
         return code
 
     def _loop(self) -> None:
@@ -173,6 +178,8 @@ class _Job:
                     self.in_vain = self.asked and self.first_death is None and len(self.signals) == 1
                     return
                 if self.process.poll() is not None:
+                    if self.process.returncode < 0 and self.launcher_death is None:
+                        self.launcher_death = time.time()
                     # A rank that outlives the launcher may hold the pipes open: don't wait for their end.
                     closed_at = closed_at or now
                     if not selector.get_map() or now - closed_at > 1.0:
@@ -198,7 +205,7 @@ class _Job:
                     break
 
     def _read_ranks(self) -> None:
-        self.ranks = read_ranks(self.run_dir)
+        self.ranks = read_ranks(self.run_dir, self.id)
         for rank in self.ranks.values():
             if rank.is_local and not rank.finished:
                 self.watch.watch(rank, beacon_path(self.run_dir, rank.world_rank))
@@ -223,9 +230,10 @@ class _Job:
             self._set_deadline(self.grace_seconds)
             here = [rank for rank in self._alive() if not rank.finished]
             if here:  # one would do
+                number = self.signals[0] if self.signals[0] in STOP_SIGNALS else signal.SIGTERM
                 for rank in here:
                     with contextlib.suppress(ProcessLookupError):
-                        os.kill(rank.pid, signal.SIGTERM)
+                        os.kill(rank.pid, number)
             elif not all(r.finished for r in self.ranks.values()):  # launchers pass this one on
                 self.process.send_signal(signal.SIGUSR1)
             return
@@ -260,6 +268,9 @@ class _Job:
         self._watch_ranks()
         self.watch.close()
         self.shared_memory.remove_leaked()
+        for beacon in (self.run_dir / "ranks").glob("*.alive"):
+            with contextlib.suppress(OSError):
+                beacon.unlink()
 
     def _alive(self) -> list[RankRecord]:
         return [r for r in self.ranks.values() if r.is_local and r.is_alive()]
@@ -278,9 +289,9 @@ def die_with_parent(number: int = signal.SIGTERM) -> Callable[[], None]:
     return call
 
 
-def _environment(launcher: Launcher) -> Mapping[str, str]:
+def _environment(launcher: Launcher, job: str) -> Mapping[str, str]:
     env = launcher.environment(os.environ)
-    env[SUPERVISED] = "1"
+    env[SUPERVISED] = job
     env["PYTHONUNBUFFERED"] = "1"
     if sys.stderr.isatty():  # ranks write to a pipe: this is how their progress bar knows the screen
         env["PERSIA_HPC_SCREEN"] = "1"

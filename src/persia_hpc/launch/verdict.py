@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from persia_hpc.errors import EXIT_AGAIN, EXIT_DATA, EXIT_FAILURE, EXIT_OK, EXIT_USER
+from persia_hpc.printable import LINES, printable
 
 from .deaths import Death
 from .registry import RankRecord, read_failure, read_summary
 from .relay import Relay
+
+LOOK_SECONDS = 0.5  # between two looks at the launcher, at most
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,8 @@ class Ending:
     run_dir: Path
     launcher: str  # path of its program
     launcher_code: int
+    launcher_death: float | None  # time.time() when it was killed by a signal, other than by us
+    launcher_pid: int
     ranks: Mapping[int, RankRecord]  # by world rank
     first_death: Death | None  # of a rank that hadn't come to its end
     signals: Sequence[int]  # that the supervisor got
@@ -34,28 +39,36 @@ class Ending:
 
 def verdict(ending: Ending) -> tuple[int, str]:
     """Returns the exit code and the last message ("" if all is well)."""
-    summary = read_summary(ending.run_dir)
-    status = str((summary or {}).get("status"))
-    if ending.launcher_code == 0 and status in ("completed", "stopped"):
-        return EXIT_OK, ""
+    summary = read_summary(ending.run_dir) or {}
+    status, steps = str(summary.get("status")), summary.get("steps")
+    failure = read_failure(ending.run_dir)
+    if status in ("completed", "stopped"):
+        if ending.launcher_code == 0:
+            return EXIT_OK, ""
+        finished = [rank.finished for rank in ending.ranks.values()]
+        if failure is None and finished and all(finished):  # what died afterwards had nothing to do any more
+            return EXIT_OK, f"the run is {status}; {_launchers_end(ending)} after that"
     if status == "interrupted":
-        assert summary is not None
+        reason = _name(ending.signals[0]) if ending.signals else summary.get("stop_reason")
         return EXIT_AGAIN, (
-            f"stopped by {summary['stop_reason']} after step {summary['steps']}; go on with: "
+            f"stopped by {reason} after step {steps}; go on with: "
             f"persia-hpc train --resume --run-dir {ending.run_dir}"
         )
-    failure = read_failure(ending.run_dir)
     if ending.signals and not (ending.asked and failure):
         number = ending.signals[0]
-        return 128 + number, f"ended by {signal.Signals(number).name}{_why_not_saved(ending)}"
+        return 128 + number, f"ended by {_name(number)}{_why_not_saved(ending)}"
     death = ending.first_death
+    if ending.launcher_death is not None and (
+        failure is None or failure["time"] > ending.launcher_death - LOOK_SECONDS
+    ):
+        return 128 - ending.launcher_code, f"{_launchers_end(ending)}; the job was ended"
     if failure is not None and not (
         death and death.rank.world_rank != failure["world_rank"] and death.time < failure["time"]
     ):
         if failure["code"] == 2:
             return 2, f"error: {failure['message']}"
         rank = ending.ranks.get(failure["world_rank"]) or f"rank {failure['world_rank']}"
-        sys.stderr.write(str(failure.get("details", "")))
+        sys.stderr.write(printable(failure.get("details", ""), LINES))
         return int(failure["code"]), f"{rank} failed: {failure['message']}; the job was ended"
     aborted = ending.err.aborted(ending.launcher_code) or ending.out.aborted(ending.launcher_code)
     if ending.err.errors:  # of a rank that couldn't write it down: the disk may be what has failed
@@ -68,14 +81,28 @@ def verdict(ending: Ending) -> tuple[int, str]:
     if death is not None:
         return _death_verdict(ending, death)
     log = ending.run_dir / "logs" / "launcher.log"
-    name = Path(ending.launcher).name
     if ending.launcher_code:
         remote = "" if all(r.is_local for r in ending.ranks.values()) else "; a node may have died"
-        return EXIT_FAILURE, f"{name} ended with exit code {ending.launcher_code}{remote}; see {log}"
+        return EXIT_FAILURE, f"{_launchers_end(ending)}{remote}; see {log}"
+    name = Path(ending.launcher).name
     return (
         EXIT_FAILURE,
         f"{name} reports success, but the run wrote no summary ({ending.run_dir}); see {log}",
     )
+
+
+def _launchers_end(ending: Ending) -> str:
+    name, code = Path(ending.launcher).name, ending.launcher_code
+    if code >= 0:
+        return f"{name} ended with exit code {code}"
+    return f"{name} (pid {ending.launcher_pid}) was killed by signal {-code} ({_name(-code)})"
+
+
+def _name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "real-time"
 
 
 def _why_not_saved(ending: Ending) -> str:
@@ -94,11 +121,7 @@ def _death_verdict(ending: Ending, death: Death) -> tuple[int, str]:
         ids = (rank.world_rank, rank.pid)
         number = ending.err.exit_signal(*ids) or ending.out.exit_signal(*ids)
     if number is not None:
-        try:
-            name = signal.Signals(number).name
-        except ValueError:
-            name = "real-time"
-        return 128 + number, f"{rank} was killed by signal {number} ({name}); the job was ended"
+        return 128 + number, f"{rank} was killed by signal {number} ({_name(number)}); the job was ended"
     if death.exit_code is not None:
         return EXIT_FAILURE, f"{rank} ended early with exit code {death.exit_code}; the job was ended"
     return EXIT_FAILURE, f"{rank} died; the job was ended"

@@ -5,10 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
+from persia_hpc.durable import own_file
 from persia_hpc.errors import PersiaError
+
+from .run_files import read_event
+
+_TAIL_BYTES = 1 << 16
 
 
 def without_nan(value: Any) -> Any:
@@ -20,6 +26,26 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [without_nan(v) for v in value]
     return value
+
+
+def _end_last_line(path: Path) -> None:
+    """Cuts off a last line that a kill has left half-written: the next event would be glued to it."""
+    if not path.is_file():
+        return
+    with path.open("r+b") as file:
+        tail = b""
+        end = file.seek(0, os.SEEK_END)
+        while end > 0 and b"\n" not in tail:
+            begin = max(0, end - _TAIL_BYTES)
+            file.seek(begin)
+            tail, end = file.read(end - begin) + tail, begin
+        line = tail.rpartition(b"\n")[2]
+        if line and read_event(line) is not None:
+            file.seek(0, os.SEEK_END)
+            file.write(b"\n")
+        elif line:
+            file.seek(-len(line), os.SEEK_END)
+            file.truncate()
 
 
 class MetricLogger(Protocol):
@@ -38,8 +64,16 @@ class JsonLines:
         self._file: TextIO | None = None
 
     def open(self) -> None:
-        """Opens the file; from now on it can be written even if its folder no longer takes files."""
-        self._file = self._path.open("a", encoding="utf-8")
+        """Opens the file; from now on it can be written even if its folder no longer takes files.
+
+        Raises PersiaError if it can't be opened.
+        """
+        try:
+            own_file(self._path)
+            _end_last_line(self._path)
+            self._file = self._path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise PersiaError(f"can't write {self._path}: {error.strerror}") from error
 
     def log(self, event: dict[str, Any]) -> None:
         """Writes the event.

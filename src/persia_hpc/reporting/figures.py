@@ -23,6 +23,10 @@ def figure(value: Any) -> str:
     """Returns a metric's value as text: four decimals, more where it is tiny or huge, or "undefined"."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "undefined"
+    try:
+        value = float(value)
+    except OverflowError:  # JSON has integers of any size
+        return "undefined"
     return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e6 else f"{value:.4g}"
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from persia_hpc.config import Config
+from persia_hpc.durable import replacing
 from persia_hpc.runtime.phases import Interval
 
 BARRIERS = 15
@@ -69,4 +70,5 @@ def write_trace(
     if config.train.trace is None:
         return
     events = ",\n".join(json.dumps(event) for event in chrome_trace(ranks, offsets, config.train.trace))
-    (run_dir / "trace.json").write_text(f'{{"displayTimeUnit": "ms", "traceEvents": [\n{events}\n]}}\n')
+    with replacing(run_dir / "trace.json") as partial:
+        partial.write_text(f'{{"displayTimeUnit": "ms", "traceEvents": [\n{events}\n]}}\n')

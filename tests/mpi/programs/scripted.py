@@ -15,6 +15,7 @@ import random
 import sys
 import time
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +27,7 @@ from persia_hpc.job.duties import ServerDuty, TrainerDuty, WorkerDuty
 from persia_hpc.job.place import Place
 from persia_hpc.job.rank import RankJob, StartingRank
 from persia_hpc.job.task import Task
-from persia_hpc.launch.run_dir import claim_run_dir
+from persia_hpc.launch.run_dir import claimed_run_dir
 from persia_hpc.topology.roles import Role
 from persia_hpc.trainer.serve import FeedingWorkers, RingStream
 from tests.support.tiny import digest
@@ -231,7 +232,8 @@ class ScriptedJob(RankJob):
     def __init__(self, case, world):
         self.case = case
         config = load_config(case["config"])
-        run_dir = claim_run_dir(world, config.run_dir, resume=False)
+        self.held = ExitStack()  # to the end of the process
+        run_dir = self.held.enter_context(claimed_run_dir(world, config.run_dir, resume=False))
         super().__init__(StartingRank(config, run_dir, world=world), Task(quiet=True))
 
     def make_place(self, **found):

@@ -14,14 +14,14 @@ from persia_hpc.config import load_config
 from persia_hpc.errors import PersiaError
 from persia_hpc.job.rank import RankJob, StartingRank
 from persia_hpc.job.task import Task
-from persia_hpc.launch.run_dir import claim_run_dir
+from persia_hpc.launch.run_dir import claimed_run_dir
 
 world = MPI.COMM_WORLD
 for settings in json.loads(sys.argv[1]):
     try:
         config = load_config(settings)
-        run_dir = claim_run_dir(world, config.run_dir, resume=config.checkpoint.resume)
-        RankJob(StartingRank(config, run_dir, world=world), Task(quiet=True)).run()
+        with claimed_run_dir(world, config.run_dir, resume=config.checkpoint.resume) as run_dir:
+            RankJob(StartingRank(config, run_dir, world=world), Task(quiet=True)).run()
         got = (0, "it ran")
     except PersiaError as error:
         got = (error.exit_code, str(error))
