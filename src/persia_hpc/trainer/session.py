@@ -23,7 +23,7 @@ from .batch import Batch, Inputs, on_backward
 from .dense.graphs import graphed
 from .dense.optimizer import make_optimizer, set_learning_rate
 from .dense.precision import Precision
-from .dense.state import DenseState, dense_content
+from .dense.state import DenseState, dense_content, seed_generators, trainer_seed
 from .evaluation import Predictions, predict_split
 from .following import Around, Following
 from .interfaces import BatchStream, DenseSync, Peers
@@ -126,7 +126,7 @@ class Session(Progress):
         self.optimizer = optimizer
         self.precision.attach(self.reducer.parameters, optimizer)
         # From here on trainers draw their own random numbers (dropout).
-        torch.manual_seed(self.config.seed + 7919 * self.trainer_rank)
+        seed_generators(trainer_seed(self.config.seed, self.trainer_rank))
         if self._resume is not None:
             if self.optimizer is not None:
                 self._resume.load_optimizer(self.optimizer)

@@ -20,6 +20,18 @@ from persia_hpc.schedule import Schedule
 from persia_hpc.trainer.run_state import DriverState, RunState
 
 
+def seed_generators(seed: int) -> None:
+    """Seeds torch's, NumPy's and Python's generators, which a model may draw from."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % (1 << 32))
+    random.seed(seed)
+
+
+def trainer_seed(seed: int, trainer_rank: int) -> int:
+    """Returns what a trainer's generators are seeded with: from step 1 on each draws its own numbers."""
+    return seed + 7919 * trainer_rank
+
+
 def random_state() -> dict[str, Any]:
     """Returns the state of torch's, NumPy's and Python's generators, which a model may draw from."""
     version, words, gauss = random.getstate()
@@ -104,7 +116,7 @@ class DenseState:
             set_random_state(self.random[trainer_rank])
         else:
             words = np.random.SeedSequence([seed, self.step, trainer_rank]).generate_state(1, np.uint64)
-            torch.manual_seed(int(words[0] >> np.uint64(1)))
+            seed_generators(int(words[0] >> np.uint64(1)))
 
 
 def dense_states(
