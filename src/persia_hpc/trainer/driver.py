@@ -158,6 +158,7 @@ class Driver:
         self.session, self.run_view = session, RunView(session)
         if session.trainer_rank != 0:
             self.callbacks = self.loggers = ()
+        session.skips.tell_to(self._log)
         session.prepare(self.model)
         evaluated = self._restore(session)
         for callback in self.callbacks:

@@ -69,6 +69,7 @@ class DenseState:
     driver: dict[str, Any] = field(default_factory=dict)  # of `DriverState`, or {}
     results: dict[str, dict[str, float]] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)  # fp16's loss scale
+    skipped_steps: int = 0
     path: str = ""
 
     @classmethod
@@ -88,7 +89,8 @@ class DenseState:
         """Returns the state of a run that continues here."""
         driver = DriverState(**self.driver) if self.driver else None
         at = (self.step, self.samples)
-        return RunState(schedules, *at, *at, results=self.results, driver=driver)
+        skipped = self.skipped_steps
+        return RunState(schedules, *at, *at, results=self.results, driver=driver, skipped_steps=skipped)
 
     def load_model(self, model: nn.Module) -> None:
         """Loads the saved parameters and buffers into a model.
@@ -148,6 +150,7 @@ def dense_content(
     return {
         "step": state.step,
         "samples": state.samples,
+        "skipped_steps": state.skipped_steps,
         "model": _copied(model.state_dict()),
         "optimizer": _copied(optimizer.state_dict()) if optimizer is not None else {},
         "scaler": scaler,
