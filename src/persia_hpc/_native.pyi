@@ -65,6 +65,7 @@ class TableConfig:
     end_bucket: int
     bucket_capacity: int
     value_bound: float = 0.0
+    clip_norm: float = 0.0
     storage: str = "fp32"
     state_storage: str = "fp32"
     eviction: str = "lru"

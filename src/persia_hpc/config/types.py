@@ -150,6 +150,7 @@ class TableConfig:
     schedule: dict[str, Any] = setting(factory=lambda: {"name": "constant", **WARMUP})
     hash: HashConfig | None = None
     value_bound: float = setting(0.0, at_least=0)
+    clip_norm: float = setting(0.0, at_least=0)
     storage: str = setting("fp32", choices=("fp32", "fp16", "bf16"))
     state_storage: str = setting("fp32", choices=("fp32", "same"))
     capacity: int | str = "4 GiB"
