@@ -113,7 +113,7 @@ class Engines:
         ]
         dim = out[0].shape[1]
         pooled, _ = gather_pool_forward(out[0], dedup.indices, features=parts, num_samples=count, dim=dim)
-        gradients = gather_pool_backward(
+        gradients, _ = gather_pool_backward(
             pooled,
             [],
             dedup.indices,

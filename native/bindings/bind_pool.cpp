@@ -98,7 +98,7 @@ py::tuple forward(const py::object& rows, const py::object& indices_object, cons
     return py::make_tuple(to_numpy(std::move(pooled), shape({num_samples, num_pooled, dim})), outputs);
 }
 
-py::array backward(const py::object& pooled_gradient, const std::vector<py::object>& sequence_gradients,
+py::tuple backward(const py::object& pooled_gradient, const std::vector<py::object>& sequence_gradients,
                    const py::object& indices_object, const Features& features, std::size_t num_samples,
                    std::size_t num_rows, std::size_t dim, const std::string& wire_name) {
     const persia::Wire wire = wire_named(wire_name);
@@ -125,8 +125,10 @@ py::array backward(const py::object& pooled_gradient, const std::vector<py::obje
     }
     const py::array row_gradients = wire_rows(wire, num_rows, dim);
     const persia::Rows to{data_of<std::byte>(row_gradients), wire, num_rows};
-    indices.with([&](auto ids) { persia::gather_pool_backward(group, pooled, sequences, ids, to); });
-    return row_gradients;
+    bool finite = true;
+    indices.with(
+        [&](auto ids) { finite = persia::gather_pool_backward(group, pooled, sequences, ids, to); });
+    return py::make_tuple(row_gradients, finite);
 }
 
 constexpr const char* kForward =
@@ -140,8 +142,9 @@ are left-aligned, with zeros behind.
 Raises: ValueError for bags that don't fit, IndexError for an index outside the rows.)";
 
 constexpr const char* kBackward =
-    R"(Returns the gradients of the group's rows [U, D] in a wire format, zeros for a row that no id uses.
+    R"(Returns the gradients of the group's rows [U, D] in a wire format, and whether all of them are finite.
 
+A row that no id uses gets zeros. What isn't finite is judged in fp32, before the wire format.
 Shapes: as in `gather_pool_forward`; U = num_rows. A gradient of an output may be None: zeros.
 A row's sum goes over the ids that use it in ascending order, in fp32.
 Raises: ValueError for shapes that don't fit, IndexError for an index outside the rows.)";

@@ -26,6 +26,7 @@ void each_field(const Visit& visit) {
     visit("end_bucket", &TableConfig::end_bucket, true);
     visit("bucket_capacity", &TableConfig::bucket_capacity, true);
     visit("value_bound", &TableConfig::value_bound, false);
+    visit("clip_norm", &TableConfig::clip_norm, false);
     visit("storage", &TableConfig::storage, false);
     visit("state_storage", &TableConfig::state_storage, false);
     visit("eviction", &TableConfig::eviction, false);
@@ -79,6 +80,7 @@ init: "uniform" in [init_a, init_b) or "normal" of mean init_a and standard devi
   values of a row are a function of (seed, key) alone.
 bucket_capacity: rows per bucket, see `Table.evict`.
 value_bound: weights are clipped to it after each update (0: not).
+clip_norm: a gradient of a row is shortened to this L2 norm before its update (0: not).
 storage, state_storage: "fp32", "fp16" or "bf16"; 16 bits are rounded stochastically by (seed, key, step).
 eviction: "lru" or "lfu".
 ttl: steps after which an unused row is gone (0: never; lru only).

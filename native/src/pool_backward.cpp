@@ -2,6 +2,7 @@
 #include <vector>
 
 #include "persia/aligned_array.h"
+#include "persia/codec.h"
 #include "persia/fixed_dim.h"
 #include "pool_rows.h"
 
@@ -184,7 +185,7 @@ void add_block(Kernel& backward, const PoolGroup& group, const std::vector<Gradi
 }  // namespace
 
 template <typename Index>
-void gather_pool_backward(const PoolGroup& group, Span<const float> pooled_gradient,
+bool gather_pool_backward(const PoolGroup& group, Span<const float> pooled_gradient,
                           const std::vector<PoolSequenceGradient>& sequence_gradients,
                           Span<const Index> indices, Rows row_gradients) {
     group.check();
@@ -198,6 +199,7 @@ void gather_pool_backward(const PoolGroup& group, Span<const float> pooled_gradi
     std::size_t most = 0;
     for (const RowBlock& block : blocks) most = std::max(most, block.end - block.first);
     AlignedArray<float> room(wire == Wire::kFp32 ? 0 : most * dim);
+    bool finite = true;
     with_dim(dim, [&](auto fixed) {
         Backward<fixed(), Index> backward(dim, indices.data(), group.num_samples);
         for (const RowBlock& block : blocks) {
@@ -207,6 +209,7 @@ void gather_pool_backward(const PoolGroup& group, Span<const float> pooled_gradi
             std::fill(sums, sums + (block.end - block.first) * dim, 0.0f);
             backward.into(sums, block.first);
             add_block(backward, group, gradients, ranges, block);
+            finite &= all_finite(sums, (block.end - block.first) * dim);
             if (wire == Wire::kFp32) continue;
             with_wire(wire, [&](auto format) {
                 const std::size_t length = fixed() ? fixed() : dim, bytes = format.bytes(length);
@@ -216,11 +219,12 @@ void gather_pool_backward(const PoolGroup& group, Span<const float> pooled_gradi
             });
         }
     });
+    return finite;
 }
 
-template void gather_pool_backward(const PoolGroup&, Span<const float>,
+template bool gather_pool_backward(const PoolGroup&, Span<const float>,
                                    const std::vector<PoolSequenceGradient>&, Span<const std::uint16_t>, Rows);
-template void gather_pool_backward(const PoolGroup&, Span<const float>,
+template bool gather_pool_backward(const PoolGroup&, Span<const float>,
                                    const std::vector<PoolSequenceGradient>&, Span<const std::uint32_t>, Rows);
 
 }  // namespace persia

@@ -14,28 +14,35 @@ constexpr std::uint64_t kStateSalt = 0xe7037ed1a0b428dbu;
 }  // namespace
 
 RowUpdate::RowUpdate(const OptimizerChoice& choice, std::uint32_t dim, Storage weights, Storage state,
-                     double value_bound, std::uint64_t seed)
+                     double value_bound, double clip_norm, std::uint64_t seed)
     : optimizer_(choice.optimizer),
       weight_decay_(choice.weight_decay),
       value_bound_(static_cast<float>(value_bound)),
+      clip_norm_(clip_norm),
       dim_(dim),
       state_width_(persia::state_width(optimizer_, dim)),
       has_steps_(persia::has_steps(optimizer_)),
       weights_(weights),
       state_(state),
-      plain_(weights == Storage::kFp32 && state == Storage::kFp32 && weight_decay_ == 0 && value_bound_ == 0),
+      plain_(weights == Storage::kFp32 && state == Storage::kFp32 && weight_decay_ == 0 &&
+             value_bound_ == 0 && clip_norm == 0),
       seed_(seed),
       weights_room_(dim),
       state_room_(state_width_ + 1),
+      clipped_room_(clip_norm != 0 ? dim : 0),
       gradient_room_(dim) {
-    if (!std::isfinite(value_bound) || value_bound < 0) {
-        throw std::invalid_argument("value_bound: got " + std::to_string(value_bound) +
+    const auto check = [](const char* name, double value) {
+        if (std::isfinite(value) && value >= 0) return;
+        throw std::invalid_argument(std::string(name) + ": got " + std::to_string(value) +
                                     ", expected a finite number, 0 (none) or more");
-    }
+    };
+    check("value_bound", value_bound);
+    check("clip_norm", clip_norm);
 }
 
 std::size_t RowUpdate::held_bytes() const {
-    std::size_t floats = weights_room_.capacity() + state_room_.capacity() + gradient_room_.capacity();
+    std::size_t floats = weights_room_.capacity() + state_room_.capacity() + clipped_room_.capacity() +
+                         gradient_room_.capacity();
     if (const Adam* adam = std::get_if<Adam>(&optimizer_)) return floats * sizeof(float) + adam->held_bytes();
     return floats * sizeof(float);
 }
@@ -71,6 +78,17 @@ void RowUpdate::pack(Key key, std::uint32_t step, std::byte* weights, std::byte*
     store_stochastic(weights_, weights_room_.data(), weights, dim_, start ^ kWeightSalt);
     store_stochastic(state_, state_room_.data(), state, state_width_, start ^ kStateSalt);
     if (has_steps_) std::memcpy(state + steps_offset(), &state_room_[state_width_], sizeof(float));
+}
+
+const float* RowUpdate::clipped(const float* gradient) {
+    double squares = 0;  // a float would overflow for gradients that are to be clipped most
+    for (std::uint32_t d = 0; d < dim_; ++d) squares += double{gradient[d]} * double{gradient[d]};
+    const double norm = std::sqrt(squares);
+    if (norm <= clip_norm_) return gradient;
+    for (std::uint32_t d = 0; d < dim_; ++d) {
+        clipped_room_[d] = static_cast<float>(double{gradient[d]} * (clip_norm_ / norm));
+    }
+    return clipped_room_.data();
 }
 
 const float* RowUpdate::decayed(const float* w, const float* gradient) {

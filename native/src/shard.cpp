@@ -16,7 +16,7 @@ constexpr std::uint32_t kSweepPeriod = 64;  // steps in which a sweep for expire
 Shard::Shard(const TableConfig& config)
     : config_(config),
       update_(make_optimizer(config.optimizer, config.options), config.dim, storage_of(config.storage),
-              storage_of(config.state_storage), config.value_bound, config.seed),
+              storage_of(config.state_storage), config.value_bound, config.clip_norm, config.seed),
       init_(config.init, config.init_a, config.init_b, config.seed),
       bucket_of_(config.num_buckets),
       index_(config.buckets_here(), config.bucket_capacity, arena_),

@@ -31,7 +31,7 @@ std::uint64_t shard_bytes(const TableConfig& config, std::uint64_t rows, std::ui
     const std::uint64_t capacity = std::uint64_t{num_buckets} * config.bucket_capacity;
     const RowUpdate update(make_optimizer(config.optimizer, config.options), config.dim,
                            storage_of(config.storage), storage_of(config.state_storage), config.value_bound,
-                           config.seed);
+                           config.clip_norm, config.seed);
     const Eviction eviction(config.eviction, config.ttl, num_buckets);
     Arena arena(Arena::Kind::kPretended);
     RowStore store(update.weight_bytes(), update.state_bytes(), capacity);

@@ -65,6 +65,7 @@ class TableConfig:
     end_bucket: int
     bucket_capacity: int
     value_bound: float = 0.0
+    clip_norm: float = 0.0
     storage: str = "fp32"
     state_storage: str = "fp32"
     eviction: str = "lru"
@@ -190,7 +191,7 @@ def gather_pool_backward(
     num_rows: int,
     dim: int,
     wire: str = "fp32",
-) -> _Rows: ...
+) -> tuple[_Rows, bool]: ...
 def interaction_forward(first: _F32 | None, rest: _F32, *, num_copied: int, out: _F32) -> None: ...
 def interaction_backward(
     first: _F32 | None,

@@ -170,6 +170,7 @@ def native_config(
         end_bucket=end_bucket,
         bucket_capacity=max(1, table.bucket_rows),
         value_bound=table.config.value_bound,
+        clip_norm=table.config.clip_norm,
         storage=table.config.storage,
         state_storage=table.config.state_dtype,
         eviction=table.config.eviction,

@@ -171,10 +171,31 @@ def test_features_of_one_table_are_summed_in_the_order_of_their_ids(dim: int, ro
     expected = np.zeros((8, dim), np.float32)
     for at, row in enumerate(ids):
         expected[row] += gradient[at % num_samples, at // num_samples]
-    got = _native.gather_pool_backward(
+    got, finite = _native.gather_pool_backward(
         gradient, [], ids, features=features, num_samples=num_samples, num_rows=8, dim=dim
     )
     np.testing.assert_array_equal(got, expected)
+    assert finite
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("wire", ["fp32", "fp16"])
+@pytest.mark.parametrize("factor", [None, 1.0])
+def test_a_row_whose_gradient_is_not_finite_is_noticed(kernel: str, wire: str, factor: float | None) -> None:
+    """NaN, infinity, and finite gradients that sum to infinity; what only fp16 can't hold is finite."""
+    inputs = make_inputs([("a", 4, "sum", False), ("b", 20, "sum", False)])
+    for value, finite in ((1.0, True), (1e6, True), (torch.nan, False), (-torch.inf, False), (3e38, False)):
+        for name in ("a", "b"):
+            rng = np.random.default_rng(1)
+            row_batch = make_row_batch(inputs, {"a": [[1], [1], [2]], "b": [[4], [4], [5]]}, rng)
+            batch, gradients = Pooling(inputs, kernel=kernel, gradients=wire).embed(row_batch, training=True)
+            if factor is not None:
+                gradients.scale_by(torch.full((1,), factor))
+            steep = torch.ones(3, 1)
+            steep[:2] = value
+            sum((x * (steep if n == name else 1)).sum() for n, x in batch.pooled.items()).backward()
+            gradients.wait()
+            assert bool(gradients.overflow().isnan()) != finite, (value, name)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -140,6 +140,7 @@ def test_memory_stays_while_rows_come_and_go() -> None:
         ({"optimizer": "adam", "options": {"lr": 1, "eps": 0}}, "'eps' is 0"),
         ({"optimizer": "lamb", "options": {"lr": 1}}, "got 'lamb', expected 'sgd'"),
         ({"value_bound": -1.0}, "value_bound: got -1"),
+        ({"clip_norm": float("nan")}, "clip_norm: got nan"),
         ({"storage": "fp8"}, "storage: got 'fp8', expected 'fp32', 'fp16' or 'bf16'"),
         ({"eviction": "fifo"}, "eviction: got 'fifo', expected 'lru' or 'lfu'"),
         ({"eviction": "lfu", "ttl": 3}, "ttl: got 3 with eviction 'lfu'"),

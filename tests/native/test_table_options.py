@@ -244,3 +244,51 @@ def test_weights_stay_within_their_bound() -> None:
     rows = lookup(table, keys)[0]
     assert rows[:2].tolist() == [-np.float32(0.6), np.float32(0.6)]
     assert -0.5 <= rows[2] < 0.5
+
+
+def clipped(gradients: np.ndarray, most: float) -> np.ndarray:
+    norms = np.linalg.norm(gradients.astype(np.float64), axis=1, keepdims=True)
+    factors = np.where(norms > most, most / np.where(norms > 0, norms, 1), 1)
+    return (gradients.astype(np.float64) * factors).astype(np.float32)
+
+
+@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("dim", [1, 16, 19])
+@pytest.mark.parametrize("together", [False, True])
+def test_a_clipped_gradient_is_that_of_numpy(optimizer: str, dim: int, together: bool) -> None:
+    """Of the sum of a step's batches, or of each where they are applied one by one; before the decay."""
+    rng = np.random.default_rng(dim)
+    keys = np.sort(mix(np.arange(6, dtype=np.uint64)))
+    options = OPTIMIZERS[optimizer] | ({} if optimizer == "ftrl" else {"weight_decay": 0.03})
+    same = arguments(optimizer, dim=dim, bucket_capacity=100, options=options)
+    clips, plain, loose = (make_table(**same, clip_norm=clip_norm) for clip_norm in (0.7, 0.0, 1e38))
+    untouched = make_table(**same)
+    for step in range(1, 6):
+        batches = rng.normal(size=(2, len(keys), dim)).astype(np.float32)
+        batches *= np.float32(10.0) ** rng.integers(-3, 2, (2, len(keys), 1)).astype(np.float32)
+        batches[:, 0] *= np.float32(1e18)  # whose square is beyond float32
+        for table in (clips, plain, loose, untouched):
+            _, slots, epoch = pull_at(table, keys, step)
+            if together:
+                parts = [clipped(batches[0] + batches[1], 0.7)] if table is plain else list(batches)
+                table.push_step([(keys, slots, part, epoch) for part in parts], step)
+            else:
+                for batch in batches:
+                    part = clipped(batch, 0.7) if table is plain else batch
+                    table.push(keys, slots, part, step, epoch)
+            table.evict(step)
+    np.testing.assert_allclose(lookup(clips, keys), lookup(plain, keys), rtol=2e-5, atol=1e-6)
+    np.testing.assert_array_equal(lookup(loose, keys), lookup(untouched, keys))
+    assert not np.allclose(lookup(clips, keys), lookup(untouched, keys))
+
+
+@pytest.mark.parametrize("storage", ["fp16", "bf16"])
+def test_narrow_rows_are_clipped_too(storage: str) -> None:
+    keys = ids(1)
+    tables = [
+        make_table(**arguments("sgd", storage=storage, clip_norm=clip_norm)) for clip_norm in (0.5, 0.0)
+    ]
+    for table, gradient in zip(tables, ([[300, -400, 0]], [[0.3, -0.4, 0]]), strict=True):
+        _, slots, epoch = pull_at(table, keys, 1)
+        table.push(keys, slots, np.array(gradient, np.float32), 1, epoch)
+    np.testing.assert_array_equal(*(lookup(table, keys) for table in tables))

@@ -22,6 +22,7 @@ def example() -> dict[str, Any]:
     trainer = TrainerOutcome(
         steps=5,
         samples=50,
+        skipped_steps=1,
         first_step=0,
         first_samples=0,
         stop_reason=None,

@@ -11,24 +11,10 @@ from torch import nn
 
 import persia_hpc as ph
 from persia_hpc.trainer.dense.precision import Precision
-from persia_hpc.trainer.pooling.embed import Pooling
-from persia_hpc.trainer.pooling.gradients import RowGradients
-from tests.support.row_batches import make_inputs, make_row_batch
+from persia_hpc.trainer.dense.verdict import Verdict
 from tests.support.tiny import tiny_config, trained_rows, write_tiny
 
 CPU = torch.device("cpu")
-
-
-def overflowing() -> RowGradients:
-    """Row gradients of which one is infinite, after their backward with a factor."""
-    rng = np.random.default_rng(1)
-    inputs = make_inputs([("a", 4, "sum", False)])
-    batch, gradients = Pooling(inputs).embed(make_row_batch(inputs, {"a": [[1], [2]]}, rng), training=True)
-    gradients.scale_by(torch.ones(1))
-    weight = torch.ones(2, 4)
-    weight[1, 2] = torch.inf
-    (batch.pooled["a"] * weight).sum().backward()
-    return gradients
 
 
 def made(*, frozen: bool) -> tuple[Precision, nn.Module, torch.optim.Optimizer]:
@@ -42,16 +28,41 @@ def made(*, frozen: bool) -> tuple[Precision, nn.Module, torch.optim.Optimizer]:
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_an_overflow_is_told_by_a_gradient_that_is_reduced(frozen: bool) -> None:
+def test_an_overflow_of_any_trainers_rows_lowers_the_scale(frozen: bool) -> None:
     precision, model, optimizer = made(frozen=frozen)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p) if p.requires_grad else None
     before = [p.clone() for p in model.parameters()]
-    precision.share_overflow(overflowing())
-    told = [p.grad is not None and not p.grad.isfinite().all() for p in model.parameters()]
-    assert told == ([False, False, True, False] if frozen else [True, False, False, False])
     scale = precision.scaler.get_scale()
-    assert not precision.apply(optimizer, list(model.parameters()), clip_norm=1.0)
+    verdict = precision.apply(optimizer, list(model.parameters()), 1.0, Verdict(bad_rows=1))
+    assert verdict.overflowed
+    assert not verdict.good
     assert precision.scaler.get_scale() == scale / 2
     assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+
+
+def test_a_loss_that_is_nan_leaves_the_scale_alone() -> None:
+    precision, model, optimizer = made(frozen=False)
+    for p in model.parameters():
+        p.grad = torch.full_like(p, torch.nan)
+    scale = precision.scaler.get_scale()
+    verdict = precision.apply(
+        optimizer, list(model.parameters()), None, Verdict(bad_losses=1, bad_dense=True)
+    )
+    assert (verdict.good, verdict.overflowed) == (False, False)
+    assert precision.scaler.get_scale() == scale
+
+
+def test_below_a_scale_of_1_an_overflow_is_no_search() -> None:
+    precision, model, optimizer = made(frozen=False)
+    searched = 0
+    for _ in range(40):
+        for p in model.parameters():
+            p.grad = torch.full_like(p, torch.inf)
+        searched += precision.apply(
+            optimizer, list(model.parameters()), None, Verdict(bad_dense=True)
+        ).overflowed
+    assert searched == 16  # from 2^16 to 1
 
 
 def test_a_first_step_without_a_loss() -> None:
@@ -60,7 +71,7 @@ def test_a_first_step_without_a_loss() -> None:
     for p in model.parameters():
         p.grad = torch.ones_like(p)
     before = [p.clone() for p in model.parameters()]
-    assert precision.apply(optimizer, list(model.parameters()), clip_norm=None)
+    assert precision.apply(optimizer, list(model.parameters()), None, Verdict()).good
     assert not any(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
 
 

@@ -17,9 +17,10 @@ namespace persia {
 class RowUpdate {
   public:
     // value_bound: weights are clipped to [-value_bound, value_bound] after each update; 0: they are not.
-    // Throws std::invalid_argument unless it is finite and not negative.
+    // clip_norm: a longer gradient is first shortened to this length; 0: none is.
+    // Throws std::invalid_argument unless both are finite and not negative.
     RowUpdate(const OptimizerChoice& choice, std::uint32_t dim, Storage weights, Storage state,
-              double value_bound, std::uint64_t seed);
+              double value_bound, double clip_norm, std::uint64_t seed);
 
     std::uint32_t state_width() const { return state_width_; }
     bool has_steps() const { return has_steps_; }
@@ -61,6 +62,7 @@ class RowUpdate {
         float* w = wide ? reinterpret_cast<float*>(weights) : weights_room_.data();
         float* s = wide ? reinterpret_cast<float*>(state) : state_room_.data();
         if (!wide) unpack(weights, state);
+        if (clip_norm_ != 0) gradient = clipped(gradient);
         if (weight_decay_ != 0) gradient = decayed(w, gradient);
         chosen.apply(w, s, gradient, dim_);
         if (value_bound_ != 0) {
@@ -71,21 +73,24 @@ class RowUpdate {
 
     void unpack(const std::byte* weights, const std::byte* state);
     void pack(Key key, std::uint32_t step, std::byte* weights, std::byte* state);
+    const float* clipped(const float* gradient);
     const float* decayed(const float* w, const float* gradient);
     std::size_t steps_offset() const { return (state_width_ * bytes_of(state_) + 3) / 4 * 4; }
 
     Optimizer optimizer_;
     float weight_decay_;
     float value_bound_;
+    double clip_norm_;
     std::uint32_t dim_;
     std::uint32_t state_width_;
     bool has_steps_;
     Storage weights_;
     Storage state_;
-    bool plain_;  // stored as fp32, without decay or bound
+    bool plain_;  // stored as fp32, without decay, bound or clipping
     std::uint64_t seed_;
     std::vector<float> weights_room_;  // [D]
     std::vector<float> state_room_;    // [S] and the count of updates
+    std::vector<float> clipped_room_;
     std::vector<float> gradient_room_;
 };
 

@@ -14,6 +14,7 @@ struct TableConfig {
     std::string optimizer;
     OptimizerOptions options;
     double value_bound = 0;  // RowUpdate's
+    double clip_norm = 0;    // RowUpdate's
     std::string storage = "fp32";
     std::string state_storage = "fp32";
     std::string init;  // RowInit's kind, a and b

@@ -150,6 +150,7 @@ class TableConfig:
     schedule: dict[str, Any] = setting(factory=lambda: {"name": "constant", **WARMUP})
     hash: HashConfig | None = None
     value_bound: float = setting(0.0, at_least=0)
+    clip_norm: float = setting(0.0, at_least=0)
     storage: str = setting("fp32", choices=("fp32", "fp16", "bf16"))
     state_storage: str = setting("fp32", choices=("fp32", "same"))
     capacity: int | str = "4 GiB"
@@ -203,6 +204,7 @@ class TrainConfig:
     early_stop: dict[str, Any] | None = None
     keep_best: dict[str, Any] | bool | None = None
     clip_norm: float | None = setting(None, above=0)
+    max_skipped: int = setting(10, at_least=0)
     amp: str = setting("off", choices=("off", "bf16", "fp16"))
     cuda_graphs: bool = False
     device: str = "auto"

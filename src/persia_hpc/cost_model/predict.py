@@ -108,8 +108,8 @@ def link_traffic(job: Job) -> dict[int, tuple[float, float]]:
 def _path(job: Job, costs: Costs, *, late: bool) -> float:
     """Returns the seconds from the answer to a step's first pull until its last gradient is applied.
 
-    late: row gradients are sent after AllReduce and the optimizer, so these delay them; otherwise before. If
-    nothing is prefetched, the request of the pull counts too, since it waits until the step before is done.
+    late: row gradients are sent after the optimizer, so it delays them, as AllReduce always does. If nothing
+    is prefetched, the request of the pull counts too, since it waits until the step before is done.
     """
     worker, trainer = costs.seconds[WORKER], costs.seconds[TRAINER]
     asked = job.config.data.prefetch == 0
@@ -118,7 +118,9 @@ def _path(job: Job, costs: Costs, *, late: bool) -> float:
         whole += worker["dedup"] + worker["pull"] + worker["other"] / 2
     seconds = costs.total(SERVER) + whole * _whole_batches(job)
     seconds += trainer["pool"] + trainer["dense"] + trainer["push"]
-    seconds += (trainer["allreduce"] + trainer["optimizer"]) * late
+    # In `async` dense parameters are shared after the push, unless that is late.
+    seconds += trainer["allreduce"] * (late or job.config.mode != "async")
+    seconds += trainer["optimizer"] * late
     hops = _slowest_hops(job)
     if not asked:
         del hops[KEYS]

@@ -118,6 +118,7 @@ def train_session(session: Session, task: Task, driver: Driver | None) -> Traine
     elif task.main is not None:
         with contextlib.suppress(TrainingEndedError):
             task.main(session)
+    session.check_model()
     if not session.drained:
         text = "no checkpoint is written: the loop over session.batches was left before its end"
         print(f"persia-hpc: {text}", file=sys.stderr, flush=True)
@@ -128,6 +129,7 @@ def train_session(session: Session, task: Task, driver: Driver | None) -> Traine
     return TrainerOutcome(
         steps=session.step_number,
         samples=session.samples,
+        skipped_steps=session.skipped_steps,
         first_step=session.state.first_step,
         first_samples=session.state.first_samples,
         stop_reason=session.stop_reason,

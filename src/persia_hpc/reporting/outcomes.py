@@ -56,6 +56,7 @@ class TrainerOutcome:
 
     steps: int
     samples: int
+    skipped_steps: int
     first_step: int  # where this start of the run began
     first_samples: int
     stop_reason: str | None

@@ -39,7 +39,7 @@ class Screen:
             )
         elif event["event"] == "train":
             self._train(event)
-        elif self._bar is not None:
+        elif event["event"] == "end" and self._bar is not None:
             self._bar.close()
 
     def _evaluate(self, event: Mapping[str, Any]) -> None:
@@ -102,7 +102,8 @@ def summary_text(summary: Mapping[str, Any]) -> str:
     lines = [
         f"{summary['status']}: {summary['steps']} steps, {summary['samples']:,} samples in "
         f"{summary['train_seconds']:.1f} s = {summary['samples_per_second']:,.0f} samples/s"
-        + (f" ({summary['stop_reason']})" if summary["stop_reason"] else ""),
+        + (f" ({summary['stop_reason']})" if summary["stop_reason"] else "")
+        + (f"; {summary['skipped_steps']} steps were skipped" if summary["skipped_steps"] else ""),
         f"roles: {roles}; {summary['mode']}, staleness at most {summary['staleness']['max']} "
         f"(bound {summary['staleness']['bound']})",
     ]

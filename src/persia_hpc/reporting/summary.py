@@ -70,6 +70,12 @@ def _status(trainer: TrainerOutcome) -> str:
     return "completed" if trainer.stop_reason is None else "stopped"
 
 
+def _skipped(config: Config, trainers: Sequence[TrainerOutcome]) -> int:
+    """Returns the skipped steps: all trainers skip the same ones, but in `async` each its own."""
+    counts = [t.skipped_steps for t in trainers]
+    return sum(counts) if config.mode == "async" else counts[0]
+
+
 def _staleness(config: Config, outcome: JobOutcome) -> dict[str, Any]:
     histogram: Counter[int] = Counter()
     for server in outcome.servers:
@@ -111,6 +117,7 @@ def make_summary(config: Config, outcome: JobOutcome, *, mpi_library: str) -> di
         "roles": {f"{role}s": len(each) for role, each in by_role.items()},
         "steps": trainer.steps,
         "samples": trainer.samples,
+        "skipped_steps": _skipped(config, outcome.trainers),
         "this_run": {"steps": trainer.steps - trainer.first_step, "samples": samples},
         "train_seconds": seconds,
         "evaluate_seconds": trainer.evaluate_seconds,

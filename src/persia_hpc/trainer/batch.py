@@ -39,6 +39,7 @@ class Inputs:
     features: tuple[FeatureSpec, ...]
     num_dense: int
     labels: tuple[str, ...]
+    dense_names: tuple[str, ...] = ()
 
     @cached_property
     def dims(self) -> dict[str, int]:
@@ -154,4 +155,9 @@ def make_inputs(layout: Layout, schema: DatasetSchema) -> Inputs:
         )
         for f in layout.features
     )
-    return Inputs(features=specs, num_dense=len(schema.dense_names), labels=schema.label_names)
+    return Inputs(
+        features=specs,
+        num_dense=len(schema.dense_names),
+        labels=schema.label_names,
+        dense_names=schema.dense_names,
+    )

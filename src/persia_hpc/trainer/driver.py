@@ -24,6 +24,7 @@ from persia_hpc.user_objects import load_object
 
 from .batch import Batch, Inputs
 from .dense.optimizer import make_optimizer
+from .dense.state import seed_generators
 from .metrics import Metrics, known_auc, load_metrics
 from .run_state import DriverState
 from .session import Session
@@ -109,7 +110,7 @@ class Driver:
         self.loggers = loggers
         self.loss = load_loss(config.train.loss)
         load_metrics(config.train.metrics)
-        torch.manual_seed(config.seed)
+        seed_generators(config.seed)
         self.model = build_model(config.model.class_name, inputs, dict(config.model.arguments))
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         if parameters:
@@ -133,6 +134,7 @@ class Driver:
         self.session, self.run_view = session, RunView(session)
         if session.trainer_rank != 0:
             self.callbacks = self.loggers = ()
+        session.skips.tell_to(self._log)
         session.prepare(self.model)
         self._restore(session)
         for callback in self.callbacks:

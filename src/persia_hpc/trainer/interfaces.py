@@ -125,6 +125,7 @@ class DenseSync(Protocol):
 
     seconds: float  # spent in it so far
     parameters: list[nn.Parameter]  # those that are trained
+    told: nn.Parameter  # its gradient [2] is summed with theirs: what trainers tell each other of a step
 
     @property
     def one_sided(self) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from persia_hpc.schedule import Schedule
 
+from .interfaces import Peers
 from .run_state import RunState
 
 
@@ -16,6 +17,32 @@ class Progress:
     """Shows a run's state, read-only."""
 
     state: RunState
+    peers: Peers
+
+    @property
+    def trainer_rank(self) -> int:
+        """Returns this trainer's number."""
+        return self.peers.rank
+
+    @property
+    def num_trainers(self) -> int:
+        """Returns the number of trainers."""
+        return self.peers.size
+
+    @property
+    def num_steps(self) -> int:
+        """Returns the steps of the whole run; with `data.follow` those of the files found so far."""
+        return self.schedules["train"].num_steps
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Returns the steps of one epoch."""
+        return self.schedules["train"].steps_per_epoch
+
+    @property
+    def skipped_steps(self) -> int:
+        """Returns how many steps of the run were skipped because a loss or gradient wasn't finite."""
+        return self.state.skipped_steps
 
     @property
     def schedules(self) -> Mapping[str, Schedule]:

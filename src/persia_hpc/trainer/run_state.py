@@ -37,6 +37,8 @@ class RunState:
     stop_reason: str | None = None
     interrupted: int | None = None  # the signal that ended the run early
     evaluate_seconds: float = 0.0
+    skipped_steps: int = 0  # of the whole run
+    skipped_in_row: int = 0  # the last ones, but for those that searched for a loss scale
     segment_last: int | None = None  # the last step of the segment that is under way
     loss: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(()))  # mean of the last batch
     last_staleness: int = 0  # steps whose updates the last batch missed

@@ -82,6 +82,12 @@ class Saver:
         self._servers_done = threading.Event()
         self._error: BaseException | None = None
 
+    def newest(self) -> str:
+        """Returns the path of the newest checkpoint, when it is whole; "" if there is none."""
+        self.wait()
+        found = files.whole_checkpoints(self._run_dir)
+        return str(found[0]) if found else ""
+
     @property
     def busy(self) -> bool:
         """Returns whether a checkpoint is being written, on trainer 0."""

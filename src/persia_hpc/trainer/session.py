@@ -23,7 +23,8 @@ from .batch import Batch, Inputs, on_backward
 from .dense.graphs import graphed
 from .dense.optimizer import make_optimizer, set_learning_rate
 from .dense.precision import Precision
-from .dense.state import DenseState, dense_content
+from .dense.state import DenseState, dense_content, seed_generators, trainer_seed
+from .dense.verdict import Verdict, judge, tell
 from .evaluation import Predictions, predict_split
 from .following import Around, Following
 from .interfaces import BatchStream, DenseSync, Peers
@@ -33,6 +34,7 @@ from .pooling.gradients import RowGradients
 from .progress import Progress
 from .run_state import RunState
 from .saving import Saver
+from .skips import Buffers, Skips
 from .stopping import Stopping
 
 
@@ -76,6 +78,9 @@ class Session(Progress):
         self.pooling = Pooling(inputs, device, gradients=config.wire.gradients)
         self.pooling.staging.register(stream.memory)
         self.precision = Precision(config.train.amp, device, cache=not config.train.cuda_graphs)
+        newest = saver.newest if saver is not None else str
+        self.skips = Skips(config, inputs, self.state, peers, newest)
+        self._buffers = Buffers()
         self._metrics: dict[str, Metric] = load_metrics(config.train.metrics)
         self._rate = LearningRate(config.train.schedule, self.num_steps if "train" in schedules else 1)
         self._resume, self._initial = resume, initial
@@ -86,26 +91,6 @@ class Session(Progress):
         if following is not None:
             self.state.follow(following.schedule)
             following.begin(stream, self.step_number)
-
-    @property
-    def trainer_rank(self) -> int:
-        """Returns this trainer's number."""
-        return self.peers.rank
-
-    @property
-    def num_trainers(self) -> int:
-        """Returns the number of trainers."""
-        return self.peers.size
-
-    @property
-    def num_steps(self) -> int:
-        """Returns the steps of the whole run; with `data.follow` those of the files found so far."""
-        return self.schedules["train"].num_steps
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Returns the steps of one epoch."""
-        return self.schedules["train"].steps_per_epoch
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> nn.Module:
         """Moves the model to the device and gives every trainer trainer 0's parameters.
@@ -118,6 +103,7 @@ class Session(Progress):
             begin.load_model(model)
         self.reducer.attach(model)
         self.model = model
+        self._buffers = Buffers(model, always=self.config.train.cuda_graphs)
         self._call: Callable[[Batch], Tensor] = model
         if self.config.train.cuda_graphs:
             self._call = graphed(model, self.inputs, self.device)
@@ -126,7 +112,7 @@ class Session(Progress):
         self.optimizer = optimizer
         self.precision.attach(self.reducer.parameters, optimizer)
         # From here on trainers draw their own random numbers (dropout).
-        torch.manual_seed(self.config.seed + 7919 * self.trainer_rank)
+        seed_generators(trainer_seed(self.config.seed, self.trainer_rank))
         if self._resume is not None:
             if self.optimizer is not None:
                 self._resume.load_optimizer(self.optimizer)
@@ -197,6 +183,7 @@ class Session(Progress):
             if row_batch is None:
                 break
             begin = time.perf_counter()
+            self._buffers.keep()
             batch, gradients = self.pooling.embed(row_batch, training=True)
             on_backward(batch, self._reach_pooling)
             self._yielded = self.phases.add("pool", begin, number)
@@ -249,44 +236,45 @@ class Session(Progress):
         assert self._current is not None
         row_batch, gradients, _ = self._current
         self._current = None
-        number, good = row_batch.step, True
-        # A GPU computes while its gradients are fetched; whether fp16's are good is known when all have them.
+        number, reducer = row_batch.step, self.reducer
+        loss = self.state.loss if row_batch.num_samples else None
+        # A GPU computes while its gradients are fetched; if fp16's are good shows in the optimizer's step.
         late = self.device.type == "cuda" or self.precision.scales
-        if late:
-            if (following := self.stream.peek(number + 1)) is not None:
-                self.pooling.staging.ahead(following)
-            self.precision.share_overflow(gradients)
-        else:
-            self._push(row_batch, gradients)
+        if late and (following := self.stream.peek(number + 1)) is not None:
+            self.pooling.staging.ahead(following)
         begin = time.perf_counter()
-        self.reducer.reduce()
+        tell(reducer.told, loss, gradients)
+        reducer.reduce()
+        verdict = judge(reducer.parameters, reducer.told, loss)
         begin = self.phases.add("allreduce", begin, number)
-        if self.optimizer is not None and self.reducer.updates_with(row_batch.num_samples):
+        if not late:  # rows are on their way while the optimizer works
+            self._push(row_batch, gradients, verdict)
+            begin = time.perf_counter()
+        if self.optimizer is not None and reducer.updates_with(row_batch.num_samples):
             set_learning_rate(self.optimizer, self._rate, number)
-            good = self.precision.apply(self.optimizer, self.reducer.parameters, self.config.train.clip_norm)
+            verdict = self.precision.apply(
+                self.optimizer, reducer.parameters, self.config.train.clip_norm, verdict
+            )
             self.optimizer.zero_grad(set_to_none=True)
-            self.reducer.updated()
+            reducer.updated()
             self.phases.add("optimizer", begin, number)
-        if late and good:
-            self._push(row_batch, gradients)
-        elif late:
-            self._push_poison(row_batch, gradients)
+        for parameter in reducer.parameters:  # those that the optimizer doesn't have
+            parameter.grad = None
+        if late:
+            self._push(row_batch, gradients, verdict)
         state = self.state
         state.finish_step(number, row_batch.num_global)
         trained = state.samples - state.first_samples
         self.pace.step(number - state.first_step, trained, self.phases.elapsed())
         self.stopping.listen()
 
-    def _push(self, row_batch: RowBatch, gradients: RowGradients) -> None:
+    def _push(self, row_batch: RowBatch, gradients: RowGradients, verdict: Verdict) -> None:
+        """Sends the row gradients of a good step, else NaNs, which servers skip and count."""
+        if not verdict.good:
+            self._buffers.restore()
+        self.skips.count(verdict, row_batch)
         begin = time.perf_counter()
-        arrays = gradients.arrays()
-        self.phases.add("push", begin, row_batch.step)
-        self.stream.push(row_batch, arrays)
-
-    def _push_poison(self, row_batch: RowBatch, gradients: RowGradients) -> None:
-        """Pushes NaNs instead, for a step whose loss scale was too large: servers skip it."""
-        begin = time.perf_counter()
-        arrays = gradients.poison()
+        arrays = gradients.arrays() if verdict.good else gradients.poison()
         self.phases.add("push", begin, row_batch.step)
         self.stream.push(row_batch, arrays)
 
@@ -374,6 +362,7 @@ class Session(Progress):
             )
         self.phases.stop()
         self.reducer.settle(self.stream, self.stopping.listen)
+        self.check_model()
         optimizer, scaler = self.optimizer, self.precision.state()
 
         def content(random_states: list[dict[str, Any]]) -> dict[str, Any]:
@@ -381,6 +370,13 @@ class Session(Progress):
             return dense_content(self.state, self.model, optimizer, scaler, random_states)
 
         self.saver.begin(self.step_number, content, full=full, best=best)
+
+    def check_model(self) -> None:
+        """Checks that the dense parameters are finite.
+        Raises PersiaError if not.
+        """
+        if self.model is not None:
+            self.skips.check_model(self.model)
 
     def close(self) -> None:
         """Ends the run for all ranks.

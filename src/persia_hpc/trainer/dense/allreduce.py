@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from persia_hpc.trainer.interfaces import BatchStream
 
+from .verdict import told_parameter
+
 
 def _gpu_of(parameters: list[nn.Parameter]) -> str:
     """Names the GPU of the parameters, alike in all processes that share it; "" if there is none."""
@@ -38,6 +40,7 @@ class DenseReducer:
         self._bucket_bytes = bucket_bytes
         self._on_host = False
         self.parameters: list[nn.Parameter] = []  # those whose gradients are reduced
+        self.told = told_parameter()
         self._buckets: list[tuple[Tensor, Tensor, list[nn.Parameter]]] = []
         if comm is None or comm.size == 1:
             return
@@ -51,6 +54,7 @@ class DenseReducer:
 
     def attach(self, model: nn.Module) -> None:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.told = told_parameter(self.parameters)
         self._buckets = []
         if self._hvd is None:
             return
@@ -66,8 +70,7 @@ class DenseReducer:
                 bucket, size = [], 0
             bucket.append(parameter)
             size += 4 * parameter.numel()
-        if bucket:
-            self._close_bucket(bucket, size)
+        self._close_bucket([*bucket, self.told], size + 4 * self.told.numel())
 
     def _close_bucket(self, parameters: list[nn.Parameter], size: int) -> None:
         gathered = torch.zeros(size // 4, device=parameters[0].device)
@@ -92,7 +95,10 @@ class DenseReducer:
 
     def reduce(self) -> None:
         if self._hvd is None:
-            for p in self.parameters:  # as with several trainers: their number must change nothing
+            for p in (
+                *self.parameters,
+                self.told,
+            ):  # as with several trainers: their number must change nothing
                 if p.grad is None:
                     p.grad = torch.zeros_like(p)
             return

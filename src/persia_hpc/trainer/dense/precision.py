@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,14 +11,16 @@ from torch import Tensor, nn
 
 from persia_hpc.trainer.pooling.gradients import RowGradients
 
+from .verdict import Verdict
+
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Precision:
     """Implements `train.amp`; with fp16 one loss scale, chosen by torch's GradScaler, serves all gradients.
 
-    A step in which a dense or row gradient of any trainer overflows (in fp32, scaled back) is skipped by all,
-    for dense parameters and rows alike, and the scale is lowered.
+    The scale is lowered in a step in which a dense or row gradient of any trainer overflows (in fp32, scaled
+    back), but not because of a loss that isn't finite, which no scale would mend.
     """
 
     def __init__(self, amp: str, device: torch.device, *, cache: bool = True):
@@ -28,7 +31,6 @@ class Precision:
         self.autocast_dtype = DTYPES.get(amp)
         self._device = device
         self._cache = cache
-        self._messenger: nn.Parameter | None = None
         self._make_scaler(amp == "fp16")
 
     def _make_scaler(self, enabled: bool) -> None:
@@ -40,8 +42,7 @@ class Precision:
     def attach(self, reduced: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer | None) -> None:
         """Takes note of the parameters whose gradients are reduced; without any there is no loss scale."""
         own = {id(p) for group in optimizer.param_groups for p in group["params"]} if optimizer else set()
-        self._messenger = next((p for p in reduced if id(p) in own and p.numel()), None)
-        if self._messenger is None:
+        if not any(id(p) in own and p.numel() for p in reduced):
             self._make_scaler(False)
 
     @property
@@ -63,28 +64,33 @@ class Precision:
             gradients.scale_by(self.scaler.scale(torch.ones(1, device=self._device)).reciprocal())
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
-    def share_overflow(self, gradients: RowGradients) -> None:
-        """Tells all trainers of a row gradient that isn't finite: puts NaN into a dense one.
-
-        Must be called before AllReduce, which spreads it.
-        """
-        if self.scales and (p := self._messenger) is not None:
-            p.grad = (torch.zeros_like(p) if p.grad is None else p.grad) + gradients.overflow()
-
     def apply(
-        self, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], clip_norm: float | None
-    ) -> bool:
-        """Makes one step of the optimizer with the reduced gradients.
+        self,
+        optimizer: torch.optim.Optimizer,
+        parameters: Sequence[nn.Parameter],
+        clip_norm: float | None,
+        verdict: Verdict,
+    ) -> Verdict:
+        """Makes one step of the optimizer with the reduced gradients, unless they aren't good.
 
-        Returns False if they overflowed: the parameters are as before then, and the loss scale is lower.
+        Returns the last verdict: scaled gradients may overflow here, and the loss scale is lowered then. The
+        parameters are as before after a step that isn't good.
         """
+        if not verdict.good and (verdict.bad_losses or not self.scales):
+            return verdict
+        if not verdict.good:  # the scaler looks at the optimizer's gradients only
+            own = (p.grad for group in optimizer.param_groups for p in group["params"])
+            next(g for g in own if g is not None and g.numel()).fill_(torch.nan)
         self.scaler.unscale_(optimizer)
         if clip_norm is not None:
             nn.utils.clip_grad_norm_(parameters, clip_norm)
         self.scaler.step(optimizer)
         self.scaler.update()
         before, self._scale = self._scale, self.scaler.get_scale() if self.scales else 1.0
-        return self._scale >= before
+        if self._scale >= before:
+            return verdict
+        # At a scale of 1 gradients are what they would be without it: no search for a scale any more.
+        return dataclasses.replace(verdict, overflowed=before > 1, bad_dense=True)
 
     def state(self) -> dict[str, Any]:
         """Returns the loss scale's state for a checkpoint; {} without one."""

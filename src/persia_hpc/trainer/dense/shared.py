@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from persia_hpc.trainer.interfaces import BatchStream, Peers
 
+from .verdict import told_parameter
+
 
 class Vector(Protocol):
     """Declares what `transport.shared_vector.SharedVector` offers; elements are float32."""
@@ -49,6 +51,7 @@ class SharedDense:
         """Remembers `share`, which makes the shared vector from trainer 0's values and is collective."""
         self.seconds = 0.0
         self.parameters: list[nn.Parameter] = []
+        self.told = told_parameter()
         self._peers = peers
         self._share = share
         self._vector: Vector | None = None
@@ -56,6 +59,7 @@ class SharedDense:
 
     def attach(self, model: nn.Module) -> None:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.told = told_parameter(self.parameters)
         self.broadcast(model.state_dict())
         if self._vector is not None:
             self._vector.free()
@@ -72,7 +76,7 @@ class SharedDense:
 
     def reduce(self) -> None:
         """Gives parameters without a gradient zeros, as AllReduce does. Needs no other trainer."""
-        for p in self.parameters:
+        for p in (*self.parameters, self.told):
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
 

@@ -24,6 +24,18 @@ from persia_hpc.schedule import Schedule
 from persia_hpc.trainer.run_state import DriverState, RunState
 
 
+def seed_generators(seed: int) -> None:
+    """Seeds torch's, NumPy's and Python's generators, which a model may draw from."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % (1 << 32))
+    random.seed(seed)
+
+
+def trainer_seed(seed: int, trainer_rank: int) -> int:
+    """Returns what a trainer's generators are seeded with: from step 1 on each draws its own numbers."""
+    return seed + 7919 * trainer_rank
+
+
 def random_state() -> dict[str, Any]:
     """Returns the state of torch's, NumPy's and Python's generators, which a model may draw from."""
     version, words, gauss = random.getstate()
@@ -61,6 +73,7 @@ class DenseState:
     driver: dict[str, Any] = field(default_factory=dict)  # of `DriverState`, or {}
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)  # fp16's loss scale
+    skipped_steps: int = 0
     path: str = ""
 
     @classmethod
@@ -102,7 +115,8 @@ class DenseState:
         """Returns the state of a run that continues here."""
         driver = DriverState(**self.driver) if self.driver else None
         at = (self.step, self.samples)
-        return RunState(schedules, *at, *at, results=self.results, driver=driver)
+        skipped = self.skipped_steps
+        return RunState(schedules, *at, *at, results=self.results, driver=driver, skipped_steps=skipped)
 
     def load_model(self, model: nn.Module) -> None:
         """Loads the saved parameters and buffers into a model.
@@ -137,7 +151,7 @@ class DenseState:
                 raise DataError(f"{self.path}: its random state is none ({_line(error)})") from error
         else:
             words = np.random.SeedSequence([seed, self.step, trainer_rank]).generate_state(1, np.uint64)
-            torch.manual_seed(int(words[0] >> np.uint64(1)))
+            seed_generators(int(words[0] >> np.uint64(1)))
 
 
 # Types of what `DenseState` holds, as far as the code relies on them.
@@ -197,6 +211,7 @@ def dense_content(
     return {
         "step": state.step,
         "samples": state.samples,
+        "skipped_steps": state.skipped_steps,
         "model": _copied(model.state_dict()),
         "optimizer": _copied(optimizer.state_dict()) if optimizer is not None else {},
         "scaler": scaler,

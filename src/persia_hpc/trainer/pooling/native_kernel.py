@@ -52,7 +52,7 @@ class NativeKernel:
             if block is None and all(v is None for v in values):
                 outputs.append(None)
                 continue
-            rows = _native.gather_pool_backward(
+            rows, finite = _native.gather_pool_backward(
                 block,
                 values,
                 row_batch.indices,
@@ -62,6 +62,7 @@ class NativeKernel:
                 dim=group.dim,
                 wire=wire.name if factor is None else "fp32",
             )
+            self._finite &= finite
             if factor is not None:
                 rows *= factor.numpy()
                 self._finite &= bool(np.isfinite(rows).all())
@@ -70,7 +71,6 @@ class NativeKernel:
         return outputs
 
     def overflow(self) -> Tensor:
-        """Returns what `Kernel.overflow` says; only gradients that had a factor are checked."""
         return torch.tensor(0.0 if self._finite else torch.nan)
 
     def wait(self) -> None:

@@ -112,12 +112,11 @@ class TorchKernel:
                 sums = self._sum_rows(group, features, block, values)
                 if factor is not None:
                     sums *= factor
-                    self._overflow = torch.where(sums.isfinite().all(), self._overflow, torch.nan)
+                self._overflow = torch.where(sums.isfinite().all(), self._overflow, torch.nan)
                 outputs.append(to_array(encode(sums, wire), wire))
         return outputs
 
     def overflow(self) -> Tensor:
-        """Returns what `Kernel.overflow` says; only gradients that had a factor are checked."""
         return self._overflow
 
     def wait(self) -> None:

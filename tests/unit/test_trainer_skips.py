@@ -1,0 +1,234 @@
+"""Steps whose loss or gradients aren't finite: skipped as a whole, counted, and not for ever."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import persia_hpc as ph
+from persia_hpc.errors import PersiaError
+from persia_hpc.trainer.skips import Buffers
+from persia_hpc.trainer.suspects import suspects
+from tests.support.models import Small, squared
+from tests.support.row_batches import make_inputs, make_row_batch
+from tests.support.tiny import run_digest, tiny_config, trained_rows, write_tiny
+
+BAD = 5  # the step with the bad loss
+
+
+def nan_loss(logits: torch.Tensor, batch: Any) -> torch.Tensor:
+    """NaN everywhere: so are all gradients."""
+    return squared(logits, batch) * (torch.nan if batch.step == BAD else 1)
+
+
+def nan_constant(logits: torch.Tensor, batch: Any) -> torch.Tensor:
+    """Only the loss is NaN; the gradients are what they always are."""
+    return squared(logits, batch) + (torch.nan if batch.step == BAD else 0)
+
+
+def infinite_rows(logits: torch.Tensor, batch: Any) -> torch.Tensor:
+    """Only gradients of rows are infinite: the loss isn't, nor are dense gradients."""
+    steep = (batch.pooled["user"] * 1e-30).sum(dim=1, keepdim=True)
+    return squared(logits, batch) + (Steep.apply(steep) if batch.step == BAD else 0)
+
+
+def infinite_dense(logits: torch.Tensor, batch: Any) -> torch.Tensor:
+    """Only gradients of the dense network are infinite."""
+    return squared(logits, batch) + (Steep.apply(logits.detach() * BIAS[0]) if batch.step == BAD else 0)
+
+
+BIAS: list[torch.Tensor] = []
+
+
+class Steep(torch.autograd.Function):
+    """Is 0 with an infinite slope."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(gradient, torch.inf)
+
+
+class Named(Small):
+    """Lets a loss reach its bias; has running statistics."""
+
+    def __init__(self, inputs: Any):
+        super().__init__(inputs)
+        self.norm = nn.BatchNorm1d(1)
+        BIAS[:] = [self.head.bias]
+
+    def forward(self, batch: Any) -> torch.Tensor:
+        return self.norm(super().forward(batch))
+
+
+class NanInput(Named):
+    """Gets NaN in one dense column in the bad step: its running statistics would keep it."""
+
+    def forward(self, batch: Any) -> torch.Tensor:
+        if batch.step == BAD and self.training:
+            batch.dense[3, 1] = torch.nan
+        return super().forward(batch)
+
+
+def always_nan(logits: torch.Tensor, batch: Any) -> torch.Tensor:
+    return squared(logits, batch) * torch.nan
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_tiny(tmp_path_factory.mktemp("data") / "train.h5", 320)
+
+
+def train(
+    data: str, run_dir: Path, loss: Any = squared, model: type = Named, **changes: Any
+) -> dict[str, Any]:
+    names = {"train.loss": loss, "model.class": model}
+    named = {key: f"{value.__module__}:{value.__name__}" for key, value in names.items()}
+    changes = {"run_dir": str(run_dir), "train.evaluate_at_end": False, **named, **changes}
+    return ph.train(tiny_config(data, **changes), quiet=True)
+
+
+def dense(run_dir: Path) -> dict[str, torch.Tensor]:
+    model: dict[str, torch.Tensor] = torch.load(run_dir / "latest" / "dense.pt", weights_only=True)["model"]
+    return model
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
+def test_a_step_that_is_not_finite_changes_nothing(amp: str, data: str, tmp_path: Path) -> None:
+    """Whatever isn't finite, the run is the same afterwards; and the step leaves all as it was."""
+    cases = {
+        "nan_loss": (nan_loss, Named),
+        "nan_constant": (nan_constant, Named),
+        "infinite_rows": (infinite_rows, Named),
+        "infinite_dense": (infinite_dense, Named),
+        "nan_input": (squared, NanInput),
+    }
+    digests = {}
+    for name, (loss, model) in cases.items():
+        summary = train(data, tmp_path / name, loss, model, **{"train.amp": amp})
+        assert (summary["status"], summary["steps"], summary["skipped_steps"]) == ("completed", 10, 1), name
+        digests[name] = run_digest(tmp_path / name)
+        events = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        (skip,) = [e for e in events if e["event"] == "skip"]
+        assert (skip["step"], skip["skipped_steps"]) == (BAD, 1)
+        if amp == "fp16":  # an overflow lowers the scale, a loss that is NaN doesn't
+            saved = torch.load(tmp_path / name / "latest" / "dense.pt", weights_only=True)
+            assert saved["scaler"]["scale"] == 2.0 ** (15 if name.startswith("infinite") else 16)
+    assert len(set(digests.values())) == 1, digests
+    before = train(data, tmp_path / "before", **{"train.amp": amp, "train.max_steps": BAD - 1})
+    after = train(data, tmp_path / "after", nan_loss, **{"train.amp": amp, "train.max_steps": BAD})
+    assert after["embedding"]["applied_rows"] == before["embedding"]["applied_rows"]
+    assert after["embedding"]["nonfinite_rows"] > 0
+    for name, value in dense(tmp_path / "before").items():
+        assert torch.equal(value, dense(tmp_path / "after")[name]), name
+    for table, (keys, rows, state, _) in trained_rows(tmp_path / "before").items():
+        found = trained_rows(tmp_path / "after")[table]
+        kept = np.isin(found[0], keys)
+        assert np.array_equal(found[1][kept], rows)
+        assert np.array_equal(found[2][kept], state)
+
+
+@pytest.mark.parametrize("amp", ["off", "fp16"])
+def test_too_many_in_a_row_end_the_run(amp: str, data: str, tmp_path: Path) -> None:
+    changes = {"train.amp": amp, "train.max_skipped": 3}
+    with pytest.raises(PersiaError, match=r"4 skipped in a row.*_skipped = 3: step 4 was skipped: the loss"):
+        train(data, tmp_path / "run", always_nan, **changes)
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_the_message_names_columns_and_the_last_good_checkpoint(data: str, tmp_path: Path) -> None:
+    changes = {"train.max_skipped": 0, "checkpoint.every": 2}
+    with pytest.raises(PersiaError) as raised:
+        train(data, tmp_path / "run", nan_loss, **changes)
+    text = str(raised.value)
+    assert "step 5" in text
+    assert "dense column x" in text
+    assert f"Last good checkpoint: {tmp_path / 'run' / 'step-00000004'}" in text
+    with pytest.raises(PersiaError, match="There is no checkpoint yet"):
+        train(data, tmp_path / "none", nan_loss, **{"train.max_skipped": 0})
+
+
+def test_the_search_for_a_loss_scale_is_no_failure(data: str, tmp_path: Path) -> None:
+    changes = {"train.amp": "fp16", "train.loss": "tests.support.models:steep", "train.max_skipped": 0}
+    summary = ph.train(tiny_config(data, run_dir=str(tmp_path / "run"), **changes), quiet=True)
+    assert summary["skipped_steps"] > 1
+
+
+def test_skipped_steps_are_counted_over_a_resume(data: str, tmp_path: Path) -> None:
+    train(data, tmp_path / "run", nan_loss, **{"train.max_steps": 7})
+    summary = train(data, tmp_path / "run", nan_loss, **{"checkpoint.resume": True})
+    assert (summary["steps"], summary["skipped_steps"]) == (10, 1)
+
+
+def test_a_model_that_is_not_finite_is_never_completed(data: str, tmp_path: Path) -> None:
+    """Its last step has thrown it out: no step after it could notice."""
+    huge = {"train.optimizer": {"name": "SGD", "lr": 3e38}, "train.max_steps": 1}
+    huge["train.loss"] = "tests.support.models:steep"
+    for name, changes in {"saved": {}, "not": {"train.save": False}}.items():
+        with pytest.raises(PersiaError, match="NaN or infinity after step 1: training has diverged"):
+            train(data, tmp_path / name, **huge, **changes)
+        assert not (tmp_path / name / "summary.json").exists()
+        assert not list((tmp_path / name).glob("step-*"))
+
+
+def test_a_loss_that_is_absurd_is_said(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    summary = train(data, tmp_path / "run", absurd)
+    assert summary["skipped_steps"] == 0
+    assert capsys.readouterr().err.count("the loss is 1e+28") == 1
+
+
+def absurd(logits: torch.Tensor, batch: Any) -> torch.Tensor:
+    return logits * 0 + 1e28
+
+
+class Half(Small):
+    """Is trained in part: gradients of its other layer are nobody's."""
+
+
+def test_gradients_that_no_optimizer_takes_do_not_pile_up(data: str) -> None:
+    def main(session: Any) -> None:
+        model = Half(session.inputs)
+        session.prepare(model, torch.optim.SGD(model.head.parameters(), lr=0.01))
+        for batch in session.batches():
+            session.step(squared(session.forward(batch), batch))
+            assert all(p.grad is None for p in model.parameters())
+
+    ph.run(tiny_config(data, **{"train.save": False}), main)
+
+
+def test_suspects_name_what_is_not_finite_and_then_what_is_large() -> None:
+    rng = np.random.default_rng(1)
+    inputs = make_inputs([("a", 4, "sum", False), ("b", 4, "sum", True)])
+    batch = make_row_batch(inputs, {"a": [[1], [2]], "b": [[], [7, 8]]}, rng)
+    batch.dense = np.array([[1, 1e30], [np.nan, -2]], np.float32)
+    batch.rows[0][:] = 1
+    b = batch.indices[batch.feature_offsets[1]]
+    batch.rows[0][b] = 5e5
+    named = suspects(batch, inputs).split("; ")
+    assert named[:3] == [
+        "dense column 0 NaN or infinite in 1 of 2 values, else 1 to 1",
+        "dense column 1 -2 to 1e+30",
+        "embeddings of b 1 to 5e+05",
+    ]
+
+
+def test_buffers_are_restored_though_they_change_between_batches() -> None:
+    model = nn.BatchNorm1d(2)
+    buffers = Buffers(model)
+    for mean in (1.0, 2.0):
+        model(torch.full((4, 2), mean))
+        buffers.keep()
+        kept = {k: v.clone() for k, v in model.named_buffers()}
+        model(torch.full((4, 2), torch.nan))
+        assert model.running_mean.isnan().all()
+        buffers.restore()
+        assert all(torch.equal(v, kept[k]) for k, v in model.named_buffers())
