@@ -108,6 +108,25 @@ def test_a_resumed_run_knows_the_best_value_and_replaces_it_only_by_a_better_one
     assert steps(run) == [95]
 
 
+def test_patience_goes_on_after_a_resume_unless_another_metric_is_watched(
+    data: list[str], tmp_path: Path
+) -> None:
+    def go_on(run: Path, until: int, values: list[float | None], **early: Any) -> tuple[str, int]:
+        stop = {"metric": "scripted", "patience": 3, **early}
+        changes = {"train.early_stop": stop, "train.max_steps": until, "checkpoint.resume": True}
+        summary = train(data, run, values, **changes)
+        return summary["status"], summary["steps"]
+
+    for name, early, end in (
+        ("same", {}, ("stopped", 40)),
+        ("smaller", {"mode": "min"}, ("completed", 60)),
+        ("another", {"metric": "logloss"}, ("completed", 60)),
+    ):
+        # The best value is 0, with which checkpoints of older versions say that nothing was watched.
+        assert go_on(tmp_path / name, 30, [0.0, -1.0, -2.0]) == ("completed", 30)
+        assert go_on(tmp_path / name, 60, [-3.0, -4.0, -5.0], **early) == end
+
+
 @pytest.mark.parametrize("every", [0, 10])
 def test_a_crash_between_the_evaluation_and_its_checkpoint_loses_nothing(
     data: list[str], tmp_path: Path, every: int

@@ -31,6 +31,26 @@ def test_counts_are_those_of_a_counter(blocks: list[list[int]]) -> None:
     assert counts.num_ids == sum(map(len, blocks))
 
 
+@pytest.mark.parametrize("missing", [0, 120, 300])
+def test_inspect_counts_missing_labels_and_leaves_them_out_of_the_mean(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, missing: int
+) -> None:
+    path = write_tiny(tmp_path / "train.h5", 300)
+    with h5py.File(path, "r+") as file:
+        file.attrs["label_min"] = file.attrs["label_max"] = [np.nan]
+        label = file["label"][:]
+        label[:missing] = np.nan
+        file["label"][:] = label
+    monkeypatch.setattr(inspection, "BLOCK_ROWS", 128)
+    assert main(["inspect", path, "--json", str(tmp_path / "facts.json")]) == 0
+    facts = json.loads((tmp_path / "facts.json").read_text())
+    mean = pytest.approx(label[missing:].mean()) if missing < 300 else None
+    assert (facts["labels"], facts["missing_labels"]) == ({"label": mean}, {"label": missing})
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("label "))
+    assert line.startswith("label label: no value" if mean is None else "label label: mean 0.")
+    assert line.endswith(f"missing in {missing} samples") == bool(missing)
+
+
 def test_inspect_tells_what_is_in_the_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

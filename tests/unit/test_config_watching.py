@@ -95,7 +95,7 @@ def test_a_metric_that_is_not_reported_is_refused_with_those_that_are() -> None:
             with pytest.raises(UserError, match=rf"train.{key}: .* no metric '{metric}', but auc, logloss"):
                 check_metrics(config(**{key: {"metric": metric}}, metrics=OWN), labels)
     check_metrics(config(early_stop={"metric": "logloss_buy"}), ("click", "buy"))
-    check_metrics(config(early_stop={"metric": OWN[0]}, metrics=OWN), ("click",))
+    check_metrics(config(early_stop={"metric": OWN[0]}, metrics=[*OWN, *OWN]), ("click",))
 
 
 @pytest.mark.parametrize("name", ["auc", "samples", "auc_click", "undefined", "mine"])

@@ -32,12 +32,12 @@ def find_checkpoint(path: Path) -> Path:
     if (path / MANIFEST).exists():
         return path.resolve()
     if (best := best_name(path)) is not None:
-        if not (path / BEST / MANIFEST).exists():
+        if not (path / best / MANIFEST).exists():
             raise UserError(
                 f"{path / BEST} points to {best}, which isn't there; name another checkpoint, such as "
                 f"{path / 'latest'}"
             )
-        return (path / BEST).resolve()
+        return (path / best).resolve()
     if (path / "latest" / MANIFEST).exists():
         return (path / "latest").resolve()
     found = whole_checkpoints(path)
@@ -54,9 +54,9 @@ def say_choice(path: Path) -> None:
     if best is None or (path / MANIFEST).exists():
         return
     value = ""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # it only says more
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # it only says more
         note = json.loads((path / BEST_NOTE).read_text())
-        if note["checkpoint"] == best:
+        if note["checkpoint"] == best and note["metric"].isprintable():
             value = f" (valid {note['metric']} {note['value']:.4f})"
     last = latest.is_symlink() and latest.readlink().name == best
     other = "it is also the latest" if last else f"the latest is {latest}"

@@ -194,7 +194,8 @@ def name_best(run_dir: Path, best: Mapping[str, Any] | None) -> None:
 def best_name(run_dir: Path) -> str | None:
     """Returns the name of the best checkpoint of a run, None if none is kept as the best."""
     link = run_dir / BEST
-    return link.readlink().name if link.is_symlink() else None
+    name = str(link.readlink()) if link.is_symlink() else ""
+    return name if _NAME.fullmatch(name) else None  # never a path out of the run directory
 
 
 def make_newest(path: Path) -> None:

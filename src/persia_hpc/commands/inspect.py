@@ -102,7 +102,7 @@ def _facts(schema: DatasetSchema, found: Inspection, top: int) -> dict[str, Any]
     return {
         "samples": found.num_samples,
         "encoding": schema.encoding,
-        "labels": dict(zip(schema.label_names, found.label_rates.tolist(), strict=True)),
+        "labels": dict(zip(schema.label_names, found.label_rates, strict=True)),
         "missing_labels": dict(
             zip(schema.label_names, (found.num_samples - found.label_counts).tolist(), strict=True)
         ),
@@ -120,7 +120,8 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
         yield "no labels"
     for name, rate in facts["labels"].items():
         missing = facts["missing_labels"][name]
-        yield f"label {name}: mean {rate:.5f}" + (f", missing in {missing:,} samples" if missing else "")
+        mean = "no value" if rate is None else f"mean {rate:.5f}"
+        yield f"label {name}: {mean}" + (f", missing in {missing:,} samples" if missing else "")
     if facts["dense"]:
         yield ""
         yield f"{'dense column':<24} {'least':>12} {'mean':>12} {'most':>12}"

@@ -50,7 +50,7 @@ def best_metric(train: TrainConfig) -> Watched:
 def metric_names(metrics: Sequence[str], labels: Sequence[str]) -> list[str]:
     """Returns the names of the metrics that an evaluation reports."""
     each = [f"{name}_{label}" for label in labels for name in METRICS] if len(labels) > 1 else []
-    return [*METRICS, *each, *(m.partition(":")[2] for m in metrics if m not in METRICS)]
+    return [*METRICS, *each, *(m.partition(":")[2] for m in dict.fromkeys(metrics) if m not in METRICS)]
 
 
 def check_metrics(config: Config, labels: Sequence[str]) -> None:

@@ -55,9 +55,10 @@ class Inspection:
     dense_sums: npt.NDArray[np.float64]
 
     @property
-    def label_rates(self) -> npt.NDArray[np.float64]:
-        """Is the mean of each label where it isn't missing, [L]; 0 where it always is."""
-        return self.label_sums / np.maximum(1, self.label_counts)
+    def label_rates(self) -> list[float | None]:
+        """Is the mean of each label where it isn't missing, [L]; None where it always is."""
+        pairs = zip(self.label_sums.tolist(), self.label_counts.tolist(), strict=True)
+        return [total / count if count else None for total, count in pairs]
 
 
 def inspect_source(source: Source, limit: int | None = None) -> Iterator[Inspection]:

@@ -6,6 +6,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import asdict, astuple
 from typing import Any
 
 import numpy as np
@@ -205,7 +206,9 @@ class Driver:
         if early is None or early.best is None:
             return DriverState(self._evaluated, -math.inf, best_evaluation=best)
         sign = -1 if early.watched.mode == "min" else 1
-        return DriverState(self._evaluated, sign * early.best, early.bad, early.watched.metric, best)
+        return DriverState(
+            self._evaluated, sign * early.best, early.bad, **asdict(early.watched), best_evaluation=best
+        )
 
     def _restore(self, session: Session) -> None:
         """Takes over what `_state` saved.
@@ -222,9 +225,10 @@ class Driver:
         ):
             self.best.restore(None)
         early = self.early_stop
-        # Without early stopping, older versions saved 0 and 0.
-        known = math.isfinite(state.best) and (state.best, state.bad) != (0.0, 0)
-        if early is not None and known and state.metric in ("", early.watched.metric):
+        # Without a metric it is a checkpoint of an older version: 0 and 0 if it had no early stopping.
+        known = state.metric or (math.isfinite(state.best) and (state.best, state.bad) != (0.0, 0))
+        same = early is not None and (state.metric, state.mode) in (("", ""), astuple(early.watched))
+        if early is not None and known and same:
             sign = -1 if early.watched.mode == "min" else 1
             early.restore({**early.state(), "value": sign * state.best}, state.bad)
             if reason := self._reason():  # it was interrupted between this and its end

@@ -19,7 +19,8 @@ class DriverState:
     evaluated: int = -1  # the last evaluated step
     best: float = 0.0  # of the early stop's metric, its negative where smaller is better
     bad: int = 0  # evaluations since then that count
-    metric: str = ""  # the early stop's, "" in checkpoints of older versions
+    metric: str = ""  # the early stop's; "" without one, and in checkpoints of older versions
+    mode: str = ""  # "max" or "min"
     best_evaluation: dict[str, Any] | None = None  # see `Watch.state`
 
 
