@@ -53,6 +53,8 @@ def write_tiny(
     seed: int = 0,
     vocabulary: int = VOCABULARY,
     times: Sequence[int] | None = None,
+    encoding: str | None = None,
+    labels: bool = True,
 ) -> str:
     """times: of the samples, if they are to have any."""
     batch = tiny_batch(num_samples, seed=seed, vocabulary=vocabulary)
@@ -60,7 +62,10 @@ def write_tiny(
     if times is not None:
         batch = dataclasses.replace(batch, time=np.asarray(times, np.int64))
         schema = dataclasses.replace(SCHEMA, has_time=True)
-    with DatasetWriter(path, schema, chunk_rows=64) as writer:
+    if not labels:
+        batch = dataclasses.replace(batch, labels=batch.labels[:, :0].copy())
+        schema = dataclasses.replace(schema, label_names=())
+    with DatasetWriter(path, dataclasses.replace(schema, encoding=encoding), chunk_rows=64) as writer:
         writer.write(batch)
     return str(path)
 

@@ -165,6 +165,7 @@ class _Shapes:
     def __init__(self, path: str, file: h5py.File) -> None:
         self._path = path
         self._file = file
+        self._count = "/label" if layout.LABEL in file else "num_samples"
 
     def dataset(self, name: str, kinds: str, ndim: int) -> h5py.Dataset:
         dataset = self._file.get(name)
@@ -192,7 +193,7 @@ class _Shapes:
         if dataset.shape[0] != expected:
             raise UserError(
                 f"{self._path}: {dataset.name}: got {dataset.shape[0]} rows, expected {expected} like "
-                "/label (or num_samples); all datasets of a file have one row for each sample"
+                f"{self._count}; all datasets of a file have one row for each sample"
             )
 
     def multi_hot(self, name: str, num_samples: int) -> int:
@@ -202,7 +203,7 @@ class _Shapes:
         if offsets.shape[0] != num_samples + 1:
             raise UserError(
                 f"{self._path}: {offsets.name}: got {offsets.shape[0]} offsets, expected {num_samples + 1}, "
-                "one more than /label has rows (or num_samples says)"
+                f"one more than the samples of {self._count}"
             )
         ends = int(offsets[0]), int(offsets[num_samples])
         if ends != (0, values.shape[0]):
