@@ -157,7 +157,7 @@ def only_text_has_a_meaning(case: Case) -> bool:
     if case.kind == "Boolean":
         return ids and case.schema.ids["c"].type == "string"
     if "Date" in case.kind:
-        return (ids and "time" in case.kind) or case.role in ("label", "group")
+        return case.role in ("label", "dense") or (case.kind != "Date" and case.role != "time")
     return False
 
 

@@ -112,6 +112,7 @@ def test_windows_line_ends_and_no_timestamps(tmp_path: Path) -> None:
         ({"ratings": HEADER + "1,1,4.0\n"}, "ratings.csv:2: got 3 columns, expected 4"),
         ({"ratings": "7,1,4.0,9\n"}, "ratings.csv: got the header '7,1,4.0,9', expected userId,movieId"),
         ({"ratings": HEADER}, "ratings.csv: got no ratings"),
+        ({"movies": MOVIES + "11,A,B\n"}, "movies.csv:5: movieId: got '11', expected each movie on one line"),
         ({"movies": MOVIES.replace("11,", "x,")}, "movies.csv:3: movieId: got 'x', expected an integer"),
     ],
 )

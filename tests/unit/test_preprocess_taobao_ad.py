@@ -92,6 +92,42 @@ def test_what_is_missing_is_named(raw: Path, tmp_path: Path, capsys: pytest.Capt
     assert not (tmp_path / "out" / "train.h5").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "row", "message"),
+    [
+        (
+            "ad_feature.csv",
+            "70,9,9,9,9,1\n",
+            "ad_feature.csv: adgroup_id: got 70 in 2 rows, expected each in one",
+        ),
+        ("user_profile.csv", "7,1,2,1,3,,3,0,2\n", "user_profile.csv: userid: got 7 in 2 rows"),
+        (
+            "raw_sample.csv",
+            "7,1494604700.5,70,p,1,0\n",
+            "time_stamp: got 1494604700.5 (Float64), expected a time",
+        ),
+        ("raw_sample.csv", "7.5,1494604700,70,p,1,0\n", "can't be joined"),
+    ],
+)
+def test_rows_that_would_be_changed_are_refused(
+    raw: Path, tmp_path: Path, name: str, row: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (raw / name).open("a") as file:
+        file.write(row)
+    assert main(["preprocess", "taobao_ad", "--input", str(raw), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_prices_may_begin_with_whole_numbers(raw: Path, tmp_path: Path) -> None:
+    ads = "".join(f"{i},1,11,21,31,9\n" for i in range(100, 1500))
+    (raw / "ad_feature.csv").write_text(
+        "adgroup_id,cate_id,campaign_id,customer,brand,price\n" + ads + "70,1,1,1,1,0.5\n"
+    )
+    assert main(["preprocess", "taobao_ad", "--input", str(raw), "--out", str(tmp_path / "out")]) == 0
+
+
 def test_avazu_by_its_schema(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copy(ROOT / "datasets" / "avazu" / "schema.toml", tmp_path)
     head = "id,click,hour,C1,banner_pos,site_id,site_domain,site_category,app_id,app_domain,app_category,"

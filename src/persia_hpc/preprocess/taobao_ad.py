@@ -66,11 +66,12 @@ class TaobaoAdOptions:
 
 
 def _scan(path: Path, columns: tuple[str, ...]) -> pl.LazyFrame:
-    frame = pl.scan_csv(path, null_values=["NULL"])
+    prices = {"price": pl.Float64} if "price" in columns else None  # the first ones may be whole numbers
+    frame = pl.scan_csv(path, null_values=["NULL"], schema_overrides=prices, glob=False)
     try:
         names = frame.collect_schema().names()
     except pl.exceptions.PolarsError as error:
-        raise UserError(f"{path}: can't be read as CSV ({error})") from error
+        raise UserError(f"{path}: can't be read as CSV ({_first_line(error)})") from error
     # One of the columns of the original has a space behind its name.
     frame = frame.rename({name: name.strip() for name in names})
     missing = [name for name in columns if name not in {n.strip() for n in names}]
@@ -94,10 +95,27 @@ def join(folder: Path, to: Path) -> None:
         .with_columns(day.alias("split"))
     )
     try:
+        _check_once(ads, "adgroup_id", folder / FILES[1])
+        _check_once(users, "userid", folder / FILES[2])
         with replacing(to) as partial:
             joined.sink_parquet(partial)
     except pl.exceptions.PolarsError as error:
-        raise UserError(f"{folder}: can't be joined ({error})") from error
+        raise UserError(f"{folder}: can't be joined ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+def _check_once(frame: pl.LazyFrame, key: str, path: Path) -> None:
+    """Checks that no value of the key is in two rows, each of which would be joined with all its samples.
+
+    Raises UserError that names one.
+    """
+    twice = frame.group_by(key).len().filter(pl.col("len") > 1).sort(key).head(1).collect()
+    if len(twice):
+        value, count = twice.row(0)
+        raise UserError(f"{path}: {key}: got {value!r} in {count} rows, expected each in one")
 
 
 def prepare(options: TaobaoAdOptions) -> list[FileReport | str] | None:

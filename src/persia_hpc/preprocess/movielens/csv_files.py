@@ -92,8 +92,13 @@ def _frames(path: Path, expected: Sequence[Kinds], *, quoted: bool) -> Iterator[
 
 def _read_movies(path: Path) -> Movies:
     ids, lists = [], []
+    seen = pl.Series(dtype=pl.UInt64)
     for source in _frames(path, [MOVIES], quoted=True):
         ids.append(to_ids(source.frame["movieId"], "integer", Place(source, "movieId")))
+        numbers = pl.Series(ids[-1])
+        again = ~numbers.is_first_distinct() | numbers.is_in(seen.implode())
+        source.refuse(again.to_numpy(), "movieId", "each movie on one line")
+        seen = pl.concat([seen, numbers])
         genres, lengths = split_lists(source.frame["genres"].replace(NO_GENRES, ""), "|")
         lists.append(IdColumn.from_lengths(string_ids(genres), lengths))
     if not ids:

@@ -93,8 +93,10 @@ def _read(path: Path, columns: Kinds) -> Frame:
             raise UserError(f"{path}:{block.line(row)}: got a tab, expected values separated by '::'")
         text = block.data.decode("latin-1").replace("::", "\t").encode()
         source = parse(replace(block, data=text), columns, "\t")
-        for name in columns:
+        for name, kind in columns.items():
             source.refuse(source.frame[name].is_null().to_numpy(), name, "a value")
+            if kind.is_integer():
+                source.refuse((source.frame[name] < 0).to_numpy(), name, "a number from 0 on")
         frames.append(source.frame)
         lines += [range(line, line + 1) for line in map(block.line, range(source.frame.height))]
     if not frames:
@@ -123,6 +125,8 @@ def read_samples(directory: Path, task: str) -> tuple[DatasetSchema, SampleBatch
     ]
     ratings, users, movies = _read_ratings(paths[0]), _read(paths[1], USERS), _read(paths[2], MOVIES)
     for key, other in (("user", users), ("movie", movies)):
+        again = ~other.frame[key].is_first_distinct().to_numpy()
+        other.refuse(again, key, f"each {key} on one line")  # its ratings would become several samples
         unknown = ~ratings.frame[key].is_in(other.frame[key].implode()).to_numpy()
         ratings.refuse(unknown, key, f"a {key} that {other.path.name} has")
     year = pl.col("title").str.extract(r"\((\d{4})\)\s*$").cast(pl.Int64).alias("year")

@@ -86,9 +86,10 @@ class Converter:
         for name, entry in schema.ids.items():
             multi = is_list(first.frame[entry.column].dtype) or entry.separator is not None
             features.append(FeatureSchema(name, multi=multi))
-            values = self._listed(first, entry)[0] if multi else self._values(first, entry.column)[0]
-            check_type(values.dtype, "id", Place(first, entry.column))
-            self.id_types[name] = id_type(values) if entry.type == "auto" else entry.type
+            self.id_types[name] = entry.type
+            if entry.type == "auto":
+                values = self._listed(first, entry)[0] if multi else self._values(first, entry.column)[0]
+                self.id_types[name] = id_type(values)
         self.dataset = DatasetSchema(
             tuple(features),
             tuple(schema.dense),
