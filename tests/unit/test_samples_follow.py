@@ -66,6 +66,23 @@ def test_a_file_without_samples_is_passed_over(tmp_path: Path) -> None:
     assert names(found.look()) == ["c"]
 
 
+def test_a_file_that_took_the_place_of_a_trained_one_is_refused(tmp_path: Path) -> None:
+    """It would never be trained on, since a file is known by its path; a trained one may be gone."""
+    for seed, name in enumerate("abc"):
+        write_tiny(tmp_path / f"{name}.h5", 5, seed=seed)
+    found = follower(tmp_path)
+    found.look()
+    first, *others = found.portions[0]
+    found.portions = [(dataclasses.replace(first, digest=""), *others)]  # as of an older version
+    (tmp_path / "c.h5").unlink()
+    write_tiny(tmp_path / "a.h5", 5, seed=8)
+    found.check_taken(1)
+    write_tiny(tmp_path / "b.h5", 5, seed=8)
+    found.check_taken(0)
+    with pytest.raises(UserError, match=r"b\.h5: got other samples than when it was trained on"):
+        found.check_taken(1)
+
+
 def test_files_are_in_order_of_time_and_late_ones_are_counted(tmp_path: Path) -> None:
     for name, first in (("a", 50), ("b", 20), ("c", 20), ("d", -3)):
         write_tiny(tmp_path / f"{name}.h5", 4, times=range(first, first + 4))

@@ -98,14 +98,15 @@ class Follower:
             self._taken.update(file.path for _, file in found)
         return tuple(info for info, _ in found)
 
-    def check_taken(self) -> None:
+    def check_taken(self, whole: int) -> None:
         """Checks that files which were trained on, as far as they are still there, have the same samples.
 
+        whole: number of portions that are trained to their end.
         A file that has been replaced would never be trained on: it is known by its path. Only the newest
         MOST_COMPARED are read.
         Raises UserError for the first that has others.
         """
-        known = [file for portion in self.portions for file in portion if file.digest]
+        known = [file for portion in self.portions[:whole] for file in portion if file.digest]
         for file in known[-MOST_COMPARED:]:
             same = True
             with suppress(UserError):  # not there or not readable any more: nobody needs it

@@ -86,8 +86,9 @@ class Following:
         self._files: tuple[FileInfo, ...] = ()  # found, and not announced yet
         if trainer_rank == 0:
             self._follower = Follower(config, schema, portions)
-            self._follower.check_taken()
-            if manifest.get("step", 0) < schedule.num_steps:
+            in_portion = manifest.get("step", 0) < schedule.num_steps
+            self._follower.check_taken(len(portions) - in_portion)
+            if in_portion:
                 self._files = self._follower.reopen()
             elif schedule.may_grow:
                 self._files = self._follower.look()
