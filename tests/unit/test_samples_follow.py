@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import json
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,37 @@ def test_each_file_is_taken_once_and_only_under_its_own_name(tmp_path: Path) -> 
     assert names(found.look()) == []
     assert found.ended
     assert [[f.num_samples for f in portion] for portion in found.portions] == [[5], [7, 6]]
+
+
+def test_a_checkpoint_names_no_file_beside_the_configured_ones(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "else").mkdir()
+    mine = write_tiny(tmp_path / "data" / "a.h5", 5)
+    other = write_tiny(tmp_path / "else" / "a.h5", 5)
+    settings = config(str(tmp_path / "data" / "*.h5"))
+    schema = follow.followed_schema(settings)
+    for path, taken in (
+        (mine, True),
+        (other, False),
+        (str(tmp_path / "data" / ".." / "else" / "a.h5"), False),
+    ):
+        resumed = Follower(settings, schema, [[TakenFile(path, 5, None)]])
+        if taken:
+            assert [info.path for info in resumed.reopen()] == [path]
+        else:
+            with pytest.raises(UserError, match=r"the checkpoint names this file, but data.train doesn't"):
+                resumed.reopen()
+
+
+@pytest.mark.parametrize("pattern", ["*.h5", "**/a.h5", "**/d/**/a.h5", "**/*.h5", "[d]/e/*", "d/e/a.h5"])
+def test_what_a_pattern_gives_is_taken(tmp_path: Path, pattern: str) -> None:
+    (tmp_path / "d" / "e").mkdir(parents=True)
+    for folder in ("", "d", "d/e"):
+        write_tiny(tmp_path / folder / "a.h5", 5)
+    settings = config(str(tmp_path / pattern))
+    patterns = [str(tmp_path / pattern)]
+    expected = sum(Path(path).is_file() for path in glob.glob(patterns[0], recursive=True))
+    assert len(Follower(settings, open_source([str(tmp_path / "a.h5")]).schema).look()) == expected > 0
 
 
 def test_a_file_without_samples_is_passed_over(tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ def best_name(run_dir: Path) -> str | None:
     """Returns the name of the best checkpoint of a run, None if none is kept as the best."""
     link = run_dir / BEST
     name = str(link.readlink()) if link.is_symlink() else ""
-    return name if _NAME.fullmatch(name) else None  # never a path out of the run directory
+    return name if STEP_NAME.fullmatch(name) else None  # never a path out of the run directory
 
 
 def make_newest(path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,20 @@ import numpy as np
 
 from persia_hpc.arrays import Array
 from persia_hpc.errors import DataError
+from persia_hpc.samples.attributes import is_count
 from persia_hpc.samples.containment import StorageError, check_stored
 from persia_hpc.samples.names import open_to_read
 from persia_hpc.table_layout import TableLayout
 
 NAME = "table"  # attribute of a group whose own name had to be another than the table's
+_MOST = 1 << 32  # buckets of a table, and numbers of a row: far beyond any
+_ATTRIBUTES: dict[str, Callable[[Any], bool]] = {
+    "dim": lambda value: is_count(value) and 0 < value < _MOST,
+    "num_buckets": lambda value: is_count(value) and 0 < value < _MOST,
+    "optimizer": lambda value: isinstance(value, str),
+    "eviction": lambda value: isinstance(value, str),
+    "complete": lambda value: isinstance(value, np.bool_),
+}
 
 
 def table_attributes(layout: TableLayout) -> dict[str, Any]:
@@ -94,9 +103,23 @@ def _groups(parent: h5py.Group) -> Iterator[tuple[str, h5py.Group]]:
         if isinstance(entry, h5py.Group):
             # Older files have the table "a/b" as group b of group a.
             if len(entry.attrs):
+                _check_attributes(entry)
                 yield str(entry.attrs.get(NAME, entry.name[1:])), entry
             yield from _groups(entry)
         elif parent.name == "/":
             raise ValueError(f"{name!r} is not the group of a table")
+        elif not isinstance(entry, h5py.Dataset) or entry.dtype.kind not in "iuf":
+            raise ValueError(f"{parent.name}: got something else than numbers for column {name!r}")
         else:
             check_stored(entry.name, entry.id)
+
+
+def _check_attributes(group: h5py.Group) -> None:
+    """Checks the types of a table's attributes, but not whether any are missing.
+
+    Raises ValueError for the first that is wrong.
+    """
+    for name, fits in _ATTRIBUTES.items():
+        value = group.attrs.get(name)
+        if value is not None and not fits(value):
+            raise ValueError(f"{group.name}: got {name} {value!a}, which it can't be")

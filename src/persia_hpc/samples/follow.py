@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 
 from persia_hpc.config import Config
 from persia_hpc.durable import PARTIAL
@@ -149,6 +150,11 @@ class Follower:
         return tuple(infos)
 
     def _scan(self, path: str) -> FileInfo:
+        if not any(_may_match(path, pattern) for pattern in self._patterns):
+            raise UserError(
+                f"{path}: the checkpoint names this file, but data.train doesn't match it; add it there if "
+                "the run is to read it"
+            )
         info = scan(path)
         before = FileInfo("the files before", 0, self._schema, True, True, True, True)
         check_agree(before, info, self._schema, all_features=self._all_features)
@@ -156,6 +162,13 @@ class Follower:
         if self._schema.encoding is None:
             self._schema = replace(self._schema, encoding=info.schema.encoding)
         return info
+
+
+def _may_match(path: str, pattern: str) -> bool:
+    """Says whether a glob can give this path, or one further below; asks no file system."""
+    if os.path.normpath(path) != path:
+        return False
+    return path == pattern or fnmatchcase(path, pattern.replace("**/", "*"))
 
 
 def _lists(pattern: str) -> bool:
