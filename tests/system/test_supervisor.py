@@ -23,11 +23,12 @@ SOURCE = Path(__file__).resolve().parents[2] / "src"
 
 # Three ranks that share a window, note the shared-memory files that they map, and then do as told.
 PROGRAM = """
-import json, os, sys, time
+import json, os, signal, sys, time
 from pathlib import Path
 from persia_hpc.launch.registry import finish_rank, register_rank, write_failure
 from persia_hpc.launch.shared_memory import mapped_files
 _, _, run_dir, how = sys.argv
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 rank = int(os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "-1")))
 if rank >= 0:
     register_rank(run_dir, rank)

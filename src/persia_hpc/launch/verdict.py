@@ -14,6 +14,7 @@ from persia_hpc.printable import LINES, printable
 from .deaths import Death
 from .registry import RankRecord, read_failure, read_summary
 from .relay import Relay
+from .shared_memory import room_hint
 
 LOOK_SECONDS = 0.5  # between two looks at the launcher, at most
 
@@ -121,7 +122,9 @@ def _death_verdict(ending: Ending, death: Death) -> tuple[int, str]:
         ids = (rank.world_rank, rank.pid)
         number = ending.err.exit_signal(*ids) or ending.out.exit_signal(*ids)
     if number is not None:
-        return 128 + number, f"{rank} was killed by signal {number} ({_name(number)}); the job was ended"
+        where = room_hint(number) if rank.role is None and rank.is_local else ""
+        text = f"{rank} was killed by signal {number} ({_name(number)}){where}"
+        return 128 + number, f"{text}; the job was ended"
     if death.exit_code is not None:
         return EXIT_FAILURE, f"{rank} ended early with exit code {death.exit_code}; the job was ended"
     return EXIT_FAILURE, f"{rank} died; the job was ended"
