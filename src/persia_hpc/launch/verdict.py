@@ -79,7 +79,8 @@ def verdict(ending: Ending) -> tuple[int, str]:
     if aborted is not None:
         rank = ending.ranks.get(aborted) or f"rank {aborted}"
         return EXIT_FAILURE, f"{rank} aborted the job with code {ending.launcher_code}"
-    if death is not None:
+    lost = _lost_proxy(ending) and (death is None or death.signal is None)
+    if death is not None and not lost:
         return _death_verdict(ending, death)
     log = ending.run_dir / "logs" / "launcher.log"
     if ending.launcher_code:
@@ -92,10 +93,15 @@ def verdict(ending: Ending) -> tuple[int, str]:
     )
 
 
+def _lost_proxy(ending: Ending) -> bool:
+    return ending.err.lost_proxy() or ending.out.lost_proxy()
+
+
 def _launchers_end(ending: Ending) -> str:
     name, code = Path(ending.launcher).name, ending.launcher_code
     if code >= 0:
-        return f"{name} ended with exit code {code}"
+        lost = "lost its proxy on a node and " if _lost_proxy(ending) else ""
+        return f"{name} {lost}ended with exit code {code}"
     return f"{name} (pid {ending.launcher_pid}) was killed by signal {-code} ({_name(-code)})"
 
 
