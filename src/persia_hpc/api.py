@@ -12,6 +12,7 @@ from .job.facts import facts_of_sources
 from .job.sources import open_sources
 from .job.task import Task
 from .launch.environment import inside_mpi, keep_to_loopback
+from .launch.shared_memory import check_room
 from .reporting.events import MetricLogger
 from .runtime.stop import StopSignals
 
@@ -105,6 +106,7 @@ def _run(config: Config, task: Task) -> dict[str, Any]:
     with StopSignals() as stop:
         if inside_mpi():
             keep_to_loopback()
+            check_room()
             from .job.rank import run_in_mpi
 
             return run_in_mpi(config, task, stop)

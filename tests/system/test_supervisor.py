@@ -23,11 +23,12 @@ SOURCE = Path(__file__).resolve().parents[2] / "src"
 
 # Three ranks that share a window, note the shared-memory files that they map, and then do as told.
 PROGRAM = """
-import json, os, sys, time
+import json, os, signal, sys, time
 from pathlib import Path
 from persia_hpc.launch.registry import finish_rank, register_rank, write_failure
 from persia_hpc.launch.shared_memory import mapped_files
 _, _, run_dir, how = sys.argv
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 rank = int(os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "-1")))
 if rank >= 0:
     register_rank(run_dir, rank)
@@ -39,13 +40,16 @@ register_rank(run_dir, rank, role, 0)
 window = MPI.Win.Allocate(1 << 20, comm=world)
 Path(run_dir, f"shm-{rank}").write_text(json.dumps(sorted(mapped_files(os.getpid()))))
 world.Barrier()
-if how in ("clean", "nosummary"):
+if how in ("clean", "nosummary", "late"):
     if rank == 0:
         print("hello")
-        if how == "clean":
+        if how != "nosummary":
             Path(run_dir, "summary.json").write_text(json.dumps({"status": "completed"}))
     window.Free()
     finish_rank(run_dir, rank)
+    Path(run_dir, f"ready-{rank}").write_text("")
+    while how == "late" and not Path(run_dir, "go").exists():
+        time.sleep(0.05)
     sys.exit()
 Path(run_dir, f"ready-{rank}").write_text("")
 time.sleep(0.3)  # the supervisor sees the window's memory
@@ -103,7 +107,14 @@ class Job:
     def ranks(self) -> dict[int, dict[str, Any]]:
         return {int(p.stem): json.loads(p.read_text()) for p in self.run_dir.glob("ranks/*.json")}
 
+    def launchers(self) -> tuple[int, int]:
+        """The pids of the launcher, and of its proxy on this machine, which started the ranks."""
+        proxy = parent(self.ranks()[0]["pid"])
+        return parent(proxy), proxy
+
     def check_nothing_is_left(self) -> None:
+        left = [path.name for path in self.run_dir.rglob("*") if path.is_fifo() or path.name[0] == "."]
+        assert left == []
         pids = [r["pid"] for r in self.ranks().values()]
         assert len(pids) == 3
         assert not [pid for pid in pids if alive(pid)]
@@ -116,6 +127,10 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def wait_for(condition: Callable[[], bool], seconds: float) -> None:
@@ -205,6 +220,35 @@ def test_a_signal_to_the_supervisor_ends_the_job(number: signal.Signals, start: 
     code, _, err = job.end()
     assert code == 128 + number
     assert err.splitlines()[-1] == f"persia-hpc: ended by {number.name}"
+    job.check_nothing_is_left()
+
+
+def test_a_killed_launcher_is_told_as_that(start: Callable[[str], Job]) -> None:
+    """Not as the ranks, which die with it."""
+    job = start("wait")
+    job.wait_until_ready()
+    time.sleep(0.4)
+    victim, _ = job.launchers()
+    os.kill(victim, signal.SIGKILL)
+    code, _, err = job.end()
+    assert code == 137
+    expected = f"mpiexec (pid {victim}) was killed by signal 9 (SIGKILL); the job was ended"
+    assert err.splitlines()[-1] == f"persia-hpc: {expected}"
+    job.check_nothing_is_left()
+
+
+@pytest.mark.parametrize("who", [0, 1])
+def test_a_launcher_or_proxy_killed_after_the_run_has_completed_is_no_failure(
+    who: int, start: Callable[[str], Job]
+) -> None:
+    job = start("late")
+    job.wait_until_ready()
+    time.sleep(0.2)
+    os.kill(job.launchers()[who], signal.SIGKILL)
+    (job.run_dir / "go").touch()
+    code, _, err = job.end()
+    assert code == 0, err
+    assert re.match(r"persia-hpc: the run is completed; mpiexec .* after that", err.splitlines()[-1])
     job.check_nothing_is_left()
 
 

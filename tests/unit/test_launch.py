@@ -228,6 +228,9 @@ def test_what_launchers_say_about_a_death() -> None:
     passing.feed(b"Abort(3) on node 1 (rank 1 in comm 0): application called MPI_Abort(MPI_COMM_WORLD, 3)\n")
     assert passing.aborted(3) == 1
     assert passing.aborted(9) is None
+    assert not passing.lost_proxy()
+    passing.feed(b"[mpiexec@vm] control_cb (/mpich/pmiserv_cb.c:280): assert (!closed) failed\n")
+    assert passing.lost_proxy()
 
 
 def test_shared_memory_is_removed_only_when_nobody_maps_it(tmp_path: Path) -> None:

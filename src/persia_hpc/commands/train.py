@@ -11,6 +11,7 @@ from persia_hpc.errors import EXIT_AGAIN, EXIT_OK, UserError
 from persia_hpc.job.task import Task
 from persia_hpc.launch.environment import inside_mpi, supervised, world_rank_of
 from persia_hpc.launch.run_dir import claimed_run_dir, completed_message
+from persia_hpc.launch.shared_memory import check_room
 
 SUMMARY = "train a model as a TOML file says"
 DESCRIPTION = """\
@@ -134,6 +135,7 @@ def _in_one_process(config: Config, options: argparse.Namespace) -> int:
 
 
 def _be_a_rank(config: Config, options: argparse.Namespace) -> int:
+    check_room()
     from mpi4py import MPI
 
     from persia_hpc.job.rank_main import run_rank

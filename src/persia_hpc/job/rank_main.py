@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from persia_hpc.config import Config, load_config
-from persia_hpc.errors import EXIT_AGAIN, AgreedExit
+from persia_hpc.errors import EXIT_AGAIN, AgreedExit, UserError
 from persia_hpc.launch.ending import abort
 from persia_hpc.launch.environment import keep_to_loopback, supervised, world_rank_of
-from persia_hpc.launch.registry import finish_rank, register_rank, report_failure
+from persia_hpc.launch.registry import finish_rank, register_rank, report_failure, start_log
+from persia_hpc.launch.shared_memory import check_room
 from persia_hpc.runtime.stop import StopSignals
 
 from .task import Task
@@ -46,6 +48,11 @@ def _run_rank(
     known = world_rank_of()
     if known is not None:
         register_rank(run_dir, known)  # before MPI starts, which may hang or be killed as well
+    try:
+        check_room()
+    except UserError as error:
+        start_log(run_dir, known or 0)
+        sys.exit(report_failure(run_dir, known or 0, None, error, supervised=supervised))
     from mpi4py import MPI
 
     rank = MPI.COMM_WORLD.rank

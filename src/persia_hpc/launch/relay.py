@@ -29,6 +29,8 @@ _ABORTED = re.compile(
     rb"|MPI_ABORT was invoked on rank (\d+)[^!]*?(?:with errorcode|Errorcode:) (\d+)"
 )
 
+_LOST_PROXY = b"control_cb ("  # "[mpiexec@host] control_cb (FILE:LINE): assert (!closed) failed"
+
 
 class Relay:
     """Relays one output stream of the launcher. `screen` gets the ranks' text, `log` the launcher's."""
@@ -82,6 +84,10 @@ class Relay:
             if code in (int(first or -1), int(given or -1)):
                 return int(rank or other)
         return None
+
+    def lost_proxy(self) -> bool:
+        """Says whether MPICH's launcher has lost the process that starts a node's ranks, or its node."""
+        return _LOST_PROXY in self.launcher_text
 
     def _line(self, line: bytes) -> None:
         text = line.strip()

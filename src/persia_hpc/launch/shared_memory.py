@@ -1,17 +1,64 @@
-"""Removes a job's shared-memory files, which MPI libraries leave behind when a rank or launcher is killed."""
+"""Looks after a job's shared memory: whether MPI can start, and what it leaves behind.
+
+MPI libraries leave their files when a rank or launcher is killed.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
+import signal
+import socket
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+
+from persia_hpc.errors import UserError
 
 from .registry import RankRecord
 
+SHARED_MEMORY = "/dev/shm"
+MPI_BYTES = 1_100_000  # what MPICH takes there for each rank of a node at least; with less it dies by SIGBUS
+ROOMY_BYTES = 64 << 20  # what containers have by default; with much less it may die as well
 _MAPPED = re.compile(r" (/dev/shm/.+)$", re.MULTILINE)
+
+
+def check_room(environment: Mapping[str, str] = os.environ) -> None:
+    """Checks, before MPI starts, that it has the shared memory that it takes without asking.
+
+    MPICH's launcher counts the ranks of each node; each of them checks.
+    Raises UserError if there is too little.
+    """
+    ranks = environment.get("MPI_LOCALNRANKS", "")
+    if not ranks.isdigit() or not os.path.isdir(SHARED_MEMORY):
+        return
+    needed = int(ranks) * MPI_BYTES
+    if shared_memory_room()[1] < needed:  # others of this job may have taken theirs by now
+        raise UserError(
+            f"{_room_text()}; MPI itself needs {needed} there for {ranks} of the job's ranks, and its rings "
+            f"more: enlarge it (containers: --shm-size; else mount -o remount,size=64m {SHARED_MEMORY})"
+        )
+
+
+def room_hint(number: int) -> str:
+    """Returns what may have made a signal kill a rank of this host while MPI was starting; "" if unlikely."""
+    if number not in (signal.SIGBUS, signal.SIGSEGV) or not os.path.isdir(SHARED_MEMORY):
+        return ""
+    if number == signal.SIGSEGV and shared_memory_room()[1] >= ROOMY_BYTES:
+        return ""
+    return f" while MPI was starting ({_room_text()}; give it {ROOMY_BYTES} or more)"
+
+
+def shared_memory_room() -> tuple[int, int]:
+    """Returns the bytes that are free in shared memory, and its size."""
+    status = os.statvfs(SHARED_MEMORY)
+    return status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
+
+
+def _room_text() -> str:
+    free, size = shared_memory_room()
+    return f"{SHARED_MEMORY} of {socket.gethostname()} has {free} bytes free of {size}"
 
 
 def mapped_files(pid: int) -> set[str]:

@@ -14,6 +14,7 @@ from persia_hpc.printable import LINES, printable
 from .deaths import Death
 from .registry import RankRecord, read_failure, read_summary
 from .relay import Relay
+from .shared_memory import room_hint
 
 LOOK_SECONDS = 0.5  # between two looks at the launcher, at most
 
@@ -78,7 +79,8 @@ def verdict(ending: Ending) -> tuple[int, str]:
     if aborted is not None:
         rank = ending.ranks.get(aborted) or f"rank {aborted}"
         return EXIT_FAILURE, f"{rank} aborted the job with code {ending.launcher_code}"
-    if death is not None:
+    lost = _lost_proxy(ending) and (death is None or death.signal is None)
+    if death is not None and not lost:
         return _death_verdict(ending, death)
     log = ending.run_dir / "logs" / "launcher.log"
     if ending.launcher_code:
@@ -91,10 +93,15 @@ def verdict(ending: Ending) -> tuple[int, str]:
     )
 
 
+def _lost_proxy(ending: Ending) -> bool:
+    return ending.err.lost_proxy() or ending.out.lost_proxy()
+
+
 def _launchers_end(ending: Ending) -> str:
     name, code = Path(ending.launcher).name, ending.launcher_code
     if code >= 0:
-        return f"{name} ended with exit code {code}"
+        lost = "lost its proxy on a node and " if _lost_proxy(ending) else ""
+        return f"{name} {lost}ended with exit code {code}"
     return f"{name} (pid {ending.launcher_pid}) was killed by signal {-code} ({_name(-code)})"
 
 
@@ -121,7 +128,9 @@ def _death_verdict(ending: Ending, death: Death) -> tuple[int, str]:
         ids = (rank.world_rank, rank.pid)
         number = ending.err.exit_signal(*ids) or ending.out.exit_signal(*ids)
     if number is not None:
-        return 128 + number, f"{rank} was killed by signal {number} ({_name(number)}); the job was ended"
+        where = room_hint(number) if rank.role is None and rank.is_local else ""
+        text = f"{rank} was killed by signal {number} ({_name(number)}){where}"
+        return 128 + number, f"{text}; the job was ended"
     if death.exit_code is not None:
         return EXIT_FAILURE, f"{rank} ended early with exit code {death.exit_code}; the job was ended"
     return EXIT_FAILURE, f"{rank} died; the job was ended"

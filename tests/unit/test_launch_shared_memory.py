@@ -1,0 +1,56 @@
+"""A /dev/shm that is too small for MPI is told before MPI dies of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from persia_hpc.errors import UserError
+from persia_hpc.launch import shared_memory
+from persia_hpc.launch.shared_memory import MPI_BYTES, check_room, room_hint
+from tests.support.jobs import user_environment, write_config
+from tests.support.tiny import tiny_config, write_tiny
+
+
+def test_what_the_ranks_of_a_node_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_memory, "shared_memory_room", lambda: (0, 3 * MPI_BYTES))
+    check_room({"MPI_LOCALNRANKS": "3"})
+    check_room({})
+    with pytest.raises(UserError, match=r"MPI itself needs 4400000 there for 4 of .*--shm-size"):
+        check_room({"MPI_LOCALNRANKS": "4"})
+
+
+def test_a_death_in_little_shared_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_memory, "shared_memory_room", lambda: (5, 16 << 20))
+    assert "5 bytes free of 16777216" in room_hint(signal.SIGSEGV)
+    assert room_hint(signal.SIGKILL) == ""
+    monkeypatch.setattr(shared_memory, "shared_memory_room", lambda: (5, 1 << 40))
+    assert "5 bytes free" in room_hint(signal.SIGBUS)
+    assert room_hint(signal.SIGSEGV) == ""
+
+
+def test_a_job_in_two_megabytes_is_refused_in_one_line(tmp_path: Path) -> None:
+    if os.geteuid() != 0 or subprocess.run(["unshare", "-m", "true"], check=False).returncode:
+        pytest.skip("mounting file systems needs root and unshare")
+    data = write_tiny(tmp_path / "train.h5", 100)
+    path = write_config(tmp_path / "job.toml", tiny_config(data))
+    train = [sys.executable, "-m", "persia_hpc.cli", "train", str(path), "--run-dir", str(tmp_path / "run")]
+    small = 'mount -t tmpfs -o size=2m tmpfs /dev/shm && exec "$@"'
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", small, "sh", *train],
+        env=user_environment(),
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        timeout=60,
+    )
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    expected = r"/dev/shm of \S+ has \d+ bytes free of 2097152; MPI itself needs 3300000 there.*--shm-size.*"
+    assert re.fullmatch(f"persia-hpc: error: {expected}", line)
