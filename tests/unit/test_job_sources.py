@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 
 import persia_hpc as ph
 from persia_hpc import api
-from persia_hpc.checkpoint.files import read_manifest, read_schema
+from persia_hpc.checkpoint.manifest import read_manifest, read_schema
 from persia_hpc.cli import main
 from persia_hpc.config import load_config
 from persia_hpc.errors import UserError
