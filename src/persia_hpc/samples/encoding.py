@@ -121,8 +121,11 @@ def keep_encoding(patterns: Iterable[str], digest: str | None, directory: Path) 
     for folder in dict.fromkeys(os.path.dirname(path) for path in _matches(patterns)):
         found = Path(folder, ENCODING_FILE)
         if _stated_digest(found) == digest:
-            with replacing(directory / ENCODING_FILE) as partial:
-                shutil.copyfile(found, partial)
+            try:
+                with replacing(directory / ENCODING_FILE) as partial:
+                    shutil.copyfile(found, partial)
+            except OSError as error:  # no reason to end a run: the data's folder has it
+                LOG.warning("%s can't be kept in %s: %s", found, directory, error)
             return
 
 
