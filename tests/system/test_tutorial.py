@@ -65,3 +65,5 @@ def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
     served, predicted = scores[:3], scores[3:]
     assert len(served) == len(predicted) == 3
     assert served == pytest.approx(predicted, rel=1e-5)
+    kept, made = (tmp_path / folder / "encoding.json" for folder in ("runs/tutorial", "data/clicks"))
+    assert kept.read_bytes() == made.read_bytes()

@@ -107,3 +107,16 @@ def test_bad_arguments(
     path = write_tiny(tmp_path / "train.h5", 30)
     assert main(["inspect", path, *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_inspect_tells_the_encoding_and_that_there_are_no_labels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_tiny(tmp_path / "new.h5", 9, encoding="0123456789abcdef", labels=False)
+    assert main(["inspect", path, "--json", str(tmp_path / "facts.json")]) == 0
+    out = capsys.readouterr().out
+    assert "encoding 0123456789ab\nno labels\n" in out
+    facts = json.loads((tmp_path / "facts.json").read_text())
+    assert (facts["encoding"], facts["labels"]) == ("0123456789abcdef", {})
+    assert main(["inspect", write_tiny(tmp_path / "old.h5", 9)]) == 0
+    assert "encoding not named\nlabel label: mean" in capsys.readouterr().out

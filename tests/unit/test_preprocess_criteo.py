@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess.criteo import ids as criteo_ids
+from persia_hpc.preprocess.criteo import parallel
 from persia_hpc.preprocess.criteo import prepare as criteo
+from persia_hpc.preprocess.team import Part
 from persia_hpc.samples.source import open_source
 
 
@@ -62,6 +64,33 @@ def test_values(tmp_path_factory, rows):
             2**32 if row[place] is None else row[place] for row in rows
         ]
     assert set(batch.ids["C2"].values.tolist()) == {2**32}
+
+
+def test_later_files_take_the_frequent_ids_of_earlier_ones(tmp_path):
+    rows = [line(ids=[word] * 26) for word in ("a", "a", "b")]
+    later = [line(ids=[word] * 26) for word in ("b", "b", "a", "", "c")]
+    for folder in ("day 0", "day 1", "day 2", "day 3"):
+        (tmp_path / folder).mkdir()
+    first = tmp_path / "day 0" / "out"
+    prepare(first.parent, rows, min_count=2)
+    assert read(first.parent).ids["C1"].values.tolist() == [10, 10, criteo_ids.RARE_ID]
+    prepare(tmp_path / "day 1", later, encoding=first)
+    prepare(tmp_path / "day 2", later, min_count=2)
+    options = {"encoding": tmp_path / "day 1" / "out", "shard_bytes": 100}
+    parallel.prepare(
+        criteo.CriteoOptions(tmp_path / "day 3" / "out", (str(tmp_path / "day 1" / "a.tsv"),), **options),
+        Part(0, 1),
+    )
+    rare, missing = criteo_ids.RARE_ID, criteo_ids.MISSING_ID
+    for folder in ("day 1", "day 3"):
+        for name in ("C1", "C26"):
+            assert read(tmp_path / folder).ids[name].values.tolist() == [rare, rare, 10, missing, rare]
+    digests = [
+        open_source([str(tmp_path / f"day {day}" / "out" / "train-*.h5")]).schema.encoding for day in range(4)
+    ]
+    assert digests[0] == digests[1] == digests[3] != digests[2]
+    with pytest.raises(UserError, match="--min-count 3: the encoding says 2"):
+        prepare(tmp_path / "day 1", later, encoding=first, min_count=3)
 
 
 GOOD = line(1, range(13), ["0a1b2c3d"] * 26)

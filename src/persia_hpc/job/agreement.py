@@ -58,7 +58,7 @@ def agree_on_data(
             raise AgreedError(
                 EXIT_USER,
                 f"rank {rank} on {hosts[rank]} found other data than rank {first} on {hosts[first]}: "
-                f"{each[1]} against {expected[1]} samples, or other columns; all embedding workers must see "
-                "the same files",
+                f"{each[1]} against {expected[1]} samples, other columns or another encoding; all embedding "
+                "workers must see the same files",
             )
     return expected[:2]

@@ -11,11 +11,13 @@ import hashlib
 import json
 import logging
 import os
+import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from persia_hpc.durable import replace_whole
+from persia_hpc.durable import replace_whole, replacing
 from persia_hpc.errors import UserError
 
 LOG = logging.getLogger("persia_hpc")
@@ -117,13 +119,24 @@ def keep_encoding(patterns: Iterable[str], digest: str | None, directory: Path) 
     if digest is None:
         return
     for folder in dict.fromkeys(os.path.dirname(path) for path in _matches(patterns)):
-        try:
-            encoding = read_encoding(Path(folder))
-        except UserError:  # none there, or nothing of ours
-            continue
-        if encoding["digest"] == digest:
-            write_encoding(directory, encoding)
+        found = Path(folder, ENCODING_FILE)
+        if _stated_digest(found) == digest:
+            try:
+                with replacing(directory / ENCODING_FILE) as partial:
+                    shutil.copyfile(found, partial)
+            except OSError as error:  # no reason to end a run: the data's folder has it
+                LOG.warning("%s can't be kept in %s: %s", found, directory, error)
             return
+
+
+def _stated_digest(file: Path) -> str | None:
+    """Returns the digest with which an encoding begins, without reading the rest; None if there is none."""
+    try:
+        with file.open("rb") as stream:
+            begin = re.match(rb'\{\s*"digest": "([0-9a-f]{64})"', stream.read(128))
+    except OSError:
+        return None
+    return begin[1].decode() if begin else None
 
 
 def _matches(patterns: Iterable[str]) -> Iterator[str]:
