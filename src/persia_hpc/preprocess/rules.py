@@ -66,6 +66,10 @@ def _equal_numbers(column: pl.Series, number: Decimal) -> pl.Series:
     """Returns which values are this number: near it as floats first, then each of these exactly."""
     if column.dtype == pl.String:
         return _equal_texts(column, number)
+    if column.dtype.is_integer():
+        whole = pl.Series([f"{number.to_integral_value():f}"]).cast(column.dtype, strict=False)
+        found = column == whole  # null where the type has no such number
+        return (found & (number == number.to_integral_value())).fill_null(False)
     nearest = float(number)
     if column.dtype == pl.Float32 and abs(nearest) < float(np.finfo(np.float32).max):
         nearest = float(np.float32(nearest))
