@@ -100,6 +100,11 @@ def _facts(schema: DatasetSchema, found: Inspection, top: int) -> dict[str, Any]
     return {
         "samples": found.num_samples,
         "labels": dict(zip(schema.label_names, found.label_rates.tolist(), strict=True)),
+        "constant_labels": [
+            name
+            for name, least, most in zip(schema.label_names, found.label_least, found.label_most, strict=True)
+            if least == most
+        ],
         "optional": [name for name in optional if getattr(schema, f"has_{name}")],
         "dense": dense,
         "features": features,
@@ -110,7 +115,8 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     samples = facts["samples"]
     yield f"{samples:,} samples" + "".join(f", with {name}" for name in facts["optional"])
     for name, rate in facts["labels"].items():
-        yield f"label {name}: mean {rate:.5f}"
+        constant = ", the same in every sample: its AUC is undefined"
+        yield f"label {name}: mean {rate:.5f}" + constant * (name in facts["constant_labels"])
     if facts["dense"]:
         yield ""
         yield f"{'dense column':<24} {'least':>12} {'mean':>12} {'most':>12}"

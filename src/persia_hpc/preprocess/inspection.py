@@ -49,6 +49,8 @@ class Inspection:
     num_samples: int
     features: dict[str, Frequencies]
     label_sums: npt.NDArray[np.float64]  # [L], weighted by nothing
+    label_least: npt.NDArray[np.float64]  # [L]
+    label_most: npt.NDArray[np.float64]
     dense_least: npt.NDArray[np.float64]  # [K]
     dense_most: npt.NDArray[np.float64]
     dense_sums: npt.NDArray[np.float64]
@@ -72,6 +74,8 @@ def inspect_source(source: Source, limit: int | None = None) -> Iterator[Inspect
         0,
         {name: Frequencies() for name in schema.feature_names},
         np.zeros(len(schema.label_names)),
+        np.full(len(schema.label_names), np.inf),
+        np.full(len(schema.label_names), -np.inf),
         np.full(width, np.inf),
         np.full(width, -np.inf),
         np.zeros(width),
@@ -82,6 +86,8 @@ def inspect_source(source: Source, limit: int | None = None) -> Iterator[Inspect
             lengths = None if column.offsets is None else np.diff(column.offsets).astype(np.int64)
             found.features[name].add(column.values, lengths)
         found.label_sums += batch.labels.sum(axis=0, dtype=np.float64)
+        found.label_least = np.minimum(found.label_least, batch.labels.min(axis=0))
+        found.label_most = np.maximum(found.label_most, batch.labels.max(axis=0))
         if width:
             found.dense_least = np.minimum(found.dense_least, batch.dense.min(axis=0))
             found.dense_most = np.maximum(found.dense_most, batch.dense.max(axis=0))
