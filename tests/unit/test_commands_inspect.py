@@ -83,6 +83,18 @@ def test_inspect_tells_what_is_in_the_file(
     assert "10 samples" in capsys.readouterr().out
 
 
+def test_a_label_that_never_varies_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_tiny(tmp_path / "train.h5", 300)
+    with h5py.File(path) as file:
+        labels = file["label"][:, 0]
+    first = int(np.flatnonzero(labels != labels[0])[0])  # the labels before this row are all the same
+    for rows, constant in ((first, True), (first + 1, False)):
+        facts = tmp_path / "facts.json"
+        assert main(["inspect", path, "--limit", str(rows), "--json", str(facts)]) == 0
+        assert bool(json.loads(facts.read_text())["constant_labels"]) == constant
+        assert ("the same in every sample" in capsys.readouterr().out) == constant
+
+
 def test_curves_are_drawn(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "train.h5", 300)
     assert main(["inspect", path, "--plot", str(tmp_path / "curves.svg")]) == 0

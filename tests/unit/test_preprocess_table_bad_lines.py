@@ -185,12 +185,12 @@ def test_ranks_leave_out_the_same_lines_and_resume(tmp_path, by, capsys):
         return ["preprocess", "table", schema, "--out", str(tmp_path / out), *shards, *more]
 
     assert main(command("alone", count)) == 0
-    assert capsys.readouterr().out.endswith(said)
+    assert said in capsys.readouterr().out
     failed = run_mpi(3, PROGRAM, *command("ranks", count - 1), check=False)
     assert failed.returncode != 0
     assert f"got {count} bad lines, expected at most {count - 1} (--max-bad-lines)" in failed.stderr
     assert not list((tmp_path / "ranks").glob("*.h5"))
-    assert run_mpi(3, PROGRAM, *command("ranks", count)).stdout.endswith(said)
+    assert said in run_mpi(3, PROGRAM, *command("ranks", count)).stdout
     alone, ranks = (sorted((tmp_path / out).glob("*.h5")) for out in ("alone", "ranks"))
     assert [path.name for path in alone] == [path.name for path in ranks]
 
@@ -211,7 +211,7 @@ def test_ranks_leave_out_the_same_lines_and_resume(tmp_path, by, capsys):
     assert main(command("ranks", count - 1)) == 2  # those of finished pieces count
     assert "bad lines, expected at most" in capsys.readouterr().err
     assert main(command("ranks", count)) == 0
-    assert capsys.readouterr().out.endswith(said)
+    assert said in capsys.readouterr().out
     assert content(alone) == content(ranks)
     assert main(command("ranks", count - 1)) == 2
     assert main(command("ranks", count, "--part", "0/2")) == 2

@@ -226,3 +226,50 @@ def test_a_quoted_value_may_be_long_and_hold_carriage_returns(tmp_path: Path) ->
         file.write('a"\nx,"b"\n')
     with pytest.raises(UserError, match=r"d\.csv:5: y: got 'x', expected a number"):
         table.prepare(table.TableOptions(tmp_path / "out", tmp_path / "s.toml"))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([1, 2, 1], ('"1"', "2")),
+        ([1.0, 2.0, 1.0], ("1", '"2"')),
+        ([" 1.0", "2", "1"], ("1", "2")),
+        ([True, False, True], ("true", "false")),
+        ([date(2024, 1, 1), date(2024, 1, 2), date(2024, 1, 1)], ('"2024-01-01"', '"2024-01-02"')),
+        (pl.Series(["a", "b", "a"], dtype=pl.Categorical), ('"a"', '"b"')),
+    ],
+)
+def test_splits_are_told_by_type(tmp_path: Path, values: Any, words: tuple[str, str]) -> None:
+    frame = pl.DataFrame({"c": values, "y": [0, 1, 1], "u": [5, 6, 7]})
+    frame.write_ipc(tmp_path / "d.arrow")
+    train, test = words
+    schema = (
+        f'[labels.y]\n[ids.u]\n[split]\nby="column"\ncolumn="c"\nvalues={{train=[{train}],test=[{test}]}}\n'
+    )
+    (tmp_path / "s.toml").write_text('files = ["d.arrow"]\n' + schema)
+    table.prepare(table.TableOptions(tmp_path / "out", tmp_path / "s.toml"))
+    for name, expected in (("train", [5, 7]), ("test", [6])):
+        source = open_source([str(tmp_path / "out" / f"{name}.h5")])
+        assert source.read(0, source.num_samples).ids["u"].values.tolist() == expected
+    (tmp_path / "s.toml").write_text('files = ["d.arrow"]\n' + schema.replace(f"test=[{test}]", "test=[99]"))
+    with pytest.raises(UserError, match=r"d\.arrow, row 2: c: got .*, expected one of "):
+        table.prepare(table.TableOptions(tmp_path / "other", tmp_path / "s.toml"))
+
+
+@pytest.mark.parametrize("ending", ["parquet", "feather"])
+def test_files_that_polars_cannot_read_are_named(tmp_path: Path, ending: str) -> None:
+    """Cut off, and with the compressed values of one column overwritten."""
+    frame = pl.DataFrame({"y": [i % 2 for i in range(5000)], "u": [f"{i**3}" for i in range(5000)]})
+    path = tmp_path / f"d.{ending}"
+    if ending == "parquet":
+        frame.write_parquet(path, compression="zstd")
+    else:
+        frame.write_ipc(path, compression="zstd")
+    whole = path.read_bytes()
+    (tmp_path / "s.toml").write_text(HEAD.format(path.name) + "[labels.y]\n[ids.u]\n")
+    half = len(whole) // 2  # within column `u`
+    for data, column in ((whole[:-9], ""), (whole[:half] + bytes(400) + whole[half + 400 :], "u: ")):
+        path.write_bytes(data)
+        with pytest.raises(UserError, match=rf"d\.{ending}: {column}.*can't be read") as refusal:
+            table.prepare(table.TableOptions(tmp_path / "out", tmp_path / "s.toml"))
+        assert "\n" not in str(refusal.value)

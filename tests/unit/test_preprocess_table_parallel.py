@@ -103,6 +103,66 @@ def test_shards_hold_what_one_file_would(folder: Path, tmp_path: Path, by: str) 
     assert (tmp_path / "many" / vocabulary).read_text() == (tmp_path / "one" / vocabulary).read_text()
 
 
+TYPED = """
+files = FILES
+missing = [-1, "none"]
+time = { column = "at", format = "%Y-%m-%d %H:%M:%S" }
+group = "session"
+split.fractions = { train = 1.0 }
+[labels.y]
+positive = true
+[dense.x]
+transform = "standardize"
+missing = 0
+[ids]
+user = { vocabulary = true }
+tags = { separator = "|", min_count = 2 }
+"""
+
+
+def test_typed_files_and_text_are_one_table_for_any_number_of_ranks(tmp_path: Path) -> None:
+    """Floats, decimals, Booleans, lists and datetimes in three formats, beside all of it as text."""
+    rng = np.random.default_rng(5)
+    size = 300
+    typed = pl.DataFrame(
+        {
+            "y": rng.random(size) < 0.5,
+            "x": pl.Series(rng.integers(-1, 9, size), dtype=pl.Decimal(6, 2)),
+            "user": rng.integers(-1, 20, size).astype(np.float64),
+            "session": rng.integers(-5, 5, size) * 2 + 0.0,
+            "tags": [["none", " t1", f"t{i % 40}"][: i % 4] for i in range(size)],
+            "at": pl.Series(rng.integers(0, 10**9, size) * 1000).cast(pl.Datetime("ms")),
+        }
+    )
+    text = typed.with_columns(
+        pl.col("tags").list.join("|"),
+        pl.col("at").dt.to_string("%Y-%m-%d %H:%M:%S"),
+        session=pl.col("session").cast(pl.Int64),
+    )
+    typed[:100].write_ipc(tmp_path / "a.feather")
+    text[100:200].write_csv(tmp_path / "b.csv")
+    typed[200:].write_parquet(tmp_path / "c.parquet")
+    text.write_csv(tmp_path / "text.csv")
+    (tmp_path / "typed.toml").write_text(TYPED.replace("FILES", '["a.feather", "b.csv", "c.parquet"]'))
+    (tmp_path / "text.toml").write_text(TYPED.replace("FILES", '["text.csv"]'))
+
+    def command(schema: str, out: str, *more: str) -> list[str]:
+        return ["preprocess", "table", str(tmp_path / schema), "--out", str(tmp_path / out), *more]
+
+    assert main(command("text.toml", "text")) == 0
+    assert main(command("typed.toml", "one")) == 0
+    assert main(command("typed.toml", "shards", "--shard-bytes", "3000")) == 0
+    run_mpi(2, PROGRAM, *command("typed.toml", "ranks", "--shard-bytes", "3000"))
+    want = read(tmp_path / "text", "train.h5")
+    for out in ("one", "shards", "ranks"):
+        got = read(tmp_path / out, "train*.h5")
+        assert_equal(got, want, rtol=1e-5)
+        np.testing.assert_array_equal(got.group, want.group)
+        np.testing.assert_array_equal(got.time, want.time)
+        vocabularies = [tmp_path / folder / "vocabulary-user.csv" for folder in (out, "text")]
+        assert vocabularies[0].read_text() == vocabularies[1].read_text()
+
+
 def test_several_ranks_make_the_same_files_and_resume(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

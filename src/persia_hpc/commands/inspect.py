@@ -106,6 +106,11 @@ def _facts(schema: DatasetSchema, found: Inspection, top: int) -> dict[str, Any]
         "missing_labels": dict(
             zip(schema.label_names, (found.num_samples - found.label_counts).tolist(), strict=True)
         ),
+        "constant_labels": [
+            name
+            for name, least, most in zip(schema.label_names, found.label_least, found.label_most, strict=True)
+            if least == most
+        ],
         "optional": [name for name in optional if getattr(schema, f"has_{name}")],
         "dense": dense,
         "features": features,
@@ -120,8 +125,10 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
         yield "no labels"
     for name, rate in facts["labels"].items():
         missing = facts["missing_labels"][name]
-        mean = "no value" if rate is None else f"mean {rate:.5f}"
-        yield f"label {name}: {mean}" + (f", missing in {missing:,} samples" if missing else "")
+        line = f"label {name}: " + ("no value" if rate is None else f"mean {rate:.5f}")
+        line += f", missing in {missing:,} samples" if missing else ""
+        same = "wherever it is known" if missing else "in every sample"
+        yield line + (f", the same {same}: its AUC is undefined" if name in facts["constant_labels"] else "")
     if facts["dense"]:
         yield ""
         yield f"{'dense column':<24} {'least':>12} {'mean':>12} {'most':>12}"

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 SUMMARY = "turn raw data into HDF5 files"
 DESCRIPTION = """\
-Writes the HDF5 files that training reads: from known datasets, from any CSV, TSV or Parquet files with a
-short TOML schema, or made up with a known best AUC."""
+Writes the HDF5 files that training reads: from known datasets, from any CSV, TSV, Parquet or Arrow files with
+a short TOML schema, or made up with a known best AUC."""
 EXAMPLES = """\
 examples:
   persia-hpc preprocess adult --help

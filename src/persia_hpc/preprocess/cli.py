@@ -294,7 +294,7 @@ _SOURCES = {
         table.TableOptions,
         table.prepare,
         _add_table,
-        "Any CSV, TSV or Parquet files, with a TOML schema (see datasets/table/README.md)",
+        "Any CSV, TSV, Parquet or Arrow files, with a TOML schema (see datasets/table/README.md)",
         "clicks.toml --out data/clicks",
         table_shards.prepare,
     ),

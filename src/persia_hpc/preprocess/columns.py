@@ -103,7 +103,7 @@ def spelled(values: pl.Series, kind: str) -> pl.Series:
     if kind == "integer" and (values.dtype.is_float() or values.dtype == pl.Boolean):
         values = values.cast(pl.Int64)
     text = values.cast(pl.String)
-    if kind != "integer":
+    if kind != "integer" or values.dtype.is_integer():
         return text
     truth = text.str.to_lowercase().replace_strict({"true": "1", "false": "0"}, default=None)
     return truth.fill_null(text.str.replace(_WHOLE, "").replace("-0", "0"))
@@ -186,7 +186,8 @@ def _group(text: str) -> int:
     truth = as_truth(text)
     if truth is not None:
         return int(truth)
-    number = int(text.partition(".")[0]) if re.match(INTEGER_PATTERN, text) else None
+    whole = text.partition(".")[0]
+    number = int(whole) if len(whole) <= 20 and re.match(INTEGER_PATTERN, text) else None
     limit = 1 << 53 if "." in text else 1 << 64  # larger floats are no whole numbers
     if number is None or not max(-(1 << 63), -limit) <= number < limit:
         return int(hash_strings([text])[0])

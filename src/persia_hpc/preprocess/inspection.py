@@ -50,6 +50,8 @@ class Inspection:
     features: dict[str, Frequencies]
     label_sums: npt.NDArray[np.float64]  # [L], weighted by nothing
     label_counts: npt.NDArray[np.int64]  # [L], of those that aren't missing
+    label_least: npt.NDArray[np.float64]  # [L]
+    label_most: npt.NDArray[np.float64]
     dense_least: npt.NDArray[np.float64]  # [K]
     dense_most: npt.NDArray[np.float64]
     dense_sums: npt.NDArray[np.float64]
@@ -75,6 +77,8 @@ def inspect_source(source: Source, limit: int | None = None) -> Iterator[Inspect
         {name: Frequencies() for name in schema.feature_names},
         np.zeros(len(schema.label_names)),
         np.zeros(len(schema.label_names), np.int64),
+        np.full(len(schema.label_names), np.inf),
+        np.full(len(schema.label_names), -np.inf),
         np.full(width, np.inf),
         np.full(width, -np.inf),
         np.zeros(width),
@@ -86,6 +90,8 @@ def inspect_source(source: Source, limit: int | None = None) -> Iterator[Inspect
             found.features[name].add(column.values, lengths)
         found.label_sums += np.nansum(batch.labels, axis=0, dtype=np.float64)
         found.label_counts += np.isfinite(batch.labels).sum(axis=0)
+        found.label_least = np.fmin(found.label_least, np.fmin.reduce(batch.labels, axis=0))
+        found.label_most = np.fmax(found.label_most, np.fmax.reduce(batch.labels, axis=0))
         if width:
             found.dense_least = np.minimum(found.dense_least, batch.dense.min(axis=0))
             found.dense_most = np.maximum(found.dense_most, batch.dense.max(axis=0))

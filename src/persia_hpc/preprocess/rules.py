@@ -64,19 +64,42 @@ def equal(column: pl.Series, word: str, *, numbers_are_truth: bool = False) -> p
 
 def _equal_numbers(column: pl.Series, number: Decimal) -> pl.Series:
     """Returns which values are this number: near it as floats first, then each of these exactly."""
+    if column.dtype == pl.String:
+        return _equal_texts(column, number)
+    if column.dtype.is_integer():
+        whole = pl.Series([f"{number.to_integral_value():f}"]).cast(column.dtype, strict=False)
+        found = column == whole  # null where the type has no such number
+        return (found & (number == number.to_integral_value())).fill_null(False)
     nearest = float(number)
     if column.dtype == pl.Float32 and abs(nearest) < float(np.finfo(np.float32).max):
         nearest = float(np.float32(nearest))
     near = (column.cast(pl.Float64, strict=False) == nearest).fill_null(False)
-    if not near.any():
-        return near
+    return near & _exactly(column, near, number) if near.any() else near
+
+
+def _equal_texts(column: pl.Series, number: Decimal) -> pl.Series:
+    """Returns which texts are this number; only those that begin like it are read as numbers."""
+    first = str(next((digit for digit in number.as_tuple().digits if digit), 0))
+    begins = ["-" + first, "-0"] if number < 0 else [first, "0", "+", *(["-0"] if number == 0 else [])]
+    found = pl.repeat(False, len(column), dtype=pl.Boolean, eager=True)
+    for begin in begins:
+        found |= column.str.starts_with(begin).fill_null(False)
+    if not found.any():
+        return found
+    texts = column.filter(found)
+    near = (texts.cast(pl.Float64, strict=False) == float(number)).fill_null(False)
+    equal = np.zeros(len(column), bool)
+    equal[found.to_numpy()] = (near & _exactly(texts, near, number)).to_numpy()
+    return pl.Series(equal)
+
+
+def _exactly(column: pl.Series, near: pl.Series, number: Decimal) -> pl.Series:
+    """Returns which of the values that are near the number, as a mask, equal it."""
     different = column.filter(near).unique()
     exact = [value for value in different.to_list() if _is_number(value, number)]
     if len(exact) == len(different):
         return near
-    if not exact:
-        return pl.repeat(False, len(column), dtype=pl.Boolean, eager=True)
-    return near & column.is_in(pl.Series(exact, dtype=column.dtype).implode()).fill_null(False)
+    return column.is_in(pl.Series(exact, dtype=column.dtype).implode()).fill_null(False)
 
 
 def _is_number(value: object, number: Decimal) -> bool:

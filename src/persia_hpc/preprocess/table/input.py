@@ -28,6 +28,7 @@ from persia_hpc.preprocess.lines import (
 from .schema import FORMATS, TableSchema
 
 TYPED_ROWS = 131_072
+READ_ERRORS = (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException)
 ENDINGS = {"feather": "arrow", "ipc": "arrow"}  # others are called like their format
 SEPARATORS = {"csv": ",", "tsv": "\t"}
 PACKED = (".gz", ".xz", ".bz2", ".zst")
@@ -200,8 +201,9 @@ def _reading(path: Path, problem: str) -> Iterator[None]:
     """Raises UserError in place of what polars raises in the block."""
     try:
         yield
-    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        raise UserError(f"{path}: {problem} ({str(error).partition(chr(10))[0]})") from error
+    except READ_ERRORS as error:
+        why = str(error).partition("\n")[0]
+        raise UserError(f"{path}: {problem} ({why}); is it whole? Else write it with other types") from error
 
 
 def _typed_frames(piece: RowPiece, schema: TableSchema, on_read: OnRead) -> Iterator[Frame]:
@@ -210,8 +212,14 @@ def _typed_frames(piece: RowPiece, schema: TableSchema, on_read: OnRead) -> Iter
         _check_names(path, schema, _scan(path, schema).collect_schema().names())
     for first in range(piece.begin, piece.end, TYPED_ROWS):
         last = min(first + TYPED_ROWS, piece.end)
-        with _reading(path, f"rows {first + 1} to {last} can't be read"):
-            frame = _scan(path, schema).select(wanted).slice(first, last - first).collect()
+        rows = _scan(path, schema).slice(first, last - first)
+        try:
+            frame = rows.select(wanted).collect()
+        except READ_ERRORS:
+            for name in wanted:  # one of them is at fault
+                with _reading(path, f"{name}: rows {first + 1} to {last} can't be read"):
+                    rows.select(name).collect()
+            raise
         yield Frame(frame, path, first_row=first)
         on_read(piece.num_bytes * (last - first) // (piece.end - piece.begin))
 

@@ -177,7 +177,7 @@ def _cut(options: TableOptions) -> tuple[_Sharding, set[str] | None]:
 
 
 def _text(pieces: Sequence[TablePiece]) -> list[Piece]:
-    """Returns the pieces in the form that `BadLines` takes; a Parquet piece becomes its whole file."""
+    """Returns the pieces in the form that `BadLines` takes; a piece of rows becomes its whole file."""
     return [piece if isinstance(piece, Piece) else Piece(piece.path) for piece in pieces]
 
 
