@@ -95,7 +95,12 @@ class Skips:
             f"step {row_batch.step}: the loss is {loss:.4g}. Largest values at trainer {self._peers.rank}: "
             f"{suspects(row_batch, self._inputs)}"
         )
-        self._tell({"event": "warning", "step": row_batch.step, "text": text})
+        self.warn(row_batch.step, text)
+
+    def warn(self, step: int, text: str) -> None:
+        """Says something on the screen, and as an event."""
+        LOG.warning("%s", text)
+        self._tell({"event": "warning", "step": step, "text": text})
         _say(text)
 
     def check_model(self, model: nn.Module) -> None:
