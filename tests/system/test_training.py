@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import persia_hpc as ph
+from tests.support.jobs import Job
 from tests.support.mpi import run_mpi
 from tests.support.tiny import run_digest, tiny_config, trained_rows, write_tiny
 
@@ -300,6 +301,66 @@ def test_async_trainers_share_what_they_learn(tmp_path, data):
         assert embedding["pulled_rows"] == sum(embedding[f"{what}_rows"] for what in accounted)
         assert found["staleness"]["max"] <= 2
         assert found["valid"]["logloss"] == pytest.approx(once["valid"]["logloss"], abs=0.3)
+
+
+MODES = {
+    "sync": {},
+    "exact": {"mode": "hybrid", "exact": True},
+    "bf16": {"train.amp": "bf16"},
+    "fp16": {"train.amp": "fp16"},
+    "bare": {"model": {"class": "tests.support.models:Bare"}},
+}
+
+
+def test_a_step_that_is_bad_on_one_trainer_is_skipped_on_all(tmp_path, data):
+    """Bit for bit as if it were bad on all; by its loss alone, or by its row gradients alone."""
+    kinds = {"all": "nan_at_5", "one": "nan_at_5_of_one", "rows": "steep_at_5"}
+    cases = [
+        (mode, kind, {**changes, "train.loss": f"tests.support.models:{loss}"})
+        for mode, changes in MODES.items()
+        for kind, loss in kinds.items()
+        if (mode, kind) not in (("fp16", "rows"), ("bare", "rows"))  # another scale; another feature
+    ]
+    steps = {"train.max_steps": 7, "train.evaluate_at_end": False}
+    digests = run_cases(
+        *(settings(data, tmp_path / f"{mode}-{kind}", 2, 1, 2, **steps, **c) for mode, kind, c in cases)
+    )
+    found: dict[str, set[str]] = {}
+    for (mode, kind, _), digest in zip(cases, digests, strict=True):
+        found.setdefault(mode, set()).add(digest)
+        assert summary(tmp_path / f"{mode}-{kind}")["skipped_steps"] == 1, (mode, kind)
+    assert {mode: len(each) for mode, each in found.items()} == dict.fromkeys(MODES, 1)
+
+
+def test_every_row_of_a_skipped_step_is_left_alone_in_hybrid_too(tmp_path, data):
+    changes = {"mode": "hybrid", "train.loss": "tests.support.models:nan_at_5_of_one"}
+    changes |= {"train.evaluate_at_end": False}
+    runs = {most: {**changes, "train.max_steps": most} for most in (4, 5)}
+    runs["async"] = {**changes, "mode": "async", "train.max_steps": 8}
+    run_cases(*(settings(data, tmp_path / str(name), 1, 1, 2, **c) for name, c in runs.items()))
+    four, five, alone = (summary(tmp_path / str(name)) for name in runs)
+    assert (four["skipped_steps"], five["skipped_steps"], alone["skipped_steps"]) == (0, 1, 1)
+    four, five, alone = (s["embedding"] for s in (four, five, alone))
+    assert five["applied_rows"] == four["applied_rows"]
+    assert five["nonfinite_rows"] == five["pulled_rows"] - four["pulled_rows"] > 0
+    # In async the other trainer's rows of that step are trained.
+    assert 0 < alone["nonfinite_rows"] < five["nonfinite_rows"]
+
+
+def test_too_many_skipped_steps_end_a_job_as_failed(tmp_path, data):
+    config = settings(data, tmp_path / "run", 1, 1, 2, **{"train.max_skipped": 2, "checkpoint.every": 2})
+    config["train"]["loss"] = "tests.support.models:nan_from_5"
+    job = Job(tmp_path, config)
+    code, _, err = job.end()
+    assert code == 1, err
+    failure = json.loads((tmp_path / "run" / "failure.json").read_text())
+    assert failure["message"] in err
+    assert failure["code"] == 1
+    assert "3 skipped in a row, more than train.max_skipped = 2: step 7 was skipped" in failure["message"]
+    assert failure["message"].count("Largest values at trainer") == 1
+    assert "Last good checkpoint: " in failure["message"]
+    assert (tmp_path / "run" / "step-00000004" / "manifest.json").exists()
+    assert not (tmp_path / "run" / "summary.json").exists()
 
 
 def test_fp16_skips_a_step_in_which_any_gradient_overflows(tmp_path, data):

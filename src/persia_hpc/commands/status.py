@@ -70,6 +70,8 @@ def status_lines(directory: Path, slurm: str | None, now: float) -> list[str]:
         lines.append(f"resumed {resumes} time{'s' * (resumes > 1)}")
     if "train" in last:
         lines += _train_lines(last["train"], going_on=state == "under way")
+    if skip := last.get("skip"):
+        lines.append(f"{skip['skipped_steps']} steps skipped, the last of them step {skip['step']}")
     for name, event in last.items():
         if name.startswith("evaluate ") and event.get("auc") is not None:
             lines.append(f"{event['split']} auc {event['auc']:.4f} at step {event['step']}")
