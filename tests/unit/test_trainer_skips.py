@@ -106,6 +106,7 @@ def test_a_step_that_is_not_finite_changes_nothing(amp: str, data: str, tmp_path
         assert (summary["status"], summary["steps"], summary["skipped_steps"]) == ("completed", 10, 1), name
         digests[name] = run_digest(tmp_path / name)
         events = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        assert all(e["loss"] is not None for e in events if e["event"] == "train")
         (skip,) = [e for e in events if e["event"] == "skip"]
         assert (skip["step"], skip["skipped_steps"]) == (BAD, 1)
         if amp == "fp16":  # an overflow lowers the scale, a loss that is NaN doesn't

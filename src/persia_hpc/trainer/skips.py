@@ -55,6 +55,7 @@ class Skips:
         Raises PersiaError, on all of them, after too many skipped steps in a row.
         """
         state, step = self._state, row_batch.step
+        state.last_skipped = not verdict.good
         if verdict.good:
             state.skipped_in_row = 0
             self._look_at(verdict.loss, row_batch)
