@@ -44,16 +44,58 @@ def steep(logits, batch):
     return 300 * squared(logits, batch)
 
 
+class Cliff(torch.autograd.Function):
+    """Is 0 with an infinite slope."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return torch.zeros_like(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return torch.full_like(gradient, torch.inf)
+
+
 def steep_at_5(logits, batch):
-    """The row gradients of trainer 1 overflow in step 5, in fp32 too; those of others don't."""
+    """The row gradients of trainer 1 are infinite in step 5; nothing else is, nor other trainers'."""
     losses = squared(logits, batch)
     if batch.step == 5:
         from horovod.torch import rank
 
         if rank() == 1:
-            inf = torch.full((), torch.inf)
-            losses = losses + (batch.pooled["user"] * 1e-30).sum(dim=1, keepdim=True) * inf
+            losses = losses + Cliff.apply(batch.pooled["user"].sum(dim=1, keepdim=True))
     return losses
+
+
+def nan_at_5(logits, batch):
+    """Is NaN in step 5."""
+    return squared(logits, batch) * (torch.nan if batch.step == 5 else 1)
+
+
+def nan_at_5_of_one(logits, batch):
+    """Is NaN in step 5 of the last rank, a trainer, whose gradients stay what they are."""
+    from mpi4py import MPI
+
+    last = MPI.COMM_WORLD.rank == MPI.COMM_WORLD.size - 1
+    return squared(logits, batch) + (torch.nan if batch.step == 5 and last else 0)
+
+
+def nan_from_5(logits, batch):
+    """Is NaN from step 5 on for the last rank, a trainer."""
+    from mpi4py import MPI
+
+    last = MPI.COMM_WORLD.rank == MPI.COMM_WORLD.size - 1
+    return squared(logits, batch) * (torch.nan if batch.step >= 5 and last else 1)
+
+
+class Bare(nn.Module):
+    """Has nothing to train but rows."""
+
+    def __init__(self, inputs):
+        super().__init__()
+
+    def forward(self, batch):
+        return batch.pooled["item"].sum(dim=1, keepdim=True)
 
 
 def mean_logit(logits, labels, weight, group):

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import persia_hpc as ph
+from tests.support.cases import run_cases, settings, summary
 from tests.support.mpi import run_mpi
-from tests.support.tiny import run_digest, tiny_config, trained_rows, write_tiny
+from tests.support.tiny import run_digest, trained_rows, write_tiny
 
 PROGRAMS = Path(__file__).with_name("programs")
 
@@ -24,29 +24,6 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     # 333 samples in steps of 32: with several trainers the last step of an epoch is uneven.
     return write_tiny(folder / "train.h5", 333), write_tiny(folder / "valid.h5", 150, seed=1)
-
-
-def settings(data, run_dir, servers, workers, trainers, **changes):
-    return tiny_config(
-        data[0],
-        **{
-            "ranks": {"parameter_servers": servers, "embedding_workers": workers, "trainers": trainers},
-            "run_dir": str(run_dir),
-            "data.valid": [data[1]],
-            "train.epochs": 2,
-            **changes,
-        },
-    )
-
-
-def run_cases(*cases):
-    ranks = max(sum(c["ranks"].values()) for c in cases)
-    run_mpi(ranks, PROGRAMS / "train_cases.py", json.dumps(cases), timeout=240)
-    return [run_digest(Path(c["run_dir"])) for c in cases]
-
-
-def summary(run_dir):
-    return json.loads((Path(run_dir) / "summary.json").read_text())
 
 
 def test_sync_under_mpi_is_bit_identical_to_one_process(tmp_path, data):
@@ -300,35 +277,6 @@ def test_async_trainers_share_what_they_learn(tmp_path, data):
         assert embedding["pulled_rows"] == sum(embedding[f"{what}_rows"] for what in accounted)
         assert found["staleness"]["max"] <= 2
         assert found["valid"]["logloss"] == pytest.approx(once["valid"]["logloss"], abs=0.3)
-
-
-def test_fp16_skips_a_step_in_which_any_gradient_overflows(tmp_path, data):
-    """On all trainers and for all rows, and nothing else of the run shows it."""
-    steps = {"train.amp": "fp16", "train.evaluate_at_end": False, "checkpoint.every": 0}
-    bad = {"train.loss": "tests.support.models:steep_at_5"}
-    good = {"train.loss": "tests.support.models:squared"}
-    runs = [("four", 4, bad), ("five", 5, bad), ("fine", 5, good)]
-    run_cases(
-        *(
-            settings(data, tmp_path / name, 1, 1, 2, **{**steps, **loss, "train.max_steps": most})
-            for name, most, loss in runs
-        )
-    )
-    four, five, fine = (summary(tmp_path / name)["embedding"] for name, _, _ in runs)
-    assert four["nonfinite_rows"] == fine["nonfinite_rows"] == 0
-    assert five["nonfinite_rows"] == five["pulled_rows"] - four["pulled_rows"] > 0
-    assert five["applied_rows"] == four["applied_rows"] < fine["applied_rows"]
-    before, after = (trained_rows(tmp_path / name) for name in ("four", "five"))
-    for table, (keys, rows, state, _) in before.items():
-        kept = np.isin(after[table][0], keys)
-        assert np.array_equal(after[table][1][kept], rows)
-        assert np.array_equal(after[table][2][kept], state)
-    dense = [
-        torch.load(tmp_path / name / "latest" / "dense.pt", weights_only=True) for name in ("four", "five")
-    ]
-    for name, value in dense[0]["model"].items():
-        assert torch.equal(value, dense[1]["model"][name])
-    assert dense[1]["scaler"]["scale"] == dense[0]["scaler"]["scale"] / 2
 
 
 def test_a_dry_run_trains_nothing(tmp_path, data, monkeypatch):

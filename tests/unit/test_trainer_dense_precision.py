@@ -75,20 +75,10 @@ def test_a_first_step_without_a_loss() -> None:
     assert not any(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
 
 
-class Bare(nn.Module):
-    """Has nothing to train but rows."""
-
-    def __init__(self, inputs: Any):
-        super().__init__()
-
-    def forward(self, batch: Any) -> torch.Tensor:
-        return batch.pooled["item"].sum(dim=1, keepdim=True)
-
-
 def test_without_dense_parameters_nothing_is_scaled(tmp_path: Any) -> None:
     data = write_tiny(tmp_path / "train.h5", 100)
     for amp in ("off", "fp16"):
-        changes = {"train.amp": amp, "model": {"class": "tests.unit.test_trainer_dense_precision:Bare"}}
+        changes = {"train.amp": amp, "model": {"class": "tests.support.models:Bare"}}
         ph.train(tiny_config(data, run_dir=str(tmp_path / amp), **changes), quiet=True)
     off, fp16 = (trained_rows(tmp_path / amp) for amp in ("off", "fp16"))
     assert np.array_equal(off["item"][1], fp16["item"][1])

@@ -15,7 +15,7 @@ import persia_hpc as ph
 from persia_hpc.errors import PersiaError
 from persia_hpc.trainer.skips import Buffers
 from persia_hpc.trainer.suspects import suspects
-from tests.support.models import Small, squared
+from tests.support.models import Cliff, Small, squared
 from tests.support.row_batches import make_inputs, make_row_batch
 from tests.support.tiny import run_digest, tiny_config, trained_rows, write_tiny
 
@@ -34,28 +34,16 @@ def nan_constant(logits: torch.Tensor, batch: Any) -> torch.Tensor:
 
 def infinite_rows(logits: torch.Tensor, batch: Any) -> torch.Tensor:
     """Only gradients of rows are infinite: the loss isn't, nor are dense gradients."""
-    steep = (batch.pooled["user"] * 1e-30).sum(dim=1, keepdim=True)
-    return squared(logits, batch) + (Steep.apply(steep) if batch.step == BAD else 0)
+    rows = batch.pooled["user"].sum(dim=1, keepdim=True)
+    return squared(logits, batch) + (Cliff.apply(rows) if batch.step == BAD else 0)
 
 
 def infinite_dense(logits: torch.Tensor, batch: Any) -> torch.Tensor:
     """Only gradients of the dense network are infinite."""
-    return squared(logits, batch) + (Steep.apply(logits.detach() * BIAS[0]) if batch.step == BAD else 0)
+    return squared(logits, batch) + (Cliff.apply(logits.detach() * BIAS[0]) if batch.step == BAD else 0)
 
 
 BIAS: list[torch.Tensor] = []
-
-
-class Steep(torch.autograd.Function):
-    """Is 0 with an infinite slope."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        return torch.zeros_like(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        return torch.full_like(gradient, torch.inf)
 
 
 class Named(Small):
@@ -118,6 +106,7 @@ def test_a_step_that_is_not_finite_changes_nothing(amp: str, data: str, tmp_path
         assert (summary["status"], summary["steps"], summary["skipped_steps"]) == ("completed", 10, 1), name
         digests[name] = run_digest(tmp_path / name)
         events = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        assert all(e["loss"] is not None for e in events if e["event"] == "train")
         (skip,) = [e for e in events if e["event"] == "skip"]
         assert (skip["step"], skip["skipped_steps"]) == (BAD, 1)
         if amp == "fp16":  # an overflow lowers the scale, a loss that is NaN doesn't
@@ -178,6 +167,18 @@ def test_a_model_that_is_not_finite_is_never_completed(data: str, tmp_path: Path
             train(data, tmp_path / name, **huge, **changes)
         assert not (tmp_path / name / "summary.json").exists()
         assert not list((tmp_path / name).glob("step-*"))
+
+
+def test_a_row_that_is_not_finite_is_never_saved(data: str, tmp_path: Path) -> None:
+    """Finite gradients may throw it out, in the last step of a run too; large values are only large."""
+    changes: dict[str, Any] = {"train.loss": "tests.support.models:steep", "train.max_steps": 1}
+    table = {"dim": 4, "optimizer": {"name": "sgd", "lr": 3e38}, "capacity": "1 MiB"}
+    with pytest.raises(PersiaError, match=r"table item: \d+ of \d+ rows have NaN or infinity"):
+        train(data, tmp_path / "run", **changes, **{"tables.item": table})
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert not list((tmp_path / "run").glob("step-????????"))
+    bound = {**table, "value_bound": 3e38}
+    assert train(data, tmp_path / "bound", **changes, **{"tables.item": bound})["status"] == "completed"
 
 
 def test_a_loss_that_is_absurd_is_said(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -139,6 +139,7 @@ def _write_table(
     at = 0
     decided: list[dict[str, Array]] = []
     for rows, decides in one_ahead(_copied(table, buckets, since)):
+        _check_finite(layout.name, rows)
         for name, array in rows.items():
             _append(group, name, array, at, None if since else num_rows)
         at += len(rows["keys"])
@@ -154,6 +155,25 @@ def _write_table(
         group["sightings"] = every["sightings"]
     if since:
         group["removed"] = np.sort(table.removed_keys())
+
+
+def _check_finite(table: str, rows: dict[str, Array]) -> None:
+    """Checks the weights of rows; the sum is cheap, and tells unless finite values overflow it.
+
+    Raises PersiaError if any isn't finite: nobody wants such a checkpoint to be the newest.
+    """
+    weights = rows["rows"]
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(weights.sum()):
+            return
+    bad = np.flatnonzero(~np.isfinite(weights).all(axis=1))
+    if len(bad):
+        raise PersiaError(
+            f"table {table}: {len(bad):,} of {len(weights):,} rows have NaN or infinity (the first has the "
+            f"key {int(rows['keys'][bad[0]])}): training has diverged, and the checkpoint isn't finished. "
+            "Those before are as they were; mend the data or the loss, lower the learning rate, or set the "
+            "table's clip_norm or value_bound"
+        )
 
 
 def _copied(table: Table, buckets: range, since: int) -> Iterator[tuple[dict[str, Array], dict[str, Array]]]:

@@ -88,6 +88,8 @@ def status_lines(directory: Path, slurm: str | None, now: float) -> tuple[list[s
         lines.append(f"resumed {resumes} time{'s' * (resumes > 1)}")
     if "train" in last:
         lines += _train_lines(last["train"], going_on=state == "under way")
+    if skip := last.get("skip"):
+        lines.append(f"{skip['skipped_steps']} steps skipped, the last of them step {skip['step']}")
     for name, event in last.items():
         if name.startswith("evaluate "):
             lines.append(f"{event.get('split')} {metrics_text(event)} at step {event.get('step')}")

@@ -250,8 +250,9 @@ class Driver:
         if not self.callbacks and not self.loggers:
             return
         session = self.session
-        self._recent.append((logits.detach()[:, 0], batch.labels[:, 0], session.loss))
-        self._recent_samples += batch.num_samples
+        if not session.state.last_skipped:
+            self._recent.append((logits.detach()[:, 0], batch.labels[:, 0], session.loss))
+            self._recent_samples += batch.num_samples
         while self._recent_samples > RECENT_SAMPLES and len(self._recent) > 1:
             self._recent_samples -= len(self._recent.popleft()[0])
         self._staleness.append(session.last_staleness)

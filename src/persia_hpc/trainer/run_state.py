@@ -39,6 +39,7 @@ class RunState:
     interrupted: int | None = None  # the signal that ended the run early
     evaluate_seconds: float = 0.0
     skipped_steps: int = 0  # of the whole run
+    last_skipped: bool = False  # the last step was
     skipped_in_row: int = 0  # the last ones, but for those that searched for a loss scale
     segment_last: int | None = None  # the last step of the segment that is under way
     loss: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(()))  # mean of the last batch

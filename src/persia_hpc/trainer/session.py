@@ -32,6 +32,7 @@ from .metrics import Metric, load_metrics
 from .pooling.embed import Pooling
 from .pooling.gradients import RowGradients
 from .progress import Progress
+from .rates import changed_rates
 from .run_state import RunState
 from .saving import Saver
 from .skips import Buffers, Skips
@@ -118,6 +119,9 @@ class Session(Progress):
                 self._resume.load_optimizer(self.optimizer)
             self.precision.restore(self._resume.scaler)
             self._resume.restore_random_state(self.config.seed, self.trainer_rank, self.num_trainers)
+            if self.trainer_rank == 0:
+                for text in changed_rates(self._resume, self.config, self.schedules["train"], optimizer):
+                    self.skips.warn(self.step_number, text)
         return model
 
     def forward(self, batch: Batch) -> Tensor:

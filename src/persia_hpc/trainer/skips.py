@@ -24,7 +24,7 @@ from .suspects import suspects
 LOG = logging.getLogger("persia_hpc")
 HUGE_LOSS = 1e9  # the mean of a batch; no loss that anybody minimises is as large
 BLAMED = 2  # so many trainers' batches are described
-SMALL = 1 << 16  # elements of a buffer that is copied in every step
+SMALL = 1 << 16  # elements; buffers of floats up to this are copied in every step
 SAID = 5  # so many skipped steps of a run are told on the screen
 
 
@@ -55,6 +55,7 @@ class Skips:
         Raises PersiaError, on all of them, after too many skipped steps in a row.
         """
         state, step = self._state, row_batch.step
+        state.last_skipped = not verdict.good
         if verdict.good:
             state.skipped_in_row = 0
             self._look_at(verdict.loss, row_batch)
@@ -66,7 +67,7 @@ class Skips:
             why += self._blame(verdict, row_batch)
         text = f"step {step} was skipped: {why}"
         if self._peers.rank == 0 or self._alone:
-            LOG.warning("%s", text)
+            LOG.info("%s", text)
             self._tell({"event": "skip", "step": step, "skipped_steps": state.skipped_steps, "why": why})
             if not verdict.overflowed and state.skipped_steps <= SAID:
                 _say(text)
@@ -95,7 +96,12 @@ class Skips:
             f"step {row_batch.step}: the loss is {loss:.4g}. Largest values at trainer {self._peers.rank}: "
             f"{suspects(row_batch, self._inputs)}"
         )
-        self._tell({"event": "warning", "step": row_batch.step, "text": text})
+        self.warn(row_batch.step, text)
+
+    def warn(self, step: int, text: str) -> None:
+        """Says something on the screen, and as an event."""
+        LOG.info("%s", text)
+        self._tell({"event": "warning", "step": step, "text": text})
         _say(text)
 
     def check_model(self, model: nn.Module) -> None:
@@ -135,8 +141,8 @@ class Buffers:
         """Copies them, but large ones only if they were changed since the last call."""
         for number, buffer in enumerate(self._buffers):
             # BatchNorm changes its statistics without a new version.
-            small = self._always or buffer.numel() <= SMALL
-            if small or buffer._version != self._versions[number]:
+            unseen = self._always or (buffer.is_floating_point() and buffer.numel() <= SMALL)
+            if unseen or buffer._version != self._versions[number]:
                 self._kept[number].copy_(buffer)
                 self._versions[number] = buffer._version
 

@@ -42,6 +42,12 @@ def make_optimizer(parameters: Any, settings: Mapping[str, Any]) -> torch.optim.
     return made
 
 
+def base_rate(optimizer: torch.optim.Optimizer) -> float:
+    """Returns the learning rate of the first parameter group before any schedule's factor."""
+    group = optimizer.param_groups[0]
+    return float(group.get("initial_lr", group["lr"]))
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: LearningRate, step: int) -> None:
     """Gives each parameter group the learning rate of `step`; keeps its first one as torch's schedulers do.
 

@@ -118,6 +118,11 @@ class DenseState:
         skipped = self.skipped_steps
         return RunState(schedules, *at, *at, results=self.results, driver=driver, skipped_steps=skipped)
 
+    def saved_config(self) -> dict[str, Any]:
+        """Returns the resolved configuration of the run that wrote it."""
+        config: dict[str, Any] = files.read_manifest(Path(self.path).parent)["config"]
+        return config
+
     def load_model(self, model: nn.Module) -> None:
         """Loads the saved parameters and buffers into a model.
 
