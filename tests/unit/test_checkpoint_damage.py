@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import persia_hpc as ph
 from persia_hpc.cli import main
-from persia_hpc.errors import EXIT_DATA, EXIT_USER, PersiaError
-from tests.support.checkpoints import CHANGES, IDS, LAST, TABLES, own, train_runs
+from persia_hpc.config import load_config
+from persia_hpc.errors import EXIT_DATA, EXIT_USER, DataError, PersiaError
+from tests.support.checkpoints import CHANGES, IDS, LAST, TABLES, change_shard, own, sign, train_runs
 from tests.support.tiny import digest
 
 PLACES = 6  # of a file, at each of which one bit is turned over
@@ -127,3 +129,93 @@ def test_a_flipped_bit_is_refused_or_makes_no_difference(step: str, name: str, r
     # A manifest whose key "sha256" has another name is as those of before: without a checksum of its own.
     least = PLACES - (name == "manifest.json")
     assert {reader for reader in READERS if refused[reader] >= least} == READ_BY[name]
+
+
+def resumed(directory: Path) -> None:
+    """Continues the run from this checkpoint, as its configuration says."""
+    for other in directory.parent.glob("step-*"):
+        if other.name > directory.name:
+            shutil.rmtree(other)
+    settings = load_config(directory.parent / "config.toml", {"checkpoint.resume": True, "train.epochs": 2})
+    ph.train(load_config(settings.resolved(), {"run_dir": str(directory.parent)}), quiet=True)
+
+
+DENSE: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "no model": lambda d: d.pop("model"),
+    "a missing parameter": lambda d: d["model"].pop("head.bias"),
+    "one too many": lambda d: d["model"].update(more=torch.zeros(3)),
+    "another shape": lambda d: d["model"].update({"head.bias": torch.zeros(3)}),
+    "no tensor": lambda d: d["model"].update({"head.bias": "text"}),
+    "a list for a model": lambda d: d.update(model=[1, 2]),
+    "another step": lambda d: d.update(step=4),
+    "a step that is no number": lambda d: d.update(step="10"),
+    "something else": lambda d: d.update(more=1),
+    "another driver": lambda d: d.update(driver={"more": 1}),
+}
+ONLY_RESUMED: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "no state of a parameter": lambda d: d["optimizer"]["param_groups"][0]["params"].pop(),
+    "another shape of it": lambda d: d["optimizer"]["state"][0].update(exp_avg=torch.zeros(7, 7)),
+    "no optimizer": lambda d: d["optimizer"].clear(),
+    "no random state": lambda d: d["random"][0].clear(),
+    "another random state": lambda d: d["random"][0].update(torch=torch.zeros(3)),
+}
+
+
+@pytest.mark.parametrize("kind", [*DENSE, *ONLY_RESUMED])
+def test_another_dense_part_is_refused_in_one_line(kind: str, run: Path) -> None:
+    """One that torch can read, with the right checksum."""
+    directory = run / LAST
+    dense = torch.load(directory / "dense.pt", weights_only=True)
+    (DENSE | ONLY_RESUMED)[kind](dense)
+    torch.save(dense, own(directory / "dense.pt"))
+    sign(directory, "dense.pt")
+    readers = [loaded, READERS["evaluate"]] if kind in DENSE else []
+    for reader in readers:
+        assert outcome(reader, directory) is None
+    shutil.rmtree(run / CHANGES)  # else a damaged one is passed over
+    for step in (2, 4, 8):
+        shutil.rmtree(run / f"step-{step:08d}")
+    assert outcome(resumed, directory) is None
+
+
+@pytest.mark.parametrize("name", ["dense.pt", "server-0000.h5", "manifest.json"])
+def test_a_run_that_begins_with_another_one_reads_no_damage(name: str, run: Path, tmp_path: Path) -> None:
+    content = bytearray(own(run / LAST / name).read_bytes())
+    content[len(content) // 2] ^= 4
+    (run / LAST / name).write_bytes(content)
+    settings = load_config(run / "config.toml", {"run_dir": str(tmp_path / "new")}).resolved()
+    with pytest.raises(DataError, match=name.replace(".", r"\.")):
+        ph.train(load_config(settings, {"checkpoint.init_from": str(run)}), quiet=True)
+
+
+def test_a_run_with_only_a_half_written_checkpoint_has_none_that_is_whole(tmp_path: Path) -> None:
+    (tmp_path / "step-00000002.partial").mkdir()
+    code, out, err = command("checkpoint", "verify", tmp_path)
+    assert (code, out) == (EXIT_DATA, "")
+    assert err.count("\n") == 1
+    assert "no whole checkpoint" in err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda shard: shard.create_dataset("extra", data=[1]),
+        lambda shard: shard["item"].create_dataset("group", data="text"),
+        lambda shard: (shard["item"].pop("keys"), shard["item"].create_group("keys")),
+        lambda shard: shard["item"].attrs.update(num_buckets="many"),
+        lambda shard: shard["item"].attrs.update(complete=[1, 2]),
+        lambda shard: shard["item"].attrs.pop("dim"),
+        lambda shard: (shard["item"].pop("buckets"), shard["item"].create_dataset("buckets", data="text")),
+        lambda shard: shard.update({"item/item": shard["/"]}),
+    ],
+)
+def test_a_server_file_of_another_kind_is_refused_in_one_line(change: Any, run: Path) -> None:
+    """Written so, with the right checksum: by another program, or to do harm."""
+    directory = run / LAST
+    change_shard(directory, change)
+    code, out, err = command("checkpoint", "verify", directory)
+    assert code == EXIT_DATA
+    assert out.startswith(f"{LAST} damaged")
+    assert err.count("\n") == 1
+    for name in ("load", "export", "ls"):
+        outcome(READERS[name], directory)  # refused in one line, or it makes no difference

@@ -22,6 +22,7 @@ from .manifest import check_part, sources_of
 from .tables import bucket_of, groups_of, open_shard
 
 COLUMNS = ("keys", "rows", "state", "stamps", "steps")  # one entry a row
+ONE_NUMBER = ("keys", "stamps", "steps")  # those of which an entry is no list
 DECIDES = ("ages", "counted", "sightings")  # one entry a bucket
 BYTES_AT_ONCE = 32 << 20
 _KEYS_AT_ONCE = 1 << 20
@@ -37,8 +38,9 @@ class TablePart:
             self.num_buckets = int(group.attrs["num_buckets"])
             self.buckets = group["buckets"][:].astype(np.int64)  # consecutive
             self.offsets = group["bucket_offsets"][:].astype(np.int64)
+            problem = self._problem()
         self._removed_bounds: Array | None = None
-        if problem := self._problem():
+        if problem:
             raise DataError(f"{group.file.filename}: table {name!r} is damaged: {problem}")
 
     def _problem(self) -> str:
@@ -50,6 +52,11 @@ class TablePart:
             return f"buckets don't follow each other in 0..{self.num_buckets - 1}"
         if len(self.offsets) != len(self.buckets) + 1 or self.offsets[0] or (np.diff(self.offsets) < 0).any():
             return "bucket_offsets don't ascend from 0 with one entry a bucket and one more"
+        for name in COLUMNS:
+            if name in self.group or name != "steps":
+                column = self.group[name]
+                if column.ndim != (1 if name in ONE_NUMBER else 2) or len(column) != self.offsets[-1]:
+                    return f"{name} has shape {column.shape}, expected {self.offsets[-1]} entries"
         return ""
 
     @property
@@ -277,7 +284,7 @@ def _without(rows: dict[str, Array], keys: Array) -> dict[str, Array]:
 def _reading(group: h5py.Group) -> Iterator[None]:
     try:
         yield
-    except (OSError, KeyError, RuntimeError, ValueError, IndexError, TypeError) as error:
+    except (OSError, KeyError, RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise DataError(
             f"{group.file.filename}: table {group.name[1:]!r} can't be read ({reason}); use an older "

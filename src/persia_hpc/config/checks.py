@@ -86,6 +86,8 @@ def check_config(config: Config, raw: Mapping[str, Any], fail: Fail) -> Config:
     else:
         _check_import_path(config.model.class_name, ("model", "class"), fail)
     for name, table in config.tables.items():
+        if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in name):
+            raise fail(("tables", repr(name)), ": checkpoints can't hold this name; choose another")
         if table.buckets & (table.buckets - 1):
             raise fail(("tables", name, "buckets"), f"= {table.buckets}: expected a power of two")
         if table.capacity_bytes <= 0:
