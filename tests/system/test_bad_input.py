@@ -90,7 +90,7 @@ def one_line(err: str) -> str:
             {"data.features": ["item", "tgs"], "features": {}, "tables": {}},
             r"\S+train\.h5: got no feature 'tgs', expected one of item, user, .*; did you mean 'tags'\?",
         ),
-        ({"ranks.trainers": 0}, r"\S+: ranks\.trainers = 0: expected at least 1"),
+        ({"ranks.trainers": 0}, r"\S+: ranks\.trainers = 0: expected a value from 1 to 100000"),
         ({"model.class": "dlmr"}, r"\S+: model\.class = 'dlmr': .*; did you mean 'dlrm'\?"),
     ],
 )

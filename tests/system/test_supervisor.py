@@ -252,6 +252,29 @@ def test_a_launcher_or_proxy_killed_after_the_run_has_completed_is_no_failure(
     job.check_nothing_is_left()
 
 
+def test_of_two_supervisors_at_once_exactly_one_has_the_directory(start: Callable[[str], Job]) -> None:
+    jobs = [start("clean") for _ in range(2)]
+    ends = sorted((job.end() for job in jobs), key=lambda end: end[0])
+    assert ends[0] == (0, "hello\n", "")
+    code, out, err = ends[1]
+    assert (code, out) == (1, "")  # this driver doesn't catch what the command line shows in one line
+    assert re.search(
+        rf"UserError: \S+ is in use by pid ({jobs[0].process.pid}|{jobs[1].process.pid}) on ", err
+    )
+    jobs[0].check_nothing_is_left()
+
+
+def test_a_run_may_go_on_at_once_after_its_supervisor_was_killed(start: Callable[[str], Job]) -> None:
+    """Its ranks may still be there for a moment; they must not be taken for those of the next job."""
+    first = start("wait")
+    first.wait_until_ready()
+    first.process.kill()
+    again = start("clean")
+    code, out, err = again.end()
+    assert (code, out, err) == (0, "hello\n", "")
+    again.check_nothing_is_left()
+
+
 def test_ranks_do_not_outlive_a_killed_supervisor(start: Callable[[str], Job]) -> None:
     job = start("wait")
     job.wait_until_ready()

@@ -15,6 +15,7 @@ import torch
 
 import persia_hpc as ph
 from persia_hpc.cli import COMMANDS, main
+from persia_hpc.commands import status
 from tests.support.jobs import write_config
 from tests.support.tiny import run_digest, tiny_config, write_tiny
 
@@ -28,6 +29,22 @@ def persia(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [source, env.get("PYTHONPATH", "")]))
     command = [sys.executable, "-m", "persia_hpc.cli", *arguments]
     return subprocess.run(command, cwd=cwd, env=env, text=True, capture_output=True, timeout=60)
+
+
+def test_names_in_errors_are_printed_without_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "a\x1b[2J\udcff"]) == 2
+    assert capsys.readouterr().err.startswith(r"persia-hpc: error: a\x1b[2J\udcff is not a run directory")
+
+
+def test_what_the_system_refuses_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(_: object) -> int:
+        raise OSError(28, "No space left on device", "/a\x1bb")
+
+    monkeypatch.setattr(status, "run", refuse)
+    assert main(["status", "x"]) == 1
+    assert capsys.readouterr().err == "persia-hpc: error: No space left on device: /a\\x1bb\n"
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c != "preprocess"])

@@ -219,8 +219,8 @@ def test_ranks_per_node_multiply_with_nodes() -> None:
         ({"data.train": []}, ["data.train is empty"]),
         ({"data": 3}, ["data = 3 (integer): expected a table [data]"]),
         ({"data.transform": "nothing"}, ["data.transform = 'nothing'", "module:name"]),
-        ({"ranks.trainers": 0}, ["ranks.trainers = 0: expected at least 1"]),
-        ({"ranks.per_node": {"trainers": 0}}, ["ranks.per_node.trainers = 0", "at least 1"]),
+        ({"ranks.trainers": 0}, ["ranks.trainers = 0: expected a value from 1 to 100000"]),
+        ({"ranks.per_node": {"trainers": 0}}, ["ranks.per_node.trainers = 0", "from 1 to"]),
         ({"ranks.per_node": {"trainer": 1}}, ["ranks.per_node.trainer", "'trainers'"]),
         ({"ranks.per_node": {"trainers": 1}, "ranks.trainers": 2}, ["ranks.per_node", "not both"]),
         ({"tables.default.dim": 4097}, ["tables.default.dim = 4097: expected a value from 1 to 4096"]),
@@ -269,6 +269,11 @@ def test_ranks_per_node_multiply_with_nodes() -> None:
         ({"transport.stall_seconds": 0}, ["transport.stall_seconds = 0.0: expected more than 0"]),
         ({"transport.ring_bytes": "1 KiB"}, ["transport.ring_bytes = 1024: expected at least 4096"]),
         ({"seed": -1}, ["seed = -1"]),
+        ({"ranks.trainers": 10**8}, ["ranks.trainers = 100000000: expected a value from 1 to 100000"]),
+        (
+            {"ranks.parameter_servers": 2000, "ranks.embedding_workers": 2000},
+            ["parameter_servers * embedding_workers = 4000000", "rings of its own"],
+        ),
     ],
 )
 def test_mistakes_are_named_with_their_key_and_what_was_expected(

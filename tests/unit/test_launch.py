@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from persia_hpc.errors import UserError
-from persia_hpc.launch.environment import inside_mpi, world_rank_of
+from persia_hpc.launch.environment import SUPERVISED, inside_mpi, world_rank_of
 from persia_hpc.launch.mpiexec import Launcher, find_launcher
 from persia_hpc.launch.registry import finish_rank, read_failure, read_ranks, register_rank, write_failure
 from persia_hpc.launch.relay import Relay
@@ -142,6 +143,44 @@ def test_the_first_failure_wins(tmp_path: Path) -> None:
     assert failure["message"] == f"message {won.index(True)}"
     assert (failure["code"], failure["role"]) == (2, "trainer")
     assert [p.name for p in tmp_path.iterdir()] == ["failure.json"]
+
+
+@pytest.mark.parametrize("what", ["write_text", "link"])
+def test_a_full_disk_keeps_no_half_of_a_failure(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: object, *_: object) -> None:
+        if what == "write_text":
+            assert isinstance(path, Path)
+            path.write_bytes(b'{"world')
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path if what == "write_text" else os, what, fail)
+    with pytest.raises(OSError, match="No space"):
+        write_failure(tmp_path, 0, "trainer", 2, "message")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_colleague_can_read_why_a_run_failed(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_failure(tmp_path, 0, "trainer", 2, "message")
+        register_rank(tmp_path, 0)
+    finally:
+        os.umask(before)
+    for name in ("failure.json", "ranks/0.json"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o640
+
+
+def test_ranks_of_another_job_are_not_taken_for_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may register late, when their supervisor was killed and the run was started again."""
+    for rank, job in enumerate(("a", "b")):
+        monkeypatch.setenv(SUPERVISED, job)
+        register_rank(tmp_path, rank)
+    assert list(read_ranks(tmp_path, "b")) == [1]
+    assert sorted(read_ranks(tmp_path)) == [0, 1]
 
 
 def test_ranks_register_get_a_role_and_finish(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from persia_hpc.errors import UserError
-from persia_hpc.topology.roles import Role, make_plan, parse_roles
+from persia_hpc.topology.roles import FEED_PLANE, ROW_PLANE, Role, make_plan, parse_roles
 from persia_hpc.topology.sharding import bucket_bounds
 
 
@@ -37,6 +37,11 @@ def test_every_rank_has_one_role_and_every_trainer_is_fed(servers, workers, trai
     ]
     for role in Role:
         assert sorted(m.role_rank for m in plan.of(role)) == list(range(plan.count(role)))
+    for rank_of, roles in ((plan.row_rank, ROW_PLANE), (plan.feed_rank, FEED_PLANE)):
+        for role in roles:
+            for i, rank in enumerate(plan.ranks(role)):
+                assert plan.members[rank].role_rank == i
+                assert plan.plane(roles)[rank_of(role, i)] == rank
     feeds = plan.workers_of_trainer
     assert len(feeds) == trainers
     assert all(feeds)

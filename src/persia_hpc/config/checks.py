@@ -12,7 +12,18 @@ from typing import Any
 from persia_hpc.errors import UserError
 
 from .learning_rate import SCHEDULES
-from .types import INITS, LOSSES, METRICS, MODELS, ROLE_KEYS, TABLE_OPTIMIZERS, Config, TableConfig
+from .types import (
+    INITS,
+    LOSSES,
+    MAX_PAIRS,
+    MAX_RANKS,
+    METRICS,
+    MODELS,
+    ROLE_KEYS,
+    TABLE_OPTIMIZERS,
+    Config,
+    TableConfig,
+)
 
 Fail = Callable[[Sequence[str], str], UserError]
 _IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -75,6 +86,10 @@ def check_config(config: Config, raw: Mapping[str, Any], fail: Fail) -> Config:
         ):
             if value:
                 raise fail((key,), f': mode = "async" {why}; leave {key} out, or use "hybrid"')
+    counts = config.ranks.counts()
+    if (pairs := counts["parameter_servers"] * counts["embedding_workers"]) > MAX_PAIRS:
+        problem = f"parameter_servers * embedding_workers = {pairs}: expected at most {MAX_PAIRS}"
+        raise fail(("ranks",), f"{problem}, as each pair has rings of its own")
     _check_reuse(config, fail)
     _check_data(config, fail)
     _check_follow(config, fail)
@@ -248,8 +263,8 @@ def _per_node(ranks: Mapping[str, Any], fail: Fail) -> dict[str, int]:
     for key, value in given.items():
         if key not in ROLE_KEYS:
             raise fail((*path, str(key)), f"is not a known key{nearest(str(key), ROLE_KEYS)}")
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise fail((*path, str(key)), f"= {value!r}: expected an integer of at least 1")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_RANKS:
+            raise fail((*path, str(key)), f"= {value!r}: expected an integer from 1 to {MAX_RANKS}")
     return {role: given.get(role, 1) for role in ROLE_KEYS}
 
 

@@ -16,6 +16,8 @@ from typing import Any
 
 from .learning_rate import WARMUP
 
+MAX_RANKS = 100_000  # of a role
+MAX_PAIRS = 1_000_000  # of a server and a worker, with rings of their own
 ROLE_KEYS = ("parameter_servers", "embedding_workers", "trainers")
 # Tests compare the first and the last of these with models/build.py and protocol/wire.py, which say what they
 # stand for: a configuration must be read without NumPy and without knowing the trainer.
@@ -93,9 +95,9 @@ def setting(
 class RanksConfig:
     """Holds how many ranks each role has, in the job or, with `per_node`, on each node."""
 
-    parameter_servers: int = setting(1, at_least=1)
-    embedding_workers: int = setting(1, at_least=1)
-    trainers: int = setting(1, at_least=1)
+    parameter_servers: int = setting(1, at_least=1, at_most=MAX_RANKS)
+    embedding_workers: int = setting(1, at_least=1, at_most=MAX_RANKS)
+    trainers: int = setting(1, at_least=1, at_most=MAX_RANKS)
     per_node: dict[str, int] | None = None
 
     def counts(self, num_nodes: int = 1) -> dict[str, int]:

@@ -67,6 +67,12 @@ class Relay:
         if new_line and not self._at_line_start:
             self._write(b"\n")
 
+    def clear_line(self) -> None:
+        """Clears the screen's line of what stands there: a progress bar, which comes again, or an echo."""
+        self._at_line_start = True
+        self._screen.write(b"\r\x1b[K")
+        self._screen.flush()
+
     def exit_signal(self, world_rank: int, pid: int) -> int | None:
         """Returns the signal that ended a rank according to the launcher, None if it names none."""
         for rank, signal in _EXITED_ON_SIGNAL.findall(self.launcher_text):

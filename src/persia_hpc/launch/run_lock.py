@@ -53,6 +53,7 @@ def locked(run_dir: Path) -> Iterator[None]:
         if _lock(file, run_dir):
             try:
                 _write(file, json.dumps(_myself()))
+                os.fsync(file)  # else another host would see it only when NFS gets round to it
             except OSError as error:
                 raise UserError(_unusable(run_dir, error)) from None
         yield

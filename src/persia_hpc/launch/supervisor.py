@@ -216,6 +216,8 @@ class _Job:
 
     def _on_signal(self, number: int) -> None:
         self.signals.append(number)
+        if number == signal.SIGINT and sys.stderr.isatty():  # it has shown ^C there
+            self.err.clear_line()
         if hasattr(self, "process"):  # else `run` does it when there is one
             self._forward()
 

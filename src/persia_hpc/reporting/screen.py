@@ -71,7 +71,7 @@ class Screen:
                     file=self._stream,
                     dynamic_ncols=True,
                     bar_format="{percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} "
-                    "[{elapsed}<{remaining}] {postfix}",
+                    "[{elapsed}<{remaining}]{postfix}",  # tqdm puts ", " before a postfix
                 )
             self._bar.total = event["num_steps"]  # data.follow: more may have come
             self._bar.set_postfix_str(figures, refresh=False)
@@ -99,12 +99,14 @@ def summary_text(summary: Mapping[str, Any]) -> str:
         f"{count} {name.replace('_', ' ').removesuffix('s' if count == 1 else '')}"
         for name, count in summary["roles"].items()
     )
+    one_process = summary["versions"]["mpi"].startswith("none")
+    mode = "sync, in one process" if one_process else summary["mode"]
     lines = [
         f"{summary['status']}: {summary['steps']} steps, {summary['samples']:,} samples in "
         f"{summary['train_seconds']:.1f} s = {summary['samples_per_second']:,.0f} samples/s"
         + (f" ({summary['stop_reason']})" if summary["stop_reason"] else "")
         + (f"; {summary['skipped_steps']} steps were skipped" if summary["skipped_steps"] else ""),
-        f"roles: {roles}; {summary['mode']}, staleness at most {summary['staleness']['max']} "
+        f"roles: {roles}; {mode}, staleness at most {summary['staleness']['max']} "
         f"(bound {summary['staleness']['bound']})",
     ]
     for split in ("valid", "test"):

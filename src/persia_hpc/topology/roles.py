@@ -42,7 +42,7 @@ class Plan:
 
     def ranks(self, role: Role) -> tuple[int, ...]:
         """Returns the world ranks of a role, in the order of their role_rank."""
-        return tuple(m.world_rank for m in sorted(self.of(role), key=lambda m: m.role_rank))
+        return self._ranks[role]
 
     def of(self, role: Role) -> tuple[Member, ...]:
         """Returns the members that have a role, in the order of world ranks."""
@@ -58,11 +58,28 @@ class Plan:
 
     def row_rank(self, role: Role, role_rank: int) -> int:
         """Returns the rank of a server or worker in the row plane."""
-        return self.plane(ROW_PLANE).index(self.ranks(role)[role_rank])
+        return self._row_ranks[self.ranks(role)[role_rank]]
 
     def feed_rank(self, role: Role, role_rank: int) -> int:
         """Returns the rank of a worker or trainer in the feed plane."""
-        return self.plane(FEED_PLANE).index(self.ranks(role)[role_rank])
+        return self._feed_ranks[self.ranks(role)[role_rank]]
+
+    # Asked for each ring of a job: jobs of 100,000 ranks are planned too.
+
+    @cached_property
+    def _ranks(self) -> dict[Role, tuple[int, ...]]:
+        def ordered(role: Role) -> list[Member]:
+            return sorted(self.of(role), key=lambda m: m.role_rank)
+
+        return {role: tuple(m.world_rank for m in ordered(role)) for role in Role}
+
+    @cached_property
+    def _row_ranks(self) -> dict[int, int]:
+        return {world_rank: i for i, world_rank in enumerate(self.plane(ROW_PLANE))}
+
+    @cached_property
+    def _feed_ranks(self) -> dict[int, int]:
+        return {world_rank: i for i, world_rank in enumerate(self.plane(FEED_PLANE))}
 
     @cached_property
     def workers_of_trainer(self) -> tuple[tuple[int, ...], ...]:
