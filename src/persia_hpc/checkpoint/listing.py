@@ -13,7 +13,7 @@ import h5py
 from persia_hpc.errors import PersiaError, UserError
 
 from . import files
-from .opening import open_shard
+from .tables import open_shard
 
 _NAME = re.compile(r"step-\d{8,}")
 

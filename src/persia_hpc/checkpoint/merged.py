@@ -19,8 +19,7 @@ from persia_hpc.arrays import Array
 from persia_hpc.errors import DataError
 
 from . import files
-from .opening import open_shard
-from .tables import bucket_of
+from .tables import bucket_of, open_shard
 
 COLUMNS = ("keys", "rows", "state", "stamps", "steps")  # one entry a row
 DECIDES = ("ages", "counted", "sightings")  # one entry a bucket

@@ -19,8 +19,7 @@ from persia_hpc.table_layout import TableLayout
 
 from . import files
 from .ahead import one_ahead
-from .opening import open_shard
-from .tables import bucket_of, table_attributes
+from .tables import bucket_of, open_shard, table_attributes
 
 if TYPE_CHECKING:
     from persia_hpc.parameter_server.engine import ParameterServer

@@ -24,8 +24,7 @@ from . import files
 from .columns import Part, check_of, pieces
 from .listing import count_text
 from .merged import CheckpointReader, key_ranges
-from .opening import open_shard
-from .tables import table_attributes
+from .tables import open_shard, table_attributes
 
 CheckDense = Callable[[Path, int], str]
 _KEYS = {

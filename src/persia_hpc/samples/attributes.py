@@ -21,14 +21,15 @@ def check_counts(path: str, file: h5py.File) -> None:
     """
     for name in (layout.SCHEMA_VERSION_ATTRIBUTE, layout.NUM_SAMPLES):
         value = file.attrs.get(name)
-        if value is not None and not _is_count(value):
+        if value is not None and not is_count(value):
             raise UserError(
                 f"{path}: attribute {name}: got {_shown(value)}, expected a whole number; prepare the file "
                 "again"
             )
 
 
-def _is_count(value: Any) -> bool:
+def is_count(value: Any) -> bool:
+    """Says whether an attribute's value is a whole number, 0 or more."""
     array = np.asarray(value)
     if array.size != 1 or array.dtype.kind not in "iuf":
         return False

@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -88,3 +89,49 @@ def test_such_a_shard_is_refused(
         code, text, _ = persia(capsys, action, checkpoint)
         assert code == expected
         assert message.partition(" of shape")[0] in text
+
+
+def put(name: str, value: Any) -> Callable[[h5py.File], None]:
+    return lambda shard: shard["item"].attrs.__setitem__(name, value)
+
+
+def replaced(value: Any) -> Callable[[h5py.File], None]:
+    def change(shard: h5py.File) -> None:
+        del shard["item/rows"]
+        if value is None:
+            shard.create_group("item/rows")
+        else:
+            shard["item/rows"] = value
+
+    return change
+
+
+WRONG = {
+    "infinite": put("dim", np.inf),
+    "huge": put("num_buckets", 2**62),
+    "text": put("dim", "4"),
+    "list": put("optimizer", [1, 2]),
+    "number": put("complete", 2.0),
+    "no table": lambda shard: shard.__setitem__("zz", np.zeros(3)),
+    "a group of rows": replaced(None),
+    "words": replaced(["a", "b"]),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_what_no_run_writes_is_one_line(
+    checkpoint: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change_shard(checkpoint, WRONG[kind])
+    with pytest.raises(DataError, match=rf"^{checkpoint}(/server-0000.h5)?: .*; use an older checkpoint$"):
+        ph.load(checkpoint)
+    out = checkpoint.parent / "item.parquet"
+    for action in (
+        ("ls", checkpoint),
+        ("verify", checkpoint),
+        ("diff", checkpoint, checkpoint),
+        ("export", checkpoint, "--table", "item", "--out", out),
+    ):
+        code, text, error = persia(capsys, *action)
+        assert code == (0 if action[0] == "ls" else 3)
+        assert "got " in text + error or "can't be read" in text + error
