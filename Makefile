@@ -25,7 +25,7 @@ help:
 	@echo 'make demo     train a model on real data under mpiexec: servers, workers, trainers'
 	@echo 'make test     C++ and Python tests (ARGS="-k ring -x" is handed to pytest)'
 	@echo 'make test-fast  C++ tests and those of Python that start no jobs (tests/unit, tests/native)'
-	@echo 'make chaos    kills jobs at 100 random moments and checks what they end with (ARGS="--kills 300")'
+	@echo 'make chaos    kills jobs at 100 random moments and checks what they end with (ARGS="--kills 1000")'
 	@echo 'make sanitize C++ tests and tests/native under ASan, UBSan, TSan;  make sanitize-fast  only the C++ tests'
 	@echo 'make lint     ruff, mypy, clang-format, import rules;  make format  applies what can be applied'
 	@echo 'make setup    only the environment ($(venv)), logs in build/setup-*.log'

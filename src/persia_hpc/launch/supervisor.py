@@ -53,7 +53,7 @@ def supervise(
     found = find_launcher(launcher)
     directory = make_run_dir(run_dir or config.run_dir, resume=config.checkpoint.resume)
     (directory / "logs").mkdir(exist_ok=True)
-    for stale in (directory / "ranks").glob("*.json"):  # of a job that was killed before it had results
+    for stale in (directory / "ranks").glob("[0-9]*"):  # of a job that was killed, half-written ones too
         stale.unlink()
     write_config(directory, config)
     nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
