@@ -7,6 +7,7 @@ from typing import Any
 import h5py
 import hdf5plugin
 
+from persia_hpc.durable import ErrorKeeper
 from persia_hpc.errors import UserError
 
 IDS = "ids"
@@ -68,9 +69,9 @@ def open_to_read(path: str) -> h5py.File:
     return h5py.File(path, "r", locking="best-effort")
 
 
-def create(path: str) -> h5py.File:
-    """Creates or overwrites a file, in a format that HDF5 1.10 and later read.
+def create(target: ErrorKeeper) -> h5py.File:
+    """Begins a file, in a format that HDF5 1.10 and later read.
 
     Raises OSError as h5py does.
     """
-    return h5py.File(path, "w", libver=("v110", "v110"), locking=False)
+    return h5py.File(target, "w", libver=("v110", "v110"))
