@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,8 +56,9 @@ def make_run_dir(requested: str | Path | None, *, resume: bool = False) -> Path:
             f"{path} is in use: {alive[0]} of a running job; stop it, or choose another --run-dir"
         )
     if resume:
-        for name in ("summary.json", "failure.json"):
-            (path / name).unlink(missing_ok=True)
+        with _writing(path):
+            for name in ("summary.json", "failure.json"):
+                (path / name).unlink(missing_ok=True)
         return path
     used = [name for name in ("summary.json", "failure.json", EVENTS) if (path / name).exists()]
     if used:
@@ -90,15 +92,23 @@ def claim_run_dir(world: MPI.Intracomm, requested: str | Path | None, *, resume:
 
 
 def write_config(run_dir: Path, config: Config) -> None:
-    """Writes the resolved configuration."""
-    (run_dir / "config.toml").write_text(config_text(config))
+    """Writes the resolved configuration.
+
+    Raises UserError if it can't be written.
+    """
+    with _writing(run_dir):
+        (run_dir / "config.toml").write_text(config_text(config))
 
 
 def begin_run(run_dir: Path, config: Config, events: JsonLines | None) -> None:
-    """Marks the directory as one of a run: writes the configuration and opens the file of events."""
+    """Marks the directory as one of a run: writes the configuration and opens the file of events.
+
+    Raises UserError if they can't be written.
+    """
     write_config(run_dir, config)
     if events is not None:
-        events.open()
+        with _writing(run_dir):
+            events.open()
 
 
 def _next_run_dir(runs: Path) -> Path:
@@ -121,9 +131,15 @@ def _check_writable(run_dir: Path) -> None:
 
     Raises UserError if not.
     """
+    with _writing(run_dir), tempfile.TemporaryFile(dir=run_dir, buffering=0) as file:
+        file.write(bytes(_LINES_BYTES))
+
+
+@contextlib.contextmanager
+def _writing(run_dir: Path) -> Iterator[None]:
+    """Raises UserError, which names the directory, for an OSError inside of it."""
     try:
-        with tempfile.TemporaryFile(dir=run_dir, buffering=0) as file:
-            file.write(bytes(_LINES_BYTES))
+        yield
     except OSError as error:
         raise UserError(
             f"can't write into the run directory {run_dir}: {error.strerror}; make room or choose another "
