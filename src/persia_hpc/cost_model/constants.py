@@ -98,7 +98,7 @@ def load_constants(path: Path) -> Constants:
         values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"--constants {path} can't be read: {error.strerror}; {hint}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"--constants {path} is not TOML: {error}; {hint}") from None
     given = values.get("nanoseconds")
     if not isinstance(given, dict) or not isinstance(values.get("machine"), str):

@@ -186,7 +186,7 @@ def load_schema(path: Path) -> TableSchema:
         table = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise UserError(f"{path}: can't be read ({error.strerror}); expected a TOML schema file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: isn't valid TOML: {error}") from error
     top = _Reader(path, "", table)
     columns = top.texts("columns")
