@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from persia_hpc.launch.registry import read_ranks
+from persia_hpc.launch.shared_memory import mapped_files
 from persia_hpc.samples.batch import IdColumn, SampleBatch
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from persia_hpc.samples.writer import DatasetWriter
@@ -94,7 +95,7 @@ class Soak:
         ranks = tuple(map(int, options.ranks.split(",")))
         self.num_ranks = sum(ranks)
         config = write_config(folder / "soak.toml", settings(folder, self.schema, ranks))
-        self.shared_memory = set(os.listdir("/dev/shm"))
+        self.shared_memory: set[str] = set()  # files that the ranks map
         self.job = Job(config, folder / "run")
         self.seconds = 60.0 * options.minutes
         self.memory: dict[int, list[int]] = defaultdict(list)  # of each rank, at regular intervals
@@ -114,6 +115,7 @@ class Soak:
     def look(self) -> None:
         """Notes the memory of each rank."""
         for rank in read_ranks(self.job.run_dir).values():
+            self.shared_memory |= mapped_files(rank.pid)
             with contextlib.suppress(OSError, IndexError):
                 status = Path(f"/proc/{rank.pid}/status").read_text()
                 self.memory[rank.world_rank].append(int(status.split("VmRSS:")[1].split()[0]) << 10)
@@ -159,7 +161,8 @@ class Soak:
         check_checkpoints(self.job.run_dir)
         left = [p.name for p in self.job.run_dir.rglob("*") if p.name.endswith((".partial", ".damaged"))]
         assert not left, f"left behind: {left}"
-        assert set(os.listdir("/dev/shm")) <= self.shared_memory, "files in /dev/shm are left"
+        mapped = [name for name in self.shared_memory if Path(name).exists()]
+        assert not mapped, f"shared memory is left: {mapped}"
         for rank, sizes in self.memory.items():
             third = len(sizes) // 3
             before, after = max(sizes[: 2 * third], default=0), max(sizes[2 * third :], default=0)
