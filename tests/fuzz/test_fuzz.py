@@ -208,4 +208,4 @@ faults.scenarios = lambda: [s for s in scenarios() if "dataset" in s.name]
     library = str(build(tmp_path))
     code, said = fuzz("--faults", "--sample", "6", program=plant, LD_PRELOAD=library, **{LIBRARY: library})
     assert code == 1, said
-    assert "afterwards: " in said
+    assert "FAULT a dataset is replaced" in said
