@@ -229,25 +229,28 @@ class Chaos:
     def __init__(self, folder: Path, options: argparse.Namespace) -> None:
         self.folder, self.options = folder, options
         self.killed: Counter[tuple[str, str]] = Counter()
-        self.configs: dict[tuple[str, Any], Path] = {}
-        self.references: dict[tuple[str, Any], Path] = {}
+        self.data = write_data(folder / "train.h5")
+        self.known: dict[tuple[str, Any], tuple[Path, Path]] = {}  # configuration, and a run left alone
+        self.preparing = threading.Lock()
         self.lock = threading.Lock()
         self.number = options.first - 1
         self.start_seconds = 0.0
         self.broken = False
 
-    def prepare(self) -> None:
-        """Runs each kind of job once without harm."""
-        data = write_data(self.folder / "train.h5")
-        for mode, shape in {self.kind(number) for number in range(len(MODES) * len(SHAPES))}:
-            name = f"{mode}-{sum(shape)}"
-            config = write_config(self.folder / f"{name}.toml", settings(data, mode, shape))
-            reference = self.folder / f"{name}-left-alone" / "run"
-            job = Job(config, reference)
-            assert job.wait_for((reference / "metrics.jsonl").exists), job.said()
-            self.start_seconds = max(self.start_seconds, time.monotonic() - job.started)
-            assert job.end() == 0, job.said()
-            self.configs[mode, shape], self.references[mode, shape] = config, reference
+    def prepared(self, kind: tuple[str, tuple[int, int, int]]) -> tuple[Path, Path]:
+        """The configuration of a kind of job, and the run directory of one that was left alone."""
+        with self.preparing:
+            if kind not in self.known:
+                mode, shape = kind
+                name = f"{mode}-{sum(shape)}"
+                config = write_config(self.folder / f"{name}.toml", settings(self.data, mode, shape))
+                reference = self.folder / f"{name}-left-alone" / "run"
+                job = Job(config, reference)
+                assert job.wait_for((reference / "metrics.jsonl").exists), job.said()
+                self.start_seconds = max(self.start_seconds, time.monotonic() - job.started)
+                assert job.end() == 0, job.said()
+                self.known[kind] = config, reference
+            return self.known[kind]
 
     @staticmethod
     def kind(number: int) -> tuple[str, tuple[int, int, int]]:
@@ -272,17 +275,18 @@ class Chaos:
                 print(f"round {number} of seed {self.options.seed} FAILED, kept in {folder}", flush=True)
                 traceback.print_exc()
                 return
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)
 
     def round(self, number: int, folder: Path) -> None:
         draw = random.Random(f"{self.options.seed}:{number}")
         kind = self.kind(number)
+        config, reference = self.prepared(kind)
         run_dir = folder / "run"
         done: list[str] = []
         twice = False
         while True:
             before = whole_checkpoints(run_dir)
-            job = Job(self.configs[kind], run_dir)
+            job = Job(config, run_dir)
             killed_now = False
             enough = len(done) >= self.options.kills_a_round or self.enough()
             moment, victim = draw.choice(MOMENTS), draw.choice(VICTIMS)
@@ -304,7 +308,7 @@ class Chaos:
                 nothing = "nothing to do" in job.said()  # the kill before came after the summary
                 assert not before or nothing or start.startswith(str(before[0])), f"not from {before[0]}"
                 break
-        check_end(run_dir, self.references[kind], kind[0])
+        check_end(run_dir, reference, kind[0])
         mode, shape = kind
         print(
             f"round {number}, {mode}, {sum(shape)} ranks: as if nothing had happened after {', '.join(done)}",
@@ -327,14 +331,11 @@ def main(arguments: list[str] | None = None) -> int:
     begin = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="persia-chaos-"))
     chaos = Chaos(folder, options)
-    chaos.prepare()
-    ready = time.monotonic()
     with ThreadPoolExecutor(options.jobs) as pool:
         for worker in [pool.submit(chaos.work) for _ in range(options.jobs)]:
             worker.result()
     count = max(1, chaos.killed.total())
-    print(f"{chaos.killed.total()} kills, {(time.monotonic() - ready) / count:.1f} s each, ", end="")
-    print(f"{ready - begin:.0f} s before: ", end="")
+    print(f"{chaos.killed.total()} kills, {(time.monotonic() - begin) / count:.1f} s each: ", end="")
     print(", ".join(f"{n} {v} ({m})" for (m, v), n in sorted(chaos.killed.items())))
     if not chaos.broken:
         shutil.rmtree(folder)

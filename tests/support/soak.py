@@ -170,7 +170,7 @@ class Soak:
             assert third < 10 or after <= before * GROWTH + GROWTH_BYTES, grown
         return (
             f"{summary['steps']} steps, {len(self.schema.features)} features, {self.num_ranks} ranks, "
-            f"{self.files} files, {self.stops} stops, {summary['checkpoint']['written']} checkpoints: "
+            f"{self.files} files, {self.stops} stops, {summary['checkpoints']['written']} checkpoints: "
             f"{ledger['pulled_rows']:,} rows pulled = {ledger['applied_rows']:,} applied + "
             f"{ledger['evicted_in_flight_rows']:,} evicted in flight"
         )

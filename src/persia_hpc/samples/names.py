@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import h5py
 import hdf5plugin
+import numpy as np
+import numpy.typing as npt
 
 from persia_hpc.durable import ErrorKeeper
 from persia_hpc.errors import UserError
@@ -51,6 +54,16 @@ def compression_options(compression: str) -> dict[str, Any]:
     if compression == "none":
         return {"fletcher32": True}
     raise UserError(f"compression: got {compression!r}, expected one of {', '.join(COMPRESSIONS)}")
+
+
+def fixed_strings(texts: str | Sequence[str]) -> npt.NDArray[np.bytes_]:
+    """Returns strings of one length in UTF-8, as attributes hold them.
+
+    Strings of any length would lie in HDF5's global heap, which has no checksum: damage there renames
+    columns, or lets HDF5 read for ever.
+    """
+    encoded = np.char.encode(np.array(texts, np.str_), "utf-8")
+    return encoded.astype(h5py.string_dtype("utf-8", max(1, encoded.dtype.itemsize)))
 
 
 def open_to_read(path: str) -> h5py.File:

@@ -253,16 +253,15 @@ class DatasetWriter:
         assert file is not None
         for column in self._columns.values():
             column.flush()
-        names = h5py.string_dtype()
         for attribute, texts in (
             (layout.FEATURE_NAMES, self.schema.feature_names),
             (layout.DENSE_NAMES, self.schema.dense_names),
             (layout.LABEL_NAMES, self.schema.label_names),
         ):
-            file.attrs.create(attribute, np.array(texts, dtype=object), dtype=names)
+            file.attrs[attribute] = layout.fixed_strings(texts)
         for attribute, text in self._texts.items():
-            file.attrs[attribute] = text
-        file.attrs[layout.PREPROCESSING] = json.dumps(self._preprocessing)
+            file.attrs[attribute] = layout.fixed_strings(text)
+        file.attrs[layout.PREPROCESSING] = layout.fixed_strings(json.dumps(self._preprocessing))
         file.attrs[layout.SCHEMA_VERSION_ATTRIBUTE] = SCHEMA_VERSION
         file.attrs[layout.NUM_SAMPLES] = np.uint64(self.num_samples)
         file.attrs[layout.DENSE_FINITE] = True
