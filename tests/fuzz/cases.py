@@ -23,6 +23,7 @@ from tests.support.checkpoints import sign
 
 from . import hdf5, mutate
 from .corpus import OUTSIDE
+from .reference import table_problem
 from .targets import Target, contents
 
 CPU_SECONDS = 20
@@ -221,6 +222,8 @@ def judge(target: Target, done: Damage, ran: Ran, expected: Answer, folder: Path
         return Verdict(FAULT, "another answer from a damaged file")
     if done.kind == "data" and reads_same(folder / done.path, sound / done.path):
         return Verdict(FAULT, "another answer, although HDF5 reads the same values")
+    if done.kind == "table" and (problem := table_problem(folder / "table", folder / "made")):
+        return Verdict(FAULT, problem)
     return Verdict(OTHER, "")
 
 

@@ -15,9 +15,12 @@ import numpy as np
 import pytest
 import torch
 
+from persia_hpc.cli import main
 from tests.fuzz import hdf5, mutate
 from tests.fuzz.cases import CLEAN, FAULT, OTHER, SAME, Answer, Damage, Ran, in_fork, judge, reads_same
+from tests.fuzz.corpus import make_table
 from tests.fuzz.faults import LIBRARY, build
+from tests.fuzz.reference import table_problem
 from tests.fuzz.targets import Target
 from tests.support.jobs import user_environment
 from tests.support.mpi import REPOSITORY
@@ -88,6 +91,25 @@ def test_what_hdf5_itself_reads_is_the_reference(tmp_path: Path) -> None:
     assert judge(EVALUATE, done, other, SOUND, folder, sound).outcome == OTHER
     os.truncate(folder / "train.h5", 1000)
     assert judge(EVALUATE, done, other, SOUND, folder, sound).outcome == FAULT
+
+
+def test_a_wrong_value_of_a_table_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_table(Path("table"))
+    assert main(["preprocess", "table", "table/schema.toml", "--out", "made"]) == 0
+    assert table_problem(Path("table"), Path("made")) == ""
+    for column, name, wrong in (
+        ("click", "label", [[5.0]]),
+        ("price", "dense", [[5.0]]),
+        ("user", "ids/user", [5]),
+    ):
+        with h5py.File("made/test.h5", "r+") as file:
+            right = file[name][3:4]
+            file[name][3:4] = wrong
+        assert table_problem(Path("table"), Path("made")) == f"b.csv: {column} is not what the file says"
+        with h5py.File("made/test.h5", "r+") as file:
+            file[name][3:4] = right
+    assert table_problem(Path("table"), Path("made")) == ""
 
 
 def mutated(tmp_path: Path) -> Iterator[tuple[mutate.Mutator, Path]]:
