@@ -19,13 +19,15 @@ lint_setup := $(PYTHON) tools/setup.py $(chosen) --torch '$(TORCH_SPEC)' --for l
 python_folders := $(wildcard src tests tools benchmarks datasets)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast chaos native-test sanitize sanitize-fast lint format bench-peers clean distclean
+.PHONY: help setup demo test test-fast fuzz chaos soak native-test sanitize sanitize-fast lint format bench-peers clean distclean
 
 help:
 	@echo 'make demo     train a model on real data under mpiexec: servers, workers, trainers'
 	@echo 'make test     C++ and Python tests (ARGS="-k ring -x" is handed to pytest)'
 	@echo 'make test-fast  C++ tests and those of Python that start no jobs (tests/unit, tests/native)'
-	@echo 'make chaos    kills jobs at 100 random moments and checks what they end with (ARGS="--kills 300")'
+	@echo 'make fuzz     damages files for five minutes and checks every command (ARGS="--seconds 60 --seed 2")'
+	@echo 'make chaos    kills jobs at 100 random moments and checks what they end with (ARGS="--kills 1000")'
+	@echo 'make soak     disturbs one job for ten minutes: stopped ranks, new files (ARGS="--minutes 60")'
 	@echo 'make sanitize C++ tests and tests/native under ASan, UBSan, TSan;  make sanitize-fast  only the C++ tests'
 	@echo 'make lint     ruff, mypy, clang-format, import rules;  make format  applies what can be applied'
 	@echo 'make setup    only the environment ($(venv)), logs in build/setup-*.log'
@@ -48,6 +50,12 @@ test: setup native-test
 
 test-fast: setup native-test
 	@PATH="$(bin):$$PATH" $(bin)/python -m pytest tests/unit tests/native $(ARGS)
+
+fuzz: setup
+	@PATH="$(bin):$$PATH" $(bin)/python -m tests.fuzz $(ARGS)
+
+soak: setup
+	@PATH="$(bin):$$PATH" $(bin)/python -m tests.support.soak $(ARGS)
 
 chaos: setup
 	@PATH="$(bin):$$PATH" $(bin)/python -m tests.support.chaos $(ARGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import io
 import os
 import shutil
 import socket
@@ -11,6 +12,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+from .errors import PersiaError
 
 PARTIAL = ".partial"
 LEFT_SECONDS = 86_400  # a partial file of another host without a write for this long has no writer any more
@@ -30,6 +34,50 @@ def partial_of(path: str | Path) -> str:
     return f"{path}.{socket.gethostname()}.{os.getpid()}{PARTIAL}"
 
 
+class ErrorKeeper(io.FileIO):
+    """Is a file that HDF5 writes through, whose writes seem to succeed: what failed first is kept.
+
+    HDF5 doesn't get over a write that fails: closing the file then ends the process by a signal.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path, "w+")
+        self.error: OSError | None = None
+
+    def write(self, data: Any, /) -> int:
+        """Writes all of the data, or none any more after an error."""
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        while len(rest) and self.error is None:
+            try:
+                rest = rest[super().write(rest) :]
+            except OSError as error:
+                self.error = error
+        return size
+
+    def truncate(self, size: int | None = None, /) -> int:
+        """Changes the length."""
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return size or 0
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Reads back what HDF5 has written: zeros where that failed."""
+        count = super().readinto(buffer) or 0
+        if self.error is None:
+            return count
+        view = memoryview(buffer).cast("B")
+        view[count:] = bytes(len(view) - count)
+        return len(view)
+
+    def check(self) -> None:
+        """Raises the OSError that was kept, if there is one."""
+        if self.error is not None:
+            raise self.error
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Gives the path of a file to write, which then takes the place of `path`, unless writing fails.
@@ -42,16 +90,25 @@ def replacing(path: Path) -> Iterator[Path]:
         yield partial
         os.replace(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # the error that is under way says more
+            partial.unlink(missing_ok=True)
 
 
 def replace_whole(path: Path, data: bytes) -> None:
-    """Writes the file so that after a crash it is either complete or as it was before."""
-    with replacing(path) as partial, partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    sync_path(path.parent)
+    """Writes the file so that after a crash it is either complete or as it was before.
+
+    Raises PersiaError if it can't be written.
+    """
+    try:
+        with replacing(path) as partial, partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        sync_path(path.parent)
+    except OSError as error:
+        raise PersiaError(
+            f"{path}: can't write it: {error.strerror}; make room, or repair the disk"
+        ) from error
 
 
 def own_file(path: Path) -> None:

@@ -1,12 +1,14 @@
 """Kills jobs at random moments and starts them again until they are done: `make chaos`.
 
-    python -m tests.support.chaos [--kills N] [--seed S]
+    python -m tests.support.chaos [--kills N] [--seed S] [--jobs J]
 
-Each round is a run, killed with SIGKILL again and again: any rank, the launcher or the supervisor; while it
-starts, trains, evaluates, writes a checkpoint or renames it. When it starts again it must go on from a whole
-checkpoint. In the end, `sync` must be bit-identical to a run that was left alone; in `hybrid` every sample
-must have been trained on as often, the ledger must close and the AUC must be as good. If anything is not so:
-exit code 1, and the folder is kept.
+Each round is a run, killed with SIGKILL again and again: a rank, mpiexec, its proxy, the supervisor, or all
+of them at once; while it starts (often right after another kill), trains, evaluates, writes a checkpoint,
+renames it or moves `latest`. When it starts again it must go on from a whole checkpoint. In the end, `sync`
+must be bit-identical to a run that was left alone; in `hybrid` every sample must have been trained on as
+often, the ledger must close and the AUC must be as good; no process and no half-written file stays behind. If
+anything is not so: exit code 1, and the round's folder is kept. A round depends only on the seed and its
+number, as far as the machine's timing allows: `--first N --kills 1` plays round N again.
 """
 
 from __future__ import annotations
@@ -20,9 +22,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +40,24 @@ from persia_hpc.launch.registry import read_ranks
 from tests.support.jobs import user_environment, write_config
 from tests.support.tiny import run_digest, tiny_config, write_tiny
 
-END_SECONDS = 120
+END_SECONDS = 180
 AUC_NOISE = 0.03
-MOMENTS = ("start", "train", "evaluate", "write", "rename", "any")
-VICTIMS = ("rank", "rank", "rank", "rank", "launcher", "supervisor")
+MOMENTS = ("start", "train", "evaluate", "write", "rename", "latest", "any")
+VICTIMS = ("rank", "rank", "rank", "rank", "launcher", "proxy", "supervisor", "all")
+SHAPES = ((1, 1, 1), (2, 1, 2), (1, 1, 1))  # servers, workers, trainers; small ones start quickest
+MODES = ("sync", "sync", "hybrid", "sync")
+MARK = "PERSIA_HPC_TEST_JOB"  # in the environment of all processes of a job
+TWICE = 0.3  # share of the kills after which the next one comes while the job starts again
 
 
-def settings(data: str, mode: str) -> dict[str, Any]:
+def settings(data: str, mode: str, shape: tuple[int, int, int] = (2, 1, 2)) -> dict[str, Any]:
     """A run of a few seconds that writes a checkpoint every few steps."""
     changes: dict[str, Any] = {
         "mode": mode,
-        "ranks": {"parameter_servers": 2, "embedding_workers": 1, "trainers": 2},
+        "ranks": dict(zip(("parameter_servers", "embedding_workers", "trainers"), shape, strict=True)),
         "data.valid": [data],
         "data.test": [data],
+        "model.class": "tests.support.models:Noting",
         "train.epochs": 20,
         "train.evaluate_every": 40,
         "checkpoint": {"every": 15, "full_every": 3, "keep": 2, "resume": True},
@@ -70,15 +80,22 @@ def write_data(path: Path) -> str:
 
 
 class Job:
-    """One start of the run."""
+    """One start of the run; its current directory is the run directory's parent."""
 
     def __init__(self, config: Path, run_dir: Path) -> None:
         self.run_dir = run_dir
+        run_dir.parent.mkdir(parents=True, exist_ok=True)
         self.log = run_dir.with_suffix(".log").open("a")
-        command = [sys.executable, "-m", "persia_hpc.cli", "train", str(config), "--run-dir", str(run_dir)]
+        self.log_start = self.log.tell()
+        self.mark = f"{MARK}={run_dir}"
         self.process = subprocess.Popen(
-            command, env=user_environment(), cwd=config.parent, stdout=self.log, stderr=self.log
+            [sys.executable, "-m", "persia_hpc.cli", "train", str(config), "--run-dir", str(run_dir)],
+            env={**user_environment(), MARK: str(run_dir)},
+            cwd=run_dir.parent,
+            stdout=self.log,
+            stderr=self.log,
         )
+        self.started = time.monotonic()
 
     def wait_for(self, condition: Callable[[], bool], seconds: float = END_SECONDS) -> bool:
         """False if the job ended before."""
@@ -90,25 +107,32 @@ class Job:
             time.sleep(0.001)
         return True
 
-    def wait_for_moment(self, moment: str, draw: random.Random) -> bool:
+    def wait_for_moment(self, moment: str, draw: random.Random, start_seconds: float) -> bool:
+        """Waits for a moment of a kind; start_seconds: about how long a start takes here."""
         metrics = self.run_dir / "metrics.jsonl"
         before = metrics.stat().st_size if metrics.exists() else 0
         if moment == "start":
-            return self.sleep(draw.uniform(0, 3))
+            return self.sleep(draw.uniform(0, start_seconds))
         if not self.wait_for(lambda: metrics.exists() and metrics.stat().st_size > before):
             return False
         if moment == "evaluate":
-            evaluated = metrics.read_text().count('"evaluate"')
-            if not self.wait_for(lambda: metrics.read_text().count('"evaluate"') > evaluated):
-                return False
-            return self.sleep(draw.uniform(0, 0.05))
+            note = self.run_dir.parent / "evaluating"
+            note.unlink(missing_ok=True)
+            return self.wait_for(note.exists) and self.sleep(draw.uniform(0, 0.1))
         if moment == "write":
-            return self.wait_for(lambda: any(self.run_dir.glob("*.partial"))) and self.sleep(
-                draw.uniform(0, 0.05)
+            return self.wait_for(self.half_written) and self.sleep(draw.uniform(0, 0.05))
+        if moment == "rename":  # sometimes before it, sometimes after
+            written = self.wait_for(lambda: any(self.run_dir.glob("step-*.partial/manifest.json")))
+            return written and self.sleep(draw.uniform(0, 0.01))
+        if moment == "latest":  # the new one is there, `latest` is moved next and old ones removed
+            known = {path.name for path in whole_checkpoints(self.run_dir)}
+            return self.wait_for(
+                lambda: any(path.name not in known for path in whole_checkpoints(self.run_dir))
             )
-        if moment == "rename":
-            return self.wait_for(lambda: any(self.run_dir.glob("*.partial/manifest.json")))
         return self.sleep(draw.uniform(0, 1.5))
+
+    def half_written(self) -> bool:
+        return any(self.run_dir.glob("step-*.partial"))
 
     def sleep(self, seconds: float) -> bool:
         end = time.monotonic() + seconds
@@ -117,35 +141,59 @@ class Job:
     def pids(self) -> list[int]:
         return [rank.pid for rank in read_ranks(self.run_dir).values() if rank.is_alive()]
 
+    def processes(self) -> list[int]:
+        """All living processes of the job, whoever their parent is by now."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                if self.mark.encode() in path.read_bytes().split(b"\0"):
+                    found.append(int(path.parts[2]))
+            except OSError:  # ended meanwhile, or somebody else's
+                continue
+        return found
+
     def kill(self, victim: str, draw: random.Random) -> str:
+        """Kills one process of a kind, or all of them; the supervisor if there is none yet."""
+        launchers = children(self.process.pid)
         if victim == "supervisor":
-            self.process.kill()
-            return victim
-        if victim == "launcher":
-            found = subprocess.run(
-                ["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True, check=False
-            ).stdout.split()
-            pids = [int(pid) for pid in found]
+            pids = []
+        elif victim == "all":
+            pids = self.processes()
+            draw.shuffle(pids)
+        elif victim == "launcher":
+            pids = launchers
+        elif victim == "proxy":
+            pids = [pid for launcher in launchers for pid in children(launcher)]
         else:
             pids = self.pids()
         if not pids:
             self.process.kill()
             return "supervisor"
-        try:
-            os.kill(draw.choice(pids), signal.SIGKILL)
-        except ProcessLookupError:
-            return "nobody"
+        for pid in pids if victim == "all" else [draw.choice(pids)]:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                victim = victim if victim == "all" else "nobody"
         return victim
 
     def end(self) -> int:
         """Waits until nothing of the job is alive."""
         code = self.process.wait(END_SECONDS)
-        limit = time.monotonic() + 20
-        while self.pids():
-            assert time.monotonic() < limit, f"ranks outlive their job: {self.pids()}"
+        limit = time.monotonic() + 30
+        while alive := self.processes():
+            assert time.monotonic() < limit, f"processes outlive their job: {alive}"
             time.sleep(0.02)
         self.log.close()
         return code
+
+    def said(self) -> str:
+        """What this start has printed."""
+        return Path(self.log.name).read_text(errors="replace")[self.log_start :]
+
+
+def children(pid: int) -> list[int]:
+    done = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
+    return [int(child) for child in done.stdout.split()]
 
 
 def check_checkpoints(run_dir: Path) -> None:
@@ -166,12 +214,107 @@ def check_end(run_dir: Path, reference: Path, mode: str) -> None:
     assert ledger["dropped_rows"] == 0
     assert ledger["pulled_rows"] == expected["embedding"]["pulled_rows"]
     assert (got["steps"], got["samples"]) == (expected["steps"], expected["samples"])
+    left = [p.name for p in run_dir.rglob("*") if ".partial" in p.name or p.name.endswith(".damaged")]
+    assert not left, f"left behind: {left}"
     if mode == "sync":
         assert run_digest(run_dir) == run_digest(reference), "not bit-identical"
         assert got["test"] == expected["test"]
     else:
         difference = abs(got["test"]["auc"] - expected["test"]["auc"])
         assert difference < AUC_NOISE, f"AUC {got['test']['auc']} against {expected['test']['auc']}"
+
+
+class Chaos:
+    """Plays rounds until there were enough kills."""
+
+    def __init__(self, folder: Path, options: argparse.Namespace) -> None:
+        self.folder, self.options = folder, options
+        self.killed: Counter[tuple[str, str]] = Counter()
+        self.data = write_data(folder / "train.h5")
+        self.known: dict[tuple[str, Any], tuple[Path, Path]] = {}  # configuration, and a run left alone
+        self.preparing = threading.Lock()
+        self.lock = threading.Lock()
+        self.number = options.first - 1
+        self.start_seconds = 0.0
+        self.broken = False
+
+    def prepared(self, kind: tuple[str, tuple[int, int, int]]) -> tuple[Path, Path]:
+        """The configuration of a kind of job, and the run directory of one that was left alone."""
+        with self.preparing:
+            if kind not in self.known:
+                mode, shape = kind
+                name = f"{mode}-{sum(shape)}"
+                config = write_config(self.folder / f"{name}.toml", settings(self.data, mode, shape))
+                reference = self.folder / f"{name}-left-alone" / "run"
+                job = Job(config, reference)
+                assert job.wait_for((reference / "metrics.jsonl").exists), job.said()
+                self.start_seconds = max(self.start_seconds, time.monotonic() - job.started)
+                assert job.end() == 0, job.said()
+                self.known[kind] = config, reference
+            return self.known[kind]
+
+    @staticmethod
+    def kind(number: int) -> tuple[str, tuple[int, int, int]]:
+        return MODES[number % len(MODES)], SHAPES[number % len(SHAPES)]
+
+    def enough(self) -> bool:
+        return self.broken or self.killed.total() >= self.options.kills
+
+    def work(self) -> None:
+        """Plays one round after the other, beside other threads that do the same."""
+        while True:
+            with self.lock:
+                if self.enough():
+                    return
+                self.number += 1
+                number = self.number
+            folder = self.folder / f"round-{number}"
+            try:
+                self.round(number, folder)
+            except Exception:  # that of one round doesn't end the others' last starts
+                self.broken = True
+                print(f"round {number} of seed {self.options.seed} FAILED, kept in {folder}", flush=True)
+                traceback.print_exc()
+                return
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def round(self, number: int, folder: Path) -> None:
+        draw = random.Random(f"{self.options.seed}:{number}")
+        kind = self.kind(number)
+        config, reference = self.prepared(kind)
+        run_dir = folder / "run"
+        done: list[str] = []
+        twice = False
+        while True:
+            before = whole_checkpoints(run_dir)
+            job = Job(config, run_dir)
+            killed_now = False
+            enough = len(done) >= self.options.kills_a_round or self.enough()
+            moment, victim = draw.choice(MOMENTS), draw.choice(VICTIMS)
+            if twice:
+                moment = "start"
+            if not enough and job.wait_for_moment(moment, draw, self.start_seconds):
+                victim = job.kill(victim, draw)
+                moment = "start again" if twice else moment
+                with self.lock:
+                    self.killed[moment, victim] += 1
+                done.append(f"{victim} ({moment})")
+                killed_now = True
+                twice = draw.random() < TWICE
+            code = job.end()
+            check_checkpoints(run_dir)
+            assert code == 0 or killed_now, f"exit code {code}, nobody was killed: {job.said()}"
+            if code == 0:
+                start = job.said().rpartition("goes on from ")[2]
+                nothing = "nothing to do" in job.said()  # the kill before came after the summary
+                assert not before or nothing or start.startswith(str(before[0])), f"not from {before[0]}"
+                break
+        check_end(run_dir, reference, kind[0])
+        mode, shape = kind
+        print(
+            f"round {number}, {mode}, {sum(shape)} ranks: as if nothing had happened after {', '.join(done)}",
+            flush=True,
+        )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -182,47 +325,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--kills-a-round", type=int, default=10, help="then the run may come to its end")
     parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--first", type=int, default=1, help="number of the first round")
+    parser.add_argument("--jobs", type=int, default=2, help="rounds at a time (default: 2)")
     options = parser.parse_args(arguments)
     print(f"seed {options.seed}", flush=True)
-    draw = random.Random(options.seed)
+    begin = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="persia-chaos-"))
-    data = write_data(folder / "train.h5")
-    references, configs = {}, {}
-    for mode in ("sync", "hybrid"):
-        configs[mode] = write_config(folder / f"{mode}.toml", settings(data, mode))
-        references[mode] = folder / f"{mode}-left-alone"
-        assert Job(configs[mode], references[mode]).end() == 0
-    killed: Counter[tuple[str, str]] = Counter()
-    number = 0
-    while killed.total() < options.kills:
-        number += 1
-        mode = ("sync", "sync", "hybrid")[number % 3]
-        run_dir = folder / f"run-{number}"
-        in_round = 0
-        while True:
-            before = whole_checkpoints(run_dir)
-            job = Job(configs[mode], run_dir)
-            killed_now = False
-            enough = in_round >= options.kills_a_round or killed.total() >= options.kills
-            moment, victim = draw.choice(MOMENTS), draw.choice(VICTIMS)
-            if not enough and job.wait_for_moment(moment, draw):
-                victim = job.kill(victim, draw)
-                killed[moment, victim] += 1
-                in_round, killed_now = in_round + 1, True
-            code = job.end()
-            check_checkpoints(run_dir)
-            assert code == 0 or killed_now, f"exit code {code}, nobody was killed; see {job.log.name}"
-            if code == 0:
-                said = Path(job.log.name).read_text().rpartition("goes on from ")[2]
-                assert not before or said.startswith(str(before[0])), f"not from {before[0]}"
-                break
-        check_end(run_dir, references[mode], mode)
-        print(f"round {number}, {mode}: killed {in_round} times, as if nothing had happened", flush=True)
-        shutil.rmtree(run_dir)
-    print(f"{killed.total()} kills: ", end="")
-    print(", ".join(f"{n} {v} ({m})" for (m, v), n in sorted(killed.items())))
-    shutil.rmtree(folder)
-    return 0
+    chaos = Chaos(folder, options)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for worker in [pool.submit(chaos.work) for _ in range(options.jobs)]:
+            worker.result()
+    count = max(1, chaos.killed.total())
+    print(f"{chaos.killed.total()} kills, {(time.monotonic() - begin) / count:.1f} s each: ", end="")
+    print(", ".join(f"{n} {v} ({m})" for (m, v), n in sorted(chaos.killed.items())))
+    if not chaos.broken:
+        shutil.rmtree(folder)
+    return int(chaos.broken)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,6 +26,15 @@ class Small(nn.Module):
             values, mask = batch.sequence[name]
             parts.append((values * mask.unsqueeze(-1)).sum(dim=1) / 3.0)
         return self.head(torch.tanh(self.body(torch.cat(parts, dim=1))))
+
+
+class Noting(Small):
+    """Leaves a file named `evaluating` in the current directory when it evaluates."""
+
+    def forward(self, batch):
+        if not self.training:
+            Path("evaluating").touch()
+        return super().forward(batch)
 
 
 class Sleepy(Small):

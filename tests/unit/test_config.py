@@ -403,3 +403,24 @@ def test_every_key_is_documented_with_its_default() -> None:
             if field.metadata.get("as_bytes"):
                 read = parse_bytes(read)
             assert read == default, key
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("x = " + "[" * 5000 + "]" * 5000, "is not valid TOML"),
+        ("seed = 9223372036854775808", "expected a number of 64 bits"),
+        ("[train]\nclip_norm = 1" + "0" * 400, "expected a number of 64 bits"),
+        ("[train]\ndevice = '" + "x" * 9000 + "'", "expected auto, cpu, cuda or cuda:N"),
+        ("[tables.default]\noptimizer = '" + "x" * 9000 + "'", "expected one of"),
+        ("x" * 9000 + " = 1", "is not a known key"),
+    ],
+)
+def test_what_nobody_would_write_is_one_short_line(tmp_path: Path, text: str, part: str) -> None:
+    path = tmp_path / "train.toml"
+    data, model = 'data.train = "train.h5"\n', '\n[model]\nclass = "dlrm"\n'
+    path.write_text(data + text + model)
+    with pytest.raises(UserError) as error:
+        load_config(path)
+    assert part in str(error.value)
+    assert len(str(error.value)) < 2000

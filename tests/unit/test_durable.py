@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 
-from persia_hpc.durable import replace_whole, replacing
+from persia_hpc.durable import ErrorKeeper, replace_whole, replacing
+from persia_hpc.errors import PersiaError
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_beside(tmp_path: Path) -> None:
@@ -52,3 +56,57 @@ def test_it_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(os, "replace", note_replace)
     replace_whole(tmp_path / "a", b"x")
     assert done == ["file", "rename", "directory"]
+
+
+def test_an_error_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    replace_whole(tmp_path / "a", b"old")
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(PersiaError, match="a: can't write it: No space left on device"):
+        replace_whole(tmp_path / "a", b"new")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"old"
+
+
+def write_hdf5(target: ErrorKeeper) -> None:
+    with h5py.File(target, "w", libver=("v110", "v110")) as file:
+        data = file.create_dataset("x", (0, 8), "f4", maxshape=(None, 8), chunks=(64, 8), fletcher32=True)
+        for end in range(64, 6400, 64):
+            data.resize(end, axis=0)
+            data[end - 64 :] = np.full((64, 8), end, np.float32)
+        file.attrs["end"] = 6400
+
+
+def test_hdf5_writes_through_a_file_that_keeps_errors(tmp_path: Path) -> None:
+    with ErrorKeeper(tmp_path / "a.h5") as target:
+        write_hdf5(target)
+        target.check()
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert file.attrs["end"] == 6400
+        assert np.array_equal(file["x"][:, 0], np.repeat(np.arange(64, 6400, 64), 64))
+
+
+def test_hdf5_gets_over_a_write_that_fails() -> None:
+    """It would end this process by a signal, if it saw the error."""
+    with ErrorKeeper("/dev/full") as target:
+        write_hdf5(target)
+    with pytest.raises(OSError, match="No space left on device"):
+        target.check()
+
+
+def test_only_the_first_error_is_kept_and_nothing_is_written_after_it(
+    tmp_path: Path,
+) -> None:
+    with ErrorKeeper(tmp_path / "a") as target:
+        assert target.write(b"before") == 6
+        target.error = OSError(errno.EIO, "broken")
+        assert target.write(b"after") == 5
+        target.seek(0)
+        room = bytearray(b"x" * 9)
+        assert target.readinto(room) == 9
+        assert bytes(room) == b"before\0\0\0"
+        with pytest.raises(OSError, match="broken"):
+            target.check()
+    assert (tmp_path / "a").read_bytes() == b"before"

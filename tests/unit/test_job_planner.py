@@ -264,3 +264,22 @@ def test_bad_input_is_one_line(
     assert main(["plan", *(a.format(config=config) for a in arguments)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert part in line
+
+
+@pytest.mark.parametrize("phase", ["x", {"mean": "x"}, {"mean": 10**400}, {}, [1], None])
+def test_a_damaged_summary_is_one_line(
+    config: Path, tmp_path: Path, phase: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "damaged"
+    run.mkdir()
+    (run / "config.toml").write_text(config.read_text())
+    summary = {
+        "roles": {"parameter_servers": 1, "embedding_workers": 1, "trainers": 1},
+        "this_run": {"steps": 3},
+        "phase_seconds": {"trainer": {"forward": {"mean": 1.0}, "backward": phase}},
+    }
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert main(["plan", str(config), "--dense-rate", "1000", "--from", str(run)]) == 2
+    said = capsys.readouterr().err
+    assert "its summary.json is damaged" in said
+    assert len(said.splitlines()) == 1

@@ -125,11 +125,11 @@ def test_attributes_say_what_the_file_holds(tmp_path: Path) -> None:
         a = dict(file.attrs)
         assert a["schema_version"] == 1
         assert a["num_samples"] == 40
-        assert list(a["feature_names"]) == ["user", "tags"]
+        assert list(a["feature_names"]) == [b"user", b"tags"]
         assert (a["label_min"][0], a["label_max"][0], a["label_binary"][0]) == (-1, 2, False)
         assert a["dense_finite"]
         assert (a["weight_min"], a["weight_max"]) == (batch.weight.min(), batch.weight.max())  # type: ignore
-        assert a["source"] == "survey"
+        assert a["source"] == b"survey"
         assert json.loads(a["preprocessing"]) == {"min_count": 3}
         every: list[h5py.Dataset] = []
         file.visititems(lambda _, item: every.append(item) if isinstance(item, h5py.Dataset) else None)
@@ -357,3 +357,19 @@ def test_the_examples_of_the_documentation_make_the_same_dataset(
     assert first.schema == second.schema
     assert_equal(got, second.read(0, 3))
     assert as_lists(got.ids["history"]) == [[501, 502], [], [777]]
+
+
+def test_no_string_lies_where_hdf5_has_no_checksum(tmp_path: Path) -> None:
+    """Its global heap (signature GCOL) has none: damage there renamed columns, or HDF5 read for ever."""
+    names = ("é", "a" * 300, *(f"x{i}" for i in range(3000)))
+    path = tmp_path / "a.h5"
+    schema = DatasetSchema((FeatureSchema("user", False),), names)
+    batch = SampleBatch(
+        {"user": IdColumn(np.arange(3, dtype=np.uint64))},
+        np.zeros((3, len(names)), np.float32),
+        np.ones((3, 1), np.float32),
+    )
+    with DatasetWriter(path, schema, preprocessing={"x": "y" * 100_000}) as writer:
+        writer.write(batch)
+    assert b"GCOL" not in path.read_bytes()
+    assert open_source([str(path)]).schema.dense_names == names

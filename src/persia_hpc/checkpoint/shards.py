@@ -15,6 +15,7 @@ import numpy as np
 
 from persia_hpc._native import Table, row_bytes
 from persia_hpc.arrays import Array
+from persia_hpc.durable import ErrorKeeper
 from persia_hpc.errors import PersiaError
 from persia_hpc.table_layout import TableLayout
 
@@ -94,18 +95,19 @@ class ShardWriter:
         Raises PersiaError if that can't be done.
         """
         try:
-            options = {"libver": ("v110", "v110"), "rdcc_nbytes": 4 * CHUNK_BYTES, "locking": False}
+            options = {"libver": ("v110", "v110"), "rdcc_nbytes": 4 * CHUNK_BYTES}
             needed = sum(
                 _file_bytes(layout, table, buckets, table.rows_since(since) if since else num_rows)
                 for (layout, table, buckets, since), num_rows in zip(self._parts, self._num_rows, strict=True)
             )
-            with h5py.File(self.path, "w", **options) as file:
-                # A disk that is full must be seen before HDF5 meets it: h5py doesn't get over that.
-                files.reserve_space(self.path, needed)
+            with ErrorKeeper(self.path) as target, h5py.File(target, "w", **options) as file:
+                files.reserve_space(self.path, needed)  # a full disk is seen before hours of writing
                 for (layout, table, buckets, since), num_rows in zip(
                     self._parts, self._num_rows, strict=True
                 ):
                     _write_table(file, layout, table, buckets, since, num_rows)
+                    target.check()
+            target.check()
             os.truncate(self.path, self.path.stat().st_size)  # gives back what was reserved beyond
             files.finish_part(self.path, **self._counters)
             self.seconds = time.perf_counter() - self._began

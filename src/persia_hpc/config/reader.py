@@ -141,7 +141,7 @@ class _Reader:
         """The error of a key: "FILE: a.b PROBLEM", or "--set a.b PROBLEM" where the value came from there."""
         overridden = any(tuple(path[: len(o)]) == o or o[: len(path)] == tuple(path) for o in self.overrides)
         where = "--set " if overridden and path else f"{self.source}: "
-        return UserError(f"{where}{'.'.join(path)}{' ' if path else ''}{problem}")
+        return UserError(f"{where}{_shorter('.'.join(path))}{' ' if path else ''}{_shorter(problem)}")
 
     def build(self, cls: type[T], raw: Any, path: tuple[str, ...]) -> T:
         """A dataclass from a raw table; unknown keys are refused with the nearest valid one."""
@@ -197,6 +197,8 @@ class _Reader:
         return self._scalar(kind, value, path, rules)
 
     def _scalar(self, kind: Any, value: Any, path: tuple[str, ...], rules: Mapping[str, Any]) -> Any:
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise self.fail(path, f"= {_describe(value)}: expected a number of 64 bits")
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
@@ -228,6 +230,11 @@ class _Reader:
             raise self.fail(path, f"= {value}: expected more than {above}")
         if not math.isfinite(value):
             raise self.fail(path, f"= {value}: expected a finite number")
+
+
+def _shorter(text: str) -> str:
+    """Leaves out the middle of what nobody would read."""
+    return text if len(text) <= 800 else f"{text[:400]} ... {text[-300:]}"
 
 
 def _describe(value: Any) -> str:

@@ -235,11 +235,15 @@ class Planner:
         counts, steps = summary["roles"], summary["this_run"]["steps"]
         if not steps:
             raise UserError(f"--from {run}: it trained no step")
-        samples = then.data.batch_size / counts["trainers"]
-        seconds = {
-            role: {phase: value["mean"] / steps for phase, value in phases.items()}
-            for role, phases in summary["phase_seconds"].items()
-        }
+        try:
+            samples = then.data.batch_size / counts["trainers"]
+            seconds = {
+                role: {phase: float(value["mean"] / steps) for phase, value in phases.items()}
+                for role, phases in summary["phase_seconds"].items()
+            }
+        except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"--from {run}: its summary.json is damaged ({reason}); use another") from None
         trainer = seconds["trainer"]
         whole = self.cluster.gpus > 0  # a GPU's phases don't say where its time went, only their sum
         optimizer = 0.0 if whole else trainer["optimizer"]
@@ -284,7 +288,7 @@ def _summary(run: Path) -> dict[str, Any]:
             values["roles"],
             values["this_run"]["steps"],
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"--from {run}: expected the run directory of a finished run, with summary.json and its "
             f"phase_seconds; got {type(error).__name__}: {error}"

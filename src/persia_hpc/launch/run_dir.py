@@ -135,7 +135,7 @@ def _make_own(path: Path) -> None:
         if folder.exists() and not folder.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
         for entry in folder.glob("*"):
-            if name == "ranks" and entry.suffix in (".json", ".alive"):
+            if name == "ranks" and entry.suffix in (".json", ".alive", ".partial"):
                 entry.unlink()
             else:
                 own_file(entry)
@@ -146,16 +146,23 @@ def _make_own(path: Path) -> None:
 
 
 def write_config(run_dir: Path, config: Config) -> None:
-    """Writes the resolved configuration."""
-    with replacing(run_dir / "config.toml") as partial:
+    """Writes the resolved configuration.
+
+    Raises UserError if it can't be written.
+    """
+    with _writing(run_dir), replacing(run_dir / "config.toml") as partial:
         partial.write_text(config_text(config))
 
 
 def begin_run(run_dir: Path, config: Config, events: JsonLines | None) -> None:
-    """Marks the directory as one of a run: writes the configuration and opens the file of events."""
+    """Marks the directory as one of a run: writes the configuration and opens the file of events.
+
+    Raises UserError if they can't be written.
+    """
     write_config(run_dir, config)
     if events is not None:
-        events.open()
+        with _writing(run_dir):
+            events.open()
 
 
 def _next_run_dir(runs: Path) -> Path:
@@ -178,9 +185,15 @@ def _check_writable(run_dir: Path) -> None:
 
     Raises UserError if not.
     """
+    with _writing(run_dir), tempfile.TemporaryFile(dir=run_dir, buffering=0) as file:
+        file.write(bytes(_LINES_BYTES))
+
+
+@contextlib.contextmanager
+def _writing(run_dir: Path) -> Iterator[None]:
+    """Raises UserError, which names the directory, for an OSError inside of it."""
     try:
-        with tempfile.TemporaryFile(dir=run_dir, buffering=0) as file:
-            file.write(bytes(_LINES_BYTES))
+        yield
     except OSError as error:
         raise UserError(
             f"can't write into the run directory {run_dir}: {error.strerror}; make room or choose another "

@@ -28,10 +28,10 @@ class StorageError(UserError):
         self.problem = problem
 
 
-def check_contained(file: h5py.File, *, written: bool = False) -> None:
+def check_contained(file: h5py.File) -> None:
     """Checks that all groups and datasets, as deep as readers look, are inside of this file.
 
-    Opens none of the files that it refers to. written: also refuse datasets with parts never written.
+    Opens none of the files that it refers to.
     Raises StorageError, which names file and dataset, for external links, soft links to other links, external
     storage and virtual datasets.
     """
@@ -47,7 +47,7 @@ def check_contained(file: h5py.File, *, written: bool = False) -> None:
                 continue  # a soft link to nothing; whoever needs the dataset says that it is missing
             found = h5o.open(group, name)
             if isinstance(found, h5d.DatasetID):
-                (check_stored if written else _check_storage)(f"{path}: {where}", found)
+                _check_storage(f"{path}: {where}", found)
             elif isinstance(found, h5g.GroupID) and depth > 1:
                 address = h5o.get_info(found).addr
                 if address not in seen:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import h5py
 import hdf5plugin
+import numpy as np
+import numpy.typing as npt
 
+from persia_hpc.durable import ErrorKeeper
 from persia_hpc.errors import UserError
 
 from .containment import check_contained
@@ -57,15 +61,25 @@ def compression_options(compression: str) -> dict[str, Any]:
     raise UserError(f"compression: got {compression!r}, expected one of {', '.join(COMPRESSIONS)}")
 
 
-def open_to_read(path: str, *, written: bool = False) -> h5py.File:
+def fixed_strings(texts: str | Sequence[str]) -> npt.NDArray[np.bytes_]:
+    """Returns strings of one length in UTF-8, as attributes hold them.
+
+    Strings of any length would lie in HDF5's global heap, which has no checksum: damage there renames
+    columns, or lets HDF5 read for ever.
+    """
+    encoded = np.char.encode(np.array(texts, np.str_), "utf-8")
+    return encoded.astype(h5py.string_dtype("utf-8", max(1, encoded.dtype.itemsize)))
+
+
+def open_to_read(path: str) -> h5py.File:
     """Opens a file read-only, if it refers to no other file.
 
-    written: also refuse datasets with parts that were never written.
+
     Raises OSError as h5py does, UserError if the file isn't contained in itself (`samples.containment`).
     """
     file = _open(path)
     try:
-        check_contained(file, written=written)
+        check_contained(file)
     except BaseException as error:
         file.close()
         if isinstance(error, KeyError | RuntimeError | ValueError):  # h5py's words for damaged structure
@@ -86,9 +100,9 @@ def _open(path: str) -> h5py.File:
     return h5py.File(path, "r", locking="best-effort")
 
 
-def create(path: str) -> h5py.File:
-    """Creates or overwrites a file, in a format that HDF5 1.10 and later read.
+def create(target: ErrorKeeper) -> h5py.File:
+    """Begins a file, in a format that HDF5 1.10 and later read.
 
     Raises OSError as h5py does.
     """
-    return h5py.File(path, "w", libver=("v110", "v110"), locking=False)
+    return h5py.File(target, "w", libver=("v110", "v110"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -12,8 +13,8 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from persia_hpc.durable import partial_of, remove_left_partials, sync_path
-from persia_hpc.errors import UserError
+from persia_hpc.durable import ErrorKeeper, partial_of, remove_left_partials, sync_path
+from persia_hpc.errors import PersiaError, UserError
 from persia_hpc.samples.batch import IdColumn, SampleBatch
 from persia_hpc.samples.schema import SCHEMA_VERSION, DatasetSchema
 
@@ -117,6 +118,7 @@ class DatasetWriter:
         self._check_binary_labels = check_binary_labels
         self._partial = partial_of(self.path)
         self._file: h5py.File | None = None
+        self._target: ErrorKeeper | None = None
         self._columns: dict[str, _Column] = {}
         self._num_values: dict[str, int] = {}
         self._label_min = np.full(len(schema.label_names), np.inf, np.float32)
@@ -127,12 +129,15 @@ class DatasetWriter:
     def __enter__(self) -> DatasetWriter:
         try:
             remove_left_partials(self.path)
-            self._file = layout.create(self._partial)
+            self._target = ErrorKeeper(self._partial)
+            self._file = layout.create(self._target)
             self._create_datasets(self._file)
+            self._target.check()
         except OSError as error:
             self._discard()
             raise UserError(
-                f"{self.path}: can't write there ({error}); give a path in a writable directory"
+                f"{self.path}: can't write there ({error.strerror or error}); "
+                "give a path in a writable directory"
             ) from error
         except BaseException:
             self._discard()
@@ -142,14 +147,13 @@ class DatasetWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None:
-            self._discard()
-            return
         try:
-            self._finish()
-        except BaseException:
+            if kind is None:
+                self._finish()
+        except OSError as failed:
+            raise self._failed(failed) from failed
+        finally:
             self._discard()
-            raise
 
     def write(self, batch: SampleBatch) -> None:
         """Appends the samples of a batch; its arrays are copied.
@@ -180,6 +184,14 @@ class DatasetWriter:
                 self._columns[name].append(array)
         self._note_ranges(batch)
         self.num_samples += batch.num_samples
+        if self._target is not None and self._target.error is not None:
+            raise self._failed(self._target.error)
+
+    def _failed(self, error: OSError) -> PersiaError:
+        return PersiaError(
+            f"{self.path}: can't write it: {error.strerror or error}; what was there before is as it was. "
+            "Make room, or name another folder"
+        )
 
     def _check_values(self, batch: SampleBatch) -> None:
         begin = self.num_samples
@@ -241,16 +253,15 @@ class DatasetWriter:
         assert file is not None
         for column in self._columns.values():
             column.flush()
-        names = h5py.string_dtype()
         for attribute, texts in (
             (layout.FEATURE_NAMES, self.schema.feature_names),
             (layout.DENSE_NAMES, self.schema.dense_names),
             (layout.LABEL_NAMES, self.schema.label_names),
         ):
-            file.attrs.create(attribute, np.array(texts, dtype=object), dtype=names)
+            file.attrs[attribute] = layout.fixed_strings(texts)
         for attribute, text in self._texts.items():
-            file.attrs[attribute] = text
-        file.attrs[layout.PREPROCESSING] = json.dumps(self._preprocessing)
+            file.attrs[attribute] = layout.fixed_strings(text)
+        file.attrs[layout.PREPROCESSING] = layout.fixed_strings(json.dumps(self._preprocessing))
         file.attrs[layout.SCHEMA_VERSION_ATTRIBUTE] = SCHEMA_VERSION
         file.attrs[layout.NUM_SAMPLES] = np.uint64(self.num_samples)
         file.attrs[layout.DENSE_FINITE] = True
@@ -265,24 +276,22 @@ class DatasetWriter:
             file.attrs[layout.WEIGHT_MAX] = np.float32(self._weight_max)
         file.close()
         self._file = None
-        with open(self._partial, "rb+") as handle:
-            os.fsync(handle.fileno())
+        assert self._target is not None
+        self._target.check()
+        os.fsync(self._target.fileno())
         os.replace(self._partial, self.path)
         sync_path(os.path.dirname(self.path))
 
     def _discard(self) -> None:
-        file, self._file = self._file, None
-        try:
-            if file is not None:
-                file.close()
-        except (
-            OSError,
-            RuntimeError,
-        ):  # a full disk fails again on close; the first error is the one to show
-            pass
-        finally:
-            if os.path.exists(self._partial):
-                os.unlink(self._partial)
+        """Closes what is open, and removes the file if it isn't complete."""
+        file, target = self._file, self._target
+        self._file = self._target = None
+        for opened in (file, target):
+            with suppress(OSError, RuntimeError):  # the first error is the one to show
+                if opened is not None:
+                    opened.close()
+        with suppress(OSError):
+            os.unlink(self._partial)
 
 
 def _row_finder(column: IdColumn, begin: int) -> Callable[[int], int]:

@@ -120,7 +120,7 @@ class DenseState:
 
     def saved_config(self) -> dict[str, Any]:
         """Returns the resolved configuration of the run that wrote it."""
-        config: dict[str, Any] = files.read_manifest(Path(self.path).parent)["config"]
+        config: dict[str, Any] = read_manifest(Path(self.path).parent)["config"]
         return config
 
     def load_model(self, model: nn.Module) -> None:

@@ -1,0 +1,114 @@
+"""Makes the sound inputs that are damaged: data, tables, a run with checkpoints, a failed run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from persia_hpc.cli import main
+from persia_hpc.samples.writer import DatasetWriter
+from tests.support.checkpoints import VOCABULARY, train_runs
+from tests.support.tiny import SCHEMA, tiny_batch
+
+OUTSIDE = "outside"  # a folder beside that of a case, which nothing may change
+TABLE = """\
+missing = ["NA"]
+[split]
+by = "files"
+files = { train = ["a.csv"], test = ["b.csv"] }
+[labels.click]
+column = "click"
+positive = "1"
+[dense.price]
+column = "price"
+missing = 0.0
+[ids.user]
+column = "user"
+type = "integer"
+[ids.words]
+column = "words"
+separator = "|"
+type = "string"
+[ids.color]
+column = "color"
+vocabulary = true
+"""
+COLORS = ("gold", "blue", "green", "red")
+
+
+def make_corpus() -> None:
+    """Fills the current directory; paths in what is written are relative."""
+    train_runs(Path(), "a")
+    Path("a").rename("run")
+    for name in ("step-00000004", "step-00000008"):
+        shutil.rmtree(Path("run") / name)
+    with DatasetWriter("plain.h5", SCHEMA, chunk_rows=64, compression="none") as writer:
+        writer.write(tiny_batch(320, vocabulary=VOCABULARY))  # as train.h5, uncompressed
+    shutil.copyfile("train.h5", "test.h5")
+    text = (Path("run") / "config.toml").read_text()
+    Path("train.toml").write_text(text.replace('run_dir = "a"', 'run_dir = "new"'))
+    for path in (Path("run/config.toml"), *Path("run").glob("step-*/manifest.json")):
+        path.write_text(
+            path.read_text()
+            .replace('run_dir = "a"', 'run_dir = "run"')
+            .replace('"run_dir": "a"', '"run_dir": "run"')
+        )
+    _still(Path("run"))
+    _fail(Path("failed"))
+    make_table(Path("table"))
+    assert main(["preprocess", "table", "table/schema.toml", "--out", "prepared"]) == 0
+
+
+def make_table(table: Path, rows: int = 40) -> None:
+    """Two CSV files and their schema."""
+    table.mkdir()
+    (table / "schema.toml").write_text(TABLE)
+    for number, name in enumerate(("a.csv", "b.csv")):
+        lines = ["click,price,user,words,color"]
+        for i in range(number, number + rows):
+            price = "NA" if i % 11 == 3 else f"{(i * 37 % 100) / 4}"
+            lines.append(f"{i * 7 % 3 % 2},{price},{i * 13 % 17},w{i % 5}|w{i % 3},{COLORS[i * i % 4]}")
+        (table / name).write_text("\n".join(lines) + "\n")
+
+
+def _still(run: Path) -> None:
+    """Takes what is different each time out of a run's files, so that a case can be made again."""
+    for path in (run / "summary.json", run / "metrics.jsonl"):
+        trees = [json.loads(line) for line in _documents(path)]
+        path.write_text("\n".join(json.dumps(_without_times(tree)) for tree in trees) + "\n")
+
+
+def _documents(path: Path) -> list[str]:
+    text = path.read_text()
+    return text.splitlines() if path.suffix == ".jsonl" else [text]
+
+
+def _without_times(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _without_times(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_without_times(value) for value in tree]
+    return round(tree, 3) and 0.5 if isinstance(tree, float) else tree
+
+
+def _fail(run: Path) -> None:
+    """A run that two ranks have begun and one has ended."""
+    (run / "ranks").mkdir(parents=True)
+    shutil.copyfile("run/config.toml", run / "config.toml")
+    lines = Path("run/metrics.jsonl").read_text().splitlines()
+    (run / "metrics.jsonl").write_text("\n".join(lines[: len(lines) // 2]) + "\n")
+    for rank, role in enumerate(("parameter_server", "trainer")):
+        record = {"world_rank": rank, "pid": 99_999_990 + rank, "host": "node", "pid_namespace": "pid:[1]"}
+        record |= {"start_ticks": 1, "role": role, "role_rank": 0, "finished": False}
+        (run / "ranks" / f"{rank}.json").write_text(json.dumps(record))
+    failure = {
+        "world_rank": 1,
+        "role": "trainer",
+        "code": 1,
+        "message": "no loss today",
+        "details": "",
+        "time": 1.5,
+    }
+    (run / "failure.json").write_text(json.dumps(failure))

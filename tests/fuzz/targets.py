@@ -1,0 +1,144 @@
+"""Lists the commands that are tried, what each reads, and which of that its checksums cover."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+import persia_hpc as ph
+from persia_hpc.cli import main
+from persia_hpc.errors import PersiaError
+from tests.support.checkpoints import CHANGES, FULL, TABLES
+from tests.support.tiny import digest, run_digest
+
+RUN = Path("run")
+CHECKPOINT = (f"run/{CHANGES}/*", f"run/{FULL}/*", f"run/{CHANGES}", f"run/{FULL}")
+CHECKPOINTS = ("run/step-*/*", "run/step-*", "run/latest")
+RUN_FILES = ("run/summary.json", "run/metrics.jsonl", "run/config.toml")
+FAILED_FILES = ("failed/metrics.jsonl", "failed/failure.json", "failed/ranks/*", "failed/config.toml")
+DATA = ("train.h5", "plain.h5", "test.h5")
+PARTS = frozenset({"shard", "dense"})
+
+
+@dataclass(frozen=True)
+class Target:
+    """Holds one way to read files.
+
+    call: is made in the folder of files, prints its answer and returns an exit code. reads: patterns of the
+    files that are damaged for it. covered: kinds of files whose damage never may change the answer. notices:
+    it must refuse damage of these. outputs: files that are part of the answer. changes: folders it may write
+    into. long: it may take long if its configuration says so.
+    """
+
+    name: str
+    call: Callable[[], int]
+    reads: tuple[str, ...]
+    covered: frozenset[str] = frozenset()
+    notices: bool = False
+    outputs: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
+    long: bool = False
+
+
+def command(*arguments: str) -> Callable[[], int]:
+    return lambda: main(arguments)
+
+
+def refusing(call: Callable[[], None]) -> Callable[[], int]:
+    """A call of the Python interface, which tells what it refuses as the command line does."""
+
+    def run() -> int:
+        try:
+            call()
+        except PersiaError as error:
+            print(f"persia-hpc: error: {error}", file=sys.stderr)
+            return error.exit_code
+        return 0
+
+    return run
+
+
+def train(**changes: object) -> Callable[[], int]:
+    def call() -> None:
+        summary = ph.train("train.toml", set=changes, quiet=True)
+        print(run_digest(Path(summary["run_dir"])), summary["steps"], summary["status"])
+
+    return refusing(call)
+
+
+def load() -> None:
+    run = ph.load(RUN / CHANGES)
+    rows = {name: run.rows(name, np.arange(50)) for name in run.tables}
+    weights = {name: value.numpy() for name, value in run.model().state_dict().items()}
+    print(run.step, digest({**rows, **weights}))
+
+
+def preprocess(*more: str) -> Callable[[], int]:
+    def call() -> int:
+        code = main(["preprocess", "table", "table/schema.toml", "--out", "made", *more])
+        if code == 0:
+            print(
+                digest(
+                    {
+                        name: values
+                        for path in sorted(Path("made").glob("*.h5"))
+                        for name, values in contents(path).items()
+                    }
+                )
+            )
+        return code
+
+    return call
+
+
+def contents(path: Path) -> dict[str, np.ndarray]:
+    """All datasets of an HDF5 file by name, as h5py reads them."""
+    found: dict[str, np.ndarray] = {}
+    with h5py.File(path, "r", locking=False) as file:
+
+        def visit(name: str, item: object) -> None:
+            if isinstance(item, h5py.Dataset):
+                found[f"{path.stem}/{name}"] = item[...]
+
+        file.visititems(visit)
+    return found
+
+
+def targets() -> list[Target]:
+    """Returns all of them; those of files that this version doesn't make find nothing to damage."""
+    at = str(RUN / CHANGES)
+    new, old = ("new",), ("run",)
+    resume = {"run_dir": "run", "checkpoint.resume": True, "train.epochs": 2}
+    init = {"run_dir": "new", "checkpoint.init_from": at}
+    evaluate = command("evaluate", at, "--set", "data.test=plain.h5")
+    predict = command("predict", at, "--data", "test.h5", "--out", "scores.csv")
+    plan = command("plan", "train.toml", "--dense-rate", "1000", "--from", "run")
+    export = command("checkpoint", "export", at, "--table", *TABLES, "--state", "--out", "tables")
+    tables = tuple(f"tables/{name}.parquet" for name in TABLES)
+    return [
+        Target("inspect", command("inspect", *DATA, "--json", "facts.json"), DATA, outputs=("facts.json",)),
+        Target("preprocess table", preprocess(), ("table/*",)),
+        Target("preprocess --encoding", preprocess("--encoding", "prepared"), ("prepared/*.json",)),
+        Target("train --dry-run", command("train", "train.toml", "--dry-run"), ("train.toml", "train.h5")),
+        Target("plan", plan, ("train.toml", "run/summary.json", "run/config.toml", "train.h5")),
+        Target("train", train(run_dir="new"), ("train.toml", "train.h5"), changes=new, long=True),
+        Target("train, resumed", train(**resume), (*CHECKPOINTS, *RUN_FILES), PARTS, changes=old, long=True),
+        Target("train, init_from", train(**init), CHECKPOINT, PARTS, changes=new),
+        Target("evaluate", evaluate, (*CHECKPOINT, "plain.h5"), PARTS),
+        Target("predict", predict, (*CHECKPOINT, "test.h5"), PARTS, outputs=("scores.csv",)),
+        Target("ph.load", refusing(load), CHECKPOINT, PARTS),
+        Target("checkpoint ls", command("checkpoint", "ls", "run"), CHECKPOINTS),
+        Target("checkpoint ls STEP", command("checkpoint", "ls", at), CHECKPOINT),
+        Target("checkpoint verify", command("checkpoint", "verify", "run"), CHECKPOINTS, PARTS, notices=True),
+        Target("checkpoint diff", command("checkpoint", "diff", at, "run"), CHECKPOINT),
+        Target("checkpoint export", export, CHECKPOINT, PARTS - {"dense"}, outputs=tables),
+        Target("status", command("status", "run"), (*RUN_FILES, "run/latest")),
+        Target("status, failed", command("status", "failed"), FAILED_FILES),
+        Target("report", command("report", "run"), RUN_FILES),
+        Target("report, failed", command("report", "failed"), FAILED_FILES),
+    ]
