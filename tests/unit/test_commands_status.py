@@ -41,6 +41,8 @@ def test_run_under_way(tmp_path: Path) -> None:
         train(100),
         {"event": "evaluate", "split": "valid", "step": 100, "auc": 0.7},
         {"event": "evaluate", "split": "valid", "step": 150, "auc": 0.72},
+        {"event": "skip", "step": 120, "skipped_steps": 1, "why": "the loss had NaN or infinity"},
+        {"event": "skip", "step": 170, "skipped_steps": 2, "why": "the loss had NaN or infinity"},
         train(200),
     )
     with (tmp_path / "metrics.jsonl").open("a") as file:
@@ -50,6 +52,7 @@ def test_run_under_way(tmp_path: Path) -> None:
         "under way\nSlurm job 5: RUNNING\n",
         "step 200 of 400 (50 %), epoch 1, 1,000 samples/s, about 20 s left",
         "loss 0.5000, auc 0.7500",
+        "2 steps skipped, the last of them step 170",
         "valid auc 0.7200 at step 150",
         "last news 7 s ago",
     ):
