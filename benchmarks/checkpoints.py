@@ -31,6 +31,7 @@ import persia_hpc as ph
 from persia_hpc._native import mix
 from persia_hpc.bench.train_jobs import prepare_data, w0_settings
 from persia_hpc.checkpoint import files
+from persia_hpc.checkpoint.names import shard_name
 from persia_hpc.checkpoint.rows import load_rows
 from persia_hpc.checkpoint.shards import ShardWriter
 from persia_hpc.config import Config, load_config, to_toml
@@ -113,7 +114,7 @@ def measure_io(options: argparse.Namespace) -> None:
 def one_turn(folder: Path, server: ParameterServer, options: argparse.Namespace) -> dict[str, float]:
     """Seconds of each."""
     directory, plain = files.begin_checkpoint(folder, 1), folder / "plain"
-    shard = directory / files.shard_name(0)
+    shard = directory / shard_name(0)
     turn = {"write": seconds(lambda: ShardWriter(server, shard).write())}
     size = shard.stat().st_size
     turn["plain write"] = seconds(lambda: write_plain(plain, size))
@@ -121,7 +122,7 @@ def one_turn(folder: Path, server: ParameterServer, options: argparse.Namespace)
         directory, step=1, config=config(), schema=SCHEMA, num_samples={}, versions={}, base=None
     )
     forget(plain)
-    forget(final / files.shard_name(0))
+    forget(final / shard_name(0))
     fresh = make_server(options.rows, options.dim)
     turn["load"] = seconds(lambda: load_rows(final, fresh))
     turn["plain read"] = seconds(lambda: read_plain(plain))
@@ -141,7 +142,7 @@ def write_start(folder: Path, rows: int) -> Path:
     run = folder / "start"
     shutil.rmtree(run, ignore_errors=True)
     directory = files.begin_checkpoint(run, 1)
-    ShardWriter(server, directory / files.shard_name(0)).write()
+    ShardWriter(server, directory / shard_name(0)).write()
     facts: dict[str, Any] = {"config": settings, "schema": schema, "num_samples": {}, "versions": {}}
     return files.finish_checkpoint(directory, step=1, base=None, **facts)
 
