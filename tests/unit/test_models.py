@@ -59,7 +59,7 @@ def embedded(inputs: Inputs, row_batch: RowBatch) -> tuple[Batch, RowGradients]:
 
 def test_options_of_built_in_models_are_documented() -> None:
     page = (Path(__file__).resolve().parents[2] / "docs/configuration.md").read_text()
-    documented = re.findall(r"^\| `(\w+)` \| `(\w+)` \| (?:`(.*?)`|–) \|", page, re.MULTILINE)
+    documented = re.findall(r"^\| (\w+) \| `(\w+)` \| (?:`(.*?)`|–) \|", page, re.MULTILINE)
     expected = []
     for name, (module, factory) in BUILT_IN.items():
         options = signature(getattr(import_module(f"persia_hpc.models.{module}"), factory)).parameters

@@ -62,6 +62,7 @@ def test_why_a_metric_is_undefined_is_said_once_and_again_when_it_changes() -> N
 def test_the_end_has_every_metric_and_the_best() -> None:
     summary = {
         "status": "stopped",
+        "versions": {"mpi": "an MPI"},
         "stop_reason": "no better auc_click in 2 evaluations",
         "skipped_steps": 0,
         "steps": 40,

@@ -82,7 +82,7 @@ def test_damaged_files(name: str, content: bytes, tmp_path: Path, capfd: pytest.
     assert out.startswith(f"{run}: ")
     if name != "metrics.jsonl":
         assert "step 200 of 400 (50 %)" in out
-        assert "valid auc 0.7000 at step 200" in out
+        assert "valid auc 0.7000, logloss 0.4000 at step 200" in out
     if code:
         assert all(str(run / name) in line for line in err.splitlines())
     if content in (b"\xff\xfe\x00\x80", DEEP, b"[1, 2]", b"") and name in ("summary.json", "failure.json"):

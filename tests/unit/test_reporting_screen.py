@@ -30,6 +30,8 @@ def test_one_process_is_sync_whatever_the_mode() -> None:
     summary: dict[str, Any] = {
         "status": "completed",
         "stop_reason": None,
+        "skipped_steps": 0,
+        "best": None,
         "steps": 3,
         "samples": 30,
         "train_seconds": 1.0,
