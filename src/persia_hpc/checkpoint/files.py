@@ -165,13 +165,20 @@ def make_newest(path: Path) -> None:
 
     Checkpoints of later steps are damaged; they get other names, so that the run neither takes them for its
     own nor keeps them in place of good ones. `latest` points to `path` afterwards.
+
+    Raises PersiaError if that can't be written.
     """
-    for later in whole_checkpoints(path.parent):
-        if step_of(later) > step_of(path):
-            aside = later.with_name(later.name + ".damaged")
-            remove_checkpoint(aside)
-            later.rename(aside)
-    _point_latest(path)
+    try:
+        for later in whole_checkpoints(path.parent):
+            if step_of(later) > step_of(path):
+                aside = later.with_name(later.name + ".damaged")
+                remove_checkpoint(aside)
+                later.rename(aside)
+        _point_latest(path)
+    except OSError as error:
+        raise PersiaError(
+            f"can't make {path} the newest checkpoint: {_reason(error)}; make room, and go on with --resume"
+        ) from error
 
 
 def whole_checkpoints(run_dir: Path) -> list[Path]:
@@ -203,10 +210,16 @@ def prune(run_dir: Path, *, keep: int, keep_every: int) -> None:
 
 
 def discard_partial(run_dir: Path) -> None:
-    """Removes checkpoints that a job left half-written or half-removed when it died."""
+    """Removes checkpoints that a job left half-written or half-removed when it died.
+
+    Raises PersiaError if one can't be removed.
+    """
     for path in run_dir.glob("step-*"):
         if path.suffix == ".partial" or (_NAME.fullmatch(path.name) and not (path / MANIFEST).exists()):
-            remove_checkpoint(path)
+            try:
+                remove_checkpoint(path)
+            except OSError as error:
+                raise PersiaError(f"can't remove {path}, left half-written: {_reason(error)}") from error
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:

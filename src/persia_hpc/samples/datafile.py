@@ -152,8 +152,7 @@ def _attribute(file: h5py.File, low: str, high: str, size: int) -> npt.NDArray[n
 
 
 def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 600 else f"{text[:400]} ... {text[-100:]}"
+    return " ".join(str(error).split())
 
 
 class _Shapes:
