@@ -9,10 +9,20 @@ EXIT_DATA = 3
 EXIT_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: stopped by a signal, to be started again
 
 
+MOST_CHARACTERS = 2000  # of a message; damaged files have names and values of any length
+
+
 class PersiaError(Exception):
     """Is the base of all errors raised on purpose; its text is one message for the user."""
 
     exit_code = EXIT_FAILURE
+
+    def __str__(self) -> str:
+        """Returns the message, without the middle of one that nobody would read to its end."""
+        text = super().__str__()
+        if len(text) <= MOST_CHARACTERS:
+            return text
+        return f"{text[: MOST_CHARACTERS // 2]} ... {text[-MOST_CHARACTERS // 3 :]}"
 
 
 class AgreedExit(SystemExit):

@@ -203,11 +203,18 @@ def make_newest(path: Path) -> None:
 
     Checkpoints of later steps are damaged; they get other names, so that the run neither takes them for its
     own nor keeps them in place of good ones. `latest` points to `path` afterwards.
+
+    Raises PersiaError if that can't be written.
     """
-    for later in whole_checkpoints(path.parent):
-        if step_of(later) > step_of(path):
-            _move_aside(later, _DAMAGED)
-    _point(LATEST, path)
+    try:
+        for later in whole_checkpoints(path.parent):
+            if step_of(later) > step_of(path):
+                _move_aside(later, _DAMAGED)
+        _point(LATEST, path)
+    except OSError as error:
+        raise PersiaError(
+            f"can't make {path} the newest checkpoint: {_reason(error)}; make room, and go on with --resume"
+        ) from error
 
 
 def whole_checkpoints(run_dir: Path) -> list[Path]:

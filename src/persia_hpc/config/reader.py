@@ -141,7 +141,7 @@ class _Reader:
         """The error of a key: "FILE: a.b PROBLEM", or "--set a.b PROBLEM" where the value came from there."""
         overridden = any(tuple(path[: len(o)]) == o or o[: len(path)] == tuple(path) for o in self.overrides)
         where = "--set " if overridden and path else f"{self.source}: "
-        return UserError(f"{where}{_shorter('.'.join(path))}{' ' if path else ''}{_shorter(problem)}")
+        return UserError(f"{where}{'.'.join(path)}{' ' if path else ''}{problem}")
 
     def build(self, cls: type[T], raw: Any, path: tuple[str, ...]) -> T:
         """A dataclass from a raw table; unknown keys are refused with the nearest valid one."""
@@ -230,11 +230,6 @@ class _Reader:
             raise self.fail(path, f"= {value}: expected more than {above}")
         if not math.isfinite(value):
             raise self.fail(path, f"= {value}: expected a finite number")
-
-
-def _shorter(text: str) -> str:
-    """Leaves out the middle of what nobody would read."""
-    return text if len(text) <= 800 else f"{text[:400]} ... {text[-300:]}"
 
 
 def _describe(value: Any) -> str:

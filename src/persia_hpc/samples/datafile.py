@@ -156,8 +156,7 @@ def read_times(path: str, begin: int, end: int) -> npt.NDArray[np.int64]:
 
 
 def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 600 else f"{text[:400]} ... {text[-100:]}"
+    return " ".join(str(error).split())
 
 
 class _Shapes:
