@@ -83,7 +83,7 @@ sys.exit(supervise(config, Path(sys.argv[2]), sys.argv[3:], program=program))
 class Job:
     """A supervised job in a run directory."""
 
-    def __init__(self, tmp_path: Path, how: str) -> None:
+    def __init__(self, tmp_path: Path, how: str, stderr: int = subprocess.PIPE) -> None:
         self.run_dir = tmp_path / "run"
         program = tmp_path / "program.py"
         program.write_text(PROGRAM)
@@ -93,7 +93,7 @@ class Job:
             [sys.executable, "-c", DRIVER, str(program), str(self.run_dir), how],
             env=env,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=stderr,
             text=True,
         )
 
@@ -162,6 +162,15 @@ def test_a_clean_end(start: Callable[[str], Job]) -> None:
     assert 'train = ["x.h5"]' in (job.run_dir / "config.toml").read_text()
     assert all(r["finished"] for r in job.ranks().values())
     job.check_nothing_is_left()
+
+
+def test_a_terminal_is_told_that_ranks_start(tmp_path: Path) -> None:
+    shown, terminal = os.openpty()
+    job = Job(tmp_path, "clean", terminal)
+    assert job.end()[0] == 0
+    assert f"starting 3 ranks, run directory {tmp_path}" in os.read(shown, 4096).decode()
+    os.close(terminal)
+    os.close(shown)
 
 
 @pytest.mark.parametrize("victim", [0, 1, 2])

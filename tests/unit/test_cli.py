@@ -176,7 +176,11 @@ def test_report_of_a_run_and_of_a_failed_one(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "metrics.jsonl").write_text("".join(f'{{"step": {i}}}\n' for i in range(9)))
     assert main(["report", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert ["test.auc", "0.812346"] in [line.split() for line in lines]
+    assert [line.split() for line in lines[:3]] == [
+        ["status", "completed"],
+        ["test.auc", "0.812346"],
+        ["steps", "12"],
+    ]
     assert [lines[-5], lines[-1]] == ['  {"step": 4}', '  {"step": 8}']
     (tmp_path / "failure.json").write_text(json.dumps({"world_rank": 3, "message": "no luck"}))
     assert main(["report", str(tmp_path)]) == 0

@@ -20,6 +20,9 @@ EXAMPLES = """\
 example:
   persia-hpc report runs/1"""
 
+# What most people look for; the rest of summary.json follows in its own order.
+FIRST = ("status", "stop_reason", "test", "valid", "best", "steps", "samples", "samples_per_second")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
@@ -42,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
         lines.append(("failure", f"rank {failure.get('world_rank')}: {failure.get('message')}"))
     if summary:
         try:
-            lines += _flat(summary)
+            lines += _flat({**{key: summary[key] for key in FIRST if key in summary}, **summary})
         except (RecursionError, ValueError) as error:
             bad_summary = f"{directory / 'summary.json'} is damaged ({error})"
     elif not failure and not bad_summary and not bad_failure:

@@ -60,6 +60,9 @@ def supervise(
         nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
         num_ranks = config.ranks.total(nodes)
         command = found.command(num_ranks, [*program, "--run-dir", str(directory), *arguments])
+        if sys.stderr.isatty() and "--quiet" not in arguments:  # it takes seconds until a rank speaks
+            text = f"persia-hpc: starting {num_ranks} ranks, run directory {printable(directory)}"
+            print(text, file=sys.stderr, flush=True)
         with _Log(directory / "logs" / "launcher.log") as log:
             return _Job(found, command, directory, num_ranks, log, config.checkpoint.grace_seconds).run()
 
