@@ -81,6 +81,10 @@ def judge(parameters: Sequence[nn.Parameter], told: nn.Parameter, loss: Tensor |
             by_type.setdefault(gradient.dtype, []).append(gradient)
     for gradients in by_type.values():
         torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, one)
-    mine = [] if loss is None else [loss.detach().float().reshape(1)]
-    losses, rows, bad_dense, *mean = torch.cat([told.grad, found, *mine]).tolist()
+    if told.device.type == "cpu":
+        losses, rows, bad_dense = *told.grad.tolist(), found.item()
+        mean = [] if loss is None else [loss.item()]
+    else:  # all in one transfer
+        mine = [] if loss is None else [loss.detach().float().reshape(1)]
+        losses, rows, bad_dense, *mean = torch.cat([told.grad, found, *mine]).tolist()
     return Verdict(round(losses), round(rows), bool(bad_dense), loss=mean[0] if mean else None)
