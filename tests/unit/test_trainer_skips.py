@@ -206,6 +206,40 @@ def test_gradients_that_no_optimizer_takes_do_not_pile_up(data: str) -> None:
     ph.run(tiny_config(data, **{"train.save": False}), main)
 
 
+class Sparse(nn.Module):
+    """Has only sparse gradients, of the rows that a batch uses."""
+
+    def __init__(self, inputs: Any):
+        super().__init__()
+        self.bias = nn.Embedding(10, 1, sparse=True)
+
+    def forward(self, batch: Any) -> torch.Tensor:
+        rows = batch.pooled["user"].sum(dim=1, keepdim=True)
+        return rows + self.bias(torch.arange(batch.num_samples) % 3)
+
+
+def infinite_sparse(logits: torch.Tensor, batch: Any) -> torch.Tensor:
+    return squared(Cliff.apply(logits) if batch.step == BAD else logits, batch)
+
+
+@pytest.mark.parametrize("amp", ["off", "fp16"])
+def test_sparse_gradients_are_judged_too(amp: str, data: str, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"train.amp": amp, "train.optimizer": {"name": "SparseAdam", "lr": 0.01}}
+    cases = {"rows": infinite_rows, "all": infinite_sparse}
+    digests = set()
+    for name, loss in cases.items():
+        summary = train(data, tmp_path / name, loss, Sparse, **changes)
+        assert (summary["status"], summary["skipped_steps"]) == ("completed", 1), name
+        digests.add(run_digest(tmp_path / name))
+    assert len(digests) == 1
+    bias = dense(tmp_path / "all")["bias.weight"]
+    assert bias.isfinite().all()
+    train(data, tmp_path / "before", squared, Sparse, **changes, **{"train.max_steps": 1})
+    first = dense(tmp_path / "before")["bias.weight"]
+    assert (bias[:3] != first[:3]).all()
+    assert torch.equal(bias[3:], first[3:])
+
+
 def test_suspects_name_what_is_not_finite_and_then_what_is_large() -> None:
     rng = np.random.default_rng(1)
     inputs = make_inputs([("a", 4, "sum", False), ("b", 4, "sum", True)])
