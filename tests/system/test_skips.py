@@ -113,6 +113,29 @@ def test_too_many_skipped_steps_end_a_job_as_failed(tmp_path, data):
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_a_model_that_one_trainer_has_lost_ends_the_job(mode, tmp_path, data):
+    """Buffers are each trainer's own: the others must neither wait for it nor go on."""
+    config = settings(data, tmp_path / "run", 1, 1, 2, **{"mode": mode, "checkpoint.every": 4})
+    config["model"]["class"] = "tests.support.models:Peak"
+    code, _, err = Job(tmp_path, config).end()
+    assert code == 1, err
+    failure = json.loads((tmp_path / "run" / "failure.json").read_text())
+    where = " on trainer 1" if mode == "sync" else ""
+    assert f"peak of the dense model has NaN or infinity{where} after step 8" in failure["message"]
+    assert (tmp_path / "run" / "latest").resolve().name == "step-00000004"
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_sparse_gradients_of_several_trainers_are_refused_in_one_line(tmp_path, data):
+    config = settings(data, tmp_path / "run", 1, 1, 2, **{"train.optimizer": {"name": "SparseAdam"}})
+    config["model"]["class"] = "tests.support.models:Sparse"
+    code, _, err = Job(tmp_path, config).end()
+    assert code == 2, err
+    text = "a parameter of shape [10, 1] has sparse gradients, which can't be summed over trainers"
+    assert text in json.loads((tmp_path / "run" / "failure.json").read_text())["message"]
+
+
 def test_fp16_skips_a_step_in_which_any_gradient_overflows(tmp_path, data):
     """On all trainers and for all rows, and nothing else of the run shows it."""
     steps = {"train.amp": "fp16", "train.evaluate_at_end": False, "checkpoint.every": 0}

@@ -104,6 +104,7 @@ class Session(Progress):
             begin.load_model(model)
         self.reducer.attach(model)
         self.model = model
+        self.skips.begin(model)
         self._buffers = Buffers(model, always=self.config.train.cuda_graphs)
         self._call: Callable[[Batch], Tensor] = model
         if self.config.train.cuda_graphs:
@@ -376,7 +377,8 @@ class Session(Progress):
         self.saver.begin(self.step_number, content, full=full, best=best)
 
     def check_model(self) -> None:
-        """Checks that the dense parameters are finite.
+        """Checks that training has left the dense model finite, on every trainer.
+        Collective over trainers.
         Raises PersiaError if not.
         """
         if self.model is not None:
