@@ -97,6 +97,17 @@ def test_every_row_of_a_skipped_step_is_left_alone_in_hybrid_too(tmp_path, data)
     assert 0 < alone["nonfinite_rows"] < five["nonfinite_rows"]
 
 
+def test_a_resume_in_async_counts_skipped_steps_once(tmp_path, data):
+    """A checkpoint has the sum, which is trainer 0's from there on."""
+    loss = {"mode": "async", "train.loss": "tests.support.models:nan_at_5_of_one"}
+    changes = {**loss, "train.evaluate_at_end": False, "checkpoint.resume": True}
+    run_cases(
+        *(settings(data, tmp_path / "run", 1, 1, 2, **changes, **{"train.max_steps": n}) for n in (6, 8))
+    )
+    assert summary(tmp_path / "run")["steps"] == 8
+    assert summary(tmp_path / "run")["skipped_steps"] == 1
+
+
 def test_too_many_skipped_steps_end_a_job_as_failed(tmp_path, data):
     config = settings(data, tmp_path / "run", 1, 1, 2, **{"train.max_skipped": 2, "checkpoint.every": 2})
     config["train"]["loss"] = "tests.support.models:nan_from_5"

@@ -368,11 +368,11 @@ class Session(Progress):
         self.phases.stop()
         self.reducer.settle(self.stream, self.stopping.listen)
         self.check_model()
-        optimizer, scaler = self.optimizer, self.precision.state()
+        optimizer, scaler, skipped = self.optimizer, self.precision.state(), self.skips.total()
 
         def content(random_states: list[dict[str, Any]]) -> dict[str, Any]:
             assert self.model is not None, "call session.prepare(model) first"
-            return dense_content(self.state, self.model, optimizer, scaler, random_states)
+            return dense_content(self.state, self.model, optimizer, scaler, random_states, skipped)
 
         self.saver.begin(self.step_number, content, full=full, best=best)
 

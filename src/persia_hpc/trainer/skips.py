@@ -40,6 +40,8 @@ class Skips:
         self._alone = config.mode == "async" and peers.size > 1
         self._inputs = inputs
         self._state = state
+        if self._alone and peers.rank:  # a checkpoint has the sum
+            state.skipped_steps = 0
         self._peers = peers
         self._last_good = last_good
         self._warned = False
@@ -77,6 +79,14 @@ class Skips:
                 f"{state.skipped_in_row} skipped in a row, more than train.max_skipped = {self._most}: "
                 f"{text}. {self._way_out()}"
             )
+
+    def total(self) -> int:
+        """Returns, on trainer 0, the skipped steps of all trainers, which in `async` skip each its own.
+
+        Collective over trainers.
+        """
+        counts = self._peers.gather_objects(self._state.skipped_steps) if self._alone else None
+        return self._state.skipped_steps if counts is None else sum(counts)
 
     def _blame(self, verdict: Verdict, row_batch: RowBatch) -> str:
         """Returns whose batch has which values, from all trainers."""
