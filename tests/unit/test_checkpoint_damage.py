@@ -154,6 +154,7 @@ DENSE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a list for a model": lambda d: d.update(model=[1, 2]),
     "another step": lambda d: d.update(step=4),
     "a step that is no number": lambda d: d.update(step="10"),
+    "skipped steps that are no number": lambda d: d.update(skipped_steps="1"),
     "something else": lambda d: d.update(more=1),
     "another driver": lambda d: d.update(driver={"more": 1}),
 }
