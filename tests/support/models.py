@@ -98,6 +98,33 @@ def nan_from_5(logits, batch):
     return squared(logits, batch) * (torch.nan if batch.step >= 5 and last else 1)
 
 
+class Peak(Small):
+    """Loses a statistic in step 5 on the last rank, a trainer; the loss stays finite."""
+
+    def __init__(self, inputs):
+        super().__init__(inputs)
+        self.register_buffer("peak", torch.zeros(1))
+
+    def forward(self, batch):
+        from mpi4py import MPI
+
+        if self.training and batch.step == 5 and MPI.COMM_WORLD.rank == MPI.COMM_WORLD.size - 1:
+            self.peak.fill_(torch.nan)
+        return super().forward(batch)
+
+
+class Sparse(nn.Module):
+    """Has only sparse gradients, of the rows that a batch uses."""
+
+    def __init__(self, inputs):
+        super().__init__()
+        self.bias = nn.Embedding(10, 1, sparse=True)
+
+    def forward(self, batch):
+        rows = batch.pooled["user"].sum(dim=1, keepdim=True)
+        return rows + self.bias(torch.arange(batch.num_samples) % 3)
+
+
 class Bare(nn.Module):
     """Has nothing to train but rows."""
 

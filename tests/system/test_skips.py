@@ -97,6 +97,17 @@ def test_every_row_of_a_skipped_step_is_left_alone_in_hybrid_too(tmp_path, data)
     assert 0 < alone["nonfinite_rows"] < five["nonfinite_rows"]
 
 
+def test_a_resume_in_async_counts_skipped_steps_once(tmp_path, data):
+    """A checkpoint has the sum, which is trainer 0's from there on."""
+    loss = {"mode": "async", "train.loss": "tests.support.models:nan_at_5_of_one"}
+    changes = {**loss, "train.evaluate_at_end": False, "checkpoint.resume": True}
+    run_cases(
+        *(settings(data, tmp_path / "run", 1, 1, 2, **changes, **{"train.max_steps": n}) for n in (6, 8))
+    )
+    assert summary(tmp_path / "run")["steps"] == 8
+    assert summary(tmp_path / "run")["skipped_steps"] == 1
+
+
 def test_too_many_skipped_steps_end_a_job_as_failed(tmp_path, data):
     config = settings(data, tmp_path / "run", 1, 1, 2, **{"train.max_skipped": 2, "checkpoint.every": 2})
     config["train"]["loss"] = "tests.support.models:nan_from_5"
@@ -111,6 +122,29 @@ def test_too_many_skipped_steps_end_a_job_as_failed(tmp_path, data):
     assert "Last good checkpoint: " in failure["message"]
     assert (tmp_path / "run" / "step-00000004" / "manifest.json").exists()
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_a_model_that_one_trainer_has_lost_ends_the_job(mode, tmp_path, data):
+    """Buffers are each trainer's own: the others must neither wait for it nor go on."""
+    config = settings(data, tmp_path / "run", 1, 1, 2, **{"mode": mode, "checkpoint.every": 4})
+    config["model"]["class"] = "tests.support.models:Peak"
+    code, _, err = Job(tmp_path, config).end()
+    assert code == 1, err
+    failure = json.loads((tmp_path / "run" / "failure.json").read_text())
+    where = " on trainer 1" if mode == "sync" else ""
+    assert f"peak of the dense model has NaN or infinity{where} after step 8" in failure["message"]
+    assert (tmp_path / "run" / "latest").resolve().name == "step-00000004"
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_sparse_gradients_of_several_trainers_are_refused_in_one_line(tmp_path, data):
+    config = settings(data, tmp_path / "run", 1, 1, 2, **{"train.optimizer": {"name": "SparseAdam"}})
+    config["model"]["class"] = "tests.support.models:Sparse"
+    code, _, err = Job(tmp_path, config).end()
+    assert code == 2, err
+    text = "a parameter of shape [10, 1] has sparse gradients, which can't be summed over trainers"
+    assert text in json.loads((tmp_path / "run" / "failure.json").read_text())["message"]
 
 
 def test_fp16_skips_a_step_in_which_any_gradient_overflows(tmp_path, data):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import persia_hpc as ph
@@ -57,8 +57,10 @@ ANYTHING = st.recursive(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=300)
 @given(st.sampled_from(places(MANIFEST)), ANYTHING, st.booleans())
+@example(("config", "tables"), {"\n": None}, False)
+@example(("config", "tables"), {"\n": {"dim": 4, "\u2028": 1}}, False)
 def test_any_value_anywhere_is_read_or_refused_in_one_line(
     tmp_path: Path, place: tuple[Any, ...], value: Any, remove: bool
 ) -> None:

@@ -60,3 +60,14 @@ def test_unreadable_and_incomplete_files(tmp_path: Path, content: str | None, pa
         load_config(file)
     assert part in str(caught.value)
     assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["\n", "a\nb", "\x1b[2J", "\u2028", "\udc80"])
+def test_names_of_any_characters_are_refused_in_one_line(name: str) -> None:
+    base = {"data": {"train": "x.h5"}, "model": {"class": "deepfm"}}
+    for wrong in ({"tables": {name: None}}, {name: 1}, {"train": {name: 1}}, {"features": {name: {"x": 1}}}):
+        with pytest.raises(UserError) as error:
+            load_config({**base, **wrong})
+        assert str(error.value).isprintable()
+    with pytest.raises(UserError, match=r"^--set data\.train\.\\n: data\.train is "):
+        load_config(base, {'data.train."\\n"': 1})

@@ -15,7 +15,7 @@ import persia_hpc as ph
 from persia_hpc.errors import PersiaError
 from persia_hpc.trainer.skips import Buffers
 from persia_hpc.trainer.suspects import suspects
-from tests.support.models import Cliff, Small, squared
+from tests.support.models import Cliff, Small, Sparse, squared
 from tests.support.row_batches import make_inputs, make_row_batch
 from tests.support.tiny import run_digest, tiny_config, trained_rows, write_tiny
 
@@ -169,6 +169,39 @@ def test_a_model_that_is_not_finite_is_never_completed(data: str, tmp_path: Path
         assert not list((tmp_path / name).glob("step-*"))
 
 
+class Masked(Named):
+    """Has a causal mask, and a statistic."""
+
+    def __init__(self, inputs: Any):
+        super().__init__(inputs)
+        self.register_buffer("mask", torch.full((4, 4), -torch.inf).triu(1))
+        self.register_buffer("peak", torch.zeros(1))
+
+
+class Peak(Masked):
+    """Loses a statistic in the bad step, though the loss stays finite."""
+
+    def forward(self, batch: Any) -> torch.Tensor:
+        if batch.step == BAD and self.training:
+            self.peak.fill_(torch.inf)
+        return super().forward(batch)
+
+
+def test_a_constant_that_is_not_finite_is_no_divergence(data: str, tmp_path: Path) -> None:
+    changes = {"checkpoint.every": 2, "train.max_steps": 6}
+    assert train(data, tmp_path / "run", model=Masked, **changes)["status"] == "completed"
+    changes = {**changes, "train.max_steps": 8, "checkpoint.resume": True}
+    summary = train(data, tmp_path / "run", model=Masked, **changes)
+    assert (summary["status"], summary["steps"]) == ("completed", 8)
+    assert dense(tmp_path / "run")["mask"].isinf().sum() == 6
+
+
+def test_a_buffer_that_training_has_lost_is_never_saved(data: str, tmp_path: Path) -> None:
+    with pytest.raises(PersiaError, match=r"^peak of the dense model has NaN or infinity after step 6: "):
+        train(data, tmp_path / "run", model=Peak, **{"checkpoint.every": 2})
+    assert (tmp_path / "run" / "latest").resolve().name == "step-00000004"
+
+
 def test_a_row_that_is_not_finite_is_never_saved(data: str, tmp_path: Path) -> None:
     """Finite gradients may throw it out, in the last step of a run too; large values are only large."""
     changes: dict[str, Any] = {"train.loss": "tests.support.models:steep", "train.max_steps": 1}
@@ -204,6 +237,28 @@ def test_gradients_that_no_optimizer_takes_do_not_pile_up(data: str) -> None:
             assert all(p.grad is None for p in model.parameters())
 
     ph.run(tiny_config(data, **{"train.save": False}), main)
+
+
+def infinite_sparse(logits: torch.Tensor, batch: Any) -> torch.Tensor:
+    return squared(Cliff.apply(logits) if batch.step == BAD else logits, batch)
+
+
+@pytest.mark.parametrize("amp", ["off", "fp16"])
+def test_sparse_gradients_are_judged_too(amp: str, data: str, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"train.amp": amp, "train.optimizer": {"name": "SparseAdam", "lr": 0.01}}
+    cases = {"rows": infinite_rows, "all": infinite_sparse}
+    digests = set()
+    for name, loss in cases.items():
+        summary = train(data, tmp_path / name, loss, Sparse, **changes)
+        assert (summary["status"], summary["skipped_steps"]) == ("completed", 1), name
+        digests.add(run_digest(tmp_path / name))
+    assert len(digests) == 1
+    bias = dense(tmp_path / "all")["bias.weight"]
+    assert bias.isfinite().all()
+    train(data, tmp_path / "before", squared, Sparse, **changes, **{"train.max_steps": 1})
+    first = dense(tmp_path / "before")["bias.weight"]
+    assert (bias[:3] != first[:3]).all()
+    assert torch.equal(bias[3:], first[3:])
 
 
 def test_suspects_name_what_is_not_finite_and_then_what_is_large() -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from persia_hpc.errors import UserError
+from persia_hpc.printable import printable
 
 from .checks import check_config, did_you_mean, nearest, resolve_options
 from .toml import to_toml
@@ -107,7 +108,8 @@ def _assign(raw: dict[str, Any], path: Sequence[str], value: Any) -> None:
         child = node.setdefault(part, {})
         if not isinstance(child, dict):
             parent = ".".join(path[: depth + 1])
-            raise UserError(f"--set {'.'.join(path)}: {parent} is {_describe(child)}, not a table with keys")
+            text = f"--set {'.'.join(path)}: {parent} is {_describe(child)}, not a table with keys"
+            raise UserError(printable(text))
         node = child
     node[path[-1]] = copy.deepcopy(value)
 
@@ -141,7 +143,8 @@ class _Reader:
         """The error of a key: "FILE: a.b PROBLEM", or "--set a.b PROBLEM" where the value came from there."""
         overridden = any(tuple(path[: len(o)]) == o or o[: len(path)] == tuple(path) for o in self.overrides)
         where = "--set " if overridden and path else f"{self.source}: "
-        return UserError(f"{where}{'.'.join(path)}{' ' if path else ''}{problem}")
+        # Names in a configuration may have any characters; the message stays one line.
+        return UserError(printable(f"{where}{'.'.join(path)}{' ' if path else ''}{problem}"))
 
     def build(self, cls: type[T], raw: Any, path: tuple[str, ...]) -> T:
         """A dataclass from a raw table; unknown keys are refused with the nearest valid one."""

@@ -104,6 +104,7 @@ class Session(Progress):
             begin.load_model(model)
         self.reducer.attach(model)
         self.model = model
+        self.skips.begin(model)
         self._buffers = Buffers(model, always=self.config.train.cuda_graphs)
         self._call: Callable[[Batch], Tensor] = model
         if self.config.train.cuda_graphs:
@@ -367,16 +368,17 @@ class Session(Progress):
         self.phases.stop()
         self.reducer.settle(self.stream, self.stopping.listen)
         self.check_model()
-        optimizer, scaler = self.optimizer, self.precision.state()
+        optimizer, scaler, skipped = self.optimizer, self.precision.state(), self.skips.total()
 
         def content(random_states: list[dict[str, Any]]) -> dict[str, Any]:
             assert self.model is not None, "call session.prepare(model) first"
-            return dense_content(self.state, self.model, optimizer, scaler, random_states)
+            return dense_content(self.state, self.model, optimizer, scaler, random_states, skipped)
 
         self.saver.begin(self.step_number, content, full=full, best=best)
 
     def check_model(self) -> None:
-        """Checks that the dense parameters are finite.
+        """Checks that training has left the dense model finite, on every trainer.
+        Collective over trainers.
         Raises PersiaError if not.
         """
         if self.model is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -40,9 +40,12 @@ class Skips:
         self._alone = config.mode == "async" and peers.size > 1
         self._inputs = inputs
         self._state = state
+        if self._alone and peers.rank:  # a checkpoint has the sum
+            state.skipped_steps = 0
         self._peers = peers
         self._last_good = last_good
         self._warned = False
+        self._constant: frozenset[str] = frozenset()  # what isn't finite in the model, and may stay so
 
     def tell_to(self, log: Callable[[dict[str, Any]], None]) -> None:
         """Hands events to `log` from now on."""
@@ -77,6 +80,14 @@ class Skips:
                 f"{text}. {self._way_out()}"
             )
 
+    def total(self) -> int:
+        """Returns, on trainer 0, the skipped steps of all trainers, which in `async` skip each its own.
+
+        Collective over trainers.
+        """
+        counts = self._peers.gather_objects(self._state.skipped_steps) if self._alone else None
+        return self._state.skipped_steps if counts is None else sum(counts)
+
     def _blame(self, verdict: Verdict, row_batch: RowBatch) -> str:
         """Returns whose batch has which values, from all trainers."""
         text, loss = "", verdict.loss
@@ -104,23 +115,39 @@ class Skips:
         self._tell({"event": "warning", "step": step, "text": text})
         _say(text)
 
-    def check_model(self, model: nn.Module) -> None:
-        """Checks that a model can be saved: that its parameters and buffers are finite.
+    def begin(self, model: nn.Module) -> None:
+        """Takes note of what isn't finite in a model before training, as a causal mask."""
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self._constant = frozenset(_not_finite(model)) - trained
 
-        Raises PersiaError if not.
+    def check_model(self, model: nn.Module) -> None:
+        """Checks that a model can be saved: that training has left its parameters and buffers finite.
+
+        Collective over trainers, except in `async`.
+        Raises PersiaError, on all of them, if the model of one isn't: buffers are each trainer's own.
         """
-        for name, value in model.state_dict().items():
-            if isinstance(value, Tensor) and not bool(torch.isfinite(value).all()):
-                raise PersiaError(
-                    f"{name} of the dense model has NaN or infinity after step {self._state.step}: training "
-                    f"has diverged, and the model isn't saved. {self._way_out()}"
-                )
+        bad = next((name for name in _not_finite(model) if name not in self._constant), "")
+        names = [bad] if self._alone else self._peers.broadcast(self._peers.gather_objects(bad))
+        if not any(names):
+            return
+        ranks = [rank for rank, name in enumerate(names) if name]
+        where = "" if len(ranks) == len(names) else f" on trainer {ranks[0]}"
+        raise PersiaError(
+            f"{names[ranks[0]]} of the dense model has NaN or infinity{where} after step {self._state.step}: "
+            f"training has diverged, and the model isn't saved. {self._way_out()}"
+        )
 
     def _way_out(self) -> str:
         # Trainer 0 waits until the one that is being written is whole; the others may not end the job before.
         good = self._last_good() if self._alone else self._peers.broadcast(self._last_good())
         where = f"Last good checkpoint: {good}" if good else "There is no checkpoint yet"
         return f"{where}. Mend the data or the loss, or lower the learning rate"
+
+
+def _not_finite(model: nn.Module) -> Iterator[str]:
+    for name, value in model.state_dict().items():
+        if isinstance(value, Tensor) and not bool(torch.isfinite(value).all()):
+            yield name
 
 
 def _say(text: str) -> None:

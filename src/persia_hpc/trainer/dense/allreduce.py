@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from persia_hpc.errors import UserError
 from persia_hpc.trainer.interfaces import BatchStream
 
 from .verdict import told_parameter
@@ -110,6 +111,11 @@ class DenseReducer:
                 part = gathered[at : at + p.numel()]
                 if p.grad is None:
                     part.zero_()
+                elif p.grad.is_sparse:
+                    raise UserError(
+                        f"a parameter of shape {list(p.shape)} has sparse gradients, which can't be summed "
+                        "over trainers: make its layer with sparse=False, or train with one trainer"
+                    )
                 else:
                     part.copy_(p.grad.reshape(-1))
                 at += p.numel()

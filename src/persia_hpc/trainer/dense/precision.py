@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from persia_hpc.trainer.pooling.gradients import RowGradients
 
-from .verdict import Verdict
+from .verdict import Verdict, values
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -80,7 +80,7 @@ class Precision:
             return verdict
         if not verdict.good:  # the scaler looks at the optimizer's gradients only
             own = (p.grad for group in optimizer.param_groups for p in group["params"])
-            next(g for g in own if g is not None and g.numel()).fill_(torch.nan)
+            next(v for g in own if g is not None and (v := values(g)).numel()).fill_(torch.nan)
         self.scaler.unscale_(optimizer)
         if clip_norm is not None:
             nn.utils.clip_grad_norm_(parameters, clip_norm)

@@ -73,7 +73,7 @@ class DenseState:
     driver: dict[str, Any] = field(default_factory=dict)  # of `DriverState`, or {}
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)  # fp16's loss scale
-    skipped_steps: int = 0
+    skipped_steps: int = 0  # of all trainers together
     path: str = ""
 
     @classmethod
@@ -161,7 +161,7 @@ class DenseState:
 
 # Types of what `DenseState` holds, as far as the code relies on them.
 _KINDS = {
-    **dict.fromkeys(("step", "samples"), int),
+    **dict.fromkeys(("step", "samples", "skipped_steps"), int),
     **dict.fromkeys(("model", "optimizer", "driver", "results", "scaler"), dict),
     "random": list,
 }
@@ -211,12 +211,16 @@ def dense_content(
     optimizer: torch.optim.Optimizer | None,
     scaler: Mapping[str, Any],
     random_states: list[dict[str, Any]],
+    skipped_steps: int,
 ) -> dict[str, Any]:
-    """Returns what `dense.pt` is to hold of this moment, copied; `DenseState` reads it."""
+    """Returns what `dense.pt` is to hold of this moment, copied; `DenseState` reads it.
+
+    random_states: of each trainer. skipped_steps: of the whole run.
+    """
     return {
         "step": state.step,
         "samples": state.samples,
-        "skipped_steps": state.skipped_steps,
+        "skipped_steps": skipped_steps,
         "model": _copied(model.state_dict()),
         "optimizer": _copied(optimizer.state_dict()) if optimizer is not None else {},
         "scaler": scaler,

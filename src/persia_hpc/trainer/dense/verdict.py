@@ -67,6 +67,11 @@ def tell(told: nn.Parameter, loss: Tensor | None, gradients: RowGradients) -> No
     told.grad = bad.to(told.device, torch.float32)
 
 
+def values(gradient: Tensor) -> Tensor:
+    """Returns what a gradient holds, as a tensor that isn't sparse; it can be changed there."""
+    return gradient._values() if gradient.is_sparse else gradient
+
+
 def judge(parameters: Sequence[nn.Parameter], told: nn.Parameter, loss: Tensor | None) -> Verdict:
     """Returns the verdict on reduced gradients; waits, once, for the device that has them.
 
@@ -78,7 +83,7 @@ def judge(parameters: Sequence[nn.Parameter], told: nn.Parameter, loss: Tensor |
     by_type: dict[torch.dtype, list[Tensor]] = {}
     for gradient in (p.grad for p in parameters):
         if gradient is not None:
-            by_type.setdefault(gradient.dtype, []).append(gradient)
+            by_type.setdefault(gradient.dtype, []).append(values(gradient))
     for gradients in by_type.values():
         torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, one)
     if told.device.type == "cpu":
