@@ -111,7 +111,7 @@ class Follower:
         for file in known[-MOST_COMPARED:]:
             same = True
             with suppress(UserError):  # not there or not readable any more: nobody needs it
-                info = self._scan(file.path)
+                info = self._scan_named(file.path)
                 same = info.num_samples == file.num_samples and self._digest(info) == file.digest
             if not same:
                 raise UserError(f"{file.path}: {_OTHERS}, or give new samples a file of another name")
@@ -138,7 +138,7 @@ class Follower:
                     f"{file.path}: got no such file, but the checkpoint is of the middle of its portion; put "
                     "it back, or begin a new run with --init-from"
                 )
-            info = self._scan(file.path)
+            info = self._scan_named(file.path)
             if info.num_samples != file.num_samples:  # other bytes may be a repair
                 raise UserError(
                     f"{file.path}: got {info.num_samples} samples, expected {file.num_samples} as when "
@@ -149,12 +149,19 @@ class Follower:
             infos.append(info)
         return tuple(infos)
 
-    def _scan(self, path: str) -> FileInfo:
+    def _scan_named(self, path: str) -> FileInfo:
+        """Scans a file that a checkpoint names; anybody can have written that name.
+
+        Raises UserError for one that no pattern can have given.
+        """
         if not any(_may_match(path, pattern) for pattern in self._patterns):
             raise UserError(
                 f"{path}: the checkpoint names this file, but data.train doesn't match it; add it there if "
                 "the run is to read it"
             )
+        return self._scan(path)
+
+    def _scan(self, path: str) -> FileInfo:
         info = scan(path)
         before = FileInfo("the files before", 0, self._schema, True, True, True, True)
         check_agree(before, info, self._schema, all_features=self._all_features)
@@ -165,10 +172,10 @@ class Follower:
 
 
 def _may_match(path: str, pattern: str) -> bool:
-    """Says whether a glob can give this path, or one further below; asks no file system."""
+    """Says whether the files of a glob can be of this path, or of one further below."""
     if os.path.normpath(path) != path:
         return False
-    return path == pattern or fnmatchcase(path, pattern.replace("**/", "*"))
+    return path == pattern or fnmatchcase(path, literal_first(pattern).replace("**/", "*"))
 
 
 def _lists(pattern: str) -> bool:
