@@ -75,7 +75,7 @@ def test_a_checkpoint_names_no_file_beside_the_configured_ones(tmp_path: Path, n
 
 
 def test_files_of_a_folder_with_brackets_are_followed(tmp_path: Path) -> None:
-    """What a glob takes for a class of letters is the folder's own name, in a new run and in a resumed one."""
+    """What a glob takes for a class of letters is the folder's own name, in new and in resumed runs."""
     folder = tmp_path / "data [v2]"
     folder.mkdir()
     write_tiny(folder / "a.h5", 5)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from persia_hpc.preprocess.outputs import FileReport
 from persia_hpc.preprocess.splitting import SPLITS
 from persia_hpc.samples import names as layout
+from persia_hpc.samples.attributes import texts_of
 
 
 def constant_labels(reports: Sequence[object]) -> list[str]:
@@ -42,7 +43,7 @@ def _constants(files: Sequence[Path]) -> list[tuple[str, float]]:
         with layout.open_to_read(str(path)) as file:
             if layout.LABEL_MIN not in file.attrs:
                 return []
-            labels = [str(name) for name in file.attrs[layout.LABEL_NAMES]]
+            labels = texts_of(file.attrs[layout.LABEL_NAMES])
             low = np.minimum(low, file.attrs[layout.LABEL_MIN])
             high = np.maximum(high, file.attrs[layout.LABEL_MAX])
             rows += int(file.attrs[layout.NUM_SAMPLES])

@@ -19,6 +19,7 @@ from persia_hpc.durable import replace_whole
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess.team import Team, once
 from persia_hpc.samples import names as layout
+from persia_hpc.samples.attributes import text_of
 from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.encoding import ENCODING_FILE, sealed, write_encoding
 from persia_hpc.samples.schema import DatasetSchema
@@ -309,7 +310,7 @@ def _stored_settings(path: Path) -> dict[str, Any] | None:
             stored = json.loads(path.read_bytes())
         else:
             with layout.open_to_read(str(path)) as file:
-                stored = json.loads(file.attrs[layout.PREPROCESSING])
+                stored = json.loads(text_of(file.attrs[layout.PREPROCESSING]))
     except (OSError, KeyError, TypeError, ValueError):
         return None
     return stored if isinstance(stored, dict) and "version" in stored else None
