@@ -68,7 +68,7 @@ class Follower:
         self.ended = False  # the last look has seen that no more files will come
         self._patterns = [os.path.abspath(os.path.expanduser(pattern)) for pattern in config.data.train]
         self._all_features = config.data.features is None
-        self._schema = schema
+        self.schema = schema  # with the encoding of the first file that names one
         self._taken = {file.path for portion in self.portions for file in portion}
 
     def look(self) -> tuple[FileInfo, ...]:
@@ -82,16 +82,18 @@ class Follower:
         # system shows names sooner than listings.
         self.ended = any(_lists(os.path.join(os.path.dirname(p), END_PATTERN)) for p in self._patterns)
         paths = [path for path in _matches(self._patterns) if path not in self._taken]
-        found = []
+        found, before = [], self.schema
         for path in paths:
             try:
                 info = self._scan(path)
-                first = int(read_times(path, 0, 1)[0]) if self._schema.has_time else None
+                first = int(read_times(path, 0, 1)[0]) if self.schema.has_time else None
                 found.append((info, TakenFile(path, info.num_samples, first, self._digest(info))))
+                self._adopt_encoding(info)
             except NoSamplesError:
                 self._taken.add(path)
             except (UserError, DataError, OSError) as error:
                 if os.path.exists(path):  # else it is gone again
+                    self.schema = before
                     raise UserError(str(error)) from error
         found.sort(key=lambda pair: pair[1].first_time or 0)  # stable
         if found:
@@ -113,6 +115,7 @@ class Follower:
             with suppress(UserError):  # not there or not readable any more: nobody needs it
                 info = self._scan_named(file.path)
                 same = info.num_samples == file.num_samples and self._digest(info) == file.digest
+                self._adopt_encoding(info)
             if not same:
                 raise UserError(f"{file.path}: {_OTHERS}, or give new samples a file of another name")
 
@@ -122,7 +125,7 @@ class Follower:
         Raises UserError for damage, since no checkpoint is to blame.
         """
         try:
-            return file_digest(FileSource([info], self._schema, info.num_samples, binary_labels=False))
+            return file_digest(FileSource([info], self.schema, info.num_samples, binary_labels=False))
         except DataError as error:
             raise UserError(str(error)) from error
 
@@ -147,6 +150,7 @@ class Follower:
             if file.digest and self._digest(info) != file.digest:
                 raise UserError(f"{file.path}: {_OTHERS}, or begin a new run with --init-from")
             infos.append(info)
+            self._adopt_encoding(info)
         return tuple(infos)
 
     def _scan_named(self, path: str) -> FileInfo:
@@ -163,12 +167,14 @@ class Follower:
 
     def _scan(self, path: str) -> FileInfo:
         info = scan(path)
-        before = FileInfo("the files before", 0, self._schema, True, True, True, True)
-        check_agree(before, info, self._schema, all_features=self._all_features)
-        check_encodings([(path, info.schema.encoding)], "the files before", self._schema.encoding)
-        if self._schema.encoding is None:
-            self._schema = replace(self._schema, encoding=info.schema.encoding)
+        before = FileInfo("the files before", 0, self.schema, True, True, True, True)
+        check_agree(before, info, self.schema, all_features=self._all_features)
+        check_encodings([(path, info.schema.encoding)], "the files before", self.schema.encoding)
         return info
+
+    def _adopt_encoding(self, info: FileInfo) -> None:
+        if self.schema.encoding is None:
+            self.schema = replace(self.schema, encoding=info.schema.encoding)
 
 
 def _may_match(path: str, pattern: str) -> bool:
