@@ -10,6 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from persia_hpc.cost_model.cluster import Cluster
+from persia_hpc.cost_model.constants import DEFAULTS
 from persia_hpc.cost_model.predict import link_traffic, predict
 from persia_hpc.cost_model.traffic import dense_traffic
 from persia_hpc.topology.roles import Role
@@ -114,11 +115,14 @@ def test_a_server_node_of_many_workers_carries_all_their_rows() -> None:
     config = config_of(mode="sync", data={"train": "t.h5", "batch_size": 4096})
     counts = {"parameter_servers": 1, "embedding_workers": 8, "trainers": 8}
     cluster = Cluster(nodes=8, cpu_nodes=9, cpu_cores=64, cores=64, link_bytes=LINK, latency_seconds=0.0)
-    w = job_of(config, counts, cluster).work
-    slow = path(config, counts, cluster)
-    fast = path(config, counts, dataclasses.replace(cluster, link_bytes=1e30))
+    job = job_of(config, counts, cluster)
+    w = job.work
+    constants = dataclasses.replace(DEFAULTS, allreduce_byte=0.0)  # of AllReduce the link's time is left
+    slow = path(config, counts, cluster, constants=constants)
+    fast = path(config, counts, dataclasses.replace(cluster, link_bytes=1e30), constants=constants)
     rows_and_gradients = 8 * (w.row_bytes + w.gradient_bytes) + w.feed_bytes + w.gradient_bytes
-    assert slow - fast == pytest.approx(rows_and_gradients / LINK)
+    allreduce = 2 * 7 / 8 * job.dense.bytes  # row gradients wait for it
+    assert slow - fast == pytest.approx((rows_and_gradients + allreduce) / LINK)
 
 
 def test_ranks_of_one_node_are_not_in_the_way_of_a_network() -> None:

@@ -89,6 +89,37 @@ def test_a_followed_file_of_another_encoding_is_refused(tmp_path: Path) -> None:
         follower.look()
 
 
+def test_a_followed_run_keeps_the_encoding_that_a_later_file_names(tmp_path: Path) -> None:
+    folder, run_dir = tmp_path / "data", tmp_path / "run"
+    folder.mkdir()
+    write_tiny(folder / "a.h5", 64)
+    write_tiny(folder / "b.h5", 64, seed=1, encoding=A)
+    (folder / "_END").touch()
+    changes = {"data.follow": True, "run_dir": str(run_dir)}
+    ph.train(config(str(folder / "*.h5"), **changes), quiet=True)
+    assert read_schema(read_manifest(run_dir / "latest")).encoding == A
+    other = write_tiny(folder / "c.h5", 64, seed=2, encoding=B)
+    with pytest.raises(UserError, match="c.h5: " + OTHER):
+        ph.load(run_dir).predict([other], tmp_path / "out.csv")
+    (folder / "b.h5").unlink()  # what it named is known from the checkpoint
+    with pytest.raises(UserError, match="c.h5: " + OTHER):
+        ph.train(config(str(folder / "*.h5"), **changes, **{"checkpoint.resume": True}), quiet=True)
+
+
+def test_a_refused_portion_leaves_no_encoding(tmp_path: Path) -> None:
+    settings = load_config(config(str(tmp_path / "*.h5"), **{"data.follow": True}))
+    write_tiny(tmp_path / "a.h5", 9)
+    follower = Follower(settings, followed_schema(settings))
+    for name, encoding in (("b", A), ("c", B)):
+        write_tiny(tmp_path / f"{name}.h5", 9, encoding=encoding)
+    with pytest.raises(UserError, match="c.h5: " + OTHER):
+        follower.look()
+    assert follower.schema.encoding is None
+    (tmp_path / "c.h5").unlink()
+    follower.look()
+    assert follower.schema.encoding == A
+
+
 def test_a_checkpoint_says_which_encoding(run: Path) -> None:
     manifest = read_manifest(run / "latest")
     assert read_schema(manifest).encoding == manifest["schema"]["encoding"] == A

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import h5py
 import pytest
 
 from persia_hpc.cli import main
+from tests.support.tiny import write_tiny
 
 SCHEMA = """
 files = ["a.csv"]
@@ -49,6 +51,56 @@ def test_constant_labels_and_unmet_words_are_said(
         assert main(command) == 0
         again = [f"label {what}" for what in said if "of test" in what]
         assert [line.split(":")[0] for line in warnings(capsys)] == again
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (["1", "", "1"], ["label y is 1 in every row of train where it is known: AUC is undefined"]),
+        (["0", "", "1"], []),
+        (["", "", "1"], []),  # of a single one nothing is said
+        (["", "", ""], []),
+    ],
+)
+def test_labels_that_are_missing_in_some_rows_may_be_constant_where_they_are_known(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], labels: list[str], said: list[str]
+) -> None:
+    command = table(tmp_path, labels)
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert [
+        line.removeprefix("warning: ").split(";")[0] for line in out.splitlines() if "warn" in line
+    ] == said
+    assert ("no known label" in out) == (not any(labels))
+    assert "no labels" not in out
+
+
+@pytest.mark.parametrize("links", [False, True])
+def test_files_of_other_making_beside_the_new_ones_are_not_looked_at(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], links: bool
+) -> None:
+    command = table(tmp_path, ["1", "1", "1"])
+    notes = tmp_path / "out" / "train-notes.h5"
+    notes.parent.mkdir()
+    with h5py.File(notes, "w") as file:
+        file["note"] = h5py.ExternalLink("other.h5", "/note") if links else "text"
+    assert main(command) == 2
+    assert f"{notes} is there already, was not made by preprocess" in capsys.readouterr().err
+    assert main([*command, "--overwrite"]) == 0
+    assert [line.split(":")[0] for line in warnings(capsys)] == ["label y is 1 in every row of train"]
+    write_tiny(notes, 9)  # a data set, with other labels
+    (tmp_path / "a.csv").write_text("u,y\n1,1\n2,1\n")
+    assert main([*command, "--overwrite"]) == 0
+    assert [line.split(":")[0] for line in warnings(capsys)] == ["label y is 1 in every row of train"]
+    assert notes.exists()
+
+
+def table(folder: Path, labels: list[str]) -> list[str]:
+    """Returns the command that prepares a table with these labels, of which any may be missing."""
+    (folder / "a.csv").write_text("u,y\n" + "".join(f"{i},{label}\n" for i, label in enumerate(labels)))
+    schema = 'files = ["a.csv"]\nsplit.fractions = { train = 1 }\n[ids.u]\n[labels.y]\nmissing = nan\n'
+    (folder / "s.toml").write_text(schema)
+    return ["preprocess", "table", str(folder / "s.toml"), "--out", str(folder / "out")]
 
 
 def warnings(capsys: pytest.CaptureFixture[str]) -> list[str]:

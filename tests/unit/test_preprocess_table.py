@@ -80,6 +80,18 @@ def test_a_label_may_be_missing(tmp_path, label, expected, typed):
         prepare(tmp_path, schema.replace(label, label.rpartition("\n")[0]), {}, overwrite=True)
 
 
+@pytest.mark.parametrize("rule", ["", "positive = '1'\n", "threshold = 1\n"])
+def test_a_number_that_is_nan_in_any_form_is_no_label(tmp_path, rule):
+    """The words are those that are read as NaN, whose label would be 0 if they weren't known as missing."""
+    texts = ["1", "-nan", "nan", "NaN", "+nan", "0", "-NAN", "1"]
+    schema = 'files = ["data.csv"]\nsplit = { fractions = { train = 1.0 } }\n[ids.u]\n[labels.y]\n'
+    schema += rule + "missing = nan\n"
+    rows = "".join(f"{i},{text}\n" for i, text in enumerate(texts))
+    prepare(tmp_path, schema, {"data.csv": f"u,y\n{rows}"})
+    expected = np.array([float(text) for text in texts], np.float32)
+    np.testing.assert_array_equal(read(tmp_path).labels[:, 0], expected)
+
+
 @pytest.mark.parametrize("missing", ["0.5", '"?"'])
 def test_a_binary_label_cannot_be_filled_with_another_number(tmp_path, missing):
     schema = SCHEMA.replace('positive = "yes"', f'positive = "yes"\nmissing = {missing}')

@@ -82,7 +82,7 @@ DENSE = "[labels.y]\n[ids.u]\n[dense.c]\nmissing = 0\n"
     [
         (pl.Series([None, None], dtype=pl.Null), [0, 0]),
         ([-999.0, 1.0, float("nan")], [0, 1, 0]),
-        (["-999.0", "1", "NaN", " 2e1 ", "true"], [0, 1, 0, 20, 1]),
+        (["-999.0", "1", "NaN", " 2e1 ", "true", "-nan", "+NAN"], [0, 1, 0, 20, 1, 0, 0]),
         ([Decimal("-999.00"), Decimal("0.10")], [0, 0.1]),
         ([True, None, False], [1, 0, 0]),
     ],
@@ -196,6 +196,13 @@ FRACTION = '[labels.y]\n[ids.u]\n[time]\ncolumn = "c"\nformat = "%H:%M:%S%.f %Y-
             r"row 2: c: got nan .*every row needs a label",
         ),
         (["1", "NaN"], "[ids.u]\n[labels.c]\npositive = 1", r"row 2: c: got 'NaN' .*every row needs a label"),
+        (
+            ["1", "-nan"],
+            "[ids.u]\n[labels.c]\npositive = 1",
+            r"row 2: c: got '-nan' .*needs a label",
+        ),
+        (["1", "-nan"], "[ids.u]\n[labels.c]", r"row 2: c: got '-nan'"),
+        (["1", "-nan"], "weight = 'c'\n[ids.u]", r"row 2: c: got '-nan'"),
         ([1, -1], "missing = -1\n[ids.u]\n[labels.c]", r"row 2: c: got -1 \(Int64\), expected a number$"),
     ],
 )

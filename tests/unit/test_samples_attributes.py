@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from persia_hpc.errors import DataError, UserError
+from persia_hpc.samples.attributes import text_of, texts_of
 from persia_hpc.samples.datafile import scan
 from persia_hpc.samples.source import open_source
 from tests.support.samples import random_batch, write
+from tests.support.tiny import write_tiny
 
 ROWS = 50
 WRONG: list[Any] = [
@@ -75,3 +77,21 @@ def test_only_proper_attributes_vouch_for_values(path: Path, name: str, value: A
     put(path, name, value)
     with pytest.raises(DataError, match="row 3: got"):
         open_source([str(path)], binary_labels=name == "label_binary").read(0, ROWS)
+
+
+def test_no_text_lies_in_the_heap_without_checksum_and_both_kinds_are_read(tmp_path: Path) -> None:
+    """Strings of any length, as older files have them, mean the same as those of fixed length."""
+    path = write_tiny(tmp_path / "a.h5", 5, encoding="Zürich-1")
+    before = scan(path).schema
+    assert before.encoding == "Zürich-1"
+    with h5py.File(path, "r+") as file:
+        texts = 0
+        for name in file.attrs:
+            kind = h5py.check_string_dtype(file.attrs.get_id(name).dtype)
+            if kind is not None:
+                assert kind.length is not None, name
+                value, texts = file.attrs[name], texts + 1
+                old = texts_of(value) if np.ndim(value) else text_of(value)
+                file.attrs[name] = np.array(old, h5py.string_dtype()) if np.ndim(value) else old
+        assert texts == 7
+    assert scan(path).schema == before

@@ -89,9 +89,7 @@ def test_a_run_keeps_the_encoding_of_its_data_only(tmp_path: Path) -> None:
     keep_encoding([str(tmp_path / "first" / "*.h5")], mine["digest"], run)
     keep_encoding([str(tmp_path / "*" / "train.h5")], None, run)
     assert not list(run.iterdir())
-    keep_encoding(
-        [str(tmp_path / "f*" / "*.h5"), str(tmp_path / "second[1]" / "train.h5")], mine["digest"], run
-    )
+    keep_encoding([str(tmp_path / "f*" / "*.h5"), str(tmp_path / "second[1]" / "*.h5")], mine["digest"], run)
     assert read_encoding(run) == mine
 
 

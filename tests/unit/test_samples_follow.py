@@ -53,17 +53,18 @@ def test_each_file_is_taken_once_and_only_under_its_own_name(tmp_path: Path) -> 
     assert [[f.num_samples for f in portion] for portion in found.portions] == [[5], [7, 6]]
 
 
-def test_a_checkpoint_names_no_file_beside_the_configured_ones(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
+@pytest.mark.parametrize("name", ["data", "data [v2]", "da*a?"])
+def test_a_checkpoint_names_no_file_beside_the_configured_ones(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
     (tmp_path / "else").mkdir()
-    mine = write_tiny(tmp_path / "data" / "a.h5", 5)
+    mine = write_tiny(tmp_path / name / "a.h5", 5)
     other = write_tiny(tmp_path / "else" / "a.h5", 5)
-    settings = config(str(tmp_path / "data" / "*.h5"))
+    settings = config(str(tmp_path / name / "*.h5"))
     schema = follow.followed_schema(settings)
     for path, taken in (
         (mine, True),
         (other, False),
-        (str(tmp_path / "data" / ".." / "else" / "a.h5"), False),
+        (str(tmp_path / name / ".." / "else" / "a.h5"), False),
     ):
         resumed = Follower(settings, schema, [[TakenFile(path, 5, None)]])
         if taken:
@@ -71,6 +72,23 @@ def test_a_checkpoint_names_no_file_beside_the_configured_ones(tmp_path: Path) -
         else:
             with pytest.raises(UserError, match=r"the checkpoint names this file, but data.train doesn't"):
                 resumed.reopen()
+
+
+def test_files_of_a_folder_with_brackets_are_followed(tmp_path: Path) -> None:
+    """What a glob takes for a class of letters is the folder's own name, in new and in resumed runs."""
+    folder = tmp_path / "data [v2]"
+    folder.mkdir()
+    write_tiny(folder / "a.h5", 5)
+    found = follower(folder)
+    assert names(found.look()) == ["a"]
+    settings = config(str(folder / "*.h5"))
+    resumed = Follower(settings, follow.followed_schema(settings), found.portions)
+    resumed.check_taken(1)
+    write_tiny(folder / "b.h5", 5)
+    assert names(resumed.look()) == ["b"]
+    write_tiny(folder / "a.h5", 5, seed=8)
+    with pytest.raises(UserError, match=r"a\.h5: got other samples than when it was trained on"):
+        resumed.check_taken(1)
 
 
 @pytest.mark.parametrize("pattern", ["*.h5", "**/a.h5", "**/d/**/a.h5", "**/*.h5", "[d]/e/*", "d/e/a.h5"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from persia_hpc.durable import replace_whole
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess.team import Team, once
 from persia_hpc.samples import names as layout
+from persia_hpc.samples.attributes import text_of
 from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.encoding import ENCODING_FILE, sealed, write_encoding
 from persia_hpc.samples.schema import DatasetSchema
@@ -34,7 +36,10 @@ VOCABULARIES = "vocabulary-*.csv"
 
 @dataclass(frozen=True)
 class FileReport:
-    """Describes one finished file: its rows and the mean of the first label (None without rows or labels)."""
+    """Describes one finished file: its rows, and the mean of the first label where that isn't missing.
+
+    The mean is None without labels, and NaN without a known one.
+    """
 
     path: Path
     num_rows: int
@@ -42,6 +47,8 @@ class FileReport:
 
     def __str__(self) -> str:
         rate = ", no labels" if self.label_rate is None else f", label rate {self.label_rate:.5f}"
+        if self.label_rate is not None and math.isnan(self.label_rate):
+            rate = ", no known label"
         return f"{self.path}: {self.num_rows:,} rows{rate}, {self.path.stat().st_size / 1e6:,.1f} MB"
 
 
@@ -129,7 +136,7 @@ class Outputs:
 
     def _look(self) -> tuple[list[str], list[str]]:
         existing = {
-            p.name: _stored_settings(p) for pattern in OUTPUT_GLOBS for p in self.directory.glob(pattern)
+            p.name: stored_settings(p) for pattern in OUTPUT_GLOBS for p in self.directory.glob(pattern)
         }
         wanted = self._wanted
         same = {name for name, stored in existing.items() if stored is not None and _same(stored, wanted)}
@@ -155,7 +162,7 @@ class Outputs:
     def stored(self, name: str) -> dict[str, Any]:
         """Returns the settings stored with a finished file, or with the note that its input has no rows."""
         path = self.directory / name
-        return _stored_settings(path) or _stored_settings(path.with_name(name + ABSENT)) or {}
+        return stored_settings(path) or stored_settings(path.with_name(name + ABSENT)) or {}
 
     def note_absent(self, names: Sequence[str], more: Mapping[str, Any]) -> None:
         """Records that none of these files will be made, since their piece of the input has no rows.
@@ -220,7 +227,7 @@ class Outputs:
             for path in self.directory.glob(pattern):
                 if path.name.removesuffix(ABSENT) in keep:
                     continue
-                stored = _stored_settings(path)
+                stored = stored_settings(path)
                 if stored is not None and not (self._ours(path.name) and _same(stored, self._wanted)):
                     path.unlink(missing_ok=True)
         for path in self._old_vocabularies():
@@ -237,7 +244,7 @@ class SplitWriter:
         self._options = options
         self._writers: dict[str, DatasetWriter] = {}
         self._rows = dict.fromkeys(outputs.names, 0)
-        self._labels = {name: np.zeros(2) for name in outputs.names}
+        self._labels = {name: np.zeros(3) for name in outputs.names}
 
     def __enter__(self) -> SplitWriter:
         for name in self._outputs.names:
@@ -261,7 +268,7 @@ class SplitWriter:
         if batch.num_samples:
             self._writers[name].write(batch)
             self._rows[name] += batch.num_samples
-            self._labels[name] += sum_and_count(batch.labels)
+            self._labels[name] += sum_and_counts(batch.labels)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -287,30 +294,32 @@ class SplitWriter:
         ]
 
 
-def sum_and_count(labels: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Returns the sum of the first label over the samples where it isn't missing, and their number.
+def sum_and_counts(labels: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Returns the sum of the first label where it isn't missing, how often it isn't, and how many there are.
 
-    Shapes: labels [N, L]; returns [2].
+    Shapes: labels [N, L]; returns [3].
     """
     first = labels[:, :1]
-    return np.array([np.nansum(first, dtype=np.float64), np.isfinite(first).sum()])
+    return np.array([np.nansum(first, dtype=np.float64), np.isfinite(first).sum(), first.size])
 
 
-def label_rate(sum_and_count: npt.NDArray[np.float64]) -> float | None:
-    """Returns the mean of a label, None if it is missing everywhere or there is none."""
-    total, count = sum_and_count.tolist()
-    return total / count if count else None
+def label_rate(sum_and_counts: npt.NDArray[np.float64]) -> float | None:
+    """Returns the mean of a label, NaN if it is missing everywhere, None if there is none."""
+    total, known, count = sum_and_counts.tolist()
+    if not count:
+        return None
+    return total / known if known else math.nan
 
 
-def _stored_settings(path: Path) -> dict[str, Any] | None:
+def stored_settings(path: Path) -> dict[str, Any] | None:
     """Returns the attribute that `Outputs` gave the file; None for files of other making."""
     try:
         if path.suffix == ABSENT:
             stored = json.loads(path.read_bytes())
         else:
             with layout.open_to_read(str(path)) as file:
-                stored = json.loads(file.attrs[layout.PREPROCESSING])
-    except (OSError, KeyError, TypeError, ValueError):
+                stored = json.loads(text_of(file.attrs[layout.PREPROCESSING]))
+    except (OSError, KeyError, TypeError, ValueError, UserError):
         return None
     return stored if isinstance(stored, dict) and "version" in stored else None
 

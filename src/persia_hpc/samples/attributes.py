@@ -37,6 +37,22 @@ def is_count(value: Any) -> bool:
     return math.isfinite(number) and number == int(number) and number >= 0
 
 
+def text_of(value: Any) -> str:
+    """Returns a string attribute as text: h5py gives bytes for strings of fixed length, which files hold now.
+
+    Raises ValueError for bytes that aren't UTF-8.
+    """
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def texts_of(value: Any) -> list[str]:
+    """Returns an attribute that lists strings, of fixed or of any length, or holds a single one.
+
+    Raises ValueError for bytes that aren't UTF-8.
+    """
+    return [text_of(entry) for entry in np.atleast_1d(value)]
+
+
 def _shown(value: Any) -> str:
     text = " ".join(ascii(value).split())
     return text if len(text) <= 60 else f"{text[:57]}..."

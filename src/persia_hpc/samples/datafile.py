@@ -16,7 +16,7 @@ import numpy.typing as npt
 from h5py import h5d, h5p, h5s, h5t, h5z
 
 from persia_hpc.errors import DataError, UserError
-from persia_hpc.samples.attributes import bounds, check_counts, is_true
+from persia_hpc.samples.attributes import bounds, check_counts, is_true, text_of, texts_of
 from persia_hpc.samples.batch import MAX_IDS, IdColumn, SampleBatch
 from persia_hpc.samples.containment import check_written
 from persia_hpc.samples.schema import SCHEMA_VERSION, DatasetSchema, FeatureSchema
@@ -124,7 +124,7 @@ def _scan_open(path: str, file: h5py.File) -> FileInfo:
         layout.WEIGHT in widths,
         layout.GROUP in widths,
         layout.TIME in widths,
-        None if encoding is None else str(encoding),
+        None if encoding is None else text_of(encoding),
     )
     try:
         schema.validate()
@@ -217,7 +217,7 @@ class _Shapes:
         found = self._file.attrs.get(attribute)
         if found is None:
             return default
-        names = [n.decode() if isinstance(n, bytes) else str(n) for n in np.atleast_1d(found)]
+        names = texts_of(found)
         if bad := [n for n in names if "/" in n]:  # it would be looked for in another group
             raise UserError(
                 f"{self._path}: attribute {attribute}: got {bad[0]!r}, expected names without '/'"

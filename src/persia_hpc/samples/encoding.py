@@ -19,6 +19,7 @@ from typing import Any
 
 from persia_hpc.durable import replace_whole, replacing
 from persia_hpc.errors import UserError
+from persia_hpc.patterns import literal_first
 
 LOG = logging.getLogger("persia_hpc")
 ENCODING_FILE = "encoding.json"
@@ -141,4 +142,4 @@ def _stated_digest(file: Path) -> str | None:
 
 def _matches(patterns: Iterable[str]) -> Iterator[str]:
     for pattern in map(os.path.expanduser, patterns):
-        yield from [pattern] if os.path.exists(pattern) else glob.iglob(pattern, recursive=True)
+        yield from glob.iglob(literal_first(pattern), recursive=True)

@@ -68,7 +68,7 @@ class Follower:
         self.ended = False  # the last look has seen that no more files will come
         self._patterns = [os.path.abspath(os.path.expanduser(pattern)) for pattern in config.data.train]
         self._all_features = config.data.features is None
-        self._schema = schema
+        self.schema = schema  # with the encoding of the first file that names one
         self._taken = {file.path for portion in self.portions for file in portion}
 
     def look(self) -> tuple[FileInfo, ...]:
@@ -82,16 +82,18 @@ class Follower:
         # system shows names sooner than listings.
         self.ended = any(_lists(os.path.join(os.path.dirname(p), END_PATTERN)) for p in self._patterns)
         paths = [path for path in _matches(self._patterns) if path not in self._taken]
-        found = []
+        found, before = [], self.schema
         for path in paths:
             try:
                 info = self._scan(path)
-                first = int(read_times(path, 0, 1)[0]) if self._schema.has_time else None
+                first = int(read_times(path, 0, 1)[0]) if self.schema.has_time else None
                 found.append((info, TakenFile(path, info.num_samples, first, self._digest(info))))
+                self._adopt_encoding(info)
             except NoSamplesError:
                 self._taken.add(path)
             except (UserError, DataError, OSError) as error:
                 if os.path.exists(path):  # else it is gone again
+                    self.schema = before
                     raise UserError(str(error)) from error
         found.sort(key=lambda pair: pair[1].first_time or 0)  # stable
         if found:
@@ -111,8 +113,9 @@ class Follower:
         for file in known[-MOST_COMPARED:]:
             same = True
             with suppress(UserError):  # not there or not readable any more: nobody needs it
-                info = self._scan(file.path)
+                info = self._scan_named(file.path)
                 same = info.num_samples == file.num_samples and self._digest(info) == file.digest
+                self._adopt_encoding(info)
             if not same:
                 raise UserError(f"{file.path}: {_OTHERS}, or give new samples a file of another name")
 
@@ -122,7 +125,7 @@ class Follower:
         Raises UserError for damage, since no checkpoint is to blame.
         """
         try:
-            return file_digest(FileSource([info], self._schema, info.num_samples, binary_labels=False))
+            return file_digest(FileSource([info], self.schema, info.num_samples, binary_labels=False))
         except DataError as error:
             raise UserError(str(error)) from error
 
@@ -138,7 +141,7 @@ class Follower:
                     f"{file.path}: got no such file, but the checkpoint is of the middle of its portion; put "
                     "it back, or begin a new run with --init-from"
                 )
-            info = self._scan(file.path)
+            info = self._scan_named(file.path)
             if info.num_samples != file.num_samples:  # other bytes may be a repair
                 raise UserError(
                     f"{file.path}: got {info.num_samples} samples, expected {file.num_samples} as when "
@@ -147,28 +150,38 @@ class Follower:
             if file.digest and self._digest(info) != file.digest:
                 raise UserError(f"{file.path}: {_OTHERS}, or begin a new run with --init-from")
             infos.append(info)
+            self._adopt_encoding(info)
         return tuple(infos)
 
-    def _scan(self, path: str) -> FileInfo:
+    def _scan_named(self, path: str) -> FileInfo:
+        """Scans a file that a checkpoint names; anybody can have written that name.
+
+        Raises UserError for one that no pattern can have given.
+        """
         if not any(_may_match(path, pattern) for pattern in self._patterns):
             raise UserError(
                 f"{path}: the checkpoint names this file, but data.train doesn't match it; add it there if "
                 "the run is to read it"
             )
+        return self._scan(path)
+
+    def _scan(self, path: str) -> FileInfo:
         info = scan(path)
-        before = FileInfo("the files before", 0, self._schema, True, True, True, True)
-        check_agree(before, info, self._schema, all_features=self._all_features)
-        check_encodings([(path, info.schema.encoding)], "the files before", self._schema.encoding)
-        if self._schema.encoding is None:
-            self._schema = replace(self._schema, encoding=info.schema.encoding)
+        before = FileInfo("the files before", 0, self.schema, True, True, True, True)
+        check_agree(before, info, self.schema, all_features=self._all_features)
+        check_encodings([(path, info.schema.encoding)], "the files before", self.schema.encoding)
         return info
+
+    def _adopt_encoding(self, info: FileInfo) -> None:
+        if self.schema.encoding is None:
+            self.schema = replace(self.schema, encoding=info.schema.encoding)
 
 
 def _may_match(path: str, pattern: str) -> bool:
-    """Says whether a glob can give this path, or one further below; asks no file system."""
+    """Says whether the files of a glob can be of this path, or of one further below."""
     if os.path.normpath(path) != path:
         return False
-    return path == pattern or fnmatchcase(path, pattern.replace("**/", "*"))
+    return path == pattern or fnmatchcase(path, literal_first(pattern).replace("**/", "*"))
 
 
 def _lists(pattern: str) -> bool:

@@ -74,7 +74,6 @@ def fixed_strings(texts: str | Sequence[str]) -> npt.NDArray[np.bytes_]:
 def open_to_read(path: str) -> h5py.File:
     """Opens a file read-only, if it refers to no other file.
 
-
     Raises OSError as h5py does, UserError if the file isn't contained in itself (`samples.containment`).
     """
     file = _open(path)

@@ -270,7 +270,7 @@ class DatasetWriter:
             file.attrs[layout.LABEL_MAX] = self._label_max
             file.attrs[layout.LABEL_BINARY] = self._label_binary
         if self.schema.encoding is not None:
-            file.attrs[layout.ENCODING] = self.schema.encoding
+            file.attrs[layout.ENCODING] = layout.fixed_strings(self.schema.encoding)
         if self.schema.has_weight:
             file.attrs[layout.WEIGHT_MIN] = np.float32(self._weight_min)
             file.attrs[layout.WEIGHT_MAX] = np.float32(self._weight_max)

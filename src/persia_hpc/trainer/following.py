@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from persia_hpc.checkpoint.manifest import read_manifest
+from persia_hpc.checkpoint.manifest import read_manifest, read_schema
 from persia_hpc.config import Config
 from persia_hpc.errors import DataError, UserError
 from persia_hpc.samples.datafile import FileInfo
@@ -70,6 +70,8 @@ class Following:
         when they were trained on, and for missing ones of a half-trained portion.
         """
         manifest = {} if start is None else read_manifest(start)
+        if start is not None and schema.encoding is None:  # the first file needn't name what a later one does
+            schema = dataclasses.replace(schema, encoding=read_schema(manifest).encoding)
         names = [field.name for field in dataclasses.fields(TakenFile)]
         portions = [
             tuple(TakenFile(**{name: file[name] for name in names if name in file}) for file in portion)
@@ -99,12 +101,12 @@ class Following:
             stream.begin_portion(self.schedule, self._files)
             self._files = ()
 
-    def known_files(self) -> tuple[list[list[dict[str, Any]]], int]:
-        """Returns, on trainer 0, the files of each portion for a manifest, and the number of all samples."""
+    def known_files(self) -> tuple[list[list[dict[str, Any]]], int, DatasetSchema]:
+        """Returns, on trainer 0, the files of each portion for a manifest, their samples, and the schema."""
         assert self._follower is not None
         portions = self._follower.portions
         listed = [[dataclasses.asdict(file) for file in portion] for portion in portions]
-        return listed, sum(map(num_samples, portions))
+        return listed, sum(map(num_samples, portions)), self._follower.schema
 
     def statistics(self) -> dict[str, Any] | None:
         """Returns counters for summary.json, on trainer 0; None on others."""

@@ -45,13 +45,13 @@ class Saver:
         *,
         data: Sequence[SampleRange] = (),
         resume: DenseState | None = None,
-        known_files: Callable[[], tuple[list[list[dict[str, Any]]], int]] | None = None,
+        known_files: Callable[[], tuple[list[list[dict[str, Any]]], int, DatasetSchema]] | None = None,
     ):
         """Remembers when the run began.
 
         num_samples: of each split. data: digests of the training samples. resume: what the run continues
-        from. known_files: with `data.follow`, returns the files of each portion and the samples of all, on
-        trainer 0.
+        from. known_files: with `data.follow`, returns the files of each portion, the samples of all and the
+        schema, on trainer 0.
         """
         self.config = config.checkpoint
         self.count = 0
@@ -150,7 +150,7 @@ class Saver:
         dense = content()
         facts = dict(self._facts)
         if self._known_files is not None:  # what is known at this moment
-            facts["portions"], train = self._known_files()
+            facts["portions"], train, facts["schema"] = self._known_files()
             facts["num_samples"] = {**facts["num_samples"], "train": train}
         self._servers_done.clear()
         arguments = (directory, step, base, dense, facts, began)

@@ -167,10 +167,8 @@ class Converter:
         check_type(values.dtype, "label", place)
         is_number = entry.positive is None or as_number(entry.positive) is not None
         missing = values.is_null()
-        if values.dtype.is_float():
-            missing |= values.is_nan().fill_null(False)
-        elif values.dtype == pl.String and is_number:
-            missing |= (values.str.to_lowercase() == "nan").fill_null(False)
+        if values.dtype.is_float() or (values.dtype == pl.String and is_number):
+            missing |= values.cast(pl.Float64, strict=False).is_nan().fill_null(False)  # also the text "-nan"
         if entry.missing is None:
             return self._labels(values, place, entry, missing)
         labels = self._labels(values, place, entry, None)

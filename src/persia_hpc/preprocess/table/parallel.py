@@ -26,7 +26,7 @@ from persia_hpc.preprocess.outputs import (
     label_rate,
     make_directory,
     numbered,
-    sum_and_count,
+    sum_and_counts,
 )
 from persia_hpc.preprocess.pieces import check_pieces, write_pieces
 from persia_hpc.preprocess.progress import Progress
@@ -300,7 +300,7 @@ def _write(
     binary = all(entry.binary for entry in schema.labels.values())
     settings = dict(outputs.settings)
     writers: dict[str, DatasetWriter] = {}
-    labels = {name: np.zeros(2) for name in names}
+    labels = {name: np.zeros(3) for name in names}
     with ExitStack() as stack:
         for source, parts in _frames(sharding, i, first_line):
             batch = converter.batch(source, learned)
@@ -320,7 +320,7 @@ def _write(
                     )
                 taken = batch if len(rows) == len(parts) else batch.take(rows)
                 writers[name].write(taken)
-                labels[name] += sum_and_count(taken.labels)
+                labels[name] += sum_and_counts(taken.labels)
         settings["absent"] = [name for name in names if name not in writers]
         settings["lines"] = sharding.bad_lines.setting([i])
     if not writers:
