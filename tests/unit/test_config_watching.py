@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from persia_hpc.config import Config, load_config
-from persia_hpc.config.watching import Watched, best_metric, check_metrics, keeps_best, metric_names
+from persia_hpc.config.watching import (
+    Watched,
+    best_metric,
+    check_metrics,
+    keeps_best,
+    metric_names,
+    writes_checkpoints,
+)
 from persia_hpc.errors import UserError
 from persia_hpc.trainer.metrics import evaluate_metrics, load_metrics
 
@@ -80,6 +87,23 @@ def test_the_best_is_kept_by_default_with_early_stopping(
 ) -> None:
     found = config(**train).train
     assert (keeps_best(found), best_metric(found).metric) == (keeps, metric)
+
+
+@pytest.mark.parametrize(
+    ("changes", "writes"),
+    [
+        ({}, True),
+        ({"train.save": False}, False),
+        ({"train.save": False, "train.early_stop": {}}, False),
+        ({"train.save": False, "train.keep_best": True}, True),
+        ({"train.save": False, "checkpoint.every": 5}, True),
+        ({"train.save": False, "checkpoint.every_seconds": 0.5}, True),
+    ],
+)
+def test_checkpoints_are_written_at_the_end_of_the_best_and_on_time(
+    changes: dict[str, Any], writes: bool
+) -> None:
+    assert writes_checkpoints(load_config(config().resolved(), changes)) == writes
 
 
 @pytest.mark.parametrize("labels", [("click",), ("click", "buy")])

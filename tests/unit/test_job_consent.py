@@ -74,6 +74,26 @@ def test_what_a_run_imports_is_said_and_asked_for(
     ph.load(run, trust=True).model()
 
 
+def test_a_link_in_a_checkpoint_is_as_trustworthy_as_its_owner_and_its_target(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained(folder, model={"class": "consented:Model"})
+    link = run / "latest" / "note"
+    link.symlink_to("nowhere")
+    assert main(["evaluate", str(run)]) == 0
+    if os.geteuid() != 0:
+        pytest.skip("giving files to another user needs root")
+    other = folder / "other"
+    for path, target in ((link, "nowhere"), (other, other)):
+        link.unlink()
+        other.touch()
+        link.symlink_to(target)
+        os.chown(path, 12_345, 12_345, follow_symlinks=False)
+        capsys.readouterr()
+        assert main(["evaluate", str(run)]) == 2
+        assert "--trust" in capsys.readouterr().err
+
+
 def test_a_run_without_code_of_its_own_needs_no_consent(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,12 +17,14 @@ from hypothesis import strategies as st
 
 import persia_hpc as ph
 from persia_hpc.errors import UserError
+from persia_hpc.models import build_model
 from persia_hpc.samples import identity
 from persia_hpc.samples.batch import IdColumn, SampleBatch
 from persia_hpc.samples.identity import first_difference, sample_ranges
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from persia_hpc.samples.source import FileSource, open_source
 from persia_hpc.samples.writer import DatasetWriter
+from persia_hpc.trainer.driver import bce
 from tests.support.checkpoints import change_manifest
 from tests.support.tiny import tiny_config, write_tiny
 
@@ -154,6 +157,33 @@ def test_a_run_continues_on_the_same_samples_only(tmp_path: Path) -> None:
     for checkpoint in (tmp_path / "run").glob("step-*"):  # as of an older version
         change_manifest(checkpoint, lambda m: m.pop("data"))
     assert train([str(moved), other], 3)["this_run"]["steps"] == 10
+
+
+@pytest.mark.usefixtures("outside_mpi")
+@pytest.mark.parametrize("kind", ["keep_best", "every", "own loop"])
+def test_a_run_that_saves_nothing_at_its_end_continues_on_the_same_samples_only(
+    tmp_path: Path, kind: str
+) -> None:
+    data, other = (write_tiny(tmp_path / f"{seed}.h5", 160, seed=seed) for seed in range(2))
+
+    def own(session: Any) -> None:
+        session.prepare(build_model("tests.support.models:Small", session.inputs, {}))
+        for batch in session.batches(steps=3):
+            session.step(bce(session.forward(batch), batch))
+        session.save()
+
+    def train(path: str, *, resume: bool = False) -> dict:
+        config = tiny_config(path, **{"train.save": False, "train.epochs": 2})
+        config |= {"run_dir": str(tmp_path / "run"), "checkpoint": {"resume": resume}}
+        config["checkpoint"]["every"] = 3 if kind == "every" else 0
+        if kind == "keep_best":
+            config["train"]["keep_best"] = True
+            config["data"]["valid"] = [data]
+        return ph.run(config, own, quiet=True) if kind == "own loop" else ph.train(config, quiet=True)
+
+    train(data)
+    with pytest.raises(UserError, match=r"samples 0 to 9, in .*1\.h5 \(.*0\.h5 there\): other values"):
+        train(other, resume=True)
 
 
 def test_no_schema_has_a_column_that_no_digest_is_of() -> None:

@@ -1,4 +1,6 @@
-"""Says which metric of the evaluations a run watches: to stop early, and to call a checkpoint the best."""
+"""Says which metric of the evaluations a run watches, to stop early and to call a checkpoint the best, and
+whether it writes checkpoints at all.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +41,13 @@ def keeps_best(train: TrainConfig) -> bool:
     if train.keep_best is None:
         return train.early_stop is not None and train.save
     return train.keep_best is not False
+
+
+def writes_checkpoints(config: Config) -> bool:
+    """Returns whether the standard loop writes any checkpoint, at its end or before."""
+    checkpoint = config.checkpoint
+    periodic = checkpoint.every > 0 or checkpoint.every_seconds > 0
+    return config.train.save or keeps_best(config.train) or periodic
 
 
 def best_metric(train: TrainConfig) -> Watched:

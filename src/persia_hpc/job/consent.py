@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import sys
@@ -28,13 +29,21 @@ def agree_to_import(config: Config, checkpoint: Path, *, trust: bool) -> None:
     if not named:
         return
     said = "; ".join(f"{what} {path} ({_files(path)})" for what, path in named.items())
-    others = {path.stat().st_uid for path in (checkpoint, *checkpoint.iterdir())} - {os.geteuid()}
+    others = {user for path in (checkpoint, *checkpoint.iterdir()) for user in _owners(path)} - {os.geteuid()}
     if others and not trust:
         raise UserError(
             f"{checkpoint} belongs to {_name_of(min(others))} and makes this process import {said}; if you "
             "trust that code, say so with --trust, in Python ph.load(..., trust=True)"
         )
     print(f"persia-hpc: the run imports {said}", file=sys.stderr)
+
+
+def _owners(path: Path) -> set[int]:
+    """Returns who a file belongs to; for a link whose link and whose target it is, if there is one."""
+    owners = {path.lstat().st_uid}
+    with contextlib.suppress(OSError):
+        owners.add(path.stat().st_uid)
+    return owners
 
 
 def _files(paths: str) -> str:

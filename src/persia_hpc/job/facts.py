@@ -10,12 +10,14 @@ from persia_hpc.checkpoint.choose import refuse_mismatch
 from persia_hpc.checkpoint.manifest import read_manifest
 from persia_hpc.checkpoint.matching import check_match
 from persia_hpc.config import Config
-from persia_hpc.config.watching import check_metrics
+from persia_hpc.config.watching import check_metrics, writes_checkpoints
 from persia_hpc.samples.identity import SampleRange, sample_ranges
 from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.samples.source import FileSource, Source
 from persia_hpc.schedule import Schedule, make_schedules
 from persia_hpc.table_layout import Layout, make_layout
+
+from .task import Task
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,11 @@ def facts_of_sources(config: Config, sources: Mapping[str, Source], *, identify:
     counts = {split: source.num_samples for split, source in sources.items()}
     data = training_data(sources) if identify else ()
     return make_facts(config, sources["train"].schema, counts, data)
+
+
+def concerns_checkpoints(config: Config, task: Task) -> bool:
+    """Returns whether a job continues from checkpoints or writes any; a loop of the user's own may."""
+    return config.checkpoint.resume or task.main is not None or writes_checkpoints(config)
 
 
 def training_data(sources: Mapping[str, Source]) -> tuple[SampleRange, ...]:

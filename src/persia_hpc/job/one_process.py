@@ -22,7 +22,7 @@ from persia_hpc.samples.encoding import keep_encoding
 from persia_hpc.samples.source import Source
 from persia_hpc.trainer.device import choose_device
 
-from .facts import Facts, facts_of_sources
+from .facts import Facts, concerns_checkpoints, facts_of_sources
 from .local_stream import LocalStream, local_server
 from .resume import first_sound_checkpoint, load_start
 from .sources import open_sources
@@ -36,7 +36,7 @@ def run_in_one_process(config: Config, task: Task, stop: StopSignals) -> dict[st
     Raises UserError for bad input, before training starts.
     """
     sources = open_sources(config, config.run_dir)
-    facts = facts_of_sources(config, sources, identify=config.train.save or config.checkpoint.resume)
+    facts = facts_of_sources(config, sources, identify=concerns_checkpoints(config, task))
     facts.check_newest_checkpoint(config.run_dir)
     with run_directory(config.run_dir, resume=config.checkpoint.resume) as run_dir:
         return _train(facts, sources, run_dir, task, stop)

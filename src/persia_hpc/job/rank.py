@@ -33,7 +33,7 @@ from persia_hpc.topology.roles import Role
 
 from .agreement import agree, agree_on_data
 from .duties import Duty, ServerDuty, TrainerDuty, WorkerDuty
-from .facts import Facts, make_facts, training_data
+from .facts import Facts, concerns_checkpoints, make_facts, training_data
 from .place import Place, choose_ring_bytes, share_of_cores
 from .resume import first_sound_checkpoint
 from .sources import open_sources
@@ -136,7 +136,7 @@ class RankJob:
 
         Collective over the world.
         """
-        if not (self.config.train.save or self.config.checkpoint.resume):
+        if not concerns_checkpoints(self.config, self.task):
             return ()
         reader: int = self.communicators.plan.ranks(Role.EMBEDDING_WORKER)[0]
         mine = agree(self.world, lambda: training_data(sources) if self.world.rank == reader else ())

@@ -16,6 +16,7 @@ from typing import Any
 
 from persia_hpc.checkpoint.manifest import read_manifest, read_schema
 from persia_hpc.config import Config
+from persia_hpc.config.watching import writes_checkpoints
 from persia_hpc.errors import DataError, UserError
 from persia_hpc.samples.datafile import FileInfo
 from persia_hpc.samples.follow import Follower, TakenFile, late_files, num_samples
@@ -81,7 +82,7 @@ class Following:
             schedule = schedule.followed_by(num_samples(portion))
         self.schedule = schedule
         self._quiet_seconds = config.data.follow_seconds
-        self._saves = config.train.save
+        self._saves = writes_checkpoints(config)
         self._wait_seconds = 0.0
         self._waits = self._ended = False
         self._follower: Follower | None = None
