@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from persia_hpc.config import load_config
@@ -57,7 +57,6 @@ def test_near_intervals_of_one_phase_and_step_become_one_event() -> None:
     ]
 
 
-@settings(deadline=None)
 @given(st.integers(1, 3000))
 def test_steady_is_the_second_half_or_a_little_more(num_steps: int) -> None:
     pace = Pace()
