@@ -26,6 +26,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # threads don't survive a fork
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+os.environ["MKL_NUM_THREADS"] = "1"
 os.environ["POLARS_MAX_THREADS"] = "1"
 
 from .cases import CLEAN, FAULT, OTHER, SAME, Answer, answer_of, in_fork, play
@@ -33,6 +35,7 @@ from .corpus import OUTSIDE, make_corpus
 from .faults import LIBRARY, Faults, restart_with_library
 from .targets import Target, targets
 
+JOBS = min(8, len(os.sched_getaffinity(0)))
 CASE_SECONDS = 300  # a case's own process, with the judgement
 
 
@@ -199,7 +202,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cases", type=int, default=10**9, help="at most so many")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--first", type=int, default=1, help="number of the first case")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="cases at a time")
+    parser.add_argument("--jobs", type=int, default=JOBS, help="cases at a time")
     parser.add_argument("--only", metavar="NAME", help="only this command, as the table names it")
     parser.add_argument("--replay", metavar="SEED:N", help="one case; its files are kept")
     parser.add_argument("--lines", type=Path, metavar="FILE", help="write what is said of each damage")

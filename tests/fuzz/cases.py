@@ -135,6 +135,7 @@ def _limit() -> None:
 def answer_of(target: Target, folder: Path, ran: Ran) -> Answer:
     """What a command has said and written, without what is different each time."""
     text = re.sub(r"[\d.]+ \w+ ago|\d{4}-\d\d-\d\d \d\d:\d\d", "", ran.out).replace(f"{folder}/", "")
+    text = re.sub(" +", " ", text)  # columns are as wide as what was taken out
     for name in target.outputs:
         path = folder / name
         text += f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n" if path.is_file() else ""

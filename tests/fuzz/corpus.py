@@ -9,7 +9,7 @@ from typing import Any
 
 from persia_hpc.cli import main
 from persia_hpc.samples.writer import DatasetWriter
-from tests.support.checkpoints import VOCABULARY, train_runs
+from tests.support.checkpoints import VOCABULARY, change_manifest, train_runs
 from tests.support.tiny import SCHEMA, tiny_batch
 
 OUTSIDE = "outside"  # a folder beside that of a case, which nothing may change
@@ -49,12 +49,10 @@ def make_corpus() -> None:
     shutil.copyfile("train.h5", "test.h5")
     text = (Path("run") / "config.toml").read_text()
     Path("train.toml").write_text(text.replace('run_dir = "a"', 'run_dir = "new"'))
-    for path in (Path("run/config.toml"), *Path("run").glob("step-*/manifest.json")):
-        path.write_text(
-            path.read_text()
-            .replace('run_dir = "a"', 'run_dir = "run"')
-            .replace('"run_dir": "a"', '"run_dir": "run"')
-        )
+    own = Path("run/config.toml")
+    own.write_text(own.read_text().replace('run_dir = "a"', 'run_dir = "run"'))
+    for step in Path("run").glob("step-*"):
+        change_manifest(step, lambda manifest: manifest["config"].update(run_dir="run"))
     _still(Path("run"))
     _fail(Path("failed"))
     make_table(Path("table"))

@@ -189,18 +189,18 @@ def fuzz(*arguments: str, program: str = "", **more: str) -> tuple[int, str]:
 def test_a_planted_fault_is_found() -> None:
     """Without the checksums of a checkpoint's files, some damage passes `verify`."""
     plant = """
-from persia_hpc.checkpoint import files
+from persia_hpc.checkpoint import manifest
 from tests.fuzz.__main__ import Fuzzer
 
 make_sound = Fuzzer.make_sound
 
 def as_noted(path):
-    return files.read_manifest(path.parent)["files"][path.name]["sha256"]
+    return manifest.read_manifest(path.parent)["files"][path.name]["sha256"]
 
 def make_and_plant(self):
     make_sound(self)
-    assert files.file_sha256
-    files.file_sha256 = as_noted
+    assert manifest.file_sha256
+    manifest.file_sha256 = as_noted
 
 Fuzzer.make_sound = make_and_plant
 """
@@ -211,7 +211,7 @@ Fuzzer.make_sound = make_and_plant
 
 def test_calls_that_fail_are_survived() -> None:
     """A small `make fuzz ARGS=--faults`."""
-    code, said = fuzz("--faults", "--sample", "1", "--seed", "3")
+    code, said = fuzz("--faults", "--sample", "1", "--seed", "3", "--seconds", "10000")
     assert code == 0, said
     assert "8 of 8 failures tried" in said
 
