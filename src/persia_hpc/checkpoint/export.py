@@ -12,7 +12,7 @@ from polars.io.plugins import register_io_source
 
 from persia_hpc._native import unmix
 from persia_hpc.config import load_config
-from persia_hpc.durable import replacing
+from persia_hpc.durable import replacing, sync_path
 from persia_hpc.errors import PersiaError, UserError
 
 from .merged import CheckpointReader, MergedTable, key_ranges
@@ -104,6 +104,7 @@ def _write(frames: Iterator[pl.DataFrame], schema: pl.Schema, out: Path) -> None
         out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as partial:
             register_io_source(source, schema=schema).sink_parquet(partial)
+            sync_path(partial)
     except (OSError, pl.exceptions.PolarsError) as error:
         if failed:
             raise failed[0] from error

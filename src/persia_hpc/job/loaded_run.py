@@ -19,7 +19,8 @@ from persia_hpc.checkpoint.choose import find_checkpoint, say_choice
 from persia_hpc.checkpoint.manifest import read_manifest, read_schema
 from persia_hpc.checkpoint.rows import load_rows
 from persia_hpc.config import load_config
-from persia_hpc.errors import UserError
+from persia_hpc.durable import ErrorKeeper, replacing, sync_path
+from persia_hpc.errors import PersiaError, UserError
 from persia_hpc.models import build_model
 from persia_hpc.samples.source import check_scorable, open_source
 from persia_hpc.trainer.batch import make_inputs
@@ -121,8 +122,19 @@ class LoadedRun:
             raise UserError(f"{out}: predictions can be written as .h5 or .csv")
         session = self._session(data, labels=False)
         parts = (1.0 / (1.0 + np.exp(-logits)) for logits, _ in session.predictions(None, "test"))
-        if out.suffix == ".h5":
-            return self._write_hdf5(parts, out)
+        write = self._write_hdf5 if out.suffix == ".h5" else self._write_csv
+        try:
+            with replacing(out.resolve()) as partial:
+                count = write(parts, partial)
+                sync_path(partial)
+        except OSError as error:
+            raise PersiaError(
+                f"{out}: can't write it: {error.strerror or error}; what was there before is as it was. "
+                "Make room, or name another folder"
+            ) from error
+        return count
+
+    def _write_csv(self, parts: Iterator[Array], out: Path) -> int:
         count = 0
         with out.open("w", newline="") as file:
             writer = csv.writer(file)
@@ -134,7 +146,7 @@ class LoadedRun:
 
     def _write_hdf5(self, parts: Iterator[Array], out: Path) -> int:
         width = len(self.inputs.labels)
-        with h5py.File(out, "w") as file:
+        with ErrorKeeper(out) as target, h5py.File(target, "w") as file:
             data = file.create_dataset(
                 "probability", (0, width), np.float32, maxshape=(None, width), chunks=(16384, width)
             )
@@ -144,6 +156,8 @@ class LoadedRun:
                 data.resize(count + len(part), axis=0)
                 data[count:] = part
                 count += len(part)
+                target.check()
+        target.check()
         return count
 
     def _session(self, patterns: Sequence[str], *, labels: bool) -> Session:
