@@ -229,3 +229,26 @@ def test_a_run_directory_may_itself_be_a_link(tmp_path: Path) -> None:
     (tmp_path / "runs").symlink_to(tmp_path / "scratch")
     with run_directory(tmp_path / "runs" / "1"), locked(tmp_path / "scratch"):
         assert (holder(tmp_path / "scratch" / "1") or {})["pid"] == os.getpid()
+
+
+def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path) -> None:
+    """Such as one of a pool that a callback has made."""
+    with locked(tmp_path):
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+    try:
+        with locked(tmp_path):
+            assert (holder(tmp_path) or {})["pid"] == os.getpid()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_a_pipe_in_place_of_a_log_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    for name in ("launcher.log", "rank-0000.log"):
+        os.mkfifo(tmp_path / "logs" / name)
+    with run_directory(tmp_path):
+        assert list((tmp_path / "logs").iterdir()) == []

@@ -60,6 +60,8 @@ def locked(run_dir: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # for people: what counts is the lock
             _write(file, "")
     finally:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_UN)  # closing leaves it to children that were forked meanwhile
         os.close(file)
 
 
