@@ -231,6 +231,36 @@ def test_a_run_directory_may_itself_be_a_link(tmp_path: Path) -> None:
         assert (holder(tmp_path / "scratch" / "1") or {})["pid"] == os.getpid()
 
 
+def test_files_of_others_in_ranks_stay(tmp_path: Path) -> None:
+    """Also in a folder that was no run's: only names that ranks write are removed."""
+    ours = ("0.json", "12.json", "0.alive", "3.json.host.77.partial")
+    others = ("notes.json", "a.alive", "b.partial", "0.json.bak", "1.jsonl", "0.json.partial.txt")
+    (tmp_path / "ranks").mkdir()
+    for name in (*ours, *others):
+        (tmp_path / "ranks" / name).write_text("mine")
+    (tmp_path / "ranks" / "5.json").mkdir()
+    with run_directory(tmp_path):
+        assert {path.name for path in (tmp_path / "ranks").iterdir()} == {*others, "5.json"}
+
+
+@pytest.mark.parametrize("name", ["summary.json", "failure.json"])
+@pytest.mark.parametrize("locked_before", [False, True])
+def test_a_folder_that_is_no_run_does_not_go_on(tmp_path: Path, name: str, locked_before: bool) -> None:
+    (tmp_path / name).write_text('{"mine": 1}')
+    if locked_before:
+        (tmp_path / LOCK).touch()
+    with (
+        pytest.raises(UserError, match=f"has a {name}, but neither config.toml nor checkpoints"),
+        run_directory(tmp_path, resume=True),
+    ):
+        pass
+    assert (tmp_path / name).read_text() == '{"mine": 1}'
+    assert (tmp_path / LOCK).exists() == locked_before
+    (tmp_path / "config.toml").touch()
+    with run_directory(tmp_path, resume=True):
+        assert not (tmp_path / name).exists()
+
+
 def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path) -> None:
     """Such as one of a pool that a callback has made."""
     with locked(tmp_path):
