@@ -80,6 +80,8 @@ def run_directory(requested: str | Path | None, *, resume: bool = False) -> Iter
 def claimed_run_dir(world: MPI.Intracomm, requested: str | Path | None, *, resume: bool) -> Iterator[Path]:
     """Makes and holds the run's directory on rank 0; gives its absolute path on every rank.
 
+    It is held until all ranks have left the context, unless one leaves it with an error, which ends the job.
+
     Collective over world.
     Raises what `run_directory` raises, on every rank.
     """
@@ -97,6 +99,7 @@ def claimed_run_dir(world: MPI.Intracomm, requested: str | Path | None, *, resum
             raise problem
         assert path is not None
         yield path
+        world.Barrier()
 
 
 def _check_unused(path: Path) -> None:
