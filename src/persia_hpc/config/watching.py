@@ -1,5 +1,6 @@
-"""Says which metric of the evaluations a run watches, to stop early and to call a checkpoint the best, and
-whether it writes checkpoints at all.
+"""Says which metric of the evaluations a run watches, and whether it writes checkpoints at all.
+
+The metric decides when to stop early and which checkpoint is the best.
 """
 
 from __future__ import annotations
