@@ -114,15 +114,16 @@ def replace_whole(path: Path, data: bytes) -> None:
 def own_file(path: Path) -> None:
     """Replaces a link by a copy of its file, so that changing the file in place changes no other.
 
-    A link to anything but a file is removed.
+    A link to anything but a file is removed, and so is a FIFO or socket: to open it would take for ever.
     """
     try:
         info = path.lstat()
     except FileNotFoundError:
         return
-    if stat.S_ISLNK(info.st_mode) and not path.is_file():
+    link = stat.S_ISLNK(info.st_mode)
+    if (link and not path.is_file()) or stat.S_ISFIFO(info.st_mode) or stat.S_ISSOCK(info.st_mode):
         path.unlink()
-    elif stat.S_ISLNK(info.st_mode) or (stat.S_ISREG(info.st_mode) and info.st_nlink > 1):
+    elif link or (stat.S_ISREG(info.st_mode) and info.st_nlink > 1):
         with replacing(path) as partial:
             shutil.copyfile(path, partial)
 

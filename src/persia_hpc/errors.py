@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 EXIT_OK = 0
 EXIT_FAILURE = 1
 EXIT_USER = 2
@@ -23,6 +25,10 @@ class PersiaError(Exception):
         if len(text) <= MOST_CHARACTERS:
             return text
         return f"{text[: MOST_CHARACTERS // 2]} ... {text[-MOST_CHARACTERS // 3 :]}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Returns how pickle makes it again, whatever its class takes: ranks send each other errors."""
+        return _again, (type(self), self.args), self.__dict__
 
 
 class AgreedExit(SystemExit):
@@ -51,3 +57,7 @@ class AgreedError(PersiaError):
 
 class TrainingEndedError(Exception):
     """Ends a loop of the user's own that asks for more batches after a stop; no error of anybody's."""
+
+
+def _again(kind: type[PersiaError], arguments: tuple[Any, ...]) -> PersiaError:
+    return kind.__new__(kind, *arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -17,6 +18,7 @@ from persia_hpc.checkpoint.files import (
     remove_checkpoint,
     whole_checkpoints,
 )
+from persia_hpc.checkpoint.manifest import read_manifest
 from tests.support.tiny import tiny_config, write_tiny
 
 
@@ -160,3 +162,30 @@ def test_a_run_resumes_past_all_of_it(tmp_path: Path, archive: Path, capfd: pyte
     assert (run / "step-00000010.damaged" / "dense.pt").exists()
     assert (run / "step-00000014.partial.kept").read_text() == "a file"
     assert contents(archive) == before
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.EMFILE])
+def test_nothing_is_removed_while_a_base_is_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """The manifest of an incremental checkpoint, unreadable for a moment, doesn't cost it its base."""
+    data, run = write_tiny(tmp_path / "train.h5", 320), tmp_path / "run"
+    kept = {"every": 2, "full_every": 2, "keep": 9}
+    ph.train(tiny_config(data, run_dir=str(run), checkpoint=kept), quiet=True)
+    newest = next(p for p in whole_checkpoints(run) if read_manifest(p)["base"] is not None)
+    for path in whole_checkpoints(run):
+        if path.name > newest.name:
+            remove_checkpoint(path)
+    before, read = whole_checkpoints(run), Path.read_bytes
+
+    def failing(path: Path) -> bytes:
+        if path.parent == newest:
+            raise OSError(number, os.strerror(number))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    prune(run, keep=1, keep_every=0)
+    assert whole_checkpoints(run) == before
+    monkeypatch.undo()
+    prune(run, keep=1, keep_every=0)
+    assert [path.name for path in whole_checkpoints(run)] == [newest.name, read_manifest(newest)["base"]]

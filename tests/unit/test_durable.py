@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
-from persia_hpc.durable import ErrorKeeper, replace_whole, replacing
+from persia_hpc.durable import ErrorKeeper, own_file, replace_whole, replacing
 from persia_hpc.errors import PersiaError
 
 
@@ -110,3 +111,18 @@ def test_only_the_first_error_is_kept_and_nothing_is_written_after_it(
         with pytest.raises(OSError, match="broken"):
             target.check()
     assert (tmp_path / "a").read_bytes() == b"before"
+
+
+@pytest.mark.parametrize("kind", ["fifo", "socket", "link to a fifo"])
+def test_what_would_be_waited_for_is_no_file_to_own(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "log"
+    if kind == "socket":
+        with socket.socket(socket.AF_UNIX) as one:
+            one.bind(str(path))
+    elif kind == "fifo":
+        os.mkfifo(path)
+    else:
+        os.mkfifo(tmp_path / "fifo")
+        path.symlink_to(tmp_path / "fifo")
+    own_file(path)
+    assert not os.path.lexists(path)

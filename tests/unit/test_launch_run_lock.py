@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import pytest
 
 from persia_hpc.errors import UserError
 from persia_hpc.launch import run_lock
-from persia_hpc.launch.run_dir import run_directory
+from persia_hpc.launch.run_dir import claimed_run_dir, run_directory
 from persia_hpc.launch.run_lock import LOCK, holder, locked
 from tests.support.jobs import user_environment
 
@@ -229,3 +229,103 @@ def test_a_run_directory_may_itself_be_a_link(tmp_path: Path) -> None:
     (tmp_path / "runs").symlink_to(tmp_path / "scratch")
     with run_directory(tmp_path / "runs" / "1"), locked(tmp_path / "scratch"):
         assert (holder(tmp_path / "scratch" / "1") or {})["pid"] == os.getpid()
+
+
+def test_files_of_others_in_ranks_stay(tmp_path: Path) -> None:
+    """Also in a folder that was no run's: only names that ranks write are removed."""
+    ours = ("0.json", "12.json", "0.alive", "3.json.host.77.partial")
+    others = ("notes.json", "a.alive", "b.partial", "0.json.bak", "1.jsonl", "0.json.partial.txt")
+    (tmp_path / "ranks").mkdir()
+    for name in (*ours, *others):
+        (tmp_path / "ranks" / name).write_text("mine")
+    (tmp_path / "ranks" / "5.json").mkdir()
+    with run_directory(tmp_path):
+        assert {path.name for path in (tmp_path / "ranks").iterdir()} == {*others, "5.json"}
+
+
+@pytest.mark.parametrize("name", ["summary.json", "failure.json"])
+@pytest.mark.parametrize("locked_before", [False, True])
+def test_a_folder_that_is_no_run_does_not_go_on(tmp_path: Path, name: str, locked_before: bool) -> None:
+    (tmp_path / name).write_text('{"mine": 1}')
+    if locked_before:
+        (tmp_path / LOCK).touch()
+    with (
+        pytest.raises(UserError, match=f"has a {name}, but neither config.toml nor checkpoints"),
+        run_directory(tmp_path, resume=True),
+    ):
+        pass
+    assert (tmp_path / name).read_text() == '{"mine": 1}'
+    assert (tmp_path / LOCK).exists() == locked_before
+    (tmp_path / "config.toml").touch()
+    with run_directory(tmp_path, resume=True):
+        assert not (tmp_path / name).exists()
+
+
+def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path) -> None:
+    """Such as one of a pool that a callback has made."""
+    with locked(tmp_path):
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+    try:
+        with locked(tmp_path):
+            assert (holder(tmp_path) or {})["pid"] == os.getpid()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_a_forked_child_that_leaves_does_not_give_the_lock_back(tmp_path: Path) -> None:
+    taken = locked(tmp_path)
+    taken.__enter__()
+    child = os.fork()
+    if child == 0:
+        with suppress(ValueError):
+            taken.__exit__(ValueError, ValueError("the child's"), None)
+        os._exit(0)
+    os.waitpid(child, 0)
+    with pytest.raises(UserError, match="is in use by"), locked(tmp_path):
+        pass
+    taken.__exit__(None, None, None)
+
+
+def test_a_pipe_in_place_of_a_log_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    for name in ("launcher.log", "rank-0000.log"):
+        os.mkfifo(tmp_path / "logs" / name)
+    with run_directory(tmp_path):
+        assert list((tmp_path / "logs").iterdir()) == []
+
+
+class OneRank:
+    """A communicator of one rank, which notes whether the run is held when it waits for the others."""
+
+    rank = 0
+
+    def __init__(self, run: Path):
+        self.run, self.held = run, list[bool]()
+
+    def bcast(self, value: Any) -> Any:
+        return value
+
+    def Barrier(self) -> None:  # noqa: N802
+        with (self.run / LOCK).open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self.held.append(True)
+            else:
+                self.held.append(False)
+
+
+def test_a_run_is_held_until_all_ranks_have_left(tmp_path: Path) -> None:
+    world: Any = OneRank(tmp_path)
+    with claimed_run_dir(world, tmp_path, resume=False) as path:
+        assert (path, world.held) == (tmp_path, [])
+    assert world.held == [True]
+    with pytest.raises(ValueError, match="ours"), claimed_run_dir(world, tmp_path, resume=True):
+        raise ValueError("ours")  # the others may never come
+    assert world.held == [True]
+    with locked(tmp_path):
+        pass

@@ -14,6 +14,7 @@ import pytest
 from persia_hpc.errors import UserError
 from persia_hpc.launch import shared_memory
 from persia_hpc.launch.shared_memory import MPI_BYTES, check_room, room_hint
+from persia_hpc.runtime import node_memory
 from tests.support.jobs import user_environment, write_config
 from tests.support.tiny import tiny_config, write_tiny
 
@@ -54,3 +55,16 @@ def test_a_job_in_two_megabytes_is_refused_in_one_line(tmp_path: Path) -> None:
     (line,) = done.stderr.splitlines()
     expected = r"/dev/shm of \S+ has \d+ bytes free of 2097152; MPI itself needs 3300000 there.*--shm-size.*"
     assert re.fullmatch(f"persia-hpc: error: {expected}", line)
+
+
+def test_a_tmpfs_without_a_limit_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mounted with size=0, it tells no blocks and none free."""
+    real = os.statvfs("/")
+    no_blocks = os.statvfs_result((real.f_bsize, real.f_frsize, 0, 0, 0, 0, 0, 0, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda path: no_blocks)
+    monkeypatch.setattr(os.path, "isdir", lambda path: True)
+    assert node_memory.shared_memory_room() == (node_memory.UNLIMITED, node_memory.UNLIMITED)
+    check_room({"MPI_LOCALNRANKS": "4"})
+    assert room_hint(signal.SIGBUS) == ""
+    monkeypatch.setattr(os.path, "isdir", lambda path: False)
+    assert node_memory.shared_memory_room() == (0, 0)

@@ -7,7 +7,6 @@ removed, and links are not followed: what they lead to belongs to somebody else.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import dataclasses
 import errno
@@ -23,7 +22,7 @@ from typing import Any
 
 from persia_hpc.config import Config
 from persia_hpc.durable import replace_whole, sync_path
-from persia_hpc.errors import PersiaError
+from persia_hpc.errors import DataError, PersiaError
 from persia_hpc.samples.identity import SampleRange
 from persia_hpc.samples.schema import DatasetSchema
 
@@ -227,15 +226,19 @@ def prune(run_dir: Path, *, keep: int, keep_every: int) -> None:
     """Removes old checkpoints of a run.
 
     The newest `keep` stay, those of steps divisible by `keep_every` (0: none), the best one, and those on
-    which a checkpoint that stays is based.
+    which a checkpoint that stays is based. Nothing is removed while the base of one that stays is unknown.
     """
     found, best = whole_checkpoints(run_dir), best_name(run_dir)
     kept = {p for i, p in enumerate(found) if i < keep or (keep_every and step_of(p) % keep_every == 0)}
     kept |= {p for p in found if p.name == best}
     bases = set()
     for path in kept:
-        with contextlib.suppress(PersiaError):  # a damaged one has no use for a base
+        try:
             bases.add(read_manifest(path)["base"])
+        except DataError:
+            continue  # a damaged one has no use for a base
+        except PersiaError:
+            return  # one that can't be read at this moment may need its base
     for path in found:
         if path not in kept and path.name not in bases:
             remove_checkpoint(path)

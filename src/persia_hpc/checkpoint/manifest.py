@@ -6,13 +6,15 @@ inside the checkpoint: nobody who uses it has to look again.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from persia_hpc.errors import DataError, UserError
+from persia_hpc.errors import DataError, PersiaError, UserError
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 
 from .manifest_rules import MOST_LEVELS, SEAL, is_count, is_too_deep, manifest_problems, short
@@ -20,6 +22,8 @@ from .names import MANIFEST, STEP_NAME, step_name
 
 FORMAT_VERSION = 2
 _BYTES_AT_ONCE = 1 << 20
+_SHORT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
+_SHORT_TEXT = re.compile(r"can't allocate memory|memory allocation failed|can't start new thread")
 _TOO_DEEP = f"values are nested more than {MOST_LEVELS} levels deep"
 
 
@@ -129,8 +133,7 @@ def part_path(directory: Path, name: str) -> Path:
         if not real.is_file():
             raise DataError(f"{path}: can't be read (it is not a file); use an older checkpoint")
     except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
-        reason = getattr(error, "strerror", None) or "links in a circle"
-        raise DataError(f"{path}: can't be read ({reason}); use an older checkpoint") from error
+        raise unreadable(path, error) from error
     if not real.is_relative_to(run_dir):
         raise DataError(
             f"{path} is a link to {real}, outside of {run_dir}: it is not read; put the file itself "
@@ -139,18 +142,36 @@ def part_path(directory: Path, name: str) -> Path:
     return path
 
 
+def unreadable(what: object, error: Exception) -> PersiaError:
+    """Returns the error that says that a part of a checkpoint can't be read.
+
+    It is a DataError, after which an older checkpoint is tried; but a process that is short of memory or open
+    files, or a file server that has lost its handle, says nothing about the checkpoint.
+    """
+    text = " ".join(str(error).split())
+    reason = getattr(error, "strerror", None) or text or type(error).__name__
+    noted = re.search(r"errno = (\d+)", text)  # HDF5 says it within its text
+    number = getattr(error, "errno", None) or (int(noted[1]) if noted else None)
+    if isinstance(error, MemoryError) or number in _SHORT_OF or _SHORT_TEXT.search(text):
+        return PersiaError(
+            f"{what}: can't be read now ({reason}): this process is short of memory or open files, or lost "
+            "the file's server; the checkpoint may be whole: give it more, and start again"
+        )
+    return DataError(f"{what}: can't be read ({' '.join(reason.split())}); use an older checkpoint")
+
+
 def check_part(directory: Path, manifest: Mapping[str, Any], name: str, *, content: bool) -> None:
     """Checks that a part of a checkpoint exists and has the size that its manifest notes.
 
     With `content` its checksum must be the noted one too.
-    Raises DataError if anything is wrong.
+    Raises DataError if anything is wrong, and what `unreadable` says.
     """
     path, note = part_path(directory, name), manifest["files"][name]
     try:
         size = path.stat().st_size
         got = file_sha256(path) if content and size == note["bytes"] else note[SEAL]
-    except OSError as error:
-        raise DataError(f"{path}: can't be read ({error.strerror}); use an older checkpoint") from error
+    except (OSError, MemoryError) as error:
+        raise unreadable(path, error) from error
     _compare(path, note, size, got)
 
 
@@ -163,8 +184,8 @@ def read_part(directory: Path, manifest: Mapping[str, Any], name: str) -> bytes:
     path = directory / name
     try:
         content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: can't be read ({error.strerror}); use an older checkpoint") from error
+    except (OSError, MemoryError) as error:
+        raise unreadable(path, error) from error
     _compare(path, manifest["files"][name], len(content), hashlib.sha256(content).hexdigest())
     return content
 

@@ -18,7 +18,7 @@ import numpy as np
 from persia_hpc.arrays import Array
 from persia_hpc.errors import DataError
 
-from .manifest import check_part, sources_of
+from .manifest import check_part, sources_of, unreadable
 from .tables import bucket_of, groups_of, open_shard
 
 COLUMNS = ("keys", "rows", "state", "stamps", "steps")  # one entry a row
@@ -284,9 +284,5 @@ def _without(rows: dict[str, Array], keys: Array) -> dict[str, Array]:
 def _reading(group: h5py.Group) -> Iterator[None]:
     try:
         yield
-    except (OSError, KeyError, RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(
-            f"{group.file.filename}: table {group.name[1:]!r} can't be read ({reason}); use an older "
-            "checkpoint"
-        ) from error
+    except (OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError, MemoryError) as error:
+        raise unreadable(f"{group.file.filename}: table {group.name[1:]!r}", error) from error

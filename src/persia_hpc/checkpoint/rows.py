@@ -18,7 +18,7 @@ from persia_hpc.errors import DataError, PersiaError, UserError
 from persia_hpc.table_layout import TableLayout
 
 from .ahead import one_ahead
-from .manifest import check_part, read_manifest, read_schema, sources_of
+from .manifest import check_part, read_manifest, read_schema, sources_of, unreadable
 from .names import DENSE
 from .tables import bucket_of, groups_of, open_shard, table_attributes
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from persia_hpc.parameter_server.engine import ParameterServer
 
 ROWS_AT_ONCE = 1 << 16
+# What the values of a damaged file may lead to; anything else is a fault of ours.
+_OF_DAMAGE = (OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError, ArithmeticError)
 Groups = Mapping[str, h5py.Group]  # of a server's file, by the names of their tables
 
 
@@ -84,7 +86,7 @@ def _opened(directory: Path, server: ParameterServer) -> Iterator[tuple[dict[str
     """Opens the shards of a checkpoint, and of its base if it has one; yields them with the manifest.
 
     Meanwhile a thread compares this server's share of the files with the checksums in the manifests. What
-    goes wrong with a damaged file, whatever it is, is told as damage of that file.
+    goes wrong with a damaged file, whatever it is, is told as damage of that file; out of memory is not.
     """
     sources = sources_of(directory)
     parts = [(path, found, name) for path, found in sources for name in found["shards"]]
@@ -107,10 +109,9 @@ def _opened(directory: Path, server: ParameterServer) -> Iterator[tuple[dict[str
         except Exception as error:
             for part in parts:
                 check_part(*part, content=True)
-            if isinstance(error, PersiaError):
+            if isinstance(error, PersiaError) or not isinstance(error, (*_OF_DAMAGE, MemoryError)):
                 raise
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise DataError(f"{directory}: can't be read ({reason}); use an older checkpoint") from error
+            raise unreadable(directory, error) from error
         finally:
             for check in checks:
                 check.cancel()

@@ -16,6 +16,8 @@ from persia_hpc.samples.containment import StorageError, check_stored
 from persia_hpc.samples.names import open_to_read
 from persia_hpc.table_layout import TableLayout
 
+from .manifest import unreadable
+
 NAME = "table"  # attribute of a group whose own name had to be another than the table's
 _MOST = 1 << 32  # buckets of a table, and numbers of a row: far beyond any
 _ATTRIBUTES: dict[str, Callable[[Any], bool]] = {
@@ -74,10 +76,8 @@ def open_shard(path: Path) -> h5py.File:
         return open_to_read(str(path))
     except StorageError as error:
         raise DataError(f"{error.problem}; use an older checkpoint") from error
-    except (OSError, RuntimeError) as error:
-        raise DataError(
-            f"{path}: can't be read ({' '.join(str(error).split())}); use an older checkpoint"
-        ) from error
+    except (OSError, RuntimeError, MemoryError) as error:
+        raise unreadable(path, error) from error
 
 
 def groups_of(shard: h5py.File) -> dict[str, h5py.Group]:
@@ -89,10 +89,8 @@ def groups_of(shard: h5py.File) -> dict[str, h5py.Group]:
         return dict(_groups(shard))
     except StorageError as error:
         raise DataError(f"{shard.filename}: {error.problem}; use an older checkpoint") from error
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{shard.filename}: can't be read ({' '.join(str(error).split())}); use an older checkpoint"
-        ) from error
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, MemoryError) as error:
+        raise unreadable(shard.filename, error) from error
 
 
 def _groups(parent: h5py.Group) -> Iterator[tuple[str, h5py.Group]]:

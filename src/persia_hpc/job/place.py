@@ -11,6 +11,7 @@ from pathlib import Path
 from mpi4py import MPI
 
 from persia_hpc.runtime.loop import RankContext
+from persia_hpc.runtime.node_memory import shared_memory_room
 from persia_hpc.runtime.stop import StopSignals
 from persia_hpc.runtime.watchdog import Watchdog
 from persia_hpc.topology.channels import RingBytes, feed_channels, fitting, row_channels
@@ -19,7 +20,6 @@ from persia_hpc.topology.ring_sizes import ring_sizes
 from persia_hpc.topology.roles import Role
 from persia_hpc.transport.plane import Channel, Plane
 from persia_hpc.transport.progress import Waiter, default_spin
-from persia_hpc.transport.window import shared_memory_room
 
 from .facts import Facts
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,13 +20,15 @@ from persia_hpc.reporting.events import JsonLines
 from persia_hpc.reporting.run_files import EVENTS
 
 from .environment import inside_mpi
-from .registry import read_ranks, read_summary
+from .registry import read_failure, read_ranks, read_summary
 from .run_lock import LOCK, locked
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
 LEFT_RANKS_SECONDS = 10.0  # in which they end, when their supervisor was killed
+# Names of what ranks write about themselves.
+_OF_RANKS = re.compile(r"\d+\.(json|alive)|\d+\.json\..*\.partial")
 _LINES_BYTES = 16 << 10  # what a job writes at least before it trains
 
 
@@ -48,7 +51,8 @@ def run_directory(requested: str | Path | None, *, resume: bool = False) -> Iter
     It is the requested one, or runs/<next integer>, which no other run gets. With `resume` it may hold a run
     that is to continue; the files that say how that one ended are removed.
 
-    Raises UserError if it can't be made, holds the results of another run, or a run that still runs.
+    Raises UserError if it can't be made, holds the results of another run, a run that still runs, or
+    (with `resume`) no run's.
     """
     path = _next_run_dir(Path("runs")) if requested is None else Path(requested)
     try:
@@ -56,13 +60,13 @@ def run_directory(requested: str | Path | None, *, resume: bool = False) -> Iter
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"can't make the run directory {path}: {reason}") from None
-    if not resume and not os.path.lexists(path / LOCK):
-        _check_unused(path)  # what is refused gets no file of ours
+    check = _check_of_a_run if resume else _check_unused
+    if not os.path.lexists(path / LOCK):
+        check(path)  # what is refused gets no file of ours
     with locked(path):
         _check_writable(path)
         _wait_for_left_ranks(path)
-        if not resume:
-            _check_unused(path)
+        check(path)
         try:
             _make_own(path)
         except OSError as error:
@@ -75,6 +79,8 @@ def run_directory(requested: str | Path | None, *, resume: bool = False) -> Iter
 @contextlib.contextmanager
 def claimed_run_dir(world: MPI.Intracomm, requested: str | Path | None, *, resume: bool) -> Iterator[Path]:
     """Makes and holds the run's directory on rank 0; gives its absolute path on every rank.
+
+    It is held until all ranks have left the context, unless one leaves it with an error, which ends the job.
 
     Collective over world.
     Raises what `run_directory` raises, on every rank.
@@ -93,6 +99,7 @@ def claimed_run_dir(world: MPI.Intracomm, requested: str | Path | None, *, resum
             raise problem
         assert path is not None
         yield path
+        world.Barrier()
 
 
 def _check_unused(path: Path) -> None:
@@ -103,6 +110,23 @@ def _check_unused(path: Path) -> None:
         )
     if whole_checkpoints(path):
         raise UserError(f"{path} has checkpoints of a run already; choose another --run-dir, or --resume it")
+
+
+def _check_of_a_run(path: Path) -> None:
+    """Checks that what `_make_own` removes was written by a run.
+
+    Raises UserError if not.
+    """
+    if (path / "config.toml").exists() or whole_checkpoints(path):
+        return
+    found = ["summary.json"] if os.path.lexists(path / "summary.json") else []
+    if os.path.lexists(path / "failure.json") and read_failure(path) is None:
+        found.append("failure.json")
+    if found:
+        raise UserError(
+            f"{path} has a {found[0]}, but neither config.toml nor checkpoints: it is no run that can go on; "
+            "choose another --run-dir"
+        )
 
 
 def _wait_for_left_ranks(path: Path) -> None:
@@ -135,7 +159,7 @@ def _make_own(path: Path) -> None:
         if folder.exists() and not folder.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
         for entry in folder.glob("*"):
-            if name == "ranks" and entry.suffix in (".json", ".alive", ".partial"):
+            if name == "ranks" and _OF_RANKS.fullmatch(entry.name) and not entry.is_dir():
                 entry.unlink()
             else:
                 own_file(entry)

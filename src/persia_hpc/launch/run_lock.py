@@ -42,7 +42,7 @@ def locked(run_dir: Path) -> Iterator[None]:
 
     Raises UserError, which names the holder, if another job has it, or if it can't be written.
     """
-    path = run_dir / LOCK
+    path, taker = run_dir / LOCK, os.getpid()
     try:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     except OSError as error:
@@ -60,6 +60,9 @@ def locked(run_dir: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # for people: what counts is the lock
             _write(file, "")
     finally:
+        if os.getpid() == taker:  # closing alone leaves it to children that were forked meanwhile
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_UN)
         os.close(file)
 
 

@@ -15,10 +15,10 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from persia_hpc.errors import UserError
+from persia_hpc.runtime.node_memory import SHARED_MEMORY, UNLIMITED, shared_memory_room
 
 from .registry import RankRecord
 
-SHARED_MEMORY = "/dev/shm"
 MPI_BYTES = 1_100_000  # what MPICH takes there for each rank of a node at least; with less it dies by SIGBUS
 ROOMY_BYTES = 64 << 20  # what containers have by default; with much less it may die as well
 _MAPPED = re.compile(r" (/dev/shm/.+)$", re.MULTILINE)
@@ -45,15 +45,10 @@ def room_hint(number: int) -> str:
     """Returns what may have made a signal kill a rank of this host while MPI was starting; "" if unlikely."""
     if number not in (signal.SIGBUS, signal.SIGSEGV) or not os.path.isdir(SHARED_MEMORY):
         return ""
-    if number == signal.SIGSEGV and shared_memory_room()[1] >= ROOMY_BYTES:
+    size = shared_memory_room()[1]
+    if size == UNLIMITED or (number == signal.SIGSEGV and size >= ROOMY_BYTES):
         return ""
     return f" while MPI was starting ({_room_text()}; give it {ROOMY_BYTES} or more)"
-
-
-def shared_memory_room() -> tuple[int, int]:
-    """Returns the bytes that are free in shared memory, and its size."""
-    status = os.statvfs(SHARED_MEMORY)
-    return status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
 
 
 def _room_text() -> str:

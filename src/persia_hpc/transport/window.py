@@ -10,9 +10,9 @@ from mpi4py import MPI
 
 from persia_hpc.arrays import Bytes
 from persia_hpc.errors import UserError
+from persia_hpc.runtime.node_memory import SHARED_MEMORY, shared_memory_room
 from persia_hpc.transport.records import ALIGNMENT, memory_of
 
-SHARED_MEMORY = "/dev/shm"
 _GAP = 4096  # MPI aligns a window to 8 or 16 bytes only: room to shift it
 
 
@@ -124,14 +124,6 @@ def _allocation_problem(num_bytes: int, shared: bool, error: MPI.Exception) -> s
         f"{str(error).splitlines()[0]}; lower transport.ring_bytes; "
         "Open MPI 4.1 across nodes: set OMPI_MCA_osc=ucx; Open MPI 5: set OMPI_MCA_osc=^ucx"
     )
-
-
-def shared_memory_room() -> tuple[int, int]:
-    """Returns the free bytes of this node's shared memory and its size; 0 where there is none."""
-    if not os.path.isdir(SHARED_MEMORY):
-        return 0, 0
-    status = os.statvfs(SHARED_MEMORY)
-    return status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
 
 
 def _available_memory() -> int | None:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from persia_hpc.checkpoint.choose import init_source
-from persia_hpc.checkpoint.manifest import read_manifest, read_part
+from persia_hpc.checkpoint.manifest import read_manifest, read_part, unreadable
 from persia_hpc.checkpoint.names import DENSE
 from persia_hpc.config import Config
 from persia_hpc.errors import DataError, UserError
@@ -99,7 +99,7 @@ class DenseState:
     def read(cls, directory: Path) -> DenseState:
         """Reads the dense part of a checkpoint.
 
-        Raises DataError if the file is damaged.
+        Raises DataError if the file is damaged, and what `unreadable` says.
         """
         manifest, path = read_manifest(directory), directory / DENSE
         content = io.BytesIO(read_part(directory, manifest, DENSE))
@@ -108,7 +108,7 @@ class DenseState:
             if state.step != manifest["step"]:
                 raise ValueError(f"it is of step {state.step}, the manifest of {manifest['step']}")
         except Exception as error:  # torch says very different things
-            raise DataError(f"{path}: can't be read ({_line(error)}); use an older checkpoint") from error
+            raise unreadable(path, error) from error
         return dataclasses.replace(state, path=str(path))
 
     def run_state(self, schedules: Mapping[str, Schedule]) -> RunState:

@@ -1,0 +1,100 @@
+"""A start that lacks memory or open files ends: it takes no whole checkpoint for a damaged one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import persia_hpc as ph
+from persia_hpc.checkpoint import manifest, rows
+from persia_hpc.errors import EXIT_FAILURE, PersiaError
+from tests.support.tiny import tiny_config, write_tiny
+
+SHORT: list[Exception] = [
+    MemoryError("std::bad_alloc"),
+    OSError(errno.EMFILE, os.strerror(errno.EMFILE)),
+    OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
+    OSError(errno.ESTALE, os.strerror(errno.ESTALE)),
+    OSError("Unable to synchronously open file (file open failed: errno = 24, error message = 'Too many')"),
+    RuntimeError("can't start new thread"),
+]
+DAMAGE: list[Exception] = [OSError(errno.EIO, os.strerror(errno.EIO)), KeyError("ages"), OverflowError("inf")]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    data = write_tiny(folder / "train.h5", 320)
+    ph.train(tiny_config(data, run_dir=str(folder / "run"), checkpoint={"every": 4, "keep": 9}), quiet=True)
+    return folder
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in [n for n in os.environ if n.startswith(("PMI", "OMPI", "SLURM"))]:
+        monkeypatch.delenv(name)
+    shutil.copytree(trained / "run", tmp_path / "run", symlinks=True)
+    return tmp_path / "run"
+
+
+def resume(trained: Path, run: Path) -> dict[str, Any]:
+    again = {"run_dir": str(run), "checkpoint": {"every": 4, "keep": 9, "resume": True}, "train.epochs": 2}
+    return ph.train(tiny_config(str(trained / "train.h5"), **again), quiet=True)
+
+
+def checkpoints(run: Path) -> list[str]:
+    return sorted(path.name for path in run.glob("step-*"))
+
+
+def fail_once(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, error: Exception) -> None:
+    calls, real = [], getattr(module, name)
+
+    def failing(*arguments: Any) -> Any:
+        calls.append(name)
+        if len(calls) == 1:
+            raise error
+        return real(*arguments)
+
+    monkeypatch.setattr(module, name, failing)
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), [(rows, "_load_table"), (rows, "open_shard"), (manifest, "file_sha256")]
+)
+@pytest.mark.parametrize("error", SHORT, ids=str)
+def test_being_short_of_something_is_no_damage(
+    trained: Path, run: Path, monkeypatch: pytest.MonkeyPatch, module: Any, name: str, error: Exception
+) -> None:
+    if name == "file_sha256" and isinstance(error, RuntimeError):
+        pytest.skip("reading a file starts no thread")
+    before = checkpoints(run)
+    fail_once(monkeypatch, module, name, error)
+    with pytest.raises(PersiaError, match="the checkpoint may be whole") as caught:
+        resume(trained, run)
+    assert caught.value.exit_code == EXIT_FAILURE
+    assert checkpoints(run) == before
+
+
+def test_a_fault_of_the_program_is_no_damage(
+    trained: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = checkpoints(run)
+    fail_once(monkeypatch, rows, "_load_table", AssertionError("ours"))
+    with pytest.raises(AssertionError, match="ours"):
+        resume(trained, run)
+    assert checkpoints(run) == before
+
+
+@pytest.mark.parametrize("error", DAMAGE, ids=str)
+def test_what_damage_leads_to_is_damage(
+    trained: Path, run: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    newest = checkpoints(run)[-1]
+    fail_once(monkeypatch, rows, "_load_table", error)
+    assert resume(trained, run)["status"] == "completed"
+    assert f"{newest}.damaged" in checkpoints(run)
