@@ -160,7 +160,7 @@ def test_a_file_truncated_while_training(tmp_path: Path, start: Callable[..., Jo
 @pytest.mark.parametrize(
     ("name", "column", "value", "message"),
     [
-        ("label", 0, 2.0, "got 2.0 in label 'label', expected 0 or 1; .*"),
+        ("label", 0, 2.0, "got 2.0 in label 'label', expected 0 or 1, or NaN where it is missing; .*"),
         ("dense", 1, np.nan, "got nan in dense column 'dense_1', expected a finite number; .*"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -111,6 +112,17 @@ def test_one_process_says_that_threads_wait_on_a_busy_machine(
     ph.train(tiny_config(write_tiny(tmp_path / "train.h5", 20)), set=changes)
     torch.set_num_threads(before)
     assert ("train.threads = 1 may be faster" in capfd.readouterr().err) == said
+
+
+def test_one_process_leaves_no_file_open(tmp_path: Path) -> None:
+    data = write_tiny(tmp_path / "train.h5", 40)
+    gc.disable()
+    try:
+        ph.train(tiny_config(data, run_dir=str(tmp_path / "run")), quiet=True)
+        opened = {os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")}
+    finally:
+        gc.enable()
+    assert data not in opened
 
 
 def test_one_process_is_no_rank_and_no_dry_run(

@@ -39,7 +39,11 @@ def run_in_one_process(config: Config, task: Task, stop: StopSignals) -> dict[st
     facts = facts_of_sources(config, sources, identify=concerns_checkpoints(config, task))
     facts.check_newest_checkpoint(config.run_dir)
     with run_directory(config.run_dir, resume=config.checkpoint.resume) as run_dir:
-        return _train(facts, sources, run_dir, task, stop)
+        try:
+            return _train(facts, sources, run_dir, task, stop)
+        finally:  # not when a collector finds them: the user may want to open or replace the files
+            for source in sources.values():
+                source.close()
 
 
 def _train(
