@@ -126,8 +126,7 @@ py::tuple backward(const py::object& pooled_gradient, const std::vector<py::obje
     const py::array row_gradients = wire_rows(wire, num_rows, dim);
     const persia::Rows to{data_of<std::byte>(row_gradients), wire, num_rows};
     bool finite = true;
-    indices.with(
-        [&](auto ids) { finite = persia::gather_pool_backward(group, pooled, sequences, ids, to); });
+    indices.with([&](auto ids) { finite = persia::gather_pool_backward(group, pooled, sequences, ids, to); });
     return py::make_tuple(row_gradients, finite);
 }
 

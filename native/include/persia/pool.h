@@ -57,8 +57,8 @@ struct PoolSequenceGradient {
 };
 
 // Writes row_gradients [U], zeros for a row that no id uses. The sum of a row's gradients is that of its ids
-// in ascending order, in fp32. An empty pooled_gradient means zeros. Returns whether all sums are finite, before
-// they are encoded. Throws std::out_of_range for a bad index.
+// in ascending order, in fp32. An empty pooled_gradient means zeros. Returns whether all sums are finite,
+// before they are encoded. Throws std::out_of_range for a bad index.
 template <typename Index>
 bool gather_pool_backward(const PoolGroup& group, Span<const float> pooled_gradient,
                           const std::vector<PoolSequenceGradient>& sequence_gradients,
