@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
+import persia_hpc as ph
 from persia_hpc.trainer.driver import bce
+from tests.support.tiny import SCHEMA, tiny_batch, tiny_config
 
 
 def losses_and_gradients(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,3 +52,18 @@ def test_infinite_logits_of_missing_labels_do_no_harm() -> None:
     losses, gradients = losses_and_gradients(logits, torch.tensor([[torch.nan], [1.0]]))
     assert losses.isfinite().all()
     assert gradients.isfinite().all()
+
+
+@pytest.mark.parametrize("known", [0, 1])
+def test_training_without_any_known_label_is_said(
+    known: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    batch = tiny_batch(60)
+    labels = np.full_like(batch.labels, np.nan)
+    labels[:known] = 1.0
+    with ph.DatasetWriter(tmp_path / "train.h5", SCHEMA) as writer:
+        writer.write(replace(batch, labels=labels))
+    ph.train(tiny_config(str(tmp_path / "train.h5"), run_dir=str(tmp_path / "run")), quiet=True)
+    said = capfd.readouterr().err
+    assert ("is missing in all of the last 60 samples: nothing is learned" in said) == (known == 0)
+    assert ('"event": "warning"' in (tmp_path / "run/metrics.jsonl").read_text()) == (known == 0)

@@ -125,6 +125,7 @@ class Driver:
         self._staleness: deque[int] = deque(maxlen=100)
         self._began = self._last_event = time.perf_counter()
         self._last_samples = self._epoch = 0
+        self._told_unlabelled = False
         self._evaluated = -1  # the last step whose evaluation was due
 
     def run(self, session: Session) -> None:
@@ -268,6 +269,11 @@ class Driver:
         session = self.session
         scores = torch.cat([r[0] for r in self._recent]).float().cpu().numpy()
         labels = torch.cat([r[1] for r in self._recent]).cpu().numpy()
+        if not self._told_unlabelled and np.isnan(labels).all():
+            self._told_unlabelled = True
+            name, count = session.inputs.labels[0], len(labels)
+            text = f"label {name} is missing in all of the last {count:,} samples: nothing is learned from it"
+            session.skips.warn(session.step_number, text)
         event = {
             "event": "train",
             "step": session.step_number,
