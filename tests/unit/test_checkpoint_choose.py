@@ -19,7 +19,7 @@ def run(tmp_path: Path) -> Path:
     run = tmp_path / "run"
     for step in (10, 20, 30):
         (run / step_name(step)).mkdir(parents=True)
-        (run / step_name(step) / "manifest.json").write_text('{"format_version": 0}')
+        (run / step_name(step) / "manifest.json").write_text("{}")
     (run / "latest").symlink_to(step_name(30))
     return run
 
