@@ -48,7 +48,18 @@ def test_a_run_stands_for_its_best_checkpoint_else_for_the_latest(
     assert sorted(p.name for p in run.iterdir()) == ["latest", *map(step_name, (10, 20, 30))]
 
 
-@pytest.mark.parametrize("note", [None, "{", "[]", {"checkpoint": step_name(20)}, {"metric": "a\x1b[31m"}])
+@pytest.mark.parametrize(
+    "note",
+    [
+        None,
+        "{",
+        "[]",
+        pytest.param("[" * 100_000, id="deep"),
+        {"checkpoint": step_name(20)},
+        {"metric": "a\x1b[31m"},
+        pytest.param({"metric": "auc", "value": 10**400}, id="huge"),
+    ],
+)
 def test_a_note_that_says_nothing_sensible_is_left_out(
     run: Path, capsys: pytest.CaptureFixture[str], note: str | dict[str, object] | None
 ) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -20,28 +19,10 @@ import persia_hpc as ph
 from persia_hpc.cli import main
 from persia_hpc.config import load_config
 from persia_hpc.errors import EXIT_DATA, EXIT_USER, DataError, PersiaError
-from tests.support.checkpoints import CHANGES, IDS, LAST, TABLES, change_shard, own, sign, train_runs
+from tests.support.checkpoints import CHANGES, IDS, LAST, TABLES, change_shard, own, sign
 from tests.support.tiny import digest
 
 PLACES = 6  # of a file, at each of which one bit is turned over
-
-
-@pytest.fixture(autouse=True)
-def outside_mpi(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [n for n in os.environ if n.startswith(("PMI", "OMPI", "SLURM"))]:
-        monkeypatch.delenv(name)
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_runs(tmp_path_factory.mktemp("runs"), "a")
-
-
-@pytest.fixture
-def run(runs: Path, tmp_path: Path) -> Path:
-    """A copy of run a to damage, by hard links: what is written to must be `own`ed first."""
-    shutil.copytree(runs / "a", tmp_path / "a", symlinks=True, copy_function=os.link)
-    return tmp_path / "a"
 
 
 def command(*arguments: object) -> tuple[int, str, str]:

@@ -22,12 +22,6 @@ from persia_hpc.checkpoint.manifest import read_manifest
 from tests.support.tiny import tiny_config, write_tiny
 
 
-@pytest.fixture(autouse=True)
-def outside_mpi(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [n for n in os.environ if n.startswith(("PMI", "OMPI", "SLURM"))]:
-        monkeypatch.delenv(name)
-
-
 def fill(directory: Path, *names: str) -> Path:
     directory.mkdir(parents=True)
     for name in names or ("manifest.json", "dense.pt", "server-0000.h5"):

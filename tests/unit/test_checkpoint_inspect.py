@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from pathlib import Path
 
 import h5py
@@ -35,27 +33,8 @@ from tests.support.checkpoints import (
     sign,
     split,
     stored,
-    train_runs,
 )
 from tests.support.hashing import hashed
-
-
-@pytest.fixture(autouse=True)
-def outside_mpi(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [n for n in os.environ if n.startswith(("PMI", "OMPI", "SLURM"))]:
-        monkeypatch.delenv(name)
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_runs(tmp_path_factory.mktemp("runs"))
-
-
-@pytest.fixture
-def run(runs: Path, tmp_path: Path) -> Path:
-    """A copy of run a to damage, by hard links: what is written to must be `own`ed first."""
-    shutil.copytree(runs / "a", tmp_path / "a", symlinks=True, copy_function=os.link)
-    return tmp_path / "a"
 
 
 def test_the_run_has_what_the_tests_are_about(runs: Path) -> None:

@@ -27,12 +27,6 @@ STORED = Path(__file__).resolve().parents[1] / "data" / "checkpoint_v2"
 FULL, CHANGES = "step-00000004", "step-00000008"
 
 
-@pytest.fixture(autouse=True)
-def outside_mpi(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [n for n in os.environ if n.startswith(("PMI", "OMPI", "SLURM"))]:
-        monkeypatch.delenv(name)
-
-
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     shutil.copytree(STORED, tmp_path / "run")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,6 @@ from tests.support.checkpoints import change_shard, sign
 from tests.support.tiny import tiny_config, write_tiny
 
 NAMES = ("a/b", ".", "100%2F", " é\n")  # of the four features' tables
-
-
-@pytest.fixture(autouse=True)
-def outside_mpi(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [n for n in os.environ if n.startswith(("PMI", "OMPI", "SLURM"))]:
-        monkeypatch.delenv(name)
 
 
 def config(data: str, names: tuple[str, ...] = NAMES, **changes: Any) -> dict[str, Any]:

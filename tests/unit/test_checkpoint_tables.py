@@ -1,6 +1,5 @@
 """A shard that takes rows from elsewhere, or that has rows never written, is refused by all who open it."""
 
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -13,18 +12,11 @@ import pytest
 
 import persia_hpc as ph
 from persia_hpc.errors import DataError
-from tests.support.checkpoints import change_shard, persia, train_runs
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_runs(tmp_path_factory.mktemp("runs"), "a")
+from tests.support.checkpoints import change_shard, persia
 
 
 @pytest.fixture
-def checkpoint(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in [n for n in os.environ if n.startswith(("PMI", "OMPI", "SLURM"))]:
-        monkeypatch.delenv(name)
+def checkpoint(runs: Path, tmp_path: Path) -> Path:
     shutil.copytree(runs / "a", tmp_path / "a", symlinks=True)
     with h5py.File(tmp_path / "a" / "other.h5", "w") as other:
         other["rows"] = np.ones((10_000, 4), np.float32)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -27,26 +26,7 @@ from tests.support.checkpoints import (
     put,
     sign,
     split,
-    train_runs,
 )
-
-
-@pytest.fixture(autouse=True)
-def outside_mpi(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [n for n in os.environ if n.startswith(("PMI", "OMPI", "SLURM"))]:
-        monkeypatch.delenv(name)
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_runs(tmp_path_factory.mktemp("runs"), "a")
-
-
-@pytest.fixture
-def run(runs: Path, tmp_path: Path) -> Path:
-    """A copy of run a to damage, by hard links: what is written to must be `own`ed first."""
-    shutil.copytree(runs / "a", tmp_path / "a", symlinks=True, copy_function=os.link)
-    return tmp_path / "a"
 
 
 def test_verify_of_a_sound_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

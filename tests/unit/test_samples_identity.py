@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -128,13 +127,6 @@ def test_ranges_are_spread_over_all_samples_and_cover_small_data(num_samples: in
         assert bounds[-1][1] == num_samples
 
 
-@pytest.fixture
-def outside_mpi(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [n for n in os.environ if n.startswith(("PMI", "OMPI", "SLURM"))]:
-        monkeypatch.delenv(name)
-
-
-@pytest.mark.usefixtures("outside_mpi")
 def test_a_run_continues_on_the_same_samples_only(tmp_path: Path) -> None:
     """Moved files are the same; others of the same length are not, and the first one is named."""
     paths = [write_tiny(tmp_path / f"{name}.h5", 160, seed=seed) for seed, name in enumerate("ab")]
@@ -159,7 +151,6 @@ def test_a_run_continues_on_the_same_samples_only(tmp_path: Path) -> None:
     assert train([str(moved), other], 3)["this_run"]["steps"] == 10
 
 
-@pytest.mark.usefixtures("outside_mpi")
 @pytest.mark.parametrize("kind", ["keep_best", "every", "own loop"])
 def test_a_run_that_saves_nothing_at_its_end_continues_on_the_same_samples_only(
     tmp_path: Path, kind: str

@@ -54,7 +54,8 @@ def say_choice(path: Path) -> None:
     if best is None or (path / MANIFEST).exists():
         return
     value = ""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # it only says more
+    odd = (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError)
+    with contextlib.suppress(*odd):  # the note only says more
         note = json.loads((path / BEST_NOTE).read_text())
         if note["checkpoint"] == best and note["metric"].isprintable():
             value = f" (valid {note['metric']} {note['value']:.4f})"
