@@ -7,9 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from persia_hpc.checkpoint.files import name_best
+from persia_hpc.checkpoint.names import step_of
 from persia_hpc.cli import main
 from persia_hpc.samples.writer import DatasetWriter
-from tests.support.checkpoints import VOCABULARY, change_manifest, train_runs
+from tests.support.checkpoints import LAST, VOCABULARY, change_manifest, train_runs
 from tests.support.tiny import SCHEMA, tiny_batch
 
 OUTSIDE = "outside"  # a folder beside that of a case, which nothing may change
@@ -53,6 +55,7 @@ def make_corpus() -> None:
     own.write_text(own.read_text().replace('run_dir = "a"', 'run_dir = "run"'))
     for step in Path("run").glob("step-*"):
         change_manifest(step, lambda manifest: manifest["config"].update(run_dir="run"))
+    name_best(Path("run"), {"metric": "auc", "mode": "max", "value": 0.75, "step": step_of(Path(LAST))})
     _still(Path("run"))
     _fail(Path("failed"))
     make_table(Path("table"))

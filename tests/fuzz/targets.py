@@ -19,6 +19,7 @@ from tests.support.tiny import digest, run_digest
 RUN = Path("run")
 CHECKPOINT = (f"run/{CHANGES}/*", f"run/{FULL}/*", f"run/{CHANGES}", f"run/{FULL}")
 CHECKPOINTS = ("run/step-*/*", "run/step-*", "run/latest")
+BEST_FILES = ("run/best.json", "run/best")
 RUN_FILES = ("run/summary.json", "run/metrics.jsonl", "run/config.toml")
 FAILED_FILES = ("failed/metrics.jsonl", "failed/failure.json", "failed/ranks/*", "failed/config.toml")
 DATA = ("train.h5", "plain.h5", "test.h5")
@@ -130,6 +131,7 @@ def targets() -> list[Target]:
         Target("train, resumed", train(**resume), (*CHECKPOINTS, *RUN_FILES), PARTS, changes=old, long=True),
         Target("train, init_from", train(**init), CHECKPOINT, PARTS, changes=new),
         Target("evaluate", evaluate, (*CHECKPOINT, "plain.h5"), PARTS),
+        Target("evaluate RUN", command("evaluate", "run", "--set", "data.test=plain.h5"), BEST_FILES),
         Target("predict", predict, (*CHECKPOINT, "test.h5"), PARTS, outputs=("scores.csv",)),
         Target("ph.load", refusing(load), CHECKPOINT, PARTS),
         Target("checkpoint ls", command("checkpoint", "ls", "run"), CHECKPOINTS),
@@ -137,7 +139,7 @@ def targets() -> list[Target]:
         Target("checkpoint verify", command("checkpoint", "verify", "run"), CHECKPOINTS, PARTS, notices=True),
         Target("checkpoint diff", command("checkpoint", "diff", at, "run"), CHECKPOINT),
         Target("checkpoint export", export, CHECKPOINT, PARTS - {"dense"}, outputs=tables),
-        Target("status", command("status", "run"), (*RUN_FILES, "run/latest")),
+        Target("status", command("status", "run"), (*RUN_FILES, *BEST_FILES, "run/latest")),
         Target("status, failed", command("status", "failed"), FAILED_FILES),
         Target("report", command("report", "run"), RUN_FILES),
         Target("report, failed", command("report", "failed"), FAILED_FILES),
