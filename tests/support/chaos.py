@@ -86,7 +86,9 @@ class Job:
         self.run_dir = run_dir
         run_dir.parent.mkdir(parents=True, exist_ok=True)
         self.log = run_dir.with_suffix(".log").open("a")
-        self.log_start = self.log.tell()
+        # A job whose proxy was killed prints nothing any more, but may train to its end and log it.
+        logs = (Path(self.log.name), run_dir / "logs" / "rank-0000.log")
+        self.log_starts = {path: path.stat().st_size if path.exists() else 0 for path in logs}
         self.mark = f"{MARK}={run_dir}"
         self.process = subprocess.Popen(
             [sys.executable, "-m", "persia_hpc.cli", "train", str(config), "--run-dir", str(run_dir)],
@@ -187,8 +189,12 @@ class Job:
         return code
 
     def said(self) -> str:
-        """What this start has printed."""
-        return Path(self.log.name).read_text(errors="replace")[self.log_start :]
+        """What this start has printed, and what its rank 0 has logged."""
+        return "".join(
+            path.read_bytes()[start:].decode(errors="replace")
+            for path, start in self.log_starts.items()
+            if path.exists()
+        )
 
 
 def children(pid: int) -> list[int]:
