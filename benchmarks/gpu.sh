@@ -6,10 +6,10 @@
 #   benchmarks/gpu.sh sizes                          what the pack holds; fails above 25 MB
 #   benchmarks/gpu.sh environment                    only build/gpu-venv, which each part makes if it isn't there
 #
-# The GPU machine has a Python with a CUDA torch, numpy, h5py, mpi4py and pytest (benchmarks/gpu.sh takes the
-# python3 on PATH, or PYTHON); a compiler, nvcc, scikit-build-core and pybind11 are needed only if the pack's
-# wheel of this package doesn't fit (CUDA=off: without kernels, where there is no nvcc, to try this out). The parts and their options: benchmarks/gpu_parts.py --help. Each leaves at
-# most three files in OUT (default build/gpu): PART.log, PART.json, PART.tar.gz.
+# The GPU machine has a Python (python3, or PYTHON) with a CUDA torch, numpy, h5py, mpi4py and pytest. A compiler,
+# nvcc, scikit-build-core and pybind11 are needed only if the pack's wheel of this package doesn't fit (CUDA=off
+# builds it without kernels, where there is no nvcc). The parts and their options: benchmarks/gpu_parts.py. Each
+# leaves three files in OUT (default build/gpu): PART.log, PART.json, PART.tar.gz.
 #
 # Variables of `pack`: PYTHON_VERSION, the GPU machine's (3.12); ARCHITECTURES of its GPU, as CMake has them (90);
 # HOROVOD=no leaves out what two trainers on one GPU need; PYTHON, an interpreter of PYTHON_VERSION.
@@ -40,8 +40,8 @@ sizes() {
 }
 
 find_python() {  # the wanted interpreter, if it runs: a name on PATH may be pyenv's, of a version that isn't chosen
-    local version=$1 candidate
-    for candidate in "${PYTHON:-python$version}" "${PYENV_ROOT:-$HOME/.pyenv}/versions/$version".*/bin/python python3; do
+    local version=$1 candidate pyenv=${PYENV_ROOT:-$HOME/.pyenv}/versions
+    for candidate in "${PYTHON:-python$version}" python3 "$pyenv/$version".*/bin/python; do
         if [ "$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" = "$version" ]; then
             command -v "$candidate"
             return
@@ -70,12 +70,13 @@ make_pack() {
     fetch mpich
     if [ "${HOROVOD:-yes}" != no ]; then
         fetch "setuptools<81" wheel cffi pycparser
-        "$tools/bin/python" -m pip download --quiet --no-deps --no-binary=:all: --no-build-isolation --dest "$pack" horovod==0.28.1
+        "$tools/bin/python" -m pip download --quiet --no-deps --no-binary=:all: --no-build-isolation \
+            --dest "$pack" horovod==0.28.1
     fi
     sources >"$pack/sources"
     if [ -n "$python" ]; then
-        PATH=$PWD/$tools/bin:$PATH "$tools/bin/python" -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir "$pack" \
-            -C cmake.define.PERSIA_HPC_CUDA=on -C "cmake.define.CMAKE_CUDA_ARCHITECTURES=${ARCHITECTURES:-90}" \
+        PATH=$PWD/$tools/bin:$PATH "$tools/bin/python" -m pip wheel --quiet --no-build-isolation --no-deps \
+            --wheel-dir "$pack" -C cmake.define.PERSIA_HPC_CUDA=on -C "cmake.define.CMAKE_CUDA_ARCHITECTURES=${ARCHITECTURES:-90}" \
             -C "build-dir=build/gpu-pack-$version" .
     fi
     sizes
@@ -86,7 +87,7 @@ make_pack() {
 environment() {
     local python=${PYTHON:-python3} here mark wheels=() modules="persia_hpc._native"
     mark=$("$python" -c 'import sys; print(sys.version, sys.prefix)') || fail "$python doesn't run"
-    mark+=" $(sources) $(cat "$pack"/* 2>/dev/null | cksum)"
+    mark+=" CUDA=${CUDA:-on} $(sources) $(cat "$pack"/* 2>/dev/null | cksum)"
     [ "$(cat "$venv/complete" 2>/dev/null)" != "$mark" ] || { echo "$venv is there"; return; }
     rm -rf "$venv"
     "$python" -m venv --without-pip "$venv"
@@ -103,7 +104,10 @@ for path in sys.path:
             *) wheels+=("$wheel") ;;
         esac
     done
-    install() { "$venv/bin/python" -m pip install --quiet --no-index --no-deps --ignore-installed --no-warn-script-location "$@"; }
+    install() {
+        "$venv/bin/python" -m pip install --quiet --no-index --no-deps --ignore-installed \
+            --no-warn-script-location "$@"
+    }
     [ ${#wheels[@]} -eq 0 ] || install "${wheels[@]}"
     [ "${CUDA:-on}" = off ] || modules+=", persia_hpc._cuda"
     loads() { "$venv/bin/python" -c "import $modules"; }
@@ -120,6 +124,7 @@ case ${1:-} in
     pack) make_pack ;;
     sizes) sizes ;;
     environment) environment ;;
+    sources) sources ;;
     smoke | jobs | train | rest) exec "${PYTHON:-python3}" benchmarks/gpu_parts.py "$@" ;;
     *) fail "got '${1:-}', expected pack, smoke, jobs, train, rest, sizes or environment" ;;
-esac
+esac; exit  # on this line, so that nothing is read of a file that changes while this runs
