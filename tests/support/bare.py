@@ -96,13 +96,16 @@ def _pack_mpich(pack: Path) -> None:
         mpich = importlib.metadata.distribution("mpich")
     except importlib.metadata.PackageNotFoundError:
         return
-    data = f"mpich-{mpich.version}.data/data"
+    packages = "lib/python/site-packages"  # where `files` are relative to, below the environment
     files = []
     for file in mpich.files or ():
-        parts = [part for part in file.parts if part != ".."]
-        outside = len(parts) < len(file.parts)
-        if parts[-1] != "RECORD" and parts[0] not in ("include", "share"):
-            files.append((Path(str(file.locate())), "/".join([data, *parts] if outside else parts)))
+        inside = os.path.normpath(f"{packages}/{file}")
+        if inside.startswith(packages):
+            inside = os.path.relpath(inside, packages)
+        else:
+            inside = f"mpich-{mpich.version}.data/data/{inside}"
+        if file.name != "RECORD" and "/include/" not in inside:
+            files.append((Path(str(file.locate())), inside))
     _wheel(pack, f"mpich-{mpich.version}", files)
 
 

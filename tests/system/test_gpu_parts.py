@@ -75,7 +75,7 @@ def test_training_from_its_data_to_the_table(bare: Bare) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_nothing_looks_well(bare: Bare) -> None:
-    done = bare.script("smoke", "--only", "module", "graph-tests", "memcheck")
+    done = bare.script("smoke", "--only", "module", "memcheck")
     assert done.returncode == 1, done.stdout
     assert statuses(bare.out, "smoke")["module"] == "FAILED"
 
