@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from .errors import EXIT_FAILURE, PersiaError
+from .errors import EXIT_FAILURE, PersiaError, needs_package
 from .launch.environment import inside_mpi, keep_to_loopback, world_rank_of
 from .printable import LINES, printable
 
@@ -29,9 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code; an error that a user can cause is one line on stderr."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     parser = _make_parser(given)
-    options = parser.parse_args(given)
-    keep_to_loopback()
     try:
+        options = parser.parse_args(given)
+        keep_to_loopback()
         code = options.command_module.run(options)
         sys.stdout.flush()
         return int(code)
@@ -39,6 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if _speaks():
             print(f"persia-hpc: error: {printable(error, LINES)}", file=sys.stderr, flush=True)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        if error.name != "polars":  # what reads and writes tables; no rank of a job has use for it
+            raise
+        refusal = needs_package("this command", error.name)
+        if _speaks():
+            print(f"persia-hpc: error: {refusal}", file=sys.stderr, flush=True)
+        return refusal.exit_code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `persia-hpc report … | head`

@@ -47,6 +47,11 @@ class DataError(PersiaError):
     exit_code = EXIT_DATA
 
 
+def needs_package(what: str, package: str) -> UserError:
+    """Returns the refusal of what can't be done without a Python package that isn't installed."""
+    return UserError(f"{what} needs the Python package {package}, which isn't here: pip install {package}")
+
+
 class AgreedError(PersiaError):
     """Is an error that every rank raises at the same point."""
 

@@ -4,23 +4,37 @@ from __future__ import annotations
 
 import argparse
 
+from persia_hpc.errors import UserError
+
 SUMMARY = "check this installation and machine"
 DESCRIPTION = """\
 Checks Python, native extension, MPI, RMA, Horovod, PyTorch, GPU, huge pages, shared memory and Slurm; every
-line that isn't good says the fix. Exit code 1 if training can't work."""
+line that isn't good says the fix. Exit code 1 if training can't work: if a line says BAD. Without Horovod one
+trainer can train, so that is a note, unless --trainers asks for more."""
 EXAMPLES = """\
-example:
-  persia-hpc doctor"""
+examples:
+  persia-hpc doctor
+  persia-hpc doctor --trainers 4"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares nothing: there are no options."""
-    del parser
+    """Declares the options."""
+    parser.add_argument(
+        "--trainers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="trainers that jobs here will have (default: 1)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the table; 1 if something that training needs is missing."""
-    del options
+    """Prints the table; 1 if something that training needs is missing.
+
+    Raises UserError for a number of trainers that no job can have.
+    """
     from persia_hpc.launch.doctor import examine
 
-    return examine()
+    if options.trainers < 1:
+        raise UserError(f"--trainers: got {options.trainers}, expected 1 or more")
+    return examine(options.trainers)

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -71,10 +72,15 @@ _BUILD_KERNELS = "pip install . with nvcc on PATH (PERSIA_HPC_CUDA=on says what 
 _BUILD_HOROVOD = "tools/build_horovod.sh builds it (the mpicxx of the same MPI first on PATH)"
 
 
-def examine() -> int:
-    """Prints one line per check; returns exit code 1 if training can't work here."""
+def examine(trainers: int = 1) -> int:
+    """Prints one line per check; returns exit code 1 if training can't work here.
+
+    trainers: how many the jobs here are to have; only several need Horovod.
+    """
     worst = EXIT_OK
-    checks: Sequence[Callable[[], list[Line]]] = (_python, _native, _mpi, _torch, _horovod, _memory, _slurm)
+    checks: Sequence[Callable[[], list[Line]]] = (
+        *(_python, _native, _data, _mpi, _torch, partial(_horovod, trainers), _memory, _slurm),
+    )
     for check in checks:
         for level, what, found, fix in check():
             print(f"{level:<5} {what:<18} {found}" + (f"\n{'':<24} -> {fix}" if fix else ""), flush=True)
@@ -172,9 +178,26 @@ def _torch() -> list[Line]:
     return lines
 
 
-def _horovod() -> list[Line]:
+def _data() -> list[Line]:
+    lines: list[Line] = []
+    for package, without in (
+        ("hdf5plugin", "data is written without LZ4, and files that have it can't be read"),
+        ("polars", "no `inspect`, no `checkpoint export`, no `preprocess` but of synthetic data"),
+    ):
+        found = _version(package) if importlib.util.find_spec(package) is not None else None
+        lines.append(
+            (NOTE, package, f"not installed: {without}", f"pip install {package}")
+            if found is None
+            else (GOOD, package, found, "")
+        )
+    return lines
+
+
+def _horovod(trainers: int) -> list[Line]:
     if importlib.util.find_spec("horovod") is None:
-        return [(BAD, "horovod", "not installed; more than one trainer needs it", _BUILD_HOROVOD)]
+        if trainers == 1:
+            return [(NOTE, "horovod", "not installed: more than one trainer needs it", _BUILD_HOROVOD)]
+        return [(BAD, "horovod", f"not installed; {trainers} trainers need it", _BUILD_HOROVOD)]
     _, probe, text = _run([sys.executable, "-c", ELSEWHERE + _HOROVOD_PROBE])
     if probe is None:
         return [(BAD, "horovod", f"can't be imported: {_last_line(text)}", _BUILD_HOROVOD)]

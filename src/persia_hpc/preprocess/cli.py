@@ -14,34 +14,37 @@ from persia_hpc.errors import EXIT_OK, UserError
 from persia_hpc.preprocess.label_rates import constant_labels
 from persia_hpc.preprocess.team import ONE_MEMBER, Part, Team
 
-from . import adult, synthetic, taobao_ad
-from .criteo import parallel as criteo_shards
-from .criteo import prepare as criteo
 from .criteo import synthetic as criteo_syn
-from .movielens import prepare as movielens
-from .table import parallel as table_shards
-from .table import prepare as table
+from .sources import LOADERS
 
 
 @dataclass(frozen=True)
 class _Source:
-    """Describes a source of data; its options are the fields of `options`, which `prepare` takes.
+    """Describes a source of data; `add_arguments` imports it, as `sources` does, for its own command only."""
 
-    `share(options, team)` lets many ranks make the files: with `--shard-bytes`, or always where there is no
-    such option.
-    """
-
-    options: type[Any]
-    prepare: Callable[[Any], Any]
     add_arguments: Callable[[argparse.ArgumentParser], None]
     summary: str
     example: str
-    share: Callable[[Any, Team], Any] | None = None
+
+
+class _SourceParser(argparse.ArgumentParser):
+    """Parses the arguments of one source, which are added when that source is the one."""
+
+    source: _Source | None = None
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Adds the source's arguments, then parses."""
+        if self.source is not None:
+            source, self.source = self.source, None
+            source.add_arguments(self)
+        return super().parse_known_args(args, namespace)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds one sub-command for each source of data to `parser`."""
-    commands = parser.add_subparsers(dest="preprocess_name", metavar="NAME", required=True)
+    commands = parser.add_subparsers(
+        dest="preprocess_name", metavar="NAME", required=True, parser_class=_SourceParser
+    )
     for name, source in _SOURCES.items():
         command = commands.add_parser(
             name,
@@ -56,10 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         command.add_argument(
             "--overwrite", action="store_true", help="replace files that other settings made"
         )
-        source.add_arguments(command)
+        command.source = source
 
 
 def _add_adult(parser: argparse.ArgumentParser) -> None:
+    from . import adult
+
     defaults = adult.AdultOptions(Path())
     parser.add_argument("--input", type=Path, metavar="DIR", help="holds adult.data and adult.test (.gz)")
     parser.add_argument(
@@ -73,6 +78,8 @@ def _add_adult(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_criteo(parser: argparse.ArgumentParser) -> None:
+    from .criteo import prepare as criteo
+
     defaults = criteo.CriteoOptions(Path(), ())
     parser.add_argument(
         "--input", nargs="+", required=True, metavar="FILE", help="files or globs, plain or .gz .xz .bz2 .zst"
@@ -132,6 +139,8 @@ def _add_encoding(parser: argparse.ArgumentParser, meaning: str) -> None:
 
 
 def _add_movielens(parser: argparse.ArgumentParser) -> None:
+    from .movielens import prepare as movielens
+
     defaults = movielens.MovieLensOptions(Path(), Path())
     parser.add_argument(
         "--input",
@@ -164,6 +173,8 @@ def _add_movielens(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_taobao_ad(parser: argparse.ArgumentParser) -> None:
+    from . import taobao_ad
+
     parser.add_argument(
         "--input", type=Path, required=True, metavar="DIR", help=f"holds {', '.join(taobao_ad.FILES)}"
     )
@@ -183,6 +194,8 @@ def _add_table(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_synthetic(parser: argparse.ArgumentParser) -> None:
+    from . import synthetic
+
     defaults = synthetic.SyntheticOptions(Path())
     _add_number(parser, "--rows", int, defaults.rows, "training rows")
     _add_number(parser, "--valid-rows", int, defaults.valid_rows, "rows of valid.h5 (0: no such file)")
@@ -261,57 +274,41 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 _SOURCES = {
     "adult": _Source(
-        adult.AdultOptions,
-        adult.prepare,
         _add_adult,
         "Adult / Census income (UCI), bundled with the source tree",
         "--input datasets/adult --out data/adult",
     ),
     "criteo": _Source(
-        criteo.CriteoOptions,
-        criteo.prepare,
         _add_criteo,
         "Criteo display advertising in Kaggle's layout (label, 13 integers, 26 hexadecimal ids)",
         "--input criteo/train.txt.gz --out data/criteo --shards 8",
-        criteo_shards.prepare,
     ),
     "movielens": _Source(
-        movielens.MovieLensOptions,
-        movielens.prepare,
         _add_movielens,
         "MovieLens (1M, 20M, 25M) as a click-through task",
         "--input ml-1m --out data/movielens",
     ),
     "taobao_ad": _Source(
-        taobao_ad.TaobaoAdOptions,
-        taobao_ad.prepare,
         _add_taobao_ad,
         "Taobao display advertising: samples, advertisements and users joined",
         "--input taobao --out data/taobao_ad",
-        taobao_ad.share,
     ),
     "table": _Source(
-        table.TableOptions,
-        table.prepare,
         _add_table,
         "Any CSV, TSV, Parquet or Arrow files, with a TOML schema (see datasets/table/README.md)",
         "clicks.toml --out data/clicks",
-        table_shards.prepare,
     ),
     "synthetic": _Source(
-        synthetic.SyntheticOptions,
-        synthetic.prepare,
         _add_synthetic,
         "Zipf-distributed ids and a planted model, so that the best possible AUC is known",
         "--rows 10000000 --shards 4 --out data/synthetic",
-        synthetic.prepare,
     ),
 }
 
 
 def shares_work(args: argparse.Namespace) -> bool:
     """Returns whether many ranks can share what these arguments ask for."""
-    return _SOURCES[args.preprocess_name].share is not None and getattr(args, "shard_bytes", 0) is not None
+    return LOADERS[args.preprocess_name]().share is not None and getattr(args, "shard_bytes", 0) is not None
 
 
 def run(args: argparse.Namespace, team: Team = ONE_MEMBER) -> int:
@@ -320,8 +317,8 @@ def run(args: argparse.Namespace, team: Team = ONE_MEMBER) -> int:
     Collective over the ranks that share the work.
     Raises UserError for bad options or input.
     """
-    source = _SOURCES[args.preprocess_name]
-    options = {f.name: getattr(args, f.name) for f in fields(source.options) if hasattr(args, f.name)}
+    work = LOADERS[args.preprocess_name]()
+    options = {f.name: getattr(args, f.name) for f in fields(work.options) if hasattr(args, f.name)}
     for key, value in options.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"--{key.replace('_', '-')}: got {value}, expected a finite number")
@@ -329,14 +326,14 @@ def run(args: argparse.Namespace, team: Team = ONE_MEMBER) -> int:
             options[key] = tuple(value)
     made: Any
     if shares_work(args):
-        assert source.share is not None
-        made = source.share(source.options(**options), team)
+        assert work.share is not None
+        made = work.share(work.options(**options), team)
     else:
         if getattr(args, "test_shards", 0):
             raise UserError(
                 f"--test-shards {args.test_shards}: got it without --shard-bytes, which it goes with"
             )
-        made = source.prepare(source.options(**options))
+        made = work.prepare(work.options(**options))
     if team.rank != 0 and team.connected:
         return EXIT_OK
     if made is None:

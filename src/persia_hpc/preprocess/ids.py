@@ -1,5 +1,8 @@
 """Makes ids from values: a stable hash of strings, reserved ids, and counts of ids in the training rows.
 
+While counting, each rank keeps the distinct ids that it has met, then its share of them; while writing, it
+keeps the frequent ids of all ranks.
+
 Shapes: N values, V distinct ids.
 """
 
@@ -12,6 +15,9 @@ from hashlib import blake2b
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+
+from persia_hpc.preprocess.splitting import mix
+from persia_hpc.preprocess.team import Team
 
 Ids = npt.NDArray[np.uint64]
 
@@ -102,6 +108,28 @@ def _summed(frame: pl.DataFrame) -> pl.DataFrame:
     if "value" in frame.columns:
         sums += [pl.col("value").first(), pl.col("first").first()]
     return frame.group_by("id", maintain_order=True).agg(sums)
+
+
+def merged_counts(found: pl.DataFrame, min_count: int, team: Team, *, values: bool = False) -> pl.DataFrame:
+    """Returns the ids that all ranks together have met at least `min_count` times, on every rank.
+
+    The result has the column `id`, sorted.
+
+    found: the rank's own counts, with columns `id` (each once) and `count`
+    values: the result also has `value`, `count` and `first` as in `IdCounts`, and is in order of first use
+    Collective over `team`.
+    """
+    found = found.select(["id", "count", *(["first", "value"] if values else [])])
+    if team.size > 1:
+        owners = mix(found["id"].to_numpy()) % np.uint64(team.size)  # ids may all be even
+        sent = [found.filter(owners == rank) for rank in range(team.size)]
+        totals = [pl.col("count").sum()]
+        if values:
+            totals += [pl.col("first").min(), pl.col("value").sort_by("first").first()]
+        found = pl.concat(team.exchange(sent)).group_by("id").agg(totals)
+    kept = found.filter(pl.col("count") >= min_count)
+    parts: list[pl.DataFrame] = team.gather(kept if values else kept.select("id"))
+    return pl.concat(parts).sort("first" if values else "id")
 
 
 class IdFilter:

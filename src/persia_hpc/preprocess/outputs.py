@@ -10,11 +10,10 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 
 from persia_hpc.durable import replace_whole
 from persia_hpc.errors import UserError
@@ -25,6 +24,9 @@ from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.encoding import ENCODING_FILE, sealed, write_encoding
 from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.samples.writer import DatasetWriter
+
+if TYPE_CHECKING:  # files are made without it where no text is parsed
+    import polars as pl
 
 # Goes up whenever a release writes other bytes for the same options: older outputs then count as different.
 PREPROCESS_VERSION = 3

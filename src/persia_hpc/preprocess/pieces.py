@@ -1,22 +1,13 @@
-"""Shares pieces of the input among ranks, which make HDF5 files of them, and counts ids over all ranks.
-
-Memory is constant except for counts of ids: while counting, each rank keeps the distinct ids that it has met,
-then its share of them; while writing, it keeps the frequent ids of all ranks.
-"""
+"""Shares pieces of the input among ranks, which make HDF5 files of them, in constant memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
-import numpy as np
-import polars as pl
-
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess.outputs import FileReport, Outputs, numbered
 from persia_hpc.preprocess.progress import Progress
 from persia_hpc.preprocess.team import Team, share_of, shares, together
-
-from .splitting import mix
 
 
 def names(num_pieces: int, test_shards: int) -> list[str]:
@@ -71,25 +62,3 @@ def _clean(team: Team, outputs: Outputs, sizes: Sequence[int]) -> None:
         outputs.remove_stale()
         if not outputs.any_rows():
             raise UserError(f"{outputs.directory}: got no rows in all of the input, expected at least one")
-
-
-def merged_counts(found: pl.DataFrame, min_count: int, team: Team, *, values: bool = False) -> pl.DataFrame:
-    """Returns the ids that all ranks together have met at least `min_count` times, on every rank.
-
-    The result has the column `id`, sorted.
-
-    found: the rank's own counts, with columns `id` (each once) and `count`
-    values: the result also has `value`, `count` and `first` as in `IdCounts`, and is in order of first use
-    Collective over `team`.
-    """
-    found = found.select(["id", "count", *(["first", "value"] if values else [])])
-    if team.size > 1:
-        owners = mix(found["id"].to_numpy()) % np.uint64(team.size)  # ids may all be even
-        sent = [found.filter(owners == rank) for rank in range(team.size)]
-        totals = [pl.col("count").sum()]
-        if values:
-            totals += [pl.col("first").min(), pl.col("value").sort_by("first").first()]
-        found = pl.concat(team.exchange(sent)).group_by("id").agg(totals)
-    kept = found.filter(pl.col("count") >= min_count)
-    parts: list[pl.DataFrame] = team.gather(kept if values else kept.select("id"))
-    return pl.concat(parts).sort("first" if values else "id")

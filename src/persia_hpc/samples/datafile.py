@@ -13,7 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 import numpy.typing as npt
-from h5py import h5d, h5p, h5s, h5t, h5z
+from h5py import h5d, h5p, h5s, h5t
 
 from persia_hpc.errors import DataError, UserError
 from persia_hpc.samples.attributes import bounds, check_counts, is_true, text_of, texts_of
@@ -178,14 +178,7 @@ class _Shapes:
                 f"{what}: got {dataset.dtype} of shape {dataset.shape}, expected {expected}, "
                 f"{ndim}-dimensional; docs/dataset_format.md has the layout"
             )
-        filters = dataset.id.get_create_plist()
-        for i in range(filters.get_nfilters()):
-            code, _, _, label = filters.get_filter(i)
-            if not h5z.filter_avail(code):
-                raise UserError(
-                    f"{what}: compressed with HDF5 filter {code} ({label.decode(errors='replace')}), which "
-                    "isn't installed; install its plugin or repack the file with h5repack"
-                )
+        layout.check_filters(what, dataset.id)
         check_written(what, dataset.id)
         return dataset
 

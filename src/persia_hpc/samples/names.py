@@ -6,14 +6,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import h5py
-import hdf5plugin
 import numpy as np
 import numpy.typing as npt
+from h5py import h5z
 
 from persia_hpc.durable import ErrorKeeper
-from persia_hpc.errors import UserError
+from persia_hpc.errors import UserError, needs_package
 
 from .containment import check_contained
+
+try:
+    import hdf5plugin  # registers its filters with HDF5, for reading too
+except ModuleNotFoundError:
+    hdf5plugin = None  # type: ignore[assignment]
 
 IDS = "ids"
 VALUES = "values"
@@ -42,14 +47,23 @@ CREATED_BY = "created_by"
 ENCODING = "encoding"
 
 COMPRESSIONS = ("lz4", "gzip", "none")
+# Filters that hdf5plugin brings and HDF5 itself lacks, by their registered numbers.
+_OF_PLUGIN = (307, 32001, 32004, 32008, 32013, 32015, 32017, 32018, 32024, 32026, 32028, 32033)
+
+
+def default_compression() -> str:
+    """Returns "lz4", or "none" where hdf5plugin isn't installed: gzip takes three times as long to read."""
+    return "none" if hdf5plugin is None else "lz4"
 
 
 def compression_options(compression: str) -> dict[str, Any]:
     """Returns the arguments of `create_dataset` for one of `COMPRESSIONS`, always with checksums.
 
-    Raises UserError for any other name.
+    Raises UserError for any other name, and for "lz4" where hdf5plugin isn't installed.
     """
     if compression == "lz4":
+        if hdf5plugin is None:
+            raise needs_package('compression "lz4"', "hdf5plugin")
         shuffle = hdf5plugin.Blosc2.SHUFFLE
         return {"fletcher32": True, **hdf5plugin.Blosc2(cname="lz4", clevel=5, filters=shuffle)}
     if compression == "gzip":
@@ -59,6 +73,25 @@ def compression_options(compression: str) -> dict[str, Any]:
         # zero, so a chunk that a disk has lost would pass it. It is quicker to check, too.
         return {"compression": "gzip", "compression_opts": 0}
     raise UserError(f"compression: got {compression!r}, expected one of {', '.join(COMPRESSIONS)}")
+
+
+def check_filters(what: str, dataset: Any) -> None:
+    """Checks that HDF5 has the filters that a dataset, of h5py's low-level interface, was written with.
+
+    what: the file and the dataset, for the message.
+    Raises UserError, which says what has to be installed.
+    """
+    filters = dataset.get_create_plist()
+    for i in range(filters.get_nfilters()):
+        code, _, _, label = filters.get_filter(i)
+        if h5z.filter_avail(code):
+            continue
+        if hdf5plugin is None and code in _OF_PLUGIN:
+            raise needs_package(f"{what}: its compression (HDF5 filter {code})", "hdf5plugin")
+        raise UserError(
+            f"{what}: compressed with HDF5 filter {code} ({label.decode(errors='replace')}), which "
+            "isn't installed; install its plugin or repack the file with h5repack"
+        )
 
 
 def fixed_strings(texts: str | Sequence[str]) -> npt.NDArray[np.bytes_]:

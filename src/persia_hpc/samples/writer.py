@@ -73,7 +73,8 @@ class DatasetWriter:
     schema: what every batch holds; without label names the file has no labels (batches' labels are [B, 0]).
     id_dtypes: stored dtype of a feature's ids, "uint8" to "uint64" (default); a larger id is refused.
     chunk_rows: rows of one HDF5 chunk, the unit of compression, checksum and reading.
-    compression: "lz4" (Blosc2), "gzip" or "none".
+    compression: "lz4" (Blosc2; the default where hdf5plugin is installed), "gzip" or "none" (the default
+    elsewhere).
     source: where the samples came from (name, URL, licence), kept as an attribute.
     preprocessing: what was done to them, JSON-serialisable, kept as an attribute; may be filled until the
     end.
@@ -92,7 +93,7 @@ class DatasetWriter:
         *,
         id_dtypes: dict[str, str] | None = None,
         chunk_rows: int = 16_384,
-        compression: str = "lz4",
+        compression: str | None = None,
         source: str = "",
         preprocessing: dict[str, Any] | None = None,
         check_binary_labels: bool = True,
@@ -109,7 +110,8 @@ class DatasetWriter:
         if chunk_rows < 1:
             raise UserError(f"chunk_rows: got {chunk_rows}, expected 1 or more")
         self._chunk_rows = chunk_rows
-        self._options = layout.compression_options(compression)
+        chosen = layout.default_compression() if compression is None else compression
+        self._options = layout.compression_options(chosen)
         self._texts = {
             layout.SOURCE: source,
             layout.CREATED_BY: "persia-hpc",

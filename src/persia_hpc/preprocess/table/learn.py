@@ -12,8 +12,7 @@ import polars as pl
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess.columns import spelled
 from persia_hpc.preprocess.frames import Frame
-from persia_hpc.preprocess.ids import MISSING_ID, IdCounts
-from persia_hpc.preprocess.pieces import merged_counts
+from persia_hpc.preprocess.ids import MISSING_ID, IdCounts, merged_counts
 from persia_hpc.preprocess.team import Team
 
 from .convert import Converter, Learned, Moments

@@ -26,6 +26,23 @@ def _gpu_of(parameters: list[nn.Parameter]) -> str:
     return str(uuid or (platform.node(), os.environ.get("CUDA_VISIBLE_DEVICES"), device.index))
 
 
+def check_horovod(num_trainers: int, mode: str) -> None:
+    """Checks that Horovod can be imported, if these trainers need it: it reduces the gradients of several.
+
+    Raises UserError if it can't.
+    """
+    if num_trainers == 1 or mode == "async":
+        return
+    try:
+        import horovod.torch  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"{num_trainers} trainers need Horovod, which can't be imported "
+            f"({' '.join(str(error).split())}); tools/build_horovod.sh builds it; one trainer "
+            '(ranks.trainers = 1) needs none, nor does mode = "async"'
+        ) from error
+
+
 class DenseReducer:
     """Sums dense gradients over the trainers in fixed fp32 buckets, always in one order. See `DenseSync`."""
 

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from persia_hpc import _native
 from persia_hpc.arrays import Array
 from persia_hpc.errors import PersiaError
 from persia_hpc.protocol.row_batch import RowBatch
@@ -63,9 +62,12 @@ class CudaKernel:
         row_batch: RowBatch,
         staging: Staging,
         rings: RowRings,
-        launch: Any = _native,
+        launch: Any,
     ) -> None:
-        """Copies the batch to the device; `launch` is the module with the kernels, `_native` on the host."""
+        """Copies the batch to the device; `launch` is the module with the kernels, `_native` on the host.
+
+        The host's code ends the process if it is given the addresses of a GPU, so nothing is the default.
+        """
         self.staged = staging.arrive(row_batch)
         self._groups = groups
         self._row_batch = row_batch

@@ -65,22 +65,15 @@ class Pooling:
 
         gradients: the wire format of row gradients. kernel: native (CPU only), cuda or torch, else the best
         one for the device; on the CPU the latter two are slow, for comparing them.
+
+        Raises UserError for a kernel that can't run on the device.
         """
         self.inputs = inputs
         self.device = torch.device(device)
+        self.kernel, self._launch = _choose_kernel(self.device, kernel)
         self.staging = Staging(self.device)
         self._rings = RowRings()
         self._wire = WIRES[gradients]
-        self._launch: Any = _native
-        if kernel is None:
-            kernel = "native" if self.device.type == "cpu" else "torch"
-            if self.device.type == "cuda":
-                module, problem = cuda_module(self.device)
-                if module is None:
-                    LOG.warning("embeddings are pooled by torch operations, slowly: %s", problem)
-                else:
-                    kernel, self._launch = "cuda", module
-        self.kernel = kernel
         num_dim_groups = max((f.dim_group for f in inputs.features), default=-1) + 1
         self._groups = [DimGroup(inputs, group, self.device) for group in range(num_dim_groups)]
 
@@ -171,6 +164,30 @@ class Pooling:
         missing = [f.name for f in self.inputs.features if f.multi and f.name not in row_batch.bag_offsets]
         if missing:
             raise UserError(f"a batch has no bag offsets for the multi-hot feature {missing[0]!r}")
+
+
+def _choose_kernel(device: torch.device, name: str | None) -> tuple[str, Any]:
+    """Returns the kernel's name, and the module that launches it: one whose addresses are the device's.
+
+    Raises UserError for a kernel that was asked for and can't run there.
+    """
+    wrong = f'kernel = "{name}" on the device "{device}"'
+    if name not in (None, "native", "cuda", "torch"):
+        raise UserError(f"{wrong}: expected native, cuda or torch, or None for the best one")
+    if device.type == "cpu":
+        return name or "native", _native
+    if name == "native" or (name == "cuda" and device.type != "cuda"):
+        fitting = '"cuda" or "torch"' if device.type == "cuda" else '"torch"'
+        raise UserError(f"{wrong}: its code would be given addresses of other memory; use {fitting} there")
+    if name == "torch" or device.type != "cuda":
+        return "torch", None
+    module, problem = cuda_module(device)
+    if module is not None:
+        return "cuda", module
+    if name == "cuda":
+        raise UserError(f'{wrong}: {problem}; use "torch", which is slower')
+    LOG.warning("embeddings are pooled by torch operations, slowly: %s", problem)
+    return "torch", None
 
 
 def _sum_rounds(values: Tensor, mask: Tensor, rounds: int) -> tuple[Tensor, Tensor]:

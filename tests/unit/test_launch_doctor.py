@@ -1,0 +1,65 @@
+"""What `persia-hpc doctor` makes of packages that are missing: a note, or a failure if they are asked for."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+from persia_hpc.cli import main
+from persia_hpc.launch import doctor
+
+FIND = importlib.util.find_spec
+
+
+@pytest.fixture
+def hide(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Packages that can't be found; the checks that start processes find nothing to say."""
+    hidden: set[str] = set()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in hidden else FIND(name))
+    for check in ("_native", "_mpi", "_torch", "_memory", "_slurm"):
+        monkeypatch.setattr(doctor, check, list)
+    return hidden
+
+
+def levels(text: str) -> dict[str, str]:
+    lines = [line.split() for line in text.splitlines() if "->" not in line]
+    return {what: level for level, what, *_ in lines}
+
+
+@pytest.mark.parametrize(("trainers", "level", "code"), [(1, "note", 0), (2, "BAD", 1)])
+def test_only_several_trainers_miss_horovod(
+    hide: set[str], capsys: pytest.CaptureFixture[str], trainers: int, level: str, code: int
+) -> None:
+    hide.add("horovod")
+    assert main(["doctor", "--trainers", str(trainers)]) == code
+    text = capsys.readouterr().out
+    assert levels(text)["horovod"] == level
+    assert "tools/build_horovod.sh" in text
+
+
+@pytest.mark.parametrize("package", ["hdf5plugin", "polars"])
+def test_what_only_some_commands_need_is_a_note_that_says_how_to_get_it(
+    hide: set[str], capsys: pytest.CaptureFixture[str], package: str
+) -> None:
+    hide |= {"horovod", package}
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert levels(text)[package] == "note"
+    assert f"-> pip install {package}\n" in text
+    other = {"hdf5plugin", "polars"} - {package}
+    assert levels(text)[other.pop()] == "ok"
+
+
+def test_a_broken_horovod_is_a_failure_for_one_trainer_too(
+    hide: set[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(doctor, "_run", lambda *_: (1, None, "ImportError: libmpi.so.12"))
+    assert main(["doctor"]) == 1
+    assert "libmpi.so.12" in capsys.readouterr().out
+
+
+def test_a_number_that_no_job_has_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--trainers", "0"]) == 2
+    assert "expected 1 or more" in capsys.readouterr().err
