@@ -1,104 +1,130 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one command: builds, tests, measures.
+# Tests and measures the GPU trainers on a GPU machine, which needs no network, in four parts.
 #
-#   benchmarks/gpu.sh pack [WHEELS]    on a machine with a network: fetches what a bare GPU machine lacks
-#   benchmarks/gpu.sh [WHEELS]         on the GPU machine, which needs no network then
+#   benchmarks/gpu.sh pack                           where there is a network: makes build/gpu-pack
+#   benchmarks/gpu.sh smoke|jobs|train|rest [...]    on the GPU machine, with build/gpu-pack beside the sources
+#   benchmarks/gpu.sh sizes                          what the pack holds; fails above 25 MB
+#   benchmarks/gpu.sh environment                    only build/gpu-venv, which each part makes if it isn't there
 #
-# WHEELS: a folder (default build/gpu-wheels). The GPU machine has Python with a CUDA torch, nvcc and a C++
-# compiler, and the Python version of `pack`; what else is missing is installed from WHEELS into build/gpu-venv. Results: $OUT, else build/gpu.
-# A part that fails doesn't keep the next from running; the exit code says whether all of them went well.
-# QUICK=1 measures fewer cases. PYTHON: the interpreter that has torch (default: python3).
-set -uo pipefail
-cd "$(dirname "$0")/.." || exit
-mode=run
-if [ "${1:-}" = pack ]; then
-    mode=pack
-    shift
-fi
-wheels=${1:-build/gpu-wheels}
-python=${PYTHON:-python3}
-# Also what builds need, as there is no network for a build to fetch it from.
-needed=(mpich mpi4py h5py hdf5plugin polars tqdm numpy pybind11 scikit-build-core pathspec packaging cmake ninja
-    hypothesis pytest wheel cloudpickle psutil pyyaml cffi)
-
-if [ "$mode" = pack ]; then
-    mkdir -p "$wheels"
-    "$python" -m pip download --quiet --only-binary=:all: --dest "$wheels" "${needed[@]}" "setuptools<81" || exit
-    "$python" -m pip download --quiet --no-deps --no-binary=:all: --no-build-isolation --dest "$wheels" horovod==0.28.1 || exit
-    du -sh "$wheels"
-    exit
-fi
-
-out=${OUT:-build/gpu}
+# The GPU machine has a Python (python3, or PYTHON) with a CUDA torch, numpy, h5py, mpi4py and pytest. A compiler,
+# nvcc, scikit-build-core and pybind11 are needed only if the pack's wheel of this package doesn't fit (CUDA=off
+# builds it without kernels, where there is no nvcc). The parts and their options: benchmarks/gpu_parts.py. Each
+# leaves three files in OUT (default build/gpu): PART.log, PART.json, PART.tar.gz.
+#
+# Variables of `pack`: PYTHON_VERSION, the GPU machine's (3.12); ARCHITECTURES of its GPU, as CMake has them (90);
+# HOROVOD=no leaves out what two trainers on one GPU need; PYTHON, an interpreter of PYTHON_VERSION.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+pack=build/gpu-pack
 venv=build/gpu-venv
-mkdir -p "$out"
-failed=()
-part() {
-    local name=$1 started=$SECONDS
-    shift
-    if "$@" >"$out/$name.log" 2>&1; then
-        printf 'gpu  %-16s ok      %4d s\n' "$name" $((SECONDS - started))
-    else
-        printf 'gpu  %-16s FAILED  %4d s  (%s)\n' "$name" $((SECONDS - started)) "$out/$name.log"
-        tail -n 15 "$out/$name.log"
-        failed+=("$name")
+most=25000000
+
+fail() { echo "gpu.sh: $1" >&2; exit 1; }
+
+# Names what the package is built from, so that a wheel of other sources is found out.
+sources() {
+    find native src CMakeLists.txt pyproject.toml -type f ! -name '*.so' ! -name '*.pyc' -print0 \
+        | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum | cut -d ' ' -f 1
+}
+
+sizes() {
+    local total=0 size file
+    for file in "$pack"/*; do
+        [ -f "$file" ] || fail "there is no $pack: run benchmarks/gpu.sh pack first"
+        size=$(stat -c %s "$file")
+        total=$((total + size))
+        printf '%8.1f MB  %s\n' "$(awk "BEGIN {print $size / 1e6}")" "${file##*/}"
+    done
+    printf '%8.1f MB  in all\n' "$(awk "BEGIN {print $total / 1e6}")"
+    [ "$total" -le "$most" ] || fail "$pack has $total bytes, expected at most $most: HOROVOD=no makes it smaller"
+}
+
+find_python() {  # the wanted interpreter, if it runs: a name on PATH may be pyenv's, of a version that isn't chosen
+    local version=$1 candidate pyenv=${PYENV_ROOT:-$HOME/.pyenv}/versions
+    for candidate in "${PYTHON:-python$version}" python3 "$pyenv/$version".*/bin/python; do
+        if [ "$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" = "$version" ]; then
+            command -v "$candidate"
+            return
+        fi
+    done
+}
+
+make_pack() {
+    local version=${PYTHON_VERSION:-3.12} python tools=build/gpu-pack-tools platforms=() n
+    python=$(find_python "$version")
+    [ -n "$python" ] || echo "gpu.sh: there is no Python $version here: the GPU machine will build the package itself"
+    [ -z "$python" ] || command -v nvcc >/dev/null \
+        || { echo "gpu.sh: there is no nvcc here: the GPU machine will build the package itself"; python=; }
+    rm -rf "$pack" "$tools"
+    mkdir -p "$pack"
+    # setuptools 81 lost what Horovod's setup.py imports, which pip runs to fetch it.
+    "${python:-python3}" -m venv "$tools"
+    "$tools/bin/python" -m pip install --quiet pybind11 scikit-build-core cmake ninja wheel packaging "setuptools<81"
+    for n in 12 17 24 27 28 31 34; do
+        platforms+=(--platform "manylinux_2_${n}_x86_64")
+    done
+    fetch() {
+        "$tools/bin/python" -m pip download --quiet --no-deps --only-binary=:all: --python-version "$version" \
+            --implementation cp --platform manylinux2014_x86_64 "${platforms[@]}" --dest "$pack" "$@"
+    }
+    fetch mpich
+    if [ "${HOROVOD:-yes}" != no ]; then
+        fetch "setuptools<81" wheel cffi pycparser
+        "$tools/bin/python" -m pip download --quiet --no-deps --no-binary=:all: --no-build-isolation \
+            --dest "$pack" horovod==0.28.1
     fi
+    sources >"$pack/sources"
+    if [ -n "$python" ]; then
+        PATH=$PWD/$tools/bin:$PATH "$tools/bin/python" -m pip wheel --quiet --no-build-isolation --no-deps \
+            --wheel-dir "$pack" -C cmake.define.PERSIA_HPC_CUDA=on -C "cmake.define.CMAKE_CUDA_ARCHITECTURES=${ARCHITECTURES:-90}" \
+            -C "build-dir=build/gpu-pack-$version" .
+    fi
+    sizes
 }
 
+# The pack's wheels on top of the packages that PYTHON has. It may be an environment's: a plain
+# --system-site-packages would take those of the Python below that environment.
 environment() {
-    [ -x "$venv/bin/python" ] || "$python" -m venv --system-site-packages "$venv" || return
-    # What the machine has is kept: only torch's own numpy fits it.
-    local missing=() name module
-    for name in "${needed[@]}" "setuptools<81"; do
-        module=${name%%<*}
-        "$venv/bin/python" -m pip show --quiet "$module" 2>/dev/null || missing+=("$name")
+    local python=${PYTHON:-python3} here mark wheels=() modules="persia_hpc._native"
+    mark=$("$python" -c 'import sys; print(sys.version, sys.prefix)') || fail "$python doesn't run"
+    mark+=" CUDA=${CUDA:-on} $(sources) $(cat "$pack"/* 2>/dev/null | cksum)"
+    [ "$(cat "$venv/complete" 2>/dev/null)" != "$mark" ] || { echo "$venv is there"; return; }
+    rm -rf "$venv"
+    "$python" -m venv --without-pip "$venv"
+    here=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    "$python" -c 'import sys
+for path in sys.path:
+    if path.endswith(("site-packages", "dist-packages")):
+        print(f"import site; site.addsitedir({path!r})")' >"$here/parent.pth"
+    for wheel in "$pack"/*.whl; do
+        case ${wheel##*/} in
+            "*.whl") echo "gpu.sh: there is no wheel in $pack: everything must be on this machine" ;;
+            persia_hpc-*) [ "$(cat "$pack/sources")" = "$(sources)" ] && prebuilt=$wheel \
+                || echo "gpu.sh: ${wheel##*/} was built of other sources: it isn't used" ;;
+            *) wheels+=("$wheel") ;;
+        esac
     done
-    [ ${#missing[@]} -eq 0 ] || "$venv/bin/python" -m pip install --no-index --find-links "$wheels" "${missing[@]}"
+    install() {
+        "$venv/bin/python" -m pip install --quiet --no-index --no-deps --ignore-installed \
+            --no-warn-script-location "$@"
+    }
+    [ ${#wheels[@]} -eq 0 ] || install "${wheels[@]}"
+    [ "${CUDA:-on}" = off ] || modules+=", persia_hpc._cuda"
+    loads() { "$venv/bin/python" -c "import $modules"; }
+    if [ -z "${prebuilt:-}" ] || ! install "$prebuilt" || ! loads; then
+        echo "gpu.sh: building the package here"
+        PATH=$PWD/$venv/bin:$PATH install --no-build-isolation -C "cmake.define.PERSIA_HPC_CUDA=${CUDA:-on}" \
+            -C "cmake.define.CMAKE_CUDA_ARCHITECTURES=${ARCHITECTURES:-90}" -C build-dir=build/gpu-build .
+        loads
+    fi
+    echo "$mark" >"$venv/complete"
 }
 
-package() {
-    "$venv/bin/python" -m pip install --no-build-isolation --no-deps --no-index \
-        -C cmake.define.PERSIA_HPC_CUDA=on -C build-dir=build/gpu-build .
-}
-
-horovod() {
-    "$venv/bin/python" -c 'import horovod.torch' 2>/dev/null && return
-    PIP_NO_INDEX=1 PIP_FIND_LINKS=$PWD/$wheels bash tools/build_horovod.sh "$venv/bin/python"
-}
-
-kernel_tests() { "$venv/bin/python" -m pytest -q -p no:cacheprovider tests/native/test_pool_cuda.py tests/unit/test_trainer_dense_graphs.py; }
-
-sanitizer() {
-    command -v compute-sanitizer >/dev/null || { echo "there is no compute-sanitizer"; return 0; }
-    for tool in memcheck racecheck synccheck; do
-        echo "== $tool"
-        compute-sanitizer --tool "$tool" --error-exitcode 1 "$venv/bin/python" -m pytest -q -x -p no:cacheprovider \
-            tests/native/test_pool_cuda.py -k "cuda and (many_ids or factor or no_row)" || return
-    done
-}
-
-# Real jobs with the trainers on the GPU: one, and two that share it, whose results are those of the CPU.
-jobs() { "$venv/bin/python" -m pytest -q -p no:cacheprovider tests/system/test_gpu.py; }
-
-export PATH=$PWD/$venv/bin:$PATH
-part environment environment
-part package package
-part horovod horovod
-part doctor persia-hpc doctor
-part kernel-tests kernel_tests
-part jobs jobs
-part sanitizer sanitizer
-if [ -n "${QUICK:-}" ]; then
-    part kernels persia-hpc bench gpu --batches 16384 --dims 16 128 --wires fp16 --json "$out/kernels.json"
-    part train python benchmarks/gpu_train.py --dims 128 --batches 65536 --samples 6000000 --json "$out/train.json"
-else
-    part kernels persia-hpc bench gpu --json "$out/kernels.json"
-    part train python benchmarks/gpu_train.py --json "$out/train.json"
-    for exponent in 1.05 1.2; do  # with rows that stay on the GPU, and without
-        part "train-reuse-$exponent" python benchmarks/gpu_train.py --cases dlrm --dims 128 --workers 3 --reuse-steps 0 3 6 \
-            --exponent "$exponent" --folder "build/gpu-train-$exponent" --json "$out/train-reuse-$exponent.json"
-    done
-    part train-graphs python benchmarks/gpu_train.py --cuda-graphs --dims 128 --json "$out/train-graphs.json"
-fi
-cat "$out"/kernels.log "$out"/train*.log 2>/dev/null | grep -E '^(\||pass=)'
-[ ${#failed[@]} -eq 0 ] || { echo "gpu: FAILED: ${failed[*]}"; exit 1; }
+case ${1:-} in
+    pack) make_pack ;;
+    sizes) sizes ;;
+    environment) environment ;;
+    sources) sources ;;
+    smoke | jobs | train | rest) exec "${PYTHON:-python3}" benchmarks/gpu_parts.py "$@" ;;
+    *) fail "got '${1:-}', expected pack, smoke, jobs, train, rest, sizes or environment" ;;
+esac; exit  # on this line, so that nothing is read of a file that changes while this runs

@@ -22,6 +22,7 @@ from persia_hpc.samples.source import open_source
 DIM, VOCABULARY, FEATURES, DENSE = 16, 1_000_000, 26, 13
 START_SECONDS = 60
 CASE_SECONDS = 240
+STOP_SECONDS = 30
 
 
 def prepare_data(folder: Path, samples: int, exponent: float = 1.2) -> Path:
@@ -75,12 +76,15 @@ def w0_settings(path: Path, batch: int, samples: int, trainers: int = 1) -> dict
     }
 
 
-def run_job(folder: Path, settings: Mapping[str, Any], pins: Mapping[str, int]) -> dict[str, Any]:
+def run_job(
+    folder: Path, settings: Mapping[str, Any], pins: Mapping[str, int], seconds: float = CASE_SECONDS
+) -> dict[str, Any]:
     """Runs `persia-hpc train` under mpiexec and returns its summary.
 
     The run directory is `folder`/run, which is replaced.
 
     pins: role -> core. Ranks are pinned as soon as they have said what they are.
+    seconds: a job that takes longer is stopped; its summary, `interrupted`, is of the steps until then.
 
     Raises PersiaError, with the job's output, if it fails.
     """
@@ -89,15 +93,21 @@ def run_job(folder: Path, settings: Mapping[str, Any], pins: Mapping[str, int]) 
     config = folder / "job.toml"
     config.write_text(to_toml(load_config(settings).resolved()))
     command = [*cli(), "train", str(config), "--run-dir", str(run_dir), "--quiet"]
+    stopped = False
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as job:
         try:
             if pins:
                 _pin_ranks(job, run_dir, pins, sum(load_config(settings).ranks.counts().values()))
-            output, _ = job.communicate(timeout=CASE_SECONDS)
+            try:
+                output, _ = job.communicate(timeout=seconds)
+            except subprocess.TimeoutExpired:
+                stopped = True
+                job.terminate()
+                output, _ = job.communicate(timeout=STOP_SECONDS)
         finally:
             job.terminate()
     summary = read_summary(run_dir)
-    if job.returncode or summary is None:
+    if summary is None or (job.returncode and not (stopped and summary["status"] == "interrupted")):
         raise PersiaError(f"{' '.join(command)} failed:\n{output}")
     return summary
 
@@ -130,20 +140,28 @@ def run_local(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_program(
-    command: Sequence[str], core: int | None = None, environment: Mapping[str, str] | None = None
+    command: Sequence[str],
+    core: int | None = None,
+    environment: Mapping[str, str] | None = None,
+    seconds: float = CASE_SECONDS,
 ) -> dict[str, Any]:
     """Returns the JSON object on the last line that a program prints; `core`: the only one it may use."""
     pin = None if core is None else (lambda: os.sched_setaffinity(0, {core}))
-    done: dict[str, Any] = json.loads(_run(command, pin, environment).splitlines()[-1])
+    done: dict[str, Any] = json.loads(_run(command, pin, environment, seconds).splitlines()[-1])
     return done
 
 
-def _run(command: Sequence[str], before: Any = None, environment: Mapping[str, str] | None = None) -> str:
+def _run(
+    command: Sequence[str],
+    before: Any = None,
+    environment: Mapping[str, str] | None = None,
+    seconds: float = CASE_SECONDS,
+) -> str:
     done = subprocess.run(
         command,
         capture_output=True,
         text=True,
-        timeout=CASE_SECONDS,
+        timeout=seconds,
         check=False,
         preexec_fn=before,
         env=environment,

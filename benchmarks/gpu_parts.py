@@ -1,0 +1,190 @@
+"""Runs one part of what needs a GPU; benchmarks/gpu.sh calls this, with the machine's own Python.
+
+    benchmarks/gpu.sh PART [--only STEP ...] [--limit SECONDS] [--device cpu]
+
+A part is a list of steps, the most valuable first. Each has a limit of its own, and all together the part's:
+a step that hangs is cut with all that it started, and those after it still run. What a step prints goes to
+the screen and into OUT/PART.log at once. OUT/PART.json (steps, and the results that they left) is written
+after each step, OUT/PART.tar.gz (their other files) at the end, also when SIGTERM ends the part. Exit code 0:
+every step went well, or the machine lacks what it needs (a sanitizer, say). `--device cpu` runs the same
+steps small, on the host: to try them out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+from gpu_steps import ROOT, Runner, Step, end
+
+LIMITS = {"smoke": 230, "jobs": 200, "train": 330, "rest": 120}  # seconds, all included
+KERNEL_TESTS = "tests/native/test_pool_cuda.py"
+MANY_IDS = f"{KERNEL_TESTS}::test_rows_that_many_ids_use_repeat_and_are_summed_well"
+
+
+def shell(text: str) -> list[str]:
+    return ["bash", "-c", text]
+
+
+def pytest(*arguments: str) -> list[str]:
+    return ["python", "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", *arguments]
+
+
+def machine(device: str) -> Step:
+    """What the machine is. Rings may need more than the half of memory that /dev/shm has: root gives it."""
+    text = """
+    uname -sr; nproc; python3 -c 'import sys; print(sys.version)'
+    nvidia-smi || echo 'there is no nvidia-smi'
+    nvcc --version | tail -n 2
+    """
+    if device != "cpu":
+        text += """
+        if [ "$(id -u)" = 0 ]; then
+            wanted=$(awk '/MemTotal/ {g = int($2 / 1048576 * 3 / 4); print g < 48 ? g : 48}' /proc/meminfo)
+            has=$(df -k --output=size /dev/shm | awk 'END {print int($1 / 1048576)}')
+            [ "$has" -ge "$wanted" ] || mount -o "remount,size=${wanted}g" /dev/shm
+        fi
+        """
+    return Step("machine", 15, shell(text + "free -g; df -h /dev/shm /tmp ."))
+
+
+def parts(part: str, device: str, work: Path) -> list[Step]:
+    """The steps of a part. What needs no GPU is the same for any device; cpu makes the rest small."""
+    gpu = device != "cpu"
+    cuda = "" if gpu else "CUDA=off "
+    steps = [
+        machine(device),
+        Step("environment", 170, shell(f"{cuda}PYTHON={sys.executable} benchmarks/gpu.sh environment")),
+    ]
+    return steps + {"smoke": smoke, "jobs": jobs, "train": train, "rest": rest}[part](gpu, work)
+
+
+def smoke(gpu: bool, work: Path) -> list[Step]:
+    which = ["-k", "not cpu"] if gpu else ["-k", "cpu", "--hypothesis-seed=1"]
+    module = """
+    import torch, persia_hpc._native
+    print("torch", torch.__version__, "of CUDA", torch.version.cuda)
+    """
+    if gpu:
+        module += """
+    import persia_hpc._cuda as cuda
+    print(torch.cuda.get_device_name(), torch.cuda.mem_get_info(), "kernels of CUDA", cuda.cuda_version)
+    problem = cuda.problem(0)
+    raise SystemExit(problem and f"the kernels can't run: {problem}")
+    """
+    module = "\n".join(line.strip() for line in module.splitlines())
+    return [
+        Step("module", 40, ["python", "-c", module]),
+        Step("kernel-tests", 90, pytest(KERNEL_TESTS, *which), tests=True),
+        Step("graph-tests", 30, pytest("tests/unit/test_trainer_dense_graphs.py"), tests=True),
+        sanitizer("memcheck", 60, "--report-api-errors", "no"),
+        Step("doctor", 40, ["persia-hpc", "doctor"]),
+    ]
+
+
+def sanitizer(tool: str, seconds: float, *options: str) -> Step:
+    """One test of the kernels under compute-sanitizer: all of them would take an hour."""
+    check = ["compute-sanitizer", "--tool", tool, *options, "--error-exitcode", "1"]
+    test = pytest(f"{MANY_IDS}[64-scaled_fp16-cuda]")
+    return Step(tool, seconds, [*check, *test], tests=True, tool=check[0])
+
+
+def jobs(gpu: bool, work: Path) -> list[Step]:
+    two = "test_a_gpu_gives_what_the_cpu_gives_and_repeats[2]"  # needs Horovod: see `rest`
+    tests = pytest("tests/system/test_gpu.py", "--deselect", f"tests/system/test_gpu.py::{two}")
+    steps = [Step("jobs", 110, tests, tests=True)] if gpu else []
+    for exponent in ("1.2", "1.05"):
+        for ids, batch in (("1", "65536"), ("10", "16384")):
+            name = f"kernels-{ids}-ids-zipf-{exponent}"
+            size = ["--batches", batch, "--dims", "64", "128", "--wires", "fp16", "scaled_fp16"]
+            if not gpu:
+                size = ["--device", "cpu", "--batches", "512", "--dims", "8", "--wires", "fp16"]
+            command = ["persia-hpc", "bench", "gpu", *size, "--ids-per-sample", ids, "--exponent", exponent]
+            steps.append(Step(name, 40, [*command, "--repeats", "5", "--json", str(work / f"{name}.json")]))
+    return steps
+
+
+def gpu_train(gpu: bool, work: Path, name: str, seconds: float, *arguments: str) -> Step:
+    """End-to-end training; its last argument wins, so that a host gets less to do."""
+    command = ["python", "benchmarks/gpu_train.py", "--json", str(work / f"{name}.json"), *arguments]
+    if not gpu:
+        command += [
+            "--device",
+            "cpu",
+            "--dims",
+            "8",
+            "--batches",
+            "256",
+            "--rows",
+            "4096",
+            "--samples",
+            "4096",
+        ]
+        command += ["--seconds", "1", "--servers", "1", "--server-threads", "1", "--workers", "1"]
+        command += ["--table-mib", "16"]
+    return Step(name, seconds, command)
+
+
+def train(gpu: bool, work: Path) -> list[Step]:
+    big = ["--batches", "65536", "--seconds", "10"]
+    return [
+        gpu_train(gpu, work, "tower", 95, "--cases", "tower", "--dims", "128", *big),
+        gpu_train(gpu, work, "dlrm-128", 120, "--cases", "dlrm", "dlrm_bf16", "--dims", "128", *big),
+        gpu_train(gpu, work, "dcn_v2", 110, "--cases", "dcn_v2", "--dims", "128", *big),
+        gpu_train(gpu, work, "dlrm-64", 120, "--cases", "dlrm", "dlrm_bf16", "--dims", "64", *big),
+    ]
+
+
+def rest(gpu: bool, work: Path) -> list[Step]:
+    steps = [sanitizer("racecheck", 40), sanitizer("synccheck", 40)]
+    reuse = ["--cases", "dlrm", "--dims", "128", "--batches", "65536", "--seconds", "5", "--workers", "1"]
+    steps.append(gpu_train(gpu, work, "reuse", 110, *reuse, "--reuse-steps", "0", "1", "3"))
+    ncu = ["ncu", "--clock-control", "none", "-k", "regex:backward|long|forward", "-c", "6"]
+    bench = ["persia-hpc", "bench", "gpu", "--batches", "65536", "--dims", "128", "--wires", "scaled_fp16"]
+    steps.append(Step("ncu", 40, [*ncu, *bench, "--ids-per-sample", "1", "--repeats", "1"], tool="ncu"))
+    build = "PIP_NO_INDEX=1 PIP_FIND_LINKS=$PWD/build/gpu-pack HOROVOD_BUILD_CUDA_CC_LIST=90 JOBS=$(nproc)"
+    build = (
+        f"python -c 'import horovod.torch' || {build} bash tools/build_horovod.sh build/gpu-venv/bin/python"
+    )
+    two = pytest("tests/system/test_gpu.py::test_a_gpu_gives_what_the_cpu_gives_and_repeats[2]")
+    if gpu:
+        steps.append(Step("horovod", 300, shell(build)))
+        steps.append(Step("two-trainers", 60, two, tests=True))
+    return steps
+
+
+def main() -> int:
+    """Runs a part."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("part", choices=list(LIMITS))
+    parser.add_argument("--only", nargs="+", metavar="STEP", help="these steps, and those that they need")
+    parser.add_argument(
+        "--limit", type=float, metavar="S", help=f"seconds of the whole part (default: {LIMITS})"
+    )
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="cpu: small, to try it out")
+    options = parser.parse_args()
+    work = ROOT / "build" / "gpu-work" / options.part
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    steps = parts(options.part, options.device, work)
+    if options.only:
+        unknown = set(options.only) - {step.name for step in steps}
+        if unknown:
+            names = ", ".join(step.name for step in steps)
+            parser.error(f"--only {' '.join(sorted(unknown))}: expected some of {names}")
+        steps = [step for step in steps if step.name in ("machine", "environment", *options.only)]
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    out = Path(os.environ.get("OUT") or ROOT / "build" / "gpu")
+    runner = Runner(options.part, options.limit or LIMITS[options.part], out, work, options.device)
+    return 0 if runner.run(steps) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
