@@ -78,8 +78,7 @@ class CudaKernel:
     ) -> None:
         """Copies the batch to the device.
 
-        launch: the module with the kernels, `_native` on the host. pooled: the type of pooled vectors, float32
-        or bfloat16.
+        launch: the module with the kernels, `_native` on the host. pooled: the type of pooled vectors.
         """
         self.staged = staging.arrive(row_batch)
         self._groups = groups
@@ -162,7 +161,8 @@ class CudaKernel:
         for group in self._groups:
             if group.pooled:
                 shape = (row_batch.num_samples, len(group.pooled), group.dim)
-                dtype = self._pooled if group.scales is None else torch.float32  # rounded after the scales only
+                # Where vectors are multiplied afterwards, rounding them first would round twice.
+                dtype = self._pooled if group.scales is None else torch.float32
                 outputs.append(torch.empty(shape, dtype=dtype, device=device))
             for _, spec in group.features:
                 length = int(self._features["length"][at])
