@@ -56,7 +56,7 @@ void bind_pool_batch(py::module_& m, const Forward& forward, const Backward& bac
         "pool_batch_backward",
         [backward](std::uintptr_t features, std::uintptr_t groups, std::uint32_t num_groups,
                    std::uintptr_t samples, std::uintptr_t row_offsets, std::uintptr_t positions,
-                   std::uintptr_t factor, std::uintptr_t long_rows, std::uintptr_t flags,
+                   std::uintptr_t factor, std::uintptr_t long_pieces, std::uintptr_t flags,
                    std::uint64_t most_threads, std::uintptr_t stream) {
             persia::PoolBatch batch{};
             batch.features = at<const persia::BatchFeature>(features);
@@ -66,13 +66,13 @@ void bind_pool_batch(py::module_& m, const Forward& forward, const Backward& bac
             batch.row_offsets = at<const std::uint32_t>(row_offsets);
             batch.positions = at<const std::uint32_t>(positions);
             batch.factor = at<const float>(factor);
-            batch.long_rows = at<std::uint64_t>(long_rows);
+            batch.long_pieces = at<persia::LongPiece>(long_pieces);
             batch.flags = at<persia::BatchFlags>(flags);
             const py::gil_scoped_release nogil;
             backward(batch, most_threads, stream);
         },
         py::kw_only(), py::arg("features"), py::arg("groups"), py::arg("num_groups"), py::arg("samples"),
-        py::arg("row_offsets"), py::arg("positions"), py::arg("factor"), py::arg("long_rows"),
+        py::arg("row_offsets"), py::arg("positions"), py::arg("factor"), py::arg("long_pieces"),
         py::arg("flags"), py::arg("most_threads"), py::arg("stream"), kPoolBatchBackward);
 }
 

@@ -298,7 +298,7 @@ def pool_batch_backward(
     row_offsets: int,
     positions: int,
     factor: int,
-    long_rows: int,
+    long_pieces: int,
     flags: int,
     most_threads: int,
     stream: int,

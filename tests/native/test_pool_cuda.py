@@ -27,9 +27,14 @@ POOLINGS = ("sum", "mean", "sqrtn", "sequence")
 
 
 def embed(
-    inputs: Inputs, row_batch: RowBatch, device: str, wire: str = "fp32"
+    inputs: Inputs,
+    row_batch: RowBatch,
+    device: str,
+    wire: str = "fp32",
+    pooled: torch.dtype = torch.float32,
 ) -> tuple[Batch, RowGradients, list[torch.Tensor]]:
-    batch, gradients = Pooling(inputs, device, gradients=wire, kernel="cuda").embed(row_batch, training=True)
+    pooling = Pooling(inputs, device, gradients=wire, kernel="cuda")
+    batch, gradients = pooling.embed(row_batch, training=True, pooled=pooled)
     return batch, gradients, outputs_of(batch)
 
 
@@ -43,7 +48,7 @@ def backward(outputs: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor])
 
 def waves(outputs: Sequence[torch.Tensor], seed: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(o.shape, generator=generator) for o in outputs]
+    return [torch.randn(o.shape, generator=generator).to(o.dtype) for o in outputs]
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -63,15 +68,17 @@ def test_any_batch_gives_what_the_native_kernels_give(device: str, data: st.Data
     row_batch.rows = [_native.encode_rows(rows, wire) for rows in row_batch.rows]
     if data.draw(st.booleans()):
         row_batch.indices = row_batch.indices.astype(np.uint32)
-    batch, gradients, outputs = embed(inputs, row_batch, device, back)
+    pooled = data.draw(st.sampled_from([torch.float32, torch.bfloat16]))
+    batch, gradients, outputs = embed(inputs, row_batch, device, back, pooled)
+    assert all(values.dtype == pooled for values in batch.pooled.values())
     expected, native = Pooling(inputs, gradients=back).embed(row_batch, training=True)
     for one, other in zip(outputs, outputs_of(expected), strict=True):
-        assert torch.equal(one.cpu(), other)
+        assert torch.equal(one.cpu(), other.to(one.dtype))  # rounded as autocast does it
     for name, (_, mask) in expected.sequence.items():
         assert torch.equal(batch.sequence[name][1].cpu(), mask)
     wave = waves(outputs, 1)
     backward(outputs, wave)
-    backward(outputs_of(expected), wave)
+    backward(outputs_of(expected), [w.float() for w in wave])
     for got, want in zip(gradients.arrays(), native.arrays(), strict=True):
         assert np.array_equal(got, want)  # to the bit, in any format: all rows are short
 
@@ -101,6 +108,78 @@ def test_rows_that_many_ids_use_repeat_and_are_summed_well(device: str, wire: st
     np.testing.assert_allclose(
         _native.decode_rows(results[0], dim), native.arrays()[0], rtol=exact, atol=1e-4
     )
+
+
+def tree(values: np.ndarray, slices: int, piece: int = 512) -> np.ndarray:
+    """The sum of a long row's gradients [n, D] in fp32, in the order that all GPUs and the host keep."""
+
+    def of_slices(part: np.ndarray) -> np.ndarray:
+        sums = np.zeros((slices, part.shape[1]), np.float32)
+        for i, value in enumerate(part):
+            sums[i % slices] += value
+        while len(sums) > 1:
+            sums = sums[: len(sums) // 2] + sums[len(sums) // 2 :]
+        return sums[0]
+
+    pieces = [of_slices(values[i : i + piece]) for i in range(0, len(values), piece)]
+    return pieces[0] if len(pieces) == 1 else of_slices(np.stack(pieces))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    ("dim", "slices", "most"),
+    [(1, 256, 20_000), (6, 128, 20_000), (64, 16, 5_000), (128, 8, 20_000), (1024, 1, 1_100)],
+)
+@pytest.mark.parametrize("pooled", [torch.float32, torch.bfloat16])
+def test_rows_of_thousands_of_uses_are_summed_in_one_fixed_order(
+    device: str, dim: int, slices: int, most: int, pooled: torch.dtype
+) -> None:
+    rng = np.random.default_rng(dim)
+    counts = [n for n in (1, 64, 65, 511, 512, 513, 1024, 1025) if n < most] + [most]
+    ids = rng.permutation(np.repeat(np.arange(len(counts)), counts))
+    other = rng.integers(0, 2, len(ids))  # the next group's rows are long too
+    inputs = make_inputs([("a", dim, "sum", False), ("b", 3, "sum", False)])
+    row_batch = make_row_batch(inputs, {"a": ids[:, None].tolist(), "b": other[:, None].tolist()}, rng)
+    small = 0 if dim > 3 else 1  # groups are ordered by dim
+    for _ in range(2):
+        _, gradients, outputs = embed(inputs, row_batch, device, pooled=pooled)
+        wave = waves(outputs, 4)
+        backward(outputs, wave)
+        rows = gradients.arrays()
+        for name, which in (("a", ids), ("b", other)):
+            values = wave[list(inputs.pooled).index(name)].float().numpy()
+            group, begin = ((1 - small) if name == "a" else small), 0
+            first = int(row_batch.dim_group_offsets[group])
+            for u, row in enumerate(rows[group]):
+                uses = row_batch.positions[
+                    row_batch.row_offsets[first + u] : row_batch.row_offsets[first + u + 1]
+                ]
+                uses = uses - row_batch.feature_offsets[list(inputs.pooled).index(name)]
+                exact = values[uses].astype(np.float64).sum(axis=0)
+                np.testing.assert_allclose(row, exact, atol=2e-6 * len(uses) ** 0.5 * 4, rtol=0)
+                if len(uses) > 64:
+                    assert np.array_equal(row, tree(values[uses], slices if name == "a" else 256))
+                begin += len(uses)
+            assert begin == len(which)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("width", [0, 3, 8])
+def test_gradients_may_lie_in_a_wider_tensor(device: str, width: int) -> None:
+    rng = np.random.default_rng(11)
+    inputs = make_inputs([("a", 8, "sum", False), ("b", 8, "mean", True)])
+    row_batch = make_row_batch(inputs, random_ids(inputs, 40, rng), rng)
+    results = []
+    for wide in (False, True):
+        batch, gradients, _ = embed(inputs, row_batch, device)
+        block = batch.stacked()
+        wave = torch.randn(40, 16 + 2 * width, generator=torch.Generator().manual_seed(2)).to(device)
+        part = wave[:, width : width + 16].unflatten(1, (2, 8))
+        assert part.is_contiguous() == (width == 0)
+        block.backward(part if wide else part.contiguous())
+        results.append(gradients.arrays()[0])
+    assert np.array_equal(*results)
+    assert results[0].any()
 
 
 @pytest.mark.parametrize("device", DEVICES)

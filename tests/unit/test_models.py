@@ -22,6 +22,7 @@ from persia_hpc.models import BUILT_IN, build_model
 from persia_hpc.models.parts import masked_mean
 from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.trainer.batch import Batch, Inputs
+from persia_hpc.trainer.dense.precision import Precision
 from persia_hpc.trainer.pooling.embed import Pooling
 from persia_hpc.trainer.pooling.gradients import RowGradients
 from tests.support.row_batches import make_inputs, make_row_batch, random_ids
@@ -215,6 +216,31 @@ def test_bfloat16_autocast(name: str) -> None:
     logits.float().sum().backward()
     assert {g.dtype for g in gradients.arrays()} == {np.dtype(np.float32)}
     torch.testing.assert_close(logits.float(), model(batch), rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("num_dense", [0, 3])
+@pytest.mark.parametrize("features", [SAME_DIM, SAME_DIM[:2]])
+def test_narrow_pooled_vectors_change_no_bit_where_a_model_takes_them(
+    name: str, num_dense: int, features: list
+) -> None:
+    """The GPU's code, on the host: pooled vectors in bf16 give what autocast's own cast of them gives."""
+    inputs = make_inputs(features, num_dense=num_dense)
+    results = []
+    for narrow in (False, True):
+        model = small(name, inputs)
+        dtype = Precision("bf16", torch.device("cpu")).pooled_dtype(model) if narrow else torch.float32
+        row_batch = feed_of(inputs, 50)
+        batch, gradients = Pooling(inputs, kernel="cuda").embed(row_batch, training=True, pooled=dtype)
+        assert all(values.dtype == dtype for values in batch.pooled.values())
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = model(batch).float()
+        nn.functional.binary_cross_entropy_with_logits(logits, batch.labels).backward()
+        dense = [p.grad.numpy() for p in model.parameters() if p.grad is not None]
+        results.append([logits.detach().numpy(), *dense, *gradients.arrays()])
+    assert all(np.array_equal(a, b) for a, b in zip(*results, strict=True))
+    takes = {"tower": True, "dlrm": num_dense > 0}
+    assert (dtype == torch.bfloat16) == takes.get(name, False)
 
 
 @pytest.mark.parametrize(

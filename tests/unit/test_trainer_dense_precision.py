@@ -12,6 +12,7 @@ from torch import nn
 import persia_hpc as ph
 from persia_hpc.trainer.dense.precision import Precision
 from persia_hpc.trainer.dense.verdict import Verdict
+from persia_hpc.trainer.pooling.embed import Pooling
 from tests.support.tiny import tiny_config, trained_rows, write_tiny
 
 CPU = torch.device("cpu")
@@ -82,3 +83,43 @@ def test_without_dense_parameters_nothing_is_scaled(tmp_path: Any) -> None:
         ph.train(tiny_config(data, run_dir=str(tmp_path / amp), **changes), quiet=True)
     off, fp16 = (trained_rows(tmp_path / amp) for amp in ("off", "fp16"))
     assert np.array_equal(off["item"][1], fp16["item"][1])
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
+def test_pooled_vectors_are_narrow_for_models_that_say_so(amp: str) -> None:
+    precision, plain = Precision(amp, CPU), nn.Linear(2, 1)
+    assert precision.pooled_dtype(plain) == torch.float32
+    plain.narrow_pooled = True  # type: ignore[assignment]
+    assert precision.pooled_dtype(plain) == (torch.bfloat16 if amp == "bf16" else torch.float32)
+
+
+def test_a_run_with_narrow_pooled_vectors_trains_the_same(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the GPU's code on the host. The model is evaluated in between, on fp32 vectors."""
+    data, seen = write_tiny(tmp_path / "train.h5", 100), []
+    config = {
+        "train.amp": "bf16",
+        "data.valid": [data],
+        "train.evaluate_every": 2,
+        "model": {"class": "tower"},
+    }
+    ph.train(tiny_config(data, run_dir=str(tmp_path / "native"), **config), quiet=True)
+
+    def pooling(*arguments: Any, **options: Any) -> Pooling:
+        return Pooling(*arguments, **options, kernel="cuda")
+
+    def embed(self: Pooling, *arguments: Any, **options: Any) -> Any:
+        result = plain(self, *arguments, **options)
+        seen.append({values.dtype for values in result[0].pooled.values()})
+        return result
+
+    plain = Pooling.embed
+    monkeypatch.setattr("persia_hpc.trainer.session.Pooling", pooling)
+    monkeypatch.setattr(Pooling, "embed", embed)
+    ph.train(tiny_config(data, run_dir=str(tmp_path / "narrow"), **config), quiet=True)
+    assert {torch.bfloat16} in seen
+    assert {torch.float32} in seen
+    native, narrow = (trained_rows(tmp_path / name) for name in ("native", "narrow"))
+    for table, arrays in native.items():
+        assert all(np.array_equal(a, b) for a, b in zip(arrays, narrow[table], strict=True))

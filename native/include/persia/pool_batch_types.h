@@ -8,6 +8,7 @@
 
 #include "persia/codec.h"
 #include "persia/pool.h"
+#include "persia/quad.h"
 
 namespace persia {
 
@@ -16,7 +17,7 @@ namespace persia {
 struct BatchFeature {
     const std::uint32_t* bags;  // [B+1] as in PoolFeature; null: one id per sample
     const std::byte* rows;      // [U] of its group, as they travel
-    float* values;              // output or its gradient: [B, stride], or [B, L, D]; null: no gradient
+    void* values;               // output or its gradient: [B, stride], or [B, L, D]; null: no gradient
     bool* mask;                 // [B, L] of a sequence
     std::uint32_t first;        // its first id in the batch
     std::uint32_t num_rows;     // U
@@ -25,11 +26,13 @@ struct BatchFeature {
     std::uint32_t stride;       // elements from one sample's values to the next
     Pooling pooling;
     Wire wire;
+    bool bf16;  // values are, else fp32
 };
 static_assert(sizeof(BatchFeature) == 56);
 
 struct BatchGroup {
     std::byte* gradients;     // [U] as they travel
+    Quad* partials;           // room for `num_partials(ids of the group)` sums of a row's quads
     std::uint32_t first_row;  // of all rows of the batch
     std::uint32_t num_rows;   // U
     std::uint32_t dim;
@@ -37,13 +40,19 @@ struct BatchGroup {
     std::uint32_t num_features;
     Wire wire;
 };
-static_assert(sizeof(BatchGroup) == 32);
+static_assert(sizeof(BatchGroup) == 40);
+
+// A part of a long row's uses, for one block.
+struct LongPiece {
+    std::uint32_t group, row, piece;
+};
+static_assert(sizeof(LongPiece) == 12);
 
 // What went wrong in a batch: a kernel can't throw.
 struct BatchFlags {
     std::uint32_t bad_index;  // an index was no row of its group; zeros were taken
     std::uint32_t nonfinite;  // some row's gradient is not finite
-    std::uint32_t num_long;   // rows in `long_rows`
+    std::uint32_t num_long;   // pieces in `long_pieces`
 };
 
 struct PoolBatch {
@@ -58,7 +67,7 @@ struct PoolBatch {
     const std::uint32_t* row_offsets;  // [all rows + 1]
     const std::uint32_t* positions;    // [N] the ids that use each row, ascending
     const float* factor;               // gradients are multiplied by it; null: by 1
-    std::uint64_t* long_rows;          // room for N / kLongRow, group << 32 | row
+    LongPiece* long_pieces;            // room for N / kLongRow
     BatchFlags* flags;
 };
 

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "persia/codec.h"
 
@@ -68,65 +69,165 @@ PERSIA_BOTH std::size_t wire_row_bytes(Wire wire, std::uint32_t dim) {
     return wire == Wire::kFp32 ? 4ull * dim : 2ull * dim + (wire == Wire::kScaledFp16 ? 4 : 0);
 }
 
-// Four neighbours at once where they lie well: that is what memory bandwidth depends on.
-template <typename Word>
-struct alignas(4 * sizeof(Word)) Four {
-    Word x[4];
-};
-
-template <typename Word>
-PERSIA_BOTH void load_words(const Word* from, std::uint32_t n, Word* to) {
-    if (n == 4 && reinterpret_cast<std::uintptr_t>(from) % sizeof(Four<Word>) == 0) {
-        const Four<Word> four = *reinterpret_cast<const Four<Word>*>(from);
-        for (int i = 0; i < 4; ++i) to[i] = four.x[i];
-    } else {
-        for (std::uint32_t i = 0; i < 4; ++i)
-            if (i < n) to[i] = from[i];  // of a known length: stays in registers
-    }
-}
-
-template <typename Word>
-PERSIA_BOTH void store_words(const Word* from, std::uint32_t n, Word* to) {
-    if (n == 4 && reinterpret_cast<std::uintptr_t>(to) % sizeof(Four<Word>) == 0) {
-        Four<Word> four;
-        for (int i = 0; i < 4; ++i) four.x[i] = from[i];
-        *reinterpret_cast<Four<Word>*>(to) = four;
-    } else {
-        for (std::uint32_t i = 0; i < 4; ++i)
-            if (i < n) to[i] = from[i];  // of a known length: stays in registers
-    }
-}
-
 PERSIA_BOTH std::uint32_t length_of_quad(std::uint32_t dim, std::uint32_t q) {
     return dim - 4 * q < 4 ? dim - 4 * q : 4;
 }
 
-// A row's scale lies behind its words, on any even address.
-PERSIA_BOTH float load_scale(const std::uint16_t* words) {
-    return bits_float(words[0] | static_cast<std::uint32_t>(words[1]) << 16);
+// How a thread loads four neighbours: that is what memory bandwidth depends on. All but kAny are for dims
+// that are multiples of 4.
+enum class Access : std::uint8_t {
+    kFour32,  // at once, from a multiple of 16 bytes
+    kFour16,  // at once, from a multiple of 8
+    kTwo16,   // two and two, from a multiple of 4: such are the rows of scaled_fp16
+    kAny,     // one by one
+};
+
+PERSIA_BOTH bool on_multiple(const void* address, std::size_t bytes) {
+    return reinterpret_cast<std::uintptr_t>(address) % bytes == 0;
 }
 
-// Elements [4 q, 4 q + n) of a row as fp32.
-PERSIA_BOTH Quad decode_quad(Wire wire, const std::byte* row, std::uint32_t dim, std::uint32_t q) {
-    Quad quad{};
-    const std::uint32_t n = length_of_quad(dim, q);
-    if (wire == Wire::kFp32) {
-        load_words(reinterpret_cast<const float*>(row) + 4 * q, n, quad.v);
-        return quad;
-    }
-    const auto* const words = reinterpret_cast<const std::uint16_t*>(row);
-    std::uint16_t w[4] = {};
-    load_words(words + 4 * q, n, w);
-    const float norm = wire == Wire::kScaledFp16 ? load_scale(words + dim) : 0.0f;
-    for (std::uint32_t i = 0; i < 4; ++i) {  // beyond n they are zeros
-        if (wire == Wire::kBf16) {
-            quad.v[i] = bits_float(static_cast<std::uint32_t>(w[i]) << 16);
-        } else {
-            quad.v[i] = from_half(w[i]);
-            if (wire == Wire::kScaledFp16) quad.v[i] = quad.v[i] * (1 / WireScaledFp16::kKappa) * norm;
+PERSIA_BOTH Access row_access(Wire wire, const std::byte* rows, std::uint32_t dim) {
+    if (dim % 4) return Access::kAny;
+    if (wire == Wire::kFp32) return on_multiple(rows, 16) ? Access::kFour32 : Access::kAny;
+    if (wire == Wire::kScaledFp16) return on_multiple(rows, 4) ? Access::kTwo16 : Access::kAny;
+    return on_multiple(rows, 8) ? Access::kFour16 : Access::kAny;
+}
+
+// Of memory that nobody writes meanwhile: a GPU may load it ahead of stores that come first.
+template <typename Word>
+PERSIA_BOTH Word read(const void* from) {
+#ifdef __CUDA_ARCH__
+    return __ldg(static_cast<const Word*>(from));
+#else
+    Word word;
+    std::memcpy(&word, from, sizeof word);
+    return word;
+#endif
+}
+
+// Four elements as they lie in memory: each its 32 bits, or 16 of them, two in a word. Kept so until all
+// loads that go together are on their way.
+struct Raw {
+    std::uint32_t w[4];
+    std::uint32_t norm;  // of a row of scaled_fp16
+};
+
+// narrow: elements have 16 bits. n: how many of the four there are; the others become zeros.
+template <Access kAccess>
+PERSIA_BOTH Raw load_raw(const std::byte* from, bool narrow, std::uint32_t n) {
+    Raw raw{};
+    if constexpr (kAccess == Access::kFour32) {
+#ifdef __CUDA_ARCH__
+        const uint4 four = read<uint4>(from);
+        raw.w[0] = four.x, raw.w[1] = four.y, raw.w[2] = four.z, raw.w[3] = four.w;
+#else
+        std::memcpy(raw.w, from, 16);
+#endif
+    } else if constexpr (kAccess == Access::kFour16) {
+#ifdef __CUDA_ARCH__
+        const uint2 two = read<uint2>(from);
+        raw.w[0] = two.x, raw.w[1] = two.y;
+#else
+        std::memcpy(raw.w, from, 8);
+#endif
+    } else if constexpr (kAccess == Access::kTwo16) {
+        raw.w[0] = read<std::uint32_t>(from);
+        raw.w[1] = read<std::uint32_t>(from + 4);
+    } else {
+        for (std::uint32_t i = 0; i < 4; ++i) {  // of a known length: stays in registers
+            if (i >= n) continue;
+            if (narrow) {
+                raw.w[i / 2] |= static_cast<std::uint32_t>(read<std::uint16_t>(from + 2 * i)) << 16 * (i % 2);
+            } else {
+                raw.w[i] = read<std::uint32_t>(from + 4 * i);
+            }
         }
     }
+    return raw;
+}
+
+// Elements [4 q, 4 q + n) of a row.
+template <Access kAccess>
+PERSIA_BOTH Raw load_row(Wire wire, const std::byte* row, std::uint32_t dim, std::uint32_t q) {
+    const bool narrow = wire != Wire::kFp32;
+    Raw raw = load_raw<kAccess>(row + (narrow ? 8 : 16) * static_cast<std::size_t>(q), narrow,
+                                length_of_quad(dim, q));
+    const std::byte* const scale =
+        row + 2 * static_cast<std::size_t>(dim);  // of scaled_fp16, on any even address
+    if constexpr (kAccess == Access::kTwo16) {
+        raw.norm = read<std::uint32_t>(scale);
+    } else if constexpr (kAccess == Access::kAny) {
+        if (wire == Wire::kScaledFp16)
+            raw.norm = read<std::uint16_t>(scale) | static_cast<std::uint32_t>(read<std::uint16_t>(scale + 2))
+                                                        << 16;
+    }
+    return raw;
+}
+
+PERSIA_BOTH Quad decode_fp32(const Raw& raw) {
+    Quad quad;
+    for (int i = 0; i < 4; ++i) quad.v[i] = bits_float(raw.w[i]);
     return quad;
+}
+
+PERSIA_BOTH Quad decode_bf16(const Raw& raw) {
+    Quad quad;
+    for (int i = 0; i < 4; ++i) quad.v[i] = bits_float(raw.w[i / 2] >> 16 * (i % 2) << 16);
+    return quad;
+}
+
+template <Access kAccess>
+PERSIA_BOTH Quad decode_row(Wire wire, const Raw& raw) {
+    constexpr bool any = kAccess == Access::kAny;  // else the format is partly known
+    if (kAccess == Access::kFour32 || (any && wire == Wire::kFp32)) return decode_fp32(raw);
+    if (kAccess != Access::kTwo16 && wire == Wire::kBf16) return decode_bf16(raw);
+    Quad quad;
+    for (int i = 0; i < 4; ++i) {
+        quad.v[i] = from_half(static_cast<std::uint16_t>(raw.w[i / 2] >> 16 * (i % 2)));
+        if (kAccess == Access::kTwo16 || (any && wire == Wire::kScaledFp16))
+            quad.v[i] = quad.v[i] * (1 / WireScaledFp16::kKappa) * bits_float(raw.norm);
+    }
+    return quad;
+}
+
+PERSIA_BOTH void store_floats(const Quad& quad, std::uint32_t n, float* to) {
+    if (n == 4 && on_multiple(to, 16)) {
+#ifdef __CUDA_ARCH__  // read by nobody soon: what is read often stays in the cache instead
+        __stcs(reinterpret_cast<float4*>(to), make_float4(quad.v[0], quad.v[1], quad.v[2], quad.v[3]));
+#else
+        std::memcpy(to, quad.v, 16);
+#endif
+    } else {
+        for (std::uint32_t i = 0; i < 4; ++i)
+            if (i < n) to[i] = quad.v[i];
+    }
+}
+
+PERSIA_BOTH void store_words(const std::uint16_t* words, std::uint32_t n, std::uint16_t* to) {
+    if (n == 4 && on_multiple(to, 4)) {
+        const std::uint32_t low = words[0] | static_cast<std::uint32_t>(words[1]) << 16;
+        const std::uint32_t high = words[2] | static_cast<std::uint32_t>(words[3]) << 16;
+#ifdef __CUDA_ARCH__
+        if (on_multiple(to, 8)) {
+            __stcs(reinterpret_cast<uint2*>(to), make_uint2(low, high));
+        } else {
+            __stcs(reinterpret_cast<unsigned*>(to), low);
+            __stcs(reinterpret_cast<unsigned*>(to) + 1, high);
+        }
+#else
+        std::memcpy(to, &low, 4);
+        std::memcpy(to + 2, &high, 4);
+#endif
+    } else {
+        for (std::uint32_t i = 0; i < 4; ++i)
+            if (i < n) to[i] = words[i];
+    }
+}
+
+PERSIA_BOTH void store_bf16(const Quad& quad, std::uint32_t n, std::uint16_t* to) {
+    std::uint16_t words[4];
+    for (int i = 0; i < 4; ++i) words[i] = to_bf16(quad.v[i]);
+    store_words(words, n, to);
 }
 
 // The inverse; norm: the row's largest magnitude, of scaled_fp16 only.
@@ -134,7 +235,7 @@ PERSIA_BOTH void encode_quad(Wire wire, const Quad& quad, float norm, std::byte*
                              std::uint32_t q) {
     const std::uint32_t n = length_of_quad(dim, q);
     if (wire == Wire::kFp32) {
-        store_words(quad.v, n, reinterpret_cast<float*>(row) + 4 * q);
+        store_floats(quad, n, reinterpret_cast<float*>(row) + 4 * q);
         return;
     }
     auto* const words = reinterpret_cast<std::uint16_t*>(row);

@@ -34,6 +34,8 @@ class DLRM(nn.Module):
         if inputs.num_dense:
             self.bottom = perceptron(inputs.num_dense, [*bottom, dim])
             num_vectors, num_copied = num_vectors + 1, 1
+        # The products cast them anyway; vectors that are copied too would have a sum of gradients rounded.
+        self.narrow_pooled = self.bottom is not None
         self.interaction = Interaction(num_vectors, num_copied)
         self.top = perceptron(
             num_copied * dim + self.interaction.num_pairs,

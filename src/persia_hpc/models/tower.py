@@ -17,6 +17,8 @@ class Tower(nn.Module):
     The default widths are those of the Persia paper.
     """
 
+    narrow_pooled = True  # the first layer casts them anyway
+
     def __init__(self, inputs: Inputs, hidden: Sequence[int] = (4096, 2048, 1024, 512, 256)) -> None:
         super().__init__()
         self.inputs = inputs

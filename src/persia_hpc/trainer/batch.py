@@ -71,7 +71,8 @@ class Inputs:
 class Batch:
     """Holds what a model's `forward` gets, on one device; its tensors are its own, so it may be kept.
 
-    Shapes: embeddings are float32, also under autocast. `pooled` has a view [B, D] per pooled feature,
+    Shapes: embeddings are float32, also under autocast; pooled ones are bfloat16 where a model with
+    `narrow_pooled` trains in it on a GPU. `pooled` has a view [B, D] per pooled feature,
     `sequence` a pair (values [B, L, D], mask [B, L] of bool) per sequence feature: left-aligned, with zeros
     after the last id, where L is the longest of the batch and at least 1.
     """
@@ -96,7 +97,7 @@ class Batch:
 
         names: of the features; all pooled ones by default.
 
-        Shapes: [B, F, D] float32.
+        Shapes: [B, F, D].
         Raises UserError when the dims differ, and for no or unknown features.
         """
         wanted = self._names(names)
@@ -115,7 +116,7 @@ class Batch:
 
         names: of the features; all pooled ones by default.
 
-        Shapes: [B, sum of dims] float32.
+        Shapes: [B, sum of dims].
         Raises UserError for unknown features.
         """
         wanted = self._names(names)

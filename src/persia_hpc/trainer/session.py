@@ -189,7 +189,8 @@ class Session(Progress):
                 break
             begin = time.perf_counter()
             self._buffers.keep()
-            batch, gradients = self.pooling.embed(row_batch, training=True)
+            pooled = self.precision.pooled_dtype(self.model) if self.model is not None else torch.float32
+            batch, gradients = self.pooling.embed(row_batch, training=True, pooled=pooled)
             on_backward(batch, self._reach_pooling)
             self._yielded = self.phases.add("pool", begin, number)
             weight = None if batch.weight is None else batch.weight.clone()  # a model may change its batch

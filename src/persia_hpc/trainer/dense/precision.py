@@ -50,6 +50,11 @@ class Precision:
         """Returns whether losses are scaled: only `apply` then shows whether the gradients were good."""
         return self.scaler.is_enabled()
 
+    def pooled_dtype(self, model: nn.Module) -> torch.dtype:
+        """Returns the type that pooled vectors may have: bfloat16 if the model would cast them to it."""
+        narrow = self.autocast_dtype is torch.bfloat16 and getattr(model, "narrow_pooled", False)
+        return torch.bfloat16 if narrow else torch.float32
+
     def autocast(self) -> Any:
         """Returns the context in which a forward runs."""
         dtype = self.autocast_dtype

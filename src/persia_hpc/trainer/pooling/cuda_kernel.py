@@ -22,21 +22,21 @@ from .groups import DimGroup
 from .row_rings import RowRings
 from .staging import ALIGNMENT, Staging
 
-# native/include/persia/pool_batch_types.h: BatchFeature, BatchGroup, BatchFlags.
+# native/include/persia/pool_batch_types.h: BatchFeature, BatchGroup, LongPiece, BatchFlags.
 _FEATURE = np.dtype(
     [(name, "u8") for name in ("bags", "rows", "values", "mask")]
     + [(name, "u4") for name in ("first", "num_rows", "dim", "length", "stride")]
-    + [("pooling", "u1"), ("wire", "u1"), ("_", "u2")]
+    + [("pooling", "u1"), ("wire", "u1"), ("bf16", "?"), ("_", "u1")]
 )
 _GROUP = np.dtype(
-    [("gradients", "u8")]
+    [("gradients", "u8"), ("partials", "u8")]
     + [(name, "u4") for name in ("first_row", "num_rows", "dim", "first_feature", "num_features")]
     + [("wire", "u1"), ("_0", "u1"), ("_1", "u2")]
 )
 _BAD_INDEX, _NONFINITE, _NUM_LONG, _NUM_FLAGS = 0, 1, 2, 3
 _POOLINGS = ("sum", "mean", "sqrtn", "sequence")
 _WIRES = tuple(WIRES)
-_LONG_ROW = 64  # kLongRow
+_LONG_ROW, _PIECE, _LONG_PIECE_WORDS = 64, 512, 3  # kLongRow, kPiece
 _WARP = 32
 
 
@@ -53,6 +53,16 @@ def cuda_module(device: torch.device) -> tuple[ModuleType | None, str]:
     return (None, problem) if problem else (_cuda, "")
 
 
+def _as_blocks(gradient: Tensor) -> Tensor:
+    """Returns the gradient with what a sample has in one piece; samples may lie apart, as in a wider tensor.
+
+    Shapes: [B, P, D].
+    """
+    _, num_vectors, dim = gradient.shape
+    whole = (num_vectors == 1 or gradient.stride(1) == dim) and (dim == 1 or gradient.stride(2) == 1)
+    return gradient if whole and gradient.stride(0) < 2**32 else gradient.contiguous()
+
+
 class CudaKernel:
     """Runs forward and backward of one batch with the CUDA kernels. See `Kernel`."""
 
@@ -63,10 +73,12 @@ class CudaKernel:
         staging: Staging,
         rings: RowRings,
         launch: Any,
+        pooled: torch.dtype = torch.float32,
     ) -> None:
-        """Copies the batch to the device; `launch` is the module with the kernels, `_native` on the host.
+        """Copies the batch to the device.
 
-        The host's code ends the process if it is given the addresses of a GPU, so nothing is the default.
+        launch: the module with the kernels, `_native` on the host; that ends the process if it is given the
+        addresses of a GPU, so nothing is the default. pooled: the type of pooled vectors.
         """
         self.staged = staging.arrive(row_batch)
         self._groups = groups
@@ -74,6 +86,7 @@ class CudaKernel:
         self._staging = staging
         self._launch = launch
         self._device = staging.device
+        self._pooled = pooled
         self.flags = torch.zeros(_NUM_FLAGS, dtype=torch.int32, device=self._device)
         self._samples = torch.empty(len(row_batch.indices), dtype=torch.int32, device=self._device)
         self._complete: list[Tensor] | None = None  # rows, if some were on the device already
@@ -105,7 +118,7 @@ class CudaKernel:
                 at = self.staged.pointer(f"bags {spec.name}") if bags is not None else 0
                 number = _POOLINGS.index(pooling)
                 records.append(
-                    (at, address, 0, 0, first, num_rows, group.dim, length, stride, number, wire, 0)
+                    (at, address, 0, 0, first, num_rows, group.dim, length, stride, number, wire, False, 0)
                 )
         return np.array(records, _FEATURE)
 
@@ -132,8 +145,10 @@ class CudaKernel:
                 if spec.pooling == "sequence":
                     values = remaining.pop(0)
                     features["values"][at] = 0 if values is None else values.data_ptr()
-                else:
-                    features["values"][at] = 0 if block is None else block.data_ptr() + 4 * slot * group.dim
+                elif block is not None:
+                    features["values"][at] = block.data_ptr() + block.element_size() * slot * group.dim
+                    features["stride"][at] = block.stride(0)
+                    features["bf16"][at] = block.dtype == torch.bfloat16
                     slot += 1
                 at += 1
         return features
@@ -145,9 +160,10 @@ class CudaKernel:
         at = 0
         for group in self._groups:
             if group.pooled:
-                outputs.append(
-                    torch.empty(row_batch.num_samples, len(group.pooled), group.dim, device=device)
-                )
+                shape = (row_batch.num_samples, len(group.pooled), group.dim)
+                # Where vectors are multiplied afterwards, rounding them first would round twice.
+                dtype = self._pooled if group.scales is None else torch.float32
+                outputs.append(torch.empty(shape, dtype=dtype, device=device))
             for _, spec in group.features:
                 length = int(self._features["length"][at])
                 at += 1
@@ -177,8 +193,9 @@ class CudaKernel:
     def backward(
         self, gradients: Sequence[Tensor | None], wire: Wire, factor: Tensor | None = None
     ) -> list[Array | None]:
-        gradients = [None if g is None else g.contiguous() for g in gradients]
+        gradients = [None if g is None else _as_blocks(g) for g in gradients]
         features, groups, sizes = self._place(gradients), [], []
+        partials: list[int] = []  # floats of each group
         first_feature, size, threads = 0, ALIGNMENT, 0  # the flags lie before the first group's rows
         for group in self._groups:
             rows = self._row_batch.num_rows(group.number)
@@ -186,7 +203,9 @@ class CudaKernel:
             first_row = int(self._row_batch.dim_group_offsets[group.number])
             number = _WIRES.index(wire.name)
             count = len(group.features)
-            groups.append((size, first_row, rows, group.dim, first_feature, count, number, 0, 0))
+            groups.append((size, 0, first_row, rows, group.dim, first_feature, count, number, 0, 0))
+            ids = int(self._row_batch.row_offsets[first_row + rows] - self._row_batch.row_offsets[first_row])
+            partials.append(-(-ids // (_PIECE // 2)) * -(-group.dim // 4) * 4)
             sizes.append((size, rows * row_bytes))
             threads = max(threads, rows * min(_WARP, 1 << max(0, (group.dim + 3) // 4 - 1).bit_length()))
             first_feature += count
@@ -194,10 +213,14 @@ class CudaKernel:
         block = torch.empty(size, dtype=torch.uint8, device=self._device)
         described = np.array(groups, _GROUP)
         described["gradients"] += np.uint64(block.data_ptr())
+        sums = torch.empty(sum(partials), dtype=torch.float32, device=self._device)
+        described["partials"] = sums.data_ptr() + 4 * np.cumsum([0, *partials[:-1]]).astype(np.uint64)
         records, group_records = self._upload(features), self._upload(described)
         num_ids = len(self._row_batch.indices)
-        long_rows = torch.empty(num_ids // _LONG_ROW + 1, dtype=torch.int64, device=self._device)
-        self._kept += [block, long_rows, *(g for g in gradients if g is not None)]
+        long_pieces = torch.empty(
+            (num_ids // _LONG_ROW + 1) * _LONG_PIECE_WORDS, dtype=torch.int32, device=self._device
+        )
+        self._kept += [block, sums, long_pieces, *(g for g in gradients if g is not None)]
         self.flags[_NUM_LONG:].zero_()  # what was not finite in an earlier backward still counts
         self._call(
             self._launch.pool_batch_backward,
@@ -208,7 +231,7 @@ class CudaKernel:
             row_offsets=self.staged.pointer("row_offsets"),
             positions=self.staged.pointer("positions"),
             factor=0 if factor is None else factor.data_ptr(),
-            long_rows=long_rows.data_ptr(),
+            long_pieces=long_pieces.data_ptr(),
             flags=self.flags.data_ptr(),
             most_threads=threads,
         )

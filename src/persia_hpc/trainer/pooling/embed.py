@@ -77,8 +77,13 @@ class Pooling:
         num_dim_groups = max((f.dim_group for f in inputs.features), default=-1) + 1
         self._groups = [DimGroup(inputs, group, self.device) for group in range(num_dim_groups)]
 
-    def embed(self, row_batch: RowBatch, *, training: bool) -> tuple[Batch, RowGradients]:
+    def embed(
+        self, row_batch: RowBatch, *, training: bool, pooled: torch.dtype = torch.float32
+    ) -> tuple[Batch, RowGradients]:
         """Returns the batch for `model.forward`, and what holds its row gradients after `loss.backward()`.
+
+        pooled: the type that pooled vectors may have, float32 or bfloat16; only the CUDA kernel writes the
+        latter, others give float32.
 
         Without `training` no gradient is tracked. The row batch's arrays must stay valid until the backward
         has run; the batch itself shares nothing with them. A row batch that leaves out rows sent before must
@@ -93,7 +98,7 @@ class Pooling:
         if self.kernel == "native":
             kernel = NativeKernel(self._groups, row_batch)
         elif self.kernel == "cuda":
-            kernel = CudaKernel(self._groups, row_batch, self.staging, self._rings, self._launch)
+            kernel = CudaKernel(self._groups, row_batch, self.staging, self._rings, self._launch, pooled)
         else:
             kernel = TorchKernel(self._groups, row_batch, self.device)
         gradients = RowGradients(self._groups, row_batch, self._wire, kernel)
