@@ -28,6 +28,7 @@ def example() -> dict[str, Any]:
         stop_reason=None,
         interrupted=False,
         evaluate_seconds=1.0,
+        compile_seconds=30.0,
         checkpoints={"written": 1, "paused_seconds": 0.5, "write_seconds": 2.0},
         results={"valid": METRICS, "test": METRICS},
         best={"metric": "auc", "mode": "max", "value": 0.9, "step": 5, "checkpoint": "step-00000005"},

@@ -34,7 +34,7 @@ from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.runtime.phases import TRAINER, Phases
 from persia_hpc.samples.source import open_source
 from persia_hpc.trainer.batch import Batch, FeatureSpec, Inputs
-from persia_hpc.trainer.device import choose_device
+from persia_hpc.trainer.device import prepare_device
 from persia_hpc.trainer.driver import Driver
 
 from .train_jobs import DENSE, DIM, FEATURES, VOCABULARY, w0_settings
@@ -94,7 +94,7 @@ def session(options: argparse.Namespace) -> float:
         )
         batches.append(worker.assemble(keyed))
     stream: Any = Replay(batches)
-    trainer = make_session(facts, stream, device=choose_device(config.train.device, 0))
+    trainer = make_session(facts, stream, device=prepare_device(config.train, 0))
     Driver(config, trainer.inputs).run(trainer)
     return trainer.pace.steady()["samples_per_second"]
 

@@ -320,6 +320,8 @@ def _check_train(config: Config, fail: Fail) -> None:
             _check_import_path(metric, ("train", "metrics"), fail)
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", train.device):
         raise fail(("train", "device"), f"= {train.device!r}: expected auto, cpu, cuda or cuda:N")
+    if train.compile and train.cuda_graphs:
+        raise fail(("train", "compile"), "and train.cuda_graphs are both true: expected at most one of them")
     if train.bucket_bytes % 4:
         raise fail(("train", "bucket_bytes"), f"= {train.bucket_bytes}: expected a multiple of 4")
     for key, given in (("early_stop", train.early_stop), ("keep_best", train.keep_best)):

@@ -208,6 +208,7 @@ class TrainConfig:
     clip_norm: float | None = setting(None, above=0)
     max_skipped: int = setting(10, at_least=0)
     amp: str = setting("off", choices=("off", "bf16", "fp16"))
+    compile: bool = False
     cuda_graphs: bool = False
     device: str = "auto"
     threads: int | None = setting(None, at_least=1)

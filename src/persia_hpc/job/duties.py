@@ -159,7 +159,7 @@ class TrainerDuty:
         import torch
 
         from persia_hpc.trainer.dense.allreduce import check_horovod
-        from persia_hpc.trainer.device import choose_device
+        from persia_hpc.trainer.device import prepare_device
 
         from .training import prepare_trainer
 
@@ -169,7 +169,7 @@ class TrainerDuty:
         torch.set_num_threads(train.threads or place.fair_threads)
         me = place.communicators.me
         here = [m for m in place.communicators.plan.members if (m.node, m.role) == (me.node, me.role)]
-        self.device = choose_device(train.device, [m.role_rank for m in here].index(me.role_rank))
+        self.device = prepare_device(train, [m.role_rank for m in here].index(me.role_rank))
         self.start = prepare_trainer(self.facts, self.task, place.run_dir, start, me.role_rank)
 
     def perform(self) -> TrainerOutcome:

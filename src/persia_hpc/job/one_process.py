@@ -20,7 +20,7 @@ from persia_hpc.reporting.trace import write_trace
 from persia_hpc.runtime.stop import StopSignals
 from persia_hpc.samples.encoding import keep_encoding
 from persia_hpc.samples.source import Source
-from persia_hpc.trainer.device import choose_device
+from persia_hpc.trainer.device import prepare_device
 
 from .facts import Facts, concerns_checkpoints, facts_of_sources
 from .local_stream import LocalStream, local_server
@@ -75,7 +75,7 @@ def _train(
     session = make_session(
         facts,
         stream,
-        device=choose_device(config.train.device, local_rank=0),
+        device=prepare_device(config.train, local_rank=0),
         start=start,
         run_dir=run_dir,
     )

@@ -135,6 +135,7 @@ def train_session(session: Session, task: Task, driver: Driver | None) -> Traine
         stop_reason=session.stop_reason,
         interrupted=session.interrupted is not None,
         evaluate_seconds=session.state.evaluate_seconds,
+        compile_seconds=session.state.compile_seconds,
         checkpoints=session.saver.statistics() if session.saver is not None else {},
         results=session.results,
         best=driver.best_evaluation() if driver is not None else None,

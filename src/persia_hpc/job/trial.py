@@ -15,7 +15,7 @@ from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.follow import Follower, portion_source
 from persia_hpc.samples.source import Source
 from persia_hpc.topology.roles import Plan, Role
-from persia_hpc.trainer.device import choose_device
+from persia_hpc.trainer.device import prepare_device
 from persia_hpc.trainer.driver import Driver, check_logits
 from persia_hpc.user_objects import describe
 
@@ -46,7 +46,7 @@ class Trial:
         self._driver: Driver | None = None
         self._counts: dict[int, Counts] = {}
         self.session = make_session(
-            self.facts, self.stream, device=choose_device(config.train.device, local_rank=0)
+            self.facts, self.stream, device=prepare_device(config.train, local_rank=0)
         )
 
     def first_batch(self) -> RowBatch:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from persia_hpc.errors import UserError
 from persia_hpc.trainer.batch import Batch, Inputs
 
-from .parts import flat_inputs, flat_width, perceptron, widths
+from .parts import PaddedLinear, flat_inputs, flat_width, perceptron, side_by_side, widths
 
 
 class Cross(nn.Module):
@@ -19,16 +18,23 @@ class Cross(nn.Module):
     def __init__(self, width: int, rank: int | None) -> None:
         super().__init__()
         if rank is None:
-            self.weight: nn.Module = nn.Linear(width, width)
+            self.weight: nn.Module = PaddedLinear(width, width)
         else:
-            self.weight = nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, width))
+            self.weight = nn.Sequential(PaddedLinear(width, rank, bias=False), PaddedLinear(rank, width))
 
     def forward(self, first: Tensor, x: Tensor) -> Tensor:
         """Computes the layer from the model's input `first` (x0) and the previous layer's output `x`.
 
-        Shapes: [B, W] and [B, W] in, [B, W] out.
+        Zero columns behind the model's stay zero. Under bf16 autocast it is all bf16, as the inputs are.
+
+        Shapes: [B, W or more] twice in, as many out.
         """
-        crossed: Tensor = first * self.weight(x) + x
+        if isinstance(self.weight, nn.Sequential):
+            down, up = self.weight
+            product = up(down(x), first.shape[1])
+        else:
+            product = self.weight(x, first.shape[1])
+        crossed: Tensor = first * product + x
         return crossed
 
 
@@ -60,7 +66,8 @@ class DCNv2(nn.Module):
         self.parallel = structure == "parallel"
         self.crosses = nn.ModuleList(Cross(width, low_rank) for _ in range(cross_layers))
         self.deep = perceptron(width, deep)
-        self.head = nn.Linear(deep[-1] + (width if self.parallel else 0), len(inputs.labels))
+        self.width = width
+        self.head = PaddedLinear(deep[-1] + (width if self.parallel else 0), len(inputs.labels))
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits [B, labels]."""
@@ -68,6 +75,6 @@ class DCNv2(nn.Module):
         x = first
         for cross in self.crosses:
             x = cross(first, x)
-        x = torch.cat([x, self.deep(first)], dim=1) if self.parallel else self.deep(x)
+        x = side_by_side([x[:, : self.width], self.deep(first)]) if self.parallel else self.deep(x)
         logits: Tensor = self.head(x)
         return logits

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from persia_hpc.trainer.batch import Batch, Inputs
 
-from .parts import common_dim, flat_inputs, flat_width, perceptron, stacked_vectors, widths
+from .parts import PaddedLinear, common_dim, flat_inputs, flat_width, perceptron, stacked_vectors, widths
 
 
 class DeepFM(nn.Module):
@@ -23,14 +23,15 @@ class DeepFM(nn.Module):
         common_dim("deepfm", inputs)
         width = flat_width("deepfm", inputs)
         self.inputs = inputs
-        self.first_order = nn.Linear(width, len(inputs.labels))
+        self.first_order = PaddedLinear(width, len(inputs.labels))
         self.deep = perceptron(width, widths("deepfm", "hidden", hidden), outputs=len(inputs.labels))
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits [B, labels]."""
         flat = flat_inputs(batch, self.inputs)
-        vectors = stacked_vectors(batch, self.inputs)  # [B, F, D]
-        # the sum over pairs of dot products, without forming the pairs
+        vectors = stacked_vectors(batch, self.inputs).float()  # [B, F, D]
+        # The sum over pairs of dot products, without forming the pairs: a small difference of large numbers,
+        # so never in bf16.
         pairs = (vectors.sum(dim=1).square() - vectors.square().sum(dim=1)).sum(dim=1, keepdim=True) / 2
         logits: Tensor = self.first_order(flat) + pairs + self.deep(flat)
         return logits

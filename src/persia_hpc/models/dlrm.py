@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from persia_hpc.trainer.batch import Batch, Inputs
 
 from .interaction import Interaction
-from .parts import common_dim, perceptron, stacked_vectors, widths
+from .parts import common_dim, perceptron, side_by_side, stacked_vectors, widths
 
 
 class DLRM(nn.Module):
@@ -45,6 +45,7 @@ class DLRM(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits [B, labels]."""
-        direct = None if self.bottom is None else self.bottom(batch.dense)
-        logits: Tensor = self.top(self.interaction(direct, stacked_vectors(batch, self.inputs)))
+        direct = None if self.bottom is None else self.bottom(side_by_side([batch.dense]))
+        interacted = self.interaction(direct, stacked_vectors(batch, self.inputs))
+        logits: Tensor = self.top(side_by_side([interacted]))  # does nothing if it is as wide already
         return logits

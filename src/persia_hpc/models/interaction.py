@@ -13,6 +13,8 @@ from torch.nn import functional
 
 from persia_hpc import _native
 
+from .parts import side_by_side
+
 
 class Interaction(nn.Module):
     """Concatenates the first `num_copied` of `num_vectors` vectors and the dot products of all pairs.
@@ -34,11 +36,12 @@ class Interaction(nn.Module):
         self.register_buffer("pairs", row * num_vectors + column, persistent=False)
         self.register_buffer("pair_of_product", places.flatten(), persistent=False)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch.compile can't see into native code
     def forward(self, first: Tensor | None, rest: Tensor) -> Tensor:
         """Computes the copied vectors and the products; `first` is vector 0, or None if it is in `rest`.
 
         Shapes: [B, D], if it is given, and [B, V or V - 1, D] in, [B, C D + P] out, for V vectors, C of them
-        copied, and P pairs.
+        copied, and P pairs; on a GPU with the zero columns of `side_by_side`.
         """
         tensors = [rest] if first is None else [first, rest]
         plain = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
@@ -49,7 +52,7 @@ class Interaction(nn.Module):
             rest = torch.cat([first.to(rest.dtype).unsqueeze(1), rest], dim=1)
         products: Tensor = _Products.apply(rest, self.pairs, self.pair_of_product)  # type: ignore[no-untyped-call]
         copied = rest[:, : self.num_copied].flatten(1)
-        return torch.cat([copied.to(products.dtype), products], dim=1)
+        return side_by_side([copied.to(products.dtype), products])
 
 
 class _Native(torch.autograd.Function):

@@ -62,6 +62,7 @@ class TrainerOutcome:
     stop_reason: str | None
     interrupted: bool  # by a signal
     evaluate_seconds: float
+    compile_seconds: float  # of the first forward, if it compiled the dense network
     checkpoints: Mapping[str, Any]
     results: Mapping[str, Mapping[str, Any]]  # the last metrics of each split
     best: Mapping[str, Any] | None  # evaluation of the valid split

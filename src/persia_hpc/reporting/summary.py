@@ -121,6 +121,7 @@ def make_summary(config: Config, outcome: JobOutcome, *, mpi_library: str) -> di
         "this_run": {"steps": trainer.steps - trainer.first_step, "samples": samples},
         "train_seconds": seconds,
         "evaluate_seconds": trainer.evaluate_seconds,
+        "compile_seconds": max(t.compile_seconds for t in outcome.trainers),
         "checkpoint_seconds": checkpoints.pop("paused_seconds", 0.0),
         "checkpoints": checkpoints,
         "samples_per_second": samples / seconds if seconds else 0.0,

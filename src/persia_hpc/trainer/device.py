@@ -4,7 +4,21 @@ from __future__ import annotations
 
 import torch
 
+from persia_hpc.config.types import TrainConfig
 from persia_hpc.errors import UserError
+
+from .dense.compiled import check_compiler
+
+
+def prepare_device(train: TrainConfig, local_rank: int) -> torch.device:
+    """Returns the device that a trainer computes on, set up as `[train]` says.
+
+    Raises UserError for what isn't there, compilers included.
+    """
+    device = choose_device(train.device, local_rank)
+    if train.compile:
+        check_compiler(device)
+    return device
 
 
 def choose_device(name: str, local_rank: int) -> torch.device:

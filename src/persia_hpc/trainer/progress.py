@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from persia_hpc.schedule import Schedule
+from persia_hpc.schedule import Schedule, split_evenly
 
 from .interfaces import Peers
 from .run_state import RunState
@@ -38,6 +38,15 @@ class Progress:
     def steps_per_epoch(self) -> int:
         """Returns the steps of one epoch."""
         return self.schedules["train"].steps_per_epoch
+
+    @property
+    def full_batch(self) -> int:
+        """Returns this trainer's samples in a step that isn't an epoch's tail; 0 if nothing is trained."""
+        if (schedule := self.schedules.get("train")) is None:
+            return 0
+        size = schedule.batch_size if schedule.growing else min(schedule.batch_size, schedule.num_samples)
+        begin, end = split_evenly(0, size, self.num_trainers, self.trainer_rank)
+        return end - begin
 
     @property
     def skipped_steps(self) -> int:

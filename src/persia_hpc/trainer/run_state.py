@@ -38,6 +38,7 @@ class RunState:
     stop_reason: str | None = None
     interrupted: int | None = None  # the signal that ended the run early
     evaluate_seconds: float = 0.0
+    compile_seconds: float = 0.0  # of the first forward, with `train.compile`
     skipped_steps: int = 0  # of the whole run; in `async` this trainer's, and trainer 0's have those before
     last_skipped: bool = False  # the last step was
     skipped_in_row: int = 0  # the last ones, but for those that searched for a loss scale

@@ -20,7 +20,7 @@ from persia_hpc.schedule import Schedule
 from persia_hpc.table_layout import Layout
 
 from .batch import Batch, Inputs, on_backward
-from .dense.graphs import graphed
+from .dense.forward import Forward
 from .dense.optimizer import make_optimizer, set_learning_rate
 from .dense.precision import Precision
 from .dense.state import DenseState, dense_content, seed_generators, trainer_seed
@@ -105,10 +105,10 @@ class Session(Progress):
         self.reducer.attach(model)
         self.model = model
         self.skips.begin(model)
-        self._buffers = Buffers(model, always=self.config.train.cuda_graphs)
-        self._call: Callable[[Batch], Tensor] = model
-        if self.config.train.cuda_graphs:
-            self._call = graphed(model, self.inputs, self.device)
+        train = self.config.train
+        self._buffers = Buffers(model, always=train.cuda_graphs or train.compile)
+        warn = self.skips.warn if self.trainer_rank == 0 else None  # one line for all
+        self._forward = Forward(model, train, self.inputs, self.device, self.full_batch, self.state, warn)
         if optimizer is None and self.reducer.parameters:
             optimizer = make_optimizer(self.reducer.parameters, self.config.train.optimizer)
         self.optimizer = optimizer
@@ -129,7 +129,7 @@ class Session(Progress):
         """Returns the model's logits [B, L] as float32, computed under autocast when `train.amp` says so."""
         assert self.model is not None, "call session.prepare(model) first"
         with self.precision.autocast():
-            logits: Tensor = self._call(batch)
+            logits = self._forward(batch)
         return logits.float()
 
     def batches(self, split: str = "train", *, steps: int | None = None) -> Iterator[Batch]:
