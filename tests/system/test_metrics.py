@@ -117,9 +117,7 @@ def test_a_metric_that_fails_ends_the_run_after_a_checkpoint(tmp_path: Path) -> 
     data = write(tmp_path / "train.h5", CLICK)
     changes = {"metrics": ["tests.support.models:scripted"], "early_stop": None}
     models.SCRIPT[:] = [0.1, ValueError("in two\nlines")]
-    said = (
-        r"^train\.metrics: scripted failed on 400 samples: ValueError: in two lines \(\S*models\.py:\d+\)"
-    )
+    said = r"^train\.metrics: scripted failed on 400 samples: ValueError: in two lines \(\S*models\.py:\d+\)"
     with pytest.raises(MetricError, match=said) as caught:
         train(tmp_path / "run", data, data, **changes)
     assert "\n" not in str(caught.value)

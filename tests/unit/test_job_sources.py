@@ -174,15 +174,26 @@ def test_a_run_resumes_on_the_same_encoding_only(run: Path, tmp_path: Path) -> N
     assert ph.train(config(same, **more), quiet=True)["steps"] == 4
 
 
-def test_a_run_that_begins_with_rows_of_another_encoding_says_so(
-    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("parts", ["all", "embeddings", "dense"])
+def test_no_run_begins_with_rows_of_another_encoding(
+    parts: str, run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    other = write_tiny(tmp_path / "train.h5", 64, encoding=B)
-    with caplog.at_level(logging.WARNING, "persia_hpc"):
-        ph.train(
-            config(other, **{"checkpoint.init_from": str(run), "run_dir": str(tmp_path / "run")}), quiet=True
-        )
-    assert f"was trained on data of encoding {A[:12]}, this run's have {B[:12]}" in caplog.text
+    init = {"checkpoint.init_from": str(run), "checkpoint.init_parts": parts}
+    said = f"was trained on data of encoding {A[:12]}, this run's data have {B[:12]}: "
+
+    def start(name: str, encoding: str | None) -> dict[str, Any]:
+        data = write_tiny(tmp_path / f"{name}.h5", 64, encoding=encoding)
+        return ph.train(config(data, **{**init, "run_dir": str(tmp_path / name)}), quiet=True)
+
+    assert {start("same", A)["steps"], start("unnamed", None)["steps"]} == {2}
+    assert said not in caplog.text
+    if parts == "dense":
+        assert start("other", B)["steps"] == 2
+        assert said in caplog.text
+        return
+    with pytest.raises(UserError, match=said + r".*--encoding DIR.*checkpoint\.init_parts = \"dense\""):
+        start("other", B)
+    assert not (tmp_path / "other").exists()
 
 
 def test_the_next_day_is_scored_with_the_ids_of_the_training(tmp_path: Path) -> None:
