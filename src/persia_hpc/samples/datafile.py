@@ -16,7 +16,7 @@ import numpy.typing as npt
 from h5py import h5d, h5p, h5s, h5t, h5z
 
 from persia_hpc.errors import DataError, UserError
-from persia_hpc.samples.attributes import bounds, check_counts, is_true, text_of, texts_of
+from persia_hpc.samples.attributes import bounds, check_counts, is_true, known_labels, text_of, texts_of
 from persia_hpc.samples.batch import MAX_IDS, IdColumn, SampleBatch
 from persia_hpc.samples.containment import check_written
 from persia_hpc.samples.schema import SCHEMA_VERSION, DatasetSchema, FeatureSchema
@@ -43,6 +43,8 @@ class FileInfo:
     labels_checked: bool
     binary_checked: bool
     weight_checked: bool
+    # Of each label, if that is known: in how many rows it isn't missing, its least value there and its most.
+    known_labels: tuple[tuple[float, float, float], ...] = ()
 
 
 def scan(path: str) -> FileInfo:
@@ -138,6 +140,7 @@ def _scan_open(path: str, file: h5py.File) -> FileInfo:
         labels_checked=not np.isnan(bounds(file, layout.LABEL_MIN, layout.LABEL_MAX, L)).any(),
         binary_checked=is_true(file, layout.LABEL_BINARY, L),
         weight_checked=bool((bounds(file, layout.WEIGHT_MIN, layout.WEIGHT_MAX, 1) >= 0).all()),
+        known_labels=tuple((k, low, high) for k, low, high in known_labels(file, num_samples, L).tolist()),
     )
 
 
