@@ -223,9 +223,11 @@ def test_the_writer_removes_what_dead_ones_left(tmp_path: Path) -> None:
     assert set(os.listdir(tmp_path)) == {*kept, "a.h5"}
 
 
-@given(
-    st.lists(st.tuples(*[st.sampled_from([0.0, 1.0, 2.5, np.nan])] * 2), min_size=1, max_size=9), st.data()
-)
+VALUES = st.sampled_from([0.0, 1.0, 2.5, np.nan])
+
+
+@given(st.lists(st.tuples(VALUES, VALUES), min_size=1, max_size=9), st.data())
+@settings(deadline=None, max_examples=30)
 def test_a_file_says_which_labels_are_known_and_their_range(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[float, float]], data: st.DataObject
 ) -> None:
