@@ -96,12 +96,13 @@ def _scan_open(path: str, file: h5py.File) -> FileInfo:
         )
     features = []
     for name in check.names(layout.FEATURE_NAMES, sorted(file[layout.IDS])):
-        multi = isinstance(file.get(f"{layout.IDS}/{name}"), h5py.Group)
+        found = file.get(f"{layout.IDS}/{name}")
+        multi = isinstance(found, h5py.Group)
         if multi:
             num_values = check.multi_hot(f"{layout.IDS}/{name}", num_samples)
         else:
             num_values = num_samples
-            check.rows(check.dataset(f"{layout.IDS}/{name}", "iu", 1), num_samples)
+            check.rows(check.dataset(f"{layout.IDS}/{name}", "iu", 1, found), num_samples)
         features.append(FeatureSchema(name, multi, num_values / num_samples))
     widths = {}
     for name, kinds, ndim in (
@@ -170,8 +171,8 @@ class _Shapes:
         self._file = file
         self._count = "/label" if layout.LABEL in file else "num_samples"
 
-    def dataset(self, name: str, kinds: str, ndim: int) -> h5py.Dataset:
-        dataset = self._file.get(name)
+    def dataset(self, name: str, kinds: str, ndim: int, found: Any = None) -> h5py.Dataset:
+        dataset = self._file.get(name) if found is None else found
         what = f"{self._path}: /{name}"
         if not isinstance(dataset, h5py.Dataset):
             raise UserError(f"{what}: got no such dataset, expected one; prepare the file again")
