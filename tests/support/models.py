@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -193,12 +194,20 @@ def falling(logits, labels, weight, group):
     return float(next(FALLING))
 
 
-SCRIPT: list[float | None] = []
+SCRIPT: list[float | Exception | None] = []
 
 
 def scripted(logits, labels, weight, group):
     """A metric with the values that a test has put into SCRIPT, one an evaluation; then it isn't defined."""
-    return SCRIPT.pop(0) if SCRIPT else None
+    value = SCRIPT.pop(0) if SCRIPT else None
+    if isinstance(value, Exception):
+        raise value
+    return value
+
+
+def unfinished(logits, labels, weight, group):
+    """A metric with a mistake that only a run shows; the environment says that it is mended."""
+    return 0.5 if "MENDED" in os.environ else labels.no_such_thing
 
 
 def masked(logits, batch):

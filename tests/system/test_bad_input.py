@@ -13,6 +13,7 @@ from typing import Any
 import h5py
 import pytest
 
+import persia_hpc as ph
 from persia_hpc.cli import main
 from persia_hpc.config.toml import to_toml
 from tests.support.jobs import LAUNCHER_VARIABLES, Job, user_environment, write_config
@@ -140,7 +141,11 @@ def test_one_bad_file_of_several(
 def test_what_only_ranks_can_see(data: str, tmp_path: Path) -> None:
     """The user's code and torch are not loaded by the supervisor; every rank gets the same one error."""
     (tmp_path / "broken_model.py").write_text("import not_there_at_all\n")
+    old = {name: write_tiny(tmp_path / f"{name}.h5", 64, encoding=name) for name in ("there", "here")}
+    ph.train(tiny_config(old["there"], run_dir=str(tmp_path / "old")), quiet=True)
+    other = {"data.train": [old["here"]], "checkpoint.init_from": str(tmp_path / "old")}
     cases = [
+        (other, "checkpoint.init_from: .* was trained on data of encoding there, this run's data have here"),
         ({"model.class": "broken_model:M"}, "its module does not import: .*not_there_at_all.*"),
         ({"model.class": "tests.support.models:Smal"}, "has no 'Smal'; did you mean 'Small'.*"),
         ({"model.hiden": 4}, "'hiden'.*it takes: hidden=8"),

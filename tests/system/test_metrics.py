@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,10 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 import persia_hpc as ph
 from persia_hpc.cli import main
+from persia_hpc.trainer.metrics import MetricError
+from tests.support import models
+from tests.support.jobs import Job, user_environment
+from tests.support.tiny import tiny_config, write_tiny
 
 N = 400
 RANDOM = np.random.default_rng(0)
@@ -105,3 +111,43 @@ def test_metrics_are_those_of_the_samples_whose_label_is_known(tmp_path: Path) -
         assert valid[f"logloss_{name}"] == pytest.approx(expected, rel=1e-5)
     assert valid["missing_labels"] == {"buy": int((CLICK == 0).sum())}
     assert "undefined" not in valid
+
+
+def test_a_metric_that_fails_ends_the_run_after_a_checkpoint(tmp_path: Path) -> None:
+    data = write(tmp_path / "train.h5", CLICK)
+    changes = {"metrics": ["tests.support.models:scripted"], "early_stop": None}
+    models.SCRIPT[:] = [0.1, ValueError("in two\nlines")]
+    said = r"^train\.metrics: scripted failed on 400 samples: ValueError: in two lines \(\S*models\.py:\d+\)"
+    with pytest.raises(MetricError, match=said) as caught:
+        train(tmp_path / "run", data, data, **changes)
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "run" / "latest").readlink().name == "step-00000014"  # of the second epoch's end
+    models.SCRIPT[:] = [0.1, 0.2, 0.3, 0.4]
+    whole, _ = train(tmp_path / "whole", data, data, **changes)
+    models.SCRIPT[:] = [0.2, 0.3, 0.4]
+    config = ph.load(tmp_path / "run").config
+    again = ph.train(config, set={"checkpoint.resume": True, "run_dir": str(tmp_path / "run")}, quiet=True)
+    assert (again["status"], again["valid"]) == ("completed", whole["valid"])
+    models.SCRIPT[:] = [KeyError("x")]
+    with pytest.raises(MetricError, match="scripted failed on 400 samples: KeyError: 'x'"):
+        ph.load(tmp_path / "run").evaluate("valid")
+
+
+def test_a_metric_that_fails_on_a_job_of_two_trainers(tmp_path: Path) -> None:
+    data = write_tiny(tmp_path / "train.h5", 333)
+    settings = {"data.valid": [data], "train.metrics": ["tests.support.models:unfinished"]}
+    job = Job(tmp_path, tiny_config(data, **{**settings, "ranks.trainers": 2}))
+    code, _, err = job.end()
+    assert code == 2
+    last = err.splitlines()[-1]
+    assert last.startswith("persia-hpc: error: train.metrics: unfinished failed on 333 samples: AttributeErr")
+    assert err.count("unfinished failed") == 1
+    assert "Traceback" not in err
+    assert (job.run_dir / "latest").readlink().name == "step-00000011"
+    command = [sys.executable, "-m", "persia_hpc.cli", "evaluate", str(job.run_dir), "--split", "valid"]
+    done = subprocess.run(command, capture_output=True, text=True, env=user_environment(), timeout=100)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1] == last
+    mended = {**user_environment(), "MENDED": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=mended, timeout=100)
+    assert json.loads(done.stdout)["unfinished"] == 0.5

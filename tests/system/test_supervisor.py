@@ -40,7 +40,10 @@ register_rank(run_dir, rank, role, 0)
 window = MPI.Win.Allocate(1 << 20, comm=world)
 Path(run_dir, f"shm-{rank}").write_text(json.dumps(sorted(mapped_files(os.getpid()))))
 world.Barrier()
-if how in ("clean", "nosummary", "late"):
+while how == "long" and not Path(run_dir, "go").exists():
+    Path(run_dir, f"ready-{rank}").write_text("")
+    time.sleep(0.05)
+if how in ("clean", "nosummary", "late", "long"):
     if rank == 0:
         print("hello")
         if how != "nosummary":
@@ -258,6 +261,25 @@ def test_a_launcher_or_proxy_killed_after_the_run_has_completed_is_no_failure(
     code, _, err = job.end()
     assert code == 0, err
     assert re.match(r"persia-hpc: the run is completed; mpiexec .* after that", err.splitlines()[-1])
+    job.check_nothing_is_left()
+
+
+def test_a_proxy_killed_in_the_middle_is_said_at_once_and_ends_nothing(start: Callable[[str], Job]) -> None:
+    job = start("long")
+    job.wait_until_ready()
+    time.sleep(1.5)  # a look at the ranks' parents
+    _, proxy = job.launchers()
+    os.kill(proxy, signal.SIGKILL)
+    assert job.process.stderr is not None
+    said = job.process.stderr.readline()
+    text = f"the process that started the ranks here (pid {proxy}) was killed: the run goes on, but what it"
+    assert said.startswith(f"persia-hpc: {text} prints no longer arrives; see {job.run_dir}/logs and ")
+    assert all(alive(r["pid"]) for r in job.ranks().values())
+    time.sleep(2.5)  # two more looks: it is said once
+    (job.run_dir / "go").touch()
+    code, _, err = job.end()
+    assert code == 0, err
+    assert re.fullmatch(r"persia-hpc: the run is completed; mpiexec lost its proxy .* after that\n", err)
     job.check_nothing_is_left()
 
 

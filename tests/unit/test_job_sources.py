@@ -21,9 +21,12 @@ from persia_hpc.cli import main
 from persia_hpc.config import load_config
 from persia_hpc.errors import UserError
 from persia_hpc.job.sources import open_sources
+from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.encoding import read_encoding
 from persia_hpc.samples.follow import Follower, followed_schema
+from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.samples.source import open_source
+from persia_hpc.samples.writer import DatasetWriter
 from tests.support.tiny import tiny_config, write_tiny
 
 A, B = "a" * 64, "b" * 64
@@ -65,6 +68,85 @@ def test_training_needs_labels(tmp_path: Path, split: str) -> None:
     without = write_tiny(tmp_path / "new.h5", 9, labels=False)
     with pytest.raises(UserError, match=r"new\.h5: got a file without labels.*persia-hpc predict"):
         open_sources(load_config(config(data, **{f"data.{split}": [without]})))
+
+
+def write_labels(path: Path, *columns: list[float]) -> str:
+    labels = np.array(columns, np.float32).T.copy()
+    schema = DatasetSchema((), ("x",), label_names=("click", "buy")[: len(columns)])
+    with DatasetWriter(path, schema) as writer:
+        writer.write(SampleBatch({}, np.zeros((len(labels), 1), np.float32), labels))
+    return str(path)
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ([[0, 1, NAN]], None),
+        ([[0, 0, 0]], "label click is 0 in every sample that has it: its AUC is undefined"),
+        ([[1, NAN, 1]], "label click is 1 in every sample that has it: its AUC is undefined"),
+        ([[0, 1, 1], [NAN, NAN, NAN]], "label buy is missing in every sample"),
+        ([[0, 1, 1], [1, 1, 1]], "label buy is 1 in every sample that has it: its AUC is undefined"),
+    ],
+)
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_label_that_is_constant_or_missing_is_said_before_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, split: str, columns: list[list[float]], said: str | None
+) -> None:
+    mixed = write_labels(tmp_path / "mixed.h5", *[[0, 1]] * len(columns))
+    for i in range(2):
+        write_labels(tmp_path / f"part-{i}.h5", *columns)
+    data = [str(tmp_path / "part-*.h5")]
+    changes = {"features": {}, "data.train": mixed, f"data.{split}": data}
+    open_sources(load_config(config(mixed, **changes)))
+    found = [record.message.split(";")[0] for record in caplog.records]
+    assert found == ([] if said is None else [f"data.{split}: {said}"])
+    caplog.clear()
+    open_sources(load_config(config(mixed, **{**changes, f"data.{split}": [mixed, *data]})))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("columns", [[[NAN, NAN]], [[NAN, NAN], [NAN, NAN]]])
+def test_training_data_without_any_known_label_are_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, columns: list[list[float]]
+) -> None:
+    data = write_labels(tmp_path / "train.h5", *columns)
+    settings = config(data, features={}, run_dir=str(tmp_path / "run"))
+    with pytest.raises(UserError, match=r"data\.train: got no known label in any of 2 samples \(click.*NaN"):
+        ph.train(settings)
+    assert not (tmp_path / "run").exists()
+    own = load_config(settings, {"train.loss": "tests.support.models:squared"})
+    assert open_sources(own)["train"].num_samples == 2
+    assert "data.train: label click is missing in every sample" in caplog.text
+    write_labels(tmp_path / "more.h5", *[[1, 0]] * len(columns))
+    assert open_sources(load_config(settings, {"data.train": [str(tmp_path / "*.h5")]}))
+
+
+def test_files_that_do_not_say_their_labels_are_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Those of older versions, and those that say what can't be."""
+    data = write_labels(tmp_path / "train.h5", [NAN, NAN, NAN])
+    settings = load_config(config(data, features={}))
+    for known in (
+        [[4.0, 0.0, 0.0]],
+        [[2.0, 1.0, 0.0]],
+        [[2.0, 0.0, np.inf]],
+        [[NAN] * 3],
+        [0.0],
+        "text",
+        None,
+    ):
+        with h5py.File(data, "r+") as file:
+            del file.attrs["label_known"]
+            if known is not None:
+                file.attrs["label_known"] = known
+        assert open_sources(settings)["train"].num_samples == 3
+        with h5py.File(data, "r+") as file:
+            file.attrs["label_known"] = 0
+    assert not caplog.records
 
 
 def test_splits_with_other_columns_are_refused(tmp_path: Path) -> None:
@@ -174,15 +256,26 @@ def test_a_run_resumes_on_the_same_encoding_only(run: Path, tmp_path: Path) -> N
     assert ph.train(config(same, **more), quiet=True)["steps"] == 4
 
 
-def test_a_run_that_begins_with_rows_of_another_encoding_says_so(
-    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("parts", ["all", "embeddings", "dense"])
+def test_no_run_begins_with_rows_of_another_encoding(
+    parts: str, run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    other = write_tiny(tmp_path / "train.h5", 64, encoding=B)
-    with caplog.at_level(logging.WARNING, "persia_hpc"):
-        ph.train(
-            config(other, **{"checkpoint.init_from": str(run), "run_dir": str(tmp_path / "run")}), quiet=True
-        )
-    assert f"was trained on data of encoding {A[:12]}, this run's have {B[:12]}" in caplog.text
+    init = {"checkpoint.init_from": str(run), "checkpoint.init_parts": parts}
+    said = f"was trained on data of encoding {A[:12]}, this run's data have {B[:12]}: "
+
+    def start(name: str, encoding: str | None) -> dict[str, Any]:
+        data = write_tiny(tmp_path / f"{name}.h5", 64, encoding=encoding)
+        return ph.train(config(data, **{**init, "run_dir": str(tmp_path / name)}), quiet=True)
+
+    assert {start("same", A)["steps"], start("unnamed", None)["steps"]} == {2}
+    assert said not in caplog.text
+    if parts == "dense":
+        assert start("other", B)["steps"] == 2
+        assert said in caplog.text
+        return
+    with pytest.raises(UserError, match=said + r".*--encoding DIR.*checkpoint\.init_parts = \"dense\""):
+        start("other", B)
+    assert not (tmp_path / "other").exists()
 
 
 def test_the_next_day_is_scored_with_the_ids_of_the_training(tmp_path: Path) -> None:

@@ -223,6 +223,27 @@ def test_the_writer_removes_what_dead_ones_left(tmp_path: Path) -> None:
     assert set(os.listdir(tmp_path)) == {*kept, "a.h5"}
 
 
+VALUES = st.sampled_from([0.0, 1.0, 2.5, np.nan])
+
+
+@given(st.lists(st.tuples(VALUES, VALUES), min_size=1, max_size=9), st.data())
+@settings(deadline=None, max_examples=30)
+def test_a_file_says_which_labels_are_known_and_their_range(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[float, float]], data: st.DataObject
+) -> None:
+    labels = np.array(rows, np.float32)
+    cut = data.draw(st.integers(0, len(rows) - 1))
+    schema = DatasetSchema((), label_names=("a", "b"), dense_names=("x",))
+    path = tmp_path_factory.mktemp("known") / "a.h5"
+    with DatasetWriter(path, schema, check_binary_labels=False) as writer:
+        for part in (labels[:cut], labels[cut:]):
+            writer.write(SampleBatch({}, np.zeros((len(part), 1), np.float32), part.copy()))
+    for (known, least, most), column in zip(open_source([str(path)]).known_labels(), labels.T, strict=True):
+        values = column[~np.isnan(column)]
+        assert known == len(values)
+        assert not known or (least, most) == (values.min(), values.max())
+
+
 @pytest.mark.parametrize("binary", [True, False])
 def test_a_missing_label_is_kept_and_its_range_is_not_vouched_for(tmp_path: Path, binary: bool) -> None:
     batch = random_batch(40)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from persia_hpc.config.types import METRICS
 from persia_hpc.errors import UserError
-from persia_hpc.trainer.metrics import auc, evaluate_metrics, known_auc, load_metrics, logloss
+from persia_hpc.trainer.metrics import MetricError, auc, evaluate_metrics, known_auc, load_metrics, logloss
 
 
 @settings(deadline=None)
@@ -99,27 +100,69 @@ def divides(logits, labels, weight, group):
     return 1 / len(logits[labels == 7])
 
 
+def evaluate_own(function, labels=(0, 1, 0, 1), weight=None, logits=SCORES):
+    labels, logits = np.array(labels, np.float32)[:, None], np.array(logits, np.float32)[:, None]
+    weight = None if weight is None else np.array(weight, np.float32)
+    return evaluate_metrics(logits, labels, weight, None, ("label",), {"own": function})
+
+
 @pytest.mark.parametrize(
     ("function", "reason"),
     [
         (lambda *_: None, "returned None"),
         (lambda *_: NAN, "returned nan"),
         (lambda *_: -math.inf, "returned -inf"),
-        (divides, "ZeroDivisionError: division by zero"),
-        (lambda x, y, w, g: roc_auc_score([1, 1.5], [0, 1]), "ValueError: "),
     ],
 )
 def test_a_metric_of_the_users_own_may_be_undefined(function, reason):
-    labels = np.array([[0.0], [1.0], [0.0], [1.0]])
-    result = evaluate_metrics(SCORES[:, None], labels, None, None, ("label",), {"own": function})
+    result = evaluate_own(function)
     assert result["own"] is None
     assert reason in result["undefined"]["own"]
 
 
+@pytest.mark.parametrize("function", [divides, lambda x, y, w, g: roc_auc_score([1, 1.5], [0, 1])])
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"labels": [0, 0, 0, 0]},
+        {"labels": [2.5, NAN, 2.5, NAN]},
+        {"labels": [NAN, NAN, NAN, NAN]},
+        {"labels": [0, 1, 1, 1], "weight": [0, 1, 1, 1]},
+        {"logits": [0, NAN, 1, 2]},
+    ],
+)
+def test_an_exception_of_a_metric_that_the_samples_explain_makes_it_undefined(function, facts):
+    result = evaluate_own(function, **facts)
+    assert result["own"] is None
+    assert re.search(r"(ZeroDivision|Value)Error: ", result["undefined"]["own"])
+
+
+@pytest.mark.parametrize(
+    ("function", "facts", "reason"),
+    [
+        (divides, {}, r"ZeroDivisionError: division by zero \(\S*test_trainer_metrics\.py:\d+\)"),
+        (divides, {"labels": [1, 2, NAN, 3]}, "ZeroDivisionError: "),
+        (divides, {"weight": [1, 1, 0, 0]}, "ZeroDivisionError: "),
+        (lambda x, y, w, g: roc_auc_score([1, 1.5], [0, 1]), {}, r"ValueError: .* \(\S*test_trainer\S*\)"),
+        (lambda x, y, w, g: w.sum(), {}, "AttributeError: 'NoneType' object has no attribute 'sum'"),
+        (lambda x, y, w, g: w.sum(), {"labels": [1, 1, 1, 1]}, "AttributeError: "),
+        (lambda x, y: 0.0, {}, r"TypeError: .* takes 2 positional arguments but 4 were given"),
+    ],
+)
+def test_an_exception_of_a_metric_that_the_samples_do_not_explain_is_an_error(function, facts, reason):
+    with pytest.raises(MetricError, match=f"train.metrics: own failed on 4 samples: {reason}") as caught:
+        evaluate_own(function, **facts)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_metric_may_call_ours():
+    result = evaluate_own(lambda x, y, w, g: auc(x[:1, 0], y[:1, 0]))
+    assert result["undefined"] == {"own": "all labels are 0"}
+
+
 def test_a_metric_of_the_users_own_that_returns_no_number_is_named():
-    labels = np.array([[0.0], [1.0], [0.0], [1.0]])
-    with pytest.raises(UserError, match=r"train\.metrics: divides_not returned 'x', expected a number"):
-        evaluate_metrics(SCORES[:, None], labels, None, None, ("label",), {"own": divides_not})
+    with pytest.raises(UserError, match=r"train\.metrics: own returned 'x', expected a number"):
+        evaluate_own(divides_not)
 
 
 def divides_not(*_):

@@ -95,22 +95,35 @@ def refuse_mismatch(
 ) -> None:
     """Checks, before anything is changed, that the run fits the newest checkpoint in `run_dir`.
 
-    Without one it warns if the run begins with rows and weights of another encoding.
+    Without one it checks what a new run begins with, as `check_initial`.
     Raises UserError if the run is to continue from it and doesn't fit.
     """
     found = whole_checkpoints(Path(run_dir))[:1] if config.checkpoint.resume and run_dir is not None else []
     for path in found:
         with contextlib.suppress(DataError):  # another will be tried then
             check_match(str(path), read_manifest(path), config, schema, num_samples, data)
-    if not found and config.checkpoint.init_from is not None:
-        source = find_checkpoint(Path(config.checkpoint.init_from))
-        other = read_schema(read_manifest(source)).encoding
-        if None not in (other, schema.encoding) and other != schema.encoding:
-            LOG.warning(
-                "%s was trained on data of encoding %s, this run's have %s: what is taken over may mean "
-                "other values; %s",
-                source,
-                short(str(other)),
-                short(str(schema.encoding)),
-                WAY_OUT,
-            )
+    if not found:
+        check_initial(config, schema)
+
+
+def check_initial(config: Config, schema: DatasetSchema) -> None:
+    """Checks that the rows with which a new run begins (`checkpoint.init_from`) are of its data's encoding.
+
+    Of the dense part alone it only warns: it is trained further, and a wrong id can't be in it.
+    Raises UserError if they are of another one.
+    """
+    if config.checkpoint.init_from is None:
+        return
+    source = find_checkpoint(Path(config.checkpoint.init_from))
+    other = read_schema(read_manifest(source)).encoding
+    if None in (other, schema.encoding) or other == schema.encoding:
+        return
+    what = f"{short(str(other))}, this run's data have {short(str(schema.encoding))}"
+    if config.checkpoint.init_parts != "dense":
+        raise UserError(
+            f"checkpoint.init_from: {source} was trained on data of encoding {what}: its rows would be taken "
+            f'for other ids; {WAY_OUT}; or take its dense part alone: checkpoint.init_parts = "dense"'
+        )
+    LOG.warning(
+        "%s was trained on data of encoding %s: a number may mean another value; %s", source, what, WAY_OUT
+    )

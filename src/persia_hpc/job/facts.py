@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from persia_hpc.checkpoint.choose import refuse_mismatch
+from persia_hpc.checkpoint.choose import check_initial, refuse_mismatch
 from persia_hpc.checkpoint.manifest import read_manifest
 from persia_hpc.checkpoint.matching import check_match
 from persia_hpc.config import Config
@@ -31,11 +31,14 @@ class Facts:
     schedules: Mapping[str, Schedule]  # of each split
     data: tuple[SampleRange, ...] = ()  # by which a checkpoint's training samples are known again
 
-    def check_checkpoint(self, path: Path) -> None:
-        """Checks that the run may continue from a checkpoint.
+    def check_start(self, path: Path | None) -> None:
+        """Checks that the run may continue from a checkpoint or, without one, take over what it is told to.
 
         Raises UserError if it may not, DataError if the manifest is damaged.
         """
+        if path is None:
+            check_initial(self.config, self.schema)
+            return
         check_match(str(path), read_manifest(path), self.config, self.schema, self.num_samples, self.data)
 
     def check_newest_checkpoint(self, run_dir: str | Path | None) -> None:

@@ -60,8 +60,7 @@ def _train(
             )
 
     def prepare(path: Path | None) -> tuple[LocalStream, TrainerStart]:
-        if path is not None:
-            facts.check_checkpoint(path)
+        facts.check_start(path)
         stream = LocalStream(facts, sources, local_server(facts), stop)
         load_start(stream.server, config, path)
         return stream, prepare_trainer(facts, task, run_dir, path, trainer_rank=0)

@@ -170,8 +170,7 @@ class RankJob:
         """
 
         def prepare_here(path: Path | None) -> None:
-            if path is not None:
-                facts.check_checkpoint(path)
+            facts.check_start(path)
             duty.prepare(path)
 
         def announce(text: str) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 from persia_hpc.checkpoint.choose import resumed_schema
 from persia_hpc.config import Config
+from persia_hpc.errors import UserError
 from persia_hpc.samples.follow import followed_schema
 from persia_hpc.samples.source import FileSource, check_labels, check_scorable, open_source
+
+LOG = logging.getLogger("persia_hpc")
 
 
 def open_sources(config: Config, run_dir: str | Path | None = None) -> Mapping[str, FileSource]:
@@ -35,7 +39,32 @@ def open_sources(config: Config, run_dir: str | Path | None = None) -> Mapping[s
     if train is None:
         return sources
     check_labels(train.schema, ", ".join(config.data.train))
+    for split, source in sources.items():
+        _check_known_labels(config, split, source)
     for split in ("valid", "test"):
         if split in sources:
             check_scorable(sources[split], train.schema, "data.train", labels=True)
     return sources
+
+
+def _check_known_labels(config: Config, split: str, source: FileSource) -> None:
+    """Checks that training data have labels which aren't missing, and warns of labels that are constant.
+
+    Files of older versions don't say it, and neither do files that appear while the job runs.
+    Raises UserError if none is known, unless a loss of the user's own may do without.
+    """
+    if not source.files:
+        return
+    labels = dict(zip(source.schema.label_names, source.known_labels(), strict=True))
+    if split == "train" and config.train.loss == "bce" and not any(known for known, *_ in labels.values()):
+        raise UserError(
+            f"data.train: got no known label in any of {source.num_samples:,} samples "
+            f"({', '.join(labels)}: all NaN), expected some to learn from; check `column` and `missing` of "
+            "[labels] in the schema and prepare the files again, or list files with labels"
+        )
+    for name, (known, least, most) in labels.items():
+        if known == 0:
+            LOG.warning("data.%s: label %s is missing in every sample", split, name)
+        elif least == most and source.num_samples > 1:
+            text = "data.%s: label %s is %g in every sample that has it: its AUC is undefined; check the data"
+            LOG.warning(f"{text}, and the label's `positive` or `threshold`", split, name, least)

@@ -21,6 +21,7 @@ from persia_hpc.trainer.dense.state import DenseState, dense_states
 from persia_hpc.trainer.driver import Driver
 from persia_hpc.trainer.following import Following
 from persia_hpc.trainer.interfaces import BatchStream, DenseSync, NoPeers, Peers
+from persia_hpc.trainer.metrics import MetricError
 from persia_hpc.trainer.saving import Saver
 from persia_hpc.trainer.session import Session
 
@@ -112,12 +113,17 @@ def train_session(session: Session, task: Task, driver: Driver | None) -> Traine
     """Trains to the end or a stop, writes the last checkpoint and closes the session.
 
     Collective over trainers.
+    Raises MetricError for a metric of the user's own that fails, after the last checkpoint.
     """
-    if driver is not None:
-        driver.run(session)
-    elif task.main is not None:
-        with contextlib.suppress(TrainingEndedError):
-            task.main(session)
+    failed: MetricError | None = None
+    try:
+        if driver is not None:
+            driver.run(session)
+        elif task.main is not None:
+            with contextlib.suppress(TrainingEndedError):
+                task.main(session)
+    except MetricError as error:
+        failed = error
     session.check_model()
     if not session.drained:
         text = "no checkpoint is written: the loop over session.batches was left before its end"
@@ -126,6 +132,8 @@ def train_session(session: Session, task: Task, driver: Driver | None) -> Traine
         # The last checkpoint of a run that has ended is a full one; in a hurry the changes will do.
         session.save(full=session.interrupted is None)
     session.close()
+    if failed is not None:
+        raise failed
     return TrainerOutcome(
         steps=session.step_number,
         samples=session.samples,

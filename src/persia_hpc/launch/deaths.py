@@ -9,6 +9,7 @@ import select
 import struct
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,6 +135,28 @@ class DeathWatch:
     def _record_death(self, rank: RankRecord, status: int | None) -> None:
         began = self._began.setdefault(rank.world_rank, time.time())
         self._ended[rank.world_rank] = Death(rank, began, status)
+
+
+class ParentWatch:
+    """Notices that the process which started this node's ranks, such as MPICH's proxy, has died before them.
+
+    The launcher may not notice it before they end: they go on, but nothing that they print arrives.
+    """
+
+    def __init__(self) -> None:
+        self._parents: dict[int, int] = {}  # by a rank's pid
+        self._orphans: set[int] = set()  # pids, as of the look before
+
+    def look(self, ranks: Iterable[RankRecord]) -> int | None:
+        """Returns the pid of a dead parent if its ranks lived at the look before and still do, else None."""
+        before, self._orphans = self._orphans, set()
+        for rank in ranks:
+            stat = process_stat(rank.pid) if rank.is_local and not rank.finished else None
+            if stat is None or stat.start_ticks != rank.start_ticks or stat.state in "ZX":
+                continue
+            if stat.parent != self._parents.setdefault(rank.pid, stat.parent):
+                self._orphans.add(rank.pid)
+        return next((self._parents[pid] for pid in before & self._orphans), None)
 
 
 def _status(rank: RankRecord, pidfd: int) -> int | None:

@@ -62,9 +62,10 @@ class RankRecord:
 
 @dataclass(frozen=True)
 class ProcessStat:
-    """Holds state letter, start time and exit status (as of waitpid; only for zombies) of a process."""
+    """Holds state letter, parent, start time and exit status (only for zombies; as of waitpid) of a pid."""
 
     state: str
+    parent: int
     start_ticks: int
     exit_status: int
 
@@ -75,7 +76,7 @@ def process_stat(pid: int) -> ProcessStat | None:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return ProcessStat(fields[0], int(fields[19]), int(fields[49]))
+    return ProcessStat(fields[0], int(fields[1]), int(fields[19]), int(fields[49]))
 
 
 def register_rank(

@@ -21,7 +21,7 @@ from persia_hpc.config import Config
 from persia_hpc.printable import LINES, printable
 from persia_hpc.runtime.stop import STOP_SIGNALS
 
-from .deaths import Death, DeathWatch
+from .deaths import Death, DeathWatch, ParentWatch
 from .environment import SUPERVISED
 from .mpiexec import MPI_PYTHON, Launcher, find_launcher
 from .registry import RankRecord, beacon_path, read_ranks
@@ -33,6 +33,7 @@ from .verdict import Ending, verdict
 RANK_PROGRAM = (*MPI_PYTHON, "-m", "persia_hpc.job.rank_main")
 LAUNCHER_GRACE_SECONDS = 3.0  # after the first death the launcher may end the job by itself
 FAILURE_GRACE_SECONDS = 10.0  # after a rank has written down why the job fails
+LOOK_SECONDS = 1.0  # between two looks at files and parents
 START_GRACE_SECONDS = 5.0  # after a signal while ranks still start, which then have nothing to save
 _PR_SET_PDEATHSIG = 1
 
@@ -104,6 +105,7 @@ class _Job:
         self.first_death: Death | None = None
         self.failed = False  # by what a rank has written down
         self.launcher_death: float | None = None  # when it was killed, by others
+        self.parents: ParentWatch | None = ParentWatch()  # until it has found something
         self.looked = 0.0
         self.out = Relay(_binary(sys.stdout), log)
         self.err = Relay(_binary(sys.stderr), log)
@@ -175,7 +177,10 @@ class _Job:
                     self.err.idle()
                 now = time.monotonic()
                 self._watch_ranks()
-                self._watch_failure(now)
+                if now - self.looked > LOOK_SECONDS:
+                    self.looked = now
+                    self._watch_failure()
+                    self._watch_parents()
                 self.shared_memory.look(self.ranks.values())
                 if self.deadline is not None and now >= self.deadline:
                     self.in_vain = self.asked and self.first_death is None and len(self.signals) == 1
@@ -188,12 +193,26 @@ class _Job:
                     if not selector.get_map() or now - closed_at > 1.0:
                         return
 
-    def _watch_failure(self, now: float) -> None:
+    def _watch_failure(self) -> None:
         """Sets a deadline when a rank has failed: over a cut link the launcher may not learn of it."""
-        if not self.failed and now - self.looked > 1.0:
-            self.looked, self.failed = now, (self.run_dir / "failure.json").exists()
+        if not self.failed:
+            self.failed = (self.run_dir / "failure.json").exists()
             if self.failed:
                 self._set_deadline(FAILURE_GRACE_SECONDS)
+
+    def _watch_parents(self) -> None:
+        """Says, once, that nothing the ranks print arrives any more; they train on."""
+        if self.parents is None or self.deadline is not None or self.process.poll() is not None:
+            return
+        dead = self.parents.look(self.ranks.values())
+        if dead is not None:
+            self.parents = None
+            self.err.finish()  # of the ranks' last line, such as a progress bar
+            text = (
+                f"the process that started the ranks here (pid {dead}) was killed: the run goes on, but what "
+                f"it prints no longer arrives; see {self.run_dir}/logs and persia-hpc status {self.run_dir}"
+            )
+            print(f"persia-hpc: {printable(text)}", file=sys.stderr, flush=True)
 
     def _watch_ranks(self) -> None:
         if len(self.ranks) < self.num_ranks or any(r.role is None for r in self.ranks.values()):

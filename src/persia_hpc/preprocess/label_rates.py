@@ -13,7 +13,7 @@ from persia_hpc.errors import UserError
 from persia_hpc.preprocess.outputs import FileReport, stored_settings
 from persia_hpc.preprocess.splitting import SPLITS
 from persia_hpc.samples import names as layout
-from persia_hpc.samples.attributes import bounds, texts_of
+from persia_hpc.samples.attributes import known_labels, texts_of
 
 BLOCK_ROWS = 1 << 20
 Numbers = npt.NDArray[np.float64]
@@ -73,10 +73,10 @@ def _ranges(file: h5py.File, num_labels: int) -> Numbers:
     Shapes: [L, 3].
     """
     rows = int(file.attrs[layout.NUM_SAMPLES])
-    stated = bounds(file, layout.LABEL_MIN, layout.LABEL_MAX, num_labels).reshape(2, num_labels)
+    stated = known_labels(file, rows, num_labels)
     if not np.isnan(stated).any():
-        return np.column_stack([np.full(num_labels, rows), *stated])
-    found = np.tile([0.0, np.inf, -np.inf], (num_labels, 1))  # with a missing label no range is stated
+        return stated
+    found = np.tile([0.0, np.inf, -np.inf], (num_labels, 1))  # the file of an older version, in parts
     for begin in range(0, rows, BLOCK_ROWS):
         labels = file[layout.LABEL][begin : begin + BLOCK_ROWS]
         found[:, 0] += np.isfinite(labels).sum(axis=0)

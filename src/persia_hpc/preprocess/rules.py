@@ -44,32 +44,41 @@ def equal(column: pl.Series, word: str, *, numbers_are_truth: bool = False) -> p
         truth = number == 1
     if numbers_are_truth and number is None and truth is not None:
         number = Decimal(int(truth))
-    found = pl.repeat(False, len(column), dtype=pl.Boolean, eager=True)
     if column.dtype == pl.Boolean:
-        return found if truth is None else (column == truth).fill_null(False)
+        return _none(column) if truth is None else (column == truth).fill_null(False)
     if column.dtype == pl.Date:
         return (column.cast(pl.String) == word).fill_null(False)
     if column.dtype == pl.String:
         found = (column == word).fill_null(False)
         if truth is not None:
             found |= (column.str.to_lowercase() == str(truth).lower()).fill_null(False)
-    elif column.dtype.is_float() and word.lower() == "nan":
+        return found if number is None else found | _equal_texts(column, number)
+    if column.dtype.is_float() and word.lower() == "nan":
         return column.is_nan().fill_null(False)
-    elif column.dtype.is_float() and word.lower() in ("inf", "-inf"):
+    if column.dtype.is_float() and word.lower() in ("inf", "-inf"):
         return (column == float(word)).fill_null(False)
-    elif not column.dtype.is_numeric():
-        return found
-    return found if number is None else found | _equal_numbers(column, number)
+    if number is None or not column.dtype.is_numeric():
+        return _none(column)
+    return _equal_numbers(column, number)
+
+
+def _none(column: pl.Series) -> pl.Series:
+    return pl.repeat(False, len(column), dtype=pl.Boolean, eager=True)
+
+
+def _concerns(dtype: pl.DataType, word: str) -> bool:
+    """Says whether a value of a numeric type may equal the word; of all other types it does."""
+    if not dtype.is_numeric() or as_number(word) is not None:
+        return True
+    return dtype.is_float() and word.lower() in ("nan", "inf", "-inf")
 
 
 def _equal_numbers(column: pl.Series, number: Decimal) -> pl.Series:
     """Returns which values are this number: near it as floats first, then each of these exactly."""
-    if column.dtype == pl.String:
-        return _equal_texts(column, number)
     if column.dtype.is_integer():
         whole = pl.Series([f"{number.to_integral_value():f}"]).cast(column.dtype, strict=False)
-        found = column == whole  # null where the type has no such number
-        return (found & (number == number.to_integral_value())).fill_null(False)
+        fits = number == number.to_integral_value() and not whole.has_nulls()
+        return (column == whole).fill_null(False) if fits else _none(column)
     nearest = float(number)
     if column.dtype == pl.Float32 and abs(nearest) < float(np.finfo(np.float32).max):
         nearest = float(np.float32(nearest))
@@ -135,11 +144,11 @@ class MissingWords:
             column = column.str.strip_chars()
             hits = column.is_in(pl.Series(["", *self._plain], dtype=pl.String).implode()).fill_null(False)
             words = [word for word in self._words if word not in self._plain]
-        elif self._words:
-            hits = pl.repeat(False, len(column), dtype=pl.Boolean, eager=True)
-            words = list(self._words)
         else:
-            return column
+            words = [word for word in self._words if _concerns(column.dtype, word)]
+            if not words:
+                return column
+            hits = equal(column, words.pop(0))
         for word in words:
             hits |= equal(column, word)
         if not hits.any():

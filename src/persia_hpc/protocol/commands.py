@@ -203,4 +203,5 @@ def _file_info(fields: dict[str, Any]) -> FileInfo:
     names: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in schema.items()
     }
-    return FileInfo(**{**fields, "schema": DatasetSchema(features, **names)})
+    known = tuple(tuple(label) for label in fields["known_labels"])
+    return FileInfo(**{**fields, "schema": DatasetSchema(features, **names), "known_labels": known})

@@ -64,6 +64,21 @@ def is_true(file: h5py.File, name: str, size: int = 1) -> bool:
     return array.dtype.kind in "biu" and array.size == size and bool((array == 1).all())
 
 
+def known_labels(file: h5py.File, rows: int, size: int) -> npt.NDArray[np.float64]:
+    """Returns in how many rows each label is known, its least value there and its most; NaN if unsaid.
+
+    Shapes: float64 [size, 3].
+    """
+    found = np.asarray(file.attrs.get(layout.LABEL_KNOWN, np.nan))
+    if found.shape == (size, 3) and found.dtype.kind == "f":
+        known, least, most = found.T
+        sound = (known > 0) & (known <= rows) & (-np.inf < least) & (least <= most) & (most < np.inf)
+        if (sound | (known == 0)).all():
+            return found.astype(np.float64)
+    stated = bounds(file, layout.LABEL_MIN, layout.LABEL_MAX, size).reshape(2, size)
+    return np.column_stack([np.where(np.isnan(stated[0]), np.nan, rows), *stated])
+
+
 def bounds(file: h5py.File, low: str, high: str, size: int) -> npt.NDArray[np.float64]:
     """Returns both attributes as one array, all NaN unless they are there as expected and finite.
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from h5py import h5d, h5p, h5s, h5t
 
 from persia_hpc.errors import DataError, UserError
-from persia_hpc.samples.attributes import bounds, check_counts, is_true, text_of, texts_of
+from persia_hpc.samples.attributes import bounds, check_counts, is_true, known_labels, text_of, texts_of
 from persia_hpc.samples.batch import MAX_IDS, IdColumn, SampleBatch
 from persia_hpc.samples.containment import check_written
 from persia_hpc.samples.schema import SCHEMA_VERSION, DatasetSchema, FeatureSchema
@@ -43,6 +43,8 @@ class FileInfo:
     labels_checked: bool
     binary_checked: bool
     weight_checked: bool
+    # Of each label, if that is known: in how many rows it isn't missing, its least value there and its most.
+    known_labels: tuple[tuple[float, float, float], ...] = ()
 
 
 def scan(path: str) -> FileInfo:
@@ -94,12 +96,13 @@ def _scan_open(path: str, file: h5py.File) -> FileInfo:
         )
     features = []
     for name in check.names(layout.FEATURE_NAMES, sorted(file[layout.IDS])):
-        multi = isinstance(file.get(f"{layout.IDS}/{name}"), h5py.Group)
+        found = file.get(f"{layout.IDS}/{name}")
+        multi = isinstance(found, h5py.Group)
         if multi:
             num_values = check.multi_hot(f"{layout.IDS}/{name}", num_samples)
         else:
             num_values = num_samples
-            check.rows(check.dataset(f"{layout.IDS}/{name}", "iu", 1), num_samples)
+            check.rows(check.dataset(f"{layout.IDS}/{name}", "iu", 1, found), num_samples)
         features.append(FeatureSchema(name, multi, num_values / num_samples))
     widths = {}
     for name, kinds, ndim in (
@@ -138,6 +141,7 @@ def _scan_open(path: str, file: h5py.File) -> FileInfo:
         labels_checked=not np.isnan(bounds(file, layout.LABEL_MIN, layout.LABEL_MAX, L)).any(),
         binary_checked=is_true(file, layout.LABEL_BINARY, L),
         weight_checked=bool((bounds(file, layout.WEIGHT_MIN, layout.WEIGHT_MAX, 1) >= 0).all()),
+        known_labels=tuple((k, low, high) for k, low, high in known_labels(file, num_samples, L).tolist()),
     )
 
 
@@ -167,8 +171,8 @@ class _Shapes:
         self._file = file
         self._count = "/label" if layout.LABEL in file else "num_samples"
 
-    def dataset(self, name: str, kinds: str, ndim: int) -> h5py.Dataset:
-        dataset = self._file.get(name)
+    def dataset(self, name: str, kinds: str, ndim: int, found: Any = None) -> h5py.Dataset:
+        dataset = self._file.get(name) if found is None else found
         what = f"{self._path}: /{name}"
         if not isinstance(dataset, h5py.Dataset):
             raise UserError(f"{what}: got no such dataset, expected one; prepare the file again")

@@ -99,6 +99,15 @@ class FileSource:
         """Returns (path, digest of its encoding or None) of each file."""
         return tuple((info.path, info.schema.encoding) for info in self._infos)
 
+    def known_labels(self) -> list[tuple[float, float, float]]:
+        """Returns in how many rows of the files each label is known, its least value there and its most.
+
+        They are NaN if a file doesn't say so, and of whole files even if a limit leaves some rows out.
+        """
+        each = np.array([info.known_labels for info in self._infos]).reshape(len(self._infos), -1, 3)
+        columns = each[:, :, 0].sum(axis=0), each[:, :, 1].min(axis=0), each[:, :, 2].max(axis=0)
+        return [(known, least, most) for known, least, most in np.column_stack(columns).tolist()]
+
     def close(self) -> None:
         """Closes all files; a later read opens them again."""
         with self._lock:

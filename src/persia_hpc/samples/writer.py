@@ -126,6 +126,7 @@ class DatasetWriter:
         self._label_min = np.full(len(schema.label_names), np.inf, np.float32)
         self._label_max = -self._label_min
         self._label_binary = np.ones(len(schema.label_names), np.bool_)
+        self._label_known = np.tile([0.0, np.inf, -np.inf], (len(schema.label_names), 1))
         self._weight_min, self._weight_max = np.inf, -np.inf
 
     def __enter__(self) -> DatasetWriter:
@@ -212,6 +213,10 @@ class DatasetWriter:
         # With a missing label the range is NaN: older readers, which know none, then check and refuse.
         np.minimum(self._label_min, batch.labels.min(axis=0), out=self._label_min)
         np.maximum(self._label_max, batch.labels.max(axis=0), out=self._label_max)
+        known = self._label_known
+        known[:, 0] += np.isfinite(batch.labels).sum(axis=0)
+        known[:, 1] = np.fmin(known[:, 1], np.fmin.reduce(batch.labels, axis=0))
+        known[:, 2] = np.fmax(known[:, 2], np.fmax.reduce(batch.labels, axis=0))
         self._label_binary &= validity.is_binary(batch.labels).all(axis=0)
         if batch.weight is not None:
             self._weight_min = min(self._weight_min, float(batch.weight.min()))
@@ -271,6 +276,7 @@ class DatasetWriter:
             file.attrs[layout.LABEL_MIN] = self._label_min
             file.attrs[layout.LABEL_MAX] = self._label_max
             file.attrs[layout.LABEL_BINARY] = self._label_binary
+            file.attrs[layout.LABEL_KNOWN] = self._label_known
         if self.schema.encoding is not None:
             file.attrs[layout.ENCODING] = layout.fixed_strings(self.schema.encoding)
         if self.schema.has_weight:

@@ -14,7 +14,7 @@ from persia_hpc.protocol.row_batch import RowBatch
 
 from .batch import Batch
 from .interfaces import BatchStream, Peers, concatenate
-from .metrics import Metric, Metrics, evaluate_metrics
+from .metrics import Metric, MetricError, Metrics, evaluate_metrics
 from .pooling.embed import Pooling
 from .run_state import RunState
 
@@ -86,21 +86,22 @@ class Predictions:
         """Returns, on every trainer, the metrics over the samples of all trainers.
 
         Collective over trainers.
+        Raises MetricError, on every trainer, for a custom metric that fails.
         """
         columns = self._columns
         logits = peers.gather(concatenate(columns["logits"], self._width))
         expected = peers.gather(concatenate(columns["labels"], self._width))
         weight = peers.gather(concatenate(columns["weight"], 1))
         group = peers.gather(concatenate(columns["group"], 1, np.int64))
-        metrics: Metrics = {}
+        found: Metrics | MetricError = {}
         if logits is not None and expected is not None:
-            metrics = evaluate_metrics(
-                logits,
-                expected,
-                weight[:, 0] if weight is not None and len(weight) else None,
-                group[:, 0] if group is not None and len(group) else None,
-                labels,
-                custom,
-            )
-        agreed: Metrics = peers.broadcast(metrics)
+            weights = weight[:, 0] if weight is not None and len(weight) else None
+            groups = group[:, 0] if group is not None and len(group) else None
+            try:
+                found = evaluate_metrics(logits, expected, weights, groups, labels, custom)
+            except MetricError as error:
+                found = error
+        agreed: Metrics | MetricError = peers.broadcast(found)
+        if isinstance(agreed, MetricError):
+            raise agreed
         return agreed

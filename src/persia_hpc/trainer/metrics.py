@@ -11,7 +11,7 @@ import numpy as np
 from persia_hpc.arrays import Array
 from persia_hpc.config.types import METRICS
 from persia_hpc.errors import UserError
-from persia_hpc.user_objects import load_object
+from persia_hpc.user_objects import describe, load_object
 
 Metric = Callable[[Array, Array, "Array | None", "Array | None"], "float | None"]
 # What an evaluation returns: `samples`, each metric by its name; `missing_labels`, in how many samples each
@@ -21,6 +21,10 @@ Metrics = dict[str, Any]
 
 class UndefinedError(ValueError):
     """Is raised for a metric that isn't defined for these samples; its text says why."""
+
+
+class MetricError(UserError):
+    """Is raised, on every trainer, for a metric of the user's own that fails; what was trained is whole."""
 
 
 def auc(scores: Array, labels: Array, weight: Array | None = None) -> float:
@@ -104,7 +108,8 @@ def evaluate_metrics(
     be compared with no other, so it isn't defined unless that of each label is.
 
     Shapes: logits, labels [n, L]; weight, group [n] or None.
-    Raises UserError for a custom metric that returns no number.
+    Raises MetricError for a custom metric that returns no number, or raises an exception although there are
+    samples that it can be computed from.
     """
     result: Metrics = {"samples": len(labels)}
     undefined: dict[str, str] = {}
@@ -130,7 +135,7 @@ def evaluate_metrics(
         for name in METRICS:
             add(name, _mean, result, [f"{name}_{label}" for label in label_names])
     for name, metric in custom.items():
-        add(name, _call, metric, logits, labels, weight, group)
+        add(name, _call, name, metric, logits, labels, weight, group)
     facts = {"missing_labels": missing, "undefined": undefined}
     return result | {name: found for name, found in facts.items() if found}
 
@@ -142,21 +147,35 @@ def _mean(metrics: Metrics, names: Sequence[str]) -> float:
     return float(np.mean([metrics[name] for name in names]))
 
 
-def _call(metric: Metric, *arguments: Any) -> float:
+def _call(name: str, metric: Metric, logits: Array, labels: Array, weight: Array | None, *more: Any) -> float:
     try:
-        value = metric(*arguments)
-    except (ArithmeticError, ValueError) as error:  # NumPy's and scikit-learn's words for it
-        raise UndefinedError(f"{type(error).__name__}: {error}") from error
+        value = metric(logits, labels, weight, *more)
+    except UndefinedError:  # of a function of this module that it calls
+        raise
+    except Exception as error:  # whatever a user's code raises
+        # NumPy and scikit-learn have no other words for what isn't defined, so the samples decide what it is.
+        if isinstance(error, ArithmeticError | ValueError) and _lack_something(logits, labels, weight):
+            raise UndefinedError(describe(error)) from error
+        raise MetricError(
+            f"train.metrics: {name} failed on {len(labels)} samples: {describe(error)}; a metric returns a "
+            "number, or None where it isn't defined"
+        ) from error
     try:
         number = math.nan if value is None else float(value)
     except (TypeError, ValueError):
-        raise UserError(
-            f"train.metrics: {getattr(metric, '__name__', metric)} returned {value!r}, expected a number, or "
-            "None where it isn't defined"
+        raise MetricError(
+            f"train.metrics: {name} returned {value!r}, expected a number, or None where it isn't defined"
         ) from None
     if not math.isfinite(number):
         raise UndefinedError(f"the function returned {value}")
     return number
+
+
+def _lack_something(logits: Array, labels: Array, weight: Array | None) -> bool:
+    """Says whether the outputs aren't finite, or a label has less than two values where it counts."""
+    counts = ~np.isnan(labels) if weight is None else ~np.isnan(labels) & (weight > 0)[:, None]
+    few = any(len(np.unique(column[mine])) < 2 for column, mine in zip(labels.T, counts.T, strict=True))
+    return few or not np.isfinite(logits).all()
 
 
 def load_metrics(paths: Sequence[str]) -> dict[str, Metric]:
