@@ -269,6 +269,7 @@ class Setup:
                 "mpi": self.at.mpi_identity(),
                 "compiler": version_of(compiler()),
                 "nccl": os.environ.get("HOROVOD_NCCL_HOME", "") + (shutil.which("nvcc") or ""),
+                "architectures": os.environ.get("HOROVOD_BUILD_CUDA_CC_LIST", ""),
             },
             action,
             "the first `error:` in the log tells; a compiler older than torch wants, or too little memory "

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from tests.support.mpi import run_mpi
 from tests.support.tiny import run_digest, tiny_config, trained_rows, write_tiny
 
 PROGRAMS = Path(__file__).with_name("programs")
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+pytestmark = pytest.mark.gpu
+NEEDS_HOROVOD = pytest.mark.skipif(find_spec("horovod") is None, reason="two trainers need Horovod")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,8 @@ def assert_near(one: Path, other: Path, tolerance: float) -> None:
         np.testing.assert_allclose(weights, others[table][1], atol=tolerance)
 
 
-@pytest.mark.parametrize("trainers", [1, 2])  # two share the GPU: their gradients go through host memory
+# Two trainers share the GPU: their gradients go through host memory.
+@pytest.mark.parametrize("trainers", [1, pytest.param(2, marks=NEEDS_HOROVOD)])
 def test_a_gpu_gives_what_the_cpu_gives_and_repeats(data: str, tmp_path: Path, trainers: int) -> None:
     gpu = {"train.device": "cuda"}
     runs = run(data, tmp_path, trainers, cpu={"train.device": "cpu"}, one=gpu, two=gpu)

@@ -36,11 +36,7 @@ def plain(module: torch.nn.Module, tensors: tuple[torch.Tensor, ...]) -> Any:
     return lambda *given: module(*given)
 
 
-HAS_GPU = torch.cuda.is_available()
-WAYS = [
-    ("cpu", {"graph": plain}),
-    pytest.param(("cuda", {}), marks=pytest.mark.skipif(not HAS_GPU, reason="there is no GPU")),
-]
+WAYS = [("cpu", {"graph": plain}), pytest.param(("cuda", {}), marks=pytest.mark.gpu)]
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -245,6 +245,7 @@ class TransportConfig:
     """Holds the size of the rings between ranks, and how long a rank waits when nothing moves."""
 
     ring_bytes: int | None = setting(None, at_least=4096, as_bytes=True)
+    memory_grows: bool = False
     stall_seconds: float = setting(60.0, above=0)
     give_up_seconds: float = setting(1800.0, at_least=0)
 

@@ -36,6 +36,7 @@ class Place:
     run_dir: Path
     stop: StopSignals
     watchdog: Watchdog
+    memory_grows: bool = False  # transport.memory_grows
 
     @property
     def role_rank(self) -> int:
@@ -70,7 +71,7 @@ class Place:
         Collective over `comm`.
         """
         assert comm is not None
-        return Plane(comm, channels)
+        return Plane(comm, channels, memory_grows=self.memory_grows)
 
     def ranks_in_row_plane(self, role: Role) -> list[int]:
         """Returns the ranks in the row plane's communicator of a role, by role rank."""

@@ -152,6 +152,7 @@ class RankJob:
             run_dir=self.run_dir,
             stop=self.start.stop,
             watchdog=self.watchdog,
+            memory_grows=self.config.transport.memory_grows,
         )
 
     def make_duty(self, facts: Facts, place: Place, sources: Mapping[str, Source]) -> Duty:

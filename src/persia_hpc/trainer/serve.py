@@ -86,7 +86,8 @@ def make_reducer(config: Config, comm: MPI.Intracomm, peers: MpiPeers) -> DenseS
     Collective over the trainers, whose communicator is `comm`.
     """
     if config.mode == "async" and comm.size > 1:
-        return SharedDense(peers, partial(SharedVector, comm))
+        vector = partial(SharedVector, comm, memory_grows=config.transport.memory_grows)
+        return SharedDense(peers, vector)
     return DenseReducer(comm, config.train.bucket_bytes)
 
 

@@ -24,7 +24,8 @@ __all__ = ["Channel", "Plane"]
 class Plane:
     """Holds the rings between the ranks of `comm`; all ranks pass the same channels.
 
-    force_remote: use one-sided MPI between ranks of one node as well (tests).
+    force_remote: use one-sided MPI between ranks of one node as well (tests). memory_grows: see
+    `memory_problem`.
 
     Collective over `comm`: the constructor and `free`.
     Raises UserError, on all ranks alike, for bad or differing channels, too little memory, or an MPI with the
@@ -32,7 +33,12 @@ class Plane:
     """
 
     def __init__(
-        self, comm: MPI.Intracomm, channels: Sequence[Channel], *, force_remote: bool = False
+        self,
+        comm: MPI.Intracomm,
+        channels: Sequence[Channel],
+        *,
+        force_remote: bool = False,
+        memory_grows: bool = False,
     ) -> None:
         self.comm = comm
         self._freed = False
@@ -47,7 +53,8 @@ class Plane:
             nodes: list[int] = comm.allgather(node_comm.allreduce(rank, MPI.MIN))
             node_rank = {peer: i for i, peer in enumerate(node_comm.allgather(rank))}
             placements, sizes = place(channels, nodes, force_remote)
-            raise_together(comm, memory_problem(node_comm, sizes[True][rank] + sizes[False][rank]))
+            wanted = sizes[True][rank] + sizes[False][rank]
+            raise_together(comm, memory_problem(node_comm, wanted, memory_grows=memory_grows))
             # Sizes are known everywhere: all ranks of a communicator agree on whether they need the window.
             shared_sizes = [sizes[True][peer] for peer in node_rank]
             self._shared = Window(node_comm, sizes[True][rank], shared=True) if any(shared_sizes) else None

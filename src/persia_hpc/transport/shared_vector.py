@@ -17,18 +17,19 @@ Floats = npt.NDArray[np.float32]
 class SharedVector:
     """Holds a vector that begins with rank 0's `initial`; `add` and `read` are one-sided.
 
+    memory_grows: see `window.memory_problem`.
     Shapes: [n] float32.
     Collective over `comm`: the constructor and `free`.
     Raises UserError, on all ranks alike, for lack of memory.
     """
 
-    def __init__(self, comm: MPI.Intracomm, initial: Floats) -> None:
+    def __init__(self, comm: MPI.Intracomm, initial: Floats, *, memory_grows: bool = False) -> None:
         self._comm = comm
         self._bounds = [len(initial) * r // comm.size for r in range(comm.size + 1)]
         own = self._bounds[comm.rank + 1] - self._bounds[comm.rank]
         node_comm = comm.Split_type(MPI.COMM_TYPE_SHARED)
         assert isinstance(node_comm, MPI.Intracomm)
-        raise_together(comm, memory_problem(node_comm, own * 4))
+        raise_together(comm, memory_problem(node_comm, own * 4, memory_grows=memory_grows))
         node_comm.Free()
         problem = None
         try:

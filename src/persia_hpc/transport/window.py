@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 
@@ -13,6 +14,7 @@ from persia_hpc.errors import UserError
 from persia_hpc.runtime.node_memory import SHARED_MEMORY, shared_memory_room
 from persia_hpc.transport.records import ALIGNMENT, memory_of
 
+LOG = logging.getLogger("persia_hpc")
 _GAP = 4096  # MPI aligns a window to 8 or 16 bytes only: room to shift it
 
 
@@ -90,27 +92,37 @@ def raise_together(comm: MPI.Intracomm, problem: str | None) -> None:
             raise UserError(found if found == problem else f"{found} (found by rank {rank} of this plane)")
 
 
-def memory_problem(node_comm: MPI.Intracomm, num_bytes: int) -> str | None:
+def memory_problem(node_comm: MPI.Intracomm, num_bytes: int, *, memory_grows: bool = False) -> str | None:
     """Returns a message if the ranks of a node together want more memory than it has, else None.
 
     It is asked before MPI is: a rank whose own allocation fails leaves the others hanging in the collective
     call, and shared memory is a sparse file, whose allocation succeeds and whose use ends in SIGBUS.
 
+    memory_grows: more memory than is available now is no problem; the size of the sparse file's file system
+    is fixed, and stays one.
     Collective over `node_comm`, the ranks of a node.
     """
     wanted = node_comm.allreduce(num_bytes)
     text = f"the rings of the {node_comm.size} ranks on {socket.gethostname()} need {wanted} bytes"
     available = _available_memory()
     if available is not None and wanted > available:
-        return f"{text} of memory, of which {available} are available; lower transport.ring_bytes"
+        lack = f"{text} of memory, of which {available} are available"
+        if not memory_grows:
+            return (
+                f"{lack}; lower transport.ring_bytes, or set transport.memory_grows = true on a machine that "
+                "gets more memory as it is used"
+            )
+        if node_comm.rank == 0:
+            LOG.warning("%s now; transport.memory_grows says that more will come", lack)
     if node_comm.size == 1 or not os.path.isdir(SHARED_MEMORY):
         return None
     free, size = shared_memory_room()
     if wanted <= free:
         return None
+    enough = -(-(size - free + wanted) // (1 << 30))  # GiB
     return (
         f"{text} in {SHARED_MEMORY}, which has {free} free of {size}; lower transport.ring_bytes or enlarge "
-        f"it (containers: --shm-size; else mount -o remount,size=... {SHARED_MEMORY})"
+        f"it (containers: --shm-size={enough}g; else mount -o remount,size={enough}g {SHARED_MEMORY})"
     )
 
 
