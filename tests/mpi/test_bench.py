@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 from persia_hpc.bench import constants
+from persia_hpc.bench.train_jobs import run_job, synthetic, w0_settings
 from persia_hpc.cli import main
+from persia_hpc.errors import PersiaError
 
 
 def test_bench_ring_measures_every_size_and_round_trips(tmp_path: Path) -> None:
@@ -25,3 +27,15 @@ def test_allreduce_of_two_ranks_is_measured() -> None:
     assert set(found) == {"allreduce_step", "allreduce_cpu", "allreduce_byte"}
     assert found["allreduce_cpu"] > 0
     assert 1e4 < found["allreduce_step"] < 1e9
+
+
+def test_a_job_that_takes_too_long_is_stopped_and_says_how_fast_it_was(tmp_path: Path) -> None:
+    endless = w0_settings(synthetic(tmp_path, 256), 64, 64 * 10**8)
+    for seconds in (6, 12, 24, 48):  # on a busy machine it hasn't begun after the first of them
+        try:
+            summary = run_job(tmp_path, endless, {}, seconds=seconds)
+            break
+        except PersiaError:
+            assert seconds < 48
+    assert summary["status"] == "interrupted"
+    assert 0 < summary["steady"]["samples_per_second"] < 1e9

@@ -107,7 +107,9 @@ def run_job(
         finally:
             job.terminate()
     summary = read_summary(run_dir)
-    if summary is None or (job.returncode and not (stopped and summary["status"] == "interrupted")):
+    if stopped and summary is not None and summary["status"] == "interrupted" and summary["steady"]["steps"]:
+        return summary
+    if job.returncode or summary is None:
         raise PersiaError(f"{' '.join(command)} failed:\n{output}")
     return summary
 
