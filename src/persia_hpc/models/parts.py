@@ -62,15 +62,12 @@ def stacked_vectors(batch: Batch, inputs: Inputs) -> Tensor:
 def flat_inputs(batch: Batch, inputs: Inputs) -> Tensor:
     """Returns all inputs side by side: dense features, then pooled features, then the means of sequences.
 
-    Of the type of the pooled features, if there are any: a model that lets them be narrow casts all to it.
-
     Shapes: [B, K + W], for K dense features and embeddings of W values in all.
     """
     parts = [batch.dense] if inputs.num_dense else []
     parts += [batch.concatenated(inputs.pooled)] if inputs.pooled else []
     parts += [masked_mean(*batch.sequence[name]) for name in inputs.sequences]
-    dtype = batch.pooled[inputs.pooled[0]].dtype if inputs.pooled else torch.float32
-    return torch.cat([part.to(dtype) for part in parts], dim=1) if len(parts) > 1 else parts[0]
+    return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
 
 def flat_width(model: str, inputs: Inputs) -> int:
