@@ -164,17 +164,18 @@ def test_rows_of_thousands_of_uses_are_summed_in_one_fixed_order(
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dim", [7, 8])
 @pytest.mark.parametrize("width", [0, 3, 8])
-def test_gradients_may_lie_in_a_wider_tensor(device: str, width: int) -> None:
+def test_gradients_may_lie_in_a_wider_tensor(device: str, width: int, dim: int) -> None:
     rng = np.random.default_rng(11)
-    inputs = make_inputs([("a", 8, "sum", False), ("b", 8, "mean", True)])
+    inputs = make_inputs([("a", dim, "sum", False), ("b", dim, "mean", True)])
     row_batch = make_row_batch(inputs, random_ids(inputs, 40, rng), rng)
     results = []
     for wide in (False, True):
         batch, gradients, _ = embed(inputs, row_batch, device)
         block = batch.stacked()
-        wave = torch.randn(40, 16 + 2 * width, generator=torch.Generator().manual_seed(2)).to(device)
-        part = wave[:, width : width + 16].unflatten(1, (2, 8))
+        wave = torch.randn(40, 2 * dim + 2 * width, generator=torch.Generator().manual_seed(2)).to(device)
+        part = wave[:, width : width + 2 * dim].unflatten(1, (2, dim))
         assert part.is_contiguous() == (width == 0)
         block.backward(part if wide else part.contiguous())
         results.append(gradients.arrays()[0])

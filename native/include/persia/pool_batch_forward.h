@@ -7,6 +7,7 @@
 
 #include "persia/pool_batch_types.h"
 #include "persia/quad.h"
+#include "persia/quad_row.h"
 
 namespace persia {
 
@@ -31,13 +32,24 @@ PERSIA_BOTH void add_quad(const Quad& quad, float scale, Quad* sum) {
 
 constexpr std::uint32_t kNoRow = 0xffffffffu;  // no batch has so many
 
-PERSIA_BOTH std::uint32_t row_of_id(const PoolBatch& batch, const BatchFeature& f, std::uint32_t id) {
-    const std::uint32_t row =
-        batch.narrow ? read<std::uint16_t>(static_cast<const std::uint16_t*>(batch.indices) + id)
-                     : read<std::uint32_t>(static_cast<const std::uint32_t*>(batch.indices) + id);
-    if (row < f.num_rows) return row;
-    batch.flags->bad_index = 1;  // a damaged batch
-    return kNoRow;
+// The rows of ids first, first + 1, ... of `count` at most; kNoRow for the others, and in a damaged batch.
+template <std::uint32_t kCount>
+PERSIA_BOTH void rows_of_ids(const PoolBatch& batch, const BatchFeature& f, std::uint32_t first,
+                             std::uint32_t count, std::uint32_t* rows) {
+    for (std::uint32_t k = 0; k < kCount; ++k) {
+        rows[k] = kNoRow;
+        if (k >= count) continue;
+        rows[k] = batch.narrow
+                      ? read<std::uint16_t>(static_cast<const std::uint16_t*>(batch.indices) + first + k)
+                      : read<std::uint32_t>(static_cast<const std::uint32_t*>(batch.indices) + first + k);
+    }
+    bool bad = false;
+    for (std::uint32_t k = 0; k < kCount; ++k) {
+        if (rows[k] < f.num_rows) continue;
+        bad = bad || k < count;
+        rows[k] = kNoRow;
+    }
+    if (bad) batch.flags->bad_index = 1;
 }
 
 template <Access kAccess>
@@ -54,8 +66,7 @@ PERSIA_BOTH Quad sum_ids(const PoolBatch& batch, const BatchFeature& f, std::uin
     for (std::uint32_t at = 0, count = end - begin; at < count; at += ahead) {
         std::uint32_t rows[ahead];
         Raw raw[ahead]{};
-        for (std::uint32_t k = 0; k < ahead; ++k)
-            rows[k] = at + k < count ? row_of_id(batch, f, begin + at + k) : kNoRow;
+        rows_of_ids<ahead>(batch, f, begin + at, count - at, rows);
         for (std::uint32_t k = 0; k < ahead; ++k)
             if (rows[k] != kNoRow) raw[k] = load_row_of<kAccess>(f, rows[k], q);
         for (std::uint32_t k = 0; k < ahead; ++k)
@@ -103,19 +114,20 @@ PERSIA_BOTH void forward_bag(const PoolBatch& batch, const BatchFeature& f, std:
     store_value(f, sum, element, length_of_quad(f.dim, q));
 }
 
-// One id a sample: four elements of the outputs of samples [first, first + ahead).
+// One id a sample: four elements of the outputs of the samples from `first` on, at most as many as are loaded
+// ahead.
 template <Access kAccess>
 PERSIA_BOTH void forward_samples(const PoolBatch& batch, const BatchFeature& f, std::uint32_t first,
                                  std::uint32_t q) {
     constexpr std::uint32_t ahead = kAheadOf<kAccess>;
+    const std::uint32_t count = first < batch.num_samples ? batch.num_samples - first : 0;
     std::uint32_t rows[ahead];
     Raw raw[ahead]{};
-    for (std::uint32_t k = 0; k < ahead; ++k)
-        rows[k] = first + k < batch.num_samples ? row_of_id(batch, f, f.first + first + k) : kNoRow;
+    rows_of_ids<ahead>(batch, f, f.first + first, count, rows);
     for (std::uint32_t k = 0; k < ahead; ++k)
         if (rows[k] != kNoRow) raw[k] = load_row_of<kAccess>(f, rows[k], q);
     for (std::uint32_t k = 0; k < ahead; ++k) {
-        if (first + k >= batch.num_samples) continue;
+        if (k >= count) continue;
         Quad sum{};
         if (rows[k] != kNoRow) add_quad(decode_row<kAccess>(f.wire, raw[k]), 1.0f, &sum);
         store_value(f, sum, static_cast<std::size_t>(first + k) * f.stride + 4 * q, length_of_quad(f.dim, q));

@@ -48,10 +48,12 @@ class Interaction(nn.Module):
         if plain and not torch.is_autocast_enabled("cpu"):
             result: Tensor = _Native.apply(first, rest, self.num_copied)  # type: ignore[no-untyped-call]
             return result
+        alone = first if self.num_copied == 1 else None
         if first is not None:
             rest = torch.cat([first.to(rest.dtype).unsqueeze(1), rest], dim=1)
         products: Tensor = _Products.apply(rest, self.pairs, self.pair_of_product)  # type: ignore[no-untyped-call]
-        copied = rest[:, : self.num_copied].flatten(1)
+        # Taken from `first` where it is that: through `rest` its gradient would be as large as all vectors.
+        copied = rest[:, : self.num_copied].flatten(1) if alone is None else alone
         return side_by_side([copied.to(products.dtype), products])
 
 

@@ -56,11 +56,15 @@ def cuda_module(device: torch.device) -> tuple[ModuleType | None, str]:
 def _as_blocks(gradient: Tensor) -> Tensor:
     """Returns the gradient with what a sample has in one piece; samples may lie apart, as in a wider tensor.
 
+    It is copied where that makes loads of four elements possible, which costs less than loads of single ones.
+
     Shapes: [B, P, D].
     """
     _, num_vectors, dim = gradient.shape
     whole = (num_vectors == 1 or gradient.stride(1) == dim) and (dim == 1 or gradient.stride(2) == 1)
-    return gradient if whole and gradient.stride(0) < 2**32 else gradient.contiguous()
+    aligned = gradient.data_ptr() % (4 * gradient.element_size()) == 0 and gradient.stride(0) % 4 == 0
+    well = whole and gradient.stride(0) < 2**32 and (aligned or dim % 4 != 0)
+    return gradient if well else gradient.clone(memory_format=torch.contiguous_format)
 
 
 class CudaKernel:
