@@ -38,6 +38,11 @@ def trainer_seed(seed: int, trainer_rank: int) -> int:
     return seed + 7919 * trainer_rank
 
 
+def _uses_gpu() -> bool:
+    """Returns whether this process has a context on a GPU: asking for random numbers there would make one."""
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
 def random_state() -> dict[str, Any]:
     """Returns the state of torch's, NumPy's and Python's generators, which a model may draw from."""
     version, words, gauss = random.getstate()
@@ -47,7 +52,7 @@ def random_state() -> dict[str, Any]:
         "numpy": [name, torch.from_numpy(np.array(key, np.int64)), *rest],
         "python": [version, list(words), gauss],
     }
-    if torch.cuda.is_initialized():  # a trainer on the CPU must not take memory of a GPU
+    if _uses_gpu():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
 
@@ -55,7 +60,7 @@ def random_state() -> dict[str, Any]:
 def set_random_state(state: Mapping[str, Any]) -> None:
     """Restores what `random_state` returned."""
     torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_initialized():
+    if "cuda" in state and _uses_gpu():
         torch.cuda.set_rng_state(state["cuda"])
     name, key, *rest = state["numpy"]
     np.random.set_state((name, key.numpy().astype(np.uint32), *rest))
