@@ -182,3 +182,9 @@ def test_the_real_compiler(tmp_path: Path) -> None:
 def test_compiling_and_graphs_are_not_combined(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train.compile and train.cuda_graphs are both true"):
         load_config(tiny_config("x.h5", **{"train.compile": True, "train.cuda_graphs": True}))
+
+
+def test_the_device_is_set_up_as_configured() -> None:
+    for precision in ("high", "highest"):
+        assert prepare_device(TrainConfig(device="cpu", matmul_precision=precision), 0) == CPU
+        assert torch.get_float32_matmul_precision() == precision

@@ -76,3 +76,24 @@ def test_where_there_can_be_no_graph(caplog: pytest.LogCaptureFixture) -> None:
         graphed(model, inputs, torch.device("cpu"))
     assert graphed(model, make_inputs(POOLED), torch.device("cpu")) is model
     assert "does nothing on cpu" in caplog.text
+
+
+class Dropping(Small):
+    def forward(self, batch: Any) -> torch.Tensor:
+        return torch.nn.functional.dropout(super().forward(batch))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_capturing_draws_no_random_numbers(way: tuple[str, dict[str, Any]]) -> None:
+    device, options = way
+    inputs = make_inputs(POOLED)
+    rng = np.random.default_rng(1)
+    row_batch = make_row_batch(inputs, random_ids(inputs, 16, rng), rng)
+    model = Dropping(inputs).to(device)
+    run = GraphedModel(model, **options)
+    drawn = []
+    for _ in range(2):  # captures in the first turn only
+        torch.manual_seed(3)
+        batch, _ = Pooling(inputs, device).embed(row_batch, training=True)
+        drawn.append(run(batch).detach())
+    assert torch.equal(*drawn)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import torch
 
 import persia_hpc as ph
 from persia_hpc.cli import main
-from persia_hpc.trainer.dense.state import random_state, seed_generators, set_random_state
+from persia_hpc.trainer.dense.optimizer import make_optimizer
+from persia_hpc.trainer.dense.state import DenseState, random_state, seed_generators, set_random_state
 from tests.support.models import Small
 from tests.support.tiny import run_digest, tiny_config, write_tiny
 
@@ -83,3 +85,45 @@ def test_a_resumed_run_draws_what_the_run_would_have_drawn(data: str, tmp_path: 
     random.seed(1)
     train(data, tmp_path / "run", **changes, **{"checkpoint.resume": True})
     assert run_digest(tmp_path / "run") == run_digest(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("way", [{"foreach": True}, {"foreach": False}, {}])
+@pytest.mark.parametrize("saved_way", [{"foreach": True}, {}])
+def test_a_loaded_optimizer_computes_in_its_own_way(way: dict[str, Any], saved_way: dict[str, Any]) -> None:
+    """torch takes over the saved groups' `fused`, even where there is no such kernel."""
+
+    def make(options: dict[str, Any]) -> tuple[torch.nn.Parameter, torch.optim.Optimizer]:
+        parameter = torch.nn.Parameter(torch.ones(3))
+        made = make_optimizer([parameter], {"name": "Adam", "lr": 0.1, **options})
+        return parameter, made
+
+    def step(parameter: torch.nn.Parameter, optimizer: torch.optim.Optimizer) -> None:
+        parameter.grad = torch.tensor([1.0, -2.0, 3.0])
+        optimizer.step()
+
+    parameter, optimizer = make(saved_way)
+    step(parameter, optimizer)
+    state = DenseState(1, 1, {}, copy.deepcopy(optimizer.state_dict()), [])
+    mine, loaded = make(way)
+    before = {k: loaded.param_groups[0][k] for k in ("fused", "foreach", "capturable")}
+    with torch.no_grad():
+        mine.copy_(parameter)
+    state.load_optimizer(loaded)
+    assert {k: loaded.param_groups[0][k] for k in before} == before
+    step(parameter, optimizer)
+    step(mine, loaded)
+    torch.testing.assert_close(mine, parameter, rtol=1e-6, atol=1e-7)
+
+
+def test_only_a_trainer_that_uses_a_gpu_keeps_its_random_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asking for it would make a context, of hundreds of MB, for each trainer on the CPU of a GPU node."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: torch.arange(16, dtype=torch.uint8))
+    taken: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.cuda, "set_rng_state", taken.append)
+    for initialized in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda initialized=initialized: initialized)
+        state = random_state()
+        assert ("cuda" in state) == initialized
+        set_random_state(state)
+        assert len(taken) == initialized

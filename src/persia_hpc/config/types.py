@@ -210,6 +210,7 @@ class TrainConfig:
     amp: str = setting("off", choices=("off", "bf16", "fp16"))
     compile: bool = False
     cuda_graphs: bool = False
+    matmul_precision: str = setting("highest", choices=("highest", "high", "medium"))
     device: str = "auto"
     threads: int | None = setting(None, at_least=1)
     trace: int | None = setting(None, at_least=1, at_most=10_000)

@@ -37,7 +37,8 @@ class PaddedLinear(nn.Linear):
             rows = outputs - self.out_features
         if not columns and not rows:
             return super().forward(x)
-        weight, bias = self.weight, self.bias
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
         if (dtype := narrow_dtype(x.device)) is not None:
             weight = weight.to(dtype)  # before it is copied
         weight = functional.pad(weight, (0, columns, 0, rows))

@@ -16,6 +16,7 @@ def prepare_device(train: TrainConfig, local_rank: int) -> torch.device:
     Raises UserError for what isn't there, compilers included.
     """
     device = choose_device(train.device, local_rank)
+    torch.set_float32_matmul_precision(train.matmul_precision)
     if train.compile:
         check_compiler(device)
     return device

@@ -107,5 +107,9 @@ def _backward_too() -> Any:
 
 
 def _line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+    """Returns what went wrong: of a compiler's output its first error; torch's hints are left out."""
+    text = str(error).partition("Set TORCHDYNAMO_VERBOSE")[0]
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    errors = [line for line in lines if " error: " in line]
+    text = f"{lines[0]}: {errors[0]}" if errors else " ".join(lines)
     return text if len(text) <= 300 else f"{text[:297]}..."

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from persia_hpc.errors import UserError
 from persia_hpc.trainer.batch import Batch, Inputs
 
+from .state import random_state, set_random_state
+
 LOG = logging.getLogger("persia_hpc")
 Graph = Callable[[nn.Module, tuple[Tensor, ...]], Callable[..., Tensor]]
 
@@ -89,9 +91,12 @@ class GraphedModel:
 
     def _first(self, batch: Batch, tensors: Sequence[Tensor]) -> Callable[..., Tensor]:
         samples = tuple(t.detach().clone().requires_grad_(t.requires_grad) for t in tensors)
-        # Capturing runs the model a few times: what that leaves behind (statistics of a BatchNorm) is undone.
+        # Capturing runs the model a few times: what that leaves behind is undone, such as statistics of a
+        # BatchNorm and random numbers drawn.
         buffers = {name: value.clone() for name, value in self.model.named_buffers()}
+        random_numbers = random_state()
         captured = self._graph(_OfTensors(self.model, batch), samples)
+        set_random_state(random_numbers)
         with torch.no_grad():
             for name, value in self.model.named_buffers():
                 value.copy_(buffers[name])

@@ -11,7 +11,7 @@ import torch
 from persia_hpc.config.learning_rate import LearningRate
 from persia_hpc.errors import UserError
 
-FUSED_EXCLUDES = {"fused", "foreach", "capturable", "differentiable"}  # options of torch's optimizers
+WAYS = {"fused", "foreach", "capturable", "differentiable"}  # options that say how, not what, to compute
 
 
 def make_optimizer(parameters: Any, settings: Mapping[str, Any]) -> torch.optim.Optimizer:
@@ -29,7 +29,7 @@ def make_optimizer(parameters: Any, settings: Mapping[str, Any]) -> torch.optim.
         raise UserError(f"train.optimizer.name = {name!r} is not in torch.optim; it has: {', '.join(names)}")
     parameters = list(parameters)
     optimizer = getattr(torch.optim, name)
-    free = "fused" in signature(optimizer).parameters and not FUSED_EXCLUDES & arguments.keys()
+    free = "fused" in signature(optimizer).parameters and not WAYS & arguments.keys()
     able = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
     fused = {"fused": True} if free and able else {}
     try:

@@ -23,6 +23,8 @@ from persia_hpc.errors import DataError, UserError
 from persia_hpc.schedule import Schedule
 from persia_hpc.trainer.run_state import DriverState, RunState
 
+from .optimizer import WAYS
+
 
 def seed_generators(seed: int) -> None:
     """Seeds torch's, NumPy's and Python's generators, which a model may draw from."""
@@ -36,6 +38,11 @@ def trainer_seed(seed: int, trainer_rank: int) -> int:
     return seed + 7919 * trainer_rank
 
 
+def _uses_gpu() -> bool:
+    """Returns whether this process has a context on a GPU: asking for random numbers there would make one."""
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
 def random_state() -> dict[str, Any]:
     """Returns the state of torch's, NumPy's and Python's generators, which a model may draw from."""
     version, words, gauss = random.getstate()
@@ -45,7 +52,7 @@ def random_state() -> dict[str, Any]:
         "numpy": [name, torch.from_numpy(np.array(key, np.int64)), *rest],
         "python": [version, list(words), gauss],
     }
-    if torch.cuda.is_available():
+    if _uses_gpu():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
 
@@ -53,7 +60,7 @@ def random_state() -> dict[str, Any]:
 def set_random_state(state: Mapping[str, Any]) -> None:
     """Restores what `random_state` returned."""
     torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
+    if "cuda" in state and _uses_gpu():
         torch.cuda.set_rng_state(state["cuda"])
     name, key, *rest = state["numpy"]
     np.random.set_state((name, key.numpy().astype(np.uint32), *rest))
@@ -134,12 +141,12 @@ class DenseState:
             raise UserError(f"{self.path}: the dense model there is not this one: {_line(error)}") from None
 
     def load_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """Loads the saved state into an optimizer.
+        """Loads the saved state into an optimizer, which keeps its own way to compute.
 
         Raises UserError for another optimizer.
         """
         try:
-            optimizer.load_state_dict(self.optimizer)
+            optimizer.load_state_dict(_computed_here(self.optimizer, optimizer))
             _check_shapes(optimizer)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{self.path}: the optimizer there is not this one: {_line(error)}") from None
@@ -165,6 +172,22 @@ _KINDS = {
     **dict.fromkeys(("model", "optimizer", "driver", "results", "scaler"), dict),
     "random": list,
 }
+
+
+def _computed_here(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Returns the saved state with the options of `optimizer` that say how it computes.
+
+    torch would take over those of the device it was saved on. `fused` and `capturable` also say whether the
+    count of steps belongs on a GPU.
+    """
+    if "param_groups" not in saved:
+        return saved
+    here = itertools.chain(optimizer.param_groups, itertools.repeat({}))  # torch compares their number
+    groups = [
+        {**group, **{option: own[option] for option in WAYS & own.keys()}}
+        for group, own in zip(saved["param_groups"], here, strict=False)
+    ]
+    return {**saved, "param_groups": groups}
 
 
 def _check_shapes(optimizer: torch.optim.Optimizer) -> None:
