@@ -19,7 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from persia_hpc.errors import UserError
-from persia_hpc.preprocess.columns import spelled
+from persia_hpc.preprocess.columns import TIME_PARTS, spelled, time_parts
+from persia_hpc.preprocess.frames import Frame, Place
 from persia_hpc.preprocess.ids import MISSING_ID
 from persia_hpc.preprocess.table.convert import Converter, Learned
 from persia_hpc.preprocess.table.input import cut_table, read_frames
@@ -225,3 +226,41 @@ def check_values(case: Case, batch: SampleBatch) -> None:
 )
 def test_vocabularies_spell_whole_numbers_alike(values: pl.Series, kind: str, expected: list[str]) -> None:
     assert spelled(values, kind).to_list() == expected
+
+
+@given(st.lists(st.none() | st.datetimes(datetime(1, 1, 1), datetime(9999, 12, 31)), min_size=1, max_size=9))
+@settings(deadline=None)
+def test_parts_of_times_are_those_of_the_calendar(times: list[datetime | None]) -> None:
+    times = [time and time.replace(microsecond=0) for time in times]
+    seconds = [None if t is None else (t - datetime(1970, 1, 1)) // timedelta(seconds=1) for t in times]
+    expected = {
+        part: [t and (t.isoweekday() if part == "weekday" else getattr(t, part)) for t in times]
+        for part in TIME_PARTS
+    }
+    written = [None if time is None else time.isoformat(" ") for time in times]
+    columns = {
+        "datetime": (pl.Series(times, dtype=pl.Datetime("us")), None),
+        "seconds": (pl.Series(seconds, dtype=pl.Int64), None),
+        "numbers as text": (pl.Series([s if s is None else str(s) for s in seconds], dtype=pl.String), None),
+        "text": (pl.Series(written, dtype=pl.String), STAMP),
+    }
+    for column, codes in columns.values():
+        place = Place(Frame(column.to_frame("c"), Path("d.parquet")), "c")
+        for part in TIME_PARTS:
+            assert time_parts(column, part, codes, place).to_list() == expected[part]
+
+
+@pytest.mark.parametrize(
+    ("values", "codes", "said"),
+    [
+        (pl.Series([0, 1_700_000_000_000]), None, "row 2: c: got 1700000000000 .*before the year 10000"),
+        (pl.Series(["2024-01-01", "monday"]), "%Y-%m-%d", "row 2: c: got 'monday' .*a time like '%Y-%m-%d'"),
+        (pl.Series([1.5]), None, "row 1: c: got 1.5 .*a time in whole seconds"),
+        (pl.Series([True]), None, "c: got Boolean, expected whole seconds"),
+        (pl.Series([[1]]), None, r"c: got List\(Int64\), expected whole seconds"),
+    ],
+)
+def test_what_has_no_part_of_a_time_is_refused(values: pl.Series, codes: str | None, said: str) -> None:
+    place = Place(Frame(values.to_frame("c"), Path("d.parquet")), "c")
+    with pytest.raises(UserError, match=said):
+        time_parts(values, "hour", codes, place)

@@ -248,6 +248,28 @@ def test_bad_values_are_named_by_line(tmp_path, old, new, message):
     assert not list((tmp_path / "out").glob("*")) if (tmp_path / "out").exists() else True
 
 
+def test_parts_of_a_time_are_ids(tmp_path):
+    schema = SHORT + "[split]\nfractions = {train = 1.0}\n"
+    schema += '[ids.h]\ncolumn = "t"\npart = "hour"\nformat = "%Y-%m-%d %H:%M"\n'
+    schema += '[ids.w]\ncolumn = "t"\npart = "weekday"\nformat = "%Y-%m-%d %H:%M"\nvocabulary = true\n'
+    times = ["2026-11-28 12:40", "", "2026-11-29 23:59", "2026-11-28 00:00"]
+    text = "u,x,y,t\n" + "".join(f"1,1,{i % 2},{time}\n" for i, time in enumerate(times))
+    prepare(tmp_path, schema, {"data.csv": text})
+    batch = read(tmp_path)
+    assert batch.ids["h"].values.tolist() == [12, MISSING_ID, 23, 0]
+    assert batch.ids["w"].values.tolist() == [1, MISSING_ID, 2, 1]
+    assert (tmp_path / "out" / "vocabulary-w.csv").read_text().splitlines()[1:] == ["1,6,2", "2,7,1"]
+    again = schema.replace('part = "hour"', 'part = "day"')
+    (tmp_path / "schema.toml").write_text(again)
+    encoding = table.TableOptions(tmp_path / "b", tmp_path / "schema.toml", encoding=tmp_path / "out")
+    with pytest.raises(UserError, match=r"ids\.h\.part: got 'day', expected 'hour'"):
+        table.prepare(encoding)
+    whole = schema.replace('part = "hour"\nformat = "%Y-%m-%d %H:%M"\n', "")
+    (tmp_path / "schema.toml").write_text(whole)
+    with pytest.raises(UserError, match=r"ids\.h\.part: got None, expected 'hour'"):
+        table.prepare(encoding)
+
+
 def test_labels_must_be_binary_unless_said(tmp_path):
     schema = SHORT + "[split]\nfractions = {train = 1.0}\n"
     text = "u,x,y\n1,1,0\n\n2,1,2\n"
@@ -288,6 +310,12 @@ def test_bad_rows_of_parquet_are_named_by_number(tmp_path):
         (
             SHORT + "[split]\nfractions = {train = 0.5, tets = 0.5}",
             "got 'tets', expected some of train, valid, test",
+        ),
+        (SHORT + '[ids.h]\npart = "hours"', "ids.h.part: got 'hours', expected .*did you mean 'hour'"),
+        (SHORT + '[ids.h]\nformat = "%Y"', "ids.h.format: got '%Y', expected it beside `part`"),
+        (
+            SHORT + '[ids.h]\npart = "hour"\nseparator = "|"',
+            "ids.h.part: got 'hour', expected no `separator`",
         ),
         (SHORT + '[split]\nby = "column"', "split.by: got 'column', expected a `column` and `values`"),
     ],

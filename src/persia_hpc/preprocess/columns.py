@@ -23,6 +23,8 @@ Numbers = npt.NDArray[np.float64]
 # Not "007": as a number that would be the same id as "7". But "7.0", as floats are written.
 INTEGER_PATTERN = r"^(0|-?[1-9][0-9]*|-?(0|[1-9][0-9]*)\.0+)$"
 _WHOLE = r"\.0+$"
+TIME_PARTS = ("hour", "weekday", "day", "month")
+_YEAR_9999 = 253_402_300_799  # its last second; milliseconds since 1970 are mostly more
 # From here on floats leave out whole numbers.
 _FLOAT_ENDS: dict[Any, int] = {pl.Float32: 1 << 24, pl.Float64: 1 << 53}
 
@@ -243,6 +245,31 @@ def to_seconds(values: pl.Series, codes: str | None, place: Place) -> npt.NDArra
         place.refuse(ticks % per_second != 0, "a time in whole seconds: round or scale it first")
         return ticks // per_second
     return to_integers(values, place, expected, signed=True).view(np.int64)
+
+
+def time_parts(values: pl.Series, part: str, codes: str | None, place: Place) -> pl.Series:
+    """Returns a part of each time in UTC, one of `TIME_PARTS`, and null for null; `codes` as in `to_seconds`.
+
+    Hours are 0 to 23, weekdays 1 (Monday) to 7, days of the month 1 to 31, months 1 to 12.
+    Shapes: [N] integers.
+    Raises UserError as `to_seconds` does, and for a time after the year 9999.
+    """
+    check_type(values.dtype, "time", place)
+    known = values.drop_nulls()
+    if not len(known):
+        return pl.Series([None] * len(values), dtype=pl.Int64)
+    seconds = to_seconds(values.fill_null(known[0]), codes, place)
+    place.refuse(np.abs(seconds) > _YEAR_9999, "a time in seconds since 1970 before the year 10000")
+    days = seconds // 86_400
+    dates = days.astype("datetime64[D]")
+    months = dates.astype("datetime64[M]")
+    found = {
+        "hour": seconds % 86_400 // 3600,
+        "weekday": (days + 3) % 7 + 1,
+        "day": (dates - months).astype(np.int64) + 1,
+        "month": months.astype(np.int64) % 12 + 1,
+    }[part]
+    return pl.select(pl.when(values.is_not_null()).then(pl.Series(found))).to_series()
 
 
 def _datetimes(column: pl.Series, codes: str) -> pl.Series:

@@ -16,6 +16,7 @@ from persia_hpc.preprocess.columns import (
     Numbers,
     id_type,
     split_lists,
+    time_parts,
     to_groups,
     to_ids,
     to_numbers,
@@ -85,10 +86,12 @@ class Converter:
         features = []
         for name, entry in schema.ids.items():
             multi = is_list(first.frame[entry.column].dtype) or entry.separator is not None
+            if entry.part is not None:
+                check_type(first.frame[entry.column].dtype, "time", Place(first, entry.column))
             features.append(FeatureSchema(name, multi=multi))
             self.id_types[name] = entry.type
             if entry.type == "auto":
-                values = self._listed(first, entry)[0] if multi else self._values(first, entry.column)[0]
+                values = self._listed(first, entry)[0] if multi else self._single(first, entry)[0]
                 self.id_types[name] = id_type(values)
         self.dataset = DatasetSchema(
             tuple(features),
@@ -103,6 +106,13 @@ class Converter:
         """Returns the values [N] of a column, with null for missing ones, and their place."""
         place = Place(source, column)
         return self.missing.cleaned(source.frame[column], place), place
+
+    def _single(self, source: Frame, entry: Ids) -> tuple[pl.Series, Place]:
+        """Returns the values [N] of a feature with one id a row, null for missing ones, and their place."""
+        values, place = self._values(source, entry.column)
+        if entry.part is not None:
+            values = time_parts(values, entry.part, entry.format, place)
+        return values, place
 
     def _listed(self, source: Frame, entry: Ids) -> tuple[pl.Series, Lengths, Place]:
         """Returns the values of all rows without missing ones, how many each row has, and their place.
@@ -134,7 +144,7 @@ class Converter:
                     f"{source.path}: {entry.column}: got {source.type_of(entry.column)}, expected one id in "
                     "each row, as in the first rows of the table"
                 )
-            values, place = self._values(source, entry.column)
+            values, place = self._single(source, entry)
             return IdColumn(to_ids(values, self.id_types[name], place)), values
         values, lengths, place = self._listed(source, entry)
         return IdColumn.from_lengths(to_ids(values, self.id_types[name], place), lengths), values
