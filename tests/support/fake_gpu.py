@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from persia_hpc import _native
 from persia_hpc.trainer.pooling import embed
+from persia_hpc.trainer.pooling.gradients import RowGradients
 
 GARBAGE = 0xA5
 SMALL = 1 << 16  # bytes that the driver takes from any memory before the call returns
@@ -25,23 +27,24 @@ TO_HOST = ("item", "tolist", "cpu", "__float__", "__int__", "__bool__", "__index
 
 
 class Stream:
-    """What was asked for on a stream and hasn't happened."""
+    """What was asked for on a stream, in order; the first `done` have happened."""
 
     cuda_stream = 0
 
     def __init__(self, _: object = None) -> None:
-        self.pending: list[Callable[[], None]] = []
+        self.tasks: list[Callable[[], None]] = []
+        self.done = 0
 
-    def run(self) -> None:
-        pending, self.pending = self.pending, []
-        for task in pending:
-            task()
+    def run(self, end: int) -> None:
+        while self.done < end:
+            self.tasks[self.done]()
+            self.done += 1
 
     def wait_event(self, event: Event) -> None:
-        event.stream.run()
+        event.stream.run(event.end)
 
     def wait_stream(self, other: Stream) -> None:
-        other.run()
+        other.run(len(other.tasks))
 
 
 class Event:
@@ -50,11 +53,11 @@ class Event:
     gpu: FakeGpu
 
     def record(self) -> None:
-        self.stream = self.gpu.current
+        self.stream, self.end = self.gpu.current, len(self.gpu.current.tasks)
 
     def synchronize(self) -> None:
-        self.gpu.waits.append("event, pending" if self.stream.pending else "event")
-        self.stream.run()
+        self.gpu.waits.append("event, pending" if self.stream.done < self.end else "event")
+        self.stream.run(self.end)
 
 
 class FakeGpu(TorchFunctionMode):
@@ -67,6 +70,7 @@ class FakeGpu(TorchFunctionMode):
         self.compute = self.current = Stream()
         self.locked: list[tuple[int, int]] = []  # (address, bytes) of page-locked memory
         self._memory: dict[int, Any] = {}  # of the device, by address; never freed
+        self._pinned: list[Tensor] = []
 
     def device_of(self, tensor: Tensor) -> torch.device:
         on_gpu = tensor.untyped_storage().data_ptr() in self._memory
@@ -110,7 +114,7 @@ class FakeGpu(TorchFunctionMode):
             result.fill_(GARBAGE)
         if pinned:
             self.locked.append((result.data_ptr(), result.numel() * result.element_size()))
-            self._keep = [*getattr(self, "_keep", []), result]
+            self._pinned.append(result)
         return self._take(result) if on_gpu and name not in TO_HOST else result
 
     def _copy(self, target: Tensor, source: Tensor, without_blocking: bool) -> Tensor:
@@ -123,7 +127,7 @@ class FakeGpu(TorchFunctionMode):
             if self.current is self.compute:
                 target[...] = source
             else:
-                self.current.pending.append(lambda: target.data.__setitem__(..., source))
+                self.current.tasks.append(lambda: target.data.__setitem__(..., source))
         return target
 
     def _to(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -153,11 +157,11 @@ class FakeGpu(TorchFunctionMode):
         finally:
             self.current = before
 
-    def cudaHostRegister(self, address: int, size: int, _: int) -> int:
+    def register(self, address: int, size: int, _: int) -> int:
         self.locked.append((address, size))
         return 0
 
-    def cudaHostUnregister(self, address: int) -> int:
+    def unregister(self, address: int) -> int:
         self.locked = [place for place in self.locked if place[0] != address]
         return 0
 
@@ -171,11 +175,20 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
         "Stream": Stream,
         "Event": Event,
         "stream": gpu.stream,
+        "synchronize": lambda _=None: gpu.waits.append("the whole device"),
         "current_stream": lambda _=None: gpu.current,
         "device": lambda _: nullcontext(),
-        "cudart": lambda: gpu,
+        "cudart": lambda: SimpleNamespace(cudaHostRegister=gpu.register, cudaHostUnregister=gpu.unregister),
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
+    add, autocast = RowGradients.add, torch.autocast
+
+    def add_noted(self: RowGradients, gradients: Any) -> None:
+        with gpu:  # which doesn't hear of what a backward calls
+            add(self, gradients)
+
+    monkeypatch.setattr(RowGradients, "add", add_noted)
+    monkeypatch.setattr(torch, "autocast", lambda _, **options: autocast("cpu", **options))
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda *_: None)
     monkeypatch.setattr(embed, "cuda_module", lambda _: (_native, ""))
     return gpu

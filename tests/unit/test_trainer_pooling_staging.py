@@ -121,7 +121,7 @@ def test_memory_that_cuda_refuses_is_not_copied_from(
     fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     ring = Ring(1 << 16)
-    monkeypatch.setattr(FakeGpu, "cudaHostRegister", lambda *_: 2)
+    monkeypatch.setattr(FakeGpu, "register", lambda *_: 2)
     with fake_gpu:
         staging = Staging(torch.device("cuda"))
         staging.register([ring.memory])

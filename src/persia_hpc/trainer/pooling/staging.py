@@ -55,6 +55,10 @@ class StagedBatch:
         if self._arrived is not None:
             self._arrived.synchronize()
 
+    def free(self) -> None:
+        """Frees the block: whatever was launched before still finds the batch there."""
+        self._block, self._places = self._block[:0].clone(), {}
+
     def pointer(self, name: str) -> int:
         """Returns the address on the device of an array by its name in `arrays_of`; 0 for an empty one."""
         return self._block.data_ptr() + self._places[name] if name in self._places else 0
