@@ -39,15 +39,19 @@ class Outbox:
         """Takes the gradients of a step that was judged; nothing of the batch itself is read after this."""
         assert self._letter is None, "the gradients of the step before were not sent"
         self._letter = _Letter(row_batch, gradients, good)
-        if self._waits:
-            gradients.let_go()
-            row_batch.release()
-        else:
+        if not self._waits:
             self.send()
 
     def settle(self, next_step: int) -> None:
-        """Sends what is there, unless the batch of the next step has arrived; called when a step is done."""
-        if self._letter is not None and self._stream.peek(next_step) is None:
+        """Gives the batch's memory back, and sends what is there unless the next step's batch has arrived.
+
+        Must be called when all of a step has been launched.
+        """
+        if self._letter is None:
+            return
+        self._letter.gradients.let_go()
+        self._letter.row_batch.release()
+        if self._stream.peek(next_step) is None:
             self.send()
 
     def send(self) -> None:
