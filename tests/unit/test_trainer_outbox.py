@@ -25,6 +25,7 @@ from persia_hpc.samples.source import Source, open_source
 from persia_hpc.trainer.driver import Driver
 from persia_hpc.trainer.session import Session
 from tests.support.fake_gpu import FakeGpu, fake_gpu
+from tests.support.models import Small, squared
 from tests.support.tiny import tiny_config, write_tiny
 
 __all__ = ["fake_gpu"]
@@ -91,14 +92,20 @@ def on_cpu() -> dict[Any, np.ndarray]:
     return {}
 
 
-def run(source: Source, arrives: Callable[[], bool], device: str, **changes: Any) -> tuple[np.ndarray, list]:
-    """Trains; returns what the model then says of all samples, and the order of forwards and pushes."""
+def started(
+    source: Source, arrives: Callable[[], bool], device: str, **changes: Any
+) -> tuple[Session, AheadStream]:
     paths = {"data.train": ["train.h5"], "data.valid": ["train.h5"], "data.batch_size": BATCH}
     config = load_config(tiny_config("", **{**paths, "train.evaluate_at_end": False, **changes}))
     facts = facts_of_sources(config, {"train": source, "valid": source})
     stream = AheadStream(facts, source, arrives)
-    session = make_session(facts, stream, device=torch.device(device))
-    driver = Driver(config, session.inputs)
+    return make_session(facts, stream, device=torch.device(device)), stream
+
+
+def run(source: Source, arrives: Callable[[], bool], device: str, **changes: Any) -> tuple[np.ndarray, list]:
+    """Trains; returns what the model then says of all samples, and the order of forwards and pushes."""
+    session, stream = started(source, arrives, device, **changes)
+    driver = Driver(session.config, session.inputs)
     loss = driver.loss
 
     def noted(logits: torch.Tensor, batch: Any) -> Any:
@@ -209,3 +216,17 @@ def test_a_step_waits_once_for_what_a_gpu_computes(
     ended = began[-1] + len(waits[-1])  # nothing else waits between: no forward and no backward
     assert fake_gpu.waits[began[0] : ended] == [wait for step in waits for wait in step]
     assert fake_gpu.faults == []
+
+
+def test_a_loop_that_is_left_early_keeps_no_gradients(fake_gpu: FakeGpu, source: Source) -> None:
+    with fake_gpu:
+        session, stream = started(source, lambda: True, "cuda", mode="hybrid", staleness_bound=2)
+        session.prepare(Small(session.inputs))
+        for batch in session.batches():
+            session.step(squared(session.forward(batch), batch))
+            if batch.step == 3:
+                break
+        assert [step for _, step in stream.log] == [1, 2]  # the fourth batch has come
+        session.close()
+    assert [step for _, step in stream.log] == [1, 2, 3]
+    assert session.pooling.staging.used_ahead == 2
