@@ -18,7 +18,7 @@ from persia_hpc.protocol.wire import WIRES
 from persia_hpc.samples.batch import IdColumn, SampleBatch
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from persia_hpc.table_layout import make_layout
-from persia_hpc.topology.channels import LEAST, fitting, ring_memory
+from persia_hpc.topology.channels import LEAST, MOST, fitting, ring_memory
 from persia_hpc.topology.ring_sizes import ring_sizes
 from persia_hpc.topology.roles import make_plan
 
@@ -152,3 +152,55 @@ def test_rings_shrink_to_what_the_fullest_node_has(free: int) -> None:
     assert used <= free
     assert (size == wanted) == (free == 1 << 30)
     assert min(astuple(size)) >= LEAST
+
+
+CRITEO = DatasetSchema(
+    tuple(FeatureSchema(f"f{i:02d}") for i in range(26)), tuple(f"x{i}" for i in range(13)), ("click",)
+)
+LARGE = {"batch_size": 65536, "dim": 128, "wire": {"rows": "fp16", "gradients": "scaled_fp16"}}
+
+
+def test_large_batches_of_skewed_ids_come_whole_to_a_trainer() -> None:
+    """26 features of 1 M ids each by Zipf 1.05, as a GPU trains on: feed and gradients are one entry each."""
+    config = config_of(**LARGE)
+    layout = make_layout(config, CRITEO)
+    size = ring_sizes(config, layout, CRITEO, num_servers=4, num_trainers=1)
+    rng, n = np.random.default_rng(1), LARGE["batch_size"]
+    weights = np.cumsum(np.arange(1, 1_000_001) ** -1.05)
+    columns = {
+        f.name: IdColumn(np.searchsorted(weights, rng.random(n) * weights[-1]).astype(np.uint64))
+        for f in CRITEO.features
+    }
+    sample = SampleBatch(columns, np.zeros((n, 13), np.float32), np.zeros((n, 1), np.float32))
+    engine = EmbeddingWorker(layout)
+    batch = engine.prepare(sample, step=1, trainer=0, num_global=n)
+    unique = len(batch.dedup.keys)
+    rows = np.empty(WIRES["fp16"].shape(unique, 128), np.float16)
+    engine.add_rows(batch, 0, [rows])
+    feed = unwritten(*pack_row_batch(engine.assemble(batch)))
+    gradients = unique * WIRES["scaled_fp16"].row_bytes(128)
+    assert feed > MOST * 3 / 8  # which is what the limit of other rings would take
+    assert feed + 64 <= size.feed * 3 / 8
+    assert gradients + 200 <= size.gradients * 3 / 8
+    assert max(size.pull, size.push, size.rows) <= MOST
+
+
+@pytest.mark.parametrize("nodes", [[0, 0, 0, 0], [0, 0, 0, 1]])
+@pytest.mark.parametrize("share", [0.5, 0.99, 1.01, 4.0])
+def test_rings_above_the_limit_give_way_before_others_do(nodes: list[int], share: float) -> None:
+    """share: of the memory that the larger rings want, in shared memory or for other nodes."""
+    config = config_of(**LARGE)
+    plan = make_plan({"parameter_servers": 1, "embedding_workers": 2, "trainers": 1}, nodes, per_node=False)
+    wanted = ring_sizes(config, make_layout(config, CRITEO), CRITEO, num_servers=1, num_trainers=1)
+    assert wanted.feed > MOST
+    need = dict.fromkeys(nodes, 0)
+    for member, num_bytes in zip(plan.members, ring_memory(plan, wanted)[1], strict=True):
+        need[member.node] += num_bytes
+    size = fitting(plan, wanted, {n: int(share * b / 0.75) for n, b in need.items()})
+    if share >= 1:
+        assert size == wanted
+    else:
+        assert max(astuple(size)) <= MOST
+    if share == 0.99:  # with that limit they have room
+        assert size == wanted.capped()
+        assert fitting(plan, wanted, {}) == size  # memory that isn't known is no reason

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,14 @@ import torch
 from torch import nn
 
 import persia_hpc as ph
+from persia_hpc.trainer.dense import precision as module
+from persia_hpc.trainer.dense.optimizer import make_optimizer
 from persia_hpc.trainer.dense.precision import Precision
-from persia_hpc.trainer.dense.verdict import Verdict
+from persia_hpc.trainer.dense.verdict import Verdict, judge, told_parameter
 from persia_hpc.trainer.pooling.embed import Pooling
 from tests.support.tiny import tiny_config, trained_rows, write_tiny
 
-CPU = torch.device("cpu")
+CPU, GOOD = torch.device("cpu"), Verdict()
 
 
 def made(*, frozen: bool) -> tuple[Precision, nn.Module, torch.optim.Optimizer]:
@@ -28,42 +31,110 @@ def made(*, frozen: bool) -> tuple[Precision, nn.Module, torch.optim.Optimizer]:
     return precision, model, optimizer
 
 
+def step(precision: Precision, model: nn.Module, optimizer: Any, verdict: Verdict = GOOD) -> Verdict:
+    last = precision.judge(verdict)
+    if last.good:
+        precision.apply(optimizer, [p for p in model.parameters() if p.requires_grad], 1.0)
+    return last
+
+
 @pytest.mark.parametrize("frozen", [False, True])
 def test_an_overflow_of_any_trainers_rows_lowers_the_scale(frozen: bool) -> None:
     precision, model, optimizer = made(frozen=frozen)
-    for p in model.parameters():
-        p.grad = torch.ones_like(p) if p.requires_grad else None
-    before = [p.clone() for p in model.parameters()]
-    scale = precision.scaler.get_scale()
-    verdict = precision.apply(optimizer, list(model.parameters()), 1.0, Verdict(bad_rows=1))
+    verdict = step(precision, model, optimizer, Verdict(bad_rows=1))
     assert verdict.overflowed
     assert not verdict.good
-    assert precision.scaler.get_scale() == scale / 2
-    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+    assert precision.loss_scale.scale == 2.0**15
 
 
 def test_a_loss_that_is_nan_leaves_the_scale_alone() -> None:
     precision, model, optimizer = made(frozen=False)
-    for p in model.parameters():
-        p.grad = torch.full_like(p, torch.nan)
-    scale = precision.scaler.get_scale()
-    verdict = precision.apply(
-        optimizer, list(model.parameters()), None, Verdict(bad_losses=1, bad_dense=True)
-    )
+    verdict = step(precision, model, optimizer, Verdict(bad_losses=1, bad_dense=True))
     assert (verdict.good, verdict.overflowed) == (False, False)
-    assert precision.scaler.get_scale() == scale
+    assert precision.loss_scale.scale == 2.0**16
 
 
 def test_below_a_scale_of_1_an_overflow_is_no_search() -> None:
     precision, model, optimizer = made(frozen=False)
-    searched = 0
-    for _ in range(40):
-        for p in model.parameters():
-            p.grad = torch.full_like(p, torch.inf)
-        searched += precision.apply(
-            optimizer, list(model.parameters()), None, Verdict(bad_dense=True)
-        ).overflowed
-    assert searched == 16  # from 2^16 to 1
+    bad = Verdict(bad_dense=True)
+    assert sum(step(precision, model, optimizer, bad).overflowed for _ in range(300)) == 16  # from 2^16 to 1
+    scale = precision.loss_scale.scale
+    assert scale is not None
+    assert np.isfinite(np.float32(1 / scale))
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+@pytest.mark.parametrize("name", ["AdamW", "SGD", "Adagrad"])
+def test_scales_and_weights_are_those_of_torchs_grad_scaler(
+    clip: float | None, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit, over overflows and a scale that grows again; a checkpoint of either continues the other."""
+    monkeypatch.setattr(module, "PATIENCE", 3)
+    losses = [1.0] * 4 + [1e36] * 3 + [1.0, -2.0, 3.0] * 3 + [1e36] + [0.5] * 8
+    made_by: list[list[torch.Tensor]] = []
+    scales: list[list[float]] = [[], []]
+    torch.manual_seed(3)
+    first, inputs = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1)), torch.randn(5, 3)
+    for own in (True, False):
+        model = copy.deepcopy(first)
+        parameters = list(model.parameters())
+        optimizer = make_optimizer(parameters, {"name": name, "lr": 0.1})
+        precision = Precision("fp16", CPU)
+        precision.attach(parameters, optimizer)
+        scaler = torch.amp.GradScaler("cpu", growth_interval=3)
+        for number, factor in enumerate(losses):
+            loss = model(inputs).mean() * factor
+            optimizer.zero_grad()
+            if own:
+                precision.backward(loss, Nothing())  # type: ignore[arg-type]
+                verdict = judge(parameters, told(), loss.detach())
+                if precision.judge(verdict).good:
+                    precision.apply(optimizer, parameters, clip)
+            else:
+                scaler.scale(loss).backward()
+                scaler.unscale_(optimizer)
+                if clip is not None:
+                    nn.utils.clip_grad_norm_(parameters, clip)
+                scaler.step(optimizer)
+                scaler.update()
+            if number == len(losses) // 2:  # a resume, from what the other kind would have written
+                state = {**(precision.state() if own else scaler.state_dict())}
+                restored = torch.amp.GradScaler("cpu", growth_interval=3)
+                restored.load_state_dict(state)
+                precision.restore(state)
+                scaler = restored
+            scales[own].append(precision.state()["scale"] if own else scaler.get_scale())
+        made_by.append(parameters)
+    assert scales[True] == scales[False]
+    assert min(scales[True]) < scales[True][0] < max(scales[True])
+    assert all(torch.equal(a, b) for a, b in zip(*made_by, strict=True))
+
+
+class Nothing:
+    """The row gradients of a model without any."""
+
+    def scale_by(self, factor: torch.Tensor) -> None:
+        assert torch.isfinite(factor).all()
+
+
+def told() -> nn.Parameter:
+    parameter = told_parameter()
+    parameter.grad = torch.zeros(2)
+    return parameter
+
+
+def test_a_clip_counts_what_the_optimizer_does_not_have_unscaled_too() -> None:
+    model = nn.Sequential(nn.Linear(3, 2, bias=False), nn.Linear(2, 1, bias=False))
+    precision = Precision("fp16", CPU)
+    optimizer = torch.optim.SGD(model[1].parameters(), lr=1.0)
+    parameters = list(model.parameters())
+    precision.attach(parameters, optimizer)
+    for p in parameters:
+        p.grad = torch.full_like(p, 2.0**16)
+    assert precision.judge(Verdict()).good
+    precision.apply(optimizer, parameters, 1.0)
+    assert parameters[1].grad is not None
+    assert torch.allclose(parameters[1].grad, torch.full((2,), 8**-0.5))  # of 8 gradients of 1
 
 
 def test_a_first_step_without_a_loss() -> None:
@@ -72,7 +143,7 @@ def test_a_first_step_without_a_loss() -> None:
     for p in model.parameters():
         p.grad = torch.ones_like(p)
     before = [p.clone() for p in model.parameters()]
-    assert precision.apply(optimizer, list(model.parameters()), None, Verdict()).good
+    assert step(precision, model, optimizer).good
     assert not any(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
 
 

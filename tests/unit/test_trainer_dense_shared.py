@@ -12,6 +12,9 @@ from torch import nn
 
 from persia_hpc.trainer.dense.shared import SharedDense
 from persia_hpc.trainer.interfaces import NoPeers
+from tests.support.fake_gpu import FakeGpu, fake_gpu
+
+__all__ = ["fake_gpu"]
 
 
 class Memory:
@@ -125,3 +128,14 @@ def test_a_model_without_parameters_and_a_trainer_without_samples() -> None:
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
     assert model.one.weight.grad is not None
     shared.close()
+
+
+def test_a_gpu_is_waited_for_once_a_step(fake_gpu: FakeGpu) -> None:
+    with fake_gpu:
+        model = Net().to("cuda")
+        shared = SharedDense(NoPeers(), Memory().share)
+        shared.attach(model)
+        change(model, 1.0)
+        fake_gpu.waits.clear()
+        shared.updated()
+        assert fake_gpu.waits == ["cpu"] * 2  # the change, and what the parameters are now, to the bit

@@ -2,8 +2,9 @@
 
 Bytes are those that must move: indices, each unique row once, outputs; backward the outputs' gradients, the
 transpose, and each unique row's gradient. The limit copies half of them from one place of the device to
-another, so it reads and writes as many. Staging is a batch's copy from and to pinned memory, alone and both
-ways at once, beside a bare copy. With --device cpu the kernels' code runs on the host: only to try this out.
+another, so it reads and writes as many. Staging is a batch's copy from registered memory, as from a ring, and
+back to pinned memory, alone and both ways at once, beside a bare copy. With --device cpu the kernels' code
+runs on the host: only to try this out.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from persia_hpc.trainer.pooling.row_rings import RowRings
 from persia_hpc.trainer.pooling.staging import Staging, arrays_of
 
 from .dedup import zipf_ids
+from .fed import lay_out
 from .measure import Result, Timing, in_turns
 from .pool import rate
 
@@ -198,15 +200,18 @@ def _staging(
     options: argparse.Namespace, device: torch.device, row_batch: RowBatch, case: dict[str, Any]
 ) -> Iterator[Result]:
     staging, size = Staging(device), sum(array.nbytes for _, array in arrays_of(row_batch))
+    memory, (fed,) = lay_out([row_batch])
+    staging.register([memory])
     pinned = torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
     block = torch.empty(size, dtype=torch.uint8, device=device)
     ways: dict[str, Callable[[], object]] = {
         "to": lambda: block.copy_(pinned, non_blocking=True),
-        "batch to": lambda: staging.arrive(row_batch),
+        "batch to": lambda: staging.arrive(fed),
         "back": lambda: staging.give(block),
-        "both": lambda: (staging.give(block), staging.arrive(row_batch)),
+        "both": lambda: (staging.give(block), staging.arrive(fed)),
     }
     times = _seconds(device, ways, options.repeats)
+    staging.close()
     limit = rate(times["to"], size)
     for name, moved in (("batch to", size), ("back", size), ("both", 2 * size)):
         yield Result(

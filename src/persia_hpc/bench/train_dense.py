@@ -15,7 +15,7 @@ import argparse
 import dataclasses
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,20 +37,22 @@ from persia_hpc.trainer.batch import Batch, FeatureSpec, Inputs
 from persia_hpc.trainer.device import prepare_device
 from persia_hpc.trainer.driver import Driver
 
+from .fed import lay_out
 from .train_jobs import DENSE, DIM, FEATURES, VOCABULARY, w0_settings
 
 PREPARED = 8  # different batches that are fed again and again
 
 
 class Replay:
-    """Gives a session batches made beforehand, and throws gradients away. See `BatchStream`."""
+    """Gives a session batches that lie ready as in its ring, and throws gradients away. See `BatchStream`."""
 
     wait_seconds = 0.0
-    memory = ()
 
-    def __init__(self, batches: list[RowBatch]) -> None:
+    def __init__(self, batches: list[RowBatch], multi: Sequence[str] = ()) -> None:
+        """Takes the batches that are fed again and again; `multi` names the multi-hot features."""
         self.phases = Phases(TRAINER)
-        self._batches = batches
+        block, self._batches = lay_out(batches, multi)
+        self.memory = (block,)
         self._peeked: RowBatch | None = None
 
     def next_batch(self, step: int) -> RowBatch:
@@ -93,9 +95,10 @@ def session(options: argparse.Namespace) -> float:
             ],
         )
         batches.append(worker.assemble(keyed))
-    stream: Any = Replay(batches)
+    stream: Any = Replay(batches, [f.name for f in facts.layout.features if f.multi])
     trainer = make_session(facts, stream, device=prepare_device(config.train, 0))
     Driver(config, trainer.inputs).run(trainer)
+    trainer.close()
     return trainer.pace.steady()["samples_per_second"]
 
 

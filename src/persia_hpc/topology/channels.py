@@ -10,6 +10,7 @@ from .roles import FEED_PLANE, ROW_PLANE, Plan, Role
 
 GRANULE = 1 << 12
 LEAST = 1 << 16
+MOST = 256 << 20  # of a ring between two ranks that both poll all the time
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,10 @@ class RingBytes:
     def scaled(self, factor: float) -> RingBytes:
         """Returns all sizes times `factor`, rounded down to whole granules."""
         return RingBytes(*(max(LEAST, int(n * factor) // GRANULE * GRANULE) for n in astuple(self)))
+
+    def capped(self) -> RingBytes:
+        """Returns the sizes with none above MOST."""
+        return RingBytes(*(min(MOST, n) for n in astuple(self)))
 
 
 def row_channels(plan: Plan, size: RingBytes) -> list[Channel]:
@@ -84,13 +89,27 @@ def ring_memory(plan: Plan, size: RingBytes) -> tuple[list[int], list[int]]:
 
 
 def fitting(plan: Plan, size: RingBytes, free: dict[int, int]) -> RingBytes:
-    """Returns the sizes, made smaller if the ranks of a node would fill over 3/4 of its shared memory.
+    """Returns the sizes, made smaller if a node's rings would fill over 3/4 of its free shared memory.
+
+    What trainers' rings have above MOST goes first, also if not all of these rings lie in shared memory, or
+    not all nodes have some. Then all rings shrink alike.
 
     free: the free bytes of shared memory by node.
     """
+    nodes = {member.node for member in plan.members}
+    if nodes - free.keys() or _room(plan, ring_memory(plan, size)[1], free) < 1:
+        size = size.capped()
+    factor = _room(plan, ring_memory(plan, size)[0], free)
+    return size if factor >= 1 else size.scaled(factor)
+
+
+def _room(plan: Plan, rings: list[int], free: dict[int, int]) -> float:
+    """Returns how many times the rings of the fullest node fit into 3/4 of its free shared memory.
+
+    rings: the bytes of each rank.
+    """
     wanted = dict.fromkeys(free, 0)
-    for member, num_bytes in zip(plan.members, ring_memory(plan, size)[0], strict=True):
+    for member, num_bytes in zip(plan.members, rings, strict=True):
         if member.node in wanted:
             wanted[member.node] += num_bytes
-    factor = min((0.75 * free[n] / wanted[n] for n in free if wanted[n]), default=1.0)
-    return size if factor >= 1 else size.scaled(factor)
+    return min((0.75 * free[n] / wanted[n] for n in free if wanted[n]), default=1.0)

@@ -14,9 +14,9 @@ from persia_hpc.protocol.wire import WIRES, Wire
 from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.table_layout import FeatureLayout, Layout
 
-from .channels import RingBytes
+from .channels import MOST, RingBytes
 
-MOST = 256 << 20
+MOST_OF_TRAINERS = 1 << 30
 HEAD = 1 << 16  # a record's header, its directory, and rounding of its arrays to lines
 
 
@@ -26,8 +26,12 @@ def ring_sizes(
     """Returns the bytes of each kind of ring: `transport.ring_bytes` if that is set.
 
     Otherwise a ring holds the largest record that is likely (no id twice in a batch, multi-hot features of
-    average length) and a third more, but at most 256 MiB. An entry of a ring takes at most 3/8 of it. So a
-    record with half as many unique ids is one entry, and skewed data have fewer than that.
+    average length) and a third more. An entry of a ring takes at most 3/8 of it. So a record with half as
+    many unique ids is one entry, and skewed data have fewer than that.
+
+    Rings of a trainer have at most 1 GiB, where there is memory for that (`channels.fitting`): it takes
+    nothing while it computes, so a batch in chunks is late, and a GPU can't copy it from its ring. Others
+    have at most 256 MiB: both ends poll all the time, and chunks only cost a copy.
     """
     if config.transport.ring_bytes is not None:
         return RingBytes.same(config.transport.ring_bytes)
@@ -48,13 +52,13 @@ def ring_sizes(
         pull=_ring((8 + reuse) * sum(unique) * part),
         push=_ring(gradients * part),
         rows=_ring(rows * part),
-        feed=_ring(rows + fixed),
-        gradients=_ring(gradients),
+        feed=_ring(rows + fixed, MOST_OF_TRAINERS),
+        gradients=_ring(gradients, MOST_OF_TRAINERS),
     )
 
 
-def _ring(record_bytes: float) -> int:
-    return min(MOST, math.ceil((record_bytes + HEAD) * 4 / 3 / 4096) * 4096)
+def _ring(record_bytes: float, most: int = MOST) -> int:
+    return min(most, math.ceil((record_bytes + HEAD) * 4 / 3 / 4096) * 4096)
 
 
 def _ids_per_sample(feature: FeatureLayout, schema: DatasetSchema) -> float:

@@ -24,11 +24,12 @@ from .dense.forward import Forward
 from .dense.optimizer import make_optimizer, set_learning_rate
 from .dense.precision import Precision
 from .dense.state import DenseState, dense_content, seed_generators, trainer_seed
-from .dense.verdict import Verdict, judge, tell
+from .dense.verdict import judge, tell
 from .evaluation import Predictions, predict_split
 from .following import Around, Following
 from .interfaces import BatchStream, DenseSync, Peers
 from .metrics import Metric, load_metrics
+from .outbox import Outbox
 from .pooling.embed import Pooling
 from .pooling.gradients import RowGradients
 from .progress import Progress
@@ -78,6 +79,7 @@ class Session(Progress):
         self.stopping = Stopping(self.state, stream, peers, saver)
         self.pooling = Pooling(inputs, device, gradients=config.wire.gradients)
         self.pooling.staging.register(stream.memory)
+        self.outbox = Outbox(stream, device)
         self.precision = Precision(config.train.amp, device, cache=not config.train.cuda_graphs)
         newest = saver.newest if saver is not None else str
         self.skips = Skips(config, inputs, self.state, peers, newest)
@@ -244,45 +246,39 @@ class Session(Progress):
         self._current = None
         number, reducer = row_batch.step, self.reducer
         loss = self.state.loss if row_batch.num_samples else None
-        # A GPU computes while its gradients are fetched; if fp16's are good shows in the optimizer's step.
-        late = self.device.type == "cuda" or self.precision.scales
-        if late and (following := self.stream.peek(number + 1)) is not None:
+        if self.device.type == "cuda" and (following := self.stream.peek(number + 1)) is not None:
             self.pooling.staging.ahead(following)
-        begin = time.perf_counter()
         tell(reducer.told, loss, gradients)
+        self.outbox.send()  # of the step before; this one has been launched
+        begin = time.perf_counter()
         reducer.reduce()
-        verdict = judge(reducer.parameters, reducer.told, loss)
         begin = self.phases.add("allreduce", begin, number)
-        if not late:  # rows are on their way while the optimizer works
-            self._push(row_batch, gradients, verdict)
-            begin = time.perf_counter()
-        if self.optimizer is not None and reducer.updates_with(row_batch.num_samples):
+        verdict = judge(reducer.parameters, reducer.told, loss)
+        # It waits for what was launched: of a GPU's time most is spent here.
+        self.phases.add("backward" if self.device.type == "cuda" else "allreduce", begin, number)
+        updates = self.optimizer is not None and reducer.updates_with(row_batch.num_samples)
+        if updates:
+            verdict = self.precision.judge(verdict)
+        if not verdict.good:
+            self._buffers.restore()
+        self.skips.count(verdict, row_batch)
+        self.outbox.put(row_batch, gradients, good=verdict.good)
+        begin = time.perf_counter()
+        if self.optimizer is not None and updates:
             set_learning_rate(self.optimizer, self._rate, number)
-            verdict = self.precision.apply(
-                self.optimizer, reducer.parameters, self.config.train.clip_norm, verdict
-            )
+            if verdict.good:
+                self.precision.apply(self.optimizer, reducer.parameters, self.config.train.clip_norm)
             self.optimizer.zero_grad(set_to_none=True)
             reducer.updated()
             self.phases.add("optimizer", begin, number)
         for parameter in reducer.parameters:  # those that the optimizer doesn't have
             parameter.grad = None
-        if late:
-            self._push(row_batch, gradients, verdict)
         state = self.state
         state.finish_step(number, row_batch.num_global)
         trained = state.samples - state.first_samples
         self.pace.step(number - state.first_step, trained, self.phases.elapsed())
+        self.outbox.settle(number + 1)
         self.stopping.listen()
-
-    def _push(self, row_batch: RowBatch, gradients: RowGradients, verdict: Verdict) -> None:
-        """Sends the row gradients of a good step, else NaNs, which servers skip and count."""
-        if not verdict.good:
-            self._buffers.restore()
-        self.skips.count(verdict, row_batch)
-        begin = time.perf_counter()
-        arrays = gradients.arrays() if verdict.good else gradients.poison()
-        self.phases.add("push", begin, row_batch.step)
-        self.stream.push(row_batch, arrays)
 
     def _reach_pooling(self, _: object) -> None:
         self._pool_began = time.perf_counter()
@@ -389,6 +385,7 @@ class Session(Progress):
         """Ends the run for all ranks.
         Collective over trainers.
         """
+        self.outbox.send()  # a loop of the user's own may have been left early
         if self.saver is not None:
             self.saver.wait()
         self.pooling.staging.close()

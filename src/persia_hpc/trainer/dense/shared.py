@@ -109,6 +109,8 @@ class SharedDense:
 
     def _take(self) -> None:
         flat, at = torch.from_numpy(self._now), 0
+        if self.parameters:
+            flat = flat.to(self.parameters[0].device)
         with torch.no_grad():
             for p in self.parameters:
                 p.copy_(flat[at : at + p.numel()].view_as(p))
@@ -116,8 +118,8 @@ class SharedDense:
         self._last = self._flat()  # rounded, where parameters aren't float32: only steps are changes
 
     def _flat(self) -> Any:
-        parts = [p.detach().reshape(-1).float().cpu() for p in self.parameters]
-        return (torch.cat(parts) if parts else torch.zeros(0)).numpy()
+        parts = [p.detach().reshape(-1).float() for p in self.parameters]
+        return (torch.cat(parts).cpu() if parts else torch.zeros(0)).numpy()  # a GPU's in one transfer
 
     def close(self) -> None:
         if self._vector is not None:

@@ -251,6 +251,13 @@ class CudaKernel:
     def overflow(self) -> Tensor:
         return torch.where(self.flags[_NONFINITE] != 0, torch.nan, 0.0)
 
+    def let_go(self) -> None:
+        """Waits until the row batch has left the host, and frees what launched kernels were given."""
+        self.staged.wait()
+        self.staged.free()
+        self._kept.clear()
+        self._complete = None
+
     def wait(self) -> None:
         """Waits as `Kernel.wait` says.
 

@@ -43,6 +43,10 @@ class RowGradients:
             for array, num_rows, dim in zip(self._arrays, self._num_rows, self._dims, strict=True)
         ]
 
+    def let_go(self) -> None:
+        """Waits until the row batch's memory isn't needed any more; no backward may follow."""
+        self._kernel.let_go()
+
     def wait(self) -> None:
         """Waits until the row batch's memory isn't needed any more."""
         self._kernel.wait()

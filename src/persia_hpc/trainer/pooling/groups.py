@@ -46,6 +46,10 @@ class Kernel(Protocol):
         """Returns a scalar on the device: NaN if a backward gave gradients not finite as fp32, else 0."""
         ...
 
+    def let_go(self) -> None:
+        """Waits until the row batch's memory isn't needed any more; only `wait` may be called after this."""
+        ...
+
     def wait(self) -> None:
         """Waits until the row batch's memory isn't needed any more and all gradients are on the host."""
         ...

@@ -73,5 +73,8 @@ class NativeKernel:
     def overflow(self) -> Tensor:
         return torch.tensor(0.0 if self._finite else torch.nan)
 
+    def let_go(self) -> None:
+        """Returns at once: nothing runs in the background."""
+
     def wait(self) -> None:
         """Returns at once: nothing runs in the background."""

@@ -55,6 +55,10 @@ class StagedBatch:
         if self._arrived is not None:
             self._arrived.synchronize()
 
+    def free(self) -> None:
+        """Frees the block: whatever was launched before still finds the batch there."""
+        self._block, self._places = self._block[:0].clone(), {}
+
     def pointer(self, name: str) -> int:
         """Returns the address on the device of an array by its name in `arrays_of`; 0 for an empty one."""
         return self._block.data_ptr() + self._places[name] if name in self._places else 0
@@ -103,23 +107,27 @@ def _layout(named: Sequence[tuple[str, Array]]) -> tuple[int, int, dict[str, int
 
 
 class Staging:
-    """Brings batches to a device and gradients back. One thread uses it, and autograd's."""
+    """Brings batches to a device and gradients back. One thread uses it, and autograd's.
+
+    A GPU copies by itself only from and to page-locked memory: rings that are registered, or torch's pinned
+    memory. From any other the driver copies first, and the host waits for it.
+    """
 
     def __init__(self, device: torch.device):
         self.device = device
         self._streams = (CUDA.Stream(device), CUDA.Stream(device)) if device.type == "cuda" else None
         self._ahead: StagedBatch | None = None
-        self._registered: list[int] = []
+        self._registered: list[tuple[int, int]] = []  # (address, bytes)
         self.used_ahead = 0  # batches whose copy was begun before they were asked for
 
     def register(self, memory: Sequence[Array]) -> None:
-        """Lets the GPU copy directly from memory (rings), until `close`."""
-        if self._streams is None:
-            return
+        """Lets the device copy batches directly from memory (rings), until `close`."""
         for array in memory:
-            error = CUDA.cudart().cudaHostRegister(address_of(array), array.nbytes, 0)
+            error: Any = 0
+            if self._streams is not None:
+                error = CUDA.cudart().cudaHostRegister(address_of(array), array.nbytes, 0)
             if int(error) == 0:
-                self._registered.append(address_of(array))
+                self._registered.append((address_of(array), array.nbytes))
             else:
                 self._forget_error()
                 LOG.warning(
@@ -128,6 +136,9 @@ class Staging:
                     array.nbytes,
                     error,
                 )
+
+    def _is_registered(self, first: int, length: int) -> bool:
+        return any(begin <= first and first + length <= begin + size for begin, size in self._registered)
 
     def _forget_error(self) -> None:
         """Clears CUDA's last error, which would otherwise be reported for the next kernel."""
@@ -151,8 +162,9 @@ class Staging:
 
     def _copy(self, row_batch: RowBatch) -> StagedBatch:
         named = [(name, array) for name, array in arrays_of(row_batch) if array.nbytes]
-        layout = _layout(named) if row_batch.record is not None else None
-        if layout is None:
+        layout = _layout(named)
+        # A record that came in chunks lies in one piece too, but in memory of the ring's receiver.
+        if layout is None or not self._is_registered(*layout[:2]):
             host, places = self._pack(named)
         else:
             first, length, places = layout
@@ -198,7 +210,8 @@ class Staging:
         if self._ahead is not None:
             self._ahead.wait()
             self._ahead = None
-        for address in self._registered:
-            if int(CUDA.cudart().cudaHostUnregister(address)) != 0:
-                self._forget_error()
+        if self._streams is not None:
+            for address, _ in self._registered:
+                if int(CUDA.cudart().cudaHostUnregister(address)) != 0:
+                    self._forget_error()
         self._registered.clear()

@@ -119,6 +119,9 @@ class TorchKernel:
     def overflow(self) -> Tensor:
         return self._overflow
 
+    def let_go(self) -> None:
+        """Returns at once: the results were copied to the host."""
+
     def wait(self) -> None:
         """Returns at once: the results were copied to the host."""
 
