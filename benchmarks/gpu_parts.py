@@ -37,7 +37,7 @@ def pytest(*arguments: str) -> list[str]:
 def machine(device: str) -> Step:
     """What the machine is. Rings may need more than the half of memory that /dev/shm has: root gives it."""
     text = """
-    uname -sr; nproc; python3 -c 'import sys; print(sys.version)'
+    uname -sr; getconf _NPROCESSORS_ONLN; python3 -c 'import sys; print(sys.version)'
     nvidia-smi || echo 'there is no nvidia-smi'
     nvcc --version | tail -n 2
     """
@@ -75,9 +75,10 @@ def smoke(gpu: bool, work: Path) -> list[Step]:
     if gpu:
         module += """
     import persia_hpc._cuda as cuda
-    print(torch.cuda.get_device_name(), torch.cuda.mem_get_info(), "kernels of CUDA", cuda.cuda_version)
     problem = cuda.problem(0)
-    raise SystemExit(problem and f"the kernels can't run: {problem}")
+    print("kernels of CUDA", cuda.cuda_version, "problem:", problem or "none")
+    print(torch.cuda.get_device_name(), torch.cuda.mem_get_info())
+    raise SystemExit(bool(problem))
     """
     module = "\n".join(line.strip() for line in module.splitlines())
     return [
