@@ -113,6 +113,38 @@ def test_a_filter_that_is_not_installed_is_named(path: Path) -> None:
     refuse(edited(path, edit), "/time: compressed with HDF5 filter 60001 .*isn't installed")
 
 
+def hide_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """hdf5plugin is gone, and its filters with it."""
+    monkeypatch.setattr(layout, "hdf5plugin", None)
+    monkeypatch.setattr(layout.h5z, "filter_avail", lambda code: code < 256)  # HDF5's own
+
+
+def test_a_file_that_needs_the_plugin_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path(write(tmp_path / "a.h5", random_batch(ROWS), compression="lz4"))
+    scanned = open_source([str(path)])  # by a machine that has it
+    hide_plugin(monkeypatch)
+    words = (
+        "a.h5: /[a-z/]+: its compression .* needs the Python package hdf5plugin, .*: pip install hdf5plugin$"
+    )
+    refuse(path, words)
+    with pytest.raises(UserError, match=words):
+        scanned.read(0, ROWS)
+
+
+def test_without_the_plugin_files_are_written_so_that_all_can_read_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hide_plugin(monkeypatch)
+    batch = random_batch(ROWS)
+    path = write(tmp_path / "a.h5", batch, chunk_rows=CHUNK)
+    assert np.array_equal(open_source([path]).read(0, ROWS).labels, batch.labels)
+    with h5py.File(path) as file:
+        assert (file["label"].compression, file["label"].compression_opts) == ("gzip", 0)
+    with pytest.raises(UserError, match='"lz4" needs the Python package hdf5plugin'):
+        write(tmp_path / "b.h5", batch, compression="lz4")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.h5"]
+
+
 def test_wrong_arguments_are_refused(path: Path) -> None:
     for patterns, arguments, message in [
         ([], {}, "got an empty list"),

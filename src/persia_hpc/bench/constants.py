@@ -28,6 +28,7 @@ from persia_hpc.cost_model.work import BatchWork, batch_work
 from persia_hpc.job.trial import Trial, count_batches
 from persia_hpc.launch.mpiexec import MPI_PYTHON, find_launcher
 from persia_hpc.topology.roles import make_plan
+from persia_hpc.trainer.dense.allreduce import check_horovod
 
 from . import ring, table
 from .measure import machine
@@ -67,7 +68,8 @@ class Observation:
 
 
 def measure_constants(say: Say = lambda _: None) -> Constants:
-    """Raises UserError inside MPI, PersiaError if a job fails; `say` gets a line on each stage."""
+    """Raises UserError inside MPI and without Horovod, PersiaError if a job fails; `say` gets stages."""
+    check_horovod(2, "sync")
     keep_freed_memory()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

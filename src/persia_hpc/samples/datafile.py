@@ -263,7 +263,8 @@ class OpenFile:
     binary_labels: check that labels are 0 or 1, unless the file's writer has done so.
     cache_bytes: memory for decompressed chunks, over all datasets of the file.
 
-    Raises DataError if the file can't be opened, or isn't what was scanned.
+    Raises DataError if the file can't be opened, or isn't what was scanned; UserError if this machine can't
+    decompress it, though the one that scanned it can.
     """
 
     def __init__(
@@ -310,6 +311,7 @@ class OpenFile:
             wanted[layout.TIME] = np.int64
         cache_share = min(1.0, cache_bytes / max(1, sum(self._file[name].nbytes for name in wanted)))
         for name, dtype in wanted.items():
+            layout.check_filters(f"{self._info.path}: /{name}", self._file[name].id)
             self._datasets[name] = _Dataset(self._file, name, dtype, cache_share)
 
     def close(self) -> None:
