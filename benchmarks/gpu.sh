@@ -55,11 +55,16 @@ make_pack() {
     [ -n "$python" ] || echo "gpu.sh: there is no Python $version here: the GPU machine will build the package itself"
     [ -z "$python" ] || command -v nvcc >/dev/null \
         || { echo "gpu.sh: there is no nvcc here: the GPU machine will build the package itself"; python=; }
-    rm -rf "$pack" "$tools"
+    rm -rf "$pack"
     mkdir -p "$pack"
-    # setuptools 81 lost what Horovod's setup.py imports, which pip runs to fetch it.
-    "${python:-python3}" -m venv "$tools"
-    "$tools/bin/python" -m pip install --quiet pybind11 scikit-build-core cmake ninja wheel packaging "setuptools<81"
+    if [ "$(cat "$tools/complete" 2>/dev/null)" != "${python:-python3}" ]; then  # new headers would mean a new build
+        rm -rf "$tools"
+        "${python:-python3}" -m venv "$tools"
+        # setuptools 81 lost what Horovod's setup.py imports, which pip runs to fetch it.
+        "$tools/bin/python" -m pip install --quiet pybind11 scikit-build-core cmake ninja wheel packaging \
+            "setuptools<81"
+        echo "${python:-python3}" >"$tools/complete"
+    fi
     for n in 12 17 24 27 28 31 34; do
         platforms+=(--platform "manylinux_2_${n}_x86_64")
     done
@@ -76,7 +81,8 @@ make_pack() {
     sources >"$pack/sources"
     if [ -n "$python" ]; then
         PATH=$PWD/$tools/bin:$PATH "$tools/bin/python" -m pip wheel --quiet --no-build-isolation --no-deps \
-            --wheel-dir "$pack" -C cmake.define.PERSIA_HPC_CUDA=on -C "cmake.define.CMAKE_CUDA_ARCHITECTURES=${ARCHITECTURES:-90}" \
+            --wheel-dir "$pack" -C cmake.define.PERSIA_HPC_CUDA=on \
+            -C "cmake.define.CMAKE_CUDA_ARCHITECTURES=${ARCHITECTURES:-90}" \
             -C "build-dir=build/gpu-pack-$version" .
     fi
     sizes

@@ -59,8 +59,9 @@ VOCABULARY = (
 )
 REPEATED = 4  # batches of these data
 # Millions of samples a second at Zipf 1.2 and batches of 65,536, by counts of operations and bytes, with six
-# workers at 0.65 of a two-core machine's speed. dcn_v2: an eighth of the record on 8 GPUs, a wish.
-EXPECTED = {("tower", 128): 1.1, ("dlrm", 128): 1.75, ("dlrm_bf16", 128): 1.75, ("dcn_v2", 128): 1.7}
+# workers at 0.65 of the speed that they have on a machine of two cores. dcn_v2 (15 different rows a sample,
+# where the others have 4): with nine workers, which bound it.
+EXPECTED = {("tower", 128): 1.1, ("dlrm", 128): 1.75, ("dlrm_bf16", 128): 1.75, ("dcn_v2", 128): 0.5}
 EXPECTED |= {("tower", 64): 1.6, ("dlrm", 64): 2.2, ("dlrm_bf16", 64): 2.4}
 COLUMNS = (
     *("case", "dim", "batch", "reuse", "samples/s", "dense only", "share", "bound by", "servers", "workers"),

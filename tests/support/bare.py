@@ -43,7 +43,7 @@ class Bare:
         assert done.returncode == 0, done.stdout
         (pack / "sources").write_text(done.stdout)
 
-    def script(self, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def script(self, *arguments: str, timeout: float = 420) -> subprocess.CompletedProcess[str]:
         """Runs gpu.sh without a network, where namespaces are allowed."""
         command = [*_without_network(), "bash", str(self.root / "benchmarks" / "gpu.sh"), *arguments]
         return subprocess.run(
