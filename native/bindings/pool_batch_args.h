@@ -20,7 +20,7 @@ inline constexpr const char* kPoolBatchForward =
 
 Numbers that are named after an array are its address: on the device for `_cuda`, where the call is
 asynchronous, on the host for `_native`. Nothing is checked. See native/include/persia/pool_batch.h.
-most_threads: the largest product, over features, of samples, length and quads.
+most_threads: the largest `forward_tasks` of a feature.
 Raises: RuntimeError by CUDA.)";
 
 inline constexpr const char* kPoolBatchBackward =

@@ -6,8 +6,8 @@ namespace {
 
 constexpr std::uint32_t kWarp = 32;
 constexpr std::uint32_t kLongBlocks = 1024;  // some for each multiprocessor
-constexpr std::uint32_t kMostBlocks = 1u << 20;
-constexpr std::uint32_t kMostRows = 65535;  // of a grid
+constexpr std::uint32_t kMostBlocks = 4096;  // of a grid's row: those that find nothing to do cost time too
+constexpr std::uint32_t kMostRows = 65535;   // of a grid
 
 __global__ void __launch_bounds__(kBlockThreads, 4) forward_kernel(PoolBatch batch) {
     const std::uint64_t step = static_cast<std::uint64_t>(gridDim.x) * blockDim.x;
@@ -99,11 +99,11 @@ __global__ void __launch_bounds__(kBlockThreads, 4) long_kernel(PoolBatch batch)
     const std::uint32_t count = batch.flags->num_long;
     for (std::uint32_t entry = blockIdx.x; entry < count; entry += gridDim.x) {
         const LongPiece which = batch.long_pieces[entry];
+        if (kMerge && which.piece > 0) continue;  // all of the block, so no barrier is left out
         const BatchGroup group = batch.groups[which.group];
         const RowUses uses = uses_of(batch, group, which.row);
         const std::uint32_t pieces = num_pieces(group, uses);
-        if (kMerge && (pieces == 1 || which.piece > 0))
-            continue;  // all of the block, so no barrier is left out
+        if (kMerge && pieces == 1) continue;
         const std::uint32_t quads = quads_of(group.dim), threads = threads_of_row(group.dim, kBlockThreads);
         const std::uint32_t slices = kBlockThreads / threads;
         const std::uint32_t q = threadIdx.x % threads, slice = threadIdx.x / threads;

@@ -115,8 +115,9 @@ def tree(values: np.ndarray, slices: int, piece: int = 512) -> np.ndarray:
 
     def of_slices(part: np.ndarray) -> np.ndarray:
         sums = np.zeros((slices, part.shape[1]), np.float32)
-        for i, value in enumerate(part):
-            sums[i % slices] += value
+        for i in range(0, len(part), slices):
+            turn = part[i : i + slices]
+            sums[: len(turn)] += turn
         while len(sums) > 1:
             sums = sums[: len(sums) // 2] + sums[len(sums) // 2 :]
         return sums[0]
@@ -127,40 +128,46 @@ def tree(values: np.ndarray, slices: int, piece: int = 512) -> np.ndarray:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
-    ("dim", "slices", "most"),
-    [(1, 256, 20_000), (6, 128, 20_000), (64, 16, 5_000), (128, 8, 20_000), (1024, 1, 1_100)],
+    ("dim", "slices", "most", "pooled"),
+    [
+        (1, 256, 20_000, torch.float32),
+        (6, 128, 20_000, torch.bfloat16),
+        (64, 16, 5_000, torch.bfloat16),
+        (128, 8, 20_000, torch.float32),
+        (1024, 1, 1_100, torch.float32),
+    ],
 )
-@pytest.mark.parametrize("pooled", [torch.float32, torch.bfloat16])
 def test_rows_of_thousands_of_uses_are_summed_in_one_fixed_order(
     device: str, dim: int, slices: int, most: int, pooled: torch.dtype
 ) -> None:
     rng = np.random.default_rng(dim)
     counts = [n for n in (1, 64, 65, 511, 512, 513, 1024, 1025) if n < most] + [most]
     ids = rng.permutation(np.repeat(np.arange(len(counts)), counts))
-    other = rng.integers(0, 2, len(ids))  # the next group's rows are long too
+    other = rng.integers(0, 2, len(ids))  # the other group's rows are long too
     inputs = make_inputs([("a", dim, "sum", False), ("b", 3, "sum", False)])
     row_batch = make_row_batch(inputs, {"a": ids[:, None].tolist(), "b": other[:, None].tolist()}, rng)
-    small = 0 if dim > 3 else 1  # groups are ordered by dim
+    results = []
     for _ in range(2):
         _, gradients, outputs = embed(inputs, row_batch, device, pooled=pooled)
         wave = waves(outputs, 4)
         backward(outputs, wave)
-        rows = gradients.arrays()
-        for name, which in (("a", ids), ("b", other)):
-            values = wave[list(inputs.pooled).index(name)].float().numpy()
-            group, begin = ((1 - small) if name == "a" else small), 0
-            first = int(row_batch.dim_group_offsets[group])
-            for u, row in enumerate(rows[group]):
-                uses = row_batch.positions[
-                    row_batch.row_offsets[first + u] : row_batch.row_offsets[first + u + 1]
-                ]
-                uses = uses - row_batch.feature_offsets[list(inputs.pooled).index(name)]
-                exact = values[uses].astype(np.float64).sum(axis=0)
-                np.testing.assert_allclose(row, exact, atol=2e-6 * len(uses) ** 0.5 * 4, rtol=0)
-                if len(uses) > 64:
-                    assert np.array_equal(row, tree(values[uses], slices if name == "a" else 256))
-                begin += len(uses)
-            assert begin == len(which)
+        results.append(gradients.arrays())
+    assert all(np.array_equal(one, other) for one, other in zip(*results, strict=True))
+    lengths = []
+    for feature, values, turns, begin in zip(
+        inputs.features, wave, (slices, 256), row_batch.feature_offsets[:-1], strict=True
+    ):
+        first = int(row_batch.dim_group_offsets[feature.dim_group])
+        for u, row in enumerate(results[0][feature.dim_group], first):
+            uses = row_batch.positions[row_batch.row_offsets[u] : row_batch.row_offsets[u + 1]]
+            summed = values[torch.from_numpy(uses.astype(np.int64) - int(begin))].float().numpy()
+            np.testing.assert_allclose(
+                row, summed.sum(axis=0, dtype=np.float64), atol=1e-5 * len(uses) ** 0.5
+            )
+            if len(uses) > 64:
+                assert np.array_equal(row, tree(summed, turns))
+            lengths.append(len(uses))
+    assert sorted(lengths) == sorted([*counts, *np.bincount(other)])
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -7,7 +7,7 @@
 
 namespace persia {
 
-// most_threads: the largest `forward_tasks` of a feature, or more.
+// most_threads: the largest `forward_tasks` of a feature.
 cudaError_t cuda_pool_batch_forward(const PoolBatch& batch, std::uint64_t most_threads, cudaStream_t stream);
 
 // most_threads: the largest product, over groups, of rows and `threads_of_row(dim, 32)`. flags->num_long must

@@ -126,10 +126,12 @@ PERSIA_BOTH Quad sum_uses(const PoolBatch& batch, const BatchGroup& group, RowUs
     FeatureOfIds at{};
     for (std::uint32_t i = slice; i < count; i += kAhead * num_slices) {
         std::uint32_t ids[kAhead];
-        const std::uint32_t turns = (count - i + num_slices - 1) / num_slices;
-        const std::uint32_t here = turns < kAhead ? turns : kAhead;
-        for (std::uint32_t k = 0; k < kAhead; ++k)
-            ids[k] = k < here ? read<std::uint32_t>(batch.positions + uses.begin + i + k * num_slices) : 0;
+        std::uint32_t here = 0;
+        for (std::uint32_t k = 0; k < kAhead; ++k) {
+            const std::uint32_t use = i + k * num_slices;
+            ids[k] = use < count ? read<std::uint32_t>(batch.positions + uses.begin + use) : 0;
+            here += use < count;
+        }
         if (!at.has(ids[0])) at = feature_of(batch, group, ids[0]);
         bool one = true;  // nearly always: features rarely share a table
         for (std::uint32_t k = 1; k < kAhead; ++k) one = one && (k >= here || at.has(ids[k]));

@@ -17,7 +17,7 @@
 
 namespace persia {
 
-struct Quad {
+struct alignas(16) Quad {
     float v[4];
 };
 

@@ -79,17 +79,17 @@ class Precision:
         if not any(id(p) in own and p.numel() for p in reduced):
             self.loss_scale = LossScale(None)
 
-    def pooled_dtype(self, model: nn.Module) -> torch.dtype:
-        """Returns the type that pooled vectors may have: bfloat16 if the model would cast them to it."""
-        narrow = self.autocast_dtype is torch.bfloat16 and getattr(model, "narrow_pooled", False)
-        return torch.bfloat16 if narrow else torch.float32
-
     def autocast(self) -> Any:
         """Returns the context in which a forward runs."""
         dtype = self.autocast_dtype
         return torch.autocast(
             self._device.type, dtype=dtype, enabled=dtype is not None, cache_enabled=self._cache
         )
+
+    def pooled_dtype(self, model: nn.Module) -> torch.dtype:
+        """Returns the type that pooled vectors may have: bfloat16 if the model would cast them to it."""
+        narrow = self.autocast_dtype is torch.bfloat16 and getattr(model, "narrow_pooled", False)
+        return torch.bfloat16 if narrow else torch.float32
 
     def backward(self, loss: Tensor, gradients: RowGradients) -> None:
         """Runs the backward of the scaled loss; row gradients are scaled back before they are sent."""

@@ -36,7 +36,7 @@ _GROUP = np.dtype(
 _BAD_INDEX, _NONFINITE, _NUM_LONG, _NUM_FLAGS = 0, 1, 2, 3
 _POOLINGS = ("sum", "mean", "sqrtn", "sequence")
 _WIRES = tuple(WIRES)
-_LONG_ROW, _PIECE, _LONG_PIECE_WORDS = 64, 512, 3  # kLongRow, kPiece
+_AHEAD, _LONG_ROW, _PIECE, _LONG_PIECE_WORDS = 4, 64, 512, 3  # kAhead, kLongRow, kPiece
 _WARP = 32
 
 
@@ -180,7 +180,6 @@ class CudaKernel:
         features = self._place(outputs)
         features["mask"] = masks
         records = self._upload(features)
-        quads = features["length"].astype(np.int64) * ((features["dim"].astype(np.int64) + 3) // 4)
         self._call(
             self._launch.pool_batch_forward,
             features=records.data_ptr(),
@@ -190,9 +189,18 @@ class CudaKernel:
             narrow=row_batch.indices.dtype == np.uint16,
             samples=self._samples.data_ptr(),
             flags=self.flags.data_ptr(),
-            most_threads=row_batch.num_samples * int(quads.max(initial=0)),
+            most_threads=self._forward_tasks(features),
         )
         return outputs
+
+    def _forward_tasks(self, features: Array) -> int:
+        """Returns what threads have to do for a feature, at most: as `forward_tasks` counts it."""
+        single = (features["bags"] == 0) & (features["pooling"] != _POOLINGS.index("sequence"))
+        num_samples = self._row_batch.num_samples
+        places = np.where(
+            single, -(-num_samples // _AHEAD), num_samples * features["length"].astype(np.int64)
+        )
+        return int((places * ((features["dim"].astype(np.int64) + 3) // 4)).max(initial=0))
 
     def backward(
         self, gradients: Sequence[Tensor | None], wire: Wire, factor: Tensor | None = None
