@@ -80,3 +80,21 @@ def test_rows_that_stay_on_the_gpu_are_those_that_stay_on_the_cpu(
     runs = run(data, tmp_path, 1, cpu={"train.device": "cpu", **reuse}, one=gpu, two=gpu)
     assert run_digest(runs["one"]) == run_digest(runs["two"])
     assert_near(runs["one"], runs["cpu"], 1e-4)
+
+
+def test_compiling_changes_nothing_but_rounding(data: str, tmp_path: Path) -> None:
+    gpu = {"train.device": "cuda"}
+    runs = run(data, tmp_path, 1, plain=gpu, compiled={**gpu, "train.compile": True})
+    assert json.loads((runs["compiled"] / "summary.json").read_text())["compile_seconds"] > 0
+    assert_near(runs["compiled"], runs["plain"], 1e-4)
+
+
+@pytest.mark.parametrize("name", ["tower", "dcn_v2"])
+def test_zero_columns_of_first_layers_change_nothing_but_rounding(
+    data: str, tmp_path: Path, name: str
+) -> None:
+    """These models' inputs are 21 columns wide, which a GPU fills up to 32."""
+    model = {"model": {"class": name, "hidden": [16]}}
+    cases = {device: {**model, "train.device": device} for device in ("cpu", "cuda")}
+    runs = run(data, tmp_path, 1, **cases)
+    assert_near(runs["cuda"], runs["cpu"], 1e-4)

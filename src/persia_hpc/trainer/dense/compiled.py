@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -56,7 +57,7 @@ class CompiledModel:
 
     def __init__(self, model: nn.Module, state: RunState, warn: Callable[[int, str], None] | None = None):
         """Compiles nothing yet. state: gets the seconds of the first call, which compiles. warn: takes a step
-        and a text for the screen.
+        and a text for the screen; None for all trainers but one.
         """
         self.model = model
         self._state = state
@@ -71,9 +72,7 @@ class CompiledModel:
                 return self._run(self._compiled, batch)
             except torch._dynamo.exc.TorchDynamoException as error:
                 problem = error
-        logits: Tensor = self.model(
-            batch
-        )  # an error of the model's own comes from here, as without compiling
+        logits: Tensor = self.model(batch)  # an error of the model's own comes from here
         if problem is not None:
             self._compiled = None
             text = "train.compile: torch can't compile this model, which runs as it is from now on: "
@@ -88,7 +87,10 @@ class CompiledModel:
             torch._dynamo.maybe_mark_dynamic(mask, 1)
         first = not self._state.compile_seconds
         if first:
-            LOG.info("compiles the dense network (train.compile)")
+            text = "the dense network is being compiled (train.compile): the first step takes longer"
+            LOG.info(text)
+            if self._warn is not None:  # before other ranks say how long they have waited
+                print(f"persia-hpc: {text}", file=sys.stderr, flush=True)
         begin = time.perf_counter()
         with _backward_too():
             logits = compiled(batch)
