@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -63,6 +64,8 @@ def test_training_without_any_known_label_is_said(
     labels[:known] = 1.0
     with ph.DatasetWriter(tmp_path / "train.h5", SCHEMA) as writer:
         writer.write(replace(batch, labels=labels))
+    with h5py.File(tmp_path / "train.h5", "r+") as file:  # as a file made by hand, which is taken
+        del file.attrs["label_known"]
     ph.train(tiny_config(str(tmp_path / "train.h5"), run_dir=str(tmp_path / "run")), quiet=True)
     said = capfd.readouterr().err
     assert ("is missing in all of the last 60 samples: nothing is learned" in said) == (known == 0)
