@@ -25,6 +25,7 @@ from persia_hpc.samples.source import Source, open_source
 from persia_hpc.trainer.driver import Driver
 from persia_hpc.trainer.session import Session
 from tests.support.fake_gpu import FakeGpu, fake_gpu
+from tests.support.local_ring import LocalRing
 from tests.support.models import Small, squared
 from tests.support.tiny import tiny_config, write_tiny
 
@@ -43,6 +44,9 @@ class AheadStream(LocalStream):
             ParameterServer(facts.config, facts.layout, num_steps=STEPS),
         )
         self.log: list[tuple[str, int]] = []
+        self.ring = LocalRing(1 << 18)
+        self.memory = (self.ring.memory,)  # type: ignore[assignment]
+        self._multi = [f.name for f in facts.layout.features if f.multi]
         self._arrives = arrives
         self._ready: dict[int, RowBatch] = {}
         self._next = 1
@@ -56,7 +60,7 @@ class AheadStream(LocalStream):
             batch = super().next_batch(self._next)
             assert batch is not None
             assert batch.staleness <= self.server.clock.bound
-            self._ready[self._next] = batch
+            self._ready[self._next] = self.ring.carry(batch, self._multi)
             self._next += 1
             self.server.apply_ready()  # with `exact`, pushes wait for pulls
 
@@ -71,6 +75,7 @@ class AheadStream(LocalStream):
 
     def push(self, batch: RowBatch, gradients: list[Array]) -> None:
         self.log.append(("push", batch.step))
+        batch.release()
         super().push(batch, gradients)
         self._pull()
 

@@ -10,42 +10,20 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from persia_hpc._native import RingConsumer, RingProducer
-from persia_hpc.protocol.messages import Feed, send
 from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.trainer.pooling import staging as module
 from persia_hpc.trainer.pooling.staging import Staging, arrays_of
 from persia_hpc.transport.records import aligned_empty
-from persia_hpc.transport.ring import RingReceiver, RingSender
 from tests.support.fake_gpu import FakeGpu, fake_gpu
+from tests.support.local_ring import LocalRing
 from tests.support.row_batches import make_inputs, make_row_batch, random_ids
 
 __all__ = ["fake_gpu"]
 INPUTS = make_inputs([("a", 4, "sum", False), ("b", 3, "mean", True), ("c", 5, "sequence", True)])
+MULTI = ("b", "c")
 NO_RESET = settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-
-
-class Ring:
-    """A ring in this process, by which batches come to a trainer."""
-
-    def __init__(self, num_bytes: int) -> None:
-        self.memory = aligned_empty(num_bytes)
-        words = np.zeros(num_bytes // 64, np.uint64)
-        tail, bells = np.zeros(1, np.uint64), np.zeros((2, 1), np.uint64)
-        self._sender = RingSender(
-            "ring", RingProducer(self.memory, tail=tail, words=words, bell=bells[0]), None, set()
-        )
-        self._receiver = RingReceiver(
-            "ring", RingConsumer(self.memory, words, tail=tail, bell=bells[1]), None
-        )
-
-    def carry(self, batch: RowBatch) -> RowBatch:
-        send(self._sender, Feed(batch))
-        while (record := self._receiver.poll()) is None:
-            self._sender.progress()
-        return Feed.unpack(record, ["b", "c"])
 
 
 def batch_of(num_samples: int, seed: int) -> RowBatch:
@@ -68,13 +46,13 @@ def test_only_page_locked_memory_is_copied_from_and_all_arrives(
     fake_gpu: FakeGpu, sizes: list[int], ring_bytes: int, is_registered: bool, ahead: bool
 ) -> None:
     """Batches come whole or in chunks, which then lie in one piece elsewhere; or from no ring at all."""
-    ring, loose = Ring(ring_bytes), batch_of(9, 1)
+    ring, loose = LocalRing(ring_bytes), batch_of(9, 1)
     with fake_gpu:
         staging = Staging(torch.device("cuda"))
         if is_registered:
             staging.register([ring.memory])
         for seed, size in enumerate(sizes):
-            batch, sent = ring.carry(batch_of(size, seed)), batch_of(size, seed)
+            batch, sent = ring.carry(batch_of(size, seed), MULTI), batch_of(size, seed)
             before = len(fake_gpu.locked)
             if ahead:
                 staging.ahead(batch)
@@ -93,12 +71,12 @@ def test_only_page_locked_memory_is_copied_from_and_all_arrives(
 
 def test_a_record_in_chunks_is_packed_and_a_whole_one_is_not(fake_gpu: FakeGpu) -> None:
     """The two cases that the property above is about do occur."""
-    ring = Ring(8192)
+    ring = LocalRing(8192)
     with fake_gpu:
         staging = Staging(torch.device("cuda"))
         staging.register([ring.memory])
         for num_samples, whole in ((2, True), (200, False)):
-            batch = ring.carry(batch_of(num_samples, 0))
+            batch = ring.carry(batch_of(num_samples, 0), MULTI)
             assert lies_in(batch, ring.memory) == whole
             before = len(fake_gpu.locked)
             staging.arrive(batch)
@@ -110,7 +88,7 @@ def test_a_record_in_chunks_is_packed_and_a_whole_one_is_not(fake_gpu: FakeGpu) 
 def test_the_fake_gpu_sees_a_copy_from_other_memory(
     fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batch = Ring(8192).carry(batch_of(200, 0))  # in chunks
+    batch = LocalRing(8192).carry(batch_of(200, 0), MULTI)  # in chunks
     monkeypatch.setattr(Staging, "_is_registered", lambda *_: True)
     with fake_gpu:
         Staging(torch.device("cuda")).arrive(batch)
@@ -120,12 +98,12 @@ def test_the_fake_gpu_sees_a_copy_from_other_memory(
 def test_memory_that_cuda_refuses_is_not_copied_from(
     fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ring = Ring(1 << 16)
+    ring = LocalRing(1 << 16)
     monkeypatch.setattr(FakeGpu, "register", lambda *_: 2)
     with fake_gpu:
         staging = Staging(torch.device("cuda"))
         staging.register([ring.memory])
-        staging.arrive(ring.carry(batch_of(3, 0)))
+        staging.arrive(ring.carry(batch_of(3, 0), MULTI))
         staging.close()
     assert fake_gpu.faults == []
     assert "CUDA can't register" in caplog.text

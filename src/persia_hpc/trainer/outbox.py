@@ -27,7 +27,8 @@ class Outbox:
     into a ring takes the host as long as a small step. So they wait until the next step's backward has been
     launched, if its batch has arrived. Otherwise they are sent before anything is waited for: the batch may
     need them (in `sync` it always does), or an evaluation or a checkpoint may follow. The servers' bound on
-    staleness counts what has been applied, so it holds whenever gradients come.
+    staleness counts what has been applied, so it holds whenever gradients come. Where this trainer's next
+    batch was answered without them, so can be the other trainers' of that step: none waits for these.
     """
 
     def __init__(self, stream: BatchStream, device: torch.device) -> None:
