@@ -14,7 +14,7 @@ from .pooling.gradients import RowGradients
 
 
 @dataclass(frozen=True)
-class _Letter:
+class _Unsent:
     row_batch: RowBatch
     gradients: RowGradients
     good: bool  # else NaNs are sent, which servers skip and count
@@ -34,12 +34,12 @@ class Outbox:
     def __init__(self, stream: BatchStream, device: torch.device) -> None:
         self._stream = stream
         self._waits = device.type == "cuda"  # where what was launched goes on by itself
-        self._letter: _Letter | None = None
+        self._unsent: _Unsent | None = None
 
     def put(self, row_batch: RowBatch, gradients: RowGradients, *, good: bool) -> None:
         """Takes the gradients of a step that was judged; nothing of the batch itself is read after this."""
-        assert self._letter is None, "the gradients of the step before were not sent"
-        self._letter = _Letter(row_batch, gradients, good)
+        assert self._unsent is None, "the gradients of the step before were not sent"
+        self._unsent = _Unsent(row_batch, gradients, good)
         if not self._waits:
             self.send()
 
@@ -48,19 +48,19 @@ class Outbox:
 
         Must be called when all of a step has been launched.
         """
-        if self._letter is None:
+        if self._unsent is None:
             return
-        self._letter.gradients.let_go()
-        self._letter.row_batch.release()
+        self._unsent.gradients.let_go()
+        self._unsent.row_batch.release()
         if self._stream.peek(next_step) is None:
             self.send()
 
     def send(self) -> None:
         """Sends what is there; must be called before other trainers or another batch are waited for."""
-        letter, self._letter = self._letter, None
-        if letter is None:
+        unsent, self._unsent = self._unsent, None
+        if unsent is None:
             return
         begin = time.perf_counter()
-        arrays = letter.gradients.arrays() if letter.good else letter.gradients.poison()
-        self._stream.phases.add("push", begin, letter.row_batch.step)
-        self._stream.push(letter.row_batch, arrays)
+        arrays = unsent.gradients.arrays() if unsent.good else unsent.gradients.poison()
+        self._stream.phases.add("push", begin, unsent.row_batch.step)
+        self._stream.push(unsent.row_batch, arrays)
