@@ -195,3 +195,13 @@ def test_a_pack_that_is_too_large_to_travel_is_refused(tmp_path: Path, size: int
     assert done.returncode == code
     assert f"{size / 1e6:.1f} MB  mpich.whl" in done.stdout
     assert ("expected at most 25000000" in done.stderr) == bool(code)
+
+
+def test_a_pack_of_other_sources_is_found_out(bare: Bare) -> None:
+    changed = bare.root / "src" / "persia_hpc" / "errors.py"
+    before = changed.read_bytes()
+    assert "sources have changed" not in bare.script("sizes").stdout
+    changed.write_bytes(before + b"# changed\n")
+    assert "sources have changed" in bare.script("sizes").stdout
+    changed.write_bytes(before)
+    assert "sources have changed" not in bare.script("sizes").stdout
