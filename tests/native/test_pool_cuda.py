@@ -191,6 +191,27 @@ def test_gradients_may_lie_in_a_wider_tensor(device: str, width: int, dim: int) 
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dim", [7, 8])
+def test_gradients_of_sequences_may_lie_in_wider_tensors_or_be_one_for_all_samples(
+    device: str, dim: int
+) -> None:
+    rng = np.random.default_rng(12)
+    inputs = make_inputs([("a", dim, "sequence", True), ("b", dim, "sequence", True)])
+    row_batch = make_row_batch(inputs, random_ids(inputs, 40, rng), rng)
+    results = []
+    for wide in (False, True):
+        _, gradients, outputs = embed(inputs, row_batch, device)
+        lengths = [o.shape[1] for o in outputs]
+        wave = torch.randn(40, sum(lengths), dim, generator=torch.Generator().manual_seed(2)).to(device)
+        parts = [wave[:, : lengths[0]], wave[0, lengths[0] :].expand(40, -1, -1)]
+        assert not any(part.is_contiguous() for part in parts)
+        torch.autograd.backward(outputs, [part if wide else part.contiguous() for part in parts])
+        results.append(np.concatenate(gradients.arrays()))
+    assert np.array_equal(*results)
+    assert results[0].any()
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("wire", WIRES)
 def test_a_factor_is_applied_and_what_is_not_finite_shows(device: str, wire: str) -> None:
     rng = np.random.default_rng(5)

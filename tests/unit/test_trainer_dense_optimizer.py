@@ -47,6 +47,29 @@ def test_settings_and_other_optimizers_choose_for_themselves() -> None:
     assert make_optimizer(elsewhere, {"name": "Adam"}).param_groups[0]["fused"] is None
 
 
+@pytest.mark.parametrize("name", ["Adagrad", "Adam"])
+def test_an_optimizer_that_refuses_to_fuse_only_in_a_step_makes_plain_ones(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torch 2.11's Adagrad on a GPU."""
+    kind: Any = getattr(torch.optim, name)
+    plain_step = kind.step
+
+    def step(self: Any, *arguments: Any) -> Any:
+        if self.param_groups[0]["fused"]:
+            raise RuntimeError("`fused=True` requires parameters on other devices")
+        return plain_step(self, *arguments)
+
+    monkeypatch.setattr(kind, "step", step)
+    mine = parameters()
+    optimizer = make_optimizer(mine, {"name": name, "lr": 0.1})
+    before = [p.detach().clone() for p in mine]
+    for parameter in mine:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert not any(torch.equal(p, b) for p, b in zip(mine, before, strict=True))
+
+
 def test_refused_arguments_are_named_as_they_were_given() -> None:
     with pytest.raises(UserError, match=r"torch\.optim\.Adam refuses \{'lrr': 1\}"):
         make_optimizer(parameters(), {"name": "Adam", "lrr": 1})

@@ -5,7 +5,7 @@ The stream pulls ahead as far as a server lets it; whether the trainer sees a ba
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -107,8 +107,13 @@ def started(
     return make_session(facts, stream, device=torch.device(device)), stream
 
 
-def run(source: Source, arrives: Callable[[], bool], device: str, **changes: Any) -> tuple[np.ndarray, list]:
-    """Trains; returns what the model then says of all samples, and the order of forwards and pushes."""
+def run(
+    source: Source, arrives: Callable[[], bool], device: str, bad: Sequence[int] = (), **changes: Any
+) -> tuple[np.ndarray, list]:
+    """Trains; returns what the model then says of all samples, and the order of forwards and pushes.
+
+    bad: steps in which a dense gradient isn't finite, though the rows' are.
+    """
     session, stream = started(source, arrives, device, **changes)
     driver = Driver(session.config, session.inputs)
     loss = driver.loss
@@ -124,12 +129,18 @@ def run(source: Source, arrives: Callable[[], bool], device: str, **changes: Any
         assert done == list(range(1, session.step_number + 1))
         reduce()
 
+    def spoiled(gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * (np.nan if session.step_number + 1 in bad else 1)
+
     driver.loss = noted
+    next(driver.model.parameters()).register_hook(spoiled)
     session.reducer.reduce = reduce_noted  # type: ignore[method-assign]
     driver.run(session)
     assert [step for what, step in stream.log if what == "push"] == list(range(1, STEPS + 1))
     ledger = stream.server.ledger
     assert ledger.applied_rows + ledger.nonfinite_rows == ledger.pulled_rows > 0
+    assert session.skipped_steps == len(bad)
+    assert (ledger.nonfinite_rows > 0) == bool(bad)
     found = np.concatenate([logits.copy() for logits, _ in session.predictions(None, "valid")])
     session.close()
     return found, stream.log
@@ -151,6 +162,7 @@ SLOW = settings(max_examples=12, deadline=None, suppress_health_check=[HealthChe
     bound=st.integers(0, 4),
     evaluate_every=st.sampled_from([3, STEPS]),
     amp=st.sampled_from(["off", "bf16", "fp16"]),
+    bad=st.sampled_from([(), (3,), (4, 5)]),
 )
 def test_whenever_gradients_are_sent_a_gpu_gives_what_a_cpu_gives(
     fake_gpu: FakeGpu,
@@ -160,18 +172,19 @@ def test_whenever_gradients_are_sent_a_gpu_gives_what_a_cpu_gives(
     bound: int,
     evaluate_every: int,
     amp: str,
+    bad: tuple[int, ...],
 ) -> None:
     """With `exact` values don't depend on when gradients come; the stream checks bound, order and drains."""
     changes = {"train.evaluate_every": evaluate_every, "train.amp": amp}
     if bound:
         changes |= {"mode": "hybrid", "staleness_bound": bound, "exact": True}
-    key = (bound, evaluate_every, amp)
+    key = (bound, evaluate_every, amp, bad)
     if key not in on_cpu:
-        on_cpu[key], log = run(source, lambda: True, "cpu", **changes)
+        on_cpu[key], log = run(source, lambda: True, "cpu", bad, **changes)
         assert late(log) == []
     drawn = iter(looks)
     with fake_gpu:
-        found, log = run(source, lambda: next(drawn, True), "cuda", **changes)
+        found, log = run(source, lambda: next(drawn, True), "cuda", bad, **changes)
     assert fake_gpu.faults == []
     assert np.array_equal(found, on_cpu[key])
     ends = {*range(evaluate_every, STEPS + 1, evaluate_every), STEPS}

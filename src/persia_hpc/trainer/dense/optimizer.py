@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from inspect import signature
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from persia_hpc.config.learning_rate import LearningRate
 from persia_hpc.errors import UserError
@@ -31,15 +32,27 @@ def make_optimizer(parameters: Any, settings: Mapping[str, Any]) -> torch.optim.
     optimizer = getattr(torch.optim, name)
     free = "fused" in signature(optimizer).parameters and not WAYS & arguments.keys()
     able = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
-    fused = {"fused": True} if free and able else {}
     try:
-        try:
-            made: torch.optim.Optimizer = optimizer(parameters, **arguments, **fused)
-        except RuntimeError:  # not on this device
-            made = optimizer(parameters, **arguments)
+        fused = {"fused": True} if free and able and _fuses(optimizer, arguments, parameters) else {}
+        made: torch.optim.Optimizer = optimizer(parameters, **arguments, **fused)
     except (TypeError, ValueError) as error:
         raise UserError(f"train.optimizer: torch.optim.{name} refuses {arguments}: {error}") from error
     return made
+
+
+def _fuses(optimizer: Any, arguments: Mapping[str, Any], parameters: Sequence[Tensor]) -> bool:
+    """Returns whether a fused step works where the parameters are.
+
+    Some optimizers refuse that only when they make one, such as torch 2.11's Adagrad on a GPU.
+    """
+    for device, dtype in {(p.device, p.dtype) for p in parameters}:
+        probe = nn.Parameter(torch.zeros(1, dtype=dtype, device=device))
+        probe.grad = torch.zeros_like(probe)
+        try:
+            optimizer([probe], **arguments, fused=True).step()
+        except RuntimeError:
+            return False
+    return True
 
 
 def base_rate(optimizer: torch.optim.Optimizer) -> float:

@@ -148,7 +148,9 @@ class CudaKernel:
             for _, spec in group.features:
                 if spec.pooling == "sequence":
                     values = remaining.pop(0)
-                    features["values"][at] = 0 if values is None else values.data_ptr()
+                    if values is not None:
+                        features["values"][at] = values.data_ptr()
+                        features["stride"][at] = values.stride(0)
                 elif block is not None:
                     features["values"][at] = block.data_ptr() + block.element_size() * slot * group.dim
                     features["stride"][at] = block.stride(0)
