@@ -96,7 +96,7 @@ make_pack() {
 environment() {
     local python=${PYTHON:-python3} here mark wheels=() modules="persia_hpc._native"
     mark=$("$python" -c 'import sys; print(sys.version, sys.prefix)') || fail "$python doesn't run"
-    mark+=" CUDA=${CUDA:-on} $(sources) $(cat "$pack"/* 2>/dev/null | cksum)"
+    mark+=" CUDA=${CUDA:-on} $(sources) $({ cat "$pack"/* 2>/dev/null || true; } | cksum)"
     [ "$(cat "$venv/complete" 2>/dev/null)" != "$mark" ] || { echo "$venv is there"; return; }
     rm -rf "$venv"
     "$python" -m venv --without-pip "$venv"

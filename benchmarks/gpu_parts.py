@@ -13,6 +13,7 @@ steps small, on the host: to try them out.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shutil
 import signal
@@ -36,7 +37,10 @@ def pytest(*arguments: str) -> list[str]:
 
 
 def machine(device: str) -> Step:
-    """What the machine is. Rings may need more than the half of memory that /dev/shm has: root gives it."""
+    """What the machine is. Rings may need more than the half of memory that /dev/shm has: root gives it.
+
+    A machine without a GPU is not one to change: whoever calls this there tries it out.
+    """
     text = """
     uname -sr; getconf _NPROCESSORS_ONLN; python3 -c 'import sys; print(sys.version)'
     nvidia-smi || echo 'there is no nvidia-smi'
@@ -44,7 +48,7 @@ def machine(device: str) -> Step:
     """
     if device != "cpu":
         text += """
-        if [ "$(id -u)" = 0 ]; then
+        if [ "$(id -u)" = 0 ] && nvidia-smi -L >/dev/null 2>&1; then
             wanted=$(awk '/MemTotal/ {g = int($2 / 1048576 * 3 / 4); print g < 48 ? g : 48}' /proc/meminfo)
             has=$(df -k --output=size /dev/shm | awk 'END {print int($1 / 1048576)}')
             [ "$has" -ge "$wanted" ] || mount -o "remount,size=${wanted}g" /dev/shm
@@ -167,6 +171,13 @@ def rest(gpu: bool, work: Path) -> list[Step]:
     ]
 
 
+def seconds(text: str) -> float:
+    """A time that one can wait."""
+    if not 0 < (number := float(text)) < math.inf:
+        raise ValueError(text)
+    return number
+
+
 def main() -> int:
     """Runs a part."""
     parser = argparse.ArgumentParser(
@@ -175,13 +186,11 @@ def main() -> int:
     parser.add_argument("part", choices=list(LIMITS))
     parser.add_argument("--only", nargs="+", metavar="STEP", help="these steps, and those that they need")
     parser.add_argument(
-        "--limit", type=float, metavar="S", help=f"seconds of the whole part (default: {LIMITS})"
+        "--limit", type=seconds, metavar="S", help=f"seconds of the whole part (default: {LIMITS})"
     )
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="cpu: small, to try it out")
     options = parser.parse_args()
     work = ROOT / "build" / "gpu-work" / options.part
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
     steps = parts(options.part, options.device, work)
     if options.only:
         unknown = set(options.only) - {step.name for step in steps}
@@ -192,7 +201,12 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
     out = Path(os.environ.get("OUT") or ROOT / "build" / "gpu")
-    runner = Runner(options.part, options.limit or LIMITS[options.part], out, work, options.device)
+    try:
+        runner = Runner(options.part, options.limit or LIMITS[options.part], out, work, options.device)
+    except OSError as error:
+        parser.error(f"OUT={out}: {error.strerror}; name a folder that can be written")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
     return 0 if runner.run(steps) else 1
 
 

@@ -205,3 +205,54 @@ def test_a_pack_of_other_sources_is_found_out(bare: Bare) -> None:
     assert "sources have changed" in bare.script("sizes").stdout
     changed.write_bytes(before)
     assert "sources have changed" not in bare.script("sizes").stdout
+
+
+def test_a_forgotten_pack_is_said(tmp_path: Path) -> None:
+    script = tmp_path / "benchmarks" / "gpu.sh"
+    for folder in (script.parent, tmp_path / "src", tmp_path / "native"):
+        folder.mkdir()
+    script.write_text((BENCHMARKS / "gpu.sh").read_text())
+    (tmp_path / "CMakeLists.txt").touch()
+    (tmp_path / "pyproject.toml").write_text('[build-system]\nrequires = []\nbuild-backend = "none"\n')
+    environment = {**os.environ, "PYTHON": sys.executable}
+    done = subprocess.run(
+        ["bash", str(script), "environment"], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert "there is no wheel in build/gpu-pack" in done.stdout
+    assert "building the package here" in done.stdout
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_shared_memory_is_enlarged_on_gpu_machines_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import gpu_parts
+
+    called = tmp_path / "mounted"
+    programs = {"id": "echo 0", "df": "echo 1024", "mount": f"echo $* >{called}"}
+    for name, text in (programs | {"nvidia-smi": f"exit {int(not gpu)}"}).items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run(gpu_parts.machine("cuda").command, env=environment, capture_output=True, check=True)
+    assert called.exists() == gpu
+    if gpu:
+        assert called.read_text().startswith("-o remount,size=")
+
+
+@pytest.mark.parametrize(
+    ("option", "variable", "said"),
+    [
+        (["--limit", "nan"], "", "argument --limit: invalid seconds value: 'nan'"),
+        (["--limit", "0"], "", "argument --limit: invalid seconds value: '0'"),
+        ([], "/proc/none", "OUT=/proc/none: No such file or directory; name a folder that can be written"),
+        (["--only", "all"], "", "--only all: expected some of machine, environment, module, kernel-tests, "),
+    ],
+)
+def test_what_a_part_cannot_do_is_one_line(option: list[str], variable: str, said: str) -> None:
+    command = ["bash", str(BENCHMARKS / "gpu.sh"), "smoke", *option]
+    done = subprocess.run(command, env={**os.environ, "OUT": variable}, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert said in done.stderr.splitlines()[-1]
