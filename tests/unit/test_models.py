@@ -243,6 +243,22 @@ def test_narrow_pooled_vectors_change_no_bit_where_a_model_takes_them(
     assert (dtype == torch.bfloat16) == takes.get(name, False)
 
 
+@pytest.mark.parametrize("name", ["tower", "dcn_v2", "dlrm"])
+@pytest.mark.parametrize("num_dense", [0, 3])
+def test_narrow_pooled_vectors_are_taken_without_autocast_too(name: str, num_dense: int) -> None:
+    """A loop of one's own may call the model itself."""
+    inputs = make_inputs(SAME_DIM, num_dense=num_dense)
+    model, row_batch = small(name, inputs), feed_of(inputs, 20)
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        batch, gradients = Pooling(inputs, kernel="cuda").embed(row_batch, training=True, pooled=dtype)
+        logits = model(batch)
+        logits.sum().backward()
+        assert len(gradients.arrays()) > 0
+        results.append(logits.detach())
+    torch.testing.assert_close(results[1], results[0], rtol=0.05, atol=0.05)
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [

@@ -29,8 +29,8 @@ class LaunchedError(Exception):
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A GPU as far as the choice of the kernel goes; call it with the module, or with why there is none."""
 
-    def launch(*arguments: Any) -> None:
-        raise LaunchedError(arguments[-1])
+    def launch(groups: Any, row_batch: Any, staging: Any, rings: Any, module: Any, pooled: Any) -> None:
+        raise LaunchedError(module)
 
     def plug(module: ModuleType | None, problem: str = "") -> None:
         monkeypatch.setattr(embed, "cuda_module", lambda device: (module, problem))

@@ -23,7 +23,6 @@ class Interaction(nn.Module):
     pass in each direction; everything else, and autocast, takes torch operations.
     """
 
-    has_native_code = True
     pairs: Tensor
     pair_of_product: Tensor
 
@@ -36,6 +35,13 @@ class Interaction(nn.Module):
         places[row, column] = places[column, row] = torch.arange(self.num_pairs)
         self.register_buffer("pairs", row * num_vectors + column, persistent=False)
         self.register_buffer("pair_of_product", places.flatten(), persistent=False)
+
+    def hide_from_compiler(self) -> None:
+        """Keeps native code, which torch can't see into, out of torch.compile.
+
+        As a decorator that would import the compiler with this module, which takes as long as torch itself.
+        """
+        self.forward = torch.compiler.disable(self.forward)  # type: ignore[method-assign,no-untyped-call]
 
     def forward(self, first: Tensor | None, rest: Tensor) -> Tensor:
         """Computes the copied vectors and the products; `first` is vector 0, or None if it is in `rest`.

@@ -58,13 +58,16 @@ def narrow_dtype(device: torch.device) -> torch.dtype | None:
 def side_by_side(parts: Sequence[Tensor]) -> Tensor:
     """Returns inputs of a `PaddedLinear` side by side, with the zero columns that make it fast.
 
-    Under bf16 autocast they are bf16, as layers want them: cast before they are copied, not after.
+    Under bf16 autocast they are bf16, as layers want them: cast before they are copied, not after. Without it
+    none is: pooled vectors may be narrow also where a loop calls the model without autocast.
 
     Shapes: [B, W], for each part's own W, in; [B, their sum or more] out.
     """
     device = parts[0].device
     if (dtype := narrow_dtype(device)) is not None:
         parts = [part.to(dtype) for part in parts]
+    else:
+        parts = [part.float() if part.dtype == torch.bfloat16 else part for part in parts]
     missing = -sum(part.shape[1] for part in parts) % COLUMNS.get(device.type, 1)
     if missing:
         parts = [*parts, parts[-1].new_zeros(len(parts[-1]), missing)]

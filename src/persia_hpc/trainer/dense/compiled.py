@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from persia_hpc.errors import UserError
+from persia_hpc.models.interaction import Interaction
 from persia_hpc.trainer.batch import Batch
 from persia_hpc.trainer.run_state import RunState
 
@@ -63,8 +64,8 @@ class CompiledModel:
         self._state = state
         self._warn = warn
         for module in model.modules():
-            if getattr(module, "has_native_code", False):  # torch can't see into that
-                module.forward = torch.compiler.disable(module.forward)  # type: ignore[no-untyped-call]
+            if isinstance(module, Interaction):
+                module.hide_from_compiler()
         self._compiled: Callable[[Batch], Tensor] | None = torch.compile(model, backend=BACKEND)
 
     def __call__(self, batch: Batch) -> Tensor:
