@@ -23,9 +23,11 @@ fail() { echo "gpu.sh: $1" >&2; exit 1; }
 
 # Names what the package is built from, so that a wheel of other sources is found out.
 sources() {
-    find native src CMakeLists.txt pyproject.toml -type f ! -name '*.so' ! -name '*.pyc' -print0 \
+    find native src CMakeLists.txt pyproject.toml -regex '.*\.\(py\|pyi\|cpp\|h\|cu\|cuh\|txt\|toml\)' -print0 \
         | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum | cut -d ' ' -f 1
 }
+
+fresh() { [ "$(cat "$pack/sources" 2>/dev/null)" = "$(sources)" ]; }
 
 sizes() {
     local total=0 size file
@@ -36,6 +38,7 @@ sizes() {
         printf '%8.1f MB  %s\n' "$(awk "BEGIN {print $size / 1e6}")" "${file##*/}"
     done
     printf '%8.1f MB  in all\n' "$(awk "BEGIN {print $total / 1e6}")"
+    fresh || echo "gpu.sh: the sources have changed since: the GPU machine will build the package itself"
     [ "$total" -le "$most" ] || fail "$pack has $total bytes, expected at most $most: HOROVOD=no makes it smaller"
 }
 
@@ -105,8 +108,7 @@ for path in sys.path:
     for wheel in "$pack"/*.whl; do
         case ${wheel##*/} in
             "*.whl") echo "gpu.sh: there is no wheel in $pack: everything must be on this machine" ;;
-            persia_hpc-*) [ "$(cat "$pack/sources")" = "$(sources)" ] && prebuilt=$wheel \
-                || echo "gpu.sh: ${wheel##*/} was built of other sources: it isn't used" ;;
+            persia_hpc-*) fresh && prebuilt=$wheel || echo "gpu.sh: ${wheel##*/} is of other sources: it isn't used" ;;
             *) wheels+=("$wheel") ;;
         esac
     done

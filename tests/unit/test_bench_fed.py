@@ -67,7 +67,12 @@ def test_a_trainer_alone_packs_nothing(
 ) -> None:
     """So it is a limit for one whose batches come through rings."""
     packed = count_packed(monkeypatch)
-    monkeypatch.setattr(train_dense, "choose_device", lambda *_: torch.device("cuda"))
+    make = train_dense.make_session
+
+    def on_gpu(facts: Any, stream: Any, device: torch.device) -> Any:
+        return make(facts, stream, device=torch.device("cuda"))
+
+    monkeypatch.setattr(train_dense, "make_session", on_gpu)
     data = write_tiny(tmp_path / "train-000.h5", 64)
     settings = tmp_path / "settings.json"
     changes = {

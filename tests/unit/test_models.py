@@ -239,7 +239,7 @@ def test_narrow_pooled_vectors_change_no_bit_where_a_model_takes_them(
         dense = [p.grad.numpy() for p in model.parameters() if p.grad is not None]
         results.append([logits.detach().numpy(), *dense, *gradients.arrays()])
     assert all(np.array_equal(a, b) for a, b in zip(*results, strict=True))
-    takes = {"tower": True, "dlrm": num_dense > 0}
+    takes = {"tower": True, "dcn_v2": True, "dlrm": num_dense > 0}
     assert (dtype == torch.bfloat16) == takes.get(name, False)
 
 

@@ -201,6 +201,9 @@ def test_rings_above_the_limit_give_way_before_others_do(nodes: list[int], share
         assert size == wanted
     else:
         assert max(astuple(size)) <= MOST
+    much = dict.fromkeys(nodes, 1 << 50)  # as a tmpfs without a limit says
+    memory = {n: int(share * b / 0.75) for n, b in need.items()}
+    assert fitting(plan, wanted, much, memory) == (wanted if share >= 1 else wanted.capped())
     if share == 0.99:  # with that limit they have room
         assert size == wanted.capped()
         assert fitting(plan, wanted, {}) == size  # memory that isn't known is no reason

@@ -11,7 +11,7 @@ from pathlib import Path
 from mpi4py import MPI
 
 from persia_hpc.runtime.loop import RankContext
-from persia_hpc.runtime.node_memory import shared_memory_room
+from persia_hpc.runtime.node_memory import available_memory, shared_memory_room
 from persia_hpc.runtime.stop import StopSignals
 from persia_hpc.runtime.watchdog import Watchdog
 from persia_hpc.topology.channels import RingBytes, feed_channels, fitting, row_channels
@@ -117,9 +117,10 @@ def choose_ring_bytes(facts: Facts, communicators: Communicators) -> RingBytes:
     )
     if facts.config.transport.ring_bytes is not None:
         return wanted
-    found = world.allgather((communicators.me.node, shared_memory_room()[0]))
-    free = {node: min(b for n, b in found if n == node) for node, num_bytes in found if num_bytes}
-    size = fitting(plan, wanted, free)
+    found = world.allgather((communicators.me.node, shared_memory_room()[0], available_memory()))
+    free = {node: min(f for n, f, _ in found if n == node) for node, num_bytes, _ in found if num_bytes}
+    memory = {node: min(m or 0 for n, _, m in found if n == node) for node, _, _ in found}
+    size = fitting(plan, wanted, free, memory)
     if world.rank == 0:
-        LOG.info("rings: %s%s", size, "" if size == wanted else f", for lack of shared memory not {wanted}")
+        LOG.info("rings: %s%s", size, "" if size == wanted else f", for lack of memory not {wanted}")
     return size

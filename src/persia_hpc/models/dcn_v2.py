@@ -45,6 +45,8 @@ class DCNv2(nn.Module):
     layers see the crosses' output). `low_rank` makes each cross's matrix a product of two of that rank.
     """
 
+    narrow_pooled = True  # its inputs are cast anyway
+
     def __init__(
         self,
         inputs: Inputs,

@@ -23,6 +23,7 @@ class Interaction(nn.Module):
     pass in each direction; everything else, and autocast, takes torch operations.
     """
 
+    has_native_code = True
     pairs: Tensor
     pair_of_product: Tensor
 
@@ -36,7 +37,6 @@ class Interaction(nn.Module):
         self.register_buffer("pairs", row * num_vectors + column, persistent=False)
         self.register_buffer("pair_of_product", places.flatten(), persistent=False)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch.compile can't see into native code
     def forward(self, first: Tensor | None, rest: Tensor) -> Tensor:
         """Computes the copied vectors and the products; `first` is vector 0, or None if it is in `rest`.
 

@@ -1,4 +1,4 @@
-"""Says how much shared memory this node has, for those who ask before MPI does."""
+"""Says how much memory this node has, for those who ask before MPI does."""
 
 from __future__ import annotations
 
@@ -20,3 +20,12 @@ def shared_memory_room() -> tuple[int, int]:
     if not status.f_blocks:
         return UNLIMITED, UNLIMITED
     return status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
+
+
+def available_memory() -> int | None:
+    """Returns the bytes that the kernel can give without swapping, None if it doesn't say."""
+    try:
+        with open("/proc/meminfo") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return None

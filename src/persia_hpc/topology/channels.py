@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 
 from persia_hpc.transport.placement import Channel, place
@@ -88,22 +89,27 @@ def ring_memory(plan: Plan, size: RingBytes) -> tuple[list[int], list[int]]:
     return shared, both
 
 
-def fitting(plan: Plan, size: RingBytes, free: dict[int, int]) -> RingBytes:
+def fitting(
+    plan: Plan, size: RingBytes, free: Mapping[int, int], memory: Mapping[int, int] | None = None
+) -> RingBytes:
     """Returns the sizes, made smaller if a node's rings would fill over 3/4 of its free shared memory.
 
-    What trainers' rings have above MOST goes first, also if not all of these rings lie in shared memory, or
-    not all nodes have some. Then all rings shrink alike.
+    What trainers' rings have above MOST goes first: already if all rings of a node, in shared memory or not,
+    would take over 3/4 of that or of the node's available memory, or if a node's isn't known. Then all rings
+    shrink alike.
 
-    free: the free bytes of shared memory by node.
+    free: the free bytes of shared memory by node. memory: the available bytes of memory; None: as many.
     """
+    memory = free if memory is None else memory
+    least = {n: min(free[n], memory[n]) for n in free.keys() & memory.keys()}
     nodes = {member.node for member in plan.members}
-    if nodes - free.keys() or _room(plan, ring_memory(plan, size)[1], free) < 1:
+    if nodes - least.keys() or _room(plan, ring_memory(plan, size)[1], least) < 1:
         size = size.capped()
     factor = _room(plan, ring_memory(plan, size)[0], free)
     return size if factor >= 1 else size.scaled(factor)
 
 
-def _room(plan: Plan, rings: list[int], free: dict[int, int]) -> float:
+def _room(plan: Plan, rings: list[int], free: Mapping[int, int]) -> float:
     """Returns how many times the rings of the fullest node fit into 3/4 of its free shared memory.
 
     rings: the bytes of each rank.

@@ -12,6 +12,7 @@ from mpi4py import MPI
 from persia_hpc.arrays import Bytes
 from persia_hpc.errors import UserError
 from persia_hpc.runtime.node_memory import SHARED_MEMORY, shared_memory_room
+from persia_hpc.runtime.node_memory import available_memory as _available_memory
 from persia_hpc.transport.records import ALIGNMENT, memory_of
 
 LOG = logging.getLogger("persia_hpc")
@@ -136,12 +137,3 @@ def _allocation_problem(num_bytes: int, shared: bool, error: MPI.Exception) -> s
         f"{str(error).splitlines()[0]}; lower transport.ring_bytes; "
         "Open MPI 4.1 across nodes: set OMPI_MCA_osc=ucx; Open MPI 5: set OMPI_MCA_osc=^ucx"
     )
-
-
-def _available_memory() -> int | None:
-    """Returns the bytes that the kernel can give without swapping, None if it doesn't say."""
-    try:
-        with open("/proc/meminfo") as lines:
-            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return None

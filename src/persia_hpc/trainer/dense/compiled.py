@@ -62,6 +62,9 @@ class CompiledModel:
         self.model = model
         self._state = state
         self._warn = warn
+        for module in model.modules():
+            if getattr(module, "has_native_code", False):  # torch can't see into that
+                module.forward = torch.compiler.disable(module.forward)  # type: ignore[no-untyped-call]
         self._compiled: Callable[[Batch], Tensor] | None = torch.compile(model, backend=BACKEND)
 
     def __call__(self, batch: Batch) -> Tensor:
