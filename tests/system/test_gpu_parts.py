@@ -197,16 +197,6 @@ def test_a_pack_that_is_too_large_to_travel_is_refused(tmp_path: Path, size: int
     assert ("expected at most 25000000" in done.stderr) == bool(code)
 
 
-def test_a_pack_of_other_sources_is_found_out(bare: Bare) -> None:
-    changed = bare.root / "src" / "persia_hpc" / "errors.py"
-    before = changed.read_bytes()
-    assert "sources have changed" not in bare.script("sizes").stdout
-    changed.write_bytes(before + b"# changed\n")
-    assert "sources have changed" in bare.script("sizes").stdout
-    changed.write_bytes(before)
-    assert "sources have changed" not in bare.script("sizes").stdout
-
-
 def test_a_forgotten_pack_is_said(tmp_path: Path) -> None:
     script = tmp_path / "benchmarks" / "gpu.sh"
     for folder in (script.parent, tmp_path / "src", tmp_path / "native"):
@@ -256,3 +246,13 @@ def test_what_a_part_cannot_do_is_one_line(option: list[str], variable: str, sai
     done = subprocess.run(command, env={**os.environ, "OUT": variable}, capture_output=True, text=True)
     assert done.returncode == 2
     assert said in done.stderr.splitlines()[-1]
+
+
+def test_a_pack_of_other_sources_is_found_out(bare: Bare) -> None:
+    changed = bare.root / "src" / "persia_hpc" / "errors.py"
+    before = changed.read_bytes()
+    assert "sources have changed" not in bare.script("sizes").stdout
+    changed.write_bytes(before + b"# changed\n")
+    assert "sources have changed" in bare.script("sizes").stdout
+    changed.write_bytes(before)
+    assert "sources have changed" not in bare.script("sizes").stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from textwrap import shorten
 from typing import Any, cast
 
 import numpy as np
@@ -163,8 +164,9 @@ def _call(name: str, metric: Metric, logits: Array, labels: Array, weight: Array
     try:
         number = math.nan if value is None else float(value)
     except (TypeError, ValueError):
+        shown = shorten(repr(value), 60, placeholder="...")
         raise MetricError(
-            f"train.metrics: {name} returned {value!r}, expected a number, or None where it isn't defined"
+            f"train.metrics: {name} returned {shown}, expected a number, or None where it isn't defined"
         ) from None
     if not math.isfinite(number):
         raise UndefinedError(f"the function returned {value}")
