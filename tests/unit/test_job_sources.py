@@ -20,6 +20,7 @@ from persia_hpc.checkpoint.manifest import read_manifest, read_schema
 from persia_hpc.cli import main
 from persia_hpc.config import load_config
 from persia_hpc.errors import UserError
+from persia_hpc.job.dry_run import dry_run
 from persia_hpc.job.sources import open_sources
 from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.encoding import read_encoding
@@ -276,6 +277,8 @@ def test_no_run_begins_with_rows_of_another_encoding(
     with pytest.raises(UserError, match=said + r".*--encoding DIR.*checkpoint\.init_parts = \"dense\""):
         start("other", B)
     assert not (tmp_path / "other").exists()
+    with pytest.raises(UserError, match=said):
+        dry_run(load_config(config(str(tmp_path / "other.h5"), **init)))
 
 
 def test_the_next_day_is_scored_with_the_ids_of_the_training(tmp_path: Path) -> None:

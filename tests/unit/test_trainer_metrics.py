@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -100,6 +101,10 @@ def divides(logits, labels, weight, group):
     return 1 / len(logits[labels == 7])
 
 
+def ends(logits, labels, weight, group):
+    sys.exit(3)
+
+
 def evaluate_own(function, labels=(0, 1, 0, 1), weight=None, logits=SCORES):
     labels, logits = np.array(labels, np.float32)[:, None], np.array(logits, np.float32)[:, None]
     weight = None if weight is None else np.array(weight, np.float32)
@@ -146,6 +151,7 @@ def test_an_exception_of_a_metric_that_the_samples_explain_makes_it_undefined(fu
         (lambda x, y, w, g: roc_auc_score([1, 1.5], [0, 1]), {}, r"ValueError: .* \(\S*test_trainer\S*\)"),
         (lambda x, y, w, g: w.sum(), {}, "AttributeError: 'NoneType' object has no attribute 'sum'"),
         (lambda x, y, w, g: w.sum(), {"labels": [1, 1, 1, 1]}, "AttributeError: "),
+        (ends, {"labels": [1, 1, 1, 1]}, "SystemExit: 3"),
         (lambda x, y: 0.0, {}, r"TypeError: .* takes 2 positional arguments but 4 were given"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from persia_hpc.checkpoint.choose import check_initial
 from persia_hpc.config import Config, config_text, mib
 from persia_hpc.cost_model.memory import Memory, node_memory
 from persia_hpc.samples.schema import DatasetSchema
@@ -19,6 +20,7 @@ def dry_run(config: Config) -> str:
     Raises UserError for bad input, and for a model, loss or optimizer that fails.
     """
     trial = Trial(config)
+    check_initial(config, trial.schema)
     schema, layout, session = trial.schema, trial.layout, trial.session
     counts = config.ranks.counts()
     plan = make_plan(counts, [0] * sum(counts.values()))

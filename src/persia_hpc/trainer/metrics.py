@@ -153,7 +153,7 @@ def _call(name: str, metric: Metric, logits: Array, labels: Array, weight: Array
         value = metric(logits, labels, weight, *more)
     except UndefinedError:  # of a function of this module that it calls
         raise
-    except Exception as error:  # whatever a user's code raises
+    except (Exception, SystemExit) as error:  # whatever a user's code raises
         # NumPy and scikit-learn have no other words for what isn't defined, so the samples decide what it is.
         if isinstance(error, ArithmeticError | ValueError) and _lack_something(logits, labels, weight):
             raise UndefinedError(describe(error)) from error
