@@ -26,7 +26,7 @@ class Node:
 def problem(
     monkeypatch: pytest.MonkeyPatch, wanted: int, memory: int | None, room: tuple[int, int], **options: Any
 ) -> str | None:
-    monkeypatch.setattr(window, "_available_memory", lambda: memory)
+    monkeypatch.setattr(window, "available_memory", lambda: memory)
     monkeypatch.setattr(window, "shared_memory_room", lambda: room)
     return window.memory_problem(Node(), wanted // 2, **options)  # type: ignore[arg-type]
 

@@ -11,8 +11,7 @@ from mpi4py import MPI
 
 from persia_hpc.arrays import Bytes
 from persia_hpc.errors import UserError
-from persia_hpc.runtime.node_memory import SHARED_MEMORY, shared_memory_room
-from persia_hpc.runtime.node_memory import available_memory as _available_memory
+from persia_hpc.runtime.node_memory import SHARED_MEMORY, available_memory, shared_memory_room
 from persia_hpc.transport.records import ALIGNMENT, memory_of
 
 LOG = logging.getLogger("persia_hpc")
@@ -105,7 +104,7 @@ def memory_problem(node_comm: MPI.Intracomm, num_bytes: int, *, memory_grows: bo
     """
     wanted = node_comm.allreduce(num_bytes)
     text = f"the rings of the {node_comm.size} ranks on {socket.gethostname()} need {wanted} bytes"
-    available = _available_memory()
+    available = available_memory()
     if available is not None and wanted > available:
         lack = f"{text} of memory, of which {available} are available"
         if not memory_grows:
