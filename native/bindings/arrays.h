@@ -33,6 +33,7 @@ inline constexpr ElementType kUint64{'u', 8, "uint64"};
 inline constexpr ElementType kInt64{'i', 8, "int64"};
 inline constexpr ElementType kFloat16{'f', 2, "float16"};
 inline constexpr ElementType kFloat32{'f', 4, "float32"};
+inline constexpr ElementType kFloat64{'f', 8, "float64"};
 
 // As a length in a shape: whatever it is; the letter names it in messages.
 constexpr py::ssize_t any(char letter) { return -letter; }

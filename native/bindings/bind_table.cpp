@@ -17,12 +17,6 @@ using namespace persia_bindings;
 using persia::Key;
 using persia::Table;
 
-using Counts = std::tuple<std::uint64_t, std::uint64_t, std::uint64_t, std::uint64_t>;
-
-Counts to_tuple(const persia::PushCounts& counts) {
-    return {counts.applied, counts.evicted_in_flight, counts.unadmitted, counts.nonfinite};
-}
-
 std::uint32_t pull(LockedTable& self, const py::object& keys, std::int64_t step, const py::object& out,
                    const py::object& slots, const py::object& wanted) {
     const auto in = span_of<const Key>(check_array(keys, "keys", {kUint64}, {any('U')}));
@@ -116,7 +110,7 @@ constexpr const char* kSetNextStep =
 }  // namespace
 
 void bind_table(py::module_& m) {
-    py::class_<LockedTable> table(m, "Table", kTable);
+    TableClass table(m, "Table", kTable);
     table.def(py::init<const persia::TableConfig&>(), py::arg("config"), "Makes an empty table.")
         .def("pull", &pull, py::arg("keys"), py::arg("step"), py::arg("out"), py::arg("slots"),
              py::arg("wanted") = py::none(), kPull)

@@ -171,7 +171,7 @@ constexpr const char* kRemovedKeys =
 
 }  // namespace
 
-void bind_table_rows(py::class_<LockedTable>& table) {
+void bind_table_rows(TableClass& table) {
     table.def("export_bucket", &export_bucket, py::arg("bucket"), kExportBucket)
         .def("import_rows", &import_rows, py::arg("rows"), kImportRows)
         .def(

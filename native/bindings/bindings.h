@@ -18,3 +18,4 @@ void bind_recent_rows(py::module_& m);
 void bind_ring(py::module_& m);
 void bind_table(py::module_& m);
 void bind_table_config(py::module_& m);
+void bind_table_set(py::module_& m);

@@ -1,18 +1,20 @@
-// A native table as Python shares it; what two binding files need of it.
+// A native table as Python shares it; what several binding files need of it.
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <string>
+#include <tuple>
 
 #include "bindings.h"
-#include "persia/table.h"
+#include "persia/table_set.h"
 
 namespace persia_bindings {
 
-// A table with the lock that lets Python threads share it: the GIL is released while it works.
-struct LockedTable {
-    explicit LockedTable(const persia::TableConfig& config) : table(config) {}
+// A table that Python threads share: the GIL is released while it works.
+struct LockedTable : persia::SharedTable {
+    using SharedTable::SharedTable;
 
     template <class Work>
     auto run(Work&& work) {
@@ -22,10 +24,16 @@ struct LockedTable {
     }
 
     py::ssize_t dim() const { return table.dim(); }
-
-    persia::Table table;
-    std::mutex mutex;
 };
+
+using TableClass = py::class_<LockedTable, std::shared_ptr<LockedTable>>;
+
+// How many rows were (applied, evicted in flight, unadmitted, non-finite).
+using Counts = std::tuple<std::uint64_t, std::uint64_t, std::uint64_t, std::uint64_t>;
+
+inline Counts to_tuple(const persia::PushCounts& counts) {
+    return {counts.applied, counts.evicted_in_flight, counts.unadmitted, counts.nonfinite};
+}
 
 inline std::uint32_t check_step(std::int64_t step) {
     if (step < 0 || step > persia::Table::kMaxStep) {
@@ -36,6 +44,6 @@ inline std::uint32_t check_step(std::int64_t step) {
 }
 
 // Export, import and snapshots: what checkpoints use.
-void bind_table_rows(py::class_<LockedTable>& table);
+void bind_table_rows(TableClass& table);
 
 }  // namespace persia_bindings

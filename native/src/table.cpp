@@ -1,7 +1,6 @@
 #include "persia/table.h"
 
 #include <algorithm>
-#include <numeric>
 #include <stdexcept>
 #include <string>
 
@@ -15,6 +14,10 @@ void check_length(const char* name, std::size_t got, std::size_t expected) {
     if (got == expected) return;
     throw std::invalid_argument(std::string(name) + ": got " + std::to_string(got) + " elements, expected " +
                                 std::to_string(expected));
+}
+
+std::size_t count_wanted(Span<const std::uint8_t> wanted) {
+    return wanted.size() - static_cast<std::size_t>(std::count(wanted.begin(), wanted.end(), 0));
 }
 
 }  // namespace
@@ -73,18 +76,25 @@ void Table::each_shard(std::size_t num_keys, Job&& job) const {
 
 std::uint32_t Table::pull(Keys keys, std::uint32_t step, Rows out, Span<std::uint32_t> slots,
                           Span<const std::uint8_t> wanted) {
-    const auto count = [&](std::size_t begin, std::size_t end) {
-        const auto unwanted = std::count(wanted.begin() + begin, wanted.begin() + end, 0);
-        return end - begin - static_cast<std::size_t>(unwanted);
-    };
     check_keys(keys);
     check_length("slots", slots.size(), keys.size());
     if (!wanted.empty()) check_length("wanted", wanted.size(), keys.size());
-    check_length("rows", out.count, wanted.empty() ? keys.size() : count(0, keys.size()));
+    check_length("rows", out.count, wanted.empty() ? keys.size() : count_wanted(wanted));
+    return pull_checked(keys, step, out, slots, wanted);
+}
+
+std::uint32_t Table::pull_checked(Keys keys, std::uint32_t step, Rows out, Span<std::uint32_t> slots,
+                                  Span<const std::uint8_t> wanted) {
+    if (shards_.size() == 1) {
+        shards_[0]->pull(keys, step, out, slots, wanted);
+        return shards_[0]->epoch();
+    }
     const std::vector<std::size_t> at = cuts(keys);
     std::vector<std::size_t> rows = at;  // of `out`, at which each shard's begin
     if (!wanted.empty()) {
-        for (std::size_t i = 1; i < at.size(); ++i) rows[i] = rows[i - 1] + count(at[i - 1], at[i]);
+        for (std::size_t i = 1; i < at.size(); ++i) {
+            rows[i] = rows[i - 1] + count_wanted(wanted.slice(at[i - 1], at[i]));
+        }
     }
     each_shard(keys.size(), [&](unsigned i) {
         const std::size_t begin = at[i], end = at[i + 1];
@@ -97,38 +107,59 @@ std::uint32_t Table::pull(Keys keys, std::uint32_t step, Rows out, Span<std::uin
 void Table::lookup(Keys keys, Rows out) const {
     check_keys(keys);
     check_length("rows", out.count, keys.size());
+    lookup_checked(keys, out);
+}
+
+void Table::lookup_checked(Keys keys, Rows out) const {
     const std::vector<std::size_t> at = cuts(keys);
     each_shard(keys.size(), [&](unsigned i) {
         shards_[i]->lookup(keys.slice(at[i], at[i + 1]), out.slice(at[i], at[i + 1], config_.dim));
     });
 }
 
-void Table::check_slots(const PushBatch& batch) const {
+void Table::check_slots(Keys keys, Span<const std::uint32_t> slots) const {
+    const auto check = [&](const Shard& shard, std::size_t begin, std::size_t until) {
+        const std::uint32_t end = shard.end_slot();
+        const auto unknown = [end](std::uint32_t slot) { return slot + 1 > end; };  // kNoSlot + 1 is 0
+        bool bad = false;
+        for (std::size_t i = begin; i < until; ++i) bad |= unknown(slots[i]);
+        if (!bad) return;
+        const std::uint32_t* slot = std::find_if(slots.begin() + begin, slots.begin() + until, unknown);
+        throw std::invalid_argument(
+            "slots[" + std::to_string(slot - slots.begin()) + "] = " + std::to_string(*slot) +
+            " was never given by a pull: there are " + std::to_string(end) + " slots");
+    };
+    if (shards_.size() == 1) return check(*shards_[0], 0, slots.size());
+    const std::vector<std::size_t> at = cuts(keys);
+    for (std::size_t i = 0; i < shards_.size(); ++i) check(*shards_[i], at[i], at[i + 1]);
+}
+
+void Table::check_batch(const PushBatch& batch) const {
     check_keys(batch.keys);
     check_length("slots", batch.slots.size(), batch.keys.size());
     check_length("gradients", batch.gradients.count, batch.keys.size());
-    const std::vector<std::size_t> at = cuts(batch.keys);
-    for (std::size_t shard = 0; shard < shards_.size(); ++shard) {
-        const std::uint32_t end = shards_[shard]->end_slot();
-        const auto unknown = [end](std::uint32_t slot) { return slot + 1 > end; };  // kNoSlot + 1 is 0
-        const auto slots = batch.slots.slice(at[shard], at[shard + 1]);
-        bool bad = false;
-        for (const std::uint32_t slot : slots) bad |= unknown(slot);
-        if (!bad) continue;
-        const std::uint32_t* slot = std::find_if(slots.begin(), slots.end(), unknown);
-        throw std::invalid_argument(
-            "slots[" + std::to_string(slot - batch.slots.begin()) + "] = " + std::to_string(*slot) +
-            " was never given by a pull: there are " + std::to_string(end) + " slots");
-    }
+    check_slots(batch.keys, batch.slots);
 }
 
 PushCounts Table::push(const PushBatch& batch, std::uint32_t step) {
+    check_batch(batch);
+    return push_checked(batch, step);
+}
+
+PushCounts Table::push_step(const std::vector<PushBatch>& batches, std::uint32_t step) {
+    for (const PushBatch& batch : batches) check_batch(batch);
+    return push_step_checked(batches, step);
+}
+
+PushCounts Table::push_checked(const PushBatch& batch, std::uint32_t step) {
+    if (shards_.size() == 1) return shards_[0]->push(batch, step);
     return push_parts({batch}, [&](Shard& shard, const std::vector<PushBatch>& parts) {
         return shard.push(parts[0], step);
     });
 }
 
-PushCounts Table::push_step(const std::vector<PushBatch>& batches, std::uint32_t step) {
+PushCounts Table::push_step_checked(const std::vector<PushBatch>& batches, std::uint32_t step) {
+    if (shards_.size() == 1) return shards_[0]->push_step(batches, step);
     return push_parts(batches, [&](Shard& shard, const std::vector<PushBatch>& parts) {
         return shard.push_step(parts, step);
     });
@@ -139,7 +170,6 @@ PushCounts Table::push_parts(const std::vector<PushBatch>& batches, Push&& push)
     std::size_t total = 0;
     std::vector<std::vector<PushBatch>> parts(shards_.size());
     for (const PushBatch& batch : batches) {
-        check_slots(batch);
         total += batch.keys.size();
         const std::vector<std::size_t> at = cuts(batch.keys);
         for (std::size_t i = 0; i < shards_.size(); ++i) {
@@ -156,9 +186,9 @@ PushCounts Table::push_parts(const std::vector<PushBatch>& batches, Push&& push)
 }
 
 std::uint64_t Table::evict(std::uint32_t step) {
-    std::vector<std::uint64_t> evicted(shards_.size());
-    each_shard(0, [&](unsigned i) { evicted[i] = shards_[i]->evict(step); });
-    return std::accumulate(evicted.begin(), evicted.end(), std::uint64_t{0});
+    std::uint64_t evicted = 0;
+    for (const auto& shard : shards_) evicted += shard->evict(step);
+    return evicted;
 }
 
 void Table::set_lr(double lr) {

@@ -42,6 +42,16 @@ class Table {
     // non-finite, all of them count as such.
     PushCounts push_step(const std::vector<PushBatch>& batches, std::uint32_t step);
 
+    // What these calls check first, and the calls without it, for who checks several tables before one
+    // changes.
+    void check_keys(Keys keys) const;
+    void check_slots(Keys keys, Span<const std::uint32_t> slots) const;  // of checked keys, as many
+    std::uint32_t pull_checked(Keys keys, std::uint32_t step, Rows out, Span<std::uint32_t> slots,
+                               Span<const std::uint8_t> wanted);
+    void lookup_checked(Keys keys, Rows out) const;
+    PushCounts push_checked(const PushBatch& batch, std::uint32_t step);
+    PushCounts push_step_checked(const std::vector<PushBatch>& batches, std::uint32_t step);
+
     // After `step` is applied, and only between steps: evicts rows over their time to live and, of each
     // bucket over its capacity, those that the policy says; counts sightings. Returns how many rows went.
     // Until then pulls may exceed the capacity.
@@ -83,9 +93,8 @@ class Table {
     std::uint64_t memory_bytes() const;
 
   private:
-    void check_keys(Keys keys) const;
     void refuse_keys(Keys keys) const;  // says which is wrong
-    void check_slots(const PushBatch& batch) const;
+    void check_batch(const PushBatch& batch) const;
     Shard& shard_of(std::uint32_t bucket) const;
     template <class Push>
     PushCounts push_parts(const std::vector<PushBatch>& batches, Push&& push);

@@ -6,13 +6,13 @@ Shape letters: U rows of one request (all tables), U_g those of a dim group, D_g
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from persia_hpc._native import Table
+from persia_hpc._native import Table, TableSet
 from persia_hpc.arrays import Array
 from persia_hpc.config import Config
 from persia_hpc.config.learning_rate import LearningRate
@@ -22,6 +22,10 @@ from persia_hpc.topology.sharding import bucket_bounds
 from .clock import Clock
 
 
+def _nothing() -> Array:
+    return np.empty(0, np.uint32)
+
+
 @dataclass
 class PendingPull:
     """Holds a pull of one (step, trainer), until its gradients have been applied.
@@ -29,7 +33,8 @@ class PendingPull:
     Shapes:
     keys: uint64 [U], this server's part of the batch, in table order. counts: uint32 [T], rows of each table.
     wanted: uint8 [U], 1 for rows that must travel; None if all must.
-    slots: uint32 [U], where each row lies; None until the pull is answered.
+    slots: uint32 [U], where each row lies. epochs: uint32 [T], when each table was pulled from. Both are
+    empty until the pull is answered.
     """
 
     step: int
@@ -38,8 +43,8 @@ class PendingPull:
     counts: Array
     worker: int = 0  # worker_rank of who asked
     wanted: Array | None = None
-    slots: Array | None = None
-    epochs: dict[int, int] = field(default_factory=dict)  # of each table, when it was pulled from
+    slots: Array = field(default_factory=_nothing)
+    epochs: Array = field(default_factory=_nothing)
 
 
 @dataclass
@@ -100,11 +105,9 @@ class ParameterServer:
             first, end = bounds[server_rank], bounds[server_rank + 1]
             self.buckets.append(range(first, end))
             self.tables.append(Table(native_config(config, table, first, end)) if end > first else None)
-        self._rates = [
-            (table, float(spec.config.optimizer["lr"]), rate)
-            for table, spec in zip(self.tables, layout.tables, strict=True)
-            if (rate := LearningRate(spec.config.schedule, num_steps)).varies and table is not None
-        ]
+        self._set = TableSet(self.tables, layout.dim_group_of_table, layout.dim_groups)
+        self._rates = np.array([float(table.config.optimizer["lr"]) for table in layout.tables])
+        self._schedules = _schedules(layout, num_steps)
         sync = config.mode == "sync"
         self.clock = Clock(
             bound=config.pull_bound,
@@ -143,15 +146,7 @@ class ParameterServer:
 
     def row_shapes(self, counts: Array, wanted: Array | None = None) -> list[tuple[int, int]]:
         """Returns [U_g, D_g] of the rows to be sent, for each dim group. Arguments: see `PendingPull`."""
-        layout = self.layout
-        if wanted is not None:
-            ends = np.cumsum(counts, dtype=np.int64)
-            parts = zip(ends - counts, ends, strict=True)
-            counts = np.array([np.count_nonzero(wanted[begin:end]) for begin, end in parts])
-        return [
-            (sum(int(counts[t]) for t in layout.tables_of_dim_group(g)), dim)
-            for g, dim in enumerate(layout.dim_groups)
-        ]
+        return list(zip(self._set.row_counts(counts, wanted), self.layout.dim_groups, strict=True))
 
     def answer(self, pull: PendingPull, out: Sequence[Array]) -> int:
         """Fills `out` with the wanted rows of each dim group; returns the staleness in steps.
@@ -160,9 +155,7 @@ class ParameterServer:
         out: for each dim group [U_g, D_g] in a wire format; see `row_shapes`.
         """
         pull.slots = np.empty(len(pull.keys), np.uint32)
-        parts = self._parts(pull.keys, pull.counts, out, pull.slots, pull.wanted)
-        for index, keys, rows, slots, wanted in parts:
-            pull.epochs[index] = self._table(index).pull(keys, pull.step, rows, slots, wanted)
+        pull.epochs = self._set.pull(pull.keys, pull.counts, pull.step, out, pull.slots, pull.wanted)
         self._in_flight[pull.step, pull.trainer] = pull
         self.ledger.pulled_rows += len(pull.keys)
         self.ledger.reused_rows += len(pull.keys) - sum(len(rows) for rows in out)
@@ -174,8 +167,7 @@ class ParameterServer:
         Shapes:
         keys: uint64 [U]. counts: uint32 [T]. out: for each dim group [U_g, D_g] in a wire format.
         """
-        for index, part, rows, *_ in self._parts(keys, counts, out, None):
-            self._table(index).lookup(part, rows)
+        self._set.lookup(keys, counts, out)
         self.ledger.evaluation_rows += len(keys)
 
     # ---- pushes
@@ -188,7 +180,7 @@ class ParameterServer:
         """
         pull = self._in_flight.pop((step, trainer))
         if not self.clock.exact and not self.whole_steps:
-            self._apply_batch(pull, gradients)
+            self._apply(step, [_HeldPush(pull, gradients)])
             self._advance(step, [trainer])
             return
         self._held.setdefault(step, {})[trainer] = _HeldPush(pull, gradients)
@@ -210,39 +202,22 @@ class ParameterServer:
                 continue
             del self._held[step]
             ordered = [pushes[trainer] for trainer in sorted(pushes)]
-            if self.whole_steps and len(ordered) > 1:
-                self._apply_step(step, ordered)
-            else:
-                for push in ordered:
-                    self._apply_batch(push.pull, push.gradients)
+            for together in [ordered] if self.whole_steps else [[push] for push in ordered]:
+                self._apply(step, together)
             self._advance(step, sorted(pushes))
             moved = True
         return moved
 
-    def _set_rates(self, step: int) -> None:
+    def _apply(self, step: int, pushes: Collection[_HeldPush]) -> None:
+        """Makes one update per row with the gradients of all pushes."""
         # The gradient's step counts: in `hybrid` the batches of several steps come in any order.
-        for table, lr, rate in self._rates:
-            table.set_lr(lr * rate.factor(step))
-
-    def _apply_batch(self, pull: PendingPull, gradients: Sequence[Array]) -> None:
-        self._set_rates(pull.step)
-        for index, keys, grads, slots, _ in self._parts(pull.keys, pull.counts, gradients, pull.slots):
-            self._count(self._table(index).push(keys, slots, grads, pull.step, pull.epochs[index]))
-
-    def _apply_step(self, step: int, pushes: Sequence[_HeldPush]) -> None:
-        self._set_rates(step)
-        batches: dict[int, list[tuple[Array, Array, Array, int]]] = {}
-        for push in pushes:
-            pull = push.pull
-            for index, keys, grads, slots, _ in self._parts(
-                pull.keys, pull.counts, push.gradients, pull.slots
-            ):
-                batches.setdefault(index, []).append((keys, slots, grads, pull.epochs[index]))
-        for index, parts in batches.items():
-            self._count(self._table(index).push_step(parts, step))
-
-    def _count(self, outcome: tuple[int, int, int, int]) -> None:
-        applied, evicted, unadmitted, nonfinite = outcome
+        if self._schedules:
+            rates = self._rates.copy()
+            for rate, tables in self._schedules:
+                rates[tables] *= rate.factor(step)
+            self._set.set_lr(rates)
+        records = [(p.pull.keys, p.pull.counts, p.pull.slots, p.gradients, p.pull.epochs) for p in pushes]
+        applied, evicted, unadmitted, nonfinite = self._set.push(records, step)
         self.ledger.applied_rows += applied
         self.ledger.evicted_in_flight_rows += evicted
         self.ledger.unadmitted_rows += unadmitted
@@ -252,9 +227,7 @@ class ParameterServer:
         first = self.clock.first
         if self.clock.pushed(step, trainers):
             # Only here, between steps, may rows go: in `exact` this point is the same in every run.
-            for table in self.tables:
-                if table is not None:
-                    self.ledger.evicted_rows += table.evict(self.clock.applied)
+            self.ledger.evicted_rows += self._set.evict(self.clock.applied)
         self.times.last_apply[first] = time.time()
 
     def waits_for(self) -> str | None:
@@ -275,42 +248,6 @@ class ParameterServer:
             + f" (applied: {clock.applied}; pulls that wait: {waiting})"
         )
 
-    # ---- common
-
-    def _parts(
-        self,
-        keys: Array,
-        counts: Array,
-        groups: Sequence[Array],
-        slots: Array | None,
-        wanted: Array | None = None,
-    ) -> Iterator[tuple[int, Array, Array, Array, Array | None]]:
-        """Yields (table, keys, rows, slots, wanted) for each table that has keys in a request.
-
-        rows: the table's part of its dim group's array in `groups`, which has only the wanted rows.
-        """
-        begin = 0
-        group_begin = [0] * len(self.layout.dim_groups)
-        for index, count in enumerate(counts.tolist()):
-            if count == 0:
-                continue
-            group = self.layout.tables[index].dim_group
-            at, part = group_begin[group], slice(begin, begin + count)
-            group_begin[group] += count if wanted is None else int(np.count_nonzero(wanted[part]))
-            yield (
-                index,
-                keys[part],
-                groups[group][at : group_begin[group]],
-                slots[part] if slots is not None else keys[:0],
-                wanted[part] if wanted is not None else None,
-            )
-            begin += count
-
-    def _table(self, index: int) -> Table:
-        table = self.tables[index]
-        assert table is not None, "a server without buckets of a table was asked for its rows"
-        return table
-
     def statistics(self) -> dict[str, Any]:
         """Returns counters for summary.json at the end of a run: rows still in flight then were dropped."""
         tables = [t for t in self.tables if t is not None]
@@ -327,3 +264,16 @@ class ParameterServer:
             "histogram": dict(self.clock.histogram),
             "last_apply": dict(self.times.last_apply),
         }
+
+
+def _schedules(layout: Layout, num_steps: int) -> list[tuple[LearningRate, list[int]]]:
+    """Returns the learning rates that vary, each with the indices of the tables that have it."""
+    found: list[tuple[LearningRate, list[int]]] = []
+    for index, table in enumerate(layout.tables):
+        rate = LearningRate(table.config.schedule, num_steps)
+        same = [tables for other, tables in found if other == rate]
+        if same:
+            same[0].append(index)
+        elif rate.varies:
+            found.append((rate, [index]))
+    return found

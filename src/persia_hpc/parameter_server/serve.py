@@ -73,7 +73,7 @@ class ServerLoop:
         ]
         self.phases = Phases(SERVER, config.train.trace)
         self._context = context
-        self._loop = PollingLoop(context, self._poll, self._forward_signal)
+        self._loop = PollingLoop(context, self.poll, self._forward_signal)
         self._drained: list[_Drained] = []
         self._aside_bytes = config.checkpoint.aside_bytes
         self._writer: ShardWriter | None = None  # of a checkpoint
@@ -95,7 +95,8 @@ class ServerLoop:
             if not self.plane.progress():
                 self._context.waiter.idle()
 
-    def _poll(self) -> bool:
+    def poll(self) -> bool:
+        """Makes one pass over the rings without waiting; returns whether anything moved."""
         moved = self._receive()
         moved |= self._answer_ready()
         moved |= self.plane.progress()

@@ -1,0 +1,83 @@
+// The tables of one server, for calls that concern all of them at once: a whole record each.
+//
+// A record has keys [U] in the order of the tables, counts [T] of them, and rows in a block for each dim
+// group, in the order of its tables. Threads may share tables: each table is locked while it is worked on,
+// and no longer. All calls throw std::invalid_argument, before they change anything, for what Table refuses
+// and for counts that don't fit keys or blocks. T: tables, G: dim groups.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "persia/table.h"
+
+namespace persia {
+
+// A table with the lock that lets threads share it.
+struct SharedTable {
+    explicit SharedTable(const TableConfig& config) : table(config) {}
+
+    Table table;
+    std::mutex mutex;
+};
+
+struct RecordKeys {
+    Keys keys;                         // [U]
+    Span<const std::uint32_t> counts;  // [T]
+};
+
+struct PushRecord {
+    RecordKeys of;
+    Span<const std::uint32_t> slots;   // [U]
+    std::vector<ConstRows> gradients;  // [G]
+    Span<const std::uint32_t> epochs;  // [T]
+};
+
+class TableSet {
+  public:
+    // groups [T]: of each table its dim group. dims [G]. No table (null) where this server has no buckets.
+    TableSet(std::vector<std::shared_ptr<SharedTable>> tables, std::vector<std::uint32_t> groups,
+             std::vector<std::uint32_t> dims);
+
+    std::size_t num_tables() const { return tables_.size(); }
+    const std::vector<std::uint32_t>& dims() const { return dims_; }
+
+    // Rows of each dim group; with `wanted` [U] those that have a 1.
+    std::vector<std::uint64_t> row_counts(Span<const std::uint32_t> counts,
+                                          Span<const std::uint8_t> wanted) const;
+
+    // The calls of Table, for all tables that have keys in the record. epochs: [T], 0 for the others.
+    void pull(const RecordKeys& of, std::uint32_t step, const std::vector<Rows>& out,
+              Span<std::uint32_t> slots, Span<const std::uint8_t> wanted, Span<std::uint32_t> epochs);
+    void lookup(const RecordKeys& of, const std::vector<Rows>& out) const;
+    // One update per row with the sum of all records' gradients, see Table::push_step().
+    PushCounts push(const std::vector<PushRecord>& records, std::uint32_t step);
+    std::uint64_t evict(std::uint32_t step);
+    void set_lr(Span<const double> rates);  // [T]
+
+  private:
+    struct Part {  // of a record: one table's
+        std::uint32_t table;
+        std::size_t begin, end;            // of the keys
+        std::size_t rows_begin, rows_end;  // of the rows in the dim group's block
+    };
+
+    std::vector<Part> parts_of(Span<const std::uint32_t> counts, Span<const std::uint8_t> wanted) const;
+    template <class Block>
+    std::vector<Part> checked_parts(const RecordKeys& of, Span<const std::uint8_t> wanted,
+                                    const std::vector<Block>& blocks) const;
+    template <class Block>
+    Block rows_of(const Part& part, const std::vector<Block>& blocks) const;
+    PushBatch batch_of(const Part& part, const PushRecord& record) const;
+    template <class Work>
+    auto locked(std::uint32_t table, Work&& work) const;
+
+    std::vector<std::shared_ptr<SharedTable>> tables_;
+    std::vector<std::uint32_t> groups_;
+    std::vector<std::uint32_t> dims_;
+};
+
+}  // namespace persia
