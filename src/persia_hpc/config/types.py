@@ -99,6 +99,7 @@ class RanksConfig:
     embedding_workers: int = setting(1, at_least=1, at_most=MAX_RANKS)
     trainers: int = setting(1, at_least=1, at_most=MAX_RANKS)
     per_node: dict[str, int] | None = None
+    bind_cores: bool = True
 
     def counts(self, num_nodes: int = 1) -> dict[str, int]:
         """Returns the number of ranks of each role in a job of `num_nodes` nodes."""
@@ -312,7 +313,8 @@ def _as_toml_shape(value: Any) -> Any:
     if isinstance(value, ModelConfig):
         return {"class": value.class_name, **_as_toml_shape(value.arguments)}
     if isinstance(value, RanksConfig) and value.per_node is not None:
-        return {"per_node": dict(value.per_node)}  # the counts in the job follow from the number of nodes
+        # The counts in the job follow from the number of nodes.
+        return {"per_node": dict(value.per_node), "bind_cores": value.bind_cores}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {toml_key(f): _as_toml_shape(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):

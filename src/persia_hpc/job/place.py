@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from persia_hpc.topology.communicators import Communicators
 from persia_hpc.topology.ring_sizes import ring_sizes
 from persia_hpc.topology.roles import Role
 from persia_hpc.transport.plane import Channel, Plane
-from persia_hpc.transport.progress import Waiter, default_spin
+from persia_hpc.transport.progress import Waiter
 
 from .facts import Facts
 
@@ -33,6 +32,7 @@ class Place:
     communicators: Communicators
     ring_bytes: RingBytes
     fair_threads: int  # this rank's part of the cores that it may use
+    spin: float  # seconds, before a rank that waits sleeps
     run_dir: Path
     stop: StopSignals
     watchdog: Watchdog
@@ -83,23 +83,10 @@ class Place:
 
     def context(self, *planes: Plane) -> RankContext:
         """Returns what this rank's loop waits with for records in `planes`, and who watches it."""
-        plan, node = self.communicators.plan, self.communicators.me.node
-        here = sum(m.node == node for m in plan.members)
-        return RankContext(Waiter(*planes, spin=default_spin(here)), self.watchdog, self.stop)
+        return RankContext(Waiter(*planes, spin=self.spin), self.watchdog, self.stop)
 
     def _ranks(self, role: Role, rank_of: Callable[[Role, int], int]) -> list[int]:
         return [rank_of(role, i) for i in range(self.count(role))]
-
-
-def share_of_cores(communicators: Communicators) -> int:
-    """Returns how many threads this rank may use.
-
-    Cores that a launcher gave to this rank alone are all its own, shared ones are divided.
-
-    Collective over the world.
-    """
-    mine = (communicators.me.node, tuple(sorted(os.sched_getaffinity(0))))
-    return max(1, len(mine[1]) // communicators.world.allgather(mine).count(mine))
 
 
 def choose_ring_bytes(facts: Facts, communicators: Communicators) -> RingBytes:

@@ -32,9 +32,10 @@ from persia_hpc.topology.communicators import show_gpus, split_world
 from persia_hpc.topology.roles import Role
 
 from .agreement import agree, agree_on_data
+from .binding import Binding, bind_ranks
 from .duties import Duty, ServerDuty, TrainerDuty, WorkerDuty
 from .facts import Facts, concerns_checkpoints, make_facts, training_data
-from .place import Place, choose_ring_bytes, share_of_cores
+from .place import Place, choose_ring_bytes
 from .resume import first_sound_checkpoint
 from .sources import open_sources
 from .task import Task
@@ -109,18 +110,19 @@ class RankJob:
         Collective over the world.
         """
         plan, hosts = self.communicators.plan, self.communicators.hosts
-        fair_threads = share_of_cores(self.communicators)
+        binding = bind_ranks(self.communicators, self.config)
         if self.world.rank == 0:
-            LOG.info("plan:\n%s", plan.table(hosts))
+            text = f"{plan.table(hosts)}\n{binding.text}"
+            LOG.info("plan:\n%s", text)
             if not self.task.quiet:
-                print(plan.table(hosts), file=sys.stderr, flush=True)
+                print(text, file=sys.stderr, flush=True)
         reads = self.communicators.me.role is Role.EMBEDDING_WORKER
         sources = agree(self.world, lambda: open_sources(self.config, self.run_dir) if reads else {})
         schema, num_samples = agree_on_data(self.world, hosts, sources)
         data = self._training_data(sources)
         facts = agree(self.world, lambda: make_facts(self.config, schema, num_samples, data))
         ring_bytes = choose_ring_bytes(facts, self.communicators)
-        place = self.make_place(ring_bytes=ring_bytes, fair_threads=fair_threads)
+        place = self.make_place(ring_bytes=ring_bytes, binding=binding)
         duty = self.make_duty(facts, place, sources)
         self._prepare(duty, facts)
         self.watchdog.start()
@@ -128,6 +130,7 @@ class RankJob:
         summary = self._summarize(outcome)
         self.watchdog.stop()
         duty.finish(summary)
+        binding.undo()
         LOG.info("%s: done, waited %s", self.role, outcome.times.wait if outcome.times is not None else {})
         return summary
 
@@ -143,12 +146,13 @@ class RankJob:
         data: tuple[SampleRange, ...] = self.world.bcast(mine, root=reader)
         return data
 
-    def make_place(self, *, ring_bytes: RingBytes, fair_threads: int) -> Place:
+    def make_place(self, *, ring_bytes: RingBytes, binding: Binding) -> Place:
         """Returns this rank's place; the arguments are what ranks have found out together."""
         return Place(
             communicators=self.communicators,
             ring_bytes=ring_bytes,
-            fair_threads=fair_threads,
+            fair_threads=binding.fair_threads,
+            spin=binding.spin,
             run_dir=self.run_dir,
             stop=self.start.stop,
             watchdog=self.watchdog,
