@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from persia_hpc.config.learning_rate import LearningRate
 from persia_hpc.errors import UserError
 
+from .without_compiler import without_compiler
+
 WAYS = {"fused", "foreach", "capturable", "differentiable"}  # options that say how, not what, to compute
 
 
@@ -29,7 +31,7 @@ def make_optimizer(parameters: Any, settings: Mapping[str, Any]) -> torch.optim.
     if name not in names:
         raise UserError(f"train.optimizer.name = {name!r} is not in torch.optim; it has: {', '.join(names)}")
     parameters = list(parameters)
-    optimizer = getattr(torch.optim, name)
+    optimizer: Any = without_compiler(getattr(torch.optim, name))
     free = "fused" in signature(optimizer).parameters and not WAYS & arguments.keys()
     able = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
     try:
