@@ -29,6 +29,7 @@ no call is collective.)";
     bind_criteo_lines(m);
     bind_table_config(m);
     bind_table(m);
+    bind_shares(m);
     bind_dedup(m);
     bind_recent_rows(m);
     bind_gather(m);

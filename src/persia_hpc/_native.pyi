@@ -141,6 +141,22 @@ class Table:
     @property
     def memory_bytes(self) -> int: ...
 
+class Parts:
+    def part(self, server: int) -> npt.NDArray[Any]: ...
+
+class Shares:
+    @property
+    def counts(self) -> Parts: ...
+    def rows(self, array: npt.NDArray[Any]) -> Parts: ...
+    def group_rows(self, arrays: Sequence[npt.NDArray[Any]]) -> list[Parts]: ...
+    def fill(
+        self,
+        server: int,
+        rows: Sequence[npt.NDArray[Any]],
+        into: Sequence[npt.NDArray[Any]],
+        before: _U32 | None,
+    ) -> None: ...
+
 class Dedup:
     @property
     def keys(self) -> _U64: ...
@@ -158,6 +174,8 @@ class Dedup:
     def row_offsets(self) -> _U32: ...
     @property
     def positions(self) -> _U32: ...
+    @property
+    def shares(self) -> Shares: ...
 
 class Deduplicator:
     def __init__(
@@ -249,6 +267,15 @@ class RingProducer:
     @property
     def bytes(self) -> int: ...
 
+def post_each(
+    producers: Sequence[RingProducer | None],
+    kind: int,
+    step: int,
+    trainer: int,
+    tag: int,
+    arrays: Sequence[Parts],
+) -> list[tuple[int, Outgoing]]: ...
+
 class RingConsumer:
     def __init__(self, data: _Bytes, words: _U64, tail: _U64 | None, bell: _U64 | None) -> None: ...
     def poll(self) -> tuple[int, int, int, int, list[npt.NDArray[Any]], Any] | None: ...
@@ -268,6 +295,8 @@ class RingConsumer:
     def records(self) -> int: ...
     @property
     def bytes(self) -> int: ...
+
+def with_news(consumers: Sequence[RingConsumer]) -> list[int]: ...
 
 class Watch:
     def __init__(
