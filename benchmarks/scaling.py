@@ -99,10 +99,11 @@ class Engines:
         clock = [time.thread_time_ns()]
         batch = self.worker.prepare(sample, step=self.step, trainer=0, num_global=count)
         clock.append(time.thread_time_ns())
-        keys, counts, _ = self.worker.request(batch, 0)
+        request = self.worker.request(batch)
+        keys, counts = request.keys.part(0), request.counts.part(0)
         out = [np.empty(shape, np.float32) for shape in self.server.row_shapes(counts)]
         clock.append(time.thread_time_ns())
-        self.server.submit_pull(PendingPull(self.step, 0, np.concatenate(keys), counts))
+        self.server.submit_pull(PendingPull(self.step, 0, keys, counts))
         for pull in self.server.ready_pulls():
             self.server.answer(pull, out)
         clock.append(time.thread_time_ns())

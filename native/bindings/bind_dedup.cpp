@@ -1,5 +1,7 @@
 #include <pybind11/stl.h>
 
+#include <memory>
+
 #include "arrays.h"
 #include "bindings.h"
 #include "persia/dedup.h"
@@ -12,6 +14,7 @@ using namespace persia_bindings;
 struct Dedup {
     py::array keys, table_offsets, server_offsets, group_offsets, indices, feature_offsets, row_offsets,
         positions;
+    std::shared_ptr<persia::Shares> shares;
 };
 
 Dedup run(persia::Deduplicator& self, const std::vector<py::object>& values) {
@@ -41,6 +44,7 @@ Dedup run(persia::Deduplicator& self, const std::vector<py::object>& values) {
     dedup.feature_offsets = to_numpy(std::move(result.feature_offsets));
     dedup.row_offsets = to_numpy(std::move(result.row_offsets));
     dedup.positions = to_numpy(std::move(result.positions));
+    dedup.shares = std::make_shared<persia::Shares>(std::move(result.shares));
     return dedup;
 }
 
@@ -100,7 +104,8 @@ void bind_dedup(py::module_& m) {
         .def_readonly("row_offsets", &Dedup::row_offsets,
                       "uint32 [U+1] row u is used at positions[ro[u]:ro[u+1]].")
         .def_readonly("positions", &Dedup::positions,
-                      "uint32 [N] ids that use each row, ascending within a row.");
+                      "uint32 [N] ids that use each row, ascending within a row.")
+        .def_readonly("shares", &Dedup::shares, "Which rows are whose.");
     py::class_<persia::Deduplicator>(m, "Deduplicator", kDeduplicator)
         .def(py::init([](std::vector<std::uint32_t> tables, std::vector<std::uint32_t> groups,
                          std::vector<std::uint32_t> num_buckets,

@@ -5,13 +5,11 @@
 
 #include "arrays.h"
 #include "bindings.h"
-#include "ring_arrays.h"
+#include "fan_out.h"
 
 namespace {
 
 using namespace persia_bindings;
-
-constexpr std::uint64_t kLargeBytes = 65536;  // from here on copying lets other threads of the process run
 
 // Memory of a ring, and words of 8 bytes in it or beside it; None where these are out of reach.
 py::array bytes_of(const py::object& object, const char* name) {
@@ -278,6 +276,12 @@ arrays: C-contiguous, one or two dimensions; an entry that is a list is sent as 
 arrays along axis 0. kind, step, trainer and tag: 16, 64, 32 and 64 bits without sign.
 Raises: ValueError for arrays or fields that a record can't carry.)";
 
+constexpr const char* kPostEach = R"(Sends each ring a record with its server's part of each array.
+
+producers: None for those that must not be written to now. Returns (position, record) of these, and of those
+that could not be written whole.
+Raises: ValueError as `Outgoing` does, and for arrays for another number of servers.)";
+
 }  // namespace
 
 void bind_ring(py::module_& m) {
@@ -348,6 +352,12 @@ void bind_ring(py::module_& m) {
             "Bytes from the start of time that were released.")
         .def_property_readonly(
             "bytes", [](const Consumer& self) { return self.ring.bytes(); }, "Bytes received, with headers.");
+    m.def("post_each", &post_each<Producer>, py::arg("producers"), py::arg("kind"), py::arg("step"),
+          py::arg("trainer"), py::arg("tag"), py::arg("arrays"), kPostEach);
+    m.def("with_news", &with_news<Consumer>, py::arg("consumers"),
+          "Returns the positions of the rings that have an entry, as `poll` would find; else does what a "
+          "poll in "
+          "vain does.");
     py::class_<Watch>(
         m, "Watch",
         "Waits until there are news for one loop: entries, or room for a record that found none, or `wake`.")

@@ -16,6 +16,7 @@ void bind_pool(py::module_& m);
 void bind_pool_batch(py::module_& m);
 void bind_recent_rows(py::module_& m);
 void bind_ring(py::module_& m);
+void bind_shares(py::module_& m);
 void bind_table(py::module_& m);
 void bind_table_config(py::module_& m);
 void bind_table_set(py::module_& m);

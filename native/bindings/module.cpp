@@ -30,6 +30,7 @@ no call is collective.)";
     bind_table_config(m);
     bind_table(m);
     bind_table_set(m);
+    bind_shares(m);
     bind_dedup(m);
     bind_recent_rows(m);
     bind_gather(m);

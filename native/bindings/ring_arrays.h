@@ -15,6 +15,7 @@ using persia::BodyLayout;
 using persia::Message;
 
 constexpr std::size_t kMaxArrays = 0xFFFF;
+constexpr std::uint64_t kLargeBytes = 65536;  // from here on copying lets other threads of the process run
 
 // The order is part of the format: a directory has positions in this list.
 constexpr std::array<const char*, 12> kNames = {"bool",   "int8",  "uint8",  "int16",   "uint16",  "int32",

@@ -236,6 +236,7 @@ DedupResult Deduplicator::run(const std::vector<Span<const Id>>& values) {
             fill_features(t, result.wide_indices.data(), result);
         }
     }
+    result.shares = Shares(result.server_offsets, num_servers_, plan_.groups);
     return result;
 }
 

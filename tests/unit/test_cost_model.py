@@ -84,10 +84,11 @@ def test_bytes_are_those_of_the_engines(
     work = batch_work(config, layout, SCHEMA, samples, counts)
 
     batch = worker.prepare(sample, step=1, trainer=0, num_global=samples)
-    keys, numbers, _ = worker.request(batch, 0)
+    request = worker.request(batch)
+    keys, numbers = request.keys.part(0), request.counts.part(0)
     shapes = server.row_shapes(numbers)
     out = [np.zeros(WIRES[rows].shape(*shape), WIRES[rows].dtype) for shape in shapes]
-    server.submit_pull(PendingPull(1, 0, np.concatenate(keys), numbers))
+    server.submit_pull(PendingPull(1, 0, keys, numbers))
     for pull in server.ready_pulls():
         server.answer(pull, out)
     worker.add_rows(batch, 0, out)
@@ -95,7 +96,7 @@ def test_bytes_are_those_of_the_engines(
     packed = sum(
         a.nbytes for item in pack_row_batch(row_batch) for a in (item if isinstance(item, list) else [item])
     )
-    assert work.key_bytes == sum(k.nbytes for k in keys)
+    assert work.key_bytes == keys.nbytes
     assert work.row_bytes == sum(o.nbytes for o in out)
     assert work.gradient_bytes == sum(
         WIRES[gradients].dtype.itemsize * np.prod(WIRES[gradients].shape(*shape)) for shape in shapes

@@ -62,11 +62,11 @@ def test_a_batch_without_repeated_ids_fits(batch_size: int, dim: int, wire: str,
     )
     engine = EmbeddingWorker(layout)
     batch = engine.prepare(sample, step=1, trainer=0, num_global=batch_size)
-    keys, counts, _ = engine.request(batch, 0)
+    request = engine.request(batch)
     rows = [np.zeros(WIRES[wire].shape(4 * n, dim), WIRES[wire].dtype)]
     engine.add_rows(batch, 0, rows)
     records = {
-        "pull": unwritten(keys, counts),
+        "pull": unwritten(request.keys.part(0), request.counts.part(0)),
         "rows": unwritten(*rows),
         "push": unwritten(*rows),
         "gradients": unwritten(*rows),

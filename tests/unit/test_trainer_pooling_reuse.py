@@ -84,9 +84,10 @@ class Pipeline:
         batch = worker.prepare(sample, step=self.step, trainer=0, num_global=count)
         worker.reuse(batch)
         for p, server in enumerate(self.servers):
-            keys, counts, wanted = worker.request(batch, p)
-            joined = None if wanted is None else np.concatenate(wanted)
-            server.submit_pull(PendingPull(self.step, 0, np.concatenate(keys), counts, 0, joined))
+            keys, counts, wanted = (
+                None if parts is None else parts.part(p) for parts in worker.request(batch)
+            )
+            server.submit_pull(PendingPull(self.step, 0, keys, counts, 0, wanted))
             (pull,) = server.ready_pulls()
             out = [
                 np.empty(self.wire.shape(*shape), self.wire.dtype)
@@ -128,8 +129,8 @@ class Pipeline:
             for begin, end, dim in zip(groups, groups[1:], self.layout.dim_groups, strict=False)
         ]
         for p, server in enumerate(self.servers):
-            parts = worker.split_gradients(batch, p, gradients)
-            server.submit_push(batch.step, 0, [np.concatenate(pieces) for pieces in parts])
+            parts = worker.split_gradients(batch, gradients)
+            server.submit_push(batch.step, 0, [each.part(p) for each in parts])
             server.apply_ready()
 
 

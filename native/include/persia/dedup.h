@@ -10,6 +10,7 @@
 
 #include "persia/aligned_array.h"
 #include "persia/key.h"
+#include "persia/shares.h"
 #include "persia/span.h"
 
 namespace persia {
@@ -34,6 +35,7 @@ struct DedupResult {
     AlignedArray<std::uint32_t> row_offsets;      // [U+1] the transpose: row u is used at positions
     AlignedArray<std::uint32_t> positions;  // [N]   positions[row_offsets[u] .. row_offsets[u+1]), ascending
     bool narrow = true;
+    Shares shares;  // of the servers
 };
 
 class Deduplicator {

@@ -56,7 +56,12 @@ inline std::uint64_t aligned(std::uint64_t bytes) { return (bytes + kLine - 1) &
 // The directory and where each array begins in the body.
 class BodyLayout {
   public:
-    explicit BodyLayout(std::size_t num_arrays) : body_bytes(aligned(num_arrays * sizeof(ArrayEntry))) {
+    explicit BodyLayout(std::size_t num_arrays) { clear(num_arrays); }
+    // Begins again, in the same memory.
+    void clear(std::size_t num_arrays) {
+        body_bytes = aligned(num_arrays * sizeof(ArrayEntry));
+        directory.clear();
+        offsets.clear();
         directory.reserve(num_arrays);
         offsets.reserve(num_arrays);
     }
@@ -67,7 +72,7 @@ class BodyLayout {
     }
     std::vector<ArrayEntry> directory;
     std::vector<std::uint64_t> offsets;
-    std::uint64_t body_bytes;
+    std::uint64_t body_bytes = 0;
 };
 
 // Where the array of a directory entry ends if it begins at `begin`; RingError if it leaves the body.

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple, cast
 
 import numpy as np
 
-from persia_hpc._native import Dedup, Deduplicator, RecentRows, hash_ids
+from persia_hpc._native import Dedup, Deduplicator, Parts, RecentRows, hash_ids
 from persia_hpc.arrays import Array
 from persia_hpc.config import Config, HashConfig
 from persia_hpc.errors import UserError
@@ -42,16 +43,16 @@ class HeldRows:
 
 
 class RowRequest(NamedTuple):
-    """Holds what one server is asked for: arrays in pieces, to be joined.
+    """Holds what the servers are asked for, each its part.
 
     Shapes:
     keys: uint64 [U]. counts: uint32 [T], rows of each table.
     wanted: uint8 [U], 1 for rows that must travel; None if all must.
     """
 
-    keys: list[Array]
-    counts: Array
-    wanted: list[Array] | None = None
+    keys: Parts
+    counts: Parts
+    wanted: Parts | None = None
 
 
 @dataclass
@@ -199,18 +200,11 @@ class EmbeddingWorker:
         hashing = self.layout.tables[feature.table].config.hash
         return column if hashing is None else hash_column(column, hashing)
 
-    def request(self, batch: KeyBatch, server: int) -> RowRequest:
-        """Returns what a server is asked for, as slices of the batch's arrays."""
-        offsets = batch.dedup.server_offsets
-        begins, ends = offsets[:, server], offsets[:, server + 1]
-        cuts = list(zip(begins.tolist(), ends.tolist(), strict=True))
-        if self.num_servers == 1:
-            cuts = [(0, len(batch.dedup.keys))]
-        return RowRequest(
-            keys=[batch.dedup.keys[b:e] for b, e in cuts],
-            counts=(ends - begins).astype(np.uint32),
-            wanted=None if batch.held is None else [batch.held.wanted[b:e] for b, e in cuts],
-        )
+    def request(self, batch: KeyBatch) -> RowRequest:
+        """Returns what the servers are asked for."""
+        shares, held = batch.dedup.shares, batch.held
+        wanted = None if held is None else shares.rows(held.wanted)
+        return RowRequest(shares.rows(batch.dedup.keys), shares.counts, wanted)
 
     def add_rows(self, batch: KeyBatch, server: int, rows: Sequence[Array]) -> bool:
         """Copies a server's answer into the batch; returns whether all servers have answered.
@@ -218,47 +212,17 @@ class EmbeddingWorker:
         Shapes:
         rows: for each dim group the server's part of the travelling rows, [U_g, D_g] in a wire format.
         """
-        groups = self._travelling(batch, batch.dedup.group_offsets)
+        before = None if batch.held is None else batch.held.before
         if not batch.rows:
+            offsets = batch.dedup.group_offsets
+            groups = (offsets if before is None else before[offsets]).tolist()
             batch.rows = [
-                np.empty((int(groups[g + 1]) - int(groups[g]), rows[g].shape[1]), rows[g].dtype)
-                for g in range(len(self.layout.dim_groups))
+                np.empty((end - begin, part.shape[1]), part.dtype)
+                for part, (begin, end) in zip(rows, pairwise(groups), strict=True)
             ]
-        for g, pieces in enumerate(self.pieces(batch, server, travelling=True)):
-            at = 0
-            for begin, end in pieces:
-                batch.rows[g][begin:end] = rows[g][at : at + end - begin]
-                at += end - begin
+        batch.dedup.shares.fill(server, rows, batch.rows, before)
         batch.missing.discard(server)
         return not batch.missing
-
-    @staticmethod
-    def _travelling(batch: KeyBatch, offsets: Array) -> Array:
-        """Returns offsets of rows as offsets of the rows that travel."""
-        return offsets if batch.held is None else batch.held.before[offsets]
-
-    def pieces(
-        self, batch: KeyBatch, server: int, *, travelling: bool = False
-    ) -> list[list[tuple[int, int]]]:
-        """Returns for each dim group which of its rows are the server's, as [begin, end) in table order.
-
-        travelling: count only the rows that travel.
-        """
-        offsets, groups = batch.dedup.server_offsets, batch.dedup.group_offsets
-        if travelling:
-            offsets, groups = self._travelling(batch, offsets), self._travelling(batch, groups)
-        if self.num_servers == 1:
-            return [[(0, int(groups[g + 1]) - int(groups[g]))] for g in range(len(groups) - 1)]
-        result: list[list[tuple[int, int]]] = []
-        for g in range(len(self.layout.dim_groups)):
-            start = int(groups[g])
-            result.append(
-                [
-                    (int(offsets[t, server]) - start, int(offsets[t, server + 1]) - start)
-                    for t in self.layout.tables_of_dim_group(g)
-                ]
-            )
-        return result
 
     def assemble(self, batch: KeyBatch, rows: list[Array] | None = None) -> RowBatch:
         """Returns the trainer's batch, once all servers have answered.
@@ -306,13 +270,10 @@ class EmbeddingWorker:
         """Returns counters for summary.json."""
         return {"max_staleness": self.max_staleness}
 
-    def split_gradients(self, batch: KeyBatch, server: int, gradients: Sequence[Array]) -> list[list[Array]]:
-        """Returns the server's part of the row gradients: slices of each dim group, not copied.
+    def split_gradients(self, batch: KeyBatch, gradients: Sequence[Array]) -> list[Parts]:
+        """Returns the servers' parts of the row gradients, not copied.
 
         Shapes:
         gradients: for each dim group [U_g, D_g] in a wire format.
         """
-        return [
-            [gradients[g][begin:end] for begin, end in pieces]
-            for g, pieces in enumerate(self.pieces(batch, server))
-        ]
+        return batch.dedup.shares.group_rows(gradients)

@@ -37,6 +37,7 @@ from persia_hpc.protocol.messages import (
     Push,
     Rows,
     send,
+    send_each,
     try_send,
 )
 from persia_hpc.runtime.loop import PollingLoop, RankContext
@@ -44,7 +45,7 @@ from persia_hpc.runtime.phases import WORKER, Phases
 from persia_hpc.runtime.watchdog import Wait
 from persia_hpc.samples.split_readers import SplitReaders
 from persia_hpc.transport.records import Record
-from persia_hpc.transport.ring import RingSender
+from persia_hpc.transport.ring import RingReceivers, RingSender, RingSenders
 
 from .engine import EmbeddingWorker, KeyBatch
 from .rings import WorkerPlanes
@@ -69,6 +70,9 @@ class WorkerLoop:
         self.config = config
         self.planes = (planes.row_plane, planes.feed_plane)
         self.servers = planes.connect_servers()
+        self.pulls = RingSenders([server.pulls for server in self.servers])
+        self.pushes = RingSenders([server.pushes for server in self.servers])
+        self.answers = RingReceivers([server.rows for server in self.servers])
         self.trainers = planes.connect_trainers(engine.worker_rank)
         self.stretches = Stretches(
             splits,
@@ -170,14 +174,15 @@ class WorkerLoop:
         message = Gradients.unpack(record)
         step, trainer = message.step, message.trainer
         batch = self.in_flight.pop((step, trainer))
-        for p, server in enumerate(self.servers):
-            send(server.pushes, Push(step, trainer, self.engine.split_gradients(batch, p, message.gradients)))
+        send_each(self.pushes, Push(step, trainer, self.engine.split_gradients(batch, message.gradients)))
         self.held.append(record)
         self._release_held()
         self.phases.add("push", begin, step)
 
     def _release_held(self) -> None:
-        if self.held and not any(server.pushes.pending for server in self.servers):
+        if not self.held:
+            return
+        if self.planes[0].pending == 0 or not any(server.pushes.pending for server in self.servers):
             while self.held:
                 self.held.popleft().release()
 
@@ -281,26 +286,23 @@ class WorkerLoop:
         self.engine.reuse(batch)
         self.in_flight[batch.step, batch.trainer] = batch
         self.issued = batch.step
-        for p, server in enumerate(self.servers):
-            send(server.pulls, Pull(batch.step, batch.trainer, *self.engine.request(batch, p)))
+        send_each(self.pulls, Pull(batch.step, batch.trainer, *self.engine.request(batch)))
 
     def _look_up(self, batch: KeyBatch, step: int) -> None:
         number, trainer = batch.step, batch.trainer
         self.looked_up[number, trainer] = batch
-        for p, server in enumerate(self.servers):
-            keys, counts, _ = self.engine.request(batch, p)
-            send(server.pulls, Lookup(step, trainer, number, keys, counts))
+        keys, counts, _ = self.engine.request(batch)
+        send_each(self.pulls, Lookup(step, trainer, number, keys, counts))
 
     # ---- from servers
 
     def _poll_servers(self) -> bool:
         moved = False
-        for p, server in enumerate(self.servers):
-            while (record := server.rows.poll()) is not None:
-                moved = True
-                if not self.ended:  # else a trainer left early: the servers count rows as dropped
-                    self._take_answer(p, record)
-                record.release()
+        for p, record in self.answers.poll():
+            moved = True
+            if not self.ended:  # else a trainer left early: the servers count rows as dropped
+                self._take_answer(p, record)
+            record.release()
         return moved
 
     def _take_answer(self, p: int, record: Record) -> None:

@@ -153,8 +153,8 @@ class LocalStream:
         return self.worker.assemble(batch)
 
     def _request(self, batch: KeyBatch) -> tuple[Array, Array]:
-        keys, counts, _ = self.worker.request(batch, 0)
-        return np.concatenate(keys), counts
+        request = self.worker.request(batch)
+        return request.keys.part(0), request.counts.part(0)
 
     def _rows(self, counts: Array) -> list[Array]:
         shapes = self.server.row_shapes(counts)

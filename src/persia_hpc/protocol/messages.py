@@ -11,17 +11,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import ClassVar, NamedTuple, Protocol, TypeAlias
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, cast
 
+from persia_hpc._native import Parts
 from persia_hpc.arrays import Array
 from persia_hpc.errors import PersiaError
 from persia_hpc.protocol.row_batch import RowBatch, pack_row_batch, unpack_row_batch
 from persia_hpc.transport import records
 from persia_hpc.transport.records import Record, Spec
-from persia_hpc.transport.ring import RingSender
+from persia_hpc.transport.ring import RingSender, RingSenders
 
-# An array; a sender may also give its pieces, which are joined in the record.
-Pieces: TypeAlias = Array | list[Array]
+# An array; a sender may also give its pieces, which are joined in the record, and `send_each` a part to each.
+Whole: TypeAlias = Array | list[Array]
+Pieces: TypeAlias = Whole | Parts
 
 
 class Kind(IntEnum):
@@ -72,13 +74,20 @@ class Message(Protocol):
 def send(sender: RingSender, message: Message) -> None:
     """Sends a message, or queues it if there is no room. Its arrays must not change while it is queued."""
     kind, step, trainer, tag, arrays = message.pack()
-    sender.post(kind, step=step, trainer=trainer, tag=tag, arrays=arrays)
+    sender.post(kind, step=step, trainer=trainer, tag=tag, arrays=cast("Sequence[Whole]", arrays))
+
+
+def send_each(senders: RingSenders, message: Message) -> None:
+    """Sends each receiver its part of a message whose arrays are all `Parts`, or queues it as `send` does."""
+    kind, step, trainer, tag, arrays = message.pack()
+    senders.post(kind, step=step, trainer=trainer, tag=tag, arrays=cast("Sequence[Parts]", arrays))
 
 
 def try_send(sender: RingSender, message: Message) -> bool:
     """Sends a message if there is room for it now; returns whether it was sent."""
     kind, step, trainer, tag, arrays = message.pack()
-    return sender.try_post(kind, step=step, trainer=trainer, tag=tag, arrays=arrays)
+    whole = cast("Sequence[Whole]", arrays)
+    return sender.try_post(kind, step=step, trainer=trainer, tag=tag, arrays=whole)
 
 
 def try_reserve(sender: RingSender, message: Message, specs: Sequence[Spec]) -> list[Array] | None:
@@ -122,7 +131,7 @@ class Pull:
     step: int
     trainer: int
     keys: Pieces
-    counts: Array
+    counts: Any  # an array, or `Parts`
     wanted: Pieces | None = None
 
     def pack(self) -> Packed:
@@ -201,7 +210,7 @@ class Lookup:
     trainer: int
     number: int
     keys: Pieces
-    counts: Array
+    counts: Any  # an array, or `Parts`
 
     def pack(self) -> Packed:
         """Returns the fields and arrays of the record."""

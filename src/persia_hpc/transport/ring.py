@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from persia_hpc._native import Outgoing, RingConsumer, RingProducer
+from persia_hpc._native import Outgoing, Parts, RingConsumer, RingProducer, post_each, with_news
 from persia_hpc.arrays import Array
 from persia_hpc.errors import PersiaError, UserError
 from persia_hpc.transport.records import ALIGNMENT, CLOSE, Record, RingCounters, Spec
@@ -74,11 +74,7 @@ class RingSender:
         Raises UserError for arrays or fields that a record can't carry, and after `close()`.
         """
         self._check_open()
-        record = self._outgoing(kind, step, trainer, tag, arrays)
-        if self._queue or not self._write(record):
-            self._full_waits += 1
-            self._queue.append(record)
-            self._dirty.add(self)
+        self._post(self._outgoing(kind, step, trainer, tag, arrays))
 
     def try_post(
         self,
@@ -163,6 +159,12 @@ class RingSender:
         if self.ring.reserved:
             raise UserError(f"ring {self.name}: a reservation is open; commit() or cancel() it first")
 
+    def _post(self, record: Outgoing) -> None:
+        if self._queue or not self._write(record):
+            self._full_waits += 1
+            self._queue.append(record)
+            self._dirty.add(self)
+
     def _outgoing(
         self, kind: int, step: int, trainer: int, tag: int, arrays: Sequence[Array | list[Array]]
     ) -> Outgoing:
@@ -196,6 +198,31 @@ class RingSender:
         self._link.publish(*self.ring.take_held())
         self._announced = self.ring.records
         return True
+
+
+class RingSenders:
+    """Sends one record to each of several rings, in one call: the embedding worker's rings to all servers."""
+
+    def __init__(self, senders: Sequence[RingSender]) -> None:
+        self.senders = senders
+
+    def post(self, kind: int, *, step: int, trainer: int, tag: int, arrays: Sequence[Parts]) -> None:
+        """Does what `RingSender.post` does, for each ring with its part of each array.
+
+        Raises UserError as `RingSender.post` does.
+        """
+        rings = [
+            sender.ring if sender._link is None and not sender._queue and not sender._closed else None
+            for sender in self.senders
+        ]
+        try:
+            left = post_each(rings, kind, step, trainer, tag, arrays)
+        except ValueError as error:
+            raise UserError(f"ring {self.senders[0].name} and others: {error}") from error
+        for i, record in left:
+            sender = self.senders[i]
+            sender._check_open()
+            sender._post(record)
 
 
 class RingReceiver:
@@ -248,6 +275,11 @@ class RingReceiver:
         """Lets go of the window's memory, which is about to be freed; polling is an error from now on."""
         self.ring.close()
 
+    @property
+    def remote(self) -> bool:
+        """Returns whether the producer is on another node: then polls in vain have work to do."""
+        return self._link is not None
+
     def _release_remote(self, token: Any) -> None:
         self.ring.release(token)
         if self.ring.released - self._published >= self.ring.data.nbytes // REMOTE_TAIL_FRACTION:
@@ -267,3 +299,21 @@ class RingReceiver:
         self._idle_polls = 0
         self._published = self.ring.released
         self._link.publish(self._published)
+
+
+class RingReceivers:
+    """Polls several rings, of which few have something."""
+
+    def __init__(self, receivers: Sequence[RingReceiver]) -> None:
+        self._receivers = receivers
+        self._remote = [i for i, receiver in enumerate(receivers) if receiver.remote]
+        self._rings = [receiver.ring for receiver in receivers]
+
+    def poll(self) -> Iterator[tuple[int, Record]]:
+        """Yields all records that are there, each with the position of its ring.
+
+        Raises PersiaError as `RingReceiver.poll` does.
+        """
+        for i in sorted({*with_news(self._rings), *self._remote}):
+            while (record := self._receivers[i].poll()) is not None:
+                yield i, record
