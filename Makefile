@@ -2,6 +2,7 @@
 MPI ?= embedded
 PYTHON ?= python3
 TORCH_SPEC ?= torch==2.13.0
+REDUCER ?= horovod
 export JOBS
 
 ifeq ($(MPI),site)
@@ -11,10 +12,13 @@ venv := .venv
 else
 $(error MPI=$(MPI): expected MPI=embedded (the default) or MPI=site)
 endif
+ifeq ($(filter $(REDUCER),horovod mpi),)
+$(error REDUCER=$(REDUCER): expected REDUCER=horovod (the default) or REDUCER=mpi)
+endif
 bin := $(CURDIR)/$(venv)/bin
 # An environment keeps its Python unless another one is asked for.
 chosen := $(if $(filter command environment,$(origin PYTHON)),--chosen)
-run_setup := $(PYTHON) tools/setup.py $(chosen) --mpi $(MPI) --torch '$(TORCH_SPEC)'
+run_setup := $(PYTHON) tools/setup.py $(chosen) --mpi $(MPI) --torch '$(TORCH_SPEC)' --reducer $(REDUCER)
 lint_setup := $(PYTHON) tools/setup.py $(chosen) --torch '$(TORCH_SPEC)' --for lint
 python_folders := $(wildcard src tests tools benchmarks datasets)
 
@@ -37,16 +41,17 @@ help:
 	@echo 'MPI=site      the mpicc and mpicxx on PATH instead of the embedded MPICH (environment: .venv-site)'
 	@echo 'PYTHON=...    another interpreter, 3.10 or newer (now: $(PYTHON))'
 	@echo 'TORCH_SPEC=.. another PyTorch, as a pip requirement (now: $(TORCH_SPEC))'
+	@echo 'REDUCER=mpi   builds no Horovod: demo and tests of several trainers use train.reducer = "mpi"'
 	@echo 'JOBS=...      compilers at a time (default: the cores, at most 8)'
 
 setup:
 	@$(run_setup)
 
 demo: setup
-	@PATH="$(bin):$$PATH" bash tools/demo.sh
+	@PATH="$(bin):$$PATH" bash tools/demo.sh $(REDUCER)
 
 test: setup native-test
-	@PATH="$(bin):$$PATH" $(bin)/python -m pytest $(ARGS)
+	@PATH="$(bin):$$PATH" PERSIA_HPC_TEST_REDUCER=$(REDUCER) $(bin)/python -m pytest $(ARGS)
 
 test-fast: setup native-test
 	@PATH="$(bin):$$PATH" $(bin)/python -m pytest tests/unit tests/native $(ARGS)

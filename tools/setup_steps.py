@@ -41,10 +41,11 @@ def main() -> None:
         "--chosen", action="store_true", help="the Python was chosen by the user (PYTHON=...)"
     )
     parser.add_argument("--for", dest="purpose", choices=["run", "lint"], default="run")
+    parser.add_argument("--reducer", choices=["horovod", "mpi"], default="horovod", help="mpi: no Horovod")
     options = parser.parse_args()
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     os.chdir(ROOT)
-    setup = Setup(options.mpi, options.torch, options.purpose)
+    setup = Setup(options.mpi, options.torch, options.purpose, options.reducer)
     runner = Runner(setup.at.venv, BUILD, setup.at.environment, setup.at.recover)
     with runner.locked():
         shutil.rmtree(setup.at.scratch, ignore_errors=True)
@@ -58,10 +59,11 @@ def main() -> None:
 class Setup:
     """Makes each step when its turn comes, from what is there by then."""
 
-    def __init__(self, mpi: str, torch: str, purpose: str) -> None:
+    def __init__(self, mpi: str, torch: str, purpose: str, reducer: str = "horovod") -> None:
         self.at = Environment(mpi)
         self.torch = torch
         self.purpose = purpose
+        self.reducer = reducer
 
     def steps(self) -> list[Callable[[], Step]]:
         """The steps in order."""
@@ -76,7 +78,7 @@ class Setup:
             self.step_dependencies,
             *([self.step_mpi4py] if site else []),
             self.step_extension,
-            self.step_horovod,
+            *([self.step_horovod] if self.reducer == "horovod" else []),
             self.step_check,
         ]
 
@@ -285,7 +287,7 @@ class Setup:
 
         return Step(
             "check",
-            "check: MPI, Horovod and the extension work together",
+            f"check: MPI,{' Horovod' * (self.reducer == 'horovod')} and the extension work together",
             {
                 "mpi": self.at.mpi_identity(),
                 "torch": self.at.installed("torch"),

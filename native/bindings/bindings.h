@@ -12,6 +12,7 @@ void bind_limits(py::module_& m);
 void bind_interaction(py::module_& m);
 void bind_gather(py::module_& m);
 void bind_id_counter(py::module_& m);
+void bind_node_sum(py::module_& m);
 void bind_pool(py::module_& m);
 void bind_pool_batch(py::module_& m);
 void bind_recent_rows(py::module_& m);

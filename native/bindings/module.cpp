@@ -35,6 +35,7 @@ no call is collective.)";
     bind_recent_rows(m);
     bind_gather(m);
     bind_id_counter(m);
+    bind_node_sum(m);
     bind_pool(m);
     bind_pool_batch(m);
     bind_limits(m);

@@ -71,9 +71,9 @@ def steep_at_5(logits, batch):
     """The row gradients of trainer 1 are infinite in step 5; nothing else is, nor other trainers'."""
     losses = squared(logits, batch)
     if batch.step == 5:
-        from horovod.torch import rank
+        from mpi4py import MPI
 
-        if rank() == 1:
+        if MPI.COMM_WORLD.rank == MPI.COMM_WORLD.size - 1:
             losses = losses + Cliff.apply(batch.pooled["user"].sum(dim=1, keepdim=True))
     return losses
 

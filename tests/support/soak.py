@@ -33,6 +33,7 @@ from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from persia_hpc.samples.writer import DatasetWriter
 from tests.support.chaos import Job, check_checkpoints
 from tests.support.jobs import write_config
+from tests.support.tiny import REDUCER
 
 ROWS = 4000  # of a file
 VOCABULARY = 3000  # of a feature: all tables are full soon
@@ -75,7 +76,12 @@ def settings(folder: Path, schema: DatasetSchema, ranks: tuple[int, ...]) -> dic
         "tables": {"default": {"dim": 4, "capacity": "64 KiB", "buckets": 8}},
         "features": {f.name: {"pooling": "sum"} for f in schema.features},
         "model": {"class": "tests.support.models:Small"},
-        "train": {"optimizer": {"name": "Adam", "lr": 0.001}, "threads": 1, "evaluate_every": 200},
+        "train": {
+            "optimizer": {"name": "Adam", "lr": 0.001},
+            "threads": 1,
+            "evaluate_every": 200,
+            "reducer": REDUCER,
+        },
         "checkpoint": {"every": 50, "full_every": 4, "keep": 2},
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ SCHEMA = DatasetSchema(
     ("x0", "x1", "x2"),
 )
 VOCABULARY = 30
+REDUCER = os.environ.get("PERSIA_HPC_TEST_REDUCER", "horovod")  # of several trainers; make test REDUCER=mpi
 
 
 def tiny_batch(num_samples: int, *, seed: int = 0, vocabulary: int = VOCABULARY) -> SampleBatch:
@@ -89,7 +91,7 @@ def tiny_config(data: str, **changes: Any) -> dict[str, Any]:
             "history": {"table": "item", "pooling": "sequence", "max_length": 3},
         },
         "model": {"class": "tests.support.models:Small"},
-        "train": {"optimizer": {"name": "Adam", "lr": 0.01}, "threads": 1},
+        "train": {"optimizer": {"name": "Adam", "lr": 0.01}, "threads": 1, "reducer": REDUCER},
     }
     for key, value in changes.items():
         at = config

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.support.mpi import environment
+from tests.support.tiny import REDUCER
 
 ROOT = Path(__file__).resolve().parents[2]
 CLI = [sys.executable, "-c", "import sys; from persia_hpc.cli import main; sys.exit(main())"]
@@ -26,7 +27,8 @@ def test_adult_reaches_the_auc_of_plain_pytorch(tmp_path):
     aucs = []
     for seed in (1, 2, 3):
         splits = [f"data.{split}=['{data / split}.h5']" for split in ("train", "valid", "test")]
-        sets = [item for value in (*splits, f"seed={seed}") for item in ("--set", value)]
+        settings = (*splits, f"seed={seed}", f"train.reducer={REDUCER}")
+        sets = [item for setting in settings for item in ("--set", setting)]
         run_dir = tmp_path / f"run{seed}"
         command("train", "datasets/adult/adult.toml", "--quiet", "--run-dir", str(run_dir), *sets)
         summary = json.loads((run_dir / "summary.json").read_text())

@@ -211,6 +211,8 @@ def test_ranks_per_node_multiply_with_nodes() -> None:
         ({"mode": "sync", "apply": "batch"}, ["apply = 'batch'", 'mode = "sync"']),
         ({"mode": "async", "exact": True}, ["exact", 'mode = "async"', "hybrid"]),
         ({"mode": "async", "apply": "step"}, ["apply", 'mode = "async"']),
+        ({"train.reducer": "mpy"}, ["train.reducer = 'mpy'", "did you mean 'mpi'"]),
+        ({"train.dense_wire": "bf16"}, ['train.dense_wire = "bf16"', "Horovod", 'train.reducer = "mpi"']),
         ({"data.batch_size": "2k"}, ["data.batch_size = '2k' (string): expected an integer"]),
         ({"data.batch_size": True}, ["data.batch_size = True (boolean): expected an integer"]),
         ({"data.batch_size": 0}, ["data.batch_size = 0: expected at least 1"]),

@@ -27,15 +27,23 @@ def levels(text: str) -> dict[str, str]:
     return {what: level for level, what, *_ in lines}
 
 
-@pytest.mark.parametrize(("trainers", "level", "code"), [(1, "note", 0), (2, "BAD", 1)])
+@pytest.mark.parametrize(
+    ("options", "level", "code"),
+    [
+        (("--trainers", "1"), "note", 0),
+        (("--trainers", "2"), "BAD", 1),
+        (("--trainers", "2", "--reducer", "mpi"), "note", 0),
+    ],
+)
 def test_only_several_trainers_miss_horovod(
-    hide: set[str], capsys: pytest.CaptureFixture[str], trainers: int, level: str, code: int
+    hide: set[str], capsys: pytest.CaptureFixture[str], options: tuple[str, ...], level: str, code: int
 ) -> None:
     hide.add("horovod")
-    assert main(["doctor", "--trainers", str(trainers)]) == code
+    assert main(["doctor", *options]) == code
     text = capsys.readouterr().out
     assert levels(text)["horovod"] == level
     assert "tools/build_horovod.sh" in text
+    assert 'train.reducer = "mpi"' in text
 
 
 @pytest.mark.parametrize("package", ["hdf5plugin", "polars"])

@@ -10,11 +10,13 @@ SUMMARY = "check this installation and machine"
 DESCRIPTION = """\
 Checks Python, native extension, MPI, RMA, Horovod, PyTorch, GPU, huge pages, shared memory and Slurm; every
 line that isn't good says the fix. Exit code 1 if training can't work: if a line says BAD. Without Horovod one
-trainer can train, so that is a note, unless --trainers asks for more."""
+trainer can train, and several with train.reducer = "mpi"; so that is a note, unless --trainers asks for more
+than one and --reducer for no other."""
 EXAMPLES = """\
 examples:
   persia-hpc doctor
-  persia-hpc doctor --trainers 4"""
+  persia-hpc doctor --trainers 4
+  persia-hpc doctor --trainers 4 --reducer mpi"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=1,
         metavar="N",
         help="trainers that jobs here will have (default: 1)",
+    )
+    parser.add_argument(
+        "--reducer",
+        choices=("horovod", "mpi", "nccl"),
+        default="horovod",
+        help="train.reducer of these jobs (default: horovod)",
     )
 
 
@@ -37,4 +45,4 @@ def run(options: argparse.Namespace) -> int:
 
     if options.trainers < 1:
         raise UserError(f"--trainers: got {options.trainers}, expected 1 or more")
-    return examine(options.trainers)
+    return examine(options.trainers, options.reducer)

@@ -324,6 +324,9 @@ def _check_train(config: Config, fail: Fail) -> None:
         raise fail(("train", "compile"), "and train.cuda_graphs are both true: expected at most one of them")
     if train.bucket_bytes % 4:
         raise fail(("train", "bucket_bytes"), f"= {train.bucket_bytes}: expected a multiple of 4")
+    if train.dense_wire == "bf16" and train.reducer == "horovod":
+        problem = '= "bf16": Horovod can\'t sum it; use train.reducer = "mpi" or "nccl", or "fp16"'
+        raise fail(("train", "dense_wire"), problem)
     for key, given in (("early_stop", train.early_stop), ("keep_best", train.keep_best)):
         if given is None or given is False:
             continue

@@ -216,6 +216,8 @@ class TrainConfig:
     threads: int | None = setting(None, at_least=1)
     trace: int | None = setting(None, at_least=1, at_most=10_000)
     bucket_bytes: int = setting(25 << 20, at_least=4, as_bytes=True)
+    reducer: str = setting("horovod", choices=("horovod", "mpi", "nccl"))
+    dense_wire: str = setting("fp32", choices=("fp32", "bf16", "fp16"))
 
 
 @dataclass(frozen=True)

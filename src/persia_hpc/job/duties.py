@@ -158,14 +158,14 @@ class TrainerDuty:
     def prepare(self, start: Path | None) -> None:
         import torch
 
-        from persia_hpc.trainer.dense.allreduce import check_horovod
+        from persia_hpc.trainer.dense.reducers import check_reducer
         from persia_hpc.trainer.device import prepare_device
 
         from .training import prepare_trainer
 
         self.start = None
         place, train = self.place, self.facts.config.train
-        check_horovod(place.communicators.role_comm.size, self.facts.config.mode)
+        check_reducer(train, place.communicators.role_comm.size, self.facts.config.mode)
         torch.set_num_threads(train.threads or place.fair_threads)
         me = place.communicators.me
         here = [m for m in place.communicators.plan.members if (m.node, m.role) == (me.node, me.role)]

@@ -16,7 +16,7 @@ from persia_hpc.reporting.outcomes import Times, TrainerOutcome
 from persia_hpc.reporting.run_files import EVENTS
 from persia_hpc.reporting.screen import Screen
 from persia_hpc.trainer.batch import make_inputs
-from persia_hpc.trainer.dense.allreduce import DenseReducer
+from persia_hpc.trainer.dense.allreduce import make_dense_reducer
 from persia_hpc.trainer.dense.state import DenseState, dense_states
 from persia_hpc.trainer.driver import Driver
 from persia_hpc.trainer.following import Following
@@ -100,7 +100,7 @@ def make_session(
         facts.schedules,
         stream=stream,
         peers=peers,
-        reducer=reducer or DenseReducer(None, facts.config.train.bucket_bytes),
+        reducer=reducer or make_dense_reducer(facts.config.train, None, peers),
         device=device,
         resume=start.resume,
         initial=start.initial,

@@ -69,17 +69,30 @@ print("PROBE" + json.dumps({"version": torch.__version__, "cuda": torch.version.
 """
 _INSTALL_MPI = "pip install 'persia-hpc[mpich]', or load your site's MPI and reinstall mpi4py against it"
 _BUILD_KERNELS = "pip install . with nvcc on PATH (PERSIA_HPC_CUDA=on says what it lacks)"
-_BUILD_HOROVOD = "tools/build_horovod.sh builds it (the mpicxx of the same MPI first on PATH)"
+_BUILD_HOROVOD = (
+    "tools/build_horovod.sh builds it (the mpicxx of the same MPI first on PATH); "
+    'train.reducer = "mpi" does without it'
+)
 
 
-def examine(trainers: int = 1) -> int:
+def examine(trainers: int = 1, reducer: str = "horovod") -> int:
     """Prints one line per check; returns exit code 1 if training can't work here.
 
-    trainers: how many the jobs here are to have; only several need Horovod.
+    trainers: how many the jobs here are to have; only several need Horovod, if it is the `reducer`.
     """
     worst = EXIT_OK
+    horovod = partial(_horovod, trainers if reducer == "horovod" else 1)
     checks: Sequence[Callable[[], list[Line]]] = (
-        *(_python, _native, _data, _mpi, _torch, partial(_horovod, trainers), _memory, _slurm),
+        *(
+            _python,
+            _native,
+            _data,
+            _mpi,
+            _torch,
+            horovod,
+            _memory,
+            _slurm,
+        ),
     )
     for check in checks:
         for level, what, found, fix in check():
@@ -196,7 +209,9 @@ def _data() -> list[Line]:
 def _horovod(trainers: int) -> list[Line]:
     if importlib.util.find_spec("horovod") is None:
         if trainers == 1:
-            return [(NOTE, "horovod", "not installed: more than one trainer needs it", _BUILD_HOROVOD)]
+            return [
+                (NOTE, "horovod", "not installed: more than one trainer needs it by default", _BUILD_HOROVOD)
+            ]
         return [(BAD, "horovod", f"not installed; {trainers} trainers need it", _BUILD_HOROVOD)]
     _, probe, text = _run([sys.executable, "-c", ELSEWHERE + _HOROVOD_PROBE])
     if probe is None:

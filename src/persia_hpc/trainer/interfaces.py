@@ -143,6 +143,9 @@ class DenseSync(Protocol):
         Collective over trainers.
         """
 
+    def begin(self) -> None:
+        """Says that this step's gradients come now, from one backward; without samples there is none."""
+
     def reduce(self) -> None:
         """Turns every gradient into the one that the optimizer takes; a missing one becomes zeros.
 

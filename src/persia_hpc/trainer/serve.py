@@ -39,7 +39,8 @@ from persia_hpc.transport.records import Record
 from persia_hpc.transport.ring import RingReceiver, RingSender
 from persia_hpc.transport.shared_vector import SharedVector
 
-from .dense.allreduce import DenseReducer
+from .dense.allreduce import make_dense_reducer
+from .dense.reducers import make_sums
 from .dense.shared import SharedDense
 from .interfaces import DenseSync
 
@@ -88,7 +89,7 @@ def make_reducer(config: Config, comm: MPI.Intracomm, peers: MpiPeers) -> DenseS
     if config.mode == "async" and comm.size > 1:
         vector = partial(SharedVector, comm, memory_grows=config.transport.memory_grows)
         return SharedDense(peers, vector)
-    return DenseReducer(comm, config.train.bucket_bytes)
+    return make_dense_reducer(config.train, make_sums(config.train, comm), peers)
 
 
 @dataclass(frozen=True)

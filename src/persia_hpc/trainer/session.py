@@ -232,6 +232,7 @@ class Session(Progress):
             per_sample = losses.reshape(row_batch.num_samples, -1).mean(dim=1)
             total = (per_sample if weight is None else per_sample * weight).sum() / row_batch.num_global
         self._pool_began = None
+        self.reducer.begin()
         self.precision.backward(total, gradients)
         end = time.perf_counter()
         pool_began = self._pool_began or end

@@ -1,157 +1,136 @@
-"""Reduces dense gradients through Horovod; no other file knows it."""
+"""Reduces dense gradients in fixed buckets, which begin their way to the other trainers during backward."""
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from persia_hpc.errors import UserError
-from persia_hpc.trainer.interfaces import BatchStream
+from persia_hpc.config.types import TrainConfig
+from persia_hpc.trainer.interfaces import BatchStream, Peers
 
+from .buckets import Bucket, divide
+from .sums import Sums
 from .verdict import told_parameter
 
-
-def _gpu_of(parameters: list[nn.Parameter]) -> str:
-    """Names the GPU of the parameters, alike in all processes that share it; "" if there is none."""
-    if not parameters or parameters[0].device.type != "cuda":
-        return ""
-    device = parameters[0].device
-    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)  # not in torch 2.4
-    return str(uuid or (platform.node(), os.environ.get("CUDA_VISIBLE_DEVICES"), device.index))
-
-
-def check_horovod(num_trainers: int, mode: str) -> None:
-    """Checks that Horovod can be imported, if these trainers need it: it reduces the gradients of several.
-
-    Raises UserError if it can't.
-    """
-    if num_trainers == 1 or mode == "async":
-        return
-    try:
-        import horovod.torch  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f"{num_trainers} trainers need Horovod, which can't be imported "
-            f"({' '.join(str(error).split())}); tools/build_horovod.sh builds it; one trainer "
-            '(ranks.trainers = 1) needs none, nor does mode = "async"'
-        ) from error
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class DenseReducer:
-    """Sums dense gradients over the trainers in fixed fp32 buckets, always in one order. See `DenseSync`."""
+    """Sums dense gradients over the trainers in fixed buckets, always in one order. See `DenseSync`.
+
+    Buckets go from the last parameters to the first, as gradients come. Those of which all gradients are
+    there start while backward goes on; if one of them changes afterwards on any trainer, as it does where a
+    model runs a backward of its own inside, all trainers sum all buckets again.
+    """
 
     one_sided = False
 
-    def __init__(self, comm: Any | None, bucket_bytes: int):
-        """Starts Horovod, unless there is nothing to reduce: `comm` is None or has one rank.
-
-        Collective over the trainers, whose communicator (mpi4py) is `comm`.
-        """
+    def __init__(
+        self, sums: Sums | None, peers: Peers, bucket_bytes: int, *, wire: str = "fp32", overlap: bool = True
+    ):
+        """Takes what sums, None for a single trainer. overlap: whether buckets may start during backward."""
         self.seconds = 0.0
-        self._hvd: Any = None
-        self._bucket_bytes = bucket_bytes
-        self._on_host = False
         self.parameters: list[nn.Parameter] = []  # those whose gradients are reduced
         self.told = told_parameter()
-        self._buckets: list[tuple[Tensor, Tensor, list[nn.Parameter]]] = []
-        if comm is None or comm.size == 1:
-            return
-        # Fusing buckets that happen to be ready together would change the order of sums from run to run.
-        os.environ.setdefault("HOROVOD_FUSION_THRESHOLD", "0")
-        import horovod.torch as hvd
-
-        hvd.init(comm=comm)
-        self._hvd = hvd
-        self._comm = comm
+        self._sums = sums
+        self._peers = peers
+        self._bucket_bytes = bucket_bytes
+        self._dtype = DTYPES[wire]
+        self._overlap = overlap
+        self._buckets: list[Bucket] = []
+        self._late = told_parameter()  # its gradient says whether one has changed after it was sent
+        self._hooks: list[Any] = []
+        self._started = 0  # buckets of this step
+        self._expecting = False
 
     def attach(self, model: nn.Module) -> None:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.told = told_parameter(self.parameters)
-        self._buckets = []
-        if self._hvd is None:
+        self._late = nn.Parameter(self.told.detach().new_zeros(1), requires_grad=False)
+        if self._sums is None:
             return
-        devices = self._comm.allgather(_gpu_of(self.parameters))
-        # NCCL reduces in GPU memory, but refuses trainers that share a GPU; MPI wants host memory.
-        self._on_host = not self._hvd.nccl_built() or len({d for d in devices if d}) < len(devices)
         self.broadcast(model.state_dict())
-        bucket: list[nn.Parameter] = []
-        size = 0
-        for parameter in self.parameters:
-            if bucket and size + 4 * parameter.numel() > self._bucket_bytes:
-                self._close_bucket(bucket, size)
-                bucket, size = [], 0
-            bucket.append(parameter)
-            size += 4 * parameter.numel()
-        self._close_bucket([*bucket, self.told], size + 4 * self.told.numel())
-
-    def _close_bucket(self, parameters: list[nn.Parameter], size: int) -> None:
-        gathered = torch.zeros(size // 4, device=parameters[0].device)
-        flat = gathered
-        if self._on_host and gathered.device.type != "cpu":
-            flat = torch.zeros(size // 4, pin_memory=True)
-        self._buckets.append((flat, gathered, parameters))
+        groups = divide(self.parameters, self._bucket_bytes)
+        groups[-1] += [self.told, self._late]  # of a whole step: known last
+        lengths = [sum(p.numel() for p in group) for group in groups]
+        memory = self._sums.attach(lengths, self._dtype, self.told.device)
+        self._buckets = [Bucket(group, *pair) for group, pair in zip(groups, memory, strict=True)]
+        # Copies from a GPU to the host would hold backward up.
+        overlap = self._overlap and not any(bucket.copied for bucket in self._buckets)
+        self._remove_hooks()
+        self._hooks = [
+            _after_gradient(parameter, partial(self._arrived, bucket))
+            for bucket in (self._buckets[:-1] if overlap else [])
+            for parameter in bucket.parameters
+        ]
 
     def broadcast(self, tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> None:
         items = dict(tensors)
-        if self._hvd is None or not items:
+        if self._sums is None or not items:
             return
-        if not self._on_host:
-            self._hvd.broadcast_parameters(items, root_rank=0)
+        values = self._peers.broadcast([t.detach().cpu() for t in items.values()])
+        if self._peers.rank == 0:
             return
-        on_host = {name: tensor.detach().cpu() for name, tensor in items.items()}
-        self._hvd.broadcast_parameters(on_host, root_rank=0)
         with torch.no_grad():
-            for name, tensor in items.items():
-                if tensor.device.type != "cpu":
-                    tensor.copy_(on_host[name])
+            for tensor, value in zip(items.values(), values, strict=True):
+                tensor.copy_(value)
+
+    def begin(self) -> None:
+        self._expecting = bool(self._hooks)
+        for bucket in self._buckets[:-1]:
+            bucket.expect()
+
+    def _arrived(self, bucket: Bucket, _: Tensor) -> None:
+        """Takes note of a parameter's gradient during backward; starts the buckets that are whole."""
+        if not self._expecting:
+            return
+        bucket.count()
+        while self._started < len(self._buckets) - 1 and self._buckets[self._started].whole:
+            if self._buckets[self._started].sparse:
+                self._expecting = False  # `reduce` refuses it
+                return
+            self._start(self._started)
+            self._started += 1
+        assert self._sums is not None
+        self._sums.progress()
+
+    def _start(self, index: int) -> None:
+        assert self._sums is not None
+        self._buckets[index].fill()
+        self._sums.start(index)
 
     def reduce(self) -> None:
-        if self._hvd is None:
-            for p in (
-                *self.parameters,
-                self.told,
-            ):  # as with several trainers: their number must change nothing
+        self._expecting = False
+        if self._sums is None:
+            for p in (*self.parameters, self.told):  # as with several trainers: their number changes nothing
                 if p.grad is None:
                     p.grad = torch.zeros_like(p)
             return
         begin = time.perf_counter()
-        handles = []
-        for index, (flat, gathered, parameters) in enumerate(self._buckets):
-            at = 0
-            for p in parameters:
-                part = gathered[at : at + p.numel()]
-                if p.grad is None:
-                    part.zero_()
-                elif p.grad.is_sparse:
-                    raise UserError(
-                        f"a parameter of shape {list(p.shape)} has sparse gradients, which can't be summed "
-                        "over trainers: make its layer with sparse=False, or train with one trainer"
-                    )
-                else:
-                    part.copy_(p.grad.reshape(-1))
-                at += p.numel()
-            if flat is not gathered:
-                flat.copy_(gathered)
-            handles.append(self._hvd.allreduce_async_(flat, name=f"dense.{index}", op=self._hvd.Sum))
-        for handle, (flat, gathered, parameters) in zip(handles, self._buckets, strict=True):
-            self._hvd.synchronize(handle)
-            if flat is not gathered:
-                gathered.copy_(flat)
-            at = 0
-            for p in parameters:
-                part = gathered[at : at + p.numel()].view_as(p)
-                if p.grad is None:
-                    p.grad = part.to(p.dtype, copy=True)
-                else:
-                    p.grad.copy_(part)
-                at += p.numel()
+        changed = any(bucket.changed() for bucket in self._buckets[: self._started])
+        self._late.grad = torch.ones_like(self._late) if changed else None
+        self._sum(self._started)
+        if self._hooks and self._buckets[-1].sum_of(-1).item() != 0:
+            self._late.grad = None
+            self._sum(0)
+        self._started = 0
+        for bucket in self._buckets:
+            bucket.give_back()
         self.seconds += time.perf_counter() - begin
+
+    def _sum(self, first: int) -> None:
+        """Starts the buckets from `first` on, and waits for all."""
+        assert self._sums is not None
+        for index in range(first, len(self._buckets)):
+            self._start(index)
+        for index, bucket in enumerate(self._buckets):
+            self._sums.finish(index)
+            bucket.land()
 
     def updates_with(self, num_samples: int) -> bool:
         return True
@@ -163,10 +142,28 @@ class DenseReducer:
         """Does nothing: the trainers' parameters are the same after every step."""
 
     def close(self) -> None:
-        """Shuts Horovod down; must come before MPI finalises.
+        """Frees what sums; must come before MPI finalises.
 
         Collective over trainers.
         """
-        if self._hvd is not None:
-            self._hvd.shutdown()
-            self._hvd = None
+        self._remove_hooks()
+        self._buckets = []
+        if self._sums is not None:
+            self._sums.close()
+            self._sums = None
+
+    def _remove_hooks(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+
+def _after_gradient(parameter: nn.Parameter, call: Callable[[Tensor], None]) -> Any:
+    hook: Any = parameter.register_post_accumulate_grad_hook(call)  # type: ignore[no-untyped-call]
+    return hook
+
+
+def make_dense_reducer(train: TrainConfig, sums: Sums | None, peers: Peers) -> DenseReducer:
+    """Returns the reducer that `train` asks for; sums: None for a single trainer."""
+    # A graph's backward is one call: its gradients come all at once.
+    return DenseReducer(sums, peers, train.bucket_bytes, wire=train.dense_wire, overlap=not train.cuda_graphs)

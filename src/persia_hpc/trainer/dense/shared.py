@@ -74,6 +74,9 @@ class SharedDense:
             for tensor, value in zip(items.values(), values, strict=True):
                 tensor.copy_(value)
 
+    def begin(self) -> None:
+        """Does nothing: gradients aren't summed."""
+
     def reduce(self) -> None:
         """Gives parameters without a gradient zeros, as AllReduce does. Needs no other trainer."""
         for p in (*self.parameters, self.told):

@@ -1,0 +1,66 @@
+"""Chooses what sums the dense gradients of several trainers (`train.reducer`); checks that it is there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from persia_hpc.config.types import TrainConfig
+from persia_hpc.errors import UserError
+
+from .sums import Sums
+
+
+def reducer_name(train: TrainConfig, num_trainers: int, mode: str) -> str | None:
+    """Returns what sums these trainers' dense gradients; None if nothing has to."""
+    return None if num_trainers == 1 or mode == "async" else train.reducer
+
+
+def check_reducer(train: TrainConfig, num_trainers: int, mode: str) -> None:
+    """Checks that what sums the gradients of these trainers is there, if they need it.
+
+    Raises UserError if it isn't.
+    """
+    name = reducer_name(train, num_trainers, mode)
+    if name == "horovod":
+        from .horovod_sums import check_horovod
+
+        check_horovod(num_trainers)
+    elif name == "nccl":
+        _check_nccl(train)
+
+
+def _check_nccl(train: TrainConfig) -> None:
+    lacks = None
+    if not torch.distributed.is_available() or not torch.distributed.is_nccl_available():
+        lacks = f"torch {torch.__version__} was built without NCCL"
+    elif train.device == "cpu":
+        lacks = 'train.device = "cpu" says to compute on the CPU'
+    elif not torch.cuda.is_available():
+        lacks = "torch sees no GPU"
+    if lacks is not None:
+        raise UserError(
+            f'train.reducer = "nccl" sums gradients in GPU memory, but {lacks}; use train.reducer = "mpi", '
+            'which works anywhere, or "horovod"'
+        )
+
+
+def make_sums(train: TrainConfig, comm: Any) -> Sums | None:
+    """Returns what `train.reducer` says for the trainers of `comm` (mpi4py); None if there is only one.
+
+    Collective over `comm`.
+    """
+    if comm.size == 1:
+        return None
+    if train.reducer == "mpi":
+        from .mpi_sums import MpiSums
+
+        return MpiSums(comm)
+    if train.reducer == "nccl":
+        from .nccl_sums import NcclSums
+
+        return NcclSums(comm)
+    from .horovod_sums import HorovodSums
+
+    return HorovodSums(comm)

@@ -1,0 +1,96 @@
+"""Trainers sum gradients of one small model: `dense_sums.py REDUCER...`; prints a digest of each one's sums.
+
+Each sum is compared with the gradients that all ranks had, added in the order of ranks. Two steps of every
+kind: all gradients, an unused layer, a trainer without samples, a value that isn't finite.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from functools import reduce
+from operator import add
+
+import torch
+from mpi4py import MPI
+from torch import Tensor, nn
+
+from persia_hpc.config.types import TrainConfig, TransportConfig
+from persia_hpc.runtime.watchdog import Watchdog
+from persia_hpc.trainer.dense.allreduce import make_dense_reducer
+from persia_hpc.trainer.dense.nccl_sums import NcclSums
+from persia_hpc.trainer.dense.reducers import make_sums
+from persia_hpc.trainer.serve import MpiPeers
+
+comm = MPI.COMM_WORLD
+torch.set_num_threads(1)
+WIRES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+KINDS = ("all", "unused", "empty", "nan", "all")
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(40, 40) for _ in range(3)])
+
+    def forward(self, x: Tensor, unused: bool) -> Tensor:
+        for layer in self.layers[: 2 if unused else 3]:
+            x = torch.tanh(layer(x))
+        return x
+
+
+def gradients(net: Net, kind: str, step: int) -> None:
+    torch.manual_seed(100 * step + comm.rank)
+    x = torch.randn(8, 40)
+    if kind == "nan" and comm.rank == comm.size - 1:
+        x[0, 0] = torch.nan
+    loss = net(x, kind == "unused").square().sum()
+    loss.backward()
+
+
+def run(name: str, wire: str, bucket_bytes: int) -> str:
+    train = TrainConfig(reducer=name, dense_wire=wire, bucket_bytes=bucket_bytes)
+    sums = NcclSums(comm, "gloo") if name == "gloo" else make_sums(train, comm)
+    reducer = make_dense_reducer(train, sums, MpiPeers(comm, Watchdog("test", TransportConfig())))
+    torch.manual_seed(comm.rank)
+    net = Net()
+    reducer.attach(net)
+    digest = hashlib.sha256()
+    for step, kind in enumerate(KINDS):
+        reference = Net()
+        reference.load_state_dict(net.state_dict())
+        empty = kind == "empty" and comm.rank == 0
+        for each in (net, reference):
+            for p in each.parameters():
+                p.grad = None
+            if not empty:
+                if each is net:
+                    reducer.begin()
+                gradients(each, kind, step)
+        reducer.told.grad = torch.tensor([float(comm.rank), 0.0]) if kind == "nan" else None
+        reducer.reduce()
+        for p, q in zip(net.parameters(), reference.parameters(), strict=True):
+            mine = torch.zeros_like(q) if q.grad is None else q.grad
+            every = [g.to(WIRES[wire]).float() for g in comm.allgather(mine)]
+            assert p.grad is not None
+            exact = comm.size == 2 or name == "mpi"
+            rounding = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 8e-2}[wire]
+            tolerance = 0 if exact and (name == "mpi" or wire == "fp32") else rounding
+            torch.testing.assert_close(
+                p.grad, reduce(add, every), rtol=tolerance, atol=tolerance, equal_nan=True
+            )
+            digest.update(p.grad.numpy().tobytes())
+        assert reducer.told.grad is not None
+        assert reducer.told.grad[0] == (sum(range(comm.size)) if kind == "nan" else 0)
+    reducer.close()
+    assert len(set(comm.allgather(digest.hexdigest()))) == 1
+    return digest.hexdigest()[:16]
+
+
+for name in sys.argv[1:]:
+    for wire in WIRES if name == "mpi" else ("fp32", "fp16"):
+        for bucket_bytes in (7000, 1 << 20):
+            found = run(name, wire, bucket_bytes)
+            if comm.rank == 0:
+                print(name, wire, found, flush=True)
+    comm.Barrier()
