@@ -7,8 +7,8 @@
 namespace persia {
 namespace {
 
-// Waking threads takes some 10 microseconds: what about 500 rows take.
-constexpr std::size_t kMinKeysForThreads = 2048;
+// Beyond, what was asked for might leave the first cache again.
+constexpr std::size_t kMostKeysAhead = 64;
 
 void check_length(const char* name, std::size_t got, std::size_t expected) {
     if (got == expected) return;
@@ -23,10 +23,9 @@ std::size_t count_wanted(Span<const std::uint8_t> wanted) {
 }  // namespace
 
 Table::Table(const TableConfig& config) : config_(checked(config)), bucket_of_(config.num_buckets) {
-    for (std::uint32_t i = 0; i < num_shards(config); ++i) {
+    for (std::uint32_t i = 0; i < persia::num_shards(config); ++i) {
         shards_.push_back(std::make_unique<Shard>(shard_config(config, i)));
     }
-    if (shards_.size() > 1) team_ = std::make_unique<ThreadTeam>(static_cast<unsigned>(shards_.size()));
 }
 
 void Table::check_keys(Keys keys) const {
@@ -53,21 +52,21 @@ void Table::refuse_keys(Keys keys) const {
     }
 }
 
-std::vector<std::size_t> Table::cuts(Keys keys) const {
-    std::vector<std::size_t> begins{0};
-    for (std::size_t i = 1; i < shards_.size(); ++i) {
-        const Shard& shard = *shards_[i];
-        const Key* at = std::partition_point(keys.begin() + begins.back(), keys.end(),
-                                             [&](Key key) { return bucket_of_(key) < shard.first_bucket(); });
-        begins.push_back(static_cast<std::size_t>(at - keys.begin()));
-    }
-    begins.push_back(keys.size());
-    return begins;
+Table::Range Table::range_of(unsigned shard, Keys keys) const {
+    const auto cut = [&](unsigned i) {
+        const std::uint32_t bucket = shards_[i]->first_bucket();
+        return static_cast<std::size_t>(
+            std::partition_point(keys.begin(), keys.end(),
+                                 [&](Key key) { return bucket_of_(key) < bucket; }) -
+            keys.begin());
+    };
+    return {shard == 0 ? 0 : cut(shard), shard + 1 == shards_.size() ? keys.size() : cut(shard + 1)};
 }
 
 template <class Job>
 void Table::each_shard(std::size_t num_keys, Job&& job) const {
-    if (team_ && num_keys >= kMinKeysForThreads) {
+    if (shards_.size() > 1 && num_keys >= kMinKeysForThreads) {
+        if (!team_) team_ = std::make_unique<ThreadTeam>(num_shards());
         team_->run([&](unsigned i) { job(i); });
         return;
     }
@@ -80,109 +79,93 @@ std::uint32_t Table::pull(Keys keys, std::uint32_t step, Rows out, Span<std::uin
     check_length("slots", slots.size(), keys.size());
     if (!wanted.empty()) check_length("wanted", wanted.size(), keys.size());
     check_length("rows", out.count, wanted.empty() ? keys.size() : count_wanted(wanted));
-    return pull_checked(keys, step, out, slots, wanted);
+    each_shard(keys.size(), [&](unsigned i) { pull_shard(i, keys, step, out, slots, wanted); });
+    return epoch();
 }
 
-std::uint32_t Table::pull_checked(Keys keys, std::uint32_t step, Rows out, Span<std::uint32_t> slots,
-                                  Span<const std::uint8_t> wanted) {
-    if (shards_.size() == 1) {
-        shards_[0]->pull(keys, step, out, slots, wanted);
-        return shards_[0]->epoch();
-    }
-    const std::vector<std::size_t> at = cuts(keys);
-    std::vector<std::size_t> rows = at;  // of `out`, at which each shard's begin
+void Table::pull_shard(unsigned shard, Keys keys, std::uint32_t step, Rows out, Span<std::uint32_t> slots,
+                       Span<const std::uint8_t> wanted) {
+    const auto [begin, end] = range_of(shard, keys);
+    Range rows{begin, end};  // of `out`
     if (!wanted.empty()) {
-        for (std::size_t i = 1; i < at.size(); ++i) {
-            rows[i] = rows[i - 1] + count_wanted(wanted.slice(at[i - 1], at[i]));
-        }
+        rows.begin = count_wanted(wanted.slice(0, begin));
+        wanted = wanted.slice(begin, end);
+        rows.end = rows.begin + count_wanted(wanted);
     }
-    each_shard(keys.size(), [&](unsigned i) {
-        const std::size_t begin = at[i], end = at[i + 1];
-        shards_[i]->pull(keys.slice(begin, end), step, out.slice(rows[i], rows[i + 1], config_.dim),
-                         slots.slice(begin, end), wanted.empty() ? wanted : wanted.slice(begin, end));
-    });
-    return shards_[0]->epoch();
+    shards_[shard]->pull(keys.slice(begin, end), step, out.slice(rows.begin, rows.end, config_.dim),
+                         slots.slice(begin, end), wanted);
 }
 
 void Table::lookup(Keys keys, Rows out) const {
     check_keys(keys);
     check_length("rows", out.count, keys.size());
-    lookup_checked(keys, out);
+    each_shard(keys.size(), [&](unsigned i) { lookup_shard(i, keys, out); });
 }
 
-void Table::lookup_checked(Keys keys, Rows out) const {
-    const std::vector<std::size_t> at = cuts(keys);
-    each_shard(keys.size(), [&](unsigned i) {
-        shards_[i]->lookup(keys.slice(at[i], at[i + 1]), out.slice(at[i], at[i + 1], config_.dim));
-    });
+void Table::lookup_shard(unsigned shard, Keys keys, Rows out) const {
+    const auto [begin, end] = range_of(shard, keys);
+    shards_[shard]->lookup(keys.slice(begin, end), out.slice(begin, end, config_.dim));
 }
 
 void Table::check_slots(Keys keys, Span<const std::uint32_t> slots) const {
-    const auto check = [&](const Shard& shard, std::size_t begin, std::size_t until) {
-        const std::uint32_t end = shard.end_slot();
-        const auto unknown = [end](std::uint32_t slot) { return slot + 1 > end; };  // kNoSlot + 1 is 0
+    check_length("slots", slots.size(), keys.size());
+    for (unsigned shard = 0; shard < shards_.size(); ++shard) {
+        const std::uint32_t end_slot = shards_[shard]->end_slot();
+        const auto unknown = [&](std::uint32_t slot) { return slot + 1 > end_slot; };  // kNoSlot + 1 is 0
+        const auto [begin, end] = range_of(shard, keys);
+        const auto mine = slots.slice(begin, end);
         bool bad = false;
-        for (std::size_t i = begin; i < until; ++i) bad |= unknown(slots[i]);
-        if (!bad) return;
-        const std::uint32_t* slot = std::find_if(slots.begin() + begin, slots.begin() + until, unknown);
+        for (const std::uint32_t slot : mine) bad |= unknown(slot);
+        if (!bad) continue;
+        const std::uint32_t* slot = std::find_if(mine.begin(), mine.end(), unknown);
         throw std::invalid_argument(
             "slots[" + std::to_string(slot - slots.begin()) + "] = " + std::to_string(*slot) +
-            " was never given by a pull: there are " + std::to_string(end) + " slots");
-    };
-    if (shards_.size() == 1) return check(*shards_[0], 0, slots.size());
-    const std::vector<std::size_t> at = cuts(keys);
-    for (std::size_t i = 0; i < shards_.size(); ++i) check(*shards_[i], at[i], at[i + 1]);
+            " was never given by a pull: there are " + std::to_string(end_slot) + " slots");
+    }
 }
 
-void Table::check_batch(const PushBatch& batch) const {
-    check_keys(batch.keys);
-    check_length("slots", batch.slots.size(), batch.keys.size());
-    check_length("gradients", batch.gradients.count, batch.keys.size());
-    check_slots(batch.keys, batch.slots);
-}
-
-PushCounts Table::push(const PushBatch& batch, std::uint32_t step) {
-    check_batch(batch);
-    return push_checked(batch, step);
-}
+PushCounts Table::push(const PushBatch& batch, std::uint32_t step) { return push_step({batch}, step); }
 
 PushCounts Table::push_step(const std::vector<PushBatch>& batches, std::uint32_t step) {
-    for (const PushBatch& batch : batches) check_batch(batch);
-    return push_step_checked(batches, step);
-}
-
-PushCounts Table::push_checked(const PushBatch& batch, std::uint32_t step) {
-    if (shards_.size() == 1) return shards_[0]->push(batch, step);
-    return push_parts({batch}, [&](Shard& shard, const std::vector<PushBatch>& parts) {
-        return shard.push(parts[0], step);
-    });
-}
-
-PushCounts Table::push_step_checked(const std::vector<PushBatch>& batches, std::uint32_t step) {
-    if (shards_.size() == 1) return shards_[0]->push_step(batches, step);
-    return push_parts(batches, [&](Shard& shard, const std::vector<PushBatch>& parts) {
-        return shard.push_step(parts, step);
-    });
-}
-
-template <class Push>
-PushCounts Table::push_parts(const std::vector<PushBatch>& batches, Push&& push) {
     std::size_t total = 0;
-    std::vector<std::vector<PushBatch>> parts(shards_.size());
     for (const PushBatch& batch : batches) {
+        check_keys(batch.keys);
+        check_slots(batch.keys, batch.slots);
+        check_length("gradients", batch.gradients.count, batch.keys.size());
         total += batch.keys.size();
-        const std::vector<std::size_t> at = cuts(batch.keys);
-        for (std::size_t i = 0; i < shards_.size(); ++i) {
-            const std::size_t begin = at[i], end = at[i + 1];
-            parts[i].push_back({batch.keys.slice(begin, end), batch.slots.slice(begin, end),
-                                batch.gradients.slice(begin, end, config_.dim), batch.epoch});
-        }
     }
     std::vector<PushCounts> counts(shards_.size());
-    each_shard(total, [&](unsigned i) { counts[i] = push(*shards_[i], parts[i]); });
+    each_shard(total, [&](unsigned i) { counts[i] = push_shard(i, batches, step); });
     PushCounts sum;
     for (const PushCounts& each : counts) sum += each;
     return sum;
+}
+
+PushCounts Table::push_shard(unsigned shard, Span<const PushBatch> batches, std::uint32_t step) {
+    const auto part = [&](const PushBatch& batch) -> PushBatch {
+        const auto [begin, end] = range_of(shard, batch.keys);
+        return {batch.keys.slice(begin, end), batch.slots.slice(begin, end),
+                batch.gradients.slice(begin, end, config_.dim), batch.epoch};
+    };
+    if (batches.size() == 1) return shards_[shard]->push(part(batches[0]), step);
+    std::vector<PushBatch> parts;
+    for (const PushBatch& batch : batches) parts.push_back(part(batch));
+    return shards_[shard]->push_step(parts, step);
+}
+
+void Table::ask_for_lines(unsigned shard, Keys keys) const {
+    const auto [begin, end] = range_of(shard, keys);
+    if (end - begin <= kMostKeysAhead) shards_[shard]->ask_for_lines(keys.slice(begin, end));
+}
+
+void Table::ask_for_rows(unsigned shard, Keys keys) const {
+    const auto [begin, end] = range_of(shard, keys);
+    if (end - begin <= kMostKeysAhead) shards_[shard]->ask_for_rows(keys.slice(begin, end));
+}
+
+void Table::ask_for_slots(unsigned shard, Keys keys, Span<const std::uint32_t> slots) const {
+    const auto [begin, end] = range_of(shard, keys);
+    if (end - begin <= kMostKeysAhead) shards_[shard]->ask_for_slots(slots.slice(begin, end));
 }
 
 std::uint64_t Table::evict(std::uint32_t step) {

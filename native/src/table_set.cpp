@@ -1,7 +1,10 @@
 #include "persia/table_set.h"
 
 #include <algorithm>
+#include <atomic>
+#include <climits>
 #include <cmath>
+#include <mutex>
 #include <numeric>
 #include <stdexcept>
 #include <string>
@@ -9,6 +12,9 @@
 
 namespace persia {
 namespace {
+
+constexpr std::size_t kAhead = 4;  // tables whose memory is asked for before they are worked on
+constexpr std::size_t kThen = 2;   // and how many later for what depends on the first
 
 void check_length(const std::string& name, std::size_t got, std::size_t expected) {
     if (got == expected) return;
@@ -36,21 +42,71 @@ TableSet::TableSet(std::vector<std::shared_ptr<SharedTable>> tables, std::vector
                    std::vector<std::uint32_t> dims)
     : tables_(std::move(tables)), groups_(std::move(groups)), dims_(std::move(dims)) {
     check_length("dim groups of tables", groups_.size(), tables_.size());
+    unsigned most_shards = 1;
     for (std::uint32_t t = 0; t < tables_.size(); ++t) {
         if (groups_[t] >= dims_.size()) {
             throw std::invalid_argument("groups[" + std::to_string(t) + "] = " + std::to_string(groups_[t]) +
                                         ", but there are " + std::to_string(dims_.size()) + " dim groups");
         }
         if (!tables_[t]) continue;
+        most_shards = std::max(most_shards, tables_[t]->table.num_shards());
         check_length("dim of table " + std::to_string(t), tables_[t]->table.dim(), dims_[groups_[t]]);
     }
+    if (most_shards > 1) team_ = std::make_unique<ThreadTeam>(most_shards);
 }
 
-template <class Work>
-auto TableSet::locked(std::uint32_t table, Work&& work) const {
-    SharedTable& shared = *tables_[table];
-    const std::lock_guard<std::mutex> lock(shared.mutex);
-    return work(shared.table);
+template <class Each, class Ask, class Then, class Use>
+void TableSet::work(const std::vector<Each>& parts, std::size_t num_keys, Ask&& ask, Then&& then,
+                    Use&& use) const {
+    std::vector<std::unique_lock<std::mutex>> locks(parts.size());
+    const auto lock = [&](std::size_t i) { locks[i] = std::unique_lock(tables_[parts[i].table]->mutex); };
+    // Shards [first, end) of each table, whose memory is asked for a few tables ahead: with few keys there is
+    // no time to wait for it.
+    const auto pass = [&](unsigned first, unsigned end, auto&& enter, auto&& leave) {
+        const auto each_shard = [&](std::size_t i, auto&& call) {
+            Table& table = tables_[parts[i].table]->table;
+            for (unsigned s = first; s < std::min(end, table.num_shards()); ++s) call(table, s, parts[i]);
+        };
+        for (std::size_t i = 0; i < parts.size() + kAhead; ++i) {
+            if (i < parts.size()) {
+                enter(i);
+                each_shard(i, ask);
+            }
+            if (i >= kThen && i - kThen < parts.size()) each_shard(i - kThen, then);
+            if (i < kAhead) continue;
+            each_shard(i - kAhead, use);
+            leave(i - kAhead);
+        }
+    };
+    if (!team_ || num_keys < Table::kMinKeysForThreads) {
+        pass(0, UINT_MAX, lock, [&](std::size_t i) { locks[i].unlock(); });
+        return;
+    }
+    const std::lock_guard<std::mutex> mine(team_mutex_);
+    for (std::size_t i = 0; i < parts.size(); ++i) lock(i);
+    std::vector<std::atomic<unsigned>> done(parts.size());  // threads that are through with a table
+    std::size_t unlocked = 0;
+    team_->run([&](unsigned thread) {
+        pass(
+            thread, thread + 1, [](std::size_t) {},
+            [&](std::size_t i) {
+                done[i].fetch_add(1, std::memory_order_release);
+                if (thread != 0) return;
+                while (unlocked <= i && done[unlocked].load(std::memory_order_acquire) == team_->size()) {
+                    locks[unlocked++].unlock();
+                }
+            });
+    });
+}
+
+template <class Use>
+void TableSet::work_on_keys(const RecordKeys& of, const std::vector<Part>& parts, Use&& use) const {
+    const auto keys = [&](const Part& part) { return of.keys.slice(part.begin, part.end); };
+    work(
+        parts, of.keys.size(),
+        [&](const Table& table, unsigned shard, const Part& part) { table.ask_for_lines(shard, keys(part)); },
+        [&](const Table& table, unsigned shard, const Part& part) { table.ask_for_rows(shard, keys(part)); },
+        [&](Table& table, unsigned shard, const Part& part) { use(table, shard, keys(part), part); });
 }
 
 std::vector<TableSet::Part> TableSet::parts_of(Span<const std::uint32_t> counts,
@@ -117,70 +173,75 @@ void TableSet::pull(const RecordKeys& of, std::uint32_t step, const std::vector<
     check_length("slots", slots.size(), of.keys.size());
     check_length("epochs", epochs.size(), tables_.size());
     std::fill(epochs.begin(), epochs.end(), 0u);
-    for (const Part& part : parts) {
-        epochs[part.table] = locked(part.table, [&](Table& table) {
-            return table.pull_checked(of.keys.slice(part.begin, part.end), step, rows_of(part, out),
-                                      slots.slice(part.begin, part.end),
-                                      wanted.empty() ? wanted : wanted.slice(part.begin, part.end));
-        });
-    }
+    work_on_keys(of, parts, [&](Table& table, unsigned shard, Keys keys, const Part& part) {
+        if (shard == 0) epochs[part.table] = table.epoch();
+        table.pull_shard(shard, keys, step, rows_of(part, out), slots.slice(part.begin, part.end),
+                         wanted.empty() ? wanted : wanted.slice(part.begin, part.end));
+    });
 }
 
 void TableSet::lookup(const RecordKeys& of, const std::vector<Rows>& out) const {
-    for (const Part& part : checked_parts(of, {}, out)) {
-        locked(part.table, [&](const Table& table) {
-            table.lookup_checked(of.keys.slice(part.begin, part.end), rows_of(part, out));
-        });
-    }
-}
-
-PushBatch TableSet::batch_of(const Part& part, const PushRecord& record) const {
-    return {record.of.keys.slice(part.begin, part.end), record.slots.slice(part.begin, part.end),
-            rows_of(part, record.gradients), record.epochs[part.table]};
+    const std::vector<Part> parts = checked_parts(of, {}, out);
+    work_on_keys(of, parts, [&](const Table& table, unsigned shard, Keys keys, const Part& part) {
+        table.lookup_shard(shard, keys, rows_of(part, out));
+    });
 }
 
 PushCounts TableSet::push(const std::vector<PushRecord>& records, std::uint32_t step) {
     std::vector<std::vector<Part>> parts;
+    std::size_t num_keys = 0;
     for (const PushRecord& record : records) {
         parts.push_back(checked_parts(record.of, {}, record.gradients));
         check_length("slots", record.slots.size(), record.of.keys.size());
         check_length("epochs", record.epochs.size(), tables_.size());
         for (const Part& part : parts.back()) {
+            const std::lock_guard<std::mutex> lock(tables_[part.table]->mutex);
             check_table(part.table, [&] {
-                locked(part.table, [&](const Table& table) {
-                    table.check_slots(record.of.keys.slice(part.begin, part.end),
-                                      record.slots.slice(part.begin, part.end));
-                });
+                tables_[part.table]->table.check_slots(record.of.keys.slice(part.begin, part.end),
+                                                       record.slots.slice(part.begin, part.end));
             });
         }
+        num_keys += record.of.keys.size();
     }
-    PushCounts counts;
-    if (records.size() == 1) {
-        for (const Part& part : parts[0]) {
-            const PushBatch batch = batch_of(part, records[0]);
-            counts += locked(part.table, [&](Table& table) { return table.push_checked(batch, step); });
-        }
-        return counts;
-    }
-    std::vector<const Part*> at;  // of each record, the part that comes next
-    for (const auto& each : parts) at.push_back(each.data());
-    std::vector<PushBatch> batches;
+    std::vector<PushBatch> batches;  // by table, then record
+    std::vector<Pushed> pushed;
+    std::vector<std::size_t> next(records.size());  // of each record's parts
     for (std::uint32_t t = 0; t < tables_.size(); ++t) {
-        batches.clear();
+        const std::size_t begin = batches.size();
         for (std::size_t i = 0; i < records.size(); ++i) {
-            if (at[i] == parts[i].data() + parts[i].size() || at[i]->table != t) continue;
-            batches.push_back(batch_of(*at[i]++, records[i]));
+            if (next[i] == parts[i].size() || parts[i][next[i]].table != t) continue;
+            const Part& part = parts[i][next[i]++];
+            const PushRecord& record = records[i];
+            batches.push_back({record.of.keys.slice(part.begin, part.end),
+                               record.slots.slice(part.begin, part.end), rows_of(part, record.gradients),
+                               record.epochs[t]});
         }
-        if (batches.empty()) continue;
-        counts += locked(t, [&](Table& table) { return table.push_step_checked(batches, step); });
+        if (batches.size() > begin) pushed.push_back({t, begin, batches.size()});
     }
-    return counts;
+    std::vector<PushCounts> counts(team_ ? team_->size() : 1);
+    work(
+        pushed, num_keys,
+        [&](const Table& table, unsigned shard, const Pushed& each) {
+            for (std::size_t i = each.begin; i < each.end; ++i) {
+                table.ask_for_slots(shard, batches[i].keys, batches[i].slots);
+            }
+        },
+        [](const Table&, unsigned, const Pushed&) {},
+        [&](Table& table, unsigned shard, const Pushed& each) {
+            const auto mine = Span<const PushBatch>(batches).slice(each.begin, each.end);
+            counts[shard] += table.push_shard(shard, mine, step);
+        });
+    PushCounts sum;
+    for (const PushCounts& each : counts) sum += each;
+    return sum;
 }
 
 std::uint64_t TableSet::evict(std::uint32_t step) {
     std::uint64_t evicted = 0;
-    for (std::uint32_t t = 0; t < tables_.size(); ++t) {
-        if (tables_[t]) evicted += locked(t, [&](Table& table) { return table.evict(step); });
+    for (const auto& shared : tables_) {
+        if (!shared) continue;
+        const std::lock_guard<std::mutex> lock(shared->mutex);
+        evicted += shared->table.evict(step);
     }
     return evicted;
 }
@@ -192,8 +253,10 @@ void TableSet::set_lr(Span<const double> rates) {
         throw std::invalid_argument("rates[" + std::to_string(t) + "] = " + std::to_string(rates[t]) +
                                     ", expected a finite learning rate, 0 or more");
     }
-    for (std::uint32_t t = 0; t < tables_.size(); ++t) {
-        if (tables_[t]) locked(t, [&](Table& table) { table.set_lr(rates[t]); });
+    for (std::size_t t = 0; t < rates.size(); ++t) {
+        if (!tables_[t]) continue;
+        const std::lock_guard<std::mutex> lock(tables_[t]->mutex);
+        tables_[t]->table.set_lr(rates[t]);
     }
 }
 

@@ -19,6 +19,11 @@ POOL = {"features": [(0, 1, "sum", None)], "num_samples": 1, "dim": 3}
 WORDS = np.zeros(64, np.uint64)
 RING = np.zeros(4096, np.uint8)
 
+
+def table_set() -> _native.TableSet:
+    return _native.TableSet([make_table(**arguments())], [0], [3])
+
+
 # A call, and the arrays by name that it takes; each in turn is replaced by what is no array.
 CALLS: list[tuple[Callable[..., Any], dict[str, Any]]] = [
     (_native.mix, {"ids": U64}),
@@ -41,6 +46,21 @@ CALLS: list[tuple[Callable[..., Any], dict[str, Any]]] = [
         ),
         {"keys": U64, "rows": F32, "stamps": U32},
     ),
+    (
+        lambda keys, counts, out, slots, wanted: table_set().pull(keys, counts, 1, [out], slots, wanted),
+        {"keys": U64, "counts": U32 + 1, "out": F32, "slots": U32.copy(), "wanted": U8[:1] + 1},
+    ),
+    (
+        lambda keys, counts, out: table_set().lookup(keys, counts, [out]),
+        {"keys": U64, "counts": U32 + 1, "out": F32},
+    ),
+    (
+        lambda keys, counts, slots, gradients, epochs: table_set().push(
+            [(keys, counts, slots, [gradients], epochs)], 1
+        ),
+        {"keys": U64, "counts": U32 + 1, "slots": U32 + (2**32 - 1), "gradients": F32, "epochs": U32},
+    ),
+    (lambda rates: table_set().set_lr(rates), {"rates": np.zeros(1)}),
     (
         lambda sightings: make_table(**arguments()).restore_bucket(0, 0, 0, sightings),
         {"sightings": U8[:0]},

@@ -86,6 +86,11 @@ class Shard {
     void lookup(Keys keys, Rows out) const;
     PushCounts push(const PushBatch& batch, std::uint32_t step);
     PushCounts push_step(const std::vector<PushBatch>& batches, std::uint32_t step);
+    // Ask for memory that a call will need soon: first for the index lines of keys, then, when these have
+    // come, for the rows; or for the rows of slots and their states.
+    void ask_for_lines(Keys keys) const;
+    void ask_for_rows(Keys keys) const;
+    void ask_for_slots(Span<const std::uint32_t> slots) const;
     std::uint64_t evict(std::uint32_t step);
     ExportedRows export_bucket(std::uint32_t bucket) const;  // of all servers' numbers
     void import_rows(const ImportedRows& from);              // skips rows of other shards

@@ -20,6 +20,8 @@ namespace persia {
 class Table {
   public:
     static constexpr std::uint32_t kMaxStep = Shard::kMaxStep;
+    // Waking threads takes some 10 microseconds: what about 500 rows take.
+    static constexpr std::size_t kMinKeysForThreads = 2048;
 
     explicit Table(const TableConfig& config);
 
@@ -42,15 +44,18 @@ class Table {
     // non-finite, all of them count as such.
     PushCounts push_step(const std::vector<PushBatch>& batches, std::uint32_t step);
 
-    // What these calls check first, and the calls without it, for who checks several tables before one
-    // changes.
+    // The same in parts, for who has several tables: first the checks, then the work of each shard. Different
+    // shards may be worked on at the same time. push_shard() is both, push() of one batch.
     void check_keys(Keys keys) const;
-    void check_slots(Keys keys, Span<const std::uint32_t> slots) const;  // of checked keys, as many
-    std::uint32_t pull_checked(Keys keys, std::uint32_t step, Rows out, Span<std::uint32_t> slots,
-                               Span<const std::uint8_t> wanted);
-    void lookup_checked(Keys keys, Rows out) const;
-    PushCounts push_checked(const PushBatch& batch, std::uint32_t step);
-    PushCounts push_step_checked(const std::vector<PushBatch>& batches, std::uint32_t step);
+    void check_slots(Keys keys, Span<const std::uint32_t> slots) const;
+    void pull_shard(unsigned shard, Keys keys, std::uint32_t step, Rows out, Span<std::uint32_t> slots,
+                    Span<const std::uint8_t> wanted);
+    void lookup_shard(unsigned shard, Keys keys, Rows out) const;
+    PushCounts push_shard(unsigned shard, Span<const PushBatch> batches, std::uint32_t step);
+    // Ask for the memory of the shard's few keys ahead of these calls, see Shard; for many it isn't worth it.
+    void ask_for_lines(unsigned shard, Keys keys) const;
+    void ask_for_rows(unsigned shard, Keys keys) const;
+    void ask_for_slots(unsigned shard, Keys keys, Span<const std::uint32_t> slots) const;
 
     // After `step` is applied, and only between steps: evicts rows over their time to live and, of each
     // bucket over its capacity, those that the policy says; counts sightings. Returns how many rows went.
@@ -82,6 +87,8 @@ class Table {
 
     const TableConfig& config() const { return config_; }
     std::uint32_t dim() const { return config_.dim; }
+    unsigned num_shards() const { return static_cast<unsigned>(shards_.size()); }
+    std::uint32_t epoch() const { return shards_[0]->epoch(); }
     std::uint32_t state_width() const { return shards_[0]->update().state_width(); }
     bool has_steps() const { return shards_[0]->update().has_steps(); }
     std::size_t row_bytes() const {
@@ -96,17 +103,17 @@ class Table {
     void refuse_keys(Keys keys) const;  // says which is wrong
     void check_batch(const PushBatch& batch) const;
     Shard& shard_of(std::uint32_t bucket) const;
-    template <class Push>
-    PushCounts push_parts(const std::vector<PushBatch>& batches, Push&& push);
-    // Where each shard's keys begin, and the end.
-    std::vector<std::size_t> cuts(Keys keys) const;
+    struct Range {
+        std::size_t begin, end;
+    };
+    Range range_of(unsigned shard, Keys keys) const;  // of the keys that are the shard's
     template <class Job>
     void each_shard(std::size_t num_keys, Job&& job) const;
 
     TableConfig config_;
     BucketOf bucket_of_;
     std::vector<std::unique_ptr<Shard>> shards_;
-    std::unique_ptr<ThreadTeam> team_;  // none for one shard
+    mutable std::unique_ptr<ThreadTeam> team_;  // once it is needed
     bool in_snapshot_ = false;
 };
 

@@ -64,6 +64,10 @@ class TableSet {
         std::size_t begin, end;            // of the keys
         std::size_t rows_begin, rows_end;  // of the rows in the dim group's block
     };
+    struct Pushed {  // what one table gets of all records
+        std::uint32_t table;
+        std::size_t begin, end;  // of a list of batches
+    };
 
     std::vector<Part> parts_of(Span<const std::uint32_t> counts, Span<const std::uint8_t> wanted) const;
     template <class Block>
@@ -71,13 +75,18 @@ class TableSet {
                                     const std::vector<Block>& blocks) const;
     template <class Block>
     Block rows_of(const Part& part, const std::vector<Block>& blocks) const;
-    PushBatch batch_of(const Part& part, const PushRecord& record) const;
-    template <class Work>
-    auto locked(std::uint32_t table, Work&& work) const;
+    // use(table, shard, part) for each shard of each part's table, which is locked: with enough keys by a
+    // thread for each number of a shard. Each time soon after ask(table, shard, part) and then then().
+    template <class Each, class Ask, class Then, class Use>
+    void work(const std::vector<Each>& parts, std::size_t num_keys, Ask&& ask, Then&& then, Use&& use) const;
+    template <class Use>
+    void work_on_keys(const RecordKeys& of, const std::vector<Part>& parts, Use&& use) const;
 
     std::vector<std::shared_ptr<SharedTable>> tables_;
     std::vector<std::uint32_t> groups_;
     std::vector<std::uint32_t> dims_;
+    std::unique_ptr<ThreadTeam> team_;  // none where no table has two shards
+    mutable std::mutex team_mutex_;
 };
 
 }  // namespace persia
