@@ -28,6 +28,13 @@ def test_records_cross_the_network_intact(nodes: Nodes, programs: Path, tmp_path
     assert sent_bytes(nodes) - before > result["bytes"] // 2, "what should cross the network did not"
 
 
+def test_dense_gradients_are_summed_over_nodes(nodes: Nodes, programs: Path) -> None:
+    """Within each node first; the same bits in every run and in whatever buckets."""
+    runs = [nodes.mpiexec(2, programs / "dense_sums.py", "mpi").stdout for _ in range(2)]
+    assert runs[0] == runs[1]
+    assert len(set(runs[0].splitlines())) == 3  # one for each format
+
+
 def test_progress_thread_lets_a_computing_rank_receive(nodes: Nodes, programs: Path) -> None:
     seconds = float(nodes.mpiexec(1, programs / "computing_peer.py", "thread").stdout)
     assert seconds < 1.5, "the sender waited for a rank that computes for 3 s"
