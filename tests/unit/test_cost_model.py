@@ -328,3 +328,19 @@ def test_allreduce_delays_the_next_step_except_where_there_is_none() -> None:
     ):
         slow, fast = (path(mode, amp, gpus, allreduce_step=step) for step in (5e6, 2e6))
         assert slow - fast == pytest.approx(more)
+
+
+def test_sums_in_shared_memory_cost_no_cycle_and_narrow_gradients_half_the_bytes() -> None:
+    counts = {"parameter_servers": 1, "embedding_workers": 1, "trainers": 2}
+
+    def seconds(mode: str = "hybrid", **train: str) -> tuple[float, float]:
+        job = job_of(config_of(mode=mode, train=train), counts, Cluster(cores=64))
+        costs = count_costs(job)
+        return costs.seconds["trainer"]["allreduce"], costs.allreduce_wait
+
+    moved = 1e-9 * DEFAULTS.allreduce_byte * job_of(config_of(), counts, Cluster(cores=64)).dense.bytes
+    cycle, waits = 1e-9 * DEFAULTS.allreduce_step, 1e-9 * (DEFAULTS.allreduce_step - DEFAULTS.allreduce_cpu)
+    assert seconds() == pytest.approx((cycle + moved, waits))
+    assert seconds(reducer="mpi") == pytest.approx((1e-9 * DEFAULTS.node_sum + moved, 0.0))
+    assert seconds(dense_wire="fp16") == pytest.approx((cycle + moved / 2, waits))
+    assert seconds("async", reducer="mpi", dense_wire="fp16") == pytest.approx((moved, 0.0))

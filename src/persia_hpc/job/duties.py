@@ -165,7 +165,7 @@ class TrainerDuty:
 
         self.start = None
         place, train = self.place, self.facts.config.train
-        check_reducer(train, place.communicators.role_comm.size, self.facts.config.mode)
+        check_reducer(self.facts.config, place.communicators.role_comm.size)
         torch.set_num_threads(train.threads or place.fair_threads)
         me = place.communicators.me
         here = [m for m in place.communicators.plan.members if (m.node, m.role) == (me.node, me.role)]
