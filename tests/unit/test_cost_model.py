@@ -15,7 +15,7 @@ from persia_hpc.config.types import ROLE_KEYS, RanksConfig
 from persia_hpc.cost_model.cluster import Cluster
 from persia_hpc.cost_model.constants import DEFAULTS, NAMES, constants_text, load_constants
 from persia_hpc.cost_model.costs import Dense, Job, count_costs
-from persia_hpc.cost_model.memory import node_memory, role_memory
+from persia_hpc.cost_model.memory import Room, node_memory, role_memory
 from persia_hpc.cost_model.predict import link_traffic, predict
 from persia_hpc.cost_model.work import assumed_counts, batch_work
 from persia_hpc.embedding_worker.engine import EmbeddingWorker
@@ -27,6 +27,8 @@ from persia_hpc.protocol.wire import WIRES
 from persia_hpc.samples.batch import IdColumn, SampleBatch
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from persia_hpc.table_layout import make_layout, server_bytes
+from persia_hpc.topology.channels import fitting, ring_memory
+from persia_hpc.topology.ring_sizes import ring_sizes
 from persia_hpc.topology.roles import ROLE_ORDER
 
 SCHEMA = DatasetSchema(
@@ -277,6 +279,31 @@ def test_memory_of_nodes_is_that_of_their_ranks(counts: dict[str, int]) -> None:
     tables = server_bytes(job.config, job.layout, counts["parameter_servers"])
     every = sum(t.config.capacity_bytes for t in job.layout.tables)
     assert 0.97 * every <= tables * counts["parameter_servers"] <= 1.2 * every
+
+
+@settings(max_examples=20, deadline=None)
+@given(COUNTS, st.integers(64 << 20, 16 << 30))
+def test_rings_are_those_that_the_nodes_have_room_for(counts: dict[str, int], room: int) -> None:
+    """The rings that a job would make there, as `channels.fitting` has it."""
+    job = job_of(config_of(data={"train": "t.h5", "batch_size": 1 << 20}), counts, Cluster())
+    nodes = dict.fromkeys({m.node for m in job.plan.members}, room)
+
+    def rings(room: Room | None) -> int:
+        memory = role_memory(
+            job.config, job.layout, SCHEMA, job.plan, job.work, num_samples=9, dense_bytes=9, room=room
+        )
+        return sum(parts["rings"] for parts in memory.values())
+
+    wanted = ring_sizes(
+        job.config,
+        job.layout,
+        SCHEMA,
+        num_servers=counts["parameter_servers"],
+        num_trainers=counts["trainers"],
+    )
+    made = ring_memory(job.plan, fitting(job.plan, wanted, nodes))[1]
+    assert rings(Room(nodes, nodes)) == sum(max(made[r] for r in job.plan.ranks(role)) for role in ROLE_ORDER)
+    assert rings(Room(nodes, nodes)) <= rings(None)
 
 
 @settings(max_examples=30, deadline=None)

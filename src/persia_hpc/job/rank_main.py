@@ -15,6 +15,7 @@ from persia_hpc.launch.ending import abort
 from persia_hpc.launch.environment import keep_to_loopback, supervised, world_rank_of
 from persia_hpc.launch.registry import finish_rank, register_rank, report_failure, start_log
 from persia_hpc.launch.shared_memory import check_room
+from persia_hpc.runtime.imports import import_quickly
 from persia_hpc.runtime.stop import StopSignals
 
 from .task import Task
@@ -57,6 +58,7 @@ def _run_rank(
 
     rank = MPI.COMM_WORLD.rank
     try:
+        import_quickly("persia_hpc.job.rank")
         from .rank import StartingRank, play_role
 
         config = dataclasses.replace(config, run_dir=str(run_dir))
