@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .errors import EXIT_FAILURE, EXIT_USER, PersiaError, needs_package
-from .launch.environment import inside_mpi, keep_to_loopback, world_rank_of
+from .launch.environment import inside_mpi, keep_to_loopback, let_threads_sleep, world_rank_of
 from .printable import LINES, printable
 
 COMMANDS = (
@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parser.parse_args(given)
         keep_to_loopback()
+        let_threads_sleep()
         code = options.command_module.run(options)
         sys.stdout.flush()
         return int(code)
