@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from persia_hpc.errors import UserError
+from persia_hpc.trainer.dense import allreduce
 from persia_hpc.trainer.dense.allreduce import DenseReducer
+from persia_hpc.trainer.dense.buckets import Bucket
 from persia_hpc.trainer.interfaces import NoPeers
 
 LAYER = 4 * (6 * 6 + 6)  # bytes
@@ -143,6 +146,38 @@ def test_a_gradient_that_changes_after_its_bucket_started_is_summed_again() -> N
     sums, _ = train(checkpointed_twice, overlap=True)
     assert sums.during_backward == 1
     assert sums.started == [1, 2, 3, 0, 1, 2, 3]
+
+
+class OtherChanged(Twins):
+    """Stands for two trainers, of which the other tells that a gradient has changed after it was sent."""
+
+    def finish(self, index: int) -> None:
+        super().finish(index)
+        if index == len(self.lengths) - 1 and self.started.count(0) == 1:
+            self._pairs[index][1][-1] += 1
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_all_trainers_sum_again_if_one_must(copied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those too that start nothing during backward, on a GPU, while another on a CPU does."""
+
+    class OnGpu(Bucket):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            self.copied = copied
+
+    monkeypatch.setattr(allreduce, "Bucket", OnGpu)
+    net, sums = Net(), OtherChanged()
+    reducer = DenseReducer(sums, NoPeers(), LAYER)
+    reducer.attach(net)
+    reducer.begin()
+    net(torch.linspace(-1, 1, 30).view(5, 6)).square().sum().backward()
+    assert sums.started == ([] if copied else [0, 1, 2])
+    reducer.reduce()
+    assert sums.started == [0, 1, 2, 3] * 2
+    for p, reference in zip(net.parameters(), expected(whole), strict=True):
+        assert p.grad is not None
+        assert torch.equal(p.grad, reference)
 
 
 def test_one_bucket_needs_no_hooks() -> None:

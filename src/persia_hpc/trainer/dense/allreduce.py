@@ -115,7 +115,8 @@ class DenseReducer:
         changed = any(bucket.changed() for bucket in self._buckets[: self._started])
         self._late.grad = torch.ones_like(self._late) if changed else None
         self._sum(self._started)
-        if self._hooks and self._buckets[-1].sum_of(-1).item() != 0:
+        # Whether to look must be the same on all trainers, and not all may have hooks (CPUs beside GPUs).
+        if self._overlap and len(self._buckets) > 1 and self._buckets[-1].sum_of(-1).item() != 0:
             self._late.grad = None
             self._sum(0)
         self._started = 0
