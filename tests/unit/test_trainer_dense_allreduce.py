@@ -215,6 +215,33 @@ def test_sparse_gradients_are_refused_after_backward(overlap: bool) -> None:
         reducer.reduce()
 
 
+class SecondOfTwo(NoPeers):
+    """Stands for trainer 0, whose model is `first`; this is trainer 1."""
+
+    rank, size = 1, 2
+
+    def __init__(self, first: nn.Module) -> None:
+        self._first = first
+
+    def broadcast(self, value: Any) -> Any:
+        if isinstance(value[0], Tensor):
+            return [t.detach() for t in self._first.state_dict().values()]
+        return [(name, tuple(p.shape)) for name, p in self._first.named_parameters() if p.requires_grad]
+
+
+def test_trainers_with_other_parameters_are_refused() -> None:
+    """Their gradients would be added to those of other parameters."""
+    first, other = Net(), Net()
+    other.layers[1].bias.requires_grad_(False)
+    DenseReducer(Twins(), SecondOfTwo(first), LAYER).attach(Net())
+    for mine, whose, message in (
+        (other, first, r"trainer 1 trains no others.*, trainer 0 layers\.1\.bias \[6\]: make the same model"),
+        (first, other, r"trainer 1 trains layers\.1\.bias \[6\], trainer 0 no others"),
+    ):
+        with pytest.raises(UserError, match=message):
+            DenseReducer(Twins(), SecondOfTwo(whose), LAYER).attach(mine)
+
+
 @pytest.mark.parametrize(("wire", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
 def test_a_narrow_wire_rounds_each_trainers_gradients(wire: str, dtype: torch.dtype) -> None:
     net = nn.Linear(6, 6)
