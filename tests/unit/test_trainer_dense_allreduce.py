@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from persia_hpc.errors import UserError
+from persia_hpc.trainer.dense import allreduce
 from persia_hpc.trainer.dense.allreduce import DenseReducer
+from persia_hpc.trainer.dense.buckets import Bucket
 from persia_hpc.trainer.interfaces import NoPeers
 
 LAYER = 4 * (6 * 6 + 6)  # bytes
@@ -145,6 +148,38 @@ def test_a_gradient_that_changes_after_its_bucket_started_is_summed_again() -> N
     assert sums.started == [1, 2, 3, 0, 1, 2, 3]
 
 
+class OtherChanged(Twins):
+    """Stands for two trainers, of which the other tells that a gradient has changed after it was sent."""
+
+    def finish(self, index: int) -> None:
+        super().finish(index)
+        if index == len(self.lengths) - 1 and self.started.count(0) == 1:
+            self._pairs[index][1][-1] += 1
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_all_trainers_sum_again_if_one_must(copied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those too that start nothing during backward, on a GPU, while another on a CPU does."""
+
+    class OnGpu(Bucket):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            self.copied = copied
+
+    monkeypatch.setattr(allreduce, "Bucket", OnGpu)
+    net, sums = Net(), OtherChanged()
+    reducer = DenseReducer(sums, NoPeers(), LAYER)
+    reducer.attach(net)
+    reducer.begin()
+    net(torch.linspace(-1, 1, 30).view(5, 6)).square().sum().backward()
+    assert sums.started == ([] if copied else [0, 1, 2])
+    reducer.reduce()
+    assert sums.started == [0, 1, 2, 3] * 2
+    for p, reference in zip(net.parameters(), expected(whole), strict=True):
+        assert p.grad is not None
+        assert torch.equal(p.grad, reference)
+
+
 def test_one_bucket_needs_no_hooks() -> None:
     sums, found = train(whole, overlap=True, bucket_bytes=1 << 20)
     assert (sums.lengths, sums.during_backward, sums.started) == ([4 * 42 + 3], 0, [0])
@@ -178,6 +213,33 @@ def test_sparse_gradients_are_refused_after_backward(overlap: bool) -> None:
     net[0](table(torch.tensor([[1, 2]]))).sum().backward()
     with pytest.raises(UserError, match=r"shape \[4, 6\] has sparse gradients"):
         reducer.reduce()
+
+
+class SecondOfTwo(NoPeers):
+    """Stands for trainer 0, whose model is `first`; this is trainer 1."""
+
+    rank, size = 1, 2
+
+    def __init__(self, first: nn.Module) -> None:
+        self._first = first
+
+    def broadcast(self, value: Any) -> Any:
+        if isinstance(value[0], Tensor):
+            return [t.detach() for t in self._first.state_dict().values()]
+        return [(name, tuple(p.shape)) for name, p in self._first.named_parameters() if p.requires_grad]
+
+
+def test_trainers_with_other_parameters_are_refused() -> None:
+    """Their gradients would be added to those of other parameters."""
+    first, other = Net(), Net()
+    other.layers[1].bias.requires_grad_(False)
+    DenseReducer(Twins(), SecondOfTwo(first), LAYER).attach(Net())
+    for mine, whose, message in (
+        (other, first, r"trainer 1 trains no others.*, trainer 0 layers\.1\.bias \[6\]: make the same model"),
+        (first, other, r"trainer 1 trains layers\.1\.bias \[6\], trainer 0 no others"),
+    ):
+        with pytest.raises(UserError, match=message):
+            DenseReducer(Twins(), SecondOfTwo(whose), LAYER).attach(mine)
 
 
 @pytest.mark.parametrize(("wire", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])

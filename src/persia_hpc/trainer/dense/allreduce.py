@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from persia_hpc.config.types import TrainConfig
+from persia_hpc.errors import UserError
 from persia_hpc.trainer.interfaces import BatchStream, Peers
 
 from .buckets import Bucket, divide
@@ -54,6 +55,7 @@ class DenseReducer:
         self._late = nn.Parameter(self.told.detach().new_zeros(1), requires_grad=False)
         if self._sums is None:
             return
+        self._check_alike(model)
         self.broadcast(model.state_dict())
         groups = divide(self.parameters, self._bucket_bytes)
         groups[-1] += [self.told, self._late]  # of a whole step: known last
@@ -68,6 +70,20 @@ class DenseReducer:
             for bucket in (self._buckets[:-1] if overlap else [])
             for parameter in bucket.parameters
         ]
+
+    def _check_alike(self, model: nn.Module) -> None:
+        """Checks that this trainer's gradients are of what trainer 0's are of: sums don't know names.
+
+        Raises UserError if not.
+        """
+        mine = [(name, tuple(p.shape)) for name, p in model.named_parameters() if p.requires_grad]
+        first = self._peers.broadcast(mine)
+        if mine == first:
+            return
+        raise UserError(
+            f"trainer {self._peers.rank} trains {_named(mine, first)}, trainer 0 {_named(first, mine)}: make "
+            "the same model on all trainers, and freeze the same parameters"
+        )
 
     def broadcast(self, tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> None:
         items = dict(tensors)
@@ -115,7 +131,8 @@ class DenseReducer:
         changed = any(bucket.changed() for bucket in self._buckets[: self._started])
         self._late.grad = torch.ones_like(self._late) if changed else None
         self._sum(self._started)
-        if self._hooks and self._buckets[-1].sum_of(-1).item() != 0:
+        # Whether to look must be the same on all trainers, and not all may have hooks (CPUs beside GPUs).
+        if self._overlap and len(self._buckets) > 1 and self._buckets[-1].sum_of(-1).item() != 0:
             self._late.grad = None
             self._sum(0)
         self._started = 0
@@ -156,6 +173,13 @@ class DenseReducer:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+
+
+def _named(parameters: Sequence[Any], others: Sequence[Any]) -> str:
+    """Returns the parameters that the others lack, for a message."""
+    lacking = [f"{name} {list(shape)}" for name, shape in parameters if (name, shape) not in others]
+    more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+    return ", ".join(lacking[:3]) + more if lacking else "no others, or in another order"
 
 
 def _after_gradient(parameter: nn.Parameter, call: Callable[[Tensor], None]) -> Any:
