@@ -23,7 +23,8 @@ class Constants:
     """Holds nanoseconds that one core needs for one of each thing.
 
     docs/scaling.md says in which terms they stand. A constant for a step of a role, a batch, a record or a
-    table is what Python and calls cost, however small the batch is. machine: where they were measured.
+    table is what Python, calls and their first touches of memory cost, however small the batch is. machine:
+    where they were measured.
     """
 
     machine: str
@@ -66,7 +67,7 @@ DEFAULTS = Constants(
     push_row=9.0,
     push_byte=0.14,
     insert_row=120.0,
-    table_call=2e3,
+    table_call=500.0,
     server_batch=50e3,
     pool_id=1.0,
     pool_byte=0.115,
