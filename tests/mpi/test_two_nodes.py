@@ -35,6 +35,10 @@ def test_dense_gradients_are_summed_over_nodes(nodes: Nodes, programs: Path) -> 
     assert len(set(runs[0].splitlines())) == 3  # one for each format
 
 
+def test_a_nodes_changes_get_to_the_other_node(nodes: Nodes, programs: Path) -> None:
+    assert nodes.mpiexec(2, programs / "shared_vector.py", "0").stdout.count("done") == 4
+
+
 def test_progress_thread_lets_a_computing_rank_receive(nodes: Nodes, programs: Path) -> None:
     seconds = float(nodes.mpiexec(1, programs / "computing_peer.py", "thread").stdout)
     assert seconds < 1.5, "the sender waited for a rank that computes for 3 s"

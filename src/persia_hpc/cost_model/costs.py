@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -149,9 +150,12 @@ def _allreduce(job: Job, trainers: int) -> tuple[float, float]:
         step, computing = constants.allreduce_step, constants.allreduce_cpu
         if job.config.train.reducer == "mpi":
             step = computing = constants.node_sum
+    ranks = trainers
+    if mode == "async" and 1 < nodes < trainers:  # within a node; a thread exchanges with other nodes
+        ranks = max(Counter(m.node for m in job.plan.of(Role.TRAINER)).values())
     # Of a ring AllReduce a trainer sends so much, and receives; of `async` as much.
-    moved = 2 * (trainers - 1) / trainers * job.shared_bytes * constants.allreduce_byte
-    if nodes > 1:
+    moved = 2 * (ranks - 1) / ranks * job.shared_bytes * constants.allreduce_byte
+    if nodes > 1 and ranks == trainers:
         step += 1e9 * 2 * (nodes - 1) * job.latency_seconds
         link = busiest(dense_traffic(job.plan, job.shared_bytes, mode))
         moved = max(moved, 1e9 * link / (job.link_bytes or float("inf")))

@@ -73,17 +73,14 @@ def dense_traffic(plan: Plan, dense_bytes: float, mode: str) -> Link:
     """Returns the bytes that leave and enter each node to combine the trainers' dense models.
 
     The data of a ring AllReduce leaves and enters each node once, however many trainers the node has. In
-    `async` mode each trainer sends its changes to the slices of the parameters that the others hold, and
-    receives these slices back.
+    `async` mode one trainer of each node sends the node's changes to the slices of the parameters that those
+    of other nodes hold, and receives these slices back: at most once in each of its steps, which is assumed.
     """
-    trainers = plan.count(Role.TRAINER)
-    here = Counter(m.node for m in plan.of(Role.TRAINER))
-    if len(here) == 1:
+    nodes = {m.node for m in plan.of(Role.TRAINER)}
+    if len(nodes) == 1:
         return {}
-    parts = {
-        node: count * (trainers - count) if mode == "async" else trainers - 1 for node, count in here.items()
-    }
-    return {node: (2 * part / trainers * dense_bytes,) * 2 for node, part in parts.items()}
+    ranks = len(nodes) if mode == "async" else plan.count(Role.TRAINER)
+    return dict.fromkeys(nodes, (2 * (ranks - 1) / ranks * dense_bytes,) * 2)
 
 
 def node_traffic(plan: Plan, hops: Iterable[Link]) -> dict[int, tuple[float, float]]:

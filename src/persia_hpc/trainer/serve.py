@@ -37,7 +37,7 @@ from persia_hpc.table_layout import Layout
 from persia_hpc.transport.plane import Plane
 from persia_hpc.transport.records import Record
 from persia_hpc.transport.ring import RingReceiver, RingSender
-from persia_hpc.transport.shared_vector import SharedVector
+from persia_hpc.transport.shared_vector import share_vector
 
 from .dense.allreduce import make_dense_reducer
 from .dense.reducers import make_sums
@@ -87,7 +87,7 @@ def make_reducer(config: Config, comm: MPI.Intracomm, peers: MpiPeers) -> DenseS
     Collective over the trainers, whose communicator is `comm`.
     """
     if config.mode == "async" and comm.size > 1:
-        vector = partial(SharedVector, comm, memory_grows=config.transport.memory_grows)
+        vector = partial(share_vector, comm, memory_grows=config.transport.memory_grows)
         return SharedDense(peers, vector)
     return make_dense_reducer(config.train, make_sums(config.train, comm), peers)
 

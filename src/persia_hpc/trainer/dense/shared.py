@@ -21,7 +21,7 @@ from .verdict import told_parameter
 
 
 class Vector(Protocol):
-    """Declares what `transport.shared_vector.SharedVector` offers; elements are float32."""
+    """Declares what the vectors of `transport.shared_vector` offer; elements are float32."""
 
     def add(self, delta: Any, out: Any) -> None:
         """Adds `delta` to the vector, and writes what the vector then is into `out`.
@@ -30,9 +30,10 @@ class Vector(Protocol):
         """
 
     def read(self, out: Any) -> None:
-        """Writes the vector into `out`.
+        """Writes the vector into `out`, with all trainers' changes; none may add meanwhile.
 
         Shapes: out [n] float32.
+        Collective over trainers.
         """
 
     def free(self) -> None:
