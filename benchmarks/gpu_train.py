@@ -229,7 +229,7 @@ def measure(
     begin = time.time()
     with Utilization() as gpu:
         try:
-            summary = run_job(folder, config, {}, seconds=options.most_seconds)
+            summary = run_job(folder, config, seconds=options.most_seconds)
         finally:
             if options.json is not None and (folder / "run").exists():
                 target = options.json.parent / f"{options.json.stem}-{name}"

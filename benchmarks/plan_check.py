@@ -152,7 +152,7 @@ def check(name: str, repeats: int, tries: int, constants: Path, folder: Path) ->
         # At least so many that each half sees all data.
         samples = max(JOB_SECONDS * predicted[-1], 2.2 * DATA_SAMPLES)
         job = {**settings, "train": {**settings["train"], "max_steps": int(samples) // case.batch}}
-        summary, more = undisturbed(partial(run_job, folder, job, {}), tries)
+        summary, more = undisturbed(partial(run_job, folder, job), tries)
         measured.append(summary["steady"]["samples_per_second"])
         disturbed += [other, more]
     said, real = statistics.median(predicted), statistics.median(measured)

@@ -33,7 +33,7 @@ def run(options: argparse.Namespace, scratch: Path) -> Report:
     summaries: dict[str, list[dict[str, Any]]] = {name: [] for name in PRESETS}
     for _ in range(options.repeats):
         for name in PRESETS:
-            summaries[name].append(run_job(scratch, _settings(options, data[name]), {}))
+            summaries[name].append(run_job(scratch, _settings(options, data[name])))
             rate = summaries[name][-1]["steady"]["samples_per_second"]
             print(f"{name}: {rate:,.0f} samples/s", file=sys.stderr)
     figures = {name: _figures(each) for name, each in summaries.items()}

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstddef>
+#include <type_traits>
 
 #include "persia/lanes.h"
 
@@ -52,12 +53,15 @@ template <std::size_t kVectors>
 void multiply_columns(const Left& left, std::size_t rows, std::size_t depth, const float* right,
                       std::size_t right_stride, float* out, std::size_t out_stride) {
     std::size_t i = 0;
-    for (; i + kTileRows <= rows; i += kTileRows)
-        multiply_tile<kTileRows, kVectors>({left.data + i * left.row, left.row, left.column}, depth, right,
+    const auto run = [&](auto count) {
+        constexpr std::size_t kRows = decltype(count)::value;
+        for (; i + kRows <= rows; i += kRows)
+            multiply_tile<kRows, kVectors>({left.data + i * left.row, left.row, left.column}, depth, right,
                                            right_stride, out + i * out_stride, out_stride);
-    for (; i < rows; ++i)
-        multiply_tile<1, kVectors>({left.data + i * left.row, left.row, left.column}, depth, right,
-                                   right_stride, out + i * out_stride, out_stride);
+    };
+    run(std::integral_constant<std::size_t, kTileRows>());
+    run(std::integral_constant<std::size_t, 4>());  // 64 rows are ten times six and four
+    run(std::integral_constant<std::size_t, 1>());
 }
 
 // out [rows, columns] += left [rows, depth] times right [depth, columns], each sum in the order of its terms.

@@ -34,7 +34,7 @@ def test_a_job_that_takes_too_long_is_stopped_and_says_how_fast_it_was(tmp_path:
     endless = w0_settings(synthetic(tmp_path, 256), 64, 64 * 10**8)
     for seconds in (6, 12, 24, 48):  # on a busy machine it hasn't begun after the first of them
         try:
-            summary = run_job(tmp_path, endless, {}, seconds=seconds)
+            summary = run_job(tmp_path, endless, seconds=seconds)
             break
         except PersiaError:
             assert seconds < 48

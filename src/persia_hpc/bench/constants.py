@@ -200,7 +200,7 @@ def _steps(constants: Constants, folder: Path, say: Say) -> Constants:
     for servers in (1, 2):
         say(f"a job of tiny batches with {servers} server{'s' * (servers > 1)}, 1 worker, 1 trainer")
         ranks = {"parameter_servers": servers}
-        summary = run_job(folder, {**settings, "ranks": ranks}, {})
+        summary = run_job(folder, {**settings, "ranks": ranks})
         plan = make_plan({"embedding_workers": 1, "trainers": 1, **ranks}, [0] * (2 + servers))
         job = Job(config, trial.layout, plan, work, Dense(0, 0, 0, ""), constants, new_rows=new)
         costs = count_costs(job)

@@ -3,8 +3,8 @@
 W0: 26 one-hot Zipf(1.2) features over 1 M ids each, 13 dense, dim 16, DLRM 64-16 / 64-1, row-wise Adagrad
 0.05, Adam 1e-3. Samples per second of the second half of each run (a second pass over the data: the rows
 are there); "whole run" counts the first half too, in which rows are created. Everything runs in processes
-of its own, in turns. "pinned" has the trainer on one core and the embedding roles on another; the dense-
-only limits are pinned to one core with one thread as well.
+of its own, in turns. "unbound" has `ranks.bind_cores = false`; the dense-only limits are bound to one core
+with one thread.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=Path("build"),
         help="where `make bench-peers`, in the repository, made their environments (default: build)",
     )
-    parser.add_argument("--trace", type=Path, help="writes a timeline of 5 steps of a pinned job there")
+    parser.add_argument("--trace", type=Path, help="writes a timeline of 5 steps of 1+1+1 there")
 
 
 def measure(options: argparse.Namespace) -> Iterator[Result]:
@@ -69,16 +69,15 @@ def _measure_batch(
     options: argparse.Namespace, data: Path, path: Path, folder: Path, batch: int
 ) -> Iterator[Result]:
     cores = available_cores()
-    pins = {"trainer": cores[-1], "embedding_worker": cores[0], "parameter_server": cores[0]}
     settings = {n: w0_settings(path, batch, options.samples, trainers=n) for n in (1, 2)}
     traced = {**settings[1], "train": {**settings[1]["train"], "trace": 5}}
+    unbound = {**settings[1], "ranks": {**settings[1]["ranks"], "bind_cores": False}}
     jobs: dict[str, Callable[[], dict[str, Any]]] = {
-        "1+1+1": lambda: run_job(folder, settings[1], {}),
-        "1+1+2": lambda: run_job(folder, settings[2], {}),
+        "1+1+1": lambda: run_job(folder, traced if options.trace else settings[1]),
+        "1+1+1 unbound": lambda: run_job(folder, unbound),
+        "1+1+2": lambda: run_job(folder, settings[2]),
         "one process": lambda: run_local(folder, settings[1]),
     }
-    if len(cores) > 1:
-        jobs["1+1+1 pinned"] = lambda: run_job(folder, traced if options.trace else settings[1], pins)
     size = ["--data", str(data), "--batch", str(batch), "--samples", str(options.samples // 4)]
     program = [*MPI_PYTHON, "-m", "persia_hpc.bench.train_dense"]
     limits: dict[str, Callable[[], dict[str, Any]]] = {
@@ -102,7 +101,7 @@ def _measure_batch(
             last[name] = summary = job()
             rates[name].append(summary["steady"]["samples_per_second"])
             whole[name].append(summary["samples_per_second"])
-            if options.trace and name.endswith("pinned"):
+            if options.trace and name == "1+1+1":
                 shutil.copy(folder / "run" / "trace.json", options.trace)
         for name, limit in limits.items():
             rates[name].append(limit()["samples_per_second"])
@@ -110,7 +109,7 @@ def _measure_batch(
     dense = [name for name in limits if "dense-only" in name]
     ends = [name for name in limits if name not in dense]
     for name in jobs:
-        beside = [*ends, *dense] if name.endswith("pinned") else ends
+        beside = [*ends, *dense] if name == "1+1+1" else ends
         notes = {"whole run": summarize(whole[name]).median, **shares(last[name]["phase_seconds"])}
         yield _result(name, batch, found, beside, notes)
     absent = [name for name in PEERS if name not in peers]

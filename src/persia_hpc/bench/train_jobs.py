@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,10 @@ import numpy as np
 from persia_hpc.config import load_config, to_toml
 from persia_hpc.errors import PersiaError
 from persia_hpc.launch.mpiexec import MPI_PYTHON
-from persia_hpc.launch.registry import RankRecord, read_ranks, read_summary
+from persia_hpc.launch.registry import read_summary
 from persia_hpc.samples.source import open_source
 
 DIM, VOCABULARY, FEATURES, DENSE = 16, 1_000_000, 26, 13
-START_SECONDS = 60
 CASE_SECONDS = 240
 STOP_SECONDS = 30
 
@@ -76,14 +74,11 @@ def w0_settings(path: Path, batch: int, samples: int, trainers: int = 1) -> dict
     }
 
 
-def run_job(
-    folder: Path, settings: Mapping[str, Any], pins: Mapping[str, int], seconds: float = CASE_SECONDS
-) -> dict[str, Any]:
+def run_job(folder: Path, settings: Mapping[str, Any], seconds: float = CASE_SECONDS) -> dict[str, Any]:
     """Runs `persia-hpc train` under mpiexec and returns its summary.
 
     The run directory is `folder`/run, which is replaced.
 
-    pins: role -> core. Ranks are pinned as soon as they have said what they are.
     seconds: a job that takes longer is stopped; its summary, `interrupted`, is of the steps until then.
 
     Raises PersiaError, with the job's output, if it fails.
@@ -96,8 +91,6 @@ def run_job(
     stopped = False
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as job:
         try:
-            if pins:
-                _pin_ranks(job, run_dir, pins, sum(load_config(settings).ranks.counts().values()))
             try:
                 output, _ = job.communicate(timeout=seconds)
             except subprocess.TimeoutExpired:
@@ -118,22 +111,6 @@ def run_job(
     if job.returncode or summary is None:
         raise PersiaError(f"{' '.join(command)} failed:\n{output}")
     return summary
-
-
-def _pin_ranks(job: subprocess.Popen[str], run_dir: Path, pins: Mapping[str, int], num_ranks: int) -> None:
-    limit = time.monotonic() + START_SECONDS
-    ranks: list[RankRecord] = []
-    while len(ranks) < num_ranks:
-        if job.poll() is not None:
-            return  # the caller says what went wrong
-        if time.monotonic() > limit:
-            raise PersiaError(f"only {len(ranks)} of {num_ranks} ranks had started after {START_SECONDS} s")
-        time.sleep(0.05)
-        ranks = [r for r in read_ranks(run_dir).values() if r.role is not None]
-    for rank in ranks:
-        assert rank.role is not None
-        for thread in os.listdir(f"/proc/{rank.pid}/task"):
-            os.sched_setaffinity(int(thread), {pins[rank.role]})
 
 
 def run_local(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:

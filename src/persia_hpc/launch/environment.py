@@ -68,7 +68,7 @@ _POLLING = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "0"}
 
 
 def let_threads_sleep(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Keeps PyTorch's threads from polling for one that waits for a core; to be called before torch is imported.
+    """Keeps PyTorch's threads from polling for one without a core; to be called before torch is imported.
 
     What the user has set stays.
     """
