@@ -79,7 +79,7 @@ KeyIndex::Entry Eviction::next(std::uint32_t bucket, const KeyIndex& index) {
         if (from.candidates.empty()) {
             from.newest = 0;
         } else {
-            prefetch_line(index.home_line(bucket, from.candidates.back().key));
+            prefetch_cold_line(index.home_line(bucket, from.candidates.back().key));
         }
         const KeyIndex::Entry entry = index.find(bucket, oldest.key);
         if (!entry || entry.stamp() != oldest.stamp) continue;  // used since, or gone

@@ -67,7 +67,7 @@ void KeyIndex::grow(std::uint32_t bucket, std::uint32_t more, Arena& arena) {
     moving_.reserve(buckets_[bucket].size);
     const std::uint32_t lines = buckets_[bucket].lines;
     for (std::uint32_t j = 0; j < lines; ++j) {
-        if (j + kLinesAhead < lines) prefetch_line(line(bucket, j + kLinesAhead));
+        if (j + kLinesAhead < lines) prefetch_cold_line(line(bucket, j + kLinesAhead));
         IndexLine* const from = line(bucket, j);
         for (unsigned i = 0; i < IndexLine::kEntries && from->slots[i] != 0; ++i) {
             moving_.push_back({from->keys[i], from->slots[i], from->stamps[i]});
@@ -80,7 +80,7 @@ void KeyIndex::grow(std::uint32_t bucket, std::uint32_t more, Arena& arena) {
     std::size_t left = 0;
     for (std::size_t i = 0; i < moving_.size(); ++i) {
         if (i + 4 * kLinesAhead < moving_.size())
-            prefetch_line(home_line(bucket, moving_[i + 4 * kLinesAhead].key));
+            prefetch_cold_line(home_line(bucket, moving_[i + 4 * kLinesAhead].key));
         const Moving entry = moving_[i];
         if (add(home_line(bucket, entry.key), entry)) {
             ++buckets_[bucket].size;
@@ -89,7 +89,8 @@ void KeyIndex::grow(std::uint32_t bucket, std::uint32_t more, Arena& arena) {
         }
     }
     for (std::size_t i = 0; i < left; ++i) {
-        if (i + kLinesAhead < left) prefetch_line(line(bucket, second(moving_[i + kLinesAhead].key, more)));
+        if (i + kLinesAhead < left)
+            prefetch_cold_line(line(bucket, second(moving_[i + kLinesAhead].key, more)));
         insert(bucket, moving_[i].key, moving_[i].slot - 1, moving_[i].stamp);
     }
 }

@@ -26,7 +26,7 @@ MemoryLimits::MemoryLimits(std::uint64_t num_rows, std::size_t row_bytes, std::s
 void MemoryLimits::gather(Span<const std::uint64_t> places, Span<std::byte> out) const {
     const std::size_t n = places.size();
     for (std::size_t i = 0; i < n; ++i) {
-        if (i + kAhead < n) prefetch(rows_ + places[i + kAhead] * row_bytes_, row_bytes_);
+        if (i + kAhead < n) prefetch_cold(rows_ + places[i + kAhead] * row_bytes_, row_bytes_);
         std::memcpy(out.data() + i * row_bytes_, rows_ + places[i] * row_bytes_, row_bytes_);
     }
 }
@@ -38,8 +38,8 @@ std::uint64_t MemoryLimits::gather_with_entries(Span<const std::uint64_t> places
     std::uint64_t sum = 0;
     for (std::size_t i = 0; i < n; ++i) {
         if (i + kAhead < n) {
-            prefetch_line(entries_ + entries[i + kAhead]);
-            prefetch(rows_ + places[i + kAhead] * row_bytes_, row_bytes_);
+            prefetch_cold_line(entries_ + entries[i + kAhead]);
+            prefetch_cold(rows_ + places[i + kAhead] * row_bytes_, row_bytes_);
         }
         sum += entries_[entries[i]].key ^ entries_[entries[i]].value;
         std::memcpy(out.data() + i * row_bytes_, rows_ + places[i] * row_bytes_, row_bytes_);
@@ -52,8 +52,8 @@ void MemoryLimits::update(Span<const std::uint64_t> places, Span<const std::byte
     const std::size_t row_words = row_bytes_ / 4, state_words = state_bytes_ / 4;
     for (std::size_t i = 0; i < n; ++i) {
         if (i + kAhead < n) {
-            prefetch(rows_ + places[i + kAhead] * row_bytes_, row_bytes_);
-            if (state_bytes_ != 0) prefetch(states_ + places[i + kAhead] * state_bytes_, state_bytes_);
+            prefetch_cold(rows_ + places[i + kAhead] * row_bytes_, row_bytes_);
+            if (state_bytes_ != 0) prefetch_cold(states_ + places[i + kAhead] * state_bytes_, state_bytes_);
         }
         auto* __restrict row = reinterpret_cast<std::uint32_t*>(rows_ + places[i] * row_bytes_);
         auto* __restrict state = reinterpret_cast<std::uint32_t*>(states_ + places[i] * state_bytes_);

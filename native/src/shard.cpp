@@ -85,7 +85,7 @@ void Shard::import_rows(const ImportedRows& from) {
             while (end_of_run < n && bucket_of_(from.keys[end_of_run]) == bucket_of_(key)) ++end_of_run;
             index_.reserve(home, std::uint64_t{index_.size(home)} + (end_of_run - i), arena_);
         }
-        if (i + kAhead < end_of_run) prefetch_line(index_.home_line(home, from.keys[i + kAhead]));
+        if (i + kAhead < end_of_run) prefetch_cold_line(index_.home_line(home, from.keys[i + kAhead]));
         const KeyIndex::Entry entry = index_.find(home, key);
         std::uint32_t slot;
         if (entry) {

@@ -10,8 +10,12 @@ namespace {
 
 // Keys are worked on in blocks, one stage after the other, each stage asking for the memory that a later one
 // needs. A stage per loop and not per key: where address translations miss, a prefetch waits for its own, and
-// only a short loop has many of them under way at a time. Rows of four blocks must stay in the first cache.
+// only a short loop has many of them under way at a time. Rows of all blocks must stay in the first cache.
 constexpr std::size_t kBlock = 8;
+// Keys that aren't in their home line, one in six, wait until the others of their part are done: which they
+// are nobody can guess, so a loop over them in each block would be left at a wrong time, again and again.
+// Home lines of a part must stay in the second cache.
+constexpr std::size_t kPart = 1024;
 
 // 0 for 0, else all bits; hidden from the compiler, which might make a branch of what is done with it.
 inline std::uint32_t all_ones(std::uint32_t value) {
@@ -53,98 +57,124 @@ void Shard::start_row(Key key, std::uint32_t slot) {
     update_.init(room_.data(), rows_.weights(slot), rows_.state(slot));
 }
 
-struct Shard::Block {
-    std::size_t begin;  // of the keys
-    unsigned count;
-    unsigned num_rest, num_fresh;
-    IndexLine* lines[kBlock];
-    std::uint32_t found[kBlock];
-    const std::byte* rows[kBlock];
-    unsigned rest[kBlock];   // keys that are not in their home line
-    unsigned fresh[kBlock];  // those whose rows were just made
-};
-
-template <class Touch, class Resolve, class Use>
-inline void Shard::walk(const Keys keys, const Span<std::uint32_t> slots, const Touch touch,
-                        const Resolve resolve, const Use use) const {
+template <class Touch, class Use>
+inline std::size_t Shard::walk_homes(const Keys keys, const Span<std::uint32_t> slots,
+                                     std::uint32_t* const rest, const Touch& touch, const Use& use) const {
     // A block is looked up, so many blocks later matched, and so on: until then its memory has come.
-    constexpr std::size_t kMatch = 2, kRows = 3, kRest = 4, kUse = 6, kBlocks = 8;
+    constexpr std::size_t kMatch = 3, kUse = 7, kBlocks = 8;
+    struct Block {
+        IndexLine* lines[kBlock];
+        const std::byte* rows[kBlock];
+    };
     Block blocks[kBlocks];
     // Copies, which stores to `slots` can't change, so that the compiler may keep them in registers.
     const BucketOf bucket_of = bucket_of_;
     const std::uint32_t first_bucket = config_.first_bucket;
+    const KeyIndex::HomeLines home_line(index_);
+    const RowStore::Weights weights(rows_);
     const std::size_t row_lines = rows_.weight_lines();
-    // Nearly all blocks are full.
-    const auto each = [](Block& block, const auto& work) {
-        if (block.count == kBlock) {
-            for (unsigned i = 0; i < kBlock; ++i) work(block, i);
-        } else {
-            for (unsigned i = 0; i < block.count; ++i) work(block, i);
-        }
-    };
-    const auto look_up = [&](Block& block, unsigned i) {
-        const Key key = keys[block.begin + i];
-        IndexLine* const line = index_.home_line(bucket_of(key) - first_bucket, key);
-        block.lines[i] = line;
-        prefetch_line(line);
+    std::size_t num_rest = 0;
+    const auto look_up = [&](Block& block, std::size_t i) {
+        const Key key = keys[i];
+        IndexLine* const line = home_line(bucket_of(key) - first_bucket, key);
+        block.lines[i % kBlock] = line;
+        prefetch_cold_line(line);
     };
     // Without branches that depend on a key: each wrong guess would wait for memory.
-    const auto match = [&](Block& block, unsigned i) {
-        const Key key = keys[block.begin + i];
-        IndexLine* const line = block.lines[i];
+    const auto match = [&](Block& block, std::size_t i) {
+        const Key key = keys[i];
+        IndexLine* const line = block.lines[i % kBlock];
         const unsigned mask = line->matches(key);
         const auto entry = static_cast<unsigned>(__builtin_ctz(mask | 1u << (IndexLine::kEntries - 1)));
         const std::uint32_t slot = line->slots[entry];
         const std::uint32_t here = touch(key, *line, entry, all_ones(mask) & all_ones(slot));
-        slots[block.begin + i] = slot - 1;
-        block.found[i] = (slot - 1) & here;  // else 0, which is not used then
-        block.rest[block.num_rest] = i;
-        block.num_rest += 1 + here;
-    };
-    const auto ask_for_row = [&](Block& block, unsigned i) {
-        const std::byte* const row = rows_.weights(block.found[i]);
-        block.rows[i] = row;
-        prefetch_lines(row, row_lines);
-    };
-    const auto ask_for_second_lines = [&](Block& block) {
-        for (unsigned r = 0; r < block.num_rest; ++r) {
-            const Key key = keys[block.begin + block.rest[r]];
-            const IndexLine* const first = block.lines[block.rest[r]];
-            const IndexLine* const second = index_.second_line(bucket_of(key) - first_bucket, key, first);
-            if (second != nullptr) prefetch_line(second);
-        }
-    };
-    const auto find_rest = [&](Block& block) {
-        block.num_fresh = 0;
-        for (unsigned r = 0; r < block.num_rest; ++r) {
-            const unsigned i = block.rest[r];
-            bool fresh = false;
-            const std::uint32_t slot = resolve(keys[block.begin + i], fresh);
-            slots[block.begin + i] = slot;
-            block.rows[i] = slot != kNoSlot ? rows_.weights(slot) : nullptr;
-            if (slot != kNoSlot) prefetch_lines(block.rows[i], row_lines);
-            block.fresh[block.num_fresh] = i;
-            block.num_fresh += fresh;
-        }
+        slots[i] = slot - 1;
+        const std::byte* const row = weights((slot - 1) & here);  // of slot 0 for the rest
+        block.rows[i % kBlock] = row;
+        prefetch_cold_lines(row, row_lines);
+        rest[num_rest] = static_cast<std::uint32_t>(i);
+        num_rest += 1 + here;
     };
     const std::size_t n = keys.size(), num_blocks = (n + kBlock - 1) / kBlock;
     for (std::size_t ahead = 0; ahead < num_blocks + kUse; ++ahead) {
-        const auto block = [&](std::size_t behind) -> Block* {  // a number below 0 is huge
-            return ahead - behind < num_blocks ? &blocks[(ahead - behind) % kBlocks] : nullptr;
+        // Calls work(block, begin, end) for the block that so many are ahead of. Nearly all blocks are full.
+        const auto stage = [&](std::size_t behind, const auto& work) {
+            const std::size_t number = ahead - behind;  // below 0: huge
+            if (number >= num_blocks) return;
+            const std::size_t begin = number * kBlock;
+            Block& block = blocks[number % kBlocks];
+            if (n - begin >= kBlock) {
+                work(block, begin, begin + kBlock);
+            } else {
+                work(block, begin, n);
+            }
         };
-        if (Block* const next = block(0)) {
-            next->begin = ahead * kBlock;
-            next->count = static_cast<unsigned>(std::min(n - next->begin, kBlock));
-            next->num_rest = 0;
-            each(*next, look_up);
+        stage(0, [&](Block& block, std::size_t begin, std::size_t end) {
+            for (std::size_t i = begin; i < end; ++i) look_up(block, i);
+        });
+        stage(kUse,
+              [&](Block& block, std::size_t begin, std::size_t end) { use(begin, block.rows, end - begin); });
+        stage(kMatch, [&](Block& block, std::size_t begin, std::size_t end) {
+            for (std::size_t i = begin; i < end; ++i) match(block, i);
+        });
+    }
+    return num_rest;
+}
+
+template <class Touch, class Resolve, class UseRest>
+void Shard::walk_rest(const Keys keys, const Span<std::uint32_t> slots, const Span<const std::uint32_t> rest,
+                      const Touch& touch, const Resolve& resolve, const UseRest& use_rest) const {
+    constexpr std::size_t kMatch = 16, kUse = 32, kSize = 64;
+    struct {
+        IndexLine* line;
+        const std::byte* row;
+        bool fresh;
+    } under_way[kSize];
+    const std::size_t row_lines = rows_.weight_lines(), n = rest.size();
+    for (std::size_t ahead = 0; ahead < n + kUse; ++ahead) {
+        if (ahead < n) {
+            const Key key = keys[rest[ahead]];
+            IndexLine* const line = index_.second_line(bucket(key), key, index_.home_line(bucket(key), key));
+            under_way[ahead % kSize].line = line;
+            if (line != nullptr) prefetch_cold_line(line);
         }
-        if (Block* const b = block(kUse)) use(*b);
-        if (Block* const b = block(kRows)) {
-            each(*b, ask_for_row);
-            ask_for_second_lines(*b);
+        if (ahead - kMatch < n) {
+            auto& now = under_way[(ahead - kMatch) % kSize];
+            const std::size_t i = rest[ahead - kMatch];
+            const Key key = keys[i];
+            now.fresh = false;
+            std::uint32_t here = 0;
+            if (now.line != nullptr) {
+                const unsigned mask = now.line->matches(key);
+                const auto at = static_cast<unsigned>(__builtin_ctz(mask | 1u << (IndexLine::kEntries - 1)));
+                slots[i] = now.line->slots[at] - 1;
+                here = touch(key, *now.line, at, all_ones(mask) & all_ones(now.line->slots[at]));
+            }
+            if (here == 0) slots[i] = resolve(key, now.fresh);
+            now.row = slots[i] != kNoSlot ? rows_.weights(slots[i]) : nullptr;
+            prefetch_cold_lines(now.row, row_lines);
         }
-        if (Block* const b = block(kRest)) find_rest(*b);
-        if (Block* const b = block(kMatch)) each(*b, match);
+        if (ahead - kUse < n) {
+            const auto& now = under_way[(ahead - kUse) % kSize];
+            use_rest(rest[ahead - kUse], now.row, now.fresh);
+        }
+    }
+}
+
+template <class Touch, class Resolve, class Use, class UseRest>
+inline void Shard::walk(const Keys keys, const Span<std::uint32_t> slots, const Touch& touch,
+                        const Resolve& resolve, const Use& use, const UseRest& use_rest) const {
+    std::uint32_t rest[kPart];
+    for (std::size_t begin = 0; begin < keys.size(); begin += kPart) {
+        const std::size_t end = std::min(begin + kPart, keys.size());
+        const Keys part = keys.slice(begin, end);
+        const Span<std::uint32_t> part_slots = slots.slice(begin, end);
+        const std::size_t num_rest = walk_homes(part, part_slots, rest, touch,
+                                                [&](std::size_t at, const std::byte* const* rows,
+                                                    std::size_t count) { use(begin + at, rows, count); });
+        walk_rest(
+            part, part_slots, {rest, num_rest}, touch, resolve,
+            [&](std::size_t at, const std::byte* row, bool fresh) { use_rest(begin + at, row, fresh); });
     }
 }
 
@@ -154,10 +184,11 @@ void Shard::pull(Keys keys, std::uint32_t step, Rows out, Span<std::uint32_t> sl
     const EncodeRows encode = encode_rows(update_.weights(), out.wire, config_.dim);
     const bool plain = eviction_.plain(step);
     std::byte* to = out.data;
+    std::size_t counted = 0, place = 0;  // keys before `counted` have so many rows that are wanted
     if (snapshot_.active()) keep_before_change(keys);
     walk(
         keys, slots,
-        [&](Key key, IndexLine& line, unsigned at, std::uint32_t here) {
+        [&, step](Key key, IndexLine& line, unsigned at, std::uint32_t here) {
             std::uint32_t& stamp = line.stamps[at];
             if (plain) {
                 const std::uint32_t older = stamp;
@@ -169,21 +200,27 @@ void Shard::pull(Keys keys, std::uint32_t step, Rows out, Span<std::uint32_t> sl
             return here;
         },
         [&](Key key, bool& fresh) { return resolve(key, step, fresh); },
-        [&](Block& block) {
-            for (unsigned i = 0; i < block.num_fresh; ++i) {
-                const std::size_t key = block.begin + block.fresh[i];
-                start_row(keys[key], slots[key]);
+        [&](std::size_t begin, const std::byte* const* rows, std::size_t count) {
+            if (wanted.empty()) {
+                encode(rows, count, config_.dim, room_.data(), out.data + begin * row_bytes);
+                return;
             }
-            unsigned count = block.count;
+            const std::byte* chosen[kBlock];
+            std::size_t num_chosen = 0;
+            for (std::size_t i = 0; i < count; ++i) {
+                chosen[num_chosen] = rows[i];
+                num_chosen += wanted[begin + i] != 0;
+            }
+            encode(chosen, num_chosen, config_.dim, room_.data(), to);
+            to += num_chosen * row_bytes;
+        },
+        [&](std::size_t i, const std::byte* row, bool fresh) {
+            if (fresh) start_row(keys[i], slots[i]);
             if (!wanted.empty()) {
-                count = 0;
-                for (unsigned i = 0; i < block.count; ++i) {
-                    block.rows[count] = block.rows[i];
-                    count += wanted[block.begin + i] != 0;
-                }
+                if (wanted[i] == 0) return;
+                for (; counted < i; ++counted) place += wanted[counted] != 0;
             }
-            encode(block.rows, count, config_.dim, room_.data(), to);
-            to += count * row_bytes;
+            encode(&row, 1, config_.dim, room_.data(), out.data + (wanted.empty() ? i : place) * row_bytes);
         });
 }
 
@@ -200,8 +237,11 @@ void Shard::lookup(Keys keys, Rows out) const {
             const KeyIndex::Entry entry = index_.find(bucket(key), key);
             return entry && !eviction_.expired(entry.stamp(), next_step_) ? entry.slot() : kNoSlot;
         },
-        [&](const Block& block) {
-            encode(block.rows, block.count, config_.dim, room_.data(), out.data + block.begin * row_bytes);
+        [&](std::size_t begin, const std::byte* const* rows, std::size_t count) {
+            encode(rows, count, config_.dim, room_.data(), out.data + begin * row_bytes);
+        },
+        [&](std::size_t i, const std::byte* row, bool) {
+            encode(&row, 1, config_.dim, room_.data(), out.data + i * row_bytes);
         });
 }
 

@@ -10,9 +10,9 @@
 namespace persia {
 namespace {
 
-constexpr std::size_t kMostRows = 8;    // that are asked for at a time, see shard_pull.cpp
-constexpr std::size_t kMostLines = 64;  // that these may have, to stay in the first cache
-constexpr std::size_t kAhead = 12;      // rows, where they are asked for one by one
+constexpr std::size_t kMostRows = 16;    // that are asked for at a time, see shard_pull.cpp
+constexpr std::size_t kMostLines = 128;  // that these may have, to stay in the second cache
+constexpr std::size_t kAhead = 12;       // rows, where they are asked for one by one
 
 // Places in push_step's map from a slot to its sum.
 std::size_t map_size(std::size_t rows) {
@@ -70,9 +70,9 @@ PushCounts Shard::push_with(Chosen& chosen, const PushBatch& batch, std::uint32_
         for (std::size_t i = begin; i < end; ++i, ++to) {
             if (slots[i] == kNoSlot) continue;
             *to = {rows_.weights(slots[i]), rows_.state(slots[i])};
-            prefetch_lines(to->weights, weight_lines);
-            prefetch_lines(to->state, state_lines);
-            if (epochs) prefetch_line(&rows_.epoch(slots[i]));
+            prefetch_cold_lines(to->weights, weight_lines);
+            prefetch_cold_lines(to->state, state_lines);
+            if (epochs) prefetch_cold_line(&rows_.epoch(slots[i]));
         }
     };
     PushCounts counts;
@@ -108,7 +108,7 @@ void Shard::add_to_sums(const PushBatch& batch, PushCounts& counts) {
     const std::size_t n = batch.keys.size();
     for (std::size_t i = 0; i < n; ++i) {
         if (batch.epoch < removed_at_ && i + kAhead < n && batch.slots[i + kAhead] != kNoSlot) {
-            prefetch_line(&rows_.epoch(batch.slots[i + kAhead]));
+            prefetch_cold_line(&rows_.epoch(batch.slots[i + kAhead]));
         }
         const float* gradient = usable_gradient<0>(batch, i, counts);
         if (gradient == nullptr) continue;
@@ -132,8 +132,8 @@ void Shard::apply_sums(Chosen& chosen, std::uint32_t step, PushCounts& counts) {
     const std::uint32_t dim = config_.dim;
     for (std::size_t i = 0; i < merged_.size(); ++i) {
         if (i + kAhead < merged_.size()) {
-            prefetch_lines(rows_.weights(merged_[i + kAhead].slot), rows_.weight_lines());
-            prefetch_lines(rows_.state(merged_[i + kAhead].slot), rows_.state_lines());
+            prefetch_cold_lines(rows_.weights(merged_[i + kAhead].slot), rows_.weight_lines());
+            prefetch_cold_lines(rows_.state(merged_[i + kAhead].slot), rows_.state_lines());
         }
         const auto& [key, slot, num_batches] = merged_[i];
         const float* sum = sums_.data() + i * dim;

@@ -26,8 +26,8 @@ ExportedRows Shard::export_rows(std::vector<Snapshot::Kept>& rows) const {
     if (update_.has_steps()) exported.steps.resize(rows.size());
     for (std::size_t i = 0; i < rows.size(); ++i) {
         if (i + kAhead < rows.size()) {
-            prefetch_lines(rows[i + kAhead].weights, rows_.weight_lines());
-            prefetch_lines(rows[i + kAhead].state, rows_.state_lines());
+            prefetch_cold_lines(rows[i + kAhead].weights, rows_.weight_lines());
+            prefetch_cold_lines(rows[i + kAhead].state, rows_.state_lines());
         }
         exported.keys[i] = rows[i].key;
         exported.stamps[i] = rows[i].stamp;
@@ -103,7 +103,7 @@ void Shard::restore_bucket(std::uint32_t number, const BucketState& state) {
 void Shard::keep_before_change(Keys keys) {
     for (std::size_t i = 0; i < keys.size(); ++i) {
         if (i + kAhead < keys.size())
-            prefetch_line(index_.home_line(bucket(keys[i + kAhead]), keys[i + kAhead]));
+            prefetch_cold_line(index_.home_line(bucket(keys[i + kAhead]), keys[i + kAhead]));
         const std::uint32_t home = bucket(keys[i]);
         if (snapshot_.copied(home)) continue;
         const KeyIndex::Entry entry = index_.find(home, keys[i]);

@@ -57,6 +57,13 @@ struct alignas(64) IndexLine {  // entries are filled from the front
 static_assert(sizeof(IndexLine) == 64);
 
 class KeyIndex {
+    struct Bucket {
+        std::uint32_t lines;
+        std::uint32_t size : 30;
+        std::uint32_t holes : 1;  // one was erased: a key may be in its second line though the first has room
+        std::uint32_t spilled : 1;  // a key may be in neither of its lines, for lack of room
+    };
+
   public:
     struct Entry {  // where a key's entry is, until the next insert or erase
         IndexLine* line = nullptr;
@@ -72,6 +79,28 @@ class KeyIndex {
     KeyIndex(std::uint32_t num_buckets, std::uint32_t expected_rows, Arena& arena);
 
     std::uint32_t size(std::uint32_t bucket) const { return buckets_[bucket].size; }
+
+    // Finds home lines as home_line() does. A copy of what that takes, which stores to other arrays can't
+    // change, so that the compiler may keep it in registers; of no use once a bucket has grown.
+    class HomeLines {
+      public:
+        explicit HomeLines(const KeyIndex& index)
+            : buckets_(index.buckets_.data()),
+              chunks_(index.chunks_.data()),
+              stride_(index.stride_),
+              log2_chunk_lines_(index.log2_chunk_lines_) {}
+        IndexLine* operator()(std::uint32_t bucket, Key key) const {
+            const std::uint64_t number = std::uint64_t{home(key, buckets_[bucket].lines)} * stride_ + bucket;
+            return chunks_[number >> log2_chunk_lines_] +
+                   (number & ((std::uint64_t{1} << log2_chunk_lines_) - 1));
+        }
+
+      private:
+        const Bucket* buckets_;
+        IndexLine* const* chunks_;
+        std::uint32_t stride_;
+        std::uint32_t log2_chunk_lines_;
+    };
 
     // The line where a key is looked for first. One that was asked for before the bucket grew is still a line
     // of it: a key that is found there is the key, another may be anywhere.
@@ -110,7 +139,7 @@ class KeyIndex {
     void for_each(std::uint32_t bucket, Visit&& visit) const {
         const std::uint32_t lines = buckets_[bucket].lines;
         for (std::uint32_t j = 0; j < lines; ++j) {
-            if (j + kLinesAhead < lines) prefetch_line(line(bucket, j + kLinesAhead));
+            if (j + kLinesAhead < lines) prefetch_cold_line(line(bucket, j + kLinesAhead));
             IndexLine* at = line(bucket, j);
             for (unsigned i = 0; i < IndexLine::kEntries && at->slots[i] != 0; ++i) visit(Entry{at, i});
         }
@@ -131,12 +160,6 @@ class KeyIndex {
     std::size_t provided_bytes() const { return sizeof(IndexLine) * chunks_.size() << log2_chunk_lines_; }
 
   private:
-    struct Bucket {
-        std::uint32_t lines;
-        std::uint32_t size : 30;
-        std::uint32_t holes : 1;  // one was erased: a key may be in its second line though the first has room
-        std::uint32_t spilled : 1;  // a key may be in neither of its lines, for lack of room
-    };
     struct Moving {
         Key key;
         std::uint32_t slot;

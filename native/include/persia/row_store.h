@@ -15,7 +15,32 @@ namespace persia {
 inline constexpr std::uint32_t kFreed = UINT32_MAX;  // epoch of a slot without a row
 
 class RowStore {
+    struct Chunk {
+        std::byte* weights;
+        std::byte* states;
+        std::byte* epochs;
+    };
+
   public:
+    // Finds weights as weights() does: a copy like KeyIndex::HomeLines, of no use once a chunk was added.
+    class Weights {
+      public:
+        explicit Weights(const RowStore& rows)
+            : chunks_(rows.chunks_.data()),
+              log2_chunk_rows_(rows.log2_chunk_rows_),
+              chunk_mask_(rows.chunk_mask_),
+              bytes_(rows.weight_bytes_) {}
+        const std::byte* operator()(std::uint32_t slot) const {
+            return chunks_[slot >> log2_chunk_rows_].weights + (slot & chunk_mask_) * bytes_;
+        }
+
+      private:
+        const Chunk* chunks_;
+        std::uint32_t log2_chunk_rows_;
+        std::uint32_t chunk_mask_;
+        std::size_t bytes_;
+    };
+
     // Bytes of a row's weights and of its optimizer's state, and how many rows are to be expected.
     RowStore(std::size_t weight_bytes, std::size_t state_bytes, std::uint64_t expected_rows);
 
@@ -47,12 +72,6 @@ class RowStore {
     std::size_t unwritten_bytes(std::uint64_t rows, std::size_t page_bytes) const;
 
   private:
-    struct Chunk {
-        std::byte* weights;
-        std::byte* states;
-        std::byte* epochs;
-    };
-
     std::size_t weight_bytes_;
     std::size_t state_bytes_;
     std::size_t state_stride_;

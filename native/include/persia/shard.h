@@ -122,16 +122,24 @@ class Shard {
   private:
     std::uint32_t num_buckets() const { return config_.buckets_here(); }
     std::uint32_t bucket(Key key) const { return bucket_of_(key) - config_.first_bucket; }
-    struct Block;  // of keys, on their way through walk()
 
     std::uint32_t resolve(Key key, std::uint32_t step, bool& fresh);
-    // Finds the slot of each key, with the memory that its row needs under way, and uses the rows in blocks.
+    // Finds the slot of each key, with the memory that its row needs under way, and uses the rows.
     //   mask touch(key, line, at, here)  here: all bits if the line's entry `at` is the key's, else 0;
     //                                    returns it, or 0 if resolve() has to see to that entry
-    //   slot resolve(key, bool& fresh)   for the others; kNoSlot if there is none
-    //   use(block)                       rows, null without a slot, and which of them are new
-    template <class Touch, class Resolve, class Use>
-    void walk(Keys keys, Span<std::uint32_t> slots, Touch touch, Resolve resolve, Use use) const;
+    //   slot resolve(key, bool& fresh)   for keys that aren't found so; kNoSlot if there is none
+    //   use(begin, rows, count)          rows of so many keys; any row for those that aren't in their home
+    //   line use_rest(i, row, fresh)          then these, in order; null without a slot
+    template <class Touch, class Resolve, class Use, class UseRest>
+    void walk(Keys keys, Span<std::uint32_t> slots, const Touch& touch, const Resolve& resolve,
+              const Use& use, const UseRest& use_rest) const;
+    // The two halves of a walk over a part of the keys: those in their home lines, and the others.
+    template <class Touch, class Use>
+    std::size_t walk_homes(Keys keys, Span<std::uint32_t> slots, std::uint32_t* rest, const Touch& touch,
+                           const Use& use) const;
+    template <class Touch, class Resolve, class UseRest>
+    void walk_rest(Keys keys, Span<std::uint32_t> slots, Span<const std::uint32_t> rest, const Touch& touch,
+                   const Resolve& resolve, const UseRest& use_rest) const;
     void insert(std::uint32_t bucket, Key key, std::uint32_t slot, std::uint32_t stamp);
     void start_row(Key key, std::uint32_t slot);
     void keep_before_change(Keys keys);
