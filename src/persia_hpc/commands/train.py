@@ -98,6 +98,7 @@ def run(options: argparse.Namespace) -> int:
 
         print(dry_run(config))
         return EXIT_OK
+    import_quickly("persia_hpc.api")
     from persia_hpc.api import check
 
     config = check(config, run_dir)

@@ -1,0 +1,51 @@
+"""What the processes of a job import: nothing that takes long and that they have no use for."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from tests.support.jobs import Job, user_environment
+from tests.support.tiny import tiny_config, write_tiny
+
+# Tells at the end of each Python process of the job what it has imported.
+LOOK = """
+import atexit, json, os, sys
+from pathlib import Path
+def tell():
+    rank = os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "parent"))
+    Path(os.environ["IMPORTED"], f"{rank}.json").write_text(json.dumps(sorted(sys.modules)))
+atexit.register(tell)
+"""
+NEVER = {"polars", "pandas", "pyarrow", "sympy", "sklearn", "scipy", "matplotlib", "torch._dynamo"}
+DENSE = {"torch", "horovod", "tqdm"}  # the last is for the progress bar; Horovod imports it, too
+MPI = {"mpi4py.MPI"}
+PROCESSES = {  # what each may not have, and must have
+    "parent": (NEVER | DENSE | MPI | {"persia_hpc.job.rank", "persia_hpc.job.duties"}, set()),
+    "0": (NEVER | DENSE, MPI),  # the server
+    "1": (NEVER | DENSE, MPI),  # the worker
+    "2": (NEVER, MPI | {"torch"}),  # a trainer
+    "3": (NEVER, MPI | {"torch"}),
+}
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
+    """By process, the modules that it had imported when it ended."""
+    folder = tmp_path_factory.mktemp("start")
+    (folder / "sitecustomize.py").write_text(LOOK)
+    path = os.pathsep.join([str(folder), user_environment()["PYTHONPATH"]])
+    data = write_tiny(folder / "train.h5", 64)
+    config = tiny_config(data, **{"ranks.trainers": 2, "data.valid": data, "checkpoint.every": 4})
+    job = Job(folder, config, {"PYTHONPATH": path, "IMPORTED": str(folder)})
+    assert job.process.wait(timeout=240) == 0, job.process.communicate()[1]
+    return {name: set(json.loads((folder / f"{name}.json").read_text())) for name in PROCESSES}
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_a_process_imports_what_it_needs_only(process: str, imported: dict[str, set[str]]) -> None:
+    forbidden, needed = PROCESSES[process]
+    assert imported[process] & forbidden == set()
+    assert needed <= imported[process]
