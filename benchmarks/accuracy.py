@@ -3,6 +3,7 @@
     python benchmarks/accuracy.py adult [--seeds 1 2 3]
     python benchmarks/accuracy.py criteo --data DIR/criteo_137k [--seeds 1 2 3]
     python benchmarks/accuracy.py storage --data DIR/criteo_137k        number formats, tables and wire
+    python benchmarks/accuracy.py dense --data DIR/criteo_137k          number formats of dense gradients
 
 Trains real jobs under mpiexec (`persia-hpc train`) and prints a Markdown table; --json FILE keeps all of it.
 """
@@ -49,7 +50,14 @@ STORAGE = {
         "fp32, wire fp16 and scaled_fp16": {"wire.rows": "fp16", "wire.gradients": "scaled_fp16"},
     }.items()
 }
-ARMS = {"adult": ADULT, "criteo": CRITEO, "storage": STORAGE}
+DENSE = {
+    f"dense gradients {wire}": (
+        "datasets/criteo/criteo.toml",
+        {**SYNC, "train.reducer": "mpi", "train.dense_wire": wire},
+    )
+    for wire in ("fp32", "bf16", "fp16")
+}
+ARMS = {"adult": ADULT, "criteo": CRITEO, "storage": STORAGE, "dense": DENSE}
 
 
 def train(config: str, settings: dict[str, Any], run_dir: Path) -> dict[str, Any]:
@@ -167,7 +175,7 @@ def run(options: argparse.Namespace, scratch: Path) -> dict[str, list[dict[str, 
         subprocess.run([*CLI, "preprocess", "criteo", *source], check=True, cwd=ROOT)
     figures: dict[str, list[dict[str, float]]] = {arm: [] for arm in arms}
     plain = "plain PyTorch, one process"
-    if options.arms != "storage":
+    if options.arms not in ("storage", "dense"):
         figures[plain] = []
     for seed in options.seeds:
         for arm, (config, settings) in arms.items():

@@ -3,8 +3,8 @@
 Simulated in two ways, as one small machine can't compute for many trainers: the dense step is a sleep, and
 nodes are network namespaces of this machine whose links are limited to some rate each way. Node 0 holds the
 server, every other node a trainer and its worker, so all rows cross links; rows and AllReduce share a link
-fairly. Ranks, MPI over TCP, Horovod,
-tables and gradients are real. Weak scaling: every trainer has its own batch, so a step's bytes on a link stay
+fairly. The server's link is unlimited, or has the rate --server-link. Ranks, MPI over TCP, Horovod, tables and
+gradients are real. Weak scaling: every trainer has its own batch, so a step's bytes on a link stay
 the same. Needs root, tc (iproute2) and MPICH.
 
 What to expect: sync pulls, trains and pushes one after the other, so a step takes about the sum; hybrid and
@@ -34,6 +34,8 @@ PAPER = "paper, 64 A100, 100 T parameters: hybrid 2.6 × sync, async 2.9 ×"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trainers", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--links", type=float, nargs="+", default=[1000, 40, 20], help="Mbit/s")
+    parser.add_argument("--server-link", type=float, help="Mbit/s of the server's own link")
+    parser.add_argument("--modes", nargs="+", default=list(MODES), choices=list(MODES))
     parser.add_argument("--sleep", type=float, default=0.2, help="seconds of a dense step")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--repeats", type=int, default=1)
@@ -49,9 +51,10 @@ def run(options: argparse.Namespace, scratch: Path) -> Report:
     for link in options.links:
         for trainers in options.trainers:
             for repeat in range(options.repeats):
-                for mode, settings in MODES.items():
+                for mode in options.modes:
                     name = f"{link:g}-{trainers}-{mode}-{repeat}"
-                    summary = job(scratch, name, _settings(options, trainers, data, settings), link)
+                    settings = _settings(options, trainers, data, MODES[mode])
+                    summary = job(scratch, name, settings, link, options.server_link)
                     figures.append(_figures(summary, link, trainers, mode, options))
                     print(name, f"{figures[-1]['samples_per_second']:,.0f} samples/s", file=sys.stderr)
     return Report(_table(figures), figures)
@@ -72,7 +75,9 @@ def _settings(
     }
 
 
-def job(scratch: Path, name: str, settings: dict[str, Any], link: float) -> dict[str, Any]:
+def job(
+    scratch: Path, name: str, settings: dict[str, Any], link: float, server_link: float | None
+) -> dict[str, Any]:
     """Trains on nodes whose links have the rate `link`, but for the server's; the summary."""
     trainers = settings["ranks"]["trainers"]
     config, run_dir = scratch / f"{name}.toml", scratch / name
@@ -82,6 +87,8 @@ def job(scratch: Path, name: str, settings: dict[str, Any], link: float) -> dict
     with virtual_nodes(1 + trainers, shared=[scratch]) as nodes:
         for node in range(1, 1 + trainers):
             nodes.limit(node, link, hub=0)
+        if server_link is not None:
+            nodes.limit(0, server_link, hub=0)
         # A trainer's Horovod thread looks for work in cycles; at its default of 1 ms eight of them would keep
         # two cores busy.
         env = environment(UCX_NET_DEVICES="eth0", HOROVOD_CYCLE_TIME="5")
@@ -115,6 +122,7 @@ def _figures(
 def _table(figures: list[dict[str, Any]]) -> str:
     """A row a link and number of trainers."""
     lines = []
+    modes = list(dict.fromkeys(f["mode"] for f in figures))
     cases = list(dict.fromkeys((f["link"], f["trainers"]) for f in figures))
     base: dict[tuple[float, str], float] = {}
     for link, trainers in cases:
@@ -122,17 +130,18 @@ def _table(figures: list[dict[str, Any]]) -> str:
         rate = {
             mode: sum(f["samples_per_second"] for f in here if f["mode"] == mode)
             / sum(f["mode"] == mode for f in here)
-            for mode in MODES
+            for mode in modes
         }
         busy = here[0]["row_bytes_per_step_and_trainer"] / (link * 1e6 / 8) / here[0]["sleep_seconds"]
         limit = trainers * BATCH / here[0]["sleep_seconds"]
         cells = [f"{link:g} Mbit/s", f"{busy:.2f}", str(trainers)]
-        for mode in MODES:
+        for mode in modes:
             first = base.setdefault((link, mode), rate[mode] / trainers)
             cells.append(f"{rate[mode]:,.0f} ({rate[mode] / trainers / first:.2f})")
-        cells += [f"{rate[mode] / rate['sync']:.2f}" for mode in ("hybrid", "async")]
-        lines.append([*cells, f"{rate['hybrid'] / limit:.0%}"])
+        cells += [f"{rate[mode] / rate['sync']:.2f}" for mode in modes if mode != "sync" and "sync" in modes]
+        lines.append([*cells, *(f"{rate[mode] / limit:.0%}" for mode in modes)])
     head = ["link", "link / dense", "trainers"]
-    head += [f"{mode}, samples/s (of linear)" for mode in MODES]
-    head += ["hybrid / sync", "async / sync", "hybrid of dense-only"]
+    head += [f"{mode}, samples/s (of linear)" for mode in modes]
+    head += [f"{mode} / sync" for mode in modes if mode != "sync" and "sync" in modes]
+    head += [f"{mode} of dense-only" for mode in modes]
     return markdown(head, lines) + f"\n\n{PAPER}"

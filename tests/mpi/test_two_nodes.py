@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mpi.ring_scripts import draw_scripts
+from tests.mpi.ring_scripts import draw_scripts, storm
 from tests.support.netns import Nodes, virtual_nodes
 
 
@@ -28,9 +28,33 @@ def test_records_cross_the_network_intact(nodes: Nodes, programs: Path, tmp_path
     assert sent_bytes(nodes) - before > result["bytes"] // 2, "what should cross the network did not"
 
 
+def test_dense_gradients_are_summed_over_nodes(nodes: Nodes, programs: Path) -> None:
+    """Within each node first; the same bits in every run and in whatever buckets."""
+    runs = [nodes.mpiexec(2, programs / "dense_sums.py", "mpi").stdout for _ in range(2)]
+    assert runs[0] == runs[1]
+    assert len(set(runs[0].splitlines())) == 3  # one for each format
+
+
 def test_progress_thread_lets_a_computing_rank_receive(nodes: Nodes, programs: Path) -> None:
     seconds = float(nodes.mpiexec(1, programs / "computing_peer.py", "thread").stdout)
     assert seconds < 1.5, "the sender waited for a rank that computes for 3 s"
+
+
+def test_a_peer_outside_mpi_holds_up_nobody_else(nodes: Nodes, programs: Path) -> None:
+    did = json.loads(nodes.mpiexec(2, programs / "sleeping_peer.py").stdout)
+    assert did["waiting"] > 50, "the sleeper's ring was never full: the test isn't what it is for"
+    assert did["echoed"] > 50, f"records hardly went on while one peer slept: {did}"
+    assert did["longest_pass"] < 1.0, f"a pass waited for the sleeping peer: {did}"
+
+
+def test_a_word_that_comes_before_its_payload_is_noticed(
+    nodes: Nodes, programs: Path, tmp_path: Path
+) -> None:
+    script_file = tmp_path / "scripts.json"
+    script_file.write_text(json.dumps([storm(200)]))
+    done = nodes.mpiexec(1, programs / "ring_scripts.py", str(script_file), "early", check=False)
+    assert done.returncode
+    assert "content differs" in done.stderr or "got a header of magic" in done.stderr, done.stderr[-2000:]
 
 
 def test_too_large_a_ring_is_refused_on_all_ranks(nodes: Nodes, programs: Path) -> None:

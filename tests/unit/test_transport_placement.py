@@ -29,19 +29,26 @@ def test_no_two_parts_share_a_line_and_all_fit(
 ) -> None:
     assert channel_problem(NUM_RANKS, channels) is None
     placements, sizes = place(channels, nodes, force_remote)
-    parts: dict[tuple[bool, int], list[tuple[int, int]]] = {}
+    parts: dict[tuple[str, int], list[tuple[int, int]]] = {}
+
+    def add(kind: str, rank: int, begin: int, size: int) -> None:
+        parts.setdefault((kind, rank), []).append((begin, begin + size))
+
     for channel, at in zip(channels, placements, strict=True):
         assert at.shared == (not force_remote and nodes[channel.producer] == nodes[channel.consumer])
-        parts.setdefault((at.shared, channel.consumer), []).extend(
-            [(at.words, at.words + 8 * channel.num_words), (at.data, at.data + channel.ring_bytes)]
-        )
-        parts.setdefault((at.shared, channel.producer), []).append((at.tail, at.tail + 8))
-    for (shared, rank), intervals in parts.items():
-        if shared:
+        kind = "shared" if at.shared else "private"
+        add(kind, channel.consumer, at.words, 8 * channel.num_words)
+        add(kind, channel.consumer, at.data, channel.ring_bytes)
+        if at.shared:
+            add("shared", channel.producer, at.tail, 8)
+        else:
+            add("fetched", channel.producer, at.source, channel.ring_bytes)
+    for (kind, rank), intervals in parts.items():
+        if kind == "shared":
             intervals.append((0, 8))  # the bell
         intervals.sort()
         assert all(begin % 64 == 0 for begin, _ in intervals)
         for (_, end), (begin, _) in pairwise(intervals):
             assert end <= begin
             assert (end - 1) // 64 < begin // 64
-        assert intervals[-1][1] <= sizes[shared][rank]
+        assert intervals[-1][1] <= getattr(sizes, kind)[rank]

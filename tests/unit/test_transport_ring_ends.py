@@ -21,10 +21,19 @@ DTYPES = ["bool", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f
 
 
 class FakeLink:
-    """What one-sided MPI does between nodes: copies from the mirror image, then stores the words."""
+    """What links do between nodes: copy from the producer's memory, then store the words.
+
+    It is ready each other time that it's asked.
+    """
 
     def __init__(self, ring: Ring) -> None:
         self.ring = ring
+        self.asked = 0
+
+    @property
+    def ready(self) -> bool:
+        self.asked += 1
+        return self.asked % 2 == 0
 
     def publish(self, first: int, last: int, ranges: Sequence[tuple[int, int]]) -> None:
         for begin, end in ranges:

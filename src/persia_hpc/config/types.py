@@ -215,7 +215,7 @@ class TrainConfig:
     device: str = "auto"
     threads: int | None = setting(None, at_least=1)
     trace: int | None = setting(None, at_least=1, at_most=10_000)
-    bucket_bytes: int = setting(25 << 20, at_least=4, as_bytes=True)
+    bucket_bytes: int = setting(4 << 20, at_least=4, as_bytes=True)
     reducer: str = setting("horovod", choices=("horovod", "mpi", "nccl"))
     dense_wire: str = setting("fp32", choices=("fp32", "bf16", "fp16"))
 

@@ -186,11 +186,10 @@ class TrainerDuty:
         reducer = make_reducer(config, communicators.role_comm, peers)
         check_single_mpi_library()
         plane = place.feed_plane()
-        # A computing trainer is outside MPI: one-sided writes of remote workers need a thread inside it.
+        # A computing trainer is outside MPI: a thread fetches from remote workers, and lets them fetch.
         progress = None
         if plane.remote or reducer.one_sided:
-            assert communicators.feed_plane is not None
-            progress = ProgressThread(communicators.feed_plane)
+            progress = ProgressThread(plane)
             progress.start()
         stream = RingStream(
             plane,

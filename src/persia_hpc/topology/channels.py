@@ -75,7 +75,7 @@ def feed_channels(plan: Plan, size: RingBytes) -> list[Channel]:
 
 
 def ring_memory(plan: Plan, size: RingBytes) -> tuple[list[int], list[int]]:
-    """Returns the window bytes of each world rank: those in memory shared on its node, and all of them."""
+    """Returns the rings' bytes of each world rank: those in memory shared on its node, and all of them."""
     shared, both = [0] * len(plan.members), [0] * len(plan.members)
     for roles, channels in (
         (ROW_PLANE, row_channels(plan, size)),
@@ -84,8 +84,8 @@ def ring_memory(plan: Plan, size: RingBytes) -> tuple[list[int], list[int]]:
         ranks = plan.plane(roles)
         sizes = place(channels, [plan.members[r].node for r in ranks], force_remote=False)[1]
         for i, rank in enumerate(ranks):
-            shared[rank] += sizes[True][i]
-            both[rank] += sizes[True][i] + sizes[False][i]
+            shared[rank] += sizes.shared[i]
+            both[rank] += sizes.shared[i] + sizes.fetched[i] + sizes.private[i]
     return shared, both
 
 

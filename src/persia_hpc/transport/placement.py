@@ -36,36 +36,56 @@ class Channel:
 
 @dataclass(frozen=True)
 class Placement:
-    """Holds byte positions in the window memory of the consumer (words, data) and of the producer (tail)."""
+    """Holds byte positions: within a node all lie in shared windows, between nodes in three kinds of memory.
+
+    words, data: in the consumer's shared window, or in its private memory. tail: in the producer's shared
+    window (same node only). source: in the window from which the consumer fetches (other nodes only).
+    """
 
     shared: bool
     words: int
     data: int
     tail: int
+    source: int
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Holds the bytes of each rank: its shared window, the window that others fetch from, private memory."""
+
+    shared: list[int]
+    fetched: list[int]
+    private: list[int]
 
 
 def place(
     channels: Sequence[Channel], nodes: Sequence[int], force_remote: bool
-) -> tuple[list[Placement], dict[bool, list[int]]]:
-    """Returns the placement of each channel, and the bytes of each rank in the shared and remote windows.
+) -> tuple[list[Placement], Sizes]:
+    """Returns the placement of each channel, and the bytes of each rank.
 
-    nodes: for each rank a number that says which node it is on. The bytes are listed by rank, under True for
-    the shared windows, where a rank's part begins with its bell, and under False for the remote ones.
+    nodes: for each rank a number that says which node it is on. A rank's shared window begins with its bell.
     """
-    sizes = {shared: [0] * len(nodes) for shared in (True, False)}
+    shared, fetched, private = ([0] * len(nodes) for _ in range(3))
     placements = []
     for channel in channels:
-        shared = not force_remote and nodes[channel.producer] == nodes[channel.consumer]
-        size = sizes[shared]
-        for end in (channel.consumer, channel.producer):
-            size[end] = size[end] or (BELL_BYTES if shared else 0)
-        words = size[channel.consumer]
+        producer, consumer = channel.producer, channel.consumer
+        same_node = not force_remote and nodes[producer] == nodes[consumer]
+        size = shared if same_node else private
+        tail = source = 0
+        if same_node:
+            for end in (consumer, producer):
+                shared[end] = shared[end] or BELL_BYTES
+        words = size[consumer]
         data = words + _whole_lines(channel.num_words * 8)
-        size[channel.consumer] = data + _whole_lines(channel.ring_bytes)
-        tail = size[channel.producer]
-        size[channel.producer] += _LINES
-        placements.append(Placement(shared, words, data, tail))
-    return placements, sizes
+        size[consumer] = data + _whole_lines(channel.ring_bytes)
+        if same_node:
+            tail = shared[producer]
+            shared[producer] += _LINES
+        else:
+            source = fetched[producer]
+            fetched[producer] += _whole_lines(channel.ring_bytes)
+        placements.append(Placement(same_node, words, data, tail, source))
+    return placements, Sizes(shared, fetched, private)
 
 
 def channel_problem(num_ranks: int, channels: Sequence[Channel]) -> str | None:

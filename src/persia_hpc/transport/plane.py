@@ -12,7 +12,7 @@ from persia_hpc._native import RingConsumer, RingProducer
 from persia_hpc.arrays import Bytes, Words
 from persia_hpc.errors import PersiaError, UserError
 from persia_hpc.transport.records import RingCounters, aligned_empty
-from persia_hpc.transport.remote_links import RemoteDataLink, RemoteTailLink
+from persia_hpc.transport.remote_links import Notices
 from persia_hpc.transport.ring import RingReceiver, RingSender
 from persia_hpc.transport.window import Window, memory_problem, raise_together
 
@@ -53,80 +53,87 @@ class Plane:
             nodes: list[int] = comm.allgather(node_comm.allreduce(rank, MPI.MIN))
             node_rank = {peer: i for i, peer in enumerate(node_comm.allgather(rank))}
             placements, sizes = place(channels, nodes, force_remote)
-            wanted = sizes[True][rank] + sizes[False][rank]
-            raise_together(comm, memory_problem(node_comm, wanted, memory_grows=memory_grows))
+            private = sizes.private[rank]
+            wanted = sizes.shared[rank] + sizes.fetched[rank]
+            raise_together(
+                comm, memory_problem(node_comm, wanted, private=private, memory_grows=memory_grows)
+            )
             # Sizes are known everywhere: all ranks of a communicator agree on whether they need the window.
-            shared_sizes = [sizes[True][peer] for peer in node_rank]
-            self._shared = Window(node_comm, sizes[True][rank], shared=True) if any(shared_sizes) else None
+            shared_sizes = [sizes.shared[peer] for peer in node_rank]
+            self._shared = Window(node_comm, sizes.shared[rank], shared=True) if any(shared_sizes) else None
             raise_together(comm, self._shared.problem if self._shared else None)
-            self._remote = Window(comm, sizes[False][rank], shared=False) if any(sizes[False]) else None
-            raise_together(comm, self._remote.problem if self._remote else None)
+            self._fetched = Window(comm, sizes.fetched[rank], shared=False) if any(sizes.fetched) else None
+            raise_together(comm, self._fetched.problem if self._fetched else None)
             for window in self._windows:
                 window.open()
         finally:
             node_comm.Free()
+        self._private = aligned_empty(private)
+        self._private[:] = 0
+        self._notices = None if self._fetched is None else Notices(comm, self._fetched.win)
         comm.Barrier()  # every rank's words are zero before the first is written
-        mine = [
-            pair
-            for pair in zip(channels, placements, strict=True)
-            if rank in (pair[0].producer, pair[0].consumer)
-        ]
-        self.remote: bool = any(not placement.shared for _, placement in mine)
-        for channel, placement in mine:
+        self.remote = False
+        for number, (channel, placement) in enumerate(zip(channels, placements, strict=True)):
+            if rank not in (channel.producer, channel.consumer):
+                continue
+            self.remote |= not placement.shared
             if channel.producer == rank:
                 self._senders[channel.consumer, channel.name] = self._make_sender(
-                    channel, placement, node_rank
+                    number, channel, placement, node_rank
                 )
             else:
                 self._receivers[channel.producer, channel.name] = self._make_receiver(
-                    channel, placement, node_rank
+                    number, channel, placement, node_rank
                 )
 
     @property
     def _windows(self) -> list[Window]:
-        return [window for window in (self._shared, self._remote) if window is not None]
+        return [window for window in (self._shared, self._fetched) if window is not None]
 
     @property
     def memory(self) -> list[Bytes]:
-        """Returns this rank's windows, in which the records that it receives lie."""
-        return [window.memory for window in self._windows if len(window.memory)]
+        """Returns the memory of this rank in which the records that it receives lie."""
+        shared = [] if self._shared is None else [self._shared.memory]
+        return [memory for memory in (*shared, self._private) if len(memory)]
 
-    def _make_sender(self, channel: Channel, placement: Placement, node_rank: dict[int, int]) -> RingSender:
+    def _make_sender(
+        self, number: int, channel: Channel, placement: Placement, node_rank: dict[int, int]
+    ) -> RingSender:
         consumer, num_words, num_bytes = channel.consumer, channel.num_words, channel.ring_bytes
-        link = None
         if placement.shared:
             assert self._shared is not None
-            window = self._shared
-            peer = window.peer(node_rank[consumer])
+            peer = self._shared.peer(node_rank[consumer])
             data = peer[placement.data : placement.data + num_bytes]
+            tail = _words(self._shared.memory, placement.tail, 1)
             words, bell = _words(peer, placement.words, num_words), _words(peer, 0, 1)
-        else:
-            assert self._remote is not None
-            window = self._remote
-            data, words, bell = aligned_empty(num_bytes), None, None
-            data_offset, words_offset = (
-                window.offset(consumer, at) for at in (placement.data, placement.words)
-            )
-            link = RemoteDataLink(window.win, consumer, data, data_offset, words_offset, num_words)
-        ring = RingProducer(data, tail=_words(window.memory, placement.tail, 1), words=words, bell=bell)
+            ring = RingProducer(data, tail=tail, words=words, bell=bell)
+            return RingSender(channel.label, ring, None, self._dirty)
+        assert self._fetched is not None
+        assert self._notices is not None
+        data = self._fetched.memory[placement.source : placement.source + num_bytes]
+        tail = np.zeros(1, np.uint64)
+        link = self._notices.data_link(number, consumer, tail)
+        ring = RingProducer(data, tail=tail, words=None, bell=None)
         return RingSender(channel.label, ring, link, self._dirty)
 
     def _make_receiver(
-        self, channel: Channel, placement: Placement, node_rank: dict[int, int]
+        self, number: int, channel: Channel, placement: Placement, node_rank: dict[int, int]
     ) -> RingReceiver:
         tail = bell = link = None
         if placement.shared:
             assert self._shared is not None
-            window = self._shared
-            peer = window.peer(node_rank[channel.producer])
+            memory = self._shared.memory
+            peer = self._shared.peer(node_rank[channel.producer])
             tail, bell = _words(peer, placement.tail, 1), _words(peer, 0, 1)
         else:
-            assert self._remote is not None
-            window = self._remote
-            offset = window.offset(channel.producer, placement.tail)
-            link = RemoteTailLink(window.win, channel.producer, offset)
-        data = window.memory[placement.data : placement.data + channel.ring_bytes]
-        words = _words(window.memory, placement.words, channel.num_words)
+            memory = self._private
+        data = memory[placement.data : placement.data + channel.ring_bytes]
+        words = _words(memory, placement.words, channel.num_words)
+        if not placement.shared:
+            assert self._fetched is not None
+            assert self._notices is not None
+            source = self._fetched.offset(channel.producer, placement.source)
+            link = self._notices.tail_link(number, channel.producer, source, data, words)
         return RingReceiver(channel.label, RingConsumer(data, words, tail=tail, bell=bell), link)
 
     @property
@@ -169,15 +176,20 @@ class Plane:
     def progress(self) -> bool:
         """Sends queued and held-back records as far as there is room; must be called in each pass of a loop.
 
-        Returns whether anything moved. Waits for no ring. With peers on other nodes it also calls into MPI,
-        without which their one-sided operations on this rank do not proceed.
+        Returns whether anything moved. Waits for no ring and no peer. With peers on other nodes it also
+        fetches what they have announced, and calls into MPI, without which they can't fetch from this rank.
         """
-        moved = False
+        moved = self.fetch()
         for sender in tuple(self._dirty):
             moved |= sender.progress()
-        if self.remote:
-            self.comm.Iprobe(MPI.ANY_SOURCE, MPI.ANY_TAG)
         return moved
+
+    def fetch(self) -> bool:
+        """Fetches what peers on other nodes have announced; any thread may call it, at any time.
+
+        Returns whether anything moved.
+        """
+        return self._notices is not None and self._notices.progress()
 
     def counters(self) -> dict[str, RingCounters]:
         """Returns the counters of each of this rank's ring ends, by the channel's name and ranks."""
@@ -194,6 +206,8 @@ class Plane:
             return
         queued = [f"{s.pending} queued in {s.name}" for s in self._senders.values() if s.pending]
         _refuse_loss(self.comm, queued)
+        if self._notices is not None:
+            self._notices.settle()
         # Only now, with everything published, can each consumer tell what it hasn't read.
         _refuse_loss(self.comm, [f"unread in {r.name}" for r in self._receivers.values() if r.unread])
         self._freed = True
@@ -201,6 +215,9 @@ class Plane:
             sender.invalidate()
         for receiver in self._receivers.values():
             receiver.invalidate()
+        if self._notices is not None:
+            self._notices.free()
+            self._notices = None
         for window in self._windows:
             window.free()
 

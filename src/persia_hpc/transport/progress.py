@@ -39,7 +39,7 @@ class Waiter:
     def __init__(self, *planes: Plane, spin: float | None = None) -> None:
         producers, consumers, bells = zip(*(plane.waited_for for plane in planes), strict=True)
         self._watch = Watch(*(list(chain.from_iterable(ends)) for ends in (producers, consumers, bells)))
-        self._comms = [plane.comm for plane in planes if plane.remote]
+        self._remote = [plane for plane in planes if plane.remote]
         self._spin = default_spin(MPI.COMM_WORLD.Get_size()) if spin is None else spin
         self._passes = 0
         self._idle_since = 0.0
@@ -53,46 +53,48 @@ class Waiter:
         passes = self._passes
         self._passes = passes + 1
         spin = self._spin if passes == 0 else 0.0
-        if not self._comms:
+        if not self._remote:
             self._watch.wait(spin, SLEEP_SECONDS)
             return
         if passes < YIELD_PASSES:
             self._watch.wait(spin, 0.0)
             os.sched_yield()
             self._idle_since = 0.0
-            self._probe(1)
+            self._fetch(1)
             return
         now = time.monotonic()
         if self._idle_since == 0.0:
             self._idle_since = now
         least, most = REMOTE_SLEEP_SECONDS
         self._watch.wait(0.0, min(max(least, REMOTE_SLEEP_PART * (now - self._idle_since)), most))
-        self._probe(PROBES_PER_SLEEP)
+        self._fetch(PROBES_PER_SLEEP)
 
     def wake(self) -> None:
         """Ends the wait that this rank's loop is in or begins next; another thread calls it."""
         self._watch.wake()
 
-    def _probe(self, times: int) -> None:
-        for comm in self._comms:
-            probe(comm, times)
+    def _fetch(self, times: int) -> None:
+        for _ in range(times):
+            for plane in self._remote:
+                if plane.fetch():
+                    self._passes = 0  # what was asked for comes soon
 
 
 class ProgressThread:
-    """Calls into MPI each millisecond, so that peers' one-sided operations on a computing rank proceed.
+    """Fetches what came and calls into MPI each millisecond, for a rank that computes.
 
-    For ranks with remote peers whose main thread is outside MPI for long.
+    Such a rank's main thread is outside MPI for long; its peers' one-sided operations would wait as long.
 
     Raises UserError without MPI_THREAD_MULTIPLE when it is made.
     """
 
-    def __init__(self, comm: MPI.Comm) -> None:
+    def __init__(self, plane: Plane) -> None:
         if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
             raise UserError(
                 f"MPI gives thread level {MPI.Query_thread()}, expected MPI_THREAD_MULTIPLE "
                 f"({MPI.THREAD_MULTIPLE}): use an MPI built with it"
             )
-        self._comm = comm
+        self._plane = plane
         self._running = False
         self._thread: threading.Thread | None = None
 
@@ -119,11 +121,7 @@ class ProgressThread:
 
     def _run(self) -> None:
         while self._running:
-            probe(self._comm, PROBES_PER_SLEEP)
+            for _ in range(PROBES_PER_SLEEP):
+                if not self._plane.fetch():  # the plane may have no remote peers, and one-sided sums do
+                    self._plane.comm.Iprobe(MPI.ANY_SOURCE, MPI.ANY_TAG)
             time.sleep(PROGRESS_PERIOD_SECONDS)
-
-
-def probe(comm: MPI.Comm, times: int) -> None:
-    """Calls Iprobe, which makes MPI handle what came in; receives nothing."""
-    for _ in range(times):
-        comm.Iprobe(MPI.ANY_SOURCE, MPI.ANY_TAG)

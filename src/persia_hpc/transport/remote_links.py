@@ -1,77 +1,257 @@
-"""Carries a ring's words to another node with one-sided MPI.
+"""Carries rings between nodes: producers announce entries by small messages, consumers fetch them one-sided.
 
-Put and flush the payload, then Accumulate(REPLACE) and flush the words.
+No call here waits for a peer (docs/rma_protocol.md says why, step by step).
 """
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 from mpi4py import MPI
 
-from persia_hpc.arrays import Bytes
+from persia_hpc.arrays import Bytes, Words
+
+Ranges = Sequence[tuple[int, int]]
+
+# A notice: what it is, the channel's number, the last entry or the tail, and where new entries lie in the
+# ring: begin, end, begin, end (in at most two pieces, with the ring's end between them).
+NOTICE_WORDS = 8
+_ENTRIES, _TAIL = 1, 2
+_RECEIVES = 16  # notices that MPI may store before this rank looks at them; more of them wait in MPI
 
 
 class DataLink(Protocol):
     """Lets a producer announce entries."""
 
-    def publish(self, first: int, last: int, ranges: Sequence[tuple[int, int]]) -> None:
-        """Shows the consumer the entries first..last, written to these ranges (begin, end) of the ring."""
+    @property
+    def ready(self) -> bool:
+        """Returns whether `publish` may be called: the notice before has left."""
+
+    def publish(self, first: int, last: int, ranges: Ranges) -> None:
+        """Tells the consumer of the entries first..last, written to these ranges (begin, end) of the ring."""
 
 
 class TailLink(Protocol):
     """Lets a consumer tell how many bytes it has released."""
 
     def publish(self, tail: int) -> None:
-        """Stores the number of released bytes in the producer's memory."""
+        """Tells the producer the number of released bytes."""
+
+
+class Notices:
+    """Exchanges notices between the ranks of `comm`, and fetches entries from `win`; any thread may call it.
+
+    Collective over `comm`: the constructor, `settle` and `free`.
+    """
+
+    def __init__(self, comm: MPI.Intracomm, win: MPI.Win) -> None:
+        self._comm = comm.Dup()  # nobody else's receive may take a notice
+        self._win = win
+        self._lock = threading.RLock()
+        self._due: dict[RemoteTailLink, None] = {}  # in order, and each once
+        self._fetching: dict[RemoteSource, None] = {}
+        self._sources: dict[int, RemoteSource] = {}
+        self._tails: dict[int, Words] = {}
+        self._sent = np.zeros(comm.size, np.int64)
+        self._got = np.zeros(comm.size, np.int64)
+        self._inbox = np.zeros((_RECEIVES, NOTICE_WORDS), np.uint64)
+        self._receives = [self._comm.Recv_init(row, MPI.ANY_SOURCE) for row in self._inbox]
+        self._next = 0  # receives are matched in the order in which they were started
+        for receive in self._receives:
+            receive.Start()
+
+    def data_link(self, channel: int, consumer: int, tail: Words) -> RemoteDataLink:
+        """Returns the producer's link of a channel; what the consumer releases is stored in `tail`."""
+        self._tails[channel] = tail
+        return RemoteDataLink(Outbox(self, channel, consumer))
+
+    def tail_link(
+        self, channel: int, producer: int, source: int, data: Bytes, words: Words
+    ) -> RemoteTailLink:
+        """Returns the consumer's link of a channel whose entries lie from `source` in the producer's window.
+
+        They are fetched to `data`, and then their sequence words are stored.
+        """
+        self._sources[channel] = RemoteSource(self._win, producer, source, data, words)
+        return RemoteTailLink(Outbox(self, channel, producer))
+
+    def progress(self) -> bool:
+        """Takes notices, starts and finishes fetches, sends what is due; returns whether anything moved."""
+        with self._lock:
+            moved = self._receive()
+            for source in tuple(self._fetching):
+                moved |= source.finish()
+                if not source.busy:
+                    del self._fetching[source]
+            for link in tuple(self._due):
+                moved |= link.send()
+            return moved
+
+    def _receive(self) -> bool:
+        moved = False
+        status = MPI.Status()
+        while self._receives[self._next].Test(status):
+            kind, channel, number, *bounds = self._inbox[self._next].tolist()
+            self._receives[self._next].Start()
+            self._next = (self._next + 1) % _RECEIVES
+            self._got[status.Get_source()] += 1
+            if kind == _TAIL:
+                self._tails[channel][0] = number
+            else:
+                source = self._sources[channel]
+                source.fetch(number, [pair for pair in (bounds[:2], bounds[2:4]) if pair[0] < pair[1]])
+                self._fetching[source] = None
+            moved = True
+        return moved
+
+    def settle(self) -> None:
+        """Returns when every notice that any rank has sent was taken, and what it announced was fetched.
+
+        Collective over the ranks; nobody may post or release meanwhile.
+        """
+        while self._due:
+            self.progress()
+        expected = np.empty_like(self._sent)
+        self._comm.Alltoall(self._sent, expected)
+        while self._fetching or not np.array_equal(expected, self._got):
+            self.progress()
+        # Whoever leaves may be outside MPI for long, where nobody can fetch from it.
+        self._comm.Barrier()
+
+    def free(self) -> None:
+        """Ends the receives; after `settle` nothing is lost with them."""
+        for receive in self._receives:
+            receive.Cancel()
+            receive.Wait()
+            receive.Free()
+        self._comm.Free()
+
+    def due(self, link: RemoteTailLink, *, is_due: bool) -> None:
+        """Notes that a link has, or no longer has, something to send."""
+        if is_due:
+            self._due[link] = None
+        else:
+            self._due.pop(link, None)
+
+    def send(self, peer: int, notice: Words) -> MPI.Request:
+        """Starts sending a notice, which must stay as it is until the request is complete."""
+        self._sent[peer] += 1
+        return self._comm.Isend(notice, peer)
+
+    @property
+    def lock(self) -> threading.RLock:
+        """Returns what a thread holds while it changes anything here."""
+        return self._lock
+
+    def publish_stores(self) -> None:
+        """Makes what this rank has stored in its window visible to those who fetch it."""
+        self._win.Sync()
+
+
+class Outbox:
+    """Sends one channel's notices to one peer, one at a time: MPI reads it where it lies."""
+
+    def __init__(self, notices: Notices, channel: int, peer: int) -> None:
+        self.notices = notices
+        self._channel = channel
+        self._peer = peer
+        self._notice = np.zeros(NOTICE_WORDS, np.uint64)
+        self._request: MPI.Request | None = None
+
+    @property
+    def free(self) -> bool:
+        """Returns whether the notice before has left."""
+        if self._request is not None and self._request.Test():
+            self._request = None
+        return self._request is None
+
+    def send(self, kind: int, number: int, *bounds: int) -> None:
+        """Sends a notice."""
+        fields = (kind, self._channel, number, *bounds)
+        self._notice[:] = 0
+        self._notice[: len(fields)] = fields
+        self._request = self.notices.send(self._peer, self._notice)
 
 
 class RemoteDataLink:
-    """Writes entries to a consumer on another node from `mirror`, an image of its ring. See `DataLink`."""
+    """Announces entries to a consumer on another node. See `DataLink`."""
 
-    def __init__(
-        self, win: MPI.Win, consumer: int, mirror: Bytes, data_offset: int, words_offset: int, num_words: int
-    ) -> None:
-        self._win = win
-        self._consumer = consumer
-        self._mirror = mirror
-        self._data_offset = data_offset
-        self._words_offset = words_offset
-        self._num_words = num_words
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
 
-    def publish(self, first: int, last: int, ranges: Sequence[tuple[int, int]]) -> None:
-        """Puts the entries, then their words; returns when the consumer's MPI has answered."""
-        win, consumer = self._win, self._consumer
-        for begin, end in ranges:
-            size = end - begin
-            target = [self._data_offset + begin, size, MPI.BYTE]
-            win.Put([self._mirror[begin:end], size, MPI.BYTE], consumer, target)
-        # Put and Accumulate are not ordered with each other: without this a word could overtake its payload.
-        win.Flush(consumer)
-        while first <= last:
-            slot = first % self._num_words
-            count = min(last - first + 1, self._num_words - slot)
-            words = np.arange(first, first + count, dtype=np.uint64)
-            target = [self._words_offset + 8 * slot, count, MPI.UINT64_T]
-            win.Accumulate([words, count, MPI.UINT64_T], consumer, target, MPI.REPLACE)
-            win.Flush(consumer)
-            first += count
+    @property
+    def ready(self) -> bool:
+        """Returns whether the notice before has left."""
+        with self._outbox.notices.lock:
+            return self._outbox.free
+
+    def publish(self, first: int, last: int, ranges: Ranges) -> None:
+        """Sends the consumer a notice of the last entry and of all ranges."""
+        notices = self._outbox.notices
+        with notices.lock:
+            notices.publish_stores()
+            self._outbox.send(_ENTRIES, last, *(bound for pair in ranges for bound in pair))
 
 
 class RemoteTailLink:
-    """Writes the released bytes to a producer on another node. See `TailLink`."""
+    """Tells a producer on another node what was released. See `TailLink`."""
 
-    def __init__(self, win: MPI.Win, producer: int, tail_offset: int) -> None:
-        self._win = win
-        self._producer = producer
-        self._tail_offset = tail_offset
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
+        self._tail = 0
 
     def publish(self, tail: int) -> None:
-        """Writes the number; returns when the producer's MPI has answered."""
-        self._win.Sync()  # the views of what is released were read before this
-        target = [self._tail_offset, 1, MPI.UINT64_T]
-        source = [np.array([tail], np.uint64), 1, MPI.UINT64_T]
-        self._win.Accumulate(source, self._producer, target, MPI.REPLACE)
-        self._win.Flush(self._producer)
+        """Sends the number now, or as soon as the notice before has left; a later number replaces it."""
+        with self._outbox.notices.lock:
+            self._tail = tail
+            self.send()
+
+    def send(self) -> bool:
+        """Sends the number if it can be sent; returns whether it was."""
+        free = self._outbox.free
+        if free:
+            self._outbox.send(_TAIL, self._tail)
+        self._outbox.notices.due(self, is_due=not free)
+        return free
+
+
+class RemoteSource:
+    """Fetches a channel's entries from its producer's window, and shows them to the consumer in order."""
+
+    def __init__(self, win: MPI.Win, producer: int, source: int, data: Bytes, words: Words) -> None:
+        self._win = win
+        self._producer = producer
+        self._source = source
+        self._data = data
+        self._words = words
+        self._shown = 0  # the last entry that the consumer can see
+        self._fetches: deque[tuple[int, list[MPI.Request]]] = deque()
+
+    @property
+    def busy(self) -> bool:
+        """Returns whether anything is under way."""
+        return bool(self._fetches)
+
+    def fetch(self, last: int, ranges: Ranges) -> None:
+        """Starts to fetch the entries up to `last`."""
+        requests = []
+        for begin, end in ranges:
+            size = end - begin
+            here, there = [self._data[begin:end], size, MPI.BYTE], [self._source + begin, size, MPI.BYTE]
+            requests.append(self._win.Rget(here, self._producer, there))
+        self._fetches.append((last, requests))
+
+    def finish(self) -> bool:
+        """Stores the sequence words of what has come, in order; returns whether anything has."""
+        moved = False
+        while self._fetches and MPI.Request.Testall(self._fetches[0][1]):
+            last, _ = self._fetches.popleft()
+            numbers = np.arange(self._shown + 1, last + 1, dtype=np.uint64)
+            self._words[numbers % np.uint64(len(self._words))] = numbers
+            self._shown = last
+            moved = True
+        return moved

@@ -13,9 +13,9 @@ from persia_hpc.errors import PersiaError, UserError
 from persia_hpc.transport.records import ALIGNMENT, CLOSE, Record, RingCounters, Spec
 from persia_hpc.transport.remote_links import DataLink, TailLink
 
-HOLD_RECORDS = 8  # records that one head update to another node announces
+HOLD_RECORDS = 8  # so many records at once are announced to another node before `progress()` is called
 REMOTE_TAIL_FRACTION = 8  # the tail is published each time this part of the ring was released
-REMOTE_IDLE_POLLS = 16  # a tail update to another node costs tens of microseconds: only when surely idle
+REMOTE_IDLE_POLLS = 16  # a notice to another node costs microseconds: only when surely idle
 
 
 class RingSender:
@@ -111,7 +111,7 @@ class RingSender:
         while self._queue and self._write(self._queue[0]):
             self._queue.popleft()
         moved = self._publish() or self.ring.head != head
-        if not self._queue:
+        if not self.pending:
             self._dirty.discard(self)
         return moved
 
@@ -121,7 +121,7 @@ class RingSender:
         """Reserves room for a record whose arrays (dtype, shape) the caller fills in place, then `commit()`.
 
         Returns None if there is no room now, if something is queued, or if the record needs several chunks:
-        then `post` it. The views lie in the consumer's memory or in what is Put from, and hold old bytes.
+        then `post` it. The views lie where the consumer reads or fetches, and hold old bytes.
 
         Raises UserError for arrays or fields that a record can't carry, and after `close()`.
         """
@@ -187,13 +187,12 @@ class RingSender:
                 return True
 
     def _hold_back(self) -> None:
-        if self.ring.held_entries >= HOLD_RECORDS or self.ring.held_bytes >= self.ring.max_entry:
-            self._publish()
-        else:
+        enough = self.ring.held_entries >= HOLD_RECORDS or self.ring.held_bytes >= self.ring.max_entry
+        if not (enough and self._publish()):
             self._dirty.add(self)
 
     def _publish(self) -> bool:
-        if self._link is None or self.ring.held_entries == 0:
+        if self._link is None or self.ring.held_entries == 0 or not self._link.ready:
             return False
         self._link.publish(*self.ring.take_held())
         self._announced = self.ring.records

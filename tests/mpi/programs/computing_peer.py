@@ -33,7 +33,7 @@ if comm.rank == 0:
         plane.progress()
 else:
     matrix = np.ones((300, 300), np.float32)
-    with ProgressThread(comm) if sys.argv[1] == "thread" else contextlib.nullcontext():
+    with ProgressThread(plane) if sys.argv[1] == "thread" else contextlib.nullcontext():
         end = time.monotonic() + COMPUTE_SECONDS
         while time.monotonic() < end:
             matrix @ matrix

@@ -1,6 +1,9 @@
 """Runs scripts of records through real rings between all pairs of ranks and checks every byte that arrives.
 
-    ring_scripts.py SCRIPTS.json shared|remote
+    ring_scripts.py SCRIPTS.json shared|remote|natural|early
+
+remote: between all ranks as between nodes. natural: as they lie. early: natural and broken on purpose, entries
+are shown to their consumer before they were fetched.
 
 A script has: "ring", an index into RINGS; "records", each with "arrays" [[dtype, rows, columns, parts]] and
 "reserve" (whether to try that first); "pause", seconds between records; "hold", how many records the consumer
@@ -13,6 +16,7 @@ import json
 import re
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,7 @@ import pytest
 from mpi4py import MPI
 
 from persia_hpc.errors import UserError
+from persia_hpc.transport import remote_links
 from persia_hpc.transport.plane import Channel, Plane
 from persia_hpc.transport.progress import Waiter
 from persia_hpc.transport.records import Record
@@ -148,7 +153,17 @@ def check(record: Record, arrays: list[np.ndarray], script: dict[str, Any] | Non
         assert got.size == 0 or got.ctypes.data % 64 == 0, (record, script)
 
 
+class Early(remote_links.RemoteSource):
+    """Doesn't wait for what it fetches."""
+
+    def finish(self) -> bool:
+        self._fetches = deque((last, []) for last, _ in self._fetches)
+        return super().finish()
+
+
 def main() -> None:
+    if sys.argv[2] == "early":
+        remote_links.RemoteSource = Early  # type: ignore[misc]
     scripts = json.loads(Path(sys.argv[1]).read_text())
     comm = MPI.COMM_WORLD
     rank = comm.rank
