@@ -232,15 +232,38 @@ def gather_pool_backward(
     dim: int,
     wire: str = "fp32",
 ) -> tuple[_Rows, bool]: ...
-def interaction_forward(first: _F32 | None, rest: _F32, *, num_copied: int, out: _F32) -> None: ...
-def interaction_backward(
+
+class ThreadTeam:
+    def __init__(self, size: int) -> None: ...
+
+def linear_forward(
+    values: _F32 | None,
     first: _F32 | None,
-    rest: _F32,
+    rest: _F32 | None,
     *,
     num_copied: int,
+    weight: _F32,
+    bias: _F32,
+    relu: bool,
+    out: _F32,
+    team: ThreadTeam,
+) -> None: ...
+def linear_backward(
+    values: _F32 | None,
+    first: _F32 | None,
+    rest: _F32 | None,
+    *,
+    num_copied: int,
+    weight: _F32,
+    relu: bool,
+    out: _F32,
     gradient: _F32,
+    values_gradient: _F32 | None,
     first_gradient: _F32 | None,
-    rest_gradient: _F32,
+    rest_gradient: _F32 | None,
+    weight_gradient: _F32,
+    bias_gradient: _F32,
+    team: ThreadTeam,
 ) -> None: ...
 
 _Bytes = npt.NDArray[np.uint8]

@@ -11,7 +11,7 @@ from .config import Config, load_config
 from .job.facts import facts_of_sources
 from .job.sources import open_sources
 from .job.task import Task
-from .launch.environment import inside_mpi, keep_to_loopback
+from .launch.environment import inside_mpi, keep_to_loopback, let_threads_sleep
 from .launch.shared_memory import check_room
 from .reporting.events import MetricLogger
 from .runtime.stop import StopSignals
@@ -103,6 +103,7 @@ def _config(source: ConfigLike, set: Mapping[str, Any] | None) -> Config:
 
 
 def _run(config: Config, task: Task) -> dict[str, Any]:
+    let_threads_sleep()
     with StopSignals() as stop:
         if inside_mpi():
             keep_to_loopback()

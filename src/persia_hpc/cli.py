@@ -7,11 +7,12 @@ import contextlib
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from .errors import EXIT_FAILURE, PersiaError, needs_package
-from .launch.environment import inside_mpi, keep_to_loopback, world_rank_of
+from .errors import EXIT_FAILURE, EXIT_USER, PersiaError, needs_package
+from .launch.environment import inside_mpi, keep_to_loopback, let_threads_sleep, world_rank_of
 from .printable import LINES, printable
 
 COMMANDS = (
@@ -28,10 +29,12 @@ exit codes: 0 done; 1 failure; 2 bad input or configuration; 3 damaged data; 75 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code; an error that a user can cause is one line on stderr."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    warnings.filterwarnings("ignore", "Polars binary is missing")  # an error says it, in one line
     parser = _make_parser(given)
     try:
         options = parser.parse_args(given)
         keep_to_loopback()
+        let_threads_sleep()
         code = options.command_module.run(options)
         sys.stdout.flush()
         return int(code)
@@ -56,6 +59,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
         print(f"persia-hpc: error: {printable(text)}", file=sys.stderr, flush=True)
         return EXIT_FAILURE
+    except Exception:
+        if _tables_work():
+            raise
+        text = "this command needs the compiled part of the Python package polars, which isn't here"
+        print(f"persia-hpc: error: {text}: pip install --force-reinstall polars", file=sys.stderr, flush=True)
+        return EXIT_USER
+
+
+def _tables_work() -> bool:
+    """Says whether polars, if it was imported, has its compiled part, without which it imports as well."""
+    polars = sys.modules.get("polars")
+    try:
+        return polars is None or len(polars.Series([0])) == 1
+    except Exception:
+        return False
 
 
 def _make_parser(given: Sequence[str]) -> argparse.ArgumentParser:

@@ -18,6 +18,7 @@ DEDUP = {"tables": [0], "groups": [0], "num_buckets": [1], "bounds": [[0, 1]]}
 POOL = {"features": [(0, 1, "sum", None)], "num_samples": 1, "dim": 3}
 WORDS = np.zeros(64, np.uint64)
 RING = np.zeros(4096, np.uint8)
+TEAM, ONE = _native.ThreadTeam(1), np.zeros((1, 1), np.float32)
 
 
 def table_set() -> _native.TableSet:
@@ -85,8 +86,29 @@ CALLS: list[tuple[Callable[..., Any], dict[str, Any]]] = [
         {"pooled_gradient": F32[None], "indices": U32},
     ),
     (
-        lambda first, rest, out: _native.interaction_forward(first, rest, num_copied=0, out=out),
-        {"first": F32, "rest": F32[None], "out": F32[:, :1].copy()},
+        lambda first, rest, weight, bias, out: _native.linear_forward(
+            None, first, rest, num_copied=0, weight=weight, bias=bias, relu=True, out=out, team=TEAM
+        ),
+        {"first": F32, "rest": F32[None], "weight": ONE, "bias": ONE[0], "out": ONE.copy()},
+    ),
+    (
+        lambda values, weight, out, gradient, values_gradient: _native.linear_backward(
+            values,
+            None,
+            None,
+            num_copied=0,
+            weight=weight,
+            relu=True,
+            out=out,
+            gradient=gradient,
+            values_gradient=values_gradient,
+            first_gradient=None,
+            rest_gradient=None,
+            weight_gradient=F32.copy(),
+            bias_gradient=ONE[0].copy(),
+            team=TEAM,
+        ),
+        {"values": F32, "weight": F32, "out": ONE, "gradient": ONE, "values_gradient": F32.copy()},
     ),
     (_native.gather, {"source": F32, "rows": I64, "out": F32.copy()}),
     (

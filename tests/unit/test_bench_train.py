@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from persia_hpc.bench import train_dense
+from persia_hpc.bench import train_dense, train_jobs
 from persia_hpc.bench.train import shares
-from persia_hpc.bench.train_jobs import DENSE, DIM, FEATURES, prepare_data, run_local, w0_settings
+from persia_hpc.bench.train_jobs import DENSE, DIM, FEATURES, prepare_data, run_job, run_local, w0_settings
+from persia_hpc.errors import PersiaError
 from persia_hpc.models import build_model
 from persia_hpc.trainer.batch import Batch, FeatureSpec, Inputs
 
@@ -61,3 +64,14 @@ def test_a_job_says_where_its_time_went(tmp_path) -> None:
     parts = {name: int(share.rstrip("%")) for name, share in (p.split() for p in line.split(", "))}
     assert sum(parts.values()) == pytest.approx(100, abs=len(parts))
     assert parts["dense"] > 0
+
+
+def test_a_job_that_does_not_stop_is_killed_and_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+    monkeypatch.setattr(train_jobs, "cli", lambda: [sys.executable, "-c", program])
+    monkeypatch.setattr(train_jobs, "STOP_SECONDS", 1)
+    with pytest.raises(PersiaError, match="didn't stop within 1 s of SIGTERM: it was killed") as caught:
+        run_job(tmp_path, w0_settings(tmp_path / "t.h5", 8, 80), {}, seconds=3)
+    assert "\n" not in str(caught.value)

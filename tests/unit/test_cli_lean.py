@@ -102,6 +102,23 @@ def test_what_needs_one_says_so_in_one_line(lean: Any, command: str, package: st
     assert f"needs the Python package {package}, which isn't here: pip install {package}" in said
 
 
+def test_polars_without_its_compiled_part_is_one_line(tmp_path: Path) -> None:
+    """It imports then, and fails where it is used."""
+    (tmp_path / "_polars_runtime_32").mkdir()
+    (tmp_path / "_polars_runtime_32" / "__init__.py").write_text("raise ImportError")
+    path = os.pathsep.join([str(tmp_path), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-m", "persia_hpc.cli", "preprocess", "adult", "--out", str(tmp_path / "adult")],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": path},
+        text=True,
+        capture_output=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "the compiled part of the Python package polars, which isn't here" in done.stderr
+
+
 def test_files_are_then_made_with_what_hdf5_has_and_read_by_all(lean: Any, folder: Path) -> None:
     assert lean[1]["synthetic"][0] == 0
     path = str(folder / "data" / "test.h5")

@@ -15,7 +15,7 @@ from persia_hpc.config.types import ROLE_KEYS, RanksConfig
 from persia_hpc.cost_model.cluster import Cluster
 from persia_hpc.cost_model.constants import DEFAULTS, NAMES, constants_text, load_constants
 from persia_hpc.cost_model.costs import Dense, Job, count_costs
-from persia_hpc.cost_model.memory import node_memory, role_memory
+from persia_hpc.cost_model.memory import Room, node_memory, role_memory
 from persia_hpc.cost_model.predict import link_traffic, predict
 from persia_hpc.cost_model.work import assumed_counts, batch_work
 from persia_hpc.embedding_worker.engine import EmbeddingWorker
@@ -27,6 +27,8 @@ from persia_hpc.protocol.wire import WIRES
 from persia_hpc.samples.batch import IdColumn, SampleBatch
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from persia_hpc.table_layout import make_layout, server_bytes
+from persia_hpc.topology.channels import fitting, ring_memory
+from persia_hpc.topology.ring_sizes import ring_sizes
 from persia_hpc.topology.roles import ROLE_ORDER
 
 SCHEMA = DatasetSchema(
@@ -279,6 +281,31 @@ def test_memory_of_nodes_is_that_of_their_ranks(counts: dict[str, int]) -> None:
     assert 0.97 * every <= tables * counts["parameter_servers"] <= 1.2 * every
 
 
+@settings(max_examples=20, deadline=None)
+@given(COUNTS, st.integers(64 << 20, 16 << 30))
+def test_rings_are_those_that_the_nodes_have_room_for(counts: dict[str, int], room: int) -> None:
+    """The rings that a job would make there, as `channels.fitting` has it."""
+    job = job_of(config_of(data={"train": "t.h5", "batch_size": 1 << 20}), counts, Cluster())
+    nodes = dict.fromkeys({m.node for m in job.plan.members}, room)
+
+    def rings(room: Room | None) -> int:
+        memory = role_memory(
+            job.config, job.layout, SCHEMA, job.plan, job.work, num_samples=9, dense_bytes=9, room=room
+        )
+        return sum(parts["rings"] for parts in memory.values())
+
+    wanted = ring_sizes(
+        job.config,
+        job.layout,
+        SCHEMA,
+        num_servers=counts["parameter_servers"],
+        num_trainers=counts["trainers"],
+    )
+    made = ring_memory(job.plan, fitting(job.plan, wanted, nodes))[1]
+    assert rings(Room(nodes, nodes)) == sum(max(made[r] for r in job.plan.ranks(role)) for role in ROLE_ORDER)
+    assert rings(Room(nodes, nodes)) <= rings(None)
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), st.floats(1e-3, 1e9))
 def test_constants_survive_their_file(tmp_path_factory: Any, machine: str, value: float) -> None:
@@ -328,3 +355,19 @@ def test_allreduce_delays_the_next_step_except_where_there_is_none() -> None:
     ):
         slow, fast = (path(mode, amp, gpus, allreduce_step=step) for step in (5e6, 2e6))
         assert slow - fast == pytest.approx(more)
+
+
+def test_sums_in_shared_memory_cost_no_cycle_and_narrow_gradients_half_the_bytes() -> None:
+    counts = {"parameter_servers": 1, "embedding_workers": 1, "trainers": 2}
+
+    def seconds(mode: str = "hybrid", **train: str) -> tuple[float, float]:
+        job = job_of(config_of(mode=mode, train=train), counts, Cluster(cores=64))
+        costs = count_costs(job)
+        return costs.seconds["trainer"]["allreduce"], costs.allreduce_wait
+
+    moved = 1e-9 * DEFAULTS.allreduce_byte * job_of(config_of(), counts, Cluster(cores=64)).dense.bytes
+    cycle, waits = 1e-9 * DEFAULTS.allreduce_step, 1e-9 * (DEFAULTS.allreduce_step - DEFAULTS.allreduce_cpu)
+    assert seconds() == pytest.approx((cycle + moved, waits))
+    assert seconds(reducer="mpi") == pytest.approx((1e-9 * DEFAULTS.node_sum + moved, 0.0))
+    assert seconds(dense_wire="fp16") == pytest.approx((cycle + moved / 2, waits))
+    assert seconds("async", reducer="mpi", dense_wire="fp16") == pytest.approx((moved, 0.0))

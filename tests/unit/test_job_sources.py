@@ -272,7 +272,7 @@ def test_no_run_begins_with_rows_of_another_encoding(
     assert said not in caplog.text
     if parts == "dense":
         assert start("other", B)["steps"] == 2
-        assert said in caplog.text
+        assert caplog.text.count(said) == 1
         return
     with pytest.raises(UserError, match=said + r".*--encoding DIR.*checkpoint\.init_parts = \"dense\""):
         start("other", B)

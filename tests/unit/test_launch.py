@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from persia_hpc.errors import UserError
-from persia_hpc.launch.environment import SUPERVISED, inside_mpi, world_rank_of
+from persia_hpc.launch.environment import SUPERVISED, inside_mpi, let_threads_sleep, world_rank_of
 from persia_hpc.launch.mpiexec import Launcher, find_launcher
 from persia_hpc.launch.registry import finish_rank, read_failure, read_ranks, register_rank, write_failure
 from persia_hpc.launch.relay import Relay
@@ -288,3 +288,21 @@ def test_shared_memory_is_removed_only_when_nobody_maps_it(tmp_path: Path) -> No
         process.kill()
     assert remove_leaked([name, "/dev/shm/persia-test-none"]) == [name]
     assert not Path(name).exists()
+
+
+@pytest.mark.parametrize("chosen", [{}, {"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "active"}])
+def test_threads_are_told_to_sleep_unless_the_user_said_otherwise(chosen) -> None:
+    environment = dict(chosen)
+    let_threads_sleep(environment)
+    if "OMP_WAIT_POLICY" in chosen:
+        assert environment == chosen
+    else:
+        assert environment == {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "0", **chosen}
+
+
+def test_the_command_line_does_not_import_torch_before_its_threads_are_told_to_sleep() -> None:
+    program = (
+        "import sys, persia_hpc.cli, persia_hpc.job.rank_main, persia_hpc.api\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from persia_hpc.launch.deaths import DeathWatch
+from persia_hpc.launch.deaths import DeathWatch, lost_output
 from persia_hpc.launch.environment import SUPERVISED
 from persia_hpc.launch.registry import RankRecord, beacon_path, process_stat, read_ranks, register_rank
 
@@ -83,3 +83,13 @@ def test_what_a_launcher_killed_is_not_taken_for_the_first_to_die(
         os.close(gate)
     assert watch.deaths[0].rank.world_rank == 1
     assert {d.rank.world_rank for d in watch.deaths} == {0, 1, 2}
+
+
+def test_only_the_output_of_this_node_is_lost_with_its_launcher(tmp_path: Path) -> None:
+    register_rank(tmp_path, 2)
+    here = read_ranks(tmp_path)[2]
+    assert "it prints no longer arrives" in lost_output(7, [here])
+    there = RankRecord(0, 5, "another-host", "", 0)
+    said = lost_output(7, [there, here])
+    assert "(pid 7) was killed" in said
+    assert "what this node's ranks (2) print no longer arrives" in said

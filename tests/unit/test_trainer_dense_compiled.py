@@ -166,6 +166,27 @@ def test_a_run_that_compiles_is_the_same_run(backend: Any, tmp_path: Path) -> No
     assert not any("_orig_mod" in name for name in model.state_dict())
 
 
+@pytest.mark.parametrize("quiet", [True, False])
+def test_a_quiet_run_does_not_say_that_it_compiles(
+    quiet: bool, backend: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = write_tiny(tmp_path / "train.h5", 60)
+    changes = {"run_dir": str(tmp_path / "run"), "train.compile": True}
+    assert ph.train(tiny_config(data, **changes), quiet=quiet)["compile_seconds"] > 0
+    assert ("the dense network is being compiled" in capfd.readouterr().err) == (not quiet)
+
+
+def test_a_folder_for_the_compiler_that_takes_no_files_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    with pytest.raises(UserError) as caught:
+        prepare_device(TrainConfig(compile=True, device="cpu"), 0)
+    said = f"TORCHINDUCTOR_CACHE_DIR={tmp_path}/file/cache takes no files (Not a directory)"
+    assert said in str(caught.value)
+
+
 def test_the_real_compiler(tmp_path: Path) -> None:
     """With torch's own backend, which takes tens of seconds the first time on a machine."""
     torch.compiler.reset()

@@ -9,13 +9,22 @@ from typing import Any
 import pytest
 import torch
 
-from persia_hpc.config.types import TrainConfig
+from persia_hpc.config import Config
+from persia_hpc.config.types import DataConfig, ModelConfig, TrainConfig
 from persia_hpc.errors import UserError
-from persia_hpc.trainer.dense.reducers import check_reducer, reducer_name
+from persia_hpc.trainer.dense.reducers import check_reducer
 
 
 def check(num_trainers: int, mode: str, reducer: str = "horovod", **train: Any) -> None:
-    check_reducer(TrainConfig(reducer=reducer, **train), num_trainers, mode)
+    config = Config(
+        mode=mode,
+        data=DataConfig(train=["x"], batch_size=1),
+        model=ModelConfig(class_name="dlrm"),
+        train=TrainConfig(reducer=reducer, **train),
+    )
+    check_reducer(config, num_trainers)
+    needed = num_trainers > 1 and mode != "async"
+    assert config.reducer(num_trainers) == (reducer if needed else None)
 
 
 @pytest.mark.parametrize("reducer", ["horovod", "nccl"])
@@ -25,7 +34,6 @@ def test_nothing_is_needed_where_there_is_nothing_to_sum(
 ) -> None:
     monkeypatch.setitem(sys.modules, "horovod", None)  # its import fails
     check(trainers, mode, reducer)
-    assert reducer_name(TrainConfig(reducer=reducer), trainers, mode) is None
 
 
 @pytest.mark.parametrize("mode", ["sync", "hybrid"])

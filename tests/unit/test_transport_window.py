@@ -47,6 +47,13 @@ def test_too_little_memory_is_refused_and_the_line_says_what_to_set(monkeypatch:
     assert "transport.memory_grows = true" in said
 
 
+def test_private_memory_counts_but_needs_no_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert problem(monkeypatch, 2 * GIB, 8 * GIB, (2 * GIB, 2 * GIB), private=3 * GIB) is None
+    said = problem(monkeypatch, 2 * GIB, 8 * GIB - 1, (2 * GIB, 2 * GIB), private=3 * GIB)
+    assert said is not None
+    assert f"need {8 * GIB} bytes of memory" in said
+
+
 def test_memory_that_grows_is_a_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

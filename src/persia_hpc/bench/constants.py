@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import statistics
 import tempfile
 import time
@@ -21,13 +22,11 @@ import torch
 
 from persia_hpc._native import keep_freed_memory
 from persia_hpc.config import load_config
-from persia_hpc.config.types import TrainConfig
 from persia_hpc.cost_model.constants import NAMES, Constants
 from persia_hpc.cost_model.costs import Dense, Job, count_costs
 from persia_hpc.cost_model.work import BatchWork, batch_work
 from persia_hpc.job.trial import Trial, count_batches
 from persia_hpc.topology.roles import make_plan
-from persia_hpc.trainer.dense.reducers import check_reducer
 
 from . import ring, table
 from .allreduce import sums_of_two
@@ -68,8 +67,7 @@ class Observation:
 
 
 def measure_constants(say: Say = lambda _: None) -> Constants:
-    """Raises UserError inside MPI and without Horovod, PersiaError if a job fails; `say` gets stages."""
-    check_reducer(TrainConfig(), 2, "sync")
+    """Raises UserError inside MPI, PersiaError if a job fails; `say` gets stages."""
     keep_freed_memory()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -170,13 +168,15 @@ def _rings(say: Say) -> dict[str, float]:
 
 def _allreduce(say: Say) -> dict[str, float]:
     say("AllReduce of two ranks")
-    seen = sums_of_two(TrainConfig.reducer)
-    times = sorted((int(size), statistics.median(each)) for size, each in seen["seconds"].items())
+    shared = sums_of_two("mpi")
+    horovod = sums_of_two("horovod") if importlib.util.find_spec("horovod") is not None else shared
+    times = sorted((int(size), statistics.median(each)) for size, each in horovod["seconds"].items())
     (_, short), (size, long) = times[0], times[-1]
     return {
         "allreduce_step": 1e9 * short,
-        "allreduce_cpu": 1e9 * seen["cpu_seconds"],
+        "allreduce_cpu": 1e9 * horovod["cpu_seconds"],
         "allreduce_byte": 1e9 * max(0.0, long - short) / size,
+        "node_sum": 1e9 * statistics.median(min(shared["seconds"].values(), key=statistics.median)),
     }
 
 

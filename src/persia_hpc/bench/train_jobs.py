@@ -104,6 +104,12 @@ def run_job(
                 stopped = True
                 job.terminate()
                 output, _ = job.communicate(timeout=STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            job.kill()
+            raise PersiaError(
+                f"{' '.join(command)} took longer than {seconds:g} s and didn't stop within {STOP_SECONDS} s "
+                "of SIGTERM: it was killed"
+            ) from None
         finally:
             job.terminate()
     summary = read_summary(run_dir)

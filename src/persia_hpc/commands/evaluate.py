@@ -7,6 +7,7 @@ import json
 
 from persia_hpc.config import parse_set
 from persia_hpc.errors import EXIT_OK
+from persia_hpc.runtime.imports import import_quickly
 
 SUMMARY = "metrics of a run on one of its splits"
 DESCRIPTION = """\
@@ -42,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Prints the metrics; UserError if the run or the split doesn't exist."""
     changes = parse_set(options.set)
+    import_quickly("torch")
     from persia_hpc import api
 
     print(json.dumps(api.evaluate(options.run_dir, options.split, changes, trust=options.trust)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from persia_hpc.errors import EXIT_OK, UserError
+from persia_hpc.runtime.imports import import_quickly
 
 SUMMARY = "score the samples of HDF5 files"
 DESCRIPTION = """\
@@ -36,6 +37,7 @@ def run(options: argparse.Namespace) -> int:
     """
     if not options.out.endswith((".csv", ".h5", ".hdf5")):
         raise UserError(f"--out {options.out}: expected a name that ends in .csv or .h5")
+    import_quickly("torch")
     from persia_hpc import api
 
     rows = api.predict(options.run_dir, options.data, options.out, trust=options.trust)

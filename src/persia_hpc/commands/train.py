@@ -12,6 +12,7 @@ from persia_hpc.job.task import Task
 from persia_hpc.launch.environment import inside_mpi, supervised, world_rank_of
 from persia_hpc.launch.run_dir import claimed_run_dir, completed_message
 from persia_hpc.launch.shared_memory import check_room
+from persia_hpc.runtime.imports import import_quickly
 
 SUMMARY = "train a model as a TOML file says"
 DESCRIPTION = """\
@@ -127,6 +128,7 @@ def _in_one_process(config: Config, options: argparse.Namespace) -> int:
         raise UserError("--one-process: this is a rank of an MPI job; start it without mpiexec or srun")
     if options.dry_run:
         raise UserError("--one-process and --dry-run: give one of them; a dry run is one process")
+    import_quickly("torch")
     from persia_hpc.api import train
 
     run_dir = {} if options.run_dir is None else {"run_dir": str(options.run_dir)}

@@ -292,6 +292,10 @@ class Config:
         """
         return 0 if self.mode == "sync" else self.staleness_bound - self.wire.reuse_steps
 
+    def reducer(self, num_trainers: int) -> str | None:
+        """Returns what sums the dense gradients of so many trainers; None if nothing has to."""
+        return None if num_trainers == 1 or self.mode == "async" else self.train.reducer
+
     def resolved(self) -> dict[str, Any]:
         """Returns everything in the shape of the TOML file, defaults included; unset options are None."""
         out: dict[str, Any] = _as_toml_shape(self)

@@ -49,6 +49,7 @@ class Constants:
     allreduce_step: float  # Horovod's cycle: mostly waiting
     allreduce_cpu: float  # of a step: what of that is computing, or polling
     allreduce_byte: float  # of dense gradients
+    node_sum: float  # a step's sum of few bytes by train.reducer = "mpi"; who waits for others sleeps
 
 
 # `persia-hpc plan --measure`, rounded; the least disturbed of several runs on a machine that had other work.
@@ -76,6 +77,7 @@ DEFAULTS = Constants(
     allreduce_step=1.1e6,
     allreduce_cpu=1.0e6,
     allreduce_byte=0.2,
+    node_sum=20e3,
 )
 NAMES = tuple(f.name for f in dataclasses.fields(Constants) if f.name != "machine")
 

@@ -73,6 +73,12 @@ class Job:
     new_rows: float = 0.0
     factors: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
+    @property
+    def shared_bytes(self) -> float:
+        """Returns the bytes of the dense gradients as they travel; in `async` of the parameters."""
+        narrow = self.config.mode != "async" and self.config.train.dense_wire != "fp32"
+        return self.dense.bytes / (2 if narrow else 1)
+
 
 def count_costs(job: Job) -> Costs:
     """Returns the costs of the busiest rank of each role; a pure function."""
@@ -136,15 +142,20 @@ def _allreduce(job: Job, trainers: int) -> tuple[float, float]:
     """Returns the nanoseconds that a trainer spends in AllReduce, and how many of them it waits."""
     if trainers == 1:
         return 0.0, 0.0
-    mode, nodes = job.config.mode, len({m.node for m in job.plan.of(Role.TRAINER)})
+    mode, constants = job.config.mode, job.constants
+    nodes = len({m.node for m in job.plan.of(Role.TRAINER)})
+    step, computing = 0.0, 0.0  # in `async` nobody waits
+    if mode != "async":
+        step, computing = constants.allreduce_step, constants.allreduce_cpu
+        if job.config.train.reducer == "mpi":
+            step = computing = constants.node_sum
     # Of a ring AllReduce a trainer sends so much, and receives; of `async` as much.
-    moved = 2 * (trainers - 1) / trainers * job.dense.bytes * job.constants.allreduce_byte
-    wait = 0.0 if mode == "async" else job.constants.allreduce_step
+    moved = 2 * (trainers - 1) / trainers * job.shared_bytes * constants.allreduce_byte
     if nodes > 1:
-        wait += 1e9 * 2 * (nodes - 1) * job.latency_seconds
-        link = busiest(dense_traffic(job.plan, job.dense.bytes, mode))
+        step += 1e9 * 2 * (nodes - 1) * job.latency_seconds
+        link = busiest(dense_traffic(job.plan, job.shared_bytes, mode))
         moved = max(moved, 1e9 * link / (job.link_bytes or float("inf")))
-    return wait + moved, wait - (0.0 if mode == "async" else job.constants.allreduce_cpu)
+    return step + moved, step - computing
 
 
 def server_share(layout: Layout, num_servers: int) -> float:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from persia_hpc.config import Config
 from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.table_layout import Layout, server_bytes
-from persia_hpc.topology.channels import ring_memory
+from persia_hpc.topology.channels import fitting, ring_memory
 from persia_hpc.topology.ring_sizes import ring_sizes
 from persia_hpc.topology.roles import Plan, Role
 
@@ -21,6 +22,14 @@ IN_FLIGHT_BYTES = 12  # of a pulled row: its key and slot
 Memory = Mapping[Role, Mapping[str, int]]
 
 
+@dataclass(frozen=True)
+class Room:
+    """Holds the bytes of shared memory and of memory that there are for a job's rings, by node."""
+
+    shared: Mapping[int, int]
+    memory: Mapping[int, int]
+
+
 def role_memory(
     config: Config,
     layout: Layout,
@@ -30,13 +39,17 @@ def role_memory(
     *,
     num_samples: int,
     dense_bytes: float,
+    room: Room | None = None,
 ) -> Memory:
     """Returns the bytes of the largest rank of each role, by what they are for.
 
     work: of one trainer's batch. num_samples: of the training data. dense_bytes: of the trained parameters.
+    room: what nodes have, which rings must fit into; None if that isn't known.
     """
     servers, trainers = plan.count(Role.PARAMETER_SERVER), plan.count(Role.TRAINER)
     size = ring_sizes(config, layout, schema, num_servers=servers, num_trainers=trainers)
+    if room is not None and config.transport.ring_bytes is None:
+        size = fitting(plan, size, room.shared, room.memory)
     rings = ring_memory(plan, size)[1]
     tables = server_bytes(config, layout, servers, [trainers * n for n in work.table_rows])
     steps = 1 + config.data.prefetch + config.pull_bound

@@ -101,7 +101,7 @@ def link_traffic(job: Job) -> dict[int, tuple[float, float]]:
     What ranks of one node send each other is not counted.
     """
     hops = embedding_traffic(job.plan, job.work, all_turns(job.plan))
-    dense = dense_traffic(job.plan, job.dense.bytes, job.config.mode)
+    dense = dense_traffic(job.plan, job.shared_bytes, job.config.mode)
     return node_traffic(job.plan, [*hops.values(), dense])
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from persia_hpc.config import mib
-from persia_hpc.topology.roles import ROLE_ORDER
+from persia_hpc.topology.roles import ROLE_ORDER, Role
 
 from .cluster import Cluster
 from .costs import READER, Job
@@ -58,6 +58,7 @@ class Report:
             "constants": self.job.constants.machine,
             "dense": self.job.dense.source,
             "counts": self.counted,
+            "reducer": self.job.config.reducer(p.plan.count(Role.TRAINER)),
             "roles": {f"{role.value}s": p.plan.count(role) for role in ROLE_ORDER},
             "samples_per_second": p.samples_per_second,
             "step_seconds": p.step_seconds,
@@ -77,6 +78,8 @@ class Report:
         """Yields the report as lines for people."""
         p, job, w = self.prediction, self.job, self.job.work
         yield f"constants: {job.constants.machine}; dense model: {job.dense.source}; rows: {self.counted}"
+        if reducer := job.config.reducer(p.plan.count(Role.TRAINER)):
+            yield f"dense gradients: summed by {reducer} (train.reducer), as {job.config.train.dense_wire}"
         yield "plan:"
         nodes = p.plan.table().splitlines()
         yield from ("  " + line for line in nodes[:SHOWN_NODES])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from persia_hpc.checkpoint.choose import check_initial
 from persia_hpc.config import Config, config_text, mib
-from persia_hpc.cost_model.memory import Memory, node_memory
+from persia_hpc.cost_model.memory import Memory, Room, node_memory
+from persia_hpc.runtime.node_memory import available_memory, shared_memory_room
 from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.table_layout import Layout
 from persia_hpc.topology.roles import Plan, make_plan
@@ -33,7 +34,9 @@ def dry_run(config: Config) -> str:
         "tables:",
         *_tables(layout, schema, trial.stream),
         "memory, beside the programs and their libraries:",
-        *_memory(plan, trial.memory(plan), "ranks of a node" if config.ranks.per_node else "ranks"),
+        *_memory(
+            plan, trial.memory(plan, room=_room()), "ranks of a node" if config.ranks.per_node else "ranks"
+        ),
         "data:",
     ]
     for split, schedule in trial.schedules.items():
@@ -47,6 +50,12 @@ def dry_run(config: Config) -> str:
         f"{int(first.dim_group_offsets[-1])} unique rows, loss {float(session.loss):.4g}"
     )
     return "\n".join(lines)
+
+
+def _room() -> Room:
+    """Returns what this node has for rings, as a job that starts on it finds it."""
+    memory = available_memory()
+    return Room({0: shared_memory_room()[0]}, {} if memory is None else {0: memory})
 
 
 def _tables(layout: Layout, schema: DatasetSchema, stream: LocalStream) -> list[str]:

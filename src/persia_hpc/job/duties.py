@@ -19,6 +19,7 @@ from persia_hpc.parameter_server.engine import ParameterServer
 from persia_hpc.parameter_server.serve import ServerLoop
 from persia_hpc.reporting.outcomes import ServerOutcome, Times, TrainerOutcome, WorkerOutcome
 from persia_hpc.reporting.screen import summary_text
+from persia_hpc.runtime.imports import import_quickly
 from persia_hpc.samples.encoding import keep_encoding
 from persia_hpc.samples.source import Source
 from persia_hpc.samples.split_readers import SplitReaders
@@ -156,6 +157,7 @@ class TrainerDuty:
         self.device: torch.device | None = None
 
     def prepare(self, start: Path | None) -> None:
+        import_quickly("torch")
         import torch
 
         from persia_hpc.trainer.dense.reducers import check_reducer
@@ -165,7 +167,7 @@ class TrainerDuty:
 
         self.start = None
         place, train = self.place, self.facts.config.train
-        check_reducer(train, place.communicators.role_comm.size, self.facts.config.mode)
+        check_reducer(self.facts.config, place.communicators.role_comm.size)
         torch.set_num_threads(train.threads or place.fair_threads)
         me = place.communicators.me
         here = [m for m in place.communicators.plan.members if (m.node, m.role) == (me.node, me.role)]

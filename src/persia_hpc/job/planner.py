@@ -21,11 +21,12 @@ from persia_hpc.config.types import ROLE_KEYS
 from persia_hpc.cost_model.cluster import Cluster
 from persia_hpc.cost_model.constants import DEFAULTS, load_constants
 from persia_hpc.cost_model.costs import Costs, Dense, Job, count_costs
-from persia_hpc.cost_model.memory import Memory, fits
+from persia_hpc.cost_model.memory import Memory, Room, fits
 from persia_hpc.cost_model.predict import Prediction, predict
 from persia_hpc.cost_model.report import Option, Report
 from persia_hpc.cost_model.work import Counting, assumed_counts, batch_work
 from persia_hpc.errors import UserError
+from persia_hpc.runtime.node_memory import UNLIMITED
 from persia_hpc.runtime.phases import LOCAL_STREAM
 from persia_hpc.topology.roles import Role, make_plan
 
@@ -171,7 +172,9 @@ class Planner:
         return Report(job, self.cluster, prediction, memory, *self.options(counts), self.counted)
 
     def _memory(self, job: Job) -> Memory:
-        return self.trial.memory(job.plan, self.count)
+        nodes = {member.node: self.cluster.node_memory(member.node) for member in job.plan.members}
+        room = {node: UNLIMITED if known is None else known for node, known in nodes.items()}
+        return self.trial.memory(job.plan, self.count, Room(room, room))
 
     def _threads(self) -> int:
         """Returns the model's threads on CPUs: as configured, or a trainer's fair share; 1 on GPUs."""

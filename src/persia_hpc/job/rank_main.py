@@ -12,9 +12,10 @@ from typing import Any
 from persia_hpc.config import Config, load_config
 from persia_hpc.errors import EXIT_AGAIN, AgreedExit, UserError
 from persia_hpc.launch.ending import abort
-from persia_hpc.launch.environment import keep_to_loopback, supervised, world_rank_of
+from persia_hpc.launch.environment import keep_to_loopback, let_threads_sleep, supervised, world_rank_of
 from persia_hpc.launch.registry import finish_rank, register_rank, report_failure, start_log
 from persia_hpc.launch.shared_memory import check_room
+from persia_hpc.runtime.imports import import_quickly
 from persia_hpc.runtime.stop import StopSignals
 
 from .task import Task
@@ -57,6 +58,7 @@ def _run_rank(
 
     rank = MPI.COMM_WORLD.rank
     try:
+        import_quickly("persia_hpc.job.rank")
         from .rank import StartingRank, play_role
 
         config = dataclasses.replace(config, run_dir=str(run_dir))
@@ -77,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quiet", action="store_true")
     options = parser.parse_args(arguments)
     keep_to_loopback()
+    let_threads_sleep()
     config = load_config(options.run_dir / "config.toml")
     run_rank(config, options.run_dir, Task(quiet=options.quiet), supervised=supervised())
 

@@ -115,6 +115,9 @@ def train_session(session: Session, task: Task, driver: Driver | None) -> Traine
     Collective over trainers.
     Raises MetricError for a metric of the user's own that fails, after the last checkpoint.
     """
+    if session.config.train.compile and session.trainer_rank == 0 and not task.quiet and session.full_batch:
+        text = "the dense network is being compiled (train.compile): the first step takes longer"
+        print(f"persia-hpc: {text}", file=sys.stderr, flush=True)  # before others say how long they wait
     failed: MetricError | None = None
     try:
         if driver is not None:

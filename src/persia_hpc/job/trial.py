@@ -6,7 +6,7 @@ import time
 from functools import cached_property
 
 from persia_hpc.config import Config
-from persia_hpc.cost_model.memory import Memory, role_memory
+from persia_hpc.cost_model.memory import Memory, Room, role_memory
 from persia_hpc.cost_model.work import Counting, Counts, batch_work
 from persia_hpc.embedding_worker.engine import EmbeddingWorker
 from persia_hpc.errors import PersiaError, UserError
@@ -66,10 +66,11 @@ class Trial:
             self._counts[samples] = count_batches(self.stream.worker, self.sample, samples)
         return self._counts[samples]
 
-    def memory(self, plan: Plan, counting: Counting | None = None) -> Memory:
+    def memory(self, plan: Plan, counting: Counting | None = None, room: Room | None = None) -> Memory:
         """Returns the bytes of each role of a job of this configuration.
 
         counting: says how many ids and rows a batch has; they are counted in the data if it is None.
+        room: what the plan's nodes have for rings; None if that isn't known.
         """
         samples = self.config.data.batch_size / plan.count(Role.TRAINER)
         counts = (counting or self.count)(max(1, round(samples)))
@@ -81,6 +82,7 @@ class Trial:
             batch_work(self.config, self.layout, self.schema, samples, counts),
             num_samples=self.sources["train"].num_samples,
             dense_bytes=self.parameter_bytes(),
+            room=room,
         )
 
     def parameter_bytes(self) -> float:

@@ -9,7 +9,7 @@ import select
 import struct
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -157,6 +157,19 @@ class ParentWatch:
             if stat.parent != self._parents.setdefault(rank.pid, stat.parent):
                 self._orphans.add(rank.pid)
         return next((self._parents[pid] for pid in before & self._orphans), None)
+
+
+def lost_output(dead: int, ranks: Collection[RankRecord]) -> str:
+    """Returns what it means that the parent `dead` of this node's ranks was killed."""
+    here = [rank for rank in ranks if rank.is_local]
+    what = "it prints"
+    if len(here) < len(ranks):
+        numbers = ", ".join(str(rank.world_rank) for rank in sorted(here, key=lambda r: r.world_rank))
+        what = f"this node's ranks ({numbers}) print"
+    return (
+        f"the process that started the ranks here (pid {dead}) was killed: the run goes on, but what {what} "
+        "no longer arrives"
+    )
 
 
 def _status(rank: RankRecord, pidfd: int) -> int | None:

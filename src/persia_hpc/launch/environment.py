@@ -62,6 +62,21 @@ def keep_to_loopback(environment: MutableMapping[str, str] = os.environ) -> None
             environment.setdefault(name, value)
 
 
+# How long the threads of PyTorch's OpenMP poll before they sleep: GNU's in passes of its loop, some tens of
+# microseconds instead of milliseconds; LLVM's and Intel's in milliseconds.
+_POLLING = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "0"}
+
+
+def let_threads_sleep(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Keeps PyTorch's threads from polling for one that waits for a core; to be called before torch is imported.
+
+    What the user has set stays.
+    """
+    if "OMP_WAIT_POLICY" not in environment:
+        for name, value in _POLLING.items():
+            environment.setdefault(name, value)
+
+
 def _on_one_host(environment: Mapping[str, str]) -> bool:
     if "SLURM_HET_SIZE" in environment:  # what a rank is told concerns its own component
         return False

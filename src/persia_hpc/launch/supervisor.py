@@ -21,7 +21,7 @@ from persia_hpc.config import Config
 from persia_hpc.printable import LINES, printable
 from persia_hpc.runtime.stop import STOP_SIGNALS
 
-from .deaths import Death, DeathWatch, ParentWatch
+from .deaths import Death, DeathWatch, ParentWatch, lost_output
 from .environment import SUPERVISED
 from .mpiexec import MPI_PYTHON, Launcher, find_launcher
 from .registry import RankRecord, beacon_path, read_ranks
@@ -201,17 +201,15 @@ class _Job:
                 self._set_deadline(FAILURE_GRACE_SECONDS)
 
     def _watch_parents(self) -> None:
-        """Says, once, that nothing the ranks print arrives any more; they train on."""
+        """Says, once, that what the ranks of this node print no longer arrives; they train on."""
         if self.parents is None or self.deadline is not None or self.process.poll() is not None:
             return
         dead = self.parents.look(self.ranks.values())
         if dead is not None:
             self.parents = None
             self.err.finish()  # of the ranks' last line, such as a progress bar
-            text = (
-                f"the process that started the ranks here (pid {dead}) was killed: the run goes on, but what "
-                f"it prints no longer arrives; see {self.run_dir}/logs and persia-hpc status {self.run_dir}"
-            )
+            text = lost_output(dead, self.ranks.values())
+            text += f"; see {self.run_dir}/logs and persia-hpc status {self.run_dir}"
             print(f"persia-hpc: {printable(text)}", file=sys.stderr, flush=True)
 
     def _watch_ranks(self) -> None:
@@ -288,7 +286,9 @@ class _Job:
         limit = time.monotonic() + 2.0
         while self._alive() and time.monotonic() < limit:
             time.sleep(0.02)
-        time.sleep(0.1)  # a round of the death watch
+        self._read_ranks()
+        if len(self.ranks) < self.num_ranks or not all(rank.finished for rank in self.ranks.values()):
+            time.sleep(0.1)  # a round of the death watch
         self._watch_ranks()
         self.watch.close()
         self.shared_memory.remove_leaked()

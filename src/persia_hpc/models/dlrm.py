@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from persia_hpc.trainer.batch import Batch, Inputs
 
 from .interaction import Interaction
+from .layers import Team, run_layers
 from .parts import common_dim, perceptron, side_by_side, stacked_vectors, widths
 
 
@@ -37,6 +38,7 @@ class DLRM(nn.Module):
         # The products cast them anyway; vectors that are copied too would have a sum of gradients rounded.
         self.narrow_pooled = self.bottom is not None
         self.interaction = Interaction(num_vectors, num_copied)
+        self.team = Team()
         self.top = perceptron(
             num_copied * dim + self.interaction.num_pairs,
             widths("dlrm", "hidden", hidden),
@@ -45,7 +47,10 @@ class DLRM(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits [B, labels]."""
-        direct = None if self.bottom is None else self.bottom(side_by_side([batch.dense]))
-        interacted = self.interaction(direct, stacked_vectors(batch, self.inputs))
-        logits: Tensor = self.top(side_by_side([interacted]))  # does nothing if it is as wide already
-        return logits
+        direct = None
+        if self.bottom is not None:
+            direct = run_layers(list(self.bottom), side_by_side([batch.dense]), self.team)
+        above, _, *rest = self.top
+        assert isinstance(above, nn.Linear)
+        x = self.interaction(direct, stacked_vectors(batch, self.inputs), above, self.team)
+        return run_layers(rest, x, self.team)

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from persia_hpc import _native
-
+from .layers import Team, is_native, linear_of_interaction
 from .parts import side_by_side
 
 
 class Interaction(nn.Module):
     """Concatenates the first `num_copied` of `num_vectors` vectors and the dot products of all pairs.
 
-    The products are those of vectors (1, 0), (2, 0), (2, 1), (3, 0), ... Float32 CPU tensors take one native
-    pass in each direction; everything else, and autocast, takes torch operations.
+    The products are those of vectors (1, 0), (2, 0), (2, 1), (3, 0), ... A linear layer and a ReLU are
+    computed on top of them: float32 CPU tensors take one native pass in each direction, in which the products
+    are never written to memory; everything else, and autocast, takes torch operations.
     """
 
     pairs: Tensor
@@ -43,17 +43,23 @@ class Interaction(nn.Module):
         """
         self.forward = torch.compiler.disable(self.forward)  # type: ignore[method-assign,no-untyped-call]
 
-    def forward(self, first: Tensor | None, rest: Tensor) -> Tensor:
-        """Computes the copied vectors and the products; `first` is vector 0, or None if it is in `rest`.
+    def forward(self, first: Tensor | None, rest: Tensor, layer: nn.Linear, team: Team) -> Tensor:
+        """Computes `layer` and a ReLU on the copied vectors and the products.
 
-        Shapes: [B, D], if it is given, and [B, V or V - 1, D] in, [B, C D + P] out, for V vectors, C of them
-        copied, and P pairs; on a GPU with the zero columns of `side_by_side`.
+        `first` is vector 0, or None if it is in `rest`.
+
+        Shapes: [B, D], if it is given, and [B, V or V - 1, D] in, [B, N] out, for V vectors and N outputs.
         """
-        tensors = [rest] if first is None else [first, rest]
-        plain = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
-        if plain and not torch.is_autocast_enabled("cpu"):
-            result: Tensor = _Native.apply(first, rest, self.num_copied)  # type: ignore[no-untyped-call]
-            return result
+        if is_native([layer], first, rest):
+            return linear_of_interaction(layer, first, rest, self.num_copied, relu=True, team=team)
+        outputs: Tensor = layer(self.interact(first, rest))
+        return functional.relu(outputs)
+
+    def interact(self, first: Tensor | None, rest: Tensor) -> Tensor:
+        """Computes the copied vectors and the products, for V vectors, C of them copied, and P pairs.
+
+        Shapes: as above in, [B, C D + P] out; on a GPU with the zero columns of `side_by_side`.
+        """
         alone = first if self.num_copied == 1 else None
         if first is not None:
             rest = torch.cat([first.to(rest.dtype).unsqueeze(1), rest], dim=1)
@@ -61,42 +67,6 @@ class Interaction(nn.Module):
         # Taken from `first` where it is that: through `rest` its gradient would be as large as all vectors.
         copied = rest[:, : self.num_copied].flatten(1) if alone is None else alone
         return side_by_side([copied.to(products.dtype), products])
-
-
-class _Native(torch.autograd.Function):
-    """The native kernels: vectors need not be concatenated first, nor results afterwards."""
-
-    @staticmethod
-    def forward(ctx: Any, first: Tensor | None, rest: Tensor, num_copied: int) -> Tensor:
-        rest = rest.contiguous()
-        first = None if first is None else first.contiguous()
-        ctx.save_for_backward(first, rest)
-        ctx.num_copied = num_copied
-        num_samples, num_vectors, dim = rest.shape
-        num_vectors += first is not None
-        out = rest.new_empty(num_samples, num_copied * dim + num_vectors * (num_vectors - 1) // 2)
-        _native.interaction_forward(_array(first), _array(rest), num_copied=num_copied, out=_array(out))
-        return out
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None]:
-        first, rest = ctx.saved_tensors
-        first_gradient = None if first is None else torch.empty_like(first)
-        rest_gradient = torch.empty_like(rest)
-        _native.interaction_backward(
-            _array(first),
-            _array(rest),
-            num_copied=ctx.num_copied,
-            gradient=_array(gradient.contiguous()),
-            first_gradient=_array(first_gradient),
-            rest_gradient=_array(rest_gradient),
-        )
-        return first_gradient, rest_gradient, None
-
-
-def _array(tensor: Tensor | None) -> Any:
-    return None if tensor is None else tensor.detach().numpy()
 
 
 class _Products(torch.autograd.Function):

@@ -8,8 +8,6 @@ import time
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-from tqdm import tqdm
-
 from .figures import figure, metrics_text, undefined_text
 
 ABSURD_LOGLOSS = 50.0  # nats: probabilities of e^-50 for what happened
@@ -65,6 +63,8 @@ class Screen:
         )
         if self._terminal:
             if self._bar is None:
+                from tqdm import tqdm  # by the rank that shows it only
+
                 self._bar = tqdm(
                     total=event["num_steps"],
                     unit="step",

@@ -70,11 +70,6 @@ def _status(trainer: TrainerOutcome) -> str:
     return "completed" if trainer.stop_reason is None else "stopped"
 
 
-def _reducer(config: Config, trainers: Sequence[TrainerOutcome]) -> str | None:
-    """Returns what summed dense gradients; None if nothing had to."""
-    return None if len(trainers) == 1 or config.mode == "async" else config.train.reducer
-
-
 def _skipped(config: Config, trainers: Sequence[TrainerOutcome]) -> int:
     """Returns the skipped steps: all trainers skip the same ones, but in `async` each its own."""
     counts = [t.skipped_steps for t in trainers]
@@ -119,7 +114,7 @@ def make_summary(config: Config, outcome: JobOutcome, *, mpi_library: str) -> di
         "seed": config.seed,
         "config_sha256": config.sha256,
         "mode": config.mode,
-        "reducer": _reducer(config, outcome.trainers),
+        "reducer": config.reducer(len(outcome.trainers)),
         "roles": {f"{role}s": len(each) for role, each in by_role.items()},
         "steps": trainer.steps,
         "samples": trainer.samples,

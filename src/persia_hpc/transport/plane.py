@@ -53,11 +53,9 @@ class Plane:
             nodes: list[int] = comm.allgather(node_comm.allreduce(rank, MPI.MIN))
             node_rank = {peer: i for i, peer in enumerate(node_comm.allgather(rank))}
             placements, sizes = place(channels, nodes, force_remote)
-            private = sizes.private[rank]
-            wanted = sizes.shared[rank] + sizes.fetched[rank]
-            raise_together(
-                comm, memory_problem(node_comm, wanted, private=private, memory_grows=memory_grows)
-            )
+            wanted, private = sizes.shared[rank], sizes.fetched[rank] + sizes.private[rank]
+            problem = memory_problem(node_comm, wanted, private=private, memory_grows=memory_grows)
+            raise_together(comm, problem)
             # Sizes are known everywhere: all ranks of a communicator agree on whether they need the window.
             shared_sizes = [sizes.shared[peer] for peer in node_rank]
             self._shared = Window(node_comm, sizes.shared[rank], shared=True) if any(shared_sizes) else None
@@ -85,6 +83,8 @@ class Plane:
                 self._receivers[channel.producer, channel.name] = self._make_receiver(
                     number, channel, placement, node_rank
                 )
+        if self._notices is not None:
+            self._notices.connect()
 
     @property
     def _windows(self) -> list[Window]:

@@ -45,7 +45,7 @@ class TailLink(Protocol):
 class Notices:
     """Exchanges notices between the ranks of `comm`, and fetches entries from `win`; any thread may call it.
 
-    Collective over `comm`: the constructor, `settle` and `free`.
+    Collective over `comm`: the constructor, `connect`, `settle` and `free`.
     """
 
     def __init__(self, comm: MPI.Intracomm, win: MPI.Win) -> None:
@@ -78,6 +78,19 @@ class Notices:
         """
         self._sources[channel] = RemoteSource(self._win, producer, source, data, words)
         return RemoteTailLink(Outbox(self, channel, producer))
+
+    def connect(self) -> None:
+        """Fetches a little from everybody that this rank will fetch from.
+
+        Open MPI looks a window up at the first access, and waits for its rank meanwhile.
+        Collective over the ranks.
+        """
+        for source in self._sources.values():
+            source.fetch(0, [(0, 8)])
+        for source in self._sources.values():
+            while source.busy:
+                source.finish()
+        self._comm.Barrier()  # whoever leaves may be outside MPI for long
 
     def progress(self) -> bool:
         """Takes notices, starts and finishes fetches, sends what is due; returns whether anything moved."""

@@ -1,4 +1,4 @@
-"""Allocates a block of RMA memory per rank, for plain stores within a node or one-sided MPI across."""
+"""Makes a window of each rank's memory, for plain stores within a node or one-sided MPI across."""
 
 from __future__ import annotations
 
@@ -32,12 +32,14 @@ class Window:
         self._comm = comm
         self._num_bytes = num_bytes
         info = MPI.Info.Create()
-        if shared:
-            info.Set("alloc_shared_noncontig", "true")  # each rank's part on pages of its own
-        allocate = MPI.Win.Allocate_shared if shared else MPI.Win.Allocate
         try:
-            self.win = allocate(num_bytes + _GAP, 1, info, comm)
-        except MPI.Exception as error:
+            if shared:
+                info.Set("alloc_shared_noncontig", "true")  # each rank's part on pages of its own
+                self.win = MPI.Win.Allocate_shared(num_bytes + _GAP, 1, info, comm)
+            else:
+                # Not Win.Allocate: Open MPI then lets one rank of a node answer for all of it.
+                self.win = MPI.Win.Create(np.empty(num_bytes + _GAP, np.uint8), 1, info, comm)
+        except (MPI.Exception, MemoryError) as error:
             self.problem = _allocation_problem(num_bytes, shared, error)
         else:
             if self.win.model != MPI.WIN_UNIFIED:
@@ -131,7 +133,7 @@ def memory_problem(
     )
 
 
-def _allocation_problem(num_bytes: int, shared: bool, error: MPI.Exception) -> str:
+def _allocation_problem(num_bytes: int, shared: bool, error: Exception) -> str:
     place = "memory registered for the network"
     if shared and os.path.isdir(SHARED_MEMORY):
         free, size = shared_memory_room()

@@ -103,8 +103,8 @@ def run(name: str, wire: str, bucket_bytes: int) -> str:
         for p, q in zip(net.parameters(), reference.parameters(), strict=True):
             mine = torch.zeros_like(q) if q.grad is None else q.grad
             assert p.grad is not None
-            known = name == "nodes" or (name == "mpi" and one_node)  # the order in which it adds
-            exact = known or (comm.size == 2 and wire == "fp32")
+            in_order = name == "nodes" or (name == "mpi" and one_node)  # these add in an order that is known
+            exact = in_order or (comm.size == 2 and wire == "fp32")
             tolerance = 0.0 if exact else {"fp32": 1e-5, "fp16": 1e-2, "bf16": 8e-2}[wire]
             torch.testing.assert_close(
                 p.grad, expected(name, mine, WIRES[wire]), rtol=tolerance, atol=tolerance, equal_nan=True

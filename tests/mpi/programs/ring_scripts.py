@@ -2,8 +2,8 @@
 
     ring_scripts.py SCRIPTS.json shared|remote|natural|early
 
-remote: between all ranks as between nodes. natural: as they lie. early: natural and broken on purpose, entries
-are shown to their consumer before they were fetched.
+remote: between all ranks as between nodes. natural: as they lie. early: natural and broken on purpose:
+entries are shown to their consumer before they were fetched.
 
 A script has: "ring", an index into RINGS; "records", each with "arrays" [[dtype, rows, columns, parts]] and
 "reserve" (whether to try that first); "pause", seconds between records; "hold", how many records the consumer

@@ -53,12 +53,13 @@ def advance(moved: bool) -> None:
 
 def hub() -> dict[str, float]:
     sleeper, echo = plane.sender(2, "r"), plane.sender(3, "r")
+    time.sleep(0.2)  # by now rank 2 sleeps
+    begin = time.monotonic()
+    end = begin + SLEEP_SECONDS - 1
     for step in range(SENT_TO_SLEEPER):
         post(sleeper, step)
-    end = time.monotonic() + SLEEP_SECONDS - 1
-    begin = last = time.monotonic()
     sent = echoed = 0
-    longest = 0.0
+    longest = time.monotonic() - begin
     while begin < end:
         if sent - echoed < 8:
             post(echo, sent)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
+import os
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ from persia_hpc.trainer.batch import Batch
 from persia_hpc.trainer.run_state import RunState
 
 LOG = logging.getLogger("persia_hpc")
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
 BACKEND = "inductor"  # torch's default; tests take one that needs no compiler
 
 
@@ -33,6 +35,7 @@ def check_compiler(device: torch.device) -> None:
 
     Raises UserError if it isn't.
     """
+    _check_cache(os.environ.get(CACHE))
     try:
         x = torch.ones(8, device=device, requires_grad=True)
         torch.compile(_small, backend=BACKEND)(x).sum().backward()  # type: ignore[no-untyped-call]
@@ -41,6 +44,24 @@ def check_compiler(device: torch.device) -> None:
             f"train.compile = true, but torch.compile doesn't work here for {device.type}: {_line(error)}; "
             f"it needs {_needs(device)}; or leave train.compile out"
         ) from error
+
+
+def _check_cache(folder: str | None) -> None:
+    """Checks that the folder which the user has named for torch's compiler takes files.
+
+    Raises UserError if it doesn't.
+    """
+    if not folder:
+        return
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"train.compile = true, but {CACHE}={folder} takes no files ({error.strerror}); name a folder "
+            f"that does, unset {CACHE}, or leave train.compile out"
+        ) from None
 
 
 def _needs(device: torch.device) -> str:
@@ -91,10 +112,7 @@ class CompiledModel:
             torch._dynamo.maybe_mark_dynamic(mask, 1)
         first = not self._state.compile_seconds
         if first:
-            text = "the dense network is being compiled (train.compile): the first step takes longer"
-            LOG.info(text)
-            if self._warn is not None:  # before other ranks say how long they have waited
-                print(f"persia-hpc: {text}", file=sys.stderr, flush=True)
+            LOG.info("the dense network is being compiled")
         begin = time.perf_counter()
         with _backward_too():
             logits = compiled(batch)

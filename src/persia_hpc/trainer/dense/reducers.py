@@ -6,29 +6,25 @@ from typing import Any
 
 import torch
 
+from persia_hpc.config import Config
 from persia_hpc.config.types import TrainConfig
 from persia_hpc.errors import UserError
 
 from .sums import Sums
 
 
-def reducer_name(train: TrainConfig, num_trainers: int, mode: str) -> str | None:
-    """Returns what sums these trainers' dense gradients; None if nothing has to."""
-    return None if num_trainers == 1 or mode == "async" else train.reducer
-
-
-def check_reducer(train: TrainConfig, num_trainers: int, mode: str) -> None:
+def check_reducer(config: Config, num_trainers: int) -> None:
     """Checks that what sums the gradients of these trainers is there, if they need it.
 
     Raises UserError if it isn't.
     """
-    name = reducer_name(train, num_trainers, mode)
+    name = config.reducer(num_trainers)
     if name == "horovod":
         from .horovod_sums import check_horovod
 
         check_horovod(num_trainers)
     elif name == "nccl":
-        _check_nccl(train)
+        _check_nccl(config.train)
 
 
 def _check_nccl(train: TrainConfig) -> None:

@@ -1,10 +1,12 @@
-#include "persia/interaction.h"
+// One sample's pairwise interaction, in both directions, for the files that compute it.
+#pragma once
 
 #include <algorithm>
 #include <cstring>
 #include <type_traits>
 
 #include "persia/aligned_array.h"
+#include "persia/interaction.h"
 #include "persia/lanes.h"
 
 namespace persia {
@@ -166,51 +168,57 @@ void row_gradients(const Rows& rows, std::size_t num_vectors, const float* pairs
     if (d < rows.stride()) gradients<kRows, 1>(rows, num_vectors, pairs, i, d, out);
 }
 
-}  // namespace
+// Computes samples one after the other, in memory that they share.
+class Interacting {
+  public:
+    explicit Interacting(const InteractionShape& shape)
+        : shape_(shape),
+          rows_(shape),
+          sums_(shape),
+          columns_(rows_.stride() * rows_.num_rows()),
+          products_(shape.num_pairs() + kLanes) {}
 
-void interaction_forward(const InteractionShape& shape, InteractionVectors<const float> vectors,
-                         Span<float> outputs) {
-    float* out = outputs.data();
-    const std::size_t dim = shape.dim, num_vectors = shape.num_vectors, num_pairs = shape.num_pairs();
-    Rows rows(shape);
-    AlignedArray<float> columns(rows.stride() * rows.num_rows());
-    AlignedArray<float> products(num_pairs + kLanes);
-    for (std::size_t b = 0; b < shape.num_samples; ++b, out += shape.width()) {
-        rows.read(shape, vectors, b);
-        for (std::size_t i = 0; i < rows.num_rows(); i += kLanes) {
-            for (std::size_t d = 0; d < rows.stride(); d += kLanes)
-                transpose(rows[i] + d, rows.stride(), columns.data() + d * rows.num_rows() + i,
-                          rows.num_rows());
+    // out [W] of one sample.
+    void forward(const InteractionVectors<const float>& vectors, std::size_t sample, float* out) {
+        const std::size_t num_vectors = shape_.num_vectors, dim = shape_.dim;
+        rows_.read(shape_, vectors, sample);
+        for (std::size_t i = 0; i < rows_.num_rows(); i += kLanes) {
+            for (std::size_t d = 0; d < rows_.stride(); d += kLanes)
+                transpose(rows_[i] + d, rows_.stride(), columns_.data() + d * rows_.num_rows() + i,
+                          rows_.num_rows());
         }
         // Some eight sums at a time: fewer would wait for each other, more would not fit the registers.
         const auto run = [&](auto num_rows, auto num_cols, std::size_t i) {
-            row_products<num_rows(), num_cols()>(rows, columns.data(), dim, i, products.data());
+            row_products<num_rows(), num_cols()>(rows_, columns_.data(), dim, i, products_.data());
         };
         std::size_t i = 0;
         for (; i + 8 <= num_vectors; i += 8) run(Size<8>(), Size<1>(), i);
         for (; i + 3 <= num_vectors; i += 3) run(Size<3>(), Size<2>(), i);
         for (; i < num_vectors; ++i) run(Size<1>(), Size<4>(), i);
-        copy_rows(out, dim, rows[0], rows.stride(), shape.num_copied, dim);
-        std::memcpy(out + shape.num_copied * dim, products.data(), num_pairs * sizeof(float));
+        copy_rows(out, dim, rows_[0], rows_.stride(), shape_.num_copied, dim);
+        std::memcpy(out + shape_.num_copied * dim, products_.data(), shape_.num_pairs() * sizeof(float));
     }
-}
 
-void interaction_backward(const InteractionShape& shape, InteractionVectors<const float> vectors,
-                          Span<const float> gradients, InteractionVectors<float> out) {
-    const float* gradient = gradients.data();
-    const std::size_t dim = shape.dim, num_vectors = shape.num_vectors, num_copied = shape.num_copied;
-    Rows rows(shape), sums(shape);
-    for (std::size_t b = 0; b < shape.num_samples; ++b, gradient += shape.width()) {
-        rows.read(shape, vectors, b);
-        copy_rows(sums[0], sums.stride(), gradient, dim, num_copied, dim);
-        std::fill(sums[num_copied], sums[num_vectors], 0.0f);
-        const float* const pairs = gradient + num_copied * dim;
+    // From the gradient [W] of one sample's out to those of its vectors.
+    void backward(const InteractionVectors<const float>& vectors, std::size_t sample, const float* gradient,
+                  const InteractionVectors<float>& to) {
+        const std::size_t num_vectors = shape_.num_vectors, num_copied = shape_.num_copied;
+        rows_.read(shape_, vectors, sample);
+        copy_rows(sums_[0], sums_.stride(), gradient, shape_.dim, num_copied, shape_.dim);
+        std::fill(sums_[num_copied], sums_[num_vectors], 0.0f);
+        const float* const pairs = gradient + num_copied * shape_.dim;
         std::size_t i = 0;
-        for (; i + 4 <= num_vectors; i += 4) row_gradients<4>(rows, num_vectors, pairs, i, sums[0]);
-        if (i + 2 < num_vectors) row_gradients<3>(rows, num_vectors, pairs, i, sums[0]), i += 3;
-        for (; i < num_vectors; ++i) row_gradients<1>(rows, num_vectors, pairs, i, sums[0]);
-        sums.write(shape, out, b);
+        for (; i + 4 <= num_vectors; i += 4) row_gradients<4>(rows_, num_vectors, pairs, i, sums_[0]);
+        if (i + 2 < num_vectors) row_gradients<3>(rows_, num_vectors, pairs, i, sums_[0]), i += 3;
+        for (; i < num_vectors; ++i) row_gradients<1>(rows_, num_vectors, pairs, i, sums_[0]);
+        sums_.write(shape_, to, sample);
     }
-}
 
+  private:
+    InteractionShape shape_;
+    Rows rows_, sums_;
+    AlignedArray<float> columns_, products_;
+};
+
+}  // namespace
 }  // namespace persia

@@ -1,0 +1,54 @@
+"""Importing without the collector: it rests, comes back as it was, and what was imported is left out."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from persia_hpc.runtime.imports import import_quickly
+from tests.support.jobs import write_config
+from tests.support.tiny import tiny_config, write_tiny
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_collector_rests_during_the_import_only(
+    enabled: bool, fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"slow_package_{enabled}_{fails}"
+    text = f"import gc\nresting = not gc.isenabled()\nassert not {fails}\n"
+    (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (gc.enable if enabled else gc.disable)()
+    try:
+        if fails:
+            with pytest.raises(AssertionError):
+                import_quickly(name)
+            assert gc.isenabled() == enabled
+            return
+        import_quickly(name)
+        assert sys.modules[name].resting
+        assert gc.isenabled() == enabled
+        frozen = gc.get_freeze_count()
+        assert frozen > 0
+        gc.unfreeze()
+        import_quickly(name)  # is there: nothing is done
+        assert gc.get_freeze_count() == 0
+    finally:
+        gc.enable()
+        gc.unfreeze()
+        sys.modules.pop(name, None)
+
+
+def test_a_run_in_one_process_imports_torch_so(tmp_path: Path) -> None:
+    path = str(write_config(tmp_path / "job.toml", tiny_config(write_tiny(tmp_path / "train.h5", 20))))
+    code = "import gc, sys; from persia_hpc.cli import main\n"
+    code += "code = main(sys.argv[1:]); print(code, gc.isenabled(), gc.get_freeze_count() > 100_000)"
+    command = [sys.executable, "-c", code, "train", path, "--one-process", "--quiet"]
+    command += ["--run-dir", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout == "0 True True\n"
