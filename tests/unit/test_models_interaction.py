@@ -67,10 +67,16 @@ def test_float32_on_a_cpu_and_everything_else_give_the_same(apart: bool) -> None
     first = torch.randn(70, 5) if apart else None
     rest, layer, model = torch.randn(70, 6, 5), nn.Linear(5 + 15 + 6 * apart, 9), Interaction(6 + apart, 1)
     weights = torch.randn(70, 9)
-    native = both_ways(lambda a, b: model(a, b, layer, Team()), first, rest, weights)
+    native = both_ways(lambda a, b: model(a, b, layer, nn.ReLU(), Team()), first, rest, weights)
     layer.double()
     doubles = [None if first is None else first.double(), rest.double()]
-    expected = both_ways(lambda a, b: model(a, b, layer, Team()), *doubles, weights.double())
+    expected = both_ways(lambda a, b: model(a, b, layer, nn.ReLU(), Team()), *doubles, weights.double())
     for one, other in zip(native, expected, strict=True):
         assert one.dtype == torch.float32
         torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-4)
+
+
+def test_what_replaces_the_relu_is_used() -> None:
+    first, rest, layer, model = torch.randn(7, 5), torch.randn(7, 6, 5), nn.Linear(26, 9), Interaction(7, 1)
+    got = model(first, rest, layer, nn.GELU(), Team())
+    torch.testing.assert_close(got, nn.functional.gelu(layer(model.interact(first, rest))))

@@ -155,6 +155,10 @@ def test_what_is_not_plain_is_left_to_torch() -> None:
     assert not is_native([nn.GELU()], x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not is_native(layers, x)
+    torch.testing.assert_close(run_layers([nn.ReLU(), *layers], x, Team()), layers[1](layers[0](x.relu())))
+    before_backward = nn.Linear(4, 4)
+    before_backward.register_full_backward_pre_hook(lambda *_: None)
+    assert not is_native([before_backward], x)
     hooked = nn.Linear(4, 4)
     seen: list[Tensor] = []
     hooked.register_forward_hook(lambda module, args, out: seen.append(out))

@@ -50,7 +50,7 @@ class DLRM(nn.Module):
         direct = None
         if self.bottom is not None:
             direct = run_layers(list(self.bottom), side_by_side([batch.dense]), self.team)
-        above, _, *rest = self.top
+        above, activation, *rest = self.top
         assert isinstance(above, nn.Linear)
-        x = self.interaction(direct, stacked_vectors(batch, self.inputs), above, self.team)
+        x = self.interaction(direct, stacked_vectors(batch, self.inputs), above, activation, self.team)
         return run_layers(rest, x, self.team)

@@ -43,17 +43,19 @@ class Interaction(nn.Module):
         """
         self.forward = torch.compiler.disable(self.forward)  # type: ignore[method-assign,no-untyped-call]
 
-    def forward(self, first: Tensor | None, rest: Tensor, layer: nn.Linear, team: Team) -> Tensor:
-        """Computes `layer` and a ReLU on the copied vectors and the products.
+    def forward(
+        self, first: Tensor | None, rest: Tensor, layer: nn.Linear, activation: nn.Module, team: Team
+    ) -> Tensor:
+        """Computes `layer` and `activation`, a ReLU, on the copied vectors and the products.
 
         `first` is vector 0, or None if it is in `rest`.
 
         Shapes: [B, D], if it is given, and [B, V or V - 1, D] in, [B, N] out, for V vectors and N outputs.
         """
-        if is_native([layer], first, rest):
+        if is_native([layer, activation], first, rest):
             return linear_of_interaction(layer, first, rest, self.num_copied, relu=True, team=team)
-        outputs: Tensor = layer(self.interact(first, rest))
-        return functional.relu(outputs)
+        outputs: Tensor = activation(layer(self.interact(first, rest)))
+        return outputs
 
     def interact(self, first: Tensor | None, rest: Tensor) -> Tensor:
         """Computes the copied vectors and the products, for V vectors, C of them copied, and P pairs.

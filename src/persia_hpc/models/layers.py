@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from persia_hpc import _native
 
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")  # of a module
+
 
 class Team:
     """Holds the threads of a model's native layers: as many as torch has. Copies have their own."""
@@ -45,7 +47,10 @@ def is_native(layers: Sequence[nn.Module], *inputs: Tensor | None) -> bool:
             tensors += [layer.weight, layer.bias]
         elif type(layer) is not nn.ReLU:
             return False
-        if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
+        if any(
+            getattr(layer, f"_{each}_hooks")
+            for each in ("forward", "forward_pre", "backward", "backward_pre")
+        ):
             return False
     if any(t.device.type != "cpu" or t.dtype != torch.float32 for t in tensors):
         return False
@@ -58,11 +63,11 @@ def run_layers(layers: Sequence[nn.Module], x: Tensor, team: Team) -> Tensor:
     Shapes: [B, K] of the first in, [B, N] of the last out.
     """
     native = is_native(layers, x)
-    for layer, following in zip(layers, [*layers[1:], None], strict=True):
-        if not native:
-            x = layer(x)
-        elif isinstance(layer, nn.Linear):
+    for before, layer, following in zip([None, *layers], layers, [*layers[1:], None], strict=False):
+        if native and isinstance(layer, nn.Linear):
             x = linear(layer, x, relu=isinstance(following, nn.ReLU), team=team)
+        elif not (native and isinstance(before, nn.Linear)):  # else the ReLU of that layer
+            x = layer(x)
     return x
 
 

@@ -86,10 +86,11 @@ def make_reducer(config: Config, comm: MPI.Intracomm, peers: MpiPeers) -> DenseS
 
     Collective over the trainers, whose communicator is `comm`.
     """
+    memory_grows = config.transport.memory_grows
     if config.mode == "async" and comm.size > 1:
-        vector = partial(share_vector, comm, memory_grows=config.transport.memory_grows)
-        return SharedDense(peers, vector)
-    return make_dense_reducer(config.train, make_sums(config.train, comm), peers)
+        return SharedDense(peers, partial(share_vector, comm, memory_grows=memory_grows))
+    sums = make_sums(config.train, comm, memory_grows=memory_grows)
+    return make_dense_reducer(config.train, sums, peers)
 
 
 @dataclass(frozen=True)

@@ -33,12 +33,13 @@ class MpiSums:
     See `Sums`.
     """
 
-    def __init__(self, comm: MPI.Intracomm) -> None:
-        """Splits the trainers by node.
+    def __init__(self, comm: MPI.Intracomm, *, memory_grows: bool = False) -> None:
+        """Splits the trainers by node. memory_grows: see `window.memory_problem`.
 
         Collective over the trainers, whose communicator is `comm`.
         """
         self._comm = comm
+        self._memory_grows = memory_grows
         node_comm = comm.Split_type(MPI.COMM_TYPE_SHARED)
         assert isinstance(node_comm, MPI.Intracomm)
         self._node_comm = node_comm
@@ -61,7 +62,8 @@ class MpiSums:
         self._free()
         wire, node = WIRES[dtype], self._node_comm
         sizes = [NodeSum.bytes(lengths, wire, rank == 0) for rank in range(node.size)]
-        raise_together(self._comm, memory_problem(node, sizes[node.rank]))
+        problem = memory_problem(node, sizes[node.rank], memory_grows=self._memory_grows)
+        raise_together(self._comm, problem)
         self._window = window = Window(node, sizes[node.rank], shared=True)
         raise_together(self._comm, window.problem)
         window.open()

@@ -42,9 +42,10 @@ def _check_nccl(train: TrainConfig) -> None:
         )
 
 
-def make_sums(train: TrainConfig, comm: Any) -> Sums | None:
+def make_sums(train: TrainConfig, comm: Any, *, memory_grows: bool = False) -> Sums | None:
     """Returns what `train.reducer` says for the trainers of `comm` (mpi4py); None if there is only one.
 
+    memory_grows: see `transport.memory_grows`.
     Collective over `comm`.
     """
     if comm.size == 1:
@@ -52,7 +53,7 @@ def make_sums(train: TrainConfig, comm: Any) -> Sums | None:
     if train.reducer == "mpi":
         from .mpi_sums import MpiSums
 
-        return MpiSums(comm)
+        return MpiSums(comm, memory_grows=memory_grows)
     if train.reducer == "nccl":
         from .nccl_sums import NcclSums
 
