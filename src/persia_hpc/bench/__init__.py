@@ -4,4 +4,4 @@ A module has SUMMARY (a line), EXAMPLES, add_arguments(parser) and measure(optio
 soon as each case is done.
 """
 
-PARTS = ("table", "dedup", "reuse", "pool", "ring", "read", "gpu", "train")
+PARTS = ("table", "dedup", "reuse", "pool", "ring", "read", "gpu", "scale", "train")

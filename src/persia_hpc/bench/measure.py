@@ -46,14 +46,18 @@ class Result:
         return {**asdict(self), "ratios": {name: self.ratio(name) for name in self.limits}}
 
 
-def in_turns(functions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, Timing]:
+def in_turns(
+    functions: Mapping[str, Callable[[], object]],
+    repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Timing]:
     """Times functions in turns and returns their seconds per call; the first call of each is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(repeats + 1):
         for name, function in functions.items():
-            begin = time.perf_counter()
+            begin = clock()
             function()
-            end = time.perf_counter()
+            end = clock()
             if turn:
                 seconds[name].append(end - begin)
     return {name: summarize(values) for name, values in seconds.items()}

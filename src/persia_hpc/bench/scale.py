@@ -1,0 +1,25 @@
+"""Measures what a batch costs ranks beyond its rows and bytes, where there are many tables and servers."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+from .measure import Result
+
+SUMMARY = "a batch's cost beyond rows and bytes, with many tables and servers"
+EXAMPLES = "example: persia-hpc bench scale --core 1"
+# tables, servers, ids of each table in a batch
+CASES = ((8, 1, 2048), (26, 1, 2048), (26, 8, 2048), (26, 64, 2048), (300, 1, 512), (300, 64, 512))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares no options but those that all parts have."""
+
+
+def measure(options: argparse.Namespace) -> Iterator[Result]:
+    """Measures a worker's batch in each case."""
+    from .scale_worker import measure_worker  # loads MPI, which `bench --help` needn't
+
+    for tables, servers, ids in CASES:
+        yield measure_worker(tables, servers, options.repeats, ids=ids)
