@@ -276,6 +276,18 @@ arrays: C-contiguous, one or two dimensions; an entry that is a list is sent as 
 arrays along axis 0. kind, step, trainer and tag: 16, 64, 32 and 64 bits without sign.
 Raises: ValueError for arrays or fields that a record can't carry.)";
 
+constexpr const char* kNext =
+    R"(Returns the position of the first ring from `begin` on with an entry, else their number.
+
+Does for the others what a poll in vain does.)";
+
+constexpr const char* kFillFrom =
+    R"(Takes the records of these fields that lie next, whole, in rings of this node.
+
+Copies their rows as `Shares.fill` does; returns the positions of their rings, and the largest tag. tag: None
+for any.
+Raises: ValueError for arrays of other sizes, RuntimeError for what the producer can't have sent.)";
+
 constexpr const char* kPostEach = R"(Sends each ring a record with its server's part of each array.
 
 producers: None for those that must not be written to now. Returns (position, record) of these, and of those
@@ -354,10 +366,12 @@ void bind_ring(py::module_& m) {
             "bytes", [](const Consumer& self) { return self.ring.bytes(); }, "Bytes received, with headers.");
     m.def("post_each", &post_each<Producer>, py::arg("producers"), py::arg("kind"), py::arg("step"),
           py::arg("trainer"), py::arg("tag"), py::arg("arrays"), kPostEach);
-    m.def("with_news", &with_news<Consumer>, py::arg("consumers"),
-          "Returns the positions of the rings that have an entry, as `poll` would find; else does what a "
-          "poll in "
-          "vain does.");
+    using ConsumerGroup = Consumers<Consumer>;
+    py::class_<ConsumerGroup>(m, "RingConsumers", "Looks at several rings at a time. One thread uses it.")
+        .def(py::init<const std::vector<py::object>&>(), py::arg("consumers"), "Takes `RingConsumer`s.")
+        .def("next", &ConsumerGroup::next, py::arg("begin"), kNext)
+        .def("fill", &ConsumerGroup::fill, py::arg("kind"), py::arg("step"), py::arg("trainer"),
+             py::arg("tag"), py::arg("shares"), py::arg("into"), py::arg("before"), kFillFrom);
     py::class_<Watch>(
         m, "Watch",
         "Waits until there are news for one loop: entries, or room for a record that found none, or `wake`.")

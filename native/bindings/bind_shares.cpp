@@ -4,6 +4,7 @@
 
 #include "bindings.h"
 #include "parts.h"
+#include "places.h"
 
 namespace {
 
@@ -87,56 +88,17 @@ py::array part(const Parts& self, std::size_t server) {
 void fill(const Shares& self, std::size_t server, const py::sequence& rows, const py::sequence& into,
           const py::object& before) {
     check_server(self, server);
-    const std::size_t groups = self.num_groups();
-    if (rows.size() != groups || into.size() != groups) {
-        throw py::value_error("expected arrays of " + std::to_string(groups) + " groups, got " +
-                              std::to_string(rows.size()) + " and " + std::to_string(into.size()));
-    }
-    persia::Travelling travelling{nullptr};
-    if (!before.is_none()) {
-        const py::ssize_t size = rows_between(self, 0, groups) + 1;
-        travelling.before = data_of<const std::uint32_t>(check_array(before, "before", {kUint32}, {size}));
-    }
-    struct Copy {
-        std::size_t row_bytes;
-        const std::uint8_t* from;
-        std::uint8_t* to;
-    };
-    std::vector<Copy> copies;
+    const Places places(self, into, before);
+    const Body from(rows);
     std::uint64_t total_bytes = 0;
-    for (std::size_t g = 0; g < groups; ++g) {
-        const py::object from_object = rows[g], to_object = into[g];
-        const py::array from = array_of(from_object), to = array_of(to_object);
-        const std::uint32_t first = self.group_begin(g), last = self.group_begin(g + 1);
-        const std::size_t expected = persia::count_rows(self.of(server, g), travelling, first, last);
-        const std::uint32_t there = travelling.place(last) - travelling.place(first);
-        const bool fits = from.ndim() == 2 && to.ndim() == 2 && from.shape(1) == to.shape(1) &&
-                          code_of(from.dtype()) == code_of(to.dtype()) && to.writeable() &&
-                          from.shape(0) == static_cast<py::ssize_t>(expected) &&
-                          to.shape(0) == static_cast<py::ssize_t>(there);
-        if (!fits) {
-            throw py::value_error("group " + std::to_string(g) + ": expected " + std::to_string(expected) +
-                                  " rows of server " + std::to_string(server) + " for " +
-                                  std::to_string(there) + " in all, of one dtype and width; got " +
-                                  describe(from_object) + " for " + describe(to_object));
-        }
-        copies.push_back({static_cast<std::size_t>(to.shape(1) * to.itemsize()),
-                          static_cast<const std::uint8_t*>(from.data()),
-                          static_cast<std::uint8_t*>(const_cast<void*>(to.data()))});
-        total_bytes += static_cast<std::uint64_t>(from.nbytes());
+    for (const Body::Part& part : from.parts) {
+        total_bytes += part.entry.rows * part.entry.columns * kBytes[part.entry.dtype];
     }
-    const auto go = [&] {
-        for (std::size_t g = 0; g < groups; ++g) {
-            const Copy& copy = copies[g];
-            persia::scatter_rows(self.of(server, g), travelling, self.group_begin(g), copy.row_bytes,
-                                 copy.from, copy.to);
-        }
-    };
     if (total_bytes < kLargeBytes) {
-        go();
+        places.fill(server, from);
     } else {
         const py::gil_scoped_release nogil;
-        go();
+        places.fill(server, from);
     }
 }
 

@@ -156,13 +156,14 @@ inline py::array view(std::uint32_t dtype, const ArrayEntry& entry, std::uint8_t
     return py::array(dtype_of(dtype), std::move(shape), data, owner);
 }
 
-inline py::list parse(std::uint8_t* body, std::uint64_t body_bytes, std::uint64_t num_arrays,
-                      const py::handle& owner) {
+// Calls do_each(entry, where it begins in the body) for each array. RingError for a damaged directory.
+template <class DoEach>
+void each_array(const std::uint8_t* body, std::uint64_t body_bytes, std::uint64_t num_arrays,
+                const DoEach& do_each) {
     if (persia::aligned(num_arrays * sizeof(ArrayEntry)) > body_bytes) {
         throw persia::RingError("got a body of " + std::to_string(body_bytes) + " bytes, too few for " +
                                 std::to_string(num_arrays) + " arrays: a damaged header");
     }
-    py::list arrays(num_arrays);
     const auto* const directory = reinterpret_cast<const ArrayEntry*>(body);
     std::uint64_t begin = persia::aligned(num_arrays * sizeof(ArrayEntry));
     for (std::size_t i = 0; i < num_arrays; ++i) {
@@ -173,9 +174,17 @@ inline py::list parse(std::uint8_t* body, std::uint64_t body_bytes, std::uint64_
                 std::to_string(entry.num_dimensions) + " dimensions: a damaged directory");
         }
         const std::uint64_t end = persia::array_end(entry, kBytes[entry.dtype], begin, body_bytes, i);
-        arrays[i] = view(entry.dtype, entry, body + begin, owner);
+        do_each(entry, begin);
         begin = end;
     }
+}
+
+inline py::list parse(std::uint8_t* body, std::uint64_t body_bytes, std::uint64_t num_arrays,
+                      const py::handle& owner) {
+    py::list arrays;
+    each_array(body, body_bytes, num_arrays, [&](const ArrayEntry& entry, std::uint64_t begin) {
+        arrays.append(view(entry.dtype, entry, body + begin, owner));
+    });
     return arrays;
 }
 

@@ -248,11 +248,16 @@ void RingConsumer::publish_tail() {
     if (bell_ != nullptr) ring(bell_);
 }
 
-bool RingConsumer::unread() const {
+bool RingConsumer::peek(EntryHeader& header) const {
     if (words_ == nullptr || __atomic_load_n(&words_[slot_], __ATOMIC_ACQUIRE) != next_) return false;
-    EntryHeader header = read_header(head_ % ring_bytes_);
+    header = read_header(head_ % ring_bytes_);
     if (header.flags & kPaddingFlag) header = read_header(0);
-    return header.kind != kCloseKind;
+    return true;
+}
+
+bool RingConsumer::unread() const {
+    EntryHeader header;
+    return peek(header) && header.kind != kCloseKind;
 }
 
 void RingConsumer::close() {

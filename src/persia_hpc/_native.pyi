@@ -341,7 +341,19 @@ class RingConsumer:
     @property
     def bytes(self) -> int: ...
 
-def with_news(consumers: Sequence[RingConsumer]) -> list[int]: ...
+class RingConsumers:
+    def __init__(self, consumers: Sequence[RingConsumer]) -> None: ...
+    def next(self, begin: int) -> int: ...
+    def fill(
+        self,
+        kind: int,
+        step: int,
+        trainer: int,
+        tag: int | None,
+        shares: Shares,
+        into: Sequence[npt.NDArray[Any]],
+        before: _U32 | None,
+    ) -> tuple[list[int], int]: ...
 
 class NodeSum:
     def __init__(self, members: Sequence[_Bytes], rank: int, lengths: Sequence[int], wire: str) -> None: ...

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from persia_hpc._native import Outgoing, RingConsumer, RingProducer
 from persia_hpc.config import load_config
 from persia_hpc.embedding_worker.engine import EmbeddingWorker, KeyBatch
-from persia_hpc.errors import UserError
-from persia_hpc.protocol.messages import Lookup, Pull, Push, send_each
+from persia_hpc.errors import PersiaError, UserError
+from persia_hpc.protocol.messages import Kind, Lookup, LookupRows, Pull, Push, Rows, send, send_each
 from persia_hpc.protocol.wire import WIRES
 from persia_hpc.samples.batch import IdColumn, SampleBatch
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
@@ -194,7 +194,92 @@ def test_answers_fill_the_batch_in_any_order(
     for got, each, mask in zip(batch.rows, whole, there, strict=True):
         assert got.dtype == each.dtype
         np.testing.assert_array_equal(got, each[mask])
-    assert worker.assemble(batch).rows is batch.rows
+    if batch.held is None:  # else it needs the staleness of the steps before
+        assert worker.assemble(batch).rows is batch.rows
+
+
+@settings(max_examples=60, deadline=None)
+@given(**CASE, wire=st.sampled_from(sorted(WIRES)), data=st.data())
+def test_answers_that_lie_in_rings_fill_the_batch_at_once(
+    ids: Any, servers: int, reuse: int, wire: str, data: st.DataObject
+) -> None:
+    _, batch = worker_and_batch(ids, servers, reuse)
+    travelling = np.ones(len(batch.dedup.keys), bool) if batch.held is None else batch.held.wanted == 1
+    whole = gradients_of(batch, wire)
+    there = [travelling[int(a) : int(b)] for a, b in pairwise(batch.dedup.group_offsets)]
+    batch.rows = [np.full_like(each[mask], 7) for each, mask in zip(whole, there, strict=True)]
+    wires = Wires(servers, 1 << 12)
+    # What is first in each ring: the answer, another record before it, an answer in chunks, or nothing yet.
+    kinds = data.draw(
+        st.lists(st.sampled_from(["answer", "other", "long", "none"]), min_size=servers, max_size=servers)
+    )
+    done = []
+    for p, kind in enumerate(kinds):
+        rows = [
+            joined(each, group_cuts(batch, p, g))[joined(there[g], group_cuts(batch, p, g))]
+            for g, each in enumerate(whole)
+        ]
+        sender = wires.senders[p]
+        if kind == "other":
+            send(sender, Rows(batch.step - 1, 3, 50, rows))
+        if kind == "long":
+            sender.post(Kind.ROWS, step=batch.step, trainer=3, tag=50, arrays=[np.zeros(3000, np.uint8)])
+        if kind != "none":
+            send(sender, Rows(batch.step, 3, 10 + p, rows))
+        elif p % 2:
+            send(sender, LookupRows(batch.step, 3, 1, rows))
+        whole_bytes = Outgoing(Kind.ROWS, 1, 0, 0, rows).unwritten_bytes + 64
+        if kind == "answer" and whole_bytes <= sender.ring.max_entry:  # else it comes in chunks
+            done.append(p)
+    fields = {"step": batch.step, "trainer": 3, "tag": data.draw(st.sampled_from([None, 10]))}
+    wanted = [p for p in done if fields["tag"] is None or p == 0]
+    places, tag = wires.answers.fill(
+        Kind.ROWS, **fields, shares=batch.dedup.shares, rows=batch.rows, before=batch.before
+    )
+    assert (places, tag) == (wanted, max((10 + p for p in wanted), default=0))
+    for g, (got, each) in enumerate(zip(batch.rows, whole, strict=True)):
+        expected = np.full_like(each, 7)
+        for p in wanted:
+            for begin, end in group_cuts(batch, p, g):
+                expected[begin:end] = each[begin:end]
+        np.testing.assert_array_equal(got, expected[there[g]])
+    left = {p: [] for p in range(servers)}
+    for _ in range(40):
+        for p, record in wires.answers.poll():
+            left[p].append((record.kind, record.step, record.tag))
+            record.release()
+        for sender in tuple(wires.dirty):
+            sender.progress()
+    answer = {p: (Kind.ROWS, batch.step, 10 + p) for p in range(servers)}
+    for p, kind in enumerate(kinds):
+        assert (
+            left[p]
+            == {
+                "answer": [] if p in wanted else [answer[p]],
+                "other": [(Kind.ROWS, batch.step - 1, 50), answer[p]],
+                "long": [(Kind.ROWS, batch.step, 50), answer[p]],
+                "none": [(Kind.LOOKUP_ROWS, batch.step, 1)] if p % 2 else [],
+            }[kind]
+        )
+
+
+def test_answers_of_other_sizes_are_refused() -> None:
+    _, batch = worker_and_batch([[1, 2, 3]] * 5, 1, 0)
+    rows = gradients_of(batch, "fp32")
+    batch.rows = [np.empty_like(each) for each in rows]
+    for wrong in (rows[:2], [each[1:] for each in rows], [each.astype(np.float16) for each in rows]):
+        wires = Wires(1, 1 << 14)
+        send(wires.senders[0], Rows(2, 3, 0, wrong))
+        with pytest.raises(PersiaError, match=r"ring to 0 or one like it: server 0.*expected .* got"):
+            wires.answers.fill(
+                Kind.ROWS,
+                step=2,
+                trainer=3,
+                tag=None,
+                shares=batch.dedup.shares,
+                rows=batch.rows,
+                before=None,
+            )
 
 
 def test_a_ring_without_room_or_with_a_queue_gets_its_record_later() -> None:
@@ -236,9 +321,10 @@ def test_mistakes_are_refused() -> None:
         shares.group_rows([each[:, ::2] for each in rows])
     with pytest.raises(ValueError, match="less than 2"):
         shares.counts.part(2)
-    with pytest.raises(ValueError, match=r"group 0: expected \d rows of server 0"):
+    with pytest.raises(ValueError, match=r"server 0, group 0: expected \d rows for"):
         shares.fill(0, rows, rows, None)
-    only = worker_and_batch([[1, 2, 3]] * 5, 1, 0)[1].dedup.shares
-    only.fill(0, rows, [np.empty_like(each) for each in rows], None)
+    many = worker_and_batch([list(range(20))] * 5, 2, 0)[1]
+    rows, before = gradients_of(many, "fp32"), np.arange(101, dtype=np.uint32)
+    before[many.dedup.server_offsets[0, 1]] = 90
     with pytest.raises(ValueError, match="numbers that don't fall"):
-        only.fill(0, rows, rows, np.arange(15, -1, -1).astype(np.uint32))
+        many.dedup.shares.fill(0, rows, [np.empty_like(each) for each in rows], before)

@@ -2,10 +2,13 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <new>
 #include <type_traits>
+#include <utility>
 
 namespace persia {
 
@@ -18,8 +21,7 @@ class AlignedArray {
   public:
     AlignedArray() = default;
     explicit AlignedArray(std::size_t size) : size_(size) {
-        const std::size_t bytes = (size * sizeof(T) + kAlignment) / kAlignment * kAlignment;
-        data_.reset(static_cast<T*>(std::aligned_alloc(kAlignment, bytes)));
+        data_.reset(static_cast<T*>(std::aligned_alloc(kAlignment, bytes_of(size))));
         if (!data_) throw std::bad_alloc();
     }
 
@@ -31,6 +33,20 @@ class AlignedArray {
     const T* begin() const { return data(); }
     const T* end() const { return data() + size_; }
 
+    // Keeps the first `size` elements and gives the rest of the memory back.
+    void shrink(std::size_t size) {
+        if (size >= size_) return;
+        if (void* const moved = std::realloc(data_.get(), bytes_of(size)); moved != nullptr) {
+            (void)data_.release();
+            data_.reset(static_cast<T*>(moved));
+        }
+        size_ = size;
+        if (reinterpret_cast<std::uintptr_t>(data_.get()) % kAlignment == 0) return;
+        AlignedArray smaller(size);  // realloc has moved it, and promises no alignment
+        std::memcpy(smaller.data(), data_.get(), size * sizeof(T));
+        *this = std::move(smaller);
+    }
+
     // Gives the memory away: the caller frees it with std::free.
     T* release() {
         size_ = 0;
@@ -38,6 +54,9 @@ class AlignedArray {
     }
 
   private:
+    static std::size_t bytes_of(std::size_t size) {
+        return (size * sizeof(T) + kAlignment) / kAlignment * kAlignment;
+    }
     struct Free {
         void operator()(T* data) const { std::free(data); }
     };

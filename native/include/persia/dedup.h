@@ -51,20 +51,16 @@ class Deduplicator {
     std::size_t num_servers() const { return num_servers_; }
 
   private:
-    struct Entry {
-        std::uint64_t key;
-        std::uint32_t epoch;  // empty unless this is the current one: so nothing is ever cleared
-        std::uint32_t ordinal;
-    };
-
-    void reserve(std::size_t num_ids, std::size_t largest_table);
-    void next_epoch();
-    std::uint32_t find_unique(Span<const Id> ids, std::size_t mask, std::uint64_t* unique,
-                              std::uint32_t* uses, std::uint32_t num_unique, std::uint32_t* ordinals);
-    void sort_table(std::size_t table, const std::uint32_t* uses, const std::uint64_t* unique,
-                    DedupResult& result);
+    void reserve(std::size_t largest_table);
+    void begin_table(std::size_t num_ids, std::uint32_t num_unique);
+    template <bool kFar>
+    std::uint32_t find_unique(Span<const Id> ids, std::size_t mask, std::uint32_t num_unique,
+                              std::uint32_t* ordinals);
+    template <typename Counter>
+    void sort_table(std::size_t table, std::uint32_t base, std::uint32_t num_rows, DedupResult& result);
     template <typename Index>
-    void fill_features(std::size_t table, Index* indices, DedupResult& result) const;
+    void fill_features(std::size_t table, std::uint32_t base, std::uint32_t num_rows, Index* indices,
+                       DedupResult& result);
 
     DedupPlan plan_;
     std::size_t num_servers_;
@@ -72,11 +68,13 @@ class Deduplicator {
     std::vector<std::vector<std::uint32_t>> features_;  // [T] the features of each table
 
     std::mutex mutex_;
-    std::vector<Entry> entries_;
-    std::uint32_t epoch_ = 0;
-    std::vector<std::uint64_t> unique_;    // [U] in first-use order per table
-    std::vector<std::uint32_t> uses_;      // [U] how many ids use it
-    std::vector<std::uint32_t> ordinals_;  // [N] first-use number of each id's key within its table
+    // The index of a table: `first_` + a key's first-use number. Others' numbers differ, so nothing is
+    // cleared.
+    std::vector<std::uint32_t> index_;
+    std::uint32_t first_ = 1;
+    // Of one table; n its ids, U its unique keys.
+    std::vector<std::uint64_t> unique_;    // [U+1] in first-use order
+    std::vector<std::uint32_t> ordinals_;  // [n] first-use number of each id's key, then its row
     std::vector<std::uint32_t> rows_;      // [U] final row of each first-use number
     std::vector<std::uint32_t> starts_;    // [buckets+1]
 };

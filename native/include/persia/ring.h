@@ -163,6 +163,8 @@ class RingConsumer {
     bool has_news() const;
     // The next entry; false if there is none. Throws RingError, having changed nothing.
     bool next(Entry& entry);
+    // Its header, without taking it.
+    bool peek(EntryHeader& header) const;
     // An entry's room may be used again; entries in any order, each once.
     void release(std::uint64_t number);
     // Tells the producer how much was released, if it doesn't know.

@@ -9,7 +9,9 @@ from .measure import Result
 
 SUMMARY = "a batch's cost beyond rows and bytes, with many tables and servers"
 EXAMPLES = "example: persia-hpc bench scale --core 1"
-CASES = ((26, 64, 2048), (300, 64, 512), (8, 1, 2048))  # tables, servers, ids of each in a batch
+# tables, servers, ids of each table in a batch
+CASES = ((8, 1, 2048), (26, 1, 2048), (26, 8, 2048), (26, 64, 2048), (300, 1, 512), (300, 64, 512))
+SERVER_CASES = ((8, 1, 2048), (26, 64, 2048), (300, 64, 512))  # a server's rows must fit into memory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,8 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> Iterator[Result]:
-    """Measures a server's record in each case."""
-    from .scale_server import measure_server  # loads MPI, which `bench --help` needn't
+    """Measures a worker's batch in each case, and a server's record in some."""
+    from .scale_server import measure_server  # both load MPI, which `bench --help` needn't
+    from .scale_worker import measure_worker
 
     for tables, servers, ids in CASES:
+        yield measure_worker(tables, servers, options.repeats, ids=ids)
+    for tables, servers, ids in SERVER_CASES:
         yield measure_server(tables, servers, options.repeats, ids=ids)

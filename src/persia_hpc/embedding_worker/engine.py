@@ -71,6 +71,11 @@ class KeyBatch:
     held: HeldRows | None = None
 
     @property
+    def before(self) -> Array | None:
+        """Returns how many of the rows that travel lie before each row, uint32 [U+1]; None if all travel."""
+        return None if self.held is None else self.held.before
+
+    @property
     def missing_servers(self) -> str:
         """Returns the ranks of the servers whose rows have not arrived, for a message."""
         return ", ".join(map(str, sorted(self.missing)))
@@ -212,7 +217,7 @@ class EmbeddingWorker:
         Shapes:
         rows: for each dim group the server's part of the travelling rows, [U_g, D_g] in a wire format.
         """
-        before = None if batch.held is None else batch.held.before
+        before = batch.before
         if not batch.rows:
             offsets = batch.dedup.group_offsets
             groups = (offsets if before is None else before[offsets]).tolist()

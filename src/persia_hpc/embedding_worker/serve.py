@@ -312,13 +312,13 @@ class WorkerLoop:
             rows = Rows.unpack(record)
             batch = self.in_flight[rows.step, rows.trainer]
             batch.staleness = max(batch.staleness, rows.staleness)
-            if self._feed_when_complete(batch, p, rows.rows, Feed):
+            if self._feed_when_complete(batch, p, record, rows.rows, Feed):
                 batch.rows, batch.held = [], None  # gradients need only the offsets
             self.phases.add("feed", begin, rows.step)
         elif kind == Kind.LOOKUP_ROWS:
             found = LookupRows.unpack(record)
             batch = self.looked_up[found.number, found.trainer]
-            if self._feed_when_complete(batch, p, found.rows, FeedEvaluate):
+            if self._feed_when_complete(batch, p, record, found.rows, FeedEvaluate):
                 del self.looked_up[found.number, found.trainer]
             self.phases.add("feed", begin)
         elif kind == Kind.CHECKPOINT_MARKED:
@@ -335,9 +335,11 @@ class WorkerLoop:
             raise ValueError(f"an embedding worker got a record of kind {kind} from a parameter server")
 
     def _feed_when_complete(
-        self, batch: KeyBatch, p: int, rows: Sequence[Array], message: type[Feed]
+        self, batch: KeyBatch, p: int, record: Record, rows: Sequence[Array], message: type[Feed]
     ) -> bool:
-        """Adds a server's rows; returns whether they were the last and the batch was sent to its trainer.
+        """Adds a server's rows, and those of others that are there; sends the batch on if none is missing.
+
+        Returns whether it was sent.
 
         The rows of an only server are copied from its ring straight into the trainer's if there is room now.
         Otherwise they are copied aside: their record can't stay, because others lie behind it.
@@ -347,6 +349,24 @@ class WorkerLoop:
             batch.missing.clear()
             return True
         if not self.engine.add_rows(batch, p, rows):
+            self._add_more_rows(batch, record)
+        if batch.missing:
             return False
         send(feed, message(self.engine.assemble(batch)))
         return True
+
+    def _add_more_rows(self, batch: KeyBatch, record: Record) -> None:
+        """Adds the rows of other servers' answers like `record`, without a Python object for each."""
+        training = record.kind == Kind.ROWS
+        places, tag = self.answers.fill(
+            record.kind,
+            step=record.step,
+            trainer=record.trainer,
+            tag=None if training else record.tag,
+            shares=batch.dedup.shares,
+            rows=batch.rows,
+            before=batch.before,
+        )
+        batch.missing.difference_update(places)
+        if training:
+            batch.staleness = max(batch.staleness, tag)

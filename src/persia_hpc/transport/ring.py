@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from persia_hpc._native import Outgoing, Parts, RingConsumer, RingProducer, post_each, with_news
+from persia_hpc._native import Outgoing, Parts, RingConsumer, RingConsumers, RingProducer, Shares, post_each
 from persia_hpc.arrays import Array
 from persia_hpc.errors import PersiaError, UserError
 from persia_hpc.transport.records import ALIGNMENT, CLOSE, Record, RingCounters, Spec
@@ -301,18 +301,46 @@ class RingReceiver:
 
 
 class RingReceivers:
-    """Polls several rings, of which few have something."""
+    """Polls several rings, of which few have something: those from all servers to an embedding worker."""
 
     def __init__(self, receivers: Sequence[RingReceiver]) -> None:
         self._receivers = receivers
         self._remote = [i for i, receiver in enumerate(receivers) if receiver.remote]
-        self._rings = [receiver.ring for receiver in receivers]
+        self._rings = RingConsumers([receiver.ring for receiver in receivers])
 
     def poll(self) -> Iterator[tuple[int, Record]]:
         """Yields all records that are there, each with the position of its ring.
 
         Raises PersiaError as `RingReceiver.poll` does.
         """
-        for i in sorted({*with_news(self._rings), *self._remote}):
+        for i in self._remote:
             while (record := self._receivers[i].poll()) is not None:
                 yield i, record
+        i = self._rings.next(0)
+        while i < len(self._receivers):
+            if (record := self._receivers[i].poll()) is not None:
+                yield i, record
+            i = self._rings.next(i)
+
+    def fill(
+        self,
+        kind: int,
+        *,
+        step: int,
+        trainer: int,
+        tag: int | None,
+        shares: Shares,
+        rows: Sequence[Array],
+        before: Array | None,
+    ) -> tuple[list[int], int]:
+        """Takes the next records with these fields (tag None: any), and copies their rows to their places.
+
+        Only records that are whole and come from this node; `poll` returns the others. Returns the positions
+        of their rings and the largest tag.
+
+        Raises PersiaError for rows of other sizes, and as `RingReceiver.poll` does.
+        """
+        try:
+            return self._rings.fill(kind, step, trainer, tag, shares, rows, before)
+        except (RuntimeError, ValueError) as error:
+            raise PersiaError(f"ring {self._receivers[0].name} or one like it: {error}") from None
