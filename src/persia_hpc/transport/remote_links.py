@@ -21,7 +21,6 @@ Ranges = Sequence[tuple[int, int]]
 # ring: begin, end, begin, end (in at most two pieces, with the ring's end between them).
 NOTICE_WORDS = 8
 _ENTRIES, _TAIL = 1, 2
-_RECEIVES = 16  # notices that MPI may store before this rank looks at them; more of them wait in MPI
 
 
 class DataLink(Protocol):
@@ -58,11 +57,8 @@ class Notices:
         self._tails: dict[int, Words] = {}
         self._sent = np.zeros(comm.size, np.int64)
         self._got = np.zeros(comm.size, np.int64)
-        self._inbox = np.zeros((_RECEIVES, NOTICE_WORDS), np.uint64)
-        self._receives = [self._comm.Recv_init(row, MPI.ANY_SOURCE) for row in self._inbox]
-        self._next = 0  # receives are matched in the order in which they were started
-        for receive in self._receives:
-            receive.Start()
+        self._notice = np.zeros(NOTICE_WORDS, np.uint64)
+        self._taking: tuple[int, MPI.Request] | None = None  # its sender
 
     def data_link(self, channel: int, consumer: int, tail: Words) -> RemoteDataLink:
         """Returns the producer's link of a channel; what the consumer releases is stored in `tail`."""
@@ -106,20 +102,35 @@ class Notices:
 
     def _receive(self) -> bool:
         moved = False
-        status = MPI.Status()
-        while self._receives[self._next].Test(status):
-            kind, channel, number, *bounds = self._inbox[self._next].tolist()
-            self._receives[self._next].Start()
-            self._next = (self._next + 1) % _RECEIVES
-            self._got[status.Get_source()] += 1
+        while self._take():
+            kind, channel, number, *bounds = self._notice.tolist()
             if kind == _TAIL:
                 self._tails[channel][0] = number
             else:
                 source = self._sources[channel]
-                source.fetch(number, [pair for pair in (bounds[:2], bounds[2:4]) if pair[0] < pair[1]])
+                source.fetch(
+                    number, [(begin, end) for begin, end in (bounds[:2], bounds[2:4]) if begin < end]
+                )
                 self._fetching[source] = None
             moved = True
         return moved
+
+    def _take(self) -> bool:
+        """Returns whether another notice has come."""
+        if self._taking is None:
+            status = MPI.Status()
+            # Not receives started in advance: with MPICH 5 over TCP (UCX), one from any source that is
+            # started while several messages wait never gets any.
+            message = self._comm.Improbe(MPI.ANY_SOURCE, MPI.ANY_TAG, status)
+            if message is None:
+                return False
+            self._taking = status.Get_source(), message.Irecv(self._notice)
+        sender, request = self._taking
+        if not request.Test():
+            return False
+        self._taking = None
+        self._got[sender] += 1
+        return True
 
     def settle(self) -> None:
         """Returns when every notice that any rank has sent was taken, and what it announced was fetched.
@@ -136,11 +147,7 @@ class Notices:
         self._comm.Barrier()
 
     def free(self) -> None:
-        """Ends the receives; after `settle` nothing is lost with them."""
-        for receive in self._receives:
-            receive.Cancel()
-            receive.Wait()
-            receive.Free()
+        """Frees the communicator; after `settle` nothing is lost with it."""
         self._comm.Free()
 
     def due(self, link: RemoteTailLink, *, is_due: bool) -> None:

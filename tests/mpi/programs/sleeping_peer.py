@@ -20,8 +20,10 @@ SLEEP_SECONDS = 3.0
 RING_BYTES = 1 << 16
 SIZE = 3000  # some 20 records fill a ring
 SENT_TO_SLEEPER = 100
+SENT_SINGLY = 50  # each announced by itself: so many notices wait for the sleeper
 comm = MPI.COMM_WORLD
-plane = Plane(comm, [Channel(*pair, "r", RING_BYTES) for peer in (2, 3) for pair in ((0, peer), (peer, 0))])
+channels = [Channel(*pair, "r", RING_BYTES) for peer in (2, 3) for pair in ((0, peer), (peer, 0))]
+plane = Plane(comm, [*channels, Channel(0, 2, "single", 1 << 20)])
 waiter = Waiter(plane)
 
 
@@ -58,6 +60,9 @@ def hub() -> dict[str, float]:
     end = begin + SLEEP_SECONDS - 1
     for step in range(SENT_TO_SLEEPER):
         post(sleeper, step)
+    for step in range(SENT_SINGLY):
+        post(plane.sender(2, "single"), step)
+        plane.progress()
     sent = echoed = 0
     longest = time.monotonic() - begin
     while begin < end:
@@ -88,10 +93,10 @@ def sleeper() -> None:
     post(plane.sender(0, "r"), 7)
     plane.progress()
     time.sleep(SLEEP_SECONDS)
-    receiver = plane.receiver(0, "r")
-    for step in range(SENT_TO_SLEEPER):
-        while not take(receiver, step):
-            advance(False)
+    for name, count in (("r", SENT_TO_SLEEPER), ("single", SENT_SINGLY)):
+        for step in range(count):
+            while not take(plane.receiver(0, name), step):
+                advance(False)
 
 
 def echo() -> None:
