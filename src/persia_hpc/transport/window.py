@@ -92,24 +92,31 @@ def raise_together(comm: MPI.Intracomm, problem: str | None) -> None:
             raise UserError(found if found == problem else f"{found} (found by rank {rank} of this plane)")
 
 
-def memory_problem(node_comm: MPI.Intracomm, num_bytes: int, *, memory_grows: bool = False) -> str | None:
+def memory_problem(
+    node_comm: MPI.Intracomm,
+    num_bytes: int,
+    *,
+    memory_grows: bool = False,
+    what: str = "the rings",
+    remedy: str = "lower transport.ring_bytes",
+) -> str | None:
     """Returns a message if the ranks of a node together want more memory than it has, else None.
 
     It is asked before MPI is: a rank whose own allocation fails leaves the others hanging in the collective
     call, and shared memory is a sparse file, whose allocation succeeds and whose use ends in SIGBUS.
 
     memory_grows: more memory than is available now is no problem; the size of the sparse file's file system
-    is fixed, and stays one.
+    is fixed, and stays one. what: what the memory is for; remedy: what would need less.
     Collective over `node_comm`, the ranks of a node.
     """
     wanted = node_comm.allreduce(num_bytes)
-    text = f"the rings of the {node_comm.size} ranks on {socket.gethostname()} need {wanted} bytes"
+    text = f"{what} of the {node_comm.size} ranks on {socket.gethostname()} need {wanted} bytes"
     available = available_memory()
     if available is not None and wanted > available:
         lack = f"{text} of memory, of which {available} are available"
         if not memory_grows:
             return (
-                f"{lack}; lower transport.ring_bytes, or set transport.memory_grows = true on a machine that "
+                f"{lack}; {remedy}, or set transport.memory_grows = true on a machine that "
                 "gets more memory as it is used"
             )
         if node_comm.rank == 0:
@@ -121,7 +128,7 @@ def memory_problem(node_comm: MPI.Intracomm, num_bytes: int, *, memory_grows: bo
         return None
     enough = -(-(size - free + wanted) // (1 << 30))  # GiB
     return (
-        f"{text} in {SHARED_MEMORY}, which has {free} free of {size}; lower transport.ring_bytes or enlarge "
+        f"{text} in {SHARED_MEMORY}, which has {free} free of {size}; {remedy} or enlarge "
         f"it (containers: --shm-size={enough}g; else mount -o remount,size={enough}g {SHARED_MEMORY})"
     )
 

@@ -61,7 +61,10 @@ class MpiSums:
         self._free()
         wire, node = WIRES[dtype], self._node_comm
         sizes = [NodeSum.bytes(lengths, wire, rank == 0) for rank in range(node.size)]
-        raise_together(self._comm, memory_problem(node, sizes[node.rank]))
+        problem = memory_problem(
+            node, sizes[node.rank], what="dense gradients", remedy='set train.reducer = "horovod"'
+        )
+        raise_together(self._comm, problem)
         self._window = window = Window(node, sizes[node.rank], shared=True)
         raise_together(self._comm, window.problem)
         window.open()
