@@ -45,9 +45,9 @@ struct NodeSum {
     // [bytes] of this rank's slots, [n] of the sums: views that keep the memory.
     py::array_t<std::uint8_t> slots() {
         const std::size_t bytes = total() * (wire == persia::Wire::kFp32 ? 4 : 2);
-        return py::array_t<std::uint8_t>(
-            static_cast<py::ssize_t>(bytes),
-            data_of<std::uint8_t>(held[rank]) + persia::NodeSum::slots_offset(), held[rank]);
+        return py::array_t<std::uint8_t>(static_cast<py::ssize_t>(bytes),
+                                         data_of<std::uint8_t>(held[rank]) + persia::NodeSum::slots_offset(),
+                                         held[rank]);
     }
     py::array_t<float> all() {
         std::uint8_t* const begin =

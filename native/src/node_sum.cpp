@@ -111,7 +111,8 @@ void NodeSum::help() {
         const std::uint64_t round = next / chunks_.size();
         const Chunk& chunk = chunks_[next % chunks_.size()];
         if (!all_posted(round * buckets + chunk.bucket)) return;
-        if (!__atomic_compare_exchange_n(taken_, &next, next + 1, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
+        if (!__atomic_compare_exchange_n(taken_, &next, next + 1, false, __ATOMIC_ACQ_REL,
+                                         __ATOMIC_ACQUIRE)) {
             continue;  // somebody else took it, and `next` is now the one after
         }
         sum(chunk);

@@ -53,8 +53,8 @@ void every_rank_gets_the_sum(Wire wire, std::size_t ranks, const std::vector<std
     const auto run = [&](std::size_t rank) {
         NodeSum sums(node.members, rank, lengths, wire);
         auto* const slots = reinterpret_cast<std::byte*>(node.members[rank].data() + NodeSum::slots_offset());
-        auto* const result = reinterpret_cast<float*>(node.members[0].data() +
-                                                      NodeSum::sums_offset(lengths, wire));
+        auto* const result =
+            reinterpret_cast<float*>(node.members[0].data() + NodeSum::sums_offset(lengths, wire));
         for (std::size_t round = 0; round < kRounds; ++round) {
             std::size_t at = 0;
             for (const std::size_t length : lengths) {

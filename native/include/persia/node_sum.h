@@ -21,8 +21,8 @@ class NodeSum {
 
     // members: each rank's memory, `bytes` long, zero at the start, on a cache line, in the order of ranks.
     // lengths: elements of each bucket; all ranks give the same. wire: a format of single elements.
-    NodeSum(std::vector<Span<std::uint8_t>> members, std::size_t rank, const std::vector<std::size_t>& lengths,
-            Wire wire);
+    NodeSum(std::vector<Span<std::uint8_t>> members, std::size_t rank,
+            const std::vector<std::size_t>& lengths, Wire wire);
     // What a rank's memory must hold; the first rank's also has the sums.
     static std::size_t bytes(const std::vector<std::size_t>& lengths, Wire wire, bool first);
 
