@@ -8,6 +8,7 @@
 #include "persia/aligned_array.h"
 #include "persia/interaction.h"
 #include "persia/lanes.h"
+#include "persia/prefetch.h"
 
 namespace persia {
 namespace {
@@ -67,6 +68,8 @@ class Rows {
         if (in_first) std::memcpy(data_.data(), &vectors.first[sample * dim], dim * sizeof(float));
         copy_rows(data_.data() + in_first * stride_, stride_, vectors.rest.data() + sample * in_rest * dim,
                   dim, in_rest, dim);
+        // The next sample's, while this one is computed.
+        prefetch(vectors.rest.data() + (sample + 1) * in_rest * dim, in_rest * dim * sizeof(float));
     }
 
     void write(const InteractionShape& shape, const InteractionVectors<float>& vectors,
@@ -76,6 +79,7 @@ class Rows {
         if (in_first) std::memcpy(&vectors.first[sample * dim], data_.data(), dim * sizeof(float));
         copy_rows(vectors.rest.data() + sample * in_rest * dim, dim, (*this)[in_first], stride_, in_rest,
                   dim);
+        prefetch(vectors.rest.data() + (sample + 1) * in_rest * dim, in_rest * dim * sizeof(float));
     }
 
     std::size_t stride() const { return stride_; }
