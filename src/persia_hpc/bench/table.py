@@ -20,15 +20,17 @@ from persia_hpc.arrays import Array
 from persia_hpc.errors import UserError
 
 from .measure import Result, Timing, in_turns
+from .table_peer import Fbgemm, check_peer, torch_threads
 
 SUMMARY = "pulls and pushes of rows, inserts, memory per row"
 EXAMPLES = """\
 examples:
   persia-hpc bench table --rows 16000000 --core 1
-  persia-hpc bench table --dims 16 --optimizers rowwise_adagrad --json table.json"""
+  persia-hpc bench table --dims 16 --optimizers rowwise_adagrad --json table.json
+  persia-hpc bench table --dims 16 --optimizers rowwise_adagrad --call-keys 65536 --peer fbgemm"""
 
 BATCH = 4096  # keys a call: about what a batch of 4096 samples needs of one feature
-CALLS = 512  # a repetition: so many keys that caches do not hold their rows
+KEYS = 512 * BATCH  # a repetition: so many that caches do not hold their rows
 BUCKETS = 1024
 LEAST_ROWS = 100_000
 
@@ -42,6 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--storage", default="fp32", help="fp32, fp16 or bf16 (default: fp32)")
     parser.add_argument("--threads", type=int, default=1, help="of the table (default: 1)")
+    parser.add_argument("--call-keys", type=int, default=BATCH, help=f"of a pull or push (default: {BATCH})")
+    parser.add_argument(
+        "--peer", choices=["fbgemm"], help="measure its table for CPUs in turns with pulls and pushes"
+    )
 
 
 def measure(options: argparse.Namespace) -> Iterator[Result]:
@@ -49,10 +55,14 @@ def measure(options: argparse.Namespace) -> Iterator[Result]:
 
     Pulls are measured with uniform and Zipf keys and in both wire formats.
 
-    Raises UserError for too few rows.
+    Raises UserError for too few rows or keys a call, and for a peer that isn't there.
     """
     if options.rows < LEAST_ROWS:
         raise UserError(f"--rows {options.rows}: expected at least {LEAST_ROWS}")
+    if not 1 <= options.call_keys <= LEAST_ROWS:
+        raise UserError(f"--call-keys {options.call_keys}: expected 1 to {LEAST_ROWS}")
+    if options.peer:
+        check_peer(options.optimizers)
     for dim in options.dims:
         for optimizer in options.optimizers:
             table = _table(dim, optimizer, options, int(options.rows * 1.05) + 64 * BUCKETS)
@@ -67,11 +77,14 @@ def measure(options: argparse.Namespace) -> Iterator[Result]:
             case = {"op": "insert", "dim": dim, "optimizer": optimizer, "rows": options.rows}
             yield Result(case, "ns/key", inserts.mean, {"first touch": first_touch}, notes=inserts.notes)
             for skew in ("uniform", "zipf 1.05"):
-                batches = [_keys(skew, options.rows, call) for call in range(CALLS)]
+                num_calls = max(1, KEYS // options.call_keys)
+                batches = [_keys(skew, options, call) for call in range(num_calls)]
                 if optimizer == options.optimizers[0]:
                     for wire in (np.float32, np.float16):
                         yield _pull(table, limits, batches, dim, wire, skew, options)
                 yield _push(table, limits, batches, dim, optimizer, skew, options)
+                if options.peer:
+                    yield from _beside_peer(table, batches, optimizer, skew, options)
             del table, limits
     yield _full(options)
 
@@ -100,19 +113,20 @@ def _table(dim: int, optimizer: str, options: argparse.Namespace, capacity: int)
     return Table(config)
 
 
-def _keys(skew: str, rows: int, call: int) -> Array:
+def _keys(skew: str, options: argparse.Namespace, call: int) -> Array:
     """Sorted keys of the ids 0 .. rows - 1, and each only once, as dedup gives them."""
+    rows, size = options.rows, options.call_keys
     generator = np.random.default_rng(call)
     ids: Array
     if skew == "uniform":
-        ids = np.unique(generator.integers(rows, size=BATCH))
+        ids = np.unique(generator.integers(rows, size=size))
     else:
         exponent = float(skew.split()[1])
         # The continuous law of the same exponent, inverted; ids in an order that memory does not know.
-        u = generator.random(16 * BATCH)
+        u = generator.random(16 * size)
         ranks = ((1 + u * (rows ** (1 - exponent) - 1)) ** (1 / (1 - exponent))).astype(np.int64) - 1
         ids = np.unique(ranks * 7_368_787 % rows)
-        ids = generator.choice(ids, min(BATCH, len(ids)), replace=False)
+        ids = generator.choice(ids, min(size, len(ids)), replace=False)
     return np.sort(mix(ids.astype(np.uint64)))
 
 
@@ -173,9 +187,9 @@ def _pull(
     skew: str,
     options: argparse.Namespace,
 ) -> Result:
-    out = np.empty((BATCH, dim), wire)
-    slots = np.empty(BATCH, np.uint32)
-    gathered = np.empty((BATCH, _weight_bytes(dim, options)), np.uint8)
+    out = np.empty((options.call_keys, dim), wire)
+    slots = np.empty(options.call_keys, np.uint32)
+    gathered = np.empty((options.call_keys, _weight_bytes(dim, options)), np.uint8)
     places, entries = _places(batches, options.rows)
     step = [1]
 
@@ -208,11 +222,11 @@ def _push(
     skew: str,
     options: argparse.Namespace,
 ) -> Result:
-    out = np.empty((BATCH, dim), np.float32)
+    out = np.empty((options.call_keys, dim), np.float32)
     slots = [np.empty(len(keys), np.uint32) for keys in batches]
     epochs = [table.pull(k, 1, out[: len(k)], s) for k, s in zip(batches, slots, strict=True)]
-    gradients = np.random.default_rng(1).normal(0, 1e-3, (BATCH, dim)).astype(np.float32)
-    bytes_ = np.zeros((BATCH, _weight_bytes(dim, options)), np.uint8)
+    gradients = _gradients(options.call_keys, dim)
+    bytes_ = np.zeros((options.call_keys, _weight_bytes(dim, options)), np.uint8)
     places, _ = _places(batches, options.rows)
 
     def ours() -> None:
@@ -226,6 +240,41 @@ def _push(
     times = _per_key({"ours": ours, "update": update}, batches, options.repeats)
     case = {"op": "push", "dim": dim, "optimizer": optimizer, "keys": skew}
     return Result(case, "ns/key", times.pop("ours"), times)
+
+
+def _beside_peer(
+    table: Table, batches: list[Array], optimizer: str, skew: str, options: argparse.Namespace
+) -> Iterator[Result]:
+    """Measures pulls, and pulls with their pushes, in turns with FBGEMM's passes."""
+    dim = table.dim
+    out = np.empty((options.call_keys, dim), np.float32)
+    slots = np.empty(options.call_keys, np.uint32)
+    gradients = _gradients(options.call_keys, dim)
+    step = [2]
+
+    def pull() -> None:
+        step[0] += 1
+        for keys in batches:
+            table.pull(keys, step[0], out[: len(keys)], slots[: len(keys)])
+
+    def pull_and_push() -> None:
+        step[0] += 1
+        for keys in batches:
+            epoch = table.pull(keys, step[0], out[: len(keys)], slots[: len(keys)])
+            table.push(keys, slots[: len(keys)], gradients[: len(keys)], step[0], epoch)
+
+    forward, whole = Fbgemm(options.rows, dim, optimizer).calls(_places(batches, options.rows)[0], gradients)
+    functions = {"pull": pull, "forward": forward, "pull and push": pull_and_push, "whole": whole}
+    with torch_threads(options.threads):
+        times = _per_key(functions, batches, options.repeats)
+    for op, theirs in (("pull", "forward"), ("pull and push", "whole")):
+        case = {"op": op, "dim": dim, "optimizer": optimizer, "keys": skew}
+        yield Result(case, "ns/key", times[op], {f"fbgemm {theirs}": times[theirs]})
+
+
+def _gradients(count: int, dim: int) -> Array:
+    gradients: Array = np.random.default_rng(1).normal(0, 1e-3, (count, dim)).astype(np.float32)
+    return gradients
 
 
 def _places(batches: list[Array], rows: int) -> tuple[list[Array], list[Array]]:
