@@ -65,7 +65,7 @@ class Window:
         self.win.Sync()
 
     def offset(self, rank: int, position: int) -> int:
-        """Returns the displacement of a byte of a peer's memory, for Put and Accumulate."""
+        """Returns the displacement of a byte of a peer's memory, for one-sided calls."""
         return self._shifts[rank] + position
 
     def peer(self, rank: int) -> Bytes:
