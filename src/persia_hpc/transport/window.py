@@ -95,7 +95,13 @@ def raise_together(comm: MPI.Intracomm, problem: str | None) -> None:
 
 
 def memory_problem(
-    node_comm: MPI.Intracomm, num_bytes: int, *, private: int = 0, memory_grows: bool = False
+    node_comm: MPI.Intracomm,
+    num_bytes: int,
+    *,
+    private: int = 0,
+    memory_grows: bool = False,
+    what: str = "the rings",
+    way_out: str = "lower transport.ring_bytes",
 ) -> str | None:
     """Returns a message if the ranks of a node together want more memory than it has, else None.
 
@@ -105,18 +111,19 @@ def memory_problem(
     private: bytes that this rank wants besides, outside its windows.
     memory_grows: more memory than is available now is no problem; the size of the sparse file's file system
     is fixed, and stays one.
+    what, way_out: for the message, what the memory is for, and how to need less.
     Collective over `node_comm`, the ranks of a node.
     """
     wanted = node_comm.allreduce(num_bytes)
     in_all = wanted + node_comm.allreduce(private)
-    text = f"the rings of the {node_comm.size} ranks on {socket.gethostname()} need"
+    text = f"{what} of the {node_comm.size} ranks on {socket.gethostname()} need"
     available = available_memory()
     if available is not None and in_all > available:
         lack = f"{text} {in_all} bytes of memory, of which {available} are available"
         if not memory_grows:
             return (
-                f"{lack}; lower transport.ring_bytes, or set transport.memory_grows = true on a machine that "
-                "gets more memory as it is used"
+                f"{lack}; {way_out}, or set transport.memory_grows = true on a machine that gets more memory "
+                "as it is used"
             )
         if node_comm.rank == 0:
             LOG.warning("%s now; transport.memory_grows says that more will come", lack)
@@ -127,8 +134,8 @@ def memory_problem(
         return None
     enough = -(-(size - free + wanted) // (1 << 30))  # GiB
     return (
-        f"{text} {wanted} bytes in {SHARED_MEMORY}, which has {free} free of {size}; lower "
-        f"transport.ring_bytes or enlarge it (containers: --shm-size={enough}g; else mount -o "
+        f"{text} {wanted} bytes in {SHARED_MEMORY}, which has {free} free of {size}; "
+        f"{way_out} or enlarge it (containers: --shm-size={enough}g; else mount -o "
         f"remount,size={enough}g {SHARED_MEMORY})"
     )
 

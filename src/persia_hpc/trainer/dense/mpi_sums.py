@@ -62,7 +62,13 @@ class MpiSums:
         self._free()
         wire, node = WIRES[dtype], self._node_comm
         sizes = [NodeSum.bytes(lengths, wire, rank == 0) for rank in range(node.size)]
-        problem = memory_problem(node, sizes[node.rank], memory_grows=self._memory_grows)
+        problem = memory_problem(
+            node,
+            sizes[node.rank],
+            memory_grows=self._memory_grows,
+            what="the dense gradients",
+            way_out='use train.reducer = "horovod"',
+        )
         raise_together(self._comm, problem)
         self._window = window = Window(node, sizes[node.rank], shared=True)
         raise_together(self._comm, window.problem)
