@@ -83,6 +83,8 @@ def worker_and_batch(
         sample = SampleBatch(columns, np.empty((length, 0), np.float32), np.zeros((length, 1), np.float32))
         batch = worker.prepare(sample, step=number, trainer=3, num_global=length)
         worker.reuse(batch)
+        if number == step:
+            worker.assemble(batch)  # the next batch's staleness follows from this one's
     assert batch is not None
     return worker, batch
 
