@@ -3,8 +3,8 @@
 Simulated in two ways, as one small machine can't compute for many trainers: the dense step is a sleep, and
 nodes are network namespaces of this machine whose links are limited to some rate each way. Node 0 holds the
 server, every other node a trainer and its worker, so all rows cross links; rows and AllReduce share a link
-fairly. The server's link is unlimited, or has the rate --server-link. Ranks, MPI over TCP, Horovod, tables and
-gradients are real. Weak scaling: every trainer has its own batch, so a step's bytes on a link stay
+fairly. The server's link is unlimited, or has the rate --server-link. Ranks, MPI over TCP, Horovod, tables
+and gradients are real. Weak scaling: every trainer has its own batch, so a step's bytes on a link stay
 the same. Needs root, tc (iproute2) and MPICH.
 
 What to expect: sync pulls, trains and pushes one after the other, so a step takes about the sum; hybrid and
