@@ -144,7 +144,7 @@ void dense_backward(const DenseLayer& layer, const DenseInputs& inputs, Span<con
     Weights weights(layer);
     const std::size_t num_inputs = layer.num_inputs, num_outputs = layer.num_outputs;
     const std::size_t stride = weights.outputs, size = num_outputs * weights.inputs;
-    const bool wanted = !to.values.empty() || !to.vectors.rest.empty();
+    const bool wanted = !to.values.empty() || !to.vectors.first.empty() || !to.vectors.rest.empty();
     if (wanted) weights.pad(layer);
     const std::size_t parts = (layer.num_samples + kPart - 1) / kPart;
     AlignedArray<float> sums = zeros(parts * (size + stride));  // of parameters, by parts
