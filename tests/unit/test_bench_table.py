@@ -25,7 +25,8 @@ def test_a_peer_that_is_not_there_is_refused_in_one_line(
     monkeypatch.setitem(sys.modules, "fbgemm_gpu", None)  # an import of it fails
     assert main(["bench", "table", "--peer", "fbgemm"]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and "pip install --no-deps fbgemm-gpu-cpu==1.8.0" in lines[0]
+    assert len(lines) == 1
+    assert "pip install --no-deps fbgemm-gpu-cpu==1.8.0" in lines[0]
 
 
 def test_an_optimizer_that_the_peer_has_not_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,7 +56,8 @@ def test_the_peer_decays_no_weights_and_keeps_to_the_threads(monkeypatch: pytest
     for module in (ModuleType("fbgemm_gpu"), code, configs):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     check_peer(["rowwise_adagrad"])
-    assert got["weight_decay"] == 0 and got["optimizer"] == "rowwise"
+    assert got["weight_decay"] == 0
+    assert got["optimizer"] == "rowwise"
     before = torch.get_num_threads()
     with torch_threads(before + 1):
         assert torch.get_num_threads() == before + 1
