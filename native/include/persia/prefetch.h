@@ -27,6 +27,12 @@ inline void prefetch_cold_line(const void* at) {
 #endif
 }
 
+inline void prefetch(const void* from, std::size_t bytes) {
+    const char* line = static_cast<const char*>(from);
+    for (std::size_t offset = 0; offset < bytes; offset += 64) prefetch_line(line + offset);
+    prefetch_line(line + bytes - 1);
+}
+
 inline void prefetch_cold(const void* from, std::size_t bytes) {
     const char* line = static_cast<const char*>(from);
     for (std::size_t offset = 0; offset < bytes; offset += 64) prefetch_cold_line(line + offset);
