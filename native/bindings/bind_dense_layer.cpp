@@ -151,7 +151,7 @@ void bind_dense_layer(py::module_& m) {
                  if (size < 1) throw py::value_error("size: expected at least 1, got 0");
                  return std::make_unique<Team>(size);
              }),
-             py::arg("size"));
+             py::arg("size"), "Starts all threads but the one that calls.");
     m.def("linear_forward", &forward, py::arg("values"), py::arg("first"), py::arg("rest"), py::kw_only(),
           py::arg("num_copied"), py::arg("weight"), py::arg("bias"), py::arg("relu"), py::arg("out"),
           py::arg("team"), kForward);

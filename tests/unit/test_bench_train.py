@@ -73,5 +73,5 @@ def test_a_job_that_does_not_stop_is_killed_and_said_in_one_line(
     monkeypatch.setattr(train_jobs, "cli", lambda: [sys.executable, "-c", program])
     monkeypatch.setattr(train_jobs, "STOP_SECONDS", 1)
     with pytest.raises(PersiaError, match="didn't stop within 1 s of SIGTERM: it was killed") as caught:
-        run_job(tmp_path, w0_settings(tmp_path / "t.h5", 8, 80), {}, seconds=3)
+        run_job(tmp_path, w0_settings(tmp_path / "t.h5", 8, 80), seconds=3)
     assert "\n" not in str(caught.value)
