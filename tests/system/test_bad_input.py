@@ -178,7 +178,7 @@ def test_a_model_that_does_not_import(data: str, tmp_path: Path) -> None:
     assert code == 2, err
     *plan, last = err.splitlines()
     assert re.fullmatch("persia-hpc: error: model 'broken_model:M': its module .*not_there_at_all.*", last)
-    assert all(re.fullmatch(r"\S+: 1 parameter_server \(rank 0\), .*", line) for line in plan), err
+    assert all(re.fullmatch(r"(\S+: 1 parameter_server \(rank 0\), |cores: ).*", line) for line in plan), err
     assert not job.living()
     assert not (job.run_dir / "metrics.jsonl").exists()
 

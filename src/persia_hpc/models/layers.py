@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 from persia_hpc import _native
 
-HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")  # of a module
-
 
 class Team:
     """Holds the threads of a model's native layers: as many as torch has. Copies have their own."""
