@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from persia_hpc.config.types import MODELS
 from persia_hpc.errors import UserError
@@ -161,6 +161,28 @@ def test_dlrm_is_its_definition() -> None:
         strict=True,
     ):
         torch.testing.assert_close(one, other)
+
+
+def test_dlrm_heeds_hooks_and_what_takes_the_place_of_its_layers() -> None:
+    inputs = make_inputs(SAME_DIM, num_dense=3)
+    model: Any = small("dlrm", inputs)
+    batch, _ = embedded(inputs, feed_of(inputs, 40))
+    expected, seen = model(batch), []
+    for layers in (model.bottom, model.top):
+        layers.register_forward_hook(lambda module, *_: seen.append(module))
+    torch.testing.assert_close(model(batch), expected)
+    assert seen == [model.bottom, model.top]
+
+    class Doubled(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * self.inner(x)
+
+    model.top = Doubled(model.top)
+    torch.testing.assert_close(model(batch), 2 * expected)
 
 
 def test_deepfm_is_its_definition() -> None:

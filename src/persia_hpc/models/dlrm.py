@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from persia_hpc.trainer.batch import Batch, Inputs
 
 from .interaction import Interaction
-from .layers import Team, run_layers
+from .layers import Team, layers_of, run_layers
 from .parts import common_dim, perceptron, side_by_side, stacked_vectors, widths
 
 
@@ -49,8 +49,11 @@ class DLRM(nn.Module):
         """Logits [B, labels]."""
         direct = None
         if self.bottom is not None:
-            direct = run_layers(list(self.bottom), side_by_side([batch.dense]), self.team)
-        above, activation, *rest = self.top
-        assert isinstance(above, nn.Linear)
-        x = self.interaction(direct, stacked_vectors(batch, self.inputs), above, activation, self.team)
-        return run_layers(rest, x, self.team)
+            direct = run_layers(layers_of(self.bottom), side_by_side([batch.dense]), self.team)
+        vectors = stacked_vectors(batch, self.inputs)
+        above, *rest = layers_of(self.top)
+        if not isinstance(above, nn.Linear) or not rest:
+            logits: Tensor = self.top(self.interaction.interact(direct, vectors))
+            return logits
+        activation, *rest = rest
+        return run_layers(rest, self.interaction(direct, vectors, above, activation, self.team), self.team)

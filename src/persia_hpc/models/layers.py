@@ -32,6 +32,17 @@ class Team:
         return Team, ()
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Returns whether somebody looks at what goes into the module, comes out of it, or at their gradients."""
+    kinds = ("forward", "forward_pre", "backward", "backward_pre")
+    return any(getattr(module, f"_{kind}_hooks") for kind in kinds)
+
+
+def layers_of(module: nn.Module) -> list[nn.Module]:
+    """Returns the layers of what `perceptron` made; of what somebody changed, the module as the only one."""
+    return list(module) if type(module) is nn.Sequential and not has_hooks(module) else [module]
+
+
 def is_native(layers: Sequence[nn.Module], *inputs: Tensor | None) -> bool:
     """Returns whether the kernels compute what torch would: float32 on a CPU, and nobody looks in between.
 
@@ -45,10 +56,7 @@ def is_native(layers: Sequence[nn.Module], *inputs: Tensor | None) -> bool:
             tensors += [layer.weight, layer.bias]
         elif type(layer) is not nn.ReLU:
             return False
-        if any(
-            getattr(layer, f"_{each}_hooks")
-            for each in ("forward", "forward_pre", "backward", "backward_pre")
-        ):
+        if has_hooks(layer):
             return False
     if any(t.device.type != "cpu" or t.dtype != torch.float32 for t in tensors):
         return False
