@@ -200,11 +200,15 @@ class Saver:
 
         best: as `begin` took it; None if no checkpoint is the best, or none is to be kept.
         Returns False, also elsewhere, if its checkpoint isn't there any more: then none is the best.
+        Raises PersiaError if that can't be written.
         """
         if self._peers.rank != 0:
             return False
         there = best is not None and files.is_whole(self._run_dir, best["step"])
-        files.name_best(self._run_dir, best if there else None)
+        try:
+            files.name_best(self._run_dir, best if there else None)
+        except OSError as error:
+            raise files.writing_failed(self._run_dir / BEST, error) from error
         return there or best is None
 
     def poll(self) -> None:
