@@ -47,11 +47,19 @@ def own_claim(monkeypatch):
     binding._bind(CPUS)
 
 
+@pytest.fixture
+def divided(monkeypatch):
+    """Lets two cores be enough for three ranks."""
+    first, *rest = sorted(CPUS)
+    parts = [frozenset(rest), frozenset(rest), frozenset([first])]
+    monkeypatch.setattr(binding, "divide_cores", lambda *_, **__: parts)
+
+
 needs_two = pytest.mark.skipif(len(CPUS) < 2 or binding._allowed() != CPUS, reason="two cores, all ours")
 
 
 @needs_two
-def test_a_rank_is_bound_with_all_its_threads_until_it_is_done():
+def test_a_rank_is_bound_with_all_its_threads_until_it_is_done(divided):
     ended = threading.Event()
     thread = threading.Thread(target=ended.wait)
     thread.start()
@@ -70,7 +78,7 @@ def test_a_rank_is_bound_with_all_its_threads_until_it_is_done():
 
 
 @needs_two
-def test_a_second_job_is_not_bound_to_the_same_cores():
+def test_a_second_job_is_not_bound_to_the_same_cores(divided):
     first = bind(World(3))
     binding._bind(CPUS)
     second = bind(World(3))

@@ -11,10 +11,6 @@ from pathlib import Path
 
 from .roles import ROLE_ORDER, Role
 
-# Busy threads of servers and workers on one core, at most: each of theirs computes for a third of the time
-# that a trainer beside them does.
-THREADS_PER_CORE = 2
-
 
 @dataclass(frozen=True)
 class Core:
@@ -27,8 +23,9 @@ class Core:
 def divide_cores(
     cores: Sequence[Core], ranks: Sequence[tuple[Role, int]], *, trainer_threads: int | None = None
 ) -> list[frozenset[int]] | None:
-    """Returns the CPUs of each rank, or None where binding might make a node slower.
+    """Returns the CPUs of each rank, or None where not every thread of a server or worker gets a core too.
 
+    Sharing one they were slower than unbound: at times the system finds them a trainer's core that is idle.
     Trainers get cores of their own, as many as each other and at least their fair share, within a NUMA node
     where that is possible. Servers and workers share the rest; each stays within one NUMA node's part of it.
 
@@ -45,7 +42,7 @@ def divide_cores(
     share = max(1, len(cores) // len(ranks))
     busy = sum(threads for role, threads in ranks if role is not Role.TRAINER)
     room = min(max(share * len(others), busy), len(cores) - share * len(trainers))
-    if not trainers or busy > THREADS_PER_CORE * room:
+    if not trainers or busy > room:
         return None
     each = (len(cores) - room) // len(trainers)
     parts = sorted(_take(free, each) for _ in trainers)  # the first trainers have the first GPUs
