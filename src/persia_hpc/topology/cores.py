@@ -56,6 +56,8 @@ def divide_cores(
         node = min(load, key=lambda n: ((load[n] + ranks[i][1]) / len(free[n]), n))
         load[node] += ranks[i][1]
         result[i] = frozenset(cpu for core in free[node] for cpu in core.cpus)
+    if any(threads > len(free[node]) for node, threads in load.items()):
+        return None
     return result
 
 
