@@ -75,3 +75,25 @@ def test_a_small_file_system_is_refused_in_any_case_with_a_size_that_is_enough(
         grown = int(number) * GIB
         room = (free + grown - size, grown)
         assert problem(monkeypatch, 8 * GIB, 64 * GIB, room, memory_grows=grows) is None
+
+
+@pytest.mark.parametrize("lacks_it", [True, False])
+def test_no_rank_waits_for_the_window_of_one_without_memory(
+    monkeypatch: pytest.MonkeyPatch, lacks_it: bool
+) -> None:
+    def empty(*_: Any) -> Any:
+        raise MemoryError("Unable to allocate")
+
+    class World:
+        def allreduce(self, lacks: bool) -> int:
+            assert lacks == lacks_it
+            return 1  # this rank or another
+
+    if lacks_it:
+        monkeypatch.setattr(window.np, "empty", empty)
+    monkeypatch.setattr(window.MPI, "Win", None)  # MPI is not asked for a window
+    made = window.Window(World(), 100, shared=False)  # type: ignore[arg-type]
+    assert (made.problem is not None) == lacks_it
+    if made.problem is not None:
+        assert "could not allocate a window of 100 bytes" in made.problem
+        assert "Unable to allocate" in made.problem

@@ -101,7 +101,6 @@ class Table {
 
   private:
     void refuse_keys(Keys keys) const;  // says which is wrong
-    void check_batch(const PushBatch& batch) const;
     Shard& shard_of(std::uint32_t bucket) const;
     struct Range {
         std::size_t begin, end;

@@ -29,6 +29,7 @@ from persia_hpc.topology.ring_sizes import ring_sizes
 from persia_hpc.transport.records import aligned_empty
 from persia_hpc.transport.ring import RingReceiver, RingSender
 
+from .dedup import zipf_ids
 from .measure import Result, summarize
 
 VOCABULARY = 1_000_000  # ids of a table
@@ -113,17 +114,14 @@ class _Worker:
         schema = DatasetSchema(tuple(FeatureSchema(name) for name in names), ())
         layout = make_layout(config, schema)
         generator = np.random.default_rng(1)
-        chances = np.cumsum(np.arange(1, VOCABULARY + 1) ** -ZIPF)
+        drawn = zipf_ids(NUM_BATCHES * tables * ids, VOCABULARY, ZIPF, generator)
         self.samples = [
             SampleBatch(
-                {
-                    n: IdColumn(np.searchsorted(chances, d).astype(np.uint64))
-                    for n, d in zip(names, draws, strict=True)
-                },
+                {name: IdColumn(column) for name, column in zip(names, columns, strict=True)},
                 np.empty((ids, 0), np.float32),
                 np.zeros((ids, 1), np.float32),
             )
-            for draws in generator.random((NUM_BATCHES, tables, ids)) * chances[-1]
+            for columns in drawn.reshape(NUM_BATCHES, tables, ids)
         ]
         self.engine = EmbeddingWorker(layout, num_servers=servers)
         self.step = 0

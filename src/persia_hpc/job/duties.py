@@ -185,7 +185,7 @@ class TrainerDuty:
         keep_freed_memory()  # the same large arrays are allocated in every step
         communicators = place.communicators
         peers = MpiPeers(communicators.role_comm, place.watchdog)
-        reducer = make_reducer(config, communicators.role_comm, peers)
+        reducer = make_reducer(config, communicators.role_comm, peers, place.spin)
         check_single_mpi_library()
         plane = place.feed_plane()
         # A computing trainer is outside MPI: a thread fetches from remote workers, and lets them fetch.

@@ -82,18 +82,8 @@ def examine(trainers: int = 1, reducer: str = "horovod") -> int:
     """
     worst = EXIT_OK
     horovod = partial(_horovod, trainers if reducer == "horovod" else 1)
-    checks: Sequence[Callable[[], list[Line]]] = (
-        *(
-            _python,
-            _native,
-            _data,
-            _mpi,
-            _torch,
-            horovod,
-            _memory,
-            _slurm,
-        ),
-    )
+    checks: Sequence[Callable[[], list[Line]]]
+    checks = (_python, _native, _data, _mpi, _torch, horovod, _memory, _slurm)
     for check in checks:
         for level, what, found, fix in check():
             print(f"{level:<5} {what:<18} {found}" + (f"\n{'':<24} -> {fix}" if fix else ""), flush=True)

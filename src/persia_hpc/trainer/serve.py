@@ -81,15 +81,16 @@ class MpiPeers:
         return whole
 
 
-def make_reducer(config: Config, comm: MPI.Intracomm, peers: MpiPeers) -> DenseSync:
+def make_reducer(config: Config, comm: MPI.Intracomm, peers: MpiPeers, spin: float) -> DenseSync:
     """Returns what keeps the dense parameters of the trainers equal.
 
+    spin: seconds, before a trainer that waits for others sleeps.
     Collective over the trainers, whose communicator is `comm`.
     """
     memory_grows = config.transport.memory_grows
     if config.mode == "async" and comm.size > 1:
         return SharedDense(peers, partial(share_vector, comm, memory_grows=memory_grows))
-    sums = make_sums(config.train, comm, memory_grows=memory_grows)
+    sums = make_sums(config.train, comm, memory_grows=memory_grows, spin=spin)
     return make_dense_reducer(config.train, sums, peers)
 
 

@@ -31,6 +31,14 @@ class Window:
         self.problem: str | None = None
         self._comm = comm
         self._num_bytes = num_bytes
+        memory = None
+        if not shared:
+            try:
+                memory = np.empty(num_bytes + _GAP, np.uint8)
+            except MemoryError as error:
+                self.problem = _allocation_problem(num_bytes, shared, error)
+            if comm.allreduce(self.problem is not None):  # else the others would wait for this rank's window
+                return
         info = MPI.Info.Create()
         try:
             if shared:
@@ -38,8 +46,8 @@ class Window:
                 self.win = MPI.Win.Allocate_shared(num_bytes + _GAP, 1, info, comm)
             else:
                 # Not Win.Allocate: Open MPI then lets one rank of a node answer for all of it.
-                self.win = MPI.Win.Create(np.empty(num_bytes + _GAP, np.uint8), 1, info, comm)
-        except (MPI.Exception, MemoryError) as error:
+                self.win = MPI.Win.Create(memory, 1, info, comm)
+        except MPI.Exception as error:
             self.problem = _allocation_problem(num_bytes, shared, error)
         else:
             if self.win.model != MPI.WIN_UNIFIED:

@@ -33,8 +33,8 @@ class MpiSums:
     See `Sums`.
     """
 
-    def __init__(self, comm: MPI.Intracomm, *, memory_grows: bool = False) -> None:
-        """Splits the trainers by node. memory_grows: see `window.memory_problem`.
+    def __init__(self, comm: MPI.Intracomm, *, memory_grows: bool = False, spin: float | None = None) -> None:
+        """Splits the trainers by node. memory_grows: see `window.memory_problem`; spin: see `Waiter`.
 
         Collective over the trainers, whose communicator is `comm`.
         """
@@ -46,7 +46,7 @@ class MpiSums:
         self._several_nodes = comm.allreduce(node_comm.rank == 0) > 1
         self._leads = node_comm.rank == 0 and self._several_nodes
         self._leaders = comm.Split(0 if self._leads else MPI.UNDEFINED, comm.rank)
-        self._spin = default_spin(MPI.COMM_WORLD.Get_size())
+        self._spin = default_spin(MPI.COMM_WORLD.Get_size()) if spin is None else spin
         self._window: Window | None = None
         self._node: NodeSum
         self._sums: list[Tensor] = []

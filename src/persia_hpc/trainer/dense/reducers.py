@@ -42,10 +42,13 @@ def _check_nccl(train: TrainConfig) -> None:
         )
 
 
-def make_sums(train: TrainConfig, comm: Any, *, memory_grows: bool = False) -> Sums | None:
+def make_sums(
+    train: TrainConfig, comm: Any, *, memory_grows: bool = False, spin: float | None = None
+) -> Sums | None:
     """Returns what `train.reducer` says for the trainers of `comm` (mpi4py); None if there is only one.
 
-    memory_grows: see `transport.memory_grows`.
+    memory_grows: see `transport.memory_grows`. spin: seconds, before a trainer that waits sleeps; by default
+    the number of ranks and of cores decides.
     Collective over `comm`.
     """
     if comm.size == 1:
@@ -53,7 +56,7 @@ def make_sums(train: TrainConfig, comm: Any, *, memory_grows: bool = False) -> S
     if train.reducer == "mpi":
         from .mpi_sums import MpiSums
 
-        return MpiSums(comm, memory_grows=memory_grows)
+        return MpiSums(comm, memory_grows=memory_grows, spin=spin)
     if train.reducer == "nccl":
         from .nccl_sums import NcclSums
 
