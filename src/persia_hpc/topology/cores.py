@@ -1,7 +1,4 @@
-"""Says which cores each rank of a node runs on: a pure function of the cores, the roles and their threads.
-
-On a node: R ranks, T of them trainers, E of them servers and workers.
-"""
+"""Says which cores each rank of a node runs on: a pure function of the cores, the roles and their threads."""
 
 from __future__ import annotations
 
