@@ -16,6 +16,7 @@ from . import _native
 from .config import Config, TableConfig
 from .errors import UserError
 from .samples.schema import DatasetSchema, FeatureSchema
+from .tasks import Tasks, make_tasks
 from .topology.sharding import bucket_bounds
 
 MIN_BUCKET_ROWS = 64  # with fewer, hashing fills buckets so unevenly that much capacity stays unused
@@ -56,13 +57,14 @@ class FeatureLayout:
 
 @dataclass(frozen=True)
 class Layout:
-    """Holds the tables, sorted by (dim, order of first use), and the features.
+    """Holds the tables, sorted by (dim, order of first use), the features and the tasks.
 
     A *dim group* is the run of tables that share a dim.
     """
 
     tables: tuple[TableLayout, ...]
     features: tuple[FeatureLayout, ...]
+    tasks: Tasks = Tasks()
 
     @cached_property
     def dim_groups(self) -> tuple[int, ...]:
@@ -85,12 +87,12 @@ class Layout:
 
 
 def make_layout(config: Config, schema: DatasetSchema) -> Layout:
-    """Orders the tables and features of a data set under a configuration.
+    """Orders the tables, features and tasks of a data set under a configuration.
 
     Every feature of the data set is used unless the configuration's `data.features` says otherwise; a feature
     without `table` has a table of its own name.
 
-    Raises UserError for features or tables that don't fit.
+    Raises UserError for features, tables or tasks that don't fit.
     """
     available = {f.name: f for f in schema.features}
     unknown = [name for name in config.features if name not in available]
@@ -140,7 +142,7 @@ def make_layout(config: Config, schema: DatasetSchema) -> Layout:
         rounds = hashing.rounds if hashing else 1
         multi = available[name].multi or rounds > 1
         features.append(FeatureLayout(name, table, feature.pooling, multi, feature.max_length, rounds))
-    return Layout(tuple(tables), tuple(features))
+    return Layout(tuple(tables), tuple(features), make_tasks(config, schema))
 
 
 def row_bytes(table: TableConfig) -> _native.RowBytes:

@@ -183,7 +183,7 @@ def test_checkpoints_and_evaluations_come_while_it_waits(tmp_path: Path) -> None
 
 def test_a_loop_of_ones_own_and_max_steps(tmp_path: Path) -> None:
     from persia_hpc.models import build_model
-    from persia_hpc.trainer.driver import bce
+    from persia_hpc.trainer.losses import load_loss
 
     folder = Folder(tmp_path)
     folder.drop(FIRST)
@@ -192,7 +192,7 @@ def test_a_loop_of_ones_own_and_max_steps(tmp_path: Path) -> None:
     def main(session: Any) -> None:
         session.prepare(build_model("tests.support.models:Small", session.inputs, {}))
         for batch in session.batches():
-            session.step(bce(session.forward(batch), batch))
+            session.step(load_loss("bce")(session.forward(batch), batch))
             seen.append(session.step_number)
             if session.step_number == 4:  # the last of the first file
                 threading.Timer(0.5, folder.drop, (SECOND,)).start()

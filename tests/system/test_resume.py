@@ -250,11 +250,11 @@ def test_every_kind_of_table_goes_on_as_if_nothing_had_happened(
 def test_a_loop_of_ones_own_goes_on_too(data: str, tmp_path: Path) -> None:
     def main(session: Any) -> None:
         from persia_hpc.models import build_model
-        from persia_hpc.trainer.driver import bce
+        from persia_hpc.trainer.losses import load_loss
 
         model = session.prepare(build_model("tests.support.models:Small", session.inputs, {}))
         for batch in session.batches("train"):
-            session.step(bce(model(batch), batch))
+            session.step(load_loss("bce")(model(batch), batch))
             if session.step_number == stop_at:
                 os.kill(os.getpid(), signal.SIGUSR1)
 
@@ -326,12 +326,12 @@ def test_a_loop_that_does_not_ask_why_it_ended_is_ended(data: str, tmp_path: Pat
 
     def main(session: Any) -> None:
         from persia_hpc.models import build_model
-        from persia_hpc.trainer.driver import bce
+        from persia_hpc.trainer.losses import load_loss
 
         model = session.prepare(build_model("tests.support.models:Small", session.inputs, {}))
         while session.step_number < session.num_steps:
             for batch in session.batches(steps=11):
-                session.step(bce(model(batch), batch))
+                session.step(load_loss("bce")(model(batch), batch))
                 if session.step_number == 14:
                     os.kill(os.getpid(), signal.SIGUSR1)
             session.evaluate(split="valid")
@@ -346,11 +346,11 @@ def test_a_checkpoint_with_gradients_in_flight_is_refused(
 ) -> None:
     def main(session: Any) -> None:
         from persia_hpc.models import build_model
-        from persia_hpc.trainer.driver import bce
+        from persia_hpc.trainer.losses import load_loss
 
         model = session.prepare(build_model("tests.support.models:Small", session.inputs, {}))
         for batch in session.batches():
-            session.step(bce(model(batch), batch))
+            session.step(load_loss("bce")(model(batch), batch))
             if session.step_number == 5:
                 with pytest.raises(UserError, match="while gradients are in flight"):
                     session.save()

@@ -12,7 +12,7 @@ import torch
 
 import persia_hpc as ph
 from persia_hpc.preprocess import adult
-from persia_hpc.trainer.driver import bce
+from persia_hpc.trainer.losses import load_loss
 from tests.support.cases import run_cases, settings, summary
 from tests.support.jobs import Job
 from tests.support.tiny import trained_rows, write_tiny
@@ -22,7 +22,7 @@ BAD = 50  # of 115 steps
 
 
 def nan_once(logits: torch.Tensor, batch: Any) -> torch.Tensor:
-    return bce(logits, batch) * (torch.nan if batch.step == BAD else 1)
+    return load_loss("bce")(logits, batch) * (torch.nan if batch.step == BAD else 1)
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from persia_hpc.samples.identity import first_difference, sample_ranges
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from persia_hpc.samples.source import FileSource, open_source
 from persia_hpc.samples.writer import DatasetWriter
-from persia_hpc.trainer.driver import bce
+from persia_hpc.trainer.losses import load_loss
 from tests.support.checkpoints import change_manifest
 from tests.support.tiny import tiny_config, write_tiny
 
@@ -160,7 +160,7 @@ def test_a_run_that_saves_nothing_at_its_end_continues_on_the_same_samples_only(
     def own(session: Any) -> None:
         session.prepare(build_model("tests.support.models:Small", session.inputs, {}))
         for batch in session.batches(steps=3):
-            session.step(bce(session.forward(batch), batch))
+            session.step(load_loss("bce")(session.forward(batch), batch))
         session.save()
 
     def train(path: str, *, resume: bool = False) -> dict:

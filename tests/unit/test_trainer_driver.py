@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.nn import functional
 
 import persia_hpc as ph
-from persia_hpc.trainer.driver import bce
+from persia_hpc.trainer.losses import load_loss
 from tests.support.tiny import SCHEMA, tiny_batch, tiny_config
 
 
 def losses_and_gradients(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     x = logits.clone().requires_grad_()
-    losses = bce(x, SimpleNamespace(labels=labels))  # type: ignore[arg-type]
+    losses = load_loss("bce")(x, SimpleNamespace(labels=labels))  # type: ignore[arg-type]
     losses.mean().backward()  # type: ignore[no-untyped-call]
     assert x.grad is not None
     return losses.detach(), x.grad

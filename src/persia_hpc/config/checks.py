@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from persia_hpc.errors import UserError
-
 from .learning_rate import SCHEDULES
+from .options import Fail, check_import_path, check_number, did_you_mean, named_options, nearest, with_name
+from .tasks import check_tasks, resolve_task
 from .types import (
     INITS,
-    LOSSES,
     MAX_PAIRS,
     MAX_RANKS,
     METRICS,
@@ -25,21 +23,6 @@ from .types import (
     TableConfig,
 )
 
-Fail = Callable[[Sequence[str], str], UserError]
-_IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-
-
-def nearest(name: str, valid: Iterable[str]) -> str:
-    """Returns the end of a message: "; did you mean 'x'?" with a close name, else all valid names."""
-    names = list(valid)
-    return did_you_mean(name, names) or f"; valid: {', '.join(names) or 'none'}"
-
-
-def did_you_mean(name: str, valid: Iterable[str]) -> str:
-    """Returns the end of a message: "; did you mean 'x'?", or nothing when no valid name is close."""
-    close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
 
 def resolve_options(raw: dict[str, Any], fail: Fail) -> None:
     """Fills in, in place, the tables whose keys depend on a name: optimizers, init, early stop, per_node."""
@@ -48,11 +31,15 @@ def resolve_options(raw: dict[str, Any], fail: Fail) -> None:
         for name, table in tables.items():
             if isinstance(table, dict):
                 path = ("tables", name)
-                table["optimizer"] = _options(
+                table["optimizer"] = named_options(
                     table.get("optimizer", {}), "adagrad", TABLE_OPTIMIZERS, (*path, "optimizer"), fail
                 )
                 table["schedule"] = _schedule(table.get("schedule", {}), (*path, "schedule"), fail)
-                table["init"] = _options(table.get("init", {}), "uniform", INITS, (*path, "init"), fail)
+                table["init"] = named_options(table.get("init", {}), "uniform", INITS, (*path, "init"), fail)
+    tasks = raw.get("tasks")
+    if isinstance(tasks, dict):
+        for name, task in tasks.items():
+            resolve_task(task, ("tasks", name), fail)
     train = raw.setdefault("train", {})
     if isinstance(train, dict):
         train["optimizer"] = _dense_optimizer(train.get("optimizer", {"name": "Adam", "lr": 1e-3}), fail)
@@ -99,7 +86,7 @@ def check_config(config: Config, raw: Mapping[str, Any], fail: Fail) -> Config:
             problem = f'= {config.model.class_name!r}: expected a built-in model or "module:Class"'
             raise fail(("model", "class"), problem + nearest(config.model.class_name, MODELS))
     else:
-        _check_import_path(config.model.class_name, ("model", "class"), fail)
+        check_import_path(config.model.class_name, ("model", "class"), fail)
     for name, table in config.tables.items():
         if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in name):
             raise fail(("tables", repr(name)), ": checkpoints can't hold this name; choose another")
@@ -140,61 +127,20 @@ def _check_lifetime(table: TableConfig, staleness_bound: int, path: tuple[str, .
             raise fail(
                 (*path, "admission", key), f"is not a known key{nearest(key, ('after', 'probability'))}"
             )
-        _check_number(key, value, (*path, "admission", key), fail)
+        check_number(key, value, (*path, "admission", key), fail)
         if key == "after" and not (isinstance(value, int) and 1 <= value <= 255):
             raise fail((*path, "admission", key), f"= {value!r}: expected an integer from 1 to 255")
         if key == "probability" and not 0 < value <= 1:
             raise fail((*path, "admission", key), f"= {value!r}: expected above 0 and at most 1")
 
 
-def _options(
-    given: Any, default_name: str, known: Mapping[str, Mapping[str, float]], path: tuple[str, ...], fail: Fail
-) -> dict[str, Any]:
-    options = _named(given, default_name, path, fail)
-    name = options["name"]
-    if name not in known:
-        raise fail(
-            (*path, "name"), f"= {name!r}: expected one of {', '.join(known)}{did_you_mean(name, known)}"
-        )
-    for key, value in options.items():
-        if key == "name":
-            continue
-        if key not in known[name]:
-            raise fail((*path, key), f"is not an option of {name!r}{nearest(key, known[name])}")
-        _check_number(key, value, (*path, key), fail)
-    out = {"name": name, **known[name], **{k: float(v) for k, v in options.items() if k != "name"}}
-    if name == "uniform" and out["low"] > out["high"]:
-        raise fail((*path, "low"), f"= {out['low']}: expected at most high = {out['high']}")
-    return out
-
-
-def _named(given: Any, default_name: str, path: tuple[str, ...], fail: Fail) -> dict[str, Any]:
-    if isinstance(given, str):
-        given = {"name": given}
-    if not isinstance(given, Mapping) or not isinstance(given.get("name", ""), str):
-        raise fail(path, f'= {given!r}: expected a name or a table such as {{ name = "{default_name}" }}')
-    return {"name": default_name, **given}
-
-
-def _check_number(key: str, value: Any, path: tuple[str, ...], fail: Fail) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise fail(path, f"= {value!r}: expected a number")
-    value = float(value)
-    if value != value or value in (float("inf"), float("-inf")):
-        raise fail(path, f"= {value}: expected a finite number")
-    if key in ("beta1", "beta2", "momentum") and not 0 <= value < 1:
-        raise fail(path, f"= {value}: expected a value from 0 to below 1")
-    if key not in ("low", "high", "mean") and value < 0:
-        raise fail(path, f"= {value}: expected at least 0")
-
-
 def _dense_optimizer(given: Any, fail: Fail) -> dict[str, Any]:
     # Which arguments fit is known to torch alone: the trainer checks them against the optimizer's signature.
-    return _named(given, "Adam", ("train", "optimizer"), fail)
+    return with_name(given, "Adam", ("train", "optimizer"), fail)
 
 
 def _schedule(given: Any, path: tuple[str, ...], fail: Fail) -> dict[str, Any]:
-    options = _named(given, "constant", path, fail)
+    options = with_name(given, "constant", path, fail)
     name = options["name"]
     if name not in SCHEDULES:
         problem = f"= {name!r}: expected one of {', '.join(SCHEDULES)}{did_you_mean(name, SCHEDULES)}"
@@ -210,7 +156,7 @@ def _schedule(given: Any, path: tuple[str, ...], fail: Fail) -> dict[str, Any]:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise fail((*path, key), f"= {value!r}: expected an integer of at least {least}")
             continue
-        _check_number(key, value, (*path, key), fail)
+        check_number(key, value, (*path, key), fail)
         if not 0 <= value <= 1 or (value == 0 and key != "final"):
             low = "0" if key == "final" else "above 0"
             raise fail((*path, key), f"= {value}: expected a value from {low} to 1")
@@ -277,7 +223,7 @@ def _check_data(config: Config, fail: Fail) -> None:
     if config.data.features is not None and not config.data.features:
         raise fail(("data", "features"), "is empty: expected at least one feature; leave it out to use all")
     if config.data.transform is not None:
-        _check_import_path(config.data.transform, ("data", "transform"), fail)
+        check_import_path(config.data.transform, ("data", "transform"), fail)
 
 
 def _check_follow(config: Config, fail: Fail) -> None:
@@ -310,14 +256,10 @@ def _check_follow(config: Config, fail: Fail) -> None:
 
 def _check_train(config: Config, fail: Fail) -> None:
     train = config.train
-    if train.loss not in LOSSES and ":" not in train.loss:
-        problem = f'= {train.loss!r}: expected {", ".join(LOSSES)} or "module:function"'
-        raise fail(("train", "loss"), problem + did_you_mean(train.loss, LOSSES))
-    if ":" in train.loss:
-        _check_import_path(train.loss, ("train", "loss"), fail)
+    check_tasks(config, fail)
     for metric in train.metrics:
         if metric not in METRICS:
-            _check_import_path(metric, ("train", "metrics"), fail)
+            check_import_path(metric, ("train", "metrics"), fail)
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", train.device):
         raise fail(("train", "device"), f"= {train.device!r}: expected auto, cpu, cuda or cuda:N")
     if train.compile and train.cuda_graphs:
@@ -379,8 +321,3 @@ def _check_features(config: Config, fail: Fail) -> Config:
         if table not in tables:
             tables[table] = dataclasses.replace(config.table("default"), dim=feature.dim)
     return dataclasses.replace(config, tables=tables)
-
-
-def _check_import_path(text: str, path: tuple[str, ...], fail: Fail) -> None:
-    if not _IMPORT_PATH.fullmatch(text):
-        raise fail(path, f'= {text!r}: expected an import path "module:name"')

@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 from persia_hpc.errors import UserError
 from persia_hpc.printable import printable
 
-from .checks import check_config, did_you_mean, nearest, resolve_options
+from .checks import check_config, resolve_options
+from .options import did_you_mean, nearest
 from .toml import to_toml
 from .types import (
     Config,

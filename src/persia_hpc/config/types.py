@@ -22,7 +22,16 @@ ROLE_KEYS = ("parameter_servers", "embedding_workers", "trainers")
 # Tests compare the first and the last of these with models/build.py and protocol/wire.py, which say what they
 # stand for: a configuration must be read without NumPy and without knowing the trainer.
 MODELS = ("dlrm", "dcn_v2", "deepfm", "tower")
-LOSSES = ("bce",)
+# Losses with their options and defaults; trainer/losses.py has the formulas. None: must be written.
+LOSSES: dict[str, dict[str, float | None]] = {
+    "bce": {"smoothing": 0.0},
+    "focal": {"gamma": 2.0, "alpha": 0.25},
+    "mse": {},
+    "poisson": {},
+    "softmax": {"classes": None, "smoothing": 0.0},
+    "bpr": {},
+}
+BINARY_LOSSES = ("bce", "focal", "bpr")  # of labels that are 0 or 1
 METRICS = ("auc", "logloss")  # always computed
 WIRE_FORMATS = ("fp32", "fp16", "bf16", "scaled_fp16")
 
@@ -192,6 +201,21 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class TaskConfig:
+    """Describes a task: the label that it predicts, its loss, and the weight of that in the sum of all."""
+
+    label: str | None = None
+    where: str | None = None
+    loss: dict[str, Any] = setting(factory=lambda: {"name": "bce", **LOSSES["bce"]})
+    weight: float = setting(1.0, at_least=0)
+
+    @property
+    def num_outputs(self) -> int:
+        """Returns how many of the model's outputs are the task's."""
+        return int(self.loss.get("classes", 1))
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Holds how the dense network is trained, for how long, and when it is evaluated."""
 
@@ -271,6 +295,7 @@ class Config:
     tables: dict[str, TableConfig] = setting(factory=dict)
     features: dict[str, FeatureConfig] = setting(factory=dict)
     model: ModelConfig = setting()
+    tasks: dict[str, TaskConfig] = setting(factory=dict)
     train: TrainConfig = setting(factory=TrainConfig)
     checkpoint: CheckpointConfig = setting(factory=CheckpointConfig)
     wire: WireConfig = setting(factory=WireConfig)
@@ -283,6 +308,16 @@ class Config:
     def feature(self, name: str) -> FeatureConfig:
         """Returns the feature's own configuration, else the defaults."""
         return self.features.get(name) or FeatureConfig()
+
+    @property
+    def binary_labels(self) -> bool:
+        """Returns whether all labels of the data must be 0 or 1; with tasks each has a rule of its own."""
+        return not self.tasks and self.train.loss in BINARY_LOSSES
+
+    @property
+    def loss_names(self) -> list[str]:
+        """Returns the names of the losses that are trained on, built-in or "module:function"."""
+        return [str(task.loss["name"]) for task in self.tasks.values()] or [self.train.loss]
 
     @property
     def pull_bound(self) -> int:

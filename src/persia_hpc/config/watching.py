@@ -11,7 +11,7 @@ from typing import Any
 
 from persia_hpc.errors import UserError
 
-from .checks import did_you_mean
+from .options import did_you_mean
 from .types import METRICS, Config, TrainConfig
 
 # What an evaluation reports beside metrics, so that none may be called so.

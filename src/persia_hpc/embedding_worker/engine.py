@@ -248,7 +248,7 @@ class EmbeddingWorker:
             positions=dedup.positions,
             dim_group_offsets=dedup.group_offsets,
             dense=sample.dense,
-            labels=sample.labels,
+            labels=self.layout.tasks.select(sample.labels),
             weight=sample.weight,
             group=sample.group,
             staleness=self._staleness(batch),

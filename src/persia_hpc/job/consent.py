@@ -22,7 +22,7 @@ def agree_to_import(config: Config, checkpoint: Path, *, trust: bool) -> None:
     named = {
         "model": config.model.class_name,
         "data.transform": config.data.transform or "",
-        "train.loss": config.train.loss,
+        "the loss": ", ".join(name for name in config.loss_names if ":" in name),
         "train.metrics": ", ".join(config.train.metrics),
     }
     named = {what: path for what, path in named.items() if ":" in path}

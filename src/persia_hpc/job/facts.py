@@ -60,9 +60,9 @@ def make_facts(
     data: from `training_data`.
     Raises UserError if the configuration doesn't fit the data.
     """
-    if "train" in num_samples:  # a finished run is taken as it is
-        check_metrics(config, schema.label_names)
     layout = make_layout(config, schema)
+    if "train" in num_samples:  # a finished run is taken as it is
+        check_metrics(config, layout.tasks.names)
     return Facts(config, schema, dict(num_samples), layout, make_schedules(config, num_samples), data)
 
 

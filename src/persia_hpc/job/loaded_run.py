@@ -109,19 +109,20 @@ class LoadedRun:
         return self._session(patterns, labels=True).evaluate(split="test")
 
     def predict(self, data: Sequence[str], out: str | Path) -> int:
-        """Writes the probabilities of all samples of `data`, in order, to `out`; returns their number N.
+        """Writes what the model predicts for all samples of `data`, in order, to `out`; returns their number.
 
-        The samples need no labels.
-        `.h5`: dataset /probability; `.csv`: one line a sample, a header with the label names.
+        That are probabilities, or with the losses "mse" and "poisson" the labels. The samples need no labels.
+        `.h5`: dataset /probability; `.csv`: one line a sample, a header with the names of the labels or tasks
+        (of one with classes `NAME_0`, `NAME_1`...).
 
-        Shapes: probabilities [N, L] float32.
+        Shapes: predictions [N, O] float32 for O outputs: as many as labels, but for classes.
         Raises UserError for another kind of file, and for data of another encoding than the model's.
         """
         out = Path(out)
         if out.suffix not in (".h5", ".csv"):
             raise UserError(f"{out}: predictions can be written as .h5 or .csv")
         session = self._session(data, labels=False)
-        parts = (1.0 / (1.0 + np.exp(-logits)) for logits, _ in session.predictions(None, "test"))
+        parts = (self.layout.tasks.predictions(logits) for logits, _ in session.predictions(None, "test"))
         write = self._write_hdf5 if out.suffix == ".h5" else self._write_csv
         try:
             with replacing(out.resolve()) as partial:
@@ -134,23 +135,27 @@ class LoadedRun:
             ) from error
         return count
 
+    @property
+    def _outputs(self) -> list[str]:
+        return [name for task in self.layout.tasks.each for name in task.outputs]
+
     def _write_csv(self, parts: Iterator[Array], out: Path) -> int:
         count = 0
         with out.open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(self.inputs.labels)
+            writer.writerow(self._outputs)
             for part in parts:
                 writer.writerows(part.tolist())
                 count += len(part)
         return count
 
     def _write_hdf5(self, parts: Iterator[Array], out: Path) -> int:
-        width = len(self.inputs.labels)
+        width = self.inputs.num_outputs
         with ErrorKeeper(out) as target, h5py.File(target, "w") as file:
             data = file.create_dataset(
                 "probability", (0, width), np.float32, maxshape=(None, width), chunks=(16384, width)
             )
-            data.attrs["labels"] = list(self.inputs.labels)
+            data.attrs["labels"] = self._outputs
             count = 0
             for part in parts:
                 data.resize(count + len(part), axis=0)

@@ -33,7 +33,7 @@ def open_sources(config: Config, run_dir: str | Path | None = None) -> Mapping[s
                 patterns,
                 features=config.data.features,
                 limit=config.data.limit,
-                binary_labels=config.train.loss == "bce",
+                binary_labels=config.binary_labels,
             )
     train = sources.get("train")
     if train is None:
@@ -56,7 +56,13 @@ def _check_known_labels(config: Config, split: str, source: FileSource) -> None:
     if not source.files:
         return
     labels = dict(zip(source.schema.label_names, source.known_labels(), strict=True))
-    if split == "train" and config.train.loss == "bce" and not any(known for known, *_ in labels.values()):
+    if config.tasks:
+        learned = {task.label or name for name, task in config.tasks.items()}
+        labels = {name: facts for name, facts in labels.items() if name in learned}
+        if not labels:
+            return  # the layout of the tasks says it
+    built_in = not any(":" in name for name in config.loss_names)
+    if split == "train" and built_in and not any(known for known, *_ in labels.values()):
         raise UserError(
             f"data.train: got no known label in any of {source.num_samples:,} samples "
             f"({', '.join(labels)}: all NaN), expected some to learn from; check `column` and `missing` of "

@@ -123,7 +123,7 @@ class Trial:
                 where = "the first batch" if batch.step == 1 else f"batch {batch.step}"
                 what = f"fails on {where}, of {batch.num_samples} samples"
                 logits = self.session.forward(batch)
-                check_logits(logits, batch)
+                check_logits(logits, self.session.inputs, batch.num_samples)
                 what = f"or train.loss = {self.config.train.loss!r} fails on {where}"
                 self.session.step(driver.loss(logits, batch))
                 end, now = time.perf_counter(), dict(self.session.phases.seconds)

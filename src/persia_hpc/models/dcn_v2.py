@@ -69,7 +69,7 @@ class DCNv2(nn.Module):
         self.crosses = nn.ModuleList(Cross(width, low_rank) for _ in range(cross_layers))
         self.deep = perceptron(width, deep)
         self.width = width
-        self.head = PaddedLinear(deep[-1] + (width if self.parallel else 0), len(inputs.labels))
+        self.head = PaddedLinear(deep[-1] + (width if self.parallel else 0), inputs.num_outputs)
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits [B, labels]."""

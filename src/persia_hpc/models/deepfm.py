@@ -23,8 +23,8 @@ class DeepFM(nn.Module):
         common_dim("deepfm", inputs)
         width = flat_width("deepfm", inputs)
         self.inputs = inputs
-        self.first_order = PaddedLinear(width, len(inputs.labels))
-        self.deep = perceptron(width, widths("deepfm", "hidden", hidden), outputs=len(inputs.labels))
+        self.first_order = PaddedLinear(width, inputs.num_outputs)
+        self.deep = perceptron(width, widths("deepfm", "hidden", hidden), outputs=inputs.num_outputs)
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits [B, labels]."""

@@ -42,7 +42,7 @@ class DLRM(nn.Module):
         self.top = perceptron(
             num_copied * dim + self.interaction.num_pairs,
             widths("dlrm", "hidden", hidden),
-            outputs=len(inputs.labels),
+            outputs=inputs.num_outputs,
         )
 
     def forward(self, batch: Batch) -> Tensor:

@@ -23,7 +23,7 @@ class Tower(nn.Module):
         super().__init__()
         self.inputs = inputs
         self.layers = perceptron(
-            flat_width("tower", inputs), widths("tower", "hidden", hidden), outputs=len(inputs.labels)
+            flat_width("tower", inputs), widths("tower", "hidden", hidden), outputs=inputs.num_outputs
         )
 
     def forward(self, batch: Batch) -> Tensor:

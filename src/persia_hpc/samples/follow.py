@@ -217,5 +217,5 @@ def portion_source(
 ) -> FileSource | TimeOrder:
     """Returns the samples of a portion, in order of time if they have times and aren't shuffled."""
     total = sum(info.num_samples for info in infos)
-    files = FileSource(infos, schema, total, binary_labels=config.train.loss == "bce")
+    files = FileSource(infos, schema, total, binary_labels=config.binary_labels)
     return TimeOrder(files) if schema.has_time and not config.data.shuffle and infos else files

@@ -38,8 +38,14 @@ class Inputs:
 
     features: tuple[FeatureSpec, ...]
     num_dense: int
-    labels: tuple[str, ...]
+    labels: tuple[str, ...]  # of the tasks, by their names
     dense_names: tuple[str, ...] = ()
+    outputs: tuple[int, ...] = ()  # widths that tasks' losses want; empty: each label has one output
+
+    @property
+    def num_outputs(self) -> int:
+        """Returns how many logits a sample has: one for each label, or a class of one."""
+        return sum(self.outputs) if self.outputs else len(self.labels)
 
     @cached_property
     def dims(self) -> dict[str, int]:
@@ -159,6 +165,7 @@ def make_inputs(layout: Layout, schema: DatasetSchema) -> Inputs:
     return Inputs(
         features=specs,
         num_dense=len(schema.dense_names),
-        labels=schema.label_names,
+        labels=layout.tasks.names,
         dense_names=schema.dense_names,
+        outputs=tuple(task.num_outputs for task in layout.tasks.each),
     )

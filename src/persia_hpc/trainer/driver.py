@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from persia_hpc.callbacks import Callback
 from persia_hpc.checkpoint.names import step_name
@@ -21,11 +20,11 @@ from persia_hpc.config.watching import Watched, best_metric, keeps_best
 from persia_hpc.errors import UserError
 from persia_hpc.models import build_model
 from persia_hpc.reporting.events import MetricLogger
-from persia_hpc.user_objects import load_object
 
 from .batch import Batch, Inputs
 from .dense.optimizer import make_optimizer
 from .dense.state import seed_generators
+from .losses import make_loss
 from .metrics import Metrics, known_auc, load_metrics
 from .run_state import DriverState
 from .session import Session
@@ -35,38 +34,17 @@ EVENT_SECONDS = 1.0  # how often the training event is logged
 RECENT_SAMPLES = 50_000  # for the AUC and loss of the progress bar
 
 
-def bce(logits: Tensor, batch: Batch) -> Tensor:
-    """Computes the binary cross-entropy of each sample and label from logits; 0 for a missing label (NaN).
-
-    A missing label has no part in any gradient. It isn't made up for: `Session.step` takes the mean over all
-    labels, so that what one label adds doesn't depend on whether others are known.
-
-    Shapes: logits and result [B, L].
-    """
-    missing = batch.labels.isnan()
-    labels = batch.labels.masked_fill(missing, 0.0)
-    losses = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
-    return losses.masked_fill(missing, 0.0)
-
-
-def load_loss(name: str) -> Any:
-    """Returns `bce` or the user's function `module:function`, called as f(logits, batch).
-
-    Shapes: logits [B, L]; result [B] or [B, L].
-    Raises UserError for a function that can't be imported.
-    """
-    return bce if name == "bce" else load_object(name, "train.loss")
-
-
-def check_logits(logits: Tensor, batch: Batch) -> None:
-    """Checks that the model's logits have the shape of the labels.
+def check_logits(logits: Tensor, inputs: Inputs, num_samples: int) -> None:
+    """Checks that the model's logits have the shape that its inputs ask for.
 
     Raises UserError if not.
     """
-    if logits.shape != batch.labels.shape:
+    expected = (num_samples, inputs.num_outputs)
+    if logits.shape != expected:
+        what = "labels" if inputs.num_outputs == len(inputs.labels) else "inputs.num_outputs"
         raise UserError(
-            f"the model returned logits of shape {tuple(logits.shape)}, expected "
-            f"{tuple(batch.labels.shape)} ([samples, labels])"
+            f"the model returned logits of shape {tuple(logits.shape)}, expected {expected} "
+            f"([samples, {what}])"
         )
 
 
@@ -109,7 +87,7 @@ class Driver:
         self.config = config
         self.callbacks = callbacks
         self.loggers = loggers
-        self.loss = load_loss(config.train.loss)
+        self.loss = make_loss(config)
         load_metrics(config.train.metrics)
         seed_generators(config.seed)
         self.model = build_model(config.model.class_name, inputs, dict(config.model.arguments))
@@ -159,7 +137,7 @@ class Driver:
             schedule = session.schedules["train"]
             for batch in session.batches(steps=schedule.next_drain(step + 1) - step):
                 logits = session.forward(batch)
-                check_logits(logits, batch)
+                check_logits(logits, session.inputs, batch.num_samples)
                 session.step(self.loss(logits, batch))
                 self._count_step(logits, batch)
         self._event(force=True)

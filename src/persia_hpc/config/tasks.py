@@ -1,0 +1,70 @@
+"""Fills in and checks `[tasks]` and `train.loss`: what is learned, by which loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .options import Fail, check_import_path, check_number, did_you_mean, nearest, with_name
+from .types import LOSSES, Config
+
+MAX_CLASSES = 100_000
+
+
+def resolve_task(task: Any, path: tuple[str, ...], fail: Fail) -> None:
+    """Fills in the options of a task's loss, in place.
+
+    Raises UserError for a loss that isn't known, and for an option that it doesn't have.
+    """
+    if not isinstance(task, dict):
+        return  # the typed reader says it
+    path = (*path, "loss")
+    loss = with_name(task.get("loss", {}), "bce", path, fail)
+    name = loss["name"]
+    if ":" in name:
+        check_import_path(name, path, fail)
+        known: Mapping[str, float | None] = {}
+    else:
+        known = LOSSES[_builtin(name, path, fail)]
+    for key, value in loss.items():
+        if key == "name":
+            continue
+        if key not in known:
+            raise fail((*path, key), f"is not an option of {name!r}{nearest(key, known)}")
+        check_number(key, value, (*path, key), fail)
+        if key in ("smoothing", "alpha") and not 0 <= value <= 1:
+            raise fail((*path, key), f"= {value}: expected a value from 0 to 1")
+    classes = loss.get("classes")
+    if "classes" in known and not (isinstance(classes, int) and 2 <= classes <= MAX_CLASSES):
+        problem = f"= {classes}: expected" if classes is not None else "is missing: it is"
+        raise fail((*path, "classes"), f"{problem} the number of classes, from 2 to {MAX_CLASSES}")
+    task["loss"] = {**known, **loss}
+
+
+def check_tasks(config: Config, fail: Fail) -> None:
+    """Checks `train.loss`, which stands for all labels, and that tasks don't contradict it or themselves.
+
+    Raises UserError if they do.
+    """
+    loss, path = config.train.loss, ("train", "loss")
+    if ":" in loss:
+        check_import_path(loss, path, fail)
+    elif LOSSES[_builtin(loss, path, fail)].get("classes", 0) is None:
+        raise fail(
+            path,
+            f'= {loss!r}: it needs a number of classes; write it as [tasks.LABEL] loss = {{ name = "{loss}", '
+            "classes = 5 }",
+        )
+    if not config.tasks:
+        return
+    if loss != "bce":
+        raise fail(path, f"= {loss!r}: [tasks] are written too, each with a loss of its own; leave it out")
+    if not any(task.weight for task in config.tasks.values()):
+        raise fail(("tasks",), "have weights of 0 only, so nothing would be learned; give one a weight")
+
+
+def _builtin(name: str, path: tuple[str, ...], fail: Fail) -> str:
+    if name not in LOSSES:
+        problem = f'= {name!r}: expected {", ".join(LOSSES)} or "module:function"'
+        raise fail(path, problem + did_you_mean(name, LOSSES))
+    return name

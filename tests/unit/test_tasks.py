@@ -1,0 +1,153 @@
+"""Which labels a model learns: columns of the data by name, where they count, and what outputs mean."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import persia_hpc as ph
+from persia_hpc.errors import UserError
+from persia_hpc.samples.schema import DatasetSchema
+from persia_hpc.samples.source import open_source
+from persia_hpc.samples.writer import DatasetWriter
+from persia_hpc.tasks import Tasks, make_tasks
+from persia_hpc.trainer.batch import Batch, Inputs
+from tests.support.tiny import SCHEMA, tiny_batch, tiny_config, trained_rows
+
+LABELS = DatasetSchema((), (), ("click", "buy", "rating"))
+
+
+def tasks_of(schema: DatasetSchema = LABELS, **tasks: Any) -> Tasks:
+    return make_tasks(ph.load_config(tiny_config("train.h5", tasks=tasks)), schema)
+
+
+def columns(*rows: list[float]) -> Any:
+    return np.array(rows, np.float32)
+
+
+def test_without_tasks_labels_are_what_they_are() -> None:
+    tasks = tasks_of()
+    data = columns([0, 1, 7.5])
+    assert tasks.names == LABELS.label_names
+    assert tasks.select(data) is data
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(*[st.sampled_from([0.0, 1.0, np.nan])] * 2, st.integers(0, 4)), max_size=20))
+def test_a_label_counts_where_another_one_is_1(rows: list[tuple[float, float, int]]) -> None:
+    tasks = tasks_of(
+        stars={"label": "rating", "loss": {"name": "softmax", "classes": 5}}, buy={"where": "click"}
+    )
+    data = np.array(rows, np.float32).reshape(-1, 3)
+    selected = tasks.select(data)
+    expected = [[stars, buy if click == 1 else np.nan] for click, buy, stars in rows]
+    np.testing.assert_array_equal(selected, np.array(expected, np.float32).reshape(-1, 2))
+    assert selected.flags.c_contiguous
+    assert selected.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "part"),
+    [
+        ({}, [2, 0, 0], "got a label of 2, expected 0 or 1"),
+        ({"where": "rating"}, [0, 0, 3], "got a label of 3, expected 0 or 1 in the label of `where`"),
+        ({"loss": {"name": "softmax", "classes": 3}}, [3, 0, 0], "expected a class from 0 to 2"),
+        ({"loss": {"name": "softmax", "classes": 3}}, [1.5, 0, 0], "got a label of 1.5, expected a class"),
+        ({"loss": "poisson"}, [-1, 0, 0], "got a label of -1, expected a count, 0 or more"),
+        ({"loss": "focal"}, [0.5, 0, 0], "expected 0 or 1"),
+    ],
+)
+def test_a_label_that_a_loss_cant_take_is_one_clear_error(
+    task: dict[str, Any], row: list[float], part: str
+) -> None:
+    with pytest.raises(UserError, match=r"tasks\.click: ") as caught:
+        tasks_of(click=task).select(columns([np.nan] * 3, row))
+    assert part in str(caught.value)
+
+
+def test_numbers_of_all_kinds_do_for_squared_errors_and_losses_of_the_users_own() -> None:
+    tasks = tasks_of(click={"loss": "mse"}, buy={"loss": "module:function"})
+    np.testing.assert_array_equal(tasks.select(columns([-2.5, 99, 0])), columns([-2.5, 99]))
+
+
+@pytest.mark.parametrize(
+    ("tasks", "parts"),
+    [
+        ({"clik": {}}, ["tasks.clik: the data have no label 'clik'", "tasks.clik.label", "mean 'click'"]),
+        ({"a": {"label": "click", "where": "b"}}, ["no label 'b'", "tasks.a.where", "click, buy, rating"]),
+        ({"click": {"loss": "bpr"}}, ["bpr", "/group"]),
+    ],
+)
+def test_tasks_that_the_data_dont_have_are_named(tasks: dict[str, Any], parts: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        tasks_of(**tasks)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_outputs_become_probabilities_classes_and_numbers() -> None:
+    tasks = tasks_of(
+        click={}, rating={"loss": {"name": "softmax", "classes": 3}}, n={"label": "buy", "loss": "poisson"},
+        x={"label": "buy", "loss": "mse"},
+    )  # fmt: skip
+    got = tasks.predictions(columns([0.0, 1, 1, 1, np.log(5), -3]))
+    np.testing.assert_allclose(got, columns([0.5, 1 / 3, 1 / 3, 1 / 3, 5, -3]), rtol=1e-6)
+    names = [name for task in tasks.each for name in task.outputs]
+    assert names == ["click", "rating_0", "rating_1", "rating_2", "n", "x"]
+
+
+class Outputs(nn.Module):
+    """One linear layer on everything, with as many outputs as the tasks want."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        super().__init__()
+        self.inputs = inputs
+        width = inputs.num_dense + inputs.pooled_width
+        self.layer = nn.Linear(width, inputs.num_outputs)
+
+    def forward(self, batch: Batch) -> Tensor:
+        logits: Tensor = self.layer(torch.cat([batch.dense, batch.concatenated()], dim=1))
+        return logits
+
+
+def data_of(path: Path, *, missing: bool = False) -> str:
+    batch = tiny_batch(160)
+    random = np.random.default_rng(5)
+    labels = np.stack(
+        [random.integers(0, 2, 160), random.integers(0, 2, 160), random.integers(0, 5, 160)], axis=1
+    ).astype(np.float32)
+    if missing:
+        labels[::3, 0] = np.nan
+    schema = dataclasses.replace(SCHEMA, label_names=LABELS.label_names)
+    with DatasetWriter(path, schema, check_binary_labels=False) as writer:
+        writer.write(dataclasses.replace(batch, labels=labels))
+    return str(path)
+
+
+def train(folder: Path, data: str, **changes: Any) -> tuple[dict[str, Any], ph.LoadedRun]:
+    settings = {"run_dir": str(folder), "model.class": f"{__name__}:Outputs", "train.epochs": 2, **changes}
+    summary = ph.train(tiny_config(data, **settings))
+    return summary, ph.load(folder / "latest")
+
+
+def test_one_task_of_weight_1_trains_the_bits_of_its_label_alone(tmp_path: Path) -> None:
+    data = data_of(tmp_path / "all.h5", missing=True)
+    with DatasetWriter(tmp_path / "one.h5", dataclasses.replace(SCHEMA, label_names=("click",))) as writer:
+        batch = open_source([data]).read(0, 160)
+        writer.write(dataclasses.replace(batch, labels=batch.labels[:, :1].copy()))
+    _, task = train(tmp_path / "task", data, tasks={"click": {}})
+    _, label = train(tmp_path / "label", str(tmp_path / "one.h5"))
+    for name, expected in label.model().state_dict().items():
+        assert torch.equal(task.model().state_dict()[name], expected)
+    expected_rows = trained_rows(tmp_path / "label")
+    for table, arrays in trained_rows(tmp_path / "task").items():
+        for got, expected_array in zip(arrays, expected_rows[table], strict=True):
+            np.testing.assert_array_equal(got, expected_array)
