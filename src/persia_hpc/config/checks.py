@@ -46,6 +46,8 @@ def resolve_options(raw: dict[str, Any], fail: Fail) -> None:
         train["schedule"] = _schedule(train.get("schedule", {}), ("train", "schedule"), fail)
         if train.get("early_stop") is not None:
             train["early_stop"] = _early_stop(train["early_stop"], fail)
+        if train.get("plateau") is not None:
+            train["plateau"] = _plateau(train["plateau"], fail)
         if train.get("keep_best") is not None:
             train["keep_best"] = _keep_best(train["keep_best"], fail)
     ranks = raw.get("ranks")
@@ -168,10 +170,25 @@ def _schedule(given: Any, path: tuple[str, ...], fail: Fail) -> dict[str, Any]:
 
 def _early_stop(given: Any, fail: Fail) -> dict[str, Any]:
     path = ("train", "early_stop")
-    out = _watched(given, {"metric": "auc", "patience": 3}, path, fail)
+    defaults = {"metric": "auc", "patience": 3, "min_delta": 0.0}
+    return _patient(_watched(given, defaults, path, fail), path, fail)
+
+
+def _plateau(given: Any, fail: Fail) -> dict[str, Any]:
+    path = ("train", "plateau")
+    defaults = {"metric": "auc", "patience": 1, "min_delta": 0.0, "factor": 0.1}
+    out = _patient(_watched(given, defaults, path, fail), path, fail)
+    check_number("factor", out["factor"], (*path, "factor"), fail)
+    if not 0 < out["factor"] < 1:
+        raise fail((*path, "factor"), f"= {out['factor']}: expected a value above 0 and below 1")
+    return out
+
+
+def _patient(out: dict[str, Any], path: tuple[str, ...], fail: Fail) -> dict[str, Any]:
     patience = out["patience"]
     if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
         raise fail((*path, "patience"), f"= {patience!r}: expected an integer of at least 1")
+    check_number("min_delta", out["min_delta"], (*path, "min_delta"), fail)
     return out
 
 
@@ -269,7 +286,8 @@ def _check_train(config: Config, fail: Fail) -> None:
     if train.dense_wire == "bf16" and train.reducer == "horovod":
         problem = '= "bf16": Horovod can\'t sum it; use train.reducer = "mpi" or "nccl", or "fp16"'
         raise fail(("train", "dense_wire"), problem)
-    for key, given in (("early_stop", train.early_stop), ("keep_best", train.keep_best)):
+    watching = (("early_stop", train.early_stop), ("keep_best", train.keep_best), ("plateau", train.plateau))
+    for key, given in watching:
         if given is None or given is False:
             continue
         metric = given["metric"] if isinstance(given, Mapping) else "auc"

@@ -15,7 +15,7 @@ from .options import did_you_mean
 from .types import METRICS, Config, TrainConfig
 
 # What an evaluation reports beside metrics, so that none may be called so.
-RESERVED = ("event", "split", "step", "samples", "missing_labels", "undefined", "uncounted")
+RESERVED = ("event", "split", "step", "samples", "missing_labels", "undefined", "uncounted", "rate_factor")
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,11 @@ class Watched:
         falls = metric == "logloss" or metric.startswith("logloss_")
         return cls(metric, options.get("mode") or ("min" if falls else "max"))
 
-    def better(self, value: float, best: float | None) -> bool:
-        """Returns whether `value` is better than the best one so far, if there is one."""
-        return best is None or (value > best if self.mode == "max" else value < best)
+    def better(self, value: float, best: float | None, min_delta: float = 0.0) -> bool:
+        """Returns whether `value` is better than the best one so far, if any, by more than `min_delta`."""
+        if best is None:
+            return True
+        return value > best + min_delta if self.mode == "max" else value < best - min_delta
 
 
 def keeps_best(train: TrainConfig) -> bool:
@@ -78,7 +80,8 @@ def check_metrics(config: Config, labels: Sequence[str]) -> None:
                 f"train.metrics: {name!r} is already the name of something that evaluations report; give the "
                 "function another name"
             )
-    for key, given in (("early_stop", train.early_stop), ("keep_best", train.keep_best)):
+    watching = (("early_stop", train.early_stop), ("keep_best", train.keep_best), ("plateau", train.plateau))
+    for key, given in watching:
         if isinstance(given, Mapping) and (metric := Watched.of(given).metric) not in names:
             raise UserError(
                 f"train.{key}: evaluations of this data report no metric {metric!r}, but "

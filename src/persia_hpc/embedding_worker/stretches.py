@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from persia_hpc.protocol.commands import Evaluate, Portion, Segment
 from persia_hpc.samples.reader import PrefetchReader
@@ -85,7 +85,7 @@ class Stretches:
             while self.current.requests and self.current.last > last:
                 self.current.requests.pop()
         self._upcoming = deque(
-            Segment(command.first, min(command.last, last)) if isinstance(command, Segment) else command
+            replace(command, last=min(command.last, last)) if isinstance(command, Segment) else command
             for command in self._upcoming
         )
 

@@ -74,11 +74,11 @@ class LocalStream:
     def begin_portion(self, schedule: Schedule, files: Sequence[FileInfo]) -> None:
         self.splits.begin_portion(schedule, files)
 
-    def begin_segment(self, first: int, last: int) -> None:
+    def begin_segment(self, first: int, last: int, rate_factor: float) -> None:
         self._last = last
         if first > 1:
             self.first_pull[first] = time.time()
-        self.server.clock.begin_segment(first, last)
+        self.server.begin_segment(first, last, rate_factor)
 
     def next_batch(self, step: int) -> RowBatch | None:
         if step > self._last:

@@ -108,6 +108,7 @@ class ParameterServer:
         self._set = TableSet(self.tables, layout.dim_group_of_table, layout.dim_groups)
         self._rates = np.array([float(table.config.optimizer["lr"]) for table in layout.tables])
         self._schedules = _schedules(layout, num_steps)
+        self._factors = [(0, 1.0)]  # of rates, each from a step on
         sync = config.mode == "sync"
         self.clock = Clock(
             bound=config.pull_bound,
@@ -126,6 +127,15 @@ class ParameterServer:
         """Continues after `step` of an earlier run, whose tables are loaded, with that run's counters."""
         self.clock.restore(step, {int(k): v for k, v in staleness.items()})
         self.ledger = Ledger(**ledger)
+
+    def begin_segment(self, first: int, last: int, rate_factor: float = 1.0) -> None:
+        """Announces steps first…last, in which learning rates are `rate_factor` times what schedules say.
+
+        A repetition changes nothing: see `Clock.begin_segment`.
+        """
+        if first > self._factors[-1][0] and rate_factor != self._factors[-1][1]:
+            self._factors = [self._factors[-1], (first, rate_factor)]  # steps before may still be applied
+        self.clock.begin_segment(first, last)
 
     # ---- pulls
 
@@ -211,8 +221,9 @@ class ParameterServer:
     def _apply(self, step: int, pushes: Collection[_HeldPush]) -> None:
         """Makes one update per row with the gradients of all pushes."""
         # The gradient's step counts: in `hybrid` the batches of several steps come in any order.
-        if self._schedules:
-            rates = self._rates.copy()
+        factor = next(factor for first, factor in reversed(self._factors) if first <= step)
+        if self._schedules or len(self._factors) > 1:
+            rates = self._rates * factor
             for rate, tables in self._schedules:
                 rates[tables] *= rate.factor(step)
             self._set.set_lr(rates)

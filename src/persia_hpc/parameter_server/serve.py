@@ -133,7 +133,7 @@ class ServerLoop:
             )
         elif kind == Kind.SEGMENT:
             segment = Segment.unpack(record)
-            self.engine.clock.begin_segment(segment.first, segment.last)
+            self.engine.begin_segment(segment.first, segment.last, segment.rate_factor)
         elif kind == Kind.SEGMENT_END:
             self.engine.clock.shorten_segment(SegmentEnd.unpack(record).step)
         elif kind == Kind.LOOKUP:

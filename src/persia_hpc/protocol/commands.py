@@ -25,21 +25,25 @@ OfStep = TypeVar("OfStep", bound="_OfStep")
 
 @dataclass(frozen=True)
 class Segment:
-    """Announces that the steps first…last follow: from trainer 0 to workers, from each worker to servers."""
+    """Announces that the steps first…last follow: from trainer 0 to workers, from each worker to servers.
+
+    rate_factor: of the tables' learning rates in these steps, beside their schedules.
+    """
 
     KIND: ClassVar[Kind] = Kind.SEGMENT
     first: int
     last: int
+    rate_factor: float = 1.0
 
     def pack(self) -> Packed:
-        """Returns the fields of the record."""
-        return Packed(self.KIND, self.first, tag=self.last)
+        """Returns the fields and arrays of the record."""
+        return Packed(self.KIND, self.first, tag=self.last, arrays=[np.array([self.rate_factor])])
 
     @classmethod
     def unpack(cls, record: Record) -> Segment:
         """Returns the message in a record."""
-        arrays_of(record, cls.KIND)
-        return cls(record.step, record.tag)
+        (factor,) = arrays_of(record, cls.KIND, 1)
+        return cls(record.step, record.tag, float(factor[0]))
 
 
 @dataclass(frozen=True)

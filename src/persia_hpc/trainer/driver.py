@@ -28,7 +28,7 @@ from .losses import make_loss
 from .metrics import Metrics, known_auc, load_metrics
 from .run_state import DriverState
 from .session import Session
-from .watching import Watch
+from .watching import Plateau, Watch
 
 EVENT_SECONDS = 1.0  # how often the training event is logged
 RECENT_SAMPLES = 50_000  # for the AUC and loss of the progress bar
@@ -95,7 +95,10 @@ class Driver:
         if parameters:
             make_optimizer(parameters, config.train.optimizer)  # only to refuse bad arguments now
         early_stop = config.train.early_stop
-        self.early_stop = Watch(Watched.of(early_stop)) if early_stop is not None else None
+        self.early_stop = None
+        if early_stop is not None:
+            self.early_stop = Watch(Watched.of(early_stop), float(early_stop["min_delta"]))
+        self.plateau = None if config.train.plateau is None else Plateau(config.train.plateau)
         self.best = Watch(best_metric(config.train))
         self.keeps_best = keeps_best(config.train)
         self._recent: deque[tuple[Tensor, Tensor, Tensor]] = deque()
@@ -162,6 +165,10 @@ class Driver:
             self._evaluated = step
             if self.early_stop is not None and self.early_stop.update(metrics, step) is None:
                 uncounted.append("early_stop")
+            if self.plateau is not None:
+                if self.plateau.update(metrics, step) is None:
+                    uncounted.append("plateau")
+                session.state.rate_factor = self.plateau.factor
         self._report("valid", metrics, uncounted)
         if due and (reason := self._reason()):
             session.request_stop(reason)
@@ -182,11 +189,17 @@ class Driver:
     def _state(self) -> DriverState:
         """Returns what a resumed run must know of this loop."""
         early, best = self.early_stop, self.best.state() if self.best.best is not None else None
+        plateau = self.plateau.state() if self.plateau is not None else None
         if early is None or early.best is None:
-            return DriverState(self._evaluated, -math.inf, best_evaluation=best)
+            return DriverState(self._evaluated, -math.inf, best_evaluation=best, plateau=plateau)
         sign = -1 if early.watched.mode == "min" else 1
         return DriverState(
-            self._evaluated, sign * early.best, early.bad, **asdict(early.watched), best_evaluation=best
+            self._evaluated,
+            sign * early.best,
+            early.bad,
+            **asdict(early.watched),
+            best_evaluation=best,
+            plateau=plateau,
         )
 
     def _restore(self, session: Session) -> None:
@@ -199,6 +212,9 @@ class Driver:
         if session.step_number and self.loggers:
             self._log({"event": "resume", "step": session.step_number})
         self.best.restore(state.best_evaluation)
+        if self.plateau is not None:
+            self.plateau.restore(state.plateau)
+            session.state.rate_factor = self.plateau.factor
         if session.saver is not None and not session.peers.broadcast(
             session.saver.restore_best(self.best.state() if self.keeps_best else None)
         ):
@@ -221,6 +237,8 @@ class Driver:
 
     def _report(self, split: str, metrics: Metrics, uncounted: Sequence[str] = ()) -> None:
         event = {"event": "evaluate", "split": split, "step": self.session.step_number, **metrics}
+        if self.plateau is not None:
+            event["rate_factor"] = self.plateau.factor
         self._log({**event, "uncounted": list(uncounted)} if uncounted else event)
         for callback in self.callbacks:
             callback.on_evaluate(self.run_view, {"split": split, **metrics})

@@ -35,8 +35,8 @@ class BatchStream(Protocol):
     def begin_portion(self, schedule: Schedule, files: Sequence[FileInfo]) -> None:
         """Announces, on trainer 0 only, the files to train on next, with the steps of `schedule`."""
 
-    def begin_segment(self, first: int, last: int) -> None:
-        """Announces that steps first…last follow."""
+    def begin_segment(self, first: int, last: int, rate_factor: float) -> None:
+        """Announces that steps first…last follow, with the tables' learning rates times `rate_factor`."""
 
     def next_batch(self, step: int) -> RowBatch | None:
         """Waits for the batch of `step`; returns None if all ranks agreed to end the segment before it."""

@@ -22,6 +22,7 @@ class DriverState:
     metric: str = ""  # the early stop's; "" without one, and in checkpoints of older versions
     mode: str = ""  # "max" or "min"
     best_evaluation: dict[str, Any] | None = None  # see `Watch.state`
+    plateau: dict[str, Any] | None = None  # see `Plateau.state`
 
 
 @dataclasses.dataclass
@@ -40,6 +41,7 @@ class RunState:
     evaluate_seconds: float = 0.0
     compile_seconds: float = 0.0  # of the first forward, with `train.compile`
     skipped_steps: int = 0  # of the whole run; in `async` this trainer's, and trainer 0's have those before
+    rate_factor: float = 1.0  # of all learning rates, beside their schedules
     last_skipped: bool = False  # the last step was
     skipped_in_row: int = 0  # the last ones, but for those that searched for a loss scale
     segment_last: int | None = None  # the last step of the segment that is under way

@@ -159,12 +159,12 @@ class RingStream:
     def begin_portion(self, schedule: Schedule, files: Sequence[FileInfo]) -> None:
         self._command(Portion(schedule, tuple(files)))
 
-    def begin_segment(self, first: int, last: int) -> None:
+    def begin_segment(self, first: int, last: int, rate_factor: float) -> None:
         if self._ended_at is not None and self._ended_at < first:  # that was a segment before
             self._ended_at = None
         self._first, self._last = first, last if self._ended_at is None else min(last, self._ended_at)
         self._stopping = self._stop_agreed = False
-        self._command(Segment(first, last))
+        self._command(Segment(first, last, rate_factor))
 
     def next_batch(self, step: int) -> RowBatch | None:
         worker = worker_of(step, self.mine)

@@ -183,7 +183,7 @@ class Session(Progress):
                 "use session.batches(steps=...)"
             )
         self.phases.start()
-        self.stream.begin_segment(first, last)
+        self.stream.begin_segment(first, last, self.state.rate_factor)
         self.state.segment_last = last
         for number in range(first, last + 1):
             row_batch = self.stream.next_batch(number)
@@ -266,7 +266,7 @@ class Session(Progress):
         self.outbox.put(row_batch, gradients, good=verdict.good)
         begin = time.perf_counter()
         if self.optimizer is not None and updates:
-            set_learning_rate(self.optimizer, self._rate, number)
+            set_learning_rate(self.optimizer, self._rate, number, self.state.rate_factor)
             if verdict.good:
                 self.precision.apply(self.optimizer, reducer.parameters, self.config.train.clip_norm)
             self.optimizer.zero_grad(set_to_none=True)

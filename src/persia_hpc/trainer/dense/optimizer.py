@@ -63,11 +63,14 @@ def base_rate(optimizer: torch.optim.Optimizer) -> float:
     return float(group.get("initial_lr", group["lr"]))
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: LearningRate, step: int) -> None:
-    """Gives each parameter group the learning rate of `step`; keeps its first one as torch's schedulers do.
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, rate: LearningRate, step: int, factor: float = 1.0
+) -> None:
+    """Gives each parameter group the learning rate of `step`, times `factor`.
 
-    Does nothing for a constant rate, so that a scheduler of the user's own is not disturbed.
+    Keeps its first one as torch's schedulers do. Does nothing for a constant rate, so that a scheduler of the
+    user's own is not disturbed.
     """
-    if rate.varies:
+    if rate.varies or factor != 1:
         for group in optimizer.param_groups:
-            group["lr"] = group.setdefault("initial_lr", group["lr"]) * rate.factor(step)
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * rate.factor(step) * factor
