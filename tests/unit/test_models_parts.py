@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from persia_hpc.models import build_model, parts
-from persia_hpc.models.parts import PaddedLinear, masked_mean
+from persia_hpc.models.parts import BatchNorm, Dice, PaddedLinear, masked_mean, perceptron
 from persia_hpc.trainer.batch import Batch, Inputs
 from persia_hpc.trainer.pooling.embed import Pooling
 from tests.support.row_batches import make_inputs, make_row_batch, random_ids
@@ -141,3 +141,29 @@ def test_a_mean_counts_all_of_a_long_sequence(length: int) -> None:
     values = torch.full((2, length, 4), 3.0, dtype=torch.bfloat16)
     mask = torch.arange(length).expand(2, length) < torch.tensor([[length], [length - 1]])
     assert masked_mean(values * mask.unsqueeze(-1), mask).tolist() == [[3.0] * 4] * 2
+
+
+def test_dice_is_its_definition() -> None:
+    layer = Dice(3)
+    with torch.no_grad():
+        layer.alpha += torch.tensor([0.1, 0.2, 0.3])
+    x = torch.randn(20, 3)
+    p = torch.sigmoid((x - x.mean(dim=0)) / torch.sqrt(x.var(dim=0, unbiased=False) + 1e-8))
+    torch.testing.assert_close(layer(x), p * x + (1 - p) * torch.tensor([0.1, 0.2, 0.3]) * x)
+
+
+def test_a_last_batch_of_one_sample_is_normalised_by_what_was_seen() -> None:
+    layer, torchs = BatchNorm(3), nn.BatchNorm1d(3)
+    many = torch.randn(20, 3)
+    torch.testing.assert_close(layer(many), torchs(many))
+    one = torch.randn(1, 3)
+    torch.testing.assert_close(layer(one), torchs.eval()(one))
+    with pytest.raises(ValueError, match="more than 1 value"):  # why it is needed
+        torchs.train()(one)
+
+
+def test_layers_have_the_order_linear_norm_activation_dropout() -> None:
+    layers = perceptron(4, [8, 6], outputs=2, activation="silu", dropout=0.5, batch_norm=True)
+    kinds = [type(layer).__name__ for layer in layers]
+    one = ["BatchNorm", "SiLU", "Dropout"]
+    assert kinds == ["PaddedLinear", *one, "Linear", *one, "Linear"]

@@ -21,6 +21,10 @@ BUILT_IN: Mapping[str, tuple[str, str]] = {
     "dcn_v2": ("dcn_v2", "DCNv2"),
     "deepfm": ("deepfm", "DeepFM"),
     "tower": ("tower", "Tower"),
+    "din": ("din", "DIN"),
+    "mmoe": ("mmoe", "MMoE"),
+    "ple": ("ple", "PLE"),
+    "esmm": ("esmm", "ESMM"),
 }
 
 

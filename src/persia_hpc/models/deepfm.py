@@ -8,7 +8,16 @@ from torch import Tensor, nn
 
 from persia_hpc.trainer.batch import Batch, Inputs
 
-from .parts import PaddedLinear, common_dim, flat_inputs, flat_width, perceptron, stacked_vectors, widths
+from .parts import (
+    PaddedLinear,
+    check_layers,
+    common_dim,
+    flat_inputs,
+    flat_width,
+    perceptron,
+    stacked_vectors,
+    widths,
+)
 
 
 class DeepFM(nn.Module):
@@ -18,13 +27,28 @@ class DeepFM(nn.Module):
     the weight is a learned linear function of that vector. With several labels they share the pairwise term.
     """
 
-    def __init__(self, inputs: Inputs, hidden: Sequence[int] = (400, 400, 400)) -> None:
+    def __init__(
+        self,
+        inputs: Inputs,
+        hidden: Sequence[int] = (400, 400, 400),
+        activation: str = "relu",
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+    ) -> None:
         super().__init__()
+        check_layers("deepfm", activation, dropout)
         common_dim("deepfm", inputs)
         width = flat_width("deepfm", inputs)
         self.inputs = inputs
         self.first_order = PaddedLinear(width, inputs.num_outputs)
-        self.deep = perceptron(width, widths("deepfm", "hidden", hidden), outputs=inputs.num_outputs)
+        self.deep = perceptron(
+            width,
+            widths("deepfm", "hidden", hidden),
+            outputs=inputs.num_outputs,
+            activation=activation,
+            dropout=dropout,
+            batch_norm=batch_norm,
+        )
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits [B, labels]."""

@@ -5,7 +5,7 @@ B samples, F features, K dense features, D dim, W width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -87,17 +87,88 @@ def widths(model: str, option: str, value: Sequence[int], *, empty: bool = False
     return list(value)
 
 
-def perceptron(num_inputs: int, hidden: Sequence[int], *, outputs: int | None = None) -> nn.Sequential:
-    """Returns a linear layer and a ReLU for each hidden width, then a plain layer to `outputs` if given.
+class BatchNorm(nn.BatchNorm1d):
+    """Is torch's, but takes a batch of one sample, which has no variance, with the running statistics.
 
-    The first layer takes what `side_by_side` makes.
+    A trainer may have one sample left at the end of an epoch.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Computes the normalisation; [B, W] in and out."""
+        if self.training and len(x) < 2:
+            return functional.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        return super().forward(x)
+
+
+class Dice(nn.Module):
+    """Weighs positive and negative inputs by where they stand in the batch.
+
+    p x + a (1 - p) x for p = sigmoid(batch-normalised x) and a learned a for each unit, which begins with 0:
+    equation 5 of DIN (Zhou et al., KDD 2018, arXiv 1706.06978). Its batch normalisation has an epsilon of
+    1e-8, as there.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = BatchNorm(width, eps=1e-8, affine=False)
+        self.alpha = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Computes the activation; [B, W] in and out."""
+        p = torch.sigmoid(self.norm(x))
+        return p * x + self.alpha * (1 - p) * x
+
+
+ACTIVATIONS: Mapping[str, Callable[[int], nn.Module]] = {
+    "relu": lambda _: nn.ReLU(),
+    "dice": Dice,
+    "prelu": nn.PReLU,
+    "silu": lambda _: nn.SiLU(),
+    "gelu": lambda _: nn.GELU(),
+    "tanh": lambda _: nn.Tanh(),
+    "sigmoid": lambda _: nn.Sigmoid(),
+}
+
+
+def check_layers(model: str, activation: str, dropout: float) -> None:
+    """Checks the options that a model's layers share.
+
+    Raises UserError, which names the model and the option, if one is wrong.
+    """
+    if activation not in ACTIVATIONS:
+        raise UserError(
+            f"model {model!r}: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}"
+        )
+    number = isinstance(dropout, int | float) and not isinstance(dropout, bool)
+    if not number or not 0 <= dropout < 1:
+        raise UserError(f"model {model!r}: dropout must be a number from 0 to below 1, got {dropout!r}")
+
+
+def perceptron(
+    num_inputs: int,
+    hidden: Sequence[int],
+    *,
+    outputs: int | None = None,
+    activation: str = "relu",
+    dropout: float = 0.0,
+    batch_norm: bool = False,
+) -> nn.Sequential:
+    """Returns a linear layer and an activation for each width, then a plain layer to `outputs` if given.
+
+    With `batch_norm` the linear layer's results are normalised before the activation, with `dropout` that
+    share of the activation's is dropped. The first layer takes what `side_by_side` makes.
     """
     layers: list[nn.Module] = []
     for width in hidden:
-        layers += [nn.Linear(num_inputs, width) if layers else PaddedLinear(num_inputs, width), nn.ReLU()]
+        layers.append(nn.Linear(num_inputs, width) if layers else PaddedLinear(num_inputs, width))
+        layers += [BatchNorm(width)] if batch_norm else []
+        layers.append(ACTIVATIONS[activation](width))
+        layers += [nn.Dropout(dropout)] if dropout else []
         num_inputs = width
     if outputs is not None:
-        layers.append(nn.Linear(num_inputs, outputs))
+        layers.append(nn.Linear(num_inputs, outputs) if layers else PaddedLinear(num_inputs, outputs))
     return nn.Sequential(*layers)
 
 

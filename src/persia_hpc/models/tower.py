@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from persia_hpc.trainer.batch import Batch, Inputs
 
-from .parts import flat_inputs, flat_width, perceptron, widths
+from .parts import check_layers, flat_inputs, flat_width, perceptron, widths
 
 
 class Tower(nn.Module):
@@ -19,11 +19,24 @@ class Tower(nn.Module):
 
     narrow_pooled = True  # the first layer casts them anyway
 
-    def __init__(self, inputs: Inputs, hidden: Sequence[int] = (4096, 2048, 1024, 512, 256)) -> None:
+    def __init__(
+        self,
+        inputs: Inputs,
+        hidden: Sequence[int] = (4096, 2048, 1024, 512, 256),
+        activation: str = "relu",
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+    ) -> None:
         super().__init__()
+        check_layers("tower", activation, dropout)
         self.inputs = inputs
         self.layers = perceptron(
-            flat_width("tower", inputs), widths("tower", "hidden", hidden), outputs=inputs.num_outputs
+            flat_width("tower", inputs),
+            widths("tower", "hidden", hidden),
+            outputs=inputs.num_outputs,
+            activation=activation,
+            dropout=dropout,
+            batch_norm=batch_norm,
         )
 
     def forward(self, batch: Batch) -> Tensor:

@@ -43,9 +43,14 @@ class Inputs:
     outputs: tuple[int, ...] = ()  # widths that tasks' losses want; empty: each label has one output
 
     @property
+    def output_widths(self) -> tuple[int, ...]:
+        """Returns how many logits each label has: one, or as many as it has classes."""
+        return self.outputs or (1,) * len(self.labels)
+
+    @property
     def num_outputs(self) -> int:
-        """Returns how many logits a sample has: one for each label, or a class of one."""
-        return sum(self.outputs) if self.outputs else len(self.labels)
+        """Returns how many logits a sample has."""
+        return sum(self.output_widths)
 
     @cached_property
     def dims(self) -> dict[str, int]:

@@ -32,6 +32,10 @@ class Watch:
         self.best, self.step, self.bad = value, step, 0
         return True
 
+    def count_anew(self) -> None:
+        """Forgets how many evaluations have not been better; the best stays."""
+        self.bad = 0
+
     def state(self) -> dict[str, Any]:
         """Returns what `restore` takes, as plain values for a checkpoint."""
         return {
@@ -63,7 +67,7 @@ class Plateau:
         better = self._watch.update(metrics, step)
         if better is False and self._watch.bad >= self._patience:
             self.factor *= self._step
-            self._watch.bad = 0
+            self._watch.count_anew()
         return better
 
     def state(self) -> dict[str, Any]:

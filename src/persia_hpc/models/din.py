@@ -1,0 +1,164 @@
+"""DIN (Zhou et al., "Deep interest network for click-through rate prediction", KDD 2018, arXiv 1706.06978).
+
+B samples, L length, W width of an event: the dims of its features side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from persia_hpc.errors import UserError
+from persia_hpc.trainer.batch import Batch, Inputs
+
+from .parts import check_layers, masked_mean, perceptron, side_by_side, widths
+
+
+class TargetAttention(nn.Module):
+    """Sums a history's events, each weighed by a network that sees the event and the target.
+
+    w_j = MLP([t, e_j, t - e_j, t * e_j]), and the sum of w_j e_j (equation 3), where the paper leaves the
+    weights as they are. `softmax` makes them add up to 1.
+    """
+
+    def __init__(self, width: int, hidden: Sequence[int], *, softmax: bool, **layers: Any) -> None:
+        super().__init__()
+        self.unit = perceptron(4 * width, hidden, outputs=1, **layers)
+        self.softmax = softmax
+
+    def forward(self, target: Tensor, events: Tensor, mask: Tensor) -> Tensor:
+        """Computes the attention.
+
+        Shapes: `target` [B, W], `events` [B, L, W] and `mask` [B, L] of bool in, [B, W] out.
+        """
+        targets = target.unsqueeze(1).expand_as(events)
+        seen = torch.cat([targets, events, targets - events, targets * events], dim=2)
+        # Only events that are there: batch statistics must not know of the padding.
+        weights = events.new_full(mask.shape, -torch.inf if self.softmax else 0.0)
+        weights = weights.masked_scatter(mask, self.unit(seen[mask]).to(weights.dtype))
+        if self.softmax:
+            weights = torch.softmax(weights, dim=1).masked_fill(~mask, 0.0)  # NaN where there is no event
+        return torch.bmm(weights.unsqueeze(1), events).squeeze(1)
+
+
+class DIN(nn.Module):
+    """Puts what a history says about the target beside all other inputs, below `hidden` layers.
+
+    attend: the histories, each a table with `targets` and `histories`, as many names of features: the vectors
+    of an event's features side by side are compared with those of the target. By default every sequence
+    attends to the one pooled feature that shares its table.
+    attention: widths of the attention's hidden layers, with activation `attention_activation`.
+
+    Other sequences count with their mean.
+    """
+
+    def __init__(
+        self,
+        inputs: Inputs,
+        hidden: Sequence[int] = (200, 80),
+        attend: Sequence[Mapping[str, Sequence[str]]] | None = None,
+        attention: Sequence[int] = (36,),
+        attention_activation: str = "dice",
+        softmax: bool = False,
+        activation: str = "dice",
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        check_layers("din", attention_activation, dropout)
+        check_layers("din", activation, dropout)
+        self.inputs = inputs
+        self.pairs = _pairs(inputs, attend)
+        inside = widths("din", "attention", attention)
+        dims = inputs.dims
+        self.attentions = nn.ModuleList(
+            TargetAttention(
+                sum(dims[name] for name in histories),
+                inside,
+                softmax=softmax,
+                activation=attention_activation,
+                dropout=dropout,
+            )
+            for _, histories in self.pairs
+        )
+        attended = {name for _, histories in self.pairs for name in histories}
+        self.others = tuple(name for name in inputs.sequences if name not in attended)
+        self.layers = perceptron(
+            inputs.num_dense + inputs.embedding_width,
+            widths("din", "hidden", hidden),
+            outputs=inputs.num_outputs,
+            activation=activation,
+            dropout=dropout,
+            batch_norm=batch_norm,
+        )
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits [B, outputs].
+
+        Raises UserError for histories of one event stream that differ in length.
+        """
+        parts = [batch.dense] if self.inputs.num_dense else []
+        parts += [batch.concatenated(self.inputs.pooled)] if self.inputs.pooled else []
+        for (targets, histories), attention in zip(self.pairs, self.attentions, strict=True):
+            target = torch.cat([batch.pooled[name] for name in targets], dim=1).float()
+            values, masks = zip(*(batch.sequence[name] for name in histories), strict=True)
+            if any(mask.shape != masks[0].shape or not torch.equal(mask, masks[0]) for mask in masks[1:]):
+                raise UserError(
+                    f"model 'din': the histories {', '.join(histories)} differ in length in a sample; "
+                    "expected as many ids in each, as they describe the same events"
+                )
+            parts.append(attention(target, torch.cat(values, dim=2), masks[0]))
+        parts += [masked_mean(*batch.sequence[name]) for name in self.others]
+        logits: Tensor = self.layers(side_by_side(parts))
+        return logits
+
+
+def _pairs(
+    inputs: Inputs, attend: Sequence[Mapping[str, Sequence[str]]] | None
+) -> list[tuple[list[str], list[str]]]:
+    """Returns the names of targets and histories that are compared.
+
+    Raises UserError for what isn't such a pair, and if there is none.
+    """
+    example = 'attend = [{ targets = ["item"], histories = ["clicks"] }]'
+    if attend is None:
+        found = []
+        pooled = [f for f in inputs.features if f.name in inputs.pooled]
+        for sequence in (f for f in inputs.features if f.name in inputs.sequences):
+            same = [f.name for f in pooled if f.table == sequence.table]
+            if len(same) == 1:
+                found.append((same, [sequence.name]))
+        if not found:
+            raise UserError(
+                "model 'din' found no sequence that shares its table with one pooled feature; give the "
+                f'history pooling = "sequence" and the target\'s table, or write {example}'
+            )
+        return found
+    pairs = []
+    for entry in attend if isinstance(attend, list | tuple) else [attend]:
+        if not isinstance(entry, Mapping) or set(entry) != {"targets", "histories"}:
+            raise UserError(f"model 'din': attend must be a list such as {example}, got {entry!r}")
+        targets, histories = list(entry["targets"]), list(entry["histories"])
+        for names, known, what in (
+            (targets, inputs.pooled, "pooled feature"),
+            (histories, inputs.sequences, "sequence"),
+        ):
+            unknown = [name for name in names if name not in known]
+            if unknown or not names:
+                raise UserError(
+                    f"model 'din': attend names {unknown[0]!r}, which is no {what}; there are: "
+                    f"{', '.join(known) or 'none'}"
+                    if unknown
+                    else f"model 'din': attend needs at least one {what}, as in {example}"
+                )
+        dims = [[inputs.dims[name] for name in names] for names in (targets, histories)]
+        if dims[0] != dims[1]:
+            raise UserError(
+                f"model 'din': attend compares {', '.join(targets)} of dims {dims[0]} with "
+                f"{', '.join(histories)} of dims {dims[1]}; give them the same tables, in the same order"
+            )
+        pairs.append((targets, histories))
+    return pairs

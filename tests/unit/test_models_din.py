@@ -1,0 +1,102 @@
+"""DIN is what its paper writes, computed event by event."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from persia_hpc.errors import UserError
+from persia_hpc.models import build_model
+from persia_hpc.trainer.batch import Batch, Inputs
+from persia_hpc.trainer.pooling.embed import Pooling
+from tests.support.row_batches import make_inputs, make_row_batch, random_ids
+
+HISTORIES = [
+    ("item", 4, "sum", False),
+    ("shop", 2, "sum", False),
+    ("items", 4, "sequence", True),
+    ("shops", 2, "sequence", True),
+    ("others", 2, "sequence", True),
+]
+ATTEND = [{"targets": ["item", "shop"], "histories": ["items", "shops"]}]
+
+
+def built(name: str, inputs: Inputs, **options: Any) -> Any:
+    torch.manual_seed(1)
+    return build_model(name, inputs, options)
+
+
+def batch_of(inputs: Inputs, num_samples: int, seed: int = 0) -> Batch:
+    rng = np.random.default_rng(seed)
+    ids = random_ids(inputs, num_samples, rng)
+    if "shops" in ids:
+        ids["shops"] = [rng.integers(0, 12, len(items)).tolist() for items in ids["items"]]
+    return Pooling(inputs).embed(make_row_batch(inputs, ids, rng), training=True)[0]
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.booleans(), st.sampled_from(["relu", "dice"]), st.integers(0, 10**6))
+def test_din_is_its_definition(softmax: bool, activation: str, seed: int) -> None:
+    inputs = make_inputs(HISTORIES)
+    model = built(
+        "din", inputs, attend=ATTEND, softmax=softmax, attention_activation=activation, activation="relu"
+    ).eval()
+    batch = batch_of(inputs, 8, seed)
+    unit = model.attentions[0].unit
+    rows = []
+    for i in range(8):
+        target = torch.cat([batch.pooled["item"][i], batch.pooled["shop"][i]])
+        length = int(batch.sequence["items"][1][i].sum())
+        events = [
+            torch.cat([batch.sequence[name][0][i, j] for name in ("items", "shops")]) for j in range(length)
+        ]
+        scores = [unit(torch.cat([target, e, target - e, target * e])[None])[0, 0] for e in events]
+        if softmax and scores:
+            scores = list(torch.softmax(torch.stack(scores), dim=0))
+        user = sum((a * e for a, e in zip(scores, events, strict=True)), torch.zeros(6))
+        values, mask = batch.sequence["others"]
+        other = values[i][mask[i]].mean(dim=0) if mask[i].any() else torch.zeros(2)
+        rows.append(torch.cat([batch.dense[i], target, user, other]))
+    torch.testing.assert_close(model(batch), model.layers(torch.stack(rows)))
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_din_learns_everything_also_from_samples_without_history(softmax: bool) -> None:
+    inputs = make_inputs(HISTORIES)
+    rng = np.random.default_rng(1)
+    ids = random_ids(inputs, 40, rng)
+    ids["shops"] = [rng.integers(0, 12, len(items)).tolist() for items in ids["items"]]
+    assert any(not items for items in ids["items"])
+    batch, gradients = Pooling(inputs).embed(make_row_batch(inputs, ids, rng), training=True)
+    model = built("din", inputs, attend=ATTEND, softmax=softmax)
+    nn.functional.binary_cross_entropy_with_logits(model(batch), batch.labels).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+    for gradient in gradients.arrays():
+        assert np.isfinite(gradient).all()
+        assert gradient.any(axis=1).all()
+
+
+def test_din_finds_the_target_that_shares_the_historys_table() -> None:
+    inputs = make_inputs(HISTORIES)
+    features = [replace(f, table=f.table.rstrip("s")) for f in inputs.features]
+    model = built("din", replace(inputs, features=tuple(features)))
+    assert model.pairs == [(["item"], ["items"]), (["shop"], ["shops"])]
+    assert model.others == ("others",)
+
+
+def test_din_refuses_histories_of_different_lengths() -> None:
+    inputs = make_inputs(HISTORIES)
+    batch = batch_of(inputs, 8)
+    values, mask = batch.sequence["shops"]
+    wrong = replace(batch, sequence={**batch.sequence, "shops": (values, ~mask)})
+    with pytest.raises(UserError, match="items, shops differ in length"):
+        built("din", inputs, attend=ATTEND)(wrong)
