@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from persia_hpc.models import BUILT_IN, build_model
+from persia_hpc.models import build_model
 from persia_hpc.trainer.batch import Batch, FeatureSpec, Inputs
 
 FEATURES, DIM, DENSE = 26, 16, 13
+MODELS = ("dlrm", "dcn_v2", "deepfm", "tower")
 STEPS = 4  # between two looks at the clock
 NAMES = [f"f{i:02d}" for i in range(FEATURES)]
 
@@ -83,7 +84,7 @@ def measure(name: str, options: argparse.Namespace) -> None:
 def main() -> None:
     """Runs all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=list(BUILT_IN), choices=list(BUILT_IN))
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--batch", type=int, default=2048)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--amp", default="off", choices=("off", "bf16"))

@@ -271,6 +271,8 @@ def test_ranks_per_node_multiply_with_nodes() -> None:
         ({"tasks.a.weight": -1}, ["tasks.a.weight = -1.0: expected at least 0"]),
         ({"tasks.a.weight": 0}, ["tasks have weights of 0 only"]),
         ({"tasks.a": {}, "train.loss": "mse"}, ["train.loss = 'mse'", "[tasks] are written too"]),
+        ({"train.optimizer": {"groups": 3}}, ["train.optimizer.groups = 3", "match"]),
+        ({"train.optimizer": {"groups": [{"match": "a"}]}}, ["train.optimizer.groups", "list of tables"]),
         ({"train.epochs": 0}, ["train.epochs = 0: expected at least 1"]),
         ({"train.clip_norm": 0}, ["train.clip_norm = 0.0: expected more than 0"]),
         ({"train.clip_norm": math.inf}, ["train.clip_norm = inf: expected a finite number"]),

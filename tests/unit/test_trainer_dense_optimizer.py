@@ -8,8 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from persia_hpc.config import load_config
+from persia_hpc.config.learning_rate import LearningRate
 from persia_hpc.errors import UserError
-from persia_hpc.trainer.session import make_optimizer
+from persia_hpc.trainer.dense.optimizer import make_optimizer, set_learning_rate
+from tests.support.tiny import tiny_config
 
 SETTINGS: list[dict[str, Any]] = [
     {"name": "Adam", "lr": 0.01},
@@ -73,3 +76,39 @@ def test_an_optimizer_that_refuses_to_fuse_only_in_a_step_makes_plain_ones(
 def test_refused_arguments_are_named_as_they_were_given() -> None:
     with pytest.raises(UserError, match=r"torch\.optim\.Adam refuses \{'lrr': 1\}"):
         make_optimizer(parameters(), {"name": "Adam", "lrr": 1})
+
+
+def test_groups_have_arguments_of_their_own_and_the_rest_those_of_all() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.ReLU(), torch.nn.Linear(2, 1))
+    settings = {
+        "name": "SGD",
+        "lr": 0.5,
+        "groups": [{"match": "2.*", "lr": 0.25}, {"match": "*.weight", "weight_decay": 0.1}],
+    }
+    optimizer = make_optimizer(list(model.parameters()), settings, model)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        rate = 0.25 if name.startswith("2.") else 0.5
+        gradient = 1 + (0.1 * before[name] if name == "0.weight" else 0)
+        torch.testing.assert_close(parameter.detach(), before[name] - rate * gradient)
+    set_learning_rate(optimizer, LearningRate(load_config(tiny_config("x")).train.schedule, 9), 1, 0.1)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.025, 0.05, 0.05])
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ([{"match": "3.*", "lr": 1}], r"groups\[0\]: no parameter .* '3\.\*'; there are: 0.weight, 0.bias"),
+        ([{"match": "0.*", "lr": 1}, {"match": "0.bias", "lr": 2}], r"groups\[1\]: no parameter"),
+        ([{"match": "0.*", "rate": 1}], r"groups\[0\].rate: the optimizer has no such argument; .*lr"),
+        ([{"match": "0.*", "params": []}], r"groups\[0\].params"),
+        ([{"match": "0.*", "lr": -1}], "refuses"),
+    ],
+)
+def test_groups_that_dont_fit_are_named(groups: list[dict[str, Any]], message: str) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2))
+    with pytest.raises(UserError, match=message):
+        make_optimizer(list(model.parameters()), {"name": "Adam", "groups": groups}, model)

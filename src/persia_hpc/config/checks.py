@@ -138,7 +138,14 @@ def _check_lifetime(table: TableConfig, staleness_bound: int, path: tuple[str, .
 
 def _dense_optimizer(given: Any, fail: Fail) -> dict[str, Any]:
     # Which arguments fit is known to torch alone: the trainer checks them against the optimizer's signature.
-    return with_name(given, "Adam", ("train", "optimizer"), fail)
+    path = ("train", "optimizer")
+    options = with_name(given, "Adam", path, fail)
+    groups = options.get("groups", [])
+    for group in groups if isinstance(groups, list) else [groups]:
+        if not isinstance(group, Mapping) or not isinstance(group.get("match"), str) or len(group) < 2:
+            example = '[{ match = "deep.*", weight_decay = 1e-5 }]'
+            raise fail((*path, "groups"), f"= {groups!r}: expected a list of tables such as {example}")
+    return options
 
 
 def _schedule(given: Any, path: tuple[str, ...], fail: Fail) -> dict[str, Any]:

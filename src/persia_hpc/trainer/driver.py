@@ -93,7 +93,7 @@ class Driver:
         self.model = build_model(config.model.class_name, inputs, dict(config.model.arguments))
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         if parameters:
-            make_optimizer(parameters, config.train.optimizer)  # only to refuse bad arguments now
+            make_optimizer(parameters, config.train.optimizer, self.model)  # only to refuse bad arguments now
         early_stop = config.train.early_stop
         self.early_stop = None
         if early_stop is not None:

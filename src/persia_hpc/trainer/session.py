@@ -112,7 +112,7 @@ class Session(Progress):
         warn = self.skips.warn if self.trainer_rank == 0 else None  # one line for all
         self._forward = Forward(model, train, self.inputs, self.device, self.full_batch, self.state, warn)
         if optimizer is None and self.reducer.parameters:
-            optimizer = make_optimizer(self.reducer.parameters, self.config.train.optimizer)
+            optimizer = make_optimizer(self.reducer.parameters, train.optimizer, model)
         self.optimizer = optimizer
         self.precision.attach(self.reducer.parameters, optimizer)
         # From here on trainers draw their own random numbers (dropout).

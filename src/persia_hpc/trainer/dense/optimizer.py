@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from fnmatch import fnmatchcase
 from inspect import signature
 from typing import Any
 
@@ -17,15 +18,19 @@ from .without_compiler import without_compiler
 WAYS = {"fused", "foreach", "capturable", "differentiable"}  # options that say how, not what, to compute
 
 
-def make_optimizer(parameters: Any, settings: Mapping[str, Any]) -> torch.optim.Optimizer:
+def make_optimizer(
+    parameters: Any, settings: Mapping[str, Any], model: nn.Module | None = None
+) -> torch.optim.Optimizer:
     """Makes an optimizer of torch.optim by its name and arguments.
 
     It is fused (one kernel for all parameters) where torch offers that and `settings` doesn't choose
-    otherwise.
+    otherwise. `settings["groups"]` are arguments for some parameters, by their names in `model`.
 
-    Raises UserError for names and arguments that torch.optim doesn't have.
+    Raises UserError for names and arguments that torch.optim doesn't have, and for a group that no parameter
+    is in.
     """
     arguments = dict(settings)
+    groups = arguments.pop("groups", [])
     name = str(arguments.pop("name", "Adam"))
     names = [n for n in dir(torch.optim) if isinstance(getattr(torch.optim, n), type) and n != "Optimizer"]
     if name not in names:
@@ -36,10 +41,51 @@ def make_optimizer(parameters: Any, settings: Mapping[str, Any]) -> torch.optim.
     able = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
     try:
         fused = {"fused": True} if free and able and _fuses(optimizer, arguments, parameters) else {}
-        made: torch.optim.Optimizer = optimizer(parameters, **arguments, **fused)
+        grouped = _grouped(parameters, groups, model, signature(optimizer).parameters)
+        for group in grouped:  # each alone: torch looks only at the arguments of all
+            optimizer(**{**arguments, **group})
+        made: torch.optim.Optimizer = optimizer(grouped or parameters, **arguments, **fused)
     except (TypeError, ValueError) as error:
-        raise UserError(f"train.optimizer: torch.optim.{name} refuses {arguments}: {error}") from error
+        given = {key: value for key, value in settings.items() if key != "name"}
+        raise UserError(f"train.optimizer: torch.optim.{name} refuses {given}: {error}") from error
     return made
+
+
+def _grouped(
+    parameters: Sequence[nn.Parameter],
+    groups: Sequence[Mapping[str, Any]],
+    model: nn.Module | None,
+    known: Collection[str],
+) -> list[dict[str, Any]]:
+    """Returns the parameters in groups: each in the first whose `match` fits its name, the others last.
+
+    known: what the optimizer's constructor takes.
+    Raises UserError for an argument that isn't known, and for a group without parameters.
+    """
+    if not groups or model is None:
+        return []
+    names = {id(p): name for name, p in model.named_parameters()}
+    left = {names[id(p)]: p for p in parameters}
+    made = []
+    for number, group in enumerate(groups):
+        own = {key: value for key, value in group.items() if key != "match"}
+        path = f"train.optimizer.groups[{number}]"
+        if unknown := [key for key in own if key not in known or key == "params"]:
+            text = f"{path}.{unknown[0]}: the optimizer has no such argument; it has: {_listed(known)}"
+            raise UserError(text)
+        mine = [name for name in left if fnmatchcase(name, group["match"])]
+        if not mine:
+            raise UserError(
+                f"{path}: no parameter that an earlier group has left fits match = {group['match']!r}; there "
+                f"are: {_listed(left)}"
+            )
+        made.append({"params": [left.pop(name) for name in mine], **own})
+    return [*made, {"params": list(left.values())}] if left else made
+
+
+def _listed(names: Collection[str]) -> str:
+    some = ", ".join(list(names)[:12])
+    return f"{some} and {len(names) - 12} more" if len(names) > 12 else some or "none"
 
 
 def _fuses(optimizer: Any, arguments: Mapping[str, Any], parameters: Sequence[Tensor]) -> bool:
