@@ -14,7 +14,7 @@ LATE_SECONDS = 0.4
 
 
 class World:
-    """Stands in for a communicator of two ranks, of which the other one comes late, with a problem or none."""
+    """Stands in for a communicator of two ranks; the other one comes late, with a problem or none."""
 
     def __init__(self, theirs: tuple[int, str] | None = None) -> None:
         self.theirs = theirs
