@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import os
 import sys
 import warnings
@@ -14,13 +13,12 @@ from typing import Any
 from .errors import EXIT_FAILURE, EXIT_USER, PersiaError, needs_package
 from .launch.environment import inside_mpi, keep_to_loopback, let_threads_sleep, world_rank_of
 from .printable import LINES, printable
+from .runtime.imports import import_quickly
 
 COMMANDS = (
     *("train", "submit", "status", "evaluate", "predict", "preprocess", "inspect", "checkpoint"),
     *("report", "plan", "doctor", "bench"),
 )
-# The options of these come with libraries that take time to import, so only who asks for them pays.
-SLOW = ("preprocess", "bench")
 EXIT_CODES = """\
 exit codes: 0 done; 1 failure; 2 bad input or configuration; 3 damaged data; 75 stopped early, try again;
 128+n ended by signal n"""
@@ -85,8 +83,10 @@ def _make_parser(given: Sequence[str]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for name in COMMANDS:
-        module = importlib.import_module(f"persia_hpc.commands.{name}")
+    asked = [argument for argument in given if argument != "--"][:1]
+    for name in asked if asked and asked[0] in COMMANDS else COMMANDS:
+        import_quickly(f"persia_hpc.commands.{name}")
+        module = sys.modules[f"persia_hpc.commands.{name}"]
         command = commands.add_parser(
             name,
             help=module.SUMMARY,
@@ -94,7 +94,7 @@ def _make_parser(given: Sequence[str]) -> argparse.ArgumentParser:
             epilog=f"{module.EXAMPLES}\n\n{EXIT_CODES}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        if name not in SLOW or name in given:
+        if name in asked:  # else only the list of commands is shown
             module.add_arguments(command)
         command.set_defaults(command_module=module)
     return parser

@@ -93,3 +93,14 @@ def test_only_the_output_of_this_node_is_lost_with_its_launcher(tmp_path: Path) 
     said = lost_output(7, [there, here])
     assert "(pid 7) was killed" in said
     assert "what this node's ranks (2) print no longer arrives" in said
+
+
+def test_a_watch_ends_at_once() -> None:
+    seconds = []
+    for _ in range(5):
+        watch = DeathWatch()
+        time.sleep(0.01)  # it waits by now
+        begin = time.monotonic()
+        watch.close()
+        seconds.append(time.monotonic() - begin)
+    assert min(seconds) < 0.02

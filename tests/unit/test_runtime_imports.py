@@ -52,3 +52,15 @@ def test_a_run_in_one_process_imports_torch_so(tmp_path: Path) -> None:
     command += ["--run-dir", str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout == "0 True True\n"
+
+
+def test_no_process_is_started_by_the_imports_of_a_rank() -> None:
+    code = (
+        "import platform, sys; from persia_hpc.runtime.imports import import_quickly\n"
+        "started = []\n"
+        "sys.addaudithook(lambda event, given: event == 'subprocess.Popen' and started.append(given))\n"
+        "import_quickly('persia_hpc.job.rank'); print(len(started), 'h5py' in sys.modules)\n"
+        "platform.processor(); print(len(started))"  # is asked for as ever
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "0 True\n1\n"

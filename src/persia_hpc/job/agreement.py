@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
@@ -15,6 +16,22 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 LOG = logging.getLogger("persia_hpc")
+# Servers and workers are ready seconds before trainers have PyTorch: sleeps of this part of the time waited.
+_SLEEP_PART = 0.02
+_SLEEP_SECONDS = (100e-6, 10e-3)  # at least and at most
+
+
+def meet(world: MPI.Intracomm) -> None:
+    """Returns when all ranks are here; a rank that waits leaves its core to those that still prepare.
+
+    MPI's own collective calls poll without a pause.
+
+    Collective over world.
+    """
+    request, begin = world.Ibarrier(), time.monotonic()
+    least, most = _SLEEP_SECONDS
+    while not request.Test():
+        time.sleep(min(max(least, _SLEEP_PART * (time.monotonic() - begin)), most))
 
 
 def agree(world: MPI.Intracomm, prepare: Callable[[], T]) -> T:
@@ -31,6 +48,7 @@ def agree(world: MPI.Intracomm, prepare: Callable[[], T]) -> T:
     except BaseException as error:  # sys.exit() in a user's module would leave the others waiting
         problem = (EXIT_FAILURE, f"{type(error).__name__}: {error}")
         LOG.exception("while preparing")
+    meet(world)
     problems = [p for p in world.allgather(problem) if p is not None]
     if problems:
         raise AgreedError(*problems[0])

@@ -31,7 +31,7 @@ from persia_hpc.topology.channels import RingBytes
 from persia_hpc.topology.communicators import show_gpus, split_world
 from persia_hpc.topology.roles import Role
 
-from .agreement import agree, agree_on_data
+from .agreement import agree, agree_on_data, meet
 from .binding import Binding, bind_ranks
 from .duties import Duty, ServerDuty, TrainerDuty, WorkerDuty
 from .facts import Facts, concerns_checkpoints, make_facts, training_data
@@ -91,6 +91,7 @@ class RankJob:
         self.start = start
         self.task = task
         self.config, self.world, self.run_dir = start.config, start.world, start.run_dir
+        meet(self.world)  # all imports are done: MPI polls until the slowest is here
         self.communicators = agree(self.world, lambda: split_world(self.world, self.config))
         me = self.communicators.me
         self.role = f"{me.role.value} {me.role_rank}"

@@ -68,7 +68,8 @@ class DeathWatch:
         self._seen: dict[int, int] = {}
         self._began: dict[int, float] = {}  # by world rank, in order, when; until told
         self._ended: dict[int, Death] = {}
-        self._closing = False
+        self._closing = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._epoll.register(self._closing, select.EPOLLIN)
         self._thread = threading.Thread(target=self._run, name="persia-deaths", daemon=True)
         self._thread.start()
 
@@ -100,16 +101,15 @@ class DeathWatch:
 
     def close(self) -> None:
         """Ends the thread."""
-        self._closing = True
+        os.eventfd_write(self._closing, 1)
         self._thread.join(timeout=2)
-        for fd in (*self._by_pidfd, *self._by_beacon):
+        for fd in (*self._by_pidfd, *self._by_beacon, self._closing):
             with contextlib.suppress(OSError):
                 os.close(fd)
         self._epoll.close()
 
     def _run(self) -> None:
-        while not self._closing:
-            self._round(0.05)
+        while self._round(0.05):
             for world_rank, began in list(self._began.items()):
                 if world_rank in self._ended:
                     self.deaths.append(self._ended.pop(world_rank))
@@ -117,8 +117,12 @@ class DeathWatch:
                 elif time.time() - began < _HELD_BACK_SECONDS:
                     break
 
-    def _round(self, seconds: float) -> None:
-        for fd, _ in self._epoll.poll(seconds):
+    def _round(self, seconds: float) -> bool:
+        """Takes what happens within some time; returns whether to go on."""
+        events = [fd for fd, _ in self._epoll.poll(seconds)]
+        for fd in events:
+            if fd == self._closing:
+                continue
             self._epoll.unregister(fd)
             rank = self._by_beacon.pop(fd, None)
             if rank is not None:
@@ -131,6 +135,7 @@ class DeathWatch:
             if not rank.is_alive():
                 del self._by_poll[rank.world_rank]
                 self._record_death(rank, _zombie_status(rank))
+        return self._closing not in events
 
     def _record_death(self, rank: RankRecord, status: int | None) -> None:
         began = self._began.setdefault(rank.world_rank, time.time())

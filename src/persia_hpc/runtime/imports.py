@@ -1,9 +1,12 @@
-"""Imports large packages without the work that Python's garbage collector makes of it."""
+"""Imports large packages without the garbage collector's work, and without the processes that they start."""
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import platform
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 
 
@@ -19,8 +22,26 @@ def import_quickly(name: str) -> None:
     enabled = gc.isenabled()
     gc.disable()
     try:
-        import_module(name)
+        with _nobody_asks_for_the_processor():
+            import_module(name)
     finally:
         gc.freeze()
         if enabled:
             gc.enable()
+
+
+@contextlib.contextmanager
+def _nobody_asks_for_the_processor() -> Iterator[None]:
+    """Keeps the name of the processor from being looked up, for which Python starts `uname -p`.
+
+    h5py looks at the machine in a way that looks up all of `platform.uname()`.
+    """
+    known = vars(platform.uname())
+    if "processor" in known:
+        yield
+        return
+    known["processor"] = ""
+    try:
+        yield
+    finally:
+        del known["processor"]

@@ -57,6 +57,8 @@ class PollingLoop:
                 waiter.busy()
                 watchdog.moved()
                 continue
+            if done():  # the end of a ring is nothing that moves, and nothing more may come after it
+                return
             watchdog.idle()
             waiter.idle()
             if idled is not None:
