@@ -26,11 +26,11 @@ from typing import Any
 
 import numpy as np
 
-from persia_hpc._native import gather_pool_backward, gather_pool_forward, mix
+from persia_hpc._native import PendingPull, gather_pool_backward, gather_pool_forward, mix
 from persia_hpc.bench.measure import Result, Timing, machine, summarize, table_lines
 from persia_hpc.config import load_config, parse_bytes, to_toml
 from persia_hpc.embedding_worker.engine import EmbeddingWorker
-from persia_hpc.parameter_server.engine import ParameterServer, PendingPull
+from persia_hpc.parameter_server.engine import ParameterServer
 from persia_hpc.samples.batch import IdColumn, SampleBatch
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from persia_hpc.table_layout import make_layout

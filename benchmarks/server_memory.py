@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from persia_hpc._native import PendingPull
 from persia_hpc.config import load_config
-from persia_hpc.parameter_server.engine import ParameterServer, PendingPull
+from persia_hpc.parameter_server.engine import ParameterServer
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from persia_hpc.table_layout import make_layout, server_bytes
 

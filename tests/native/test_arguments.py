@@ -25,6 +25,12 @@ def table_set() -> _native.TableSet:
     return _native.TableSet([make_table(**arguments())], [0], [3])
 
 
+def push_pulled(gradients: np.ndarray) -> None:
+    tables, pull = table_set(), _native.PendingPull(1, 0, U64, U32 + 1)
+    tables.pull(pull, [np.zeros_like(F32)])
+    tables.push([(pull, [gradients])], 1)
+
+
 # A call, and the arrays by name that it takes; each in turn is replaced by what is no array.
 CALLS: list[tuple[Callable[..., Any], dict[str, Any]]] = [
     (_native.mix, {"ids": U64}),
@@ -48,19 +54,16 @@ CALLS: list[tuple[Callable[..., Any], dict[str, Any]]] = [
         {"keys": U64, "rows": F32, "stamps": U32},
     ),
     (
-        lambda keys, counts, out, slots, wanted: table_set().pull(keys, counts, 1, [out], slots, wanted),
-        {"keys": U64, "counts": U32 + 1, "out": F32, "slots": U32.copy(), "wanted": U8[:1] + 1},
+        lambda keys, counts, out, wanted: table_set().pull(
+            _native.PendingPull(1, 0, keys, counts, 0, wanted), [out]
+        ),
+        {"keys": U64, "counts": U32 + 1, "out": F32, "wanted": U8[:1] + 1},
     ),
     (
         lambda keys, counts, out: table_set().lookup(keys, counts, [out]),
         {"keys": U64, "counts": U32 + 1, "out": F32},
     ),
-    (
-        lambda keys, counts, slots, gradients, epochs: table_set().push(
-            [(keys, counts, slots, [gradients], epochs)], 1
-        ),
-        {"keys": U64, "counts": U32 + 1, "slots": U32 + (2**32 - 1), "gradients": F32, "epochs": U32},
-    ),
+    (lambda gradients: push_pulled(gradients), {"gradients": F32}),
     (lambda rates: table_set().set_lr(rates), {"rates": np.zeros(1)}),
     (
         lambda sightings: make_table(**arguments()).restore_bucket(0, 0, 0, sightings),

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from persia_hpc._native import Table, TableSet, encode_rows
+from persia_hpc._native import PendingPull, Table, TableSet, encode_rows
 
 from .table_support import KEYS, OPTIMIZERS, arguments, export, make_table, u64
 
@@ -145,19 +145,19 @@ def test_records_of_many_tables_are_a_loop_over_tables(tables: Any, seed: int, w
             wanted = generator.integers(0, 2, len(keys)).astype(np.uint8) if generator.integers(2) else None
             rows = loop.row_counts(counts, wanted)
             assert ours.row_counts(counts, wanted) == rows
-            (expected, slots), (out, our_slots) = (
-                (blocks(loop, rows, wire), np.full(len(keys), 7, np.uint32)) for _ in range(2)
-            )
+            expected, out = (blocks(loop, rows, wire) for _ in range(2))
+            slots = np.full(len(keys), 7, np.uint32)
             epochs = loop.pull(keys, counts, step, expected, slots, wanted)
-            our_epochs = ours.pull(keys, counts, step, out, our_slots, wanted)
-            assert_same([*out, our_slots, our_epochs], [*expected, slots, epochs])
+            pull = PendingPull(step, 0, keys, counts, 0, wanted)
+            ours.pull(pull, out)
+            assert_same([*out, pull.slots, pull.epochs], [*expected, slots, epochs])
             gradients = [
                 encode_rows(generator.normal(size=(n, dim)).astype(np.float32), wire)
                 for n, dim in zip(loop.row_counts(counts), loop.dims, strict=True)
             ]
             if wire == "fp32" and generator.integers(3) == 0 and gradients[0].size:
                 gradients[0][0, 0] = np.nan
-            pulled.append((keys, counts, slots, gradients, epochs))
+            pulled.append(((keys, counts, slots, gradients, epochs), (pull, gradients)))
         in_flight.append([step, pulled])
         if generator.integers(2):
             at, records = in_flight.pop(int(generator.integers(len(in_flight))))
@@ -165,9 +165,9 @@ def test_records_of_many_tables_are_a_loop_over_tables(tables: Any, seed: int, w
             loop.set_lr(rates)
             ours.set_lr(rates)
             for together in [records] if generator.integers(2) else [[each] for each in records]:
-                outcome = ours.push(together, at)
-                assert outcome == loop.push(together, at)
-                assert sum(outcome) == sum(len(each[0]) for each in together)
+                outcome = ours.push([mine for _, mine in together], at)
+                assert outcome == loop.push([theirs for theirs, _ in together], at)
+                assert sum(outcome) == sum(len(pull) for _, (pull, _) in together)
         if generator.integers(2):
             assert ours.evict(step) == loop.evict(step)
         keys, counts = record(loop, generator)
@@ -193,13 +193,12 @@ def arrays() -> dict[str, Any]:
         "keys": np.concatenate([LOW, HIGH]),
         "counts": np.array([2, 2, 0], np.uint32),
         "out": [np.zeros((4, 3), np.float32)],
-        "slots": np.zeros(4, np.uint32),
     }
 
 
 BAD_RECORDS: list[tuple[dict[str, Any], str]] = [
     ({"counts": np.array([2, 1, 0], np.uint32)}, "keys.*got 4, expected 3"),
-    ({"counts": np.array([2, 2], np.uint32)}, r"counts: .*\[3\]"),
+    ({"counts": np.array([2, 2], np.uint32)}, "counts: got 2, expected 3"),
     ({"counts": np.array([2, 2, 0], np.int64)}, "counts: .*uint32"),
     ({"counts": np.array([2, 0, 2], np.uint32)}, r"counts\[2\] = 2.*no buckets of that table"),
     ({"keys": np.concatenate([LOW, LOW])}, "table 1: keys.* of bucket 0"),
@@ -208,7 +207,6 @@ BAD_RECORDS: list[tuple[dict[str, Any], str]] = [
     ({"out": []}, "got 0 arrays, expected 1"),
     ({"out": [np.zeros((3, 3), np.float32)]}, "rows of dim group 0: got 3, expected 4"),
     ({"out": [np.zeros((4, 2), np.float32)]}, r"out\[0\]: .*\[U, 3\]"),
-    ({"slots": np.zeros(3, np.uint32)}, r"slots: .*\[4\]"),
 ]
 
 
@@ -218,7 +216,8 @@ def test_a_malformed_record_changes_nothing(call: str, change: dict[str, Any], m
     """What is wrong with its last table must be seen before the first one is touched."""
     _, ours, made = both(TWO)
     good = arrays()
-    epochs = ours.pull(good["keys"], good["counts"], 1, good["out"], good["slots"])
+    pull = PendingPull(1, 0, good["keys"], good["counts"])
+    ours.pull(pull, good["out"])
 
     def contents() -> tuple[Any, int]:
         first, second, _ = made
@@ -228,14 +227,16 @@ def test_a_malformed_record_changes_nothing(call: str, change: dict[str, Any], m
 
     before = contents()
     bad = {**good, **change}
-    keys, counts, out, slots = bad["keys"], bad["counts"], bad["out"], bad["slots"]
+    keys, counts, out = bad["keys"], bad["counts"], bad["out"]
     calls = {
-        "pull": lambda: ours.pull(keys, counts, 2, out, slots),
-        "push": lambda: ours.push([(keys, counts, slots, out, epochs)], 1),
+        "pull": lambda: ours.pull(PendingPull(2, 0, keys, counts), out),
+        "push": lambda: ours.push([(pull, out)], 1),
         "lookup": lambda: ours.lookup(keys, counts, out),
     }
-    if call == "lookup" and "slots" in change:
+    if call == "push" and "out" not in change:
         return
+    if call == "lookup" and len(counts) == 2:
+        message = r"counts: .*\[3\]"
     with pytest.raises(ValueError, match=message.replace("out", "gradients") if call == "push" else message):
         calls[call]()
     after = contents()
@@ -247,21 +248,22 @@ def test_a_malformed_record_changes_nothing(call: str, change: dict[str, Any], m
 def test_other_bad_arguments_are_refused() -> None:
     _, ours, _ = both(TWO)
     good = arrays()
-    keys, counts, out, slots = good["keys"], good["counts"], good["out"], good["slots"]
+    keys, counts, out = good["keys"], good["counts"], good["out"]
     with pytest.raises(ValueError, match="wanted"):
-        ours.pull(keys, counts, 1, out, slots, np.ones(3, np.uint8))
+        ours.pull(PendingPull(1, 0, keys, counts, 0, np.ones(3, np.uint8)), out)
     with pytest.raises(ValueError, match="wanted"):
         ours.row_counts(counts, np.ones(0, np.uint8))
-    with pytest.raises(ValueError, match="step: got -1"):
-        ours.pull(keys, counts, -1, out, slots)
-    epochs = ours.pull(keys, counts, 1, out, slots)
-    bad = slots.copy()
-    bad[3] = 1000
+    with pytest.raises(ValueError, match="step: got 4294967296"):
+        ours.pull(PendingPull(1 << 32, 0, keys, counts), out)
+    pull, bad = (PendingPull(1, 0, keys, counts) for _ in range(2))
     rows = np.ones((4, 3), np.float32)
+    with pytest.raises(ValueError, match="slots: got 0, expected 4"):
+        ours.push([(pull, [rows])], 1)  # it was never answered
+    for each in (pull, bad):
+        ours.pull(each, out)
+    bad.slots[3] = 1000
     with pytest.raises(ValueError, match=r"table 1: slots\[1\] = 1000 was never given"):
-        ours.push([(keys, counts, slots, [rows], epochs), (keys, counts, bad, [rows], epochs)], 1)
-    with pytest.raises(ValueError, match=r"records\[0\]: epochs: .*\[3\]"):
-        ours.push([(keys, counts, slots, [rows], epochs[:2])], 1)
+        ours.push([(pull, [rows]), (bad, [rows])], 1)
     after = np.empty((4, 3), np.float32)
     ours.lookup(keys, counts, [after])
     np.testing.assert_array_equal(after, out[0])
@@ -285,8 +287,9 @@ def test_a_thread_may_copy_rows_while_records_come() -> None:
     _, ours, made = both(configs)
     keys = np.arange(64, dtype=np.uint64) << np.uint64(58)
     record, counts = np.tile(keys, 3), np.full(3, 64, np.uint32)
-    out, slots = np.empty((192, 3), np.float32), np.empty(192, np.uint32)
-    epochs = ours.pull(record, counts, 1, [out], slots)
+    out = np.empty((192, 3), np.float32)
+    pull = PendingPull(1, 0, record, counts)
+    ours.pull(pull, [out])
     marked = out.copy()
     for table in made:
         assert table is not None
@@ -302,6 +305,6 @@ def test_a_thread_may_copy_rows_while_records_come() -> None:
     thread = threading.Thread(target=copy)
     thread.start()
     for step in range(1, 200):
-        ours.push([(record, counts, slots, [np.ones_like(out)], epochs)], step)
+        ours.push([(pull, [np.ones_like(out)])], step)
     thread.join()
     np.testing.assert_array_equal(np.concatenate(copied), marked)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -66,7 +68,23 @@ def test_constants_that_made_the_times_are_found() -> None:
             "pool": pool,
         }
         seen.append(Observation(w, {phase: 1e-9 * n for phase, n in ns.items()}))
-    assert fit(seen) == pytest.approx(made, rel=1e-3)
+    assert fit(seen, made.pop("table_call")) == pytest.approx(made, rel=1e-3)
+
+
+def test_the_loops_of_a_server_and_of_a_worker_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if each part cost what it says: the servers' rows and the worker's own batch must not count."""
+
+    def server(tables: int, servers: int, repeats: int, *, ids: int, workers: int) -> SimpleNamespace:
+        assert ids * tables / servers == constants.LOOP_IDS  # the same rows, whatever the number of tables
+        return SimpleNamespace(notes={"beyond us": 12.0 + 2 * tables * 0.4})
+
+    def worker(tables: int, servers: int, repeats: int, *, ids: int) -> SimpleNamespace:
+        return SimpleNamespace(ours=SimpleNamespace(median=90.0 + 5 * servers))
+
+    monkeypatch.setattr(constants, "measure_server", server)
+    monkeypatch.setattr(constants, "measure_worker", worker)
+    found = constants._loops(lambda _: None)
+    assert found == pytest.approx({"table_call": 400.0, "server_batch": 12e3, "worker_record": 5e3})
 
 
 def test_a_trial_sees_every_phase_and_its_work(tmp_path, monkeypatch) -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from persia_hpc._native import PendingPull
 from persia_hpc.config import load_config
 from persia_hpc.config.types import ROLE_KEYS, RanksConfig
 from persia_hpc.cost_model.cluster import Cluster
@@ -21,7 +22,7 @@ from persia_hpc.cost_model.work import assumed_counts, batch_work
 from persia_hpc.embedding_worker.engine import EmbeddingWorker
 from persia_hpc.errors import UserError
 from persia_hpc.job.trial import count_batches
-from persia_hpc.parameter_server.engine import ParameterServer, PendingPull
+from persia_hpc.parameter_server.engine import ParameterServer
 from persia_hpc.protocol.row_batch import pack_row_batch
 from persia_hpc.protocol.wire import WIRES
 from persia_hpc.samples.batch import IdColumn, SampleBatch

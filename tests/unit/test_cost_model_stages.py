@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from persia_hpc.config.types import ROLE_KEYS
 from persia_hpc.cost_model.cluster import Cluster
-from persia_hpc.cost_model.costs import Dense, count_costs
+from persia_hpc.cost_model.costs import HIDING, Dense, count_costs
 from persia_hpc.cost_model.predict import predict
 from persia_hpc.cost_model.work import assumed_counts, batch_work
 from persia_hpc.embedding_worker.engine import EmbeddingWorker
@@ -112,3 +113,55 @@ def test_each_trainer_of_a_node_needs_a_gpu() -> None:
         else:
             with pytest.raises(UserError, match="--gpus 2: node 0 would have 3 trainers"):
                 cluster.place(config.ranks, counts)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.floats(1e3, 1e8), min_size=1, max_size=6),
+    st.floats(0, 1),
+    st.floats(1e7, 1e11),
+    st.floats(0, 1e-4),
+    st.sampled_from(["horovod", "mpi", "nccl"]),
+    st.booleans(),
+)
+def test_backward_hides_of_allreduce_what_is_ready_and_not_more(
+    buckets: list[float], share: float, link: float, latency: float, reducer: str, gpus: bool
+) -> None:
+    """The last sum ends when the slowest of these does: a bucket's wait for backward, and all from it on."""
+    counts = {"parameter_servers": 1, "embedding_workers": 1, "trainers": 4}
+    cluster = Cluster(
+        nodes=2, cores=64, gpus=2 if gpus else 0, link_bytes=link, latency_seconds=latency, cpu_nodes=1
+    )
+    job = job_of(config_of(train={"reducer": reducer}), counts, cluster)
+    dense = Dense(1e-3, 2e-6, sum(buckets), "", buckets=tuple(buckets), backward_share=share)
+
+    def allreduce(**changes: Any) -> float:
+        changed = dataclasses.replace(job, dense=dataclasses.replace(dense, **changes))
+        return predict(changed, cluster).costs.seconds["trainer"]["allreduce"]
+
+    exposed, whole = allreduce(), allreduce(buckets=())
+    backward = share * (1e-3 + 2e-6 * job.work.samples)
+    overlaps = reducer == "nccl" or (reducer == "mpi" and not gpus)
+    if len(buckets) < 2 or not overlaps:
+        assert exposed == whole
+        return
+    constants = job.constants
+    moved = max(
+        1.5 * dense.bytes * constants.allreduce_byte * 1e-9,  # 2 (t - 1) / t of the bytes
+        1.5 * dense.bytes / link,
+    )
+    step = 1e-9 * constants.node_sum + 2 * latency
+    sizes = np.array(buckets) / sum(buckets)
+    ready, left = backward * np.cumsum(sizes), np.cumsum((step + moved * sizes)[::-1])[::-1]
+    after = float((ready + left).max()) - backward
+    assert whole == pytest.approx(step + moved)
+    assert exposed == pytest.approx(whole - HIDING[reducer] * max(0.0, whole - max(0.0, after)))
+    assert whole - backward <= exposed * (1 + 1e-9) <= whole * (1 + 2e-9)
+
+
+def test_sums_within_a_node_hide_nothing() -> None:
+    counts = {"parameter_servers": 1, "embedding_workers": 1, "trainers": 2}
+    for changes in ({"mode": "async"}, {"train": {"reducer": "mpi"}}):
+        job = job_of(config_of(**changes), counts, Cluster(cores=64))
+        cut = dataclasses.replace(job, dense=dataclasses.replace(job.dense, buckets=(5e5, 5e5)))
+        assert count_costs(cut).seconds == count_costs(job).seconds

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from persia_hpc._native import mix
+from persia_hpc._native import PendingPull, mix
 from persia_hpc.config import load_config
 from persia_hpc.config.learning_rate import LearningRate
-from persia_hpc.parameter_server.engine import ParameterServer, PendingPull
+from persia_hpc.parameter_server.engine import ParameterServer
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from persia_hpc.table_layout import make_layout
 from tests.support.tiny import tiny_config

@@ -15,10 +15,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from persia_hpc._native import PendingPull
 from persia_hpc.config import load_config
 from persia_hpc.embedding_worker.engine import EmbeddingWorker, KeyBatch
 from persia_hpc.errors import UserError
-from persia_hpc.parameter_server.engine import ParameterServer, PendingPull
+from persia_hpc.parameter_server.engine import ParameterServer
 from persia_hpc.protocol.row_batch import RowBatch, pack_row_batch, unpack_row_batch
 from persia_hpc.protocol.wire import WIRES
 from persia_hpc.samples.batch import IdColumn, SampleBatch

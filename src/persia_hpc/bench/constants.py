@@ -1,7 +1,8 @@
 """Measures the cost model's constants on this machine, in about half a minute, by the code that jobs run.
 
 Trials train small models on synthetic data in this process, at shapes that tell the costs of ids, rows,
-bytes, features and batches apart. Jobs of tiny batches under mpiexec show what a step costs the ranks besides
+bytes, features and batches apart. The loops of a server and of a worker, fed from memory, show what batches,
+tables and further servers cost. A job of tiny batches under mpiexec shows what a step costs the ranks besides
 its work. Pairs of ranks show what rings and AllReduce take.
 """
 
@@ -31,11 +32,14 @@ from persia_hpc.topology.roles import make_plan
 from . import ring, table
 from .allreduce import sums_of_two
 from .measure import machine
+from .scale_server import measure_server
+from .scale_worker import measure_worker
 from .train_jobs import run_job, synthetic, w0_settings
 
 SAMPLES = 1 << 16
 SECONDS = 1.2  # of a trial, beyond its first pass over the data
 TINY_BATCH, TINY_STEPS, TINY_SAMPLES = 32, 2000, 2048  # some 30 passes, so that hardly a row is new
+MANY_TABLES, MANY_SERVERS, LOOP_IDS = 26, 17, 512
 Say = Callable[[str], None]
 
 
@@ -80,7 +84,9 @@ def measure_constants(say: Say = lambda _: None) -> Constants:
                     paths[kind] = synthetic(Path(folder) / f"{kind[0]}-{kind[1]}", SAMPLES, *kind)
                 say(f"trial: {shape}")
                 seen.append(observe(shape, paths[kind]))
-            found = {**fit(seen), **_rings(say), **_allreduce(say), **_inserts()}
+            loops = _loops(say)
+            fitted = fit(seen, loops["table_call"])
+            found = {**loops, **fitted, **_rings(say), **_allreduce(say), **_inserts()}
             constants = Constants(machine=_machine(), **{**dict.fromkeys(NAMES, 0.0), **found})
             return _steps(constants, Path(folder), say)
     finally:
@@ -108,16 +114,15 @@ def observe(shape: Shape, path: Path) -> Observation:
     return Observation(batch_work(trial.config, trial.layout, trial.schema, shape.batch, counts), seconds)
 
 
-def fit(seen: Sequence[Observation]) -> dict[str, float]:
-    """Returns the non-negative constants that fit the trials' phases with the least relative error."""
+def fit(seen: Sequence[Observation], table_call: float = 0.0) -> dict[str, float]:
+    """Returns the non-negative constants that fit the trials' phases with the least relative error.
+
+    table_call: nanoseconds of each table's part of a pull and of a push, known already.
+    """
     terms: dict[str, dict[str, Callable[[BatchWork], float]]] = {
         "read": {"read_batch": lambda w: 1.0, "read_value": lambda w: w.values},
         "dedup": {"dedup_feature": lambda w: w.num_features, "dedup_id": lambda w: w.ids},
-        "pull": {
-            "table_call": lambda w: w.num_tables,
-            "pull_row": lambda w: w.rows,
-            "pull_byte": lambda w: w.stored_bytes,
-        },
+        "pull": {"pull_row": lambda w: w.rows, "pull_byte": lambda w: w.stored_bytes},
         "push": {"push_row": lambda w: w.rows, "push_byte": lambda w: w.updated_bytes},
         "pool": {
             "pool_feature": lambda w: w.num_features,
@@ -127,7 +132,7 @@ def fit(seen: Sequence[Observation]) -> dict[str, float]:
     }
     found: dict[str, float] = {}
     for phase, each in terms.items():
-        calls = found["table_call"] if phase == "push" else 0.0
+        calls = table_call if phase in ("pull", "push") else 0.0
         known = np.array([o.work.num_tables * calls for o in seen])
         goal = np.array([1e9 * o.seconds[phase] for o in seen])
         matrix = np.array([[term(o.work) for term in each.values()] for o in seen])
@@ -153,6 +158,24 @@ def non_negative(matrix: np.ndarray, goal: np.ndarray) -> np.ndarray:
         if (x >= 0).all() and error < least:
             best, least = x, error
     return best
+
+
+def _loops(say: Say) -> dict[str, float]:
+    """Returns what a batch costs a busy server, each of its tables, and a worker for each further server."""
+    say("the loops of a server and of a worker")
+
+    def batch(tables: int) -> float:  # beyond its rows, of which both cases have as many
+        result = measure_server(tables, tables, 5, ids=LOOP_IDS, workers=8)
+        return 1e3 * max(0.0, float(result.notes["beyond us"]))
+
+    def request(servers: int) -> float:
+        result = measure_worker(MANY_TABLES, servers, 5, ids=LOOP_IDS)
+        return 1e3 * result.ours.median
+
+    one, many = batch(1), batch(MANY_TABLES)
+    call = max(0.0, many - one) / (2 * MANY_TABLES - 2)
+    further = max(0.0, request(MANY_SERVERS) - request(1)) / (MANY_SERVERS - 1)
+    return {"table_call": call, "server_batch": max(0.0, one - 2 * call), "worker_record": further}
 
 
 def _rings(say: Say) -> dict[str, float]:
@@ -196,25 +219,19 @@ def _steps(constants: Constants, folder: Path, say: Say) -> Constants:
     counts = count_batches(trial.stream.worker, trial.sources["train"].read(0, TINY_SAMPLES), TINY_BATCH)
     work = batch_work(config, trial.layout, trial.schema, TINY_BATCH, counts)
     new = new_share(trial, TINY_STEPS * work.rows)
-    rest: dict[int, dict[str, float]] = {}
-    for servers in (1, 2):
-        say(f"a job of tiny batches with {servers} server{'s' * (servers > 1)}, 1 worker, 1 trainer")
-        ranks = {"parameter_servers": servers}
-        summary = run_job(folder, {**settings, "ranks": ranks})
-        plan = make_plan({"embedding_workers": 1, "trainers": 1, **ranks}, [0] * (2 + servers))
-        job = Job(config, trial.layout, plan, work, Dense(0, 0, 0, ""), constants, new_rows=new)
-        costs = count_costs(job)
-        rest[servers] = {
-            role: 1e9 * max(0.0, _busy(phases, role) / summary["steps"] - costs.total(role))
-            for role, phases in summary["phase_seconds"].items()
-        }
-    worker = {servers: each["embedding_worker"] for servers, each in rest.items()}
+    say("a job of tiny batches with 1 server, 1 worker, 1 trainer")
+    summary = run_job(folder, settings)
+    plan = make_plan({"parameter_servers": 1, "embedding_workers": 1, "trainers": 1}, [0] * 3)
+    costs = count_costs(Job(config, trial.layout, plan, work, Dense(0, 0, 0, ""), constants, new_rows=new))
+    rest = {
+        role: 1e9 * max(0.0, _busy(phases, role) / summary["steps"] - costs.total(role))
+        for role, phases in summary["phase_seconds"].items()
+    }
     return dataclasses.replace(
         constants,
-        worker_batch=worker[1],
-        worker_record=max(0.0, worker[2] - worker[1]),
-        server_batch=rest[1]["parameter_server"],
-        trainer_step=rest[1]["trainer"],
+        worker_batch=rest["embedding_worker"],
+        server_step=rest["parameter_server"],
+        trainer_step=rest["trainer"],
     )
 
 

@@ -11,7 +11,8 @@ SUMMARY = "a batch's cost beyond rows and bytes, with many tables and servers"
 EXAMPLES = "example: persia-hpc bench scale --core 1"
 # tables, servers, ids of each table in a batch
 CASES = ((8, 1, 2048), (26, 1, 2048), (26, 8, 2048), (26, 64, 2048), (300, 1, 512), (300, 64, 512))
-SERVER_CASES = ((8, 1, 2048), (26, 64, 2048), (300, 64, 512))  # a server's rows must fit into memory
+# and workers; a server's rows must fit into memory
+SERVER_CASES = ((8, 1, 2048, 1), (26, 64, 2048, 1), (300, 64, 512, 1), (26, 30, 512, 64))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,5 +26,5 @@ def measure(options: argparse.Namespace) -> Iterator[Result]:
 
     for tables, servers, ids in CASES:
         yield measure_worker(tables, servers, options.repeats, ids=ids)
-    for tables, servers, ids in SERVER_CASES:
-        yield measure_server(tables, servers, options.repeats, ids=ids)
+    for tables, servers, ids, workers in SERVER_CASES:
+        yield measure_server(tables, servers, options.repeats, ids=ids, workers=workers)

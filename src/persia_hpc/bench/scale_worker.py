@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from persia_hpc._native import RingConsumer, RingProducer, keep_freed_memory
+from persia_hpc._native import keep_freed_memory
 from persia_hpc.arrays import Array
 from persia_hpc.config import load_config
 from persia_hpc.embedding_worker.engine import EmbeddingWorker, KeyBatch
@@ -26,11 +26,11 @@ from persia_hpc.samples.batch import IdColumn, SampleBatch
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from persia_hpc.table_layout import make_layout
 from persia_hpc.topology.ring_sizes import ring_sizes
-from persia_hpc.transport.records import aligned_empty
 from persia_hpc.transport.ring import RingReceiver, RingSender
 
 from .dedup import zipf_ids
 from .measure import Result, summarize
+from .memory_ring import MemoryRing
 
 VOCABULARY = 1_000_000  # ids of a table
 DIM = 16
@@ -71,26 +71,14 @@ def measure_worker(tables: int, servers: int, repeats: int, *, ids: int) -> Resu
     return Result(case, "us/batch", ours, {"bytes": times["copies"]}, notes=notes)
 
 
-class _Ring:
-    """Holds both ends of a ring in this process."""
-
-    def __init__(self, num_bytes: int) -> None:
-        data, words = aligned_empty(num_bytes), np.zeros(num_bytes // 64, np.uint64)
-        tail, bells = np.zeros(1, np.uint64), np.zeros((2, 1), np.uint64)
-        producer = RingProducer(data, tail=tail, words=words, bell=bells[0])
-        consumer = RingConsumer(data, words, tail=tail, bell=bells[1])
-        self.sender = RingSender("ring", producer, None, set())
-        self.receiver = RingReceiver("ring", consumer, None)
-
-
 class _Plane:
     """Plays a worker's plane: rings by their names and peers."""
 
     pending = 0
 
     def __init__(self, peers: int, out: dict[str, int], back: dict[str, int]) -> None:
-        self.out = {(i, name): _Ring(size) for name, size in out.items() for i in range(peers)}
-        self.back = {(i, name): _Ring(size) for name, size in back.items() for i in range(peers)}
+        self.out = {(i, name): MemoryRing(size) for name, size in out.items() for i in range(peers)}
+        self.back = {(i, name): MemoryRing(size) for name, size in back.items() for i in range(peers)}
 
     def sender(self, peer: int, name: str) -> RingSender:
         return self.out[peer, name].sender

@@ -40,7 +40,8 @@ class Constants:
     push_byte: float  # of a row's weights and optimizer state
     insert_row: float  # on top of a pull
     table_call: float  # one table of one pull or push
-    server_batch: float
+    server_batch: float  # where many come at once
+    server_step: float  # passes that find nothing, and waking
     pool_id: float
     pool_byte: float  # of the vectors of the ids; forward and backward
     pool_feature: float
@@ -61,14 +62,15 @@ DEFAULTS = Constants(
     dedup_id=7.0,
     dedup_feature=700.0,
     worker_batch=240e3,
-    worker_record=10e3,
+    worker_record=5.5e3,
     pull_row=12.0,
     pull_byte=0.15,
     push_row=9.0,
     push_byte=0.14,
     insert_row=120.0,
-    table_call=500.0,
-    server_batch=50e3,
+    table_call=450.0,
+    server_batch=14e3,
+    server_step=36e3,
     pool_id=1.0,
     pool_byte=0.115,
     pool_feature=4.8e3,

@@ -71,6 +71,7 @@ def predict(job: Job, cluster: Cluster) -> Prediction:
         job,
         link_bytes=cluster.link_bytes,
         latency_seconds=cluster.latency_seconds or 0.0,
+        gpus=cluster.gpus > 0,
         server_cores=min(cluster.node_cores(m.node) for m in job.plan.of(Role.PARAMETER_SERVER)),
     )
     costs, links = count_costs(job), link_traffic(job)

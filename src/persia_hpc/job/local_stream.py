@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from persia_hpc._native import PendingPull
 from persia_hpc.arrays import Array
 from persia_hpc.checkpoint.names import shard_name
 from persia_hpc.checkpoint.shards import ShardWriter
 from persia_hpc.embedding_worker.engine import EmbeddingWorker, KeyBatch
-from persia_hpc.parameter_server.engine import ParameterServer, PendingPull
+from persia_hpc.parameter_server.engine import ParameterServer
 from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.protocol.wire import WIRES
 from persia_hpc.runtime.phases import LOCAL_STREAM, TRAINER, Phases

@@ -98,6 +98,7 @@ class Planner:
             self.dense = Dense(0.0, 1 / given.dense_rate, size, "--dense-rate", whole=True, threads=threads)
         else:
             self.dense = self._time_dense()
+        self.dense = dataclasses.replace(self.dense, buckets=self.trial.bucket_bytes())
 
     def _counting(self) -> tuple[Counting, str]:
         num_samples, share = self.trial.sample.num_samples, self.given.unique_share
@@ -199,7 +200,7 @@ class Planner:
             batch = max(1, self.config.data.batch_size // self.ranks["trainers"])
             size = min(batch, self.trial.sources["train"].num_samples)
             bytes_, half = self.trial.parameter_bytes(), max(1, size // 2)
-            long, optimizer = self._step_seconds(size)
+            long, optimizer, backward = self._step_seconds(size)
             short = self._step_seconds(half)[0] if half < size else long
         finally:
             torch.set_num_threads(before)
@@ -207,10 +208,18 @@ class Planner:
         source = f"timed here, batches of {half} and {size}, {threads} thread{'s' * (threads > 1)}"
         if threads < wanted:
             source += f" of the {wanted} that a trainer there would have"
-        return Dense(long - size * each, each, bytes_, source, threads=threads, optimizer_seconds=optimizer)
+        return Dense(
+            long - size * each,
+            each,
+            bytes_,
+            source,
+            threads=threads,
+            optimizer_seconds=optimizer,
+            backward_share=backward / long,
+        )
 
-    def _step_seconds(self, size: int) -> tuple[float, float]:
-        """Returns median seconds of the model (forward, backward) and the optimizer on `size` samples."""
+    def _step_seconds(self, size: int) -> tuple[float, float, float]:
+        """Returns median seconds of model, optimizer, and the model's backward, on `size` samples."""
         data = dataclasses.replace(self.trial.config.data, batch_size=size)
         trial = Trial(dataclasses.replace(self.trial.config, data=data))
         session, steps = trial.session, trial.steps(WARM_UP)[:0]
@@ -222,6 +231,7 @@ class Planner:
         return (
             statistics.median(s["forward"] + s["backward"] for s in steps),
             statistics.median(s["optimizer"] for s in steps),
+            statistics.median(s["backward"] for s in steps),
         )
 
     def _from_run(self, run: Path) -> Dense:
@@ -263,6 +273,7 @@ class Planner:
             whole=whole,
             threads=1 if whole else then.train.threads or self._threads(),
             optimizer_seconds=optimizer,
+            backward_share=Dense.backward_share if whole or not step else trainer["backward"] / step,
         )
         if "embedding_worker" in seconds:
             plan = make_plan(counts, [0] * sum(counts.values()))

@@ -15,6 +15,7 @@ from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.follow import Follower, portion_source
 from persia_hpc.samples.source import Source
 from persia_hpc.topology.roles import Plan, Role
+from persia_hpc.trainer.dense.buckets import divide
 from persia_hpc.trainer.device import prepare_device
 from persia_hpc.trainer.driver import Driver, check_logits
 from persia_hpc.user_objects import describe
@@ -89,6 +90,12 @@ class Trial:
         """Returns the bytes of the trained parameters as float32."""
         model = self.prepare().model
         return 4.0 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+    def bucket_bytes(self) -> tuple[float, ...]:
+        """Returns the same bytes by the groups in which gradients are summed over trainers."""
+        trained = [p for p in self.prepare().model.parameters() if p.requires_grad]
+        groups = divide(trained, self.config.train.bucket_bytes)
+        return tuple(4.0 * sum(p.numel() for p in group) for group in groups)
 
     def prepare(self) -> Driver:
         """Makes the model, unless it is there.

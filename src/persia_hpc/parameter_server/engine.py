@@ -6,13 +6,13 @@ Shape letters: U rows of one request (all tables), U_g those of a dim group, D_g
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from persia_hpc._native import Table, TableSet
+from persia_hpc._native import PendingPull, RingConsumer, RingProducer, Table, TableSet
 from persia_hpc.arrays import Array
 from persia_hpc.config import Config
 from persia_hpc.config.learning_rate import LearningRate
@@ -21,30 +21,7 @@ from persia_hpc.topology.sharding import bucket_bounds
 
 from .clock import Clock
 
-
-def _nothing() -> Array:
-    return np.empty(0, np.uint32)
-
-
-@dataclass
-class PendingPull:
-    """Holds a pull of one (step, trainer), until its gradients have been applied.
-
-    Shapes:
-    keys: uint64 [U], this server's part of the batch, in table order. counts: uint32 [T], rows of each table.
-    wanted: uint8 [U], 1 for rows that must travel; None if all must.
-    slots: uint32 [U], where each row lies. epochs: uint32 [T], when each table was pulled from. Both are
-    empty until the pull is answered.
-    """
-
-    step: int
-    trainer: int
-    keys: Array
-    counts: Array
-    worker: int = 0  # worker_rank of who asked
-    wanted: Array | None = None
-    slots: Array = field(default_factory=_nothing)
-    epochs: Array = field(default_factory=_nothing)
+_Push: TypeAlias = tuple[PendingPull, list[Array]]  # with its gradients
 
 
 @dataclass
@@ -65,14 +42,6 @@ class Ledger:
     reused_rows: int = 0
     evicted_rows: int = 0
     evaluation_rows: int = 0
-
-
-@dataclass
-class _HeldPush:
-    """Holds gradients that the clock doesn't let the server apply yet."""
-
-    pull: PendingPull
-    gradients: list[Array]
 
 
 @dataclass
@@ -121,7 +90,7 @@ class ParameterServer:
         self.times = SegmentTimes()
         self._waiting: list[PendingPull] = []
         self._in_flight: dict[tuple[int, int], PendingPull] = {}
-        self._held: dict[int, dict[int, _HeldPush]] = {}
+        self._held: dict[int, dict[int, _Push]] = {}
 
     def restore(self, step: int, ledger: Mapping[str, int], staleness: Mapping[str, int]) -> None:
         """Continues after `step` of an earlier run, whose tables are loaded, with that run's counters."""
@@ -139,20 +108,26 @@ class ParameterServer:
 
     # ---- pulls
 
+    def take_pull(self, ring: RingConsumer, kind: int) -> PendingPull | None:
+        """Takes the next record of a ring, and returns its pull; None if it isn't a whole one of `kind`."""
+        return self._set.take_pull(ring, kind)
+
     def submit_pull(self, pull: PendingPull) -> None:
         """Accepts a pull, which becomes ready when the clock allows."""
         self._waiting.append(pull)
 
-    def ready_pulls(self) -> Iterator[PendingPull]:
-        """Yields pulls that may be answered now, in order of step.
-
-        Each must be answered before the next is asked for.
-        """
-        self._waiting.sort(key=lambda p: (p.step, p.trainer))
-        for pull in list(self._waiting):
-            if self.clock.may_answer(pull.step, pull.trainer):
-                self._waiting.remove(pull)
-                yield pull
+    def ready_pulls(self) -> list[PendingPull]:
+        """Returns the pulls that must be answered now, in order of step, and forgets them."""
+        if not self._waiting:
+            return []
+        ready: list[PendingPull] = []
+        waiting: list[PendingPull] = []
+        for pull in self._waiting:
+            may_answer = self.clock.may_answer(pull.step, pull.trainer)
+            (ready if may_answer else waiting).append(pull)
+        self._waiting = waiting
+        ready.sort(key=lambda pull: (pull.step, pull.trainer))
+        return ready
 
     def row_shapes(self, counts: Array, wanted: Array | None = None) -> list[tuple[int, int]]:
         """Returns [U_g, D_g] of the rows to be sent, for each dim group. Arguments: see `PendingPull`."""
@@ -164,12 +139,27 @@ class ParameterServer:
         Shapes:
         out: for each dim group [U_g, D_g] in a wire format; see `row_shapes`.
         """
-        pull.slots = np.empty(len(pull.keys), np.uint32)
-        pull.epochs = self._set.pull(pull.keys, pull.counts, pull.step, out, pull.slots, pull.wanted)
-        self._in_flight[pull.step, pull.trainer] = pull
-        self.ledger.pulled_rows += len(pull.keys)
-        self.ledger.reused_rows += len(pull.keys) - sum(len(rows) for rows in out)
-        return self.clock.answered(pull.step, pull.trainer)
+        self._set.pull(pull, out)
+        return self._answered(pull, sum(len(rows) for rows in out))
+
+    def answer_in(self, ring: RingProducer, pull: PendingPull, kind: int, wire: str) -> bool:
+        """Answers a pull by a record of `kind` in a ring, whose tag is the staleness in steps.
+
+        Returns False, having done nothing, if the ring has no room for it in one piece.
+        """
+        staleness = self.clock.staleness(pull.step, pull.trainer)
+        sent = self._set.answer(pull, ring, kind, staleness, wire)
+        if sent is None:
+            return False
+        self._answered(pull, sent)
+        return True
+
+    def _answered(self, pull: PendingPull, sent: int) -> int:
+        step, trainer, rows = pull.step, pull.trainer, len(pull)
+        self._in_flight[step, trainer] = pull
+        self.ledger.pulled_rows += rows
+        self.ledger.reused_rows += rows - sent
+        return self.clock.answered(step, trainer)
 
     def lookup(self, keys: Array, counts: Array, out: Sequence[Array]) -> None:
         """Fills `out` for an evaluation: tables don't change, and rows never seen are zeros.
@@ -189,17 +179,30 @@ class ParameterServer:
         gradients: for each dim group [U_g, D_g] in a wire format.
         """
         pull = self._in_flight.pop((step, trainer))
-        if not self.clock.exact and not self.whole_steps:
-            self._apply(step, [_HeldPush(pull, gradients)])
+        if self.applies_at_once:
+            self._apply(step, [(pull, gradients)])
             self._advance(step, [trainer])
             return
-        self._held.setdefault(step, {})[trainer] = _HeldPush(pull, gradients)
+        self._held.setdefault(step, {})[trainer] = (pull, gradients)
+
+    @property
+    def applies_at_once(self) -> bool:
+        """Returns whether no push is ever held."""
+        return not self.clock.exact and not self.whole_steps
+
+    def apply_next(self, ring: RingConsumer, step: int, trainer: int) -> None:
+        """Applies the gradients that are the next record of a ring, where no push is ever held."""
+        pull = self._in_flight.pop((step, trainer))
+        self._set_rates(step)
+        self._count(self._set.push_next(ring, pull))
+        self._advance(step, [trainer])
 
     def detach_push(self, step: int, trainer: int) -> None:
         """Copies the gradients of a push if it is held, because the caller is about to reuse their memory."""
-        push = self._held.get(step, {}).get(trainer)
-        if push is not None:
-            push.gradients = [g.copy() for g in push.gradients]
+        pushes = self._held.get(step, {})
+        if trainer in pushes:
+            pull, gradients = pushes[trainer]
+            pushes[trainer] = pull, [g.copy() for g in gradients]
 
     def apply_ready(self) -> bool:
         """Applies held steps that the clock allows; returns whether there were any."""
@@ -218,8 +221,12 @@ class ParameterServer:
             moved = True
         return moved
 
-    def _apply(self, step: int, pushes: Collection[_HeldPush]) -> None:
+    def _apply(self, step: int, pushes: Sequence[_Push]) -> None:
         """Makes one update per row with the gradients of all pushes."""
+        self._set_rates(step)
+        self._count(self._set.push(pushes, step))
+
+    def _set_rates(self, step: int) -> None:
         # The gradient's step counts: in `hybrid` the batches of several steps come in any order.
         factor = next(factor for first, factor in reversed(self._factors) if first <= step)
         if self._schedules or len(self._factors) > 1:
@@ -227,8 +234,9 @@ class ParameterServer:
             for rate, tables in self._schedules:
                 rates[tables] *= rate.factor(step)
             self._set.set_lr(rates)
-        records = [(p.pull.keys, p.pull.counts, p.pull.slots, p.gradients, p.pull.epochs) for p in pushes]
-        applied, evicted, unadmitted, nonfinite = self._set.push(records, step)
+
+    def _count(self, outcome: tuple[int, int, int, int]) -> None:
+        applied, evicted, unadmitted, nonfinite = outcome
         self.ledger.applied_rows += applied
         self.ledger.evicted_in_flight_rows += evicted
         self.ledger.unadmitted_rows += unadmitted
@@ -264,14 +272,14 @@ class ParameterServer:
         tables = [t for t in self.tables if t is not None]
         lost = [
             *self._in_flight.values(),
-            *(p.pull for pushes in self._held.values() for p in pushes.values()),
+            *(pull for pushes in self._held.values() for pull, _ in pushes.values()),
         ]
         rows = sum(t.num_rows for t in tables)
         return {
             "rows": rows,
             "bytes": sum(t.memory_bytes for t in tables),
             "row_bytes": sum(t.num_rows * t.row_bytes for t in tables),
-            "ledger": {**vars(self.ledger), "dropped_rows": sum(len(pull.keys) for pull in lost)},
+            "ledger": {**vars(self.ledger), "dropped_rows": sum(len(pull) for pull in lost)},
             "histogram": dict(self.clock.histogram),
             "last_apply": dict(self.times.last_apply),
         }

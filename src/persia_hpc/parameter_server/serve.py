@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from persia_hpc._native import PendingPull, RingConsumer
 from persia_hpc.arrays import Array
 from persia_hpc.checkpoint.shards import ShardWriter
 from persia_hpc.config import Config
@@ -27,9 +28,9 @@ from persia_hpc.runtime.phases import SERVER, Phases
 from persia_hpc.runtime.watchdog import Wait
 from persia_hpc.transport.plane import Plane
 from persia_hpc.transport.records import Record, Spec
-from persia_hpc.transport.ring import RingReceiver, RingSender
+from persia_hpc.transport.ring import RingReceiver, RingReceivers, RingSender
 
-from .engine import ParameterServer, PendingPull
+from .engine import ParameterServer
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,10 @@ class ServerLoop:
             _WorkerRings(plane.receiver(w, "pull"), plane.receiver(w, "push"), plane.sender(w, "rows"))
             for w in workers
         ]
+        # Of each worker its pulls, then its pushes.
+        self._requests = RingReceivers(
+            [ring for rings in self.workers for ring in (rings.pulls, rings.pushes)]
+        )
         self.phases = Phases(SERVER, config.train.trace)
         self._context = context
         self._loop = PollingLoop(context, self.poll, self._forward_signal)
@@ -110,27 +115,40 @@ class ServerLoop:
 
     def _receive(self) -> bool:
         moved = False
-        for worker, rings in enumerate(self.workers):
-            while (record := rings.pulls.poll()) is not None:
-                self._take_request(worker, record)
-                record.release()
-                moved = True
-            while (record := rings.pushes.poll()) is not None:
-                self._take_push(record)
+        for position in self._requests.with_news():
+            worker, is_push = divmod(position, 2)
+            rings = self.workers[worker]
+            while self._take_push(rings.pushes) if is_push else self._take_request(worker, rings.pulls):
                 moved = True
         return moved
 
-    def _take_request(self, worker: int, record: Record) -> None:
-        """Takes what a worker asks for; copies arrays, since the request may wait and its record may not."""
+    def _take_request(self, worker: int, ring: RingReceiver) -> bool:
+        """Takes the next request of a worker; returns whether there was one.
+
+        Arrays are copied, since the request may wait and its record may not.
+        """
+        pull = ring.take(self._take_pull)
+        if pull is not None:
+            pull.worker = worker
+            self.engine.submit_pull(pull)
+            return True
+        record = ring.poll()
+        if record is None:
+            return False
+        self._take_record(worker, record)
+        record.release()
+        return True
+
+    def _take_pull(self, ring: RingConsumer) -> PendingPull | None:
+        return self.engine.take_pull(ring, Kind.PULL)
+
+    def _take_record(self, worker: int, record: Record) -> None:
         kind = record.kind
-        if kind == Kind.PULL:
-            pull = Pull.unpack(record)
-            wanted = None if pull.wanted is None else np.array(pull.wanted)
-            self.engine.submit_pull(
-                PendingPull(
-                    pull.step, pull.trainer, np.array(pull.keys), np.array(pull.counts), worker, wanted
-                )
-            )
+        if kind == Kind.PULL:  # it came in chunks
+            asked = Pull.unpack(record)
+            wanted = None if asked.wanted is None else np.array(asked.wanted)
+            keys, counts = np.array(asked.keys), np.array(asked.counts)
+            self.engine.submit_pull(PendingPull(asked.step, asked.trainer, keys, counts, worker, wanted))
         elif kind == Kind.SEGMENT:
             segment = Segment.unpack(record)
             self.engine.begin_segment(segment.first, segment.last, segment.rate_factor)
@@ -145,15 +163,30 @@ class ServerLoop:
         else:
             raise ValueError(f"a parameter server got a record of kind {kind}")
 
-    def _take_push(self, record: Record) -> None:
+    def _take_push(self, ring: RingReceiver) -> bool:
+        """Takes the next gradients of a worker; returns whether there were any."""
         begin = time.perf_counter()
-        push = Push.unpack(record)
-        self.engine.submit_push(push.step, push.trainer, [np.asarray(g) for g in push.gradients])
-        self.engine.apply_ready()
-        # Views of the ring must not outlive the record.
-        self.engine.detach_push(push.step, push.trainer)
-        self.phases.add("push", begin, push.step)
-        record.release()
+        step = ring.take(self._apply_next) if self.engine.applies_at_once else None
+        if step is None:  # they may have to wait, or came in chunks, or didn't come
+            record = ring.poll()
+            if record is None:
+                return False
+            push = Push.unpack(record)
+            step = push.step
+            self.engine.submit_push(step, push.trainer, [np.asarray(g) for g in push.gradients])
+            self.engine.apply_ready()
+            # Views of the ring must not outlive the record.
+            self.engine.detach_push(step, push.trainer)
+            record.release()
+        self.phases.add("push", begin, step)
+        return True
+
+    def _apply_next(self, ring: RingConsumer) -> int | None:
+        found = ring.peek(Kind.PUSH)
+        if found is None:
+            return None
+        self.engine.apply_next(ring, *found)
+        return found[0]
 
     # ---- to workers
 
@@ -180,46 +213,32 @@ class ServerLoop:
         return moved
 
     def _answer(self, pull: PendingPull) -> None:
-        """Answers a pull without a copy.
+        sender = self.workers[pull.worker].rows
+        wire = self.wire.name
+        if sender.try_write(lambda ring: self.engine.answer_in(ring, pull, Kind.ROWS, wire)):
+            return
+        # There is no room in the ring for the rows in one piece: they are queued.
+        out = [np.empty(shape, dtype) for dtype, shape in self._specs(pull.counts, pull.wanted)]
+        staleness = self.engine.answer(pull, out)
+        send(sender, Rows(pull.step, pull.trainer, staleness, out))
 
-        The engine calls back with the room in the ring, so that the table writes the rows where the record
-        will lie.
-        """
-        # It goes into the header before the rows are there: the clock alone decides it.
-        staleness = self.engine.clock.staleness(pull.step, pull.trainer)
-        self._send_rows(
-            self.workers[pull.worker].rows,
-            Rows(pull.step, pull.trainer, staleness),
-            shapes=self.engine.row_shapes(pull.counts, pull.wanted),
-            fill=lambda out: self.engine.answer(pull, out),
-        )
+    def _specs(self, counts: Array, wanted: Array | None = None) -> list[Spec]:
+        """Returns dtype and shape of the rows of each dim group."""
+        shapes = self.engine.row_shapes(counts, wanted)
+        return [(self.wire.dtype, self.wire.shape(*shape)) for shape in shapes]
 
     def _answer_lookup(self, lookup: Lookup, worker: int) -> None:
-        self._send_rows(
-            self.workers[worker].rows,
-            LookupRows(lookup.step, lookup.trainer, lookup.number),
-            shapes=self.engine.row_shapes(lookup.counts),
-            fill=lambda out: self.engine.lookup(np.asarray(lookup.keys), lookup.counts, out),
-        )
-
-    def _send_rows(
-        self,
-        sender: RingSender,
-        message: Rows | LookupRows,
-        *,
-        shapes: Sequence[tuple[int, int]],
-        fill: Callable[[list[Array]], object],
-    ) -> None:
-        """Lets `fill` write the rows straight into the ring if there is room, else into queued memory."""
-        specs: list[Spec] = [(self.wire.dtype, self.wire.shape(*shape)) for shape in shapes]
+        """Writes the rows straight into the ring if there is room, else into queued memory."""
+        sender = self.workers[worker].rows
+        message = LookupRows(lookup.step, lookup.trainer, lookup.number)
+        specs = self._specs(lookup.counts)
         reserved = try_reserve(sender, message, specs)
+        out = reserved if reserved is not None else [np.empty(shape, dtype) for dtype, shape in specs]
+        self.engine.lookup(np.asarray(lookup.keys), lookup.counts, out)
         if reserved is not None:
-            fill(reserved)
             sender.commit()
-            return
-        out: list[Array] = [np.empty(shape, dtype) for dtype, shape in specs]
-        fill(out)
-        send(sender, replace(message, rows=out))
+        else:
+            send(sender, replace(message, rows=out))
 
     # ---- checkpoints
 

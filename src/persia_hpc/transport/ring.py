@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from persia_hpc._native import Outgoing, Parts, RingConsumer, RingConsumers, RingProducer, Shares, post_each
 from persia_hpc.arrays import Array
 from persia_hpc.errors import PersiaError, UserError
 from persia_hpc.transport.records import ALIGNMENT, CLOSE, Record, RingCounters, Spec
 from persia_hpc.transport.remote_links import DataLink, TailLink
+
+_T = TypeVar("_T")
 
 HOLD_RECORDS = 8  # so many records at once are announced to another node before `progress()` is called
 REMOTE_TAIL_FRACTION = 8  # the tail is published each time this part of the ring was released
@@ -144,6 +146,19 @@ class RingSender:
         if self._link is not None:
             self._hold_back()
 
+    def try_write(self, write: Callable[[RingProducer], bool]) -> bool:
+        """Lets `write` put one record into the ring in a call of its own, unless something is queued.
+
+        Returns what it returns: False if the record has no room now, or needs several chunks.
+        Raises UserError after `close()`.
+        """
+        self._check_open()
+        if self._queue or not write(self.ring):
+            return False
+        if self._link is not None:
+            self._hold_back()
+        return True
+
     def cancel(self) -> None:
         """Drops a reservation: nothing is sent."""
         self.ring.cancel()
@@ -270,6 +285,20 @@ class RingReceiver:
         kind, step, trainer, tag, arrays, token = found
         return Record(kind, step, trainer, tag, arrays, partial(self._release, token))
 
+    def take(self, read: Callable[[RingConsumer], _T | None]) -> _T | None:
+        """Lets `read` take the next record in a call of its own; None if it doesn't: then `poll`.
+
+        Raises PersiaError as `poll` does.
+        """
+        try:
+            taken = read(self.ring)
+        except (RuntimeError, ValueError) as error:
+            raise PersiaError(f"ring {self.name}: {error}") from None
+        if taken is not None and self._link is not None:
+            self._idle_polls = 0
+            self._publish_much()
+        return taken
+
     def invalidate(self) -> None:
         """Lets go of the window's memory, which is about to be freed; polling is an error from now on."""
         self.ring.close()
@@ -281,14 +310,18 @@ class RingReceiver:
 
     def _release_remote(self, token: Any) -> None:
         self.ring.release(token)
-        if self.ring.released - self._published >= self.ring.data.nbytes // REMOTE_TAIL_FRACTION:
+        self._publish_much()
+
+    def _publish_much(self) -> bool:
+        """Publishes the released bytes if they are many; returns whether they are."""
+        much = self.ring.released - self._published >= self.ring.data.nbytes // REMOTE_TAIL_FRACTION
+        if much:
             self._publish_tail()
+        return much
 
     def _tell_when_idle(self) -> None:
         """Publishes the released bytes when a poll found no record: nothing came, or only a chunk."""
-        if self.ring.released - self._published >= self.ring.data.nbytes // REMOTE_TAIL_FRACTION:
-            self._publish_tail()
-        elif self.ring.released != self._published:
+        if not self._publish_much() and self.ring.released != self._published:
             self._idle_polls += 1
             if self.ring.closed or self._idle_polls >= REMOTE_IDLE_POLLS:
                 self._publish_tail()
@@ -321,6 +354,16 @@ class RingReceivers:
             if (record := self._receivers[i].poll()) is not None:
                 yield i, record
             i = self._rings.next(i)
+
+    def with_news(self) -> Iterator[int]:
+        """Yields the positions of rings that may have something, each once: the caller empties it."""
+        for i in self._remote:
+            yield i
+        i = self._rings.next(0)
+        while i < len(self._receivers):
+            if not self._receivers[i].remote:
+                yield i
+            i = self._rings.next(i + 1)
 
     def fill(
         self,
