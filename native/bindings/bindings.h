@@ -9,7 +9,7 @@ void bind_codec(py::module_& m);
 void bind_criteo_lines(py::module_& m);
 void bind_dedup(py::module_& m);
 void bind_limits(py::module_& m);
-void bind_dense_layer(py::module_& m);
+void bind_dlrm(py::module_& m);
 void bind_gather(py::module_& m);
 void bind_id_counter(py::module_& m);
 void bind_node_sum(py::module_& m);

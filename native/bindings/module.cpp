@@ -39,7 +39,7 @@ no call is collective.)";
     bind_pool(m);
     bind_pool_batch(m);
     bind_limits(m);
-    bind_dense_layer(m);
+    bind_dlrm(m);
     m.def("keep_freed_memory", &keep_freed_memory,
           "Makes this process keep large blocks that it frees, for the next step; irrevocable, glibc only.");
     bind_ring(m);

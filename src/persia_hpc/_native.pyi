@@ -228,35 +228,30 @@ def gather_pool_backward(
 class ThreadTeam:
     def __init__(self, size: int) -> None: ...
 
-def linear_forward(
-    values: _F32 | None,
-    first: _F32 | None,
-    rest: _F32 | None,
+_Layers = Sequence[tuple[_F32, _F32]]
+
+def dlrm_forward(
+    dense: _F32 | None,
+    vectors: _F32,
     *,
     num_copied: int,
-    weight: _F32,
-    bias: _F32,
-    relu: bool,
-    out: _F32,
+    bottom: _Layers,
+    top: _Layers,
     team: ThreadTeam,
-) -> None: ...
-def linear_backward(
-    values: _F32 | None,
-    first: _F32 | None,
-    rest: _F32 | None,
+) -> tuple[_F32, _F32]: ...
+def dlrm_backward(
+    dense: _F32 | None,
+    vectors: _F32,
     *,
     num_copied: int,
-    weight: _F32,
-    relu: bool,
-    out: _F32,
+    bottom: _Layers,
+    top: _Layers,
+    kept: _F32,
     gradient: _F32,
-    values_gradient: _F32 | None,
-    first_gradient: _F32 | None,
-    rest_gradient: _F32 | None,
-    weight_gradient: _F32,
-    bias_gradient: _F32,
+    wants_dense: bool,
+    wants_vectors: bool,
     team: ThreadTeam,
-) -> None: ...
+) -> tuple[_F32 | None, _F32 | None, list[_F32]]: ...
 
 _Bytes = _U8
 

@@ -89,29 +89,25 @@ CALLS: list[tuple[Callable[..., Any], dict[str, Any]]] = [
         {"pooled_gradient": F32[None], "indices": U32},
     ),
     (
-        lambda first, rest, weight, bias, out: _native.linear_forward(
-            None, first, rest, num_copied=0, weight=weight, bias=bias, relu=True, out=out, team=TEAM
+        lambda dense, vectors, weight, bias: _native.dlrm_forward(
+            dense, vectors, num_copied=1, bottom=[(weight, bias)], top=[(ONE, bias)], team=TEAM
         ),
-        {"first": F32, "rest": F32[None], "weight": ONE, "bias": ONE[0], "out": ONE.copy()},
+        {"dense": F32, "vectors": ONE[:, None][:, :0], "weight": F32, "bias": ONE[0]},
     ),
     (
-        lambda values, weight, out, gradient, values_gradient: _native.linear_backward(
-            values,
+        lambda vectors, weight, kept, gradient: _native.dlrm_backward(
             None,
-            None,
-            num_copied=0,
-            weight=weight,
-            relu=True,
-            out=out,
+            vectors,
+            num_copied=1,
+            bottom=[],
+            top=[(weight, ONE[0])],
+            kept=kept,
             gradient=gradient,
-            values_gradient=values_gradient,
-            first_gradient=None,
-            rest_gradient=None,
-            weight_gradient=F32.copy(),
-            bias_gradient=ONE[0].copy(),
+            wants_dense=False,
+            wants_vectors=True,
             team=TEAM,
         ),
-        {"values": F32, "weight": F32, "out": ONE, "gradient": ONE, "values_gradient": F32.copy()},
+        {"vectors": F32[None], "weight": F32, "kept": F32[0, :0], "gradient": ONE},
     ),
     (_native.gather, {"source": F32, "rows": I64, "out": F32.copy()}),
     (

@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 from persia_hpc.models.interaction import Interaction
-from persia_hpc.models.layers import Team
 
 
 def formula(first: torch.Tensor | None, rest: torch.Tensor, num_copied: int) -> torch.Tensor:
@@ -46,7 +43,7 @@ def test_torchs_operations_are_the_formula(
     num_copied = {"none": 0, "first": 1, "all": num_vectors}[copies]
     model = Interaction(num_vectors, num_copied)
     weights = torch.randn(num_samples, num_copied * dim + model.num_pairs, generator=generator)
-    got = both_ways(model.interact, first, rest, weights)
+    got = both_ways(model, first, rest, weights)
     expected = both_ways(lambda a, b: formula(a, b, num_copied), first, rest, weights)
     for one, other in zip(got, expected, strict=True):
         torch.testing.assert_close(one, other)
@@ -56,27 +53,7 @@ def test_autocast_multiplies_in_the_narrow_type() -> None:
     first, rest, model = torch.randn(8, 16), torch.randn(8, 26, 16), Interaction(27, 1)
     weights = torch.randn(8, 16 + model.num_pairs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        got = both_ways(model.interact, first, rest, weights)
+        got = both_ways(model, first, rest, weights)
     assert got[0].dtype == torch.bfloat16
-    for one, other in zip(got, both_ways(model.interact, first, rest, weights), strict=True):
+    for one, other in zip(got, both_ways(model, first, rest, weights), strict=True):
         torch.testing.assert_close(one.float(), other, rtol=0.05, atol=0.3)
-
-
-@pytest.mark.parametrize("apart", [True, False])
-def test_float32_on_a_cpu_and_everything_else_give_the_same(apart: bool) -> None:
-    first = torch.randn(70, 5) if apart else None
-    rest, layer, model = torch.randn(70, 6, 5), nn.Linear(5 + 15 + 6 * apart, 9), Interaction(6 + apart, 1)
-    weights = torch.randn(70, 9)
-    native = both_ways(lambda a, b: model(a, b, layer, nn.ReLU(), Team()), first, rest, weights)
-    layer.double()
-    doubles = [None if first is None else first.double(), rest.double()]
-    expected = both_ways(lambda a, b: model(a, b, layer, nn.ReLU(), Team()), *doubles, weights.double())
-    for one, other in zip(native, expected, strict=True):
-        assert one.dtype == torch.float32
-        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-4)
-
-
-def test_what_replaces_the_relu_is_used() -> None:
-    first, rest, layer, model = torch.randn(7, 5), torch.randn(7, 6, 5), nn.Linear(26, 9), Interaction(7, 1)
-    got = model(first, rest, layer, nn.GELU(), Team())
-    torch.testing.assert_close(got, nn.functional.gelu(layer(model.interact(first, rest))))

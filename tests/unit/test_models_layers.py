@@ -1,4 +1,4 @@
-"""DLRM's native layers, against torch in doubles."""
+"""DLRM's native network, against torch in doubles."""
 
 import copy
 import pickle
@@ -11,92 +11,59 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from persia_hpc import _native
-from persia_hpc.models.layers import Team, is_native, linear, linear_of_interaction, run_layers
+from persia_hpc.models.layers import Team, is_native, run_dlrm
+from persia_hpc.models.parts import perceptron
 
 
-def run(apply, leaves: list[Tensor], layer: nn.Linear, weights: Tensor) -> list[Tensor]:
+class Network(nn.Module):
+    """The parts of a DLRM with D = `dim` and random parameters, and both ways to compute it."""
+
+    def __init__(self, num_dense: int, vectors: int, dim: int, copied: int, widths: list[list[int]]) -> None:
+        super().__init__()
+        self.bottom = perceptron(num_dense, [*widths[0], dim]) if num_dense else None
+        self.num_vectors = vectors + (self.bottom is not None)
+        self.copied = min(copied, self.num_vectors)
+        pairs = self.num_vectors * (self.num_vectors - 1) // 2
+        self.top = perceptron(self.copied * dim + pairs, widths[1][:-1], outputs=widths[1][-1])
+
+    def native(self, dense: Tensor | None, vectors: Tensor, team: Team) -> Tensor:
+        return run_dlrm(dense, vectors, self.copied, list(self.bottom or []), list(self.top), team)
+
+    def formula(self, dense: Tensor | None, vectors: Tensor) -> Tensor:
+        if self.bottom is not None:
+            vectors = torch.cat([self.bottom(dense).unsqueeze(1), vectors], dim=1)
+        row, column = torch.tril_indices(vectors.shape[1], vectors.shape[1], offset=-1)
+        products = torch.bmm(vectors, vectors.transpose(1, 2))[:, row, column]
+        return self.top(torch.cat([vectors[:, : self.copied].flatten(1), products], dim=1))
+
+    def away_from_bends(self, dense: Tensor | None, vectors: Tensor) -> Tensor:
+        """Which samples have no ReLU so near its bend that roundings decide."""
+        inputs: list[Tensor] = []
+        layers = [layer for layer in self.modules() if isinstance(layer, nn.ReLU)]
+        hooks = [layer.register_forward_hook(lambda _, args, out: inputs.append(args[0])) for layer in layers]
+        with torch.no_grad():
+            self.formula(dense, vectors)
+        for hook in hooks:
+            hook.remove()
+        near = [(x.abs() < 1e-4 * x.abs().mean()).any(dim=1) for x in inputs]
+        return ~torch.stack(near).any(dim=0) if near else torch.ones(len(vectors), dtype=torch.bool)
+
+
+def both_ways(apply, model: nn.Module, leaves: list[Tensor | None], weights: Tensor) -> list[Tensor]:
     """Output and all gradients of a function whose gradient differs for each element of the output."""
-    leaves = [leaf.clone().requires_grad_() for leaf in leaves]
-    layer.zero_grad()
-    out = apply(layer, leaves)
+    leaves = [None if leaf is None else leaf.clone().requires_grad_() for leaf in leaves]
+    model.zero_grad()
+    out = apply(*leaves)
     (out * weights.to(out.dtype)).sum().backward()
-    return [out.detach(), *(leaf.grad for leaf in leaves), layer.weight.grad, layer.bias.grad]
+    gradients = [leaf.grad for leaf in leaves if leaf is not None]
+    return [out.detach(), *gradients, *(p.grad for p in model.parameters())]
 
 
 def close(got: list[Tensor], expected: list[Tensor]) -> None:
     for one, other in zip(got, expected, strict=True):
         assert one.dtype == torch.float32
-        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-4 * max(1, len(got[0])) ** 0.5)
-
-
-def interaction(first: Tensor | None, rest: Tensor, num_copied: int) -> Tensor:
-    vectors = rest if first is None else torch.cat([first.unsqueeze(1), rest], dim=1)
-    row, column = torch.tril_indices(vectors.shape[1], vectors.shape[1], offset=-1)
-    products = torch.bmm(vectors, vectors.transpose(1, 2))[:, row, column]
-    return torch.cat([vectors[:, :num_copied].flatten(1), products], dim=1)
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    num_samples=st.sampled_from([0, 1, 2, 63, 64, 65, 511, 513, 1100]),
-    sizes=st.tuples(st.integers(1, 50), st.integers(1, 40)),
-    relu=st.booleans(),
-    threads=st.sampled_from([1, 2, 3]),
-    seed=st.integers(0, 2**31),
-)
-def test_a_layer_is_torchs(num_samples, sizes, relu, threads, seed) -> None:
-    torch.manual_seed(seed)
-    layer = nn.Linear(*sizes)
-    x, weights = torch.randn(num_samples, sizes[0]), torch.randn(num_samples, sizes[1])
-    # Far from the ReLU's bend, where roundings decide.
-    with torch.no_grad():
-        x[(layer(x).abs() < 1e-4).any(dim=1)] = 0
-        layer.bias += layer.bias.sign() * 1e-3
-    team = team_of(threads)
-    got = run(lambda layer, leaves: linear(layer, leaves[0], relu=relu, team=team), [x], layer, weights)
-    double = copy.deepcopy(layer).double()
-    expected = run(lambda layer, leaves: plain(layer(leaves[0]), relu), [x.double()], double, weights)
-    close(got, expected)
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    num_samples=st.sampled_from([0, 1, 5, 65, 130, 600]),
-    num_vectors=st.integers(1, 40),
-    dim=st.integers(1, 35),
-    apart=st.booleans(),
-    copies=st.sampled_from(["none", "first", "all"]),
-    outputs=st.integers(1, 20),
-    threads=st.sampled_from([1, 2]),
-    seed=st.integers(0, 2**31),
-)
-def test_a_layer_on_the_interaction_is_torchs(
-    num_samples, num_vectors, dim, apart, copies, outputs, threads, seed
-) -> None:
-    torch.manual_seed(seed)
-    leaves = [torch.randn(num_samples, dim)] if apart else []
-    leaves.append(torch.randn(num_samples, num_vectors - apart, dim) / dim**0.5)
-    num_copied = {"none": 0, "first": 1, "all": num_vectors}[copies]
-    width = num_copied * dim + num_vectors * (num_vectors - 1) // 2
-    if width == 0:
-        return
-    layer, team = nn.Linear(width, outputs), team_of(threads)
-    weights = torch.randn(num_samples, outputs)
-
-    def native(layer, leaves):
-        first = leaves[0] if apart else None
-        return linear_of_interaction(layer, first, leaves[-1], num_copied, relu=False, team=team)
-
-    def formula(layer, leaves):
-        return layer(interaction(leaves[0] if apart else None, leaves[-1], num_copied))
-
-    got = run(native, leaves, layer, weights)
-    expected = run(formula, [leaf.double() for leaf in leaves], copy.deepcopy(layer).double(), weights)
-    close(got, expected)
-
-
-def plain(x: Tensor, relu: bool) -> Tensor:
-    return torch.relu(x) if relu else x
+        scale = max([1.0, *other.abs().flatten().tolist()[:1], float(other.abs().max()) if len(other) else 0])
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=2e-5 * scale)
 
 
 def team_of(threads: int) -> Team:
@@ -107,18 +74,41 @@ def team_of(threads: int) -> Team:
     return Fixed()
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    num_samples=st.sampled_from([0, 1, 2, 15, 16, 17, 63, 65, 511, 513, 1100]),
+    num_dense=st.integers(0, 20),
+    vectors=st.integers(1, 30),
+    dim=st.integers(1, 20),
+    copied=st.sampled_from([0, 1, 99]),
+    widths=st.tuples(
+        st.lists(st.integers(1, 40), max_size=2), st.lists(st.integers(1, 40), min_size=1, max_size=3)
+    ),
+    threads=st.sampled_from([1, 2, 3]),
+    seed=st.integers(0, 2**31),
+)
+def test_the_network_is_torchs(num_samples, num_dense, vectors, dim, copied, widths, threads, seed) -> None:
+    torch.manual_seed(seed)
+    model = Network(num_dense, vectors, dim, copied, [*widths])
+    if model.top[0].in_features == 0:
+        return
+    dense = torch.randn(num_samples, num_dense) if num_dense else None
+    rows = torch.randn(num_samples, vectors, dim) / dim**0.5
+    weights = torch.randn(num_samples, widths[1][-1])
+    double = copy.deepcopy(model).double()
+    leaves = [None if leaf is None else leaf.double() for leaf in (dense, rows)]
+    weights *= double.away_from_bends(*leaves)[:, None]
+    got = both_ways(lambda *x: model.native(*x, team_of(threads)), model, [dense, rows], weights)
+    close(got, both_ways(double.formula, double, leaves, weights))
+
+
 def test_bits_depend_neither_on_threads_nor_on_where_a_sample_lies() -> None:
-    layer, first, rest = nn.Linear(17 + 351, 24), torch.randn(1300, 17), torch.randn(1300, 26, 17)
-    weights = torch.randn(1300, 24)
+    model = Network(13, 26, 17, 1, [[30], [24, 1]])
+    dense, rows, weights = torch.randn(1300, 13), torch.randn(1300, 26, 17), torch.randn(1300, 1)
 
     def with_threads(threads: int, part: slice = slice(None)) -> list[Tensor]:
         team = team_of(threads)
-        return run(
-            lambda layer, leaves: linear_of_interaction(layer, *leaves, 1, relu=True, team=team),
-            [first[part], rest[part]],
-            layer,
-            weights[part],
-        )
+        return both_ways(lambda *x: model.native(*x, team), model, [dense[part], rows[part]], weights[part])
 
     whole = with_threads(1)
     for threads in (2, 3, 7):
@@ -128,42 +118,52 @@ def test_bits_depend_neither_on_threads_nor_on_where_a_sample_lies() -> None:
 
 
 def test_views_expanded_gradients_and_inputs_that_need_none() -> None:
-    layer, x, team = nn.Linear(7, 3), torch.randn(7, 50).t(), Team()
+    model = Network(7, 4, 6, 1, [[5], [9, 3]])
+    dense, rows = torch.randn(7, 50).t(), torch.randn(4, 50, 6).transpose(0, 1)
     ones = torch.ones(1, 1).expand(50, 3)
-    got = run(lambda layer, leaves: linear(layer, leaves[0].t(), relu=False, team=team), [x.t()], layer, ones)
-    double = copy.deepcopy(layer).double()
-    close(got, run(lambda layer, leaves: layer(leaves[0].t()), [x.t().double()], double, ones))
-    linear(layer, x, relu=True, team=Team()).sum().backward()
-    assert x.grad is None
+    got = both_ways(lambda *x: model.native(*x, Team()), model, [dense, rows], ones)
+    double = copy.deepcopy(model).double()
+    close(got, both_ways(double.formula, double, [dense.double(), rows.double()], ones))
+    model.zero_grad()
+    model.native(dense, rows, Team()).sum().backward()
+    assert dense.grad is rows.grad is None
+    close([p.grad for p in model.parameters()], [p.double() for p in got[3:]])
+    with torch.no_grad():
+        assert not model.native(dense, rows, Team()).requires_grad
 
 
-def test_nan_is_not_hidden_by_a_relu() -> None:
-    layer = nn.Linear(4, 4)
-    x = torch.tensor([[float("nan")] * 4]).requires_grad_()
-    out = linear(layer, x, relu=True, team=Team())
-    assert out.isnan().all()
-    out.sum().backward()
-    assert layer.weight.grad is not None
-    assert layer.weight.grad.isnan().all()
+def test_nan_is_hidden_by_no_relu_and_stays_in_its_sample() -> None:
+    model = Network(4, 3, 4, 1, [[4], [4, 1]])
+    dense, rows = torch.randn(20, 4), torch.randn(20, 3, 4)
+    dense[3, 1], rows[17, 2, 0] = float("nan"), float("nan")
+    ones = torch.ones(20, 1)
+    got = both_ways(lambda *x: model.native(*x, Team()), model, [dense, rows], ones)
+    logits, *inputs = got[:3]
+    bottom, top = got[3], got[7]
+    assert logits.isnan().flatten().nonzero().flatten().tolist() == [3, 17]
+    for gradient in inputs:
+        assert set(gradient.flatten(1).isnan().any(dim=1).nonzero().flatten().tolist()) <= {3, 17}
+    assert bottom[:, 1].isnan().any()
+    assert top.isnan().any()
 
 
 def test_what_is_not_plain_is_left_to_torch() -> None:
     layers, x = [nn.Linear(4, 4), nn.ReLU()], torch.randn(3, 4)
     assert is_native(layers, x)
+    assert is_native([*layers, nn.Linear(4, 1)], x)
     assert not is_native(layers, x.double())
     assert not is_native([nn.Linear(4, 4, bias=False)], x)
-    assert not is_native([nn.GELU()], x)
+    assert not is_native([nn.Linear(4, 4), nn.GELU()], x)
+    assert not is_native([nn.ReLU(), *layers], x)
+    assert not is_native([nn.Linear(4, 4), *layers], x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not is_native(layers, x)
-    torch.testing.assert_close(run_layers([nn.ReLU(), *layers], x, Team()), layers[1](layers[0](x.relu())))
     before_backward = nn.Linear(4, 4)
     before_backward.register_full_backward_pre_hook(lambda *_: None)
     assert not is_native([before_backward], x)
-    hooked = nn.Linear(4, 4)
-    seen: list[Tensor] = []
-    hooked.register_forward_hook(lambda module, args, out: seen.append(out))
-    run_layers([hooked], x, Team())
-    assert len(seen) == 1
+    hooked = nn.ReLU()
+    hooked.register_forward_hook(lambda module, args, out: None)
+    assert not is_native([nn.Linear(4, 4), hooked], x)
     parametrized = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
     assert not is_native([parametrized], x)
 
@@ -176,31 +176,62 @@ def test_a_team_is_copied_without_its_threads() -> None:
     assert team.threads() is team.threads()
 
 
+def ones(*shape: int) -> np.ndarray:
+    return np.ones(shape, np.float32)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rest": np.ones((2, 3, 4))}, r"rest: expected .* float32 .*, got float64 \[2, 3, 4\]"),
-        ({"rest": np.ones((2, 12), np.float32)}, r"rest: expected .* \[B, V, D\], got float32 \[2, 12\]"),
-        ({"first": np.ones((2, 5), np.float32)}, r"first: expected .* \[2, 4\], got float32 \[2, 5\]"),
+        ({"vectors": np.ones((2, 3, 4))}, r"vectors: expected .* float32 .*, got float64 \[2, 3, 4\]"),
+        ({"vectors": ones(2, 12)}, r"vectors: expected .* \[B, V, D\], got float32 \[2, 12\]"),
+        ({"dense": ones(3, 5)}, r"dense: expected .* \[2, K\], got float32 \[3, 5\]"),
+        ({"dense": None}, "dense and layers of bottom, got only one"),
+        ({"bottom": []}, "dense and layers of bottom, got only one"),
+        ({"bottom": [(ones(3, 5), ones(3))]}, "as many outputs as the vectors have elements, 4, got 3"),
+        ({"bottom": [(ones(4, 6), ones(4))]}, r"bottom\[0\].weight: expected .* \[N, 5\], got .* \[4, 6\]"),
         ({"num_copied": 5}, "at most the number of vectors 4, got 5"),
-        ({"weight": np.ones((3, 9), np.float32)}, r"weight: expected .* \[N, 10\], got float32 \[3, 9\]"),
-        ({"bias": np.ones(4, np.float32)}, r"bias: expected .* \[3\], got float32 \[4\]"),
-        ({"out": np.ones((2, 4), np.float32)}, r"out: expected .* \[2, 3\], got float32 \[2, 4\]"),
-        ({"values": np.ones((2, 10), np.float32)}, "got both or neither"),
+        ({"top": []}, "top: expected layers, got none"),
+        ({"top": [(ones(3, 10), ones(4))]}, r"top\[0\].bias: expected .* \[3\], got float32 \[4\]"),
+        (
+            {"top": [(ones(3, 10), ones(3)), (ones(1, 4), ones(1))]},
+            r"top\[1\].weight: expected .* \[N, 3\], got float32 \[1, 4\]",
+        ),
     ],
 )
 def test_bad_arrays_are_refused(change: dict, message: str) -> None:
     good = {
-        "values": None,
-        "first": np.ones((2, 4), np.float32),
-        "rest": np.ones((2, 3, 4), np.float32),
+        "dense": ones(2, 5),
+        "vectors": ones(2, 3, 4),
         "num_copied": 1,
-        "weight": np.ones((3, 10), np.float32),
-        "bias": np.ones(3, np.float32),
-        "relu": True,
-        "out": np.ones((2, 3), np.float32),
+        "bottom": [(ones(4, 5), ones(4))],
+        "top": [(ones(3, 10), ones(3))],
         "team": _native.ThreadTeam(1),
     }
-    _native.linear_forward(**good)
+    logits, kept = _native.dlrm_forward(**good)
+    assert logits.shape == (2, 3)
     with pytest.raises(ValueError, match=message):
-        _native.linear_forward(**{**good, **change})
+        _native.dlrm_forward(**{**good, **change})
+    both = {"gradient": logits, "kept": kept, "wants_dense": True, "wants_vectors": True}
+    _native.dlrm_backward(**good, **both)
+    with pytest.raises(ValueError, match=message):
+        _native.dlrm_backward(**{**good, **both, **change})
+
+
+def test_what_the_forward_kept_is_checked() -> None:
+    good = {
+        "dense": None,
+        "vectors": ones(2, 3, 4),
+        "num_copied": 0,
+        "bottom": [],
+        "top": [(ones(6, 3), ones(6)), (ones(1, 6), ones(1))],
+        "team": _native.ThreadTeam(1),
+    }
+    logits, kept = _native.dlrm_forward(**good)
+    more = {"wants_dense": True, "wants_vectors": False}
+    made = _native.dlrm_backward(**good, **more, kept=kept, gradient=logits)
+    assert made[:2] == (None, None)
+    with pytest.raises(ValueError, match="kept: expected"):
+        _native.dlrm_backward(**good, **more, kept=kept[:-1], gradient=logits)
+    with pytest.raises(ValueError, match="gradient: expected"):
+        _native.dlrm_backward(**good, **more, kept=kept, gradient=logits[:1])

@@ -2,27 +2,16 @@
 // themselves.
 //
 // Of each sample W values: its first C vectors, then products (1, 0), (2, 0), (2, 1), (3, 0), ..., each
-// summed in the order of the elements, so results don't depend on B or on where the vectors lie.
+// summed in the order of the elements, so results don't depend on B.
 //
 // B samples, V vectors of dim D, P = V (V - 1) / 2 pairs, C copied vectors, W = C * D + P.
 #pragma once
 
 #include <cstddef>
 
-#include "persia/span.h"
-
 namespace persia {
 
-// Where the samples' vectors lie: vector 0 in `first` [B, D] and the others in `rest` [B, V - 1, D], or, with
-// an empty `first`, all in `rest` [B, V, D]. So they needn't be brought together.
-template <typename Float>
-struct InteractionVectors {
-    Span<Float> first;
-    Span<Float> rest;
-};
-
 struct InteractionShape {
-    std::size_t num_samples;
     std::size_t num_vectors;  // V
     std::size_t dim;
     std::size_t num_copied;  // C <= V

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from persia_hpc.trainer.batch import Batch, Inputs
 
 from .interaction import Interaction
-from .layers import Team, layers_of, run_layers
+from .layers import Team, has_hooks, is_native, layers_of, run_dlrm
 from .parts import common_dim, perceptron, side_by_side, stacked_vectors, widths
 
 
@@ -39,6 +40,7 @@ class DLRM(nn.Module):
         self.narrow_pooled = self.bottom is not None
         self.interaction = Interaction(num_vectors, num_copied)
         self.team = Team()
+        self._run_native = run_dlrm
         self.top = perceptron(
             num_copied * dim + self.interaction.num_pairs,
             widths("dlrm", "hidden", hidden),
@@ -47,13 +49,20 @@ class DLRM(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits [B, labels]."""
-        direct = None
-        if self.bottom is not None:
-            direct = run_layers(layers_of(self.bottom), side_by_side([batch.dense]), self.team)
+        dense = None if self.bottom is None else side_by_side([batch.dense])
         vectors = stacked_vectors(batch, self.inputs)
-        above, *rest = layers_of(self.top)
-        if not isinstance(above, nn.Linear) or not rest:
-            logits: Tensor = self.top(self.interaction.interact(direct, vectors))
-            return logits
-        activation, *rest = rest
-        return run_layers(rest, self.interaction(direct, vectors, above, activation, self.team), self.team)
+        bottom = [] if self.bottom is None else layers_of(self.bottom)
+        top = layers_of(self.top)
+        plain = type(self.interaction) is Interaction and not has_hooks(self.interaction)
+        if plain and is_native(bottom, dense) and is_native(top, vectors):
+            return self._run_native(dense, vectors, self.interaction.num_copied, bottom, top, self.team)
+        direct = None if self.bottom is None else self.bottom(dense)
+        logits: Tensor = self.top(self.interaction(direct, vectors))
+        return logits
+
+    def hide_from_compiler(self) -> None:
+        """Keeps native code, which torch can't see into, out of torch.compile.
+
+        As a decorator that would import the compiler with this module, which takes as long as torch itself.
+        """
+        self._run_native = torch.compiler.disable(run_dlrm)  # type: ignore[no-untyped-call]

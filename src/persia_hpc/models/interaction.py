@@ -11,16 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .layers import Team, is_native, linear_of_interaction
 from .parts import side_by_side
 
 
 class Interaction(nn.Module):
     """Concatenates the first `num_copied` of `num_vectors` vectors and the dot products of all pairs.
 
-    The products are those of vectors (1, 0), (2, 0), (2, 1), (3, 0), ... A linear layer and a ReLU are
-    computed on top of them: float32 CPU tensors take one native pass in each direction, in which the products
-    are never written to memory; everything else, and autocast, takes torch operations.
+    The products are those of vectors (1, 0), (2, 0), (2, 1), (3, 0), ... These are torch operations, for what
+    the native network (`layers.py`) doesn't compute.
     """
 
     pairs: Tensor
@@ -36,28 +34,7 @@ class Interaction(nn.Module):
         self.register_buffer("pairs", row * num_vectors + column, persistent=False)
         self.register_buffer("pair_of_product", places.flatten(), persistent=False)
 
-    def hide_from_compiler(self) -> None:
-        """Keeps native code, which torch can't see into, out of torch.compile.
-
-        As a decorator that would import the compiler with this module, which takes as long as torch itself.
-        """
-        self.forward = torch.compiler.disable(self.forward)  # type: ignore[method-assign,no-untyped-call]
-
-    def forward(
-        self, first: Tensor | None, rest: Tensor, layer: nn.Linear, activation: nn.Module, team: Team
-    ) -> Tensor:
-        """Computes `layer` and `activation`, a ReLU, on the copied vectors and the products.
-
-        `first` is vector 0, or None if it is in `rest`.
-
-        Shapes: [B, D], if it is given, and [B, V or V - 1, D] in, [B, N] out, for V vectors and N outputs.
-        """
-        if is_native([layer, activation], first, rest):
-            return linear_of_interaction(layer, first, rest, self.num_copied, relu=True, team=team)
-        outputs: Tensor = activation(layer(self.interact(first, rest)))
-        return outputs
-
-    def interact(self, first: Tensor | None, rest: Tensor) -> Tensor:
+    def forward(self, first: Tensor | None, rest: Tensor) -> Tensor:
         """Computes the copied vectors and the products, for V vectors, C of them copied, and P pairs.
 
         Shapes: as above in, [B, C D + P] out; on a GPU with the zero columns of `side_by_side`.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from persia_hpc.errors import UserError
-from persia_hpc.models.interaction import Interaction
+from persia_hpc.models.dlrm import DLRM
 from persia_hpc.trainer.batch import Batch
 from persia_hpc.trainer.run_state import RunState
 
@@ -85,7 +85,7 @@ class CompiledModel:
         self._state = state
         self._warn = warn
         for module in model.modules():
-            if isinstance(module, Interaction):
+            if isinstance(module, DLRM):
                 module.hide_from_compiler()
         self._compiled: Callable[[Batch], Tensor] | None = torch.compile(model, backend=BACKEND)
 
