@@ -12,10 +12,14 @@ from typing import Any
 from persia_hpc.errors import UserError
 
 from .checks import did_you_mean
+from .metric_names import base_of, built_in, own_names
 from .types import METRICS, Config, TrainConfig
 
 # What an evaluation reports beside metrics, so that none may be called so.
-RESERVED = ("event", "split", "step", "samples", "missing_labels", "undefined", "uncounted")
+RESERVED = (
+    *("event", "split", "step", "samples", "missing_labels", "skipped_groups", "undefined", "uncounted"),
+    "slices",
+)
 
 
 @dataclass(frozen=True)
@@ -26,10 +30,13 @@ class Watched:
     mode: str  # "max" or "min"
 
     @classmethod
-    def of(cls, options: Mapping[str, Any]) -> Watched:
-        """Returns what the options `metric` and `mode` say; without `mode` the name decides."""
+    def of(cls, options: Mapping[str, Any], metrics: Sequence[str] = ()) -> Watched:
+        """Returns what the options `metric` and `mode` say; without `mode` the name decides.
+
+        metrics: those of `train.metrics`.
+        """
         metric = str(options.get("metric", "auc")).rpartition(":")[2]  # a custom one by its function's name
-        falls = metric == "logloss" or metric.startswith("logloss_")
+        falls = metric == "logloss" or metric.startswith("logloss_") or base_of(metric, metrics) == "ne"
         return cls(metric, options.get("mode") or ("min" if falls else "max"))
 
     def better(self, value: float, best: float | None) -> bool:
@@ -54,13 +61,14 @@ def writes_checkpoints(config: Config) -> bool:
 def best_metric(train: TrainConfig) -> Watched:
     """Returns by which metric an evaluation is the best: that of `keep_best`, of `early_stop`, or the AUC."""
     own = train.keep_best if isinstance(train.keep_best, Mapping) else None
-    return Watched.of(own or train.early_stop or {})
+    return Watched.of(own or train.early_stop or {}, train.metrics)
 
 
 def metric_names(metrics: Sequence[str], labels: Sequence[str]) -> list[str]:
     """Returns the names of the metrics that an evaluation reports."""
-    each = [f"{name}_{label}" for label in labels for name in METRICS] if len(labels) > 1 else []
-    return [*METRICS, *each, *(m.partition(":")[2] for m in dict.fromkeys(metrics) if m not in METRICS)]
+    ours = [*METRICS, *built_in(metrics)]
+    each = [f"{name}_{label}" for label in labels for name in ours] if len(labels) > 1 else []
+    return [*ours, *each, *own_names(metrics)]
 
 
 def check_metrics(config: Config, labels: Sequence[str]) -> None:
@@ -79,7 +87,7 @@ def check_metrics(config: Config, labels: Sequence[str]) -> None:
                 "function another name"
             )
     for key, given in (("early_stop", train.early_stop), ("keep_best", train.keep_best)):
-        if isinstance(given, Mapping) and (metric := Watched.of(given).metric) not in names:
+        if isinstance(given, Mapping) and (metric := Watched.of(given, train.metrics).metric) not in names:
             raise UserError(
                 f"train.{key}: evaluations of this data report no metric {metric!r}, but "
                 f"{', '.join(names)}{did_you_mean(metric, names)}"
