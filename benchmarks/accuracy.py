@@ -77,7 +77,7 @@ def plain_pytorch(
     from torch import nn
 
     from persia_hpc.samples.source import open_source
-    from persia_hpc.trainer.metrics import auc, logloss
+    from persia_hpc.trainer.label_metrics import auc, logloss
 
     torch.manual_seed(seed)
     files = sorted(str(p) for p in folder.glob("train*.h5"))

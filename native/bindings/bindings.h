@@ -15,6 +15,7 @@ void bind_id_counter(py::module_& m);
 void bind_node_sum(py::module_& m);
 void bind_pool(py::module_& m);
 void bind_pool_batch(py::module_& m);
+void bind_ranking(py::module_& m);
 void bind_recent_rows(py::module_& m);
 void bind_ring(py::module_& m);
 void bind_shares(py::module_& m);

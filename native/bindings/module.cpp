@@ -20,7 +20,7 @@ void keep_freed_memory() {
 
 PYBIND11_MODULE(_native, m) {
     m.doc() =
-        R"(Native parts of persia_hpc: tables, dedup, pooling, dense layers, codecs, rings.
+        R"(Native parts of persia_hpc: tables, dedup, pooling, dense layers, codecs, metrics, rings.
 
 Arrays are NumPy arrays, C-contiguous, and used in place: what is no array, or one of another dtype, shape
 or layout, raises a ValueError that names the argument, what was expected and got. No I/O, MPI or torch;
@@ -40,6 +40,7 @@ no call is collective.)";
     bind_pool_batch(m);
     bind_limits(m);
     bind_dlrm(m);
+    bind_ranking(m);
     m.def("keep_freed_memory", &keep_freed_memory,
           "Makes this process keep large blocks that it frees, for the next step; irrevocable, glibc only.");
     bind_ring(m);

@@ -15,7 +15,8 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from persia_hpc.config.types import METRICS
 from persia_hpc.errors import UserError
-from persia_hpc.trainer.metrics import MetricError, auc, evaluate_metrics, known_auc, load_metrics, logloss
+from persia_hpc.trainer.label_metrics import auc, known_auc, logloss
+from persia_hpc.trainer.metrics import MetricError, Wanted, evaluate_metrics, load_metrics
 
 
 @settings(deadline=None)
@@ -56,7 +57,7 @@ BOTH = ("auc", "logloss")
 def test_a_metric_that_is_not_defined_is_none_with_the_reason(labels, weight, scores, undefined, reason):
     logits, labels = (np.array(x, np.float32).reshape(-1, 1) for x in (scores, labels))
     weight = None if weight is None else np.array(weight, np.float32)
-    result = evaluate_metrics(logits, labels, weight, None, ("click",), {})
+    result = evaluate_metrics(logits, labels, weight, None, Wanted(("click",)))
     assert {name for name in BOTH if result[name] is None} == set(undefined) == set(result["undefined"])
     assert all(reason in text for text in result["undefined"].values())
     assert all(math.isfinite(result[name]) for name in BOTH if name not in undefined)
@@ -72,7 +73,7 @@ def test_missing_labels_are_left_out_of_the_metrics_of_their_label(seed, weighte
     labels[:2] = [[0, 0], [1, 1]]
     labels[2:][rng.random((58, 2)) < missing] = NAN
     weight = (rng.random(60) + 0.1).astype(np.float32) if weighted else None
-    result = evaluate_metrics(logits, labels, weight, None, ("click", "buy"), {})
+    result = evaluate_metrics(logits, labels, weight, None, Wanted(("click", "buy")))
     assert "undefined" not in result
     assert result["samples"] == 60
     counts = zip(("click", "buy"), np.isnan(labels).sum(axis=0).tolist(), strict=True)
@@ -90,7 +91,7 @@ def test_missing_labels_are_left_out_of_the_metrics_of_their_label(seed, weighte
 
 def test_a_mean_over_labels_needs_every_label():
     labels = np.array([[0, 0], [1, 0], [0, 0], [1, 0]], np.float32)
-    result = evaluate_metrics(np.stack([SCORES, SCORES], 1), labels, None, None, ("click", "buy"), {})
+    result = evaluate_metrics(np.stack([SCORES, SCORES], 1), labels, None, None, Wanted(("click", "buy")))
     assert result["auc_click"] == pytest.approx(roc_auc_score(labels[:, 0], SCORES))
     assert (result["auc"], result["auc_buy"]) == (None, None)
     assert result["undefined"] == {"auc_buy": "all labels are 0", "auc": "auc_buy is undefined"}
@@ -108,7 +109,7 @@ def ends(logits, labels, weight, group):
 def evaluate_own(function, labels=(0, 1, 0, 1), weight=None, logits=SCORES):
     labels, logits = np.array(labels, np.float32)[:, None], np.array(logits, np.float32)[:, None]
     weight = None if weight is None else np.array(weight, np.float32)
-    return evaluate_metrics(logits, labels, weight, None, ("label",), {"own": function})
+    return evaluate_metrics(logits, labels, weight, None, Wanted(("label",), own={"own": function}))
 
 
 @pytest.mark.parametrize(
@@ -190,7 +191,9 @@ def test_logloss_of_extreme_logits_is_finite():
 def test_several_labels_and_a_custom_metric():
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(50, 2)), rng.integers(0, 2, (50, 2)).astype(float)
-    result = evaluate_metrics(logits, labels, None, None, ("a", "b"), {"n": lambda x, y, w, g: len(x)})
+    result = evaluate_metrics(
+        logits, labels, None, None, Wanted(("a", "b"), own={"n": lambda x, y, w, g: len(x)})
+    )
     assert result["auc"] == pytest.approx((result["auc_a"] + result["auc_b"]) / 2)
     assert result["samples"] == result["n"] == 50
 
@@ -202,5 +205,7 @@ def test_a_metric_that_cannot_be_imported_is_named():
 
 def test_the_metrics_that_the_configuration_knows_are_always_computed() -> None:
     labels = np.array([[0.0], [1.0]], np.float32)
-    found = evaluate_metrics(np.zeros((2, 1)), labels, None, None, ("label",), load_metrics(METRICS))
+    found = evaluate_metrics(
+        np.zeros((2, 1)), labels, None, None, Wanted(("label",), own=load_metrics(METRICS))
+    )
     assert set(found) == {"samples", *METRICS}

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .learning_rate import SCHEDULES
+from .metric_names import FORMS, base_of, name_problem, own_names, watch_problem
 from .options import Fail, check_import_path, check_number, did_you_mean, named_options, nearest, with_name
 from .tasks import check_tasks, resolve_task
 from .types import (
@@ -282,8 +283,10 @@ def _check_train(config: Config, fail: Fail) -> None:
     train = config.train
     check_tasks(config, fail)
     for metric in train.metrics:
-        if metric not in METRICS:
+        if ":" in metric:
             check_import_path(metric, ("train", "metrics"), fail)
+        elif unknown := name_problem(metric):
+            raise fail(("train", "metrics"), f"= {metric!r}: {unknown}{did_you_mean(metric, FORMS)}")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", train.device):
         raise fail(("train", "device"), f"= {train.device!r}: expected auto, cpu, cuda or cuda:N")
     if train.compile and train.cuda_graphs:
@@ -298,13 +301,15 @@ def _check_train(config: Config, fail: Fail) -> None:
         if given is None or given is False:
             continue
         metric = given["metric"] if isinstance(given, Mapping) else "auc"
-        names = [*METRICS, *train.metrics, *(m.partition(":")[2] for m in train.metrics if ":" in m)]
-        if metric not in names and not metric.startswith(("auc_", "logloss_")):  # labels are known later
+        if unwatchable := watch_problem(metric, train.metrics):
+            raise fail(("train", key, "metric"), f"= {metric!r}: {unwatchable}")
+        names = [*METRICS, *train.metrics, *own_names(train.metrics)]
+        if metric not in names and base_of(metric, train.metrics) is None:  # labels are known later
             problem = f"= {metric!r}: expected a metric that is evaluated"
             raise fail(("train", key, "metric"), problem + nearest(metric, dict.fromkeys(names)))
         if not config.data.valid:
             raise fail(("train", key), "looks at data.valid, which isn't given; add data.valid")
-    if train.evaluate_every and not config.data.valid:
+    if train.evaluate_every and not config.data.valid and not train.progressive:
         raise fail(
             ("train", "evaluate_every"),
             f"= {train.evaluate_every} evaluates data.valid, which isn't given; add data.valid",

@@ -225,6 +225,9 @@ class TrainConfig:
     schedule: dict[str, Any] = setting(factory=lambda: {"name": "constant", **WARMUP})
     loss: str = "bce"
     metrics: list[str] = setting(factory=list)
+    slices: list[str] = setting(factory=list)
+    slice_samples: int = setting(1000, at_least=1)
+    progressive: int = setting(0, at_least=0)
     evaluate_every: int = setting(0, at_least=0)
     evaluate_at_end: bool = True
     save: bool = True

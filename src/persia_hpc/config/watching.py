@@ -11,11 +11,16 @@ from typing import Any
 
 from persia_hpc.errors import UserError
 
+from .metric_names import base_of, built_in, own_names
 from .options import did_you_mean
 from .types import METRICS, Config, TrainConfig
 
 # What an evaluation reports beside metrics, so that none may be called so.
-RESERVED = ("event", "split", "step", "samples", "missing_labels", "undefined", "uncounted", "rate_factor")
+RESERVED = (
+    *("event", "split", "step", "samples", "missing_labels", "skipped_groups", "undefined", "uncounted"),
+    "slices",
+    "rate_factor",
+)
 
 
 @dataclass(frozen=True)
@@ -26,10 +31,13 @@ class Watched:
     mode: str  # "max" or "min"
 
     @classmethod
-    def of(cls, options: Mapping[str, Any]) -> Watched:
-        """Returns what the options `metric` and `mode` say; without `mode` the name decides."""
+    def of(cls, options: Mapping[str, Any], metrics: Sequence[str] = ()) -> Watched:
+        """Returns what the options `metric` and `mode` say; without `mode` the name decides.
+
+        metrics: those of `train.metrics`.
+        """
         metric = str(options.get("metric", "auc")).rpartition(":")[2]  # a custom one by its function's name
-        falls = metric == "logloss" or metric.startswith("logloss_")
+        falls = metric == "logloss" or metric.startswith("logloss_") or base_of(metric, metrics) == "ne"
         return cls(metric, options.get("mode") or ("min" if falls else "max"))
 
     def better(self, value: float, best: float | None, min_delta: float = 0.0) -> bool:
@@ -56,13 +64,14 @@ def writes_checkpoints(config: Config) -> bool:
 def best_metric(train: TrainConfig) -> Watched:
     """Returns by which metric an evaluation is the best: that of `keep_best`, of `early_stop`, or the AUC."""
     own = train.keep_best if isinstance(train.keep_best, Mapping) else None
-    return Watched.of(own or train.early_stop or {})
+    return Watched.of(own or train.early_stop or {}, train.metrics)
 
 
 def metric_names(metrics: Sequence[str], labels: Sequence[str]) -> list[str]:
     """Returns the names of the metrics that an evaluation reports."""
-    each = [f"{name}_{label}" for label in labels for name in METRICS] if len(labels) > 1 else []
-    return [*METRICS, *each, *(m.partition(":")[2] for m in dict.fromkeys(metrics) if m not in METRICS)]
+    ours = [*METRICS, *built_in(metrics)]
+    each = [f"{name}_{label}" for label in labels for name in ours] if len(labels) > 1 else []
+    return [*ours, *each, *own_names(metrics)]
 
 
 def check_metrics(config: Config, labels: Sequence[str]) -> None:
@@ -82,7 +91,7 @@ def check_metrics(config: Config, labels: Sequence[str]) -> None:
             )
     watching = (("early_stop", train.early_stop), ("keep_best", train.keep_best), ("plateau", train.plateau))
     for key, given in watching:
-        if isinstance(given, Mapping) and (metric := Watched.of(given).metric) not in names:
+        if isinstance(given, Mapping) and (metric := Watched.of(given, train.metrics).metric) not in names:
             raise UserError(
                 f"train.{key}: evaluations of this data report no metric {metric!r}, but "
                 f"{', '.join(names)}{did_you_mean(metric, names)}"

@@ -66,6 +66,7 @@ class KeyBatch:
     dedup: Dedup
     bag_offsets: dict[str, Array]
     missing: set[int]  # servers whose rows have not arrived
+    slices: Array | None = None  # uint64 [S, B], the ids by which an evaluation is sliced
     rows: list[Array] = field(default_factory=list)
     staleness: int = 0  # of the rows that were pulled
     held: HeldRows | None = None
@@ -119,7 +120,9 @@ class EmbeddingWorker:
         transform: str | None = None,
         worker_rank: int = 0,
         reuse_steps: int = 0,
+        slices: Sequence[str] = (),
     ):
+        self.slices = tuple(slices)
         self.layout = layout
         self.num_servers = num_servers
         self.worker_rank = worker_rank
@@ -148,12 +151,16 @@ class EmbeddingWorker:
             transform=config.data.transform,
             worker_rank=worker_rank,
             reuse_steps=config.wire.reuse_steps,
+            slices=config.train.slices,
         )
 
-    def prepare(self, sample: SampleBatch, *, step: int, trainer: int, num_global: int) -> KeyBatch:
+    def prepare(
+        self, sample: SampleBatch, *, step: int, trainer: int, num_global: int, evaluation: bool = False
+    ) -> KeyBatch:
         """Turns samples into unique keys of each table, after `data.transform` and the cut to `max_length`.
 
-        num_global: samples of the step over all trainers.
+        num_global: samples of the step over all trainers. evaluation: the batch is scored only, so its
+        trainer gets the ids of the slices too.
         Raises UserError if `data.transform` returns anything but as many samples.
         """
         if self.transform is not None and sample.num_samples:
@@ -176,7 +183,11 @@ class EmbeddingWorker:
                 assert column.offsets is not None
                 bags[feature.name] = column.offsets
         dedup = self._dedup.run(values)
-        return KeyBatch(step, trainer, num_global, sample, dedup, bags, set(range(self.num_servers)))
+        missing = set(range(self.num_servers))
+        slices = None
+        if evaluation and self.slices:
+            slices = np.stack([sample.ids[name].values for name in self.slices])
+        return KeyBatch(step, trainer, num_global, sample, dedup, bags, missing, slices)
 
     def reuse(self, batch: KeyBatch) -> None:
         """Leaves out of a batch's pull the rows that its trainer still holds (`reuse_steps`).
@@ -251,6 +262,7 @@ class EmbeddingWorker:
             labels=self.layout.tasks.select(sample.labels),
             weight=sample.weight,
             group=sample.group,
+            slices=batch.slices,
             staleness=self._staleness(batch),
             places=None if held is None else held.places,
             rings=None if held is None else held.rings,

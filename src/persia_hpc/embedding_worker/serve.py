@@ -269,7 +269,9 @@ class WorkerLoop:
             evaluation = isinstance(work.command, Evaluate)
             num_global = sample.num_samples if evaluation else self.stretches.num_samples(step)
             begin = time.perf_counter()
-            batch = self.engine.prepare(sample, step=step, trainer=trainer, num_global=num_global)
+            batch = self.engine.prepare(
+                sample, step=step, trainer=trainer, num_global=num_global, evaluation=evaluation
+            )
             traced = 0 if evaluation else step
             begin = self.phases.add("dedup", begin, traced)
             if isinstance(work.command, Evaluate):

@@ -10,7 +10,11 @@ from persia_hpc.checkpoint.choose import check_initial, refuse_mismatch
 from persia_hpc.checkpoint.manifest import read_manifest
 from persia_hpc.checkpoint.matching import check_match
 from persia_hpc.config import Config
+from persia_hpc.config.options import nearest
+from persia_hpc.config.metric_names import built_in, is_grouped
+from persia_hpc.config.types import TrainConfig
 from persia_hpc.config.watching import check_metrics, writes_checkpoints
+from persia_hpc.errors import UserError
 from persia_hpc.samples.identity import SampleRange, sample_ranges
 from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.samples.source import FileSource, Source
@@ -63,7 +67,32 @@ def make_facts(
     layout = make_layout(config, schema)
     if "train" in num_samples:  # a finished run is taken as it is
         check_metrics(config, layout.tasks.names)
+        check_columns(config.train, schema, "the data")
     return Facts(config, schema, dict(num_samples), layout, make_schedules(config, num_samples), data)
+
+
+def check_columns(train: TrainConfig, schema: DatasetSchema, where: str, *, labels: bool = True) -> None:
+    """Checks that data have what metrics need: groups, and the features whose ids make slices.
+
+    where: names the data in messages. labels: metrics are computed at all.
+    Raises UserError if not.
+    """
+    grouped = [name for name in built_in(train.metrics) if is_grouped(name)]
+    if labels and grouped and not schema.has_group:
+        raise UserError(
+            f"train.metrics: {', '.join(grouped)} {'is a mean' if len(grouped) == 1 else 'are means'} over "
+            f"groups, but {where} has no dataset /group, the user, session or query of each sample; add it, "
+            "or leave the metric out"
+        )
+    for name in train.slices:
+        if name not in schema.feature_names:
+            raise UserError(
+                f"train.slices: {where} has no id feature {name!r}{nearest(name, schema.feature_names)}"
+            )
+        if schema.feature(name).multi:
+            raise UserError(
+                f"train.slices: {name!r} has several ids a sample in {where}, expected a feature with one"
+            )
 
 
 def facts_of_sources(config: Config, sources: Mapping[str, Source], *, identify: bool = False) -> Facts:

@@ -28,7 +28,7 @@ from persia_hpc.trainer.dense.state import DenseState
 from persia_hpc.trainer.session import Session
 
 from .consent import agree_to_import
-from .facts import make_facts
+from .facts import check_columns, make_facts
 from .local_stream import LocalStream, local_server
 from .training import make_session
 
@@ -168,6 +168,7 @@ class LoadedRun:
     def _session(self, patterns: Sequence[str], *, labels: bool) -> Session:
         source = open_source(list(patterns), features=list(self.schema.feature_names))
         check_scorable(source, self.schema, f"the training of {self.path}", labels=labels)
+        check_columns(self.config.train, source.schema, source.encodings[0][0], labels=labels)
         model = self.model()  # before anything else that the run names is imported
         sync = dataclasses.replace(self.config, mode="sync", staleness_bound=0)
         facts = make_facts(sync, self.schema, {"test": source.num_samples})

@@ -53,7 +53,9 @@ class LocalStream:
     ):
         config = facts.config
         self.server = server
-        self.worker = EmbeddingWorker(facts.layout, seed=config.seed, transform=config.data.transform)
+        self.worker = EmbeddingWorker(
+            facts.layout, seed=config.seed, transform=config.data.transform, slices=config.train.slices
+        )
         self.splits = SplitReaders(config, sources, facts.schedules)
         self.wait_seconds = 0.0
         self.phases = Phases((*LOCAL_STREAM, *TRAINER), config.train.trace)
@@ -140,8 +142,11 @@ class LocalStream:
         sample = self.splits.readers[split].read(step.epoch, step.begin, step.end)
         read = time.perf_counter()
         self.wait_seconds += read - begin
-        batch = self.worker.prepare(sample, step=number, trainer=0, num_global=step.num_samples)
-        if split == "train":  # evaluations are not what phases are about
+        evaluation = split != "train"
+        batch = self.worker.prepare(
+            sample, step=number, trainer=0, num_global=step.num_samples, evaluation=evaluation
+        )
+        if not evaluation:  # evaluations are not what phases are about
             self.phases.add("read", begin, number, read)
             self.phases.add("dedup", read, number)
         return batch

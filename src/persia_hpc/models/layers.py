@@ -110,8 +110,9 @@ class _DLRM(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         dense, vectors, *parameters = ctx.saved_tensors
+        num_copied, num_bottom, team = ctx.options
         made = _native.dlrm_backward(
-            **_arrays(dense, vectors, *ctx.options, parameters),
+            **_arrays(dense, vectors, num_copied, num_bottom, team, parameters),
             kept=ctx.kept,
             gradient=gradient.contiguous().numpy(),
             wants_dense=ctx.needs_input_grad[0],

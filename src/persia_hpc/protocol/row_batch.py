@@ -45,6 +45,9 @@ class RowBatch:
     rings: int64 [G, 2], for each dim group the first place that this batch's rows take, and the ring's size.
     places: uint32 [U], where in its ring each row of the batch is then.
     holder: worker_rank of the worker whose rings these are.
+
+    In evaluations with `train.slices`:
+    slices: uint64 [S, B], the ids of the S features; what travels has no such array otherwise.
     """
 
     step: int
@@ -62,6 +65,7 @@ class RowBatch:
     labels: Array
     weight: Array | None = None
     group: Array | None = None
+    slices: Array | None = None
     staleness: int = 0
     places: Array | None = None
     rings: Array | None = None
@@ -98,7 +102,8 @@ def pack_row_batch(batch: RowBatch) -> list[Array | list[Array]]:
         batch.group if batch.group is not None else np.empty(0, np.int64),
         batch.places if batch.places is not None else np.empty(0, np.uint32),
         batch.rings if batch.rings is not None else np.empty((0, 2), np.int64),
-        *batch.rows,  # last: how many they are depends on the layout
+        *batch.rows,  # how many they are depends on the layout
+        *([] if batch.slices is None else [batch.slices]),
     ]
 
 
@@ -155,12 +160,13 @@ def unpack_row_batch(
         rings,
     ) = arrays[:NUM_FIXED]
     num_samples, num_global, staleness, holder = (int(x) for x in header)
+    rows_end = NUM_FIXED + len(dim_group_offsets) - 1
     return RowBatch(
         step=step,
         trainer=trainer,
         num_samples=num_samples,
         num_global=num_global,
-        rows=list(arrays[NUM_FIXED:]),
+        rows=list(arrays[NUM_FIXED:rows_end]),
         indices=indices,
         feature_offsets=feature_offsets,
         bag_offsets=dict(zip(multi, bags.reshape(-1, num_samples + 1), strict=True)) if multi else {},
@@ -171,6 +177,7 @@ def unpack_row_batch(
         labels=labels,
         weight=weight if len(weight) else None,
         group=group if len(group) else None,
+        slices=arrays[rows_end] if len(arrays) > rows_end else None,
         staleness=staleness,
         places=places if len(rings) else None,
         rings=rings if len(rings) else None,

@@ -129,6 +129,7 @@ def make_summary(config: Config, outcome: JobOutcome, *, mpi_library: str) -> di
         "steady": trainer.steady,
         "valid": trainer.results.get("valid"),
         "test": trainer.results.get("test"),
+        "progressive": trainer.results.get("progressive"),
         "best": trainer.best,
         "staleness": _staleness(config, outcome),
         "embedding": _embedding(outcome.servers),

@@ -24,8 +24,9 @@ from persia_hpc.reporting.events import MetricLogger
 from .batch import Batch, Inputs
 from .dense.optimizer import make_optimizer
 from .dense.state import seed_generators
+from .label_metrics import known_auc
 from .losses import make_loss
-from .metrics import Metrics, known_auc, load_metrics
+from .metrics import Metrics, load_metrics
 from .run_state import DriverState
 from .session import Session
 from .watching import Plateau, Watch
@@ -94,11 +95,11 @@ class Driver:
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         if parameters:
             make_optimizer(parameters, config.train.optimizer, self.model)  # only to refuse bad arguments now
-        early_stop = config.train.early_stop
+        early_stop, metrics = config.train.early_stop, config.train.metrics
         self.early_stop = None
         if early_stop is not None:
-            self.early_stop = Watch(Watched.of(early_stop), float(early_stop["min_delta"]))
-        self.plateau = None if config.train.plateau is None else Plateau(config.train.plateau)
+            self.early_stop = Watch(Watched.of(early_stop, metrics), float(early_stop["min_delta"]))
+        self.plateau = None if config.train.plateau is None else Plateau(config.train.plateau, metrics)
         self.best = Watch(best_metric(config.train))
         self.keeps_best = keeps_best(config.train)
         self._recent: deque[tuple[Tensor, Tensor, Tensor]] = deque()
@@ -108,6 +109,7 @@ class Driver:
         self._last_samples = self._epoch = 0
         self._told_unlabelled = False
         self._evaluated = -1  # the last step whose evaluation was due
+        self._told_progressive = 0  # the last step after which the window's metrics were reported
 
     def run(self, session: Session) -> None:
         """Trains to the end of the schedule or a stop, evaluating as configured.
@@ -129,6 +131,8 @@ class Driver:
             step = session.step_number
             # Also after a resume: the checkpoint of a step is begun before its evaluation.
             due = step not in (0, self._evaluated) and schedule.evaluates_after(step)
+            if schedule.evaluates_after(step):
+                self._report_progressive()
             if "valid" in session.schedules and due and session.stop_reason is None:
                 self._evaluate_valid(due=True)
             if session.following is not None and step == session.num_steps:
@@ -144,6 +148,8 @@ class Driver:
                 session.step(self.loss(logits, batch))
                 self._count_step(logits, batch)
         self._event(force=True)
+        if session.interrupted is None:
+            self._report_progressive()
         if self.config.train.evaluate_at_end and session.interrupted is None:
             if "valid" in session.schedules and self._evaluated != session.step_number:
                 self._evaluate_valid(due=False)
@@ -177,6 +183,17 @@ class Driver:
         if better and self.keeps_best:
             ends = session.stop_reason is not None or session.schedules["train"].is_last(step)
             session.save(full=ends and session.interrupted is None, best=self.best.state())
+
+    def _report_progressive(self) -> None:
+        """Reports the metrics of the window of training samples, if it has any that weren't reported.
+
+        Collective over trainers.
+        """
+        session, step = self.session, self.session.step_number
+        if self.config.train.progressive and step not in (session.state.first_step, self._told_progressive):
+            self._told_progressive = step
+            if metrics := session.progressive.metrics():
+                self._log({"event": "progressive", "step": step, **metrics})
 
     def _reason(self) -> str | None:
         """Returns the reason to stop early, or None."""

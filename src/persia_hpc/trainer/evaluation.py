@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from persia_hpc.protocol.row_batch import RowBatch
 
 from .batch import Batch
 from .interfaces import BatchStream, Peers, concatenate
-from .metrics import Metric, MetricError, Metrics, evaluate_metrics
+from .metrics import MetricError, Metrics, Wanted, evaluate_metrics
 from .pooling.embed import Pooling
 from .run_state import RunState
 
@@ -65,40 +65,60 @@ def predict_split(
 class Predictions:
     """Collects the logits of this trainer's samples, with what metrics need of them."""
 
-    def __init__(self, width: int) -> None:
-        """Starts without samples; `width` is L, the number of labels."""
-        self._width = width
-        self._columns: dict[str, list[Array]] = {"logits": [], "labels": [], "weight": [], "group": []}
+    def __init__(self, wanted: Wanted) -> None:
+        """Starts without samples."""
+        self._wanted = wanted
+        names = ("logits", "labels", "weight", "group", "slices")
+        self._columns: dict[str, list[Array]] = {name: [] for name in names}
 
-    def add(self, logits: Array, row_batch: RowBatch) -> None:
+    def add(
+        self,
+        logits: Array,
+        labels: Array,
+        weight: Array | None,
+        group: Array | None,
+        slices: Array | None = None,
+    ) -> None:
+        """Adds the samples of one batch.
+
+        Shapes: logits, labels [B, L] float32; weight [B]; group [B] int64; slices [S, B] uint64.
+        """
+        self._columns["logits"].append(logits)
+        self._columns["labels"].append(labels)
+        for name, column in (("weight", weight), ("group", group)):
+            if column is not None:
+                self._columns[name].append(column[:, None])
+        if slices is not None:
+            self._columns["slices"].append(slices.T)
+
+    def add_batch(self, logits: Array, batch: RowBatch) -> None:
         """Adds one batch, copying what is kept of it.
 
         Shapes: logits [B, L] float32.
         """
-        self._columns["logits"].append(logits)
-        self._columns["labels"].append(np.array(row_batch.labels))
-        if row_batch.weight is not None:
-            self._columns["weight"].append(np.array(row_batch.weight)[:, None])
-        if row_batch.group is not None:
-            self._columns["group"].append(np.array(row_batch.group)[:, None])
+        columns = (batch.labels, batch.weight, batch.group, batch.slices)
+        self.add(logits, *(None if column is None else np.array(column) for column in columns))  # type: ignore[arg-type]
 
-    def metrics(self, peers: Peers, labels: Sequence[str], custom: dict[str, Metric]) -> Metrics:
+    def metrics(self, peers: Peers) -> Metrics:
         """Returns, on every trainer, the metrics over the samples of all trainers.
 
         Collective over trainers.
         Raises MetricError, on every trainer, for a custom metric that fails.
         """
-        columns = self._columns
-        logits = peers.gather(concatenate(columns["logits"], self._width))
-        expected = peers.gather(concatenate(columns["labels"], self._width))
+        columns, wanted = self._columns, self._wanted
+        width, sliced = len(wanted.labels), len(wanted.slices)
+        logits = peers.gather(concatenate(columns["logits"], width))
+        expected = peers.gather(concatenate(columns["labels"], width))
         weight = peers.gather(concatenate(columns["weight"], 1))
         group = peers.gather(concatenate(columns["group"], 1, np.int64))
+        slices = peers.gather(concatenate(columns["slices"], sliced, np.uint64)) if sliced else None
         found: Metrics | MetricError = {}
         if logits is not None and expected is not None:
             weights = weight[:, 0] if weight is not None and len(weight) else None
             groups = group[:, 0] if group is not None and len(group) else None
+            ids = slices if slices is not None and len(slices) else None
             try:
-                found = evaluate_metrics(logits, expected, weights, groups, labels, custom)
+                found = evaluate_metrics(logits, expected, weights, groups, wanted, ids)
             except MetricError as error:
                 found = error
         agreed: Metrics | MetricError = peers.broadcast(found)

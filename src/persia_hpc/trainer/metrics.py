@@ -3,95 +3,52 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from textwrap import shorten
 from typing import Any, cast
 
 import numpy as np
 
+from persia_hpc._native import number_groups
 from persia_hpc.arrays import Array
-from persia_hpc.config.types import METRICS
+from persia_hpc.config.metric_names import built_in, is_grouped
+from persia_hpc.config.types import METRICS, TrainConfig
 from persia_hpc.errors import UserError
 from persia_hpc.user_objects import describe, load_object
 
+from .label_metrics import LabelMetrics, UndefinedError
+
 Metric = Callable[[Array, Array, "Array | None", "Array | None"], "float | None"]
 # What an evaluation returns: `samples`, each metric by its name; `missing_labels`, in how many samples each
-# label is missing; `undefined`, the reason for each metric that is None. The last two are left out if empty.
+# label is missing; `skipped_groups`, how many groups each metric leaves out; `undefined`, the reason for each
+# metric that is None; `slices`, the same of samples with one id. The last four are left out if empty.
 Metrics = dict[str, Any]
-
-
-class UndefinedError(ValueError):
-    """Is raised for a metric that isn't defined for these samples; its text says why."""
+SLICES = 20  # of a feature, the largest
 
 
 class MetricError(UserError):
     """Is raised, on every trainer, for a metric of the user's own that fails; what was trained is whole."""
 
 
-def auc(scores: Array, labels: Array, weight: Array | None = None) -> float:
-    """Returns the area under the ROC curve, ties counted half.
+@dataclass(frozen=True)
+class Wanted:
+    """Holds what evaluations compute."""
 
-    Equals the probability that a positive has a higher score than a negative (Hanley & McNeil 1982), computed
-    from one sort.
+    labels: tuple[str, ...]
+    built_in: tuple[str, ...] = ()  # beside AUC and log loss
+    own: Mapping[str, Metric] = field(default_factory=dict)  # by name
+    slices: tuple[str, ...] = ()  # features
+    slice_samples: int = 1  # that a slice has at least
 
-    Shapes: scores [n], labels [n], weight [n] or None.
-    Raises UndefinedError unless there are labels of 0 and of 1, no others, and finite scores.
-    """
-    _check_defined(scores, labels, weight)
-    order = np.argsort(scores, kind="stable")
-    scores, labels = scores[order], labels[order].astype(np.float64)
-    w = np.ones(len(labels)) if weight is None else weight[order].astype(np.float64)
-    positive, negative = w * labels, w * (1.0 - labels)
-    for total, value in ((positive.sum(), 0), (negative.sum(), 1)):
-        if total == 0:
-            raise UndefinedError(f"all labels {'' if weight is None else 'with a weight '}are {value}")
-    # Equal scores form one block: a positive beats all negatives of earlier blocks and half of its own.
-    starts = np.flatnonzero(np.concatenate([[True], scores[1:] != scores[:-1]]))
-    block_positive = np.add.reduceat(positive, starts)
-    block_negative = np.add.reduceat(negative, starts)
-    below = np.cumsum(block_negative) - block_negative
-    return float((block_positive * (below + block_negative / 2)).sum() / (positive.sum() * negative.sum()))
+    @classmethod
+    def of(cls, train: TrainConfig, labels: Sequence[str]) -> Wanted:
+        """Returns what the configuration asks for.
 
-
-def logloss(logits: Array, labels: Array, weight: Array | None = None) -> float:
-    """Returns the mean binary cross-entropy in nats, weighted if `weight` is given.
-
-    Shapes: logits [n], labels [n], weight [n] or None.
-    Raises UndefinedError unless all labels are 0 or 1, and all logits are finite.
-    """
-    _check_defined(logits, labels, weight)
-    x, y = logits.astype(np.float64), labels.astype(np.float64)
-    # log(1 + e^x) - x y, without overflow
-    losses = np.logaddexp(0.0, x) - x * y
-    return float(np.average(losses, weights=weight))
-
-
-def _check_defined(logits: Array, labels: Array, weight: Array | None) -> None:
-    if not len(labels):
-        raise UndefinedError("no sample has a label")
-    others = labels[(labels != 0) & (labels != 1)]
-    if len(others):
-        raise UndefinedError(
-            f"{len(others)} of {len(labels)} labels are neither 0 nor 1, such as {others[0]:g}; "
-            "a missing label is NaN"
-        )
-    if weight is not None and not weight.any():
-        raise UndefinedError("all weights are 0")
-    bad = len(logits) - int(np.isfinite(logits).sum())
-    if bad:
-        raise UndefinedError(f"the model's output isn't finite for {bad} of {len(logits)} samples")
-
-
-def known_auc(scores: Array, labels: Array) -> float | None:
-    """Returns the AUC over the samples whose label is known (not NaN), None if it isn't defined.
-
-    Shapes: scores, labels [n].
-    """
-    known = ~np.isnan(labels)
-    try:
-        return auc(scores[known], labels[known])
-    except UndefinedError:
-        return None
+        Raises UserError for a function that can't be imported.
+        """
+        names, own = tuple(built_in(train.metrics)), load_metrics(train.metrics)
+        return cls(tuple(labels), names, own, tuple(train.slices), train.slice_samples)
 
 
 def evaluate_metrics(
@@ -99,22 +56,23 @@ def evaluate_metrics(
     labels: Array,
     weight: Array | None,
     group: Array | None,
-    label_names: Sequence[str],
-    custom: dict[str, Metric],
+    wanted: Wanted,
+    slices: Array | None = None,
 ) -> Metrics:
-    """Computes `samples`, `auc` and `logloss`, and the custom metrics.
+    """Computes `samples`, `auc` and `logloss`, the other metrics that are wanted, and all that of slices.
 
-    Those of a label are computed over the samples where it is known (not NaN). With several labels `auc` and
-    `logloss` are means over them, and those of each label are given too. A mean over some of the labels could
-    be compared with no other, so it isn't defined unless that of each label is.
+    Those of a label are computed over the samples where it is known (not NaN). With several labels the
+    built-in ones are means over them, and those of each label are given too. A mean over some of the labels
+    could be compared with no other, so it isn't defined unless that of each label is.
 
-    Shapes: logits, labels [n, L]; weight, group [n] or None.
+    Shapes: logits, labels [n, L]; weight, group [n] or None; slices [n, S] ids or None.
     Raises MetricError for a custom metric that returns no number, or raises an exception although there are
     samples that it can be computed from.
     """
     result: Metrics = {"samples": len(labels)}
     undefined: dict[str, str] = {}
     missing: dict[str, int] = {}
+    skipped: dict[str, int] = {}
 
     def add(name: str, compute: Callable[..., float], *arguments: Any) -> None:
         try:
@@ -122,23 +80,60 @@ def evaluate_metrics(
         except UndefinedError as error:
             result[name], undefined[name] = None, str(error)
 
-    several = len(label_names) > 1
+    ours = (*METRICS, *wanted.built_in)
+    several = len(wanted.labels) > 1
     if several:
-        result |= dict.fromkeys(METRICS)  # their place is before those of the labels
-    for i, label in enumerate(label_names):
+        result |= dict.fromkeys(ours)  # their place is before those of the labels
+    groups = None
+    if group is not None and any(map(is_grouped, ours)):
+        groups = number_groups(np.ascontiguousarray(group, np.int64))
+    for i, label in enumerate(wanted.labels):
         known = ~np.isnan(labels[:, i])
-        mine = (logits[known, i], labels[known, i], None if weight is None else weight[known])
-        for name, function in (("auc", auc), ("logloss", logloss)):
-            add(f"{name}_{label}" if several else name, function, *mine)
+        mine = LabelMetrics(
+            logits[known, i],
+            labels[known, i],
+            None if weight is None else weight[known],
+            None if groups is None else groups[known],
+            ours,
+        )
+        for name in ours:
+            reported = f"{name}_{label}" if several else name
+            add(reported, mine.value, name)
+            if result[reported] is not None and (count := mine.skipped_groups(name)):
+                skipped[reported] = count
         if not known.all():
             missing[label] = len(labels) - int(known.sum())
     if several:
-        for name in METRICS:
-            add(name, _mean, result, [f"{name}_{label}" for label in label_names])
-    for name, metric in custom.items():
+        for name in ours:
+            add(name, _mean, result, [f"{name}_{label}" for label in wanted.labels])
+    for name, metric in wanted.own.items():
         add(name, _call, name, metric, logits, labels, weight, group)
-    facts = {"missing_labels": missing, "undefined": undefined}
+    sliced = {}
+    if slices is not None:
+        sliced = _of_slices(logits, labels, weight, group, wanted, slices)
+    facts = {"missing_labels": missing, "skipped_groups": skipped, "undefined": undefined, "slices": sliced}
     return result | {name: found for name, found in facts.items() if found}
+
+
+def _of_slices(
+    logits: Array, labels: Array, weight: Array | None, group: Array | None, wanted: Wanted, slices: Array
+) -> dict[str, dict[str, Metrics]]:
+    """Returns the metrics of the samples with one id, by feature and id, those of most samples first."""
+    result: dict[str, dict[str, Metrics]] = {}
+    for feature, column in zip(wanted.slices, slices.T, strict=True):
+        ids, counts = np.unique(column, return_counts=True)
+        largest = np.argsort(-counts, kind="stable")[:SLICES]
+        result[feature] = {}
+        for i in largest[counts[largest] >= wanted.slice_samples]:
+            mine = column == ids[i]
+            result[feature][str(ids[i])] = evaluate_metrics(
+                logits[mine],
+                labels[mine],
+                None if weight is None else weight[mine],
+                None if group is None else group[mine],
+                wanted,
+            )
+    return {feature: found for feature, found in result.items() if found}
 
 
 def _mean(metrics: Metrics, names: Sequence[str]) -> float:
@@ -191,5 +186,5 @@ def load_metrics(paths: Sequence[str]) -> dict[str, Metric]:
     return {
         path.partition(":")[2]: cast(Metric, load_object(path, "train.metrics"))
         for path in paths
-        if path not in METRICS
+        if ":" in path
     }

@@ -34,7 +34,8 @@ class RunState:
     samples: int = 0
     first_step: int = 0  # where this start of the run began
     first_samples: int = 0
-    results: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)  # of each split, the last
+    results: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)  # of each split, the last;
+    # and of "progressive"
     driver: DriverState | None = None
     stop_reason: str | None = None
     interrupted: int | None = None  # the signal that ended the run early

@@ -28,11 +28,12 @@ from .dense.verdict import judge, tell
 from .evaluation import Predictions, predict_split
 from .following import Around, Following
 from .interfaces import BatchStream, DenseSync, Peers
-from .metrics import Metric, load_metrics
+from .metrics import Wanted
 from .outbox import Outbox
 from .pooling.embed import Pooling
 from .pooling.gradients import RowGradients
 from .progress import Progress
+from .progressive import Progressive
 from .rates import changed_rates
 from .run_state import RunState
 from .saving import Saver
@@ -84,7 +85,8 @@ class Session(Progress):
         newest = saver.newest if saver is not None else str
         self.skips = Skips(config, inputs, self.state, peers, newest)
         self._buffers = Buffers()
-        self._metrics: dict[str, Metric] = load_metrics(config.train.metrics)
+        self._wanted = Wanted.of(config.train, inputs.labels)
+        self.progressive = Progressive(config.train.progressive, self._wanted, peers, self.state)
         self._rate = LearningRate(config.train.schedule, self.num_steps if "train" in schedules else 1)
         self._resume, self._initial = resume, initial
         self._current: tuple[RowBatch, RowGradients, Tensor | None] | None = None  # the last: weights
@@ -132,7 +134,7 @@ class Session(Progress):
         assert self.model is not None, "call session.prepare(model) first"
         with self.precision.autocast():
             logits = self._forward(batch)
-        return logits.float()
+        return self.progressive.score(batch, logits.float())
 
     def batches(self, split: str = "train", *, steps: int | None = None) -> Iterator[Batch]:
         """Yields this trainer's batches of the next `steps` steps (default: all that are left).
@@ -263,6 +265,7 @@ class Session(Progress):
         if not verdict.good:
             self._buffers.restore()
         self.skips.count(verdict, row_batch)
+        self.progressive.finish_step(row_batch, good=verdict.good)
         self.outbox.put(row_batch, gradients, good=verdict.good)
         begin = time.perf_counter()
         if self.optimizer is not None and updates:
@@ -304,12 +307,11 @@ class Session(Progress):
         Changes nothing in the tables. No gradient may be in flight (see `batches`).
         Collective over trainers.
         """
-        predictions = Predictions(len(self.inputs.labels))
+        predictions = Predictions(self._wanted)
         for logits, row_batch in self.predictions(model, split):
-            predictions.add(logits, row_batch)
+            predictions.add_batch(logits, row_batch)
         begin = time.perf_counter()
-        metrics = predictions.metrics(self.peers, self.inputs.labels, self._metrics)
-        self.state.results[split] = metrics
+        metrics = self.state.results[split] = predictions.metrics(self.peers)
         self.state.evaluate_seconds += time.perf_counter() - begin
         return metrics
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from persia_hpc.config.watching import Watched
@@ -56,9 +56,10 @@ class Watch:
 class Plateau:
     """Multiplies all learning rates, also those of tables, when evaluations stop getting better."""
 
-    def __init__(self, options: Mapping[str, Any]) -> None:
+    def __init__(self, options: Mapping[str, Any], metrics: Sequence[str] = ()) -> None:
+        """Takes the options of `train.plateau`; metrics: those of `train.metrics`."""
         self.factor = 1.0
-        self._watch = Watch(Watched.of(options), float(options["min_delta"]))
+        self._watch = Watch(Watched.of(options, metrics), float(options["min_delta"]))
         self._patience = int(options["patience"])
         self._step = float(options["factor"])
 

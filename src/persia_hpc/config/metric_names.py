@@ -1,0 +1,66 @@
+"""Names the built-in metrics, and says what is wrong with a name that is none of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from .types import METRICS
+
+OF_ALL = ("ne", "calibration", "pr_auc")  # over all samples
+GAUC = ("gauc", "gauc@groups", "gauc@positives")
+TOP = ("recall", "ndcg")  # with @K
+FORMS = (*METRICS, *OF_ALL, *GAUC, *(f"{name}@K" for name in TOP))
+MOST = 2**31  # of K
+_TOP = re.compile(rf"({'|'.join(TOP)})@([1-9][0-9]{{0,9}})")
+
+
+def top_of(name: str) -> tuple[str, int] | None:
+    """Returns ("recall", 10) of "recall@10"; None for the name of another metric."""
+    match = _TOP.fullmatch(name)
+    return (match[1], int(match[2])) if match and int(match[2]) < MOST else None
+
+
+def is_grouped(name: str) -> bool:
+    """Returns whether the built-in metric is a mean over the groups of `/group`."""
+    return name in GAUC or top_of(name) is not None
+
+
+def name_problem(name: str) -> str | None:
+    """Returns what is wrong with a name in `train.metrics` other than "module:function", or None."""
+    kind, at, _ = name.partition("@")
+    if at and kind in TOP and top_of(name) is None:
+        return f"expected a whole number K from 1 to {MOST - 1} in {kind}@K, such as {kind}@10"
+    if (name in FORMS and not name.endswith("@K")) or top_of(name) is not None:
+        return None
+    return f'expected {", ".join(FORMS)} or "module:function"'
+
+
+def built_in(metrics: Iterable[str]) -> list[str]:
+    """Returns the built-in metrics among those of `train.metrics`, without those that are always computed."""
+    return [name for name in dict.fromkeys(metrics) if ":" not in name and name not in METRICS]
+
+
+def own_names(metrics: Iterable[str]) -> list[str]:
+    """Returns the names of the user's functions among those of `train.metrics`."""
+    return [name.partition(":")[2] for name in dict.fromkeys(metrics) if ":" in name]
+
+
+def base_of(name: str, metrics: Sequence[str]) -> str | None:
+    """Returns the built-in metric that a reported one is, "ne" for "ne_buy"; None for a user's own."""
+    if name in own_names(metrics):
+        return None
+    for base in (*METRICS, *built_in(metrics)):
+        if name == base or name.startswith(f"{base}_"):
+            return base
+    return None
+
+
+def watch_problem(name: str, metrics: Sequence[str]) -> str | None:
+    """Returns why no run can watch a built-in metric, or None."""
+    base = base_of(name, metrics)
+    if ":" not in name and base == "calibration":
+        return "is best at 1, neither at its largest nor at its smallest; watch ne or logloss"
+    if base is None and name not in own_names(metrics) and ":" not in name and name_problem(name) is None:
+        return f"isn't evaluated; add {name!r} to train.metrics"
+    return None
