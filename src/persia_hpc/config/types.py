@@ -178,7 +178,7 @@ class FeatureConfig:
     """Describes how a feature's ids become a model input."""
 
     table: str | None = None
-    pooling: str = setting("sum", choices=("sum", "mean", "sqrtn", "sequence"))
+    pooling: str = setting("sum", choices=("sum", "mean", "sqrtn", "sequence", "jagged"))
     max_length: int | None = setting(None, at_least=1)
     dim: int | None = setting(None, at_least=1, at_most=4096)
 

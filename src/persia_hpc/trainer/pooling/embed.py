@@ -21,6 +21,7 @@ from persia_hpc.errors import UserError
 from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.protocol.wire import WIRES, wire_of
 from persia_hpc.trainer.batch import Batch, Inputs
+from persia_hpc.trainer.jagged import Jagged
 
 from .cuda_kernel import CudaKernel, cuda_module
 from .gradients import RowGradients
@@ -130,6 +131,7 @@ class Pooling:
 
         pooled: dict[str, Tensor] = {}
         sequence: dict[str, tuple[Tensor, Tensor]] = {}
+        jagged: dict[str, Jagged] = {}
         blocks: dict[tuple[str, ...], Tensor] = {}
         masks = list(masks)
         for group in self._groups:
@@ -140,8 +142,17 @@ class Pooling:
                 blocks[group.pooled] = block
                 # unbind, not one select per feature: its backward is one stack, not a block of zeros for each
                 pooled.update(zip(group.pooled, block.unbind(1), strict=True))
-            for name, rounds in group.sequences:
-                sequence[name] = _sum_rounds(outputs.pop(0), masks.pop(0), rounds)
+            for spec in group.unpooled:
+                if spec.pooling == "jagged":
+                    values, bags = outputs.pop(0), row_batch.bag_offsets.get(spec.name)
+                    if bags is None:
+                        offsets = torch.arange(row_batch.num_samples + 1, device=self.device)
+                        jagged[spec.name] = Jagged(values, offsets, 1)
+                    else:
+                        offsets = own(f"bags {spec.name}", bags)
+                        jagged[spec.name] = _as_jagged(values, offsets, bags, spec.rounds)
+                else:
+                    sequence[spec.name] = _sum_rounds(outputs.pop(0), masks.pop(0), spec.rounds)
         return Batch(
             step=row_batch.step,
             num_samples=row_batch.num_samples,
@@ -152,6 +163,7 @@ class Pooling:
             pooled={name: pooled[name] for name in self.inputs.pooled},
             sequence={name: sequence[name] for name in self.inputs.sequences},
             blocks=blocks,
+            jagged={name: jagged[name] for name in self.inputs.jagged},
         )
 
     def _check(self, row_batch: RowBatch) -> None:
@@ -202,3 +214,12 @@ def _sum_rounds(values: Tensor, mask: Tensor, rounds: int) -> tuple[Tensor, Tens
     if values.shape[1] < rounds:  # no sample has an id: one place of zeros
         return values[:, :1], mask[:, :1]
     return values.view(len(values), -1, rounds, values.shape[2]).sum(dim=2), mask[:, ::rounds]
+
+
+def _as_jagged(values: Tensor, offsets: Tensor, bags: npt.NDArray[np.uint32], rounds: int) -> Jagged:
+    """Sums the rows [rounds * N, D] of each id: returns its vectors [N, D]; bags: [B+1] of rows."""
+    longest = max(1, int(np.diff(bags).max(initial=0)) // rounds)
+    if rounds == 1:
+        return Jagged(values, offsets.to(torch.int64), longest)
+    summed = values.view(-1, rounds, values.shape[1]).sum(dim=1)
+    return Jagged(summed, offsets.to(torch.int64) // rounds, longest)

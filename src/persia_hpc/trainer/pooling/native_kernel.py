@@ -37,7 +37,8 @@ class NativeKernel:
                 outputs.append(torch.from_numpy(block))
             for values, mask in sequences:
                 outputs.append(torch.from_numpy(values))
-                self.masks.append(torch.from_numpy(mask))
+                if mask is not None:
+                    self.masks.append(torch.from_numpy(mask))
         return outputs
 
     def backward(
@@ -48,7 +49,7 @@ class NativeKernel:
         outputs: list[Array | None] = []
         for group, parts in zip(self._groups, self._parts, strict=True):
             block = arrays.pop(0) if group.pooled else None
-            values = [arrays.pop(0) for _ in group.sequences]
+            values = [arrays.pop(0) for _ in group.unpooled]
             if block is None and all(v is None for v in values):
                 outputs.append(None)
                 continue

@@ -50,12 +50,12 @@ class _Feature:
         device: torch.device,
     ) -> None:
         self.first, self.end = first, end
-        self.is_sequence = pooling == "sequence"
+        self.is_sequence, self.is_jagged = pooling == "sequence", pooling == "jagged"
         self.length = 1
         self.offsets = self.sizes = self.scale = None
         self.samples = torch.arange(num_samples, device=device)  # [n] the sample of each id
         self.places = torch.zeros_like(self.samples)  # [n] its place in the bag
-        if bags is None:
+        if bags is None or self.is_jagged:
             self.sizes = torch.ones_like(self.samples)
             return
         self.length = max(1, int(np.diff(bags).max(initial=0)))
@@ -87,11 +87,13 @@ class TorchKernel:
         outputs: list[Tensor] = []
         for group, features, rows in zip(self._groups, self._features, self._row_batch.rows, strict=True):
             tensor = self._rows(rows, group.dim)
-            pooled = [self._pool(f, tensor) for f in features if not f.is_sequence]
+            pooled = [self._pool(f, tensor) for f in features if not (f.is_sequence or f.is_jagged)]
             if pooled:
                 outputs.append(torch.stack(pooled, dim=1))
             for feature in features:
-                if feature.is_sequence:
+                if feature.is_jagged:
+                    outputs.append(self._gather(feature, tensor))
+                elif feature.is_sequence:
                     outputs.append(self._unroll(feature, tensor))
                     assert feature.sizes is not None
                     length = torch.arange(feature.length, device=self._device)
@@ -105,7 +107,7 @@ class TorchKernel:
         outputs: list[npt.NDArray[Any] | None] = []
         for group, features in zip(self._groups, self._features, strict=True):
             block = remaining.pop(0) if group.pooled else None
-            values = [remaining.pop(0) for _ in group.sequences]
+            values = [remaining.pop(0) for _ in group.unpooled]
             if block is None and all(v is None for v in values):
                 outputs.append(None)
             else:
@@ -164,6 +166,12 @@ class TorchKernel:
         remaining = list(values)
         for feature in features:
             ids = slice(feature.first, feature.end)
+            if feature.is_jagged:
+                count = feature.end - feature.first
+                matrices.append(self._matrix(remaining.pop(0), count, group.dim))
+                places[ids] = torch.arange(base, base + count, device=self._device)
+                base += count
+                continue
             if feature.is_sequence:
                 matrices.append(self._matrix(remaining.pop(0), num_samples * feature.length, group.dim))
                 places[ids] = base + feature.samples * feature.length + feature.places
