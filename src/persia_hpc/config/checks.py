@@ -12,6 +12,7 @@ from typing import Any
 from persia_hpc.errors import UserError
 
 from .learning_rate import SCHEDULES
+from .sequences import resolve_sequences
 from .types import (
     INITS,
     LOSSES,
@@ -108,7 +109,7 @@ def check_config(config: Config, raw: Mapping[str, Any], fail: Fail) -> Config:
         if table.capacity_bytes <= 0:
             raise fail(("tables", name, "capacity"), f"= {table.capacity!r}: expected more than 0 bytes")
         _check_lifetime(table, config.staleness_bound, ("tables", name), fail)
-    return _check_features(config, fail)
+    return _check_features(resolve_sequences(config, raw, fail), fail)
 
 
 def _check_reuse(config: Config, fail: Fail) -> None:

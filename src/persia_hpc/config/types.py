@@ -184,6 +184,15 @@ class FeatureConfig:
 
 
 @dataclass(frozen=True)
+class SequenceConfig:
+    """Holds which features are of one event stream: they have the same number of ids in each sample."""
+
+    features: list[str] = setting()
+    pooling: str = setting("jagged", choices=("jagged", "sequence"))
+    max_length: int | None = setting(None, at_least=1)
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Holds the dense network's name (built-in or "module:Class") and the keyword arguments for making it."""
 
@@ -270,6 +279,7 @@ class Config:
     data: DataConfig = setting()
     tables: dict[str, TableConfig] = setting(factory=dict)
     features: dict[str, FeatureConfig] = setting(factory=dict)
+    sequences: dict[str, SequenceConfig] = setting(factory=dict)
     model: ModelConfig = setting()
     train: TrainConfig = setting(factory=TrainConfig)
     checkpoint: CheckpointConfig = setting(factory=CheckpointConfig)
@@ -283,6 +293,11 @@ class Config:
     def feature(self, name: str) -> FeatureConfig:
         """Returns the feature's own configuration, else the defaults."""
         return self.features.get(name) or FeatureConfig()
+
+    @property
+    def features_of_sequences(self) -> dict[str, list[str]]:
+        """Returns the features of each [sequences.NAME]."""
+        return {name: sequence.features for name, sequence in self.sequences.items()}
 
     @property
     def pull_bound(self) -> int:

@@ -19,6 +19,7 @@ from persia_hpc.config import Config, HashConfig
 from persia_hpc.errors import UserError
 from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.samples.batch import IdColumn, SampleBatch
+from persia_hpc.samples.sequences import check_columns
 from persia_hpc.table_layout import FeatureLayout, Layout
 from persia_hpc.user_objects import load_object
 
@@ -154,7 +155,8 @@ class EmbeddingWorker:
         """Turns samples into unique keys of each table, after `data.transform` and the cut to `max_length`.
 
         num_global: samples of the step over all trainers.
-        Raises UserError if `data.transform` returns anything but as many samples.
+        Raises UserError if `data.transform` returns anything but as many samples, and DataError if features
+        of one sequence differ in their number of ids.
         """
         if self.transform is not None and sample.num_samples:
             count = sample.num_samples
@@ -167,12 +169,13 @@ class EmbeddingWorker:
                 )
                 raise UserError(f"data.transform returned {got}, expected a SampleBatch of {count} samples")
             sample.validate()
+        check_columns(sample.ids, self.layout.sequences, f"step {step}: a batch")
         values: list[Array] = []
         bags: dict[str, Array] = {}
         for feature in self.layout.features:
             column = self._column(sample, feature)
             values.append(column.values)
-            if feature.multi:
+            if feature.multi and feature.shares is None:
                 assert column.offsets is not None
                 bags[feature.name] = column.offsets
         dedup = self._dedup.run(values)

@@ -161,7 +161,11 @@ class LoadedRun:
         return count
 
     def _session(self, patterns: Sequence[str], *, labels: bool) -> Session:
-        source = open_source(list(patterns), features=list(self.schema.feature_names))
+        source = open_source(
+            list(patterns),
+            features=list(self.schema.feature_names),
+            sequences=self.config.features_of_sequences,
+        )
         check_scorable(source, self.schema, f"the training of {self.path}", labels=labels)
         model = self.model()  # before anything else that the run names is imported
         sync = dataclasses.replace(self.config, mode="sync", staleness_bound=0)

@@ -262,7 +262,7 @@ class Feed:
     def unpack(cls, record: Record, multi: Sequence[str]) -> RowBatch:
         """Returns the batch in a record, which the batch's `release` gives back.
 
-        multi: names of the multi-hot features, in the layout's order.
+        multi: names of the features whose bag offsets travel, `Layout.bags`.
         """
         arrays = arrays_of(record, cls.KIND, 1, MANY)
         return unpack_row_batch(record.step, record.trainer, arrays, multi, record)

@@ -33,7 +33,7 @@ class RowBatch:
     rows: for each dim group U_g rows of dim D_g in a wire format (`wire.WIRES`).
     indices: uint16 or uint32 [N], each id's row relative to its dim group.
     feature_offsets: uint32 [F+1], ids of a feature.
-    bag_offsets: uint32 [B+1] of each multi-hot feature.
+    bag_offsets: uint32 [B+1] of each multi-hot feature, but of the first of those that share them.
     row_offsets: uint32 [U+1] and positions: uint32 [N], the transpose: the id positions that use each row.
     dim_group_offsets: uint32 [G+1].
     dense: float32 [B, K]; labels: float32 [B, L]; weight: float32 [B]; group (of GAUC): int64 [B].
@@ -121,7 +121,7 @@ def fixed_bytes(
     `indices`. reuse: whether rows have `places`.
     """
     each_sample = 4 * (len(schema.dense_names) + len(schema.label_names) + schema.has_weight)
-    each_sample += 8 * schema.has_group + 4 * sum(feature.multi for feature in layout.features)
+    each_sample += 8 * schema.has_group + 4 * len(layout.bags)
     return (index_bytes + 4) * ids + 4 * (1 + reuse) * rows + each_sample * samples
 
 
@@ -134,7 +134,7 @@ def unpack_row_batch(
 ) -> RowBatch:
     """Returns the batch that `pack_row_batch` has packed.
 
-    multi: names of the multi-hot features in order. record: what owns the memory of the arrays.
+    multi: names of the features whose bag offsets travel, in order. record: what owns the arrays' memory.
     Raises PersiaError if there are too few arrays.
     """
     if len(arrays) < NUM_FIXED:

@@ -32,6 +32,13 @@ class FeatureSpec:
     pooling: str  # sum, mean, sqrtn, sequence or jagged
     multi: bool  # several rows per sample
     rounds: int = 1  # rows that stand for one id, summed
+    sequence: str | None = None  # the [sequences.NAME] that it is part of
+    shares: str | None = None  # the feature whose bag offsets are its own
+
+    @property
+    def bags(self) -> str:
+        """Returns the feature under whose name its bag offsets travel."""
+        return self.shares or self.name
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,20 @@ class Inputs:
     def unpooled(self) -> tuple[str, ...]:
         """Returns the names of the features that have a vector for each id, padded or not."""
         return tuple(f.name for f in self.features if f.pooling not in POOLED)
+
+    def features_of(self, sequence: str) -> tuple[str, ...]:
+        """Returns the names of the features of a [sequences.NAME], which have the same offsets.
+
+        Raises UserError if the configuration has no such sequence.
+        """
+        found = tuple(f.name for f in self.features if f.sequence == sequence)
+        if not found:
+            known = sorted({f.sequence for f in self.features if f.sequence is not None})
+            raise UserError(
+                f"got sequence {sequence!r}, expected one of {', '.join(known) or 'none'}: the configuration "
+                "declares them as [sequences.NAME]"
+            )
+        return found
 
     @property
     def pooled_width(self) -> int:
@@ -169,6 +190,8 @@ def make_inputs(layout: Layout, schema: DatasetSchema) -> Inputs:
             pooling=f.pooling,
             multi=f.multi,
             rounds=f.rounds,
+            sequence=f.sequence,
+            shares=f.shares,
         )
         for f in layout.features
     )

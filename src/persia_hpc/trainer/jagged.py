@@ -70,7 +70,7 @@ class Jagged:
         length = self._length(length)
         rows = self.values.new_zeros(self.num_samples * length, *self.values.shape[1:])
         rows.index_copy_(0, self._places(length), self.values)
-        return rows.unflatten(0, (self.num_samples, length))
+        return rows.view(self.num_samples, length, *self.values.shape[1:])
 
     def unpadded(self, padded: Tensor) -> Jagged:
         """Returns, of a tensor that lies like `padded`, what isn't padding, at these offsets.

@@ -127,7 +127,7 @@ class RingStream:
         self.plane = plane
         self.trainer_rank = workers.trainer_rank
         self.mine = workers.mine
-        self.multi = [feature.name for feature in layout.features if feature.multi]
+        self.multi = layout.bags
         self.wait_seconds = 0.0
         self.phases = Phases(TRAINER, trace_steps)
         self.memory = plane.memory

@@ -122,7 +122,7 @@ class CudaKernel:
                 sequence, jagged = pooling == "sequence", pooling == "jagged"
                 length = max(1, int(np.diff(bags).max(initial=0))) if sequence and bags is not None else 1
                 stride = length * group.dim if sequence else len(group.pooled) * group.dim
-                at = self.staged.pointer(f"bags {spec.name}") if bags is not None else 0
+                at = self.staged.pointer(f"bags {spec.bags}") if bags is not None else 0
                 if jagged:  # each id is for itself
                     at, length, stride = 0, end - first, group.dim
                 number = _POOLINGS.index(pooling)

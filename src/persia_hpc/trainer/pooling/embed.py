@@ -132,6 +132,7 @@ class Pooling:
         pooled: dict[str, Tensor] = {}
         sequence: dict[str, tuple[Tensor, Tensor]] = {}
         jagged: dict[str, Jagged] = {}
+        offsets: dict[str, Tensor] = {}  # of each sequence, or of a feature that is in none
         blocks: dict[tuple[str, ...], Tensor] = {}
         masks = list(masks)
         for group in self._groups:
@@ -144,13 +145,14 @@ class Pooling:
                 pooled.update(zip(group.pooled, block.unbind(1), strict=True))
             for spec in group.unpooled:
                 if spec.pooling == "jagged":
-                    values, bags = outputs.pop(0), row_batch.bag_offsets.get(spec.name)
+                    stream, bags = spec.sequence or spec.name, row_batch.bag_offsets.get(spec.bags)
                     if bags is None:
-                        offsets = torch.arange(row_batch.num_samples + 1, device=self.device)
-                        jagged[spec.name] = Jagged(values, offsets, 1)
-                    else:
-                        offsets = own(f"bags {spec.name}", bags)
-                        jagged[spec.name] = _as_jagged(values, offsets, bags, spec.rounds)
+                        offsets[stream] = torch.arange(row_batch.num_samples + 1, device=self.device)
+                    elif stream not in offsets:
+                        offsets[stream] = own(f"bags {spec.bags}", bags).to(torch.int64) // spec.rounds
+                    longest = 1 if bags is None else max(1, int(np.diff(bags).max(initial=0)) // spec.rounds)
+                    values = _sum_rows(outputs.pop(0), spec.rounds)
+                    jagged[spec.name] = Jagged(values, offsets[stream], longest)
                 else:
                     sequence[spec.name] = _sum_rounds(outputs.pop(0), masks.pop(0), spec.rounds)
         return Batch(
@@ -178,7 +180,7 @@ class Pooling:
                 f"a batch has ids of {len(row_batch.feature_offsets) - 1} features, the model's inputs name "
                 f"{len(self.inputs.features)}"
             )
-        missing = [f.name for f in self.inputs.features if f.multi and f.name not in row_batch.bag_offsets]
+        missing = [f.name for f in self.inputs.features if f.multi and f.bags not in row_batch.bag_offsets]
         if missing:
             raise UserError(f"a batch has no bag offsets for the multi-hot feature {missing[0]!r}")
 
@@ -216,10 +218,6 @@ def _sum_rounds(values: Tensor, mask: Tensor, rounds: int) -> tuple[Tensor, Tens
     return values.view(len(values), -1, rounds, values.shape[2]).sum(dim=2), mask[:, ::rounds]
 
 
-def _as_jagged(values: Tensor, offsets: Tensor, bags: npt.NDArray[np.uint32], rounds: int) -> Jagged:
-    """Sums the rows [rounds * N, D] of each id: returns its vectors [N, D]; bags: [B+1] of rows."""
-    longest = max(1, int(np.diff(bags).max(initial=0)) // rounds)
-    if rounds == 1:
-        return Jagged(values, offsets.to(torch.int64), longest)
-    summed = values.view(-1, rounds, values.shape[1]).sum(dim=1)
-    return Jagged(summed, offsets.to(torch.int64) // rounds, longest)
+def _sum_rows(values: Tensor, rounds: int) -> Tensor:
+    """Sums the rows [rounds * N, D] of each id: returns its vectors [N, D]."""
+    return values if rounds == 1 else values.view(-1, rounds, values.shape[1]).sum(dim=1)

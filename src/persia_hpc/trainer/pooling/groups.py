@@ -78,7 +78,7 @@ class DimGroup:
                 int(offsets[i]),
                 int(offsets[i + 1]),
                 f.pooling,
-                row_batch.bag_offsets[f.name] if f.multi else None,
+                row_batch.bag_offsets[f.bags] if f.multi else None,
             )
             for i, f in self.features
         ]
