@@ -18,6 +18,7 @@ from .errors import UserError
 from .samples.schema import DatasetSchema, FeatureSchema
 from .topology.sharding import bucket_bounds
 
+WEIGHTED_POOLINGS = ("sum", "mean", "jagged")  # of features whose ids have weights
 MIN_BUCKET_ROWS = 64  # with fewer, hashing fills buckets so unevenly that much capacity stays unused
 
 
@@ -54,6 +55,7 @@ class FeatureLayout:
     rounds: int  # rows that an id is the sum of
     sequence: str | None = None  # the [sequences.NAME] that it is part of
     shares: str | None = None  # the feature before it whose bag offsets are its own, and travel for both
+    weighted: bool = False  # its ids have weights
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,11 @@ class Layout:
             if feature.sequence is not None:
                 found.setdefault(feature.sequence, []).append(feature.name)
         return found
+
+    @cached_property
+    def weighted(self) -> dict[str, int]:
+        """Returns the features whose ids have weights, which travel, and their places in `features`."""
+        return {f.name: i for i, f in enumerate(self.features) if f.weighted}
 
     @cached_property
     def bags(self) -> tuple[str, ...]:
@@ -128,6 +135,12 @@ def make_layout(config: Config, schema: DatasetSchema) -> Layout:
                     f"[sequences.{name}] names {member!r}, which has one id in each sample, expected "
                     "multi-hot features; take it out of the sequence"
                 )
+    for name, stored in available.items():
+        if stored.weighted and (pooling := config.feature(name).pooling) not in WEIGHTED_POOLINGS:
+            raise UserError(
+                f'[features.{name}] has pooling = "{pooling}", which can\'t use the weights that its ids '
+                f"have in the dataset (/ids/{name}/weights); expected one of {', '.join(WEIGHTED_POOLINGS)}"
+            )
     default = config.table("default")
     names: dict[str, TableConfig] = {}
     users: dict[str, list[str]] = {}
@@ -182,6 +195,7 @@ def make_layout(config: Config, schema: DatasetSchema) -> Layout:
                 rounds,
                 sequence,
                 None if first is None else first.name,
+                available[name].weighted,
             )
         )
     return Layout(tuple(tables), tuple(features))

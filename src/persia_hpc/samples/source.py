@@ -189,8 +189,8 @@ def check_scorable(source: FileSource, trained: DatasetSchema, whose: str, *, la
     for feature in trained.features:
         if feature.name in schema.feature_names and schema.feature(feature.name) != feature:
             raise UserError(
-                f"{path}: got {schema.feature(feature.name).kind} feature {feature.name!r}, but it is "
-                f"{feature.kind} in {whose}; prepare both alike"
+                f"{path}: got {schema.feature(feature.name).description} feature {feature.name!r}, but it is "
+                f"{feature.description} in {whose}; prepare both alike"
             )
     if schema.dense_names != trained.dense_names:
         raise UserError(
@@ -274,8 +274,8 @@ def check_agree(first: FileInfo, other: FileInfo, schema: DatasetSchema, *, all_
             raise UserError(f"{other.path}: got no feature {feature.name!r}, {both}")
         if b.feature(feature.name) != feature:
             raise UserError(
-                f"{other.path}: got {b.feature(feature.name).kind} feature {feature.name!r}, but it is "
-                f"{feature.kind} in {first.path}; prepare both files alike"
+                f"{other.path}: got {b.feature(feature.name).description} feature {feature.name!r}, but it "
+                f"is {feature.description} in {first.path}; prepare both files alike"
             )
     for what, got, expected in (
         ("dense columns", b.dense_names, a.dense_names),

@@ -34,6 +34,7 @@ class FeatureSpec:
     rounds: int = 1  # rows that stand for one id, summed
     sequence: str | None = None  # the [sequences.NAME] that it is part of
     shares: str | None = None  # the feature whose bag offsets are its own
+    weighted: bool = False  # its ids have weights
 
     @property
     def bags(self) -> str:
@@ -192,6 +193,7 @@ def make_inputs(layout: Layout, schema: DatasetSchema) -> Inputs:
             rounds=f.rounds,
             sequence=f.sequence,
             shares=f.shares,
+            weighted=f.weighted,
         )
         for f in layout.features
     )

@@ -18,14 +18,16 @@ class Jagged:
     """Holds a feature's vectors, one for each id: sample b has `values[offsets[b]:offsets[b + 1]]`.
 
     Features of one [sequences.NAME] have the very same tensor of offsets. `longest` is a number on the host,
-    so that asking for it doesn't wait for a GPU; it is 1 where no sample has an id.
+    so that asking for it doesn't wait for a GPU; it is 1 where no sample has an id. `weights` are those of
+    the ids, as they are in the dataset, or None; the values aren't multiplied by them.
 
-    Shapes: values float32 [N, D]; offsets int64 [B+1], rising from 0 to N.
+    Shapes: values float32 [N, D]; offsets int64 [B+1], rising from 0 to N; weights float32 [N].
     """
 
     values: Tensor
     offsets: Tensor
     longest: int
+    weights: Tensor | None = None
 
     @property
     def num_samples(self) -> int:

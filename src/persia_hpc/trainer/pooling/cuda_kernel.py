@@ -116,8 +116,8 @@ class CudaKernel:
             if self._complete is not None:
                 address = self._complete[group.number].data_ptr()
             num_rows = row_batch.num_rows(group.number)
-            for (_, spec), (first, end, pooling, bags) in zip(
-                group.features, group.parts(row_batch), strict=True
+            for (_, spec), (first, end, pooling, bags), weights in zip(
+                group.features, group.parts(row_batch), group.weights(row_batch), strict=True
             ):
                 sequence, jagged = pooling == "sequence", pooling == "jagged"
                 length = max(1, int(np.diff(bags).max(initial=0))) if sequence and bags is not None else 1
@@ -125,10 +125,9 @@ class CudaKernel:
                 at = self.staged.pointer(f"bags {spec.bags}") if bags is not None else 0
                 if jagged:  # each id is for itself
                     at, length, stride = 0, end - first, group.dim
-                number = _POOLINGS.index(pooling)
-                records.append(
-                    (at, address, 0, 0, 0, first, num_rows, group.dim, length, stride, number, wire, False, 0)
-                )
+                by = 0 if weights is None else self.staged.pointer(f"weights {spec.name}")
+                numbers = (first, num_rows, group.dim, length, stride, _POOLINGS.index(pooling))
+                records.append((at, address, 0, 0, by, *numbers, wire, False, 0))
         return np.array(records, _FEATURE)
 
     def _upload(self, records: Array) -> Tensor:

@@ -152,7 +152,10 @@ class Pooling:
                         offsets[stream] = own(f"bags {spec.bags}", bags).to(torch.int64) // spec.rounds
                     longest = 1 if bags is None else max(1, int(np.diff(bags).max(initial=0)) // spec.rounds)
                     values = _sum_rows(outputs.pop(0), spec.rounds)
-                    jagged[spec.name] = Jagged(values, offsets[stream], longest)
+                    weights = None
+                    if spec.weighted:
+                        weights = own(f"weights {spec.name}", row_batch.id_weights[spec.name])[:: spec.rounds]
+                    jagged[spec.name] = Jagged(values, offsets[stream], longest, weights)
                 else:
                     sequence[spec.name] = _sum_rounds(outputs.pop(0), masks.pop(0), spec.rounds)
         return Batch(
@@ -183,6 +186,9 @@ class Pooling:
         missing = [f.name for f in self.inputs.features if f.multi and f.bags not in row_batch.bag_offsets]
         if missing:
             raise UserError(f"a batch has no bag offsets for the multi-hot feature {missing[0]!r}")
+        bare = [f.name for f in self.inputs.features if f.weighted and f.name not in row_batch.id_weights]
+        if bare:
+            raise UserError(f"a batch has no weights for the ids of {bare[0]!r}")
 
 
 def _choose_kernel(device: torch.device, name: str | None) -> tuple[str, Any]:

@@ -67,7 +67,12 @@ class DimGroup:
         self.pooled = tuple(f.name for _, f in members if f.pooling in POOLED)
         self.unpooled = tuple(f for _, f in members if f.pooling not in POOLED)
         # Kernels count rows, users ids: the mean of ids that are sums of r rows is r times that of the rows.
-        scales = [f.rounds ** ROUNDS_POWER[f.pooling] for _, f in members if f.pooling in POOLED]
+        # Where ids have weights, these make a mean of a sum.
+        scales = [
+            1.0 if f.weighted else f.rounds ** ROUNDS_POWER[f.pooling]
+            for _, f in members
+            if f.pooling in POOLED
+        ]
         self.scales = torch.tensor(scales, device=device)[:, None] if any(s != 1 for s in scales) else None
 
     def parts(self, row_batch: RowBatch) -> list[tuple[int, int, str, npt.NDArray[np.uint32] | None]]:
@@ -77,8 +82,15 @@ class DimGroup:
             (
                 int(offsets[i]),
                 int(offsets[i + 1]),
-                f.pooling,
+                "sum" if f.weighted and f.pooling in POOLED else f.pooling,
                 row_batch.bag_offsets[f.bags] if f.multi else None,
             )
             for i, f in self.features
+        ]
+
+    def weights(self, row_batch: RowBatch) -> list[npt.NDArray[np.float32] | None]:
+        """Returns of each feature what its rows are multiplied by when they are summed, or None."""
+        return [
+            row_batch.id_weights[f.name] if f.weighted and f.pooling in POOLED else None
+            for _, f in self.features
         ]

@@ -46,9 +46,11 @@ class _Feature:
         end: int,
         pooling: str,
         bags: npt.NDArray[np.uint32] | None,
+        weights: npt.NDArray[np.float32] | None,
         num_samples: int,
         device: torch.device,
     ) -> None:
+        self.weights = None if weights is None else tensor_of(weights, device)  # [n] of its rows
         self.first, self.end = first, end
         self.is_sequence, self.is_jagged = pooling == "sequence", pooling == "jagged"
         self.length = 1
@@ -77,7 +79,10 @@ class TorchKernel:
         self._device = device
         self._indices = tensor_of(row_batch.indices, device).to(torch.int64)
         self._features = [
-            [_Feature(*part, row_batch.num_samples, device) for part in group.parts(row_batch)]
+            [
+                _Feature(*part, weights, row_batch.num_samples, device)
+                for part, weights in zip(group.parts(row_batch), group.weights(row_batch), strict=True)
+            ]
             for group in groups
         ]
         self._overflow = torch.zeros((), device=device)
@@ -138,6 +143,8 @@ class TorchKernel:
         gathered = self._gather(feature, rows)
         if feature.offsets is None:
             return gathered
+        if feature.weights is not None:
+            gathered = gathered * feature.weights[:, None]
         summed = _segment_sum(gathered, feature.offsets)
         return summed if feature.scale is None else summed * feature.scale[:, None]
 
@@ -179,9 +186,12 @@ class TorchKernel:
                 continue
             places[ids] = feature.samples * num_pooled + slot
             slot += 1
+            scale = feature.weights
             if feature.scale is not None:
+                scale = feature.scale[feature.samples]
+            if scale is not None:
                 scales = torch.ones(len(places), device=self._device) if scales is None else scales
-                scales[ids] = feature.scale[feature.samples]
+                scales[ids] = scale
         matrix = matrices[0] if len(matrices) == 1 else torch.cat(matrices)
         begin, end = row_batch.dim_group_offsets[group.number], row_batch.dim_group_offsets[group.number + 1]
         offsets = row_batch.row_offsets[begin : end + 1]
