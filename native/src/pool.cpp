@@ -7,8 +7,16 @@
 namespace persia {
 
 std::size_t PoolGroup::num_pooled() const {
-    return static_cast<std::size_t>(std::count_if(
-        features.begin(), features.end(), [](const auto& f) { return f.pooling != Pooling::kSequence; }));
+    return static_cast<std::size_t>(
+        std::count_if(features.begin(), features.end(), [](const auto& f) { return f.is_pooled(); }));
+}
+
+std::size_t PoolGroup::num_rows(const PoolFeature& feature) const {
+    return feature.pooling == Pooling::kJagged ? feature.end - feature.begin : num_samples;
+}
+
+std::size_t PoolGroup::num_vectors(const PoolFeature& feature) const {
+    return feature.pooling == Pooling::kJagged ? 1 : longest(feature);
 }
 
 std::size_t PoolGroup::longest(const PoolFeature& feature) const {
@@ -29,6 +37,11 @@ void PoolGroup::check() const {
         }
         last_end = feature.end;
         const std::size_t num_ids = feature.end - feature.begin;
+        if (!feature.weights.empty() &&
+            (feature.weights.size() != num_ids || !feature.has_bags() || feature.pooling != Pooling::kSum)) {
+            throw std::invalid_argument(name + "has weights, which need bags, a sum and one for each id");
+        }
+        if (feature.pooling == Pooling::kJagged) continue;  // each id is for itself
         if (!feature.has_bags() && num_ids != num_samples) {
             throw std::invalid_argument(name + "has no bags, so it needs one id per sample of " +
                                         std::to_string(num_samples));

@@ -33,7 +33,7 @@ std::vector<RowBlock> row_blocks(const PoolGroup& group, std::size_t num_rows,
     std::vector<RowBlock> blocks{{0, 0, {}, true}};
     for (const std::size_t f : order) {
         const std::size_t end = ranges[f].last + 1;
-        const bool one_hot = !group.features[f].has_bags() && group.features[f].pooling != Pooling::kSequence;
+        const bool one_hot = group.features[f].is_one_hot();
         RowBlock& block = blocks.back();
         if (block.features.empty() || ranges[f].first < block.end || end - block.first <= limit ||
             (one_hot && block.one_hot)) {
@@ -96,6 +96,13 @@ class Backward {
                 if (i + ahead < all) prefetch_row(sum(ids[i + ahead]), row_bytes);
                 return sum(ids[i]);
             };
+            if (!feature.weights.empty()) {
+                for (std::size_t i = first; i < last; ++i) {
+                    scale(scaled_.data(), from, feature.weights[i], dim());
+                    add(row_of(i), scaled_.data(), dim());
+                }
+                continue;
+            }
             if constexpr (kDim != 0) {
                 // In registers: reading it again for each id, from an address that is not a multiple of a
                 // vector's size, among stores to sums, takes three times as long.
@@ -110,6 +117,17 @@ class Backward {
                 scale(scaled_.data(), from, factor, dim_);
                 for (std::size_t i = first; i < last; ++i) add(row_of(i), scaled_.data(), dim_);
             }
+        }
+    }
+
+    void jagged(const PoolFeature& feature, const PoolSequenceGradient& gradient) {
+        const Index* const ids = indices_ + feature.begin;
+        const std::size_t row_bytes = dim() * sizeof(float), ahead = ahead_in_bag(row_bytes);
+        const std::size_t all = feature.end - feature.begin;
+        const float* from = gradient.values.data();
+        for (std::size_t i = 0; i < all; ++i, from += dim()) {
+            if (i + ahead < all) prefetch_row(sum(ids[i + ahead]), row_bytes);
+            add(sum(ids[i]), from, dim());
         }
     }
 
@@ -138,7 +156,7 @@ class Backward {
 // Where each feature's gradients are; null, or none, where they are zeros.
 struct Gradient {
     const float* pooled;            // of sample 0
-    PoolSequenceGradient sequence;  // of a sequence feature
+    PoolSequenceGradient sequence;  // of a feature that isn't pooled
 };
 
 std::vector<Gradient> gradients_of(const PoolGroup& group, const float* pooled,
@@ -146,7 +164,7 @@ std::vector<Gradient> gradients_of(const PoolGroup& group, const float* pooled,
     std::vector<Gradient> gradients;
     auto sequence = sequences.begin();
     for (const PoolFeature& feature : group.features) {
-        if (feature.pooling == Pooling::kSequence) {
+        if (!feature.is_pooled()) {
             gradients.push_back({nullptr, *sequence++});
         } else {
             gradients.push_back({pooled, {}});
@@ -169,8 +187,13 @@ void add_block(Kernel& backward, const PoolGroup& group, const std::vector<Gradi
         const PoolFeature& feature = group.features[f];
         const auto overlaps = [&](const Source& source) { return source.rows.overlaps(ranges[f]); };
         if (std::any_of(pending.begin(), pending.end(), overlaps)) flush();
-        if (feature.pooling == Pooling::kSequence) {
-            if (!gradients[f].sequence.values.empty()) backward.sequence(feature, gradients[f].sequence);
+        if (!feature.is_pooled()) {
+            if (gradients[f].sequence.values.empty()) continue;
+            if (feature.pooling == Pooling::kJagged) {
+                backward.jagged(feature, gradients[f].sequence);
+            } else {
+                backward.sequence(feature, gradients[f].sequence);
+            }
         } else if (!gradients[f].pooled) {
             continue;
         } else if (feature.has_bags()) {

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "persia/fixed_dim.h"
@@ -42,7 +43,20 @@ class Forward {
             const std::size_t first = feature.bags[b], last = feature.bags[b + 1];
             const float factor = first == last ? 1.0f : bag_scale(feature.pooling, last - first);
             float* const to = out + b * stride;
-            sum(ids, all, first, last, factor, to);
+            if (feature.weights.empty()) {
+                sum(ids, all, first, last, nullptr, factor, to);
+            } else {
+                sum(ids, all, first, last, feature.weights.data(), factor, to);
+            }
+        }
+    }
+
+    void jagged(const PoolFeature& feature, const PoolSequence& out) {
+        const Index* const ids = indices_ + feature.begin;
+        const std::size_t all = feature.end - feature.begin, ahead = ahead_in_bag(W::bytes(dim()));
+        for (std::size_t i = 0; i < all; ++i) {
+            if (i + ahead < all) prefetch_row(row(ids[i + ahead]), W::bytes(dim()));
+            W::decode(row(ids[i]), out.values.data() + i * dim(), dim());
         }
     }
 
@@ -65,8 +79,11 @@ class Forward {
     const std::byte* row(std::size_t index) const { return rows_ + index * W::bytes(dim()); }
 
     // The sum of rows ids[first] ... ids[last - 1] times `factor`, zeros if there are none; ids has `all`.
-    void sum(const Index* ids, std::size_t all, std::size_t first, std::size_t last, float factor,
-             float* to) {
+    // Weights: what each of the rows is multiplied by before, or a null pointer.
+    template <typename Weights>
+    void sum(const Index* ids, std::size_t all, std::size_t first, std::size_t last, Weights weights,
+             float factor, float* to) {
+        constexpr bool kWeighted = std::is_pointer_v<Weights>;
         const std::size_t ahead = ahead_in_bag(W::bytes(dim()));
         const auto row_of = [&](std::size_t i) {
             if (i + ahead < all) prefetch_row(row(ids[i + ahead]), W::bytes(dim()));
@@ -76,14 +93,18 @@ class Forward {
             Lanes total[kDim / kLanes] = {};  // in registers
             for (std::size_t i = first; i < last; ++i) {
                 const std::byte* const from = row_of(i);
-                for (std::size_t c = 0; c < kDim / kLanes; ++c)
-                    total[c] += load_lanes(W{}, from, c * kLanes, kDim);
+                for (std::size_t c = 0; c < kDim / kLanes; ++c) {
+                    Lanes lanes = load_lanes(W{}, from, c * kLanes, kDim);
+                    if constexpr (kWeighted) lanes = lanes * weights[i];
+                    total[c] += lanes;
+                }
             }
             for (std::size_t c = 0; c < kDim / kLanes; ++c) store(to + c * kLanes, total[c] * factor);
         } else {
             std::memset(to, 0, dim_ * sizeof(float));
             for (std::size_t i = first; i < last; ++i) {
                 W::decode(row_of(i), room_.data(), dim_);
+                if constexpr (kWeighted) scale(room_.data(), room_.data(), weights[i], dim_);
                 add(to, room_.data(), dim_);
             }
             scale(to, to, factor, dim_);
@@ -101,7 +122,7 @@ void pool(Kernel forward, const PoolGroup& group, float* pooled, const std::vect
     const std::size_t stride = group.num_pooled() * group.dim;
     std::vector<Target> one_hot;
     for (const PoolFeature& feature : group.features) {
-        if (feature.pooling == Pooling::kSequence) continue;
+        if (!feature.is_pooled()) continue;
         if (feature.has_bags()) {
             forward.bags(feature, group.num_samples, pooled, stride);
         } else {
@@ -112,7 +133,12 @@ void pool(Kernel forward, const PoolGroup& group, float* pooled, const std::vect
     forward.one_hot(one_hot, group.num_samples, stride);
     auto sequence = sequences.begin();
     for (const PoolFeature& feature : group.features) {
-        if (feature.pooling == Pooling::kSequence) forward.sequence(feature, group.num_samples, *sequence++);
+        if (feature.is_pooled()) continue;
+        if (feature.pooling == Pooling::kJagged) {
+            forward.jagged(feature, *sequence++);
+        } else {
+            forward.sequence(feature, group.num_samples, *sequence++);
+        }
     }
 }
 

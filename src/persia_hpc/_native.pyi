@@ -213,7 +213,8 @@ def gather_pool_forward(
     features: Sequence[_PoolFeature],
     num_samples: int,
     dim: int,
-) -> tuple[_F32, list[tuple[_F32, npt.NDArray[np.bool_]]]]: ...
+    weights: Sequence[_F32 | None] = ...,
+) -> tuple[_F32, list[tuple[_F32, npt.NDArray[np.bool_] | None]]]: ...
 def gather_pool_backward(
     pooled_gradient: _F32 | None,
     sequence_gradients: Sequence[_F32 | None],
@@ -224,6 +225,7 @@ def gather_pool_backward(
     num_rows: int,
     dim: int,
     wire: str = "fp32",
+    weights: Sequence[_F32 | None] = ...,
 ) -> tuple[_Rows, bool]: ...
 
 class ThreadTeam:

@@ -19,6 +19,7 @@ from .samples.schema import DatasetSchema, FeatureSchema
 from .tasks import Tasks, make_tasks
 from .topology.sharding import bucket_bounds
 
+WEIGHTED_POOLINGS = ("sum", "mean", "jagged")  # of features whose ids have weights
 MIN_BUCKET_ROWS = 64  # with fewer, hashing fills buckets so unevenly that much capacity stays unused
 
 
@@ -53,6 +54,9 @@ class FeatureLayout:
     multi: bool  # several rows a sample: multi-hot, or an id hashed in several rounds
     max_length: int | None  # ids
     rounds: int  # rows that an id is the sum of
+    sequence: str | None = None  # the [sequences.NAME] that it is part of
+    shares: str | None = None  # the feature before it whose bag offsets are its own, and travel for both
+    weighted: bool = False  # its ids have weights
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,25 @@ class Layout:
         inside = [i for i, t in enumerate(self.tables) if t.dim_group == dim_group]
         return range(inside[0], inside[-1] + 1)
 
+    @cached_property
+    def sequences(self) -> dict[str, list[str]]:
+        """Returns the features of each [sequences.NAME]."""
+        found: dict[str, list[str]] = {}
+        for feature in self.features:
+            if feature.sequence is not None:
+                found.setdefault(feature.sequence, []).append(feature.name)
+        return found
+
+    @cached_property
+    def weighted(self) -> dict[str, int]:
+        """Returns the features whose ids have weights, which travel, and their places in `features`."""
+        return {f.name: i for i, f in enumerate(self.features) if f.weighted}
+
+    @cached_property
+    def bags(self) -> tuple[str, ...]:
+        """Returns the names of the features whose bag offsets travel."""
+        return tuple(f.name for f in self.features if f.multi and f.shares is None)
+
     def bounds(self, num_servers: int) -> list[list[int]]:
         """Returns the bounds of the servers' buckets, num_servers + 1 for each table."""
         return [bucket_bounds(t.num_buckets, num_servers) for t in self.tables]
@@ -95,12 +118,31 @@ def make_layout(config: Config, schema: DatasetSchema) -> Layout:
     Raises UserError for features, tables or tasks that don't fit.
     """
     available = {f.name: f for f in schema.features}
+    for name, members in config.features_of_sequences.items():
+        if missing := [member for member in members if member not in available]:
+            raise UserError(
+                f"[sequences.{name}] names {missing[0]!r}, but the dataset has no such feature; it has: "
+                f"{', '.join(available) or 'none'}"
+            )
     unknown = [name for name in config.features if name not in available]
     if unknown:
         raise UserError(
             f"[features.{unknown[0]}] is configured, but the dataset has no such feature; it has: "
             f"{', '.join(available) or 'none'}"
         )
+    for name, members in config.features_of_sequences.items():
+        for member in members:
+            if not available[member].multi:
+                raise UserError(
+                    f"[sequences.{name}] names {member!r}, which has one id in each sample, expected "
+                    "multi-hot features; take it out of the sequence"
+                )
+    for name, stored in available.items():
+        if stored.weighted and (pooling := config.feature(name).pooling) not in WEIGHTED_POOLINGS:
+            raise UserError(
+                f'[features.{name}] has pooling = "{pooling}", which can\'t use the weights that its ids '
+                f"have in the dataset (/ids/{name}/weights); expected one of {', '.join(WEIGHTED_POOLINGS)}"
+            )
     default = config.table("default")
     names: dict[str, TableConfig] = {}
     users: dict[str, list[str]] = {}
@@ -134,14 +176,30 @@ def make_layout(config: Config, schema: DatasetSchema) -> Layout:
             buckets //= 2
         tables.append(TableLayout(name, table_config, dims.index(table_config.dim), rows, buckets))
     index = {t.name: i for i, t in enumerate(tables)}
-    features = []
+    sequence_of = {f: name for name, members in config.features_of_sequences.items() for f in members}
+    features: list[FeatureLayout] = []
     for name in available:
         feature = config.feature(name)
         table = index[feature.table or name]
         hashing = tables[table].config.hash
         rounds = hashing.rounds if hashing else 1
         multi = available[name].multi or rounds > 1
-        features.append(FeatureLayout(name, table, feature.pooling, multi, feature.max_length, rounds))
+        sequence = sequence_of.get(name)
+        alike = (f for f in features if sequence and (f.sequence, f.rounds) == (sequence, rounds))
+        first = next(alike, None)
+        features.append(
+            FeatureLayout(
+                name,
+                table,
+                feature.pooling,
+                multi,
+                feature.max_length,
+                rounds,
+                sequence,
+                None if first is None else first.name,
+                available[name].weighted,
+            )
+        )
     return Layout(tuple(tables), tuple(features), make_tasks(config, schema))
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import accumulate
+
 import numpy as np
 import pytest
 import torch
@@ -26,6 +28,9 @@ MIXED = [
     ("e", 3, "sequence", False),
     ("f", 4, "sum", True),
     ("g", 1, "mean", False),
+    ("h", 4, "jagged", True),
+    ("i", 3, "jagged", False),
+    ("j", 1, "jagged", True),
 ]
 
 
@@ -33,7 +38,7 @@ def plain_torch(
     inputs: Inputs, row_batch: RowBatch, ids: dict[str, list], leaves: list[torch.Tensor]
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """The same outputs by embedding_bag and indexing, straight from the ids of each sample."""
-    pooled, sequences = {}, {}
+    pooled, sequences = {}, {}  # the latter also without padding
     for i, feature in enumerate(inputs.features):
         begin, end = (int(x) for x in row_batch.feature_offsets[i : i + 2])
         rows = leaves[feature.dim_group]
@@ -45,6 +50,9 @@ def plain_torch(
             for b in range(len(sizes)):
                 values[b, : sizes[b]] = rows[indices[bags[b] : bags[b + 1]]]
             sequences[feature.name] = values
+            continue
+        if feature.pooling == "jagged":
+            sequences[feature.name] = rows[indices]
             continue
         mode = "mean" if feature.pooling == "mean" else "sum"
         out = functional.embedding_bag(indices, rows, bags[:-1], mode=mode)
@@ -69,7 +77,8 @@ def tensors(gradients: RowGradients) -> list[torch.Tensor]:
 
 
 def outputs_of(batch: Batch) -> list[torch.Tensor]:
-    return [*batch.pooled.values(), *(values for values, _ in batch.sequence.values())]
+    padded = [values for values, _ in batch.sequence.values()]
+    return [*batch.pooled.values(), *padded, *(jagged.values for jagged in batch.jagged.values())]
 
 
 def weighted_sum(outputs: list[torch.Tensor]) -> torch.Tensor:
@@ -100,16 +109,24 @@ def test_forward_and_backward_match_plain_torch(
     doubles = decoded_rows(row_batch, inputs)
     pooled, sequences = plain_torch(inputs, row_batch, ids, doubles)
     assert set(batch.pooled) == set(pooled)
-    assert set(batch.sequence) == set(sequences)
+    assert {*batch.sequence, *batch.jagged} == set(sequences)
     for name, expected in pooled.items():
         torch.testing.assert_close(batch.pooled[name].double(), expected, rtol=1e-6, atol=1e-6)
     for name, expected in sequences.items():
+        lengths = [len(x) for x in ids[name]]
+        if name in batch.jagged:
+            jagged = batch.jagged[name]
+            torch.testing.assert_close(jagged.values.double(), expected, rtol=0, atol=0)
+            assert jagged.offsets.dtype == torch.int64
+            assert jagged.offsets.tolist() == [0, *accumulate(lengths)]
+            assert jagged.longest == max([1, *lengths])
+            continue
         values, mask = batch.sequence[name]
         torch.testing.assert_close(values.double(), expected, rtol=0, atol=0)
-        lengths = [len(x) for x in ids[name]]
         assert mask.tolist() == [[i < n for i in range(mask.shape[1])] for n in lengths]
     weighted_sum(outputs_of(batch)).backward()
-    weighted_sum([pooled[n] for n in batch.pooled] + [sequences[n] for n in batch.sequence]).backward()
+    unpooled = [sequences[n] for n in (*batch.sequence, *batch.jagged)]
+    weighted_sum([*(pooled[n] for n in batch.pooled), *unpooled]).backward()
     for gradient, double, rows in zip(tensors(gradients), doubles, row_batch.rows, strict=True):
         assert double.grad is not None
         torch.testing.assert_close(gradient.double(), double.grad, rtol=1e-5, atol=1e-5)
@@ -125,6 +142,7 @@ def test_kernels_agree_at_any_dim(dim: int) -> None:
             ("b", dim, "mean", True),
             ("c", dim, "sequence", True),
             ("d", dim, "sum", True),
+            ("e", dim, "jagged", True),
         ]
     )
     row_batch = make_row_batch(inputs, random_ids(inputs, 40, rng), rng)
@@ -206,8 +224,10 @@ def test_a_batch_without_samples(kernel: str) -> None:
     batch, gradients = Pooling(inputs, kernel=kernel).embed(row_batch, training=True)
     assert batch.num_samples == 0
     assert {name: tuple(x.shape) for name, x in batch.pooled.items()} == {
-        f.name: (0, f.dim) for f in inputs.features if f.pooling != "sequence"
+        f.name: (0, f.dim) for f in inputs.features if f.pooling not in ("sequence", "jagged")
     }
+    assert batch.jagged["h"].values.shape == (0, 4)
+    assert (batch.jagged["h"].offsets.tolist(), batch.jagged["i"].offsets.tolist()) == ([0], [0])
     assert batch.sequence["d"][0].shape == (0, 1, 4)
     sum(x.sum() for x in outputs_of(batch)).backward()  # type: ignore[union-attr]
     assert [tuple(g.shape) for g in tensors(gradients)] == [(0, 1), (0, 3), (0, 4)]
@@ -340,6 +360,8 @@ def test_stacking_what_can_not_be_stacked() -> None:
         batch.stacked()
     with pytest.raises(UserError, match="'d' is a sequence"):
         batch.stacked(["a", "d"])
+    with pytest.raises(UserError, match="'h' is jagged, use batch"):
+        batch.concatenated(["h"])
     with pytest.raises(UserError, match="'x' is not a feature; pooled features: a, b, c, f, g"):
         batch.concatenated(["x"])
 

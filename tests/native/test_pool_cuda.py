@@ -23,7 +23,7 @@ from persia_hpc.trainer.pooling.staging import Staging, arrays_of
 from tests.support.row_batches import make_inputs, make_row_batch, random_ids
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-POOLINGS = ("sum", "mean", "sqrtn", "sequence")
+POOLINGS = ("sum", "mean", "sqrtn", "sequence", "jagged")
 
 
 def embed(
@@ -39,7 +39,8 @@ def embed(
 
 
 def outputs_of(batch: Batch) -> list[torch.Tensor]:
-    return [*batch.pooled.values(), *(values for values, _ in batch.sequence.values())]
+    padded = [values for values, _ in batch.sequence.values()]
+    return [*batch.pooled.values(), *padded, *(jagged.values for jagged in batch.jagged.values())]
 
 
 def backward(outputs: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> None:
@@ -76,6 +77,9 @@ def test_any_batch_gives_what_the_native_kernels_give(device: str, data: st.Data
         assert torch.equal(one.cpu(), other.to(one.dtype))  # rounded as autocast does it
     for name, (_, mask) in expected.sequence.items():
         assert torch.equal(batch.sequence[name][1].cpu(), mask)
+    for name, jagged in expected.jagged.items():
+        assert torch.equal(batch.jagged[name].offsets.cpu(), jagged.offsets)
+        assert batch.jagged[name].longest == jagged.longest
     wave = waves(outputs, 1)
     backward(outputs, wave)
     backward(outputs_of(expected), [w.float() for w in wave])
@@ -88,11 +92,19 @@ def test_any_batch_gives_what_the_native_kernels_give(device: str, data: st.Data
 @pytest.mark.parametrize("dim", [1, 6, 16, 64, 100, 1024, 1300])
 def test_rows_that_many_ids_use_repeat_and_are_summed_well(device: str, wire: str, dim: int) -> None:
     rng = np.random.default_rng(dim)
-    inputs = make_inputs([("a", dim, "sum", False), ("b", dim, "mean", True), ("c", dim, "sequence", True)])
+    inputs = make_inputs(
+        [
+            ("a", dim, "sum", False),
+            ("b", dim, "mean", True),
+            ("c", dim, "sequence", True),
+            ("d", dim, "jagged", True),
+        ]
+    )
     ids: dict[str, list] = {
         "a": [[int(rng.integers(0, 3))] for _ in range(500)],
         "b": [rng.integers(0, 2, rng.integers(0, 4)).tolist() for _ in range(500)],
         "c": [rng.integers(0, 2, rng.integers(0, 4)).tolist() for _ in range(500)],
+        "d": [rng.integers(0, 2, rng.integers(0, 4)).tolist() for _ in range(500)],
     }
     row_batch = make_row_batch(inputs, ids, rng)
     assert np.diff(row_batch.row_offsets).max() > 200
@@ -304,3 +316,21 @@ def test_batches_arrive_as_they_are_from_rings_and_from_anywhere(device: str, sh
             results.append([*(o.detach().cpu().numpy() for o in outputs_of(batch)), *gradients.arrays()])
         assert all(np.array_equal(a, b) for a, b in zip(*results, strict=True))
     staging.close()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dim", [7, 8])
+def test_gradients_of_jagged_ids_may_lie_in_wider_tensors_or_be_one_for_all(device: str, dim: int) -> None:
+    rng = np.random.default_rng(13)
+    inputs = make_inputs([("a", dim, "jagged", True), ("b", dim, "jagged", True)])
+    row_batch = make_row_batch(inputs, random_ids(inputs, 40, rng), rng)
+    results = []
+    for wide in (False, True):
+        _, gradients, outputs = embed(inputs, row_batch, device)
+        wave = torch.randn(len(outputs[0]), 3 * dim, generator=torch.Generator().manual_seed(2)).to(device)
+        parts = [wave[:, dim : 2 * dim], wave[0, :dim].expand(len(outputs[1]), -1)]
+        assert not any(part.is_contiguous() for part in parts)
+        torch.autograd.backward(outputs, [part if wide else part.contiguous() for part in parts])
+        results.append(np.concatenate(gradients.arrays()))
+    assert np.array_equal(*results)
+    assert results[0].any()

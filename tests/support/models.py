@@ -26,6 +26,7 @@ class Small(nn.Module):
         for name in self.inputs.sequences:
             values, mask = batch.sequence[name]
             parts.append((values * mask.unsqueeze(-1)).sum(dim=1) / 3.0)
+        parts += [batch.jagged[name].mean() for name in self.inputs.jagged]
         return self.head(torch.tanh(self.body(torch.cat(parts, dim=1))))
 
 

@@ -66,7 +66,7 @@ def test_a_hashed_column_has_the_rows_of_each_id_in_its_place():
 def test_pooling_counts_ids_and_not_their_rows(kernel, lengths):
     """Against explicit sums: mean and sqrtn divide by the ids, a sequence has one vector an id."""
     rounds, rng = 3, np.random.default_rng(4)
-    kinds = ("sum", "mean", "sqrtn", "sequence")
+    kinds = ("sum", "mean", "sqrtn", "sequence", "jagged")
     inputs = Inputs(tuple(FeatureSpec(k, k, 0, 4, k, True, rounds) for k in kinds), 2, ("label",))
     bags = [rng.integers(0, 12, length * rounds).tolist() for length in lengths]
     row_batch = make_row_batch(inputs, dict.fromkeys(kinds, bags), rng)
@@ -76,7 +76,11 @@ def test_pooling_counts_ids_and_not_their_rows(kernel, lengths):
         rows = torch.from_numpy(row_batch.rows[0][row_batch.indices.astype(np.int64)])
         own = rows[int(row_batch.feature_offsets[f]) : int(row_batch.feature_offsets[f + 1])]
         vectors = [own[a:b].reshape(-1, rounds, 4).sum(1) for a, b in pairwise(offsets)]
-        if kind == "sequence":
+        if kind == "jagged":
+            jagged = batch.jagged[kind]
+            torch.testing.assert_close(jagged.values.detach(), torch.cat(vectors))
+            assert (jagged.lengths.tolist(), jagged.longest) == (lengths, max(1, *lengths))
+        elif kind == "sequence":
             values, mask = batch.sequence[kind]
             assert values.shape == (4, max(1, *lengths), 4)
             assert mask.sum(1).tolist() == lengths
@@ -88,8 +92,9 @@ def test_pooling_counts_ids_and_not_their_rows(kernel, lengths):
             torch.testing.assert_close(batch.pooled[kind].detach(), expected)
             torch.testing.assert_close(batch.stacked()[:, f].detach(), expected)
     total = batch.pooled["mean"].sum() + batch.sequence["sequence"][0].sum()
+    total = total + batch.jagged["jagged"].values.sum()
     total.backward()
-    per_element = sum((1 / n + 1) * n for n in lengths if n)
+    per_element = sum((1 / n + 2) * n for n in lengths if n)
     assert gradients.arrays()[0].sum() == pytest.approx(per_element * rounds * 4, rel=1e-5)
 
 

@@ -32,6 +32,7 @@ from tests.support.tiny import run_digest, tiny_config, write_tiny
 
 CPU = torch.device("cpu")
 FEATURES = [("a", 4, "sum", False), ("b", 4, "mean", True), ("c", 4, "sequence", True)]
+FEATURES += [("d", 4, "jagged", True)]
 FULL = 16
 
 

@@ -90,6 +90,10 @@ PERSIA_BOTH void add_gradients_as(const PoolBatch& batch, const BatchFeature& f,
         elements[k] = static_cast<std::size_t>(samples[k]) * f.stride + 4 * q;
         scales[k] = 1.0f;
         if (!f.bags || k >= count) continue;
+        if (f.weights) {  // only of sums
+            scales[k] = weight_of(f, ids[k]);
+            continue;
+        }
         const auto bag = read<std::uint32_t>(f.bags + samples[k]);
         if (f.pooling == Pooling::kSequence) {
             elements[k] += static_cast<std::size_t>(ids[k] - f.first - bag) * f.dim;

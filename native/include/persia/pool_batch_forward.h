@@ -57,6 +57,11 @@ PERSIA_BOTH Raw load_row_of(const BatchFeature& f, std::uint32_t row, std::uint3
     return load_row<kAccess>(f.wire, f.rows + row * wire_row_bytes(f.wire, f.dim), f.dim, q);
 }
 
+// What an id's row is multiplied by, in both directions.
+PERSIA_BOTH float weight_of(const BatchFeature& f, std::uint32_t id) {
+    return f.weights ? read<float>(f.weights + (id - f.first)) : 1.0f;
+}
+
 // Sum of four elements of the rows of ids [begin, end), in their order.
 template <Access kAccess>
 PERSIA_BOTH Quad sum_ids(const PoolBatch& batch, const BatchFeature& f, std::uint32_t begin,
@@ -70,7 +75,8 @@ PERSIA_BOTH Quad sum_ids(const PoolBatch& batch, const BatchFeature& f, std::uin
         for (std::uint32_t k = 0; k < ahead; ++k)
             if (rows[k] != kNoRow) raw[k] = load_row_of<kAccess>(f, rows[k], q);
         for (std::uint32_t k = 0; k < ahead; ++k)
-            if (rows[k] != kNoRow) add_quad(decode_row<kAccess>(f.wire, raw[k]), 1.0f, &sum);
+            if (rows[k] != kNoRow)
+                add_quad(decode_row<kAccess>(f.wire, raw[k]), weight_of(f, begin + at + k), &sum);
     }
     return sum;
 }
@@ -114,13 +120,18 @@ PERSIA_BOTH void forward_bag(const PoolBatch& batch, const BatchFeature& f, std:
     store_value(f, sum, element, length_of_quad(f.dim, q));
 }
 
-// One id a sample: four elements of the outputs of the samples from `first` on, at most as many as are loaded
-// ahead.
+// One id an output, which is a sample's or a jagged id's.
+PERSIA_BOTH bool is_single(const BatchFeature& f) { return !f.bags && f.pooling != Pooling::kSequence; }
+PERSIA_BOTH std::uint32_t num_single(const PoolBatch& batch, const BatchFeature& f) {
+    return f.pooling == Pooling::kJagged ? f.length : batch.num_samples;
+}
+
+// Four elements of such outputs from `first` on, at most as many as are loaded ahead.
 template <Access kAccess>
 PERSIA_BOTH void forward_samples(const PoolBatch& batch, const BatchFeature& f, std::uint32_t first,
                                  std::uint32_t q) {
     constexpr std::uint32_t ahead = kAheadOf<kAccess>;
-    const std::uint32_t count = first < batch.num_samples ? batch.num_samples - first : 0;
+    const std::uint32_t all = num_single(batch, f), count = first < all ? all - first : 0;
     std::uint32_t rows[ahead];
     Raw raw[ahead]{};
     rows_of_ids<ahead>(batch, f, f.first + first, count, rows);
@@ -142,12 +153,10 @@ PERSIA_BOTH void forward_single(const PoolBatch& batch, const BatchFeature& f, s
         forward_samples<kAccess>(batch, f, first + k, q);
 }
 
-PERSIA_BOTH bool is_single(const BatchFeature& f) { return !f.bags && f.pooling != Pooling::kSequence; }
-
 // What threads of a feature do: neighbours write neighbours.
 PERSIA_BOTH std::uint64_t forward_tasks(const PoolBatch& batch, const BatchFeature& f) {
-    const std::uint64_t samples = batch.num_samples;
-    return (is_single(f) ? (samples + kAhead - 1) / kAhead : samples * f.length) * quads_of(f.dim);
+    const std::uint64_t samples = batch.num_samples, single = num_single(batch, f);
+    return (is_single(f) ? (single + kAhead - 1) / kAhead : samples * f.length) * quads_of(f.dim);
 }
 
 // Tasks t, t + step, ... of a feature.

@@ -1,6 +1,7 @@
 // A batch as gather_pool's kernels for a GPU take it: plain structs of addresses and numbers.
 //
-// B samples, N ids, U unique rows of a group, D dim, L longest sequence.
+// B samples, N ids, U unique rows of a group, D dim, L longest sequence. A jagged feature has no bags here:
+// each id is for itself, like the id of a sample.
 #pragma once
 
 #include <cstddef>
@@ -17,18 +18,20 @@ namespace persia {
 struct BatchFeature {
     const std::uint32_t* bags;  // [B+1] as in PoolFeature; null: one id per sample
     const std::byte* rows;      // [U] of its group, as they travel
-    void* values;               // output or its gradient: [B, stride], or [B, L, D]; null: no gradient
+    void* values;               // output or its gradient: [B, stride], or [B, L, D]; null: no gradient.
+                                // jagged: [L, stride]
     bool* mask;                 // [B, L] of a sequence
+    const float* weights;       // [its ids] what their rows are multiplied by; null: nothing
     std::uint32_t first;        // its first id in the batch
     std::uint32_t num_rows;     // U
     std::uint32_t dim;          // D
-    std::uint32_t length;       // L; 1 where ids are pooled
-    std::uint32_t stride;       // elements from one sample's values to the next
+    std::uint32_t length;       // L, the longest sequence; jagged: the number of ids; 1 where they are pooled
+    std::uint32_t stride;       // elements from one sample's values to the next; jagged: from one id's
     Pooling pooling;
     Wire wire;
     bool bf16;  // values are, else fp32
 };
-static_assert(sizeof(BatchFeature) == 56);
+static_assert(sizeof(BatchFeature) == 64);
 
 struct BatchGroup {
     std::byte* gradients;     // [U] as they travel

@@ -95,7 +95,7 @@ def session(options: argparse.Namespace) -> float:
             ],
         )
         batches.append(worker.assemble(keyed))
-    stream: Any = Replay(batches, [f.name for f in facts.layout.features if f.multi])
+    stream: Any = Replay(batches, facts.layout.bags)
     trainer = make_session(facts, stream, device=prepare_device(config.train, 0))
     Driver(config, trainer.inputs).run(trainer)
     trainer.close()

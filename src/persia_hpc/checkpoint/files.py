@@ -138,7 +138,7 @@ def finish_checkpoint(
         "files": parts,
         "counters": counters,
         "config": config.resolved(),
-        "schema": dataclasses.asdict(schema),
+        "schema": _schema_fields(schema),
         "num_samples": dict(num_samples),
         "versions": dict(versions),
         **({"data": [dataclasses.asdict(r) for r in data]} if data else {}),
@@ -311,3 +311,12 @@ def _move_aside(path: Path, suffix: str) -> Path:
     aside = next(p for name in names if not os.path.lexists(p := path.with_name(name)))
     path.rename(aside)
     return aside
+
+
+def _schema_fields(schema: DatasetSchema) -> dict[str, Any]:
+    """Returns the schema for JSON; what most features don't have is left out of them."""
+    fields = dataclasses.asdict(schema)
+    for feature in fields["features"]:
+        if not feature["weighted"]:
+            del feature["weighted"]
+    return fields

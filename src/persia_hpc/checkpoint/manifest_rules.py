@@ -85,7 +85,8 @@ def _is_feature(value: Any) -> bool:
         return False
     length = value.get("mean_length")
     number = length is None or (isinstance(length, int | float) and 0 <= length < float("inf"))
-    return isinstance(value["name"], str) and isinstance(value["multi"], bool) and number
+    flags = isinstance(value["multi"], bool) and isinstance(value.get("weighted", False), bool)
+    return isinstance(value["name"], str) and flags and number
 
 
 _FEATURE_KEYS = {field.name for field in dataclasses.fields(FeatureSchema)}

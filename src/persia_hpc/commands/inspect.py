@@ -81,6 +81,7 @@ def _facts(schema: DatasetSchema, found: Inspection, top: int) -> dict[str, Any]
         ranked = counts.ranked()
         features[spec.name] = {
             "kind": spec.kind,
+            "weighted": spec.weighted,
             "ids_per_sample": counts.num_ids / n,
             "longest": counts.longest,
             "empty_samples": counts.empty_samples,
@@ -140,6 +141,7 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     for name, f in facts["features"].items():
         top = ", ".join(f"{t['id']} ({t['count'] / max(1, samples):.2%})" for t in f["top"])
         length = "1" if f["kind"] == "one-hot" else f"{f['ids_per_sample']:.3g} (≤{f['longest']})"
+        top += " (ids have weights)" if f["weighted"] else ""
         yield f"{name:<24} {length:>12} {f['different_ids']:>12,} {f['seen_once']:>12,}  {top}"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from .learning_rate import SCHEDULES
 from .metric_names import FORMS, base_of, name_problem, own_names, watch_problem
 from .options import Fail, check_import_path, check_number, did_you_mean, named_options, nearest, with_name
+from .sequences import resolve_sequences
 from .tasks import check_tasks, resolve_task
 from .types import (
     INITS,
@@ -98,7 +99,7 @@ def check_config(config: Config, raw: Mapping[str, Any], fail: Fail) -> Config:
         if table.capacity_bytes <= 0:
             raise fail(("tables", name, "capacity"), f"= {table.capacity!r}: expected more than 0 bytes")
         _check_lifetime(table, config.staleness_bound, ("tables", name), fail)
-    return _check_features(config, fail)
+    return _check_features(resolve_sequences(config, raw, fail), fail)
 
 
 def _check_reuse(config: Config, fail: Fail) -> None:

@@ -187,9 +187,18 @@ class FeatureConfig:
     """Describes how a feature's ids become a model input."""
 
     table: str | None = None
-    pooling: str = setting("sum", choices=("sum", "mean", "sqrtn", "sequence"))
+    pooling: str = setting("sum", choices=("sum", "mean", "sqrtn", "sequence", "jagged"))
     max_length: int | None = setting(None, at_least=1)
     dim: int | None = setting(None, at_least=1, at_most=4096)
+
+
+@dataclass(frozen=True)
+class SequenceConfig:
+    """Holds which features are of one event stream: they have the same number of ids in each sample."""
+
+    features: list[str] = setting()
+    pooling: str = setting("jagged", choices=("jagged", "sequence"))
+    max_length: int | None = setting(None, at_least=1)
 
 
 @dataclass(frozen=True)
@@ -298,6 +307,7 @@ class Config:
     data: DataConfig = setting()
     tables: dict[str, TableConfig] = setting(factory=dict)
     features: dict[str, FeatureConfig] = setting(factory=dict)
+    sequences: dict[str, SequenceConfig] = setting(factory=dict)
     model: ModelConfig = setting()
     tasks: dict[str, TaskConfig] = setting(factory=dict)
     train: TrainConfig = setting(factory=TrainConfig)
@@ -322,6 +332,11 @@ class Config:
     def loss_names(self) -> list[str]:
         """Returns the names of the losses that are trained on, built-in or "module:function"."""
         return [str(task.loss["name"]) for task in self.tasks.values()] or [self.train.loss]
+
+    @property
+    def features_of_sequences(self) -> dict[str, list[str]]:
+        """Returns the features of each [sequences.NAME]."""
+        return {name: sequence.features for name, sequence in self.sequences.items()}
 
     @property
     def pull_bound(self) -> int:

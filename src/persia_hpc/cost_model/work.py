@@ -69,6 +69,7 @@ def batch_work(
     groups = [layout.tables_of_dim_group(g) for g in range(len(layout.dim_groups))]
     index = 2 if max(sum(counts.rows[t] for t in group) for group in groups) <= FEW_ROWS else 4
     stored = [row_bytes(table.config) for table in tables]
+    weighted = sum(n for n, f in zip(counts.ids, layout.features, strict=True) if f.weighted)
     return BatchWork(
         samples=samples,
         num_features=len(layout.features),
@@ -87,7 +88,9 @@ def batch_work(
         key_bytes=8 * rows,
         row_bytes=row_wire,
         feed_bytes=row_wire
-        + fixed_bytes(schema, layout, samples=samples, ids=ids, rows=rows, index_bytes=index),
+        + fixed_bytes(
+            schema, layout, samples=samples, ids=ids, rows=rows, weighted=weighted, index_bytes=index
+        ),
         gradient_bytes=travelling(config.wire.gradients),
     )
 

@@ -19,6 +19,7 @@ from persia_hpc.config import Config, HashConfig
 from persia_hpc.errors import UserError
 from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.samples.batch import IdColumn, SampleBatch
+from persia_hpc.samples.sequences import check_columns
 from persia_hpc.table_layout import FeatureLayout, Layout
 from persia_hpc.user_objects import load_object
 
@@ -67,6 +68,7 @@ class KeyBatch:
     bag_offsets: dict[str, Array]
     missing: set[int]  # servers whose rows have not arrived
     slices: Array | None = None  # uint64 [S, B], the ids by which an evaluation is sliced
+    id_weights: dict[str, Array] = field(default_factory=dict)
     rows: list[Array] = field(default_factory=list)
     staleness: int = 0  # of the rows that were pulled
     held: HeldRows | None = None
@@ -94,7 +96,23 @@ def keep_last(column: IdColumn, max_length: int) -> IdColumn:
     np.cumsum(kept, out=new_offsets[1:])
     # Position of each kept id: the end of its sample less what is still to come in it.
     index = np.arange(new_offsets[-1]) + np.repeat(offsets[1:] - new_offsets[1:], kept)
-    return IdColumn(column.values[index], new_offsets.astype(np.uint32))
+    weights = None if column.weights is None else column.weights[index]
+    return IdColumn(column.values[index], new_offsets.astype(np.uint32), weights)
+
+
+def shares_of_weights(weights: Array, offsets: Array) -> Array:
+    """Returns weights [N] over the sum of their sample's; zeros where that is zero.
+
+    Shapes: `weights` float32 [N] and `offsets` uint32 [B+1] in, float32 [N] out.
+    """
+    lengths: Array = np.diff(offsets.astype(np.int64))
+    filled = lengths > 0
+    totals = np.zeros(len(lengths))
+    if filled.any():
+        totals[filled] = np.add.reduceat(weights, offsets[:-1][filled], dtype=np.float64)
+    each = np.repeat(totals, lengths)
+    shares = np.divide(weights, each, out=np.zeros(len(weights)), where=each != 0)
+    return shares.astype(np.float32)
 
 
 def hash_column(column: IdColumn, hashing: HashConfig) -> IdColumn:
@@ -105,7 +123,8 @@ def hash_column(column: IdColumn, hashing: HashConfig) -> IdColumn:
     offsets = column.offsets
     if offsets is None:
         offsets = np.arange(len(column.values) + 1, dtype=np.uint32)
-    return IdColumn(values, offsets * np.uint32(hashing.rounds))
+    weights = None if column.weights is None else np.repeat(column.weights, hashing.rounds)
+    return IdColumn(values, offsets * np.uint32(hashing.rounds), weights)
 
 
 class EmbeddingWorker:
@@ -161,7 +180,8 @@ class EmbeddingWorker:
 
         num_global: samples of the step over all trainers. evaluation: the batch is scored only, so its
         trainer gets the ids of the slices too.
-        Raises UserError if `data.transform` returns anything but as many samples.
+        Raises UserError if `data.transform` returns anything but as many samples, and DataError if features
+        of one sequence differ in their number of ids.
         """
         if self.transform is not None and sample.num_samples:
             count = sample.num_samples
@@ -174,20 +194,24 @@ class EmbeddingWorker:
                 )
                 raise UserError(f"data.transform returned {got}, expected a SampleBatch of {count} samples")
             sample.validate()
+        check_columns(sample.ids, self.layout.sequences, f"step {step}: a batch")
         values: list[Array] = []
         bags: dict[str, Array] = {}
+        weights: dict[str, Array] = {}
         for feature in self.layout.features:
             column = self._column(sample, feature)
             values.append(column.values)
-            if feature.multi:
+            if feature.multi and feature.shares is None:
                 assert column.offsets is not None
                 bags[feature.name] = column.offsets
+            if column.weights is not None:
+                weights[feature.name] = column.weights
         dedup = self._dedup.run(values)
         missing = set(range(self.num_servers))
         slices = None
         if evaluation and self.slices:
             slices = np.stack([sample.ids[name].values for name in self.slices])
-        return KeyBatch(step, trainer, num_global, sample, dedup, bags, missing, slices)
+        return KeyBatch(step, trainer, num_global, sample, dedup, bags, missing, slices, weights)
 
     def reuse(self, batch: KeyBatch) -> None:
         """Leaves out of a batch's pull the rows that its trainer still holds (`reuse_steps`).
@@ -211,8 +235,18 @@ class EmbeddingWorker:
 
     def _column(self, sample: SampleBatch, feature: FeatureLayout) -> IdColumn:
         column = sample.ids[feature.name]
+        if (column.weights is not None) != feature.weighted:
+            got = "none" if feature.weighted else "some"
+            raise UserError(
+                f"data.transform returned {got} of the weights of {feature.name!r}, expected "
+                f"{'one for each id' if feature.weighted else 'none'}, as in the dataset"
+            )
         if column.offsets is not None and feature.max_length is not None:
             column = keep_last(column, feature.max_length)
+        if column.weights is not None and feature.pooling == "mean":
+            assert column.offsets is not None
+            shares = shares_of_weights(column.weights, column.offsets)
+            column = IdColumn(column.values, column.offsets, shares)
         hashing = self.layout.tables[feature.table].config.hash
         return column if hashing is None else hash_column(column, hashing)
 
@@ -255,6 +289,7 @@ class EmbeddingWorker:
             indices=dedup.indices,
             feature_offsets=dedup.feature_offsets,
             bag_offsets=batch.bag_offsets,
+            id_weights=batch.id_weights,
             row_offsets=dedup.row_offsets,
             positions=dedup.positions,
             dim_group_offsets=dedup.group_offsets,

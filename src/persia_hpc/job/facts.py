@@ -10,8 +10,8 @@ from persia_hpc.checkpoint.choose import check_initial, refuse_mismatch
 from persia_hpc.checkpoint.manifest import read_manifest
 from persia_hpc.checkpoint.matching import check_match
 from persia_hpc.config import Config
-from persia_hpc.config.options import nearest
 from persia_hpc.config.metric_names import built_in, is_grouped
+from persia_hpc.config.options import nearest
 from persia_hpc.config.types import TrainConfig
 from persia_hpc.config.watching import check_metrics, writes_checkpoints
 from persia_hpc.errors import UserError

@@ -166,7 +166,11 @@ class LoadedRun:
         return count
 
     def _session(self, patterns: Sequence[str], *, labels: bool) -> Session:
-        source = open_source(list(patterns), features=list(self.schema.feature_names))
+        source = open_source(
+            list(patterns),
+            features=list(self.schema.feature_names),
+            sequences=self.config.features_of_sequences,
+        )
         check_scorable(source, self.schema, f"the training of {self.path}", labels=labels)
         check_columns(self.config.train, source.schema, source.encodings[0][0], labels=labels)
         model = self.model()  # before anything else that the run names is imported

@@ -34,6 +34,7 @@ def open_sources(config: Config, run_dir: str | Path | None = None) -> Mapping[s
                 features=config.data.features,
                 limit=config.data.limit,
                 binary_labels=config.binary_labels,
+                sequences=config.features_of_sequences,
             )
     train = sources.get("train")
     if train is None:

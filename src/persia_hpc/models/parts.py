@@ -184,15 +184,26 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return total / mask.sum(dim=1, keepdim=True, dtype=dtype).clamp(min=1)
 
 
+def sequence_means(batch: Batch, inputs: Inputs) -> list[Tensor]:
+    """Returns the mean vector of each sequence feature, padded or jagged, in the order of the features.
+
+    Shapes: [B, D] each, zeros for a sample without ids.
+    """
+    return [
+        batch.jagged[name].mean() if name in batch.jagged else masked_mean(*batch.sequence[name])
+        for name in inputs.unpooled
+    ]
+
+
 def stacked_vectors(batch: Batch, inputs: Inputs) -> Tensor:
     """Returns the vectors of all features: pooled ones, then means of sequences; no copy without those.
 
     Shapes: [B, F, D], for F features of one dim D.
     """
-    if not inputs.sequences:
+    if not inputs.unpooled:
         return batch.stacked(inputs.pooled)
     pooled = [batch.pooled[name] for name in inputs.pooled]
-    means = [masked_mean(*batch.sequence[name]) for name in inputs.sequences]
+    means = sequence_means(batch, inputs)
     return torch.stack([*pooled, *(m.to(pooled[0].dtype) if pooled else m for m in means)], dim=1)
 
 
@@ -203,7 +214,7 @@ def flat_inputs(batch: Batch, inputs: Inputs) -> Tensor:
     """
     parts = [batch.dense] if inputs.num_dense else []
     parts += [batch.concatenated(inputs.pooled)] if inputs.pooled else []
-    parts += [masked_mean(*batch.sequence[name]) for name in inputs.sequences]
+    parts += sequence_means(batch, inputs)
     return side_by_side(parts)
 
 

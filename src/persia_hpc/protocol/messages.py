@@ -8,7 +8,7 @@ Shape letters: B samples, N ids, U unique rows, U_g rows of a dim group, D_g its
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, cast
@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, cast
 from persia_hpc._native import Parts
 from persia_hpc.arrays import Array
 from persia_hpc.errors import PersiaError
-from persia_hpc.protocol.row_batch import RowBatch, pack_row_batch, unpack_row_batch
+from persia_hpc.protocol.row_batch import NO_WEIGHTS, RowBatch, pack_row_batch, unpack_row_batch
 from persia_hpc.transport import records
 from persia_hpc.transport.records import Record, Spec
 from persia_hpc.transport.ring import RingSender, RingSenders
@@ -259,13 +259,15 @@ class Feed:
         return Packed(self.KIND, self.batch.step, self.batch.trainer, arrays=pack_row_batch(self.batch))
 
     @classmethod
-    def unpack(cls, record: Record, multi: Sequence[str]) -> RowBatch:
+    def unpack(
+        cls, record: Record, multi: Sequence[str], weighted: Mapping[str, int] = NO_WEIGHTS
+    ) -> RowBatch:
         """Returns the batch in a record, which the batch's `release` gives back.
 
-        multi: names of the multi-hot features, in the layout's order.
+        multi: names of the features whose bag offsets travel, `Layout.bags`. weighted: `Layout.weighted`.
         """
         arrays = arrays_of(record, cls.KIND, 1, MANY)
-        return unpack_row_batch(record.step, record.trainer, arrays, multi, record)
+        return unpack_row_batch(record.step, record.trainer, arrays, multi, record, weighted)
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ groups, K dense features, L labels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,6 +16,8 @@ from persia_hpc.arrays import Array
 from persia_hpc.errors import PersiaError
 from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.table_layout import Layout
+
+NO_WEIGHTS: Mapping[str, int] = {}
 
 
 class Releasable(Protocol):
@@ -33,7 +35,9 @@ class RowBatch:
     rows: for each dim group U_g rows of dim D_g in a wire format (`wire.WIRES`).
     indices: uint16 or uint32 [N], each id's row relative to its dim group.
     feature_offsets: uint32 [F+1], ids of a feature.
-    bag_offsets: uint32 [B+1] of each multi-hot feature.
+    bag_offsets: uint32 [B+1] of each multi-hot feature, but of the first of those that share them.
+    id_weights: float32 [its ids] of each feature whose ids have weights: what their rows are multiplied by,
+    with mean pooling over the sum of the sample's weights; of a jagged feature the weights as they are.
     row_offsets: uint32 [U+1] and positions: uint32 [N], the transpose: the id positions that use each row.
     dim_group_offsets: uint32 [G+1].
     dense: float32 [B, K]; labels: float32 [B, L]; weight: float32 [B]; group (of GAUC): int64 [B].
@@ -66,6 +70,7 @@ class RowBatch:
     weight: Array | None = None
     group: Array | None = None
     slices: Array | None = None
+    id_weights: dict[str, Array] = field(default_factory=dict)
     staleness: int = 0
     places: Array | None = None
     rings: Array | None = None
@@ -102,12 +107,14 @@ def pack_row_batch(batch: RowBatch) -> list[Array | list[Array]]:
         batch.group if batch.group is not None else np.empty(0, np.int64),
         batch.places if batch.places is not None else np.empty(0, np.uint32),
         batch.rings if batch.rings is not None else np.empty((0, 2), np.int64),
-        *batch.rows,  # how many they are depends on the layout
+        # How many these are depends on the layout:
+        *([list(batch.id_weights.values())] if batch.id_weights else []),
+        *batch.rows,
         *([] if batch.slices is None else [batch.slices]),
     ]
 
 
-NUM_FIXED = 13  # arrays before the rows
+NUM_FIXED = 13  # arrays before the weights, if there are any, and the rows
 
 
 def fixed_bytes(
@@ -117,17 +124,18 @@ def fixed_bytes(
     samples: float,
     ids: float,
     rows: float,
+    weighted: float = 0.0,
     index_bytes: int = 4,
     reuse: bool = False,
 ) -> float:
     """Returns the bytes of a batch's record beside its rows and the few that every record has.
 
-    samples, ids, rows: how many the batch has; means need not be whole. index_bytes: 2 or 4, the width of
-    `indices`. reuse: whether rows have `places`.
+    samples, ids, rows, weighted (ids with weights): how many the batch has; means need not be whole.
+    index_bytes: 2 or 4, the width of `indices`. reuse: whether rows have `places`.
     """
     each_sample = 4 * (len(schema.dense_names) + len(schema.label_names) + schema.has_weight)
-    each_sample += 8 * schema.has_group + 4 * sum(feature.multi for feature in layout.features)
-    return (index_bytes + 4) * ids + 4 * (1 + reuse) * rows + each_sample * samples
+    each_sample += 8 * schema.has_group + 4 * len(layout.bags)
+    return 4 * weighted + (index_bytes + 4) * ids + 4 * (1 + reuse) * rows + each_sample * samples
 
 
 def unpack_row_batch(
@@ -136,14 +144,17 @@ def unpack_row_batch(
     arrays: Sequence[Array],
     multi: Sequence[str],
     record: Releasable | None = None,
+    weighted: Mapping[str, int] = NO_WEIGHTS,
 ) -> RowBatch:
     """Returns the batch that `pack_row_batch` has packed.
 
-    multi: names of the multi-hot features in order. record: what owns the memory of the arrays.
+    multi: names of the features whose bag offsets travel, in order. record: what owns the arrays' memory.
+    weighted: the features whose ids have weights and their places among all, `Layout.weighted`.
     Raises PersiaError if there are too few arrays.
     """
-    if len(arrays) < NUM_FIXED:
-        raise PersiaError(f"got a batch of {len(arrays)} arrays, expected at least {NUM_FIXED}")
+    num_fixed = NUM_FIXED + bool(weighted)
+    if len(arrays) < num_fixed:
+        raise PersiaError(f"got a batch of {len(arrays)} arrays, expected at least {num_fixed}")
     (
         header,
         indices,
@@ -160,13 +171,13 @@ def unpack_row_batch(
         rings,
     ) = arrays[:NUM_FIXED]
     num_samples, num_global, staleness, holder = (int(x) for x in header)
-    rows_end = NUM_FIXED + len(dim_group_offsets) - 1
+    rows_end = num_fixed + len(dim_group_offsets) - 1
     return RowBatch(
         step=step,
         trainer=trainer,
         num_samples=num_samples,
         num_global=num_global,
-        rows=list(arrays[NUM_FIXED:rows_end]),
+        rows=list(arrays[num_fixed:rows_end]),
         indices=indices,
         feature_offsets=feature_offsets,
         bag_offsets=dict(zip(multi, bags.reshape(-1, num_samples + 1), strict=True)) if multi else {},
@@ -178,9 +189,22 @@ def unpack_row_batch(
         weight=weight if len(weight) else None,
         group=group if len(group) else None,
         slices=arrays[rows_end] if len(arrays) > rows_end else None,
+        id_weights=_split_weights(arrays[NUM_FIXED], feature_offsets, weighted) if weighted else {},
         staleness=staleness,
         places=places if len(rings) else None,
         rings=rings if len(rings) else None,
         holder=holder,
         record=record,
     )
+
+
+def _split_weights(joined: Array, feature_offsets: Array, weighted: Mapping[str, int]) -> dict[str, Array]:
+    parts: dict[str, Array] = {}
+    begin = 0
+    for name, place in weighted.items():
+        end = begin + int(feature_offsets[place + 1]) - int(feature_offsets[place])
+        parts[name] = joined[begin:end]
+        begin = end
+    if begin != len(joined):
+        raise PersiaError(f"got a batch with {len(joined)} weights of ids, expected {begin}")
+    return parts

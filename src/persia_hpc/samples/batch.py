@@ -38,13 +38,15 @@ class IdColumn:
     """Holds the ids of one feature for B samples.
 
     A one-hot column has one id for each sample (N == B) and no offsets. In a multi-hot column the ids of
-    sample i are `values[offsets[i]:offsets[i + 1]]`, which may be empty.
+    sample i are `values[offsets[i]:offsets[i + 1]]`, which may be empty, and each may have a weight.
 
-    Shapes: `values` uint64 [N]; `offsets` None (one-hot) or uint32 [B + 1] (multi-hot).
+    Shapes: `values` uint64 [N]; `offsets` None (one-hot) or uint32 [B + 1] (multi-hot); `weights` None or
+    float32 [N].
     """
 
     values: npt.NDArray[np.uint64]
     offsets: npt.NDArray[np.uint32] | None = None
+    weights: npt.NDArray[np.float32] | None = None
 
     @property
     def num_samples(self) -> int:
@@ -52,12 +54,17 @@ class IdColumn:
         return len(self.values) if self.offsets is None else len(self.offsets) - 1
 
     @classmethod
-    def from_lengths(cls, values: npt.NDArray[np.uint64], lengths: npt.NDArray[Any]) -> IdColumn:
+    def from_lengths(
+        cls,
+        values: npt.NDArray[np.uint64],
+        lengths: npt.NDArray[Any],
+        weights: npt.NDArray[np.float32] | None = None,
+    ) -> IdColumn:
         """Returns a multi-hot column made from the number of ids of each sample.
 
-        Shapes: `values` uint64 [N]; `lengths` [B] of any integer dtype, with sum N.
+        Shapes: `values` uint64 [N]; `lengths` [B] of any integer dtype, with sum N; `weights` float32 [N].
         """
-        return cls(values, _offsets(lengths))
+        return cls(values, _offsets(lengths), weights)
 
     def validate(self, name: str) -> None:
         """Checks dtypes, shapes and offsets.
@@ -65,6 +72,13 @@ class IdColumn:
         Raises UserError, with the feature's `name` in it, if one of them is wrong.
         """
         check_array(f"ids of {name}", self.values, np.uint64, 1)
+        if self.weights is not None:
+            check_array(f"weights of {name}", self.weights, np.float32, 1)
+            if self.offsets is None or len(self.weights) != len(self.values):
+                raise UserError(
+                    f"weights of {name}: got {len(self.weights)} for {len(self.values)} ids, expected one "
+                    "for each id of a multi-hot feature"
+                )
         if self.offsets is None:
             return
         check_array(f"offsets of {name}", self.offsets, np.uint32, 1)
@@ -79,7 +93,8 @@ class IdColumn:
         if self.offsets is None:
             return IdColumn(self.values[begin:end])
         o = self.offsets[begin : end + 1]
-        return IdColumn(self.values[int(o[0]) : int(o[-1])], o - o[0])
+        ids = slice(int(o[0]), int(o[-1]))
+        return IdColumn(self.values[ids], o - o[0], None if self.weights is None else self.weights[ids])
 
     def take(self, rows: Rows) -> IdColumn:
         """Returns copies of the samples at `rows`, in the order of `rows`.
@@ -94,7 +109,8 @@ class IdColumn:
         # Position j of the result lies at begin[i] + (j - offsets[i]) for its sample i.
         source = np.repeat(begin - offsets[:-1], lengths)
         source += np.arange(len(source))
-        return IdColumn(self.values.take(source), offsets)
+        weights = None if self.weights is None else self.weights.take(source)
+        return IdColumn(self.values.take(source), offsets, weights)
 
 
 def _offsets(lengths: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
@@ -115,7 +131,7 @@ def _ends(offsets: npt.NDArray[Any]) -> str:
 def concatenate_columns(columns: Sequence[IdColumn]) -> IdColumn:
     """Returns one column with the samples of all `columns`, in order.
 
-    Raises UserError if some columns are one-hot and others multi-hot.
+    Raises UserError if some columns are one-hot and others multi-hot, or only some have weights.
     """
     if len(columns) == 1:
         return columns[0]
@@ -125,7 +141,11 @@ def concatenate_columns(columns: Sequence[IdColumn]) -> IdColumn:
         return IdColumn(values)
     if len(multi) != len(columns):
         raise UserError("got one-hot and multi-hot columns to concatenate, expected all of one kind")
-    return IdColumn.from_lengths(values, np.concatenate([np.diff(o) for o in multi]))
+    weights = [c.weights for c in columns if c.weights is not None]
+    if len(weights) not in (0, len(columns)):
+        raise UserError("got columns with and without weights to concatenate, expected all of one kind")
+    lengths = np.concatenate([np.diff(o) for o in multi])
+    return IdColumn.from_lengths(values, lengths, np.concatenate(weights) if weights else None)
 
 
 @dataclass(frozen=True)
@@ -178,9 +198,12 @@ class SampleBatch:
         ]
 
     def _match(self, schema: DatasetSchema) -> None:
-        got_features = {FeatureSchema(n, c.offsets is not None) for n, c in self.ids.items()}
+        got_features = {
+            FeatureSchema(n, c.offsets is not None, weighted=c.weights is not None)
+            for n, c in self.ids.items()
+        }
         if got_features != set(schema.features):
-            odd = sorted(f"{f.name} ({f.kind})" for f in got_features ^ set(schema.features))
+            odd = sorted(f"{f.name} ({f.description})" for f in got_features ^ set(schema.features))
             raise UserError(f"features differ from the schema: {', '.join(odd)} on one side only")
         for name, width, names in (
             ("dense", self.dense.shape[1], schema.dense_names),

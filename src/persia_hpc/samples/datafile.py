@@ -16,10 +16,10 @@ import numpy.typing as npt
 from h5py import h5d, h5p, h5s, h5t
 
 from persia_hpc.errors import DataError, UserError
-from persia_hpc.samples.attributes import bounds, check_counts, is_true, known_labels, text_of, texts_of
+from persia_hpc.samples.attributes import bounds, check_counts, is_true, known_labels, text_of
 from persia_hpc.samples.batch import MAX_IDS, IdColumn, SampleBatch
-from persia_hpc.samples.containment import check_written
 from persia_hpc.samples.schema import SCHEMA_VERSION, DatasetSchema, FeatureSchema
+from persia_hpc.samples.shapes import Shapes
 
 from . import names as layout
 from . import validity
@@ -84,7 +84,7 @@ def _scan_open(path: str, file: h5py.File) -> FileInfo:
             f"{path}: got schema_version {int(version)}, expected {SCHEMA_VERSION}; "
             + ("update persia-hpc" if int(version) > SCHEMA_VERSION else "prepare the file again")
         )
-    check = _Shapes(path, file)
+    check = Shapes(path, file)
     num_samples = check.dataset(layout.LABEL, "iuf", 2).shape[0] if layout.LABEL in file else int(declared)
     if declared is not None and int(declared) != num_samples:
         raise UserError(
@@ -100,10 +100,11 @@ def _scan_open(path: str, file: h5py.File) -> FileInfo:
         multi = isinstance(found, h5py.Group)
         if multi:
             num_values = check.multi_hot(f"{layout.IDS}/{name}", num_samples)
+            weighted = check.weighted(f"{layout.IDS}/{name}", num_values)
         else:
-            num_values = num_samples
+            num_values, weighted = num_samples, False
             check.rows(check.dataset(f"{layout.IDS}/{name}", "iu", 1, found), num_samples)
-        features.append(FeatureSchema(name, multi, num_values / num_samples))
+        features.append(FeatureSchema(name, multi, num_values / num_samples, weighted))
     widths = {}
     for name, kinds, ndim in (
         (layout.DENSE, "iuf", 2),
@@ -161,74 +162,6 @@ def read_times(path: str, begin: int, end: int) -> npt.NDArray[np.int64]:
 
 def _reason(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-class _Shapes:
-    """Checks of one file's datasets; every method raises `UserError` that names file and dataset."""
-
-    def __init__(self, path: str, file: h5py.File) -> None:
-        self._path = path
-        self._file = file
-        self._count = "/label" if layout.LABEL in file else "num_samples"
-
-    def dataset(self, name: str, kinds: str, ndim: int, found: Any = None) -> h5py.Dataset:
-        dataset = self._file.get(name) if found is None else found
-        what = f"{self._path}: /{name}"
-        if not isinstance(dataset, h5py.Dataset):
-            raise UserError(f"{what}: got no such dataset, expected one; prepare the file again")
-        if dataset.dtype.kind not in kinds or dataset.ndim != ndim:
-            expected = "integers" if "f" not in kinds else "numbers"
-            raise UserError(
-                f"{what}: got {dataset.dtype} of shape {dataset.shape}, expected {expected}, "
-                f"{ndim}-dimensional; docs/dataset_format.md has the layout"
-            )
-        layout.check_filters(what, dataset.id)
-        check_written(what, dataset.id)
-        return dataset
-
-    def rows(self, dataset: h5py.Dataset, expected: int) -> None:
-        if dataset.shape[0] != expected:
-            raise UserError(
-                f"{self._path}: {dataset.name}: got {dataset.shape[0]} rows, expected {expected} like "
-                f"{self._count}; all datasets of a file have one row for each sample"
-            )
-
-    def multi_hot(self, name: str, num_samples: int) -> int:
-        """Number of values."""
-        values = self.dataset(f"{name}/{layout.VALUES}", "iu", 1)
-        offsets = self.dataset(f"{name}/{layout.OFFSETS}", "iu", 1)
-        if offsets.shape[0] != num_samples + 1:
-            raise UserError(
-                f"{self._path}: {offsets.name}: got {offsets.shape[0]} offsets, expected {num_samples + 1}, "
-                f"one more than the samples of {self._count}"
-            )
-        ends = int(offsets[0]), int(offsets[num_samples])
-        if ends != (0, values.shape[0]):
-            raise UserError(
-                f"{self._path}: {offsets.name}: got offsets from {ends[0]} to {ends[1]}, expected 0 to "
-                f"{values.shape[0]}, the number of values"
-            )
-        return ends[1]
-
-    def names(self, attribute: str, default: list[str]) -> list[str]:
-        found = self._file.attrs.get(attribute)
-        if found is None:
-            return default
-        names = texts_of(found)
-        if bad := [n for n in names if "/" in n]:  # it would be looked for in another group
-            raise UserError(
-                f"{self._path}: attribute {attribute}: got {bad[0]!r}, expected names without '/'"
-            )
-        return names
-
-    def column_names(self, attribute: str, default: list[str]) -> tuple[str, ...]:
-        names = self.names(attribute, default)
-        if len(names) != len(default):
-            raise UserError(
-                f"{self._path}: attribute {attribute}: got {len(names)} names, expected {len(default)}, "
-                "one for each column"
-            )
-        return tuple(names)
 
 
 class _Dataset:
@@ -301,6 +234,8 @@ class OpenFile:
             path = f"{layout.IDS}/{feature.name}"
             if feature.multi:
                 wanted[f"{path}/{layout.OFFSETS}"] = None
+                if feature.weighted:
+                    wanted[f"{path}/{layout.WEIGHTS}"] = np.float32
                 path = f"{path}/{layout.VALUES}"
             wanted[path] = None  # ids are read as stored: numpy widens them faster than HDF5
         if schema.label_names:
@@ -371,7 +306,26 @@ class OpenFile:
         def row(value: int) -> int:
             return begin + int(np.searchsorted(offsets, offsets[0] + value, side="right")) - 1
 
-        return IdColumn.from_lengths(self._widen(values_path, values, row), lengths)
+        return IdColumn.from_lengths(
+            self._widen(values_path, values, row), lengths, self._weights(feature, offsets, (begin, end), row)
+        )
+
+    def _weights(
+        self,
+        feature: FeatureSchema,
+        offsets: npt.NDArray[np.int64],
+        rows: tuple[int, int],
+        row_of_value: Callable[[int], int],
+    ) -> npt.NDArray[np.float32] | None:
+        if not feature.weighted:
+            return None
+        name = f"{layout.IDS}/{feature.name}/{layout.WEIGHTS}"
+        weights = self._rows(name, int(offsets[0]), int(offsets[-1]), rows=rows)
+        try:
+            validity.check_id_weights(feature.name, weights, row_of_value)
+        except validity.InvalidRowError as error:
+            raise DataError(f"{self._info.path}: {error}") from error
+        return weights
 
     def _widen(
         self, name: str, values: npt.NDArray[Any], row_of_value: Callable[[int], int]

@@ -21,6 +21,7 @@ from persia_hpc.samples.datafile import FileInfo, NoSamplesError, read_times, sc
 from persia_hpc.samples.encoding import check_encodings
 from persia_hpc.samples.identity import file_digest
 from persia_hpc.samples.schema import DatasetSchema
+from persia_hpc.samples.sequences import check_files
 from persia_hpc.samples.source import FileSource, check_agree, open_source
 from persia_hpc.samples.time_order import TimeOrder
 
@@ -68,6 +69,7 @@ class Follower:
         self.ended = False  # the last look has seen that no more files will come
         self._patterns = [os.path.abspath(os.path.expanduser(pattern)) for pattern in config.data.train]
         self._all_features = config.data.features is None
+        self._sequences = config.features_of_sequences
         self.schema = schema  # with the encoding of the first file that names one
         self._taken = {file.path for portion in self.portions for file in portion}
 
@@ -169,6 +171,7 @@ class Follower:
         info = scan(path)
         before = FileInfo("the files before", 0, self.schema, True, True, True, True)
         check_agree(before, info, self.schema, all_features=self._all_features)
+        check_files([path], self.schema, self._sequences)
         check_encodings([(path, info.schema.encoding)], "the files before", self.schema.encoding)
         return info
 
@@ -209,7 +212,8 @@ def followed_schema(config: Config) -> DatasetSchema:
             f"{', '.join(config.data.train)}: no file matches (looked from {os.getcwd()}); data.follow "
             "needs one to begin with, which tells features and columns"
         )
-    return open_source([paths[0]], features=config.data.features).schema
+    sequences = config.features_of_sequences
+    return open_source([paths[0]], features=config.data.features, sequences=sequences).schema
 
 
 def portion_source(
@@ -217,5 +221,6 @@ def portion_source(
 ) -> FileSource | TimeOrder:
     """Returns the samples of a portion, in order of time if they have times and aren't shuffled."""
     total = sum(info.num_samples for info in infos)
-    files = FileSource(infos, schema, total, binary_labels=config.binary_labels)
+    binary = config.binary_labels
+    files = FileSource(infos, schema, total, binary, config.features_of_sequences)
     return TimeOrder(files) if schema.has_time and not config.data.shuffle and infos else files

@@ -76,7 +76,7 @@ def _digest(batch: SampleBatch) -> str:
     total = hashlib.sha256()
     for name, column in batch.ids.items():
         total.update(name.encode())
-        for array in (column.values, column.offsets):
+        for array in (column.values, column.offsets, column.weights):
             if array is not None:
                 total.update(np.ascontiguousarray(array).tobytes())
     for values in (batch.dense, batch.labels, batch.weight, batch.group, batch.time):

@@ -23,6 +23,7 @@ except ModuleNotFoundError:
 IDS = "ids"
 VALUES = "values"
 OFFSETS = "offsets"
+WEIGHTS = "weights"
 DENSE = "dense"
 LABEL = "label"
 WEIGHT = "weight"

@@ -230,7 +230,7 @@ class BatchReader:
 def _read_only(batch: SampleBatch) -> SampleBatch:
     arrays: list[npt.NDArray[Any] | None] = [batch.dense, batch.labels, batch.weight, batch.group, batch.time]
     for column in batch.ids.values():
-        arrays += [column.values, column.offsets]
+        arrays += [column.values, column.offsets, column.weights]
     for array in arrays:
         if array is not None:
             array.flags.writeable = False

@@ -14,17 +14,24 @@ SCHEMA_VERSION = 1
 class FeatureSchema:
     """Describes an id feature: one-hot (one id in every sample) or multi-hot (any number of ids, also none).
 
-    `mean_length` is the mean number of ids of a sample, if known. It plays no part in comparisons.
+    `mean_length` is the mean number of ids of a sample, if known. It plays no part in comparisons. `weighted`
+    says that each id of a multi-hot feature has a weight.
     """
 
     name: str
     multi: bool = False
     mean_length: float | None = field(default=None, compare=False)
+    weighted: bool = False
 
     @property
     def kind(self) -> str:
         """Returns "one-hot" or "multi-hot", for messages."""
         return "multi-hot" if self.multi else "one-hot"
+
+    @property
+    def description(self) -> str:
+        """Returns the kind and whether ids have weights, for messages."""
+        return f"weighted {self.kind}" if self.weighted else self.kind
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,12 @@ class DatasetSchema:
         Raises UserError for a repeated or unusable name.
         """
         _check_names("feature", self.feature_names)
+        for feature in self.features:
+            if feature.weighted and not feature.multi:
+                raise UserError(
+                    f"got weights of the one-hot feature {feature.name!r}, expected a multi-hot one "
+                    "(multi=True)"
+                )
         _check_names("dense column", self.dense_names)
         _check_names("label", self.label_names)
 

@@ -19,6 +19,7 @@ from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.datafile import FileInfo, OpenFile, scan
 from persia_hpc.samples.encoding import check_encodings
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
+from persia_hpc.samples.sequences import NO_SEQUENCES, Sequences, check_columns, check_files
 
 MAX_OPEN_FILES = 64
 CHUNK_CACHE_BYTES = 128 << 20  # for all open files together; holds small datasets whole
@@ -47,12 +48,18 @@ class FileSource:
     """
 
     def __init__(
-        self, infos: Sequence[FileInfo], schema: DatasetSchema, num_samples: int, binary_labels: bool
+        self,
+        infos: Sequence[FileInfo],
+        schema: DatasetSchema,
+        num_samples: int,
+        binary_labels: bool,
+        sequences: Sequences = NO_SEQUENCES,
     ) -> None:
         self._infos = tuple(infos)
         self._schema = schema
         self._num_samples = num_samples
         self._binary_labels = binary_labels
+        self._sequences = sequences
         self._starts = np.cumsum([0, *(info.num_samples for info in infos)])
         self._open: OrderedDict[int, OpenFile] = OrderedDict()
         self._cache_bytes = CHUNK_CACHE_BYTES // max(1, min(len(infos), MAX_OPEN_FILES))
@@ -88,7 +95,9 @@ class FileSource:
         with self._lock:
             for i in range(first, len(self._infos)):
                 start, stop = int(self._starts[i]), int(self._starts[i + 1])
-                parts.append(self._file(i).read(begin - start, min(end, stop) - start))
+                part = self._file(i).read(begin - start, min(end, stop) - start)
+                check_columns(part.ids, self._sequences, self._infos[i].path, begin - start)
+                parts.append(part)
                 if end <= stop:
                     break
                 begin = stop
@@ -135,6 +144,7 @@ def open_source(
     features: Sequence[str] | None = None,
     limit: int | None = None,
     binary_labels: bool = False,
+    sequences: Sequences = NO_SEQUENCES,
 ) -> FileSource:
     """Opens dataset files as one source; reads only their headers. Not collective.
 
@@ -143,6 +153,7 @@ def open_source(
     features: the id features to read, in this order; default all, in the order of the first file.
     limit: use only the first rows.
     binary_labels: check that every label is 0 or 1, in files whose writer hasn't checked it.
+    sequences: features that must have the same number of ids in each sample, by the name of their sequence.
 
     Raises UserError for a pattern without a match, a file that isn't a dataset or has no samples, files that
     don't fit together or name different encodings, and a missing feature.
@@ -157,12 +168,14 @@ def open_source(
     for info in infos[1:]:
         check_agree(infos[0], info, schema, all_features=features is None)
     named = next((info for info in infos if info.schema.encoding is not None), infos[0])
+    check_files([info.path for info in infos], schema, sequences)
     encoding = named.schema.encoding
     check_encodings([(info.path, info.schema.encoding) for info in infos], named.path, encoding)
     total = sum(info.num_samples for info in infos)
     lengths = tuple(_with_mean_length(infos, f) for f in schema.features)
     schema = replace(schema, features=lengths, encoding=encoding)
-    return FileSource(infos, schema, total if limit is None else min(limit, total), binary_labels)
+    total = total if limit is None else min(limit, total)
+    return FileSource(infos, schema, total, binary_labels, sequences)
 
 
 def check_scorable(source: FileSource, trained: DatasetSchema, whose: str, *, labels: bool) -> None:
@@ -176,8 +189,8 @@ def check_scorable(source: FileSource, trained: DatasetSchema, whose: str, *, la
     for feature in trained.features:
         if feature.name in schema.feature_names and schema.feature(feature.name) != feature:
             raise UserError(
-                f"{path}: got {schema.feature(feature.name).kind} feature {feature.name!r}, but it is "
-                f"{feature.kind} in {whose}; prepare both alike"
+                f"{path}: got {schema.feature(feature.name).description} feature {feature.name!r}, but it is "
+                f"{feature.description} in {whose}; prepare both alike"
             )
     if schema.dense_names != trained.dense_names:
         raise UserError(
@@ -261,8 +274,8 @@ def check_agree(first: FileInfo, other: FileInfo, schema: DatasetSchema, *, all_
             raise UserError(f"{other.path}: got no feature {feature.name!r}, {both}")
         if b.feature(feature.name) != feature:
             raise UserError(
-                f"{other.path}: got {b.feature(feature.name).kind} feature {feature.name!r}, but it is "
-                f"{feature.kind} in {first.path}; prepare both files alike"
+                f"{other.path}: got {b.feature(feature.name).description} feature {feature.name!r}, but it "
+                f"is {feature.description} in {first.path}; prepare both files alike"
             )
     for what, got, expected in (
         ("dense columns", b.dense_names, a.dense_names),

@@ -87,6 +87,21 @@ def check_weight(weight: npt.NDArray[np.float32], first_row: int) -> None:
         )
 
 
+def check_id_weights(name: str, weights: npt.NDArray[np.float32], row_of_value: Callable[[int], int]) -> None:
+    """Checks that all weights of ids are finite; `row_of_value(i)` gives the row of weight i.
+
+    Shapes: `weights` float32 [N].
+
+    Raises InvalidRowError at the first weight that isn't.
+    """
+    finite = np.isfinite(weights)
+    if not finite.all():
+        (i,) = _first(~finite)
+        raise InvalidRowError(
+            row_of_value(i), f"got weight {weights[i]} of an id of {name!r}, expected a finite number"
+        )
+
+
 def check_ids(name: str, ids: npt.NDArray[np.uint64], limit: int, row_of_value: Callable[[int], int]) -> None:
     """Checks that no id exceeds `limit`; `row_of_value(i)` gives the row of value i.
 

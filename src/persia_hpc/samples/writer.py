@@ -82,7 +82,8 @@ class DatasetWriter:
 
     Raises UserError for bad arguments, a batch that doesn't fit the schema, or no samples at all.
     Raises validity.InvalidRowError (a UserError with `.row`, counted from 0 over all batches) for NaN or
-    infinity in dense or weight, infinity in labels, a negative weight, a non-binary label, an id too large;
+    infinity in dense, weight or weights of ids, infinity in labels, a negative weight, a non-binary label, an
+    id too large;
     then nothing of that batch is kept.
     """
 
@@ -174,6 +175,8 @@ class DatasetWriter:
                 offsets = column.offsets[1:].astype(np.uint64) + np.uint64(self._num_values[feature.name])
                 self._columns[f"{values}/{layout.OFFSETS}"].append(offsets)
                 self._num_values[feature.name] += len(column.values)
+                if column.weights is not None:
+                    self._columns[f"{values}/{layout.WEIGHTS}"].append(column.weights)
                 values = f"{values}/{layout.VALUES}"
             self._columns[values].append(column.values)
         for name, array in (
@@ -206,6 +209,9 @@ class DatasetWriter:
             if dtype != "uint64":
                 column = batch.ids[name]
                 validity.check_ids(name, column.values, int(np.iinfo(dtype).max), _row_finder(column, begin))
+        for name, column in batch.ids.items():
+            if column.weights is not None:
+                validity.check_id_weights(name, column.weights, _row_finder(column, begin))
 
     def _note_ranges(self, batch: SampleBatch) -> None:
         if batch.num_samples == 0:
@@ -239,6 +245,8 @@ class DatasetWriter:
                 create(path, dtype)
                 continue
             create(f"{path}/{layout.VALUES}", dtype, rows=VALUES_PER_ROW * self._chunk_rows)
+            if feature.weighted:
+                create(f"{path}/{layout.WEIGHTS}", np.float32, rows=VALUES_PER_ROW * self._chunk_rows)
             create(f"{path}/{layout.OFFSETS}", np.uint64)
             self._columns[f"{path}/{layout.OFFSETS}"].append(np.zeros(1, np.uint64))
             self._num_values[feature.name] = 0

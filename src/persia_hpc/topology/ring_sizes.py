@@ -45,7 +45,10 @@ def ring_sizes(
 
     rows, gradients = row_bytes(WIRES[config.wire.rows]), row_bytes(WIRES[config.wire.gradients])
     reuse = config.wire.reuse_steps > 0  # each row has a byte more in a pull, and its place in a batch
-    fixed = fixed_bytes(schema, layout, samples=samples, ids=sum(ids), rows=sum(unique), reuse=reuse)
+    weighted = sum(n for n, feature in zip(ids, layout.features, strict=True) if feature.weighted)
+    fixed = fixed_bytes(
+        schema, layout, samples=samples, ids=sum(ids), rows=sum(unique), weighted=weighted, reuse=reuse
+    )
     # Servers' parts of a batch differ a little.
     part = 1 if num_servers == 1 else 1.25 / num_servers
     return RingBytes(

@@ -6,7 +6,7 @@ B samples, F features, D dim, K dense features, L labels or sequence length.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -15,6 +15,8 @@ from torch import Tensor
 from persia_hpc.errors import UserError
 from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.table_layout import Layout
+
+from .jagged import Jagged
 
 POOLED = ("sum", "mean", "sqrtn")
 
@@ -27,9 +29,17 @@ class FeatureSpec:
     table: str
     dim_group: int  # features of one have rows of one dim in one block
     dim: int
-    pooling: str  # sum, mean, sqrtn or sequence
+    pooling: str  # sum, mean, sqrtn, sequence or jagged
     multi: bool  # several rows per sample
     rounds: int = 1  # rows that stand for one id, summed
+    sequence: str | None = None  # the [sequences.NAME] that it is part of
+    shares: str | None = None  # the feature whose bag offsets are its own
+    weighted: bool = False  # its ids have weights
+
+    @property
+    def bags(self) -> str:
+        """Returns the feature under whose name its bag offsets travel."""
+        return self.shares or self.name
 
 
 @dataclass(frozen=True)
@@ -64,8 +74,32 @@ class Inputs:
 
     @cached_property
     def sequences(self) -> tuple[str, ...]:
-        """Returns the names of the features that arrive as a sequence of vectors and a mask."""
+        """Returns the names of the features that arrive as a padded sequence of vectors and a mask."""
+        return tuple(f.name for f in self.features if f.pooling == "sequence")
+
+    @cached_property
+    def jagged(self) -> tuple[str, ...]:
+        """Returns the names of the features that arrive as sequences without padding."""
+        return tuple(f.name for f in self.features if f.pooling == "jagged")
+
+    @cached_property
+    def unpooled(self) -> tuple[str, ...]:
+        """Returns the names of the features that have a vector for each id, padded or not."""
         return tuple(f.name for f in self.features if f.pooling not in POOLED)
+
+    def features_of(self, sequence: str) -> tuple[str, ...]:
+        """Returns the names of the features of a [sequences.NAME], which have the same offsets.
+
+        Raises UserError if the configuration has no such sequence.
+        """
+        found = tuple(f.name for f in self.features if f.sequence == sequence)
+        if not found:
+            known = sorted({f.sequence for f in self.features if f.sequence is not None})
+            raise UserError(
+                f"got sequence {sequence!r}, expected one of {', '.join(known) or 'none'}: the configuration "
+                "declares them as [sequences.NAME]"
+            )
+        return found
 
     @property
     def pooled_width(self) -> int:
@@ -85,7 +119,8 @@ class Batch:
     Shapes: embeddings are float32, also under autocast; pooled ones are bfloat16 where a model with
     `narrow_pooled` trains in it on a GPU. `pooled` has a view [B, D] per pooled feature,
     `sequence` a pair (values [B, L, D], mask [B, L] of bool) per sequence feature: left-aligned, with zeros
-    after the last id, where L is the longest of the batch and at least 1.
+    after the last id, where L is the longest of the batch and at least 1. `jagged` has the same without
+    padding, a `Jagged` per jagged feature.
     """
 
     step: int
@@ -97,6 +132,7 @@ class Batch:
     pooled: dict[str, Tensor]
     sequence: dict[str, tuple[Tensor, Tensor]]
     blocks: dict[tuple[str, ...], Tensor]  # pooled features that lie together -> [B, F, D]
+    jagged: dict[str, Jagged] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -142,6 +178,7 @@ class Batch:
         for name in wanted:
             if name not in self.pooled:
                 kind = "a sequence, use batch.sequence" if name in self.sequence else "not a feature"
+                kind = "jagged, use batch.jagged" if name in self.jagged else kind
                 raise UserError(f"{name!r} is {kind}; pooled features: {', '.join(self.pooled) or 'none'}")
         return wanted
 
@@ -149,6 +186,7 @@ class Batch:
 def on_backward(batch: Batch, reached: Callable[[object], None]) -> None:
     """Calls `reached` when the model's backward comes to the embeddings: only their pooling is left then."""
     outputs = [*batch.blocks.values(), *(values for values, _ in batch.sequence.values())]
+    outputs += [jagged.values for jagged in batch.jagged.values()]
     if outputs and outputs[0].grad_fn is not None:
         outputs[0].grad_fn.register_prehook(reached)  # all come from one function
 
@@ -164,6 +202,9 @@ def make_inputs(layout: Layout, schema: DatasetSchema) -> Inputs:
             pooling=f.pooling,
             multi=f.multi,
             rounds=f.rounds,
+            sequence=f.sequence,
+            shares=f.shares,
+            weighted=f.weighted,
         )
         for f in layout.features
     )

@@ -127,7 +127,7 @@ class RingStream:
         self.plane = plane
         self.trainer_rank = workers.trainer_rank
         self.mine = workers.mine
-        self.multi = [feature.name for feature in layout.features if feature.multi]
+        self.multi, self.weighted = layout.bags, layout.weighted
         self.wait_seconds = 0.0
         self.phases = Phases(TRAINER, trace_steps)
         self.memory = plane.memory
@@ -284,9 +284,9 @@ class RingStream:
         if self._closing:  # a loop that was left early: its batches are dropped, and the servers count them
             record.release()
         elif kind == Kind.FEED:
-            self._ready[record.step] = Feed.unpack(record, self.multi)
+            self._ready[record.step] = Feed.unpack(record, self.multi, self.weighted)
         elif kind == Kind.FEED_EVALUATE:
-            self._ready_evaluation[record.step] = FeedEvaluate.unpack(record, self.multi)
+            self._ready_evaluation[record.step] = FeedEvaluate.unpack(record, self.multi, self.weighted)
         else:
             self._take_report(record)
             record.release()

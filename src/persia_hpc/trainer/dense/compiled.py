@@ -110,6 +110,8 @@ class CompiledModel:
         for values, mask in batch.sequence.values():  # whose length changes from batch to batch
             torch._dynamo.maybe_mark_dynamic(values, 1)
             torch._dynamo.maybe_mark_dynamic(mask, 1)
+        for jagged in batch.jagged.values():  # whose number of ids does
+            torch._dynamo.maybe_mark_dynamic(jagged.values, 0)
         first = not self._state.compile_seconds
         if first:
             LOG.info("the dense network is being compiled")

@@ -108,10 +108,10 @@ def graphed(model: nn.Module, inputs: Inputs, device: torch.device) -> Callable[
 
     Raises UserError for inputs whose shapes change from step to step.
     """
-    if inputs.sequences:
+    if inputs.unpooled:
         raise UserError(
             f"train.cuda_graphs needs shapes that don't change from step to step, got the sequence feature "
-            f"{inputs.sequences[0]!r}; pool it, or leave cuda_graphs out"
+            f"{inputs.unpooled[0]!r}; pool it, or leave cuda_graphs out"
         )
     if device.type != "cuda":
         LOG.warning("train.cuda_graphs does nothing on %s", device)

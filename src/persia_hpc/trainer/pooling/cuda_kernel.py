@@ -17,6 +17,7 @@ from persia_hpc.arrays import Array
 from persia_hpc.errors import PersiaError
 from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.protocol.wire import WIRES, Wire, wire_of
+from persia_hpc.trainer.batch import POOLED
 
 from .groups import DimGroup
 from .row_rings import RowRings
@@ -24,7 +25,7 @@ from .staging import ALIGNMENT, Staging
 
 # native/include/persia/pool_batch_types.h: BatchFeature, BatchGroup, LongPiece, BatchFlags.
 _FEATURE = np.dtype(
-    [(name, "u8") for name in ("bags", "rows", "values", "mask")]
+    [(name, "u8") for name in ("bags", "rows", "values", "mask", "weights")]
     + [(name, "u4") for name in ("first", "num_rows", "dim", "length", "stride")]
     + [("pooling", "u1"), ("wire", "u1"), ("bf16", "?"), ("_", "u1")]
 )
@@ -34,7 +35,7 @@ _GROUP = np.dtype(
     + [("wire", "u1"), ("_0", "u1"), ("_1", "u2")]
 )
 _BAD_INDEX, _NONFINITE, _NUM_LONG, _NUM_FLAGS = 0, 1, 2, 3
-_POOLINGS = ("sum", "mean", "sqrtn", "sequence")
+_POOLINGS = ("sum", "mean", "sqrtn", "sequence", "jagged")
 _WIRES = tuple(WIRES)
 _AHEAD, _LONG_ROW, _PIECE, _LONG_PIECE_WORDS = 4, 64, 512, 3  # kAhead, kLongRow, kPiece
 _WARP = 32
@@ -58,8 +59,10 @@ def _as_blocks(gradient: Tensor) -> Tensor:
 
     It is copied where that makes loads of four elements possible, which costs less than loads of single ones.
 
-    Shapes: [B, P, D].
+    Shapes: [B, P, D], or [n, D] of jagged ids.
     """
+    if gradient.dim() == 2:  # of jagged ids
+        return _as_blocks(gradient.unsqueeze(1)).squeeze(1)
     _, num_vectors, dim = gradient.shape
     whole = (num_vectors == 1 or gradient.stride(1) == dim) and (dim == 1 or gradient.stride(2) == 1)
     aligned = gradient.data_ptr() % (4 * gradient.element_size()) == 0 and gradient.stride(0) % 4 == 0
@@ -113,17 +116,18 @@ class CudaKernel:
             if self._complete is not None:
                 address = self._complete[group.number].data_ptr()
             num_rows = row_batch.num_rows(group.number)
-            for (_, spec), (first, _, pooling, bags) in zip(
-                group.features, group.parts(row_batch), strict=True
+            for (_, spec), (first, end, pooling, bags), weights in zip(
+                group.features, group.parts(row_batch), group.weights(row_batch), strict=True
             ):
-                sequence = pooling == "sequence"
+                sequence, jagged = pooling == "sequence", pooling == "jagged"
                 length = max(1, int(np.diff(bags).max(initial=0))) if sequence and bags is not None else 1
                 stride = length * group.dim if sequence else len(group.pooled) * group.dim
-                at = self.staged.pointer(f"bags {spec.name}") if bags is not None else 0
-                number = _POOLINGS.index(pooling)
-                records.append(
-                    (at, address, 0, 0, first, num_rows, group.dim, length, stride, number, wire, False, 0)
-                )
+                at = self.staged.pointer(f"bags {spec.bags}") if bags is not None else 0
+                if jagged:  # each id is for itself
+                    at, length, stride = 0, end - first, group.dim
+                by = 0 if weights is None else self.staged.pointer(f"weights {spec.name}")
+                numbers = (first, num_rows, group.dim, length, stride, _POOLINGS.index(pooling))
+                records.append((at, address, 0, 0, by, *numbers, wire, False, 0))
         return np.array(records, _FEATURE)
 
     def _upload(self, records: Array) -> Tensor:
@@ -146,7 +150,7 @@ class CudaKernel:
             block = remaining.pop(0) if group.pooled else None
             slot = 0
             for _, spec in group.features:
-                if spec.pooling == "sequence":
+                if spec.pooling not in POOLED:
                     values = remaining.pop(0)
                     if values is not None:
                         features["values"][at] = values.data_ptr()
@@ -175,6 +179,8 @@ class CudaKernel:
                 at += 1
                 if spec.pooling != "sequence":
                     masks.append(0)
+                    if spec.pooling == "jagged":
+                        outputs.append(torch.empty(length, group.dim, device=device))
                     continue
                 outputs.append(torch.empty(row_batch.num_samples, length, group.dim, device=device))
                 self.masks.append(torch.empty(row_batch.num_samples, length, dtype=torch.bool, device=device))
@@ -198,10 +204,9 @@ class CudaKernel:
     def _forward_tasks(self, features: Array) -> int:
         """Returns what threads have to do for a feature, at most: as `forward_tasks` counts it."""
         single = (features["bags"] == 0) & (features["pooling"] != _POOLINGS.index("sequence"))
-        num_samples = self._row_batch.num_samples
-        places = np.where(
-            single, -(-num_samples // _AHEAD), num_samples * features["length"].astype(np.int64)
-        )
+        num_samples, lengths = self._row_batch.num_samples, features["length"].astype(np.int64)
+        count = np.where(features["pooling"] == _POOLINGS.index("jagged"), lengths, num_samples)
+        places = np.where(single, -(-count // _AHEAD), num_samples * lengths)
         return int((places * ((features["dim"].astype(np.int64) + 3) // 4)).max(initial=0))
 
     def backward(

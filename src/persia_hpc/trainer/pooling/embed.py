@@ -21,6 +21,7 @@ from persia_hpc.errors import UserError
 from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.protocol.wire import WIRES, wire_of
 from persia_hpc.trainer.batch import Batch, Inputs
+from persia_hpc.trainer.jagged import Jagged
 
 from .cuda_kernel import CudaKernel, cuda_module
 from .gradients import RowGradients
@@ -130,6 +131,8 @@ class Pooling:
 
         pooled: dict[str, Tensor] = {}
         sequence: dict[str, tuple[Tensor, Tensor]] = {}
+        jagged: dict[str, Jagged] = {}
+        offsets: dict[str, Tensor] = {}  # of each sequence, or of a feature that is in none
         blocks: dict[tuple[str, ...], Tensor] = {}
         masks = list(masks)
         for group in self._groups:
@@ -140,8 +143,21 @@ class Pooling:
                 blocks[group.pooled] = block
                 # unbind, not one select per feature: its backward is one stack, not a block of zeros for each
                 pooled.update(zip(group.pooled, block.unbind(1), strict=True))
-            for name, rounds in group.sequences:
-                sequence[name] = _sum_rounds(outputs.pop(0), masks.pop(0), rounds)
+            for spec in group.unpooled:
+                if spec.pooling == "jagged":
+                    stream, bags = spec.sequence or spec.name, row_batch.bag_offsets.get(spec.bags)
+                    if bags is None:
+                        offsets[stream] = torch.arange(row_batch.num_samples + 1, device=self.device)
+                    elif stream not in offsets:
+                        offsets[stream] = own(f"bags {spec.bags}", bags).to(torch.int64) // spec.rounds
+                    longest = 1 if bags is None else max(1, int(np.diff(bags).max(initial=0)) // spec.rounds)
+                    values = _sum_rows(outputs.pop(0), spec.rounds)
+                    weights = None
+                    if spec.weighted:
+                        weights = own(f"weights {spec.name}", row_batch.id_weights[spec.name])[:: spec.rounds]
+                    jagged[spec.name] = Jagged(values, offsets[stream], longest, weights)
+                else:
+                    sequence[spec.name] = _sum_rounds(outputs.pop(0), masks.pop(0), spec.rounds)
         return Batch(
             step=row_batch.step,
             num_samples=row_batch.num_samples,
@@ -152,6 +168,7 @@ class Pooling:
             pooled={name: pooled[name] for name in self.inputs.pooled},
             sequence={name: sequence[name] for name in self.inputs.sequences},
             blocks=blocks,
+            jagged={name: jagged[name] for name in self.inputs.jagged},
         )
 
     def _check(self, row_batch: RowBatch) -> None:
@@ -166,9 +183,12 @@ class Pooling:
                 f"a batch has ids of {len(row_batch.feature_offsets) - 1} features, the model's inputs name "
                 f"{len(self.inputs.features)}"
             )
-        missing = [f.name for f in self.inputs.features if f.multi and f.name not in row_batch.bag_offsets]
+        missing = [f.name for f in self.inputs.features if f.multi and f.bags not in row_batch.bag_offsets]
         if missing:
             raise UserError(f"a batch has no bag offsets for the multi-hot feature {missing[0]!r}")
+        bare = [f.name for f in self.inputs.features if f.weighted and f.name not in row_batch.id_weights]
+        if bare:
+            raise UserError(f"a batch has no weights for the ids of {bare[0]!r}")
 
 
 def _choose_kernel(device: torch.device, name: str | None) -> tuple[str, Any]:
@@ -202,3 +222,8 @@ def _sum_rounds(values: Tensor, mask: Tensor, rounds: int) -> tuple[Tensor, Tens
     if values.shape[1] < rounds:  # no sample has an id: one place of zeros
         return values[:, :1], mask[:, :1]
     return values.view(len(values), -1, rounds, values.shape[2]).sum(dim=2), mask[:, ::rounds]
+
+
+def _sum_rows(values: Tensor, rounds: int) -> Tensor:
+    """Sums the rows [rounds * N, D] of each id: returns its vectors [N, D]."""
+    return values if rounds == 1 else values.view(-1, rounds, values.shape[1]).sum(dim=1)

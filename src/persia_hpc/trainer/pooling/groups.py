@@ -22,7 +22,8 @@ class Kernel(Protocol):
     """Runs forward and backward of one batch.
 
     Shapes: outputs are, group by group, its block [B, P, D] if it has pooled features, then the values [B, L,
-    D] of each sequence feature. After forward, `masks` holds the sequences' [B, L] of bool in the same order.
+    D] of each sequence feature and [n, D] of each jagged one, for its n ids. After forward, `masks` holds the
+    sequences' [B, L] of bool in the same order.
     """
 
     masks: list[Tensor]
@@ -64,9 +65,14 @@ class DimGroup:
         self.features: tuple[tuple[int, FeatureSpec], ...] = tuple(members)
         self.dim = members[0][1].dim
         self.pooled = tuple(f.name for _, f in members if f.pooling in POOLED)
-        self.sequences = tuple((f.name, f.rounds) for _, f in members if f.pooling not in POOLED)
+        self.unpooled = tuple(f for _, f in members if f.pooling not in POOLED)
         # Kernels count rows, users ids: the mean of ids that are sums of r rows is r times that of the rows.
-        scales = [f.rounds ** ROUNDS_POWER[f.pooling] for _, f in members if f.pooling in POOLED]
+        # Where ids have weights, these make a mean of a sum.
+        scales = [
+            1.0 if f.weighted else f.rounds ** ROUNDS_POWER[f.pooling]
+            for _, f in members
+            if f.pooling in POOLED
+        ]
         self.scales = torch.tensor(scales, device=device)[:, None] if any(s != 1 for s in scales) else None
 
     def parts(self, row_batch: RowBatch) -> list[tuple[int, int, str, npt.NDArray[np.uint32] | None]]:
@@ -76,8 +82,15 @@ class DimGroup:
             (
                 int(offsets[i]),
                 int(offsets[i + 1]),
-                f.pooling,
-                row_batch.bag_offsets[f.name] if f.multi else None,
+                "sum" if f.weighted and f.pooling in POOLED else f.pooling,
+                row_batch.bag_offsets[f.bags] if f.multi else None,
             )
             for i, f in self.features
+        ]
+
+    def weights(self, row_batch: RowBatch) -> list[npt.NDArray[np.float32] | None]:
+        """Returns of each feature what its rows are multiplied by when they are summed, or None."""
+        return [
+            row_batch.id_weights[f.name] if f.weighted and f.pooling in POOLED else None
+            for _, f in self.features
         ]

@@ -23,21 +23,30 @@ class NativeKernel:
         self._groups = groups
         self._row_batch = row_batch
         self._parts = [group.parts(row_batch) for group in groups]
+        self._weights = [group.weights(row_batch) for group in groups]
         self._finite = True
         self.masks: list[Tensor] = []
 
     def forward(self) -> list[Tensor]:
         outputs: list[Tensor] = []
         row_batch = self._row_batch
-        for group, parts, rows in zip(self._groups, self._parts, row_batch.rows, strict=True):
+        for group, parts, weights, rows in zip(
+            self._groups, self._parts, self._weights, row_batch.rows, strict=True
+        ):
             block, sequences = _native.gather_pool_forward(
-                rows, row_batch.indices, features=parts, num_samples=row_batch.num_samples, dim=group.dim
+                rows,
+                row_batch.indices,
+                features=parts,
+                num_samples=row_batch.num_samples,
+                dim=group.dim,
+                weights=weights,
             )
             if group.pooled:
                 outputs.append(torch.from_numpy(block))
             for values, mask in sequences:
                 outputs.append(torch.from_numpy(values))
-                self.masks.append(torch.from_numpy(mask))
+                if mask is not None:
+                    self.masks.append(torch.from_numpy(mask))
         return outputs
 
     def backward(
@@ -46,9 +55,9 @@ class NativeKernel:
         row_batch = self._row_batch
         arrays = [None if g is None else g.contiguous().numpy() for g in gradients]
         outputs: list[Array | None] = []
-        for group, parts in zip(self._groups, self._parts, strict=True):
+        for group, parts, weights in zip(self._groups, self._parts, self._weights, strict=True):
             block = arrays.pop(0) if group.pooled else None
-            values = [arrays.pop(0) for _ in group.sequences]
+            values = [arrays.pop(0) for _ in group.unpooled]
             if block is None and all(v is None for v in values):
                 outputs.append(None)
                 continue
@@ -61,6 +70,7 @@ class NativeKernel:
                 num_rows=row_batch.num_rows(group.number),
                 dim=group.dim,
                 wire=wire.name if factor is None else "fp32",
+                weights=weights,
             )
             self._finite &= finite
             if factor is not None:

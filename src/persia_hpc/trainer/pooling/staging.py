@@ -81,6 +81,8 @@ def arrays_of(row_batch: RowBatch) -> Iterator[tuple[str, Array]]:
     yield "indices", row_batch.indices
     for name, bags in row_batch.bag_offsets.items():
         yield f"bags {name}", bags
+    for name, weights in row_batch.id_weights.items():
+        yield f"weights {name}", weights
     yield "row_offsets", row_batch.row_offsets
     yield "positions", row_batch.positions
     yield "dense", row_batch.dense

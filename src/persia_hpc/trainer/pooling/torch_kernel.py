@@ -46,16 +46,18 @@ class _Feature:
         end: int,
         pooling: str,
         bags: npt.NDArray[np.uint32] | None,
+        weights: npt.NDArray[np.float32] | None,
         num_samples: int,
         device: torch.device,
     ) -> None:
+        self.weights = None if weights is None else tensor_of(weights, device)  # [n] of its rows
         self.first, self.end = first, end
-        self.is_sequence = pooling == "sequence"
+        self.is_sequence, self.is_jagged = pooling == "sequence", pooling == "jagged"
         self.length = 1
         self.offsets = self.sizes = self.scale = None
         self.samples = torch.arange(num_samples, device=device)  # [n] the sample of each id
         self.places = torch.zeros_like(self.samples)  # [n] its place in the bag
-        if bags is None:
+        if bags is None or self.is_jagged:
             self.sizes = torch.ones_like(self.samples)
             return
         self.length = max(1, int(np.diff(bags).max(initial=0)))
@@ -77,7 +79,10 @@ class TorchKernel:
         self._device = device
         self._indices = tensor_of(row_batch.indices, device).to(torch.int64)
         self._features = [
-            [_Feature(*part, row_batch.num_samples, device) for part in group.parts(row_batch)]
+            [
+                _Feature(*part, weights, row_batch.num_samples, device)
+                for part, weights in zip(group.parts(row_batch), group.weights(row_batch), strict=True)
+            ]
             for group in groups
         ]
         self._overflow = torch.zeros((), device=device)
@@ -87,11 +92,13 @@ class TorchKernel:
         outputs: list[Tensor] = []
         for group, features, rows in zip(self._groups, self._features, self._row_batch.rows, strict=True):
             tensor = self._rows(rows, group.dim)
-            pooled = [self._pool(f, tensor) for f in features if not f.is_sequence]
+            pooled = [self._pool(f, tensor) for f in features if not (f.is_sequence or f.is_jagged)]
             if pooled:
                 outputs.append(torch.stack(pooled, dim=1))
             for feature in features:
-                if feature.is_sequence:
+                if feature.is_jagged:
+                    outputs.append(self._gather(feature, tensor))
+                elif feature.is_sequence:
                     outputs.append(self._unroll(feature, tensor))
                     assert feature.sizes is not None
                     length = torch.arange(feature.length, device=self._device)
@@ -105,7 +112,7 @@ class TorchKernel:
         outputs: list[npt.NDArray[Any] | None] = []
         for group, features in zip(self._groups, self._features, strict=True):
             block = remaining.pop(0) if group.pooled else None
-            values = [remaining.pop(0) for _ in group.sequences]
+            values = [remaining.pop(0) for _ in group.unpooled]
             if block is None and all(v is None for v in values):
                 outputs.append(None)
             else:
@@ -136,6 +143,8 @@ class TorchKernel:
         gathered = self._gather(feature, rows)
         if feature.offsets is None:
             return gathered
+        if feature.weights is not None:
+            gathered = gathered * feature.weights[:, None]
         summed = _segment_sum(gathered, feature.offsets)
         return summed if feature.scale is None else summed * feature.scale[:, None]
 
@@ -164,6 +173,12 @@ class TorchKernel:
         remaining = list(values)
         for feature in features:
             ids = slice(feature.first, feature.end)
+            if feature.is_jagged:
+                count = feature.end - feature.first
+                matrices.append(self._matrix(remaining.pop(0), count, group.dim))
+                places[ids] = torch.arange(base, base + count, device=self._device)
+                base += count
+                continue
             if feature.is_sequence:
                 matrices.append(self._matrix(remaining.pop(0), num_samples * feature.length, group.dim))
                 places[ids] = base + feature.samples * feature.length + feature.places
@@ -171,9 +186,12 @@ class TorchKernel:
                 continue
             places[ids] = feature.samples * num_pooled + slot
             slot += 1
+            scale = feature.weights
             if feature.scale is not None:
+                scale = feature.scale[feature.samples]
+            if scale is not None:
                 scales = torch.ones(len(places), device=self._device) if scales is None else scales
-                scales[ids] = feature.scale[feature.samples]
+                scales[ids] = scale
         matrix = matrices[0] if len(matrices) == 1 else torch.cat(matrices)
         begin, end = row_batch.dim_group_offsets[group.number], row_batch.dim_group_offsets[group.number + 1]
         offsets = row_batch.row_offsets[begin : end + 1]

@@ -1,0 +1,86 @@
+"""Checks that the features of one event stream have the same number of ids in each sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import h5py
+import numpy as np
+
+from persia_hpc.errors import DataError, UserError
+from persia_hpc.samples.batch import IdColumn
+from persia_hpc.samples.schema import DatasetSchema
+
+from . import names as layout
+
+FIRST_ROWS = 16_384  # whose offsets are compared before a job starts; the others are when they are read
+
+Sequences = Mapping[str, Sequence[str]]  # the features of each [sequences.NAME]
+NO_SEQUENCES: Sequences = {}
+
+
+def check_columns(ids: Mapping[str, IdColumn], sequences: Sequences, where: str, first_row: int = 0) -> None:
+    """Checks the features of each sequence in a batch.
+
+    where: what the batch is, for the message; its rows count from `first_row`.
+    Raises DataError for features whose offsets differ, and for one that has none.
+    """
+    for name, features in sequences.items():
+        for one, other in pairwise(features):
+            a, b = ids[one].offsets, ids[other].offsets
+            if a is b and a is not None:
+                continue
+            if a is None or b is None:
+                raise DataError(
+                    f"{where}: {one if a is None else other!r} of [sequences.{name}] has one id a sample"
+                )
+            if not np.array_equal(a, b):
+                row = int((a[1:] != b[1:]).argmax()) if len(a) == len(b) else 0
+                lengths = [int(o[row + 1] - o[row]) for o in (a, b)]
+                raise DataError(differ(where, name, (one, other), lengths, first_row + row))
+
+
+def differ(where: str, name: str, features: tuple[str, str], lengths: Sequence[int], row: int) -> str:
+    """Returns the message for two features of a sequence whose ids differ in number."""
+    return (
+        f"{where}: got {lengths[0]} ids of {features[0]!r} but {lengths[1]} of {features[1]!r} in row {row}, "
+        f"expected as many, since both are in [sequences.{name}]; prepare them from the same events, or take "
+        "one out of the sequence"
+    )
+
+
+def check_files(paths: Sequence[str], schema: DatasetSchema, sequences: Sequences) -> None:
+    """Checks dataset files of a schema, which were scanned, as far as their first rows and the totals say.
+
+    A sequence with a feature that isn't in the schema, or has one id a sample, is left to `make_layout`.
+    Raises UserError for a file in which the features of a sequence differ.
+    """
+    multi = {feature.name for feature in schema.features if feature.multi}
+    sequences = {name: features for name, features in sequences.items() if multi.issuperset(features)}
+    for path in paths if sequences else ():
+        try:
+            with layout.open_to_read(path) as file:
+                for name, features in sequences.items():
+                    _check_file(path, file, name, features)
+        except (OSError, RuntimeError, KeyError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"{path}: can't read the offsets of {name!r} ({reason}); the file is damaged: copy or "
+                "prepare it again"
+            ) from error
+
+
+def _check_file(path: str, file: h5py.File, name: str, features: Sequence[str]) -> None:
+    stored = [file[f"{layout.IDS}/{feature}/{layout.OFFSETS}"] for feature in features]
+    for (one, a), (other, b) in pairwise(zip(features, stored, strict=True)):
+        first, second = (offsets[: FIRST_ROWS + 1].astype(np.uint64) for offsets in (a, b))
+        if (first != second).any():
+            row = max(int((first != second).argmax()) - 1, 0)
+            lengths = [int(offsets[row + 1] - offsets[row]) for offsets in (first, second)]
+            raise UserError(differ(path, name, (one, other), lengths, row))
+        if a[-1] != b[-1]:
+            raise UserError(
+                f"{path}: got {a[-1]} ids of {one!r} but {b[-1]} of {other!r} in all rows, expected as many, "
+                f"since both are in [sequences.{name}]; prepare them from the same events"
+            )
