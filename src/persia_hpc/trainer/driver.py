@@ -131,7 +131,7 @@ class Driver:
             step = session.step_number
             # Also after a resume: the checkpoint of a step is begun before its evaluation.
             due = step not in (0, self._evaluated) and schedule.evaluates_after(step)
-            if schedule.evaluates_after(step):
+            if step and schedule.evaluates_after(step):
                 self._report_progressive()
             if "valid" in session.schedules and due and session.stop_reason is None:
                 self._evaluate_valid(due=True)
