@@ -51,9 +51,9 @@ class AheadStream(LocalStream):
         self._ready: dict[int, RowBatch] = {}
         self._next = 1
 
-    def begin_segment(self, first: int, last: int) -> None:
+    def begin_segment(self, first: int, last: int, rate_factor: float) -> None:
         assert self.server.clock.applied == first - 1
-        super().begin_segment(first, last)
+        super().begin_segment(first, last, rate_factor)
 
     def _pull(self) -> None:
         while self._next <= self._last and self.server.clock.may_answer(self._next, 0):

@@ -1,0 +1,53 @@
+"""Mistakes in `[tasks]` and `train.loss` are named with their key and what was expected."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from persia_hpc.config import load_config
+from persia_hpc.config.types import LOSSES
+from persia_hpc.errors import UserError
+
+MINIMAL = {"data": {"train": ["train.h5"]}, "model": {"class": "dlrm"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"train.loss": "bcee"}, ["train.loss = 'bcee'", "did you mean 'bce'"]),
+        ({"train.loss": "softmax"}, ["train.loss = 'softmax'", "number of classes", "[tasks.LABEL]"]),
+        ({"tasks.a.los": "bce"}, ["tasks.a.los is not a known key", "did you mean 'loss'"]),
+        ({"tasks.a": 3}, ["tasks.a = 3 (integer): expected a table"]),
+        ({"tasks.a.loss": "focl"}, ["tasks.a.loss = 'focl'", "did you mean 'focal'"]),
+        ({"tasks.a.loss": {"gama": 1}}, ["tasks.a.loss.gama is not an option of 'bce'"]),
+        ({"tasks.a.loss": {"smoothing": 2}}, ["tasks.a.loss.smoothing = 2", "from 0 to 1"]),
+        ({"tasks.a.loss": "softmax"}, ["tasks.a.loss.classes is missing", "number of classes"]),
+        ({"tasks.a.loss": {"name": "softmax", "classes": 1}}, ["tasks.a.loss.classes = 1", "from 2"]),
+        ({"tasks.a.loss": {"name": "m:f", "x": 1}}, ["tasks.a.loss.x is not an option of 'm:f'"]),
+        ({"tasks.a.loss": "my mod:f"}, ["tasks.a.loss = 'my mod:f'", "module:name"]),
+        ({"tasks.a.weight": -1}, ["tasks.a.weight = -1.0: expected at least 0"]),
+        ({"tasks.a.weight": 0}, ["tasks have weights of 0 only"]),
+        ({"tasks.a": {}, "train.loss": "mse"}, ["train.loss = 'mse'", "[tasks] are written too"]),
+    ],
+)
+def test_mistakes_are_named(changes: dict[str, Any], parts: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(MINIMAL, changes)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "softmax"])
+def test_a_name_alone_has_the_losss_defaults(name: str) -> None:
+    task = load_config(MINIMAL, {"tasks.buy.loss": name, "tasks.buy.where": "click"}).tasks["buy"]
+    assert task.loss == {"name": name, **LOSSES[name]}
+    assert (task.label, task.where, task.weight, task.num_outputs) == (None, "click", 1.0, 1)
+
+
+def test_options_of_a_loss_may_leave_its_name_out() -> None:
+    task = load_config(MINIMAL, {"tasks.buy.loss": {"smoothing": 0.1}}).tasks["buy"]
+    assert task.loss == {"name": "bce", "smoothing": 0.1}
