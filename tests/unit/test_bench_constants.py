@@ -107,3 +107,9 @@ def test_the_share_of_new_rows_is_what_a_server_sees(tmp_path) -> None:
     assert constants.new_share(trial, steps * sum(counts.rows)) == pytest.approx(
         made / server.ledger.pulled_rows, rel=0.05
     )
+
+
+def test_inserts_are_measured_with_the_options_that_the_benchmark_has(monkeypatch) -> None:
+    monkeypatch.setattr(constants, "INSERTED_ROWS", 100_000)
+    (cost,) = constants._inserts().values()
+    assert 1 < cost < 1e5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -77,6 +78,8 @@ def weights(model: nn.Module) -> list[torch.Tensor]:
 
 def settle(made: list[tuple[Net, SharedDense]]) -> list[list[torch.Tensor]]:
     heard: list[int] = []
+    for _, shared in made:  # as all have before they have met
+        shared._arrive()
     for _, shared in made:
         shared.settle(Waits(), lambda: heard.append(1))  # type: ignore[arg-type]
     assert len(heard) == len(made)
@@ -106,11 +109,13 @@ def test_a_step_that_changes_nothing_takes_nothing_away(dtype: torch.dtype) -> N
     assert isinstance(vector, Memory)
     change(made[0][0], 1.0)
     made[0][1].updated()
+    made[0][1]._arrive()
     vector.values += 2.0**-12
     then = vector.values.copy()
     for model, shared in made * 3:
         change(model, 0.0)
         shared.updated()
+        shared._arrive()
     assert np.array_equal(vector.values, then)
     one, other = settle(made)
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
@@ -138,4 +143,57 @@ def test_a_gpu_is_waited_for_once_a_step(fake_gpu: FakeGpu) -> None:
         change(model, 1.0)
         fake_gpu.waits.clear()
         shared.updated()
-        assert fake_gpu.waits == ["cpu"] * 2  # the change, and what the parameters are now, to the bit
+        assert fake_gpu.waits == ["cpu"]  # the change
+        shared._arrive()
+        assert fake_gpu.waits == ["cpu"] * 3  # the change, and what the parameters are now, to the bit
+
+
+class Gate(Memory):
+    """A vector that a peer outside MPI keeps waiting."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open = threading.Event()
+
+    def add(self, delta: Any, out: Any) -> None:
+        assert self.open.wait(30)
+        super().add(delta, out)
+
+
+def test_a_trainer_goes_on_while_its_changes_are_under_way() -> None:
+    gate = Gate()
+    model, shared = Net(), SharedDense(NoPeers(), gate.share)
+    shared.attach(model)
+    before, start = gate.values.copy(), weights(model)
+    for _ in range(5):  # the first leave, the others wait for them
+        change(model, 0.25)
+        shared.updated()
+    np.testing.assert_array_equal(gate.values, before)
+    for now, then, p in zip(weights(model), start, model.parameters(), strict=True):
+        torch.testing.assert_close(now, then + 1.25 if p.requires_grad else then)
+    gate.values += 4.0  # another trainer's
+    gate.open.set()
+    assert shared._running is not None
+    shared._running.result()
+    np.testing.assert_allclose(gate.values, before + 4.25, rtol=1e-6)
+    change(model, 0.25)
+    shared.updated()
+    for now, then, p in zip(weights(model), start, model.parameters(), strict=True):
+        torch.testing.assert_close(now, then + 5.5 if p.requires_grad else then)
+    (found,) = settle([(model, shared)])
+    np.testing.assert_allclose(gate.values, before + 5.5, rtol=1e-6)
+    for now, then, p in zip(found, start, model.parameters(), strict=True):
+        torch.testing.assert_close(now, then + 5.5 if p.requires_grad else then)
+    shared.close()
+
+
+def test_what_fails_in_the_thread_fails_in_the_trainer() -> None:
+    class Broken(Memory):
+        def add(self, delta: Any, out: Any) -> None:
+            raise OSError("the window is gone")
+
+    model, shared = Net(), SharedDense(NoPeers(), Broken().share)
+    shared.attach(model)
+    shared.updated()
+    with pytest.raises(OSError, match="the window is gone"):
+        shared._arrive()

@@ -40,6 +40,7 @@ SAMPLES = 1 << 16
 SECONDS = 1.2  # of a trial, beyond its first pass over the data
 TINY_BATCH, TINY_STEPS, TINY_SAMPLES = 32, 2000, 2048  # some 30 passes, so that hardly a row is new
 MANY_TABLES, MANY_SERVERS, LOOP_IDS = 26, 17, 512
+INSERTED_ROWS = 500_000
 Say = Callable[[str], None]
 
 
@@ -204,8 +205,11 @@ def _allreduce(say: Say) -> dict[str, float]:
 
 
 def _inserts() -> dict[str, float]:
-    options = argparse.Namespace(
-        rows=500_000, dims=[16], optimizers=["rowwise_adagrad"], storage="fp32", threads=1, repeats=1
+    parser = argparse.ArgumentParser()  # for the defaults of all its options
+    table.add_arguments(parser)
+    options = parser.parse_args(
+        ["--rows", str(INSERTED_ROWS), "--dims", "16", "--optimizers", "rowwise_adagrad"],
+        argparse.Namespace(repeats=1),
     )
     return {"insert_row": next(table.measure(options)).ours.median}
 

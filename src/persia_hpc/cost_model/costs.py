@@ -18,6 +18,7 @@ Phases = dict[str, float]
 # By reducer, the part that passes during backward of what could. Of "mpi" as measured between two nodes:
 # hooks let MPI work now and then. NCCL's kernels go on by themselves. Horovod's thread gained nothing.
 HIDING = {"mpi": 0.47, "nccl": 1.0}
+EXCHANGE_COPIES = 8  # of all parameters, to read them, take differences and take over those of others
 READER = "reader"  # an embedding worker's thread, beside its main one
 
 
@@ -120,16 +121,19 @@ def count_costs(job: Job) -> Costs:
     }
     reader = {"read": batches * (c.read_batch + w.values * c.read_value)}
     dense = 1e9 * (job.dense.step_seconds + w.samples * job.dense.sample_seconds)
-    allreduce, wait = _allreduce(job, trainers, dense * job.dense.backward_share)
     pool = w.num_features * c.pool_feature + w.ids * c.pool_id + w.pooled_bytes * c.pool_byte
     trainer = {
         "pool": 0.0 if job.dense.whole else pool,
         "dense": dense,
         "optimizer": 1e9 * job.dense.optimizer_seconds,
         "push": w.gradient_bytes * c.copy_byte,
-        "allreduce": allreduce,
         "other": 0.0 if job.dense.whole else c.trainer_step,
     }
+    if job.config.mode == "async":
+        allreduce, wait = _exchange(job, trainers, sum(trainer.values()))
+    else:
+        allreduce, wait = _allreduce(job, trainers, dense * job.dense.backward_share)
+    trainer["allreduce"] = allreduce
     named = {
         Role.PARAMETER_SERVER.value: server,
         Role.EMBEDDING_WORKER.value: worker,
@@ -155,25 +159,40 @@ def _allreduce(job: Job, trainers: int, backward: float) -> tuple[float, float]:
     """
     if trainers == 1:
         return 0.0, 0.0
-    mode, constants, reducer = job.config.mode, job.constants, job.config.train.reducer
+    constants, reducer = job.constants, job.config.train.reducer
     nodes = len({m.node for m in job.plan.of(Role.TRAINER)})
-    step, computing = 0.0, 0.0  # in `async` nobody waits
-    if mode != "async":
-        step, computing = constants.allreduce_step, constants.allreduce_cpu
-        if reducer != "horovod":
-            step = computing = constants.node_sum
-    ranks = trainers
-    if mode == "async" and 1 < nodes < trainers:  # within a node; a thread exchanges with other nodes
-        ranks = max(Counter(m.node for m in job.plan.of(Role.TRAINER)).values())
-    # Of a ring AllReduce a trainer sends so much, and receives; of `async` as much.
-    moved = 2 * (ranks - 1) / ranks * job.shared_bytes * constants.allreduce_byte
-    if nodes > 1 and ranks == trainers:
+    step, computing = constants.allreduce_step, constants.allreduce_cpu
+    if reducer != "horovod":
+        step = computing = constants.node_sum
+    # Of a ring AllReduce a trainer sends so much, and receives.
+    moved = 2 * (trainers - 1) / trainers * job.shared_bytes * constants.allreduce_byte
+    if nodes > 1:
         step += 1e9 * 2 * (nodes - 1) * job.latency_seconds
-        link = busiest(dense_traffic(job.plan, job.shared_bytes, mode))
+        link = busiest(dense_traffic(job.plan, job.shared_bytes, job.config.mode))
         moved = max(moved, 1e9 * link / (job.link_bytes or float("inf")))
     # Sums within a node need the cores that compute.
-    hidden = _hidden(job, step, moved, backward) if mode != "async" and nodes > 1 else 0.0
+    hidden = _hidden(job, step, moved, backward) if nodes > 1 else 0.0
     return step + moved - hidden, step - computing - hidden
+
+
+def _exchange(job: Job, trainers: int, rest: float) -> tuple[float, float]:
+    """Returns the nanoseconds of a step in which a trainer shares its parameters in `async`.
+
+    Also returns what a thread of it takes besides, as less than no wait. rest: all else that a trainer does
+    in a step. It reads and changes its parameters when what it sent before has arrived, and not sooner.
+    """
+    if trainers == 1:
+        return 0.0, 0.0
+    by_node = Counter(m.node for m in job.plan.of(Role.TRAINER))
+    alone = len(by_node) == trainers  # else a thread of one trainer of each node exchanges with other nodes
+    ranks = trainers if alone else max(by_node.values())
+    arriving = 2 * (ranks - 1) / ranks * job.shared_bytes * job.constants.allreduce_byte
+    if alone:
+        link = busiest(dense_traffic(job.plan, job.shared_bytes, "async"))
+        arriving = max(arriving, 1e9 * link / (job.link_bytes or float("inf")))
+        arriving += 1e9 * 2 * job.latency_seconds
+    steps = max(1.0, arriving / max(1.0, rest))
+    return EXCHANGE_COPIES * job.shared_bytes * job.constants.copy_byte / steps, -arriving / steps
 
 
 def _hidden(job: Job, step: float, moved: float, backward: float) -> float:

@@ -90,20 +90,22 @@ def predict(job: Job, cluster: Cluster) -> Prediction:
     node = max(busy, key=lambda n: busy[n])
     stages.append(Stage(f"cores of node {node}", busy[node]))
     if cluster.link_bytes is not None and len(links) > 1:
-        node = max(links, key=lambda n: max(links[n]))
-        stages.append(Stage(f"link of node {node}", max(links[node]) / cluster.link_bytes))
+        waited = links if job.config.mode != "async" else link_traffic(job, dense=False)  # as it has room
+        node = max(waited, key=lambda n: max(waited[n]))
+        stages.append(Stage(f"link of node {node}", max(waited[node]) / cluster.link_bytes))
     samples = job.work.samples * job.plan.count(Role.TRAINER)
     return Prediction(job.plan, samples, tuple(stages), costs, links)
 
 
-def link_traffic(job: Job) -> dict[int, tuple[float, float]]:
+def link_traffic(job: Job, *, dense: bool = True) -> dict[int, tuple[float, float]]:
     """Returns the bytes that leave and enter each node in a step, by the node's number.
 
-    What ranks of one node send each other is not counted.
+    What ranks of one node send each other is not counted. dense: with what combines the dense models.
     """
-    hops = embedding_traffic(job.plan, job.work, all_turns(job.plan))
-    dense = dense_traffic(job.plan, job.shared_bytes, job.config.mode)
-    return node_traffic(job.plan, [*hops.values(), dense])
+    hops = list(embedding_traffic(job.plan, job.work, all_turns(job.plan)).values())
+    if dense:
+        hops.append(dense_traffic(job.plan, job.shared_bytes, job.config.mode))
+    return node_traffic(job.plan, hops)
 
 
 def _path(job: Job, costs: Costs, *, late: bool) -> float:

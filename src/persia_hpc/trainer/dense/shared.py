@@ -1,14 +1,16 @@
 """Shares dense parameters without AllReduce (`mode = "async"`): every trainer updates them on its own.
 
-They are a vector in the trainers' RMA windows. After a step of its own optimizer a trainer adds what the step
-changed, and continues with what the vector then is, other trainers' changes included. Optimizer state
-(momentum, Adam's moments) stays each trainer's own.
+They are a vector in the trainers' RMA windows. A thread adds what a trainer's steps have changed, and gets
+back what the vector then is, other trainers' changes included. The trainer goes on meanwhile; after the step
+in which that is there, it continues with it and its own changes since then. Optimizer state (momentum, Adam's
+moments) stays each trainer's own.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
@@ -56,14 +58,16 @@ class SharedDense:
         self._peers = peers
         self._share = share
         self._vector: Vector | None = None
+        # What the parameters were when changes left last, and what the vector was when it had got them.
         self._last = self._now = np.zeros(0, np.float32)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="dense")
+        self._running: Future[None] | None = None
 
     def attach(self, model: nn.Module) -> None:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.told = told_parameter(self.parameters)
         self.broadcast(model.state_dict())
-        if self._vector is not None:
-            self._vector.free()
+        self._free()
         self._last = self._flat()
         self._now = np.empty_like(self._last)
         self._vector = self._share(self._last)
@@ -88,17 +92,39 @@ class SharedDense:
         return num_samples > 0
 
     def updated(self) -> None:
-        """Adds a step's changes to the shared parameters and takes over those of other trainers."""
+        """Takes over what others have changed and sends this trainer's changes, if those before have arrived.
+
+        Waits for nobody: else they go with those of a later step.
+        """
+        if self._running is None or self._running.done():
+            begin = time.perf_counter()
+            self._exchange()
+            self.seconds += time.perf_counter() - begin
+
+    def _exchange(self) -> None:
         assert self._vector is not None
-        begin = time.perf_counter()
-        self._vector.add(self._flat() - self._last, self._now)
-        self._take()
-        self.seconds += time.perf_counter() - begin
+        flat = self._flat()
+        changes = flat - self._last
+        if self._running is None:
+            self._last = flat
+        else:
+            self._running.result()
+            self._now += changes
+            self._take()
+        self._running = self._thread.submit(self._vector.add, changes, self._now)
+
+    def _arrive(self) -> None:
+        """Returns when all of this trainer's changes are in the vector."""
+        self._exchange()
+        assert self._running is not None
+        self._running.result()
+        self._running = None
 
     def settle(self, stream: BatchStream, listen: Callable[[], None]) -> None:
         if self._vector is None:  # no model yet
             return
         begin = time.perf_counter()
+        self._arrive()
         met = self._peers.meet()
 
         def all_met() -> bool:
@@ -126,6 +152,13 @@ class SharedDense:
         return (torch.cat(parts).cpu() if parts else torch.zeros(0)).numpy()  # a GPU's in one transfer
 
     def close(self) -> None:
+        self._free()
+        self._thread.shutdown()
+
+    def _free(self) -> None:
+        if self._running is not None:
+            self._running.result()
+            self._running = None
         if self._vector is not None:
             self._vector.free()
             self._vector = None
