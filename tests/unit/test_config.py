@@ -260,6 +260,8 @@ def test_ranks_per_node_multiply_with_nodes() -> None:
         ({"train.optimizer": {"groups": 3}}, ["train.optimizer.groups = 3", "match"]),
         ({"train.optimizer": {"groups": [{"match": "a"}]}}, ["train.optimizer.groups", "list of tables"]),
         ({"train.epochs": 0}, ["train.epochs = 0: expected at least 1"]),
+        ({"train.average": 1.0}, ["train.average = 1.0", "below 1"]),
+        ({"train.average": 0.9, "mode": "async"}, ["train.average", "async"]),
         ({"train.clip_norm": 0}, ["train.clip_norm = 0.0: expected more than 0"]),
         ({"train.clip_norm": math.inf}, ["train.clip_norm = inf: expected a finite number"]),
         ({"train.device": "gpu"}, ["train.device = 'gpu'", "cuda"]),

@@ -292,6 +292,10 @@ def _check_train(config: Config, fail: Fail) -> None:
         raise fail(("train", "device"), f"= {train.device!r}: expected auto, cpu, cuda or cuda:N")
     if train.compile and train.cuda_graphs:
         raise fail(("train", "compile"), "and train.cuda_graphs are both true: expected at most one of them")
+    if train.average is not None and train.average >= 1:
+        raise fail(("train", "average"), f"= {train.average}: expected a decay above 0 and below 1, as 0.999")
+    if train.average is not None and config.mode == "async":
+        raise fail(("train", "average"), ': in mode = "async" trainers have no step in common to average')
     if train.bucket_bytes % 4:
         raise fail(("train", "bucket_bytes"), f"= {train.bucket_bytes}: expected a multiple of 4")
     if train.dense_wire == "bf16" and train.reducer == "horovod":

@@ -244,6 +244,7 @@ class TrainConfig:
     keep_best: dict[str, Any] | bool | None = None
     plateau: dict[str, Any] | None = None
     clip_norm: float | None = setting(None, above=0)
+    average: float | None = setting(None, above=0)
     max_skipped: int = setting(10, at_least=0)
     amp: str = setting("off", choices=("off", "bf16", "fp16"))
     compile: bool = False

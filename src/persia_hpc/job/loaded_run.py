@@ -86,14 +86,14 @@ class LoadedRun:
         return found if hashing is None else found.reshape(-1, hashing.rounds, found.shape[1]).sum(axis=1)
 
     def model(self) -> torch.nn.Module:
-        """Returns the dense model with its trained parameters, on the CPU.
+        """Returns the dense model with its parameters, or their average (`train.average`), on the CPU.
 
         Raises DataError for a damaged dense part, UserError for a model with other parameters and for another
         user's run that names code, unless it was loaded with `trust`.
         """
         agree_to_import(self.config, self.path, trust=self._trust)
         model = build_model(self.config.model.class_name, self.inputs, dict(self.config.model.arguments))
-        DenseState.read(self.path).load_model(model)
+        DenseState.read(self.path).load_model(model, averaged=True)
         return model.eval()
 
     def evaluate(self, split: str = "test") -> dict[str, Any]:

@@ -46,8 +46,8 @@ def layers_of(module: nn.Module) -> list[nn.Module]:
 def is_native(layers: Sequence[nn.Module], *inputs: Tensor | None) -> bool:
     """Returns whether the kernels compute what torch would: float32 on a CPU, and nobody looks in between.
 
-    That is so for linear layers with a ReLU between any two, without autocast, hooks, and layers that were
-    replaced.
+    That is so for linear layers with a ReLU between any two, without autocast, hooks and layers that somebody
+    has replaced.
     """
     tensors = [tensor for tensor in inputs if tensor is not None]
     for place, layer in enumerate(layers):

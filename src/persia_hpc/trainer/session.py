@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 
 from persia_hpc.arrays import Array
 from persia_hpc.config import Config
-from persia_hpc.config.learning_rate import LearningRate
 from persia_hpc.errors import TrainingEndedError, UserError
 from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.runtime.phases import Pace
@@ -21,9 +21,9 @@ from persia_hpc.table_layout import Layout
 
 from .batch import Batch, Inputs, on_backward
 from .dense.forward import Forward
-from .dense.optimizer import make_optimizer, set_learning_rate
 from .dense.precision import Precision
-from .dense.state import DenseState, dense_content, seed_generators, trainer_seed
+from .dense.state import DenseState, copied, dense_content, seed_generators, trainer_seed
+from .dense.updates import Updates
 from .dense.verdict import judge, tell
 from .evaluation import Predictions, predict_split
 from .following import Around, Following
@@ -87,7 +87,8 @@ class Session(Progress):
         self._buffers = Buffers()
         self._wanted = Wanted.of(config.train, inputs.labels)
         self.progressive = Progressive(config.train.progressive, self._wanted, peers, self.state)
-        self._rate = LearningRate(config.train.schedule, self.num_steps if "train" in schedules else 1)
+        num_steps = self.num_steps if "train" in schedules else 1
+        self.updates = Updates(config.train, num_steps, self.precision, reducer)
         self._resume, self._initial = resume, initial
         self._current: tuple[RowBatch, RowGradients, Tensor | None] | None = None  # the last: weights
         self._pool_began: float | None = None
@@ -113,16 +114,10 @@ class Session(Progress):
         self._buffers = Buffers(model, always=train.cuda_graphs or train.compile)
         warn = self.skips.warn if self.trainer_rank == 0 else None  # one line for all
         self._forward = Forward(model, train, self.inputs, self.device, self.full_batch, self.state, warn)
-        if optimizer is None and self.reducer.parameters:
-            optimizer = make_optimizer(self.reducer.parameters, train.optimizer, model)
-        self.optimizer = optimizer
-        self.precision.attach(self.reducer.parameters, optimizer)
+        self.optimizer = optimizer = self.updates.attach(model, optimizer, self._resume)
         # From here on trainers draw their own random numbers (dropout).
         seed_generators(trainer_seed(self.config.seed, self.trainer_rank))
         if self._resume is not None:
-            if self.optimizer is not None:
-                self._resume.load_optimizer(self.optimizer)
-            self.precision.restore(self._resume.scaler)
             self._resume.restore_random_state(self.config.seed, self.trainer_rank, self.num_trainers)
             if self.trainer_rank == 0:
                 for text in changed_rates(self._resume, self.config, self.schedules["train"], optimizer):
@@ -268,12 +263,8 @@ class Session(Progress):
         self.progressive.finish_step(row_batch, good=verdict.good)
         self.outbox.put(row_batch, gradients, good=verdict.good)
         begin = time.perf_counter()
-        if self.optimizer is not None and updates:
-            set_learning_rate(self.optimizer, self._rate, number, self.state.rate_factor)
-            if verdict.good:
-                self.precision.apply(self.optimizer, reducer.parameters, self.config.train.clip_norm)
-            self.optimizer.zero_grad(set_to_none=True)
-            reducer.updated()
+        if updates:
+            self.updates.apply(number, good=verdict.good, factor=self.state.rate_factor)
             self.phases.add("optimizer", begin, number)
         for parameter in reducer.parameters:  # those that the optimizer doesn't have
             parameter.grad = None
@@ -308,12 +299,18 @@ class Session(Progress):
         Collective over trainers.
         """
         predictions = Predictions(self._wanted)
-        for logits, row_batch in self.predictions(model, split):
-            predictions.add_batch(logits, row_batch)
+        with self.averaged():
+            for logits, row_batch in self.predictions(model, split):
+                predictions.add_batch(logits, row_batch)
         begin = time.perf_counter()
         metrics = self.state.results[split] = predictions.metrics(self.peers)
         self.state.evaluate_seconds += time.perf_counter() - begin
         return metrics
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Gives the model the average of `train.average`, if there is one, instead of its parameters."""
+        assert self.model is not None, "call session.prepare(model) first"
+        return self.updates.average.in_place(self.model)
 
     def predictions(self, model: nn.Module | None, split: str) -> Iterator[tuple[Array, RowBatch]]:
         """Returns an iterator over (logits [B, L] float32, batch) of this trainer's part of a split.
@@ -372,7 +369,8 @@ class Session(Progress):
 
         def content(random_states: list[dict[str, Any]]) -> dict[str, Any]:
             assert self.model is not None, "call session.prepare(model) first"
-            return dense_content(self.state, self.model, optimizer, scaler, random_states, skipped)
+            content = dense_content(self.state, self.model, optimizer, scaler, random_states, skipped)
+            return {**content, "average": copied(self.updates.average.state())}
 
         self.saver.begin(self.step_number, content, full=full, best=best)
 

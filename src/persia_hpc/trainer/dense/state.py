@@ -81,6 +81,7 @@ class DenseState:
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)  # fp16's loss scale
     skipped_steps: int = 0  # of all trainers together
+    average: dict[str, Any] = field(default_factory=dict)  # of `Average`, by name
     path: str = ""
 
     @classmethod
@@ -130,13 +131,13 @@ class DenseState:
         config: dict[str, Any] = read_manifest(Path(self.path).parent)["config"]
         return config
 
-    def load_model(self, model: nn.Module) -> None:
-        """Loads the saved parameters and buffers into a model.
+    def load_model(self, model: nn.Module, *, averaged: bool = False) -> None:
+        """Loads the saved parameters and buffers into a model, the average of the former if `averaged`.
 
         Raises UserError, with what differs, for another model.
         """
         try:
-            model.load_state_dict(self.model)
+            model.load_state_dict({**self.model, **self.average} if averaged else self.model)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{self.path}: the dense model there is not this one: {_line(error)}") from None
 
@@ -169,7 +170,7 @@ class DenseState:
 # Types of what `DenseState` holds, as far as the code relies on them.
 _KINDS = {
     **dict.fromkeys(("step", "samples", "skipped_steps"), int),
-    **dict.fromkeys(("model", "optimizer", "driver", "results", "scaler"), dict),
+    **dict.fromkeys(("model", "optimizer", "driver", "results", "scaler", "average"), dict),
     "random": list,
 }
 
@@ -244,8 +245,8 @@ def dense_content(
         "step": state.step,
         "samples": state.samples,
         "skipped_steps": skipped_steps,
-        "model": _copied(model.state_dict()),
-        "optimizer": _copied(optimizer.state_dict()) if optimizer is not None else {},
+        "model": copied(model.state_dict()),
+        "optimizer": copied(optimizer.state_dict()) if optimizer is not None else {},
         "scaler": scaler,
         "random": random_states,
         "driver": state.saved_driver(),
@@ -253,12 +254,12 @@ def dense_content(
     }
 
 
-def _copied(value: Any) -> Any:
+def copied(value: Any) -> Any:
     """Copies a state dict with its tensors to the CPU: training changes the originals."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, Mapping):
-        return {k: _copied(v) for k, v in value.items()}
+        return {k: copied(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_copied(v) for v in value)
+        return type(value)(copied(v) for v in value)
     return value
