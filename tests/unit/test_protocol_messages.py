@@ -80,6 +80,7 @@ def row_batches(draw: st.DrawFn) -> RowBatch:
         labels=draw(array(np.float32, samples, 1)),
         weight=draw(array(np.float32, samples)) if samples and draw(FLAG) else None,
         group=draw(array(np.int64, samples)) if samples and draw(FLAG) else None,
+        slices=draw(array(np.uint64, 2, samples)) if draw(FLAG) else None,
         staleness=draw(st.integers(0, 2**40)),
         places=draw(array(np.uint32, rows)) if ringed else None,
         rings=draw(array(np.int64, len(groups), 2)) if ringed else None,

@@ -54,6 +54,8 @@ def test_metrics_over_all_samples_equal_scikit_learns(**facts: Any) -> None:
     predicted = 1 / (1 + np.exp(-logits.astype(np.float64)))
     rate = np.full(len(labels), (w * labels).sum() / w.sum())
     entropy = log_loss(labels, rate, sample_weight=w)
+    losses = np.logaddexp(0.0, logits.astype(np.float64)) - logits.astype(np.float64) * labels
+    assert found.value("logloss") == pytest.approx(np.average(losses, weights=w), **EXACT)
     assert found.value("ne") == pytest.approx(log_loss(labels, predicted, sample_weight=w) / entropy, **EXACT)
     expected = (w * predicted).sum() / (w * labels).sum()
     assert found.value("calibration") == pytest.approx(expected, **EXACT)

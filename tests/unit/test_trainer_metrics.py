@@ -16,7 +16,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 from persia_hpc.config.types import METRICS
 from persia_hpc.errors import UserError
 from persia_hpc.trainer.label_metrics import auc, known_auc, logloss
-from persia_hpc.trainer.metrics import MetricError, Wanted, evaluate_metrics, load_metrics
+from persia_hpc.trainer.metrics import SLICES, MetricError, Wanted, evaluate_metrics, load_metrics
 
 
 @settings(deadline=None)
@@ -209,3 +209,61 @@ def test_the_metrics_that_the_configuration_knows_are_always_computed() -> None:
         np.zeros((2, 1)), labels, None, None, Wanted(("label",), own=load_metrics(METRICS))
     )
     assert set(found) == {"samples", *METRICS}
+
+
+def test_built_in_metrics_of_each_label_and_their_means_with_the_groups_that_they_skip():
+    random = np.random.default_rng(3)
+    logits, group = random.normal(size=(300, 2)).astype(np.float32), random.integers(0, 40, 300)
+    labels = (random.random((300, 2)) < 0.3).astype(np.float32)
+    labels[random.random((300, 2)) < 0.2] = NAN
+    wanted = Wanted(("click", "buy"), ("gauc", "ndcg@2"))
+    result = evaluate_metrics(logits, labels, None, group, wanted)
+    one_class = {}
+    for i, label in enumerate(wanted.labels):
+        known = ~np.isnan(labels[:, i])
+        groups = [known & (group == g) for g in np.unique(group[known])]
+        both = [g for g in groups if len(np.unique(labels[g, i])) == 2]
+        aucs = [roc_auc_score(labels[g, i], logits[g, i]) for g in both]
+        expected = np.average(aucs, weights=[g.sum() for g in both])
+        assert result[f"gauc_{label}"] == pytest.approx(expected, rel=1e-12)
+        one_class[f"gauc_{label}"] = len(groups) - len(both)
+        one_class[f"ndcg@2_{label}"] = sum(labels[g, i].sum() == 0 for g in groups)
+    assert result["gauc"] == pytest.approx((result["gauc_click"] + result["gauc_buy"]) / 2)
+    assert result["skipped_groups"] == one_class
+    assert all(one_class.values())
+    assert "undefined" not in result
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    alone = evaluate_metrics(
+        logits[:, :1], labels[:, :1], None, np.arange(300), Wanted(("click",), ("gauc",))
+    )
+    assert alone["gauc"] is None
+    assert "none of" in alone["undefined"]["gauc"]
+    assert "skipped_groups" not in alone
+
+
+def test_slices_are_the_metrics_of_their_samples_alone_the_largest_first():
+    random = np.random.default_rng(4)
+    n = 3000
+    logits, labels = (
+        random.normal(size=(n, 1)).astype(np.float32),
+        random.integers(0, 2, (n, 1)).astype(float),
+    )
+    labels[random.random((n, 1)) < 0.1] = NAN
+    weight, group = random.random(n).astype(np.float32), random.integers(0, 9, n)
+    country = (random.zipf(1.5, n) % 40).astype(np.uint64) + np.uint64(2**63)
+    device = random.integers(0, 2, n).astype(np.uint64)
+    wanted = Wanted(("click",), ("gauc",), {"n": lambda x, *_: len(x)}, ("country", "device"), 12)
+    result = evaluate_metrics(logits, labels, weight, group, wanted, np.stack([country, device], axis=1))
+    assert list(result["slices"]) == ["country", "device"]
+    for name, column in (("country", country), ("device", device)):
+        counts = {int(i): int((column == i).sum()) for i in np.unique(column)}
+        found = result["slices"][name]
+        expected = sorted((i for i in counts if counts[i] >= 12), key=lambda i: (-counts[i], i))[:SLICES]
+        assert list(found) == [str(i) for i in expected]
+        for i, metrics in found.items():
+            mine = column == int(i)
+            plain = Wanted(wanted.labels, wanted.built_in, wanted.own)
+            assert metrics == evaluate_metrics(logits[mine], labels[mine], weight[mine], group[mine], plain)
+    assert len(result["slices"]["country"]) == SLICES < len(np.unique(country))
+    few = Wanted(("click",), slices=("device",), slice_samples=n)
+    assert "slices" not in evaluate_metrics(logits, labels, None, None, few, device[:, None])

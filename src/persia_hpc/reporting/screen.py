@@ -114,6 +114,9 @@ def summary_text(summary: Mapping[str, Any]) -> str:
             lines.append(f"{split} {metrics_text(summary[split])}")
             missing = summary[split].get("missing_labels", {})
             lines += [f"  label {name} is missing in {count:,} samples" for name, count in missing.items()]
+            if skipped := summary[split].get("skipped_groups"):
+                each = ", ".join(f"{count:,} by {name}" for name, count in skipped.items())
+                lines.append(f"  groups left out: {each}")
             if why := undefined_text(summary[split]):
                 lines.append(f"  undefined: {why}")
             if (summary[split]["logloss"] or 0.0) > ABSURD_LOGLOSS:

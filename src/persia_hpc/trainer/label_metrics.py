@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
@@ -14,6 +15,7 @@ from persia_hpc.arrays import Array
 from persia_hpc.config.metric_names import GAUC, TOP, is_grouped, top_of
 
 _SAMPLES_OF_A_THREAD = 100_000
+_IN_CACHE = 1 << 14
 _GAUC = dict(zip(GAUC, ("gauc", "gauc_of_groups", "gauc_by_positives"), strict=True))
 
 
@@ -104,10 +106,21 @@ class LabelMetrics:
 
     @cached_property
     def _logloss(self) -> float:
-        x, y = self.logits.astype(np.float64), self.labels.astype(np.float64)
-        # log(1 + e^x) - x y, without overflow
-        losses = np.logaddexp(0.0, x) - x * y
-        return float(np.average(losses, weights=self.weight))
+        def losses(x: Array, y: Array) -> Array:
+            found: Array = np.maximum(x, 0.0) + np.log1p(np.exp(-np.abs(x))) - x * y
+            return found  # log(1 + e^x) - x y, without overflow
+
+        count = len(self.labels) if self.weight is None else float(self.weight.sum(dtype=np.float64))
+        return self._sum(losses) / count
+
+    def _sum(self, values: Callable[[Array, Array], Array]) -> float:
+        """Returns the weighted sum of values(logits, labels), of as many at a time as fit a core's cache."""
+        sums = []
+        for begin in range(0, len(self.labels), _IN_CACHE):
+            part = slice(begin, begin + _IN_CACHE)
+            found = values(self.logits[part].astype(np.float64), self.labels[part].astype(np.float64))
+            sums.append(float((found if self.weight is None else found * self.weight[part]).sum()))
+        return math.fsum(sums)
 
     def _ne(self) -> float:
         self._need(0, 1)
@@ -116,9 +129,9 @@ class LabelMetrics:
 
     def _calibration(self) -> float:
         self._need(1)
-        predicted = np.exp(-np.logaddexp(0.0, -self.logits.astype(np.float64)))  # the sigmoid
-        expected = predicted if self.weight is None else predicted * self.weight
-        return float(expected.sum() / self.ranks["positives"])
+        with np.errstate(over="ignore"):  # e^-x may be infinite: the probability is 0 then
+            predicted = self._sum(lambda x, _: 1.0 / (1.0 + np.exp(-x)))
+        return predicted / float(self.ranks["positives"])
 
     def _of_groups(self, name: str) -> float:
         if self.grouped is None:
