@@ -11,7 +11,19 @@ from importlib.util import find_spec, module_from_spec
 from pathlib import Path
 from types import ModuleType
 
+from persia_hpc.config import Config
 from persia_hpc.errors import UserError
+
+
+def named_code(config: Config) -> dict[str, str]:
+    """Returns what of the user's own a configuration names, by key: paths as `load_object` takes them."""
+    named = {
+        "model": config.model.class_name,
+        "data.transform": config.data.transform or "",
+        "train.loss": config.train.loss,
+        "train.metrics": ", ".join(config.train.metrics),
+    }
+    return {what: path for what, path in named.items() if ":" in path}
 
 
 def load_object(path: str, what: str) -> object:

@@ -64,3 +64,34 @@ def test_no_process_is_started_by_the_imports_of_a_rank() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "0 True\n1\n"
+
+
+EAGER = """
+import sys
+from persia_hpc.runtime.imports import import_torch
+import_torch(eager=len(sys.argv) == 1)
+import torch
+left_out = "torch._prims" not in sys.modules
+model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 1))
+with torch.no_grad():
+    for number, parameter in enumerate(model.parameters()):
+        parameter.copy_(torch.linspace(-1, 1, parameter.numel()).reshape(parameter.shape) + number / 7)
+loss = torch.nn.functional.binary_cross_entropy_with_logits(model(torch.eye(3)), torch.ones(3, 1))
+loss.backward()
+print(loss.item().hex(), [float(p.grad.sum()).hex() for p in model.parameters()])
+import torch._meta_registrations  # is there for whoever asks
+print(torch.linalg.qr(torch.ones(3, 2, device="meta"))[0].shape, "torch._prims" in sys.modules)
+print(left_out)
+"""
+
+
+def test_eager_torch_computes_the_same_and_leaves_out_what_only_compilers_need() -> None:
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", EAGER, *whole], capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+        for whole in ([], ["whole"])
+    ]
+    assert found[0][:-1] == found[1][:-1]
+    assert (found[0][-1], found[1][-1]) == ("True", "False")
+    assert found[0][1] == "torch.Size([3, 2]) True"

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from persia_hpc.cli import main
+from persia_hpc.config import load_config
 from persia_hpc.errors import UserError
 from persia_hpc.launch.mpiexec import MPI_PYTHON
-from persia_hpc.user_objects import load_object, module_file
+from persia_hpc.user_objects import load_object, module_file, named_code
 from tests.support.mpi import environment
 
 
@@ -139,3 +140,20 @@ def test_the_command_line_leaves_the_path_alone(folder: Path, capsys: pytest.Cap
     assert main(["inspect", "absent.h5"]) == 2
     assert sys.path == before
     assert os.getcwd() not in sys.path
+
+
+@pytest.mark.parametrize(
+    ("key", "path", "named"),
+    [
+        ("model.class", "mine:Net", "model"),
+        ("data.transform", "mine:change", "data.transform"),
+        ("train.loss", "mine:loss", "train.loss"),
+        ("train.metrics", ["mine:recall"], "train.metrics"),
+        ("train.metrics", ["auc"], None),
+    ],
+)
+def test_a_configuration_says_which_code_it_names(key: str, path: str | list[str], named: str | None) -> None:
+    given = {"data": {"train": ["train.h5"]}, "model": {"class": "dlrm"}}
+    assert named_code(load_config(given)) == {}
+    found = named_code(load_config(given, {key: path}))
+    assert found == ({} if named is None else {named: path if isinstance(path, str) else path[0]})

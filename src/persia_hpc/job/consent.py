@@ -10,7 +10,7 @@ from pathlib import Path
 
 from persia_hpc.config import Config
 from persia_hpc.errors import UserError
-from persia_hpc.user_objects import module_file
+from persia_hpc.user_objects import module_file, named_code
 
 
 def agree_to_import(config: Config, checkpoint: Path, *, trust: bool) -> None:
@@ -19,13 +19,7 @@ def agree_to_import(config: Config, checkpoint: Path, *, trust: bool) -> None:
     trust: also if the checkpoint belongs to somebody else.
     Raises UserError without trust, when the checkpoint is another user's and names code.
     """
-    named = {
-        "model": config.model.class_name,
-        "data.transform": config.data.transform or "",
-        "the loss": ", ".join(name for name in config.loss_names if ":" in name),
-        "train.metrics": ", ".join(config.train.metrics),
-    }
-    named = {what: path for what, path in named.items() if ":" in path}
+    named = named_code(config)
     if not named:
         return
     said = "; ".join(f"{what} {path} ({_files(path)})" for what, path in named.items())

@@ -19,7 +19,7 @@ from persia_hpc.parameter_server.engine import ParameterServer
 from persia_hpc.parameter_server.serve import ServerLoop
 from persia_hpc.reporting.outcomes import ServerOutcome, Times, TrainerOutcome, WorkerOutcome
 from persia_hpc.reporting.screen import summary_text
-from persia_hpc.runtime.imports import import_quickly
+from persia_hpc.runtime.imports import import_torch
 from persia_hpc.samples.encoding import keep_encoding
 from persia_hpc.samples.source import Source
 from persia_hpc.samples.split_readers import SplitReaders
@@ -157,7 +157,7 @@ class TrainerDuty:
         self.device: torch.device | None = None
 
     def prepare(self, start: Path | None) -> None:
-        import_quickly("torch")
+        import_torch(eager=self.task.built_in and not self.facts.config.train.compile)
         import torch
 
         from persia_hpc.trainer.dense.reducers import check_reducer

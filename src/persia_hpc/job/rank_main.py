@@ -17,6 +17,7 @@ from persia_hpc.launch.registry import finish_rank, register_rank, report_failur
 from persia_hpc.launch.shared_memory import check_room
 from persia_hpc.runtime.imports import import_quickly
 from persia_hpc.runtime.stop import StopSignals
+from persia_hpc.user_objects import named_code
 
 from .task import Task
 
@@ -62,6 +63,7 @@ def _run_rank(
         from .rank import StartingRank, play_role
 
         config = dataclasses.replace(config, run_dir=str(run_dir))
+        task = dataclasses.replace(task, built_in=not named_code(config))
         summary = play_role(StartingRank(config, run_dir, stop=stop, supervised=supervised), task)
     except AgreedExit:
         raise

@@ -21,3 +21,4 @@ class Task:
     callbacks: Sequence[Callback] = ()
     loggers: Sequence[MetricLogger] = ()
     quiet: bool = False  # nothing on the screen
+    built_in: bool = False  # no code but this package's runs in this process
