@@ -196,6 +196,53 @@ void backward_keeps_the_order_of_sums_across_blocks() {
     }
 }
 
+// A weighted sum beside a jagged feature, which share rows: to the bit, sums in the order of their ids.
+void weighted_sums_and_jagged_ids_follow_the_definition() {
+    std::mt19937 random(6);
+    std::normal_distribution<float> normal;
+    const size_t num_samples = 9, num_rows = 20;
+    for (const size_t dim : {1u, 3u, 8u, 16u, 64u}) {
+        std::vector<float> rows(num_rows * dim);
+        for (float& x : rows) x = normal(random);
+        std::vector<uint32_t> bags{0}, indices;
+        for (size_t b = 0; b < num_samples; ++b)
+            bags.push_back(bags.back() + static_cast<uint32_t>(random() % 4));
+        const size_t middle = bags.back(), end = middle + 2 * middle + 1;
+        for (size_t i = 0; i < end; ++i) indices.push_back(static_cast<uint32_t>(random() % num_rows));
+        std::vector<float> weights(middle);
+        for (float& w : weights) w = normal(random);
+        const PoolGroup group{dim,
+                              num_samples,
+                              {{0, middle, Bags(bags), Pooling::kSum, Span<const float>(weights)},
+                               {middle, end, Bags(), Pooling::kJagged}}};
+        std::vector<float> pooled(num_samples * dim, NAN), values((end - middle) * dim, NAN);
+        gather_pool_forward<uint32_t>(group, {bytes_of(rows), Wire::kFp32, num_rows}, indices, pooled,
+                                      {{values, {}, 1}});
+        std::vector<float> sums(num_rows * dim, 0.0f), got(num_rows * dim, NAN);
+        for (size_t d = 0; d < dim; ++d) {
+            for (size_t b = 0; b < num_samples; ++b) {
+                float sum = 0.0f;
+                for (size_t i = bags[b]; i < bags[b + 1]; ++i) {
+                    const float term = rows[indices[i] * dim + d] * weights[i];
+                    sum += term;
+                }
+                CHECK(pooled[b * dim + d] == sum);
+                for (size_t i = bags[b]; i < bags[b + 1]; ++i) {
+                    const float term = sum * weights[i];
+                    sums[indices[i] * dim + d] += term;
+                }
+            }
+            for (size_t i = middle; i < end; ++i) {
+                CHECK(values[(i - middle) * dim + d] == rows[indices[i] * dim + d]);
+                sums[indices[i] * dim + d] += values[(i - middle) * dim + d];
+            }
+        }
+        gather_pool_backward<uint32_t>(group, pooled, {{values, 1}}, indices,
+                                       {bytes_of(got), Wire::kFp32, num_rows});
+        CHECK(got == sums);
+    }
+}
+
 template <typename Error, typename Run>
 void throws(const Run& run) {
     bool threw = false;
@@ -235,10 +282,16 @@ void bad_input_is_refused() {
         std::swap(c.group.features[0], c.group.features[5]);
         c.group.check();
     });
+    throws<std::invalid_argument>([&] {
+        Case c(random, 4, 6);
+        c.group.features[2].weights = {c.rows.data(), c.group.features[2].end - c.group.features[2].begin};
+        c.group.check();  // weights of a mean
+    });
 }
 
 int main() {
     forward_and_backward_follow_the_definition();
     backward_keeps_the_order_of_sums_across_blocks();
+    weighted_sums_and_jagged_ids_follow_the_definition();
     bad_input_is_refused();
 }

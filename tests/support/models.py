@@ -26,7 +26,10 @@ class Small(nn.Module):
         for name in self.inputs.sequences:
             values, mask = batch.sequence[name]
             parts.append((values * mask.unsqueeze(-1)).sum(dim=1) / 3.0)
-        parts += [batch.jagged[name].mean() for name in self.inputs.jagged]
+        for name in self.inputs.jagged:
+            jagged = batch.jagged[name]
+            times = 1 if jagged.weights is None else jagged.weights.unsqueeze(-1)
+            parts.append(jagged.with_values(jagged.values * times).mean())
         return self.head(torch.tanh(self.body(torch.cat(parts, dim=1))))
 
 

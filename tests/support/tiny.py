@@ -135,3 +135,36 @@ def run_digest(run_dir: Path) -> str:
 
     dense = torch.load(run_dir / "latest" / "dense.pt", weights_only=True)["model"]
     return digest({**trained_rows(run_dir), **{f"dense.{k}": v.numpy() for k, v in dense.items()}})
+
+
+SEQUENCES: dict[str, Any] = {  # for `tiny_config` with the data of `write_sequences`
+    "features": {
+        "item": {"table": "item"},
+        "user": {"table": "user"},
+        "tags": {"pooling": "mean", "max_length": 2},
+        "history": {"table": "item"},
+        "watched": {"pooling": "jagged"},
+    },
+    "sequences": {"events": {"features": ["history", "action"], "max_length": 3}},
+}
+
+
+def write_sequences(path: Path, num_samples: int, *, seed: int = 0) -> str:
+    """The tiny data with an action for each item of the history, and weights of tags and what was watched."""
+    batch, rng = tiny_batch(num_samples, seed=seed), np.random.default_rng(seed + 1)
+    history, tags = batch.ids["history"], batch.ids["tags"]
+    actions = rng.integers(0, VOCABULARY, len(history.values)).astype(np.uint64)
+    weights = rng.uniform(0.5, 2, len(tags.values)).astype(np.float32)
+    ids = {
+        **batch.ids,
+        "tags": dataclasses.replace(tags, weights=weights),
+        "action": dataclasses.replace(history, values=actions),
+        "watched": dataclasses.replace(tags, weights=-weights),
+    }
+    features = tuple(
+        FeatureSchema(name, column.offsets is not None, weighted=column.weights is not None)
+        for name, column in ids.items()
+    )
+    with DatasetWriter(path, dataclasses.replace(SCHEMA, features=features), chunk_rows=64) as writer:
+        writer.write(dataclasses.replace(batch, ids=ids))
+    return str(path)

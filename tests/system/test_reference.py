@@ -24,7 +24,16 @@ from persia_hpc.table_layout import make_layout
 from persia_hpc.trainer.batch import make_inputs
 from tests.support.models import Small
 from tests.support.schedules import torch_rates
-from tests.support.tiny import SCHEMA, VOCABULARY, tiny_batch, tiny_config, trained_rows, write_tiny
+from tests.support.tiny import (
+    SCHEMA,
+    SEQUENCES,
+    VOCABULARY,
+    tiny_batch,
+    tiny_config,
+    trained_rows,
+    write_sequences,
+    write_tiny,
+)
 
 STEPS = 50
 OPTIMIZERS = {
@@ -84,11 +93,12 @@ class ReferenceTable:
             self.optimizers[i].zero_grad()
 
 
-def pooled(table, ids, pooling):
+def pooled(table, ids, pooling, weights=None):
     if not ids:
         return torch.zeros_like(table.rows[0])
-    total = torch.stack([table.rows[i] for i in ids]).sum(dim=0)
-    return total / {"sum": 1, "mean": len(ids), "sqrtn": len(ids) ** 0.5}[pooling]
+    weights = [1.0] * len(ids) if weights is None else weights
+    total = torch.stack([table.rows[i] * w for i, w in zip(ids, weights, strict=True)]).sum(dim=0)
+    return total / {"sum": 1, "mean": sum(weights), "sqrtn": len(ids) ** 0.5}[pooling]
 
 
 class View:
@@ -97,16 +107,18 @@ class View:
     def __init__(self, sample, tables, layout):
         self.dense = torch.tensor(sample.dense)
         self.labels = torch.tensor(sample.labels)
-        self.pooled, self.sequence = {}, {}
+        self.pooled, self.sequence, self.jagged = {}, {}, {}
         self.used = {}
         for feature in layout.features:
             name = layout.tables[feature.table].name
             column = sample.ids[feature.name]
             offsets = column.offsets if column.offsets is not None else np.arange(len(column.values) + 1)
-            bags = [
-                [int(v) for v in column.values[a:b]][-(feature.max_length or 10**9) :]
-                for a, b in zip(offsets[:-1].astype(int), offsets[1:].astype(int), strict=True)
-            ]
+            ends = list(zip(offsets[:-1].astype(int), offsets[1:].astype(int), strict=True))
+            last = slice(-(feature.max_length or 10**9), None)
+            bags = [column.values[a:b][last].astype(int).tolist() for a, b in ends]
+            weights = [None] * len(bags)
+            if column.weights is not None:
+                weights = [column.weights[a:b][last].tolist() for a, b in ends]
             self.used.setdefault(name, set()).update(i for bag in bags for i in bag)
             table = tables[name]
             if feature.pooling == "sequence":
@@ -118,8 +130,29 @@ class View:
                 ]
                 mask = [[k < len(bag) for k in range(length)] for bag in bags]
                 self.sequence[feature.name] = (torch.stack(values), torch.tensor(mask))
+            elif feature.pooling == "jagged":
+                self.jagged[feature.name] = ByHand(table, bags, weights)
             else:
-                self.pooled[feature.name] = torch.stack([pooled(table, bag, feature.pooling) for bag in bags])
+                self.pooled[feature.name] = torch.stack(
+                    [pooled(table, bag, feature.pooling, w) for bag, w in zip(bags, weights, strict=True)]
+                )
+
+
+class ByHand:
+    """What a jagged feature has, for `Small`."""
+
+    def __init__(self, table, bags, weights):
+        self.sizes = [len(bag) for bag in bags]
+        self.values = torch.stack([table.rows[i] for bag in bags for i in bag])
+        self.weights = None if weights[0] is None else torch.tensor([w for bag in weights for w in bag])
+
+    def with_values(self, values):
+        other = copy.copy(self)
+        other.values = values
+        return other
+
+    def mean(self):
+        return torch.stack([v.sum(0) / max(1, len(v)) for v in self.values.split(self.sizes)])
 
 
 def torch_schedules(lr):
@@ -164,13 +197,20 @@ def bce_of_known_labels(logits, labels):
     return (nn.functional.softplus(x) - x * y).sum() / labels.numel()
 
 
-def compare(tmp_path, data, optimizer, pooling, schedules):
+@pytest.mark.parametrize(("optimizer", "pooling"), [("sgd", "sum"), ("adagrad", "mean")])
+def test_sequences_and_weights_equal_plain_pytorch(tmp_path, optimizer, pooling):
+    changes = copy.deepcopy(SEQUENCES)
+    compare(tmp_path, write_sequences(tmp_path / "train.h5", 160), optimizer, pooling, False, **changes)
+
+
+def compare(tmp_path, data, optimizer, pooling, schedules, **changes):
     settings = OPTIMIZERS[optimizer]
     rates = torch_schedules(settings["lr"]) if schedules else {}
     config = ph.load_config(
         tiny_config(
             data,
             **{
+                **changes,
                 "run_dir": str(tmp_path / "run"),
                 "tables.default.optimizer": settings,
                 "tables.item.optimizer": settings,

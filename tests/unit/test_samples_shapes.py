@@ -24,6 +24,8 @@ from persia_hpc.samples.source import open_source
 from persia_hpc.samples.validity import InvalidRowError
 from persia_hpc.samples.writer import DatasetWriter
 from persia_hpc.table_layout import make_layout
+from persia_hpc.trainer.batch import make_inputs
+from persia_hpc.trainer.pooling.embed import Pooling
 
 SCHEMA = DatasetSchema(
     (FeatureSchema("user"), FeatureSchema("tags", True, weighted=True), FeatureSchema("plain", True))
@@ -211,3 +213,36 @@ def test_a_transform_must_keep_weights() -> None:
         worker.transform = lambda b, seed, step, ids=ids: dataclasses.replace(b, ids=ids)  # type: ignore[misc]
         with pytest.raises(UserError, match=message):
             worker.prepare(batch, step=1, trainer=0, num_global=2)
+
+
+@pytest.mark.parametrize("pooling", ["sum", "mean", "jagged"])
+def test_a_hashed_id_has_one_weight_for_all_its_rows(pooling: str) -> None:
+    rounds, lengths = 3, [4, 0, 1, 2]
+    config = load_config(
+        {
+            "data": {"train": ["a"]},
+            "model": {"class": "tower"},
+            "features": {"tags": {"pooling": pooling}},
+            "tables": {"tags": {"hash": {"size": 50, "rounds": rounds}}},
+        }
+    )
+    worker = EmbeddingWorker(make_layout(config, SCHEMA))
+    batch = samples(lengths)
+    keyed = worker.prepare(batch, step=1, trainer=0, num_global=4)
+    rng = np.random.default_rng(3)
+    rows = rng.normal(size=(len(keyed.dedup.keys), 16)).astype(np.float32)
+    whole = worker.assemble(keyed, [rows])
+    got, _ = Pooling(make_inputs(worker.layout, SCHEMA)).embed(whole, training=False)
+    begin, end = whole.feature_offsets[1:3]
+    vectors = rows[whole.indices[begin:end].astype(np.int64)].reshape(-1, rounds, 16).sum(1)
+    weights = batch.ids["tags"].weights
+    assert weights is not None
+    if pooling == "jagged":
+        np.testing.assert_allclose(got.jagged["tags"].values.numpy(), vectors, rtol=1e-5)
+        np.testing.assert_array_equal(got.jagged["tags"].weights, weights)
+        return
+    ends = np.cumsum([0, *lengths])
+    for b, (first, last) in enumerate(pairwise(ends)):
+        total = weights[first:last].sum() if pooling == "mean" and last > first else 1
+        expected = (vectors[first:last] * weights[first:last, None]).sum(0) / total
+        np.testing.assert_allclose(got.pooled["tags"][b].numpy(), expected, rtol=1e-4, atol=1e-5)
