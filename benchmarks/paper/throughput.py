@@ -36,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--links", type=float, nargs="+", default=[1000, 40, 20], help="Mbit/s")
     parser.add_argument("--server-link", type=float, help="Mbit/s of the server's own link")
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=list(MODES))
+    parser.add_argument("--reducer", default="horovod", choices=["horovod", "mpi"])
+    parser.add_argument("--dense-wire", default="fp32", choices=["fp32", "bf16", "fp16"])
     parser.add_argument("--sleep", type=float, default=0.2, help="seconds of a dense step")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--repeats", type=int, default=1)
@@ -71,7 +73,13 @@ def _settings(
         "data": {"train": str(data / "train-000.h5"), "batch_size": BATCH * trainers},
         "tables": {"default": {"dim": DIM, "capacity": "64 MiB"}},
         "model": {"class": "benchmarks.paper.sleeping:Sleeping", "seconds": options.sleep},
-        "train": {"max_steps": options.steps, "evaluate_at_end": False, "save": False},
+        "train": {
+            "max_steps": options.steps,
+            "evaluate_at_end": False,
+            "save": False,
+            "reducer": options.reducer,
+            "dense_wire": options.dense_wire,
+        },
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -113,3 +114,21 @@ def test_inserts_are_measured_with_the_options_that_the_benchmark_has(monkeypatc
     monkeypatch.setattr(constants, "INSERTED_ROWS", 100_000)
     (cost,) = constants._inserts().values()
     assert 1 < cost < 1e5
+
+
+def test_crowding_is_what_a_step_takes_longer_beside_others(tmp_path, monkeypatch) -> None:
+    ran: list[list[str]] = []
+
+    def run(command: list[str], environment: dict[str, str]) -> dict[str, float]:
+        ran.append(command)
+        return {"alone": 0.02, "beside": 0.025}
+
+    monkeypatch.setattr(constants, "run_program", run)
+    monkeypatch.setattr(constants, "available_cores", lambda: [0, 1])
+    path = tmp_path / "data.h5"
+    assert constants._crowding(tmp_path, path, lambda _: None) == pytest.approx({"crowded": 250.0})
+    assert "2" in ran[0]
+    assert load_config(Path(ran[0][-1])).data.train == [str(path)]
+    monkeypatch.setattr(constants, "available_cores", lambda: [3])
+    assert constants._crowding(tmp_path, path, lambda _: None) == {"crowded": 0.0}
+    assert len(ran) == 1

@@ -197,3 +197,23 @@ def test_async_exchanges_as_often_as_changes_arrive(
     without = dataclasses.replace(job, dense=dataclasses.replace(job.dense, bytes=0.0))
     links = [s.seconds for s in predict(without, cluster).stages if s.name.startswith("link")] or [0.0]
     assert stage == pytest.approx(links[0])
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 16), st.floats(0, 1000), st.floats(0, 1e-2))
+def test_busy_neighbours_make_a_step_longer(cores: int, crowded: float, step: float) -> None:
+    counts = dict.fromkeys(ROLE_KEYS, 1)
+    cluster = Cluster(cores=cores)
+    job = job_of(config_of(), counts, cluster)
+    dense = dataclasses.replace(job.dense, step_seconds=step)
+    constants = dataclasses.replace(job.constants, crowded=crowded)
+    job = dataclasses.replace(job, dense=dense, constants=constants)
+    found = predict(job, cluster)
+    alone = max(stage.seconds for stage in found.stages)
+    computing = sum(found.costs.total(role) for role in found.costs.seconds)  # one rank of each role
+    others = max(0.0, computing / alone - 1)  # cores that are busy besides that of the slowest
+    share = 0.0 if cores == 1 else min(1.0, others / (cores - 1))
+    assert found.step_seconds == pytest.approx(alone * (1 + crowded / 1000 * share))
+    whole = dataclasses.replace(job, dense=dataclasses.replace(dense, whole=True))
+    for other in (whole, dataclasses.replace(job, factors={("trainer", "push"): 1.0})):
+        assert predict(other, cluster).crowding == 1

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
+import os
 import statistics
 import tempfile
 import time
@@ -22,25 +23,27 @@ import numpy as np
 import torch
 
 from persia_hpc._native import keep_freed_memory
-from persia_hpc.config import load_config
+from persia_hpc.config import load_config, to_toml
 from persia_hpc.cost_model.constants import NAMES, Constants
 from persia_hpc.cost_model.costs import Dense, Job, count_costs
 from persia_hpc.cost_model.work import BatchWork, batch_work
 from persia_hpc.job.trial import Trial, count_batches
+from persia_hpc.launch.mpiexec import MPI_PYTHON, find_launcher
 from persia_hpc.topology.roles import make_plan
 
 from . import ring, table
 from .allreduce import sums_of_two
-from .measure import machine
+from .measure import available_cores, machine
 from .scale_server import measure_server
 from .scale_worker import measure_worker
-from .train_jobs import run_job, synthetic, w0_settings
+from .train_jobs import run_job, run_program, synthetic, w0_settings
 
 SAMPLES = 1 << 16
 SECONDS = 1.2  # of a trial, beyond its first pass over the data
 TINY_BATCH, TINY_STEPS, TINY_SAMPLES = 32, 2000, 2048  # some 30 passes, so that hardly a row is new
 MANY_TABLES, MANY_SERVERS, LOOP_IDS = 26, 17, 512
 INSERTED_ROWS = 500_000
+CROWDED_BATCH, MOST_CROWDED = 2048, 16
 Say = Callable[[str], None]
 
 
@@ -88,6 +91,7 @@ def measure_constants(say: Say = lambda _: None) -> Constants:
             loops = _loops(say)
             fitted = fit(seen, loops["table_call"])
             found = {**loops, **fitted, **_rings(say), **_allreduce(say), **_inserts()}
+            found |= _crowding(Path(folder), paths[26, 0], say)
             constants = Constants(machine=_machine(), **{**dict.fromkeys(NAMES, 0.0), **found})
             return _steps(constants, Path(folder), say)
     finally:
@@ -202,6 +206,21 @@ def _allreduce(say: Say) -> dict[str, float]:
         "allreduce_byte": 1e9 * max(0.0, long - short) / size,
         "node_sum": 1e9 * statistics.median(min(shared["seconds"].values(), key=statistics.median)),
     }
+
+
+def _crowding(folder: Path, path: Path, say: Say) -> dict[str, float]:
+    """Returns how much longer a microsecond of a core takes while others train as well."""
+    ranks = min(len(available_cores()), MOST_CROWDED)
+    if ranks == 1:
+        return {"crowded": 0.0}
+    say(f"the same training on {ranks} cores at once")
+    config = folder / "crowding.toml"
+    config.write_text(to_toml(load_config(w0_settings(path, CROWDED_BATCH, 1 << 40)).resolved()))
+    launcher = find_launcher()
+    program = [*MPI_PYTHON, "-m", "persia_hpc.bench.crowding_ranks", str(config)]
+    environment = {**launcher.environment(os.environ), "OMP_NUM_THREADS": "1"}
+    seconds = run_program(launcher.command(ranks, program), environment=environment)
+    return {"crowded": 1e3 * max(0.0, seconds["beside"] / seconds["alone"] - 1)}
 
 
 def _inserts() -> dict[str, float]:

@@ -46,6 +46,7 @@ class Constants:
     pool_byte: float  # of the vectors of the ids; forward and backward
     pool_feature: float
     trainer_step: float
+    crowded: float  # how much longer a microsecond of computing takes while all other cores are busy
     copy_byte: float  # from memory to a ring
     wake: float  # of a sleeping rank, by another on its node
     allreduce_step: float  # Horovod's cycle: mostly waiting
@@ -75,6 +76,7 @@ DEFAULTS = Constants(
     pool_byte=0.115,
     pool_feature=4.8e3,
     trainer_step=100e3,
+    crowded=0.0,  # not known of that one
     copy_byte=0.03,
     wake=25e3,
     allreduce_step=1.1e6,

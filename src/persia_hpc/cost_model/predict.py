@@ -26,11 +26,12 @@ from .traffic import (
 
 SERVER, WORKER, TRAINER = "parameter_server", "embedding_worker", "trainer"  # values of Role
 IN_STEP = "trainers in step on shared cores"
+LINK = "link of node "
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Is a stage of the pipeline with the seconds that it needs for a step."""
+    """Is a stage of the pipeline with the seconds that it needs for a step, as if it had its node alone."""
 
     name: str
     seconds: float
@@ -40,7 +41,8 @@ class Stage:
 class Prediction:
     """Holds what the model predicts for one job.
 
-    links: bytes that leave and enter each node in a step, by the node's number.
+    links: bytes that leave and enter each node in a step, by the node's number. crowding: how many times as
+    long computing takes because other cores are busy.
     """
 
     plan: Plan
@@ -48,16 +50,21 @@ class Prediction:
     stages: tuple[Stage, ...]
     costs: Costs
     links: Mapping[int, tuple[float, float]]
+    crowding: float = 1.0
+
+    def seconds(self, stage: Stage) -> float:
+        """Returns the seconds that a stage needs for a step of this job."""
+        return stage.seconds * (1.0 if stage.name.startswith(LINK) else self.crowding)
 
     @property
     def bottleneck(self) -> Stage:
         """Returns the slowest stage, which is always busy."""
-        return max(self.stages, key=lambda stage: stage.seconds)
+        return max(self.stages, key=self.seconds)
 
     @property
     def step_seconds(self) -> float:
         """Returns the seconds of a step."""
-        return self.bottleneck.seconds
+        return self.seconds(self.bottleneck)
 
     @property
     def samples_per_second(self) -> float:
@@ -86,15 +93,17 @@ def predict(job: Job, cluster: Cluster) -> Prediction:
     ]
     if (seconds := _in_step(job, costs, cluster)) > 0:
         stages.append(Stage(IN_STEP, seconds))
-    busy = {n: s / cluster.node_cores(n) for n, s in _node_seconds(job, costs).items()}
+    computing = _node_seconds(job, costs)
+    busy = {n: s / cluster.node_cores(n) for n, s in computing.items()}
     node = max(busy, key=lambda n: busy[n])
     stages.append(Stage(f"cores of node {node}", busy[node]))
+    crowding = _crowding(job, computing, max(stage.seconds for stage in stages), cluster)
     if cluster.link_bytes is not None and len(links) > 1:
         waited = links if job.config.mode != "async" else link_traffic(job, dense=False)  # as it has room
         node = max(waited, key=lambda n: max(waited[n]))
-        stages.append(Stage(f"link of node {node}", max(waited[node]) / cluster.link_bytes))
+        stages.append(Stage(f"{LINK}{node}", max(waited[node]) / cluster.link_bytes))
     samples = job.work.samples * job.plan.count(Role.TRAINER)
-    return Prediction(job.plan, samples, tuple(stages), costs, links)
+    return Prediction(job.plan, samples, tuple(stages), costs, links, crowding)
 
 
 def link_traffic(job: Job, *, dense: bool = True) -> dict[int, tuple[float, float]]:
@@ -172,6 +181,22 @@ def _in_step(job: Job, costs: Costs, cluster: Cluster) -> float:
                 others += (costs.total(WORKER) + costs.total(READER)) * _whole_batches(job)
             longest = max(longest, computing * share + wait + others)
     return longest
+
+
+def _crowding(job: Job, seconds: Mapping[int, float], step: float, cluster: Cluster) -> float:
+    """Returns how many times as long computing takes because other cores of its node are busy.
+
+    seconds: what each node's ranks compute in a step of `step` seconds. Of the node that is busiest; 1 with
+    figures of a run, or of a GPU, which have it in them.
+    """
+    if job.factors or job.dense.whole:
+        return 1.0
+    shares = [0.0]
+    for node, computing in seconds.items():
+        cores = cluster.node_cores(node)
+        if cores > 1 and step > 0:
+            shares.append(min(1.0, max(0.0, computing / step - 1) / (cores - 1)))
+    return 1 + 1e-3 * job.constants.crowded * max(shares)
 
 
 def _node_seconds(job: Job, costs: Costs) -> dict[int, float]:

@@ -63,7 +63,7 @@ class Report:
             "samples_per_second": p.samples_per_second,
             "step_seconds": p.step_seconds,
             "bottleneck": p.bottleneck.name,
-            "utilisation": {stage.name: stage.seconds / p.step_seconds for stage in p.stages},
+            "utilisation": {stage.name: p.seconds(stage) / p.step_seconds for stage in p.stages},
             "phase_seconds": p.costs.seconds,
             "batch": dict(vars(self.job.work)),
             "node_link_bytes": {str(n): {"out": out, "in": into} for n, (out, into) in p.links.items()},
@@ -96,8 +96,8 @@ class Report:
             name = "  its reading thread" if role == READER else f"  {role}"
             yield f"{name}: {1e3 * sum(phases.values()):.2f} = {parts}"
         yield "how busy (100 %: nothing can be faster than this):"
-        for stage in sorted(p.stages, key=lambda s: -s.seconds):
-            yield f"  {stage.seconds / p.step_seconds:4.0%}  {stage.name}"
+        for stage in sorted(p.stages, key=p.seconds, reverse=True):
+            yield f"  {p.seconds(stage) / p.step_seconds:4.0%}  {stage.name}"
         yield from self._link_lines()
         yield from self._memory_lines()
         yield (
