@@ -20,10 +20,11 @@ def named_code(config: Config) -> dict[str, str]:
     named = {
         "model": config.model.class_name,
         "data.transform": config.data.transform or "",
-        "train.loss": config.train.loss,
+        "train.loss" if not config.tasks else "tasks": ", ".join(config.loss_names),
         "train.metrics": ", ".join(config.train.metrics),
     }
-    return {what: path for what, path in named.items() if ":" in path}
+    named = {what: ", ".join(p for p in paths.split(", ") if ":" in p) for what, paths in named.items()}
+    return {what: paths for what, paths in named.items() if paths}
 
 
 def load_object(path: str, what: str) -> object:

@@ -26,10 +26,10 @@ class DeepFM(nn.Module):
     """Adds a first-order term, pairwise products and deep layers; needs all features to have one dim.
 
     The paper gives each id a weight of its own for the first order. With `id_weights` that is the last value
-    of the id's vector, which the other parts don't see, so tables have one dim more than vectors (Rendle,
-    ICDM 2010, equation 1). Without it the weight is a learned linear function of the vector. With empty `hidden`
-    there are no deep layers: a factorisation machine. With several labels they share the pairwise term, and
-    the weights of ids.
+    of the id's vector, which the other parts don't see, so tables have one dim more than vectors (equation 1
+    of Rendle, ICDM 2010). Without it the weight is a learned linear function of the vector. With empty
+    `hidden` there are no deep layers: a factorisation machine. With several labels they share the pairwise
+    term, and the weights of ids.
     """
 
     def __init__(
