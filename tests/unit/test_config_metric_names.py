@@ -49,7 +49,7 @@ def test_names_say_what_they_are() -> None:
         (
             "gacu",
             [
-                "expected auc, logloss, ne, calibration, pr_auc, gauc",
+                "expected auc, logloss, ne, calibration, pr_auc, rmse, mae, accuracy, gauc",
                 '"module:function"',
                 "did you mean 'gauc'",
             ],

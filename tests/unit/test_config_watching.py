@@ -17,6 +17,7 @@ from persia_hpc.config.watching import (
     writes_checkpoints,
 )
 from persia_hpc.errors import UserError
+from persia_hpc.trainer.batch import Inputs
 from persia_hpc.trainer.metrics import Wanted, evaluate_metrics
 
 OWN = ["tests.support.models:mean_logit"]
@@ -109,7 +110,8 @@ def test_checkpoints_are_written_at_the_end_of_the_best_and_on_time(
 @pytest.mark.parametrize("labels", [("click",), ("click", "buy")])
 def test_the_known_names_are_those_that_evaluations_report(labels: tuple[str, ...]) -> None:
     values = np.eye(4, len(labels), dtype=np.float32)
-    reported = evaluate_metrics(values, values, None, None, Wanted.of(config(metrics=OWN).train, labels))
+    wanted = Wanted.of(config(metrics=OWN), Inputs((), 1, labels))
+    reported = evaluate_metrics(values, values, None, None, wanted)
     assert set(metric_names(OWN, labels)) == set(reported) - {"samples"}
 
 

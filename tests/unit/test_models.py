@@ -190,30 +190,6 @@ def test_dlrm_heeds_hooks_and_what_takes_the_place_of_its_layers() -> None:
     torch.testing.assert_close(model(batch), 2 * expected)
 
 
-def test_deepfm_is_its_definition() -> None:
-    inputs = make_inputs(SAME_DIM)
-    model = small("deepfm", inputs)
-    batch, _ = embedded(inputs, feed_of(inputs, 6))
-    vectors = [*batch.pooled.values(), masked_mean(*batch.sequence["c"])]
-    pairs = sum((vectors[i] * vectors[j]).sum(1, keepdim=True) for i in range(len(vectors)) for j in range(i))
-    flat = torch.cat([batch.dense, *vectors], 1)
-    torch.testing.assert_close(model(batch), model.first_order(flat) + pairs + model.deep(flat))
-
-
-@pytest.mark.parametrize("hidden", [[], [8]])
-def test_deepfm_with_a_weight_for_each_id_is_its_definition(hidden: list[int]) -> None:
-    inputs = make_inputs(SAME_DIM)
-    model = small("deepfm", inputs, id_weights=True, hidden=hidden)
-    batch, _ = embedded(inputs, feed_of(inputs, 6))
-    whole = [*batch.pooled.values(), masked_mean(*batch.sequence["c"])]
-    vectors = [v[:, :3] for v in whole]
-    pairs = sum((vectors[i] * vectors[j]).sum(1, keepdim=True) for i in range(len(vectors)) for j in range(i))
-    expected = model.first_order(batch.dense) + sum(v[:, 3:] for v in whole) + pairs
-    if hidden:
-        expected = expected + model.deep(torch.cat([batch.dense, *vectors], 1))
-    torch.testing.assert_close(model(batch), expected)
-
-
 @pytest.mark.parametrize("structure", ["parallel", "stacked"])
 @pytest.mark.parametrize("low_rank", [None, 2])
 def test_dcn_v2_is_its_definition(structure: str, low_rank: int | None) -> None:

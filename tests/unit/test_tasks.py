@@ -151,3 +151,33 @@ def test_one_task_of_weight_1_trains_the_bits_of_its_label_alone(tmp_path: Path)
     for table, arrays in trained_rows(tmp_path / "task").items():
         for got, expected_array in zip(arrays, expected_rows[table], strict=True):
             np.testing.assert_array_equal(got, expected_array)
+
+
+def test_tasks_of_all_kinds_train_evaluate_and_predict_together(tmp_path: Path) -> None:
+    data = data_of(tmp_path / "train.h5", missing=True)
+    tasks = {
+        "click": {},
+        "buy": {"where": "click", "weight": 0.5, "loss": {"smoothing": 0.1}},
+        "rating": {"loss": {"name": "softmax", "classes": 5}},
+        "stars": {"label": "rating", "loss": "mse", "weight": 0.1},
+    }
+    changes = {"tasks": tasks, "data.valid": [data], "train.keep_best": "rmse_stars"}
+    summary, run = train(tmp_path / "run", data, **changes)
+    valid = summary["valid"]
+    for name in ("auc", "auc_click", "logloss_buy", "accuracy_rating", "rmse_stars", "mae"):
+        assert 0 <= valid[name] < 10, name
+    labels = open_source([data]).read(0, 160).labels
+    assert valid["missing_labels"] == {
+        "click": int(np.isnan(labels[:, 0]).sum()),
+        "buy": int((labels[:, 0] != 1).sum()),
+    }
+    best = summary["best"]
+    assert (best["metric"], best["mode"]) == ("rmse_stars", "min")
+    assert run.evaluate("valid")["rmse_stars"] == pytest.approx(valid["rmse_stars"], rel=1e-6)
+    assert run.predict([data], tmp_path / "out.csv") == 160
+    header, *lines = (tmp_path / "out.csv").read_text().splitlines()
+    assert header == "click,buy,rating_0,rating_1,rating_2,rating_3,rating_4,stars"
+    scores = np.array([line.split(",") for line in lines], np.float64)
+    np.testing.assert_allclose(scores[:, 2:7].sum(axis=1), 1, rtol=1e-5)
+    error = np.sqrt(np.mean((scores[:, 7] - labels[:, 2]) ** 2))
+    assert error == pytest.approx(valid["rmse_stars"], rel=1e-5)

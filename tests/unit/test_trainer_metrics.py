@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 
 from persia_hpc.config.types import METRICS
+from persia_hpc.config.watching import metric_names
 from persia_hpc.errors import UserError
 from persia_hpc.trainer.label_metrics import auc, known_auc, logloss
 from persia_hpc.trainer.metrics import SLICES, MetricError, Wanted, evaluate_metrics, load_metrics
@@ -216,7 +217,7 @@ def test_built_in_metrics_of_each_label_and_their_means_with_the_groups_that_the
     logits, group = random.normal(size=(300, 2)).astype(np.float32), random.integers(0, 40, 300)
     labels = (random.random((300, 2)) < 0.3).astype(np.float32)
     labels[random.random((300, 2)) < 0.2] = NAN
-    wanted = Wanted(("click", "buy"), ("gauc", "ndcg@2"))
+    wanted = Wanted(("click", "buy"), built_in=("gauc", "ndcg@2"))
     result = evaluate_metrics(logits, labels, None, group, wanted)
     one_class = {}
     for i, label in enumerate(wanted.labels):
@@ -234,7 +235,7 @@ def test_built_in_metrics_of_each_label_and_their_means_with_the_groups_that_the
     assert "undefined" not in result
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     alone = evaluate_metrics(
-        logits[:, :1], labels[:, :1], None, np.arange(300), Wanted(("click",), ("gauc",))
+        logits[:, :1], labels[:, :1], None, np.arange(300), Wanted(("click",), built_in=("gauc",))
     )
     assert alone["gauc"] is None
     assert "none of" in alone["undefined"]["gauc"]
@@ -252,7 +253,7 @@ def test_slices_are_the_metrics_of_their_samples_alone_the_largest_first():
     weight, group = random.random(n).astype(np.float32), random.integers(0, 9, n)
     country = (random.zipf(1.5, n) % 40).astype(np.uint64) + np.uint64(2**63)
     device = random.integers(0, 2, n).astype(np.uint64)
-    wanted = Wanted(("click",), ("gauc",), {"n": lambda x, *_: len(x)}, ("country", "device"), 12)
+    wanted = Wanted(("click",), (), (), ("gauc",), {"n": lambda x, *_: len(x)}, ("country", "device"), 12)
     result = evaluate_metrics(logits, labels, weight, group, wanted, np.stack([country, device], axis=1))
     assert list(result["slices"]) == ["country", "device"]
     for name, column in (("country", country), ("device", device)):
@@ -267,3 +268,43 @@ def test_slices_are_the_metrics_of_their_samples_alone_the_largest_first():
     assert len(result["slices"]["country"]) == SLICES < len(np.unique(country))
     few = Wanted(("click",), slices=("device",), slice_samples=n)
     assert "slices" not in evaluate_metrics(logits, labels, None, None, few, device[:, None])
+
+
+LOSSES_OF_FOUR = ("bce", "softmax", "poisson", "focal")
+
+
+def test_each_task_has_the_metrics_of_its_kind() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(200, 6)).astype(np.float32)
+    labels = np.stack([rng.integers(0, most, 200) for most in (2, 3, 9, 2)], axis=1).astype(np.float32)
+    labels[::5, 1] = np.nan
+    weight = rng.random(200).astype(np.float32)
+    names = ("click", "stars", "count", "buy")
+    wanted = Wanted(names, LOSSES_OF_FOUR, (1, 3, 1, 1), ("ne", "accuracy"))
+    result = evaluate_metrics(logits, labels, weight, None, wanted)
+    known = ~np.isnan(labels[:, 1])
+    x, y, w = logits[known, 1:4].astype(np.float64), labels[known, 1].astype(int), weight[known]
+    shares = np.exp(x) / np.exp(x).sum(axis=1, keepdims=True)
+    expected = {
+        "logloss_stars": np.average(-np.log(shares[np.arange(len(y)), y]), weights=w),
+        "accuracy_stars": np.average(shares.argmax(axis=1) == y, weights=w),
+        "rmse_count": np.sqrt(np.average((np.exp(logits[:, 4]) - labels[:, 2]) ** 2, weights=weight)),
+        "mae_count": np.average(np.abs(np.exp(logits[:, 4]) - labels[:, 2]), weights=weight),
+        "accuracy_buy": np.average((logits[:, 5] > 0) == labels[:, 3], weights=weight),
+        "auc_buy": roc_auc_score(labels[:, 3], logits[:, 5], sample_weight=weight),
+    }
+    for name, value in expected.items():
+        assert result[name] == pytest.approx(value, rel=1e-6), name
+    assert result["auc"] == pytest.approx((result["auc_click"] + result["auc_buy"]) / 2)
+    three = [result[f"logloss_{label}"] for label in ("click", "stars", "buy")]
+    assert result["logloss"] == pytest.approx(np.mean(three))
+    assert result["missing_labels"] == {"stars": 40}
+    losses = LOSSES_OF_FOUR
+    assert set(metric_names(["ne", "accuracy"], names, losses)) == set(result) - {"samples", "missing_labels"}
+
+
+def test_without_a_probability_there_is_no_auc() -> None:
+    logits, labels = np.zeros((4, 1), np.float32), np.arange(4, dtype=np.float32)[:, None]
+    result = evaluate_metrics(logits, labels, None, None, Wanted(("price",), ("mse",)))
+    assert (result["auc"], result["logloss"], result["mae"]) == (None, None, 1.5)
+    assert result["undefined"]["auc"] == "no label is learned as a probability"

@@ -25,7 +25,7 @@ def batch(random: np.random.Generator, size: int) -> Any:
 
 def test_the_window_holds_the_fewest_last_steps_with_enough_samples() -> None:
     random, state = np.random.default_rng(0), RunState({})
-    window = Progressive(100, Wanted(("click",), ("gauc",)), NoPeers(), state)
+    window = Progressive(100, Wanted(("click",), built_in=("gauc",)), NoPeers(), state)
     kept: list[tuple[Any, ...]] = []
     assert window.metrics() == {}
     for step in range(1, 20):

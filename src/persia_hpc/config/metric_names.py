@@ -7,12 +7,26 @@ from collections.abc import Iterable, Sequence
 
 from .types import METRICS
 
-OF_ALL = ("ne", "calibration", "pr_auc")  # over all samples
+OF_ALL = ("ne", "calibration", "pr_auc", "rmse", "mae", "accuracy")  # over all samples
+ALWAYS = ("rmse", "mae", "accuracy")  # of labels that aren't binary
+FALLING = ("ne", "rmse", "mae")  # the smallest is the best
 GAUC = ("gauc", "gauc@groups", "gauc@positives")
 TOP = ("recall", "ndcg")  # with @K
 FORMS = (*METRICS, *OF_ALL, *GAUC, *(f"{name}@K" for name in TOP))
 MOST = 2**31  # of K
 _TOP = re.compile(rf"({'|'.join(TOP)})@([1-9][0-9]{{0,9}})")
+
+
+def metrics_of(loss: str, metrics: Iterable[str]) -> list[str]:
+    """Returns the built-in metrics of a label with this loss: those that are always computed come first.
+
+    metrics: those of `train.metrics`, of which some make no sense for numbers and classes.
+    """
+    if loss in ("mse", "poisson"):
+        return ["rmse", "mae"]
+    if loss == "softmax":
+        return ["logloss", "accuracy"]
+    return [*METRICS, *built_in(metrics)]
 
 
 def top_of(name: str) -> tuple[str, int] | None:
@@ -50,7 +64,7 @@ def base_of(name: str, metrics: Sequence[str]) -> str | None:
     """Returns the built-in metric that a reported one is, "ne" for "ne_buy"; None for a user's own."""
     if name in own_names(metrics):
         return None
-    for base in (*METRICS, *built_in(metrics)):
+    for base in dict.fromkeys((*METRICS, *built_in(metrics), *ALWAYS)):
         if name == base or name.startswith(f"{base}_"):
             return base
     return None

@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -338,6 +338,10 @@ class Config:
     def features_of_sequences(self) -> dict[str, list[str]]:
         """Returns the features of each [sequences.NAME]."""
         return {name: sequence.features for name, sequence in self.sequences.items()}
+
+    def losses_of(self, labels: Sequence[str]) -> list[str]:
+        """Returns the loss of each of the labels that are learned, in their order."""
+        return self.loss_names if self.tasks else [self.train.loss] * len(labels)
 
     @property
     def pull_bound(self) -> int:

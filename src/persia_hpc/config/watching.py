@@ -11,7 +11,7 @@ from typing import Any
 
 from persia_hpc.errors import UserError
 
-from .metric_names import base_of, built_in, own_names
+from .metric_names import FALLING, base_of, metrics_of, own_names
 from .options import did_you_mean
 from .types import METRICS, Config, TrainConfig
 
@@ -37,7 +37,7 @@ class Watched:
         metrics: those of `train.metrics`.
         """
         metric = str(options.get("metric", "auc")).rpartition(":")[2]  # a custom one by its function's name
-        falls = metric == "logloss" or metric.startswith("logloss_") or base_of(metric, metrics) == "ne"
+        falls = metric == "logloss" or metric.startswith("logloss_") or base_of(metric, metrics) in FALLING
         return cls(metric, options.get("mode") or ("min" if falls else "max"))
 
     def better(self, value: float, best: float | None, min_delta: float = 0.0) -> bool:
@@ -67,22 +67,26 @@ def best_metric(train: TrainConfig) -> Watched:
     return Watched.of(own or train.early_stop or {}, train.metrics)
 
 
-def metric_names(metrics: Sequence[str], labels: Sequence[str]) -> list[str]:
-    """Returns the names of the metrics that an evaluation reports."""
-    ours = [*METRICS, *built_in(metrics)]
-    each = [f"{name}_{label}" for label in labels for name in ours] if len(labels) > 1 else []
-    return [*ours, *each, *own_names(metrics)]
+def metric_names(metrics: Sequence[str], labels: Sequence[str], losses: Sequence[str] = ()) -> list[str]:
+    """Returns the names of the metrics that an evaluation reports.
+
+    losses: of the labels; binary ones by default.
+    """
+    each = [metrics_of(loss, metrics) for loss in losses or ["bce"] * len(labels)]
+    ours = dict.fromkeys((*METRICS, *(name for names in each for name in names)))
+    of_labels = [f"{name}_{label}" for label, names in zip(labels, each, strict=True) for name in names]
+    return [*ours, *(of_labels if len(labels) > 1 else []), *own_names(metrics)]
 
 
 def check_metrics(config: Config, labels: Sequence[str]) -> None:
     """Checks that the watched metrics are among those that evaluations report, and that names differ.
 
-    labels: of the data.
+    labels: of the tasks.
 
     Raises UserError if not.
     """
     train = config.train
-    names = metric_names(train.metrics, labels)
+    names = metric_names(train.metrics, labels, config.losses_of(labels))
     for i, name in enumerate(names):
         if name in names[:i] or name in RESERVED:
             raise UserError(

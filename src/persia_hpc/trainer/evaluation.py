@@ -106,9 +106,9 @@ class Predictions:
         Raises MetricError, on every trainer, for a custom metric that fails.
         """
         columns, wanted = self._columns, self._wanted
-        width, sliced = len(wanted.labels), len(wanted.slices)
-        logits = peers.gather(concatenate(columns["logits"], width))
-        expected = peers.gather(concatenate(columns["labels"], width))
+        sliced = len(wanted.slices)
+        logits = peers.gather(concatenate(columns["logits"], wanted.num_outputs))
+        expected = peers.gather(concatenate(columns["labels"], len(wanted.labels)))
         weight = peers.gather(concatenate(columns["weight"], 1))
         group = peers.gather(concatenate(columns["group"], 1, np.int64))
         slices = peers.gather(concatenate(columns["slices"], sliced, np.uint64)) if sliced else None

@@ -14,6 +14,7 @@ from persia_hpc._native import rank_metrics
 from persia_hpc.arrays import Array
 from persia_hpc.config.metric_names import GAUC, TOP, is_grouped, top_of
 
+_NOT_BINARY = ("mse", "poisson", "softmax")  # losses
 _SAMPLES_OF_A_THREAD = 100_000
 _IN_CACHE = 1 << 14
 _GAUC = dict(zip(GAUC, ("gauc", "gauc_of_groups", "gauc_by_positives"), strict=True))
@@ -37,12 +38,16 @@ class LabelMetrics:
         weight: Array | None = None,
         groups: Array | None = None,
         names: Sequence[str] = (),
+        loss: str = "bce",
     ) -> None:
         """Takes the samples; names: of the metrics that will be asked for, where they need groups.
 
-        Shapes: logits, labels [n]; weight [n] or None; groups uint32 [n], numbers from 0, or None.
+        loss: of the label, which says what it is: a class, a number, else 0 or 1.
+
+        Shapes: logits [n], or [n, K] of K classes; labels [n]; weight [n] or None; groups uint32 [n], numbers
+        from 0, or None.
         """
-        self.logits, self.labels, self.weight = logits, labels, weight
+        self.logits, self.labels, self.weight, self.loss = logits, labels, weight, loss
         self.grouped = groups if any(map(is_grouped, names)) else None
         self.ks = sorted({top[1] for name in names if (top := top_of(name)) is not None})
 
@@ -59,6 +64,9 @@ class LabelMetrics:
             "pr_auc": self._pr_auc,
             "logloss": lambda: self._logloss,
             "ne": self._ne,
+            "rmse": lambda: math.sqrt(self._mean(lambda x, y: self._errors(x, y) ** 2)),
+            "mae": lambda: self._mean(lambda x, y: np.abs(self._errors(x, y))),
+            "accuracy": self._accuracy,
             "calibration": self._calibration,
         }
         return of_all[name]() if name in of_all else self._of_groups(name)
@@ -72,7 +80,7 @@ class LabelMetrics:
     @cached_property
     def _problem(self) -> UndefinedError | None:
         try:
-            _check_defined(self.logits, self.labels, self.weight)
+            _check_defined(self.logits, self.labels, self.weight, binary=self.loss not in _NOT_BINARY)
         except UndefinedError as error:
             return error
         return None
@@ -106,12 +114,25 @@ class LabelMetrics:
 
     @cached_property
     def _logloss(self) -> float:
-        def losses(x: Array, y: Array) -> Array:
-            found: Array = np.maximum(x, 0.0) + np.log1p(np.exp(-np.abs(x))) - x * y
-            return found  # log(1 + e^x) - x y, without overflow
+        return self._mean(_cross_entropy_of_classes if self.logits.ndim == 2 else _binary_cross_entropy)
 
+    def _mean(self, values: Callable[[Array, Array], Array]) -> float:
+        """Returns the weighted mean of what `values` makes of logits and labels."""
         count = len(self.labels) if self.weight is None else float(self.weight.sum(dtype=np.float64))
-        return self._sum(losses) / count
+        return self._sum(values) / count
+
+    def _errors(self, x: Array, y: Array) -> Array:
+        """Returns what is predicted, less the labels."""
+        if self.loss == "poisson":
+            x = np.exp(x)
+        elif self.loss != "mse":
+            x = _probabilities(x)
+        errors: Array = x - y
+        return errors
+
+    def _accuracy(self) -> float:
+        """Returns the share of samples whose most probable value is the label."""
+        return self._mean(lambda x, y: ((x.argmax(axis=1) if x.ndim == 2 else x > 0) == y).astype(np.float64))
 
     def _sum(self, values: Callable[[Array, Array], Array]) -> float:
         """Returns the weighted sum of values(logits, labels), of as many at a time as fit a core's cache."""
@@ -152,18 +173,34 @@ def _as_float32(scores: Array) -> Array:
     return np.unique(scores, return_inverse=True)[1].astype(np.uint32).view(np.float32)
 
 
-def _check_defined(logits: Array, labels: Array, weight: Array | None) -> None:
+def _binary_cross_entropy(x: Array, y: Array) -> Array:
+    losses: Array = np.maximum(x, 0.0) + np.log1p(np.exp(-np.abs(x))) - x * y
+    return losses  # log(1 + e^x) - x y, without overflow
+
+
+def _cross_entropy_of_classes(x: Array, y: Array) -> Array:
+    losses: Array = np.logaddexp.reduce(x, axis=1) - x[np.arange(len(x)), y.astype(np.int64)]
+    return losses
+
+
+def _probabilities(logits: Array) -> Array:
+    """Returns the sigmoid, without overflow."""
+    probabilities: Array = np.exp(-np.logaddexp(0.0, -logits))
+    return probabilities
+
+
+def _check_defined(logits: Array, labels: Array, weight: Array | None, *, binary: bool) -> None:
     if not len(labels):
         raise UndefinedError("no sample has a label")
     others = labels[(labels != 0) & (labels != 1)]
-    if len(others):
+    if binary and len(others):
         raise UndefinedError(
             f"{len(others)} of {len(labels)} labels are neither 0 nor 1, such as {others[0]:g}; "
             "a missing label is NaN"
         )
     if weight is not None and not weight.any():
         raise UndefinedError("all weights are 0")
-    bad = len(logits) - int(np.isfinite(logits).sum())
+    bad = len(logits) - int(np.isfinite(logits).reshape(len(logits), -1).all(axis=1).sum())
     if bad:
         raise UndefinedError(f"the model's output isn't finite for {bad} of {len(logits)} samples")
 

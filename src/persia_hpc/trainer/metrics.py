@@ -12,11 +12,12 @@ import numpy as np
 
 from persia_hpc._native import number_groups
 from persia_hpc.arrays import Array
-from persia_hpc.config.metric_names import built_in, is_grouped
-from persia_hpc.config.types import METRICS, TrainConfig
+from persia_hpc.config.metric_names import built_in, is_grouped, metrics_of
+from persia_hpc.config.types import METRICS, Config
 from persia_hpc.errors import UserError
 from persia_hpc.user_objects import describe, load_object
 
+from .batch import Inputs
 from .label_metrics import LabelMetrics, UndefinedError
 
 Metric = Callable[[Array, Array, "Array | None", "Array | None"], "float | None"]
@@ -36,19 +37,37 @@ class Wanted:
     """Holds what evaluations compute."""
 
     labels: tuple[str, ...]
-    built_in: tuple[str, ...] = ()  # beside AUC and log loss
+    losses: tuple[str, ...] = ()  # of the labels; empty: all are binary
+    widths: tuple[int, ...] = ()  # outputs of the labels; empty: one each
+    built_in: tuple[str, ...] = ()  # beside what is always computed
     own: Mapping[str, Metric] = field(default_factory=dict)  # by name
     slices: tuple[str, ...] = ()  # features
     slice_samples: int = 1  # that a slice has at least
 
     @classmethod
-    def of(cls, train: TrainConfig, labels: Sequence[str]) -> Wanted:
+    def of(cls, config: Config, inputs: Inputs) -> Wanted:
         """Returns what the configuration asks for.
 
         Raises UserError for a function that can't be imported.
         """
+        train, labels = config.train, inputs.labels
         names, own = tuple(built_in(train.metrics)), load_metrics(train.metrics)
-        return cls(tuple(labels), names, own, tuple(train.slices), train.slice_samples)
+        losses, slices = tuple(config.losses_of(labels)), tuple(train.slices)
+        return cls(labels, losses, inputs.output_widths, names, own, slices, train.slice_samples)
+
+    @property
+    def num_outputs(self) -> int:
+        """Returns how many logits a sample has."""
+        return sum(self.widths) if self.widths else len(self.labels)
+
+    def each(self) -> list[tuple[str, str, slice, list[str]]]:
+        """Returns of each label the name, the loss, its columns of the logits, and its metrics."""
+        found, begin = [], 0
+        losses = self.losses or ("bce",) * len(self.labels)
+        for label, loss, width in zip(self.labels, losses, self.widths or (1,) * len(losses), strict=True):
+            found.append((label, loss, slice(begin, begin + width), metrics_of(loss, self.built_in)))
+            begin += width
+        return found
 
 
 def evaluate_metrics(
@@ -62,10 +81,10 @@ def evaluate_metrics(
     """Computes `samples`, `auc` and `logloss`, the other metrics that are wanted, and all that of slices.
 
     Those of a label are computed over the samples where it is known (not NaN). With several labels the
-    built-in ones are means over them, and those of each label are given too. A mean over some of the labels
-    could be compared with no other, so it isn't defined unless that of each label is.
+    built-in ones are means over those that have the metric, and those of each label are given too. A mean
+    over some of these could be compared with no other, so it isn't defined unless that of each label is.
 
-    Shapes: logits, labels [n, L]; weight, group [n] or None; slices [n, S] ids or None.
+    Shapes: logits [n, outputs], labels [n, L]; weight, group [n] or None; slices [n, S] ids or None.
     Raises MetricError for a custom metric that returns no number, or raises an exception although there are
     samples that it can be computed from.
     """
@@ -80,33 +99,35 @@ def evaluate_metrics(
         except UndefinedError as error:
             result[name], undefined[name] = None, str(error)
 
-    ours = (*METRICS, *wanted.built_in)
+    each = wanted.each()
+    ours = dict.fromkeys((*METRICS, *(name for *_, names in each for name in names)))
     several = len(wanted.labels) > 1
-    if several:
-        result |= dict.fromkeys(ours)  # their place is before those of the labels
+    result |= dict.fromkeys(ours)  # their place is before those of the labels
     groups = None
     if group is not None and any(map(is_grouped, ours)):
         groups = number_groups(np.ascontiguousarray(group, np.int64))
-    for i, label in enumerate(wanted.labels):
+    for i, (label, loss, columns, names) in enumerate(each):
         known = ~np.isnan(labels[:, i])
         rows: Any = slice(None) if known.all() else known  # the former copies nothing
         mine = LabelMetrics(
-            logits[rows, i],
+            logits[rows, columns] if loss == "softmax" else logits[rows, columns.start],
             labels[rows, i],
             None if weight is None else weight[rows],
             None if groups is None else groups[rows],
-            ours,
+            names,
+            loss,
         )
-        for name in ours:
+        for name in names:
             reported = f"{name}_{label}" if several else name
             add(reported, mine.value, name)
             if result[reported] is not None and (count := mine.skipped_groups(name)):
                 skipped[reported] = count
         if not known.all():
             missing[label] = len(labels) - int(known.sum())
-    if several:
-        for name in ours:
-            add(name, _mean, result, [f"{name}_{label}" for label in wanted.labels])
+    for name in ours:
+        having = [label for label, _, _, names in each if name in names]
+        if several or not having:
+            add(name, _mean, result, [f"{name}_{label}" for label in having])
     for name, metric in wanted.own.items():
         add(name, _call, name, metric, logits, labels, weight, group)
     sliced = {}
@@ -138,6 +159,8 @@ def _of_slices(
 
 
 def _mean(metrics: Metrics, names: Sequence[str]) -> float:
+    if not names:
+        raise UndefinedError("no label is learned as a probability")
     missing = [name for name in names if metrics[name] is None]
     if missing:
         raise UndefinedError(f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} undefined")

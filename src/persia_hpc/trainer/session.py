@@ -85,7 +85,7 @@ class Session(Progress):
         newest = saver.newest if saver is not None else str
         self.skips = Skips(config, inputs, self.state, peers, newest)
         self._buffers = Buffers()
-        self._wanted = Wanted.of(config.train, inputs.labels)
+        self._wanted = Wanted.of(config, inputs)
         self.progressive = Progressive(config.train.progressive, self._wanted, peers, self.state)
         num_steps = self.num_steps if "train" in schedules else 1
         self.updates = Updates(config.train, num_steps, self.precision, reducer)
