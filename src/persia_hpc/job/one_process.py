@@ -62,7 +62,7 @@ def _train(
     def prepare(path: Path | None) -> tuple[LocalStream, TrainerStart]:
         if path is not None or found:  # else it has been checked, and must not warn again
             facts.check_start(path)
-        stream = LocalStream(facts, sources, local_server(facts), stop)
+        stream = LocalStream(facts, sources, local_server(facts), stop, ahead=True)
         load_start(stream.server, config, path)
         return stream, prepare_trainer(facts, task, run_dir, path, trainer_rank=0)
 
