@@ -149,6 +149,7 @@ class LocalStream:
         pass
 
     def close(self) -> None:
+        """Ends the thread; may be called again."""
         self._drop_ahead()
         if self._thread is not None:
             self._thread.shutdown()

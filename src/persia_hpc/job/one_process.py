@@ -81,7 +81,10 @@ def _train(
     )
     begin_run(run_dir, config, start.events)
     keep_encoding(config.data.train, facts.schema.encoding, run_dir)
-    trainer = train_session(session, task, start.driver)
+    try:
+        trainer = train_session(session, task, start.driver)
+    finally:
+        stream.close()  # whatever happened: nothing may read any more when the sources are closed
     outcome = JobOutcome(
         [ServerOutcome(**stream.server.statistics())], [WorkerOutcome(stream.first_pull)], [trainer]
     )
