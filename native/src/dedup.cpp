@@ -1,21 +1,22 @@
 #include "persia/dedup.h"
 
 #include <algorithm>
-#include <cstring>
 #include <limits>
 #include <stdexcept>
 #include <string>
 #include <utility>
 
+#include "dedup_loops.h"
 #include "persia/prefetch.h"
 
 namespace persia {
 namespace {
 
-constexpr std::size_t kBlock = 64;  // ids whose index lines are fetched before the first one is needed
 constexpr std::size_t kNarrowRows = 65536;
-constexpr std::size_t kNearIds = 4096;  // of a table whose work the first caches hold
-constexpr std::size_t kStartsPadding = 4;
+constexpr std::size_t kNearIds = 4096;    // of a table whose work the first caches hold
+constexpr std::size_t kSmallIds = 16384;  // of a table whose ids and slots have numbers of 16 bits
+constexpr std::size_t kFewestSlots = 64;
+constexpr std::size_t kAhead = 16;  // ids whose slots are fetched before they are needed, with many ids
 
 void check(bool ok, const std::string& message) {
     if (!ok) throw std::invalid_argument("Deduplicator: " + message);
@@ -51,40 +52,11 @@ void check_plan(const DedupPlan& plan) {
     }
 }
 
-// A condition that the compiler must compute: of a comparison it would make a branch that can't be predicted.
-std::uint32_t opaque(std::uint32_t condition) {
-    __asm__("" : "+r"(condition));
-    return condition;
-}
-
-// So sparse that most keys are where they are looked for first; the more so while the first caches hold it.
-std::size_t index_size(std::size_t num_ids) {
-    std::size_t size = kBlock;
+// So many that most keys have one of their own; the more so while the first caches hold them.
+std::size_t count_slots(std::size_t num_ids) {
+    std::size_t size = kFewestSlots;
     while (size < (num_ids <= kNearIds ? 8 : 4) * num_ids) size *= 2;
     return size;
-}
-
-// Turns counts [size + 1], of which the last is 0, into the sums of those before each.
-template <typename Counter>
-void add_up(Counter* counts, std::size_t size) {
-    Counter sum = 0;
-    for (std::size_t i = 0; i <= size; ++i) sum = static_cast<Counter>(sum + std::exchange(counts[i], sum));
-}
-
-// Four counts at a time, which a multiplication adds up.
-template <>
-void add_up(std::uint16_t* counts, std::size_t size) {
-    static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the first count is the lowest part of a word");
-    constexpr std::uint64_t kOnes = 0x0001000100010001u;
-    std::uint64_t sum = 0;
-    for (std::size_t i = 0; i <= size; i += 4) {
-        std::uint64_t four;
-        std::memcpy(&four, counts + i, sizeof four);
-        const std::uint64_t sums = four * kOnes;
-        const std::uint64_t before = (sums << 16) + sum * kOnes;
-        std::memcpy(counts + i, &before, sizeof before);
-        sum += sums >> 48;
-    }
 }
 
 }  // namespace
@@ -98,117 +70,158 @@ Deduplicator::Deduplicator(DedupPlan plan) : plan_(std::move(plan)) {
         features_[plan_.tables[f]].push_back(static_cast<std::uint32_t>(f));
     std::uint32_t most = 0;
     for (const std::uint32_t n : plan_.num_buckets) most = std::max(most, n);
-    starts_.resize(static_cast<std::size_t>(most) + kStartsPadding);
+    starts_.resize(static_cast<std::size_t>(most) + kSumPadding);
 }
+
+// Of one table with n ids, which are named by their numbers 0 .. n-1. A key is named by its first id.
+template <typename Small>
+struct Deduplicator::Scratch {
+    struct Use {
+        Small first, before;  // the id's key, and how many ids before this one have it
+    };
+
+    static std::size_t words(std::size_t num_ids) {
+        return (6 * num_ids + count_slots(num_ids)) * sizeof(Small) / sizeof(std::uint32_t) + 1;
+    }
+
+    Scratch(const std::vector<std::uint64_t>& mixed, std::uint32_t* memory, std::size_t num_ids)
+        : keys(mixed.data()),
+          uses(reinterpret_cast<Use*>(memory)),
+          counts(reinterpret_cast<Small*>(uses + num_ids)),
+          homes(counts + num_ids),
+          firsts(homes + num_ids),
+          rows(firsts + num_ids),
+          slots(rows + num_ids) {}
+
+    const std::uint64_t* keys;  // [n]
+    Use* uses;                  // [n]
+    Small* counts;              // [n] of a key: its ids
+    Small* homes;               // [n] the slot where the id's key is looked for first; of a key: its slot
+    Small* firsts;              // [U] the keys in order of first use
+    Small* rows;                // [n] of a key
+    Small* slots;               // a key each; what no home names is left from another table
+};
 
 void Deduplicator::reserve(std::size_t largest_table) {
-    if (ordinals_.size() < largest_table) {
-        ordinals_.resize(largest_table);
-        rows_.resize(largest_table);
-        unique_.resize(largest_table + 1);
+    if (keys_.size() < largest_table) keys_.resize(largest_table);
+    const std::size_t most_small = std::min(largest_table, kSmallIds);
+    std::size_t words = Scratch<std::uint16_t>::words(most_small);
+    if (largest_table > kSmallIds) words = std::max(words, Scratch<std::uint32_t>::words(largest_table));
+    if (scratch_.size() < words) scratch_.resize(words);
+}
+
+// Gives each id the first id of its key; returns the number of keys. All slots that are homes get the first
+// id that is at home there, from which no later id needs a decision, unless its key is another one. Those
+// look on in the next slots, as in any open table. `next` is what the next table reads first.
+template <typename Small>
+std::uint32_t Deduplicator::find_unique(const Scratch<Small>& of, std::uint32_t num_ids,
+                                        std::size_t num_slots, const Id* next) const {
+    constexpr bool kFar = sizeof(Small) == 4;
+    const std::uint64_t* const keys = of.keys;
+    Small* const slots = of.slots;
+    Small* const homes = of.homes;
+    Small* const counts = of.counts;
+    for (std::uint32_t i = num_ids; i-- > 0;) {
+        if (kFar && i >= kAhead) prefetch_line(&slots[homes[i - kAhead]]);
+        slots[homes[i]] = static_cast<Small>(i);
     }
-    const std::size_t size = index_size(largest_table);
-    if (index_.size() < size) index_.resize(size, 0);
-}
-
-void Deduplicator::begin_table(std::size_t num_ids, std::uint32_t num_unique) {
-    first_ += num_unique;
-    if (num_ids < std::numeric_limits<std::uint32_t>::max() - first_) return;
-    std::fill(index_.begin(), index_.end(), 0);
-    first_ = 1;
-}
-
-// Gives each id the first-use number of its key within the table; returns the new number of unique keys.
-template <bool kFar>
-std::uint32_t Deduplicator::find_unique(Span<const Id> ids, std::size_t mask, std::uint32_t num_unique,
-                                        std::uint32_t* ordinals) {
-    std::uint32_t* const index = index_.data();
-    std::uint64_t* const unique = unique_.data();
-    const std::uint32_t first = first_;
-    std::uint64_t keys[kBlock];
-    for (std::size_t begin = 0; begin < ids.size(); begin += kBlock) {
-        const std::size_t size = std::min(kBlock, ids.size() - begin);
-        for (std::size_t i = 0; i < size; ++i) keys[i] = mix(ids[begin + i]);
-        if (kFar) {
-            for (std::size_t i = 0; i < size; ++i) prefetch_line(&index[keys[i] & mask]);
-            for (std::size_t i = 0; i < size; ++i) {
-                const std::uint32_t number = index[keys[i] & mask];
-                if (number >= first) prefetch_line(&unique[number - first]);
+    std::fill(counts, counts + num_ids, Small{0});
+    std::uint32_t num_unique = 0;
+    for (std::uint32_t i = 0; i < num_ids; ++i) {
+        if (kFar && i + kAhead < num_ids) prefetch_line(&slots[homes[i + kAhead]]);
+        if (!kFar && i % 8 == 0) prefetch_line(next + i);
+        Small first = slots[homes[i]];
+        if (__builtin_expect(keys[first] != keys[i], 0)) {
+            for (std::size_t slot = homes[i];;) {
+                slot = (slot + 1) & (num_slots - 1);
+                first = slots[slot];
+                if (first >= num_ids || homes[first] != slot) {  // it's free
+                    slots[slot] = first = static_cast<Small>(i);
+                    homes[i] = static_cast<Small>(slot);
+                    break;
+                }
+                if (keys[first] == keys[i]) break;
             }
         }
-        for (std::size_t i = 0; i < size; ++i) {
-            // Whether a key is new can't be predicted: so everything is written either way. What is written
-            // behind the last unique key is overwritten by the next.
-            const std::uint64_t key = keys[i];
-            unique[num_unique] = key;
-            std::size_t at = key & mask;
-            std::uint32_t ordinal, fresh;
-            for (;; at = (at + 1) & mask) {
-                const std::uint32_t number = index[at];
-                fresh = opaque(number < first);
-                ordinal = number - first;
-                ordinal ^= (ordinal ^ num_unique) & (0 - fresh);
-                if (__builtin_expect(unique[ordinal] == key, 1)) break;
-            }
-            index[at] = first + ordinal;
-            ordinals[begin + i] = ordinal;
-            num_unique += fresh;
-        }
+        const Small count = counts[first];
+        counts[first] = static_cast<Small>(count + 1);
+        of.uses[i] = {first, count};
+        of.firsts[num_unique] = static_cast<Small>(i);  // overwritten by the next, unless the key is new
+        num_unique += opaque(first == i);
     }
     return num_unique;
 }
 
-// Stable counting sort of a table's rows by bucket.
-template <typename Counter>
-void Deduplicator::sort_table(std::size_t table, std::uint32_t base, std::uint32_t num_rows,
+// Stable counting sort of a table's rows by bucket. Leaves in row_offsets where the row's positions start.
+template <typename Small>
+void Deduplicator::sort_table(const Scratch<Small>& of, std::size_t table, std::uint32_t num_rows,
                               DedupResult& result) {
+    const std::uint32_t base = result.table_offsets[table];
     const std::uint32_t num_buckets = plan_.num_buckets[table];
     const BucketOf bucket(num_buckets);
-    const std::uint64_t* const unique = unique_.data();
-    auto* const starts = reinterpret_cast<Counter*>(starts_.data());
-    std::fill(starts, starts + num_buckets + kStartsPadding, Counter{0});
-    for (std::uint32_t i = 0; i < num_rows; ++i) ++starts[bucket(unique[i])];
+    auto* const starts = reinterpret_cast<Small*>(starts_.data());
+    std::fill(starts, starts + num_buckets + kSumPadding, Small{0});
+    for (std::uint32_t u = 0; u < num_rows; ++u) ++starts[bucket(of.keys[of.firsts[u]])];
     add_up(starts, num_buckets);
 
     std::uint32_t* const servers = result.server_offsets.data() + table * (num_servers_ + 1);
     for (std::size_t p = 0; p <= num_servers_; ++p) servers[p] = base + starts[plan_.bounds[table][p]];
 
     std::uint64_t* const keys = result.keys.data() + base;
-    std::uint32_t* const rows = rows_.data();
-    for (std::uint32_t i = 0; i < num_rows; ++i) {
-        const std::uint32_t row = starts[bucket(unique[i])]++;
-        rows[i] = row;
-        keys[row] = unique[i];
+    std::uint32_t* const offsets = result.row_offsets.data() + base;
+    std::uint32_t start = offsets[0];
+    for (std::uint32_t u = 0; u < num_rows; ++u) {
+        const Small first = of.firsts[u];
+        const Small row = starts[bucket(of.keys[first])]++;
+        of.rows[first] = row;
+        keys[row] = of.keys[first];
+        offsets[row] = of.counts[first];
+    }
+    for (std::uint32_t row = 0; row < num_rows; ++row) start += std::exchange(offsets[row], start);
+    offsets[num_rows] = start;
+}
+
+template <typename Small, typename Index>
+void Deduplicator::fill_features(const Scratch<Small>& of, std::size_t table, Index* indices,
+                                 DedupResult& result) const {
+    const std::uint32_t base = result.table_offsets[table];
+    const std::uint32_t in_group = base - result.group_offsets[plan_.groups[table]];
+    const std::uint32_t* const offsets = result.row_offsets.data() + base;
+    std::uint32_t* const positions = result.positions.data();
+    const auto* use = of.uses;
+    for (const std::uint32_t f : features_[table]) {
+        const std::uint32_t end = result.feature_offsets[f + 1];
+        for (std::uint32_t i = result.feature_offsets[f]; i < end; ++i, ++use) {
+            const Small row = of.rows[use->first];
+            indices[i] = static_cast<Index>(in_group + row);
+            positions[offsets[row] + use->before] = i;
+        }
     }
 }
 
-// The transpose is filled in three passes: how often each row is used, where its positions start, and the
-// positions, which moves the start to where they end.
-template <typename Index>
-void Deduplicator::fill_features(std::size_t table, std::uint32_t base, std::uint32_t num_rows,
-                                 Index* indices, DedupResult& result) {
-    const std::uint32_t in_group = base - result.group_offsets[plan_.groups[table]];
-    const std::uint32_t* const rows = rows_.data();
-    std::uint32_t* const ends = result.row_offsets.data() + base + 1;
-    std::uint32_t* const positions = result.positions.data();
-    std::fill(ends, ends + num_rows, 0);
-    std::uint32_t* ordinals = ordinals_.data();
+template <typename Small>
+void Deduplicator::run_table(std::size_t table, const std::vector<Span<const Id>>& values,
+                             std::uint32_t num_ids, DedupResult& result) {
+    const Scratch<Small> of(keys_, scratch_.data(), num_ids);
+    const std::size_t num_slots = count_slots(num_ids);
+    std::size_t done = 0;
     for (const std::uint32_t f : features_[table]) {
-        const std::uint32_t end = result.feature_offsets[f + 1];
-        for (std::uint32_t i = result.feature_offsets[f]; i < end; ++i, ++ordinals) {
-            const std::uint32_t row = rows[*ordinals];
-            *ordinals = row;
-            indices[i] = static_cast<Index>(in_group + row);
-            ++ends[row];
-        }
+        mix_ids(values[f], num_slots - 1, keys_.data() + done, of.homes + done);
+        done += values[f].size();
     }
-    std::uint32_t start = ends[-1];  // where the table before ends
-    for (std::uint32_t row = 0; row < num_rows; ++row) start += std::exchange(ends[row], start);
-    ordinals = ordinals_.data();
-    for (const std::uint32_t f : features_[table]) {
-        const std::uint32_t end = result.feature_offsets[f + 1];
-        for (std::uint32_t i = result.feature_offsets[f]; i < end; ++i) positions[ends[*ordinals++]++] = i;
+    const Id* next = nullptr;
+    if (table + 1 < num_tables() && !features_[table + 1].empty()) {
+        next = values[features_[table + 1][0]].data();
     }
+    const std::uint32_t base = result.table_offsets[table];
+    const std::uint32_t num_unique = find_unique(of, num_ids, num_slots, next);
+    sort_table(of, table, num_unique, result);
+    if (result.wide_indices.size() == 0) {
+        fill_features(of, table, result.narrow_indices.data(), result);
+    } else {
+        fill_features(of, table, result.wide_indices.data(), result);
+    }
+    result.table_offsets[table + 1] = base + num_unique;
 }
 
 DedupResult Deduplicator::run(const std::vector<Span<const Id>>& values) {
@@ -243,41 +256,23 @@ DedupResult Deduplicator::run(const std::vector<Span<const Id>>& values) {
     result.positions = AlignedArray<std::uint32_t>(num_ids);
     result.narrow_indices = AlignedArray<std::uint16_t>(surely_narrow ? num_ids : 0);
     result.wide_indices = AlignedArray<std::uint32_t>(surely_narrow ? 0 : num_ids);
-    result.row_offsets[0] = result.group_offsets[0] = 0;
-    std::uint32_t base = 0, num_unique = 0;
+    result.row_offsets[0] = result.group_offsets[0] = result.table_offsets[0] = 0;
     for (std::size_t t = 0; t < num_tables(); ++t) {
-        const std::size_t size = index_size(table_ids[t]);
-        begin_table(table_ids[t], num_unique);
-        num_unique = 0;
-        const bool near = table_ids[t] <= kNearIds;
-        if (near && table_ids[t] != 0) {  // what will be written in another order than memory's
-            prefetch(result.keys.data() + base, table_ids[t] * sizeof(std::uint64_t));
-            prefetch(result.row_offsets.data() + base, table_ids[t] * sizeof(std::uint32_t));
-            prefetch(result.positions.data() + result.row_offsets[base],
-                     table_ids[t] * sizeof(std::uint32_t));
+        const std::uint32_t base = result.table_offsets[t];
+        const auto count = static_cast<std::uint32_t>(table_ids[t]);
+        if (count != 0 && count <= kNearIds) {  // what will be written in another order than memory's
+            prefetch(result.keys.data() + base, count * sizeof(std::uint64_t));
+            prefetch(result.row_offsets.data() + base, count * sizeof(std::uint32_t));
+            prefetch(result.positions.data() + result.row_offsets[base], count * sizeof(std::uint32_t));
         }
-        std::uint32_t* ordinals = ordinals_.data();
-        for (const std::uint32_t f : features_[t]) {
-            num_unique = near ? find_unique<false>(values[f], size - 1, num_unique, ordinals)
-                              : find_unique<true>(values[f], size - 1, num_unique, ordinals);
-            ordinals += values[f].size();
-        }
-        result.table_offsets[t] = base;
-        if (num_unique <= std::numeric_limits<std::uint16_t>::max()) {
-            sort_table<std::uint16_t>(t, base, num_unique, result);
+        if (count <= kSmallIds) {
+            run_table<std::uint16_t>(t, values, count, result);
         } else {
-            sort_table<std::uint32_t>(t, base, num_unique, result);
+            run_table<std::uint32_t>(t, values, count, result);
         }
-        if (surely_narrow) {
-            fill_features(t, base, num_unique, result.narrow_indices.data(), result);
-        } else {
-            fill_features(t, base, num_unique, result.wide_indices.data(), result);
-        }
-        base += num_unique;
-        result.group_offsets[plan_.groups[t] + 1] = base;
+        result.group_offsets[plan_.groups[t] + 1] = result.table_offsets[t + 1];
     }
-    begin_table(0, num_unique);
-    result.table_offsets[num_tables()] = base;
+    const std::uint32_t base = result.table_offsets[num_tables()];
     result.keys.shrink(base);
     result.row_offsets.shrink(base + 1);
     for (std::size_t g = 0; g < num_groups_; ++g) {

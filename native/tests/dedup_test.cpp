@@ -99,6 +99,26 @@ void follows_the_definition() {
     }
 }
 
+// Keys whose low bits are all ones look for a slot from the last one on, which most others are at home in.
+void keys_with_one_home_are_told_apart() {
+    std::mt19937_64 random(8);
+    const DedupPlan plan{{0, 1, 2}, {0, 0, 0}, {8, 1, 4}, {{0, 3, 8}, {0, 1, 1}, {0, 0, 4}}};
+    Deduplicator dedup(plan);
+    for (const size_t num_ids : {40, 300, 5000, 17000}) {
+        for (int round = 0; round < 3; ++round) {
+            Ids ids(3);
+            for (auto& feature : ids) {
+                feature.resize(num_ids - random() % 9);
+                for (auto& id : feature) {
+                    const uint64_t key = random() % 200;
+                    id = key < 150 ? unmix(key << 40 | ((1u << 30) - 1)) : unmix(key - 150);
+                }
+            }
+            check_against_definition(plan, ids, run(dedup, ids));
+        }
+    }
+}
+
 void indices_widen_at_65537_rows_of_a_group() {
     Deduplicator dedup(small_plan());
     Ids ids(3);
@@ -140,6 +160,7 @@ void contradictory_plans_are_refused() {
 
 int main() {
     follows_the_definition();
+    keys_with_one_home_are_told_apart();
     indices_widen_at_65537_rows_of_a_group();
     contradictory_plans_are_refused();
 }

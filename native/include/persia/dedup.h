@@ -51,16 +51,21 @@ class Deduplicator {
     std::size_t num_servers() const { return num_servers_; }
 
   private:
+    template <typename Small>
+    struct Scratch;
+
     void reserve(std::size_t largest_table);
-    void begin_table(std::size_t num_ids, std::uint32_t num_unique);
-    template <bool kFar>
-    std::uint32_t find_unique(Span<const Id> ids, std::size_t mask, std::uint32_t num_unique,
-                              std::uint32_t* ordinals);
-    template <typename Counter>
-    void sort_table(std::size_t table, std::uint32_t base, std::uint32_t num_rows, DedupResult& result);
-    template <typename Index>
-    void fill_features(std::size_t table, std::uint32_t base, std::uint32_t num_rows, Index* indices,
-                       DedupResult& result);
+    template <typename Small>
+    void run_table(std::size_t table, const std::vector<Span<const Id>>& values, std::uint32_t num_ids,
+                   DedupResult& result);
+    template <typename Small>
+    std::uint32_t find_unique(const Scratch<Small>& of, std::uint32_t num_ids, std::size_t num_slots,
+                              const Id* next) const;
+    template <typename Small>
+    void sort_table(const Scratch<Small>& of, std::size_t table, std::uint32_t num_rows, DedupResult& result);
+    template <typename Small, typename Index>
+    void fill_features(const Scratch<Small>& of, std::size_t table, Index* indices,
+                       DedupResult& result) const;
 
     DedupPlan plan_;
     std::size_t num_servers_;
@@ -68,15 +73,9 @@ class Deduplicator {
     std::vector<std::vector<std::uint32_t>> features_;  // [T] the features of each table
 
     std::mutex mutex_;
-    // The index of a table: `first_` + a key's first-use number. Others' numbers differ, so nothing is
-    // cleared.
-    std::vector<std::uint32_t> index_;
-    std::uint32_t first_ = 1;
-    // Of one table; n its ids, U its unique keys.
-    std::vector<std::uint64_t> unique_;    // [U+1] in first-use order
-    std::vector<std::uint32_t> ordinals_;  // [n] first-use number of each id's key, then its row
-    std::vector<std::uint32_t> rows_;      // [U] final row of each first-use number
-    std::vector<std::uint32_t> starts_;    // [buckets+1]
+    std::vector<std::uint64_t> keys_;     // [n] of one table's ids
+    std::vector<std::uint32_t> scratch_;  // see Scratch
+    std::vector<std::uint32_t> starts_;   // [buckets+1], and padding
 };
 
 }  // namespace persia

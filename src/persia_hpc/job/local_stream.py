@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,7 @@ from persia_hpc.schedule import Schedule
 from .facts import Facts
 
 WAIT_SECONDS = 0.02  # between two looks whether a wait is over
+STEPS_AHEAD = 8  # that are prepared while others are trained: reading comes in bursts, a window at a time
 
 
 def local_server(facts: Facts) -> ParameterServer:
@@ -50,7 +53,14 @@ class LocalStream:
         sources: Mapping[str, Source],
         server: ParameterServer,
         stop: StopSignals | None = None,
+        *,
+        ahead: bool = False,
     ):
+        """Starts without a batch.
+
+        ahead: while a step is trained, a thread reads the samples of the next ones and finds their keys. Not
+        with `data.transform`, which may draw from the same generators as the model.
+        """
         config = facts.config
         self.server = server
         self.worker = EmbeddingWorker(
@@ -65,6 +75,9 @@ class LocalStream:
         self._last = 0
         self._pulled = 0
         self._evaluation: tuple[str, int] = ("", 0)
+        threaded = ahead and not config.data.transform
+        self._thread = ThreadPoolExecutor(1, "persia-prepare") if threaded else None
+        self._ahead: deque[Future[KeyBatch]] = deque()  # of the steps after the last that was pulled
 
     def wait_until(self, done: Callable[[], bool], what: str | None) -> None:
         while not done():
@@ -75,9 +88,11 @@ class LocalStream:
         """Returns None: a batch is made when it is asked for."""
 
     def begin_portion(self, schedule: Schedule, files: Sequence[FileInfo]) -> None:
+        self._drop_ahead()
         self.splits.begin_portion(schedule, files)
 
     def begin_segment(self, first: int, last: int, rate_factor: float) -> None:
+        self._drop_ahead()
         self._last = last
         if first > 1:
             self.first_pull[first] = time.time()
@@ -86,8 +101,11 @@ class LocalStream:
     def next_batch(self, step: int) -> RowBatch | None:
         if step > self._last:
             return None
+        batch = self._take(step)
         self._pulled = step
-        batch = self._prepare("train", step)
+        if self._thread is not None:
+            for later in range(step + 1 + len(self._ahead), min(step + STEPS_AHEAD, self._last) + 1):
+                self._ahead.append(self._thread.submit(self._prepare, "train", later))
         begin = time.perf_counter()
         keys, counts = self._request(batch)
         self.first_pull.setdefault(self.server.clock.first, time.time())
@@ -115,11 +133,11 @@ class LocalStream:
         self.server.clock.shorten_segment(self._last)
 
     def begin_evaluation(self, split: str, step: int) -> None:
+        self._drop_ahead()
         self._evaluation = (split, step)
 
     def next_evaluation(self, number: int) -> RowBatch:
-        batch = self._prepare(self._evaluation[0], number)
-        return self._look_up(batch)
+        return self._look_up(self._prepare(self._evaluation[0], number))
 
     def stop_signal(self) -> int | None:
         return self._stop.number if self._stop is not None else None
@@ -134,21 +152,42 @@ class LocalStream:
         pass
 
     def close(self) -> None:
-        pass
+        """Ends the thread; may be called again."""
+        self._drop_ahead()
+        if self._thread is not None:
+            self._thread.shutdown()
 
-    def _prepare(self, split: str, number: int) -> KeyBatch:
+    def _take(self, step: int) -> KeyBatch:
+        """Returns a training step's batch, once the thread has prepared it if it was told to."""
+        if not self._ahead:
+            return self._prepare("train", step, self.phases)
+        begin = time.perf_counter()
+        assert step == self._pulled + 1
+        batch = self._ahead.popleft().result()
+        self.wait_seconds += time.perf_counter() - begin
+        self.phases.add("read", begin, step)
+        return batch
+
+    def _drop_ahead(self) -> None:
+        """Waits until the thread is idle; what it has prepared may be of other files or not asked for."""
+        for prepared in self._ahead:
+            prepared.cancel()
+        wait(self._ahead)  # these steps are not trained, so their errors are nobody's
+        self._ahead.clear()
+
+    def _prepare(self, split: str, number: int, phases: Phases | None = None) -> KeyBatch:
+        """Reads samples and finds their keys; adds the time to `phases`, of the thread that trains."""
         begin = time.perf_counter()
         step = self.splits.schedules[split].step(number)
         sample = self.splits.readers[split].read(step.epoch, step.begin, step.end)
         read = time.perf_counter()
-        self.wait_seconds += read - begin
-        evaluation = split != "train"
         batch = self.worker.prepare(
-            sample, step=number, trainer=0, num_global=step.num_samples, evaluation=evaluation
+            sample, step=number, trainer=0, num_global=step.num_samples, evaluation=split != "train"
         )
-        if not evaluation:  # evaluations are not what phases are about
-            self.phases.add("read", begin, number, read)
-            self.phases.add("dedup", read, number)
+        if phases is not None:
+            self.wait_seconds += read - begin
+            phases.add("read", begin, number, read)
+            phases.add("dedup", read, number)
         return batch
 
     def _look_up(self, batch: KeyBatch) -> RowBatch:

@@ -62,7 +62,7 @@ def _train(
     def prepare(path: Path | None) -> tuple[LocalStream, TrainerStart]:
         if path is not None or found:  # else it has been checked, and must not warn again
             facts.check_start(path)
-        stream = LocalStream(facts, sources, local_server(facts), stop)
+        stream = LocalStream(facts, sources, local_server(facts), stop, ahead=True)
         load_start(stream.server, config, path)
         return stream, prepare_trainer(facts, task, run_dir, path, trainer_rank=0)
 
@@ -81,7 +81,10 @@ def _train(
     )
     begin_run(run_dir, config, start.events)
     keep_encoding(config.data.train, facts.schema.encoding, run_dir)
-    trainer = train_session(session, task, start.driver)
+    try:
+        trainer = train_session(session, task, start.driver)
+    finally:
+        stream.close()  # whatever happened: nothing may read any more when the sources are closed
     outcome = JobOutcome(
         [ServerOutcome(**stream.server.statistics())], [WorkerOutcome(stream.first_pull)], [trainer]
     )
