@@ -143,7 +143,6 @@ struct Consumer {
             throw persia::RingError("entry " + std::to_string(entry.number) + ": " + error.what());
         }
         ring.release(entry.number);
-        ring.publish_tail();
         records += 1;
     }
 
