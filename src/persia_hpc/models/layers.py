@@ -1,4 +1,4 @@
-"""Computes DLRM on a CPU with native kernels, each way in one call, which takes a third of torch's time.
+"""Computes DLRM on a CPU with native kernels, each way in one call.
 
 B samples, K dense features, V vectors, D dim, N labels.
 """
@@ -46,8 +46,7 @@ def layers_of(module: nn.Module) -> list[nn.Module]:
 def is_native(layers: Sequence[nn.Module], *inputs: Tensor | None) -> bool:
     """Returns whether the kernels compute what torch would: float32 on a CPU, and nobody looks in between.
 
-    That is so for linear layers with a ReLU between any two, without autocast, hooks, and layers that were
-    replaced.
+    That is so for linear layers with a ReLU between any two, without autocast, hooks or replaced layers.
     """
     tensors = [tensor for tensor in inputs if tensor is not None]
     for place, layer in enumerate(layers):
@@ -110,8 +109,9 @@ class _DLRM(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         dense, vectors, *parameters = ctx.saved_tensors
+        num_copied, num_bottom, team = ctx.options
         made = _native.dlrm_backward(
-            **_arrays(dense, vectors, *ctx.options, parameters),
+            **_arrays(dense, vectors, num_copied, num_bottom, team, parameters),
             kept=ctx.kept,
             gradient=gradient.contiguous().numpy(),
             wants_dense=ctx.needs_input_grad[0],
