@@ -40,8 +40,8 @@ inline void transpose(const float* from, std::size_t from_stride, float* to, std
 // to[column * to_stride + row] = from[row * from_stride + column] of rows x columns floats.
 inline void transpose(const float* from, std::size_t from_stride, std::size_t rows, std::size_t columns,
                       float* to, std::size_t to_stride) {
-    std::size_t column = 0;
-    for (; column + kLanes <= columns; column += kLanes) {
+    const std::size_t whole = columns / kLanes * kLanes;
+    for (std::size_t column = 0; column < whole; column += kLanes) {
         std::size_t row = 0;
         for (; row + kLanes <= rows; row += kLanes)
             transpose(from + row * from_stride + column, from_stride, to + column * to_stride + row,
@@ -50,7 +50,7 @@ inline void transpose(const float* from, std::size_t from_stride, std::size_t ro
             for (std::size_t c = column; c < column + kLanes; ++c)
                 to[c * to_stride + row] = from[row * from_stride + c];
     }
-    for (; column < columns; ++column)
+    for (std::size_t column = whole; column < columns; ++column)
         for (std::size_t row = 0; row < rows; ++row)
             to[column * to_stride + row] = from[row * from_stride + column];
 }

@@ -1,4 +1,4 @@
-"""Computes DLRM on a CPU with native kernels, each way in one call, which takes a third of torch's time.
+"""Computes DLRM on a CPU with native kernels, each way in one call.
 
 B samples, K dense features, V vectors, D dim, N labels.
 """
@@ -46,8 +46,7 @@ def layers_of(module: nn.Module) -> list[nn.Module]:
 def is_native(layers: Sequence[nn.Module], *inputs: Tensor | None) -> bool:
     """Returns whether the kernels compute what torch would: float32 on a CPU, and nobody looks in between.
 
-    That is so for linear layers with a ReLU between any two, without autocast, hooks and layers that somebody
-    has replaced.
+    That is so for linear layers with a ReLU between any two, without autocast, hooks or replaced layers.
     """
     tensors = [tensor for tensor in inputs if tensor is not None]
     for place, layer in enumerate(layers):
