@@ -72,7 +72,7 @@ def test_the_end_has_every_metric_and_the_best() -> None:
         "roles": {"parameter_servers": 1, "embedding_workers": 1, "trainers": 1},
         "mode": "sync",
         "staleness": {"max": 0, "bound": 0},
-        "valid": {**TWO_LABELS, "missing_labels": {"buy": 1234}},
+        "valid": {**TWO_LABELS, "missing_labels": {"buy": 1234}, "skipped_groups": {"gauc": 1012}},
         "test": {"auc": 0.5, "logloss": 6e28, "samples": 3},
         "best": {"metric": "auc_click", "value": 0.75, "step": 20, "checkpoint": "step-00000020"},
         "run_dir": "runs/1",
@@ -81,7 +81,7 @@ def test_the_end_has_every_metric_and_the_best() -> None:
     for part in (
         "valid auc undefined, logloss 0.4000, auc_click 0.7500, logloss_click 0.5000, auc_buy undefined, "
         "logloss_buy 0.3000, gauc 0.6123\n  label buy is missing in 1,234 samples\n  "
-        "undefined: auc_buy: all labels are 0;",
+        "groups left out: 1,012 by gauc\n  undefined: auc_buy: all labels are 0;",
         "test auc 0.5000, logloss 6e+28\n  a log loss of this size comes from huge inputs",
         "best valid auc_click 0.7500 after step 20, kept as step-00000020, which evaluate and predict "
         "use; the metrics above are of the last step",
