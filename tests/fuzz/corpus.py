@@ -10,9 +10,11 @@ from typing import Any
 from persia_hpc.checkpoint.files import name_best
 from persia_hpc.checkpoint.names import step_of
 from persia_hpc.cli import main
+from persia_hpc.config import load_config
+from persia_hpc.config.reader import config_text
 from persia_hpc.samples.writer import DatasetWriter
 from tests.support.checkpoints import LAST, VOCABULARY, change_manifest, train_runs
-from tests.support.tiny import SCHEMA, tiny_batch
+from tests.support.tiny import SCHEMA, SEQUENCES, tiny_batch, tiny_config, write_sequences
 
 OUTSIDE = "outside"  # a folder beside that of a case, which nothing may change
 TABLE = """\
@@ -48,6 +50,8 @@ def make_corpus() -> None:
         shutil.rmtree(Path("run") / name)
     with DatasetWriter("plain.h5", SCHEMA, chunk_rows=64, compression="none") as writer:
         writer.write(tiny_batch(320, vocabulary=VOCABULARY))  # as train.h5, uncompressed
+    config = load_config(tiny_config(write_sequences(Path("events.h5"), 100), **SEQUENCES))
+    Path("events.toml").write_text(config_text(config))
     shutil.copyfile("train.h5", "test.h5")
     text = (Path("run") / "config.toml").read_text()
     Path("train.toml").write_text(text.replace('run_dir = "a"', 'run_dir = "new"'))

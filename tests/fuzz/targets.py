@@ -126,6 +126,7 @@ def targets() -> list[Target]:
         Target("preprocess table", preprocess(), ("table/*",)),
         Target("preprocess --encoding", preprocess("--encoding", "prepared"), ("prepared/*.json",)),
         Target("train --dry-run", command("train", "train.toml", "--dry-run"), ("train.toml", "train.h5")),
+        Target("train, sequences", command("train", "events.toml", "--dry-run"), ("events.*",)),
         Target("plan", plan, ("train.toml", "run/summary.json", "run/config.toml", "train.h5")),
         Target("train", train(run_dir="new"), ("train.toml", "train.h5"), changes=new, long=True),
         Target("train, resumed", train(**resume), (*CHECKPOINTS, *RUN_FILES), PARTS, changes=old, long=True),

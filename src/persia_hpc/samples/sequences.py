@@ -20,20 +20,25 @@ Sequences = Mapping[str, Sequence[str]]  # the features of each [sequences.NAME]
 NO_SEQUENCES: Sequences = {}
 
 
+def usable(schema: DatasetSchema, sequences: Sequences) -> Sequences:
+    """Returns the sequences whose features are all multi-hot ones; `make_layout` refuses the others."""
+    multi = {feature.name for feature in schema.features if feature.multi}
+    return {name: features for name, features in sequences.items() if multi.issuperset(features)}
+
+
 def check_columns(ids: Mapping[str, IdColumn], sequences: Sequences, where: str, first_row: int = 0) -> None:
     """Checks the features of each sequence in a batch.
 
     where: what the batch is, for the message; its rows count from `first_row`.
-    Raises DataError for features whose offsets differ, and for one that has none.
+    Raises DataError for features whose offsets differ.
     """
     for name, features in sequences.items():
         for one, other in pairwise(features):
             a, b = ids[one].offsets, ids[other].offsets
-            if a is b and a is not None:
-                continue
-            if a is None or b is None:
+            if a is None or b is None:  # a transform has made it so
+                alone = one if a is None else other
                 raise DataError(
-                    f"{where}: {one if a is None else other!r} of [sequences.{name}] has one id a sample"
+                    f"{where}: got {alone!r}, which is in [sequences.{name}], with one id in each sample"
                 )
             if not np.array_equal(a, b):
                 row = int((a[1:] != b[1:]).argmax()) if len(a) == len(b) else 0
@@ -53,11 +58,9 @@ def differ(where: str, name: str, features: tuple[str, str], lengths: Sequence[i
 def check_files(paths: Sequence[str], schema: DatasetSchema, sequences: Sequences) -> None:
     """Checks dataset files of a schema, which were scanned, as far as their first rows and the totals say.
 
-    A sequence with a feature that isn't in the schema, or has one id a sample, is left to `make_layout`.
     Raises UserError for a file in which the features of a sequence differ.
     """
-    multi = {feature.name for feature in schema.features if feature.multi}
-    sequences = {name: features for name, features in sequences.items() if multi.issuperset(features)}
+    sequences = usable(schema, sequences)
     for path in paths if sequences else ():
         try:
             with layout.open_to_read(path) as file:
@@ -77,7 +80,7 @@ def _check_file(path: str, file: h5py.File, name: str, features: Sequence[str]) 
         first, second = (offsets[: FIRST_ROWS + 1].astype(np.uint64) for offsets in (a, b))
         if (first != second).any():
             row = max(int((first != second).argmax()) - 1, 0)
-            lengths = [int(offsets[row + 1] - offsets[row]) for offsets in (first, second)]
+            lengths = [int(offsets[row + 1]) - int(offsets[row]) for offsets in (first, second)]
             raise UserError(differ(path, name, (one, other), lengths, row))
         if a[-1] != b[-1]:
             raise UserError(

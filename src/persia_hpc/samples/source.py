@@ -19,7 +19,7 @@ from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.datafile import FileInfo, OpenFile, scan
 from persia_hpc.samples.encoding import check_encodings
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
-from persia_hpc.samples.sequences import NO_SEQUENCES, Sequences, check_columns, check_files
+from persia_hpc.samples.sequences import NO_SEQUENCES, Sequences, check_columns, check_files, usable
 
 MAX_OPEN_FILES = 64
 CHUNK_CACHE_BYTES = 128 << 20  # for all open files together; holds small datasets whole
@@ -59,7 +59,7 @@ class FileSource:
         self._schema = schema
         self._num_samples = num_samples
         self._binary_labels = binary_labels
-        self._sequences = sequences
+        self._sequences = usable(schema, sequences)
         self._starts = np.cumsum([0, *(info.num_samples for info in infos)])
         self._open: OrderedDict[int, OpenFile] = OrderedDict()
         self._cache_bytes = CHUNK_CACHE_BYTES // max(1, min(len(infos), MAX_OPEN_FILES))

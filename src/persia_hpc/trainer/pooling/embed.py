@@ -149,7 +149,9 @@ class Pooling:
                     if bags is None:
                         offsets[stream] = torch.arange(row_batch.num_samples + 1, device=self.device)
                     elif stream not in offsets:
-                        offsets[stream] = own(f"bags {spec.bags}", bags).to(torch.int64) // spec.rounds
+                        # As int32 first: torch can do little with uint32.
+                        starts = own(f"bags {spec.bags}", bags.view(np.int32)).to(torch.int64) & 0xFFFFFFFF
+                        offsets[stream] = starts // spec.rounds
                     longest = 1 if bags is None else max(1, int(np.diff(bags).max(initial=0)) // spec.rounds)
                     values = _sum_rows(outputs.pop(0), spec.rounds)
                     weights = None
