@@ -17,7 +17,7 @@ from torch import Tensor
 import persia_hpc as ph
 from persia_hpc.cli import main
 from persia_hpc.errors import UserError
-from persia_hpc.trainer.driver import bce
+from persia_hpc.trainer.losses import load_loss
 from tests.support.jobs import Job
 from tests.support.tiny import REDUCER
 
@@ -28,7 +28,7 @@ SEEN: list[tuple[np.ndarray, np.ndarray]] = []  # what `noted` was called with
 
 def noted(logits: Tensor, batch: Any) -> Tensor:
     SEEN.append((logits.detach().numpy().copy(), batch.labels.numpy().copy()))
-    return bce(logits, batch)
+    return load_loss("bce")(logits, batch)
 
 
 class Tiny(torch.nn.Module):
@@ -158,7 +158,7 @@ def test_a_loop_of_the_users_own_gets_them_too(tmp_path: Path) -> None:
         model = session.prepare(Tiny(session.inputs))
         for batch in session.batches(steps=3):
             logits = session.forward(batch)
-            session.step(bce(logits, batch))
+            session.step(load_loss("bce")(logits, batch))
         found.append(session.progressive.metrics())
         found.append(session.evaluate(model, "valid"))
 
