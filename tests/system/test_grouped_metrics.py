@@ -46,14 +46,16 @@ class Tiny(torch.nn.Module):
 def write(path: Path, *, group: bool = True, seed: int = 0) -> str:
     """Users, of which some click more, in countries; ids beyond what an int64 holds."""
     random = np.random.default_rng(seed)
-    user = random.integers(0, 60, N)
+    user, dense = random.integers(0, 60, N), random.normal(size=(N, 1))
     with h5py.File(path, "w") as file:
         file.attrs["schema_version"] = 1
         file["ids/user"] = user.astype(np.uint64)
         file["ids/country"] = (user % 4).astype(np.uint64) + np.uint64(2**63)
         file["ids/tags/values"] = user.astype(np.uint64)
         file["ids/tags/offsets"] = np.arange(N + 1)
-        file["label"] = (random.random((N, 1)) < 0.1 + 0.5 * (user % 2)[:, None]).astype(np.float32)
+        chance = 0.1 + 0.4 * (user % 2)[:, None] + 0.2 * dense
+        file["dense"] = dense.astype(np.float32)
+        file["label"] = (random.random((N, 1)) < chance).astype(np.float32)
         if group:
             file["group"] = user - 30
     return str(path)
@@ -99,6 +101,7 @@ def test_a_run_in_one_process_and_what_is_loaded_of_it(
     summary = ph.train(config(data, valid, **train) | {"run_dir": str(run)}, quiet=True)
     found = summary["valid"]
     assert all(np.isfinite(found[name]) for name in METRICS)
+    assert found["gauc"] > 0.6
     assert summary["best"]["value"] == min(event["ne"] for event in events(run, "evaluate"))
     ph.load(run).predict([valid], tmp_path / "scores.h5")
     with h5py.File(tmp_path / "scores.h5") as file:
