@@ -1,12 +1,12 @@
 """What padding costs: gather and backward of a history, jagged and padded in turns, and in plain torch.
 
-    taskset -c 0 python benchmarks/sequences.py [--batch 128] [--length 200] [--dim 64] [--wire fp32]
+    taskset -c 0 python benchmarks/sequences.py [--batch 128] [--length 200] [--most N] [--dim 64] [--layer]
 
-Lengths are skewed: exponential with the mean that is asked for, at most ten times that, and some are 0; ids
-follow a Zipf law. A turn is a batch's rows to vectors and, with a ready gradient, back to row gradients; with
-`--layer` a linear layer and a ReLU on the vectors and their mean lie between. Plain torch gathers the same
-rows without padding by an index of a tensor that wants its gradient. Prints medians and quartiles of the
-process's own time, with one thread, so that other work on the machine matters less.
+Lengths are skewed: exponential with the mean that is asked for, cut to `--most`, which is ten times that by
+default; ids follow a Zipf law. A turn is a batch's rows to vectors and, with a ready gradient, back to row
+gradients; with `--layer` a linear layer and a ReLU on the vectors and their mean lie between. Plain torch
+gathers the same rows without padding by an index of a tensor that wants its gradient. Prints medians and
+quartiles of the process's own time, with one thread, so that other work on the machine matters less.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from tests.support.row_batches import make_inputs, make_row_batch
 def batch_of(inputs: Inputs, options: argparse.Namespace) -> RowBatch:
     """Returns the same batch for every kind of feature."""
     rng = np.random.default_rng(1)
-    lengths = np.minimum(rng.exponential(options.length, options.batch), 10 * options.length).astype(int)
+    most = options.most or 10 * options.length
+    lengths = np.minimum(rng.exponential(options.length, options.batch), most).astype(int)
     ids = {"h": [(rng.zipf(1.2, n) % 1_000_000).tolist() for n in lengths]}
     row_batch = make_row_batch(inputs, ids, rng)
     row_batch.rows = [encode_rows(rows, options.wire) for rows in row_batch.rows]
@@ -84,6 +85,7 @@ def main() -> None:
     )
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--length", type=int, default=200, help="mean number of ids (default: 200)")
+    parser.add_argument("--most", type=int, help="cut of the lengths, as by max_length")
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--wire", choices=list(WIRES), default="fp32")
     parser.add_argument("--layer", action="store_true")

@@ -120,3 +120,24 @@ def test_a_batch_without_weights_is_refused() -> None:
     del row_batch.id_weights["c"]
     with pytest.raises(UserError, match="no weights for the ids of 'c'"):
         Pooling(inputs).embed(row_batch, training=True)
+
+
+@pytest.mark.parametrize("place", PLACES, ids=str)
+def test_histories_of_thousands_of_ids_beside_empty_ones(place: tuple[str, str]) -> None:
+    device, kernel = place
+    rng = np.random.default_rng(4)
+    inputs = make_inputs([("a", 16, "jagged", True), ("b", 16, "jagged", True), ("c", 16, "sum", False)])
+    lengths = {"a": [0, 5000, 1, 0, 3000], "b": [0] * 5, "c": [1] * 5}
+    ids = {name: [rng.integers(0, 4000, n).tolist() for n in each] for name, each in lengths.items()}
+    row_batch = make_row_batch(inputs, ids, rng)
+    batch, gradients = Pooling(inputs, device, kernel=kernel).embed(row_batch, training=True)
+    history = batch.jagged["a"]
+    assert (history.lengths.tolist(), history.longest) == (lengths["a"], 5000)
+    assert (batch.jagged["b"].values.shape, batch.jagged["b"].longest) == ((0, 16), 1)
+    indices = row_batch.indices[:8001].astype(np.int64)
+    np.testing.assert_array_equal(history.values.detach().cpu().numpy(), row_batch.rows[0][indices])
+    wave = rng.normal(size=(8001, 16)).astype(np.float32)
+    history.values.backward(torch.from_numpy(wave).to(device))
+    expected = np.zeros(row_batch.rows[0].shape)
+    np.add.at(expected, indices, wave)
+    np.testing.assert_allclose(gradients.arrays()[0], expected, rtol=1e-5, atol=1e-5)

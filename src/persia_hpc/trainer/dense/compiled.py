@@ -111,7 +111,9 @@ class CompiledModel:
             torch._dynamo.maybe_mark_dynamic(values, 1)
             torch._dynamo.maybe_mark_dynamic(mask, 1)
         for jagged in batch.jagged.values():  # whose number of ids does
-            torch._dynamo.maybe_mark_dynamic(jagged.values, 0)
+            for tensor in (jagged.values, jagged.weights):
+                if tensor is not None:
+                    torch._dynamo.maybe_mark_dynamic(tensor, 0)
         first = not self._state.compile_seconds
         if first:
             LOG.info("the dense network is being compiled")
