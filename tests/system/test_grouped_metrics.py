@@ -193,7 +193,7 @@ def test_data_without_what_metrics_need_are_refused_in_one_line(
 
 def test_data_to_evaluate_in_training_need_groups_too(tmp_path: Path) -> None:
     data, other = write(tmp_path / "train.h5"), write(tmp_path / "other.h5", group=False)
-    with pytest.raises(UserError, match="gauc is a mean over groups, but data.valid has no dataset /group"):
+    with pytest.raises(UserError, match=r"gauc is a mean over groups, but data\.valid has no dataset /group"):
         ph.train(config(data, other, metrics=["gauc"]) | {"run_dir": str(tmp_path / "run")}, quiet=True)
 
 
