@@ -193,3 +193,14 @@ def test_predictions_dont_look_at_the_labels_that_samples_have(tmp_path: Path) -
         writer.write(dataclasses.replace(batch, labels=np.full((160, 1), 7, np.float32)))
     assert run.predict([str(tmp_path / "other.h5")], tmp_path / "other.csv") == 160
     assert (tmp_path / "other.csv").read_text() == (tmp_path / "same.csv").read_text()
+
+
+def test_a_resumed_run_learns_the_same_labels_in_the_same_order(tmp_path: Path) -> None:
+    data, run = data_of(tmp_path / "train.h5"), tmp_path / "run"
+    train(run, data, tasks={"click": {}, "buy": {}})
+    more = {"train.epochs": 3, "checkpoint.resume": True}
+    for tasks in ({"buy": {}, "click": {}}, {"click": {}, "buy": {"label": "rating", "loss": "mse"}}):
+        with pytest.raises(UserError, match="labels that are learned: click, buy there, "):
+            train(run, data, tasks=tasks, **more)
+    summary, _ = train(run, data, tasks={"click": {}, "b": {"label": "buy"}}, **more)
+    assert summary["steps"] == 15
