@@ -146,7 +146,11 @@ def _pairs(
         return found
     pairs = []
     for entry in attend if isinstance(attend, list | tuple) else [attend]:
-        if not isinstance(entry, Mapping) or set(entry) != {"targets", "histories"}:
+        if (
+            not isinstance(entry, Mapping)
+            or set(entry) != {"targets", "histories"}
+            or not all(isinstance(names, list | tuple) for names in entry.values())
+        ):
             raise UserError(f"model 'din': attend must be a list such as {example}, got {entry!r}")
         targets, histories = list(entry["targets"]), list(entry["histories"])
         for names, known, what in (
