@@ -191,6 +191,12 @@ def test_data_without_what_metrics_need_are_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+def test_data_to_evaluate_in_training_need_groups_too(tmp_path: Path) -> None:
+    data, other = write(tmp_path / "train.h5"), write(tmp_path / "other.h5", group=False)
+    with pytest.raises(UserError, match=r"gauc is a mean over groups, but data\.valid has no dataset /group"):
+        ph.train(config(data, other, metrics=["gauc"]) | {"run_dir": str(tmp_path / "run")}, quiet=True)
+
+
 def test_other_files_to_evaluate_need_groups_and_files_to_score_none(tmp_path: Path) -> None:
     data, other = write(tmp_path / "train.h5"), write(tmp_path / "other.h5", group=False)
     run = tmp_path / "run"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import persia_hpc as ph
 from tests.support import models
@@ -62,6 +63,15 @@ def test_a_resumed_run_goes_on_with_the_rate_that_it_had(data: list[str], tmp_pa
     train(settings(data, tmp_path / "parts", **parts, **{"train.max_steps": 25}), VALUES[:2])
     got = train(settings(data, tmp_path / "parts", **parts), VALUES[2:])
     assert got == whole
+
+
+def test_a_run_resumed_without_it_has_full_rates_again(data: list[str], tmp_path: Path) -> None:
+    parts = {"train.plateau": PLATEAU, "checkpoint.resume": True}
+    run = tmp_path / "run"
+    train(settings(data, run, **parts, **{"train.max_steps": 25}), VALUES[:2])
+    train(settings(data, run, **{"checkpoint.resume": True}), VALUES[2:])
+    state = torch.load(run / "latest" / "dense.pt", weights_only=True)
+    assert [group["lr"] for group in state["optimizer"]["param_groups"]] == [0.01]
 
 
 def test_servers_of_a_job_learn_the_rates(data: list[str], tmp_path: Path) -> None:

@@ -188,6 +188,10 @@ def test_a_run_without_a_readable_checkpoint_is_refused(data: str, tmp_path: Pat
         ({"seed": 8}, "seed: 7 there, 8 here"),
         ({"data.limit": 100}, "training samples: 330 there, 100 here"),
         ({"train.optimizer": {"name": "SGD", "lr": 1}}, "train.optimizer.name: 'Adam' there, 'SGD' here"),
+        (
+            {"train.optimizer": {"name": "Adam", "lr": 0.01, "groups": [{"match": "*", "lr": 0.1}]}},
+            "train.optimizer.groups: 'not set' there",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(

@@ -29,6 +29,14 @@ MINIMAL = {"data": {"train": ["train.h5"]}, "model": {"class": "dlrm"}}
         ({"tasks.a.loss": "my mod:f"}, ["tasks.a.loss = 'my mod:f'", "module:name"]),
         ({"tasks.a.weight": -1}, ["tasks.a.weight = -1.0: expected at least 0"]),
         ({"tasks.a.weight": 0}, ["tasks have weights of 0 only"]),
+        (
+            {"model.class": "esmm", "tasks": {"a": {}, "b": {"where": "a"}}},
+            ["tasks.b.where = 'a'", '"esmm" learns a conversion from all samples'],
+        ),
+        (
+            {"model.class": "esmm", "train.loss": "mse"},
+            ['"esmm": learns probabilities', "loss 'mse'"],
+        ),
         ({"tasks.a": {}, "train.loss": "mse"}, ["train.loss = 'mse'", "[tasks] are written too"]),
     ],
 )

@@ -124,6 +124,14 @@ def test_a_metric_that_is_not_reported_is_refused_with_those_that_are() -> None:
     check_metrics(config(early_stop={"metric": OWN[0]}, metrics=[*OWN, *OWN]), ("click",))
 
 
+@pytest.mark.parametrize("key", ["early_stop", "plateau", "keep_best"])
+def test_a_metric_that_no_loss_has_cant_be_watched(key: str) -> None:
+    wanted: Any = True if key == "keep_best" else {}
+    with pytest.raises(UserError, match=rf"train.{key}: .* no metric 'auc', but rmse, mae"):
+        check_metrics(config(loss="mse", **{key: wanted}), ("stars",))
+    check_metrics(config(loss="mse", early_stop={"metric": "rmse"}), ("stars",))
+
+
 @pytest.mark.parametrize("name", ["auc", "samples", "auc_click", "undefined", "mine"])
 def test_a_function_with_the_name_of_another_metric_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=f"{name!r} is already the name"):

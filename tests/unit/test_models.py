@@ -293,6 +293,7 @@ def test_narrow_pooled_vectors_are_taken_without_autocast_too(name: str, num_den
         ("esmm", {}, "'esmm' learns two labels.*got label0"),
         ("din", {}, "found no sequence that shares its table"),
         ("din", {"attend": [{"targets": ["a"]}]}, "attend must be a list such as"),
+        ("din", {"attend": [{"targets": "a", "histories": "c"}]}, "attend must be a list such as"),
         ("din", {"attend": [{"targets": ["x"], "histories": ["c"]}]}, "'x', which is no pooled feature"),
         ("din", {"attend": [{"targets": ["a"], "histories": ["b"]}]}, "'b', which is no sequence"),
         ("din", {"attend": [{"targets": ["a", "d"], "histories": ["c"]}]}, r"dims \[4, 4\] with c of"),

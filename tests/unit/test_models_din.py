@@ -100,3 +100,25 @@ def test_din_refuses_histories_of_different_lengths() -> None:
     wrong = replace(batch, sequence={**batch.sequence, "shops": (values, ~mask)})
     with pytest.raises(UserError, match="items, shops differ in length"):
         built("din", inputs, attend=ATTEND)(wrong)
+
+
+def test_din_takes_jagged_histories_as_it_takes_padded_ones() -> None:
+    inputs = make_inputs(HISTORIES)
+    jagged = make_inputs([(*f[:2], f[2].replace("sequence", "jagged"), f[3]) for f in HISTORIES])
+    outputs = []
+    for each in (inputs, jagged):
+        model = built("din", each, attend=ATTEND).eval()
+        outputs.append(model(batch_of(each, 8)))
+    torch.testing.assert_close(outputs[1], outputs[0])
+
+
+def test_din_uses_a_history_for_each_of_two_targets() -> None:
+    inputs = make_inputs([("a", 4, "sum", False), ("b", 4, "sum", False), ("items", 4, "sequence", True)])
+    pairs = [{"targets": [name], "histories": ["items"]} for name in ("a", "b")]
+    model, batch = built("din", inputs, attend=pairs).eval(), batch_of(inputs, 8)
+    parts = [batch.dense, batch.pooled["a"], batch.pooled["b"]]
+    values, mask = batch.sequence["items"]
+    parts += [unit(batch.pooled[n], values, mask) for unit, n in zip(model.attentions, "ab", strict=True)]
+    together = torch.cat(parts, dim=1)
+    assert model.layers[0].in_features == together.shape[1]
+    torch.testing.assert_close(model(batch), model.layers(together))

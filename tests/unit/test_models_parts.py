@@ -167,3 +167,8 @@ def test_layers_have_the_order_linear_norm_activation_dropout() -> None:
     kinds = [type(layer).__name__ for layer in layers]
     one = ["BatchNorm", "SiLU", "Dropout"]
     assert kinds == ["PaddedLinear", *one, "Linear", *one, "Linear"]
+
+
+def test_a_padded_layer_refuses_fewer_columns_than_its_own() -> None:
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        PaddedLinear(5, 2)(torch.zeros(3, 4))

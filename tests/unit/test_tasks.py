@@ -181,3 +181,26 @@ def test_tasks_of_all_kinds_train_evaluate_and_predict_together(tmp_path: Path) 
     np.testing.assert_allclose(scores[:, 2:7].sum(axis=1), 1, rtol=1e-5)
     error = np.sqrt(np.mean((scores[:, 7] - labels[:, 2]) ** 2))
     assert error == pytest.approx(valid["rmse_stars"], rel=1e-5)
+
+
+def test_predictions_dont_look_at_the_labels_that_samples_have(tmp_path: Path) -> None:
+    tasks = {"buy": {"where": "click"}, "rating": {"loss": {"name": "softmax", "classes": 5}}}
+    data = data_of(tmp_path / "train.h5")
+    _, run = train(tmp_path / "run", data, tasks=tasks)
+    run.predict([data], tmp_path / "same.csv")
+    with DatasetWriter(tmp_path / "other.h5", SCHEMA, check_binary_labels=False) as writer:
+        batch = open_source([data]).read(0, 160)
+        writer.write(dataclasses.replace(batch, labels=np.full((160, 1), 7, np.float32)))
+    assert run.predict([str(tmp_path / "other.h5")], tmp_path / "other.csv") == 160
+    assert (tmp_path / "other.csv").read_text() == (tmp_path / "same.csv").read_text()
+
+
+def test_a_resumed_run_learns_the_same_labels_in_the_same_order(tmp_path: Path) -> None:
+    data, run = data_of(tmp_path / "train.h5"), tmp_path / "run"
+    train(run, data, tasks={"click": {}, "buy": {}})
+    more = {"train.epochs": 3, "checkpoint.resume": True}
+    for tasks in ({"buy": {}, "click": {}}, {"click": {}, "buy": {"label": "rating", "loss": "mse"}}):
+        with pytest.raises(UserError, match="labels that are learned: click, buy there, "):
+            train(run, data, tasks=tasks, **more)
+    summary, _ = train(run, data, tasks={"click": {}, "b": {"label": "buy"}}, **more)
+    assert summary["steps"] == 15

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 import persia_hpc as ph
 from persia_hpc.errors import UserError
 from persia_hpc.trainer.dense.average import Average
+from persia_hpc.trainer.dense.state import DenseState
 from tests.support.tiny import run_digest, tiny_config, write_tiny
 
 
@@ -47,6 +48,21 @@ def test_it_is_torchs() -> None:
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter.detach(), trained[name])
     assert set(average.state()) == set(trained) - {"2.bias"}
+
+
+def test_a_shared_parameter_is_loaded_under_all_its_names() -> None:
+    model = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
+    model["b"].weight = model["a"].weight
+    average = Average(0.5)
+    average.attach(model, {})
+    with torch.no_grad():
+        model["a"].weight += 1
+    average.update()
+    wanted = average.state()["a.weight"].clone()
+    saved = {name: value.clone() for name, value in model.state_dict().items()}
+    DenseState(1, 1, saved, {}, [], average=average.state()).load_model(model, averaged=True)
+    assert torch.equal(model["b"].weight, wanted)
+    assert not torch.equal(saved["a.weight"], wanted)
 
 
 def test_another_model_and_no_decay_change_nothing() -> None:

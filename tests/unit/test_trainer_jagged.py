@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,21 @@ def test_means_and_gradients_are_those_of_the_samples(lengths: list[int]) -> Non
         results.append((out.detach(), torch.zeros(0, 3) if values.grad is None else values.grad))
     for other in results[1:]:
         torch.testing.assert_close(other, results[0])
+
+
+def test_another_number_of_values_is_an_error() -> None:
+    with pytest.raises(UserError, match="got 5 values, expected one for each of the 4 ids"):
+        jagged_of([3, 1])[0].with_values(torch.zeros(5, 3))
+
+
+def test_a_feature_called_like_a_sequence_keeps_its_own_offsets() -> None:
+    inputs = make_inputs([("x", 4, "jagged", True), ("y", 4, "jagged", True)])
+    inputs = replace(inputs, features=(replace(inputs.features[0], sequence="y"), inputs.features[1]))
+    rng = np.random.default_rng(1)
+    ids = random_ids(inputs, 20, rng)
+    batch, _ = Pooling(inputs).embed(make_row_batch(inputs, ids, rng), training=False)
+    for name in "xy":
+        assert batch.jagged[name].lengths.tolist() == [len(sample) for sample in ids[name]]
 
 
 def test_what_is_longer_than_asked_for_is_an_error() -> None:

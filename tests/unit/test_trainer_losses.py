@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from persia_hpc.config import load_config
+from persia_hpc.errors import UserError
 from persia_hpc.trainer.batch import Batch
 from persia_hpc.trainer.losses import load_loss, make_loss
 from tests.support.tiny import tiny_config
@@ -154,6 +155,18 @@ def test_a_function_of_the_users_own_sees_the_label_of_its_task() -> None:
 def absolute(logits: Tensor, batch: Any) -> Tensor:
     assert batch.labels.shape == (batch.num_samples, 1)
     return (logits - batch.labels).abs()
+
+
+def test_a_function_that_gives_no_loss_for_each_sample_is_named() -> None:
+    loss = tasks_of(click={}, spent={"loss": f"{__name__}:of_all"})
+    with pytest.raises(UserError, match=r"tasks\.spent\.loss: .* shape \(\), expected .* each of 4 samples"):
+        loss(torch.zeros(4, 2), make_batch(torch.zeros(4, 2)))
+    with pytest.raises(UserError, match=r"tasks\.spent\.loss '.*:of_al'"):
+        tasks_of(spent={"loss": f"{__name__}:of_al"})
+
+
+def of_all(logits: Tensor, batch: Any) -> Tensor:
+    return (logits - batch.labels).abs().mean()
 
 
 def test_plain_namespaces_do_for_loops_of_the_users_own() -> None:

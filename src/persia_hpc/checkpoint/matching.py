@@ -36,6 +36,7 @@ FIXED = (
     "features.*",
     "model.*",
     "train.optimizer.name",
+    "train.optimizer.groups",
 )
 
 
@@ -59,6 +60,10 @@ def check_match(
         old, new = getattr(there, name), getattr(schema, name)
         if old != new:
             wrong.append(f"{name.replace('_', ' ')}: {', '.join(old)} there, {', '.join(new)} here")
+    if there.label_names == schema.label_names:
+        learned, learns = (_learned(c, schema) for c in (manifest["config"], config.resolved()))
+        if learned != learns:
+            wrong.append(f"labels that are learned: {', '.join(learned)} there, {', '.join(learns)} here")
     if None not in (there.encoding, schema.encoding) and there.encoding != schema.encoding:
         wrong.append(
             f"encoding of the data: {short(str(there.encoding))} there, {short(str(schema.encoding))} here: "
@@ -83,6 +88,12 @@ def check_match(
             + "\nSet these as they were; or start a new "
             "run, with --init-from for what can be taken over"
         )
+
+
+def _learned(config: Mapping[str, Any], schema: DatasetSchema) -> list[str]:
+    """Returns the label of each task, in the order of the model's outputs."""
+    tasks = config.get("tasks") or {}  # none in checkpoints of older versions
+    return [task["label"] or name for name, task in tasks.items()] or list(schema.label_names)
 
 
 def config_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:

@@ -295,7 +295,8 @@ def _check_train(config: Config, fail: Fail) -> None:
     if train.average is not None and train.average >= 1:
         raise fail(("train", "average"), f"= {train.average}: expected a decay above 0 and below 1, as 0.999")
     if train.average is not None and config.mode == "async":
-        raise fail(("train", "average"), ': in mode = "async" trainers have no step in common to average')
+        problem = f'= {train.average}: in mode = "async" trainers have no step in common to average'
+        raise fail(("train", "average"), problem)
     if train.bucket_bytes % 4:
         raise fail(("train", "bucket_bytes"), f"= {train.bucket_bytes}: expected a multiple of 4")
     if train.dense_wire == "bf16" and train.reducer == "horovod":

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .options import Fail, check_import_path, check_number, did_you_mean, nearest, with_name
-from .types import LOSSES, Config
+from .types import BINARY_LOSSES, LOSSES, Config
 
 MAX_CLASSES = 100_000
 
@@ -55,12 +55,29 @@ def check_tasks(config: Config, fail: Fail) -> None:
             f'= {loss!r}: it needs a number of classes; write it as [tasks.LABEL] loss = {{ name = "{loss}", '
             "classes = 5 }",
         )
+    if config.model.class_name == "esmm":
+        _check_esmm(config, fail)
     if not config.tasks:
         return
     if loss != "bce":
         raise fail(path, f"= {loss!r}: [tasks] are written too, each with a loss of its own; leave it out")
     if not any(task.weight for task in config.tasks.values()):
         raise fail(("tasks",), "have weights of 0 only, so nothing would be learned; give one a weight")
+
+
+def _check_esmm(config: Config, fail: Fail) -> None:
+    """Checks that both outputs of ESMM are learned as probabilities over all samples."""
+    for name in config.loss_names:
+        if name in LOSSES and name not in BINARY_LOSSES:
+            problem = f"learns probabilities, got the loss {name!r}; expected {', '.join(BINARY_LOSSES)}"
+            raise fail(("model", "class"), f'= "esmm": {problem}')
+    for name, task in config.tasks.items():
+        if task.where is not None:
+            raise fail(
+                ("tasks", name, "where"),
+                f'= {task.where!r}: model "esmm" learns a conversion from all samples, also those without a '
+                "click, as their product; leave it out",
+            )
 
 
 def _builtin(name: str, path: tuple[str, ...], fail: Fail) -> str:

@@ -93,7 +93,10 @@ def check_metrics(config: Config, labels: Sequence[str]) -> None:
                 f"train.metrics: {name!r} is already the name of something that evaluations report; give the "
                 "function another name"
             )
-    watching = (("early_stop", train.early_stop), ("keep_best", train.keep_best), ("plateau", train.plateau))
+    learned = {name for loss in config.losses_of(labels) for name in metrics_of(loss, train.metrics)}
+    names = [name for name in names if name not in METRICS or name in learned]
+    keep_best = {"metric": best_metric(train).metric} if keeps_best(train) else None
+    watching = (("early_stop", train.early_stop), ("keep_best", keep_best), ("plateau", train.plateau))
     for key, given in watching:
         if isinstance(given, Mapping) and (metric := Watched.of(given, train.metrics).metric) not in names:
             raise UserError(

@@ -176,6 +176,9 @@ class LoadedRun:
         model = self.model()  # before anything else that the run names is imported
         sync = dataclasses.replace(self.config, mode="sync", staleness_bound=0)
         facts = make_facts(sync, self.schema, {"test": source.num_samples})
+        if not labels:  # whatever labels these samples have
+            tasks = dataclasses.replace(facts.layout.tasks, configured=False)
+            facts = dataclasses.replace(facts, layout=dataclasses.replace(facts.layout, tasks=tasks))
         stream = LocalStream(facts, {"test": source}, self._server)
         session = make_session(facts, stream, device=torch.device("cpu"))
         session.prepare(model)

@@ -12,6 +12,8 @@ from persia_hpc.errors import UserError
 from persia_hpc.samples.follow import followed_schema
 from persia_hpc.samples.source import FileSource, check_labels, check_scorable, open_source
 
+from .facts import check_columns
+
 LOG = logging.getLogger("persia_hpc")
 
 
@@ -45,6 +47,7 @@ def open_sources(config: Config, run_dir: str | Path | None = None) -> Mapping[s
     for split in ("valid", "test"):
         if split in sources:
             check_scorable(sources[split], train.schema, "data.train", labels=True)
+            check_columns(config.train, sources[split].schema, f"data.{split}")
     return sources
 
 

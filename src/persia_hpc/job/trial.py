@@ -131,7 +131,10 @@ class Trial:
                 what = f"fails on {where}, of {batch.num_samples} samples"
                 logits = self.session.forward(batch)
                 check_logits(logits, self.session.inputs, batch.num_samples)
-                what = f"or train.loss = {self.config.train.loss!r} fails on {where}"
+                loss = (
+                    "a loss of [tasks]" if self.config.tasks else f"train.loss = {self.config.train.loss!r}"
+                )
+                what = f"or {loss} fails on {where}"
                 self.session.step(driver.loss(logits, batch))
                 end, now = time.perf_counter(), dict(self.session.phases.seconds)
                 step = {phase: seconds - before[phase] for phase, seconds in now.items()}

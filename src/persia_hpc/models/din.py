@@ -52,7 +52,7 @@ class DIN(nn.Module):
     attends to the one pooled feature that shares its table.
     attention: widths of the attention's hidden layers, with activation `attention_activation`.
 
-    Other sequences count with their mean.
+    Other sequences count with their mean. Sequences are padded or jagged.
     """
 
     def __init__(
@@ -84,10 +84,10 @@ class DIN(nn.Module):
             )
             for _, histories in self.pairs
         )
-        attended = {name for _, histories in self.pairs for name in histories}
-        self.others = tuple(name for name in inputs.sequences if name not in attended)
+        attended = [name for _, histories in self.pairs for name in histories]  # one may do so twice
+        self.others = tuple(name for name in inputs.unpooled if name not in attended)
         self.layers = perceptron(
-            inputs.num_dense + inputs.embedding_width,
+            inputs.num_dense + inputs.pooled_width + sum(dims[name] for name in (*attended, *self.others)),
             widths("din", "hidden", hidden),
             outputs=inputs.num_outputs,
             activation=activation,
@@ -104,16 +104,23 @@ class DIN(nn.Module):
         parts += [batch.concatenated(self.inputs.pooled)] if self.inputs.pooled else []
         for (targets, histories), attention in zip(self.pairs, self.attentions, strict=True):
             target = torch.cat([batch.pooled[name] for name in targets], dim=1).float()
-            values, masks = zip(*(batch.sequence[name] for name in histories), strict=True)
+            values, masks = zip(*(_padded(batch, name) for name in histories), strict=True)
             if any(mask.shape != masks[0].shape or not torch.equal(mask, masks[0]) for mask in masks[1:]):
                 raise UserError(
                     f"model 'din': the histories {', '.join(histories)} differ in length in a sample; "
                     "expected as many ids in each, as they describe the same events"
                 )
             parts.append(attention(target, torch.cat(values, dim=2), masks[0]))
-        parts += [masked_mean(*batch.sequence[name]) for name in self.others]
+        parts += [masked_mean(*_padded(batch, name)) for name in self.others]
         logits: Tensor = self.layers(side_by_side(parts))
         return logits
+
+
+def _padded(batch: Batch, name: str) -> tuple[Tensor, Tensor]:
+    """Returns a sequence's values [B, L, D] and mask [B, L]."""
+    if name in batch.sequence:
+        return batch.sequence[name]
+    return batch.jagged[name].padded(), batch.jagged[name].mask()
 
 
 def _pairs(
@@ -127,24 +134,28 @@ def _pairs(
     if attend is None:
         found = []
         pooled = [f for f in inputs.features if f.name in inputs.pooled]
-        for sequence in (f for f in inputs.features if f.name in inputs.sequences):
+        for sequence in (f for f in inputs.features if f.name in inputs.unpooled):
             same = [f.name for f in pooled if f.table == sequence.table]
             if len(same) == 1:
                 found.append((same, [sequence.name]))
         if not found:
             raise UserError(
                 "model 'din' found no sequence that shares its table with one pooled feature; give the "
-                f'history pooling = "sequence" and the target\'s table, or write {example}'
+                f'history pooling = "sequence" or "jagged" and the target\'s table, or write {example}'
             )
         return found
     pairs = []
     for entry in attend if isinstance(attend, list | tuple) else [attend]:
-        if not isinstance(entry, Mapping) or set(entry) != {"targets", "histories"}:
+        if (
+            not isinstance(entry, Mapping)
+            or set(entry) != {"targets", "histories"}
+            or not all(isinstance(names, list | tuple) for names in entry.values())
+        ):
             raise UserError(f"model 'din': attend must be a list such as {example}, got {entry!r}")
         targets, histories = list(entry["targets"]), list(entry["histories"])
         for names, known, what in (
             (targets, inputs.pooled, "pooled feature"),
-            (histories, inputs.sequences, "sequence"),
+            (histories, inputs.unpooled, "sequence"),
         ):
             unknown = [name for name in names if name not in known]
             if unknown or not names:

@@ -35,7 +35,7 @@ class PaddedLinear(nn.Linear):
         columns, rows = x.shape[1] - self.in_features, 0
         if outputs is not None:
             rows = outputs - self.out_features
-        if not columns and not rows:
+        if columns < 0 or (not columns and not rows):  # torch refuses too few; padding would cut the weight
             return super().forward(x)
         weight: Tensor = self.weight
         bias: Tensor | None = self.bias

@@ -43,7 +43,10 @@ class Jagged:
         """Returns other values at the same offsets, such as what a layer made of these.
 
         Shapes: values [N, ...].
+        Raises UserError for another number of them.
         """
+        if len(values) != len(self.values):
+            raise UserError(f"got {len(values)} values, expected one for each of the {len(self.values)} ids")
         return replace(self, values=values)
 
     def samples(self) -> Tensor:

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from persia_hpc.config import Config
 from persia_hpc.config.types import LOSSES
+from persia_hpc.errors import UserError
 from persia_hpc.user_objects import load_object
 
 from .batch import Batch
@@ -93,16 +94,16 @@ def bpr(scores: Tensor, labels: Tensor, group: Tensor) -> Tensor:
     return torch.zeros_like(scores).index_add(0, positives[pair], each)
 
 
-def load_loss(name: str, options: Mapping[str, Any] | None = None) -> Loss:
+def load_loss(name: str, options: Mapping[str, Any] | None = None, key: str = "train.loss") -> Loss:
     """Returns a built-in loss or the user's function `module:function`, called as f(logits, batch).
 
-    options: of a built-in one; its defaults if there are none.
+    options: of a built-in one; its defaults if there are none. key: what names it, for messages.
 
     Shapes: logits [B, L], or [B, K] of one task; result [B] or [B, L].
     Raises UserError for a function that can't be imported.
     """
     if ":" in name:
-        return cast(Loss, load_object(name, "train.loss"))
+        return cast(Loss, load_object(name, key))
     given = dict(LOSSES[name] if options is None else options)
     if name == "bpr":
         return lambda logits, batch: _each_column(logits, batch)
@@ -143,22 +144,29 @@ class TaskLosses:
 
         Raises UserError for a function that can't be imported.
         """
-        self._parts: list[tuple[Loss, int, float]] = []
-        for task in config.tasks.values():
+        self._parts: list[tuple[str, Loss, int, float]] = []
+        for name, task in config.tasks.items():
             options = {key: value for key, value in task.loss.items() if key != "name"}
-            self._parts.append((load_loss(str(task.loss["name"]), options), task.num_outputs, task.weight))
+            loss = load_loss(str(task.loss["name"]), options, f"tasks.{name}.loss")
+            self._parts.append((name, loss, task.num_outputs, task.weight))
 
     def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
         """Returns the weighted sum of the tasks' losses for each sample.
 
         Shapes: logits [B, all tasks' outputs] in, [B] out.
+        Raises UserError for a function of the user's that gives something else.
         """
         total: Tensor | None = None
         begin = 0
-        for i, (loss, width, weight) in enumerate(self._parts):
+        for i, (name, loss, width, weight) in enumerate(self._parts):
             own = dataclasses.replace(batch, labels=batch.labels[:, i : i + 1])
             losses = loss(logits[:, begin : begin + width], own)
             begin += width
+            if losses.shape[:1] != (batch.num_samples,):
+                raise UserError(
+                    f"tasks.{name}.loss: the function returned shape {tuple(losses.shape)}, expected a loss "
+                    f"for each of {batch.num_samples} samples"
+                )
             part = losses.reshape(batch.num_samples, -1).mean(dim=1)
             if weight != 1:
                 part = part * weight

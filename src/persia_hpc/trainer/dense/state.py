@@ -137,7 +137,12 @@ class DenseState:
         Raises UserError, with what differs, for another model.
         """
         try:
-            model.load_state_dict({**self.model, **self.average} if averaged else self.model)
+            model.load_state_dict(self.model)
+            if averaged:  # into parameters: the state has a shared one under each of its names
+                parameters = dict(model.named_parameters())
+                with torch.no_grad():
+                    for name, value in self.average.items():
+                        parameters[name].copy_(value)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{self.path}: the dense model there is not this one: {_line(error)}") from None
 

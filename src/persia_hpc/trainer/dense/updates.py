@@ -43,6 +43,10 @@ class Updates:
         if resume is not None:
             if optimizer is not None:
                 resume.load_optimizer(optimizer)
+                if (resume.driver.get("plateau") or {}).get("factor", 1.0) != 1.0:
+                    # Rates without the factor: `apply` may know of none, if train.plateau is left out now.
+                    for group in optimizer.param_groups:
+                        group["lr"] = group.get("initial_lr", group["lr"])
             self._precision.restore(resume.scaler)
         self.average.attach(model, {} if resume is None else resume.average)
         return optimizer

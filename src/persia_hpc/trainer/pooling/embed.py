@@ -132,7 +132,7 @@ class Pooling:
         pooled: dict[str, Tensor] = {}
         sequence: dict[str, tuple[Tensor, Tensor]] = {}
         jagged: dict[str, Jagged] = {}
-        offsets: dict[str, Tensor] = {}  # of each sequence, or of a feature that is in none
+        offsets: dict[tuple[str, str], Tensor] = {}  # of each sequence, or of a feature that is in none
         blocks: dict[tuple[str, ...], Tensor] = {}
         masks = list(masks)
         for group in self._groups:
@@ -145,7 +145,8 @@ class Pooling:
                 pooled.update(zip(group.pooled, block.unbind(1), strict=True))
             for spec in group.unpooled:
                 if spec.pooling == "jagged":
-                    stream, bags = spec.sequence or spec.name, row_batch.bag_offsets.get(spec.bags)
+                    stream = ("", spec.name) if spec.sequence is None else ("sequences", spec.sequence)
+                    bags = row_batch.bag_offsets.get(spec.bags)
                     if bags is None:
                         offsets[stream] = torch.arange(row_batch.num_samples + 1, device=self.device)
                     elif stream not in offsets:
