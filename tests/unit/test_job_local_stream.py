@@ -54,7 +54,7 @@ def arrays(batch: RowBatch) -> list[np.ndarray]:
 
 
 def train(stream: LocalStream, first: int, last: int) -> list[list[np.ndarray]]:
-    stream.begin_segment(first, last)
+    stream.begin_segment(first, last, 1.0)
     seen = []
     for step in range(first, last + 1):
         batch = stream.next_batch(step)
@@ -94,7 +94,7 @@ def test_a_step_that_is_not_trained_may_fail(tmp_path: Path) -> None:
         return prepare(sample, **names)
 
     stream.worker.prepare = failing  # type: ignore[method-assign]
-    stream.begin_segment(1, STEPS)
+    stream.begin_segment(1, STEPS, 1.0)
     batch = stream.next_batch(1)
     assert batch is not None
     stream.push(batch, batch.rows)
@@ -102,7 +102,7 @@ def test_a_step_that_is_not_trained_may_fail(tmp_path: Path) -> None:
     stream.close()  # says nothing about step 2
     stream, _ = make_stream(tmp_path, ahead=True)
     stream.worker.prepare = failing  # type: ignore[method-assign]
-    stream.begin_segment(1, STEPS)
+    stream.begin_segment(1, STEPS, 1.0)
     stream.next_batch(1)
     with pytest.raises(UserError, match="bad samples"):
         stream.next_batch(2)

@@ -132,7 +132,7 @@ class ScriptedTrainer(TrainerDuty):
         last = 0
         while last < schedule.num_steps:
             first, last = last + 1, schedule.next_drain(last + 1)
-            stream.begin_segment(first, last)
+            stream.begin_segment(first, last, 1.0)
             for step in range(first, last + 1):
                 batch = stream.next_batch(step)
                 if batch is None:
