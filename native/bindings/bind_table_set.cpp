@@ -139,6 +139,7 @@ Counts push(TableSet& self, const std::vector<std::pair<PendingPull*, Groups>>& 
     std::vector<persia::PushRecord> checked;
     for (const auto& [pull, gradients] : records) {
         const std::string prefix = "records[" + std::to_string(checked.size()) + "]: ";
+        if (pull == nullptr) throw py::value_error(prefix + "expected a PendingPull, got None");
         checked.push_back({pull->of(), pull->slots,
                            to_rows<const std::byte>(self, gradients, prefix + "gradients"), pull->epochs});
     }
@@ -226,7 +227,7 @@ constexpr const char* kPushNext =
     R"(Does what `push` does for one pull, whose gradients are the next record of a ring.
 
 `RingConsumer.peek` has found it whole.
-Raises: RuntimeError for a record that doesn't fit the pull.)";
+Raises: RuntimeError for a record that isn't there whole, or doesn't fit the pull.)";
 
 constexpr const char* kPendingPull =
     R"(Holds a pull of one (step, trainer), until its gradients have been applied.

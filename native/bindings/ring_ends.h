@@ -136,7 +136,10 @@ struct Consumer {
     template <class Use>
     void take(Use&& use) {
         persia::RingConsumer::Entry entry;
-        ring.next(entry);
+        if (partial || !ring.next(entry) || entry.header.chunk_bytes != entry.header.body_bytes) {
+            throw persia::RingError("entry " + std::to_string(ring.next_number()) +
+                                    " isn't there whole: look at it first");
+        }
         try {
             use(entry.header, static_cast<const std::uint8_t*>(entry.body));
         } catch (const std::exception& error) {

@@ -15,7 +15,7 @@ HOROVOD = ["horovod"] if find_spec("horovod") is not None else []
 @pytest.mark.parametrize("num_ranks", [2, 3])
 def test_every_reducer_gives_the_sum_and_the_same_bits_again(programs: Path, num_ranks: int) -> None:
     """In whatever buckets, and for two trainers the same as the others do."""
-    names = ["mpi", "nodes", "gloo", *HOROVOD]
+    names = ["mpi", "nodes", "gloo", "gloo_nodes", *HOROVOD]
     runs = [run_mpi(num_ranks, programs / "dense_sums.py", *names).stdout for _ in range(2)]
     assert runs[0] == runs[1]
     found: dict[tuple[str, str], set[str]] = {}

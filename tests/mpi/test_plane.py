@@ -17,6 +17,7 @@ FAULTS = [
     "listed twice",
     "ring_bytes",
     "same list",
+    "lower transport",
     "next",
     "'next'",
     "queued in 'next' (rank 0 to 1)",

@@ -190,6 +190,25 @@ def test_gradients_that_fit_no_pull_are_refused_and_change_nothing() -> None:
                 np.testing.assert_array_equal(a, b)
 
 
+def test_gradients_that_are_not_there_whole_are_refused() -> None:
+    ours, _ = make_set()
+    ring = MemoryRing(4096)
+    pull = PendingPull(1, 0, KEYS, np.array([0, 40, 0], np.uint32))
+    ours.pull(pull, [np.zeros((0, 3), np.float32), np.zeros((40, 16), np.float32)])
+
+    def take() -> object:
+        return ring.receiver.take(lambda consumer: ours.push_next(consumer, pull))
+
+    with pytest.raises(PersiaError, match="ring ring: entry 1 isn't there whole"):
+        take()
+    ring.sender.post(PUSH, step=1, arrays=[np.zeros((0, 3), np.float32), np.zeros((40, 16), np.float32)])
+    assert ring.receiver.ring.peek(PUSH) is None, "it fits one entry: the test isn't what it is for"
+    with pytest.raises(PersiaError, match="isn't there whole"):
+        take()
+    with pytest.raises(ValueError, match=r"records\[0\]: expected a PendingPull, got None"):
+        ours.push([(None, [])], 1)  # type: ignore[list-item]
+
+
 def test_rows_of_a_ring_survive_their_coding() -> None:
     """Says that the reference above compares rows, not zeros."""
     ours, _ = make_set()

@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from persia_hpc.bench import train_dense, train_jobs
+from persia_hpc.bench import train, train_dense, train_jobs
 from persia_hpc.bench.train import shares
 from persia_hpc.bench.train_jobs import DENSE, DIM, FEATURES, prepare_data, run_job, run_local, w0_settings
 from persia_hpc.errors import PersiaError
 from persia_hpc.models import build_model
+from persia_hpc.topology.cores import Decision
 from persia_hpc.trainer.batch import Batch, FeatureSpec, Inputs
 
 
@@ -75,3 +77,30 @@ def test_a_job_that_does_not_stop_is_killed_and_said_in_one_line(
     with pytest.raises(PersiaError, match="didn't stop within 1 s of SIGTERM: it was killed") as caught:
         run_job(tmp_path, w0_settings(tmp_path / "t.h5", 8, 80), seconds=3)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("bound", [True, False])
+def test_a_job_is_measured_unbound_only_where_it_would_be_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: bool
+) -> None:
+    started: list[bool] = []
+
+    def job(_: Path, settings: Any) -> dict[str, Any]:
+        started.append(settings["ranks"].get("bind_cores", True))
+        rate = {"samples_per_second": 1.0}
+        return {"steady": rate, "phase_seconds": {}, **rate}
+
+    monkeypatch.setattr(train, "prepare_data", lambda folder, _: folder / "t.h5")
+    monkeypatch.setattr(train, "run_job", job)
+    monkeypatch.setattr(train, "run_local", job)
+    monkeypatch.setattr(train, "run_program", lambda *_: {"samples_per_second": 1.0})
+    cpus = [frozenset({i}) for i in range(3)] if bound else None
+    monkeypatch.setattr(train, "decide", lambda *_: Decision(cpus, ""))
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    options = parser.parse_args(["--data", str(tmp_path), "--batch", "8", "--peers", str(tmp_path)])
+    options.repeats = 2
+    results = {result.case["job"]: result for result in train.measure(options)}
+    assert started.count(False) == 2 * bound
+    assert (train.UNBOUND in results) == bound
+    assert any(train.UNBOUND in note for note in results["1+1+1"].notes) != bound

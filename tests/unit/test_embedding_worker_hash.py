@@ -61,6 +61,16 @@ def test_a_hashed_column_has_the_rows_of_each_id_in_its_place():
     assert hash_column(IdColumn(ids), HashConfig(100, 1)).offsets is None
 
 
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_each_row_of_an_id_has_the_weight_of_the_id(rounds):
+    weights = np.array([0.5, -2.0, 3.0], np.float32)
+    column = IdColumn(np.array([5, 9, 5], np.uint64), np.array([0, 2, 2, 3], np.uint32), weights)
+    found = hash_column(column, HashConfig(100, rounds))
+    assert found.weights is not None
+    assert found.weights.tolist() == [weight for weight in weights.tolist() for _ in range(rounds)]
+    assert len(found.weights) == len(found.values)
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("lengths", [[2, 0, 1, 3], [0, 0, 0, 0]])
 def test_pooling_counts_ids_and_not_their_rows(kernel, lengths):

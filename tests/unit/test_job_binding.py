@@ -9,6 +9,7 @@ import pytest
 from persia_hpc.config import load_config
 from persia_hpc.job import binding
 from persia_hpc.job.binding import bind_ranks
+from persia_hpc.topology import cores
 from persia_hpc.topology.roles import make_plan
 
 CPUS = frozenset(os.sched_getaffinity(0))
@@ -52,10 +53,10 @@ def divided(monkeypatch):
     """Lets two cores be enough for three ranks."""
     first, *rest = sorted(CPUS)
     parts = [frozenset(rest), frozenset(rest), frozenset([first])]
-    monkeypatch.setattr(binding, "divide_cores", lambda *_, **__: parts)
+    monkeypatch.setattr(cores, "divide_cores", lambda *_, **__: parts)
 
 
-needs_two = pytest.mark.skipif(len(CPUS) < 2 or binding._allowed() != CPUS, reason="two cores, all ours")
+needs_two = pytest.mark.skipif(len(CPUS) < 2 or cores.allowed_cpus() != CPUS, reason="two cores, all ours")
 
 
 @needs_two

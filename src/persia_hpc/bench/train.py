@@ -3,8 +3,8 @@
 W0: 26 one-hot Zipf(1.2) features over 1 M ids each, 13 dense, dim 16, DLRM 64-16 / 64-1, row-wise Adagrad
 0.05, Adam 1e-3. Samples per second of the second half of each run (a second pass over the data: the rows
 are there); "whole run" counts the first half too, in which rows are created. Everything runs in processes
-of its own, in turns. "unbound" has `ranks.bind_cores = false`; the dense-only limits are bound to one core
-with one thread.
+of its own, in turns. "unbound" has `ranks.bind_cores = false`, and is left out where no rank would be bound
+anyway; the dense-only limits are bound to one core with one thread.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from persia_hpc.config import load_config
 from persia_hpc.launch.mpiexec import MPI_PYTHON
+from persia_hpc.topology.cores import allowed_cpus, decide
+from persia_hpc.topology.roles import Role
 
 from .measure import Result, Timing, available_cores, summarize
 from .train_jobs import prepare_data, run_job, run_local, run_program, w0_settings
@@ -34,6 +37,7 @@ PEERS = {
     "TorchRec, 2 ranks": ("torchrec-venv", "torchrec_w0.py"),
     "Paddle, 1 server + 1 trainer": ("paddle-venv", "paddle_w0.py"),
 }
+UNBOUND = "1+1+1 unbound"
 Rates = dict[str, list[float]]
 
 
@@ -74,10 +78,14 @@ def _measure_batch(
     unbound = {**settings[1], "ranks": {**settings[1]["ranks"], "bind_cores": False}}
     jobs: dict[str, Callable[[], dict[str, Any]]] = {
         "1+1+1": lambda: run_job(folder, traced if options.trace else settings[1]),
-        "1+1+1 unbound": lambda: run_job(folder, unbound),
+        UNBOUND: lambda: run_job(folder, unbound),
         "1+1+2": lambda: run_job(folder, settings[2]),
         "one process": lambda: run_local(folder, settings[1]),
     }
+    rank = (0, tuple(cores), set(cores) == allowed_cpus())
+    bound = decide(load_config(settings[1]), list(Role), [rank] * len(Role)).cpus is not None
+    if not bound:
+        del jobs[UNBOUND]
     size = ["--data", str(data), "--batch", str(batch), "--samples", str(options.samples // 4)]
     program = [*MPI_PYTHON, "-m", "persia_hpc.bench.train_dense"]
     limits: dict[str, Callable[[], dict[str, Any]]] = {
@@ -111,6 +119,8 @@ def _measure_batch(
     for name in jobs:
         beside = [*ends, *dense] if name == "1+1+1" else ends
         notes = {"whole run": summarize(whole[name]).median, **shares(last[name]["phase_seconds"])}
+        if name == "1+1+1" and not bound:
+            notes[f"\n    {UNBOUND}:"] = "not measured, because no rank is bound to cores here"
         yield _result(name, batch, found, beside, notes)
     absent = [name for name in PEERS if name not in peers]
     notes = {"not measured (make bench-peers)": "; ".join(absent)} if absent else {}

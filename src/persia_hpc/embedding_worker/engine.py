@@ -119,7 +119,7 @@ def hash_column(column: IdColumn, hashing: HashConfig) -> IdColumn:
     """Returns a column in which each id is replaced by the `hashing.rounds` rows that stand for it."""
     values = hash_ids(column.values, rounds=hashing.rounds, size=hashing.size)
     if hashing.rounds == 1:
-        return IdColumn(values, column.offsets)
+        return IdColumn(values, column.offsets, column.weights)
     offsets = column.offsets
     if offsets is None:
         offsets = np.arange(len(column.values) + 1, dtype=np.uint32)

@@ -9,19 +9,8 @@ from dataclasses import dataclass
 
 from persia_hpc.config import Config
 from persia_hpc.topology.communicators import Communicators
-from persia_hpc.topology.cores import describe, divide_cores, format_cpus, read_cores
-from persia_hpc.topology.roles import Role
+from persia_hpc.topology.cores import Decision, Found, allowed_cpus, decide, format_cpus
 from persia_hpc.transport.progress import default_spin
-
-Found = tuple[int, tuple[int, ...], bool]  # a rank's node, its CPUs, and whether it may have no more
-
-
-@dataclass(frozen=True)
-class Decision:
-    """Holds what was decided for a node. `cpus`: of each of its ranks; None leaves them alone."""
-
-    cpus: list[frozenset[int]] | None
-    text: str
 
 
 @dataclass(frozen=True)
@@ -50,13 +39,13 @@ def bind_ranks(communicators: Communicators, config: Config) -> Binding:
     """
     world, plan, me = communicators.world, communicators.plan, communicators.me
     mine = frozenset(os.sched_getaffinity(0))
-    found: list[Found] = world.allgather((me.node, tuple(sorted(mine)), mine == _allowed()))
+    found: list[Found] = world.allgather((me.node, tuple(sorted(mine)), mine == allowed_cpus()))
     here = [m.world_rank for m in plan.members if m.node == me.node]
     fair_threads = max(1, len(mine) // found.count(found[world.rank]))
     spin = default_spin(len(here))  # by the cores of all
     decision, claim = None, None
     if world.rank == here[0]:
-        decision = _decide(config, [plan.members[rank].role for rank in here], [found[r] for r in here])
+        decision = decide(config, [plan.members[rank].role for rank in here], [found[r] for r in here])
         if decision.cpus is not None and (claim := _claim(mine)) is None:
             decision = Decision(None, "not bound (another job has bound its ranks to them)")
     decisions: list[Decision | None] = world.allgather(decision)
@@ -74,25 +63,6 @@ def bind_ranks(communicators: Communicators, config: Config) -> Binding:
     return Binding(fair_threads, spin, "\n".join(lines), mine, claim)
 
 
-def _decide(config: Config, roles: list[Role], found: list[Found]) -> Decision:
-    """Says for a node what its ranks are bound to, or why they are not, if no other job is there."""
-    if not config.ranks.bind_cores:
-        return Decision(None, "not bound (ranks.bind_cores = false)")
-    _, mine, all_allowed = found[0]
-    if len(set(found)) > 1 or not all_allowed:
-        return Decision(None, "as the ranks were bound before")
-    threads = {Role.PARAMETER_SERVER: config.server_threads}
-    cpus = divide_cores(
-        read_cores(frozenset(mine)),
-        [(role, threads.get(role, 1)) for role in roles],
-        trainer_threads=config.train.threads,
-    )
-    if cpus is None:
-        return Decision(None, f"not bound ({len(roles)} ranks on {len(mine)})")
-    of_role = {role: [c for c, r in zip(cpus, roles, strict=True) if r is role] for role in set(roles)}
-    return Decision(cpus, describe(of_role))
-
-
 def _claim(cpus: frozenset[int]) -> socket.socket | None:
     """Claims CPUs for this job until the socket is closed; None if another job on this host has them.
 
@@ -106,18 +76,6 @@ def _claim(cpus: frozenset[int]) -> socket.socket | None:
         claim.close()
         return None
     return claim
-
-
-def _allowed() -> frozenset[int]:
-    """Returns the CPUs that this process could have: asked for all, the kernel gives those of the cpuset."""
-    before = os.sched_getaffinity(0)
-    try:
-        os.sched_setaffinity(0, range(os.sysconf("SC_NPROCESSORS_CONF")))
-        return frozenset(os.sched_getaffinity(0))
-    except OSError:
-        return frozenset(before)
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 def _bind(cpus: frozenset[int]) -> None:

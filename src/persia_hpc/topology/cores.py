@@ -1,12 +1,25 @@
-"""Says which cores each rank of a node runs on: a pure function of the cores, the roles and their threads."""
+"""Says which cores each rank of a node runs on, by the cores, the roles and their threads."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from persia_hpc.config import Config
+
 from .roles import ROLE_ORDER, Role
+
+Found = tuple[int, tuple[int, ...], bool]  # a rank's node, its CPUs, and whether it may have no more
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Holds what was decided for a node. `cpus`: of each of its ranks; None leaves them alone."""
+
+    cpus: list[frozenset[int]] | None
+    text: str
 
 
 @dataclass(frozen=True)
@@ -111,3 +124,34 @@ def describe(cpus_of: Mapping[Role, Sequence[frozenset[int]]]) -> str:
             different = dict.fromkeys(format_cpus(cpus) for cpus in cpus_of[role])
             parts.append(f"{role.value}s on {' | '.join(different)}")
     return ", ".join(parts)
+
+
+def decide(config: Config, roles: list[Role], found: list[Found]) -> Decision:
+    """Says for a node what its ranks are bound to, or why they are not, if no other job is there."""
+    if not config.ranks.bind_cores:
+        return Decision(None, "not bound (ranks.bind_cores = false)")
+    _, mine, all_allowed = found[0]
+    if len(set(found)) > 1 or not all_allowed:
+        return Decision(None, "as the ranks were bound before")
+    threads = {Role.PARAMETER_SERVER: config.server_threads}
+    cpus = divide_cores(
+        read_cores(frozenset(mine)),
+        [(role, threads.get(role, 1)) for role in roles],
+        trainer_threads=config.train.threads,
+    )
+    if cpus is None:
+        return Decision(None, f"not bound ({len(roles)} ranks on {len(mine)})")
+    of_role = {role: [c for c, r in zip(cpus, roles, strict=True) if r is role] for role in set(roles)}
+    return Decision(cpus, describe(of_role))
+
+
+def allowed_cpus() -> frozenset[int]:
+    """Returns the CPUs that this process could have: asked for all, the kernel gives those of the cpuset."""
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, range(os.sysconf("SC_NPROCESSORS_CONF")))
+        return frozenset(os.sched_getaffinity(0))
+    except OSError:
+        return frozenset(before)
+    finally:
+        os.sched_setaffinity(0, before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 from collections.abc import Sequence
 
 import numpy as np
@@ -55,6 +56,14 @@ class Plane:
             placements, sizes = place(channels, nodes, force_remote)
             wanted, private = sizes.shared[rank], sizes.fetched[rank] + sizes.private[rank]
             problem = memory_problem(node_comm, wanted, private=private, memory_grows=memory_grows)
+            try:
+                self._private = aligned_empty(private)
+            except MemoryError:
+                problem = problem or (
+                    f"could not allocate {private} bytes for the rings from other nodes on "
+                    f"{socket.gethostname()}; lower transport.ring_bytes, or raise the limit of a process's "
+                    "memory (ulimit -v)"
+                )
             raise_together(comm, problem)
             # Sizes are known everywhere: all ranks of a communicator agree on whether they need the window.
             shared_sizes = [sizes.shared[peer] for peer in node_rank]
@@ -66,7 +75,6 @@ class Plane:
                 window.open()
         finally:
             node_comm.Free()
-        self._private = aligned_empty(private)
         self._private[:] = 0
         self._notices = None if self._fetched is None else Notices(comm, self._fetched.win)
         comm.Barrier()  # every rank's words are zero before the first is written

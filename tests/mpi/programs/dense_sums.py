@@ -2,7 +2,8 @@
 
 Each sum is compared with the gradients that all ranks had, added in the order of ranks. Steps of every kind:
 all gradients, an unused layer, a trainer without samples, a value that isn't finite, a gradient of one
-trainer that changes after backward. The reducer "nodes" is "mpi" on nodes of two ranks each.
+trainer that changes after backward. The reducers "nodes" and "gloo_nodes" are "mpi" and "gloo" on nodes of
+two ranks each, whose hosts have one name.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 from functools import reduce
 from operator import add
 
+import pytest
 import torch
 from mpi4py import MPI
 from torch import Tensor, nn
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 from persia_hpc.config.types import TrainConfig, TransportConfig
 from persia_hpc.runtime.watchdog import Watchdog
 from persia_hpc.trainer.dense.allreduce import make_dense_reducer
-from persia_hpc.trainer.dense.mpi_sums import MpiSums
+from persia_hpc.trainer.dense.mpi_sums import MpiSums, on_one_node
 from persia_hpc.trainer.dense.nccl_sums import NcclSums
 from persia_hpc.trainer.dense.reducers import make_sums
 from persia_hpc.trainer.dense.sums import Sums
@@ -65,8 +67,13 @@ def gradients(net: Net, kind: str, step: int) -> None:
 
 
 def make(name: str, train: TrainConfig) -> Sums | None:
-    if name == "gloo":
-        return NcclSums(comm, "gloo")
+    if name.startswith("gloo"):
+        one_node = on_one_node(Nodes(comm) if name == "gloo_nodes" else comm)
+        assert one_node == (name == "gloo" or comm.size <= RANKS_OF_NODE)
+        with pytest.MonkeyPatch.context() as patch:
+            if not one_node:  # then no file is shared
+                patch.setattr(torch.distributed, "FileStore", None)
+            return NcclSums(comm, "gloo", one_node=one_node)
     return MpiSums(Nodes(comm)) if name == "nodes" else make_sums(train, comm)
 
 

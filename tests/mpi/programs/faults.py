@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
+from persia_hpc.arrays import Bytes
 from persia_hpc.errors import PersiaError, UserError
+from persia_hpc.transport import plane as plane_module
 from persia_hpc.transport.plane import Channel, Plane
 from persia_hpc.transport.progress import Waiter
 from persia_hpc.transport.records import Record
@@ -62,6 +64,16 @@ def refused_channels() -> None:
         ([Channel(0, 1, "unlike", 4096 + 256 * (rank == 1))], ["ranks [1]", "same list"]),
     ):
         expect(UserError, *words, call=lambda channels=channels: plane_of(channels))
+
+
+def no_private_memory() -> None:
+    def fail(num_bytes: int) -> Bytes:
+        raise MemoryError
+
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 1:
+            patch.setattr(plane_module, "aligned_empty", fail)
+        expect(UserError, "could not allocate", "lower transport", call=lambda: plane_of(ROUND))
 
 
 def free_refuses_to_lose() -> None:
@@ -120,6 +132,7 @@ def damage_is_named() -> None:
 
 
 refused_channels()
+no_private_memory()
 free_refuses_to_lose()
 damage_is_named()
 comm.Barrier()

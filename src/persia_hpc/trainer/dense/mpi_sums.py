@@ -164,6 +164,17 @@ class MpiSums:
             self._leaders.Free()
 
 
+def on_one_node(comm: MPI.Intracomm) -> bool:
+    """Returns whether all ranks of `comm` share memory. Names of hosts don't tell: containers' may be equal.
+
+    Collective over `comm`.
+    """
+    node_comm = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    size: int = node_comm.size
+    node_comm.Free()
+    return size == comm.size
+
+
 def _adder(dtype: torch.dtype) -> Callable[[Any, Any, Any], None]:
     def add(given: Any, sums: Any, _: Any) -> None:
         torch.frombuffer(sums, dtype=dtype).add_(torch.frombuffer(given, dtype=dtype))

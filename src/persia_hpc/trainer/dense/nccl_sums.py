@@ -26,12 +26,14 @@ _PATIENCE = datetime.timedelta(days=30)
 class NcclSums:
     """Sums each bucket with an AllReduce of its own. See `Sums`."""
 
-    def __init__(self, comm: Any, backend: str = "nccl") -> None:
+    def __init__(self, comm: Any, backend: str = "nccl", *, one_node: bool) -> None:
         """Makes torch's default process group of the trainers; tests choose another `backend`.
 
+        one_node: whether all trainers are on one node, alike on all of them.
         Collective over the trainers, whose communicator (mpi4py) is `comm`.
         """
         self._comm = comm
+        self._one_node = one_node
         self._backend = backend
         self._folder = ""
         dist.init_process_group(
@@ -43,11 +45,12 @@ class NcclSums:
     def _store(self) -> Any:
         """Returns what tells the processes of each other: a file on one node, so that no port is open."""
         comm = self._comm
-        if len(set(comm.allgather(platform.node()))) == 1:
+        if self._one_node:
             if comm.rank == 0:
                 self._folder = tempfile.mkdtemp(prefix="persia-hpc-nccl-")
             folder = comm.bcast(self._folder)
-            return dist.FileStore(os.path.join(folder, "store"), comm.size)
+            if all(comm.allgather(os.path.isdir(folder))):  # containers of one node may differ in /tmp
+                return dist.FileStore(os.path.join(folder, "store"), comm.size)
         store = None
         if comm.rank == 0:
             store = dist.TCPStore(

@@ -58,9 +58,10 @@ def make_sums(
 
         return MpiSums(comm, memory_grows=memory_grows, spin=spin)
     if train.reducer == "nccl":
+        from .mpi_sums import on_one_node
         from .nccl_sums import NcclSums
 
-        return NcclSums(comm)
+        return NcclSums(comm, one_node=on_one_node(comm))
     from .horovod_sums import HorovodSums
 
     return HorovodSums(comm)
