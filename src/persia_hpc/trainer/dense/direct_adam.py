@@ -88,5 +88,5 @@ def _work(optimizer: Optimizer) -> list[tuple[bool, list[list[Tensor]], dict[str
             lists = [[state[name] for state in states] for name in STATE]
             options = {name: group[name] for name in ("lr", "weight_decay", "eps", "maximize")}
             options |= {"beta1": betas[0], "beta2": betas[1], "amsgrad": False}
-            work.append((group["decoupled_weight_decay"], [parameters, gradients, *lists], options))
+            work.append((bool(group.get("decoupled_weight_decay")), [parameters, gradients, *lists], options))
     return work
