@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from persia_hpc.config.learning_rate import LearningRate
 from persia_hpc.errors import UserError
 
+from .direct_adam import direct_adam
 from .without_compiler import without_compiler
 
 WAYS = {"fused", "foreach", "capturable", "differentiable"}  # options that say how, not what, to compute
@@ -36,7 +37,7 @@ def make_optimizer(
     if name not in names:
         raise UserError(f"train.optimizer.name = {name!r} is not in torch.optim; it has: {', '.join(names)}")
     parameters = list(parameters)
-    optimizer: Any = without_compiler(getattr(torch.optim, name))
+    optimizer: Any = direct_adam(without_compiler(getattr(torch.optim, name)))
     free = "fused" in signature(optimizer).parameters and not WAYS & arguments.keys()
     able = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
     try:
