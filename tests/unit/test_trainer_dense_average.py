@@ -117,3 +117,14 @@ def test_a_resumed_run_goes_on_with_it(tmp_path: Path) -> None:
     assert all(torch.equal(parts[name], value) for name, value in whole.items())
     ends = [json.loads((tmp_path / run / "summary.json").read_text())["valid"] for run in ("whole", "parts")]
     assert ends[0] == ends[1]
+
+
+def test_another_run_begins_with_it(tmp_path: Path) -> None:
+    data = [write_tiny(tmp_path / "train.h5", 320), write_tiny(tmp_path / "valid.h5", 200, seed=1)]
+    ph.train(settings(data, tmp_path / "first", **{"train.average": 0.8}), quiet=True)
+    still = {"train.optimizer": {"name": "SGD", "lr": 0.0}, "train.max_steps": 1}
+    more = {"checkpoint.init_from": str(tmp_path / "first"), "checkpoint.init_parts": "dense"}
+    ph.train(settings(data, tmp_path / "second", **still, **more), quiet=True)
+    began = ph.load(tmp_path / "second").model().state_dict()
+    for name, value in average_of(tmp_path / "first").items():
+        assert torch.equal(began[name], value)

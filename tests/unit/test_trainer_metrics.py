@@ -263,7 +263,7 @@ def test_slices_are_the_metrics_of_their_samples_alone_the_largest_first():
         assert list(found) == [str(i) for i in expected]
         for i, metrics in found.items():
             mine = column == int(i)
-            plain = Wanted(wanted.labels, wanted.built_in, wanted.own)
+            plain = Wanted(wanted.labels, built_in=wanted.built_in, own=wanted.own)
             assert metrics == evaluate_metrics(logits[mine], labels[mine], weight[mine], group[mine], plain)
     assert len(result["slices"]["country"]) == SLICES < len(np.unique(country))
     few = Wanted(("click",), slices=("device",), slice_samples=n)

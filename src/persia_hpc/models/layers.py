@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from persia_hpc import _native
 
+# With 512 and 256 the kernels take 0.83 of torch's time, with layers of 1024 1.1 (benchmarks/RESULTS.md).
+WIDEST = 512
+
 
 class Team:
     """Holds the threads of a model's native network: as many as torch has. Copies have their own."""
@@ -46,7 +49,8 @@ def layers_of(module: nn.Module) -> list[nn.Module]:
 def is_native(layers: Sequence[nn.Module], *inputs: Tensor | None) -> bool:
     """Returns whether the kernels compute what torch would: float32 on a CPU, and nobody looks in between.
 
-    That is so for linear layers with a ReLU between any two, without autocast, hooks or replaced layers.
+    That is so for linear layers with a ReLU between any two, without autocast, hooks or replaced layers. Wide
+    layers are left to torch, which is faster there.
     """
     tensors = [tensor for tensor in inputs if tensor is not None]
     for place, layer in enumerate(layers):
@@ -57,6 +61,7 @@ def is_native(layers: Sequence[nn.Module], *inputs: Tensor | None) -> bool:
             not isinstance(layer, nn.Linear)
             or layer.bias is None
             or not type(layer).__module__.startswith(("torch.nn.modules", __package__))
+            or layer.out_features > WIDEST
         ):
             return False
         else:

@@ -106,7 +106,7 @@ class Session(Progress):
         """
         model.to(self.device)
         if (begin := self._resume or self._initial) is not None:
-            begin.load_model(model)
+            begin.load_model(model, averaged=self._resume is None)
         self.reducer.attach(model)
         self.model = model
         self.skips.begin(model)
