@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from persia_hpc import _native
 from persia_hpc.protocol.row_batch import RowBatch
-from persia_hpc.trainer.batch import FeatureSpec, Inputs
+from persia_hpc.trainer.batch import Batch, FeatureSpec, Inputs
+from persia_hpc.trainer.pooling.embed import Pooling
 
 
 def make_inputs(features: list[tuple[str, int, str, bool]], *, num_dense: int = 2, labels: int = 1) -> Inputs:
@@ -77,3 +80,15 @@ def make_row_batch(
         dense=rng.normal(size=(num_samples, inputs.num_dense)).astype(np.float32),
         labels=rng.integers(0, 2, (num_samples, len(inputs.labels))).astype(np.float32),
     )
+
+
+def random_batch(inputs: Inputs, num_samples: int, seed: int = 0) -> Batch:
+    """What a model gets of random ids and rows, ready to learn from."""
+    rng = np.random.default_rng(seed)
+    row_batch = make_row_batch(inputs, random_ids(inputs, num_samples, rng), rng)
+    return Pooling(inputs).embed(row_batch, training=True)[0]
+
+
+def side_by_side(batch: Batch, inputs: Inputs) -> Tensor:
+    """Dense features and all pooled vectors [B, W]."""
+    return torch.cat([batch.dense, *(batch.pooled[name] for name in inputs.pooled)], dim=1)

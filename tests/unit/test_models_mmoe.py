@@ -5,16 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from persia_hpc.models import build_model
-from persia_hpc.trainer.batch import Batch, Inputs
-from persia_hpc.trainer.pooling.embed import Pooling
-from tests.support.row_batches import make_inputs, make_row_batch, random_ids
+from persia_hpc.trainer.batch import Inputs
+from tests.support.row_batches import make_inputs, random_batch, side_by_side
 
 FEATURES = [("a", 4, "sum", False), ("b", 2, "mean", True), ("c", 4, "sum", False)]
 
@@ -24,25 +22,15 @@ def built(name: str, inputs: Inputs, **options: Any) -> Any:
     return build_model(name, inputs, options)
 
 
-def batch_of(inputs: Inputs, num_samples: int, seed: int = 0) -> Batch:
-    rng = np.random.default_rng(seed)
-    row_batch = make_row_batch(inputs, random_ids(inputs, num_samples, rng), rng)
-    return Pooling(inputs).embed(row_batch, training=True)[0]
-
-
-def flat(batch: Batch, inputs: Inputs) -> Tensor:
-    return torch.cat([batch.dense, *(batch.pooled[name] for name in inputs.pooled)], dim=1)
-
-
 @settings(deadline=None, max_examples=15)
 @given(st.integers(1, 4), st.integers(1, 3), st.sampled_from([(), (5,)]), st.integers(0, 10**6))
 def test_mmoe_is_its_definition(experts: int, tasks: int, gate: tuple[int, ...], seed: int) -> None:
     inputs = replace(make_inputs(FEATURES, labels=tasks), outputs=(1,) * (tasks - 1) + (3,))
     model = built("mmoe", inputs, experts=experts, expert=[6, 5], tower=[4], gate=list(gate))
-    batch = batch_of(inputs, 7, seed)
+    batch = random_batch(inputs, 7, seed)
     logits = model(batch)
     assert logits.shape == (7, tasks + 2)
-    x = flat(batch, inputs)
+    x = side_by_side(batch, inputs)
     for i in range(7):
         row: list[Tensor] = []
         for k in range(tasks):

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from persia_hpc.models import build_model
-from persia_hpc.trainer.batch import Batch, Inputs
-from persia_hpc.trainer.pooling.embed import Pooling
-from tests.support.row_batches import make_inputs, make_row_batch, random_ids
+from persia_hpc.trainer.batch import Inputs
+from tests.support.row_batches import make_inputs, random_batch, side_by_side
 
 FEATURES = [("a", 4, "sum", False), ("b", 2, "mean", True), ("c", 4, "sum", False)]
 
@@ -23,24 +21,14 @@ def built(name: str, inputs: Inputs, **options: Any) -> Any:
     return build_model(name, inputs, options)
 
 
-def batch_of(inputs: Inputs, num_samples: int, seed: int = 0) -> Batch:
-    rng = np.random.default_rng(seed)
-    row_batch = make_row_batch(inputs, random_ids(inputs, num_samples, rng), rng)
-    return Pooling(inputs).embed(row_batch, training=True)[0]
-
-
-def flat(batch: Batch, inputs: Inputs) -> Tensor:
-    return torch.cat([batch.dense, *(batch.pooled[name] for name in inputs.pooled)], dim=1)
-
-
 @settings(deadline=None, max_examples=15)
 @given(st.integers(1, 3), st.integers(1, 2), st.integers(1, 2), st.integers(1, 3), st.integers(0, 10**6))
 def test_ple_is_its_definition(tasks: int, own: int, shared: int, levels: int, seed: int) -> None:
     inputs = make_inputs(FEATURES, labels=tasks)
     model = built("ple", inputs, experts=[[6, 5]] * levels, own=own, shared=shared, tower=[4])
-    batch = batch_of(inputs, 5, seed)
+    batch = random_batch(inputs, 5, seed)
     logits = model(batch)
-    whole = flat(batch, inputs)
+    whole = side_by_side(batch, inputs)
     of_tasks, of_all = [whole] * tasks, whole
     for number, level in enumerate(model.levels):
         common = [expert(of_all) for expert in level.shared]

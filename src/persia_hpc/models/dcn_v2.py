@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from persia_hpc.errors import UserError
 from persia_hpc.trainer.batch import Batch, Inputs
 
-from .parts import PaddedLinear, check_layers, flat_inputs, flat_width, perceptron, side_by_side, widths
+from .parts import PaddedLinear, flat_inputs, flat_width, layer_options, perceptron, side_by_side, widths
 
 
 class Cross(nn.Module):
@@ -59,7 +59,7 @@ class DCNv2(nn.Module):
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
-        check_layers("dcn_v2", activation, dropout)
+        layers = layer_options("dcn_v2", activation, dropout, batch_norm)
         if structure not in ("parallel", "stacked"):
             raise UserError(f'model \'dcn_v2\': structure must be "parallel" or "stacked", got {structure!r}')
         if not isinstance(cross_layers, int) or cross_layers < 1:
@@ -71,7 +71,7 @@ class DCNv2(nn.Module):
         self.inputs = inputs
         self.parallel = structure == "parallel"
         self.crosses = nn.ModuleList(Cross(width, low_rank) for _ in range(cross_layers))
-        self.deep = perceptron(width, deep, activation=activation, dropout=dropout, batch_norm=batch_norm)
+        self.deep = perceptron(width, deep, **layers)
         self.width = width
         self.head = PaddedLinear(deep[-1] + (width if self.parallel else 0), inputs.num_outputs)
 

@@ -11,10 +11,11 @@ from persia_hpc.trainer.batch import Batch, Inputs
 
 from .parts import (
     PaddedLinear,
-    check_layers,
+    check_flag,
     common_dim,
     flat_inputs,
     flat_width,
+    layer_options,
     perceptron,
     side_by_side,
     stacked_vectors,
@@ -42,7 +43,8 @@ class DeepFM(nn.Module):
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
-        check_layers("deepfm", activation, dropout)
+        layers = layer_options("deepfm", activation, dropout, batch_norm)
+        check_flag("deepfm", "id_weights", id_weights)
         dim = common_dim("deepfm", inputs)
         width = flat_width("deepfm", inputs)
         if id_weights and dim < 2:
@@ -60,9 +62,7 @@ class DeepFM(nn.Module):
                 width - len(inputs.features) if id_weights else width,
                 deep,
                 outputs=inputs.num_outputs,
-                activation=activation,
-                dropout=dropout,
-                batch_norm=batch_norm,
+                **layers,
             )
 
     def forward(self, batch: Batch) -> Tensor:

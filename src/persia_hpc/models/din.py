@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from persia_hpc.errors import UserError
 from persia_hpc.trainer.batch import Batch, Inputs
 
-from .parts import check_layers, masked_mean, perceptron, side_by_side, widths
+from .parts import check_flag, layer_options, masked_mean, perceptron, side_by_side, widths
 
 
 class TargetAttention(nn.Module):
@@ -68,8 +68,9 @@ class DIN(nn.Module):
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
-        check_layers("din", attention_activation, dropout)
-        check_layers("din", activation, dropout)
+        layers = layer_options("din", activation, dropout, batch_norm)
+        inner = layer_options("din", attention_activation, dropout)
+        check_flag("din", "softmax", softmax)
         self.inputs = inputs
         self.pairs = _pairs(inputs, attend)
         inside = widths("din", "attention", attention)
@@ -79,8 +80,7 @@ class DIN(nn.Module):
                 sum(dims[name] for name in histories),
                 inside,
                 softmax=softmax,
-                activation=attention_activation,
-                dropout=dropout,
+                **inner,
             )
             for _, histories in self.pairs
         )
@@ -90,9 +90,7 @@ class DIN(nn.Module):
             inputs.num_dense + inputs.pooled_width + sum(dims[name] for name in (*attended, *self.others)),
             widths("din", "hidden", hidden),
             outputs=inputs.num_outputs,
-            activation=activation,
-            dropout=dropout,
-            batch_norm=batch_norm,
+            **layers,
         )
 
     def forward(self, batch: Batch) -> Tensor:

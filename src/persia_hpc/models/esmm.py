@@ -6,7 +6,6 @@ B samples.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from torch.nn import functional
 from persia_hpc.errors import UserError
 from persia_hpc.trainer.batch import Batch, Inputs
 
-from .parts import check_layers, flat_inputs, flat_width, perceptron, widths
+from .parts import flat_inputs, flat_width, layer_options, perceptron, widths
 
 
 class ESMM(nn.Module):
@@ -37,13 +36,12 @@ class ESMM(nn.Module):
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
-        check_layers("esmm", activation, dropout)
+        layers = layer_options("esmm", activation, dropout, batch_norm)
         if len(inputs.labels) != 2 or inputs.num_outputs != 2:
             raise UserError(
                 "model 'esmm' learns two labels, clicks and clicks with a conversion, but got "
                 f"{', '.join(inputs.labels) or 'none'}; name two tasks in that order"
             )
-        layers: dict[str, Any] = {"activation": activation, "dropout": dropout, "batch_norm": batch_norm}
         wide, width = widths("esmm", "hidden", hidden), flat_width("esmm", inputs)
         self.inputs = inputs
         self.click = perceptron(width, wide, outputs=1, **layers)

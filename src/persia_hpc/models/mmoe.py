@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from persia_hpc.errors import UserError
 from persia_hpc.trainer.batch import Batch, Inputs
 
-from .parts import check_layers, flat_inputs, flat_width, perceptron, widths
+from .parts import flat_inputs, flat_width, layer_options, perceptron, widths
 
 
 class Gate(nn.Module):
@@ -61,8 +61,7 @@ class MMoE(nn.Module):
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
-        check_layers("mmoe", activation, dropout)
-        layers: dict[str, Any] = {"activation": activation, "dropout": dropout, "batch_norm": batch_norm}
+        layers = layer_options("mmoe", activation, dropout, batch_norm)
         number = positive("mmoe", "experts", experts)
         inside, above = widths("mmoe", "expert", expert), widths("mmoe", "tower", tower, empty=True)
         gates = widths("mmoe", "gate", gate, empty=True)

@@ -6,6 +6,7 @@ B samples, F features, K dense features, D dim, W width.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -132,8 +133,8 @@ ACTIVATIONS: Mapping[str, Callable[[int], nn.Module]] = {
 }
 
 
-def check_layers(model: str, activation: str, dropout: float) -> None:
-    """Checks the options that a model's layers share.
+def layer_options(model: str, activation: str, dropout: float, batch_norm: bool = False) -> dict[str, Any]:
+    """Returns the options that a model's layers share, checked, as `perceptron` takes them.
 
     Raises UserError, which names the model and the option, if one is wrong.
     """
@@ -144,6 +145,17 @@ def check_layers(model: str, activation: str, dropout: float) -> None:
     number = isinstance(dropout, int | float) and not isinstance(dropout, bool)
     if not number or not 0 <= dropout < 1:
         raise UserError(f"model {model!r}: dropout must be a number from 0 to below 1, got {dropout!r}")
+    check_flag(model, "batch_norm", batch_norm)
+    return {"activation": activation, "dropout": dropout, "batch_norm": batch_norm}
+
+
+def check_flag(model: str, option: str, value: bool) -> None:
+    """Checks an option that is true or false: the text "false" would count as true.
+
+    Raises UserError, which names the model and the option, for anything else.
+    """
+    if not isinstance(value, bool):
+        raise UserError(f"model {model!r}: {option} must be true or false, got {value!r}")
 
 
 def perceptron(

@@ -15,7 +15,7 @@ from persia_hpc.errors import UserError
 from persia_hpc.trainer.batch import Batch, Inputs
 
 from .mmoe import Gate, positive
-from .parts import check_layers, flat_inputs, flat_width, perceptron, widths
+from .parts import flat_inputs, flat_width, layer_options, perceptron, widths
 
 
 class Extraction(nn.Module):
@@ -87,8 +87,7 @@ class PLE(nn.Module):
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
-        check_layers("ple", activation, dropout)
-        layers: dict[str, Any] = {"activation": activation, "dropout": dropout, "batch_norm": batch_norm}
+        layers = layer_options("ple", activation, dropout, batch_norm)
         if not isinstance(experts, list | tuple) or not experts:
             raise UserError(
                 "model 'ple': experts must be a list of levels, each of widths like [[256], [128]], got "

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from persia_hpc.trainer.batch import Batch, Inputs
 
-from .parts import check_layers, flat_inputs, flat_width, perceptron, widths
+from .parts import flat_inputs, flat_width, layer_options, perceptron, widths
 
 
 class Tower(nn.Module):
@@ -28,15 +28,13 @@ class Tower(nn.Module):
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
-        check_layers("tower", activation, dropout)
+        layers = layer_options("tower", activation, dropout, batch_norm)
         self.inputs = inputs
         self.layers = perceptron(
             flat_width("tower", inputs),
             widths("tower", "hidden", hidden),
             outputs=inputs.num_outputs,
-            activation=activation,
-            dropout=dropout,
-            batch_norm=batch_norm,
+            **layers,
         )
 
     def forward(self, batch: Batch) -> Tensor:
