@@ -138,13 +138,19 @@ def test_reader_gives_the_rows_of_the_order(size: tuple[int, int, int], shuffle:
 
 
 @no_deadline
-@given(sizes, st.lists(st.tuples(st.integers(0, 2), st.integers(0, 60), st.integers(0, 60)), max_size=8))
+@given(
+    sizes,
+    st.integers(1, 3),
+    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 60), st.integers(0, 60)), max_size=8),
+)
 def test_reader_reads_any_positions_in_any_sequence(
-    size: tuple[int, int, int], requests: list[tuple[int, int, int]]
+    size: tuple[int, int, int], epochs: int, requests: list[tuple[int, int, int]]
 ) -> None:
     n, block_rows, buffer_blocks = size
     source = MemorySource(random_batch(n))
-    reader = BatchReader(source, block_rows=block_rows, buffer_blocks=buffer_blocks, seed=5, shuffle=True)
+    reader = BatchReader(
+        source, block_rows=block_rows, buffer_blocks=buffer_blocks, seed=5, shuffle=True, epochs=epochs
+    )
     for epoch, a, b in requests:
         begin, end = sorted((min(a, n), min(b, n)))
         expected = source.batch.take(EpochOrder(*size, 5, epoch, True).rows(begin, end))
@@ -163,6 +169,24 @@ def test_sequential_reading_decodes_each_row_once(size: tuple[int, int, int], ba
     assert sorted(rows) == list(range(n))
 
 
+@no_deadline
+@given(sizes, st.integers(1, 50))
+def test_reading_several_epochs_decodes_each_row_once_in_each(size: tuple[int, int, int], batch: int) -> None:
+    n, block_rows, buffer_blocks = size
+    source = MemorySource(random_batch(n))
+    reader = BatchReader(
+        source, block_rows=block_rows, buffer_blocks=buffer_blocks, seed=5, shuffle=True, epochs=3
+    )
+    for epoch in range(3):
+        expected = source.batch.take(EpochOrder(*size, 5, epoch, True).rows(0, n))
+        for begin in range(0, n, batch):
+            end = min(begin + batch, n)
+            assert_equal(reader.read(epoch, begin, end), expected.slice(begin, end))
+    rows = [row for a, b in source.reads for row in range(a, b)]
+    once = 1 if EpochOrder(*size, 5, 0, True).num_windows == 1 else 3  # nothing beyond the last epoch
+    assert sorted(rows) == sorted([*range(n)] * once)
+
+
 def test_a_dataset_of_one_window_is_decoded_once_for_all_epochs() -> None:
     source = MemorySource(random_batch(50))
     reader = BatchReader(source, block_rows=10, buffer_blocks=8, seed=5, shuffle=True)
@@ -173,12 +197,13 @@ def test_a_dataset_of_one_window_is_decoded_once_for_all_epochs() -> None:
 
 def test_reading_ahead_is_spread_over_the_batches() -> None:
     source = MemorySource(random_batch(2000))
-    reader = BatchReader(source, block_rows=10, buffer_blocks=20, seed=5, shuffle=True)
+    reader = BatchReader(source, block_rows=10, buffer_blocks=20, seed=5, shuffle=True, epochs=2)
     counts = []
-    for begin in range(0, 1800, 20):
-        before = len(source.reads)
-        reader.read(0, begin, begin + 20)
-        counts.append(sum(b - a for a, b in source.reads[before:]))
+    for epoch in (0, 1):
+        for begin in range(0, 2000, 20):
+            before = len(source.reads)
+            reader.read(epoch, begin, begin + 20)
+            counts.append(sum(b - a for a, b in source.reads[before:]))
     assert counts[0] >= 200  # nothing was read ahead for the first window
     assert max(counts[1:]) <= 20 + 60  # a run of neighbouring blocks is read at once
 
