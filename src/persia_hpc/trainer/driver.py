@@ -102,6 +102,7 @@ class Driver:
         self.plateau = None if config.train.plateau is None else Plateau(config.train.plateau, metrics)
         self.best = Watch(best_metric(config.train))
         self.keeps_best = keeps_best(config.train)
+        self._parts: list[tuple[Tensor, Tensor]] = []  # of the step under way
         self._recent: deque[tuple[Tensor, Tensor, Tensor]] = deque()
         self._recent_samples = 0
         self._staleness: deque[int] = deque(maxlen=100)
@@ -264,9 +265,14 @@ class Driver:
         if not self.callbacks and not self.loggers:
             return
         session = self.session
+        self._parts.append((logits.detach()[:, 0], batch.labels[:, 0]))
+        if session.step_number < batch.step:  # more parts of the step follow
+            return
+        scores, labels = (torch.cat(column) for column in zip(*self._parts, strict=True))
+        self._parts = []
         if not session.state.last_skipped:
-            self._recent.append((logits.detach()[:, 0], batch.labels[:, 0], session.loss))
-            self._recent_samples += batch.num_samples
+            self._recent.append((scores, labels, session.loss))
+            self._recent_samples += len(scores)
         while self._recent_samples > RECENT_SAMPLES and len(self._recent) > 1:
             self._recent_samples -= len(self._recent.popleft()[0])
         self._staleness.append(session.last_staleness)
