@@ -243,6 +243,7 @@ class TrainConfig:
     save: bool = True
     early_stop: dict[str, Any] | None = None
     keep_best: dict[str, Any] | bool | None = None
+    restore_best: bool = False
     plateau: dict[str, Any] | None = None
     clip_norm: float | None = setting(None, above=0)
     accumulate: int = setting(1, at_least=1)
