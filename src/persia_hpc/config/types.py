@@ -32,6 +32,7 @@ LOSSES: dict[str, dict[str, float | None]] = {
     "bpr": {},
 }
 BINARY_LOSSES = ("bce", "focal", "bpr")  # of labels that are 0 or 1
+BATCH_LOSSES = ("bpr",)  # that compare the samples of a batch with each other
 METRICS = ("auc", "logloss")  # always computed
 WIRE_FORMATS = ("fp32", "fp16", "bf16", "scaled_fp16")
 
@@ -242,8 +243,10 @@ class TrainConfig:
     save: bool = True
     early_stop: dict[str, Any] | None = None
     keep_best: dict[str, Any] | bool | None = None
+    restore_best: bool = False
     plateau: dict[str, Any] | None = None
     clip_norm: float | None = setting(None, above=0)
+    accumulate: int = setting(1, at_least=1)
     average: float | None = setting(None, above=0)
     max_skipped: int = setting(10, at_least=0)
     amp: str = setting("off", choices=("off", "bf16", "fp16"))
