@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .options import Fail, check_import_path, check_number, did_you_mean, nearest, with_name
-from .types import BINARY_LOSSES, LOSSES, Config
+from .types import BINARY_LOSSES, LOSSES, NEGATIVES, Config
 
 MAX_CLASSES = 100_000
 
@@ -23,7 +23,7 @@ def resolve_task(task: Any, path: tuple[str, ...], fail: Fail) -> None:
     name = loss["name"]
     if ":" in name:
         check_import_path(name, path, fail)
-        known: Mapping[str, float | None] = {}
+        known: Mapping[str, Any] = {}
     else:
         known = LOSSES[_builtin(name, path, fail)]
     for key, value in loss.items():
@@ -31,7 +31,17 @@ def resolve_task(task: Any, path: tuple[str, ...], fail: Fail) -> None:
             continue
         if key not in known:
             raise fail((*path, key), f"is not an option of {name!r}{nearest(key, known)}")
+        if key == "logq":
+            if not isinstance(value, bool):
+                raise fail((*path, key), f"= {value!r}: expected true or false")
+            continue
+        if key == "negatives":
+            if value not in NEGATIVES:
+                raise fail((*path, key), f"= {value!r}: expected one of {', '.join(NEGATIVES)}")
+            continue
         check_number(key, value, (*path, key), fail)
+        if key == "temperature" and value <= 0:
+            raise fail((*path, key), f"= {value}: expected a value above 0")
         if key in ("smoothing", "alpha") and not 0 <= value <= 1:
             raise fail((*path, key), f"= {value}: expected a value from 0 to 1")
     classes = loss.get("classes")
@@ -57,12 +67,22 @@ def check_tasks(config: Config, fail: Fail) -> None:
         )
     if config.model.class_name == "esmm":
         _check_esmm(config, fail)
+    if retrieval_loss(config) is not None:
+        _check_retrieval(config, fail)
     if not config.tasks:
         return
     if loss != "bce":
         raise fail(path, f"= {loss!r}: [tasks] are written too, each with a loss of its own; leave it out")
     if not any(task.weight for task in config.tasks.values()):
         raise fail(("tasks",), "have weights of 0 only, so nothing would be learned; give one a weight")
+
+
+def retrieval_loss(config: Config) -> dict[str, Any] | None:
+    """Returns the options of the loss "in_batch_softmax" if that is what is learned, else None."""
+    if "in_batch_softmax" not in config.loss_names:
+        return None
+    losses = [task.loss for task in config.tasks.values()] or [LOSSES["in_batch_softmax"]]
+    return {key: value for key, value in losses[0].items() if key != "name"}
 
 
 def _check_esmm(config: Config, fail: Fail) -> None:
@@ -78,6 +98,16 @@ def _check_esmm(config: Config, fail: Fail) -> None:
                 f'= {task.where!r}: model "esmm" learns a conversion from all samples, also those without a '
                 "click, as their product; leave it out",
             )
+
+
+def _check_retrieval(config: Config, fail: Fail) -> None:
+    """Checks that nothing else is learned beside "in_batch_softmax", nor asked for that it can't give."""
+    if len(config.tasks) > 1:
+        raise fail(("tasks",), f'are {len(config.tasks)}: expected one, as its loss is "in_batch_softmax"')
+    for key in ("compile", "cuda_graphs", "progressive"):
+        if getattr(config.train, key):
+            problem = "the loss \"in_batch_softmax\" doesn't run the model's forward; leave it out"
+            raise fail(("train", key), f"is set, but {problem}")
 
 
 def _builtin(name: str, path: tuple[str, ...], fail: Fail) -> str:

@@ -23,15 +23,17 @@ ROLE_KEYS = ("parameter_servers", "embedding_workers", "trainers")
 # stand for: a configuration must be read without NumPy and without knowing the trainer.
 MODELS = ("dlrm", "dcn_v2", "deepfm", "tower", "din", "mmoe", "ple", "esmm")
 # Losses with their options and defaults; trainer/losses.py has the formulas. None: must be written.
-LOSSES: dict[str, dict[str, float | None]] = {
+LOSSES: dict[str, dict[str, Any]] = {
     "bce": {"smoothing": 0.0},
     "focal": {"gamma": 2.0, "alpha": 0.25},
     "mse": {},
     "poisson": {},
     "softmax": {"classes": None, "smoothing": 0.0},
     "bpr": {},
+    "in_batch_softmax": {"temperature": 1.0, "logq": False, "negatives": "batch"},
 }
-BINARY_LOSSES = ("bce", "focal", "bpr")  # of labels that are 0 or 1
+BINARY_LOSSES = ("bce", "focal", "bpr", "in_batch_softmax")  # of labels that are 0 or 1
+NEGATIVES = ("batch", "sampled", "both")  # of "in_batch_softmax"
 METRICS = ("auc", "logloss")  # always computed
 WIRE_FORMATS = ("fp32", "fp16", "bf16", "scaled_fp16")
 
@@ -128,6 +130,9 @@ class DataConfig:
     train: list[str] = setting()
     valid: list[str] = setting(factory=list)
     test: list[str] = setting(factory=list)
+    items: list[str] = setting(factory=list)
+    item_feature: str | None = None
+    exclude_feature: str | None = None
     features: list[str] | None = None
     batch_size: int = setting(2048, at_least=1)
     evaluate_batch_size: int = setting(8192, at_least=1)

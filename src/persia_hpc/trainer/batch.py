@@ -121,6 +121,11 @@ class Batch:
     `sequence` a pair (values [B, L, D], mask [B, L] of bool) per sequence feature: left-aligned, with zeros
     after the last id, where L is the longest of the batch and at least 1. `jagged` has the same without
     padding, a `Jagged` per jagged feature.
+
+    With the loss "in_batch_softmax" training batches have two numbers for each id of a feature, in the order
+    of the ids: `ids`, int64 [N], are equal for equal ids of features that share a table, within the batch.
+    `log_q`, float32 [N], of the features that share the items' table, and only with `logq`, are logarithms of
+    the item's share in the weights of the catalogue.
     """
 
     step: int
@@ -133,6 +138,8 @@ class Batch:
     sequence: dict[str, tuple[Tensor, Tensor]]
     blocks: dict[tuple[str, ...], Tensor]  # pooled features that lie together -> [B, F, D]
     jagged: dict[str, Jagged] = field(default_factory=dict)
+    ids: dict[str, Tensor] = field(default_factory=dict)
+    log_q: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:

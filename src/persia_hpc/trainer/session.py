@@ -78,7 +78,7 @@ class Session(Progress):
         self.phases = stream.phases
         self.pace = Pace()
         self.stopping = Stopping(self.state, stream, peers, saver)
-        self.pooling = Pooling(inputs, device, gradients=config.wire.gradients)
+        self.pooling = Pooling.of(config, inputs, device)
         self.pooling.staging.register(stream.memory)
         self.outbox = Outbox(stream, device)
         self.precision = Precision(config.train.amp, device, cache=not config.train.cuda_graphs)
