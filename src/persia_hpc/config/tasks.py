@@ -67,22 +67,12 @@ def check_tasks(config: Config, fail: Fail) -> None:
         )
     if config.model.class_name == "esmm":
         _check_esmm(config, fail)
-    if retrieval_loss(config) is not None:
-        _check_retrieval(config, fail)
     if not config.tasks:
         return
     if loss != "bce":
         raise fail(path, f"= {loss!r}: [tasks] are written too, each with a loss of its own; leave it out")
     if not any(task.weight for task in config.tasks.values()):
         raise fail(("tasks",), "have weights of 0 only, so nothing would be learned; give one a weight")
-
-
-def retrieval_loss(config: Config) -> dict[str, Any] | None:
-    """Returns the options of the loss "in_batch_softmax" if that is what is learned, else None."""
-    if "in_batch_softmax" not in config.loss_names:
-        return None
-    losses = [task.loss for task in config.tasks.values()] or [LOSSES["in_batch_softmax"]]
-    return {key: value for key, value in losses[0].items() if key != "name"}
 
 
 def _check_esmm(config: Config, fail: Fail) -> None:
@@ -98,16 +88,6 @@ def _check_esmm(config: Config, fail: Fail) -> None:
                 f'= {task.where!r}: model "esmm" learns a conversion from all samples, also those without a '
                 "click, as their product; leave it out",
             )
-
-
-def _check_retrieval(config: Config, fail: Fail) -> None:
-    """Checks that nothing else is learned beside "in_batch_softmax", nor asked for that it can't give."""
-    if len(config.tasks) > 1:
-        raise fail(("tasks",), f'are {len(config.tasks)}: expected one, as its loss is "in_batch_softmax"')
-    for key in ("compile", "cuda_graphs", "progressive"):
-        if getattr(config.train, key):
-            problem = "the loss \"in_batch_softmax\" doesn't run the model's forward; leave it out"
-            raise fail(("train", key), f"is set, but {problem}")
 
 
 def _builtin(name: str, path: tuple[str, ...], fail: Fail) -> str:

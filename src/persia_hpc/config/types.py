@@ -21,7 +21,7 @@ MAX_PAIRS = 1_000_000  # of a server and a worker, with rings of their own
 ROLE_KEYS = ("parameter_servers", "embedding_workers", "trainers")
 # Tests compare the first and the last of these with models/build.py and protocol/wire.py, which say what they
 # stand for: a configuration must be read without NumPy and without knowing the trainer.
-MODELS = ("dlrm", "dcn_v2", "deepfm", "tower", "din", "mmoe", "ple", "esmm")
+MODELS = ("dlrm", "dcn_v2", "deepfm", "tower", "din", "mmoe", "ple", "esmm", "two_tower")
 # Losses with their options and defaults; trainer/losses.py has the formulas. None: must be written.
 LOSSES: dict[str, dict[str, Any]] = {
     "bce": {"smoothing": 0.0},
@@ -195,6 +195,7 @@ class FeatureConfig:
     pooling: str = setting("sum", choices=("sum", "mean", "sqrtn", "sequence", "jagged"))
     max_length: int | None = setting(None, at_least=1)
     dim: int | None = setting(None, at_least=1, at_most=4096)
+    sampled: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

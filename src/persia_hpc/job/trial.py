@@ -59,7 +59,8 @@ class Trial:
     def sample(self) -> SampleBatch:
         """Reads the first samples of the training data, at least a batch if there are that many."""
         source = self.sources["train"]
-        return source.read(0, min(source.num_samples, max(self.config.data.batch_size, COUNTED_SAMPLES)))
+        count = min(source.num_samples, max(self.config.data.batch_size, COUNTED_SAMPLES))
+        return self.stream.splits.drawing.add(source.read(0, count), 0, 0)
 
     def count(self, samples: int) -> Counts:
         """Returns mean counts of batches of `samples`, cut out of the first samples."""

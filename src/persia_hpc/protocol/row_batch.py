@@ -55,8 +55,7 @@ class RowBatch:
 
     For retrieval models, and what travels has no such arrays otherwise:
     log_q: float32 [U_g], in training, of the rows of the items' dim group: see `Batch.log_q`; 0 for others.
-    excluded: uint64 [E] and excluded_offsets: uint32 [B+1], in evaluations: items that aren't ranked for a
-    sample.
+    excluded: uint64 [E] and excluded_offsets: uint32 [B+1], in evaluations: each sample's unranked items.
     """
 
     step: int

@@ -35,6 +35,7 @@ class FeatureSpec:
     sequence: str | None = None  # the [sequences.NAME] that it is part of
     shares: str | None = None  # the feature whose bag offsets are its own
     weighted: bool = False  # its ids have weights
+    like: str | None = None  # the feature of the catalogue that its ids are drawn for (`sampled`)
 
     @property
     def bags(self) -> str:
@@ -51,6 +52,9 @@ class Inputs:
     labels: tuple[str, ...]  # of the tasks, by their names
     dense_names: tuple[str, ...] = ()
     outputs: tuple[int, ...] = ()  # widths that tasks' losses want; empty: each label has one output
+    catalogue: tuple[str, ...] | None = (
+        None  # features and dense columns that `data.items` has, if there is one
+    )
 
     @property
     def output_widths(self) -> tuple[int, ...]:
@@ -198,8 +202,8 @@ def on_backward(batch: Batch, reached: Callable[[object], None]) -> None:
         outputs[0].grad_fn.register_prehook(reached)  # all come from one function
 
 
-def make_inputs(layout: Layout, schema: DatasetSchema) -> Inputs:
-    """Returns what a model's constructor gets."""
+def make_inputs(layout: Layout, schema: DatasetSchema, catalogue: tuple[str, ...] | None = None) -> Inputs:
+    """Returns what a model's constructor gets. catalogue: what `data.items` has, if there is one."""
     specs = tuple(
         FeatureSpec(
             name=f.name,
@@ -212,6 +216,7 @@ def make_inputs(layout: Layout, schema: DatasetSchema) -> Inputs:
             sequence=f.sequence,
             shares=f.shares,
             weighted=f.weighted,
+            like=f.like,
         )
         for f in layout.features
     )
@@ -221,4 +226,5 @@ def make_inputs(layout: Layout, schema: DatasetSchema) -> Inputs:
         labels=layout.tasks.names,
         dense_names=schema.dense_names,
         outputs=tuple(task.num_outputs for task in layout.tasks.each),
+        catalogue=catalogue,
     )

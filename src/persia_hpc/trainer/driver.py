@@ -16,7 +16,7 @@ from torch import Tensor
 from persia_hpc.callbacks import Callback
 from persia_hpc.checkpoint.names import step_name
 from persia_hpc.config import Config
-from persia_hpc.config.tasks import retrieval_loss
+from persia_hpc.config.retrieval import retrieval_loss
 from persia_hpc.config.watching import Watched, best_metric, keeps_best
 from persia_hpc.errors import UserError
 from persia_hpc.models import build_model

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from dataclasses import replace
 
@@ -67,16 +66,11 @@ class Progressive:
         Collective over trainers; between two batches only.
         Raises MetricError, on every trainer, for a custom metric that fails.
         """
-        begin = time.perf_counter()
         predictions = Predictions(self._wanted)
         for _, scored in self._steps:
             if scored is not None:
                 logits, labels, weight, group = scored
                 others = (None if c is None else c.cpu().numpy() for c in (weight, group))
                 predictions.add(logits.cpu().numpy(), labels.cpu().numpy(), *others)
-        found = predictions.metrics(self._peers)
-        self._state.evaluate_seconds += time.perf_counter() - begin
-        if not found["samples"]:
-            return {}
-        self._state.results["progressive"] = found
-        return found
+        found = predictions.metrics(self._peers, self._state, "progressive")
+        return found if found["samples"] else {}

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from persia_hpc import _native
 from persia_hpc.config import Config
-from persia_hpc.config.tasks import retrieval_loss
+from persia_hpc.config.retrieval import retrieval_loss
 from persia_hpc.errors import UserError
 from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.protocol.wire import WIRES, wire_of
