@@ -61,9 +61,11 @@ class Task:
     def predictions(self, logits: Array) -> Array:
         """Returns what the outputs predict: probabilities, or with "mse" and "poisson" the label itself.
 
+        With "in_batch_softmax" they are scores.
+
         Shapes: float32 [B, outputs of the task] in and out.
         """
-        if self.loss == "mse":
+        if self.loss in ("mse", "in_batch_softmax"):
             return logits
         if self.loss == "poisson":
             return np.exp(logits)
@@ -126,6 +128,11 @@ def make_tasks(config: Config, schema: DatasetSchema) -> Tasks:
         raise UserError(
             'the loss "bpr" compares the samples of a group (a user or a session), but the data have no '
             "/group; prepare them with one, or use another loss"
+        )
+    if not config.tasks and "in_batch_softmax" in config.loss_names and len(names) > 1:
+        raise UserError(
+            f'train.loss = "in_batch_softmax" learns one label, but the data have {", ".join(names)}; write '
+            'the one as [tasks.LABEL] loss = "in_batch_softmax"'
         )
     if not config.tasks:
         return Tasks(tuple(Task(name, i, loss=config.train.loss) for i, name in enumerate(names)))

@@ -21,18 +21,20 @@ MAX_PAIRS = 1_000_000  # of a server and a worker, with rings of their own
 ROLE_KEYS = ("parameter_servers", "embedding_workers", "trainers")
 # Tests compare the first and the last of these with models/build.py and protocol/wire.py, which say what they
 # stand for: a configuration must be read without NumPy and without knowing the trainer.
-MODELS = ("dlrm", "dcn_v2", "deepfm", "tower", "din", "mmoe", "ple", "esmm")
+MODELS = ("dlrm", "dcn_v2", "deepfm", "tower", "din", "mmoe", "ple", "esmm", "two_tower")
 # Losses with their options and defaults; trainer/losses.py has the formulas. None: must be written.
-LOSSES: dict[str, dict[str, float | None]] = {
+LOSSES: dict[str, dict[str, Any]] = {
     "bce": {"smoothing": 0.0},
     "focal": {"gamma": 2.0, "alpha": 0.25},
     "mse": {},
     "poisson": {},
     "softmax": {"classes": None, "smoothing": 0.0},
     "bpr": {},
+    "in_batch_softmax": {"temperature": 1.0, "logq": False, "negatives": "batch"},
 }
-BINARY_LOSSES = ("bce", "focal", "bpr")  # of labels that are 0 or 1
-BATCH_LOSSES = ("bpr",)  # that compare the samples of a batch with each other
+BINARY_LOSSES = ("bce", "focal", "bpr", "in_batch_softmax")  # of labels that are 0 or 1
+BATCH_LOSSES = ("bpr", "in_batch_softmax")  # that compare the samples of a batch with each other
+NEGATIVES = ("batch", "sampled", "both")  # of "in_batch_softmax"
 METRICS = ("auc", "logloss")  # always computed
 WIRE_FORMATS = ("fp32", "fp16", "bf16", "scaled_fp16")
 
@@ -129,6 +131,9 @@ class DataConfig:
     train: list[str] = setting()
     valid: list[str] = setting(factory=list)
     test: list[str] = setting(factory=list)
+    items: list[str] = setting(factory=list)
+    item_feature: str | None = None
+    exclude_feature: str | None = None
     features: list[str] | None = None
     batch_size: int = setting(2048, at_least=1)
     evaluate_batch_size: int = setting(8192, at_least=1)
@@ -191,6 +196,7 @@ class FeatureConfig:
     pooling: str = setting("sum", choices=("sum", "mean", "sqrtn", "sequence", "jagged"))
     max_length: int | None = setting(None, at_least=1)
     dim: int | None = setting(None, at_least=1, at_most=4096)
+    sampled: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,11 @@ from persia_hpc.checkpoint.choose import find_checkpoint, say_choice
 from persia_hpc.checkpoint.manifest import read_manifest, read_schema
 from persia_hpc.checkpoint.rows import load_rows
 from persia_hpc.config import load_config
+from persia_hpc.config.retrieval import ranked_metrics
 from persia_hpc.durable import ErrorKeeper, replacing, sync_path
 from persia_hpc.errors import PersiaError, UserError
 from persia_hpc.models import build_model
+from persia_hpc.samples.catalogue import open_catalogue
 from persia_hpc.samples.drawn import DrawnSource
 from persia_hpc.samples.source import Source, check_scorable, open_source
 from persia_hpc.trainer.batch import make_inputs
@@ -30,7 +32,7 @@ from persia_hpc.trainer.metrics import Wanted
 from persia_hpc.trainer.session import Session
 
 from .consent import agree_to_import
-from .facts import check_columns, make_facts
+from .facts import catalogue_columns, check_columns, make_facts
 from .importance import Importance, measure, watched_metric
 from .local_stream import LocalStream, local_server
 from .training import make_session
@@ -211,7 +213,7 @@ class LoadedRun:
             sequences=self.config.features_of_sequences,
         )
         check_scorable(source, self.schema, f"the training of {self.path}", labels=labels)
-        check_columns(self.config.train, source.schema, source.encodings[0][0], labels=labels)
+        check_columns(self.config, source.schema, source.encodings[0][0], labels=labels)
         model = self.model()  # before anything else that the run names is imported
         sync = dataclasses.replace(self.config, mode="sync", staleness_bound=0)
         samples: Source = source
@@ -219,11 +221,15 @@ class LoadedRun:
             samples = DrawnSource(source, draw[0] or source.num_samples, draw[1])
             data = dataclasses.replace(sync.data, evaluate_batch_size=max(1, samples.num_samples))
             sync = dataclasses.replace(sync, data=data)
-        facts = make_facts(sync, self.schema, {"test": samples.num_samples})
+        sources = {"test": samples}
+        if labels and ranked_metrics(self.config):
+            sources["items"] = open_catalogue(self.config, self.schema, f"the training of {self.path}")
+        counts = {split: each.num_samples for split, each in sources.items()}
+        facts = make_facts(sync, self.schema, counts, catalogue=catalogue_columns(sources))
         if not labels:  # whatever labels these samples have
             tasks = dataclasses.replace(facts.layout.tasks, configured=False)
             facts = dataclasses.replace(facts, layout=dataclasses.replace(facts.layout, tasks=tasks))
-        stream = LocalStream(facts, {"test": samples}, self._server)
+        stream = LocalStream(facts, sources, self._server)
         session = make_session(facts, stream, device=torch.device("cpu"))
         session.prepare(model)
         return session

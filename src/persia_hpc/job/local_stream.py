@@ -64,9 +64,7 @@ class LocalStream:
         """
         config = facts.config
         self.server = server
-        self.worker = EmbeddingWorker(
-            facts.layout, seed=config.seed, transform=config.data.transform, slices=config.train.slices
-        )
+        self.worker = EmbeddingWorker.of(config, facts.layout, sources=sources)
         self.splits = SplitReaders(config, sources, facts.schedules)
         self.wait_seconds = 0.0
         self.phases = Phases((*LOCAL_STREAM, *TRAINER), config.train.trace)

@@ -18,7 +18,7 @@ from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from persia_hpc.schedule import Schedule
 from persia_hpc.transport.records import Record
 
-SPLITS = ("train", "valid", "test")  # a record names a split by its place here
+SPLITS = ("train", "valid", "test", "items")  # a record names a split by its place here
 
 OfStep = TypeVar("OfStep", bound="_OfStep")
 

@@ -21,6 +21,7 @@ from persia_hpc.samples.source import Source
 from persia_hpc.samples.window import Buffer, Window, shuffled
 
 Token = TypeVar("Token")
+Complete = Callable[[SampleBatch, int, int], SampleBatch]
 CLOSE_SECONDS = 10  # a read that a file system holds up longer than this is left to the end of the process
 
 
@@ -140,6 +141,7 @@ class BatchReader:
     block_rows, buffer_blocks, seed, shuffle: see `EpochOrder`. Random blocks are read fastest when they are
     whole chunks of the file.
     epochs: how many follow one another; beyond them nothing is decoded ahead.
+    complete: gets each batch that is read, its epoch and first position, and returns it with more columns.
     """
 
     def __init__(
@@ -151,8 +153,10 @@ class BatchReader:
         seed: int,
         shuffle: bool,
         epochs: int = 1,
+        complete: Complete | None = None,
     ) -> None:
         self._source = source
+        self._complete = complete
         self._block_rows = block_rows
         self._buffer_blocks = buffer_blocks
         self._seed = seed
@@ -179,6 +183,10 @@ class BatchReader:
 
         Raises DataError if the source can't be read, and ValueError if the range isn't within the epoch.
         """
+        samples = self._read(epoch, begin, end)
+        return samples if self._complete is None else self._complete(samples, epoch, begin)
+
+    def _read(self, epoch: int, begin: int, end: int) -> SampleBatch:
         _check_range(begin, end, self._source.num_samples)
         if begin == end:
             return self._source.read(0, 0)
@@ -253,7 +261,7 @@ def _read_only(batch: SampleBatch) -> SampleBatch:
     return batch
 
 
-def split_reader(config: Config, split: str, source: Source) -> BatchReader:
+def split_reader(config: Config, split: str, source: Source, complete: Complete | None = None) -> BatchReader:
     """Returns the reader of a split as the configuration asks; only the training data is shuffled."""
     data = config.data
     return BatchReader(
@@ -263,6 +271,7 @@ def split_reader(config: Config, split: str, source: Source) -> BatchReader:
         seed=config.seed,
         shuffle=data.shuffle and split == "train",
         epochs=config.train.epochs if split == "train" and not data.follow else 1,
+        complete=complete,
     )
 
 

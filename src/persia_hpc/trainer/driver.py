@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, astuple
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from persia_hpc.callbacks import Callback
 from persia_hpc.checkpoint.names import step_name
 from persia_hpc.config import Config
+from persia_hpc.config.retrieval import retrieval_loss
 from persia_hpc.config.watching import Watched, best_metric, keeps_best
 from persia_hpc.errors import UserError
 from persia_hpc.models import build_model
@@ -28,6 +29,7 @@ from .label_metrics import known_auc
 from .losses import make_loss
 from .metrics import Metrics, load_metrics
 from .restoring import restore
+from .retrieval import Matches, RetrievalLoss, check_matches, check_model
 from .run_state import DriverState
 from .session import Session
 from .watching import Plateau, Watch
@@ -81,18 +83,27 @@ class Driver:
         inputs: Inputs,
         callbacks: Sequence[Callback] = (),
         loggers: Sequence[MetricLogger] = (),
+        *,
+        num_items: int = 0,
     ):
         """Imports and builds everything that the user named. Needs no other rank.
+
+        num_items: of the catalogue; 0 without one.
 
         Raises UserError for what can't be imported or built.
         """
         self.config = config
         self.callbacks = callbacks
         self.loggers = loggers
-        self.loss = make_loss(config)
+        softmax = retrieval_loss(config)
+        self.retrieval = softmax is not None
+        self.loss: Callable[[Any, Batch], Tensor]
+        self.loss = make_loss(config) if softmax is None else RetrievalLoss(softmax, num_items)
         load_metrics(config.train.metrics)
         seed_generators(config.seed)
         self.model = build_model(config.model.class_name, inputs, dict(config.model.arguments))
+        if self.retrieval:
+            check_model(self.model, 'the loss "in_batch_softmax"')
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         if parameters:
             make_optimizer(parameters, config.train.optimizer, self.model)  # only to refuse bad arguments now
@@ -145,9 +156,8 @@ class Driver:
                 self._last_event = time.perf_counter()  # a wait is no part of the pace
             schedule = session.schedules["train"]
             for batch in session.batches(steps=schedule.next_drain(step + 1) - step):
-                logits = session.forward(batch)
-                check_logits(logits, session.inputs, batch.num_samples)
-                session.step(self.loss(logits, batch))
+                outputs, logits = self.outputs(session, batch)
+                session.step(self.loss(outputs, batch))
                 self._count_step(logits, batch)
         self._event(force=True)
         if session.interrupted is None:
@@ -173,6 +183,23 @@ class Driver:
         restore(session, best.step)
         self._log({"event": "restore", "step": session.step_number, "restored_step": best.step})
         return True
+
+    def outputs(self, session: Session, batch: Batch) -> tuple[Tensor | Matches, Tensor]:
+        """Returns what the loss takes of a training batch, and its logits.
+
+        These are the same but for retrieval models: their loss takes matches, and the logits are the means of
+        the scores of a sample's positions.
+
+        Raises UserError for a model of the user's own that returns anything else.
+        """
+        if not self.retrieval:
+            logits = session.forward(batch)
+            check_logits(logits, session.inputs, batch.num_samples)
+            return logits, logits
+        with session.precision.autocast():
+            matches = self.model.matches(batch)  # type: ignore[operator]
+        check_matches(matches, batch.num_samples)
+        return matches, matches.per_sample(matches.scores().detach(), batch.num_samples)[:, None]
 
     def _evaluate_valid(self, *, due: bool) -> None:
         """Evaluates the valid split and does what follows: stops early, keeps the checkpoint of the best.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from dataclasses import replace
 
@@ -67,14 +66,9 @@ class Progressive:
         Collective over trainers; between two batches only.
         Raises MetricError, on every trainer, for a custom metric that fails.
         """
-        begin = time.perf_counter()
         predictions = Predictions(self._wanted)
         for logits, labels, weight, group in (scored for _, parts in self._steps for scored in parts):
             others = (None if c is None else c.cpu().numpy() for c in (weight, group))
             predictions.add(logits.cpu().numpy(), labels.cpu().numpy(), *others)
-        found = predictions.metrics(self._peers)
-        self._state.evaluate_seconds += time.perf_counter() - begin
-        if not found["samples"]:
-            return {}
-        self._state.results["progressive"] = found
-        return found
+        found = predictions.metrics(self._peers, self._state, "progressive")
+        return found if found["samples"] else {}

@@ -25,7 +25,7 @@ from .dense.precision import Precision
 from .dense.state import DenseState, copied, dense_content, seed_generators, trainer_seed
 from .dense.updates import Updates
 from .dense.verdict import judge, tell
-from .evaluation import Predictions, predict_split
+from .evaluation import predict_split
 from .following import Around, Following
 from .interfaces import BatchStream, DenseSync, Peers
 from .metrics import Wanted
@@ -34,6 +34,7 @@ from .parts import Parts, part_size
 from .pooling.embed import Pooling
 from .progress import Progress
 from .progressive import Progressive
+from .ranker import Ranker, Wrap
 from .rates import changed_rates
 from .run_state import RunState
 from .saving import Saver
@@ -78,15 +79,16 @@ class Session(Progress):
         self.phases = stream.phases
         self.pace = Pace()
         self.stopping = Stopping(self.state, stream, peers, saver)
-        self.pooling = Pooling(inputs, device, gradients=config.wire.gradients)
+        self.pooling = Pooling.of(config, inputs, device)
         self.pooling.staging.register(stream.memory)
         self.outbox = Outbox(stream, device)
         self.precision = Precision(config.train.amp, device, cache=not config.train.cuda_graphs)
         newest = saver.newest if saver is not None else str
         self.skips = Skips(config, inputs, self.state, peers, newest)
         self._buffers = Buffers()
-        self._wanted = Wanted.of(config, inputs)
-        self.progressive = Progressive(config.train.progressive, self._wanted, peers, self.state)
+        wanted = Wanted.of(config, inputs)
+        self._ranker = Ranker(wanted, inputs, self.precision, peers, device)
+        self.progressive = Progressive(config.train.progressive, wanted, peers, self.state)
         num_steps = self.num_steps if "train" in schedules else 1
         self.updates = Updates(config.train, num_steps, self.precision, reducer)
         self._resume, self._initial = resume, initial
@@ -294,22 +296,22 @@ class Session(Progress):
         Changes nothing in the tables. No gradient may be in flight (see `batches`).
         Collective over trainers.
         """
-        predictions = Predictions(self._wanted)
         with self.averaged():
-            for logits, row_batch in self.predictions(model, split):
+            predictions, wrap = self._ranker.begin(model or self.model, self.predictions)
+            for logits, row_batch in self.predictions(model, split, wrap):
                 predictions.add_batch(logits, row_batch)
-        begin = time.perf_counter()
-        metrics = self.state.results[split] = predictions.metrics(self.peers)
-        self.state.evaluate_seconds += time.perf_counter() - begin
-        return metrics
+        return predictions.metrics(self.peers, self.state, split)
 
     def averaged(self) -> AbstractContextManager[None]:
         """Gives the model the average of `train.average`, if there is one, instead of its parameters."""
         assert self.model is not None, "call session.prepare(model) first"
         return self.updates.average.in_place(self.model)
 
-    def predictions(self, model: nn.Module | None, split: str) -> Iterator[tuple[Array, RowBatch]]:
+    def predictions(
+        self, model: nn.Module | None, split: str, wrap: Wrap | None = None
+    ) -> Iterator[tuple[Array, RowBatch]]:
         """Returns an iterator over (logits [B, L] float32, batch) of this trainer's part of a split.
+        wrap: makes, of what returns logits, what returns other columns.
         Collective over trainers.
         Raises UserError for an unknown split, and while gradients are in flight.
         """
@@ -324,21 +326,18 @@ class Session(Progress):
             raise UserError(
                 "session.evaluate was called between a batch and its session.step; call step first"
             )
-        if not self.drained:
-            raise UserError(
-                f"session.evaluate was called after step {self.step_number}, while gradients are in flight; "
-                "call it after a loop over session.batches(steps=...), or set train.evaluate_every"
-            )
+        self._check_drained("evaluate", "train.evaluate_every")
         begin = time.perf_counter()
         self.phases.stop()  # inside a loop of the user's own the segment hasn't ended yet
         self.reducer.settle(self.stream, self.stopping.listen)
         self.reducer.broadcast(model.named_buffers())
         self.state.evaluate_seconds += time.perf_counter() - begin
         other = model
+        forward = self.forward if model is self.model else lambda batch: other(batch).float()
         return predict_split(
             model,
             split,
-            self.forward if model is self.model else lambda batch: other(batch).float(),
+            forward if wrap is None else wrap(forward),
             state=self.state,
             stream=self.stream,
             peers=self.peers,
@@ -353,11 +352,7 @@ class Session(Progress):
         Raises UserError while gradients are in flight.
         """
         assert self.saver is not None, "this session has no run directory"
-        if not self.drained:
-            raise UserError(
-                f"session.save was called after step {self.step_number}, while gradients are in flight; "
-                "call it after a loop over session.batches(steps=...), or set checkpoint.every"
-            )
+        self._check_drained("save", "checkpoint.every")
         self.phases.stop()
         self.reducer.settle(self.stream, self.stopping.listen)
         self.check_model()
@@ -369,6 +364,13 @@ class Session(Progress):
             return {**content, "average": copied(self.updates.average.state())}
 
         self.saver.begin(self.step_number, content, full=full, best=best)
+
+    def _check_drained(self, method: str, key: str) -> None:
+        if not self.drained:
+            raise UserError(
+                f"session.{method} was called after step {self.step_number}, while gradients are in flight; "
+                f"call it after a loop over session.batches(steps=...), or set {key}"
+            )
 
     def check_model(self) -> None:
         """Checks that training has left the dense model finite, on every trainer.
