@@ -50,8 +50,8 @@ ALLOWED = {
     ),
     "hdf5plugin": (("samples/*", "checkpoint/*"), "file formats have one home"),
     "polars": (
-        # The last two: Parquet, for `checkpoint export` and for data that are read as they are.
-        ("preprocess/*", "checkpoint/export.py", "samples/parquet.py"),
+        # Parquet: for `checkpoint export`, for data that are read as they are, and to measure that.
+        ("preprocess/*", "checkpoint/export.py", "samples/parquet.py", "bench/read.py"),
         "training on HDF5 must not depend on a table parser",
     ),
     "sklearn": ((), "it is a reference for tests"),

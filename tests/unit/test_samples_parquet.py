@@ -1,6 +1,7 @@
 """Parquet files read as they are give the samples that `preprocess table` makes of them, or are refused."""
 
 import datetime
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,14 @@ def write(folder: Path, schema: str, frames: list[pl.DataFrame], rows: int) -> t
     return str(folder / "day_*.parquet"), str(path)
 
 
+def refusal_of(action: Callable[[], object]) -> str | None:
+    try:
+        action()
+    except (UserError, DataError) as error:
+        return str(error)
+    return None
+
+
 def same(one: SampleBatch, other: SampleBatch) -> None:
     assert_equal(one, other)
     for name in ("dense", "labels", "weight"):  # to the bit, NaN and -0 too
@@ -117,13 +126,11 @@ def test_parquet_is_read_as_preprocess_table_would_write_it(
 ) -> None:
     folder = tmp_path_factory.mktemp("table")
     pattern, schema = write(folder, *table)
-    try:
-        prepare(TableOptions(folder / "out", Path(schema)))
-    except UserError as error:  # a value that its column can't have, such as -1 with log1p
-        with pytest.raises((UserError, DataError)) as refused:
-            read_all(open_source([pattern], schema_file=schema))
-        assert str(refused.value) == str(error)
+    options = TableOptions(folder / "out", Path(schema))
+    refusal = refusal_of(lambda: prepare(options))
+    if refusal is not None:  # a value that its column can't have, such as the text "x" among integers
         event("refused")
+        assert refusal_of(lambda: read_all(open_source([pattern], schema_file=schema))) == refusal
         return
     hdf5 = open_source([str(folder / "out" / "train.h5")])
     parquet = open_source([pattern], schema_file=schema)
@@ -147,3 +154,148 @@ def test_parquet_is_read_as_preprocess_table_would_write_it(
 
 def read_all(source: FileSource) -> SampleBatch:
     return source.read(0, source.num_samples)
+
+
+SCHEMA = """
+[labels]
+y = { missing = nan }
+[dense]
+x = {}
+[ids]
+user = {}
+tags = { column = "tags", type = "string" }
+"""
+FRAME = pl.DataFrame(
+    {
+        "y": [0, 1, None, 1, 0, 1],
+        "x": [0.5, 1.5, 2.5, 3.5, 4.5, 5.5],
+        "user": [1, 2, 3, 4, 5, 6],
+        "tags": [["a"], [], ["a", "b"], None, ["c"], ["d"]],
+    }
+)
+
+
+@pytest.fixture
+def schema(tmp_path: Path) -> str:
+    path = tmp_path / "schema.toml"
+    path.write_text(SCHEMA)
+    return str(path)
+
+
+def written(tmp_path: Path, frame: pl.DataFrame = FRAME, rows: int = 2) -> str:
+    path = tmp_path / "a.parquet"
+    frame.write_parquet(path, row_group_size=rows)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"user": pl.Series([1, None, 3, 4, 5, 2**63 - 1], dtype=pl.Int64)}, None),
+        ({"x": ["a"] * 6}, r"a\.parquet, row 1: x: got 'a' \(String\), expected a number"),
+        ({"x": [1.0, 2.0, None, 1.0, 1.0, 1.0]}, r"a\.parquet, row 3: x: got no value \(Float64\)"),
+        ({"x": [1.0, 2.0, 3.0, 1.0, float("inf"), 1.0]}, r"a\.parquet, row 5: x: got inf \(Float64\)"),
+        ({"y": [0, 1, 0, 2, 0, 1]}, r"a\.parquet, row 4: y: got 2 \(Int64\), expected 0 or 1"),
+        ({"user": [1.0, 2.0, 3.0, 4.0, 5.0, 6.5]}, r"a\.parquet, row 6: user: got 6\.5 \(Float64\)"),
+    ],
+)
+def test_a_bad_value_is_refused_when_it_is_read(
+    tmp_path: Path, schema: str, change: dict[str, Any], message: str | None
+) -> None:
+    frame = FRAME.with_columns(**{name: pl.Series(values) for name, values in change.items()})
+    source = open_source([written(tmp_path, frame)], schema_file=schema)
+    if message is None:
+        read_all(source)
+        return
+    with pytest.raises(DataError, match=message):
+        read_all(source)
+
+
+def test_the_row_of_a_bad_value_counts_from_the_begin_of_the_file(tmp_path: Path, schema: str) -> None:
+    frame = pl.concat([FRAME] * 50).with_columns(x=pl.int_range(300).cast(pl.Float64))
+    frame[211, "x"] = float("nan")
+    source = open_source([written(tmp_path, frame, 100)], schema_file=schema)
+    source.read(0, 211)
+    with pytest.raises(DataError, match="row 212: x: got nan"):
+        source.read(205, 220)
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (FRAME.drop("x"), "got no column 'x', expected it among y, user, tags"),
+        (FRAME.drop("y"), "got no column 'y'"),
+        (FRAME.with_columns(x=pl.Series([[1.0]] * 6)), r"x: got List\(Float64\), expected numbers"),
+        (FRAME.with_columns(user=pl.Series([{"a": 1}] * 6)), "user: got Struct.*expected integers"),
+        (FRAME.with_columns(user=pl.Series(["a"] * 6)), 'ids.user without `type`, expected type = "string"'),
+        (FRAME[:0], "got zero samples"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused_before_anything_is_read(
+    tmp_path: Path, schema: str, frame: pl.DataFrame, message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as refused:
+        open_source([written(tmp_path, frame)], schema_file=schema)
+    assert str(tmp_path / "a.parquet") in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[dense]\nx = { transform = 'standardize' }", "dense.x.transform, which is learned from all"),
+        ("[ids]\nuser = { min_count = 2 }\nitem = { vocabulary = true }", "min_count, ids.item.vocabulary"),
+        ("split = { by = 'random' }", r"\[split\] by 'random', but Parquet files are read whole"),
+        ("[split]\nby = 'column'\ncolumn = 'day'\nvalues = { train = [1] }", r"\[split\] by 'column'"),
+    ],
+)
+def test_a_schema_that_needs_a_pass_over_the_data_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "schema.toml"
+    path.write_text(text + ("" if "[ids]" in text else "\n[ids]\nuser = {}\n"))
+    with pytest.raises(UserError, match=message):
+        open_source([written(tmp_path)], schema_file=str(path))
+
+
+def test_parquet_without_a_schema_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a Parquet file, expected data\.schema beside it"):
+        open_source([written(tmp_path)])
+
+
+@pytest.mark.parametrize("length", [3, 5, 40, -1])
+def test_a_truncated_file_is_refused(tmp_path: Path, schema: str, length: int) -> None:
+    path = Path(written(tmp_path))
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(UserError, match=r"a\.parquet: (can't read it as Parquet|not an HDF5)"):
+        open_source([str(path)], schema_file=schema)
+
+
+def test_a_file_replaced_while_in_use_is_noticed(tmp_path: Path, schema: str) -> None:
+    source = open_source([written(tmp_path)], schema_file=schema)
+    written(tmp_path, FRAME[:4])
+    with pytest.raises(DataError, match="replaced while in use"):
+        source.read(0, 1)
+
+
+def test_files_that_differ_are_refused(tmp_path: Path, schema: str) -> None:
+    first = written(tmp_path)
+    FRAME.with_columns(tags=pl.Series(["a"] * 6)).write_parquet(tmp_path / "b.parquet")
+    with pytest.raises(UserError, match="one-hot feature 'tags', but it is multi-hot"):
+        open_source([first, str(tmp_path / "b.parquet")], schema_file=schema)
+
+
+def test_data_to_be_scored_need_no_labels(tmp_path: Path, schema: str) -> None:
+    source = open_source([written(tmp_path, FRAME.drop("y"))], schema_file=schema, labels=False)
+    assert source.schema.label_names == ()
+    assert read_all(source).labels.shape == (6, 0)
+
+
+def test_row_groups_are_the_blocks(tmp_path: Path, schema: str) -> None:
+    """Small ones together, but never those of two files; a limit cuts the last one."""
+    frame = pl.concat([FRAME] * 4)
+    frame[:14].write_parquet(tmp_path / "b.parquet", row_group_size=5)
+    pattern = [written(tmp_path, frame, 4), str(tmp_path / "b.parquet")]
+    bounds = open_source(pattern, schema_file=schema).block_bounds(8)
+    assert bounds is not None
+    assert bounds.tolist() == [0, 8, 16, 24, 29, 34, 38]
+    bounds = open_source(pattern, schema_file=schema, limit=30).block_bounds(3)
+    assert bounds is not None
+    assert bounds.tolist() == [0, 4, 8, 12, 16, 20, 24, 29, 30]

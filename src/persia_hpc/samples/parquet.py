@@ -71,12 +71,12 @@ def scan(path: str, table: TableSchema) -> FileInfo:
     nothing = _nothing(path, table, types)
     converter = Converter(table, nothing)
     converter.batch(nothing, Learned())  # refuses types that can't be what the schema says
-    encoding = sealed(encoding_of(converter, Learned()))["digest"]
+    encoding = sealed(encoding_of(converter, Learned()))
     features = tuple(
         replace(feature, mean_length=_mean_length(table.ids[feature.name].column, feature, footer))
         for feature in converter.dataset.features
     )
-    schema = replace(converter.dataset, features=features, encoding=encoding)
+    schema = replace(converter.dataset, features=features, encoding=encoding["digest"])
     try:
         schema.validate()
     except UserError as error:
@@ -153,6 +153,7 @@ class OpenParquet:
         self._table = replace(table, ids={feature.name: table.ids[feature.name] for feature in features})
         self._bounds = np.cumsum([0, *info.row_groups])
         self._decoded: Frame | None = None
+        self._looked_into = 0  # the row group of which a part was read last, counted from 1
         try:
             self._check_same(_footer(info.path).row_groups == info.row_groups)
             self._nothing = _nothing(info.path, self._table, typed_columns(self._path, self._table))
@@ -205,14 +206,18 @@ class OpenParquet:
         return batch
 
     def _decode(self, begin: int, end: int) -> Frame:
-        """Returns the row group with row `begin`, or several small ones of rows up to `end`."""
+        """Returns the row group with row `begin`, several small ones up to `end`, or a part of one."""
         found = self._decoded
         if found is not None and found.first_row <= begin < found.first_row + found.frame.height:
             return found
         self._decoded = None  # makes room first
         group = int(np.searchsorted(self._bounds, begin, side="right"))
         first, last = int(self._bounds[group - 1]), int(self._bounds[group])
-        while last < end and int(self._bounds[group + 1]) - first <= SMALL_ROWS:
+        part = begin > first and group != self._looked_into  # perhaps no more of it will be wanted
+        if part:
+            self._looked_into = group
+            first, last = begin, min(end, last)
+        while not part and last < end and int(self._bounds[group + 1]) - first <= SMALL_ROWS:
             group += 1
             last = int(self._bounds[group])
         self._decoded = typed_frame(self._path, self._table, first, last)
