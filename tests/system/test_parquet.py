@@ -16,6 +16,7 @@ import pytest
 import persia_hpc as ph
 from persia_hpc.cli import main
 from persia_hpc.errors import DataError, UserError
+from persia_hpc.preprocess.table.prepare import TableOptions, prepare
 from tests.support.cases import run_cases, settings
 from tests.support.jobs import write_config
 from tests.support.parquet import SCHEMA, frame_of, write_parquet
@@ -102,12 +103,23 @@ def test_a_trained_run_scores_parquet(folder: Path, reference: Path, tmp_path: P
     run = tmp_path / "run"
     ph.train(config(folder, run, parquet=True), quiet=True)
     frame_of(tiny_batch(SAMPLES)).drop("label").write_parquet(tmp_path / "new.parquet", row_group_size=50)
+    split = "split = { fractions = { test = 1.0 } }\n"
+    (tmp_path / "later.toml").write_text(f'files = ["{folder}/day_*.parquet"]\n{split}{SCHEMA}')
+    prepare(TableOptions(tmp_path / "later", tmp_path / "later.toml", encoding=run))
     scores = []
-    for name, data, of in (("a", tmp_path / "new.parquet", run), ("b", folder / "train.h5", reference)):
+    for name, data, of in (
+        ("a", tmp_path / "new.parquet", run),
+        ("b", tmp_path / "later" / "test.h5", run),
+        ("c", folder / "train.h5", reference),
+        ("d", tmp_path / "new.parquet", reference),
+    ):
         out = tmp_path / f"{name}.csv"
-        assert main(["predict", str(of), "--data", str(data), "--out", str(out)]) == 0
+        other = [] if of == run else ["--schema", str(folder / "schema.toml")]
+        assert main(["predict", str(of), "--data", str(data), *other, "--out", str(out)]) == 0
         scores.append(np.loadtxt(out, skiprows=1))
-    np.testing.assert_array_equal(*scores)
+    np.testing.assert_array_equal(scores[0], scores[2])
+    np.testing.assert_array_equal(scores[1], scores[2])
+    np.testing.assert_array_equal(scores[3], scores[2])
     found = ph.load(run).evaluate("valid")
     assert found == ph.load(reference).evaluate("valid")
 

@@ -6,16 +6,20 @@ What needs polars is imported with the first Parquet file.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from persia_hpc.config.types import DataConfig
 from persia_hpc.errors import UserError, needs_package
-from persia_hpc.samples import datafile
+from persia_hpc.samples import datafile, encoding
 from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.datafile import FileInfo
+from persia_hpc.samples.encoding import matches
 from persia_hpc.samples.parquet_footer import ENCRYPTED, MAGIC
 from persia_hpc.samples.schema import FeatureSchema
 
@@ -107,6 +111,26 @@ def read_times(path: str, begin: int, end: int, table: TableSchema | None) -> np
     from persia_hpc.samples import parquet
 
     return parquet.read_times(path, begin, end, table)
+
+
+def keep_encoding(data: DataConfig, digest: str | None, directory: Path) -> None:
+    """Writes the encoding of the training data into a run's directory, for data that are prepared later.
+
+    That of HDF5 files lies beside them; Parquet files have that of their schema.
+    """
+    paths = () if data.schema is None else matches(data.train)
+    path = next(filter(is_parquet, paths), None)
+    if path is None:
+        encoding.keep_encoding(data.train, digest, directory)
+        return
+    from persia_hpc.samples import parquet
+
+    with suppress(UserError):  # gone, or another one now: no reason to end a run
+        table = load_table(data.schema)
+        assert table is not None
+        content = parquet.read_encoding(path, table)
+        if content["digest"] == digest:
+            encoding.write_encoding(directory, content)
 
 
 def _need_polars(what: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -71,12 +72,12 @@ def scan(path: str, table: TableSchema) -> FileInfo:
     nothing = _nothing(path, table, types)
     converter = Converter(table, nothing)
     converter.batch(nothing, Learned())  # refuses types that can't be what the schema says
-    encoding = sealed(encoding_of(converter, Learned()))
+    encoding = sealed(encoding_of(converter, Learned()))["digest"]
     features = tuple(
         replace(feature, mean_length=_mean_length(table.ids[feature.name].column, feature, footer))
         for feature in converter.dataset.features
     )
-    schema = replace(converter.dataset, features=features, encoding=encoding["digest"])
+    schema = replace(converter.dataset, features=features, encoding=encoding)
     try:
         schema.validate()
     except UserError as error:
@@ -93,6 +94,15 @@ def scan(path: str, table: TableSchema) -> FileInfo:
         known_labels=(unknown,) * len(schema.label_names),
         row_groups=footer.row_groups,
     )
+
+
+def read_encoding(path: str, table: TableSchema) -> dict[str, Any]:
+    """Returns the encoding of a scanned file, as `preprocess table` would write it.
+
+    Raises UserError if the file can't be read.
+    """
+    converter = Converter(table, _nothing(path, table, typed_columns(Path(path), table)))
+    return sealed(encoding_of(converter, Learned()))
 
 
 def _footer(path: str) -> Footer:

@@ -284,8 +284,10 @@ def _expand(patterns: Sequence[str]) -> list[str]:
 
 
 def _with_mean_length(infos: Sequence[FileInfo], feature: FeatureSchema) -> FeatureSchema:
-    values = sum((info.schema.feature(feature.name).mean_length or 0) * info.num_samples for info in infos)
-    return replace(feature, mean_length=values / sum(info.num_samples for info in infos))
+    means = [info.schema.feature(feature.name).mean_length for info in infos]
+    values = [mean * info.num_samples for mean, info in zip(means, infos, strict=True) if mean is not None]
+    known = len(values) == len(infos)
+    return replace(feature, mean_length=sum(values) / sum(i.num_samples for i in infos) if known else None)
 
 
 def _find(infos: Sequence[FileInfo], name: str) -> FeatureSchema:
