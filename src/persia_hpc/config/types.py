@@ -131,6 +131,7 @@ class DataConfig:
     train: list[str] = setting()
     valid: list[str] = setting(factory=list)
     test: list[str] = setting(factory=list)
+    schema: str | None = None
     items: list[str] = setting(factory=list)
     item_feature: str | None = None
     exclude_feature: str | None = None
