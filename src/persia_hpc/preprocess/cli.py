@@ -153,7 +153,17 @@ def _add_movielens(parser: argparse.ArgumentParser) -> None:
         "--task",
         choices=movielens.TASKS,
         default=defaults.task,
-        help="ctr: ratings of 3 left out, label rating > 3; all: label rating >= 4",
+        help="ctr: ratings of 3 left out, label rating > 3; all: label rating >= 4; next_item: the last "
+        "movies of each user, and all movies in items.h5",
+    )
+    parser.add_argument(
+        "--history",
+        type=int,
+        metavar="N",
+        help="give each sample the user's last N ratings before it (default: none; all with next_item)",
+    )
+    _add_number(
+        parser, "--hold-out", int, defaults.hold_out, "with next_item: 1, test, or 2, validation and test"
     )
     parser.add_argument(
         "--fractions",
@@ -285,8 +295,9 @@ _SOURCES = {
     ),
     "movielens": _Source(
         _add_movielens,
-        "MovieLens (1M, 20M, 25M) as a click-through task",
-        "--input ml-1m --out data/movielens",
+        "MovieLens (1M, 20M, 25M) as a click-through task, or as sequences of movies",
+        "--input ml-1m --out data/movielens\n"
+        "  persia-hpc preprocess movielens --input ml-1m --task next_item --out data/movielens_next",
     ),
     "taobao_ad": _Source(
         _add_taobao_ad,
