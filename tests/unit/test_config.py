@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from persia_hpc.config import Config, RanksConfig, load_config, parse_bytes, parse_set, to_toml
 from persia_hpc.config.types import INITS, METRICS, MODELS, TABLE_OPTIMIZERS, toml_key
 from persia_hpc.errors import UserError
-from persia_hpc.preprocess.table.schema import load_schema
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -389,15 +388,3 @@ def test_every_key_is_documented_with_its_default() -> None:
             if field.metadata.get("as_bytes"):
                 read = parse_bytes(read)
             assert read == default, key
-
-
-@pytest.mark.parametrize(
-    "path",
-    sorted(DOCUMENT.parents[1].glob("datasets/*/**/*.toml")),
-    ids=lambda path: f"{path.parent.name}/{path.name}",
-)
-def test_every_configuration_of_a_dataset_is_valid(path: Path) -> None:
-    if "model" in tomllib.loads(path.read_text()):
-        load_config(path)
-    else:
-        assert load_schema(path).ids
