@@ -31,6 +31,12 @@ def _adult() -> Work:
     return Work(adult.AdultOptions, adult.prepare)
 
 
+def _amazon() -> Work:
+    from .amazon import prepare
+
+    return Work(prepare.AmazonOptions, prepare.prepare)
+
+
 def _criteo() -> Work:
     from .criteo import parallel, prepare
 
@@ -63,6 +69,7 @@ def _taobao_ad() -> Work:
 
 LOADERS: Mapping[str, Callable[[], Work]] = {
     "adult": _adult,
+    "amazon": _amazon,
     "criteo": _criteo,
     "movielens": _movielens,
     "taobao_ad": _taobao_ad,
