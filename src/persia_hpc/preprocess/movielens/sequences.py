@@ -28,7 +28,8 @@ class Ratings(Protocol):
     """Holds ratings of a file, all of them, which `take` makes samples of."""
 
     @property
-    def schema(self) -> DatasetSchema: ...
+    def schema(self) -> DatasetSchema:
+        """Is the schema of the samples."""
 
     def take(self, rows: Rows) -> SampleBatch:
         """Returns the samples of `rows` [R]."""
