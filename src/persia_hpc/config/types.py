@@ -128,6 +128,7 @@ class DataConfig:
     train: list[str] = setting()
     valid: list[str] = setting(factory=list)
     test: list[str] = setting(factory=list)
+    schema: str | None = None
     features: list[str] | None = None
     batch_size: int = setting(2048, at_least=1)
     evaluate_batch_size: int = setting(8192, at_least=1)

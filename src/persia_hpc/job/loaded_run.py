@@ -170,6 +170,8 @@ class LoadedRun:
             list(patterns),
             features=list(self.schema.feature_names),
             sequences=self.config.features_of_sequences,
+            schema_file=self.config.data.schema,
+            labels=labels,
         )
         check_scorable(source, self.schema, f"the training of {self.path}", labels=labels)
         check_columns(self.config.train, source.schema, source.encodings[0][0], labels=labels)

@@ -37,6 +37,7 @@ def open_sources(config: Config, run_dir: str | Path | None = None) -> Mapping[s
                 limit=config.data.limit,
                 binary_labels=config.binary_labels,
                 sequences=config.features_of_sequences,
+                schema_file=config.data.schema,
             )
     train = sources.get("train")
     if train is None:

@@ -67,20 +67,19 @@ def to_ids(values: pl.Series, kind: str, place: Place) -> Ids:
     a reserved id.
     """
     check_type(values.dtype, "id", place)
-    known = values.is_not_null().to_numpy()
-    ids = np.full(len(values), MISSING_ID, np.uint64)
     if kind == "string":
-        ids[known] = string_ids(_texts(values, place).drop_nulls())
+        ids = np.full(len(values), MISSING_ID, np.uint64)
+        ids[values.is_not_null().to_numpy()] = string_ids(_texts(values, place).drop_nulls())
         return ids
     expected = 'an integer for an id (for other ids set type = "string")'
     if values.dtype.is_float() or values.dtype.is_decimal():
         expected = "a whole number for an id (for other ids convert the column to text)"
-    ids[known] = to_integers(values, place, expected)[known]
-    reserved = known & ((ids == MISSING_ID) | (ids == RARE_ID))
+    ids = to_integers(values, place, expected)
+    reserved = ids - np.uint64(MISSING_ID) <= RARE_ID - MISSING_ID  # smaller ones wrap around
     place.refuse(
         reserved, f"an id other than {MISSING_ID} and {RARE_ID}, which stand for missing and rare ones"
     )
-    return ids
+    return np.where(values.is_null().to_numpy(), np.uint64(MISSING_ID), ids) if values.null_count() else ids
 
 
 def _texts(values: pl.Series, place: Place) -> pl.Series:
@@ -118,6 +117,10 @@ def to_integers(values: pl.Series, place: Place, expected: str, *, signed: bool 
     Shapes: [M] uint64.
     Raises UserError for values that aren't such numbers, or that are floats too large to be told apart.
     """
+    if values.dtype.is_integer() and not values.null_count():
+        integers = values.cast(pl.Int64, strict=False)  # polars' calls take longer than the numbers do
+        if not integers.null_count():
+            return integers.to_numpy().view(np.uint64)
     known = values.is_not_null().to_numpy()
     if values.dtype.is_float():
         numbers = values.fill_null(0).to_numpy()
@@ -210,6 +213,11 @@ def to_numbers(values: pl.Series, role: str, place: Place, *, missing: float | N
     if numbers.null_count() > values.null_count():
         numbers = _integer_texts(values).cast(pl.Float64, strict=False)
         place.refuse((values.is_not_null() & numbers.is_null()).to_numpy(), "a number")
+    if not numbers.null_count():
+        filled = numbers.to_numpy()
+        with np.errstate(over="ignore"):
+            if np.isfinite(filled.astype(np.float32)).all():
+                return filled  # most columns: polars' calls take longer than the numbers do
     if missing is not None:
         numbers = numbers.fill_nan(None)
     else:

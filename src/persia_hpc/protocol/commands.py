@@ -208,4 +208,5 @@ def _file_info(fields: dict[str, Any]) -> FileInfo:
         name: tuple(value) if isinstance(value, list) else value for name, value in schema.items()
     }
     known = tuple(tuple(label) for label in fields["known_labels"])
-    return FileInfo(**{**fields, "schema": DatasetSchema(features, **names), "known_labels": known})
+    tuples = {"known_labels": known, "row_groups": tuple(fields["row_groups"])}
+    return FileInfo(**{**fields, **tuples, "schema": DatasetSchema(features, **names)})

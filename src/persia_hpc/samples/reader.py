@@ -1,8 +1,8 @@
 """Samples in the shuffled order of an epoch: the pure order, a reader of any positions, a read-ahead thread.
 
-A *block* is a run of `block_rows` consecutive rows. Blocks are shuffled over the whole dataset;
-`buffer_blocks` of them are a *window*, inside which all rows are shuffled. A *position* counts samples in
-that order.
+A *block* is a run of `block_rows` consecutive rows, or a row group of a Parquet file. Blocks are shuffled
+over the whole dataset; `buffer_blocks` of them are a *window*, inside which all rows are shuffled. A
+*position* counts samples in that order.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from persia_hpc.config import Config
 from persia_hpc.samples.batch import Rows, SampleBatch
-from persia_hpc.samples.source import Source
+from persia_hpc.samples.source import FileSource, Source
 from persia_hpc.samples.window import Buffer, Window, shuffled
 
 Token = TypeVar("Token")
@@ -50,10 +50,19 @@ class EpochOrder:
     seed: seed of the run, 0 or more.
     epoch: counts from 0; every epoch has its own order.
     shuffle: False gives the order of the dataset.
+    bounds: int64 [blocks + 1] or None: where blocks begin and end that the data have by themselves. A window
+        has as many of them as come nearest to `buffer_blocks` blocks of `block_rows` rows.
     """
 
     def __init__(
-        self, num_samples: int, block_rows: int, buffer_blocks: int, seed: int, epoch: int, shuffle: bool
+        self,
+        num_samples: int,
+        block_rows: int,
+        buffer_blocks: int,
+        seed: int,
+        epoch: int,
+        shuffle: bool,
+        bounds: Rows | None = None,
     ) -> None:
         for name, value, least in (
             ("num_samples", num_samples, 0),
@@ -65,20 +74,21 @@ class EpochOrder:
             if value < least:
                 raise ValueError(f"{name}: got {value}, expected {least} or more")
         self.num_samples = num_samples
-        self._block_rows = block_rows
-        self._buffer_blocks = buffer_blocks
         self._seed = seed
         self._epoch = epoch
         self._shuffle = shuffle
-        num_blocks = -(-num_samples // block_rows)
+        if bounds is None:
+            num_blocks = -(-num_samples // block_rows)
+            bounds = np.minimum(np.arange(num_blocks + 1) * block_rows, num_samples)
+        else:
+            num_blocks = len(bounds) - 1
+            buffer_blocks = max(1, round(block_rows * buffer_blocks * num_blocks / max(1, num_samples)))
+        self._bounds = bounds
+        self._buffer_blocks = buffer_blocks
         self._blocks = _permutation(num_blocks, seed, epoch, 0) if shuffle else np.arange(num_blocks)
         self.num_windows = -(-num_blocks // buffer_blocks)
-        starts = np.minimum(np.arange(self.num_windows + 1) * buffer_blocks, num_blocks) * block_rows
-        if num_blocks:
-            # The last block, which may be short, can be in any window; those after it start earlier.
-            place = int(np.flatnonzero(self._blocks == num_blocks - 1)[0])
-            starts[place // buffer_blocks + 1 :] -= num_blocks * block_rows - num_samples
-        self._starts: Rows = starts
+        first = np.minimum(np.arange(self.num_windows + 1) * buffer_blocks, num_blocks)
+        self._starts: Rows = np.concatenate([[0], np.cumsum(np.diff(bounds)[self._blocks])])[first]
 
     def window_of(self, position: int) -> int:
         """Returns the window that holds this position, 0 <= position < num_samples."""
@@ -93,8 +103,7 @@ class EpochOrder:
         blocks = np.sort(self._blocks[window * self._buffer_blocks : (window + 1) * self._buffer_blocks])
         breaks = np.flatnonzero(np.diff(blocks) != 1) + 1
         return [
-            (int(run[0]) * self._block_rows, min((int(run[-1]) + 1) * self._block_rows, self.num_samples))
-            for run in np.split(blocks, breaks)
+            (int(self._bounds[run[0]]), int(self._bounds[run[-1] + 1])) for run in np.split(blocks, breaks)
         ]
 
     def window_permutation(self, window: int) -> Rows:
@@ -137,7 +146,7 @@ class BatchReader:
 
     source: the samples.
     block_rows, buffer_blocks, seed, shuffle: see `EpochOrder`. Random blocks are read fastest when they are
-    whole chunks of the file.
+    whole chunks of the file; those of Parquet files are their row groups.
     """
 
     def __init__(
@@ -148,6 +157,7 @@ class BatchReader:
         self._buffer_blocks = buffer_blocks
         self._seed = seed
         self._shuffle = shuffle
+        self._bounds = source.block_bounds(block_rows) if isinstance(source, FileSource) else None
         self._order = self._make_order(0)
         self._epoch = 0
         self._window = -1
@@ -189,7 +199,13 @@ class BatchReader:
 
     def _make_order(self, epoch: int) -> EpochOrder:
         return EpochOrder(
-            self._source.num_samples, self._block_rows, self._buffer_blocks, self._seed, epoch, self._shuffle
+            self._source.num_samples,
+            self._block_rows,
+            self._buffer_blocks,
+            self._seed,
+            epoch,
+            self._shuffle,
+            self._bounds,
         )
 
     def _window_samples(self, window: int) -> SampleBatch:

@@ -198,9 +198,10 @@ def _nearest(word: str, words: list[str] | tuple[str, ...]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def load_schema(path: Path) -> TableSchema:
+def load_schema(path: Path, *, names_files: bool = True) -> TableSchema:
     """Reads and checks a schema file.
 
+    names_files: it must say which files it is of
     Raises UserError that names the file and the key.
     """
     try:
@@ -233,7 +234,7 @@ def load_schema(path: Path) -> TableSchema:
     top.done()
     if not schema.ids:
         raise UserError(f"{path}: ids: got nothing, expected an id feature, like [ids.name]")
-    if bool(schema.files) == (schema.split.by == "files"):
+    if names_files and bool(schema.files) == (schema.split.by == "files"):
         raise UserError(f'{path}: expected either `files`, or [split] with by = "files" and files of its own')
     return schema
 
