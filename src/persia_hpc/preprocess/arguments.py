@@ -95,3 +95,43 @@ def add_amazon(parser: argparse.ArgumentParser) -> None:
     )
     add_number(parser, "--hold-out", int, defaults.hold_out, "1, test, or 2, validation and test")
     add_number(parser, "--seed", int, defaults.seed, "of the other products, with ctr")
+
+
+def add_yambda(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `preprocess yambda`."""
+    from .yambda import prepare as yambda
+
+    defaults = yambda.YambdaOptions(Path(), Path())
+    parser.add_argument(
+        "--input", type=Path, required=True, metavar="FILE", help="multi_event.parquet, flat or sequential"
+    )
+    parser.add_argument(
+        "--mappings", type=Path, metavar="DIR", help="holds the mappings of items to artists and albums"
+    )
+    parser.add_argument(
+        "--windows",
+        type=int,
+        nargs=2,
+        metavar=("FIRST", "TEST"),
+        help="train on the windows from FIRST on, evaluate on TEST (default: 0 and the last one)",
+    )
+    add_number(parser, "--window-seconds", int, defaults.window_seconds, "length of a window")
+    parser.add_argument(
+        "--until", type=int, metavar="SECONDS", help="leave out later events (dlrm_v4: 25911800)"
+    )
+    add_number(parser, "--history", int, defaults.history, "most events in a history")
+    parser.add_argument(
+        "--min-history",
+        type=int,
+        metavar="N",
+        help="events of any type that a listen needs before it to be a sample (default: as --history)",
+    )
+    parser.add_argument(
+        "--selection",
+        choices=("pools", "last"),
+        default=defaults.selection,
+        help="pools: the latest listens, likes and skips, a third each (default); last: the latest of all",
+    )
+    add_number(parser, "--scan", int, defaults.scan, "events before a listen that are looked at")
+    add_number(parser, "--stride", int, defaults.stride, "make a sample of every N-th such listen of a user")
+    add_number(parser, "--piece-rows", int, defaults.piece_rows, "events that a rank holds at a time")

@@ -255,6 +255,12 @@ _SOURCES = {
         "Taobao display advertising: samples, advertisements and users joined",
         "--input taobao --out data/taobao_ad",
     ),
+    "yambda": _Source(
+        arguments.add_yambda,
+        "Yambda (Yandex.Music) as dlrm_v4's ranking task, by windows of time, shared by all ranks",
+        "--input flat/50m/multi_event.parquet --mappings yambda \\\n"
+        "    --history 300 --stride 20 --out data/yambda",
+    ),
     "table": _Source(
         _add_table,
         "Any CSV, TSV, Parquet or Arrow files, with a TOML schema (see datasets/table/README.md)",

@@ -67,12 +67,19 @@ def _taobao_ad() -> Work:
     return Work(taobao_ad.TaobaoAdOptions, taobao_ad.prepare, taobao_ad.share)
 
 
+def _yambda() -> Work:
+    from .yambda import prepare
+
+    return Work(prepare.YambdaOptions, prepare.prepare, prepare.prepare)
+
+
 LOADERS: Mapping[str, Callable[[], Work]] = {
     "adult": _adult,
     "amazon": _amazon,
     "criteo": _criteo,
     "movielens": _movielens,
     "taobao_ad": _taobao_ad,
+    "yambda": _yambda,
     "table": _table,
     "synthetic": _synthetic,
 }
