@@ -78,9 +78,8 @@ class EventFile:
         if missing == ["event_type"]:  # a file of listens only
             del self.columns["event_type"]
         elif missing:
-            raise UserError(
-                f"{path}: got columns {', '.join(schema)}, expected also {', '.join(missing)} as in multi_event"
-            )
+            got, more = ", ".join(schema), ", ".join(missing)
+            raise UserError(f"{path}: got columns {got}, expected also {more}, as multi_event has them")
         lists = {name: isinstance(schema[other], pl.List) for name, other in self.columns.items()}
         if len(set(lists.values())) > 1:
             raise UserError(f"{path}: got lists and single values side by side, expected one of them")
