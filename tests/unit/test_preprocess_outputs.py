@@ -130,7 +130,9 @@ def test_commands_hand_their_options_on(tmp_path, capsys):
     assert len(list((tmp_path / "criteo").glob("train-*.h5"))) == 2
 
 
-@pytest.mark.parametrize("name", ["adult", "amazon", "criteo", "movielens", "table", "synthetic", "yambda"])
+@pytest.mark.parametrize(
+    "name", ["adult", "amazon", "criteo", "kuairand", "movielens", "table", "synthetic", "yambda"]
+)
 def test_help_has_an_example(name, capsys):
     with pytest.raises(SystemExit) as stop:
         run(name, "--help")

@@ -97,6 +97,21 @@ def add_amazon(parser: argparse.ArgumentParser) -> None:
     add_number(parser, "--seed", int, defaults.seed, "of the other products, with ctr")
 
 
+def add_kuairand(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `preprocess kuairand`."""
+    from . import kuairand
+
+    parser.add_argument(
+        "--input",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help=f"holds {', '.join(kuairand.LOGS)} and others",
+    )
+    defaults = kuairand.KuaiRandOptions(Path(), Path())
+    add_number(parser, "--history", int, defaults.history, "the most earlier videos that a sample has")
+
+
 def add_yambda(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `preprocess yambda`."""
     from .yambda import prepare as yambda

@@ -255,6 +255,11 @@ _SOURCES = {
         "Taobao display advertising: samples, advertisements and users joined",
         "--input taobao --out data/taobao_ad",
     ),
+    "kuairand": _Source(
+        arguments.add_kuairand,
+        "KuaiRand (Pure, 1K) as a task of eight labels, with histories",
+        "--input KuaiRand-Pure/data --out data/kuairand",
+    ),
     "yambda": _Source(
         arguments.add_yambda,
         "Yambda (Yandex.Music) as dlrm_v4's ranking task, by windows of time, shared by all ranks",

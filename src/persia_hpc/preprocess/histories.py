@@ -41,7 +41,7 @@ def gap_ids(seconds: npt.NDArray[np.int64]) -> Ids:
 class History:
     """Holds the events before each of S samples: their numbers [H], how many each sample has, and gaps.
 
-    gaps: seconds since the user's event before, 0 for the first one of a user [H]
+    gaps: seconds since the user's event before that histories have, 0 for the first one of a user [H]
     """
 
     events: Rows
@@ -59,22 +59,36 @@ class History:
 
 
 class Timeline:
-    """Orders events by user and time; those of one second stay in the order in which they were given.
+    """Orders events by user and time; those of one moment stay in the order in which they were given.
 
     order: number of the event in each place [E]
     begin: place of the first event of the same user, for each place [E]
     end: place behind the last one [E]
     """
 
-    def __init__(self, users: Ids, time: npt.NDArray[np.int64]) -> None:
+    def __init__(
+        self,
+        users: Ids,
+        time: npt.NDArray[np.int64],
+        kept: npt.NDArray[np.bool_] | None = None,
+        per_second: int = 1,
+    ) -> None:
+        """Orders the events.
+
+        kept: which events histories have [E]; without it all
+        per_second: how many units of `time` are a second
+        """
         self.order: Rows = np.lexsort((time, users))
         ordered = users[self.order]
         first = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ordered)])
         counts = np.diff(np.append(first, len(ordered)))
         self.begin: Rows = np.repeat(first, counts)
         self.end: Rows = np.repeat(first + counts, counts)
-        self._gaps = np.diff(time[self.order], prepend=0)
-        self._gaps[first] = 0
+        self._pool = np.arange(len(ordered)) if kept is None else np.flatnonzero(kept[self.order])
+        seconds = time[self.order[self._pool]] // per_second
+        self._gaps = np.diff(seconds, prepend=0)
+        who = ordered[self._pool]
+        self._gaps[np.concatenate([[True], who[1:] != who[:-1]])[: len(who)]] = 0
 
     def places(self) -> Rows:
         """Returns the place of each event [E]."""
@@ -84,11 +98,11 @@ class Timeline:
 
     def before(self, places: Rows, limit: int | None = None) -> History:
         """Returns what the user did before the events in these places [S], at most the last `limit` ones."""
-        begin = self.begin[places]
+        begin, end = (np.searchsorted(self._pool, some) for some in (self.begin[places], places))
         if limit is not None:
-            begin = np.maximum(begin, places - limit)
-        found, lengths = ranges(begin, places)
-        return History(self.order[found], lengths, self._gaps[found])
+            begin = np.maximum(begin, end - limit)
+        found, lengths = ranges(begin, end)
+        return History(self.order[self._pool[found]], lengths, self._gaps[found])
 
     def held_out(self, count: int) -> list[Rows]:
         """Returns places by what they are for: training, then `count` later ones, the last one the test.

@@ -43,6 +43,12 @@ def _criteo() -> Work:
     return Work(prepare.CriteoOptions, prepare.prepare, parallel.prepare)
 
 
+def _kuairand() -> Work:
+    from . import kuairand
+
+    return Work(kuairand.KuaiRandOptions, kuairand.prepare)
+
+
 def _movielens() -> Work:
     from .movielens import prepare
 
@@ -77,6 +83,7 @@ LOADERS: Mapping[str, Callable[[], Work]] = {
     "adult": _adult,
     "amazon": _amazon,
     "criteo": _criteo,
+    "kuairand": _kuairand,
     "movielens": _movielens,
     "taobao_ad": _taobao_ad,
     "yambda": _yambda,

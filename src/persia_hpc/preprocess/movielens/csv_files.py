@@ -139,5 +139,11 @@ def read_ratings(ratings: Path, movies: Path, task: str, *, whole: bool = False)
     if not users:
         raise UserError(f"{ratings}: got no ratings, expected at least one")
     time = np.concatenate(times) if times else None
-    columns = (np.concatenate(parts) for parts in (users, places, labels, doubled))
-    return CsvRatings(*columns, time, catalogue)
+    return CsvRatings(
+        np.concatenate(users),
+        np.concatenate(places),
+        np.concatenate(labels),
+        np.concatenate(doubled),
+        time,
+        catalogue,
+    )

@@ -65,13 +65,14 @@ def cross(*keys: Ids) -> Ids:
 def find_anchors(events: Events, rules: Rules) -> Rows:
     """Returns the numbers of the events that become samples [A]."""
     place = np.arange(len(events.uid)) - events.first
-    anchors = np.flatnonzero(events.listen & (place >= rules.min_history))
+    anchors: Rows = np.flatnonzero(events.listen & (place >= rules.min_history))
     if rules.stride == 1:
         return anchors
     first = events.first[anchors]
     starts = np.concatenate([[True], first[1:] != first[:-1]])[: len(first)]
     begin = np.maximum.accumulate(np.where(starts, np.arange(len(first)), 0))
-    return anchors[(np.arange(len(first)) - begin) % rules.stride == 0]
+    chosen: Rows = anchors[(np.arange(len(first)) - begin) % rules.stride == 0]
+    return chosen
 
 
 class Histories:

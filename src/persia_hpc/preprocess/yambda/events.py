@@ -87,7 +87,7 @@ class EventFile:
         for name in ("uid", *(n for n in self.columns if n != "event_type")):
             kind = schema[self.columns.get(name, name)]
             inner = kind.inner if isinstance(kind, pl.List) else kind
-            if not inner.is_integer() and inner != pl.Boolean:  # type: ignore[union-attr]
+            if not inner.is_integer() and inner != pl.Boolean:
                 raise UserError(f"{path}: {name}: got {kind}, expected integers")
 
     def _scan(self) -> pl.LazyFrame:
