@@ -210,5 +210,11 @@ class RetrievalLoss:
                     f'the loss "in_batch_softmax" needs {name} with these options, but the model\'s matches '
                     "have none"
                 )
+        if "log_q" in self._needed and matches.log_q is not None and not matches.log_q.isfinite().all():
+            raise UserError(
+                f"step {batch.step}: got an item to learn that the catalogue (data.items) lacks or gives the "
+                "weight 0, but logq = true needs to know how often training has it; prepare the catalogue "
+                "with all items of data.train"
+            )
         losses = in_batch_softmax(matches, **self._options, num_items=self._num_items)
         return matches.per_sample(losses, batch.num_samples).masked_fill(batch.labels[:, 0] != 1, 0.0)
