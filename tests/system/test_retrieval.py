@@ -72,24 +72,22 @@ class Plain(nn.Module):
         queries = functional.normalize(self.query_tower(torch.cat([user, sums], dim=1)), dim=1)
         items = np.array([self.number[int(i)] for i in sample.ids["item"].values])
         right, others = self.item_vectors(items), self.item_vectors(drawn)
-        share = len(items) / (len(items) + DRAWN) if negatives == "both" else 1.0
-        chance = share * np.exp(log_share) + (1 - share) / ITEMS
+        absent = (1 - np.exp(log_share)) ** (len(items) - 1)
+        if negatives == "both":
+            absent = absent * (1 - 1 / ITEMS) ** DRAWN
         losses = []
         for i, number in enumerate(items):
             candidates, numbers = [right[i]], [number]
-            if negatives != "sampled":
-                for j, other in enumerate(items):
-                    if other != number:
-                        candidates.append(right[j])
-                        numbers.append(other)
-            if negatives != "batch":
-                for j, other in enumerate(drawn[i]):
-                    if other != number:
-                        candidates.append(others[i, j])
-                        numbers.append(other)
+            in_batch = [] if negatives == "sampled" else list(zip(items, right, strict=True))
+            sampled = [] if negatives == "batch" else list(zip(drawn[i], others[i], strict=True))
+            for other, vector in (*in_batch, *sampled):
+                # With logq each item counts once; drawn ones alone need no correction.
+                if other != number and (negatives == "sampled" or other not in numbers):
+                    candidates.append(vector)
+                    numbers.append(other)
             scores = torch.stack(candidates) @ queries[i] / TEMPERATURE
             if negatives != "sampled":
-                scores = scores - torch.tensor(np.log(chance[numbers]), dtype=torch.float32)
+                scores = scores - torch.tensor(np.log(1 - absent[numbers]), dtype=torch.float32)
             losses.append(-torch.log_softmax(scores, dim=0)[0])
         return torch.stack(losses).mean()
 
