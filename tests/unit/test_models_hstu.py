@@ -34,7 +34,7 @@ FORMS = [
 
 def built(inputs: Inputs, **options: Any) -> Any:
     torch.manual_seed(1)
-    model = build_model("hstu", inputs, {"dropout": 0.0, **options})
+    model = build_model("hstu", inputs, {"dropout": 0.0, "normalize": False, **options})
     with torch.no_grad():  # large enough for all that is added to matter
         for name, parameter in model.named_parameters():
             if name.endswith(("positions", "times", "uvqk.weight")):

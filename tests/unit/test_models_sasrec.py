@@ -63,7 +63,7 @@ def test_sasrec_is_its_definition(attend: Any, heads: int) -> None:
 
 def test_a_score_is_the_product_of_last_state_and_item() -> None:
     inputs = history_inputs()
-    model, batch = built(inputs, attend=ITEMS).eval(), history_batch(inputs)
+    model, batch = built(inputs, attend=ITEMS, normalize=False).eval(), history_batch(inputs)
     states, scores = plain_states(model, model.events(batch)), model(batch)
     assert scores.shape == (batch.num_samples, 1)
     for i, length in enumerate(batch.jagged["items"].lengths.tolist()):

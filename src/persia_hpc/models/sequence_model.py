@@ -10,13 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from persia_hpc.errors import UserError
 from persia_hpc.trainer.batch import Batch, Inputs
 from persia_hpc.trainer.jagged import Jagged
+from persia_hpc.trainer.retrieval import Matches
 
 from .histories import Attend, events_of, last_of, padded, pairs_of
-from .parts import masked_mean, perceptron, side_by_side, widths
+from .parts import check_flag, masked_mean, perceptron, side_by_side, widths
 
 
 class SequenceModel(nn.Module):
@@ -24,14 +26,24 @@ class SequenceModel(nn.Module):
 
     attend: one pair of target and history as in DIN, or without it the sequence that shares its table with
     a pooled feature; the history may have further features behind those that it shares with the target.
-    hidden: widths of the layers above, which see all other inputs too and give logits; without it a sample's
-    score is the product of the vectors of user and target.
+    hidden: widths of the layers above, which see all other inputs too and give logits; without it this is a
+    retrieval model, and a sample's score the product of the vectors of user and target, which `normalize`
+    brings to length 1. negatives: a jagged feature of the target's table, as many sampled ids a sample.
     """
 
     def __init__(
-        self, model: str, inputs: Inputs, attend: Attend | None, hidden: Sequence[int] | None, **layers: Any
+        self,
+        model: str,
+        inputs: Inputs,
+        attend: Attend | None,
+        hidden: Sequence[int] | None,
+        *,
+        normalize: bool,
+        negatives: str | None,
+        **layers: Any,
     ) -> None:
         super().__init__()
+        check_flag(model, "normalize", normalize)
         pairs = pairs_of(model, inputs, attend, more=True)
         if len(pairs) != 1:
             raise UserError(
@@ -44,7 +56,9 @@ class SequenceModel(nn.Module):
         self.width = sum(dims[name] for name in self.histories)
         self.item_width = sum(dims[name] for name in self.targets)
         self.max_length = self._max_length()
-        self.others = tuple(name for name in inputs.unpooled if name not in self.histories)
+        self.normalize, self.negatives = normalize, negatives
+        self._check_negatives()
+        self.others = tuple(n for n in inputs.unpooled if n not in (*self.histories, negatives))
         same = self.width == self.item_width
         self.to_item = nn.Identity() if same else nn.Linear(self.width, self.item_width, bias=False)
         self.layers: nn.Sequential | None = None
@@ -56,6 +70,7 @@ class SequenceModel(nn.Module):
                 outputs=inputs.num_outputs,
                 **layers,
             )
+            self.matches = None  # type: ignore[assignment]  # a loss that needs it is refused before training
 
     def states(self, batch: Batch, events: Jagged) -> Jagged:
         """Returns what the model knows of the user after each event, values [N, W]."""
@@ -65,6 +80,38 @@ class SequenceModel(nn.Module):
         """Returns the user's vector after the last event, [B, V]; zeros without events."""
         vectors: Tensor = self.to_item(last_of(self.states(batch, self.events(batch))))
         return vectors
+
+    def queries(self, batch: Batch) -> Tensor:
+        """Returns what is asked for after the last event, [B, V]."""
+        return self._scaled(self.user(batch))
+
+    def items(self, batch: Batch) -> Tensor:
+        """Returns the vectors of targets as they are compared with queries, [B, V]."""
+        return self._scaled(self.target(batch))
+
+    def matches(self, batch: Batch) -> Matches:
+        """Returns what each event asks for and which item is next: the sample's target after the last one."""
+        events = self.events(batch)
+        items = events.values[:, : self.item_width]
+        first, target = self.histories[0], self.targets[0]
+        log_q = None
+        if target in batch.log_q and first in batch.log_q:
+            log_q = _next(events, batch.log_q[first], batch.log_q[target])
+        drawn: dict[str, Tensor] = {}
+        if self.negatives is not None:
+            name, shape = self.negatives, (batch.num_samples, -1)
+            drawn["negatives"] = self._scaled(batch.jagged[name].values.unflatten(0, shape))
+            drawn["negative_ids"] = batch.ids[name].view(shape)
+            if name in batch.log_q:
+                drawn["negative_log_q"] = batch.log_q[name].view(shape)
+        return Matches(
+            self._scaled(self.to_item(self.states(batch, events).values)),
+            self._scaled(_next(events, items, self.target(batch))),
+            _next(events, batch.ids[first], batch.ids[target]),
+            events.samples(),
+            log_q=log_q,
+            **drawn,
+        )
 
     def target(self, batch: Batch) -> Tensor:
         """Returns the vector of each sample's target, [B, V]."""
@@ -79,10 +126,9 @@ class SequenceModel(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits [B, outputs], or scores [B, 1] without layers above."""
-        user, target = self.user(batch), self.target(batch)
         if self.layers is None:
-            return (user * target).sum(dim=1, keepdim=True)
-        return self.logits(batch, user * target)
+            return (self.queries(batch) * self.items(batch)).sum(dim=1, keepdim=True)
+        return self.logits(batch, self.user(batch) * self.target(batch))
 
     def logits(self, batch: Batch, vectors: Tensor) -> Tensor:
         """Returns what the layers above make of [B, V] and all other inputs, [B, outputs]."""
@@ -92,6 +138,25 @@ class SequenceModel(nn.Module):
         parts += [masked_mean(*padded(batch, name)) for name in self.others]
         logits: Tensor = self.layers(side_by_side(parts))
         return logits
+
+    def _scaled(self, vectors: Tensor) -> Tensor:
+        return functional.normalize(vectors, dim=-1) if self.normalize else vectors
+
+    def _check_negatives(self) -> None:
+        """Checks the name of sampled ids.
+
+        Raises UserError if it is no jagged feature of the target's table.
+        """
+        tables = {f.name: f.table for f in self.inputs.features}
+        fit = [n for n in self.inputs.jagged if tables[n] == tables[self.targets[0]]]
+        if self.negatives is None:
+            return
+        if self.negatives not in fit or self.negatives in self.histories or len(self.targets) > 1:
+            fit = [name for name in fit if name not in self.histories]
+            raise UserError(
+                f"model {self.model!r}: negatives must name a jagged feature of the table of a target with "
+                f"one feature, got {self.negatives!r}; there are: {', '.join(fit) or 'none'}"
+            )
 
     def _max_length(self) -> int:
         """Returns how many events a history has at most."""
@@ -103,3 +168,14 @@ class SequenceModel(nn.Module):
                 "needs max_length, the number of events that are kept, e.g. 200"
             )
         return max(lengths)
+
+
+def _next(events: Jagged, values: Tensor, targets: Tensor) -> Tensor:
+    """Returns the value behind each event: that of the next one, and after the last that of the target.
+
+    Shapes: values [N, ...] and targets [B, ...] in, [N, ...] out.
+    """
+    samples = events.samples()
+    last = events.offsets[1:][samples] == torch.arange(1, len(values) + 1, device=values.device)
+    last = last.view(-1, *[1] * (values.dim() - 1))
+    return torch.where(last, targets[samples], values.roll(-1, dims=0))
