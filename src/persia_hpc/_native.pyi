@@ -255,6 +255,33 @@ def dlrm_backward(
     wants_vectors: bool,
     team: ThreadTeam,
 ) -> tuple[_F32 | None, _F32 | None, list[_F32]]: ...
+def silu_attention_forward(
+    vqk: _F32,
+    offsets: npt.NDArray[np.int64],
+    *,
+    scale: float,
+    divisor: float,
+    positions: _F32 | None,
+    times: _F32 | None,
+    edges: _F32 | None,
+    until: _F32 | None,
+    since: _F32 | None,
+    team: ThreadTeam,
+) -> _F32: ...
+def silu_attention_backward(
+    vqk: _F32,
+    offsets: npt.NDArray[np.int64],
+    gradient: _F32,
+    *,
+    scale: float,
+    divisor: float,
+    positions: _F32 | None,
+    times: _F32 | None,
+    edges: _F32 | None,
+    until: _F32 | None,
+    since: _F32 | None,
+    team: ThreadTeam,
+) -> tuple[_F32, _F32 | None, _F32 | None]: ...
 def number_groups(groups: npt.NDArray[np.int64]) -> _U32: ...
 def rank_metrics(
     scores: _F32, labels: _F32, weight: _F64 | None, groups: _U32 | None, *, ks: Sequence[int], threads: int

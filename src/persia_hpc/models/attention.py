@@ -8,12 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from persia_hpc import _native
 from persia_hpc.trainer.jagged import Jagged
+
+from .layers import Team
 
 SHORTEST = 0.75  # of a block's sequences, of its longest one
 # Logarithmic buckets of a time difference in seconds, which the authors of HSTU have: floor(ln(t) / 0.301).
@@ -52,15 +56,29 @@ def softmax_attention(like: Jagged, q: Tensor, k: Tensor, v: Tensor, *, dropout:
 
 
 def silu_attention(
-    like: Jagged, q: Tensor, k: Tensor, v: Tensor, *, scale: float, divisor: float, bias: Bias | None = None
+    like: Jagged, vqk: Tensor, *, scale: float, divisor: float, bias: Bias | None = None, team: Team
 ) -> Tensor:
     """Returns, for each event, the sum of SiLU(scale q·k + bias) v / divisor over itself and those before.
 
-    Shapes: `like` has the offsets; q, k and v [N, H, D] in, [N, H, D] out.
+    In float32 on a CPU native kernels compute it; elsewhere torch does on padded scores.
+
+    Shapes: `like` has the offsets; vqk [N, 3, H, D] in, [N, H, D] out.
     """
     bias = bias or Bias()
+    tensors = (vqk, bias.positions, bias.times)
+    native = all(t is None or (t.device.type == "cpu" and t.dtype == torch.float32) for t in tensors)
+    if native and not torch.is_autocast_enabled("cpu"):
+        out: Tensor = _SiluAttention.apply(
+            like.offsets, *tensors, bias.until, bias.since, scale, divisor, team
+        )  # type: ignore[no-untyped-call]
+        return out
+    return padded_silu_attention(like, vqk, scale=scale, divisor=divisor, bias=bias)
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, *times: Tensor) -> Tensor:
+
+def padded_silu_attention(like: Jagged, vqk: Tensor, *, scale: float, divisor: float, bias: Bias) -> Tensor:
+    """Returns what `silu_attention` does, by torch's operations alone."""
+
+    def attend(v: Tensor, q: Tensor, k: Tensor, *times: Tensor) -> Tensor:
         scores = scale * (q.transpose(1, 2) @ k.permute(0, 2, 3, 1))  # [G, H, L, L]
         if bias.positions is not None:
             places = torch.arange(scores.shape[-1], device=scores.device)
@@ -72,7 +90,44 @@ def silu_attention(
         return (weights @ v.transpose(1, 2)).transpose(1, 2)
 
     times = [t for t in (bias.until, bias.since) if t is not None]
-    return _by_blocks(like, (q, k, v, *times), attend)
+    return _by_blocks(like, (*vqk.unbind(1), *times), attend)
+
+
+class _SiluAttention(torch.autograd.Function):
+    """The native forward and backward, each in one call."""
+
+    @staticmethod
+    def forward(ctx: Any, offsets: Tensor, *arguments: Any) -> Tensor:
+        *tensors, scale, divisor, team = arguments
+        ctx.save_for_backward(offsets, *tensors)
+        ctx.options = scale, divisor, team
+        return torch.from_numpy(_native.silu_attention_forward(**_arrays(offsets, *arguments)))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        arrays = _arrays(*ctx.saved_tensors, *ctx.options)
+        made = _native.silu_attention_backward(**arrays, gradient=gradient.contiguous().numpy())
+        gradients = (None if array is None else torch.from_numpy(array) for array in made)
+        return None, *gradients, None, None, None, None, None
+
+
+def _arrays(
+    offsets: Tensor,
+    vqk: Tensor,
+    positions: Tensor | None,
+    times: Tensor | None,
+    until: Tensor | None,
+    since: Tensor | None,
+    scale: float,
+    divisor: float,
+    team: Team,
+) -> dict[str, Any]:
+    """Returns the arguments that both calls take."""
+    tensors = {"vqk": vqk, "offsets": offsets, "positions": positions, "times": times}
+    tensors |= {"until": until, "since": since, "edges": None if times is None else bucket_edges()}
+    arrays = {n: None if t is None else t.detach().contiguous().numpy() for n, t in tensors.items()}
+    return {**arrays, "scale": scale, "divisor": divisor, "team": team.threads()}
 
 
 def time_buckets(seconds: Tensor) -> Tensor:
@@ -104,7 +159,7 @@ def _by_blocks(like: Jagged, values: Sequence[Tensor], attend: Callable[..., Ten
         made.append(block.unpadded(padded).values)
         sources.append(source)
     if not made:
-        return values[-1] if len(values) < 3 else values[2]
+        return values[0]
     out = torch.cat(made)
     return torch.empty_like(out).index_copy(0, torch.cat(sources), out)
 

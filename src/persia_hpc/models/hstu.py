@@ -19,6 +19,7 @@ from persia_hpc.trainer.jagged import Jagged
 
 from .attention import TIME_BUCKETS, Bias, silu_attention
 from .histories import Attend, joined, last_of, one_each, unequal
+from .layers import Team
 from .parts import check_count, layer_options
 from .sequence_model import SequenceModel
 
@@ -39,6 +40,7 @@ class Layer(nn.Module):
     ) -> None:
         super().__init__()
         self.paper, self.heads = form == "paper", heads
+        self.attention = silu_attention
         inner = heads * head_dim
         self.scale = 1.0 if self.paper else head_dim**-0.5
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=not self.paper)
@@ -56,18 +58,33 @@ class Layer(nn.Module):
         else:
             nn.init.xavier_uniform_(self.uvqk.weight)
 
-    def forward(self, tokens: Jagged, divisor: float, bias: Bias) -> Jagged:
+    def forward(self, tokens: Jagged, divisor: float, bias: Bias, team: Team) -> Jagged:
         """Computes the layer; values [N, W] in and out."""
-        mixed = self.uvqk(self.norm(tokens.values))
-        mixed = functional.silu(mixed) if self.paper else mixed
-        u, v, q, k = mixed.unflatten(1, (4, self.heads, -1)).unbind(1)
+        normed = self.norm(tokens.values)
+        inner = self.uvqk.out_features // 4
+        weights = self.uvqk.weight.split([inner, 3 * inner])
+        biases = (None, None) if self.uvqk.bias is None else self.uvqk.bias.split([inner, 3 * inner])
+        # Apart, so that the attention's inputs lie together.
+        u, vqk = (functional.linear(normed, w, b) for w, b in zip(weights, biases, strict=True))
+        u = functional.silu(u)
         if self.paper:
+            vqk = functional.silu(vqk)
             bias = replace(bias, positions=self.positions, times=self.times)
-        seen = silu_attention(tokens, q, k, v, scale=self.scale, divisor=divisor, bias=bias).flatten(1)
-        u = u.flatten(1) if self.paper else functional.silu(u.flatten(1))
+        seen = self.attention(
+            tokens,
+            vqk.unflatten(1, (3, self.heads, -1)),
+            scale=self.scale,
+            divisor=divisor,
+            bias=bias,
+            team=team,
+        ).flatten(1)
         made = u * self.attention_norm(seen)
         made = made if self.paper else torch.cat([u, seen, made], dim=1)
         return tokens.with_values(tokens.values + self.output(self.drop(made)))
+
+    def hide_from_compiler(self) -> None:
+        """Keeps attention, native code and shapes that change, out of torch.compile."""
+        self.attention = torch.compiler.disable(silu_attention)  # type: ignore[no-untyped-call]
 
 
 class HSTU(SequenceModel):
@@ -121,6 +138,7 @@ class HSTU(SequenceModel):
         if self.layers is not None and self.width > self.item_width:
             self.unknown = nn.Parameter(0.1 * torch.randn(self.width - self.item_width))
         self.drop = nn.Dropout(dropout)
+        self.team = Team()
         self.blocks = nn.ModuleList(
             Layer(
                 self.width,
@@ -157,14 +175,14 @@ class HSTU(SequenceModel):
         if clock is not None and self.time_vectors is not None:
             minutes = clock.values.neg().clamp(min=1e-6) / 60
             x = x + self.time_vectors[minutes.sqrt().long().clamp(max=TIME_VECTORS - 1)]
-        elif clock is not None and len(clock.values):
-            until, last = clock.values.roll(-1), clock.offsets[1:] - 1
+        elif clock is not None:
+            until, last = clock.values.roll(-1), clock.offsets[1:][clock.lengths > 0] - 1
             until[last] = clock.values[last]  # nothing is known of what comes after it
             bias = Bias(until=until, since=clock.values)
         divisor = self.divisor or (self.length if self.form == "paper" else tokens.longest)
         tokens = tokens.with_values(self.drop(x))
         for block in self.blocks:
-            tokens = block(tokens, float(divisor), bias)
+            tokens = block(tokens, float(divisor), bias, self.team)
         if context:
             numbers = torch.arange(len(events.values), device=events.offsets.device)
             return events.with_values(tokens.values[numbers + context * (events.samples() + 1)])

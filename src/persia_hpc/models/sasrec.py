@@ -30,6 +30,7 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads, self.dropout = heads, dropout
+        self.attention = softmax_attention
         self.attention_norm = nn.LayerNorm(width, eps=1e-8)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.norm = nn.LayerNorm(width, eps=1e-8)
@@ -43,8 +44,12 @@ class Block(nn.Module):
         x = events.values
         q, k, v = self.qkv(self.attention_norm(x)).unflatten(1, (3, self.heads, -1)).unbind(1)
         dropout = self.dropout if self.training else 0.0
-        x = x + self.drop(softmax_attention(events, q, k, v, dropout=dropout).flatten(1))
+        x = x + self.drop(self.attention(events, q, k, v, dropout=dropout).flatten(1))
         return events.with_values(x + self.drop(self.feed(self.norm(x))))
+
+    def hide_from_compiler(self) -> None:
+        """Keeps attention, whose shapes change, out of torch.compile."""
+        self.attention = torch.compiler.disable(softmax_attention)  # type: ignore[no-untyped-call]
 
 
 class SASRec(SequenceModel):
