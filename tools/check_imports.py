@@ -16,7 +16,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 PACKAGE = "persia_hpc"
-MODELS_MAY = (f"{PACKAGE}.trainer.batch", f"{PACKAGE}.trainer.retrieval")
+MODELS_MAY = tuple(f"{PACKAGE}.trainer.{name}" for name in ("batch", "jagged", "retrieval"))
 MAX_LINES = 400
 ROLES = ("embedding_worker", "parameter_server", "trainer")
 

@@ -22,7 +22,7 @@ DRAWN = 4  # negatives of a sample
 
 def drawing_inputs() -> Inputs:
     inputs = history_inputs()
-    drawn = FeatureSpec("drawn", "item", 1, 6, "jagged", True)
+    drawn = FeatureSpec("drawn", "item", 1, 6, "jagged", True, like="item")
     return replace(inputs, features=(*inputs.features, drawn))
 
 
@@ -41,7 +41,7 @@ def drawing_batch(lengths: list[int] = LENGTHS) -> Batch:
 
 def built(name: str, **options: Any) -> Any:
     torch.manual_seed(1)
-    return build_model(name, drawing_inputs(), {"attend": EVENTS, "negatives": "drawn", **options}).eval()
+    return build_model(name, drawing_inputs(), {"attend": EVENTS, **options}).eval()
 
 
 @pytest.mark.parametrize("name", ["sasrec", "hstu"])
@@ -106,8 +106,6 @@ def test_a_batch_without_events_teaches_nothing(name: str) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"negatives": "items"}, "negatives must name a jagged feature.*there are: drawn"),
-        ({"negatives": "gaps"}, "negatives must name a jagged feature"),
         ({"normalize": 1}, "normalize must be true or false, got 1"),
         ({"hidden": []}, "hidden must be a list of positive widths"),
     ],

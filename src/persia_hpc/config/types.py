@@ -21,7 +21,7 @@ MAX_PAIRS = 1_000_000  # of a server and a worker, with rings of their own
 ROLE_KEYS = ("parameter_servers", "embedding_workers", "trainers")
 # Tests compare the first and the last of these with models/build.py and protocol/wire.py, which say what they
 # stand for: a configuration must be read without NumPy and without knowing the trainer.
-MODELS = ("dlrm", "dcn_v2", "deepfm", "tower", "din", "mmoe", "ple", "esmm", "two_tower")
+MODELS = ("dlrm", "dcn_v2", "deepfm", "tower", "din", "mmoe", "ple", "esmm", "two_tower", "sasrec", "hstu")
 # Losses with their options and defaults; trainer/losses.py has the formulas. None: must be written.
 LOSSES: dict[str, dict[str, Any]] = {
     "bce": {"smoothing": 0.0},

@@ -112,14 +112,13 @@ class HSTU(SequenceModel):
         divisor: int | None = None,
         context: Sequence[str] = (),
         normalize: bool = True,
-        negatives: str | None = None,
         hidden: Sequence[int] | None = None,
         activation: str = "relu",
         dropout: float = 0.2,
         batch_norm: bool = False,
     ) -> None:
         options = layer_options("hstu", activation, dropout, batch_norm)
-        super().__init__("hstu", inputs, attend, hidden, normalize=normalize, negatives=negatives, **options)
+        super().__init__("hstu", inputs, attend, hidden, normalize=normalize, **options)
         self._check(form, times, context)
         check_count("hstu", "layers", layers)
         check_count("hstu", "heads", heads, divides=self.width if head_dim is None else None)

@@ -66,16 +66,13 @@ class SASRec(SequenceModel):
         layers: int = 2,
         heads: int = 1,
         normalize: bool = True,
-        negatives: str | None = None,
         hidden: Sequence[int] | None = None,
         activation: str = "relu",
         dropout: float = 0.2,
         batch_norm: bool = False,
     ) -> None:
         options = layer_options("sasrec", activation, dropout, batch_norm)
-        super().__init__(
-            "sasrec", inputs, attend, hidden, normalize=normalize, negatives=negatives, **options
-        )
+        super().__init__("sasrec", inputs, attend, hidden, normalize=normalize, **options)
         check_count("sasrec", "layers", layers)
         check_count("sasrec", "heads", heads, divides=self.width)
         self.positions = nn.Parameter(torch.randn(self.max_length, self.width) / math.sqrt(self.width))

@@ -28,7 +28,7 @@ class SequenceModel(nn.Module):
     a pooled feature; the history may have further features behind those that it shares with the target.
     hidden: widths of the layers above, which see all other inputs too and give logits; without it this is a
     retrieval model, and a sample's score the product of the vectors of user and target, which `normalize`
-    brings to length 1. negatives: a jagged feature of the target's table, as many sampled ids a sample.
+    brings to length 1. Features with `sampled` like those of the target are sampled negatives.
     """
 
     def __init__(
@@ -39,7 +39,6 @@ class SequenceModel(nn.Module):
         hidden: Sequence[int] | None,
         *,
         normalize: bool,
-        negatives: str | None,
         **layers: Any,
     ) -> None:
         super().__init__()
@@ -56,9 +55,16 @@ class SequenceModel(nn.Module):
         self.width = sum(dims[name] for name in self.histories)
         self.item_width = sum(dims[name] for name in self.targets)
         self.max_length = self._max_length()
-        self.normalize, self.negatives = normalize, negatives
-        self._check_negatives()
-        self.others = tuple(n for n in inputs.unpooled if n not in (*self.histories, negatives))
+        self.normalize = normalize
+        drawn = {f.like: f.name for f in inputs.features if f.like is not None}
+        self.negatives = tuple(drawn[name] for name in self.targets if name in drawn)
+        if 0 < len(self.negatives) < len(self.targets):
+            raise UserError(
+                f"model {model!r}: all features of a target must be drawn for negatives, but of "
+                f"{', '.join(self.targets)} only {', '.join(self.negatives)} are; give "
+                "each a feature with `sampled`"
+            )
+        self.others = tuple(n for n in inputs.unpooled if n not in {*self.histories, *drawn.values()})
         same = self.width == self.item_width
         self.to_item = nn.Identity() if same else nn.Linear(self.width, self.item_width, bias=False)
         self.layers: nn.Sequential | None = None
@@ -90,17 +96,26 @@ class SequenceModel(nn.Module):
         return self._scaled(self.target(batch))
 
     def matches(self, batch: Batch) -> Matches:
-        """Returns what each event asks for and which item is next: the sample's target after the last one."""
+        """Returns what each event asks for and which item is next: the sample's target after the last one.
+
+        Raises UserError for items whose ids have no numbers.
+        """
         events = self.events(batch)
         items = events.values[:, : self.item_width]
         first, target = self.histories[0], self.targets[0]
+        if target not in batch.ids:
+            raise UserError(
+                f"model {self.model!r}: the table of {target!r} is hashed in more than two rounds, which "
+                "can't tell items apart; set hash.rounds to 1 or 2"
+            )
         log_q = None
         if target in batch.log_q and first in batch.log_q:
             log_q = _next(events, batch.log_q[first], batch.log_q[target])
         drawn: dict[str, Tensor] = {}
-        if self.negatives is not None:
-            name, shape = self.negatives, (batch.num_samples, -1)
-            drawn["negatives"] = self._scaled(batch.jagged[name].values.unflatten(0, shape))
+        if self.negatives:
+            name, shape = self.negatives[0], (batch.num_samples, -1)
+            vectors = torch.cat([batch.jagged[name].values for name in self.negatives], dim=1)
+            drawn["negatives"] = self._scaled(vectors).view(*shape, self.item_width)
             drawn["negative_ids"] = batch.ids[name].view(shape)
             if name in batch.log_q:
                 drawn["negative_log_q"] = batch.log_q[name].view(shape)
@@ -141,22 +156,6 @@ class SequenceModel(nn.Module):
 
     def _scaled(self, vectors: Tensor) -> Tensor:
         return functional.normalize(vectors, dim=-1) if self.normalize else vectors
-
-    def _check_negatives(self) -> None:
-        """Checks the name of sampled ids.
-
-        Raises UserError if it is no jagged feature of the target's table.
-        """
-        tables = {f.name: f.table for f in self.inputs.features}
-        fit = [n for n in self.inputs.jagged if tables[n] == tables[self.targets[0]]]
-        if self.negatives is None:
-            return
-        if self.negatives not in fit or self.negatives in self.histories or len(self.targets) > 1:
-            fit = [name for name in fit if name not in self.histories]
-            raise UserError(
-                f"model {self.model!r}: negatives must name a jagged feature of the table of a target with "
-                f"one feature, got {self.negatives!r}; there are: {', '.join(fit) or 'none'}"
-            )
 
     def _max_length(self) -> int:
         """Returns how many events a history has at most."""
