@@ -112,12 +112,16 @@ CALLS: list[tuple[Callable[..., Any], dict[str, Any]]] = [
         {"vectors": F32[None], "weight": F32, "kept": F32[0, :0], "gradient": ONE},
     ),
     (
-        lambda **given: _native.silu_attention_forward(**given, scale=1.0, divisor=1.0, team=TEAM),
+        lambda vqk, offsets, **bias: _native.silu_attention_forward(
+            vqk, offsets, list(bias.values()), scale=1.0, divisor=1.0, team=TEAM
+        ),
         SILU,
     ),
     (
-        lambda **given: _native.silu_attention_backward(**given, scale=1.0, divisor=1.0, team=TEAM),
-        {**SILU, "gradient": ONE[None]},
+        lambda vqk, offsets, gradient: _native.silu_attention_backward(
+            vqk, offsets, [None] * 5, gradient, scale=1.0, divisor=1.0, team=TEAM
+        ),
+        {"vqk": SILU["vqk"], "offsets": SILU["offsets"], "gradient": ONE[None]},
     ),
     (_native.gather, {"source": F32, "rows": I64, "out": F32.copy()}),
     (
