@@ -19,8 +19,8 @@ POOL = {"features": [(0, 1, "sum", None)], "num_samples": 1, "dim": 3}
 WORDS = np.zeros(64, np.uint64)
 RING = np.zeros(4096, np.uint8)
 TEAM, ONE = _native.ThreadTeam(1), np.zeros((1, 1), np.float32)
-SILU = dict.fromkeys(("positions", "times", "until", "since"), ONE[0])
-SILU |= {"vqk": np.zeros((1, 3, 1, 1), np.float32), "offsets": np.array([0, 1]), "edges": ONE[0, :0]}
+SILU = {"vqk": np.zeros((1, 3, 1, 1), np.float32), "offsets": np.array([0, 1])}
+SILU |= {"positions": ONE[0], "times": ONE[0], "edges": ONE[0, :0], "until": ONE[0], "since": ONE[0]}
 
 
 def table_set() -> _native.TableSet:
