@@ -73,6 +73,12 @@ def test_each_event_asks_for_the_next_item(name: str, normalize: bool) -> None:
     assert torch.equal(matches.negative_ids, batch.ids["drawn"].view(-1, DRAWN))
 
 
+def test_what_is_drawn_is_no_history() -> None:
+    model = built("sasrec", attend=None)
+    assert (model.histories, model.negatives) == (["items"], ("drawn",))
+    assert "drawn" not in model.others
+
+
 @pytest.mark.parametrize("name", ["sasrec", "hstu"])
 def test_a_query_is_that_of_the_last_event(name: str) -> None:
     model, batch = built(name), drawing_batch()
