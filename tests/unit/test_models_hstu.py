@@ -28,7 +28,7 @@ FORMS = [
     {**RANKING, "times": "gaps"},
     {**RANKING, "times": "gaps", "context": ["user", "item"]},
     MLPERF,
-    {**MLPERF, "heads": 4, "times": "gaps", "divisor": 5},
+    {**MLPERF, "heads": 3, "width": 12, "times": "gaps", "divisor": 5},
 ]
 
 
@@ -58,11 +58,11 @@ def plain_states(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     context = [layer(batch.pooled[n]) for n, layer in zip(model.context, model.context_layers, strict=True)]
     rows, clocks, places = [], [], []
     for b, length in enumerate(lengths.tolist()):
-        tokens = [*(c[b] for c in context), *events[b, :length]]
+        tokens = [*(c[b] for c in context), *model.to_token(events[b, :length])]
         since = [float(gaps[b, 1 : j + 1].sum()) for j in range(length)]
         clock = [since[0] if since else 0.0] * len(context) + since
         if model.layers is not None:
-            tokens.append(target[b])
+            tokens.append(model.to_token(target[b]))
             clock.append(since[-1] if since else 0.0)
         count, c = len(tokens), len(context)
         place = list(range(count))
@@ -208,6 +208,7 @@ def test_times_are_only_differences_within_a_sample() -> None:
         ({"context": ["items"]}, "context must be a list of pooled features"),
         ({"divisor": 0}, "divisor must be an integer of at least 1, got 0"),
         ({"heads": 4}, "heads must divide the width of an event, 6, got 4"),
+        ({"width": 0}, "width must be an integer of at least 1, got 0"),
         ({"head_dim": True}, "head_dim must be an integer of at least 1, got True"),
     ],
 )
