@@ -129,6 +129,26 @@ def test_with_layers_above_it_is_no_retrieval_model() -> None:
         check_model(built("hstu", hidden=[8]), "this test")
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("sasrec", {}),
+        ("sasrec", {"hidden": [8]}),
+        ("hstu", {"times": "gaps"}),
+        ("hstu", {"hidden": [8], "form": "dlrm_v4", "context": ["user"], "times": "gaps"}),
+    ],
+)
+def test_autocast_only_rounds(name: str, options: dict[str, Any]) -> None:
+    model, batch = built(name, **options), drawing_batch()
+    exact = model(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model(batch)
+    rounded.float().sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    torch.testing.assert_close(rounded.float(), exact, rtol=0.1, atol=0.1)
+    assert not torch.equal(rounded.float(), exact)
+
+
 @pytest.mark.parametrize("name", ["sasrec", "hstu"])
 @pytest.mark.parametrize("hidden", [None, [8]])
 def test_whole_runs(name: str, hidden: list[int] | None, tmp_path: Path) -> None:
