@@ -11,6 +11,7 @@ from persia_hpc.config import Config
 from persia_hpc.errors import UserError
 from persia_hpc.samples.follow import followed_schema
 from persia_hpc.samples.source import FileSource, check_labels, check_scorable, open_source
+from persia_hpc.tasks import label_check
 
 from .facts import check_columns
 
@@ -48,6 +49,9 @@ def open_sources(config: Config, run_dir: str | Path | None = None) -> Mapping[s
         if split in sources:
             check_scorable(sources[split], train.schema, "data.train", labels=True)
             check_columns(config.train, sources[split].schema, f"data.{split}")
+    check = label_check(config, train.schema)
+    for source in sources.values():
+        source.check_labels_by(check)
     return sources
 
 

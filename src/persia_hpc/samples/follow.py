@@ -24,6 +24,7 @@ from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.samples.sequences import check_files
 from persia_hpc.samples.source import FileSource, check_agree, open_source
 from persia_hpc.samples.time_order import TimeOrder
+from persia_hpc.tasks import label_check
 
 END = "_END"  # a file of this name beside the data: what is there now is all
 MOST_COMPARED = 256  # files that were trained on, when a run resumes
@@ -223,4 +224,5 @@ def portion_source(
     total = sum(info.num_samples for info in infos)
     binary = config.binary_labels
     files = FileSource(infos, schema, total, binary, config.features_of_sequences)
+    files.check_labels_by(label_check(config, schema))
     return TimeOrder(files) if schema.has_time and not config.data.shuffle and infos else files
