@@ -172,7 +172,7 @@ def measure(
     """
     base = _value(importance.metrics(), watched)
     sign = 1 if watched.mode == "max" else -1
-    found = []
+    found: list[dict[str, Any]] = []
     for number, unit in enumerate(units_of(inputs)):
         drops = []
         for repeat in range(repeats):
