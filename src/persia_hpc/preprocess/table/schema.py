@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from persia_hpc.errors import UserError
-from persia_hpc.preprocess.columns import TIME_PARTS
+from persia_hpc.preprocess.columns import LOG_SQUARE, PARTS, TIME_PARTS
 from persia_hpc.preprocess.splitting import SPLITS, check_fractions
 
 if sys.version_info >= (3, 11):
@@ -52,8 +52,8 @@ class Dense:
 class Ids:
     """Describes an id feature: one id a row, or any number with `separator` or a list column.
 
-    With `part` the column holds times, as `Time` says, and the ids are this part of them. `weights` is a
-    column with a number for each id, in the same form.
+        With `part` the column holds times, as `Time` says, and the ids are this part of them; or with
+    "log_square" numbers. `weights` is a column with a number for each id, in the same form.
     """
 
     column: str
@@ -307,7 +307,7 @@ def _ids(name: str, reader: _Reader) -> Ids:
         separator,
         min_count,
         reader.get("vocabulary", bool, "true or false", False),
-        reader.choice("part", TIME_PARTS),
+        reader.choice("part", PARTS),
         reader.text("format"),
         reader.text("weights"),
     )
@@ -316,7 +316,7 @@ def _ids(name: str, reader: _Reader) -> Ids:
         raise reader.fail("weights", "no `part` beside it: a part is one id, and only lists have weights")
     if ids.part is not None and (ids.separator is not None or ids.type == "string"):
         raise reader.fail("part", 'no `separator` or type = "string" beside it: a part is one integer')
-    if ids.part is None and ids.format is not None:
+    if ids.part in (None, LOG_SQUARE) and ids.format is not None:
         raise reader.fail("format", f"it beside `part`, one of {', '.join(TIME_PARTS)}")
     return ids
 
