@@ -224,7 +224,7 @@ def test_the_row_of_a_bad_value_counts_from_the_begin_of_the_file(tmp_path: Path
     ("frame", "message"),
     [
         (FRAME.drop("x"), "got no column 'x', expected it among y, user, tags"),
-        (FRAME.drop("y"), "got no column 'y'"),
+        (FRAME.drop("y"), "got no column 'y'.*use persia-hpc predict"),
         (FRAME.with_columns(x=pl.Series([[1.0]] * 6)), r"x: got List\(Float64\), expected numbers"),
         (FRAME.with_columns(user=pl.Series([{"a": 1}] * 6)), "user: got Struct.*expected integers"),
         (FRAME.with_columns(user=pl.Series(["a"] * 6)), 'ids.user without `type`, expected type = "string"'),
