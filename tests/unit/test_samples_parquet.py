@@ -291,11 +291,24 @@ def test_data_to_be_scored_need_no_labels(tmp_path: Path, schema: str) -> None:
 def test_row_groups_are_the_blocks(tmp_path: Path, schema: str) -> None:
     """Small ones together, but never those of two files; a limit cuts the last one."""
     frame = pl.concat([FRAME] * 4)
-    frame[:14].write_parquet(tmp_path / "b.parquet", row_group_size=5)
-    pattern = [written(tmp_path, frame, 4), str(tmp_path / "b.parquet")]
+    frame[:14].write_parquet(tmp_path / "b.parquet", row_group_size=3)
+    pattern = [written(tmp_path, frame[:21], 4), str(tmp_path / "b.parquet")]
     bounds = open_source(pattern, schema_file=schema).block_bounds(8)
     assert bounds is not None
-    assert bounds.tolist() == [0, 8, 16, 24, 29, 34, 38]
-    bounds = open_source(pattern, schema_file=schema, limit=30).block_bounds(3)
+    assert bounds.tolist() == [0, 8, 16, 21, 27, 35]
+    bounds = open_source(pattern, schema_file=schema, limit=29).block_bounds(3)
     assert bounds is not None
-    assert bounds.tolist() == [0, 4, 8, 12, 16, 20, 24, 29, 30]
+    assert bounds.tolist() == [0, 4, 8, 12, 16, 20, 21, 24, 27, 29]
+
+
+@pytest.mark.parametrize("value", [2**63, 2**63 + 1])
+def test_ids_that_stand_for_missing_and_rare_ones_are_refused(
+    tmp_path: Path, schema: str, value: int
+) -> None:
+    near = pl.Series([2**63 - 1, 2**63 + 2, 2**64 - 1, 0, 1, 2], dtype=pl.UInt64)
+    source = open_source([written(tmp_path, FRAME.with_columns(user=near))], schema_file=schema)
+    assert read_all(source).ids["user"].values.tolist() == near.to_list()
+    reserved = pl.Series([0, 1, value, 3, 4, 5], dtype=pl.UInt64)
+    source = open_source([written(tmp_path, FRAME.with_columns(user=reserved))], schema_file=schema)
+    with pytest.raises(DataError, match=rf"row 3: user: got {value} \(UInt64\), expected an id other than"):
+        read_all(source)
