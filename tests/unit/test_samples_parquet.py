@@ -143,6 +143,8 @@ def test_parquet_is_read_as_preprocess_table_would_write_it(
         end = data.draw(st.integers(begin, n))
         same(parquet.read(begin, end), hdf5.read(begin, end))
     same(read_all(parquet), read_all(hdf5))
+    both = open_source([str(folder / "out" / "train.h5"), pattern], schema_file=schema)
+    same(both.read(n, 2 * n), read_all(hdf5))
     if parquet.schema.has_time:
         np.testing.assert_array_equal(parquet.read_times(), hdf5.read_times())
     names = data.draw(st.permutations(hdf5.schema.feature_names))[:2]
@@ -245,6 +247,7 @@ def test_a_file_that_does_not_fit_is_refused_before_anything_is_read(
         ("[dense]\nx = { transform = 'standardize' }", "dense.x.transform, which is learned from all"),
         ("[ids]\nuser = { min_count = 2 }\nitem = { vocabulary = true }", "min_count, ids.item.vocabulary"),
         ("split = { by = 'random' }", r"\[split\] by 'random', but Parquet files are read whole"),
+        ("split = {}", r"\[split\] by 'order'"),
         ("[split]\nby = 'column'\ncolumn = 'day'\nvalues = { train = [1] }", r"\[split\] by 'column'"),
     ],
 )

@@ -36,7 +36,7 @@ def load_table(path: str, *, labels: bool) -> TableSchema:
 
     Raises UserError for one that learns from rows, or divides them into splits.
     """
-    schema = load_schema(Path(path).expanduser(), names_files=False)
+    schema = load_schema(Path(path).expanduser(), whole_files=True)
     learned = [f"dense.{name}.transform" for name, e in schema.dense.items() if "standardize" in e.transform]
     learned += [f"ids.{name}.min_count" for name, entry in schema.ids.items() if entry.min_count > 1]
     learned += [f"ids.{name}.vocabulary" for name, entry in schema.ids.items() if entry.vocabulary]
@@ -44,13 +44,6 @@ def load_table(path: str, *, labels: bool) -> TableSchema:
         raise UserError(
             f"{path}: got {', '.join(learned)}, which is learned from all training rows: make HDF5 files "
             "with `persia-hpc preprocess table` and name those, or leave it out of the schema"
-        )
-    split = schema.split
-    if split.by == "column" or (split.by != "files" and len(split.names) > 1 and split != type(split)()):
-        raise UserError(
-            f"{path}: got [split] by {split.by!r}, but Parquet files are read whole: name the files of each "
-            "split in data.train, data.valid and data.test and leave [split] out of the schema, or make HDF5 "
-            "files with `persia-hpc preprocess table`"
         )
     return replace(schema, labels=schema.labels if labels else {}, format="parquet")
 
