@@ -33,7 +33,10 @@ from persia_hpc.trainer.label_metrics import auc
 ROOT = Path(__file__).resolve().parents[1]
 CLI = [sys.executable, "-c", "import sys; from persia_hpc.cli import main; sys.exit(main())"]
 DIM, HIDDEN = 10, [64, 64]
-RATES = {"adagrad": 0.05, "adam": 1e-3}
+OPTIMIZERS = {
+    "adagrad": {"lr": 0.02, "initial_accumulator_value": 0.01},  # from 0 the first steps are all sign
+    "adam": {"lr": 1e-3},
+}
 BATCH = {"adult": 256, "criteo": 512, "movielens": 4096}
 EPOCHS = {"adult": 3, "criteo": 2, "movielens": 1}
 # Those with a single id in each sample: so a plain table does for the loop.
@@ -115,9 +118,8 @@ def plain_pytorch(folder: Path, name: str, model: str, optimizer: str, seed: int
 
     sparse = optimizer == "adagrad"
     plain = Plain(model, [len(v) for v in vocabularies], data.dense.shape[1], sparse)
-    rate = RATES[optimizer]
-    tables = plain.tables.parameters()
-    of_rows = torch.optim.Adagrad(tables, lr=rate) if sparse else torch.optim.Adam(tables, lr=rate)
+    kind = torch.optim.Adagrad if sparse else torch.optim.Adam
+    of_rows = kind(plain.tables.parameters(), **OPTIMIZERS[optimizer])
     others = [p for key, p in plain.named_parameters() if not key.startswith("tables.") and p.numel()]
     optimizers: list[torch.optim.Optimizer] = [of_rows]
     if others:
@@ -150,7 +152,8 @@ def ours(folder: Path, name: str, model: str, optimizer: str, seed: int, run: Pa
         "data.test": str(folder / "test.h5"),
         "data.batch_size": BATCH[name],
         "tables.default.dim": DIM + MODELS[model].get("id_weights", False),
-        "tables.default.optimizer": f'{{ name = "{optimizer}", lr = {RATES[optimizer]} }}',
+        "tables.default.optimizer.name": optimizer,
+        **{f"tables.default.optimizer.{key}": value for key, value in OPTIMIZERS[optimizer].items()},
         "tables.default.init": '{ name = "normal", std = 1e-4 }',
         "tables.default.capacity": "256 MiB",
         "train.epochs": EPOCHS[name],
@@ -188,7 +191,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--sets", nargs="+", choices=tuple(EPOCHS), default=list(EPOCHS))
     parser.add_argument("--models", nargs="+", choices=tuple(MODELS), default=list(MODELS))
-    parser.add_argument("--optimizer", choices=tuple(RATES), default="adagrad")
+    parser.add_argument("--optimizer", choices=tuple(OPTIMIZERS), default="adagrad")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     options = parser.parse_args()
     torch.set_num_threads(1)
