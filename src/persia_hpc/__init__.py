@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .samples.batch import IdColumn, SampleBatch
     from .samples.schema import DatasetSchema, FeatureSchema
     from .samples.writer import DatasetWriter
+    from .trainer.retrieval import Matches
 
 __all__ = [
     "Callback",
@@ -24,6 +25,7 @@ __all__ = [
     "DatasetWriter",
     "FeatureSchema",
     "IdColumn",
+    "Matches",
     "PersiaError",
     "SampleBatch",
     "UserError",
@@ -48,6 +50,7 @@ _HOME = {
     "DatasetSchema": "samples.schema",
     "FeatureSchema": "samples.schema",
     "DatasetWriter": "samples.writer",
+    "Matches": "trainer.retrieval",
 }
 
 

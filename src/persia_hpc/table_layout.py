@@ -9,11 +9,12 @@ import hashlib
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from . import _native
 from .config import Config, TableConfig
+from .config.retrieval import sampled_features
 from .errors import UserError
 from .samples.schema import DatasetSchema, FeatureSchema
 from .tasks import Tasks, make_tasks
@@ -57,6 +58,7 @@ class FeatureLayout:
     sequence: str | None = None  # the [sequences.NAME] that it is part of
     shares: str | None = None  # the feature before it whose bag offsets are its own, and travel for both
     weighted: bool = False  # its ids have weights
+    like: str | None = None  # the feature of the catalogue that its ids are drawn for
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ def make_layout(config: Config, schema: DatasetSchema) -> Layout:
 
     Raises UserError for features, tables or tasks that don't fit.
     """
+    schema, drawn = with_sampled(config, schema), sampled_features(config)
     available = {f.name: f for f in schema.features}
     for name, members in config.features_of_sequences.items():
         if missing := [member for member in members if member not in available]:
@@ -148,7 +151,7 @@ def make_layout(config: Config, schema: DatasetSchema) -> Layout:
     users: dict[str, list[str]] = {}
     for name in available:
         feature = config.feature(name)
-        table_name = feature.table or name
+        table_name = feature.table or (drawn[name][0] if name in drawn else name)
         if feature.table is not None and feature.table not in config.tables:
             raise UserError(
                 f"[features.{name}] uses table {feature.table!r}, but there is no [tables.{feature.table}]; "
@@ -180,7 +183,7 @@ def make_layout(config: Config, schema: DatasetSchema) -> Layout:
     features: list[FeatureLayout] = []
     for name in available:
         feature = config.feature(name)
-        table = index[feature.table or name]
+        table = index[feature.table or (drawn[name][0] if name in drawn else name)]
         hashing = tables[table].config.hash
         rounds = hashing.rounds if hashing else 1
         multi = available[name].multi or rounds > 1
@@ -198,9 +201,25 @@ def make_layout(config: Config, schema: DatasetSchema) -> Layout:
                 sequence,
                 None if first is None else first.name,
                 available[name].weighted,
+                drawn[name][0] if name in drawn else None,
             )
         )
     return Layout(tuple(tables), tuple(features), make_tasks(config, schema))
+
+
+def with_sampled(config: Config, schema: DatasetSchema) -> DatasetSchema:
+    """Returns the schema with the features behind its own that aren't in the data but drawn (`sampled`).
+
+    Raises UserError if the data has one of them.
+    """
+    drawn = sampled_features(config)
+    for name in drawn:
+        if name in schema.feature_names:
+            raise UserError(
+                f"[features.{name}] is sampled, but the dataset has a feature of that name; choose another"
+            )
+    features = [FeatureSchema(name, multi=True, mean_length=count) for name, (_, count) in drawn.items()]
+    return replace(schema, features=(*schema.features, *features))
 
 
 def row_bytes(table: TableConfig) -> _native.RowBytes:

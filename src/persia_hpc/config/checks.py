@@ -11,6 +11,7 @@ from typing import Any
 from .learning_rate import SCHEDULES
 from .metric_names import FORMS, base_of, name_problem, own_names, watch_problem
 from .options import Fail, check_import_path, check_number, did_you_mean, named_options, nearest, with_name
+from .retrieval import resolve_retrieval
 from .sequences import resolve_sequences
 from .tasks import check_tasks, resolve_task
 from .types import (
@@ -99,7 +100,8 @@ def check_config(config: Config, raw: Mapping[str, Any], fail: Fail) -> Config:
         if table.capacity_bytes <= 0:
             raise fail(("tables", name, "capacity"), f"= {table.capacity!r}: expected more than 0 bytes")
         _check_lifetime(table, config.staleness_bound, ("tables", name), fail)
-    return _check_features(resolve_sequences(config, raw, fail), fail)
+    config = resolve_retrieval(resolve_sequences(config, raw, fail), raw, fail)
+    return _check_features(config, fail)
 
 
 def _check_reuse(config: Config, fail: Fail) -> None:
@@ -315,6 +317,14 @@ def _check_train(config: Config, fail: Fail) -> None:
             raise fail(("train", key, "metric"), problem + nearest(metric, dict.fromkeys(names)))
         if not config.data.valid:
             raise fail(("train", key), "looks at data.valid, which isn't given; add data.valid")
+    if train.restore_best:
+        path = ("train", "restore_best")
+        if train.keep_best is False:
+            raise fail(path, "= true, but train.keep_best is false: nothing would be kept to go back to")
+        if not config.data.valid:
+            raise fail(path, "looks at data.valid, which isn't given; add data.valid")
+        if not train.evaluate_at_end:
+            raise fail(path, "= true, but train.evaluate_at_end is false, and it is for that alone")
     if train.evaluate_every and not config.data.valid and not train.progressive:
         raise fail(
             ("train", "evaluate_every"),
@@ -332,10 +342,9 @@ def _check_features(config: Config, fail: Fail) -> Config:
                 f"= {feature.table!r}: there is no [tables.{feature.table}]; add it, or leave `table` out"
             )
             raise fail((*path, "table"), problem + did_you_mean(feature.table, tables))
-        if config.data.features is not None and name not in config.data.features:
-            raise fail(
-                path, f"is configured, but data.features leaves it out{nearest(name, config.data.features)}"
-            )
+        used = config.data.features
+        if used is not None and name not in used and feature.sampled is None:
+            raise fail(path, f"is configured, but data.features leaves it out{nearest(name, used)}")
         if feature.pooling == "sequence" and feature.max_length is None:
             raise fail(
                 path, 'has pooling = "sequence", which needs max_length (the last ids are kept), e.g. 50'

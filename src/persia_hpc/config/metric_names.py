@@ -8,13 +8,15 @@ from collections.abc import Iterable, Sequence
 from .types import METRICS
 
 OF_ALL = ("ne", "calibration", "pr_auc", "rmse", "mae", "accuracy")  # over all samples
+OF_PROBABILITIES = ("ne", "calibration", "rmse", "mae", "accuracy")
 ALWAYS = ("rmse", "mae", "accuracy")  # of labels that aren't binary
 FALLING = ("ne", "rmse", "mae")  # the smallest is the best
 GAUC = ("gauc", "gauc@groups", "gauc@positives")
-TOP = ("recall", "ndcg")  # with @K
-FORMS = (*METRICS, *OF_ALL, *GAUC, *(f"{name}@K" for name in TOP))
+TOP = ("recall", "ndcg")  # with @K, of a group or of a catalogue
+RANKED = (*TOP, "hr")  # of a catalogue
+FORMS = (*METRICS, *OF_ALL, *GAUC, *(f"{name}@K" for name in RANKED))
 MOST = 2**31  # of K
-_TOP = re.compile(rf"({'|'.join(TOP)})@([1-9][0-9]{{0,9}})")
+_TOP = re.compile(rf"({'|'.join(RANKED)})@([1-9][0-9]{{0,9}})")
 
 
 def metrics_of(loss: str, metrics: Iterable[str]) -> list[str]:
@@ -26,6 +28,8 @@ def metrics_of(loss: str, metrics: Iterable[str]) -> list[str]:
         return ["rmse", "mae"]
     if loss == "softmax":
         return ["logloss", "accuracy"]
+    if loss == "in_batch_softmax":  # scores are no logits of probabilities
+        return ["auc", *(name for name in built_in(metrics) if name not in OF_PROBABILITIES)]
     return [*METRICS, *built_in(metrics)]
 
 
@@ -43,7 +47,7 @@ def is_grouped(name: str) -> bool:
 def name_problem(name: str) -> str | None:
     """Returns what is wrong with a name in `train.metrics` other than "module:function", or None."""
     kind, at, _ = name.partition("@")
-    if at and kind in TOP and top_of(name) is None:
+    if at and kind in RANKED and top_of(name) is None:
         return f"expected a whole number K from 1 to {MOST - 1} in {kind}@K, such as {kind}@10"
     if (name in FORMS and not name.endswith("@K")) or top_of(name) is not None:
         return None

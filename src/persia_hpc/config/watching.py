@@ -13,6 +13,7 @@ from persia_hpc.errors import UserError
 
 from .metric_names import FALLING, base_of, metrics_of, own_names
 from .options import did_you_mean
+from .retrieval import label_metrics, ranked_metrics
 from .types import METRICS, Config, TrainConfig
 
 # What an evaluation reports beside metrics, so that none may be called so.
@@ -20,6 +21,7 @@ RESERVED = (
     *("event", "split", "step", "samples", "missing_labels", "skipped_groups", "undefined", "uncounted"),
     "slices",
     "rate_factor",
+    "unknown_items",
 )
 
 
@@ -48,8 +50,10 @@ class Watched:
 
 
 def keeps_best(train: TrainConfig) -> bool:
-    """Returns whether the best checkpoint is kept: as written, else with early stopping if any is kept."""
+    """Returns whether the best checkpoint is kept: as written, else to go back to it or to stop early."""
     if train.keep_best is None:
+        if train.restore_best:
+            return True
         return train.early_stop is not None and train.save
     return train.keep_best is not False
 
@@ -86,14 +90,15 @@ def check_metrics(config: Config, labels: Sequence[str]) -> None:
     Raises UserError if not.
     """
     train = config.train
-    names = metric_names(train.metrics, labels, config.losses_of(labels))
+    ranked, metrics = ranked_metrics(config), label_metrics(config)
+    names = [*metric_names(metrics, labels, config.losses_of(labels)), *ranked]
     for i, name in enumerate(names):
         if name in names[:i] or name in RESERVED:
             raise UserError(
                 f"train.metrics: {name!r} is already the name of something that evaluations report; give the "
                 "function another name"
             )
-    learned = {name for loss in config.losses_of(labels) for name in metrics_of(loss, train.metrics)}
+    learned = {name for loss in config.losses_of(labels) for name in metrics_of(loss, metrics)}
     names = [name for name in names if name not in METRICS or name in learned]
     keep_best = {"metric": best_metric(train).metric} if keeps_best(train) else None
     watching = (("early_stop", train.early_stop), ("keep_best", keep_best), ("plateau", train.plateau))

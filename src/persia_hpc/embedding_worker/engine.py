@@ -6,7 +6,7 @@ G dim groups.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple, cast
@@ -16,13 +16,17 @@ import numpy as np
 from persia_hpc._native import Dedup, Deduplicator, Parts, RecentRows, hash_ids
 from persia_hpc.arrays import Array
 from persia_hpc.config import Config, HashConfig
+from persia_hpc.config.retrieval import retrieval_loss
 from persia_hpc.errors import UserError
 from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.samples.batch import IdColumn, SampleBatch
+from persia_hpc.samples.catalogue import Catalogue, ItemShares
 from persia_hpc.samples.sequences import check_columns
+from persia_hpc.samples.source import Source
 from persia_hpc.table_layout import FeatureLayout, Layout
 from persia_hpc.user_objects import load_object
 
+MOST_IDS = 1 << 30  # of a table in a batch, which is what `Deduplicator` takes
 Transform = Callable[[SampleBatch, int, int], SampleBatch]
 
 
@@ -69,6 +73,7 @@ class KeyBatch:
     missing: set[int]  # servers whose rows have not arrived
     slices: Array | None = None  # uint64 [S, B], the ids by which an evaluation is sliced
     id_weights: dict[str, Array] = field(default_factory=dict)
+    log_q: Array | None = None
     rows: list[Array] = field(default_factory=list)
     staleness: int = 0  # of the rows that were pulled
     held: HeldRows | None = None
@@ -140,8 +145,16 @@ class EmbeddingWorker:
         worker_rank: int = 0,
         reuse_steps: int = 0,
         slices: Sequence[str] = (),
+        exclude: str | None = None,
+        items: tuple[str, ItemShares] | None = None,
     ):
+        """slices: features whose ids evaluations bring; exclude: one all of whose ids they bring.
+
+        items: the feature that tells items apart and their shares, for `RowBatch.log_q`.
+        """
         self.slices = tuple(slices)
+        self._exclude = exclude
+        self._items = items
         self.layout = layout
         self.num_servers = num_servers
         self.worker_rank = worker_rank
@@ -161,8 +174,23 @@ class EmbeddingWorker:
         )
 
     @classmethod
-    def of(cls, config: Config, layout: Layout, num_servers: int, worker_rank: int) -> EmbeddingWorker:
-        """Returns a worker as a configuration describes it."""
+    def of(
+        cls,
+        config: Config,
+        layout: Layout,
+        num_servers: int = 1,
+        worker_rank: int = 0,
+        sources: Mapping[str, Source] | None = None,
+    ) -> EmbeddingWorker:
+        """Returns a worker as a configuration describes it. sources: the splits that it reads.
+
+        Raises UserError for a catalogue without the weights that the configuration needs.
+        """
+        data, items, sources = config.data, None, sources or {}
+        catalogue = sources.get("items")
+        needed = "train" in sources and (retrieval_loss(config) or {}).get("logq", False)
+        if needed and isinstance(catalogue, Catalogue):
+            items = (str(data.item_feature), catalogue.shares())
         return cls(
             layout,
             num_servers=num_servers,
@@ -170,7 +198,9 @@ class EmbeddingWorker:
             transform=config.data.transform,
             worker_rank=worker_rank,
             reuse_steps=config.wire.reuse_steps,
-            slices=config.train.slices,
+            slices=(*config.train.slices, *([data.item_feature] if data.item_feature else [])),
+            exclude=data.exclude_feature,
+            items=items,
         )
 
     def prepare(
@@ -206,12 +236,36 @@ class EmbeddingWorker:
                 bags[feature.name] = column.offsets
             if column.weights is not None:
                 weights[feature.name] = column.weights
+        if sum(map(len, values)) > MOST_IDS:
+            self._check_ids(values, step)
         dedup = self._dedup.run(values)
         missing = set(range(self.num_servers))
-        slices = None
+        slices = log_q = None
         if evaluation and self.slices:
             slices = np.stack([sample.ids[name].values for name in self.slices])
-        return KeyBatch(step, trainer, num_global, sample, dedup, bags, missing, slices, weights)
+        if not evaluation and self._items is not None:
+            log_q = self._log_q(dedup, *self._items)
+        return KeyBatch(step, trainer, num_global, sample, dedup, bags, missing, slices, weights, log_q)
+
+    def _log_q(self, dedup: Dedup, feature: str, shares: ItemShares) -> Array:
+        """Returns `RowBatch.log_q`: what is known of the rows of the items' table."""
+        table = next(f.table for f in self.layout.features if f.name == feature)
+        group = self.layout.tables[table].dim_group
+        first, end = (int(n) for n in dedup.group_offsets[group : group + 2])
+        rows = slice(int(dedup.table_offsets[table]), int(dedup.table_offsets[table + 1]))
+        log_q = np.zeros(end - first, np.float32)
+        log_q[rows.start - first : rows.stop - first] = shares.of(dedup.keys[rows])
+        return log_q
+
+    def _check_ids(self, values: Sequence[Array], step: int) -> None:
+        for number, table in enumerate(self.layout.tables):
+            of_table = zip(self.layout.features, values, strict=True)
+            count = sum(len(ids) for feature, ids in of_table if feature.table == number)
+            if count > MOST_IDS:
+                raise UserError(
+                    f"step {step}: a batch has {count:,} ids of table {table.name!r}, expected at most "
+                    f"{MOST_IDS:,}; lower data.batch_size or data.evaluate_batch_size, or set max_length"
+                )
 
     def reuse(self, batch: KeyBatch) -> None:
         """Leaves out of a batch's pull the rows that its trainer still holds (`reuse_steps`).
@@ -280,6 +334,7 @@ class EmbeddingWorker:
         rows: the answer of the only server, without a copy; by default the rows that `add_rows` has copied.
         """
         sample, dedup, held = batch.sample, batch.dedup, batch.held
+        excluded = None if batch.slices is None or self._exclude is None else sample.ids[self._exclude]
         return RowBatch(
             step=batch.step,
             trainer=batch.trainer,
@@ -298,6 +353,9 @@ class EmbeddingWorker:
             weight=sample.weight,
             group=sample.group,
             slices=batch.slices,
+            log_q=batch.log_q,
+            excluded=None if excluded is None else excluded.values,
+            excluded_offsets=None if excluded is None else excluded.starts,
             staleness=self._staleness(batch),
             places=None if held is None else held.places,
             rings=None if held is None else held.rings,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +10,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 from persia_hpc.errors import EXIT_FAILURE, EXIT_USER, AgreedError, PersiaError
 from persia_hpc.samples.schema import DatasetSchema
-from persia_hpc.samples.source import Source
+from persia_hpc.samples.source import FileSource, Source
+
+from .facts import catalogue_columns
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -57,8 +60,8 @@ def agree(world: MPI.Intracomm, prepare: Callable[[], T]) -> T:
 
 def agree_on_data(
     world: MPI.Intracomm, hosts: Sequence[str], sources: Mapping[str, Source]
-) -> tuple[DatasetSchema, dict[str, int]]:
-    """Returns schema and samples of each split as all workers found them.
+) -> tuple[DatasetSchema, dict[str, int], tuple[str, ...] | None]:
+    """Returns schema and samples of each split, and the columns of the catalogue, as all workers found them.
 
     hosts: of each rank. sources: what this rank has opened; {} if it is no worker.
     Collective over world.
@@ -67,16 +70,19 @@ def agree_on_data(
     mine = None
     if sources:
         schema = sources["train"].schema
-        mine = (schema, {split: s.num_samples for split, s in sources.items()}, schema.encoding)
+        counts = {split: source.num_samples for split, source in sources.items()}
+        row_groups = [s.row_groups for s in sources.values() if isinstance(s, FileSource)]
+        groups = hashlib.sha256(repr(row_groups).encode()).hexdigest()
+        mine = (schema, counts, catalogue_columns(sources), schema.encoding, groups)
     found = {rank: each for rank, each in enumerate(world.allgather(mine)) if each is not None}
     first: int = min(found)
-    expected: tuple[DatasetSchema, dict[str, int], str | None] = found[first]
+    expected: tuple[DatasetSchema, dict[str, int], tuple[str, ...] | None, str | None, str] = found[first]
     for rank, each in found.items():
         if each != expected:
             raise AgreedError(
                 EXIT_USER,
                 f"rank {rank} on {hosts[rank]} found other data than rank {first} on {hosts[first]}: "
-                f"{each[1]} against {expected[1]} samples, other columns or another encoding; all embedding "
-                "workers must see the same files",
+                f"{each[1]} against {expected[1]} samples, other columns, row groups or another encoding; "
+                "all embedding workers must see the same files",
             )
-    return expected[:2]
+    return expected[:3]

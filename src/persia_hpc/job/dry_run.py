@@ -66,6 +66,9 @@ def _tables(layout: Layout, schema: DatasetSchema, stream: LocalStream) -> list[
         hashing = spec.config.hash
         users = []
         for feature in (f for f in layout.features if layout.tables[f.table] is spec):
+            if feature.like is not None:
+                users.append(f"{feature.name} (drawn like {feature.like})")
+                continue
             stored = schema.feature(feature.name)
             if not stored.multi:
                 users.append(feature.name)

@@ -112,7 +112,8 @@ class WorkerDuty:
 
     def prepare(self, start: Path | None) -> None:
         servers = self.place.count(Role.PARAMETER_SERVER)
-        self.engine = EmbeddingWorker.of(self.facts.config, self.facts.layout, servers, self.place.role_rank)
+        config, layout = self.facts.config, self.facts.layout
+        self.engine = EmbeddingWorker.of(config, layout, servers, self.place.role_rank, self.sources)
 
     def perform(self) -> WorkerOutcome:
         engine, place = self.engine, self.place

@@ -10,11 +10,12 @@ from persia_hpc.checkpoint.choose import check_initial, refuse_mismatch
 from persia_hpc.checkpoint.manifest import read_manifest
 from persia_hpc.checkpoint.matching import check_match
 from persia_hpc.config import Config
-from persia_hpc.config.metric_names import built_in, is_grouped
+from persia_hpc.config.metric_names import built_in, is_grouped, top_of
 from persia_hpc.config.options import nearest
-from persia_hpc.config.types import TrainConfig
+from persia_hpc.config.retrieval import label_metrics, ranked_metrics
 from persia_hpc.config.watching import check_metrics, writes_checkpoints
 from persia_hpc.errors import UserError
+from persia_hpc.samples.catalogue import Catalogue
 from persia_hpc.samples.identity import SampleRange, sample_ranges
 from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.samples.source import FileSource, Source
@@ -34,6 +35,7 @@ class Facts:
     layout: Layout
     schedules: Mapping[str, Schedule]  # of each split
     data: tuple[SampleRange, ...] = ()  # by which a checkpoint's training samples are known again
+    catalogue: tuple[str, ...] | None = None  # features and dense columns of `data.items`, if there is one
 
     def check_start(self, path: Path | None) -> None:
         """Checks that the run may continue from a checkpoint or, without one, take over what it is told to.
@@ -58,26 +60,36 @@ def make_facts(
     schema: DatasetSchema,
     num_samples: Mapping[str, int],
     data: tuple[SampleRange, ...] = (),
+    catalogue: tuple[str, ...] | None = None,
 ) -> Facts:
     """Returns the facts of a job on data with this schema and these samples of each split.
 
-    data: from `training_data`.
+    data: from `training_data`. catalogue: from `catalogue_columns`.
     Raises UserError if the configuration doesn't fit the data.
     """
     layout = make_layout(config, schema)
     if "train" in num_samples:  # a finished run is taken as it is
         check_metrics(config, layout.tasks.names)
-        check_columns(config.train, schema, "the data")
-    return Facts(config, schema, dict(num_samples), layout, make_schedules(config, num_samples), data)
+        check_columns(config, schema, "the data")
+    for name in ranked_metrics(config) if "items" in num_samples else ():
+        top = top_of(name)
+        if top is not None and top[1] > num_samples["items"]:
+            raise UserError(
+                f"train.metrics: got {name!r}, expected K of at most {num_samples['items']}, the number of "
+                "items in data.items; choose a smaller K"
+            )
+    schedules = make_schedules(config, num_samples)
+    return Facts(config, schema, dict(num_samples), layout, schedules, data, catalogue)
 
 
-def check_columns(train: TrainConfig, schema: DatasetSchema, where: str, *, labels: bool = True) -> None:
+def check_columns(config: Config, schema: DatasetSchema, where: str, *, labels: bool = True) -> None:
     """Checks that data have what metrics need: groups, and the features whose ids make slices.
 
     where: names the data in messages. labels: metrics are computed at all.
     Raises UserError if not.
     """
-    grouped = [name for name in built_in(train.metrics) if is_grouped(name)]
+    train = config.train
+    grouped = [name for name in built_in(label_metrics(config)) if is_grouped(name)]
     if labels and grouped and not schema.has_group:
         raise UserError(
             f"train.metrics: {', '.join(grouped)} {'is a mean' if len(grouped) == 1 else 'are means'} over "
@@ -103,7 +115,13 @@ def facts_of_sources(config: Config, sources: Mapping[str, Source], *, identify:
     """
     counts = {split: source.num_samples for split, source in sources.items()}
     data = training_data(sources) if identify else ()
-    return make_facts(config, sources["train"].schema, counts, data)
+    return make_facts(config, sources["train"].schema, counts, data, catalogue_columns(sources))
+
+
+def catalogue_columns(sources: Mapping[str, Source]) -> tuple[str, ...] | None:
+    """Returns the names of features and dense columns that the catalogue has, None if there is none."""
+    source = sources.get("items")
+    return source.names if isinstance(source, Catalogue) else None
 
 
 def concerns_checkpoints(config: Config, task: Task) -> bool:

@@ -119,9 +119,9 @@ class RankJob:
                 print(text, file=sys.stderr, flush=True)
         reads = self.communicators.me.role is Role.EMBEDDING_WORKER
         sources = agree(self.world, lambda: open_sources(self.config, self.run_dir) if reads else {})
-        schema, num_samples = agree_on_data(self.world, hosts, sources)
+        schema, num_samples, catalogue = agree_on_data(self.world, hosts, sources)
         data = self._training_data(sources)
-        facts = agree(self.world, lambda: make_facts(self.config, schema, num_samples, data))
+        facts = agree(self.world, lambda: make_facts(self.config, schema, num_samples, data, catalogue))
         ring_bytes = choose_ring_bytes(facts, self.communicators)
         place = self.make_place(ring_bytes=ring_bytes, binding=binding)
         duty = self.make_duty(facts, place, sources)

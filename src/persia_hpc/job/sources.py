@@ -9,15 +9,17 @@ from pathlib import Path
 from persia_hpc.checkpoint.choose import resumed_schema
 from persia_hpc.config import Config
 from persia_hpc.errors import UserError
+from persia_hpc.samples.catalogue import Catalogue, open_catalogue
 from persia_hpc.samples.follow import followed_schema
 from persia_hpc.samples.source import FileSource, check_labels, check_scorable, open_source
+from persia_hpc.tasks import label_check
 
 from .facts import check_columns
 
 LOG = logging.getLogger("persia_hpc")
 
 
-def open_sources(config: Config, run_dir: str | Path | None = None) -> Mapping[str, FileSource]:
+def open_sources(config: Config, run_dir: str | Path | None = None) -> Mapping[str, FileSource | Catalogue]:
     """Opens the splits that the configuration names and checks them.
 
     With `data.follow` the training data has a schema, but no samples yet. A run that continues in `run_dir`
@@ -48,7 +50,12 @@ def open_sources(config: Config, run_dir: str | Path | None = None) -> Mapping[s
     for split in ("valid", "test"):
         if split in sources:
             check_scorable(sources[split], train.schema, "data.train", labels=True)
-            check_columns(config.train, sources[split].schema, f"data.{split}")
+            check_columns(config, sources[split].schema, f"data.{split}")
+    check = label_check(config, train.schema)
+    for source in sources.values():
+        source.check_labels_by(check)
+    if config.data.items:
+        return {**sources, "items": open_catalogue(config, train.schema, "data.train")}
     return sources
 
 
@@ -76,6 +83,8 @@ def _check_known_labels(config: Config, split: str, source: FileSource) -> None:
     for name, (known, least, most) in labels.items():
         if known == 0:
             LOG.warning("data.%s: label %s is missing in every sample", split, name)
+        elif least == most == 1 and "in_batch_softmax" in config.loss_names:
+            pass  # its other classes are other items
         elif least == most and source.num_samples > 1:
             text = "data.%s: label %s is %g in every sample that has it: its AUC is undefined; check the data"
             LOG.warning(f"{text}, and the label's `positive` or `threshold`", split, name, least)

@@ -56,7 +56,11 @@ def prepare_trainer(
             say_choice(Path(facts.config.checkpoint.init_from))
     driver = None
     if task.main is None:
-        driver = Driver(facts.config, make_inputs(facts.layout, facts.schema), task.callbacks, loggers)
+        inputs, num_items = (
+            make_inputs(facts.layout, facts.schema, facts.catalogue),
+            facts.num_samples.get("items", 0),
+        )
+        driver = Driver(facts.config, inputs, task.callbacks, loggers, num_items=num_items)
     resume, initial = dense_states(facts.config, start, driver.model if driver is not None else None)
     following = None
     if facts.config.data.follow:
@@ -96,7 +100,7 @@ def make_session(
     return Session(
         facts.config,
         facts.layout,
-        make_inputs(facts.layout, facts.schema),
+        make_inputs(facts.layout, facts.schema, facts.catalogue),
         facts.schedules,
         stream=stream,
         peers=peers,
@@ -150,6 +154,7 @@ def train_session(session: Session, task: Task, driver: Driver | None) -> Traine
         checkpoints=session.saver.statistics() if session.saver is not None else {},
         results=session.results,
         best=driver.best_evaluation() if driver is not None else None,
+        restored_step=session.state.restored_step,
         follow=session.following.statistics() if session.following is not None else None,
         steady=session.pace.steady(),
         times=Times.of_phases(session.phases, session.wait_seconds()),

@@ -17,7 +17,7 @@ from persia_hpc.samples.source import Source
 from persia_hpc.topology.roles import Plan, Role
 from persia_hpc.trainer.dense.buckets import divide
 from persia_hpc.trainer.device import prepare_device
-from persia_hpc.trainer.driver import Driver, check_logits
+from persia_hpc.trainer.driver import Driver
 from persia_hpc.user_objects import describe
 
 from .facts import facts_of_sources
@@ -59,7 +59,8 @@ class Trial:
     def sample(self) -> SampleBatch:
         """Reads the first samples of the training data, at least a batch if there are that many."""
         source = self.sources["train"]
-        return source.read(0, min(source.num_samples, max(self.config.data.batch_size, COUNTED_SAMPLES)))
+        count = min(source.num_samples, max(self.config.data.batch_size, COUNTED_SAMPLES))
+        return self.stream.splits.drawing.add(source.read(0, count), 0, 0)
 
     def count(self, samples: int) -> Counts:
         """Returns mean counts of batches of `samples`, cut out of the first samples."""
@@ -104,7 +105,8 @@ class Trial:
         """
         if self._driver is None:
             try:
-                driver = Driver(self.config, self.session.inputs)
+                num_items = self.facts.num_samples.get("items", 0)
+                driver = Driver(self.config, self.session.inputs, num_items=num_items)
                 self.session.prepare(driver.model)
             except PersiaError:
                 raise
@@ -129,13 +131,14 @@ class Trial:
             for batch in self.session.batches(steps=count):
                 where = "the first batch" if batch.step == 1 else f"batch {batch.step}"
                 what = f"fails on {where}, of {batch.num_samples} samples"
-                logits = self.session.forward(batch)
-                check_logits(logits, self.session.inputs, batch.num_samples)
+                outputs, _ = driver.outputs(self.session, batch)
                 loss = (
                     "a loss of [tasks]" if self.config.tasks else f"train.loss = {self.config.train.loss!r}"
                 )
                 what = f"or {loss} fails on {where}"
-                self.session.step(driver.loss(logits, batch))
+                self.session.step(driver.loss(outputs, batch))
+                if self.session.step_number < batch.step:  # more parts of the step follow
+                    continue
                 end, now = time.perf_counter(), dict(self.session.phases.seconds)
                 step = {phase: seconds - before[phase] for phase, seconds in now.items()}
                 found.append({**step, "other": max(0.0, end - begin - sum(step.values()))})

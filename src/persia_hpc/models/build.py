@@ -25,6 +25,9 @@ BUILT_IN: Mapping[str, tuple[str, str]] = {
     "mmoe": ("mmoe", "MMoE"),
     "ple": ("ple", "PLE"),
     "esmm": ("esmm", "ESMM"),
+    "two_tower": ("two_tower", "TwoTower"),
+    "sasrec": ("sasrec", "SASRec"),
+    "hstu": ("hstu", "HSTU"),
 }
 
 

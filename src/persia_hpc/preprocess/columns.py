@@ -46,6 +46,19 @@ def split_lists(column: pl.Series, separator: str) -> tuple[pl.Series, Lengths]:
     return parts.filter(pl.Series(keep)), kept
 
 
+def split_places(column: pl.Series, separator: str) -> tuple[pl.Series, Lengths]:
+    """Splits as `split_lists`, but keeps the empty parts as nulls; an empty string has no part.
+
+    Shapes: strings [N] become parts [M] and lengths [N].
+    """
+    filled = column.fill_null("").str.strip_chars() != ""
+    parts = column.filter(filled).str.split(separator)
+    lengths = np.zeros(len(column), np.int64)
+    lengths[filled.to_numpy()] = parts.list.len().to_numpy()
+    stripped = parts.explode().str.strip_chars()
+    return stripped.set(stripped == "", None), lengths
+
+
 def id_type(values: pl.Series) -> str:
     """Returns `integer` or `string`: how to read the ids of a plain column when the user doesn't say."""
     if is_list(values.dtype):

@@ -18,7 +18,7 @@ from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from persia_hpc.schedule import Schedule
 from persia_hpc.transport.records import Record
 
-SPLITS = ("train", "valid", "test")  # a record names a split by its place here
+SPLITS = ("train", "valid", "test", "items")  # a record names a split by its place here
 
 OfStep = TypeVar("OfStep", bound="_OfStep")
 
@@ -111,6 +111,28 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class Restore:
+    """Tells servers, by way of worker 0, to replace their rows by those of a checkpoint of the run.
+
+    They have them as they are after `step`. Each answers with `CheckpointMarked` when it is done.
+    """
+
+    KIND: ClassVar[Kind] = Kind.RESTORE
+    path: str
+    step: int
+
+    def pack(self) -> Packed:
+        """Returns the fields and arrays of the record."""
+        return Packed(self.KIND, self.step, arrays=[_bytes_of(self.path)])
+
+    @classmethod
+    def unpack(cls, record: Record) -> Restore:
+        """Returns the message in a record."""
+        (path,) = arrays_of(record, cls.KIND, 1)
+        return cls(_text_of(path), record.step)
+
+
+@dataclass(frozen=True)
 class StopRequest:
     """Asks workers to go no further than they must; each answers with `Issued`."""
 
@@ -182,7 +204,7 @@ class SegmentEnd(_OfStep):
 
 
 class CheckpointMarked(_OfStep):
-    """Reports that rows may change again: those of the checkpoint after `step` are kept aside."""
+    """Reports that rows may change: those of the checkpoint after `step` are kept aside, or are restored."""
 
     KIND: ClassVar[Kind] = Kind.CHECKPOINT_MARKED
 

@@ -52,6 +52,10 @@ class RowBatch:
 
     In evaluations with `train.slices`:
     slices: uint64 [S, B], the ids of the S features; what travels has no such array otherwise.
+
+    For retrieval models, and what travels has no such arrays otherwise:
+    log_q: float32 [U_g], in training, of the rows of the items' dim group: see `Batch.log_q`; 0 for others.
+    excluded: uint64 [E] and excluded_offsets: uint32 [B+1], in evaluations: each sample's unranked items.
     """
 
     step: int
@@ -70,6 +74,9 @@ class RowBatch:
     weight: Array | None = None
     group: Array | None = None
     slices: Array | None = None
+    log_q: Array | None = None
+    excluded: Array | None = None
+    excluded_offsets: Array | None = None
     id_weights: dict[str, Array] = field(default_factory=dict)
     staleness: int = 0
     places: Array | None = None
@@ -110,8 +117,20 @@ def pack_row_batch(batch: RowBatch) -> list[Array | list[Array]]:
         # How many these are depends on the layout:
         *([list(batch.id_weights.values())] if batch.id_weights else []),
         *batch.rows,
-        *([] if batch.slices is None else [batch.slices]),
+        *_pack_tail(batch),
     ]
+
+
+def _pack_tail(batch: RowBatch) -> list[Array]:
+    """Returns what most batches don't have: nothing, the slices, or all four arrays."""
+    others = (batch.log_q, batch.excluded, batch.excluded_offsets)
+    if all(array is None for array in others):
+        return [] if batch.slices is None else [batch.slices]
+    slices = np.empty((0, 0), np.uint64) if batch.slices is None else batch.slices
+    log_q = np.empty(0, np.float32) if batch.log_q is None else batch.log_q
+    excluded = np.empty(0, np.uint64) if batch.excluded is None else batch.excluded
+    offsets = np.empty(0, np.uint32) if batch.excluded_offsets is None else batch.excluded_offsets
+    return [slices, log_q, excluded, offsets]
 
 
 NUM_FIXED = 13  # arrays before the weights, if there are any, and the rows
@@ -172,6 +191,9 @@ def unpack_row_batch(
     ) = arrays[:NUM_FIXED]
     num_samples, num_global, staleness, holder = (int(x) for x in header)
     rows_end = num_fixed + len(dim_group_offsets) - 1
+    tail = arrays[rows_end:]
+    slices = tail[0] if tail else None
+    log_q, excluded, excluded_offsets = tail[1:4] if len(tail) > 1 else (None, None, None)
     return RowBatch(
         step=step,
         trainer=trainer,
@@ -188,7 +210,10 @@ def unpack_row_batch(
         labels=labels,
         weight=weight if len(weight) else None,
         group=group if len(group) else None,
-        slices=arrays[rows_end] if len(arrays) > rows_end else None,
+        slices=None if slices is None or not len(slices) else slices,
+        log_q=None if log_q is None or not len(log_q) else log_q,
+        excluded=excluded if excluded_offsets is not None and len(excluded_offsets) else None,
+        excluded_offsets=None if excluded_offsets is None or not len(excluded_offsets) else excluded_offsets,
         id_weights=_split_weights(arrays[NUM_FIXED], feature_offsets, weighted) if weighted else {},
         staleness=staleness,
         places=places if len(rings) else None,

@@ -53,6 +53,11 @@ class IdColumn:
         """Returns the number of samples, B."""
         return len(self.values) if self.offsets is None else len(self.offsets) - 1
 
+    @property
+    def starts(self) -> npt.NDArray[np.uint32]:
+        """Returns the offsets, also of a one-hot column; uint32 [B + 1]."""
+        return np.arange(len(self.values) + 1, dtype=np.uint32) if self.offsets is None else self.offsets
+
     @classmethod
     def from_lengths(
         cls,

@@ -63,7 +63,7 @@ def load_table(path: str | None, *, labels: bool = True) -> TableSchema | None:
     return parquet.load_table(path, labels=labels)
 
 
-def scan(path: str, table: TableSchema | None) -> FileInfo:
+def scan(path: str, table: TableSchema | None = None) -> FileInfo:
     """Returns what a file holds; reads no samples.
 
     Raises UserError, which names the file, if it can't be used.
@@ -101,7 +101,7 @@ def open_file(
     return parquet.OpenParquet(info, features, binary_labels, table)
 
 
-def read_times(path: str, begin: int, end: int, table: TableSchema | None) -> npt.NDArray[np.int64]:
+def read_times(path: str, begin: int, end: int, table: TableSchema | None = None) -> npt.NDArray[np.int64]:
     """Returns the times of rows [begin, end), int64, of a scanned file that has them.
 
     Raises DataError if they can't be read.

@@ -21,6 +21,7 @@ from persia_hpc.samples.source import FileSource, Source
 from persia_hpc.samples.window import Buffer, Window, shuffled
 
 Token = TypeVar("Token")
+Complete = Callable[[SampleBatch, int, int], SampleBatch]
 CLOSE_SECONDS = 10  # a read that a file system holds up longer than this is left to the end of the process
 
 
@@ -50,8 +51,8 @@ class EpochOrder:
     seed: seed of the run, 0 or more.
     epoch: counts from 0; every epoch has its own order.
     shuffle: False gives the order of the dataset.
-    bounds: int64 [blocks + 1] or None: where blocks begin and end that the data have by themselves. A window
-        has as many of them as come nearest to `buffer_blocks` blocks of `block_rows` rows.
+    bounds: int64 [blocks + 1], rising, or None: where blocks begin and end that the data have by themselves.
+        As many of them are a window as, at their usual size, come nearest to `buffer_blocks` * `block_rows`.
     """
 
     def __init__(
@@ -82,7 +83,8 @@ class EpochOrder:
             bounds = np.minimum(np.arange(num_blocks + 1) * block_rows, num_samples)
         else:
             num_blocks = len(bounds) - 1
-            buffer_blocks = max(1, round(block_rows * buffer_blocks * num_blocks / max(1, num_samples)))
+            usual = int(np.sort(np.diff(bounds))[num_blocks // 2])  # the last one of a file may be shorter
+            buffer_blocks = max(1, round(block_rows * buffer_blocks / usual))
         self._bounds = bounds
         self._buffer_blocks = buffer_blocks
         self._blocks = _permutation(num_blocks, seed, epoch, 0) if shuffle else np.arange(num_blocks)
@@ -142,27 +144,41 @@ class BatchReader:
     """Reads any positions of any epoch; reading in ascending order decodes each row once. Not thread-safe.
 
     Holds about two windows: the one being read, permuted, and the next one, decoded in step with the position
-    so that no single read pays for all of it. A dataset of a single window is decoded once for all epochs.
+    so that no single read pays for all of it. After an epoch's last window that is the first of the next
+    epoch. A dataset of a single window is decoded once for all epochs.
 
     source: the samples.
     block_rows, buffer_blocks, seed, shuffle: see `EpochOrder`. Random blocks are read fastest when they are
     whole chunks of the file; those of Parquet files are their row groups.
+    epochs: how many follow one another; beyond them nothing is decoded ahead.
+    complete: gets each batch that is read, its epoch and first position, and returns it with more columns.
     """
 
     def __init__(
-        self, source: Source, *, block_rows: int, buffer_blocks: int, seed: int, shuffle: bool
+        self,
+        source: Source,
+        *,
+        block_rows: int,
+        buffer_blocks: int,
+        seed: int,
+        shuffle: bool,
+        epochs: int = 1,
+        complete: Complete | None = None,
     ) -> None:
         self._source = source
+        self._complete = complete
         self._block_rows = block_rows
         self._buffer_blocks = buffer_blocks
         self._seed = seed
         self._shuffle = shuffle
+        self._epochs = epochs
         self._bounds = source.block_bounds(block_rows) if isinstance(source, FileSource) else None
         self._order = self._make_order(0)
         self._epoch = 0
         self._window = -1
         self._samples: SampleBatch | None = None  # of the window, in the order of positions
-        self._next_window = -1
+        self._following: EpochOrder | None = None  # of the epoch after this one
+        self._next_window = 0, -1  # epoch, and window in it
         self._next: Window | None = None
         self._buffer = Buffer()
 
@@ -178,15 +194,18 @@ class BatchReader:
 
         Raises DataError if the source can't be read, and ValueError if the range isn't within the epoch.
         """
+        samples = self._read(epoch, begin, end)
+        return samples if self._complete is None else self._complete(samples, epoch, begin)
+
+    def _read(self, epoch: int, begin: int, end: int) -> SampleBatch:
         _check_range(begin, end, self._source.num_samples)
         if begin == end:
             return self._source.read(0, 0)
         if epoch != self._epoch:
-            self._order = self._make_order(epoch)
-            self._epoch = epoch
+            following = self._following if epoch == self._epoch + 1 else None
+            self._order = following or self._make_order(epoch)
+            self._epoch, self._following = epoch, None
             self._window, self._samples = -1, None
-            if not self._single:
-                self._next_window, self._next = -1, None
         parts = []
         while begin < end:
             window = self._order.window_of(begin)
@@ -213,13 +232,13 @@ class BatchReader:
             self._samples = None  # makes room first
             # All at once: batches are then plain slices. Gathering rows for each batch would give up the
             # interpreter's lock dozens of times a batch, and wait for a busy main thread each time.
-            samples = self._decoding(window).batch()
+            samples = self._decoding(self._order, self._epoch, window).batch()
             if self._single and self._shuffle:
                 samples = shuffled(samples, self._order.window_permutation(window))
             self._samples = _read_only(samples)
             self._window = window
             if not self._single:
-                self._next_window, self._next = -1, None
+                self._next = None
         return self._samples
 
     @property
@@ -227,20 +246,26 @@ class BatchReader:
         """One window holds all: it is kept as it is in the files, for the permutations of all epochs."""
         return self._order.num_windows == 1
 
-    def _decoding(self, window: int) -> Window:
-        if self._next is None or self._next_window != window:
+    def _decoding(self, order: EpochOrder, epoch: int, window: int) -> Window:
+        if self._next is None or (self._next_window != (epoch, window) and not self._single):
             shuffle = self._shuffle and not self._single
-            permutation = self._order.window_permutation(window) if shuffle else None
-            self._next = Window(self._source, self._order.window_runs(window), permutation, self._buffer)
-            self._next_window = window
+            permutation = order.window_permutation(window) if shuffle else None
+            self._next = Window(self._source, order.window_runs(window), permutation, self._buffer)
+            self._next_window = epoch, window
         return self._next
 
     def _decode_ahead(self, position: int) -> None:
-        following = self._window + 1
-        if following < self._order.num_windows:
-            start, stop = self._order.window_range(self._window)
-            begin, end = self._order.window_range(following)
-            self._decoding(following).decode_ahead((position - start) * (end - begin) // (stop - start))
+        order, epoch, following = self._order, self._epoch, self._window + 1
+        if following == order.num_windows:
+            if self._single or epoch + 1 >= self._epochs:
+                return
+            if self._following is None:
+                self._following = self._make_order(epoch + 1)
+            order, epoch, following = self._following, epoch + 1, 0
+        start, stop = self._order.window_range(self._window)
+        begin, end = order.window_range(following)
+        ahead = (position - start) * (end - begin) // (stop - start)
+        self._decoding(order, epoch, following).decode_ahead(ahead)
 
 
 def _read_only(batch: SampleBatch) -> SampleBatch:
@@ -253,7 +278,7 @@ def _read_only(batch: SampleBatch) -> SampleBatch:
     return batch
 
 
-def split_reader(config: Config, split: str, source: Source) -> BatchReader:
+def split_reader(config: Config, split: str, source: Source, complete: Complete | None = None) -> BatchReader:
     """Returns the reader of a split as the configuration asks; only the training data is shuffled."""
     data = config.data
     return BatchReader(
@@ -262,6 +287,8 @@ def split_reader(config: Config, split: str, source: Source) -> BatchReader:
         buffer_blocks=data.buffer_blocks,
         seed=config.seed,
         shuffle=data.shuffle and split == "train",
+        epochs=config.train.epochs if split == "train" and not data.follow else 1,
+        complete=complete,
     )
 
 

@@ -12,7 +12,7 @@ from persia_hpc.config import Config
 from persia_hpc.protocol.row_batch import fixed_bytes
 from persia_hpc.protocol.wire import WIRES, Wire
 from persia_hpc.samples.schema import DatasetSchema
-from persia_hpc.table_layout import FeatureLayout, Layout
+from persia_hpc.table_layout import FeatureLayout, Layout, with_sampled
 
 from .channels import MOST, RingBytes
 
@@ -35,6 +35,7 @@ def ring_sizes(
     """
     if config.transport.ring_bytes is not None:
         return RingBytes.same(config.transport.ring_bytes)
+    schema = with_sampled(config, schema)
     samples = math.ceil(config.data.batch_size / num_trainers)
     ids = [samples * _ids_per_sample(feature, schema) for feature in layout.features]
     unique = [_unique(n, feature, layout) for n, feature in zip(ids, layout.features, strict=True)]

@@ -35,6 +35,8 @@ class FeatureSpec:
     sequence: str | None = None  # the [sequences.NAME] that it is part of
     shares: str | None = None  # the feature whose bag offsets are its own
     weighted: bool = False  # its ids have weights
+    like: str | None = None  # the feature of the catalogue that its ids are drawn for (`sampled`)
+    max_length: int | None = None  # so many ids of a sample are kept at most
 
     @property
     def bags(self) -> str:
@@ -51,6 +53,9 @@ class Inputs:
     labels: tuple[str, ...]  # of the tasks, by their names
     dense_names: tuple[str, ...] = ()
     outputs: tuple[int, ...] = ()  # widths that tasks' losses want; empty: each label has one output
+    catalogue: tuple[str, ...] | None = (
+        None  # features and dense columns that `data.items` has, if there is one
+    )
 
     @property
     def output_widths(self) -> tuple[int, ...]:
@@ -121,6 +126,11 @@ class Batch:
     `sequence` a pair (values [B, L, D], mask [B, L] of bool) per sequence feature: left-aligned, with zeros
     after the last id, where L is the longest of the batch and at least 1. `jagged` has the same without
     padding, a `Jagged` per jagged feature.
+
+    With the loss "in_batch_softmax" training batches have two numbers for each id of a feature, in the order
+    of the ids: `ids`, int64 [N], are equal for equal ids of features that share a table, within the batch.
+    `log_q`, float32 [N], of the features that share the items' table, and only with `logq`, are logarithms of
+    the item's share in the weights of the catalogue.
     """
 
     step: int
@@ -133,6 +143,8 @@ class Batch:
     sequence: dict[str, tuple[Tensor, Tensor]]
     blocks: dict[tuple[str, ...], Tensor]  # pooled features that lie together -> [B, F, D]
     jagged: dict[str, Jagged] = field(default_factory=dict)
+    ids: dict[str, Tensor] = field(default_factory=dict)
+    log_q: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -191,8 +203,8 @@ def on_backward(batch: Batch, reached: Callable[[object], None]) -> None:
         outputs[0].grad_fn.register_prehook(reached)  # all come from one function
 
 
-def make_inputs(layout: Layout, schema: DatasetSchema) -> Inputs:
-    """Returns what a model's constructor gets."""
+def make_inputs(layout: Layout, schema: DatasetSchema, catalogue: tuple[str, ...] | None = None) -> Inputs:
+    """Returns what a model's constructor gets. catalogue: what `data.items` has, if there is one."""
     specs = tuple(
         FeatureSpec(
             name=f.name,
@@ -205,6 +217,8 @@ def make_inputs(layout: Layout, schema: DatasetSchema) -> Inputs:
             sequence=f.sequence,
             shares=f.shares,
             weighted=f.weighted,
+            like=f.like,
+            max_length=f.max_length,
         )
         for f in layout.features
     )
@@ -214,4 +228,5 @@ def make_inputs(layout: Layout, schema: DatasetSchema) -> Inputs:
         labels=layout.tasks.names,
         dense_names=schema.dense_names,
         outputs=tuple(task.num_outputs for task in layout.tasks.each),
+        catalogue=catalogue,
     )

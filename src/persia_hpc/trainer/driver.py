@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, astuple
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from persia_hpc.callbacks import Callback
 from persia_hpc.checkpoint.names import step_name
 from persia_hpc.config import Config
+from persia_hpc.config.retrieval import retrieval_loss
 from persia_hpc.config.watching import Watched, best_metric, keeps_best
 from persia_hpc.errors import UserError
 from persia_hpc.models import build_model
@@ -27,6 +28,8 @@ from .dense.state import seed_generators
 from .label_metrics import known_auc
 from .losses import make_loss
 from .metrics import Metrics, load_metrics
+from .restoring import restore
+from .retrieval import Matches, RetrievalLoss, check_matches, check_model
 from .run_state import DriverState
 from .session import Session
 from .watching import Plateau, Watch
@@ -80,18 +83,27 @@ class Driver:
         inputs: Inputs,
         callbacks: Sequence[Callback] = (),
         loggers: Sequence[MetricLogger] = (),
+        *,
+        num_items: int = 0,
     ):
         """Imports and builds everything that the user named. Needs no other rank.
+
+        num_items: of the catalogue; 0 without one.
 
         Raises UserError for what can't be imported or built.
         """
         self.config = config
         self.callbacks = callbacks
         self.loggers = loggers
-        self.loss = make_loss(config)
+        softmax = retrieval_loss(config)
+        self.retrieval = softmax is not None
+        self.loss: Callable[[Any, Batch], Tensor]
+        self.loss = make_loss(config) if softmax is None else RetrievalLoss(softmax, num_items)
         load_metrics(config.train.metrics)
         seed_generators(config.seed)
         self.model = build_model(config.model.class_name, inputs, dict(config.model.arguments))
+        if self.retrieval:
+            check_model(self.model, 'the loss "in_batch_softmax"')
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         if parameters:
             make_optimizer(parameters, config.train.optimizer, self.model)  # only to refuse bad arguments now
@@ -102,6 +114,7 @@ class Driver:
         self.plateau = None if config.train.plateau is None else Plateau(config.train.plateau, metrics)
         self.best = Watch(best_metric(config.train))
         self.keeps_best = keeps_best(config.train)
+        self._parts: list[tuple[Tensor, Tensor]] = []  # of the step under way
         self._recent: deque[tuple[Tensor, Tensor, Tensor]] = deque()
         self._recent_samples = 0
         self._staleness: deque[int] = deque(maxlen=100)
@@ -143,9 +156,8 @@ class Driver:
                 self._last_event = time.perf_counter()  # a wait is no part of the pace
             schedule = session.schedules["train"]
             for batch in session.batches(steps=schedule.next_drain(step + 1) - step):
-                logits = session.forward(batch)
-                check_logits(logits, session.inputs, batch.num_samples)
-                session.step(self.loss(logits, batch))
+                outputs, logits = self.outputs(session, batch)
+                session.step(self.loss(outputs, batch))
                 self._count_step(logits, batch)
         self._event(force=True)
         if session.interrupted is None:
@@ -153,8 +165,41 @@ class Driver:
         if self.config.train.evaluate_at_end and session.interrupted is None:
             if "valid" in session.schedules and self._evaluated != session.step_number:
                 self._evaluate_valid(due=False)
+            if self._restore_best():
+                self._report("valid", session.evaluate(split="valid"))
             if "test" in session.schedules:
                 self._report("test", session.evaluate(split="test"))
+
+    def _restore_best(self) -> bool:
+        """Takes the run back to its best evaluation, if it is to end with that and isn't there.
+
+        Collective over trainers.
+        """
+        session, best = self.session, self.best
+        if not self.config.train.restore_best or best.best is None or best.step == session.step_number:
+            return False
+        if self.config.train.save:
+            session.save(full=True)  # from which the run can be continued
+        restore(session, best.step)
+        self._log({"event": "restore", "step": session.step_number, "restored_step": best.step})
+        return True
+
+    def outputs(self, session: Session, batch: Batch) -> tuple[Tensor | Matches, Tensor]:
+        """Returns what the loss takes of a training batch, and its logits.
+
+        These are the same but for retrieval models: their loss takes matches, and the logits are the means of
+        the scores of a sample's positions.
+
+        Raises UserError for a model of the user's own that returns anything else.
+        """
+        if not self.retrieval:
+            logits = session.forward(batch)
+            check_logits(logits, session.inputs, batch.num_samples)
+            return logits, logits
+        with session.precision.autocast():
+            matches = self.model.matches(batch)  # type: ignore[operator]
+        check_matches(matches, batch.num_samples)
+        return matches, matches.per_sample(matches.scores().detach(), batch.num_samples)[:, None]
 
     def _evaluate_valid(self, *, due: bool) -> None:
         """Evaluates the valid split and does what follows: stops early, keeps the checkpoint of the best.
@@ -253,7 +298,8 @@ class Driver:
         return {**self.best.state(), "checkpoint": step_name(self.best.step) if self.keeps_best else None}
 
     def _report(self, split: str, metrics: Metrics, uncounted: Sequence[str] = ()) -> None:
-        event = {"event": "evaluate", "split": split, "step": self.session.step_number, **metrics}
+        step = self.session.state.restored_step or self.session.step_number
+        event = {"event": "evaluate", "split": split, "step": step, **metrics}
         if self.plateau is not None:
             event["rate_factor"] = self.plateau.factor
         self._log({**event, "uncounted": list(uncounted)} if uncounted else event)
@@ -264,9 +310,14 @@ class Driver:
         if not self.callbacks and not self.loggers:
             return
         session = self.session
+        self._parts.append((logits.detach()[:, 0], batch.labels[:, 0]))
+        if session.step_number < batch.step:  # more parts of the step follow
+            return
+        scores, labels = (torch.cat(column) for column in zip(*self._parts, strict=True))
+        self._parts = []
         if not session.state.last_skipped:
-            self._recent.append((logits.detach()[:, 0], batch.labels[:, 0], session.loss))
-            self._recent_samples += batch.num_samples
+            self._recent.append((scores, labels, session.loss))
+            self._recent_samples += len(scores)
         while self._recent_samples > RECENT_SAMPLES and len(self._recent) > 1:
             self._recent_samples -= len(self._recent.popleft()[0])
         self._staleness.append(session.last_staleness)

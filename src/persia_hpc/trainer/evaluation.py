@@ -16,6 +16,7 @@ from .batch import Batch
 from .interfaces import BatchStream, Peers, concatenate
 from .metrics import MetricError, Metrics, Wanted, evaluate_metrics
 from .pooling.embed import Pooling
+from .ranking import ItemVectors
 from .run_state import RunState
 
 
@@ -65,10 +66,11 @@ def predict_split(
 class Predictions:
     """Collects the logits of this trainer's samples, with what metrics need of them."""
 
-    def __init__(self, wanted: Wanted) -> None:
-        """Starts without samples."""
+    def __init__(self, wanted: Wanted, items: ItemVectors | None = None) -> None:
+        """Starts without samples. items: are ranked for samples, whose queries come behind their logits."""
         self._wanted = wanted
-        names = ("logits", "labels", "weight", "group", "slices")
+        self._items = items
+        names = ("logits", "labels", "weight", "group", "slices", "ranks")
         self._columns: dict[str, list[Array]] = {name: [] for name in names}
 
     def add(
@@ -94,17 +96,28 @@ class Predictions:
     def add_batch(self, logits: Array, batch: RowBatch) -> None:
         """Adds one batch, copying what is kept of it.
 
-        Shapes: logits [B, L] float32.
+        Shapes: logits [B, L] float32; [B, L + W] if items are ranked.
         """
-        columns = (batch.labels, batch.weight, batch.group, batch.slices)
+        if self._items is not None:
+            assert batch.slices is not None
+            logits, queries = np.split(logits, [self._wanted.num_outputs], axis=1)
+            excluded, offsets = batch.excluded, batch.excluded_offsets
+            ranks = self._items.ranks(np.ascontiguousarray(queries), batch.slices[-1], excluded, offsets)
+            self._columns["ranks"].append(ranks)
+        sliced = len(self._wanted.slices)
+        slices = batch.slices[:sliced] if batch.slices is not None and sliced else None
+        columns = (batch.labels, batch.weight, batch.group, slices)
         self.add(logits, *(None if column is None else np.array(column) for column in columns))  # type: ignore[arg-type]
 
-    def metrics(self, peers: Peers) -> Metrics:
+    def metrics(self, peers: Peers, state: RunState, name: str) -> Metrics:
         """Returns, on every trainer, the metrics over the samples of all trainers.
+
+        state: gets the seconds and, under `name`, what is found of any samples.
 
         Collective over trainers.
         Raises MetricError, on every trainer, for a custom metric that fails.
         """
+        begin = time.perf_counter()
         columns, wanted = self._columns, self._wanted
         sliced = len(wanted.slices)
         logits = peers.gather(concatenate(columns["logits"], wanted.num_outputs))
@@ -112,16 +125,20 @@ class Predictions:
         weight = peers.gather(concatenate(columns["weight"], 1))
         group = peers.gather(concatenate(columns["group"], 1, np.int64))
         slices = peers.gather(concatenate(columns["slices"], sliced, np.uint64)) if sliced else None
+        ranks = None if self._items is None else peers.gather(concatenate(columns["ranks"], 2, np.int64))
         found: Metrics | MetricError = {}
         if logits is not None and expected is not None:
             weights = weight[:, 0] if weight is not None and len(weight) else None
             groups = group[:, 0] if group is not None and len(group) else None
             ids = slices if slices is not None and len(slices) else None
             try:
-                found = evaluate_metrics(logits, expected, weights, groups, wanted, ids)
+                found = evaluate_metrics(logits, expected, weights, groups, wanted, ids, ranks)
             except MetricError as error:
                 found = error
         agreed: Metrics | MetricError = peers.broadcast(found)
+        state.evaluate_seconds += time.perf_counter() - begin
         if isinstance(agreed, MetricError):
             raise agreed
+        if agreed["samples"]:
+            state.results[name] = agreed
         return agreed

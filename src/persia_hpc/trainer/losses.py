@@ -104,6 +104,11 @@ def load_loss(name: str, options: Mapping[str, Any] | None = None, key: str = "t
     """
     if ":" in name:
         return cast(Loss, load_object(name, key))
+    if name == "in_batch_softmax":
+        raise UserError(
+            f'{key} = "in_batch_softmax" is no function of logits: it learns from what a retrieval model\'s '
+            "`matches` returns"
+        )
     given = dict(LOSSES[name] if options is None else options)
     if name == "bpr":
         return lambda logits, batch: _each_column(logits, batch)

@@ -13,12 +13,14 @@ import numpy as np
 from persia_hpc._native import number_groups
 from persia_hpc.arrays import Array
 from persia_hpc.config.metric_names import built_in, is_grouped, metrics_of
+from persia_hpc.config.retrieval import label_metrics, ranked_metrics
 from persia_hpc.config.types import METRICS, Config
 from persia_hpc.errors import UserError
 from persia_hpc.user_objects import describe, load_object
 
 from .batch import Inputs
 from .label_metrics import LabelMetrics, UndefinedError
+from .ranking import UNKNOWN, ranked_metric
 
 Metric = Callable[[Array, Array, "Array | None", "Array | None"], "float | None"]
 # What an evaluation returns: `samples`, each metric by its name; `missing_labels`, in how many samples each
@@ -43,6 +45,7 @@ class Wanted:
     own: Mapping[str, Metric] = field(default_factory=dict)  # by name
     slices: tuple[str, ...] = ()  # features
     slice_samples: int = 1  # that a slice has at least
+    ranked: tuple[str, ...] = ()  # metrics of the ranks of a catalogue's items
 
     @classmethod
     def of(cls, config: Config, inputs: Inputs) -> Wanted:
@@ -51,9 +54,10 @@ class Wanted:
         Raises UserError for a function that can't be imported.
         """
         train, labels = config.train, inputs.labels
-        names, own = tuple(built_in(train.metrics)), load_metrics(train.metrics)
+        names, own = tuple(built_in(label_metrics(config))), load_metrics(train.metrics)
         losses, slices = tuple(config.losses_of(labels)), tuple(train.slices)
-        return cls(labels, losses, inputs.output_widths, names, own, slices, train.slice_samples)
+        ranked = tuple(ranked_metrics(config))
+        return cls(labels, losses, inputs.output_widths, names, own, slices, train.slice_samples, ranked)
 
     @property
     def num_outputs(self) -> int:
@@ -77,6 +81,7 @@ def evaluate_metrics(
     group: Array | None,
     wanted: Wanted,
     slices: Array | None = None,
+    ranks: Array | None = None,
 ) -> Metrics:
     """Computes `samples`, `auc` and `logloss`, the other metrics that are wanted, and all that of slices.
 
@@ -84,7 +89,8 @@ def evaluate_metrics(
     built-in ones are means over those that have the metric, and those of each label are given too. A mean
     over some of these could be compared with no other, so it isn't defined unless that of each label is.
 
-    Shapes: logits [n, outputs], labels [n, L]; weight, group [n] or None; slices [n, S] ids or None.
+    Shapes: logits [n, outputs], labels [n, L]; weight, group [n] or None; slices [n, S] ids or None; ranks
+    [n, 2] of `ItemVectors.ranks`, or None.
     Raises MetricError for a custom metric that returns no number, or raises an exception although there are
     samples that it can be computed from.
     """
@@ -128,17 +134,29 @@ def evaluate_metrics(
         having = [label for label, _, _, names in each if name in names]
         if several or not having:
             add(name, _mean, result, [f"{name}_{label}" for label in having])
+    if ranks is not None:
+        right = labels[:, 0] == 1
+        for name in wanted.ranked:
+            add(name, ranked_metric, name, ranks[right], None if weight is None else weight[right])
+        if unknown := int((ranks[right, 0] == UNKNOWN).sum()):
+            result["unknown_items"] = unknown
     for name, metric in wanted.own.items():
         add(name, _call, name, metric, logits, labels, weight, group)
     sliced = {}
     if slices is not None:
-        sliced = _of_slices(logits, labels, weight, group, wanted, slices)
+        sliced = _of_slices(logits, labels, weight, group, wanted, slices, ranks)
     facts = {"missing_labels": missing, "skipped_groups": skipped, "undefined": undefined, "slices": sliced}
     return result | {name: found for name, found in facts.items() if found}
 
 
 def _of_slices(
-    logits: Array, labels: Array, weight: Array | None, group: Array | None, wanted: Wanted, slices: Array
+    logits: Array,
+    labels: Array,
+    weight: Array | None,
+    group: Array | None,
+    wanted: Wanted,
+    slices: Array,
+    ranks: Array | None,
 ) -> dict[str, dict[str, Metrics]]:
     """Returns the metrics of the samples with one id, by feature and id, those of most samples first."""
     result: dict[str, dict[str, Metrics]] = {}
@@ -154,6 +172,7 @@ def _of_slices(
                 None if weight is None else weight[mine],
                 None if group is None else group[mine],
                 wanted,
+                ranks=None if ranks is None else ranks[mine],
             )
     return {feature: found for feature, found in result.items() if found}
 

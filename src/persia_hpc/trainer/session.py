@@ -25,15 +25,16 @@ from .dense.precision import Precision
 from .dense.state import DenseState, copied, dense_content, seed_generators, trainer_seed
 from .dense.updates import Updates
 from .dense.verdict import judge, tell
-from .evaluation import Predictions, predict_split
+from .evaluation import predict_split
 from .following import Around, Following
 from .interfaces import BatchStream, DenseSync, Peers
 from .metrics import Wanted
 from .outbox import Outbox
+from .parts import Parts, part_size
 from .pooling.embed import Pooling
-from .pooling.gradients import RowGradients
 from .progress import Progress
 from .progressive import Progressive
+from .ranker import Ranker, Wrap
 from .rates import changed_rates
 from .run_state import RunState
 from .saving import Saver
@@ -78,19 +79,20 @@ class Session(Progress):
         self.phases = stream.phases
         self.pace = Pace()
         self.stopping = Stopping(self.state, stream, peers, saver)
-        self.pooling = Pooling(inputs, device, gradients=config.wire.gradients)
+        self.pooling = Pooling.of(config, inputs, device)
         self.pooling.staging.register(stream.memory)
         self.outbox = Outbox(stream, device)
         self.precision = Precision(config.train.amp, device, cache=not config.train.cuda_graphs)
         newest = saver.newest if saver is not None else str
         self.skips = Skips(config, inputs, self.state, peers, newest)
         self._buffers = Buffers()
-        self._wanted = Wanted.of(config, inputs)
-        self.progressive = Progressive(config.train.progressive, self._wanted, peers, self.state)
+        wanted = Wanted.of(config, inputs)
+        self._ranker = Ranker(wanted, inputs, self.precision, peers, device)
+        self.progressive = Progressive(config.train.progressive, wanted, peers, self.state)
         num_steps = self.num_steps if "train" in schedules else 1
         self.updates = Updates(config.train, num_steps, self.precision, reducer)
         self._resume, self._initial = resume, initial
-        self._current: tuple[RowBatch, RowGradients, Tensor | None] | None = None  # the last: weights
+        self._current: Parts | None = None  # of the step under way
         self._pool_began: float | None = None
         self._yielded = 0.0
         self._stop_told = False
@@ -113,7 +115,8 @@ class Session(Progress):
         train = self.config.train
         self._buffers = Buffers(model, always=train.cuda_graphs or train.compile)
         warn = self.skips.warn if self.trainer_rank == 0 else None  # one line for all
-        self._forward = Forward(model, train, self.inputs, self.device, self.full_batch, self.state, warn)
+        size = part_size(self.full_batch, train.accumulate) if self.full_batch else 0
+        self._forward = Forward(model, train, self.inputs, self.device, size, self.state, warn)
         self.optimizer = optimizer = self.updates.attach(model, optimizer, self._resume)
         # From here on trainers draw their own random numbers (dropout).
         seed_generators(trainer_seed(self.config.seed, self.trainer_rank))
@@ -133,9 +136,10 @@ class Session(Progress):
 
     def batches(self, split: str = "train", *, steps: int | None = None) -> Iterator[Batch]:
         """Yields this trainer's batches of the next `steps` steps (default: all that are left).
-        After each batch `step` must be called. Evaluation is possible between two calls, and inside one after
-        every `train.evaluate_every` steps (0: at the end of each epoch). Begins due checkpoints. A trainer
-        without samples in a step (the end of an epoch) gets no batch, but takes part in AllReduce.
+        After each batch `step` must be called; with `train.accumulate` a step has several. Evaluation is
+        possible between two calls, and inside one after every `train.evaluate_every` steps (0: at the end of
+        each epoch). Begins due checkpoints. A trainer without samples in a step (the end of an epoch) gets no
+        batch, but takes part in AllReduce.
         Collective over trainers.
         Raises UserError for wrong calls, TrainingEndedError if called again after the run was stopped.
         """
@@ -192,16 +196,15 @@ class Session(Progress):
             batch, gradients = self.pooling.embed(row_batch, training=True, pooled=pooled)
             on_backward(batch, self._reach_pooling)
             self._yielded = self.phases.add("pool", begin, number)
-            weight = None if batch.weight is None else batch.weight.clone()  # a model may change its batch
-            self._current = (row_batch, gradients, weight)
+            self._current = parts = Parts(row_batch, gradients, batch, self.config.train.accumulate)
             self.state.last_staleness = row_batch.staleness
-            if batch.num_samples:
-                yield batch
-                if self._current is not None:
+            for part in parts:
+                yield part
+                if parts.part is not None:
                     raise UserError(
                         f"session.step was not called for step {number}: each batch needs it, others wait"
                     )
-            else:
+            if not batch.num_samples:
                 self._finish_step()
         self.state.segment_last = None
         self.stream.end_segment()
@@ -216,31 +219,26 @@ class Session(Progress):
         """
         if self.model is None:
             raise UserError("session.step was called before session.prepare(model): nothing would be trained")
-        if self._current is None:
+        current = self._current
+        if current is None or (part := current.part) is None:
             raise UserError(
                 "session.step was called without a batch; call it once for each of session.batches"
             )
-        row_batch, gradients, weight = self._current
-        begin = self.phases.add("forward", self._yielded, row_batch.step)
-        # Divided by the samples of all trainers: so AllReduce's sum is exact with uneven parts.
-        if losses.dim() == 0:
-            total = losses * (row_batch.num_samples / row_batch.num_global)
-        else:
-            per_sample = losses.reshape(row_batch.num_samples, -1).mean(dim=1)
-            total = (per_sample if weight is None else per_sample * weight).sum() / row_batch.num_global
+        step = current.row_batch.step
+        begin = self.phases.add("forward", self._yielded, step)
         self._pool_began = None
-        self.reducer.begin()
-        self.precision.backward(total, gradients)
+        current.backward(losses, self.reducer, self.precision)
         end = time.perf_counter()
         pool_began = self._pool_began or end
-        self.phases.add("backward", begin, row_batch.step, pool_began)
-        self.phases.add("pool", pool_began, row_batch.step, end)
-        self.state.loss = total.detach() * (row_batch.num_global / row_batch.num_samples)
-        self._finish_step()
+        self.phases.add("backward", begin, step, pool_began)
+        self._yielded = self.phases.add("pool", pool_began, step, end)
+        if part.last:
+            self.state.loss = current.mean_loss
+            self._finish_step()
 
     def _finish_step(self) -> None:
         assert self._current is not None
-        row_batch, gradients, _ = self._current
+        row_batch, gradients = self._current.row_batch, self._current.gradients
         self._current = None
         number, reducer = row_batch.step, self.reducer
         loss = self.state.loss if row_batch.num_samples else None
@@ -298,22 +296,22 @@ class Session(Progress):
         Changes nothing in the tables. No gradient may be in flight (see `batches`).
         Collective over trainers.
         """
-        predictions = Predictions(self._wanted)
         with self.averaged():
-            for logits, row_batch in self.predictions(model, split):
+            predictions, wrap = self._ranker.begin(model or self.model, self.predictions)
+            for logits, row_batch in self.predictions(model, split, wrap):
                 predictions.add_batch(logits, row_batch)
-        begin = time.perf_counter()
-        metrics = self.state.results[split] = predictions.metrics(self.peers)
-        self.state.evaluate_seconds += time.perf_counter() - begin
-        return metrics
+        return predictions.metrics(self.peers, self.state, split)
 
     def averaged(self) -> AbstractContextManager[None]:
         """Gives the model the average of `train.average`, if there is one, instead of its parameters."""
         assert self.model is not None, "call session.prepare(model) first"
         return self.updates.average.in_place(self.model)
 
-    def predictions(self, model: nn.Module | None, split: str) -> Iterator[tuple[Array, RowBatch]]:
+    def predictions(
+        self, model: nn.Module | None, split: str, wrap: Wrap | None = None
+    ) -> Iterator[tuple[Array, RowBatch]]:
         """Returns an iterator over (logits [B, L] float32, batch) of this trainer's part of a split.
+        wrap: makes, of what returns logits, what returns other columns.
         Collective over trainers.
         Raises UserError for an unknown split, and while gradients are in flight.
         """
@@ -324,25 +322,22 @@ class Session(Progress):
             raise UserError(
                 f"there is no split {split!r} to evaluate; data.{split} is not set (there is: {known})"
             )
-        if self._current is not None:
+        if self._current is not None and self._current.part is not None:
             raise UserError(
                 "session.evaluate was called between a batch and its session.step; call step first"
             )
-        if not self.drained:
-            raise UserError(
-                f"session.evaluate was called after step {self.step_number}, while gradients are in flight; "
-                "call it after a loop over session.batches(steps=...), or set train.evaluate_every"
-            )
+        self._check_drained("evaluate", "train.evaluate_every")
         begin = time.perf_counter()
         self.phases.stop()  # inside a loop of the user's own the segment hasn't ended yet
         self.reducer.settle(self.stream, self.stopping.listen)
         self.reducer.broadcast(model.named_buffers())
         self.state.evaluate_seconds += time.perf_counter() - begin
         other = model
+        forward = self.forward if model is self.model else lambda batch: other(batch).float()
         return predict_split(
             model,
             split,
-            self.forward if model is self.model else lambda batch: other(batch).float(),
+            forward if wrap is None else wrap(forward),
             state=self.state,
             stream=self.stream,
             peers=self.peers,
@@ -357,11 +352,7 @@ class Session(Progress):
         Raises UserError while gradients are in flight.
         """
         assert self.saver is not None, "this session has no run directory"
-        if not self.drained:
-            raise UserError(
-                f"session.save was called after step {self.step_number}, while gradients are in flight; "
-                "call it after a loop over session.batches(steps=...), or set checkpoint.every"
-            )
+        self._check_drained("save", "checkpoint.every")
         self.phases.stop()
         self.reducer.settle(self.stream, self.stopping.listen)
         self.check_model()
@@ -373,6 +364,13 @@ class Session(Progress):
             return {**content, "average": copied(self.updates.average.state())}
 
         self.saver.begin(self.step_number, content, full=full, best=best)
+
+    def _check_drained(self, method: str, key: str) -> None:
+        if not self.drained:
+            raise UserError(
+                f"session.{method} was called after step {self.step_number}, while gradients are in flight; "
+                f"call it after a loop over session.batches(steps=...), or set {key}"
+            )
 
     def check_model(self) -> None:
         """Checks that training has left the dense model finite, on every trainer.

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from persia_hpc import _native
+from persia_hpc.config import Config
+from persia_hpc.config.retrieval import retrieval_loss
 from persia_hpc.errors import UserError
 from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.protocol.wire import WIRES, wire_of
@@ -61,9 +63,12 @@ class Pooling:
         *,
         gradients: str = "fp32",
         kernel: str | None = None,
+        number_ids: bool = False,
+        item_feature: str | None = None,
     ) -> None:
         """Chooses the kernel.
 
+        number_ids: whether training batches have `Batch.ids`. item_feature: the one that tells items apart.
         gradients: the wire format of row gradients. kernel: native (CPU only), cuda or torch, else the best
         one for the device; on the CPU the latter two are slow, for comparing them.
 
@@ -77,6 +82,19 @@ class Pooling:
         self._wire = WIRES[gradients]
         num_dim_groups = max((f.dim_group for f in inputs.features), default=-1) + 1
         self._groups = [DimGroup(inputs, group, self.device) for group in range(num_dim_groups)]
+        self._number_ids = number_ids
+        self._item_table = next((f.table for f in inputs.features if f.name == item_feature), None)
+
+    @classmethod
+    def of(cls, config: Config, inputs: Inputs, device: torch.device) -> Pooling:
+        """Returns what a configuration describes."""
+        return cls(
+            inputs,
+            device,
+            gradients=config.wire.gradients,
+            number_ids=retrieval_loss(config) is not None,
+            item_feature=config.data.item_feature,
+        )
 
     def embed(
         self, row_batch: RowBatch, *, training: bool, pooled: torch.dtype = torch.float32
@@ -108,7 +126,21 @@ class Pooling:
             outputs: Sequence[Tensor] = _Embed.apply(kernel, gradients, token)  # type: ignore[no-untyped-call]
         else:
             outputs = kernel.forward()
-        return self._batch(row_batch, kernel, list(outputs), kernel.masks), gradients
+        batch = self._batch(row_batch, kernel, list(outputs), kernel.masks)
+        if training and self._number_ids:
+            self._add_ids(batch, row_batch)
+        return batch, gradients
+
+    def _add_ids(self, batch: Batch, row_batch: RowBatch) -> None:
+        """Numbers the ids by their rows. Ids that are sums of more than two rows have no number."""
+        for i, feature in enumerate(self.inputs.features):
+            part = slice(int(row_batch.feature_offsets[i]), int(row_batch.feature_offsets[i + 1]))
+            rows = row_batch.indices[part].astype(np.int64)
+            if feature.rounds <= 2:
+                numbers = rows if feature.rounds == 1 else rows[::2] << 32 | rows[1::2]
+                batch.ids[feature.name] = torch.from_numpy(numbers).to(self.device)
+            if row_batch.log_q is not None and feature.table == self._item_table:
+                batch.log_q[feature.name] = torch.from_numpy(row_batch.log_q[rows]).to(self.device)
 
     def _complete(self, row_batch: RowBatch) -> None:
         """Puts the rows of earlier batches in their places; keeps the rings on the host."""
