@@ -22,6 +22,7 @@ TYPES = ("listen", "like", "dislike", "unlike", "undislike")
 LISTEN_PLUS, LIKE, SKIP = 1, 2, 4  # bits of an action; the other events have none
 MIN_PLAYED = 50  # percent of a track that make a listen count
 LOOK_ROWS = 65_536  # that are read at a time behind a piece, for the rest of its last user
+MAX_ITEM = 1 << 27  # mappings have a place for each number below the largest; there are 9.4 million items
 MAX_ROWS = 1 << 32  # that polars counts, unless it was built for more
 _COLUMNS = ("item_id", "timestamp", "is_organic", "event_type", "played_ratio_pct")
 _ALSO = {"item_id": "item_ids", "timestamp": "timestamps"}  # as the card names lists
@@ -199,7 +200,11 @@ def read_mapping(folder: Path, kind: str) -> npt.NDArray[np.uint64]:
         raise UserError(
             f"{path}: got columns {', '.join(frame.columns)}, expected integers {' and '.join(wanted)}"
         )
-    items, values = (frame[name].cast(pl.UInt64).to_numpy() for name in wanted)
+    if any(frame[name].null_count() for name in wanted):
+        raise UserError(f"{path}: got rows without a value, expected integers in all")
+    items, values = (frame[name].cast(pl.Int64).to_numpy().view(np.uint64) for name in wanted)
+    if len(items) and items.max() >= MAX_ITEM:
+        raise UserError(f"{path}: got item {items.max()}, expected numbers below {MAX_ITEM:,}")
     found = np.zeros(int(items.max()) + 1 if len(items) else 1, np.uint64)
     last = pl.Series(items).is_last_distinct().to_numpy()
     found[items[last]] = values[last]
