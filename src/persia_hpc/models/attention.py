@@ -160,7 +160,7 @@ def _by_blocks(like: Jagged, values: Sequence[Tensor], attend: Callable[..., Ten
 
     Shapes: values [N, ...] each; `attend` gets and returns [G, L, ...].
     """
-    if like.offsets.device.type != "cpu":
+    if _in_one_block(like):
         padded = attend(*(like.with_values(each).padded() for each in values))
         return like.unpadded(padded).values
     made, sources = [], []
@@ -173,6 +173,10 @@ def _by_blocks(like: Jagged, values: Sequence[Tensor], attend: Callable[..., Ten
         return values[0]
     out = torch.cat(made)
     return torch.empty_like(out).index_copy(0, torch.cat(sources), out)
+
+
+def _in_one_block(like: Jagged) -> bool:
+    return like.offsets.device.type != "cpu"
 
 
 def _blocks(lengths: Tensor) -> list[Tensor]:
