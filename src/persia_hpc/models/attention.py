@@ -48,9 +48,9 @@ def softmax_attention(like: Jagged, q: Tensor, k: Tensor, v: Tensor, *, dropout:
     Shapes: `like` has the offsets; q, k and v [N, H, D] in, [N, H, D] out.
     """
 
-    def attend(*block: Tensor) -> Tensor:
-        heads = [each.transpose(1, 2) for each in block]
-        out = functional.scaled_dot_product_attention(*heads, dropout_p=dropout, is_causal=True)
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (each.transpose(1, 2) for each in (q, k, v))
+        out = functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
         return out.transpose(1, 2)
 
     return _by_blocks(like, (q, k, v), attend)
