@@ -69,7 +69,7 @@ def test_options_of_built_in_models_are_documented() -> None:
         options = signature(getattr(import_module(f"persia_hpc.models.{module}"), factory)).parameters
         for option in list(options.values())[1:]:
             value = option.default
-            row = (name, option.name, "" if value is None else json.dumps(value))
+            row = (name, option.name, "" if value in (None, option.empty) else json.dumps(value))
             if ("most", *row[1:]) not in expected:
                 expected.append(row)
     assert sorted(documented) == sorted(expected)
@@ -279,7 +279,7 @@ def test_narrow_pooled_vectors_are_taken_without_autocast_too(name: str, num_den
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("dlmr", {}, "'dlmr' is unknown; built-in: dlrm, .*, esmm; yours: 'module:Class'"),
+        ("dlmr", {}, "'dlmr' is unknown; built-in: dlrm, .*, two_tower; yours: 'module:Class'"),
         ("tower", {"hiden": [8]}, r"hiden.*it takes: hidden"),
         ("tower", {"hidden": []}, r"hidden must be a list of positive widths like \[256, 128\], got \[\]"),
         ("tower", {"hidden": [8, -1]}, "hidden must be a list"),
