@@ -165,8 +165,11 @@ def brute_force(run: Any, valid: SampleBatch, k: int) -> tuple[float, float]:
 def test_ranks_and_one_process_rank_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = retrieval_config(write_retrieval(tmp_path), tmp_path / "alone")
     settings["tasks"]["liked"]["loss"]["negatives"] = "sampled"  # batches of several trainers are others
-    settings["train"]["reducer"] = REDUCER
+    settings["train"] |= {"reducer": REDUCER, "slices": ["kind"], "slice_samples": 1}
     alone = ph.train(settings, quiet=True)["valid"]
+    slices = alone["slices"]["kind"].values()
+    assert len(slices) == KINDS
+    assert sum(s["samples"] * s["recall@5"] for s in slices) == pytest.approx(90 * alone["recall@5"])
     run = ph.load(tmp_path / "alone")
     recall, ndcg = brute_force(run, samples(90, 2), 5)
     assert alone["recall@5"] == pytest.approx(recall, abs=1e-12)
