@@ -252,3 +252,5 @@ def test_a_module_and_a_loop_of_the_users_own(tmp_path: Path) -> None:
         UserError, match=r'"in_batch_softmax" needs a retrieval model, but Tower has no method'
     ):
         ph.train(settings | {"run_dir": str(tmp_path / "tower")}, quiet=True)
+    with pytest.raises(UserError, match=r"recall@5 of data.items needs a retrieval model, but Tower has no"):
+        ph.train(settings | {"run_dir": str(tmp_path / "bce"), "tasks": {}}, quiet=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 from persia_hpc.callbacks import Callback
 from persia_hpc.checkpoint.names import step_name
 from persia_hpc.config import Config
-from persia_hpc.config.retrieval import retrieval_loss
+from persia_hpc.config.retrieval import ranked_metrics, retrieval_loss
 from persia_hpc.config.watching import Watched, best_metric, keeps_best
 from persia_hpc.errors import UserError
 from persia_hpc.models import build_model
@@ -103,6 +103,8 @@ class Driver:
         self.model = build_model(config.model.class_name, inputs, dict(config.model.arguments))
         if self.retrieval:
             check_model(self.model, 'the loss "in_batch_softmax"')
+        if ranked := ranked_metrics(config):
+            check_model(self.model, f"train.metrics: {ranked[0]} of data.items")
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         if parameters:
             make_optimizer(parameters, config.train.optimizer, self.model)  # only to refuse bad arguments now
