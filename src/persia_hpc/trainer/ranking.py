@@ -168,9 +168,9 @@ def ranked_metric(name: str, ranks: Array, weight: Array | None) -> float:
     if bad:
         raise UndefinedError(f"the model's vectors aren't finite for {bad} of {len(ranks)} samples")
     larger, places = ranks[:, 0], ranks[:, 1] + 1  # that it may stand at
-    first = np.minimum(larger, k)
-    last = np.where(larger == UNKNOWN, first, np.minimum(larger + places, k))
+    first = np.where(larger == UNKNOWN, k, np.minimum(larger, k))
+    last = np.where(larger == UNKNOWN, k, np.minimum(larger + places, k))
     gains = 1.0 / np.log2(np.arange(k) + 2.0) if kind == "ndcg" else np.ones(k)
     until = np.concatenate([[0.0], np.cumsum(gains)])
-    values = np.where(larger == UNKNOWN, 0.0, (until[last] - until[first]) / places)
+    values = (until[last] - until[first]) / places
     return float(np.average(values, weights=weight))
