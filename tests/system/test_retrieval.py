@@ -245,6 +245,15 @@ def test_a_module_and_a_loop_of_the_users_own(tmp_path: Path) -> None:
     standard = ph.train(settings, callbacks=[losses], quiet=True)
     assert np.mean(losses.found[-5:]) < losses.found[0]
     assert 0 < standard["valid"]["recall@5"] < 1
+    settings["tasks"]["liked"]["weight"] = 0.5
+    half = Losses()
+    ph.train(
+        settings | {"run_dir": str(tmp_path / "half")},
+        set={"train.max_steps": 1},
+        callbacks=[half],
+        quiet=True,
+    )
+    assert half.found[0] == pytest.approx(losses.found[0] / 2)
     own = ph.run(settings | {"run_dir": str(tmp_path / "own")}, own_loop, quiet=True)
     assert own["valid"] == standard["valid"]
     settings["model"] = {"class": "tower"}

@@ -97,7 +97,11 @@ class Driver:
         softmax = retrieval_loss(config)
         self.retrieval = softmax is not None
         self.loss: Callable[[Any, Batch], Tensor]
-        self.loss = make_loss(config) if softmax is None else RetrievalLoss(softmax, num_items)
+        if softmax is None:
+            self.loss = make_loss(config)
+        else:
+            weight = next((task.weight for task in config.tasks.values()), 1.0)
+            self.loss = RetrievalLoss(softmax, num_items, weight)
         load_metrics(config.train.metrics)
         seed_generators(config.seed)
         self.model = build_model(config.model.class_name, inputs, dict(config.model.arguments))
