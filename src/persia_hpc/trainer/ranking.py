@@ -8,6 +8,9 @@ N items, B queries, W width.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
@@ -137,15 +140,15 @@ def _exact(left: Array, right: Array) -> Array:
     return total
 
 
-class _full_precision:  # noqa: N801
+@contextlib.contextmanager
+def _full_precision() -> Iterator[None]:
     """Lets matrices be multiplied as float32, whatever `train.matmul_precision` says."""
-
-    def __enter__(self) -> None:
-        self._before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_float32_matmul_precision(self._before)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def ranked_metric(name: str, ranks: Array, weight: Array | None) -> float:
