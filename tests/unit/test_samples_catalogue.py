@@ -178,7 +178,7 @@ def test_a_catalogue_that_does_not_fit_is_refused_in_one_line(config: Config, tm
         ({"items": saved("f.h5", {"item": item, "kind": item}, None)}, "no dataset /weight"),
         ({"items": str(tmp_path / "absent.h5")}, "no file matches"),
         ({"item_feature": "history"}, "multi-hot in data.train"),
-        ({"item_feature": "absent"}, "data.item_feature: got 'absent'"),
+        ({"item_feature": "absent", "exclude_feature": None}, "data.item_feature: got 'absent'"),
         ({"exclude_feature": "absent"}, "data.exclude_feature: got 'absent'"),
     ]
     for changes, text in cases:
