@@ -152,7 +152,8 @@ def test_readers_draw_for_training_only(config: Config) -> None:
 
 
 def broken(config: Config, **data: Any) -> Config:
-    return load_config(config.resolved(), {f"data.{key}": value for key, value in data.items()})
+    changes = {f"data.{key}": value for key, value in data.items()}
+    return load_config(config.resolved(), changes | {"features.absent.table": "item"})
 
 
 def test_a_catalogue_that_does_not_fit_is_refused_in_one_line(config: Config, tmp_path: Path) -> None:
