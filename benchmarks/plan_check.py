@@ -34,7 +34,7 @@ from persia_hpc.cost_model.constants import constants_text
 from persia_hpc.cost_model.predict import Prediction
 from persia_hpc.job.planner import Given, Planner
 
-DATA_SAMPLES = 1 << 17
+DATA_SAMPLES = 1 << 19  # between two epochs the pipeline drains, which isn't predicted: at least 32 steps
 JOB_SECONDS = 6
 WANTED = 0.15
 QUIET_CORES = 0.05  # what other work may take

@@ -1,7 +1,6 @@
 #include <pybind11/stl.h>
 
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <utility>
@@ -10,29 +9,13 @@
 #include "arrays.h"
 #include "bindings.h"
 #include "persia/dlrm.h"
+#include "team.h"
 
 namespace {
 
 using namespace persia_bindings;
 using persia::AlignedArray;
 using Parameters = std::vector<std::pair<py::object, py::object>>;  // weight and bias of each layer
-
-// Threads for one call at a time.
-class Team {
-  public:
-    explicit Team(unsigned size) : team_(size) {}
-
-    template <typename Use>
-    void run(const Use& use) {
-        const py::gil_scoped_release nogil;
-        const std::lock_guard<std::mutex> lock(mutex_);
-        use(team_);
-    }
-
-  private:
-    persia::ThreadTeam team_;
-    std::mutex mutex_;
-};
 
 py::ssize_t length(std::size_t n) { return static_cast<py::ssize_t>(n); }
 

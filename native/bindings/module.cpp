@@ -40,6 +40,7 @@ no call is collective.)";
     bind_pool_batch(m);
     bind_limits(m);
     bind_dlrm(m);
+    bind_silu_attention(m);
     bind_ranking(m);
     m.def("keep_freed_memory", &keep_freed_memory,
           "Makes this process keep large blocks that it frees, for the next step; irrevocable, glibc only.");

@@ -88,12 +88,18 @@ def evaluate(
     return LoadedRun(Path(run), set, trust=trust).evaluate(split)
 
 
-def predict(run: str, data: Sequence[str], out: str, *, trust: bool = False) -> int:
-    """Writes the probability of each sample of `data` (HDF5 globs) to `out`; returns the number of rows.
+def predict(
+    run: str, data: Sequence[str], out: str, *, schema: str | None = None, trust: bool = False
+) -> int:
+    """Writes the probability of each sample of `data` (globs) to `out`; returns the number of rows.
 
     The name `out` ends in .h5 or .csv.
+    schema: what the columns of Parquet files are, in place of the run's `data.schema`.
     """
-    return load(run, trust=trust).predict(list(data), Path(out))
+    from .job.loaded_run import LoadedRun
+
+    changes = None if schema is None else {"data.schema": schema}
+    return LoadedRun(Path(run), changes, trust=trust).predict(list(data), Path(out))
 
 
 def _config(source: ConfigLike, set: Mapping[str, Any] | None) -> Config:

@@ -16,8 +16,8 @@ from .printable import LINES, printable
 from .runtime.imports import import_quickly
 
 COMMANDS = (
-    *("train", "submit", "status", "evaluate", "predict", "preprocess", "inspect", "checkpoint"),
-    *("report", "plan", "doctor", "bench"),
+    *("train", "submit", "status", "evaluate", "predict", "importance"),
+    *("preprocess", "inspect", "checkpoint", "report", "plan", "doctor", "bench"),
 )
 EXIT_CODES = """\
 exit codes: 0 done; 1 failure; 2 bad input or configuration; 3 damaged data; 75 stopped early, try again;

@@ -16,8 +16,6 @@ from persia_hpc.bench.constants import Observation, Shape, fit, non_negative, ob
 from persia_hpc.bench.train_jobs import synthetic
 from persia_hpc.config import load_config
 from persia_hpc.cost_model.work import BatchWork
-from persia_hpc.job.trial import Trial, count_batches
-from tests.support.tiny import tiny_config, write_tiny
 
 
 @settings(max_examples=100, deadline=None)
@@ -91,23 +89,12 @@ def test_the_loops_of_a_server_and_of_a_worker_are_told_apart(monkeypatch: pytes
 def test_a_trial_sees_every_phase_and_its_work(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(constants, "SAMPLES", 512)
     monkeypatch.setattr(constants, "SECONDS", 0.05)
-    seen = observe(Shape(4, 2, 8, 128), synthetic(tmp_path, 512, 4, 2))
+    path = synthetic(tmp_path, 512, 4, 2)
+    seen = observe(Shape(4, 2, 8, 128), path, path)
     assert seen.work.num_features == 4
     assert seen.work.ids > 128 * 4
     for phase in ("read", "dedup", "pull", "push", "pool", "forward"):
         assert seen.seconds[phase] > 0
-
-
-def test_the_share_of_new_rows_is_what_a_server_sees(tmp_path) -> None:
-    trial = Trial(load_config(tiny_config(write_tiny(tmp_path / "t.h5", 128, vocabulary=500))))
-    counts = count_batches(trial.stream.worker, trial.sources["train"].read(0, 128), 32)
-    trial.steps(trial.schedules["train"].num_steps)
-    server = trial.stream.server
-    made = sum(table.num_rows for table in server.tables if table is not None)
-    steps = trial.schedules["train"].num_steps
-    assert constants.new_share(trial, steps * sum(counts.rows)) == pytest.approx(
-        made / server.ledger.pulled_rows, rel=0.05
-    )
 
 
 def test_inserts_are_measured_with_the_options_that_the_benchmark_has(monkeypatch) -> None:

@@ -14,5 +14,6 @@ def test_bench_read_measures_each_compression(tmp_path: Path) -> None:
     assert main([*command, "--repeats", "1", "--json", str(report)]) == 0
     results = json.loads(report.read_text())["results"]
     cases = [(r["case"]["compression"], r["case"]["shuffle"]) for r in results]
-    assert cases == [(c, s) for c in ("lz4", "gzip", "none") for s in (True, False)]
+    formats = ("lz4", "gzip", "none", "parquet, snappy", "parquet, zstd")
+    assert cases == [(c, s) for c in formats for s in (True, False)]
     assert all(set(r["ratios"]) == {"read", "memcpy"} for r in results)

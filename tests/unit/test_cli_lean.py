@@ -22,12 +22,13 @@ PROGRAM = Path(__file__).with_name("programs") / "lean.py"
 SYNTHETIC = ["preprocess", "synthetic", "--rows", "300", "--valid-rows", "60", "--test-rows", "60"]
 BENCH = ["bench", "gpu", "--device", "cpu", "--repeats", "1", "--batches", "64", "--features", "2"]
 # Who may fail to import: what parses and writes tables.
-TABLES = ("persia_hpc.preprocess.", "persia_hpc.checkpoint.export")
+TABLES = ("persia_hpc.preprocess.", "persia_hpc.checkpoint.export", "persia_hpc.samples.parquet")
 WITHOUT_TABLES = ("cli", "criteo.synthetic", "label_rates", "outputs", "pieces", "sources", "synthetic")
 
 WORKING = ("help", "preprocess help", "bench help", "synthetic", "train", "evaluate", "predict", "verify")
 WORKING += ("bench gpu", "bench read")
 NEEDING = {"adult": "polars", "table": "polars", "inspect": "polars", "export": "polars", "lz4": "hdf5plugin"}
+NEEDING["parquet"] = "polars"
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +40,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def lean(folder: Path) -> tuple[dict[str, str], dict[str, tuple[int, str]]]:
     """(what could not be imported and for want of what; how each command ended)."""
     compressed = write_tiny(folder / "lz4.h5", 20)
+    (folder / "fake.parquet").write_bytes(b"PAR1")
+    parquet = tiny_config(str(folder / "fake.parquet"), **{"data.schema": "schema.toml"})
     train = tiny_config(str(folder / "data" / "train-*.h5"))
     train["features"], train["tables"] = {}, {"default": {"dim": 4, "capacity": "1 MiB"}}
     for split in ("valid", "test"):
@@ -62,6 +65,7 @@ def lean(folder: Path) -> tuple[dict[str, str], dict[str, tuple[int, str]]]:
         "inspect": ["inspect", str(folder / "data" / "test.h5")],
         "export": ["checkpoint", "export", run, "--out", str(folder / "t.parquet")],
         "lz4": ["train", str(write_config(folder / "b.toml", tiny_config(compressed))), *once],
+        "parquet": ["train", str(write_config(folder / "c.toml", parquet)), *once],
     }
     path = [
         *(str(ROOT / part) for part in ("tests/support/lean", "", "src")),

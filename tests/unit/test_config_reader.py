@@ -1,13 +1,30 @@
-"""Configuration files that nobody would write, but that a command may be given."""
+"""Configuration files: those under datasets/, and some that nobody would write but a command may be given."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from persia_hpc.config import load_config, parse_set
 from persia_hpc.errors import UserError
+from persia_hpc.preprocess.table.schema import load_schema
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+DATASETS = sorted((Path(__file__).resolve().parents[2] / "datasets").glob("*/**/*.toml"))
+
+
+@pytest.mark.parametrize("path", DATASETS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_configurations_and_schemas_of_datasets_are_valid(path: Path) -> None:
+    if "model" in tomllib.loads(path.read_text()):
+        load_config(path)
+    else:
+        assert load_schema(path).ids
 
 
 def test_toml_that_is_nested_too_deeply_is_one_line(tmp_path: Path) -> None:

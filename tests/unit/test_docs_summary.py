@@ -32,6 +32,7 @@ def example() -> dict[str, Any]:
         checkpoints={"written": 1, "paused_seconds": 0.5, "write_seconds": 2.0},
         results={"valid": METRICS, "test": METRICS},
         best={"metric": "auc", "mode": "max", "value": 0.9, "step": 5, "checkpoint": "step-00000005"},
+        restored_step=None,
         steady=Pace().steady(),
         follow={"portions": 2, "files": 3, "late_files": 1, "wait_seconds": 4.0},
         times=Times({"batch": 1.0, "allreduce": 3.0}, Phases(TRAINER).report()),

@@ -279,7 +279,7 @@ def test_narrow_pooled_vectors_are_taken_without_autocast_too(name: str, num_den
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("dlmr", {}, "'dlmr' is unknown; built-in: dlrm, .*, two_tower; yours: 'module:Class'"),
+        ("dlmr", {}, "'dlmr' is unknown; built-in: dlrm, .*, hstu; yours: 'module:Class'"),
         ("tower", {"hiden": [8]}, r"hiden.*it takes: hidden"),
         ("tower", {"hidden": []}, r"hidden must be a list of positive widths like \[256, 128\], got \[\]"),
         ("tower", {"hidden": [8, -1]}, "hidden must be a list"),

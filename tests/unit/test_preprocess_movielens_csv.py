@@ -52,7 +52,7 @@ def read(folder: Path, *names: str) -> SampleBatch:
 
 
 @pytest.mark.parametrize("split", movielens.SPLITS_BY)
-@pytest.mark.parametrize("task", movielens.TASKS)
+@pytest.mark.parametrize("task", ["ctr", "all"])
 def test_values(tmp_path: Path, task: str, split: str) -> None:
     prepare(tmp_path, task=task, split=split, packed=task == "all")
     batch = read(tmp_path, *NAMES)

@@ -8,6 +8,7 @@ import pytest
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess import cli
 from persia_hpc.preprocess.outputs import numbered
+from persia_hpc.preprocess.sources import LOADERS
 
 ROWS = "".join(f"{i},{i % 2}\n" for i in range(10))
 SCHEMA = 'files = ["*.csv"]\n[labels.y]\n[ids.u]\n'
@@ -130,7 +131,7 @@ def test_commands_hand_their_options_on(tmp_path, capsys):
     assert len(list((tmp_path / "criteo").glob("train-*.h5"))) == 2
 
 
-@pytest.mark.parametrize("name", ["adult", "criteo", "movielens", "table", "synthetic"])
+@pytest.mark.parametrize("name", LOADERS)
 def test_help_has_an_example(name, capsys):
     with pytest.raises(SystemExit) as stop:
         run(name, "--help")

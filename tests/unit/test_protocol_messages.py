@@ -142,6 +142,7 @@ EVERY: dict[Kind, st.SearchStrategy[Any]] = {
     Kind.SEGMENT_END: of_step(commands.SegmentEnd),
     Kind.EVALUATE: st.builds(commands.Evaluate, st.sampled_from(["train", "valid", "test"]), NUMBER),
     Kind.CHECKPOINT: st.builds(commands.Checkpoint, st.text(min_size=1) | st.just("\udcff"), NUMBER, NUMBER),
+    Kind.RESTORE: st.builds(commands.Restore, st.text(min_size=1) | st.just("\udcff"), NUMBER),
     Kind.CHECKPOINT_MARKED: of_step(commands.CheckpointMarked),
     Kind.CHECKPOINT_DONE: of_step(commands.CheckpointDone),
     Kind.STOP_REQUEST: st.builds(commands.StopRequest),

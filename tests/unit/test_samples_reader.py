@@ -109,6 +109,45 @@ def test_windows_cover_the_positions_and_hold_whole_blocks(size: tuple[int, int,
     assert at == n
 
 
+@no_deadline
+@given(
+    st.lists(st.integers(1, 30), min_size=1, max_size=20),
+    st.integers(1, 12),
+    st.integers(1, 6),
+    st.integers(0, 2**40),
+)
+def test_blocks_that_the_data_have_stay_whole_and_fill_windows_as_large(
+    blocks: list[int], block_rows: int, buffer_blocks: int, seed: int
+) -> None:
+    n, bounds = sum(blocks), np.cumsum([0, *blocks])
+    order = EpochOrder(n, block_rows, buffer_blocks, seed, 0, True, bounds)
+    assert sorted(order.rows(0, n).tolist()) == list(range(n))
+    runs = [order.window_runs(window) for window in range(order.num_windows)]
+    held = [int(np.diff(np.searchsorted(bounds, each), axis=1).sum()) for each in runs]
+    assert sum(held) == len(blocks)
+    assert len(set(held[:-1])) <= 1, "as many blocks in each"
+    wanted = block_rows * buffer_blocks / sorted(blocks)[len(blocks) // 2]
+    assert abs(held[0] - min(max(1, wanted), len(blocks))) <= 0.5
+    for window in range(order.num_windows):
+        begin, end = order.window_range(window)
+        rows = np.concatenate([np.arange(a, b) for a, b in runs[window]])
+        assert sorted(order.rows(begin, end).tolist()) == rows.tolist()
+        assert {a for run in runs[window] for a in run} <= set(bounds.tolist())
+
+
+@no_deadline
+@given(sizes, st.integers(0, 2**63), st.integers(0, 5))
+def test_equal_blocks_that_the_data_have_give_the_order_of_those_that_are_cut(
+    size: tuple[int, int, int], seed: int, epoch: int
+) -> None:
+    """So row groups of block_rows rows are read in the order of the same rows in HDF5."""
+    n, block_rows, buffer_blocks = size
+    bounds = np.minimum(np.arange(-(-n // block_rows) + 1) * block_rows, n)
+    there = EpochOrder(n, block_rows, buffer_blocks, seed, epoch, True, bounds).rows(0, n)
+    cut = EpochOrder(n, block_rows, buffer_blocks, seed, epoch, True).rows(0, n)
+    np.testing.assert_array_equal(there, cut)
+
+
 def test_epochs_and_seeds_have_different_orders_that_mix_the_whole_dataset() -> None:
     def rows(seed: int, epoch: int) -> list[int]:
         return EpochOrder(4096, 32, 16, seed, epoch, True).rows(0, 4096).tolist()
@@ -138,13 +177,19 @@ def test_reader_gives_the_rows_of_the_order(size: tuple[int, int, int], shuffle:
 
 
 @no_deadline
-@given(sizes, st.lists(st.tuples(st.integers(0, 2), st.integers(0, 60), st.integers(0, 60)), max_size=8))
+@given(
+    sizes,
+    st.integers(1, 3),
+    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 60), st.integers(0, 60)), max_size=8),
+)
 def test_reader_reads_any_positions_in_any_sequence(
-    size: tuple[int, int, int], requests: list[tuple[int, int, int]]
+    size: tuple[int, int, int], epochs: int, requests: list[tuple[int, int, int]]
 ) -> None:
     n, block_rows, buffer_blocks = size
     source = MemorySource(random_batch(n))
-    reader = BatchReader(source, block_rows=block_rows, buffer_blocks=buffer_blocks, seed=5, shuffle=True)
+    reader = BatchReader(
+        source, block_rows=block_rows, buffer_blocks=buffer_blocks, seed=5, shuffle=True, epochs=epochs
+    )
     for epoch, a, b in requests:
         begin, end = sorted((min(a, n), min(b, n)))
         expected = source.batch.take(EpochOrder(*size, 5, epoch, True).rows(begin, end))
@@ -163,6 +208,24 @@ def test_sequential_reading_decodes_each_row_once(size: tuple[int, int, int], ba
     assert sorted(rows) == list(range(n))
 
 
+@no_deadline
+@given(sizes, st.integers(1, 50))
+def test_reading_several_epochs_decodes_each_row_once_in_each(size: tuple[int, int, int], batch: int) -> None:
+    n, block_rows, buffer_blocks = size
+    source = MemorySource(random_batch(n))
+    reader = BatchReader(
+        source, block_rows=block_rows, buffer_blocks=buffer_blocks, seed=5, shuffle=True, epochs=3
+    )
+    for epoch in range(3):
+        expected = source.batch.take(EpochOrder(*size, 5, epoch, True).rows(0, n))
+        for begin in range(0, n, batch):
+            end = min(begin + batch, n)
+            assert_equal(reader.read(epoch, begin, end), expected.slice(begin, end))
+    rows = [row for a, b in source.reads for row in range(a, b)]
+    once = 1 if EpochOrder(*size, 5, 0, True).num_windows == 1 else 3  # nothing beyond the last epoch
+    assert sorted(rows) == sorted([*range(n)] * once)
+
+
 def test_a_dataset_of_one_window_is_decoded_once_for_all_epochs() -> None:
     source = MemorySource(random_batch(50))
     reader = BatchReader(source, block_rows=10, buffer_blocks=8, seed=5, shuffle=True)
@@ -173,12 +236,13 @@ def test_a_dataset_of_one_window_is_decoded_once_for_all_epochs() -> None:
 
 def test_reading_ahead_is_spread_over_the_batches() -> None:
     source = MemorySource(random_batch(2000))
-    reader = BatchReader(source, block_rows=10, buffer_blocks=20, seed=5, shuffle=True)
+    reader = BatchReader(source, block_rows=10, buffer_blocks=20, seed=5, shuffle=True, epochs=2)
     counts = []
-    for begin in range(0, 1800, 20):
-        before = len(source.reads)
-        reader.read(0, begin, begin + 20)
-        counts.append(sum(b - a for a, b in source.reads[before:]))
+    for epoch in (0, 1):
+        for begin in range(0, 2000, 20):
+            before = len(source.reads)
+            reader.read(epoch, begin, begin + 20)
+            counts.append(sum(b - a for a, b in source.reads[before:]))
     assert counts[0] >= 200  # nothing was read ahead for the first window
     assert max(counts[1:]) <= 20 + 60  # a run of neighbouring blocks is read at once
 

@@ -2,8 +2,9 @@
 
 Trials train small models on synthetic data in this process, at shapes that tell the costs of ids, rows,
 bytes, features and batches apart. The loops of a server and of a worker, fed from memory, show what batches,
-tables and further servers cost. A job of tiny batches under mpiexec shows what a step costs the ranks besides
-its work. Pairs of ranks show what rings and AllReduce take.
+tables and further servers cost. Two jobs under mpiexec, of tiny and of large batches, correct all that for
+ranks with cores of their own, and show what a step costs them besides its work. Pairs of ranks show what
+rings and AllReduce take.
 """
 
 from __future__ import annotations
@@ -23,24 +24,32 @@ import numpy as np
 import torch
 
 from persia_hpc._native import keep_freed_memory
-from persia_hpc.config import load_config, to_toml
+from persia_hpc.config import Config, load_config, to_toml
 from persia_hpc.cost_model.constants import NAMES, Constants
-from persia_hpc.cost_model.costs import Dense, Job, count_costs
 from persia_hpc.cost_model.work import BatchWork, batch_work
+from persia_hpc.job.sources import open_sources
 from persia_hpc.job.trial import Trial, count_batches
 from persia_hpc.launch.mpiexec import MPI_PYTHON, find_launcher
-from persia_hpc.topology.roles import make_plan
+from persia_hpc.samples.reader import split_reader
 
 from . import ring, table
 from .allreduce import sums_of_two
+from .constants_jobs import (
+    LARGE_BATCH,
+    LARGE_STEPS,
+    SMALL_BATCH,
+    SMALL_STEPS,
+    correct,
+    see_job,
+)
 from .measure import available_cores, machine
 from .scale_server import measure_server
 from .scale_worker import measure_worker
-from .train_jobs import run_job, run_program, synthetic, w0_settings
+from .train_jobs import run_program, synthetic, w0_settings
 
-SAMPLES = 1 << 16
+SAMPLES, READ_SAMPLES = 1 << 16, 1 << 19  # the second is several windows, each decoded in every epoch
 SECONDS = 1.2  # of a trial, beyond its first pass over the data
-TINY_BATCH, TINY_STEPS, TINY_SAMPLES = 32, 2000, 2048  # some 30 passes, so that hardly a row is new
+TINY_SAMPLES = 2048  # some 30 passes, so that hardly a row is new
 MANY_TABLES, MANY_SERVERS, LOOP_IDS = 26, 17, 512
 INSERTED_ROWS = 500_000
 CROWDED_BATCH, MOST_CROWDED = 2048, 16
@@ -81,19 +90,26 @@ def measure_constants(say: Say = lambda _: None) -> Constants:
     torch.set_num_threads(1)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            seen, paths = [], {}
+            seen, paths, read = [], {}, {}
             for shape in SHAPES:
                 kind = shape.features, shape.multi
                 if kind not in paths:
-                    paths[kind] = synthetic(Path(folder) / f"{kind[0]}-{kind[1]}", SAMPLES, *kind)
+                    name = f"{kind[0]}-{kind[1]}"
+                    paths[kind] = synthetic(Path(folder) / name, SAMPLES, *kind)
+                    read[kind] = synthetic(Path(folder) / f"{name}-read", READ_SAMPLES, *kind)
                 say(f"trial: {shape}")
-                seen.append(observe(shape, paths[kind]))
+                seen.append(observe(shape, paths[kind], read[kind]))
             loops = _loops(say)
             fitted = fit(seen, loops["table_call"])
             found = {**loops, **fitted, **_rings(say), **_allreduce(say), **_inserts()}
             found |= _crowding(Path(folder), paths[26, 0], say)
+            found |= {"worker_byte": 1.0, "trainer_byte": 1.0}  # from here on their proportion
             constants = Constants(machine=_machine(), **{**dict.fromkeys(NAMES, 0.0), **found})
-            return _steps(constants, Path(folder), say)
+            say("jobs of tiny and of large batches with 1 server, 1 worker, 1 trainer")
+            tiny = synthetic(Path(folder) / "tiny", TINY_SAMPLES)
+            small = see_job(Path(folder), tiny, SMALL_BATCH, SMALL_STEPS, constants)
+            large = see_job(Path(folder), read[26, 0], LARGE_BATCH, LARGE_STEPS, constants)
+            return correct(constants, small, large)
     finally:
         torch.set_num_threads(threads)
 
@@ -103,8 +119,8 @@ def _machine() -> str:
     return f"{facts['cpu']}, {facts['cores']} cores"
 
 
-def observe(shape: Shape, path: Path) -> Observation:
-    """Trains a shape on samples whose rows are all there."""
+def observe(shape: Shape, path: Path, read: Path) -> Observation:
+    """Trains a shape on samples whose rows are all there, and reads batches of it out of a larger file."""
     trial = Trial(load_config(shape.settings(path)))
     sample = trial.sources["train"].read(0, SAMPLES)
     counts = count_batches(trial.stream.worker, sample, shape.batch)
@@ -114,9 +130,20 @@ def observe(shape: Shape, path: Path) -> Observation:
     while time.perf_counter() < end:
         steps += trial.steps(8)
     seconds = {phase: statistics.median(step[phase] for step in steps) for phase in steps[0]}
-    # Reading comes in bursts, when a block of the file is due.
-    seconds["read"] = sum(step["read"] for step in steps) / len(steps)
+    seconds["read"] = _read_seconds(load_config(shape.settings(read)))
     return Observation(batch_work(trial.config, trial.layout, trial.schema, shape.batch, counts), seconds)
+
+
+def _read_seconds(config: Config) -> float:
+    """Returns the mean seconds in which a batch is read; most come at once, when a window is due."""
+    source = open_sources(config)["train"]
+    reader, size = split_reader(config, "train", source), config.data.batch_size
+    for epoch in (0, 1):
+        begin = time.perf_counter()
+        batches = range(0, source.num_samples, size)
+        for first in batches:
+            reader.read(epoch, first, min(first + size, source.num_samples))
+    return (time.perf_counter() - begin) / len(batches)
 
 
 def fit(seen: Sequence[Observation], table_call: float = 0.0) -> dict[str, float]:
@@ -231,45 +258,3 @@ def _inserts() -> dict[str, float]:
         argparse.Namespace(repeats=1),
     )
     return {"insert_row": next(table.measure(options)).ours.median}
-
-
-def _steps(constants: Constants, folder: Path, say: Say) -> Constants:
-    """With what a step costs beside its work, which they lack yet: of jobs with tiny batches, the rest."""
-    path = synthetic(folder / "tiny", TINY_SAMPLES)
-    settings = w0_settings(path, TINY_BATCH, TINY_BATCH * TINY_STEPS)
-    config = load_config(settings)
-    trial = Trial(config)
-    counts = count_batches(trial.stream.worker, trial.sources["train"].read(0, TINY_SAMPLES), TINY_BATCH)
-    work = batch_work(config, trial.layout, trial.schema, TINY_BATCH, counts)
-    new = new_share(trial, TINY_STEPS * work.rows)
-    say("a job of tiny batches with 1 server, 1 worker, 1 trainer")
-    summary = run_job(folder, settings)
-    plan = make_plan({"parameter_servers": 1, "embedding_workers": 1, "trainers": 1}, [0] * 3)
-    costs = count_costs(Job(config, trial.layout, plan, work, Dense(0, 0, 0, ""), constants, new_rows=new))
-    rest = {
-        role: 1e9 * max(0.0, _busy(phases, role) / summary["steps"] - costs.total(role))
-        for role, phases in summary["phase_seconds"].items()
-    }
-    return dataclasses.replace(
-        constants,
-        worker_batch=rest["embedding_worker"],
-        server_step=rest["parameter_server"],
-        trainer_step=rest["trainer"],
-    )
-
-
-def new_share(trial: Trial, pulled_rows: float) -> float:
-    """Returns how many rows a job that sees all its data makes, as a share of all rows that it pulls."""
-    source = trial.sources["train"]
-    sample = source.read(0, source.num_samples)
-    return sum(count_batches(trial.stream.worker, sample, sample.num_samples).rows) / pulled_rows
-
-
-def _busy(phases: Mapping[str, Mapping[str, float]], role: str) -> float:
-    """Seconds that a role's ranks did something other than wait; without the trainer's model."""
-    waits = {
-        "parameter_server": ("idle",),
-        "embedding_worker": ("idle", "read"),
-        "trainer": ("wait", "forward", "backward", "optimizer", "allreduce"),
-    }
-    return phases["total"]["mean"] - sum(phases[phase]["mean"] for phase in waits[role])

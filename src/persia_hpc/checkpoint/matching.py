@@ -83,7 +83,7 @@ def check_match(
         same = f" ({old_range.path} there)" if old_range.path != new_range.path else ""
         wrong.append(
             f"training data: samples {new_range.begin} to {new_range.end - 1}, in {new_range.path}{same}: "
-            "other values here than there"
+            "other values here than there (or other row groups, in Parquet files)"
         )
     if wrong:
         raise UserError(

@@ -1,4 +1,4 @@
-"""persia-hpc inspect: what HDF5 files hold."""
+"""persia-hpc inspect: what data files hold."""
 
 from __future__ import annotations
 
@@ -19,21 +19,23 @@ if TYPE_CHECKING:
 
 SUMMARY = "what data files hold"
 DESCRIPTION = """\
-Reads HDF5 files as training does, and prints their schema, the number of samples, the mean of each label,
-the range of each dense column, and of each id feature how many different ids there are, how often the most
-frequent ones appear (their share of all samples), and how many appear once. With --plot each feature's
+Reads HDF5 or Parquet files as training does, and prints their schema, the number of samples, the mean of each
+label, the range of each dense column, and of each id feature how many different ids there are, how often the
+most frequent ones appear (their share of all samples), and how many appear once. With --plot each feature's
 frequency curve: how often the id of each rank appears, on logarithmic axes, where Zipf's law is a straight
 line."""
 EXAMPLES = """\
 examples:
   persia-hpc inspect data/adult/train.h5
   persia-hpc inspect 'data/criteo/train-*.h5' --limit 10000000 --plot criteo.svg
-  persia-hpc inspect data/adult/*.h5 --json adult.json"""
+  persia-hpc inspect data/adult/*.h5 --json adult.json
+  persia-hpc inspect 'clicks/day_*.parquet' --schema clicks.toml"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument("data", nargs="+", metavar="FILE", help="HDF5 files or globs, read as one")
+    parser.add_argument("data", nargs="+", metavar="FILE", help="files or globs, read as one")
+    parser.add_argument("--schema", default=None, metavar="FILE", help="data.schema, for Parquet files")
     parser.add_argument("--limit", type=int, default=None, metavar="N", help="the first N samples only")
     parser.add_argument("--top", type=int, default=3, metavar="N", help="most frequent ids (default: 3)")
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write it all as JSON")
@@ -53,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
         if value is not None and value < 1:
             raise UserError(f"{flag}: got {value}, expected 1 or more")
     pyplot = None if options.plot is None else _pyplot(options.plot)
-    source = open_source(options.data)
+    source = open_source(options.data, schema_file=options.schema)
     found: Inspection | None = None
     done = 0
     with Progress("inspect", min(options.limit or source.num_samples, source.num_samples)) as progress:

@@ -70,7 +70,7 @@ def _team(options: argparse.Namespace) -> Team:
         if size > 1 or part is not None:
             got = "with --part" if part is not None else f"on {size} ranks"
             raise UserError(
-                f"preprocess {options.preprocess_name} was started {got}, but only `preprocess synthetic` "
+                f"preprocess {options.preprocess_name} was started {got}, but only synthetic, yambda "
                 "and --shard-bytes share their work; start it alone, or with --shard-bytes if it has that"
             )
         return ONE_MEMBER

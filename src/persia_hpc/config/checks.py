@@ -317,6 +317,14 @@ def _check_train(config: Config, fail: Fail) -> None:
             raise fail(("train", key, "metric"), problem + nearest(metric, dict.fromkeys(names)))
         if not config.data.valid:
             raise fail(("train", key), "looks at data.valid, which isn't given; add data.valid")
+    if train.restore_best:
+        path = ("train", "restore_best")
+        if train.keep_best is False:
+            raise fail(path, "= true, but train.keep_best is false: nothing would be kept to go back to")
+        if not config.data.valid:
+            raise fail(path, "looks at data.valid, which isn't given; add data.valid")
+        if not train.evaluate_at_end:
+            raise fail(path, "= true, but train.evaluate_at_end is false, and it is for that alone")
     if train.evaluate_every and not config.data.valid and not train.progressive:
         raise fail(
             ("train", "evaluate_every"),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .options import Fail, check_import_path, check_number, did_you_mean, nearest, with_name
-from .types import BINARY_LOSSES, LOSSES, NEGATIVES, Config
+from .types import BATCH_LOSSES, BINARY_LOSSES, LOSSES, NEGATIVES, Config
 
 MAX_CLASSES = 100_000
 
@@ -67,12 +67,37 @@ def check_tasks(config: Config, fail: Fail) -> None:
         )
     if config.model.class_name == "esmm":
         _check_esmm(config, fail)
+    if config.train.accumulate > 1:
+        _check_accumulate(config, fail)
     if not config.tasks:
         return
     if loss != "bce":
         raise fail(path, f"= {loss!r}: [tasks] are written too, each with a loss of its own; leave it out")
     if not any(task.weight for task in config.tasks.values()):
         raise fail(("tasks",), "have weights of 0 only, so nothing would be learned; give one a weight")
+
+
+def _check_accumulate(config: Config, fail: Fail) -> None:
+    train, path = config.train, ("train", "accumulate")
+    if train.accumulate > config.data.batch_size:
+        raise fail(
+            path,
+            f"= {train.accumulate}: expected at most data.batch_size = {config.data.batch_size}, the samples "
+            "of all parts of a step together",
+        )
+    if train.cuda_graphs:
+        raise fail(
+            path,
+            f"= {train.accumulate}, and train.cuda_graphs = true: a graph writes each part's gradients over "
+            "those of the part before; leave one of them out",
+        )
+    for name in config.loss_names:
+        if name in BATCH_LOSSES:
+            raise fail(
+                path,
+                f"= {train.accumulate}: the loss {name!r} compares the samples of a batch, which parts would "
+                "tear apart; leave accumulate out",
+            )
 
 
 def _check_esmm(config: Config, fail: Fail) -> None:

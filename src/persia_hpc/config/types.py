@@ -21,7 +21,7 @@ MAX_PAIRS = 1_000_000  # of a server and a worker, with rings of their own
 ROLE_KEYS = ("parameter_servers", "embedding_workers", "trainers")
 # Tests compare the first and the last of these with models/build.py and protocol/wire.py, which say what they
 # stand for: a configuration must be read without NumPy and without knowing the trainer.
-MODELS = ("dlrm", "dcn_v2", "deepfm", "tower", "din", "mmoe", "ple", "esmm", "two_tower")
+MODELS = ("dlrm", "dcn_v2", "deepfm", "tower", "din", "mmoe", "ple", "esmm", "two_tower", "sasrec", "hstu")
 # Losses with their options and defaults; trainer/losses.py has the formulas. None: must be written.
 LOSSES: dict[str, dict[str, Any]] = {
     "bce": {"smoothing": 0.0},
@@ -33,6 +33,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "in_batch_softmax": {"temperature": 1.0, "logq": False, "negatives": "batch"},
 }
 BINARY_LOSSES = ("bce", "focal", "bpr", "in_batch_softmax")  # of labels that are 0 or 1
+BATCH_LOSSES = ("bpr", "in_batch_softmax")  # that compare the samples of a batch with each other
 NEGATIVES = ("batch", "sampled", "both")  # of "in_batch_softmax"
 METRICS = ("auc", "logloss")  # always computed
 WIRE_FORMATS = ("fp32", "fp16", "bf16", "scaled_fp16")
@@ -130,6 +131,7 @@ class DataConfig:
     train: list[str] = setting()
     valid: list[str] = setting(factory=list)
     test: list[str] = setting(factory=list)
+    schema: str | None = None
     items: list[str] = setting(factory=list)
     item_feature: str | None = None
     exclude_feature: str | None = None
@@ -248,8 +250,10 @@ class TrainConfig:
     save: bool = True
     early_stop: dict[str, Any] | None = None
     keep_best: dict[str, Any] | bool | None = None
+    restore_best: bool = False
     plateau: dict[str, Any] | None = None
     clip_norm: float | None = setting(None, above=0)
+    accumulate: int = setting(1, at_least=1)
     average: float | None = setting(None, above=0)
     max_skipped: int = setting(10, at_least=0)
     amp: str = setting("off", choices=("off", "bf16", "fp16"))

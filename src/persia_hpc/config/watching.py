@@ -50,8 +50,10 @@ class Watched:
 
 
 def keeps_best(train: TrainConfig) -> bool:
-    """Returns whether the best checkpoint is kept: as written, else with early stopping if any is kept."""
+    """Returns whether the best checkpoint is kept: as written, else to go back to it or to stop early."""
     if train.keep_best is None:
+        if train.restore_best:
+            return True
         return train.early_stop is not None and train.save
     return train.keep_best is not False
 

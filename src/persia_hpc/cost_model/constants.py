@@ -47,7 +47,9 @@ class Constants:
     pool_feature: float
     trainer_step: float
     crowded: float  # how much longer a microsecond of computing takes while all other cores are busy
-    copy_byte: float  # from memory to a ring
+    worker_byte: float  # of keys, rows and gradients, from ring to ring
+    trainer_byte: float  # of gradients, into a ring
+    copy_byte: float  # from memory to memory that ranks of a node share
     wake: float  # of a sleeping rank, by another on its node
     allreduce_step: float  # Horovod's cycle: mostly waiting
     allreduce_cpu: float  # of a step: what of that is computing, or polling
@@ -77,6 +79,8 @@ DEFAULTS = Constants(
     pool_feature=4.8e3,
     trainer_step=100e3,
     crowded=0.0,  # not known of that one
+    worker_byte=0.2,
+    trainer_byte=0.1,
     copy_byte=0.03,
     wake=25e3,
     allreduce_step=1.1e6,

@@ -114,9 +114,9 @@ def count_costs(job: Job) -> Costs:
     copied = w.feed_bytes + (w.row_bytes if servers > 1 else 0.0)
     worker = {
         "dedup": batches * (w.num_features * c.dedup_feature + w.ids * c.dedup_id),
-        "pull": batches * w.key_bytes * c.copy_byte,
-        "feed": batches * copied * c.copy_byte,
-        "push": batches * w.gradient_bytes * c.copy_byte,
+        "pull": batches * w.key_bytes * c.worker_byte,
+        "feed": batches * copied * c.worker_byte,
+        "push": batches * w.gradient_bytes * c.worker_byte,
         "other": batches * (c.worker_batch + (servers - 1) * c.worker_record),
     }
     reader = {"read": batches * (c.read_batch + w.values * c.read_value)}
@@ -126,7 +126,7 @@ def count_costs(job: Job) -> Costs:
         "pool": 0.0 if job.dense.whole else pool,
         "dense": dense,
         "optimizer": 1e9 * job.dense.optimizer_seconds,
-        "push": w.gradient_bytes * c.copy_byte,
+        "push": w.gradient_bytes * c.trainer_byte,
         "other": 0.0 if job.dense.whole else c.trainer_step,
     }
     if job.config.mode == "async":

@@ -21,6 +21,7 @@ from persia_hpc.protocol.commands import (
     Evaluate,
     Issued,
     Portion,
+    Restore,
     Segment,
     SegmentEnd,
     StopAt,
@@ -140,11 +141,12 @@ class WorkerLoop:
                     return Wait(f"rows of {what} {number} from parameter server {batch.missing_servers}")
                 return Wait(f"the gradients of {what} {number} from trainer {trainer}")
         between = self.stretches.current is None
-        for what, servers in (("begin", self._marking), ("write", self._writing)):
+        begin = "begin" if self._writing else "read"
+        for what, servers in ((begin, self._marking), ("write", self._writing)):
             if between and servers:
                 late = ", ".join(map(str, sorted(servers)))
-                # Writing takes as long as the file system needs.
-                return Wait(f"parameter server {late} to {what} a checkpoint", patient=what == "write")
+                # Reading and writing take as long as the file system needs.
+                return Wait(f"parameter server {late} to {what} a checkpoint", patient=what != "begin")
         # A user's own loop may do something else for long, and `data.follow` waits for files.
         waits = not self.ended and between and not self.config.data.follow
         return Wait("a command from trainer 0" if waits else None, patient=True)
@@ -206,6 +208,8 @@ class WorkerLoop:
             self._shorten(StopAt.unpack(record).step)
         elif kind == Kind.CHECKPOINT:
             self._begin_checkpoint(Checkpoint.unpack(record))
+        elif kind == Kind.RESTORE:
+            self._restore(Restore.unpack(record))
         elif kind == Kind.STOP_SIGNAL:
             send(self.trainers[0].feed, StopSignal.unpack(record))
         else:
@@ -216,6 +220,11 @@ class WorkerLoop:
         self._writing = set(range(len(self.servers)))
         for p, server in enumerate(self.servers):
             send(server.pulls, replace(command, path=f"{command.path}/{shard_name(p)}"))
+
+    def _restore(self, command: Restore) -> None:
+        self._marking = set(range(len(self.servers)))
+        for server in self.servers:
+            send(server.pulls, command)
 
     def _begin_next_stretch(self) -> None:
         """Begins the next segment or evaluation if all batches of the one before have been asked for."""

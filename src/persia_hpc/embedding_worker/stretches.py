@@ -11,6 +11,10 @@ from persia_hpc.samples.reader import PrefetchReader
 from persia_hpc.samples.split_readers import SplitReaders
 from persia_hpc.schedule import batches_of_worker
 
+# Read ahead: reading comes in bursts, a window at a time, and a queue as long as a burst hides it. What waits
+# are views of windows.
+SAMPLES_AHEAD, MOST_STEPS_AHEAD = 1 << 16, 128
+
 
 @dataclass
 class Stretch:
@@ -50,7 +54,7 @@ class Stretches:
         self._worker_rank = worker_rank
         self._workers_of_trainer = workers_of_trainer
         trainers = {i for i, workers in enumerate(workers_of_trainer) if worker_rank in workers} | {0}
-        self._depth = 2 * len(trainers)
+        self._num_trainers = len(trainers)
         self._on_ready = on_ready
         self._upcoming: deque[Segment | Evaluate] = deque()
         self.current: Stretch | None = None
@@ -101,12 +105,13 @@ class Stretches:
 
     def _read(self, split: str, requests: Sequence[tuple[int, int]]) -> PrefetchReader[tuple[int, int]]:
         schedule, num_trainers = self._splits.schedules[split], len(self._workers_of_trainer)
+        steps = min(max(2, SAMPLES_AHEAD // schedule.batch_size), MOST_STEPS_AHEAD)
         return PrefetchReader(
             self._splits.readers[split],
             (
                 ((step, trainer), schedule.step(step).epoch, *schedule.part(step, trainer, num_trainers))
                 for step, trainer in requests
             ),
-            depth=self._depth,
+            depth=steps * self._num_trainers,
             on_ready=self._on_ready,
         )

@@ -20,7 +20,7 @@ from persia_hpc.parameter_server.serve import ServerLoop
 from persia_hpc.reporting.outcomes import ServerOutcome, Times, TrainerOutcome, WorkerOutcome
 from persia_hpc.reporting.screen import summary_text
 from persia_hpc.runtime.imports import import_torch
-from persia_hpc.samples.encoding import keep_encoding
+from persia_hpc.samples.formats import keep_encoding
 from persia_hpc.samples.source import Source
 from persia_hpc.samples.split_readers import SplitReaders
 from persia_hpc.topology.communicators import check_single_mpi_library
@@ -120,7 +120,7 @@ class WorkerDuty:
         assert engine is not None, "prepare comes first"
         if place.role_rank == 0:  # workers see the data's folder
             config, encoding = self.facts.config, self.facts.schema.encoding
-            keep_encoding(config.data.train, encoding, place.run_dir)
+            keep_encoding(config.data, encoding, place.run_dir)
         keep_freed_memory()  # the same large arrays are allocated in every step
         sys.setswitchinterval(_SWITCH_SECONDS)  # a thread reads, and gives up the GIL at every HDF5 call
         row_plane, feed_plane = place.row_plane(), place.feed_plane()

@@ -24,15 +24,21 @@ from persia_hpc.durable import ErrorKeeper, replacing, sync_path
 from persia_hpc.errors import PersiaError, UserError
 from persia_hpc.models import build_model
 from persia_hpc.samples.catalogue import open_catalogue
+from persia_hpc.samples.drawn import DrawnSource
 from persia_hpc.samples.source import Source, check_scorable, open_source
+from persia_hpc.tasks import label_check
 from persia_hpc.trainer.batch import make_inputs
 from persia_hpc.trainer.dense.state import DenseState
+from persia_hpc.trainer.metrics import Wanted
 from persia_hpc.trainer.session import Session
 
 from .consent import agree_to_import
 from .facts import catalogue_columns, check_columns, make_facts
+from .importance import Importance, measure, watched_metric
 from .local_stream import LocalStream, local_server
 from .training import make_session
+
+IMPORTANCE_SAMPLES = 100_000  # by default: enough for an AUC to a thousandth
 
 
 class LoadedRun:
@@ -103,12 +109,40 @@ class LoadedRun:
 
         Raises UserError if there is no data for it, and for data without labels or of another encoding.
         """
+        return self._session(self._patterns(split), labels=True).evaluate(split="test")
+
+    def importance(
+        self,
+        split: str = "test",
+        *,
+        samples: int = IMPORTANCE_SAMPLES,
+        repeats: int = 3,
+        seed: int = 1,
+        metric: str | None = None,
+    ) -> dict[str, Any]:
+        """Returns how much worse a metric gets when the values of one feature are permuted among samples.
+
+        samples: so many of the split, drawn in blocks; 0: all. repeats: permutations of each feature, for a
+        standard deviation. metric: one that evaluations report; by default that which the run watches.
+        Raises UserError as `evaluate` does, and for a metric that isn't reported or isn't defined.
+        """
+        for name, value, least in (("samples", samples, 0), ("repeats", repeats, 1), ("seed", seed, 0)):
+            if value < least:
+                raise UserError(f"--{name} {value}: expected at least {least}")
+        inputs = self.inputs
+        watched = watched_metric(self.config.train, inputs, self.config.losses_of(inputs.labels), metric)
+        session = self._session(self._patterns(split), labels=True, draw=(samples, seed))
+        wanted = dataclasses.replace(Wanted.of(self.config, inputs), slices=())
+        looked_up = Importance(session, wanted, self.config.data.evaluate_batch_size)
+        return {"split": split, **measure(looked_up, inputs, watched, repeats, seed)}
+
+    def _patterns(self, split: str) -> Sequence[str]:
         patterns = getattr(self.config.data, split, None) if split in ("train", "valid", "test") else None
         if not patterns:
             raise UserError(
                 f'there is no data for split {split!r}; set it with --set data.{split}=["file.h5"]'
             )
-        return self._session(patterns, labels=True).evaluate(split="test")
+        return list(patterns)
 
     def predict(self, data: Sequence[str], out: str | Path) -> int:
         """Writes what the model predicts for all samples of `data`, in order, to `out`; returns their number.
@@ -167,17 +201,31 @@ class LoadedRun:
         target.check()
         return count
 
-    def _session(self, patterns: Sequence[str], *, labels: bool) -> Session:
+    def _session(
+        self, patterns: Sequence[str], *, labels: bool, draw: tuple[int, int] | None = None
+    ) -> Session:
+        """Returns a session whose split "test" are the samples of these files.
+
+        draw: only so many samples (0: all), drawn by a seed, as a single batch.
+        """
         source = open_source(
             list(patterns),
             features=list(self.schema.feature_names),
             sequences=self.config.features_of_sequences,
+            schema_file=self.config.data.schema,
+            labels=labels,
         )
         check_scorable(source, self.schema, f"the training of {self.path}", labels=labels)
         check_columns(self.config, source.schema, source.encodings[0][0], labels=labels)
+        source.check_labels_by(label_check(self.config, self.schema) if labels else None)
         model = self.model()  # before anything else that the run names is imported
         sync = dataclasses.replace(self.config, mode="sync", staleness_bound=0)
-        sources: dict[str, Source] = {"test": source}
+        samples: Source = source
+        if draw is not None:
+            samples = DrawnSource(source, draw[0] or source.num_samples, draw[1])
+            data = dataclasses.replace(sync.data, evaluate_batch_size=max(1, samples.num_samples))
+            sync = dataclasses.replace(sync, data=data)
+        sources = {"test": samples}
         if labels and ranked_metrics(self.config):
             sources["items"] = open_catalogue(self.config, self.schema, f"the training of {self.path}")
         counts = {split: each.num_samples for split, each in sources.items()}

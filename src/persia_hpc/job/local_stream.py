@@ -14,6 +14,7 @@ import numpy as np
 from persia_hpc._native import PendingPull
 from persia_hpc.arrays import Array
 from persia_hpc.checkpoint.names import shard_name
+from persia_hpc.checkpoint.rows import load_rows
 from persia_hpc.checkpoint.shards import ShardWriter
 from persia_hpc.embedding_worker.engine import EmbeddingWorker, KeyBatch
 from persia_hpc.parameter_server.engine import ParameterServer
@@ -148,6 +149,11 @@ class LocalStream:
 
     def wait_for_checkpoint(self, give_up: Callable[[], bool]) -> None:
         pass
+
+    def restore(self, directory: str, step: int) -> None:
+        self._drop_ahead()
+        self.server.empty()
+        load_rows(Path(directory), self.server)
 
     def close(self) -> None:
         """Ends the thread; may be called again."""

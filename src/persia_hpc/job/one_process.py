@@ -18,7 +18,7 @@ from persia_hpc.reporting.screen import summary_text
 from persia_hpc.reporting.summary import make_summary, write_json
 from persia_hpc.reporting.trace import write_trace
 from persia_hpc.runtime.stop import StopSignals
-from persia_hpc.samples.encoding import keep_encoding
+from persia_hpc.samples.formats import keep_encoding
 from persia_hpc.samples.source import Source
 from persia_hpc.trainer.device import prepare_device
 
@@ -80,7 +80,7 @@ def _train(
         run_dir=run_dir,
     )
     begin_run(run_dir, config, start.events)
-    keep_encoding(config.data.train, facts.schema.encoding, run_dir)
+    keep_encoding(config.data, facts.schema.encoding, run_dir)
     try:
         trainer = train_session(session, task, start.driver)
     finally:

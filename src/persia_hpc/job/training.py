@@ -154,6 +154,7 @@ def train_session(session: Session, task: Task, driver: Driver | None) -> Traine
         checkpoints=session.saver.statistics() if session.saver is not None else {},
         results=session.results,
         best=driver.best_evaluation() if driver is not None else None,
+        restored_step=session.state.restored_step,
         follow=session.following.statistics() if session.following is not None else None,
         steady=session.pace.steady(),
         times=Times.of_phases(session.phases, session.wait_seconds()),

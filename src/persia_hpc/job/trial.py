@@ -137,6 +137,8 @@ class Trial:
                 )
                 what = f"or {loss} fails on {where}"
                 self.session.step(driver.loss(outputs, batch))
+                if self.session.step_number < batch.step:  # more parts of the step follow
+                    continue
                 end, now = time.perf_counter(), dict(self.session.phases.seconds)
                 step = {phase: seconds - before[phase] for phase, seconds in now.items()}
                 found.append({**step, "other": max(0.0, end - begin - sum(step.values()))})

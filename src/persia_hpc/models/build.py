@@ -26,6 +26,8 @@ BUILT_IN: Mapping[str, tuple[str, str]] = {
     "ple": ("ple", "PLE"),
     "esmm": ("esmm", "ESMM"),
     "two_tower": ("two_tower", "TwoTower"),
+    "sasrec": ("sasrec", "SASRec"),
+    "hstu": ("hstu", "HSTU"),
 }
 
 

@@ -5,15 +5,15 @@ B samples, L length, W width of an event: the dims of its features side by side.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from persia_hpc.errors import UserError
 from persia_hpc.trainer.batch import Batch, Inputs
 
+from .histories import Attend, padded, pairs_of, unequal
 from .parts import check_flag, layer_options, masked_mean, perceptron, side_by_side, widths
 
 
@@ -59,7 +59,7 @@ class DIN(nn.Module):
         self,
         inputs: Inputs,
         hidden: Sequence[int] = (200, 80),
-        attend: Sequence[Mapping[str, Sequence[str]]] | None = None,
+        attend: Attend | None = None,
         attention: Sequence[int] = (36,),
         attention_activation: str = "dice",
         softmax: bool = False,
@@ -72,7 +72,7 @@ class DIN(nn.Module):
         inner = layer_options("din", attention_activation, dropout)
         check_flag("din", "softmax", softmax)
         self.inputs = inputs
-        self.pairs = _pairs(inputs, attend)
+        self.pairs = pairs_of("din", inputs, attend)
         inside = widths("din", "attention", attention)
         dims = inputs.dims
         self.attentions = nn.ModuleList(
@@ -102,72 +102,10 @@ class DIN(nn.Module):
         parts += [batch.concatenated(self.inputs.pooled)] if self.inputs.pooled else []
         for (targets, histories), attention in zip(self.pairs, self.attentions, strict=True):
             target = torch.cat([batch.pooled[name] for name in targets], dim=1).float()
-            values, masks = zip(*(_padded(batch, name) for name in histories), strict=True)
+            values, masks = zip(*(padded(batch, name) for name in histories), strict=True)
             if any(mask.shape != masks[0].shape or not torch.equal(mask, masks[0]) for mask in masks[1:]):
-                raise UserError(
-                    f"model 'din': the histories {', '.join(histories)} differ in length in a sample; "
-                    "expected as many ids in each, as they describe the same events"
-                )
+                raise unequal("din", histories)
             parts.append(attention(target, torch.cat(values, dim=2), masks[0]))
-        parts += [masked_mean(*_padded(batch, name)) for name in self.others]
+        parts += [masked_mean(*padded(batch, name)) for name in self.others]
         logits: Tensor = self.layers(side_by_side(parts))
         return logits
-
-
-def _padded(batch: Batch, name: str) -> tuple[Tensor, Tensor]:
-    """Returns a sequence's values [B, L, D] and mask [B, L]."""
-    if name in batch.sequence:
-        return batch.sequence[name]
-    return batch.jagged[name].padded(), batch.jagged[name].mask()
-
-
-def _pairs(
-    inputs: Inputs, attend: Sequence[Mapping[str, Sequence[str]]] | None
-) -> list[tuple[list[str], list[str]]]:
-    """Returns the names of targets and histories that are compared.
-
-    Raises UserError for what isn't such a pair, and if there is none.
-    """
-    example = 'attend = [{ targets = ["item"], histories = ["clicks"] }]'
-    if attend is None:
-        found = []
-        pooled = [f for f in inputs.features if f.name in inputs.pooled]
-        for sequence in (f for f in inputs.features if f.name in inputs.unpooled):
-            same = [f.name for f in pooled if f.table == sequence.table]
-            if len(same) == 1:
-                found.append((same, [sequence.name]))
-        if not found:
-            raise UserError(
-                "model 'din' found no sequence that shares its table with one pooled feature; give the "
-                f'history pooling = "sequence" or "jagged" and the target\'s table, or write {example}'
-            )
-        return found
-    pairs = []
-    for entry in attend if isinstance(attend, list | tuple) else [attend]:
-        if (
-            not isinstance(entry, Mapping)
-            or set(entry) != {"targets", "histories"}
-            or not all(isinstance(names, list | tuple) for names in entry.values())
-        ):
-            raise UserError(f"model 'din': attend must be a list such as {example}, got {entry!r}")
-        targets, histories = list(entry["targets"]), list(entry["histories"])
-        for names, known, what in (
-            (targets, inputs.pooled, "pooled feature"),
-            (histories, inputs.unpooled, "sequence"),
-        ):
-            unknown = [name for name in names if name not in known]
-            if unknown or not names:
-                raise UserError(
-                    f"model 'din': attend names {unknown[0]!r}, which is no {what}; there are: "
-                    f"{', '.join(known) or 'none'}"
-                    if unknown
-                    else f"model 'din': attend needs at least one {what}, as in {example}"
-                )
-        dims = [[inputs.dims[name] for name in names] for names in (targets, histories)]
-        if dims[0] != dims[1]:
-            raise UserError(
-                f"model 'din': attend compares {', '.join(targets)} of dims {dims[0]} with "
-                f"{', '.join(histories)} of dims {dims[1]}; give them the same tables, in the same order"
-            )
-        pairs.append((targets, histories))
-    return pairs

@@ -158,6 +158,20 @@ def check_flag(model: str, option: str, value: bool) -> None:
         raise UserError(f"model {model!r}: {option} must be true or false, got {value!r}")
 
 
+def check_count(model: str, option: str, value: int, *, divides: int | None = None) -> None:
+    """Checks an option that is a positive integer, and one that divides `divides`.
+
+    Raises UserError, which names the model and the option, for anything else.
+    """
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or value < 1:
+        raise UserError(f"model {model!r}: {option} must be an integer of at least 1, got {value!r}")
+    if divides is not None and divides % value:
+        raise UserError(
+            f"model {model!r}: {option} must divide the width of an event, {divides}, got {value}"
+        )
+
+
 def perceptron(
     num_inputs: int,
     hidden: Sequence[int],

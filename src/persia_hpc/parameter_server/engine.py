@@ -67,14 +67,12 @@ class ParameterServer:
         """Makes empty tables; `num_steps` is of the whole training, since learning rates may depend on it."""
         self.layout = layout
         self.server_rank, self.num_servers = server_rank, num_servers
-        self.tables: list[Table | None] = []
+        self._config = config
         self.buckets: list[range] = []  # of each table, those that this server owns
         for table in layout.tables:
             bounds = bucket_bounds(table.num_buckets, num_servers)
-            first, end = bounds[server_rank], bounds[server_rank + 1]
-            self.buckets.append(range(first, end))
-            self.tables.append(Table(native_config(config, table, first, end)) if end > first else None)
-        self._set = TableSet(self.tables, layout.dim_group_of_table, layout.dim_groups)
+            self.buckets.append(range(bounds[server_rank], bounds[server_rank + 1]))
+        self.empty()
         self._rates = np.array([float(table.config.optimizer["lr"]) for table in layout.tables])
         self._schedules = _schedules(layout, num_steps)
         self._factors = [(0, 1.0)]  # of rates, each from a step on
@@ -91,6 +89,15 @@ class ParameterServer:
         self._waiting: list[PendingPull] = []
         self._in_flight: dict[tuple[int, int], PendingPull] = {}
         self._held: dict[int, dict[int, _Push]] = {}
+
+    def empty(self) -> None:
+        """Makes empty tables, after those that there are have gone; what was counted stays."""
+        self.tables: list[Table | None] = []
+        self._set = TableSet([], [], [])
+        for table, owned in zip(self.layout.tables, self.buckets, strict=True):
+            native = native_config(self._config, table, owned.start, owned.stop)
+            self.tables.append(Table(native) if owned else None)
+        self._set = TableSet(self.tables, self.layout.dim_group_of_table, self.layout.dim_groups)
 
     def restore(self, step: int, ledger: Mapping[str, int], staleness: Mapping[str, int]) -> None:
         """Continues after `step` of an earlier run, whose tables are loaded, with that run's counters."""

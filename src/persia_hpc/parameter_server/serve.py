@@ -11,12 +11,14 @@ import numpy as np
 
 from persia_hpc._native import PendingPull, RingConsumer
 from persia_hpc.arrays import Array
+from persia_hpc.checkpoint.rows import load_rows
 from persia_hpc.checkpoint.shards import ShardWriter
 from persia_hpc.config import Config
 from persia_hpc.protocol.commands import (
     Checkpoint,
     CheckpointDone,
     CheckpointMarked,
+    Restore,
     Segment,
     SegmentEnd,
     StopSignal,
@@ -49,7 +51,7 @@ class _Drained:
     The worker that asks has pushed all gradients up to that step; other workers may not have.
     """
 
-    request: Lookup | Checkpoint
+    request: Lookup | Checkpoint | Restore
     worker: int
 
 
@@ -160,6 +162,8 @@ class ServerLoop:
             self._drained.append(_Drained(lookup, worker))
         elif kind == Kind.CHECKPOINT:
             self._drained.append(_Drained(Checkpoint.unpack(record), worker))
+        elif kind == Kind.RESTORE:
+            self._drained.append(_Drained(Restore.unpack(record), worker))
         else:
             raise ValueError(f"a parameter server got a record of kind {kind}")
 
@@ -207,6 +211,8 @@ class ServerLoop:
             drained = self._drained.pop(0)
             if isinstance(drained.request, Lookup):
                 self._answer_lookup(drained.request, drained.worker)
+            elif isinstance(drained.request, Restore):
+                self._restore(drained.request)
             else:
                 self._begin_checkpoint(drained.request)
             moved = True
@@ -246,6 +252,11 @@ class ServerLoop:
         self._writer = ShardWriter(self.engine, Path(request.path), base_step=request.base_step)
         self._writer_step = request.step
         self._writer.start()
+        send(self.workers[0].rows, CheckpointMarked(request.step))
+
+    def _restore(self, request: Restore) -> None:
+        self.engine.empty()
+        load_rows(Path(request.path), self.engine)
         send(self.workers[0].rows, CheckpointMarked(request.step))
 
     def _has_room_aside(self) -> bool:

@@ -14,6 +14,8 @@ from persia_hpc.errors import EXIT_OK, UserError
 from persia_hpc.preprocess.label_rates import constant_labels
 from persia_hpc.preprocess.team import ONE_MEMBER, Part, Team
 
+from . import arguments
+from .arguments import add_number
 from .criteo import synthetic as criteo_syn
 from .sources import LOADERS
 
@@ -73,8 +75,8 @@ def _add_adult(parser: argparse.ArgumentParser) -> None:
         default=defaults.variant,
         help="persia_tutorial: as the original Persia's tutorial prepares the data",
     )
-    _add_number(parser, "--valid-fraction", float, defaults.valid_fraction, "part of adult.data for valid.h5")
-    _add_number(parser, "--seed", int, defaults.seed, "chooses the validation rows")
+    add_number(parser, "--valid-fraction", float, defaults.valid_fraction, "part of adult.data for valid.h5")
+    add_number(parser, "--seed", int, defaults.seed, "chooses the validation rows")
 
 
 def _add_criteo(parser: argparse.ArgumentParser) -> None:
@@ -84,15 +86,13 @@ def _add_criteo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--input", nargs="+", required=True, metavar="FILE", help="files or globs, plain or .gz .xz .bz2 .zst"
     )
-    _add_number(parser, "--train-fraction", float, defaults.train_fraction, "first part of the rows")
-    _add_number(
+    add_number(parser, "--train-fraction", float, defaults.train_fraction, "first part of the rows")
+    add_number(
         parser, "--valid-fraction", float, defaults.valid_fraction, "part after that; the rest is test"
     )
-    _add_number(
-        parser, "--min-count", int, defaults.min_count, "ids rarer than this in training share one id"
-    )
+    add_number(parser, "--min-count", int, defaults.min_count, "ids rarer than this in training share one id")
     parser.add_argument("--rows", type=int, metavar="N", help="use the first N rows only")
-    _add_number(parser, "--shards", int, defaults.shards, "number of training files")
+    add_number(parser, "--shards", int, defaults.shards, "number of training files")
     _add_sharding(parser, "instead of --shards and fractions")
     _add_max_bad_lines(parser)
     _add_encoding(parser, "replace the ids that are rare in other data, instead of counting anew")
@@ -100,7 +100,7 @@ def _add_criteo(parser: argparse.ArgumentParser) -> None:
 
 def _add_sharding(parser: argparse.ArgumentParser, instead: str) -> None:
     _add_shard_bytes(parser, instead)
-    _add_number(parser, "--test-shards", int, 0, "with --shard-bytes: so many of the last files are the test")
+    add_number(parser, "--test-shards", int, 0, "with --shard-bytes: so many of the last files are the test")
     _add_part(parser)
 
 
@@ -124,7 +124,7 @@ def _add_shard_bytes(parser: argparse.ArgumentParser, instead: str) -> None:
 
 
 def _add_max_bad_lines(parser: argparse.ArgumentParser) -> None:
-    _add_number(
+    add_number(
         parser, "--max-bad-lines", int, 0, "leave out up to N lines that aren't of the layout, and say which"
     )
 
@@ -136,40 +136,6 @@ def _add_encoding(parser: argparse.ArgumentParser, meaning: str) -> None:
         metavar="DIR",
         help=f"{meaning}: a folder that preprocess made, or a run trained on it",
     )
-
-
-def _add_movielens(parser: argparse.ArgumentParser) -> None:
-    from .movielens import prepare as movielens
-
-    defaults = movielens.MovieLensOptions(Path(), Path())
-    parser.add_argument(
-        "--input",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="holds ratings.dat, users.dat and movies.dat (1M), or ratings.csv and movies.csv (20M, 25M)",
-    )
-    parser.add_argument(
-        "--task",
-        choices=movielens.TASKS,
-        default=defaults.task,
-        help="ctr: ratings of 3 left out, label rating > 3; all: label rating >= 4",
-    )
-    parser.add_argument(
-        "--fractions",
-        type=float,
-        nargs=3,
-        default=defaults.fractions,
-        metavar=("TRAIN", "VALID", "TEST"),
-        help="parts of the split (default: 0.8 0.1 0.1)",
-    )
-    parser.add_argument(
-        "--split",
-        choices=movielens.SPLITS_BY,
-        default=defaults.split,
-        help="random (default); time: the earliest ratings for training; user: each user in one part only",
-    )
-    _add_number(parser, "--seed", int, defaults.seed, "of the split and the order of rows")
 
 
 def _add_taobao_ad(parser: argparse.ArgumentParser) -> None:
@@ -197,10 +163,10 @@ def _add_synthetic(parser: argparse.ArgumentParser) -> None:
     from . import synthetic
 
     defaults = synthetic.SyntheticOptions(Path())
-    _add_number(parser, "--rows", int, defaults.rows, "training rows")
-    _add_number(parser, "--valid-rows", int, defaults.valid_rows, "rows of valid.h5 (0: no such file)")
-    _add_number(parser, "--test-rows", int, defaults.test_rows, "rows of test.h5 (0: no such file)")
-    _add_number(parser, "--features", int, defaults.features, "id features")
+    add_number(parser, "--rows", int, defaults.rows, "training rows")
+    add_number(parser, "--valid-rows", int, defaults.valid_rows, "rows of valid.h5 (0: no such file)")
+    add_number(parser, "--test-rows", int, defaults.test_rows, "rows of test.h5 (0: no such file)")
+    add_number(parser, "--features", int, defaults.features, "id features")
     parser.add_argument(
         "--vocabulary",
         type=_sizes,
@@ -208,7 +174,7 @@ def _add_synthetic(parser: argparse.ArgumentParser) -> None:
         metavar="N[,N...]",
         help="ids of a feature: one number for all or one each (default: 1000000)",
     )
-    _add_number(parser, "--exponent", float, defaults.exponent, "of the Zipf distribution; 0 is uniform")
+    add_number(parser, "--exponent", float, defaults.exponent, "of the Zipf distribution; 0 is uniform")
     parser.add_argument(
         "--virtual-ids",
         type=int,
@@ -227,26 +193,14 @@ def _add_synthetic(parser: argparse.ArgumentParser) -> None:
         help="the Persia paper's sets of 6.25 to 100 trillion parameters: sets features, vocabulary, virtual "
         "and new ids",
     )
-    _add_number(parser, "--multi-features", int, defaults.multi_features, "how many features are multi-hot")
-    _add_number(parser, "--max-ids", int, defaults.max_ids, "most ids of a sample in a multi-hot feature")
-    _add_number(parser, "--dense", int, defaults.dense, "dense features")
-    _add_number(parser, "--scale", float, defaults.scale, "deviation of the planted logit: more is easier")
-    _add_number(parser, "--bias", float, defaults.bias, "mean of the planted logit")
-    _add_number(parser, "--seed", int, defaults.seed, "of everything")
-    _add_number(parser, "--shards", int, defaults.shards, "training files, shared by all ranks of an MPI job")
+    add_number(parser, "--multi-features", int, defaults.multi_features, "how many features are multi-hot")
+    add_number(parser, "--max-ids", int, defaults.max_ids, "most ids of a sample in a multi-hot feature")
+    add_number(parser, "--dense", int, defaults.dense, "dense features")
+    add_number(parser, "--scale", float, defaults.scale, "deviation of the planted logit: more is easier")
+    add_number(parser, "--bias", float, defaults.bias, "mean of the planted logit")
+    add_number(parser, "--seed", int, defaults.seed, "of everything")
+    add_number(parser, "--shards", int, defaults.shards, "training files, shared by all ranks of an MPI job")
     _add_part(parser)
-
-
-def _add_number(
-    parser: argparse.ArgumentParser, flag: str, kind: type[int] | type[float], default: float, meaning: str
-) -> None:
-    parser.add_argument(
-        flag,
-        type=kind,
-        default=default,
-        metavar="N" if kind is int else "X",
-        help=f"{meaning} (default: {default})",
-    )
 
 
 def _bytes(text: str) -> int:
@@ -284,14 +238,33 @@ _SOURCES = {
         "--input criteo/train.txt.gz --out data/criteo --shards 8",
     ),
     "movielens": _Source(
-        _add_movielens,
-        "MovieLens (1M, 20M, 25M) as a click-through task",
-        "--input ml-1m --out data/movielens",
+        arguments.add_movielens,
+        "MovieLens (1M, 20M, 25M) as a click-through task, or as sequences of movies",
+        "--input ml-1m --out data/movielens\n"
+        "  persia-hpc preprocess movielens --input ml-1m --task next_item --out data/movielens_next",
+    ),
+    "amazon": _Source(
+        arguments.add_amazon,
+        "Amazon reviews (2014, 2018, 2023) as sequences of products",
+        "--input reviews_Electronics_5.json.gz --meta meta_Electronics.json.gz --task ctr \\\n"
+        "    --min-count 1 --out data/amazon_electronics\n"
+        "  persia-hpc preprocess amazon --input ratings_Books.csv --out data/amazon_books",
     ),
     "taobao_ad": _Source(
         _add_taobao_ad,
         "Taobao display advertising: samples, advertisements and users joined",
         "--input taobao --out data/taobao_ad",
+    ),
+    "kuairand": _Source(
+        arguments.add_kuairand,
+        "KuaiRand (Pure, 1K) as a task of eight labels, with histories",
+        "--input KuaiRand-Pure/data --out data/kuairand",
+    ),
+    "yambda": _Source(
+        arguments.add_yambda,
+        "Yambda (Yandex.Music) as dlrm_v4's ranking task, by windows of time, shared by all ranks",
+        "--input flat/50m/multi_event.parquet --mappings yambda \\\n"
+        "    --history 300 --stride 20 --out data/yambda",
     ),
     "table": _Source(
         _add_table,

@@ -24,6 +24,8 @@ Numbers = npt.NDArray[np.float64]
 INTEGER_PATTERN = r"^(0|-?[1-9][0-9]*|-?(0|[1-9][0-9]*)\.0+)$"
 _WHOLE = r"\.0+$"
 TIME_PARTS = ("hour", "weekday", "day", "month")
+LOG_SQUARE = "log_square"  # what stands for a number as an id, see `log_squares`
+PARTS = (*TIME_PARTS, LOG_SQUARE)
 _YEAR_9999 = 253_402_300_799  # its last second; milliseconds since 1970 are mostly more
 # From here on floats leave out whole numbers.
 _FLOAT_ENDS: dict[Any, int] = {pl.Float32: 1 << 24, pl.Float64: 1 << 53}
@@ -42,6 +44,19 @@ def split_lists(column: pl.Series, separator: str) -> tuple[pl.Series, Lengths]:
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
     kept: Lengths = np.add.reduceat(keep.astype(np.int64), starts) if len(lengths) else lengths
     return parts.filter(pl.Series(keep)), kept
+
+
+def split_places(column: pl.Series, separator: str) -> tuple[pl.Series, Lengths]:
+    """Splits as `split_lists`, but keeps the empty parts as nulls; an empty string has no part.
+
+    Shapes: strings [N] become parts [M] and lengths [N].
+    """
+    filled = column.fill_null("").str.strip_chars() != ""
+    parts = column.filter(filled).str.split(separator)
+    lengths = np.zeros(len(column), np.int64)
+    lengths[filled.to_numpy()] = parts.list.len().to_numpy()
+    stripped = parts.explode().str.strip_chars()
+    return stripped.set(stripped == "", None), lengths
 
 
 def id_type(values: pl.Series) -> str:
@@ -67,20 +82,19 @@ def to_ids(values: pl.Series, kind: str, place: Place) -> Ids:
     a reserved id.
     """
     check_type(values.dtype, "id", place)
-    known = values.is_not_null().to_numpy()
-    ids = np.full(len(values), MISSING_ID, np.uint64)
     if kind == "string":
-        ids[known] = string_ids(_texts(values, place).drop_nulls())
+        ids = np.full(len(values), MISSING_ID, np.uint64)
+        ids[values.is_not_null().to_numpy()] = string_ids(_texts(values, place).drop_nulls())
         return ids
     expected = 'an integer for an id (for other ids set type = "string")'
     if values.dtype.is_float() or values.dtype.is_decimal():
         expected = "a whole number for an id (for other ids convert the column to text)"
-    ids[known] = to_integers(values, place, expected)[known]
-    reserved = known & ((ids == MISSING_ID) | (ids == RARE_ID))
+    ids = to_integers(values, place, expected)
+    reserved = ids - np.uint64(MISSING_ID) <= RARE_ID - MISSING_ID  # smaller ones wrap around
     place.refuse(
         reserved, f"an id other than {MISSING_ID} and {RARE_ID}, which stand for missing and rare ones"
     )
-    return ids
+    return np.where(values.is_null().to_numpy(), np.uint64(MISSING_ID), ids) if values.null_count() else ids
 
 
 def _texts(values: pl.Series, place: Place) -> pl.Series:
@@ -118,6 +132,10 @@ def to_integers(values: pl.Series, place: Place, expected: str, *, signed: bool 
     Shapes: [M] uint64.
     Raises UserError for values that aren't such numbers, or that are floats too large to be told apart.
     """
+    if values.dtype.is_integer() and not values.null_count():
+        integers = values.cast(pl.Int64, strict=False)  # polars' calls take longer than the numbers do
+        if not integers.null_count():
+            return integers.to_numpy().view(np.uint64)
     known = values.is_not_null().to_numpy()
     if values.dtype.is_float():
         numbers = values.fill_null(0).to_numpy()
@@ -210,6 +228,11 @@ def to_numbers(values: pl.Series, role: str, place: Place, *, missing: float | N
     if numbers.null_count() > values.null_count():
         numbers = _integer_texts(values).cast(pl.Float64, strict=False)
         place.refuse((values.is_not_null() & numbers.is_null()).to_numpy(), "a number")
+    if not numbers.null_count():
+        filled = numbers.to_numpy()
+        with np.errstate(over="ignore"):
+            if np.isfinite(filled.astype(np.float32)).all():
+                return filled  # most columns: polars' calls take longer than the numbers do
     if missing is not None:
         numbers = numbers.fill_nan(None)
     else:
@@ -248,12 +271,15 @@ def to_seconds(values: pl.Series, codes: str | None, place: Place) -> npt.NDArra
 
 
 def time_parts(values: pl.Series, part: str, codes: str | None, place: Place) -> pl.Series:
-    """Returns a part of each time in UTC, one of `TIME_PARTS`, and null for null; `codes` as in `to_seconds`.
+    """Returns a part of each value, one of `PARTS`, and null for null; times are in UTC.
 
+    codes: as in `to_seconds`
     Hours are 0 to 23, weekdays 1 (Monday) to 7, days of the month 1 to 31, months 1 to 12.
     Shapes: [N] integers.
-    Raises UserError as `to_seconds` does, and for a time after the year 9999.
+    Raises UserError as `to_seconds` or `log_squares` does, and for a time after the year 9999.
     """
+    if part == LOG_SQUARE:
+        return log_squares(values, place)
     check_type(values.dtype, "time", place)
     known = values.drop_nulls()
     if not len(known):
@@ -270,6 +296,20 @@ def time_parts(values: pl.Series, part: str, codes: str | None, place: Place) ->
         "month": months.astype(np.int64) % 12 + 1,
     }[part]
     return pl.select(pl.when(values.is_not_null()).then(pl.Series(found))).to_series()
+
+
+def log_squares(values: pl.Series, place: Place) -> pl.Series:
+    """Returns the integer below ln(x)^2 for each number x > 2, other numbers without fraction; null for null.
+
+    The winners of Criteo's competition made ids of its counts like this.
+    Shapes: [N] integers.
+    Raises UserError for values that are no finite numbers.
+    """
+    numbers = to_numbers(values, "dense", place, missing=0.0)
+    large = numbers > 2
+    squares = np.floor(np.log(np.where(large, numbers, 1.0)) ** 2)
+    found = pl.Series(np.where(large, squares, np.trunc(numbers)).astype(np.int64))
+    return pl.select(pl.when(values.is_not_null()).then(found)).to_series()
 
 
 def _datetimes(column: pl.Series, codes: str) -> pl.Series:

@@ -23,7 +23,7 @@ def constant_labels(reports: Sequence[object]) -> list[str]:
     """Returns a line for each label that has one value in all rows of a split whose files were just made.
 
     All files of the split that preprocessing has made count, also those of an earlier run. Rows where the
-    label is missing don't count.
+    label is missing don't count. Files that say of themselves that they hold positives only are left out.
 
     reports: those on files are looked at
     Raises UserError for a file that can't be read any more.
@@ -33,7 +33,7 @@ def constant_labels(reports: Sequence[object]) -> list[str]:
     for folder in dict.fromkeys(path.parent for path in paths):
         for split in SPLITS:
             if any(path.parent == folder and path.name.startswith(split) for path in paths):
-                made = (path for path in sorted(folder.glob(f"{split}*.h5")) if stored_settings(path))
+                made = (path for path in sorted(folder.glob(f"{split}*.h5")) if _may_differ(path))
                 for label, value, missing in _constants(made):
                     rows = f"row of {split} where it is known" if missing else f"row of {split}"
                     found.append(
@@ -41,6 +41,11 @@ def constant_labels(reports: Sequence[object]) -> list[str]:
                         "check the input, and the label's `positive` or `threshold`"
                     )
     return found
+
+
+def _may_differ(path: Path) -> bool:
+    stored = stored_settings(path)
+    return stored is not None and not stored.get("positives_only")
 
 
 def _constants(files: Iterable[Path]) -> list[tuple[str, float, bool]]:

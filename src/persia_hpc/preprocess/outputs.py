@@ -33,6 +33,7 @@ PREPROCESS_VERSION = 3
 DIGEST_BYTES = 64 << 20
 ABSENT = ".absent"  # behind the name of a file whose input has no rows: its settings, as JSON
 OUTPUT_GLOBS = tuple(f"{split}*.h5{end}" for split in ("train", "valid", "test") for end in ("", ABSENT))
+ITEMS = "items.h5"  # a catalogue of items beside the samples
 VOCABULARIES = "vocabulary-*.csv"
 
 
@@ -137,9 +138,7 @@ class Outputs:
         return self._look()[0]
 
     def _look(self) -> tuple[list[str], list[str]]:
-        existing = {
-            p.name: stored_settings(p) for pattern in OUTPUT_GLOBS for p in self.directory.glob(pattern)
-        }
+        existing = {path.name: stored_settings(path) for path in self._present()}
         wanted = self._wanted
         same = {name for name, stored in existing.items() if stored is not None and _same(stored, wanted)}
         others = sorted(set(existing) - same)
@@ -153,6 +152,14 @@ class Outputs:
         missing = [name for name in self.names if name not in same and name not in absent]
         stale = [name for name in existing if name not in same or not self._ours(name)]
         return missing, stale + [path.name for path in self._old_vocabularies()]
+
+    def _present(self) -> list[Path]:
+        """Returns the files in the directory that training might read; a catalogue only if it is ours."""
+        found = [path for pattern in OUTPUT_GLOBS for path in self.directory.glob(pattern)]
+        items = self.directory / ITEMS
+        if items.exists() and (ITEMS in self.names or stored_settings(items) is not None):
+            found.append(items)
+        return found
 
     def _ours(self, name: str) -> bool:
         return name.removesuffix(ABSENT) in self.names
@@ -208,13 +215,17 @@ class Outputs:
         """Returns the schema of a file that names the encoding."""
         return replace(schema, encoding=self.encoding)
 
-    def write(self, schema: DatasetSchema, **options: Any) -> SplitWriter:
+    def write(
+        self, schema: DatasetSchema, others: Mapping[str, DatasetSchema] | None = None, **options: Any
+    ) -> SplitWriter:
         """Returns a writer for all files; `options` go to every `DatasetWriter`.
 
+        others: schemas of files that have another one
         Raises UserError if the directory can't be made.
         """
         make_directory(self.directory)
-        return SplitWriter(self, self.named(schema), options)
+        schemas = {name: self.named((others or {}).get(name, schema)) for name in self.names}
+        return SplitWriter(self, schemas, options)
 
     def remove_stale(self, keep: Collection[str] = ()) -> None:
         """Deletes files of an earlier run that this one didn't replace, since a glob would mix old and new.
@@ -225,13 +236,12 @@ class Outputs:
         """
         if not self._overwrite:
             return
-        for pattern in OUTPUT_GLOBS:
-            for path in self.directory.glob(pattern):
-                if path.name.removesuffix(ABSENT) in keep:
-                    continue
-                stored = stored_settings(path)
-                if stored is not None and not (self._ours(path.name) and _same(stored, self._wanted)):
-                    path.unlink(missing_ok=True)
+        for path in self._present():
+            if path.name.removesuffix(ABSENT) in keep:
+                continue
+            stored = stored_settings(path)
+            if stored is not None and not (self._ours(path.name) and _same(stored, self._wanted)):
+                path.unlink(missing_ok=True)
         for path in self._old_vocabularies():
             path.unlink(missing_ok=True)
 
@@ -239,21 +249,23 @@ class Outputs:
 class SplitWriter:
     """Writes batches to the outputs by file name; after an exception in its `with`, old files stay."""
 
-    def __init__(self, outputs: Outputs, schema: DatasetSchema, options: dict[str, Any]) -> None:
+    def __init__(self, outputs: Outputs, schemas: dict[str, DatasetSchema], options: dict[str, Any]) -> None:
         self._outputs = outputs
         self._stack = ExitStack()
-        self._schema = schema
+        self._schemas = schemas
         self._options = options
         self._writers: dict[str, DatasetWriter] = {}
         self._rows = dict.fromkeys(outputs.names, 0)
         self._labels = {name: np.zeros(3) for name in outputs.names}
 
     def __enter__(self) -> SplitWriter:
-        for name in self._outputs.names:
+        dtypes = self._options.pop("id_dtypes", None) or {}
+        for name, schema in self._schemas.items():
             self._writers[name] = self._stack.enter_context(
                 DatasetWriter(
                     self._outputs.directory / name,
-                    self._schema,
+                    schema,
+                    id_dtypes={key: kind for key, kind in dtypes.items() if key in schema.feature_names},
                     preprocessing=self._outputs.settings,
                     **self._options,
                 )

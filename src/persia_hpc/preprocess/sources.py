@@ -31,10 +31,22 @@ def _adult() -> Work:
     return Work(adult.AdultOptions, adult.prepare)
 
 
+def _amazon() -> Work:
+    from .amazon import prepare
+
+    return Work(prepare.AmazonOptions, prepare.prepare)
+
+
 def _criteo() -> Work:
     from .criteo import parallel, prepare
 
     return Work(prepare.CriteoOptions, prepare.prepare, parallel.prepare)
+
+
+def _kuairand() -> Work:
+    from . import kuairand
+
+    return Work(kuairand.KuaiRandOptions, kuairand.prepare)
 
 
 def _movielens() -> Work:
@@ -61,11 +73,20 @@ def _taobao_ad() -> Work:
     return Work(taobao_ad.TaobaoAdOptions, taobao_ad.prepare, taobao_ad.share)
 
 
+def _yambda() -> Work:
+    from .yambda import prepare
+
+    return Work(prepare.YambdaOptions, prepare.prepare, prepare.prepare)
+
+
 LOADERS: Mapping[str, Callable[[], Work]] = {
     "adult": _adult,
+    "amazon": _amazon,
     "criteo": _criteo,
+    "kuairand": _kuairand,
     "movielens": _movielens,
     "taobao_ad": _taobao_ad,
+    "yambda": _yambda,
     "table": _table,
     "synthetic": _synthetic,
 }

@@ -111,6 +111,28 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class Restore:
+    """Tells servers, by way of worker 0, to replace their rows by those of a checkpoint of the run.
+
+    They have them as they are after `step`. Each answers with `CheckpointMarked` when it is done.
+    """
+
+    KIND: ClassVar[Kind] = Kind.RESTORE
+    path: str
+    step: int
+
+    def pack(self) -> Packed:
+        """Returns the fields and arrays of the record."""
+        return Packed(self.KIND, self.step, arrays=[_bytes_of(self.path)])
+
+    @classmethod
+    def unpack(cls, record: Record) -> Restore:
+        """Returns the message in a record."""
+        (path,) = arrays_of(record, cls.KIND, 1)
+        return cls(_text_of(path), record.step)
+
+
+@dataclass(frozen=True)
 class StopRequest:
     """Asks workers to go no further than they must; each answers with `Issued`."""
 
@@ -182,7 +204,7 @@ class SegmentEnd(_OfStep):
 
 
 class CheckpointMarked(_OfStep):
-    """Reports that rows may change again: those of the checkpoint after `step` are kept aside."""
+    """Reports that rows may change: those of the checkpoint after `step` are kept aside, or are restored."""
 
     KIND: ClassVar[Kind] = Kind.CHECKPOINT_MARKED
 
@@ -208,4 +230,5 @@ def _file_info(fields: dict[str, Any]) -> FileInfo:
         name: tuple(value) if isinstance(value, list) else value for name, value in schema.items()
     }
     known = tuple(tuple(label) for label in fields["known_labels"])
-    return FileInfo(**{**fields, "schema": DatasetSchema(features, **names), "known_labels": known})
+    tuples = {"known_labels": known, "row_groups": tuple(fields["row_groups"])}
+    return FileInfo(**{**fields, **tuples, "schema": DatasetSchema(features, **names)})

@@ -51,6 +51,7 @@ class Kind(IntEnum):
     STOP_SIGNAL = 17
     CHECKPOINT_MARKED = 18
     PORTION = 19
+    RESTORE = 20
     CLOSE = records.CLOSE  # of the ring itself
 
 

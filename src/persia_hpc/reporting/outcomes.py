@@ -66,6 +66,7 @@ class TrainerOutcome:
     checkpoints: Mapping[str, Any]
     results: Mapping[str, Mapping[str, Any]]  # the last metrics of each split
     best: Mapping[str, Any] | None  # evaluation of the valid split
+    restored_step: int | None  # of `best`, if its rows and weights were loaded at the end
     follow: Mapping[str, Any] | None  # with `data.follow`, on trainer 0
     steady: Mapping[str, float]
     times: Times | None

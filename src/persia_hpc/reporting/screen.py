@@ -35,6 +35,9 @@ class Screen:
             self._print_line(
                 f"step {event['step']}: {event['samples']:,} samples in {event['files']} new files"
             )
+        elif event["event"] == "restore":
+            text = f"goes back to the best evaluation, of step {event['restored_step']}"
+            self._print_line(f"step {event['step']}: {text}")
         elif event["event"] == "train":
             self._train(event)
         elif event["event"] == "end" and self._bar is not None:

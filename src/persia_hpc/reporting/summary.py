@@ -131,6 +131,7 @@ def make_summary(config: Config, outcome: JobOutcome, *, mpi_library: str) -> di
         "test": trainer.results.get("test"),
         "progressive": trainer.results.get("progressive"),
         "best": trainer.best,
+        "restored_step": trainer.restored_step,
         "staleness": _staleness(config, outcome),
         "embedding": _embedding(outcome.servers),
         "follow": trainer.follow,

@@ -45,6 +45,7 @@ class FileInfo:
     weight_checked: bool
     # Of each label, if that is known: in how many rows it isn't missing, its least value there and its most.
     known_labels: tuple[tuple[float, float, float], ...] = ()
+    row_groups: tuple[int, ...] = ()  # of a Parquet file: the rows of each
 
 
 def scan(path: str) -> FileInfo:

@@ -119,7 +119,7 @@ def keep_encoding(patterns: Iterable[str], digest: str | None, directory: Path) 
     """
     if digest is None:
         return
-    for folder in dict.fromkeys(os.path.dirname(path) for path in _matches(patterns)):
+    for folder in dict.fromkeys(os.path.dirname(path) for path in matches(patterns)):
         found = Path(folder, ENCODING_FILE)
         if _stated_digest(found) == digest:
             try:
@@ -140,6 +140,7 @@ def _stated_digest(file: Path) -> str | None:
     return begin[1].decode() if begin else None
 
 
-def _matches(patterns: Iterable[str]) -> Iterator[str]:
+def matches(patterns: Iterable[str]) -> Iterator[str]:
+    """Yields the paths that match patterns of data files, in any order."""
     for pattern in map(os.path.expanduser, patterns):
         yield from glob.iglob(literal_first(pattern), recursive=True)

@@ -17,13 +17,15 @@ from persia_hpc.config import Config
 from persia_hpc.durable import PARTIAL
 from persia_hpc.errors import DataError, UserError
 from persia_hpc.patterns import literal_first
-from persia_hpc.samples.datafile import FileInfo, NoSamplesError, read_times, scan
+from persia_hpc.samples.datafile import FileInfo, NoSamplesError
 from persia_hpc.samples.encoding import check_encodings
+from persia_hpc.samples.formats import load_table, read_times, scan
 from persia_hpc.samples.identity import file_digest
 from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.samples.sequences import check_files
 from persia_hpc.samples.source import FileSource, check_agree, open_source
 from persia_hpc.samples.time_order import TimeOrder
+from persia_hpc.tasks import label_check
 
 END = "_END"  # a file of this name beside the data: what is there now is all
 MOST_COMPARED = 256  # files that were trained on, when a run resumes
@@ -70,6 +72,7 @@ class Follower:
         self._patterns = [os.path.abspath(os.path.expanduser(pattern)) for pattern in config.data.train]
         self._all_features = config.data.features is None
         self._sequences = config.features_of_sequences
+        self._table = load_table(config.data.schema)
         self.schema = schema  # with the encoding of the first file that names one
         self._taken = {file.path for portion in self.portions for file in portion}
 
@@ -88,7 +91,7 @@ class Follower:
         for path in paths:
             try:
                 info = self._scan(path)
-                first = int(read_times(path, 0, 1)[0]) if self.schema.has_time else None
+                first = int(read_times(path, 0, 1, self._table)[0]) if self.schema.has_time else None
                 found.append((info, TakenFile(path, info.num_samples, first, self._digest(info))))
                 self._adopt_encoding(info)
             except NoSamplesError:
@@ -127,7 +130,8 @@ class Follower:
         Raises UserError for damage, since no checkpoint is to blame.
         """
         try:
-            return file_digest(FileSource([info], self.schema, info.num_samples, binary_labels=False))
+            source = FileSource([info], self.schema, info.num_samples, binary_labels=False, table=self._table)
+            return file_digest(source)
         except DataError as error:
             raise UserError(str(error)) from error
 
@@ -168,10 +172,11 @@ class Follower:
         return self._scan(path)
 
     def _scan(self, path: str) -> FileInfo:
-        info = scan(path)
+        info = scan(path, self._table)
         before = FileInfo("the files before", 0, self.schema, True, True, True, True)
         check_agree(before, info, self.schema, all_features=self._all_features)
-        check_files([path], self.schema, self._sequences)
+        if not info.row_groups:
+            check_files([path], self.schema, self._sequences)
         check_encodings([(path, info.schema.encoding)], "the files before", self.schema.encoding)
         return info
 
@@ -213,7 +218,10 @@ def followed_schema(config: Config) -> DatasetSchema:
             "needs one to begin with, which tells features and columns"
         )
     sequences = config.features_of_sequences
-    return open_source([paths[0]], features=config.data.features, sequences=sequences).schema
+    source = open_source(
+        [paths[0]], features=config.data.features, sequences=sequences, schema_file=config.data.schema
+    )
+    return source.schema
 
 
 def portion_source(
@@ -222,5 +230,7 @@ def portion_source(
     """Returns the samples of a portion, in order of time if they have times and aren't shuffled."""
     total = sum(info.num_samples for info in infos)
     binary = config.binary_labels
-    files = FileSource(infos, schema, total, binary, config.features_of_sequences)
+    table = load_table(config.data.schema)
+    files = FileSource(infos, schema, total, binary, config.features_of_sequences, table)
+    files.check_labels_by(label_check(config, schema))
     return TimeOrder(files) if schema.has_time and not config.data.shuffle and infos else files

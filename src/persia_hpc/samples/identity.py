@@ -1,7 +1,8 @@
 """Tells whether samples are those of before, by digests of ranges of rows that are spread over all of them.
 
 A digest is of the values that training reads. So the same samples in other files, elsewhere, compressed in
-another way or with a column more, have the same digests. Small data are covered whole; of larger ones a
+another way or with a column more, have the same digests. Those of Parquet files cover their row groups too,
+which decide in which order samples are shuffled. Small data are covered whole; of larger ones a
 change between the ranges stays unnoticed.
 """
 
@@ -36,8 +37,9 @@ def sample_ranges(source: FileSource, most: int = MOST) -> tuple[SampleRange, ..
     Raises DataError for damage or invalid values in them.
     """
     ranges = []
+    groups = repr(source.row_groups).encode() if any(source.row_groups) else b""
     for begin, end in _bounds(source.num_samples, most):
-        digest = _digest(source.read(begin, end))
+        digest = _digest(source.read(begin, end), groups)
         ranges.append(SampleRange(begin, end, _path_of(source, begin), digest))
     source.close()
     return tuple(ranges)
@@ -72,8 +74,8 @@ def _bounds(num_samples: int, most: int) -> Iterator[tuple[int, int]]:
         yield begin, begin + rows
 
 
-def _digest(batch: SampleBatch) -> str:
-    total = hashlib.sha256()
+def _digest(batch: SampleBatch, groups: bytes) -> str:
+    total = hashlib.sha256(groups)
     for name, column in batch.ids.items():
         total.update(name.encode())
         for array in (column.values, column.offsets, column.weights):

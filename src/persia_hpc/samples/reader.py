@@ -1,8 +1,8 @@
 """Samples in the shuffled order of an epoch: the pure order, a reader of any positions, a read-ahead thread.
 
-A *block* is a run of `block_rows` consecutive rows. Blocks are shuffled over the whole dataset;
-`buffer_blocks` of them are a *window*, inside which all rows are shuffled. A *position* counts samples in
-that order.
+A *block* is a run of `block_rows` consecutive rows, or a row group of a Parquet file. Blocks are shuffled
+over the whole dataset; `buffer_blocks` of them are a *window*, inside which all rows are shuffled. A
+*position* counts samples in that order.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from persia_hpc.config import Config
 from persia_hpc.samples.batch import Rows, SampleBatch
-from persia_hpc.samples.source import Source
+from persia_hpc.samples.source import FileSource, Source
 from persia_hpc.samples.window import Buffer, Window, shuffled
 
 Token = TypeVar("Token")
@@ -51,10 +51,19 @@ class EpochOrder:
     seed: seed of the run, 0 or more.
     epoch: counts from 0; every epoch has its own order.
     shuffle: False gives the order of the dataset.
+    bounds: int64 [blocks + 1], rising, or None: where blocks begin and end that the data have by themselves.
+        As many of them are a window as, at their usual size, come nearest to `buffer_blocks` * `block_rows`.
     """
 
     def __init__(
-        self, num_samples: int, block_rows: int, buffer_blocks: int, seed: int, epoch: int, shuffle: bool
+        self,
+        num_samples: int,
+        block_rows: int,
+        buffer_blocks: int,
+        seed: int,
+        epoch: int,
+        shuffle: bool,
+        bounds: Rows | None = None,
     ) -> None:
         for name, value, least in (
             ("num_samples", num_samples, 0),
@@ -66,20 +75,22 @@ class EpochOrder:
             if value < least:
                 raise ValueError(f"{name}: got {value}, expected {least} or more")
         self.num_samples = num_samples
-        self._block_rows = block_rows
-        self._buffer_blocks = buffer_blocks
         self._seed = seed
         self._epoch = epoch
         self._shuffle = shuffle
-        num_blocks = -(-num_samples // block_rows)
+        if bounds is None:
+            num_blocks = -(-num_samples // block_rows)
+            bounds = np.minimum(np.arange(num_blocks + 1) * block_rows, num_samples)
+        else:
+            num_blocks = len(bounds) - 1
+            usual = int(np.sort(np.diff(bounds))[num_blocks // 2])  # the last one of a file may be shorter
+            buffer_blocks = max(1, round(block_rows * buffer_blocks / usual))
+        self._bounds = bounds
+        self._buffer_blocks = buffer_blocks
         self._blocks = _permutation(num_blocks, seed, epoch, 0) if shuffle else np.arange(num_blocks)
         self.num_windows = -(-num_blocks // buffer_blocks)
-        starts = np.minimum(np.arange(self.num_windows + 1) * buffer_blocks, num_blocks) * block_rows
-        if num_blocks:
-            # The last block, which may be short, can be in any window; those after it start earlier.
-            place = int(np.flatnonzero(self._blocks == num_blocks - 1)[0])
-            starts[place // buffer_blocks + 1 :] -= num_blocks * block_rows - num_samples
-        self._starts: Rows = starts
+        first = np.minimum(np.arange(self.num_windows + 1) * buffer_blocks, num_blocks)
+        self._starts: Rows = np.concatenate([[0], np.cumsum(np.diff(bounds)[self._blocks])])[first]
 
     def window_of(self, position: int) -> int:
         """Returns the window that holds this position, 0 <= position < num_samples."""
@@ -94,8 +105,7 @@ class EpochOrder:
         blocks = np.sort(self._blocks[window * self._buffer_blocks : (window + 1) * self._buffer_blocks])
         breaks = np.flatnonzero(np.diff(blocks) != 1) + 1
         return [
-            (int(run[0]) * self._block_rows, min((int(run[-1]) + 1) * self._block_rows, self.num_samples))
-            for run in np.split(blocks, breaks)
+            (int(self._bounds[run[0]]), int(self._bounds[run[-1] + 1])) for run in np.split(blocks, breaks)
         ]
 
     def window_permutation(self, window: int) -> Rows:
@@ -134,11 +144,13 @@ class BatchReader:
     """Reads any positions of any epoch; reading in ascending order decodes each row once. Not thread-safe.
 
     Holds about two windows: the one being read, permuted, and the next one, decoded in step with the position
-    so that no single read pays for all of it. A dataset of a single window is decoded once for all epochs.
+    so that no single read pays for all of it. After an epoch's last window that is the first of the next
+    epoch. A dataset of a single window is decoded once for all epochs.
 
     source: the samples.
     block_rows, buffer_blocks, seed, shuffle: see `EpochOrder`. Random blocks are read fastest when they are
-    whole chunks of the file.
+    whole chunks of the file; those of Parquet files are their row groups.
+    epochs: how many follow one another; beyond them nothing is decoded ahead.
     complete: gets each batch that is read, its epoch and first position, and returns it with more columns.
     """
 
@@ -150,6 +162,7 @@ class BatchReader:
         buffer_blocks: int,
         seed: int,
         shuffle: bool,
+        epochs: int = 1,
         complete: Complete | None = None,
     ) -> None:
         self._source = source
@@ -158,11 +171,14 @@ class BatchReader:
         self._buffer_blocks = buffer_blocks
         self._seed = seed
         self._shuffle = shuffle
+        self._epochs = epochs
+        self._bounds = source.block_bounds(block_rows) if isinstance(source, FileSource) else None
         self._order = self._make_order(0)
         self._epoch = 0
         self._window = -1
         self._samples: SampleBatch | None = None  # of the window, in the order of positions
-        self._next_window = -1
+        self._following: EpochOrder | None = None  # of the epoch after this one
+        self._next_window = 0, -1  # epoch, and window in it
         self._next: Window | None = None
         self._buffer = Buffer()
 
@@ -186,11 +202,10 @@ class BatchReader:
         if begin == end:
             return self._source.read(0, 0)
         if epoch != self._epoch:
-            self._order = self._make_order(epoch)
-            self._epoch = epoch
+            following = self._following if epoch == self._epoch + 1 else None
+            self._order = following or self._make_order(epoch)
+            self._epoch, self._following = epoch, None
             self._window, self._samples = -1, None
-            if not self._single:
-                self._next_window, self._next = -1, None
         parts = []
         while begin < end:
             window = self._order.window_of(begin)
@@ -203,7 +218,13 @@ class BatchReader:
 
     def _make_order(self, epoch: int) -> EpochOrder:
         return EpochOrder(
-            self._source.num_samples, self._block_rows, self._buffer_blocks, self._seed, epoch, self._shuffle
+            self._source.num_samples,
+            self._block_rows,
+            self._buffer_blocks,
+            self._seed,
+            epoch,
+            self._shuffle,
+            self._bounds,
         )
 
     def _window_samples(self, window: int) -> SampleBatch:
@@ -211,13 +232,13 @@ class BatchReader:
             self._samples = None  # makes room first
             # All at once: batches are then plain slices. Gathering rows for each batch would give up the
             # interpreter's lock dozens of times a batch, and wait for a busy main thread each time.
-            samples = self._decoding(window).batch()
+            samples = self._decoding(self._order, self._epoch, window).batch()
             if self._single and self._shuffle:
                 samples = shuffled(samples, self._order.window_permutation(window))
             self._samples = _read_only(samples)
             self._window = window
             if not self._single:
-                self._next_window, self._next = -1, None
+                self._next = None
         return self._samples
 
     @property
@@ -225,20 +246,26 @@ class BatchReader:
         """One window holds all: it is kept as it is in the files, for the permutations of all epochs."""
         return self._order.num_windows == 1
 
-    def _decoding(self, window: int) -> Window:
-        if self._next is None or self._next_window != window:
+    def _decoding(self, order: EpochOrder, epoch: int, window: int) -> Window:
+        if self._next is None or (self._next_window != (epoch, window) and not self._single):
             shuffle = self._shuffle and not self._single
-            permutation = self._order.window_permutation(window) if shuffle else None
-            self._next = Window(self._source, self._order.window_runs(window), permutation, self._buffer)
-            self._next_window = window
+            permutation = order.window_permutation(window) if shuffle else None
+            self._next = Window(self._source, order.window_runs(window), permutation, self._buffer)
+            self._next_window = epoch, window
         return self._next
 
     def _decode_ahead(self, position: int) -> None:
-        following = self._window + 1
-        if following < self._order.num_windows:
-            start, stop = self._order.window_range(self._window)
-            begin, end = self._order.window_range(following)
-            self._decoding(following).decode_ahead((position - start) * (end - begin) // (stop - start))
+        order, epoch, following = self._order, self._epoch, self._window + 1
+        if following == order.num_windows:
+            if self._single or epoch + 1 >= self._epochs:
+                return
+            if self._following is None:
+                self._following = self._make_order(epoch + 1)
+            order, epoch, following = self._following, epoch + 1, 0
+        start, stop = self._order.window_range(self._window)
+        begin, end = order.window_range(following)
+        ahead = (position - start) * (end - begin) // (stop - start)
+        self._decoding(order, epoch, following).decode_ahead(ahead)
 
 
 def _read_only(batch: SampleBatch) -> SampleBatch:
@@ -260,6 +287,7 @@ def split_reader(config: Config, split: str, source: Source, complete: Complete 
         buffer_blocks=data.buffer_blocks,
         seed=config.seed,
         shuffle=data.shuffle and split == "train",
+        epochs=config.train.epochs if split == "train" and not data.follow else 1,
         complete=complete,
     )
 

@@ -1,4 +1,4 @@
-"""Where samples come from: the `Source` protocol, and HDF5 files that read as one."""
+"""Where samples come from: the `Source` protocol, and dataset files that read as one."""
 
 from __future__ import annotations
 
@@ -6,20 +6,28 @@ import glob
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
-from persia_hpc.errors import UserError
+from persia_hpc.errors import DataError, UserError
 from persia_hpc.patterns import literal_first
-from persia_hpc.samples.batch import SampleBatch
-from persia_hpc.samples.datafile import FileInfo, OpenFile, scan
+from persia_hpc.samples.batch import Rows, SampleBatch
+from persia_hpc.samples.datafile import FileInfo
 from persia_hpc.samples.encoding import check_encodings
+from persia_hpc.samples.formats import RowFile, is_parquet, load_table, open_file, read_times, scan
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from persia_hpc.samples.sequences import NO_SEQUENCES, Sequences, check_columns, check_files, usable
+from persia_hpc.samples.validity import InvalidRowError
+
+LabelCheck = Callable[[npt.NDArray[np.float32]], object]  # raises InvalidRowError
+
+if TYPE_CHECKING:
+    from persia_hpc.preprocess.table.schema import TableSchema
 
 MAX_OPEN_FILES = 64
 CHUNK_CACHE_BYTES = 128 << 20  # for all open files together; holds small datasets whole
@@ -54,14 +62,17 @@ class FileSource:
         num_samples: int,
         binary_labels: bool,
         sequences: Sequences = NO_SEQUENCES,
+        table: TableSchema | None = None,
     ) -> None:
         self._infos = tuple(infos)
+        self._table = table
         self._schema = schema
         self._num_samples = num_samples
         self._binary_labels = binary_labels
         self._sequences = usable(schema, sequences)
+        self._check_labels: LabelCheck | None = None
         self._starts = np.cumsum([0, *(info.num_samples for info in infos)])
-        self._open: OrderedDict[int, OpenFile] = OrderedDict()
+        self._open: OrderedDict[int, RowFile] = OrderedDict()
         self._cache_bytes = CHUNK_CACHE_BYTES // max(1, min(len(infos), MAX_OPEN_FILES))
         self._lock = threading.Lock()
         self._process = os.getpid()
@@ -82,6 +93,10 @@ class FileSource:
         used = np.minimum(self._starts[1:], self._num_samples) - self._starts[:-1]
         return tuple((info.path, int(n)) for info, n in zip(self._infos, used, strict=True) if n > 0)
 
+    def check_labels_by(self, check: LabelCheck | None) -> None:
+        """Lets `check` see the labels [B, L] of all that is read, to refuse what losses can't take."""
+        self._check_labels = check
+
     def read(self, begin: int, end: int) -> SampleBatch:
         """Returns the rows [begin, end), counted over all files.
 
@@ -96,12 +111,49 @@ class FileSource:
             for i in range(first, len(self._infos)):
                 start, stop = int(self._starts[i]), int(self._starts[i + 1])
                 part = self._file(i).read(begin - start, min(end, stop) - start)
-                check_columns(part.ids, self._sequences, self._infos[i].path, begin - start)
+                path = self._infos[i].path
+                check_columns(part.ids, self._sequences, path, begin - start)
+                try:
+                    if self._check_labels is not None:
+                        self._check_labels(part.labels)
+                except InvalidRowError as error:
+                    raise DataError(f"{path}: row {begin - start + error.row}: {error.problem}") from None
                 parts.append(part)
                 if end <= stop:
                     break
                 begin = stop
         return SampleBatch.concatenate(parts)
+
+    def block_bounds(self, block_rows: int) -> Rows | None:
+        """Returns where blocks begin and end if they are row groups, which are decoded as a whole; else None.
+
+        Successive row groups of one file are one block while they have `block_rows` rows together at most.
+        Shapes: int64 [blocks + 1].
+        """
+        if not any(self.row_groups):
+            return None
+        sizes: list[int] = []
+        for info in self._infos:
+            first = len(sizes)
+            whole, rest = divmod(info.num_samples, block_rows)
+            for rows in info.row_groups or (*[block_rows] * whole, rest):
+                if len(sizes) > first and sizes[-1] + rows <= block_rows:
+                    sizes[-1] += rows
+                else:
+                    sizes.append(rows)
+        return np.unique(np.minimum(np.cumsum([0, *sizes]), self._num_samples))
+
+    @property
+    def row_groups(self) -> tuple[tuple[int, ...], ...]:
+        """Returns the rows of each row group of each file, () for a file that has none."""
+        return tuple(info.row_groups for info in self._infos)
+
+    def read_times(self) -> Rows:
+        """Returns the times of all rows, for data that have times.
+
+        Raises DataError if they can't be read.
+        """
+        return np.concatenate([read_times(path, 0, rows, self._table) for path, rows in self.files])
 
     @property
     def encodings(self) -> tuple[tuple[str, str | None], ...]:
@@ -123,7 +175,7 @@ class FileSource:
             while self._open:
                 self._open.popitem()[1].close()
 
-    def _file(self, i: int) -> OpenFile:
+    def _file(self, i: int) -> RowFile:
         if self._process != os.getpid():
             # HDF5 handles and file positions must not be shared with the parent process.
             self._open.clear()
@@ -134,7 +186,8 @@ class FileSource:
             if len(self._open) >= MAX_OPEN_FILES:
                 self._open.popitem(last=False)[1].close()
             info = self._infos[i]
-            self._open[i] = OpenFile(info, self._schema.features, self._binary_labels, self._cache_bytes)
+            features, binary = self._schema.features, self._binary_labels
+            self._open[i] = open_file(info, features, binary, self._cache_bytes, self._table)
         return self._open[i]
 
 
@@ -145,6 +198,8 @@ def open_source(
     limit: int | None = None,
     binary_labels: bool = False,
     sequences: Sequences = NO_SEQUENCES,
+    schema_file: str | None = None,
+    labels: bool = True,
 ) -> FileSource:
     """Opens dataset files as one source; reads only their headers. Not collective.
 
@@ -154,13 +209,17 @@ def open_source(
     limit: use only the first rows.
     binary_labels: check that every label is 0 or 1, in files whose writer hasn't checked it.
     sequences: features that must have the same number of ids in each sample, by the name of their sequence.
+    schema_file: what the columns of Parquet files are (`data.schema`).
+    labels: False for data that are only scored: Parquet files need no columns of labels then.
 
     Raises UserError for a pattern without a match, a file that isn't a dataset or has no samples, files that
     don't fit together or name different encodings, and a missing feature.
     """
     if limit is not None and limit < 1:
         raise UserError(f"limit: got {limit}, expected 1 or more rows, or none at all for all rows")
-    infos = [scan(path) for path in _expand(patterns)]
+    paths = _expand(patterns)
+    table = load_table(schema_file, labels=labels) if any(map(is_parquet, paths)) else None
+    infos = [scan(path, table) for path in paths]
     schema = infos[0].schema
     if features is not None:
         schema = replace(schema, features=tuple(_find(infos, name) for name in features))
@@ -168,14 +227,14 @@ def open_source(
     for info in infos[1:]:
         check_agree(infos[0], info, schema, all_features=features is None)
     named = next((info for info in infos if info.schema.encoding is not None), infos[0])
-    check_files([info.path for info in infos], schema, sequences)
+    check_files([info.path for info in infos if not info.row_groups], schema, sequences)
     encoding = named.schema.encoding
     check_encodings([(info.path, info.schema.encoding) for info in infos], named.path, encoding)
     total = sum(info.num_samples for info in infos)
     lengths = tuple(_with_mean_length(infos, f) for f in schema.features)
     schema = replace(schema, features=lengths, encoding=encoding)
     total = total if limit is None else min(limit, total)
-    return FileSource(infos, schema, total, binary_labels, sequences)
+    return FileSource(infos, schema, total, binary_labels, sequences, table)
 
 
 def check_scorable(source: FileSource, trained: DatasetSchema, whose: str, *, labels: bool) -> None:
@@ -240,8 +299,10 @@ def _expand(patterns: Sequence[str]) -> list[str]:
 
 
 def _with_mean_length(infos: Sequence[FileInfo], feature: FeatureSchema) -> FeatureSchema:
-    values = sum((info.schema.feature(feature.name).mean_length or 0) * info.num_samples for info in infos)
-    return replace(feature, mean_length=values / sum(info.num_samples for info in infos))
+    means = [info.schema.feature(feature.name).mean_length for info in infos]
+    values = [mean * info.num_samples for mean, info in zip(means, infos, strict=True) if mean is not None]
+    known = len(values) == len(infos)
+    return replace(feature, mean_length=sum(values) / sum(i.num_samples for i in infos) if known else None)
 
 
 def _find(infos: Sequence[FileInfo], name: str) -> FeatureSchema:

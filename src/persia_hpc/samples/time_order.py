@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from persia_hpc.samples.batch import Rows, SampleBatch
-from persia_hpc.samples.datafile import read_times
 from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.samples.source import FileSource
 
@@ -61,5 +60,5 @@ class TimeOrder:
         self._files.close()
 
     def _find_order(self) -> Rows | None:
-        times = np.concatenate([read_times(path, 0, rows) for path, rows in self._files.files])
+        times = self._files.read_times()
         return None if (times[1:] >= times[:-1]).all() else np.argsort(times, kind="stable")

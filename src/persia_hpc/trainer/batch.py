@@ -36,6 +36,7 @@ class FeatureSpec:
     shares: str | None = None  # the feature whose bag offsets are its own
     weighted: bool = False  # its ids have weights
     like: str | None = None  # the feature of the catalogue that its ids are drawn for (`sampled`)
+    max_length: int | None = None  # so many ids of a sample are kept at most
 
     @property
     def bags(self) -> str:
@@ -217,6 +218,7 @@ def make_inputs(layout: Layout, schema: DatasetSchema, catalogue: tuple[str, ...
             shares=f.shares,
             weighted=f.weighted,
             like=f.like,
+            max_length=f.max_length,
         )
         for f in layout.features
     )

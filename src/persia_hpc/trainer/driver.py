@@ -28,6 +28,7 @@ from .dense.state import seed_generators
 from .label_metrics import known_auc
 from .losses import make_loss
 from .metrics import Metrics, load_metrics
+from .restoring import restore
 from .retrieval import Matches, RetrievalLoss, check_matches, check_model
 from .run_state import DriverState
 from .session import Session
@@ -119,6 +120,7 @@ class Driver:
         self.plateau = None if config.train.plateau is None else Plateau(config.train.plateau, metrics)
         self.best = Watch(best_metric(config.train))
         self.keeps_best = keeps_best(config.train)
+        self._parts: list[tuple[Tensor, Tensor]] = []  # of the step under way
         self._recent: deque[tuple[Tensor, Tensor, Tensor]] = deque()
         self._recent_samples = 0
         self._staleness: deque[int] = deque(maxlen=100)
@@ -169,8 +171,24 @@ class Driver:
         if self.config.train.evaluate_at_end and session.interrupted is None:
             if "valid" in session.schedules and self._evaluated != session.step_number:
                 self._evaluate_valid(due=False)
+            if self._restore_best():
+                self._report("valid", session.evaluate(split="valid"))
             if "test" in session.schedules:
                 self._report("test", session.evaluate(split="test"))
+
+    def _restore_best(self) -> bool:
+        """Takes the run back to its best evaluation, if it is to end with that and isn't there.
+
+        Collective over trainers.
+        """
+        session, best = self.session, self.best
+        if not self.config.train.restore_best or best.best is None or best.step == session.step_number:
+            return False
+        if self.config.train.save:
+            session.save(full=True)  # from which the run can be continued
+        restore(session, best.step)
+        self._log({"event": "restore", "step": session.step_number, "restored_step": best.step})
+        return True
 
     def outputs(self, session: Session, batch: Batch) -> tuple[Tensor | Matches, Tensor]:
         """Returns what the loss takes of a training batch, and its logits.
@@ -286,7 +304,8 @@ class Driver:
         return {**self.best.state(), "checkpoint": step_name(self.best.step) if self.keeps_best else None}
 
     def _report(self, split: str, metrics: Metrics, uncounted: Sequence[str] = ()) -> None:
-        event = {"event": "evaluate", "split": split, "step": self.session.step_number, **metrics}
+        step = self.session.state.restored_step or self.session.step_number
+        event = {"event": "evaluate", "split": split, "step": step, **metrics}
         if self.plateau is not None:
             event["rate_factor"] = self.plateau.factor
         self._log({**event, "uncounted": list(uncounted)} if uncounted else event)
@@ -297,9 +316,14 @@ class Driver:
         if not self.callbacks and not self.loggers:
             return
         session = self.session
+        self._parts.append((logits.detach()[:, 0], batch.labels[:, 0]))
+        if session.step_number < batch.step:  # more parts of the step follow
+            return
+        scores, labels = (torch.cat(column) for column in zip(*self._parts, strict=True))
+        self._parts = []
         if not session.state.last_skipped:
-            self._recent.append((logits.detach()[:, 0], batch.labels[:, 0], session.loss))
-            self._recent_samples += batch.num_samples
+            self._recent.append((scores, labels, session.loss))
+            self._recent_samples += len(scores)
         while self._recent_samples > RECENT_SAMPLES and len(self._recent) > 1:
             self._recent_samples -= len(self._recent.popleft()[0])
         self._staleness.append(session.last_staleness)

@@ -78,6 +78,12 @@ class BatchStream(Protocol):
     def wait_for_checkpoint(self, give_up: Callable[[], bool]) -> None:
         """Waits, on trainer 0 only, until all servers have written the checkpoint or `give_up()` is True."""
 
+    def restore(self, directory: str, step: int) -> None:
+        """Replaces all rows, on trainer 0 only, by those of a checkpoint of this run; waits for that.
+
+        step: after which they are replaced; no gradient may be in flight.
+        """
+
     def wait_until(self, done: Callable[[], bool], what: str | None) -> None:
         """Waits until `done` returns True, which may take long; serves rings and watchdog meanwhile.
 

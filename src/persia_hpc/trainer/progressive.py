@@ -34,8 +34,8 @@ class Progressive:
         self._wanted = replace(wanted, slices=())  # training batches don't bring their ids
         self._peers = peers
         self._state = state
-        self._scored: _Scored | None = None  # of the step under way
-        self._steps: deque[tuple[int, _Scored | None]] = deque()  # samples of all trainers; this one's
+        self._scored: list[_Scored] = []  # of the parts of the step under way
+        self._steps: deque[tuple[int, list[_Scored]]] = deque()  # samples of all trainers; this one's
         self._samples = 0
 
     def score(self, batch: Batch, logits: Tensor) -> Tensor:
@@ -47,12 +47,12 @@ class Progressive:
             weight, group = (None if c is None else c.clone() for c in (batch.weight, batch.group))
             # Copies: a loop of the user's own may change its tensors.
             flat = logits.detach().reshape(batch.num_samples, -1)
-            self._scored = (flat.clone(), batch.labels.clone(), weight, group)
+            self._scored.append((flat.clone(), batch.labels.clone(), weight, group))
         return logits
 
     def finish_step(self, batch: RowBatch, *, good: bool) -> None:
         """Puts the scored batch into the window if its step was `good`, and drops what is too old."""
-        scored, self._scored = self._scored, None
+        scored, self._scored = self._scored, []
         if not self._size or not good:
             return
         self._steps.append((batch.num_global, scored))
@@ -67,10 +67,8 @@ class Progressive:
         Raises MetricError, on every trainer, for a custom metric that fails.
         """
         predictions = Predictions(self._wanted)
-        for _, scored in self._steps:
-            if scored is not None:
-                logits, labels, weight, group = scored
-                others = (None if c is None else c.cpu().numpy() for c in (weight, group))
-                predictions.add(logits.cpu().numpy(), labels.cpu().numpy(), *others)
+        for logits, labels, weight, group in (scored for _, parts in self._steps for scored in parts):
+            others = (None if c is None else c.cpu().numpy() for c in (weight, group))
+            predictions.add(logits.cpu().numpy(), labels.cpu().numpy(), *others)
         found = predictions.metrics(self._peers, self._state, "progressive")
         return found if found["samples"] else {}

@@ -106,7 +106,8 @@ def check_model(model: nn.Module, why: str) -> None:
     if missing:
         raise UserError(
             f"{why} needs a retrieval model, but {type(model).__name__} has no method {missing[0]!r}; use "
-            'model.class = "two_tower", or a module of your own with queries, items and matches'
+            'model.class = "two_tower", "sasrec" or "hstu" without `hidden`, or a module of your own with '
+            "queries, items and matches"
         )
 
 

@@ -47,6 +47,7 @@ class RunState:
     skipped_in_row: int = 0  # the last ones, but for those that searched for a loss scale
     segment_last: int | None = None  # the last step of the segment that is under way
     loss: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(()))  # mean of the last batch
+    restored_step: int | None = None  # of the best evaluation, whose rows and weights are there now
     last_staleness: int = 0  # steps whose updates the last batch missed
 
     @property

@@ -211,6 +211,10 @@ class Saver:
             raise files.writing_failed(self._run_dir / BEST, error) from error
         return there or best is None
 
+    def directory(self, step: int) -> Path:
+        """Returns where the checkpoint after a step is, if there is one."""
+        return self._run_dir / step_name(step)
+
     def poll(self) -> None:
         """Notes, on trainer 0, what has been written.
 

@@ -20,6 +20,7 @@ from persia_hpc.protocol.commands import (
     Evaluate,
     Issued,
     Portion,
+    Restore,
     Segment,
     SegmentEnd,
     StopAt,
@@ -235,6 +236,16 @@ class RingStream:
             lambda: self.checkpoint_written() or give_up(),
             "the servers, by way of embedding worker 0, to write the checkpoint",
             patient=True,  # they are as fast as the file system
+        )
+
+    def restore(self, directory: str, step: int) -> None:
+        self._checkpoints_begun += 1
+        self._checkpoints_done += 1  # nothing is written
+        send(self._senders[0], Restore(directory, step))
+        self._wait(
+            lambda: self._checkpoints_marked == self._checkpoints_begun,
+            "the servers, by way of embedding worker 0, to read the best checkpoint",
+            patient=True,  # as fast as the file system
         )
 
     def wait_until(self, done: Callable[[], bool], what: str | None) -> None:

@@ -30,8 +30,8 @@ from .following import Around, Following
 from .interfaces import BatchStream, DenseSync, Peers
 from .metrics import Wanted
 from .outbox import Outbox
+from .parts import Parts, part_size
 from .pooling.embed import Pooling
-from .pooling.gradients import RowGradients
 from .progress import Progress
 from .progressive import Progressive
 from .ranker import Ranker, Wrap
@@ -92,7 +92,7 @@ class Session(Progress):
         num_steps = self.num_steps if "train" in schedules else 1
         self.updates = Updates(config.train, num_steps, self.precision, reducer)
         self._resume, self._initial = resume, initial
-        self._current: tuple[RowBatch, RowGradients, Tensor | None] | None = None  # the last: weights
+        self._current: Parts | None = None  # of the step under way
         self._pool_began: float | None = None
         self._yielded = 0.0
         self._stop_told = False
@@ -115,7 +115,8 @@ class Session(Progress):
         train = self.config.train
         self._buffers = Buffers(model, always=train.cuda_graphs or train.compile)
         warn = self.skips.warn if self.trainer_rank == 0 else None  # one line for all
-        self._forward = Forward(model, train, self.inputs, self.device, self.full_batch, self.state, warn)
+        size = part_size(self.full_batch, train.accumulate) if self.full_batch else 0
+        self._forward = Forward(model, train, self.inputs, self.device, size, self.state, warn)
         self.optimizer = optimizer = self.updates.attach(model, optimizer, self._resume)
         # From here on trainers draw their own random numbers (dropout).
         seed_generators(trainer_seed(self.config.seed, self.trainer_rank))
@@ -135,9 +136,10 @@ class Session(Progress):
 
     def batches(self, split: str = "train", *, steps: int | None = None) -> Iterator[Batch]:
         """Yields this trainer's batches of the next `steps` steps (default: all that are left).
-        After each batch `step` must be called. Evaluation is possible between two calls, and inside one after
-        every `train.evaluate_every` steps (0: at the end of each epoch). Begins due checkpoints. A trainer
-        without samples in a step (the end of an epoch) gets no batch, but takes part in AllReduce.
+        After each batch `step` must be called; with `train.accumulate` a step has several. Evaluation is
+        possible between two calls, and inside one after every `train.evaluate_every` steps (0: at the end of
+        each epoch). Begins due checkpoints. A trainer without samples in a step (the end of an epoch) gets no
+        batch, but takes part in AllReduce.
         Collective over trainers.
         Raises UserError for wrong calls, TrainingEndedError if called again after the run was stopped.
         """
@@ -194,16 +196,15 @@ class Session(Progress):
             batch, gradients = self.pooling.embed(row_batch, training=True, pooled=pooled)
             on_backward(batch, self._reach_pooling)
             self._yielded = self.phases.add("pool", begin, number)
-            weight = None if batch.weight is None else batch.weight.clone()  # a model may change its batch
-            self._current = (row_batch, gradients, weight)
+            self._current = parts = Parts(row_batch, gradients, batch, self.config.train.accumulate)
             self.state.last_staleness = row_batch.staleness
-            if batch.num_samples:
-                yield batch
-                if self._current is not None:
+            for part in parts:
+                yield part
+                if parts.part is not None:
                     raise UserError(
                         f"session.step was not called for step {number}: each batch needs it, others wait"
                     )
-            else:
+            if not batch.num_samples:
                 self._finish_step()
         self.state.segment_last = None
         self.stream.end_segment()
@@ -218,31 +219,26 @@ class Session(Progress):
         """
         if self.model is None:
             raise UserError("session.step was called before session.prepare(model): nothing would be trained")
-        if self._current is None:
+        current = self._current
+        if current is None or (part := current.part) is None:
             raise UserError(
                 "session.step was called without a batch; call it once for each of session.batches"
             )
-        row_batch, gradients, weight = self._current
-        begin = self.phases.add("forward", self._yielded, row_batch.step)
-        # Divided by the samples of all trainers: so AllReduce's sum is exact with uneven parts.
-        if losses.dim() == 0:
-            total = losses * (row_batch.num_samples / row_batch.num_global)
-        else:
-            per_sample = losses.reshape(row_batch.num_samples, -1).mean(dim=1)
-            total = (per_sample if weight is None else per_sample * weight).sum() / row_batch.num_global
+        step = current.row_batch.step
+        begin = self.phases.add("forward", self._yielded, step)
         self._pool_began = None
-        self.reducer.begin()
-        self.precision.backward(total, gradients)
+        current.backward(losses, self.reducer, self.precision)
         end = time.perf_counter()
         pool_began = self._pool_began or end
-        self.phases.add("backward", begin, row_batch.step, pool_began)
-        self.phases.add("pool", pool_began, row_batch.step, end)
-        self.state.loss = total.detach() * (row_batch.num_global / row_batch.num_samples)
-        self._finish_step()
+        self.phases.add("backward", begin, step, pool_began)
+        self._yielded = self.phases.add("pool", pool_began, step, end)
+        if part.last:
+            self.state.loss = current.mean_loss
+            self._finish_step()
 
     def _finish_step(self) -> None:
         assert self._current is not None
-        row_batch, gradients, _ = self._current
+        row_batch, gradients = self._current.row_batch, self._current.gradients
         self._current = None
         number, reducer = row_batch.step, self.reducer
         loss = self.state.loss if row_batch.num_samples else None
@@ -326,7 +322,7 @@ class Session(Progress):
             raise UserError(
                 f"there is no split {split!r} to evaluate; data.{split} is not set (there is: {known})"
             )
-        if self._current is not None:
+        if self._current is not None and self._current.part is not None:
             raise UserError(
                 "session.evaluate was called between a batch and its session.step; call step first"
             )

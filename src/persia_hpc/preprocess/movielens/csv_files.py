@@ -42,11 +42,12 @@ class Movies:
 
 @dataclass(frozen=True)
 class CsvRatings:
-    """Holds the ratings of a task in file order; `movies` [N] are positions in `catalogue`."""
+    """Holds ratings in file order; `movies` [N] are positions in `catalogue`, `stars` [N] are doubled."""
 
-    users: npt.NDArray[np.uint64]
+    users: Ids
     movies: npt.NDArray[np.int64]
     labels: npt.NDArray[np.float32]
+    stars: npt.NDArray[np.uint8]
     time: npt.NDArray[np.int64] | None
     catalogue: Movies
 
@@ -56,9 +57,9 @@ class CsvRatings:
         return DatasetSchema(FEATURES, (), ("liked",), has_time=self.time is not None)
 
     @property
-    def num_samples(self) -> int:
-        """Is the number of ratings, N."""
-        return len(self.labels)
+    def movie_ids(self) -> Ids:
+        """Is the movie of each rating [N], by its id."""
+        return self.catalogue.ids[self.movies]
 
     def take(self, rows: Rows) -> SampleBatch:
         """Returns the samples of `rows` [R], in this order."""
@@ -110,15 +111,16 @@ def _read_movies(path: Path) -> Movies:
     return Movies(joined[order], IdColumn.from_lengths(values, counts).take(order))
 
 
-def read_ratings(ratings: Path, movies: Path, task: str) -> CsvRatings:
+def read_ratings(ratings: Path, movies: Path, task: str, *, whole: bool = False) -> CsvRatings:
     """Returns the samples of a task.
 
-    The task `ctr` leaves out ratings of 3 and labels those above as liked; `all` keeps every rating and
-    labels those from 4 on as liked. All ratings are held in memory, at most about 100 bytes each.
+    The task `ctr` leaves out ratings of 3, unless `whole`, and labels those above as liked; all others keep
+    every rating and label those from 4 on as liked. All ratings are held in memory, at most about 100 bytes
+    each.
     Raises UserError for files without rows, and for a line of another layout, with its number.
     """
     catalogue = _read_movies(movies)
-    users, places, labels, times = [], [], [], []
+    users, places, labels, doubled, times = [], [], [], [], []
     for source in _frames(ratings, [{**RATINGS, **TIMESTAMP}, RATINGS], quoted=False):
         rating = source.frame["rating"].to_numpy()
         stars = (rating >= 0.5) & (rating <= 5) & (rating * 2 == np.floor(rating * 2))
@@ -127,13 +129,21 @@ def read_ratings(ratings: Path, movies: Path, task: str) -> CsvRatings:
         movie = source.frame["movieId"].to_numpy().view(np.uint64)
         place = np.minimum(np.searchsorted(catalogue.ids, movie), len(catalogue.ids) - 1)
         source.refuse(catalogue.ids[place] != movie, "movieId", f"a movie that {movies.name} has")
-        keep = rating != 3 if task == "ctr" else np.ones(len(rating), bool)
+        keep = rating != 3 if task == "ctr" and not whole else np.ones(len(rating), bool)
         users.append(source.frame["userId"].to_numpy()[keep].astype(np.uint64))
         places.append(place[keep])
         labels.append((rating[keep] > 3 if task == "ctr" else rating[keep] >= 4).astype(np.float32))
+        doubled.append((2 * rating[keep]).astype(np.uint8))
         if "timestamp" in source.frame.columns:
             times.append(source.frame["timestamp"].to_numpy()[keep])
     if not users:
         raise UserError(f"{ratings}: got no ratings, expected at least one")
     time = np.concatenate(times) if times else None
-    return CsvRatings(np.concatenate(users), np.concatenate(places), np.concatenate(labels), time, catalogue)
+    return CsvRatings(
+        np.concatenate(users),
+        np.concatenate(places),
+        np.concatenate(labels),
+        np.concatenate(doubled),
+        time,
+        catalogue,
+    )

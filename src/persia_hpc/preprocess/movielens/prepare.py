@@ -6,27 +6,30 @@ Ids of user, movie, age, occupation and year are the files' numbers; those of ge
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess.columns import split_lists
 from persia_hpc.preprocess.frames import Frame, parse
+from persia_hpc.preprocess.histories import Timeline
 from persia_hpc.preprocess.ids import MISSING_ID, Ids, string_ids
 from persia_hpc.preprocess.lines import num_newlines, read_blocks
-from persia_hpc.preprocess.outputs import FileReport, Outputs, input_identity
+from persia_hpc.preprocess.outputs import ITEMS, FileReport, Outputs, input_identity
 from persia_hpc.preprocess.splitting import SPLITS, boundaries, check_fractions
 from persia_hpc.samples.batch import IdColumn, Rows, SampleBatch
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 
 from . import csv_files as movielens_csv
+from .sequences import GAP, HISTORY, RATING, Ratings, Sequences, catalogue
 
-TASKS = ("ctr", "all")
+TASKS = ("ctr", "all", "next_item")
 SPLITS_BY = ("random", "time", "user")
 SOURCE = "MovieLens (GroupLens), research use only"
 BLOCK_ROWS = 65_536
@@ -60,6 +63,9 @@ class MovieLensOptions:
 
     input: directory with ratings.dat (or ratings_no_timestamp.dat), users.dat and movies.dat of 1M, or with
     ratings.csv and movies.csv of 20M or 25M
+    history: the most earlier ratings that a sample has; None: none, or all with the task `next_item`
+    hold_out: with `next_item`, how many of each user's last ratings are no training targets: the test (1),
+    and for validation the one before (2)
     """
 
     out: Path
@@ -69,6 +75,46 @@ class MovieLensOptions:
     seed: int = 1
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
     overwrite: bool = False
+    history: int | None = None
+    hold_out: int = 1
+
+    @property
+    def next_item(self) -> bool:
+        """Tells whether a sample is a movie that is to be found, not one that is liked or not."""
+        return self.task == "next_item"
+
+    @property
+    def sequences(self) -> bool:
+        """Tells whether samples have histories."""
+        return self.next_item or self.history is not None
+
+
+@dataclass(frozen=True)
+class DatRatings:
+    """Holds the samples of 1M in the order of the ratings; `stars` [N] are doubled."""
+
+    schema: DatasetSchema
+    samples: SampleBatch
+    stars: npt.NDArray[np.uint8]
+
+    @property
+    def users(self) -> Ids:
+        """Is the user of each rating [N]."""
+        return self.samples.ids["user"].values
+
+    @property
+    def movie_ids(self) -> Ids:
+        """Is the movie of each rating [N], by its id."""
+        return self.samples.ids["movie"].values
+
+    @property
+    def time(self) -> Rows | None:
+        """Is the time of each rating [N], None if the files don't say it."""
+        return self.samples.time
+
+    def take(self, rows: Rows) -> SampleBatch:
+        """Returns the samples of `rows` [R], in this order."""
+        return self.samples.take(rows)
 
 
 def _find_file(directory: Path, *names: str) -> Path:
@@ -113,8 +159,8 @@ def _read_ratings(path: Path) -> Frame:
     return source
 
 
-def read_samples(directory: Path, task: str) -> tuple[DatasetSchema, SampleBatch, list[Path]]:
-    """Returns all samples of the task in the order of the ratings, with their schema and the files read.
+def read_samples(directory: Path, task: str, *, whole: bool = False) -> tuple[DatRatings, list[Path]]:
+    """Returns all samples of the task in the order of the ratings, with `whole` all ratings, and the files.
 
     Raises UserError for missing files, and for a line of another layout, with its number.
     """
@@ -136,7 +182,7 @@ def read_samples(directory: Path, task: str) -> tuple[DatasetSchema, SampleBatch
     frame = ratings.frame.join(users.frame, on="user", how="left", maintain_order="left").join(
         movies.frame.select("movie", year, "genres"), on="movie", how="left", maintain_order="left"
     )
-    if task == "ctr":
+    if task == "ctr" and not whole:
         # As AutoInt and RecBole do: a 3 says neither yes nor no.
         frame = frame.filter(pl.col("rating") != 3)
     has_time = "time" in frame.columns
@@ -151,10 +197,12 @@ def read_samples(directory: Path, task: str) -> tuple[DatasetSchema, SampleBatch
             ids[feature.name] = IdColumn(np.ascontiguousarray(string_ids(column)))
         else:
             ids[feature.name] = IdColumn(np.ascontiguousarray(column.cast(pl.UInt64).to_numpy()))
-    labels = (frame["rating"] > 3).to_numpy().astype(np.float32)[:, None]
+    rating = frame["rating"].to_numpy()
+    labels = (rating > 3).astype(np.float32)[:, None]
     time = np.ascontiguousarray(frame["time"].to_numpy()) if has_time else None
     dense = np.empty((frame.height, 0), np.float32)
-    return schema, SampleBatch(ids, dense, labels, time=time), paths
+    batch = SampleBatch(ids, dense, labels, time=time)
+    return DatRatings(schema, batch, (2 * rating).astype(np.uint8)), paths
 
 
 def prepare(options: MovieLensOptions) -> list[FileReport] | None:
@@ -162,39 +210,108 @@ def prepare(options: MovieLensOptions) -> list[FileReport] | None:
 
     Raises UserError for bad options or input, or if other files are in the way.
     """
-    fractions = check_fractions(dict(zip(SPLITS, options.fractions, strict=True)), "--fractions")
-    samples: SampleBatch | movielens_csv.CsvRatings
+    names = _names(options)
+    whole = options.sequences
+    ratings: DatRatings | movielens_csv.CsvRatings
     if any((options.input / f"ratings.csv{suffix}").is_file() for suffix in COMPRESSIONS):
         paths = [_find_file(options.input, name) for name in ("ratings.csv", "movies.csv")]
-        ratings = movielens_csv.read_ratings(paths[0], paths[1], options.task)
-        samples, schema, dtypes = ratings, ratings.schema, movielens_csv.ID_DTYPES
-        users, time, release = ratings.users, ratings.time, "csv"
+        ratings = movielens_csv.read_ratings(paths[0], paths[1], options.task, whole=whole)
+        dtypes, release = movielens_csv.ID_DTYPES, "csv"
     else:
-        schema, samples, paths = read_samples(options.input, options.task)
-        users, time, dtypes, release = samples.ids["user"].values, samples.time, ID_DTYPES, "dat"
+        ratings, paths = read_samples(options.input, options.task, whole=whole)
+        dtypes, release = ID_DTYPES, "dat"
+    chosen: dict[str, Any] = {"task": options.task}
+    if not options.next_item:
+        fractions = _fractions(options)
+        chosen.update(split=options.split, seed=options.seed, fractions=fractions)
+    if whole:
+        chosen.update(history=options.history)
+    if options.next_item:
+        chosen.update(hold_out=options.hold_out)
     settings: dict[str, Any] = {
         "dataset": "movielens",
         "inputs": input_identity(paths),
-        "options": {
-            "task": options.task,
-            "split": options.split,
-            "seed": options.seed,
-            "fractions": fractions,
-        },
+        "options": chosen,
         "missing_id": MISSING_ID,
     }
-    outputs = Outputs(
-        options.out, [f"{name}.h5" for name in fractions], settings, overwrite=options.overwrite
-    )
+    if options.next_item:
+        settings["positives_only"] = True
+    outputs = Outputs(options.out, names, settings, overwrite=options.overwrite)
     if outputs.up_to_date():
         return None
     outputs.encode({"dataset": "movielens", "release": release, "missing_id": MISSING_ID})
-    parts = _parts(options, fractions, users, time)
-    with outputs.write(schema, id_dtypes=dtypes, source=SOURCE) as writer:
-        for name, rows in zip(outputs.names, parts, strict=True):
+    if whole:
+        return _write_sequences(options, ratings, outputs, dtypes)
+    parts = _parts(options, fractions, ratings.users, ratings.time)
+    return _write(outputs, ratings, parts, dtypes)
+
+
+def _fractions(options: MovieLensOptions) -> dict[str, float]:
+    return check_fractions(dict(zip(SPLITS, options.fractions, strict=True)), "--fractions")
+
+
+def _names(options: MovieLensOptions) -> list[str]:
+    """Returns the names of the files to make.
+
+    Raises UserError for options that contradict each other.
+    """
+    if options.history is not None and options.history < 1:
+        raise UserError(f"--history {options.history}: expected 1 or more")
+    if not options.next_item:
+        return [f"{name}.h5" for name in _fractions(options)]
+    if options.hold_out not in (1, 2):
+        raise UserError(f"--hold-out {options.hold_out}: expected 1 (test) or 2 (validation and test)")
+    if options.split != "random":
+        raise UserError(
+            f"--split {options.split}: got it with --task next_item, where the last rating of each user is "
+            "the test; leave it out (see --hold-out)"
+        )
+    splits = SPLITS if options.hold_out == 2 else ("train", "test")
+    return [*(f"{name}.h5" for name in splits), ITEMS]
+
+
+def _write(
+    outputs: Outputs,
+    samples: Ratings,
+    parts: Sequence[Rows],
+    dtypes: Mapping[str, str],
+    items: tuple[DatasetSchema, Iterator[SampleBatch]] | None = None,
+) -> list[FileReport]:
+    """Writes the rows of each part to the file of its place, and items to the last one."""
+    others = {} if items is None else {ITEMS: items[0]}
+    with outputs.write(samples.schema, others, id_dtypes=dtypes, source=SOURCE) as writer:
+        for name, rows in zip(outputs.names, parts, strict=items is None):
             for first in range(0, len(rows), BLOCK_ROWS):
                 writer.write(name, samples.take(rows[first : first + BLOCK_ROWS]))
+        for batch in () if items is None else items[1]:
+            writer.write(ITEMS, batch)
     return writer.report
+
+
+def _write_sequences(
+    options: MovieLensOptions,
+    ratings: DatRatings | movielens_csv.CsvRatings,
+    outputs: Outputs,
+    dtypes: Mapping[str, str],
+) -> list[FileReport]:
+    time = ratings.time
+    if time is None:
+        raise UserError(
+            f"{options.input}: got ratings without timestamps, expected them for histories "
+            "(--history, --task next_item)"
+        )
+    timeline = Timeline(ratings.users, time)
+    stars = ratings.stars.astype(np.uint64)
+    sequences = Sequences(ratings, timeline, ratings.movie_ids, stars, options.history, options.next_item)
+    dtypes = {**dtypes, HISTORY: dtypes["movie"], RATING: "uint8", GAP: "uint8"}
+    places = timeline.places()
+    if options.next_item:
+        seen = places < timeline.end[places] - options.hold_out
+        items = catalogue(ratings, ratings.movie_ids, seen, BLOCK_ROWS)
+        return _write(outputs, sequences, timeline.held_out(options.hold_out), dtypes, items)
+    rows = np.flatnonzero(ratings.stars != 6) if options.task == "ctr" else np.arange(len(places))
+    parts = _parts(options, _fractions(options), ratings.users[rows], time[rows])
+    return _write(outputs, sequences, [places[rows[part]] for part in parts], dtypes)
 
 
 def _parts(

@@ -207,21 +207,36 @@ def _reading(path: Path, problem: str) -> Iterator[None]:
 
 
 def _typed_frames(piece: RowPiece, schema: TableSchema, on_read: OnRead) -> Iterator[Frame]:
-    path, wanted = piece.path, schema.used_columns
-    with _reading(path, "its columns can't be read"):
-        _check_names(path, schema, _scan(path, schema).collect_schema().names())
+    check_names(piece.path, schema, typed_columns(piece.path, schema))
     for first in range(piece.begin, piece.end, TYPED_ROWS):
         last = min(first + TYPED_ROWS, piece.end)
-        rows = _scan(path, schema).slice(first, last - first)
-        try:
-            frame = rows.select(wanted).collect()
-        except READ_ERRORS:
-            for name in wanted:  # one of them is at fault
-                with _reading(path, f"{name}: rows {first + 1} to {last} can't be read"):
-                    rows.select(name).collect()
-            raise
-        yield Frame(frame, path, first_row=first)
+        yield typed_frame(piece.path, schema, first, last)
         on_read(piece.num_bytes * (last - first) // (piece.end - piece.begin))
+
+
+def typed_columns(path: Path, schema: TableSchema) -> dict[str, pl.DataType]:
+    """Returns the types of all columns of a Parquet or Arrow file.
+
+    Raises UserError if the file can't be read.
+    """
+    with _reading(path, "its columns can't be read"):
+        return dict(_scan(path, schema).collect_schema())
+
+
+def typed_frame(path: Path, schema: TableSchema, first: int, last: int) -> Frame:
+    """Returns rows [first, last) of a Parquet or Arrow file with the columns of `schema.used_columns`.
+
+    Raises UserError, which names the column at fault, if they can't be read.
+    """
+    rows, wanted = _scan(path, schema).slice(first, last - first), schema.used_columns
+    try:
+        frame = rows.select(wanted).collect()
+    except READ_ERRORS:
+        for name in wanted:  # one of them is at fault
+            with _reading(path, f"{name}: rows {first + 1} to {last} can't be read"):
+                rows.select(name).collect()
+        raise
+    return Frame(frame, path, first_row=first)
 
 
 def _separator(path: Path, schema: TableSchema) -> str:
@@ -253,7 +268,7 @@ def text_blocks(
         if names is None:
             names, block = header(whole, separator, quoted)
         if number == 0:
-            _check_names(path, schema, names)
+            check_names(path, schema, names)
         block = block.without(left_out)
         if block.num_rows:
             yield names, replace(block, first_line=block.first_line + first_line - 1)
@@ -301,7 +316,11 @@ def header(block: TextBlock, separator: str, quoted: bool) -> tuple[tuple[str, .
     return tuple(names), replace(block, data=data, num_rows=block.num_rows - 1, kept=block.kept[1:])
 
 
-def _check_names(path: Path, schema: TableSchema, names: Collection[str]) -> None:
+def check_names(path: Path, schema: TableSchema, names: Collection[str]) -> None:
+    """Checks that the columns that the schema uses are there.
+
+    Raises UserError for one that isn't.
+    """
     for name in schema.used_columns:
         if name not in names:
             close = difflib.get_close_matches(name, list(names), 1, 0.5)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from persia_hpc.errors import UserError
-from persia_hpc.models.dlrm import DLRM
 from persia_hpc.trainer.batch import Batch
 from persia_hpc.trainer.run_state import RunState
 
@@ -85,8 +84,9 @@ class CompiledModel:
         self._state = state
         self._warn = warn
         for module in model.modules():
-            if isinstance(module, DLRM):
-                module.hide_from_compiler()
+            hide = getattr(module, "hide_from_compiler", None)
+            if type(module).__module__.startswith("persia_hpc.models.") and hide is not None:
+                hide()
         self._compiled: Callable[[Batch], Tensor] | None = torch.compile(model, backend=BACKEND)
 
     def __call__(self, batch: Batch) -> Tensor:

@@ -1,0 +1,206 @@
+"""Measures how much a trained model relies on each feature, by permuting its values among samples.
+
+That is the permutation importance of Breiman ("Random forests", Machine Learning 45, 2001).
+
+B samples, N ids of a jagged feature.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from persia_hpc.arrays import Array
+from persia_hpc.config import TrainConfig
+from persia_hpc.config.metric_names import metrics_of, watch_problem
+from persia_hpc.config.options import nearest
+from persia_hpc.config.types import METRICS
+from persia_hpc.config.watching import Watched, best_metric, metric_names
+from persia_hpc.errors import UserError
+from persia_hpc.trainer.batch import Batch, Inputs
+from persia_hpc.trainer.jagged import Jagged
+from persia_hpc.trainer.metrics import Metrics, Wanted, evaluate_metrics
+from persia_hpc.trainer.parts import cut
+from persia_hpc.trainer.session import Session
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Holds what is permuted together: an id feature, all features of a sequence, or a dense column."""
+
+    name: str
+    kind: str  # feature, sequence or dense
+    features: tuple[str, ...] = ()
+    column: int = 0
+
+
+def units_of(inputs: Inputs) -> list[Unit]:
+    """Returns what is permuted: features in their order, sequences at their first feature, dense columns."""
+    units: dict[tuple[str, str], Unit] = {}
+    for feature in inputs.features:
+        if feature.sequence is None:
+            units["feature", feature.name] = Unit(feature.name, "feature", (feature.name,))
+        elif ("sequence", feature.sequence) not in units:
+            together = inputs.features_of(feature.sequence)
+            units["sequence", feature.sequence] = Unit(feature.sequence, "sequence", together)
+    dense = [Unit(name, "dense", column=column) for column, name in enumerate(inputs.dense_names)]
+    return [*units.values(), *dense]
+
+
+def permuted(part: Batch, whole: Batch, unit: Unit, rows: Tensor) -> Batch:
+    """Returns samples of a batch with the values that other samples have in one unit.
+
+    part: the samples. whole: the batch that they are of. rows: of each of them the sample of `whole` whose
+    values it gets.
+
+    Shapes: rows int64 [B of the part].
+    """
+    if unit.kind == "dense":
+        dense = part.dense.clone()
+        dense[:, unit.column] = whole.dense[rows, unit.column]
+        return replace(part, dense=dense)
+    blocks, pooled = dict(part.blocks), dict(part.pooled)
+    for names, block in whole.blocks.items():
+        mine = [place for place, name in enumerate(names) if name in unit.features]
+        if mine:
+            changed = part.blocks[names].clone()
+            for place in mine:
+                changed[:, place] = block[rows, place]
+            blocks[names] = changed
+            pooled.update(zip(names, changed.unbind(1), strict=True))
+    sequence, jagged = dict(part.sequence), dict(part.jagged)
+    places: dict[int, tuple[Tensor, Tensor, int]] = {}  # of features of one sequence the very same
+    for name in unit.features:
+        if name in sequence:
+            values, mask = whole.sequence[name]
+            sequence[name] = (values[rows], mask[rows])
+        elif name in jagged:
+            feature = whole.jagged[name]
+            if id(feature.offsets) not in places:
+                places[id(feature.offsets)] = _taken(feature.offsets, rows)
+            offsets, ids, longest = places[id(feature.offsets)]
+            weights = None if feature.weights is None else feature.weights[ids]
+            jagged[name] = Jagged(feature.values[ids], offsets, longest, weights)
+    return replace(part, blocks=blocks, pooled=pooled, sequence=sequence, jagged=jagged)
+
+
+def _taken(offsets: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Returns of some samples their offsets, the place of each of their ids [N], and the most ids of one."""
+    lengths = offsets.diff()[rows]
+    own = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    shift = (offsets[rows] - own[:-1]).repeat_interleave(lengths)
+    longest = max(1, int(lengths.max())) if len(lengths) else 1
+    return own, torch.arange(len(shift), device=shift.device) + shift, longest
+
+
+class Importance:
+    """Holds samples with their embeddings, looked up once, and what a model makes of them."""
+
+    def __init__(self, session: Session, wanted: Wanted, samples_at_once: int) -> None:
+        """Looks the samples up: the only evaluation batch of the session's split "test".
+
+        samples_at_once: of a forward.
+        """
+        session.stream.begin_evaluation("test", session.step_number)
+        row_batch = session.stream.next_evaluation(1)
+        self.num_samples = row_batch.num_samples
+        with torch.no_grad():
+            self._batch, gradients = session.pooling.embed(row_batch, training=False)
+        gradients.wait()
+        self._labels = np.array(row_batch.labels)
+        self._weight = None if row_batch.weight is None else np.array(row_batch.weight)
+        self._group = None if row_batch.group is None else np.array(row_batch.group)
+        row_batch.release()
+        self._session, self._wanted, self._size = session, wanted, samples_at_once
+
+    def metrics(self, unit: Unit | None = None, order: Array | None = None) -> Metrics:
+        """Returns metrics of the samples; with a unit, where sample i has what `order[i]` has in it.
+
+        Shapes: order int64 [B].
+        """
+        logits = np.concatenate([self._forward(part) for part in self._parts(unit, order)])
+        return evaluate_metrics(logits, self._labels, self._weight, self._group, self._wanted)
+
+    def _forward(self, part: Batch) -> Array:
+        with torch.no_grad():
+            return self._session.forward(part).cpu().numpy().reshape(part.num_samples, -1)
+
+    def _parts(self, unit: Unit | None, order: Array | None) -> Iterator[Batch]:
+        for begin in range(0, self.num_samples, self._size):
+            end = min(begin + self._size, self.num_samples)
+            part = cut(self._batch, begin, end)
+            if unit is None or order is None:
+                yield part
+            else:
+                yield permuted(part, self._batch, unit, torch.from_numpy(order[begin:end]))
+
+
+def watched_metric(train: TrainConfig, inputs: Inputs, losses: list[str], metric: str | None) -> Watched:
+    """Returns the metric to compare by: `metric`, else what the run watches, else the first it reports.
+
+    losses: of the labels.
+    Raises UserError for one that evaluations don't report.
+    """
+    learned = {name for loss in losses for name in metrics_of(loss, train.metrics)}
+    names = metric_names(train.metrics, inputs.labels, losses)
+    names = [name for name in names if name not in METRICS or name in learned]
+    if metric is None:
+        watched = best_metric(train)
+        return watched if watched.metric in names else Watched.of({"metric": names[0]}, train.metrics)
+    if metric not in names:
+        raise UserError(
+            f"--metric {metric}: expected one that evaluations of this run report: {', '.join(names)}"
+            f"{nearest(metric, names)}; more are computed with --set 'train.metrics=[\"gauc\"]'"
+        )
+    if unwatchable := watch_problem(metric, train.metrics):
+        raise UserError(f"--metric {metric}: {unwatchable}")
+    return Watched.of({"metric": metric}, train.metrics)
+
+
+def measure(
+    importance: Importance, inputs: Inputs, watched: Watched, repeats: int, seed: int
+) -> dict[str, Any]:
+    """Returns how much worse the metric gets by permuting each unit, the most important first.
+
+    Raises UserError if the metric isn't defined on the samples.
+    """
+    base = _value(importance.metrics(), watched)
+    sign = 1 if watched.mode == "max" else -1
+    found: list[dict[str, Any]] = []
+    for number, unit in enumerate(units_of(inputs)):
+        drops = []
+        for repeat in range(repeats):
+            random = np.random.default_rng([seed, number, repeat])
+            order = random.permutation(importance.num_samples)
+            drops.append(sign * (base - _value(importance.metrics(unit, order), watched)))
+        spread = statistics.stdev(drops) if repeats > 1 else None
+        entry = {"name": unit.name, "kind": unit.kind, "drop": statistics.fmean(drops), "std": spread}
+        together = {"features": list(unit.features)} if unit.kind == "sequence" else {}
+        found.append({**entry, "drops": drops, **together})
+    found.sort(key=lambda entry: -entry["drop"])
+    return {
+        "metric": watched.metric,
+        "mode": watched.mode,
+        "value": base,
+        "samples": importance.num_samples,
+        "repeats": repeats,
+        "seed": seed,
+        "features": found,
+    }
+
+
+def _value(metrics: Metrics, watched: Watched) -> float:
+    value = metrics.get(watched.metric)
+    if value is None:
+        why = metrics.get("undefined", {}).get(watched.metric, "no label is learned that has it")
+        raise UserError(
+            f"{watched.metric} isn't defined on these {metrics['samples']} samples: {why}; name another one "
+            "with --metric, or take more samples"
+        )
+    return float(value)

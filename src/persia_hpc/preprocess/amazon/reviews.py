@@ -1,0 +1,176 @@
+"""Reads Amazon reviews of 2014, 2018 and 2023: JSON lines, or CSV of ratings only, plain or compressed.
+
+Shapes: N reviews.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from persia_hpc.errors import UserError
+from persia_hpc.preprocess.frames import BadRowsError, Frame, parse
+from persia_hpc.preprocess.lines import TextBlock, read_blocks
+from persia_hpc.preprocess.progress import Progress
+
+COLUMNS = ("user", "item", "rating", "time")
+# Of JSON lines: names of 2014 and 2018, and of 2023, where variants of a product have one parent.
+OLD = {"reviewerID": pl.String, "asin": pl.String, "overall": pl.Float64, "unixReviewTime": pl.Int64}
+NEW = {"user_id": pl.String, "parent_asin": pl.String, "rating": pl.Float64, "timestamp": pl.Int64}
+HEADER = b"user_id,parent_asin,rating,timestamp"  # of 2023's CSV, with more columns or without
+ASIN_CHARACTERS = 10
+Kinds = Mapping[str, type[pl.DataType]]
+
+
+def read_reviews(paths: Sequence[Path]) -> pl.DataFrame:
+    """Returns all reviews in the order of the files: user and item as text, rating, and time in seconds.
+
+    Raises UserError for a line of another layout, with its number, and for files without reviews.
+    """
+    frames = []
+    total = sum(path.stat().st_size for path in paths)
+    with Progress("amazon: reading reviews", total, unit=" bytes") as progress:
+        for path in paths:
+            reader = None
+            for block in read_blocks(path, on_read=progress.add):
+                reader = reader or _reader(block)
+                frames.append(reader(block))
+    if not frames or not any(frame.height for frame in frames):
+        raise UserError(f"{', '.join(map(str, paths))}: got no reviews, expected at least one")
+    return pl.concat(frames)
+
+
+def read_categories(path: Path) -> dict[str, str]:
+    """Returns the last category of each product in a file of metadata, as DIN's published data have it.
+
+    Raises UserError for a line that isn't a product, with its number.
+    """
+    found = {}
+    with Progress("amazon: reading products", path.stat().st_size, unit=" bytes") as progress:
+        for block in read_blocks(path, on_read=progress.add):
+            for row, line in enumerate(block.data[:-1].split(b"\n")):
+                product = _object(line)
+                name = None if product is None else product.get("parent_asin", product.get("asin"))
+                if product is None or not isinstance(name, str):
+                    raise UserError(f"{path}:{block.line(row)}: got no product, expected JSON with an asin")
+                found[name] = _last_category(product)
+    return found
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    """Returns the object in a line; metadata of 2014 are Python's literals instead of JSON."""
+    for read in (json.loads, lambda text: ast.literal_eval(text.decode())):
+        try:
+            found = read(line)
+        except (ValueError, SyntaxError, MemoryError, RecursionError, UnicodeDecodeError):
+            continue
+        return found if isinstance(found, dict) else None
+    return None
+
+
+def _last_category(product: Mapping[str, Any]) -> str:
+    found: Any = product.get("categories") or product.get("category") or ""
+    while isinstance(found, list):
+        found = found[-1] if found else ""
+    return str(found)
+
+
+def _reader(first: TextBlock) -> Callable[[TextBlock], pl.DataFrame]:
+    """Returns what reads the file's blocks, judged by the first line; times of 2023 are milliseconds."""
+    line = first.data.split(b"\n", 1)[0].strip()
+    if line.startswith(b"{"):
+        if b'"parent_asin"' in line:
+            return lambda block: _checked(_json(block, NEW), 1000)
+        return lambda block: _checked(_json(block, OLD))
+    if line.startswith(HEADER):
+        names = line.decode().split(",")
+        number = first.line(0)
+        return lambda block: _checked(_csv(block.without([number]), names), 1000)
+    frame = _csv(first, COLUMNS).frame
+    asin = [bool((frame[name].str.len_chars() == ASIN_CHARACTERS).all()) for name in COLUMNS[:2]]
+    if asin[0] == asin[1]:
+        raise UserError(
+            f"{first.path}:{first.line(0)}: got {line.decode(errors='replace')[:80]!r}, expected JSON lines, "
+            f"the header {HEADER.decode()}, or values user,item,rating,timestamp (2014) or "
+            f"item,user,rating,timestamp (2018) with items of {ASIN_CHARACTERS} characters"
+        )
+    names = ["item", "user", "rating", "time"] if asin[0] else list(COLUMNS)
+    return lambda block: _checked(_csv(block, names))
+
+
+def _csv(block: TextBlock, names: Sequence[str]) -> Frame:
+    if not block.num_rows:
+        empty = pl.DataFrame(schema=dict(zip(COLUMNS, OLD.values(), strict=True)))
+        return Frame(empty, block.path, block)
+    renamed = dict(zip(NEW, COLUMNS, strict=True))
+    kinds: dict[str, type[pl.DataType]] = {renamed.get(name, name): pl.String for name in names}
+    kinds.update(rating=pl.Float64, time=pl.Int64)
+    source = parse(block, kinds, ",")
+    return Frame(source.frame.select(COLUMNS), block.path, block)
+
+
+def _json(block: TextBlock, kinds: Kinds) -> Frame:
+    try:
+        frame = pl.read_ndjson(io.BytesIO(block.data), schema=dict(kinds))
+    except pl.exceptions.PolarsError:
+        frame = None
+    if frame is None or frame.height != block.num_rows:
+        frame = _json_by_line(block, kinds)
+    return Frame(frame.rename(dict(zip(kinds, COLUMNS, strict=True))), block.path, block)
+
+
+def _json_by_line(block: TextBlock, kinds: Kinds) -> pl.DataFrame:
+    """Reads a block in which not all is as expected.
+
+    Raises BadRowsError that lists the lines that hold no review.
+    """
+    rows, problems = [], []
+    for row, line in enumerate(block.data[:-1].split(b"\n")):
+        try:
+            found = json.loads(line)
+            rows.append([found[name] for name in kinds])
+        except (ValueError, TypeError, KeyError, RecursionError):
+            number = block.line(row)
+            wanted = ", ".join(kinds)
+            problems.append((range(number, number + 1), f"got no review, expected JSON with {wanted}"))
+    if not problems:
+        try:
+            return pl.DataFrame(rows, schema=dict(kinds), orient="row")
+        except (pl.exceptions.PolarsError, TypeError) as error:
+            wanted = ", ".join(f"{name} ({kind.__name__})" for name, kind in kinds.items())
+            raise UserError(
+                f"{block.path}:{block.first_line}: got values of another type in the {block.num_rows} lines "
+                f"from here on, expected {wanted}"
+            ) from error
+    raise BadRowsError(block.path, problems)
+
+
+def _checked(source: Frame, per_second: int = 1) -> pl.DataFrame:
+    frame = source.frame
+    for name in COLUMNS:
+        source.refuse(frame[name].is_null().to_numpy(), name, "a value")
+    rating: npt.NDArray[np.float64] = frame["rating"].to_numpy()
+    source.refuse(~((rating >= 0) & (rating <= 5)), "rating", "a number from 0 to 5")
+    source.refuse((frame["time"] < 0).to_numpy(), "time", "seconds since 1970")
+    return frame.with_columns(pl.col("time") // per_second)
+
+
+def codes(values: pl.Series) -> tuple[pl.Series, npt.NDArray[np.int64]]:
+    """Returns the different values in order, and the place of each value [N] among them."""
+    different = values.unique().sort()
+    numbers = pl.int_range(len(different), dtype=pl.Int64, eager=True)
+    return different, values.replace_strict(different, numbers, return_dtype=pl.Int64).to_numpy()
+
+
+def iterate(rows: int, block: int) -> Iterator[slice]:
+    """Yields slices of at most `block` that cover `rows`."""
+    for begin in range(0, rows, block):
+        yield slice(begin, min(begin + block, rows))

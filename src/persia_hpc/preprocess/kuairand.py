@@ -1,0 +1,257 @@
+"""Prepares KuaiRand: short videos that were shown, what the user did with them, and with others before.
+
+Ids of users, videos, authors and music are the files' numbers, and codes too; words are hashes.
+Shapes: N impressions in the order of the files, R samples taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from persia_hpc.errors import UserError
+from persia_hpc.preprocess.columns import split_lists, to_ids
+from persia_hpc.preprocess.frames import Frame, Place, parse
+from persia_hpc.preprocess.histories import Timeline
+from persia_hpc.preprocess.ids import MISSING_ID, Ids
+from persia_hpc.preprocess.lines import expand_files, read_blocks
+from persia_hpc.preprocess.outputs import ITEMS, FileReport, Outputs, input_identity
+from persia_hpc.preprocess.progress import Progress
+from persia_hpc.preprocess.table.input import header
+from persia_hpc.samples.batch import IdColumn, Rows, SampleBatch
+from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
+
+SOURCE = "KuaiRand (Gao et al., CIKM 2022), CC BY-SA 4.0"
+LOGS = ("log_standard_4_08_to_4_21_*.csv", "log_standard_4_22_to_5_08_*.csv", "log_random_4_22_to_5_08_*.csv")
+PARTS = ("train", "valid", "test")  # of the logs, in their order
+USERS, VIDEOS = "user_features_*.csv", "video_features_basic_*.csv"
+# Bits of an action, from 1 on, as HSTU's configuration of KuaiRand has them; each is a label too.
+ACTIONS = (
+    "is_click",
+    "is_like",
+    "is_follow",
+    "is_comment",
+    "is_forward",
+    "is_hate",
+    "long_view",
+    "is_profile_enter",
+)
+LOG_NUMBERS = ("user_id", "video_id", "hourmin", "time_ms", "duration_ms", "tab", *ACTIONS)
+WORDS = ("user_active_degree", "follow_user_num_range", "fans_user_num_range", "friend_user_num_range")
+USER_IDS = (
+    *WORDS,
+    "register_days_range",
+    "is_lowactive_period",
+    "is_live_streamer",
+    "is_video_author",
+    *(f"onehot_feat{i}" for i in range(18)),
+)
+VIDEO_IDS = ("author_id", "video_type", "upload_type", "music_id", "music_type")
+STRINGS = {*WORDS, "register_days_range", "video_type", "upload_type"}
+BLOCK_ROWS = 65_536
+
+
+@dataclass(frozen=True)
+class KuaiRandOptions:
+    """Holds the options of `persia-hpc preprocess kuairand`.
+
+    input: directory of the CSV files
+    history: most earlier videos of a sample
+    """
+
+    out: Path
+    input: Path
+    history: int = 100
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Known:
+    """Holds what a file knows of users or videos: their ids, sorted, and the columns of each."""
+
+    ids: Ids
+    columns: dict[str, IdColumn]
+
+    def rows(self, wanted: Ids) -> Rows:
+        """Returns the row of each id [R]; the last one, which knows nothing, for an id without any."""
+        places = np.minimum(np.searchsorted(self.ids, wanted), len(self.ids) - 1)
+        return np.where(self.ids[places] == wanted, places, len(self.ids))
+
+
+@dataclass(frozen=True)
+class Impressions:
+    """Holds all impressions, and makes samples of them; `actions` [N] are bits."""
+
+    numbers: dict[str, npt.NDArray[np.int64]]
+    actions: npt.NDArray[np.int64]
+    users: Known
+    videos: Known
+    timeline: Timeline
+    limit: int
+
+    @property
+    def schema(self) -> DatasetSchema:
+        """Is the schema of the samples that `take` returns."""
+        one = ["user_id", "video_id", *USER_IDS, *VIDEO_IDS, "tab", "hour"]
+        many = ["tag", "history", "history_author", "history_action", "history_gap"]
+        features = (*map(FeatureSchema, one), *(FeatureSchema(name, multi=True) for name in many))
+        return DatasetSchema(features, ("log_duration",), ACTIONS, has_group=True, has_time=True)
+
+    def take(self, rows: Rows) -> SampleBatch:
+        """Returns the samples of these impressions [R]."""
+        n = {name: values[rows] for name, values in self.numbers.items()}
+        past = self.timeline.before(self.places[rows], self.limit)
+        videos = self.numbers["video_id"].view(np.uint64)
+        user_rows = self.users.rows(n["user_id"].view(np.uint64))
+        video_rows = self.videos.rows(videos[rows])
+        ids = {name: IdColumn(n[name].view(np.uint64)) for name in ("user_id", "video_id", "tab")}
+        ids["hour"] = IdColumn((n["hourmin"] // 100).view(np.uint64))
+        ids.update({name: column.take(user_rows) for name, column in self.users.columns.items()})
+        ids.update({name: column.take(video_rows) for name, column in self.videos.columns.items()})
+        ids["history"] = past.column(videos)
+        authors = self.videos.columns["author_id"].values[self.videos.rows(videos[past.events])]
+        ids["history_author"] = IdColumn.from_lengths(authors, past.lengths)
+        ids["history_action"] = past.column(self.actions.view(np.uint64))
+        ids["history_gap"] = past.gap_column(seconds=False)
+        dense = np.log1p(np.maximum(n["duration_ms"], 0) / 1000)[:, None].astype(np.float32)
+        labels = np.stack([n[name] for name in ACTIONS], axis=1).astype(np.float32)
+        return SampleBatch(ids, dense, labels, group=n["user_id"], time=n["time_ms"] // 1000)
+
+    @property
+    def places(self) -> Rows:
+        """Is the place of each impression in the timeline [N]."""
+        return self.numbers["_place"]
+
+
+def prepare(options: KuaiRandOptions) -> list[FileReport] | None:
+    """Writes a file for each log, and the videos; returns a report on each, None when all was up to date.
+
+    Raises UserError for bad options or input, or if other files are in the way.
+    """
+    if options.history < 1:
+        raise UserError(f"--history {options.history}: expected 1 or more")
+    logs = [expand_files([name], options.input) for name in LOGS]
+    others = [expand_files([name], options.input) for name in (USERS, VIDEOS)]
+    settings: dict[str, Any] = {
+        "dataset": "kuairand",
+        "inputs": input_identity([path for some in (*logs, *others) for path in some]),
+        "options": {"history": options.history},
+        "missing_id": MISSING_ID,
+    }
+    names = [*(f"{part}.h5" for part in PARTS), ITEMS]
+    outputs = Outputs(options.out, names, settings, overwrite=options.overwrite)
+    if outputs.up_to_date():
+        return None
+    outputs.encode({"dataset": "kuairand", "missing_id": MISSING_ID})
+    users = _known(others[0], "user_id", USER_IDS)
+    videos = _known(others[1], "video_id", VIDEO_IDS, lists=("tag",))
+    log, bounds = _read_logs(logs)
+    impressions = _impressions(log, bounds, users, videos, options.history)
+    seen = log["video_id"].view(np.uint64)[: bounds[1]]
+    items = np.unique(log["video_id"].view(np.uint64))
+    counts = np.bincount(np.searchsorted(items, seen), minlength=len(items)).astype(np.float32)
+    features = [FeatureSchema(name) for name in ("video_id", *VIDEO_IDS)]
+    item_schema = DatasetSchema((*features, FeatureSchema("tag", multi=True)), (), (), has_weight=True)
+    with outputs.write(impressions.schema, {ITEMS: item_schema}, source=SOURCE) as writer:
+        for k, part in enumerate(PARTS):
+            for begin in range(bounds[k], bounds[k + 1], BLOCK_ROWS):
+                rows = np.arange(begin, min(begin + BLOCK_ROWS, bounds[k + 1]))
+                writer.write(f"{part}.h5", impressions.take(rows))
+        for begin in range(0, len(items), BLOCK_ROWS):
+            some = items[begin : begin + BLOCK_ROWS]
+            rows = videos.rows(some)
+            ids = {"video_id": IdColumn(some), **{name: c.take(rows) for name, c in videos.columns.items()}}
+            nothing = np.empty((len(some), 0), np.float32)
+            writer.write(ITEMS, SampleBatch(ids, nothing, nothing, weight=counts[begin : begin + len(some)]))
+    return writer.report
+
+
+def _frames(paths: Sequence[Path], needed: Sequence[str], title: str) -> Any:
+    """Yields the needed columns of the files, as text; an empty value is null."""
+    total = sum(path.stat().st_size for path in paths)
+    with Progress(f"kuairand: {title}", total, unit=" bytes") as progress:
+        for path in paths:
+            names: tuple[str, ...] = ()
+            for block in read_blocks(path, quoted=True, on_read=progress.add):
+                rows = block
+                if not names:
+                    names, rows = header(block, ",", True)
+                    missing = [name for name in needed if name not in names]
+                    if missing:
+                        got, more = ", ".join(names), ", ".join(missing)
+                        raise UserError(f"{path}: got columns {got}, expected also {more}")
+                if rows.num_rows:
+                    source = parse(rows, dict.fromkeys(names, pl.String), ",", quoted=True)
+                    yield source
+
+
+def _known(paths: Sequence[Path], key: str, names: Sequence[str], lists: Sequence[str] = ()) -> Known:
+    """Reads what is known of users or videos; the last row of the result is of those of whom nothing is."""
+    found: dict[str, list[Ids]] = {name: [] for name in (key, *names)}
+    many: dict[str, list[tuple[Ids, npt.NDArray[np.int64]]]] = {name: [] for name in lists}
+    for source in _frames(paths, (key, *names, *lists), "reading what is known"):
+        for name in found:
+            kind = "string" if name in STRINGS else "integer"
+            found[name].append(to_ids(source.frame[name], kind, Place(source, name)))
+        for name in lists:
+            values, lengths = split_lists(source.frame[name], ",")
+            owner = np.repeat(np.arange(len(lengths)), lengths)
+            many[name].append((to_ids(values, "integer", Place(source, name, values, owner)), lengths))
+    if not found[key]:
+        raise UserError(f"{paths[0]}: got no rows, expected at least one")
+    joined = {name: np.concatenate(parts) for name, parts in found.items()}
+    ids = joined.pop(key)
+    order = np.argsort(ids, kind="stable")
+    if (np.diff(ids[order].view(np.int64)) == 0).any():
+        twice = ids[order][:-1][np.diff(ids[order].view(np.int64)) == 0][0]
+        raise UserError(f"{paths[0]}: {key}: got {twice} in 2 rows, expected each in one")
+    unknown = np.array([MISSING_ID], np.uint64)
+    columns = {name: IdColumn(np.concatenate([values[order], unknown])) for name, values in joined.items()}
+    for name, parts in many.items():
+        counts = np.concatenate([lengths for _, lengths in parts])
+        whole = IdColumn.from_lengths(np.concatenate([some for some, _ in parts]), np.append(counts, 0))
+        columns[name] = whole.take(np.append(order, len(order)))
+    return Known(ids[order], columns)
+
+
+def _read_logs(logs: Sequence[Sequence[Path]]) -> tuple[dict[str, npt.NDArray[np.int64]], list[int]]:
+    """Returns the numbers of all impressions [N], and where those of each log begin and end."""
+    parts: dict[str, list[npt.NDArray[np.int64]]] = {name: [] for name in LOG_NUMBERS}
+    bounds = [0]
+    for paths in logs:
+        rows = 0
+        for source in _frames(paths, LOG_NUMBERS, "reading a log"):
+            for name in LOG_NUMBERS:
+                parts[name].append(_numbers(source, name))
+            rows += source.frame.height
+        bounds.append(bounds[-1] + rows)
+    return {name: np.concatenate(values) for name, values in parts.items()}, bounds
+
+
+def _numbers(source: Frame, name: str) -> npt.NDArray[np.int64]:
+    values = source.frame[name]
+    source.refuse(values.is_null().to_numpy(), name, "a number")
+    numbers = to_ids(values, "integer", Place(source, name)).view(np.int64)
+    if name in ACTIONS:
+        source.refuse((numbers != 0) & (numbers != 1), name, "0 or 1")
+    else:
+        source.refuse(numbers < 0, name, "a number from 0 on")
+    return numbers
+
+
+def _impressions(
+    log: Mapping[str, npt.NDArray[np.int64]], bounds: Sequence[int], users: Known, videos: Known, limit: int
+) -> Impressions:
+    actions = np.zeros(bounds[-1], np.int64)
+    for bit, name in enumerate(ACTIONS):
+        actions |= log[name] << bit
+    kept = actions > 0
+    kept[bounds[2] :] = False  # what was shown at random is no history
+    line = Timeline(log["user_id"].view(np.uint64), log["time_ms"], kept, per_second=1000)
+    return Impressions({**log, "_place": line.places()}, actions, users, videos, line, limit)
