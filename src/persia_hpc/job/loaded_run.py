@@ -133,6 +133,11 @@ class LoadedRun:
                 raise UserError(f"--{name} {value}: expected at least {least}")
         inputs = self.inputs
         watched = watched_metric(self.config.train, inputs, self.config.losses_of(inputs.labels), metric)
+        if watched.metric in ranked_metrics(self.config):
+            raise UserError(
+                f"{watched.metric} ranks the whole catalogue, which importance doesn't; name another metric "
+                "with --metric, such as auc"
+            )
         session = self._session(self._patterns(split), labels=True, draw=(samples, seed))
         units = chosen_units(inputs, only)
         wanted = dataclasses.replace(Wanted.of(self.config, inputs), slices=())

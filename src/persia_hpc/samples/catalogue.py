@@ -201,7 +201,7 @@ def open_catalogue(config: Config, trained: DatasetSchema, whose: str) -> Catalo
     whose: names that data in messages.
     Raises UserError for files that can't be used, or that don't fit.
     """
-    files = open_source(config.data.items)
+    files = open_source(config.data.items, schema_file=config.data.schema, labels=False)
     path, schema, item_feature = files.encodings[0][0], files.schema, str(config.data.item_feature)
     wanted = {like: f"features.{name}.sampled" for name, (like, _) in sampled_features(config).items()}
     wanted[item_feature] = "data.item_feature"
