@@ -55,9 +55,8 @@ def resolve_retrieval(config: Config, raw: Mapping[str, Any], fail: Fail) -> Con
             like = _check_sampled(config, feature.sampled, path, fail)
             counts.setdefault(feature.sampled["count"], name)
             if len(counts) > 1:
-                problem = (
-                    f"= {feature.sampled['count']}, but features.{min(counts.values())} has another count"
-                )
+                other = next(iter(counts.values()))
+                problem = f"= {feature.sampled['count']}, but features.{other} has another count"
                 raise fail(
                     (*path, "sampled", "count"), f"{problem}: expected the same, as they draw the same rows"
                 )
