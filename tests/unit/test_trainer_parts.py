@@ -18,7 +18,7 @@ from persia_hpc.errors import UserError
 from persia_hpc.samples.source import open_source
 from persia_hpc.samples.writer import DatasetWriter
 from tests.support.models import Small
-from tests.support.tiny import SEQUENCES, tiny_config, trained_rows, write_sequences
+from tests.support.tiny import SEQUENCES, tiny_config, trained_rows, write_sequences, write_tiny
 
 SEEN: list[tuple[int, int]] = []  # step and samples of each training batch that a model got
 
@@ -168,3 +168,28 @@ def test_what_parts_would_change_is_refused(changes: dict[str, Any], said: str) 
         load_config(tiny_config("data.h5", **changes))
     assert "train.accumulate" in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_batch_that_is_scored_twice_counts_once_in_progressive_metrics(tmp_path: Path) -> None:
+    data = write_tiny(tmp_path / "data.h5", 90)
+
+    def run(name: str, times: int) -> dict[str, Any]:
+        found: list[dict[str, Any]] = []
+
+        def loop(session: ph.Session) -> None:
+            torch.manual_seed(1)
+            session.prepare(Small(session.inputs))
+            for batch in session.batches(steps=3):
+                for _ in range(times):
+                    logits = session.forward(batch)
+                session.step((logits - batch.labels).square())
+            found.append(session.progressive.metrics())
+
+        config = tiny_config(data, run_dir=str(tmp_path / name), mode="sync")
+        config["train"] |= {"accumulate": 2, "progressive": 1000}
+        ph.run(config, loop, quiet=True)
+        return found[0]
+
+    once, twice = run("once", 1), run("twice", 2)
+    assert once["samples"] == 90
+    assert twice == once

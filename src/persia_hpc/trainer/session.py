@@ -295,7 +295,10 @@ class Session(Progress):
         """Returns exact metrics of a split over all trainers (see `evaluate_metrics`). None: isn't defined.
         Changes nothing in the tables. No gradient may be in flight (see `batches`).
         Collective over trainers.
+        Raises UserError as `predictions` does, and for the catalogue, which has no labels.
         """
+        if split == "items":
+            raise UserError('session.evaluate("items"): a catalogue has no labels; name another split')
         with self.averaged():
             predictions, wrap = self._ranker.begin(model or self.model, self.predictions)
             for logits, row_batch in self.predictions(model, split, wrap):
