@@ -206,6 +206,7 @@ def test_times_are_only_differences_within_a_sample() -> None:
         ({"form": "dlrm_v4"}, "needs hidden"),
         ({"times": "items"}, "times must name a jagged feature with weights"),
         ({"context": ["items"]}, "context must be a list of pooled features"),
+        ({"context": ["item"]}, "context names the target 'item'"),
         ({"divisor": 0}, "divisor must be an integer of at least 1, got 0"),
         ({"heads": 4}, "heads must divide the width of an event, 6, got 4"),
         ({"head_dim": True}, "head_dim must be an integer of at least 1, got True"),

@@ -243,3 +243,9 @@ class HSTU(SequenceModel):
                 f"model 'hstu': context must be a list of pooled features, got {context!r}; there are: "
                 f"{', '.join(self.inputs.pooled) or 'none'}"
             )
+        known = [name for name in context if name in self.targets]
+        if known and self.layers is None:
+            raise UserError(
+                f"model 'hstu': context names the target {known[0]!r}: a query that knows its item would "
+                "find it in any catalogue; leave it out"
+            )

@@ -71,6 +71,11 @@ class TwoTower(nn.Module):
         self.item_names = _names("items", items, known)
         others = [name for name in known if name not in self.item_names]
         query_names = _names("queries", others if queries is None else queries, known)
+        if shared := [name for name in query_names if name in self.item_names]:
+            raise UserError(
+                f"model 'two_tower': queries names {shared[0]!r}, which is the item's: a query that knows "
+                "its item would find it in any catalogue; leave it out of one of them"
+            )
         self.item = self.item_names[0]
         self.negatives = [drawn[name] for name in self.item_names if name in drawn]
         _check_items(inputs, self.item_names, drawn)
