@@ -91,7 +91,13 @@ def retrieval_config(data: Mapping[str, Any], run_dir: Path, **keys: Any) -> dic
             "negatives": {"sampled": {"like": "item", "count": 6}},
             "negative_kind": {"sampled": {"like": "kind", "count": 6}},
         },
-        "model": {"class": "two_tower", "items": ["item", "kind"], "hidden": [16], "width": 8},
+        "model": {
+            "class": "two_tower",
+            "items": ["item", "kind"],
+            "queries": ["user", "history"],
+            "hidden": [16],
+            "width": 8,
+        },
         "tasks": {
             "liked": {
                 "loss": {

@@ -23,6 +23,7 @@ DATA = {
     "item_feature": "item",
     "exclude_feature": "history",
 }
+SHARED = {"item": {"table": "item"}, "history": {"table": "item"}}
 LOSS = "tasks.liked.loss"
 
 
@@ -77,6 +78,10 @@ def test_one_label_is_learned() -> None:
         ({"data.items": []}, r"data.item_feature is given without data.items"),
         ({"data.items": [""]}, r"data.items contains an empty path"),
         ({"data.item_feature": None, "data.exclude_feature": None}, r"data.item_feature is missing"),
+        (
+            {"features.history.table": None},
+            r"exclude_feature = 'history': its ids are compared with those of",
+        ),
         ({"train.metrics": ["hr@0"]}, r"whole number K from 1"),
         ({"train.compile": True}, r"train.compile is set, but the loss"),
         ({"train.cuda_graphs": True}, r"train.cuda_graphs is set, but the loss"),
@@ -88,13 +93,14 @@ def test_one_label_is_learned() -> None:
         ({f"{LOSS}.nagatives": "both"}, r"is not an option of 'in_batch_softmax'; did you mean 'negatives'"),
         ({"tasks.other": {}}, r"tasks are 2: expected one"),
         ({"tables.item.hash": {"size": 9}}, r"logq = true: the table 'item' of items is hashed"),
-        ({"features": {}}, r"negatives = 'both': no feature is drawn; add one"),
+        ({"features": SHARED}, r"negatives = 'both': no feature is drawn; add one"),
         ({"features.negatives.sampled.count": 0}, r"count = 0: expected an integer from 1"),
         ({"features.negatives.sampled.count": 7}, r"count = 6, but features.negatives has another count"),
         ({"features.negatives.sampled.size": 7}, r"sampled.size is not a known key; valid: like, count"),
         ({"features.negatives.sampled.like": "negatives"}, r"like = 'negatives': expected the name"),
         ({"features.negatives.pooling": "sum"}, r"pooling = 'sum', but what is drawn has 'jagged'"),
         ({"features.negatives.table": "default"}, r"table = 'default', but what is drawn has 'item'"),
+        ({"features.negatives.dim": 8}, r"dim = 8, but what is drawn has nothing there; leave it out"),
         ({"features.negatives.max_length": 2}, r"max_length = 2, but what is drawn has nothing"),
     ],
 )

@@ -62,7 +62,12 @@ def resolve_retrieval(config: Config, raw: Mapping[str, Any], fail: Fail) -> Con
                 )
             written = (raw.get("features") or {}).get(name) or {}
             table = features[like].table if like in features else None
-            for key, value in (("pooling", "jagged"), ("table", table or like), ("max_length", None)):
+            for key, value in (
+                ("pooling", "jagged"),
+                ("table", table or like),
+                ("max_length", None),
+                ("dim", None),
+            ):
                 if written.get(key) not in (None, value):
                     expected = "nothing" if value is None else repr(value)
                     problem = f"= {written[key]!r}, but what is drawn has {expected} there; leave it out"
@@ -84,6 +89,10 @@ def _check_catalogue(config: Config, fail: Fail) -> None:
         raise fail(
             ("data", "item_feature"), 'is missing: data.items needs it, for instance item_feature = "item"'
         )
+    exclude = data.exclude_feature
+    if exclude is not None and (config.feature(exclude).table or exclude) != _item_table(config):
+        problem = f"its ids are compared with those of {data.item_feature!r}, so both must use one table"
+        raise fail(("data", "exclude_feature"), f"= {exclude!r}: {problem}; set features.{exclude}.table")
     for name in built_in(config.train.metrics):
         if name.startswith("hr@") and not data.items:
             problem = "ranks the whole catalogue of a retrieval model; add data.items"
