@@ -153,7 +153,8 @@ def test_readers_draw_for_training_only(config: Config) -> None:
 
 
 def broken(config: Config, **data: Any) -> Config:
-    return load_config(config.resolved(), {f"data.{key}": value for key, value in data.items()})
+    changes = {f"data.{key}": value for key, value in data.items()}
+    return load_config(config.resolved(), changes | {"features.absent.table": "item"})
 
 
 def test_a_catalogue_that_does_not_fit_is_refused_in_one_line(config: Config, tmp_path: Path) -> None:
@@ -179,7 +180,7 @@ def test_a_catalogue_that_does_not_fit_is_refused_in_one_line(config: Config, tm
         ({"items": saved("f.h5", {"item": item, "kind": item}, None)}, "no dataset /weight"),
         ({"items": str(tmp_path / "absent.h5")}, "no file matches"),
         ({"item_feature": "history"}, "multi-hot in data.train"),
-        ({"item_feature": "absent"}, "data.item_feature: got 'absent'"),
+        ({"item_feature": "absent", "exclude_feature": None}, "data.item_feature: got 'absent'"),
         ({"exclude_feature": "absent"}, "data.exclude_feature: got 'absent'"),
     ]
     for changes, text in cases:

@@ -26,6 +26,7 @@ from persia_hpc.models import build_model
 from persia_hpc.samples.catalogue import open_catalogue
 from persia_hpc.samples.drawn import DrawnSource
 from persia_hpc.samples.source import Source, check_scorable, open_source
+from persia_hpc.tasks import label_check
 from persia_hpc.trainer.batch import make_inputs
 from persia_hpc.trainer.dense.state import DenseState
 from persia_hpc.trainer.metrics import Wanted
@@ -222,6 +223,7 @@ class LoadedRun:
         )
         check_scorable(source, self.schema, f"the training of {self.path}", labels=labels)
         check_columns(self.config, source.schema, source.encodings[0][0], labels=labels)
+        source.check_labels_by(label_check(self.config, self.schema) if labels else None)
         model = self.model()  # before anything else that the run names is imported
         sync = dataclasses.replace(self.config, mode="sync", staleness_bound=0)
         samples: Source = source

@@ -30,7 +30,8 @@ def _rules(entry: IdRules | Dense) -> dict[str, Any]:
     """
     rules: dict[str, Any] = json.loads(json.dumps(asdict(entry)))
     del rules["column"]
-    rules.pop("format", None)
+    for name in ("format", "weights"):
+        rules.pop(name, None)
     if rules.get("part") is None:
         rules.pop("part", None)
     return rules
