@@ -180,6 +180,8 @@ def test_ranks_and_one_process_rank_alike(tmp_path: Path, capsys: pytest.Capture
     run.predict([str(tmp_path / "valid.h5")], tmp_path / "scores.h5")
     with h5py.File(tmp_path / "scores.h5") as file:
         assert np.abs(np.asarray(file["probability"])).max() <= 1 + 1e-6  # cosines
+    assert main(["importance", str(tmp_path / "alone"), "--split", "valid", "--metric", "recall@5"]) == 2
+    assert "recall@5 ranks the whole catalogue, which importance doesn't" in capsys.readouterr().err
     ranks = {"parameter_servers": 2, "embedding_workers": 2, "trainers": 2}
     job = Job(tmp_path, settings | {"ranks": ranks})
     code, _, err = job.end()

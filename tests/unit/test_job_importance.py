@@ -184,8 +184,8 @@ def test_of_a_retrieval_model_labels_are_explained_and_no_ranks(tmp_path: Path) 
     settings = retrieval_config(data, tmp_path / "run")
     ph.train(settings, set={"train.max_steps": 8, "train.keep_best": "recall@5"}, quiet=True)
     run = ph.load(tmp_path / "run")
-    found = run.importance("valid", repeats=1)
-    assert found["metric"] == "auc"
+    found = run.importance("valid", repeats=1, metric="auc")
     assert {entry["name"] for entry in found["features"]} == {"user", "history", "item", "kind"}
-    with pytest.raises(UserError, match="--metric recall@5: it ranks the catalogue"):
-        run.importance("valid", metric="recall@5")
+    for metric in ("recall@5", None):
+        with pytest.raises(UserError, match="recall@5 ranks the whole catalogue, which importance doesn't"):
+            run.importance("valid", metric=metric)

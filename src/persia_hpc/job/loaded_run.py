@@ -19,7 +19,7 @@ from persia_hpc.checkpoint.choose import find_checkpoint, say_choice
 from persia_hpc.checkpoint.manifest import read_manifest, read_schema
 from persia_hpc.checkpoint.rows import load_rows
 from persia_hpc.config import load_config
-from persia_hpc.config.retrieval import label_metrics, ranked_metrics
+from persia_hpc.config.retrieval import ranked_metrics
 from persia_hpc.durable import ErrorKeeper, replacing, sync_path
 from persia_hpc.errors import PersiaError, UserError
 from persia_hpc.models import build_model
@@ -130,13 +130,12 @@ class LoadedRun:
             if value < least:
                 raise UserError(f"--{name} {value}: expected at least {least}")
         inputs = self.inputs
-        if metric in ranked_metrics(self.config):
+        watched = watched_metric(self.config.train, inputs, self.config.losses_of(inputs.labels), metric)
+        if watched.metric in ranked_metrics(self.config):
             raise UserError(
-                f"--metric {metric}: it ranks the catalogue, which isn't done for permuted samples; name "
-                "one of logits and labels, such as auc"
+                f"{watched.metric} ranks the whole catalogue, which importance doesn't; name another metric "
+                "with --metric, such as auc"
             )
-        train = dataclasses.replace(self.config.train, metrics=label_metrics(self.config))
-        watched = watched_metric(train, inputs, self.config.losses_of(inputs.labels), metric)
         session = self._session(self._patterns(split), labels=True, draw=(samples, seed))
         wanted = dataclasses.replace(Wanted.of(self.config, inputs), slices=())
         looked_up = Importance(session, wanted, self.config.data.evaluate_batch_size)
