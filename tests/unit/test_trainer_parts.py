@@ -130,6 +130,19 @@ def test_native_dlrm_in_parts(tmp_path: Path) -> None:
         np.testing.assert_allclose(parts[name], expected, rtol=2e-4, atol=2e-6, err_msg=name)
 
 
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_narrow_types_are_summed_in_fp32(amp: str, tmp_path: Path) -> None:
+    """Half precision rounds each product, so parts differ by that, but by no factor of the loss scale."""
+    data = write(tmp_path / "data.h5", 64, 9)
+    changes = {"train.amp": amp, "data.batch_size": 32}
+    whole = train(tmp_path, "whole", data, 1, **changes)
+    parts = train(tmp_path, "parts", data, 4, **changes)
+    before = train(tmp_path, "before", data, 1, **{**changes, "train.max_steps": 1})
+    for name in (name for name in whole if name.startswith("dense.")):
+        moved = np.abs(whole[name] - before[name]).max()
+        assert np.abs(parts[name] - whole[name]).max() < 0.1 * moved, name
+
+
 def test_callbacks_events_and_progressive_metrics_see_whole_steps(tmp_path: Path) -> None:
     data = write(tmp_path / "data.h5", 90, 7)
 
