@@ -16,7 +16,8 @@ from persia_hpc.config import Config
 from persia_hpc.config.retrieval import MOST_DRAWN, retrieval_loss, sampled_features
 from persia_hpc.errors import UserError
 from persia_hpc.samples.batch import IdColumn, SampleBatch
-from persia_hpc.samples.encoding import check_encodings
+from persia_hpc.samples.encoding import check_encodings, matches
+from persia_hpc.samples.formats import is_parquet
 from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.samples.source import FileSource, open_source
 
@@ -201,7 +202,12 @@ def open_catalogue(config: Config, trained: DatasetSchema, whose: str) -> Catalo
     whose: names that data in messages.
     Raises UserError for files that can't be used, or that don't fit.
     """
-    files = open_source(config.data.items, schema_file=config.data.schema, labels=False)
+    if tables := list(filter(is_parquet, matches(config.data.items))):
+        raise UserError(
+            f"data.items: got the Parquet file {tables[0]}, expected HDF5, as data.schema is of the training "
+            "data's columns; make it with persia-hpc preprocess table --no-labels"
+        )
+    files = open_source(config.data.items)
     path, schema, item_feature = files.encodings[0][0], files.schema, str(config.data.item_feature)
     wanted = {like: f"features.{name}.sampled" for name, (like, _) in sampled_features(config).items()}
     wanted[item_feature] = "data.item_feature"
