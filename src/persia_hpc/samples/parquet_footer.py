@@ -49,21 +49,30 @@ def read_footer(path: str) -> Footer:
         file.seek(size - 8 - length)
         data = file.read(length)
     try:
-        return _footer_of(_Compact(data).fields())
+        return _footer_of(_Compact(data).fields(), size - 8 - length)
     except (IndexError, KeyError, TypeError, AttributeError, struct.error, RecursionError) as error:
         raise ValueError(f"its footer can't be understood ({type(error).__name__})") from error
 
 
-def _footer_of(metadata: dict[int, Any]) -> Footer:
+def _footer_of(metadata: dict[int, Any], end: int) -> Footer:
+    """Returns what the metadata say of values that end before byte `end`.
+
+    Raises ValueError if they contradict themselves: polars would say so on the screen, and in other words.
+    """
     groups: list[dict[int, Any]] = metadata.get(4, [])
     rows = tuple(int(group[3]) for group in groups)
     if min(rows, default=0) < 0 or sum(rows) != metadata[3]:
         raise ValueError(f"its row groups have {sum(rows)} rows, but its footer says {metadata[3]}")
     num_values: dict[str, int] = {}
-    for group in groups:
+    for number, (group, num_rows) in enumerate(zip(groups, rows, strict=True)):
         for chunk in group[1]:
             column = chunk[3]
             name = column[3][0].decode()  # of the column itself; what follows are parts of lists
+            begin, size = min(column[9], column.get(11) or column[9]), column[7]
+            if not (len(MAGIC) <= begin <= begin + size <= end):
+                raise ValueError(f"{name}: row group {number} isn't inside of the file")
+            if column[5] < num_rows:
+                raise ValueError(f"{name}: row group {number} has {column[5]} values for {num_rows} rows")
             num_values[name] = num_values.get(name, 0) + int(column[5])
     return Footer(rows, num_values)
 
