@@ -81,14 +81,23 @@ def retrieval_config(data: Mapping[str, Any], run_dir: Path, **keys: Any) -> dic
         "mode": "sync",
         "run_dir": str(run_dir),
         "data": {**data, "batch_size": 32, "evaluate_batch_size": 37, "block_rows": 50},
-        "tables": {"default": {"dim": 8, "capacity": "1 MiB", "optimizer": {"name": "adagrad", "lr": 0.1}}},
+        "tables": {
+            "default": {"dim": 8, "capacity": "1 MiB", "optimizer": {"name": "adagrad", "lr": 0.1}},
+            "item": {},
+        },
         "features": {
             "history": {"table": "item"},
             "item": {"table": "item"},
             "negatives": {"sampled": {"like": "item", "count": 6}},
             "negative_kind": {"sampled": {"like": "kind", "count": 6}},
         },
-        "model": {"class": "two_tower", "items": ["item", "kind"], "hidden": [16], "width": 8},
+        "model": {
+            "class": "two_tower",
+            "items": ["item", "kind"],
+            "queries": ["user", "history"],
+            "hidden": [16],
+            "width": 8,
+        },
         "tasks": {
             "liked": {
                 "loss": {

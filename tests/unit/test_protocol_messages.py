@@ -60,6 +60,14 @@ def pulls(draw: st.DrawFn) -> messages.Pull:
 
 
 @st.composite
+def exclusions(draw: st.DrawFn, samples: int) -> dict[str, np.ndarray]:
+    if not draw(FLAG):
+        return {}
+    excluded = draw(array(np.uint64, draw(st.integers(0, 3))))
+    return {"excluded": excluded, "excluded_offsets": draw(array(np.uint32, samples + 1))}
+
+
+@st.composite
 def row_batches(draw: st.DrawFn) -> RowBatch:
     samples, rows, ids = draw(st.integers(0, 4)), draw(st.integers(0, 5)), draw(st.integers(0, 9))
     groups = draw(blocks())
@@ -81,6 +89,8 @@ def row_batches(draw: st.DrawFn) -> RowBatch:
         weight=draw(array(np.float32, samples)) if samples and draw(FLAG) else None,
         group=draw(array(np.int64, samples)) if samples and draw(FLAG) else None,
         slices=draw(array(np.uint64, 2, samples)) if draw(FLAG) else None,
+        log_q=draw(array(np.float32, draw(st.integers(1, 4)))) if draw(FLAG) else None,
+        **draw(exclusions(samples)),
         staleness=draw(st.integers(0, 2**40)),
         places=draw(array(np.uint32, rows)) if ringed else None,
         rings=draw(array(np.int64, len(groups), 2)) if ringed else None,

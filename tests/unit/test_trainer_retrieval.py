@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from persia_hpc.errors import UserError
-from persia_hpc.trainer.retrieval import Matches, check_matches, in_batch_softmax
+from persia_hpc.trainer.retrieval import Matches, RetrievalLoss, check_matches, in_batch_softmax
 
 B, C, W, ITEMS = 5, 3, 4, 11
 
@@ -30,8 +30,8 @@ def make_matches(rng: np.random.Generator, *, several: bool) -> Matches:
         torch.from_numpy(samples) if several else None,
         some(B, C, W),
         torch.from_numpy(rng.integers(0, 6, (B, C))),
-        some(count),
-        some(B, C),
+        -some(count).abs() - 0.1,
+        -some(B, C).abs() - 0.1,
     )
 
 
@@ -43,29 +43,30 @@ def loop(m: Matches, temperature: float, logq: bool, negatives: str) -> list[flo
     assert m.negative_log_q is not None
     q, v, n = (t.double().numpy() for t in (m.queries, m.positives, m.negatives))
     count = len(q)
-    share = count / (count + C)
+    once = logq and negatives != "sampled"
 
     def corrected(score: float, log_q: float) -> float:
-        chance = math.exp(log_q)
+        absent = (1 - math.exp(log_q)) ** max(1, count - 1)
         if negatives == "both":
-            chance = share * chance + (1 - share) / ITEMS
-        return score / temperature - (math.log(chance) if logq and negatives != "sampled" else 0.0)
+            absent *= (1 - 1 / ITEMS) ** C
+        return score / temperature - (math.log(1 - absent) if once else 0.0)
 
     losses = []
     for i in range(count):
         sample = i if m.samples is None else int(m.samples[i])
         right = corrected(q[i] @ v[i], float(m.log_q[i]))
-        candidates = [right]
+        candidates, seen = [right], {int(m.ids[i])}
+        others = []
         if negatives != "sampled":
-            candidates += [
-                corrected(q[i] @ v[j], float(m.log_q[j])) for j in range(count) if m.ids[j] != m.ids[i]
-            ]
+            others += [(int(m.ids[j]), q[i] @ v[j], float(m.log_q[j])) for j in range(count)]
         if negatives != "batch":
-            candidates += [
-                corrected(q[i] @ n[sample, c], float(m.negative_log_q[sample, c]))
-                for c in range(C)
-                if m.negative_ids[sample, c] != m.ids[i]
-            ]
+            ids, logs = m.negative_ids[sample].tolist(), m.negative_log_q[sample].tolist()
+            others += [(ids[c], q[i] @ n[sample, c], logs[c]) for c in range(C)]
+        for number, score, log in others:
+            if number not in seen:
+                candidates.append(corrected(score, log))
+                if once:
+                    seen.add(number)
         losses.append(math.log(sum(math.exp(c) for c in candidates)) - right)
     return losses
 
@@ -110,3 +111,68 @@ def test_matches_of_a_wrong_shape_are_refused(name: str) -> None:
         check_matches(matches, B + 1)
     with pytest.raises(UserError, match="returned tuple"):
         check_matches((1, 2), B)
+
+
+def slopes(truth: np.ndarray, *, logq: bool, negatives: str = "batch") -> np.ndarray:
+    """Gradients of the loss at the scores log p of a truth [queries, items], of many batches from it."""
+    rng = np.random.default_rng(5)
+    (num_queries, num_items), batch = truth.shape, 24
+    log_share = torch.from_numpy(np.log(truth.mean(axis=0)).astype(np.float32))
+    one_hot, found = torch.eye(num_items), []
+    for _ in range(2000):
+        scores = torch.from_numpy(np.log(truth).astype(np.float32)).requires_grad_()
+        queries = rng.integers(0, num_queries, batch)
+        chosen = (rng.random(batch)[:, None] > truth[queries].cumsum(axis=1)).sum(axis=1)
+        ids = torch.from_numpy(chosen.clip(max=num_items - 1))
+        drawn = torch.from_numpy(rng.integers(0, num_items, (batch, 4)))
+        matches = Matches(
+            scores[queries], one_hot[ids], ids, None, one_hot[drawn], drawn, log_share[ids], log_share[drawn]
+        )
+        losses = in_batch_softmax(matches, logq=logq, negatives=negatives, num_items=num_items)
+        (slope,) = torch.autograd.grad(losses.mean(), scores)
+        found.append(slope.numpy())
+    return np.stack(found)
+
+
+@pytest.mark.parametrize("negatives", ["batch", "both"])
+def test_only_with_logq_the_true_probabilities_have_the_smallest_loss(negatives: str) -> None:
+    """The loss is convex in the scores, so they have it if the mean of its gradient is 0 there."""
+    rng = np.random.default_rng(3)
+    truth = rng.gamma(2.0, size=(3, 40)) / np.arange(1, 41)
+    truth /= truth.sum(axis=1, keepdims=True)
+
+    right = slopes(truth, logq=True, negatives=negatives).mean(axis=0)
+    wrong = slopes(truth, logq=False, negatives=negatives).mean(axis=0)
+    assert np.abs(right).max() < 0.004
+    # Without it the most popular item is pushed down: its gradient is positive, its score becomes less.
+    assert wrong[:, 0].min() > 0.06
+
+
+def test_a_loss_refuses_matches_without_what_it_needs() -> None:
+    class Batch:
+        step, num_samples, labels = 3, B, torch.ones(B, 1)
+
+    matches = make_matches(np.random.default_rng(1), several=False)
+    options = {"temperature": 1.0, "logq": True, "negatives": "both"}
+    loss = RetrievalLoss(options, ITEMS)
+    assert loss(matches, Batch()).shape == (B,)  # type: ignore[arg-type]
+    for name in ("negatives", "log_q", "negative_log_q"):
+        with pytest.raises(UserError, match=f"needs {name}"):
+            loss(dataclasses.replace(matches, **{name: None}), Batch())  # type: ignore[arg-type]
+    assert matches.log_q is not None
+    unknown = dataclasses.replace(
+        matches, log_q=matches.log_q.masked_fill(matches.ids == matches.ids[0], -math.inf)
+    )
+    with pytest.raises(UserError, match="step 3: got an item to learn that the catalogue"):
+        loss(unknown, Batch())  # type: ignore[arg-type]
+
+
+def test_samples_without_a_label_of_one_have_no_loss_but_are_negatives() -> None:
+    class Batch:
+        step, num_samples = 1, B
+        labels = torch.tensor([[1.0], [0.0], [math.nan], [1.0], [1.0]])
+
+    matches = make_matches(np.random.default_rng(2), several=False)
+    found = RetrievalLoss({"temperature": 1.0, "logq": False, "negatives": "batch"}, 0)(matches, Batch())  # type: ignore[arg-type]
+    expected = np.array(loop(matches, 1.0, False, "batch")) * [1, 0, 0, 1, 1]
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5)

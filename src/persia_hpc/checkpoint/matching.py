@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from persia_hpc.config import Config
+from persia_hpc.config.retrieval import retrieval_loss, sampled_features
 from persia_hpc.errors import UserError
 from persia_hpc.samples.encoding import WAY_OUT, short
 from persia_hpc.samples.identity import SampleRange, first_difference
@@ -74,6 +75,9 @@ def check_match(
     old_count, new_count = manifest["num_samples"]["train"], num_samples["train"]
     if old_count != new_count and not config.data.follow:
         wrong.append(f"training samples: {old_count} there, {new_count} here")
+    old_items, new_items = manifest["num_samples"].get("items"), num_samples.get("items")
+    if old_items != new_items and (sampled_features(config) or (retrieval_loss(config) or {}).get("logq")):
+        wrong.append(f"items in data.items: {old_items} there, {new_items} here: others would be drawn")
     if difference := first_difference([SampleRange(**r) for r in manifest.get("data", [])], data):
         old_range, new_range = difference
         same = f" ({old_range.path} there)" if old_range.path != new_range.path else ""

@@ -55,9 +55,8 @@ def resolve_retrieval(config: Config, raw: Mapping[str, Any], fail: Fail) -> Con
             like = _check_sampled(config, feature.sampled, path, fail)
             counts.setdefault(feature.sampled["count"], name)
             if len(counts) > 1:
-                problem = (
-                    f"= {feature.sampled['count']}, but features.{min(counts.values())} has another count"
-                )
+                other = next(iter(counts.values()))
+                problem = f"= {feature.sampled['count']}, but features.{other} has another count"
                 raise fail(
                     (*path, "sampled", "count"), f"{problem}: expected the same, as they draw the same rows"
                 )
@@ -85,6 +84,10 @@ def _check_catalogue(config: Config, fail: Fail) -> None:
         raise fail(
             ("data", "item_feature"), 'is missing: data.items needs it, for instance item_feature = "item"'
         )
+    exclude = data.exclude_feature
+    if exclude is not None and (config.feature(exclude).table or exclude) != _item_table(config):
+        problem = f"its ids are compared with those of {data.item_feature!r}, so both must use one table"
+        raise fail(("data", "exclude_feature"), f"= {exclude!r}: {problem}; set features.{exclude}.table")
     for name in built_in(config.train.metrics):
         if name.startswith("hr@") and not data.items:
             problem = "ranks the whole catalogue of a retrieval model; add data.items"

@@ -42,7 +42,7 @@ class TwoTower(nn.Module):
     """Has a network for what is asked and one for items; the score is the inner product of their outputs.
 
     items: the features and dense columns of an item, its id first: those that the catalogue has.
-    queries: those of what asks; by default all others but what is drawn. Sequences count with their mean.
+    queries: others, of what asks. Sequences count with their mean.
     hidden: widths of the layers of each tower below its output of `width`; item_hidden: other ones for items.
     normalize: whether vectors have length 1, so that scores are cosines.
 
@@ -52,8 +52,8 @@ class TwoTower(nn.Module):
     def __init__(
         self,
         inputs: Inputs,
-        items: Sequence[str] = (),
-        queries: Sequence[str] | None = None,
+        items: Sequence[str],
+        queries: Sequence[str],
         hidden: Sequence[int] = (256, 128),
         item_hidden: Sequence[int] | None = None,
         width: int = 64,
@@ -69,8 +69,7 @@ class TwoTower(nn.Module):
         drawn = {f.like: f.name for f in inputs.features if f.like is not None}
         known = [f.name for f in inputs.features if f.like is None] + list(inputs.dense_names)
         self.item_names = _names("items", items, known)
-        others = [name for name in known if name not in self.item_names]
-        query_names = _names("queries", others if queries is None else queries, known)
+        query_names = _names("queries", queries, [name for name in known if name not in self.item_names])
         self.item = self.item_names[0]
         self.negatives = [drawn[name] for name in self.item_names if name in drawn]
         _check_items(inputs, self.item_names, drawn)
@@ -137,8 +136,8 @@ def _names(option: str, given: Sequence[str], known: Sequence[str]) -> list[str]
     if wrong or not names:
         got = f"got {wrong[0]!r}" if wrong else "got none"
         raise UserError(
-            f"model 'two_tower': {option} must name features or dense columns, each once, {got}; there are: "
-            f"{', '.join(known)}"
+            f"model 'two_tower': {option} must name features or dense columns, each once and of one tower, "
+            f"{got}; there are: {', '.join(known)}"
         )
     return names
 

@@ -203,8 +203,8 @@ def open_catalogue(config: Config, trained: DatasetSchema, whose: str) -> Catalo
     """
     files = open_source(config.data.items)
     path, schema, item_feature = files.encodings[0][0], files.schema, str(config.data.item_feature)
-    wanted = {item_feature: "data.item_feature"}
-    wanted |= {like: f"features.{name}.sampled" for name, (like, _) in sampled_features(config).items()}
+    wanted = {like: f"features.{name}.sampled" for name, (like, _) in sampled_features(config).items()}
+    wanted[item_feature] = "data.item_feature"
     for like, key in wanted.items():
         for where, known in ((whose, trained), (path, schema)):
             if like not in known.feature_names:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from persia_hpc.arrays import Array
 from persia_hpc.errors import UserError
 from persia_hpc.protocol.row_batch import RowBatch
+from persia_hpc.schedule import split_evenly
 
 from .batch import Batch, Inputs
 from .dense.precision import Precision
@@ -24,6 +25,9 @@ from .retrieval import check_model
 Forward = Callable[[Batch], Tensor]
 Wrap = Callable[[Forward], Forward]  # makes, of what returns logits, what returns other columns
 Predict = Callable[[nn.Module, str, Wrap], Iterator[tuple[Array, RowBatch]]]
+
+
+PIECE_BYTES = 1 << 28  # of what trainers send each other at once
 
 
 class Ranker:
@@ -58,16 +62,33 @@ class Ranker:
             assert row_batch.slices is not None
             ids.append(np.array(row_batch.slices[-1])[:, None])
             parts.append(part)
-        widths = self._peers.gather_objects(parts[0].shape[1] if parts else 0)
-        width = self._peers.broadcast(max(widths) if widths is not None else 0)
-        all_ids = self._peers.broadcast(self._peers.gather(concatenate(ids, 1, np.uint64)))
-        vectors = self._peers.broadcast(self._peers.gather(concatenate(parts, width)))
+        items = ItemVectors(*self._shared(ids, parts), self._device)
         queries = self._vectors(model, "queries")
-        items = ItemVectors(all_ids[:, 0], vectors, self._device)
-        return (
-            Predictions(self._wanted, items),
-            lambda forward: lambda batch: torch.cat([forward(batch), queries(batch)], dim=1),
-        )
+
+        def wrap(forward: Forward) -> Forward:
+            def both(batch: Batch) -> Tensor:
+                return torch.cat([forward(batch).reshape(batch.num_samples, -1), queries(batch)], dim=1)
+
+            return both
+
+        return Predictions(self._wanted, items), wrap
+
+    def _shared(self, ids: list[Array], parts: list[Array]) -> tuple[Array, Array]:
+        """Returns the ids [N] and vectors [N, W] of all trainers, in some order, sent in pieces.
+
+        Collective over trainers.
+        """
+        peers = self._peers
+        sizes = peers.gather_objects((sum(map(len, ids)), parts[0].shape[1] if parts else 0))
+        rows, width = peers.broadcast(None if sizes is None else tuple(map(max, zip(*sizes, strict=True))))
+        mine = concatenate(ids, 1, np.uint64), concatenate(parts, width)
+        pieces = -(-rows * peers.size * max(8, 4 * width) // PIECE_BYTES)
+        found: list[list[Array]] = [[], []]
+        for piece in range(pieces):
+            begin, end = split_evenly(0, len(mine[0]), pieces, piece)
+            for column, array in zip(found, mine, strict=True):
+                column.append(peers.broadcast(peers.gather(array[begin:end])))
+        return np.concatenate(found[0])[:, 0], np.concatenate(found[1])
 
     def _vectors(self, model: nn.Module, method: str) -> Forward:
         """Returns what calls a method of the model, and checks what comes."""
@@ -75,8 +96,16 @@ class Ranker:
 
         def vectors(batch: Batch) -> Tensor:
             seen = _only(batch, self._inputs.catalogue) if method == "items" else batch
-            with self._precision.autocast():
-                found = compute(seen)
+            try:
+                with self._precision.autocast():
+                    found = compute(seen)
+            except KeyError as error:
+                if seen is batch or error.args[0] not in self._inputs.dims:
+                    raise
+                raise UserError(
+                    f"the model's `items` uses {error}, which the catalogue (data.items) doesn't have; add "
+                    "it there, or leave it out of the model's"
+                ) from None
             if not isinstance(found, Tensor) or found.dim() != 2 or len(found) != batch.num_samples:
                 got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
                 raise UserError(

@@ -13,7 +13,6 @@ B samples, P positions, W width, C sampled negatives of a sample.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,43 +121,51 @@ def in_batch_softmax(
 ) -> Tensor:
     """Computes -log softmax of each query's right item among this trainer's other items of the batch.
 
-    The scores are inner products over `temperature`. With `logq` the logarithm of the chance that an item is
-    a candidate is taken from its score after that, the right one's too, as Yi et al. do ("Sampling-bias-
-    corrected neural modeling", RecSys 2019, equation 3). Candidates that are the right item once more
-    (accidental hits) don't count.
+    The scores are inner products over `temperature`. Candidates that are the right item once more (accidental
+    hits) don't count.
 
-    negatives: "batch" are the right items of other positions, "sampled" those of `matches.negatives`, "both"
-    are all of them. Sampled ones are drawn uniformly from `num_items`: alone they need no correction, which
-    would be the same for all; with "both" the chance is that of the mixture (Yang et al., "Mixed negative
-    sampling", WWW 2020).
+    negatives: "batch" are the right items of other positions, "sampled" those of `matches.negatives`, which
+    are drawn uniformly from `num_items`; "both" are all of them.
+
+    logq: takes log p from each score, the right one's too, after the division by `temperature`, for p the
+    chance that others have the item in a batch: equation 3 of Yi et al. ("Sampling-bias-corrected neural
+    modeling", RecSys 2019). p says whether a batch has an item, not how often, so each item counts once. Then
+    the best scores are log-probabilities up to a constant of the query. With "sampled" p is the same for all.
 
     Shapes: float32 [P].
     """
     queries, positives = matches.queries.float() / temperature, matches.positives.float()
-    count = len(queries)
+    logq = logq and negatives != "sampled"
     columns: list[Tensor] = []
     if negatives != "sampled":
         scores = queries @ positives.T
+        same = matches.ids[:, None] == matches.ids
+        out = same | same.tril(-1).any(dim=1) if logq else same  # an item that came before
+        out.fill_diagonal_(False)
         if logq:
             scores = scores - _log_chance(matches, matches.log_q, negatives, num_items)
-        own = torch.arange(count, device=scores.device)
-        same = matches.ids[:, None] == matches.ids
-        same[own, own] = False
-        columns.append(scores.masked_fill(same, -torch.inf))
-        target = own
+        columns.append(scores.masked_fill(out, -torch.inf))
+        target = torch.arange(len(queries), device=queries.device)
     else:
         columns.append((queries * positives).sum(dim=1, keepdim=True))
-        target = torch.zeros(count, dtype=torch.int64, device=queries.device)
+        target = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
     if negatives != "batch":
-        columns.append(_sampled_scores(matches, queries, logq, negatives, num_items))
+        columns.append(_sampled_scores(matches, queries, logq=logq, num_items=num_items))
     return functional.cross_entropy(torch.cat(columns, dim=1), target, reduction="none")
 
 
-def _sampled_scores(matches: Matches, queries: Tensor, logq: bool, negatives: str, num_items: int) -> Tensor:
-    """Returns each position's scores of its sample's negatives, -inf for accidental hits, [P, C]."""
+def _sampled_scores(matches: Matches, queries: Tensor, *, logq: bool, num_items: int) -> Tensor:
+    """Returns each position's scores of its sample's negatives, -inf for those that don't count, [P, C]."""
     assert matches.negatives is not None, "checked before"
     assert matches.negative_ids is not None, "checked before"
     vectors, ids, samples = matches.negatives.float(), matches.negative_ids, matches.samples
+    out = torch.zeros_like(ids, dtype=torch.bool)
+    chance = torch.zeros_like(ids, dtype=torch.float32)
+    if logq:
+        chance = _log_chance(matches, matches.negative_log_q, "both", num_items)
+        ordered, order = ids.sort(dim=1, stable=True)
+        again = functional.pad(ordered[:, 1:] == ordered[:, :-1], (1, 0))
+        out = torch.isin(ids, matches.ids) | out.scatter(1, order, again)
     if samples is None:
         scores = torch.bmm(vectors, queries.unsqueeze(2)).squeeze(2)
     else:
@@ -168,23 +175,19 @@ def _sampled_scores(matches: Matches, queries: Tensor, logq: bool, negatives: st
         padded = queries.new_zeros(len(vectors), int(counts.max()), queries.shape[1])
         padded = padded.index_put((samples, places), queries)
         scores = torch.bmm(padded, vectors.transpose(1, 2))[samples, places]
-        ids = ids[samples]
-    if logq and negatives == "both":
-        chance = _log_chance(matches, matches.negative_log_q, negatives, num_items)
-        scores = scores - (chance if samples is None else chance[samples])
-    return scores.masked_fill(ids == matches.ids[:, None], -torch.inf)
+        ids, out, chance = ids[samples], out[samples], chance[samples]
+    return (scores - chance).masked_fill(out | (ids == matches.ids[:, None]), -torch.inf)
 
 
 def _log_chance(matches: Matches, log_q: Tensor | None, negatives: str, num_items: int) -> Tensor:
-    """Returns the logarithm of the chance that a candidate is one of these items."""
+    """Returns the logarithm of the chance that items are among the others of a batch, or are drawn."""
     assert log_q is not None, "checked before"
-    if negatives == "batch":
-        return log_q
-    assert matches.negatives is not None
-    drawn, right = matches.negatives.shape[1], len(matches.queries)
-    share = right / (right + drawn)
-    uniform = torch.full_like(log_q, math.log((1 - share) / num_items))
-    return torch.logaddexp(log_q + math.log(share), uniform)
+    missing = max(1, len(matches.queries) - 1) * torch.log1p(-log_q.double().exp().clamp(max=1.0))
+    if negatives == "both":
+        assert matches.negatives is not None
+        once = torch.tensor(-1.0 / num_items, dtype=torch.float64, device=log_q.device)
+        missing = missing + matches.negatives.shape[1] * torch.log1p(once)
+    return torch.log(-torch.expm1(missing)).float()
 
 
 class RetrievalLoss:
@@ -211,5 +214,11 @@ class RetrievalLoss:
                     f'the loss "in_batch_softmax" needs {name} with these options, but the model\'s matches '
                     "have none"
                 )
+        if "log_q" in self._needed and matches.log_q is not None and not matches.log_q.isfinite().all():
+            raise UserError(
+                f"step {batch.step}: got an item to learn that the catalogue (data.items) lacks or gives the "
+                "weight 0, but logq = true needs to know how often training has it; prepare the catalogue "
+                "with all items of data.train"
+            )
         losses = in_batch_softmax(matches, **self._options, num_items=self._num_items)
         return matches.per_sample(losses, batch.num_samples).masked_fill(batch.labels[:, 0] != 1, 0.0)

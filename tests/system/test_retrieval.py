@@ -1,0 +1,198 @@
+"""Two-tower training equals a plain PyTorch loop, and a catalogue is ranked alike in every kind of job."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import persia_hpc as ph
+from persia_hpc.cli import main
+from persia_hpc.config import load_config
+from persia_hpc.samples.batch import SampleBatch
+from persia_hpc.samples.catalogue import Drawing, open_catalogue
+from tests.support.jobs import Job
+from tests.support.retrieval import (
+    ITEMS,
+    KINDS,
+    SCHEMA,
+    USERS,
+    ids_of,
+    retrieval_config,
+    samples,
+    write_retrieval,
+)
+from tests.support.tiny import REDUCER
+
+TEMPERATURE, BATCH, STEPS, DRAWN = 0.2, 32, 25, 6
+STILL = {"name": "sgd", "lr": 0.0}
+
+
+class Losses(ph.Callback):
+    """Notes the loss of each step."""
+
+    def __init__(self) -> None:
+        self.found: list[float] = []
+
+    def on_step(self, run: Any) -> None:
+        self.found.append(run.session.last_loss)
+
+
+class Plain(nn.Module):
+    """The published formula: embeddings, two towers, softmax over candidates corrected by log q."""
+
+    def __init__(self, run: Any, model: Any) -> None:
+        super().__init__()
+        self.items = nn.Parameter(torch.tensor(run.rows("item", ids_of(np.arange(ITEMS)))))
+        self.kinds = nn.Parameter(torch.tensor(run.rows("kind", np.arange(KINDS))))
+        self.users = nn.Parameter(torch.tensor(run.rows("user", np.arange(USERS))))
+        self.query_tower = copy.deepcopy(model.query_tower.layers)
+        self.item_tower = copy.deepcopy(model.item_tower.layers)
+        self.number = {int(i): n for n, i in enumerate(ids_of(np.arange(ITEMS)))}
+
+    def item_vectors(self, numbers: np.ndarray) -> Tensor:
+        seen = torch.cat([self.items[numbers], self.kinds[numbers % KINDS]], dim=-1)
+        return functional.normalize(self.item_tower(seen), dim=-1)
+
+    def loss(self, sample: SampleBatch, drawn: np.ndarray, log_share: np.ndarray, negatives: str) -> Tensor:
+        history = sample.ids["history"]
+        assert history.offsets is not None
+        ends = zip(history.offsets[:-1], history.offsets[1:], strict=True)
+        bags = [[self.number[int(i)] for i in history.values[a:b]] for a, b in ends]
+        sums = torch.stack([self.items[bag].sum(dim=0) for bag in bags])
+        user = self.users[sample.ids["user"].values.astype(int)]
+        queries = functional.normalize(self.query_tower(torch.cat([user, sums], dim=1)), dim=1)
+        items = np.array([self.number[int(i)] for i in sample.ids["item"].values])
+        right, others = self.item_vectors(items), self.item_vectors(drawn)
+        absent = (1 - np.exp(log_share)) ** (len(items) - 1)
+        if negatives == "both":
+            absent = absent * (1 - 1 / ITEMS) ** DRAWN
+        losses = []
+        for i, number in enumerate(items):
+            candidates, numbers = [right[i]], [number]
+            in_batch = [] if negatives == "sampled" else list(zip(items, right, strict=True))
+            sampled = [] if negatives == "batch" else list(zip(drawn[i], others[i], strict=True))
+            for other, vector in (*in_batch, *sampled):
+                # With logq each item counts once; drawn ones alone need no correction.
+                if other != number and (negatives == "sampled" or other not in numbers):
+                    candidates.append(vector)
+                    numbers.append(other)
+            scores = torch.stack(candidates) @ queries[i] / TEMPERATURE
+            if negatives != "sampled":
+                scores = scores - torch.tensor(np.log(1 - absent[numbers]), dtype=torch.float32)
+            losses.append(-torch.log_softmax(scores, dim=0)[0])
+        return torch.stack(losses).mean()
+
+
+def changed(settings: dict[str, Any], negatives: str, run_dir: Path) -> dict[str, Any]:
+    settings = copy.deepcopy(settings) | {"run_dir": str(run_dir)}
+    settings["data"]["shuffle"] = False
+    settings["tasks"]["liked"]["loss"]["negatives"] = negatives
+    settings["train"]["max_steps"] = STEPS
+    return settings
+
+
+@pytest.mark.parametrize("negatives", ["batch", "sampled", "both"])
+def test_losses_are_those_of_a_plain_loop(tmp_path: Path, negatives: str) -> None:
+    data = write_retrieval(tmp_path)
+    settings = changed(retrieval_config(data, tmp_path), negatives, tmp_path / "run")
+    still = changed(settings, negatives, tmp_path / "still")
+    still["tables"]["default"]["optimizer"] = STILL
+    still["train"]["optimizer"] = {"name": "SGD", "lr": 0.0}
+    ph.train(still, quiet=True)
+    begin = ph.load(tmp_path / "still")
+    plain = Plain(begin, begin.model())
+    losses = Losses()
+    ph.train(settings, callbacks=[losses], quiet=True)
+
+    embeddings = torch.optim.Adagrad([plain.items, plain.kinds, plain.users], lr=0.1)
+    dense = torch.optim.Adam([*plain.query_tower.parameters(), *plain.item_tower.parameters()], lr=0.01)
+    config = load_config(settings)
+    drawing = Drawing(config, open_catalogue(config, SCHEMA, "data.train"))
+    train = samples(400, 1)
+    numbers = np.array([plain.number[int(i)] for i in train.ids["item"].values])
+    log_share = np.log(np.bincount(numbers, minlength=ITEMS) / len(numbers))
+    for step, got in enumerate(losses.found):
+        epoch, place = divmod(step, -(-400 // BATCH))
+        first, end = place * BATCH, min((place + 1) * BATCH, 400)
+        sample = drawing.add(train.slice(first, end), epoch, first)
+        ids = sample.ids["negatives"].values.reshape(-1, DRAWN)
+        drawn = np.vectorize(lambda i: plain.number[int(i)])(ids)
+        assert np.array_equal(sample.ids["negative_kind"].values.reshape(-1, DRAWN), drawn % KINDS)
+        loss = plain.loss(sample, drawn, log_share, negatives)
+        assert got == pytest.approx(loss.item(), rel=2e-4), f"step {step + 1}"
+        for optimizer in (embeddings, dense):
+            optimizer.zero_grad()
+        loss.backward()
+        for optimizer in (embeddings, dense):
+            optimizer.step()
+    assert len(losses.found) == STEPS
+    assert np.mean(losses.found[-5:]) < np.mean(losses.found[:5])
+
+
+def brute_force(run: Any, valid: SampleBatch, k: int) -> tuple[float, float]:
+    """Recall and NDCG at k of a finished run, from its rows and its towers."""
+    plain = Plain(run, run.model())
+    with torch.no_grad():
+        items = plain.item_vectors(np.arange(ITEMS)).double().numpy()
+    history = valid.ids["history"]
+    assert history.offsets is not None
+    hits, gains = [], []
+    for i in range(valid.num_samples):
+        bag = [plain.number[int(n)] for n in history.values[history.offsets[i] : history.offsets[i + 1]]]
+        with torch.no_grad():
+            user = plain.users[int(valid.ids["user"].values[i])]
+            query = plain.query_tower(torch.cat([user, plain.items[bag].sum(dim=0)])[None])
+            scores = items @ functional.normalize(query, dim=1)[0].double().numpy()
+        target = plain.number[int(valid.ids["item"].values[i])]
+        ranked = [n for n in np.argsort(-scores, kind="stable") if n == target or n not in bag]
+        place = ranked.index(target) + 1
+        hits.append(place <= k)
+        gains.append(1 / np.log2(place + 1) if place <= k else 0.0)
+    return float(np.mean(hits)), float(np.mean(gains))
+
+
+def test_ranks_and_one_process_rank_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = retrieval_config(write_retrieval(tmp_path), tmp_path / "alone")
+    settings["tasks"]["liked"]["loss"]["negatives"] = "sampled"  # batches of several trainers are others
+    settings["train"]["reducer"] = REDUCER
+    alone = ph.train(settings, quiet=True)["valid"]
+    run = ph.load(tmp_path / "alone")
+    recall, ndcg = brute_force(run, samples(90, 2), 5)
+    assert alone["recall@5"] == pytest.approx(recall, abs=1e-12)
+    assert alone["ndcg@5"] == pytest.approx(ndcg, abs=1e-12)
+    assert alone["recall@5"] > 0.5
+    assert main(["evaluate", str(tmp_path / "alone"), "--split", "valid"]) == 0
+    assert json.loads(capsys.readouterr().out) == alone
+    run.predict([str(tmp_path / "valid.h5")], tmp_path / "scores.h5")
+    with h5py.File(tmp_path / "scores.h5") as file:
+        assert np.abs(np.asarray(file["probability"])).max() <= 1 + 1e-6  # cosines
+    ranks = {"parameter_servers": 2, "embedding_workers": 2, "trainers": 2}
+    job = Job(tmp_path, settings | {"ranks": ranks})
+    code, _, err = job.end()
+    assert code == 0, err
+    several = json.loads((job.run_dir / "summary.json").read_text())["valid"]
+    assert list(several) == list(alone)
+    for name in ("recall@5", "ndcg@5", "hr@3"):
+        assert several[name] == pytest.approx(alone[name], abs=0.03)  # sums of another order in training
+    loaded = ph.load(job.run_dir).evaluate("valid")
+    assert loaded["recall@5"] == pytest.approx(several["recall@5"], abs=1e-12)
+    assert loaded["ndcg@5"] == pytest.approx(several["ndcg@5"], abs=1e-12)
+
+
+def test_a_resumed_run_draws_the_same(tmp_path: Path) -> None:
+    settings = retrieval_config(write_retrieval(tmp_path), tmp_path / "whole")
+    whole, first, second = Losses(), Losses(), Losses()
+    ph.train(settings, callbacks=[whole], quiet=True)
+    settings["run_dir"] = str(tmp_path / "parts")
+    ph.train(settings, set={"train.max_steps": 17}, callbacks=[first], quiet=True)
+    ph.train(settings, set={"checkpoint.resume": True}, callbacks=[second], quiet=True)
+    assert first.found + second.found == whole.found
