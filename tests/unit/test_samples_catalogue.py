@@ -178,11 +178,21 @@ def test_a_catalogue_that_does_not_fit_is_refused_in_one_line(config: Config, tm
         ({"items": saved("f.h5", {"item": item, "kind": item}, None)}, "no dataset /weight"),
         ({"items": str(tmp_path / "absent.h5")}, "no file matches"),
         ({"item_feature": "history"}, "multi-hot in data.train"),
-        ({"item_feature": "absent"}, "data.item_feature: got 'absent'"),
-        ({"exclude_feature": "absent"}, "data.exclude_feature: got 'absent'"),
+        ({"item_feature": "absent"}, "compared with those of 'absent'"),
+        ({"exclude_feature": "absent"}, "data.exclude_feature = 'absent'"),
     ]
     for changes, text in cases:
         with pytest.raises(UserError, match=text) as error:
             open_catalogue(broken(config, **changes), SCHEMA, "data.train")
         assert "\n" not in str(error.value)
     assert CATALOGUE.has_weight
+    # Of the features that the run reads it may have some, and others besides.
+    changes = {"items": str(tmp_path / "d.h5"), "features": list(SCHEMA.feature_names)}
+    assert open_catalogue(broken(config, **changes), SCHEMA, "data.train").names == ("item", "kind")
+
+
+def test_a_catalogue_in_parquet_is_refused(config: Config, tmp_path: Path) -> None:
+    path = tmp_path / "items.parquet"
+    path.write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"data\.items: got the Parquet file .*items\.parquet, expected HDF5"):
+        open_catalogue(broken(config, items=str(path)), SCHEMA, "data.train")
