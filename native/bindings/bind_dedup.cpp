@@ -75,7 +75,7 @@ Raises: ValueError if they contradict each other.)";
 constexpr const char* kRun = R"(Deduplicates one array of ids uint64 per feature; any may be empty.
 
 The order of keys does not depend on the number of servers. Calls from several threads take turns.
-Raises: ValueError for 2^32 - 1 ids or more in all.)";
+Raises: ValueError for more than 2^30 ids of one table, and for 2^32 - 1 or more in all.)";
 
 constexpr const char* kHashIds =
     R"(Returns the indices [N * rounds] that ids uint64 [N] hash to; those of an id lie together.

@@ -16,6 +16,7 @@ constexpr std::size_t kNarrowRows = 65536;
 constexpr std::size_t kNearIds = 4096;    // of a table whose work the first caches hold
 constexpr std::size_t kSmallIds = 16384;  // of a table whose ids and slots have numbers of 16 bits
 constexpr std::size_t kFewestSlots = 64;
+constexpr std::size_t kMostIds = std::size_t{1} << 30;  // of a table: their slots are numbered in 32 bits
 constexpr std::size_t kAhead = 16;  // ids whose slots are fetched before they are needed, with many ids
 
 void check(bool ok, const std::string& message) {
@@ -241,6 +242,11 @@ DedupResult Deduplicator::run(const std::vector<Span<const Id>>& values) {
     for (std::size_t f = 0; f < num_features(); ++f) {
         table_ids[plan_.tables[f]] += values[f].size();
         group_ids[plan_.groups[plan_.tables[f]]] += values[f].size();
+    }
+    for (std::size_t t = 0; t < num_tables(); ++t) {
+        check(table_ids[t] <= kMostIds, "table " + std::to_string(t) +
+                                            ": a batch must have at most 2^30 ids, got " +
+                                            std::to_string(table_ids[t]));
     }
     const auto few = [](std::size_t rows) { return rows <= kNarrowRows; };
     const bool surely_narrow = std::all_of(group_ids.begin(), group_ids.end(), few);

@@ -146,6 +146,23 @@ void refused(const Change& change) {
     CHECK(threw);
 }
 
+void more_ids_of_a_table_than_slots_have_numbers_are_refused() {
+    Deduplicator dedup(small_plan());
+    const std::uint64_t id = 0;
+    const std::size_t most = std::size_t{1} << 30;
+    for (std::size_t feature = 0; feature < dedup.num_features(); ++feature) {
+        std::vector<persia::Span<const std::uint64_t>> values(dedup.num_features());
+        values[feature] = {&id, most + 1};  // none of which may be read
+        bool threw = false;
+        try {
+            dedup.run(values);
+        } catch (const std::invalid_argument&) {
+            threw = true;
+        }
+        CHECK(threw);
+    }
+}
+
 void contradictory_plans_are_refused() {
     refused([](DedupPlan& p) { p.num_buckets[0] = 3; });
     refused([](DedupPlan& p) { p.num_buckets[0] = 0; });
@@ -162,5 +179,6 @@ int main() {
     follows_the_definition();
     keys_with_one_home_are_told_apart();
     indices_widen_at_65537_rows_of_a_group();
+    more_ids_of_a_table_than_slots_have_numbers_are_refused();
     contradictory_plans_are_refused();
 }

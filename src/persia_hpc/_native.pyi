@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+_I64 = npt.NDArray[np.int64]
 _U64 = npt.NDArray[np.uint64]
 _U32 = npt.NDArray[np.uint32]
 _U8 = npt.NDArray[np.uint8]
 _F32 = npt.NDArray[np.float32]
 _F64 = npt.NDArray[np.float64]
+_Biases = Sequence[_F32 | None]
 _Rows = npt.NDArray[Any]  # [U, D or D + 2] in one of the wire formats
 
 def keep_freed_memory() -> None: ...
@@ -23,15 +25,13 @@ def unmix(keys: _U64) -> _U64: ...
 
 class RecentRows:
     def __init__(self, *, groups: list[int], reuse_steps: int) -> None: ...
-    def find(
-        self, keys: _U64, table_offsets: _U32, *, step: int
-    ) -> tuple[_U8, _U32, npt.NDArray[np.int64], int]: ...
+    def find(self, keys: _U64, table_offsets: _U32, *, step: int) -> tuple[_U8, _U32, _I64, int]: ...
 
 def hash_ids(ids: _U64, *, rounds: int, size: int) -> _U64: ...
 def encode_rows(rows: _F32, wire: str) -> _Rows: ...
 def decode_rows(rows: _Rows, dim: int) -> _F32: ...
 def parse_criteo_lines(
-    text: _U8, *, labels: _F32, dense: _F32, ids: _U64, begin: int, bad: npt.NDArray[np.int64]
+    text: _U8, *, labels: _F32, dense: _F32, ids: _U64, begin: int, bad: _I64
 ) -> tuple[int, int, int, int]: ...
 
 class IdCounter:
@@ -234,13 +234,7 @@ class ThreadTeam:
 _Layers = Sequence[tuple[_F32, _F32]]
 
 def dlrm_forward(
-    dense: _F32 | None,
-    vectors: _F32,
-    *,
-    num_copied: int,
-    bottom: _Layers,
-    top: _Layers,
-    team: ThreadTeam,
+    dense: _F32 | None, vectors: _F32, *, num_copied: int, bottom: _Layers, top: _Layers, team: ThreadTeam
 ) -> tuple[_F32, _F32]: ...
 def dlrm_backward(
     dense: _F32 | None,
@@ -256,33 +250,12 @@ def dlrm_backward(
     team: ThreadTeam,
 ) -> tuple[_F32 | None, _F32 | None, list[_F32]]: ...
 def silu_attention_forward(
-    vqk: _F32,
-    offsets: npt.NDArray[np.int64],
-    *,
-    scale: float,
-    divisor: float,
-    positions: _F32 | None,
-    times: _F32 | None,
-    edges: _F32 | None,
-    until: _F32 | None,
-    since: _F32 | None,
-    team: ThreadTeam,
+    vqk: _F32, offsets: _I64, bias: _Biases, *, scale: float, divisor: float, team: ThreadTeam
 ) -> _F32: ...
 def silu_attention_backward(
-    vqk: _F32,
-    offsets: npt.NDArray[np.int64],
-    gradient: _F32,
-    *,
-    scale: float,
-    divisor: float,
-    positions: _F32 | None,
-    times: _F32 | None,
-    edges: _F32 | None,
-    until: _F32 | None,
-    since: _F32 | None,
-    team: ThreadTeam,
+    vqk: _F32, offsets: _I64, bias: _Biases, gradient: _F32, *, scale: float, divisor: float, team: ThreadTeam
 ) -> tuple[_F32, _F32 | None, _F32 | None]: ...
-def number_groups(groups: npt.NDArray[np.int64]) -> _U32: ...
+def number_groups(groups: _I64) -> _U32: ...
 def rank_metrics(
     scores: _F32, labels: _F32, weight: _F64 | None, groups: _U32 | None, *, ks: Sequence[int], threads: int
 ) -> dict[str, Any]: ...
@@ -397,7 +370,7 @@ class Watch:
     def wait(self, spin_seconds: float, sleep_seconds: float) -> bool: ...
     def wake(self) -> None: ...
 
-def gather(source: npt.NDArray[Any], rows: npt.NDArray[np.int64], out: npt.NDArray[Any]) -> None: ...
+def gather(source: npt.NDArray[Any], rows: _I64, out: npt.NDArray[Any]) -> None: ...
 def pool_batch_forward(
     *,
     features: int,

@@ -5,6 +5,7 @@ Shape letters: B samples, L labels of the data, T tasks, O outputs of the model.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -15,6 +16,7 @@ from .config import Config
 from .config.types import BINARY_LOSSES
 from .errors import UserError
 from .samples.schema import DatasetSchema
+from .samples.validity import InvalidRowError
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Task:
         """Returns the task's labels, NaN where one is missing or doesn't count.
 
         Shapes: columns float32 [B, L] in, float32 [B] out.
-        Raises UserError for a label that its loss can't take.
+        Raises InvalidRowError, with its place among these, for a label that its loss can't take.
         """
         labels = columns[:, self.label]
         if self.where is not None:
@@ -79,9 +81,11 @@ class Task:
     def _check(self, labels: Array, fits: Array, expected: str) -> None:
         wrong = ~fits & ~np.isnan(labels)
         if wrong.any():
-            raise UserError(
-                f"tasks.{self.name}: got a label of {labels[wrong.argmax()]:g}, expected {expected} (NaN if "
-                f"it is missing), as its loss {self.loss!r} needs; use another, or prepare the data again"
+            row = int(wrong.argmax())
+            raise InvalidRowError(
+                row,
+                f"tasks.{self.name}: got a label of {labels[row]:g}, expected {expected} (NaN if it is "
+                f"missing), as its loss {self.loss!r} needs; use another, or prepare the data again",
             )
 
 
@@ -101,7 +105,7 @@ class Tasks:
         """Returns the labels of all tasks; of data without labels none.
 
         Shapes: columns float32 [B, L] in, float32 [B, T] out; [B, 0] stays what it is.
-        Raises UserError for a label that a loss can't take.
+        Raises InvalidRowError, with its place among these, for a label that a loss can't take.
         """
         if not self.configured or not columns.shape[1]:
             return columns
@@ -142,6 +146,15 @@ def make_tasks(config: Config, schema: DatasetSchema) -> Tasks:
         where = None if task.where is None else _place(f"tasks.{name}", "where", task.where, names)
         tasks.append(Task(name, label, where, str(task.loss["name"]), task.num_outputs))
     return Tasks(tuple(tasks), configured=True)
+
+
+def label_check(config: Config, schema: DatasetSchema) -> Callable[[Array], object] | None:
+    """Returns what refuses labels as they are read, or None where `data.transform` may still mend them.
+
+    Raises UserError as `make_tasks` does.
+    """
+    tasks = make_tasks(config, schema)
+    return tasks.select if tasks.configured and config.data.transform is None else None
 
 
 def _place(path: str, key: str, label: str, names: tuple[str, ...]) -> int:

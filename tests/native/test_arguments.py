@@ -19,8 +19,8 @@ POOL = {"features": [(0, 1, "sum", None)], "num_samples": 1, "dim": 3}
 WORDS = np.zeros(64, np.uint64)
 RING = np.zeros(4096, np.uint8)
 TEAM, ONE = _native.ThreadTeam(1), np.zeros((1, 1), np.float32)
-SILU = dict.fromkeys(("positions", "times", "until", "since"), ONE[0])
-SILU |= {"vqk": np.zeros((1, 3, 1, 1), np.float32), "offsets": np.array([0, 1]), "edges": ONE[0, :0]}
+SILU = {"vqk": np.zeros((1, 3, 1, 1), np.float32), "offsets": np.array([0, 1])}
+SILU |= {"positions": ONE[0], "times": ONE[0], "edges": ONE[0, :0], "until": ONE[0], "since": ONE[0]}
 
 
 def table_set() -> _native.TableSet:
@@ -112,12 +112,16 @@ CALLS: list[tuple[Callable[..., Any], dict[str, Any]]] = [
         {"vectors": F32[None], "weight": F32, "kept": F32[0, :0], "gradient": ONE},
     ),
     (
-        lambda **given: _native.silu_attention_forward(**given, scale=1.0, divisor=1.0, team=TEAM),
+        lambda vqk, offsets, **bias: _native.silu_attention_forward(
+            vqk, offsets, list(bias.values()), scale=1.0, divisor=1.0, team=TEAM
+        ),
         SILU,
     ),
     (
-        lambda **given: _native.silu_attention_backward(**given, scale=1.0, divisor=1.0, team=TEAM),
-        {**SILU, "gradient": ONE[None]},
+        lambda vqk, offsets, gradient: _native.silu_attention_backward(
+            vqk, offsets, [None] * 5, gradient, scale=1.0, divisor=1.0, team=TEAM
+        ),
+        {"vqk": SILU["vqk"], "offsets": SILU["offsets"], "gradient": ONE[None]},
     ),
     (_native.gather, {"source": F32, "rows": I64, "out": F32.copy()}),
     (

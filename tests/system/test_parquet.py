@@ -135,6 +135,8 @@ def test_commands_take_parquet(folder: Path, tmp_path: Path, capsys: pytest.Capt
     path = write_config(tmp_path / "a.toml", config(folder, tmp_path / "run", parquet=True))
     assert main(["train", str(path), "--dry-run"]) == 0
     assert "330" in capsys.readouterr().out
+    assert main(["plan", str(path), "--dense-rate", "1000"]) == 0
+    capsys.readouterr()
     assert main(["inspect", pattern]) == 2
     assert "--schema" in capsys.readouterr().err
 

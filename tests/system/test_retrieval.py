@@ -17,8 +17,10 @@ from torch.nn import functional
 import persia_hpc as ph
 from persia_hpc.cli import main
 from persia_hpc.config import load_config
+from persia_hpc.errors import UserError
 from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.catalogue import Drawing, open_catalogue
+from persia_hpc.trainer.retrieval import in_batch_softmax
 from tests.support.jobs import Job
 from tests.support.retrieval import (
     ITEMS,
@@ -163,8 +165,11 @@ def brute_force(run: Any, valid: SampleBatch, k: int) -> tuple[float, float]:
 def test_ranks_and_one_process_rank_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = retrieval_config(write_retrieval(tmp_path), tmp_path / "alone")
     settings["tasks"]["liked"]["loss"]["negatives"] = "sampled"  # batches of several trainers are others
-    settings["train"]["reducer"] = REDUCER
+    settings["train"] |= {"reducer": REDUCER, "slices": ["kind"], "slice_samples": 1}
     alone = ph.train(settings, quiet=True)["valid"]
+    slices = alone["slices"]["kind"].values()
+    assert len(slices) == KINDS
+    assert sum(s["samples"] * s["recall@5"] for s in slices) == pytest.approx(90 * alone["recall@5"])
     run = ph.load(tmp_path / "alone")
     recall, ndcg = brute_force(run, samples(90, 2), 5)
     assert alone["recall@5"] == pytest.approx(recall, abs=1e-12)
@@ -175,6 +180,8 @@ def test_ranks_and_one_process_rank_alike(tmp_path: Path, capsys: pytest.Capture
     run.predict([str(tmp_path / "valid.h5")], tmp_path / "scores.h5")
     with h5py.File(tmp_path / "scores.h5") as file:
         assert np.abs(np.asarray(file["probability"])).max() <= 1 + 1e-6  # cosines
+    assert main(["importance", str(tmp_path / "alone"), "--split", "valid", "--metric", "recall@5"]) == 2
+    assert "recall@5 ranks the whole catalogue, which importance doesn't" in capsys.readouterr().err
     ranks = {"parameter_servers": 2, "embedding_workers": 2, "trainers": 2}
     job = Job(tmp_path, settings | {"ranks": ranks})
     code, _, err = job.end()
@@ -196,3 +203,65 @@ def test_a_resumed_run_draws_the_same(tmp_path: Path) -> None:
     ph.train(settings, set={"train.max_steps": 17}, callbacks=[first], quiet=True)
     ph.train(settings, set={"checkpoint.resume": True}, callbacks=[second], quiet=True)
     assert first.found + second.found == whole.found
+
+
+class Own(nn.Module):
+    """A user's module: factors of users and items, and as many positions as a sample's history has items."""
+
+    def __init__(self, inputs: Any) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def queries(self, batch: Any) -> Tensor:
+        return batch.pooled["user"] * self.scale
+
+    def items(self, batch: Any) -> Tensor:
+        vectors: Tensor = batch.pooled["item"]
+        return vectors
+
+    def matches(self, batch: Any) -> ph.Matches:
+        history = batch.jagged["history"]
+        samples = history.samples()
+        return ph.Matches(self.queries(batch)[samples], history.values, batch.ids["history"], samples)
+
+    def forward(self, batch: Any) -> Tensor:
+        return (self.queries(batch) * self.items(batch)).sum(dim=1, keepdim=True)
+
+
+def own_loop(session: Any) -> None:
+    torch.manual_seed(session.config.seed)
+    model = session.prepare(Own(session.inputs))
+    for batch in session.batches():
+        matches = model.matches(batch)
+        session.step(matches.per_sample(in_batch_softmax(matches), batch.num_samples))
+    session.evaluate(split="valid")
+
+
+def test_a_module_and_a_loop_of_the_users_own(tmp_path: Path) -> None:
+    settings = retrieval_config(write_retrieval(tmp_path), tmp_path / "standard")
+    settings["features"] = {"item": {"table": "item"}, "history": {"table": "item", "pooling": "jagged"}}
+    settings["tasks"]["liked"]["loss"] = "in_batch_softmax"
+    settings["model"] = {"class": "tests.system.test_retrieval:Own"}
+    settings["tables"]["default"] |= {"init": {"name": "normal", "std": 0.1}}
+    losses = Losses()
+    standard = ph.train(settings, callbacks=[losses], quiet=True)
+    assert np.mean(losses.found[-5:]) < losses.found[0]
+    assert 0 < standard["valid"]["recall@5"] < 1
+    settings["tasks"]["liked"]["weight"] = 0.5
+    half = Losses()
+    ph.train(
+        settings | {"run_dir": str(tmp_path / "half")},
+        set={"train.max_steps": 1},
+        callbacks=[half],
+        quiet=True,
+    )
+    assert half.found[0] == pytest.approx(losses.found[0] / 2)
+    own = ph.run(settings | {"run_dir": str(tmp_path / "own")}, own_loop, quiet=True)
+    assert own["valid"] == standard["valid"]
+    settings["model"] = {"class": "tower"}
+    with pytest.raises(
+        UserError, match=r'"in_batch_softmax" needs a retrieval model, but Tower has no method'
+    ):
+        ph.train(settings | {"run_dir": str(tmp_path / "tower")}, quiet=True)
+    with pytest.raises(UserError, match=r"recall@5 of data.items needs a retrieval model, but Tower has no"):
+        ph.train(settings | {"run_dir": str(tmp_path / "bce"), "tasks": {}}, quiet=True)

@@ -100,6 +100,7 @@ def test_one_label_is_learned() -> None:
         ({"features.negatives.sampled.like": "negatives"}, r"like = 'negatives': expected the name"),
         ({"features.negatives.pooling": "sum"}, r"pooling = 'sum', but what is drawn has 'jagged'"),
         ({"features.negatives.table": "default"}, r"table = 'default', but what is drawn has 'item'"),
+        ({"features.negatives.dim": 8}, r"dim = 8, but what is drawn has nothing there; leave it out"),
         ({"features.negatives.max_length": 2}, r"max_length = 2, but what is drawn has nothing"),
     ],
 )

@@ -330,3 +330,14 @@ def test_mistakes_are_refused() -> None:
     before[many.dedup.server_offsets[0, 1]] = 90
     with pytest.raises(ValueError, match="numbers that don't fall"):
         many.dedup.shares.fill(0, rows, [np.empty_like(each) for each in rows], before)
+
+
+def test_more_ids_of_a_table_than_can_be_deduplicated_are_one_error() -> None:
+    """Of arrays without memory: none of it is read."""
+    worker = EmbeddingWorker(LAYOUT)
+    one = np.zeros(1, np.uint64)
+    values = [np.broadcast_to(one, (count,)) for count in (1 << 30, 5, (1 << 30) + 1, 0, 0)]
+    with pytest.raises(UserError, match=r"step 7: a batch has 1,073,741,825 ids of table 'c'.*lower") as said:
+        worker._check_ids(values, 7)
+    assert "\n" not in str(said.value)
+    worker._check_ids([np.broadcast_to(one, (1 << 30,))] * 5, 7)

@@ -69,7 +69,7 @@ def test_options_of_built_in_models_are_documented() -> None:
         options = signature(getattr(import_module(f"persia_hpc.models.{module}"), factory)).parameters
         for option in list(options.values())[1:]:
             value = option.default
-            row = (name, option.name, "" if value is None else json.dumps(value))
+            row = (name, option.name, "" if value in (None, option.empty) else json.dumps(value))
             if ("most", *row[1:]) not in expected:
                 expected.append(row)
     assert sorted(documented) == sorted(expected)

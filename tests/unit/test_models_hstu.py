@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from persia_hpc.config import load_config
 from persia_hpc.errors import UserError
 from persia_hpc.models import build_model
-from persia_hpc.trainer.batch import Batch, Inputs
+from persia_hpc.trainer.batch import Batch, FeatureSpec, Inputs
 from persia_hpc.trainer.jagged import Jagged
+from persia_hpc.trainer.pooling.embed import Pooling
 from tests.support.histories import gradients, history_batch, history_inputs, sample_of
+from tests.support.row_batches import make_row_batch
 
 ITEMS = [{"targets": ["item"], "histories": ["items"]}]
 EVENTS = [{"targets": ["item"], "histories": ["items", "actions"]}]
@@ -28,7 +33,7 @@ FORMS = [
     {**RANKING, "times": "gaps"},
     {**RANKING, "times": "gaps", "context": ["user", "item"]},
     MLPERF,
-    {**MLPERF, "heads": 4, "times": "gaps", "divisor": 5},
+    {**MLPERF, "heads": 3, "width": 12, "times": "gaps", "divisor": 5},
 ]
 
 
@@ -58,11 +63,11 @@ def plain_states(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     context = [layer(batch.pooled[n]) for n, layer in zip(model.context, model.context_layers, strict=True)]
     rows, clocks, places = [], [], []
     for b, length in enumerate(lengths.tolist()):
-        tokens = [*(c[b] for c in context), *events[b, :length]]
+        tokens = [*(c[b] for c in context), *model.to_token(events[b, :length])]
         since = [float(gaps[b, 1 : j + 1].sum()) for j in range(length)]
         clock = [since[0] if since else 0.0] * len(context) + since
         if model.layers is not None:
-            tokens.append(target[b])
+            tokens.append(model.to_token(target[b]))
             clock.append(since[-1] if since else 0.0)
         count, c = len(tokens), len(context)
         place = list(range(count))
@@ -208,6 +213,7 @@ def test_times_are_only_differences_within_a_sample() -> None:
         ({"context": ["items"]}, "context must be a list of pooled features"),
         ({"divisor": 0}, "divisor must be an integer of at least 1, got 0"),
         ({"heads": 4}, "heads must divide the width of an event, 6, got 4"),
+        ({"width": 0}, "width must be an integer of at least 1, got 0"),
         ({"head_dim": True}, "head_dim must be an integer of at least 1, got True"),
     ],
 )
@@ -222,3 +228,33 @@ def test_times_of_other_events_are_refused() -> None:
     batch.jagged["gaps"] = history_batch(inputs, [4, 1, 1, 9, 3, 9, 2]).jagged["gaps"]
     with pytest.raises(UserError, match="items, gaps differ in length"):
         built(inputs, attend=ITEMS, times="gaps")(batch)
+
+
+def test_mlperfs_set_up_is_a_configuration_whose_model_learns() -> None:
+    config = load_config(Path(__file__).parents[2] / "datasets" / "yambda" / "dlrm_v4.toml")
+    histories = config.sequences["history"].features
+    names = ["item", "artist", "album", *config.model.arguments["context"], *histories]
+    rng = np.random.default_rng(1)
+    ids = {name: [[1], [2]] if name not in histories else [[1, 2, 3], [4]] for name in names}
+    features = [
+        FeatureSpec(
+            name,
+            name,
+            number,
+            config.tables[name].dim // 64 + 2 if name in config.tables else 10,
+            "jagged" if name in histories else "sum",
+            name in histories,
+            max_length=config.features[name].max_length if name in histories else None,
+        )
+        for number, name in enumerate(names)
+    ]
+    inputs = Inputs(tuple(features), 4, ("listened",))
+    batch, gradients = Pooling(inputs).embed(make_row_batch(inputs, ids, rng), training=True)
+    gaps = batch.jagged["history_gap"]
+    batch.jagged["history_gap"] = replace(gaps, weights=torch.rand(len(gaps.values)) * 1e5)
+    timed = [replace(f, weighted=f.name == "history_gap") for f in features]
+    given = {**config.model.arguments, "width": 16}
+    model = build_model("hstu", replace(inputs, features=tuple(timed)), given)
+    functional.binary_cross_entropy_with_logits(model(batch), batch.labels).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert all(gradient.any(axis=1).all() for gradient in gradients.arrays())

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional
 
+import persia_hpc as ph
 from persia_hpc.errors import UserError
 from persia_hpc.models import build_model
 from persia_hpc.trainer.batch import Batch, FeatureSpec, Inputs
 from persia_hpc.trainer.jagged import Jagged
 from persia_hpc.trainer.retrieval import check_matches, check_model, in_batch_softmax
 from tests.support.histories import LENGTHS, history_batch, history_inputs
+from tests.support.retrieval import retrieval_config, write_retrieval
 
 EVENTS = [{"targets": ["item"], "histories": ["items", "actions"]}]
 DRAWN = 4  # negatives of a sample
@@ -73,6 +76,12 @@ def test_each_event_asks_for_the_next_item(name: str, normalize: bool) -> None:
     assert torch.equal(matches.negative_ids, batch.ids["drawn"].view(-1, DRAWN))
 
 
+def test_what_is_drawn_is_no_history() -> None:
+    model = built("sasrec", attend=None)
+    assert (model.histories, model.negatives) == (["items"], ("drawn",))
+    assert "drawn" not in model.others
+
+
 @pytest.mark.parametrize("name", ["sasrec", "hstu"])
 def test_a_query_is_that_of_the_last_event(name: str) -> None:
     model, batch = built(name), drawing_batch()
@@ -118,3 +127,49 @@ def test_wrong_options_are_refused(options: dict[str, Any], words: str) -> None:
 def test_with_layers_above_it_is_no_retrieval_model() -> None:
     with pytest.raises(UserError, match="without `hidden`"):
         check_model(built("hstu", hidden=[8]), "this test")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("sasrec", {}),
+        ("sasrec", {"hidden": [8]}),
+        ("hstu", {"times": "gaps"}),
+        ("hstu", {"hidden": [8], "form": "dlrm_v4", "context": ["user"], "times": "gaps"}),
+    ],
+)
+def test_autocast_only_rounds(name: str, options: dict[str, Any]) -> None:
+    model, batch = built(name, **options), drawing_batch()
+    exact = model(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model(batch)
+    rounded.float().sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    torch.testing.assert_close(rounded.float(), exact, rtol=0.1, atol=0.1)
+    assert not torch.equal(rounded.float(), exact)
+
+
+@pytest.mark.parametrize("name", ["sasrec", "hstu"])
+@pytest.mark.parametrize("hidden", [None, [8]])
+def test_whole_runs(name: str, hidden: list[int] | None, tmp_path: Path) -> None:
+    data = write_retrieval(tmp_path, 200)
+    config = retrieval_config(data, tmp_path / "run")
+    config["features"] = {
+        "history": {"table": "item", "pooling": "jagged", "max_length": 3},
+        "item": {"table": "item"},
+    }
+    config["model"] = {"class": name}
+    if hidden is None:
+        config["features"]["drawn"] = {"sampled": {"like": "item", "count": 6}}
+        loss = {"name": "in_batch_softmax", "temperature": 0.2, "negatives": "sampled"}
+        config["tasks"] = {"liked": {"loss": loss}}
+    else:
+        config["model"]["hidden"] = hidden
+        config["data"] = {key: data[key] for key in ("train", "valid")} | {"batch_size": 32}
+        config["train"].pop("metrics")
+        config.pop("tasks")
+    summary = ph.train(config, quiet=True)
+    valid = ph.load(tmp_path / "run").evaluate("valid")
+    metric = "hr@3" if hidden is None else "logloss"
+    assert 0 < summary["valid"][metric] < 1
+    assert valid[metric] == pytest.approx(summary["valid"][metric], rel=1e-6)

@@ -264,3 +264,11 @@ def test_what_has_no_part_of_a_time_is_refused(values: pl.Series, codes: str | N
     place = Place(Frame(values.to_frame("c"), Path("d.parquet")), "c")
     with pytest.raises(UserError, match=said):
         time_parts(values, "hour", codes, place)
+
+
+@given(st.lists(st.one_of(st.none(), st.floats(-1e6, 1e9), st.integers(-5, 5)), min_size=1, max_size=20))
+def test_squared_logarithms(numbers: list[float | None]) -> None:
+    column = pl.Series("x", numbers, dtype=pl.Float64, strict=False)
+    found = time_parts(column, "log_square", None, Place(Frame(column.to_frame(), Path("x.csv")), "x"))
+    for got, x in zip(found.to_list(), numbers, strict=True):
+        assert got == (None if x is None else math.floor(np.log(x) ** 2) if x > 2 else math.trunc(x))

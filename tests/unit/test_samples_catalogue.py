@@ -152,7 +152,8 @@ def test_readers_draw_for_training_only(config: Config) -> None:
 
 
 def broken(config: Config, **data: Any) -> Config:
-    return load_config(config.resolved(), {f"data.{key}": value for key, value in data.items()})
+    changes = {f"data.{key}": value for key, value in data.items()}
+    return load_config(config.resolved(), changes | {"features.absent.table": "item"})
 
 
 def test_a_catalogue_that_does_not_fit_is_refused_in_one_line(config: Config, tmp_path: Path) -> None:
@@ -178,8 +179,8 @@ def test_a_catalogue_that_does_not_fit_is_refused_in_one_line(config: Config, tm
         ({"items": saved("f.h5", {"item": item, "kind": item}, None)}, "no dataset /weight"),
         ({"items": str(tmp_path / "absent.h5")}, "no file matches"),
         ({"item_feature": "history"}, "multi-hot in data.train"),
-        ({"item_feature": "absent"}, "compared with those of 'absent'"),
-        ({"exclude_feature": "absent"}, "data.exclude_feature = 'absent'"),
+        ({"item_feature": "absent", "exclude_feature": None}, "data.item_feature: got 'absent'"),
+        ({"exclude_feature": "absent"}, "data.exclude_feature: got 'absent'"),
     ]
     for changes, text in cases:
         with pytest.raises(UserError, match=text) as error:
@@ -187,8 +188,9 @@ def test_a_catalogue_that_does_not_fit_is_refused_in_one_line(config: Config, tm
         assert "\n" not in str(error.value)
     assert CATALOGUE.has_weight
     # Of the features that the run reads it may have some, and others besides.
-    changes = {"items": str(tmp_path / "d.h5"), "features": list(SCHEMA.feature_names)}
-    assert open_catalogue(broken(config, **changes), SCHEMA, "data.train").names == ("item", "kind")
+    more = {"data.items": str(tmp_path / "d.h5"), "data.features": list(SCHEMA.feature_names)}
+    found = open_catalogue(load_config(config.resolved(), more), SCHEMA, "data.train")
+    assert found.names == ("item", "kind")
 
 
 def test_a_catalogue_in_parquet_is_refused(config: Config, tmp_path: Path) -> None:

@@ -109,6 +109,45 @@ def test_windows_cover_the_positions_and_hold_whole_blocks(size: tuple[int, int,
     assert at == n
 
 
+@no_deadline
+@given(
+    st.lists(st.integers(1, 30), min_size=1, max_size=20),
+    st.integers(1, 12),
+    st.integers(1, 6),
+    st.integers(0, 2**40),
+)
+def test_blocks_that_the_data_have_stay_whole_and_fill_windows_as_large(
+    blocks: list[int], block_rows: int, buffer_blocks: int, seed: int
+) -> None:
+    n, bounds = sum(blocks), np.cumsum([0, *blocks])
+    order = EpochOrder(n, block_rows, buffer_blocks, seed, 0, True, bounds)
+    assert sorted(order.rows(0, n).tolist()) == list(range(n))
+    runs = [order.window_runs(window) for window in range(order.num_windows)]
+    held = [int(np.diff(np.searchsorted(bounds, each), axis=1).sum()) for each in runs]
+    assert sum(held) == len(blocks)
+    assert len(set(held[:-1])) <= 1, "as many blocks in each"
+    wanted = block_rows * buffer_blocks / sorted(blocks)[len(blocks) // 2]
+    assert abs(held[0] - min(max(1, wanted), len(blocks))) <= 0.5
+    for window in range(order.num_windows):
+        begin, end = order.window_range(window)
+        rows = np.concatenate([np.arange(a, b) for a, b in runs[window]])
+        assert sorted(order.rows(begin, end).tolist()) == rows.tolist()
+        assert {a for run in runs[window] for a in run} <= set(bounds.tolist())
+
+
+@no_deadline
+@given(sizes, st.integers(0, 2**63), st.integers(0, 5))
+def test_equal_blocks_that_the_data_have_give_the_order_of_those_that_are_cut(
+    size: tuple[int, int, int], seed: int, epoch: int
+) -> None:
+    """So row groups of block_rows rows are read in the order of the same rows in HDF5."""
+    n, block_rows, buffer_blocks = size
+    bounds = np.minimum(np.arange(-(-n // block_rows) + 1) * block_rows, n)
+    there = EpochOrder(n, block_rows, buffer_blocks, seed, epoch, True, bounds).rows(0, n)
+    cut = EpochOrder(n, block_rows, buffer_blocks, seed, epoch, True).rows(0, n)
+    np.testing.assert_array_equal(there, cut)
+
+
 def test_epochs_and_seeds_have_different_orders_that_mix_the_whole_dataset() -> None:
     def rows(seed: int, epoch: int) -> list[int]:
         return EpochOrder(4096, 32, 16, seed, epoch, True).rows(0, 4096).tolist()

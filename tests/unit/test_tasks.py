@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import persia_hpc as ph
-from persia_hpc.errors import UserError
+from persia_hpc.errors import DataError, UserError
+from persia_hpc.job.loaded_run import LoadedRun
 from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.samples.source import open_source
 from persia_hpc.samples.writer import DatasetWriter
@@ -204,3 +205,42 @@ def test_a_resumed_run_learns_the_same_labels_in_the_same_order(tmp_path: Path) 
             train(run, data, tasks=tasks, **more)
     summary, _ = train(run, data, tasks={"click": {}, "b": {"label": "buy"}}, **more)
     assert summary["steps"] == 15
+
+
+@pytest.mark.parametrize("one_process", [True, False])
+def test_a_bad_label_is_named_with_its_file_and_row(one_process: bool, tmp_path: Path) -> None:
+    """Although samples are shuffled: rows count in the file, from 0."""
+    paths = []
+    for number in range(3):
+        batch = tiny_batch(40, seed=number)
+        if number == 1:
+            batch.labels[23] = 5
+        paths.append(tmp_path / f"{number}.h5")
+        with DatasetWriter(paths[-1], SCHEMA, check_binary_labels=False) as writer:
+            writer.write(batch)
+    config = tiny_config("", **{"data.train": [str(path) for path in paths], "tasks": {"label": {}}})
+    wanted = rf"{paths[1]}: row 23: tasks.label: got a label of 5, expected 0 or 1 "
+    if one_process:
+        with pytest.raises(DataError, match=wanted) as said:
+            ph.train(config, set={"run_dir": str(tmp_path / "run")}, quiet=True)
+        assert "\n" not in str(said.value)
+    else:  # and by evaluate, of data that nobody has trained on
+        first = {"data.train": [str(paths[0])], "run_dir": str(tmp_path / "run")}
+        ph.train(config, set=first, quiet=True)
+        run = LoadedRun(tmp_path / "run", {"data.test": [str(paths[1])]})
+        with pytest.raises(DataError, match=wanted):
+            run.evaluate("test")
+
+
+def test_labels_that_a_transform_mends_are_learned(tmp_path: Path) -> None:
+    batch = tiny_batch(40)
+    batch.labels[7] = 5
+    with DatasetWriter(tmp_path / "a.h5", SCHEMA, check_binary_labels=False) as writer:
+        writer.write(batch)
+    changes = {"data.transform": "tests.unit.test_tasks:clipped", "tasks": {"label": {}}}
+    config = tiny_config(str(tmp_path / "a.h5"), run_dir=str(tmp_path / "run"), **changes)
+    assert ph.train(config, quiet=True)["steps"] == 2
+
+
+def clipped(batch: Any, seed: int, step: int) -> Any:
+    return dataclasses.replace(batch, labels=np.minimum(batch.labels, 1))

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 import persia_hpc as ph
+from persia_hpc.config import Config
+from persia_hpc.trainer.batch import Inputs
 from persia_hpc.trainer.dense import precision as module
 from persia_hpc.trainer.dense.optimizer import make_optimizer
 from persia_hpc.trainer.dense.precision import Precision
@@ -177,8 +179,8 @@ def test_a_run_with_narrow_pooled_vectors_trains_the_same(
     }
     ph.train(tiny_config(data, run_dir=str(tmp_path / "native"), **config), quiet=True)
 
-    def pooling(*arguments: Any, **options: Any) -> Pooling:
-        return Pooling(*arguments, **options, kernel="cuda")
+    def pooling(config: Config, inputs: Inputs, device: torch.device) -> Pooling:
+        return Pooling(inputs, device, gradients=config.wire.gradients, kernel="cuda")
 
     def embed(self: Pooling, *arguments: Any, **options: Any) -> Any:
         result = plain(self, *arguments, **options)
@@ -186,7 +188,7 @@ def test_a_run_with_narrow_pooled_vectors_trains_the_same(
         return result
 
     plain = Pooling.embed
-    monkeypatch.setattr("persia_hpc.trainer.session.Pooling", pooling)
+    monkeypatch.setattr(Pooling, "of", pooling)
     monkeypatch.setattr(Pooling, "embed", embed)
     ph.train(tiny_config(data, run_dir=str(tmp_path / "narrow"), **config), quiet=True)
     assert {torch.bfloat16} in seen

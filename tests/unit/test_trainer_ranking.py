@@ -129,3 +129,15 @@ def test_a_metric_without_samples_or_weights_is_not_defined() -> None:
         ranked_metric("recall@1", np.empty((0, 2), np.int64), None)
     with pytest.raises(UndefinedError, match="weights"):
         ranked_metric("recall@1", np.zeros((2, 2), np.int64), np.zeros(2, np.float32))
+
+
+def test_equal_vectors_are_kept_once_and_others_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    vectors = rng.integers(0, 2, (60, 3)).astype(np.float32)
+    queries, targets = rng.normal(size=(9, 3)).astype(np.float32), np.arange(9, dtype=np.uint64)
+    items = ItemVectors(np.arange(60, dtype=np.uint64), vectors)
+    assert len(items._vectors) == len(np.unique(vectors, axis=0))
+    monkeypatch.setattr(ranking, "mix", np.zeros_like)  # all have one key
+    confused = ItemVectors(np.arange(60, dtype=np.uint64), vectors)
+    assert len(confused._vectors) == 60
+    assert np.array_equal(items.ranks(queries, targets), confused.ranks(queries, targets))

@@ -175,4 +175,6 @@ def test_samples_without_a_label_of_one_have_no_loss_but_are_negatives() -> None
     matches = make_matches(np.random.default_rng(2), several=False)
     found = RetrievalLoss({"temperature": 1.0, "logq": False, "negatives": "batch"}, 0)(matches, Batch())  # type: ignore[arg-type]
     expected = np.array(loop(matches, 1.0, False, "batch")) * [1, 0, 0, 1, 1]
+    options = {"temperature": 1.0, "logq": False, "negatives": "batch"}
+    assert torch.equal(RetrievalLoss(options, 0, 2.0)(matches, Batch()), 2 * found)  # type: ignore[arg-type]
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5)

@@ -41,7 +41,8 @@ def top_of(name: str) -> tuple[str, int] | None:
 
 def is_grouped(name: str) -> bool:
     """Returns whether the built-in metric is a mean over the groups of `/group`."""
-    return name in GAUC or top_of(name) is not None
+    top = top_of(name)
+    return name in GAUC or (top is not None and top[0] in TOP)
 
 
 def name_problem(name: str) -> str | None:

@@ -62,7 +62,12 @@ def resolve_retrieval(config: Config, raw: Mapping[str, Any], fail: Fail) -> Con
                 )
             written = (raw.get("features") or {}).get(name) or {}
             table = features[like].table if like in features else None
-            for key, value in (("pooling", "jagged"), ("table", table or like), ("max_length", None)):
+            for key, value in (
+                ("pooling", "jagged"),
+                ("table", table or like),
+                ("max_length", None),
+                ("dim", None),
+            ):
                 if written.get(key) not in (None, value):
                     expected = "nothing" if value is None else repr(value)
                     problem = f"= {written[key]!r}, but what is drawn has {expected} there; leave it out"

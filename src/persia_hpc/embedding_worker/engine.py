@@ -26,6 +26,7 @@ from persia_hpc.samples.source import Source
 from persia_hpc.table_layout import FeatureLayout, Layout
 from persia_hpc.user_objects import load_object
 
+MOST_IDS = 1 << 30  # of a table in a batch, which is what `Deduplicator` takes
 Transform = Callable[[SampleBatch, int, int], SampleBatch]
 
 
@@ -235,6 +236,8 @@ class EmbeddingWorker:
                 bags[feature.name] = column.offsets
             if column.weights is not None:
                 weights[feature.name] = column.weights
+        if sum(map(len, values)) > MOST_IDS:
+            self._check_ids(values, step)
         dedup = self._dedup.run(values)
         missing = set(range(self.num_servers))
         slices = log_q = None
@@ -253,6 +256,16 @@ class EmbeddingWorker:
         log_q = np.zeros(end - first, np.float32)
         log_q[rows.start - first : rows.stop - first] = shares.of(dedup.keys[rows])
         return log_q
+
+    def _check_ids(self, values: Sequence[Array], step: int) -> None:
+        for number, table in enumerate(self.layout.tables):
+            of_table = zip(self.layout.features, values, strict=True)
+            count = sum(len(ids) for feature, ids in of_table if feature.table == number)
+            if count > MOST_IDS:
+                raise UserError(
+                    f"step {step}: a batch has {count:,} ids of table {table.name!r}, expected at most "
+                    f"{MOST_IDS:,}; lower data.batch_size or data.evaluate_batch_size, or set max_length"
+                )
 
     def reuse(self, batch: KeyBatch) -> None:
         """Leaves out of a batch's pull the rows that its trainer still holds (`reuse_steps`).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from persia_hpc.errors import EXIT_FAILURE, EXIT_USER, AgreedError, PersiaError
 from persia_hpc.samples.schema import DatasetSchema
-from persia_hpc.samples.source import Source
+from persia_hpc.samples.source import FileSource, Source
 
 from .facts import catalogue_columns
 
@@ -70,16 +71,18 @@ def agree_on_data(
     if sources:
         schema = sources["train"].schema
         counts = {split: source.num_samples for split, source in sources.items()}
-        mine = (schema, counts, catalogue_columns(sources), schema.encoding)
+        row_groups = [s.row_groups for s in sources.values() if isinstance(s, FileSource)]
+        groups = hashlib.sha256(repr(row_groups).encode()).hexdigest()
+        mine = (schema, counts, catalogue_columns(sources), schema.encoding, groups)
     found = {rank: each for rank, each in enumerate(world.allgather(mine)) if each is not None}
     first: int = min(found)
-    expected: tuple[DatasetSchema, dict[str, int], tuple[str, ...] | None, str | None] = found[first]
+    expected: tuple[DatasetSchema, dict[str, int], tuple[str, ...] | None, str | None, str] = found[first]
     for rank, each in found.items():
         if each != expected:
             raise AgreedError(
                 EXIT_USER,
                 f"rank {rank} on {hosts[rank]} found other data than rank {first} on {hosts[first]}: "
-                f"{each[1]} against {expected[1]} samples, other columns or another encoding; all embedding "
-                "workers must see the same files",
+                f"{each[1]} against {expected[1]} samples, other columns, row groups or another encoding; "
+                "all embedding workers must see the same files",
             )
     return expected[:3]

@@ -26,6 +26,7 @@ from persia_hpc.models import build_model
 from persia_hpc.samples.catalogue import open_catalogue
 from persia_hpc.samples.drawn import DrawnSource
 from persia_hpc.samples.source import Source, check_scorable, open_source
+from persia_hpc.tasks import label_check
 from persia_hpc.trainer.batch import make_inputs
 from persia_hpc.trainer.dense.state import DenseState
 from persia_hpc.trainer.metrics import Wanted
@@ -130,6 +131,11 @@ class LoadedRun:
                 raise UserError(f"--{name} {value}: expected at least {least}")
         inputs = self.inputs
         watched = watched_metric(self.config.train, inputs, self.config.losses_of(inputs.labels), metric)
+        if watched.metric in ranked_metrics(self.config):
+            raise UserError(
+                f"{watched.metric} ranks the whole catalogue, which importance doesn't; name another metric "
+                "with --metric, such as auc"
+            )
         session = self._session(self._patterns(split), labels=True, draw=(samples, seed))
         wanted = dataclasses.replace(Wanted.of(self.config, inputs), slices=())
         looked_up = Importance(session, wanted, self.config.data.evaluate_batch_size)
@@ -216,6 +222,7 @@ class LoadedRun:
         )
         check_scorable(source, self.schema, f"the training of {self.path}", labels=labels)
         check_columns(self.config, source.schema, source.encodings[0][0], labels=labels)
+        source.check_labels_by(label_check(self.config, self.schema) if labels else None)
         model = self.model()  # before anything else that the run names is imported
         sync = dataclasses.replace(self.config, mode="sync", staleness_bound=0)
         samples: Source = source

@@ -12,6 +12,7 @@ from persia_hpc.errors import UserError
 from persia_hpc.samples.catalogue import Catalogue, open_catalogue
 from persia_hpc.samples.follow import followed_schema
 from persia_hpc.samples.source import FileSource, check_labels, check_scorable, open_source
+from persia_hpc.tasks import label_check
 
 from .facts import check_columns
 
@@ -50,6 +51,9 @@ def open_sources(config: Config, run_dir: str | Path | None = None) -> Mapping[s
         if split in sources:
             check_scorable(sources[split], train.schema, "data.train", labels=True)
             check_columns(config, sources[split].schema, f"data.{split}")
+    check = label_check(config, train.schema)
+    for source in sources.values():
+        source.check_labels_by(check)
     if config.data.items:
         return {**sources, "items": open_catalogue(config, train.schema, "data.train")}
     return sources

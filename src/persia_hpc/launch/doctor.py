@@ -185,7 +185,7 @@ def _data() -> list[Line]:
     lines: list[Line] = []
     for package, without in (
         ("hdf5plugin", "data is written without LZ4, and files that have it can't be read"),
-        ("polars", "no `inspect`, no `checkpoint export`, no `preprocess` but of synthetic data"),
+        ("polars", "no `inspect`, no `checkpoint export`, no Parquet, no `preprocess` but of synthetic data"),
     ):
         found = _version(package) if importlib.util.find_spec(package) is not None else None
         lines.append(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -124,10 +125,20 @@ def _arrays(
     team: Team,
 ) -> dict[str, Any]:
     """Returns the arguments that both calls take."""
-    tensors = {"vqk": vqk, "offsets": offsets, "positions": positions, "times": times}
-    tensors |= {"until": until, "since": since, "edges": None if times is None else bucket_edges()}
-    arrays = {n: None if t is None else t.detach().contiguous().numpy() for n, t in tensors.items()}
-    return {**arrays, "scale": scale, "divisor": divisor, "team": team.threads()}
+    edges = None if times is None else bucket_edges()
+    bias = [_array(tensor) for tensor in (positions, times, edges, until, since)]
+    return {
+        "vqk": _array(vqk),
+        "offsets": _array(offsets),
+        "bias": bias,
+        "scale": scale,
+        "divisor": divisor,
+        "team": team.threads(),
+    }
+
+
+def _array(tensor: Tensor | None) -> npt.NDArray[Any] | None:
+    return None if tensor is None else tensor.detach().contiguous().numpy()
 
 
 def time_buckets(seconds: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ def pairs_of(model: str, inputs: Inputs, attend: Attend | None, *, more: bool = 
     if attend is None:
         found = []
         pooled = [f for f in inputs.features if f.name in inputs.pooled]
-        for sequence in (f for f in inputs.features if f.name in inputs.unpooled):
+        for sequence in (f for f in inputs.features if f.name in inputs.unpooled and f.like is None):
             same = [f.name for f in pooled if f.table == sequence.table]
             if len(same) == 1:
                 found.append((same, [sequence.name]))

@@ -94,10 +94,11 @@ class HSTU(SequenceModel):
     event; with them the target is the last token, which sees the history, and a learned vector stands for
     those features that only the history has.
 
-    form: "paper" or "dlrm_v4", see `Layer`. head_dim: W / heads by default. times: the history whose weights
-    are the seconds since the event before. divisor: by default the most tokens that a sample may have, and
-    in dlrm_v4 those of the longest sample of the batch. context: pooled features that become tokens in front
-    of the history, each through a layer of its own.
+    form: "paper" or "dlrm_v4", see `Layer`. width: W, to which a linear layer brings the vectors of an
+    event's features; without it W is theirs, side by side. head_dim: W / heads by default. times: the history
+    whose weights are the seconds since the event before. divisor: by default the most tokens that a sample
+    may have, and in dlrm_v4 those of the longest sample of the batch. context: pooled features that become
+    tokens in front of the history, each through a layer of its own.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class HSTU(SequenceModel):
         attend: Attend | None = None,
         layers: int = 2,
         heads: int = 1,
+        width: int | None = None,
         head_dim: int | None = None,
         form: str = "paper",
         times: str | None = None,
@@ -118,7 +120,7 @@ class HSTU(SequenceModel):
         batch_norm: bool = False,
     ) -> None:
         options = layer_options("hstu", activation, dropout, batch_norm)
-        super().__init__("hstu", inputs, attend, hidden, normalize=normalize, **options)
+        super().__init__("hstu", inputs, attend, hidden, normalize=normalize, width=width, **options)
         self._check(form, times, context)
         check_count("hstu", "layers", layers)
         check_count("hstu", "heads", heads, divides=self.width if head_dim is None else None)
@@ -127,6 +129,9 @@ class HSTU(SequenceModel):
                 check_count("hstu", option, value)
         self.form, self.times, self.divisor = form, times, divisor
         self.context = tuple(context)
+        self.to_token: nn.Module = nn.Identity()
+        if width is not None:
+            self.to_token = nn.Linear(self.event_width, width)
         self.context_layers = nn.ModuleList(nn.Linear(inputs.dims[name], self.width) for name in context)
         self.length = self.max_length + len(self.context) + (self.layers is not None)
         self.positions = nn.Parameter(torch.randn(self.length, self.width) / math.sqrt(self.width))
@@ -134,8 +139,8 @@ class HSTU(SequenceModel):
         if times is not None and form == "dlrm_v4":
             self.time_vectors = nn.Parameter(torch.randn(TIME_VECTORS, self.width) / math.sqrt(self.width))
         self.unknown: nn.Parameter | None = None  # of a target
-        if self.layers is not None and self.width > self.item_width:
-            self.unknown = nn.Parameter(0.1 * torch.randn(self.width - self.item_width))
+        if self.layers is not None and self.event_width > self.item_width:
+            self.unknown = nn.Parameter(0.1 * torch.randn(self.event_width - self.item_width))
         self.drop = nn.Dropout(dropout)
         self.team = Team()
         self.blocks = nn.ModuleList(
@@ -164,6 +169,7 @@ class HSTU(SequenceModel):
     def states(self, batch: Batch, events: Jagged) -> Jagged:
         """Returns what the model knows of the user after each event, values [N, W]."""
         clock, context = self._clock(batch, events), len(self.context)
+        events = events.with_values(self.to_token(events.values))
         tokens = joined([self._context(batch), events]) if context else events
         places = tokens.positions()
         if self.form == "dlrm_v4":  # counted from the last token; behind the oldest event's lie the context's

@@ -18,7 +18,7 @@ from persia_hpc.trainer.jagged import Jagged
 from persia_hpc.trainer.retrieval import Matches
 
 from .histories import Attend, events_of, last_of, padded, pairs_of
-from .parts import check_flag, masked_mean, perceptron, side_by_side, widths
+from .parts import check_count, check_flag, masked_mean, perceptron, side_by_side, widths
 
 
 class SequenceModel(nn.Module):
@@ -39,6 +39,7 @@ class SequenceModel(nn.Module):
         hidden: Sequence[int] | None,
         *,
         normalize: bool,
+        width: int | None = None,
         **layers: Any,
     ) -> None:
         super().__init__()
@@ -52,7 +53,10 @@ class SequenceModel(nn.Module):
         self.model, self.inputs = model, inputs
         self.targets, self.histories = pairs[0]
         dims = inputs.dims
-        self.width = sum(dims[name] for name in self.histories)
+        self.event_width = sum(dims[name] for name in self.histories)
+        if width is not None:
+            check_count(model, "width", width)
+        self.width = width or self.event_width
         self.item_width = sum(dims[name] for name in self.targets)
         self.max_length = self._max_length()
         self.normalize = normalize

@@ -24,6 +24,8 @@ Numbers = npt.NDArray[np.float64]
 INTEGER_PATTERN = r"^(0|-?[1-9][0-9]*|-?(0|[1-9][0-9]*)\.0+)$"
 _WHOLE = r"\.0+$"
 TIME_PARTS = ("hour", "weekday", "day", "month")
+LOG_SQUARE = "log_square"  # what stands for a number as an id, see `log_squares`
+PARTS = (*TIME_PARTS, LOG_SQUARE)
 _YEAR_9999 = 253_402_300_799  # its last second; milliseconds since 1970 are mostly more
 # From here on floats leave out whole numbers.
 _FLOAT_ENDS: dict[Any, int] = {pl.Float32: 1 << 24, pl.Float64: 1 << 53}
@@ -42,6 +44,19 @@ def split_lists(column: pl.Series, separator: str) -> tuple[pl.Series, Lengths]:
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
     kept: Lengths = np.add.reduceat(keep.astype(np.int64), starts) if len(lengths) else lengths
     return parts.filter(pl.Series(keep)), kept
+
+
+def split_places(column: pl.Series, separator: str) -> tuple[pl.Series, Lengths]:
+    """Splits as `split_lists`, but keeps the empty parts as nulls; an empty string has no part.
+
+    Shapes: strings [N] become parts [M] and lengths [N].
+    """
+    filled = column.fill_null("").str.strip_chars() != ""
+    parts = column.filter(filled).str.split(separator)
+    lengths = np.zeros(len(column), np.int64)
+    lengths[filled.to_numpy()] = parts.list.len().to_numpy()
+    stripped = parts.explode().str.strip_chars()
+    return stripped.set(stripped == "", None), lengths
 
 
 def id_type(values: pl.Series) -> str:
@@ -256,12 +271,15 @@ def to_seconds(values: pl.Series, codes: str | None, place: Place) -> npt.NDArra
 
 
 def time_parts(values: pl.Series, part: str, codes: str | None, place: Place) -> pl.Series:
-    """Returns a part of each time in UTC, one of `TIME_PARTS`, and null for null; `codes` as in `to_seconds`.
+    """Returns a part of each value, one of `PARTS`, and null for null; times are in UTC.
 
+    codes: as in `to_seconds`
     Hours are 0 to 23, weekdays 1 (Monday) to 7, days of the month 1 to 31, months 1 to 12.
     Shapes: [N] integers.
-    Raises UserError as `to_seconds` does, and for a time after the year 9999.
+    Raises UserError as `to_seconds` or `log_squares` does, and for a time after the year 9999.
     """
+    if part == LOG_SQUARE:
+        return log_squares(values, place)
     check_type(values.dtype, "time", place)
     known = values.drop_nulls()
     if not len(known):
@@ -278,6 +296,20 @@ def time_parts(values: pl.Series, part: str, codes: str | None, place: Place) ->
         "month": months.astype(np.int64) % 12 + 1,
     }[part]
     return pl.select(pl.when(values.is_not_null()).then(pl.Series(found))).to_series()
+
+
+def log_squares(values: pl.Series, place: Place) -> pl.Series:
+    """Returns the integer below ln(x)^2 for each number x > 2, other numbers without fraction; null for null.
+
+    The winners of Criteo's competition made ids of its counts like this.
+    Shapes: [N] integers.
+    Raises UserError for values that are no finite numbers.
+    """
+    numbers = to_numbers(values, "dense", place, missing=0.0)
+    large = numbers > 2
+    squares = np.floor(np.log(np.where(large, numbers, 1.0)) ** 2)
+    found = pl.Series(np.where(large, squares, np.trunc(numbers)).astype(np.int64))
+    return pl.select(pl.when(values.is_not_null()).then(found)).to_series()
 
 
 def _datetimes(column: pl.Series, codes: str) -> pl.Series:

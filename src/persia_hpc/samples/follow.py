@@ -25,6 +25,7 @@ from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.samples.sequences import check_files
 from persia_hpc.samples.source import FileSource, check_agree, open_source
 from persia_hpc.samples.time_order import TimeOrder
+from persia_hpc.tasks import label_check
 
 END = "_END"  # a file of this name beside the data: what is there now is all
 MOST_COMPARED = 256  # files that were trained on, when a run resumes
@@ -231,4 +232,5 @@ def portion_source(
     binary = config.binary_labels
     table = load_table(config.data.schema)
     files = FileSource(infos, schema, total, binary, config.features_of_sequences, table)
+    files.check_labels_by(label_check(config, schema))
     return TimeOrder(files) if schema.has_time and not config.data.shuffle and infos else files

@@ -51,8 +51,8 @@ class EpochOrder:
     seed: seed of the run, 0 or more.
     epoch: counts from 0; every epoch has its own order.
     shuffle: False gives the order of the dataset.
-    bounds: int64 [blocks + 1] or None: where blocks begin and end that the data have by themselves. A window
-        has as many of them as come nearest to `buffer_blocks` blocks of `block_rows` rows.
+    bounds: int64 [blocks + 1], rising, or None: where blocks begin and end that the data have by themselves.
+        As many of them are a window as, at their usual size, come nearest to `buffer_blocks` * `block_rows`.
     """
 
     def __init__(
@@ -83,7 +83,8 @@ class EpochOrder:
             bounds = np.minimum(np.arange(num_blocks + 1) * block_rows, num_samples)
         else:
             num_blocks = len(bounds) - 1
-            buffer_blocks = max(1, round(block_rows * buffer_blocks * num_blocks / max(1, num_samples)))
+            usual = int(np.sort(np.diff(bounds))[num_blocks // 2])  # the last one of a file may be shorter
+            buffer_blocks = max(1, round(block_rows * buffer_blocks / usual))
         self._bounds = bounds
         self._buffer_blocks = buffer_blocks
         self._blocks = _permutation(num_blocks, seed, epoch, 0) if shuffle else np.arange(num_blocks)

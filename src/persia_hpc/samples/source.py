@@ -6,14 +6,15 @@ import glob
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
-from persia_hpc.errors import UserError
+from persia_hpc.errors import DataError, UserError
 from persia_hpc.patterns import literal_first
 from persia_hpc.samples.batch import Rows, SampleBatch
 from persia_hpc.samples.datafile import FileInfo
@@ -21,6 +22,9 @@ from persia_hpc.samples.encoding import check_encodings
 from persia_hpc.samples.formats import RowFile, is_parquet, load_table, open_file, read_times, scan
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from persia_hpc.samples.sequences import NO_SEQUENCES, Sequences, check_columns, check_files, usable
+from persia_hpc.samples.validity import InvalidRowError
+
+LabelCheck = Callable[[npt.NDArray[np.float32]], object]  # raises InvalidRowError
 
 if TYPE_CHECKING:
     from persia_hpc.preprocess.table.schema import TableSchema
@@ -66,6 +70,7 @@ class FileSource:
         self._num_samples = num_samples
         self._binary_labels = binary_labels
         self._sequences = usable(schema, sequences)
+        self._check_labels: LabelCheck | None = None
         self._starts = np.cumsum([0, *(info.num_samples for info in infos)])
         self._open: OrderedDict[int, RowFile] = OrderedDict()
         self._cache_bytes = CHUNK_CACHE_BYTES // max(1, min(len(infos), MAX_OPEN_FILES))
@@ -88,6 +93,10 @@ class FileSource:
         used = np.minimum(self._starts[1:], self._num_samples) - self._starts[:-1]
         return tuple((info.path, int(n)) for info, n in zip(self._infos, used, strict=True) if n > 0)
 
+    def check_labels_by(self, check: LabelCheck | None) -> None:
+        """Lets `check` see the labels [B, L] of all that is read, to refuse what losses can't take."""
+        self._check_labels = check
+
     def read(self, begin: int, end: int) -> SampleBatch:
         """Returns the rows [begin, end), counted over all files.
 
@@ -102,7 +111,13 @@ class FileSource:
             for i in range(first, len(self._infos)):
                 start, stop = int(self._starts[i]), int(self._starts[i + 1])
                 part = self._file(i).read(begin - start, min(end, stop) - start)
-                check_columns(part.ids, self._sequences, self._infos[i].path, begin - start)
+                path = self._infos[i].path
+                check_columns(part.ids, self._sequences, path, begin - start)
+                try:
+                    if self._check_labels is not None:
+                        self._check_labels(part.labels)
+                except InvalidRowError as error:
+                    raise DataError(f"{path}: row {begin - start + error.row}: {error.problem}") from None
                 parts.append(part)
                 if end <= stop:
                     break

@@ -16,7 +16,7 @@ from torch import Tensor
 from persia_hpc.callbacks import Callback
 from persia_hpc.checkpoint.names import step_name
 from persia_hpc.config import Config
-from persia_hpc.config.retrieval import retrieval_loss
+from persia_hpc.config.retrieval import ranked_metrics, retrieval_loss
 from persia_hpc.config.watching import Watched, best_metric, keeps_best
 from persia_hpc.errors import UserError
 from persia_hpc.models import build_model
@@ -98,12 +98,18 @@ class Driver:
         softmax = retrieval_loss(config)
         self.retrieval = softmax is not None
         self.loss: Callable[[Any, Batch], Tensor]
-        self.loss = make_loss(config) if softmax is None else RetrievalLoss(softmax, num_items)
+        if softmax is None:
+            self.loss = make_loss(config)
+        else:
+            weight = next((task.weight for task in config.tasks.values()), 1.0)
+            self.loss = RetrievalLoss(softmax, num_items, weight)
         load_metrics(config.train.metrics)
         seed_generators(config.seed)
         self.model = build_model(config.model.class_name, inputs, dict(config.model.arguments))
         if self.retrieval:
             check_model(self.model, 'the loss "in_batch_softmax"')
+        if ranked := ranked_metrics(config):
+            check_model(self.model, f"train.metrics: {ranked[0]} of data.items")
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         if parameters:
             make_optimizer(parameters, config.train.optimizer, self.model)  # only to refuse bad arguments now

@@ -30,8 +30,7 @@ def part_size(num_samples: int, count: int) -> int:
 def cut(batch: Batch, begin: int, end: int, keep: Keep = lambda embeddings: embeddings) -> Batch:
     """Returns the samples [begin, end) of a batch, as views of it.
 
-    keep: called with each tensor of embeddings of these samples, in a fixed order; returns what to give
-    instead.
+    keep: takes each tensor of embeddings of these samples, in a fixed order; returns what to give instead.
     """
     blocks = {names: keep(block[begin:end]) for names, block in batch.blocks.items()}
     columns = {

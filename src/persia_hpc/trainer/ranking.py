@@ -8,9 +8,13 @@ N items, B queries, W width.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
+from persia_hpc._native import mix
 from persia_hpc.arrays import Array
 from persia_hpc.config.metric_names import top_of
 from persia_hpc.errors import UserError
@@ -24,7 +28,7 @@ NOT_FINITE = -2  # a vector isn't finite
 
 
 class ItemVectors:
-    """Holds the vectors of all items of a catalogue.
+    """Holds the vectors of all items of a catalogue, equal ones once: items that never were trained have one.
 
     Shapes: ids uint64 [N]; vectors float32 [N, W].
     """
@@ -32,7 +36,10 @@ class ItemVectors:
     def __init__(self, ids: Array, vectors: Array, device: torch.device | str = "cpu") -> None:
         """device: where matrices are multiplied."""
         order = np.argsort(ids, kind="stable")
-        self._ids, self._vectors = ids[order], vectors[order]
+        self._ids = ids[order]
+        first, self._vector_of, self._times = _distinct(vectors[order])
+        self._vectors = vectors[order[first]]
+        self._repeated = np.flatnonzero(self._times > 1)
         self._on_device = torch.from_numpy(self._vectors).to(device)
         norms = np.sqrt(np.einsum("nw,nw->n", self._vectors, self._vectors, dtype=np.float64))
         self._largest = float(norms.max(initial=0.0))
@@ -79,7 +86,7 @@ class ItemVectors:
 
     def _count(self, queries: Array, places: Array, norms: Array) -> Array:
         """Counts items with larger and with equal scores, but for the target itself."""
-        own = _exact(queries, self._vectors[places])
+        own = _exact(queries, self._vectors[self._vector_of[places]])
         counts = np.zeros((len(queries), 2), np.int64)
         # At most so much does rounding change a sum of W products, and the score that it is compared with.
         margin = 2.0**-23 * (queries.shape[1] + 8) * norms * self._largest + 1e-36
@@ -94,20 +101,29 @@ class ItemVectors:
                 scores = left @ self._on_device[begin : begin + size].T
                 larger = scores > high
                 counts[:, 0] += larger.sum(dim=1).cpu().numpy()
+                repeated = self._repeated[slice(*np.searchsorted(self._repeated, (begin, begin + size)))]
+                if len(repeated):
+                    them = larger[:, torch.from_numpy(repeated - begin).to(device)].cpu().numpy()
+                    counts[:, 0] += them.astype(np.int64) @ (self._times[repeated] - 1)
                 close = ((scores >= low) & ~larger).nonzero().cpu().numpy()
-                counts += self._compare(queries, own, close[:, 0], close[:, 1] + begin, places)
+                vectors = close[:, 1] + begin
+                counts += self._compare(queries, own, close[:, 0], vectors, self._times[vectors])
+        counts[:, 1] -= 1  # the target itself, whose score is its own
         return counts
 
-    def _compare(self, queries: Array, own: Array, rows: Array, items: Array, places: Array) -> Array:
-        """Compares exact scores of pairs with those of the targets; returns int64 [B, 2] as `ranks` does."""
-        other = items != places[rows]
-        rows, items = rows[other], items[other]
+    def _compare(self, queries: Array, own: Array, rows: Array, vectors: Array, times: Array) -> Array:
+        """Counts vectors whose exact scores are larger than the targets', or the same, `times` each.
+
+        Shapes: rows, of queries, and vectors [n]; times int64 [n]; returns int64 [B, 2].
+        """
         counts = np.zeros((len(queries), 2), np.int64)
         for begin in range(0, len(rows), PAIRS):
-            row, item = rows[begin : begin + PAIRS], items[begin : begin + PAIRS]
-            scores = _exact(queries[row], self._vectors[item])
+            part = slice(begin, begin + PAIRS)
+            row = rows[part]
+            scores = _exact(queries[row], self._vectors[vectors[part]])
             for column, counted in enumerate((scores > own[row], scores == own[row])):
-                counts[:, column] += np.bincount(row[counted], minlength=len(queries))
+                found = np.bincount(row[counted], times[part][counted], minlength=len(queries))
+                counts[:, column] += found.astype(np.int64)
         return counts
 
     def _count_excluded(
@@ -117,13 +133,32 @@ class ItemVectors:
         lengths: Array = np.diff(offsets.astype(np.int64))
         rows = np.repeat(np.arange(len(queries)), lengths)
         items = self._find(excluded)
-        counted = (items >= 0) & finite[rows] & (places[rows] >= 0)
+        counted = (items >= 0) & finite[rows] & (places[rows] >= 0) & (items != places[rows])
         pairs = np.unique(rows[counted] * len(self._ids) + items[counted])  # each once
         rows, items = np.divmod(pairs, len(self._ids))
         own = np.zeros(len(queries))
         there = finite & (places >= 0)
-        own[there] = _exact(queries[there], self._vectors[places[there]])
-        return self._compare(queries, own, rows, items, places)
+        own[there] = _exact(queries[there], self._vectors[self._vector_of[places[there]]])
+        return self._compare(queries, own, rows, self._vector_of[items], np.ones(len(items), np.int64))
+
+
+def _distinct(vectors: Array) -> tuple[Array, Array, Array]:
+    """Finds equal vectors.
+
+    Shapes: vectors float32 [N, W]; returns int64 arrays: a place of each distinct vector [U], which of these
+    each vector is [N], and how many are equal to it [U].
+    """
+    bits = np.ascontiguousarray(vectors).view(np.uint32)
+    keys = np.zeros(len(bits), np.uint64)
+    for column in bits.T:
+        keys = mix(keys ^ column)
+    _, first, which, times = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
+    for begin in range(0, len(bits), PAIRS):
+        part = slice(begin, begin + PAIRS)
+        if not np.array_equal(bits[part], bits[first[which[part]]]):  # two vectors have one key
+            each = np.arange(len(bits))
+            return each, each, np.ones(len(bits), np.int64)
+    return first, which.reshape(-1), times
 
 
 def _exact(left: Array, right: Array) -> Array:
@@ -137,15 +172,15 @@ def _exact(left: Array, right: Array) -> Array:
     return total
 
 
-class _full_precision:  # noqa: N801
+@contextlib.contextmanager
+def _full_precision() -> Iterator[None]:
     """Lets matrices be multiplied as float32, whatever `train.matmul_precision` says."""
-
-    def __enter__(self) -> None:
-        self._before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_float32_matmul_precision(self._before)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def ranked_metric(name: str, ranks: Array, weight: Array | None) -> float:
@@ -168,9 +203,9 @@ def ranked_metric(name: str, ranks: Array, weight: Array | None) -> float:
     if bad:
         raise UndefinedError(f"the model's vectors aren't finite for {bad} of {len(ranks)} samples")
     larger, places = ranks[:, 0], ranks[:, 1] + 1  # that it may stand at
-    first = np.minimum(larger, k)
-    last = np.where(larger == UNKNOWN, first, np.minimum(larger + places, k))
+    first = np.where(larger == UNKNOWN, k, np.minimum(larger, k))
+    last = np.where(larger == UNKNOWN, k, np.minimum(larger + places, k))
     gains = 1.0 / np.log2(np.arange(k) + 2.0) if kind == "ndcg" else np.ones(k)
     until = np.concatenate([[0.0], np.cumsum(gains)])
-    values = np.where(larger == UNKNOWN, 0.0, (until[last] - until[first]) / places)
+    values = (until[last] - until[first]) / places
     return float(np.average(values, weights=weight))

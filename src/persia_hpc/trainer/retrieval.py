@@ -193,8 +193,9 @@ def _log_chance(matches: Matches, log_q: Tensor | None, negatives: str, num_item
 class RetrievalLoss:
     """Computes the loss "in_batch_softmax" for the standard loop."""
 
-    def __init__(self, options: dict[str, Any], num_items: int) -> None:
-        """options: as configured. num_items: of the catalogue; 0 if there is none."""
+    def __init__(self, options: dict[str, Any], num_items: int, weight: float = 1.0) -> None:
+        """options, weight: as configured. num_items: of the catalogue; 0 if there is none."""
+        self._weight = weight
         self._options = options
         self._num_items = num_items
         negatives = options["negatives"]
@@ -221,4 +222,5 @@ class RetrievalLoss:
                 "with all items of data.train"
             )
         losses = in_batch_softmax(matches, **self._options, num_items=self._num_items)
-        return matches.per_sample(losses, batch.num_samples).masked_fill(batch.labels[:, 0] != 1, 0.0)
+        each = matches.per_sample(losses, batch.num_samples).masked_fill(batch.labels[:, 0] != 1, 0.0)
+        return each if self._weight == 1 else each * self._weight

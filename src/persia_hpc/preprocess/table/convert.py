@@ -16,6 +16,7 @@ from persia_hpc.preprocess.columns import (
     Numbers,
     id_type,
     split_lists,
+    split_places,
     time_parts,
     to_groups,
     to_ids,
@@ -88,7 +89,12 @@ class Converter:
             multi = is_list(first.frame[entry.column].dtype) or entry.separator is not None
             if entry.part is not None:
                 check_type(first.frame[entry.column].dtype, "time", Place(first, entry.column))
-            features.append(FeatureSchema(name, multi=multi))
+            if entry.weights is not None and not multi:
+                raise UserError(
+                    f"{first.path}: {entry.column}: got one id in each row, expected lists, which alone have "
+                    f"weights; set ids.{name}.separator, or leave its `weights` out"
+                )
+            features.append(FeatureSchema(name, multi=multi, weighted=entry.weights is not None))
             self.id_types[name] = entry.type
             if entry.type == "auto":
                 values = self._listed(first, entry)[0] if multi else self._single(first, entry)[0]
@@ -132,6 +138,38 @@ class Converter:
         values, lengths = kept(self.missing.cleaned(values, place), lengths)
         return values, lengths, _place_of(source, entry.column, values, lengths)
 
+    def _places(self, source: Frame, column: str, separator: str | None) -> tuple[pl.Series, Lengths]:
+        """Returns the values of all rows with null for missing ones, and how many places each row has.
+
+        Shapes: values [M] and lengths [N].
+        """
+        if is_list(source.frame[column].dtype):
+            values, lengths = flatten(source.frame[column])
+        else:
+            values = self._values(source, column)[0]
+            lengths = np.ones(len(values), np.int64)
+            if separator is not None and values.dtype == pl.String:
+                values, lengths = split_places(values, separator)
+        return self.missing.cleaned(values, _place_of(source, column, values, lengths)), lengths
+
+    def _id_weights(self, source: Frame, entry: Ids) -> npt.NDArray[np.float32] | None:
+        """Returns the weights of a feature's ids, without those of missing ids; None if it has none.
+
+        Raises UserError for a row with another number of weights than ids, and for what is no finite number.
+        """
+        if entry.weights is None:
+            return None
+        ids, wanted = self._places(source, entry.column, entry.separator)
+        values, lengths = self._places(source, entry.weights, entry.separator)
+        wrong = lengths != wanted
+        if wrong.any():
+            expected = f"as many weights as the row has ids in {entry.column!r}, {wanted[wrong.argmax()]}"
+            Place(source, entry.weights).refuse(wrong, expected)
+        here = ids.is_not_null()
+        rows = np.repeat(np.arange(len(lengths)), lengths)[here.to_numpy()]
+        values = values.filter(here)
+        return to_numbers(values, "weight", Place(source, entry.weights, values, rows)).astype(np.float32)
+
     def ids(self, source: Frame, name: str) -> tuple[IdColumn, pl.Series]:
         """Returns the ids of feature `name`, including rare ones, and the values that they stand for.
 
@@ -147,7 +185,8 @@ class Converter:
             values, place = self._single(source, entry)
             return IdColumn(to_ids(values, self.id_types[name], place)), values
         values, lengths, place = self._listed(source, entry)
-        return IdColumn.from_lengths(to_ids(values, self.id_types[name], place), lengths), values
+        ids = to_ids(values, self.id_types[name], place)
+        return IdColumn.from_lengths(ids, lengths, self._id_weights(source, entry)), values
 
     def dense(self, source: Frame, entry: Dense, moments: Moments | None) -> Numbers:
         """Returns the numbers [N] after the transforms; with `moments` None, before `standardize`.

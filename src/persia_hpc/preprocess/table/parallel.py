@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -47,7 +47,7 @@ from .prepare import (
     vocabulary_files,
     write_vocabularies,
 )
-from .schema import Split
+from .schema import Split, settings_of
 
 Result = TypeVar("Result")
 
@@ -148,7 +148,7 @@ def _cut(options: TableOptions) -> tuple[_Sharding, set[str] | None]:
         "dataset": "table",
         "inputs": input_identity(table.paths),
         "options": {
-            **asdict(schema),
+            **settings_of(schema),
             "shard_bytes": options.shard_bytes,
             "test_shards": options.test_shards,
         },

@@ -6,7 +6,7 @@ Shapes: N rows of one frame.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from .convert import Converter, Learned
 from .encoding import check_lists, encoding_of, learned_of, with_types
 from .input import count_rows, read_frames
 from .learn import Learning
-from .schema import TableSchema, load_schema
+from .schema import TableSchema, load_schema, settings_of
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def prepare(options: TableOptions) -> list[FileReport | str] | None:
     settings: dict[str, Any] = {
         "dataset": "table",
         "inputs": input_identity(table.paths),
-        "options": asdict(schema),
+        "options": settings_of(schema),
         **identity(given),
     }
     outputs = Outputs(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from persia_hpc.errors import UserError
-from persia_hpc.preprocess.columns import TIME_PARTS
+from persia_hpc.preprocess.columns import LOG_SQUARE, PARTS, TIME_PARTS
 from persia_hpc.preprocess.splitting import SPLITS, check_fractions
 
 if sys.version_info >= (3, 11):
@@ -52,7 +52,8 @@ class Dense:
 class Ids:
     """Describes an id feature: one id a row, or any number with `separator` or a list column.
 
-    With `part` the column holds times, as `Time` says, and the ids are this part of them.
+        With `part` the column holds times, as `Time` says, and the ids are this part of them; or with
+    "log_square" numbers. `weights` is a column with a number for each id, in the same form.
     """
 
     column: str
@@ -62,6 +63,7 @@ class Ids:
     vocabulary: bool = False
     part: str | None = None
     format: str | None = None
+    weights: str | None = None
 
 
 @dataclass(frozen=True)
@@ -113,9 +115,22 @@ class TableSchema:
         """Lists the names of all columns that are read, each once."""
         parts: tuple[Mapping[str, Label | Dense | Ids], ...] = (self.labels, self.dense, self.ids)
         named = [entry.column for part in parts for entry in part.values()]
+        named += [entry.weights for entry in self.ids.values() if entry.weights is not None]
         more = [self.weight, self.group, None if self.time is None else self.time.column]
         more += [self.split.column] if self.split.by == "column" else []
         return tuple(dict.fromkeys([*named, *(name for name in more if name is not None)]))
+
+
+def settings_of(schema: TableSchema) -> dict[str, Any]:
+    """Returns the schema as the settings of outputs have it.
+
+    What older versions didn't have is left out where it says nothing: their files are up to date.
+    """
+    settings = asdict(schema)
+    for entry in settings["ids"].values():
+        if entry["weights"] is None:
+            del entry["weights"]
+    return settings
 
 
 class _Reader:
@@ -292,13 +307,16 @@ def _ids(name: str, reader: _Reader) -> Ids:
         separator,
         min_count,
         reader.get("vocabulary", bool, "true or false", False),
-        reader.choice("part", TIME_PARTS),
+        reader.choice("part", PARTS),
         reader.text("format"),
+        reader.text("weights"),
     )
     reader.done()
+    if ids.part is not None and ids.weights is not None:
+        raise reader.fail("weights", "no `part` beside it: a part is one id, and only lists have weights")
     if ids.part is not None and (ids.separator is not None or ids.type == "string"):
         raise reader.fail("part", 'no `separator` or type = "string" beside it: a part is one integer')
-    if ids.part is None and ids.format is not None:
+    if ids.part in (None, LOG_SQUARE) and ids.format is not None:
         raise reader.fail("format", f"it beside `part`, one of {', '.join(TIME_PARTS)}")
     return ids
 
