@@ -1,11 +1,13 @@
 """SASRec and HSTU on MovieLens-1M by full ranking, beside a plain PyTorch loop at equal epochs.
 
-    python benchmarks/sequence_models.py --data DIR --model sasrec|hstu [--plain] [--epochs 5] [--seed 1]
+    python benchmarks/sequence_models.py --data DIR --model sasrec|hstu [--plain] [--paired] [--epochs 5]
 
 The set-up is that of HSTU's public experiments: dim 50, two layers of one head, the last 200 ratings, dropout
 0.2, 128 sampled items, vectors of length 1 and a temperature of 0.05, batches of 128 users, Adam (0.9, 0.98)
 with 1e-3; a user's last item is ranked among all items but those of the history. Here sampled items are drawn
-for a user and not for each position. DIR has `ratings.dat`, or `ratings_no_timestamp.dat.xz`: without times a
+for a user and not for each position. With `--paired` the plain loop begins with our weights and rows and gets
+our batches, in the order of the file, and our sampled items, without dropout: then only rounding differs.
+DIR has `ratings.dat`, or `ratings_no_timestamp.dat.xz`: without times a
 user's ratings count in the order of the file, so the published figures can't come out.
 """
 
@@ -28,11 +30,17 @@ from torch.nn import functional
 import persia_hpc as ph
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from persia_hpc.config import load_config
 from persia_hpc.samples.batch import IdColumn, SampleBatch
+from persia_hpc.samples.catalogue import Drawing, open_catalogue
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from persia_hpc.samples.writer import DatasetWriter
 
 DIM, LENGTH, DRAWN, BATCH, TEMPERATURE, RATE = 50, 200, 128, 128, 0.05, 1e-3
+# Of a layer's parameters here, the names in ours.
+ALIKE = {"distances": "positions"}
+for mine, theirs in (("first", "attention_norm"), ("second", "norm")):
+    ALIKE |= {f"{mine}.{part}": f"{theirs}.{part}" for part in ("weight", "bias")}
 SCHEMA = DatasetSchema((FeatureSchema("history", multi=True), FeatureSchema("item")), (), ("rated",))
 
 
@@ -64,56 +72,79 @@ def write(users: list[list[int]], folder: Path) -> None:
         writer.write(SampleBatch({"item": IdColumn(items)}, empty, empty))
 
 
+def settings(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Returns the configuration."""
+    return {
+        "mode": "sync",
+        "seed": options.seed,
+        "run_dir": str(folder / "run"),
+        "data": {
+            "train": str(folder / "train.h5"),
+            "test": str(folder / "test.h5"),
+            "items": str(folder / "items.h5"),
+            "item_feature": "item",
+            "exclude_feature": "history",
+            "batch_size": BATCH,
+            "shuffle": not options.paired,
+            "evaluate_batch_size": 512,
+        },
+        "tables": {
+            "item": {
+                "dim": DIM,
+                "capacity": "32 MiB",
+                "init": {"name": "normal", "std": 0.02},
+                "optimizer": {"name": "adam", "lr": RATE, "beta2": 0.98},
+            }
+        },
+        "features": {
+            "item": {"table": "item"},
+            "history": {"table": "item", "pooling": "jagged", "max_length": LENGTH},
+            "drawn": {"sampled": {"like": "item", "count": DRAWN}},
+        },
+        "model": {"class": options.model, "dropout": 0.0 if options.paired else 0.2},
+        "tasks": {
+            "rated": {
+                "loss": {
+                    "name": "in_batch_softmax",
+                    "temperature": TEMPERATURE,
+                    "negatives": "sampled",
+                }
+            }
+        },
+        "train": {
+            "epochs": options.epochs,
+            "optimizer": {"name": "Adam", "lr": RATE, "betas": [0.9, 0.98]},
+            "metrics": ["hr@10", "ndcg@10"],
+            "threads": options.threads,
+            "save": False,
+        },
+    }
+
+
 def train_ours(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     """Trains with this package in one process."""
-    summary = ph.train(
-        {
-            "mode": "sync",
-            "seed": options.seed,
-            "run_dir": str(folder / "run"),
-            "data": {
-                "train": str(folder / "train.h5"),
-                "test": str(folder / "test.h5"),
-                "items": str(folder / "items.h5"),
-                "item_feature": "item",
-                "exclude_feature": "history",
-                "batch_size": BATCH,
-                "evaluate_batch_size": 512,
-            },
-            "tables": {
-                "item": {
-                    "dim": DIM,
-                    "capacity": "32 MiB",
-                    "init": {"name": "normal", "std": 0.02},
-                    "optimizer": {"name": "adam", "lr": RATE, "beta2": 0.98},
-                }
-            },
-            "features": {
-                "item": {"table": "item"},
-                "history": {"table": "item", "pooling": "jagged", "max_length": LENGTH},
-                "drawn": {"sampled": {"like": "item", "count": DRAWN}},
-            },
-            "model": {"class": options.model},
-            "tasks": {
-                "rated": {
-                    "loss": {
-                        "name": "in_batch_softmax",
-                        "temperature": TEMPERATURE,
-                        "negatives": "sampled",
-                    }
-                }
-            },
-            "train": {
-                "epochs": options.epochs,
-                "optimizer": {"name": "Adam", "lr": RATE, "betas": [0.9, 0.98]},
-                "metrics": ["hr@10", "ndcg@10"],
-                "threads": options.threads,
-                "save": False,
-            },
-        },
-        quiet=True,
-    )
+    summary = ph.train(settings(folder, options), quiet=True)
     return {name: summary["test"][name] for name in ("hr@10", "ndcg@10")}
+
+
+def begin_alike(model: Plain, numbers: dict[int, int], folder: Path, options: argparse.Namespace) -> Drawing:
+    """Gives the plain model the weights and rows that ours begins with; returns what draws items."""
+    still = settings(folder, options)
+    still["tables"]["item"]["optimizer"] = {"name": "sgd", "lr": 0.0}
+    still["train"] |= {"max_steps": 8, "optimizer": {"name": "SGD", "lr": 0.0}, "save": True}
+    still["data"].pop("test")
+    ph.train(still, quiet=True)
+    run = ph.load(folder / "run")
+    ours: Any = run.model()
+    with torch.no_grad():
+        model.items.weight[1:] = torch.from_numpy(run.rows("item", np.array(list(numbers), np.uint64)))
+        model.positions.copy_(ours.positions)
+        for mine, theirs in zip(model.layers, ours.blocks, strict=True):
+            names = dict(theirs.named_parameters())
+            for name, parameter in mine.named_parameters():
+                parameter.copy_(names[ALIKE.get(name, name)])
+    config = load_config(settings(folder, options))
+    return Drawing(config, open_catalogue(config, SCHEMA, "data.train"))
 
 
 class Block(nn.Module):
@@ -124,12 +155,12 @@ class Block(nn.Module):
         self.first, self.second = nn.LayerNorm(DIM, eps=1e-8), nn.LayerNorm(DIM, eps=1e-8)
         self.qkv = nn.Linear(DIM, 3 * DIM, bias=False)
         self.feed = nn.Sequential(nn.Linear(DIM, DIM), nn.ReLU(), nn.Dropout(0.2), nn.Linear(DIM, DIM))
-        self.drop = nn.Dropout(0.2)
+        self.drop, self.dropout = nn.Dropout(0.2), 0.2
 
     def forward(self, x: Tensor) -> Tensor:
         """Computes the layer; [B, L, W] in and out."""
         q, k, v = self.qkv(self.first(x)).chunk(3, dim=2)
-        dropout = 0.2 if self.training else 0.0
+        dropout = self.dropout if self.training else 0.0
         x = x + self.drop(functional.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout))
         return x + self.drop(self.feed(self.second(x)))
 
@@ -179,7 +210,7 @@ def padded(histories: list[list[int]]) -> Tensor:
     return torch.tensor([h + [0] * (longest - len(h)) for h in histories])
 
 
-def train_plain(users: list[list[int]], options: argparse.Namespace) -> dict[str, float]:
+def train_plain(users: list[list[int]], folder: Path, options: argparse.Namespace) -> dict[str, float]:
     """Trains in plain PyTorch."""
     torch.manual_seed(options.seed)
     torch.set_num_threads(options.threads)
@@ -187,9 +218,12 @@ def train_plain(users: list[list[int]], options: argparse.Namespace) -> dict[str
     numbers = {item: i + 1 for i, item in enumerate(sorted({item for user in users for item in user}))}
     users = [[numbers[item] for item in user] for user in users]
     model = Plain(options.model, len(numbers))
+    drawing = begin_alike(model, numbers, folder, options) if options.paired else None
+    if drawing is not None:
+        model.apply(without_dropout)
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE, betas=(0.9, 0.98))
-    for _ in range(options.epochs):
-        order = rng.permutation(len(users))
+    for epoch in range(options.epochs):
+        order = np.arange(len(users)) if options.paired else rng.permutation(len(users))
         for begin in range(0, len(users), BATCH):
             batch = [users[u][:-1] for u in order[begin : begin + BATCH]]
             history = padded([items[:-1][-LENGTH:] for items in batch])
@@ -197,6 +231,11 @@ def train_plain(users: list[list[int]], options: argparse.Namespace) -> dict[str
             states = model(history)
             right = functional.normalize(model.items(following), dim=2)
             drawn = torch.randint(1, len(numbers) + 1, (len(batch), DRAWN))
+            if drawing is not None:
+                empty = np.empty((len(batch), 0), np.float32)
+                sample = drawing.add(SampleBatch({}, empty, empty), epoch, begin)
+                drawn = torch.tensor([numbers[int(item)] for item in sample.ids["drawn"].values])
+                drawn = drawn.view(-1, DRAWN)
             scores = states @ functional.normalize(model.items(drawn), dim=2).transpose(1, 2)
             scores = scores.masked_fill(drawn[:, None, :] == following[:, :, None], -torch.inf)
             scores = torch.cat([(states * right).sum(dim=2, keepdim=True), scores], dim=2)[following > 0]
@@ -206,6 +245,14 @@ def train_plain(users: list[list[int]], options: argparse.Namespace) -> dict[str
             loss.backward()
             optimizer.step()
     return ranked(model.eval(), users)
+
+
+def without_dropout(module: nn.Module) -> None:
+    """Turns dropout off."""
+    if isinstance(module, nn.Dropout):
+        module.p = 0.0
+    if isinstance(module, Block):
+        module.dropout = 0.0
 
 
 @torch.no_grad()
@@ -234,6 +281,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of MovieLens-1M")
     parser.add_argument("--model", choices=["sasrec", "hstu"], required=True)
     parser.add_argument("--plain", action="store_true", help="the plain PyTorch loop")
+    parser.add_argument("--paired", action="store_true", help="all but rounding alike")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
@@ -241,11 +289,10 @@ def main() -> None:
     options = parser.parse_args()
     users = read(options.data)[: options.users]
     with tempfile.TemporaryDirectory() as name:
-        if not options.plain:
-            write(users, Path(name))
+        write(users, Path(name))
         begin = time.perf_counter(), time.process_time()
         found: dict[str, Any] = (
-            train_plain(users, options) if options.plain else train_ours(Path(name), options)
+            train_plain(users, Path(name), options) if options.plain else train_ours(Path(name), options)
         )
         wall, processor = time.perf_counter() - begin[0], time.process_time() - begin[1]
     kind = "plain" if options.plain else "persia-hpc"

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from persia_hpc.checkpoint.files import name_best
 from persia_hpc.checkpoint.names import step_of
 from persia_hpc.cli import main
@@ -63,6 +65,8 @@ def make_corpus() -> None:
     _still(Path("run"))
     _fail(Path("failed"))
     make_table(Path("table"))
+    make_reviews(Path("reviews.jsonl"))
+    make_yambda(Path("yambda"))
     assert main(["preprocess", "table", "table/schema.toml", "--out", "prepared"]) == 0
 
 
@@ -76,6 +80,32 @@ def make_table(table: Path, rows: int = 40) -> None:
             price = "NA" if i % 11 == 3 else f"{(i * 37 % 100) / 4}"
             lines.append(f"{i * 7 % 3 % 2},{price},{i * 13 % 17},w{i % 5}|w{i % 3},{COLORS[i * i % 4]}")
         (table / name).write_text("\n".join(lines) + "\n")
+
+
+def make_reviews(path: Path) -> None:
+    """Amazon reviews as of 2014."""
+    with path.open("w") as file:
+        for i in range(60):
+            review = {"reviewerID": f"A{i % 7:013d}", "asin": f"B{i * 13 % 11:09d}"}
+            file.write(json.dumps({**review, "overall": 1.0 + i % 5, "unixReviewTime": i * 7919}) + "\n")
+
+
+def make_yambda(folder: Path, events: int = 120) -> None:
+    """Yambda's events and mappings."""
+    folder.mkdir()
+    rows = range(events)
+    columns = {
+        "uid": [1 + i // 40 for i in rows],
+        "timestamp": [i % 40 * 9_000 for i in rows],
+        "item_id": [1 + i * 7 % 13 for i in rows],
+        "is_organic": [i % 2 for i in rows],
+        "event_type": ["like" if i % 9 == 4 else "listen" for i in rows],
+        "played_ratio_pct": [i * 31 % 120 for i in rows],
+    }
+    pl.DataFrame(columns).write_parquet(folder / "multi_event.parquet", row_group_size=32)
+    for kind in ("artist", "album"):
+        mapping = {"item_id": [*range(1, 12), 3], f"{kind}_id": range(12)}
+        pl.DataFrame(mapping).write_parquet(folder / f"{kind}_item_mapping.parquet")
 
 
 def _still(run: Path) -> None:

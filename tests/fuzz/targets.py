@@ -23,6 +23,8 @@ BEST_FILES = ("run/best.json", "run/best")
 RUN_FILES = ("run/summary.json", "run/metrics.jsonl", "run/config.toml")
 FAILED_FILES = ("failed/metrics.jsonl", "failed/failure.json", "failed/ranks/*", "failed/config.toml")
 DATA = ("train.h5", "plain.h5", "test.h5")
+REVIEWS = "reviews.jsonl"
+YAMBDA = ("yambda", "--input", "yambda/multi_event.parquet", "--mappings", "yambda", "--history", "6")
 PARTS = frozenset({"shard", "dense"})
 
 
@@ -80,8 +82,12 @@ def load() -> None:
 
 
 def preprocess(*more: str) -> Callable[[], int]:
+    return prepared("table", "table/schema.toml", *more)
+
+
+def prepared(*arguments: str) -> Callable[[], int]:
     def call() -> int:
-        code = main(["preprocess", "table", "table/schema.toml", "--out", "made", *more])
+        code = main(["preprocess", *arguments, "--out", "made"])
         if code == 0:
             print(
                 digest(
@@ -125,6 +131,8 @@ def targets() -> list[Target]:
         Target("inspect", command("inspect", *DATA, "--json", "facts.json"), DATA, outputs=("facts.json",)),
         Target("preprocess table", preprocess(), ("table/*",)),
         Target("preprocess --encoding", preprocess("--encoding", "prepared"), ("prepared/*.json",)),
+        Target("preprocess amazon", prepared("amazon", "--input", REVIEWS, "--min-count", "1"), (REVIEWS,)),
+        Target("preprocess yambda", prepared(*YAMBDA), ("yambda/*",)),
         Target("train --dry-run", command("train", "train.toml", "--dry-run"), ("train.toml", "train.h5")),
         Target("train, sequences", command("train", "events.toml", "--dry-run"), ("events.*",)),
         Target("plan", plan, ("train.toml", "run/summary.json", "run/config.toml", "train.h5")),

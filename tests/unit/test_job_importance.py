@@ -90,7 +90,7 @@ def test_each_kind_is_permuted_as_in_the_file(unit: str, sequences: tuple[Path, 
     assert sorted(e["name"] for e in found["features"]) == sorted(names)
     source = open_source([data])
     batch, schema = source.read(0, 150), source.schema
-    order = np.random.default_rng([4, names.index(unit), 0]).permutation(150)
+    order = np.random.default_rng([4, 0]).permutation(150)
     taken = SampleBatch.concatenate([batch.slice(int(i), int(i) + 1) for i in order])
     ids, dense = dict(batch.ids), batch.dense.copy()
     for name in {"events": ["history", "action"]}.get(unit, [unit]):
@@ -122,6 +122,9 @@ def test_command_prints_a_table_or_json(
     assert head == f"valid: auc {found['value']:.4f} on 64 samples; 3 permutations of each feature"
     assert columns.split() == ["feature", "kind", "auc", "lower", "by", "sd"]
     assert [line.split()[0] for line in lines] == [entry["name"] for entry in found["features"]]
+    assert main([*arguments, "--only", "x1", "events", "--json"]) == 0
+    some = json.loads(capsys.readouterr().out)["features"]
+    assert some == [entry for entry in found["features"] if entry["name"] in ("x1", "events")]
     assert main([*arguments, "--repeats", "1"]) == 0
     assert all(line.split()[-1] == "-" for line in capsys.readouterr().out.splitlines()[2:])
 
@@ -130,6 +133,7 @@ def test_command_prints_a_table_or_json(
     ("arguments", "said"),
     [
         (["--metric", "ac"], "--metric ac: expected one that evaluations of this run report: auc, logloss"),
+        (["--only", "item", "usr"], "--only usr: expected what the model has: item, user, tags, events"),
         (["--repeats", "0"], "--repeats 0: expected at least 1"),
         (["--samples", "-1"], "--samples -1: expected at least 0"),
         (["--split", "test"], "there is no data for split 'test'"),

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from persia_hpc.models import attention
 from persia_hpc.models.attention import (
     Bias,
     bucket_edges,
@@ -100,6 +101,20 @@ def test_time_buckets_are_logarithmic() -> None:
     expected = [min(128, math.floor(math.log(max(abs(s), 1)) / 0.301)) for s in seconds.tolist()]
     assert time_buckets(seconds).tolist() == expected
     assert len(bucket_edges()) == 128
+
+
+def test_one_block_as_on_a_gpu_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = [7, 0, 30, 1]
+    vqk, by_distance, by_time = random(lengths, 3, 2, 4), random([40], seed=1), random([129], seed=2)
+    since = torch.rand(sum(lengths)) * 1e6
+    made = []
+    for one in (False, True):
+        monkeypatch.setattr(attention, "_in_one_block", lambda _, one=one: one)
+        bias = Bias(by_distance, by_time, since.roll(-1), since)
+        out = padded_silu_attention(like(lengths), vqk, scale=1.0, divisor=4.0, bias=bias)
+        soft = softmax_attention(like(lengths), *vqk.unbind(1))
+        made.append([out, soft, *gradients(torch.cat([out, soft]), vqk, by_distance, by_time)])
+    torch.testing.assert_close(made[1], made[0], rtol=1e-4, atol=1e-5)
 
 
 def test_results_dont_depend_on_the_number_of_threads() -> None:

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional
 
 import persia_hpc as ph
+from persia_hpc.config import load_config
 from persia_hpc.errors import UserError
 from persia_hpc.models import build_model
 from persia_hpc.trainer.batch import Batch, FeatureSpec, Inputs
@@ -147,6 +148,20 @@ def test_autocast_only_rounds(name: str, options: dict[str, Any]) -> None:
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
     torch.testing.assert_close(rounded.float(), exact, rtol=0.1, atol=0.1)
     assert not torch.equal(rounded.float(), exact)
+
+
+@pytest.mark.parametrize("name", ["sasrec", "hstu"])
+def test_published_set_ups_are_configurations(name: str) -> None:
+    config = load_config(Path(__file__).parents[2] / "datasets" / "movielens" / f"{name}.toml")
+    assert (config.model.class_name, config.features["history"].max_length) == (name, 200)
+    features = (
+        FeatureSpec("movie", "movie", 0, 50, "sum", False),
+        FeatureSpec("history", "movie", 0, 50, "jagged", True, max_length=200),
+        FeatureSpec("history_gap", "history_gap", 1, 1, "jagged", True, max_length=200, weighted=True),
+        FeatureSpec("drawn", "movie", 0, 50, "jagged", True, like="movie"),
+    )
+    model = build_model(name, Inputs(features, 0, ("rated",)), config.model.arguments)
+    check_model(model, "this test")
 
 
 @pytest.mark.parametrize("name", ["sasrec", "hstu"])

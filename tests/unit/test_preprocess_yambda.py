@@ -280,12 +280,18 @@ def test_values_that_cannot_be_are_refused_in_both_layouts(tmp_path: Path) -> No
     users.with_columns(lost.alias("item_ids")).write_parquet(path)
     with pytest.raises(UserError, match="lists of different lengths"):
         prepare(tmp_path)
-    users.write_parquet(path)
-    pl.DataFrame({"item_id": [1, -2], "album_id": [3, 4]}).write_parquet(
-        tmp_path / "album_item_mapping.parquet"
-    )
-    with pytest.raises(UserError, match=r"album_item_mapping\.parquet: item_id: got a number out of range"):
-        prepare(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [([1, 1 << 30], "got item 1073741824, expected numbers below"), ([1, None], "got rows without a value")],
+)
+def test_mappings_that_cannot_be(tmp_path: Path, items: list[int | None], message: str) -> None:
+    write(tmp_path, events_of(6))
+    path = tmp_path / "album_item_mapping.parquet"
+    pl.DataFrame({"item_id": items, "album_id": [1, 2]}).write_parquet(path)
+    with pytest.raises(UserError, match=message):
+        prepare(tmp_path, history=6, min_history=2)
 
 
 def test_too_little_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

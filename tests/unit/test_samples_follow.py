@@ -230,7 +230,7 @@ def test_rows_are_in_order_of_time_whichever_file_they_are_in(
     expected = everything.take(np.argsort(everything.time, kind="stable"))
     settings = config(paths[0], **{"data.shuffle": False})
     infos = [follow.scan(path) for path in paths]
-    source = portion_source(infos, open_source(paths).schema, settings)
+    source = portion_source(infos, open_source(paths), settings)
     begin = data.draw(st.integers(0, source.num_samples))
     end = data.draw(st.integers(begin, source.num_samples))
     assert_equal(source.read(begin, end), expected.slice(begin, end))

@@ -143,6 +143,8 @@ def test_parquet_is_read_as_preprocess_table_would_write_it(
         end = data.draw(st.integers(begin, n))
         same(parquet.read(begin, end), hdf5.read(begin, end))
     same(read_all(parquet), read_all(hdf5))
+    both = open_source([str(folder / "out" / "train.h5"), pattern], schema_file=schema)
+    same(both.read(n, 2 * n), read_all(hdf5))
     if parquet.schema.has_time:
         np.testing.assert_array_equal(parquet.read_times(), hdf5.read_times())
     names = data.draw(st.permutations(hdf5.schema.feature_names))[:2]
@@ -224,7 +226,7 @@ def test_the_row_of_a_bad_value_counts_from_the_begin_of_the_file(tmp_path: Path
     ("frame", "message"),
     [
         (FRAME.drop("x"), "got no column 'x', expected it among y, user, tags"),
-        (FRAME.drop("y"), "got no column 'y'"),
+        (FRAME.drop("y"), "got no column 'y'.*use persia-hpc predict"),
         (FRAME.with_columns(x=pl.Series([[1.0]] * 6)), r"x: got List\(Float64\), expected numbers"),
         (FRAME.with_columns(user=pl.Series([{"a": 1}] * 6)), "user: got Struct.*expected integers"),
         (FRAME.with_columns(user=pl.Series(["a"] * 6)), 'ids.user without `type`, expected type = "string"'),
@@ -246,6 +248,7 @@ def test_a_file_that_does_not_fit_is_refused_before_anything_is_read(
         ("[dense]\nx = { transform = 'standardize' }", "dense.x.transform, which is learned from all"),
         ("[ids]\nuser = { min_count = 2 }\nitem = { vocabulary = true }", "min_count, ids.item.vocabulary"),
         ("split = { by = 'random' }", r"\[split\] by 'random', but Parquet files are read whole"),
+        ("split = {}", r"\[split\] by 'order'"),
         ("[split]\nby = 'column'\ncolumn = 'day'\nvalues = { train = [1] }", r"\[split\] by 'column'"),
     ],
 )
@@ -292,11 +295,24 @@ def test_data_to_be_scored_need_no_labels(tmp_path: Path, schema: str) -> None:
 def test_row_groups_are_the_blocks(tmp_path: Path, schema: str) -> None:
     """Small ones together, but never those of two files; a limit cuts the last one."""
     frame = pl.concat([FRAME] * 4)
-    frame[:14].write_parquet(tmp_path / "b.parquet", row_group_size=5)
-    pattern = [written(tmp_path, frame, 4), str(tmp_path / "b.parquet")]
+    frame[:14].write_parquet(tmp_path / "b.parquet", row_group_size=3)
+    pattern = [written(tmp_path, frame[:21], 4), str(tmp_path / "b.parquet")]
     bounds = open_source(pattern, schema_file=schema).block_bounds(8)
     assert bounds is not None
-    assert bounds.tolist() == [0, 8, 16, 24, 29, 34, 38]
-    bounds = open_source(pattern, schema_file=schema, limit=30).block_bounds(3)
+    assert bounds.tolist() == [0, 8, 16, 21, 27, 35]
+    bounds = open_source(pattern, schema_file=schema, limit=29).block_bounds(3)
     assert bounds is not None
-    assert bounds.tolist() == [0, 4, 8, 12, 16, 20, 24, 29, 30]
+    assert bounds.tolist() == [0, 4, 8, 12, 16, 20, 21, 24, 27, 29]
+
+
+@pytest.mark.parametrize("value", [2**63, 2**63 + 1])
+def test_ids_that_stand_for_missing_and_rare_ones_are_refused(
+    tmp_path: Path, schema: str, value: int
+) -> None:
+    near = pl.Series([2**63 - 1, 2**63 + 2, 2**64 - 1, 0, 1, 2], dtype=pl.UInt64)
+    source = open_source([written(tmp_path, FRAME.with_columns(user=near))], schema_file=schema)
+    assert read_all(source).ids["user"].values.tolist() == near.to_list()
+    reserved = pl.Series([0, 1, value, 3, 4, 5], dtype=pl.UInt64)
+    source = open_source([written(tmp_path, FRAME.with_columns(user=reserved))], schema_file=schema)
+    with pytest.raises(DataError, match=rf"row 3: user: got {value} \(UInt64\), expected an id other than"):
+        read_all(source)

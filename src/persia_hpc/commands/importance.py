@@ -33,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--metric", help="one that evaluations report (default: that which the run watches, else auc)"
     )
     parser.add_argument(
+        "--only", nargs="+", default=[], metavar="NAME", help="only these features, sequences, dense columns"
+    )
+    parser.add_argument(
         "--samples",
         type=int,
         default=100_000,
@@ -69,6 +72,7 @@ def run(options: argparse.Namespace) -> int:
         repeats=options.repeats,
         seed=options.seed,
         metric=options.metric,
+        only=options.only,
     )
     print(json.dumps(found) if options.json else "\n".join(table(found)))
     return EXIT_OK

@@ -8,7 +8,7 @@ B samples, N ids of a jagged feature.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +28,8 @@ from persia_hpc.trainer.jagged import Jagged
 from persia_hpc.trainer.metrics import Metrics, Wanted, evaluate_metrics
 from persia_hpc.trainer.parts import cut
 from persia_hpc.trainer.session import Session
+
+AT_ONCE = 2048  # samples of a forward: more of them take longer each, as they leave the caches
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,21 @@ def units_of(inputs: Inputs) -> list[Unit]:
             units["sequence", feature.sequence] = Unit(feature.sequence, "sequence", together)
     dense = [Unit(name, "dense", column=column) for column, name in enumerate(inputs.dense_names)]
     return [*units.values(), *dense]
+
+
+def chosen_units(inputs: Inputs, names: Sequence[str]) -> list[Unit]:
+    """Returns the units of these names, or all if there are none.
+
+    Raises UserError for a name that none has.
+    """
+    units = units_of(inputs)
+    known = [unit.name for unit in units]
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"--only {name}: expected what the model has: {', '.join(known)}{nearest(name, known)}"
+            )
+    return [unit for unit in units if not names or unit.name in names]
 
 
 def permuted(part: Batch, whole: Batch, unit: Unit, rows: Tensor) -> Batch:
@@ -102,11 +119,8 @@ def _taken(offsets: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, int]:
 class Importance:
     """Holds samples with their embeddings, looked up once, and what a model makes of them."""
 
-    def __init__(self, session: Session, wanted: Wanted, samples_at_once: int) -> None:
-        """Looks the samples up: the only evaluation batch of the session's split "test".
-
-        samples_at_once: of a forward.
-        """
+    def __init__(self, session: Session, wanted: Wanted) -> None:
+        """Looks the samples up: the only evaluation batch of the session's split "test"."""
         session.stream.begin_evaluation("test", session.step_number)
         row_batch = session.stream.next_evaluation(1)
         self.num_samples = row_batch.num_samples
@@ -117,7 +131,7 @@ class Importance:
         self._weight = None if row_batch.weight is None else np.array(row_batch.weight)
         self._group = None if row_batch.group is None else np.array(row_batch.group)
         row_batch.release()
-        self._session, self._wanted, self._size = session, wanted, samples_at_once
+        self._session, self._wanted = session, wanted
 
     def metrics(self, unit: Unit | None = None, order: Array | None = None) -> Metrics:
         """Returns metrics of the samples; with a unit, where sample i has what `order[i]` has in it.
@@ -132,8 +146,8 @@ class Importance:
             return self._session.forward(part).cpu().numpy().reshape(part.num_samples, -1)
 
     def _parts(self, unit: Unit | None, order: Array | None) -> Iterator[Batch]:
-        for begin in range(0, self.num_samples, self._size):
-            end = min(begin + self._size, self.num_samples)
+        for begin in range(0, self.num_samples, AT_ONCE):
+            end = min(begin + AT_ONCE, self.num_samples)
             part = cut(self._batch, begin, end)
             if unit is None or order is None:
                 yield part
@@ -164,7 +178,7 @@ def watched_metric(train: TrainConfig, inputs: Inputs, losses: list[str], metric
 
 
 def measure(
-    importance: Importance, inputs: Inputs, watched: Watched, repeats: int, seed: int
+    importance: Importance, units: Sequence[Unit], watched: Watched, repeats: int, seed: int
 ) -> dict[str, Any]:
     """Returns how much worse the metric gets by permuting each unit, the most important first.
 
@@ -173,10 +187,10 @@ def measure(
     base = _value(importance.metrics(), watched)
     sign = 1 if watched.mode == "max" else -1
     found: list[dict[str, Any]] = []
-    for number, unit in enumerate(units_of(inputs)):
+    for unit in units:
         drops = []
         for repeat in range(repeats):
-            random = np.random.default_rng([seed, number, repeat])
+            random = np.random.default_rng([seed, repeat])  # the same orders for all
             order = random.permutation(importance.num_samples)
             drops.append(sign * (base - _value(importance.metrics(unit, order), watched)))
         spread = statistics.stdev(drops) if repeats > 1 else None

@@ -34,7 +34,7 @@ from persia_hpc.trainer.session import Session
 
 from .consent import agree_to_import
 from .facts import catalogue_columns, check_columns, make_facts
-from .importance import Importance, measure, watched_metric
+from .importance import Importance, chosen_units, measure, watched_metric
 from .local_stream import LocalStream, local_server
 from .training import make_session
 
@@ -119,11 +119,13 @@ class LoadedRun:
         repeats: int = 3,
         seed: int = 1,
         metric: str | None = None,
+        only: Sequence[str] = (),
     ) -> dict[str, Any]:
         """Returns how much worse a metric gets when the values of one feature are permuted among samples.
 
         samples: so many of the split, drawn in blocks; 0: all. repeats: permutations of each feature, for a
-        standard deviation. metric: one that evaluations report; by default that which the run watches.
+        standard deviation. metric: one that evaluations report; by default that which the run watches. only:
+        names of features, sequences and dense columns; all without any.
         Raises UserError as `evaluate` does, and for a metric that isn't reported or isn't defined.
         """
         for name, value, least in (("samples", samples, 0), ("repeats", repeats, 1), ("seed", seed, 0)):
@@ -137,9 +139,9 @@ class LoadedRun:
                 "with --metric, such as auc"
             )
         session = self._session(self._patterns(split), labels=True, draw=(samples, seed))
+        units = chosen_units(inputs, only)
         wanted = dataclasses.replace(Wanted.of(self.config, inputs), slices=())
-        looked_up = Importance(session, wanted, self.config.data.evaluate_batch_size)
-        return {"split": split, **measure(looked_up, inputs, watched, repeats, seed)}
+        return {"split": split, **measure(Importance(session, wanted), units, watched, repeats, seed)}
 
     def _patterns(self, split: str) -> Sequence[str]:
         patterns = getattr(self.config.data, split, None) if split in ("train", "valid", "test") else None

@@ -11,6 +11,7 @@ from persia_hpc.config import Config
 from persia_hpc.errors import UserError
 from persia_hpc.samples.catalogue import Catalogue, open_catalogue
 from persia_hpc.samples.follow import followed_schema
+from persia_hpc.samples.formats import load_table
 from persia_hpc.samples.source import FileSource, check_labels, check_scorable, open_source
 from persia_hpc.tasks import label_check
 
@@ -31,7 +32,9 @@ def open_sources(config: Config, run_dir: str | Path | None = None) -> Mapping[s
         patterns = getattr(config.data, split)
         if split == "train" and config.data.follow:
             schema = resumed_schema(config, run_dir) or followed_schema(config)
-            sources[split] = FileSource((), schema, 0, binary_labels=False)
+            table = load_table(config.data.schema)  # once: an edit mustn't concern a run that has begun
+            sequences = config.features_of_sequences
+            sources[split] = FileSource((), schema, 0, config.binary_labels, sequences, table)
         elif patterns:
             sources[split] = open_source(
                 patterns,

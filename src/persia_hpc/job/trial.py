@@ -39,8 +39,8 @@ class Trial:
         self.config = config
         self.sources: dict[str, Source] = dict(open_sources(config))
         if config.data.follow:  # what there is now is the first portion
-            schema = self.sources["train"].schema
-            self.sources["train"] = portion_source(Follower(config, schema).look(), schema, config)
+            train = self.sources["train"]
+            self.sources["train"] = portion_source(Follower(config, train.schema).look(), train, config)
         self.facts = facts_of_sources(config, self.sources)
         self.schema, self.layout, self.schedules = self.facts.schema, self.facts.layout, self.facts.schedules
         self.stream = LocalStream(self.facts, self.sources, local_server(self.facts))

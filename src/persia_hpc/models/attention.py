@@ -48,9 +48,9 @@ def softmax_attention(like: Jagged, q: Tensor, k: Tensor, v: Tensor, *, dropout:
     Shapes: `like` has the offsets; q, k and v [N, H, D] in, [N, H, D] out.
     """
 
-    def attend(*block: Tensor) -> Tensor:
-        heads = [each.transpose(1, 2) for each in block]
-        out = functional.scaled_dot_product_attention(*heads, dropout_p=dropout, is_causal=True)
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (each.transpose(1, 2) for each in (q, k, v))
+        out = functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
         return out.transpose(1, 2)
 
     return _by_blocks(like, (q, k, v), attend)
@@ -160,7 +160,7 @@ def _by_blocks(like: Jagged, values: Sequence[Tensor], attend: Callable[..., Ten
 
     Shapes: values [N, ...] each; `attend` gets and returns [G, L, ...].
     """
-    if like.offsets.device.type != "cpu":
+    if _in_one_block(like):
         padded = attend(*(like.with_values(each).padded() for each in values))
         return like.unpadded(padded).values
     made, sources = [], []
@@ -173,6 +173,10 @@ def _by_blocks(like: Jagged, values: Sequence[Tensor], attend: Callable[..., Ten
         return values[0]
     out = torch.cat(made)
     return torch.empty_like(out).index_copy(0, torch.cat(sources), out)
+
+
+def _in_one_block(like: Jagged) -> bool:
+    return like.offsets.device.type != "cpu"
 
 
 def _blocks(lengths: Tensor) -> list[Tensor]:

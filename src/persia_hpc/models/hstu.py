@@ -62,8 +62,9 @@ class Layer(nn.Module):
         """Computes the layer; values [N, W] in and out."""
         normed = self.norm(tokens.values)
         inner = self.uvqk.out_features // 4
-        weights = self.uvqk.weight.split([inner, 3 * inner])
-        biases = (None, None) if self.uvqk.bias is None else self.uvqk.bias.split([inner, 3 * inner])
+        parts = [inner, 3 * inner]
+        weights = torch.split(self.uvqk.weight, parts)
+        biases = (None, None) if self.uvqk.bias is None else torch.split(self.uvqk.bias, parts)
         # Apart, so that the attention's inputs lie together.
         u, vqk = (functional.linear(normed, w, b) for w, b in zip(weights, biases, strict=True))
         u = functional.silu(u)
@@ -72,7 +73,7 @@ class Layer(nn.Module):
             bias = replace(bias, positions=self.positions, times=self.times)
         seen = self.attention(
             tokens,
-            vqk.unflatten(1, (3, self.heads, -1)),
+            vqk.view(len(vqk), 3, self.heads, inner // self.heads),
             scale=self.scale,
             divisor=divisor,
             bias=bias,

@@ -23,7 +23,7 @@ from persia_hpc.samples.formats import load_table, read_times, scan
 from persia_hpc.samples.identity import file_digest
 from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.samples.sequences import check_files
-from persia_hpc.samples.source import FileSource, check_agree, open_source
+from persia_hpc.samples.source import FileSource, Source, check_agree, open_source
 from persia_hpc.samples.time_order import TimeOrder
 from persia_hpc.tasks import label_check
 
@@ -224,13 +224,12 @@ def followed_schema(config: Config) -> DatasetSchema:
     return source.schema
 
 
-def portion_source(
-    infos: Sequence[FileInfo], schema: DatasetSchema, config: Config
-) -> FileSource | TimeOrder:
-    """Returns the samples of a portion, in order of time if they have times and aren't shuffled."""
-    total = sum(info.num_samples for info in infos)
-    binary = config.binary_labels
-    table = load_table(config.data.schema)
-    files = FileSource(infos, schema, total, binary, config.features_of_sequences, table)
-    files.check_labels_by(label_check(config, schema))
-    return TimeOrder(files) if schema.has_time and not config.data.shuffle and infos else files
+def portion_source(infos: Sequence[FileInfo], train: Source, config: Config) -> FileSource | TimeOrder:
+    """Returns the samples of a portion, in order of time if they have times and aren't shuffled.
+
+    train: the source of the run's training data, which has no files of its own.
+    """
+    assert isinstance(train, FileSource), "opened by open_sources"
+    files = train.with_files(infos)
+    files.check_labels_by(label_check(config, train.schema))
+    return TimeOrder(files) if train.schema.has_time and not config.data.shuffle and infos else files

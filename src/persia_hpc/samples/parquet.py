@@ -36,7 +36,7 @@ def load_table(path: str, *, labels: bool) -> TableSchema:
 
     Raises UserError for one that learns from rows, or divides them into splits.
     """
-    schema = load_schema(Path(path).expanduser(), names_files=False)
+    schema = load_schema(Path(path).expanduser(), whole_files=True)
     learned = [f"dense.{name}.transform" for name, e in schema.dense.items() if "standardize" in e.transform]
     learned += [f"ids.{name}.min_count" for name, entry in schema.ids.items() if entry.min_count > 1]
     learned += [f"ids.{name}.vocabulary" for name, entry in schema.ids.items() if entry.vocabulary]
@@ -44,13 +44,6 @@ def load_table(path: str, *, labels: bool) -> TableSchema:
         raise UserError(
             f"{path}: got {', '.join(learned)}, which is learned from all training rows: make HDF5 files "
             "with `persia-hpc preprocess table` and name those, or leave it out of the schema"
-        )
-    split = schema.split
-    if split.by == "column" or (split.by != "files" and len(split.names) > 1 and split != type(split)()):
-        raise UserError(
-            f"{path}: got [split] by {split.by!r}, but Parquet files are read whole: name the files of each "
-            "split in data.train, data.valid and data.test and leave [split] out of the schema, or make HDF5 "
-            "files with `persia-hpc preprocess table`"
         )
     return replace(schema, labels=schema.labels if labels else {}, format="parquet")
 
@@ -67,14 +60,14 @@ def scan(path: str, table: TableSchema) -> FileInfo:
         raise NoSamplesError(
             f"{path}: got zero samples, expected at least one; remove the file from the list"
         )
-    check_names(Path(path), table, types)
+    check_names(Path(path), table, types, unlabelled="use persia-hpc predict")
     _refuse_undecided(path, table, types)
     nothing = _nothing(path, table, types)
     converter = Converter(table, nothing)
     converter.batch(nothing, Learned())  # refuses types that can't be what the schema says
     encoding = sealed(encoding_of(converter, Learned()))["digest"]
     features = tuple(
-        replace(feature, mean_length=_mean_length(table.ids[feature.name].column, feature, footer))
+        replace(feature, mean_length=_mean_length(feature, table.ids[feature.name].column, types, footer))
         for feature in converter.dataset.features
     )
     schema = replace(converter.dataset, features=features, encoding=encoding)
@@ -130,12 +123,14 @@ def _nothing(path: str, table: TableSchema, types: dict[str, pl.DataType]) -> Fr
     return Frame(pl.DataFrame(schema={name: types[name] for name in table.used_columns}), Path(path))
 
 
-def _mean_length(column: str, feature: FeatureSchema, footer: Footer) -> float | None:
+def _mean_length(
+    feature: FeatureSchema, column: str, types: dict[str, pl.DataType], footer: Footer
+) -> float | None:
     if not feature.multi:
         return 1.0
-    values, num_samples = footer.num_values.get(column, 0), sum(footer.row_groups)
-    # As many values as rows: each row may be one text, to be separated.
-    return values / num_samples if values > num_samples else None
+    if not is_list(types[column]):
+        return None  # each row is a text, to be separated
+    return footer.num_values.get(column, 0) / sum(footer.row_groups)
 
 
 def read_times(path: str, begin: int, end: int, table: TableSchema) -> npt.NDArray[np.int64]:

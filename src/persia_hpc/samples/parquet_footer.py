@@ -68,8 +68,8 @@ def _footer_of(metadata: dict[int, Any], end: int) -> Footer:
         for chunk in group[1]:
             column = chunk[3]
             name = column[3][0].decode()  # of the column itself; what follows are parts of lists
-            begin, size = min(column[9], column.get(11) or column[9]), column[7]
-            if not (len(MAGIC) <= begin <= begin + size <= end):
+            size, begins = column[7], (column[9], column.get(11) or column[9])  # of values, of a dictionary
+            if not all(len(MAGIC) <= begin <= begin + size for begin in begins) or min(begins) + size > end:
                 raise ValueError(f"{name}: row group {number} isn't inside of the file")
             if column[5] < num_rows:
                 raise ValueError(f"{name}: row group {number} has {column[5]} values for {num_rows} rows")

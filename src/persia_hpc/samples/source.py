@@ -77,6 +77,11 @@ class FileSource:
         self._lock = threading.Lock()
         self._process = os.getpid()
 
+    def with_files(self, infos: Sequence[FileInfo]) -> FileSource:
+        """Returns a source of other files that are read as those of this one, without a limit."""
+        total = sum(info.num_samples for info in infos)
+        return FileSource(infos, self._schema, total, self._binary_labels, self._sequences, self._table)
+
     @property
     def schema(self) -> DatasetSchema:
         """Returns what each batch holds."""

@@ -31,7 +31,7 @@ class SplitReaders:
         """Makes these files the training data; files of earlier portions are closed."""
         if self._portion is not None:
             self._portion.close()
-        self._portion = portion_source(files, self._sources["train"].schema, self._config)
+        self._portion = portion_source(files, self._sources["train"], self._config)
         self.readers["train"] = self._reader(self._config, "train", self._portion)
         self.schedules["train"] = schedule
 

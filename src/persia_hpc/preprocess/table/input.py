@@ -316,9 +316,12 @@ def header(block: TextBlock, separator: str, quoted: bool) -> tuple[tuple[str, .
     return tuple(names), replace(block, data=data, num_rows=block.num_rows - 1, kept=block.kept[1:])
 
 
-def check_names(path: Path, schema: TableSchema, names: Collection[str]) -> None:
+def check_names(
+    path: Path, schema: TableSchema, names: Collection[str], unlabelled: str = "add --no-labels"
+) -> None:
     """Checks that the columns that the schema uses are there.
 
+    unlabelled: what to do with files that have no labels
     Raises UserError for one that isn't.
     """
     for name in schema.used_columns:
@@ -326,5 +329,5 @@ def check_names(path: Path, schema: TableSchema, names: Collection[str]) -> None
             close = difflib.get_close_matches(name, list(names), 1, 0.5)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             if any(label.column == name for label in schema.labels.values()):
-                hint += "; for files without labels, to be scored, add --no-labels"
+                hint += f"; for files without labels, to be scored, {unlabelled}"
             raise UserError(f"{path}: got no column {name!r}, expected it among {', '.join(names)}{hint}")

@@ -213,10 +213,10 @@ def _nearest(word: str, words: list[str] | tuple[str, ...]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def load_schema(path: Path, *, names_files: bool = True) -> TableSchema:
+def load_schema(path: Path, *, whole_files: bool = False) -> TableSchema:
     """Reads and checks a schema file.
 
-    names_files: it must say which files it is of
+    whole_files: it is used on files that something else names: it needn't name any, and may not divide them
     Raises UserError that names the file and the key.
     """
     try:
@@ -249,7 +249,15 @@ def load_schema(path: Path, *, names_files: bool = True) -> TableSchema:
     top.done()
     if not schema.ids:
         raise UserError(f"{path}: ids: got nothing, expected an id feature, like [ids.name]")
-    if names_files and bool(schema.files) == (schema.split.by == "files"):
+    split = schema.split
+    divides = split.by == "column" or (split.by != "files" and len(split.names) > 1)
+    if whole_files and "split" in table and divides:
+        raise UserError(
+            f"{path}: got [split] by {split.by!r}, but Parquet files are read whole: name the files of each "
+            "split in data.train, data.valid and data.test and leave [split] out of the schema, or make HDF5 "
+            "files with `persia-hpc preprocess table`"
+        )
+    if not whole_files and bool(schema.files) == (schema.split.by == "files"):
         raise UserError(f'{path}: expected either `files`, or [split] with by = "files" and files of its own')
     return schema
 

@@ -22,6 +22,7 @@ TYPES = ("listen", "like", "dislike", "unlike", "undislike")
 LISTEN_PLUS, LIKE, SKIP = 1, 2, 4  # bits of an action; the other events have none
 MIN_PLAYED = 50  # percent of a track that make a listen count
 LOOK_ROWS = 65_536  # that are read at a time behind a piece, for the rest of its last user
+MAX_ITEM = 1 << 27  # mappings have a place for each number below the largest; there are 9.4 million items
 MAX_ROWS = 1 << 32  # that polars counts, unless it was built for more
 MOST_ID = 2**32 - 1
 MOST = {"uid": MOST_ID, "item_id": MOST_ID, "timestamp": 2**40, "is_organic": 1, "played_ratio_pct": 2**40}
@@ -204,10 +205,11 @@ def read_mapping(folder: Path, kind: str) -> npt.NDArray[np.uint64]:
         raise UserError(
             f"{path}: got columns {', '.join(frame.columns)}, expected integers {' and '.join(wanted)}"
         )
-    for name in wanted:
-        if not frame[name].cast(pl.Int64, strict=False).is_between(0, MOST_ID).fill_null(value=False).all():
-            raise UserError(f"{path}: {name}: got a number out of range, or none, expected 0 to {MOST_ID}")
-    items, values = (frame[name].cast(pl.UInt64).to_numpy() for name in wanted)
+    if any(frame[name].null_count() for name in wanted):
+        raise UserError(f"{path}: got rows without a value, expected integers in all")
+    items, values = (frame[name].cast(pl.Int64).to_numpy().view(np.uint64) for name in wanted)
+    if len(items) and items.max() >= MAX_ITEM:
+        raise UserError(f"{path}: got item {items.max()}, expected numbers below {MAX_ITEM:,}")
     found = np.zeros(int(items.max()) + 1 if len(items) else 1, np.uint64)
     last = pl.Series(items).is_last_distinct().to_numpy()
     found[items[last]] = values[last]

@@ -1,0 +1,167 @@
+"""Reads MovieLens-1M: ratings.dat, users.dat and movies.dat, with `::` between values, in Latin-1.
+
+Ids of user, movie, age, occupation and year are the files' numbers; those of gender, zip and genres
+(multi-hot) are hashes.
+Shapes: N ratings, R of them taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from persia_hpc.errors import UserError
+from persia_hpc.preprocess.columns import split_lists
+from persia_hpc.preprocess.frames import Frame, parse
+from persia_hpc.preprocess.ids import Ids, string_ids
+from persia_hpc.preprocess.lines import num_newlines, read_blocks
+from persia_hpc.samples.batch import IdColumn, Rows, SampleBatch
+from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
+
+COMPRESSIONS = ("", ".xz", ".gz", ".zst", ".bz2")
+ID_DTYPES = {"user": "uint16", "movie": "uint16", "age": "uint8", "occupation": "uint8"}
+FEATURES = (
+    FeatureSchema("user"),
+    FeatureSchema("movie"),
+    FeatureSchema("gender"),
+    FeatureSchema("age"),
+    FeatureSchema("occupation"),
+    FeatureSchema("zip"),
+    FeatureSchema("genres", multi=True),
+    FeatureSchema("year"),
+)
+Kinds = Mapping[str, type[pl.DataType]]
+USERS: Kinds = {
+    "user": pl.Int64,
+    "gender": pl.String,
+    "age": pl.Int64,
+    "occupation": pl.Int64,
+    "zip": pl.String,
+}
+MOVIES: Kinds = {"movie": pl.Int64, "title": pl.String, "genres": pl.String}
+RATINGS: Kinds = {"user": pl.Int64, "movie": pl.Int64, "rating": pl.Int64}
+
+
+@dataclass(frozen=True)
+class DatRatings:
+    """Holds the samples of 1M in the order of the ratings; `stars` [N] are doubled."""
+
+    schema: DatasetSchema
+    samples: SampleBatch
+    stars: npt.NDArray[np.uint8]
+
+    @property
+    def users(self) -> Ids:
+        """Is the user of each rating [N]."""
+        return self.samples.ids["user"].values
+
+    @property
+    def movie_ids(self) -> Ids:
+        """Is the movie of each rating [N], by its id."""
+        return self.samples.ids["movie"].values
+
+    @property
+    def time(self) -> Rows | None:
+        """Is the time of each rating [N], None if the files don't say it."""
+        return self.samples.time
+
+    def take(self, rows: Rows) -> SampleBatch:
+        """Returns the samples of `rows` [R], in this order."""
+        return self.samples.take(rows)
+
+
+def find_file(directory: Path, *names: str) -> Path:
+    """Returns the first of these files that is in the directory, plain or compressed.
+
+    Raises UserError if none is.
+    """
+    for name in names:
+        for suffix in COMPRESSIONS:
+            path = directory / (name + suffix)
+            if path.is_file():
+                return path
+    other = ", or ratings.csv and movies.csv of 20M" if names[0] == "ratings.dat" else ""
+    raise UserError(
+        f"{directory}: got no {names[0]}, expected it there, plain or compressed (.xz, .gz, .zst){other}"
+    )
+
+
+def _read(path: Path, columns: Kinds) -> Frame:
+    """Reads a `::`-separated Latin-1 file in which no value may be missing."""
+    frames = []
+    lines: list[range] = []
+    for block in read_blocks(path):
+        if b"\t" in block.data:
+            row = num_newlines(block.data[: block.data.index(b"\t")])
+            raise UserError(f"{path}:{block.line(row)}: got a tab, expected values separated by '::'")
+        text = block.data.decode("latin-1").replace("::", "\t").encode()
+        source = parse(replace(block, data=text), columns, "\t")
+        for name, kind in columns.items():
+            source.refuse(source.frame[name].is_null().to_numpy(), name, "a value")
+            if kind.is_integer():
+                source.refuse((source.frame[name] < 0).to_numpy(), name, "a number from 0 on")
+        frames.append(source.frame)
+        lines += [range(line, line + 1) for line in map(block.line, range(source.frame.height))]
+    if not frames:
+        raise UserError(f"{path}: got an empty file, expected lines of {'::'.join(columns)}")
+    return Frame(pl.concat(frames, rechunk=True), path, lines=lines)
+
+
+def _read_ratings(path: Path) -> Frame:
+    block = next(read_blocks(path), None)
+    first = b"" if block is None else block.data.split(b"\n", 1)[0]
+    columns: Kinds = {**RATINGS, "time": pl.Int64} if first.count(b"::") == 3 else RATINGS
+    source = _read(path, columns)
+    source.refuse(~source.frame["rating"].is_between(1, 5).to_numpy(), "rating", "1, 2, 3, 4 or 5")
+    return source
+
+
+def read_samples(directory: Path, task: str, *, whole: bool = False) -> tuple[DatRatings, list[Path]]:
+    """Returns all samples of the task in the order of the ratings, with `whole` all ratings, and the files.
+
+    Raises UserError for missing files, and for a line of another layout, with its number.
+    """
+    paths = [
+        find_file(directory, "ratings.dat", "ratings_no_timestamp.dat"),
+        find_file(directory, "users.dat"),
+        find_file(directory, "movies.dat"),
+    ]
+    ratings, users, movies = _read_ratings(paths[0]), _read(paths[1], USERS), _read(paths[2], MOVIES)
+    for key, other in (("user", users), ("movie", movies)):
+        again = ~other.frame[key].is_first_distinct().to_numpy()
+        other.refuse(again, key, f"each {key} on one line")  # its ratings would become several samples
+        unknown = ~ratings.frame[key].is_in(other.frame[key].implode()).to_numpy()
+        ratings.refuse(unknown, key, f"a {key} that {other.path.name} has")
+    year = pl.col("title").str.extract(r"\((\d{4})\)\s*$").cast(pl.Int64).alias("year")
+    movies.refuse(
+        movies.frame.select(year)["year"].is_null().to_numpy(), "title", "a title that ends in '(year)'"
+    )
+    frame = ratings.frame.join(users.frame, on="user", how="left", maintain_order="left").join(
+        movies.frame.select("movie", year, "genres"), on="movie", how="left", maintain_order="left"
+    )
+    if task == "ctr" and not whole:
+        # As AutoInt and RecBole do: a 3 says neither yes nor no.
+        frame = frame.filter(pl.col("rating") != 3)
+    has_time = "time" in frame.columns
+    schema = DatasetSchema(FEATURES, (), ("liked",), has_time=has_time)
+    ids = {}
+    for feature in FEATURES:
+        column = frame[feature.name]
+        if feature.multi:
+            parts, lengths = split_lists(column, "|")
+            ids[feature.name] = IdColumn.from_lengths(string_ids(parts), lengths)
+        elif column.dtype == pl.String:
+            ids[feature.name] = IdColumn(np.ascontiguousarray(string_ids(column)))
+        else:
+            ids[feature.name] = IdColumn(np.ascontiguousarray(column.cast(pl.UInt64).to_numpy()))
+    rating = frame["rating"].to_numpy()
+    labels = (rating > 3).astype(np.float32)[:, None]
+    time = np.ascontiguousarray(frame["time"].to_numpy()) if has_time else None
+    dense = np.empty((frame.height, 0), np.float32)
+    batch = SampleBatch(ids, dense, labels, time=time)
+    return DatRatings(schema, batch, (2 * rating).astype(np.uint8)), paths

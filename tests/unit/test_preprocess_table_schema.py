@@ -1,0 +1,53 @@
+"""Schemas of BARS' splits: made-up files of their layouts are prepared, and trained on as configured."""
+
+from __future__ import annotations
+
+import csv
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from persia_hpc.cli import main
+from persia_hpc.preprocess.table.schema import Ids, load_schema
+from persia_hpc.samples.source import open_source
+
+BARS = Path(__file__).resolve().parents[2] / "datasets" / "bars"
+SETS = sorted(path.name for path in BARS.iterdir() if path.is_dir())
+
+
+def value(entry: Ids) -> str:
+    if entry.part == "log_square":
+        return random.choice(["", "-1", "0", "2", "3", "1000"])
+    return f"141021{random.randint(0, 23):02d}" if entry.part else str(random.randint(1, 9))
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_published_splits(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    random.seed(name)
+    folder = tmp_path / "split"
+    shutil.copytree(BARS / name, folder)
+    schema = load_schema(folder / "schema.toml")
+    for file in (file for files in schema.split.files.values() for file in files):
+        rows = []
+        for _ in range(200):
+            length = random.randint(0, 5)
+            row = {entry.column: str(random.random()) for entry in schema.dense.values()}
+            row.update({entry.column: str(random.randint(0, 1)) for entry in schema.labels.values()})
+            for entry in schema.ids.values():
+                several = "^".join(value(entry) for _ in range(length))
+                row.setdefault(entry.column, several if entry.separator else value(entry))
+            rows.append(row)
+        with (folder / file).open("w", newline="") as opened:
+            writer = csv.DictWriter(opened, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    monkeypatch.chdir(tmp_path)
+    assert main(["preprocess", "table", str(folder / "schema.toml"), "--out", f"data/{name}"]) == 0
+    source = open_source([f"data/{name}/train.h5"])
+    assert source.num_samples == 200
+    multi = {feature.name for feature in source.schema.features if feature.multi}
+    assert multi == {feature for feature, entry in schema.ids.items() if entry.separator}
+    config = folder / ("din.toml" if (folder / "din.toml").exists() else "dcn_v2.toml")
+    assert main(["train", str(config), "--one-process", "--quiet", "--set", "train.epochs=1"]) == 0
