@@ -148,6 +148,21 @@ def test_a_schema_that_contradicts_the_encoding_is_refused(
     assert not (tmp_path / "tuesday").exists()
 
 
+def test_a_table_of_items_has_fewer_features(tmp_path: Path) -> None:
+    """A catalogue has the numbers that the vocabulary of the training data gave the items."""
+    monday = prepare(write(tmp_path, "monday", MONDAY))
+    columns = "[ids.item]\nvocabulary = true\n"
+    rows = [(name, 0.0, 0) for name in ("blue", "red", "unseen")]
+    items = prepare(write(tmp_path, "items", rows, columns), "--encoding", monday)
+    assert digest(items / "train.h5") == digest(monday / "train.h5")
+    assert (items / "encoding.json").read_bytes() == (monday / "encoding.json").read_bytes()
+    numbers = read(monday / "train.h5").ids["item"].values.tolist()
+    known = dict(zip([row[0] for row in MONDAY], numbers, strict=False))
+    expected = [known.get("blue", 0), known.get("red", 0), 0]
+    assert read(items / "train.h5").ids["item"].values.tolist() == expected
+    assert sum(expected) > 0
+
+
 def test_other_missing_words_lists_and_data_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -255,6 +255,33 @@ def test_other_files(tmp_path: Path) -> None:
         prepare(tmp_path)
 
 
+def test_values_that_cannot_be_are_refused_in_both_layouts(tmp_path: Path) -> None:
+    path = tmp_path / "multi_event.parquet"
+    for name, value in (
+        ("uid", -1),
+        ("item_id", -1),
+        ("item_id", 2**32),
+        ("is_organic", 2),
+        ("timestamp", -1),
+    ):
+        events = events_of(6)
+        write(tmp_path, events)
+        flat = pl.read_parquet(path).with_columns(pl.col(name).cast(pl.Int64))
+        flat[0, name] = value
+        flat.write_parquet(path)
+        with pytest.raises(UserError, match=rf"row 1: {name}: got a number out of range, expected 0 to"):
+            prepare(tmp_path)
+        flat.group_by("uid", maintain_order=True).all().write_parquet(path)
+        with pytest.raises(UserError, match=rf"uid -?\d+: {name}: got a number out of range"):
+            prepare(tmp_path)
+    write(tmp_path, events_of(6), sequential=True)
+    users = pl.read_parquet(path)
+    lost = pl.when(pl.int_range(pl.len()) == 2).then(None).otherwise(pl.col("item_ids"))
+    users.with_columns(lost.alias("item_ids")).write_parquet(path)
+    with pytest.raises(UserError, match="lists of different lengths"):
+        prepare(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("items", "message"),
     [([1, 1 << 30], "got item 1073741824, expected numbers below"), ([1, None], "got rows without a value")],

@@ -87,6 +87,8 @@ def test_the_end_has_every_metric_and_the_best() -> None:
         "use; the metrics above are of the last step",
     ):
         assert part in text
+    restored = summary_text({**summary, "restored_step": 20})
+    assert "which evaluate and predict use; the metrics above are of it\n" in restored
     assert "kept as" not in summary_text({**summary, "best": {**summary["best"], "checkpoint": None}})
     assert "best" not in summary_text({**summary, "best": None})
 

@@ -187,3 +187,14 @@ def test_a_catalogue_that_does_not_fit_is_refused_in_one_line(config: Config, tm
             open_catalogue(broken(config, **changes), SCHEMA, "data.train")
         assert "\n" not in str(error.value)
     assert CATALOGUE.has_weight
+    # Of the features that the run reads it may have some, and others besides.
+    more = {"data.items": str(tmp_path / "d.h5"), "data.features": list(SCHEMA.feature_names)}
+    found = open_catalogue(load_config(config.resolved(), more), SCHEMA, "data.train")
+    assert found.names == ("item", "kind")
+
+
+def test_a_catalogue_in_parquet_is_refused(config: Config, tmp_path: Path) -> None:
+    path = tmp_path / "items.parquet"
+    path.write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"data\.items: got the Parquet file .*items\.parquet, expected HDF5"):
+        open_catalogue(broken(config, items=str(path)), SCHEMA, "data.train")

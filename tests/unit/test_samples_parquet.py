@@ -230,6 +230,7 @@ def test_the_row_of_a_bad_value_counts_from_the_begin_of_the_file(tmp_path: Path
         (FRAME.with_columns(x=pl.Series([[1.0]] * 6)), r"x: got List\(Float64\), expected numbers"),
         (FRAME.with_columns(user=pl.Series([{"a": 1}] * 6)), "user: got Struct.*expected integers"),
         (FRAME.with_columns(user=pl.Series(["a"] * 6)), 'ids.user without `type`, expected type = "string"'),
+        (FRAME.with_columns(user=pl.lit(None)), "user: got nothing but nulls for ids.user without `type`"),
         (FRAME[:0], "got zero samples"),
     ],
 )

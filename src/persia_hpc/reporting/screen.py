@@ -130,7 +130,8 @@ def summary_text(summary: Mapping[str, Any]) -> str:
     if best := summary["best"]:
         kept = f", kept as {best['checkpoint']}" if best["checkpoint"] else ""
         if kept and best["step"] != summary["steps"]:
-            kept += ", which evaluate and predict use; the metrics above are of the last step"
+            of = "the last step" if summary.get("restored_step") is None else "it"
+            kept += f", which evaluate and predict use; the metrics above are of {of}"
         lines.append(f"best valid {best['metric']} {figure(best['value'])} after step {best['step']}{kept}")
     lines.append(f"run directory: {summary['run_dir']}")
     return "\n".join(lines)

@@ -16,7 +16,8 @@ from persia_hpc.config import Config
 from persia_hpc.config.retrieval import MOST_DRAWN, retrieval_loss, sampled_features
 from persia_hpc.errors import UserError
 from persia_hpc.samples.batch import IdColumn, SampleBatch
-from persia_hpc.samples.encoding import check_encodings
+from persia_hpc.samples.encoding import check_encodings, matches
+from persia_hpc.samples.formats import is_parquet
 from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.samples.source import FileSource, open_source
 
@@ -195,13 +196,27 @@ def _with_columns(batch: SampleBatch, columns: Mapping[str, IdColumn]) -> Sample
     return SampleBatch(ids, batch.dense, batch.labels, batch.weight, batch.group, batch.time)
 
 
+def _open_items(config: Config, trained: DatasetSchema) -> FileSource:
+    """Opens the files of the catalogue; with `data.features` they may have more features, as data may."""
+    if parquet := next(filter(is_parquet, matches(config.data.items)), None):
+        raise UserError(
+            f"data.items: got the Parquet file {parquet}, expected HDF5, since data.schema is that of the "
+            "samples; make it with `persia-hpc preprocess table` and a schema of its own"
+        )
+    files = open_source(config.data.items)
+    names = [name for name in files.schema.feature_names if name in trained.feature_names]
+    if config.data.features is None or not names:
+        return files
+    return open_source(config.data.items, features=names)
+
+
 def open_catalogue(config: Config, trained: DatasetSchema, whose: str) -> Catalogue:
     """Opens `data.items` and checks that it fits the training data, of the schema `trained`.
 
     whose: names that data in messages.
     Raises UserError for files that can't be used, or that don't fit.
     """
-    files = open_source(config.data.items, schema_file=config.data.schema, labels=False)
+    files = _open_items(config, trained)
     path, schema, item_feature = files.encodings[0][0], files.schema, str(config.data.item_feature)
     wanted = {like: f"features.{name}.sampled" for name, (like, _) in sampled_features(config).items()}
     wanted[item_feature] = "data.item_feature"

@@ -106,12 +106,14 @@ def _footer(path: str) -> Footer:
 
 
 def _refuse_undecided(path: str, table: TableSchema, types: dict[str, pl.DataType]) -> None:
+    """Refuses ids whose kind rows would decide: of text, or of nulls only, which other files may not have."""
     for name, entry in table.ids.items():
         dtype = types[entry.column]
         inner = getattr(dtype, "inner", dtype) if is_list(dtype) else dtype
-        if entry.type == "auto" and entry.part is None and kind_of(inner) == "text" and inner != pl.Null:
+        if entry.type == "auto" and entry.part is None and kind_of(inner) == "text":
+            got = "nothing but nulls" if inner == pl.Null else "text"
             raise UserError(
-                f'{path}: {entry.column}: got text for ids.{name} without `type`, expected type = "string" '
+                f'{path}: {entry.column}: got {got} for ids.{name} without `type`, expected type = "string" '
                 'or "integer" in the schema: "auto" would be decided by reading rows'
             )
 

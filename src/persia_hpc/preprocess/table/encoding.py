@@ -111,7 +111,7 @@ def _contradictions(schema: TableSchema, content: Content) -> Iterator[str]:
         yield f"missing: got {missing}, expected {content['missing']}"
     for part, entries in (("ids", schema.ids), ("dense", schema.dense)):
         expected = content[part]
-        if entries.keys() != expected.keys():
+        if not entries.keys() <= expected.keys():  # a catalogue of items has fewer
             yield f"[{part}]: got {_listed(entries)}, expected {_listed(expected)}"
             continue
         for name, entry in entries.items():
@@ -131,8 +131,8 @@ def check_lists(converter: Converter, content: Content) -> None:
 
     Raises UserError for a feature that has lists in one of them only.
     """
-    for name, rules in content["ids"].items():
-        multi = converter.dataset.feature(name).multi
+    for name in converter.schema.ids:
+        rules, multi = content["ids"][name], converter.dataset.feature(name).multi
         if multi != rules["multi"]:
             got, expected = ("lists", "one id a row") if multi else ("one id a row", "lists")
             raise UserError(f"--encoding: ids.{name}: got {got} in the input, expected {expected}")

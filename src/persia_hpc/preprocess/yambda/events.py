@@ -24,6 +24,8 @@ MIN_PLAYED = 50  # percent of a track that make a listen count
 LOOK_ROWS = 65_536  # that are read at a time behind a piece, for the rest of its last user
 MAX_ITEM = 1 << 27  # mappings have a place for each number below the largest; there are 9.4 million items
 MAX_ROWS = 1 << 32  # that polars counts, unless it was built for more
+MOST_ID = 2**32 - 1
+MOST = {"uid": MOST_ID, "item_id": MOST_ID, "timestamp": 2**40, "is_organic": 1, "played_ratio_pct": 2**40}
 _COLUMNS = ("item_id", "timestamp", "is_organic", "event_type", "played_ratio_pct")
 _ALSO = {"item_id": "item_ids", "timestamp": "timestamps"}  # as the card names lists
 ORDER = "got events that aren't in order of uid and timestamp; sort the file"
@@ -101,10 +103,9 @@ class EventFile:
         bounds = [self.rows * k // count for k in range(count + 1)]
         return list(pairwise(bounds))
 
-    def _uids(self, begin: int, end: int) -> npt.NDArray[np.uint64]:
-        return (
-            self._scan().slice(begin, end - begin).select("uid").collect()["uid"].cast(pl.UInt64).to_numpy()
-        )
+    def _uids(self, begin: int, end: int) -> npt.NDArray[np.int64]:
+        uids = self._scan().slice(begin, end - begin).select("uid").collect()["uid"]
+        return uids.cast(pl.Int64, strict=False).to_numpy()  # what isn't a number is refused later
 
     def _own_rows(self, begin: int, end: int) -> tuple[int, int]:
         """Returns the rows of the users whose first row is in the range."""
@@ -135,7 +136,7 @@ class EventFile:
             frame = self._scan().slice(begin, end - begin).select(wanted).collect()
             if self.sequential:
                 lists = [name for name in frame.columns if name != "uid"]
-                lengths = frame.select(pl.col(name).list.len() for name in lists)
+                lengths = frame.select(pl.col(name).list.len().fill_null(0) for name in lists)
                 if any((lengths[name] != lengths[lists[0]]).any() for name in lists):
                     raise UserError(
                         f"{self.path}: got lists of different lengths in a row, expected equal ones"
@@ -148,6 +149,10 @@ class EventFile:
             frame = frame.with_columns(pl.lit(TYPES[0]).alias("event_type"))
         for name in ("uid", "item_id", "timestamp", "is_organic", "event_type"):
             self._refuse(frame, frame[name].is_null(), begin, f"{name}: got no value, expected one")
+        for name, most in MOST.items():
+            values = frame[name].fill_null(0).cast(pl.Int64, strict=False)
+            problem = f"{name}: got a number out of range, expected 0 to {most}"
+            self._refuse(frame, ~values.is_between(0, most).fill_null(value=False), begin, problem)
         kinds = frame["event_type"]
         if kinds.dtype.is_integer():
             known = kinds.is_between(0, len(TYPES) - 1)
