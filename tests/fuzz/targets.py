@@ -123,6 +123,7 @@ def targets() -> list[Target]:
     resume = {"run_dir": "run", "checkpoint.resume": True, "train.epochs": 2}
     init = {"run_dir": "new", "checkpoint.init_from": at}
     evaluate = command("evaluate", at, "--set", "data.test=plain.h5")
+    importance = command("importance", at, "--set", "data.test=plain.h5", "--json")
     predict = command("predict", at, "--data", "test.h5", "--out", "scores.csv")
     plan = command("plan", "train.toml", "--dense-rate", "1000", "--from", "run")
     export = command("checkpoint", "export", at, "--table", *TABLES, "--state", "--out", "tables")
@@ -140,6 +141,7 @@ def targets() -> list[Target]:
         Target("train, resumed", train(**resume), (*CHECKPOINTS, *RUN_FILES), PARTS, changes=old, long=True),
         Target("train, init_from", train(**init), CHECKPOINT, PARTS, changes=new),
         Target("evaluate", evaluate, (*CHECKPOINT, "plain.h5"), PARTS),
+        Target("importance", importance, (*CHECKPOINT, "plain.h5"), PARTS),
         Target("evaluate RUN", command("evaluate", "run", "--set", "data.test=plain.h5"), BEST_FILES),
         Target("predict", predict, (*CHECKPOINT, "test.h5"), PARTS, outputs=("scores.csv",)),
         Target("ph.load", refusing(load), CHECKPOINT, PARTS),

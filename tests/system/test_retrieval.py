@@ -235,6 +235,8 @@ def own_loop(session: Any) -> None:
         matches = model.matches(batch)
         session.step(matches.per_sample(in_batch_softmax(matches), batch.num_samples))
     session.evaluate(split="valid")
+    with pytest.raises(UserError, match="a catalogue has no labels"):
+        session.evaluate(split="items")
 
 
 def test_a_module_and_a_loop_of_the_users_own(tmp_path: Path) -> None:

@@ -75,6 +75,18 @@ def test_what_shrinks_with_the_batch_costs_nothing_rather_than_less(jobs: tuple[
     assert found["worker_batch"] == found["server_step"] == found["trainer_step"] == 0
 
 
+def test_constants_that_trials_found_to_be_0_stay_so(jobs: tuple[SeenJob, SeenJob]) -> None:
+    seen = []
+    for each in jobs:
+        costs = each.costs(DEFAULTS)
+        seconds = {(role, p): s for role, phases in costs.seconds.items() for p, s in phases.items()}
+        rest = {(role, p): 0.0 for role, names in constants_jobs.WAITS.items() for p in (*names, "total")}
+        seen.append(SeenJob(seconds | rest, each.job))
+    found = correct(dataclasses.replace(DEFAULTS, dedup_id=0.0, insert_row=0.0), *seen)
+    assert found.dedup_id == 0.0
+    assert found.pull_row > 0.0
+
+
 def test_the_share_of_new_rows_is_what_a_server_sees(tmp_path) -> None:
     trial = Trial(load_config(tiny_config(write_tiny(tmp_path / "t.h5", 128, vocabulary=500))))
     counts = count_batches(trial.stream.worker, trial.sources["train"].read(0, 128), 32)

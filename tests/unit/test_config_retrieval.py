@@ -101,6 +101,10 @@ def test_one_label_is_learned() -> None:
         ({"features.negatives.pooling": "sum"}, r"pooling = 'sum', but what is drawn has 'jagged'"),
         ({"features.negatives.table": "default"}, r"table = 'default', but what is drawn has 'item'"),
         ({"features.negatives.dim": 8}, r"dim = 8, but what is drawn has nothing there; leave it out"),
+        (
+            {"sequences": {"s": {"features": ["negatives"], "max_length": 3}}},
+            r"features.negatives.sampled is given, but the feature is in \[sequences.s\]",
+        ),
         ({"features.negatives.max_length": 2}, r"max_length = 2, but what is drawn has nothing"),
     ],
 )

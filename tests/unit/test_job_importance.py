@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
@@ -19,6 +20,7 @@ from persia_hpc.samples.drawn import DrawnSource
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from persia_hpc.samples.source import open_source
 from persia_hpc.samples.writer import DatasetWriter
+from tests.support.retrieval import retrieval_config, write_retrieval
 from tests.support.tiny import SEQUENCES, tiny_config, write_sequences
 
 PLANTED = {"strong": 2.0, "middle": 1.0, "weak": 0.5, "none": 0.0}  # effect of each id
@@ -177,3 +179,17 @@ def test_auc_reference_is_the_one_reported(sequences: tuple[Path, str], tmp_path
 def test_nothing_is_defined_for_an_unknown_label(sequences: tuple[Path, str]) -> None:
     with pytest.raises(UserError, match="expected one that evaluations"):
         ph.load(sequences[0]).importance("valid", metric="auc_buy")
+
+
+def test_of_a_retrieval_model_labels_are_explained_and_no_ranks(tmp_path: Path) -> None:
+    data = write_retrieval(tmp_path)
+    with h5py.File(data["valid"], "r+") as file:
+        file["label"][::2] = 0.0
+    settings = retrieval_config(data, tmp_path / "run")
+    ph.train(settings, set={"train.max_steps": 8, "train.keep_best": "recall@5"}, quiet=True)
+    run = ph.load(tmp_path / "run")
+    found = run.importance("valid", repeats=1, metric="auc")
+    assert {entry["name"] for entry in found["features"]} == {"user", "history", "item", "kind"}
+    for metric in ("recall@5", None):
+        with pytest.raises(UserError, match="recall@5 ranks the whole catalogue, which importance doesn't"):
+            run.importance("valid", metric=metric)

@@ -174,6 +174,16 @@ def test_other_samples_change_nothing(options: dict[str, Any]) -> None:
     torch.testing.assert_close(model(batch), alone, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("options", [*FORMS, {"attend": EVENTS, "times": "gaps", "context": ["user"]}])
+def test_users_without_events_among_themselves_are_what_they_are_among_others(
+    options: dict[str, Any],
+) -> None:
+    inputs = history_inputs()
+    model = built(inputs, **{**options, "divisor": 7})
+    batch = history_batch(inputs, [0, 3])
+    torch.testing.assert_close(model(sample_of(batch, 0)), model(batch)[:1])
+
+
 def test_the_longest_sample_is_the_divisor_of_mlperf() -> None:
     inputs = history_inputs()
     model, batch = built(inputs, **MLPERF), history_batch(inputs)
@@ -211,6 +221,7 @@ def test_times_are_only_differences_within_a_sample() -> None:
         ({"form": "dlrm_v4"}, "needs hidden"),
         ({"times": "items"}, "times must name a jagged feature with weights"),
         ({"context": ["items"]}, "context must be a list of pooled features"),
+        ({"context": ["item"]}, "context names the target 'item'"),
         ({"divisor": 0}, "divisor must be an integer of at least 1, got 0"),
         ({"heads": 4}, "heads must divide the width of an event, 6, got 4"),
         ({"width": 0}, "width must be an integer of at least 1, got 0"),

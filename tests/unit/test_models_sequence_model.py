@@ -125,6 +125,17 @@ def test_wrong_options_are_refused(options: dict[str, Any], words: str) -> None:
         built("sasrec", **options)
 
 
+def test_items_of_another_table_and_targets_without_a_catalogue_are_refused() -> None:
+    inputs, arguments = drawing_inputs(), {"attend": EVENTS}
+    others = tuple(replace(f, table="others") if f.name == "items" else f for f in inputs.features)
+    with pytest.raises(UserError, match="'items' has the table 'others', 'item' the table 'item'"):
+        build_model("sasrec", replace(inputs, features=others), arguments)
+    build_model("sasrec", replace(inputs, features=others), {**arguments, "hidden": [4]})
+    with pytest.raises(UserError, match="target 'item' is nothing that the catalogue"):
+        build_model("hstu", replace(inputs, catalogue=("kind", "age")), arguments)
+    build_model("hstu", replace(inputs, catalogue=("kind", "item")), arguments)
+
+
 def test_with_layers_above_it_is_no_retrieval_model() -> None:
     with pytest.raises(UserError, match="without `hidden`"):
         check_model(built("hstu", hidden=[8]), "this test")

@@ -18,7 +18,7 @@ from persia_hpc.errors import UserError
 from persia_hpc.samples.source import open_source
 from persia_hpc.samples.writer import DatasetWriter
 from tests.support.models import Small
-from tests.support.tiny import SEQUENCES, tiny_config, trained_rows, write_sequences
+from tests.support.tiny import SEQUENCES, tiny_config, trained_rows, write_sequences, write_tiny
 
 SEEN: list[tuple[int, int]] = []  # step and samples of each training batch that a model got
 
@@ -130,6 +130,19 @@ def test_native_dlrm_in_parts(tmp_path: Path) -> None:
         np.testing.assert_allclose(parts[name], expected, rtol=2e-4, atol=2e-6, err_msg=name)
 
 
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_narrow_types_are_summed_in_fp32(amp: str, tmp_path: Path) -> None:
+    """Half precision rounds each product, so parts differ by that, but by no factor of the loss scale."""
+    data = write(tmp_path / "data.h5", 64, 9)
+    changes = {"train.amp": amp, "data.batch_size": 32}
+    whole = train(tmp_path, "whole", data, 1, **changes)
+    parts = train(tmp_path, "parts", data, 4, **changes)
+    before = train(tmp_path, "before", data, 1, **{**changes, "train.max_steps": 1})
+    for name in (name for name in whole if name.startswith("dense.")):
+        moved = np.abs(whole[name] - before[name]).max()
+        assert np.abs(parts[name] - whole[name]).max() < 0.1 * moved, name
+
+
 def test_callbacks_events_and_progressive_metrics_see_whole_steps(tmp_path: Path) -> None:
     data = write(tmp_path / "data.h5", 90, 7)
 
@@ -168,3 +181,28 @@ def test_what_parts_would_change_is_refused(changes: dict[str, Any], said: str) 
         load_config(tiny_config("data.h5", **changes))
     assert "train.accumulate" in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_batch_that_is_scored_twice_counts_once_in_progressive_metrics(tmp_path: Path) -> None:
+    data = write_tiny(tmp_path / "data.h5", 90)
+
+    def run(name: str, times: int) -> dict[str, Any]:
+        found: list[dict[str, Any]] = []
+
+        def loop(session: ph.Session) -> None:
+            torch.manual_seed(1)
+            session.prepare(Small(session.inputs))
+            for batch in session.batches(steps=3):
+                for _ in range(times):
+                    logits = session.forward(batch)
+                session.step((logits - batch.labels).square())
+            found.append(session.progressive.metrics())
+
+        config = tiny_config(data, run_dir=str(tmp_path / name), mode="sync")
+        config["train"] |= {"accumulate": 2, "progressive": 1000}
+        ph.run(config, loop, quiet=True)
+        return found[0]
+
+    once, twice = run("once", 1), run("twice", 2)
+    assert once["samples"] == 90
+    assert twice == once

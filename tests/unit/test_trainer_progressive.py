@@ -37,6 +37,7 @@ def test_the_window_holds_the_fewest_last_steps_with_enough_samples() -> None:
         given.labels.zero_()
         with torch.no_grad():
             window.score(given, logits)  # an evaluation
+        window.finish_part()
         good = step % 5 != 0
         window.finish_step(SimpleNamespace(num_global=given.num_samples), good=good)  # type: ignore[arg-type]
         kept += [copies] if good else []
@@ -55,5 +56,6 @@ def test_no_window_keeps_nothing() -> None:
     window = Progressive(0, Wanted(("click",)), NoPeers(), RunState({}))
     given = batch(np.random.default_rng(0), 5)
     window.score(given, torch.zeros(5, 1))
+    window.finish_part()
     window.finish_step(SimpleNamespace(num_global=5), good=True)  # type: ignore[arg-type]
     assert window.metrics() == {}

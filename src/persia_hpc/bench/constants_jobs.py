@@ -88,7 +88,8 @@ def correct(constants: Constants, small: SeenJob, large: SeenJob) -> Constants:
     for names, phases in GROWING:
         seen = sum(large.seconds[phase] - small.seconds[phase] for phase in phases)
         said = sum(more[role][phase] - less[role][phase] for role, phase in phases)
-        grown |= {name: max(0.0, seen / said) * getattr(constants, name) for name in names}
+        factor = max(0.0, seen / said) if said > 0 else 1.0  # the trials may have found nothing that grows
+        grown |= {name: factor * getattr(constants, name) for name in names}
     constants = dataclasses.replace(constants, **grown)
     costs = small.costs(constants)
     rest = {role: 1e9 * max(0.0, small.busy(role) - costs.total(role)) for role in WAITS}

@@ -140,6 +140,10 @@ def _check_sampled(config: Config, sampled: Mapping[str, Any], path: tuple[str, 
         raise fail((*path, "count"), f"= {count!r}: expected an integer from 1 to {MOST_DRAWN}")
     if not config.data.items:
         raise fail(path, "draws from a catalogue, which isn't given; add data.items")
+    for sequence, members in config.features_of_sequences.items():
+        if path[1] in members:
+            problem = "whose ids are events and would be cut; leave it out there"
+            raise fail(path, f"is given, but the feature is in [sequences.{sequence}], {problem}")
     return like
 
 

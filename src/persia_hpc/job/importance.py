@@ -46,6 +46,8 @@ def units_of(inputs: Inputs) -> list[Unit]:
     """Returns what is permuted: features in their order, sequences at their first feature, dense columns."""
     units: dict[tuple[str, str], Unit] = {}
     for feature in inputs.features:
+        if feature.like is not None:
+            continue  # nothing is drawn for samples that are evaluated
         if feature.sequence is None:
             units["feature", feature.name] = Unit(feature.name, "feature", (feature.name,))
         elif ("sequence", feature.sequence) not in units:

@@ -216,13 +216,13 @@ class HSTU(SequenceModel):
         gaps = joined(parts) if len(parts) > 1 else parts[0]
         if gaps.offsets is not events.offsets and not torch.equal(gaps.offsets, events.offsets):
             raise unequal(self.model, [*self.histories, self.times])
-        if not len(gaps.values):
-            return gaps
-        since = gaps.values.double().cumsum(dim=0)
-        clock = gaps.with_values((since - since[gaps.offsets[1:] - 1][gaps.samples()]).float())
+        clock, oldest = gaps, gaps.values.new_zeros(gaps.num_samples)
+        if len(gaps.values):
+            since = gaps.values.double().cumsum(dim=0)
+            clock = gaps.with_values((since - since[gaps.offsets[1:] - 1][gaps.samples()]).float())
+            first = clock.values[clock.offsets[:-1].clamp(max=len(clock.values) - 1)]
+            oldest = torch.where(clock.lengths > 0, first, oldest)
         if self.context:
-            oldest = clock.values[clock.offsets[:-1].clamp(max=len(clock.values) - 1)]
-            oldest = torch.where(clock.lengths > 0, oldest, torch.zeros_like(oldest))
             clock = joined([one_each(oldest[:, None].expand(-1, len(self.context))), clock])
         return clock
 
@@ -249,4 +249,10 @@ class HSTU(SequenceModel):
             raise UserError(
                 f"model 'hstu': context must be a list of pooled features, got {context!r}; there are: "
                 f"{', '.join(self.inputs.pooled) or 'none'}"
+            )
+        known = [name for name in context if name in self.targets]
+        if known and self.layers is None:
+            raise UserError(
+                f"model 'hstu': context names the target {known[0]!r}: a query that knows its item would "
+                "find it in any catalogue; leave it out"
             )

@@ -52,6 +52,8 @@ class SequenceModel(nn.Module):
             )
         self.model, self.inputs = model, inputs
         self.targets, self.histories = pairs[0]
+        if hidden is None:
+            self._check_retrieval()
         dims = inputs.dims
         self.event_width = sum(dims[name] for name in self.histories)
         if width is not None:
@@ -160,6 +162,26 @@ class SequenceModel(nn.Module):
 
     def _scaled(self, vectors: Tensor) -> Tensor:
         return functional.normalize(vectors, dim=-1) if self.normalize else vectors
+
+    def _check_retrieval(self) -> None:
+        """Checks that the history's items are those of the target's tables, and that the catalogue has these.
+
+        Raises UserError if not.
+        """
+        tables = {f.name: f.table for f in self.inputs.features}
+        for target, history in zip(self.targets, self.histories, strict=False):
+            if tables[target] != tables[history]:
+                raise UserError(
+                    f"model {self.model!r}: {history!r} has the table {tables[history]!r}, {target!r} the "
+                    f"table {tables[target]!r}: expected the same, as an event's item is learned as the next "
+                    f"one; set features.{history}.table, or give `hidden` to rank targets instead"
+                )
+        catalogue = self.inputs.catalogue
+        if lacking := [name for name in self.targets if catalogue is not None and name not in catalogue]:
+            raise UserError(
+                f"model {self.model!r}: the target {lacking[0]!r} is nothing that the catalogue has; it has: "
+                f"{', '.join(catalogue or ())}"
+            )
 
     def _max_length(self) -> int:
         """Returns how many events a history has at most."""

@@ -34,7 +34,8 @@ class Progressive:
         self._wanted = replace(wanted, slices=())  # training batches don't bring their ids
         self._peers = peers
         self._state = state
-        self._scored: list[_Scored] = []  # of the parts of the step under way
+        self._scored: _Scored | None = None  # of the part under way
+        self._parts: list[_Scored] = []  # of the step under way
         self._steps: deque[tuple[int, list[_Scored]]] = deque()  # samples of all trainers; this one's
         self._samples = 0
 
@@ -47,12 +48,18 @@ class Progressive:
             weight, group = (None if c is None else c.clone() for c in (batch.weight, batch.group))
             # Copies: a loop of the user's own may change its tensors.
             flat = logits.detach().reshape(batch.num_samples, -1)
-            self._scored.append((flat.clone(), batch.labels.clone(), weight, group))
+            self._scored = (flat.clone(), batch.labels.clone(), weight, group)  # a loop may ask again
         return logits
+
+    def finish_part(self) -> None:
+        """Ends a part of a step, a whole one without `train.accumulate`: what it scored last counts."""
+        if self._scored is not None:
+            self._parts.append(self._scored)
+            self._scored = None
 
     def finish_step(self, batch: RowBatch, *, good: bool) -> None:
         """Puts the scored batch into the window if its step was `good`, and drops what is too old."""
-        scored, self._scored = self._scored, []
+        scored, self._parts = self._parts, []
         if not self._size or not good:
             return
         self._steps.append((batch.num_global, scored))

@@ -228,6 +228,7 @@ class Session(Progress):
         begin = self.phases.add("forward", self._yielded, step)
         self._pool_began = None
         current.backward(losses, self.reducer, self.precision)
+        self.progressive.finish_part()
         end = time.perf_counter()
         pool_began = self._pool_began or end
         self.phases.add("backward", begin, step, pool_began)
@@ -295,7 +296,10 @@ class Session(Progress):
         """Returns exact metrics of a split over all trainers (see `evaluate_metrics`). None: isn't defined.
         Changes nothing in the tables. No gradient may be in flight (see `batches`).
         Collective over trainers.
+        Raises UserError as `predictions` does, and for the catalogue, which has no labels.
         """
+        if split == "items":
+            raise UserError('session.evaluate("items"): a catalogue has no labels; name another split')
         with self.averaged():
             predictions, wrap = self._ranker.begin(model or self.model, self.predictions)
             for logits, row_batch in self.predictions(model, split, wrap):
@@ -318,7 +322,7 @@ class Session(Progress):
         model = model or self.model
         assert model is not None, "call session.prepare(model) first"
         if split not in self.schedules or split == "train":
-            known = ", ".join(s for s in self.schedules if s != "train") or "none"
+            known = ", ".join(s for s in self.schedules if s not in ("train", "items")) or "none"
             raise UserError(
                 f"there is no split {split!r} to evaluate; data.{split} is not set (there is: {known})"
             )
