@@ -266,6 +266,12 @@ def test_what_has_no_part_of_a_time_is_refused(values: pl.Series, codes: str | N
         time_parts(values, "hour", codes, place)
 
 
+@pytest.mark.parametrize("values", [pl.Series([1.0, float("nan")]), pl.Series(["1", "nan"])])
+def test_nan_has_no_squared_logarithm(values: pl.Series) -> None:
+    with pytest.raises(UserError, match=r"row 2: x: got .*nan.*, expected a finite number, or no value"):
+        time_parts(values, "log_square", None, Place(Frame(values.to_frame("x"), Path("x.parquet")), "x"))
+
+
 @given(st.lists(st.one_of(st.none(), st.floats(-1e6, 1e9), st.integers(-5, 5)), min_size=1, max_size=20))
 def test_squared_logarithms(numbers: list[float | None]) -> None:
     column = pl.Series("x", numbers, dtype=pl.Float64, strict=False)

@@ -193,8 +193,9 @@ def test_a_catalogue_that_does_not_fit_is_refused_in_one_line(config: Config, tm
     assert found.names == ("item", "kind")
 
 
-def test_a_catalogue_in_parquet_is_refused(config: Config, tmp_path: Path) -> None:
-    path = tmp_path / "items.parquet"
-    path.write_bytes(b"PAR1")
-    with pytest.raises(UserError, match=r"data\.items: got the Parquet file .*items\.parquet, expected HDF5"):
-        open_catalogue(broken(config, items=str(path)), SCHEMA, "data.train")
+def test_a_catalogue_in_parquet_is_refused_beside_a_schema_too(tmp_path: Path) -> None:
+    pl.DataFrame({"item": [1, 2]}).write_parquet(tmp_path / "items.parquet")
+    data = write_retrieval(tmp_path) | {"items": str(tmp_path / "*.parquet"), "schema": "schema.toml"}
+    config = load_config(retrieval_config(data, tmp_path / "run"))
+    with pytest.raises(UserError, match=r"data.items: got the Parquet file .*items.parquet, expected HDF5"):
+        open_catalogue(config, SCHEMA, "data.train")

@@ -305,7 +305,9 @@ def log_squares(values: pl.Series, place: Place) -> pl.Series:
     Shapes: [N] integers.
     Raises UserError for values that are no finite numbers.
     """
-    numbers = to_numbers(values, "dense", place, missing=0.0)
+    numbers = to_numbers(values, "dense", place, missing=0.0)  # of nulls; NaN would be the id of 0
+    nan = values.cast(pl.Float64, strict=False).is_nan().fill_null(value=False)
+    place.refuse(nan.to_numpy(), "a finite number, or no value")
     large = numbers > 2
     squares = np.floor(np.log(np.where(large, numbers, 1.0)) ** 2)
     found = pl.Series(np.where(large, squares, np.trunc(numbers)).astype(np.int64))
