@@ -247,12 +247,13 @@ def test_mlperfs_set_up_is_a_configuration_whose_model_learns() -> None:
     names = ["item", "artist", "album", *config.model.arguments["context"], *histories]
     rng = np.random.default_rng(1)
     ids = {name: [[1], [2]] if name not in histories else [[1, 2, 3], [4]] for name in names}
+    tables = {name: config.features[name].table or name for name in names if name in config.features}
     features = [
         FeatureSpec(
             name,
             name,
             number,
-            config.tables[name].dim // 64 + 2 if name in config.tables else 10,
+            config.tables[tables.get(name, name)].dim // 64 + 2,
             "jagged" if name in histories else "sum",
             name in histories,
             max_length=config.features[name].max_length if name in histories else None,
