@@ -71,6 +71,18 @@ def test_means_and_gradients_are_those_of_the_samples(lengths: list[int]) -> Non
         torch.testing.assert_close(other, results[0])
 
 
+@settings(max_examples=50, deadline=None)
+@given(lengths=LENGTHS, data=st.data())
+def test_taken_samples_are_those_in_their_order(lengths: list[int], data: st.DataObject) -> None:
+    jagged, samples = jagged_of(lengths)
+    chosen = data.draw(st.lists(st.sampled_from(range(len(lengths))), max_size=5) if lengths else st.just([]))
+    block, places = jagged.taken(torch.tensor(chosen, dtype=torch.int64))
+    assert block.lengths.tolist() == [lengths[b] for b in chosen]
+    assert block.longest == max([1, *(lengths[b] for b in chosen)])
+    expected = torch.cat([jagged.values[:0], *(samples[b] for b in chosen)])
+    assert torch.equal(jagged.values[places], expected)
+
+
 def test_another_number_of_values_is_an_error() -> None:
     with pytest.raises(UserError, match="got 5 values, expected one for each of the 4 ids"):
         jagged_of([3, 1])[0].with_values(torch.zeros(5, 3))

@@ -18,6 +18,7 @@ from .work import BatchWork
 
 DENSE_COPIES = 4  # parameters, gradients, and two moments of Adam
 IN_FLIGHT_BYTES = 12  # of a pulled row: its key and slot
+WINDOWS = 3  # that batches are taken from, that is decoded, and for a moment its shuffled copy
 
 Memory = Mapping[Role, Mapping[str, int]]
 
@@ -63,7 +64,7 @@ def role_memory(
             "old rows during a checkpoint": min(config.checkpoint.aside_bytes, tables),
         },
         Role.EMBEDDING_WORKER: {
-            "shuffled samples": window * per_sample,
+            "shuffled samples": WINDOWS * window * per_sample,
             "batches in flight": steps * batches * 8 * (work.rows + work.ids + work.values),
         },
         Role.TRAINER: {"model, gradients and optimizer": DENSE_COPIES * dense_bytes},

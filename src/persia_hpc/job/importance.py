@@ -94,7 +94,7 @@ def permuted(part: Batch, whole: Batch, unit: Unit, rows: Tensor) -> Batch:
             blocks[names] = changed
             pooled.update(zip(names, changed.unbind(1), strict=True))
     sequence, jagged = dict(part.sequence), dict(part.jagged)
-    places: dict[int, tuple[Tensor, Tensor, int]] = {}  # of features of one sequence the very same
+    places: dict[int, tuple[Jagged, Tensor]] = {}  # of features of one sequence the very same
     for name in unit.features:
         if name in sequence:
             values, mask = whole.sequence[name]
@@ -102,20 +102,11 @@ def permuted(part: Batch, whole: Batch, unit: Unit, rows: Tensor) -> Batch:
         elif name in jagged:
             feature = whole.jagged[name]
             if id(feature.offsets) not in places:
-                places[id(feature.offsets)] = _taken(feature.offsets, rows)
-            offsets, ids, longest = places[id(feature.offsets)]
+                places[id(feature.offsets)] = feature.taken(rows)
+            own, ids = places[id(feature.offsets)]
             weights = None if feature.weights is None else feature.weights[ids]
-            jagged[name] = Jagged(feature.values[ids], offsets, longest, weights)
+            jagged[name] = replace(own, values=feature.values[ids], weights=weights)
     return replace(part, blocks=blocks, pooled=pooled, sequence=sequence, jagged=jagged)
-
-
-def _taken(offsets: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Returns of some samples their offsets, the place of each of their ids [N], and the most ids of one."""
-    lengths = offsets.diff()[rows]
-    own = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-    shift = (offsets[rows] - own[:-1]).repeat_interleave(lengths)
-    longest = max(1, int(lengths.max())) if len(lengths) else 1
-    return own, torch.arange(len(shift), device=shift.device) + shift, longest
 
 
 class Importance:

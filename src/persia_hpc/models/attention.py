@@ -165,7 +165,7 @@ def _by_blocks(like: Jagged, values: Sequence[Tensor], attend: Callable[..., Ten
         return like.unpadded(padded).values
     made, sources = [], []
     for samples in _blocks(like.lengths):
-        block, source = _taken(like, samples)
+        block, source = like.taken(samples)
         padded = attend(*(block.with_values(each[source]).padded() for each in values))
         made.append(block.unpadded(padded).values)
         sources.append(source)
@@ -188,11 +188,3 @@ def _blocks(lengths: Tensor) -> list[Tensor]:
         shortest = SHORTEST * float(lengths[ends[-1] - 1])
         ends.append(max(first, int(torch.searchsorted(lengths, shortest))))
     return [order[begin:end] for end, begin in pairwise(ends)]
-
-
-def _taken(like: Jagged, samples: Tensor) -> tuple[Jagged, Tensor]:
-    """Returns some samples without values, and where the values of these lie, int64 [N]."""
-    lengths = like.lengths[samples]
-    offsets = functional.pad(lengths.cumsum(dim=0), (1, 0))
-    block = Jagged(torch.empty(int(offsets[-1]), 0), offsets, int(lengths.max()))
-    return block, like.offsets[samples][block.samples()] + block.positions()

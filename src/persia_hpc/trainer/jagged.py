@@ -59,6 +59,17 @@ class Jagged:
         numbers = torch.arange(len(self.values), device=self.offsets.device)
         return numbers - self.offsets[self.samples()]
 
+    def taken(self, samples: Tensor) -> tuple[Jagged, Tensor]:
+        """Returns some samples, without values, and where the values of these lie here, int64 [n].
+
+        Shapes: samples int64 [b], in any order; the result has values [n, 0].
+        """
+        lengths = self.lengths[samples]
+        offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        longest = max(1, int(lengths.max())) if len(lengths) else 1
+        block = Jagged(self.values.new_empty(int(offsets[-1]), 0), offsets, longest)
+        return block, self.offsets[samples][block.samples()] + block.positions()
+
     def mask(self, length: int | None = None) -> Tensor:
         """Returns where `padded` has values, bool [B, length]."""
         places = torch.arange(self._length(length), device=self.offsets.device)
