@@ -19,7 +19,7 @@ from torch import Tensor
 from persia_hpc.arrays import Array
 from persia_hpc.config import TrainConfig
 from persia_hpc.config.metric_names import metrics_of, watch_problem
-from persia_hpc.config.options import nearest
+from persia_hpc.config.options import did_you_mean
 from persia_hpc.config.types import METRICS
 from persia_hpc.config.watching import Watched, best_metric, metric_names
 from persia_hpc.errors import UserError
@@ -67,7 +67,7 @@ def chosen_units(inputs: Inputs, names: Sequence[str]) -> list[Unit]:
     for name in names:
         if name not in known:
             raise UserError(
-                f"--only {name}: expected what the model has: {', '.join(known)}{nearest(name, known)}"
+                f"--only {name}: expected what the model has: {', '.join(known)}{did_you_mean(name, known)}"
             )
     return [unit for unit in units if not names or unit.name in names]
 
@@ -163,7 +163,7 @@ def watched_metric(train: TrainConfig, inputs: Inputs, losses: list[str], metric
     if metric not in names:
         raise UserError(
             f"--metric {metric}: expected one that evaluations of this run report: {', '.join(names)}"
-            f"{nearest(metric, names)}; more are computed with --set 'train.metrics=[\"gauc\"]'"
+            f"{did_you_mean(metric, names)}; more are computed with --set 'train.metrics=[\"gauc\"]'"
         )
     if unwatchable := watch_problem(metric, train.metrics):
         raise UserError(f"--metric {metric}: {unwatchable}")
