@@ -7,8 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
 from persia_hpc.checkpoint.files import name_best
 from persia_hpc.checkpoint.names import step_of
 from persia_hpc.cli import main
@@ -92,6 +90,8 @@ def make_reviews(path: Path) -> None:
 
 def make_yambda(folder: Path, events: int = 120) -> None:
     """Yambda's events and mappings."""
+    import polars as pl  # which starts threads, and they don't survive a fork
+
     folder.mkdir()
     rows = range(events)
     columns = {
