@@ -15,7 +15,9 @@ import pytest
 
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess.amazon import prepare as amazon
+from persia_hpc.preprocess.amazon import reviews
 from persia_hpc.preprocess.ids import MISSING_ID, hash_strings
+from persia_hpc.preprocess.lines import TextBlock
 from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.source import open_source
 
@@ -188,3 +190,16 @@ def test_options_that_leave_nothing(tmp_path: Path) -> None:
     rows = [(f"A{u:013d}", f"B{p:09d}", 5.0, p) for u in range(3) for p in range(2)]
     with pytest.raises(UserError, match="reviewed all 2 products"):
         prepare(tmp_path, text_of(rows, "2014.csv"), min_count=1, task="ctr")
+
+
+def test_lines_read_one_by_one_are_as_blocks_give_them() -> None:
+    """Half a character, as broken tools write it, is the same in both: else a user would be two."""
+    names = json.dumps(["A\ud800x", "\udc00", "A\U0001f600", "plain"]).strip("[]").split(", ")
+    lines = [
+        f'{{"reviewerID": {name}, "asin": "B", "overall": 5, "unixReviewTime": {i}}}\n'
+        for i, name in enumerate(names)
+    ]
+    block = TextBlock(Path("reviews"), "".join(lines).encode(), 1, len(lines))
+    frame = reviews._json(block, reviews.OLD).frame
+    assert frame["user"].to_list() == ["A\ufffdx", "\ufffd", "A\U0001f600", "plain"]
+    assert reviews._json_by_line(block, reviews.OLD)["reviewerID"].equals(frame["user"], check_names=False)

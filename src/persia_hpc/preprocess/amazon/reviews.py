@@ -136,7 +136,7 @@ def _json_by_line(block: TextBlock, kinds: Kinds) -> pl.DataFrame:
     for row, line in enumerate(block.data[:-1].split(b"\n")):
         try:
             found = json.loads(line)
-            rows.append([found[name] for name in kinds])
+            rows.append([_whole(found[name]) for name in kinds])
         except (ValueError, TypeError, KeyError, RecursionError):
             number = block.line(row)
             wanted = ", ".join(kinds)
@@ -151,6 +151,13 @@ def _json_by_line(block: TextBlock, kinds: Kinds) -> pl.DataFrame:
                 f"from here on, expected {wanted}"
             ) from error
     raise BadRowsError(block.path, problems)
+
+
+def _whole(value: Any) -> Any:
+    """Returns a value of JSON; in a text what is half a character becomes U+FFFD, as polars reads it."""
+    if not isinstance(value, str):
+        return value
+    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _checked(source: Frame, per_second: int = 1) -> pl.DataFrame:
