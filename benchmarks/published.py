@@ -86,7 +86,7 @@ class Plain(nn.Module):
         rows = torch.stack([table(ids[:, i]) for i, table in enumerate(self.tables)], dim=1)
         vectors = rows[:, :, :DIM]
         x = torch.cat([dense, vectors.flatten(1)], dim=1)
-        total: Tensor = 0  # type: ignore[assignment]
+        total = x.new_zeros(len(x), 1)
         if self.linear is not None:
             pairs = (vectors.sum(dim=1) ** 2 - (vectors**2).sum(dim=1)).sum(dim=1, keepdim=True) / 2
             total = self.linear(dense) + rows[:, :, DIM].sum(dim=1, keepdim=True) + pairs

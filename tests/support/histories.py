@@ -13,7 +13,9 @@ from persia_hpc.trainer.jagged import Jagged
 LENGTHS = [5, 0, 1, 9, 3, 9, 2]
 
 
-def history_inputs(dim: int = 6, *, kind: str = "jagged", max_length: int = 9, num_dense: int = 2) -> Inputs:
+def history_inputs(
+    dim: int = 6, *, kind: str = "jagged", max_length: int | None = 9, num_dense: int = 2
+) -> Inputs:
     """A user, an item, and a history of items with an action each (of dim 2) and the time before each."""
     return Inputs(
         (

@@ -127,7 +127,7 @@ def test_wrong_options_are_refused(options: dict[str, Any], words: str) -> None:
 
 def test_a_history_without_max_length_is_refused() -> None:
     with pytest.raises(UserError, match="items needs max_length"):
-        built(history_inputs(max_length=None))  # type: ignore[arg-type]
+        built(history_inputs(max_length=None))
 
 
 def test_features_of_an_event_differ_in_length() -> None:

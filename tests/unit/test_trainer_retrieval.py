@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from persia_hpc.errors import UserError
+from persia_hpc.trainer.batch import Batch
 from persia_hpc.trainer.retrieval import Matches, RetrievalLoss, check_matches, in_batch_softmax
 
 B, C, W, ITEMS = 5, 3, 4, 11
@@ -33,6 +34,11 @@ def make_matches(rng: np.random.Generator, *, several: bool) -> Matches:
         -some(count).abs() - 0.1,
         -some(B, C).abs() - 0.1,
     )
+
+
+def batch_of(labels: torch.Tensor) -> Batch:
+    """Returns a batch of step 3 that has labels alone."""
+    return Batch(3, len(labels), torch.empty(len(labels), 0), labels, None, None, {}, {}, {})
 
 
 def loop(m: Matches, temperature: float, logq: bool, negatives: str) -> list[float]:
@@ -149,32 +155,27 @@ def test_only_with_logq_the_true_probabilities_have_the_smallest_loss(negatives:
 
 
 def test_a_loss_refuses_matches_without_what_it_needs() -> None:
-    class Batch:
-        step, num_samples, labels = 3, B, torch.ones(B, 1)
-
+    batch = batch_of(torch.ones(B, 1))
     matches = make_matches(np.random.default_rng(1), several=False)
     options = {"temperature": 1.0, "logq": True, "negatives": "both"}
     loss = RetrievalLoss(options, ITEMS)
-    assert loss(matches, Batch()).shape == (B,)  # type: ignore[arg-type]
+    assert loss(matches, batch).shape == (B,)
     for name in ("negatives", "log_q", "negative_log_q"):
         with pytest.raises(UserError, match=f"needs {name}"):
-            loss(dataclasses.replace(matches, **{name: None}), Batch())  # type: ignore[arg-type]
+            loss(dataclasses.replace(matches, **{name: None}), batch)
     assert matches.log_q is not None
     unknown = dataclasses.replace(
         matches, log_q=matches.log_q.masked_fill(matches.ids == matches.ids[0], -math.inf)
     )
     with pytest.raises(UserError, match="step 3: got an item to learn that the catalogue"):
-        loss(unknown, Batch())  # type: ignore[arg-type]
+        loss(unknown, batch)
 
 
 def test_samples_without_a_label_of_one_have_no_loss_but_are_negatives() -> None:
-    class Batch:
-        step, num_samples = 1, B
-        labels = torch.tensor([[1.0], [0.0], [math.nan], [1.0], [1.0]])
-
+    batch = batch_of(torch.tensor([[1.0], [0.0], [math.nan], [1.0], [1.0]]))
     matches = make_matches(np.random.default_rng(2), several=False)
-    found = RetrievalLoss({"temperature": 1.0, "logq": False, "negatives": "batch"}, 0)(matches, Batch())  # type: ignore[arg-type]
+    found = RetrievalLoss({"temperature": 1.0, "logq": False, "negatives": "batch"}, 0)(matches, batch)
     expected = np.array(loop(matches, 1.0, False, "batch")) * [1, 0, 0, 1, 1]
     options = {"temperature": 1.0, "logq": False, "negatives": "batch"}
-    assert torch.equal(RetrievalLoss(options, 0, 2.0)(matches, Batch()), 2 * found)  # type: ignore[arg-type]
+    assert torch.equal(RetrievalLoss(options, 0, 2.0)(matches, batch), 2 * found)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5)

@@ -21,7 +21,7 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the options."""
+    """Declares the options, which `importance` has too."""
     parser.add_argument("run_dir", metavar="RUN", help="run directory or checkpoint, for instance runs/1")
     parser.add_argument(
         "--split", choices=("train", "valid", "test"), default="test", help="which data (default: test)"

@@ -11,6 +11,8 @@ from persia_hpc.errors import EXIT_OK
 from persia_hpc.reporting.figures import figure
 from persia_hpc.runtime.imports import import_quickly
 
+from . import evaluate
+
 SUMMARY = "which features a run relies on, by permuting their values"
 DESCRIPTION = """\
 Loads a checkpoint as `evaluate` does, looks the samples of a split up once, and says by how much a metric
@@ -25,10 +27,7 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument("run_dir", metavar="RUN", help="run directory or checkpoint, for instance runs/1")
-    parser.add_argument(
-        "--split", choices=("train", "valid", "test"), default="test", help="which data (default: test)"
-    )
+    evaluate.add_arguments(parser)
     parser.add_argument(
         "--metric", help="one that evaluations report (default: that which the run watches, else auc)"
     )
@@ -44,18 +43,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=3, help="permutations of each feature (default: 3)")
     parser.add_argument("--seed", type=int, default=1, help="of samples and permutations (default: 1)")
     parser.add_argument("--json", action="store_true", help="prints JSON")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="replaces a key of the run's configuration",
-    )
-    parser.add_argument(
-        "--trust",
-        action="store_true",
-        help="import the model and other code that the run names, although it is another user's run",
-    )
 
 
 def run(options: argparse.Namespace) -> int:

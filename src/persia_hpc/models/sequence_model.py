@@ -5,6 +5,7 @@ B samples, N events of all of them, W width of an event, V width of an item.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from .histories import Attend, events_of, last_of, padded, pairs_of
 from .parts import check_count, check_flag, masked_mean, perceptron, side_by_side, widths
 
 
-class SequenceModel(nn.Module):
+class SequenceModel(nn.Module, ABC):
     """Turns a history into a vector of the user, by the `states` of a subclass.
 
     attend: one pair of target and history as in DIN, or without it the sequence that shares its table with
@@ -84,9 +85,9 @@ class SequenceModel(nn.Module):
             )
             self.matches = None  # type: ignore[assignment]  # a loss that needs it is refused before training
 
+    @abstractmethod
     def states(self, batch: Batch, events: Jagged) -> Jagged:
         """Returns what the model knows of the user after each event, values [N, W]."""
-        raise NotImplementedError
 
     def user(self, batch: Batch) -> Tensor:
         """Returns the user's vector after the last event, [B, V]; zeros without events."""

@@ -29,7 +29,7 @@ from .label_metrics import known_auc
 from .losses import make_loss
 from .metrics import Metrics, load_metrics
 from .restoring import restore
-from .retrieval import Matches, RetrievalLoss, check_matches, check_model
+from .retrieval import Matches, RetrievalLoss, RetrievalModel, check_matches, check_model
 from .run_state import DriverState
 from .session import Session
 from .watching import Plateau, Watch
@@ -96,7 +96,6 @@ class Driver:
         self.callbacks = callbacks
         self.loggers = loggers
         softmax = retrieval_loss(config)
-        self.retrieval = softmax is not None
         self.loss: Callable[[Any, Batch], Tensor]
         if softmax is None:
             self.loss = make_loss(config)
@@ -106,8 +105,9 @@ class Driver:
         load_metrics(config.train.metrics)
         seed_generators(config.seed)
         self.model = build_model(config.model.class_name, inputs, dict(config.model.arguments))
-        if self.retrieval:
-            check_model(self.model, 'the loss "in_batch_softmax"')
+        self.retrieval: RetrievalModel | None = None
+        if softmax is not None:
+            self.retrieval = check_model(self.model, 'the loss "in_batch_softmax"')
         if ranked := ranked_metrics(config):
             check_model(self.model, f"train.metrics: {ranked[0]} of data.items")
         parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -198,12 +198,12 @@ class Driver:
 
         Raises UserError for a model of the user's own that returns anything else.
         """
-        if not self.retrieval:
+        if self.retrieval is None:
             logits = session.forward(batch)
             check_logits(logits, session.inputs, batch.num_samples)
             return logits, logits
         with session.precision.autocast():
-            matches = self.model.matches(batch)  # type: ignore[operator]
+            matches = self.retrieval.matches(batch)
         check_matches(matches, batch.num_samples)
         return matches, matches.per_sample(matches.scores().detach(), batch.num_samples)[:, None]
 

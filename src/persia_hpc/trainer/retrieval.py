@@ -14,7 +14,7 @@ B samples, P positions, W width, C sampled negatives of a sample.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -97,10 +97,23 @@ def check_matches(matches: Any, num_samples: int) -> None:
             )
 
 
-def check_model(model: nn.Module, why: str) -> None:
-    """Checks that a model is a retrieval model. why: what needs one, for the message.
+class RetrievalModel(Protocol):
+    """Is a module that has these methods besides `forward`; see above."""
 
-    Raises UserError if it isn't.
+    def queries(self, batch: Batch, /) -> Tensor:
+        """Returns what samples ask for, [B, W]."""
+
+    def items(self, batch: Batch, /) -> Tensor:
+        """Returns the items of samples, [B, W]."""
+
+    def matches(self, batch: Batch, /) -> Matches:
+        """Returns what is learned from a training batch."""
+
+
+def check_model(model: nn.Module, why: str) -> RetrievalModel:
+    """Returns a model as the retrieval model that it is. why: what needs one, for the message.
+
+    Raises UserError if it is none.
     """
     missing = [name for name in METHODS if not callable(getattr(model, name, None))]
     if missing:
@@ -109,6 +122,7 @@ def check_model(model: nn.Module, why: str) -> None:
             'model.class = "two_tower", "sasrec" or "hstu" without `hidden`, or a module of your own with '
             "queries, items and matches"
         )
+    return cast(RetrievalModel, model)
 
 
 def in_batch_softmax(
