@@ -77,7 +77,7 @@ class Skips:
         if state.skipped_in_row > self._most:
             raise PersiaError(
                 f"{state.skipped_in_row} skipped in a row, more than train.max_skipped = {self._most}: "
-                f"{text}. {self._way_out()}"
+                f"{text}. {self._way_out(alone=self._alone)}"
             )
 
     def total(self) -> int:
@@ -123,23 +123,23 @@ class Skips:
     def check_model(self, model: nn.Module) -> None:
         """Checks that a model can be saved: that training has left its parameters and buffers finite.
 
-        Collective over trainers, except in `async`.
+        Collective over trainers.
         Raises PersiaError, on all of them, if the model of one isn't: buffers are each trainer's own.
         """
         bad = next((name for name in _not_finite(model) if name not in self._constant), "")
-        names = [bad] if self._alone else self._peers.broadcast(self._peers.gather_objects(bad))
+        names = self._peers.broadcast(self._peers.gather_objects(bad))
         if not any(names):
             return
         ranks = [rank for rank, name in enumerate(names) if name]
         where = "" if len(ranks) == len(names) else f" on trainer {ranks[0]}"
         raise PersiaError(
             f"{names[ranks[0]]} of the dense model has NaN or infinity{where} after step {self._state.step}: "
-            f"training has diverged, and the model isn't saved. {self._way_out()}"
+            f"training has diverged, and the model isn't saved. {self._way_out(alone=False)}"
         )
 
-    def _way_out(self) -> str:
+    def _way_out(self, *, alone: bool) -> str:
         # Trainer 0 waits until the one that is being written is whole; the others may not end the job before.
-        good = self._last_good() if self._alone else self._peers.broadcast(self._last_good())
+        good = self._last_good() if alone else self._peers.broadcast(self._last_good())
         where = f"Last good checkpoint: {good}" if good else "There is no checkpoint yet"
         return f"{where}. Mend the data or the loss, or lower the learning rate"
 
