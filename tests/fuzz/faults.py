@@ -122,12 +122,12 @@ class Faults:
 
     def __init__(self, folder: Path, sound: Path) -> None:
         self.folder, self.sound = folder, sound
-        self.library = ctypes.CDLL(os.environ[LIBRARY])
-        self.library.persia_fail.argtypes = (ctypes.c_char_p, ctypes.c_long, ctypes.c_int)
-        self.library.persia_calls.restype = ctypes.c_long
-        self.library.persia_failed.restype = ctypes.c_char_p
+        self.preloaded = ctypes.CDLL(os.environ[LIBRARY])
+        self.preloaded.persia_fail.argtypes = (ctypes.c_char_p, ctypes.c_long, ctypes.c_int)
+        self.preloaded.persia_calls.restype = ctypes.c_long
+        self.preloaded.persia_failed.restype = ctypes.c_char_p
         self.expected: dict[str, tuple[Ran, int]] = {}
-        self.library.persia_begin()
+        self.preloaded.persia_begin()
         self.counts: Counter[tuple[str, str]] = Counter()
         self.faults: list[str] = []
         self.num_todo = 0
@@ -146,11 +146,11 @@ class Faults:
 
         def run(call: Callable[[], int], at: int) -> Ran:
             def inside() -> int:
-                self.library.persia_fail(os.path.realpath(scenario.folder).encode(), at, error)
+                self.preloaded.persia_fail(os.path.realpath(scenario.folder).encode(), at, error)
                 try:
                     return call()
                 finally:
-                    self.library.persia_fail(b"", -1, 0)
+                    self.preloaded.persia_fail(b"", -1, 0)
 
             return in_fork(inside, folder, place / "ran")
 
@@ -161,7 +161,7 @@ class Faults:
         made = in_fork(prepare, folder, place / "made")
         assert made.code == 0, made.err
         first = run(scenario.call, at)
-        calls, failed = self.library.persia_calls(), self.library.persia_failed().decode()
+        calls, failed = self.preloaded.persia_calls(), self.preloaded.persia_failed().decode()
         if not at:
             self.expected[scenario.name] = first, calls
         expected, _ = self.expected[scenario.name]
@@ -218,7 +218,7 @@ class Faults:
             return pid
         code = 1
         try:
-            self.library.persia_begin()
+            self.preloaded.persia_begin()
             with path.open("w") as file:
                 for scenario, at, error in todo:
                     if time.monotonic() > end:

@@ -139,6 +139,7 @@ class Skips:
 
     def _way_out(self, *, alone: bool) -> str:
         # Trainer 0 waits until the one that is being written is whole; the others may not end the job before.
+        # Alone, in `async`, trainer 0 may be steps away: a checkpoint that it writes just then is lost.
         good = self._last_good() if alone else self._peers.broadcast(self._last_good())
         where = f"Last good checkpoint: {good}" if good else "There is no checkpoint yet"
         return f"{where}. Mend the data or the loss, or lower the learning rate"
