@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from persia_hpc.checkpoint.choose import say_choice
+from persia_hpc.checkpoint.foreign import foreign_source
 from persia_hpc.errors import TrainingEndedError
 from persia_hpc.reporting.events import JsonLines, MetricLogger
 from persia_hpc.reporting.outcomes import Times, TrainerOutcome
@@ -52,7 +53,7 @@ def prepare_trainer(
     if trainer_rank == 0:
         events = JsonLines(run_dir / EVENTS)
         loggers = [events, *([] if task.quiet else [Screen()]), *task.loggers]
-        if start is None and facts.config.checkpoint.init_from is not None:
+        if start is None and facts.config.checkpoint.init_from and not foreign_source(facts.config):
             say_choice(Path(facts.config.checkpoint.init_from))
     driver = None
     if task.main is None:

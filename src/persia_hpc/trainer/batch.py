@@ -145,6 +145,7 @@ class Batch:
     jagged: dict[str, Jagged] = field(default_factory=dict)
     ids: dict[str, Tensor] = field(default_factory=dict)
     log_q: dict[str, Tensor] = field(default_factory=dict)
+    plain: bool = False  # for a graph that is exported: the model may not depend on what tensors hold
 
     @property
     def device(self) -> torch.device:
