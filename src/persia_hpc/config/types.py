@@ -235,6 +235,17 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class MetricsConfig:
+    """Holds how often ranks write down what they count, and where else than in files that is shown."""
+
+    every_seconds: float = setting(10.0, at_least=0)
+    tensorboard: bool = False
+    prometheus: bool = False
+    prometheus_file: str | None = None
+    prometheus_port: int | None = setting(None, at_least=1, at_most=65535)
+
+
+@dataclass(frozen=True)
 class WireConfig:
     """Holds the number formats of rows and gradients in messages, and for how many steps rows are reused."""
 
@@ -273,6 +284,7 @@ class Config:
     tasks: dict[str, TaskConfig] = setting(factory=dict)
     train: TrainConfig = setting(factory=TrainConfig)
     checkpoint: CheckpointConfig = setting(factory=CheckpointConfig)
+    metrics: MetricsConfig = setting(factory=MetricsConfig)
     wire: WireConfig = setting(factory=WireConfig)
     transport: TransportConfig = setting(factory=TransportConfig)
 
