@@ -169,12 +169,13 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """Describes a task: the label that it predicts, its loss, and the weight of that in the sum of all."""
+    """Describes a task: its label, loss, weight in the sum of all, and metrics (None: `train.metrics`)."""
 
     label: str | None = None
     where: str | None = None
     loss: dict[str, Any] = setting(factory=lambda: {"name": "bce", **LOSSES["bce"]})
     weight: float = setting(1.0, at_least=0)
+    metrics: list[str] | None = None
 
     @property
     def num_outputs(self) -> int:
