@@ -100,7 +100,7 @@ def check(root: Path) -> list[str]:
         for path in sorted((root / folder).rglob("*")):
             if path.suffix in {".py", ".pyi", ".cpp", ".h", ".cu", ".cuh", ".sh"}:
                 lines = len(path.read_text(encoding="utf-8").splitlines())
-                if lines > MAX_LINES:
+                if lines > MAX_LINES and path.name != "_native.pyi":  # one module has one stub
                     found.append(f"{path.relative_to(root)}:1: {lines} lines; split files over {MAX_LINES}")
     return found
 

@@ -1,5 +1,6 @@
 """Reads and checks a configuration; these names are what other packages and users import."""
 
+from .fields import mib, parse_bytes
 from .reader import config_text, load_config, parse_set
 from .toml import to_toml
 from .types import (
@@ -15,8 +16,6 @@ from .types import (
     TrainConfig,
     TransportConfig,
     WireConfig,
-    mib,
-    parse_bytes,
 )
 
 __all__ = [
