@@ -16,7 +16,7 @@ _U32 = npt.NDArray[np.uint32]
 _U8 = npt.NDArray[np.uint8]
 _F32 = npt.NDArray[np.float32]
 _F64 = npt.NDArray[np.float64]
-_Biases = Sequence[_F32 | None]
+_Biases = Sequence[_F32 | _F64 | None]
 _Rows = npt.NDArray[Any]  # [U, D or D + 2] in one of the wire formats
 
 def keep_freed_memory() -> None: ...
