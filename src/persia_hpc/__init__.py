@@ -32,6 +32,7 @@ __all__ = [
     "load",
     "load_config",
     "run",
+    "scalars",
     "train",
 ]
 
@@ -45,6 +46,7 @@ _HOME = {
     "DataError": "errors",
     "PersiaError": "errors",
     "UserError": "errors",
+    "scalars": "reporting.scalars",
     "IdColumn": "samples.batch",
     "SampleBatch": "samples.batch",
     "DatasetSchema": "samples.schema",

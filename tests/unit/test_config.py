@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from persia_hpc.config import Config, RanksConfig, load_config, parse_bytes, parse_set, to_toml
-from persia_hpc.config.types import INITS, METRICS, MODELS, TABLE_OPTIMIZERS, toml_key
+from persia_hpc.config.fields import toml_key
+from persia_hpc.config.types import INITS, METRICS, MODELS, TABLE_OPTIMIZERS
 from persia_hpc.errors import UserError
 
 if sys.version_info >= (3, 11):

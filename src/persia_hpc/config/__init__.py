@@ -1,5 +1,6 @@
 """Reads and checks a configuration; these names are what other packages and users import."""
 
+from .fields import mib, parse_bytes
 from .reader import config_text, load_config, parse_set
 from .toml import to_toml
 from .types import (
@@ -8,6 +9,7 @@ from .types import (
     DataConfig,
     FeatureConfig,
     HashConfig,
+    MetricsConfig,
     ModelConfig,
     RanksConfig,
     TableConfig,
@@ -15,8 +17,6 @@ from .types import (
     TrainConfig,
     TransportConfig,
     WireConfig,
-    mib,
-    parse_bytes,
 )
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "DataConfig",
     "FeatureConfig",
     "HashConfig",
+    "MetricsConfig",
     "ModelConfig",
     "RanksConfig",
     "TableConfig",

@@ -71,6 +71,9 @@ def check_config(config: Config, raw: Mapping[str, Any], fail: Fail) -> Config:
                 ("apply",), '= \'batch\': mode = "sync" applies whole steps; leave it out or write "step"'
             )
         config = dataclasses.replace(config, staleness_bound=0, apply="step")
+    for key in ("prometheus_file", "prometheus_port"):
+        if getattr(config.metrics, key) is not None and not config.metrics.prometheus:
+            raise fail(("metrics", key), ": it needs metrics.prometheus = true; add that, or leave it out")
     if config.mode == "async":
         for key, value, why in (
             ("exact", config.exact, "has no order to keep"),

@@ -20,14 +20,10 @@ from persia_hpc.errors import UserError
 from persia_hpc.printable import printable
 
 from .checks import check_config, resolve_options
+from .fields import parse_bytes, toml_key
 from .options import did_you_mean, nearest
 from .toml import to_toml
-from .types import (
-    Config,
-    ModelConfig,
-    parse_bytes,
-    toml_key,
-)
+from .types import Config, ModelConfig
 
 if sys.version_info >= (3, 11):
     import tomllib

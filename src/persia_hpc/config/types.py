@@ -8,12 +8,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
+from .fields import parse_bytes, setting, toml_key
 from .learning_rate import WARMUP
 
 MAX_RANKS = 100_000  # of a role
@@ -52,55 +51,6 @@ INITS: dict[str, dict[str, float]] = {
     "uniform": {"low": -0.01, "high": 0.01},
     "normal": {"mean": 0.0, "std": 0.01},
 }
-_UNITS = {"": 1, "B": 1}
-_UNITS |= {f"{p}iB": 1024 ** (i + 1) for i, p in enumerate("KMGT")}
-_UNITS |= {f"{p}B": 1000 ** (i + 1) for i, p in enumerate("kMGT")}
-
-
-def parse_bytes(value: int | str) -> int:
-    """Returns the number of bytes that 4096, "4096", "512 MiB" or "1.5 GB" stands for.
-
-    Raises ValueError for anything else.
-    """
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value) if isinstance(value, str) else None
-    if match is None or match.group(2) not in _UNITS:
-        raise ValueError(f"{value!r} is not a number of bytes such as 4096, '512 MiB' or '4 GiB'")
-    return int(Fraction(match.group(1)) * _UNITS[match.group(2)])  # exact, also beyond 2**53
-
-
-def mib(num_bytes: float) -> str:
-    """Returns a number of bytes as text in MiB, or in GiB from 10 GiB on."""
-    return f"{num_bytes / 2**20:,.1f} MiB" if num_bytes < 10 * 2**30 else f"{num_bytes / 2**30:,.1f} GiB"
-
-
-def setting(
-    default: Any = dataclasses.MISSING,
-    *,
-    factory: Callable[[], Any] | None = None,
-    key: str | None = None,
-    choices: tuple[str, ...] | None = None,
-    at_least: float | None = None,
-    at_most: float | None = None,
-    above: float | None = None,
-    as_bytes: bool = False,
-) -> Any:
-    """Returns a dataclass field whose metadata the loader checks; `as_bytes`: "4 MiB" is read as an int."""
-    rules = {
-        "key": key,
-        "choices": choices,
-        "at_least": at_least,
-        "at_most": at_most,
-        "above": above,
-        "as_bytes": as_bytes,
-    }
-    metadata = {name: rule for name, rule in rules.items() if rule is not None}
-    if factory is not None:
-        return dataclasses.field(default_factory=factory, metadata=metadata)
-    if default is dataclasses.MISSING:
-        return dataclasses.field(metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -286,6 +236,17 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class MetricsConfig:
+    """Holds how often ranks write down what they count, and where else than in files that is shown."""
+
+    every_seconds: float = setting(10.0, at_least=0)
+    tensorboard: bool = False
+    prometheus: bool = False
+    prometheus_file: str | None = None
+    prometheus_port: int | None = setting(None, at_least=1, at_most=65535)
+
+
+@dataclass(frozen=True)
 class WireConfig:
     """Holds the number formats of rows and gradients in messages, and for how many steps rows are reused."""
 
@@ -324,6 +285,7 @@ class Config:
     tasks: dict[str, TaskConfig] = setting(factory=dict)
     train: TrainConfig = setting(factory=TrainConfig)
     checkpoint: CheckpointConfig = setting(factory=CheckpointConfig)
+    metrics: MetricsConfig = setting(factory=MetricsConfig)
     wire: WireConfig = setting(factory=WireConfig)
     transport: TransportConfig = setting(factory=TransportConfig)
 
@@ -378,11 +340,6 @@ class Config:
         del resolved["run_dir"], resolved["checkpoint"]["resume"]
         text = json.dumps(resolved, sort_keys=True, separators=(",", ":"), default=str)
         return hashlib.sha256(text.encode()).hexdigest()
-
-
-def toml_key(field: dataclasses.Field[Any]) -> str:
-    """Returns the key of a dataclass field in the TOML file."""
-    return str(field.metadata.get("key", field.name))
 
 
 def _as_toml_shape(value: Any) -> Any:
