@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from persia_hpc._native import PendingPull
 from persia_hpc.arrays import Array
@@ -40,7 +41,7 @@ def local_server(facts: Facts) -> ParameterServer:
     """
     sync = dataclasses.replace(facts.config, mode="sync", staleness_bound=0, exact=False, apply="step")
     num_steps = facts.schedules["train"].num_steps if "train" in facts.schedules else 1
-    return ParameterServer(sync, facts.layout, num_steps=num_steps)
+    return ParameterServer(sync, facts.layout, num_steps=num_steps, threads=torch.get_num_threads())
 
 
 class LocalStream:
@@ -109,11 +110,10 @@ class LocalStream:
         keys, counts = self._request(batch)
         self.first_pull.setdefault(self.server.clock.first, time.time())
         self.server.submit_pull(PendingPull(step, 0, keys, counts))
-        for pull in self.server.ready_pulls():
-            out = self._rows(counts)
-            batch.staleness = self.server.answer(pull, out)
-            self.worker.add_rows(batch, 0, out)
-        row_batch = self.worker.assemble(batch)
+        (pull,) = self.server.ready_pulls()
+        rows = self._rows(counts)
+        batch.staleness = self.server.answer(pull, rows)
+        row_batch = self.worker.assemble(batch, rows)
         self.phases.add("pull", begin, step)
         return row_batch
 
@@ -198,8 +198,7 @@ class LocalStream:
         keys, counts = self._request(batch)
         out = self._rows(counts)
         self.server.lookup(keys, counts, out)
-        self.worker.add_rows(batch, 0, out)
-        return self.worker.assemble(batch)
+        return self.worker.assemble(batch, out)
 
     def _request(self, batch: KeyBatch) -> tuple[Array, Array]:
         request = self.worker.request(batch)
