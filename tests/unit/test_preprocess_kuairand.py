@@ -14,7 +14,7 @@ import pytest
 from persia_hpc.cli import main
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess import kuairand
-from persia_hpc.preprocess.ids import MISSING_ID, hash_strings
+from persia_hpc.samples.ids import MISSING_ID, hash_strings
 from persia_hpc.samples.source import open_source
 
 LOGS = {

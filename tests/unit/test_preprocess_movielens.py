@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from persia_hpc.errors import UserError
-from persia_hpc.preprocess.ids import hash_strings
 from persia_hpc.preprocess.movielens import prepare as movielens
+from persia_hpc.samples.ids import hash_strings
 from persia_hpc.samples.source import open_source
 
 USERS = "1::F::1::10::48067\n2::M::56::16::70072\n"

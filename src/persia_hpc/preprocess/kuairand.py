@@ -19,12 +19,12 @@ from persia_hpc.errors import UserError
 from persia_hpc.preprocess.columns import split_lists, to_ids
 from persia_hpc.preprocess.frames import Frame, Place, parse
 from persia_hpc.preprocess.histories import Timeline
-from persia_hpc.preprocess.ids import MISSING_ID, Ids
 from persia_hpc.preprocess.lines import expand_files, read_blocks
 from persia_hpc.preprocess.outputs import ITEMS, FileReport, Outputs, input_identity
 from persia_hpc.preprocess.progress import Progress
 from persia_hpc.preprocess.table.input import header
 from persia_hpc.samples.batch import IdColumn, Rows, SampleBatch
+from persia_hpc.samples.ids import MISSING_ID, Ids
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 
 SOURCE = "KuaiRand (Gao et al., CIKM 2022), CC BY-SA 4.0"

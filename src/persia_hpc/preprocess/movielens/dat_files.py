@@ -18,9 +18,10 @@ import polars as pl
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess.columns import split_lists
 from persia_hpc.preprocess.frames import Frame, parse
-from persia_hpc.preprocess.ids import Ids, string_ids
+from persia_hpc.preprocess.ids import string_ids
 from persia_hpc.preprocess.lines import num_newlines, read_blocks
 from persia_hpc.samples.batch import IdColumn, Rows, SampleBatch
+from persia_hpc.samples.ids import Ids
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 
 COMPRESSIONS = ("", ".xz", ".gz", ".zst", ".bz2")
