@@ -28,6 +28,8 @@ from persia_hpc.samples.datafile import FileInfo
 from persia_hpc.samples.source import Source
 from persia_hpc.samples.split_readers import SplitReaders
 from persia_hpc.schedule import Schedule
+from persia_hpc.serving.requests import ExportReport, ExportRequest
+from persia_hpc.serving.writer import PartWriter
 
 from .facts import Facts
 
@@ -77,6 +79,7 @@ class LocalStream:
     """Streams batches to a session whose worker and server live in the same process. See `BatchStream`."""
 
     memory = ()
+    alone = True
 
     def __init__(
         self,
@@ -102,6 +105,7 @@ class LocalStream:
         self._config = config
         self._rows = rows_of(config, server)
         self._stop = stop
+        self._parts = PartWriter(server, config.export.rows)
         self._last = 0
         self._pulled = 0
         self._evaluation: tuple[str, int] = ("", 0)
@@ -186,6 +190,12 @@ class LocalStream:
         self.server.empty()
         load_rows(Path(directory), self.server)
 
+    def begin_export(self, request: ExportRequest) -> None:
+        self._parts.begin(request)
+
+    def exported(self) -> list[ExportReport]:
+        return self._parts.finished()
+
     def close(self) -> None:
         """Ends the thread; may be called again."""
         self._drop_ahead()
@@ -224,20 +234,3 @@ class LocalStream:
             phases.add("read", begin, number, read)
             phases.add("dedup", read, number)
         return batch
-<<<<<<< HEAD
-=======
-
-    def _look_up(self, batch: KeyBatch) -> RowBatch:
-        keys, counts = self._request(batch)
-        out = self._rows(counts)
-        self.server.lookup(keys, counts, out)
-        return self.worker.assemble(batch, out)
-
-    def _request(self, batch: KeyBatch) -> tuple[Array, Array]:
-        request = self.worker.request(batch)
-        return request.keys.part(0), request.counts.part(0)
-
-    def _rows(self, counts: Array) -> list[Array]:
-        shapes = self.server.row_shapes(counts)
-        return [np.empty(self._wire.shape(*shape), self._wire.dtype) for shape in shapes]
->>>>>>> e63485f2ad705a9fd61168f4a00d2c1cbe3af085
