@@ -130,6 +130,8 @@ def targets() -> list[Target]:
     exported = command("export", at, "--to", "torchscript", "--out", "exported")
     vectors = command("export", at, "--tables", "safetensors", "--table", "item", "--out", "exported")
     foreign = {"run_dir": "new", "checkpoint.init_from": "vectors"}
+    page = command("report", "run", "--html", "page.html")
+    both = command("report", "run", "failed", "--html", "page.html")
     tables = tuple(f"tables/{name}.parquet" for name in TABLES)
     return [
         Target("inspect", command("inspect", *DATA, "--json", "facts.json"), DATA, outputs=("facts.json",)),
@@ -166,4 +168,6 @@ def targets() -> list[Target]:
         Target("status, failed", command("status", "failed"), FAILED_FILES),
         Target("report", command("report", "run"), RUN_FILES),
         Target("report, failed", command("report", "failed"), FAILED_FILES),
+        Target("report --html", page, (*RUN_FILES, *CHECKPOINTS, *BEST_FILES), outputs=("page.html",)),
+        Target("report --html, two", both, (*RUN_FILES, *FAILED_FILES), outputs=("page.html",)),
     ]

@@ -98,8 +98,8 @@ def test_another_program_needs_only_the_json(tmp_path: Path) -> None:
         "pooled.user": rows["user"]([6]),
         "pooled.tags": rows["tags"](tags),
         "sequence.history": rows["item"](history)[None],
-        "sequence.action": rows["action"](history)[None],
         "mask.sequences.events": np.ones((1, 2), bool),
+        "sequence.action": rows["action"](history)[None],
         "sequence.watched": rows["watched"](watched)[None],
         "weights.watched": np.array([[1.0, 0.5]], np.float32),
         "mask.watched": np.ones((1, 2), bool),
@@ -162,7 +162,7 @@ def test_what_a_graph_cannot_do_is_refused(
 def test_bad_arguments_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
     for arguments, message in (
-        (["--out", str(tmp_path)], "--to is missing"),
+        (["--out", str(tmp_path)], "--to and --tables are missing"),
         (["--to", "onnx", "--out", str(tmp_path / "file")], "got a file, expected a folder"),
     ):
         assert main(["export", str(tmp_path), *arguments]) == 2

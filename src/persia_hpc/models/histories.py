@@ -138,9 +138,8 @@ def _joined_padded(parts: Sequence[Jagged]) -> Padded:
         own = begin[:, None] + torch.arange(size, device=mask.device)
         places.append(torch.where(mask, own, length))  # padding goes behind everything, and is cut off
         begin = begin + mask.sum(dim=1)
-    values = torch.cat(
-        [part.values.reshape(count, part.longest, *part.values.shape[1:]) for part in parts], dim=1
-    )
+    each = [part.values.unflatten(0, (count, -1)) for part in parts]  # type: ignore[no-untyped-call]
+    values = torch.cat(each, dim=1)
     flat = values.flatten(2) if values.dim() > 2 else values.unsqueeze(2)
     index = torch.cat(places, dim=1).unsqueeze(2).expand(flat.shape)
     moved = flat.new_zeros(count, length + 1, flat.shape[2]).scatter(1, index, flat)[:, :length]

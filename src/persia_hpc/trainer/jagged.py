@@ -190,7 +190,8 @@ class Padded(Jagged):
 
     def padded(self, length: int | None = None) -> Tensor:
         """Returns the values [B, L, ...] with zeros in the padding."""
-        values = self.values.reshape(*self.filled.shape, *self.values.shape[1:])
+        # unflatten: view and reshape compare sizes, which a graph would hold against one sample
+        values: Tensor = self.values.unflatten(0, self.filled.shape)  # type: ignore[no-untyped-call]
         shape = (*self.filled.shape, *[1] * (values.dim() - 2))
         return values.masked_fill(~self.filled.view(shape), 0)
 
