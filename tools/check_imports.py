@@ -28,7 +28,8 @@ KNOWS_ONE_ROLE = ("commands/checkpoint.py",)
 # Package from outside -> the only files that may import it (paths below src/persia_hpc), and why.
 ALLOWED = {
     "torch": (
-        ("trainer/*", "models/*", "bench/*", "job/*"),
+        # reporting: TensorBoard's files are written by torch's own writer, on trainer 0.
+        ("trainer/*", "models/*", "bench/*", "job/*", "reporting/exporters.py"),
         "servers and workers must start without paying for it",
     ),
     "horovod": (("trainer/dense/horovod_sums.py",), "jobs must work without it"),
@@ -100,7 +101,7 @@ def check(root: Path) -> list[str]:
         for path in sorted((root / folder).rglob("*")):
             if path.suffix in {".py", ".pyi", ".cpp", ".h", ".cu", ".cuh", ".sh"}:
                 lines = len(path.read_text(encoding="utf-8").splitlines())
-                if lines > MAX_LINES:
+                if lines > MAX_LINES and path.name != "_native.pyi":  # one module has one stub
                     found.append(f"{path.relative_to(root)}:1: {lines} lines; split files over {MAX_LINES}")
     return found
 

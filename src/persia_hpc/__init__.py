@@ -34,6 +34,7 @@ __all__ = [
     "load",
     "load_config",
     "run",
+    "scalars",
     "train",
 ]
 
@@ -48,6 +49,7 @@ _HOME = {
     "PersiaError": "errors",
     "UserError": "errors",
     "Reader": "job.reader",
+    "scalars": "reporting.scalars",
     "IdColumn": "samples.batch",
     "SampleBatch": "samples.batch",
     "DatasetSchema": "samples.schema",

@@ -293,6 +293,7 @@ class RingProducer:
     held_bytes: int
     max_entry: int
     head: int
+    used: int
     records: int
     bytes: int
 

@@ -127,6 +127,8 @@ def targets() -> list[Target]:
     predict = command("predict", at, "--data", "test.h5", "--out", "scores.csv")
     plan = command("plan", "train.toml", "--dense-rate", "1000", "--from", "run")
     export = command("checkpoint", "export", at, "--table", *TABLES, "--state", "--out", "tables")
+    page = command("report", "run", "--html", "page.html")
+    both = command("report", "run", "failed", "--html", "page.html")
     tables = tuple(f"tables/{name}.parquet" for name in TABLES)
     return [
         Target("inspect", command("inspect", *DATA, "--json", "facts.json"), DATA, outputs=("facts.json",)),
@@ -154,4 +156,6 @@ def targets() -> list[Target]:
         Target("status, failed", command("status", "failed"), FAILED_FILES),
         Target("report", command("report", "run"), RUN_FILES),
         Target("report, failed", command("report", "failed"), FAILED_FILES),
+        Target("report --html", page, (*RUN_FILES, *CHECKPOINTS, *BEST_FILES), outputs=("page.html",)),
+        Target("report --html, two", both, (*RUN_FILES, *FAILED_FILES), outputs=("page.html",)),
     ]

@@ -14,8 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from persia_hpc.cli import main
+from persia_hpc.config import config_text, load_config
 from persia_hpc.launch.registry import read_failure, read_ranks, read_summary
 from persia_hpc.reporting.run_files import number
+from tests.support.tiny import tiny_config
 
 TRAIN = {"event": "train", "step": 200, "num_steps": 400, "epoch": 1, "samples": 20000, "seconds": 3.0}
 TRAIN |= {"loss": 0.5, "auc": 0.75, "samples_per_second": 1000.0, "staleness": 1.0}
@@ -27,6 +29,7 @@ EVENTS: list[dict[str, Any]] = [
 ]
 SUMMARY = {"status": "completed", "steps": 400, "stop_reason": None, "valid": {"auc": 0.7}}
 FAILURE = {"world_rank": 1, "role": "trainer 0", "code": 1, "message": "no luck", "details": "", "time": 5.0}
+CONFIG = config_text(load_config(tiny_config("train.h5")))
 FILES = ("metrics.jsonl", "summary.json", "failure.json", "ranks/0.json", "slurm_job", "run.lock")
 DEEP = b"[" * 100_000
 BAD: list[tuple[str, bytes]] = [
@@ -54,16 +57,17 @@ BAD: list[tuple[str, bytes]] = [
 def make_run(folder: Path) -> Path:
     folder.mkdir()
     (folder / "ranks").mkdir()
-    (folder / "config.toml").write_text("")
+    (folder / "config.toml").write_text(CONFIG)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in EVENTS))
     (folder / "summary.json").write_text(json.dumps(SUMMARY))
     return folder
 
 
 def look(run: Path, capfd: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    """Both commands: the larger exit code, and what they print."""
+    """All commands that show a run: the larger exit code, and what they print."""
     capfd.readouterr()
-    codes = [main(["status", str(run)]), main(["report", str(run)])]
+    page = ["--html", str(run.parent / "page.html")]
+    codes = [main(["status", str(run)]), main(["report", str(run)]), main(["report", str(run), *page])]
     out, err = capfd.readouterr()
     assert all(code in (0, 3) for code in codes), err
     assert "Traceback" not in err

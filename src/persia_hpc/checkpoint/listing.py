@@ -86,14 +86,17 @@ def _add_group(table: dict[str, Any], group: h5py.Group) -> None:
         table[name] = table.get(name, 0) + count
 
 
-def list_run(run_dir: Path) -> dict[str, Any]:
-    """Returns all checkpoints of a run, newest first, and the half-written ones, for `--json`."""
+def list_run(run_dir: Path, most: int | None = None) -> dict[str, Any]:
+    """Returns the checkpoints of a run, newest first, and the half-written ones, for `--json`.
+
+    most: of the checkpoints, None for all.
+    """
     link = run_dir / "latest"
     return {
         "run": str(run_dir),
         "latest": link.readlink().name if link.is_symlink() else None,
         "best": best_name(run_dir),
-        "checkpoints": [describe(path) for path in checkpoints_of(run_dir)],
+        "checkpoints": [describe(path) for path in checkpoints_of(run_dir)[:most]],
         "partial": [{"name": path.name, "bytes": _size(path)} for path in partials_of(run_dir)],
     }
 

@@ -45,6 +45,7 @@ from persia_hpc.protocol.messages import (
 )
 from persia_hpc.runtime.loop import PollingLoop, RankContext
 from persia_hpc.runtime.phases import WORKER, Phases
+from persia_hpc.runtime.telemetry import Counts
 from persia_hpc.runtime.watchdog import Wait
 from persia_hpc.samples.split_readers import SplitReaders
 from persia_hpc.transport.records import Record
@@ -102,6 +103,7 @@ class WorkerLoop:
         """Serves until all trainers have closed their rings and everything that was queued has been sent."""
         self._context.watchdog.start(self._describe_wait)
         self.phases.start()
+        self._context.telemetry.begin(self.phases, self._counts)
         senders = self._senders()
         self._loop.run(
             lambda: (
@@ -112,6 +114,10 @@ class WorkerLoop:
             self._count_idle_time,
         )
         self.phases.stop()
+
+    def _counts(self) -> Counts:
+        in_flight = len(self.in_flight) + len(self.looked_up)
+        return Counts(self.issued, {"in_flight_batches": in_flight}).of_rings(*self.planes)
 
     def _poll(self) -> bool:
         moved = self._poll_trainers()

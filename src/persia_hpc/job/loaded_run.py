@@ -163,7 +163,7 @@ class LoadedRun:
             if value < least:
                 raise UserError(f"--{name} {value}: expected at least {least}")
         inputs = self.inputs
-        watched = watched_metric(self.config.train, inputs, self.config.losses_of(inputs.labels), metric)
+        watched = watched_metric(self.config, inputs, metric)
         if watched.metric in ranked_metrics(self.config):
             raise UserError(
                 f"{watched.metric} ranks the whole catalogue, which importance doesn't; name another metric "

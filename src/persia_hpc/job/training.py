@@ -12,9 +12,12 @@ import torch
 from persia_hpc.checkpoint.choose import say_choice
 from persia_hpc.errors import TrainingEndedError
 from persia_hpc.reporting.events import JsonLines, MetricLogger
+from persia_hpc.reporting.exporters import make_exporters
 from persia_hpc.reporting.outcomes import Times, TrainerOutcome
 from persia_hpc.reporting.run_files import EVENTS
+from persia_hpc.reporting.scalars import TelemetryFollower
 from persia_hpc.reporting.screen import Screen
+from persia_hpc.runtime.telemetry import Counts
 from persia_hpc.serving.directory import ExportDirectory
 from persia_hpc.trainer.batch import make_inputs
 from persia_hpc.trainer.dense.allreduce import make_dense_reducer
@@ -54,7 +57,9 @@ def prepare_trainer(
     loggers: list[MetricLogger] = []
     if trainer_rank == 0:
         events = JsonLines(run_dir / EVENTS)
-        loggers = [events, *([] if task.quiet else [Screen()]), *task.loggers]
+        loggers = [events, *([] if task.quiet else [Screen()])]
+        if others := [*make_exporters(facts.config.metrics, run_dir), *task.loggers]:
+            loggers.append(TelemetryFollower(others, run_dir))
         if start is None and facts.config.checkpoint.init_from is not None:
             say_choice(Path(facts.config.checkpoint.init_from))
     driver = None
@@ -121,6 +126,12 @@ def make_session(
         saver=saver,
         exporter=exporter,
     )
+
+
+def trainer_counts(session: Session) -> Counts:
+    """Returns what a trainer has counted up to now, for telemetry."""
+    counters = {"samples": session.samples, "skipped_steps": session.skipped_steps}
+    return Counts(session.step_number, {"staleness": session.last_staleness}, counters)
 
 
 def train_session(session: Session, task: Task, driver: Driver | None) -> TrainerOutcome:

@@ -16,6 +16,7 @@ from persia_hpc._native import PendingPull, RingConsumer, RingProducer, Table, T
 from persia_hpc.arrays import Array
 from persia_hpc.config import Config
 from persia_hpc.config.learning_rate import LearningRate
+from persia_hpc.runtime.telemetry import Counts
 from persia_hpc.table_layout import Layout, native_config
 from persia_hpc.topology.sharding import bucket_bounds
 
@@ -272,6 +273,22 @@ class ParameterServer:
             f"the gradients of step {clock.applied + 1}"
             + (f" of trainer {', '.join(map(str, missing))}" if missing else "")
             + f" (applied: {clock.applied}; pulls that wait: {waiting})"
+        )
+
+    def counts(self) -> Counts:
+        """Returns what the server has counted up to now, for telemetry."""
+        tables = [t for t in self.tables if t is not None]
+        pulls = sum(self.clock.histogram.values())
+        gauges = {
+            "rows": sum(t.num_rows for t in tables),
+            "table_bytes": sum(t.memory_bytes for t in tables),
+            "waiting_pulls": len(self._waiting),
+            "held_pushes": sum(map(len, self._held.values())),
+            "max_staleness": max(self.clock.histogram, default=0),
+        }
+        stale = sum(staleness * count for staleness, count in self.clock.histogram.items())
+        return Counts(
+            self.clock.applied, gauges, {"pulls": pulls, "pulls_staleness": stale, **vars(self.ledger)}
         )
 
     def statistics(self) -> dict[str, Any]:

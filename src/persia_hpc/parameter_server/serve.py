@@ -29,6 +29,7 @@ from persia_hpc.protocol.messages import Kind, Lookup, LookupRows, Pull, Push, R
 from persia_hpc.protocol.wire import WIRES
 from persia_hpc.runtime.loop import PollingLoop, RankContext
 from persia_hpc.runtime.phases import SERVER, Phases
+from persia_hpc.runtime.telemetry import Counts
 from persia_hpc.runtime.watchdog import Wait
 from persia_hpc.serving.writer import PartWriter
 from persia_hpc.transport.plane import Plane
@@ -94,6 +95,7 @@ class ServerLoop:
         """Answers workers until all of them have closed their rings and all answers have been sent."""
         self._context.watchdog.start(lambda: Wait(self.engine.waits_for()))
         self.phases.start()
+        self._context.telemetry.begin(self.phases, self._counts)
         # Both rings: a push that found no room may come after the worker's last record on the other ring.
         self._loop.run(
             lambda: all(rings.pulls.closed and rings.pushes.closed for rings in self.workers),
@@ -105,6 +107,9 @@ class ServerLoop:
         while any(rings.rows.pending for rings in self.workers):
             if not self.plane.progress():
                 self._context.waiter.idle()
+
+    def _counts(self) -> Counts:
+        return self.engine.counts().of_rings(self.plane)
 
     def poll(self) -> bool:
         """Makes one pass over the rings without waiting; returns whether anything moved."""
