@@ -28,6 +28,8 @@ from persia_hpc.samples.datafile import FileInfo
 from persia_hpc.samples.source import Source
 from persia_hpc.samples.split_readers import SplitReaders
 from persia_hpc.schedule import Schedule
+from persia_hpc.serving.requests import ExportReport, ExportRequest
+from persia_hpc.serving.writer import PartWriter
 
 from .facts import Facts
 
@@ -77,6 +79,7 @@ class LocalStream:
     """Streams batches to a session whose worker and server live in the same process. See `BatchStream`."""
 
     memory = ()
+    alone = True
 
     def __init__(
         self,
@@ -102,6 +105,7 @@ class LocalStream:
         self._config = config
         self._rows = rows_of(config, server)
         self._stop = stop
+        self._parts = PartWriter(server, config.export.rows)
         self._last = 0
         self._pulled = 0
         self._evaluation: tuple[str, int] = ("", 0)
@@ -185,6 +189,12 @@ class LocalStream:
         self._drop_ahead()
         self.server.empty()
         load_rows(Path(directory), self.server)
+
+    def begin_export(self, request: ExportRequest) -> None:
+        self._parts.begin(request)
+
+    def exported(self) -> list[ExportReport]:
+        return self._parts.finished()
 
     def close(self) -> None:
         """Ends the thread; may be called again."""
