@@ -17,7 +17,7 @@ _U32 = npt.NDArray[np.uint32]
 _U8 = npt.NDArray[np.uint8]
 _F32 = npt.NDArray[np.float32]
 _F64 = npt.NDArray[np.float64]
-_Biases = Sequence[_F32 | None]
+_Biases = Sequence[_F32 | _F64 | None]
 _Rows = npt.NDArray[Any]  # [U, D or D + 2] in one of the wire formats
 
 def keep_freed_memory() -> None: ...
@@ -153,7 +153,7 @@ class PendingPull:
 
 class TableSet:
     def __init__(
-        self, tables: Sequence[Table | None], groups: Sequence[int], dims: Sequence[int]
+        self, tables: Sequence[Table | None], groups: Sequence[int], dims: Sequence[int], *, threads: int = 1
     ) -> None: ...
     def row_counts(self, counts: _U32, wanted: _U8 | None = None) -> list[int]: ...
     def pull(self, pull: PendingPull, out: Sequence[_Rows]) -> None: ...

@@ -286,8 +286,8 @@ class Config:
     tasks: dict[str, TaskConfig] = setting(factory=dict)
     train: TrainConfig = setting(factory=TrainConfig)
     checkpoint: CheckpointConfig = setting(factory=CheckpointConfig)
-    export: ExportConfig = setting(factory=ExportConfig)
     metrics: MetricsConfig = setting(factory=MetricsConfig)
+    export: ExportConfig = setting(factory=ExportConfig)
     wire: WireConfig = setting(factory=WireConfig)
     transport: TransportConfig = setting(factory=TransportConfig)
 

@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from persia_hpc._native import PendingPull
 from persia_hpc.arrays import Array
@@ -44,7 +45,7 @@ def local_server(facts: Facts) -> ParameterServer:
     """
     sync = dataclasses.replace(facts.config, mode="sync", staleness_bound=0, exact=False, apply="step")
     num_steps = facts.schedules["train"].num_steps if "train" in facts.schedules else 1
-    return ParameterServer(sync, facts.layout, num_steps=num_steps)
+    return ParameterServer(sync, facts.layout, num_steps=num_steps, threads=torch.get_num_threads())
 
 
 def rows_of(config: Config, server: ParameterServer) -> Rows:
@@ -71,8 +72,7 @@ def empty_rows(config: Config, server: ParameterServer, counts: Array) -> list[A
 def look_up(worker: EmbeddingWorker, batch: KeyBatch, rows: Rows) -> RowBatch:
     """Returns a prepared batch of an evaluation with its rows, all from one server."""
     request = worker.request(batch)
-    worker.add_rows(batch, 0, rows(request.keys.part(0), request.counts.part(0)))
-    return worker.assemble(batch)
+    return worker.assemble(batch, rows(request.keys.part(0), request.counts.part(0)))
 
 
 class LocalStream:
@@ -145,11 +145,10 @@ class LocalStream:
         keys, counts = request.keys.part(0), request.counts.part(0)
         self.first_pull.setdefault(self.server.clock.first, time.time())
         self.server.submit_pull(PendingPull(step, 0, keys, counts))
-        for pull in self.server.ready_pulls():
-            out = empty_rows(self._config, self.server, counts)
-            batch.staleness = self.server.answer(pull, out)
-            self.worker.add_rows(batch, 0, out)
-        row_batch = self.worker.assemble(batch)
+        (pull,) = self.server.ready_pulls()
+        rows = empty_rows(self._config, self.server, counts)
+        batch.staleness = self.server.answer(pull, rows)
+        row_batch = self.worker.assemble(batch, rows)
         self.phases.add("pull", begin, step)
         return row_batch
 
@@ -235,3 +234,20 @@ class LocalStream:
             phases.add("read", begin, number, read)
             phases.add("dedup", read, number)
         return batch
+<<<<<<< HEAD
+=======
+
+    def _look_up(self, batch: KeyBatch) -> RowBatch:
+        keys, counts = self._request(batch)
+        out = self._rows(counts)
+        self.server.lookup(keys, counts, out)
+        return self.worker.assemble(batch, out)
+
+    def _request(self, batch: KeyBatch) -> tuple[Array, Array]:
+        request = self.worker.request(batch)
+        return request.keys.part(0), request.counts.part(0)
+
+    def _rows(self, counts: Array) -> list[Array]:
+        shapes = self.server.row_shapes(counts)
+        return [np.empty(self._wire.shape(*shape), self._wire.dtype) for shape in shapes]
+>>>>>>> e63485f2ad705a9fd61168f4a00d2c1cbe3af085
