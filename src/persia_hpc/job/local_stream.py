@@ -234,20 +234,3 @@ class LocalStream:
             phases.add("read", begin, number, read)
             phases.add("dedup", read, number)
         return batch
-<<<<<<< HEAD
-=======
-
-    def _look_up(self, batch: KeyBatch) -> RowBatch:
-        keys, counts = self._request(batch)
-        out = self._rows(counts)
-        self.server.lookup(keys, counts, out)
-        return self.worker.assemble(batch, out)
-
-    def _request(self, batch: KeyBatch) -> tuple[Array, Array]:
-        request = self.worker.request(batch)
-        return request.keys.part(0), request.counts.part(0)
-
-    def _rows(self, counts: Array) -> list[Array]:
-        shapes = self.server.row_shapes(counts)
-        return [np.empty(self._wire.shape(*shape), self._wire.dtype) for shape in shapes]
->>>>>>> e63485f2ad705a9fd61168f4a00d2c1cbe3af085
