@@ -11,7 +11,7 @@ import torch
 
 from persia_hpc.checkpoint.choose import say_choice
 from persia_hpc.errors import TrainingEndedError
-from persia_hpc.reporting.events import JsonLines, MetricLogger
+from persia_hpc.reporting.events import JsonLines, JsonStream, MetricLogger
 from persia_hpc.reporting.outcomes import Times, TrainerOutcome
 from persia_hpc.reporting.run_files import EVENTS
 from persia_hpc.reporting.screen import Screen
@@ -51,7 +51,11 @@ def prepare_trainer(
     loggers: list[MetricLogger] = []
     if trainer_rank == 0:
         events = JsonLines(run_dir / EVENTS)
-        loggers = [events, *([] if task.quiet else [Screen()]), *task.loggers]
+        shown: list[MetricLogger] = [
+            *([] if task.quiet else [Screen()]),
+            *([JsonStream(sys.stdout)] if task.lines else []),
+        ]
+        loggers = [events, *shown, *task.loggers]
         if start is None and facts.config.checkpoint.init_from is not None:
             say_choice(Path(facts.config.checkpoint.init_from))
     driver = None
