@@ -167,6 +167,9 @@ void bind_ring(py::module_& m) {
             "head", [](const Producer& self) { return self.ring.head(); },
             "Bytes written in all, with padding.")
         .def_property_readonly(
+            "used", [](const Producer& self) { return self.ring.used(); },
+            "Bytes that the consumer hasn't given back, as far as it has told.")
+        .def_property_readonly(
             "records", [](const Producer& self) { return self.ring.records(); }, "Records sent.")
         .def_property_readonly(
             "bytes", [](const Producer& self) { return self.ring.bytes(); }, "Bytes of these, with headers.");

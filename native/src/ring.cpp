@@ -166,6 +166,10 @@ void RingProducer::close() {
     bell_ = nullptr;
 }
 
+std::uint64_t RingProducer::used() const {
+    return head_ - (tail_word_ != nullptr ? __atomic_load_n(tail_word_, __ATOMIC_RELAXED) : head_);
+}
+
 RingConsumer::RingConsumer(Span<std::uint8_t> data, Span<const std::uint64_t> words, std::uint64_t* tail,
                            Bell* bell)
     : data_(data.data()),

@@ -44,6 +44,7 @@ void full_ring_waits_for_its_consumer() {
     CHECK(producer.reserve(fifth.message.fields, fifth.message.layout) == nullptr);
     CHECK(!producer.has_news());
     CHECK(producer.records() == 4 && producer.bytes() == 1024 && producer.head() == 1024);
+    CHECK(producer.used() == 1024);
     RingConsumer::Entry entry;
     for (std::uint64_t number = 1; number <= 4; ++number)
         CHECK(consumer.next(entry) && entry.number == number);
@@ -53,6 +54,7 @@ void full_ring_waits_for_its_consumer() {
     CHECK(consumer.released() == 0 && memory.tail == 0 && !producer.has_news());
     consumer.release(1);
     CHECK(consumer.released() == 768 && memory.tail == 768 && producer.has_news());
+    CHECK(producer.used() == 1024 - 768);
     CHECK(producer.write(fifth.message) && !producer.has_news());
     CHECK(consumer.next(entry) && entry.number == 5 && entry.body == memory.data.data() + kLine);
 }

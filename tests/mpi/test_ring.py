@@ -11,7 +11,7 @@ from tests.mpi.ring_scripts import draw_scripts, storm
 from tests.support.mpi import run_mpi
 
 
-@pytest.mark.parametrize("path", ["shared", "remote"])
+@pytest.mark.parametrize("path", ["shared", "remote", "pieces"])
 @pytest.mark.parametrize(("num_ranks", "num_scripts"), [(2, 40), (4, 8)])
 def test_all_records_arrive_intact_and_in_order(
     programs: Path, tmp_path: Path, path: str, num_ranks: int, num_scripts: int

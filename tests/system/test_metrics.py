@@ -39,13 +39,16 @@ def write(path: Path, labels: np.ndarray, weight: np.ndarray | None = None) -> s
     return str(path)
 
 
-def train(run_dir: Path, data: str, valid: str, **more: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def train(
+    run_dir: Path, data: str, valid: str, tasks: dict[str, Any] | None = None, **more: Any
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     config = {
         "mode": "sync",
         "run_dir": str(run_dir),
         "data": {"train": data, "valid": valid, "batch_size": 64},
         "tables": {"default": {"dim": 4, "capacity": "4 MiB"}},
         "model": {"class": "deepfm", "hidden": [16]},
+        "tasks": tasks or {},
         "train": {"epochs": 4, "threads": 1, "early_stop": {"metric": "auc", "patience": 2}, **more},
     }
     summary = ph.train(config, quiet=True)
@@ -111,6 +114,21 @@ def test_metrics_are_those_of_the_samples_whose_label_is_known(tmp_path: Path) -
         assert valid[f"logloss_{name}"] == pytest.approx(expected, rel=1e-5)
     assert valid["missing_labels"] == {"buy": int((CLICK == 0).sum())}
     assert "undefined" not in valid
+
+
+def test_a_tasks_own_metric_is_evaluated_and_watched(tmp_path: Path) -> None:
+    data, run = write(tmp_path / "two.h5", np.concatenate([CLICK, BUY], 1)), tmp_path / "run"
+    tasks = {"buy": {"metrics": ["ne", "pr_auc"]}, "click": {}}
+    early_stop = {"metric": "ne_buy", "patience": 4}
+    summary, evaluations = train(run, data, data, tasks, early_stop=early_stop, metrics=["calibration"])
+    reported = {name.removesuffix("_buy") for name in summary["valid"] if name.endswith("_buy")}
+    assert reported == {"auc", "logloss", "ne", "pr_auc"}
+    assert {"calibration_click", "calibration"} <= summary["valid"].keys()
+    assert not {"ne_click", "calibration_buy"} & summary["valid"].keys()
+    assert summary["best"]["value"] == min(event["ne_buy"] for event in evaluations)
+    again = {"checkpoint.resume": True, "run_dir": str(run), "tasks.buy.metrics": ["pr_auc", "ne", "mae"]}
+    resumed = ph.train(ph.load(run).config, set={**again, "train.epochs": 5}, quiet=True)
+    assert resumed["valid"]["mae_buy"] == resumed["valid"]["mae"]
 
 
 def test_a_metric_that_fails_ends_the_run_after_a_checkpoint(tmp_path: Path) -> None:

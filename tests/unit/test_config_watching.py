@@ -86,8 +86,8 @@ def test_mistakes_are_named_with_their_key_and_what_was_expected(
 def test_the_best_is_kept_by_default_with_early_stopping(
     train: dict[str, Any], keeps: bool, metric: str
 ) -> None:
-    found = config(**train).train
-    assert (keeps_best(found), best_metric(found).metric) == (keeps, metric)
+    found = config(**train)
+    assert (keeps_best(found.train), best_metric(found).metric) == (keeps, metric)
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ import pytest
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess.amazon import prepare as amazon
 from persia_hpc.preprocess.amazon import reviews
-from persia_hpc.preprocess.ids import MISSING_ID, hash_strings
 from persia_hpc.preprocess.lines import TextBlock
 from persia_hpc.samples.batch import SampleBatch
+from persia_hpc.samples.ids import MISSING_ID, hash_strings
 from persia_hpc.samples.source import open_source
 
 Row = tuple[str, str, float, int]  # user, product, stars, seconds

@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess.columns import TIME_PARTS, spelled, time_parts
 from persia_hpc.preprocess.frames import Frame, Place
-from persia_hpc.preprocess.ids import MISSING_ID
 from persia_hpc.preprocess.table.convert import Converter, Learned
 from persia_hpc.preprocess.table.input import cut_table, read_frames
 from persia_hpc.preprocess.table.schema import Dense, Ids, Label, TableSchema, Time
 from persia_hpc.samples.batch import SampleBatch
+from persia_hpc.samples.ids import MISSING_ID
 
 STAMP = "%Y-%m-%d %H:%M:%S"
 words = st.sampled_from(["a", " b ", "", "NA", "7", "-1", "007", "true", "False", "1.5", "7.0", "é"])

@@ -10,10 +10,10 @@ import pytest
 
 from persia_hpc.config import load_config
 from persia_hpc.errors import UserError
-from persia_hpc.preprocess.ids import hash_strings
 from persia_hpc.preprocess.movielens import prepare as movielens
 from persia_hpc.preprocess.outputs import FileReport
 from persia_hpc.samples.batch import SampleBatch
+from persia_hpc.samples.ids import hash_strings
 from persia_hpc.samples.source import open_source
 
 MOVIES = (

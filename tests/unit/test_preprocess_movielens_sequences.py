@@ -13,8 +13,8 @@ import pytest
 
 from persia_hpc.cli import main
 from persia_hpc.errors import UserError
-from persia_hpc.preprocess.ids import hash_strings
 from persia_hpc.preprocess.movielens import prepare as movielens
+from persia_hpc.samples.ids import hash_strings
 from persia_hpc.samples.source import open_source
 
 GENRES = ("Drama", "Comedy", "War")

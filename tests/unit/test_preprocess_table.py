@@ -8,9 +8,9 @@ import pytest
 
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess import lines
-from persia_hpc.preprocess.ids import MISSING_ID, RARE_ID, hash_strings
 from persia_hpc.preprocess.table import input as table_input
 from persia_hpc.preprocess.table import prepare as table
+from persia_hpc.samples.ids import MISSING_ID, RARE_ID, hash_strings
 from persia_hpc.samples.source import open_source
 
 CSV = """user,country,tags,age,spent,bought,w,session,at

@@ -12,9 +12,9 @@ import pytest
 
 from persia_hpc.cli import main
 from persia_hpc.errors import UserError
-from persia_hpc.preprocess.ids import MISSING_ID, hash_strings
 from persia_hpc.preprocess.table import prepare as table
 from persia_hpc.samples.batch import SampleBatch
+from persia_hpc.samples.ids import MISSING_ID, hash_strings
 from persia_hpc.samples.source import open_source
 
 HEAD = 'files = ["{}"]\nsplit.fractions.train = 1.0\n'

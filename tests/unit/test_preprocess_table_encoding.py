@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from persia_hpc.cli import main
-from persia_hpc.preprocess.ids import MISSING_ID, RARE_ID, hash_strings
 from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.encoding import read_encoding, sealed, write_encoding
+from persia_hpc.samples.ids import MISSING_ID, RARE_ID, hash_strings
 from persia_hpc.samples.source import open_source
 
 MONDAY = [("gold", 9.5, 1), ("blue", 10.5, 0), ("blue", 13.0, 0), ("green", 8.0, 1), ("red", 12.0, 0)]

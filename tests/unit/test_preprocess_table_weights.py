@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 
 from persia_hpc.errors import UserError
-from persia_hpc.preprocess.ids import RARE_ID, hash_strings
+from persia_hpc.samples.ids import RARE_ID, hash_strings
 from tests.unit.test_preprocess_table import CSV, SCHEMA, prepare, read
 
 WEIGHTED = SCHEMA.replace('{ separator = "|" }', '{ separator = "|", weights = "shares" }')

@@ -12,8 +12,8 @@ import pytest
 
 from persia_hpc.cli import main
 from persia_hpc.config import load_config
-from persia_hpc.preprocess.ids import MISSING_ID
 from persia_hpc.preprocess.taobao_ad import LAST_DAY
+from persia_hpc.samples.ids import MISSING_ID
 from persia_hpc.samples.source import open_source
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -35,7 +35,7 @@ def test_it_does_not_wait_for_news_when_it_is_done(moves: bool, passes: int) -> 
         polled.append(None)
         return moves
 
-    loop = PollingLoop(RankContext(counter, watchdog, StopSignals()), poll, lambda number: None)
+    loop = PollingLoop(RankContext(counter, watchdog, StopSignals(), counter), poll, lambda number: None)
     loop.run(lambda: len(polled) == passes)
     assert len(polled) == passes
     assert counter.waits == watchdog.waits == (0 if moves else passes - 1)

@@ -233,6 +233,21 @@ def test_built_in_metrics_of_each_label_and_their_means_with_the_groups_that_the
     assert result["skipped_groups"] == one_class
     assert all(one_class.values())
     assert "undefined" not in result
+
+
+def test_a_task_with_metrics_of_its_own_has_no_others_and_means_are_of_those_that_have_them():
+    random = np.random.default_rng(3)
+    logits, group = random.normal(size=(300, 2)).astype(np.float32), random.integers(0, 40, 300)
+    labels = (random.random((300, 2)) < 0.3).astype(np.float32)
+    all_have = evaluate_metrics(
+        logits, labels, None, group, Wanted(("click", "buy"), built_in=("gauc", "ne"))
+    )
+    wanted = Wanted(("click", "buy"), built_in=("gauc",), of_tasks={"buy": ("ne",)})
+    result = evaluate_metrics(logits, labels, None, group, wanted)
+    assert result.keys() == all_have.keys() - {"gauc_buy", "ne_click"}
+    assert (result["gauc"], result["ne"]) == (result["gauc_click"], result["ne_buy"])
+    mine = result.keys() - {"gauc", "ne", "skipped_groups"}
+    assert {name: result[name] for name in mine} == {name: all_have[name] for name in mine}
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     alone = evaluate_metrics(
         logits[:, :1], labels[:, :1], None, np.arange(300), Wanted(("click",), built_in=("gauc",))

@@ -124,6 +124,8 @@ class RingProducer {
 
     std::uint64_t max_entry() const { return max_entry_; }
     std::uint64_t head() const { return head_; }
+    // Bytes written or reserved that the consumer hasn't given back, as far as it has told.
+    std::uint64_t used() const;
     std::uint64_t records() const { return records_; }  // sent in all
     std::uint64_t bytes() const { return bytes_; }      // of these, with headers
 

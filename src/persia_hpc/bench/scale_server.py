@@ -116,7 +116,7 @@ class _Server:
             config,
             cast(Plane, self.plane),
             range(workers),
-            RankContext(*(cast(Any, None) for _ in range(3))),
+            RankContext(*(cast(Any, None) for _ in range(4))),
         )
         self.gradients = np.full((most, DIM), 1e-3, np.float32)
         self.number = 0

@@ -8,8 +8,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from .export import check_export
 from .learning_rate import SCHEDULES
-from .metric_names import FORMS, base_of, name_problem, own_names, watch_problem
+from .metric_names import FORMS, asked_metrics, base_of, name_problem, own_names, watch_problem
 from .options import Fail, check_import_path, check_number, did_you_mean, named_options, nearest, with_name
 from .retrieval import resolve_retrieval
 from .sequences import resolve_sequences
@@ -71,6 +72,9 @@ def check_config(config: Config, raw: Mapping[str, Any], fail: Fail) -> Config:
                 ("apply",), '= \'batch\': mode = "sync" applies whole steps; leave it out or write "step"'
             )
         config = dataclasses.replace(config, staleness_bound=0, apply="step")
+    for key in ("prometheus_file", "prometheus_port"):
+        if getattr(config.metrics, key) is not None and not config.metrics.prometheus:
+            raise fail(("metrics", key), ": it needs metrics.prometheus = true; add that, or leave it out")
     if config.mode == "async":
         for key, value, why in (
             ("exact", config.exact, "has no order to keep"),
@@ -85,6 +89,7 @@ def check_config(config: Config, raw: Mapping[str, Any], fail: Fail) -> Config:
     _check_reuse(config, fail)
     _check_data(config, fail)
     _check_follow(config, fail)
+    check_export(config.export, fail)
     _check_train(config, fail)
     if ":" not in config.model.class_name:
         if config.model.class_name not in MODELS:
@@ -305,14 +310,15 @@ def _check_train(config: Config, fail: Fail) -> None:
         problem = '= "bf16": Horovod can\'t sum it; use train.reducer = "mpi" or "nccl", or "fp16"'
         raise fail(("train", "dense_wire"), problem)
     watching = (("early_stop", train.early_stop), ("keep_best", train.keep_best), ("plateau", train.plateau))
+    asked = asked_metrics(config)
     for key, given in watching:
         if given is None or given is False:
             continue
         metric = given["metric"] if isinstance(given, Mapping) else "auc"
-        if unwatchable := watch_problem(metric, train.metrics):
+        if unwatchable := watch_problem(metric, asked):
             raise fail(("train", key, "metric"), f"= {metric!r}: {unwatchable}")
-        names = [*METRICS, *train.metrics, *own_names(train.metrics)]
-        if metric not in names and base_of(metric, train.metrics) is None:  # labels are known later
+        names = [*METRICS, *asked, *own_names(asked)]
+        if metric not in names and base_of(metric, asked) is None:  # labels are known later
             problem = f"= {metric!r}: expected a metric that is evaluated"
             raise fail(("train", key, "metric"), problem + nearest(metric, dict.fromkeys(names)))
         if not config.data.valid:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from .types import METRICS
+from .types import METRICS, Config
 
 OF_ALL = ("ne", "calibration", "pr_auc", "rmse", "mae", "accuracy")  # over all samples
 OF_PROBABILITIES = ("ne", "calibration", "rmse", "mae", "accuracy")
@@ -22,7 +22,7 @@ _TOP = re.compile(rf"({'|'.join(RANKED)})@([1-9][0-9]{{0,9}})")
 def metrics_of(loss: str, metrics: Iterable[str]) -> list[str]:
     """Returns the built-in metrics of a label with this loss: those that are always computed come first.
 
-    metrics: those of `train.metrics`, of which some make no sense for numbers and classes.
+    metrics: those that are asked for, of which some make no sense for numbers and classes.
     """
     if loss in ("mse", "poisson"):
         return ["rmse", "mae"]
@@ -46,7 +46,7 @@ def is_grouped(name: str) -> bool:
 
 
 def name_problem(name: str) -> str | None:
-    """Returns what is wrong with a name in `train.metrics` other than "module:function", or None."""
+    """Returns what is wrong with the name of a metric other than "module:function", or None."""
     kind, at, _ = name.partition("@")
     if at and kind in RANKED and top_of(name) is None:
         return f"expected a whole number K from 1 to {MOST - 1} in {kind}@K, such as {kind}@10"
@@ -58,6 +58,12 @@ def name_problem(name: str) -> str | None:
 def built_in(metrics: Iterable[str]) -> list[str]:
     """Returns the built-in metrics among those of `train.metrics`, without those that are always computed."""
     return [name for name in dict.fromkeys(metrics) if ":" not in name and name not in METRICS]
+
+
+def asked_metrics(config: Config) -> list[str]:
+    """Returns what `train.metrics` and the tasks' own metrics name, each once."""
+    of_tasks = (name for task in config.tasks.values() for name in task.metrics or ())
+    return list(dict.fromkeys((*config.train.metrics, *of_tasks)))
 
 
 def own_names(metrics: Iterable[str]) -> list[str]:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .metric_names import built_in, top_of
+from .metric_names import asked_metrics, built_in, top_of
 from .options import Fail, nearest
 from .types import LOSSES, Config
 
@@ -28,14 +28,23 @@ def sampled_features(config: Config) -> dict[str, tuple[str, int]]:
 
 
 def ranked_metrics(config: Config) -> list[str]:
-    """Returns the metrics of `train.metrics` that rank the whole catalogue; none without one."""
-    return [name for name in built_in(config.train.metrics) if config.data.items and top_of(name) is not None]
+    """Returns the metrics that are asked for and rank the whole catalogue; none without one."""
+    return [
+        name for name in built_in(asked_metrics(config)) if config.data.items and top_of(name) is not None
+    ]
 
 
 def label_metrics(config: Config) -> list[str]:
     """Returns the other ones of `train.metrics`, which are computed from logits and labels."""
     ranked = ranked_metrics(config)
     return [name for name in config.train.metrics if name not in ranked]
+
+
+def task_metrics(config: Config) -> dict[str, list[str]]:
+    """Returns the same of the tasks that have metrics of their own, instead of those of `train.metrics`."""
+    ranked, tasks = ranked_metrics(config), config.tasks.items()
+    own = {name: task.metrics for name, task in tasks if task.metrics is not None}
+    return {name: [metric for metric in metrics if metric not in ranked] for name, metrics in own.items()}
 
 
 def resolve_retrieval(config: Config, raw: Mapping[str, Any], fail: Fail) -> Config:
@@ -93,10 +102,13 @@ def _check_catalogue(config: Config, fail: Fail) -> None:
     if exclude is not None and (config.feature(exclude).table or exclude) != _item_table(config):
         problem = f"its ids are compared with those of {data.item_feature!r}, so both must use one table"
         raise fail(("data", "exclude_feature"), f"= {exclude!r}: {problem}; set features.{exclude}.table")
-    for name in built_in(config.train.metrics):
+    for name in built_in(asked_metrics(config)):
         if name.startswith("hr@") and not data.items:
+            tasks = [
+                ("tasks", task, "metrics") for task, it in config.tasks.items() if name in (it.metrics or ())
+            ]
             problem = "ranks the whole catalogue of a retrieval model; add data.items"
-            raise fail(("train", "metrics"), f"= {name!r}: {problem}")
+            raise fail((*tasks, ("train", "metrics"))[0], f"= {name!r}: {problem}")
 
 
 def _check_loss(config: Config, loss: Mapping[str, Any], fail: Fail) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .metric_names import FORMS, built_in, metrics_of, name_problem, top_of
 from .options import Fail, check_import_path, check_number, did_you_mean, nearest, with_name
 from .types import BATCH_LOSSES, BINARY_LOSSES, LOSSES, NEGATIVES, Config
 
@@ -75,6 +76,34 @@ def check_tasks(config: Config, fail: Fail) -> None:
         raise fail(path, f"= {loss!r}: [tasks] are written too, each with a loss of its own; leave it out")
     if not any(task.weight for task in config.tasks.values()):
         raise fail(("tasks",), "have weights of 0 only, so nothing would be learned; give one a weight")
+    _check_metrics(config, fail)
+
+
+def _check_metrics(config: Config, fail: Fail) -> None:
+    """Checks that tasks name built-in metrics that their losses have, and that each one is some task's."""
+    for name, task in config.tasks.items():
+        loss, path = str(task.loss["name"]), ("tasks", name, "metrics")
+        for metric in task.metrics or ():
+            if ":" in metric:
+                problem = "sees the labels of all tasks; name it in train.metrics"
+                raise fail(path, f"= {metric!r}: a function of your own {problem}")
+            if unknown := name_problem(metric):
+                expected = unknown.removesuffix(' or "module:function"')
+                raise fail(path, f"= {metric!r}: {expected}{did_you_mean(metric, FORMS)}")
+            having = metrics_of(loss, [metric])
+            if metric not in having and not (config.data.items and top_of(metric)):
+                raise fail(
+                    path,
+                    f"= {metric!r}: a task with the loss {loss!r} doesn't have it, but {', '.join(having)}; "
+                    "leave it out",
+                )
+    unused = [name for name in built_in(config.train.metrics) if not (config.data.items and top_of(name))]
+    if unused and all(task.metrics is not None for task in config.tasks.values()):
+        raise fail(
+            ("train", "metrics"),
+            f"= {unused[0]!r}: all tasks have metrics of their own, so it is none's; leave it out here, or "
+            "leave the metrics of a task out",
+        )
 
 
 def _check_accumulate(config: Config, fail: Fail) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .export import ExportConfig
 from .fields import parse_bytes, setting, toml_key
 from .learning_rate import WARMUP
 
@@ -169,12 +170,13 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """Describes a task: the label that it predicts, its loss, and the weight of that in the sum of all."""
+    """Describes a task: its label, loss, weight in the sum of all, and metrics (None: `train.metrics`)."""
 
     label: str | None = None
     where: str | None = None
     loss: dict[str, Any] = setting(factory=lambda: {"name": "bce", **LOSSES["bce"]})
     weight: float = setting(1.0, at_least=0)
+    metrics: list[str] | None = None
 
     @property
     def num_outputs(self) -> int:
@@ -235,6 +237,17 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class MetricsConfig:
+    """Holds how often ranks write down what they count, and where else than in files that is shown."""
+
+    every_seconds: float = setting(10.0, at_least=0)
+    tensorboard: bool = False
+    prometheus: bool = False
+    prometheus_file: str | None = None
+    prometheus_port: int | None = setting(None, at_least=1, at_most=65535)
+
+
+@dataclass(frozen=True)
 class WireConfig:
     """Holds the number formats of rows and gradients in messages, and for how many steps rows are reused."""
 
@@ -273,6 +286,8 @@ class Config:
     tasks: dict[str, TaskConfig] = setting(factory=dict)
     train: TrainConfig = setting(factory=TrainConfig)
     checkpoint: CheckpointConfig = setting(factory=CheckpointConfig)
+    metrics: MetricsConfig = setting(factory=MetricsConfig)
+    export: ExportConfig = setting(factory=ExportConfig)
     wire: WireConfig = setting(factory=WireConfig)
     transport: TransportConfig = setting(factory=TransportConfig)
 

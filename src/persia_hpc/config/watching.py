@@ -11,9 +11,9 @@ from typing import Any
 
 from persia_hpc.errors import UserError
 
-from .metric_names import FALLING, base_of, metrics_of, own_names
+from .metric_names import FALLING, asked_metrics, base_of, metrics_of, own_names
 from .options import did_you_mean
-from .retrieval import label_metrics, ranked_metrics
+from .retrieval import label_metrics, ranked_metrics, task_metrics
 from .types import METRICS, Config, TrainConfig
 
 # What an evaluation reports beside metrics, so that none may be called so.
@@ -36,7 +36,7 @@ class Watched:
     def of(cls, options: Mapping[str, Any], metrics: Sequence[str] = ()) -> Watched:
         """Returns what the options `metric` and `mode` say; without `mode` the name decides.
 
-        metrics: those of `train.metrics`.
+        metrics: those that are asked for.
         """
         metric = str(options.get("metric", "auc")).rpartition(":")[2]  # a custom one by its function's name
         falls = metric == "logloss" or metric.startswith("logloss_") or base_of(metric, metrics) in FALLING
@@ -65,21 +65,43 @@ def writes_checkpoints(config: Config) -> bool:
     return config.train.save or keeps_best(config.train) or periodic
 
 
-def best_metric(train: TrainConfig) -> Watched:
+def best_metric(config: Config) -> Watched:
     """Returns by which metric an evaluation is the best: that of `keep_best`, of `early_stop`, or the AUC."""
+    train = config.train
     own = train.keep_best if isinstance(train.keep_best, Mapping) else None
-    return Watched.of(own or train.early_stop or {}, train.metrics)
+    return Watched.of(own or train.early_stop or {}, asked_metrics(config))
 
 
-def metric_names(metrics: Sequence[str], labels: Sequence[str], losses: Sequence[str] = ()) -> list[str]:
-    """Returns the names of the metrics that an evaluation reports.
+def metric_names(
+    metrics: Sequence[str],
+    labels: Sequence[str],
+    losses: Sequence[str] = (),
+    of_tasks: Mapping[str, Sequence[str]] | None = None,
+) -> list[str]:
+    """Returns the names of the metrics that an evaluation reports, but for those of a catalogue.
 
-    losses: of the labels; binary ones by default.
+    losses: of the labels; binary ones by default. of_tasks: of some labels, instead of the built-in ones.
     """
-    each = [metrics_of(loss, metrics) for loss in losses or ["bce"] * len(labels)]
+    losses = losses or ["bce"] * len(labels)
+    each = [
+        metrics_of(loss, (of_tasks or {}).get(label, metrics))
+        for label, loss in zip(labels, losses, strict=True)
+    ]
     ours = dict.fromkeys((*METRICS, *(name for names in each for name in names)))
     of_labels = [f"{name}_{label}" for label, names in zip(labels, each, strict=True) for name in names]
     return [*ours, *(of_labels if len(labels) > 1 else []), *own_names(metrics)]
+
+
+def reported_names(config: Config, labels: Sequence[str]) -> list[str]:
+    """Returns the names of all metrics that evaluations of these labels or tasks report."""
+    losses, of_tasks = config.losses_of(labels), task_metrics(config)
+    return [*metric_names(label_metrics(config), labels, losses, of_tasks), *ranked_metrics(config)]
+
+
+def watchable_names(config: Config, labels: Sequence[str]) -> list[str]:
+    """Returns those of `reported_names` that some label has: AUC and log loss may be none's."""
+    learned = {name for loss in config.losses_of(labels) for name in metrics_of(loss, ())}
+    return [name for name in reported_names(config, labels) if name not in METRICS or name in learned]
 
 
 def check_metrics(config: Config, labels: Sequence[str]) -> None:
@@ -90,20 +112,19 @@ def check_metrics(config: Config, labels: Sequence[str]) -> None:
     Raises UserError if not.
     """
     train = config.train
-    ranked, metrics = ranked_metrics(config), label_metrics(config)
-    names = [*metric_names(metrics, labels, config.losses_of(labels)), *ranked]
+    names = reported_names(config, labels)
     for i, name in enumerate(names):
         if name in names[:i] or name in RESERVED:
             raise UserError(
                 f"train.metrics: {name!r} is already the name of something that evaluations report; give the "
                 "function another name"
             )
-    learned = {name for loss in config.losses_of(labels) for name in metrics_of(loss, metrics)}
-    names = [name for name in names if name not in METRICS or name in learned]
-    keep_best = {"metric": best_metric(train).metric} if keeps_best(train) else None
+    names = watchable_names(config, labels)
+    keep_best = {"metric": best_metric(config).metric} if keeps_best(train) else None
+    asked = asked_metrics(config)
     watching = (("early_stop", train.early_stop), ("keep_best", keep_best), ("plateau", train.plateau))
     for key, given in watching:
-        if isinstance(given, Mapping) and (metric := Watched.of(given, train.metrics).metric) not in names:
+        if isinstance(given, Mapping) and (metric := Watched.of(given, asked).metric) not in names:
             raise UserError(
                 f"train.{key}: evaluations of this data report no metric {metric!r}, but "
                 f"{', '.join(names)}{did_you_mean(metric, names)}"

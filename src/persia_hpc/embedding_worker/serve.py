@@ -19,6 +19,8 @@ from persia_hpc.protocol.commands import (
     CheckpointDone,
     CheckpointMarked,
     Evaluate,
+    Export,
+    Exported,
     Issued,
     Portion,
     Restore,
@@ -43,6 +45,7 @@ from persia_hpc.protocol.messages import (
 )
 from persia_hpc.runtime.loop import PollingLoop, RankContext
 from persia_hpc.runtime.phases import WORKER, Phases
+from persia_hpc.runtime.telemetry import Counts
 from persia_hpc.runtime.watchdog import Wait
 from persia_hpc.samples.split_readers import SplitReaders
 from persia_hpc.transport.records import Record
@@ -100,6 +103,7 @@ class WorkerLoop:
         """Serves until all trainers have closed their rings and everything that was queued has been sent."""
         self._context.watchdog.start(self._describe_wait)
         self.phases.start()
+        self._context.telemetry.begin(self.phases, self._counts)
         senders = self._senders()
         self._loop.run(
             lambda: (
@@ -110,6 +114,10 @@ class WorkerLoop:
             self._count_idle_time,
         )
         self.phases.stop()
+
+    def _counts(self) -> Counts:
+        in_flight = len(self.in_flight) + len(self.looked_up)
+        return Counts(self.issued, {"in_flight_batches": in_flight}).of_rings(*self.planes)
 
     def _poll(self) -> bool:
         moved = self._poll_trainers()
@@ -209,7 +217,9 @@ class WorkerLoop:
         elif kind == Kind.CHECKPOINT:
             self._begin_checkpoint(Checkpoint.unpack(record))
         elif kind == Kind.RESTORE:
-            self._restore(Restore.unpack(record))
+            self._mark(Restore.unpack(record))
+        elif kind == Kind.EXPORT:
+            self._mark(Export.unpack(record))
         elif kind == Kind.STOP_SIGNAL:
             send(self.trainers[0].feed, StopSignal.unpack(record))
         else:
@@ -221,7 +231,7 @@ class WorkerLoop:
         for p, server in enumerate(self.servers):
             send(server.pulls, replace(command, path=f"{command.path}/{shard_name(p)}"))
 
-    def _restore(self, command: Restore) -> None:
+    def _mark(self, command: Restore | Export) -> None:
         self._marking = set(range(len(self.servers)))
         for server in self.servers:
             send(server.pulls, command)
@@ -340,6 +350,9 @@ class WorkerLoop:
             self._writing.discard(p)
             if not self._writing:
                 send(self.trainers[0].feed, CheckpointDone.unpack(record))
+        elif kind == Kind.EXPORTED:
+            report = replace(Exported.unpack(record).report, servers=len(self.servers))
+            send(self.trainers[0].feed, Exported(report))
         elif kind == Kind.STOP_SIGNAL:
             send(self.trainers[0].feed, StopSignal.unpack(record))
         else:

@@ -178,7 +178,7 @@ class TrainerDuty:
     def perform(self) -> TrainerOutcome:
         from persia_hpc.trainer.serve import FeedingWorkers, MpiPeers, RingStream, make_reducer
 
-        from .training import make_session, train_session
+        from .training import make_session, train_session, trainer_counts
 
         place, config = self.place, self.facts.config
         assert self.start is not None, "prepare comes first"
@@ -214,6 +214,7 @@ class TrainerDuty:
             start=self.start,
             run_dir=place.run_dir,
         )
+        place.telemetry.begin(session.phases, lambda: trainer_counts(session).of_rings(plane))
         if place.role_rank == 0:
             begin_run(place.run_dir, config, self.start.events)
         outcome = train_session(session, self.task, self.start.driver)

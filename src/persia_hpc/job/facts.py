@@ -10,9 +10,9 @@ from persia_hpc.checkpoint.choose import check_initial, refuse_mismatch
 from persia_hpc.checkpoint.manifest import read_manifest
 from persia_hpc.checkpoint.matching import check_match
 from persia_hpc.config import Config
-from persia_hpc.config.metric_names import built_in, is_grouped, top_of
+from persia_hpc.config.metric_names import asked_metrics, built_in, is_grouped, top_of
 from persia_hpc.config.options import nearest
-from persia_hpc.config.retrieval import label_metrics, ranked_metrics
+from persia_hpc.config.retrieval import ranked_metrics
 from persia_hpc.config.watching import check_metrics, writes_checkpoints
 from persia_hpc.errors import UserError
 from persia_hpc.samples.catalogue import Catalogue
@@ -75,7 +75,7 @@ def make_facts(
         top = top_of(name)
         if top is not None and top[1] > num_samples["items"]:
             raise UserError(
-                f"train.metrics: got {name!r}, expected K of at most {num_samples['items']}, the number of "
+                f"metrics: got {name!r}, expected K of at most {num_samples['items']}, the number of "
                 "items in data.items; choose a smaller K"
             )
     schedules = make_schedules(config, num_samples)
@@ -89,10 +89,11 @@ def check_columns(config: Config, schema: DatasetSchema, where: str, *, labels: 
     Raises UserError if not.
     """
     train = config.train
-    grouped = [name for name in built_in(label_metrics(config)) if is_grouped(name)]
+    ranked, asked = ranked_metrics(config), built_in(asked_metrics(config))
+    grouped = [name for name in asked if is_grouped(name) and name not in ranked]
     if labels and grouped and not schema.has_group:
         raise UserError(
-            f"train.metrics: {', '.join(grouped)} {'is a mean' if len(grouped) == 1 else 'are means'} over "
+            f"metrics: {', '.join(grouped)} {'is a mean' if len(grouped) == 1 else 'are means'} over "
             f"groups, but {where} has no dataset /group, the user, session or query of each sample; add it, "
             "or leave the metric out"
         )
@@ -130,9 +131,12 @@ def concerns_checkpoints(config: Config, task: Task) -> bool:
 
 
 def training_data(sources: Mapping[str, Source]) -> tuple[SampleRange, ...]:
-    """Returns the digests by which the training samples are known again; () while they still appear.
+    """Returns the digests by which training samples are known again, and items that may be drawn for them.
+
+    There are none of samples that still appear.
 
     Raises DataError for damage in what is read.
     """
-    source = sources.get("train")
-    return sample_ranges(source) if isinstance(source, FileSource) else ()
+    train, items = sources.get("train"), sources.get("items")
+    of_items = sample_ranges(items.files, split="items") if isinstance(items, Catalogue) else ()
+    return (*(sample_ranges(train) if isinstance(train, FileSource) else ()), *of_items)

@@ -17,11 +17,10 @@ import torch
 from torch import Tensor
 
 from persia_hpc.arrays import Array
-from persia_hpc.config import TrainConfig
-from persia_hpc.config.metric_names import metrics_of, watch_problem
+from persia_hpc.config import Config
+from persia_hpc.config.metric_names import asked_metrics, watch_problem
 from persia_hpc.config.options import did_you_mean
-from persia_hpc.config.types import METRICS
-from persia_hpc.config.watching import Watched, best_metric, metric_names
+from persia_hpc.config.watching import Watched, best_metric, watchable_names
 from persia_hpc.errors import UserError
 from persia_hpc.trainer.batch import Batch, Inputs
 from persia_hpc.trainer.jagged import Jagged
@@ -148,26 +147,23 @@ class Importance:
                 yield permuted(part, self._batch, unit, torch.from_numpy(order[begin:end]))
 
 
-def watched_metric(train: TrainConfig, inputs: Inputs, losses: list[str], metric: str | None) -> Watched:
+def watched_metric(config: Config, inputs: Inputs, metric: str | None) -> Watched:
     """Returns the metric to compare by: `metric`, else what the run watches, else the first it reports.
 
-    losses: of the labels.
     Raises UserError for one that evaluations don't report.
     """
-    learned = {name for loss in losses for name in metrics_of(loss, train.metrics)}
-    names = metric_names(train.metrics, inputs.labels, losses)
-    names = [name for name in names if name not in METRICS or name in learned]
+    names, asked = watchable_names(config, inputs.labels), asked_metrics(config)
     if metric is None:
-        watched = best_metric(train)
-        return watched if watched.metric in names else Watched.of({"metric": names[0]}, train.metrics)
+        watched = best_metric(config)
+        return watched if watched.metric in names else Watched.of({"metric": names[0]}, asked)
     if metric not in names:
         raise UserError(
             f"--metric {metric}: expected one that evaluations of this run report: {', '.join(names)}"
             f"{did_you_mean(metric, names)}; more are computed with --set 'train.metrics=[\"gauc\"]'"
         )
-    if unwatchable := watch_problem(metric, train.metrics):
+    if unwatchable := watch_problem(metric, asked):
         raise UserError(f"--metric {metric}: {unwatchable}")
-    return Watched.of({"metric": metric}, train.metrics)
+    return Watched.of({"metric": metric}, asked)
 
 
 def measure(

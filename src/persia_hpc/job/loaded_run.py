@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from persia_hpc.errors import PersiaError, UserError
 from persia_hpc.models import build_model
 from persia_hpc.samples.catalogue import open_catalogue
 from persia_hpc.samples.drawn import DrawnSource
+from persia_hpc.samples.ids import TextIds
+from persia_hpc.samples.named import named_samples
 from persia_hpc.samples.source import Source, check_scorable, open_source
 from persia_hpc.tasks import label_check
 from persia_hpc.trainer.batch import make_inputs
@@ -35,7 +38,8 @@ from persia_hpc.trainer.session import Session
 from .consent import agree_to_import
 from .facts import catalogue_columns, check_columns, make_facts
 from .importance import Importance, chosen_units, measure, watched_metric
-from .local_stream import LocalStream, local_server
+from .local_stream import LocalStream, local_server, rows_of
+from .scoring import Scorer
 from .training import make_session
 
 IMPORTANCE_SAMPLES = 100_000  # by default: enough for an AUC to a thousandth
@@ -66,6 +70,33 @@ class LoadedRun:
     def tables(self) -> tuple[str, ...]:
         """Returns the names of the embedding tables."""
         return tuple(t.name for t in self.layout.tables)
+
+    def score(self, features: Mapping[str, Any], dense: Any = None) -> Array:
+        """Returns what the model predicts for one request or a batch: the numbers that `predict` writes.
+
+        features: of each feature, by name, an id for one request, or a list of B ids for a batch; of a
+        multi-hot one a list of ids, or B such lists. An id is an integer as in the dataset, or a text that
+        `preprocess` would make one of. A weighted feature is {"ids": ..., "weights": ...}.
+        dense: numbers by the names of the dense columns, or in their order, K or [B, K].
+        Ids never trained count as zeros. The model is built by the first call; threads take turns.
+
+        Shapes: float32 [O] for one request, [B, O] for a batch, for O outputs as in `predict`.
+        Raises UserError for what is missing, unknown or of another form, and as `model` does.
+        """
+        sample, single = named_samples(
+            self.schema, features, dense, self._texts, self.config.features_of_sequences
+        )
+        scores = self._scorer.predictions(sample)
+        return scores[0] if single else scores
+
+    @cached_property
+    def _texts(self) -> TextIds:
+        return TextIds.of_run(self.schema, self.path.parent)
+
+    @cached_property
+    def _scorer(self) -> Scorer:
+        rows = rows_of(self.config, self._server)
+        return Scorer(self.config, self.layout, self.inputs, self.model(), rows)
 
     def rows(self, table: str, ids: npt.ArrayLike) -> Array:
         """Returns the embedding vectors of `ids`, zeros for ids never trained.
@@ -132,7 +163,7 @@ class LoadedRun:
             if value < least:
                 raise UserError(f"--{name} {value}: expected at least {least}")
         inputs = self.inputs
-        watched = watched_metric(self.config.train, inputs, self.config.losses_of(inputs.labels), metric)
+        watched = watched_metric(self.config, inputs, metric)
         if watched.metric in ranked_metrics(self.config):
             raise UserError(
                 f"{watched.metric} ranks the whole catalogue, which importance doesn't; name another metric "

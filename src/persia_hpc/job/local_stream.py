@@ -10,12 +10,14 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from persia_hpc._native import PendingPull
 from persia_hpc.arrays import Array
 from persia_hpc.checkpoint.names import shard_name
 from persia_hpc.checkpoint.rows import load_rows
 from persia_hpc.checkpoint.shards import ShardWriter
+from persia_hpc.config import Config
 from persia_hpc.embedding_worker.engine import EmbeddingWorker, KeyBatch
 from persia_hpc.parameter_server.engine import ParameterServer
 from persia_hpc.protocol.row_batch import RowBatch
@@ -26,9 +28,12 @@ from persia_hpc.samples.datafile import FileInfo
 from persia_hpc.samples.source import Source
 from persia_hpc.samples.split_readers import SplitReaders
 from persia_hpc.schedule import Schedule
+from persia_hpc.serving.requests import ExportReport, ExportRequest
+from persia_hpc.serving.writer import PartWriter
 
 from .facts import Facts
 
+Rows = Callable[[Array, Array], list[Array]]
 WAIT_SECONDS = 0.02  # between two looks whether a wait is over
 STEPS_AHEAD = 8  # that are prepared while others are trained: reading comes in bursts, a window at a time
 
@@ -40,13 +45,41 @@ def local_server(facts: Facts) -> ParameterServer:
     """
     sync = dataclasses.replace(facts.config, mode="sync", staleness_bound=0, exact=False, apply="step")
     num_steps = facts.schedules["train"].num_steps if "train" in facts.schedules else 1
-    return ParameterServer(sync, facts.layout, num_steps=num_steps)
+    return ParameterServer(sync, facts.layout, num_steps=num_steps, threads=torch.get_num_threads())
+
+
+def rows_of(config: Config, server: ParameterServer) -> Rows:
+    """Returns what gives the rows of keys for an evaluation, from a server in this process.
+
+    Shapes: keys uint64 [U] and counts uint32 [T], of each table, become for each dim group [U_g, D_g] in the
+    wire format of rows.
+    """
+
+    def rows(keys: Array, counts: Array) -> list[Array]:
+        out = empty_rows(config, server, counts)
+        server.lookup(keys, counts, out)
+        return out
+
+    return rows
+
+
+def empty_rows(config: Config, server: ParameterServer, counts: Array) -> list[Array]:
+    """Returns room for so many rows of each table, in the wire format of rows."""
+    wire = WIRES[config.wire.rows]
+    return [np.empty(wire.shape(*shape), wire.dtype) for shape in server.row_shapes(counts)]
+
+
+def look_up(worker: EmbeddingWorker, batch: KeyBatch, rows: Rows) -> RowBatch:
+    """Returns a prepared batch of an evaluation with its rows, all from one server."""
+    request = worker.request(batch)
+    return worker.assemble(batch, rows(request.keys.part(0), request.counts.part(0)))
 
 
 class LocalStream:
     """Streams batches to a session whose worker and server live in the same process. See `BatchStream`."""
 
     memory = ()
+    alone = True
 
     def __init__(
         self,
@@ -69,8 +102,10 @@ class LocalStream:
         self.wait_seconds = 0.0
         self.phases = Phases((*LOCAL_STREAM, *TRAINER), config.train.trace)
         self.first_pull: dict[int, float] = {}
-        self._wire = WIRES[config.wire.rows]
+        self._config = config
+        self._rows = rows_of(config, server)
         self._stop = stop
+        self._parts = PartWriter(server, config.export.rows)
         self._last = 0
         self._pulled = 0
         self._evaluation: tuple[str, int] = ("", 0)
@@ -106,14 +141,14 @@ class LocalStream:
             for later in range(step + 1 + len(self._ahead), min(step + STEPS_AHEAD, self._last) + 1):
                 self._ahead.append(self._thread.submit(self._prepare, "train", later))
         begin = time.perf_counter()
-        keys, counts = self._request(batch)
+        request = self.worker.request(batch)
+        keys, counts = request.keys.part(0), request.counts.part(0)
         self.first_pull.setdefault(self.server.clock.first, time.time())
         self.server.submit_pull(PendingPull(step, 0, keys, counts))
-        for pull in self.server.ready_pulls():
-            out = self._rows(counts)
-            batch.staleness = self.server.answer(pull, out)
-            self.worker.add_rows(batch, 0, out)
-        row_batch = self.worker.assemble(batch)
+        (pull,) = self.server.ready_pulls()
+        rows = empty_rows(self._config, self.server, counts)
+        batch.staleness = self.server.answer(pull, rows)
+        row_batch = self.worker.assemble(batch, rows)
         self.phases.add("pull", begin, step)
         return row_batch
 
@@ -136,7 +171,7 @@ class LocalStream:
         self._evaluation = (split, step)
 
     def next_evaluation(self, number: int) -> RowBatch:
-        return self._look_up(self._prepare(self._evaluation[0], number))
+        return look_up(self.worker, self._prepare(self._evaluation[0], number), self._rows)
 
     def stop_signal(self) -> int | None:
         return self._stop.number if self._stop is not None else None
@@ -154,6 +189,12 @@ class LocalStream:
         self._drop_ahead()
         self.server.empty()
         load_rows(Path(directory), self.server)
+
+    def begin_export(self, request: ExportRequest) -> None:
+        self._parts.begin(request)
+
+    def exported(self) -> list[ExportReport]:
+        return self._parts.finished()
 
     def close(self) -> None:
         """Ends the thread; may be called again."""
@@ -193,18 +234,3 @@ class LocalStream:
             phases.add("read", begin, number, read)
             phases.add("dedup", read, number)
         return batch
-
-    def _look_up(self, batch: KeyBatch) -> RowBatch:
-        keys, counts = self._request(batch)
-        out = self._rows(counts)
-        self.server.lookup(keys, counts, out)
-        self.worker.add_rows(batch, 0, out)
-        return self.worker.assemble(batch)
-
-    def _request(self, batch: KeyBatch) -> tuple[Array, Array]:
-        request = self.worker.request(batch)
-        return request.keys.part(0), request.counts.part(0)
-
-    def _rows(self, counts: Array) -> list[Array]:
-        shapes = self.server.row_shapes(counts)
-        return [np.empty(self._wire.shape(*shape), self._wire.dtype) for shape in shapes]

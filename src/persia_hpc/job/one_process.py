@@ -18,6 +18,7 @@ from persia_hpc.reporting.screen import show_summary
 from persia_hpc.reporting.summary import make_summary, write_json
 from persia_hpc.reporting.trace import write_trace
 from persia_hpc.runtime.stop import StopSignals
+from persia_hpc.runtime.telemetry import Telemetry
 from persia_hpc.samples.formats import keep_encoding
 from persia_hpc.samples.source import Source
 from persia_hpc.trainer.device import prepare_device
@@ -27,7 +28,7 @@ from .local_stream import LocalStream, local_server
 from .resume import first_sound_checkpoint, load_start
 from .sources import open_sources
 from .task import Task
-from .training import TrainerStart, make_session, prepare_trainer, train_session
+from .training import TrainerStart, make_session, prepare_trainer, train_session, trainer_counts
 
 
 def run_in_one_process(config: Config, task: Task, stop: StopSignals) -> dict[str, Any]:
@@ -80,6 +81,8 @@ def _train(
         run_dir=run_dir,
     )
     begin_run(run_dir, config, start.events)
+    telemetry = Telemetry(run_dir, "one_process", 0, config.metrics.every_seconds)
+    telemetry.begin(session.phases, lambda: trainer_counts(session) | stream.server.counts())
     keep_encoding(config.data, facts.schema.encoding, run_dir)
     try:
         trainer = train_session(session, task, start.driver)

@@ -12,6 +12,7 @@ from mpi4py import MPI
 from persia_hpc.runtime.loop import RankContext
 from persia_hpc.runtime.node_memory import available_memory, shared_memory_room
 from persia_hpc.runtime.stop import StopSignals
+from persia_hpc.runtime.telemetry import Telemetry
 from persia_hpc.runtime.watchdog import Watchdog
 from persia_hpc.topology.channels import RingBytes, feed_channels, fitting, row_channels
 from persia_hpc.topology.communicators import Communicators
@@ -36,6 +37,7 @@ class Place:
     run_dir: Path
     stop: StopSignals
     watchdog: Watchdog
+    telemetry: Telemetry
     memory_grows: bool = False  # transport.memory_grows
 
     @property
@@ -83,7 +85,7 @@ class Place:
 
     def context(self, *planes: Plane) -> RankContext:
         """Returns what this rank's loop waits with for records in `planes`, and who watches it."""
-        return RankContext(Waiter(*planes, spin=self.spin), self.watchdog, self.stop)
+        return RankContext(Waiter(*planes, spin=self.spin), self.watchdog, self.stop, self.telemetry)
 
     def _ranks(self, role: Role, rank_of: Callable[[Role, int], int]) -> list[int]:
         return [rank_of(role, i) for i in range(self.count(role))]

@@ -24,6 +24,7 @@ from persia_hpc.reporting.outcomes import JobOutcome, ServerOutcome, TrainerOutc
 from persia_hpc.reporting.summary import make_summary, write_json
 from persia_hpc.reporting.trace import clock_offsets, write_trace
 from persia_hpc.runtime.stop import StopSignals
+from persia_hpc.runtime.telemetry import Telemetry
 from persia_hpc.runtime.watchdog import Watchdog
 from persia_hpc.samples.identity import SampleRange
 from persia_hpc.samples.source import Source
@@ -149,6 +150,7 @@ class RankJob:
 
     def make_place(self, *, ring_bytes: RingBytes, binding: Binding) -> Place:
         """Returns this rank's place; the arguments are what ranks have found out together."""
+        me = self.communicators.me
         return Place(
             communicators=self.communicators,
             ring_bytes=ring_bytes,
@@ -157,6 +159,7 @@ class RankJob:
             run_dir=self.run_dir,
             stop=self.start.stop,
             watchdog=self.watchdog,
+            telemetry=Telemetry(self.run_dir, me.role.value, me.role_rank, self.config.metrics.every_seconds),
             memory_grows=self.config.transport.memory_grows,
         )
 

@@ -31,9 +31,10 @@ class Bias:
     """Holds what HSTU adds to a score, from how far apart two events are.
 
     positions: by their distance, from 0. times: by the bucket of the seconds between the time of the event
-    behind the one that looks, `until`, and that of the one it looks at, `since`.
+    behind the one that looks, `until`, and that of the one it looks at, `since`. These are float64: float32
+    tells seconds apart only within 194 days.
 
-    Shapes: positions [n], for sequences of at most n events; times [129]; until and since float32 [N].
+    Shapes: positions [n], for sequences of at most n events; times [129]; until and since float64 [N].
     """
 
     positions: Tensor | None = None
@@ -147,9 +148,9 @@ def time_buckets(seconds: Tensor) -> Tensor:
 
 
 def bucket_edges(device: torch.device | None = None) -> Tensor:
-    """Returns where buckets 1, 2, ... begin, in seconds, float32 [128]."""
+    """Returns where buckets 1, 2, ... begin, in seconds, float64 [128]."""
     numbers = torch.arange(1, TIME_BUCKETS, dtype=torch.float64, device=device)
-    return torch.exp(BUCKET_WIDTH * numbers).float()
+    return torch.exp(BUCKET_WIDTH * numbers)
 
 
 def _by_blocks(like: Jagged, values: Sequence[Tensor], attend: Callable[..., Tensor]) -> Tensor:

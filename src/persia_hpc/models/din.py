@@ -50,7 +50,7 @@ class DIN(nn.Module):
     attend: the histories, each a table with `targets` and `histories`, as many names of features: the vectors
     of an event's features side by side are compared with those of the target. By default every sequence
     attends to the one pooled feature that shares its table.
-    attention: widths of the attention's hidden layers, with activation `attention_activation`.
+    attention: widths of the attention's hidden layers, with `attention_activation` and `attention_dropout`.
 
     Other sequences count with their mean. Sequences are padded or jagged.
     """
@@ -62,6 +62,7 @@ class DIN(nn.Module):
         attend: Attend | None = None,
         attention: Sequence[int] = (36,),
         attention_activation: str = "dice",
+        attention_dropout: float = 0.0,
         softmax: bool = False,
         activation: str = "dice",
         dropout: float = 0.0,
@@ -69,7 +70,7 @@ class DIN(nn.Module):
     ) -> None:
         super().__init__()
         layers = layer_options("din", activation, dropout, batch_norm)
-        inner = layer_options("din", attention_activation, dropout)
+        inner = layer_options("din", attention_activation, attention_dropout, named="attention_dropout")
         check_flag("din", "softmax", softmax)
         self.inputs = inputs
         self.pairs = pairs_of("din", inputs, attend)

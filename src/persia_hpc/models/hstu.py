@@ -200,7 +200,7 @@ class HSTU(SequenceModel):
         return one_each(torch.stack([layer(batch.pooled[name].float()) for name, layer in layers], dim=1))
 
     def _clock(self, batch: Batch, events: Jagged) -> Jagged | None:
-        """Returns the time of each token in seconds, before that of the last event: so it is at most 0.
+        """Returns the time of each token in seconds, float64, before that of the last event: it is at most 0.
 
         A target has the time of the last event, and the context that of the first.
 
@@ -210,16 +210,16 @@ class HSTU(SequenceModel):
             return None
         history, weights = batch.jagged[self.times], batch.jagged[self.times].weights
         assert weights is not None
-        parts = [history.with_values(weights)]
+        parts = [history.with_values(weights.double())]
         if self.layers is not None:
-            parts.append(one_each(weights.new_zeros(history.num_samples, 1)))
+            parts.append(one_each(parts[0].values.new_zeros(history.num_samples, 1)))
         gaps = joined(parts) if len(parts) > 1 else parts[0]
         if gaps.offsets is not events.offsets and not torch.equal(gaps.offsets, events.offsets):
             raise unequal(self.model, [*self.histories, self.times])
         clock, oldest = gaps, gaps.values.new_zeros(gaps.num_samples)
         if len(gaps.values):
-            since = gaps.values.double().cumsum(dim=0)
-            clock = gaps.with_values((since - since[gaps.offsets[1:] - 1][gaps.samples()]).float())
+            since = gaps.values.cumsum(dim=0)
+            clock = gaps.with_values(since - since[gaps.offsets[1:] - 1][gaps.samples()])
             first = clock.values[clock.offsets[:-1].clamp(max=len(clock.values) - 1)]
             oldest = torch.where(clock.lengths > 0, first, oldest)
         if self.context:

@@ -16,6 +16,7 @@ from persia_hpc._native import PendingPull, RingConsumer, RingProducer, Table, T
 from persia_hpc.arrays import Array
 from persia_hpc.config import Config
 from persia_hpc.config.learning_rate import LearningRate
+from persia_hpc.runtime.telemetry import Counts
 from persia_hpc.table_layout import Layout, native_config
 from persia_hpc.topology.sharding import bucket_bounds
 
@@ -63,8 +64,13 @@ class ParameterServer:
         num_servers: int = 1,
         num_trainers: int = 1,
         num_steps: int = 1,
+        threads: int = 1,
     ):
-        """Makes empty tables; `num_steps` is of the whole training, since learning rates may depend on it."""
+        """Makes empty tables; `num_steps` is of the whole training, since learning rates may depend on it.
+
+        threads: that share the tables of a large pull or push, unless `server_threads` share each table.
+        """
+        self._threads = threads
         self.layout = layout
         self.server_rank, self.num_servers = server_rank, num_servers
         self._config = config
@@ -97,7 +103,9 @@ class ParameterServer:
         for table, owned in zip(self.layout.tables, self.buckets, strict=True):
             native = native_config(self._config, table, owned.start, owned.stop)
             self.tables.append(Table(native) if owned else None)
-        self._set = TableSet(self.tables, self.layout.dim_group_of_table, self.layout.dim_groups)
+        self._set = TableSet(
+            self.tables, self.layout.dim_group_of_table, self.layout.dim_groups, threads=self._threads
+        )
 
     def restore(self, step: int, ledger: Mapping[str, int], staleness: Mapping[str, int]) -> None:
         """Continues after `step` of an earlier run, whose tables are loaded, with that run's counters."""
@@ -272,6 +280,22 @@ class ParameterServer:
             f"the gradients of step {clock.applied + 1}"
             + (f" of trainer {', '.join(map(str, missing))}" if missing else "")
             + f" (applied: {clock.applied}; pulls that wait: {waiting})"
+        )
+
+    def counts(self) -> Counts:
+        """Returns what the server has counted up to now, for telemetry."""
+        tables = [t for t in self.tables if t is not None]
+        pulls = sum(self.clock.histogram.values())
+        gauges = {
+            "rows": sum(t.num_rows for t in tables),
+            "table_bytes": sum(t.memory_bytes for t in tables),
+            "waiting_pulls": len(self._waiting),
+            "held_pushes": sum(map(len, self._held.values())),
+            "max_staleness": max(self.clock.histogram, default=0),
+        }
+        stale = sum(staleness * count for staleness, count in self.clock.histogram.items())
+        return Counts(
+            self.clock.applied, gauges, {"pulls": pulls, "pulls_staleness": stale, **vars(self.ledger)}
         )
 
     def statistics(self) -> dict[str, Any]:

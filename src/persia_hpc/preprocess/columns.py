@@ -14,9 +14,10 @@ import polars as pl
 
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess.frames import Place
-from persia_hpc.preprocess.ids import MISSING_ID, RARE_ID, Ids, hash_strings, string_ids
+from persia_hpc.preprocess.ids import string_ids
 from persia_hpc.preprocess.kinds import Lengths, check_type, flatten, is_list
 from persia_hpc.preprocess.rules import as_truth
+from persia_hpc.samples.ids import MISSING_ID, RARE_ID, Ids, hash_strings
 
 Numbers = npt.NDArray[np.float64]
 

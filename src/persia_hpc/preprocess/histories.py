@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from persia_hpc.preprocess.ids import Ids
 from persia_hpc.samples.batch import IdColumn, Rows
+from persia_hpc.samples.ids import Ids
 
 # Width of a bucket of time in natural logarithms of seconds, as HSTU's research code has it.
 GAP_STEP = 0.301

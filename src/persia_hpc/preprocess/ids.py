@@ -1,4 +1,4 @@
-"""Makes ids from values: a stable hash of strings, reserved ids, and counts of ids in the training rows.
+"""Makes ids from columns of text, and counts ids in the training rows.
 
 While counting, each rank keeps the distinct ids that it has met, then its share of them; while writing, it
 keeps the frequent ids of all ranks.
@@ -8,36 +8,15 @@ Shapes: N values, V distinct ids.
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Sequence
-from hashlib import blake2b
-
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from persia_hpc.preprocess.splitting import mix
 from persia_hpc.preprocess.team import Team
-
-Ids = npt.NDArray[np.uint64]
-
-# The lowest signed 64-bit integer and its neighbour: no file has them as ids, where -1 or 2^64 - 1 do occur.
-MISSING_ID = 1 << 63
-RARE_ID = MISSING_ID + 1
+from persia_hpc.samples.ids import Ids, hash_strings
 
 # Counting keeps at most this many uncompacted entries beside the distinct ids.
 COMPACT_ENTRIES = 1 << 22
-
-
-def hash_strings(values: Sequence[str]) -> Ids:
-    """Returns an id for each string: the 8-byte blake2b digest of its UTF-8 bytes, little-endian.
-
-    Ids are the same on every machine and in every release, so that rows of a trained table can be looked up
-    by their strings.
-    Shapes: [N] uint64.
-    """
-    digests = b"".join(blake2b(value.encode(), digest_size=8).digest() for value in values)
-    return np.frombuffer(digests, "<u8").astype(np.uint64)
 
 
 def string_ids(values: pl.Series) -> Ids:
@@ -48,16 +27,6 @@ def string_ids(values: pl.Series) -> Ids:
     distinct = values.unique()
     hashes = pl.Series(hash_strings(distinct.to_list()), dtype=pl.UInt64)
     return values.replace_strict(distinct, hashes, return_dtype=pl.UInt64).to_numpy()
-
-
-def pack_ids(ids: Ids) -> str:
-    """Returns ids as text: base64 of little-endian 64-bit integers."""
-    return base64.b64encode(ids.astype("<u8").tobytes()).decode()
-
-
-def unpack_ids(text: str) -> Ids:
-    """Returns the ids [N] that `pack_ids` has packed."""
-    return np.frombuffer(base64.b64decode(text), "<u8").astype(np.uint64)
 
 
 class IdCounts:
@@ -130,33 +99,3 @@ def merged_counts(found: pl.DataFrame, min_count: int, team: Team, *, values: bo
     kept = found.filter(pl.col("count") >= min_count)
     parts: list[pl.DataFrame] = team.gather(kept if values else kept.select("id"))
     return pl.concat(parts).sort("first" if values else "id")
-
-
-class IdFilter:
-    """Maps known ids to themselves, or to 1..V by first use, and all others to one reserved id."""
-
-    def __init__(
-        self, known: Ids, *, other: int, never_other: Sequence[int] = (), renumber: bool = False
-    ) -> None:
-        """Prepares the mapping.
-
-        known: the known ids [V], in the order in which `renumber` gives them the numbers 1..V
-        other: the id that unknown ids are mapped to
-        never_other: reserved ids that are always kept
-        """
-        self.known = known
-        keep = np.asarray([i for i in never_other if not (known == i).any()], np.uint64)
-        numbers = np.arange(1, len(known) + 1, dtype=np.uint64) if renumber else known
-        ids = np.concatenate([known, keep])
-        order = np.argsort(ids, kind="stable")
-        self._ids = ids[order]
-        self._numbers = np.concatenate([numbers, keep])[order]
-        self._other = np.uint64(other)
-
-    def __call__(self, ids: Ids) -> Ids:
-        """Returns the mapped ids [N]."""
-        if len(self._ids) == 0:
-            return np.full(len(ids), self._other, np.uint64)
-        places = np.minimum(np.searchsorted(self._ids, ids), len(self._ids) - 1)
-        found: Ids = np.where(self._ids[places] == ids, self._numbers[places], self._other)
-        return found

@@ -19,12 +19,12 @@ from persia_hpc.errors import UserError
 from persia_hpc.preprocess.columns import split_lists, to_ids
 from persia_hpc.preprocess.frames import Frame, Place, parse
 from persia_hpc.preprocess.histories import Timeline
-from persia_hpc.preprocess.ids import MISSING_ID, Ids
 from persia_hpc.preprocess.lines import expand_files, read_blocks
 from persia_hpc.preprocess.outputs import ITEMS, FileReport, Outputs, input_identity
 from persia_hpc.preprocess.progress import Progress
 from persia_hpc.preprocess.table.input import header
 from persia_hpc.samples.batch import IdColumn, Rows, SampleBatch
+from persia_hpc.samples.ids import MISSING_ID, Ids
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 
 SOURCE = "KuaiRand (Gao et al., CIKM 2022), CC BY-SA 4.0"
@@ -136,8 +136,8 @@ def prepare(options: KuaiRandOptions) -> list[FileReport] | None:
     """
     if options.history < 1:
         raise UserError(f"--history {options.history}: expected 1 or more")
-    logs = [expand_files([name], options.input) for name in LOGS]
-    others = [expand_files([name], options.input) for name in (USERS, VIDEOS)]
+    logs = [_files(options.input, name) for name in LOGS]
+    others = [_files(options.input, name) for name in (USERS, VIDEOS)]
     settings: dict[str, Any] = {
         "dataset": "kuairand",
         "inputs": input_identity([path for some in (*logs, *others) for path in some]),
@@ -170,6 +170,22 @@ def prepare(options: KuaiRandOptions) -> list[FileReport] | None:
             nothing = np.empty((len(some), 0), np.float32)
             writer.write(ITEMS, SampleBatch(ids, nothing, nothing, weight=counts[begin : begin + len(some)]))
     return writer.report
+
+
+def _files(folder: Path, pattern: str) -> list[Path]:
+    """Returns the files of the folder whose names fit.
+
+    Raises UserError, which says where they may be, if none does.
+    """
+    if any(folder.glob(pattern)):
+        return expand_files([pattern], folder)
+    got = f"no {pattern}" if folder.is_dir() else "no such folder"
+    fix = "; it is `data` of an unpacked KuaiRand-Pure or KuaiRand-1K"
+    if any(folder.glob(f"{pattern}.*")):
+        fix = f"; decompress {next(folder.glob(f'{pattern}.*')).name} and the others first"
+    elif inside := sorted(folder.glob(f"*/{pattern}")):
+        fix = f"; did you mean {inside[0].parent}?"
+    raise UserError(f"{folder}: got {got}, expected {', '.join((*LOGS, USERS, VIDEOS))} there{fix}")
 
 
 def _frames(paths: Sequence[Path], needed: Sequence[str], title: str) -> Any:

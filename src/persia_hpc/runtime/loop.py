@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from persia_hpc.runtime.stop import StopSignals
+from persia_hpc.runtime.telemetry import Telemetry
 from persia_hpc.runtime.watchdog import Watchdog
 from persia_hpc.transport.progress import Waiter
 
@@ -18,6 +19,7 @@ class RankContext:
     waiter: Waiter
     watchdog: Watchdog
     stop: StopSignals
+    telemetry: Telemetry
 
 
 class PollingLoop:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 # In the order in which summaries show them. A trainer in one process also has the phases of its batch stream.
@@ -67,6 +68,12 @@ class Phases:
         self._intervals: deque[Interval] | None = (
             deque(maxlen=EVENTS_PER_STEP * trace_steps) if trace_steps else None
         )
+        self._due, self._period = math.inf, 0.0
+        self._tell: Callable[[], object] | None = None
+
+    def every(self, seconds: float, tell: Callable[[], object]) -> None:
+        """Calls `tell` from `add`, when so many seconds have passed since it was called."""
+        self._due, self._period, self._tell = time.perf_counter() + seconds, seconds, tell
 
     def start(self) -> None:
         """Begins the time that is counted."""
@@ -87,6 +94,9 @@ class Phases:
         self.seconds[phase] += end - begin
         if self._intervals is not None:
             self._keep(Interval(phase, begin, end, step))
+        if end >= self._due and self._tell is not None:
+            self._due = end + self._period
+            self._tell()
         return end
 
     def _keep(self, interval: Interval) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from persia_hpc.callbacks import Callback
 from persia_hpc.checkpoint.names import step_name
 from persia_hpc.config import Config
+from persia_hpc.config.metric_names import asked_metrics
 from persia_hpc.config.retrieval import ranked_metrics, retrieval_loss
 from persia_hpc.config.watching import Watched, best_metric, keeps_best
 from persia_hpc.errors import UserError
@@ -111,16 +112,16 @@ class Driver:
         if softmax is not None:
             self.retrieval = check_model(self.model, 'the loss "in_batch_softmax"')
         if ranked := ranked_metrics(config):
-            check_model(self.model, f"train.metrics: {ranked[0]} of data.items")
+            check_model(self.model, f"the metric {ranked[0]} of data.items")
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         if parameters:
             make_optimizer(parameters, config.train.optimizer, self.model)  # only to refuse bad arguments now
-        early_stop, metrics = config.train.early_stop, config.train.metrics
+        early_stop, metrics = config.train.early_stop, asked_metrics(config)
         self.early_stop = None
         if early_stop is not None:
             self.early_stop = Watch(Watched.of(early_stop, metrics), float(early_stop["min_delta"]))
         self.plateau = None if config.train.plateau is None else Plateau(config.train.plateau, metrics)
-        self.best = Watch(best_metric(config.train))
+        self.best = Watch(best_metric(config))
         self.keeps_best = keeps_best(config.train)
         self._parts: list[tuple[Tensor, Tensor]] = []  # of the step under way
         self._recent: deque[tuple[Tensor, Tensor, Tensor]] = deque()

@@ -13,7 +13,7 @@ import numpy as np
 from persia_hpc._native import number_groups
 from persia_hpc.arrays import Array
 from persia_hpc.config.metric_names import built_in, is_grouped, metrics_of
-from persia_hpc.config.retrieval import label_metrics, ranked_metrics
+from persia_hpc.config.retrieval import label_metrics, ranked_metrics, task_metrics
 from persia_hpc.config.types import METRICS, Config
 from persia_hpc.errors import UserError
 from persia_hpc.user_objects import describe, load_object
@@ -46,6 +46,7 @@ class Wanted:
     slices: tuple[str, ...] = ()  # features
     slice_samples: int = 1  # that a slice has at least
     ranked: tuple[str, ...] = ()  # metrics of the ranks of a catalogue's items
+    of_tasks: Mapping[str, Sequence[str]] = field(default_factory=dict)  # of some labels, instead of built_in
 
     @classmethod
     def of(cls, config: Config, inputs: Inputs) -> Wanted:
@@ -56,8 +57,9 @@ class Wanted:
         train, labels = config.train, inputs.labels
         names, own = tuple(built_in(label_metrics(config))), load_metrics(train.metrics)
         losses, slices = tuple(config.losses_of(labels)), tuple(train.slices)
-        ranked = tuple(ranked_metrics(config))
-        return cls(labels, losses, inputs.output_widths, names, own, slices, train.slice_samples, ranked)
+        ranked, of_tasks = tuple(ranked_metrics(config)), task_metrics(config)
+        widths, least = inputs.output_widths, train.slice_samples
+        return cls(labels, losses, widths, names, own, slices, least, ranked, of_tasks)
 
     @property
     def num_outputs(self) -> int:
@@ -69,7 +71,8 @@ class Wanted:
         found, begin = [], 0
         losses = self.losses or ("bce",) * len(self.labels)
         for label, loss, width in zip(self.labels, losses, self.widths or (1,) * len(losses), strict=True):
-            found.append((label, loss, slice(begin, begin + width), metrics_of(loss, self.built_in)))
+            names = metrics_of(loss, self.of_tasks.get(label, self.built_in))
+            found.append((label, loss, slice(begin, begin + width), names))
             begin += width
         return found
 

@@ -57,7 +57,7 @@ class Plateau:
     """Multiplies all learning rates, also those of tables, when evaluations stop getting better."""
 
     def __init__(self, options: Mapping[str, Any], metrics: Sequence[str] = ()) -> None:
-        """Takes the options of `train.plateau`; metrics: those of `train.metrics`."""
+        """Takes the options of `train.plateau`; metrics: those that are asked for."""
         self.factor = 1.0
         self._watch = Watch(Watched.of(options, metrics), float(options["min_delta"]))
         self._patience = int(options["patience"])

@@ -204,6 +204,12 @@ class Plane:
         ends: list[RingSender | RingReceiver] = [*self._senders.values(), *self._receivers.values()]
         return {end.name: end.counters for end in ends}
 
+    @property
+    def fill(self) -> float:
+        """Returns how full the fullest ring is that this rank writes to, from 0 to 1."""
+        rings = [sender.ring for sender in self._senders.values()]
+        return max((ring.used / len(ring.data) for ring in rings), default=0.0)
+
     def free(self) -> None:
         """Frees the windows; views of records that were not detached are invalid afterwards.
 

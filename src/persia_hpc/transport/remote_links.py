@@ -6,16 +6,13 @@ No call here waits for a peer (docs/rma_protocol.md says why, step by step).
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 from mpi4py import MPI
 
 from persia_hpc.arrays import Bytes, Words
-
-Ranges = Sequence[tuple[int, int]]
+from persia_hpc.transport.remote_source import Lane, Ranges, RemoteSource
 
 # A notice: what it is, the channel's number, the last entry or the tail, and where new entries lie in the
 # ring: begin, end, begin, end (in at most two pieces, with the ring's end between them).
@@ -52,8 +49,9 @@ class Notices:
         self._win = win
         self._lock = threading.RLock()
         self._due: dict[RemoteTailLink, None] = {}  # in order, and each once
-        self._fetching: dict[RemoteSource, None] = {}
-        self._sources: dict[int, RemoteSource] = {}
+        self._fetching: dict[Lane, None] = {}
+        self._lanes: dict[int, Lane] = {}  # by producer
+        self._sources: dict[int, tuple[Lane, RemoteSource]] = {}  # by channel
         self._tails: dict[int, Words] = {}
         self._sent = np.zeros(comm.size, np.int64)
         self._got = np.zeros(comm.size, np.int64)
@@ -72,7 +70,8 @@ class Notices:
 
         They are fetched to `data`, and then their sequence words are stored.
         """
-        self._sources[channel] = RemoteSource(self._win, producer, source, data, words)
+        lane = self._lanes.setdefault(producer, Lane(self._win, producer))
+        self._sources[channel] = lane, RemoteSource(source, data, words)
         return RemoteTailLink(Outbox(self, channel, producer))
 
     def connect(self) -> None:
@@ -81,21 +80,21 @@ class Notices:
         Open MPI looks a window up at the first access, and waits for its rank meanwhile.
         Collective over the ranks.
         """
-        for source in self._sources.values():
-            source.fetch(0, [(0, 8)])
-        for source in self._sources.values():
-            while source.busy:
-                source.finish()
+        for lane, source in self._sources.values():
+            lane.fetch(source, 0, [(0, 8)])
+        for lane in self._lanes.values():
+            while lane.busy:
+                lane.finish()
         self._comm.Barrier()  # whoever leaves may be outside MPI for long
 
     def progress(self) -> bool:
         """Takes notices, starts and finishes fetches, sends what is due; returns whether anything moved."""
         with self._lock:
             moved = self._receive()
-            for source in tuple(self._fetching):
-                moved |= source.finish()
-                if not source.busy:
-                    del self._fetching[source]
+            for lane in tuple(self._fetching):
+                moved |= lane.finish()
+                if not lane.busy:
+                    del self._fetching[lane]
             for link in tuple(self._due):
                 moved |= link.send()
             return moved
@@ -107,11 +106,10 @@ class Notices:
             if kind == _TAIL:
                 self._tails[channel][0] = number
             else:
-                source = self._sources[channel]
-                source.fetch(
-                    number, [(begin, end) for begin, end in (bounds[:2], bounds[2:4]) if begin < end]
-                )
-                self._fetching[source] = None
+                lane, source = self._sources[channel]
+                ranges = [(begin, end) for begin, end in (bounds[:2], bounds[2:4]) if begin < end]
+                lane.fetch(source, number, ranges)
+                self._fetching[lane] = None
             moved = True
         return moved
 
@@ -237,41 +235,3 @@ class RemoteTailLink:
             self._outbox.send(_TAIL, self._tail)
         self._outbox.notices.due(self, is_due=not free)
         return free
-
-
-class RemoteSource:
-    """Fetches a channel's entries from its producer's window, and shows them to the consumer in order."""
-
-    def __init__(self, win: MPI.Win, producer: int, source: int, data: Bytes, words: Words) -> None:
-        self._win = win
-        self._producer = producer
-        self._source = source
-        self._data = data
-        self._words = words
-        self._shown = 0  # the last entry that the consumer can see
-        self._fetches: deque[tuple[int, list[MPI.Request]]] = deque()
-
-    @property
-    def busy(self) -> bool:
-        """Returns whether anything is under way."""
-        return bool(self._fetches)
-
-    def fetch(self, last: int, ranges: Ranges) -> None:
-        """Starts to fetch the entries up to `last`."""
-        requests = []
-        for begin, end in ranges:
-            size = end - begin
-            here, there = [self._data[begin:end], size, MPI.BYTE], [self._source + begin, size, MPI.BYTE]
-            requests.append(self._win.Rget(here, self._producer, there))
-        self._fetches.append((last, requests))
-
-    def finish(self) -> bool:
-        """Stores the sequence words of what has come, in order; returns whether anything has."""
-        moved = False
-        while self._fetches and MPI.Request.Testall(self._fetches[0][1]):
-            last, _ = self._fetches.popleft()
-            numbers = np.arange(self._shown + 1, last + 1, dtype=np.uint64)
-            self._words[numbers % np.uint64(len(self._words))] = numbers
-            self._shown = last
-            moved = True
-        return moved

@@ -1,9 +1,10 @@
 """Runs scripts of records through real rings between all pairs of ranks and checks every byte that arrives.
 
-    ring_scripts.py SCRIPTS.json shared|remote|natural|early
+    ring_scripts.py SCRIPTS.json shared|remote|pieces|natural|early
 
-remote: between all ranks as between nodes. natural: as they lie. early: natural and broken on purpose:
-entries are shown to their consumer before they were fetched.
+remote: between all ranks as between nodes. pieces: likewise, with entries fetched as over a slow link.
+natural: as they lie. early: natural and broken on purpose: entries are shown to their consumer before they
+were fetched.
 
 A script has: "ring", an index into RINGS; "records", each with "arrays" [[dtype, rows, columns, parts]] and
 "reserve" (whether to try that first); "pause", seconds between records; "hold", how many records the consumer
@@ -16,7 +17,6 @@ import json
 import re
 import sys
 import time
-from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ import pytest
 from mpi4py import MPI
 
 from persia_hpc.errors import UserError
-from persia_hpc.transport import remote_links
+from persia_hpc.transport import remote_links, remote_source
 from persia_hpc.transport.plane import Channel, Plane
 from persia_hpc.transport.progress import Waiter
 from persia_hpc.transport.records import Record
@@ -153,17 +153,21 @@ def check(record: Record, arrays: list[np.ndarray], script: dict[str, Any] | Non
         assert got.size == 0 or got.ctypes.data % 64 == 0, (record, script)
 
 
-class Early(remote_links.RemoteSource):
+class Early(remote_links.Lane):
     """Doesn't wait for what it fetches."""
 
     def finish(self) -> bool:
-        self._fetches = deque((last, []) for last, _ in self._fetches)
+        for piece in self._under_way:
+            piece.request = MPI.REQUEST_NULL
         return super().finish()
 
 
 def main() -> None:
-    if sys.argv[2] == "early":
-        remote_links.RemoteSource = Early  # type: ignore[misc]
+    path = sys.argv[2]
+    if path == "early":
+        remote_links.Lane = Early  # type: ignore[misc]
+    if path == "pieces":
+        remote_source.PIECE_SECONDS, remote_source.LEAST_PIECE_BYTES = 1e-9, 1000
     scripts = json.loads(Path(sys.argv[1]).read_text())
     comm = MPI.COMM_WORLD
     rank = comm.rank
@@ -175,8 +179,10 @@ def main() -> None:
         for ring_bytes in RINGS
         if producer != consumer
     ]
-    plane = Plane(comm, channels, force_remote=sys.argv[2] == "remote")
-    assert plane.remote == (sys.argv[2] == "remote" or len(set(comm.allgather(MPI.Get_processor_name()))) > 1)
+    plane = Plane(comm, channels, force_remote=path in ("remote", "pieces"))
+    assert plane.remote == (
+        path in ("remote", "pieces") or len(set(comm.allgather(MPI.Get_processor_name()))) > 1
+    )
     waiter = Waiter(plane)
     senders = {peer: [plane.sender(peer, f"r{ring_bytes}") for ring_bytes in RINGS] for peer in peers}
     receivers = {peer: [plane.receiver(peer, f"r{ring_bytes}") for ring_bytes in RINGS] for peer in peers}

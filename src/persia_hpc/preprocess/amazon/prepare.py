@@ -16,11 +16,12 @@ import polars as pl
 
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess.histories import Timeline
-from persia_hpc.preprocess.ids import MISSING_ID, Ids, string_ids
+from persia_hpc.preprocess.ids import string_ids
 from persia_hpc.preprocess.lines import expand_files
 from persia_hpc.preprocess.outputs import ITEMS, FileReport, Outputs, input_identity
 from persia_hpc.preprocess.splitting import uniform
 from persia_hpc.samples.batch import IdColumn, Rows, SampleBatch
+from persia_hpc.samples.ids import MISSING_ID, Ids
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 
 from .reviews import codes, iterate, read_categories, read_reviews

@@ -11,10 +11,11 @@ import polars as pl
 
 from persia_hpc import _native
 from persia_hpc.errors import UserError
-from persia_hpc.preprocess.ids import merged_counts, pack_ids, unpack_ids
+from persia_hpc.preprocess.ids import merged_counts
 from persia_hpc.preprocess.team import Team
 from persia_hpc.samples.batch import IdColumn, SampleBatch
 from persia_hpc.samples.encoding import read_encoding
+from persia_hpc.samples.ids import pack_ids, unpack_ids
 
 from .lines import IDS
 

@@ -17,10 +17,11 @@ import polars as pl
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess.columns import split_lists, to_ids
 from persia_hpc.preprocess.frames import Frame, Place, parse
-from persia_hpc.preprocess.ids import Ids, string_ids
+from persia_hpc.preprocess.ids import string_ids
 from persia_hpc.preprocess.lines import read_blocks
 from persia_hpc.preprocess.table.input import header
 from persia_hpc.samples.batch import IdColumn, Rows, SampleBatch
+from persia_hpc.samples.ids import Ids
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 
 FEATURES = (FeatureSchema("user"), FeatureSchema("movie"), FeatureSchema("genres", multi=True))

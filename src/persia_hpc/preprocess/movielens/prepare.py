@@ -11,10 +11,10 @@ import numpy as np
 
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess.histories import Timeline
-from persia_hpc.preprocess.ids import MISSING_ID, Ids
 from persia_hpc.preprocess.outputs import ITEMS, FileReport, Outputs, input_identity
 from persia_hpc.preprocess.splitting import SPLITS, boundaries, check_fractions
 from persia_hpc.samples.batch import Rows, SampleBatch
+from persia_hpc.samples.ids import MISSING_ID, Ids
 from persia_hpc.samples.schema import DatasetSchema
 
 from . import csv_files, dat_files

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from persia_hpc.preprocess.histories import Timeline
-from persia_hpc.preprocess.ids import Ids
 from persia_hpc.samples.batch import IdColumn, Rows, SampleBatch
+from persia_hpc.samples.ids import Ids
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 
 HISTORY = "history"

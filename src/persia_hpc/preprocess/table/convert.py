@@ -24,10 +24,10 @@ from persia_hpc.preprocess.columns import (
     to_seconds,
 )
 from persia_hpc.preprocess.frames import Frame, Place
-from persia_hpc.preprocess.ids import IdFilter
 from persia_hpc.preprocess.kinds import Lengths, check_type, flatten, is_list, kept
 from persia_hpc.preprocess.rules import MissingWords, as_number, equal
 from persia_hpc.samples.batch import IdColumn, SampleBatch
+from persia_hpc.samples.ids import IdFilter
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 
 from .schema import Dense, Ids, Label, TableSchema

@@ -11,14 +11,13 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from persia_hpc.errors import UserError
-from persia_hpc.preprocess.ids import MISSING_ID, RARE_ID, IdFilter, Ids, pack_ids, unpack_ids
+from persia_hpc.samples.ids import id_filter, pack_ids, unpack_ids
 
 from .convert import Converter, Learned, Moments
 from .schema import Dense, TableSchema
 from .schema import Ids as IdRules
 
 DATASET = "table"
-UNKNOWN_NUMBER = 0  # of what a vocabulary doesn't have
 
 Content = Mapping[str, Any]
 
@@ -70,12 +69,6 @@ def learned_of(content: Content) -> Learned:
             # The square root of a square is the number itself, also in floating point.
             learned.moments[name] = Moments(1, rules["mean"], rules["deviation"] ** 2)
     return learned
-
-
-def id_filter(known: Ids, *, vocabulary: bool) -> IdFilter:
-    """Returns the filter of a feature with `vocabulary` or `min_count`."""
-    other = UNKNOWN_NUMBER if vocabulary else RARE_ID
-    return IdFilter(known, other=other, never_other=[MISSING_ID], renumber=vocabulary)
 
 
 def with_types(schema: TableSchema, content: Content) -> TableSchema:

@@ -12,11 +12,11 @@ import polars as pl
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess.columns import spelled
 from persia_hpc.preprocess.frames import Frame
-from persia_hpc.preprocess.ids import MISSING_ID, IdCounts, merged_counts
+from persia_hpc.preprocess.ids import IdCounts, merged_counts
 from persia_hpc.preprocess.team import Team
+from persia_hpc.samples.ids import MISSING_ID, id_filter
 
 from .convert import Converter, Learned, Moments
-from .encoding import id_filter
 
 PIECE_VALUES = 1 << 40  # ids of one feature in one piece: fewer
 

@@ -16,7 +16,6 @@ import numpy.typing as npt
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess.bad_lines import BadLines, option_named
 from persia_hpc.preprocess.frames import Frame, Place
-from persia_hpc.preprocess.ids import MISSING_ID, RARE_ID
 from persia_hpc.preprocess.lines import Piece, expand_files
 from persia_hpc.preprocess.outputs import FileReport, Outputs, input_identity
 from persia_hpc.preprocess.progress import Progress
@@ -24,6 +23,7 @@ from persia_hpc.preprocess.rules import MissingWords, equal
 from persia_hpc.preprocess.splitting import OrderSplit, RandomSplit, boundaries
 from persia_hpc.preprocess.team import ONE_MEMBER
 from persia_hpc.samples.encoding import read_encoding
+from persia_hpc.samples.ids import MISSING_ID, RARE_ID
 
 from .bad_lines import Fit, find_bad_lines, first_fit
 from .convert import Converter, Learned

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from persia_hpc.preprocess.histories import gap_ids, ranges
-from persia_hpc.preprocess.ids import Ids
 from persia_hpc.preprocess.splitting import mix
 from persia_hpc.samples.batch import IdColumn, Rows, SampleBatch
+from persia_hpc.samples.ids import Ids
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 
 from .events import LIKE, LISTEN_PLUS, SKIP, Events

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from persia_hpc.errors import UserError
-from persia_hpc.preprocess.ids import Ids
 from persia_hpc.preprocess.outputs import (
     FileReport,
     Outputs,
@@ -28,6 +27,7 @@ from persia_hpc.preprocess.pieces import write_pieces
 from persia_hpc.preprocess.progress import Progress
 from persia_hpc.preprocess.team import ONE_MEMBER, Team, once, share_of, together
 from persia_hpc.samples.batch import Rows
+from persia_hpc.samples.ids import Ids
 from persia_hpc.samples.writer import DatasetWriter
 
 from .anchors import SELECTIONS, Histories, Rules, Samples, find_anchors, schema_of

@@ -1,0 +1,160 @@
+"""Fetches entries from other nodes: from each producer piece by piece, so that short ones pass long ones.
+
+All that crosses between two ranks takes its turn on one connection. So what is asked for at a time is what
+the link carries in some tens of milliseconds: then a small request is never far behind a large one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from mpi4py import MPI
+
+from persia_hpc.arrays import Bytes, Words
+
+Ranges = Sequence[tuple[int, int]]
+
+PIECE_SECONDS = 0.02
+LEAST_PIECE_BYTES = 16 << 10
+FIRST_PIECE_BYTES = 64 << 10  # as long as nothing is known of the link
+SLOWING_PART = 0.25  # of the difference to the last piece's rate, where that was lower
+
+
+@dataclass
+class Entries:
+    """Holds the entries up to `last`, of one notice: the ranges of the ring that are still to ask for."""
+
+    last: int
+    ranges: deque[tuple[int, int]]
+
+
+@dataclass
+class Piece:
+    """Holds a part of a channel's entries that is under way; last: the entry's number where none follows."""
+
+    source: RemoteSource
+    last: int | None
+    num_bytes: int
+    request: MPI.Request
+    begin: float
+    come: int  # bytes that had come by then, in all
+
+
+class RemoteSource:
+    """Is one channel's place in its producer's window: what to fetch from there, and where to.
+
+    Entries are shown to the consumer in order, by their sequence words, once they are there.
+    """
+
+    def __init__(self, source: int, data: Bytes, words: Words) -> None:
+        self._source = source
+        self._data = data
+        self._words = words
+        self._shown = 0  # the last entry that the consumer can see
+        self._announced: deque[Entries] = deque()
+
+    @property
+    def waiting(self) -> bool:
+        """Returns whether anything was announced that hasn't been asked for."""
+        return bool(self._announced)
+
+    def announce(self, last: int, ranges: Ranges) -> None:
+        """Notes the entries up to `last`, which lie in these ranges (begin, end) of the ring."""
+        self._announced.append(Entries(last, deque(ranges)))
+
+    def start(self, win: MPI.Win, producer: int, most: int) -> tuple[MPI.Request, int, int | None]:
+        """Starts to fetch the next `most` bytes, or less where a range of the ring ends.
+
+        Returns the request, its bytes, and the last of the entries if these are the last bytes of them.
+        """
+        entries = self._announced[0]
+        begin, end = entries.ranges.popleft()
+        size = min(end - begin, most)
+        if begin + size < end:
+            entries.ranges.appendleft((begin + size, end))
+        here = [self._data[begin : begin + size], size, MPI.BYTE]
+        request = win.Rget(here, producer, [self._source + begin, size, MPI.BYTE])
+        if entries.ranges:
+            return request, size, None
+        self._announced.popleft()
+        return request, size, entries.last
+
+    def show(self, last: int) -> None:
+        """Stores the sequence words of all entries up to `last`, which have come."""
+        numbers = np.arange(self._shown + 1, last + 1, dtype=np.uint64)
+        self._words[numbers % np.uint64(len(self._words))] = numbers
+        self._shown = last
+
+
+class Lane:
+    """Fetches from one producer for all channels from there, a piece of each in turn."""
+
+    def __init__(self, win: MPI.Win, producer: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._win = win
+        self._producer = producer
+        self._clock = clock
+        self._waiting: deque[RemoteSource] = deque()  # in turn, and each once
+        self._under_way: deque[Piece] = deque()
+        self._bytes = 0  # of these
+        self._come = 0  # bytes, in all
+        self._rate = FIRST_PIECE_BYTES / PIECE_SECONDS  # bytes/s
+
+    @property
+    def busy(self) -> bool:
+        """Returns whether anything is under way or waits."""
+        return bool(self._under_way)
+
+    @property
+    def piece_bytes(self) -> int:
+        """Returns the most bytes of a piece: a whole entry where the link is fast."""
+        return max(int(self._rate * PIECE_SECONDS), LEAST_PIECE_BYTES)
+
+    def fetch(self, source: RemoteSource, last: int, ranges: Ranges) -> None:
+        """Fetches a channel's entries up to `last`, now or when it is their turn."""
+        if not source.waiting:
+            self._waiting.append(source)
+        source.announce(last, ranges)
+        self._start()
+
+    def finish(self) -> bool:
+        """Shows what has come, and starts what is next; returns whether anything has come.
+
+        A producer answers in order, so only the oldest request is asked about.
+        """
+        moved, most = False, self.piece_bytes
+        while self._under_way and self._under_way[0].request.Test():
+            piece = self._under_way.popleft()
+            self._bytes -= piece.num_bytes
+            self._come += piece.num_bytes
+            self._measure(piece, most)
+            if piece.last is not None:
+                piece.source.show(piece.last)
+            moved = True
+        if moved:
+            self._start()
+        return moved
+
+    def _start(self) -> None:
+        most = self.piece_bytes
+        while self._waiting and self._bytes <= most:
+            source = self._waiting.popleft()
+            request, size, last = source.start(self._win, self._producer, most)
+            self._under_way.append(Piece(source, last, size, request, self._clock(), self._come))
+            self._bytes += size
+            if source.waiting:
+                self._waiting.append(source)
+
+    def _measure(self, piece: Piece, most: int) -> None:
+        """Learns the link's rate: what has come since a piece was asked for, in the time since then.
+
+        Slower pieces count less, because a rank outside MPI makes one slow as well. Short ones tell little:
+        of the way there and back, or of long ones before them that were here already.
+        """
+        if piece.num_bytes < max(most // 2, LEAST_PIECE_BYTES):
+            return
+        rate = (self._come - piece.come) / max(self._clock() - piece.begin, 1e-9)
+        self._rate = max(rate, self._rate + SLOWING_PART * (rate - self._rate))

@@ -1,0 +1,84 @@
+"""Telemetry writes a rank's counts as whole lines when they are due, and never ends a run."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from persia_hpc.runtime.phases import Phases
+from persia_hpc.runtime.telemetry import Counts, Telemetry, resident_bytes
+
+
+class Rank:
+    """Counts like a rank; its clock is set by hand."""
+
+    def __init__(self, run_dir: Path, monkeypatch: pytest.MonkeyPatch, seconds: float):
+        self.now, self.counts = 100.0, Counts(0)
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+        self.telemetry = Telemetry(run_dir, "parameter_server", 3, seconds)
+        self.phases = Phases(("idle", "pull"))
+        self.telemetry.begin(self.phases, lambda: self.counts)
+
+    def work(self, phase: str, seconds: float) -> None:
+        begin, self.now = self.now, self.now + seconds
+        self.phases.add(phase, begin)
+
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.telemetry.path.read_text().splitlines()]
+
+
+def test_lines_have_sums_what_they_grew_by_and_shares_of_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rank = Rank(tmp_path, monkeypatch, seconds=10)
+    rank.counts = Counts(5, {"rows": 7}, {"pulls": 40})
+    rank.work("idle", 9)
+    assert not rank.telemetry.path.exists()
+    rank.work("pull", 11)
+    rank.counts = Counts(9, {"rows": 6}, {"pulls": 65})
+    rank.work("pull", 2.5)
+    assert len(rank.lines()) == 1
+    rank.work("idle", 10)
+    first, second = rank.lines()
+    assert (first["role"], first["rank"], first["step"], first["rows"], first["pulls"]) == (
+        "parameter_server",
+        3,
+        5,
+        7,
+        40,
+    )
+    assert first["pulls_per_second"] == 40 / 20
+    assert (first["idle_share"], first["pull_share"]) == (9 / 20, 11 / 20)
+    assert (second["step"], second["rows"], second["pulls"]) == (9, 6, 65)
+    assert second["pulls_per_second"] == 25 / 12.5
+    assert (second["idle_share"], second["pull_share"]) == (10 / 12.5, 2.5 / 12.5)
+    assert second["rss_bytes"] > 1 << 20
+
+
+def test_no_seconds_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rank = Rank(tmp_path, monkeypatch, seconds=0)
+    rank.work("pull", 1e6)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_be_written_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "telemetry").write_text("in the folder's place")
+    rank = Rank(tmp_path, monkeypatch, seconds=1)
+    for _ in range(3):
+        rank.work("pull", 2)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert str(rank.telemetry.path) in said[0]
+
+
+def test_resident_bytes_grow_with_memory_that_is_written() -> None:
+    before = resident_bytes()
+    held = bytearray(64 << 20)
+    held[::4096] = b"x" * len(held[::4096])
+    assert resident_bytes() - before > 48 << 20
