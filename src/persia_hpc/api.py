@@ -54,7 +54,7 @@ def train(
     Collective over COMM_WORLD, under mpiexec.
     Raises UserError for bad input, before any rank starts to train.
     """
-    return _run(_config(config, set), Task(None, callbacks, loggers, quiet))
+    return run_task(_config(config, set), Task(None, callbacks, loggers, quiet))
 
 
 def run(
@@ -65,7 +65,7 @@ def run(
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Runs the user's own loop instead of that of `train`: `main(session)` is called on trainers only."""
-    return _run(_config(config, set), Task(main, quiet=quiet))
+    return run_task(_config(config, set), Task(main, quiet=quiet))
 
 
 def load(path: str | Path, *, trust: bool = False) -> LoadedRun:
@@ -108,7 +108,8 @@ def _config(source: ConfigLike, set: Mapping[str, Any] | None) -> Config:
     return load_config(source, set)
 
 
-def _run(config: Config, task: Task) -> dict[str, Any]:
+def run_task(config: Config, task: Task) -> dict[str, Any]:
+    """Trains as the task says; see `train`."""
     let_threads_sleep()
     with StopSignals() as stop:
         if inside_mpi():

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .export import ExportConfig
 from .fields import parse_bytes, setting, toml_key
 from .learning_rate import WARMUP
 
@@ -286,6 +287,7 @@ class Config:
     train: TrainConfig = setting(factory=TrainConfig)
     checkpoint: CheckpointConfig = setting(factory=CheckpointConfig)
     metrics: MetricsConfig = setting(factory=MetricsConfig)
+    export: ExportConfig = setting(factory=ExportConfig)
     wire: WireConfig = setting(factory=WireConfig)
     transport: TransportConfig = setting(factory=TransportConfig)
 

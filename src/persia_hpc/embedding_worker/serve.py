@@ -19,6 +19,8 @@ from persia_hpc.protocol.commands import (
     CheckpointDone,
     CheckpointMarked,
     Evaluate,
+    Export,
+    Exported,
     Issued,
     Portion,
     Restore,
@@ -215,7 +217,9 @@ class WorkerLoop:
         elif kind == Kind.CHECKPOINT:
             self._begin_checkpoint(Checkpoint.unpack(record))
         elif kind == Kind.RESTORE:
-            self._restore(Restore.unpack(record))
+            self._mark(Restore.unpack(record))
+        elif kind == Kind.EXPORT:
+            self._mark(Export.unpack(record))
         elif kind == Kind.STOP_SIGNAL:
             send(self.trainers[0].feed, StopSignal.unpack(record))
         else:
@@ -227,7 +231,7 @@ class WorkerLoop:
         for p, server in enumerate(self.servers):
             send(server.pulls, replace(command, path=f"{command.path}/{shard_name(p)}"))
 
-    def _restore(self, command: Restore) -> None:
+    def _mark(self, command: Restore | Export) -> None:
         self._marking = set(range(len(self.servers)))
         for server in self.servers:
             send(server.pulls, command)
@@ -346,6 +350,9 @@ class WorkerLoop:
             self._writing.discard(p)
             if not self._writing:
                 send(self.trainers[0].feed, CheckpointDone.unpack(record))
+        elif kind == Kind.EXPORTED:
+            report = replace(Exported.unpack(record).report, servers=len(self.servers))
+            send(self.trainers[0].feed, Exported(report))
         elif kind == Kind.STOP_SIGNAL:
             send(self.trainers[0].feed, StopSignal.unpack(record))
         else:

@@ -18,6 +18,8 @@ from persia_hpc.protocol.commands import (
     Checkpoint,
     CheckpointDone,
     CheckpointMarked,
+    Export,
+    Exported,
     Restore,
     Segment,
     SegmentEnd,
@@ -29,6 +31,7 @@ from persia_hpc.runtime.loop import PollingLoop, RankContext
 from persia_hpc.runtime.phases import SERVER, Phases
 from persia_hpc.runtime.telemetry import Counts
 from persia_hpc.runtime.watchdog import Wait
+from persia_hpc.serving.writer import PartWriter
 from persia_hpc.transport.plane import Plane
 from persia_hpc.transport.records import Record, Spec
 from persia_hpc.transport.ring import RingReceiver, RingReceivers, RingSender
@@ -52,7 +55,7 @@ class _Drained:
     The worker that asks has pushed all gradients up to that step; other workers may not have.
     """
 
-    request: Lookup | Checkpoint | Restore
+    request: Lookup | Checkpoint | Restore | Export
     worker: int
 
 
@@ -86,6 +89,7 @@ class ServerLoop:
         self._aside_bytes = config.checkpoint.aside_bytes
         self._writer: ShardWriter | None = None  # of a checkpoint
         self._writer_step = 0
+        self._parts = PartWriter(engine, config.export.rows)
 
     def run(self) -> None:
         """Answers workers until all of them have closed their rings and all answers have been sent."""
@@ -113,6 +117,7 @@ class ServerLoop:
         moved |= self._answer_ready()
         moved |= self.plane.progress()
         moved |= self._finish_checkpoint()
+        moved |= self._report_parts()
         return moved
 
     def _forward_signal(self, signal: int) -> None:
@@ -169,6 +174,8 @@ class ServerLoop:
             self._drained.append(_Drained(Checkpoint.unpack(record), worker))
         elif kind == Kind.RESTORE:
             self._drained.append(_Drained(Restore.unpack(record), worker))
+        elif kind == Kind.EXPORT:
+            self._drained.append(_Drained(Export.unpack(record), worker))
         else:
             raise ValueError(f"a parameter server got a record of kind {kind}")
 
@@ -218,6 +225,9 @@ class ServerLoop:
                 self._answer_lookup(drained.request, drained.worker)
             elif isinstance(drained.request, Restore):
                 self._restore(drained.request)
+            elif isinstance(drained.request, Export):
+                self._parts.begin(drained.request.request)
+                send(self.workers[0].rows, CheckpointMarked(drained.request.step))
             else:
                 self._begin_checkpoint(drained.request)
             moved = True
@@ -263,6 +273,12 @@ class ServerLoop:
         self.engine.empty()
         load_rows(Path(request.path), self.engine)
         send(self.workers[0].rows, CheckpointMarked(request.step))
+
+    def _report_parts(self) -> bool:
+        reports = self._parts.finished()
+        for report in reports:
+            send(self.workers[0].rows, Exported(report))
+        return bool(reports)
 
     def _has_room_aside(self) -> bool:
         """Returns whether pulls may change rows that a checkpoint still has to write.
