@@ -30,7 +30,6 @@ from persia_hpc.serving.side import Served, Side
 from persia_hpc.table_layout import FeatureLayout, Layout
 
 from .consent import agree_to_import
-from .local_stream import look_up
 
 if TYPE_CHECKING:
     from .scoring import Scorer
@@ -176,7 +175,9 @@ class Reader:
                 batch = worker.prepare(
                     sample, step=1, trainer=0, num_global=sample.num_samples, evaluation=True
                 )
-                rows = look_up(worker, batch, lambda keys, counts: _rows(side, keys, counts))
+                request = worker.request(batch)
+                found = _rows(side, request.keys.part(0), request.counts.part(0))
+                rows = worker.assemble(batch, found)
             values = pooled_vectors(served.layout, rows)
             return self._answer(side, {n: v[0] for n, v in values.items()} if single else values)
 
