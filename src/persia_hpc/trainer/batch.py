@@ -149,6 +149,7 @@ class Batch:
     ids: dict[str, Tensor] = field(default_factory=dict)
     log_q: dict[str, Tensor] = field(default_factory=dict)
     queries: Tensor | None = None
+    plain: bool = False  # for a graph that is exported: the model may not depend on what tensors hold
 
     @property
     def device(self) -> torch.device:

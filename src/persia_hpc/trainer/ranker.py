@@ -98,7 +98,7 @@ class Ranker:
         compute: Forward = getattr(model, method)
 
         def vectors(batch: Batch) -> Tensor:
-            seen = _only(batch, self._inputs.catalogue) if method == "items" else batch
+            seen = only(batch, self._inputs.catalogue) if method == "items" else batch
             try:
                 with self._precision.autocast():
                     found = compute(seen)
@@ -120,7 +120,7 @@ class Ranker:
         return vectors
 
 
-def _only(batch: Batch, names: tuple[str, ...] | None) -> Batch:
+def only(batch: Batch, names: tuple[str, ...] | None) -> Batch:
     """Returns a batch without the features that the catalogue lacks, so that none can be used unnoticed."""
     if names is None:
         return batch
