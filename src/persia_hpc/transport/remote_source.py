@@ -18,7 +18,7 @@ from persia_hpc.arrays import Bytes, Words
 
 Ranges = Sequence[tuple[int, int]]
 
-PIECE_SECONDS = 0.04  # a piece is what the link carries meanwhile, and two are under way at most
+PIECE_SECONDS = 0.02  # a piece is what the link carries meanwhile, and two are under way at most
 LEAST_PIECE_BYTES = 16 << 10  # less would cost more in round trips than others gain
 FIRST_PIECE_BYTES = 64 << 10  # as long as nothing is known of the link
 SLOWING_PART = 0.25  # of the difference to the last piece's rate, where that was lower
@@ -41,6 +41,7 @@ class Piece:
     num_bytes: int
     request: MPI.Request
     begin: float
+    come: int  # bytes that had come by then, in all
 
 
 class RemoteSource:
@@ -65,8 +66,11 @@ class RemoteSource:
         """Notes the entries up to `last`, which lie in these ranges (begin, end) of the ring."""
         self._announced.append(Entries(last, deque(ranges)))
 
-    def start(self, win: MPI.Win, producer: int, most: int, now: float) -> Piece:
-        """Starts to fetch the next `most` bytes, or less where a range of the ring ends."""
+    def start(self, win: MPI.Win, producer: int, most: int) -> tuple[MPI.Request, int, int | None]:
+        """Starts to fetch the next `most` bytes, or less where a range of the ring ends.
+
+        Returns the request, its bytes, and the last of the entries if these are the last bytes of them.
+        """
         entries = self._announced[0]
         begin, end = entries.ranges.popleft()
         size = min(end - begin, most)
@@ -75,9 +79,9 @@ class RemoteSource:
         here = [self._data[begin : begin + size], size, MPI.BYTE]
         request = win.Rget(here, producer, [self._source + begin, size, MPI.BYTE])
         if entries.ranges:
-            return Piece(self, None, size, request, now)
+            return request, size, None
         self._announced.popleft()
-        return Piece(self, entries.last, size, request, now)
+        return request, size, entries.last
 
     def show(self, last: int) -> None:
         """Stores the sequence words of all entries up to `last`, which have come."""
@@ -96,6 +100,7 @@ class Lane:
         self._waiting: deque[RemoteSource] = deque()  # in turn, and each once
         self._under_way: deque[Piece] = deque()
         self._bytes = 0  # of these
+        self._come = 0  # bytes, in all
         self._rate = FIRST_PIECE_BYTES / PIECE_SECONDS  # bytes/s
 
     @property
@@ -120,11 +125,12 @@ class Lane:
 
         A producer answers in order, so only the oldest request is asked about.
         """
-        moved = False
+        moved, most = False, self.piece_bytes
         while self._under_way and self._under_way[0].request.Test():
             piece = self._under_way.popleft()
             self._bytes -= piece.num_bytes
-            self._measure(piece)
+            self._come += piece.num_bytes
+            self._measure(piece, most)
             if piece.last is not None:
                 piece.source.show(piece.last)
             moved = True
@@ -136,19 +142,19 @@ class Lane:
         most = self.piece_bytes
         while self._waiting and self._bytes <= most:
             source = self._waiting.popleft()
-            piece = source.start(self._win, self._producer, most, self._clock())
-            self._under_way.append(piece)
-            self._bytes += piece.num_bytes
+            request, size, last = source.start(self._win, self._producer, most)
+            self._under_way.append(Piece(source, last, size, request, self._clock(), self._come))
+            self._bytes += size
             if source.waiting:
                 self._waiting.append(source)
 
-    def _measure(self, piece: Piece) -> None:
-        """Learns the link's rate from the time since a piece was asked for: never more than the link has.
+    def _measure(self, piece: Piece, most: int) -> None:
+        """Learns the link's rate: what has come since a piece was asked for, in the time since then.
 
-        Slower pieces count less, because a rank outside MPI makes one slow as well. Short ones tell only of
-        the way there and back.
+        Slower pieces count less, because a rank outside MPI makes one slow as well. Short ones tell little:
+        of the way there and back, or of long ones before them that were here already.
         """
-        if piece.num_bytes < LEAST_PIECE_BYTES:
+        if piece.num_bytes < max(most // 2, LEAST_PIECE_BYTES):
             return
-        rate = piece.num_bytes / max(self._clock() - piece.begin, 1e-9)
+        rate = (self._come - piece.come) / max(self._clock() - piece.begin, 1e-9)
         self._rate = max(rate, self._rate + SLOWING_PART * (rate - self._rate))
