@@ -14,7 +14,7 @@ from typing import Any
 from persia_hpc.checkpoint.names import BEST_NOTE
 from persia_hpc.errors import EXIT_OK, DataError, UserError
 from persia_hpc.printable import printable
-from persia_hpc.reporting.figures import figure, metrics_text, undefined_text
+from persia_hpc.reporting.figures import duration, figure, metrics_text, undefined_text
 from persia_hpc.reporting.run_files import (
     EVENTS,
     is_train_event,
@@ -105,7 +105,7 @@ def status_lines(directory: Path, slurm: str | None, now: float) -> tuple[list[s
         lines.append(f"best checkpoint: {best.get('checkpoint')}, valid {value}")
     if last and going_on:
         age = now - (directory / EVENTS).stat().st_mtime
-        lines.append(f"last news {_duration(max(age, 0.0))} ago")
+        lines.append(f"last news {duration(max(age, 0.0))} ago")
     if skipped:
         lines.append(f"{skipped} damaged line{'s' * (skipped > 1)} of {EVENTS} left out")
     return lines, problems
@@ -120,8 +120,10 @@ def _train_lines(event: Mapping[str, Any], *, going_on: bool) -> list[str]:
         line = f"step {step:.0f} of {steps:.0f} ({100 * step / max(steps, 1):.0f} %)"
     line += f", epoch {event.get('epoch')}"
     if going_on and speed and step and steps is not None and samples is not None:
-        left = (steps - step) * samples / step / speed
-        line += f", {speed:,.0f} samples/s, about {_duration(left)} left"
+        left = number(event, "left_seconds")
+        if left is None:  # a run of an older version
+            left = (steps - step) * samples / step / speed
+        line += f", {speed:,.0f} samples/s, about {duration(left)} left"
     figures = [(name, number(event, name)) for name in ("loss", "auc")]
     told = ", ".join(f"{name} {value:.4f}" for name, value in figures if value is not None)
     return [line, *([told] if told else [])]
@@ -169,11 +171,3 @@ def slurm_state(directory: Path) -> str | None:
         return f"Slurm job {job_id}: not in the queue"
     state, used, limit, where = rows[0]
     return f"Slurm job {job_id}: {state}, {used} of {limit}, {where}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds < 6000:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

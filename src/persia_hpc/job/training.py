@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from persia_hpc.checkpoint.choose import say_choice
+from persia_hpc.checkpoint.foreign import foreign_source
 from persia_hpc.errors import TrainingEndedError
-from persia_hpc.reporting.events import JsonLines, MetricLogger
+from persia_hpc.reporting.events import JsonLines, JsonStream, MetricLogger
 from persia_hpc.reporting.exporters import make_exporters
 from persia_hpc.reporting.outcomes import Times, TrainerOutcome
 from persia_hpc.reporting.run_files import EVENTS
@@ -57,10 +58,14 @@ def prepare_trainer(
     loggers: list[MetricLogger] = []
     if trainer_rank == 0:
         events = JsonLines(run_dir / EVENTS)
-        loggers = [events, *([] if task.quiet else [Screen()])]
+        shown: list[MetricLogger] = [
+            *([] if task.quiet else [Screen()]),
+            *([JsonStream(sys.stdout)] if task.lines else []),
+        ]
+        loggers = [events, *shown]
         if others := [*make_exporters(facts.config.metrics, run_dir), *task.loggers]:
             loggers.append(TelemetryFollower(others, run_dir))
-        if start is None and facts.config.checkpoint.init_from is not None:
+        if start is None and facts.config.checkpoint.init_from and not foreign_source(facts.config):
             say_choice(Path(facts.config.checkpoint.init_from))
     driver = None
     if task.main is None:

@@ -18,8 +18,8 @@ from persia_hpc.arrays import Bytes, Words
 
 Ranges = Sequence[tuple[int, int]]
 
-PIECE_SECONDS = 0.02
-LEAST_PIECE_BYTES = 16 << 10
+PIECE_SECONDS = 0.02  # a piece is what the link carries meanwhile, and two are under way at most
+LEAST_PIECE_BYTES = 16 << 10  # less would cost more in round trips than others gain
 FIRST_PIECE_BYTES = 64 << 10  # as long as nothing is known of the link
 SLOWING_PART = 0.25  # of the difference to the last piece's rate, where that was lower
 
