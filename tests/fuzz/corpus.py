@@ -16,6 +16,7 @@ from persia_hpc.config import load_config
 from persia_hpc.config.reader import config_text
 from persia_hpc.samples.writer import DatasetWriter
 from tests.support.checkpoints import CHANGES, LAST, VOCABULARY, change_manifest, train_runs
+from tests.support.served import write_export
 from tests.support.tiny import SCHEMA, SEQUENCES, tiny_batch, tiny_config, write_sequences
 
 OUTSIDE = "outside"  # a folder beside that of a case, which nothing may change
@@ -63,6 +64,7 @@ def make_corpus() -> None:
         change_manifest(step, lambda manifest: manifest["config"].update(run_dir="run"))
     name_best(Path("run"), {"metric": "auc", "mode": "max", "value": 0.75, "step": step_of(Path(LAST))})
     _still(Path("run"))
+    write_export(Path("served"), Path("run") / LAST)
     _fail(Path("failed"))
     make_table(Path("table"))
     make_reviews(Path("reviews.jsonl"))

@@ -20,6 +20,7 @@ RUN = Path("run")
 CHECKPOINT = (f"run/{CHANGES}/*", f"run/{FULL}/*", f"run/{CHANGES}", f"run/{FULL}")
 CHECKPOINTS = ("run/step-*/*", "run/step-*", "run/latest")
 BEST_FILES = ("run/best.json", "run/best")
+SERVED = ("served/*/*", "served/version-*", "served/base-*", "served/latest")
 RUN_FILES = ("run/summary.json", "run/metrics.jsonl", "run/config.toml")
 FAILED_FILES = ("failed/metrics.jsonl", "failed/failure.json", "failed/ranks/*", "failed/config.toml")
 DATA = ("train.h5", "plain.h5", "test.h5")
@@ -80,6 +81,15 @@ def load() -> None:
     rows = {name: run.rows(name, np.arange(50)) for name in run.tables}
     weights = {name: value.numpy() for name, value in run.model().state_dict().items()}
     print(run.step, digest({**rows, **weights}))
+
+
+def read() -> None:
+    reader = ph.Reader("served", follow=False)
+    rows = {name: reader.rows(name, np.arange(50)).values for name in reader.tables}
+    request = {"item": 3, "user": 5, "tags": [1, 2], "history": [3, 4]}
+    pooled = {f"pooled {name}": vector for name, vector in reader.pooled(request).values.items()}
+    scores = reader.predict(request, [0.1, 0.2, 0.3]).values
+    print(reader.version.step, digest({**rows, **pooled, "scores": scores}))
 
 
 def preprocess(*more: str) -> Callable[[], int]:
@@ -163,6 +173,7 @@ def targets() -> list[Target]:
             outputs=("exported/item.safetensors", "exported/tables.json"),
         ),
         Target("ph.load", refusing(load), CHECKPOINT, PARTS),
+        Target("ph.Reader", refusing(read), SERVED, frozenset({"rows", "dense"})),
         Target("checkpoint ls", command("checkpoint", "ls", "run"), CHECKPOINTS),
         Target("checkpoint ls STEP", command("checkpoint", "ls", at), CHECKPOINT),
         Target("checkpoint verify", command("checkpoint", "verify", "run"), CHECKPOINTS, PARTS, notices=True),
