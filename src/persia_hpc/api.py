@@ -89,17 +89,23 @@ def evaluate(
 
 
 def predict(
-    run: str, data: Sequence[str], out: str, *, schema: str | None = None, trust: bool = False
+    run: str,
+    data: Sequence[str],
+    out: str,
+    *,
+    columns: Sequence[str] = (),
+    schema: str | None = None,
+    trust: bool = False,
 ) -> int:
     """Writes the probability of each sample of `data` (globs) to `out`; returns the number of rows.
 
-    The name `out` ends in .h5 or .csv.
+    The name `out` ends in .h5, .csv or .parquet. columns: see `LoadedRun.predict`.
     schema: what the columns of Parquet files are, in place of the run's `data.schema`.
     """
     from .job.loaded_run import LoadedRun
 
     changes = None if schema is None else {"data.schema": schema}
-    return LoadedRun(Path(run), changes, trust=trust).predict(list(data), Path(out))
+    return LoadedRun(Path(run), changes, trust=trust).predict(list(data), Path(out), columns)
 
 
 def _config(source: ConfigLike, set: Mapping[str, Any] | None) -> Config:

@@ -7,13 +7,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from persia_hpc.checkpoint.files import name_best
 from persia_hpc.checkpoint.names import step_of
 from persia_hpc.cli import main
 from persia_hpc.config import load_config
 from persia_hpc.config.reader import config_text
 from persia_hpc.samples.writer import DatasetWriter
-from tests.support.checkpoints import LAST, VOCABULARY, change_manifest, train_runs
+from tests.support.checkpoints import CHANGES, LAST, VOCABULARY, change_manifest, train_runs
 from tests.support.tiny import SCHEMA, SEQUENCES, tiny_batch, tiny_config, write_sequences
 
 OUTSIDE = "outside"  # a folder beside that of a case, which nothing may change
@@ -66,6 +68,7 @@ def make_corpus() -> None:
     make_reviews(Path("reviews.jsonl"))
     make_yambda(Path("yambda"))
     assert main(["preprocess", "table", "table/schema.toml", "--out", "prepared"]) == 0
+    make_vectors(Path("vectors"))
 
 
 def make_table(table: Path, rows: int = 40) -> None:
@@ -106,6 +109,16 @@ def make_yambda(folder: Path, events: int = 120) -> None:
     for kind in ("artist", "album"):
         mapping = {"item_id": [*range(1, 12), 3], f"{kind}_id": range(12)}
         pl.DataFrame(mapping).write_parquet(folder / f"{kind}_item_mapping.parquet")
+
+
+def make_vectors(folder: Path) -> None:
+    """Tables of other programs, a format each."""
+    at = f"run/{CHANGES}"
+    for to, table in (("parquet", "item"), ("safetensors", "user")):
+        assert main(["export", at, "--tables", to, "--table", table, "--out", str(folder)]) == 0
+    (folder / "tables.json").unlink()
+    state = {"ebc.embedding_bags.t_item.weight": torch.arange(120.0).reshape(30, 4)}
+    torch.save(state, folder / "state.pt")
 
 
 def _still(run: Path) -> None:

@@ -127,6 +127,9 @@ def targets() -> list[Target]:
     predict = command("predict", at, "--data", "test.h5", "--out", "scores.csv")
     plan = command("plan", "train.toml", "--dense-rate", "1000", "--from", "run")
     export = command("checkpoint", "export", at, "--table", *TABLES, "--state", "--out", "tables")
+    exported = command("export", at, "--to", "torchscript", "--out", "exported")
+    vectors = command("export", at, "--tables", "safetensors", "--table", "item", "--out", "exported")
+    foreign = {"run_dir": "new", "checkpoint.init_from": "vectors"}
     page = command("report", "run", "--html", "page.html")
     both = command("report", "run", "failed", "--html", "page.html")
     tables = tuple(f"tables/{name}.parquet" for name in TABLES)
@@ -142,10 +145,19 @@ def targets() -> list[Target]:
         Target("train", train(run_dir="new"), ("train.toml", "train.h5"), changes=new, long=True),
         Target("train, resumed", train(**resume), (*CHECKPOINTS, *RUN_FILES), PARTS, changes=old, long=True),
         Target("train, init_from", train(**init), CHECKPOINT, PARTS, changes=new),
+        Target("train, init_from tables", train(**foreign), ("vectors/*",), changes=new),
         Target("evaluate", evaluate, (*CHECKPOINT, "plain.h5"), PARTS),
         Target("importance", importance, (*CHECKPOINT, "plain.h5"), PARTS),
         Target("evaluate RUN", command("evaluate", "run", "--set", "data.test=plain.h5"), BEST_FILES),
         Target("predict", predict, (*CHECKPOINT, "test.h5"), PARTS, outputs=("scores.csv",)),
+        Target("export --to", exported, CHECKPOINT, PARTS, outputs=("exported/model.json",)),
+        Target(
+            "export --tables",
+            vectors,
+            CHECKPOINT,
+            PARTS - {"dense"},
+            outputs=("exported/item.safetensors", "exported/tables.json"),
+        ),
         Target("ph.load", refusing(load), CHECKPOINT, PARTS),
         Target("checkpoint ls", command("checkpoint", "ls", "run"), CHECKPOINTS),
         Target("checkpoint ls STEP", command("checkpoint", "ls", at), CHECKPOINT),

@@ -232,6 +232,8 @@ class CheckpointConfig:
     resume: bool = False
     init_from: str | None = None
     init_parts: str = setting("all", choices=("all", "dense", "embeddings"))
+    init_tables: dict[str, str] = setting(factory=dict)
+    init_dim: str = setting("same", choices=("same", "fit"))
     aside_bytes: int = setting(256 << 20, at_least=1 << 20, as_bytes=True)
     grace_seconds: float = setting(120.0, above=0)
 

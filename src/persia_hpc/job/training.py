@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from persia_hpc.checkpoint.choose import say_choice
+from persia_hpc.checkpoint.foreign import foreign_source
 from persia_hpc.errors import TrainingEndedError
 from persia_hpc.reporting.events import JsonLines, JsonStream, MetricLogger
 from persia_hpc.reporting.exporters import make_exporters
@@ -64,7 +65,7 @@ def prepare_trainer(
         loggers = [events, *shown]
         if others := [*make_exporters(facts.config.metrics, run_dir), *task.loggers]:
             loggers.append(TelemetryFollower(others, run_dir))
-        if start is None and facts.config.checkpoint.init_from is not None:
+        if start is None and facts.config.checkpoint.init_from and not foreign_source(facts.config):
             say_choice(Path(facts.config.checkpoint.init_from))
     driver = None
     if task.main is None:
@@ -114,7 +115,7 @@ def make_session(
         )
     exporter = None
     if run_dir is not None and facts.config.export.dir is not None:
-        exporter = Exporter(facts.config, stream, peers, facts.schema, start.export)
+        exporter = Exporter(facts.config, stream, peers, facts.schema, start.export, run_dir)
     return Session(
         facts.config,
         facts.layout,

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from persia_hpc import _native
-from persia_hpc.trainer.jagged import Jagged
+from persia_hpc.trainer.jagged import Jagged, Padded
 
 from .layers import Team
 
@@ -69,7 +69,8 @@ def silu_attention(
     bias = bias or Bias()
     tensors = (vqk, bias.positions, bias.times)
     native = all(t is None or (t.device.type == "cpu" and t.dtype == torch.float32) for t in tensors)
-    if native and not torch.is_autocast_enabled("cpu"):
+    native = native and not torch.is_autocast_enabled("cpu") and not isinstance(like, Padded)
+    if native:
         out: Tensor = _SiluAttention.apply(
             like.offsets, *tensors, bias.until, bias.since, scale, divisor, team
         )  # type: ignore[no-untyped-call]
@@ -177,7 +178,7 @@ def _by_blocks(like: Jagged, values: Sequence[Tensor], attend: Callable[..., Ten
 
 
 def _in_one_block(like: Jagged) -> bool:
-    return like.offsets.device.type != "cpu"
+    return like.offsets.device.type != "cpu" or isinstance(like, Padded)
 
 
 def _blocks(lengths: Tensor) -> list[Tensor]:

@@ -76,7 +76,7 @@ class DLRM(nn.Module):
         bottom = [] if self.bottom is None else layers_of(self.bottom)
         top = layers_of(self.top)
         plain = type(self.interaction) is Interaction and not has_hooks(self.interaction)
-        if plain and is_native(bottom, dense) and is_native(top, vectors):
+        if plain and not batch.plain and is_native(bottom, dense) and is_native(top, vectors):
             return self._run_native(dense, vectors, self.interaction.num_copied, bottom, top, self.team)
         direct = None if self.bottom is None else self.bottom(dense)
         logits: Tensor = self.top(self.interaction(direct, vectors))
