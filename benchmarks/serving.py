@@ -4,11 +4,12 @@
     python benchmarks/serving.py train FOLDER [--turns 2] [--steps 1500] [--every 0.5]
     python benchmarks/serving.py ask FOLDER [--redis-python PYTHON] [--redis-rows 1000000]
 
-`prepare` makes W0's samples and a checkpoint with so many rows. `train` trains W0 in one process from there, with and
-without export in turns, and in the runs with export a reader in a second process; a step's change is visible when
-that process has the first version of this step or a later one. `ask` measures one reader of what `train` has left:
-single requests of 26 ids, with and without the dense part, and batches of 512; and MGET of as many rows of as many
-bytes, in batches as large, from a redis-server of its own on a Unix socket (hiredis parses).
+`prepare` makes W0's samples and a checkpoint with so many rows. `train` trains W0 in one process from there,
+with and without export in turns, and in the runs with export a reader in a second process; a step's change is
+visible when that process has the first version of this step or a later one. `ask` measures one reader of what
+`train` has left: single requests of 26 ids, with and without the dense part, and batches of 512; and MGET of
+as many rows of as many bytes, in batches as large, from a redis-server of its own on a Unix socket (hiredis
+parses).
 """
 
 from __future__ import annotations
@@ -71,7 +72,8 @@ def train(options: argparse.Namespace) -> None:
     pairs = [b / a for a, b in zip(rates["plain"], rates["export"], strict=True)]
     print(f"steps/s without export {rates['plain']}, with {rates['export']}")
     print(
-        f"with / without, by pair: {', '.join(f'{r:.1%}' for r in pairs)}, median {statistics.median(pairs):.1%}"
+        f"with / without, by pair: {', '.join(f'{r:.1%}' for r in pairs)}, "
+        f"median {statistics.median(pairs):.1%}"
     )
     quantiles = {q: float(np.quantile(delays, q)) for q in (0.5, 0.9, 0.99, 1.0)}
     print("a step's rows are visible after", {q: round(v, 3) for q, v in quantiles.items()}, "s")

@@ -1,4 +1,4 @@
-"""Measures MGET of a redis-server: `serving_redis.py ROWS BYTES`, in an environment with redis and hiredis."""
+"""Measures MGET of a redis-server: `serving_redis.py ROWS BYTES`, where redis and hiredis are."""
 
 from __future__ import annotations
 
