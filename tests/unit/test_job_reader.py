@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 import persia_hpc as ph
 from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.source import open_source
+from persia_hpc.serving.parts import PartFile
 from tests.support.tiny import SEQUENCES, VOCABULARY, tiny_config, write_sequences, write_tiny
 
 from .test_job_scoring import named
@@ -214,6 +217,50 @@ def test_another_folder_is_refused_before_training(tmp_path: Path) -> None:
     (tmp_path / "export" / "mine.txt").write_text("precious")
     with pytest.raises(ph.UserError, match=r"'mine\.txt' is there, which no export is made of"):
         ph.train(settings(tmp_path, data), quiet=True)
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_full_disk_is_said_and_no_change_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, first: bool
+) -> None:
+    """first: it is full when the run begins, else for some steps."""
+    data = write_tiny(tmp_path / "train.h5", 3000)
+    full, close = {"now": first}, PartFile.close
+
+    def close_if_there_is_room(self: PartFile) -> dict[str, int]:
+        if full["now"]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return close(self)
+
+    class Fill(ph.Callback):
+        def on_step(self, view: Any) -> None:
+            full["now"] = view.step < 60 and (first or view.step > 20)
+            time.sleep(0.001)
+
+    monkeypatch.setattr(PartFile, "close", close_if_there_is_room)
+    config = settings(tmp_path, data)
+    summary = ph.train(config, callbacks=[Fill()], quiet=True)["export"]
+    assert summary["failed"] > 0
+    assert summary["versions"] > 3
+    events = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    texts = [event["text"] for event in events if event["event"] == "warning"]
+    assert sum("no version can be written (No space left on device)" in text for text in texts) == 1
+    assert sum("can be written again" in text for text in texts) == 1
+    run, reader = ph.load(tmp_path / "run"), ph.Reader(tmp_path / "export", follow=False)
+    for table in run.tables:
+        np.testing.assert_array_equal(reader.rows(table, IDS).values, run.rows(table, IDS))
+
+
+def test_a_run_that_cannot_write_at_all_trains_to_its_end(tmp_path: Path) -> None:
+    data = write_tiny(tmp_path / "train.h5", 300)
+
+    class Remove(ph.Callback):
+        def on_step(self, view: Any) -> None:
+            shutil.rmtree(tmp_path / "export", ignore_errors=True)
+
+    summary = ph.train(settings(tmp_path, data), callbacks=[Remove()], quiet=True)
+    assert summary["steps"] == 40
+    assert summary["export"]["failed"] > 0
 
 
 def test_rows_need_no_torch_and_no_mpi(trained: tuple[Path, SampleBatch]) -> None:

@@ -187,7 +187,7 @@ class WorkerLoop:
         send_each(self.pushes, Push(step, trainer, self.engine.split_gradients(batch, message.gradients)))
         self.held.append(record)
         self._release_held()
-        self.phases.add("push", begin, step)
+        self.phases.add("push", begin, step, trainer=trainer)
 
     def _release_held(self) -> None:
         if not self.held:
@@ -292,13 +292,13 @@ class WorkerLoop:
                 sample, step=step, trainer=trainer, num_global=num_global, evaluation=evaluation
             )
             traced = 0 if evaluation else step
-            begin = self.phases.add("dedup", begin, traced)
+            begin = self.phases.add("dedup", begin, traced, trainer=trainer)
             if isinstance(work.command, Evaluate):
                 self._look_up(batch, work.command.step)
             else:
                 self.first_pull.setdefault(work.command.first, time.time())
                 self._pull(batch)
-            self.phases.add("pull", begin, traced)
+            self.phases.add("pull", begin, traced, trainer=trainer)
             moved = True
             self._begin_next_stretch()
         return moved
@@ -335,7 +335,7 @@ class WorkerLoop:
             batch.staleness = max(batch.staleness, rows.staleness)
             if self._feed_when_complete(batch, p, record, rows.rows, Feed):
                 batch.rows, batch.held = [], None  # gradients need only the offsets
-            self.phases.add("feed", begin, rows.step)
+            self.phases.add("feed", begin, rows.step, trainer=rows.trainer)
         elif kind == Kind.LOOKUP_ROWS:
             found = LookupRows.unpack(record)
             batch = self.looked_up[found.number, found.trainer]

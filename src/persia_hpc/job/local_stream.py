@@ -100,7 +100,7 @@ class LocalStream:
         self.worker = EmbeddingWorker.of(config, facts.layout, sources=sources)
         self.splits = SplitReaders(config, sources, facts.schedules)
         self.wait_seconds = 0.0
-        self.phases = Phases((*LOCAL_STREAM, *TRAINER), config.train.trace)
+        self.phases = Phases((*LOCAL_STREAM, *TRAINER), config.train.trace, trainer=0)
         self.first_pull: dict[int, float] = {}
         self._config = config
         self._rows = rows_of(config, server)

@@ -72,6 +72,7 @@ class Reader:
         self.problem = ""  # why the newest version can't be read; an older one answers
         self._trust = trust
         self._predicts = False
+        self._agreed = 0  # the base whose code may be imported
         self._workers: dict[int, tuple[EmbeddingWorker, Drawing]] = {}  # by base
         self._turn = threading.Lock()
         self._updating = threading.Lock()
@@ -203,20 +204,29 @@ class Reader:
         if served.number not in self._workers:
             config = served.config
             if config.data.transform is not None:
-                agree_to_import(config, self.directory, trust=self._trust)
+                self._agree(served)
             worker = EmbeddingWorker(served.layout, seed=config.seed, transform=config.data.transform)
             self._workers = {served.number: (worker, Drawing(config, None))}
         return self._workers[served.number]
 
+    def _agree(self, served: Served) -> None:
+        """Says, once, which code of the run is imported."""
+        if self._agreed != served.number:
+            agree_to_import(served.config, self.directory, trust=self._trust)
+            self._agreed = served.number
+
     def _texts(self, served: Served) -> TextIds:
-        return TextIds(served.schema.encoding, served.encoding)
+        content = served.encoding
+        fits = content is not None and content.get("digest") == served.schema.encoding
+        return TextIds(served.schema.encoding, content if fits else None)
 
     def _prepare(self, side: Side) -> None:
         """Loads the model of a version, if predictions are asked for and it isn't there."""
         if not self._predicts:
             return
         if side.more is None or side.more.served is not side.served:
-            side.keep(_Scoring(side, self.directory, trust=self._trust))
+            self._agree(side.served)
+            side.keep(_Scoring(side))
         side.more.load(side)
 
     def _answer(self, side: Side, values: Any) -> Answer:
@@ -233,10 +243,10 @@ class Reader:
 class _Scoring:
     """Holds the model of a side, with the dense part of one version."""
 
-    def __init__(self, side: Side, directory: Path, *, trust: bool) -> None:
+    def __init__(self, side: Side) -> None:
         """Builds the model.
 
-        Raises UserError for what can't be imported or built, and another user's code without `trust`.
+        Raises UserError for what can't be imported or built.
         """
         from persia_hpc.models import build_model
         from persia_hpc.trainer.batch import make_inputs
@@ -245,7 +255,6 @@ class _Scoring:
 
         self.served = side.served
         config, layout = self.served.config, self.served.layout
-        agree_to_import(config, directory, trust=trust)
         inputs = make_inputs(layout, self.served.schema)
         self._model = build_model(config.model.class_name, inputs, dict(config.model.arguments))
         rows = lambda keys, counts: _rows(side, keys, counts)  # noqa: E731

@@ -115,7 +115,7 @@ def make_session(
         )
     exporter = None
     if run_dir is not None and facts.config.export.dir is not None:
-        exporter = Exporter(facts.config, stream, peers, facts.schema, start.export)
+        exporter = Exporter(facts.config, stream, peers, facts.schema, start.export, run_dir)
     return Session(
         facts.config,
         facts.layout,

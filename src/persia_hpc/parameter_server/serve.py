@@ -182,27 +182,27 @@ class ServerLoop:
     def _take_push(self, ring: RingReceiver) -> bool:
         """Takes the next gradients of a worker; returns whether there were any."""
         begin = time.perf_counter()
-        step = ring.take(self._apply_next) if self.engine.applies_at_once else None
-        if step is None:  # they may have to wait, or came in chunks, or didn't come
+        batch = ring.take(self._apply_next) if self.engine.applies_at_once else None
+        if batch is None:  # they may have to wait, or came in chunks, or didn't come
             record = ring.poll()
             if record is None:
                 return False
             push = Push.unpack(record)
-            step = push.step
-            self.engine.submit_push(step, push.trainer, [np.asarray(g) for g in push.gradients])
+            batch = push.step, push.trainer
+            self.engine.submit_push(*batch, [np.asarray(g) for g in push.gradients])
             self.engine.apply_ready()
             # Views of the ring must not outlive the record.
-            self.engine.detach_push(step, push.trainer)
+            self.engine.detach_push(*batch)
             record.release()
-        self.phases.add("push", begin, step)
+        self.phases.add("push", begin, batch[0], trainer=batch[1])
         return True
 
-    def _apply_next(self, ring: RingConsumer) -> int | None:
+    def _apply_next(self, ring: RingConsumer) -> tuple[int, int] | None:
         found = ring.peek(Kind.PUSH)
         if found is None:
             return None
         self.engine.apply_next(ring, *found)
-        return found[0]
+        return found
 
     # ---- to workers
 
@@ -213,7 +213,7 @@ class ServerLoop:
             for pull in self.engine.ready_pulls() if self._has_room_aside() else ():
                 begin = time.perf_counter()
                 self._answer(pull)
-                self.phases.add("pull", begin, pull.step)
+                self.phases.add("pull", begin, pull.step, trainer=pull.trainer)
                 pulls += 1
             applied = self.engine.apply_ready()
             moved |= applied or pulls > 0

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from persia_hpc.config import Config
+from persia_hpc.samples.encoding import ENCODING_FILE, read_encoding
 from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.serving.directory import ExportDirectory
 from persia_hpc.serving.manifest import write_manifest
@@ -64,13 +65,15 @@ class Exporter:
         peers: Peers,
         schema: DatasetSchema,
         directory: ExportDirectory | None,
+        run_dir: Path,
     ) -> None:
-        """directory: where to, on trainer 0; None on the others."""
+        """directory: where to, on trainer 0; None on the others. run_dir: keeps the data's encoding."""
         self._settings = config.export
         self._facts = {"rows": config.export.rows, "config": config.resolved(), "schema": asdict(schema)}
         self._stream = stream
         self._peers = peers
         self._directory = directory
+        self._run_dir = run_dir
         self._warn: Callable[[int, str], None] = lambda step, text: LOG.info("%s", text)
         self._content: Callable[[], dict[str, Any]] = dict
         self.versions = self.bases = self.failed = 0
@@ -178,6 +181,8 @@ class Exporter:
     def _finish_base(self, request: ExportRequest, files: dict[str, dict[str, int]]) -> None:
         assert self._directory is not None
         values = {"base": request.number, "step": request.step, "files": files, **self._facts}
+        if (self._run_dir / ENCODING_FILE).exists():
+            values["encoding"] = read_encoding(self._run_dir)
         write_manifest(Path(request.path), values)
         self._directory.finish(base_name(request.number))
 

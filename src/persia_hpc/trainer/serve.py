@@ -135,7 +135,7 @@ class RingStream:
         self.mine = workers.mine
         self.multi, self.weighted = layout.bags, layout.weighted
         self.wait_seconds = 0.0
-        self.phases = Phases(TRAINER, trace_steps)
+        self.phases = Phases(TRAINER, trace_steps, trainer=self.trainer_rank)
         self.memory = plane.memory
         ranks = workers.ranks
         self._senders: dict[int, RingSender] = {
