@@ -2,6 +2,7 @@
 
     python benchmarks/serving.py prepare FOLDER [--rows 10000000]
     python benchmarks/serving.py train FOLDER [--turns 2] [--steps 1500] [--every 0.5]
+    python benchmarks/serving.py accuracy FOLDER --data DIR/criteo_137k [--seeds 1 2 3]
     python benchmarks/serving.py ask FOLDER [--redis-python PYTHON] [--redis-rows 1000000]
 
 `prepare` makes W0's samples and a checkpoint with so many rows. `train` trains W0 in one process from there,
@@ -9,7 +10,8 @@ with and without export in turns, and in the runs with export a reader in a seco
 visible when that process has the first version of this step or a later one. `ask` measures one reader of what
 `train` has left: single requests of 26 ids, with and without the dense part, and batches of 512; and MGET of
 as many rows of as many bytes, in batches as large, from a redis-server of its own on a Unix socket (hiredis
-parses).
+parses). `accuracy` trains datasets/criteo in one process and compares the test AUC of a reader of rows in
+`--format` with that of the run's own rows.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ import numpy as np
 import persia_hpc as ph
 from benchmarks.checkpoints import write_start
 from persia_hpc.bench.train_jobs import prepare_data, w0_settings
+from persia_hpc.cli import main as main_of_command
+from persia_hpc.samples.source import open_source
 
 FEATURES, DIM = 26, 16
 
@@ -71,10 +75,8 @@ def train(options: argparse.Namespace) -> None:
                 delays += delays_of(ends, seen)
     pairs = [b / a for a, b in zip(rates["plain"], rates["export"], strict=True)]
     print(f"steps/s without export {rates['plain']}, with {rates['export']}")
-    print(
-        f"with / without, by pair: {', '.join(f'{r:.1%}' for r in pairs)}, "
-        f"median {statistics.median(pairs):.1%}"
-    )
+    each = ", ".join(f"{ratio:.1%}" for ratio in pairs)
+    print(f"with / without, by pair: {each}, median {statistics.median(pairs):.1%}")
     quantiles = {q: float(np.quantile(delays, q)) for q in (0.5, 0.9, 0.99, 1.0)}
     print("a step's rows are visible after", {q: round(v, 3) for q, v in quantiles.items()}, "s")
     summary = json.loads((folder / "run" / "summary.json").read_text())["export"]
@@ -169,6 +171,41 @@ def report(name: str, times: list[float]) -> None:
     print(f"{name}: p50 {p50:.0f} us, p99 {p99:.0f} us")
 
 
+def accuracy(options: argparse.Namespace) -> None:
+    root, folder = Path(__file__).resolve().parents[1], options.folder
+    out = folder / "criteo"
+    given = ["--input", str(options.data / "criteo_137k.tsv.xz"), "--out", str(out)]
+    assert main_of_command(["preprocess", "criteo", *given]) == 0
+    differences = []
+    for seed in options.seeds:
+        run_dir, export = folder / f"seed-{seed}", folder / f"export-{seed}"
+        shutil.rmtree(run_dir, ignore_errors=True)
+        shutil.rmtree(export, ignore_errors=True)
+        change = {"seed": seed, "mode": "sync", "staleness_bound": 0, "run_dir": str(run_dir)}
+        change |= {"data.train": str(out / "train-*.h5"), "data.valid": [], "data.test": str(out / "test.h5")}
+        change |= {"train.early_stop": None, "train.keep_best": None, "train.threads": 1}
+        change |= {"export.every_seconds": 1.0, "export.dir": str(export), "export.rows": options.format}
+        summary = ph.train(root / "datasets/criteo/criteo.toml", set=change, quiet=True)
+        source = open_source([str(out / "test.h5")])
+        batch = source.read(0, source.num_samples)
+        features = {name: column.values for name, column in batch.ids.items()}
+        scores = ph.Reader(export, follow=False).predict(features, batch.dense).values[:, 0]
+        own = ph.load(run_dir / "latest").score(features, batch.dense)[:, 0]
+        aucs = [auc(values, batch.labels[:, 0]) for values in (own, scores)]
+        assert abs(aucs[0] - summary["test"]["auc"]) < 1e-6
+        differences.append(aucs[1] - aucs[0])
+        print(
+            f"seed {seed}: AUC {aucs[0]:.5f}, of {options.format} rows {aucs[1]:.5f}: {differences[-1]:+.6f}"
+        )
+    print(f"mean {statistics.mean(differences):+.6f}")
+
+
+def auc(scores: np.ndarray, labels: np.ndarray) -> float:
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(labels, scores))
+
+
 def prepare(options: argparse.Namespace) -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     prepare_data(options.folder, 1_000_000)
@@ -179,7 +216,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("prepare", "train", "follow", "ask"))
+    parser.add_argument("what", choices=("prepare", "train", "follow", "ask", "accuracy"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--turns", type=int, default=2)
@@ -188,10 +225,14 @@ def main() -> None:
     parser.add_argument("--base-every", type=int, default=240)
     parser.add_argument("--format", default="int8")
     parser.add_argument("--one", choices=("plain", "export"))
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--redis-python")
     parser.add_argument("--redis-rows", type=int, default=1_000_000)
     options = parser.parse_args()
-    {"prepare": prepare, "train": train, "follow": follow, "ask": ask}[options.what](options)
+    {"prepare": prepare, "train": train, "follow": follow, "ask": ask, "accuracy": accuracy}[options.what](
+        options
+    )
 
 
 if __name__ == "__main__":

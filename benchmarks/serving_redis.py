@@ -1,4 +1,4 @@
-"""Measures MGET of a redis-server: `serving_redis.py ROWS BYTES`, where redis and hiredis are."""
+"""Measures MGET of a redis-server: `serving_redis.py ROWS BYTES`, where redis and hiredis are installed."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from persia_hpc.config import load_config
 from persia_hpc.config.reader import config_text
 from persia_hpc.samples.writer import DatasetWriter
 from tests.support.checkpoints import CHANGES, LAST, VOCABULARY, change_manifest, train_runs
+from tests.support.served import write_export
 from tests.support.tiny import SCHEMA, SEQUENCES, tiny_batch, tiny_config, write_sequences
 
 OUTSIDE = "outside"  # a folder beside that of a case, which nothing may change
@@ -63,10 +64,12 @@ def make_corpus() -> None:
         change_manifest(step, lambda manifest: manifest["config"].update(run_dir="run"))
     name_best(Path("run"), {"metric": "auc", "mode": "max", "value": 0.75, "step": step_of(Path(LAST))})
     _still(Path("run"))
+    write_export(Path("served"), Path("run") / LAST)
     _fail(Path("failed"))
     make_table(Path("table"))
     make_reviews(Path("reviews.jsonl"))
     make_yambda(Path("yambda"))
+    make_parquet(Path("parquet"))
     assert main(["preprocess", "table", "table/schema.toml", "--out", "prepared"]) == 0
     make_vectors(Path("vectors"))
 
@@ -119,6 +122,14 @@ def make_vectors(folder: Path) -> None:
     (folder / "tables.json").unlink()
     state = {"ebc.embedding_bags.t_item.weight": torch.arange(120.0).reshape(30, 4)}
     torch.save(state, folder / "state.pt")
+
+
+def make_parquet(folder: Path) -> None:
+    """The samples of train.h5 as Parquet, with the schema that they are read with."""
+    from tests.support.parquet import write_parquet  # with polars, as above
+
+    folder.mkdir()
+    write_parquet(folder, 320, vocabulary=VOCABULARY)
 
 
 def _still(run: Path) -> None:
