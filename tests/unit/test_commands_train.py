@@ -24,7 +24,7 @@ def test_json_lines_are_the_events_and_the_summary(
     *events, summary = [json.loads(line) for line in out.splitlines()]
     assert err == ""
     assert events == [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
-    (train,) = [event for event in events if event["event"] == "train"]
+    train = [event for event in events if event["event"] == "train"][-1]
     assert train["left_seconds"] >= 0
     assert set(train["waited"]) == {"batch", "allreduce"}
     assert summary == {"event": "summary", **json.loads(Path("run/summary.json").read_text())}
