@@ -69,6 +69,7 @@ def make_corpus() -> None:
     make_table(Path("table"))
     make_reviews(Path("reviews.jsonl"))
     make_yambda(Path("yambda"))
+    make_parquet(Path("parquet"))
     assert main(["preprocess", "table", "table/schema.toml", "--out", "prepared"]) == 0
     make_vectors(Path("vectors"))
 
@@ -121,6 +122,14 @@ def make_vectors(folder: Path) -> None:
     (folder / "tables.json").unlink()
     state = {"ebc.embedding_bags.t_item.weight": torch.arange(120.0).reshape(30, 4)}
     torch.save(state, folder / "state.pt")
+
+
+def make_parquet(folder: Path) -> None:
+    """The samples of train.h5 as Parquet, with the schema that they are read with."""
+    from tests.support.parquet import write_parquet  # with polars, as above
+
+    folder.mkdir()
+    write_parquet(folder, 320, vocabulary=VOCABULARY)
 
 
 def _still(run: Path) -> None:

@@ -26,6 +26,7 @@ FAILED_FILES = ("failed/metrics.jsonl", "failed/failure.json", "failed/ranks/*",
 DATA = ("train.h5", "plain.h5", "test.h5")
 REVIEWS = "reviews.jsonl"
 YAMBDA = ("yambda", "--input", "yambda/multi_event.parquet", "--mappings", "yambda", "--history", "6")
+PARQUET, TABLE = "parquet/day_*.parquet", "parquet/schema.toml"
 PARTS = frozenset({"shard", "dense"})
 
 
@@ -131,6 +132,7 @@ def targets() -> list[Target]:
     at = str(RUN / CHANGES)
     new, old = ("new",), ("run",)
     resume = {"run_dir": "run", "checkpoint.resume": True, "train.epochs": 2}
+    parquet = {"data.train": [PARQUET], "data.schema": TABLE}
     init = {"run_dir": "new", "checkpoint.init_from": at}
     evaluate = command("evaluate", at, "--set", "data.test=plain.h5")
     importance = command("importance", at, "--set", "data.test=plain.h5", "--json")
@@ -153,6 +155,8 @@ def targets() -> list[Target]:
         Target("train, sequences", command("train", "events.toml", "--dry-run"), ("events.*",)),
         Target("plan", plan, ("train.toml", "run/summary.json", "run/config.toml", "train.h5")),
         Target("train", train(run_dir="new"), ("train.toml", "train.h5"), changes=new, long=True),
+        Target("inspect, Parquet", command("inspect", PARQUET, "--schema", TABLE), ("parquet/*",)),
+        Target("train, Parquet", train(run_dir="new", **parquet), ("parquet/*",), changes=new),
         Target("train, resumed", train(**resume), (*CHECKPOINTS, *RUN_FILES), PARTS, changes=old, long=True),
         Target("train, init_from", train(**init), CHECKPOINT, PARTS, changes=new),
         Target("train, init_from tables", train(**foreign), ("vectors/*",), changes=new),
