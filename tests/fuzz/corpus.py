@@ -121,7 +121,7 @@ def make_vectors(folder: Path) -> None:
         assert main(["export", at, "--tables", to, "--table", table, "--out", str(folder)]) == 0
     (folder / "tables.json").unlink()
     state = {"ebc.embedding_bags.t_item.weight": torch.arange(120.0).reshape(30, 4)}
-    torch.save(state, folder / "state.pt")
+    torch.save(state, folder / "state.bin")  # not .pt, which a checkpoint has
 
 
 def make_parquet(folder: Path) -> None:

@@ -130,7 +130,7 @@ def contents(path: Path) -> dict[str, np.ndarray]:
 def targets() -> list[Target]:
     """Returns all of them; those of files that this version doesn't make find nothing to damage."""
     at = str(RUN / CHANGES)
-    new, old = ("new",), ("run",)
+    new, old, made = ("new",), ("run",), ("exported",)
     resume = {"run_dir": "run", "checkpoint.resume": True, "train.epochs": 2}
     parquet = {"data.train": [PARQUET], "data.schema": TABLE}
     init = {"run_dir": "new", "checkpoint.init_from": at}
@@ -164,13 +164,14 @@ def targets() -> list[Target]:
         Target("importance", importance, (*CHECKPOINT, "plain.h5"), PARTS),
         Target("evaluate RUN", command("evaluate", "run", "--set", "data.test=plain.h5"), BEST_FILES),
         Target("predict", predict, (*CHECKPOINT, "test.h5"), PARTS, outputs=("scores.csv",)),
-        Target("export --to", exported, CHECKPOINT, PARTS, outputs=("exported/model.json",)),
+        Target("export --to", exported, CHECKPOINT, PARTS, outputs=("exported/model.json",), changes=made),
         Target(
             "export --tables",
             vectors,
             CHECKPOINT,
             PARTS - {"dense"},
             outputs=("exported/item.safetensors", "exported/tables.json"),
+            changes=made,
         ),
         Target("ph.load", refusing(load), CHECKPOINT, PARTS),
         Target("ph.Reader", refusing(read), SERVED, frozenset({"rows", "dense"})),

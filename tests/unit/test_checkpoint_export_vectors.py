@@ -12,6 +12,7 @@ import pytest
 
 import persia_hpc as ph
 from persia_hpc.cli import main
+from tests.support.retrieval import ITEMS, KINDS, ids_of, retrieval_config, write_retrieval
 from tests.support.tiny import tiny_config, write_tiny
 
 IDS = [7, 2**63 + 5, 2**64 - 1]
@@ -71,6 +72,23 @@ def test_for_cosine_vectors_have_length_1(run: Path, tmp_path: Path) -> None:
 
     near = faiss.read_index(str(tmp_path / "item.faiss")).search(rows, 1)[1][:, 0]
     assert (near == ids).mean() > 0.9
+
+
+@pytest.mark.parametrize("to", ["parquet", "safetensors", "faiss"])
+def test_items_are_what_scores_are_products_with(to: str, tmp_path: Path) -> None:
+    """The scores of one user with all items are inner products of some vector with those exported."""
+    ph.train(retrieval_config(write_retrieval(tmp_path), tmp_path / "run"), quiet=True)
+    out = tmp_path / "out"
+    assert main(["export", str(tmp_path / "run"), "--tables", to, "--items", "--out", str(out)]) == 0
+    assert json.loads((out / "tables.json").read_text())["tables"]["items"]["dim"] == 8
+    ids, rows = read(out, to, "items")
+    order = np.arange(ITEMS)
+    assert ids.view(np.uint64).tolist() == ids_of(order).tolist()
+    features = {"user": [3] * ITEMS, "history": [[int(ids_of(order)[1])]] * ITEMS}
+    scores = ph.load(tmp_path / "run").score({**features, "item": ids_of(order), "kind": order % KINDS})[:, 0]
+    query = np.linalg.lstsq(rows, scores, rcond=None)[0]
+    assert scores == pytest.approx(rows @ query, abs=1e-5)
+    assert np.ptp(scores) > 1e-3
 
 
 @pytest.mark.parametrize(

@@ -127,3 +127,11 @@ def test_only_a_trainer_that_uses_a_gpu_keeps_its_random_state(monkeypatch: pyte
         assert ("cuda" in state) == initialized
         set_random_state(state)
         assert len(taken) == initialized
+
+
+def test_complex_parameters_are_those_of_another_model() -> None:
+    """Torch takes them for a real model's, without their imaginary parts."""
+    layer = torch.nn.Linear(2, 1)
+    saved = {name: value.to(torch.complex64) for name, value in layer.state_dict().items()}
+    with pytest.raises(ph.UserError, match="the dense model there is not this one: weight is complex"):
+        DenseState(1, 1, saved, {}, []).load_model(layer)

@@ -53,7 +53,7 @@ def export_model(run: LoadedRun, to: str, out: Path) -> dict[str, Any]:
         raise UserError("the model has no inputs: the dataset has neither features nor dense columns")
     tolerance = TOLERANCE if run.config.train.amp == "off" else NARROW_TOLERANCE
     samples = _Samples(run)
-    model = PlainModel(run.model(), run.inputs, run.layout.tasks).requires_grad_(False)
+    model = PlainModel(run.scorer.model, run.inputs, run.layout.tasks).requires_grad_(False)
     tensors = tuple(plain_tensors(run.scorer.batch(samples.draw(EXAMPLE)), run.inputs))
     with _quiet(), torch.no_grad():
         try:

@@ -30,7 +30,7 @@ class Scorer:
         """rows: gives the rows of keys in the wire format of the configuration (see `rows_of`)."""
         device = torch.device("cpu")
         self._layout = layout
-        self._model = model.eval()
+        self.model = model.eval()
         self._rows = rows
         self._worker = EmbeddingWorker(layout, seed=config.seed, transform=config.data.transform)
         self._pooling = Pooling.of(config, inputs, device)
@@ -49,7 +49,7 @@ class Scorer:
         if not count:
             return np.zeros((0, self._width), np.float32)
         with self._turn, torch.no_grad(), self._precision.autocast():
-            logits = self._model(self.batch(sample)).float()
+            logits = self.model(self.batch(sample)).float()
         return self._layout.tasks.predictions(logits.numpy().reshape(count, -1))
 
     def items(self, sample: SampleBatch, known: tuple[str, ...]) -> Array:
@@ -58,9 +58,9 @@ class Scorer:
         Shapes: float32 [B, W].
         Raises UserError for a model that has no `items`.
         """
-        check_model(self._model, "--items")
+        check_model(self.model, "--items")
         with self._turn, torch.no_grad(), self._precision.autocast():
-            vectors: Array = self._model.items(only(self.batch(sample), known)).float().numpy()  # type: ignore[operator]
+            vectors: Array = self.model.items(only(self.batch(sample), known)).float().numpy()  # type: ignore[operator]
         return vectors
 
     def batch(self, sample: SampleBatch) -> Batch:

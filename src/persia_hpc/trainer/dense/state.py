@@ -137,6 +137,10 @@ class DenseState:
         Raises UserError, with what differs, for another model.
         """
         try:
+            for name, own in model.state_dict().items():
+                saved = self.model.get(name)
+                if torch.is_tensor(saved) and saved.is_complex() and not own.is_complex():
+                    raise ValueError(f"{name} is complex")  # torch would only warn
             model.load_state_dict(self.model)
             if averaged:  # into parameters: the state has a shared one under each of its names
                 parameters = dict(model.named_parameters())
