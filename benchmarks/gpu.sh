@@ -6,7 +6,7 @@
 #   benchmarks/gpu.sh sizes                          what the pack holds; fails above 25 MB
 #   benchmarks/gpu.sh environment                    only build/gpu-venv, which each part makes if it isn't there
 #
-# The GPU machine has a Python (python3, or PYTHON) with a CUDA torch, numpy, h5py, mpi4py, tqdm, pytest and
+# The GPU machine has a Python (python3, or PYTHON) with a CUDA torch, numpy, h5py, mpi4py, pytest and
 # hypothesis. A compiler, nvcc, scikit-build-core and pybind11 are needed only if the pack's wheel of this package
 # doesn't fit (CUDA=off builds it without kernels, where there is no nvcc). The parts and their options:
 # benchmarks/gpu_parts.py. Each leaves three files in OUT (default build/gpu): PART.log, PART.json, PART.tar.gz.

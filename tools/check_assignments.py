@@ -28,7 +28,6 @@ RECORDS = {
     "sharding": "what is known of the pieces of input, step by step",
     "ctx": "torch's autograd context",
     "flags": "NumPy's",
-    "_bar": "tqdm's",
     "fallocate": "a function of ctypes",
 }
 # Attributes of other libraries' objects that are set by their users.

@@ -28,8 +28,12 @@ KNOWS_ONE_ROLE = ("commands/checkpoint.py",)
 # Package from outside -> the only files that may import it (paths below src/persia_hpc), and why.
 ALLOWED = {
     "torch": (
+        # checkpoint/foreign.py: a state dict is a file of torch's, and is read only where one is named.
         # reporting: TensorBoard's files are written by torch's own writer, on trainer 0.
-        ("trainer/*", "models/*", "bench/*", "job/*", "reporting/exporters.py"),
+        (
+            *("trainer/*", "models/*", "bench/*", "job/*"),
+            *("checkpoint/foreign.py", "reporting/exporters.py"),
+        ),
         "servers and workers must start without paying for it",
     ),
     "horovod": (("trainer/dense/horovod_sums.py",), "jobs must work without it"),
@@ -47,13 +51,20 @@ ALLOWED = {
         "engines, samples, models and configuration work without MPI",
     ),
     "h5py": (
-        ("samples/*", "preprocess/*", "checkpoint/*", "job/loaded_run.py", "bench/*"),
+        ("samples/*", "preprocess/*", "checkpoint/*", "job/predictions.py", "bench/*"),
         "file formats have one home",
     ),
     "hdf5plugin": (("samples/*", "checkpoint/*"), "file formats have one home"),
     "polars": (
-        # Parquet: for `checkpoint export`, for data that are read as they are, and to measure that.
-        ("preprocess/*", "checkpoint/export.py", "samples/parquet.py", "bench/read.py"),
+        # Parquet: for `checkpoint export` and `predict`, for data that are read as they are, to measure that.
+        (
+            "preprocess/*",
+            "checkpoint/export.py",
+            "checkpoint/foreign.py",  # --init-from
+            "job/predictions.py",
+            "samples/parquet.py",
+            "bench/read.py",
+        ),
         "training on HDF5 must not depend on a table parser",
     ),
     "sklearn": ((), "it is a reference for tests"),

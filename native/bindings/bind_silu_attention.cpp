@@ -53,9 +53,9 @@ SiluAttention attention_of(const py::object& given, const py::object& places, co
         if (buckets.shape(0) < 1) throw py::value_error("times: expected at least one bucket, got none");
         attention.times = span_of<const float>(buckets);
         attention.edges =
-            span_of<const float>(check_array(edges, "edges", {kFloat32}, {buckets.shape(0) - 1}));
-        attention.until = span_of<const float>(check_array(until, "until", {kFloat32}, {vqk.shape(0)}));
-        attention.since = span_of<const float>(check_array(since, "since", {kFloat32}, {vqk.shape(0)}));
+            span_of<const double>(check_array(edges, "edges", {kFloat64}, {buckets.shape(0) - 1}));
+        attention.until = span_of<const double>(check_array(until, "until", {kFloat64}, {vqk.shape(0)}));
+        attention.since = span_of<const double>(check_array(since, "since", {kFloat64}, {vqk.shape(0)}));
     }
     return attention;
 }
@@ -99,7 +99,7 @@ added; bucket t begins at edges[t - 1]. The first or the others may be None. Res
 number of threads.
 
 Shapes: vqk float32 [N, 3, H, D], offsets int64 [B+1]; float32 positions [P], for sequences of at most P
-events, times [T], edges [T-1], until and since [N].)";
+events, and times [T]; float64 edges [T-1], until and since [N].)";
 
 constexpr const char* kBackward =
     R"(Returns the gradients of `vqk`, `positions` and `times`; None of the latter two where they are None.

@@ -101,6 +101,31 @@ void restore_bucket(LockedTable& self, std::uint32_t bucket, std::uint32_t age, 
     self.run([&](Table& table) { table.restore_bucket(bucket, state); });
 }
 
+void begin_changes(LockedTable& self) {
+    self.run([](Table& table) { table.begin_changes(); });
+}
+
+py::tuple take_changes(LockedTable& self, const std::string& rows) {
+    const persia::RowFormat format = persia::row_format_of(rows);
+    persia::ChangedRows changed = self.run([&](Table& table) { return table.take_changes(format); });
+    const auto n = static_cast<py::ssize_t>(changed.keys.size());
+    const auto row_bytes =
+        static_cast<py::ssize_t>(persia::bytes_of(format, static_cast<std::size_t>(self.dim())));
+    auto* const kept = new std::vector<std::byte>(std::move(changed.rows));
+    const py::capsule owner(kept, [](void* p) { delete static_cast<std::vector<std::byte>*>(p); });
+    const py::array_t<std::uint8_t> data({n, row_bytes}, reinterpret_cast<std::uint8_t*>(kept->data()),
+                                         owner);
+    const auto gone = static_cast<py::ssize_t>(changed.removed.size());
+    return py::make_tuple(to_array(std::move(changed.keys), {n}), data,
+                          to_array(std::move(changed.removed), {gone}));
+}
+
+void return_changes(LockedTable& self, const py::object& keys, const py::object& removed) {
+    const auto changed = span_of<const Key>(check_array(keys, "keys", {kUint64}, {any('n')}));
+    const auto gone = span_of<const Key>(check_array(removed, "removed", {kUint64}, {any('m')}));
+    self.run([&](Table& table) { table.return_changes(changed, gone); });
+}
+
 void import_rows(LockedTable& self, const py::dict& rows) {
     const bool has_state = rows.contains("state") || rows.contains("steps");
     const bool has_steps = has_state && self.table.has_steps();
@@ -169,6 +194,12 @@ constexpr const char* kRemovedKeys =
     "Returns the keys [n] whose rows went between the last full snapshot and the mark; some may have come "
     "back.";
 
+constexpr const char* kTakeChanges =
+    R"(Returns (keys [n], rows uint8 [n, bytes], removed [m]): what changed since the last call or the begin.
+
+Keys come in any order, some perhaps twice. Those in `removed` went; the ones that came back are in `keys` too.
+rows: their format, as `ServedTable` takes it.)";
+
 }  // namespace
 
 void bind_table_rows(TableClass& table) {
@@ -186,6 +217,10 @@ void bind_table_rows(TableClass& table) {
             "end_snapshot", [](LockedTable& self) { self.run([](Table& t) { t.end_snapshot(); }); },
             "Frees what is kept for a snapshot, finished or not.")
         .def("removed_keys", &removed_keys, kRemovedKeys)
+        .def("begin_changes", &begin_changes, "Begins to note which rows change or go.")
+        .def("take_changes", &take_changes, py::arg("rows"), kTakeChanges)
+        .def("return_changes", &return_changes, py::arg("keys"), py::arg("removed"),
+             "Takes back keys that `take_changes` gave: the next call gives them again, with their rows.")
         .def("restore_bucket", &restore_bucket, py::arg("bucket"), py::arg("age"), py::arg("counted"),
              py::arg("sightings"),
              "Takes what `snapshot_buckets` gave, after the rows.\n\n"

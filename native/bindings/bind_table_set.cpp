@@ -196,7 +196,8 @@ Raises: ValueError, before anything changes, for what `Table` refuses and for co
 
 constexpr const char* kInit = R"(Takes tables, None where the server has no buckets of one.
 
-groups [T]: the dim group of each table. dims [G]: their dims.)";
+groups [T]: the dim group of each table. dims [G]: their dims. threads: that share the tables of a call with
+enough keys; where tables have shards, each shard has its own thread. Results don't depend on them.)";
 
 constexpr const char* kRowCounts = R"(Returns U_g for each dim group.
 
@@ -285,12 +286,15 @@ void bind_table_set(py::module_& m) {
     bind_pending_pull(m);
     py::class_<TableSet>(m, "TableSet", kTableSet)
         .def(py::init([](const std::vector<std::shared_ptr<LockedTable>>& tables,
-                         const std::vector<std::uint32_t>& groups, const std::vector<std::uint32_t>& dims) {
+                         const std::vector<std::uint32_t>& groups, const std::vector<std::uint32_t>& dims,
+                         unsigned threads) {
+                 if (threads < 1) throw py::value_error("threads: expected at least 1, got 0");
                  return std::make_unique<TableSet>(
                      std::vector<std::shared_ptr<persia::SharedTable>>(tables.begin(), tables.end()), groups,
-                     dims);
+                     dims, threads);
              }),
-             py::arg("tables"), py::arg("groups"), py::arg("dims"), kInit)
+             py::arg("tables"), py::arg("groups"), py::arg("dims"), py::kw_only(), py::arg("threads") = 1,
+             kInit)
         .def("row_counts", &row_counts, py::arg("counts"), py::arg("wanted") = py::none(), kRowCounts)
         .def("pull", &pull, py::arg("pull"), py::arg("out"), kPull)
         .def("take_pull", &take_pull, py::arg("ring"), py::arg("kind"), kTakePull)

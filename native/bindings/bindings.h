@@ -18,6 +18,7 @@ void bind_pool_batch(py::module_& m);
 void bind_ranking(py::module_& m);
 void bind_recent_rows(py::module_& m);
 void bind_ring(py::module_& m);
+void bind_served(py::module_& m);
 void bind_shares(py::module_& m);
 void bind_silu_attention(py::module_& m);
 void bind_table(py::module_& m);

@@ -31,6 +31,7 @@ no call is collective.)";
     bind_table(m);
     bind_table_set(m);
     bind_shares(m);
+    bind_served(m);
     bind_dedup(m);
     bind_recent_rows(m);
     bind_gather(m);

@@ -54,6 +54,7 @@ std::uint32_t Shard::resolve(Key key, std::uint32_t step, bool& fresh) {
 void Shard::start_row(Key key, std::uint32_t slot) {
     init_.fill(key, room_.data(), config_.dim);
     rows_.epoch(slot) = epoch_;
+    if (changes_.noted()) changes_.changed(key, slot);
     update_.init(room_.data(), rows_.weights(slot), rows_.state(slot));
 }
 

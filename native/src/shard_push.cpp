@@ -93,6 +93,7 @@ PushCounts Shard::push_with(Chosen& chosen, const PushBatch& batch, std::uint32_
 
 PushCounts Shard::push(const PushBatch& batch, std::uint32_t step) {
     if (snapshot_.active()) keep_before_push(batch);
+    if (changes_.noted()) note_pushed(batch);
     return std::visit(
         [&](auto& chosen) {
             return with_dim(config_.dim, [&](auto fixed) {
@@ -151,6 +152,7 @@ PushCounts Shard::push_step(const std::vector<PushBatch>& batches, std::uint32_t
     for (const PushBatch& batch : batches) {
         total += batch.keys.size();
         if (snapshot_.active()) keep_before_push(batch);
+        if (changes_.noted()) note_pushed(batch);
     }
     merged_map_.assign(map_size(total), 0);
     merged_.clear();

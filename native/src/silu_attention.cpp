@@ -173,16 +173,16 @@ class Worker {
     // The buckets of `rows` rows from i. Times mostly rise, so the next one's is the same or close by.
     void find_buckets(std::size_t i, std::size_t rows) {
         if (attention_.times.empty()) return;
-        const float* const since = attention_.since.data() + first_;
-        const Span<const float> edges = attention_.edges;
+        const double* const since = attention_.since.data() + first_;
+        const Span<const double> edges = attention_.edges;
         for (std::size_t r = 0; r < rows; ++r) {
-            const float until = attention_.until[first_ + i + r];
+            const double until = attention_.until[first_ + i + r];
             std::uint32_t* const to = buckets_.data() + r * room_;
             std::uint32_t bucket = 0;
             const std::size_t end = whole_panels(i + rows) * kPanel;
             for (std::size_t j = i + r + 1; j < end; ++j) to[j] = 0;
             for (std::size_t j = i + r + 1; j-- > 0;) {
-                const float apart = std::fabs(until - since[j]);
+                const double apart = std::fabs(until - since[j]);
                 while (bucket > 0 && apart < edges[bucket - 1]) --bucket;
                 while (bucket < edges.size() && apart >= edges[bucket]) ++bucket;
                 to[j] = bucket;

@@ -233,6 +233,20 @@ void Table::restore_bucket(std::uint32_t bucket, const BucketState& state) {
     shard_of(bucket).restore_bucket(bucket, state);
 }
 
+void Table::begin_changes() {
+    for (const auto& shard : shards_) shard->begin_changes();
+}
+
+ChangedRows Table::take_changes(RowFormat format) {
+    ChangedRows changed;
+    for (const auto& shard : shards_) shard->take_changes(format, changed);
+    return changed;
+}
+
+void Table::return_changes(Keys changed, Keys removed) {
+    for (const auto& shard : shards_) shard->return_changes(changed, removed);
+}
+
 void Table::set_next_step(std::uint32_t step) {
     for (const auto& shard : shards_) shard->set_next_step(step);
 }

@@ -39,7 +39,7 @@ void check_table(std::uint32_t table, Check&& check) {
 }  // namespace
 
 TableSet::TableSet(std::vector<std::shared_ptr<SharedTable>> tables, std::vector<std::uint32_t> groups,
-                   std::vector<std::uint32_t> dims)
+                   std::vector<std::uint32_t> dims, unsigned threads)
     : tables_(std::move(tables)), groups_(std::move(groups)), dims_(std::move(dims)) {
     check_length("dim groups of tables", groups_.size(), tables_.size());
     unsigned most_shards = 1;
@@ -52,43 +52,64 @@ TableSet::TableSet(std::vector<std::shared_ptr<SharedTable>> tables, std::vector
         most_shards = std::max(most_shards, tables_[t]->table.num_shards());
         check_length("dim of table " + std::to_string(t), tables_[t]->table.dim(), dims_[groups_[t]]);
     }
-    if (most_shards > 1) team_ = std::make_unique<ThreadTeam>(most_shards);
+    by_shards_ = most_shards > 1;
+    if (by_shards_) threads = most_shards;
+    if (threads > 1) team_ = std::make_unique<ThreadTeam>(threads);
 }
 
-template <class Each, class Ask, class Then, class Use>
-void TableSet::work(const std::vector<Each>& parts, std::size_t num_keys, Ask&& ask, Then&& then,
-                    Use&& use) const {
+template <class Each, class Size, class Ask, class Then, class Use>
+void TableSet::work(const std::vector<Each>& parts, Size&& size_of, Ask&& ask, Then&& then, Use&& use) const {
+    std::size_t num_keys = 0;
+    for (const Each& part : parts) num_keys += size_of(part);
     std::vector<std::unique_lock<std::mutex>> locks(parts.size());
     const auto lock = [&](std::size_t i) { locks[i] = std::unique_lock(tables_[parts[i].table]->mutex); };
     // Shards [first, end) of each table, whose memory is asked for a few tables ahead: with few keys there is
-    // no time to wait for it.
-    const auto pass = [&](unsigned first, unsigned end, auto&& enter, auto&& leave) {
+    // no time to wait for it. Of parts [from, to).
+    const auto pass = [&](std::size_t from, std::size_t to, unsigned first, unsigned end, auto&& enter,
+                          auto&& leave) {
         const auto each_shard = [&](std::size_t i, auto&& call) {
             Table& table = tables_[parts[i].table]->table;
             for (unsigned s = first; s < std::min(end, table.num_shards()); ++s) call(table, s, parts[i]);
         };
-        for (std::size_t i = 0; i < parts.size() + kAhead; ++i) {
-            if (i < parts.size()) {
+        for (std::size_t i = from; i < to + kAhead; ++i) {
+            if (i < to) {
                 enter(i);
                 each_shard(i, ask);
             }
-            if (i >= kThen && i - kThen < parts.size()) each_shard(i - kThen, then);
-            if (i < kAhead) continue;
+            if (i >= from + kThen && i - kThen < to) each_shard(i - kThen, then);
+            if (i < from + kAhead) continue;
             each_shard(i - kAhead, use);
             leave(i - kAhead);
         }
     };
     if (!team_ || num_keys < Table::kMinKeysForThreads) {
-        pass(0, UINT_MAX, lock, [&](std::size_t i) { locks[i].unlock(); });
+        pass(0, parts.size(), 0, UINT_MAX, lock, [&](std::size_t i) { locks[i].unlock(); });
         return;
     }
     const std::lock_guard<std::mutex> mine(team_mutex_);
+    if (!by_shards_) {
+        // Each thread has the tables whose middle key is in its share of the keys.
+        std::vector<std::size_t> first(team_->size() + 1, parts.size());
+        first[0] = 0;
+        std::size_t before = 0;
+        for (std::size_t i = 0, thread = 1; i < parts.size(); ++i) {
+            const std::size_t size = size_of(parts[i]);
+            while (thread < team_->size() && (before + size / 2) * team_->size() >= num_keys * thread)
+                first[thread++] = i;
+            before += size;
+        }
+        team_->run([&](unsigned thread) {
+            pass(first[thread], first[thread + 1], 0, UINT_MAX, lock,
+                 [&](std::size_t i) { locks[i].unlock(); });
+        });
+        return;
+    }
     for (std::size_t i = 0; i < parts.size(); ++i) lock(i);
     std::vector<std::atomic<unsigned>> done(parts.size());  // threads that are through with a table
     std::size_t unlocked = 0;
     team_->run([&](unsigned thread) {
         pass(
-            thread, thread + 1, [](std::size_t) {},
+            0, parts.size(), thread, thread + 1, [](std::size_t) {},
             [&](std::size_t i) {
                 done[i].fetch_add(1, std::memory_order_release);
                 if (thread != 0) return;
@@ -103,7 +124,7 @@ template <class Use>
 void TableSet::work_on_keys(const RecordKeys& of, const std::vector<Part>& parts, Use&& use) const {
     const auto keys = [&](const Part& part) { return of.keys.slice(part.begin, part.end); };
     work(
-        parts, of.keys.size(),
+        parts, [](const Part& part) { return part.end - part.begin; },
         [&](const Table& table, unsigned shard, const Part& part) { table.ask_for_lines(shard, keys(part)); },
         [&](const Table& table, unsigned shard, const Part& part) { table.ask_for_rows(shard, keys(part)); },
         [&](Table& table, unsigned shard, const Part& part) { use(table, shard, keys(part), part); });
@@ -189,7 +210,6 @@ void TableSet::lookup(const RecordKeys& of, const std::vector<Rows>& out) const 
 
 PushCounts TableSet::push(const std::vector<PushRecord>& records, std::uint32_t step) {
     std::vector<std::vector<Part>> parts;
-    std::size_t num_keys = 0;
     for (const PushRecord& record : records) {
         parts.push_back(checked_parts(record.of, {}, record.gradients));
         check_length("slots", record.slots.size(), record.of.keys.size());
@@ -201,7 +221,6 @@ PushCounts TableSet::push(const std::vector<PushRecord>& records, std::uint32_t 
                                                        record.slots.slice(part.begin, part.end));
             });
         }
-        num_keys += record.of.keys.size();
     }
     std::vector<PushBatch> batches;  // by table, then record
     std::vector<Pushed> pushed;
@@ -218,9 +237,15 @@ PushCounts TableSet::push(const std::vector<PushRecord>& records, std::uint32_t 
         }
         if (batches.size() > begin) pushed.push_back({t, begin, batches.size()});
     }
-    std::vector<PushCounts> counts(team_ ? team_->size() : 1);
+    const std::size_t most_shards = by_shards_ ? team_->size() : 1;
+    std::vector<PushCounts> counts(pushed.size() * most_shards);  // of each table and shard
     work(
-        pushed, num_keys,
+        pushed,
+        [&](const Pushed& each) {
+            std::size_t size = 0;
+            for (std::size_t i = each.begin; i < each.end; ++i) size += batches[i].keys.size();
+            return size;
+        },
         [&](const Table& table, unsigned shard, const Pushed& each) {
             for (std::size_t i = each.begin; i < each.end; ++i) {
                 table.ask_for_slots(shard, batches[i].keys, batches[i].slots);
@@ -229,7 +254,8 @@ PushCounts TableSet::push(const std::vector<PushRecord>& records, std::uint32_t 
         [](const Table&, unsigned, const Pushed&) {},
         [&](Table& table, unsigned shard, const Pushed& each) {
             const auto mine = Span<const PushBatch>(batches).slice(each.begin, each.end);
-            counts[shard] += table.push_shard(shard, mine, step);
+            const auto at = static_cast<std::size_t>(&each - pushed.data()) * most_shards + shard;
+            counts[at] = table.push_shard(shard, mine, step);
         });
     PushCounts sum;
     for (const PushCounts& each : counts) sum += each;

@@ -27,10 +27,10 @@ struct Case {
         for (const size_t length : lengths)
             offsets.push_back(offsets.back() + static_cast<std::int64_t>(length));
         const auto events = static_cast<size_t>(offsets.back());
-        const auto random = [&](Floats& to, size_t size) {
+        const auto random = [&](auto& to, size_t size) {
             std::normal_distribution<float> normal;
             to.resize(size);
-            for (float& x : to) x = normal(engine);
+            for (auto& x : to) x = normal(engine);
         };
         random(vqk, events * 3 * heads * dim);
         random(gradient, events * heads * dim);
@@ -40,7 +40,7 @@ struct Case {
             edges = {1, 2, 4, 8};
             random(until, events);
             random(since, events);
-            for (float& x : since) x *= 6;
+            for (double& x : since) x *= 6;
         }
     }
 
@@ -102,7 +102,8 @@ struct Case {
     size_t heads, dim;
     float scale = 0.7f, divisor = 5;
     std::vector<std::int64_t> offsets;
-    Floats vqk, gradient, positions, times, edges, until, since;
+    Floats vqk, gradient, positions, times;
+    Doubles edges, until, since;
     Doubles out, to_vqk, to_positions, to_times;
 };
 
@@ -117,6 +118,14 @@ int main() {
             }
         }
     }
+    // Years before the last event a second still counts: in float all of these would be one time.
+    Case old({40}, 1, 4, false, true);
+    for (size_t i = 0; i < old.since.size(); ++i) {
+        old.since[i] = -3e9 + static_cast<double>(i) / 2;
+        old.until[i] = old.since[i] + 0.5;
+    }
+    old.run();
+    old.check_all(1);
     Case nothing({0, 0}, 1, 4, false, true);
     nothing.run();
     nothing.check_all(2);

@@ -36,15 +36,16 @@ struct Both {
     std::vector<std::uint32_t> groups, dims;
     std::unique_ptr<TableSet> set;
 
-    Both(const std::vector<std::uint32_t>& dim_of_table, std::uint32_t threads) {
+    // shards: of each table. threads: of the set.
+    Both(const std::vector<std::uint32_t>& dim_of_table, std::uint32_t shards, unsigned threads) {
         for (const std::uint32_t dim : dim_of_table) {
             if (std::find(dims.begin(), dims.end(), dim) == dims.end()) dims.push_back(dim);
             groups.push_back(
                 static_cast<std::uint32_t>(std::find(dims.begin(), dims.end(), dim) - dims.begin()));
-            tables.push_back(std::make_shared<SharedTable>(config_of(dim, threads, groups.size())));
+            tables.push_back(std::make_shared<SharedTable>(config_of(dim, shards, groups.size())));
             alone.push_back(std::make_unique<Table>(config_of(dim, 1, groups.size())));
         }
-        set = std::make_unique<TableSet>(tables, groups, dims);
+        set = std::make_unique<TableSet>(tables, groups, dims, threads);
     }
 };
 
@@ -106,8 +107,9 @@ bool same(const PushCounts& a, const PushCounts& b) {
 
 // Records of several trainers, whose gradients come later, alone or as a step's sum, and evictions: with any
 // number of threads what each table alone gives, while another thread takes snapshots.
-void records_give_what_tables_alone_give(std::uint32_t threads, std::size_t most, std::uint64_t seed) {
-    Both both({3, 16, 3, 8}, threads);
+void records_give_what_tables_alone_give(std::uint32_t shards, unsigned threads, std::size_t most,
+                                         std::uint64_t seed) {
+    Both both({3, 16, 3, 8}, shards, threads);
     std::mt19937_64 random(seed);
     std::atomic<bool> stop{false};
     std::thread other([&] {
@@ -160,7 +162,7 @@ void records_give_what_tables_alone_give(std::uint32_t threads, std::size_t most
 }
 
 void what_does_not_fit_is_refused_before_anything_changes() {
-    Both both({3, 3}, 1);
+    Both both({3, 3}, 1, 2);
     std::vector<Key> keys{1, 2, 3};
     std::vector<float> rows(9);
     std::vector<std::uint32_t> counts{2, 1}, slots(3), epochs(2);
@@ -189,9 +191,11 @@ void what_does_not_fit_is_refused_before_anything_changes() {
 }  // namespace
 
 int main() {
-    for (const std::uint32_t threads : {1, 3}) {
-        records_give_what_tables_alone_give(threads, 20, threads);
-        records_give_what_tables_alone_give(threads, 2500, 10 + threads);
+    for (const std::uint32_t shards : {1, 3}) {
+        for (const unsigned threads : {1, 2, 6}) {
+            records_give_what_tables_alone_give(shards, threads, 20, shards);
+            records_give_what_tables_alone_give(shards, threads, 2500, 10 + shards);
+        }
     }
     what_does_not_fit_is_refused_before_anything_changes();
 }

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .callbacks import Callback
     from .config import Config, load_config
     from .errors import DataError, PersiaError, UserError
+    from .job.reader import Reader
     from .samples.batch import IdColumn, SampleBatch
     from .samples.schema import DatasetSchema, FeatureSchema
     from .samples.writer import DatasetWriter
@@ -27,6 +28,7 @@ __all__ = [
     "IdColumn",
     "Matches",
     "PersiaError",
+    "Reader",
     "SampleBatch",
     "UserError",
     "load",
@@ -47,6 +49,7 @@ _HOME = {
     "PersiaError": "errors",
     "UserError": "errors",
     "scalars": "reporting.scalars",
+    "Reader": "job.reader",
     "IdColumn": "samples.batch",
     "SampleBatch": "samples.batch",
     "DatasetSchema": "samples.schema",

@@ -54,7 +54,7 @@ def train(
     Collective over COMM_WORLD, under mpiexec.
     Raises UserError for bad input, before any rank starts to train.
     """
-    return _run(_config(config, set), Task(None, callbacks, loggers, quiet))
+    return run_task(_config(config, set), Task(None, callbacks, loggers, quiet))
 
 
 def run(
@@ -65,7 +65,7 @@ def run(
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Runs the user's own loop instead of that of `train`: `main(session)` is called on trainers only."""
-    return _run(_config(config, set), Task(main, quiet=quiet))
+    return run_task(_config(config, set), Task(main, quiet=quiet))
 
 
 def load(path: str | Path, *, trust: bool = False) -> LoadedRun:
@@ -89,17 +89,23 @@ def evaluate(
 
 
 def predict(
-    run: str, data: Sequence[str], out: str, *, schema: str | None = None, trust: bool = False
+    run: str,
+    data: Sequence[str],
+    out: str,
+    *,
+    columns: Sequence[str] = (),
+    schema: str | None = None,
+    trust: bool = False,
 ) -> int:
     """Writes the probability of each sample of `data` (globs) to `out`; returns the number of rows.
 
-    The name `out` ends in .h5 or .csv.
+    The name `out` ends in .h5, .csv or .parquet. columns: see `LoadedRun.predict`.
     schema: what the columns of Parquet files are, in place of the run's `data.schema`.
     """
     from .job.loaded_run import LoadedRun
 
     changes = None if schema is None else {"data.schema": schema}
-    return LoadedRun(Path(run), changes, trust=trust).predict(list(data), Path(out))
+    return LoadedRun(Path(run), changes, trust=trust).predict(list(data), Path(out), columns)
 
 
 def _config(source: ConfigLike, set: Mapping[str, Any] | None) -> Config:
@@ -108,7 +114,8 @@ def _config(source: ConfigLike, set: Mapping[str, Any] | None) -> Config:
     return load_config(source, set)
 
 
-def _run(config: Config, task: Task) -> dict[str, Any]:
+def run_task(config: Config, task: Task) -> dict[str, Any]:
+    """Trains as the task says; see `train`."""
     let_threads_sleep()
     with StopSignals() as stop:
         if inside_mpi():

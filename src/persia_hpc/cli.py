@@ -16,7 +16,7 @@ from .printable import LINES, printable
 from .runtime.imports import import_quickly
 
 COMMANDS = (
-    *("train", "submit", "status", "evaluate", "predict", "importance"),
+    *("train", "submit", "status", "evaluate", "predict", "importance", "export"),
     *("preprocess", "inspect", "checkpoint", "report", "plan", "doctor", "bench"),
 )
 EXIT_CODES = """\

@@ -114,6 +114,26 @@ class Schedule:
             return step % self.evaluate_every == 0
         return (step - self.steps_before) % self.steps_per_epoch == 0
 
+    def evaluations_left(self, step: int) -> int:
+        """Returns how many evaluations are due after later steps than `step`."""
+        every = self.evaluate_every or self.steps_per_epoch or 1
+        begin = 0 if self.evaluate_every else self.steps_before
+        last = self.num_steps
+        extra = last > step and self.is_last(last) and (last - begin) % every != 0
+        return max(0, (last - begin) // every - (step - begin) // every) + extra
+
+    def checkpoints_left(self, step: int) -> int:
+        """Returns how many checkpoints are due after later steps than `step`; the last step's isn't one."""
+        if not self.checkpoint_every:
+            return 0
+        last = self.num_steps - self.is_last(self.num_steps)
+        return max(0, last // self.checkpoint_every - step // self.checkpoint_every)
+
+    def samples_until(self, step: int) -> int:
+        """Returns the samples of this schedule's own steps up to `step`, without those of portions before."""
+        passes, index = divmod(max(0, step - self.steps_before), self.steps_per_epoch or 1)
+        return passes * self.num_samples + min(index * self.batch_size, self.num_samples)
+
     def checkpoints_after(self, step: int) -> bool:
         """Returns whether a checkpoint is due after `step`; False for the last step."""
         return self.checkpoint_every > 0 and step % self.checkpoint_every == 0 and not self.is_last(step)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.support import served
 from tests.support.checkpoints import sign
 
 from . import hdf5, mutate
@@ -32,7 +33,15 @@ MEMORY_BYTES = 4 << 30  # of address space, beside what the parent has
 RESIDENT_BYTES = 1 << 30
 MOST_CHARACTERS = 3000  # of an error that a person reads
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]")
-KINDS = {".h5": "data", ".csv": "table", ".toml": "TOML", ".json": "JSON", ".jsonl": "JSON", ".pt": "dense"}
+KINDS = {
+    ".h5": "data",
+    ".csv": "table",
+    ".toml": "TOML",
+    ".json": "JSON",
+    ".jsonl": "JSON",
+    ".pt": "dense",
+    ".rows": "rows",
+}
 
 CLEAN, SAME, OTHER, FAULT = "refused", "same", "other", "FAULT"
 
@@ -148,7 +157,8 @@ def damage(target: Target, draw: random.Random) -> Damage | None:
     if not found:
         return None
     path = draw.choice(found)
-    kind = "shard" if path.name.startswith("server-") else KINDS.get(path.suffix, "folder")
+    kind = KINDS.get(path.suffix, "folder")
+    kind = "shard" if kind == "data" and path.name.startswith("server-") else kind
     if path.is_symlink() or path.is_dir():
         return Damage(str(path), "folder", _place(path, draw), "place", checked=False)
     mutators: tuple[mutate.Mutator, ...] = (mutate.in_its_place, *mutate.BYTES)
@@ -163,9 +173,10 @@ def damage(target: Target, draw: random.Random) -> Damage | None:
     mutator = draw.choice(mutators)
     before = path.read_bytes()
     what = mutator(path, draw)
-    checked = kind in ("shard", "dense") and (not path.is_file() or path.read_bytes() != before)
-    if kind in ("shard", "dense") and path.is_file() and draw.random() < 0.3:
-        sign(path.parent, path.name)  # damage from before it was written
+    checked = kind in ("shard", "dense", "rows") and (not path.is_file() or path.read_bytes() != before)
+    if kind in ("shard", "dense", "rows") and path.is_file() and draw.random() < 0.3:
+        resign = served.sign if path.parts[0] == "served" else sign
+        resign(path.parent, path.name)  # damage from before it was written
         checked, what = False, f"{what}; its checksum in the manifest too"
     refuse = kind == "data" and mutator is hdf5.change_storage
     return Damage(str(path), kind, what, mutator.__name__, checked, refuse)

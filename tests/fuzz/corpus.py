@@ -7,13 +7,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from persia_hpc.checkpoint.files import name_best
 from persia_hpc.checkpoint.names import step_of
 from persia_hpc.cli import main
 from persia_hpc.config import load_config
 from persia_hpc.config.reader import config_text
 from persia_hpc.samples.writer import DatasetWriter
-from tests.support.checkpoints import LAST, VOCABULARY, change_manifest, train_runs
+from tests.support.checkpoints import CHANGES, LAST, VOCABULARY, change_manifest, train_runs
+from tests.support.served import write_export
 from tests.support.tiny import SCHEMA, SEQUENCES, tiny_batch, tiny_config, write_sequences
 
 OUTSIDE = "outside"  # a folder beside that of a case, which nothing may change
@@ -61,11 +64,14 @@ def make_corpus() -> None:
         change_manifest(step, lambda manifest: manifest["config"].update(run_dir="run"))
     name_best(Path("run"), {"metric": "auc", "mode": "max", "value": 0.75, "step": step_of(Path(LAST))})
     _still(Path("run"))
+    write_export(Path("served"), Path("run") / LAST)
     _fail(Path("failed"))
     make_table(Path("table"))
     make_reviews(Path("reviews.jsonl"))
     make_yambda(Path("yambda"))
+    make_parquet(Path("parquet"))
     assert main(["preprocess", "table", "table/schema.toml", "--out", "prepared"]) == 0
+    make_vectors(Path("vectors"))
 
 
 def make_table(table: Path, rows: int = 40) -> None:
@@ -106,6 +112,24 @@ def make_yambda(folder: Path, events: int = 120) -> None:
     for kind in ("artist", "album"):
         mapping = {"item_id": [*range(1, 12), 3], f"{kind}_id": range(12)}
         pl.DataFrame(mapping).write_parquet(folder / f"{kind}_item_mapping.parquet")
+
+
+def make_vectors(folder: Path) -> None:
+    """Tables of other programs, a format each."""
+    at = f"run/{CHANGES}"
+    for to, table in (("parquet", "item"), ("safetensors", "user")):
+        assert main(["export", at, "--tables", to, "--table", table, "--out", str(folder)]) == 0
+    (folder / "tables.json").unlink()
+    state = {"ebc.embedding_bags.t_item.weight": torch.arange(120.0).reshape(30, 4)}
+    torch.save(state, folder / "state.pt")
+
+
+def make_parquet(folder: Path) -> None:
+    """The samples of train.h5 as Parquet, with the schema that they are read with."""
+    from tests.support.parquet import write_parquet  # with polars, as above
+
+    folder.mkdir()
+    write_parquet(folder, 320, vocabulary=VOCABULARY)
 
 
 def _still(run: Path) -> None:

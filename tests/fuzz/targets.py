@@ -20,11 +20,13 @@ RUN = Path("run")
 CHECKPOINT = (f"run/{CHANGES}/*", f"run/{FULL}/*", f"run/{CHANGES}", f"run/{FULL}")
 CHECKPOINTS = ("run/step-*/*", "run/step-*", "run/latest")
 BEST_FILES = ("run/best.json", "run/best")
+SERVED = ("served/*/*", "served/version-*", "served/base-*", "served/latest")
 RUN_FILES = ("run/summary.json", "run/metrics.jsonl", "run/config.toml")
 FAILED_FILES = ("failed/metrics.jsonl", "failed/failure.json", "failed/ranks/*", "failed/config.toml")
 DATA = ("train.h5", "plain.h5", "test.h5")
 REVIEWS = "reviews.jsonl"
 YAMBDA = ("yambda", "--input", "yambda/multi_event.parquet", "--mappings", "yambda", "--history", "6")
+PARQUET, TABLE = "parquet/day_*.parquet", "parquet/schema.toml"
 PARTS = frozenset({"shard", "dense"})
 
 
@@ -81,6 +83,15 @@ def load() -> None:
     print(run.step, digest({**rows, **weights}))
 
 
+def read() -> None:
+    reader = ph.Reader("served", follow=False)
+    rows = {name: reader.rows(name, np.arange(50)).values for name in reader.tables}
+    request = {"item": 3, "user": 5, "tags": [1, 2], "history": [3, 4]}
+    pooled = {f"pooled {name}": vector for name, vector in reader.pooled(request).values.items()}
+    scores = reader.predict(request, [0.1, 0.2, 0.3]).values
+    print(reader.version.step, digest({**rows, **pooled, "scores": scores}))
+
+
 def preprocess(*more: str) -> Callable[[], int]:
     return prepared("table", "table/schema.toml", *more)
 
@@ -121,12 +132,16 @@ def targets() -> list[Target]:
     at = str(RUN / CHANGES)
     new, old = ("new",), ("run",)
     resume = {"run_dir": "run", "checkpoint.resume": True, "train.epochs": 2}
+    parquet = {"data.train": [PARQUET], "data.schema": TABLE}
     init = {"run_dir": "new", "checkpoint.init_from": at}
     evaluate = command("evaluate", at, "--set", "data.test=plain.h5")
     importance = command("importance", at, "--set", "data.test=plain.h5", "--json")
     predict = command("predict", at, "--data", "test.h5", "--out", "scores.csv")
     plan = command("plan", "train.toml", "--dense-rate", "1000", "--from", "run")
     export = command("checkpoint", "export", at, "--table", *TABLES, "--state", "--out", "tables")
+    exported = command("export", at, "--to", "torchscript", "--out", "exported")
+    vectors = command("export", at, "--tables", "safetensors", "--table", "item", "--out", "exported")
+    foreign = {"run_dir": "new", "checkpoint.init_from": "vectors"}
     page = command("report", "run", "--html", "page.html")
     both = command("report", "run", "failed", "--html", "page.html")
     tables = tuple(f"tables/{name}.parquet" for name in TABLES)
@@ -140,13 +155,25 @@ def targets() -> list[Target]:
         Target("train, sequences", command("train", "events.toml", "--dry-run"), ("events.*",)),
         Target("plan", plan, ("train.toml", "run/summary.json", "run/config.toml", "train.h5")),
         Target("train", train(run_dir="new"), ("train.toml", "train.h5"), changes=new, long=True),
+        Target("inspect, Parquet", command("inspect", PARQUET, "--schema", TABLE), ("parquet/*",)),
+        Target("train, Parquet", train(run_dir="new", **parquet), ("parquet/*",), changes=new),
         Target("train, resumed", train(**resume), (*CHECKPOINTS, *RUN_FILES), PARTS, changes=old, long=True),
         Target("train, init_from", train(**init), CHECKPOINT, PARTS, changes=new),
+        Target("train, init_from tables", train(**foreign), ("vectors/*",), changes=new),
         Target("evaluate", evaluate, (*CHECKPOINT, "plain.h5"), PARTS),
         Target("importance", importance, (*CHECKPOINT, "plain.h5"), PARTS),
         Target("evaluate RUN", command("evaluate", "run", "--set", "data.test=plain.h5"), BEST_FILES),
         Target("predict", predict, (*CHECKPOINT, "test.h5"), PARTS, outputs=("scores.csv",)),
+        Target("export --to", exported, CHECKPOINT, PARTS, outputs=("exported/model.json",)),
+        Target(
+            "export --tables",
+            vectors,
+            CHECKPOINT,
+            PARTS - {"dense"},
+            outputs=("exported/item.safetensors", "exported/tables.json"),
+        ),
         Target("ph.load", refusing(load), CHECKPOINT, PARTS),
+        Target("ph.Reader", refusing(read), SERVED, frozenset({"rows", "dense"})),
         Target("checkpoint ls", command("checkpoint", "ls", "run"), CHECKPOINTS),
         Target("checkpoint ls STEP", command("checkpoint", "ls", at), CHECKPOINT),
         Target("checkpoint verify", command("checkpoint", "verify", "run"), CHECKPOINTS, PARTS, notices=True),

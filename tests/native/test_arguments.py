@@ -20,7 +20,8 @@ WORDS = np.zeros(64, np.uint64)
 RING = np.zeros(4096, np.uint8)
 TEAM, ONE = _native.ThreadTeam(1), np.zeros((1, 1), np.float32)
 SILU = {"vqk": np.zeros((1, 3, 1, 1), np.float32), "offsets": np.array([0, 1])}
-SILU |= {"positions": ONE[0], "times": ONE[0], "edges": ONE[0, :0], "until": ONE[0], "since": ONE[0]}
+SILU |= {"positions": ONE[0], "times": ONE[0], "edges": np.zeros(0), "until": np.zeros(1)}
+SILU |= {"since": np.zeros(1)}
 
 
 def table_set() -> _native.TableSet:

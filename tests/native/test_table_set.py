@@ -279,6 +279,8 @@ def test_other_bad_arguments_are_refused() -> None:
         TableSet([table], [0], [4])
     with pytest.raises(ValueError, match="dim groups of tables: got 0, expected 1"):
         TableSet([table], [], [3])
+    with pytest.raises(ValueError, match="threads: expected at least 1, got 0"):
+        TableSet([table], [0], [3], threads=0)
 
 
 def test_a_thread_may_copy_rows_while_records_come() -> None:

@@ -9,7 +9,7 @@ import polars as pl
 
 from persia_hpc.samples.batch import SampleBatch
 from tests.support.samples import as_lists
-from tests.support.tiny import tiny_batch
+from tests.support.tiny import VOCABULARY, tiny_batch
 
 SCHEMA = """
 [labels]
@@ -42,14 +42,21 @@ def frame_of(batch: SampleBatch) -> pl.DataFrame:
 
 
 def write_parquet(
-    folder: Path, num_samples: int, *, seed: int = 0, first: int = 160, rows: int = 16
+    folder: Path,
+    num_samples: int,
+    *,
+    seed: int = 0,
+    first: int = 160,
+    rows: int = 16,
+    vocabulary: int = VOCABULARY,
 ) -> tuple[str, str]:
     """Writes the samples of `write_tiny` to two files; returns their pattern and the path of the schema.
 
     first: samples of the first file
     rows: of a row group
+    vocabulary: as of `tiny_batch`
     """
-    frame = frame_of(tiny_batch(num_samples, seed=seed))
+    frame = frame_of(tiny_batch(num_samples, seed=seed, vocabulary=vocabulary))
     frame[:first].write_parquet(folder / "day_1.parquet", row_group_size=rows)
     frame[first:].write_parquet(folder / "day_2.parquet", row_group_size=rows)
     (folder / "schema.toml").write_text(SCHEMA)

@@ -23,7 +23,7 @@ def tell():
 atexit.register(tell)
 """
 NEVER = {"polars", "pandas", "pyarrow", "sympy", "sklearn", "scipy", "matplotlib", "torch._dynamo"}
-DENSE = {"torch", "horovod", "tqdm"}  # the last is for the progress bar; Horovod imports it, too
+DENSE = {"torch", "horovod"}
 COMPILERS = {"torch._prims", "torch._meta_registrations"}
 MPI = {"mpi4py.MPI"}
 PROCESSES = {  # what each may not have, and must have

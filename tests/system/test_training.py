@@ -15,6 +15,7 @@ import persia_hpc as ph
 from tests.support.cases import run_cases, settings, summary
 from tests.support.mpi import run_mpi
 from tests.support.tiny import run_digest, trained_rows, write_tiny
+from tests.support.traces import check_trace
 
 PROGRAMS = Path(__file__).with_name("programs")
 
@@ -57,9 +58,10 @@ def test_every_rank_accounts_for_its_time(tmp_path, data):
             assert all(each[phase] > 0 for phase in busy.get(role, "pull push").split()), role
         assert 0 < result["steady"]["steps"] < result["steps"]
         trace = json.loads((tmp_path / name / "trace.json").read_text())["traceEvents"]
+        assert check_trace(trace)  # arrows of batches
         shown = {(e["pid"], e["args"]["step"]) for e in trace if e["ph"] == "X" and "args" in e}
         last = result["steps"]
-        assert shown == {(rank, step) for rank in range(ranks) for step in range(last - 2, last + 1)}
+        assert shown == {(pid, step) for pid in range(1, ranks + 1) for step in range(last - 2, last + 1)}
 
 
 def test_two_trainers_equal_one_and_are_reproducible(tmp_path, data):

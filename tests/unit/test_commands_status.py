@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from persia_hpc.cli import main
-from persia_hpc.commands.status import slurm_state, status_lines
+from persia_hpc.commands.status import read_status
+from persia_hpc.launch.slurm_account import slurm_state
 
 TRAIN = {
     "event": "train",
@@ -30,9 +31,9 @@ def train(step: int) -> dict[str, object]:
 
 
 def text(directory: Path, slurm: str | None = None) -> str:
-    lines, problems = status_lines(directory, slurm, (directory / "metrics.jsonl").stat().st_mtime + 7)
-    assert problems == []
-    return "\n".join(lines)
+    status = read_status(directory, (directory / "metrics.jsonl").stat().st_mtime + 7)
+    assert status.problems == []
+    return "\n".join(status.lines([] if slurm is None else [slurm]))
 
 
 def test_run_under_way(tmp_path: Path) -> None:
@@ -119,3 +120,24 @@ def test_what_slurm_says(says: str, expected: str, tmp_path: Path, monkeypatch: 
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert slurm_state(tmp_path) == expected
+
+
+def test_json_has_what_the_lines_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluation = {"event": "evaluate", "split": "valid", "step": 100, "auc": None}
+    write_events(tmp_path, train(100), evaluation, {**train(200), "left_seconds": 12.5})
+    assert main(["status", str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["schema_version"] == 1
+    assert (found["state"], found["resumes"], found["problems"]) == ("under way", 0, [])
+    assert found["last"]["train"]["left_seconds"] == 12.5
+    assert found["last"]["evaluate valid"] == evaluation
+    assert found["age_seconds"] >= 0
+    assert found["slurm"] == {"job": None, "queue": None, "account": None}
+    (tmp_path / "summary.json").write_text("{")
+    assert main(["status", str(tmp_path), "--json"]) == 3
+    assert "summary.json" in json.loads(capsys.readouterr().out)["problems"][0]
+
+
+def test_the_time_left_is_that_of_the_run_itself(tmp_path: Path) -> None:
+    write_events(tmp_path, {**train(200), "left_seconds": 240.0})
+    assert "about 4 min left" in text(tmp_path)

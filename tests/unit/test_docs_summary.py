@@ -30,6 +30,15 @@ def example() -> dict[str, Any]:
         evaluate_seconds=1.0,
         compile_seconds=30.0,
         checkpoints={"written": 1, "paused_seconds": 0.5, "write_seconds": 2.0},
+        export={
+            "versions": 3,
+            "bases": 1,
+            "failed": 0,
+            "bytes": 100,
+            "paused_seconds": 0.1,
+            "write_seconds": 0.2,
+            "last_step": 5,
+        },
         results={"valid": METRICS, "test": METRICS},
         best={"metric": "auc", "mode": "max", "value": 0.9, "step": 5, "checkpoint": "step-00000005"},
         restored_step=None,
@@ -72,7 +81,7 @@ def documented() -> set[str]:
 
 def test_every_field_is_documented_and_every_documented_field_exists() -> None:
     produced = set(fields(example())) | OF_CALLERS
-    objects = {"valid", "test", "best", "follow"}  # rows of their own: null where there is nothing to tell
+    objects = {"valid", "test", "best", "follow", "export"}  # rows of their own: null where there is none
     assert produced - documented() == set(), "fields that docs/summary.md doesn't name"
     assert documented() - produced - objects == set(), "docs/summary.md names fields that don't exist"
 

@@ -8,11 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
+import polars as pl
 import pytest
 
 import persia_hpc as ph
+from persia_hpc.cli import main
 from persia_hpc.errors import PersiaError
+from persia_hpc.job.predictions import write_hdf5
+from persia_hpc.samples.source import open_source
 from persia_hpc.trainer.session import Session
 from tests.support.tiny import tiny_config, write_tiny
 
@@ -25,7 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder / "run", data
 
 
-@pytest.mark.parametrize("name", ["scores.csv", "scores.h5"])
+@pytest.mark.parametrize("name", ["scores.csv", "scores.h5", "scores.parquet"])
 def test_a_write_that_fails_leaves_the_older_file(
     name: str, run: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -45,14 +50,61 @@ def test_a_write_that_fails_leaves_the_older_file(
     assert os.listdir(tmp_path) == [name]
 
 
-def test_below_hdf5_a_failed_write_is_one_error(
-    run: tuple[Path, str],
-) -> None:
+def test_below_hdf5_a_failed_write_is_one_error() -> None:
     """HDF5 itself would end the process when it closes the file."""
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("there is no /dev/full")
     scores = np.zeros((1, 1), np.float32)
-    loaded = ph.load(run[0])
     with pytest.raises(OSError, match="No space left on device"):
-        loaded._write_hdf5(iter([scores]), full)
+        write_hdf5(iter([({}, scores)]), full, ["label"], {})
+
+
+@pytest.mark.parametrize("end", ["csv", "h5", "parquet"])
+def test_columns_of_the_samples_stand_beside_their_predictions(end: str, tmp_path: Path) -> None:
+    data = write_tiny(tmp_path / "train.h5", 60, times=range(1000, 1060))
+    changes = {"data.evaluate_batch_size": 17, "data.transform": "tests.support.transforms:high_ids"}
+    ph.train(tiny_config(data, run_dir=str(tmp_path / "run"), **changes), quiet=True)
+    run, out = ph.load(tmp_path / "run"), tmp_path / f"scores.{end}"
+    assert run.predict([data], tmp_path / "plain.csv") == 60
+    expected = np.loadtxt(tmp_path / "plain.csv", delimiter=",", skiprows=1, dtype=np.float32)
+    command = ["predict", str(tmp_path / "run"), "--data", data, "--out", str(out)]
+    assert main([*command, "--columns", "user", "time", "item"]) == 0
+    if end == "csv":
+        assert out.read_text().splitlines()[0] == "user,time,item,label"
+        found = np.loadtxt(out, delimiter=",", skiprows=1)
+        columns = {"user": found[:, 0], "time": found[:, 1], "item": found[:, 2]}
+        scores = found[:, 3].astype(np.float32)
+    elif end == "h5":
+        with h5py.File(out) as file:
+            columns = {name: values[:] for name, values in file["columns"].items()}
+            scores = file["probability"][:, 0]
+        assert columns["user"].dtype == np.uint64
+    else:
+        frame = pl.read_parquet(out)
+        assert frame.columns == ["user", "time", "item", "label"]
+        assert frame.schema["item"] == pl.UInt64
+        columns = {name: frame[name].to_numpy() for name in frame.columns[:3]}
+        scores = frame["label"].to_numpy()
+    assert np.array_equal(scores, expected)
+    samples = open_source([data]).read(0, 60)
+    assert np.array_equal(columns["time"], np.arange(1000, 1060))
+    for name in ("user", "item"):
+        assert np.array_equal(columns[name], samples.ids[name].values)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (["usr"], "--columns usr: expected features with one id, group or time, as the data have them: item"),
+        (["tags"], "--columns tags: has several ids a sample"),
+        (["time"], "--columns time: expected features"),
+        (["item", "item"], "two columns of that name"),
+    ],
+)
+def test_columns_that_are_none_are_refused(
+    columns: list[str], message: str, run: tuple[Path, str], tmp_path: Path
+) -> None:
+    with pytest.raises(ph.UserError, match=message):
+        ph.load(run[0]).predict([run[1]], tmp_path / "scores.csv", columns)
+    assert not os.listdir(tmp_path)

@@ -13,9 +13,11 @@ import persia_hpc as ph
 from persia_hpc.cli import main
 from persia_hpc.config import load_config, mib, to_toml
 from persia_hpc.cost_model.cluster import Cluster
+from persia_hpc.cost_model.costs import PARQUET
 from persia_hpc.cost_model.memory import node_memory
 from persia_hpc.errors import UserError
 from persia_hpc.job.planner import Given, Planner
+from tests.support.parquet import write_parquet
 from tests.support.tiny import tiny_config, write_tiny
 
 
@@ -77,6 +79,18 @@ def test_a_dry_run_gives_every_role_the_same_memory(
         assert key in figures
         assert figures.startswith(mib(sum(found["memory_bytes"][role].values())))
     assert f": {mib(sum(found['node_memory_bytes'].values()))}, of which" in text
+
+
+def test_parquet_takes_longer_to_read_and_a_row_group_is_held_whole(config: Path, tmp_path: Path) -> None:
+    pattern, schema = write_parquet(tmp_path, 400, first=300, rows=300)
+    found = {}
+    for name, data in (("hdf5", []), ("parquet", [f'data.train=["{pattern}"]', f'data.schema="{schema}"'])):
+        few = ["data.block_rows=10", "data.buffer_blocks=2", *data]
+        found[name] = planned(config, "--dense-rate", "1000", *(t for text in few for t in ("--set", text)))
+    read = [found[name]["phase_seconds"]["reader"]["read"] for name in ("hdf5", "parquet")]
+    assert 1.0 < read[1] / read[0] <= PARQUET
+    held = [found[n]["memory_bytes"]["embedding_worker"]["shuffled samples"] for n in ("hdf5", "parquet")]
+    assert held[1] / held[0] == pytest.approx(300 / 20, rel=1e-3)
 
 
 def test_the_model_is_timed_and_nothing_written(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:

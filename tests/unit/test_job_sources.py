@@ -109,6 +109,34 @@ def test_a_label_that_is_constant_or_missing_is_said_before_training(
     assert not caplog.records
 
 
+@pytest.mark.parametrize(
+    ("train", "said"),
+    [
+        (
+            {"early_stop": {"metric": "auc"}},
+            r"train\.early_stop watches auc.*negatives.* click is 1",
+        ),
+        ({"plateau": {"metric": "auc"}}, r"train\.plateau watches auc, which needs negatives"),
+        ({"restore_best": True}, r"train\.keep_best watches auc, which needs negatives"),
+        ({}, None),
+    ],
+)
+def test_a_run_without_negatives_watches_no_auc(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, train: dict[str, Any], said: str | None
+) -> None:
+    ones = write_labels(tmp_path / "ones.h5", [1, 1, 1])
+    changes = {"features": {}, "data.valid": ones, "train.loss": "in_batch_softmax"}
+    settings = config(ones, **changes, **{f"train.{key}": value for key, value in train.items()})
+    if said is None:
+        open_sources(load_config(settings))
+    else:
+        with pytest.raises(UserError, match=said):
+            open_sources(load_config(settings))
+        mixed = write_labels(tmp_path / "mixed.h5", [1, 0, 1])
+        open_sources(load_config(settings, {"data.valid": mixed}))
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("columns", [[[NAN, NAN]], [[NAN, NAN], [NAN, NAN]]])
 def test_training_data_without_any_known_label_are_refused(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, columns: list[list[float]]

@@ -70,7 +70,7 @@ def test_silu_attention_is_its_definition(
     q, k, v = (random(lengths, *shape, seed=seed) for seed in range(3))
     by_distance = random([40], seed=4) if positions else None
     by_time = random([129], seed=5) if timed else None
-    since = torch.randint(-(10**7), 10**7, (sum(lengths),)).float().sort().values
+    since = torch.randint(-(10**10), 10**10, (sum(lengths),)).double().sort().values
     until = since + torch.randint(0, 1000, since.shape)
 
     def weigh(scores: Tensor, i: int, seen: range) -> Tensor:
@@ -79,7 +79,7 @@ def test_silu_attention_is_its_definition(
             scores = scores + by_distance[i - torch.tensor(seen)]
         if by_time is not None:
             apart = (until[i] - since[seen.start : seen.stop]).abs().clamp(min=1)
-            scores = scores + by_time[(apart.double().log() / 0.301).long()]
+            scores = scores + by_time[(apart.log() / 0.301).long()]
         return scores * torch.sigmoid(scores) / 11.0
 
     bias = Bias(by_distance, by_time, until if timed else None, since if timed else None)
@@ -97,7 +97,7 @@ def test_silu_attention_is_its_definition(
 
 
 def test_time_buckets_are_logarithmic() -> None:
-    seconds = torch.tensor([0.0, 0.5, 1, 2, 10, -10, 3600, 86400, 1e9, 1e25])
+    seconds = torch.tensor([0.0, 0.5, 1, 2, 10, -10, 3600, 86400, 1e9, 1e25], dtype=torch.float64)
     expected = [min(128, math.floor(math.log(max(abs(s), 1)) / 0.301)) for s in seconds.tolist()]
     assert time_buckets(seconds).tolist() == expected
     assert len(bucket_edges()) == 128
@@ -106,7 +106,7 @@ def test_time_buckets_are_logarithmic() -> None:
 def test_one_block_as_on_a_gpu_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     lengths = [7, 0, 30, 1]
     vqk, by_distance, by_time = random(lengths, 3, 2, 4), random([40], seed=1), random([129], seed=2)
-    since = torch.rand(sum(lengths)) * 1e6
+    since = torch.rand(sum(lengths), dtype=torch.float64) * 1e6
     made = []
     for one in (False, True):
         monkeypatch.setattr(attention, "_in_one_block", lambda _, one=one: one)
@@ -120,7 +120,7 @@ def test_one_block_as_on_a_gpu_gives_the_same(monkeypatch: pytest.MonkeyPatch) -
 def test_results_dont_depend_on_the_number_of_threads() -> None:
     lengths = [70, 3, 0, 129, 16, 33, 200]
     vqk, by_distance, by_time = random(lengths, 3, 2, 20), random([200], seed=1), random([129], seed=2)
-    since = torch.rand(sum(lengths)) * 1e6
+    since = torch.rand(sum(lengths), dtype=torch.float64) * 1e6
     bias = Bias(by_distance, by_time, since.roll(-1), since)
     threads, made = torch.get_num_threads(), []
     try:

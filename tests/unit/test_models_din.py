@@ -122,3 +122,21 @@ def test_din_uses_a_history_for_each_of_two_targets() -> None:
     together = torch.cat(parts, dim=1)
     assert model.layers[0].in_features == together.shape[1]
     torch.testing.assert_close(model(batch), model.layers(together))
+
+
+def test_the_attention_has_a_dropout_of_its_own() -> None:
+    inputs = make_inputs(HISTORIES)
+    given = {"attend": ATTEND, "attention": [8, 6], "hidden": [8], "dropout": 0.25, "attention_dropout": 0.5}
+    for left_out, above, inside in (
+        (None, [0.25], [0.5] * 2),
+        ("dropout", [], [0.5] * 2),
+        ("attention_dropout", [0.25], []),
+    ):
+        model = built("din", inputs, **{k: v for k, v in given.items() if k != left_out})
+        found = [
+            [m.p for m in part.modules() if isinstance(m, nn.Dropout)]
+            for part in (model.layers, model.attentions)
+        ]
+        assert found == [above, inside], left_out
+    with pytest.raises(UserError, match="attention_dropout must be a number from 0 to below 1, got 2"):
+        built("din", inputs, attend=ATTEND, attention_dropout=2)

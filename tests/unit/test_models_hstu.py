@@ -57,7 +57,7 @@ def plain_states(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     events = torch.cat([batch.jagged[name].padded() for name in model.histories], dim=2)
     lengths = batch.jagged["items"].lengths
     target, gaps = model.target(batch), replace(batch.jagged["gaps"])
-    gaps = gaps.with_values(gaps.weights).padded()
+    gaps = gaps.with_values(gaps.weights.double()).padded()
     if model.unknown is not None:
         target = torch.cat([target, model.unknown.expand(len(target), -1)], dim=1)
     context = [layer(batch.pooled[n]) for n, layer in zip(model.context, model.context_layers, strict=True)]
@@ -81,9 +81,9 @@ def plain_states(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     count = torch.tensor([len(row) for row in rows])
     mask = torch.arange(most) < count[:, None]
     place = torch.tensor([p + [0] * (most - len(p)) for p in places])
-    clock = torch.tensor([c + [0.0] * (most - len(c)) for c in clocks])
+    clock = torch.tensor([c + [0.0] * (most - len(c)) for c in clocks], dtype=torch.float64)
     x = x * math.sqrt(model.width) + model.positions[place]
-    last = torch.tensor([c[-1] if c else 0.0 for c in clocks])
+    last = torch.tensor([c[-1] if c else 0.0 for c in clocks], dtype=torch.float64)
     if model.time_vectors is not None:
         x = x + model.time_vectors[((last[:, None] - clock).clamp(min=1e-6) / 60).sqrt().long()]
     until = torch.cat([clock[:, 1:], clock[:, -1:]], dim=1)
@@ -102,7 +102,7 @@ def plain_states(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
             if paper:
                 scores = scores + block.positions[distance]
             if block.times is not None:
-                apart = (until[:, :, None] - clock[:, None, :]).abs().clamp(min=1).double()
+                apart = (until[:, :, None] - clock[:, None, :]).abs().clamp(min=1)
                 scores = scores + block.times[(apart.log() / 0.301).long()]
             heads.append((functional.silu(scores) / n * seen) @ vh)
         attended = torch.cat(heads, dim=2)
@@ -212,6 +212,26 @@ def test_times_are_only_differences_within_a_sample() -> None:
     torch.testing.assert_close(model(batch), before)
     batch.jagged["gaps"] = replace(gaps, weights=10 * gaps.weights)
     assert not torch.allclose(model(batch), before)
+
+
+def test_seconds_of_years_ago_still_count() -> None:
+    inputs = history_inputs()
+    model, batch = built(inputs, attend=ITEMS, times="gaps"), history_batch(inputs)
+    gaps = batch.jagged["gaps"]
+    weights = torch.randint(1, 60, gaps.weights.shape).float()
+    before = model.states(batch, model.events(batch)).values
+    weights[gaps.offsets[1:][gaps.lengths > 0] - 1] = 1e9  # the last event is 30 years later
+    batch.jagged["gaps"] = replace(gaps, weights=weights)
+    states, mask = plain_states(model, batch)
+    made = model.states(batch, model.events(batch)).values
+    torch.testing.assert_close(made, states[mask], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(made, before)
+    weights = weights.clamp(max=1e6)  # float32 is exact for these
+    batch.jagged["gaps"] = replace(gaps, weights=weights)
+    near = model.states(batch, model.events(batch)).values
+    events = batch.jagged["items"]
+    looked_back = events.positions() < events.lengths[events.samples()] - 2
+    torch.testing.assert_close(made[looked_back], near[looked_back])
 
 
 @pytest.mark.parametrize(

@@ -152,4 +152,15 @@ def test_by_the_command(raw: tuple[Path, Any], tmp_path: Path, capsys: pytest.Ca
     assert "up to date" in capsys.readouterr().out
     (raw[0] / "user_features_pure.csv").unlink()
     assert main([*command, "--overwrite"]) == 2
-    assert "no file matches" in capsys.readouterr().err
+    assert "got no user_features_*.csv, expected log_standard" in capsys.readouterr().err
+
+
+def test_another_folder_is_named_with_where_the_files_are(raw: tuple[Path, Any], tmp_path: Path) -> None:
+    def refused(folder: Path, message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            kuairand.prepare(kuairand.KuaiRandOptions(tmp_path / "out", folder))
+
+    refused(tmp_path / "absent", "absent: got no such folder, expected log_standard.* it is `data`")
+    refused(tmp_path, "got no log_standard.*; did you mean .*/raw?")
+    (raw[0] / "video_features_basic_pure.csv").rename(raw[0] / "video_features_basic_pure.csv.gz")
+    refused(raw[0], "got no video_features_basic.*; decompress video_features_basic_pure.csv.gz")

@@ -75,16 +75,31 @@ def test_without_timestamps_and_by_seed(tmp_path):
         ({"ratings": "1::1::5\n1::1::6\n"}, "ratings_no_timestamp.dat.xz:2: rating: got 6, expected 1, 2"),
         ({"ratings": "1::1::5\n\n9::1::5\n"}, "dat.xz:3: user: got 9, expected a user that users.dat has"),
         ({"ratings": "1::1::5\n1::x::5\n"}, "dat.xz:2: movie: got 'x', expected an integer"),
-        ({"ratings": "1::1::5\n1::1\n"}, "dat.xz:2: got 2 columns, expected 3"),
+        ({"ratings": "1::1::5\n1::1\n"}, "dat.xz:2: got '1::1', expected 3 values, user::movie::rating$"),
+        ({"ratings": "userId,movieId,rating\n1,1,5\n"}, r"dat.xz:1: got 'userId,m.*user::movie::.*\.csv$"),
         ({"users": USERS + USERS}, "users.dat:3: user: got 1, expected each user on one line"),
         ({"movies": MOVIES + MOVIES}, "movies.dat:3: movie: got 1, expected each movie on one line"),
         ({"ratings": "1::1::5\n-1::1::5\n"}, "dat.xz:2: user: got -1, expected a number from 0 on"),
         ({"ratings": "1::1::5\n1::1::4.5\n"}, "dat.xz:2: rating: got '4.5', expected an integer"),
         ({"ratings": "1::1::5::9\n1::1::5::9.5\n"}, "dat.xz:2: time: got '9.5', expected an integer"),
-        ({"users": "1::F::1::10\n"}, "users.dat:1: got 4 columns, expected 5"),
+        ({"users": "1::F::1::10\n"}, "users.dat:1: got '1::F::1::10', expected 5 values, user::gender::age"),
         ({"movies": "1::Toy Story::Drama\n7::A (1990)::B\n"}, r"movies.dat:1: title: .*ends in '\(year\)'"),
     ],
 )
 def test_bad_lines_are_named(tmp_path, changed, message):
     with pytest.raises(UserError, match=message):
         prepare(tmp_path, **changed)
+
+
+def test_another_folder_is_named_with_what_it_holds(tmp_path):
+    def refused(folder, message):
+        with pytest.raises(UserError, match=message):
+            movielens.prepare(movielens.MovieLensOptions(tmp_path / "out", folder))
+
+    refused(tmp_path / "absent", "absent: got no such folder, expected ratings.dat there")
+    (tmp_path / "zip" / "ml-1m").mkdir(parents=True)
+    (tmp_path / "zip" / "ml-1m" / "ratings.dat").touch()
+    refused(tmp_path / "zip", "got no ratings.dat, .* did you mean .*zip/ml-1m?")
+    (tmp_path / "100k").mkdir()
+    (tmp_path / "100k" / "u.data").touch()
+    refused(tmp_path / "100k", "100K, which aren't read: download 1M")

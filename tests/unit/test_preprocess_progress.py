@@ -23,7 +23,8 @@ def test_a_log_gets_the_time_left_now_and_then(
         assert said == ""
     else:
         assert 1 < said.count("criteo: writing:") < 15
-        assert "0/1.00k [00:00<00:" in said
+        assert "0 of 1k bytes, 0 s left, " in said
+        assert said.endswith("bytes/s\n")
 
 
 def test_other_ranks_are_quiet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -313,7 +313,7 @@ def test_test_shards_are_the_last_pieces(
     ("more", "message"),
     [
         (["--shard-bytes", "3000", "--part", "0/2"], "needs all rows of the input"),
-        (["--part", "0/2"], "only synthetic, yambda and --shard-bytes share their work"),
+        (["--part", "0/2"], "shares its work only with --shard-bytes"),
         (["--shard-bytes", "0"], "expected at least 1 and 0"),
         (["--shard-bytes", "1GiB", "--test-shards", "3"], "the input makes 3 shards"),
     ],

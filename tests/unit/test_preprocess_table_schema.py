@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import csv
 import random
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
 from persia_hpc.cli import main
+from persia_hpc.config import load_config
+from persia_hpc.job.facts import make_facts
+from persia_hpc.models import build_model
 from persia_hpc.preprocess.table.schema import Ids, load_schema
 from persia_hpc.samples.source import open_source
+from persia_hpc.trainer.batch import make_inputs
 
 BARS = Path(__file__).resolve().parents[2] / "datasets" / "bars"
 SETS = sorted(path.name for path in BARS.iterdir() if path.is_dir())
@@ -50,4 +55,11 @@ def test_published_splits(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     multi = {feature.name for feature in source.schema.features if feature.multi}
     assert multi == {feature for feature, entry in schema.ids.items() if entry.separator}
     config = folder / ("din.toml" if (folder / "din.toml").exists() else "dcn_v2.toml")
+    for each in set(folder.glob("*.toml")) - {folder / "schema.toml"}:
+        title, url = each.read_text().splitlines()[:2]
+        assert re.match(rf"# \S+ on {name}: (gAUC 0\.\d+, )?AUC 0\.\d+, logloss 0\.\d+", title)
+        assert re.search(rf"ranking/ctr/\w+/\w+_{name}(_00\d)?$", url)
+        loaded = load_config(each)
+        layout = make_facts(loaded, source.schema, {}).layout
+        build_model(loaded.model.class_name, make_inputs(layout, source.schema), loaded.model.arguments)
     assert main(["train", str(config), "--one-process", "--quiet", "--set", "train.epochs=1"]) == 0

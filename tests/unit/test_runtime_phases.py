@@ -42,18 +42,20 @@ def test_a_phase_that_no_role_has_is_refused() -> None:
         Phases(SERVER).add("optimizer", 0.0)
 
 
-def test_near_intervals_of_one_phase_and_step_become_one_event() -> None:
+def test_near_intervals_of_one_phase_and_batch_become_one_event() -> None:
     phases = Phases(SERVER, trace_steps=1)
     phases.add("idle", 1.0, 0, 2.0)
     phases.add("idle", 2.0001, 0, 3.0)
     phases.add("idle", 3.1, 0, 4.0)
-    phases.add("pull", 4.0, 1, 5.0)
-    phases.add("pull", 5.0, 2, 6.0)
+    phases.add("pull", 4.0, 1, 5.0, trainer=0)
+    phases.add("pull", 5.0, 1, 6.0, trainer=1)  # another batch
+    phases.add("pull", 6.0, 2, 7.0, trainer=1)
     assert phases.statistics()["intervals"] == [
-        ("idle", 1.0, 3.0, 0),
-        ("idle", 3.1, 4.0, 0),
-        ("pull", 4.0, 5.0, 1),
-        ("pull", 5.0, 6.0, 2),
+        ("idle", 1.0, 3.0, 0, -1),
+        ("idle", 3.1, 4.0, 0, -1),
+        ("pull", 4.0, 5.0, 1, 0),
+        ("pull", 5.0, 6.0, 1, 1),
+        ("pull", 6.0, 7.0, 2, 1),
     ]
 
 

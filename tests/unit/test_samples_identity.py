@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from hypothesis import given
@@ -25,6 +26,7 @@ from persia_hpc.samples.source import FileSource, open_source
 from persia_hpc.samples.writer import DatasetWriter
 from persia_hpc.trainer.losses import load_loss
 from tests.support.checkpoints import change_manifest
+from tests.support.retrieval import retrieval_config, write_retrieval
 from tests.support.tiny import tiny_config, write_tiny
 
 SCHEMA = DatasetSchema(
@@ -149,6 +151,32 @@ def test_a_run_continues_on_the_same_samples_only(tmp_path: Path) -> None:
     for checkpoint in (tmp_path / "run").glob("step-*"):  # as of an older version
         change_manifest(checkpoint, lambda m: m.pop("data"))
     assert train([str(moved), other], 3)["this_run"]["steps"] == 10
+
+
+@pytest.mark.parametrize("draws", [True, False])
+def test_a_run_continues_with_the_same_items_to_draw_only(tmp_path: Path, draws: bool) -> None:
+    """A catalogue may lie elsewhere; one of other weights is named, unless it is only ranked."""
+    config = retrieval_config(write_retrieval(tmp_path), tmp_path / "run")
+    if not draws:
+        config["features"] = {name: config["features"][name] for name in ("history", "item")}
+        config["tasks"]["liked"]["loss"] |= {"logq": False, "negatives": "batch"}
+    ph.train(config, quiet=True)
+    changes = {"checkpoint.resume": True, "train.epochs": 3}
+    shutil.copy(tmp_path / "items.h5", tmp_path / "other.h5")
+    with h5py.File(tmp_path / "other.h5", "r+") as file:
+        weights = np.asarray(file["weight"])
+        file["weight"][:] = weights[::-1]
+    config["data"]["items"] = str(tmp_path / "other.h5")
+    if not draws:
+        assert ph.train(config, set=changes, quiet=True)["status"] == "completed"
+        return
+    said = r"items in data\.items: rows \d+ to \d+, in \S*other\.h5 \(\S*items\.h5 there\): other values"
+    with pytest.raises(UserError, match=said):
+        ph.train(config, set=changes, quiet=True)
+    with h5py.File(tmp_path / "other.h5", "r+") as file:
+        file["weight"][:] = weights
+    shutil.move(tmp_path / "items.h5", tmp_path / "moved.h5")
+    assert ph.train(config, set=changes, quiet=True)["status"] == "completed"
 
 
 @pytest.mark.parametrize("kind", ["keep_best", "every", "own loop"])

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from persia_hpc.errors import DataError, UserError
 from persia_hpc.preprocess.table.prepare import TableOptions, prepare
 from persia_hpc.samples.batch import SampleBatch
+from persia_hpc.samples.reader import BatchReader, EpochOrder
 from persia_hpc.samples.source import FileSource, open_source
 from tests.support.samples import assert_equal
 
@@ -152,6 +153,38 @@ def test_parquet_is_read_as_preprocess_table_would_write_it(
         open_source([p], features=names, schema_file=schema) for p in (pattern, str(folder / "out/train.h5"))
     ]
     same(read_all(some[0]), read_all(some[1]))
+
+
+@pytest.mark.parametrize(("rows", "buffer_blocks"), [(50_000, 1), (20_000, 1), (20_000, 2), (20_000, 9)])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_large_row_groups_are_read_in_the_order_of_the_epoch(
+    tmp_path: Path, rows: int, buffer_blocks: int, shuffle: bool
+) -> None:
+    """Windows of one row group are used where they were decoded, those of several are put together."""
+    n, random = 50_000, np.random.default_rng(0)
+    text = [["a", "b", None][: i % 4] for i in range(n)]
+    columns = {"y": [0.0, 1.0, None] * n, "x": random.normal(size=n), "user": np.arange(n), "tags": text}
+    frame = pl.DataFrame({name: pl.Series(values[:n], strict=False) for name, values in columns.items()})
+    pattern, schema = write(tmp_path, SCHEMA, [frame], rows)
+    prepare(TableOptions(tmp_path / "out", Path(schema)))
+    hdf5 = read_all(open_source([str(tmp_path / "out" / "train.h5")]))
+    source = open_source([pattern], schema_file=schema)
+    options = {"block_rows": rows, "buffer_blocks": buffer_blocks, "seed": 3, "shuffle": shuffle}
+    reader = BatchReader(source, epochs=2, **options)
+    for epoch in range(2):
+        order = EpochOrder(n, rows, buffer_blocks, 3, epoch, shuffle, source.block_bounds(rows))
+        for begin in range(0, n, 9_000):
+            end = min(begin + 9_000, n)
+            same(reader.read(epoch, begin, end), hdf5.take(order.rows(begin, end)))
+
+
+def test_a_bad_value_deep_in_a_large_row_group_is_named_by_its_row(tmp_path: Path, schema: str) -> None:
+    labels = np.zeros(40_000)
+    labels[30_000] = 7
+    frame = pl.DataFrame({"y": labels, "x": labels, "user": np.arange(40_000), "tags": [["a"]] * 40_000})
+    source = open_source([written(tmp_path, frame, rows=40_000)], schema_file=schema)
+    with pytest.raises(DataError, match=r"a\.parquet, row 30001: y: got 7\.0"):
+        read_all(source)
 
 
 def read_all(source: FileSource) -> SampleBatch:

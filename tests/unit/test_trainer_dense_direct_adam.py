@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import optimizer as torch_optimizer
 
-from persia_hpc.trainer.dense.direct_adam import direct_adam
+from persia_hpc.trainer.dense.direct_adam import FEW_VALUES, direct_adam
 
 OPTIONS: list[dict[str, Any]] = [
     {},
@@ -130,3 +130,29 @@ def test_a_closure_is_called_and_its_loss_returned() -> None:
 def test_other_optimizers_are_as_they_were() -> None:
     for kind in (torch.optim.SGD, torch.optim.NAdam, torch.optim.SparseAdam):
         assert direct_adam(kind) is kind
+
+
+@pytest.mark.parametrize(("count", "seen"), [(FEW_VALUES, [1]), (FEW_VALUES + 1, [3])])
+def test_few_values_are_updated_by_one_thread(
+    count: int, seen: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimizer = direct_adam(torch.optim.Adam)([nn.Parameter(torch.zeros(count))], fused=True)
+    before, kernel, found = torch.get_num_threads(), torch._fused_adam_, []
+    torch.set_num_threads(3)
+    try:
+        for _ in range(2):  # the first step is torch's own
+            optimizer.param_groups[0]["params"][0].grad = torch.ones(count)
+            optimizer.step()
+
+        def fused(*arguments: Any, **options: Any) -> None:
+            found.append(torch.get_num_threads())
+            kernel(*arguments, **options)
+
+        monkeypatch.setattr(torch, "_fused_adam_", fused)
+        other = direct_adam(torch.optim.Adam)(optimizer.param_groups[0]["params"], fused=True)
+        other.load_state_dict(optimizer.state_dict())
+        other.step()
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert found == seen

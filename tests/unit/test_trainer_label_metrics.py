@@ -151,7 +151,7 @@ def test_ndcg_of_a_group_equals_scikit_learns(seed: int, n: int, levels: int, k:
     ("name", "labels", "reason"),
     [
         ("ne", [0, 0, 0], "all labels are 0"),
-        ("ne", [1, 1, 1], "all labels are 1"),
+        ("auc", [1, 1, 1], "all labels are 1, it needs negatives"),
         ("pr_auc", [0, 0, 0], "all labels are 0"),
         ("calibration", [0, 0, 0], "all labels are 0"),
         ("gauc", [0, 0, 1], "none of 2 groups has labels of 0 and of 1"),

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from persia_hpc.errors import UserError
+from persia_hpc.models import build_model
 from persia_hpc.trainer import ranker
 from persia_hpc.trainer.batch import Batch, FeatureSpec, Inputs
 from persia_hpc.trainer.dense.precision import Precision
 from persia_hpc.trainer.interfaces import NoPeers
 from persia_hpc.trainer.metrics import Wanted
 from persia_hpc.trainer.ranker import Ranker
+from tests.support.histories import history_batch, history_inputs
 
 CPU = torch.device("cpu")
 INPUTS = Inputs(
@@ -143,6 +145,39 @@ def test_queries_come_behind_logits() -> None:
     _, wrap = begun(model := Model())
     batch = batch_of(np.array([[1, 2], [3, 4]], np.float32))
     assert wrap(model)(batch).tolist() == [[8, 2, 3], [32, 4, 5]]
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+@pytest.mark.parametrize("name", ["sasrec", "hstu", "two_tower"])
+def test_each_history_is_read_once(name: str, amp: str) -> None:
+    """A built-in model's scores are of the queries that are ranked; they are what `forward` alone gives."""
+    inputs = replace(history_inputs(), catalogue=("item",))
+    options: dict[str, Any] = {"attend": [{"targets": ["item"], "histories": ["items"]}]}
+    if name == "two_tower":
+        options = {"items": ["item"], "queries": ["user", "items"], "hidden": [8], "width": 4}
+    torch.manual_seed(1)
+    model: Any = build_model(name, inputs, options).eval()
+    batch, precision, calls = history_batch(inputs), Precision(amp, CPU, cache=True), []
+
+    def predict(_: nn.Module, split: str, wrap: Any) -> Iterator[Any]:
+        vectors = wrap(None)(batch).numpy()
+        yield vectors, Rows(np.arange(len(vectors), dtype=np.uint64))
+
+    def forward(given: Batch) -> Tensor:
+        with precision.autocast():
+            return model(given).float()
+
+    with torch.no_grad():
+        expected, queries = forward(batch), model.queries(batch)
+        _, wrap = Ranker(WANTED, inputs, precision, NoPeers(), CPU).begin(model, predict)
+        assert wrap is not None
+        part = model.query_tower if name == "two_tower" else model.blocks[0]
+        part.register_forward_hook(lambda *_: calls.append(1))
+        made = wrap(forward)(batch)
+    assert len(calls) == 1
+    assert torch.equal(made[:, :1], expected)
+    assert made.dtype == torch.float32
+    torch.testing.assert_close(made[:, 1:], queries, rtol=0.1, atol=0.1)
 
 
 def test_nothing_is_computed_where_nothing_is_ranked() -> None:

@@ -107,7 +107,7 @@ def test_a_module_that_fails_can_be_mended_and_loaded(folder: Path) -> None:
 TRAP = "import os\nos.write(2, b'TRAPPED ' + __name__.encode() + b'\\n')\nos._exit(99)\n"
 # Modules of Python and of packages that commands import after they have started, and optional ones.
 TRAPS = ("csv", "json", "queue", "glob", "socket", "pickle", "secrets", "numpy", "h5py", "torch", "polars")
-TRAPS += ("mpi4py", "horovod", "tqdm", "hdf5plugin", "runpy", "cupy", "matplotlib", "pyarrow", "tomllib")
+TRAPS += ("mpi4py", "horovod", "hdf5plugin", "runpy", "cupy", "matplotlib", "pyarrow", "tomllib")
 
 
 @pytest.fixture

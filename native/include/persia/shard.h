@@ -13,6 +13,7 @@
 
 #include "persia/admission.h"
 #include "persia/arena.h"
+#include "persia/changes.h"
 #include "persia/eviction.h"
 #include "persia/init.h"
 #include "persia/key.h"
@@ -104,6 +105,12 @@ class Shard {
     const std::vector<Key>& removed() const { return removed_at_mark_; }
     bool notes_removed() const { return notes_removed_; }
     void restore_bucket(std::uint32_t bucket, const BucketState& state);
+
+    // Changes, see table.h.
+    void begin_changes() { changes_.begin(); }
+    void take_changes(RowFormat format, ChangedRows& into);
+    void return_changes(Keys changed, Keys removed);  // skips keys of other shards
+
     void set_next_step(std::uint32_t step) { next_step_ = step; }
 
     void set_lr(double lr) { set_learning_rate(update_.optimizer(), lr); }
@@ -146,6 +153,7 @@ class Shard {
     void keep_before_push(const PushBatch& batch);
     void keep_before_removal(std::uint32_t bucket, const KeyIndex::Entry& entry);
     void note_removed(Key key);
+    void note_pushed(const PushBatch& batch);
     ExportedRows export_rows(std::vector<Snapshot::Kept>& rows) const;
     Snapshot::Kept row_at(const KeyIndex::Entry& entry) const {
         const std::uint32_t slot = entry.slot();
@@ -189,6 +197,7 @@ class Shard {
     // Keys whose rows went since the last full snapshot, in case the next one holds only what changed since.
     std::vector<Key> removed_, removed_at_mark_;
     bool notes_removed_ = false;
+    Changes changes_;
 
     // Working memory, kept from call to call.
     mutable std::vector<float> room_;           // one row

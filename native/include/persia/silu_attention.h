@@ -20,9 +20,11 @@ struct SiluAttention {
     Span<const float> vqk;             // [N, 3, H, D]
     // Added to a score where there are some: by the distance of the two events, which is below P, and by the
     // bucket of |until of the one that looks - since of the other|; bucket t begins at edge t - 1.
-    Span<const float> positions;     // [P]
-    Span<const float> times, edges;  // [T], and [T - 1] that rise
-    Span<const float> until, since;  // [N]
+    // Times are double: float tells seconds apart only within 194 days.
+    Span<const float> positions;      // [P]
+    Span<const float> times;          // [T]
+    Span<const double> edges;         // [T - 1] that rise
+    Span<const double> until, since;  // [N]
 
     std::size_t num_events() const { return static_cast<std::size_t>(offsets[offsets.size() - 1]); }
 };

@@ -83,6 +83,13 @@ class Table {
     std::vector<Key> removed() const;  // as of the mark
     bool can_be_incremental() const;
     void restore_bucket(std::uint32_t bucket, const BucketState& state);
+
+    // Changes: from begin_changes() on it is noted which rows change or go; take_changes() gives those since
+    // the last call, and return_changes() takes back keys that it gave, for the next one. Rows past their
+    // time to live go when they are swept away.
+    void begin_changes();
+    ChangedRows take_changes(RowFormat format);
+    void return_changes(Keys changed, Keys removed);
     void set_next_step(std::uint32_t step);  // the step after the last evict()
 
     const TableConfig& config() const { return config_; }

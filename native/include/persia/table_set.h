@@ -39,8 +39,9 @@ struct PushRecord {
 class TableSet {
   public:
     // groups [T]: of each table its dim group. dims [G]. No table (null) where this server has no buckets.
+    // threads: that share the tables of a call with enough keys, where no table has shards for them.
     TableSet(std::vector<std::shared_ptr<SharedTable>> tables, std::vector<std::uint32_t> groups,
-             std::vector<std::uint32_t> dims);
+             std::vector<std::uint32_t> dims, unsigned threads = 1);
 
     std::size_t num_tables() const { return tables_.size(); }
     const std::vector<std::uint32_t>& dims() const { return dims_; }
@@ -76,16 +77,18 @@ class TableSet {
     template <class Block>
     Block rows_of(const Part& part, const std::vector<Block>& blocks) const;
     // use(table, shard, part) for each shard of each part's table, which is locked: with enough keys by a
-    // thread for each number of a shard. Each time soon after ask(table, shard, part) and then then().
-    template <class Each, class Ask, class Then, class Use>
-    void work(const std::vector<Each>& parts, std::size_t num_keys, Ask&& ask, Then&& then, Use&& use) const;
+    // thread for each number of a shard, or each thread for some tables. Each time soon after
+    // ask(table, shard, part) and then then(). size_of(part): its keys.
+    template <class Each, class Size, class Ask, class Then, class Use>
+    void work(const std::vector<Each>& parts, Size&& size_of, Ask&& ask, Then&& then, Use&& use) const;
     template <class Use>
     void work_on_keys(const RecordKeys& of, const std::vector<Part>& parts, Use&& use) const;
 
     std::vector<std::shared_ptr<SharedTable>> tables_;
     std::vector<std::uint32_t> groups_;
     std::vector<std::uint32_t> dims_;
-    std::unique_ptr<ThreadTeam> team_;  // none where no table has two shards
+    bool by_shards_ = false;            // the threads share each table, not the tables
+    std::unique_ptr<ThreadTeam> team_;  // none for a single thread
     mutable std::mutex team_mutex_;
 };
 

@@ -16,6 +16,7 @@ from persia_hpc.samples.identity import SampleRange
 from persia_hpc.samples.schema import DatasetSchema
 
 from .files import best_name, whole_checkpoints
+from .foreign import check_foreign, foreign_source
 from .manifest import read_manifest, read_schema
 from .matching import check_match
 from .names import BEST, BEST_NOTE, MANIFEST
@@ -69,10 +70,13 @@ def say_choice(path: Path) -> None:
 def init_source(config: Config, part: str) -> Path | None:
     """Returns the checkpoint from which a new run takes its "dense" part or its "embeddings", or None.
 
+    None too if it takes its embeddings from files of others (`checkpoint.foreign`).
     Raises UserError if `checkpoint.init_from` names none.
     """
     settings = config.checkpoint
     if settings.init_from is None or settings.init_parts not in ("all", part):
+        return None
+    if foreign_source(config) is not None:
         return None
     return find_checkpoint(Path(settings.init_from))
 
@@ -109,10 +113,11 @@ def refuse_mismatch(
 def check_initial(config: Config, schema: DatasetSchema) -> None:
     """Checks that the rows with which a new run begins (`checkpoint.init_from`) are of its data's encoding.
 
-    Of the dense part alone it only warns: it is trained further, and a wrong id can't be in it.
-    Raises UserError if they are of another one.
+    Of the dense part alone it only warns: it is trained further, and a wrong id can't be in it. Files of
+    others say no encoding; of them it checks that they have tables that fit.
+    Raises UserError if they are of another one, or don't fit.
     """
-    if config.checkpoint.init_from is None:
+    if config.checkpoint.init_from is None or check_foreign(config, schema):
         return
     source = find_checkpoint(Path(config.checkpoint.init_from))
     other = read_schema(read_manifest(source)).encoding

@@ -15,7 +15,8 @@ from persia_hpc.config import load_config
 from persia_hpc.durable import replacing, sync_path
 from persia_hpc.errors import PersiaError, UserError
 
-from .merged import CheckpointReader, MergedTable, key_ranges
+from .merged import CheckpointReader, MergedTable
+from .vectors import Vectors, live_rows
 
 
 @dataclass
@@ -69,12 +70,8 @@ def _frames(
     table: MergedTable, schema: pl.Schema, ttl: int, next_step: int, done: Exported
 ) -> Iterator[pl.DataFrame]:
     columns = [c for c in ("keys", "rows", "stamps", "state", "steps") if c != "state" or "state" in schema]
-    for begin, end in key_ranges(table)[1]:
-        rows = table.read(begin, end, columns=columns)
-        if ttl:
-            here = next_step - rows["stamps"].astype(np.int64) <= ttl
-            done.expired += int((~here).sum())
-            rows = {name: values[here] for name, values in rows.items()}
+    for rows, expired in live_rows(table, ttl, next_step, columns):
+        done.expired += expired
         done.rows += len(rows["keys"])
         values = {
             "key": rows["keys"],
@@ -88,24 +85,49 @@ def _frames(
         yield pl.DataFrame({name: values[name] for name in schema}, schema=schema)
 
 
+def write_vectors(vectors: Vectors, ids: str, out: Path) -> None:
+    """Writes ids and vectors to a Parquet file: columns `id`, int64 or uint64, and `embedding`, D float32.
+
+    Raises PersiaError if `out` can't be written.
+    """
+    kind = pl.UInt64 if ids == "uint64" else pl.Int64
+    schema = pl.Schema({"id": kind, "embedding": pl.Array(pl.Float32, vectors.dim)})
+    frames = (
+        pl.DataFrame({"id": numbers.view(ids), "embedding": rows}, schema=schema)
+        for numbers, rows in vectors.parts
+    )
+    _write(frames, schema, out)
+
+
 def _write(frames: Iterator[pl.DataFrame], schema: pl.Schema, out: Path) -> None:
-    failed: list[PersiaError] = []
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(out) as partial:
+            sink(frames, schema, partial)
+            sync_path(partial)
+    except OSError as error:
+        raise PersiaError(f"{out} can't be written: {error}") from error
+
+
+def sink(frames: Iterator[pl.DataFrame], schema: pl.Schema, out: Path) -> None:
+    """Writes frames of one schema to a Parquet file, in bounded memory.
+
+    Raises OSError if it can't be written, and what making the frames raises.
+    """
+    failed: list[Exception] = []
 
     def source(
         with_columns: list[str] | None, predicate: pl.Expr | None, n_rows: int | None, batch_size: int | None
     ) -> Iterator[pl.DataFrame]:
         try:
             yield from frames
-        except PersiaError as error:  # polars would make another error of it
+        except Exception as error:  # polars would make another error of it
             failed.append(error)
             raise
 
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(out) as partial:
-            register_io_source(source, schema=schema).sink_parquet(partial)
-            sync_path(partial)
+        register_io_source(source, schema=schema).sink_parquet(out)
     except (OSError, pl.exceptions.PolarsError) as error:
         if failed:
             raise failed[0] from error
-        raise PersiaError(f"{out} can't be written: {error}") from error
+        raise OSError(*(error.args if isinstance(error, OSError) else (str(error),))) from error

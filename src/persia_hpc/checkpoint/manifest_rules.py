@@ -120,6 +120,7 @@ def _is_range(value: Any) -> bool:
         isinstance(value, dict)
         and all(isinstance(value.get(key), str) for key in ("path", "digest"))
         and all(is_count(value.get(key)) for key in ("begin", "end"))
+        and value.get("split", "train") in ("train", "items")
     )
 
 
@@ -144,7 +145,7 @@ _KEYS: dict[str, tuple[Test, str]] = {
 }
 _OPTIONAL: dict[str, tuple[Test, str]] = {
     "portions": (lambda v: _is_list_of(v, _is_portion), "the files of each portion"),
-    "data": (lambda v: _is_list_of(v, _is_range), "ranges of training samples with digests"),
+    "data": (lambda v: _is_list_of(v, _is_range), "ranges of training samples and items with digests"),
     SEAL: (_is_text, "the checksum of the other values"),
 }
 

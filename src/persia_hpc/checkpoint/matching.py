@@ -75,16 +75,15 @@ def check_match(
     old_count, new_count = manifest["num_samples"]["train"], num_samples["train"]
     if old_count != new_count and not config.data.follow:
         wrong.append(f"training samples: {old_count} there, {new_count} here")
-    old_items, new_items = manifest["num_samples"].get("items"), num_samples.get("items")
-    if old_items != new_items and (sampled_features(config) or (retrieval_loss(config) or {}).get("logq")):
-        wrong.append(f"items in data.items: {old_items} there, {new_items} here: others would be drawn")
-    if difference := first_difference([SampleRange(**r) for r in manifest.get("data", [])], data):
-        old_range, new_range = difference
-        same = f" ({old_range.path} there)" if old_range.path != new_range.path else ""
-        wrong.append(
-            f"training data: samples {new_range.begin} to {new_range.end - 1}, in {new_range.path}{same}: "
-            "other values here than there (or other row groups, in Parquet files)"
-        )
+    known = [SampleRange(**r) for r in manifest.get("data", [])]
+    if text := _difference(known, data, "train"):
+        wrong.append(f"training data: samples {text} (or other row groups, in Parquet files)")
+    if sampled_features(config) or (retrieval_loss(config) or {}).get("logq"):
+        old_items, new_items = manifest["num_samples"].get("items"), num_samples.get("items")
+        if old_items != new_items:
+            wrong.append(f"items in data.items: {old_items} there, {new_items} here: others would be drawn")
+        elif text := _difference(known, data, "items"):
+            wrong.append(f"items in data.items: rows {text}, so other negatives or shares of items")
     if wrong:
         raise UserError(
             f"{where} doesn't fit this run:\n  "
@@ -92,6 +91,16 @@ def check_match(
             + "\nSet these as they were; or start a new "
             "run, with --init-from for what can be taken over"
         )
+
+
+def _difference(there: Sequence[SampleRange], here: Sequence[SampleRange], split: str) -> str | None:
+    """Returns words for the first range of a split in which rows differ, None if there is none."""
+    difference = first_difference([r for r in there if r.split == split], here)
+    if difference is None:
+        return None
+    old, new = difference
+    same = f" ({old.path} there)" if old.path != new.path else ""
+    return f"{new.begin} to {new.end - 1}, in {new.path}{same}: other values here than there"
 
 
 def _learned(config: Mapping[str, Any], schema: DatasetSchema) -> list[str]:

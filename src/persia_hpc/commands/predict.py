@@ -16,7 +16,8 @@ EXAMPLES = """\
 examples:
   persia-hpc predict runs/1 --data new.h5 --out scores.csv
   persia-hpc predict runs/1/latest --data 'day-*.h5' more.h5 --out scores.h5
-  persia-hpc predict runs/1 --data day_9.parquet --schema clicks.toml --out scores.csv"""
+  persia-hpc predict runs/1 --data day_9.parquet --schema clicks.toml --out scores.csv
+  persia-hpc predict runs/1 --data new.h5 --columns user item time --out scores.parquet"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +27,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--schema", metavar="FILE", help="data.schema, for Parquet files (default: the one of the run)"
     )
-    parser.add_argument("--out", metavar="FILE", required=True, help="what to write: a .csv or .h5 file")
+    parser.add_argument(
+        "--out", metavar="FILE", required=True, help="what to write: a .csv, .h5 or .parquet file"
+    )
+    parser.add_argument(
+        "--columns",
+        metavar="NAME",
+        nargs="+",
+        default=[],
+        help="beside the predictions: ids of these features, group, time",
+    )
     parser.add_argument(
         "--trust",
         action="store_true",
@@ -39,11 +49,18 @@ def run(options: argparse.Namespace) -> int:
 
     Raises UserError for bad input.
     """
-    if not options.out.endswith((".csv", ".h5", ".hdf5")):
-        raise UserError(f"--out {options.out}: expected a name that ends in .csv or .h5")
+    if not options.out.endswith((".csv", ".h5", ".hdf5", ".parquet")):
+        raise UserError(f"--out {options.out}: expected a name that ends in .csv, .h5 or .parquet")
     import_quickly("torch")
     from persia_hpc import api
 
-    rows = api.predict(options.run_dir, options.data, options.out, schema=options.schema, trust=options.trust)
+    rows = api.predict(
+        options.run_dir,
+        options.data,
+        options.out,
+        columns=options.columns,
+        schema=options.schema,
+        trust=options.trust,
+    )
     print(f"{rows} rows written to {options.out}")
     return EXIT_OK

@@ -70,8 +70,8 @@ def _team(options: argparse.Namespace) -> Team:
         if size > 1 or part is not None:
             got = "with --part" if part is not None else f"on {size} ranks"
             raise UserError(
-                f"preprocess {options.preprocess_name} was started {got}, but only synthetic, yambda "
-                "and --shard-bytes share their work; start it alone, or with --shard-bytes if it has that"
+                f"preprocess {options.preprocess_name} was started {got}, but it shares its "
+                "work only with --shard-bytes, if it has that; start it alone, or with --shard-bytes"
             )
         return ONE_MEMBER
     if part is not None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import shutil
-import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from persia_hpc.checkpoint.names import BEST_NOTE
 from persia_hpc.errors import EXIT_OK, DataError, UserError
+from persia_hpc.launch.slurm_account import slurm_account, slurm_job, slurm_state
 from persia_hpc.printable import printable
-from persia_hpc.reporting.figures import figure, metrics_text, undefined_text
+from persia_hpc.reporting.events import without_nan
+from persia_hpc.reporting.figures import duration, figure, metrics_text, undefined_text
 from persia_hpc.reporting.run_files import (
     EVENTS,
     is_train_event,
@@ -27,21 +29,26 @@ from persia_hpc.reporting.run_files import (
 SUMMARY = "how far a run is"
 DESCRIPTION = """\
 Prints how far a run is and how it does: step, speed, time left, loss, AUC, last evaluations. For a run that
-`persia-hpc submit` or a script in slurm/ has started also what Slurm says about its job."""
+`persia-hpc submit` or a script in slurm/ has started also what Slurm says about its job, and what the job has
+used, where Slurm keeps accounts."""
 EXAMPLES = """\
 examples:
   persia-hpc status runs/1
   persia-hpc status runs/job-4711
-  persia-hpc status 4711"""
+  persia-hpc status 4711
+  persia-hpc status runs/1 --json"""
+
+UNDER_WAY = "under way"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     parser.add_argument("run", metavar="RUN", help="run directory, or the id of a job in runs/job-ID")
+    parser.add_argument("--json", action="store_true", help="prints JSON")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints a few lines on the run's progress.
+    """Prints a few lines on the run's progress, or JSON.
 
     Raises UserError if there is no such run, DataError if any of its files is damaged, behind the rest.
     """
@@ -53,23 +60,74 @@ def run(options: argparse.Namespace) -> int:
             f"{directory} is not a run directory: it has no config.toml; expected what --run-dir named, or "
             "runs/job-ID"
         )
-    lines, problems = status_lines(directory, slurm_state(directory), time.time())
-    print("\n".join(map(printable, lines)), flush=True)
-    if problems:
-        raise DataError("; ".join(problems))
+    status = read_status(directory, time.time())
+    slurm, account = slurm_state(directory), slurm_account(directory)
+    if options.json:
+        job = {"job": slurm_job(directory), "queue": slurm, "account": account and vars(account)}
+        print(json.dumps({"schema_version": 1, **without_nan(status.as_dict()), "slurm": job}), flush=True)
+    else:
+        said = [*([] if slurm is None else [slurm]), *([] if account is None else [account.text()])]
+        print("\n".join(map(printable, status.lines(said))), flush=True)
+    if status.problems:
+        raise DataError("; ".join(status.problems))
     return EXIT_OK
 
 
-def status_lines(directory: Path, slurm: str | None, now: float) -> tuple[list[str], list[str]]:
-    """Returns the lines that are printed, and which files are damaged.
+@dataclass(frozen=True)
+class Status:
+    """Holds what a run's files tell about it.
 
-    slurm: a line on the state of the run's Slurm job, if it has one.
-    now: the time in seconds since the epoch.
+    last: the last event of each kind, evaluations by split. age_seconds: of the last event, if the run goes
+    on. damaged_lines: of metrics.jsonl. problems: which files are damaged.
     """
-    last, resumes, skipped, problem = _last_events(directory / EVENTS)
+
+    directory: Path
+    state: str
+    last: Mapping[str, Mapping[str, Any]]
+    resumes: int
+    checkpoint: str | None
+    best: Mapping[str, Any]
+    age_seconds: float | None
+    damaged_lines: int
+    problems: Sequence[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns it as values for JSON."""
+        return {**vars(self), "directory": str(self.directory)}
+
+    def lines(self, slurm: Sequence[str]) -> list[str]:
+        """Returns it as lines for people. slurm: lines on the run's Slurm job, if it has one."""
+        lines, last = [f"{self.directory}: {self.state}", *slurm], self.last
+        if self.resumes:
+            lines.append(f"resumed {self.resumes} time{'s' * (self.resumes > 1)}")
+        if "train" in last:
+            lines += _train_lines(last["train"], going_on=self.state == UNDER_WAY)
+        if skip := last.get("skip"):
+            steps = f"{skip.get('skipped_steps')} steps skipped"
+            lines.append(f"{steps}, the last of them step {skip.get('step')}")
+        for name, event in last.items():
+            if name.startswith("evaluate "):
+                lines.append(f"{event.get('split')} {metrics_text(event)} at step {event.get('step')}")
+                if why := undefined_text(event):
+                    lines.append(f"  undefined: {why}")
+        if self.checkpoint is not None:
+            lines.append(f"last checkpoint: {self.checkpoint}")
+        if self.best:
+            value = f"{self.best.get('metric')} {figure(self.best.get('value'))}"
+            lines.append(f"best checkpoint: {self.best.get('checkpoint')}, valid {value}")
+        if self.age_seconds is not None:
+            lines.append(f"last news {duration(self.age_seconds)} ago")
+        if count := self.damaged_lines:
+            lines.append(f"{count} damaged line{'s' * (count > 1)} of {EVENTS} left out")
+        return lines
+
+
+def read_status(directory: Path, now: float) -> Status:
+    """Returns what a run's files tell. now: the time in seconds since the epoch."""
+    last, resumes, damaged, problem = _last_events(directory / EVENTS)
     summary, bad_summary = read_object(directory / "summary.json")
     failure, bad_failure = read_object(directory / "failure.json")
-    problems = [each for each in (problem, bad_summary, bad_failure) if each is not None]
+    best, bad_best = read_object(directory / BEST_NOTE)
     if failure:
         state = f"failed: {failure.get('message')}"
     elif bad_failure:
@@ -77,38 +135,24 @@ def status_lines(directory: Path, slurm: str | None, now: float) -> tuple[list[s
     elif summary and ("end" in last or not last):
         state = f"{summary.get('status')}: {summary.get('steps')} steps"
     else:
-        state = "under way" if last else "no step trained yet"
-    going_on = state == "under way"
-    if going_on and "wait" in last:
-        state = "waits for new files"
-    lines = [f"{directory}: {state}"]
-    if slurm is not None:
-        lines.append(slurm)
-    if resumes:
-        lines.append(f"resumed {resumes} time{'s' * (resumes > 1)}")
-    if "train" in last:
-        lines += _train_lines(last["train"], going_on=state == "under way")
-    if skip := last.get("skip"):
-        lines.append(f"{skip['skipped_steps']} steps skipped, the last of them step {skip['step']}")
-    for name, event in last.items():
-        if name.startswith("evaluate "):
-            lines.append(f"{event.get('split')} {metrics_text(event)} at step {event.get('step')}")
-            if why := undefined_text(event):
-                lines.append(f"  undefined: {why}")
+        state = UNDER_WAY if last else "no step trained yet"
+    age = None
+    if last and state == UNDER_WAY:
+        age = max(0.0, now - (directory / EVENTS).stat().st_mtime)
+        if "wait" in last:
+            state = "waits for new files"
     checkpoint = directory / "latest"
-    if os.path.exists(checkpoint):
-        lines.append(f"last checkpoint: {os.path.basename(os.path.realpath(checkpoint))}")
-    best, bad_best = read_object(directory / BEST_NOTE)
-    problems += [] if bad_best is None else [bad_best]
-    if best:
-        value = f"{best.get('metric')} {figure(best.get('value'))}"
-        lines.append(f"best checkpoint: {best.get('checkpoint')}, valid {value}")
-    if last and going_on:
-        age = now - (directory / EVENTS).stat().st_mtime
-        lines.append(f"last news {_duration(max(age, 0.0))} ago")
-    if skipped:
-        lines.append(f"{skipped} damaged line{'s' * (skipped > 1)} of {EVENTS} left out")
-    return lines, problems
+    return Status(
+        directory=directory,
+        state=state,
+        last=last,
+        resumes=resumes,
+        checkpoint=os.path.basename(os.path.realpath(checkpoint)) if os.path.exists(checkpoint) else None,
+        best=best,
+        age_seconds=age,
+        damaged_lines=damaged,
+        problems=[e for e in (problem, bad_summary, bad_failure, bad_best) if e is not None],
+    )
 
 
 def _train_lines(event: Mapping[str, Any], *, going_on: bool) -> list[str]:
@@ -120,8 +164,10 @@ def _train_lines(event: Mapping[str, Any], *, going_on: bool) -> list[str]:
         line = f"step {step:.0f} of {steps:.0f} ({100 * step / max(steps, 1):.0f} %)"
     line += f", epoch {event.get('epoch')}"
     if going_on and speed and step and steps is not None and samples is not None:
-        left = (steps - step) * samples / step / speed
-        line += f", {speed:,.0f} samples/s, about {_duration(left)} left"
+        left = number(event, "left_seconds")
+        if left is None:  # a run of an older version
+            left = (steps - step) * samples / step / speed
+        line += f", {speed:,.0f} samples/s, about {duration(left)} left"
     figures = [(name, number(event, name)) for name in ("loss", "auc")]
     told = ", ".join(f"{name} {value:.4f}" for name, value in figures if value is not None)
     return [line, *([told] if told else [])]
@@ -151,29 +197,3 @@ def _last_events(path: Path) -> tuple[dict[str, dict[str, Any]], int, int, str |
         if name not in ("end", "wait") or place == 0:
             found.setdefault(name, event)
     return found, resumes, skipped, problem
-
-
-def slurm_state(directory: Path) -> str | None:
-    """Returns a line on the run's Slurm job; None without a job, or without Slurm's programs."""
-    job_id = (read_bytes(directory / "slurm_job")[0] or b"").decode("ascii", "replace").strip()
-    program = shutil.which("squeue")
-    if program is None or not job_id.isdigit():
-        return None
-    command = [program, "--noheader", "--jobs", job_id, "--format=%T|%M|%l|%R"]
-    try:
-        done = subprocess.run(command, text=True, capture_output=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return f"Slurm job {job_id}: squeue doesn't answer"
-    rows = [line.split("|") for line in done.stdout.splitlines() if line.count("|") == 3]
-    if not rows:
-        return f"Slurm job {job_id}: not in the queue"
-    state, used, limit, where = rows[0]
-    return f"Slurm job {job_id}: {state}, {used} of {limit}, {where}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds < 6000:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

@@ -28,6 +28,7 @@ examples:
   persia-hpc train finetune.toml --init-from runs/a/latest
   persia-hpc train train.toml --dry-run
   persia-hpc train train.toml --one-process
+  persia-hpc train train.toml --json | jq .loss
   mpiexec -n 4 persia-hpc train train.toml"""
 
 
@@ -76,6 +77,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="train with all roles in this process, without MPI and always in sync: small data, debugging",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="as --quiet, and each event of metrics.jsonl and the summary as a line of JSON on stdout",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -104,7 +110,8 @@ def run(options: argparse.Namespace) -> int:
     config = check(config, run_dir)
     from persia_hpc.launch.supervisor import supervise
 
-    return supervise(config, options.run_dir, ["--quiet"] * options.quiet, launcher=options.launcher)
+    shown = ["--quiet"] * (options.quiet or options.json) + ["--json"] * options.json
+    return supervise(config, options.run_dir, shown, launcher=options.launcher)
 
 
 def _config(options: argparse.Namespace) -> Config:
@@ -124,16 +131,20 @@ def _config(options: argparse.Namespace) -> Config:
     return config
 
 
+def _task(options: argparse.Namespace) -> Task:
+    return Task(quiet=options.quiet or options.json, lines=options.json)
+
+
 def _in_one_process(config: Config, options: argparse.Namespace) -> int:
     if inside_mpi():
         raise UserError("--one-process: this is a rank of an MPI job; start it without mpiexec or srun")
     if options.dry_run:
         raise UserError("--one-process and --dry-run: give one of them; a dry run is one process")
     import_quickly("torch")
-    from persia_hpc.api import train
+    from persia_hpc.api import run_task
 
     run_dir = {} if options.run_dir is None else {"run_dir": str(options.run_dir)}
-    summary = train(config, set=run_dir, quiet=options.quiet)
+    summary = run_task(load_config(config.resolved(), run_dir), _task(options))
     return EXIT_AGAIN if summary["status"] == "interrupted" else EXIT_OK
 
 
@@ -152,5 +163,5 @@ def _be_a_rank(config: Config, options: argparse.Namespace) -> int:
         return EXIT_OK
     requested = options.run_dir or config.run_dir
     with claimed_run_dir(world, requested, resume=config.checkpoint.resume) as run_dir:
-        run_rank(config, run_dir, Task(quiet=options.quiet), supervised=supervised())
+        run_rank(config, run_dir, _task(options), supervised=supervised())
     return EXIT_OK

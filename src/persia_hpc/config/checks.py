@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from .export import check_export
 from .learning_rate import SCHEDULES
 from .metric_names import FORMS, asked_metrics, base_of, name_problem, own_names, watch_problem
 from .options import Fail, check_import_path, check_number, did_you_mean, named_options, nearest, with_name
@@ -88,6 +89,7 @@ def check_config(config: Config, raw: Mapping[str, Any], fail: Fail) -> Config:
     _check_reuse(config, fail)
     _check_data(config, fail)
     _check_follow(config, fail)
+    check_export(config.export, fail)
     _check_train(config, fail)
     if ":" not in config.model.class_name:
         if config.model.class_name not in MODELS:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .export import ExportConfig
 from .fields import parse_bytes, setting, toml_key
 from .learning_rate import WARMUP
 
@@ -231,6 +232,8 @@ class CheckpointConfig:
     resume: bool = False
     init_from: str | None = None
     init_parts: str = setting("all", choices=("all", "dense", "embeddings"))
+    init_tables: dict[str, str] = setting(factory=dict)
+    init_dim: str = setting("same", choices=("same", "fit"))
     aside_bytes: int = setting(256 << 20, at_least=1 << 20, as_bytes=True)
     grace_seconds: float = setting(120.0, above=0)
 
@@ -286,6 +289,7 @@ class Config:
     train: TrainConfig = setting(factory=TrainConfig)
     checkpoint: CheckpointConfig = setting(factory=CheckpointConfig)
     metrics: MetricsConfig = setting(factory=MetricsConfig)
+    export: ExportConfig = setting(factory=ExportConfig)
     wire: WireConfig = setting(factory=WireConfig)
     transport: TransportConfig = setting(factory=TransportConfig)
 

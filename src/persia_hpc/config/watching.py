@@ -72,6 +72,14 @@ def best_metric(config: Config) -> Watched:
     return Watched.of(own or train.early_stop or {}, asked_metrics(config))
 
 
+def watched_metrics(config: Config) -> dict[str, str]:
+    """Returns the metric that each option of [train] watches, by the option's name."""
+    train, asked = config.train, asked_metrics(config)
+    keep_best = {"metric": best_metric(config).metric} if keeps_best(train) else None
+    watching = (("early_stop", train.early_stop), ("keep_best", keep_best), ("plateau", train.plateau))
+    return {key: Watched.of(given, asked).metric for key, given in watching if isinstance(given, Mapping)}
+
+
 def metric_names(
     metrics: Sequence[str],
     labels: Sequence[str],
@@ -111,7 +119,6 @@ def check_metrics(config: Config, labels: Sequence[str]) -> None:
 
     Raises UserError if not.
     """
-    train = config.train
     names = reported_names(config, labels)
     for i, name in enumerate(names):
         if name in names[:i] or name in RESERVED:
@@ -120,11 +127,8 @@ def check_metrics(config: Config, labels: Sequence[str]) -> None:
                 "function another name"
             )
     names = watchable_names(config, labels)
-    keep_best = {"metric": best_metric(config).metric} if keeps_best(train) else None
-    asked = asked_metrics(config)
-    watching = (("early_stop", train.early_stop), ("keep_best", keep_best), ("plateau", train.plateau))
-    for key, given in watching:
-        if isinstance(given, Mapping) and (metric := Watched.of(given, asked).metric) not in names:
+    for key, metric in watched_metrics(config).items():
+        if metric not in names:
             raise UserError(
                 f"train.{key}: evaluations of this data report no metric {metric!r}, but "
                 f"{', '.join(names)}{did_you_mean(metric, names)}"

@@ -19,6 +19,7 @@ Phases = dict[str, float]
 # hooks let MPI work now and then. NCCL's kernels go on by themselves. Horovod's thread gained nothing.
 HIDING = {"mpi": 0.47, "nccl": 1.0}
 EXCHANGE_COPIES = 8  # of all parameters, to read them, take differences and take over those of others
+PARQUET = 4 / 3  # seconds to read it, beside HDF5: processor time of `bench read`, where all cores are busy
 READER = "reader"  # an embedding worker's thread, beside its main one
 
 
@@ -81,6 +82,7 @@ class Job:
     latency_seconds: float = 0.0
     server_cores: int | None = None
     gpus: bool = False
+    parquet: bool = False  # what is trained on
     new_rows: float = 0.0
     factors: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
@@ -119,7 +121,8 @@ def count_costs(job: Job) -> Costs:
         "push": batches * w.gradient_bytes * c.worker_byte,
         "other": batches * (c.worker_batch + (servers - 1) * c.worker_record),
     }
-    reader = {"read": batches * (c.read_batch + w.values * c.read_value)}
+    longer = PARQUET if job.parquet else 1.0
+    reader = {"read": batches * (c.read_batch + w.values * c.read_value * longer)}
     dense = 1e9 * (job.dense.step_seconds + w.samples * job.dense.sample_seconds)
     pool = w.num_features * c.pool_feature + w.ids * c.pool_id + w.pooled_bytes * c.pool_byte
     trainer = {

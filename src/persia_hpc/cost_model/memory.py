@@ -40,12 +40,14 @@ def role_memory(
     *,
     num_samples: int,
     dense_bytes: float,
+    block: int = 0,
     room: Room | None = None,
 ) -> Memory:
     """Returns the bytes of the largest rank of each role, by what they are for.
 
     work: of one trainer's batch. num_samples: of the training data. dense_bytes: of the trained parameters.
-    room: what nodes have, which rings must fit into; None if that isn't known.
+    block: rows of the largest row group; 0 where there are none. room: what nodes have, which rings must fit
+    into; None if that isn't known.
     """
     servers, trainers = plan.count(Role.PARAMETER_SERVER), plan.count(Role.TRAINER)
     size = ring_sizes(config, layout, schema, num_servers=servers, num_trainers=trainers)
@@ -54,7 +56,7 @@ def role_memory(
     rings = ring_memory(plan, size)[1]
     tables = server_bytes(config, layout, servers, [trainers * n for n in work.table_rows])
     steps = 1 + config.data.prefetch + config.pull_bound
-    window = min(config.data.block_rows * config.data.buffer_blocks, num_samples)
+    window = min(max(config.data.block_rows * config.data.buffer_blocks, block), num_samples)
     per_sample = 8 * work.values / work.samples  # dense features and labels have four bytes: a little less
     batches = max(worker_batches(plan))
     owns: dict[Role, dict[str, float]] = {

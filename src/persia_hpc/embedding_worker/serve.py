@@ -19,6 +19,8 @@ from persia_hpc.protocol.commands import (
     CheckpointDone,
     CheckpointMarked,
     Evaluate,
+    Export,
+    Exported,
     Issued,
     Portion,
     Restore,
@@ -185,7 +187,7 @@ class WorkerLoop:
         send_each(self.pushes, Push(step, trainer, self.engine.split_gradients(batch, message.gradients)))
         self.held.append(record)
         self._release_held()
-        self.phases.add("push", begin, step)
+        self.phases.add("push", begin, step, trainer=trainer)
 
     def _release_held(self) -> None:
         if not self.held:
@@ -215,7 +217,9 @@ class WorkerLoop:
         elif kind == Kind.CHECKPOINT:
             self._begin_checkpoint(Checkpoint.unpack(record))
         elif kind == Kind.RESTORE:
-            self._restore(Restore.unpack(record))
+            self._mark(Restore.unpack(record))
+        elif kind == Kind.EXPORT:
+            self._mark(Export.unpack(record))
         elif kind == Kind.STOP_SIGNAL:
             send(self.trainers[0].feed, StopSignal.unpack(record))
         else:
@@ -227,7 +231,7 @@ class WorkerLoop:
         for p, server in enumerate(self.servers):
             send(server.pulls, replace(command, path=f"{command.path}/{shard_name(p)}"))
 
-    def _restore(self, command: Restore) -> None:
+    def _mark(self, command: Restore | Export) -> None:
         self._marking = set(range(len(self.servers)))
         for server in self.servers:
             send(server.pulls, command)
@@ -288,13 +292,13 @@ class WorkerLoop:
                 sample, step=step, trainer=trainer, num_global=num_global, evaluation=evaluation
             )
             traced = 0 if evaluation else step
-            begin = self.phases.add("dedup", begin, traced)
+            begin = self.phases.add("dedup", begin, traced, trainer=trainer)
             if isinstance(work.command, Evaluate):
                 self._look_up(batch, work.command.step)
             else:
                 self.first_pull.setdefault(work.command.first, time.time())
                 self._pull(batch)
-            self.phases.add("pull", begin, traced)
+            self.phases.add("pull", begin, traced, trainer=trainer)
             moved = True
             self._begin_next_stretch()
         return moved
@@ -331,7 +335,7 @@ class WorkerLoop:
             batch.staleness = max(batch.staleness, rows.staleness)
             if self._feed_when_complete(batch, p, record, rows.rows, Feed):
                 batch.rows, batch.held = [], None  # gradients need only the offsets
-            self.phases.add("feed", begin, rows.step)
+            self.phases.add("feed", begin, rows.step, trainer=rows.trainer)
         elif kind == Kind.LOOKUP_ROWS:
             found = LookupRows.unpack(record)
             batch = self.looked_up[found.number, found.trainer]
@@ -346,6 +350,9 @@ class WorkerLoop:
             self._writing.discard(p)
             if not self._writing:
                 send(self.trainers[0].feed, CheckpointDone.unpack(record))
+        elif kind == Kind.EXPORTED:
+            report = replace(Exported.unpack(record).report, servers=len(self.servers))
+            send(self.trainers[0].feed, Exported(report))
         elif kind == Kind.STOP_SIGNAL:
             send(self.trainers[0].feed, StopSignal.unpack(record))
         else:

@@ -18,7 +18,7 @@ from persia_hpc.launch.run_dir import begin_run
 from persia_hpc.parameter_server.engine import ParameterServer
 from persia_hpc.parameter_server.serve import ServerLoop
 from persia_hpc.reporting.outcomes import ServerOutcome, Times, TrainerOutcome, WorkerOutcome
-from persia_hpc.reporting.screen import summary_text
+from persia_hpc.reporting.screen import show_summary
 from persia_hpc.runtime.imports import import_torch
 from persia_hpc.samples.formats import keep_encoding
 from persia_hpc.samples.source import Source
@@ -229,5 +229,4 @@ class TrainerDuty:
         if self.start.driver is not None:
             self.start.driver.finish(summary)
         self.start.events.close()
-        if not self.task.quiet:
-            print(summary_text(summary), file=sys.stderr, flush=True)
+        show_summary(summary, quiet=self.task.quiet, lines=self.task.lines)

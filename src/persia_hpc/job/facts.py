@@ -131,9 +131,12 @@ def concerns_checkpoints(config: Config, task: Task) -> bool:
 
 
 def training_data(sources: Mapping[str, Source]) -> tuple[SampleRange, ...]:
-    """Returns the digests by which the training samples are known again; () while they still appear.
+    """Returns the digests by which training samples are known again, and items that may be drawn for them.
+
+    There are none of samples that still appear.
 
     Raises DataError for damage in what is read.
     """
-    source = sources.get("train")
-    return sample_ranges(source) if isinstance(source, FileSource) else ()
+    train, items = sources.get("train"), sources.get("items")
+    of_items = sample_ranges(items.files, split="items") if isinstance(items, Catalogue) else ()
+    return (*(sample_ranges(train) if isinstance(train, FileSource) else ()), *of_items)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -21,14 +19,13 @@ from persia_hpc.checkpoint.manifest import read_manifest, read_schema
 from persia_hpc.checkpoint.rows import load_rows
 from persia_hpc.config import load_config
 from persia_hpc.config.retrieval import ranked_metrics
-from persia_hpc.durable import ErrorKeeper, replacing, sync_path
-from persia_hpc.errors import PersiaError, UserError
+from persia_hpc.errors import UserError
 from persia_hpc.models import build_model
 from persia_hpc.samples.catalogue import open_catalogue
 from persia_hpc.samples.drawn import DrawnSource
 from persia_hpc.samples.ids import TextIds
 from persia_hpc.samples.named import named_samples
-from persia_hpc.samples.source import Source, check_scorable, open_source
+from persia_hpc.samples.source import FileSource, Source, check_scorable, open_source
 from persia_hpc.tasks import label_check
 from persia_hpc.trainer.batch import make_inputs
 from persia_hpc.trainer.dense.state import DenseState
@@ -39,6 +36,7 @@ from .consent import agree_to_import
 from .facts import catalogue_columns, check_columns, make_facts
 from .importance import Importance, chosen_units, measure, watched_metric
 from .local_stream import LocalStream, local_server, rows_of
+from .predictions import Columns, check_name, write_predictions
 from .scoring import Scorer
 from .training import make_session
 
@@ -86,7 +84,7 @@ class LoadedRun:
         sample, single = named_samples(
             self.schema, features, dense, self._texts, self.config.features_of_sequences
         )
-        scores = self._scorer.predictions(sample)
+        scores = self.scorer.predictions(sample)
         return scores[0] if single else scores
 
     @cached_property
@@ -94,7 +92,8 @@ class LoadedRun:
         return TextIds.of_run(self.schema, self.path.parent)
 
     @cached_property
-    def _scorer(self) -> Scorer:
+    def scorer(self) -> Scorer:
+        """Returns what scores samples in memory; it holds the model."""
         rows = rows_of(self.config, self._server)
         return Scorer(self.config, self.layout, self.inputs, self.model(), rows)
 
@@ -134,6 +133,20 @@ class LoadedRun:
         model = build_model(self.config.model.class_name, self.inputs, dict(self.config.model.arguments))
         DenseState.read(self.path).load_model(model, averaged=True)
         return model.eval()
+
+    def items(self) -> Iterator[tuple[Array, Array]]:
+        """Returns an iterator over ids and vectors of the catalogue's items, `data.items`, in its order.
+
+        Shapes: uint64 [n] and float32 [n, W] at a time.
+        Raises UserError without a catalogue, and for a model that is none for retrieval.
+        """
+        if not self.config.data.items:
+            raise UserError("the run has no catalogue: items are the rows of data.items")
+        catalogue = open_catalogue(self.config, self.schema, f"the training of {self.path}")
+        size, feature = self.config.data.evaluate_batch_size, str(self.config.data.item_feature)
+        for begin in range(0, catalogue.num_samples, size):
+            sample = catalogue.read(begin, min(begin + size, catalogue.num_samples))
+            yield sample.ids[feature].values, self.scorer.items(sample, catalogue.names)
 
     def evaluate(self, split: str = "test") -> dict[str, Any]:
         """Returns exact metrics on one of the configured splits.
@@ -182,62 +195,36 @@ class LoadedRun:
             )
         return list(patterns)
 
-    def predict(self, data: Sequence[str], out: str | Path) -> int:
+    def predict(self, data: Sequence[str], out: str | Path, columns: Sequence[str] = ()) -> int:
         """Writes what the model predicts for all samples of `data`, in order, to `out`; returns their number.
 
         That are probabilities, or with the losses "mse" and "poisson" the labels. The samples need no labels.
         `.h5`: dataset /probability; `.csv`: one line a sample, a header with the names of the labels or tasks
-        (of one with classes `NAME_0`, `NAME_1`...).
+        (of one with classes `NAME_0`, `NAME_1`...); `.parquet`: a column for each of these.
+        columns: of the data, to write beside them: features with one id a sample, "group" and "time".
 
         Shapes: predictions [N, O] float32 for O outputs: as many as labels, but for classes.
-        Raises UserError for another kind of file, and for data of another encoding than the model's.
+        Raises UserError for another kind of file or unknown columns, and for data of another encoding than
+        the model's.
         """
         out = Path(out)
-        if out.suffix not in (".h5", ".csv"):
-            raise UserError(f"{out}: predictions can be written as .h5 or .csv")
+        check_name(out)
         session = self._session(data, labels=False)
+        outputs = [name for task in self.layout.tasks.each for name in task.outputs]
+        source = self._open(data, labels=False)
+        features = Columns.features(columns, source.schema, outputs)
+        kinds = {name: "uint64" if name in features else "int64" for name in columns}
         parts = (self.layout.tasks.predictions(logits) for logits, _ in session.predictions(None, "test"))
-        write = self._write_hdf5 if out.suffix == ".h5" else self._write_csv
-        try:
-            with replacing(out.resolve()) as partial:
-                count = write(parts, partial)
-                sync_path(partial)
-        except OSError as error:
-            raise PersiaError(
-                f"{out}: can't write it: {error.strerror or error}; what was there before is as it was. "
-                "Make room, or name another folder"
-            ) from error
-        return count
+        return write_predictions(Columns(source, columns).beside(parts), out, outputs, kinds)
 
-    @property
-    def _outputs(self) -> list[str]:
-        return [name for task in self.layout.tasks.each for name in task.outputs]
-
-    def _write_csv(self, parts: Iterator[Array], out: Path) -> int:
-        count = 0
-        with out.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(self._outputs)
-            for part in parts:
-                writer.writerows(part.tolist())
-                count += len(part)
-        return count
-
-    def _write_hdf5(self, parts: Iterator[Array], out: Path) -> int:
-        width = self.inputs.num_outputs
-        with ErrorKeeper(out) as target, h5py.File(target, "w") as file:
-            data = file.create_dataset(
-                "probability", (0, width), np.float32, maxshape=(None, width), chunks=(16384, width)
-            )
-            data.attrs["labels"] = self._outputs
-            count = 0
-            for part in parts:
-                data.resize(count + len(part), axis=0)
-                data[count:] = part
-                count += len(part)
-                target.check()
-        target.check()
-        return count
+    def _open(self, patterns: Sequence[str], *, labels: bool) -> FileSource:
+        return open_source(
+            list(patterns),
+            features=list(self.schema.feature_names),
+            sequences=self.config.features_of_sequences,
+            schema_file=self.config.data.schema,
+            labels=labels,
+        )
 
     def _session(
         self, patterns: Sequence[str], *, labels: bool, draw: tuple[int, int] | None = None
@@ -246,13 +233,7 @@ class LoadedRun:
 
         draw: only so many samples (0: all), drawn by a seed, as a single batch.
         """
-        source = open_source(
-            list(patterns),
-            features=list(self.schema.feature_names),
-            sequences=self.config.features_of_sequences,
-            schema_file=self.config.data.schema,
-            labels=labels,
-        )
+        source = self._open(patterns, labels=labels)
         check_scorable(source, self.schema, f"the training of {self.path}", labels=labels)
         check_columns(self.config, source.schema, source.encodings[0][0], labels=labels)
         source.check_labels_by(label_check(self.config, self.schema) if labels else None)

@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from persia_hpc._native import PendingPull
 from persia_hpc.arrays import Array
@@ -27,6 +28,8 @@ from persia_hpc.samples.datafile import FileInfo
 from persia_hpc.samples.source import Source
 from persia_hpc.samples.split_readers import SplitReaders
 from persia_hpc.schedule import Schedule
+from persia_hpc.serving.requests import ExportReport, ExportRequest
+from persia_hpc.serving.writer import PartWriter
 
 from .facts import Facts
 
@@ -42,7 +45,7 @@ def local_server(facts: Facts) -> ParameterServer:
     """
     sync = dataclasses.replace(facts.config, mode="sync", staleness_bound=0, exact=False, apply="step")
     num_steps = facts.schedules["train"].num_steps if "train" in facts.schedules else 1
-    return ParameterServer(sync, facts.layout, num_steps=num_steps)
+    return ParameterServer(sync, facts.layout, num_steps=num_steps, threads=torch.get_num_threads())
 
 
 def rows_of(config: Config, server: ParameterServer) -> Rows:
@@ -69,14 +72,14 @@ def empty_rows(config: Config, server: ParameterServer, counts: Array) -> list[A
 def look_up(worker: EmbeddingWorker, batch: KeyBatch, rows: Rows) -> RowBatch:
     """Returns a prepared batch of an evaluation with its rows, all from one server."""
     request = worker.request(batch)
-    worker.add_rows(batch, 0, rows(request.keys.part(0), request.counts.part(0)))
-    return worker.assemble(batch)
+    return worker.assemble(batch, rows(request.keys.part(0), request.counts.part(0)))
 
 
 class LocalStream:
     """Streams batches to a session whose worker and server live in the same process. See `BatchStream`."""
 
     memory = ()
+    alone = True
 
     def __init__(
         self,
@@ -97,11 +100,12 @@ class LocalStream:
         self.worker = EmbeddingWorker.of(config, facts.layout, sources=sources)
         self.splits = SplitReaders(config, sources, facts.schedules)
         self.wait_seconds = 0.0
-        self.phases = Phases((*LOCAL_STREAM, *TRAINER), config.train.trace)
+        self.phases = Phases((*LOCAL_STREAM, *TRAINER), config.train.trace, trainer=0)
         self.first_pull: dict[int, float] = {}
         self._config = config
         self._rows = rows_of(config, server)
         self._stop = stop
+        self._parts = PartWriter(server, config.export.rows)
         self._last = 0
         self._pulled = 0
         self._evaluation: tuple[str, int] = ("", 0)
@@ -141,11 +145,10 @@ class LocalStream:
         keys, counts = request.keys.part(0), request.counts.part(0)
         self.first_pull.setdefault(self.server.clock.first, time.time())
         self.server.submit_pull(PendingPull(step, 0, keys, counts))
-        for pull in self.server.ready_pulls():
-            out = empty_rows(self._config, self.server, counts)
-            batch.staleness = self.server.answer(pull, out)
-            self.worker.add_rows(batch, 0, out)
-        row_batch = self.worker.assemble(batch)
+        (pull,) = self.server.ready_pulls()
+        rows = empty_rows(self._config, self.server, counts)
+        batch.staleness = self.server.answer(pull, rows)
+        row_batch = self.worker.assemble(batch, rows)
         self.phases.add("pull", begin, step)
         return row_batch
 
@@ -186,6 +189,12 @@ class LocalStream:
         self._drop_ahead()
         self.server.empty()
         load_rows(Path(directory), self.server)
+
+    def begin_export(self, request: ExportRequest) -> None:
+        self._parts.begin(request)
+
+    def exported(self) -> list[ExportReport]:
+        return self._parts.finished()
 
     def close(self) -> None:
         """Ends the thread; may be called again."""

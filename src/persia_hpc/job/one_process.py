@@ -14,7 +14,7 @@ from persia_hpc.checkpoint.files import discard_partial, make_newest, whole_chec
 from persia_hpc.config import Config
 from persia_hpc.launch.run_dir import begin_run, run_directory
 from persia_hpc.reporting.outcomes import JobOutcome, ServerOutcome, WorkerOutcome
-from persia_hpc.reporting.screen import summary_text
+from persia_hpc.reporting.screen import show_summary
 from persia_hpc.reporting.summary import make_summary, write_json
 from persia_hpc.reporting.trace import write_trace
 from persia_hpc.runtime.stop import StopSignals
@@ -101,8 +101,7 @@ def _train(
         start.driver.finish(summary)
     if start.events is not None:
         start.events.close()
-    if not task.quiet:
-        print(summary_text(summary), file=sys.stderr)
+    show_summary(summary, quiet=task.quiet, lines=task.lines)
     return summary
 
 

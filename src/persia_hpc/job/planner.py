@@ -126,6 +126,7 @@ class Planner:
             work,
             self.dense,
             self.constants,
+            parquet=bool(trial.row_groups),
             new_rows=self.given.new_rows,
             factors=self.factors,
         )

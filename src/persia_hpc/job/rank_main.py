@@ -79,11 +79,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="persia_hpc.job.rank_main")
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--quiet", action="store_true")
+    parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     keep_to_loopback()
     let_threads_sleep()
     config = load_config(options.run_dir / "config.toml")
-    run_rank(config, options.run_dir, Task(quiet=options.quiet), supervised=supervised())
+    run_rank(config, options.run_dir, Task(quiet=options.quiet, lines=options.json), supervised=supervised())
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from persia_hpc.checkpoint.choose import init_source
+from persia_hpc.checkpoint.foreign import foreign_source, load_foreign
 from persia_hpc.checkpoint.manifest import read_manifest
 from persia_hpc.checkpoint.rows import load_initial_rows, load_rows
 from persia_hpc.config import Config
@@ -63,3 +64,5 @@ def load_start(server: ParameterServer, config: Config, start: Path | None) -> N
         server.restore(manifest["step"], counters["ledger"], counters["staleness"])
     elif (source := init_source(config, "embeddings")) is not None:
         load_initial_rows(source, server)
+    elif (tables := foreign_source(config)) is not None:
+        load_foreign(tables, config, server)

@@ -14,9 +14,11 @@ from persia_hpc.embedding_worker.engine import EmbeddingWorker
 from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.catalogue import Drawing
 from persia_hpc.table_layout import Layout
-from persia_hpc.trainer.batch import Inputs
+from persia_hpc.trainer.batch import Batch, Inputs
 from persia_hpc.trainer.dense.precision import Precision
 from persia_hpc.trainer.pooling.embed import Pooling
+from persia_hpc.trainer.ranker import only
+from persia_hpc.trainer.retrieval import check_model
 
 from .local_stream import Rows, look_up
 
@@ -46,12 +48,27 @@ class Scorer:
         count = sample.num_samples
         if not count:
             return np.zeros((0, self._width), np.float32)
-        with self._turn, torch.no_grad():
-            if self._drawing.names:
-                sample = self._drawing.add_none(sample)
-            keys = self._worker.prepare(sample, step=1, trainer=0, num_global=count, evaluation=True)
-            batch, gradients = self._pooling.embed(look_up(self._worker, keys, self._rows), training=False)
-            with self._precision.autocast():
-                logits = self._model(batch).float()
-            gradients.wait()
+        with self._turn, torch.no_grad(), self._precision.autocast():
+            logits = self._model(self.batch(sample)).float()
         return self._layout.tasks.predictions(logits.numpy().reshape(count, -1))
+
+    def items(self, sample: SampleBatch, known: tuple[str, ...]) -> Array:
+        """Returns the vectors of items of a catalogue by a retrieval model. known: what the catalogue has.
+
+        Shapes: float32 [B, W].
+        Raises UserError for a model that has no `items`.
+        """
+        check_model(self._model, "--items")
+        with self._turn, torch.no_grad(), self._precision.autocast():
+            vectors: Array = self._model.items(only(self.batch(sample), known)).float().numpy()  # type: ignore[operator]
+        return vectors
+
+    def batch(self, sample: SampleBatch) -> Batch:
+        """Returns the model's input; only one thread may call it at a time."""
+        if self._drawing.names:
+            sample = self._drawing.add_none(sample)
+        count = sample.num_samples
+        keys = self._worker.prepare(sample, step=1, trainer=0, num_global=count, evaluation=True)
+        batch, gradients = self._pooling.embed(look_up(self._worker, keys, self._rows), training=False)
+        gradients.wait()
+        return batch

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from persia_hpc.checkpoint.choose import resumed_schema
 from persia_hpc.config import Config
+from persia_hpc.config.watching import watched_metrics
 from persia_hpc.errors import UserError
 from persia_hpc.samples.catalogue import Catalogue, open_catalogue
 from persia_hpc.samples.follow import followed_schema
@@ -87,7 +88,21 @@ def _check_known_labels(config: Config, split: str, source: FileSource) -> None:
         if known == 0:
             LOG.warning("data.%s: label %s is missing in every sample", split, name)
         elif least == most == 1 and "in_batch_softmax" in config.loss_names:
-            pass  # its other classes are other items
+            if split == "valid":
+                _check_no_auc_watched(config, name)  # the label's other classes are other items
         elif least == most and source.num_samples > 1:
             text = "data.%s: label %s is %g in every sample that has it: its AUC is undefined; check the data"
             LOG.warning(f"{text}, and the label's `positive` or `threshold`", split, name, least)
+
+
+def _check_no_auc_watched(config: Config, label: str) -> None:
+    """Checks that nothing watches the AUC of a label that has no negatives.
+
+    Raises UserError if something does.
+    """
+    for key, metric in watched_metrics(config).items():
+        if metric in ("auc", f"auc_{label}"):
+            raise UserError(
+                f"train.{key} watches {metric}, which needs negatives, but label {label} is 1 in every "
+                'sample of data.valid; name another metric, such as "ndcg@10" of a catalogue (data.items)'
+            )

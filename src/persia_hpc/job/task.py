@@ -21,4 +21,5 @@ class Task:
     callbacks: Sequence[Callback] = ()
     loggers: Sequence[MetricLogger] = ()
     quiet: bool = False  # nothing on the screen
+    lines: bool = False  # events and the summary as lines of JSON on stdout
     built_in: bool = False  # no code but this package's runs in this process

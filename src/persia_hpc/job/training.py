@@ -10,18 +10,21 @@ from pathlib import Path
 import torch
 
 from persia_hpc.checkpoint.choose import say_choice
+from persia_hpc.checkpoint.foreign import foreign_source
 from persia_hpc.errors import TrainingEndedError
-from persia_hpc.reporting.events import JsonLines, MetricLogger
+from persia_hpc.reporting.events import JsonLines, JsonStream, MetricLogger
 from persia_hpc.reporting.exporters import make_exporters
 from persia_hpc.reporting.outcomes import Times, TrainerOutcome
 from persia_hpc.reporting.run_files import EVENTS
 from persia_hpc.reporting.scalars import TelemetryFollower
 from persia_hpc.reporting.screen import Screen
 from persia_hpc.runtime.telemetry import Counts
+from persia_hpc.serving.directory import ExportDirectory
 from persia_hpc.trainer.batch import make_inputs
 from persia_hpc.trainer.dense.allreduce import make_dense_reducer
 from persia_hpc.trainer.dense.state import DenseState, dense_states
 from persia_hpc.trainer.driver import Driver
+from persia_hpc.trainer.exporting import Exporter
 from persia_hpc.trainer.following import Following
 from persia_hpc.trainer.interfaces import BatchStream, DenseSync, NoPeers, Peers
 from persia_hpc.trainer.metrics import MetricError
@@ -41,6 +44,7 @@ class TrainerStart:
     initial: DenseState | None = None  # with whose weights a new run begins
     following: Following | None = None  # with `data.follow`
     events: JsonLines | None = None  # on trainer 0
+    export: ExportDirectory | None = None  # on trainer 0
 
 
 def prepare_trainer(
@@ -54,10 +58,14 @@ def prepare_trainer(
     loggers: list[MetricLogger] = []
     if trainer_rank == 0:
         events = JsonLines(run_dir / EVENTS)
-        loggers = [events, *([] if task.quiet else [Screen()])]
+        shown: list[MetricLogger] = [
+            *([] if task.quiet else [Screen()]),
+            *([JsonStream(sys.stdout)] if task.lines else []),
+        ]
+        loggers = [events, *shown]
         if others := [*make_exporters(facts.config.metrics, run_dir), *task.loggers]:
             loggers.append(TelemetryFollower(others, run_dir))
-        if start is None and facts.config.checkpoint.init_from is not None:
+        if start is None and facts.config.checkpoint.init_from and not foreign_source(facts.config):
             say_choice(Path(facts.config.checkpoint.init_from))
     driver = None
     if task.main is None:
@@ -70,7 +78,10 @@ def prepare_trainer(
     following = None
     if facts.config.data.follow:
         following = Following(facts.config, facts.schema, facts.schedules["train"], start, trainer_rank)
-    return TrainerStart(driver, resume, initial, following, events)
+    export = None
+    if facts.config.export.dir is not None and trainer_rank == 0:
+        export = ExportDirectory(Path(facts.config.export.dir))
+    return TrainerStart(driver, resume, initial, following, events, export)
 
 
 def make_session(
@@ -102,6 +113,9 @@ def make_session(
             resume=start.resume,
             known_files=start.following.known_files if start.following is not None else None,
         )
+    exporter = None
+    if run_dir is not None and facts.config.export.dir is not None:
+        exporter = Exporter(facts.config, stream, peers, facts.schema, start.export, run_dir)
     return Session(
         facts.config,
         facts.layout,
@@ -115,6 +129,7 @@ def make_session(
         initial=start.initial,
         following=start.following,
         saver=saver,
+        exporter=exporter,
     )
 
 
@@ -149,6 +164,8 @@ def train_session(session: Session, task: Task, driver: Driver | None) -> Traine
     elif session.config.train.save and session.step_number and session.model is not None:
         # The last checkpoint of a run that has ended is a full one; in a hurry the changes will do.
         session.save(full=session.interrupted is None)
+    if session.exporter is not None and session.drained and session.model is not None:
+        session.exporter.finish(session.state.restored_step or session.step_number)
     session.close()
     if failed is not None:
         raise failed
@@ -163,6 +180,7 @@ def train_session(session: Session, task: Task, driver: Driver | None) -> Traine
         evaluate_seconds=session.state.evaluate_seconds,
         compile_seconds=session.state.compile_seconds,
         checkpoints=session.saver.statistics() if session.saver is not None else {},
+        export=session.exporter.statistics() if session.exporter is not None else None,
         results=session.results,
         best=driver.best_evaluation() if driver is not None else None,
         restored_step=session.state.restored_step,

@@ -13,7 +13,7 @@ from persia_hpc.errors import PersiaError, UserError
 from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.follow import Follower, portion_source
-from persia_hpc.samples.source import Source
+from persia_hpc.samples.source import FileSource, Source
 from persia_hpc.topology.roles import Plan, Role
 from persia_hpc.trainer.dense.buckets import divide
 from persia_hpc.trainer.device import prepare_device
@@ -62,6 +62,13 @@ class Trial:
         count = min(source.num_samples, max(self.config.data.batch_size, COUNTED_SAMPLES))
         return self.stream.splits.drawing.add(source.read(0, count), 0, 0)
 
+    @property
+    def row_groups(self) -> list[int]:
+        """Returns the rows of all row groups of training data in Parquet; none of data in HDF5."""
+        source = self.sources["train"]
+        groups = source.row_groups if isinstance(source, FileSource) else ()
+        return [rows for file in groups for rows in file]
+
     def count(self, samples: int) -> Counts:
         """Returns mean counts of batches of `samples`, cut out of the first samples."""
         if samples not in self._counts:
@@ -76,6 +83,7 @@ class Trial:
         """
         samples = self.config.data.batch_size / plan.count(Role.TRAINER)
         counts = (counting or self.count)(max(1, round(samples)))
+        groups = self.row_groups
         return role_memory(
             self.config,
             self.layout,
@@ -84,6 +92,7 @@ class Trial:
             batch_work(self.config, self.layout, self.schema, samples, counts),
             num_samples=self.sources["train"].num_samples,
             dense_bytes=self.parameter_bytes(),
+            block=max(groups, default=0),
             room=room,
         )
 

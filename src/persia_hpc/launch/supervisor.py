@@ -8,7 +8,6 @@ import io
 import os
 import secrets
 import selectors
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from typing import IO, Any, BinaryIO
 
 from persia_hpc.config import Config
 from persia_hpc.printable import LINES, printable
+from persia_hpc.reporting.progress_line import terminal_width
 from persia_hpc.runtime.stop import STOP_SIGNALS
 
 from .deaths import Death, DeathWatch, ParentWatch, lost_output
@@ -319,7 +319,7 @@ def _environment(launcher: Launcher, job: str) -> Mapping[str, str]:
     env["PYTHONUNBUFFERED"] = "1"
     if sys.stderr.isatty():  # ranks write to a pipe: this is how their progress bar knows the screen
         env["PERSIA_HPC_SCREEN"] = "1"
-        env.setdefault("COLUMNS", str(shutil.get_terminal_size().columns))
+        env.setdefault("COLUMNS", str(terminal_width(sys.stderr)))
     return env
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from persia_hpc import _native
-from persia_hpc.trainer.jagged import Jagged
+from persia_hpc.trainer.jagged import Jagged, Padded
 
 from .layers import Team
 
@@ -31,9 +31,10 @@ class Bias:
     """Holds what HSTU adds to a score, from how far apart two events are.
 
     positions: by their distance, from 0. times: by the bucket of the seconds between the time of the event
-    behind the one that looks, `until`, and that of the one it looks at, `since`.
+    behind the one that looks, `until`, and that of the one it looks at, `since`. These are float64: float32
+    tells seconds apart only within 194 days.
 
-    Shapes: positions [n], for sequences of at most n events; times [129]; until and since float32 [N].
+    Shapes: positions [n], for sequences of at most n events; times [129]; until and since float64 [N].
     """
 
     positions: Tensor | None = None
@@ -68,7 +69,8 @@ def silu_attention(
     bias = bias or Bias()
     tensors = (vqk, bias.positions, bias.times)
     native = all(t is None or (t.device.type == "cpu" and t.dtype == torch.float32) for t in tensors)
-    if native and not torch.is_autocast_enabled("cpu"):
+    native = native and not torch.is_autocast_enabled("cpu") and not isinstance(like, Padded)
+    if native:
         out: Tensor = _SiluAttention.apply(
             like.offsets, *tensors, bias.until, bias.since, scale, divisor, team
         )  # type: ignore[no-untyped-call]
@@ -147,9 +149,9 @@ def time_buckets(seconds: Tensor) -> Tensor:
 
 
 def bucket_edges(device: torch.device | None = None) -> Tensor:
-    """Returns where buckets 1, 2, ... begin, in seconds, float32 [128]."""
+    """Returns where buckets 1, 2, ... begin, in seconds, float64 [128]."""
     numbers = torch.arange(1, TIME_BUCKETS, dtype=torch.float64, device=device)
-    return torch.exp(BUCKET_WIDTH * numbers).float()
+    return torch.exp(BUCKET_WIDTH * numbers)
 
 
 def _by_blocks(like: Jagged, values: Sequence[Tensor], attend: Callable[..., Tensor]) -> Tensor:
@@ -176,7 +178,7 @@ def _by_blocks(like: Jagged, values: Sequence[Tensor], attend: Callable[..., Ten
 
 
 def _in_one_block(like: Jagged) -> bool:
-    return like.offsets.device.type != "cpu"
+    return like.offsets.device.type != "cpu" or isinstance(like, Padded)
 
 
 def _blocks(lengths: Tensor) -> list[Tensor]:

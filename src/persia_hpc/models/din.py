@@ -29,16 +29,20 @@ class TargetAttention(nn.Module):
         self.unit = perceptron(4 * width, hidden, outputs=1, **layers)
         self.softmax = softmax
 
-    def forward(self, target: Tensor, events: Tensor, mask: Tensor) -> Tensor:
-        """Computes the attention.
+    def forward(self, target: Tensor, events: Tensor, mask: Tensor, *, plain: bool = False) -> Tensor:
+        """Computes the attention; see `Batch.plain`.
 
         Shapes: `target` [B, W], `events` [B, L, W] and `mask` [B, L] of bool in, [B, W] out.
         """
         targets = target.unsqueeze(1).expand_as(events)
         seen = torch.cat([targets, events, targets - events, targets * events], dim=2)
-        # Only events that are there: batch statistics must not know of the padding.
         weights = events.new_full(mask.shape, -torch.inf if self.softmax else 0.0)
-        weights = weights.masked_scatter(mask, self.unit(seen[mask]).to(weights.dtype))
+        if plain:
+            every = self.unit(seen.flatten(0, 1)).unflatten(0, mask.shape).squeeze(2)
+            weights = torch.where(mask, every.to(weights.dtype), weights)
+        else:
+            # Only events that are there: batch statistics must not know of the padding.
+            weights = weights.masked_scatter(mask, self.unit(seen[mask]).to(weights.dtype))
         if self.softmax:
             weights = torch.softmax(weights, dim=1).masked_fill(~mask, 0.0)  # NaN where there is no event
         return torch.bmm(weights.unsqueeze(1), events).squeeze(1)
@@ -50,7 +54,7 @@ class DIN(nn.Module):
     attend: the histories, each a table with `targets` and `histories`, as many names of features: the vectors
     of an event's features side by side are compared with those of the target. By default every sequence
     attends to the one pooled feature that shares its table.
-    attention: widths of the attention's hidden layers, with activation `attention_activation`.
+    attention: widths of the attention's hidden layers, with `attention_activation` and `attention_dropout`.
 
     Other sequences count with their mean. Sequences are padded or jagged.
     """
@@ -62,6 +66,7 @@ class DIN(nn.Module):
         attend: Attend | None = None,
         attention: Sequence[int] = (36,),
         attention_activation: str = "dice",
+        attention_dropout: float = 0.0,
         softmax: bool = False,
         activation: str = "dice",
         dropout: float = 0.0,
@@ -69,7 +74,7 @@ class DIN(nn.Module):
     ) -> None:
         super().__init__()
         layers = layer_options("din", activation, dropout, batch_norm)
-        inner = layer_options("din", attention_activation, dropout)
+        inner = layer_options("din", attention_activation, attention_dropout, named="attention_dropout")
         check_flag("din", "softmax", softmax)
         self.inputs = inputs
         self.pairs = pairs_of("din", inputs, attend)
@@ -103,9 +108,11 @@ class DIN(nn.Module):
         for (targets, histories), attention in zip(self.pairs, self.attentions, strict=True):
             target = torch.cat([batch.pooled[name] for name in targets], dim=1).float()
             values, masks = zip(*(padded(batch, name) for name in histories), strict=True)
-            if any(mask.shape != masks[0].shape or not torch.equal(mask, masks[0]) for mask in masks[1:]):
+            if not batch.plain and any(
+                mask.shape != masks[0].shape or not torch.equal(mask, masks[0]) for mask in masks[1:]
+            ):
                 raise unequal("din", histories)
-            parts.append(attention(target, torch.cat(values, dim=2), masks[0]))
+            parts.append(attention(target, torch.cat(values, dim=2), masks[0], plain=batch.plain))
         parts += [masked_mean(*padded(batch, name)) for name in self.others]
         logits: Tensor = self.layers(side_by_side(parts))
         return logits

@@ -14,7 +14,15 @@ from persia_hpc.trainer.batch import Batch, Inputs
 
 from .interaction import Interaction
 from .layers import Team, has_hooks, is_native, layers_of, run_dlrm
-from .parts import common_dim, perceptron, side_by_side, stacked_vectors, widths
+from .parts import (
+    ACTIVATIONS,
+    common_dim,
+    layer_options,
+    perceptron,
+    side_by_side,
+    stacked_vectors,
+    widths,
+)
 
 
 class DLRM(nn.Module):
@@ -22,19 +30,32 @@ class DLRM(nn.Module):
 
     `bottom` layers turn the dense features into that vector; a last bottom layer goes to D, the one dim that
     all features must have. Without dense features the embeddings themselves stand beside the products.
+
+    `dropout` is that of `hidden`, `bottom_dropout` that of `bottom`. The last bottom layer has an activation
+    and neither dropout nor batch normalisation, as in FuxiCTR: its vector is one among those of the features.
     """
 
     def __init__(
-        self, inputs: Inputs, hidden: Sequence[int] = (512, 256), bottom: Sequence[int] = (512, 256)
+        self,
+        inputs: Inputs,
+        hidden: Sequence[int] = (512, 256),
+        bottom: Sequence[int] = (512, 256),
+        bottom_dropout: float = 0.0,
+        activation: str = "relu",
+        dropout: float = 0.0,
+        batch_norm: bool = False,
     ) -> None:
         super().__init__()
+        below = layer_options("dlrm", activation, bottom_dropout, batch_norm, named="bottom_dropout")
+        layers = layer_options("dlrm", activation, dropout, batch_norm)
         dim = common_dim("dlrm", inputs)
         self.inputs = inputs
         bottom = widths("dlrm", "bottom", bottom, empty=True)
         num_vectors = num_copied = len(inputs.features)
         self.bottom: nn.Sequential | None = None
         if inputs.num_dense:
-            self.bottom = perceptron(inputs.num_dense, [*bottom, dim])
+            self.bottom = perceptron(inputs.num_dense, bottom, outputs=dim, **below)
+            self.bottom.append(ACTIVATIONS[activation](dim))
             num_vectors, num_copied = num_vectors + 1, 1
         # The products cast them anyway; vectors that are copied too would have a sum of gradients rounded.
         self.narrow_pooled = self.bottom is not None
@@ -45,6 +66,7 @@ class DLRM(nn.Module):
             num_copied * dim + self.interaction.num_pairs,
             widths("dlrm", "hidden", hidden),
             outputs=inputs.num_outputs,
+            **layers,
         )
 
     def forward(self, batch: Batch) -> Tensor:
@@ -54,7 +76,7 @@ class DLRM(nn.Module):
         bottom = [] if self.bottom is None else layers_of(self.bottom)
         top = layers_of(self.top)
         plain = type(self.interaction) is Interaction and not has_hooks(self.interaction)
-        if plain and is_native(bottom, dense) and is_native(top, vectors):
+        if plain and not batch.plain and is_native(bottom, dense) and is_native(top, vectors):
             return self._run_native(dense, vectors, self.interaction.num_copied, bottom, top, self.team)
         direct = None if self.bottom is None else self.bottom(dense)
         logits: Tensor = self.top(self.interaction(direct, vectors))

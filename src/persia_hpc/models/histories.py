@@ -12,7 +12,7 @@ from torch import Tensor
 
 from persia_hpc.errors import UserError
 from persia_hpc.trainer.batch import Batch, Inputs
-from persia_hpc.trainer.jagged import Jagged
+from persia_hpc.trainer.jagged import Jagged, Padded
 
 Attend = Sequence[Mapping[str, Sequence[str]]]
 Pair = tuple[list[str], list[str]]  # names of targets and of histories
@@ -80,6 +80,8 @@ def jagged(batch: Batch, name: str) -> Jagged:
     if name in batch.jagged:
         return batch.jagged[name]
     values, mask = batch.sequence[name]
+    if batch.plain:
+        return Padded.of(values, mask)
     ends = mask.sum(dim=1).cumsum(dim=0)
     return Jagged(values[mask], torch.cat([ends.new_zeros(1), ends]), values.shape[1])
 
@@ -91,8 +93,7 @@ def events_of(batch: Batch, model: str, histories: Sequence[str]) -> Jagged:
     Raises UserError for histories that differ in length.
     """
     features = [jagged(batch, name) for name in histories]
-    first = features[0].offsets
-    if any(f.offsets is not first and not torch.equal(f.offsets, first) for f in features[1:]):
+    if not all(f.lies_like(features[0]) for f in features[1:]):
         raise unequal(model, histories)
     return features[0].with_values(torch.cat([f.values for f in features], dim=1))
 
@@ -110,6 +111,8 @@ def joined(parts: Sequence[Jagged]) -> Jagged:
 
     Shapes: values [N of the part, ...] each, [sum of these, ...] out.
     """
+    if any(isinstance(part, Padded) for part in parts):
+        return _joined_padded(parts)
     offsets = torch.stack([part.offsets for part in parts]).sum(dim=0)
     begins, places = offsets[:-1], []
     for part in parts:
@@ -120,15 +123,39 @@ def joined(parts: Sequence[Jagged]) -> Jagged:
     return Jagged(values, offsets, sum(part.longest for part in parts))
 
 
+def _joined_padded(parts: Sequence[Jagged]) -> Padded:
+    """Returns what `joined` does, with all padding behind the values of all parts."""
+    padded = next(part for part in parts if isinstance(part, Padded))
+    count = padded.filled.shape[0]
+    sizes = [part.longest for part in parts]
+    masks = [
+        part.filled if isinstance(part, Padded) else padded.filled.new_ones(count, part.longest)
+        for part in parts
+    ]
+    length, begin = sum(sizes), torch.zeros_like(padded.lengths)
+    places = []
+    for size, mask in zip(sizes, masks, strict=True):
+        own = begin[:, None] + torch.arange(size, device=mask.device)
+        places.append(torch.where(mask, own, length))  # padding goes behind everything, and is cut off
+        begin = begin + mask.sum(dim=1)
+    each = [part.values.unflatten(0, (count, -1)) for part in parts]  # type: ignore[no-untyped-call]
+    values = torch.cat(each, dim=1)
+    flat = values.flatten(2) if values.dim() > 2 else values.unsqueeze(2)
+    index = torch.cat(places, dim=1).unsqueeze(2).expand(flat.shape)
+    moved = flat.new_zeros(count, length + 1, flat.shape[2]).scatter(1, index, flat)[:, :length]
+    filled = torch.arange(length, device=begin.device) < begin[:, None]
+    return Padded.of(moved.reshape(values.shape), filled)
+
+
 def one_each(values: Tensor) -> Jagged:
     """Returns the values of a tensor with the same number for each sample; [B, n, ...] gives [B n, ...]."""
-    offsets = torch.arange(len(values) + 1, device=values.device) * values.shape[1]
+    offsets = torch.arange(values.shape[0] + 1, device=values.device) * values.shape[1]
     return Jagged(values.flatten(0, 1), offsets, values.shape[1])
 
 
 def last_of(sequences: Jagged) -> Tensor:
     """Returns the last value of each sample, zeros where there is none; [N, W] gives [B, W]."""
-    if not len(sequences.values):
+    if not sequences.values.shape[0]:
         return sequences.values.new_zeros(sequences.num_samples, *sequences.values.shape[1:])
-    last = sequences.values[(sequences.offsets[1:] - 1).clamp(min=0)]
+    last = sequences.values[sequences.lasts().clamp(min=0)]
     return torch.where((sequences.lengths > 0)[:, None], last, torch.zeros_like(last))

@@ -73,7 +73,7 @@ class Layer(nn.Module):
             bias = replace(bias, positions=self.positions, times=self.times)
         seen = self.attention(
             tokens,
-            vqk.view(len(vqk), 3, self.heads, inner // self.heads),
+            vqk.unflatten(1, (3, self.heads, -1)),  # type: ignore[no-untyped-call]
             scale=self.scale,
             divisor=divisor,
             bias=bias,
@@ -163,7 +163,7 @@ class HSTU(SequenceModel):
             return super().forward(batch)
         target = self.target(batch)
         if self.unknown is not None:
-            target = torch.cat([target, self.unknown.expand(len(target), -1)], dim=1)
+            target = torch.cat([target, self.unknown.expand(target.shape[0], -1)], dim=1)
         tokens = joined([self.events(batch), one_each(target[:, None])])
         return self.logits(batch, self.to_item(last_of(self.states(batch, tokens))))
 
@@ -182,15 +182,17 @@ class HSTU(SequenceModel):
             minutes = clock.values.neg().clamp(min=1e-6) / 60
             x = x + self.time_vectors[minutes.sqrt().long().clamp(max=TIME_VECTORS - 1)]
         elif clock is not None:
-            until, last = clock.values.roll(-1), clock.offsets[1:][clock.lengths > 0] - 1
-            until[last] = clock.values[last]  # nothing is known of what comes after it
+            last = clock.positions() == (clock.lengths - 1)[clock.samples()]
+            # nothing is known of what comes after it
+            until = torch.where(last, clock.values, clock.values.roll(-1))
             bias = Bias(until=until, since=clock.values)
-        divisor = self.divisor or (self.length if self.form == "paper" else tokens.longest)
+        longest = tokens.lengths.max() if batch.plain else tokens.longest
+        divisor = self.divisor or (self.length if self.form == "paper" else longest)
         tokens = tokens.with_values(self.drop(x))
         for block in self.blocks:
-            tokens = block(tokens, float(divisor), bias, self.team)
+            tokens = block(tokens, divisor * 1.0, bias, self.team)
         if context:
-            numbers = torch.arange(len(events.values), device=events.offsets.device)
+            numbers = torch.arange(events.values.shape[0], device=events.offsets.device)
             return events.with_values(tokens.values[numbers + context * (events.samples() + 1)])
         return tokens
 
@@ -200,7 +202,7 @@ class HSTU(SequenceModel):
         return one_each(torch.stack([layer(batch.pooled[name].float()) for name, layer in layers], dim=1))
 
     def _clock(self, batch: Batch, events: Jagged) -> Jagged | None:
-        """Returns the time of each token in seconds, before that of the last event: so it is at most 0.
+        """Returns the time of each token in seconds, float64, before that of the last event: it is at most 0.
 
         A target has the time of the last event, and the context that of the first.
 
@@ -210,17 +212,17 @@ class HSTU(SequenceModel):
             return None
         history, weights = batch.jagged[self.times], batch.jagged[self.times].weights
         assert weights is not None
-        parts = [history.with_values(weights)]
+        parts = [history.with_values(weights.double())]
         if self.layers is not None:
-            parts.append(one_each(weights.new_zeros(history.num_samples, 1)))
+            parts.append(one_each(parts[0].values.new_zeros(history.num_samples, 1)))
         gaps = joined(parts) if len(parts) > 1 else parts[0]
-        if gaps.offsets is not events.offsets and not torch.equal(gaps.offsets, events.offsets):
+        if not gaps.lies_like(events):
             raise unequal(self.model, [*self.histories, self.times])
         clock, oldest = gaps, gaps.values.new_zeros(gaps.num_samples)
-        if len(gaps.values):
-            since = gaps.values.double().cumsum(dim=0)
-            clock = gaps.with_values((since - since[gaps.offsets[1:] - 1][gaps.samples()]).float())
-            first = clock.values[clock.offsets[:-1].clamp(max=len(clock.values) - 1)]
+        if gaps.values.shape[0]:
+            since = gaps.values.cumsum(dim=0)
+            clock = gaps.with_values(since - since[gaps.lasts()][gaps.samples()])
+            first = clock.values[clock.firsts().clamp(max=clock.values.shape[0] - 1)]
             oldest = torch.where(clock.lengths > 0, first, oldest)
         if self.context:
             clock = joined([one_each(oldest[:, None].expand(-1, len(self.context))), clock])

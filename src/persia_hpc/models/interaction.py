@@ -42,10 +42,18 @@ class Interaction(nn.Module):
         alone = first if self.num_copied == 1 else None
         if first is not None:
             rest = torch.cat([first.to(rest.dtype).unsqueeze(1), rest], dim=1)
-        products: Tensor = _Products.apply(rest, self.pairs, self.pair_of_product)  # type: ignore[no-untyped-call]
+        if torch.is_grad_enabled():
+            products: Tensor = _Products.apply(rest, self.pairs, self.pair_of_product)  # type: ignore[no-untyped-call]
+        else:  # in a graph that is exported nothing else than torch's operations may be
+            products = _products(rest, self.pairs)
         # Taken from `first` where it is that: through `rest` its gradient would be as large as all vectors.
         copied = rest[:, : self.num_copied].flatten(1) if alone is None else alone
         return side_by_side([copied.to(products.dtype), products])
+
+
+def _products(vectors: Tensor, pairs: Tensor) -> Tensor:
+    """Computes [B, V, D] -> [B, P]; `pairs` [P] are places among V * V products."""
+    return torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1).index_select(1, pairs)
 
 
 class _Products(torch.autograd.Function):
@@ -59,7 +67,7 @@ class _Products(torch.autograd.Function):
     def forward(ctx: Any, vectors: Tensor, pairs: Tensor, pair_of_product: Tensor) -> Tensor:
         """`pairs` [P] are places among V * V products; `pair_of_product` [V * V] is P where there is none."""
         ctx.save_for_backward(vectors, pair_of_product)
-        return torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1).index_select(1, pairs)
+        return _products(vectors, pairs)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

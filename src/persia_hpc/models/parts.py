@@ -133,8 +133,12 @@ ACTIVATIONS: Mapping[str, Callable[[int], nn.Module]] = {
 }
 
 
-def layer_options(model: str, activation: str, dropout: float, batch_norm: bool = False) -> dict[str, Any]:
+def layer_options(
+    model: str, activation: str, dropout: float, batch_norm: bool = False, *, named: str = "dropout"
+) -> dict[str, Any]:
     """Returns the options that a model's layers share, checked, as `perceptron` takes them.
+
+    named: the option that `dropout` is.
 
     Raises UserError, which names the model and the option, if one is wrong.
     """
@@ -144,7 +148,7 @@ def layer_options(model: str, activation: str, dropout: float, batch_norm: bool 
         )
     number = isinstance(dropout, int | float) and not isinstance(dropout, bool)
     if not number or not 0 <= dropout < 1:
-        raise UserError(f"model {model!r}: dropout must be a number from 0 to below 1, got {dropout!r}")
+        raise UserError(f"model {model!r}: {named} must be a number from 0 to below 1, got {dropout!r}")
     check_flag(model, "batch_norm", batch_norm)
     return {"activation": activation, "dropout": dropout, "batch_norm": batch_norm}
 

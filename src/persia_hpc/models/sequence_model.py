@@ -149,7 +149,8 @@ class SequenceModel(nn.Module, ABC):
     def forward(self, batch: Batch) -> Tensor:
         """Logits [B, outputs], or scores [B, 1] without layers above."""
         if self.layers is None:
-            return (self.queries(batch) * self.items(batch)).sum(dim=1, keepdim=True)
+            queries = self.queries(batch) if batch.queries is None else batch.queries
+            return (queries * self.items(batch)).sum(dim=1, keepdim=True)
         return self.logits(batch, self.user(batch) * self.target(batch))
 
     def logits(self, batch: Batch, vectors: Tensor) -> Tensor:

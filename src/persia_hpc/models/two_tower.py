@@ -120,7 +120,8 @@ class TwoTower(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Computes scores of the samples' own pairs, [B, 1]."""
-        return (self.queries(batch).float() * self.items(batch).float()).sum(dim=1, keepdim=True)
+        queries = self.queries(batch) if batch.queries is None else batch.queries
+        return (queries.float() * self.items(batch).float()).sum(dim=1, keepdim=True)
 
     def _scaled(self, vectors: Tensor) -> Tensor:
         return functional.normalize(vectors.float(), dim=1) if self.normalize else vectors

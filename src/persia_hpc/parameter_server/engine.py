@@ -64,8 +64,13 @@ class ParameterServer:
         num_servers: int = 1,
         num_trainers: int = 1,
         num_steps: int = 1,
+        threads: int = 1,
     ):
-        """Makes empty tables; `num_steps` is of the whole training, since learning rates may depend on it."""
+        """Makes empty tables; `num_steps` is of the whole training, since learning rates may depend on it.
+
+        threads: that share the tables of a large pull or push, unless `server_threads` share each table.
+        """
+        self._threads = threads
         self.layout = layout
         self.server_rank, self.num_servers = server_rank, num_servers
         self._config = config
@@ -98,7 +103,9 @@ class ParameterServer:
         for table, owned in zip(self.layout.tables, self.buckets, strict=True):
             native = native_config(self._config, table, owned.start, owned.stop)
             self.tables.append(Table(native) if owned else None)
-        self._set = TableSet(self.tables, self.layout.dim_group_of_table, self.layout.dim_groups)
+        self._set = TableSet(
+            self.tables, self.layout.dim_group_of_table, self.layout.dim_groups, threads=self._threads
+        )
 
     def restore(self, step: int, ledger: Mapping[str, int], staleness: Mapping[str, int]) -> None:
         """Continues after `step` of an earlier run, whose tables are loaded, with that run's counters."""

@@ -18,6 +18,8 @@ from persia_hpc.protocol.commands import (
     Checkpoint,
     CheckpointDone,
     CheckpointMarked,
+    Export,
+    Exported,
     Restore,
     Segment,
     SegmentEnd,
@@ -29,6 +31,7 @@ from persia_hpc.runtime.loop import PollingLoop, RankContext
 from persia_hpc.runtime.phases import SERVER, Phases
 from persia_hpc.runtime.telemetry import Counts
 from persia_hpc.runtime.watchdog import Wait
+from persia_hpc.serving.writer import PartWriter
 from persia_hpc.transport.plane import Plane
 from persia_hpc.transport.records import Record, Spec
 from persia_hpc.transport.ring import RingReceiver, RingReceivers, RingSender
@@ -52,7 +55,7 @@ class _Drained:
     The worker that asks has pushed all gradients up to that step; other workers may not have.
     """
 
-    request: Lookup | Checkpoint | Restore
+    request: Lookup | Checkpoint | Restore | Export
     worker: int
 
 
@@ -86,6 +89,7 @@ class ServerLoop:
         self._aside_bytes = config.checkpoint.aside_bytes
         self._writer: ShardWriter | None = None  # of a checkpoint
         self._writer_step = 0
+        self._parts = PartWriter(engine, config.export.rows)
 
     def run(self) -> None:
         """Answers workers until all of them have closed their rings and all answers have been sent."""
@@ -113,6 +117,7 @@ class ServerLoop:
         moved |= self._answer_ready()
         moved |= self.plane.progress()
         moved |= self._finish_checkpoint()
+        moved |= self._report_parts()
         return moved
 
     def _forward_signal(self, signal: int) -> None:
@@ -169,33 +174,35 @@ class ServerLoop:
             self._drained.append(_Drained(Checkpoint.unpack(record), worker))
         elif kind == Kind.RESTORE:
             self._drained.append(_Drained(Restore.unpack(record), worker))
+        elif kind == Kind.EXPORT:
+            self._drained.append(_Drained(Export.unpack(record), worker))
         else:
             raise ValueError(f"a parameter server got a record of kind {kind}")
 
     def _take_push(self, ring: RingReceiver) -> bool:
         """Takes the next gradients of a worker; returns whether there were any."""
         begin = time.perf_counter()
-        step = ring.take(self._apply_next) if self.engine.applies_at_once else None
-        if step is None:  # they may have to wait, or came in chunks, or didn't come
+        batch = ring.take(self._apply_next) if self.engine.applies_at_once else None
+        if batch is None:  # they may have to wait, or came in chunks, or didn't come
             record = ring.poll()
             if record is None:
                 return False
             push = Push.unpack(record)
-            step = push.step
-            self.engine.submit_push(step, push.trainer, [np.asarray(g) for g in push.gradients])
+            batch = push.step, push.trainer
+            self.engine.submit_push(*batch, [np.asarray(g) for g in push.gradients])
             self.engine.apply_ready()
             # Views of the ring must not outlive the record.
-            self.engine.detach_push(step, push.trainer)
+            self.engine.detach_push(*batch)
             record.release()
-        self.phases.add("push", begin, step)
+        self.phases.add("push", begin, batch[0], trainer=batch[1])
         return True
 
-    def _apply_next(self, ring: RingConsumer) -> int | None:
+    def _apply_next(self, ring: RingConsumer) -> tuple[int, int] | None:
         found = ring.peek(Kind.PUSH)
         if found is None:
             return None
         self.engine.apply_next(ring, *found)
-        return found[0]
+        return found
 
     # ---- to workers
 
@@ -206,7 +213,7 @@ class ServerLoop:
             for pull in self.engine.ready_pulls() if self._has_room_aside() else ():
                 begin = time.perf_counter()
                 self._answer(pull)
-                self.phases.add("pull", begin, pull.step)
+                self.phases.add("pull", begin, pull.step, trainer=pull.trainer)
                 pulls += 1
             applied = self.engine.apply_ready()
             moved |= applied or pulls > 0
@@ -218,6 +225,9 @@ class ServerLoop:
                 self._answer_lookup(drained.request, drained.worker)
             elif isinstance(drained.request, Restore):
                 self._restore(drained.request)
+            elif isinstance(drained.request, Export):
+                self._parts.begin(drained.request.request)
+                send(self.workers[0].rows, CheckpointMarked(drained.request.step))
             else:
                 self._begin_checkpoint(drained.request)
             moved = True
@@ -263,6 +273,12 @@ class ServerLoop:
         self.engine.empty()
         load_rows(Path(request.path), self.engine)
         send(self.workers[0].rows, CheckpointMarked(request.step))
+
+    def _report_parts(self) -> bool:
+        reports = self._parts.finished()
+        for report in reports:
+            send(self.workers[0].rows, Exported(report))
+        return bool(reports)
 
     def _has_room_aside(self) -> bool:
         """Returns whether pulls may change rows that a checkpoint still has to write.

@@ -19,6 +19,10 @@ def add_number(
     )
 
 
+def _add_shards(parser: argparse.ArgumentParser) -> None:
+    add_number(parser, "--shards", int, 1, "training files; all ranks of an MPI job share the files")
+
+
 def add_movielens(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `preprocess movielens`."""
     from .movielens import prepare as movielens
@@ -62,6 +66,7 @@ def add_movielens(parser: argparse.ArgumentParser) -> None:
         help="random (default); time: the earliest ratings for training; user: each user in one part only",
     )
     add_number(parser, "--seed", int, defaults.seed, "of the split and the order of rows")
+    _add_shards(parser)
 
 
 def add_amazon(parser: argparse.ArgumentParser) -> None:
@@ -95,6 +100,7 @@ def add_amazon(parser: argparse.ArgumentParser) -> None:
     )
     add_number(parser, "--hold-out", int, defaults.hold_out, "1, test, or 2, validation and test")
     add_number(parser, "--seed", int, defaults.seed, "of the other products, with ctr")
+    _add_shards(parser)
 
 
 def add_kuairand(parser: argparse.ArgumentParser) -> None:
@@ -110,6 +116,7 @@ def add_kuairand(parser: argparse.ArgumentParser) -> None:
     )
     defaults = kuairand.KuaiRandOptions(Path(), Path())
     add_number(parser, "--history", int, defaults.history, "the most earlier videos that a sample has")
+    _add_shards(parser)
 
 
 def add_yambda(parser: argparse.ArgumentParser) -> None:

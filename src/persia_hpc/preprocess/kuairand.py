@@ -21,15 +21,17 @@ from persia_hpc.preprocess.frames import Frame, Place, parse
 from persia_hpc.preprocess.histories import Timeline
 from persia_hpc.preprocess.lines import expand_files, read_blocks
 from persia_hpc.preprocess.outputs import ITEMS, FileReport, Outputs, input_identity
+from persia_hpc.preprocess.parts import Part, cut, file_names, is_done, write_parts
 from persia_hpc.preprocess.progress import Progress
 from persia_hpc.preprocess.table.input import header
+from persia_hpc.preprocess.team import ONE_MEMBER, Team, together
 from persia_hpc.samples.batch import IdColumn, Rows, SampleBatch
 from persia_hpc.samples.ids import MISSING_ID, Ids
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 
 SOURCE = "KuaiRand (Gao et al., CIKM 2022), CC BY-SA 4.0"
 LOGS = ("log_standard_4_08_to_4_21_*.csv", "log_standard_4_22_to_5_08_*.csv", "log_random_4_22_to_5_08_*.csv")
-PARTS = ("train", "valid", "test")  # of the logs, in their order
+SPLITS = ("train", "valid", "test")  # of the logs, in their order
 USERS, VIDEOS = "user_features_*.csv", "video_features_basic_*.csv"
 # Bits of an action, from 1 on, as HSTU's configuration of KuaiRand has them; each is a label too.
 ACTIONS = (
@@ -54,7 +56,6 @@ USER_IDS = (
 )
 VIDEO_IDS = ("author_id", "video_type", "upload_type", "music_id", "music_type")
 STRINGS = {*WORDS, "register_days_range", "video_type", "upload_type"}
-BLOCK_ROWS = 65_536
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,14 @@ class KuaiRandOptions:
 
     input: directory of the CSV files
     history: most earlier videos of a sample
+    shards: number of training files
     """
 
     out: Path
     input: Path
     history: int = 100
     overwrite: bool = False
+    shards: int = 1
 
 
 @dataclass(frozen=True)
@@ -129,53 +132,89 @@ class Impressions:
         return self.numbers["_place"]
 
 
-def prepare(options: KuaiRandOptions) -> list[FileReport] | None:
-    """Writes a file for each log, and the videos; returns a report on each, None when all was up to date.
+def prepare(options: KuaiRandOptions, team: Team = ONE_MEMBER) -> list[FileReport] | None:
+    """Writes files for each log, and the videos; returns a report on each, None when all was up to date.
 
+    Collective over `team`.
     Raises UserError for bad options or input, or if other files are in the way.
     """
+    logs, others, outputs = together(team, lambda: _look(options))
+    if is_done(team, outputs):
+        return None
+    parts = together(team, lambda: _parts(options, logs, others, shown=team.shows))
+    encoding = {"dataset": "kuairand", "missing_id": MISSING_ID}
+    return write_parts(team, outputs, parts, encoding, "kuairand: writing", source=SOURCE)
+
+
+def _look(options: KuaiRandOptions) -> tuple[list[list[Path]], list[list[Path]], Outputs]:
+    """Returns the files of logs and others, and the outputs."""
     if options.history < 1:
         raise UserError(f"--history {options.history}: expected 1 or more")
-    logs = [expand_files([name], options.input) for name in LOGS]
-    others = [expand_files([name], options.input) for name in (USERS, VIDEOS)]
+    names = [*file_names(SPLITS, options.shards), ITEMS]
+    logs = [_files(options.input, name) for name in LOGS]
+    others = [_files(options.input, name) for name in (USERS, VIDEOS)]
+    chosen = {"history": options.history, **({"shards": options.shards} if options.shards > 1 else {})}
     settings: dict[str, Any] = {
         "dataset": "kuairand",
         "inputs": input_identity([path for some in (*logs, *others) for path in some]),
-        "options": {"history": options.history},
+        "options": chosen,
         "missing_id": MISSING_ID,
     }
-    names = [*(f"{part}.h5" for part in PARTS), ITEMS]
-    outputs = Outputs(options.out, names, settings, overwrite=options.overwrite)
-    if outputs.up_to_date():
-        return None
-    outputs.encode({"dataset": "kuairand", "missing_id": MISSING_ID})
-    users = _known(others[0], "user_id", USER_IDS)
-    videos = _known(others[1], "video_id", VIDEO_IDS, lists=("tag",))
-    log, bounds = _read_logs(logs)
+    return logs, others, Outputs(options.out, names, settings, overwrite=options.overwrite)
+
+
+def _parts(
+    options: KuaiRandOptions, logs: Sequence[Sequence[Path]], others: Sequence[Sequence[Path]], *, shown: bool
+) -> list[Part]:
+    """Reads all files; returns what to write."""
+    users = _known(others[0], "user_id", USER_IDS, shown=shown)
+    videos = _known(others[1], "video_id", VIDEO_IDS, lists=("tag",), shown=shown)
+    log, bounds = _read_logs(logs, shown=shown)
     impressions = _impressions(log, bounds, users, videos, options.history)
     seen = log["video_id"].view(np.uint64)[: bounds[1]]
     items = np.unique(log["video_id"].view(np.uint64))
     counts = np.bincount(np.searchsorted(items, seen), minlength=len(items)).astype(np.float32)
     features = [FeatureSchema(name) for name in ("video_id", *VIDEO_IDS)]
     item_schema = DatasetSchema((*features, FeatureSchema("tag", multi=True)), (), (), has_weight=True)
-    with outputs.write(impressions.schema, {ITEMS: item_schema}, source=SOURCE) as writer:
-        for k, part in enumerate(PARTS):
-            for begin in range(bounds[k], bounds[k + 1], BLOCK_ROWS):
-                rows = np.arange(begin, min(begin + BLOCK_ROWS, bounds[k + 1]))
-                writer.write(f"{part}.h5", impressions.take(rows))
-        for begin in range(0, len(items), BLOCK_ROWS):
-            some = items[begin : begin + BLOCK_ROWS]
-            rows = videos.rows(some)
-            ids = {"video_id": IdColumn(some), **{name: c.take(rows) for name, c in videos.columns.items()}}
-            nothing = np.empty((len(some), 0), np.float32)
-            writer.write(ITEMS, SampleBatch(ids, nothing, nothing, weight=counts[begin : begin + len(some)]))
-    return writer.report
+
+    def take_items(begin: int, end: int) -> SampleBatch:
+        some = items[begin:end]
+        rows = videos.rows(some)
+        ids = {"video_id": IdColumn(some), **{name: c.take(rows) for name, c in videos.columns.items()}}
+        nothing = np.empty((len(some), 0), np.float32)
+        return SampleBatch(ids, nothing, nothing, weight=counts[begin:end])
+
+    parts = []
+    for k, split in enumerate(SPLITS):
+        first, rows = bounds[k], bounds[k + 1] - bounds[k]
+
+        def take(begin: int, end: int, first: int = first) -> SampleBatch:
+            return impressions.take(np.arange(first + begin, first + end))
+
+        parts += cut(file_names([split], options.shards), impressions.schema, rows, take)
+    return [*parts, *cut([ITEMS], item_schema, len(items), take_items)]
 
 
-def _frames(paths: Sequence[Path], needed: Sequence[str], title: str) -> Any:
+def _files(folder: Path, pattern: str) -> list[Path]:
+    """Returns the files of the folder whose names fit.
+
+    Raises UserError, which says where they may be, if none does.
+    """
+    if any(folder.glob(pattern)):
+        return expand_files([pattern], folder)
+    got = f"no {pattern}" if folder.is_dir() else "no such folder"
+    fix = "; it is `data` of an unpacked KuaiRand-Pure or KuaiRand-1K"
+    if any(folder.glob(f"{pattern}.*")):
+        fix = f"; decompress {next(folder.glob(f'{pattern}.*')).name} and the others first"
+    elif inside := sorted(folder.glob(f"*/{pattern}")):
+        fix = f"; did you mean {inside[0].parent}?"
+    raise UserError(f"{folder}: got {got}, expected {', '.join((*LOGS, USERS, VIDEOS))} there{fix}")
+
+
+def _frames(paths: Sequence[Path], needed: Sequence[str], title: str, *, shown: bool) -> Any:
     """Yields the needed columns of the files, as text; an empty value is null."""
     total = sum(path.stat().st_size for path in paths)
-    with Progress(f"kuairand: {title}", total, unit=" bytes") as progress:
+    with Progress(f"kuairand: {title}", total, unit=" bytes", shown=shown) as progress:
         for path in paths:
             names: tuple[str, ...] = ()
             for block in read_blocks(path, quoted=True, on_read=progress.add):
@@ -191,11 +230,13 @@ def _frames(paths: Sequence[Path], needed: Sequence[str], title: str) -> Any:
                     yield source
 
 
-def _known(paths: Sequence[Path], key: str, names: Sequence[str], lists: Sequence[str] = ()) -> Known:
+def _known(
+    paths: Sequence[Path], key: str, names: Sequence[str], lists: Sequence[str] = (), *, shown: bool
+) -> Known:
     """Reads what is known of users or videos; the last row of the result is of those of whom nothing is."""
     found: dict[str, list[Ids]] = {name: [] for name in (key, *names)}
     many: dict[str, list[tuple[Ids, npt.NDArray[np.int64]]]] = {name: [] for name in lists}
-    for source in _frames(paths, (key, *names, *lists), "reading what is known"):
+    for source in _frames(paths, (key, *names, *lists), "reading what is known", shown=shown):
         for name in found:
             kind = "string" if name in STRINGS else "integer"
             found[name].append(to_ids(source.frame[name], kind, Place(source, name)))
@@ -220,13 +261,15 @@ def _known(paths: Sequence[Path], key: str, names: Sequence[str], lists: Sequenc
     return Known(ids[order], columns)
 
 
-def _read_logs(logs: Sequence[Sequence[Path]]) -> tuple[dict[str, npt.NDArray[np.int64]], list[int]]:
+def _read_logs(
+    logs: Sequence[Sequence[Path]], *, shown: bool
+) -> tuple[dict[str, npt.NDArray[np.int64]], list[int]]:
     """Returns the numbers of all impressions [N], and where those of each log begin and end."""
     parts: dict[str, list[npt.NDArray[np.int64]]] = {name: [] for name in LOG_NUMBERS}
     bounds = [0]
     for paths in logs:
         rows = 0
-        for source in _frames(paths, LOG_NUMBERS, "reading a log"):
+        for source in _frames(paths, LOG_NUMBERS, "reading a log", shown=shown):
             for name in LOG_NUMBERS:
                 parts[name].append(_numbers(source, name))
             rows += source.frame.height

@@ -34,7 +34,7 @@ def _adult() -> Work:
 def _amazon() -> Work:
     from .amazon import prepare
 
-    return Work(prepare.AmazonOptions, prepare.prepare)
+    return Work(prepare.AmazonOptions, prepare.prepare, prepare.prepare)
 
 
 def _criteo() -> Work:
@@ -46,13 +46,13 @@ def _criteo() -> Work:
 def _kuairand() -> Work:
     from . import kuairand
 
-    return Work(kuairand.KuaiRandOptions, kuairand.prepare)
+    return Work(kuairand.KuaiRandOptions, kuairand.prepare, kuairand.prepare)
 
 
 def _movielens() -> Work:
     from .movielens import prepare
 
-    return Work(prepare.MovieLensOptions, prepare.prepare)
+    return Work(prepare.MovieLensOptions, prepare.prepare, prepare.prepare)
 
 
 def _synthetic() -> Work:

@@ -16,6 +16,7 @@ from persia_hpc.protocol.messages import Kind, Packed, arrays_of
 from persia_hpc.samples.datafile import FileInfo
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from persia_hpc.schedule import Schedule
+from persia_hpc.serving.requests import ExportReport, ExportRequest
 from persia_hpc.transport.records import Record
 
 SPLITS = ("train", "valid", "test", "items")  # a record names a split by its place here
@@ -130,6 +131,50 @@ class Restore:
         """Returns the message in a record."""
         (path,) = arrays_of(record, cls.KIND, 1)
         return cls(_text_of(path), record.step)
+
+
+@dataclass(frozen=True)
+class Export:
+    """Tells servers, by way of worker 0, to write a version or a base for a service.
+
+    Each answers with `CheckpointMarked` when rows may change again, and with `Exported` when it has written.
+    """
+
+    KIND: ClassVar[Kind] = Kind.EXPORT
+    request: ExportRequest
+
+    @property
+    def step(self) -> int:
+        """Returns the step after which rows are taken."""
+        return self.request.step
+
+    def pack(self) -> Packed:
+        """Returns the fields and arrays of the record: the request as JSON."""
+        return Packed(self.KIND, self.step, arrays=[_bytes_of(json.dumps(asdict(self.request)))])
+
+    @classmethod
+    def unpack(cls, record: Record) -> Export:
+        """Returns the message in a record."""
+        (text,) = arrays_of(record, cls.KIND, 1)
+        return cls(ExportRequest(**json.loads(_text_of(text))))
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Reports, from each server by way of worker 0, what it has written of a version or a base."""
+
+    KIND: ClassVar[Kind] = Kind.EXPORTED
+    report: ExportReport
+
+    def pack(self) -> Packed:
+        """Returns the fields and arrays of the record: the report as JSON."""
+        return Packed(self.KIND, arrays=[_bytes_of(json.dumps(asdict(self.report)))])
+
+    @classmethod
+    def unpack(cls, record: Record) -> Exported:
+        """Returns the message in a record."""
+        (text,) = arrays_of(record, cls.KIND, 1)
+        return cls(ExportReport(**json.loads(_text_of(text))))
 
 
 @dataclass(frozen=True)

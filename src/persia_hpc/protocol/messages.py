@@ -52,6 +52,8 @@ class Kind(IntEnum):
     CHECKPOINT_MARKED = 18
     PORTION = 19
     RESTORE = 20
+    EXPORT = 21
+    EXPORTED = 22
     CLOSE = records.CLOSE  # of the ring itself
 
 

@@ -55,6 +55,16 @@ class MetricLogger(Protocol):
         """Takes one event: its name under "event" (train, evaluate, end, ...), plain numbers and strings."""
 
 
+class JsonStream:
+    """Prints each event as one line of JSON, for a program that follows the run. See `MetricLogger`."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def log(self, event: dict[str, Any]) -> None:
+        print(json.dumps(without_nan(event)), file=self._stream, flush=True)
+
+
 class JsonLines:
     """Appends each event as one line of JSON; flushed at once, so that others can follow the file."""
 

@@ -30,6 +30,15 @@ def figure(value: Any) -> str:
     return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e6 else f"{value:.4g}"
 
 
+def duration(seconds: float) -> str:
+    """Returns a time as text: seconds, minutes or hours."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
 def undefined_text(metrics: Mapping[str, Any]) -> str:
     """Returns why metrics have no value: "auc and auc_buy: all labels are 0"; "" if all have one."""
     reasons = metrics.get("undefined")

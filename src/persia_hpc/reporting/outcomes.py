@@ -64,6 +64,7 @@ class TrainerOutcome:
     evaluate_seconds: float
     compile_seconds: float  # of the first forward, if it compiled the dense network
     checkpoints: Mapping[str, Any]
+    export: Mapping[str, Any] | None  # of versions for a service, on trainer 0
     results: Mapping[str, Mapping[str, Any]]  # the last metrics of each split
     best: Mapping[str, Any] | None  # evaluation of the valid split
     restored_step: int | None  # of `best`, if its rows and weights were loaded at the end

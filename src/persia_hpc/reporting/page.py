@@ -235,10 +235,9 @@ def _checkpoints(run: RunRecord) -> str:
         )
     names = '<th></th><th>holds</th><th class="n">rows</th><th class="n">size</th><th></th>'
     head = f"<thead><tr>{names}</tr></thead>"
-    written = (
-        f"<p>{_value(run, 'checkpoints.written', _count)} were written in the last start of the run, in "
-    )
-    written += f"{_value(run, 'checkpoints.write_seconds', _seconds)}, mostly beside training.</p>"
+    count = _value(run, "checkpoints.written", _count)
+    seconds = _value(run, "checkpoints.write_seconds", _seconds)
+    written = f"<p>Written in the last start of the run: {count}, in {seconds}, mostly beside training.</p>"
     return f'<div class="wide"><table>{head}{"".join(lines)}</table></div>{written}'
 
 

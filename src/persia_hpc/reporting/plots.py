@@ -9,9 +9,21 @@ from persia_hpc.printable import printable
 
 from .charts import Line, column_chart, line_chart, swatch
 from .run_record import RunRecord
+from .telemetry_series import Values
 from .timelines import thinned
 
 MOST_METRICS = 10  # that get a chart
+# Title, and of what ranks which number: the largest or the sum.
+TELEMETRY: tuple[tuple[str, str, str, Values], ...] = (
+    ("bytes of memory, largest server", "parameter_server", "rss_bytes", max),
+    ("bytes of memory, largest worker", "embedding_worker", "rss_bytes", max),
+    ("bytes of memory, largest trainer", "trainer", "rss_bytes", max),
+    ("bytes of memory, one process", "one_process", "rss_bytes", max),
+    ("rows in tables", "parameter_server", "rows", sum),
+    ("bytes of tables", "parameter_server", "table_bytes", sum),
+    ("evicted rows", "parameter_server", "evicted_rows", sum),
+    ("rows in tables, one process", "one_process", "rows", sum),
+)
 MOST_RATES = 5  # the same
 
 
@@ -19,6 +31,7 @@ def charts(runs: Sequence[RunRecord]) -> Iterator[tuple[str, str]]:
     """Yields sections with their titles; "" where there is nothing to show."""
     yield "Over the steps", _over(runs, by_time=False)
     yield "Over time", _over(runs, by_time=True)
+    yield "Memory and tables over time", _grid(_telemetry(runs))
     yield "Staleness and learning rates", _grid([_staleness(runs), *_rates(runs)])
 
 
@@ -62,6 +75,18 @@ def _over(runs: Sequence[RunRecord], *, by_time: bool) -> str:
         if any(len(line.points) > 1 for line in lines):
             figures.append(_figure(title, lines, line_chart(title, lines, unit)))
     return _grid(figures)
+
+
+def _telemetry(runs: Sequence[RunRecord]) -> list[str]:
+    figures = []
+    for title, role, name, together in TELEMETRY:
+        lines = [
+            Line(_name(runs, run), thinned(run.telemetry.over_ranks(role, name, together)), number)
+            for number, run in enumerate(runs)
+        ]
+        if any(len(line.points) > 1 for line in lines):
+            figures.append(_figure(title, lines, line_chart(title, lines, "seconds")))
+    return figures
 
 
 def _rates(runs: Sequence[RunRecord]) -> list[str]:

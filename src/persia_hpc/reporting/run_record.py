@@ -14,6 +14,7 @@ from persia_hpc.config.watching import RESERVED
 from persia_hpc.errors import PersiaError, UserError
 
 from .run_files import EVENTS, number, read_object
+from .telemetry_series import TelemetrySeries
 from .timelines import CHART_POINTS, Points, read_timeline
 
 MOST_CHECKPOINTS = 50  # that are looked into, the newest
@@ -33,6 +34,7 @@ class RunRecord:
         self.summary, bad_summary = read_object(directory / "summary.json")
         self.failure, bad_failure = read_object(directory / "failure.json")
         self.timeline, bad_events = read_timeline(directory / EVENTS)
+        self.telemetry = TelemetrySeries(directory)
         self.checkpoints, bad_checkpoints = _checkpoints(directory)
         self.config, bad_config = _config(directory)
         found = (bad_summary, bad_failure, bad_events, bad_checkpoints, bad_config)

@@ -1,4 +1,4 @@
-"""Shows what a person sees of a run: the plan, a progress bar, a short summary."""
+"""Shows what a person sees of a run: how far it is, and a short summary."""
 
 from __future__ import annotations
 
@@ -8,21 +8,27 @@ import time
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-from .figures import figure, metrics_text, undefined_text
+from .events import JsonStream
+from .figures import duration, figure, metrics_text, undefined_text
+from .progress_line import ProgressLine
 
 ABSURD_LOGLOSS = 50.0  # nats: probabilities of e^-50 for what happened
+MUCH_WAITING = 0.3  # of a trainer's time, from which on it is said
+WAITS_FOR = {"batch": "batches", "allreduce": "other trainers"}
 LINE_SECONDS = 15.0  # without a terminal: a line this often instead of a bar
 
 
 class Screen:
-    """Draws a progress bar on a terminal, and prints a line now and then elsewhere. See `MetricLogger`."""
+    """Draws a line with a bar on a terminal, and prints a line now and then elsewhere. See `MetricLogger`."""
 
     def __init__(self, stream: TextIO | None = None):
         """stream: standard error by default. Under the supervisor it is a pipe that ends on its terminal."""
         self._stream = stream or sys.stderr
-        self._terminal = self._stream.isatty() or "PERSIA_HPC_SCREEN" in os.environ
-        self._bar: Any = None
-        self._evaluated = ""
+        terminal = self._stream.isatty() or "PERSIA_HPC_SCREEN" in os.environ
+        self._line = ProgressLine(self._stream) if terminal else None
+        self._share: float | None = None
+        self._parts: list[str] = []  # of the last event of training
+        self._evaluated: list[str] = []
         self._undefined: dict[str, str] = {}  # of each split, what was said last
         self._last_line = time.monotonic()
 
@@ -30,22 +36,30 @@ class Screen:
         if event["event"] == "evaluate":
             self._evaluate(event)
         elif event["event"] == "wait":
-            self._print_line(f"step {event['step']}: waits for new files")
+            self.busy("waits for new files", event["step"])
         elif event["event"] == "data":
-            self._print_line(
-                f"step {event['step']}: {event['samples']:,} samples in {event['files']} new files"
-            )
+            text = f"{event['samples']:,} samples in {event['files']} new files"
+            self.busy(text, event["step"])
         elif event["event"] == "restore":
-            text = f"goes back to the best evaluation, of step {event['restored_step']}"
-            self._print_line(f"step {event['step']}: {text}")
+            self.busy(f"goes back to the best evaluation, of step {event['restored_step']}", event["step"])
         elif event["event"] == "train":
             self._train(event)
-        elif event["event"] == "end" and self._bar is not None:
-            self._bar.close()
+        elif event["event"] == "end" and self._line is not None:
+            self._line.end()
+
+    def busy(self, text: str, step: int | None = None) -> None:
+        """Shows what the run does instead of training, until it trains again.
+
+        step: with it a log gets a line, too.
+        """
+        if self._line is not None:
+            self._line.draw(self._share, [*self._parts[:1], text])
+        elif step is not None:
+            print(f"step {step}: {text}", file=self._stream, flush=True)
 
     def _evaluate(self, event: Mapping[str, Any]) -> None:
         split, why = event["split"], undefined_text(event)
-        self._evaluated = f", {split} {metrics_text(event, short=True)}"
+        self._evaluated = [f"{split} {metrics_text(event, short=True)}"]
         if event.get("uncounted"):
             why += f"; not counted by {' and '.join(event['uncounted'])}"
         if why != self._undefined.get(split, ""):
@@ -54,46 +68,45 @@ class Screen:
                 self._say(f"step {event['step']}: undefined on {split}: {why}")
 
     def _say(self, text: str) -> None:
-        if self._bar is not None:
-            self._bar.write(text, file=self._stream)
+        if self._line is not None:
+            self._line.print(text)
         else:
             print(text, file=self._stream, flush=True)
 
     def _train(self, event: dict[str, Any]) -> None:
-        figures = (
-            f"loss {event['loss']:.4f}, auc {figure(event['auc'])}{self._evaluated}, "
-            f"{event['samples_per_second']:,.0f} samples/s, staleness {event['staleness']:.1f}"
-        )
-        if self._terminal:
-            if self._bar is None:
-                from tqdm import tqdm  # by the rank that shows it only
+        now, left = time.monotonic(), event.get("left_seconds")
+        self._share = event["step"] / max(1, event["num_steps"])
+        self._parts = [
+            f"step {event['step']} of {event['num_steps']}",
+            *([] if left is None else [f"{duration(left)} left"]),
+            f"loss {event['loss']:.4f}",
+            *_waits(event.get("waited", {})),
+            f"auc {figure(event['auc'])}",
+            *self._evaluated,
+            f"{event['samples_per_second']:,.0f} samples/s",
+            f"staleness {event['staleness']:.1f}",
+        ]
+        if self._line is not None:
+            self._line.draw(self._share, self._parts)
+        elif now - self._last_line >= LINE_SECONDS:
+            self._last_line = now
+            print(", ".join(self._parts), file=self._stream, flush=True)
 
-                self._bar = tqdm(
-                    total=event["num_steps"],
-                    unit="step",
-                    file=self._stream,
-                    dynamic_ncols=True,
-                    bar_format="{percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} "
-                    "[{elapsed}<{remaining}]{postfix}",  # tqdm puts ", " before a postfix
-                )
-            self._bar.total = event["num_steps"]  # data.follow: more may have come
-            self._bar.set_postfix_str(figures, refresh=False)
-            self._bar.update(event["step"] - self._bar.n)
-            self._bar.refresh()
-        elif time.monotonic() - self._last_line >= LINE_SECONDS:
-            self._last_line = time.monotonic()
-            left = event["seconds"] / event["step"] * (event["num_steps"] - event["step"])
-            print(
-                f"step {event['step']}/{event['num_steps']}: {figures}, about {left:.0f} s left",
-                file=self._stream,
-                flush=True,
-            )
 
-    def _print_line(self, text: str) -> None:
-        if self._bar is not None:
-            self._bar.set_postfix_str(text)
-        elif not self._terminal:
-            print(text, file=self._stream, flush=True)
+def _waits(waited: Mapping[str, float]) -> list[str]:
+    """Returns what a trainer waits for, if that takes much of its time."""
+    cause = max(waited, key=lambda each: waited[each], default="")
+    if not cause or waited[cause] < MUCH_WAITING:
+        return []
+    return [f"waits {waited[cause]:.0%} for {WAITS_FOR.get(cause, cause)}"]
+
+
+def show_summary(summary: Mapping[str, Any], *, quiet: bool, lines: bool) -> None:
+    """Says how a run ended: on stderr unless `quiet`, and as a line of JSON on stdout if `lines`."""
+    if not quiet:
+        print(summary_text(summary), file=sys.stderr, flush=True)
+    if lines:
+        JsonStream(sys.stdout).log({"event": "summary", **summary})
 
 
 def summary_text(summary: Mapping[str, Any]) -> str:

@@ -125,6 +125,7 @@ def make_summary(config: Config, outcome: JobOutcome, *, mpi_library: str) -> di
         "compile_seconds": max(t.compile_seconds for t in outcome.trainers),
         "checkpoint_seconds": checkpoints.pop("paused_seconds", 0.0),
         "checkpoints": checkpoints,
+        "export": trainer.export,
         "samples_per_second": samples / seconds if seconds else 0.0,
         "steady": trainer.steady,
         "valid": trainer.results.get("valid"),

@@ -12,6 +12,9 @@ from typing import Any
 from persia_hpc.config import Config
 from persia_hpc.durable import replacing
 from persia_hpc.runtime.phases import Interval
+from persia_hpc.topology.roles import ROLE_ORDER
+
+from .batch_flows import ONE_PROCESS, Slice, counters, flows
 
 BARRIERS = 15
 
@@ -42,7 +45,10 @@ def clock_offsets(comm: Any, nodes: Sequence[int]) -> list[float] | None:
 def chrome_trace(
     ranks: Sequence[tuple[str, Sequence[Interval]]], offsets: Sequence[float], num_steps: int
 ) -> list[dict[str, Any]]:
-    """Events of the last `num_steps` steps of all ranks, given as (name, intervals), on one clock from 0."""
+    """Returns the events of the last `num_steps` steps of all ranks, on one clock from 0.
+
+    ranks: (role and its number, intervals) of each; a rank is shown as a process with one thread.
+    """
     shifted = [
         [i._replace(begin=i.begin - offset, end=i.end - offset) for i in intervals]
         for (_, intervals), offset in zip(ranks, offsets, strict=True)
@@ -51,16 +57,34 @@ def chrome_trace(
     of_steps = [i for intervals in shifted for i in intervals if i.step > last - num_steps and i.step]
     begin, end = min((i.begin for i in of_steps), default=0.0), max((i.end for i in of_steps), default=0.0)
     events: list[dict[str, Any]] = []
+    slices: list[Slice] = []
+    order = sorted(range(len(ranks)), key=lambda rank: _place(ranks[rank][0]))
     for rank, ((name, _), intervals) in enumerate(zip(ranks, shifted, strict=True)):
-        events.append({"ph": "M", "pid": rank, "tid": 0, "name": "process_name", "args": {"name": name}})
+        pid = rank + 1  # 0 is no process's, and thread numbers are of all processes together
+        where = {"pid": pid, "tid": pid}
+        for kind, value in (("process_name", name), ("thread_name", name.rpartition(" ")[0] or name)):
+            events.append({"ph": "M", **where, "name": kind, "args": {"name": value}})
+        index = {"sort_index": order.index(rank)}
+        events.append({"ph": "M", **where, "name": "process_sort_index", "args": index})
         for i in intervals:
             stepless = i.step == 0 and i.begin < end and i.end > begin
             if stepless or i.step > last - num_steps:
-                from_, until = max(i.begin, begin), min(i.end, end)
-                event = {"ph": "X", "pid": rank, "tid": 0, "name": i.phase, "cat": "step"}
-                event |= {"ts": 1e6 * (from_ - begin), "dur": 1e6 * (until - from_)}
-                events.append({**event, "args": {"step": i.step}} if i.step else event)
-    return events
+                from_, until = (round(1e6 * (min(max(t, begin), end) - begin), 3) for t in (i.begin, i.end))
+                event = {"ph": "X", **where, "name": i.phase, "cat": "step", "ts": from_}
+                event["dur"] = round(until - from_, 3)
+                if i.step:
+                    event["args"] = {"step": i.step, **({"trainer": i.trainer} if i.trainer >= 0 else {})}
+                    role = name.rpartition(" ")[0] if name != ONE_PROCESS else name
+                    slices.append(Slice(role, pid, i.phase, from_, until, i.step, i.trainer))
+                events.append(event)
+    return [*events, *flows(slices), *counters(slices)]
+
+
+def _place(name: str) -> tuple[int, int]:
+    """Returns where a rank is shown: as batches pass the roles, and by its number among its role's."""
+    role, _, number = name.rpartition(" ")
+    places = [each.value for each in ROLE_ORDER]
+    return (places.index(role) if role in places else -1, int(number) if number.isdecimal() else 0)
 
 
 def write_trace(

@@ -19,12 +19,16 @@ GAP_SECONDS = 200e-6  # intervals of one phase that are closer than this become 
 
 
 class Interval(NamedTuple):
-    """Holds what a rank did when, in seconds of its own monotonic clock. Step 0 stands for no single step."""
+    """Holds what a rank did when, in seconds of its own monotonic clock. Step 0 stands for no single step.
+
+    trainer: whose batch of the step it was, -1 for none's.
+    """
 
     phase: str
     begin: float
     end: float
     step: int
+    trainer: int = -1
 
 
 class Pace:
@@ -57,11 +61,13 @@ class Pace:
 class Phases:
     """Sums seconds by phase, within the time between `start` and `stop`."""
 
-    def __init__(self, names: Sequence[str], trace_steps: int | None = None) -> None:
+    def __init__(self, names: Sequence[str], trace_steps: int | None = None, *, trainer: int = -1) -> None:
         """Starts with no time counted.
 
         trace_steps: also keep the intervals of about this number of last steps.
+        trainer: whose batches all of them are.
         """
+        self._trainer = trainer
         self.seconds = dict.fromkeys(names, 0.0)
         self.total = 0.0
         self._began: float | None = None
@@ -87,13 +93,18 @@ class Phases:
         """Returns the seconds between `start` and `stop` up to now."""
         return self.total if self._began is None else self.total + time.perf_counter() - self._began
 
-    def add(self, phase: str, begin: float, step: int = 0, end: float | None = None) -> float:
-        """Adds the time from `begin` to `end` (perf_counter; by default now) to `phase`; returns `end`."""
+    def add(
+        self, phase: str, begin: float, step: int = 0, end: float | None = None, *, trainer: int | None = None
+    ) -> float:
+        """Adds the time from `begin` to `end` (perf_counter; by default now) to `phase`; returns `end`.
+
+        step and trainer say which batch it was for.
+        """
         if end is None:
             end = time.perf_counter()
         self.seconds[phase] += end - begin
         if self._intervals is not None:
-            self._keep(Interval(phase, begin, end, step))
+            self._keep(Interval(phase, begin, end, step, self._trainer if trainer is None else trainer))
         if end >= self._due and self._tell is not None:
             self._due = end + self._period
             self._tell()
@@ -104,7 +115,8 @@ class Phases:
         if self._intervals:
             last = self._intervals[-1]
             near = interval.begin - last.end < GAP_SECONDS
-            if near and (last.phase, last.step) == (interval.phase, interval.step):
+            same = (last.phase, *last[3:]) == (interval.phase, *interval[3:])
+            if near and same:
                 self._intervals[-1] = last._replace(end=interval.end)
                 return
         self._intervals.append(interval)

@@ -56,7 +56,7 @@ class Catalogue:
 
         Raises UserError for an item that is there twice.
         """
-        self._files = files
+        self.files = files
         self._trained = trained
         self._item_feature = item_feature
         self._columns: dict[str, Array] = {}
@@ -76,12 +76,12 @@ class Catalogue:
     @property
     def num_samples(self) -> int:
         """Returns the number of items, N."""
-        return self._files.num_samples
+        return self.files.num_samples
 
     @property
     def names(self) -> tuple[str, ...]:
         """Returns the features and dense columns that the files have."""
-        return (*self._files.schema.feature_names, *self._files.schema.dense_names)
+        return (*self.files.schema.feature_names, *self.files.schema.dense_names)
 
     def ids(self, feature: str) -> Array:
         """Returns the ids of a feature with one id in each row; they stay in memory.
@@ -112,7 +112,7 @@ class Catalogue:
 
         Raises UserError if not.
         """
-        if not self._files.schema.has_weight:
+        if not self.files.schema.has_weight:
             raise UserError(
                 "data.items: the catalogue has no dataset /weight, but logq = true needs it: how often "
                 "training has each item; prepare the catalogue with it, or leave logq out"
@@ -120,9 +120,9 @@ class Catalogue:
 
     def read(self, begin: int, end: int) -> SampleBatch:
         """Returns the items [begin, end)."""
-        found, count = self._files.read(begin, end), end - begin
+        found, count = self.files.read(begin, end), end - begin
         dense = np.full((count, len(self._trained.dense_names)), np.nan, np.float32)
-        for i, name in enumerate(self._files.schema.dense_names):
+        for i, name in enumerate(self.files.schema.dense_names):
             dense[:, self._trained.dense_names.index(name)] = found.dense[:, i]
         ids = {}
         for feature in self._trained.features:
@@ -136,11 +136,11 @@ class Catalogue:
 
     def close(self) -> None:
         """Closes all files; a later read opens them again."""
-        self._files.close()
+        self.files.close()
 
     def _blocks(self) -> Iterator[SampleBatch]:
         for begin in range(0, self.num_samples, BLOCK):
-            yield self._files.read(begin, min(begin + BLOCK, self.num_samples))
+            yield self.files.read(begin, min(begin + BLOCK, self.num_samples))
 
 
 def no_ids(count: int, *, weighted: bool = False) -> IdColumn:

@@ -23,15 +23,16 @@ ROWS = 8192  # of a range, at most: up to MOST times as many samples are covered
 
 @dataclass(frozen=True)
 class SampleRange:
-    """Holds the digest of the rows [begin, end), and the file in which they begin."""
+    """Holds the digest of the rows [begin, end) of a split, and the file in which they begin."""
 
     begin: int
     end: int
     path: str
     digest: str
+    split: str = "train"  # or "items", the catalogue
 
 
-def sample_ranges(source: FileSource, most: int = MOST) -> tuple[SampleRange, ...]:
+def sample_ranges(source: FileSource, most: int = MOST, split: str = "train") -> tuple[SampleRange, ...]:
     """Returns the digests of up to `most` ranges of a source's samples; reads these.
 
     Raises DataError for damage or invalid values in them.
@@ -40,7 +41,7 @@ def sample_ranges(source: FileSource, most: int = MOST) -> tuple[SampleRange, ..
     groups = repr(source.row_groups).encode() if any(source.row_groups) else b""
     for begin, end in _bounds(source.num_samples, most):
         digest = _digest(source.read(begin, end), groups)
-        ranges.append(SampleRange(begin, end, _path_of(source, begin), digest))
+        ranges.append(SampleRange(begin, end, _path_of(source, begin), digest, split))
     source.close()
     return tuple(ranges)
 
@@ -55,9 +56,9 @@ def first_difference(
     there: Sequence[SampleRange], here: Sequence[SampleRange]
 ) -> tuple[SampleRange, SampleRange] | None:
     """Returns the first range whose samples differ, as it is there and here; None if none does."""
-    known = {(r.begin, r.end): r for r in here}
+    known = {(r.split, r.begin, r.end): r for r in here}
     for old in there:
-        new = known.get((old.begin, old.end))
+        new = known.get((old.split, old.begin, old.end))
         if new is not None and new.digest != old.digest:
             return old, new
     return None

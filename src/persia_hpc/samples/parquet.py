@@ -165,6 +165,7 @@ class OpenParquet:
             self._check_same(_footer(info.path).row_groups == info.row_groups)
             self._nothing = _nothing(info.path, self._table, typed_columns(self._path, self._table))
             self._converter = Converter(self._table, self._nothing)
+            self._others = Converter(replace(self._table, ids={}), self._nothing)
         except (UserError, KeyError) as error:
             raise DataError(str(error)) from error
         self._check_same(self._converter.dataset.features == features)
@@ -202,7 +203,16 @@ class OpenParquet:
         return SampleBatch.concatenate(parts)
 
     def _convert(self, source: Frame, first_row: int) -> SampleBatch:
-        batch, schema = self._converter.batch(source, Learned()), self._info.schema
+        schema, rows = self._info.schema, source.frame.height
+        if rows <= SMALL_ROWS:
+            batch = self._converter.batch(source, Learned())
+        else:  # ids may be columns as they were decoded; rows of numbers are put together in the cache
+            parts = []
+            for begin in range(0, rows, SMALL_ROWS):
+                part = Frame(source.frame.slice(begin, SMALL_ROWS), self._path, first_row=first_row + begin)
+                parts.append(self._others.batch(part, Learned()))
+            ids = {name: self._converter.ids(source, name)[0] for name in self._table.ids}
+            batch = replace(SampleBatch.concatenate(parts), ids=ids)
         try:
             validity.check_finite("dense column", schema.dense_names, batch.dense, first_row)
             validity.check_labels(schema.label_names, batch.labels, first_row, binary=self._check_binary)

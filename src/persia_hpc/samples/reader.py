@@ -18,7 +18,7 @@ import numpy.typing as npt
 from persia_hpc.config import Config
 from persia_hpc.samples.batch import Rows, SampleBatch
 from persia_hpc.samples.source import FileSource, Source
-from persia_hpc.samples.window import Buffer, Window, shuffled
+from persia_hpc.samples.window import PIECE_ROWS, Buffer, Window, shuffled
 
 Token = TypeVar("Token")
 Complete = Callable[[SampleBatch, int, int], SampleBatch]
@@ -91,6 +91,11 @@ class EpochOrder:
         self.num_windows = -(-num_blocks // buffer_blocks)
         first = np.minimum(np.arange(self.num_windows + 1) * buffer_blocks, num_blocks)
         self._starts: Rows = np.concatenate([[0], np.cumsum(np.diff(bounds)[self._blocks])])[first]
+
+    @property
+    def single_blocks(self) -> bool:
+        """Returns whether each window is one block."""
+        return self.num_windows == len(self._blocks)
 
     def window_of(self, position: int) -> int:
         """Returns the window that holds this position, 0 <= position < num_samples."""
@@ -250,7 +255,10 @@ class BatchReader:
         if self._next is None or (self._next_window != (epoch, window) and not self._single):
             shuffle = self._shuffle and not self._single
             permutation = order.window_permutation(window) if shuffle else None
-            self._next = Window(self._source, order.window_runs(window), permutation, self._buffer)
+            # A row group is decoded as a whole: in one piece it is used where it was decoded, not copied.
+            whole = self._bounds is not None and order.single_blocks
+            most = self._source.num_samples if whole else PIECE_ROWS
+            self._next = Window(self._source, order.window_runs(window), permutation, self._buffer, most)
             self._next_window = epoch, window
         return self._next
 

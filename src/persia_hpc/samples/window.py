@@ -14,7 +14,7 @@ from persia_hpc.samples.batch import IdColumn, Rows, SampleBatch, concatenate_co
 from persia_hpc.samples.source import Source
 
 EMPTY = IdColumn(np.empty(0, np.uint64), np.zeros(1, np.uint32))
-PIECE_ROWS = 16_384  # most rows that one call of Source.read decodes ahead
+PIECE_ROWS = 16_384  # so many stay in the cache
 
 
 class Window:
@@ -24,14 +24,20 @@ class Window:
     runs: rows [begin, end) of the source, ascending.
     permutation: int64 [rows of all runs] or None: sample i of the window is row `permutation[i]` of them.
     buffer: keeps the pieces of a permuted window; no other window may use it at the same time.
+    piece_rows: most rows that one call of Source.read decodes ahead.
     """
 
     def __init__(
-        self, source: Source, runs: Iterable[tuple[int, int]], permutation: Rows | None, buffer: Buffer
+        self,
+        source: Source,
+        runs: Iterable[tuple[int, int]],
+        permutation: Rows | None,
+        buffer: Buffer,
+        piece_rows: int = PIECE_ROWS,
     ) -> None:
         self._source = source
         self._todo = deque(
-            (a, min(a + PIECE_ROWS, end)) for begin, end in runs for a in range(begin, end, PIECE_ROWS)
+            (a, min(a + piece_rows, end)) for begin, end in runs for a in range(begin, end, piece_rows)
         )
         self._num_decoded = 0
         self._failed = False
@@ -104,6 +110,9 @@ class _Shuffled:
         self._multi: dict[str, list[IdColumn]] = {}
 
     def add(self, piece: SampleBatch, begin: int) -> None:
+        if piece.num_samples == len(self._permutation):
+            self._ascending = piece
+            return
         if self._ascending is None:
             self._ascending = self._buffer.like(piece, len(self._permutation))
             self._multi = {name: [] for name, column in piece.ids.items() if column.offsets is not None}

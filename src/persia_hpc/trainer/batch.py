@@ -131,6 +131,9 @@ class Batch:
     of the ids: `ids`, int64 [N], are equal for equal ids of features that share a table, within the batch.
     `log_q`, float32 [N], of the features that share the items' table, and only with `logq`, are logarithms of
     the item's share in the weights of the catalogue.
+
+    `queries` are what a model's `queries` made of this batch, [B, W], where an evaluation that ranks has them
+    already: its `forward` may use them instead of reading each history once more.
     """
 
     step: int
@@ -145,6 +148,8 @@ class Batch:
     jagged: dict[str, Jagged] = field(default_factory=dict)
     ids: dict[str, Tensor] = field(default_factory=dict)
     log_q: dict[str, Tensor] = field(default_factory=dict)
+    queries: Tensor | None = None
+    plain: bool = False  # for a graph that is exported: the model may not depend on what tensors hold
 
     @property
     def device(self) -> torch.device:

@@ -22,6 +22,7 @@ from persia_hpc.config.watching import Watched, best_metric, keeps_best
 from persia_hpc.errors import UserError
 from persia_hpc.models import build_model
 from persia_hpc.reporting.events import MetricLogger
+from persia_hpc.reporting.screen import Screen
 
 from .batch import Batch, Inputs
 from .dense.optimizer import make_optimizer
@@ -29,6 +30,7 @@ from .dense.state import seed_generators
 from .label_metrics import known_auc
 from .losses import make_loss
 from .metrics import Metrics, load_metrics
+from .remaining import Outlook
 from .restoring import restore
 from .retrieval import Matches, RetrievalLoss, RetrievalModel, check_matches, check_model
 from .run_state import DriverState
@@ -128,6 +130,7 @@ class Driver:
         self._began = self._last_event = time.perf_counter()
         self._last_samples = self._epoch = 0
         self._told_unlabelled = False
+        self._outlook = Outlook(config)
         self._evaluated = -1  # the last step whose evaluation was due
         self._told_progressive = 0  # the last step after which the window's metrics were reported
 
@@ -175,6 +178,7 @@ class Driver:
             if self._restore_best():
                 self._report("valid", session.evaluate(split="valid"))
             if "test" in session.schedules:
+                self._busy("evaluates test")
                 self._report("test", session.evaluate(split="test"))
 
     def _restore_best(self) -> bool:
@@ -216,6 +220,7 @@ class Driver:
         Collective over trainers.
         """
         session, step = self.session, self.session.step_number
+        self._busy("evaluates valid")
         metrics = session.evaluate(split="valid")
         better = self.best.update(metrics, step)
         uncounted = ["keep_best"] if better is None and self.keeps_best else []
@@ -306,6 +311,7 @@ class Driver:
 
     def _report(self, split: str, metrics: Metrics, uncounted: Sequence[str] = ()) -> None:
         step = self.session.state.restored_step or self.session.step_number
+        self._outlook.evaluated(int(metrics["samples"]))
         event = {"event": "evaluate", "split": split, "step": step, **metrics}
         if self.plateau is not None:
             event["rate_factor"] = self.plateau.factor
@@ -356,9 +362,15 @@ class Driver:
             "auc": known_auc(scores, labels),
             "samples_per_second": (session.samples - self._last_samples) / max(now - self._last_event, 1e-9),
             "staleness": float(np.mean(self._staleness)),
+            **self._outlook.fields(session, self._evaluated, now - self._last_event),
         }
         self._last_event, self._last_samples = now, session.samples
         self._log(event)
+
+    def _busy(self, text: str) -> None:
+        for logger in self.loggers:
+            if isinstance(logger, Screen):
+                logger.busy(text)
 
     def _log(self, event: dict[str, Any]) -> None:
         for logger in self.loggers:

@@ -17,6 +17,7 @@ from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.runtime.phases import Phases
 from persia_hpc.samples.datafile import FileInfo
 from persia_hpc.schedule import Schedule
+from persia_hpc.serving.requests import ExportReport, ExportRequest
 
 
 class BatchStream(Protocol):
@@ -27,6 +28,7 @@ class BatchStream(Protocol):
 
     wait_seconds: float
     phases: Phases  # of the whole trainer; the stream's own are what its calls take
+    alone: bool  # there are no other ranks, and between two steps nothing is in flight
 
     @property
     def memory(self) -> Sequence[Array]:
@@ -83,6 +85,12 @@ class BatchStream(Protocol):
 
         step: after which they are replaced; no gradient may be in flight.
         """
+
+    def begin_export(self, request: ExportRequest) -> None:
+        """Starts a version or a base for a service, on trainer 0 only: returns when rows may change again."""
+
+    def exported(self) -> list[ExportReport]:
+        """Returns, on trainer 0 only, what servers have reported of requests since the last call."""
 
     def wait_until(self, done: Callable[[], bool], what: str | None) -> None:
         """Waits until `done` returns True, which may take long; serves rings and watchdog meanwhile.

@@ -5,7 +5,7 @@ B samples, N ids of all of them, L longest sequence, D dim.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -58,6 +58,18 @@ class Jagged:
         """Returns the place of each value in its sample, from 0, int64 [N]."""
         numbers = torch.arange(len(self.values), device=self.offsets.device)
         return numbers - self.offsets[self.samples()]
+
+    def firsts(self) -> Tensor:
+        """Returns the place of each sample's first value among all, int64 [B]; where there is none, any."""
+        return self.offsets[:-1]
+
+    def lasts(self) -> Tensor:
+        """Returns the place of each sample's last value among all, int64 [B]; where there is none, any."""
+        return self.offsets[1:] - 1
+
+    def lies_like(self, other: Jagged) -> bool:
+        """Returns whether samples have as many values as in the other."""
+        return self.offsets is other.offsets or torch.equal(self.offsets, other.offsets)
 
     def taken(self, samples: Tensor) -> tuple[Jagged, Tensor]:
         """Returns some samples, without values, and where the values of these lie here, int64 [n].
@@ -117,3 +129,78 @@ class Jagged:
 
     def _places(self, length: int) -> Tensor:
         return self.samples() * length + self.positions()
+
+
+@dataclass(frozen=True)
+class Padded(Jagged):
+    """Is a `Jagged` whose values have padding between the samples, for graphs that are exported.
+
+    Such a graph knows no number of ids, only the shape [B, L] of `filled`, where there are values. A model
+    that keeps to the methods, and treats each value by itself, needn't know; `offsets` are those of samples
+    of L values each.
+
+    Shapes: values [B L, ...]; weights [B L], zeros in the padding.
+    """
+
+    filled: Tensor = field(kw_only=True)
+
+    @classmethod
+    def of(cls, values: Tensor, filled: Tensor, weights: Tensor | None = None) -> Padded:
+        """Returns what padded values [B, L, ...] are, with weights [B, L]; zeros where nothing is filled."""
+        count, length = filled.shape
+        offsets = torch.arange(count + 1, device=filled.device) * length
+        flat = None if weights is None else (weights * filled).flatten()
+        return cls(values.flatten(0, 1), offsets, length, flat, filled=filled)
+
+    @property
+    def num_samples(self) -> int:
+        """Returns the number of samples, B."""
+        return self.filled.shape[0]
+
+    @property
+    def lengths(self) -> Tensor:
+        """Returns the number of ids of each sample, int64 [B]."""
+        return self.filled.sum(dim=1)
+
+    def with_values(self, values: Tensor) -> Padded:
+        """Returns other values [B L, ...] at the same places."""
+        return replace(self, values=values)
+
+    def samples(self) -> Tensor:
+        """Returns the sample of each place, int64 [B L]."""
+        count = torch.arange(self.filled.shape[0], device=self.filled.device)
+        return count[:, None].expand(self.filled.shape).flatten()
+
+    def positions(self) -> Tensor:
+        """Returns the number of each place in its sample, int64 [B L]."""
+        places = torch.arange(self.filled.shape[1], device=self.filled.device)
+        return places.expand(self.filled.shape).flatten()
+
+    def lasts(self) -> Tensor:
+        """Returns the place of each sample's last value among all, int64 [B]."""
+        return (self.offsets[:-1] + self.lengths - 1).clamp(min=0)
+
+    def lies_like(self, other: Jagged) -> bool:
+        """Returns True: whether samples have as many values is up to who gives a graph its inputs."""
+        return True
+
+    def mask(self, length: int | None = None) -> Tensor:
+        """Returns where there are values, bool [B, L]."""
+        return self.filled
+
+    def padded(self, length: int | None = None) -> Tensor:
+        """Returns the values [B, L, ...] with zeros in the padding."""
+        # unflatten: view and reshape compare sizes, which a graph would hold against one sample
+        values: Tensor = self.values.unflatten(0, self.filled.shape)  # type: ignore[no-untyped-call]
+        shape = (*self.filled.shape, *[1] * (values.dim() - 2))
+        return values.masked_fill(~self.filled.view(shape), 0)
+
+    def unpadded(self, padded: Tensor) -> Padded:
+        """Returns what lies like `padded`, at these places."""
+        return self.with_values(padded.flatten(0, 1))
+
+    def mean(self) -> Tensor:
+        """Returns the mean of each sample's values, in fp32 at least; zeros where there are none."""
+        dtype = torch.promote_types(self.values.dtype, torch.float32)
+        total = self.padded().sum(dim=1, dtype=dtype)
+        return total / self.lengths.clamp(min=1).to(dtype)[:, None]

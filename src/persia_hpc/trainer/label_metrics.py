@@ -102,7 +102,8 @@ class LabelMetrics:
         for total, value in ((self.ranks["positives"], 1), (self.ranks["negatives"], 0)):
             if total == 0 and value in values:
                 word = "" if self.weight is None else "with a weight "
-                raise UndefinedError(f"all labels {word}are {1 - value}")
+                needs = "" if value else ", it needs negatives"
+                raise UndefinedError(f"all labels {word}are {1 - value}{needs}")
 
     def _auc(self) -> float:
         self._need(0, 1)

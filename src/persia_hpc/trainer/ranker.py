@@ -58,7 +58,8 @@ class Ranker:
         check_model(model, "data.items")
         ids: list[Array] = []
         parts: list[Array] = []
-        for part, row_batch in predict(model, "items", lambda _: self._vectors(model, "items")):
+        vectors = self._vectors(model, "items")
+        for part, row_batch in predict(model, "items", lambda _: lambda batch: vectors(batch).float()):
             assert row_batch.slices is not None
             ids.append(np.array(row_batch.slices[-1])[:, None])
             parts.append(part)
@@ -67,7 +68,9 @@ class Ranker:
 
         def wrap(forward: Forward) -> Forward:
             def both(batch: Batch) -> Tensor:
-                return torch.cat([forward(batch).reshape(batch.num_samples, -1), queries(batch)], dim=1)
+                found = queries(batch)
+                logits = forward(dataclasses.replace(batch, queries=found))
+                return torch.cat([logits.reshape(batch.num_samples, -1), found.float()], dim=1)
 
             return both
 
@@ -95,7 +98,7 @@ class Ranker:
         compute: Forward = getattr(model, method)
 
         def vectors(batch: Batch) -> Tensor:
-            seen = _only(batch, self._inputs.catalogue) if method == "items" else batch
+            seen = only(batch, self._inputs.catalogue) if method == "items" else batch
             try:
                 with self._precision.autocast():
                     found = compute(seen)
@@ -112,12 +115,12 @@ class Ranker:
                     f"the model's `{method}` returned {got}, expected a tensor [{batch.num_samples}, W]: a "
                     "vector for each sample"
                 )
-            return found.float()
+            return found
 
         return vectors
 
 
-def _only(batch: Batch, names: tuple[str, ...] | None) -> Batch:
+def only(batch: Batch, names: tuple[str, ...] | None) -> Batch:
     """Returns a batch without the features that the catalogue lacks, so that none can be used unnoticed."""
     if names is None:
         return batch

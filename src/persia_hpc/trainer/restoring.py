@@ -27,6 +27,8 @@ def restore(session: Session, step: int) -> None:
     directory = saver.directory(step)
     state = DenseState.read(directory)
     if session.trainer_rank == 0:
+        if session.exporter is not None:
+            session.exporter.restart()
         session.stream.restore(str(directory), session.step_number)
     session.peers.broadcast(None)
     state.load_model(model)

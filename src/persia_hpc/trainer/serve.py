@@ -18,6 +18,8 @@ from persia_hpc.protocol.commands import (
     CheckpointDone,
     CheckpointMarked,
     Evaluate,
+    Export,
+    Exported,
     Issued,
     Portion,
     Restore,
@@ -34,6 +36,7 @@ from persia_hpc.runtime.phases import TRAINER, Phases
 from persia_hpc.runtime.watchdog import Watchdog
 from persia_hpc.samples.datafile import FileInfo
 from persia_hpc.schedule import Schedule, worker_of
+from persia_hpc.serving.requests import ExportReport, ExportRequest
 from persia_hpc.table_layout import Layout
 from persia_hpc.transport.plane import Plane
 from persia_hpc.transport.records import Record
@@ -116,6 +119,8 @@ class FeedingWorkers:
 class RingStream:
     """Exchanges batches and gradients with the workers' rings; trainer 0 also commands. See `BatchStream`."""
 
+    alone = False
+
     def __init__(
         self,
         plane: Plane,
@@ -130,7 +135,7 @@ class RingStream:
         self.mine = workers.mine
         self.multi, self.weighted = layout.bags, layout.weighted
         self.wait_seconds = 0.0
-        self.phases = Phases(TRAINER, trace_steps)
+        self.phases = Phases(TRAINER, trace_steps, trainer=self.trainer_rank)
         self.memory = plane.memory
         ranks = workers.ranks
         self._senders: dict[int, RingSender] = {
@@ -154,6 +159,7 @@ class RingStream:
         self._checkpoints_done = 0
         self._signal: int | None = None  # that another rank has reported, or that this one has forwarded
         self._closing = False
+        self._exported: list[ExportReport] = []
 
     # ---- segments
 
@@ -248,6 +254,19 @@ class RingStream:
             patient=True,  # as fast as the file system
         )
 
+    def begin_export(self, request: ExportRequest) -> None:
+        self._checkpoints_begun += 1
+        self._checkpoints_done += 1  # that is reported apart
+        send(self._senders[0], Export(request))
+        self._wait(
+            lambda: self._checkpoints_marked == self._checkpoints_begun,
+            "the servers, by way of embedding worker 0, to take the rows of a version",
+        )
+
+    def exported(self) -> list[ExportReport]:
+        reports, self._exported = self._exported, []
+        return reports
+
     def wait_until(self, done: Callable[[], bool], what: str | None) -> None:
         self._wait(done, what, patient=True)
 
@@ -322,6 +341,8 @@ class RingStream:
         elif kind == Kind.CHECKPOINT_DONE:
             CheckpointDone.unpack(record)
             self._checkpoints_done += 1
+        elif kind == Kind.EXPORTED:
+            self._exported.append(Exported.unpack(record).report)
         elif kind == Kind.STOP_SIGNAL:
             self._signal = StopSignal.unpack(record).signal
         else:

@@ -26,6 +26,7 @@ from .dense.state import DenseState, copied, dense_content, seed_generators, tra
 from .dense.updates import Updates
 from .dense.verdict import judge, tell
 from .evaluation import predict_split
+from .exporting import Exporter
 from .following import Around, Following
 from .interfaces import BatchStream, DenseSync, Peers
 from .metrics import Wanted
@@ -60,25 +61,22 @@ class Session(Progress):
         initial: DenseState | None = None,
         following: Following | None = None,
         saver: Saver | None = None,
+        exporter: Exporter | None = None,
     ):
-        """Takes the parts of a trainer. following: with `data.follow`. saver: writes checkpoints.
+        """Takes the parts of a trainer. following: with `data.follow`. saver, exporter: write their files.
         resume: the checkpoint's dense side, to continue from. initial: another run's, for the first weights.
         """
-        self.config = config
-        self.layout = layout
-        self.inputs = inputs
+        self.config, self.layout, self.inputs = config, layout, inputs
         self.device = device
-        self.stream = stream
-        self.peers = peers
-        self.reducer = reducer
-        self.saver = saver
+        self.stream, self.peers, self.reducer = stream, peers, reducer
+        self.saver, self.exporter = saver, exporter
         self.following = following
         self.model: nn.Module | None = None
         self.optimizer: torch.optim.Optimizer | None = None
         self.state = RunState(schedules) if resume is None else resume.run_state(schedules)
         self.phases = stream.phases
         self.pace = Pace()
-        self.stopping = Stopping(self.state, stream, peers, saver)
+        self.stopping = Stopping(self.state, stream, peers, saver, exporter)
         self.pooling = Pooling.of(config, inputs, device)
         self.pooling.staging.register(stream.memory)
         self.outbox = Outbox(stream, device)
@@ -118,6 +116,8 @@ class Session(Progress):
         size = part_size(self.full_batch, train.accumulate) if self.full_batch else 0
         self._forward = Forward(model, train, self.inputs, self.device, size, self.state, warn)
         self.optimizer = optimizer = self.updates.attach(model, optimizer, self._resume)
+        if self.exporter is not None:
+            self.exporter.attach(self.state, model, self.updates.average, self.skips.warn)
         # From here on trainers draw their own random numbers (dropout).
         seed_generators(trainer_seed(self.config.seed, self.trainer_rank))
         if self._resume is not None:

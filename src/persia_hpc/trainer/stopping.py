@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 
+from .exporting import Exporter
 from .interfaces import BatchStream, Peers
 from .run_state import RunState
 from .saving import Saver
@@ -12,12 +13,20 @@ from .saving import Saver
 class Stopping:
     """Decides on trainer 0 that a segment or the run ends early, and tells the others."""
 
-    def __init__(self, state: RunState, stream: BatchStream, peers: Peers, saver: Saver | None) -> None:
+    def __init__(
+        self,
+        state: RunState,
+        stream: BatchStream,
+        peers: Peers,
+        saver: Saver | None,
+        exporter: Exporter | None,
+    ) -> None:
         self._state = state
         self._stream = stream
         self._peers = peers
         self._saver = saver
-        self._draining = False  # the segment is to end early, for a checkpoint
+        self._exporter = exporter
+        self._draining = False  # the segment is to end early, for a checkpoint or a version
 
     def request_stop(self, reason: str) -> None:
         """Ends the run soon, at a step that all ranks agree on; does nothing on other trainers than 0."""
@@ -28,7 +37,7 @@ class Stopping:
             self._stream.request_stop()
 
     def listen(self) -> None:
-        """Takes note, on trainer 0, of signals and of the checkpoint that is being written."""
+        """Takes note, on trainer 0, of signals and of what is written; begins a version if it may now."""
         if self._peers.rank != 0:
             return
         state = self._state
@@ -36,20 +45,32 @@ class Stopping:
         if number is not None and state.stop_reason is None:
             state.interrupted = number
             self.request_stop(signal.Signals(number).name)
+        overdue = False
         if self._saver is not None:
             self._saver.poll()
-            if self._saver.overdue() and state.segment_last is not None and not self._draining:
-                self._draining = True
-                self._stream.request_stop()
+            overdue = self._saver.overdue()
+        if self._exporter is not None:
+            self._exporter.poll(state.step)
+            if self._stream.alone and self._exporter.overdue():
+                self._exporter.advance(state.step)
+            overdue |= self._exporter.overdue()
+        if overdue and state.segment_last is not None and not self._draining:
+            self._draining = True
+            self._stream.request_stop()
 
     def agree_on_stop(self) -> None:
-        """Gives every trainer trainer 0's reason to stop.
+        """Gives every trainer trainer 0's reason to stop; between segments it begins a version if one is due.
 
         Collective over trainers.
         """
         self.listen()
-        state = self._state
-        state.stop_reason, state.interrupted = self._peers.broadcast((state.stop_reason, state.interrupted))
+        state, exporter = self._state, self._exporter
+        due = exporter is not None and state.segment_last is None and exporter.overdue()
+        state.stop_reason, state.interrupted, due = self._peers.broadcast(
+            (state.stop_reason, state.interrupted, due)
+        )
+        if exporter is not None and due:
+            exporter.advance(state.step)
 
     def checkpoint_is_due(self) -> bool:
         """Returns whether a checkpoint is to be written now, between two segments."""

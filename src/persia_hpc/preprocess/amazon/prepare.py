@@ -6,6 +6,7 @@ Shapes: N reviews in order of users and time, R samples taken.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,17 @@ from persia_hpc.preprocess.histories import Timeline
 from persia_hpc.preprocess.ids import string_ids
 from persia_hpc.preprocess.lines import expand_files
 from persia_hpc.preprocess.outputs import ITEMS, FileReport, Outputs, input_identity
+from persia_hpc.preprocess.parts import Part, cut, file_names, is_done, write_parts
 from persia_hpc.preprocess.splitting import uniform
+from persia_hpc.preprocess.team import ONE_MEMBER, Team, together
 from persia_hpc.samples.batch import IdColumn, Rows, SampleBatch
 from persia_hpc.samples.ids import MISSING_ID, Ids
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 
-from .reviews import codes, iterate, read_categories, read_reviews
+from .reviews import codes, read_categories, read_reviews
 
 TASKS = ("next_item", "ctr")
 SOURCE = "Amazon reviews (McAuley et al., UCSD), research"
-BLOCK_ROWS = 65_536
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class AmazonOptions:
     meta: file of products, for their categories
     min_count: users and products with fewer reviews are left out, counted once
     history, hold_out: as of MovieLens; with the task `ctr` the history has 100 reviews by default
+    shards: number of training files
     """
 
     out: Path
@@ -50,6 +53,7 @@ class AmazonOptions:
     hold_out: int = 1
     seed: int = 1
     overwrite: bool = False
+    shards: int = 1
 
 
 @dataclass(frozen=True)
@@ -113,12 +117,24 @@ class Reviews:
         return SampleBatch(ids, dense, labels, group=group, time=self.time[rows])
 
 
-def prepare(options: AmazonOptions) -> list[FileReport | str] | None:
-    """Writes a file for each split, and the products; returns what to print, None when all was up to date.
+def prepare(options: AmazonOptions, team: Team = ONE_MEMBER) -> list[FileReport | str] | None:
+    """Writes files for each split, and the products; returns what to print, None when all was up to date.
 
+    Collective over `team`.
     Raises UserError for bad options or input, or if other files are in the way.
     """
-    names = _names(options)
+    paths, meta, outputs = together(team, lambda: _look(options))
+    if is_done(team, outputs):
+        return None
+    parts, counted = together(team, lambda: _read(options, paths, meta, shown=team.shows))
+    encoding = {"dataset": "amazon", "missing_id": MISSING_ID}
+    made = write_parts(team, outputs, parts, encoding, "amazon: writing", source=SOURCE)
+    return None if made is None else [counted, *made]
+
+
+def _look(options: AmazonOptions) -> tuple[list[Path], list[Path], Outputs]:
+    """Returns the files of reviews and of products, and the outputs."""
+    names = [*file_names(_splits(options), options.shards), ITEMS]
     paths = expand_files(options.input)
     meta = [] if options.meta is None else expand_files([str(options.meta)])
     chosen: dict[str, Any] = {
@@ -127,6 +143,7 @@ def prepare(options: AmazonOptions) -> list[FileReport | str] | None:
         "history": options.history,
         "hold_out": options.hold_out,
         **({"seed": options.seed} if options.task == "ctr" else {}),
+        **({"shards": options.shards} if options.shards > 1 else {}),
     }
     settings: dict[str, Any] = {
         "dataset": "amazon",
@@ -135,49 +152,55 @@ def prepare(options: AmazonOptions) -> list[FileReport | str] | None:
         "missing_id": MISSING_ID,
         **({"positives_only": True} if options.task == "next_item" else {}),
     }
-    outputs = Outputs(options.out, names, settings, overwrite=options.overwrite)
-    if outputs.up_to_date():
-        return None
-    outputs.encode({"dataset": "amazon", "missing_id": MISSING_ID})
-    frame = read_reviews(paths)
+    return paths, meta, Outputs(options.out, names, settings, overwrite=options.overwrite)
+
+
+def _read(
+    options: AmazonOptions, paths: Sequence[Path], meta: Sequence[Path], *, shown: bool
+) -> tuple[list[Part], str]:
+    """Reads all files; returns what to write, and how many reviews there are."""
+    frame = read_reviews(paths, shown=shown)
     kept = frequent(frame, options.min_count)
     if not kept.height:
         raise UserError(
             f"--min-count {options.min_count}: got no user and product with so many reviews; lower it"
         )
-    reviews = _reviews(kept, read_categories(meta[0]) if meta else None, options)
+    reviews = _reviews(kept, read_categories(meta[0], shown=shown) if meta else None, options)
     places = reviews.timeline.places()
-    end = reviews.timeline.end[places]
-    seen = places < end - options.hold_out
+    seen = places < reviews.timeline.end[places] - options.hold_out
+    counts = np.bincount(reviews.items[seen], minlength=len(reviews.item_ids)).astype(np.float32)
     item_schema = DatasetSchema(
         tuple(map(FeatureSchema, reviews.item_features)), label_names=(), has_weight=True
     )
-    with outputs.write(reviews.schema, {ITEMS: item_schema}, source=SOURCE) as writer:
-        for name, part in zip(names, _parts(reviews.timeline, options), strict=False):
-            for some in iterate(len(part), BLOCK_ROWS):
-                if options.task == "next_item":
-                    writer.write(name, reviews.take(part[some]))
-                else:
-                    both = np.repeat(part[some], 2)
-                    writer.write(name, reviews.take(both, np.arange(len(both)) % 2 == 0))
-        counts = np.bincount(reviews.items[seen], minlength=len(reviews.item_ids)).astype(np.float32)
-        for some in iterate(len(counts), BLOCK_ROWS):
-            known = reviews.item(np.arange(some.start, some.stop))
-            nothing = np.empty((len(counts[some]), 0), np.float32)
-            ids = {name: IdColumn(values) for name, values in known.items()}
-            writer.write(ITEMS, SampleBatch(ids, nothing, nothing, weight=counts[some]))
-    return [f"{frame.height:,} reviews, {kept.height:,} of them used", *writer.report]
+
+    def take_items(begin: int, end: int) -> SampleBatch:
+        ids = {name: IdColumn(values) for name, values in reviews.item(np.arange(begin, end)).items()}
+        nothing = np.empty((end - begin, 0), np.float32)
+        return SampleBatch(ids, nothing, nothing, weight=counts[begin:end])
+
+    parts = []
+    each = 1 if options.task == "next_item" else 2  # samples of a review
+    for split, some in zip(_splits(options), _parts(reviews.timeline, options), strict=True):
+
+        def take(begin: int, end: int, some: Rows = some) -> SampleBatch:
+            if each == 1:
+                return reviews.take(some[begin:end])
+            samples = np.arange(begin, end)
+            return reviews.take(some[samples // 2], samples % 2 == 0)
+
+        parts += cut(file_names([split], options.shards), reviews.schema, each * len(some), take)
+    parts += cut([ITEMS], item_schema, len(counts), take_items)
+    return parts, f"{frame.height:,} reviews, {kept.height:,} of them used"
 
 
-def _names(options: AmazonOptions) -> list[str]:
+def _splits(options: AmazonOptions) -> list[str]:
     if options.history is not None and options.history < 1:
         raise UserError(f"--history {options.history}: expected 1 or more")
     if options.min_count < 1:
         raise UserError(f"--min-count {options.min_count}: expected 1 or more")
     if options.hold_out not in (1, 2):
         raise UserError(f"--hold-out {options.hold_out}: expected 1 (test) or 2 (validation and test)")
-    splits = ["train", "test"] if options.hold_out == 1 else ["train", "valid", "test"]
-    return [*(f"{name}.h5" for name in splits), ITEMS]
+    return ["train", "test"] if options.hold_out == 1 else ["train", "valid", "test"]
 
 
 def frequent(frame: pl.DataFrame, min_count: int) -> pl.DataFrame:

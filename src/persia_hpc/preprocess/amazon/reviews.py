@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,14 @@ ASIN_CHARACTERS = 10
 Kinds = Mapping[str, type[pl.DataType]]
 
 
-def read_reviews(paths: Sequence[Path]) -> pl.DataFrame:
+def read_reviews(paths: Sequence[Path], *, shown: bool = True) -> pl.DataFrame:
     """Returns all reviews in the order of the files: user and item as text, rating, and time in seconds.
 
     Raises UserError for a line of another layout, with its number, and for files without reviews.
     """
     frames = []
     total = sum(path.stat().st_size for path in paths)
-    with Progress("amazon: reading reviews", total, unit=" bytes") as progress:
+    with Progress("amazon: reading reviews", total, unit=" bytes", shown=shown) as progress:
         for path in paths:
             reader = None
             for block in read_blocks(path, on_read=progress.add):
@@ -48,13 +48,14 @@ def read_reviews(paths: Sequence[Path]) -> pl.DataFrame:
     return pl.concat(frames)
 
 
-def read_categories(path: Path) -> dict[str, str]:
+def read_categories(path: Path, *, shown: bool = True) -> dict[str, str]:
     """Returns the last category of each product in a file of metadata, as DIN's published data have it.
 
     Raises UserError for a line that isn't a product, with its number.
     """
     found = {}
-    with Progress("amazon: reading products", path.stat().st_size, unit=" bytes") as progress:
+    total = path.stat().st_size
+    with Progress("amazon: reading products", total, unit=" bytes", shown=shown) as progress:
         for block in read_blocks(path, on_read=progress.add):
             for row, line in enumerate(block.data[:-1].split(b"\n")):
                 product = _object(line)
@@ -175,9 +176,3 @@ def codes(values: pl.Series) -> tuple[pl.Series, npt.NDArray[np.int64]]:
     different = values.unique().sort()
     numbers = pl.int_range(len(different), dtype=pl.Int64, eager=True)
     return different, values.replace_strict(different, numbers, return_dtype=pl.Int64).to_numpy()
-
-
-def iterate(rows: int, block: int) -> Iterator[slice]:
-    """Yields slices of at most `block` that cover `rows`."""
-    for begin in range(0, rows, block):
-        yield slice(begin, min(begin + block, rows))

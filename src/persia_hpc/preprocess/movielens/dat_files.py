@@ -17,9 +17,9 @@ import polars as pl
 
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess.columns import split_lists
-from persia_hpc.preprocess.frames import Frame, parse
+from persia_hpc.preprocess.frames import BadRowsError, Frame, parse
 from persia_hpc.preprocess.ids import string_ids
-from persia_hpc.preprocess.lines import num_newlines, read_blocks
+from persia_hpc.preprocess.lines import TextBlock, num_newlines, read_blocks
 from persia_hpc.samples.batch import IdColumn, Rows, SampleBatch
 from persia_hpc.samples.ids import Ids
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
@@ -86,9 +86,14 @@ def find_file(directory: Path, *names: str) -> Path:
             path = directory / (name + suffix)
             if path.is_file():
                 return path
-    other = ", or ratings.csv and movies.csv of 20M" if names[0] == "ratings.dat" else ""
+    got = f"no {names[0]}" if directory.is_dir() else "no such folder"
+    other = ", or ratings.csv and movies.csv of 20M or 25M" if names[0] == "ratings.dat" else ""
+    if (directory / "u.data").is_file():
+        other += "; these are files of 100K, which aren't read: download 1M"
+    elif inside := sorted(directory.glob(f"*/{names[0]}*")) or sorted(directory.glob("*/ratings.csv*")):
+        other += f"; did you mean {inside[0].parent}?"
     raise UserError(
-        f"{directory}: got no {names[0]}, expected it there, plain or compressed (.xz, .gz, .zst){other}"
+        f"{directory}: got {got}, expected {names[0]} there, plain or compressed (.xz, .gz, .zst){other}"
     )
 
 
@@ -101,7 +106,11 @@ def _read(path: Path, columns: Kinds) -> Frame:
             row = num_newlines(block.data[: block.data.index(b"\t")])
             raise UserError(f"{path}:{block.line(row)}: got a tab, expected values separated by '::'")
         text = block.data.decode("latin-1").replace("::", "\t").encode()
-        source = parse(replace(block, data=text), columns, "\t")
+        try:
+            source = parse(replace(block, data=text), columns, "\t")
+        except BadRowsError:
+            _refuse_separators(block, columns)
+            raise
         for name, kind in columns.items():
             source.refuse(source.frame[name].is_null().to_numpy(), name, "a value")
             if kind.is_integer():
@@ -111,6 +120,23 @@ def _read(path: Path, columns: Kinds) -> Frame:
     if not frames:
         raise UserError(f"{path}: got an empty file, expected lines of {'::'.join(columns)}")
     return Frame(pl.concat(frames, rechunk=True), path, lines=lines)
+
+
+def _refuse_separators(block: TextBlock, columns: Kinds) -> None:
+    """Refuses a line with another number of values in the file's own words: `parse` knows tabs.
+
+    Raises UserError for the first one.
+    """
+    for row, line in enumerate(block.data[:-1].split(b"\n")):
+        if line.count(b"::") != len(columns) - 1:
+            fix = ""
+            if b"::" not in line and b"," in line:
+                name = block.path.name.partition(".")[0]
+                fix = f"; files of 20M or 25M, with commas, must keep their names, as {name}.csv"
+            raise UserError(
+                f"{block.path}:{block.line(row)}: got {line[:60].decode('latin-1')!r}, expected "
+                f"{len(columns)} values, {'::'.join(columns)}{fix}"
+            )
 
 
 def _read_ratings(path: Path) -> Frame:

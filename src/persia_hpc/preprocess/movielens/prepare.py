@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ import numpy as np
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess.histories import Timeline
 from persia_hpc.preprocess.outputs import ITEMS, FileReport, Outputs, input_identity
+from persia_hpc.preprocess.parts import Part, cut, file_names, is_done, write_parts
 from persia_hpc.preprocess.splitting import SPLITS, boundaries, check_fractions
+from persia_hpc.preprocess.team import ONE_MEMBER, Team, together
 from persia_hpc.samples.batch import Rows, SampleBatch
 from persia_hpc.samples.ids import MISSING_ID, Ids
-from persia_hpc.samples.schema import DatasetSchema
 
 from . import csv_files, dat_files
 from .sequences import GAP, HISTORY, RATING, Ratings, Sequences, catalogue
@@ -23,7 +24,6 @@ from .sequences import GAP, HISTORY, RATING, Ratings, Sequences, catalogue
 TASKS = ("ctr", "all", "next_item")
 SPLITS_BY = ("random", "time", "user")
 SOURCE = "MovieLens (GroupLens), research use only"
-BLOCK_ROWS = 65_536
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class MovieLensOptions:
     history: the most earlier ratings that a sample has; None: none, or all with the task `next_item`
     hold_out: with `next_item`, how many of each user's last ratings are no training targets: the test (1),
     and for validation the one before (2)
+    shards: number of training files
     """
 
     out: Path
@@ -46,6 +47,7 @@ class MovieLensOptions:
     overwrite: bool = False
     history: int | None = None
     hold_out: int = 1
+    shards: int = 1
 
     @property
     def next_item(self) -> bool:
@@ -58,49 +60,69 @@ class MovieLensOptions:
         return self.next_item or self.history is not None
 
 
-def prepare(options: MovieLensOptions) -> list[FileReport] | None:
-    """Writes a file for each split; returns a report on each, None when they were up to date.
+@dataclass(frozen=True)
+class _Input:
+    """Holds the ratings that were read, and the release that they are of."""
 
+    ratings: dat_files.DatRatings | csv_files.CsvRatings
+    paths: list[Path]
+    dtypes: Mapping[str, str]
+    release: str
+
+
+def prepare(options: MovieLensOptions, team: Team = ONE_MEMBER) -> list[FileReport] | None:
+    """Writes files for each split; returns a report on each, None when they were up to date.
+
+    Collective over `team`.
     Raises UserError for bad options or input, or if other files are in the way.
     """
-    names = _names(options)
-    whole = options.sequences
-    ratings: dat_files.DatRatings | csv_files.CsvRatings
+    found, outputs = together(team, lambda: _look(options))
+    if is_done(team, outputs):
+        return None
+    parts, dtypes = together(team, lambda: _files(options, found))
+    encoding = {"dataset": "movielens", "release": found.release, "missing_id": MISSING_ID}
+    return write_parts(team, outputs, parts, encoding, "movielens: writing", dtypes, source=SOURCE)
+
+
+def _look(options: MovieLensOptions) -> tuple[_Input, Outputs]:
+    """Reads the ratings; returns also the outputs."""
+    names, whole = _names(options), options.sequences
     if any((options.input / f"ratings.csv{suffix}").is_file() for suffix in dat_files.COMPRESSIONS):
         paths = [dat_files.find_file(options.input, name) for name in ("ratings.csv", "movies.csv")]
         ratings = csv_files.read_ratings(paths[0], paths[1], options.task, whole=whole)
-        dtypes, release = csv_files.ID_DTYPES, "csv"
+        found = _Input(ratings, paths, csv_files.ID_DTYPES, "csv")
     else:
-        ratings, paths = dat_files.read_samples(options.input, options.task, whole=whole)
-        dtypes, release = dat_files.ID_DTYPES, "dat"
+        found = _Input(
+            *dat_files.read_samples(options.input, options.task, whole=whole), dat_files.ID_DTYPES, "dat"
+        )
     chosen: dict[str, Any] = {"task": options.task}
     if not options.next_item:
-        fractions = _fractions(options)
-        chosen.update(split=options.split, seed=options.seed, fractions=fractions)
+        chosen.update(split=options.split, seed=options.seed, fractions=_fractions(options))
     if whole:
         chosen.update(history=options.history)
     if options.next_item:
         chosen.update(hold_out=options.hold_out)
+    if options.shards > 1:
+        chosen.update(shards=options.shards)
     settings: dict[str, Any] = {
         "dataset": "movielens",
-        "inputs": input_identity(paths),
+        "inputs": input_identity(found.paths),
         "options": chosen,
         "missing_id": MISSING_ID,
     }
     if options.next_item:
         settings["positives_only"] = True
-    outputs = Outputs(options.out, names, settings, overwrite=options.overwrite)
-    if outputs.up_to_date():
-        return None
-    outputs.encode({"dataset": "movielens", "release": release, "missing_id": MISSING_ID})
-    if whole:
-        return _write_sequences(options, ratings, outputs, dtypes)
-    parts = _parts(options, fractions, ratings.users, ratings.time)
-    return _write(outputs, ratings, parts, dtypes)
+    return found, Outputs(options.out, names, settings, overwrite=options.overwrite)
 
 
 def _fractions(options: MovieLensOptions) -> dict[str, float]:
     return check_fractions(dict(zip(SPLITS, options.fractions, strict=True)), "--fractions")
+
+
+def _splits(options: MovieLensOptions) -> Sequence[str]:
+    if not options.next_item:
+        return list(_fractions(options))
+    return SPLITS if options.hold_out == 2 else ("train", "test")
 
 
 def _names(options: MovieLensOptions) -> list[str]:
@@ -111,7 +133,7 @@ def _names(options: MovieLensOptions) -> list[str]:
     if options.history is not None and options.history < 1:
         raise UserError(f"--history {options.history}: expected 1 or more")
     if not options.next_item:
-        return [f"{name}.h5" for name in _fractions(options)]
+        return file_names(_splits(options), options.shards)
     if options.hold_out not in (1, 2):
         raise UserError(f"--hold-out {options.hold_out}: expected 1 (test) or 2 (validation and test)")
     if options.split != "random":
@@ -119,34 +141,15 @@ def _names(options: MovieLensOptions) -> list[str]:
             f"--split {options.split}: got it with --task next_item, where the last rating of each user is "
             "the test; leave it out (see --hold-out)"
         )
-    splits = SPLITS if options.hold_out == 2 else ("train", "test")
-    return [*(f"{name}.h5" for name in splits), ITEMS]
+    return [*file_names(_splits(options), options.shards), ITEMS]
 
 
-def _write(
-    outputs: Outputs,
-    samples: Ratings,
-    parts: Sequence[Rows],
-    dtypes: Mapping[str, str],
-    items: tuple[DatasetSchema, Iterator[SampleBatch]] | None = None,
-) -> list[FileReport]:
-    """Writes the rows of each part to the file of its place, and items to the last one."""
-    others = {} if items is None else {ITEMS: items[0]}
-    with outputs.write(samples.schema, others, id_dtypes=dtypes, source=SOURCE) as writer:
-        for name, rows in zip(outputs.names, parts, strict=items is None):
-            for first in range(0, len(rows), BLOCK_ROWS):
-                writer.write(name, samples.take(rows[first : first + BLOCK_ROWS]))
-        for batch in () if items is None else items[1]:
-            writer.write(ITEMS, batch)
-    return writer.report
-
-
-def _write_sequences(
-    options: MovieLensOptions,
-    ratings: dat_files.DatRatings | csv_files.CsvRatings,
-    outputs: Outputs,
-    dtypes: Mapping[str, str],
-) -> list[FileReport]:
+def _files(options: MovieLensOptions, found: _Input) -> tuple[list[Part], Mapping[str, str]]:
+    """Returns the files to write, and the types of their ids."""
+    ratings, dtypes = found.ratings, found.dtypes
+    if not options.sequences:
+        some = _parts(options, _fractions(options), ratings.users, ratings.time)
+        return _cut(options, ratings, some), dtypes
     time = ratings.time
     if time is None:
         raise UserError(
@@ -160,11 +163,23 @@ def _write_sequences(
     places = timeline.places()
     if options.next_item:
         seen = places < timeline.end[places] - options.hold_out
-        items = catalogue(ratings, ratings.movie_ids, seen, BLOCK_ROWS)
-        return _write(outputs, sequences, timeline.held_out(options.hold_out), dtypes, items)
+        items = cut([ITEMS], *catalogue(ratings, ratings.movie_ids, seen))
+        return [*_cut(options, sequences, timeline.held_out(options.hold_out)), *items], dtypes
     rows = np.flatnonzero(ratings.stars != 6) if options.task == "ctr" else np.arange(len(places))
-    parts = _parts(options, _fractions(options), ratings.users[rows], time[rows])
-    return _write(outputs, sequences, [places[rows[part]] for part in parts], dtypes)
+    some = _parts(options, _fractions(options), ratings.users[rows], time[rows])
+    return _cut(options, sequences, [places[rows[part]] for part in some]), dtypes
+
+
+def _cut(options: MovieLensOptions, samples: Ratings, parts: Sequence[Rows]) -> list[Part]:
+    """Returns the files of the rows of each split."""
+    found = []
+    for split, rows in zip(_splits(options), parts, strict=True):
+
+        def take(begin: int, end: int, rows: Rows = rows) -> SampleBatch:
+            return samples.take(rows[begin:end])
+
+        found += cut(file_names([split], options.shards), samples.schema, len(rows), take)
+    return found
 
 
 def _parts(

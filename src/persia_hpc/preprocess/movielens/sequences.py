@@ -5,7 +5,7 @@ Shapes: N ratings, R samples taken.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -79,11 +79,11 @@ class Sequences:
 
 
 def catalogue(
-    ratings: Ratings, movies: Ids, seen: npt.NDArray[np.bool_], block_rows: int
-) -> tuple[DatasetSchema, Iterator[SampleBatch]]:
-    """Returns the schema and the batches of all movies that were rated, each once, in order of their ids.
+    ratings: Ratings, movies: Ids, seen: npt.NDArray[np.bool_]
+) -> tuple[DatasetSchema, int, Callable[[int, int], SampleBatch]]:
+    """Returns the schema, the number, and what makes samples of movies that were rated, by their ids.
 
-    A movie's weight is how often it was rated in training.
+    Each is there once. A movie's weight is how often it was rated in training.
 
     movies: movie of each rating [N]
     seen: which ratings count [N]
@@ -92,13 +92,10 @@ def catalogue(
     counts = np.bincount(places[seen], minlength=len(ids)).astype(np.float32)
     features = tuple(f for f in ratings.schema.features if f.name in OF_MOVIES)
 
-    def batches() -> Iterator[SampleBatch]:
-        for begin in range(0, len(ids), block_rows):
-            some = slice(begin, begin + block_rows)
-            known = ratings.take(first[some])
-            columns: dict[str, IdColumn] = {f.name: known.ids[f.name] for f in features}
-            rows = len(first[some])
-            nothing: npt.NDArray[Any] = np.empty((rows, 0), np.float32)
-            yield SampleBatch(columns, nothing, nothing, weight=counts[some])
+    def take(begin: int, end: int) -> SampleBatch:
+        known = ratings.take(first[begin:end])
+        columns: dict[str, IdColumn] = {f.name: known.ids[f.name] for f in features}
+        nothing: npt.NDArray[Any] = np.empty((end - begin, 0), np.float32)
+        return SampleBatch(columns, nothing, nothing, weight=counts[begin:end])
 
-    return DatasetSchema(features, (), (), has_weight=True), batches()
+    return DatasetSchema(features, (), (), has_weight=True), len(ids), take

@@ -1,0 +1,241 @@
+"""What serving costs: training beside `[export]`, how soon a changed row is visible, and requests a second.
+
+    python benchmarks/serving.py prepare FOLDER [--rows 10000000]
+    python benchmarks/serving.py train FOLDER [--turns 2] [--steps 1500] [--every 0.5]
+    python benchmarks/serving.py accuracy FOLDER --data DIR/criteo_137k [--seeds 1 2 3]
+    python benchmarks/serving.py ask FOLDER [--redis-python PYTHON] [--redis-rows 1000000]
+
+`prepare` makes W0's samples and a checkpoint with so many rows. `train` trains W0 in one process from there,
+with and without export in turns, and in the runs with export a reader in a second process; a step's change is
+visible when that process has the first version of this step or a later one. `ask` measures one reader of what
+`train` has left: single requests of 26 ids, with and without the dense part, and batches of 512; and MGET of
+as many rows of as many bytes, in batches as large, from a redis-server of its own on a Unix socket (hiredis
+parses). `accuracy` trains datasets/criteo in one process and compares the test AUC of a reader of rows in
+`--format` with that of the run's own rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import persia_hpc as ph
+from benchmarks.checkpoints import write_start
+from persia_hpc.bench.train_jobs import prepare_data, w0_settings
+from persia_hpc.cli import main as main_of_command
+from persia_hpc.samples.source import open_source
+
+FEATURES, DIM = 26, 16
+
+
+class Times(ph.Callback):
+    """Notes when each step ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_step(self, run: Any) -> None:
+        self.ends.append(time.time())
+
+
+def train(options: argparse.Namespace) -> None:
+    folder: Path = options.folder
+    if options.one is not None:
+        train_once(folder, options, export=options.one == "export")
+        return
+    rates: dict[str, list[float]] = {"plain": [], "export": []}
+    delays: list[float] = []
+    for _ in range(options.turns):
+        for kind in rates:
+            shutil.rmtree(folder / "run", ignore_errors=True)
+            more = ["--steps", str(options.steps), "--every", str(options.every), "--one", kind]
+            follower = None
+            if kind == "export":
+                shutil.rmtree(folder / "export", ignore_errors=True)
+                follow = [sys.executable, __file__, "follow", str(folder)]
+                follower = subprocess.Popen(follow, stdout=subprocess.PIPE, text=True)
+            subprocess.run([sys.executable, __file__, "train", str(folder), *more], check=True)
+            ends = json.loads((folder / "ends.json").read_text())
+            half = len(ends) // 2
+            rates[kind].append((len(ends) - 1 - half) / (ends[-1] - ends[half]))
+            if follower is not None:
+                time.sleep(1)
+                follower.terminate()
+                seen = [json.loads(line) for line in follower.communicate()[0].splitlines()]
+                delays += delays_of(ends, seen)
+    pairs = [b / a for a, b in zip(rates["plain"], rates["export"], strict=True)]
+    print(f"steps/s without export {rates['plain']}, with {rates['export']}")
+    each = ", ".join(f"{ratio:.1%}" for ratio in pairs)
+    print(f"with / without, by pair: {each}, median {statistics.median(pairs):.1%}")
+    quantiles = {q: float(np.quantile(delays, q)) for q in (0.5, 0.9, 0.99, 1.0)}
+    print("a step's rows are visible after", {q: round(v, 3) for q, v in quantiles.items()}, "s")
+    summary = json.loads((folder / "run" / "summary.json").read_text())["export"]
+    print("the last run's export:", summary)
+
+
+def train_once(folder: Path, options: argparse.Namespace, *, export: bool) -> None:
+    settings = w0_settings(folder / "train-000.h5", 2048, 2048 * options.steps)
+    settings["run_dir"] = str(folder / "run")
+    settings["train"]["threads"] = 1
+    settings["checkpoint"] = {"init_from": str(folder / "start"), "init_parts": "embeddings"}
+    if export:
+        every = {"every_seconds": options.every, "base_every": options.base_every}
+        settings["export"] = {**every, "dir": str(folder / "export"), "rows": options.format}
+    times = Times()
+    ph.train(settings, callbacks=[times], quiet=True)
+    (folder / "ends.json").write_text(json.dumps(times.ends))
+
+
+def follow(options: argparse.Namespace) -> None:
+    """Prints when each version was there, and its step."""
+    directory = options.folder / "export"
+    while not (directory / "latest").exists():
+        time.sleep(0.02)
+    reader, seen = ph.Reader(directory), 0
+    while True:
+        answer = reader.rows(reader.tables[0], [1])
+        if answer.version != seen:
+            seen = answer.version
+            print(json.dumps([answer.step, time.time()]), flush=True)
+        time.sleep(0.005)
+
+
+def delays_of(ends: list[float], seen: list[list[float]]) -> list[float]:
+    """Seconds from each step's end, in the second half, to the first version that has it."""
+    found = []
+    for step in range(len(ends) // 2, len(ends) + 1):
+        when = [time for of, time in seen if of >= step]
+        if when:
+            found.append(max(0.0, when[0] - ends[step - 1]))
+    return found
+
+
+def ask(options: argparse.Namespace) -> None:
+    reader = ph.Reader(options.folder / "export", follow=False)
+    rng = np.random.default_rng(0)
+    vocabulary = 10_000_000 // FEATURES
+    print(f"version {reader.version.version} of step {reader.version.step}")
+    names = reader.tables
+
+    def features(count: int | None) -> dict[str, Any]:
+        return {name: rng.integers(0, vocabulary, count).tolist() for name in names}
+
+    singles = [features(None) for _ in range(3000)]
+    ids = [rng.integers(0, vocabulary, FEATURES) for _ in range(3000)]
+    dense = rng.normal(size=13).tolist()
+    many = [{name: rng.integers(0, vocabulary, 512) for name in names} for _ in range(60)]
+    for name, calls in {
+        "rows of one table, 26 ids": [lambda i=i: reader.rows(names[0], i) for i in ids],
+        "pooled, 26 features": [lambda f=f: reader.pooled(f) for f in singles],
+        "predict, 26 features and 13 dense": [lambda f=f: reader.predict(f, dense) for f in singles],
+    }.items():
+        calls[0]()
+        report(name, [seconds(call) for call in calls])
+    each = [lambda m=m: [reader.rows(name, m[name]) for name in names] for m in many]
+    ours = {
+        "rows of 26 tables, 512 ids each": statistics.median(seconds(call) for call in each),
+        "pooled, 512 requests": statistics.median(seconds(lambda m=m: reader.pooled(m)) for m in many),
+    }
+    for name, took in ours.items():
+        print(f"{name}: {took * 1e3:.2f} ms, {512 * FEATURES / took / 1e6:.2f} M rows/s")
+    if options.redis_python:
+        program = [options.redis_python, str(Path(__file__).with_name("serving_redis.py"))]
+        found = subprocess.run(
+            [*program, str(options.redis_rows), str(4 * DIM)], stdout=subprocess.PIPE, check=True
+        )
+        redis = json.loads(found.stdout)
+        print(f"{redis['versions']}, {options.redis_rows:,} rows: MGET of {512 * FEATURES:,} rows", end=" ")
+        print(f"{redis['seconds'] * 1e3:.2f} ms, {512 * FEATURES / redis['seconds'] / 1e6:.3f} M rows/s")
+        for name, took in ours.items():
+            print(f"{name}: {redis['seconds'] / took:.1f} times Redis")
+
+
+def seconds(call: Any) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+def report(name: str, times: list[float]) -> None:
+    p50, p99 = (float(np.quantile(times, q)) * 1e6 for q in (0.5, 0.99))
+    print(f"{name}: p50 {p50:.0f} us, p99 {p99:.0f} us")
+
+
+def accuracy(options: argparse.Namespace) -> None:
+    root, folder = Path(__file__).resolve().parents[1], options.folder
+    out = folder / "criteo"
+    given = ["--input", str(options.data / "criteo_137k.tsv.xz"), "--out", str(out)]
+    assert main_of_command(["preprocess", "criteo", *given]) == 0
+    differences = []
+    for seed in options.seeds:
+        run_dir, export = folder / f"seed-{seed}", folder / f"export-{seed}"
+        shutil.rmtree(run_dir, ignore_errors=True)
+        shutil.rmtree(export, ignore_errors=True)
+        change = {"seed": seed, "mode": "sync", "staleness_bound": 0, "run_dir": str(run_dir)}
+        change |= {"data.train": str(out / "train-*.h5"), "data.valid": [], "data.test": str(out / "test.h5")}
+        change |= {"train.early_stop": None, "train.keep_best": None, "train.threads": 1}
+        change |= {"export.every_seconds": 1.0, "export.dir": str(export), "export.rows": options.format}
+        summary = ph.train(root / "datasets/criteo/criteo.toml", set=change, quiet=True)
+        source = open_source([str(out / "test.h5")])
+        batch = source.read(0, source.num_samples)
+        features = {name: column.values for name, column in batch.ids.items()}
+        scores = ph.Reader(export, follow=False).predict(features, batch.dense).values[:, 0]
+        own = ph.load(run_dir / "latest").score(features, batch.dense)[:, 0]
+        aucs = [auc(values, batch.labels[:, 0]) for values in (own, scores)]
+        assert abs(aucs[0] - summary["test"]["auc"]) < 1e-6
+        differences.append(aucs[1] - aucs[0])
+        print(
+            f"seed {seed}: AUC {aucs[0]:.5f}, of {options.format} rows {aucs[1]:.5f}: {differences[-1]:+.6f}"
+        )
+    print(f"mean {statistics.mean(differences):+.6f}")
+
+
+def auc(scores: np.ndarray, labels: np.ndarray) -> float:
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(labels, scores))
+
+
+def prepare(options: argparse.Namespace) -> None:
+    options.folder.mkdir(parents=True, exist_ok=True)
+    prepare_data(options.folder, 1_000_000)
+    write_start(options.folder, options.rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("prepare", "train", "follow", "ask", "accuracy"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--rows", type=int, default=10_000_000)
+    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--every", type=float, default=0.5)
+    parser.add_argument("--base-every", type=int, default=240)
+    parser.add_argument("--format", default="int8")
+    parser.add_argument("--one", choices=("plain", "export"))
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--redis-python")
+    parser.add_argument("--redis-rows", type=int, default=1_000_000)
+    options = parser.parse_args()
+    {"prepare": prepare, "train": train, "follow": follow, "ask": ask, "accuracy": accuracy}[options.what](
+        options
+    )
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main()

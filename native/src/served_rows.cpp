@@ -1,0 +1,83 @@
+#include "persia/served_rows.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+
+#include "persia/wire.h"
+
+namespace persia {
+namespace {
+
+constexpr float kMost = 127.0f;
+
+template <class Run>
+auto with_format(RowFormat format, const Run& run) {
+    switch (format) {
+        case RowFormat::kFp16:
+            return run(WireFp16{});
+        case RowFormat::kBf16:
+            return run(WireBf16{});
+        default:
+            return run(WireFp32{});
+    }
+}
+
+float scale_of(const std::byte* in) {
+    std::uint16_t high;
+    std::memcpy(&high, in, sizeof high);
+    const std::uint32_t bits = std::uint32_t{high} << 16;
+    float scale;
+    std::memcpy(&scale, &bits, sizeof scale);
+    return scale;
+}
+
+void encode_int8(const float* row, std::byte* out, std::size_t dim) {
+    float largest = 0;
+    for (std::size_t d = 0; d < dim; ++d) largest = std::max(largest, std::fabs(row[d]));
+    const float exact = largest / kMost;
+    std::uint32_t bits;
+    std::memcpy(&bits, &exact, sizeof bits);
+    const auto high = static_cast<std::uint16_t>((bits + 0xffffu) >> 16);  // up: of what isn't negative
+    std::memcpy(out, &high, sizeof high);
+    const float scale = scale_of(out);
+    auto* const to = reinterpret_cast<std::int8_t*>(out + sizeof high);
+    for (std::size_t d = 0; d < dim; ++d) {
+        const float steps = scale > 0 ? std::nearbyint(row[d] / scale) : 0.0f;
+        to[d] = static_cast<std::int8_t>(std::fmin(std::fmax(steps, -kMost), kMost));
+    }
+}
+
+void decode_int8(const std::byte* in, float* row, std::size_t dim) {
+    const float scale = scale_of(in);
+    const auto* const from = reinterpret_cast<const std::int8_t*>(in + 2);
+    for (std::size_t d = 0; d < dim; ++d) row[d] = scale * static_cast<float>(from[d]);
+}
+
+}  // namespace
+
+RowFormat row_format_of(const std::string& name) {
+    if (name == "fp32") return RowFormat::kFp32;
+    if (name == "fp16") return RowFormat::kFp16;
+    if (name == "bf16") return RowFormat::kBf16;
+    if (name == "int8") return RowFormat::kInt8;
+    throw std::invalid_argument("rows: got '" + name + "', expected fp32, fp16, bf16 or int8");
+}
+
+std::size_t bytes_of(RowFormat format, std::size_t dim) {
+    if (format == RowFormat::kInt8) return dim + 2;
+    return with_format(format, [&](auto wire) { return wire.bytes(dim); });
+}
+
+void encode_row(RowFormat format, const float* row, std::byte* out, std::size_t dim) {
+    if (format == RowFormat::kInt8) return encode_int8(row, out, dim);
+    with_format(format, [&](auto wire) { wire.encode(row, out, dim); });
+}
+
+void decode_row(RowFormat format, const std::byte* in, float* row, std::size_t dim) {
+    if (format == RowFormat::kInt8) return decode_int8(in, row, dim);
+    with_format(format, [&](auto wire) { wire.decode(in, row, dim); });
+}
+
+}  // namespace persia

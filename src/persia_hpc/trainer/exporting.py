@@ -1,0 +1,321 @@
+"""Writes versions for a service, on the trainers' side: decides when, adds the dense part, completes them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from persia_hpc.config import Config
+from persia_hpc.samples.encoding import ENCODING_FILE, read_encoding
+from persia_hpc.samples.schema import DatasetSchema
+from persia_hpc.serving.directory import ExportDirectory
+from persia_hpc.serving.manifest import write_manifest
+from persia_hpc.serving.names import DENSE, PROGRESS, base_name, version_name
+from persia_hpc.serving.requests import ExportReport, ExportRequest
+from persia_hpc.serving.writer import NICE
+
+from .dense.average import Average
+from .dense.state import copied, dense_content
+from .interfaces import BatchStream, Peers
+from .run_state import RunState
+
+LOG = logging.getLogger("persia_hpc")
+LONGEST_SECONDS = 60.0  # between two tries while nothing can be written, unless versions are rarer
+
+
+class _Progress:
+    """Tells readers, through a mapped file, how far training is."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = None
+        with contextlib.suppress(OSError):  # then readers don't know the age in steps
+            self._file = path.open("wb", buffering=0)
+
+    def tell(self, step: int) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                os.pwrite(self._file.fileno(), struct.pack("<qd", step, time.time()), 0)
+
+
+class Exporter:
+    """Writes a run's versions, one at a time. Every trainer has one; trainer 0's does the work.
+
+    A thread writes the dense part and completes what the servers have written. What can't be written is said,
+    and tried again, each time after twice as long; training goes on.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        stream: BatchStream,
+        peers: Peers,
+        schema: DatasetSchema,
+        directory: ExportDirectory | None,
+        run_dir: Path,
+    ) -> None:
+        """directory: where to, on trainer 0; None on the others. run_dir: keeps the data's encoding."""
+        self._settings = config.export
+        self._facts = {"rows": config.export.rows, "config": config.resolved(), "schema": asdict(schema)}
+        self._stream = stream
+        self._peers = peers
+        self._directory = directory
+        self._run_dir = run_dir
+        self._warn: Callable[[int, str], None] = lambda step, text: LOG.info("%s", text)
+        self._content: Callable[[], dict[str, Any]] = dict
+        self.versions = self.bases = self.failed = 0
+        self.paused_seconds = self.write_seconds = 0.0
+        self.bytes = 0
+        self.last_step: int | None = None  # of the newest version
+        self._base: int | None = None  # on which the next version is based; None: none is whole yet
+        self._next = 1 if directory is None else directory.next_number()
+        self._request: ExportRequest | None = None  # of a first base or a version that is under way
+        self._making: ExportRequest | None = None  # of a later base
+        self._reports: dict[tuple[str, int], list[ExportReport]] = {}
+        self._dense: Future[dict[str, int]] | None = None
+        self._finishing: list[tuple[ExportRequest, Future[None]]] = []
+        self._began = 0.0
+        self._since_base = 0
+        self._again = False
+        self._failures = 0  # in a row
+        self._due = time.monotonic()
+        self._pool = ThreadPoolExecutor(1, "persia-export", initializer=_step_back)
+        self._progress = None if directory is None else _Progress(directory.path / PROGRESS)
+
+    def attach(
+        self, state: RunState, model: nn.Module, average: Average, warn: Callable[[int, str], None]
+    ) -> None:
+        """Takes what a version's dense part is made of. warn: takes warnings from now on, with their step."""
+        self._warn = warn
+
+        def content() -> dict[str, Any]:
+            values = dense_content(state, model, None, {}, [], state.skipped_steps)
+            return {**values, "average": copied(average.state())}
+
+        self._content = content
+
+    def overdue(self) -> bool:
+        """Returns, on trainer 0, whether the next version, or a first base, is to begin."""
+        return self._directory is not None and not self._busy and time.monotonic() >= self._due
+
+    @property
+    def _busy(self) -> bool:
+        return self._request is not None
+
+    def advance(self, step: int) -> None:
+        """Begins what is due: the first base or the next version, of this moment.
+
+        Training may go on when it returns. No gradient may be in flight.
+
+        Collective over trainers.
+        """
+        began = time.perf_counter()
+        if self._directory is not None and self.overdue():
+            self._begin(step)
+        self._peers.broadcast(None)  # no trainer goes on before the servers have taken what has changed
+        self.paused_seconds += time.perf_counter() - began
+
+    def _begin(self, step: int) -> None:
+        assert self._directory is not None
+        kind = "begin" if self._base is None else "version"
+        name = base_name(self._next) if kind == "begin" else version_name(self._next)
+        self._began = time.time()
+        try:
+            path = self._directory.begin(name)
+        except OSError as error:
+            self._fail(step, error.strerror or str(error))
+            return
+        request = ExportRequest(kind, self._next, step, str(path.resolve()), self._again)
+        self._stream.begin_export(request)
+        self._request = request
+        self._due = time.monotonic() + self._settings.every_seconds
+        if kind == "version":
+            self._dense = self._pool.submit(_write_dense, path / DENSE, self._content())
+
+    def poll(self, step: int) -> None:
+        """Notes, on trainer 0, how far training is and what has been written."""
+        if self._directory is None:
+            return
+        if self._progress is not None:
+            self._progress.tell(step)
+        for report in self._stream.exported():
+            reports = self._reports.setdefault((report.kind, report.number), [])
+            reports.append(report)
+            if len(reports) == report.servers:
+                self._take(self._reports.pop((report.kind, report.number)), step)
+        while self._finishing and self._finishing[0][1].done():
+            self._settle(*self._finishing.pop(0), step)
+
+    def _take(self, reports: list[ExportReport], step: int) -> None:
+        """Takes note that all servers have answered a request."""
+        kind, number = reports[0].kind, reports[0].number
+        request = self._making if kind == "base" else self._request
+        if request is None or (request.kind, request.number) != (kind, number):
+            return  # of tables that were replaced
+        if problem := next((r.error for r in reports if r.error), ""):
+            self._finishing.append((request, self._pool.submit(_raise, problem)))
+            return
+        files = {r.file: {"bytes": r.bytes, "crc32": r.crc32} for r in reports}
+        if kind == "version":
+            assert self._base is not None
+            assert self._dense is not None
+            arguments = (request, files, self._base, self._dense, self._began)
+            done = self._pool.submit(self._finish_version, *arguments)
+        else:
+            done = self._pool.submit(self._finish_base, request, files)
+        self._finishing.append((request, done))
+
+    def _finish_base(self, request: ExportRequest, files: dict[str, dict[str, int]]) -> None:
+        assert self._directory is not None
+        values = {"base": request.number, "step": request.step, "files": files, **self._facts}
+        if (self._run_dir / ENCODING_FILE).exists():
+            values["encoding"] = read_encoding(self._run_dir)
+        write_manifest(Path(request.path), values)
+        self._directory.finish(base_name(request.number))
+
+    def _finish_version(
+        self,
+        request: ExportRequest,
+        files: dict[str, dict[str, int]],
+        base: int,
+        dense: Future[dict[str, int]],
+        began: float,
+    ) -> None:
+        assert self._directory is not None
+        notes = {**files, DENSE: dense.result()}
+        number = request.number
+        values = {"version": number, "step": request.step, "time": began, "base": base, "files": notes}
+        write_manifest(Path(request.path), values)
+        self._directory.finish(version_name(number))
+        self._directory.point(number)
+        self.bytes += sum(note["bytes"] for note in notes.values())
+        with contextlib.suppress(OSError):  # what can't be removed now will be later
+            self._directory.prune(range(max(1, number - self._settings.keep + 1), number + 1))
+
+    def _settle(self, request: ExportRequest, done: Future[None], step: int) -> None:
+        """Takes note that a request is finished, or has failed."""
+        error = done.exception()
+        if request is self._making:
+            self._making = None
+        else:
+            self._request = None
+        if error is not None:
+            self._fail(step, getattr(error, "strerror", None) or str(error), request)
+            return
+        if request.kind != "version":
+            self.bases += 1
+            self._base = request.number
+            if request.kind == "begin":
+                self._next += 1
+                self._due = time.monotonic()  # nobody sees anything before a version
+            return
+        if self._failures:
+            self._warn(step, f"export.dir {self._settings.dir} can be written again")
+        self._failures, self._again = 0, False
+        self.versions += 1
+        self.write_seconds += time.time() - self._began
+        self.last_step = request.step
+        self._next += 1
+        self._since_base += 1
+        if self._since_base >= self._settings.base_every and self._making is None:
+            self._make_base(request)
+
+    def _make_base(self, version: ExportRequest) -> None:
+        """Lets the servers make a base of what they have written, up to a version."""
+        assert self._directory is not None
+        self._since_base = 0
+        with contextlib.suppress(OSError):  # the next one will do
+            path = self._directory.begin(base_name(version.number))
+            self._making = ExportRequest("base", version.number, version.step, str(path.resolve()))
+            self._stream.begin_export(self._making)
+
+    def _fail(self, step: int, problem: str, request: ExportRequest | None = None) -> None:
+        assert self._directory is not None
+        self.failed += 1
+        if request is not None:
+            name = version_name if request.kind == "version" else base_name
+            with contextlib.suppress(OSError):
+                self._directory.discard(name(request.number))
+            if request.kind == "base":
+                return
+            self._again = request.kind == "version"
+        if not self._failures:
+            self._warn(
+                step,
+                f"export.dir {self._settings.dir}: no version can be written ({problem}); training goes on, "
+                "and it is tried again. Make room there",
+            )
+        self._failures += 1
+        longest = max(LONGEST_SECONDS, self._settings.every_seconds)
+        self._due = time.monotonic() + min(longest, self._settings.every_seconds * 2**self._failures)
+
+    def restart(self) -> None:
+        """Begins with a new base, since all rows have been replaced."""
+        self.wait()
+        self._base, self._making, self._again = None, None, False
+        self._due = time.monotonic()
+
+    def finish(self, step: int) -> None:
+        """Writes a version of the end, unless there is one, and waits until it is whole.
+
+        No gradient may be in flight.
+
+        Collective over trainers.
+        """
+        self.wait()
+        for _ in range(2):  # a first base, then a version
+            if self._peers.broadcast(self._directory is not None and self.last_step != step):
+                self._due = time.monotonic()
+                self.advance(step)
+                self.wait()
+        if self._directory is not None:
+            self._pool.shutdown()
+            if self._making is not None:  # the servers are about to end
+                with contextlib.suppress(OSError):
+                    self._directory.discard(base_name(self._making.number))
+            self._directory.close()
+
+    def wait(self) -> None:
+        """Waits, on trainer 0, until the version under way is whole or has failed."""
+
+        def done() -> bool:
+            self.poll(self._request.step if self._request else 0)
+            return not self._busy
+
+        if self._busy:
+            self._stream.wait_until(done, None)
+
+    def statistics(self) -> dict[str, Any]:
+        """Returns counters and times for summary.json."""
+        names = ("versions", "bases", "failed", "bytes", "paused_seconds", "write_seconds", "last_step")
+        return {name: getattr(self, name) for name in names}
+
+
+def _step_back() -> None:
+    with contextlib.suppress(OSError):  # where cores are short, training goes first
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+
+
+def _raise(problem: str) -> None:
+    raise OSError(None, problem)
+
+
+def _write_dense(path: Path, content: Mapping[str, Any]) -> dict[str, int]:
+    memory = io.BytesIO()  # torch doesn't say what is wrong with a disk
+    torch.save(dict(content), memory)
+    data = memory.getbuffer()
+    path.write_bytes(data)
+    return {"bytes": len(data), "crc32": zlib.crc32(data)}

@@ -1,0 +1,86 @@
+"""Changes: a follower that takes them has, after each step, the rows that look-ups of the table give."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from persia_hpc._native import ServedTable, Table
+
+from .table_support import KEYS, arguments, make_table, pull_at, u64
+
+steps_of_keys = st.lists(
+    st.lists(st.sampled_from(KEYS), max_size=12, unique=True).map(sorted), min_size=1, max_size=12
+)
+kinds = st.sampled_from(
+    [{}, {"eviction": "lfu"}, {"admit_after": 2}, {"storage": "bf16"}, {"threads": 2}, {"ttl": 2}]
+)
+
+
+def step(table: Table, keys: list[int], number: int) -> None:
+    ordered = sorted(keys)
+    _, slots, epoch = pull_at(table, ordered, number)
+    gradients = np.random.default_rng(number).normal(size=(len(keys), 3)).astype(np.float32)
+    table.push(u64(ordered), slots, gradients, number, epoch)
+    table.evict(number)
+
+
+def rows_of(table: Table | ServedTable) -> np.ndarray:
+    out = np.empty((len(KEYS), 3), np.float32)
+    table.lookup(u64(sorted(KEYS)), out)
+    return out
+
+
+@settings(max_examples=150, deadline=None)
+@given(steps_of_keys, steps_of_keys, kinds, st.sets(st.integers(0, 11)), st.sets(st.integers(0, 11)))
+def test_a_follower_has_the_tables_rows(before, after, kind, taken_at, lost_at) -> None:
+    """Some takes are lost, and what was in them comes with the next one."""
+    table = make_table(**arguments(**kind))
+    for number, keys in enumerate(before, 1):
+        step(table, keys, number)
+    table.begin_changes()
+    follower = ServedTable("fp32", 3)
+    for bucket in range(4):
+        rows = table.export_bucket(bucket)
+        follower.add_changes(rows["keys"], rows["rows"].view(np.uint8).reshape(-1, 12), u64([]))
+    for at, keys in enumerate(after):
+        step(table, keys, len(before) + 1 + at)
+        if at not in taken_at and at + 1 < len(after):
+            continue
+        keys_, rows_, removed = table.take_changes("fp32")
+        if at in lost_at:
+            table.return_changes(keys_, removed)
+            keys_, rows_, removed = table.take_changes("fp32")
+        follower.add_changes(keys_, rows_, removed)
+        if "ttl" not in kind:  # rows past it go when they are swept away
+            np.testing.assert_array_equal(rows_of(follower), rows_of(table))
+    if "ttl" in kind:
+        for number in range(100, 170):  # a sweep sees every bucket
+            table.evict(number)
+        follower.add_changes(*table.take_changes("fp32"))
+        np.testing.assert_array_equal(rows_of(follower), rows_of(table))
+
+
+def test_only_what_has_changed_is_given_and_once() -> None:
+    table = make_table(**arguments(bucket_capacity=8))
+    step(table, KEYS[:6], 1)
+    table.begin_changes()
+    step(table, KEYS[2:4], 2)
+    keys, rows, removed = table.take_changes("fp32")
+    assert sorted(keys.tolist()) == sorted(KEYS[2:4])
+    assert rows.shape == (2, 12)
+    assert removed.size == 0
+    assert table.take_changes("fp32")[0].size == 0
+
+
+def test_without_begin_nothing_is_noted() -> None:
+    table = make_table(**arguments())
+    step(table, KEYS[:3], 1)
+    assert table.take_changes("int8")[0].size == 0
+
+
+def test_refuses_an_unknown_format() -> None:
+    with pytest.raises(ValueError, match="rows: got 'fp8', expected fp32, fp16, bf16 or int8"):
+        make_table(**arguments()).take_changes("fp8")

@@ -1,0 +1,59 @@
+"""Formats of served rows: what comes back is what was stored, as near as the format allows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from persia_hpc._native import ServedTable, encode_served
+
+floats = st.floats(-(2.0**99), 2.0**99, width=32)
+rows_of_floats = st.tuples(st.integers(1, 5), st.integers(1, 33)).flatmap(
+    lambda shape: arrays(np.float32, shape, elements=floats)
+)
+
+
+def round_trip(rows: np.ndarray, name: str) -> np.ndarray:
+    served = ServedTable(name, rows.shape[1])
+    keys = np.arange(len(rows), dtype=np.uint64)
+    served.add_changes(keys, encode_served(rows, name), keys[:0])
+    out = np.empty_like(rows)
+    served.lookup(keys, out)
+    return out
+
+
+@settings(max_examples=200, deadline=None)
+@given(rows_of_floats)
+def test_int8_is_half_a_step_off_at_most(rows: np.ndarray) -> None:
+    encoded = encode_served(rows, "int8")
+    assert encoded.shape == (len(rows), rows.shape[1] + 2)
+    largest = np.abs(rows).max(axis=1, keepdims=True)
+    step = largest.astype(np.float64) / 127 * (1 + 2**-7) + 1e-38  # the scale is rounded up to a bf16
+    assert (np.abs(round_trip(rows, "int8").astype(np.float64) - rows) <= step / 2 * (1 + 1e-6)).all()
+
+
+@pytest.mark.parametrize("name", ["fp32", "fp16", "bf16"])
+def test_floats_are_rounded_to_the_nearest(name: str) -> None:
+    rows = np.random.default_rng(3).normal(size=(50, 16)).astype(np.float32)
+    got = round_trip(rows, name)
+    if name == "fp32":
+        np.testing.assert_array_equal(got, rows)
+    elif name == "fp16":
+        np.testing.assert_array_equal(got, rows.astype(np.float16).astype(np.float32))
+    else:
+        assert (got.view(np.uint32) & 0xFFFF == 0).all()
+        np.testing.assert_allclose(got, rows, rtol=2**-8)
+
+
+def test_a_row_of_zeros_stays_one_and_nan_is_none_of_int8() -> None:
+    rows = np.array([[0, 0, 0], [np.nan, 1, -1]], np.float32)
+    got = round_trip(rows, "int8")
+    assert (got[0] == 0).all()
+    assert np.isfinite(got).all()
+
+
+def test_int8_takes_less_than_a_third() -> None:
+    assert ServedTable("int8", 16).row_bytes <= 0.3 * ServedTable("fp32", 16).row_bytes
