@@ -26,12 +26,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 import persia_hpc as ph
 from persia_hpc._native import mix
 from persia_hpc.bench.train_jobs import prepare_data, w0_settings
 from persia_hpc.checkpoint import files
-from persia_hpc.checkpoint.names import shard_name
+from persia_hpc.checkpoint.names import DENSE, shard_name
 from persia_hpc.checkpoint.rows import load_rows
 from persia_hpc.checkpoint.shards import ShardWriter
 from persia_hpc.config import Config, load_config, to_toml
@@ -143,7 +144,15 @@ def write_start(folder: Path, rows: int) -> Path:
     shutil.rmtree(run, ignore_errors=True)
     directory = files.begin_checkpoint(run, 1)
     ShardWriter(server, directory / shard_name(0)).write()
-    facts: dict[str, Any] = {"config": settings, "schema": schema, "num_samples": {}, "versions": {}}
+    dense = {"step": 1, "samples": 0, "model": {}, "optimizer": {}, "random": []}
+    torch.save(dense, directory / DENSE)  # a checkpoint has one, though only the rows are wanted
+    files.finish_part(directory / DENSE)
+    facts: dict[str, Any] = {
+        "config": settings,
+        "schema": schema,
+        "num_samples": {"train": 0},
+        "versions": {},
+    }
     return files.finish_checkpoint(directory, step=1, base=None, **facts)
 
 

@@ -154,6 +154,20 @@ def test_a_run_that_goes_on_begins_with_a_new_base(tmp_path: Path) -> None:
     assert not list((tmp_path / "export").glob("*.partial"))
 
 
+def test_ends_with_the_rows_of_the_best_evaluation(tmp_path: Path) -> None:
+    data = write_tiny(tmp_path / "train.h5", 640)
+    change = {"train.evaluate_every": 10, "train.restore_best": True, "train.keep_best": True}
+    config = settings(
+        tmp_path, data, **{"data.valid": [write_tiny(tmp_path / "v.h5", 200, seed=4)], **change}
+    )
+    summary = ph.train(config, quiet=True)
+    assert summary["restored_step"] is not None, "the best is the last one: choose other data"
+    run, reader = ph.load(tmp_path / "run"), ph.Reader(tmp_path / "export", follow=False)
+    assert reader.version.step == summary["restored_step"] == run.step
+    for table in run.tables:
+        np.testing.assert_array_equal(reader.rows(table, IDS).values, run.rows(table, IDS))
+
+
 def damage(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0x10

@@ -18,6 +18,7 @@ from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.samples.datafile import FileInfo
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from persia_hpc.schedule import Schedule
+from persia_hpc.serving.requests import ExportReport, ExportRequest
 from persia_hpc.transport.records import Record
 from tests.unit.test_transport_ring_ends import Ring
 
@@ -150,6 +151,12 @@ EVERY: dict[Kind, st.SearchStrategy[Any]] = {
     Kind.STOP_SIGNAL: st.builds(commands.StopSignal, st.integers(1, 64)),
     Kind.ISSUED: of_step(commands.Issued),
     Kind.PORTION: portions(),
+    Kind.EXPORT: st.builds(
+        commands.Export, st.builds(ExportRequest, TEXT, NUMBER, NUMBER, TEXT | st.just("\udcff"), FLAG)
+    ),
+    Kind.EXPORTED: st.builds(
+        commands.Exported, st.builds(ExportReport, TEXT, NUMBER, TEXT, NUMBER, NUMBER, TEXT, NUMBER)
+    ),
 }
 FED = (Kind.FEED, Kind.FEED_EVALUATE)
 

@@ -28,7 +28,7 @@ from .requests import ExportReport, ExportRequest
 if TYPE_CHECKING:
     from persia_hpc.parameter_server.engine import ParameterServer
 
-NICE = 10  # how far the writing threads step back behind training
+NICE = 10  # how far threads that write bases step back behind training
 _ROWS_AT_ONCE = 1 << 16
 _Taken = tuple[Array, Array, Array]  # keys, rows, removed
 
@@ -116,8 +116,9 @@ class PartWriter:
         threading.Thread(target=self._run, args=(request, write, merged), name=name, daemon=True).start()
 
     def _run(self, request: ExportRequest, write: Callable[[PartFile], None], merged: int) -> None:
-        with contextlib.suppress(OSError):  # where cores are short, training goes first
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        if request.kind != "version":  # a version is little work, and somebody waits for it
+            with contextlib.suppress(OSError):  # where cores are short, training goes first
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         path = Path(request.path) / part_name(self._server.server_rank)
         kind, number = request.kind, request.number
         try:

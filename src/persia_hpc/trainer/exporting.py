@@ -7,7 +7,6 @@ import io
 import logging
 import os
 import struct
-import threading
 import time
 import zlib
 from collections.abc import Callable, Mapping
@@ -26,7 +25,6 @@ from persia_hpc.serving.directory import ExportDirectory
 from persia_hpc.serving.manifest import write_manifest
 from persia_hpc.serving.names import DENSE, PROGRESS, base_name, version_name
 from persia_hpc.serving.requests import ExportReport, ExportRequest
-from persia_hpc.serving.writer import NICE
 
 from .dense.average import Average
 from .dense.state import copied, dense_content
@@ -92,7 +90,7 @@ class Exporter:
         self._again = False
         self._failures = 0  # in a row
         self._due = time.monotonic()
-        self._pool = ThreadPoolExecutor(1, "persia-export", initializer=_step_back)
+        self._pool = ThreadPoolExecutor(1, "persia-export")
         self._progress = None if directory is None else _Progress(directory.path / PROGRESS)
 
     def attach(
@@ -302,11 +300,6 @@ class Exporter:
         """Returns counters and times for summary.json."""
         names = ("versions", "bases", "failed", "bytes", "paused_seconds", "write_seconds", "last_step")
         return {name: getattr(self, name) for name in names}
-
-
-def _step_back() -> None:
-    with contextlib.suppress(OSError):  # where cores are short, training goes first
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
 
 
 def _raise(problem: str) -> None:

@@ -2,16 +2,20 @@
 
 Two ranks on each of two nodes. Rank 2 announces a record to rank 0, sleeps, and then takes what came. Rank 3
 echoes. Rank 0 sends to both as much as it can. Prints what rank 0 did while rank 2 slept.
+
+    sleeping_peer.py whole|pieces        pieces: entries are fetched as over a slow link
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import time
 
 import numpy as np
 from mpi4py import MPI
 
+from persia_hpc.transport import remote_source
 from persia_hpc.transport.plane import Channel, Plane
 from persia_hpc.transport.progress import Waiter
 from persia_hpc.transport.ring import RingReceiver, RingSender
@@ -21,6 +25,8 @@ RING_BYTES = 1 << 16
 SIZE = 3000  # some 20 records fill a ring
 SENT_TO_SLEEPER = 100
 SENT_SINGLY = 50  # each announced by itself: so many notices wait for the sleeper
+if sys.argv[1] == "pieces":
+    remote_source.PIECE_SECONDS, remote_source.LEAST_PIECE_BYTES = 1e-9, 500
 comm = MPI.COMM_WORLD
 channels = [Channel(*pair, "r", RING_BYTES) for peer in (2, 3) for pair in ((0, peer), (peer, 0))]
 plane = Plane(comm, [*channels, Channel(0, 2, "single", 1 << 20)])
