@@ -201,6 +201,28 @@ def test_an_older_version_answers_while_the_newest_is_damaged(
         assert reader.rows("item", [1]).values.shape == (1, 4)
 
 
+def test_a_model_that_cannot_be_loaded_holds_up_no_rows(
+    trained: tuple[Path, SampleBatch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise ph.UserError("there is no such model here")
+
+    copy = tmp_path / "export"
+    shutil.copytree(trained[0] / "export", copy, symlinks=True)
+    newest = (copy / "latest").readlink().name
+    older = sorted(p.name for p in copy.glob("version-*"))[-2]
+    (copy / "latest").unlink()
+    (copy / "latest").symlink_to(older)
+    reader = ph.Reader(copy, follow=False)
+    monkeypatch.setattr("persia_hpc.models.build_model", refuse)
+    with pytest.raises(ph.UserError, match="no such model"):
+        reader.predict(named(trained[1], 0), trained[1].dense[0])
+    (copy / "latest").unlink()
+    (copy / "latest").symlink_to(newest)
+    assert reader.refresh()
+    assert reader.rows("item", [1]).version == int(newest[8:])
+
+
 def test_names_what_it_does_not_have(trained: tuple[Path, SampleBatch]) -> None:
     reader = ph.Reader(trained[0] / "export", follow=False)
     with pytest.raises(ph.UserError, match="there is no table 'movie'; this run has: "):
