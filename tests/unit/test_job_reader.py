@@ -233,6 +233,20 @@ def test_names_what_it_does_not_have(trained: tuple[Path, SampleBatch]) -> None:
         reader.pooled({"item": 1, "user": 1.5, "tags": [], "history": []})
 
 
+def test_a_run_that_has_failed_lets_the_next_one_export(tmp_path: Path) -> None:
+    class Fail(ph.Callback):
+        def on_step(self, run: Any) -> None:
+            if run.step == 5:
+                raise RuntimeError("a mistake")
+
+    data = write_tiny(tmp_path / "train.h5", 300)
+    with pytest.raises(RuntimeError, match="a mistake"):
+        ph.train(settings(tmp_path, data), callbacks=[Fail()], quiet=True)
+    again = settings(tmp_path, data, run_dir=str(tmp_path / "again"))
+    assert ph.train(again, quiet=True)["status"] == "completed"
+    assert not list((tmp_path / "export").glob("*.partial"))
+
+
 def test_another_folder_is_refused_before_training(tmp_path: Path) -> None:
     data = write_tiny(tmp_path / "train.h5", 60)
     (tmp_path / "export").mkdir()

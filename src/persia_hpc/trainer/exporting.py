@@ -290,11 +290,13 @@ class Exporter:
                 self._due = time.monotonic()
                 self.advance(step)
                 self.wait()
+        self.close()
+
+    def close(self) -> None:
+        """Lets others have the directory, whatever is under way; may be called again."""
+        self._pool.shutdown(cancel_futures=True)
+        self._drop_base()  # the servers are about to end
         if self._directory is not None:
-            self._pool.shutdown()
-            if self._making is not None:  # the servers are about to end
-                with contextlib.suppress(OSError):
-                    self._directory.discard(base_name(self._making.number))
             self._directory.close()
 
     def wait(self) -> None:
