@@ -9,6 +9,7 @@ import os
 import struct
 import threading
 import time
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,7 +84,10 @@ class Reader:
         except OSError:
             self._progress = None
         if follow:
-            threading.Thread(target=self._follow, name="persia-reader", daemon=True).start()
+            thread = threading.Thread(target=self._follow, name="persia-reader", daemon=True)
+            thread.start()
+            # At the end of Python, which ends a daemon in native code, and with it the process, by SIGABRT.
+            weakref.finalize(self, _end, self._closed, thread)
 
     def __enter__(self) -> Reader:
         return self
@@ -241,6 +245,11 @@ class Reader:
                 age_steps = max(0, _PROGRESS.unpack(told)[0] - version["step"])
         age_seconds = max(0.0, time.time() - version["time"])
         return Answer(values, version["version"], version["step"], age_steps, age_seconds)
+
+
+def _end(closed: threading.Event, thread: threading.Thread) -> None:
+    closed.set()
+    thread.join()
 
 
 class _Scoring:
