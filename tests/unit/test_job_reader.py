@@ -215,6 +215,28 @@ def test_an_older_version_answers_while_the_newest_is_damaged(
         assert reader.rows("item", [1]).values.shape == (1, 4)
 
 
+def test_a_model_that_cannot_be_loaded_holds_up_no_rows(
+    trained: tuple[Path, SampleBatch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise ph.UserError("there is no such model here")
+
+    copy = tmp_path / "export"
+    shutil.copytree(trained[0] / "export", copy, symlinks=True)
+    newest = (copy / "latest").readlink().name
+    older = sorted(p.name for p in copy.glob("version-*"))[-2]
+    (copy / "latest").unlink()
+    (copy / "latest").symlink_to(older)
+    reader = ph.Reader(copy, follow=False)
+    monkeypatch.setattr("persia_hpc.models.build_model", refuse)
+    with pytest.raises(ph.UserError, match="no such model"):
+        reader.predict(named(trained[1], 0), trained[1].dense[0])
+    (copy / "latest").unlink()
+    (copy / "latest").symlink_to(newest)
+    assert reader.refresh()
+    assert reader.rows("item", [1]).version == int(newest[8:])
+
+
 def test_names_what_it_does_not_have(trained: tuple[Path, SampleBatch]) -> None:
     reader = ph.Reader(trained[0] / "export", follow=False)
     with pytest.raises(ph.UserError, match="there is no table 'movie'; this run has: "):
@@ -223,6 +245,20 @@ def test_names_what_it_does_not_have(trained: tuple[Path, SampleBatch]) -> None:
         reader.rows("item", [1.5])
     with pytest.raises(ph.UserError, match=r"features\.user"):
         reader.pooled({"item": 1, "user": 1.5, "tags": [], "history": []})
+
+
+def test_a_run_that_has_failed_lets_the_next_one_export(tmp_path: Path) -> None:
+    class Fail(ph.Callback):
+        def on_step(self, run: Any) -> None:
+            if run.step == 5:
+                raise RuntimeError("a mistake")
+
+    data = write_tiny(tmp_path / "train.h5", 300)
+    with pytest.raises(RuntimeError, match="a mistake"):
+        ph.train(settings(tmp_path, data), callbacks=[Fail()], quiet=True)
+    again = settings(tmp_path, data, run_dir=str(tmp_path / "again"))
+    assert ph.train(again, quiet=True)["status"] == "completed"
+    assert not list((tmp_path / "export").glob("*.partial"))
 
 
 def test_another_folder_is_refused_before_training(tmp_path: Path) -> None:

@@ -50,7 +50,9 @@ def test_tensorboard_reads_what_was_logged(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_takes_the_place_of_what_was_lost(tmp_path: Path) -> None:
-    for events in ([*EVENTS, END], [{"event": "resume", "step": 1}, {**EVENTS[1], "loss": 0.25}, END]):
+    warning = {"event": "warning", "step": 1, "text": "the rates are others now"}
+    resumed = [warning, {"event": "resume", "step": 1}, {**EVENTS[1], "loss": 0.25}, END]
+    for events in ([*EVENTS, END], resumed):
         board = TensorBoard(tmp_path)
         for event in events:
             board.log(event)

@@ -12,12 +12,16 @@ import pytest
 from persia_hpc.runtime.phases import Phases
 from persia_hpc.runtime.telemetry import Counts, Telemetry, resident_bytes
 
+NOTHING = Counts(0)
+
 
 class Rank:
     """Counts like a rank; its clock is set by hand."""
 
-    def __init__(self, run_dir: Path, monkeypatch: pytest.MonkeyPatch, seconds: float):
-        self.now, self.counts = 100.0, Counts(0)
+    def __init__(
+        self, run_dir: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, counted: Counts = NOTHING
+    ):
+        self.now, self.counts = 100.0, counted
         monkeypatch.setattr(time, "perf_counter", lambda: self.now)
         self.telemetry = Telemetry(run_dir, "parameter_server", 3, seconds)
         self.phases = Phases(("idle", "pull"))
@@ -57,6 +61,16 @@ def test_lines_have_sums_what_they_grew_by_and_shares_of_time(
     assert second["pulls_per_second"] == 25 / 12.5
     assert (second["idle_share"], second["pull_share"]) == (10 / 12.5, 2.5 / 12.5)
     assert second["rss_bytes"] > 1 << 20
+
+
+def test_what_an_earlier_start_has_counted_is_no_growth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rank = Rank(tmp_path, monkeypatch, 10, Counts(500, {}, {"pulls": 1_000_000}))
+    rank.counts = Counts(520, {}, {"pulls": 1_000_040})
+    rank.work("pull", 20)
+    (line,) = rank.lines()
+    assert (line["pulls"], line["pulls_per_second"]) == (1_000_040, 2)
 
 
 def test_no_seconds_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

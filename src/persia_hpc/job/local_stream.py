@@ -197,7 +197,8 @@ class LocalStream:
         return self._parts.finished()
 
     def close(self) -> None:
-        """Ends the thread; may be called again."""
+        """Ends the threads; may be called again."""
+        self._parts.close()
         self._drop_ahead()
         if self._thread is not None:
             self._thread.shutdown()

@@ -88,6 +88,8 @@ def _train(
         trainer = train_session(session, task, start.driver)
     finally:
         stream.close()  # whatever happened: nothing may read any more when the sources are closed
+        if session.exporter is not None:
+            session.exporter.close()
     outcome = JobOutcome(
         [ServerOutcome(**stream.server.statistics())], [WorkerOutcome(stream.first_pull)], [trainer]
     )

@@ -9,6 +9,7 @@ import os
 import struct
 import threading
 import time
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,7 +84,10 @@ class Reader:
         except OSError:
             self._progress = None
         if follow:
-            threading.Thread(target=self._follow, name="persia-reader", daemon=True).start()
+            thread = threading.Thread(target=self._follow, name="persia-reader", daemon=True)
+            thread.start()
+            # At the end of Python, which ends a daemon in native code, and with it the process, by SIGABRT.
+            weakref.finalize(self, _end, self._closed, thread)
 
     def __enter__(self) -> Reader:
         return self
@@ -190,13 +194,13 @@ class Reader:
         Shapes: the values are float32 [O] for one request, [B, O] for a batch, for O outputs.
         Raises UserError as `pooled` does, and for another user's run that names code, without `trust`.
         """
-        self._predicts = True
         with self._follower.side() as side:
             served = side.served
             sample, single = named_samples(
                 served.schema, features, dense, self._texts(served), served.config.features_of_sequences
             )
-            self._prepare(side)
+            self._load(side)
+            self._predicts = True  # so newer versions get theirs before they answer
             scores = side.more.scorer.predictions(sample)
             return self._answer(side, scores[0] if single else scores)
 
@@ -221,9 +225,12 @@ class Reader:
         return TextIds(served.schema.encoding, content if fits else None)
 
     def _prepare(self, side: Side) -> None:
-        """Loads the model of a version, if predictions are asked for and it isn't there."""
-        if not self._predicts:
-            return
+        """Loads the model of a newer version, if there were predictions of an older one."""
+        if self._predicts:
+            self._load(side)
+
+    def _load(self, side: Side) -> None:
+        """Loads the model of a version if it isn't there."""
         if side.more is None or side.more.served is not side.served:
             self._agree(side.served)
             side.keep(_Scoring(side))
@@ -238,6 +245,11 @@ class Reader:
                 age_steps = max(0, _PROGRESS.unpack(told)[0] - version["step"])
         age_seconds = max(0.0, time.time() - version["time"])
         return Answer(values, version["version"], version["step"], age_steps, age_seconds)
+
+
+def _end(closed: threading.Event, thread: threading.Thread) -> None:
+    closed.set()
+    thread.join()
 
 
 class _Scoring:

@@ -102,6 +102,7 @@ class ServerLoop:
             lambda begin: self.phases.add("idle", begin),
         )
         self.phases.stop()
+        self._parts.close()
         for rings in self.workers:
             rings.rows.close()
         while any(rings.rows.pending for rings in self.workers):

@@ -62,14 +62,15 @@ class TensorBoard(_Exporter):
         self._writer: Any = None
 
     def _take(self, event: dict[str, Any]) -> None:
-        if self._writer is None:
+        found = list(scalars(event))
+        if self._writer is None and (found or event["event"] == "resume"):  # a warning may come before it
             # What was written after the checkpoint from which a run goes on is no part of it any more.
             purge = event["step"] + 1 if event["event"] == "resume" else None
             self._writer = self._make(str(self._folder), purge_step=purge, flush_secs=10)
-        for scalar in scalars(event):
+        for scalar in found:
             tag = f"{scalar.group}/{scalar.name}"
             self._writer.add_scalar(tag, scalar.value, event["step"], walltime=event.get("time"))
-        if event["event"] == "end":
+        if event["event"] == "end" and self._writer is not None:
             self._writer.close()
 
 

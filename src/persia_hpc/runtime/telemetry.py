@@ -63,7 +63,7 @@ class Telemetry:
         """Lets the rank's own thread write a line whenever one is due, from `phases.add`."""
         if not self._seconds:
             return
-        before, then = Counts(0), time.perf_counter()
+        before, then = count(), time.perf_counter()  # a resumed run has counted already
         shares = dict.fromkeys(phases.seconds, 0.0)
 
         def write() -> None:

@@ -45,10 +45,12 @@ class ExportDirectory:
                     f"export.dir {path}: {other[0]!r} is there, which no export is made of; name a folder of "
                     "its own, or move that away"
                 )
-            self._lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            self._lock: int | None = lock
             try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
+                self.close()
                 raise UserError(
                     f"export.dir {path}: another run exports to it; name another folder, or end that run"
                 ) from None
@@ -108,8 +110,10 @@ class ExportDirectory:
                 _remove(path)
 
     def close(self) -> None:
-        """Lets others have the directory."""
-        os.close(self._lock)
+        """Lets others have the directory; may be called again."""
+        if self._lock is not None:
+            os.close(self._lock)
+        self._lock = None
 
 
 def _remove(path: Path) -> None:

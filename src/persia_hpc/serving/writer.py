@@ -45,6 +45,7 @@ class PartWriter:
         self._taken: list[_Taken] = []  # of the version before, of each table
         self._last = 0  # the number of the last version in the chain
         self._lock = threading.Lock()  # of the chain, which threads change
+        self._closed = threading.Event()
 
     def begin(self, request: ExportRequest) -> None:
         """Takes what has changed until now, of a version; the rest is done by a thread.
@@ -69,6 +70,14 @@ class PartWriter:
             while True:
                 reports.append(self._reports.get_nowait())
         return reports
+
+    def close(self) -> None:
+        """Lets threads end soon, with what they write unfinished: the process waits for them."""
+        self._closed.set()
+
+    def _go_on(self) -> None:
+        if self._closed.is_set():
+            raise RuntimeError("the run ends")
 
     def _tables(self) -> list[tuple[TableLayout, Table]]:
         pairs = zip(self._server.layout.tables, self._server.tables, strict=True)
@@ -100,20 +109,26 @@ class PartWriter:
 
     def _buckets(self, table: Table) -> Iterator[tuple[Array, Array]]:
         for bucket in range(table.first_bucket, table.end_bucket if table.num_rows else table.first_bucket):
+            self._go_on()
             rows = table.export_bucket(bucket)
             if len(rows["keys"]):
                 yield rows["keys"], encode_served(rows["rows"], self._rows)
 
     def _write_merged(self, file: PartFile, chain: list[dict[str, PartTable]]) -> None:
         for layout, _ in self._tables():
+            self._go_on()
             served = merged_table(self._rows, layout, chain)
-            keys = served.keys()
-            pieces = ((part, _copied(served, part)) for part in _slices(keys))
-            file.add_table(layout.name, served.row_bytes, pieces, index=True)
+            file.add_table(layout.name, served.row_bytes, self._pieces(served), index=True)
+
+    def _pieces(self, served: ServedTable) -> Iterator[tuple[Array, Array]]:
+        for keys in _slices(served.keys()):
+            self._go_on()
+            yield keys, _copied(served, keys)
 
     def _start(self, request: ExportRequest, write: Callable[[PartFile], None], *, merged: int = 0) -> None:
         name = f"persia-export-{request.kind}"
-        threading.Thread(target=self._run, args=(request, write, merged), name=name, daemon=True).start()
+        # No daemon: Python ends those in the midst of native code, and with them the process, by SIGABRT.
+        threading.Thread(target=self._run, args=(request, write, merged), name=name).start()
 
     def _run(self, request: ExportRequest, write: Callable[[PartFile], None], merged: int) -> None:
         if request.kind != "version":  # a version is little work, and somebody waits for it

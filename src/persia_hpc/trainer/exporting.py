@@ -263,8 +263,17 @@ class Exporter:
     def restart(self) -> None:
         """Begins with a new base, since all rows have been replaced."""
         self.wait()
-        self._base, self._making, self._again = None, None, False
+        self._drop_base()
+        self._base, self._again, self._since_base = None, False, 0
         self._due = time.monotonic()
+
+    def _drop_base(self) -> None:
+        """Gives up a later base that is under way, also one that only waits to be noted."""
+        self._finishing.clear()
+        if self._directory is not None and self._making is not None:
+            with contextlib.suppress(OSError):
+                self._directory.discard(base_name(self._making.number))
+        self._making = None
 
     def finish(self, step: int) -> None:
         """Writes a version of the end, unless there is one, and waits until it is whole.
@@ -279,11 +288,13 @@ class Exporter:
                 self._due = time.monotonic()
                 self.advance(step)
                 self.wait()
+        self.close()
+
+    def close(self) -> None:
+        """Lets others have the directory, whatever is under way; may be called again."""
+        self._pool.shutdown(cancel_futures=True)
+        self._drop_base()  # the servers are about to end
         if self._directory is not None:
-            self._pool.shutdown()
-            if self._making is not None:  # the servers are about to end
-                with contextlib.suppress(OSError):
-                    self._directory.discard(base_name(self._making.number))
             self._directory.close()
 
     def wait(self) -> None:
