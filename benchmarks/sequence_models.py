@@ -124,7 +124,8 @@ def settings(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 def train_ours(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     """Trains with this package in one process."""
     summary = ph.train(settings(folder, options), quiet=True)
-    return {name: summary["test"][name] for name in ("hr@10", "ndcg@10")}
+    found = {name: summary["test"][name] for name in ("hr@10", "ndcg@10")}
+    return found | {"users/s of training": summary["samples_per_second"]}
 
 
 def begin_alike(model: Plain, numbers: dict[int, int], folder: Path, options: argparse.Namespace) -> Drawing:
@@ -222,6 +223,7 @@ def train_plain(users: list[list[int]], folder: Path, options: argparse.Namespac
     if drawing is not None:
         model.apply(without_dropout)
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE, betas=(0.9, 0.98))
+    began = time.perf_counter()
     for epoch in range(options.epochs):
         order = np.arange(len(users)) if options.paired else rng.permutation(len(users))
         for begin in range(0, len(users), BATCH):
@@ -244,7 +246,8 @@ def train_plain(users: list[list[int]], folder: Path, options: argparse.Namespac
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    return ranked(model.eval(), users)
+    speed = options.epochs * len(users) / (time.perf_counter() - began)
+    return ranked(model.eval(), users) | {"users/s of training": speed}
 
 
 def without_dropout(module: nn.Module) -> None:
