@@ -73,8 +73,8 @@ class Reader:
         self.problem = ""  # why the newest version can't be read; an older one answers
         self._trust = trust
         self._predicts = False
-        self._agreed = 0  # the base whose code may be imported
-        self._workers: dict[int, tuple[EmbeddingWorker, Drawing]] = {}  # by base
+        self._agreed: Served | None = None  # whose code may be imported
+        self._worker_of: tuple[Served, EmbeddingWorker, Drawing] | None = None  # of the base before, or this
         self._turn = threading.Lock()
         self._updating = threading.Lock()
         self._closed = threading.Event()
@@ -205,19 +205,19 @@ class Reader:
             return self._answer(side, scores[0] if single else scores)
 
     def _worker(self, served: Served) -> tuple[EmbeddingWorker, Drawing]:
-        if served.number not in self._workers:
+        if self._worker_of is None or self._worker_of[0] is not served:
             config = served.config
             if config.data.transform is not None:
                 self._agree(served)
             worker = EmbeddingWorker(served.layout, seed=config.seed, transform=config.data.transform)
-            self._workers = {served.number: (worker, Drawing(config, None))}
-        return self._workers[served.number]
+            self._worker_of = served, worker, Drawing(config, None)
+        return self._worker_of[1:]
 
     def _agree(self, served: Served) -> None:
         """Says, once, which code of the run is imported."""
-        if self._agreed != served.number:
+        if self._agreed is not served:
             agree_to_import(served.config, self.directory, trust=self._trust)
-            self._agreed = served.number
+            self._agreed = served
 
     def _texts(self, served: Served) -> TextIds:
         content = served.encoding

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -38,6 +39,7 @@ class ExportDirectory:
         Raises UserError if it can't be written, holds something else, or another run exports to it.
         """
         self.path = path
+        self.export = uuid.uuid4().hex  # another each time: whoever has the directory begins with a new base
         try:
             path.mkdir(parents=True, exist_ok=True)
             if other := [entry.name for entry in sorted(path.iterdir()) if not is_ours(entry.name)]:
