@@ -99,11 +99,17 @@ class ExportDirectory:
         aside.replace(self.path / LATEST)
 
     def prune(self, kept: Iterable[int]) -> None:
-        """Removes versions and bases that no kept version needs, if these are the newest."""
+        """Removes versions and bases that no kept version needs, if these are the newest.
+
+        Nothing if it can't be read what one of them needs.
+        """
         bases = []
-        for number in kept:
-            with contextlib.suppress(OSError, DataError, UserError):  # a damaged one needs nothing
-                bases.append(read_version(self.path / version_name(number))["base"])
+        try:
+            for number in kept:
+                with contextlib.suppress(FileNotFoundError):  # its number was left out, or it was removed
+                    bases.append(read_version(self.path / version_name(number))["base"])
+        except (OSError, DataError, UserError):
+            return
         oldest = min(bases, default=0)
         for path in self.path.iterdir():
             kind, _, text = path.name.partition("-")
