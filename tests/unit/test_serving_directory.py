@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,6 +38,28 @@ def test_keeps_what_kept_versions_need(directory: ExportDirectory) -> None:
     assert names(directory) == before
     directory.prune([5, 6])
     assert names(directory) == {base_name(4), version_name(5), version_name(6)}
+
+
+@pytest.mark.parametrize("times", [1, 99])
+def test_discards_what_servers_still_begin_to_write(
+    directory: ExportDirectory, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """times: how often a file appears just before the folder is to go."""
+    path, left, rmdir = directory.begin(base_name(6)), [times], os.rmdir
+
+    def write_first(*arguments: Any, **options: Any) -> None:
+        if left[0]:
+            left[0] -= 1
+            (path / "server-0000.rows").touch()
+        rmdir(*arguments, **options)
+
+    monkeypatch.setattr(os, "rmdir", write_first)
+    if times == 1:
+        directory.discard(base_name(6))
+        assert not path.exists()
+    else:
+        with pytest.raises(OSError, match="not empty"):
+            directory.discard(base_name(6))
 
 
 def test_a_version_that_is_not_there_needs_nothing(directory: ExportDirectory) -> None:

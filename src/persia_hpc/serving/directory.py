@@ -28,6 +28,7 @@ from .names import (
 )
 
 _REMOVED = ".removed"
+_TRIES = 5  # a server begins one file, so the next one is most likely the last
 
 
 class ExportDirectory:
@@ -88,8 +89,17 @@ class ExportDirectory:
         (self.path / (name + PARTIAL)).rename(target)
 
     def discard(self, name: str) -> None:
-        """Removes a version or base that couldn't be finished."""
-        _remove(self.path / (name + PARTIAL))
+        """Removes a version or base that couldn't be finished.
+
+        Servers may still begin files there, so that the folder isn't empty when it goes: it is tried again.
+        """
+        for left in reversed(range(_TRIES)):
+            try:
+                _remove(self.path / (name + PARTIAL))
+                return
+            except OSError:
+                if not left:
+                    raise
 
     def point(self, number: int) -> None:
         """Makes a version the newest: readers take it from now on."""
