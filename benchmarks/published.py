@@ -54,6 +54,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "dcn_v2": {"class": "dcn_v2", "hidden": HIDDEN, "cross_layers": 3},
     "dlrm": {"class": "dlrm", "hidden": HIDDEN, "bottom": HIDDEN[:1]},
     "mmoe": {"class": "mmoe", "experts": 4, "expert": HIDDEN, "tower": HIDDEN[:1]},
+    "ple": {"class": "ple", "experts": [[n] for n in HIDDEN], "own": 2, "shared": 1, "tower": HIDDEN[:1]},
 }
 
 
@@ -77,6 +78,24 @@ def perceptron(width: int, widths: list[int] = HIDDEN, *, normalised: bool) -> n
         layers += [nn.Linear(width, hidden), *norm, nn.ReLU()]
         width = hidden
     return nn.Sequential(*layers)
+
+
+class Level(nn.Module):
+    """A level of PLE for one task: two experts of its own and a shared one."""
+
+    def __init__(self, width: int, made: int, *, last: bool, normalised: bool) -> None:
+        super().__init__()
+        self.own = nn.ModuleList(perceptron(width, [made], normalised=normalised) for _ in range(2))
+        self.shared = perceptron(width, [made], normalised=normalised)
+        self.gate = nn.Linear(width, 3)
+        self.shared_gate = None if last else nn.Linear(width, 3)
+
+    def forward(self, of_task: Tensor, of_all: Tensor) -> tuple[Tensor, Tensor]:
+        made = torch.stack([*(expert(of_task) for expert in self.own), self.shared(of_all)], dim=1)
+        mixed = (torch.softmax(self.gate(of_task), dim=1).unsqueeze(1) @ made).squeeze(1)
+        if self.shared_gate is None:
+            return mixed, of_all
+        return mixed, (torch.softmax(self.shared_gate(of_all), dim=1).unsqueeze(1) @ made).squeeze(1)
 
 
 class Plain(nn.Module):
@@ -111,9 +130,14 @@ class Plain(nn.Module):
         experts = 4 if model == "mmoe" else 0
         self.experts = nn.ModuleList(perceptron(width, normalised=normalised) for _ in range(experts))
         self.gate = nn.Linear(width, experts) if experts else None
+        self.levels = nn.ModuleList()
+        for made in HIDDEN if model == "ple" else []:
+            last = len(self.levels) == len(HIDDEN) - 1
+            self.levels.append(Level(width, made, last=last, normalised=normalised))
+            width = made
         if experts:
             width = HIDDEN[-1]
-        widths = HIDDEN[:1] if experts else HIDDEN
+        widths = HIDDEN[:1] if experts or self.levels else HIDDEN
         self.deep = perceptron(width, widths, normalised=normalised) if model != "fm" else None
         ends = widths[-1] + (width if model == "dcn_v2" else 0)
         self.last = nn.Linear(ends, 1) if model != "fm" else None
@@ -133,6 +157,9 @@ class Plain(nn.Module):
         if self.gate is not None:
             made = torch.stack([expert(x) for expert in self.experts], dim=1)
             x = (torch.softmax(self.gate(x), dim=1).unsqueeze(1) @ made).squeeze(1)
+        of_all = x
+        for level in self.levels:
+            x, of_all = level(x, of_all)
         made = self.deep(x)
         if self.crosses:
             crossed = x
