@@ -24,6 +24,14 @@ auto with_format(RowFormat format, const Run& run) {
     }
 }
 
+// Makes what was rounded from finite to infinite, as fp16 does beyond 65504, the largest finite number.
+void stay_finite(const float* row, std::uint16_t* out, std::size_t dim, std::uint16_t infinity) {
+    for (std::size_t d = 0; d < dim; ++d) {
+        const bool finite = (bits_of(row[d]) & 0x7fffffffu) < 0x7f800000u;
+        out[d] = static_cast<std::uint16_t>(out[d] - (finite && (out[d] & 0x7fffu) == infinity ? 1 : 0));
+    }
+}
+
 float scale_of(const std::byte* in) {
     std::uint16_t high;
     std::memcpy(&high, in, sizeof high);
@@ -73,6 +81,9 @@ std::size_t bytes_of(RowFormat format, std::size_t dim) {
 void encode_row(RowFormat format, const float* row, std::byte* out, std::size_t dim) {
     if (format == RowFormat::kInt8) return encode_int8(row, out, dim);
     with_format(format, [&](auto wire) { wire.encode(row, out, dim); });
+    auto* const halves = reinterpret_cast<std::uint16_t*>(out);
+    if (format == RowFormat::kFp16) stay_finite(row, halves, dim, 0x7c00u);
+    if (format == RowFormat::kBf16) stay_finite(row, halves, dim, 0x7f80u);
 }
 
 void decode_row(RowFormat format, const std::byte* in, float* row, std::size_t dim) {

@@ -1,6 +1,8 @@
 #include "persia/served_table.h"
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <random>
 
 #include "check.h"
@@ -58,9 +60,35 @@ void holds_nothing_at_first() {
     CHECK(table.keys().empty());
 }
 
+// Finite elements stay finite, and those that aren't stay what they are; also beside eight others.
+void rounds_nothing_to_infinity() {
+    constexpr float kInfinity = std::numeric_limits<float>::infinity();
+    constexpr float kLargest = std::numeric_limits<float>::max();
+    const std::vector<float> row = {1e6f,     -65520.0f, 65504.0f,      -0.5f, kInfinity,
+                                    kLargest, -kLargest, std::nanf(""), -1e6f, -kInfinity};
+    std::vector<std::byte> bytes(2 * row.size());
+    std::vector<float> got(row.size());
+    const auto round_trip = [&](RowFormat format) {
+        encode_row(format, row.data(), bytes.data(), row.size());
+        decode_row(format, bytes.data(), got.data(), row.size());
+        for (std::size_t d = 0; d < row.size(); ++d) {
+            CHECK(std::isfinite(got[d]) == std::isfinite(row[d]));
+            CHECK(std::isnan(got[d]) == std::isnan(row[d]));
+            CHECK(std::signbit(got[d]) == std::signbit(row[d]));
+        }
+        CHECK(got[3] == -0.5f && got[4] == kInfinity && got[9] == -kInfinity);
+    };
+    round_trip(RowFormat::kBf16);
+    CHECK(got[5] == 0x1.fep127f && got[6] == -0x1.fep127f);
+    round_trip(RowFormat::kFp16);
+    CHECK(got[0] == 65504.0f && got[1] == -65504.0f && got[2] == 65504.0f);
+    CHECK(got[5] == 65504.0f && got[6] == -65504.0f && got[8] == -65504.0f);
+}
+
 }  // namespace
 
 int main() {
     finds_rows();
     holds_nothing_at_first();
+    rounds_nothing_to_infinity();
 }

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -12,7 +10,7 @@ from typing import Any
 
 from .errors import EXIT_FAILURE, EXIT_USER, PersiaError, needs_package
 from .launch.environment import inside_mpi, keep_to_loopback, let_threads_sleep, world_rank_of
-from .printable import LINES, printable
+from .printable import LINES, printable, stop_printing
 from .runtime.imports import import_quickly
 
 COMMANDS = (
@@ -50,8 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `persia-hpc report … | head`
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        stop_printing(sys.stdout)
         return EXIT_FAILURE
     except OSError as error:  # a disk, a right, a name: nothing that a traceback explains
         text = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")

@@ -55,5 +55,12 @@ def test_a_row_of_zeros_stays_one_and_nan_is_none_of_int8() -> None:
     assert np.isfinite(got).all()
 
 
+def test_fp16_cuts_off_at_its_largest_number() -> None:
+    rows = np.array([[1e6, -65520, 65504, np.nan] * 4], np.float32)
+    got = round_trip(rows, "fp16").reshape(4, 4)
+    assert (got[:, :3] == [65504, -65504, 65504]).all()
+    assert np.isnan(got[:, 3]).all()
+
+
 def test_int8_takes_less_than_a_third() -> None:
     assert ServedTable("int8", 16).row_bytes <= 0.3 * ServedTable("fp32", 16).row_bytes

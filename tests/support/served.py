@@ -25,6 +25,8 @@ from persia_hpc.serving.names import DENSE, MANIFEST, base_name, version_name
 from persia_hpc.serving.requests import ExportRequest
 from persia_hpc.serving.writer import PartWriter
 
+EXPORT = "0123456789abcdef" * 2
+
 
 def write_export(directory: Path, checkpoint: Path, rows: str = "fp32") -> None:
     """A base of a checkpoint's rows, and two versions in each of which rows were new."""
@@ -43,7 +45,9 @@ def write_export(directory: Path, checkpoint: Path, rows: str = "fp32") -> None:
         assert not report.error, report.error
         files = {report.file: {"bytes": report.bytes, "crc32": report.crc32}}
         of = values(path)
-        write_manifest(path, {**of, "step": step, "files": {**files, **of.get("files", {})}})
+        write_manifest(
+            path, {"export": EXPORT, **of, "step": step, "files": {**files, **of.get("files", {})}}
+        )
         export.finish(name)
 
     facts = {"rows": rows, "config": config.resolved(), "schema": dataclasses.asdict(schema)}

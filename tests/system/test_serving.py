@@ -22,18 +22,19 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def test_the_last_version_is_the_checkpoint_in_every_mode(data: list[str], tmp_path: Path) -> None:
     """A reader that adds up all changes has missed none."""
     export = {"every_seconds": 0.03, "base_every": 1000, "keep": 1000}
+    later_bases = {"base_every": 3, "keep": 1}
     cases = [
         settings(
             data,
             tmp_path / name,
             *ranks,
             mode=mode,
-            export={**export, "dir": str(tmp_path / f"{name}-export")},
+            export={**export, **more, "dir": str(tmp_path / f"{name}-export")},
         )
-        for name, mode, ranks in (
-            ("hybrid", "hybrid", (2, 1, 2)),
-            ("sync", "sync", (1, 2, 1)),
-            ("async", "async", (1, 1, 2)),
+        for name, mode, ranks, more in (
+            ("hybrid", "hybrid", (2, 1, 2), later_bases),
+            ("sync", "sync", (1, 2, 1), {}),
+            ("async", "async", (1, 1, 2), {}),
         )
     ]
     run_cases(*cases)
@@ -41,6 +42,7 @@ def test_the_last_version_is_the_checkpoint_in_every_mode(data: list[str], tmp_p
         written = summary(tmp_path / name)["export"]
         assert written["versions"] > 2, name
         assert written["failed"] == 0
+        assert (written["bases"] > 1) == (name == "hybrid")
         run = ph.load(tmp_path / name)
         reader = ph.Reader(tmp_path / f"{name}-export", follow=False)
         assert reader.version.step == run.step

@@ -167,6 +167,18 @@ def test_a_clean_end(start: Callable[[str], Job]) -> None:
     job.check_nothing_is_left()
 
 
+def test_a_job_whose_reader_has_gone_goes_on(start: Callable[[str], Job]) -> None:
+    job = start("clean")
+    assert job.process.stdout is not None
+    job.process.stdout.close()
+    assert job.process.stderr is not None
+    said = "persia-hpc: nothing more is printed on <stdout>: Broken pipe; the run goes on\n"
+    assert job.process.stderr.read() == said
+    assert job.process.wait(timeout=30) == 0
+    assert all(r["finished"] for r in job.ranks().values())
+    job.check_nothing_is_left()
+
+
 def test_a_terminal_is_told_that_ranks_start(tmp_path: Path) -> None:
     shown, terminal = os.openpty()
     job = Job(tmp_path, "clean", terminal)

@@ -1,14 +1,17 @@
-"""persia-hpc train --json: lines for programs, and nothing else."""
+"""persia-hpc train --json: lines for programs, and nothing else; the run goes on without its reader."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from persia_hpc.cli import main
 from persia_hpc.config import config_text, load_config
+from tests.support.jobs import user_environment
 from tests.support.tiny import tiny_config, write_tiny
 
 
@@ -28,3 +31,25 @@ def test_json_lines_are_the_events_and_the_summary(
     assert train["left_seconds"] >= 0
     assert set(train["waited"]) == {"batch", "allreduce"}
     assert summary == {"event": "summary", **json.loads(Path("run/summary.json").read_text())}
+
+
+def test_a_run_whose_reader_has_gone_says_so_once_and_goes_on(tmp_path: Path) -> None:
+    data = write_tiny(tmp_path / "train.h5", 96)
+    (tmp_path / "train.toml").write_text(config_text(load_config(tiny_config(data))))
+    command = [sys.executable, "-m", "persia_hpc.cli", "train", "train.toml", "--one-process"]
+    run = subprocess.Popen(
+        [*command, "--run-dir", "run", "--json"],
+        cwd=tmp_path,
+        env=user_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert run.stdout is not None
+    run.stdout.close()
+    assert run.stderr is not None
+    said = "persia-hpc: nothing more is printed on <stdout>: Broken pipe; the run goes on\n"
+    assert run.stderr.read() == said
+    assert run.wait(timeout=60) == 0
+    assert json.loads((tmp_path / "run/summary.json").read_text())["status"] == "completed"
+    assert (tmp_path / "run/latest").exists()

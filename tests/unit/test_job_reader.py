@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import shutil
@@ -14,8 +15,10 @@ import numpy as np
 import pytest
 
 import persia_hpc as ph
+from persia_hpc.checkpoint.manifest import sealed
 from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.source import open_source
+from persia_hpc.serving.names import MANIFEST
 from persia_hpc.serving.parts import PartFile
 from tests.support.tiny import SEQUENCES, VOCABULARY, tiny_config, write_sequences, write_tiny
 
@@ -152,6 +155,60 @@ def test_a_run_that_goes_on_begins_with_a_new_base(tmp_path: Path) -> None:
         np.testing.assert_array_equal(reader.rows(table, IDS).values, run.rows(table, IDS))
     assert (before.step, reader.version.step) == (20, 40)
     assert not list((tmp_path / "export").glob("*.partial"))
+
+
+def test_begins_anew_when_another_run_fills_the_directory(tmp_path: Path) -> None:
+    """Its versions and bases have the same numbers."""
+    export = {"every_seconds": 1000.0, "dir": str(tmp_path / "export")}
+
+    def train(seed: int, steps: int) -> ph.LoadedRun:
+        data = write_tiny(tmp_path / f"{seed}.h5", 600, seed=seed)
+        config = settings(tmp_path, data, seed=seed, run_dir=str(tmp_path / f"run-{seed}"), export=export)
+        config["train"]["max_steps"] = steps
+        ph.train(config, quiet=True)
+        return ph.load(tmp_path / f"run-{seed}")
+
+    train(1, steps=40)
+    reader = ph.Reader(tmp_path / "export", follow=False)
+    request = {"item": 3, "user": 5, "tags": [1, 2], "history": [3, 4]}
+    before = reader.predict(request, [0.1, 0.2, 0.3])
+    newest, again = tmp_path / "export" / "latest", tmp_path / "again"
+    again.symlink_to(newest.readlink())
+    again.rename(newest)
+    assert not reader.refresh()  # the same in a new link is nothing new
+    for seed in (2, 3):  # the first brings one side there, the second the other one
+        shutil.rmtree(tmp_path / "export")
+        run = train(seed, steps=20)
+        assert reader.refresh()
+        assert not reader.refresh()
+        assert (reader.version.version, reader.version.age_steps) == (before.version, 0)
+        for table in run.tables:
+            np.testing.assert_array_equal(reader.rows(table, IDS).values, run.rows(table, IDS))
+        answer = reader.predict(request, [0.1, 0.2, 0.3])
+        np.testing.assert_array_equal(answer.values, run.score(request, [0.1, 0.2, 0.3]))
+        assert (answer.values != before.values).all()
+
+
+def test_leaves_no_file_open(trained: tuple[Path, SampleBatch]) -> None:
+    def open_files() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    gc.collect()
+    before = open_files()
+    for _ in range(5):
+        assert ph.Reader(trained[0] / "export", follow=False).version.age_steps == 0
+    gc.collect()
+    assert open_files() == before
+
+
+def test_refuses_a_base_of_another_run(trained: tuple[Path, SampleBatch], tmp_path: Path) -> None:
+    copy = tmp_path / "export"
+    shutil.copytree(trained[0] / "export", copy, symlinks=True)
+    base = json.loads((copy / "latest" / MANIFEST).read_text())["base"]
+    path = copy / f"base-{base:08d}" / MANIFEST
+    path.write_text(json.dumps(sealed({**json.loads(path.read_text()), "export": "0" * 32})))
+    with pytest.raises(ph.DataError, match="is of another run than what `latest` leads to"):
+        ph.Reader(copy)
 
 
 def test_ends_with_the_rows_of_the_best_evaluation(tmp_path: Path) -> None:

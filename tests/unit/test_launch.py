@@ -17,12 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from persia_hpc.errors import UserError
+from persia_hpc.launch.deaths import DeathWatch
 from persia_hpc.launch.environment import SUPERVISED, inside_mpi, let_threads_sleep, world_rank_of
 from persia_hpc.launch.mpiexec import Launcher, find_launcher
 from persia_hpc.launch.registry import finish_rank, read_failure, read_ranks, register_rank, write_failure
 from persia_hpc.launch.relay import Relay
 from persia_hpc.launch.run_dir import run_directory
 from persia_hpc.launch.shared_memory import mapped_files, remove_leaked
+from persia_hpc.launch.supervisor import _Job
 
 HYDRA = b"""
 ===================================================================================
@@ -195,6 +197,18 @@ def test_ranks_register_get_a_role_and_finish(tmp_path: Path) -> None:
     finish_rank(tmp_path, 4)
     assert read_ranks(tmp_path)[4].finished
     assert read_ranks(tmp_path)[4].role == "trainer"
+
+
+def test_a_record_that_cannot_be_read_just_now_is_as_it_was(tmp_path: Path) -> None:
+    register_rank(tmp_path, 0)
+    register_rank(tmp_path, 1)
+    job = _Job(Launcher("", ""), [], tmp_path, 2, io.BytesIO(), 1.0)
+    job.watch = DeathWatch()
+    job._read_ranks()
+    (tmp_path / "ranks" / "1.json").unlink()
+    job._read_ranks()
+    job.watch.close()
+    assert set(job.ranks) == {0, 1}
 
 
 def relay() -> tuple[Relay, io.BytesIO, io.BytesIO]:

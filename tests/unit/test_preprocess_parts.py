@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +15,10 @@ from hypothesis import strategies as st
 
 from persia_hpc.cli import main
 from persia_hpc.errors import UserError
+from persia_hpc.preprocess import synthetic
 from persia_hpc.preprocess.outputs import ITEMS, Outputs
 from persia_hpc.preprocess.parts import Part, cut, file_names, write_parts
-from persia_hpc.preprocess.team import ONE_MEMBER
+from persia_hpc.preprocess.team import ONE_MEMBER, OneMember, Team
 from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.source import open_source
 from tests.support.mpi import run_mpi
@@ -90,6 +94,63 @@ def test_only_what_is_missing_is_made_again(tmp_path: Path) -> None:
     assert main(["preprocess", *options]) == 0
     after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.h5")}
     assert {name for name, time in after.items() if before[name] != time} == {"train-001.h5"}
+
+
+class Threads(OneMember):
+    """Connects two threads that stand for ranks. See `Team`."""
+
+    size = 2
+    shows = False
+
+    def __init__(self, rank: int, board: list[Any], barrier: threading.Barrier) -> None:
+        self.rank, self._board, self._barrier = rank, board, barrier
+
+    def gather(self, value: Any) -> list[Any]:
+        self._board[self.rank] = value
+        self._barrier.wait(timeout=30)
+        found = list(self._board)
+        self._barrier.wait(timeout=30)
+        return found
+
+
+def write_some(team: Team, out: Path) -> list[str]:
+    names = file_names(["train"], 4)
+    parts = cut(names, SCHEMA, 40, lambda begin, end: random_batch(end - begin))
+    reports = write_parts(
+        team, Outputs(out, names, {"dataset": "x"}, overwrite=False), parts, {"dataset": "x"}, "x"
+    )
+    return [report.path.name for report in reports or ()]
+
+
+def write_synthetic(team: Team, out: Path) -> list[str]:
+    options = synthetic.SyntheticOptions(out, rows=40, shards=4, valid_rows=0, test_rows=0, dense=1)
+    made = synthetic.prepare(options, team)
+    return [report.path.name for report in made[0]] if made else []
+
+
+@pytest.mark.parametrize("work", [write_some, write_synthetic])
+@pytest.mark.parametrize("seen", [[], ["train-002.h5", "train-003.h5"]])
+def test_ranks_that_see_other_files_write_each_file_once(
+    work: Any, seen: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board, barrier, here = [None, None], threading.Barrier(2), threading.local()
+    really = Outputs.missing
+
+    def missing(outputs: Outputs) -> list[str]:
+        found = really(outputs)
+        return seen if here.rank == 1 else found
+
+    def play(rank: int) -> list[str]:
+        here.rank = rank
+        made: list[str] = work(Threads(rank, board, barrier), tmp_path / "out")
+        return made
+
+    monkeypatch.setattr(Outputs, "missing", missing)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(play, (0, 1))
+    expected = file_names(["train"], 4)
+    assert first == second == expected
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.h5")) == expected
 
 
 @given(st.integers(1, 50), st.integers(0, 1000))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,42 @@ def test_a_file_that_cannot_be_written_is_said_once(
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1
     assert str(rank.telemetry.path) in said[0]
+
+
+@pytest.mark.parametrize("left", ['{"event": "telem', '{"event": "telemetry"}', ""])
+def test_a_line_is_not_glued_to_what_an_earlier_start_has_left(
+    left: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "telemetry" / "parameter_server-3.jsonl"
+    path.parent.mkdir()
+    path.write_text(f"{{}}\n{left}")
+    rank = Rank(tmp_path, monkeypatch, seconds=1)
+    for step in (1, 2):
+        rank.counts = Counts(step)
+        rank.work("pull", 2)
+    lines = path.read_text().splitlines()
+    assert lines[: 2 if left else 1] == ["{}", *([left] if left else [])]
+    assert [json.loads(line)["step"] for line in lines[-2:]] == [1, 2]
+    assert len(lines) == (4 if left else 3)
+
+
+def test_a_line_that_does_not_fit_is_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rank = Rank(tmp_path, monkeypatch, seconds=1)
+    rank.work("pull", 2)
+    whole = rank.telemetry.path.read_bytes()
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.getsignal(signal.SIGXFSZ)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 20, limits[1]))
+    try:
+        rank.work("pull", 2)  # a short write
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    rank.work("pull", 2)  # there is room again
+    assert rank.telemetry.path.stat().st_size == len(whole) + 20
+    assert "no more telemetry" in capsys.readouterr().err
 
 
 def test_resident_bytes_are_those_that_the_kernel_tells() -> None:

@@ -56,6 +56,27 @@ def test_a_call_that_does_not_return_is_given_up() -> None:
     assert "for a call to return, of MPI" in failed[0]
 
 
+def test_an_outer_wait_goes_on_after_one_within_it() -> None:
+    failed: list[str] = []
+    dog = watchdog(failed)
+    with dog.waits_for("the servers"):
+        with pytest.raises(KeyError), dog.waits_for("the other trainers", patient=True):
+            raise KeyError
+        passes(dog.idle, 10, failed)
+    dog.stop()
+    assert "for the servers; gave up" in failed[0]
+
+
+def test_a_wait_within_none_ends_with_it() -> None:
+    failed: list[str] = []
+    dog = watchdog(failed)
+    with pytest.raises(KeyError), dog.waits_for("the servers"):
+        raise KeyError
+    passes(lambda: None, LONG, failed)
+    dog.stop()
+    assert not failed
+
+
 @pytest.mark.parametrize("how", ["moves", "owes nothing", "computes", "patient", "never"])
 def test_what_goes_on(how: str, capfd: pytest.CaptureFixture[str]) -> None:
     failed: list[str] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -26,6 +27,39 @@ class EndlessTable:
     def export_bucket(self, bucket: int) -> dict[str, Any]:
         time.sleep(0.0001)
         return {"keys": np.empty(0, np.uint64), "rows": np.empty((0, 4), np.float32)}
+
+
+class ChangedTable:
+    """Has one row that has changed."""
+
+    def __init__(self) -> None:
+        self.taken: weakref.ref[np.ndarray] | None = None
+        self.returned: list[int] = []
+
+    def take_changes(self, rows: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        changed = np.zeros((1, 16), np.uint8)
+        self.taken = weakref.ref(changed)
+        return np.array([7], np.uint64), changed, np.empty(0, np.uint64)
+
+    def return_changes(self, keys: np.ndarray, removed: np.ndarray) -> None:
+        self.returned += keys.tolist()
+
+
+def test_rows_take_no_memory_once_they_are_written(tmp_path: Path) -> None:
+    layout = SimpleNamespace(tables=[SimpleNamespace(name="item", dim=4)])
+    table = ChangedTable()
+    server = SimpleNamespace(server_rank=0, layout=layout, tables=[table])
+    writer = PartWriter(cast(ParameterServer, server), "fp32")
+    for number, again in ((1, False), (2, True)):
+        writer.begin(ExportRequest("version", number, 0, str(tmp_path), again=again))
+        for thread in threading.enumerate():
+            if thread.name == "persia-export-version":
+                thread.join(30)
+        (report,) = writer.finished()
+        assert not report.error
+        assert table.taken is not None
+        assert table.taken() is None
+    assert table.returned == [7]
 
 
 def test_what_is_being_written_ends_with_the_run(tmp_path: Path) -> None:

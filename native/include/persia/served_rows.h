@@ -18,8 +18,9 @@ RowFormat row_format_of(const std::string& name);
 
 std::size_t bytes_of(RowFormat format, std::size_t dim);
 
-// One row of `dim` finite elements, to and from `bytes_of` bytes, which may lie anywhere for int8 and at a
-// multiple of the element's size for the others.
+// One row of `dim` elements, to and from `bytes_of` bytes, which may lie anywhere for int8 and at a multiple
+// of the element's size for the others. What is beyond a format's largest finite number becomes that number;
+// but for int8, infinity and NaN stay.
 void encode_row(RowFormat format, const float* row, std::byte* out, std::size_t dim);
 void decode_row(RowFormat format, const std::byte* in, float* row, std::size_t dim);
 

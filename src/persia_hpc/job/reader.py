@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import logging
@@ -73,16 +74,13 @@ class Reader:
         self.problem = ""  # why the newest version can't be read; an older one answers
         self._trust = trust
         self._predicts = False
-        self._agreed = 0  # the base whose code may be imported
-        self._workers: dict[int, tuple[EmbeddingWorker, Drawing]] = {}  # by base
+        self._agreed: Served | None = None  # whose code may be imported
+        self._worker_of: tuple[Served, EmbeddingWorker, Drawing] | None = None  # of the base before, or this
         self._turn = threading.Lock()
         self._updating = threading.Lock()
         self._closed = threading.Event()
+        self._progress = _Progress(self.directory / PROGRESS)
         self._follower = Follower(self.directory, self._prepare)
-        try:
-            self._progress: int | None = os.open(self.directory / PROGRESS, os.O_RDONLY)
-        except OSError:
-            self._progress = None
         if follow:
             thread = threading.Thread(target=self._follow, name="persia-reader", daemon=True)
             thread.start()
@@ -102,7 +100,8 @@ class Reader:
     def refresh(self) -> bool:
         """Goes on to the newest version; returns whether there is a newer one than before.
 
-        Raises DataError if that can't be read: the one before goes on answering.
+        Raises DataError if that can't be read, UserError if it has a format of another package, or its
+        model can't be loaded; then the one before goes on answering.
         """
         with self._updating:
             newer = self._follower.update()
@@ -205,19 +204,19 @@ class Reader:
             return self._answer(side, scores[0] if single else scores)
 
     def _worker(self, served: Served) -> tuple[EmbeddingWorker, Drawing]:
-        if served.number not in self._workers:
+        if self._worker_of is None or self._worker_of[0] is not served:
             config = served.config
             if config.data.transform is not None:
                 self._agree(served)
             worker = EmbeddingWorker(served.layout, seed=config.seed, transform=config.data.transform)
-            self._workers = {served.number: (worker, Drawing(config, None))}
-        return self._workers[served.number]
+            self._worker_of = served, worker, Drawing(config, None)
+        return self._worker_of[1:]
 
     def _agree(self, served: Served) -> None:
         """Says, once, which code of the run is imported."""
-        if self._agreed != served.number:
+        if self._agreed is not served:
             agree_to_import(served.config, self.directory, trust=self._trust)
-            self._agreed = served.number
+            self._agreed = served
 
     def _texts(self, served: Served) -> TextIds:
         content = served.encoding
@@ -225,7 +224,13 @@ class Reader:
         return TextIds(served.schema.encoding, content if fits else None)
 
     def _prepare(self, side: Side) -> None:
-        """Loads the model of a newer version, if there were predictions of an older one."""
+        """Loads the model of a newer version, if there were predictions of an older one.
+
+        Opens the file of training's progress anew if the run was started again, or is another one.
+        """
+        export = side.served.export
+        if self._progress.export != export:
+            self._progress = _Progress(self.directory / PROGRESS, export)
         if self._predicts:
             self._load(side)
 
@@ -238,13 +243,27 @@ class Reader:
 
     def _answer(self, side: Side, values: Any) -> Answer:
         version = side.version
-        age_steps = None
-        if self._progress is not None:
-            told = os.pread(self._progress, _PROGRESS.size, 0)
-            if len(told) == _PROGRESS.size:
-                age_steps = max(0, _PROGRESS.unpack(told)[0] - version["step"])
+        reached = self._progress.step()
+        age_steps = None if reached is None else max(0, reached - version["step"])
         age_seconds = max(0.0, time.time() - version["time"])
         return Answer(values, version["version"], version["step"], age_steps, age_seconds)
+
+
+class _Progress:
+    """Is the file in which a run says how far it is; closed when no thread needs it."""
+
+    def __init__(self, path: Path, export: str = "") -> None:
+        """export: the id of the run's start."""
+        self.export = export
+        self._file: int | None = None
+        with contextlib.suppress(OSError):
+            self._file = os.open(path, os.O_RDONLY)
+            weakref.finalize(self, os.close, self._file)
+
+    def step(self) -> int | None:
+        """Returns the last step of training, None if nothing says it."""
+        told = b"" if self._file is None else os.pread(self._file, _PROGRESS.size, 0)
+        return int(_PROGRESS.unpack(told)[0]) if len(told) == _PROGRESS.size else None
 
 
 def _end(closed: threading.Event, thread: threading.Thread) -> None:

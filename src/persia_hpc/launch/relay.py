@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from typing import IO, BinaryIO
 
+from persia_hpc.printable import lose_reader
+
 _RULE = re.compile(rb"^(-{40,}|={40,})\s*$")
 _TEXT_AND_RULE = re.compile(rb"(.*[^-=\s])(-{70,}\s*)$", re.DOTALL)  # Open MPI 5 cuts a rank off in its line
 _BLOCK_LINES = 40
@@ -70,8 +72,7 @@ class Relay:
     def clear_line(self) -> None:
         """Clears the screen's line of what stands there: a progress bar, which comes again, or an echo."""
         self._at_line_start = True
-        self._screen.write(b"\r\x1b[K")
-        self._screen.flush()
+        self._print(b"\r\x1b[K")
 
     def exit_signal(self, world_rank: int, pid: int) -> int | None:
         """Returns the signal that ended a rank according to the launcher, None if it names none."""
@@ -139,5 +140,11 @@ class Relay:
     def _write(self, data: bytes) -> None:
         if data:
             self._at_line_start = data.endswith(b"\n")
+            self._print(data)
+
+    def _print(self, data: bytes) -> None:
+        try:
             self._screen.write(data)
             self._screen.flush()
+        except OSError as error:  # `… | head`: the job is worth more than who looks at it
+            lose_reader(self._screen, error)

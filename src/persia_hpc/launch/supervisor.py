@@ -225,7 +225,7 @@ class _Job:
                     break
 
     def _read_ranks(self) -> None:
-        self.ranks = read_ranks(self.run_dir, self.id)
+        self.ranks |= read_ranks(self.run_dir, self.id)  # what can't be read just now is as it was
         for rank in self.ranks.values():
             if rank.is_local and not rank.finished:
                 self.watch.watch(rank, beacon_path(self.run_dir, rank.world_rank))

@@ -22,7 +22,7 @@ from persia_hpc.preprocess.outputs import (
 )
 from persia_hpc.preprocess.pieces import write_pieces
 from persia_hpc.preprocess.progress import Progress
-from persia_hpc.preprocess.team import Team, once, together
+from persia_hpc.preprocess.team import Team, once
 from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.samples.writer import DatasetWriter
@@ -95,7 +95,7 @@ def write_parts(
         make_directory(outputs.directory)
         return outputs.missing()
 
-    missing = set(together(team, look))
+    missing = set(once(team, look))  # ranks may see different files
     outputs.encode_together(team, lambda: encoding)
 
     def write(i: int, progress: Progress) -> list[FileReport]:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess.outputs import FileReport, Outputs, make_directory, numbered
 from persia_hpc.preprocess.progress import Progress
-from persia_hpc.preprocess.team import ONE_MEMBER, Team, together
+from persia_hpc.preprocess.team import ONE_MEMBER, Team, once, together
 from persia_hpc.preprocess.zipf import Zipf
 from persia_hpc.samples.batch import IdColumn, SampleBatch
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
@@ -249,8 +249,9 @@ def prepare(
     Collective over `team`.
     Raises UserError for bad options or files that are in the way, PersiaError for other failures.
     """
-    generator, outputs, sizes, missing = together(team, lambda: _plan(options))
-    if missing is None:
+    generator, outputs, sizes = together(team, lambda: _plan(options))
+    missing = once(team, outputs.missing)  # ranks may see different files
+    if not missing and once(team, outputs.up_to_date):
         return None
     together(team, lambda: make_directory(options.out))
     ends = np.cumsum(sizes).tolist()
@@ -276,8 +277,8 @@ def prepare(
     return None if reports is None else (reports, best)
 
 
-def _plan(options: SyntheticOptions) -> tuple[Generator, Outputs, list[int], list[str] | None]:
-    """Returns the files with their rows, and which of them must be made: None if nothing is left to do."""
+def _plan(options: SyntheticOptions) -> tuple[Generator, Outputs, list[int]]:
+    """Returns the files, and how many rows each of them has."""
     generator = Generator(options)
     names = numbered("train", options.shards, 3)
     bounds = [options.rows * shard // options.shards for shard in range(options.shards + 1)]
@@ -288,8 +289,7 @@ def _plan(options: SyntheticOptions) -> tuple[Generator, Outputs, list[int], lis
             sizes.append(rows)
     settings: dict[str, Any] = {"dataset": "synthetic", "options": _plain(options.resolved())}
     outputs = Outputs(options.out, names, settings, overwrite=options.overwrite)
-    missing = outputs.missing()  # nobody writes before all have looked
-    return generator, outputs, sizes, None if not missing and outputs.up_to_date() else missing
+    return generator, outputs, sizes
 
 
 def _plain(options: SyntheticOptions) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any, Protocol, TextIO
 
 from persia_hpc.durable import own_file
 from persia_hpc.errors import PersiaError
+from persia_hpc.printable import lose_reader
 
 from .run_files import read_event
 
@@ -56,13 +57,19 @@ class MetricLogger(Protocol):
 
 
 class JsonStream:
-    """Prints each event as one line of JSON, for a program that follows the run. See `MetricLogger`."""
+    """Prints each event as one line of JSON, for a program that follows the run. See `MetricLogger`.
+
+    The run goes on without that program.
+    """
 
     def __init__(self, stream: TextIO):
         self._stream = stream
 
     def log(self, event: dict[str, Any]) -> None:
-        print(json.dumps(without_nan(event)), file=self._stream, flush=True)
+        try:
+            print(json.dumps(without_nan(event)), file=self._stream, flush=True)
+        except OSError as error:
+            lose_reader(self._stream, error)
 
 
 class JsonLines:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -9,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from .phases import Phases
 
@@ -58,6 +59,7 @@ class Telemetry:
         self._head = {"event": EVENT, "role": role, "rank": role_rank}
         self._seconds = seconds
         self._said = False
+        self._begun = False
 
     def begin(self, phases: Phases, count: Callable[[], Counts]) -> None:
         """Lets the rank's own thread write a line whenever one is due, from `phases.add`."""
@@ -87,13 +89,25 @@ class Telemetry:
             return
         try:
             self.path.parent.mkdir(exist_ok=True)
-            # One write: a line is there as a whole, or cut off by a kill as the last one.
-            with self.path.open("ab", buffering=0) as file:
-                file.write(json.dumps(line).encode() + b"\n")
+            # One write: a line is there as a whole, or cut off by a kill or a full disk as the last one.
+            with self.path.open("a+b", buffering=0) as file:
+                data = json.dumps(line).encode() + b"\n"
+                if not self._begun and not _ends_a_line(file):
+                    data = b"\n" + data  # not glued to what an earlier start has left
+                if file.write(data) != len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._begun = True
         except OSError as error:
             self._said = True
             text = f"no more telemetry: can't write {self.path}: {error.strerror}"
             print(f"persia-hpc: {text}", file=sys.stderr, flush=True)
+
+
+def _ends_a_line(file: IO[bytes]) -> bool:
+    if not file.seek(0, os.SEEK_END):
+        return True
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
 
 
 def resident_bytes() -> int:

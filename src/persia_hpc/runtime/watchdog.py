@@ -87,13 +87,15 @@ class Watchdog:
     @contextlib.contextmanager
     def waits_for(self, what: str | None, *, patient: bool = False) -> Iterator[None]:
         """Notes a wait, until the context ends, of a rank that doesn't wait all the time. See `Wait`."""
-        wait = Wait(what, patient)
+        wait, outer = Wait(what, patient), (self._describe, self._waiting)  # waits may nest
         self._describe = lambda: wait
         self._moves += 1
         self._waiting = True
-        yield
-        self._moves += 1
-        self._waiting = False
+        try:
+            yield
+        finally:
+            self._moves += 1
+            self._describe, self._waiting = outer
 
     def _run(self) -> None:
         least, most = ROUND_SECONDS

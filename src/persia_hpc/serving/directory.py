@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from .names import (
 )
 
 _REMOVED = ".removed"
+_TRIES = 5  # a server begins one file, so the next one is most likely the last
 
 
 class ExportDirectory:
@@ -38,6 +40,7 @@ class ExportDirectory:
         Raises UserError if it can't be written, holds something else, or another run exports to it.
         """
         self.path = path
+        self.export = uuid.uuid4().hex  # another each time: whoever has the directory begins with a new base
         try:
             path.mkdir(parents=True, exist_ok=True)
             if other := [entry.name for entry in sorted(path.iterdir()) if not is_ours(entry.name)]:
@@ -86,8 +89,17 @@ class ExportDirectory:
         (self.path / (name + PARTIAL)).rename(target)
 
     def discard(self, name: str) -> None:
-        """Removes a version or base that couldn't be finished."""
-        _remove(self.path / (name + PARTIAL))
+        """Removes a version or base that couldn't be finished.
+
+        Servers may still begin files there, so that the folder isn't empty when it goes: it is tried again.
+        """
+        for left in reversed(range(_TRIES)):
+            try:
+                _remove(self.path / (name + PARTIAL))
+                return
+            except OSError:
+                if not left:
+                    raise
 
     def point(self, number: int) -> None:
         """Makes a version the newest: readers take it from now on."""
@@ -97,11 +109,17 @@ class ExportDirectory:
         aside.replace(self.path / LATEST)
 
     def prune(self, kept: Iterable[int]) -> None:
-        """Removes versions and bases that no kept version needs, if these are the newest."""
+        """Removes versions and bases that no kept version needs, if these are the newest.
+
+        Nothing if it can't be read what one of them needs.
+        """
         bases = []
-        for number in kept:
-            with contextlib.suppress(OSError, DataError, UserError):  # a damaged one needs nothing
-                bases.append(read_version(self.path / version_name(number))["base"])
+        try:
+            for number in kept:
+                with contextlib.suppress(FileNotFoundError):  # its number was left out, or it was removed
+                    bases.append(read_version(self.path / version_name(number))["base"])
+        except (OSError, DataError, UserError):
+            return
         oldest = min(bases, default=0)
         for path in self.path.iterdir():
             kind, _, text = path.name.partition("-")

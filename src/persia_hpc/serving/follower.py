@@ -17,7 +17,7 @@ from persia_hpc.config import load_config
 from persia_hpc.errors import DataError, UserError
 from persia_hpc.table_layout import make_layout
 
-from .manifest import newest_name, read_base, read_version
+from .manifest import newest_link, read_base, read_version
 from .names import DENSE, base_name, is_part, version_name
 from .parts import map_part
 from .side import Parts, Served, Side
@@ -36,8 +36,9 @@ class Follower:
         self.directory = directory
         self._prepare = prepare
         self._now, self._other = Side(), Side()
-        self._parts: dict[str, Parts] = {}  # those that a side may still need
-        if newest_name(directory) is None:
+        self._link: tuple[str, int, int] | None = None  # that led to the version that answers
+        self._parts: dict[tuple[str, str], Parts] = {}  # by export and name; those that a side may still need
+        if newest_link(directory) is None:
             raise UserError(_no_version(directory))
         self.update()
 
@@ -59,23 +60,25 @@ class Follower:
     def update(self) -> bool:
         """Goes on to the newest version; returns whether there is another one than before.
 
-        Raises DataError if that is damaged: the one before goes on answering.
+        Raises DataError if that is damaged, UserError for a format of another package; then the one before
+        goes on answering.
         """
-        name = newest_name(self.directory)
-        if name is None or name == version_name(self.number):
+        link = newest_link(self.directory)
+        if link is None or link == self._link:
             return False
         side = self._other
         with side.lock:
             try:
-                self._bring_to_newest(side, name)
+                self._bring_to_newest(side, link[0])
             except BaseException:
                 side.drop()
                 raise
-        self._now, self._other = side, self._now
-        needed = {version_name(n) for n in range(self._other.number + 1, self._now.number + 1)}
-        needed |= {base_name(s.served.number) for s in (self._now, self._other) if s.number}
-        self._parts = {name: parts for name, parts in self._parts.items() if name in needed}
-        return True
+        self._now, self._other, self._link = side, self._now, link
+        export = side.served.export
+        needed = {(export, version_name(n)) for n in range(self._other.number + 1, side.number + 1)}
+        needed |= {(s.served.export, base_name(s.served.number)) for s in (side, self._other) if s.number}
+        self._parts = {key: parts for key, parts in self._parts.items() if key in needed}
+        return side.version != self._other.version
 
     def _bring_to_newest(self, side: Side, name: str) -> None:
         for left in reversed(range(_TRIES)):
@@ -84,7 +87,8 @@ class Follower:
                 return
             except FileNotFoundError as error:  # it may have been removed meanwhile
                 side.drop()
-                name = newest_name(self.directory) or name
+                link = newest_link(self.directory)
+                name = link[0] if link else name
                 if not left:
                     text = f"{self.directory}: {name} is not whole: there is no {error.filename}"
                     raise DataError(text) from error
@@ -95,20 +99,20 @@ class Follower:
 
     def _bring(self, side: Side, name: str) -> None:
         version = read_version(self.directory / name)
-        base, number, done = version["base"], version["version"], side.number
-        if not side.is_on(base) or not base <= done <= number:
-            manifest = read_base(self.directory / base_name(base))
+        export, base, number, done = version["export"], version["base"], version["version"], side.number
+        if not side.is_on(export, base) or not base <= done <= number:
+            manifest = read_base(self.directory / base_name(base), export)
             side.begin(self._served(base, manifest), self._parts_of(base_name(base), manifest))
             done = base
         for n in range(done + 1, number + 1):
             path = self.directory / version_name(n)
-            side.add(self._parts_of(path.name, version if n == number else read_version(path)))
+            side.add(self._parts_of(path.name, version if n == number else read_version(path, export)))
         side.become(version, self._dense(name, version))
         self._prepare(side)
 
     def _served(self, base: int, manifest: Mapping[str, Any]) -> Served:
         for side in (self._now, self._other):
-            if side.is_on(base):
+            if side.is_on(manifest["export"], base):
                 return side.served
         try:
             config, schema = load_config(manifest["config"]), read_schema(manifest)
@@ -116,13 +120,15 @@ class Follower:
         except (UserError, LookupError, TypeError, ValueError, AttributeError) as error:
             path = self.directory / base_name(base)
             raise DataError(f"{path}: its configuration or schema can't be read: {error}") from error
-        return Served(base, manifest["rows"], config, schema, layout, manifest.get("encoding"))
+        encoding = manifest.get("encoding")
+        return Served(manifest["export"], base, manifest["rows"], config, schema, layout, encoding)
 
     def _parts_of(self, name: str, manifest: Mapping[str, Any]) -> Parts:
-        if name not in self._parts:
+        key = manifest["export"], name
+        if key not in self._parts:
             folder, files = self.directory / name, manifest["files"]
-            self._parts[name] = [map_part(folder / part, files[part]) for part in files if is_part(part)]
-        return self._parts[name]
+            self._parts[key] = [map_part(folder / part, files[part]) for part in files if is_part(part)]
+        return self._parts[key]
 
     def _dense(self, name: str, version: Mapping[str, Any]) -> memoryview | None:
         note = version["files"].get(DENSE)

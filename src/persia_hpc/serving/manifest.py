@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from .names import DENSE, LATEST, MANIFEST, VERSION_NAME, is_part
 FORMAT_VERSION = 1
 FORMATS = ("fp32", "fp16", "bf16", "int8")
 _SEAL = "sha256"
+_EXPORT = re.compile(r"[0-9a-f]{32}")
 
 
 def _is_count(value: Any) -> bool:
@@ -33,7 +35,12 @@ def _are_files(value: Any) -> bool:
     )
 
 
+def _is_export(value: Any) -> bool:
+    return isinstance(value, str) and _EXPORT.fullmatch(value) is not None
+
+
 _VERSION_RULES: dict[str, Callable[[Any], bool]] = {
+    "export": _is_export,
     "version": _is_count,
     "step": _is_count,
     "time": lambda value: isinstance(value, float) and math.isfinite(value),
@@ -41,6 +48,7 @@ _VERSION_RULES: dict[str, Callable[[Any], bool]] = {
     "files": _are_files,
 }
 _BASE_RULES: dict[str, Callable[[Any], bool]] = {
+    "export": _is_export,
     "base": _is_count,
     "step": _is_count,
     "rows": lambda value: value in FORMATS,
@@ -56,23 +64,26 @@ def write_manifest(directory: Path, values: Mapping[str, Any]) -> None:
     (directory / MANIFEST).write_text(text, encoding="utf-8")
 
 
-def read_version(directory: Path) -> dict[str, Any]:
+def read_version(directory: Path, export: str | None = None) -> dict[str, Any]:
     """Returns the manifest of a version, with documented keys and types.
 
-    Raises as `read_base`.
+    export: the id that it must have. Raises as `read_base`.
     """
-    return _read(directory, _VERSION_RULES, "version")
+    return _read(directory, _VERSION_RULES, "version", export)
 
 
-def read_base(directory: Path) -> dict[str, Any]:
+def read_base(directory: Path, export: str) -> dict[str, Any]:
     """Returns the manifest of a base, with documented keys and types.
 
-    Raises FileNotFoundError if it is gone, UserError for a format of another package, DataError for damage.
+    Raises FileNotFoundError if it is gone, UserError for a format of another package, DataError for damage,
+    and for what another run has written in its place.
     """
-    return _read(directory, _BASE_RULES, "base")
+    return _read(directory, _BASE_RULES, "base", export)
 
 
-def _read(directory: Path, rules: Mapping[str, Callable[[Any], bool]], number: str) -> dict[str, Any]:
+def _read(
+    directory: Path, rules: Mapping[str, Callable[[Any], bool]], number: str, export: str | None
+) -> dict[str, Any]:
     path = directory / MANIFEST
     try:
         values = json.loads(path.read_bytes())
@@ -99,13 +110,21 @@ def _read(directory: Path, rules: Mapping[str, Callable[[Any], bool]], number: s
     name = directory.name
     if name != f"{number}-{values[number]:08d}":
         raise DataError(f"{path} is damaged: it is of {number} {values[number]}, the directory is {name}")
+    if export is not None and values["export"] != export:
+        raise DataError(f"{directory} is of another run than what `{LATEST}` leads to")
     return dict(values)
 
 
-def newest_name(directory: Path) -> str | None:
-    """Returns the name of the newest version, None if there is none yet; cheap enough to be asked often."""
+def newest_link(directory: Path) -> tuple[str, int, int] | None:
+    """Returns the name of the newest version, and what differs if the link to it was made anew.
+
+    None if there is none yet; cheap enough to be asked often.
+    """
     try:
+        found = os.lstat(
+            directory / LATEST
+        )  # first: what changes until the name is read is seen the next time
         name = os.readlink(directory / LATEST)
     except OSError:
         return None
-    return name if VERSION_NAME.fullmatch(name) else None
+    return (name, found.st_ino, found.st_ctime_ns) if VERSION_NAME.fullmatch(name) else None

@@ -22,8 +22,12 @@ Parts = list[dict[str, PartTable]]  # of each server, by table
 
 @dataclass(frozen=True)
 class Served:
-    """Says what the tables of a base are."""
+    """Says what the tables of a base are.
 
+    export: the id of the run's start that wrote it, since another run's numbers may be the same.
+    """
+
+    export: str
     number: int
     rows: str
     config: Config
@@ -63,9 +67,9 @@ class Side:
         """Keeps something of a user's with the version."""
         self._more = more
 
-    def is_on(self, base: int) -> bool:
+    def is_on(self, export: str, base: int) -> bool:
         """Returns whether the tables are those of a base and versions since."""
-        return self._served is not None and self._served.number == base
+        return self._served is not None and (self._served.export, self._served.number) == (export, base)
 
     def drop(self) -> None:
         """Forgets the tables, which may be half-way to another version."""

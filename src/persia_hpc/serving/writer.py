@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 NICE = 10  # how far threads that write bases step back behind training
 _ROWS_AT_ONCE = 1 << 16
-_Taken = tuple[Array, Array, Array]  # keys, rows, removed
 
 
 class PartWriter:
@@ -42,7 +41,7 @@ class PartWriter:
         self._rows = rows
         self._reports: queue.SimpleQueue[ExportReport] = queue.SimpleQueue()
         self._chain: list[dict[str, PartTable]] = []  # the newest base's tables, then the versions' since
-        self._taken: list[_Taken] = []  # of the version before, of each table
+        self._taken: list[tuple[Array, Array]] = []  # keys and removed, of the version before, of each table
         self._last = 0  # the number of the last version in the chain
         self._lock = threading.Lock()  # of the chain, which threads change
         self._closed = threading.Event()
@@ -89,11 +88,10 @@ class PartWriter:
             with self._lock:
                 if self._last == request.number:  # others failed
                     self._chain.pop()
-            for (_, table), (keys, _, removed) in zip(tables, self._taken, strict=False):
+            for (_, table), (keys, removed) in zip(tables, self._taken, strict=False):
                 table.return_changes(keys, removed)
-        self._taken = [table.take_changes(self._rows) for _, table in tables]
-        taken = list(self._taken)
-        self._taken = [(keys, rows[:0], removed) for keys, rows, removed in taken]  # rows may go soon
+        taken = [table.take_changes(self._rows) for _, table in tables]
+        self._taken = [(keys, removed) for keys, _, removed in taken]  # rows go when they are written
 
         def write(file: PartFile) -> None:
             for (layout, _), (keys, rows, removed) in zip(tables, taken, strict=True):

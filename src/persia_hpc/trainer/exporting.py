@@ -178,7 +178,14 @@ class Exporter:
 
     def _finish_base(self, request: ExportRequest, files: dict[str, dict[str, int]]) -> None:
         assert self._directory is not None
-        values = {"base": request.number, "step": request.step, "files": files, **self._facts}
+        export = self._directory.export
+        values = {
+            "export": export,
+            "base": request.number,
+            "step": request.step,
+            "files": files,
+            **self._facts,
+        }
         if (self._run_dir / ENCODING_FILE).exists():
             values["encoding"] = read_encoding(self._run_dir)
         write_manifest(Path(request.path), values)
@@ -195,7 +202,8 @@ class Exporter:
         assert self._directory is not None
         notes = {**files, DENSE: dense.result()}
         number = request.number
-        values = {"version": number, "step": request.step, "time": began, "base": base, "files": notes}
+        values: dict[str, Any] = {"export": self._directory.export, "version": number, "step": request.step}
+        values.update(time=began, base=base, files=notes)
         write_manifest(Path(request.path), values)
         self._directory.finish(version_name(number))
         self._directory.point(number)

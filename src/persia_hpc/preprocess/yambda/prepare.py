@@ -102,7 +102,7 @@ def prepare(options: YambdaOptions, team: Team = ONE_MEMBER) -> list[FileReport 
     found = _first_pass(options, work, team)
     windows = together(team, lambda: _windows(options, found))
     outputs = together(team, lambda: _outputs(options, work, windows))
-    missing = set(outputs.missing())
+    missing = set(once(team, outputs.missing))  # ranks may see different files
     if not missing and once(team, outputs.up_to_date):
         return None
     together(team, lambda: _check_room(options, found) if team.rank == 0 else None)
