@@ -94,7 +94,7 @@ def test_several_ranks_make_the_same_files(raw: list[str], tmp_path: Path, num_r
     assert done.returncode != 0
     assert "was made with other settings (min_count)" in done.stderr
     done = run_mpi(num_ranks, PROGRAM, *arguments(raw, tmp_path / "new", "--shards", "2"), check=False)
-    assert "--shard-bytes share their work" in done.stderr
+    assert "shares its work only with --shard-bytes" in done.stderr
 
 
 def test_parts_without_communication_make_all_files(

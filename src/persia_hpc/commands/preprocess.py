@@ -71,7 +71,7 @@ def _team(options: argparse.Namespace) -> Team:
             got = "with --part" if part is not None else f"on {size} ranks"
             raise UserError(
                 f"preprocess {options.preprocess_name} was started {got}, but it shares its "
-                "work only with --shard-bytes, if it has that; start it alone, or with --shard-bytes"
+                "work only with --shard-bytes, if at all; start it alone, or with --shard-bytes"
             )
         return ONE_MEMBER
     if part is not None:
