@@ -295,7 +295,7 @@ def plain_pytorch(
         loss = plain.loss(*data.batch(place, min(place + BATCH, train.num_samples)))
         for each in optimizers:
             each.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         for each in optimizers:
             each.step()
     count = EPOCHS[model] * train.num_samples

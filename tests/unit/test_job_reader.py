@@ -251,15 +251,21 @@ def test_says_what_is_damaged(trained: tuple[Path, SampleBatch], tmp_path: Path)
         ph.Reader(tmp_path / "nothing")
 
 
-def test_an_older_version_answers_while_the_newest_is_damaged(
-    trained: tuple[Path, SampleBatch], tmp_path: Path
-) -> None:
+def one_version_back(run_dir: Path, tmp_path: Path) -> tuple[Path, str, str]:
+    """Returns a copy of the export, its newest version, and the one before, which is its latest."""
     copy = tmp_path / "export"
-    shutil.copytree(trained[0] / "export", copy, symlinks=True)
+    shutil.copytree(run_dir / "export", copy, symlinks=True)
     newest = (copy / "latest").readlink().name
     older = sorted(p.name for p in copy.glob("version-*"))[-2]
     (copy / "latest").unlink()
     (copy / "latest").symlink_to(older)
+    return copy, newest, older
+
+
+def test_an_older_version_answers_while_the_newest_is_damaged(
+    trained: tuple[Path, SampleBatch], tmp_path: Path
+) -> None:
+    copy, newest, older = one_version_back(trained[0], tmp_path)
     with ph.Reader(copy) as reader:
         damage(copy / newest / "server-0000.rows")
         (copy / "aside").symlink_to(newest)
@@ -278,12 +284,7 @@ def test_a_model_that_cannot_be_loaded_holds_up_no_rows(
     def refuse(*_: Any) -> None:
         raise ph.UserError("there is no such model here")
 
-    copy = tmp_path / "export"
-    shutil.copytree(trained[0] / "export", copy, symlinks=True)
-    newest = (copy / "latest").readlink().name
-    older = sorted(p.name for p in copy.glob("version-*"))[-2]
-    (copy / "latest").unlink()
-    (copy / "latest").symlink_to(older)
+    copy, newest, _ = one_version_back(trained[0], tmp_path)
     reader = ph.Reader(copy, follow=False)
     monkeypatch.setattr("persia_hpc.models.build_model", refuse)
     with pytest.raises(ph.UserError, match="no such model"):

@@ -33,6 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="replaces a key of the run's configuration",
     )
+    add_trust(parser)
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Declares the option of all commands that import what a run names."""
     parser.add_argument(
         "--trust",
         action="store_true",

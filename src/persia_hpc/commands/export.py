@@ -12,6 +12,8 @@ from persia_hpc.errors import EXIT_OK, UserError
 from persia_hpc.printable import printable
 from persia_hpc.runtime.imports import import_quickly
 
+from .evaluate import add_trust
+
 if TYPE_CHECKING:
     from persia_hpc.checkpoint.vectors import Vectors
     from persia_hpc.job.loaded_run import LoadedRun
@@ -50,11 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--ids", choices=("uint64", "int64"), default="uint64", help="type of ids (default: uint64)"
     )
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder to write into")
-    parser.add_argument(
-        "--trust",
-        action="store_true",
-        help="import the model and other code that the run names, although it is another user's run",
-    )
+    add_trust(parser)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -7,6 +7,8 @@ import argparse
 from persia_hpc.errors import EXIT_OK, UserError
 from persia_hpc.runtime.imports import import_quickly
 
+from .evaluate import add_trust
+
 SUMMARY = "score the samples of data files"
 DESCRIPTION = """\
 Loads a checkpoint and writes one row of predictions per sample, in the order of the files. Of a run directory
@@ -37,11 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="beside the predictions: ids of these features, group, time",
     )
-    parser.add_argument(
-        "--trust",
-        action="store_true",
-        help="import the model and other code that the run names, although it is another user's run",
-    )
+    add_trust(parser)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -288,8 +289,7 @@ class _Scoring:
         config, layout = self.served.config, self.served.layout
         inputs = make_inputs(layout, self.served.schema)
         self._model = build_model(config.model.class_name, inputs, dict(config.model.arguments))
-        rows = lambda keys, counts: _rows(side, keys, counts)  # noqa: E731
-        self.scorer: Scorer = Scorer(config, layout, inputs, self._model, rows)
+        self.scorer: Scorer = Scorer(config, layout, inputs, self._model, partial(_rows, side))
         self._number = 0
 
     def load(self, side: Side) -> None:

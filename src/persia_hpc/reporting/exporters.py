@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from .scalars import scalars
 LOOPBACK = "127.0.0.1"
 
 
-class _Exporter:
+class _Exporter(ABC):
     """Says so once when what it writes can't be written, and leaves the run alone."""
 
     what: str
@@ -37,8 +38,9 @@ class _Exporter:
             text = f"nothing more is shown in {self.what}: {error}"
             print(f"persia-hpc: {text}", file=sys.stderr, flush=True)
 
+    @abstractmethod
     def _take(self, event: dict[str, Any]) -> None:
-        raise NotImplementedError
+        """Shows the event's numbers; raises OSError if they can't be written."""
 
 
 class TensorBoard(_Exporter):
