@@ -1,14 +1,15 @@
 """Configurations of published models on real data beside a plain PyTorch loop with the same settings.
 
     python benchmarks/published.py --data DIR [--sets adult movielens criteo] [--models dnn dlrm deepfm ...]
-                                   [--optimizer adagrad] [--seeds 1 2 3] [--paired]
+                                   [--optimizer adagrad] [--l2 0] [--seeds 1 2 3] [--paired]
 
 DIR holds criteo_137k and movielens_1m, as in the tests' PERSIA_HPC_DATA; adult is in the repository. The
 settings are like those of datasets/bars (rows of 10, normal with 1e-4, batch normalisation), with narrower
 layers and smaller batches, so that CPUs do it within minutes; the learning rates are constant.
 `--optimizer adam` compares Adam on the rows of a batch with torch.optim.Adam on whole tables, as FuxiCTR has
-it. With `--paired` the loop begins with our rows and weights, and both take the samples in one order, drawn
-by the seed: only rounding differs. Prints a Markdown table.
+it; `--l2` is that of embeddings, there too of whole tables in each step, here of the rows of the batch. With
+`--paired` the loop begins with our rows and weights, and both take the samples in one order, drawn by the
+seed: with Adagrad only rounding differs. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -69,6 +70,12 @@ class Case:
     seed: int
     train: str
     paired: bool
+    l2: float = 0.0
+
+    @property
+    def rows(self) -> dict[str, float]:
+        """Returns the arguments of the optimizer of embeddings."""
+        return OPTIMIZERS[self.optimizer] | ({"weight_decay": self.l2} if self.l2 else {})
 
 
 def perceptron(width: int, widths: list[int] = HIDDEN, *, normalised: bool) -> nn.Sequential:
@@ -201,7 +208,7 @@ def plain_pytorch(case: Case, data: SampleBatch, run: Path) -> dict[str, float]:
     if case.paired:
         begin_alike(plain, dict(zip(names, vocabularies, strict=True)), case, run)
     kind = torch.optim.Adagrad if sparse else torch.optim.Adam
-    of_rows = kind(plain.tables.parameters(), **OPTIMIZERS[case.optimizer])
+    of_rows = kind(plain.tables.parameters(), **case.rows)
     others = [p for key, p in plain.named_parameters() if not key.startswith("tables.") and p.numel()]
     optimizers: list[torch.optim.Optimizer] = [of_rows]
     if others:
@@ -229,7 +236,7 @@ def plain_pytorch(case: Case, data: SampleBatch, run: Path) -> dict[str, float]:
 
 
 def settings(case: Case) -> dict[str, Any]:
-    options = {"name": case.optimizer, **OPTIMIZERS[case.optimizer]}
+    options = {"name": case.optimizer, **case.rows}
     found: dict[str, Any] = {
         "mode": "sync",
         "seed": case.seed,
@@ -313,9 +320,12 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=tuple(EPOCHS), default=list(EPOCHS))
     parser.add_argument("--models", nargs="+", choices=tuple(MODELS), default=list(MODELS))
     parser.add_argument("--optimizer", choices=tuple(OPTIMIZERS), default="adagrad")
+    parser.add_argument("--l2", type=float, default=0.0, help="of embeddings, with Adam")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--paired", action="store_true", help="same weights, rows and order at the start")
     options = parser.parse_args()
+    if options.l2 and options.optimizer != "adam":
+        parser.error("--l2 needs --optimizer adam: torch's Adagrad has none for sparse gradients")
     torch.set_num_threads(1)
     columns = ("data", "model", "AUC here", "AUC of the loop", "difference", "largest", "samples/s here")
     print(f"| {' | '.join([*columns, 'of the loop', 'ratio'])} |")
@@ -331,7 +341,8 @@ def main() -> None:
                 for seed in options.seeds:
                     run = Path(scratch, f"{name}-{model}-{seed}")
                     files = str(Path(scratch, "mixed.h5") if options.paired else folder / "train*.h5")
-                    case = Case(folder, name, model, options.optimizer, seed, files, options.paired)
+                    paired = options.paired
+                    case = Case(folder, name, model, options.optimizer, seed, files, paired, options.l2)
                     data = mixed(case) if options.paired else load(folder, "train")
                     pairs.append((ours(case, run), plain_pytorch(case, data, run)))
                 show(name, model, pairs)
