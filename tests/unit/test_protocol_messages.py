@@ -153,10 +153,12 @@ EVERY: dict[Kind, st.SearchStrategy[Any]] = {
     Kind.ISSUED: of_step(commands.Issued),
     Kind.PORTION: portions(),
     Kind.EXPORT: st.builds(
-        commands.Export, st.builds(ExportRequest, TEXT, NUMBER, NUMBER, TEXT | st.just("\udcff"), FLAG)
+        commands.Export,
+        st.builds(ExportRequest, TEXT, NUMBER, NUMBER, TEXT | st.just("\udcff"), FLAG, NUMBER),
     ),
     Kind.EXPORTED: st.builds(
-        commands.Exported, st.builds(ExportReport, TEXT, NUMBER, TEXT, NUMBER, NUMBER, TEXT, NUMBER)
+        commands.Exported,
+        st.builds(ExportReport, TEXT, NUMBER, TEXT, NUMBER, NUMBER, TEXT, NUMBER, FLAG, NUMBER),
     ),
 }
 FED = (Kind.FEED, Kind.FEED_EVALUATE)
