@@ -75,7 +75,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, default=Path("build/w0"), help="folder of the samples")
-    parser.add_argument("--rows", type=int, default=500_000, help="of the data")
+    parser.add_argument("--rows", type=int, default=1 << 19, help="of the data")
     parser.add_argument("--exponent", type=float, default=1.2, help="of ids' Zipf law")
     parser.add_argument("--samples", type=int, default=1_000_000, help="of a run; its second half counts")
     parser.add_argument("--batches", type=int, nargs="+", default=[2048])
