@@ -127,9 +127,17 @@ def of_step(message: Callable[[int], Any]) -> st.SearchStrategy[Any]:
     return NUMBER.map(message)
 
 
+@st.composite
+def patches(draw: st.DrawFn) -> messages.Patch:
+    rows = draw(blocks())
+    positions = [draw(pieces(np.uint32, len(each))) for each in rows]
+    return messages.Patch(draw(NUMBER), draw(TRAINER), positions, rows)
+
+
 EVERY: dict[Kind, st.SearchStrategy[Any]] = {
     Kind.PULL: pulls(),
     Kind.ROWS: st.builds(messages.Rows, NUMBER, TRAINER, NUMBER, blocks()),
+    Kind.PATCH: patches(),
     Kind.PUSH: st.builds(
         messages.Push, NUMBER, TRAINER, st.lists(pieces(np.float32, 3, 2), min_size=1, max_size=3)
     ),
