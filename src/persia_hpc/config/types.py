@@ -274,8 +274,9 @@ class TransportConfig:
 class Config:
     """Holds a whole configuration, checked and with every default filled in; make it with `load_config`."""
 
-    mode: str = setting("hybrid", choices=("hybrid", "sync", "async"))
+    mode: str = setting("hybrid", choices=("hybrid", "sync", "fresh", "async"))
     staleness_bound: int = setting(4, at_least=0)
+    lookahead: int = setting(2, at_least=1, at_most=64)
     exact: bool = False
     apply: str = setting("batch", choices=("batch", "step"))
     seed: int = setting(1, at_least=0, at_most=(1 << 63) - 1)
@@ -339,7 +340,17 @@ class Config:
 
         Reusing a row takes its part of `staleness_bound`.
         """
-        return 0 if self.mode == "sync" else self.staleness_bound - self.wire.reuse_steps
+        return 0 if self.synchronous else self.staleness_bound - self.wire.reuse_steps
+
+    @property
+    def synchronous(self) -> bool:
+        """Returns whether a step's rows have all updates of the steps before, and its updates are one."""
+        return self.mode in ("sync", "fresh")
+
+    @property
+    def steps_ahead(self) -> int:
+        """Returns how many steps may have been asked for beyond the one that is trained on."""
+        return self.data.prefetch + (self.lookahead if self.mode == "fresh" else self.pull_bound)
 
     def reducer(self, num_trainers: int) -> str | None:
         """Returns what sums the dense gradients of so many trainers; None if nothing has to."""

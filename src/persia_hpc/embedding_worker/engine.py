@@ -76,6 +76,7 @@ class KeyBatch:
     log_q: Array | None = None
     item_keys: Array | None = None
     rows: list[Array] = field(default_factory=list)
+    unpatched: set[int] = field(default_factory=set)  # and in `fresh`, whose patches have not
     staleness: int = 0  # of the rows that were pulled
     held: HeldRows | None = None
 
@@ -87,7 +88,7 @@ class KeyBatch:
     @property
     def missing_servers(self) -> str:
         """Returns the ranks of the servers whose rows have not arrived, for a message."""
-        return ", ".join(map(str, sorted(self.missing)))
+        return ", ".join(map(str, sorted(self.missing or self.unpatched)))
 
 
 def keep_last(column: IdColumn, max_length: int) -> IdColumn:
