@@ -206,10 +206,37 @@ void TableSet::pull(const RecordKeys& of, std::uint32_t step, const std::vector<
     });
 }
 
-void TableSet::lookup(const RecordKeys& of, const std::vector<Rows>& out) const {
+std::vector<Differing> TableSet::pull_differing(const RecordKeys& of, std::uint32_t step, std::uint32_t since,
+                                                const std::vector<ConstRows>& before,
+                                                Span<std::uint32_t> slots, Span<std::uint32_t> epochs) {
+    const std::vector<Part> parts = checked_parts(of, {}, before);
+    check_length("slots", slots.size(), of.keys.size());
+    check_length("epochs", epochs.size(), tables_.size());
+    std::fill(epochs.begin(), epochs.end(), 0u);
+    const std::size_t most_shards = by_shards_ ? team_->size() : 1;
+    std::vector<Differing> found(parts.size() * most_shards);  // of each part and shard
+    work_on_keys(of, parts, [&](Table& table, unsigned shard, Keys keys, const Part& part) {
+        if (shard == 0) epochs[part.table] = table.epoch();
+        const auto at = static_cast<std::size_t>(&part - parts.data()) * most_shards + shard;
+        table.pull_differing_shard(shard, keys, step, since, rows_of(part, before),
+                                   slots.slice(part.begin, part.end), found[at]);
+    });
+    std::vector<Differing> groups(dims_.size());
+    for (std::size_t i = 0; i < found.size(); ++i) {
+        const Part& part = parts[i / most_shards];
+        Differing& group = groups[groups_[part.table]];
+        for (const std::uint32_t position : found[i].positions) {
+            group.positions.push_back(static_cast<std::uint32_t>(part.rows_begin + position));
+        }
+        group.rows.insert(group.rows.end(), found[i].rows.begin(), found[i].rows.end());
+    }
+    return groups;
+}
+
+void TableSet::lookup(const RecordKeys& of, const std::vector<Rows>& out, bool initial) const {
     const std::vector<Part> parts = checked_parts(of, {}, out);
     work_on_keys(of, parts, [&](const Table& table, unsigned shard, Keys keys, const Part& part) {
-        table.lookup_shard(shard, keys, rows_of(part, out));
+        table.lookup_shard(shard, keys, rows_of(part, out), initial);
     });
 }
 
