@@ -37,6 +37,10 @@ std::uint32_t Shard::resolve(Key key, std::uint32_t step, bool& fresh) {
             ++counts_.created;
             removed_at_ = epoch_;
             fresh = true;
+            if (changes_.noted()) {
+                keep_changed(key, entry.slot());
+                changes_.removed(key, entry.slot());
+            }
         }
         eviction_.used(home, key, step, entry.stamp());
         return entry.slot();
@@ -54,7 +58,7 @@ std::uint32_t Shard::resolve(Key key, std::uint32_t step, bool& fresh) {
 void Shard::start_row(Key key, std::uint32_t slot) {
     init_.fill(key, room_.data(), config_.dim);
     rows_.epoch(slot) = epoch_;
-    if (changes_.noted()) changes_.changed(key, slot);
+    if (changes_.noted()) changes_.created(key);
     update_.init(room_.data(), rows_.weights(slot), rows_.state(slot));
 }
 

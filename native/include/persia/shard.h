@@ -114,8 +114,13 @@ class Shard {
     void restore_bucket(std::uint32_t bucket, const BucketState& state);
 
     // Changes, see table.h.
-    void begin_changes() { changes_.begin(); }
-    void take_changes(RowFormat format, ChangedRows& into);
+    void begin_changes() {
+        changes_.begin();
+        copied_ = {};
+    }
+    void mark_changes(RowFormat format);
+    bool copy_changes(std::size_t most);  // whether there are more
+    ChangedRows take_changes();
     void return_changes(Keys changed, Keys removed);  // skips keys of other shards
 
     void set_next_step(std::uint32_t step) { next_step_ = step; }
@@ -161,6 +166,8 @@ class Shard {
     void keep_before_removal(std::uint32_t bucket, const KeyIndex::Entry& entry);
     void note_removed(Key key);
     void note_pushed(const PushBatch& batch);
+    void copy_changed(Key key, std::uint32_t slot);
+    void keep_changed(Key key, std::uint32_t slot);  // before it changes or goes
     ExportedRows export_rows(std::vector<Snapshot::Kept>& rows) const;
     Snapshot::Kept row_at(const KeyIndex::Entry& entry) const {
         const std::uint32_t slot = entry.slot();
@@ -205,6 +212,9 @@ class Shard {
     std::vector<Key> removed_, removed_at_mark_;
     bool notes_removed_ = false;
     Changes changes_;
+    ChangedRows copied_;  // of the last mark
+    RowFormat copied_format_ = RowFormat::kFp32;
+    std::vector<float> changed_room_;  // one row; room_ has a gradient when a row is kept
 
     // Working memory, kept from call to call.
     mutable std::vector<float> room_;             // one row

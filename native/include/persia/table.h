@@ -90,11 +90,16 @@ class Table {
     bool can_be_incremental() const;
     void restore_bucket(std::uint32_t bucket, const BucketState& state);
 
-    // Changes: from begin_changes() on it is noted which rows change or go; take_changes() gives those since
-    // the last call, and return_changes() takes back keys that it gave, for the next one. Rows past their
-    // time to live go when they are swept away.
+    // Changes: from begin_changes() on it is noted which rows pushes and imports change, and which go.
+    // mark_changes() ends a list of them and begins the next; take_changes() gives the last list, with rows
+    // as they were at the mark, and return_changes() takes back keys that it gave, for the next list. Other
+    // calls may come in between: then copy_changes(), so many rows at a time until it returns false, spares
+    // take_changes() the work. Rows past their time to live go when they are swept away or used again. What
+    // wasn't taken before the next mark is in the next list.
     void begin_changes();
-    ChangedRows take_changes(RowFormat format);
+    void mark_changes(RowFormat format);
+    bool copy_changes(std::size_t most);
+    ChangedRows take_changes();
     void return_changes(Keys changed, Keys removed);
     void set_next_step(std::uint32_t step);  // the step after the last evict()
 

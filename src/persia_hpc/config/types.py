@@ -30,11 +30,12 @@ LOSSES: dict[str, dict[str, Any]] = {
     "poisson": {},
     "softmax": {"classes": None, "smoothing": 0.0},
     "bpr": {},
-    "in_batch_softmax": {"temperature": 1.0, "logq": False, "negatives": "batch"},
+    "in_batch_softmax": {"temperature": 1.0, "logq": "off", "negatives": "batch"},
 }
 BINARY_LOSSES = ("bce", "focal", "bpr", "in_batch_softmax")  # of labels that are 0 or 1
 BATCH_LOSSES = ("bpr", "in_batch_softmax")  # that compare the samples of a batch with each other
 NEGATIVES = ("batch", "sampled", "both")  # of "in_batch_softmax"
+LOGQ = ("off", "counts", "weights")  # of the same: where the items' shares come from
 METRICS = ("auc", "logloss")  # always computed
 WIRE_FORMATS = ("fp32", "fp16", "bf16", "scaled_fp16")
 
@@ -170,13 +171,14 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """Describes a task: its label, loss, weight in the sum of all, and metrics (None: `train.metrics`)."""
+    """Describes a task: label, loss, weight in the sum of all, metrics (None: `train.metrics`), own rate."""
 
     label: str | None = None
     where: str | None = None
     loss: dict[str, Any] = setting(factory=lambda: {"name": "bce", **LOSSES["bce"]})
     weight: float = setting(1.0, at_least=0)
     metrics: list[str] | None = None
+    lr: float | None = setting(None, above=0)
 
     @property
     def num_outputs(self) -> int:
@@ -311,6 +313,17 @@ class Config:
     def loss_names(self) -> list[str]:
         """Returns the names of the losses that are trained on, built-in or "module:function"."""
         return [str(task.loss["name"]) for task in self.tasks.values()] or [self.train.loss]
+
+    @property
+    def dense_optimizer(self) -> dict[str, Any]:
+        """Returns `train.optimizer` with a further group for the layers of each task that has a rate."""
+        tasks = [
+            {"task": name, "number": number, "lr": task.lr}
+            for number, (name, task) in enumerate(self.tasks.items())
+            if task.lr is not None
+        ]
+        groups = [*self.train.optimizer.get("groups", []), *tasks]
+        return {**self.train.optimizer, "groups": groups} if tasks else self.train.optimizer
 
     @property
     def features_of_sequences(self) -> dict[str, list[str]]:

@@ -235,7 +235,8 @@ class WorkerLoop:
             send(server.pulls, replace(command, path=f"{command.path}/{shard_name(p)}"))
 
     def _mark(self, command: Restore | Export) -> None:
-        self._marking = set(range(len(self.servers)))
+        if isinstance(command, Restore):  # nobody waits for the other
+            self._marking = set(range(len(self.servers)))
         for server in self.servers:
             send(server.pulls, command)
 

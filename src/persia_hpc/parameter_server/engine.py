@@ -222,13 +222,13 @@ class ParameterServer:
     # ---- pushes
 
     def submit_push(self, step: int, trainer: int, gradients: list[Array]) -> None:
-        """Applies the gradients of a pull at once, or holds them for `apply_ready` if the mode asks for that.
+        """Applies the gradients of a pull at once, or holds them for `apply_ready` if they have to wait.
 
         Shapes:
         gradients: for each dim group [U_g, D_g] in a wire format.
         """
         pull = self._in_flight.pop((step, trainer))
-        if self.applies_at_once:
+        if self.may_apply_at_once(step):
             self._apply(step, [(pull, gradients)])
             self._advance(step, [trainer])
             return
@@ -236,11 +236,15 @@ class ParameterServer:
 
     @property
     def applies_at_once(self) -> bool:
-        """Returns whether no push is ever held."""
+        """Returns whether the mode never holds a push."""
         return not self.clock.exact and not self.whole_steps
 
+    def may_apply_at_once(self, step: int) -> bool:
+        """Returns whether a push of `step` need not be held."""
+        return self.applies_at_once and self.clock.may_apply(step)
+
     def apply_next(self, ring: RingConsumer, step: int, trainer: int) -> None:
-        """Applies the gradients that are the next record of a ring, where no push is ever held."""
+        """Applies the gradients that are the next record of a ring, and need not be held."""
         pull = self._in_flight.pop((step, trainer))
         self._set_rates(step)
         self._count(self._set.push_next(ring, pull))
@@ -258,7 +262,8 @@ class ParameterServer:
         moved = False
         for step in sorted(self._held):
             pushes = self._held[step]
-            if len(pushes) < self.clock.num_trainers or not self.clock.may_apply(step):
+            there = self.applies_at_once or len(pushes) == self.clock.num_trainers
+            if not there or not self.clock.may_apply(step):
                 if self.clock.exact:
                     break
                 continue

@@ -41,6 +41,7 @@ from persia_hpc.runtime.loop import PollingLoop, RankContext
 from persia_hpc.runtime.phases import SERVER, Phases
 from persia_hpc.runtime.telemetry import Counts
 from persia_hpc.runtime.watchdog import Wait
+from persia_hpc.serving.requests import ExportRequest
 from persia_hpc.serving.writer import PartWriter
 from persia_hpc.transport.plane import Plane
 from persia_hpc.transport.records import Record, Spec
@@ -65,7 +66,7 @@ class _Drained:
     The worker that asks has pushed all gradients up to that step; other workers may not have.
     """
 
-    request: Lookup | Checkpoint | Restore | Export
+    request: Lookup | Checkpoint | Restore
     worker: int
 
 
@@ -101,6 +102,8 @@ class ServerLoop:
         self._writer: ShardWriter | None = None  # of a checkpoint
         self._writer_step = 0
         self._parts = PartWriter(engine, config.export.rows)
+        self._version: ExportRequest | None = None  # to be taken at the clock's mark
+        self._last_attempt = 0  # that was taken or refused
 
     def run(self) -> None:
         """Answers workers until all of them have closed their rings and all answers have been sent."""
@@ -187,7 +190,7 @@ class ServerLoop:
         elif kind == Kind.RESTORE:
             self._drained.append(_Drained(Restore.unpack(record), worker))
         elif kind == Kind.EXPORT:
-            self._drained.append(_Drained(Export.unpack(record), worker))
+            self._begin_export(Export.unpack(record).request)
         else:
             raise ValueError(f"a parameter server got a record of kind {kind}")
 
@@ -211,7 +214,7 @@ class ServerLoop:
 
     def _apply_next(self, ring: RingConsumer) -> tuple[int, int] | None:
         found = ring.peek(Kind.PUSH)
-        if found is None:
+        if found is None or not self.engine.may_apply_at_once(found[0]):
             return None
         self.engine.apply_next(ring, *found)
         return found
@@ -228,8 +231,9 @@ class ServerLoop:
                 self.phases.add(phase, begin, pull.step, trainer=pull.trainer)
                 pulls += 1
             applied = self.engine.apply_ready()
-            moved |= applied or pulls > 0
-            if not applied:  # an applied step may make more pulls ready
+            marked = self._take_version()
+            moved |= applied or marked or pulls > 0
+            if not (applied or marked):  # an applied step may make more pulls ready
                 break
         moved |= self._answer_early()
         while self._drained and self._drained[0].request.step <= self.engine.clock.applied:
@@ -238,9 +242,6 @@ class ServerLoop:
                 self._answer_lookup(drained.request, drained.worker)
             elif isinstance(drained.request, Restore):
                 self._restore(drained.request)
-            elif isinstance(drained.request, Export):
-                self._parts.begin(drained.request.request)
-                send(self.workers[0].rows, CheckpointMarked(drained.request.step))
             else:
                 self._begin_checkpoint(drained.request)
             moved = True
@@ -311,6 +312,33 @@ class ServerLoop:
         self.engine.empty()
         load_rows(Path(request.path), self.engine)
         send(self.workers[0].rows, CheckpointMarked(request.step))
+
+    # ---- versions for a service
+
+    def _begin_export(self, request: ExportRequest) -> None:
+        """Begins to write a base; a version when its step is applied, until when later steps wait.
+
+        A version that is asked for again in the same attempt is of another step, unless it has been taken:
+        then the report says of which step.
+        """
+        if request.kind != "version":
+            self._parts.begin(request)
+        elif self._last_attempt == request.attempt:
+            return
+        elif self.engine.clock.set_mark(request.step):
+            self._version = request
+        else:
+            self._last_attempt = request.attempt
+            self._parts.refuse(request)
+
+    def _take_version(self) -> bool:
+        """Marks the rows of a version once all updates of its step have been made; returns whether so."""
+        if not self.engine.clock.take_mark():
+            return False
+        assert self._version is not None
+        self._last_attempt = self._version.attempt
+        self._parts.begin(self._version)
+        return True
 
     def _report_parts(self) -> bool:
         reports = self._parts.finished()

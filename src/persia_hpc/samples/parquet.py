@@ -6,6 +6,7 @@ reading raises `DataError`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,25 @@ def read_times(path: str, begin: int, end: int, table: TableSchema) -> npt.NDArr
         raise DataError(str(error)) from error
     assert times is not None
     return times
+
+
+def read_offsets(
+    path: str, features: Sequence[str], begin: int, end: int, table: TableSchema
+) -> dict[str, npt.NDArray[np.int64]]:
+    """Returns the offsets of rows [begin, end) of multi-hot features of a scanned file, from 0 on.
+
+    The ids are decoded for it: Parquet has no offsets, and the schema may leave values of a list out.
+    Shapes: [end - begin + 1] for each.
+    Raises DataError if they can't be read.
+    """
+    ids = {name: table.ids[name] for name in features}
+    only = replace(table, labels={}, dense={}, ids=ids, weight=None, group=None, time=None)
+    try:
+        frame = typed_frame(Path(path), only, begin, end)
+        columns = Converter(only, frame).batch(frame, Learned()).ids
+    except UserError as error:
+        raise DataError(str(error)) from error
+    return {name: column.starts.astype(np.int64) for name, column in columns.items()}
 
 
 class OpenParquet:
