@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from persia_hpc.checkpoint.files import discard_partial, make_newest, whole_checkpoints
 from persia_hpc.config import Config
 from persia_hpc.launch.run_dir import begin_run, run_directory
+from persia_hpc.printable import say
 from persia_hpc.reporting.outcomes import JobOutcome, ServerOutcome, WorkerOutcome
 from persia_hpc.reporting.screen import show_summary
 from persia_hpc.reporting.summary import make_summary, write_json
@@ -109,4 +109,4 @@ def _train(
 
 
 def _announce(text: str) -> None:
-    print(f"persia-hpc: {text}", file=sys.stderr, flush=True)
+    say(text)

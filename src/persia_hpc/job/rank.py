@@ -19,7 +19,7 @@ from persia_hpc.launch.ending import abort
 from persia_hpc.launch.environment import supervised
 from persia_hpc.launch.registry import register_rank, report_failure, start_log
 from persia_hpc.launch.run_dir import claimed_run_dir
-from persia_hpc.printable import printable
+from persia_hpc.printable import printable, say
 from persia_hpc.reporting.outcomes import JobOutcome, ServerOutcome, TrainerOutcome, WorkerOutcome
 from persia_hpc.reporting.summary import make_summary, write_json
 from persia_hpc.reporting.trace import clock_offsets, write_trace
@@ -194,7 +194,7 @@ class RankJob:
         def announce(text: str) -> None:
             if self.world.rank == 0:
                 LOG.info("%s", text)
-                print(f"persia-hpc: {text}", file=sys.stderr, flush=True)
+                say(text)
 
         def use(path: Path) -> None:
             if self.world.rank == 0:
