@@ -121,8 +121,9 @@ std::uint64_t Shard::memory_bytes() const {
            eviction_.held_bytes() + admission_.held_bytes() + update_.held_bytes() + held(dirty_) +
            snapshot_.held_bytes() + changes_.held_bytes() + held(copied_.keys) + held(copied_.rows) +
            held(copied_.removed) + held(changed_room_) + held(ages_at_mark_) + held(removed_) +
-           held(removed_at_mark_) + num_buckets() / 8 + held(room_) + held(slots_) + held(merged_) +
-           held(sums_) + held(merged_map_) + held(expired_keys_);
+           held(removed_at_mark_) + num_buckets() / 8 + held(room_) + held(first_) + held(slots_) +
+           held(compared_) + held(rest_) + held(merged_) + held(sums_) + held(merged_map_) +
+           held(expired_keys_);
 }
 
 }  // namespace persia

@@ -97,15 +97,23 @@ void Table::pull_shard(unsigned shard, Keys keys, std::uint32_t step, Rows out, 
                          slots.slice(begin, end), wanted);
 }
 
-void Table::lookup(Keys keys, Rows out) const {
-    check_keys(keys);
-    check_length("rows", out.count, keys.size());
-    each_shard(keys.size(), [&](unsigned i) { lookup_shard(i, keys, out); });
+void Table::pull_differing_shard(unsigned shard, Keys keys, std::uint32_t step, std::uint32_t since,
+                                 ConstRows before, Span<std::uint32_t> slots, Differing& found) {
+    const auto [begin, end] = range_of(shard, keys);
+    shards_[shard]->pull_differing(keys.slice(begin, end), step, since, before.slice(begin, end, config_.dim),
+                                   slots.slice(begin, end), found);
+    for (std::uint32_t& position : found.positions) position += static_cast<std::uint32_t>(begin);
 }
 
-void Table::lookup_shard(unsigned shard, Keys keys, Rows out) const {
+void Table::lookup(Keys keys, Rows out, bool initial) const {
+    check_keys(keys);
+    check_length("rows", out.count, keys.size());
+    each_shard(keys.size(), [&](unsigned i) { lookup_shard(i, keys, out, initial); });
+}
+
+void Table::lookup_shard(unsigned shard, Keys keys, Rows out, bool initial) const {
     const auto [begin, end] = range_of(shard, keys);
-    shards_[shard]->lookup(keys.slice(begin, end), out.slice(begin, end, config_.dim));
+    shards_[shard]->lookup(keys.slice(begin, end), out.slice(begin, end, config_.dim), initial);
 }
 
 void Table::check_slots(Keys keys, Span<const std::uint32_t> slots) const {

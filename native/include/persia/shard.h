@@ -70,6 +70,11 @@ struct ImportedRows {  // as ExportedRows, of any buckets and in any order; with
     bool has_state;
 };
 
+struct Differing {  // rows of a pull that aren't what was sent before
+    std::vector<std::uint32_t> positions;
+    std::vector<std::byte> rows;  // as on the wire
+};
+
 struct RowCounts {
     std::uint64_t created = 0;   // by pulls
     std::uint64_t imported = 0;  // those that were not here before
@@ -84,7 +89,9 @@ class Shard {
 
     void pull(Keys keys, std::uint32_t step, Rows out, Span<std::uint32_t> slots,
               Span<const std::uint8_t> wanted);
-    void lookup(Keys keys, Rows out) const;
+    void lookup(Keys keys, Rows out, bool initial = false) const;
+    void pull_differing(Keys keys, std::uint32_t step, std::uint32_t since, ConstRows before,
+                        Span<std::uint32_t> slots, Differing& found);
     PushCounts push(const PushBatch& batch, std::uint32_t step);
     PushCounts push_step(const std::vector<PushBatch>& batches, std::uint32_t step);
     // Ask for memory that a call will need soon: first for the index lines of keys, then, when these have
@@ -210,11 +217,13 @@ class Shard {
     std::vector<float> changed_room_;  // one row; room_ has a gradient when a row is kept
 
     // Working memory, kept from call to call.
-    mutable std::vector<float> room_;           // one row
-    mutable std::vector<std::uint32_t> slots_;  // lookup
-    std::vector<Merged> merged_;                // push_step
-    std::vector<float> sums_;                   // [merged, D]
-    std::vector<std::uint32_t> merged_map_;     // hash of a slot -> its place in merged_ + 1
+    mutable std::vector<float> room_;             // one row
+    mutable std::vector<std::byte> first_;        // one row's weights
+    mutable std::vector<std::uint32_t> slots_;    // lookup
+    std::vector<std::uint32_t> compared_, rest_;  // pull_differing
+    std::vector<Merged> merged_;                  // push_step
+    std::vector<float> sums_;                     // [merged, D]
+    std::vector<std::uint32_t> merged_map_;       // hash of a slot -> its place in merged_ + 1
     std::vector<Key> expired_keys_;
 };
 

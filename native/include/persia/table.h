@@ -31,8 +31,14 @@ class Table {
     std::uint32_t pull(Keys keys, std::uint32_t step, Rows out, Span<std::uint32_t> slots,
                        Span<const std::uint8_t> wanted = {});
 
-    // Evaluation: like pull, but changes nothing; unseen rows are zeros.
-    void lookup(Keys keys, Rows out) const;
+    // Evaluation: like pull, but changes nothing; unseen rows are zeros. initial: or, where each key is
+    // admitted, as a pull would begin them.
+    void lookup(Keys keys, Rows out, bool initial = false) const;
+
+    // pull() of keys whose rows lookup() gave, in `before` [U, D], after step `since` and before the next:
+    // only rows that differ from these in any bit are found, in no particular order.
+    void pull_differing_shard(unsigned shard, Keys keys, std::uint32_t step, std::uint32_t since,
+                              ConstRows before, Span<std::uint32_t> slots, Differing& found);
 
     // One optimizer update per row with the gradients for what a pull gave. A row that was evicted since is
     // left alone, also if it was re-created. A row with an infinite or NaN element is skipped. `step` decides
@@ -50,7 +56,7 @@ class Table {
     void check_slots(Keys keys, Span<const std::uint32_t> slots) const;
     void pull_shard(unsigned shard, Keys keys, std::uint32_t step, Rows out, Span<std::uint32_t> slots,
                     Span<const std::uint8_t> wanted);
-    void lookup_shard(unsigned shard, Keys keys, Rows out) const;
+    void lookup_shard(unsigned shard, Keys keys, Rows out, bool initial) const;
     PushCounts push_shard(unsigned shard, Span<const PushBatch> batches, std::uint32_t step);
     // Ask for the memory of the shard's few keys ahead of these calls, see Shard; for many it isn't worth it.
     void ask_for_lines(unsigned shard, Keys keys) const;

@@ -26,7 +26,7 @@ from persia_hpc.trainer.device import prepare_device
 from .facts import Facts, concerns_checkpoints, facts_of_sources
 from .local_stream import LocalStream, local_server
 from .resume import first_sound_checkpoint, load_start
-from .sources import open_sources
+from .sources import check_sequences, open_sources
 from .task import Task
 from .training import TrainerStart, make_session, prepare_trainer, train_session, trainer_counts
 
@@ -37,6 +37,7 @@ def run_in_one_process(config: Config, task: Task, stop: StopSignals) -> dict[st
     Raises UserError for bad input, before training starts.
     """
     sources = open_sources(config, config.run_dir)
+    check_sequences(sources)
     facts = facts_of_sources(config, sources, identify=concerns_checkpoints(config, task))
     facts.check_newest_checkpoint(config.run_dir)
     with run_directory(config.run_dir, resume=config.checkpoint.resume) as run_dir:

@@ -26,6 +26,9 @@ class Clock:
     A *mark* is a step that somebody wants to see the tables after: with its updates and none of later steps,
     which wait for it, in any mode.
 
+    With `lookahead` > 0 (`fresh`) a pull may have a preliminary answer sooner, at a staleness up to that,
+    which changes nothing. What the rules say holds for the final one.
+
     A segment has the steps first…last. Between segments no pull and no push is in flight.
     """
 
@@ -33,6 +36,7 @@ class Clock:
     exact: bool
     num_trainers: int
     per_trainer: bool = False
+    lookahead: int = 0
     applied: int = 0
     mark: int | None = None  # no update of a later step is made before `take_mark`
     newest: int = 0  # the last step of which any update is made
@@ -100,6 +104,10 @@ class Clock:
         if self.exact:
             return self.applied == max(step - 1 - self.bound, self.first - 1)
         return self.staleness(step, trainer) <= self.bound
+
+    def may_answer_early(self, step: int, trainer: int) -> bool:
+        """Returns whether a trainer's pull of `step` may have a preliminary answer now."""
+        return step <= self.last and self.staleness(step, trainer) <= self.lookahead
 
     def answered(self, step: int, trainer: int) -> int:
         """Records that a pull is answered; returns its staleness in steps."""

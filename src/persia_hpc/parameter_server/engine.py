@@ -21,6 +21,7 @@ from persia_hpc.table_layout import Layout, native_config
 from persia_hpc.topology.sharding import bucket_bounds
 
 from .clock import Clock
+from .early import EarlyRows, RowPatch
 
 _Push: TypeAlias = tuple[PendingPull, list[Array]]  # with its gradients
 
@@ -29,9 +30,10 @@ _Push: TypeAlias = tuple[PendingPull, list[Array]]  # with its gradients
 class Ledger:
     """Counts the outcomes of all pulled rows, and three more numbers.
 
-    pulled = applied + evicted_in_flight + unadmitted + nonfinite + dropped. The last three fields are not
-    part of this sum: `reused` rows are pulled rows that need not be sent, `evicted` rows left a table between
-    steps, `evaluation` rows were looked up.
+    pulled = applied + evicted_in_flight + unadmitted + nonfinite + dropped. The last fields are not part of
+    this sum: `reused` rows are pulled rows that need not be sent, `evicted` rows left a table between steps,
+    `evaluation` rows were looked up; `early` rows are pulled rows that were sent ahead of their step, and
+    `patched` rows those of them that were sent again since they had changed.
     """
 
     pulled_rows: int = 0
@@ -43,6 +45,8 @@ class Ledger:
     reused_rows: int = 0
     evicted_rows: int = 0
     evaluation_rows: int = 0
+    early_rows: int = 0
+    patched_rows: int = 0
 
 
 @dataclass
@@ -82,17 +86,19 @@ class ParameterServer:
         self._rates = np.array([float(table.config.optimizer["lr"]) for table in layout.tables])
         self._schedules = _schedules(layout, num_steps)
         self._factors = [(0, 1.0)]  # of rates, each from a step on
-        sync = config.mode == "sync"
+        sync = config.synchronous
         self.clock = Clock(
             bound=config.pull_bound,
             exact=sync or config.exact,
             num_trainers=num_trainers,
             per_trainer=config.mode == "async",
+            lookahead=config.lookahead if config.mode == "fresh" else 0,
         )
         self.whole_steps = sync or config.apply == "step"
         self.ledger = Ledger()
         self.times = SegmentTimes()
         self._waiting: list[PendingPull] = []
+        self._early = EarlyRows()
         self._in_flight: dict[tuple[int, int], PendingPull] = {}
         self._held: dict[int, dict[int, _Push]] = {}
 
@@ -143,6 +149,34 @@ class ParameterServer:
         self._waiting = waiting
         ready.sort(key=lambda pull: (pull.step, pull.trainer))
         return ready
+
+    def early_pulls(self) -> list[PendingPull]:
+        """Returns the pulls that may be answered early now and were not yet; they go on waiting."""
+        may = self.clock.may_answer_early
+        return [p for p in self._waiting if p not in self._early and may(p.step, p.trainer)]
+
+    def answer_early(self, pull: PendingPull, out: Sequence[Array]) -> None:
+        """Fills `out` with the rows as they are now, without changing anything; `patch` gives the rest.
+
+        Rows that don't exist yet are as they would begin. `out` is kept until then, and must not change.
+
+        Shapes:
+        out: see `answer`.
+        """
+        self._set.lookup(pull.keys, pull.counts, out, initial=True)
+        self._early.keep(pull, out, self.clock.applied)
+        self.ledger.early_rows += len(pull)
+
+    def is_early(self, pull: PendingPull) -> bool:
+        """Returns whether a pull has an early answer, so that it needs a patch and no answer."""
+        return pull in self._early
+
+    def patch(self, pull: PendingPull) -> RowPatch:
+        """Does what `answer` does; returns the rows that differ from the early answer, which is forgotten."""
+        patch = RowPatch.of(self._set.pull_differing(pull, *self._early.take(pull)))
+        self._answered(pull, len(pull))
+        self.ledger.patched_rows += patch.num_rows
+        return patch
 
     def row_shapes(self, counts: Array, wanted: Array | None = None) -> list[tuple[int, int]]:
         """Returns [U_g, D_g] of the rows to be sent, for each dim group. Arguments: see `PendingPull`."""

@@ -25,7 +25,17 @@ from persia_hpc.protocol.commands import (
     SegmentEnd,
     StopSignal,
 )
-from persia_hpc.protocol.messages import Kind, Lookup, LookupRows, Pull, Push, Rows, send, try_reserve
+from persia_hpc.protocol.messages import (
+    Kind,
+    Lookup,
+    LookupRows,
+    Patch,
+    Pull,
+    Push,
+    Rows,
+    send,
+    try_reserve,
+)
 from persia_hpc.protocol.wire import WIRES
 from persia_hpc.runtime.loop import PollingLoop, RankContext
 from persia_hpc.runtime.phases import SERVER, Phases
@@ -83,6 +93,7 @@ class ServerLoop:
         self._requests = RingReceivers(
             [ring for rings in self.workers for ring in (rings.pulls, rings.pushes)]
         )
+        self.fresh = config.mode == "fresh"
         self.phases = Phases(SERVER, config.train.trace)
         self._context = context
         self._loop = PollingLoop(context, self.poll, self._forward_signal)
@@ -216,14 +227,15 @@ class ServerLoop:
             pulls = 0
             for pull in self.engine.ready_pulls() if self._has_room_aside() else ():
                 begin = time.perf_counter()
-                self._answer(pull)
-                self.phases.add("pull", begin, pull.step, trainer=pull.trainer)
+                phase = self._answer(pull)
+                self.phases.add(phase, begin, pull.step, trainer=pull.trainer)
                 pulls += 1
             applied = self.engine.apply_ready()
             marked = self._take_version()
             moved |= applied or marked or pulls > 0
             if not (applied or marked):  # an applied step may make more pulls ready
                 break
+        moved |= self._answer_early()
         while self._drained and self._drained[0].request.step <= self.engine.clock.applied:
             drained = self._drained.pop(0)
             if isinstance(drained.request, Lookup):
@@ -235,15 +247,40 @@ class ServerLoop:
             moved = True
         return moved
 
-    def _answer(self, pull: PendingPull) -> None:
+    def _answer(self, pull: PendingPull) -> str:
+        """Sends the final rows of a pull, or what has changed since its early answer; returns the phase."""
         sender = self.workers[pull.worker].rows
         wire = self.wire.name
-        if sender.try_write(lambda ring: self.engine.answer_in(ring, pull, Kind.ROWS, wire)):
-            return
-        # There is no room in the ring for the rows in one piece: they are queued.
-        out = [np.empty(shape, dtype) for dtype, shape in self._specs(pull.counts, pull.wanted)]
-        staleness = self.engine.answer(pull, out)
-        send(sender, Rows(pull.step, pull.trainer, staleness, out))
+        if self.engine.is_early(pull):
+            patch = self.engine.patch(pull)
+            send(sender, Patch(pull.step, pull.trainer, patch.positions, patch.rows))
+            return "patch"
+        if not sender.try_write(lambda ring: self.engine.answer_in(ring, pull, Kind.ROWS, wire)):
+            # There is no room in the ring for the rows in one piece: they are queued.
+            out = self._empty_rows(pull)
+            staleness = self.engine.answer(pull, out)
+            send(sender, Rows(pull.step, pull.trainer, staleness, out))
+        if self.fresh:  # workers and trainers expect a patch for each answer
+            rows = [np.empty(shape, dtype) for dtype, shape in self._specs(np.zeros_like(pull.counts))]
+            send(sender, Patch(pull.step, pull.trainer, [np.empty(0, np.uint32) for _ in rows], rows))
+        return "pull"
+
+    def _answer_early(self) -> bool:
+        """Answers a pull of a later step with the rows of now; returns whether there was one.
+
+        One at a time: a push that comes meanwhile is more urgent.
+        """
+        pulls = self.engine.early_pulls()[:1] if self.fresh else []
+        for pull in pulls:
+            begin = time.perf_counter()
+            rows = self._empty_rows(pull)
+            self.engine.answer_early(pull, rows)
+            send(self.workers[pull.worker].rows, Rows(pull.step, pull.trainer, 0, rows))
+            self.phases.add("pull", begin, pull.step, trainer=pull.trainer)
+        return bool(pulls)
+
+    def _empty_rows(self, pull: PendingPull) -> list[Array]:
+        return [np.empty(shape, dtype) for dtype, shape in self._specs(pull.counts, pull.wanted)]
 
     def _specs(self, counts: Array, wanted: Array | None = None) -> list[Spec]:
         """Returns dtype and shape of the rows of each dim group."""
