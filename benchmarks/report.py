@@ -9,7 +9,6 @@ with evaluations between.
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
@@ -40,9 +39,8 @@ def main() -> None:
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             seconds.append(time.perf_counter() - begin)
         log_bytes, kilobytes = (run / "metrics.jsonl").stat().st_size, page.stat().st_size / 1e3
-    most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    print(f"{len(events):,} events, {log_bytes / 1e6:.0f} MB: {statistics.median(seconds):.2f} s")
-    print(f"({min(seconds):.2f} to {max(seconds):.2f}), {most / 1024:.0f} MiB, page of {kilobytes:.0f} kB")
+    print(f"{len(events):,} events, {log_bytes / 1e6:.0f} MB: {statistics.median(seconds):.2f} s", end=" ")
+    print(f"({min(seconds):.2f} to {max(seconds):.2f}), page of {kilobytes:.0f} kB")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """What serving costs: training beside `[export]`, how soon a changed row is visible, and requests a second.
 
-    python benchmarks/serving.py prepare FOLDER [--rows 10000000]
-    python benchmarks/serving.py train FOLDER [--turns 2] [--steps 1500] [--every 0.5] [--ranks 1 1 1]
-    python benchmarks/serving.py accuracy FOLDER --data DIR/criteo_137k [--seeds 1 2 3]
-    python benchmarks/serving.py ask FOLDER [--redis-python PYTHON] [--redis-rows 1000000]
+    python -m benchmarks.serving prepare FOLDER [--rows 10000000]
+    python -m benchmarks.serving train FOLDER [--turns 2] [--steps 1500] [--every 0.5] [--ranks 1 1 1]
+    python -m benchmarks.serving accuracy FOLDER --data DIR/criteo_137k [--seeds 1 2 3]
+    python -m benchmarks.serving ask FOLDER [--redis-python PYTHON] [--redis-rows 1000000]
 
 `prepare` makes W0's samples and a checkpoint with so many rows. `train` trains W0 from there, in one process
 or with so many parameter servers, embedding workers and trainers under mpiexec, with and without export in
@@ -39,6 +39,7 @@ from persia_hpc.samples.source import open_source
 from persia_hpc.serving.parts import map_part
 
 FEATURES, DIM = 26, 16
+MODULE = "benchmarks.serving"
 
 
 class Times(ph.Callback):
@@ -66,9 +67,9 @@ def train(options: argparse.Namespace) -> None:
             follower = None
             if kind == "export":
                 shutil.rmtree(folder / "export", ignore_errors=True)
-                follow = [sys.executable, __file__, "follow", str(folder)]
+                follow = [sys.executable, "-m", MODULE, "follow", str(folder)]
                 follower = subprocess.Popen(follow, stdout=subprocess.PIPE, text=True)
-            run_job([__file__, "train", str(folder), *more], options.ranks)
+            run_job(["-m", MODULE, "train", str(folder), *more], options.ranks)
             ends = json.loads((folder / "ends.json").read_text())
             half = len(ends) // 2
             rates[kind].append((len(ends) - 1 - half) / (ends[-1] - ends[half]))
@@ -262,6 +263,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     main()

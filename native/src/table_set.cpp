@@ -13,8 +13,9 @@
 namespace persia {
 namespace {
 
-constexpr std::size_t kAhead = 4;  // tables whose memory is asked for before they are worked on
-constexpr std::size_t kThen = 2;   // and how many later for what depends on the first
+constexpr std::size_t kAhead = 4;   // tables whose memory is asked for before they are worked on
+constexpr std::size_t kThen = 2;    // and how many later for what depends on the first
+constexpr std::size_t kChunks = 4;  // of the tables, for each thread
 
 void check_length(const std::string& name, std::size_t got, std::size_t expected) {
     if (got == expected) return;
@@ -88,19 +89,23 @@ void TableSet::work(const std::vector<Each>& parts, Size&& size_of, Ask&& ask, T
     }
     const std::lock_guard<std::mutex> mine(team_mutex_);
     if (!by_shards_) {
-        // Each thread has the tables whose middle key is in its share of the keys.
-        std::vector<std::size_t> first(team_->size() + 1, parts.size());
+        // A chunk has the tables whose middle key is in its share of the keys. There are several for each
+        // thread, which takes the next one when it is through: one that begins late holds up nobody.
+        const std::size_t chunks = team_->size() * kChunks;
+        std::vector<std::size_t> first(chunks + 1, parts.size());
         first[0] = 0;
         std::size_t before = 0;
-        for (std::size_t i = 0, thread = 1; i < parts.size(); ++i) {
+        for (std::size_t i = 0, chunk = 1; i < parts.size(); ++i) {
             const std::size_t size = size_of(parts[i]);
-            while (thread < team_->size() && (before + size / 2) * team_->size() >= num_keys * thread)
-                first[thread++] = i;
+            while (chunk < chunks && (before + size / 2) * chunks >= num_keys * chunk) first[chunk++] = i;
             before += size;
         }
-        team_->run([&](unsigned thread) {
-            pass(first[thread], first[thread + 1], 0, UINT_MAX, lock,
-                 [&](std::size_t i) { locks[i].unlock(); });
+        std::atomic<std::size_t> next{0};
+        team_->run([&](unsigned) {
+            for (std::size_t chunk; (chunk = next.fetch_add(1)) < chunks;) {
+                pass(first[chunk], first[chunk + 1], 0, UINT_MAX, lock,
+                     [&](std::size_t i) { locks[i].unlock(); });
+            }
         });
         return;
     }

@@ -16,12 +16,13 @@ import numpy.typing as npt
 import polars as pl
 
 from persia_hpc.errors import DataError, UserError
+from persia_hpc.preprocess.columns import NUMBER
 from persia_hpc.preprocess.frames import Frame
 from persia_hpc.preprocess.kinds import is_list, kind_of
 from persia_hpc.preprocess.table.convert import Converter, Learned
 from persia_hpc.preprocess.table.encoding import encoding_of
 from persia_hpc.preprocess.table.input import check_names, typed_columns, typed_frame
-from persia_hpc.preprocess.table.schema import TableSchema, load_schema
+from persia_hpc.preprocess.table.schema import Ids, TableSchema, load_schema
 from persia_hpc.samples import validity
 from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.datafile import FIX_DAMAGED, FileInfo, NoSamplesError
@@ -68,7 +69,7 @@ def scan(path: str, table: TableSchema) -> FileInfo:
     converter.batch(nothing, Learned())  # refuses types that can't be what the schema says
     encoding = sealed(encoding_of(converter, Learned()))["digest"]
     features = tuple(
-        replace(feature, mean_length=_mean_length(feature, table.ids[feature.name].column, types, footer))
+        replace(feature, mean_length=_mean_length(feature, table.ids[feature.name], types, footer))
         for feature in converter.dataset.features
     )
     schema = replace(converter.dataset, features=features, encoding=encoding)
@@ -125,13 +126,13 @@ def _nothing(path: str, table: TableSchema, types: dict[str, pl.DataType]) -> Fr
 
 
 def _mean_length(
-    feature: FeatureSchema, column: str, types: dict[str, pl.DataType], footer: Footer
+    feature: FeatureSchema, entry: Ids, types: dict[str, pl.DataType], footer: Footer
 ) -> float | None:
-    if not feature.multi:
+    if not feature.multi or entry.part == NUMBER:
         return 1.0
-    if not is_list(types[column]):
+    if not is_list(types[entry.column]):
         return None  # each row is a text, to be separated
-    return footer.num_values.get(column, 0) / sum(footer.row_groups)
+    return footer.num_values.get(entry.column, 0) / sum(footer.row_groups)
 
 
 def read_times(path: str, begin: int, end: int, table: TableSchema) -> npt.NDArray[np.int64]:
