@@ -18,7 +18,7 @@ inline std::uint32_t all_ones_if(bool value) { return 0u - static_cast<std::uint
 
 // With lru a row's stamp is the last step that pulled it, and only steps that pulled it change it. So a row
 // whose stamp is at most `since` is what it was then, and its memory isn't touched. All others are compared:
-// those with a newer stamp, those that aren't in their home line (one in six), and all with other policies.
+// those with a newer stamp, those that came again or are new, and all with other policies.
 void Shard::pull_differing(Keys keys, std::uint32_t step, std::uint32_t since, ConstRows before,
                            Span<std::uint32_t> slots, Differing& found) {
     const std::size_t n = keys.size();
@@ -61,10 +61,18 @@ void Shard::pull_differing(Keys keys, std::uint32_t step, std::uint32_t since, C
         }
         if (ahead < kAhead) continue;
         const std::uint32_t i = rest_[ahead - kAhead];
+        const KeyIndex::Entry entry = plain ? index_.find(bucket(keys[i]), keys[i]) : KeyIndex::Entry{};
+        compared_[num_compared] = i;
+        if (entry) {
+            slots[i] = entry.slot();
+            num_compared += entry.stamp() > since;
+            entry.stamp() = std::max(step, entry.stamp());
+            continue;
+        }
         bool fresh = false;
         slots[i] = resolve(keys[i], step, fresh);
         if (fresh) start_row(keys[i], slots[i]);
-        compared_[num_compared++] = i;
+        ++num_compared;
     }
     const std::size_t row_bytes = wire_bytes(before.wire, config_.dim), row_lines = rows_.weight_lines();
     const EncodeRows encode = encode_rows(update_.weights(), before.wire, config_.dim);
@@ -73,8 +81,9 @@ void Shard::pull_differing(Keys keys, std::uint32_t step, std::uint32_t since, C
     std::size_t size = 0;
     for (std::size_t ahead = 0; ahead < num_compared + kAhead; ++ahead) {
         if (ahead < num_compared) {
-            const std::uint32_t slot = slots[compared_[ahead]];
+            const std::uint32_t i = compared_[ahead], slot = slots[i];
             if (slot != kNoSlot) prefetch_cold_lines(rows_.weights(slot), row_lines);
+            prefetch_cold(before.data + i * row_bytes, row_bytes);
         }
         if (ahead < kAhead) continue;
         const std::uint32_t i = compared_[ahead - kAhead];
