@@ -24,6 +24,7 @@ void Shard::take_changes(RowFormat format, ChangedRows& into) {
     const auto [keys, removed] = changes_.take();
     const std::size_t dim = config_.dim, row_bytes = bytes_of(format, dim);
     std::vector<std::uint32_t> slots;
+    std::vector<Key> missing;
     slots.reserve(keys.size());
     into.keys.reserve(into.keys.size() + keys.size());
     for (std::size_t i = 0; i < keys.size(); ++i) {
@@ -31,7 +32,10 @@ void Shard::take_changes(RowFormat format, ChangedRows& into) {
             prefetch_cold_line(index_.home_line(bucket(keys[i + kAhead]), keys[i + kAhead]));
         }
         const KeyIndex::Entry entry = index_.find(bucket(keys[i]), keys[i]);
-        if (!entry) continue;  // it is among those that went
+        if (!entry) {  // it is among those that went, or on disk
+            if (cold_) missing.push_back(keys[i]);
+            continue;
+        }
         slots.push_back(entry.slot());
         into.keys.push_back(keys[i]);
     }
@@ -44,6 +48,7 @@ void Shard::take_changes(RowFormat format, ChangedRows& into) {
         load(update_.weights(), rows_.weights(slots[i]), room_.data(), dim);
         encode_row(format, room_.data(), into.rows.data() + at, dim);
     }
+    if (!missing.empty()) cold_changes(missing, format, into);
     into.removed.insert(into.removed.end(), removed.begin(), removed.end());
 }
 
@@ -51,7 +56,11 @@ void Shard::return_changes(Keys changed, Keys removed) {
     for (const Key key : changed) {
         if (!owns(key)) continue;
         const KeyIndex::Entry entry = index_.find(bucket(key), key);
-        if (entry) changes_.changed(key, entry.slot());
+        if (entry) {
+            changes_.changed(key, entry.slot());
+        } else if (cold_) {
+            changes_.changed_before(key);
+        }
     }
     for (const Key key : removed) {
         if (owns(key)) changes_.removed_before(key);

@@ -186,6 +186,7 @@ void Shard::pull(Keys keys, std::uint32_t step, Rows out, Span<std::uint32_t> sl
     const bool plain = eviction_.plain(step);
     std::byte* to = out.data;
     std::size_t counted = 0, place = 0;  // keys before `counted` have so many rows that are wanted
+    if (cold_) fetch(keys);
     if (snapshot_.active()) keep_before_change(keys);
     walk(
         keys, slots,
@@ -244,6 +245,7 @@ void Shard::lookup(Keys keys, Rows out) const {
         [&](std::size_t i, const std::byte* row, bool) {
             encode(&row, 1, config_.dim, room_.data(), out.data + i * row_bytes);
         });
+    if (cold_) lookup_cold(keys, out);
 }
 
 }  // namespace persia

@@ -36,11 +36,16 @@ class Changes {
     }
     // The slot's next row is another one.
     void removed(Key key, std::uint32_t slot) {
-        const std::size_t word = slot >> 6;
-        if (word < slots_.size()) slots_[word] &= ~(std::uint64_t{1} << (slot & 63));
+        moved(slot);
         removed_.push_back(key);
     }
+    // The same of a row that is elsewhere now.
+    void moved(std::uint32_t slot) {
+        const std::size_t word = slot >> 6;
+        if (word < slots_.size()) slots_[word] &= ~(std::uint64_t{1} << (slot & 63));
+    }
     void removed_before(Key key) { removed_.push_back(key); }
+    void changed_before(Key key) { keys_.push_back(key); }
     // Keys that changed and keys that went; some of the first may have gone since.
     std::pair<std::vector<Key>, std::vector<Key>> take() {
         slots_.assign(slots_.size(), 0);

@@ -54,6 +54,7 @@ class TableSet {
     void pull(const RecordKeys& of, std::uint32_t step, const std::vector<Rows>& out,
               Span<std::uint32_t> slots, Span<const std::uint8_t> wanted, Span<std::uint32_t> epochs);
     void lookup(const RecordKeys& of, const std::vector<Rows>& out) const;
+    void ask_disk(const RecordKeys& of) const;
     // One update per row with the sum of all records' gradients, see Table::push_step().
     PushCounts push(const std::vector<PushRecord>& records, std::uint32_t step);
     std::uint64_t evict(std::uint32_t step);

@@ -21,17 +21,18 @@ from persia_hpc.table_layout import Layout, native_config
 from persia_hpc.topology.sharding import bucket_bounds
 
 from .clock import Clock
+from .disk import DiskTraffic, make_table
 
 _Push: TypeAlias = tuple[PendingPull, list[Array]]  # with its gradients
 
 
 @dataclass
 class Ledger:
-    """Counts the outcomes of all pulled rows, and three more numbers.
+    """Counts the outcomes of all pulled rows, and a few more numbers.
 
-    pulled = applied + evicted_in_flight + unadmitted + nonfinite + dropped. The last three fields are not
-    part of this sum: `reused` rows are pulled rows that need not be sent, `evicted` rows left a table between
-    steps, `evaluation` rows were looked up.
+    pulled = applied + evicted_in_flight + unadmitted + nonfinite + dropped. The last five fields are not part
+    of this sum: `reused` rows are pulled rows that need not be sent, `evicted` rows left a table between
+    steps, `evaluation` rows were looked up, others went to a table's disk tier and came back from it.
     """
 
     pulled_rows: int = 0
@@ -43,6 +44,8 @@ class Ledger:
     reused_rows: int = 0
     evicted_rows: int = 0
     evaluation_rows: int = 0
+    to_disk_rows: int = 0
+    from_disk_rows: int = 0
 
 
 @dataclass
@@ -78,6 +81,7 @@ class ParameterServer:
         for table in layout.tables:
             bounds = bucket_bounds(table.num_buckets, num_servers)
             self.buckets.append(range(bounds[server_rank], bounds[server_rank + 1]))
+        self.ledger = Ledger()
         self.empty()
         self._rates = np.array([float(table.config.optimizer["lr"]) for table in layout.tables])
         self._schedules = _schedules(layout, num_steps)
@@ -90,7 +94,6 @@ class ParameterServer:
             per_trainer=config.mode == "async",
         )
         self.whole_steps = sync or config.apply == "step"
-        self.ledger = Ledger()
         self.times = SegmentTimes()
         self._waiting: list[PendingPull] = []
         self._in_flight: dict[tuple[int, int], PendingPull] = {}
@@ -102,7 +105,8 @@ class ParameterServer:
         self._set = TableSet([], [], [])
         for table, owned in zip(self.layout.tables, self.buckets, strict=True):
             native = native_config(self._config, table, owned.start, owned.stop)
-            self.tables.append(Table(native) if owned else None)
+            self.tables.append(make_table(table, native) if owned else None)
+        self._disk = DiskTraffic(self.tables)
         self._set = TableSet(
             self.tables, self.layout.dim_group_of_table, self.layout.dim_groups, threads=self._threads
         )
@@ -130,6 +134,8 @@ class ParameterServer:
     def submit_pull(self, pull: PendingPull) -> None:
         """Accepts a pull, which becomes ready when the clock allows."""
         self._waiting.append(pull)
+        if self._disk.used:
+            self._set.ask_disk(pull)
 
     def ready_pulls(self) -> list[PendingPull]:
         """Returns the pulls that must be answered now, in order of step, and forgets them."""
@@ -262,6 +268,9 @@ class ParameterServer:
         if self.clock.pushed(step, trainers):
             # Only here, between steps, may rows go: in `exact` this point is the same in every run.
             self.ledger.evicted_rows += self._set.evict(self.clock.applied)
+            to_disk, from_disk = self._disk.since()
+            self.ledger.to_disk_rows += to_disk
+            self.ledger.from_disk_rows += from_disk
         self.times.last_apply[first] = time.time()
 
     def waits_for(self) -> str | None:
@@ -289,6 +298,8 @@ class ParameterServer:
         gauges = {
             "rows": sum(t.num_rows for t in tables),
             "table_bytes": sum(t.memory_bytes for t in tables),
+            "disk_rows": self._disk.rows(),
+            "disk_bytes": self._disk.bytes(),
             "waiting_pulls": len(self._waiting),
             "held_pushes": sum(map(len, self._held.values())),
             "max_staleness": max(self.clock.histogram, default=0),
@@ -309,7 +320,9 @@ class ParameterServer:
         return {
             "rows": rows,
             "bytes": sum(t.memory_bytes for t in tables),
-            "row_bytes": sum(t.num_rows * t.row_bytes for t in tables),
+            "row_bytes": sum((t.num_rows - t.cold_rows) * t.row_bytes for t in tables),
+            "disk_rows": self._disk.rows(),
+            "disk_bytes": self._disk.bytes(),
             "ledger": {**vars(self.ledger), "dropped_rows": sum(len(pull) for pull in lost)},
             "histogram": dict(self.clock.histogram),
             "last_apply": dict(self.times.last_apply),
