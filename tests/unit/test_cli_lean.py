@@ -27,7 +27,14 @@ WITHOUT_TABLES = ("cli", "criteo.synthetic", "label_rates", "outputs", "pieces",
 
 WORKING = ("help", "preprocess help", "bench help", "synthetic", "train", "evaluate", "predict", "verify")
 WORKING += ("bench gpu", "bench read")
-NEEDING = {"adult": "polars", "table": "polars", "inspect": "polars", "export": "polars", "lz4": "hdf5plugin"}
+NEEDING = {
+    "adult": "polars",
+    "table": "polars",
+    "inspect": "polars",
+    "init": "polars",
+    "export": "polars",
+    "lz4": "hdf5plugin",
+}
 NEEDING["parquet"] = "polars"
 
 
@@ -63,6 +70,7 @@ def lean(folder: Path) -> tuple[dict[str, str], dict[str, tuple[int, str]]]:
         "adult": ["preprocess", "adult", "--out", str(folder / "adult")],
         "table": ["preprocess", "table", "a.toml", "--out", str(folder / "table")],
         "inspect": ["inspect", str(folder / "data" / "test.h5")],
+        "init": ["init", str(folder / "data" / "test.h5"), "--out", str(folder / "init.toml")],
         "export": ["checkpoint", "export", run, "--out", str(folder / "t.parquet")],
         "lz4": ["train", str(write_config(folder / "b.toml", tiny_config(compressed))), *once],
         "parquet": ["train", str(write_config(folder / "c.toml", parquet)), *once],

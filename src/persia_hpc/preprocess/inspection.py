@@ -52,6 +52,7 @@ class Inspection:
     label_counts: npt.NDArray[np.int64]  # [L], of those that aren't missing
     label_least: npt.NDArray[np.float64]  # [L]
     label_most: npt.NDArray[np.float64]
+    label_binary: npt.NDArray[np.bool_]  # [L], whether all are 0, 1 or missing
     dense_least: npt.NDArray[np.float64]  # [K]
     dense_most: npt.NDArray[np.float64]
     dense_sums: npt.NDArray[np.float64]
@@ -79,6 +80,7 @@ def inspect_source(source: Source, limit: int | None = None) -> Iterator[Inspect
         np.zeros(len(schema.label_names), np.int64),
         np.full(len(schema.label_names), np.inf),
         np.full(len(schema.label_names), -np.inf),
+        np.ones(len(schema.label_names), np.bool_),
         np.full(width, np.inf),
         np.full(width, -np.inf),
         np.zeros(width),
@@ -92,6 +94,7 @@ def inspect_source(source: Source, limit: int | None = None) -> Iterator[Inspect
         found.label_counts += np.isfinite(batch.labels).sum(axis=0)
         found.label_least = np.fmin(found.label_least, np.fmin.reduce(batch.labels, axis=0))
         found.label_most = np.fmax(found.label_most, np.fmax.reduce(batch.labels, axis=0))
+        found.label_binary &= (np.isin(batch.labels, (0, 1)) | np.isnan(batch.labels)).all(axis=0)
         if width:
             found.dense_least = np.minimum(found.dense_least, batch.dense.min(axis=0))
             found.dense_most = np.maximum(found.dense_most, batch.dense.max(axis=0))

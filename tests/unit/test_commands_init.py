@@ -1,0 +1,61 @@
+"""`persia-hpc init`: what it writes trains, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from persia_hpc.cli import main
+from tests.support.tiny import write_tiny
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_tiny(tmp_path / "train.h5", 600)
+    write_tiny(tmp_path / "valid.h5", 100, seed=1)
+    return tmp_path
+
+
+def test_what_it_writes_trains(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", "train.h5", "--valid", "valid.h5", "--test", "valid.h5"]) == 0
+    assert capsys.readouterr().out == "train.toml: persia-hpc train train.toml\n"
+    assert main(["train", "train.toml", "--one-process", "--quiet", "--run-dir", "run"]) == 0
+    assert (data / "run" / "summary.json").exists()
+
+
+def test_a_part_of_the_data_is_said_to_be_one(data: Path) -> None:
+    assert main(["init", "train.h5", "--limit", "100", "--out", "part.toml"]) == 0
+    text = (data / "part.toml").read_text()
+    assert "from the first 100 of 600 samples" in text
+    assert "ids seen, " in text
+
+
+def test_it_never_writes_over_a_file(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (data / "train.toml").write_text("mine")
+    assert main(["init", "train.h5"]) == 2
+    assert (data / "train.toml").read_text() == "mine"
+    said = capsys.readouterr().err
+    assert said == "persia-hpc: error: --out: train.toml exists; give another name, or remove it first\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["absent.h5"], "absent.h5"),
+        (["train.h5", "--test", "absent.h5"], "absent.h5"),
+        (["train.h5", "--limit", "0"], "--limit: got 0, expected 1 or more"),
+        (["train.h5", "--out", "absent/train.toml"], "can't be written"),
+        (["scored.h5"], "got no labels, expected files to train on"),
+    ],
+)
+def test_bad_input_is_one_line(
+    data: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tiny(data / "scored.h5", 20, labels=False)
+    assert main(["init", *arguments]) == 2
+    text = capsys.readouterr().err
+    assert said in text
+    assert text.count("\n") == 1
+    assert not (data / "train.toml").exists()
