@@ -268,6 +268,34 @@ def test_damage_on_disk_is_never_a_row(what: str, tmp_path: Path) -> None:
         lookup(table, np.sort(mix(np.arange(500, dtype=np.uint64))))
 
 
+@pytest.mark.parametrize(
+    ("instead", "how", "said"),
+    [
+        ("/dev/full", os.O_RDWR, "can't write: No space left on device"),
+        ("/", os.O_RDONLY, "can't (read: Is a directory|write: Bad file descriptor)"),
+    ],
+)
+def test_calls_that_fail_say_so(instead: str, how: int, said: str, tmp_path: Path) -> None:
+    """Its descriptor is another file's from a moment on: first of a pull, then of a row that goes to disk."""
+    for reads in (False, True):
+        table = make_table(**arguments("sgd", **{**DISK, "disk_folder": str(tmp_path)}))
+        _fill(table, 1500)
+        other = os.open(instead, how)
+        os.dup2(other, _file_in(tmp_path))
+        os.close(other)
+        keys = np.sort(mix(np.arange(1500 * (not reads), 1500 * (2 - reads), dtype=np.uint64)))
+        if reads and instead == "/dev/full":  # it reads as zeros
+            said = "not as it was written"
+        with pytest.raises(DiskError, match=said):
+            _pull_and_evict(table, keys)
+        del table
+
+
+def _pull_and_evict(table: Table, keys: np.ndarray) -> None:
+    pull_at(table, keys, 2)
+    table.evict(2)
+
+
 def test_what_it_takes_of_memory_is_told_before() -> None:
     from persia_hpc._native import TableConfig, table_bytes
 

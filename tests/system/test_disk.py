@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ import pytest
 import persia_hpc as ph
 from persia_hpc.checkpoint.diff import differences
 from persia_hpc.checkpoint.merged import CheckpointReader
+from persia_hpc.config import load_config
 from persia_hpc.errors import PersiaError, UserError
+from persia_hpc.job.dry_run import dry_run
+from tests.support.disks import small_disk
 from tests.support.jobs import Job, wait_for
 from tests.support.tiny import run_digest, tiny_config, write_tiny
 
@@ -128,6 +132,29 @@ def test_a_disk_that_is_too_small_ends_the_run_and_a_larger_one_goes_on(
     assert (tmp_path / "run" / "latest").exists()
     ph.train(settings(data, tmp_path / "run", tmp_path, **{"checkpoint.resume": True}), quiet=True)
     assert run_digest(tmp_path / "run") == run_digest(in_memory[0])
+
+
+def test_a_drive_that_is_full_ends_the_run_and_a_larger_one_goes_on(
+    data: str, tmp_path: Path, in_memory: Any
+) -> None:
+    tier = tmp_path / "tier"
+    with small_disk(tier, "128k"):
+        config = settings(data, tmp_path / "run", tier, **{"checkpoint.every": 5})
+        with pytest.raises(PersiaError, match=r"disk tier in .*tier: can't write: No space left on device"):
+            ph.train(config, quiet=True)
+    assert (tmp_path / "run" / "latest").exists()
+    ph.train(settings(data, tmp_path / "run", tier, **{"checkpoint.resume": True}), quiet=True)
+    assert run_digest(tmp_path / "run") == run_digest(in_memory[0])
+
+
+def test_a_dry_run_says_where_rows_go_and_needs_no_drive(data: str, tmp_path: Path) -> None:
+    """On a login node there may be none."""
+    missing = tmp_path / "missing"
+    texts = [dry_run(load_config(settings(data, tmp_path / "run", tier))) for tier in (missing, None)]
+    assert re.search(
+        rf"  item: .* over all servers; beyond, 4\.0 MiB in {missing}\); features: item", texts[0]
+    )
+    assert "beyond" not in texts[1]
 
 
 def test_a_directory_that_is_not_there_is_named(data: str, tmp_path: Path) -> None:
