@@ -1,14 +1,15 @@
 """Configurations of published models on real data beside a plain PyTorch loop with the same settings.
 
     python benchmarks/published.py --data DIR [--sets adult movielens criteo] [--models dnn dlrm deepfm ...]
-                                   [--optimizer adagrad] [--seeds 1 2 3] [--paired]
+                                   [--optimizer adagrad] [--l2 0] [--seeds 1 2 3] [--paired]
 
 DIR holds criteo_137k and movielens_1m, as in the tests' PERSIA_HPC_DATA; adult is in the repository. The
 settings are like those of datasets/bars (rows of 10, normal with 1e-4, batch normalisation), with narrower
 layers and smaller batches, so that CPUs do it within minutes; the learning rates are constant.
-`--optimizer adam` compares Adam on the rows of a batch with torch.optim.Adam on whole tables, as FuxiCTR has
-it. With `--paired` the loop begins with our rows and weights, and both take the samples in one order, drawn
-by the seed: only rounding differs. Prints a Markdown table.
+With `--optimizer adam` the loop too has Adam of each row in the steps that use it, and `--l2` of these rows;
+with `adam_tables` it has torch.optim.Adam on whole tables in every step, as FuxiCTR has. With `--paired` the
+loop begins with our rows and weights, and both take the samples in one order, drawn by the seed: but with
+`adam_tables` only rounding differs. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ DIM, HIDDEN = 10, [64, 64]
 OPTIMIZERS = {
     "adagrad": {"lr": 0.02, "initial_accumulator_value": 0.01},  # from 0 the first steps are all sign
     "adam": {"lr": 1e-3},
+    "adam_tables": {"lr": 1e-3},
 }
 BATCH = {"adult": 256, "criteo": 512, "movielens": 4096}
 EPOCHS = {"adult": 3, "criteo": 2, "movielens": 1}
@@ -58,6 +60,30 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
+class RowAdam(torch.optim.Optimizer):
+    """Is torch.optim.Adam on each row of sparse gradients, with a step count of its own."""
+
+    def __init__(self, tables: Any, lr: float, weight_decay: float = 0.0) -> None:
+        super().__init__(tables, {"lr": lr, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for table in group["params"]:
+                state, gradient = self.state[table], table.grad.coalesce()
+                if not state:
+                    state |= {"m": torch.zeros_like(table), "v": torch.zeros_like(table)}
+                    state["steps"] = torch.zeros(len(table), 1)
+                rows, g = gradient.indices()[0], gradient.values()
+                g = g + group["weight_decay"] * table[rows]
+                state["steps"][rows] += 1
+                state["m"][rows] = m = 0.9 * state["m"][rows] + 0.1 * g
+                state["v"][rows] = v = 0.999 * state["v"][rows] + 0.001 * g * g
+                steps = state["steps"][rows]
+                root = (v / (1 - 0.999**steps)).sqrt() + 1e-8
+                table[rows] -= group["lr"] / (1 - 0.9**steps) * m / root
+
+
 @dataclass(frozen=True)
 class Case:
     """Says what is trained; paired: `train` is a file in which the samples are in their order."""
@@ -69,6 +95,12 @@ class Case:
     seed: int
     train: str
     paired: bool
+    l2: float = 0.0
+
+    @property
+    def rows(self) -> dict[str, float]:
+        """Returns the arguments of the optimizer of embeddings."""
+        return OPTIMIZERS[self.optimizer] | ({"weight_decay": self.l2} if self.l2 else {})
 
 
 def perceptron(width: int, widths: list[int] = HIDDEN, *, normalised: bool) -> nn.Sequential:
@@ -195,13 +227,13 @@ def plain_pytorch(case: Case, data: SampleBatch, run: Path) -> dict[str, float]:
             columns.append(np.where(vocabulary[places] == values, places + 1, 0))  # 0: never seen in training
         return torch.tensor(np.stack(columns, axis=1))
 
-    sparse = case.optimizer == "adagrad"
+    sparse = case.optimizer != "adam_tables"
     sizes, num_dense = [len(v) for v in vocabularies], data.dense.shape[1]
     plain = Plain(case.model, sizes, num_dense, sparse=sparse, normalised=name in NORMALISED)
     if case.paired:
         begin_alike(plain, dict(zip(names, vocabularies, strict=True)), case, run)
-    kind = torch.optim.Adagrad if sparse else torch.optim.Adam
-    of_rows = kind(plain.tables.parameters(), **OPTIMIZERS[case.optimizer])
+    kinds = {"adagrad": torch.optim.Adagrad, "adam": RowAdam, "adam_tables": torch.optim.Adam}
+    of_rows = kinds[case.optimizer](plain.tables.parameters(), **case.rows)
     others = [p for key, p in plain.named_parameters() if not key.startswith("tables.") and p.numel()]
     optimizers: list[torch.optim.Optimizer] = [of_rows]
     if others:
@@ -229,7 +261,7 @@ def plain_pytorch(case: Case, data: SampleBatch, run: Path) -> dict[str, float]:
 
 
 def settings(case: Case) -> dict[str, Any]:
-    options = {"name": case.optimizer, **OPTIMIZERS[case.optimizer]}
+    options = {"name": case.optimizer.removesuffix("_tables"), **case.rows}
     found: dict[str, Any] = {
         "mode": "sync",
         "seed": case.seed,
@@ -313,9 +345,12 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=tuple(EPOCHS), default=list(EPOCHS))
     parser.add_argument("--models", nargs="+", choices=tuple(MODELS), default=list(MODELS))
     parser.add_argument("--optimizer", choices=tuple(OPTIMIZERS), default="adagrad")
+    parser.add_argument("--l2", type=float, default=0.0, help="of embeddings, with Adam")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--paired", action="store_true", help="same weights, rows and order at the start")
     options = parser.parse_args()
+    if options.l2 and options.optimizer == "adagrad":
+        parser.error("--l2 needs Adam: torch's Adagrad has none for sparse gradients")
     torch.set_num_threads(1)
     columns = ("data", "model", "AUC here", "AUC of the loop", "difference", "largest", "samples/s here")
     print(f"| {' | '.join([*columns, 'of the loop', 'ratio'])} |")
@@ -331,7 +366,8 @@ def main() -> None:
                 for seed in options.seeds:
                     run = Path(scratch, f"{name}-{model}-{seed}")
                     files = str(Path(scratch, "mixed.h5") if options.paired else folder / "train*.h5")
-                    case = Case(folder, name, model, options.optimizer, seed, files, options.paired)
+                    paired = options.paired
+                    case = Case(folder, name, model, options.optimizer, seed, files, paired, options.l2)
                     data = mixed(case) if options.paired else load(folder, "train")
                     pairs.append((ours(case, run), plain_pytorch(case, data, run)))
                 show(name, model, pairs)

@@ -142,7 +142,7 @@ def settings(model: str, seed: int, folder: Path) -> dict[str, Any]:
         found["tasks"]["liked"]["loss"] = {
             "name": "in_batch_softmax",
             "temperature": TEMPERATURE,
-            "logq": True,
+            "logq": "weights",
         }
         found["train"]["metrics"] = ["recall@10", "ndcg@10"]
     return found

@@ -1,17 +1,18 @@
 """What serving costs: training beside `[export]`, how soon a changed row is visible, and requests a second.
 
-    python benchmarks/serving.py prepare FOLDER [--rows 10000000]
-    python benchmarks/serving.py train FOLDER [--turns 2] [--steps 1500] [--every 0.5]
-    python benchmarks/serving.py accuracy FOLDER --data DIR/criteo_137k [--seeds 1 2 3]
-    python benchmarks/serving.py ask FOLDER [--redis-python PYTHON] [--redis-rows 1000000]
+    python -m benchmarks.serving prepare FOLDER [--rows 10000000]
+    python -m benchmarks.serving train FOLDER [--turns 2] [--steps 1500] [--every 0.5] [--ranks 1 1 1]
+    python -m benchmarks.serving accuracy FOLDER --data DIR/criteo_137k [--seeds 1 2 3]
+    python -m benchmarks.serving ask FOLDER [--redis-python PYTHON] [--redis-rows 1000000]
 
-`prepare` makes W0's samples and a checkpoint with so many rows. `train` trains W0 in one process from there,
-with and without export in turns, and in the runs with export a reader in a second process; a step's change is
-visible when that process has the first version of this step or a later one. `ask` measures one reader of what
-`train` has left: single requests of 26 ids, with and without the dense part, and batches of 512; and MGET of
-as many rows of as many bytes, in batches as large, from a redis-server of its own on a Unix socket (hiredis
-parses). `accuracy` trains datasets/criteo in one process and compares the test AUC of a reader of rows in
-`--format` with that of the run's own rows.
+`prepare` makes W0's samples and a checkpoint with so many rows. `train` trains W0 from there, in one process
+or with so many parameter servers, embedding workers and trainers under mpiexec, with and without export in
+turns, and in the runs with export a reader in a second process; a step's change is visible when that process
+has the first version of this step or a later one. `ask` measures one reader of what `train` has left, or, if
+that has not run, of what 150 steps with export leave: single requests of 26 ids, with and without the dense
+part, and batches of 512; and MGET of as many rows of as many bytes, in batches as large, from a redis-server
+of its own on a Unix socket (hiredis parses). `accuracy` trains datasets/criteo in one process and compares
+the test AUC of a reader of rows in `--format` with that of the run's own rows.
 """
 
 from __future__ import annotations
@@ -33,9 +34,12 @@ import persia_hpc as ph
 from benchmarks.checkpoints import write_start
 from persia_hpc.bench.train_jobs import prepare_data, w0_settings
 from persia_hpc.cli import main as main_of_command
+from persia_hpc.launch.mpiexec import find_launcher
 from persia_hpc.samples.source import open_source
+from persia_hpc.serving.parts import map_part
 
 FEATURES, DIM = 26, 16
+MODULE = "benchmarks.serving"
 
 
 class Times(ph.Callback):
@@ -59,12 +63,13 @@ def train(options: argparse.Namespace) -> None:
         for kind in rates:
             shutil.rmtree(folder / "run", ignore_errors=True)
             more = ["--steps", str(options.steps), "--every", str(options.every), "--one", kind]
+            more += ["--ranks", *map(str, options.ranks)] if options.ranks else []
             follower = None
             if kind == "export":
                 shutil.rmtree(folder / "export", ignore_errors=True)
-                follow = [sys.executable, __file__, "follow", str(folder)]
+                follow = [sys.executable, "-m", MODULE, "follow", str(folder)]
                 follower = subprocess.Popen(follow, stdout=subprocess.PIPE, text=True)
-            subprocess.run([sys.executable, __file__, "train", str(folder), *more], check=True)
+            run_job(["-m", MODULE, "train", str(folder), *more], options.ranks)
             ends = json.loads((folder / "ends.json").read_text())
             half = len(ends) // 2
             rates[kind].append((len(ends) - 1 - half) / (ends[-1] - ends[half]))
@@ -83,17 +88,29 @@ def train(options: argparse.Namespace) -> None:
     print("the last run's export:", summary)
 
 
+def run_job(program: list[str], ranks: list[int]) -> None:
+    command, environment = [sys.executable, *program], dict(os.environ)
+    if ranks:
+        launcher = find_launcher()
+        command = launcher.command(sum(ranks), [sys.executable, "-m", "mpi4py", *program])
+        environment = launcher.environment(environment)
+    subprocess.run(command, env=environment, check=True)
+
+
 def train_once(folder: Path, options: argparse.Namespace, *, export: bool) -> None:
     settings = w0_settings(folder / "train-000.h5", 2048, 2048 * options.steps)
     settings["run_dir"] = str(folder / "run")
     settings["train"]["threads"] = 1
     settings["checkpoint"] = {"init_from": str(folder / "start"), "init_parts": "embeddings"}
+    roles = ("parameter_servers", "embedding_workers", "trainers")
+    settings["ranks"] = dict(zip(roles, options.ranks or (1, 1, 1), strict=True))
     if export:
         every = {"every_seconds": options.every, "base_every": options.base_every}
         settings["export"] = {**every, "dir": str(folder / "export"), "rows": options.format}
     times = Times()
     ph.train(settings, callbacks=[times], quiet=True)
-    (folder / "ends.json").write_text(json.dumps(times.ends))
+    if times.ends:  # on the trainers; with several it doesn't matter whose they are
+        (folder / "ends.json").write_text(json.dumps(times.ends))
 
 
 def follow(options: argparse.Namespace) -> None:
@@ -121,10 +138,14 @@ def delays_of(ends: list[float], seen: list[list[float]]) -> list[float]:
 
 
 def ask(options: argparse.Namespace) -> None:
+    if not (options.folder / "export" / "latest").exists():
+        options.steps = 150
+        train_once(options.folder, options, export=True)
     reader = ph.Reader(options.folder / "export", follow=False)
     rng = np.random.default_rng(0)
     vocabulary = 10_000_000 // FEATURES
-    print(f"version {reader.version.version} of step {reader.version.step}")
+    rows = sum(map(rows_of, (options.folder / "export").glob("base-*/*.rows")))
+    print(f"version {reader.version.version} of step {reader.version.step}, rows of all bases: {rows:,}")
     names = reader.tables
 
     def features(count: int | None) -> dict[str, Any]:
@@ -158,6 +179,11 @@ def ask(options: argparse.Namespace) -> None:
         print(f"{redis['seconds'] * 1e3:.2f} ms, {512 * FEATURES / redis['seconds'] / 1e6:.3f} M rows/s")
         for name, took in ours.items():
             print(f"{name}: {redis['seconds'] / took:.1f} times Redis")
+
+
+def rows_of(part: Path) -> int:
+    note = {"bytes": part.stat().st_size}
+    return sum(len(table.keys) for table in map_part(part, note, check=False).values())
 
 
 def seconds(call: Any) -> float:
@@ -222,6 +248,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--every", type=float, default=0.5)
+    parser.add_argument("--ranks", type=int, nargs=3, default=[])
     parser.add_argument("--base-every", type=int, default=240)
     parser.add_argument("--format", default="int8")
     parser.add_argument("--one", choices=("plain", "export"))
@@ -236,6 +263,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     main()

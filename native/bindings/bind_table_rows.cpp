@@ -2,8 +2,10 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <chrono>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -15,6 +17,8 @@ namespace {
 
 using persia::Key;
 using persia::Table;
+
+constexpr std::size_t kRowsAtOnce = 1024;  // of changes, that others wait for
 
 // Without a copy: the array keeps the vector.
 template <class T>
@@ -105,12 +109,27 @@ void begin_changes(LockedTable& self) {
     self.run([](Table& table) { table.begin_changes(); });
 }
 
-py::tuple take_changes(LockedTable& self, const std::string& rows) {
+void mark_changes(LockedTable& self, const std::string& rows) {
     const persia::RowFormat format = persia::row_format_of(rows);
-    persia::ChangedRows changed = self.run([&](Table& table) { return table.take_changes(format); });
+    self.run([&](Table& table) { table.mark_changes(format); });
+}
+
+py::tuple take_changes(LockedTable& self) {
+    persia::ChangedRows changed;
+    {
+        const py::gil_scoped_release nogil;
+        const auto copy = [&] {
+            const std::lock_guard<std::mutex> lock(self.mutex);
+            if (self.table.copy_changes(kRowsAtOnce)) return true;
+            changed = self.table.take_changes();
+            return false;
+        };
+        // Others may have the table after each piece; without a pause this thread would lock it again at
+        // once.
+        while (copy()) std::this_thread::sleep_for(std::chrono::microseconds(20));
+    }
     const auto n = static_cast<py::ssize_t>(changed.keys.size());
-    const auto row_bytes =
-        static_cast<py::ssize_t>(persia::bytes_of(format, static_cast<std::size_t>(self.dim())));
+    const auto row_bytes = static_cast<py::ssize_t>(changed.row_bytes);
     auto* const kept = new std::vector<std::byte>(std::move(changed.rows));
     const py::capsule owner(kept, [](void* p) { delete static_cast<std::vector<std::byte>*>(p); });
     const py::array_t<std::uint8_t> data({n, row_bytes}, reinterpret_cast<std::uint8_t*>(kept->data()),
@@ -195,9 +214,15 @@ constexpr const char* kRemovedKeys =
     "back.";
 
 constexpr const char* kTakeChanges =
-    R"(Returns (keys [n], rows uint8 [n, bytes], removed [m]): what changed since the last call or the begin.
+    R"(Returns (keys [n], rows uint8 [n, bytes], removed [m]): what had changed at the last mark, as it was then.
 
-Keys come in any order, some perhaps twice. Those in `removed` went; the ones that came back are in `keys` too.
+Keys come in any order. Those in `removed` went; the ones that came back are in `keys` too. Other threads may
+use the table meanwhile.)";
+
+constexpr const char* kMarkChanges =
+    R"(Ends the list of what has changed, for `take_changes`, and begins the next.
+
+What the last mark's list had is in this one, if nobody has taken it.
 rows: their format, as `ServedTable` takes it.)";
 
 }  // namespace
@@ -218,9 +243,10 @@ void bind_table_rows(TableClass& table) {
             "Frees what is kept for a snapshot, finished or not.")
         .def("removed_keys", &removed_keys, kRemovedKeys)
         .def("begin_changes", &begin_changes, "Begins to note which rows change or go.")
-        .def("take_changes", &take_changes, py::arg("rows"), kTakeChanges)
+        .def("mark_changes", &mark_changes, py::arg("rows"), kMarkChanges)
+        .def("take_changes", &take_changes, kTakeChanges)
         .def("return_changes", &return_changes, py::arg("keys"), py::arg("removed"),
-             "Takes back keys that `take_changes` gave: the next call gives them again, with their rows.")
+             "Takes back keys that `take_changes` gave: the next list has them again, with their rows.")
         .def("restore_bucket", &restore_bucket, py::arg("bucket"), py::arg("age"), py::arg("counted"),
              py::arg("sightings"),
              "Takes what `snapshot_buckets` gave, after the rows.\n\n"

@@ -128,11 +128,37 @@ std::optional<std::uint64_t> answer(TableSet& self, PendingPull& pull, Producer&
     return sent;
 }
 
-void lookup(const TableSet& self, const py::object& keys, const py::object& counts, const Groups& out) {
+void lookup(const TableSet& self, const py::object& keys, const py::object& counts, const Groups& out,
+            bool initial) {
     const RecordKeys of = to_keys(self, keys, counts);
     const auto rows = to_rows<std::byte>(self, out, "out");
     const py::gil_scoped_release nogil;
-    self.lookup(of, rows);
+    self.lookup(of, rows, initial);
+}
+
+py::list pull_differing(TableSet& self, PendingPull& pull, const Groups& before, std::int64_t since) {
+    if (!pull.wanted.empty()) throw py::value_error("wanted: expected None, as all rows were sent before");
+    const auto rows = to_rows<const std::byte>(self, before, "before");
+    const std::uint32_t at = check_step(static_cast<std::int64_t>(pull.step)), from = check_step(since);
+    pull.prepare();
+    std::vector<persia::Differing> found;
+    {
+        const py::gil_scoped_release nogil;
+        found = self.pull_differing(pull.of(), at, from, rows, pull.slots, pull.epochs);
+    }
+    py::list groups;
+    for (std::size_t g = 0; g < found.size(); ++g) {
+        const auto like = py::reinterpret_borrow<py::array>(before[g]);
+        const auto count = static_cast<py::ssize_t>(found[g].positions.size());
+        py::array_t<std::uint32_t> positions(count);
+        py::array values(like.dtype(), {count, like.shape(1)});
+        if (count != 0) {
+            std::memcpy(positions.mutable_data(), found[g].positions.data(), found[g].positions.size() * 4);
+            std::memcpy(values.mutable_data(), found[g].rows.data(), found[g].rows.size());
+        }
+        groups.append(py::make_tuple(positions, values));
+    }
+    return groups;
 }
 
 Counts push(TableSet& self, const std::vector<std::pair<PendingPull*, Groups>>& records, std::int64_t step) {
@@ -219,6 +245,18 @@ constexpr const char* kAnswer =
 None if there is no room now, or the record would travel in chunks; then nothing has changed. kind, tag: of
 the record, whose step and trainer are the pull's.)";
 
+constexpr const char* kLookup =
+    R"(Writes the rows of `keys` to `out`; changes nothing. Rows never seen are zeros (evaluation).
+
+initial: they are what a pull would begin them with, in tables that admit each key.)";
+
+constexpr const char* kPullDiffering =
+    R"(Does what `pull` does, for rows that `lookup` wrote to `before` after step `since` and before the next.
+
+Returns for each dim group the positions uint32 [M_g] and rows [M_g, D_g] of those that differ from these in
+any bit, in no particular order.
+Raises: ValueError if the pull has `wanted`.)";
+
 constexpr const char* kPush = R"(Makes one optimizer update per row with the gradients of all pulls of a step.
 
 records: answered pulls, each with its gradients for each dim group, see `Table.push_step`. Returns how many
@@ -297,11 +335,13 @@ void bind_table_set(py::module_& m) {
              kInit)
         .def("row_counts", &row_counts, py::arg("counts"), py::arg("wanted") = py::none(), kRowCounts)
         .def("pull", &pull, py::arg("pull"), py::arg("out"), kPull)
+        .def("pull_differing", &pull_differing, py::arg("pull"), py::arg("before"), py::arg("since"),
+             kPullDiffering)
         .def("take_pull", &take_pull, py::arg("ring"), py::arg("kind"), kTakePull)
         .def("answer", &answer, py::arg("pull"), py::arg("ring"), py::arg("kind"), py::arg("tag"),
              py::arg("wire"), kAnswer)
-        .def("lookup", &lookup, py::arg("keys"), py::arg("counts"), py::arg("out"),
-             "Writes the rows of `keys` to `out`, zeros for unseen; changes nothing (evaluation).")
+        .def("lookup", &lookup, py::arg("keys"), py::arg("counts"), py::arg("out"), py::kw_only(),
+             py::arg("initial") = false, kLookup)
         .def("push", &push, py::arg("records"), py::arg("step"), kPush)
         .def("push_next", &push_next, py::arg("ring"), py::arg("pull"), kPushNext)
         .def("evict", &evict, py::arg("step"), "Evicts from all tables after `step`; returns how many rows.")

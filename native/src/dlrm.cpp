@@ -1,6 +1,7 @@
 #include "persia/dlrm.h"
 
 #include <algorithm>
+#include <atomic>
 
 #include "interacting.h"
 #include "panels.h"
@@ -26,19 +27,20 @@ std::size_t widest(const Dlrm& dlrm) {
     return whole_panels(most) * kPanel;
 }
 
-// use(part, begin, end) for each part of the samples, by the threads of the team.
+// use(part, begin, end) for each part of the samples, by the threads of the team: each takes the next part
+// when it is through with one, so that one that begins late holds up nobody.
 template <typename MakeUse>
 void for_parts(std::size_t num_samples, ThreadTeam& team, const MakeUse& make_use) {
     const std::size_t parts = (num_samples + kPart - 1) / kPart;
-    const auto work = [&](unsigned thread) {
-        const std::size_t first = parts * thread / team.size(), last = parts * (thread + 1) / team.size();
-        if (first == last) return;
-        auto use = make_use();
-        for (std::size_t part = first; part < last; ++part)
+    std::atomic<std::size_t> next{0};
+    const auto work = [&](unsigned) {
+        std::size_t part = next.fetch_add(1);
+        if (part >= parts) return;
+        for (auto use = make_use(); part < parts; part = next.fetch_add(1))
             use(part, part * kPart, std::min(num_samples, (part + 1) * kPart));
     };
     if (team.size() == 1 || parts == 1)
-        for (unsigned thread = 0; thread < team.size(); ++thread) work(thread);
+        work(0);
     else
         team.run(work);
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <stdexcept>
 
 #include "persia/wire.h"
@@ -11,6 +12,8 @@ namespace persia {
 namespace {
 
 constexpr float kMost = 127.0f;
+constexpr std::uint32_t kInfinity = 0x7f800000u;
+constexpr float kLargest = std::numeric_limits<float>::max();
 
 template <class Run>
 auto with_format(RowFormat format, const Run& run) {
@@ -42,25 +45,33 @@ float scale_of(const std::byte* in) {
 }
 
 void encode_int8(const float* row, std::byte* out, std::size_t dim) {
-    float largest = 0;
-    for (std::size_t d = 0; d < dim; ++d) largest = std::max(largest, std::fabs(row[d]));
-    const float exact = largest / kMost;
-    std::uint32_t bits;
-    std::memcpy(&bits, &exact, sizeof bits);
-    const auto high = static_cast<std::uint16_t>((bits + 0xffffu) >> 16);  // up: of what isn't negative
+    // As integers, whose largest is found many at a time: magnitudes are in the same order; NaN is none.
+    std::uint32_t most = 0;
+    for (std::size_t d = 0; d < dim; ++d) {
+        const std::uint32_t magnitude = bits_of(row[d]) & 0x7fffffffu;
+        most = std::max(most, magnitude > kInfinity ? 0u : magnitude);
+    }
+    most = std::min(most, kInfinity - 1);  // infinity becomes the largest number
+    float largest;
+    std::memcpy(&largest, &most, sizeof largest);
+    const auto high = static_cast<std::uint16_t>((bits_of(largest / kMost) + 0xffffu) >> 16);  // rounded up
     std::memcpy(out, &high, sizeof high);
-    const float scale = scale_of(out);
+    const float scale = scale_of(out), step = scale > 0 ? scale : 1.0f;
     auto* const to = reinterpret_cast<std::int8_t*>(out + sizeof high);
     for (std::size_t d = 0; d < dim; ++d) {
-        const float steps = scale > 0 ? std::nearbyint(row[d] / scale) : 0.0f;
-        to[d] = static_cast<std::int8_t>(std::fmin(std::fmax(steps, -kMost), kMost));
+        float steps = std::nearbyint(row[d] / step);
+        steps = steps > -kMost ? steps : -kMost;  // NaN too
+        to[d] = static_cast<std::int8_t>(steps < kMost ? steps : kMost);
     }
 }
 
 void decode_int8(const std::byte* in, float* row, std::size_t dim) {
     const float scale = scale_of(in);
     const auto* const from = reinterpret_cast<const std::int8_t*>(in + 2);
-    for (std::size_t d = 0; d < dim; ++d) row[d] = scale * static_cast<float>(from[d]);
+    for (std::size_t d = 0; d < dim; ++d) {  // 127 scales may be more than the largest float
+        const float value = scale * static_cast<float>(from[d]);
+        row[d] = std::min(std::max(value, -kLargest), kLargest);
+    }
 }
 
 }  // namespace

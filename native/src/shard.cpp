@@ -11,6 +11,7 @@ namespace {
 constexpr std::size_t kAhead = 16;  // keys whose memory is asked for before they are looked at
 // With a disk tier rows are imported so many at a time, or such a share of what a bucket may have: before
 // more come some go to disk.
+constexpr std::size_t kAwayBytes = 40;  // of an entry of a hash set
 constexpr std::size_t kLeastImported = 64, kImportedShare = 8;
 constexpr std::uint32_t kSweepPeriod = 64;  // steps in which a sweep for expired rows sees each bucket once
 
@@ -48,7 +49,10 @@ void Shard::remove(std::uint32_t bucket, KeyIndex::Entry entry) {
     removed_at_ = epoch_ + 1;  // of the next step; first, so that it holds if something throws
     if (snapshot_.active()) keep_before_removal(bucket, entry);
     if (notes_removed_) note_removed(entry.key());
-    if (changes_.noted()) changes_.removed(entry.key(), entry.slot());
+    if (changes_.noted()) {
+        keep_changed(entry.key(), entry.slot());
+        changes_.removed(entry.key(), entry.slot());
+    }
     drop(bucket, entry);
     ++counts_.evicted;
 }
@@ -131,7 +135,10 @@ void Shard::import_some(const ImportedRows& from) {
         }
         eviction_.restored(home, key, from.stamps[i], index_.size(home) == 1);
         rows_.epoch(slot) = epoch_;
-        if (changes_.noted()) changes_.changed(key, slot);
+        if (changes_.noted()) {
+            keep_changed(key, slot);
+            changes_.changed(key, slot);
+        }
         if (!from.has_state) {
             update_.init(&from.rows[i * config_.dim], rows_.weights(slot), rows_.state(slot));
             continue;
@@ -145,10 +152,11 @@ std::uint64_t Shard::memory_bytes() const {
     const auto held = [](const auto& values) { return values.capacity() * sizeof(values[0]); };
     return sizeof *this + arena_.held_bytes() + index_.held_bytes() + rows_.held_bytes() +
            eviction_.held_bytes() + admission_.held_bytes() + update_.held_bytes() + held(dirty_) +
-           snapshot_.held_bytes() + changes_.held_bytes() + held(ages_at_mark_) + held(removed_) +
-           held(removed_at_mark_) + num_buckets() / 8 + held(room_) + held(slots_) + held(merged_) +
-           held(sums_) + held(merged_map_) + held(expired_keys_) + held(wanted_) +
-           (cold_ ? cold_->held_bytes() : 0);
+           snapshot_.held_bytes() + changes_.held_bytes() + held(copied_.keys) + held(copied_.rows) +
+           held(copied_.removed) + held(changed_room_) + away_.size() * kAwayBytes + held(ages_at_mark_) +
+           held(removed_) + held(removed_at_mark_) + num_buckets() / 8 + held(room_) + held(first_) +
+           held(slots_) + held(compared_) + held(rest_) + held(merged_) + held(sums_) + held(merged_map_) +
+           held(expired_keys_) + held(wanted_) + (cold_ ? cold_->held_bytes() : 0);
 }
 
 }  // namespace persia

@@ -16,7 +16,10 @@ constexpr std::size_t kAhead = 16;  // keys whose memory is asked for before the
 void Shard::demote(std::uint32_t bucket, KeyIndex::Entry entry) {
     removed_at_ = epoch_ + 1;  // the slot may be another row's then
     if (snapshot_.active()) keep_before_removal(bucket, entry);
-    if (changes_.noted()) changes_.moved(entry.slot());
+    if (changes_.noted()) {
+        keep_changed(entry.key(), entry.slot());
+        if (changes_.moved(entry.slot())) away_.insert(entry.key());
+    }
     const Snapshot::Kept row = row_at(entry);
     cold_->append(bucket, row.key, row.stamp, row.weights, row.state);
     drop(bucket, entry);
@@ -63,6 +66,7 @@ void Shard::fetch(Keys keys) {
             }
             snapshot_.settle(slot);
         }
+        if (away_.erase(key) != 0) changes_.changed(key, slot);
         insert(home, key, slot, row.stamp);
         cold_->erase(home, key, row.place);
         ++counts_.from_disk;
@@ -98,22 +102,21 @@ void Shard::sweep_cold(std::uint32_t home) {
             snapshot_.keep(home, row.key, row.stamp, kNoSlot, row.weights, row.state);
         }
         if (notes_removed_) note_removed(row.key);
-        if (changes_.noted()) changes_.removed_before(row.key);
+        if (changes_.noted()) {
+            away_.erase(row.key);
+            changes_.removed_before(row.key);
+        }
         ++counts_.evicted;
         return false;
     });
 }
 
-void Shard::cold_changes(Keys missing, RowFormat format, ChangedRows& into) {
+// Copies the changed rows that are on disk at a mark.
+void Shard::copy_away() {
     wanted_.clear();
-    for (const Key key : missing) wanted_.push_back({bucket(key), 0, key});
-    const std::size_t row_bytes = bytes_of(format, config_.dim);
-    for (const auto& [wanted, row] : cold_->find(wanted_)) {
-        into.keys.push_back(wanted.key);
-        into.rows.resize(into.rows.size() + row_bytes);
-        load(update_.weights(), row.weights, room_.data(), config_.dim);
-        encode_row(format, room_.data(), into.rows.data() + into.rows.size() - row_bytes, config_.dim);
-    }
+    for (const Key key : away_) wanted_.push_back({bucket(key), 0, key});
+    away_.clear();
+    for (const auto& [wanted, row] : cold_->find(wanted_)) copy_changed(wanted.key, row.weights);
 }
 
 // Adds the rows of a bucket for which chosen(row); they point into `held`.

@@ -37,6 +37,10 @@ std::uint32_t Shard::resolve(Key key, std::uint32_t step, bool& fresh) {
             ++counts_.created;
             removed_at_ = epoch_;
             fresh = true;
+            if (changes_.noted()) {
+                keep_changed(key, entry.slot());
+                changes_.removed(key, entry.slot());
+            }
         }
         eviction_.used(home, key, step, entry.stamp());
         return entry.slot();
@@ -54,7 +58,7 @@ std::uint32_t Shard::resolve(Key key, std::uint32_t step, bool& fresh) {
 void Shard::start_row(Key key, std::uint32_t slot) {
     init_.fill(key, room_.data(), config_.dim);
     rows_.epoch(slot) = epoch_;
-    if (changes_.noted()) changes_.changed(key, slot);
+    if (changes_.noted()) changes_.created(key);
     update_.init(room_.data(), rows_.weights(slot), rows_.state(slot));
 }
 
@@ -226,10 +230,11 @@ void Shard::pull(Keys keys, std::uint32_t step, Rows out, Span<std::uint32_t> sl
         });
 }
 
-void Shard::lookup(Keys keys, Rows out) const {
+void Shard::lookup(Keys keys, Rows out, bool initial) const {
     const std::size_t row_bytes = wire_bytes(out.wire, config_.dim);
     const EncodeRows encode = encode_rows(update_.weights(), out.wire, config_.dim);
     slots_.resize(keys.size());
+    initial = initial && admission_.always();  // else most of them give zeros
     walk(
         keys, slots_,
         [&](Key, const IndexLine& line, unsigned at, std::uint32_t here) {
@@ -243,6 +248,12 @@ void Shard::lookup(Keys keys, Rows out) const {
             encode(rows, count, config_.dim, room_.data(), out.data + begin * row_bytes);
         },
         [&](std::size_t i, const std::byte* row, bool) {
+            if (row == nullptr && initial) {
+                first_.resize(update_.weight_bytes());
+                init_.fill(keys[i], room_.data(), config_.dim);
+                store_nearest(update_.weights(), room_.data(), first_.data(), config_.dim);
+                row = first_.data();
+            }
             encode(&row, 1, config_.dim, room_.data(), out.data + i * row_bytes);
         });
     if (cold_) lookup_cold(keys, out);

@@ -9,6 +9,7 @@ namespace {
 
 // Beyond, what was asked for might leave the first cache again.
 constexpr std::size_t kMostKeysAhead = 64;
+constexpr std::size_t kAllRows = ~std::size_t{0};
 
 void check_length(const char* name, std::size_t got, std::size_t expected) {
     if (got == expected) return;
@@ -96,15 +97,23 @@ void Table::pull_shard(unsigned shard, Keys keys, std::uint32_t step, Rows out, 
                          slots.slice(begin, end), wanted);
 }
 
-void Table::lookup(Keys keys, Rows out) const {
-    check_keys(keys);
-    check_length("rows", out.count, keys.size());
-    each_shard(keys.size(), [&](unsigned i) { lookup_shard(i, keys, out); });
+void Table::pull_differing_shard(unsigned shard, Keys keys, std::uint32_t step, std::uint32_t since,
+                                 ConstRows before, Span<std::uint32_t> slots, Differing& found) {
+    const auto [begin, end] = range_of(shard, keys);
+    shards_[shard]->pull_differing(keys.slice(begin, end), step, since, before.slice(begin, end, config_.dim),
+                                   slots.slice(begin, end), found);
+    for (std::uint32_t& position : found.positions) position += static_cast<std::uint32_t>(begin);
 }
 
-void Table::lookup_shard(unsigned shard, Keys keys, Rows out) const {
+void Table::lookup(Keys keys, Rows out, bool initial) const {
+    check_keys(keys);
+    check_length("rows", out.count, keys.size());
+    each_shard(keys.size(), [&](unsigned i) { lookup_shard(i, keys, out, initial); });
+}
+
+void Table::lookup_shard(unsigned shard, Keys keys, Rows out, bool initial) const {
     const auto [begin, end] = range_of(shard, keys);
-    shards_[shard]->lookup(keys.slice(begin, end), out.slice(begin, end, config_.dim));
+    shards_[shard]->lookup(keys.slice(begin, end), out.slice(begin, end, config_.dim), initial);
 }
 
 void Table::check_slots(Keys keys, Span<const std::uint32_t> slots) const {
@@ -244,9 +253,25 @@ void Table::begin_changes() {
     for (const auto& shard : shards_) shard->begin_changes();
 }
 
-ChangedRows Table::take_changes(RowFormat format) {
-    ChangedRows changed;
-    for (const auto& shard : shards_) shard->take_changes(format, changed);
+void Table::mark_changes(RowFormat format) {
+    for (const auto& shard : shards_) shard->mark_changes(format);
+}
+
+bool Table::copy_changes(std::size_t most) {
+    return std::any_of(shards_.begin(), shards_.end(),
+                       [&](const auto& each) { return each->copy_changes(most); });
+}
+
+ChangedRows Table::take_changes() {
+    for (const auto& shard : shards_) shard->copy_changes(kAllRows);
+    ChangedRows changed = shards_[0]->take_changes();
+    const auto append = [](auto& to, const auto& from) { to.insert(to.end(), from.begin(), from.end()); };
+    for (std::size_t i = 1; i < shards_.size(); ++i) {
+        const ChangedRows more = shards_[i]->take_changes();
+        append(changed.keys, more.keys);
+        append(changed.rows, more.rows);
+        append(changed.removed, more.removed);
+    }
     return changed;
 }
 

@@ -13,8 +13,9 @@
 namespace persia {
 namespace {
 
-constexpr std::size_t kAhead = 4;  // tables whose memory is asked for before they are worked on
-constexpr std::size_t kThen = 2;   // and how many later for what depends on the first
+constexpr std::size_t kAhead = 4;   // tables whose memory is asked for before they are worked on
+constexpr std::size_t kThen = 2;    // and how many later for what depends on the first
+constexpr std::size_t kChunks = 4;  // of the tables, for each thread
 
 void check_length(const std::string& name, std::size_t got, std::size_t expected) {
     if (got == expected) return;
@@ -88,19 +89,23 @@ void TableSet::work(const std::vector<Each>& parts, Size&& size_of, Ask&& ask, T
     }
     const std::lock_guard<std::mutex> mine(team_mutex_);
     if (!by_shards_) {
-        // Each thread has the tables whose middle key is in its share of the keys.
-        std::vector<std::size_t> first(team_->size() + 1, parts.size());
+        // A chunk has the tables whose middle key is in its share of the keys. There are several for each
+        // thread, which takes the next one when it is through: one that begins late holds up nobody.
+        const std::size_t chunks = team_->size() * kChunks;
+        std::vector<std::size_t> first(chunks + 1, parts.size());
         first[0] = 0;
         std::size_t before = 0;
-        for (std::size_t i = 0, thread = 1; i < parts.size(); ++i) {
+        for (std::size_t i = 0, chunk = 1; i < parts.size(); ++i) {
             const std::size_t size = size_of(parts[i]);
-            while (thread < team_->size() && (before + size / 2) * team_->size() >= num_keys * thread)
-                first[thread++] = i;
+            while (chunk < chunks && (before + size / 2) * chunks >= num_keys * chunk) first[chunk++] = i;
             before += size;
         }
-        team_->run([&](unsigned thread) {
-            pass(first[thread], first[thread + 1], 0, UINT_MAX, lock,
-                 [&](std::size_t i) { locks[i].unlock(); });
+        std::atomic<std::size_t> next{0};
+        team_->run([&](unsigned) {
+            for (std::size_t chunk; (chunk = next.fetch_add(1)) < chunks;) {
+                pass(first[chunk], first[chunk + 1], 0, UINT_MAX, lock,
+                     [&](std::size_t i) { locks[i].unlock(); });
+            }
         });
         return;
     }
@@ -201,10 +206,37 @@ void TableSet::pull(const RecordKeys& of, std::uint32_t step, const std::vector<
     });
 }
 
-void TableSet::lookup(const RecordKeys& of, const std::vector<Rows>& out) const {
+std::vector<Differing> TableSet::pull_differing(const RecordKeys& of, std::uint32_t step, std::uint32_t since,
+                                                const std::vector<ConstRows>& before,
+                                                Span<std::uint32_t> slots, Span<std::uint32_t> epochs) {
+    const std::vector<Part> parts = checked_parts(of, {}, before);
+    check_length("slots", slots.size(), of.keys.size());
+    check_length("epochs", epochs.size(), tables_.size());
+    std::fill(epochs.begin(), epochs.end(), 0u);
+    const std::size_t most_shards = by_shards_ ? team_->size() : 1;
+    std::vector<Differing> found(parts.size() * most_shards);  // of each part and shard
+    work_on_keys(of, parts, [&](Table& table, unsigned shard, Keys keys, const Part& part) {
+        if (shard == 0) epochs[part.table] = table.epoch();
+        const auto at = static_cast<std::size_t>(&part - parts.data()) * most_shards + shard;
+        table.pull_differing_shard(shard, keys, step, since, rows_of(part, before),
+                                   slots.slice(part.begin, part.end), found[at]);
+    });
+    std::vector<Differing> groups(dims_.size());
+    for (std::size_t i = 0; i < found.size(); ++i) {
+        const Part& part = parts[i / most_shards];
+        Differing& group = groups[groups_[part.table]];
+        for (const std::uint32_t position : found[i].positions) {
+            group.positions.push_back(static_cast<std::uint32_t>(part.rows_begin + position));
+        }
+        group.rows.insert(group.rows.end(), found[i].rows.begin(), found[i].rows.end());
+    }
+    return groups;
+}
+
+void TableSet::lookup(const RecordKeys& of, const std::vector<Rows>& out, bool initial) const {
     const std::vector<Part> parts = checked_parts(of, {}, out);
     work_on_keys(of, parts, [&](const Table& table, unsigned shard, Keys keys, const Part& part) {
-        table.lookup_shard(shard, keys, rows_of(part, out));
+        table.lookup_shard(shard, keys, rows_of(part, out), initial);
     });
 }
 

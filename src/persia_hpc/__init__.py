@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .config import Config, load_config
     from .errors import DataError, PersiaError, UserError
     from .job.reader import Reader
+    from .preprocess.table.in_memory import write_dataset
     from .samples.batch import IdColumn, SampleBatch
     from .samples.schema import DatasetSchema, FeatureSchema
     from .samples.writer import DatasetWriter
@@ -36,6 +37,7 @@ __all__ = [
     "run",
     "scalars",
     "train",
+    "write_dataset",
 ]
 
 _HOME = {
@@ -56,6 +58,7 @@ _HOME = {
     "FeatureSchema": "samples.schema",
     "DatasetWriter": "samples.writer",
     "Matches": "trainer.retrieval",
+    "write_dataset": "preprocess.table.in_memory",
 }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from .errors import EXIT_FAILURE, EXIT_USER, PersiaError, needs_package
 from .launch.environment import inside_mpi, keep_to_loopback, let_threads_sleep, world_rank_of
-from .printable import LINES, printable, stop_printing
+from .printable import LINES, open_streams, printable, stop_printing
 from .runtime.imports import import_quickly
 
 COMMANDS = (
@@ -25,6 +25,7 @@ exit codes: 0 done; 1 failure; 2 bad input or configuration; 3 damaged data; 75 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code; an error that a user can cause is one line on stderr."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    open_streams()
     warnings.filterwarnings("ignore", "Polars binary is missing")  # an error says it, in one line
     parser = _make_parser(given)
     try:

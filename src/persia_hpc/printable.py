@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import unicodedata
+from collections.abc import Iterator
 from typing import IO, Any
 
 LINES = "\n\t"  # what a text of several lines may keep
@@ -27,6 +28,13 @@ def printable(text: object, keep: str = "") -> str:
     )
 
 
+def open_streams() -> None:
+    """Lets this process print to nowhere where it was started without stdout or stderr (`2>&-`)."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for good
+
+
 def stop_printing(stream: IO[Any]) -> None:
     """Sends to nowhere what is still printed on a stream of this process, also by Python's flush at its end.
 
@@ -38,6 +46,21 @@ def stop_printing(stream: IO[Any]) -> None:
             os.dup2(nowhere, stream.fileno())
         finally:
             os.close(nowhere)
+
+
+def say(text: str) -> None:
+    """Says something of a run on stderr; the run goes on where that can't be written."""
+    with without_reader(sys.stderr):
+        print(f"persia-hpc: {text}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def without_reader(stream: IO[Any]) -> Iterator[None]:
+    """Lets what prints on a stream go on when that can't be written any more; see `lose_reader`."""
+    try:
+        yield
+    except OSError as error:
+        lose_reader(stream, error)
 
 
 def lose_reader(stream: IO[Any], error: OSError) -> None:

@@ -30,6 +30,11 @@ def step(table: Table, keys: list[int], number: int) -> None:
     table.evict(number)
 
 
+def taken(table: Table, rows: str = "fp32") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    table.mark_changes(rows)
+    return table.take_changes()
+
+
 def rows_of(table: Table | ServedTable) -> np.ndarray:
     out = np.empty((len(KEYS), 3), np.float32)
     table.lookup(u64(sorted(KEYS)), out)
@@ -52,18 +57,53 @@ def test_a_follower_has_the_tables_rows(before, after, kind, taken_at, lost_at) 
         step(table, keys, len(before) + 1 + at)
         if at not in taken_at and at + 1 < len(after):
             continue
-        keys_, rows_, removed = table.take_changes("fp32")
+        keys_, rows_, removed = taken(table)
         if at in lost_at:
             table.return_changes(keys_, removed)
-            keys_, rows_, removed = table.take_changes("fp32")
+            keys_, rows_, removed = taken(table)
         follower.add_changes(keys_, rows_, removed)
         if "ttl" not in kind:  # rows past it go when they are swept away
             np.testing.assert_array_equal(rows_of(follower), rows_of(table))
     if "ttl" in kind:
         for number in range(100, 170):  # a sweep sees every bucket
             table.evict(number)
-        follower.add_changes(*table.take_changes("fp32"))
+        follower.add_changes(*taken(table))
         np.testing.assert_array_equal(rows_of(follower), rows_of(table))
+
+
+@settings(max_examples=150, deadline=None)
+@given(steps_of_keys, st.lists(st.integers(0, 2), min_size=1, max_size=5), kinds)
+def test_changes_are_as_they_were_at_the_mark(steps, taken_after, kind) -> None:
+    """Whatever steps and imports come before they are taken; what nobody takes is in the next list."""
+    table, follower = make_table(**arguments(**kind)), ServedTable("fp32", 3)
+    table.begin_changes()
+    number = 0
+    for later in taken_after:
+        for keys in steps:
+            step(table, keys, number := number + 1)
+        table.mark_changes("fp32")
+        expected = rows_of(table)
+        for at, keys in enumerate((steps * 2)[: 4 * later]):
+            step(table, keys, number := number + 1)
+            if at == 2 and len(rows := table.export_bucket(1)["keys"]):
+                changed = {**table.export_bucket(1), "rows": np.full((len(rows), 3), number, np.float32)}
+                table.import_rows(changed)
+        if later == 1:  # nobody takes them
+            continue
+        follower.add_changes(*table.take_changes())
+        if "ttl" not in kind:
+            np.testing.assert_array_equal(rows_of(follower), expected)
+
+
+def test_a_row_without_an_update_is_none_and_goes_from_a_base_that_may_have_it() -> None:
+    table = make_table(**arguments())
+    table.begin_changes()
+    pull_at(table, KEYS[:2], 1)  # a base is made meanwhile
+    for removed in (KEYS[:2], []):
+        found = taken(table)
+        assert found[0].size == 0
+        assert sorted(found[2].tolist()) == sorted(removed)
+        pull_at(table, sorted(KEYS[2:4]), 1)
 
 
 def test_only_what_has_changed_is_given_and_once() -> None:
@@ -71,19 +111,19 @@ def test_only_what_has_changed_is_given_and_once() -> None:
     step(table, KEYS[:6], 1)
     table.begin_changes()
     step(table, KEYS[2:4], 2)
-    keys, rows, removed = table.take_changes("fp32")
+    keys, rows, removed = taken(table)
     assert sorted(keys.tolist()) == sorted(KEYS[2:4])
     assert rows.shape == (2, 12)
     assert removed.size == 0
-    assert table.take_changes("fp32")[0].size == 0
+    assert taken(table)[0].size == 0
 
 
 def test_without_begin_nothing_is_noted() -> None:
     table = make_table(**arguments())
     step(table, KEYS[:3], 1)
-    assert table.take_changes("int8")[0].size == 0
+    assert taken(table, "int8")[0].size == 0
 
 
 def test_refuses_an_unknown_format() -> None:
     with pytest.raises(ValueError, match="rows: got 'fp8', expected fp32, fp16, bf16 or int8"):
-        make_table(**arguments()).take_changes("fp8")
+        make_table(**arguments()).mark_changes("fp8")

@@ -162,6 +162,36 @@ def _snapshot(steps: Steps, meanwhile: list[int], full: bool, since: int) -> lis
     return [*found[:2], second, found[2]]
 
 
+@settings(max_examples=40, deadline=None)
+@given(kind=kinds, capacity=st.integers(1, 30), seed=st.integers(0, 2**32 - 1), count=st.integers(2, 60))
+def test_early_answers_and_patches_are_those_of_a_table_in_memory(
+    kind: dict[str, Any], capacity: int, seed: int, count: int
+) -> None:
+    """Rows are looked up a step before they are pulled, and then those that differ are found."""
+    config = arguments("adagrad", **kind)
+    seen: list[list[bytes]] = []
+    for more in ({"bucket_capacity": IDS}, {"bucket_capacity": capacity, **DISK}):
+        table = make_table(**{**config, **more})
+        tables, random = TableSet([table], [0], [table.dim]), np.random.default_rng(seed)
+        early: list[tuple[PendingPull, np.ndarray, int]] = []
+        seen.append([])
+        for step in range(1, count + 2):
+            keys = ALL_KEYS[np.unique(random.integers(0, IDS, 20))]
+            pull = PendingPull(step, 0, keys, np.array([len(keys)], np.uint32))
+            rows = np.empty((len(keys), table.dim), np.float32)
+            tables.lookup(pull.keys, pull.counts, [rows], initial=True)
+            early.append((pull, rows, max(0, step - 2)))
+            if step == 1:
+                continue
+            asked, before, since = early.pop(0)
+            ((positions, patch),) = tables.pull_differing(asked, [before], since)
+            before[positions] = patch
+            tables.push([(asked, [before * np.float32(0.5)])], step - 1)
+            tables.evict(step - 1)
+            seen[-1] += [np.sort(positions).tobytes(), before.tobytes()]
+    assert seen[0] == seen[1]
+
+
 def test_reads_ahead_change_nothing() -> None:
     config = arguments("adagrad", **DISK)
     tables = [make_table(**config), make_table(**config)]

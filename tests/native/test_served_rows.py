@@ -48,6 +48,17 @@ def test_floats_are_rounded_to_the_nearest(name: str) -> None:
         np.testing.assert_allclose(got, rows, rtol=2**-8)
 
 
+def test_int8_stays_finite_up_to_the_largest_float() -> None:
+    """127 steps of a scale that was rounded up may be more than that."""
+    largest = float(np.finfo(np.float32).max)
+    tops = np.linspace(3.3e38, largest, 200, dtype=np.float32)
+    rows = np.stack([tops, -tops, tops / 3, np.zeros_like(tops)], axis=1)
+    off = np.abs(round_trip(rows, "int8").astype(np.float64) - rows)
+    assert (off <= largest / 127 * (1 + 2**-7) / 2).all()
+    got = round_trip(np.array([[np.inf, -np.inf, 1e38]], np.float32), "int8")
+    assert (np.abs(got[0] / largest - [1, -1, 1e38 / largest]) < 0.01).all()
+
+
 def test_a_row_of_zeros_stays_one_and_nan_is_none_of_int8() -> None:
     rows = np.array([[0, 0, 0], [np.nan, 1, -1]], np.float32)
     got = round_trip(rows, "int8")

@@ -45,7 +45,7 @@ AUC_NOISE = 0.03
 MOMENTS = ("start", "train", "evaluate", "write", "rename", "latest", "any")
 VICTIMS = ("rank", "rank", "rank", "rank", "launcher", "proxy", "supervisor", "all")
 SHAPES = ((1, 1, 1), (2, 1, 2), (1, 1, 1))  # servers, workers, trainers; small ones start quickest
-MODES = ("sync", "sync", "hybrid", "sync")
+MODES = ("sync", "fresh", "hybrid", "sync")
 MARK = "PERSIA_HPC_TEST_JOB"  # in the environment of all processes of a job
 TWICE = 0.3  # share of the kills after which the next one comes while the job starts again
 
@@ -222,7 +222,7 @@ def check_end(run_dir: Path, reference: Path, mode: str) -> None:
     assert (got["steps"], got["samples"]) == (expected["steps"], expected["samples"])
     left = [p.name for p in run_dir.rglob("*") if ".partial" in p.name or p.name.endswith(".damaged")]
     assert not left, f"left behind: {left}"
-    if mode == "sync":
+    if mode in ("sync", "fresh"):
         assert run_digest(run_dir) == run_digest(reference), "not bit-identical"
         assert got["test"] == expected["test"]
     else:

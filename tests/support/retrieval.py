@@ -103,7 +103,7 @@ def retrieval_config(data: Mapping[str, Any], run_dir: Path, **keys: Any) -> dic
                 "loss": {
                     "name": "in_batch_softmax",
                     "temperature": 0.2,
-                    "logq": True,
+                    "logq": "weights",
                     "negatives": "both",
                 }
             }

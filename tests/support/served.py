@@ -64,9 +64,9 @@ def write_export(directory: Path, checkpoint: Path, rows: str = "fp32") -> None:
         for table in server.tables:
             assert table is not None
             keys = np.sort(mix(np.arange(number * 10, number * 10 + 9, dtype=np.uint64)))
-            table.pull(
-                keys, step, np.empty((len(keys), table.dim), np.float32), np.empty(len(keys), np.uint32)
-            )
+            rows, slots = np.empty((len(keys), table.dim), np.float32), np.empty(len(keys), np.uint32)
+            epoch = table.pull(keys, step, rows, slots)
+            table.push(keys, slots, np.zeros_like(rows), step, epoch)
         write("version", number, version_name(number), version)
         export.point(number)
     export.close()

@@ -15,7 +15,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
 
 import persia_hpc as ph
 from persia_hpc._native import mix
+from persia_hpc.cli import main
 from persia_hpc.job.sources import open_sources
+from persia_hpc.models import build_model
 from persia_hpc.parameter_server.engine import ParameterServer
 from persia_hpc.samples.reader import BatchReader
 from persia_hpc.samples.writer import DatasetWriter
@@ -203,6 +205,85 @@ def test_sequences_and_weights_equal_plain_pytorch(tmp_path, optimizer, pooling)
     compare(tmp_path, write_sequences(tmp_path / "train.h5", 160), optimizer, pooling, False, **changes)
 
 
+@pytest.mark.parametrize("hidden", [[], [8]])
+def test_a_number_times_a_learned_vector_equals_plain_pytorch(tmp_path, hidden):
+    """FM and DeepFM as published set-ups have them: a number is a factor like an id, with its own weight."""
+    rng = np.random.default_rng(3)
+    numbers = np.round(rng.normal(size=(160, 2)), 3)
+    numbers[rng.random((160, 2)) < 0.2] = np.nan
+    users = rng.integers(0, 9, 160)
+    clicks = (np.nan_to_num(numbers).sum(1) + rng.normal(size=160) > users / 9).astype(int)
+    rows = [
+        f"{y},{user}," + ",".join("" if np.isnan(x) else f"{x}" for x in some)
+        for y, user, some in zip(clicks, users, numbers, strict=True)
+    ]
+    (tmp_path / "a.csv").write_text("\n".join(["click,user,x,z", *rows]) + "\n")
+    (tmp_path / "schema.toml").write_text(
+        'files = ["a.csv"]\n[split]\nfractions = { train = 1.0 }\n[labels.click]\n'
+        '[ids]\nuser = { type = "integer" }\nx = { part = "number" }\nz = { part = "number" }\n'
+    )
+    assert main(["preprocess", "table", str(tmp_path / "schema.toml"), "--out", str(tmp_path / "out")]) == 0
+    options = {"hidden": hidden, "id_weights": True}
+    config = ph.load_config(
+        {
+            "mode": "sync",
+            "seed": 5,
+            "data": {"train": [str(tmp_path / "out/train.h5")], "batch_size": 160, "shuffle": False},
+            "tables": {"default": {"dim": 5, "optimizer": {"name": "sgd", "lr": 0.3}, "capacity": "1 MiB"}},
+            "model": {"class": "deepfm", **options},
+            "train": {"epochs": 20, "optimizer": {"name": "SGD", "lr": 0.3}, "threads": 1},
+            "run_dir": str(tmp_path / "run"),
+        }
+    )
+    source = open_sources(config)["train"]
+    layout = make_layout(config, source.schema)
+    tables = initial_rows(config, layout, 9)
+    torch.manual_seed(config.seed)
+    model = build_model("deepfm", make_inputs(layout, source.schema), options)
+    rows_of = {name: nn.Parameter(torch.tensor(rows)) for name, rows in tables.items()}
+    optimizer = torch.optim.SGD([*rows_of.values(), *model.parameters()], lr=0.3)
+    factors = torch.tensor(np.nan_to_num(numbers), dtype=torch.float32)
+    for _ in range(20):
+        vectors = torch.stack(
+            [
+                rows_of["user"][torch.tensor(users)],
+                factors[:, :1] * rows_of["x"][0],
+                factors[:, 1:] * rows_of["z"][0],
+            ],
+            dim=1,
+        )
+        hidden_part, weights = vectors[:, :, :-1], vectors[:, :, -1]
+        pairs = sum((hidden_part[:, i] * hidden_part[:, j]).sum(1) for i in range(3) for j in range(i))
+        logits = model.first_order.bias + weights.sum(1) + pairs
+        if hidden:
+            logits = logits + model.deep(hidden_part.flatten(1))[:, 0]
+        loss = nn.functional.binary_cross_entropy_with_logits(logits, torch.tensor(clicks).float())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    ph.train(config, quiet=True)
+    trained = ph.load(tmp_path / "run" / "latest")
+    for name, expected in rows_of.items():
+        ids = np.arange(9 if name == "user" else 1)
+        got = trained.rows(name, ids)
+        np.testing.assert_allclose(got, expected.detach()[ids], rtol=1e-4, atol=1e-6, err_msg=name)
+        assert not np.allclose(got, tables[name][ids], atol=1e-3), "nothing was trained"
+
+
+def initial_rows(config, layout, vocabulary):
+    """The rows of the ids below `vocabulary` in each table, before anything is trained."""
+    ids = np.arange(vocabulary, dtype=np.uint64)
+    keys = mix(ids)
+    order = np.argsort(keys)
+    found = {}
+    for spec, native in zip(layout.tables, ParameterServer(config, layout).tables, strict=True):
+        initial = np.empty((vocabulary, spec.dim), np.float32)
+        native.pull(keys[order], 1, initial, np.empty(vocabulary, np.uint32))
+        found[spec.name] = np.empty_like(initial)
+        found[spec.name][order] = initial
+    return found
+
+
 def compare(tmp_path, data, optimizer, pooling, schedules, **changes):
     settings = OPTIMIZERS[optimizer]
     rates = torch_schedules(settings["lr"]) if schedules else {}
@@ -225,15 +306,10 @@ def compare(tmp_path, data, optimizer, pooling, schedules, **changes):
     source = open_sources(config)["train"]
     layout = make_layout(config, source.schema)
     ids = np.arange(VOCABULARY, dtype=np.uint64)
-    keys = mix(ids)
-    order = np.argsort(keys)
-    tables = {}
-    for spec, native in zip(layout.tables, ParameterServer(config, layout).tables, strict=True):
-        initial = np.empty((VOCABULARY, spec.dim), np.float32)
-        native.pull(keys[order], 1, initial, np.empty(VOCABULARY, np.uint32))
-        by_id = np.empty_like(initial)
-        by_id[order] = initial
-        tables[spec.name] = ReferenceTable(by_id, settings, rates.get(spec.name, rates.get("other")))
+    tables = {
+        name: ReferenceTable(rows, settings, rates.get(name, rates.get("other")))
+        for name, rows in initial_rows(config, layout, VOCABULARY).items()
+    }
     torch.manual_seed(config.seed)
     model = Small(make_inputs(layout, source.schema))
     dense = torch.optim.Adam(model.parameters(), lr=0.01)

@@ -15,11 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import persia_hpc as ph
+from persia_hpc._native import mix
 from persia_hpc.cli import main
 from persia_hpc.config import load_config
 from persia_hpc.errors import UserError
 from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.catalogue import Drawing, open_catalogue
+from persia_hpc.trainer.dense.saved import dense_differences
+from persia_hpc.trainer.dense.state import DenseState
 from persia_hpc.trainer.retrieval import in_batch_softmax
 from tests.support.jobs import Job
 from tests.support.retrieval import (
@@ -195,8 +198,29 @@ def test_ranks_and_one_process_rank_alike(tmp_path: Path, capsys: pytest.Capture
     assert loaded["ndcg@5"] == pytest.approx(several["ndcg@5"], abs=1e-12)
 
 
-def test_a_resumed_run_draws_the_same(tmp_path: Path) -> None:
+def test_negatives_and_counts_are_the_same_for_any_servers_and_workers(tmp_path: Path) -> None:
+    settings = retrieval_config(write_retrieval(tmp_path), tmp_path / "alone")
+    settings["tasks"]["liked"]["loss"]["logq"] = "counts"
+    alone = ph.train(settings, quiet=True)
+    job = Job(tmp_path, settings | {"ranks": {"parameter_servers": 2, "embedding_workers": 3}})
+    code, _, err = job.end()
+    assert code == 0, err
+    assert json.loads((job.run_dir / "summary.json").read_text())["valid"] == alone["valid"]
+    one, several = (directory / "latest" for directory in (tmp_path / "alone", job.run_dir))
+    assert not [text for text in dense_differences(one, several) if not text.startswith("dense random")]
+    ids = ids_of(np.arange(ITEMS))
+    assert np.array_equal(ph.load(one).rows("item", ids), ph.load(several).rows("item", ids))
+    # What was counted is what was trained on: two epochs.
+    items = DenseState.read(several).items
+    assert len(items) == 1
+    seen = dict(zip(items[0]["keys"].numpy().view(np.uint64), items[0]["counts"].tolist(), strict=True))
+    trained, times = np.unique(mix(samples(400, 1).ids["item"].values), return_counts=True)
+    assert seen == dict(zip(trained, (2.0 * times).tolist(), strict=True))
+
+
+def test_a_resumed_run_draws_and_counts_the_same(tmp_path: Path) -> None:
     settings = retrieval_config(write_retrieval(tmp_path), tmp_path / "whole")
+    settings["tasks"]["liked"]["loss"]["logq"] = "counts"
     whole, first, second = Losses(), Losses(), Losses()
     ph.train(settings, callbacks=[whole], quiet=True)
     settings["run_dir"] = str(tmp_path / "parts")

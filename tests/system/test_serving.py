@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,31 @@ def test_the_last_version_is_the_checkpoint_in_every_mode(data: list[str], tmp_p
         request = {"item": 3, "user": 5, "tags": [1, 2], "history": [3, 4]}
         expected = run.score(request, [0.1, 0.2, 0.3])
         np.testing.assert_array_equal(reader.predict(request, [0.1, 0.2, 0.3]).values, expected)
+
+
+@pytest.mark.parametrize(("name", "mode"), [("exact", {"exact": True}), ("sync", {"mode": "sync"})])
+def test_a_version_in_the_midst_is_what_a_run_that_ends_there_has(
+    data: list[str], tmp_path: Path, name: str, mode: dict[str, object]
+) -> None:
+    """Although steps after it are under way, and rows that only they use."""
+    ranks, export = (2, 2, 2), {"every_seconds": 0.001, "keep": 1000, "dir": str(tmp_path / "export")}
+    long = settings(data, tmp_path / "long", *ranks, export=export, **mode, **{"train.evaluate_every": 50})
+    run_cases(long)
+    manifests = sorted((tmp_path / "export").glob("version-*/manifest.json"))
+    inside = [path for path in manifests if json.loads(path.read_text())["step"] % 50 not in (0, 44)]
+    assert len(inside) > 3
+    chosen = inside[len(inside) // 2]
+    step = json.loads(chosen.read_text())["step"]
+    run_cases(settings(data, tmp_path / "short", *ranks, **mode, **{"train.max_steps": step}))
+    (tmp_path / "export" / "latest").unlink()
+    (tmp_path / "export" / "latest").symlink_to(chosen.parent.name)
+    reader, run = ph.Reader(tmp_path / "export", follow=False), ph.load(tmp_path / "short")
+    assert reader.version.step == run.step == step
+    for table in run.tables:
+        np.testing.assert_array_equal(reader.rows(table, IDS).values, run.rows(table, IDS))
+    request = {"item": 3, "user": 5, "tags": [1, 2], "history": [3, 4]}
+    expected = run.score(request, [0.1, 0.2, 0.3])
+    np.testing.assert_array_equal(reader.predict(request, [0.1, 0.2, 0.3]).values, expected)
 
 
 def test_kills_of_run_and_readers_mix_nothing(tmp_path: Path) -> None:

@@ -69,6 +69,11 @@ def test_two_trainers_equal_one_and_are_reproducible(tmp_path, data):
     first = run_cases(settings(data, tmp_path / "a", 1, 1, 2))
     second = run_cases(settings(data, tmp_path / "b", 2, 2, 2))
     assert first == second
+    # The same bits with rows that travel ahead, and with checkpoints in the middle.
+    fresh = {"mode": "fresh", "lookahead": 3, "checkpoint.every": 7}
+    assert run_cases(settings(data, tmp_path / "c", 2, 2, 2, **fresh)) == first
+    sent = summary(tmp_path / "c")["embedding"]
+    assert 0 < sent["patched_rows"] < sent["early_rows"] <= sent["pulled_rows"]
     one, two = trained_rows(tmp_path / "one"), trained_rows(tmp_path / "a")
     for name in one:
         np.testing.assert_array_equal(one[name][0], two[name][0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,27 @@ def test_json_lines_are_the_events_and_the_summary(
     assert train["left_seconds"] >= 0
     assert set(train["waited"]) == {"batch", "allreduce"}
     assert summary == {"event": "summary", **json.loads(Path("run/summary.json").read_text())}
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_run_goes_on_without_a_screen(tmp_path: Path, closed: bool) -> None:
+    """Stderr is a pipe whose reader has gone, or is closed from the beginning."""
+    data = write_tiny(tmp_path / "train.h5", 96)
+    (tmp_path / "train.toml").write_text(config_text(load_config(tiny_config(data))))
+    command = f"{shlex.quote(sys.executable)} -m persia_hpc.cli train train.toml --one-process --run-dir run"
+    if closed:
+        done = subprocess.run(
+            ["sh", "-c", f"{command} 2>&-"], cwd=tmp_path, env=user_environment(), capture_output=True
+        )
+        assert (done.returncode, done.stdout) == (0, b"")
+    else:
+        run = subprocess.Popen(
+            shlex.split(command), cwd=tmp_path, env=user_environment(), stderr=subprocess.PIPE
+        )
+        assert run.stderr is not None
+        run.stderr.close()
+        assert run.wait(timeout=60) == 0
+    assert json.loads((tmp_path / "run/summary.json").read_text())["status"] == "completed"
 
 
 def test_a_run_whose_reader_has_gone_says_so_once_and_goes_on(tmp_path: Path) -> None:

@@ -34,13 +34,13 @@ def made(**keys: Any) -> Config:
 
 def test_a_configuration_is_what_is_written_and_stays_so() -> None:
     config = made()
-    assert retrieval_loss(config) == {"temperature": 0.2, "logq": True, "negatives": "both"}
+    assert retrieval_loss(config) == {"temperature": 0.2, "logq": "weights", "negatives": "both"}
     assert sampled_features(config) == {"negatives": ("item", 6), "negative_kind": ("kind", 6)}
     assert load_config(config.resolved()) == config
     assert ranked_metrics(config) == ["recall@5", "ndcg@5", "hr@3"]
     assert label_metrics(made(train__metrics=["gauc", "recall@5"])) == ["gauc"]
     simple = made(tasks={}, train__loss="in_batch_softmax")
-    assert retrieval_loss(simple) == {"temperature": 1.0, "logq": False, "negatives": "batch"}
+    assert retrieval_loss(simple) == {"temperature": 1.0, "logq": "off", "negatives": "batch"}
     assert retrieval_loss(made(tasks={})) is None
 
 
@@ -88,11 +88,11 @@ def test_one_label_is_learned() -> None:
         ({"train.progressive": 9}, r"train.progressive is set, but the loss"),
         ({f"{LOSS}.temperature": 0}, r"temperature = 0: expected a value above 0"),
         ({f"{LOSS}.temperature": "1"}, r"temperature = '1': expected a number"),
-        ({f"{LOSS}.logq": 1}, r"logq = 1: expected true or false"),
+        ({f"{LOSS}.logq": True}, r"logq = True: expected one of off, counts, weights"),
         ({f"{LOSS}.negatives": "all"}, r"negatives = 'all': expected one of batch, sampled, both"),
         ({f"{LOSS}.nagatives": "both"}, r"is not an option of 'in_batch_softmax'; did you mean 'negatives'"),
         ({"tasks.other": {}}, r"tasks are 2: expected one"),
-        ({"tables.item.hash": {"size": 9}}, r"logq = true: the table 'item' of items is hashed"),
+        ({"tables.item.hash": {"size": 9}}, r"logq = 'weights': the table 'item' of items is hashed"),
         ({"features": SHARED}, r"negatives = 'both': no feature is drawn; add one"),
         ({"features.negatives.sampled.count": 0}, r"count = 0: expected an integer from 1"),
         ({"features.negatives.sampled.count": 7}, r"count = 6, but features.negatives has another count"),
@@ -120,7 +120,7 @@ def test_without_a_catalogue_nothing_is_ranked_corrected_or_drawn() -> None:
     with pytest.raises(UserError, match=r"'hr@3': ranks the whole catalogue"):
         load_config(settings, plain)
     settings["train"]["metrics"] = []
-    with pytest.raises(UserError, match=r"sampled draws from a catalogue|needs the items' weights"):
+    with pytest.raises(UserError, match=r"sampled draws from a catalogue|'weights' needs a catalogue"):
         load_config(settings, plain)
     settings["tasks"]["liked"]["loss"] = {"name": "in_batch_softmax", "negatives": "batch"}
     with pytest.raises(UserError, match=r"sampled draws from a catalogue"):

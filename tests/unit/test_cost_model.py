@@ -185,7 +185,7 @@ def test_the_bottleneck_alone_is_always_busy(counts: dict[str, int], cluster: Cl
 
 
 @settings(max_examples=50, deadline=None)
-@given(COUNTS, st.integers(1, 8), st.sampled_from(["hybrid", "sync", "async"]))
+@given(COUNTS, st.integers(1, 8), st.sampled_from(["hybrid", "sync", "fresh", "async"]))
 def test_a_machine_of_half_the_speed_takes_twice_as_long(
     counts: dict[str, int], cores: int, mode: str
 ) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from persia_hpc.cost_model.cluster import Cluster
 from persia_hpc.cost_model.constants import DEFAULTS
+from persia_hpc.cost_model.costs import PATCHED
 from persia_hpc.cost_model.predict import link_traffic, predict
 from persia_hpc.cost_model.traffic import dense_traffic
 from persia_hpc.topology.roles import Role
@@ -133,6 +134,19 @@ def test_ranks_of_one_node_are_not_in_the_way_of_a_network() -> None:
     w = job_of(config, counts, cluster).work
     between = path(config, counts, cluster) - path(config, counts, Cluster(cores=8))
     assert between == pytest.approx((w.feed_bytes + w.gradient_bytes) / LINK + 2e-3)
+
+
+def test_in_fresh_only_patches_and_gradients_are_waited_for() -> None:
+    """A trainer on a node of its own: its batch has crossed the link before, a fifth of the rows does again."""
+    counts = {"parameter_servers": 1, "embedding_workers": 1, "trainers": 1}
+    cluster = Cluster(nodes=1, cpu_nodes=1, cores=8, cpu_cores=8, link_bytes=LINK, latency_seconds=1e-3)
+    config = config_of(mode="fresh")
+    w = job_of(config, counts, cluster).work
+    between = path(config, counts, cluster) - path(config, counts, Cluster(cores=8))
+    assert between == pytest.approx((PATCHED * w.row_bytes + w.gradient_bytes) / LINK + 2e-3)
+    job = dataclasses.replace(job_of(config, counts, cluster), link_bytes=LINK)
+    sent = max(out for out, _ in link_traffic(job).values())
+    assert sent == pytest.approx(max(w.feed_bytes + PATCHED * w.row_bytes, w.gradient_bytes))
 
 
 def test_a_worker_whose_turn_it_is_carries_the_whole_batch_over_its_link() -> None:

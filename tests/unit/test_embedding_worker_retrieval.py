@@ -59,7 +59,7 @@ def travelled(batch: RowBatch, layout: Layout) -> RowBatch:
 @pytest.mark.parametrize("hashed", [False, True])
 def test_a_training_batch_numbers_its_ids(tmp_path: Path, hashed: bool) -> None:
     # A wide table of rows, so that no two of a few ids have both rows in common.
-    changes = {"tables__item__hash": {"size": 1 << 30}, "tasks__liked__loss__logq": False} if hashed else {}
+    changes = {"tables__item__hash": {"size": 1 << 30}, "tasks__liked__loss__logq": "off"} if hashed else {}
     split = Split(tmp_path, "train", **changes)
     sample, batch = split.batch(10, 42)
     inputs = make_inputs(split.layout, SCHEMA)

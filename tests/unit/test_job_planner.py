@@ -235,6 +235,16 @@ def test_ranks_that_do_not_fit_are_not_suggested(config: Path) -> None:
     assert planner.report(planner.suggest()).fits
 
 
+def test_short_steps_of_ranks_that_share_cores_are_said_to_vary(config: Path) -> None:
+    def varies(cores: int, rate: float) -> bool:
+        planner = Planner(load_config(config), Cluster(cores=cores), Given(dense_rate=rate))
+        return any("take it for a range" in line for line in planner.report(planner.ranks).lines())
+
+    assert varies(2, 32 / 3e-3)  # three ranks, and steps of 3 ms
+    assert not varies(3, 32 / 3e-3)
+    assert not varies(2, 32 / 30e-3)
+
+
 def test_rows_that_are_reused_are_said_to_be_left_out(config: Path) -> None:
     changes = {"mode": "hybrid", "staleness_bound": 4, "wire.reuse_steps": 2}
     planner = Planner(load_config(config, changes), Cluster(), Given(dense_rate=1000.0))

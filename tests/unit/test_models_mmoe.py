@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -38,3 +39,17 @@ def test_mmoe_is_its_definition(experts: int, tasks: int, gate: tuple[int, ...],
             mixed = sum(shares[e] * model.experts[e](x[i : i + 1]) for e in range(experts))
             row.append(model.towers[k](mixed)[0])
         torch.testing.assert_close(logits[i], torch.cat(row))
+
+
+def test_only_a_tasks_own_loss_reaches_what_is_a_tasks() -> None:
+    inputs = make_inputs(FEATURES, labels=3)
+    model = built("mmoe", inputs, experts=2, expert=[6], tower=[4])
+    logits = model(random_batch(inputs, 7, 1))
+    names = [name for name, _ in model.named_parameters()]
+    for task in range(3):
+        found = torch.autograd.grad(logits[:, task].sum(), list(model.parameters()), retain_graph=True)
+        reached = {name for name, gradient in zip(names, found, strict=True) if gradient.any()}
+        own = {name for name in names if any(fnmatchcase(name, p) for p in model.of_task(task))}
+        assert f"towers.{task}.2.bias" in reached
+        assert {name for name in reached if not name.startswith("experts.")} <= own
+        assert len(own) == 6

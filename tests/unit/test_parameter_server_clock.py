@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from persia_hpc.parameter_server.clock import Clock
 
 
-def play(clock: Clock, *, num_trainers: int, segments: list[int], window: int, rng: random.Random):
+def play(
+    clock: Clock, *, num_trainers: int, segments: list[int], window: int, rng: random.Random, marks: int = 0
+):
     """Trainers pull up to `window` steps ahead and push in random order; returns what the clock allowed, in
-    order.
+    order. In each segment somebody asks `marks` times for the tables after a step, perhaps too late.
 
     The check of the bound is this function's own: it counts pushes itself.
     """
@@ -28,6 +30,7 @@ def play(clock: Clock, *, num_trainers: int, segments: list[int], window: int, r
         answered: list[tuple[int, int]] = []
         held: dict[int, set[int]] = {}
         finished = dict.fromkeys(range(num_trainers), first - 1)
+        left = marks
         while min(finished.values()) < last or held:
             moves = [("issue", t) for t in next_pull if next_pull[t] <= min(last, finished[t] + 1 + window)]
             moves += [("answer", p) for p in waiting if clock.may_answer(*p)]
@@ -37,6 +40,10 @@ def play(clock: Clock, *, num_trainers: int, segments: list[int], window: int, r
                 for s, have in held.items()
                 if (len(have) == num_trainers or not clock.exact) and clock.may_apply(s)
             ]
+            if clock.mark is None:
+                moves += [("mark", max(finished.values()) + rng.randrange(-2, 3))] * min(left, 1)
+            elif clock.applied >= clock.mark:
+                moves.append(("take", clock.mark))
             assert moves, f"deadlock: {clock}"
             kind, what = rng.choice(moves)
             if kind == "issue":
@@ -56,6 +63,13 @@ def play(clock: Clock, *, num_trainers: int, segments: list[int], window: int, r
                 answered.remove(what)
                 finished[what[1]] = what[0]
                 held.setdefault(what[0], set()).add(what[1])
+            elif kind == "mark":
+                left -= 1
+                assert clock.set_mark(what) == (max(pushed, default=0) <= what)
+            elif kind == "take":
+                assert all(len(pushed.get(s, ())) == num_trainers for s in range(1, what + 1))
+                assert not any(step > what for step in pushed)
+                assert clock.take_mark()
             else:
                 trainers = held.pop(what)
                 pushed[what] = pushed.get(what, set()) | trainers
@@ -75,11 +89,13 @@ def play(clock: Clock, *, num_trainers: int, segments: list[int], window: int, r
     num_trainers=st.integers(1, 3),
     segments=st.lists(st.integers(1, 9), min_size=1, max_size=3),
     extra=st.integers(0, 3),
+    marks=st.integers(0, 3),
     seed=st.integers(0, 1 << 30),
 )
-def test_bound_holds_and_nothing_deadlocks(bound, mode, num_trainers, segments, extra, seed):
+def test_bound_holds_and_nothing_deadlocks(bound, mode, num_trainers, segments, extra, marks, seed):
     clock = Clock(bound=bound, exact=mode == "exact", num_trainers=num_trainers, per_trainer=mode == "async")
-    play(clock, num_trainers=num_trainers, segments=segments, window=bound + extra, rng=random.Random(seed))
+    rng = random.Random(seed)
+    play(clock, num_trainers=num_trainers, segments=segments, window=bound + extra, rng=rng, marks=marks)
     assert max(clock.histogram) <= bound
     assert sum(clock.histogram.values()) == num_trainers * sum(segments)
 

@@ -75,8 +75,14 @@ def test_without_timestamps_and_by_seed(tmp_path):
         ({"ratings": "1::1::5\n1::1::6\n"}, "ratings_no_timestamp.dat.xz:2: rating: got 6, expected 1, 2"),
         ({"ratings": "1::1::5\n\n9::1::5\n"}, "dat.xz:3: user: got 9, expected a user that users.dat has"),
         ({"ratings": "1::1::5\n1::x::5\n"}, "dat.xz:2: movie: got 'x', expected an integer"),
-        ({"ratings": "1::1::5\n1::1\n"}, "dat.xz:2: got '1::1', expected 3 values, user::movie::rating$"),
-        ({"ratings": "userId,movieId,rating\n1,1,5\n"}, r"dat.xz:1: got 'userId,m.*user::movie::.*\.csv$"),
+        (
+            {"ratings": "1::1::5\n1::1\n"},
+            r"dat.xz:2: got '1::1', expected 3 values, user::movie::rating \(--max",
+        ),
+        (
+            {"ratings": "userId,movieId,rating\n1,1,5\n"},
+            r"dat.xz:1: got 'userId,m.*user::movie::.*\.csv \(--max",
+        ),
         ({"users": USERS + USERS}, "users.dat:3: user: got 1, expected each user on one line"),
         ({"movies": MOVIES + MOVIES}, "movies.dat:3: movie: got 1, expected each movie on one line"),
         ({"ratings": "1::1::5\n-1::1::5\n"}, "dat.xz:2: user: got -1, expected a number from 0 on"),

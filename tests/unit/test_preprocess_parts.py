@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from persia_hpc.cli import main
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess import synthetic
-from persia_hpc.preprocess.outputs import ITEMS, Outputs
+from persia_hpc.preprocess.bad_lines import BadLines
+from persia_hpc.preprocess.outputs import ITEMS, FileReport, Outputs
 from persia_hpc.preprocess.parts import Part, cut, file_names, write_parts
 from persia_hpc.preprocess.team import ONE_MEMBER, OneMember, Team
 from persia_hpc.samples.batch import SampleBatch
@@ -117,9 +118,14 @@ def write_some(team: Team, out: Path) -> list[str]:
     names = file_names(["train"], 4)
     parts = cut(names, SCHEMA, 40, lambda begin, end: random_batch(end - begin))
     reports = write_parts(
-        team, Outputs(out, names, {"dataset": "x"}, overwrite=False), parts, {"dataset": "x"}, "x"
+        team,
+        Outputs(out, names, {"dataset": "x"}, overwrite=False),
+        parts,
+        {"dataset": "x"},
+        "x",
+        BadLines([], 0),
     )
-    return [report.path.name for report in reports or ()]
+    return [report.path.name for report in reports or () if isinstance(report, FileReport)]
 
 
 def write_synthetic(team: Team, out: Path) -> list[str]:
@@ -174,7 +180,7 @@ def test_bad_numbers_of_shards_are_refused(tmp_path: Path) -> None:
     outputs = Outputs(tmp_path, names, {"dataset": "x"}, overwrite=False)
     parts: list[Part] = cut(names, SCHEMA, 2, take)
     with pytest.raises(UserError, match=r"train-000\.h5: got no rows, expected at least one"):
-        write_parts(ONE_MEMBER, outputs, parts, {"dataset": "x"}, "x")
+        write_parts(ONE_MEMBER, outputs, parts, {"dataset": "x"}, "x", BadLines([], 0))
     assert not list(tmp_path.iterdir())
     assert file_names(["train", "valid"], 1) == ["train.h5", "valid.h5"]
     assert ITEMS not in names

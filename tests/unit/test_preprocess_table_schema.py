@@ -19,21 +19,24 @@ from persia_hpc.samples.source import open_source
 from persia_hpc.trainer.batch import make_inputs
 
 BARS = Path(__file__).resolve().parents[2] / "datasets" / "bars"
-SETS = sorted(path.name for path in BARS.iterdir() if path.is_dir())
+SCHEMAS = sorted(BARS.glob("*/schema*.toml"))
 
 
 def value(entry: Ids) -> str:
     if entry.part == "log_square":
         return random.choice(["", "-1", "0", "2", "3", "1000"])
+    if entry.part == "number":
+        return random.choice(["", "0", str(random.random())])
     return f"141021{random.randint(0, 23):02d}" if entry.part else str(random.randint(1, 9))
 
 
-@pytest.mark.parametrize("name", SETS)
-def test_published_splits(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("path", SCHEMAS, ids=lambda path: f"{path.parent.name} {path.stem}")
+def test_published_splits(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = path.parent.name
     random.seed(name)
     folder = tmp_path / "split"
-    shutil.copytree(BARS / name, folder)
-    schema = load_schema(folder / "schema.toml")
+    shutil.copytree(path.parent, folder)
+    schema = load_schema(folder / path.name)
     for file in (file for files in schema.split.files.values() for file in files):
         rows = []
         for _ in range(200):
@@ -49,17 +52,24 @@ def test_published_splits(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
             writer.writeheader()
             writer.writerows(rows)
     monkeypatch.chdir(tmp_path)
-    assert main(["preprocess", "table", str(folder / "schema.toml"), "--out", f"data/{name}"]) == 0
-    source = open_source([f"data/{name}/train.h5"])
+    out = "data/" + path.stem.replace("schema", name)
+    assert f"{path.name} --out {out} " in path.read_text()
+    assert main(["preprocess", "table", str(folder / path.name), "--out", out]) == 0
+    source = open_source([f"{out}/train.h5"])
     assert source.num_samples == 200
     multi = {feature.name for feature in source.schema.features if feature.multi}
-    assert multi == {feature for feature, entry in schema.ids.items() if entry.separator}
-    config = folder / ("din.toml" if (folder / "din.toml").exists() else "dcn_v2.toml")
-    for each in set(folder.glob("*.toml")) - {folder / "schema.toml"}:
+    assert multi == {feature for feature, entry in schema.ids.items() if entry.multi}
+    configs = [
+        each
+        for each in sorted(folder.glob("*.toml"))
+        if not each.name.startswith("schema") and f'"{out}/train.h5"' in each.read_text()
+    ]
+    for each in configs:
         title, url = each.read_text().splitlines()[:2]
         assert re.match(rf"# \S+ on {name}: (gAUC 0\.\d+, )?AUC 0\.\d+, logloss 0\.\d+", title)
         assert re.search(rf"ranking/ctr/\w+/\w+_{name}(_00\d)?$", url)
         loaded = load_config(each)
         layout = make_facts(loaded, source.schema, {}).layout
         build_model(loaded.model.class_name, make_inputs(layout, source.schema), loaded.model.arguments)
+    config = next((each for each in configs if each.stem == "din"), configs[0])
     assert main(["train", str(config), "--one-process", "--quiet", "--set", "train.epochs=1"]) == 0

@@ -91,3 +91,38 @@ def test_weights_that_ids_dont_have_are_refused_by_line(tmp_path, shares, said):
 def test_weights_of_what_is_no_list_are_refused(tmp_path, schema, said):
     with pytest.raises(UserError, match=said):
         prepare(tmp_path, schema, {"a.csv": CSV})
+
+
+NUMBERS = """files = ["a.csv"]
+[split]
+fractions = { train = 1.0 }
+[labels.click]
+[ids]
+user = {}
+price = { part = "number" }
+"""
+
+
+def test_a_number_is_the_weight_of_one_id_and_a_missing_one_has_none(tmp_path):
+    prepare(tmp_path, NUMBERS, {"a.csv": "click,user,price\n1,7,2.5\n0,8,\n0,9,-3\n1,9,0\n"})
+    prices = read(tmp_path).ids["price"]
+    assert prices.values.tolist() == [0, 0, 0]
+    assert prices.offsets.tolist() == [0, 1, 1, 2, 3]
+    assert prices.weights.tolist() == [2.5, -3, 0]
+
+
+@pytest.mark.parametrize(
+    ("more", "row", "said"),
+    [
+        ("", "1,7,x", r"a.csv:2: price: got 'x', expected a number"),
+        ("", "1,7,1e39", r"a.csv:2: price: got .*, expected a finite number"),
+        (", min_count = 2", "1,7,1", "no `type`, `min_count` or `vocabulary` beside it"),
+        (', weights = "w"', "1,7,1", "no `part` beside it"),
+        (', separator = "|"', "1,7,1", "no `separator`"),
+        (', format = "%Y"', "1,7,1", "price.format"),
+    ],
+)
+def test_numbers_that_are_none_and_rules_that_ids_have_are_refused(tmp_path, more, row, said):
+    schema = NUMBERS.replace('"number" }', f'"number"{more} }}')
+    with pytest.raises(UserError, match=said):
+        prepare(tmp_path, schema, {"a.csv": f"click,user,price\n{row}\n"})

@@ -91,6 +91,7 @@ def row_batches(draw: st.DrawFn) -> RowBatch:
         group=draw(array(np.int64, samples)) if samples and draw(FLAG) else None,
         slices=draw(array(np.uint64, 2, samples)) if draw(FLAG) else None,
         log_q=draw(array(np.float32, draw(st.integers(1, 4)))) if draw(FLAG) else None,
+        item_keys=draw(array(np.uint64, draw(st.integers(1, 4)))) if draw(FLAG) else None,
         **draw(exclusions(samples)),
         staleness=draw(st.integers(0, 2**40)),
         places=draw(array(np.uint32, rows)) if ringed else None,
@@ -126,9 +127,17 @@ def of_step(message: Callable[[int], Any]) -> st.SearchStrategy[Any]:
     return NUMBER.map(message)
 
 
+@st.composite
+def patches(draw: st.DrawFn) -> messages.Patch:
+    rows = draw(blocks())
+    positions = [draw(pieces(np.uint32, len(each))) for each in rows]
+    return messages.Patch(draw(NUMBER), draw(TRAINER), positions, rows)
+
+
 EVERY: dict[Kind, st.SearchStrategy[Any]] = {
     Kind.PULL: pulls(),
     Kind.ROWS: st.builds(messages.Rows, NUMBER, TRAINER, NUMBER, blocks()),
+    Kind.PATCH: patches(),
     Kind.PUSH: st.builds(
         messages.Push, NUMBER, TRAINER, st.lists(pieces(np.float32, 3, 2), min_size=1, max_size=3)
     ),
@@ -152,10 +161,12 @@ EVERY: dict[Kind, st.SearchStrategy[Any]] = {
     Kind.ISSUED: of_step(commands.Issued),
     Kind.PORTION: portions(),
     Kind.EXPORT: st.builds(
-        commands.Export, st.builds(ExportRequest, TEXT, NUMBER, NUMBER, TEXT | st.just("\udcff"), FLAG)
+        commands.Export,
+        st.builds(ExportRequest, TEXT, NUMBER, NUMBER, TEXT | st.just("\udcff"), FLAG, NUMBER),
     ),
     Kind.EXPORTED: st.builds(
-        commands.Exported, st.builds(ExportReport, TEXT, NUMBER, TEXT, NUMBER, NUMBER, TEXT, NUMBER)
+        commands.Exported,
+        st.builds(ExportReport, TEXT, NUMBER, TEXT, NUMBER, NUMBER, TEXT, NUMBER, FLAG, NUMBER),
     ),
 }
 FED = (Kind.FEED, Kind.FEED_EVALUATE)

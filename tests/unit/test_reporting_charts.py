@@ -22,6 +22,7 @@ from persia_hpc.reporting.charts import (
     line_chart,
     short,
     text_width,
+    tick_labels,
     ticks,
 )
 
@@ -92,6 +93,15 @@ def test_ticks_are_few_and_inside(a: float, b: float, most: int) -> None:
     assert 1 <= len(found) <= most
     slack = 1e-6 * (high - low) + 1e-9 * max(abs(low), abs(high))
     assert all(low - slack <= value <= high + slack for value in found)
+
+
+@given(st.floats(-1e12, 1e12), st.floats(1e-12, 1), st.integers(2, 9))
+def test_labels_tell_ticks_apart(low: float, share: float, most: int) -> None:
+    high = low + max(abs(low), 1e-3) * share
+    labels = tick_labels(ticks(low, high, most))
+    assert len(set(labels)) == len(labels)
+    assert tick_labels([4741200.0, 4741400.0]) == ["4.7412M", "4.7414M"]
+    assert tick_labels([1500.0, 2000.0]) == ["1.5k", "2k"]
 
 
 @given(NUMBERS)

@@ -159,7 +159,7 @@ def test_a_run_continues_with_the_same_items_to_draw_only(tmp_path: Path, draws:
     config = retrieval_config(write_retrieval(tmp_path), tmp_path / "run")
     if not draws:
         config["features"] = {name: config["features"][name] for name in ("history", "item")}
-        config["tasks"]["liked"]["loss"] |= {"logq": False, "negatives": "batch"}
+        config["tasks"]["liked"]["loss"] |= {"logq": "off", "negatives": "batch"}
     ph.train(config, quiet=True)
     changes = {"checkpoint.resume": True, "train.epochs": 3}
     shutil.copy(tmp_path / "items.h5", tmp_path / "other.h5")

@@ -7,14 +7,17 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import polars as pl
 import pytest
 
+import persia_hpc as ph
 from persia_hpc.config import load_config
 from persia_hpc.embedding_worker.engine import EmbeddingWorker
 from persia_hpc.errors import DataError, UserError
 from persia_hpc.job.sources import open_sources
 from persia_hpc.protocol.row_batch import pack_row_batch, unpack_row_batch
 from persia_hpc.samples import sequences
+from persia_hpc.samples import source as sources
 from persia_hpc.samples.batch import IdColumn, SampleBatch
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from persia_hpc.samples.source import open_source
@@ -92,16 +95,86 @@ def test_totals_are_compared_where_the_first_rows_agree(
         open_source([bad], sequences=HISTORY)
 
 
-def test_a_difference_that_shows_late_is_an_error_of_that_batch(
+def test_a_difference_that_shows_late_is_found_before_training_and_by_a_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sequences, "FIRST_ROWS", 1)
     good = write(tmp_path / "a.h5", samples([1]))
     bad = write(tmp_path / "b.h5", with_lengths(samples([2, 0, 1, 3]), "artist", [2, 0, 2, 2]))
     source = open_source([good, bad], sequences=HISTORY)
+    message = r"b.h5: got 1 ids of 'item' but 2 of 'artist' in row 2"
+    with pytest.raises(UserError, match=message):
+        source.check_sequences()
     assert source.read(0, 3).num_samples == 3
-    with pytest.raises(DataError, match=r"b.h5: got 1 ids of 'item' but 2 of 'artist' in row 2"):
+    with pytest.raises(DataError, match=message):
         source.read(2, 5)
+    open_source([good, bad], sequences=HISTORY, limit=3).check_sequences()  # what isn't used may differ
+    config = {
+        "data": {"train": [good], "valid": [bad], "batch_size": 1},
+        "model": {"class": "tower"},
+        "sequences": {"history": {"features": HISTORY["history"]}},
+        "run_dir": str(tmp_path / "run"),
+    }
+    with pytest.raises(UserError, match=message):
+        ph.train(config, quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def write_parquet(path: Path, batch: SampleBatch, seed: int) -> str:
+    """Writes lists with missing words among them, which the schema leaves out."""
+    rng = np.random.default_rng(seed)
+    lists = {
+        name: [
+            [*map(int, ids), *[-1] * rng.integers(0, 2)] if rng.random() < 0.9 or len(ids) else None
+            for ids in split(column)
+        ]
+        for name, column in batch.ids.items()
+    }
+    frame = pl.DataFrame(
+        {**lists, "label": batch.labels[:, 0]}, schema_overrides={n: pl.List(int) for n in lists}
+    )
+    frame.write_parquet(path, row_group_size=int(rng.integers(1, 9)))
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", ["h5", "parquet"])
+def test_shares_find_the_first_difference_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(sequences, "FIRST_ROWS", 0)
+    monkeypatch.setattr(sources, "OFFSET_ROWS", 4)
+    schema = tmp_path / "schema.toml"
+    ids = "\n".join(f'{name} = {{ type = "integer" }}' for name in NAMES)
+    schema.write_text(
+        f'files = ["*.parquet"]\nmissing = [-1]\n[labels]\nlabel = {{ binary = true }}\n[ids]\n{ids}\n'
+        "[split]\nfractions = { train = 1.0 }\n"
+    )
+    rng = np.random.default_rng(5)
+    for round_ in range(40):
+        files, first = [], None
+        for k in range(3):
+            lengths = rng.integers(0, 4, rng.integers(2, 14))
+            batch = samples(lengths.tolist(), seed=round_)
+            if k == 1 and round_ % 4:  # as many ids in all, so only the rows tell
+                row, other = sorted(rng.choice(len(lengths), 2, replace=False).tolist())
+                if lengths[row] + lengths[other]:
+                    moved = lengths.copy()
+                    moved[[row, other]] += [1, -1] if lengths[other] else [-1, 1]
+                    batch, first = with_lengths(batch, "action", moved.tolist()), row
+            path = tmp_path / f"{round_}-{k}.{kind}"
+            files.append(write(path, batch) if kind == "h5" else write_parquet(path, batch, round_))
+        source = open_source(files, sequences=HISTORY, schema_file=str(schema))
+        for shares in (1, 2, 3, 40):
+            errors = []
+            for share in range(shares):
+                try:
+                    source.check_sequences(share, shares)
+                except UserError as error:
+                    errors.append(str(error))
+            assert bool(errors) == (first is not None)
+            if errors:
+                assert errors[0].startswith(f"{files[1]}: got ")
+                assert f" in row {first}, " in errors[0]
 
 
 def test_damaged_offsets_are_one_line(tmp_path: Path) -> None:

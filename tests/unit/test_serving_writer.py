@@ -36,7 +36,10 @@ class ChangedTable:
         self.taken: weakref.ref[np.ndarray] | None = None
         self.returned: list[int] = []
 
-    def take_changes(self, rows: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def mark_changes(self, rows: str) -> None:
+        """Marks nothing."""
+
+    def take_changes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         changed = np.zeros((1, 16), np.uint8)
         self.taken = weakref.ref(changed)
         return np.array([7], np.uint64), changed, np.empty(0, np.uint64)

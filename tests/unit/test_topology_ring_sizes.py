@@ -124,7 +124,7 @@ def test_sizes_stay_what_they_were(
         wire={"rows": rows, "gradients": gradients, "reuse_steps": reuse},
     )
     size = ring_sizes(config, make_layout(config, MIXED), MIXED, num_servers=servers, num_trainers=trainers)
-    assert astuple(size) == expected
+    assert astuple(size) == (*expected, 0)
 
 
 @given(st.integers(1, 200), st.integers(1, 5), st.sampled_from(sorted(WIRES)))
@@ -133,15 +133,19 @@ def test_bytes_of_a_row_are_those_of_its_array(dim: int, count: int, wire: str) 
     assert count * WIRES[wire].row_bytes(dim) == rows.nbytes
 
 
-def test_a_given_size_holds_for_all() -> None:
-    config = config_of(transport={"ring_bytes": "1 MiB"})
+@pytest.mark.parametrize("mode", ["hybrid", "fresh"])
+def test_a_given_size_holds_for_all(mode: str) -> None:
+    """For patches too, where there are any; elsewhere they have no rings."""
+    config = config_of(transport={"ring_bytes": "1 MiB"}, mode=mode)
     size = ring_sizes(config, make_layout(config, SCHEMA), SCHEMA, num_servers=2, num_trainers=2)
-    assert set(astuple(size)) == {1 << 20}
+    assert set(astuple(size)) == ({1 << 20} if mode == "fresh" else {1 << 20, 0})
+    assert (size.patch == 0) == (mode == "hybrid")
 
 
+@pytest.mark.parametrize("mode", ["hybrid", "fresh"])
 @pytest.mark.parametrize("free", [1 << 20, 3 << 19, 1 << 30])
-def test_rings_shrink_to_what_the_fullest_node_has(free: int) -> None:
-    config = config_of()
+def test_rings_shrink_to_what_the_fullest_node_has(free: int, mode: str) -> None:
+    config = config_of(mode=mode)
     plan = make_plan(
         {"parameter_servers": 1, "embedding_workers": 2, "trainers": 2}, [0, 0, 0, 1, 1], per_node=False
     )
@@ -151,7 +155,7 @@ def test_rings_shrink_to_what_the_fullest_node_has(free: int) -> None:
     used = sum(n for n, member in zip(shared, plan.members, strict=True) if member.node == 0)
     assert used <= free
     assert (size == wanted) == (free == 1 << 30)
-    assert min(astuple(size)) >= LEAST
+    assert min(n for n in astuple(size) if n) >= LEAST
 
 
 CRITEO = DatasetSchema(

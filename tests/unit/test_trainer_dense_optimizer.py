@@ -11,7 +11,9 @@ from torch import nn
 from persia_hpc.config import load_config
 from persia_hpc.config.learning_rate import LearningRate
 from persia_hpc.errors import UserError
+from persia_hpc.models import build_model
 from persia_hpc.trainer.dense.optimizer import make_optimizer, set_learning_rate
+from tests.support.row_batches import make_inputs
 from tests.support.tiny import tiny_config
 
 SETTINGS: list[dict[str, Any]] = [
@@ -96,6 +98,34 @@ def test_groups_have_arguments_of_their_own_and_the_rest_those_of_all() -> None:
         torch.testing.assert_close(parameter.detach(), before[name] - rate * gradient)
     set_learning_rate(optimizer, LearningRate(load_config(tiny_config("x")).train.schedule, 9), 1, 0.1)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.025, 0.05, 0.05])
+
+
+@pytest.mark.parametrize("name", ["mmoe", "ple", "esmm"])
+def test_a_tasks_rate_is_that_of_its_own_layers(name: str) -> None:
+    config = load_config(
+        tiny_config("x")
+        | {
+            "tasks": {"click": {}, "buy": {"lr": 0.25}},
+            "train": {"optimizer": {"name": "SGD", "lr": 0.5, "groups": [{"match": "*.bias", "lr": 1.0}]}},
+        }
+    )
+    inputs = make_inputs([("a", 4, "sum", False)], labels=2)
+    model = build_model(name, inputs, {})
+    optimizer = make_optimizer(list(model.parameters()), config.dense_optimizer, model)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    own = {"mmoe": ["gates.1", "towers.1"], "ple": [".own.1.", ".gates.1.", "towers.1."], "esmm": ["conv"]}
+    for parameter_name, parameter in model.named_parameters():
+        mine = any(part in parameter_name for part in own[name])
+        expected = 1.0 if parameter_name.endswith(".bias") else 0.25 if mine else 0.5
+        assert rates[id(parameter)] == expected, parameter_name
+    assert sum(rate == 0.25 for rate in rates.values()) >= 3
+
+
+def test_a_task_without_layers_of_its_own_has_no_rate() -> None:
+    config = load_config(tiny_config("x") | {"tasks": {"click": {"lr": 0.25}, "buy": {}}})
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2))
+    with pytest.raises(UserError, match=r"tasks\.click\.lr: Sequential has no layers of a task of its own"):
+        make_optimizer(list(model.parameters()), config.dense_optimizer, model)
 
 
 @pytest.mark.parametrize(

@@ -24,16 +24,23 @@ class Servers:
 
     def __init__(self) -> None:
         self.asked: list[ExportRequest] = []
+        self.late: list[bool] = []  # of the versions that follow, whether it is too late for them
+        self.step = 1000  # that they have applied
         self._reports: list[ExportReport] = []
 
     def begin_export(self, request: ExportRequest) -> None:
         self.asked.append(request)
+        kind, number = request.kind, request.number
+        if kind == "version" and self.late and self.late.pop(0):
+            self._reports.append(ExportReport(kind, number, error="too late", late=True))
+            return
         (Path(request.path) / "server-0000.rows").write_bytes(b"x")
-        self._reports.append(ExportReport(request.kind, request.number, "server-0000.rows", 1, 0))
+        self._reports.append(ExportReport(kind, number, "server-0000.rows", 1, 0, step=request.step))
 
     def exported(self) -> list[ExportReport]:
-        reports, self._reports = self._reports, []
-        return reports
+        told = [report for report in self._reports if report.step <= self.step]
+        self._reports = [report for report in self._reports if report.step > self.step]
+        return told
 
     def wait_until(self, done: Callable[[], bool], what: str | None) -> None:
         while not done():
@@ -67,3 +74,53 @@ def test_after_a_restart_no_version_is_based_on_rows_that_were_replaced(tmp_path
     assert (newest["step"], newest["base"]) == (1, begun.number)
     assert newest["version"] > begun.number
     assert not list((tmp_path / "export").glob("*.partial"))
+
+
+def test_a_version_that_came_too_late_is_tried_again_further_ahead(tmp_path: Path) -> None:
+    export = {"every_seconds": 1000.0, "dir": str(tmp_path / "export")}
+    config = load_config(tiny_config(write_tiny(tmp_path / "train.h5", 60), export=export, staleness_bound=0))
+    servers, directory = Servers(), ExportDirectory(tmp_path / "export")
+    stream = cast(BatchStream, servers)
+    exporter = Exporter(config, stream, NoPeers(), DatasetSchema((), ()), directory, tmp_path)
+    servers.late = [True, True, False]
+    done: list[int] = []
+    for step in range(1, 100):
+        servers.step = step
+        exporter.reach(step)
+        deadline = time.monotonic() + 0.02
+        while time.monotonic() < deadline:
+            exporter.poll(step)
+        if exporter.overdue():
+            assert exporter.announce(step)
+            done.append(step)
+        if exporter.versions:
+            break
+    begin, *versions = servers.asked
+    assert begin.kind == "begin"
+    assert [request.step - step for request, step in zip(versions, done[1:], strict=True)] == [2, 4, 8]
+    assert [request.again for request in versions] == [False, True, True]
+    assert len({request.attempt for request in versions}) == 3
+    assert {request.number for request in versions} == {2}
+    assert (exporter.versions, exporter.failed, exporter.last_step) == (1, 0, versions[-1].step)
+    assert not list((tmp_path / "export").glob("*.partial"))
+    exporter.close()
+
+
+def test_a_version_of_a_step_that_is_not_reached_is_of_the_last_one(tmp_path: Path) -> None:
+    export = {"every_seconds": 1000.0, "dir": str(tmp_path / "export")}
+    config = load_config(tiny_config(write_tiny(tmp_path / "train.h5", 60), export=export))
+    servers, directory = Servers(), ExportDirectory(tmp_path / "export")
+    exporter = Exporter(
+        config, cast(BatchStream, servers), NoPeers(), DatasetSchema((), ()), directory, tmp_path
+    )
+    exporter.advance(1)
+    exporter.wait()
+    exporter.announce(1)
+    assert exporter.waits
+    servers._reports.clear()  # they wait for the step
+    exporter.advance(2)  # where all have stopped
+    exporter.wait()
+    assert [request.step for request in servers.asked[1:]] == [3, 2]
+    assert len({request.attempt for request in servers.asked[1:]}) == 1
+    assert exporter.last_step == 2
+    exporter.close()

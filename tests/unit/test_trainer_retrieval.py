@@ -157,7 +157,7 @@ def test_only_with_logq_the_true_probabilities_have_the_smallest_loss(negatives:
 def test_a_loss_refuses_matches_without_what_it_needs() -> None:
     batch = batch_of(torch.ones(B, 1))
     matches = make_matches(np.random.default_rng(1), several=False)
-    options = {"temperature": 1.0, "logq": True, "negatives": "both"}
+    options = {"temperature": 1.0, "logq": "weights", "negatives": "both"}
     loss = RetrievalLoss(options, ITEMS)
     assert loss(matches, batch).shape == (B,)
     for name in ("negatives", "log_q", "negative_log_q"):
@@ -174,8 +174,8 @@ def test_a_loss_refuses_matches_without_what_it_needs() -> None:
 def test_samples_without_a_label_of_one_have_no_loss_but_are_negatives() -> None:
     batch = batch_of(torch.tensor([[1.0], [0.0], [math.nan], [1.0], [1.0]]))
     matches = make_matches(np.random.default_rng(2), several=False)
-    found = RetrievalLoss({"temperature": 1.0, "logq": False, "negatives": "batch"}, 0)(matches, batch)
+    found = RetrievalLoss({"temperature": 1.0, "logq": "off", "negatives": "batch"}, 0)(matches, batch)
     expected = np.array(loop(matches, 1.0, False, "batch")) * [1, 0, 0, 1, 1]
-    options = {"temperature": 1.0, "logq": False, "negatives": "batch"}
+    options = {"temperature": 1.0, "logq": "off", "negatives": "batch"}
     assert torch.equal(RetrievalLoss(options, 0, 2.0)(matches, batch), 2 * found)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5)

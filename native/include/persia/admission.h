@@ -46,6 +46,7 @@ class Admission {
     // Throws std::invalid_argument for a number of counts that this table doesn't have per bucket.
     void restore(std::uint32_t bucket, std::uint32_t counted, const std::vector<std::uint8_t>& counts);
 
+    bool always() const { return always_; }         // each key
     std::uint32_t cells() const { return cells_; }  // counts per bucket
     std::size_t held_bytes() const;
     // The counts of all buckets.

@@ -1,6 +1,8 @@
-// Which rows of a table shard changed or went since they were last asked for, for a service that follows.
+// Which rows of a table shard changed or went since the last mark, for a service that follows.
 //
-// A row is noted once, whatever changes it; a row that came and went is among those that went.
+// A row is noted once, whatever changes it; a row that came and went is among those that went. At a mark the
+// rows that were noted become those to copy, and noting begins anew: a row that waits to be copied must be
+// copied before it changes or goes.
 #pragma once
 
 #include <cstddef>
@@ -14,51 +16,91 @@
 namespace persia {
 
 struct ChangedRows {
-    std::vector<Key> keys;        // in any order; one may be there twice
-    std::vector<std::byte> rows;  // [n, bytes_of(format, dim)]
+    std::vector<Key> keys;        // in any order
+    std::vector<std::byte> rows;  // [n, row_bytes]
     std::vector<Key> removed;     // first these went, then `keys` got their rows
+    std::size_t row_bytes = 0;
+};
+
+// Slots, a bit each.
+class SlotSet {
+  public:
+    bool add(std::uint32_t slot) {  // whether it wasn't there
+        const std::size_t word = slot >> 6;
+        if (word >= words_.size()) words_.resize(word + word / 8 + 1024);
+        const bool is_new = (words_[word] & bit(slot)) == 0;
+        words_[word] |= bit(slot);
+        return is_new;
+    }
+    bool remove(std::uint32_t slot) {  // whether it was there
+        if (!has(slot)) return false;
+        words_[slot >> 6] &= ~bit(slot);
+        return true;
+    }
+    bool has(std::uint32_t slot) const {
+        const std::size_t word = slot >> 6;
+        return word < words_.size() && (words_[word] & bit(slot)) != 0;
+    }
+    std::size_t held_bytes() const { return words_.capacity() * sizeof(words_[0]); }
+
+  private:
+    static std::uint64_t bit(std::uint32_t slot) { return std::uint64_t{1} << (slot & 63); }
+
+    std::vector<std::uint64_t> words_;
 };
 
 class Changes {
   public:
+    struct Row {
+        Key key;
+        std::uint32_t slot;
+    };
+
     bool noted() const { return noted_; }
     void begin() {
-        noted_ = true;
-        take();
+        *this = {};
+        noted_ = before_first_ = true;
     }
     void changed(Key key, std::uint32_t slot) {
-        const std::size_t word = slot >> 6;
-        if (word >= slots_.size()) slots_.resize(word + word / 8 + 1024);
-        const std::uint64_t bit = std::uint64_t{1} << (slot & 63);
-        if ((slots_[word] & bit) != 0) return;
-        slots_[word] |= bit;
-        keys_.push_back(key);
+        if (slots_.add(slot)) rows_.push_back({key, slot});
+    }
+    // A row that has no update yet: until the first mark somebody may have copied it, who had better not.
+    void created(Key key) {
+        if (before_first_) removed_.push_back(key);
     }
     // The slot's next row is another one.
     void removed(Key key, std::uint32_t slot) {
-        moved(slot);
+        slots_.remove(slot);
         removed_.push_back(key);
     }
-    // The same of a row that is elsewhere now.
-    void moved(std::uint32_t slot) {
-        const std::size_t word = slot >> 6;
-        if (word < slots_.size()) slots_[word] &= ~(std::uint64_t{1} << (slot & 63));
-    }
+    // The same of a row that is elsewhere now; returns whether it has changed since the mark.
+    bool moved(std::uint32_t slot) { return slots_.remove(slot); }
     void removed_before(Key key) { removed_.push_back(key); }
-    void changed_before(Key key) { keys_.push_back(key); }
-    // Keys that changed and keys that went; some of the first may have gone since.
-    std::pair<std::vector<Key>, std::vector<Key>> take() {
-        slots_.assign(slots_.size(), 0);
-        return {std::exchange(keys_, {}), std::exchange(removed_, {})};
+
+    // Returns which keys went since the last mark. All rows of that one must have been copied.
+    std::vector<Key> mark() {
+        before_first_ = false;
+        std::swap(rows_, to_copy_);
+        std::swap(slots_, waiting_);
+        rows_.clear();
+        return std::exchange(removed_, {});
     }
+    // The rows to copy, but for those that don't wait any more. Of two with one slot the later is meant.
+    std::vector<Row>& to_copy() { return to_copy_; }
+    bool waits(std::uint32_t slot) const { return waiting_.has(slot); }
+    bool copied(std::uint32_t slot) { return waiting_.remove(slot); }  // whether it has waited
+
     std::size_t held_bytes() const {
-        return slots_.capacity() * sizeof(slots_[0]) + (keys_.capacity() + removed_.capacity()) * sizeof(Key);
+        return slots_.held_bytes() + waiting_.held_bytes() + removed_.capacity() * sizeof(Key) +
+               (rows_.capacity() + to_copy_.capacity()) * sizeof(Row);
     }
 
   private:
     bool noted_ = false;
-    std::vector<std::uint64_t> slots_;  // a bit a slot: its row is among keys_
-    std::vector<Key> keys_, removed_;
+    bool before_first_ = false;  // mark
+    std::vector<Row> rows_, to_copy_;
+    SlotSet slots_, waiting_;  // of rows_ and to_copy_: their rows are meant
+    std::vector<Key> removed_;
 };
 
 }  // namespace persia

@@ -2,7 +2,7 @@
 //
 // An int8 row is its scale as bf16, then D bytes: element d is scale * byte d. The scale is the row's largest
 // magnitude over 127, rounded up to a bf16, so nothing is cut off and no element is further than half a scale
-// away from what it was.
+// away from what it was; where 127 scales are more than the largest float, that is what the element is.
 #pragma once
 
 #include <cstddef>
@@ -19,8 +19,8 @@ RowFormat row_format_of(const std::string& name);
 std::size_t bytes_of(RowFormat format, std::size_t dim);
 
 // One row of `dim` elements, to and from `bytes_of` bytes, which may lie anywhere for int8 and at a multiple
-// of the element's size for the others. What is beyond a format's largest finite number becomes that number;
-// but for int8, infinity and NaN stay.
+// of the element's size for the others. What is beyond a format's largest finite number becomes that number.
+// Infinity and NaN stay, but for int8, where infinity becomes the largest number and NaN any finite one.
 void encode_row(RowFormat format, const float* row, std::byte* out, std::size_t dim);
 void decode_row(RowFormat format, const std::byte* in, float* row, std::size_t dim);
 

@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <unordered_set>
 #include <vector>
 
 #include "persia/admission.h"
@@ -89,6 +90,11 @@ struct ImportedRows {  // as ExportedRows, of any buckets and in any order; with
     }
 };
 
+struct Differing {  // rows of a pull that aren't what was sent before
+    std::vector<std::uint32_t> positions;
+    std::vector<std::byte> rows;  // as on the wire
+};
+
 struct RowCounts {
     std::uint64_t created = 0;   // by pulls
     std::uint64_t imported = 0;  // those that were not here before
@@ -105,7 +111,9 @@ class Shard {
 
     void pull(Keys keys, std::uint32_t step, Rows out, Span<std::uint32_t> slots,
               Span<const std::uint8_t> wanted);
-    void lookup(Keys keys, Rows out) const;
+    void lookup(Keys keys, Rows out, bool initial = false) const;
+    void pull_differing(Keys keys, std::uint32_t step, std::uint32_t since, ConstRows before,
+                        Span<std::uint32_t> slots, Differing& found);
     PushCounts push(const PushBatch& batch, std::uint32_t step);
     PushCounts push_step(const std::vector<PushBatch>& batches, std::uint32_t step);
     // Ask for memory that a call will need soon: first for the index lines of keys, then, when these have
@@ -129,8 +137,14 @@ class Shard {
     void restore_bucket(std::uint32_t bucket, const BucketState& state);
 
     // Changes, see table.h.
-    void begin_changes() { changes_.begin(); }
-    void take_changes(RowFormat format, ChangedRows& into);
+    void begin_changes() {
+        changes_.begin();
+        copied_ = {};
+        away_.clear();
+    }
+    void mark_changes(RowFormat format);
+    bool copy_changes(std::size_t most);  // whether there are more
+    ChangedRows take_changes();
     void return_changes(Keys changed, Keys removed);  // skips keys of other shards
 
     void set_next_step(std::uint32_t step) { next_step_ = step; }
@@ -179,6 +193,8 @@ class Shard {
     void keep_before_removal(std::uint32_t bucket, const KeyIndex::Entry& entry);
     void note_removed(Key key);
     void note_pushed(const PushBatch& batch);
+    void copy_changed(Key key, const std::byte* weights);
+    void keep_changed(Key key, std::uint32_t slot);  // before it changes or goes
     ExportedRows export_rows(std::vector<Snapshot::Kept>& rows) const;
     Snapshot::Kept row_at(const KeyIndex::Entry& entry) const {
         const std::uint32_t slot = entry.slot();
@@ -192,7 +208,7 @@ class Shard {
     void fetch(Keys keys);
     void sweep_cold(std::uint32_t bucket);
     void lookup_cold(Keys keys, Rows out) const;
-    void cold_changes(Keys missing, RowFormat format, ChangedRows& into);
+    void copy_away();
     void add_cold(std::uint32_t bucket, std::vector<Snapshot::Kept>& rows, std::vector<std::byte>& held,
                   std::uint32_t least, const std::function<bool(const ColdStore::Row&)>& chosen) const;
     void sweep(std::uint32_t step);
@@ -234,13 +250,19 @@ class Shard {
     bool notes_removed_ = false;
     Changes changes_;
     std::unique_ptr<ColdStore> cold_;  // none without a disk tier
+    ChangedRows copied_;               // of the last mark
+    RowFormat copied_format_ = RowFormat::kFp32;
+    std::vector<float> changed_room_;  // one row; room_ has a gradient when a row is kept
+    std::unordered_set<Key> away_;     // rows on disk that changed since the mark, before they went there
 
     // Working memory, kept from call to call.
-    mutable std::vector<float> room_;           // one row
-    mutable std::vector<std::uint32_t> slots_;  // lookup
-    std::vector<Merged> merged_;                // push_step
-    std::vector<float> sums_;                   // [merged, D]
-    std::vector<std::uint32_t> merged_map_;     // hash of a slot -> its place in merged_ + 1
+    mutable std::vector<float> room_;             // one row
+    mutable std::vector<std::byte> first_;        // one row's weights
+    mutable std::vector<std::uint32_t> slots_;    // lookup
+    std::vector<std::uint32_t> compared_, rest_;  // pull_differing
+    std::vector<Merged> merged_;                  // push_step
+    std::vector<float> sums_;                     // [merged, D]
+    std::vector<std::uint32_t> merged_map_;       // hash of a slot -> its place in merged_ + 1
     std::vector<Key> expired_keys_;
     mutable std::vector<ColdStore::Wanted> wanted_;  // from disk
 };

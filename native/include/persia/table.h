@@ -31,8 +31,14 @@ class Table {
     std::uint32_t pull(Keys keys, std::uint32_t step, Rows out, Span<std::uint32_t> slots,
                        Span<const std::uint8_t> wanted = {});
 
-    // Evaluation: like pull, but changes nothing; unseen rows are zeros.
-    void lookup(Keys keys, Rows out) const;
+    // Evaluation: like pull, but changes nothing; unseen rows are zeros. initial: or, where each key is
+    // admitted, as a pull would begin them.
+    void lookup(Keys keys, Rows out, bool initial = false) const;
+
+    // pull() of keys whose rows lookup() gave, in `before` [U, D], after step `since` and before the next:
+    // only rows that differ from these in any bit are found, in no particular order.
+    void pull_differing_shard(unsigned shard, Keys keys, std::uint32_t step, std::uint32_t since,
+                              ConstRows before, Span<std::uint32_t> slots, Differing& found);
 
     // One optimizer update per row with the gradients for what a pull gave. A row that was evicted since is
     // left alone, also if it was re-created. A row with an infinite or NaN element is skipped. `step` decides
@@ -50,7 +56,7 @@ class Table {
     void check_slots(Keys keys, Span<const std::uint32_t> slots) const;
     void pull_shard(unsigned shard, Keys keys, std::uint32_t step, Rows out, Span<std::uint32_t> slots,
                     Span<const std::uint8_t> wanted);
-    void lookup_shard(unsigned shard, Keys keys, Rows out) const;
+    void lookup_shard(unsigned shard, Keys keys, Rows out, bool initial) const;
     PushCounts push_shard(unsigned shard, Span<const PushBatch> batches, std::uint32_t step);
     // Ask for the memory of the shard's few keys ahead of these calls, see Shard; for many it isn't worth it.
     void ask_for_lines(unsigned shard, Keys keys) const;
@@ -88,11 +94,16 @@ class Table {
     bool can_be_incremental() const;
     void restore_bucket(std::uint32_t bucket, const BucketState& state);
 
-    // Changes: from begin_changes() on it is noted which rows change or go; take_changes() gives those since
-    // the last call, and return_changes() takes back keys that it gave, for the next one. Rows past their
-    // time to live go when they are swept away.
+    // Changes: from begin_changes() on it is noted which rows pushes and imports change, and which go.
+    // mark_changes() ends a list of them and begins the next; take_changes() gives the last list, with rows
+    // as they were at the mark, and return_changes() takes back keys that it gave, for the next list. Other
+    // calls may come in between: then copy_changes(), so many rows at a time until it returns false, spares
+    // take_changes() the work. Rows past their time to live go when they are swept away or used again. What
+    // wasn't taken before the next mark is in the next list.
     void begin_changes();
-    ChangedRows take_changes(RowFormat format);
+    void mark_changes(RowFormat format);
+    bool copy_changes(std::size_t most);
+    ChangedRows take_changes();
     void return_changes(Keys changed, Keys removed);
     void set_next_step(std::uint32_t step);  // the step after the last evict()
 

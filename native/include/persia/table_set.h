@@ -53,8 +53,12 @@ class TableSet {
     // The calls of Table, for all tables that have keys in the record. epochs: [T], 0 for the others.
     void pull(const RecordKeys& of, std::uint32_t step, const std::vector<Rows>& out,
               Span<std::uint32_t> slots, Span<const std::uint8_t> wanted, Span<std::uint32_t> epochs);
-    void lookup(const RecordKeys& of, const std::vector<Rows>& out) const;
     void ask_disk(const RecordKeys& of) const;
+    void lookup(const RecordKeys& of, const std::vector<Rows>& out, bool initial = false) const;
+    // pull() of what lookup() gave, in `before`, after step `since`: for each dim group the rows that differ.
+    std::vector<Differing> pull_differing(const RecordKeys& of, std::uint32_t step, std::uint32_t since,
+                                          const std::vector<ConstRows>& before, Span<std::uint32_t> slots,
+                                          Span<std::uint32_t> epochs);
     // One update per row with the sum of all records' gradients, see Table::push_step().
     PushCounts push(const std::vector<PushRecord>& records, std::uint32_t step);
     std::uint64_t evict(std::uint32_t step);

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from persia_hpc.config import Config
 from persia_hpc.errors import DataError, UserError
+from persia_hpc.printable import say
 from persia_hpc.samples.encoding import WAY_OUT, short
 from persia_hpc.samples.identity import SampleRange
 from persia_hpc.samples.schema import DatasetSchema
@@ -62,9 +62,7 @@ def say_choice(path: Path) -> None:
             value = f" (valid {note['metric']} {note['value']:.4f})"
     last = latest.is_symlink() and latest.readlink().name == best
     other = "it is also the latest" if last else f"the latest is {latest}"
-    print(
-        f"persia-hpc: {path}: using the best checkpoint, {best}{value}; {other}", file=sys.stderr, flush=True
-    )
+    say(f"{path}: using the best checkpoint, {best}{value}; {other}")
 
 
 def init_source(config: Config, part: str) -> Path | None:

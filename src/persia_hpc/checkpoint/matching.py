@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from persia_hpc.config import Config
-from persia_hpc.config.retrieval import retrieval_loss, sampled_features
+from persia_hpc.config.retrieval import logq_source, sampled_features
 from persia_hpc.errors import UserError
 from persia_hpc.samples.encoding import WAY_OUT, short
 from persia_hpc.samples.identity import SampleRange, first_difference
@@ -38,6 +38,7 @@ FIXED = (
     "model.*",
     "train.optimizer.name",
     "train.optimizer.groups",
+    "tasks.*.lr",
 )
 
 
@@ -78,7 +79,7 @@ def check_match(
     known = [SampleRange(**r) for r in manifest.get("data", [])]
     if text := _difference(known, data, "train"):
         wrong.append(f"training data: samples {text} (or other row groups, in Parquet files)")
-    if sampled_features(config) or (retrieval_loss(config) or {}).get("logq"):
+    if sampled_features(config) or logq_source(config) == "weights":
         old_items, new_items = manifest["num_samples"].get("items"), num_samples.get("items")
         if old_items != new_items:
             wrong.append(f"items in data.items: {old_items} there, {new_items} here: others would be drawn")

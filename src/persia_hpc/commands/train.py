@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from persia_hpc.config import Config, load_config, parse_set
@@ -12,6 +11,7 @@ from persia_hpc.job.task import Task
 from persia_hpc.launch.environment import inside_mpi, supervised, world_rank_of
 from persia_hpc.launch.run_dir import claimed_run_dir, completed_message
 from persia_hpc.launch.shared_memory import check_room
+from persia_hpc.printable import say
 from persia_hpc.runtime.imports import import_quickly
 
 SUMMARY = "train a model as a TOML file says"
@@ -93,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
     run_dir = options.run_dir or (Path(config.run_dir) if config.run_dir else None)
     if config.checkpoint.resume and run_dir is not None and (done := completed_message(run_dir, config)):
         if world_rank_of() in (None, 0):
-            print(f"persia-hpc: {done}", file=sys.stderr)
+            say(done)
         return EXIT_OK
     if options.one_process:
         return _in_one_process(config, options)

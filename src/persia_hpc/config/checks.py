@@ -61,17 +61,16 @@ def resolve_options(raw: dict[str, Any], fail: Fail) -> None:
 
 def check_config(config: Config, raw: Mapping[str, Any], fail: Fail) -> Config:
     """Refuses contradictions; the configuration with what `sync` and `features.NAME.dim` imply."""
-    if config.mode == "sync":
+    if config.synchronous:
+        mode = f'mode = "{config.mode}"'
         if raw.get("staleness_bound"):
-            problem = (
-                f'= {config.staleness_bound}: mode = "sync" has no staleness; leave it out, or use "hybrid"'
-            )
+            problem = f'= {config.staleness_bound}: {mode} has no staleness; leave it out, or use "hybrid"'
             raise fail(("staleness_bound",), problem)
         if raw.get("apply") == "batch":
-            raise fail(
-                ("apply",), '= \'batch\': mode = "sync" applies whole steps; leave it out or write "step"'
-            )
+            raise fail(("apply",), f"= 'batch': {mode} applies whole steps; leave it out or write \"step\"")
         config = dataclasses.replace(config, staleness_bound=0, apply="step")
+    if config.lookahead != Config.lookahead and config.mode != "fresh":
+        raise fail(("lookahead",), f'= {config.lookahead}: only mode = "fresh" asks ahead; leave it out')
     for key in ("prometheus_file", "prometheus_port"):
         if getattr(config.metrics, key) is not None and not config.metrics.prometheus:
             raise fail(("metrics", key), ": it needs metrics.prometheus = true; add that, or leave it out")

@@ -21,6 +21,11 @@ def retrieval_loss(config: Config) -> dict[str, Any] | None:
     return {key: value for key, value in losses[0].items() if key != "name"}
 
 
+def logq_source(config: Config) -> str:
+    """Returns where the shares of items come from that the loss corrects for: off, counts or weights."""
+    return str((retrieval_loss(config) or {}).get("logq", "off"))
+
+
 def sampled_features(config: Config) -> dict[str, tuple[str, int]]:
     """Returns, of each feature with `sampled`, the catalogue's feature and how many ids a sample gets."""
     given = {name: f.sampled for name, f in config.features.items() if f.sampled is not None}
@@ -125,13 +130,13 @@ def _check_loss(config: Config, loss: Mapping[str, Any], fail: Fail) -> None:
         raise fail(
             (*path, "negatives"), f"= {loss['negatives']!r}: no feature is drawn; add one, as {example}"
         )
-    if loss["logq"] and not config.data.items:
-        raise fail((*path, "logq"), "= true needs the items' weights in a catalogue; add data.items")
-    if loss["logq"] and config.table(_item_table(config)).hash is not None:
-        problem = (
-            f"= true: the table {_item_table(config)!r} of items is hashed, so rows don't tell items apart"
-        )
-        raise fail((*path, "logq"), f"{problem}; leave one out")
+    logq = loss["logq"]
+    if logq != "off" and not config.data.items:
+        problem = f"= {logq!r} needs a catalogue, which says what items are"
+        raise fail((*path, "logq"), f"{problem}; add data.items")
+    if logq != "off" and config.table(_item_table(config)).hash is not None:
+        problem = f"the table {_item_table(config)!r} of items is hashed, so rows don't tell items apart"
+        raise fail((*path, "logq"), f"= {logq!r}: {problem}; leave one out")
 
 
 def _item_table(config: Config) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from .metric_names import FORMS, built_in, metrics_of, name_problem, top_of
 from .options import Fail, check_import_path, check_number, did_you_mean, nearest, with_name
-from .types import BATCH_LOSSES, BINARY_LOSSES, LOSSES, NEGATIVES, Config
+from .types import BATCH_LOSSES, BINARY_LOSSES, LOGQ, LOSSES, NEGATIVES, Config
 
 MAX_CLASSES = 100_000
 
@@ -32,13 +32,9 @@ def resolve_task(task: Any, path: tuple[str, ...], fail: Fail) -> None:
             continue
         if key not in known:
             raise fail((*path, key), f"is not an option of {name!r}{nearest(key, known)}")
-        if key == "logq":
-            if not isinstance(value, bool):
-                raise fail((*path, key), f"= {value!r}: expected true or false")
-            continue
-        if key == "negatives":
-            if value not in NEGATIVES:
-                raise fail((*path, key), f"= {value!r}: expected one of {', '.join(NEGATIVES)}")
+        if (words := {"negatives": NEGATIVES, "logq": LOGQ}.get(key)) is not None:
+            if value not in words:
+                raise fail((*path, key), f"= {value!r}: expected one of {', '.join(words)}")
             continue
         check_number(key, value, (*path, key), fail)
         if key == "temperature" and value <= 0:

@@ -30,11 +30,12 @@ LOSSES: dict[str, dict[str, Any]] = {
     "poisson": {},
     "softmax": {"classes": None, "smoothing": 0.0},
     "bpr": {},
-    "in_batch_softmax": {"temperature": 1.0, "logq": False, "negatives": "batch"},
+    "in_batch_softmax": {"temperature": 1.0, "logq": "off", "negatives": "batch"},
 }
 BINARY_LOSSES = ("bce", "focal", "bpr", "in_batch_softmax")  # of labels that are 0 or 1
 BATCH_LOSSES = ("bpr", "in_batch_softmax")  # that compare the samples of a batch with each other
 NEGATIVES = ("batch", "sampled", "both")  # of "in_batch_softmax"
+LOGQ = ("off", "counts", "weights")  # of the same: where the items' shares come from
 METRICS = ("auc", "logloss")  # always computed
 WIRE_FORMATS = ("fp32", "fp16", "bf16", "scaled_fp16")
 
@@ -184,13 +185,14 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """Describes a task: its label, loss, weight in the sum of all, and metrics (None: `train.metrics`)."""
+    """Describes a task: label, loss, weight in the sum of all, metrics (None: `train.metrics`), own rate."""
 
     label: str | None = None
     where: str | None = None
     loss: dict[str, Any] = setting(factory=lambda: {"name": "bce", **LOSSES["bce"]})
     weight: float = setting(1.0, at_least=0)
     metrics: list[str] | None = None
+    lr: float | None = setting(None, above=0)
 
     @property
     def num_outputs(self) -> int:
@@ -286,8 +288,9 @@ class TransportConfig:
 class Config:
     """Holds a whole configuration, checked and with every default filled in; make it with `load_config`."""
 
-    mode: str = setting("hybrid", choices=("hybrid", "sync", "async"))
+    mode: str = setting("hybrid", choices=("hybrid", "sync", "fresh", "async"))
     staleness_bound: int = setting(4, at_least=0)
+    lookahead: int = setting(2, at_least=1, at_most=64)
     exact: bool = False
     apply: str = setting("batch", choices=("batch", "step"))
     seed: int = setting(1, at_least=0, at_most=(1 << 63) - 1)
@@ -326,6 +329,17 @@ class Config:
         return [str(task.loss["name"]) for task in self.tasks.values()] or [self.train.loss]
 
     @property
+    def dense_optimizer(self) -> dict[str, Any]:
+        """Returns `train.optimizer` with a further group for the layers of each task that has a rate."""
+        tasks = [
+            {"task": name, "number": number, "lr": task.lr}
+            for number, (name, task) in enumerate(self.tasks.items())
+            if task.lr is not None
+        ]
+        groups = [*self.train.optimizer.get("groups", []), *tasks]
+        return {**self.train.optimizer, "groups": groups} if tasks else self.train.optimizer
+
+    @property
     def features_of_sequences(self) -> dict[str, list[str]]:
         """Returns the features of each [sequences.NAME]."""
         return {name: sequence.features for name, sequence in self.sequences.items()}
@@ -340,7 +354,17 @@ class Config:
 
         Reusing a row takes its part of `staleness_bound`.
         """
-        return 0 if self.mode == "sync" else self.staleness_bound - self.wire.reuse_steps
+        return 0 if self.synchronous else self.staleness_bound - self.wire.reuse_steps
+
+    @property
+    def synchronous(self) -> bool:
+        """Returns whether a step's rows have all updates of the steps before, and its updates are one."""
+        return self.mode in ("sync", "fresh")
+
+    @property
+    def steps_ahead(self) -> int:
+        """Returns how many steps may have been asked for beyond the one that is trained on."""
+        return self.data.prefetch + (self.lookahead if self.mode == "fresh" else self.pull_bound)
 
     def reducer(self, num_trainers: int) -> str | None:
         """Returns what sums the dense gradients of so many trainers; None if nothing has to."""

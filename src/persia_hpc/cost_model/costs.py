@@ -20,6 +20,7 @@ Phases = dict[str, float]
 HIDING = {"mpi": 0.47, "nccl": 1.0}
 EXCHANGE_COPIES = 8  # of all parameters, to read them, take differences and take over those of others
 PARQUET = 4 / 3  # seconds to read it, beside HDF5: processor time of `bench read`, where all cores are busy
+PATCHED = 0.2  # of a batch's rows in `fresh`: what recurs within two steps at batch 2,048, see RESULTS.md
 READER = "reader"  # an embedding worker's thread, beside its main one
 
 
@@ -103,7 +104,7 @@ def count_costs(job: Job) -> Costs:
     calls = w.num_tables * c.table_call
     pull = rows * (c.pull_row + job.new_rows * c.insert_row) + w.stored_bytes * share * c.pull_byte
     push = rows * c.push_row + w.updated_bytes * share * c.push_byte
-    whole_steps = job.config.mode == "sync" or job.config.apply == "step"
+    whole_steps = job.config.synchronous or job.config.apply == "step"
     server = {
         "pull": trainers * (calls + pull / threads),
         # A whole step's gradients of a table go in by one call.
@@ -111,6 +112,8 @@ def count_costs(job: Job) -> Costs:
         "other": trainers * c.server_batch + c.server_step,
     }
     shared = {"pull": pull, "push": push}  # what threads divide
+    if job.config.mode == "fresh":  # rows are looked up once more
+        server["patch"], shared["patch"] = server["pull"], pull
     batches = max(worker_batches(plan))
     # With several servers rows are put together first; else they go straight from ring to ring.
     copied = w.feed_bytes + (w.row_bytes if servers > 1 else 0.0)
@@ -121,6 +124,8 @@ def count_costs(job: Job) -> Costs:
         "push": batches * w.gradient_bytes * c.worker_byte,
         "other": batches * (c.worker_batch + (servers - 1) * c.worker_record),
     }
+    if job.config.mode == "fresh":
+        worker["patch"] = batches * 2 * PATCHED * w.row_bytes * c.worker_byte
     longer = PARQUET if job.parquet else 1.0
     reader = {"read": batches * (c.read_batch + w.values * c.read_value * longer)}
     dense = 1e9 * (job.dense.step_seconds + w.samples * job.dense.sample_seconds)

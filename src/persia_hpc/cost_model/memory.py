@@ -55,14 +55,20 @@ def role_memory(
         size = fitting(plan, size, room.shared, room.memory)
     rings = ring_memory(plan, size)[1]
     tables = server_bytes(config, layout, servers, [trainers * n for n in work.table_rows])
-    steps = 1 + config.data.prefetch + config.pull_bound
+    steps = 1 + config.steps_ahead
+    share = server_share(layout, servers)
     window = min(max(config.data.block_rows * config.data.buffer_blocks, block), num_samples)
     per_sample = 8 * work.values / work.samples  # dense features and labels have four bytes: a little less
     batches = max(worker_batches(plan))
     owns: dict[Role, dict[str, float]] = {
         Role.PARAMETER_SERVER: {
             "tables, when full": tables,
-            "rows in flight": steps * trainers * work.rows * server_share(layout, servers) * IN_FLIGHT_BYTES,
+            "rows in flight": steps * trainers * work.rows * share * IN_FLIGHT_BYTES,
+            **(
+                {"early rows": (1 + config.lookahead) * trainers * share * work.row_bytes}
+                if config.mode == "fresh"
+                else {}
+            ),
             "old rows during a checkpoint": min(config.checkpoint.aside_bytes, tables),
         },
         Role.EMBEDDING_WORKER: {

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from persia_hpc.topology.roles import Plan, Role
 
 from .cluster import Cluster
-from .costs import READER, Costs, Job, count_costs, worker_batches
+from .costs import PATCHED, READER, Costs, Job, count_costs, worker_batches
 from .traffic import (
+    FEED,
     KEYS,
+    ROWS,
     Link,
     all_turns,
     busiest,
@@ -111,7 +113,7 @@ def link_traffic(job: Job, *, dense: bool = True) -> dict[int, tuple[float, floa
 
     What ranks of one node send each other is not counted. dense: with what combines the dense models.
     """
-    hops = list(embedding_traffic(job.plan, job.work, all_turns(job.plan)).values())
+    hops = list(embedding_traffic(job.plan, job.work, all_turns(job.plan), _patched(job)).values())
     if dense:
         hops.append(dense_traffic(job.plan, job.shared_bytes, job.config.mode))
     return node_traffic(job.plan, hops)
@@ -125,20 +127,28 @@ def _path(job: Job, costs: Costs, *, late: bool) -> float:
     """
     worker, trainer = costs.seconds[WORKER], costs.seconds[TRAINER]
     asked = job.config.data.prefetch == 0
-    whole = worker["feed"] + worker["push"] + worker["other"] / 2
-    if asked:
+    fresh = job.config.mode == "fresh"  # its rows came before
+    whole = worker["patch" if fresh else "feed"] + worker["push"] + worker["other"] / 2
+    if asked and not fresh:
         whole += worker["dedup"] + worker["pull"] + worker["other"] / 2
-    seconds = costs.total(SERVER) + whole * _whole_batches(job)
+    server = costs.total(SERVER) - (costs.seconds[SERVER]["pull"] if fresh else 0.0)
+    seconds = server + whole * _whole_batches(job)
     seconds += trainer["pool"] + trainer["dense"] + trainer["push"]
     # In `async` dense parameters are shared after the push, unless that is late.
     seconds += trainer["allreduce"] * (late or job.config.mode != "async")
     seconds += trainer["optimizer"] * late
     hops = _slowest_hops(job)
-    if not asked:
+    if fresh or not asked:
         del hops[KEYS]
+    if fresh:
+        del hops[ROWS], hops[FEED]
     seconds += len(hops) * 1e-9 * job.constants.wake
     seconds += sum(job.latency_seconds for num_bytes in hops.values() if num_bytes)
     return seconds + sum(hops.values()) / (job.link_bytes or float("inf"))
+
+
+def _patched(job: Job) -> float:
+    return PATCHED if job.config.mode == "fresh" else 0.0
 
 
 def _whole_batches(job: Job) -> float:
@@ -154,7 +164,9 @@ def _slowest_hops(job: Job) -> dict[str, float]:
     """Returns the bytes of each hop on the link with most of them, in the step that has most."""
     hops: dict[str, float] = {}
     for number in range(max(len(by) for by in job.plan.workers_of_trainer)):
-        traffic: Mapping[str, Link] = embedding_traffic(job.plan, job.work, one_step(job.plan, number))
+        traffic: Mapping[str, Link] = embedding_traffic(
+            job.plan, job.work, one_step(job.plan, number), _patched(job)
+        )
         for hop, nodes in traffic.items():
             hops[hop] = max(hops.get(hop, 0.0), busiest(nodes))
     return hops

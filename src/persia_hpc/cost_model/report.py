@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from .memory import Memory, fits, node_memory
 from .predict import IN_STEP, Prediction
 
 SHOWN_NODES = 4
+# Below it, on fewer cores than ranks, runs of one job differed by a third (benchmarks/RESULTS.md).
+SHORT_STEP_SECONDS = 5e-3
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,14 @@ class Report:
             yield (
                 f"assumed throughout: {self.job.dense.threads} threads a trainer, its fair share with the "
                 "configured ranks; with more ranks on a node that is less (fix train.threads)"
+            )
+
+        here = Counter(member.node for member in self.prediction.plan.members)
+        crowded = any(count > self.cluster.node_cores(node) for node, count in here.items())
+        if crowded and self.prediction.step_seconds < SHORT_STEP_SECONDS:
+            yield (
+                "take it for a range, some 30 % less to 20 % more: steps are short, and ranks that share "
+                "cores wait for one"
             )
 
     def _link_lines(self) -> Iterator[str]:

@@ -15,6 +15,7 @@ from .work import BatchWork
 
 Link = Mapping[int, tuple[float, float]]  # out of and into each node that has a part in it
 KEYS, ROWS, FEED, GRADIENTS, PUSH, DENSE = "keys", "rows", "feed", "gradients", "push", "dense"
+PATCH, PATCH_FEED = "patch", "patch to trainer"
 
 
 @dataclass(frozen=True)
@@ -40,16 +41,21 @@ def one_step(plan: Plan, number: int) -> list[Turn]:
     return [Turn(by[number % len(by)], t, 1.0) for t, by in enumerate(plan.workers_of_trainer)]
 
 
-def embedding_traffic(plan: Plan, work: BatchWork, turns: Iterable[Turn]) -> dict[str, Link]:
+def embedding_traffic(
+    plan: Plan, work: BatchWork, turns: Iterable[Turn], patched: float = 0.0
+) -> dict[str, Link]:
     """Returns the bytes of keys, rows, batches and gradients between nodes, by hop.
 
+    patched: the part, from 0 to 1, of the rows that is sent again before they are used.
+
     The hops are keys (worker to servers), rows (servers to worker), feed (batch to the trainer), gradients
-    (trainer to worker) and push (gradients from worker to servers).
+    (trainer to worker) and push (gradients from worker to servers); two more where rows are patched.
     """
     servers = Counter(m.node for m in plan.of(Role.PARAMETER_SERVER))
     workers = {m.role_rank: m.node for m in plan.of(Role.EMBEDDING_WORKER)}
     trainers = {m.role_rank: m.node for m in plan.of(Role.TRAINER)}
-    hops: dict[str, dict[int, tuple[float, float]]] = {hop: {} for hop in (KEYS, ROWS, FEED, GRADIENTS, PUSH)}
+    names = (KEYS, ROWS, FEED, GRADIENTS, PUSH, *([PATCH, PATCH_FEED] if patched else []))
+    hops: dict[str, dict[int, tuple[float, float]]] = {hop: {} for hop in names}
 
     def send(hop: str, a: int, b: int, num_bytes: float) -> None:
         if a != b:
@@ -61,11 +67,15 @@ def embedding_traffic(plan: Plan, work: BatchWork, turns: Iterable[Turn]) -> dic
         worker, trainer = workers[turn.worker], trainers[turn.trainer]
         send(FEED, worker, trainer, turn.part * work.feed_bytes)
         send(GRADIENTS, trainer, worker, turn.part * work.gradient_bytes)
+        if patched:
+            send(PATCH_FEED, worker, trainer, turn.part * patched * work.row_bytes)
         for server, count in servers.items():
             part = turn.part * count / servers.total()
             send(KEYS, worker, server, part * work.key_bytes)
             send(ROWS, server, worker, part * work.row_bytes)
             send(PUSH, worker, server, part * work.gradient_bytes)
+            if patched:
+                send(PATCH, server, worker, part * patched * work.row_bytes)
     return dict(hops)
 
 

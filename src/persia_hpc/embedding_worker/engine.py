@@ -16,7 +16,7 @@ import numpy as np
 from persia_hpc._native import Dedup, Deduplicator, Parts, RecentRows, hash_ids
 from persia_hpc.arrays import Array
 from persia_hpc.config import Config, HashConfig
-from persia_hpc.config.retrieval import retrieval_loss
+from persia_hpc.config.retrieval import logq_source
 from persia_hpc.errors import UserError
 from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.samples.batch import IdColumn, SampleBatch
@@ -74,7 +74,9 @@ class KeyBatch:
     slices: Array | None = None  # uint64 [S, B], the ids by which an evaluation is sliced
     id_weights: dict[str, Array] = field(default_factory=dict)
     log_q: Array | None = None
+    item_keys: Array | None = None
     rows: list[Array] = field(default_factory=list)
+    unpatched: set[int] = field(default_factory=set)  # and in `fresh`, whose patches have not
     staleness: int = 0  # of the rows that were pulled
     held: HeldRows | None = None
 
@@ -86,7 +88,7 @@ class KeyBatch:
     @property
     def missing_servers(self) -> str:
         """Returns the ranks of the servers whose rows have not arrived, for a message."""
-        return ", ".join(map(str, sorted(self.missing)))
+        return ", ".join(map(str, sorted(self.missing or self.unpatched)))
 
 
 def keep_last(column: IdColumn, max_length: int) -> IdColumn:
@@ -146,11 +148,12 @@ class EmbeddingWorker:
         reuse_steps: int = 0,
         slices: Sequence[str] = (),
         exclude: str | None = None,
-        items: tuple[str, ItemShares] | None = None,
+        items: tuple[str, ItemShares | None] | None = None,
     ):
         """slices: features whose ids evaluations bring; exclude: one all of whose ids they bring.
 
-        items: the feature that tells items apart and their shares, for `RowBatch.log_q`.
+        items: the feature that tells items apart, and their shares for `RowBatch.log_q`; without shares
+        batches have `RowBatch.item_keys`.
         """
         self.slices = tuple(slices)
         self._exclude = exclude
@@ -188,9 +191,10 @@ class EmbeddingWorker:
         """
         data, items, sources = config.data, None, sources or {}
         catalogue = sources.get("items")
-        needed = "train" in sources and (retrieval_loss(config) or {}).get("logq", False)
-        if needed and isinstance(catalogue, Catalogue):
-            items = (str(data.item_feature), catalogue.shares())
+        source = logq_source(config) if "train" in sources else "off"
+        if source != "off" and isinstance(catalogue, Catalogue):
+            shares = catalogue.shares() if source == "weights" else None
+            items = (str(data.item_feature), shares)
         return cls(
             layout,
             num_servers=num_servers,
@@ -240,22 +244,26 @@ class EmbeddingWorker:
             self._check_ids(values, step)
         dedup = self._dedup.run(values)
         missing = set(range(self.num_servers))
-        slices = log_q = None
+        slices = None
         if evaluation and self.slices:
             slices = np.stack([sample.ids[name].values for name in self.slices])
+        batch = KeyBatch(step, trainer, num_global, sample, dedup, bags, missing, slices, weights)
         if not evaluation and self._items is not None:
-            log_q = self._log_q(dedup, *self._items)
-        return KeyBatch(step, trainer, num_global, sample, dedup, bags, missing, slices, weights, log_q)
+            self._add_items(batch, *self._items)
+        return batch
 
-    def _log_q(self, dedup: Dedup, feature: str, shares: ItemShares) -> Array:
-        """Returns `RowBatch.log_q`: what is known of the rows of the items' table."""
+    def _add_items(self, batch: KeyBatch, feature: str, shares: ItemShares | None) -> None:
+        """Adds what the trainer must know of the rows of the items' table: their keys, or their shares."""
+        dedup = batch.dedup
         table = next(f.table for f in self.layout.features if f.name == feature)
         group = self.layout.tables[table].dim_group
         first, end = (int(n) for n in dedup.group_offsets[group : group + 2])
+        if shares is None:
+            batch.item_keys = dedup.keys[first:end]
+            return
         rows = slice(int(dedup.table_offsets[table]), int(dedup.table_offsets[table + 1]))
-        log_q = np.zeros(end - first, np.float32)
-        log_q[rows.start - first : rows.stop - first] = shares.of(dedup.keys[rows])
-        return log_q
+        batch.log_q = np.zeros(end - first, np.float32)
+        batch.log_q[rows.start - first : rows.stop - first] = shares.of(dedup.keys[rows])
 
     def _check_ids(self, values: Sequence[Array], step: int) -> None:
         for number, table in enumerate(self.layout.tables):
@@ -354,6 +362,7 @@ class EmbeddingWorker:
             group=sample.group,
             slices=batch.slices,
             log_q=batch.log_q,
+            item_keys=batch.item_keys,
             excluded=None if excluded is None else excluded.values,
             excluded_offsets=None if excluded is None else excluded.starts,
             staleness=self._staleness(batch),

@@ -20,10 +20,11 @@ class ServerRings:
 
 @dataclass(frozen=True)
 class TrainerRings:
-    """Holds the two rings between a worker and a trainer."""
+    """Holds the rings between a worker and a trainer; patches: in `fresh`, where the worker feeds it."""
 
     feed: RingSender
     gradients: RingReceiver
+    patches: RingSender | None = None
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class WorkerPlanes:
     """Holds the planes of a worker and the ranks of its peers in them.
 
     servers, trainers: ranks in the row plane's and the feed plane's communicator, by server_rank and
-    trainer_rank. workers_of_trainer: the worker_ranks that feed each trainer.
+    trainer_rank. workers_of_trainer: the worker_ranks that feed each trainer. fresh: with rings for patches.
     """
 
     row_plane: Plane
@@ -39,6 +40,7 @@ class WorkerPlanes:
     feed_plane: Plane
     trainers: Sequence[int]
     workers_of_trainer: Sequence[tuple[int, ...]]
+    fresh: bool = False
 
     def connect_servers(self) -> list[ServerRings]:
         """Returns the rings to each server, by server_rank."""
@@ -52,7 +54,13 @@ class WorkerPlanes:
         """Returns by trainer_rank the rings to trainer 0 and to the trainers that this worker feeds."""
         plane = self.feed_plane
         return {
-            trainer: TrainerRings(plane.sender(rank, "feed"), plane.receiver(rank, "gradients"))
+            trainer: TrainerRings(
+                plane.sender(rank, "feed"),
+                plane.receiver(rank, "gradients"),
+                plane.sender(rank, "patch")
+                if self.fresh and worker_rank in self.workers_of_trainer[trainer]
+                else None,
+            )
             for trainer, rank in enumerate(self.trainers)
             if trainer == 0 or worker_rank in self.workers_of_trainer[trainer]
         }

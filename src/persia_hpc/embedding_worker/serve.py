@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from persia_hpc.arrays import Array
 from persia_hpc.checkpoint.names import shard_name
@@ -36,6 +37,7 @@ from persia_hpc.protocol.messages import (
     Kind,
     Lookup,
     LookupRows,
+    Patch,
     Pull,
     Push,
     Rows,
@@ -52,6 +54,7 @@ from persia_hpc.transport.records import Record
 from persia_hpc.transport.ring import RingReceivers, RingSender, RingSenders
 
 from .engine import EmbeddingWorker, KeyBatch
+from .patches import Patches
 from .rings import WorkerPlanes
 from .stretches import Stretches
 
@@ -84,7 +87,7 @@ class WorkerLoop:
             workers_of_trainer=planes.workers_of_trainer,
             on_ready=context.waiter.wake,
         )
-        self.window = config.pull_bound + config.data.prefetch
+        self.window = config.steps_ahead
         self.limit: int | None = None  # a stop is being agreed on: until then no further than this step
         self.issued = 0
         self.in_flight: dict[tuple[int, int], KeyBatch] = {}  # pulled, gradients not back yet
@@ -92,6 +95,7 @@ class WorkerLoop:
         self.held: deque[Record] = deque()  # gradient records that queued pushes still point into
         self.ended = False
         self.first_pull: dict[int, float] = {}
+        self.patches = Patches(engine.layout, engine.num_servers, self.trainers)
         self.phases = Phases(WORKER, config.train.trace)
         # Servers that have not marked, and that have not written, the checkpoint.
         self._marking: set[int] = set()
@@ -137,15 +141,14 @@ class WorkerLoop:
             send(self.trainers[0].feed, StopSignal(signal))
 
     def _senders(self) -> list[RingSender]:
-        return [s for server in self.servers for s in (server.pulls, server.pushes)] + [
-            t.feed for t in self.trainers.values()
-        ]
+        rings = [s for server in self.servers for s in (server.pulls, server.pushes)]
+        return [*rings, *(t.feed for t in self.trainers.values()), *self.patches.senders.values()]
 
     def _describe_wait(self) -> Wait:
         for what, batches in (("step", self.in_flight), ("evaluation batch", self.looked_up)):
             if batches:
                 (number, trainer), batch = min(batches.items())
-                if batch.missing:
+                if batch.missing or batch.unpatched:
                     return Wait(f"rows of {what} {number} from parameter server {batch.missing_servers}")
                 return Wait(f"the gradients of {what} {number} from trainer {trainer}")
         between = self.stretches.current is None
@@ -232,7 +235,8 @@ class WorkerLoop:
             send(server.pulls, replace(command, path=f"{command.path}/{shard_name(p)}"))
 
     def _mark(self, command: Restore | Export) -> None:
-        self._marking = set(range(len(self.servers)))
+        if isinstance(command, Restore):  # nobody waits for the other
+            self._marking = set(range(len(self.servers)))
         for server in self.servers:
             send(server.pulls, command)
 
@@ -271,6 +275,8 @@ class WorkerLoop:
             waiting = max((t.feed.pending for t in self.trainers.values()), default=0)
             oldest = min((k for k, _ in self.looked_up), default=step)
             return waiting <= MAX_QUEUED_FEEDS and step - oldest <= self.config.data.prefetch
+        if self.patches.due(self.in_flight):  # passing that on is more urgent than what comes after it
+            return False
         oldest = min((s for s, _ in self.in_flight), default=step)
         return step - oldest <= self.window and (self.limit is None or step <= self.limit)
 
@@ -305,15 +311,15 @@ class WorkerLoop:
 
     def _pull(self, batch: KeyBatch) -> None:
         self.engine.reuse(batch)
+        self.patches.begin(batch)
         self.in_flight[batch.step, batch.trainer] = batch
         self.issued = batch.step
         send_each(self.pulls, Pull(batch.step, batch.trainer, *self.engine.request(batch)))
 
     def _look_up(self, batch: KeyBatch, step: int) -> None:
-        number, trainer = batch.step, batch.trainer
-        self.looked_up[number, trainer] = batch
+        self.looked_up[batch.step, batch.trainer] = batch
         keys, counts, _ = self.engine.request(batch)
-        send_each(self.pulls, Lookup(step, trainer, number, keys, counts))
+        send_each(self.pulls, Lookup(step, batch.trainer, batch.step, keys, counts))
 
     # ---- from servers
 
@@ -336,6 +342,9 @@ class WorkerLoop:
             if self._feed_when_complete(batch, p, record, rows.rows, Feed):
                 batch.rows, batch.held = [], None  # gradients need only the offsets
             self.phases.add("feed", begin, rows.step, trainer=rows.trainer)
+        elif kind == Kind.PATCH:
+            self.patches.take(self.in_flight[record.step, record.trainer], p, Patch.unpack(record))
+            self.phases.add("patch", begin, record.step, trainer=record.trainer)
         elif kind == Kind.LOOKUP_ROWS:
             found = LookupRows.unpack(record)
             batch = self.looked_up[found.number, found.trainer]
@@ -363,10 +372,9 @@ class WorkerLoop:
     ) -> bool:
         """Adds a server's rows, and those of others that are there; sends the batch on if none is missing.
 
-        Returns whether it was sent.
-
-        The rows of an only server are copied from its ring straight into the trainer's if there is room now.
-        Otherwise they are copied aside: their record can't stay, because others lie behind it.
+        Returns whether it was sent. The rows of an only server are copied from its ring straight into the
+        trainer's if there is room now. Otherwise they are copied aside: their record can't stay, because
+        others lie behind it.
         """
         feed = self.trainers[batch.trainer].feed
         if len(self.servers) == 1 and try_send(feed, message(self.engine.assemble(batch, list(rows)))):
@@ -382,15 +390,11 @@ class WorkerLoop:
     def _add_more_rows(self, batch: KeyBatch, record: Record) -> None:
         """Adds the rows of other servers' answers like `record`, without a Python object for each."""
         training = record.kind == Kind.ROWS
-        places, tag = self.answers.fill(
-            record.kind,
-            step=record.step,
-            trainer=record.trainer,
-            tag=None if training else record.tag,
-            shares=batch.dedup.shares,
-            rows=batch.rows,
-            before=batch.before,
+        tag = None if training else record.tag
+        fields: dict[str, Any] = {"step": record.step, "trainer": record.trainer, "tag": tag}
+        places, most = self.answers.fill(
+            record.kind, **fields, shares=batch.dedup.shares, rows=batch.rows, before=batch.before
         )
         batch.missing.difference_update(places)
         if training:
-            batch.staleness = max(batch.staleness, tag)
+            batch.staleness = max(batch.staleness, most)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
-import sys
 from pathlib import Path
 
 from persia_hpc.config import Config
 from persia_hpc.errors import UserError
+from persia_hpc.printable import say
 from persia_hpc.user_objects import module_file, named_code
 
 
@@ -29,7 +29,7 @@ def agree_to_import(config: Config, checkpoint: Path, *, trust: bool) -> None:
             f"{checkpoint} belongs to {_name_of(min(others))} and makes this process import {said}; if you "
             "trust that code, say so with --trust, in Python ph.load(..., trust=True)"
         )
-    print(f"persia-hpc: the run imports {said}", file=sys.stderr)
+    say(f"the run imports {said}")
 
 
 def _owners(path: Path) -> set[int]:

@@ -134,6 +134,7 @@ class WorkerDuty:
                 feed_plane=feed_plane,
                 trainers=place.ranks_in_feed_plane(Role.TRAINER),
                 workers_of_trainer=place.communicators.plan.workers_of_trainer,
+                fresh=self.facts.config.mode == "fresh",
             ),
             place.context(row_plane, feed_plane),
         )
@@ -204,6 +205,7 @@ class TrainerDuty:
             ),
             place.context(plane),
             config.train.trace,
+            fresh=config.mode == "fresh",
         )
         session = make_session(
             self.facts,

@@ -137,9 +137,6 @@ class LocalStream:
             return None
         batch = self._take(step)
         self._pulled = step
-        if self._thread is not None:
-            for later in range(step + 1 + len(self._ahead), min(step + STEPS_AHEAD, self._last) + 1):
-                self._ahead.append(self._thread.submit(self._prepare, "train", later))
         begin = time.perf_counter()
         request = self.worker.request(batch)
         keys, counts = request.keys.part(0), request.counts.part(0)
@@ -149,6 +146,9 @@ class LocalStream:
         rows = empty_rows(self._config, self.server, counts)
         batch.staleness = self.server.answer(pull, rows)
         row_batch = self.worker.assemble(batch, rows)
+        if self._thread is not None:  # now: the pull has had all cores, what comes next has one
+            for later in range(step + 1 + len(self._ahead), min(step + STEPS_AHEAD, self._last) + 1):
+                self._ahead.append(self._thread.submit(self._prepare, "train", later))
         self.phases.add("pull", begin, step)
         return row_batch
 

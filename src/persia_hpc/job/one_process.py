@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from persia_hpc.checkpoint.files import discard_partial, make_newest, whole_checkpoints
 from persia_hpc.config import Config
 from persia_hpc.launch.run_dir import begin_run, run_directory
+from persia_hpc.printable import say
 from persia_hpc.reporting.outcomes import JobOutcome, ServerOutcome, WorkerOutcome
 from persia_hpc.reporting.screen import show_summary
 from persia_hpc.reporting.summary import make_summary, write_json
@@ -26,7 +26,7 @@ from persia_hpc.trainer.device import prepare_device
 from .facts import Facts, concerns_checkpoints, facts_of_sources
 from .local_stream import LocalStream, local_server
 from .resume import first_sound_checkpoint, load_start
-from .sources import open_sources
+from .sources import check_sequences, open_sources
 from .task import Task
 from .training import TrainerStart, make_session, prepare_trainer, train_session, trainer_counts
 
@@ -37,6 +37,7 @@ def run_in_one_process(config: Config, task: Task, stop: StopSignals) -> dict[st
     Raises UserError for bad input, before training starts.
     """
     sources = open_sources(config, config.run_dir)
+    check_sequences(sources)
     facts = facts_of_sources(config, sources, identify=concerns_checkpoints(config, task))
     facts.check_newest_checkpoint(config.run_dir)
     with run_directory(config.run_dir, resume=config.checkpoint.resume) as run_dir:
@@ -108,4 +109,4 @@ def _train(
 
 
 def _announce(text: str) -> None:
-    print(f"persia-hpc: {text}", file=sys.stderr, flush=True)
+    say(text)

@@ -19,15 +19,16 @@ from persia_hpc.launch.ending import abort
 from persia_hpc.launch.environment import supervised
 from persia_hpc.launch.registry import register_rank, report_failure, start_log
 from persia_hpc.launch.run_dir import claimed_run_dir
-from persia_hpc.printable import printable
+from persia_hpc.printable import printable, say
 from persia_hpc.reporting.outcomes import JobOutcome, ServerOutcome, TrainerOutcome, WorkerOutcome
 from persia_hpc.reporting.summary import make_summary, write_json
 from persia_hpc.reporting.trace import clock_offsets, write_trace
 from persia_hpc.runtime.stop import StopSignals
 from persia_hpc.runtime.telemetry import Telemetry
 from persia_hpc.runtime.watchdog import Watchdog
+from persia_hpc.samples.catalogue import Catalogue
 from persia_hpc.samples.identity import SampleRange
-from persia_hpc.samples.source import Source
+from persia_hpc.samples.source import FileSource, Source
 from persia_hpc.topology.channels import RingBytes
 from persia_hpc.topology.communicators import show_gpus, split_world
 from persia_hpc.topology.roles import Role
@@ -38,7 +39,7 @@ from .duties import Duty, ServerDuty, TrainerDuty, WorkerDuty
 from .facts import Facts, concerns_checkpoints, make_facts, training_data
 from .place import Place, choose_ring_bytes
 from .resume import first_sound_checkpoint
-from .sources import open_sources
+from .sources import check_sequences, open_sources
 from .task import Task
 
 LOG = logging.getLogger("persia_hpc")
@@ -118,8 +119,7 @@ class RankJob:
             LOG.info("plan:\n%s", text)
             if not self.task.quiet:
                 print(text, file=sys.stderr, flush=True)
-        reads = self.communicators.me.role is Role.EMBEDDING_WORKER
-        sources = agree(self.world, lambda: open_sources(self.config, self.run_dir) if reads else {})
+        sources = agree(self.world, self._open_sources)
         schema, num_samples, catalogue = agree_on_data(self.world, hosts, sources)
         data = self._training_data(sources)
         facts = agree(self.world, lambda: make_facts(self.config, schema, num_samples, data, catalogue))
@@ -135,6 +135,15 @@ class RankJob:
         binding.undo()
         LOG.info("%s: done, waited %s", self.role, outcome.times.wait if outcome.times is not None else {})
         return summary
+
+    def _open_sources(self) -> Mapping[str, FileSource | Catalogue]:
+        """Opens the data if this rank reads any; workers share the check of sequences."""
+        me = self.communicators.me
+        if me.role is not Role.EMBEDDING_WORKER:
+            return {}
+        sources = open_sources(self.config, self.run_dir)
+        check_sequences(sources, me.role_rank, self.communicators.plan.count(Role.EMBEDDING_WORKER))
+        return sources
 
     def _training_data(self, sources: Mapping[str, Source]) -> tuple[SampleRange, ...]:
         """Returns what tells the training samples from others, if checkpoints are concerned; one rank reads.
@@ -185,7 +194,7 @@ class RankJob:
         def announce(text: str) -> None:
             if self.world.rank == 0:
                 LOG.info("%s", text)
-                print(f"persia-hpc: {text}", file=sys.stderr, flush=True)
+                say(text)
 
         def use(path: Path) -> None:
             if self.world.rank == 0:

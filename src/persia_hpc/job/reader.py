@@ -29,6 +29,7 @@ from persia_hpc.samples.ids import TextIds
 from persia_hpc.samples.named import named_samples
 from persia_hpc.serving.follower import Follower
 from persia_hpc.serving.names import PROGRESS
+from persia_hpc.serving.one_hot import OneHot
 from persia_hpc.serving.side import Served, Side
 from persia_hpc.table_layout import FeatureLayout, Layout
 
@@ -77,6 +78,7 @@ class Reader:
         self._predicts = False
         self._agreed: Served | None = None  # whose code may be imported
         self._worker_of: tuple[Served, EmbeddingWorker, Drawing] | None = None  # of the base before, or this
+        self._one_hot_of: tuple[Served, OneHot | None] | None = None
         self._turn = threading.Lock()
         self._updating = threading.Lock()
         self._closed = threading.Event()
@@ -169,6 +171,9 @@ class Reader:
         """
         with self._follower.side() as side:
             served = side.served
+            one_hot = self._one_hot(served)
+            if one_hot is not None and (found := one_hot.pooled(side, features)) is not None:
+                return self._answer(side, found)
             schema = dataclasses.replace(served.schema, dense_names=())
             sample, single = named_samples(
                 schema, features, None, self._texts(served), served.config.features_of_sequences
@@ -181,8 +186,8 @@ class Reader:
                     sample, step=1, trainer=0, num_global=sample.num_samples, evaluation=True
                 )
                 request = worker.request(batch)
-                found = _rows(side, request.keys.part(0), request.counts.part(0))
-                rows = worker.assemble(batch, found)
+                answer = _rows(side, request.keys.part(0), request.counts.part(0))
+                rows = worker.assemble(batch, answer)
             values = pooled_vectors(served.layout, rows)
             return self._answer(side, {n: v[0] for n, v in values.items()} if single else values)
 
@@ -212,6 +217,12 @@ class Reader:
             worker = EmbeddingWorker(served.layout, seed=config.seed, transform=config.data.transform)
             self._worker_of = served, worker, Drawing(config, None)
         return self._worker_of[1:]
+
+    def _one_hot(self, served: Served) -> OneHot | None:
+        known = self._one_hot_of
+        if known is None or known[0] is not served:
+            self._one_hot_of = known = served, OneHot.of(served)
+        return known[1]
 
     def _agree(self, served: Served) -> None:
         """Says, once, which code of the run is imported."""

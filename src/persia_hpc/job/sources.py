@@ -13,7 +13,7 @@ from persia_hpc.errors import UserError
 from persia_hpc.samples.catalogue import Catalogue, open_catalogue
 from persia_hpc.samples.follow import followed_schema
 from persia_hpc.samples.formats import load_table
-from persia_hpc.samples.source import FileSource, check_labels, check_scorable, open_source
+from persia_hpc.samples.source import FileSource, Source, check_labels, check_scorable, open_source
 from persia_hpc.tasks import label_check
 
 from .facts import check_columns
@@ -61,6 +61,16 @@ def open_sources(config: Config, run_dir: str | Path | None = None) -> Mapping[s
     if config.data.items:
         return {**sources, "items": open_catalogue(config, train.schema, "data.train")}
     return sources
+
+
+def check_sequences(sources: Mapping[str, Source], share: int = 0, shares: int = 1) -> None:
+    """Checks the offsets of the features of each sequence, in one of so many shares of all rows.
+
+    Raises UserError for a row in which they differ.
+    """
+    for source in sources.values():
+        if isinstance(source, FileSource):
+            source.check_sequences(share, shares)
 
 
 def _check_known_labels(config: Config, split: str, source: FileSource) -> None:

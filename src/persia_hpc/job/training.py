@@ -12,6 +12,7 @@ import torch
 from persia_hpc.checkpoint.choose import say_choice
 from persia_hpc.checkpoint.foreign import foreign_source
 from persia_hpc.errors import TrainingEndedError
+from persia_hpc.printable import say
 from persia_hpc.reporting.events import JsonLines, JsonStream, MetricLogger
 from persia_hpc.reporting.exporters import make_exporters
 from persia_hpc.reporting.outcomes import Times, TrainerOutcome
@@ -147,7 +148,7 @@ def train_session(session: Session, task: Task, driver: Driver | None) -> Traine
     """
     if session.config.train.compile and session.trainer_rank == 0 and not task.quiet and session.full_batch:
         text = "the dense network is being compiled (train.compile): the first step takes longer"
-        print(f"persia-hpc: {text}", file=sys.stderr, flush=True)  # before others say how long they wait
+        say(text)  # before others say how long they wait
     failed: MetricError | None = None
     try:
         if driver is not None:
@@ -160,7 +161,7 @@ def train_session(session: Session, task: Task, driver: Driver | None) -> Traine
     session.check_model()
     if not session.drained:
         text = "no checkpoint is written: the loop over session.batches was left before its end"
-        print(f"persia-hpc: {text}", file=sys.stderr, flush=True)
+        say(text)
     elif session.config.train.save and session.step_number and session.model is not None:
         # The last checkpoint of a run that has ended is a full one; in a hurry the changes will do.
         session.save(full=session.interrupted is None)

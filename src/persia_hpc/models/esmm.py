@@ -47,6 +47,10 @@ class ESMM(nn.Module):
         self.click = perceptron(width, wide, outputs=1, **layers)
         self.conversion = perceptron(width, wide, outputs=1, **layers)
 
+    def of_task(self, number: int) -> list[str]:
+        """Returns patterns of the names of the parameters of the click's tower, or the conversion's."""
+        return [f"{('click', 'conversion')[number]}.*"]
+
     def forward(self, batch: Batch) -> Tensor:
         """Logits [B, 2] of a click, and of a click and a conversion."""
         x = flat_inputs(batch, self.inputs)

@@ -73,6 +73,10 @@ class MMoE(nn.Module):
             perceptron(inside[-1], above, outputs=size, **layers) for size in inputs.output_widths
         )
 
+    def of_task(self, number: int) -> list[str]:
+        """Returns patterns of the names of the parameters that only this task has."""
+        return [f"gates.{number}.*", f"towers.{number}.*"]
+
     def forward(self, batch: Batch) -> Tensor:
         """Logits [B, outputs]."""
         x = flat_inputs(batch, self.inputs)

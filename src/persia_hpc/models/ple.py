@@ -110,6 +110,10 @@ class PLE(nn.Module):
             perceptron(width, above, outputs=size, **layers) for size in inputs.output_widths
         )
 
+    def of_task(self, number: int) -> list[str]:
+        """Returns patterns of the names of the parameters of this task's own experts, gates and tower."""
+        return [f"levels.*.own.{number}.*", f"levels.*.gates.{number}.*", f"towers.{number}.*"]
+
     def forward(self, batch: Batch) -> Tensor:
         """Logits [B, outputs]."""
         of_all = flat_inputs(batch, self.inputs)

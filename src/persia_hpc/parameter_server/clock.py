@@ -23,6 +23,12 @@ class Clock:
       without a gap before it. A trainer never waits for another's updates, and its rows may miss any number
       of those.
 
+    A *mark* is a step that somebody wants to see the tables after: with its updates and none of later steps,
+    which wait for it, in any mode.
+
+    With `lookahead` > 0 (`fresh`) a pull may have a preliminary answer sooner, at a staleness up to that,
+    which changes nothing. What the rules say holds for the final one.
+
     A segment has the steps first…last. Between segments no pull and no push is in flight.
     """
 
@@ -30,7 +36,10 @@ class Clock:
     exact: bool
     num_trainers: int
     per_trainer: bool = False
+    lookahead: int = 0
     applied: int = 0
+    mark: int | None = None  # no update of a later step is made before `take_mark`
+    newest: int = 0  # the last step of which any update is made
     first: int = 0
     last: int = 0
     histogram: Counter[int] = field(default_factory=Counter)
@@ -42,7 +51,7 @@ class Clock:
 
     def restore(self, step: int, histogram: Mapping[int, int]) -> None:
         """Continues after `step` of an earlier run, with how often each staleness occurred in it."""
-        self.applied = self.first = self.last = step
+        self.applied = self.newest = self.first = self.last = step
         self.histogram.update(histogram)
 
     def begin_segment(self, first: int, last: int) -> None:
@@ -72,6 +81,18 @@ class Clock:
             (self.first, self.last), self._next = self._next, None
             self._own.clear()  # all have applied everything before
 
+    def set_mark(self, step: int) -> bool:
+        """Sets the mark, also instead of another; returns False, without one, if it is too late for it."""
+        self.mark = step if self.newest <= step else None
+        return self.mark is not None
+
+    def take_mark(self) -> bool:
+        """Returns whether the mark is reached; then there is none any more."""
+        reached = self.mark is not None and self.applied >= self.mark
+        if reached:
+            self.mark = None
+        return reached
+
     def staleness(self, step: int, trainer: int) -> int:
         """Returns the staleness of a trainer's pull of `step` if it is answered now."""
         return step - 1 - (self._own.get(trainer, self.first - 1) if self.per_trainer else self.applied)
@@ -84,6 +105,10 @@ class Clock:
             return self.applied == max(step - 1 - self.bound, self.first - 1)
         return self.staleness(step, trainer) <= self.bound
 
+    def may_answer_early(self, step: int, trainer: int) -> bool:
+        """Returns whether a trainer's pull of `step` may have a preliminary answer now."""
+        return step <= self.last and self.staleness(step, trainer) <= self.lookahead
+
     def answered(self, step: int, trainer: int) -> int:
         """Records that a pull is answered; returns its staleness in steps."""
         staleness = self.staleness(step, trainer)
@@ -93,6 +118,8 @@ class Clock:
 
     def may_apply(self, step: int) -> bool:
         """Returns whether updates of `step` may be applied now."""
+        if self.mark is not None and step > self.mark:
+            return False
         if not self.exact:
             return True
         if step != self.applied + 1:
@@ -103,6 +130,7 @@ class Clock:
     def pushed(self, step: int, trainers: Collection[int]) -> bool:
         """Records that pushes of these trainers for `step` are applied; returns whether `applied` moved."""
         self._pushed[step] += len(trainers)
+        self.newest = max(self.newest, step)
         if self.per_trainer:
             self._early.update((trainer, step) for trainer in trainers)
             for trainer in trainers:

@@ -22,6 +22,7 @@ from persia_hpc.topology.sharding import bucket_bounds
 
 from .clock import Clock
 from .disk import DiskTraffic, make_table
+from .early import EarlyRows, RowPatch
 
 _Push: TypeAlias = tuple[PendingPull, list[Array]]  # with its gradients
 
@@ -30,9 +31,11 @@ _Push: TypeAlias = tuple[PendingPull, list[Array]]  # with its gradients
 class Ledger:
     """Counts the outcomes of all pulled rows, and a few more numbers.
 
-    pulled = applied + evicted_in_flight + unadmitted + nonfinite + dropped. The last five fields are not part
-    of this sum: `reused` rows are pulled rows that need not be sent, `evicted` rows left a table between
-    steps, `evaluation` rows were looked up, others went to a table's disk tier and came back from it.
+    pulled = applied + evicted_in_flight + unadmitted + nonfinite + dropped. The last fields are not part of
+    this sum: `reused` rows are pulled rows that need not be sent, `evicted` rows left a table between steps,
+    `evaluation` rows were looked up; `early` rows are pulled rows that were sent ahead of their step, and
+    `patched` rows those of them that were sent again since they had changed; others went to a table's disk
+    tier, and came back from it.
     """
 
     pulled_rows: int = 0
@@ -44,6 +47,8 @@ class Ledger:
     reused_rows: int = 0
     evicted_rows: int = 0
     evaluation_rows: int = 0
+    early_rows: int = 0
+    patched_rows: int = 0
     to_disk_rows: int = 0
     from_disk_rows: int = 0
 
@@ -86,16 +91,18 @@ class ParameterServer:
         self._rates = np.array([float(table.config.optimizer["lr"]) for table in layout.tables])
         self._schedules = _schedules(layout, num_steps)
         self._factors = [(0, 1.0)]  # of rates, each from a step on
-        sync = config.mode == "sync"
+        sync = config.synchronous
         self.clock = Clock(
             bound=config.pull_bound,
             exact=sync or config.exact,
             num_trainers=num_trainers,
             per_trainer=config.mode == "async",
+            lookahead=config.lookahead if config.mode == "fresh" else 0,
         )
         self.whole_steps = sync or config.apply == "step"
         self.times = SegmentTimes()
         self._waiting: list[PendingPull] = []
+        self._early = EarlyRows()
         self._in_flight: dict[tuple[int, int], PendingPull] = {}
         self._held: dict[int, dict[int, _Push]] = {}
 
@@ -150,6 +157,34 @@ class ParameterServer:
         ready.sort(key=lambda pull: (pull.step, pull.trainer))
         return ready
 
+    def early_pulls(self) -> list[PendingPull]:
+        """Returns the pulls that may be answered early now and were not yet; they go on waiting."""
+        may = self.clock.may_answer_early
+        return [p for p in self._waiting if p not in self._early and may(p.step, p.trainer)]
+
+    def answer_early(self, pull: PendingPull, out: Sequence[Array]) -> None:
+        """Fills `out` with the rows as they are now, without changing anything; `patch` gives the rest.
+
+        Rows that don't exist yet are as they would begin. `out` is kept until then, and must not change.
+
+        Shapes:
+        out: see `answer`.
+        """
+        self._set.lookup(pull.keys, pull.counts, out, initial=True)
+        self._early.keep(pull, out, self.clock.applied)
+        self.ledger.early_rows += len(pull)
+
+    def is_early(self, pull: PendingPull) -> bool:
+        """Returns whether a pull has an early answer, so that it needs a patch and no answer."""
+        return pull in self._early
+
+    def patch(self, pull: PendingPull) -> RowPatch:
+        """Does what `answer` does; returns the rows that differ from the early answer, which is forgotten."""
+        patch = RowPatch.of(self._set.pull_differing(pull, *self._early.take(pull)))
+        self._answered(pull, len(pull))
+        self.ledger.patched_rows += patch.num_rows
+        return patch
+
     def row_shapes(self, counts: Array, wanted: Array | None = None) -> list[tuple[int, int]]:
         """Returns [U_g, D_g] of the rows to be sent, for each dim group. Arguments: see `PendingPull`."""
         return list(zip(self._set.row_counts(counts, wanted), self.layout.dim_groups, strict=True))
@@ -194,13 +229,13 @@ class ParameterServer:
     # ---- pushes
 
     def submit_push(self, step: int, trainer: int, gradients: list[Array]) -> None:
-        """Applies the gradients of a pull at once, or holds them for `apply_ready` if the mode asks for that.
+        """Applies the gradients of a pull at once, or holds them for `apply_ready` if they have to wait.
 
         Shapes:
         gradients: for each dim group [U_g, D_g] in a wire format.
         """
         pull = self._in_flight.pop((step, trainer))
-        if self.applies_at_once:
+        if self.may_apply_at_once(step):
             self._apply(step, [(pull, gradients)])
             self._advance(step, [trainer])
             return
@@ -208,11 +243,15 @@ class ParameterServer:
 
     @property
     def applies_at_once(self) -> bool:
-        """Returns whether no push is ever held."""
+        """Returns whether the mode never holds a push."""
         return not self.clock.exact and not self.whole_steps
 
+    def may_apply_at_once(self, step: int) -> bool:
+        """Returns whether a push of `step` need not be held."""
+        return self.applies_at_once and self.clock.may_apply(step)
+
     def apply_next(self, ring: RingConsumer, step: int, trainer: int) -> None:
-        """Applies the gradients that are the next record of a ring, where no push is ever held."""
+        """Applies the gradients that are the next record of a ring, and need not be held."""
         pull = self._in_flight.pop((step, trainer))
         self._set_rates(step)
         self._count(self._set.push_next(ring, pull))
@@ -230,7 +269,8 @@ class ParameterServer:
         moved = False
         for step in sorted(self._held):
             pushes = self._held[step]
-            if len(pushes) < self.clock.num_trainers or not self.clock.may_apply(step):
+            there = self.applies_at_once or len(pushes) == self.clock.num_trainers
+            if not there or not self.clock.may_apply(step):
                 if self.clock.exact:
                     break
                 continue

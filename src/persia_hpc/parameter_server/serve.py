@@ -25,12 +25,23 @@ from persia_hpc.protocol.commands import (
     SegmentEnd,
     StopSignal,
 )
-from persia_hpc.protocol.messages import Kind, Lookup, LookupRows, Pull, Push, Rows, send, try_reserve
+from persia_hpc.protocol.messages import (
+    Kind,
+    Lookup,
+    LookupRows,
+    Patch,
+    Pull,
+    Push,
+    Rows,
+    send,
+    try_reserve,
+)
 from persia_hpc.protocol.wire import WIRES
 from persia_hpc.runtime.loop import PollingLoop, RankContext
 from persia_hpc.runtime.phases import SERVER, Phases
 from persia_hpc.runtime.telemetry import Counts
 from persia_hpc.runtime.watchdog import Wait
+from persia_hpc.serving.requests import ExportRequest
 from persia_hpc.serving.writer import PartWriter
 from persia_hpc.transport.plane import Plane
 from persia_hpc.transport.records import Record, Spec
@@ -55,7 +66,7 @@ class _Drained:
     The worker that asks has pushed all gradients up to that step; other workers may not have.
     """
 
-    request: Lookup | Checkpoint | Restore | Export
+    request: Lookup | Checkpoint | Restore
     worker: int
 
 
@@ -82,6 +93,7 @@ class ServerLoop:
         self._requests = RingReceivers(
             [ring for rings in self.workers for ring in (rings.pulls, rings.pushes)]
         )
+        self.fresh = config.mode == "fresh"
         self.phases = Phases(SERVER, config.train.trace)
         self._context = context
         self._loop = PollingLoop(context, self.poll, self._forward_signal)
@@ -90,6 +102,8 @@ class ServerLoop:
         self._writer: ShardWriter | None = None  # of a checkpoint
         self._writer_step = 0
         self._parts = PartWriter(engine, config.export.rows)
+        self._version: ExportRequest | None = None  # to be taken at the clock's mark
+        self._last_attempt = 0  # that was taken or refused
 
     def run(self) -> None:
         """Answers workers until all of them have closed their rings and all answers have been sent."""
@@ -176,7 +190,7 @@ class ServerLoop:
         elif kind == Kind.RESTORE:
             self._drained.append(_Drained(Restore.unpack(record), worker))
         elif kind == Kind.EXPORT:
-            self._drained.append(_Drained(Export.unpack(record), worker))
+            self._begin_export(Export.unpack(record).request)
         else:
             raise ValueError(f"a parameter server got a record of kind {kind}")
 
@@ -200,7 +214,7 @@ class ServerLoop:
 
     def _apply_next(self, ring: RingConsumer) -> tuple[int, int] | None:
         found = ring.peek(Kind.PUSH)
-        if found is None:
+        if found is None or not self.engine.may_apply_at_once(found[0]):
             return None
         self.engine.apply_next(ring, *found)
         return found
@@ -213,36 +227,60 @@ class ServerLoop:
             pulls = 0
             for pull in self.engine.ready_pulls() if self._has_room_aside() else ():
                 begin = time.perf_counter()
-                self._answer(pull)
-                self.phases.add("pull", begin, pull.step, trainer=pull.trainer)
+                phase = self._answer(pull)
+                self.phases.add(phase, begin, pull.step, trainer=pull.trainer)
                 pulls += 1
             applied = self.engine.apply_ready()
-            moved |= applied or pulls > 0
-            if not applied:  # an applied step may make more pulls ready
+            marked = self._take_version()
+            moved |= applied or marked or pulls > 0
+            if not (applied or marked):  # an applied step may make more pulls ready
                 break
+        moved |= self._answer_early()
         while self._drained and self._drained[0].request.step <= self.engine.clock.applied:
             drained = self._drained.pop(0)
             if isinstance(drained.request, Lookup):
                 self._answer_lookup(drained.request, drained.worker)
             elif isinstance(drained.request, Restore):
                 self._restore(drained.request)
-            elif isinstance(drained.request, Export):
-                self._parts.begin(drained.request.request)
-                send(self.workers[0].rows, CheckpointMarked(drained.request.step))
             else:
                 self._begin_checkpoint(drained.request)
             moved = True
         return moved
 
-    def _answer(self, pull: PendingPull) -> None:
+    def _answer(self, pull: PendingPull) -> str:
+        """Sends the final rows of a pull, or what has changed since its early answer; returns the phase."""
         sender = self.workers[pull.worker].rows
         wire = self.wire.name
-        if sender.try_write(lambda ring: self.engine.answer_in(ring, pull, Kind.ROWS, wire)):
-            return
-        # There is no room in the ring for the rows in one piece: they are queued.
-        out = [np.empty(shape, dtype) for dtype, shape in self._specs(pull.counts, pull.wanted)]
-        staleness = self.engine.answer(pull, out)
-        send(sender, Rows(pull.step, pull.trainer, staleness, out))
+        if self.engine.is_early(pull):
+            patch = self.engine.patch(pull)
+            send(sender, Patch(pull.step, pull.trainer, patch.positions, patch.rows))
+            return "patch"
+        if not sender.try_write(lambda ring: self.engine.answer_in(ring, pull, Kind.ROWS, wire)):
+            # There is no room in the ring for the rows in one piece: they are queued.
+            out = self._empty_rows(pull)
+            staleness = self.engine.answer(pull, out)
+            send(sender, Rows(pull.step, pull.trainer, staleness, out))
+        if self.fresh:  # workers and trainers expect a patch for each answer
+            rows = [np.empty(shape, dtype) for dtype, shape in self._specs(np.zeros_like(pull.counts))]
+            send(sender, Patch(pull.step, pull.trainer, [np.empty(0, np.uint32) for _ in rows], rows))
+        return "pull"
+
+    def _answer_early(self) -> bool:
+        """Answers a pull of a later step with the rows of now; returns whether there was one.
+
+        One at a time: a push that comes meanwhile is more urgent.
+        """
+        pulls = self.engine.early_pulls()[:1] if self.fresh else []
+        for pull in pulls:
+            begin = time.perf_counter()
+            rows = self._empty_rows(pull)
+            self.engine.answer_early(pull, rows)
+            send(self.workers[pull.worker].rows, Rows(pull.step, pull.trainer, 0, rows))
+            self.phases.add("pull", begin, pull.step, trainer=pull.trainer)
+        return bool(pulls)
+
+    def _empty_rows(self, pull: PendingPull) -> list[Array]:
+        return [np.empty(shape, dtype) for dtype, shape in self._specs(pull.counts, pull.wanted)]
 
     def _specs(self, counts: Array, wanted: Array | None = None) -> list[Spec]:
         """Returns dtype and shape of the rows of each dim group."""
@@ -274,6 +312,33 @@ class ServerLoop:
         self.engine.empty()
         load_rows(Path(request.path), self.engine)
         send(self.workers[0].rows, CheckpointMarked(request.step))
+
+    # ---- versions for a service
+
+    def _begin_export(self, request: ExportRequest) -> None:
+        """Begins to write a base; a version when its step is applied, until when later steps wait.
+
+        A version that is asked for again in the same attempt is of another step, unless it has been taken:
+        then the report says of which step.
+        """
+        if request.kind != "version":
+            self._parts.begin(request)
+        elif self._last_attempt == request.attempt:
+            return
+        elif self.engine.clock.set_mark(request.step):
+            self._version = request
+        else:
+            self._last_attempt = request.attempt
+            self._parts.refuse(request)
+
+    def _take_version(self) -> bool:
+        """Marks the rows of a version once all updates of its step have been made; returns whether so."""
+        if not self.engine.clock.take_mark():
+            return False
+        assert self._version is not None
+        self._last_attempt = self._version.attempt
+        self._parts.begin(self._version)
+        return True
 
     def _report_parts(self) -> bool:
         reports = self._parts.finished()

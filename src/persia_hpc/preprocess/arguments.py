@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+SAME_IDS = "refuse data whose ids wouldn't mean the same as those of other data"
+
 
 def add_number(
     parser: argparse.ArgumentParser, flag: str, kind: type[int] | type[float], default: float, meaning: str
@@ -19,8 +21,27 @@ def add_number(
     )
 
 
-def _add_shards(parser: argparse.ArgumentParser) -> None:
+def add_max_bad_lines(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that leaves bad lines out."""
+    add_number(
+        parser, "--max-bad-lines", int, 0, "leave out up to N lines that aren't of the layout, and say which"
+    )
+
+
+def add_encoding(parser: argparse.ArgumentParser, meaning: str) -> None:
+    """Adds the option that names the encoding of other data."""
+    parser.add_argument(
+        "--encoding",
+        type=Path,
+        metavar="DIR",
+        help=f"{meaning}: a folder that preprocess made, or a run trained on it",
+    )
+
+
+def _add_shared(parser: argparse.ArgumentParser) -> None:
     add_number(parser, "--shards", int, 1, "training files; all ranks of an MPI job share the files")
+    add_max_bad_lines(parser)
+    add_encoding(parser, SAME_IDS)
 
 
 def add_movielens(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +87,7 @@ def add_movielens(parser: argparse.ArgumentParser) -> None:
         help="random (default); time: the earliest ratings for training; user: each user in one part only",
     )
     add_number(parser, "--seed", int, defaults.seed, "of the split and the order of rows")
-    _add_shards(parser)
+    _add_shared(parser)
 
 
 def add_amazon(parser: argparse.ArgumentParser) -> None:
@@ -100,7 +121,7 @@ def add_amazon(parser: argparse.ArgumentParser) -> None:
     )
     add_number(parser, "--hold-out", int, defaults.hold_out, "1, test, or 2, validation and test")
     add_number(parser, "--seed", int, defaults.seed, "of the other products, with ctr")
-    _add_shards(parser)
+    _add_shared(parser)
 
 
 def add_kuairand(parser: argparse.ArgumentParser) -> None:
@@ -116,7 +137,7 @@ def add_kuairand(parser: argparse.ArgumentParser) -> None:
     )
     defaults = kuairand.KuaiRandOptions(Path(), Path())
     add_number(parser, "--history", int, defaults.history, "the most earlier videos that a sample has")
-    _add_shards(parser)
+    _add_shared(parser)
 
 
 def add_yambda(parser: argparse.ArgumentParser) -> None:
@@ -157,3 +178,5 @@ def add_yambda(parser: argparse.ArgumentParser) -> None:
     add_number(parser, "--scan", int, defaults.scan, "events before a listen that are looked at")
     add_number(parser, "--stride", int, defaults.stride, "make a sample of every N-th such listen of a user")
     add_number(parser, "--piece-rows", int, defaults.piece_rows, "events that a rank holds at a time")
+    add_number(parser, "--max-bad-lines", int, 0, "refused: rows of Parquet are no lines")
+    add_encoding(parser, SAME_IDS)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess.frames import BadRowsError
-from persia_hpc.preprocess.lines import Piece
+from persia_hpc.preprocess.lines import Piece, TextBlock
 from persia_hpc.preprocess.team import Team
+
+Result = TypeVar("Result")
 
 SHOWN = 5  # lines that are described
 LEAVE_OUT = " (--max-bad-lines N leaves out up to N such lines, but not of a --part)"
@@ -27,6 +30,22 @@ def option_named() -> Iterator[None]:
         yield
     except BadRowsError as error:
         raise UserError(f"{error}{LEAVE_OUT}") from error
+
+
+def good_rows(block: TextBlock, use: Callable[[TextBlock], Result]) -> tuple[Result | None, dict[range, str]]:
+    """Returns what `use` makes of a block's good rows (None without any), and what is wrong with the others.
+
+    use: raises BadRowsError for rows that it can't use; then it is called again, without them.
+    The bad rows are named by the lines that they occupy.
+    """
+    problems: dict[range, str] = {}
+    while block.num_rows:
+        try:
+            return use(block), problems
+        except BadRowsError as error:
+            problems |= dict(error.problems)
+            block = block.without({line for taken, _ in error.problems for line in taken})
+    return None, problems
 
 
 @dataclass
@@ -70,6 +89,30 @@ class BadLines:
         """Forgets what was known of the piece and returns an empty record to fill while the piece is read."""
         self._known[piece] = InputLines()
         return self._known[piece]
+
+    def note(self, piece: int, block: TextBlock, problems: Mapping[range, str]) -> set[int]:
+        """Notes what is wrong with rows of the piece's next block; returns the lines to leave out.
+
+        Raises UserError as soon as there are too many.
+        """
+        lines = self._known.setdefault(piece, InputLines())
+        left_out = {line for taken in problems for line in taken}
+        lines.bad += len(left_out)  # an unbalanced quote may take many lines with it
+        described = sorted((taken.start, why) for taken, why in problems.items())
+        lines.first_bad = [*lines.first_bad, *described][:SHOWN]
+        lines.count = block.line(block.num_rows - 1)
+        self.check()
+        return left_out
+
+    def good(self, path: Path, block: TextBlock, use: Callable[[TextBlock], Result]) -> Result | None:
+        """Returns what `use` makes of the good rows of a file's block, as `good_rows` does; notes the others.
+
+        path: of a piece that is a whole file
+        Raises UserError as soon as there are too many bad lines.
+        """
+        made, problems = good_rows(block, use)
+        self.note(next(i for i, piece in enumerate(self.pieces) if piece.path == path), block, problems)
+        return made
 
     def recut(self, pieces: Sequence[Piece]) -> None:
         """Takes pieces whose cuts have been mended."""

@@ -15,7 +15,7 @@ from persia_hpc.preprocess.label_rates import constant_labels
 from persia_hpc.preprocess.team import ONE_MEMBER, Part, Team
 
 from . import arguments
-from .arguments import add_number
+from .arguments import add_encoding, add_max_bad_lines, add_number
 from .criteo import synthetic as criteo_syn
 from .sources import LOADERS
 
@@ -94,8 +94,8 @@ def _add_criteo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, metavar="N", help="use the first N rows only")
     add_number(parser, "--shards", int, defaults.shards, "number of training files")
     _add_sharding(parser, "instead of --shards and fractions")
-    _add_max_bad_lines(parser)
-    _add_encoding(parser, "replace the ids that are rare in other data, instead of counting anew")
+    add_max_bad_lines(parser)
+    add_encoding(parser, "replace the ids that are rare in other data, instead of counting anew")
 
 
 def _add_sharding(parser: argparse.ArgumentParser, instead: str) -> None:
@@ -123,21 +123,6 @@ def _add_shard_bytes(parser: argparse.ArgumentParser, instead: str) -> None:
     )
 
 
-def _add_max_bad_lines(parser: argparse.ArgumentParser) -> None:
-    add_number(
-        parser, "--max-bad-lines", int, 0, "leave out up to N lines that aren't of the layout, and say which"
-    )
-
-
-def _add_encoding(parser: argparse.ArgumentParser, meaning: str) -> None:
-    parser.add_argument(
-        "--encoding",
-        type=Path,
-        metavar="DIR",
-        help=f"{meaning}: a folder that preprocess made, or a run trained on it",
-    )
-
-
 def _add_taobao_ad(parser: argparse.ArgumentParser) -> None:
     from . import taobao_ad
 
@@ -150,8 +135,8 @@ def _add_taobao_ad(parser: argparse.ArgumentParser) -> None:
 def _add_table(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("schema", type=Path, metavar="SCHEMA.toml", help="says what the columns are")
     _add_sharding(parser, "instead of a file for each split")
-    _add_max_bad_lines(parser)
-    _add_encoding(parser, "give values the ids and scales of other data, instead of learning anew")
+    add_max_bad_lines(parser)
+    add_encoding(parser, "give values the ids and scales of other data, instead of learning anew")
     parser.add_argument(
         "--no-labels",
         action="store_true",

@@ -26,7 +26,8 @@ INTEGER_PATTERN = r"^(0|-?[1-9][0-9]*|-?(0|[1-9][0-9]*)\.0+)$"
 _WHOLE = r"\.0+$"
 TIME_PARTS = ("hour", "weekday", "day", "month")
 LOG_SQUARE = "log_square"  # what stands for a number as an id, see `log_squares`
-PARTS = (*TIME_PARTS, LOG_SQUARE)
+NUMBER = "number"  # the number is the weight of an id, 0
+PARTS = (*TIME_PARTS, LOG_SQUARE, NUMBER)
 _YEAR_9999 = 253_402_300_799  # its last second; milliseconds since 1970 are mostly more
 # From here on floats leave out whole numbers.
 _FLOAT_ENDS: dict[Any, int] = {pl.Float32: 1 << 24, pl.Float64: 1 << 53}

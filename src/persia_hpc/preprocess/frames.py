@@ -184,7 +184,7 @@ def _parse_quoted(block: TextBlock, names: Sequence[str], separator: str) -> Fra
 def _refuse_columns(block: TextBlock, expected: int, separator: str) -> None:
     mark = separator.encode()
     counts = [text.count(mark) + 1 for text in block.data[:-1].split(b"\n")]
-    _refuse_lines(
+    refuse_lines(
         block,
         {row: _wrong_columns(got, expected, separator) for row, got in enumerate(counts) if got != expected},
     )
@@ -195,7 +195,7 @@ def _wrong_columns(got: int, expected: int, separator: str) -> str:
     return f"got {got} column{'s'[: got != 1]}, expected {expected} separated by {by}"
 
 
-def _refuse_lines(block: TextBlock, problems: Mapping[int, str]) -> None:
+def refuse_lines(block: TextBlock, problems: Mapping[int, str]) -> None:
     """Refuses lines of the block, given by row with what is wrong with each.
 
     Raises BadRowsError if there are any.
@@ -212,7 +212,7 @@ def _refuse_encoding(block: TextBlock) -> None:
             text.decode()
         except UnicodeDecodeError:
             problems[row] = "got bytes that aren't UTF-8, expected UTF-8 text"
-    _refuse_lines(block, problems)
+    refuse_lines(block, problems)
 
 
 def _refuse_types(block: TextBlock, schema: Mapping[str, type[pl.DataType]], separator: str) -> None:
@@ -228,14 +228,11 @@ def _refuse_types(block: TextBlock, schema: Mapping[str, type[pl.DataType]], sep
         for name, kind in schema.items()
         if kind != pl.String
     ]
-    # The first bad row, then its first bad column.
+    # Of each bad row the first bad column.
     wrong = text.select(bad).with_row_index("_row").filter(pl.any_horizontal(pl.exclude("_row")))
-    if wrong.is_empty():
-        return
-    row = int(wrong["_row"][0])
-    for name, kind in schema.items():
-        if kind != pl.String and wrong[name][0]:
-            whole = "an integer" if kind.is_integer() else "a number"
-            raise UserError(
-                f"{block.path}:{block.line(row)}: {name}: got {text[name][row]!r}, expected {whole}"
-            )
+    problems = {}
+    for row, *flags in wrong.iter_rows():
+        name = wrong.columns[1 + flags.index(True)]
+        whole = "an integer" if schema[name].is_integer() else "a number"
+        problems[row] = f"{name}: got {text[name][row]!r}, expected {whole}"
+    refuse_lines(block, problems)

@@ -6,22 +6,24 @@ Shapes: N impressions in the order of the files, R samples taken.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from persia_hpc.errors import UserError
+from persia_hpc.preprocess.bad_lines import BadLines
 from persia_hpc.preprocess.columns import split_lists, to_ids
 from persia_hpc.preprocess.frames import Frame, Place, parse
 from persia_hpc.preprocess.histories import Timeline
-from persia_hpc.preprocess.lines import expand_files, read_blocks
+from persia_hpc.preprocess.lines import Piece, TextBlock, expand_files, read_blocks
 from persia_hpc.preprocess.outputs import ITEMS, FileReport, Outputs, input_identity
-from persia_hpc.preprocess.parts import Part, cut, file_names, is_done, write_parts
+from persia_hpc.preprocess.parts import Part, check_given, cut, file_names, is_done, write_parts
 from persia_hpc.preprocess.progress import Progress
 from persia_hpc.preprocess.table.input import header
 from persia_hpc.preprocess.team import ONE_MEMBER, Team, together
@@ -29,7 +31,10 @@ from persia_hpc.samples.batch import IdColumn, Rows, SampleBatch
 from persia_hpc.samples.ids import MISSING_ID, Ids
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 
+Result = TypeVar("Result")
+
 SOURCE = "KuaiRand (Gao et al., CIKM 2022), CC BY-SA 4.0"
+ENCODING = {"dataset": "kuairand", "missing_id": MISSING_ID}
 LOGS = ("log_standard_4_08_to_4_21_*.csv", "log_standard_4_22_to_5_08_*.csv", "log_random_4_22_to_5_08_*.csv")
 SPLITS = ("train", "valid", "test")  # of the logs, in their order
 USERS, VIDEOS = "user_features_*.csv", "video_features_basic_*.csv"
@@ -65,6 +70,8 @@ class KuaiRandOptions:
     input: directory of the CSV files
     history: most earlier videos of a sample
     shards: number of training files
+    max_bad_lines: the most lines that aren't of the layout and are left out
+    encoding: that of other data, which this one must equal
     """
 
     out: Path
@@ -72,6 +79,8 @@ class KuaiRandOptions:
     history: int = 100
     overwrite: bool = False
     shards: int = 1
+    max_bad_lines: int = 0
+    encoding: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -132,44 +141,51 @@ class Impressions:
         return self.numbers["_place"]
 
 
-def prepare(options: KuaiRandOptions, team: Team = ONE_MEMBER) -> list[FileReport] | None:
-    """Writes files for each log, and the videos; returns a report on each, None when all was up to date.
+def prepare(options: KuaiRandOptions, team: Team = ONE_MEMBER) -> list[FileReport | str] | None:
+    """Writes files for each log, and the videos; returns what to print, None when all was up to date.
 
     Collective over `team`.
     Raises UserError for bad options or input, or if other files are in the way.
     """
-    logs, others, outputs = together(team, lambda: _look(options))
-    if is_done(team, outputs):
+    logs, others, bad_lines, outputs = together(team, lambda: _look(options))
+    if is_done(team, outputs, bad_lines):
         return None
-    parts = together(team, lambda: _parts(options, logs, others, shown=team.shows))
-    encoding = {"dataset": "kuairand", "missing_id": MISSING_ID}
-    return write_parts(team, outputs, parts, encoding, "kuairand: writing", source=SOURCE)
+    parts = together(team, lambda: _parts(options, logs, others, bad_lines, shown=team.shows))
+    return write_parts(team, outputs, parts, ENCODING, "kuairand: writing", bad_lines, source=SOURCE)
 
 
-def _look(options: KuaiRandOptions) -> tuple[list[list[Path]], list[list[Path]], Outputs]:
-    """Returns the files of logs and others, and the outputs."""
+def _look(options: KuaiRandOptions) -> tuple[list[list[Path]], list[list[Path]], BadLines, Outputs]:
+    """Returns the files of logs and others, what is known of their lines, and the outputs."""
+    check_given(options.encoding, ENCODING)
     if options.history < 1:
         raise UserError(f"--history {options.history}: expected 1 or more")
     names = [*file_names(SPLITS, options.shards), ITEMS]
     logs = [_files(options.input, name) for name in LOGS]
     others = [_files(options.input, name) for name in (USERS, VIDEOS)]
+    paths = [path for some in (*logs, *others) for path in some]
     chosen = {"history": options.history, **({"shards": options.shards} if options.shards > 1 else {})}
     settings: dict[str, Any] = {
         "dataset": "kuairand",
-        "inputs": input_identity([path for some in (*logs, *others) for path in some]),
+        "inputs": input_identity(paths),
         "options": chosen,
         "missing_id": MISSING_ID,
     }
-    return logs, others, Outputs(options.out, names, settings, overwrite=options.overwrite)
+    bad_lines = BadLines([Piece(path) for path in paths], options.max_bad_lines)
+    return logs, others, bad_lines, Outputs(options.out, names, settings, overwrite=options.overwrite)
 
 
 def _parts(
-    options: KuaiRandOptions, logs: Sequence[Sequence[Path]], others: Sequence[Sequence[Path]], *, shown: bool
+    options: KuaiRandOptions,
+    logs: Sequence[Sequence[Path]],
+    others: Sequence[Sequence[Path]],
+    bad_lines: BadLines,
+    *,
+    shown: bool,
 ) -> list[Part]:
     """Reads all files; returns what to write."""
-    users = _known(others[0], "user_id", USER_IDS, shown=shown)
-    videos = _known(others[1], "video_id", VIDEO_IDS, lists=("tag",), shown=shown)
-    log, bounds = _read_logs(logs, shown=shown)
+    users = _known(others[0], "user_id", USER_IDS, bad_lines, shown=shown)
+    videos = _known(others[1], "video_id", VIDEO_IDS, bad_lines, ("tag",), shown=shown)
+    log, bounds = _read_logs(logs, bad_lines, shown=shown)
     impressions = _impressions(log, bounds, users, videos, options.history)
     seen = log["video_id"].view(np.uint64)[: bounds[1]]
     items = np.unique(log["video_id"].view(np.uint64))
@@ -211,8 +227,19 @@ def _files(folder: Path, pattern: str) -> list[Path]:
     raise UserError(f"{folder}: got {got}, expected {', '.join((*LOGS, USERS, VIDEOS))} there{fix}")
 
 
-def _frames(paths: Sequence[Path], needed: Sequence[str], title: str, *, shown: bool) -> Any:
-    """Yields the needed columns of the files, as text; an empty value is null."""
+def _rows(
+    paths: Sequence[Path],
+    needed: Sequence[str],
+    title: str,
+    use: Callable[[Frame], Result],
+    bad_lines: BadLines,
+    *,
+    shown: bool,
+) -> Iterator[Result]:
+    """Yields what `use` makes of the good rows of the files, with all columns as text; empty values are null.
+
+    Raises UserError for a file without one of the columns needed, and for too many bad lines.
+    """
     total = sum(path.stat().st_size for path in paths)
     with Progress(f"kuairand: {title}", total, unit=" bytes", shown=shown) as progress:
         for path in paths:
@@ -225,25 +252,46 @@ def _frames(paths: Sequence[Path], needed: Sequence[str], title: str, *, shown: 
                     if missing:
                         got, more = ", ".join(names), ", ".join(missing)
                         raise UserError(f"{path}: got columns {got}, expected also {more}")
-                if rows.num_rows:
-                    source = parse(rows, dict.fromkeys(names, pl.String), ",", quoted=True)
-                    yield source
+                made = bad_lines.good(path, rows, partial(_parsed, names, use)) if rows.num_rows else None
+                if made is not None:
+                    yield made
+
+
+def _parsed(names: Sequence[str], use: Callable[[Frame], Result], block: TextBlock) -> Result:
+    return use(parse(block, dict.fromkeys(names, pl.String), ",", quoted=True))
 
 
 def _known(
-    paths: Sequence[Path], key: str, names: Sequence[str], lists: Sequence[str] = (), *, shown: bool
+    paths: Sequence[Path],
+    key: str,
+    names: Sequence[str],
+    bad_lines: BadLines,
+    lists: Sequence[str] = (),
+    *,
+    shown: bool,
 ) -> Known:
     """Reads what is known of users or videos; the last row of the result is of those of whom nothing is."""
     found: dict[str, list[Ids]] = {name: [] for name in (key, *names)}
     many: dict[str, list[tuple[Ids, npt.NDArray[np.int64]]]] = {name: [] for name in lists}
-    for source in _frames(paths, (key, *names, *lists), "reading what is known", shown=shown):
-        for name in found:
-            kind = "string" if name in STRINGS else "integer"
-            found[name].append(to_ids(source.frame[name], kind, Place(source, name)))
+
+    def read(source: Frame) -> tuple[dict[str, Ids], dict[str, tuple[Ids, npt.NDArray[np.int64]]]]:
+        one = {
+            name: to_ids(source.frame[name], "string" if name in STRINGS else "integer", Place(source, name))
+            for name in found
+        }
+        listed = {}
         for name in lists:
             values, lengths = split_lists(source.frame[name], ",")
             owner = np.repeat(np.arange(len(lengths)), lengths)
-            many[name].append((to_ids(values, "integer", Place(source, name, values, owner)), lengths))
+            listed[name] = to_ids(values, "integer", Place(source, name, values, owner)), lengths
+        return one, listed
+
+    needed = (key, *names, *lists)
+    for one, listed in _rows(paths, needed, "reading what is known", read, bad_lines, shown=shown):
+        for name, values in one.items():
+            found[name].append(values)
+        for name, column in listed.items():
+            many[name].append(column)
     if not found[key]:
         raise UserError(f"{paths[0]}: got no rows, expected at least one")
     joined = {name: np.concatenate(parts) for name, parts in found.items()}
@@ -262,19 +310,21 @@ def _known(
 
 
 def _read_logs(
-    logs: Sequence[Sequence[Path]], *, shown: bool
+    logs: Sequence[Sequence[Path]], bad_lines: BadLines, *, shown: bool
 ) -> tuple[dict[str, npt.NDArray[np.int64]], list[int]]:
     """Returns the numbers of all impressions [N], and where those of each log begin and end."""
-    parts: dict[str, list[npt.NDArray[np.int64]]] = {name: [] for name in LOG_NUMBERS}
+    parts: list[dict[str, npt.NDArray[np.int64]]] = []
     bounds = [0]
+
+    def read(source: Frame) -> dict[str, npt.NDArray[np.int64]]:
+        return {name: _numbers(source, name) for name in LOG_NUMBERS}
+
     for paths in logs:
-        rows = 0
-        for source in _frames(paths, LOG_NUMBERS, "reading a log", shown=shown):
-            for name in LOG_NUMBERS:
-                parts[name].append(_numbers(source, name))
-            rows += source.frame.height
-        bounds.append(bounds[-1] + rows)
-    return {name: np.concatenate(values) for name, values in parts.items()}, bounds
+        found = list(_rows(paths, LOG_NUMBERS, "reading a log", read, bad_lines, shown=shown))
+        bounds.append(bounds[-1] + sum(len(part["user_id"]) for part in found))
+        parts += found
+    nothing = np.empty(0, np.int64)
+    return {name: np.concatenate([nothing, *(part[name] for part in parts)]) for name in LOG_NUMBERS}, bounds
 
 
 def _numbers(source: Frame, name: str) -> npt.NDArray[np.int64]:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from persia_hpc.errors import UserError
+from persia_hpc.preprocess.bad_lines import BadLines
+from persia_hpc.preprocess.frames import short
 from persia_hpc.preprocess.outputs import (
     FileReport,
     Outputs,
@@ -24,6 +27,7 @@ from persia_hpc.preprocess.pieces import write_pieces
 from persia_hpc.preprocess.progress import Progress
 from persia_hpc.preprocess.team import Team, once
 from persia_hpc.samples.batch import SampleBatch
+from persia_hpc.samples.encoding import read_encoding, sealed
 from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.samples.writer import DatasetWriter
 
@@ -61,13 +65,43 @@ def cut(
     return [Part(name, schema, bounds[k], bounds[k + 1], take) for k, name in enumerate(names)]
 
 
-def is_done(team: Team, outputs: Outputs) -> bool:
+def is_done(team: Team, outputs: Outputs, bad_lines: BadLines) -> bool:
     """Returns whether all files are there already.
 
     Collective over `team`.
-    Raises UserError as `Outputs.missing` does.
+    Raises UserError as `Outputs.missing` does, and if more lines were left out of them than may be.
     """
-    return once(team, outputs.up_to_date)
+
+    def look() -> bool:
+        if not outputs.up_to_date():
+            return False
+        stored = outputs.stored(outputs.names[0])
+        bad_lines.restore(range(len(bad_lines.pieces)), stored.get("lines"))
+        bad_lines.check()
+        return True
+
+    return once(team, look)
+
+
+def check_given(given: Path | None, content: Mapping[str, Any]) -> None:
+    """Checks the encoding that `--encoding` names against that of a source which learns none.
+
+    Raises UserError if it is another one.
+    """
+    if given is None:
+        return
+    found, expected = read_encoding(given), sealed(content)
+    if found["digest"] != expected["digest"]:
+        keys = [k for k in {**expected, **found} if k != "digest" and found.get(k) != expected.get(k)]
+        got, wanted = ({k: each[k] for k in keys if k in each} for each in (found, expected))
+        raise UserError(
+            f"--encoding {given}: got one of other data ({_shown(got)}), expected {_shown(wanted)}; ids of "
+            "these data depend on nothing else, so leave it out, or name the folder of such data"
+        )
+
+
+def _shown(content: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}: {short(str(value))}" for key, value in content.items()) or "less"
 
 
 def write_parts(
@@ -76,13 +110,14 @@ def write_parts(
     parts: Sequence[Part],
     encoding: Mapping[str, Any],
     title: str,
+    bad_lines: BadLines,
     id_dtypes: Mapping[str, str] | None = None,
     **options: Any,
-) -> list[FileReport] | None:
-    """Writes the missing files; returns a report on each in the order of `parts`, None if none was missing.
+) -> list[FileReport | str] | None:
+    """Writes the missing files; returns what to print, with a report on each; None if none was missing.
 
-    parts: all files of `outputs`, in their order. encoding: what gives the values their meaning. id_dtypes,
-    options: as `DatasetWriter` takes them.
+    parts: all files of `outputs`, in their order. encoding: what gives the values their meaning. bad_lines:
+    what is known of all lines of the input. id_dtypes, options: as `DatasetWriter` takes them.
     Collective over `team`.
     Raises UserError for a file without rows, otherwise what `write_pieces` raises.
     """
@@ -97,6 +132,8 @@ def write_parts(
 
     missing = set(once(team, look))  # ranks may see different files
     outputs.encode_together(team, lambda: encoding)
+    if bad_lines.count:
+        outputs.settings["lines"] = bad_lines.setting(range(len(bad_lines.pieces)))
 
     def write(i: int, progress: Progress) -> list[FileReport]:
         part, labels = parts[i], np.zeros(3)
@@ -119,4 +156,6 @@ def write_parts(
     wanted = [i for i, part in enumerate(parts) if part.name in missing]
     reports = write_pieces(team, outputs, sizes, wanted, write, title, unit=" rows")
     order = {part.name: i for i, part in enumerate(parts)}
-    return reports and sorted(reports, key=lambda report: order[report.path.name])
+    if reports is None:
+        return None
+    return [*sorted(reports, key=lambda report: order[report.path.name]), *bad_lines.report()]

@@ -137,7 +137,7 @@ class Restore:
 class Export:
     """Tells servers, by way of worker 0, to write a version or a base for a service.
 
-    Each answers with `CheckpointMarked` when rows may change again, and with `Exported` when it has written.
+    Each answers with `Exported` when it has written, or when it is too late for the version's step.
     """
 
     KIND: ClassVar[Kind] = Kind.EXPORT

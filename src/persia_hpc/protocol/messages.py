@@ -54,6 +54,8 @@ class Kind(IntEnum):
     RESTORE = 20
     EXPORT = 21
     EXPORTED = 22
+    # worker <-> server, worker <-> trainer
+    PATCH = 23
     CLOSE = records.CLOSE  # of the ring itself
 
 
@@ -173,6 +175,35 @@ class Rows:
     def unpack(cls, record: Record) -> Rows:
         """Returns the message in a record."""
         return cls(record.step, record.trainer, record.tag, arrays_of(record, cls.KIND, 1, MANY))
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """Brings the rows of an early answer that have changed since, and says that all of them are final.
+
+    From a server to a worker, for its part of a batch, and from the worker to the trainer for the whole.
+
+    Shapes:
+    positions: for each dim group uint32 [M_g], the places of rows among those of the answer or batch.
+    rows: for each dim group [M_g, D_g] in a wire format.
+    """
+
+    KIND: ClassVar[Kind] = Kind.PATCH
+    step: int
+    trainer: int
+    positions: Sequence[Whole]
+    rows: Sequence[Whole]
+
+    def pack(self) -> Packed:
+        """Returns the fields and arrays of the record."""
+        return Packed(self.KIND, self.step, self.trainer, arrays=[*self.positions, *self.rows])
+
+    @classmethod
+    def unpack(cls, record: Record) -> Patch:
+        """Returns the message in a record."""
+        arrays = arrays_of(record, cls.KIND, 2, MANY)
+        half = len(arrays) // 2
+        return cls(record.step, record.trainer, arrays[:half], arrays[half:])
 
 
 @dataclass(frozen=True, eq=False)

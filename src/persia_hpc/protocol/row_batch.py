@@ -55,6 +55,7 @@ class RowBatch:
 
     For retrieval models, and what travels has no such arrays otherwise:
     log_q: float32 [U_g], in training, of the rows of the items' dim group: see `Batch.log_q`; 0 for others.
+    item_keys: uint64 [U_g], in training, the keys of the same rows, by which trainers count items.
     excluded: uint64 [E] and excluded_offsets: uint32 [B+1], in evaluations: each sample's unranked items.
     """
 
@@ -75,6 +76,7 @@ class RowBatch:
     group: Array | None = None
     slices: Array | None = None
     log_q: Array | None = None
+    item_keys: Array | None = None
     excluded: Array | None = None
     excluded_offsets: Array | None = None
     id_weights: dict[str, Array] = field(default_factory=dict)
@@ -122,15 +124,16 @@ def pack_row_batch(batch: RowBatch) -> list[Array | list[Array]]:
 
 
 def _pack_tail(batch: RowBatch) -> list[Array]:
-    """Returns what most batches don't have: nothing, the slices, or all four arrays."""
-    others = (batch.log_q, batch.excluded, batch.excluded_offsets)
+    """Returns what most batches don't have: nothing, the slices, or all five arrays."""
+    others = (batch.log_q, batch.item_keys, batch.excluded, batch.excluded_offsets)
     if all(array is None for array in others):
         return [] if batch.slices is None else [batch.slices]
     slices = np.empty((0, 0), np.uint64) if batch.slices is None else batch.slices
     log_q = np.empty(0, np.float32) if batch.log_q is None else batch.log_q
+    item_keys = np.empty(0, np.uint64) if batch.item_keys is None else batch.item_keys
     excluded = np.empty(0, np.uint64) if batch.excluded is None else batch.excluded
     offsets = np.empty(0, np.uint32) if batch.excluded_offsets is None else batch.excluded_offsets
-    return [slices, log_q, excluded, offsets]
+    return [slices, log_q, item_keys, excluded, offsets]
 
 
 NUM_FIXED = 13  # arrays before the weights, if there are any, and the rows
@@ -193,7 +196,7 @@ def unpack_row_batch(
     rows_end = num_fixed + len(dim_group_offsets) - 1
     tail = arrays[rows_end:]
     slices = tail[0] if tail else None
-    log_q, excluded, excluded_offsets = tail[1:4] if len(tail) > 1 else (None, None, None)
+    log_q, item_keys, excluded, excluded_offsets = tail[1:5] if len(tail) > 1 else (None,) * 4
     return RowBatch(
         step=step,
         trainer=trainer,
@@ -212,6 +215,7 @@ def unpack_row_batch(
         group=group if len(group) else None,
         slices=None if slices is None or not len(slices) else slices,
         log_q=None if log_q is None or not len(log_q) else log_q,
+        item_keys=None if item_keys is None or not len(item_keys) else item_keys,
         excluded=excluded if excluded_offsets is not None and len(excluded_offsets) else None,
         excluded_offsets=None if excluded_offsets is None or not len(excluded_offsets) else excluded_offsets,
         id_weights=_split_weights(arrays[NUM_FIXED], feature_offsets, weighted) if weighted else {},

@@ -117,7 +117,10 @@ def _about_latency(run: RunRecord) -> str:
     bound, histogram = run.number("staleness.bound"), run.histogram()
     pulls = sum(histogram.values())
     if bound is not None and pulls and histogram.get(int(bound), 0.0) > pulls / 2:
-        change = "a mode other than sync" if bound == 0 else f"a staleness_bound above {bound:g}"
+        change = f"a staleness_bound above {bound:g}"
+        if bound == 0:
+            same = ', or "fresh" for the same bits,' if run.summary.get("mode") == "sync" else ""
+            change = f'mode = "hybrid"{same}'
         return (
             f"No role was busy most of the time, and {histogram[int(bound)] / pulls:.0%} of pulls were "
             f"answered at the bound: {change} lets more steps be under way."

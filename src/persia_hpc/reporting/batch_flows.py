@@ -15,12 +15,18 @@ WAY = (
     (WORKER, "pull"),
     (SERVER, "pull"),
     (WORKER, "feed"),
+    (SERVER, "patch"),
+    (WORKER, "patch"),
     (TRAINER, "pool"),
     (TRAINER, "push"),
     (WORKER, "push"),
     (SERVER, "push"),
 )
-LATEST = ((WORKER, "feed"), (TRAINER, "push"))  # of which the last slice counts: then all is there
+LATEST = (
+    (WORKER, "feed"),
+    (WORKER, "patch"),
+    (TRAINER, "push"),
+)  # of which the last slice counts: then all is there
 TICK = 0.001  # microseconds, a nanosecond: the least that Perfetto tells apart
 
 
@@ -118,7 +124,7 @@ def _staleness(slices: Sequence[Slice]) -> Iterator[dict[str, Any]]:
                 pushed[each.step] += 1
                 while pushed[applied + 1] == trainers:
                     applied += 1
-            elif each.phase == "pull" and applied > 0:
+            elif each.phase in ("pull", "patch") and applied > 0:
                 missed = max(0, each.step - 1 - applied)
                 yield _counter(pid, "staleness", each.begin, {"steps": missed})
 

@@ -31,12 +31,21 @@ def text_width(text: str) -> float:
     return LETTER * len(text) + 2  # "M" is wider
 
 
-def short(value: float) -> str:
+def short(value: float, digits: int = 4) -> str:
     """Returns a number for an axis: 1500 as "1.5k", without trailing zeros."""
     for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= limit and abs(value) < 1000 * limit:
-            return f"{value / limit:.4g}{unit}"
-    return f"{value:.4g}"
+            return f"{value / limit:.{digits}g}{unit}"
+    return f"{value:.{digits}g}"
+
+
+def tick_labels(values: Sequence[float]) -> list[str]:
+    """Returns the numbers of an axis, with more digits than usual where those don't tell them apart."""
+    for digits in range(4, 17):
+        labels = [short(value, digits) for value in values]
+        if len(set(labels)) == len(labels):
+            break
+    return labels
 
 
 def ticks(low: float, high: float, most: int) -> list[float]:
@@ -73,7 +82,7 @@ class _Axes:
         x_low, x_high = min(0.0, *xs), max(xs)
         if x_low == x_high:
             x_high += max(1.0, abs(x_high))
-        labels = [short(y) for y in ticks(low, high, 5)]
+        labels = tick_labels(ticks(low, high, 5))
         return cls(max(map(text_width, labels)) + 8, x_low, x_high, low, high)
 
     def x(self, value: float) -> float:
@@ -89,18 +98,18 @@ class _Axes:
     def drawn_y(self) -> list[str]:
         """Returns the lines and labels of the y axis."""
         parts = []
-        for value in ticks(self.y_low, self.y_high, 5):
+        values = ticks(self.y_low, self.y_high, 5)
+        for value, label in zip(values, tick_labels(values), strict=True):
             y = self.y(value)
             ends = f'x1="{self.left:.1f}" x2="{WIDTH - RIGHT:.1f}" y1="{y:.1f}" y2="{y:.1f}"'
             parts.append(f'<line class="grid" {ends}/>')
-            parts.append(_text(self.left - 5, y + FONT / 3, short(value), "end"))
+            parts.append(_text(self.left - 5, y + FONT / 3, label, "end"))
         return parts
 
     def drawn_x(self, values: Sequence[float], unit: str) -> list[str]:
         """Returns the labels of the x axis for which there is room, and below them what it shows."""
         parts, free = [], 0.0
-        for value in values:
-            label = short(value)
+        for value, label in zip(values, tick_labels(values), strict=True):
             half = text_width(label) / 2
             middle = min(max(self.x(value), half), WIDTH - half)
             if middle - half >= free:

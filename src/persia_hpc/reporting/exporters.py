@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import socket
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from persia_hpc.config import MetricsConfig
 from persia_hpc.errors import UserError
+from persia_hpc.printable import say
 
 from .events import MetricLogger
 from .scalars import scalars
@@ -36,7 +36,7 @@ class _Exporter(ABC):
         except OSError as error:
             self._failed = True
             text = f"nothing more is shown in {self.what}: {error}"
-            print(f"persia-hpc: {text}", file=sys.stderr, flush=True)
+            say(text)
 
     @abstractmethod
     def _take(self, event: dict[str, Any]) -> None:

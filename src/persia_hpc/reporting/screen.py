@@ -8,6 +8,8 @@ import time
 from collections.abc import Mapping
 from typing import Any, TextIO
 
+from persia_hpc.printable import without_reader
+
 from .events import JsonStream
 from .figures import duration, figure, metrics_text, undefined_text
 from .progress_line import ProgressLine
@@ -33,6 +35,11 @@ class Screen:
         self._last_line = time.monotonic()
 
     def log(self, event: dict[str, Any]) -> None:
+        """Takes an event. The run goes on without somebody who sees it."""
+        with without_reader(self._stream):
+            self._log(event)
+
+    def _log(self, event: dict[str, Any]) -> None:
         if event["event"] == "evaluate":
             self._evaluate(event)
         elif event["event"] == "wait":
@@ -52,10 +59,11 @@ class Screen:
 
         step: with it a log gets a line, too.
         """
-        if self._line is not None:
-            self._line.draw(self._share, [*self._parts[:1], text])
-        elif step is not None:
-            print(f"step {step}: {text}", file=self._stream, flush=True)
+        with without_reader(self._stream):
+            if self._line is not None:
+                self._line.draw(self._share, [*self._parts[:1], text])
+            elif step is not None:
+                print(f"step {step}: {text}", file=self._stream, flush=True)
 
     def _evaluate(self, event: Mapping[str, Any]) -> None:
         split, why = event["split"], undefined_text(event)
@@ -104,7 +112,8 @@ def _waits(waited: Mapping[str, float]) -> list[str]:
 def show_summary(summary: Mapping[str, Any], *, quiet: bool, lines: bool) -> None:
     """Says how a run ended: on stderr unless `quiet`, and as a line of JSON on stdout if `lines`."""
     if not quiet:
-        print(summary_text(summary), file=sys.stderr, flush=True)
+        with without_reader(sys.stderr):
+            print(summary_text(summary), file=sys.stderr, flush=True)
     if lines:
         JsonStream(sys.stdout).log({"event": "summary", **summary})
 

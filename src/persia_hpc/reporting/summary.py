@@ -81,7 +81,7 @@ def _staleness(config: Config, outcome: JobOutcome) -> dict[str, Any]:
     for server in outcome.servers:
         histogram.update(server.histogram)
     return {
-        "bound": 0 if config.mode == "sync" else config.staleness_bound,
+        "bound": 0 if config.synchronous else config.staleness_bound,
         "max": max([*histogram, *(w.max_staleness for w in outcome.workers)], default=0),
         "histogram": {str(k): histogram[k] for k in sorted(histogram)},
     }

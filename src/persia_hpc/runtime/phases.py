@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 # In the order in which summaries show them. A trainer in one process also has the phases of its batch stream.
 TRAINER = ("wait", "pool", "forward", "backward", "push", "allreduce", "optimizer")
 LOCAL_STREAM = ("read", "dedup", "pull")
-WORKER = ("idle", "read", "dedup", "pull", "feed", "push")
-SERVER = ("idle", "pull", "push")
+WORKER = ("idle", "read", "dedup", "pull", "feed", "patch", "push")
+SERVER = ("idle", "pull", "patch", "push")
 
 EVENTS_PER_STEP = 512  # kept for a trace; more only shorten it
 GAP_SECONDS = 200e-6  # intervals of one phase that are closer than this become one event

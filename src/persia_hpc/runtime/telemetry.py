@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
+
+from persia_hpc.printable import say
 
 from .phases import Phases
 
@@ -100,7 +101,7 @@ class Telemetry:
         except OSError as error:
             self._said = True
             text = f"no more telemetry: can't write {self.path}: {error.strerror}"
-            print(f"persia-hpc: {text}", file=sys.stderr, flush=True)
+            say(text)
 
 
 def _ends_a_line(file: IO[bytes]) -> bool:

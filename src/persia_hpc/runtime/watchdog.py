@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from typing import NamedTuple
 
 from persia_hpc.config.types import TransportConfig
 from persia_hpc.errors import PersiaError
+from persia_hpc.printable import say
 
 LOG = logging.getLogger("persia_hpc")
 ROUND_SECONDS = (0.02, 1.0)  # at least and at most between two looks
@@ -137,7 +137,7 @@ class Watchdog:
         if what is not None:
             message = f"{self._rank} has waited {seconds:.0f} s for {what}"
             LOG.warning(message)
-            print(f"persia-hpc: {message}", file=sys.stderr, flush=True)
+            say(message)
 
     def _give_up(self, what: str | None, seconds: float) -> None:
         if what is not None and self._fail is not None:

@@ -13,7 +13,7 @@ import numpy as np
 from persia_hpc._native import mix
 from persia_hpc.arrays import Array
 from persia_hpc.config import Config
-from persia_hpc.config.retrieval import MOST_DRAWN, retrieval_loss, sampled_features
+from persia_hpc.config.retrieval import MOST_DRAWN, logq_source, sampled_features
 from persia_hpc.errors import UserError
 from persia_hpc.samples.batch import IdColumn, SampleBatch
 from persia_hpc.samples.encoding import check_encodings, matches
@@ -114,8 +114,8 @@ class Catalogue:
         """
         if not self.files.schema.has_weight:
             raise UserError(
-                "data.items: the catalogue has no dataset /weight, but logq = true needs it: how often "
-                "training has each item; prepare the catalogue with it, or leave logq out"
+                'data.items: the catalogue has no dataset /weight, but logq = "weights" needs it: how often '
+                'training has each item; prepare the catalogue with it, or set logq = "counts"'
             )
 
     def read(self, begin: int, end: int) -> SampleBatch:
@@ -247,6 +247,6 @@ def open_catalogue(config: Config, trained: DatasetSchema, whose: str) -> Catalo
         problem = f"got the column {min(unknown)!r}, but {whose} has none of that name; leave it out here too"
         raise UserError(f"{path}: {problem}")
     catalogue = Catalogue(files, trained, item_feature)
-    if (retrieval_loss(config) or {}).get("logq"):
+    if logq_source(config) == "weights":
         catalogue.check_weights()
     return catalogue

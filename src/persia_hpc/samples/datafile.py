@@ -6,7 +6,7 @@ A scan raises `UserError`: nothing has started yet. Reading raises `DataError`: 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,6 +159,27 @@ def read_times(path: str, begin: int, end: int) -> npt.NDArray[np.int64]:
         raise DataError(
             f"{path}: /{layout.TIME}, rows {begin} to {end}: {_reason(error)}; {FIX_DAMAGED}"
         ) from error
+
+
+def read_offsets(
+    path: str, features: Sequence[str], begin: int, end: int
+) -> dict[str, npt.NDArray[np.int64]]:
+    """Returns the offsets of rows [begin, end) of multi-hot features of a scanned file, from 0 on.
+
+    Shapes: [end - begin + 1] for each.
+    Raises DataError if they can't be read.
+    """
+    found = {}
+    name = ""
+    try:
+        with layout.open_to_read(path) as file:
+            for feature in features:
+                name = f"{layout.IDS}/{feature}/{layout.OFFSETS}"
+                stored = file[name][begin : end + 1].astype(np.int64, copy=False)
+                found[feature] = stored - stored[:1]
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        raise DataError(f"{path}: /{name}, rows {begin} to {end}: {_reason(error)}; {FIX_DAMAGED}") from error
+    return found
 
 
 def _reason(error: Exception) -> str:

@@ -6,6 +6,7 @@ What needs polars is imported with the first Parquet file.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -111,6 +112,21 @@ def read_times(path: str, begin: int, end: int, table: TableSchema | None = None
     from persia_hpc.samples import parquet
 
     return parquet.read_times(path, begin, end, table)
+
+
+def read_offsets(
+    path: str, features: Sequence[str], begin: int, end: int, table: TableSchema | None = None
+) -> dict[str, npt.NDArray[np.int64]]:
+    """Returns the offsets of rows [begin, end) of multi-hot features of a scanned file, from 0 on.
+
+    Shapes: [end - begin + 1] for each.
+    Raises DataError if they can't be read.
+    """
+    if table is None or not is_parquet(path):
+        return datafile.read_offsets(path, features, begin, end)
+    from persia_hpc.samples import parquet
+
+    return parquet.read_offsets(path, features, begin, end, table)
 
 
 def keep_encoding(data: DataConfig, digest: str | None, directory: Path) -> None:

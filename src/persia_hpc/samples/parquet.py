@@ -6,6 +6,7 @@ reading raises `DataError`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ import numpy.typing as npt
 import polars as pl
 
 from persia_hpc.errors import DataError, UserError
+from persia_hpc.preprocess.columns import NUMBER
 from persia_hpc.preprocess.frames import Frame
 from persia_hpc.preprocess.kinds import is_list, kind_of
 from persia_hpc.preprocess.table.convert import Converter, Learned
 from persia_hpc.preprocess.table.encoding import encoding_of
 from persia_hpc.preprocess.table.input import check_names, typed_columns, typed_frame
-from persia_hpc.preprocess.table.schema import TableSchema, load_schema
+from persia_hpc.preprocess.table.schema import Ids, TableSchema, load_schema
 from persia_hpc.samples import validity
 from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.datafile import FIX_DAMAGED, FileInfo, NoSamplesError
@@ -67,7 +69,7 @@ def scan(path: str, table: TableSchema) -> FileInfo:
     converter.batch(nothing, Learned())  # refuses types that can't be what the schema says
     encoding = sealed(encoding_of(converter, Learned()))["digest"]
     features = tuple(
-        replace(feature, mean_length=_mean_length(feature, table.ids[feature.name].column, types, footer))
+        replace(feature, mean_length=_mean_length(feature, table.ids[feature.name], types, footer))
         for feature in converter.dataset.features
     )
     schema = replace(converter.dataset, features=features, encoding=encoding)
@@ -124,13 +126,13 @@ def _nothing(path: str, table: TableSchema, types: dict[str, pl.DataType]) -> Fr
 
 
 def _mean_length(
-    feature: FeatureSchema, column: str, types: dict[str, pl.DataType], footer: Footer
+    feature: FeatureSchema, entry: Ids, types: dict[str, pl.DataType], footer: Footer
 ) -> float | None:
-    if not feature.multi:
+    if not feature.multi or entry.part == NUMBER:
         return 1.0
-    if not is_list(types[column]):
+    if not is_list(types[entry.column]):
         return None  # each row is a text, to be separated
-    return footer.num_values.get(column, 0) / sum(footer.row_groups)
+    return footer.num_values.get(entry.column, 0) / sum(footer.row_groups)
 
 
 def read_times(path: str, begin: int, end: int, table: TableSchema) -> npt.NDArray[np.int64]:
@@ -146,6 +148,25 @@ def read_times(path: str, begin: int, end: int, table: TableSchema) -> npt.NDArr
         raise DataError(str(error)) from error
     assert times is not None
     return times
+
+
+def read_offsets(
+    path: str, features: Sequence[str], begin: int, end: int, table: TableSchema
+) -> dict[str, npt.NDArray[np.int64]]:
+    """Returns the offsets of rows [begin, end) of multi-hot features of a scanned file, from 0 on.
+
+    The ids are decoded for it: Parquet has no offsets, and the schema may leave values of a list out.
+    Shapes: [end - begin + 1] for each.
+    Raises DataError if they can't be read.
+    """
+    ids = {name: table.ids[name] for name in features}
+    only = replace(table, labels={}, dense={}, ids=ids, weight=None, group=None, time=None)
+    try:
+        frame = typed_frame(Path(path), only, begin, end)
+        columns = Converter(only, frame).batch(frame, Learned()).ids
+    except UserError as error:
+        raise DataError(str(error)) from error
+    return {name: column.starts.astype(np.int64) for name, column in columns.items()}
 
 
 class OpenParquet:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import h5py
 import numpy as np
+import numpy.typing as npt
 
 from persia_hpc.errors import DataError, UserError
 from persia_hpc.samples.batch import IdColumn
@@ -14,7 +16,7 @@ from persia_hpc.samples.schema import DatasetSchema
 
 from . import names as layout
 
-FIRST_ROWS = 16_384  # whose offsets are compared before a job starts; the others are when they are read
+FIRST_ROWS = 16_384  # whose offsets are compared whenever a file is opened; those of all before training
 
 Sequences = Mapping[str, Sequence[str]]  # the features of each [sequences.NAME]
 NO_SEQUENCES: Sequences = {}
@@ -33,13 +35,26 @@ def check_columns(ids: Mapping[str, IdColumn], sequences: Sequences, where: str,
     Raises DataError for features whose offsets differ.
     """
     for name, features in sequences.items():
-        for one, other in pairwise(features):
-            a, b = ids[one].offsets, ids[other].offsets
-            if a is None or b is None:  # a transform has made it so
-                alone = one if a is None else other
+        for feature in features:
+            if ids[feature].offsets is None:  # a transform has made it so
                 raise DataError(
-                    f"{where}: got {alone!r}, which is in [sequences.{name}], with one id in each sample"
+                    f"{where}: got {feature!r}, which is in [sequences.{name}], with one id in each sample"
                 )
+    used = {feature for features in sequences.values() for feature in features}
+    check_offsets({feature: ids[feature].starts for feature in used}, sequences, where, first_row)
+
+
+def check_offsets(
+    offsets: Mapping[str, npt.NDArray[Any]], sequences: Sequences, where: str, first_row: int = 0
+) -> None:
+    """Checks the offsets, from 0 on, of the features of each sequence in some rows.
+
+    where: what the rows are of, for the message; they count from `first_row`.
+    Raises DataError for features whose offsets differ.
+    """
+    for name, features in sequences.items():
+        for one, other in pairwise(features):
+            a, b = offsets[one], offsets[other]
             if not np.array_equal(a, b):
                 row = int((a[1:] != b[1:]).argmax()) if len(a) == len(b) else 0
                 lengths = [int(o[row + 1] - o[row]) for o in (a, b)]

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
+from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -19,9 +20,24 @@ from persia_hpc.patterns import literal_first
 from persia_hpc.samples.batch import Rows, SampleBatch
 from persia_hpc.samples.datafile import FileInfo
 from persia_hpc.samples.encoding import check_encodings
-from persia_hpc.samples.formats import RowFile, is_parquet, load_table, open_file, read_times, scan
+from persia_hpc.samples.formats import (
+    RowFile,
+    is_parquet,
+    load_table,
+    open_file,
+    read_offsets,
+    read_times,
+    scan,
+)
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
-from persia_hpc.samples.sequences import NO_SEQUENCES, Sequences, check_columns, check_files, usable
+from persia_hpc.samples.sequences import (
+    NO_SEQUENCES,
+    Sequences,
+    check_columns,
+    check_files,
+    check_offsets,
+    usable,
+)
 from persia_hpc.samples.validity import InvalidRowError
 
 LabelCheck = Callable[[npt.NDArray[np.float32]], object]  # raises InvalidRowError
@@ -30,6 +46,7 @@ if TYPE_CHECKING:
     from persia_hpc.preprocess.table.schema import TableSchema
 
 MAX_OPEN_FILES = 64
+OFFSET_ROWS = 1 << 18  # that are compared at a time
 CHUNK_CACHE_BYTES = 128 << 20  # for all open files together; holds small datasets whole
 
 
@@ -128,6 +145,29 @@ class FileSource:
                     break
                 begin = stop
         return SampleBatch.concatenate(parts)
+
+    def check_sequences(self, share: int = 0, shares: int = 1) -> None:
+        """Checks the offsets of sequences in the rows of one of so many shares, without reading other data.
+
+        Of Parquet files the ids of these features are decoded.
+        Raises UserError, which names the first row of a file in which they differ.
+        """
+        names = sorted({feature for features in self._sequences.values() for feature in features})
+        if not names:
+            return
+        bounds = self.block_bounds(OFFSET_ROWS)
+        if bounds is None:
+            bounds = np.arange(0, self._num_samples, OFFSET_ROWS)
+        bounds = np.union1d(np.minimum(self._starts, self._num_samples), bounds)
+        first, last = (share * (len(bounds) - 1) // shares for share in (share, share + 1))
+        for begin, end in pairwise(bounds[first : last + 1].tolist()):
+            i = int(np.searchsorted(self._starts, begin, side="right")) - 1
+            path, start = self._infos[i].path, int(self._starts[i])
+            try:
+                offsets = read_offsets(path, names, begin - start, end - start, self._table)
+                check_offsets(offsets, self._sequences, path, begin - start)
+            except DataError as error:
+                raise UserError(str(error)) from error
 
     def block_bounds(self, block_rows: int) -> Rows | None:
         """Returns where blocks begin and end if they are row groups, which are decoded as a whole; else None.

@@ -47,9 +47,9 @@ class PartWriter:
         self._closed = threading.Event()
 
     def begin(self, request: ExportRequest) -> None:
-        """Takes what has changed until now, of a version; the rest is done by a thread.
+        """Marks what has changed until now, for a version; the rest is done by a thread.
 
-        No gradient may be in flight for "begin" and "version".
+        The tables may go on changing at once.
         """
         if request.kind == "begin":
             self._chain, self._taken = [], []
@@ -61,6 +61,11 @@ class PartWriter:
         else:
             chain = list(self._chain)
             self._start(request, lambda file: self._write_merged(file, chain), merged=len(chain))
+
+    def refuse(self, request: ExportRequest) -> None:
+        """Reports that it is too late for a version of this step; what has changed stays for the next one."""
+        self._taken = []
+        self._reports.put(ExportReport(request.kind, request.number, error="too late", late=True))
 
     def finished(self) -> list[ExportReport]:
         """Returns what has been written, or has failed, since the last call."""
@@ -90,11 +95,14 @@ class PartWriter:
                     self._chain.pop()
             for (_, table), (keys, removed) in zip(tables, self._taken, strict=False):
                 table.return_changes(keys, removed)
-        taken = [table.take_changes(self._rows) for _, table in tables]
-        self._taken = [(keys, removed) for keys, _, removed in taken]  # rows go when they are written
+        for _, table in tables:
+            table.mark_changes(self._rows)
+        self._taken = taken = []
 
         def write(file: PartFile) -> None:
-            for (layout, _), (keys, rows, removed) in zip(tables, taken, strict=True):
+            for layout, table in tables:
+                keys, rows, removed = table.take_changes()
+                taken.append((keys, removed))  # what isn't taken comes with the next mark
                 if len(keys) or len(removed):
                     file.add_table(layout.name, rows.shape[1], [(keys, rows)], removed)
 
@@ -142,10 +150,12 @@ class PartWriter:
             with self._lock:
                 self._chain = [tables, *self._chain[merged:]] if merged else [*self._chain, tables]
                 self._last = self._last if merged else number
-            self._reports.put(ExportReport(kind, number, path.name, note["bytes"], note["crc32"]))
+            written = ExportReport(kind, number, path.name, note["bytes"], note["crc32"], step=request.step)
+            self._reports.put(written)
         except Exception as error:
             text = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-            self._reports.put(ExportReport(kind, number, error=" ".join(text.split())))
+            failed = ExportReport(kind, number, error=" ".join(text.split()), step=request.step)
+            self._reports.put(failed)
 
 
 def merged_table(rows: str, layout: TableLayout, chain: list[dict[str, PartTable]]) -> ServedTable:

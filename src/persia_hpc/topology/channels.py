@@ -23,15 +23,18 @@ class RingBytes:
     rows: int
     feed: int
     gradients: int
+    patch: int = 0  # 0: there are no such rings
 
     @staticmethod
     def same(num_bytes: int) -> RingBytes:
-        """Returns the same size for all kinds."""
+        """Returns the same size for all kinds but patches."""
         return RingBytes(*[num_bytes] * 5)
 
     def scaled(self, factor: float) -> RingBytes:
         """Returns all sizes times `factor`, rounded down to whole granules."""
-        return RingBytes(*(max(LEAST, int(n * factor) // GRANULE * GRANULE) for n in astuple(self)))
+        return RingBytes(
+            *(max(LEAST, int(n * factor) // GRANULE * GRANULE) if n else 0 for n in astuple(self))
+        )
 
     def capped(self) -> RingBytes:
         """Returns the sizes with none above MOST."""
@@ -59,6 +62,7 @@ def row_channels(plan: Plan, size: RingBytes) -> list[Channel]:
 def feed_channels(plan: Plan, size: RingBytes) -> list[Channel]:
     """Returns two rings between each trainer and each worker that feeds it: batches and gradients.
 
+    A third, in `fresh`, is for the patches of batches: a patch may not wait for room behind later batches.
     Trainer 0, which commands, has both rings with every worker; small ones where the worker doesn't feed it.
     """
     channels = []
@@ -71,6 +75,8 @@ def feed_channels(plan: Plan, size: RingBytes) -> list[Channel]:
                 Channel(worker, trainer, "feed", size.feed if w in workers else command),
                 Channel(trainer, worker, "gradients", size.gradients if w in workers else command),
             ]
+            if size.patch and w in workers:
+                channels.append(Channel(worker, trainer, "patch", size.patch))
     return channels
 
 

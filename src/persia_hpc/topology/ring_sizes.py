@@ -7,6 +7,7 @@ batch doesn't fit into the ring, the trainer must wait for the rest of it.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from persia_hpc.config import Config
 from persia_hpc.protocol.row_batch import fixed_bytes
@@ -17,6 +18,7 @@ from persia_hpc.table_layout import FeatureLayout, Layout, with_sampled
 from .channels import MOST, RingBytes
 
 MOST_OF_TRAINERS = 1 << 30
+PATCHED = 0.5  # of a batch's rows at most, else a patch comes in chunks
 HEAD = 1 << 16  # a record's header, its directory, and rounding of its arrays to lines
 
 
@@ -33,8 +35,9 @@ def ring_sizes(
     nothing while it computes, so a batch in chunks is late, and a GPU can't copy it from its ring. Others
     have at most 256 MiB: both ends poll all the time, and chunks only cost a copy.
     """
-    if config.transport.ring_bytes is not None:
-        return RingBytes.same(config.transport.ring_bytes)
+    fresh = config.mode == "fresh"
+    if (same := config.transport.ring_bytes) is not None:
+        return replace(RingBytes.same(same), patch=same if fresh else 0)
     schema = with_sampled(config, schema)
     samples = math.ceil(config.data.batch_size / num_trainers)
     ids = [samples * _ids_per_sample(feature, schema) for feature in layout.features]
@@ -58,6 +61,7 @@ def ring_sizes(
         rows=_ring(rows * part),
         feed=_ring(rows + fixed, MOST_OF_TRAINERS),
         gradients=_ring(gradients, MOST_OF_TRAINERS),
+        patch=_ring(PATCHED * rows) if fresh else 0,
     )
 
 

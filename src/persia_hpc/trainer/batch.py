@@ -12,10 +12,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from persia_hpc.arrays import Array
 from persia_hpc.errors import UserError
 from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.table_layout import Layout
 
+from .item_counts import ItemCounts
 from .jagged import Jagged
 
 POOLED = ("sum", "mean", "sqrtn")
@@ -129,8 +131,9 @@ class Batch:
 
     With the loss "in_batch_softmax" training batches have two numbers for each id of a feature, in the order
     of the ids: `ids`, int64 [N], are equal for equal ids of features that share a table, within the batch.
-    `log_q`, float32 [N], of the features that share the items' table, and only with `logq`, are logarithms of
-    the item's share in the weights of the catalogue.
+    `log_q`, float32 [N], of the features that share the items' table, and only with `logq = "weights"`, are
+    logarithms of the item's share in the weights of the catalogue. With `"counts"` `item_keys`, uint64, are
+    the keys of the rows that `ids` of these features number, and `item_counts` what was counted by them.
 
     `queries` are what a model's `queries` made of this batch, [B, W], where an evaluation that ranks has them
     already: its `forward` may use them instead of reading each history once more.
@@ -148,6 +151,8 @@ class Batch:
     jagged: dict[str, Jagged] = field(default_factory=dict)
     ids: dict[str, Tensor] = field(default_factory=dict)
     log_q: dict[str, Tensor] = field(default_factory=dict)
+    item_keys: Array | None = None
+    item_counts: ItemCounts | None = None
     queries: Tensor | None = None
     plain: bool = False  # for a graph that is exported: the model may not depend on what tensors hold
 

@@ -115,7 +115,7 @@ class Driver:
             check_model(self.model, f"the metric {ranked[0]} of data.items")
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         if parameters:
-            make_optimizer(parameters, config.train.optimizer, self.model)  # only to refuse bad arguments now
+            make_optimizer(parameters, config.dense_optimizer, self.model)  # only to refuse bad arguments now
         early_stop, metrics = config.train.early_stop, asked_metrics(config)
         self.early_stop = None
         if early_stop is not None:

@@ -11,7 +11,7 @@ import time
 import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from .interfaces import BatchStream, Peers
 from .run_state import RunState
 
 LOG = logging.getLogger("persia_hpc")
+MOST_AHEAD = 64  # steps by which a version is announced
 LONGEST_SECONDS = 60.0  # between two tries while nothing can be written, unless versions are rarer
 
 
@@ -84,6 +85,12 @@ class Exporter:
         self._making: ExportRequest | None = None  # of a later base
         self._reports: dict[tuple[str, int], list[ExportReport]] = {}
         self._dense: Future[dict[str, int]] | None = None
+        self._coming: int | None = None  # the step of a version whose dense part is to be copied
+        self._bound = config.pull_bound
+        self._attempts = 0
+        self._ahead = 2  # steps: messages have the time of one, or more when that was too little
+        # In `async` no step is one that all trainers have done: a version is where no gradient is in flight.
+        self._together = not (config.mode == "async" and peers.size > 1)
         self._finishing: list[tuple[ExportRequest, Future[None]]] = []
         self._began = 0.0
         self._since_base = 0
@@ -113,18 +120,46 @@ class Exporter:
     def _busy(self) -> bool:
         return self._request is not None
 
-    def advance(self, step: int) -> None:
-        """Begins what is due: the first base or the next version, of this moment.
+    @property
+    def waits(self) -> bool:
+        """Returns, on trainer 0, whether something is to begin, or a step is coming that a version is of."""
+        return self._coming is not None or self.overdue()
 
-        Training may go on when it returns. No gradient may be in flight.
+    def announce(self, step: int) -> bool:
+        """Begins, on trainer 0 while steps are under way, what is due; returns whether it could.
 
-        Collective over trainers.
+        step: that trainer 0 has finished. A version will be of one that no trainer has.
         """
+        if self._together:
+            first = self._base is not None and self._next == self._base + 1
+            # The base may have rows that pulls made, which are to have their first update by then.
+            self._begin(step + self._ahead + (self._bound if first else 0))
+        return self._together
+
+    def reach(self, step: int) -> None:
+        """Copies, on trainer 0, the dense part of a version that is of this step."""
+        if self._coming != step:
+            return
         began = time.perf_counter()
-        if self._directory is not None and self.overdue():
-            self._begin(step)
-        self._peers.broadcast(None)  # no trainer goes on before the servers have taken what has changed
+        assert self._request is not None
+        self._coming = None
+        self._began = time.time()
+        self._dense = self._pool.submit(_write_dense, Path(self._request.path) / DENSE, self._content())
         self.paused_seconds += time.perf_counter() - began
+
+    def advance(self, step: int) -> None:
+        """Begins what is due, the first base or the next version, of this step.
+
+        So it does with a version that was to be of a later one. No gradient may be in flight.
+        """
+        if self._coming is not None:
+            assert self._request is not None
+            self._request = replace(self._request, step=step)
+            self._coming = step
+            self._stream.begin_export(self._request)
+        elif self.overdue():
+            self._begin(step)
+        self.reach(step)
 
     def _begin(self, step: int) -> None:
         assert self._directory is not None
@@ -136,12 +171,16 @@ class Exporter:
         except OSError as error:
             self._fail(step, error.strerror or str(error))
             return
-        request = ExportRequest(kind, self._next, step, str(path.resolve()), self._again)
+        self._attempts += 1
+        where = str(path.resolve())
+        request = ExportRequest(kind, self._next, step, where, self._again, attempt=self._attempts)
+        marking = time.perf_counter()
         self._stream.begin_export(request)
+        self.paused_seconds += time.perf_counter() - marking
         self._request = request
         self._due = time.monotonic() + self._settings.every_seconds
         if kind == "version":
-            self._dense = self._pool.submit(_write_dense, path / DENSE, self._content())
+            self._coming = step
 
     def poll(self, step: int) -> None:
         """Notes, on trainer 0, how far training is and what has been written."""
@@ -163,6 +202,9 @@ class Exporter:
         request = self._making if kind == "base" else self._request
         if request is None or (request.kind, request.number) != (kind, number):
             return  # of tables that were replaced
+        if kind == "version" and any(r.late or r.step != request.step for r in reports):
+            self._finishing.append((request, self._pool.submit(_raise_late)))
+            return
         if problem := next((r.error for r in reports if r.error), ""):
             self._finishing.append((request, self._pool.submit(_raise, problem)))
             return
@@ -218,6 +260,11 @@ class Exporter:
             self._making = None
         else:
             self._request = None
+        if isinstance(error, _LateError):
+            self._ahead = min(2 * self._ahead, MOST_AHEAD)
+            self._discard(request)
+            self._again, self._due, self._coming = True, time.monotonic(), None
+            return
         if error is not None:
             self._fail(step, getattr(error, "strerror", None) or str(error), request)
             return
@@ -252,9 +299,7 @@ class Exporter:
         assert self._directory is not None
         self.failed += 1
         if request is not None:
-            name = version_name if request.kind == "version" else base_name
-            with contextlib.suppress(OSError):
-                self._directory.discard(name(request.number))
+            self._discard(request)
             if request.kind == "base":
                 return
             self._again = request.kind == "version"
@@ -267,6 +312,12 @@ class Exporter:
         self._failures += 1
         longest = max(LONGEST_SECONDS, self._settings.every_seconds)
         self._due = time.monotonic() + min(longest, self._settings.every_seconds * 2**self._failures)
+
+    def _discard(self, request: ExportRequest) -> None:
+        assert self._directory is not None
+        name = version_name if request.kind == "version" else base_name
+        with contextlib.suppress(OSError):
+            self._directory.discard(name(request.number))
 
     def restart(self) -> None:
         """Begins with a new base, since all rows have been replaced."""
@@ -291,7 +342,7 @@ class Exporter:
         Collective over trainers.
         """
         self.wait()
-        for _ in range(2):  # a first base, then a version
+        for _ in range(3):  # a first base, then a version; or one that came too late, again
             if self._peers.broadcast(self._directory is not None and self.last_step != step):
                 self._due = time.monotonic()
                 self.advance(step)
@@ -319,6 +370,14 @@ class Exporter:
         """Returns counters and times for summary.json."""
         names = ("versions", "bases", "failed", "bytes", "paused_seconds", "write_seconds", "last_step")
         return {name: getattr(self, name) for name in names}
+
+
+class _LateError(Exception):
+    """Is raised for a version of a step that was over for a server when it heard of that."""
+
+
+def _raise_late() -> None:
+    raise _LateError
 
 
 def _raise(problem: str) -> None:

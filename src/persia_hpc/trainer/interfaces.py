@@ -87,7 +87,12 @@ class BatchStream(Protocol):
         """
 
     def begin_export(self, request: ExportRequest) -> None:
-        """Starts a version or a base for a service, on trainer 0 only: returns when rows may change again."""
+        """Asks, on trainer 0 only, for a version or a base for a service.
+
+        A version is of the rows after `request.step`, which no trainer should have finished: a server that
+        has updates of later steps when it hears of that reports that it is too late. One that is asked for
+        again, before its step, is of another step instead.
+        """
 
     def exported(self) -> list[ExportReport]:
         """Returns, on trainer 0 only, what servers have reported of requests since the last call."""

@@ -13,9 +13,10 @@ B samples, P positions, W width, C sampled negatives of a sample.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -204,17 +205,45 @@ def _log_chance(matches: Matches, log_q: Tensor | None, negatives: str, num_item
     return torch.log(-torch.expm1(missing)).float()
 
 
+def counted(matches: Matches, batch: Batch) -> Matches:
+    """Counts the right items of a training batch; returns the matches with log q of all items, by the counts.
+
+    What is counted includes this batch, so that no right item has a share of 0.
+
+    Raises UserError for ids that aren't those of the items' table (`Batch.ids`).
+    """
+    keys, counts = batch.item_keys, batch.item_counts
+    assert keys is not None, "asked for with the configuration"
+    assert counts is not None, "asked for with the configuration"
+    positions, drawn = len(matches.ids), matches.negative_ids
+    wanted = [matches.ids] if drawn is None else [matches.ids, drawn.reshape(-1)]
+    numbers = torch.cat(wanted).cpu().numpy()
+    if len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(keys):
+        raise UserError(
+            f"step {batch.step}: the model's matches have ids that are no rows of the items' table, which "
+            'logq = "counts" needs; take them from batch.ids of a feature that has the table of '
+            "data.item_feature"
+        )
+    rows, times = np.unique(numbers[:positions], return_counts=True)
+    counts.add(keys[rows], times)
+    rows, places = np.unique(numbers, return_inverse=True)
+    log_q = torch.from_numpy(counts.log_q(keys[rows])[places]).to(matches.ids.device)
+    of_drawn = None if drawn is None else log_q[positions:].view(drawn.shape)
+    return replace(matches, log_q=log_q[:positions], negative_log_q=of_drawn)
+
+
 class RetrievalLoss:
     """Computes the loss "in_batch_softmax" for the standard loop."""
 
     def __init__(self, options: dict[str, Any], num_items: int, weight: float = 1.0) -> None:
         """options, weight: as configured. num_items: of the catalogue; 0 if there is none."""
         self._weight = weight
-        self._options = options
+        self._counts = options["logq"] == "counts" and options["negatives"] != "sampled"
+        self._options = {**options, "logq": options["logq"] != "off"}
         self._num_items = num_items
         negatives = options["negatives"]
         self._needed = [] if negatives == "batch" else ["negatives"]
-        if options["logq"] and negatives != "sampled":
+        if options["logq"] == "weights" and negatives != "sampled":
             self._needed += ["log_q", "negative_log_q"] if negatives == "both" else ["log_q"]
 
     def __call__(self, matches: Matches, batch: Batch) -> Tensor:
@@ -229,11 +258,13 @@ class RetrievalLoss:
                     f'the loss "in_batch_softmax" needs {name} with these options, but the model\'s matches '
                     "have none"
                 )
+        if self._counts:
+            matches = counted(matches, batch)
         if "log_q" in self._needed and matches.log_q is not None and not matches.log_q.isfinite().all():
             raise UserError(
                 f"step {batch.step}: got an item to learn that the catalogue (data.items) lacks or gives the "
-                "weight 0, but logq = true needs to know how often training has it; prepare the catalogue "
-                "with all items of data.train"
+                'weight 0, but logq = "weights" needs to know how often training has it; prepare the '
+                "catalogue with all items of data.train"
             )
         losses = in_batch_softmax(matches, **self._options, num_items=self._num_items)
         each = matches.per_sample(losses, batch.num_samples).masked_fill(batch.labels[:, 0] != 1, 0.0)

@@ -21,7 +21,7 @@ from persia_hpc.samples.identity import SampleRange
 from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.schedule import Schedule
 
-from .dense.state import DenseState, random_state
+from .dense.state import DenseState, Owned
 from .interfaces import BatchStream, Peers
 
 LOG = logging.getLogger("persia_hpc")
@@ -106,7 +106,8 @@ class Saver:
     def begin(
         self,
         step: int,
-        content: Callable[[list[dict[str, Any]]], dict[str, Any]],
+        content: Callable[[list[Owned]], dict[str, Any]],
+        own: Owned,
         *,
         full: bool = False,
         best: Mapping[str, Any] | None = None,
@@ -114,20 +115,20 @@ class Saver:
         """Begins a checkpoint of this moment, once the one before is whole.
 
         Training may continue when it returns. No gradient may be in flight. content: returns what `dense.pt`
-        is to hold, given the random states of all trainers. full: writes all rows, whatever `full_every`
-        says. best: what makes it the best one of the run; also of a checkpoint that was begun before.
+        is to hold, given `own` of all trainers, what each has of its own. full: writes all rows, whatever
+        `full_every` says. best: what makes it the best one of the run; also of one that was begun before.
 
         Collective over trainers.
         Raises PersiaError, on trainer 0, if the checkpoint before couldn't be written.
         """
         began = time.perf_counter()
-        random_states = self._peers.gather_objects(random_state())
+        gathered = self._peers.gather_objects(own)
         saved = step == self._saved_step and (self._saved_full or not full)
-        if random_states is not None and step:
+        if gathered is not None and step:
             if not saved:
                 self.wait()
                 self._best = best
-                self._begin(step, lambda: content(random_states), full)
+                self._begin(step, lambda: content(gathered), full)
             elif best is not None:
                 self._best = best  # first: the thread may be about to look for it
                 try:

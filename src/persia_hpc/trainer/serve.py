@@ -29,7 +29,7 @@ from persia_hpc.protocol.commands import (
     StopRequest,
     StopSignal,
 )
-from persia_hpc.protocol.messages import Feed, FeedEvaluate, Gradients, Kind, Message, send
+from persia_hpc.protocol.messages import Feed, FeedEvaluate, Gradients, Kind, Message, Patch, send
 from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.runtime.loop import PollingLoop, RankContext
 from persia_hpc.runtime.phases import TRAINER, Phases
@@ -47,6 +47,7 @@ from .dense.allreduce import make_dense_reducer
 from .dense.reducers import make_sums
 from .dense.shared import SharedDense
 from .interfaces import DenseSync
+from .patches import EarlyBatches
 
 _OTHERS = "the other trainers"
 
@@ -128,8 +129,13 @@ class RingStream:
         workers: FeedingWorkers,
         context: RankContext,
         trace_steps: int | None = None,
+        *,
+        fresh: bool = False,
     ):
-        """Connects to this trainer's ends of the rings; `trace_steps` as in `Phases`."""
+        """Connects to this trainer's ends of the rings; `trace_steps` as in `Phases`.
+
+        fresh: batches come ahead of their step, and patches for them by rings of their own.
+        """
         self.plane = plane
         self.trainer_rank = workers.trainer_rank
         self.mine = workers.mine
@@ -141,9 +147,10 @@ class RingStream:
         self._senders: dict[int, RingSender] = {
             w: plane.sender(ranks[w], "gradients") for w in workers.linked
         }
-        self._receivers: dict[int, RingReceiver] = {
-            w: plane.receiver(ranks[w], "feed") for w in workers.linked
-        }
+        self._receivers: list[RingReceiver] = [plane.receiver(ranks[w], "feed") for w in workers.linked]
+        if fresh:
+            self._receivers += [plane.receiver(ranks[w], "patch") for w in workers.mine]
+        self._early = EarlyBatches() if fresh else None
         self._ready: dict[int, RowBatch] = {}  # by step
         self._ready_evaluation: dict[int, RowBatch] = {}  # by number
         self._watchdog = context.watchdog
@@ -255,13 +262,7 @@ class RingStream:
         )
 
     def begin_export(self, request: ExportRequest) -> None:
-        self._checkpoints_begun += 1
-        self._checkpoints_done += 1  # that is reported apart
         send(self._senders[0], Export(request))
-        self._wait(
-            lambda: self._checkpoints_marked == self._checkpoints_begun,
-            "the servers, by way of embedding worker 0, to take the rows of a version",
-        )
 
     def exported(self) -> list[ExportReport]:
         reports, self._exported = self._exported, []
@@ -274,9 +275,11 @@ class RingStream:
         self._closing = True
         for batch in (*self._ready.values(), *self._ready_evaluation.values()):
             batch.release()
+        if self._early is not None:
+            self._early.release()
         for sender in self._senders.values():
             sender.close()
-        receivers = self._receivers.values()
+        receivers = self._receivers
         self._wait(
             lambda: all(r.closed for r in receivers) and not any(s.pending for s in self._senders.values()),
             "the workers to end",
@@ -297,7 +300,7 @@ class RingStream:
 
     def _poll(self) -> bool:
         moved = self.plane.progress()
-        for receiver in self._receivers.values():
+        for receiver in self._receivers:
             record = receiver.poll()
             if record is not None:
                 self._take(record)
@@ -314,12 +317,20 @@ class RingStream:
         if self._closing:  # a loop that was left early: its batches are dropped, and the servers count them
             record.release()
         elif kind == Kind.FEED:
-            self._ready[record.step] = Feed.unpack(record, self.multi, self.weighted)
+            batch = Feed.unpack(record, self.multi, self.weighted)
+            self._make_ready(batch if self._early is None else self._early.add(batch))
+        elif kind == Kind.PATCH and self._early is not None:
+            self._make_ready(self._early.patch(Patch.unpack(record)))
+            record.release()
         elif kind == Kind.FEED_EVALUATE:
             self._ready_evaluation[record.step] = FeedEvaluate.unpack(record, self.multi, self.weighted)
         else:
             self._take_report(record)
             record.release()
+
+    def _make_ready(self, batch: RowBatch | None) -> None:
+        if batch is not None:
+            self._ready[batch.step] = batch
 
     def _take_report(self, record: Record) -> None:
         kind = record.kind

@@ -22,7 +22,7 @@ from persia_hpc.table_layout import Layout
 from .batch import Batch, Inputs, on_backward
 from .dense.forward import Forward
 from .dense.precision import Precision
-from .dense.state import DenseState, copied, dense_content, seed_generators, trainer_seed
+from .dense.state import DenseState, Owned, copied, dense_content, owned_state, seed_generators, trainer_seed
 from .dense.updates import Updates
 from .dense.verdict import judge, tell
 from .evaluation import predict_split
@@ -87,8 +87,7 @@ class Session(Progress):
         wanted = Wanted.of(config, inputs)
         self._ranker = Ranker(wanted, inputs, self.precision, peers, device)
         self.progressive = Progressive(config.train.progressive, wanted, peers, self.state)
-        num_steps = self.num_steps if "train" in schedules else 1
-        self.updates = Updates(config.train, num_steps, self.precision, reducer)
+        self.updates = Updates(config, self.num_steps if "train" in schedules else 1, self.precision, reducer)
         self._resume, self._initial = resume, initial
         self._current: Parts | None = None  # of the step under way
         self._pool_began: float | None = None
@@ -100,7 +99,7 @@ class Session(Progress):
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> nn.Module:
         """Moves the model to the device and gives every trainer trainer 0's parameters.
-        Without `optimizer`, that of `[train] optimizer` is made. Yours must hold this model's parameters.
+        optimizer: holds this model's parameters; by default that of `[train] optimizer` is made.
         Collective over trainers.
         Raises UserError for a checkpoint or an optimizer that doesn't fit.
         """
@@ -121,7 +120,7 @@ class Session(Progress):
         # From here on trainers draw their own random numbers (dropout).
         seed_generators(trainer_seed(self.config.seed, self.trainer_rank))
         if self._resume is not None:
-            self._resume.restore_random_state(self.config.seed, self.trainer_rank, self.num_trainers)
+            self._resume.restore_owned(self.pooling.item_counts, self.config.seed, self.peers)
             if self.trainer_rank == 0:
                 for text in changed_rates(self._resume, self.config, self.schedules["train"], optimizer):
                     self.skips.warn(self.step_number, text)
@@ -360,14 +359,15 @@ class Session(Progress):
         self.phases.stop()
         self.reducer.settle(self.stream, self.stopping.listen)
         self.check_model()
-        optimizer, scaler, skipped = self.optimizer, self.precision.state(), self.skips.total()
+        optimizer, own = self.optimizer, owned_state(self.pooling.item_counts)
+        scaler, skipped = self.precision.state(), self.skips.total()
 
-        def content(random_states: list[dict[str, Any]]) -> dict[str, Any]:
+        def content(owned: list[Owned]) -> dict[str, Any]:
             assert self.model is not None, "call session.prepare(model) first"
-            content = dense_content(self.state, self.model, optimizer, scaler, random_states, skipped)
+            content = dense_content(self.state, self.model, optimizer, scaler, owned, skipped)
             return {**content, "average": copied(self.updates.average.state())}
 
-        self.saver.begin(self.step_number, content, full=full, best=best)
+        self.saver.begin(self.step_number, content, own, full=full, best=best)
 
     def _check_drained(self, method: str, key: str) -> None:
         if not self.drained:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from persia_hpc.config import Config
 from persia_hpc.errors import PersiaError
+from persia_hpc.printable import say
 from persia_hpc.protocol.row_batch import RowBatch
 
 from .batch import Inputs
@@ -152,7 +152,7 @@ def _not_finite(model: nn.Module) -> Iterator[str]:
 
 
 def _say(text: str) -> None:
-    print(f"persia-hpc: {text}", file=sys.stderr, flush=True)
+    say(text)
 
 
 class Buffers:

@@ -50,13 +50,22 @@ class Stopping:
             self._saver.poll()
             overdue = self._saver.overdue()
         if self._exporter is not None:
-            self._exporter.poll(state.step)
-            if self._stream.alone and self._exporter.overdue():
-                self._exporter.advance(state.step)
-            overdue |= self._exporter.overdue()
+            overdue |= self._export(self._exporter)
         if overdue and state.segment_last is not None and not self._draining:
             self._draining = True
             self._stream.request_stop()
+
+    def _export(self, exporter: Exporter) -> bool:
+        """Begins a version if it may now; returns whether that can only be when no gradient is in flight."""
+        state = self._state
+        exporter.reach(state.step)
+        exporter.poll(state.step)
+        if not exporter.overdue():
+            return False
+        if self._stream.alone:
+            exporter.advance(state.step)
+            return False
+        return state.segment_last is None or not exporter.announce(state.step)
 
     def agree_on_stop(self) -> None:
         """Gives every trainer trainer 0's reason to stop; between segments it begins a version if one is due.
@@ -65,12 +74,10 @@ class Stopping:
         """
         self.listen()
         state, exporter = self._state, self._exporter
-        due = exporter is not None and state.segment_last is None and exporter.overdue()
-        state.stop_reason, state.interrupted, due = self._peers.broadcast(
-            (state.stop_reason, state.interrupted, due)
-        )
-        if exporter is not None and due:
-            exporter.advance(state.step)
+        if exporter is not None and state.segment_last is None and exporter.waits:
+            exporter.advance(state.step)  # before the others go on
+        told = self._peers.broadcast((state.stop_reason, state.interrupted))
+        state.stop_reason, state.interrupted = told
 
     def checkpoint_is_due(self) -> bool:
         """Returns whether a checkpoint is to be written now, between two segments."""

@@ -125,6 +125,7 @@ class ScriptedTrainer(TrainerDuty):
             layout,
             FeedingWorkers(place.ranks_in_feed_plane(Role.EMBEDDING_WORKER), plan.workers_of_trainer[me], me),
             place.context(plane),
+            fresh=self.facts.config.mode == "fresh",
         )
         schedule = self.facts.schedules["train"]
         stop_at = self.case.get("stop_at")

@@ -16,11 +16,12 @@ import numpy.typing as npt
 import polars as pl
 
 from persia_hpc.errors import UserError
+from persia_hpc.preprocess.bad_lines import BadLines
 from persia_hpc.preprocess.histories import Timeline
 from persia_hpc.preprocess.ids import string_ids
-from persia_hpc.preprocess.lines import expand_files
+from persia_hpc.preprocess.lines import Piece, expand_files
 from persia_hpc.preprocess.outputs import ITEMS, FileReport, Outputs, input_identity
-from persia_hpc.preprocess.parts import Part, cut, file_names, is_done, write_parts
+from persia_hpc.preprocess.parts import Part, check_given, cut, file_names, is_done, write_parts
 from persia_hpc.preprocess.splitting import uniform
 from persia_hpc.preprocess.team import ONE_MEMBER, Team, together
 from persia_hpc.samples.batch import IdColumn, Rows, SampleBatch
@@ -31,6 +32,7 @@ from .reviews import codes, read_categories, read_reviews
 
 TASKS = ("next_item", "ctr")
 SOURCE = "Amazon reviews (McAuley et al., UCSD), research"
+ENCODING = {"dataset": "amazon", "missing_id": MISSING_ID}
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class AmazonOptions:
     min_count: users and products with fewer reviews are left out, counted once
     history, hold_out: as of MovieLens; with the task `ctr` the history has 100 reviews by default
     shards: number of training files
+    max_bad_lines: the most lines that aren't of the layout and are left out
+    encoding: that of other data, which this one must equal
     """
 
     out: Path
@@ -54,6 +58,8 @@ class AmazonOptions:
     seed: int = 1
     overwrite: bool = False
     shards: int = 1
+    max_bad_lines: int = 0
+    encoding: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -123,17 +129,17 @@ def prepare(options: AmazonOptions, team: Team = ONE_MEMBER) -> list[FileReport 
     Collective over `team`.
     Raises UserError for bad options or input, or if other files are in the way.
     """
-    paths, meta, outputs = together(team, lambda: _look(options))
-    if is_done(team, outputs):
+    paths, meta, bad_lines, outputs = together(team, lambda: _look(options))
+    if is_done(team, outputs, bad_lines):
         return None
-    parts, counted = together(team, lambda: _read(options, paths, meta, shown=team.shows))
-    encoding = {"dataset": "amazon", "missing_id": MISSING_ID}
-    made = write_parts(team, outputs, parts, encoding, "amazon: writing", source=SOURCE)
+    parts, counted = together(team, lambda: _read(options, paths, meta, bad_lines, shown=team.shows))
+    made = write_parts(team, outputs, parts, ENCODING, "amazon: writing", bad_lines, source=SOURCE)
     return None if made is None else [counted, *made]
 
 
-def _look(options: AmazonOptions) -> tuple[list[Path], list[Path], Outputs]:
-    """Returns the files of reviews and of products, and the outputs."""
+def _look(options: AmazonOptions) -> tuple[list[Path], list[Path], BadLines, Outputs]:
+    """Returns the files of reviews and of products, what is known of their lines, and the outputs."""
+    check_given(options.encoding, ENCODING)
     names = [*file_names(_splits(options), options.shards), ITEMS]
     paths = expand_files(options.input)
     meta = [] if options.meta is None else expand_files([str(options.meta)])
@@ -152,20 +158,22 @@ def _look(options: AmazonOptions) -> tuple[list[Path], list[Path], Outputs]:
         "missing_id": MISSING_ID,
         **({"positives_only": True} if options.task == "next_item" else {}),
     }
-    return paths, meta, Outputs(options.out, names, settings, overwrite=options.overwrite)
+    bad_lines = BadLines([Piece(path) for path in (*paths, *meta)], options.max_bad_lines)
+    return paths, meta, bad_lines, Outputs(options.out, names, settings, overwrite=options.overwrite)
 
 
 def _read(
-    options: AmazonOptions, paths: Sequence[Path], meta: Sequence[Path], *, shown: bool
+    options: AmazonOptions, paths: Sequence[Path], meta: Sequence[Path], bad_lines: BadLines, *, shown: bool
 ) -> tuple[list[Part], str]:
     """Reads all files; returns what to write, and how many reviews there are."""
-    frame = read_reviews(paths, shown=shown)
+    frame = read_reviews(paths, bad_lines, shown=shown)
     kept = frequent(frame, options.min_count)
     if not kept.height:
         raise UserError(
             f"--min-count {options.min_count}: got no user and product with so many reviews; lower it"
         )
-    reviews = _reviews(kept, read_categories(meta[0], shown=shown) if meta else None, options)
+    categories = read_categories(meta[0], bad_lines, shown=shown) if meta else None
+    reviews = _reviews(kept, categories, options)
     places = reviews.timeline.places()
     seen = places < reviews.timeline.end[places] - options.hold_out
     counts = np.bincount(reviews.items[seen], minlength=len(reviews.item_ids)).astype(np.float32)

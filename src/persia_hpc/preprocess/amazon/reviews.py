@@ -17,7 +17,8 @@ import numpy.typing as npt
 import polars as pl
 
 from persia_hpc.errors import UserError
-from persia_hpc.preprocess.frames import BadRowsError, Frame, parse
+from persia_hpc.preprocess.bad_lines import BadLines
+from persia_hpc.preprocess.frames import Frame, parse, refuse_lines
 from persia_hpc.preprocess.lines import TextBlock, read_blocks
 from persia_hpc.preprocess.progress import Progress
 
@@ -30,39 +31,48 @@ ASIN_CHARACTERS = 10
 Kinds = Mapping[str, type[pl.DataType]]
 
 
-def read_reviews(paths: Sequence[Path], *, shown: bool = True) -> pl.DataFrame:
+def read_reviews(paths: Sequence[Path], bad_lines: BadLines, *, shown: bool = True) -> pl.DataFrame:
     """Returns all reviews in the order of the files: user and item as text, rating, and time in seconds.
 
-    Raises UserError for a line of another layout, with its number, and for files without reviews.
+    Raises UserError for too many lines of another layout, with their numbers, and for files without any.
     """
     frames = []
     total = sum(path.stat().st_size for path in paths)
     with Progress("amazon: reading reviews", total, unit=" bytes", shown=shown) as progress:
         for path in paths:
-            reader = None
+            reader = _Reader()
             for block in read_blocks(path, on_read=progress.add):
-                reader = reader or _reader(block)
-                frames.append(reader(block))
+                frame = bad_lines.good(path, block, reader.read)
+                frames += [] if frame is None else [frame]
     if not frames or not any(frame.height for frame in frames):
         raise UserError(f"{', '.join(map(str, paths))}: got no reviews, expected at least one")
     return pl.concat(frames)
 
 
-def read_categories(path: Path, *, shown: bool = True) -> dict[str, str]:
+def read_categories(path: Path, bad_lines: BadLines, *, shown: bool = True) -> dict[str, str]:
     """Returns the last category of each product in a file of metadata, as DIN's published data have it.
 
-    Raises UserError for a line that isn't a product, with its number.
+    Raises UserError for too many lines that aren't products, with the first's number.
     """
-    found = {}
+    found: dict[str, str] = {}
     total = path.stat().st_size
     with Progress("amazon: reading products", total, unit=" bytes", shown=shown) as progress:
         for block in read_blocks(path, on_read=progress.add):
-            for row, line in enumerate(block.data[:-1].split(b"\n")):
-                product = _object(line)
-                name = None if product is None else product.get("parent_asin", product.get("asin"))
-                if product is None or not isinstance(name, str):
-                    raise UserError(f"{path}:{block.line(row)}: got no product, expected JSON with an asin")
-                found[name] = _last_category(product)
+            found |= bad_lines.good(path, block, _products) or {}
+    return found
+
+
+def _products(block: TextBlock) -> dict[str, str]:
+    found = {}
+    problems = {}
+    for row, line in enumerate(block.data[:-1].split(b"\n")):
+        product = _object(line)
+        name = None if product is None else product.get("parent_asin", product.get("asin"))
+        if product is None or not isinstance(name, str):
+            problems[row] = "got no product, expected JSON with an asin"
+        else:
+            found[name] = _last_category(product)
+    refuse_lines(block, problems)
     return found
 
 
@@ -84,8 +94,25 @@ def _last_category(product: Mapping[str, Any]) -> str:
     return str(found)
 
 
+class _Reader:
+    """Reads the blocks of a file, whose layout the first good line tells; times of 2023 are milliseconds."""
+
+    def __init__(self) -> None:
+        self._read: Callable[[TextBlock], pl.DataFrame] | None = None
+
+    def read(self, block: TextBlock) -> pl.DataFrame:
+        """Returns the reviews of a block.
+
+        Raises BadRowsError for lines of another layout.
+        """
+        read = self._read or _reader(block)
+        frame = read(block)
+        self._read = read
+        return frame
+
+
 def _reader(first: TextBlock) -> Callable[[TextBlock], pl.DataFrame]:
-    """Returns what reads the file's blocks, judged by the first line; times of 2023 are milliseconds."""
+    """Returns what reads the file's blocks, judged by the first line."""
     line = first.data.split(b"\n", 1)[0].strip()
     if line.startswith(b"{"):
         if b'"parent_asin"' in line:
@@ -133,25 +160,29 @@ def _json_by_line(block: TextBlock, kinds: Kinds) -> pl.DataFrame:
 
     Raises BadRowsError that lists the lines that hold no review.
     """
-    rows, problems = [], []
+    rows, problems = [], {}
     for row, line in enumerate(block.data[:-1].split(b"\n")):
         try:
             found = json.loads(line)
             rows.append([_whole(found[name]) for name in kinds])
         except (ValueError, TypeError, KeyError, RecursionError):
-            number = block.line(row)
-            wanted = ", ".join(kinds)
-            problems.append((range(number, number + 1), f"got no review, expected JSON with {wanted}"))
-    if not problems:
-        try:
-            return pl.DataFrame(rows, schema=dict(kinds), orient="row")
-        except (pl.exceptions.PolarsError, TypeError) as error:
-            wanted = ", ".join(f"{name} ({kind.__name__})" for name, kind in kinds.items())
-            raise UserError(
-                f"{block.path}:{block.first_line}: got values of another type in the {block.num_rows} lines "
-                f"from here on, expected {wanted}"
-            ) from error
-    raise BadRowsError(block.path, problems)
+            problems[row] = f"got no review, expected JSON with {', '.join(kinds)}"
+    refuse_lines(block, problems)
+    try:
+        return pl.DataFrame(rows, schema=dict(kinds), orient="row")
+    except (pl.exceptions.PolarsError, TypeError) as error:
+        wanted = ", ".join(f"{name} ({kind.__name__})" for name, kind in kinds.items())
+        other = f"got values of another type, expected {wanted}"
+        refuse_lines(block, {row: other for row, values in enumerate(rows) if not _fits(values, kinds)})
+        raise UserError(f"{block.path}: {other} in the lines from {block.first_line} on") from error
+
+
+def _fits(values: Sequence[Any], kinds: Kinds) -> bool:
+    try:
+        pl.DataFrame([values], schema=dict(kinds), orient="row")
+    except (pl.exceptions.PolarsError, TypeError):
+        return False
+    return True
 
 
 def _whole(value: Any) -> Any:

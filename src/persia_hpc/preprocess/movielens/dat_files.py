@@ -7,7 +7,7 @@ Shapes: N ratings, R of them taken.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,10 +16,11 @@ import numpy.typing as npt
 import polars as pl
 
 from persia_hpc.errors import UserError
+from persia_hpc.preprocess.bad_lines import BadLines
 from persia_hpc.preprocess.columns import split_lists
-from persia_hpc.preprocess.frames import BadRowsError, Frame, parse
+from persia_hpc.preprocess.frames import BadRowsError, Frame, parse, refuse_lines
 from persia_hpc.preprocess.ids import string_ids
-from persia_hpc.preprocess.lines import TextBlock, num_newlines, read_blocks
+from persia_hpc.preprocess.lines import TextBlock, read_blocks
 from persia_hpc.samples.batch import IdColumn, Rows, SampleBatch
 from persia_hpc.samples.ids import Ids
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
@@ -45,6 +46,7 @@ USERS: Kinds = {
     "zip": pl.String,
 }
 MOVIES: Kinds = {"movie": pl.Int64, "title": pl.String, "genres": pl.String}
+YEAR = pl.col("title").str.extract(r"\((\d{4})\)\s*$").cast(pl.Int64).alias("year")
 RATINGS: Kinds = {"user": pl.Int64, "movie": pl.Int64, "rating": pl.Int64}
 
 
@@ -97,14 +99,28 @@ def find_file(directory: Path, *names: str) -> Path:
     )
 
 
-def _read(path: Path, columns: Kinds) -> Frame:
-    """Reads a `::`-separated Latin-1 file in which no value may be missing."""
-    frames = []
-    lines: list[range] = []
-    for block in read_blocks(path):
-        if b"\t" in block.data:
-            row = num_newlines(block.data[: block.data.index(b"\t")])
-            raise UserError(f"{path}:{block.line(row)}: got a tab, expected values separated by '::'")
+def find_files(directory: Path) -> list[Path]:
+    """Returns the files of ratings, users and movies.
+
+    Raises UserError if one is missing.
+    """
+    return [
+        find_file(directory, "ratings.dat", "ratings_no_timestamp.dat"),
+        find_file(directory, "users.dat"),
+        find_file(directory, "movies.dat"),
+    ]
+
+
+def _read(path: Path, bad_lines: BadLines, columns: Kinds, check: Callable[[Frame], None]) -> pl.DataFrame:
+    """Reads a `::`-separated Latin-1 file in which no value may be missing.
+
+    check: refuses rows that are bad for other reasons
+    """
+
+    def read(block: TextBlock) -> pl.DataFrame:
+        tabs = [b"\t" in line for line in block.data[:-1].split(b"\n")] if b"\t" in block.data else []
+        wrong = "got a tab, expected values separated by '::'"
+        refuse_lines(block, {row: wrong for row, tab in enumerate(tabs) if tab})
         text = block.data.decode("latin-1").replace("::", "\t").encode()
         try:
             source = parse(replace(block, data=text), columns, "\t")
@@ -115,61 +131,92 @@ def _read(path: Path, columns: Kinds) -> Frame:
             source.refuse(source.frame[name].is_null().to_numpy(), name, "a value")
             if kind.is_integer():
                 source.refuse((source.frame[name] < 0).to_numpy(), name, "a number from 0 on")
-        frames.append(source.frame)
-        lines += [range(line, line + 1) for line in map(block.line, range(source.frame.height))]
+        check(source)
+        return source.frame
+
+    found = [bad_lines.good(path, block, read) for block in read_blocks(path)]
+    frames = [frame for frame in found if frame is not None]
     if not frames:
         raise UserError(f"{path}: got an empty file, expected lines of {'::'.join(columns)}")
-    return Frame(pl.concat(frames, rechunk=True), path, lines=lines)
+    return pl.concat(frames, rechunk=True)
 
 
 def _refuse_separators(block: TextBlock, columns: Kinds) -> None:
-    """Refuses a line with another number of values in the file's own words: `parse` knows tabs.
+    """Refuses lines with another number of values in the file's own words: `parse` knows tabs.
 
-    Raises UserError for the first one.
+    Raises BadRowsError if there are any.
     """
+    problems = {}
     for row, line in enumerate(block.data[:-1].split(b"\n")):
         if line.count(b"::") != len(columns) - 1:
             fix = ""
             if b"::" not in line and b"," in line:
                 name = block.path.name.partition(".")[0]
                 fix = f"; files of 20M or 25M, with commas, must keep their names, as {name}.csv"
-            raise UserError(
-                f"{block.path}:{block.line(row)}: got {line[:60].decode('latin-1')!r}, expected "
-                f"{len(columns)} values, {'::'.join(columns)}{fix}"
+            problems[row] = (
+                f"got {line[:60].decode('latin-1')!r}, expected {len(columns)} values, "
+                f"{'::'.join(columns)}{fix}"
             )
+    refuse_lines(block, problems)
 
 
-def _read_ratings(path: Path) -> Frame:
+class _Once:
+    """Refuses rows whose key another row has had."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+        self._seen = pl.Series(dtype=pl.Int64)
+
+    def check(self, source: Frame) -> None:
+        keys = source.frame[self._key]
+        again = ~keys.is_first_distinct() | keys.is_in(self._seen.implode())
+        # Its ratings would become several samples.
+        source.refuse(again.to_numpy(), self._key, f"each {self._key} on one line")
+        self._seen = pl.concat([self._seen, keys])
+
+
+def _read_movies(path: Path, bad_lines: BadLines) -> pl.DataFrame:
+    once = _Once("movie")
+
+    def check(source: Frame) -> None:
+        untitled = source.frame.select(YEAR)["year"].is_null().to_numpy()
+        source.refuse(untitled, "title", "a title that ends in '(year)'")
+        once.check(source)
+
+    return _read(path, bad_lines, MOVIES, check).select("movie", YEAR, "genres")
+
+
+def _read_ratings(
+    path: Path, bad_lines: BadLines, known: Mapping[str, tuple[pl.Series, Path]]
+) -> pl.DataFrame:
+    """Reads the ratings; `known` has all users and movies, and the file of each."""
     block = next(read_blocks(path), None)
     first = b"" if block is None else block.data.split(b"\n", 1)[0]
     columns: Kinds = {**RATINGS, "time": pl.Int64} if first.count(b"::") == 3 else RATINGS
-    source = _read(path, columns)
-    source.refuse(~source.frame["rating"].is_between(1, 5).to_numpy(), "rating", "1, 2, 3, 4 or 5")
-    return source
+
+    def check(source: Frame) -> None:
+        source.refuse(~source.frame["rating"].is_between(1, 5).to_numpy(), "rating", "1, 2, 3, 4 or 5")
+        for key, (values, other) in known.items():
+            unknown = ~source.frame[key].is_in(values.implode()).to_numpy()
+            source.refuse(unknown, key, f"a {key} that {other.name} has")
+
+    return _read(path, bad_lines, columns, check)
 
 
-def read_samples(directory: Path, task: str, *, whole: bool = False) -> tuple[DatRatings, list[Path]]:
-    """Returns all samples of the task in the order of the ratings, with `whole` all ratings, and the files.
+def read_samples(
+    ratings: Path, users: Path, movies: Path, task: str, bad_lines: BadLines, *, whole: bool = False
+) -> DatRatings:
+    """Returns all samples of the task in the order of the ratings, with `whole` all ratings.
 
-    Raises UserError for missing files, and for a line of another layout, with its number.
+    Raises UserError for too many lines of another layout, with the first's number.
     """
-    paths = [
-        find_file(directory, "ratings.dat", "ratings_no_timestamp.dat"),
-        find_file(directory, "users.dat"),
-        find_file(directory, "movies.dat"),
-    ]
-    ratings, users, movies = _read_ratings(paths[0]), _read(paths[1], USERS), _read(paths[2], MOVIES)
-    for key, other in (("user", users), ("movie", movies)):
-        again = ~other.frame[key].is_first_distinct().to_numpy()
-        other.refuse(again, key, f"each {key} on one line")  # its ratings would become several samples
-        unknown = ~ratings.frame[key].is_in(other.frame[key].implode()).to_numpy()
-        ratings.refuse(unknown, key, f"a {key} that {other.path.name} has")
-    year = pl.col("title").str.extract(r"\((\d{4})\)\s*$").cast(pl.Int64).alias("year")
-    movies.refuse(
-        movies.frame.select(year)["year"].is_null().to_numpy(), "title", "a title that ends in '(year)'"
-    )
-    frame = ratings.frame.join(users.frame, on="user", how="left", maintain_order="left").join(
-        movies.frame.select("movie", year, "genres"), on="movie", how="left", maintain_order="left"
+    user_rows = _read(users, bad_lines, USERS, _Once("user").check)
+    movie_rows = _read_movies(movies, bad_lines)
+    known = {"user": (user_rows["user"], users), "movie": (movie_rows["movie"], movies)}
+    frame = (
+        _read_ratings(ratings, bad_lines, known)
+        .join(user_rows, on="user", how="left", maintain_order="left")
+        .join(movie_rows, on="movie", how="left", maintain_order="left")
     )
     if task == "ctr" and not whole:
         # As AutoInt and RecBole do: a 3 says neither yes nor no.
@@ -191,4 +238,4 @@ def read_samples(directory: Path, task: str, *, whole: bool = False) -> tuple[Da
     time = np.ascontiguousarray(frame["time"].to_numpy()) if has_time else None
     dense = np.empty((frame.height, 0), np.float32)
     batch = SampleBatch(ids, dense, labels, time=time)
-    return DatRatings(schema, batch, (2 * rating).astype(np.uint8)), paths
+    return DatRatings(schema, batch, (2 * rating).astype(np.uint8))

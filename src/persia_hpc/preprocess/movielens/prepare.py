@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from persia_hpc.errors import UserError
+from persia_hpc.preprocess.bad_lines import BadLines
 from persia_hpc.preprocess.histories import Timeline
+from persia_hpc.preprocess.lines import Piece
 from persia_hpc.preprocess.outputs import ITEMS, FileReport, Outputs, input_identity
-from persia_hpc.preprocess.parts import Part, cut, file_names, is_done, write_parts
+from persia_hpc.preprocess.parts import Part, check_given, cut, file_names, is_done, write_parts
 from persia_hpc.preprocess.splitting import SPLITS, boundaries, check_fractions
 from persia_hpc.preprocess.team import ONE_MEMBER, Team, together
 from persia_hpc.samples.batch import Rows, SampleBatch
@@ -36,6 +38,8 @@ class MovieLensOptions:
     hold_out: with `next_item`, how many of each user's last ratings are no training targets: the test (1),
     and for validation the one before (2)
     shards: number of training files
+    max_bad_lines: the most lines that aren't of the layout and are left out
+    encoding: that of other data, which this one must equal
     """
 
     out: Path
@@ -48,6 +52,8 @@ class MovieLensOptions:
     history: int | None = None
     hold_out: int = 1
     shards: int = 1
+    max_bad_lines: int = 0
+    encoding: Path | None = None
 
     @property
     def next_item(self) -> bool:
@@ -62,43 +68,46 @@ class MovieLensOptions:
 
 @dataclass(frozen=True)
 class _Input:
-    """Holds the ratings that were read, and the release that they are of."""
+    """Holds the files, what is known of their lines, and the release that they are of: "dat" or "csv"."""
 
-    ratings: dat_files.DatRatings | csv_files.CsvRatings
     paths: list[Path]
-    dtypes: Mapping[str, str]
+    bad_lines: BadLines
     release: str
 
+    @property
+    def encoding(self) -> dict[str, Any]:
+        """Is what gives the ids their meaning."""
+        return {"dataset": "movielens", "release": self.release, "missing_id": MISSING_ID}
 
-def prepare(options: MovieLensOptions, team: Team = ONE_MEMBER) -> list[FileReport] | None:
-    """Writes files for each split; returns a report on each, None when they were up to date.
+
+def prepare(options: MovieLensOptions, team: Team = ONE_MEMBER) -> list[FileReport | str] | None:
+    """Writes files for each split; returns what to print, None when they were up to date.
 
     Collective over `team`.
     Raises UserError for bad options or input, or if other files are in the way.
     """
     found, outputs = together(team, lambda: _look(options))
-    if is_done(team, outputs):
+    if is_done(team, outputs, found.bad_lines):
         return None
     parts, dtypes = together(team, lambda: _files(options, found))
-    encoding = {"dataset": "movielens", "release": found.release, "missing_id": MISSING_ID}
-    return write_parts(team, outputs, parts, encoding, "movielens: writing", dtypes, source=SOURCE)
+    title, lines = "movielens: writing", found.bad_lines
+    return write_parts(team, outputs, parts, found.encoding, title, lines, dtypes, source=SOURCE)
 
 
 def _look(options: MovieLensOptions) -> tuple[_Input, Outputs]:
-    """Reads the ratings; returns also the outputs."""
-    names, whole = _names(options), options.sequences
+    """Finds the files; returns also the outputs."""
+    names = _names(options)
     if any((options.input / f"ratings.csv{suffix}").is_file() for suffix in dat_files.COMPRESSIONS):
+        release = "csv"
         paths = [dat_files.find_file(options.input, name) for name in ("ratings.csv", "movies.csv")]
-        ratings = csv_files.read_ratings(paths[0], paths[1], options.task, whole=whole)
-        found = _Input(ratings, paths, csv_files.ID_DTYPES, "csv")
     else:
-        found = _Input(
-            *dat_files.read_samples(options.input, options.task, whole=whole), dat_files.ID_DTYPES, "dat"
-        )
+        release, paths = "dat", dat_files.find_files(options.input)
+    found = _Input(paths, BadLines([Piece(path) for path in paths], options.max_bad_lines), release)
+    check_given(options.encoding, found.encoding)
     chosen: dict[str, Any] = {"task": options.task}
     if not options.next_item:
         chosen.update(split=options.split, seed=options.seed, fractions=_fractions(options))
-    if whole:
+    if options.sequences:
         chosen.update(history=options.history)
     if options.next_item:
         chosen.update(hold_out=options.hold_out)
@@ -145,8 +154,18 @@ def _names(options: MovieLensOptions) -> list[str]:
 
 
 def _files(options: MovieLensOptions, found: _Input) -> tuple[list[Part], Mapping[str, str]]:
-    """Returns the files to write, and the types of their ids."""
-    ratings, dtypes = found.ratings, found.dtypes
+    """Reads the ratings; returns the files to write, and the types of their ids."""
+    ratings: dat_files.DatRatings | csv_files.CsvRatings
+    dtypes: Mapping[str, str]
+    whole, lines = options.sequences, found.bad_lines
+    if found.release == "csv":
+        of_ratings, of_movies = found.paths
+        ratings = csv_files.read_ratings(of_ratings, of_movies, options.task, lines, whole=whole)
+        dtypes = csv_files.ID_DTYPES
+    else:
+        of_ratings, of_users, of_movies = found.paths
+        ratings = dat_files.read_samples(of_ratings, of_users, of_movies, options.task, lines, whole=whole)
+        dtypes = dat_files.ID_DTYPES
     if not options.sequences:
         some = _parts(options, _fractions(options), ratings.users, ratings.time)
         return _cut(options, ratings, some), dtypes

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from persia_hpc.errors import UserError
-from persia_hpc.preprocess.bad_lines import SHOWN, BadLines
-from persia_hpc.preprocess.frames import BadRowsError, Frame
+from persia_hpc.preprocess.bad_lines import BadLines, good_rows
+from persia_hpc.preprocess.frames import Frame
 from persia_hpc.preprocess.lines import OnRead, Piece, TextBlock, chunks, num_newlines
 
 from .convert import Converter, Learned
@@ -73,39 +74,26 @@ def _search(
     if not is_text(piece.path, schema):
         return
     for names, whole in text_blocks(piece, schema, on_read=on_read):
-        able, problems = _problems(whole, names, schema, converter, check)
-        left_out = {line for taken in problems for line in taken}
-        lines.bad += len(left_out)  # an unbalanced quote may take many lines with it
-        described = sorted((taken.start, why) for taken, why in problems.items())
-        lines.first_bad = [*lines.first_bad, *described][:SHOWN]
-        lines.count = whole.line(whole.num_rows - 1)
-        bad_lines.check()
-        yield left_out, able
+        able, problems = good_rows(whole, partial(_fitting, names, schema, converter, check))
+        yield bad_lines.note(index, whole, problems), able
     if piece.end is not None:  # later pieces of the file count on blank lines at the end too
         lines.count = sum(map(num_newlines, chunks(piece)))
 
 
-def _problems(
-    block: TextBlock,
+def _fitting(
     names: Sequence[str],
     schema: TableSchema,
     converter: Converter | None,
     check: Check | None,
-) -> tuple[Converter | None, dict[range, str]]:
-    """Returns a converter that fits the good rows (None without any) and what is wrong with the others.
+    block: TextBlock,
+) -> Converter:
+    """Returns a converter that fits the block.
 
-    The bad rows are named by the lines that they occupy.
+    Raises BadRowsError for rows that don't fit.
     """
-    problems: dict[range, str] = {}
-    while block.num_rows:  # each time without what was found to be bad
-        try:
-            source = read_block(block, names, schema)
-            if check is not None:
-                check(source)
-            able = converter or Converter(schema, source)
-            able.batch(source, Learned())
-            return able, problems
-        except BadRowsError as error:
-            problems |= dict(error.problems)
-            block = block.without({line for taken, _ in error.problems for line in taken})
-    return converter, problems
+    source = read_block(block, names, schema)
+    if check is not None:
+        check(source)
+    able = converter or Converter(schema, source)
+    able.batch(source, Learned())
+    return able

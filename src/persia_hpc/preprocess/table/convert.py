@@ -13,6 +13,7 @@ import polars as pl
 
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess.columns import (
+    NUMBER,
     Numbers,
     id_type,
     split_lists,
@@ -86,17 +87,18 @@ class Converter:
         self.id_types = {}
         features = []
         for name, entry in schema.ids.items():
-            multi = is_list(first.frame[entry.column].dtype) or entry.separator is not None
+            multi = is_list(first.frame[entry.column].dtype) or entry.multi
             if entry.part is not None:
-                check_type(first.frame[entry.column].dtype, "time", Place(first, entry.column))
+                role = "dense" if entry.part == NUMBER else "time"
+                check_type(first.frame[entry.column].dtype, role, Place(first, entry.column))
             if entry.weights is not None and not multi:
                 raise UserError(
                     f"{first.path}: {entry.column}: got one id in each row, expected lists, which alone have "
                     f"weights; set ids.{name}.separator, or leave its `weights` out"
                 )
-            features.append(FeatureSchema(name, multi=multi, weighted=entry.weights is not None))
-            self.id_types[name] = entry.type
-            if entry.type == "auto":
+            features.append(FeatureSchema(name, multi=multi, weighted=entry.weighted))
+            self.id_types[name] = "integer" if entry.part == NUMBER else entry.type
+            if self.id_types[name] == "auto":
                 values = self._listed(first, entry)[0] if multi else self._single(first, entry)[0]
                 self.id_types[name] = id_type(values)
         self.dataset = DatasetSchema(
@@ -176,6 +178,8 @@ class Converter:
         Raises UserError for a column or value that can't be ids.
         """
         entry = self.schema.ids[name]
+        if entry.part == NUMBER:
+            return self._number(source, entry)
         if not self.dataset.feature(name).multi:
             if is_list(source.frame[entry.column].dtype):
                 raise UserError(
@@ -187,6 +191,15 @@ class Converter:
         values, lengths, place = self._listed(source, entry)
         ids = to_ids(values, self.id_types[name], place)
         return IdColumn.from_lengths(ids, lengths, self._id_weights(source, entry)), values
+
+    def _number(self, source: Frame, entry: Ids) -> tuple[IdColumn, pl.Series]:
+        """Returns the id 0 in each row that has a number, which is its weight, and those ids."""
+        values, place = self._values(source, entry.column)
+        numbers = to_numbers(values, "dense", place, missing=0.0)
+        known = values.is_not_null().to_numpy()
+        ids = np.zeros(int(known.sum()), np.uint64)
+        weights = numbers[known].astype(np.float32)
+        return IdColumn.from_lengths(ids, known.astype(np.int64), weights), pl.Series(ids)
 
     def dense(self, source: Frame, entry: Dense, moments: Moments | None) -> Numbers:
         """Returns the numbers [N] after the transforms; with `moments` None, before `standardize`.

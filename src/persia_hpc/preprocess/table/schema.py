@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from persia_hpc.errors import UserError
-from persia_hpc.preprocess.columns import LOG_SQUARE, PARTS, TIME_PARTS
+from persia_hpc.preprocess.columns import LOG_SQUARE, NUMBER, PARTS, TIME_PARTS
 from persia_hpc.preprocess.splitting import SPLITS, check_fractions
 
 if sys.version_info >= (3, 11):
@@ -52,8 +52,9 @@ class Dense:
 class Ids:
     """Describes an id feature: one id a row, or any number with `separator` or a list column.
 
-        With `part` the column holds times, as `Time` says, and the ids are this part of them; or with
-    "log_square" numbers. `weights` is a column with a number for each id, in the same form.
+    With `part` the column holds times, as `Time` says, and the ids are this part of them; or numbers: with
+    "log_square" they become ids, with "number" each is the weight of the id 0. `weights` is a column with a
+    number for each id, in the same form.
     """
 
     column: str
@@ -64,6 +65,16 @@ class Ids:
     part: str | None = None
     format: str | None = None
     weights: str | None = None
+
+    @property
+    def multi(self) -> bool:
+        """Tells whether a column without lists has any number of ids in a row."""
+        return self.separator is not None or self.part == NUMBER
+
+    @property
+    def weighted(self) -> bool:
+        """Tells whether the ids have weights."""
+        return self.weights is not None or self.part == NUMBER
 
 
 @dataclass(frozen=True)
@@ -324,7 +335,9 @@ def _ids(name: str, reader: _Reader) -> Ids:
         raise reader.fail("weights", "no `part` beside it: a part is one id, and only lists have weights")
     if ids.part is not None and (ids.separator is not None or ids.type == "string"):
         raise reader.fail("part", 'no `separator` or type = "string" beside it: a part is one integer')
-    if ids.part in (None, LOG_SQUARE) and ids.format is not None:
+    if ids.part == NUMBER and (ids.type != "auto" or ids.min_count > 1 or ids.vocabulary):
+        raise reader.fail("part", "no `type`, `min_count` or `vocabulary` beside it: all numbers have one id")
+    if ids.part in (None, LOG_SQUARE, NUMBER) and ids.format is not None:
         raise reader.fail("format", f"it beside `part`, one of {', '.join(TIME_PARTS)}")
     return ids
 

@@ -23,6 +23,7 @@ from persia_hpc.preprocess.outputs import (
     make_directory,
     sum_and_counts,
 )
+from persia_hpc.preprocess.parts import check_given
 from persia_hpc.preprocess.pieces import write_pieces
 from persia_hpc.preprocess.progress import Progress
 from persia_hpc.preprocess.team import ONE_MEMBER, Team, once, share_of, together
@@ -50,6 +51,8 @@ class YambdaOptions:
     mappings: folder of artist_item_mapping.parquet and album_item_mapping.parquet
     windows: numbers of the first training window and of the one to evaluate; None: 0 and the last
     until: events from this time on are left out
+    max_bad_lines: must be 0, since the files are Parquet
+    encoding: that of other data, which this one must equal
     """
 
     out: Path
@@ -65,6 +68,8 @@ class YambdaOptions:
     stride: int = 1
     piece_rows: int = 50_000_000
     overwrite: bool = False
+    max_bad_lines: int = 0
+    encoding: Path | None = None
 
     @property
     def rules(self) -> Rules:
@@ -91,6 +96,11 @@ class _Work:
     pieces: list[tuple[int, int]]
     mappings: dict[str, Ids] = field(default_factory=dict)
 
+    @property
+    def encoding(self) -> dict[str, Any]:
+        """Is what gives the ids their meaning."""
+        return {"dataset": "yambda", "mappings": bool(self.mappings)}
+
 
 def prepare(options: YambdaOptions, team: Team = ONE_MEMBER) -> list[FileReport | str] | None:
     """Writes the missing files; returns what to print at the end, None if none was missing.
@@ -106,7 +116,7 @@ def prepare(options: YambdaOptions, team: Team = ONE_MEMBER) -> list[FileReport 
     if not missing and once(team, outputs.up_to_date):
         return None
     together(team, lambda: _check_room(options, found) if team.rank == 0 else None)
-    outputs.encode_together(team, lambda: {"dataset": "yambda", "mappings": bool(work.mappings)})
+    outputs.encode_together(team, lambda: work.encoding)
     names = _names(len(work.pieces), windows)
     wanted = [i for i, some in enumerate(names) if not missing.isdisjoint(some)]
 
@@ -138,12 +148,19 @@ def _look(options: YambdaOptions) -> _Work:
         raise UserError(
             f"--windows {options.windows[0]} {options.windows[1]}: expected two rising numbers from 0 on"
         )
+    if options.max_bad_lines:
+        raise UserError(
+            f"--max-bad-lines {options.max_bad_lines}: got Parquet files, which have no lines to leave out: "
+            "a value of another kind is an error; leave the option out, or repair the file"
+        )
     file = EventFile(options.input)
     if not file.rows:
         raise UserError(f"{options.input}: got no rows, expected at least one")
     kinds = () if options.mappings is None else ("artist", "album")
     mappings = {kind: read_mapping(options.mappings, kind) for kind in kinds if options.mappings is not None}
-    return _Work(file, file.cut(options.piece_rows), mappings)
+    work = _Work(file, file.cut(options.piece_rows), mappings)
+    check_given(options.encoding, work.encoding)
+    return work
 
 
 def _first_pass(options: YambdaOptions, work: _Work, team: Team) -> _Found:

@@ -25,7 +25,8 @@ def make_optimizer(
     """Makes an optimizer of torch.optim by its name and arguments.
 
     It is fused (one kernel for all parameters) where torch offers that and `settings` doesn't choose
-    otherwise. `settings["groups"]` are arguments for some parameters, by their names in `model`.
+    otherwise. `settings["groups"]` are arguments for some parameters, by their names in `model`, or those of
+    the layers that the model says to be a task's (`of_task`).
 
     Raises UserError for names and arguments that torch.optim doesn't have, and for a group that no parameter
     is in.
@@ -69,19 +70,36 @@ def _grouped(
     left = {names[id(p)]: p for p in parameters}
     made = []
     for number, group in enumerate(groups):
-        own = {key: value for key, value in group.items() if key != "match"}
-        path = f"train.optimizer.groups[{number}]"
+        own = {key: value for key, value in group.items() if key not in ("match", "task", "number")}
+        path = f"tasks.{group['task']}" if "task" in group else f"train.optimizer.groups[{number}]"
+        patterns = [group["match"]] if "match" in group else _of_task(model, group, path)
         if unknown := [key for key in own if key not in known or key == "params"]:
             text = f"{path}.{unknown[0]}: the optimizer has no such argument; it has: {_listed(known)}"
             raise UserError(text)
-        mine = [name for name in left if fnmatchcase(name, group["match"])]
+        mine = [name for name in left if any(fnmatchcase(name, pattern) for pattern in patterns)]
         if not mine:
             raise UserError(
-                f"{path}: no parameter that an earlier group has left fits match = {group['match']!r}; there "
-                f"are: {_listed(left)}"
+                f"{path}: no parameter that an earlier group has left fits match = "
+                f"{' or '.join(map(repr, patterns))}; there are: {_listed(left)}"
             )
         made.append({"params": [left.pop(name) for name in mine], **own})
     return [*made, {"params": list(left.values())}] if left else made
+
+
+def _of_task(model: nn.Module, group: Mapping[str, Any], path: str) -> Sequence[str]:
+    """Returns patterns of the names of the parameters that are one task's.
+
+    Raises UserError for a model without layers that are.
+    """
+    of_task = getattr(model, "of_task", None)
+    if not callable(of_task):
+        raise UserError(
+            f"{path}.lr: {type(model).__name__} has no layers of a task of its own; use mmoe, ple or esmm, "
+            "name layers in train.optimizer.groups, or give your model a method of_task(number) that returns "
+            'patterns of names such as ["towers.0.*"]'
+        )
+    patterns: Sequence[str] = of_task(group["number"])
+    return patterns
 
 
 def _listed(names: Collection[str]) -> str:

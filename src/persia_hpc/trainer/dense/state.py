@@ -21,6 +21,8 @@ from persia_hpc.checkpoint.names import DENSE
 from persia_hpc.config import Config
 from persia_hpc.errors import DataError, UserError
 from persia_hpc.schedule import Schedule
+from persia_hpc.trainer.interfaces import Peers
+from persia_hpc.trainer.item_counts import ItemCounts
 from persia_hpc.trainer.run_state import DriverState, RunState
 
 from .optimizer import WAYS
@@ -68,6 +70,14 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     random.setstate((version, tuple(words), gauss))
 
 
+Owned = tuple[dict[str, Any], dict[str, Any] | None]  # what a trainer has of its own: see `owned_state`
+
+
+def owned_state(counts: ItemCounts | None) -> Owned:
+    """Returns what a checkpoint keeps of each trainer: its random state, and its counts of items if any."""
+    return random_state(), None if counts is None else counts.state()
+
+
 @dataclass
 class DenseState:
     """Holds the content of `dense.pt`, the dense part of a checkpoint."""
@@ -82,6 +92,7 @@ class DenseState:
     scaler: dict[str, Any] = field(default_factory=dict)  # fp16's loss scale
     skipped_steps: int = 0  # of all trainers together
     average: dict[str, Any] = field(default_factory=dict)  # of `Average`, by name
+    items: list[dict[str, Any]] = field(default_factory=list)  # `ItemCounts.state` of each trainer, if any
     path: str = ""
 
     @classmethod
@@ -161,6 +172,18 @@ class DenseState:
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{self.path}: the optimizer there is not this one: {_line(error)}") from None
 
+    def restore_owned(self, counts: ItemCounts | None, seed: int, peers: Peers) -> None:
+        """Restores this trainer's random state, and its counts of items if it counts them.
+
+        Raises DataError for what is no such state.
+        """
+        self.restore_random_state(seed, peers.rank, peers.size)
+        if counts is not None and self.items:
+            try:
+                counts.restore(self.items, peers.rank, peers.size)
+            except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+                raise DataError(f"{self.path}: its counts of items are none ({_line(error)})") from error
+
     def restore_random_state(self, seed: int, trainer_rank: int, num_trainers: int) -> None:
         """Restores this trainer's random state; with another number of trainers, draws a new one.
 
@@ -180,7 +203,7 @@ class DenseState:
 _KINDS = {
     **dict.fromkeys(("step", "samples", "skipped_steps"), int),
     **dict.fromkeys(("model", "optimizer", "driver", "results", "scaler", "average"), dict),
-    "random": list,
+    **dict.fromkeys(("random", "items"), list),
 }
 
 
@@ -243,12 +266,12 @@ def dense_content(
     model: nn.Module,
     optimizer: torch.optim.Optimizer | None,
     scaler: Mapping[str, Any],
-    random_states: list[dict[str, Any]],
+    owned: list[Owned],
     skipped_steps: int,
 ) -> dict[str, Any]:
     """Returns what `dense.pt` is to hold of this moment, copied; `DenseState` reads it.
 
-    random_states: of each trainer. skipped_steps: of the whole run.
+    owned: `owned_state` of each trainer. skipped_steps: of the whole run.
     """
     return {
         "step": state.step,
@@ -257,7 +280,8 @@ def dense_content(
         "model": copied(model.state_dict()),
         "optimizer": copied(optimizer.state_dict()) if optimizer is not None else {},
         "scaler": scaler,
-        "random": random_states,
+        "random": [random for random, _ in owned],
+        "items": [items for _, items in owned if items is not None],
         "driver": state.saved_driver(),
         "results": {split: dict(values) for split, values in state.results.items()},
     }

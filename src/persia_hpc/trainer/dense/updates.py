@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from persia_hpc.config import TrainConfig
+from persia_hpc.config import Config
 from persia_hpc.config.learning_rate import LearningRate
 from persia_hpc.trainer.interfaces import DenseSync
 
@@ -18,13 +18,13 @@ from .state import DenseState
 class Updates:
     """Makes one update of the dense parameters a step."""
 
-    def __init__(self, train: TrainConfig, num_steps: int, precision: Precision, reducer: DenseSync) -> None:
+    def __init__(self, config: Config, num_steps: int, precision: Precision, reducer: DenseSync) -> None:
         """num_steps: of the whole training. reducer: has the parameters and their summed gradients."""
-        self._train = train
-        self._rate = LearningRate(train.schedule, num_steps)
+        self._settings, self._clip_norm = config.dense_optimizer, config.train.clip_norm
+        self._rate = LearningRate(config.train.schedule, num_steps)
         self._precision = precision
         self._reducer = reducer
-        self.average = Average(train.average)
+        self.average = Average(config.train.average)
         self.optimizer: torch.optim.Optimizer | None = None
 
     def attach(
@@ -37,7 +37,7 @@ class Updates:
         """
         parameters = self._reducer.parameters
         if optimizer is None and parameters:
-            optimizer = make_optimizer(parameters, self._train.optimizer, model)
+            optimizer = make_optimizer(parameters, self._settings, model)
         self.optimizer = optimizer
         self._precision.attach(parameters, optimizer)
         if resume is not None:
@@ -61,7 +61,7 @@ class Updates:
             return
         set_learning_rate(optimizer, self._rate, step, factor)
         if good:
-            self._precision.apply(optimizer, reducer.parameters, self._train.clip_norm)
+            self._precision.apply(optimizer, reducer.parameters, self._clip_norm)
         optimizer.zero_grad(set_to_none=True)
         reducer.updated()
         if good:

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from persia_hpc import _native
 from persia_hpc.config import Config
-from persia_hpc.config.retrieval import retrieval_loss
+from persia_hpc.config.retrieval import logq_source, retrieval_loss
 from persia_hpc.errors import UserError
 from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.protocol.wire import WIRES, wire_of
 from persia_hpc.trainer.batch import Batch, Inputs
+from persia_hpc.trainer.item_counts import ItemCounts
 from persia_hpc.trainer.jagged import Jagged
 
 from .cuda_kernel import CudaKernel, cuda_module
@@ -65,10 +66,12 @@ class Pooling:
         kernel: str | None = None,
         number_ids: bool = False,
         item_feature: str | None = None,
+        item_counts: ItemCounts | None = None,
     ) -> None:
         """Chooses the kernel.
 
         number_ids: whether training batches have `Batch.ids`. item_feature: the one that tells items apart.
+        item_counts: what batches are given to count items with.
         gradients: the wire format of row gradients. kernel: native (CPU only), cuda or torch, else the best
         one for the device; on the CPU the latter two are slow, for comparing them.
 
@@ -82,6 +85,7 @@ class Pooling:
         self._wire = WIRES[gradients]
         num_dim_groups = max((f.dim_group for f in inputs.features), default=-1) + 1
         self._groups = [DimGroup(inputs, group, self.device) for group in range(num_dim_groups)]
+        self.item_counts = item_counts
         self._number_ids = number_ids
         self._item_table = next((f.table for f in inputs.features if f.name == item_feature), None)
 
@@ -94,6 +98,7 @@ class Pooling:
             gradients=config.wire.gradients,
             number_ids=retrieval_loss(config) is not None,
             item_feature=config.data.item_feature,
+            item_counts=ItemCounts() if logq_source(config) == "counts" else None,
         )
 
     def embed(
@@ -133,6 +138,8 @@ class Pooling:
 
     def _add_ids(self, batch: Batch, row_batch: RowBatch) -> None:
         """Numbers the ids by their rows. Ids that are sums of more than two rows have no number."""
+        if self.item_counts is not None and row_batch.item_keys is not None:
+            batch.item_keys, batch.item_counts = row_batch.item_keys.copy(), self.item_counts
         for i, feature in enumerate(self.inputs.features):
             part = slice(int(row_batch.feature_offsets[i]), int(row_batch.feature_offsets[i + 1]))
             rows = row_batch.indices[part].astype(np.int64)

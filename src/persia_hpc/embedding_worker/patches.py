@@ -1,0 +1,68 @@
+"""Puts together what servers say has changed in a batch since it was fed (`fresh`).
+
+Shape letters: U_g rows of a dim group in a batch, M_g those that have changed, T tables, P servers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from persia_hpc.arrays import Array
+from persia_hpc.protocol.messages import Patch, send
+from persia_hpc.table_layout import Layout
+
+from .engine import KeyBatch
+from .rings import TrainerRings
+
+
+class Patches:
+    """Holds the patches of batches until those of all servers are there, and sends them to trainers."""
+
+    def __init__(self, layout: Layout, num_servers: int, trainers: Mapping[int, TrainerRings]) -> None:
+        self.senders = {t: rings.patches for t, rings in trainers.items() if rings.patches is not None}
+        self._groups = np.array(layout.dim_group_of_table)
+        self._num_servers = num_servers
+        self._found: dict[tuple[int, int], list[Patch]] = {}
+
+    def begin(self, batch: KeyBatch) -> None:
+        """Expects a patch of each server for a batch, where there are patches."""
+        if self.senders:
+            batch.unpatched = set(range(self._num_servers))
+
+    def due(self, in_flight: Mapping[tuple[int, int], KeyBatch]) -> bool:
+        """Returns whether the trainer of the oldest batch may be waiting for its patch."""
+        return bool(self.senders and in_flight and in_flight[min(in_flight)].unpatched)
+
+    def take(self, batch: KeyBatch, server: int, patch: Patch) -> None:
+        """Takes a server's patch, whose arrays are copied, and sends the batch's on if it is whole."""
+        found = self._found.setdefault((batch.step, batch.trainer), [])
+        at = enumerate(patch.positions)
+        places = [self._places(batch, server, group, np.asarray(of_group)) for group, of_group in at]
+        found.append(replace(patch, positions=places, rows=[np.array(rows) for rows in patch.rows]))
+        batch.unpatched.discard(server)
+        if not batch.unpatched:
+            del self._found[batch.step, batch.trainer]
+            positions, rows = _pieces([p.positions for p in found]), _pieces([p.rows for p in found])
+            send(self.senders[batch.trainer], replace(patch, positions=positions, rows=rows))
+
+    def _places(self, batch: KeyBatch, server: int, group: int, at: Array) -> Array:
+        """Returns where rows of a server's answer lie in the batch: it has a part of each table.
+
+        Shapes: uint32 [M_g] to uint32 [M_g].
+        """
+        if self._num_servers == 1:
+            return np.array(at)
+        tables = np.flatnonzero(self._groups == group)
+        offsets = batch.dedup.server_offsets[tables].astype(np.int64)
+        begins, counts = offsets[:, server], offsets[:, server + 1] - offsets[:, server]
+        ends = np.cumsum(counts)
+        shifts = begins - int(batch.dedup.group_offsets[group]) - (ends - counts)
+        places: Array = (at + shifts[np.searchsorted(ends, at, side="right")]).astype(np.uint32)
+        return places
+
+
+def _pieces(of_servers: Sequence[Sequence[Array | list[Array]]]) -> list[list[Array]]:
+    return [[np.asarray(piece) for piece in pieces] for pieces in zip(*of_servers, strict=True)]

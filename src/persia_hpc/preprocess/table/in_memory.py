@@ -1,0 +1,126 @@
+"""Writes a table that is in memory as one dataset file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from persia_hpc.errors import UserError, needs_package
+from persia_hpc.preprocess.frames import Frame
+from persia_hpc.samples.encoding import sealed
+from persia_hpc.samples.writer import DatasetWriter
+
+from .convert import Converter, Learned
+from .encoding import encoding_of
+from .schema import Dense, Ids, Label, TableSchema, Time, load_schema
+
+ROWS = 65_536  # converted at a time
+
+
+def write_dataset(
+    frame: Any,
+    path: str | os.PathLike[str],
+    *,
+    ids: Iterable[str] = (),
+    labels: Iterable[str] = (),
+    dense: Iterable[str] = (),
+    weight: str | None = None,
+    group: str | None = None,
+    time: str | None = None,
+    schema: str | os.PathLike[str] | None = None,
+) -> int:
+    """Writes a data frame to one HDF5 file that `persia-hpc train` reads, and returns the number of samples.
+
+    Values become ids and numbers as with `persia-hpc preprocess table`: integers are their own ids, text is
+    hashed, lists are multi-hot features. Rows keep their order. Replaces an older file, once the new one is
+    whole. Not collective.
+
+    frame: of polars, of pandas (which needs pyarrow), an Arrow table, or anything with Arrow's C stream.
+    ids, labels, dense: names of columns; features have these names. Without labels the file can only be
+    scored. Labels that aren't all 0 and 1 need a schema.
+    weight, group, time: columns of the samples' weights, groups and times.
+    schema: instead of all these the TOML file of `preprocess table`, whose files and split play no part; what
+    it would learn from training rows (`standardize`, `min_count`, `vocabulary`) is refused.
+
+    Raises UserError for a frame, a column or a value that can't be written, naming column and row.
+    """
+    named = (tuple(ids), tuple(labels), tuple(dense))
+    table = _table(named, weight, group, time) if schema is None else _loaded(Path(schema), named)
+    rows = _rows(frame, table.used_columns)
+    whole = Frame(rows, Path("the frame"))
+    converter = Converter(table, whole)
+    dataset = replace(converter.dataset, encoding=sealed(encoding_of(converter, Learned()))["digest"])
+    binary = all(label.binary for label in table.labels.values())
+    with DatasetWriter(path, dataset, check_binary_labels=binary) as writer:
+        for begin in range(0, rows.height, ROWS):
+            part = Frame(rows.slice(begin, ROWS), whole.path, first_row=begin)
+            writer.write(converter.batch(part, Learned()))
+    return rows.height
+
+
+def _table(
+    named: tuple[tuple[str, ...], ...], weight: str | None, group: str | None, time: str | None
+) -> TableSchema:
+    ids, labels, dense = named
+    if not ids:
+        raise UserError('write_dataset: ids: got nothing, expected names of columns, such as ids=["user"]')
+    twice = [name for part in named for name in part if part.count(name) > 1]
+    if twice:
+        raise UserError(f"write_dataset: got {twice[0]!r} twice, expected each column once")
+    return TableSchema(
+        labels={name: Label(name) for name in labels},
+        dense={name: Dense(name) for name in dense},
+        ids={name: Ids(name) for name in ids},
+        weight=weight,
+        group=group,
+        time=None if time is None else Time(time),
+    )
+
+
+def _loaded(path: Path, named: tuple[tuple[str, ...], ...]) -> TableSchema:
+    if any(named):
+        raise UserError("write_dataset: got a schema and names of columns, expected one of the two")
+    table = load_schema(path, whole_files=True)
+    learning = {
+        f"dense.{name}.transform" for name, entry in table.dense.items() if "standardize" in entry.transform
+    }
+    learning |= {f"ids.{name}.min_count" for name, entry in table.ids.items() if entry.min_count > 1}
+    learning |= {f"ids.{name}.vocabulary" for name, entry in table.ids.items() if entry.vocabulary}
+    if learning:
+        raise UserError(
+            f"{path}: {min(learning)} learns from training rows, which one frame needn't be; leave it out, "
+            "or write the frame to Parquet for `persia-hpc preprocess table`"
+        )
+    return table
+
+
+def _rows(frame: Any, columns: tuple[str, ...]) -> pl.DataFrame:
+    """Returns the columns of any kind of frame."""
+    if isinstance(frame, pl.LazyFrame):
+        frame = frame.collect()
+    names = frame.column_names if hasattr(frame, "column_names") else getattr(frame, "columns", None)
+    if names is not None and not callable(names):
+        for name in columns:
+            if name not in list(names):
+                raise UserError(
+                    f"write_dataset: the frame has no column {name!r}; it has: {', '.join(map(str, names))}"
+                )
+    if type(frame).__module__.partition(".")[0] == "pandas":
+        try:
+            return pl.from_pandas(frame[list(columns)], include_index=False)
+        except ModuleNotFoundError as error:
+            raise needs_package("a frame of pandas", error.name or "pyarrow") from error
+        except (TypeError, ValueError, pl.exceptions.PolarsError) as error:  # pyarrow's are ValueErrors
+            raise UserError(f"write_dataset: a column of the frame has mixed types ({error})") from error
+    try:
+        return pl.DataFrame(frame).select(columns)
+    except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
+        raise UserError(
+            f"write_dataset: got a {type(frame).__name__}, expected a data frame of polars or pandas, or an "
+            f"Arrow table ({error})"
+        ) from error

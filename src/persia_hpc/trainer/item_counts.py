@@ -1,0 +1,79 @@
+"""Counts the items that a trainer learns, for the correction of "in_batch_softmax" by how popular they are.
+
+A trainer counts what its own batches have, step by step: so what it knows does not depend on the number of
+servers and workers, and nothing has to be sent. Trainers draw from the same data, so shares are alike.
+
+N items, M items that are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from persia_hpc.arrays import Array
+
+
+class ItemCounts:
+    """Holds how often each item was learned, by the items' keys.
+
+    In parts of sorted keys, each more than twice as large as the next one: what is added is sorted with parts
+    of its own size, so that a million items cost a step no more than a thousand. A key's count is the sum
+    over the parts that have it.
+    """
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[Array, Array]] = []  # keys uint64 and counts float64
+
+    def add(self, keys: Array, counts: Array) -> None:
+        """Counts items that were met so many times more.
+
+        Shapes: keys uint64 [M], each once, and counts [M].
+        """
+        if not len(keys):
+            return
+        self._parts.append(_summed([(keys, counts)]))
+        while len(self._parts) > 1 and len(self._parts[-2][0]) <= 2 * len(self._parts[-1][0]):
+            self._parts[-2:] = [_summed(self._parts[-2:])]
+
+    def log_q(self, keys: Array) -> Array:
+        """Returns the logarithms of items' shares in all that was counted; -inf for those that weren't.
+
+        Shapes: uint64 [M] in, float32 [M] out.
+        """
+        counts, total = np.zeros(len(keys)), 0.0
+        for known, times in self._parts:
+            places = np.minimum(np.searchsorted(known, keys), len(known) - 1)
+            counts += np.where(known[places] == keys, times[places], 0.0)
+            total += times.sum()
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found: Array = np.log(counts / total).astype(np.float32)
+        return found
+
+    def state(self) -> dict[str, Tensor]:
+        """Returns what a checkpoint keeps: keys, as int64 of the same bits, and counts, each [N]."""
+        keys, counts = _summed(self._parts)
+        return {"keys": torch.from_numpy(keys.view(np.int64)), "counts": torch.from_numpy(counts)}
+
+    def restore(self, states: Sequence[Mapping[str, Any]], trainer_rank: int, num_trainers: int) -> None:
+        """Takes over this trainer's counts; with another number of trainers than then, its part of all.
+
+        states: `state` of each trainer then.
+        """
+        own = [states[trainer_rank]] if len(states) == num_trainers else states
+        parts = [(s["keys"].numpy().view(np.uint64), s["counts"].double().numpy()) for s in own]
+        keys, counts = _summed(parts)
+        share = 1.0 if len(states) == num_trainers else 1 / num_trainers
+        self._parts = [(keys, counts * share)] if len(keys) else []
+
+
+def _summed(parts: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
+    """Returns the sorted keys of all parts and the sums of their counts."""
+    if not parts:
+        return np.empty(0, np.uint64), np.empty(0)
+    keys, places = np.unique(np.concatenate([keys for keys, _ in parts]), return_inverse=True)
+    return keys, np.bincount(places, np.concatenate([counts for _, counts in parts]), len(keys))

@@ -1,0 +1,106 @@
+"""`mode = "fresh"`: rows that were sent early and patched are those of `sync`, bit for bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from persia_hpc.config import load_config
+from persia_hpc.config.types import TABLE_OPTIMIZERS
+from persia_hpc.errors import UserError
+from persia_hpc.protocol.wire import WIRES
+from tests.support.fresh import FEATURES, Ids, World, config_of
+
+ID = st.sampled_from([0, 1, 2, 3, 4, 5, 500, 2**40])
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> dict[str, Any]:
+    """Options of a table: each optimizer, and all by which rows come and go."""
+    eviction = draw(st.sampled_from(["lru", "lru", "lfu"]))
+    return {
+        "optimizer": {"name": draw(st.sampled_from(sorted(TABLE_OPTIMIZERS))), "lr": 0.1},
+        "storage": draw(st.sampled_from(["fp32", "fp16", "bf16"])),
+        "state_storage": draw(st.sampled_from(["fp32", "same"])),
+        "capacity": draw(st.sampled_from([256, 600, 1 << 20])),
+        "eviction": eviction,
+        "ttl": draw(st.sampled_from([0, 1, 2])) if eviction == "lru" else 0,
+        "admission": draw(st.sampled_from([{}, {}, {"after": 2}, {"probability": 0.5}])),
+        "hash": draw(st.sampled_from([None, None, {"size": 5, "rounds": 2}])),
+    }
+
+
+@st.composite
+def ids(draw: st.DrawFn, trainers: int) -> Ids:
+    """What two segments train on."""
+
+    def batch() -> list[list[int]]:
+        count = draw(st.integers(0, 4))
+        return [draw(st.lists(ID, min_size=count, max_size=count)) for _ in FEATURES]
+
+    return [[batch() for _ in range(trainers)] for _ in range(draw(st.integers(2, 8)))]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data(), table=tables(), servers=st.integers(1, 3), trainers=st.integers(1, 3),
+       lookahead=st.integers(1, 4), threads=st.integers(1, 2), rows=st.sampled_from(sorted(WIRES)),
+       gradients=st.sampled_from(sorted(WIRES)), seed=st.integers(0, 1000))  # fmt: skip
+def test_fresh_is_sync(
+    data: st.DataObject, table: dict[str, Any], servers: int, trainers: int, lookahead: int, threads: int,
+    rows: str, gradients: str, seed: int,
+) -> None:  # fmt: skip
+    steps = data.draw(ids(trainers))
+    cut = data.draw(st.integers(1, len(steps)))
+    changes = {"server_threads": threads, "wire": {"rows": rows, "gradients": gradients}}
+    sync = World(config_of("sync", table, **changes), servers, trainers, len(steps))
+    fresh = World(
+        config_of("fresh", table, lookahead=lookahead, **changes), servers, trainers, len(steps), seed
+    )
+    for first, part in ((1, steps[:cut]), (cut + 1, steps[cut:])):
+        if part:
+            sync.run_in_turn(first, part)
+            fresh.run_ahead(first, part, lookahead + 1)
+    assert fresh.seen == sync.seen
+    assert fresh.tables() == sync.tables()
+    expected, found = sync.ledger(), fresh.ledger()
+    early, patched = found.pop("early_rows"), found.pop("patched_rows")
+    del expected["early_rows"], expected["patched_rows"]
+    assert found == expected
+    assert patched <= early <= found["pulled_rows"]
+    for server in fresh.servers:
+        assert set(server.clock.histogram) == {0}
+
+
+def test_only_what_a_missed_step_uses_is_sent_again() -> None:
+    """Steps 1 and 2 share id 7: of the early answer for step 2 just this row changes."""
+    config = config_of("fresh", {"optimizer": {"name": "sgd", "lr": 0.1}})
+    world = World(config, servers=1, trainers=1, steps=2)
+    (server,) = world.servers
+    world.begin(1, 2)
+    for step, of_feature in ((1, [7, 8]), (2, [7, 9])):
+        batch = world.prepare((step, 0), [of_feature, [], []])
+        server.submit_pull(world.pull_of(batch, 0))
+    world.serve(0)
+    assert (server.ledger.early_rows, server.ledger.patched_rows) == (2, 0)
+    ((_, gradients),) = world.finished()
+    world.push(world.batches[1, 0], 0, gradients)
+    world.serve(0)
+    assert (server.ledger.early_rows, server.ledger.patched_rows) == (2, 1)
+    assert [key for key, _ in world.finished()] == [(2, 0)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"staleness_bound": 4}, 'staleness_bound = 4: mode = "fresh" has no staleness'),
+        ({"apply": "batch"}, "apply = 'batch': mode = \"fresh\" applies whole steps"),
+        ({"wire": {"reuse_steps": 1}}, "reuse_steps = 1: expected at most staleness_bound = 0"),
+        ({"mode": "sync", "lookahead": 3}, 'lookahead = 3: only mode = "fresh" asks ahead'),
+    ],
+)
+def test_what_fresh_is_not_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match="^[^\n]*" + message):
+        load_config({**config_of("fresh", {}), **changes})

@@ -1,0 +1,116 @@
+"""Counts of items against a dictionary, and log q against the formula over what a stream had so far."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from persia_hpc.errors import UserError
+from persia_hpc.trainer.batch import Batch
+from persia_hpc.trainer.item_counts import ItemCounts
+from persia_hpc.trainer.retrieval import Matches, RetrievalLoss, counted, in_batch_softmax
+
+KEYS = st.sampled_from([0, 1, 7, 2**63, 2**64 - 1, *range(100, 130)])
+STEPS = st.lists(st.lists(KEYS, max_size=12), max_size=12)
+
+
+def fed(steps: list[list[int]]) -> tuple[ItemCounts, Counter[int]]:
+    counts, expected = ItemCounts(), Counter[int]()
+    for keys in steps:
+        counts.add(*np.unique(np.array(keys, np.uint64), return_counts=True))
+        expected.update(keys)
+    return counts, expected
+
+
+@given(STEPS, st.lists(KEYS, max_size=5))
+def test_shares_are_those_of_all_that_was_added(steps: list[list[int]], asked: list[int]) -> None:
+    counts, expected = fed(steps)
+    shares = np.exp(counts.log_q(np.array(asked, np.uint64)))
+    total = sum(expected.values())
+    if total:
+        np.testing.assert_allclose(shares, [expected[key] / total for key in asked], rtol=1e-6)
+
+
+@given(STEPS, STEPS, st.integers(1, 3))
+def test_counts_are_kept_over_a_checkpoint(a: list[list[int]], b: list[list[int]], trainers: int) -> None:
+    states = [fed(steps)[0].state() for steps in (a, b)]
+    expected = fed(a + b)[1]
+    again = []
+    for rank in range(trainers):
+        counts = ItemCounts()
+        counts.restore(states, rank, trainers)
+        again.append(counts.state())
+    if trainers == len(states):
+        for old, new in zip(states, again, strict=True):
+            assert torch.equal(old["keys"], new["keys"])
+            assert torch.equal(old["counts"], new["counts"])
+    total = Counter[int]()
+    for state in again:
+        for key, count in zip(state["keys"].numpy().view(np.uint64), state["counts"], strict=True):
+            total[int(key)] += count.item()
+    assert total == pytest.approx(expected)
+
+
+def test_a_step_costs_little_beside_many_items() -> None:
+    counts, rng = ItemCounts(), np.random.default_rng(1)
+    touched = 0
+    for _ in range(400):
+        before = {id(keys) for keys, _ in counts._parts}
+        counts.add(np.unique(rng.integers(0, 1 << 40, 50).astype(np.uint64)), np.ones(50))
+        touched += sum(len(keys) for keys, _ in counts._parts if id(keys) not in before)
+    assert len(counts.state()["keys"]) == 400 * 50
+    assert touched < 12 * 400 * 50  # and not a half of 400 times that
+
+
+def batch_of(counts: ItemCounts, keys: np.ndarray, step: int = 1) -> Batch:
+    made: dict[str, Any] = {name: torch.empty(0) for name in ("dense", "weight", "group")}
+    labels = torch.ones(5, 1)
+    return Batch(
+        step, 5, **made, labels=labels, pooled={}, sequence={}, blocks={}, item_keys=keys, item_counts=counts
+    )
+
+
+@pytest.mark.parametrize("negatives", ["batch", "both"])
+def test_the_loss_is_corrected_by_what_the_stream_had_so_far(negatives: str) -> None:
+    rng, counts = np.random.default_rng(3), ItemCounts()
+    loss = RetrievalLoss({"temperature": 0.5, "logq": "counts", "negatives": negatives}, 20)
+    seen = Counter[int]()
+    for step in range(1, 6):
+        keys = rng.permutation(1000)[:9].astype(np.uint64) % np.uint64(20)  # of rows; some items twice
+        keys = np.unique(keys)
+        ids = rng.integers(0, len(keys), 5)
+        drawn = rng.integers(0, len(keys), (5, 3))
+        matches = Matches(
+            torch.randn(5, 4),
+            torch.randn(5, 4),
+            torch.from_numpy(ids),
+            negatives=torch.randn(5, 3, 4) if negatives == "both" else None,
+            negative_ids=torch.from_numpy(drawn) if negatives == "both" else None,
+        )
+        got = loss(matches, batch_of(counts, keys, step))
+        seen.update(int(keys[i]) for i in ids)
+
+        def log_q(rows: np.ndarray, keys: np.ndarray = keys) -> torch.Tensor:
+            with np.errstate(divide="ignore"):
+                shares = [seen[int(keys[i])] / seen.total() for i in rows.reshape(-1)]
+                return torch.tensor(np.log(shares), dtype=torch.float32).view(rows.shape)
+
+        known = dataclasses.replace(
+            matches, log_q=log_q(ids), negative_log_q=log_q(drawn) if negatives == "both" else None
+        )
+        expected = in_batch_softmax(known, temperature=0.5, logq=True, negatives=negatives, num_items=20)
+        assert torch.isfinite(got).all()
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_ids_of_another_table_are_refused() -> None:
+    matches = Matches(torch.randn(2, 4), torch.randn(2, 4), torch.tensor([0, 3]))
+    with pytest.raises(UserError, match="step 2: the model's matches have ids that are no rows of the"):
+        counted(matches, batch_of(ItemCounts(), np.array([5, 6], np.uint64), 2))
