@@ -102,7 +102,8 @@ constexpr const char* kEvict =
 
 Rows over their time to live go, and of each bucket over its capacity those with the least (last step
 used, key), or (times used, key) with "lfu". Sightings are counted. To be called between steps only, so
-that it doesn't depend on the order of pulls of one step.)";
+that it doesn't depend on the order of pulls of one step. With a disk tier, rows of a bucket over its capacity
+go there and are not counted, and those that a step after `step` has pulled stay.)";
 
 constexpr const char* kSetNextStep =
     "Sets the step after the last `evict`: look-ups don't see rows whose time to live is over by then.";
@@ -110,6 +111,11 @@ constexpr const char* kSetNextStep =
 }  // namespace
 
 void bind_table(py::module_& m) {
+    // A person reads it: what failed on which disk is known only here.
+    py::register_exception<persia::DiskError>(m, "DiskError",
+                                              py::module_::import("persia_hpc.errors").attr("PersiaError"));
+    m.attr("DiskError").attr("__doc__") =
+        "Is raised if the disk of a table is full or fails; its table is of no use then.";
     TableClass table(m, "Table", kTable);
     table.def(py::init<const persia::TableConfig&>(), py::arg("config"), "Makes an empty table.")
         .def("pull", &pull, py::arg("keys"), py::arg("step"), py::arg("out"), py::arg("slots"),
@@ -156,6 +162,15 @@ void bind_table(py::module_& m) {
     read("created_rows", [](Table& t) { return t.counts().created; }, "Rows created by pulls so far.");
     read("imported_rows", [](Table& t) { return t.counts().imported; }, "Rows added by imports so far.");
     read("evicted_rows", [](Table& t) { return t.counts().evicted; }, "Rows evicted so far.");
+    read("has_disk", [](Table& t) { return !t.config().disk_folder.empty(); }, "Whether it has a disk tier.");
+    read("cold_rows", [](Table& t) { return t.cold_rows(); }, "Rows that are on disk now, of `num_rows`.");
+    read(
+        "to_disk_rows", [](Table& t) { return t.counts().to_disk; },
+        "Rows that went to disk so far; a row may go often.");
+    read(
+        "from_disk_rows", [](Table& t) { return t.counts().from_disk; },
+        "Rows that came back so far; look-ups bring none.");
+    read("disk_bytes", [](Table& t) { return t.disk_bytes(); }, "Bytes that the rows' file has in use now.");
     read(
         "memory_bytes", [](Table& t) { return t.memory_bytes(); },
         "All memory that the table holds: rows, indexes, free space, working memory.");

@@ -33,6 +33,8 @@ void each_field(const Visit& visit) {
     visit("ttl", &TableConfig::ttl, false);
     visit("admit_after", [](auto& config) -> auto& { return config.admission.after; }, false);
     visit("admit_probability", [](auto& config) -> auto& { return config.admission.probability; }, false);
+    visit("disk_folder", &TableConfig::disk_folder, false);
+    visit("disk_bytes", &TableConfig::disk_bytes, false);
     visit("threads", &TableConfig::threads, false);
 }
 
@@ -86,6 +88,9 @@ eviction: "lru" or "lfu".
 ttl: steps after which an unused row is gone (0: never; lru only).
 admit_after: how many steps must see a key before it gets a row, by a counting sketch.
 admit_probability: the share of keys, by their hash, that may get a row.
+disk_folder: rows over the capacity go to a file there, which nobody sees and no crash leaves behind, instead of
+  being evicted, and come back when they are pulled ("": none; lru only).
+disk_bytes: that the file may have; more raise DiskError, and the table is of no use then.
 threads: each works on a part of the buckets; results don't depend on their number.
 
 Each argument is an attribute that can be read.

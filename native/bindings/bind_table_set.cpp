@@ -345,6 +345,13 @@ void bind_table_set(py::module_& m) {
         .def("push", &push, py::arg("records"), py::arg("step"), kPush)
         .def("push_next", &push_next, py::arg("ring"), py::arg("pull"), kPushNext)
         .def("evict", &evict, py::arg("step"), "Evicts from all tables after `step`; returns how many rows.")
+        .def(
+            "ask_disk",
+            [](TableSet& self, const PendingPull& pull) {
+                const py::gil_scoped_release nogil;
+                self.ask_disk(pull.of());
+            },
+            py::arg("pull"), "Has the disk begin to read the rows that a pull will want from there.")
         .def("set_lr", &set_lr, py::arg("rates"),
              "Sets the learning rates, float64 [T], of the updates to come.");
 }

@@ -23,8 +23,8 @@ PYBIND11_MODULE(_native, m) {
         R"(Native parts of persia_hpc: tables, dedup, pooling, dense layers, codecs, metrics, rings.
 
 Arrays are NumPy arrays, C-contiguous, and used in place: what is no array, or one of another dtype, shape
-or layout, raises a ValueError that names the argument, what was expected and got. No I/O, MPI or torch;
-no call is collective.)";
+or layout, raises a ValueError that names the argument, what was expected and got. No MPI or torch, and no
+I/O but that of a table's disk tier; no call is collective.)";
     bind_codec(m);
     bind_criteo_lines(m);
     bind_table_config(m);

@@ -70,11 +70,12 @@ void Eviction::scan(std::uint32_t bucket, const KeyIndex& index) {
     newest_of_all_ = std::max(newest_of_all_, into.newest);
 }
 
-KeyIndex::Entry Eviction::next(std::uint32_t bucket, const KeyIndex& index) {
+KeyIndex::Entry Eviction::next(std::uint32_t bucket, const KeyIndex& index, std::uint32_t most) {
     Bucket& from = buckets_[bucket];
     while (true) {
         if (from.candidates.empty()) scan(bucket, index);
         const Candidate oldest = from.candidates.back();
+        if (oldest.stamp > most) return {};  // all others are as new, or newer
         from.candidates.pop_back();
         if (from.candidates.empty()) {
             from.newest = 0;

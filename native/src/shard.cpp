@@ -8,7 +8,11 @@
 namespace persia {
 namespace {
 
-constexpr std::size_t kAhead = 16;          // keys whose memory is asked for before they are looked at
+constexpr std::size_t kAhead = 16;  // keys whose memory is asked for before they are looked at
+// With a disk tier rows are imported so many at a time, or such a share of what a bucket may have: before
+// more come some go to disk.
+constexpr std::size_t kAwayBytes = 40;  // of an entry of a hash set
+constexpr std::size_t kLeastImported = 64, kImportedShare = 8;
 constexpr std::uint32_t kSweepPeriod = 64;  // steps in which a sweep for expired rows sees each bucket once
 
 }  // namespace
@@ -26,7 +30,12 @@ Shard::Shard(const TableConfig& config)
       admission_(config.admission, config.seed, config.buckets_here(), config.bucket_capacity),
       is_dirty_(config.buckets_here()),
       snapshot_(update_.weight_bytes(), update_.state_bytes()),
-      room_(config.dim) {}
+      room_(config.dim) {
+    if (config.disk_folder.empty()) return;
+    cold_ =
+        std::make_unique<ColdStore>(config.disk_folder, config.disk_bytes, config.buckets_here(),
+                                    config.bucket_capacity, update_.weight_bytes(), update_.state_bytes());
+}
 
 void Shard::insert(std::uint32_t bucket, Key key, std::uint32_t slot, std::uint32_t stamp) {
     index_.insert(bucket, key, slot, stamp);
@@ -44,9 +53,13 @@ void Shard::remove(std::uint32_t bucket, KeyIndex::Entry entry) {
         keep_changed(entry.key(), entry.slot());
         changes_.removed(entry.key(), entry.slot());
     }
+    drop(bucket, entry);
+    ++counts_.evicted;
+}
+
+void Shard::drop(std::uint32_t bucket, KeyIndex::Entry entry) {
     rows_.give_back(entry.slot());
     index_.erase(bucket, entry);
-    ++counts_.evicted;
 }
 
 void Shard::sweep(std::uint32_t step) {
@@ -58,6 +71,7 @@ void Shard::sweep(std::uint32_t step) {
             if (eviction_.expired(entry.stamp(), next_step_)) expired_keys_.push_back(entry.key());
         });
         for (const Key key : expired_keys_) remove(home, index_.find(home, key));
+        if (cold_) sweep_cold(home);
     }
 }
 
@@ -65,11 +79,15 @@ std::uint64_t Shard::evict(std::uint32_t step) {
     next_step_ = step + 1;
     const std::uint64_t before = counts_.evicted;
     if (eviction_.ttl() != 0) sweep(step);
-    for (const std::uint32_t home : dirty_) {
-        is_dirty_[home] = false;
-        while (index_.size(home) > config_.bucket_capacity) remove(home, eviction_.next(home, index_));
+    if (cold_) {
+        shrink(step);
+    } else {
+        for (const std::uint32_t home : dirty_) {
+            is_dirty_[home] = false;
+            while (index_.size(home) > config_.bucket_capacity) remove(home, eviction_.next(home, index_));
+        }
+        dirty_.clear();
     }
-    dirty_.clear();
     admission_.count_sightings(step, bucket_of_, config_.first_bucket);
     ++epoch_;
     return counts_.evicted - before;
@@ -77,7 +95,22 @@ std::uint64_t Shard::evict(std::uint32_t step) {
 
 void Shard::import_rows(const ImportedRows& from) {
     if (snapshot_.active()) throw std::logic_error("rows can't be imported while a snapshot is under way");
-    removed_at_ = ++epoch_;      // gradients of earlier pulls are not for these rows
+    removed_at_ = ++epoch_;  // gradients of earlier pulls are not for these rows
+    if (!cold_) {
+        import_some(from);
+        return;
+    }
+    const std::size_t some = std::max<std::size_t>(kLeastImported, config_.bucket_capacity / kImportedShare);
+    for (std::size_t begin = 0; begin < from.keys.size(); begin += some) {
+        const std::size_t end = std::min(begin + some, from.keys.size());
+        const ImportedRows part = from.slice(begin, end, config_.dim, update_.state_width());
+        fetch(part.keys);
+        import_some(part);
+        shrink(kMaxStep);
+    }
+}
+
+void Shard::import_some(const ImportedRows& from) {
     std::size_t end_of_run = 0;  // of keys of one bucket, as a checkpoint has them
     const std::size_t n = from.keys.size();
     for (std::size_t i = 0; i < n; ++i) {
@@ -120,10 +153,10 @@ std::uint64_t Shard::memory_bytes() const {
     return sizeof *this + arena_.held_bytes() + index_.held_bytes() + rows_.held_bytes() +
            eviction_.held_bytes() + admission_.held_bytes() + update_.held_bytes() + held(dirty_) +
            snapshot_.held_bytes() + changes_.held_bytes() + held(copied_.keys) + held(copied_.rows) +
-           held(copied_.removed) + held(changed_room_) + held(ages_at_mark_) + held(removed_) +
-           held(removed_at_mark_) + num_buckets() / 8 + held(room_) + held(first_) + held(slots_) +
-           held(compared_) + held(rest_) + held(merged_) + held(sums_) + held(merged_map_) +
-           held(expired_keys_);
+           held(copied_.removed) + held(changed_room_) + away_.size() * kAwayBytes + held(ages_at_mark_) +
+           held(removed_) + held(removed_at_mark_) + num_buckets() / 8 + held(room_) + held(first_) +
+           held(slots_) + held(compared_) + held(rest_) + held(merged_) + held(sums_) + held(merged_map_) +
+           held(expired_keys_) + held(wanted_) + (cold_ ? cold_->held_bytes() : 0);
 }
 
 }  // namespace persia

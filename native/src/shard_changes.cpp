@@ -10,16 +10,16 @@ constexpr std::size_t kAhead = 16;  // rows whose memory is asked for before the
 
 }  // namespace
 
-void Shard::copy_changed(Key key, std::uint32_t slot) {
+void Shard::copy_changed(Key key, const std::byte* weights) {
     const std::size_t at = copied_.rows.size();
     copied_.keys.push_back(key);
     copied_.rows.resize(at + copied_.row_bytes);
-    load(update_.weights(), rows_.weights(slot), changed_room_.data(), config_.dim);
+    load(update_.weights(), weights, changed_room_.data(), config_.dim);
     encode_row(copied_format_, changed_room_.data(), copied_.rows.data() + at, config_.dim);
 }
 
 void Shard::keep_changed(Key key, std::uint32_t slot) {
-    if (changes_.copied(slot)) copy_changed(key, slot);
+    if (changes_.copied(slot)) copy_changed(key, rows_.weights(slot));
 }
 
 // Rows that push() will find as they were pulled; a gradient that is skipped changes none, but is rare.
@@ -52,6 +52,7 @@ void Shard::mark_changes(RowFormat format) {
     const std::size_t n = changes_.to_copy().size();
     copied_.keys.reserve(n);
     copied_.rows.reserve(n * copied_.row_bytes);
+    if (cold_) copy_away();
 }
 
 // From the end: of two rows with one slot the later one is in it.
@@ -73,7 +74,11 @@ void Shard::return_changes(Keys changed, Keys removed) {
     for (const Key key : changed) {
         if (!owns(key)) continue;
         const KeyIndex::Entry entry = index_.find(bucket(key), key);
-        if (entry) changes_.changed(key, entry.slot());
+        if (entry) {
+            changes_.changed(key, entry.slot());
+        } else if (cold_ && cold_->may_have(bucket(key), key)) {
+            away_.insert(key);
+        }
     }
     for (const Key key : removed) {
         if (owns(key)) changes_.removed_before(key);

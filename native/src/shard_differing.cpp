@@ -23,6 +23,7 @@ void Shard::pull_differing(Keys keys, std::uint32_t step, std::uint32_t since, C
                            Span<std::uint32_t> slots, Differing& found) {
     const std::size_t n = keys.size();
     const std::uint32_t plain = all_ones_if(eviction_.plain(step));
+    if (cold_) fetch(keys);
     if (snapshot_.active()) keep_before_change(keys);
     compared_.resize(n + 1);  // one more, so that a place may be written before it is known to count
     rest_.resize(n + 1);

@@ -204,6 +204,7 @@ void Shard::pull(Keys keys, std::uint32_t step, Rows out, Span<std::uint32_t> sl
     const EncodeRows encode = encode_rows(update_.weights(), out.wire, config_.dim);
     std::byte* to = out.data;
     std::size_t counted = 0, place = 0;  // keys before `counted` have so many rows that are wanted
+    if (cold_) fetch(keys);
     if (snapshot_.active()) keep_before_change(keys);
     const auto pull_with = [&](const auto& touch) {
         walk(
@@ -277,6 +278,7 @@ void Shard::lookup(Keys keys, Rows out, bool initial) const {
             return eviction_.expired(line.stamps[at], next_step_) ? 0u : here;
         });
     }
+    if (cold_) lookup_cold(keys, out);
 }
 
 }  // namespace persia

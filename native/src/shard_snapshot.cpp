@@ -44,6 +44,11 @@ ExportedRows Shard::export_bucket(std::uint32_t number) const {
     index_.for_each(home, [&](const KeyIndex::Entry& entry) {
         if (!eviction_.expired(entry.stamp(), next_step_)) rows.push_back(row_at(entry));
     });
+    std::vector<std::byte> held;
+    if (cold_) {
+        add_cold(home, rows, held, 0,
+                 [&](const ColdStore::Row& row) { return !eviction_.expired(row.stamp, next_step_); });
+    }
     return export_rows(rows);
 }
 
@@ -51,6 +56,7 @@ void Shard::begin_snapshot(bool full) {
     snapshot_.begin(num_buckets(), rows_.end_slot());
     ages_at_mark_ = eviction_.ages();
     admission_.begin_snapshot();
+    if (cold_) cold_->mark();
     if (full) {
         removed_.clear();
         notes_removed_ = true;
@@ -72,6 +78,12 @@ ExportedRows Shard::snapshot_bucket(std::uint32_t number, std::uint32_t since, B
         if (!snapshot_.settled(entry.slot())) take(row_at(entry));
     });
     snapshot_.for_each_kept(home, take);
+    std::vector<std::byte> held;
+    if (cold_) {
+        add_cold(home, rows, held, since + (since != 0), [&](const ColdStore::Row& row) {
+            return row.before_mark && (row.stamp > since || since == 0);
+        });
+    }
     ExportedRows exported = export_rows(rows);
     state.age = ages_at_mark_[home];
     admission_.take_snapshot(home, state.counted, state.sightings);
@@ -83,11 +95,13 @@ std::uint64_t Shard::rows_since(std::uint32_t number, std::uint32_t since) const
     std::uint64_t count = 0;
     index_.for_each(number - config_.first_bucket,
                     [&](const KeyIndex::Entry& entry) { count += entry.stamp() > since; });
+    if (cold_) count += cold_->rows_since(number - config_.first_bucket, since);
     return count;
 }
 
 void Shard::end_snapshot() {
     snapshot_.end();
+    if (cold_) cold_->release();
     admission_.end_snapshot();
     ages_at_mark_ = {};
     removed_at_mark_ = {};
@@ -130,7 +144,7 @@ void Shard::keep_before_removal(std::uint32_t bucket, const KeyIndex::Entry& ent
 
 void Shard::note_removed(Key key) {
     removed_.push_back(key);
-    if (removed_.size() < kMinRemoved || removed_.size() * 2 < rows_.end_slot()) return;
+    if (removed_.size() < kMinRemoved || removed_.size() * 2 < rows_.end_slot() + cold_rows()) return;
     removed_ = {};  // so many that only a full snapshot makes sense
     notes_removed_ = false;
 }

@@ -177,6 +177,13 @@ void Table::ask_for_slots(unsigned shard, Keys keys, Span<const std::uint32_t> s
     if (end - begin <= kMostKeysAhead) shards_[shard]->ask_for_slots(slots.slice(begin, end));
 }
 
+void Table::ask_disk(Keys keys) const {
+    for (unsigned shard = 0; shard < shards_.size(); ++shard) {
+        const auto [begin, end] = range_of(shard, keys);
+        shards_[shard]->ask_disk(keys.slice(begin, end));
+    }
+}
+
 std::uint64_t Table::evict(std::uint32_t step) {
     std::uint64_t evicted = 0;
     for (const auto& shard : shards_) evicted += shard->evict(step);
@@ -297,6 +304,8 @@ RowCounts Table::counts() const {
         sum.created += shard->counts().created;
         sum.imported += shard->counts().imported;
         sum.evicted += shard->counts().evicted;
+        sum.to_disk += shard->counts().to_disk;
+        sum.from_disk += shard->counts().from_disk;
     }
     return sum;
 }
@@ -304,6 +313,18 @@ RowCounts Table::counts() const {
 std::uint64_t Table::num_rows() const {
     const RowCounts sum = counts();
     return sum.created + sum.imported - sum.evicted;
+}
+
+std::uint64_t Table::cold_rows() const {
+    std::uint64_t rows = 0;
+    for (const auto& shard : shards_) rows += shard->cold_rows();
+    return rows;
+}
+
+std::uint64_t Table::disk_bytes() const {
+    std::uint64_t bytes = 0;
+    for (const auto& shard : shards_) bytes += shard->disk_bytes();
+    return bytes;
 }
 
 std::uint64_t Table::memory_bytes() const {

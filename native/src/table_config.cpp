@@ -20,6 +20,9 @@ const TableConfig& checked(const TableConfig& config) {
     }
     if (config.bucket_capacity == 0) refuse("bucket_capacity: got 0, expected at least 1 row");
     if (config.threads == 0) refuse("threads: got 0, expected at least 1");
+    if (!config.disk_folder.empty() && config.eviction == "lfu") {
+        refuse("disk: got eviction 'lfu', expected 'lru': a disk tier must know which rows are in flight");
+    }
     return config;
 }
 
@@ -35,6 +38,8 @@ TableConfig shard_config(const TableConfig& config, std::uint32_t shard) {
     TableConfig part = config;
     part.first_bucket = begin_of(shard);
     part.end_bucket = begin_of(shard + 1);
+    const double share = static_cast<double>(part.buckets_here()) / std::max(config.buckets_here(), 1u);
+    part.disk_bytes = static_cast<std::uint64_t>(share * static_cast<double>(config.disk_bytes));
     return part;
 }
 

@@ -45,6 +45,10 @@ std::uint64_t shard_bytes(const TableConfig& config, std::uint64_t rows, std::ui
     bytes += index.held_bytes() + expected.moving_bytes + store.held_bytes() + eviction.held_bytes() +
              update.held_bytes() +
              Admission::count_bytes(config.admission, num_buckets, config.bucket_capacity);
+    if (!config.disk_folder.empty()) {
+        bytes += ColdStore::memory_bytes(config.disk_bytes, num_buckets, config.bucket_capacity,
+                                         update.weight_bytes(), update.state_bytes());
+    }
     if (full) bytes += num_buckets * Eviction::candidate_bytes(config.bucket_capacity);
     return bytes + Shard::step_bytes(config.dim, step_rows);
 }

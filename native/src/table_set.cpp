@@ -240,6 +240,18 @@ void TableSet::lookup(const RecordKeys& of, const std::vector<Rows>& out, bool i
     });
 }
 
+void TableSet::ask_disk(const RecordKeys& of) const {
+    check_length("keys (counts say how many)", of.keys.size(), sum(of.counts));
+    for (const Part& part : parts_of(of.counts, {})) {
+        SharedTable& shared = *tables_[part.table];
+        if (shared.table.config().disk_folder.empty()) continue;
+        const Keys keys = of.keys.slice(part.begin, part.end);
+        const std::lock_guard<std::mutex> lock(shared.mutex);
+        check_table(part.table, [&] { shared.table.check_keys(keys); });
+        shared.table.ask_disk(keys);
+    }
+}
+
 PushCounts TableSet::push(const std::vector<PushRecord>& records, std::uint32_t step) {
     std::vector<std::vector<Part>> parts;
     for (const PushRecord& record : records) {

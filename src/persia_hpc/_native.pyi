@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from persia_hpc.errors import PersiaError
+
 _I64 = npt.NDArray[np.int64]
 _U64 = npt.NDArray[np.uint64]
 _U32 = npt.NDArray[np.uint32]
@@ -69,6 +71,8 @@ class TableConfig:
     ttl: int = 0
     admit_after: int = 1
     admit_probability: float = 1.0
+    disk_folder: str = ""
+    disk_bytes: int = 0
     threads: int = 1
 
 class RowBytes:
@@ -80,6 +84,8 @@ def row_bytes(
     optimizer: str, dim: int, *, storage: str = "fp32", state_storage: str = "fp32"
 ) -> RowBytes: ...
 def table_bytes(config: TableConfig, rows: int, *, step_rows: int = 0) -> int: ...
+
+class DiskError(PersiaError): ...
 
 class Table:
     def __init__(self, config: TableConfig) -> None: ...
@@ -120,6 +126,11 @@ class Table:
     created_rows: int
     imported_rows: int
     evicted_rows: int
+    has_disk: bool
+    cold_rows: int
+    to_disk_rows: int
+    from_disk_rows: int
+    disk_bytes: int
     memory_bytes: int
 
 class ServedTable:
@@ -169,6 +180,7 @@ class TableSet:
     ) -> tuple[int, int, int, int]: ...
     def push_next(self, ring: RingConsumer, pull: PendingPull) -> tuple[int, int, int, int]: ...
     def evict(self, step: int) -> int: ...
+    def ask_disk(self, pull: PendingPull) -> None: ...
     def set_lr(self, rates: npt.NDArray[np.float64]) -> None: ...
 
 class Parts:

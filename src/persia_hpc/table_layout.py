@@ -106,6 +106,11 @@ class Layout:
         """Returns the names of the features whose bag offsets travel."""
         return tuple(f.name for f in self.features if f.multi and f.shares is None)
 
+    def without_disk(self) -> Layout:
+        """Returns the same without disk tiers, for a few steps on a node that may lack their directories."""
+        tables = (replace(t, config=replace(t.config, disk=None)) for t in self.tables)
+        return replace(self, tables=tuple(tables))
+
     def bounds(self, num_servers: int) -> list[list[int]]:
         """Returns the bounds of the servers' buckets, num_servers + 1 for each table."""
         return [bucket_bounds(t.num_buckets, num_servers) for t in self.tables]
@@ -234,7 +239,7 @@ def native_config(
 ) -> _native.TableConfig:
     """Returns what the native table of the buckets [first_bucket, end_bucket) is made with."""
     options = dict(table.config.optimizer)
-    init = table.config.init
+    init, disk = table.config.init, table.config.disk
     names = ("low", "high") if init["name"] == "uniform" else ("mean", "std")
     return _native.TableConfig(
         dim=table.dim,
@@ -256,6 +261,10 @@ def native_config(
         ttl=table.config.ttl,
         admit_after=int(table.config.admission.get("after", 1)),
         admit_probability=float(table.config.admission.get("probability", 1.0)),
+        disk_folder="" if disk is None else disk.path,
+        disk_bytes=0
+        if disk is None
+        else disk.capacity_bytes * (end_bucket - first_bucket) // table.num_buckets,
         threads=config.server_threads,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,11 @@ OPTIMIZERS = {
 KEYS = [0, 1, 2**64 - 1, 2**63 - 1, 2**63]
 KEYS += [(i << 58) | (j << 40) | 0xABCDEF01 for i in (0, 20, 40) for j in range(4)]
 KEYS += [(i * 0x9E3779B97F4A7C15) % 2**64 for i in range(1, 9)]
+
+DISK = {
+    "disk_folder": tempfile.gettempdir(),
+    "disk_bytes": 1 << 24,
+}  # its file has no name, and goes by itself
 
 
 def arguments(optimizer: str = "adagrad", **changes: Any) -> dict[str, Any]:

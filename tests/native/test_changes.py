@@ -9,13 +9,16 @@ from hypothesis import strategies as st
 
 from persia_hpc._native import ServedTable, Table
 
-from .table_support import KEYS, arguments, make_table, pull_at, u64
+from .table_support import DISK, KEYS, arguments, make_table, pull_at, u64
 
 steps_of_keys = st.lists(
     st.lists(st.sampled_from(KEYS), max_size=12, unique=True).map(sorted), min_size=1, max_size=12
 )
 kinds = st.sampled_from(
-    [{}, {"eviction": "lfu"}, {"admit_after": 2}, {"storage": "bf16"}, {"threads": 2}, {"ttl": 2}]
+    [
+        *({}, {"eviction": "lfu"}, {"admit_after": 2}, {"storage": "bf16"}, {"threads": 2}, {"ttl": 2}),
+        *(DISK, {**DISK, "ttl": 2}),
+    ]
 )
 
 

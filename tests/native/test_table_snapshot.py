@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from persia_hpc._native import Table
 
 from .table_model import assert_same_rows, bucket_of
-from .table_support import KEYS, OPTIMIZERS, arguments, make_table, pull_at, u64
+from .table_support import DISK, KEYS, OPTIMIZERS, arguments, make_table, pull_at, u64
 
 BUCKETS = 4
 steps_of_keys = st.lists(
@@ -27,6 +27,9 @@ kinds = st.sampled_from(
         {"admit_after": 2},
         {"eviction": "lfu", "admit_after": 3},
         {"storage": "bf16", "state_storage": "fp16"},
+        {**DISK, "storage": "bf16", "state_storage": "fp16"},
+        {**DISK, "ttl": 2},
+        {**DISK, "admit_after": 2},
     ]
 )
 
@@ -168,7 +171,11 @@ def test_a_restored_table_goes_on_as_if_nothing_had_happened(
 
 
 @settings(max_examples=150, deadline=None)
-@given(kind=st.sampled_from([{}, {"ttl": 2}, {"admit_after": 2}]), before=steps_of_keys, after=steps_of_keys)
+@given(
+    kind=st.sampled_from([{}, {"ttl": 2}, {"admit_after": 2}, DISK, {**DISK, "ttl": 2}]),
+    before=steps_of_keys,
+    after=steps_of_keys,
+)
 def test_a_full_and_an_incremental_snapshot_are_the_whole(
     kind: dict[str, Any], before: list[list[int]], after: list[list[int]]
 ) -> None:

@@ -20,6 +20,14 @@ MINIMAL = {"data": {"train": ["train.h5"]}, "model": {"class": "dlrm"}}
         ({"tables.a.admission": {"afer": 3}}, ["tables.a.admission.afer", "did you mean 'after'"]),
         ({"tables.a.admission": {"after": 1.5}}, ["tables.a.admission.after = 1.5", "1 to 255"]),
         ({"tables.a.admission": {"probability": 0}}, ["tables.a.admission.probability = 0", "at most 1"]),
+        ({"tables.a.disk": {"path": "/x"}}, ["tables.a.disk.capacity is missing"]),
+        ({"tables.a.disk": "/x"}, ["tables.a.disk = '/x' (string): expected a table [tables.a.disk]"]),
+        ({"tables.a.disk": {"path": "", "capacity": 9}}, ["tables.a.disk.path = '': expected a directory"]),
+        ({"tables.a.disk": {"path": "/x", "capacity": 0}}, ["tables.a.disk.capacity = 0", "more than 0"]),
+        (
+            {"tables.a.disk": {"path": "/x", "capacity": "1 TiB"}, "tables.a.eviction": "lfu"},
+            ["tables.a.eviction = 'lfu'", "knows only by 'lru'", "leave disk out"],
+        ),
         ({"tables.a.storage": "fp8"}, ["tables.a.storage = 'fp8': expected one of fp32, fp16, bf16"]),
     ],
 )

@@ -50,6 +50,8 @@ def example() -> dict[str, Any]:
         rows=4,
         bytes=400,
         row_bytes=300,
+        disk_rows=0,
+        disk_bytes=0,
         ledger=vars(Ledger(pulled_rows=7, applied_rows=7)),
         histogram={0: 3, 2: 2},
         last_apply={1: 12.0},

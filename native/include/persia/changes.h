@@ -73,6 +73,8 @@ class Changes {
         slots_.remove(slot);
         removed_.push_back(key);
     }
+    // The same of a row that is elsewhere now; returns whether it has changed since the mark.
+    bool moved(std::uint32_t slot) { return slots_.remove(slot); }
     void removed_before(Key key) { removed_.push_back(key); }
 
     // Returns which keys went since the last mark. All rows of that one must have been copied.

@@ -19,6 +19,8 @@ namespace persia {
 
 class Eviction {
   public:
+    static constexpr std::uint32_t kMaxStamp = UINT32_MAX - 1;
+
     // policy: "lru" or "lfu". ttl: steps, 0 for none. Throws std::invalid_argument for another policy, or for
     // a ttl with lfu.
     Eviction(const std::string& policy, std::uint32_t ttl, std::uint32_t num_buckets);
@@ -55,14 +57,12 @@ class Eviction {
     }
     std::uint32_t ttl() const { return ttl_; }
 
-    // The next row to go, taken off the list of candidates.
-    KeyIndex::Entry next(std::uint32_t bucket, const KeyIndex& index);
+    // The next row to go, taken off the list of candidates; none if its stamp would be greater than `most`.
+    KeyIndex::Entry next(std::uint32_t bucket, const KeyIndex& index, std::uint32_t most = kMaxStamp);
 
     std::size_t held_bytes() const;
     // The candidates of a bucket that evicts, with `rows` rows.
     static std::size_t candidate_bytes(std::size_t rows);
-
-    static constexpr std::uint32_t kMaxStamp = UINT32_MAX - 1;
 
   private:
     struct __attribute__((packed, aligned(4))) Candidate {  // 12 bytes: a table has many

@@ -5,15 +5,23 @@
 // lies; with it a push finds the row without the index. The slot may have been given to another row since: a
 // row remembers the epoch at which it was created, the epoch grows with each eviction, and a pull hands out
 // the epoch at which it took place, so a row that came later is known by its greater epoch.
+//
+// With a disk tier (cold_store.h) a row that would be evicted for lack of room goes to disk as it is, and
+// comes back when a pull wants it, before anything else happens to that pull. Rows that a step in flight has
+// pulled stay.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <memory>
+#include <unordered_set>
 #include <vector>
 
 #include "persia/admission.h"
 #include "persia/arena.h"
 #include "persia/changes.h"
+#include "persia/cold_store.h"
 #include "persia/eviction.h"
 #include "persia/init.h"
 #include "persia/key.h"
@@ -68,6 +76,18 @@ struct ImportedRows {  // as ExportedRows, of any buckets and in any order; with
     Span<const std::uint32_t> stamps;  // [n]
     Span<const std::uint32_t> steps;   // [n]
     bool has_state;
+
+    ImportedRows slice(std::size_t begin, std::size_t end, std::size_t dim, std::size_t width) const {
+        ImportedRows part{keys.slice(begin, end),
+                          rows.slice(begin * dim, end * dim),
+                          state,
+                          stamps.slice(begin, end),
+                          steps,
+                          has_state};
+        if (!state.empty()) part.state = state.slice(begin * width, end * width);
+        if (!steps.empty()) part.steps = steps.slice(begin, end);
+        return part;
+    }
 };
 
 struct Differing {  // rows of a pull that aren't what was sent before
@@ -79,6 +99,8 @@ struct RowCounts {
     std::uint64_t created = 0;   // by pulls
     std::uint64_t imported = 0;  // those that were not here before
     std::uint64_t evicted = 0;
+    std::uint64_t to_disk = 0;  // with a disk tier, instead of being evicted
+    std::uint64_t from_disk = 0;
 };
 
 class Shard {
@@ -99,6 +121,7 @@ class Shard {
     void ask_for_lines(Keys keys) const;
     void ask_for_rows(Keys keys) const;
     void ask_for_slots(Span<const std::uint32_t> slots) const;
+    void ask_disk(Keys keys) const;  // to begin to read the rows that a pull will want from there
     std::uint64_t evict(std::uint32_t step);
     ExportedRows export_bucket(std::uint32_t bucket) const;  // of all servers' numbers
     void import_rows(const ImportedRows& from);              // skips rows of other shards
@@ -117,6 +140,7 @@ class Shard {
     void begin_changes() {
         changes_.begin();
         copied_ = {};
+        away_.clear();
     }
     void mark_changes(RowFormat format);
     bool copy_changes(std::size_t most);  // whether there are more
@@ -135,6 +159,8 @@ class Shard {
     std::uint32_t sightings_per_bucket() const { return admission_.cells(); }
     const RowUpdate& update() const { return update_; }
     std::uint64_t memory_bytes() const;
+    std::uint64_t cold_rows() const { return cold_ ? cold_->size() : 0; }
+    std::uint64_t disk_bytes() const { return cold_ ? cold_->file_bytes() : 0; }
     // Working memory of push_step() for so many rows.
     static std::uint64_t step_bytes(std::uint32_t dim, std::uint64_t rows);
 
@@ -168,12 +194,13 @@ class Shard {
                         const Touch& touch, const Resolve& resolve, const UseRest& use_rest) const;
     void insert(std::uint32_t bucket, Key key, std::uint32_t slot, std::uint32_t stamp);
     void start_row(Key key, std::uint32_t slot);
+    void import_some(const ImportedRows& from);
     void keep_before_change(Keys keys);
     void keep_before_push(const PushBatch& batch);
     void keep_before_removal(std::uint32_t bucket, const KeyIndex::Entry& entry);
     void note_removed(Key key);
     void note_pushed(const PushBatch& batch);
-    void copy_changed(Key key, std::uint32_t slot);
+    void copy_changed(Key key, const std::byte* weights);
     void keep_changed(Key key, std::uint32_t slot);  // before it changes or goes
     ExportedRows export_rows(std::vector<Snapshot::Kept>& rows) const;
     Snapshot::Kept row_at(const KeyIndex::Entry& entry) const {
@@ -181,6 +208,16 @@ class Shard {
         return {entry.key(), entry.stamp(), rows_.weights(slot), rows_.state(slot)};
     }
     void remove(std::uint32_t bucket, KeyIndex::Entry entry);
+    void drop(std::uint32_t bucket, KeyIndex::Entry entry);  // its slot, but not the row
+    // What a disk tier adds, in shard_cold.cpp.
+    void demote(std::uint32_t bucket, KeyIndex::Entry entry);
+    void shrink(std::uint32_t step);  // rows that a later step has used stay
+    void fetch(Keys keys);
+    void sweep_cold(std::uint32_t bucket);
+    void lookup_cold(Keys keys, Rows out) const;
+    void copy_away();
+    void add_cold(std::uint32_t bucket, std::vector<Snapshot::Kept>& rows, std::vector<std::byte>& held,
+                  std::uint32_t least, const std::function<bool(const ColdStore::Row&)>& chosen) const;
     void sweep(std::uint32_t step);
     template <std::uint32_t kDim>
     const float* usable_gradient(const PushBatch& batch, std::size_t i, PushCounts& counts);
@@ -219,9 +256,11 @@ class Shard {
     std::vector<Key> removed_, removed_at_mark_;
     bool notes_removed_ = false;
     Changes changes_;
-    ChangedRows copied_;  // of the last mark
+    std::unique_ptr<ColdStore> cold_;  // none without a disk tier
+    ChangedRows copied_;               // of the last mark
     RowFormat copied_format_ = RowFormat::kFp32;
     std::vector<float> changed_room_;  // one row; room_ has a gradient when a row is kept
+    std::unordered_set<Key> away_;     // rows on disk that changed since the mark, before they went there
 
     // Working memory, kept from call to call.
     mutable std::vector<float> room_;             // one row
@@ -232,6 +271,7 @@ class Shard {
     std::vector<float> sums_;                     // [merged, D]
     std::vector<std::uint32_t> merged_map_;       // hash of a slot -> its place in merged_ + 1
     std::vector<Key> expired_keys_;
+    mutable std::vector<ColdStore::Wanted> wanted_;  // from disk
 };
 
 }  // namespace persia

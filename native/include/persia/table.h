@@ -63,9 +63,13 @@ class Table {
     void ask_for_rows(unsigned shard, Keys keys) const;
     void ask_for_slots(unsigned shard, Keys keys, Span<const std::uint32_t> slots) const;
 
+    // Asks the disk for the rows of a pull that will come, without waiting for it.
+    void ask_disk(Keys keys) const;
+
     // After `step` is applied, and only between steps: evicts rows over their time to live and, of each
     // bucket over its capacity, those that the policy says; counts sightings. Returns how many rows went.
-    // Until then pulls may exceed the capacity.
+    // Until then pulls may exceed the capacity. With a disk tier the rows over the capacity go there instead,
+    // but those that a step after `step` has pulled.
     std::uint64_t evict(std::uint32_t step);
 
     void set_lr(double lr);
@@ -114,7 +118,9 @@ class Table {
     }
     std::uint32_t sightings_per_bucket() const { return shards_[0]->sightings_per_bucket(); }
     RowCounts counts() const;
-    std::uint64_t num_rows() const;
+    std::uint64_t num_rows() const;   // on disk too
+    std::uint64_t cold_rows() const;  // on disk
+    std::uint64_t disk_bytes() const;
     std::uint64_t memory_bytes() const;
 
   private:

@@ -22,9 +22,9 @@ RowBytes row_bytes(const std::string& optimizer, std::uint32_t dim, Storage weig
 
 // Resident memory of a table that holds `rows` rows, hashed evenly to its buckets, good to a few percent.
 // `step_rows`: with so many rows in a step, working memory of push_step(), and in a full table room for the
-// new ones before others are evicted. Without what a snapshot keeps aside, and adam's powers of beta (16
-// bytes for each update that a row has seen, at most 1 MiB a thread). Throws std::invalid_argument as Table's
-// constructor does.
+// new ones before others are evicted. With a disk tier its index is that of a full one. Without what a
+// snapshot keeps aside, and adam's powers of beta (16 bytes for each update that a row has seen, at most 1
+// MiB a thread). Throws std::invalid_argument as Table's constructor does.
 std::uint64_t table_bytes(const TableConfig& config, std::uint64_t rows, std::uint64_t step_rows = 0);
 
 }  // namespace persia

@@ -53,6 +53,7 @@ class TableSet {
     // The calls of Table, for all tables that have keys in the record. epochs: [T], 0 for the others.
     void pull(const RecordKeys& of, std::uint32_t step, const std::vector<Rows>& out,
               Span<std::uint32_t> slots, Span<const std::uint8_t> wanted, Span<std::uint32_t> epochs);
+    void ask_disk(const RecordKeys& of) const;
     void lookup(const RecordKeys& of, const std::vector<Rows>& out, bool initial = false) const;
     // pull() of what lookup() gave, in `before`, after step `since`: for each dim group the rows that differ.
     std::vector<Differing> pull_differing(const RecordKeys& of, std::uint32_t step, std::uint32_t since,

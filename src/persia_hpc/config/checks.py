@@ -103,6 +103,7 @@ def check_config(config: Config, raw: Mapping[str, Any], fail: Fail) -> Config:
             raise fail(("tables", name, "buckets"), f"= {table.buckets}: expected a power of two")
         if table.capacity_bytes <= 0:
             raise fail(("tables", name, "capacity"), f"= {table.capacity!r}: expected more than 0 bytes")
+        _check_disk(table, ("tables", name), fail)
         _check_lifetime(table, config.staleness_bound, ("tables", name), fail)
     config = resolve_retrieval(resolve_sequences(config, raw, fail), raw, fail)
     return _check_features(config, fail)
@@ -122,6 +123,21 @@ def _check_reuse(config: Config, fail: Fail) -> None:
     else:
         return
     raise fail(("wire", "reuse_steps"), f"= {steps}: expected {problem}")
+
+
+def _check_disk(table: TableConfig, path: tuple[str, ...], fail: Fail) -> None:
+    if table.disk is None:
+        return
+    if not table.disk.path or "\0" in table.disk.path:
+        raise fail((*path, "disk", "path"), f"= {table.disk.path!r}: expected a directory")
+    if table.disk.capacity_bytes <= 0:
+        raise fail((*path, "disk", "capacity"), f"= {table.disk.capacity!r}: expected more than 0 bytes")
+    if table.eviction != "lru":
+        raise fail(
+            (*path, "eviction"),
+            f"= {table.eviction!r}: a table with a disk tier knows only by 'lru' which rows are in flight; "
+            "use that, or leave disk out",
+        )
 
 
 def _check_lifetime(table: TableConfig, staleness_bound: int, path: tuple[str, ...], fail: Fail) -> None:

@@ -112,6 +112,19 @@ class HashConfig:
 
 
 @dataclass(frozen=True)
+class DiskConfig:
+    """Holds where the rows beyond a table's `capacity` go, and how many bytes they may take there."""
+
+    path: str = setting()
+    capacity: int | str = setting()
+
+    @property
+    def capacity_bytes(self) -> int:
+        """Returns `capacity`, over all servers, as a number of bytes."""
+        return parse_bytes(self.capacity)
+
+
+@dataclass(frozen=True)
 class TableConfig:
     """Describes one embedding table; keys that aren't written are those of [tables.default]."""
 
@@ -125,6 +138,7 @@ class TableConfig:
     storage: str = setting("fp32", choices=("fp32", "fp16", "bf16"))
     state_storage: str = setting("fp32", choices=("fp32", "same"))
     capacity: int | str = "4 GiB"
+    disk: DiskConfig | None = None
     eviction: str = setting("lru", choices=("lru", "lfu"))
     ttl: int = setting(0, at_least=0, at_most=(1 << 31) - 1)
     admission: dict[str, Any] = setting(factory=dict)

@@ -63,7 +63,7 @@ def _tables(layout: Layout, schema: DatasetSchema, stream: LocalStream) -> list[
     lines = []
     for spec, table in zip(layout.tables, stream.server.tables, strict=True):
         assert table is not None
-        hashing = spec.config.hash
+        hashing, disk = spec.config.hash, spec.config.disk
         users = []
         for feature in (f for f in layout.features if layout.tables[f.table] is spec):
             if feature.like is not None:
@@ -82,6 +82,7 @@ def _tables(layout: Layout, schema: DatasetSchema, stream: LocalStream) -> list[
             f"  {spec.name}: dim {spec.dim}, {table.row_bytes} bytes a row, at most {spec.capacity_rows} "
             f"rows in {spec.num_buckets} buckets ({mib(spec.config.capacity_bytes)} over all servers"
             + (f"; ids hashed to {hashing.rounds} x {hashing.size} rows" if hashing else "")
+            + (f"; beyond, {mib(disk.capacity_bytes)} in {disk.path}" if disk else "")
             + f"); features: {', '.join(users)}"
         )
     return lines

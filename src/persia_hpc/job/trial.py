@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from functools import cached_property
 
@@ -43,7 +44,8 @@ class Trial:
             self.sources["train"] = portion_source(Follower(config, train.schema).look(), train, config)
         self.facts = facts_of_sources(config, self.sources)
         self.schema, self.layout, self.schedules = self.facts.schema, self.facts.layout, self.facts.schedules
-        self.stream = LocalStream(self.facts, self.sources, local_server(self.facts))
+        server = local_server(dataclasses.replace(self.facts, layout=self.layout.without_disk()))
+        self.stream = LocalStream(self.facts, self.sources, server)
         self._driver: Driver | None = None
         self._counts: dict[int, Counts] = {}
         self.session = make_session(

@@ -21,6 +21,7 @@ from persia_hpc.table_layout import Layout, native_config
 from persia_hpc.topology.sharding import bucket_bounds
 
 from .clock import Clock
+from .disk import DiskTraffic, make_table
 from .early import EarlyRows, RowPatch
 
 _Push: TypeAlias = tuple[PendingPull, list[Array]]  # with its gradients
@@ -28,12 +29,13 @@ _Push: TypeAlias = tuple[PendingPull, list[Array]]  # with its gradients
 
 @dataclass
 class Ledger:
-    """Counts the outcomes of all pulled rows, and three more numbers.
+    """Counts the outcomes of all pulled rows, and a few more numbers.
 
     pulled = applied + evicted_in_flight + unadmitted + nonfinite + dropped. The last fields are not part of
     this sum: `reused` rows are pulled rows that need not be sent, `evicted` rows left a table between steps,
     `evaluation` rows were looked up; `early` rows are pulled rows that were sent ahead of their step, and
-    `patched` rows those of them that were sent again since they had changed.
+    `patched` rows those of them that were sent again since they had changed; others went to a table's disk
+    tier, and came back from it.
     """
 
     pulled_rows: int = 0
@@ -47,6 +49,8 @@ class Ledger:
     evaluation_rows: int = 0
     early_rows: int = 0
     patched_rows: int = 0
+    to_disk_rows: int = 0
+    from_disk_rows: int = 0
 
 
 @dataclass
@@ -82,6 +86,7 @@ class ParameterServer:
         for table in layout.tables:
             bounds = bucket_bounds(table.num_buckets, num_servers)
             self.buckets.append(range(bounds[server_rank], bounds[server_rank + 1]))
+        self.ledger = Ledger()
         self.empty()
         self._rates = np.array([float(table.config.optimizer["lr"]) for table in layout.tables])
         self._schedules = _schedules(layout, num_steps)
@@ -95,7 +100,6 @@ class ParameterServer:
             lookahead=config.lookahead if config.mode == "fresh" else 0,
         )
         self.whole_steps = sync or config.apply == "step"
-        self.ledger = Ledger()
         self.times = SegmentTimes()
         self._waiting: list[PendingPull] = []
         self._early = EarlyRows()
@@ -108,7 +112,8 @@ class ParameterServer:
         self._set = TableSet([], [], [])
         for table, owned in zip(self.layout.tables, self.buckets, strict=True):
             native = native_config(self._config, table, owned.start, owned.stop)
-            self.tables.append(Table(native) if owned else None)
+            self.tables.append(make_table(table, native) if owned else None)
+        self._disk = DiskTraffic(self.tables)
         self._set = TableSet(
             self.tables, self.layout.dim_group_of_table, self.layout.dim_groups, threads=self._threads
         )
@@ -136,6 +141,8 @@ class ParameterServer:
     def submit_pull(self, pull: PendingPull) -> None:
         """Accepts a pull, which becomes ready when the clock allows."""
         self._waiting.append(pull)
+        if self._disk.used:
+            self._set.ask_disk(pull)
 
     def ready_pulls(self) -> list[PendingPull]:
         """Returns the pulls that must be answered now, in order of step, and forgets them."""
@@ -301,6 +308,9 @@ class ParameterServer:
         if self.clock.pushed(step, trainers):
             # Only here, between steps, may rows go: in `exact` this point is the same in every run.
             self.ledger.evicted_rows += self._set.evict(self.clock.applied)
+            to_disk, from_disk = self._disk.since()
+            self.ledger.to_disk_rows += to_disk
+            self.ledger.from_disk_rows += from_disk
         self.times.last_apply[first] = time.time()
 
     def waits_for(self) -> str | None:
@@ -328,6 +338,8 @@ class ParameterServer:
         gauges = {
             "rows": sum(t.num_rows for t in tables),
             "table_bytes": sum(t.memory_bytes for t in tables),
+            "disk_rows": self._disk.rows(),
+            "disk_bytes": self._disk.bytes(),
             "waiting_pulls": len(self._waiting),
             "held_pushes": sum(map(len, self._held.values())),
             "max_staleness": max(self.clock.histogram, default=0),
@@ -348,7 +360,9 @@ class ParameterServer:
         return {
             "rows": rows,
             "bytes": sum(t.memory_bytes for t in tables),
-            "row_bytes": sum(t.num_rows * t.row_bytes for t in tables),
+            "row_bytes": sum((t.num_rows - t.cold_rows) * t.row_bytes for t in tables),
+            "disk_rows": self._disk.rows(),
+            "disk_bytes": self._disk.bytes(),
             "ledger": {**vars(self.ledger), "dropped_rows": sum(len(pull) for pull in lost)},
             "histogram": dict(self.clock.histogram),
             "last_apply": dict(self.times.last_apply),

@@ -35,6 +35,8 @@ class ServerOutcome:
     rows: int
     bytes: int
     row_bytes: int  # of `bytes`, those that rows take
+    disk_rows: int  # of `rows`, those on disk
+    disk_bytes: int
     ledger: Mapping[str, int]
     histogram: Mapping[int, int]  # rows by staleness
     last_apply: Mapping[int, float]  # wall-clock time, by the first step of each segment

@@ -95,6 +95,8 @@ def _embedding(servers: Sequence[ServerOutcome]) -> dict[str, float]:
         "rows": rows,
         "bytes": num_bytes,
         "overhead_bytes_per_row": overhead / rows if rows else 0.0,
+        "disk_rows": sum(s.disk_rows for s in servers),
+        "disk_bytes": sum(s.disk_bytes for s in servers),
         **{name: sum(s.ledger[name] for s in servers) for name in servers[0].ledger},
     }
 

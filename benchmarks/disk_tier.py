@@ -1,0 +1,220 @@
+"""A table's disk tier: pulls of cold rows beside the drive's own reads and other stores, and whole training.
+
+    python -m benchmarks.disk_tier reads --folder /local/nvme [--rows 2000000]
+    python -m benchmarks.disk_tier train --folder /local/nvme [--samples 524288] [--times 8 32]
+
+reads: rows of dim 16 with row-wise Adagrad, an eighth of them in memory; random rows that are on disk, 4096
+a pull, with nothing of the file in the page cache. The drive's own rate is that of 16 threads that read the
+same records of the same file. RocksDB and LMDB (pip install rocksdict lmdb) hold the same bytes, RocksDB with
+a block cache of the table's memory, as its documentation advises for point look-ups: no compression, bloom
+filters; both are asked for 4096 keys in one call.
+train: W0 (bench train) with Zipf(1.05), 1+1+1 under MPI; memory for all rows, and for an 8th and a 32nd.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from persia_hpc._native import PendingPull, Table, TableConfig, TableSet, mix
+from persia_hpc.bench.train_jobs import run_job, synthetic, w0_settings
+from persia_hpc.samples.source import open_source
+
+DIM, AT_ONCE, THREADS, IN_MEMORY, BATCH = 16, 4096, 16, 8, 2048
+RECORD = 16 + 4 * DIM + 8
+ROW_BYTES = 4 * DIM + 4 + 24  # with its index, as `capacity` counts
+
+
+def cold_table(folder: str, keys: np.ndarray) -> Table:
+    """A table that has had all keys, in random order, an eighth of them in memory."""
+    config = {"dim": DIM, "optimizer": "rowwise_adagrad", "options": {"lr": 0.05}, "init": "uniform"}
+    config |= {"init_a": -0.01, "init_b": 0.01, "seed": 1, "num_buckets": 256}
+    config |= {"first_bucket": 0, "end_bucket": 256, "bucket_capacity": len(keys) // 256 // IN_MEMORY}
+    table = Table(TableConfig(**config, disk_folder=folder, disk_bytes=4 * RECORD * len(keys)))
+    for step, part in enumerate(np.array_split(np.random.default_rng(1).permutation(keys), 64), 1):
+        part.sort()
+        out = np.empty((len(part), DIM), np.float32)
+        table.pull(part, step, out, np.empty(len(part), np.uint32))
+        table.evict(step)
+    return table
+
+
+def files_in(folder: str) -> Iterator[int]:
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            if str(entry.readlink()).startswith(folder) and os.stat(entry).st_size:
+                yield int(entry.name)
+        except OSError:
+            continue
+
+
+def forget(files: Iterator[int]) -> None:
+    """Takes files out of the page cache."""
+    for file in files:
+        os.fsync(file)
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def forget_below(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                forget(iter([file.fileno()]))
+
+
+def bare_rate(file: int, count: int, threads: int) -> float:
+    """Records a second that threads read at random places of a file, which no cache has."""
+    again = os.open(f"/proc/self/fd/{file}", os.O_RDONLY)
+    os.posix_fadvise(again, 0, 0, os.POSIX_FADV_RANDOM)
+    forget(iter([file]))
+    records = os.fstat(file).st_size // RECORD
+    places = np.random.default_rng(3).integers(0, records, (threads, count // threads)) * RECORD
+
+    def read(mine: list[int]) -> None:
+        for place in mine:
+            os.pread(again, RECORD, place)
+
+    with ThreadPoolExecutor(threads) as pool:
+        begin = time.perf_counter()
+        list(pool.map(read, [p.tolist() for p in places]))
+        seconds = time.perf_counter() - begin
+    os.close(again)
+    return places.size / seconds
+
+
+def measure_reads(folder: str, rows: int) -> None:
+    keys = np.sort(mix(np.arange(rows, dtype=np.uint64)))
+    table = cold_table(folder, keys)
+    print(f"{rows:,} rows, {table.cold_rows:,} on disk in {table.disk_bytes / 2**20:,.0f} MiB", flush=True)
+    (file,) = files_in(folder)
+    for threads in (1, THREADS, 4 * THREADS):
+        print(f"drive, {threads} threads: {bare_rate(file, 20_000, threads):,.0f} records/s", flush=True)
+    cold = np.random.default_rng(1).permutation(keys)[: rows // 2]  # used first, so they went
+    batches = [np.sort(part) for part in np.array_split(cold[: 12 * AT_ONCE], 12)]
+    tables = TableSet([table], [0], [DIM])
+    step = 100
+    for what in ("pull", "asked for 1 pull ahead, then pulled", "pull, page cache warm"):
+        seconds, before = 0.0, table.from_disk_rows
+        mine, batches = batches[:4], batches[4:]
+        if what != "pull, page cache warm":
+            forget(files_in(folder))
+        else:
+            os.pread(file, os.fstat(file).st_size, 0)
+        pulls = [PendingPull(step, 0, keys_, np.array([len(keys_)], np.uint32)) for keys_ in mine]
+        for i, pull in enumerate(pulls):
+            out = np.empty((len(pull), DIM), np.float32)
+            begin = time.perf_counter()
+            if "ahead" in what:
+                for other in pulls[i + (i > 0) : i + 2]:
+                    tables.ask_disk(other)
+            tables.pull(pull, [out])
+            seconds += time.perf_counter() - begin
+        table.evict(step := step + 1)
+        count = table.from_disk_rows - before
+        print(f"ours, {what}: {count / seconds:,.0f} rows/s ({count:,} rows)", flush=True)
+    values = np.random.default_rng(2).normal(size=(rows, DIM + 1)).astype(np.float32)
+    chosen = [k.tobytes() for k in np.random.default_rng(4).permutation(keys)[: 4 * AT_ONCE]]
+    for name, store in (("rocksdict", _rocksdb), ("lmdb", _lmdb)):
+        if importlib.util.find_spec(name) is None:
+            print(f"{name}: not installed", flush=True)
+            continue
+        with tempfile.TemporaryDirectory(dir=folder) as inside:
+            get = store(inside, keys, values, rows // IN_MEMORY * ROW_BYTES)
+            begin = time.perf_counter()
+            for i in range(0, len(chosen), AT_ONCE):
+                get(chosen[i : i + AT_ONCE])
+            seconds = time.perf_counter() - begin
+            print(f"{name}: {len(chosen) / seconds:,.0f} rows/s, read only", flush=True)
+
+
+def _rocksdb(folder: str, keys: np.ndarray, values: np.ndarray, memory: int) -> Callable[[list[bytes]], Any]:
+    from rocksdict import BlockBasedOptions, Cache, DBCompressionType, Options, Rdict, WriteBatch
+
+    def options() -> Any:
+        chosen, blocks = Options(raw_mode=True), BlockBasedOptions()
+        blocks.set_block_cache(Cache(memory))
+        blocks.set_bloom_filter(10, False)
+        chosen.set_block_based_table_factory(blocks)
+        chosen.set_compression_type(DBCompressionType.none())
+        return chosen
+
+    db = Rdict(folder, options())
+    for begin in range(0, len(keys), 10_000):
+        batch = WriteBatch(raw_mode=True)
+        for key, value in zip(keys[begin : begin + 10_000], values[begin : begin + 10_000], strict=True):
+            batch.put(key.tobytes(), value.tobytes())
+        db.write(batch)
+    db.flush()
+    db.compact_range(None, None)
+    db.close()
+    forget_below(Path(folder))
+    opened = Rdict(folder, options())
+    return lambda asked: opened[asked]
+
+
+def _lmdb(folder: str, keys: np.ndarray, values: np.ndarray, memory: int) -> Callable[[list[bytes]], Any]:
+    import lmdb
+
+    del memory  # it has the page cache alone
+    with lmdb.open(folder, map_size=8 * values.nbytes + (64 << 20), readahead=False) as env:
+        with env.begin(write=True) as transaction:
+            pairs = ((k.tobytes(), v.tobytes()) for k, v in zip(keys, values, strict=True))
+            transaction.cursor().putmulti(pairs)
+        env.sync(True)
+    forget_below(Path(folder))
+    opened = lmdb.open(folder, map_size=8 * values.nbytes + (64 << 20), readahead=False, readonly=True)
+    return lambda asked: opened.begin().cursor().getmulti(sorted(asked))
+
+
+def measure_train(folder: str, samples: int, times: list[int]) -> None:
+    with tempfile.TemporaryDirectory(dir=folder) as inside:
+        path = synthetic(Path(inside), samples // 2, exponent=1.05)
+        source = open_source([str(path)])
+        ids = source.read(0, source.num_samples).ids
+        most = max(len(np.unique(column.values)) for column in ids.values())
+        print(f"{samples // 2:,} samples, up to {most:,} rows a table", flush=True)
+        alone = 0.0
+        for factor in (1, *times):
+            settings = w0_settings(path, BATCH, samples)
+            if factor > 1:
+                default = settings["tables"]["default"]
+                default["capacity"] = max(most // factor, BATCH + 64) * ROW_BYTES
+                default["disk"] = {"path": inside, "capacity": "1 GiB"}
+            summary = run_job(Path(inside), settings)
+            steady, moved = summary["steady"]["samples_per_second"], summary["embedding"]
+            alone = alone or steady
+            print(
+                f"{factor} x memory: {steady:,.0f} samples/s ({steady / alone:.0%}), "
+                f"{moved['disk_rows']:,} of {moved['rows']:,} rows on disk, {moved['from_disk_rows']:,} came "
+                f"back, {moved['bytes'] / 2**20:,.0f} MiB of memory",
+                flush=True,
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=("reads", "train"))
+    parser.add_argument("--folder", required=True, help="a directory on the drive that is measured")
+    parser.add_argument("--rows", type=int, default=2_000_000)
+    parser.add_argument("--samples", type=int, default=1 << 19)
+    parser.add_argument("--times", type=int, nargs="+", default=[8, 32])
+    options = parser.parse_args()
+    folder = str(Path(options.folder).resolve())
+    if options.part == "reads":
+        measure_reads(folder, options.rows)
+    else:
+        measure_train(folder, options.samples, options.times)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+// Where the cold rows of one bucket lie on disk, at some 10 bytes a row: a hash table with linear probing
+// whose entries hold 28 bits of a key's hash and the place of its row.
+//
+// It doesn't hold keys: what it finds for a key may be the place of another one with the same bits, which
+// whoever reads the row sees. One key in 2^28 / rows of the bucket is taken for another so, at the price of a
+// read in vain. An entry's home follows from its bits, in their order, so that the table can grow and close
+// gaps without the keys.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "persia/key.h"
+
+namespace persia {
+
+class ColdIndex {
+  public:
+    using Place = std::uint64_t;
+    static constexpr unsigned kPlaceBits = 36;
+    static constexpr Place kMostPlaces = (Place{1} << kPlaceBits) - 1;
+
+    std::size_t size() const { return size_; }
+    std::size_t held_bytes() const { return entries_.capacity() * sizeof(Entry); }
+
+    // visit(place) for each row that may be the key's.
+    template <class Visit>
+    void for_each_match(Key key, Visit&& visit) const {
+        if (entries_.empty()) return;
+        const std::uint64_t bits = bits_of(key);
+        for (std::size_t at = home(bits); entries_[at] != 0; at = next(at)) {
+            if (entries_[at] >> kPlaceBits == bits) visit((entries_[at] & kMostPlaces) - 1);
+        }
+    }
+    bool contains(Key key, Place place) const { return !entries_.empty() && entries_[find(key, place)] != 0; }
+
+    // Precondition of all three: the key isn't here, or is at this place.
+    void insert(Key key, Place place);
+    void erase(Key key, Place place);
+    void move(Key key, Place from, Place to);
+
+  private:
+    using Entry = std::uint64_t;  // the hash's bits, then place + 1; 0: empty
+    static constexpr unsigned kHashBits = 64 - kPlaceBits;
+
+    static std::uint64_t bits_of(Key key) { return mix(key) >> kPlaceBits; }
+    static Entry entry_of(Key key, Place place) { return bits_of(key) << kPlaceBits | (place + 1); }
+    std::size_t home(std::uint64_t bits) const { return bits * entries_.size() >> kHashBits; }
+    std::size_t next(std::size_t at) const { return at + 1 == entries_.size() ? 0 : at + 1; }
+    std::size_t find(Key key, Place place) const;  // or an empty entry
+    void add(Entry entry);
+    void resize(std::size_t entries);
+
+    std::vector<Entry> entries_;  // never full
+    std::size_t size_ = 0;
+};
+
+}  // namespace persia

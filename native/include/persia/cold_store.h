@@ -1,0 +1,162 @@
+// The rows of one table shard that were least needed, on disk: each with its stamp and optimizer's state, as
+// stored.
+//
+// A file is cut into extents, each of which holds rows of one bucket. A bucket's rows are appended to its
+// open extent, in memory; a full one is written whole, once, and never changed. A row that goes leaves a gap;
+// an extent whose rows are all gone is free for others, one with more gaps than rows is sparse: its rows are
+// appended anew, some extents a step (tidy()). So the file holds at most twice the rows' bytes, and what is
+// written at most twice what is appended.
+//
+// Each record has a checksum, of its place too: a row is what was written there, or the call throws
+// DiskError.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "persia/cold_index.h"
+#include "persia/extent_file.h"
+#include "persia/key.h"
+#include "persia/span.h"
+
+namespace persia {
+
+class ColdStore {
+  public:
+    using Place = ColdIndex::Place;
+
+    struct Row {  // points into what the store holds, until its next call
+        Key key;
+        std::uint32_t stamp;
+        const std::byte* weights;
+        const std::byte* state;
+        Place place;
+        bool before_mark;  // see mark()
+    };
+    struct Wanted {
+        std::uint32_t bucket;
+        std::uint32_t at;  // whoever asks knows it by this
+        Key key;
+    };
+    struct Found {
+        Wanted wanted;
+        Row row;
+    };
+
+    // bucket_rows: that a bucket may have in memory. Throws DiskError if there can be no file in the folder.
+    ColdStore(const std::string& folder, std::uint64_t capacity_bytes, std::uint32_t num_buckets,
+              std::uint32_t bucket_rows, std::size_t weight_bytes, std::size_t state_bytes);
+
+    // Precondition: the key isn't here. Throws DiskError if the capacity is used up.
+    void append(std::uint32_t bucket, Key key, std::uint32_t stamp, const std::byte* weights,
+                const std::byte* state);
+    // Those of the keys that are here, in their order.
+    const std::vector<Found>& find(Span<const Wanted> wanted);
+    // Whether a key may be here, without a look at the disk.
+    bool may_have(std::uint32_t bucket, Key key) const;
+    // Asks the system to begin to read the key's row, if it is here.
+    void ask_for(std::uint32_t bucket, Key key) const;
+    void erase(std::uint32_t bucket, Key key, Place place);
+    // Moves the rows of sparse extents, a bounded number of them.
+    void tidy();
+
+    // visit(Row) for the rows of a bucket in those of its extents that have a stamp of at least `least` and
+    // one of at most `most`; it returns whether the row stays.
+    template <class Visit>
+    void for_each(std::uint32_t bucket, std::uint32_t least, std::uint32_t most, Visit&& visit) {
+        const std::vector<std::uint32_t> extents = buckets_[bucket].extents;  // a copy: some may go meanwhile
+        for (const std::uint32_t extent : extents) {
+            if (extents_[extent].newest < least || extents_[extent].oldest > most) continue;
+            load(extent, extent_room_);
+            const std::uint32_t used = extents_[extent].used;
+            std::uint32_t oldest = UINT32_MAX;
+            for (std::uint32_t i = 0; i < used; ++i) {
+                const Row row = row_at(extent_room_.data() + i * record_bytes_, place_of(extent, i));
+                if (!buckets_[bucket].index.contains(row.key, row.place)) continue;
+                if (visit(row)) {
+                    oldest = std::min(oldest, row.stamp);
+                } else {
+                    erase(bucket, row.key, row.place);
+                }
+            }
+            extents_[extent].oldest = oldest;
+        }
+    }
+    // About how many rows of a bucket have a greater stamp: those of extents that have one.
+    std::uint64_t rows_since(std::uint32_t bucket, std::uint32_t since) const;
+
+    // From here on until release() rows know whether they were here at the mark, and none is moved.
+    void mark();
+    void release() { marked_ = false; }
+
+    std::uint64_t size() const { return size_; }
+    std::uint64_t appended() const { return appended_; }  // rows, without those moved
+    std::uint64_t file_bytes() const { return std::uint64_t{in_use_} * file_.extent_bytes(); }
+    std::size_t held_bytes() const;
+    // Bytes of a row in the file, and of an extent.
+    static std::size_t record_bytes(std::size_t weight_bytes, std::size_t state_bytes);
+    static std::size_t extent_bytes(std::size_t record_bytes, std::uint32_t bucket_rows);
+    // What a store that has used its capacity takes of memory: its index, and extents that rows are appended
+    // to.
+    static std::uint64_t memory_bytes(std::uint64_t capacity_bytes, std::uint32_t num_buckets,
+                                      std::uint32_t bucket_rows, std::size_t weight_bytes,
+                                      std::size_t state_bytes);
+
+  private:
+    static constexpr std::uint32_t kNone = UINT32_MAX;
+
+    struct Extent {
+        std::uint32_t bucket, used, live;
+        std::uint32_t at_mark;         // records that were there at the mark
+        std::uint32_t oldest, newest;  // stamps
+        bool sparse;                   // among those to be moved
+    };
+    struct Bucket {
+        ColdIndex index;
+        std::vector<std::uint32_t> extents;
+        std::uint32_t open = kNone;   // the extent that rows are appended to
+        std::vector<std::byte> room;  // its records
+    };
+
+    Place place_of(std::uint32_t extent, std::uint32_t i) const { return Place{extent} * extent_rows_ + i; }
+    std::uint64_t offset_of(Place place) const {
+        return place / extent_rows_ * file_.extent_bytes() + place % extent_rows_ * record_bytes_;
+    }
+    bool is_open(std::uint32_t extent) const { return buckets_[extents_[extent].bucket].open == extent; }
+    Row row_at(const std::byte* record, Place place) const;  // throws DiskError for a wrong checksum
+    std::uint32_t checksum(const std::byte* record, Place place) const;
+    Place put(std::uint32_t bucket, const std::byte* record);  // gives it its checksum
+    void open_extent(std::uint32_t bucket);
+    void load(std::uint32_t extent, std::vector<std::byte>& into);
+    void check_sparse(std::uint32_t extent);  // after rows of it went
+    void make_room();                         // for another extent
+    bool move_sparse();                       // the rows of one extent; whether there was any
+
+    struct Candidate {  // a row that may be that of a wanted key
+        std::size_t wanted;
+        Place place;
+        const std::byte* record;
+    };
+
+    std::size_t weight_bytes_, state_bytes_, record_bytes_;
+    std::uint64_t capacity_bytes_;
+    ExtentFile file_;
+    std::uint32_t extent_rows_;
+    std::vector<Bucket> buckets_;
+    std::vector<Extent> extents_;
+    std::vector<std::uint32_t> free_, sparse_;
+    std::uint32_t in_use_ = 0;  // extents
+    std::uint64_t size_ = 0, appended_ = 0;
+    bool marked_ = false;
+
+    // Working memory, kept from call to call.
+    std::vector<std::byte> record_, extent_room_, move_room_, find_room_;
+    std::vector<Candidate> candidates_;
+    std::vector<Found> found_;
+    std::vector<ExtentFile::Read> reads_;
+};
+
+}  // namespace persia

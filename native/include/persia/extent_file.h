@@ -1,0 +1,57 @@
+// A file without a name, of extents of one size: what a process keeps on disk as long as it lives.
+//
+// Nobody else can see or open it, and the system takes it back however the process ends, so a crash leaves
+// nothing behind. Not thread-safe. All calls throw DiskError, which says what failed and where, if the system
+// refuses.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "persia/thread_team.h"
+
+namespace persia {
+
+struct DiskError : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+class ExtentFile {
+  public:
+    // In `folder`, which must be there.
+    ExtentFile(const std::string& folder, std::size_t extent_bytes);
+    ~ExtentFile();
+    ExtentFile(const ExtentFile&) = delete;
+    ExtentFile& operator=(const ExtentFile&) = delete;
+
+    struct Read {
+        std::uint64_t offset;
+        std::byte* to;
+        std::size_t bytes;
+    };
+    // Any number of reads. What isn't in memory is read in the order of places, many at a time if there are
+    // many.
+    void read(std::vector<Read>& reads) const;
+    // Asks the system to begin a read, without waiting for it.
+    void ask_for(std::uint64_t offset, std::size_t bytes) const;
+    void write(std::uint32_t extent, const std::byte* from);
+
+    const std::string& folder() const { return folder_; }
+    std::size_t extent_bytes() const { return extent_bytes_; }
+
+  private:
+    bool in_memory(const Read& read) const;  // and then has been read
+    void read_one(const Read& read) const;
+    [[noreturn]] void fail(const char* what, int error) const;
+
+    std::string folder_;
+    std::size_t extent_bytes_;
+    int file_ = -1;
+    mutable std::unique_ptr<ThreadTeam> readers_;  // once they are needed
+};
+
+}  // namespace persia

@@ -1,0 +1,274 @@
+#include "persia/cold_store.h"
+
+#include <cstring>
+
+namespace persia {
+namespace {
+
+// A record: key, stamp, checksum, weights, state; all of it in words of 8 bytes.
+constexpr std::size_t kStampAt = 8, kChecksumAt = 12, kHeader = 16;
+constexpr std::size_t kExtentBytes = 64 << 10, kPage = 4096;
+constexpr std::size_t kLeastExtentRows = 4, kUsualExtentRows = 16;
+constexpr std::uint32_t kShareOfBucket = 16;  // open extents take so small a part of what rows take in memory
+constexpr std::size_t kMovedExtents = 32;     // at most, in a step
+constexpr double kIndexBytes = 10.2;          // of a row at most, see cold_index.cpp
+
+std::size_t aligned(std::size_t bytes, std::size_t to) { return (bytes + to - 1) / to * to; }
+std::size_t state_at(std::size_t weight_bytes) { return kHeader + aligned(weight_bytes, 4); }
+
+template <class T>
+T read_at(const std::byte* from) {
+    T value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
+}
+
+}  // namespace
+
+std::size_t ColdStore::record_bytes(std::size_t weight_bytes, std::size_t state_bytes) {
+    return aligned(state_at(weight_bytes) + state_bytes, 8);
+}
+
+std::size_t ColdStore::extent_bytes(std::size_t record_bytes, std::uint32_t bucket_rows) {
+    const std::size_t most = std::max(kExtentBytes, kLeastExtentRows * record_bytes);
+    const std::size_t least = std::min(kUsualExtentRows * record_bytes, most);
+    return aligned(std::clamp(bucket_rows * record_bytes / kShareOfBucket, least, most), kPage);
+}
+
+std::uint64_t ColdStore::memory_bytes(std::uint64_t capacity_bytes, std::uint32_t num_buckets,
+                                      std::uint32_t bucket_rows, std::size_t weight_bytes,
+                                      std::size_t state_bytes) {
+    const std::size_t record = record_bytes(weight_bytes, state_bytes);
+    const std::size_t extent = extent_bytes(record, bucket_rows);
+    const double extents = static_cast<double>(capacity_bytes) / static_cast<double>(extent);
+    const double rows = extents * static_cast<double>(extent / record);
+    const double places = rows * kIndexBytes + extents * (sizeof(Extent) + sizeof(std::uint32_t));
+    return static_cast<std::uint64_t>(places) + std::uint64_t{num_buckets} * (sizeof(Bucket) + extent);
+}
+
+ColdStore::ColdStore(const std::string& folder, std::uint64_t capacity_bytes, std::uint32_t num_buckets,
+                     std::uint32_t bucket_rows, std::size_t weight_bytes, std::size_t state_bytes)
+    : weight_bytes_(weight_bytes),
+      state_bytes_(state_bytes),
+      record_bytes_(record_bytes(weight_bytes, state_bytes)),
+      capacity_bytes_(capacity_bytes),
+      file_(folder, extent_bytes(record_bytes_, bucket_rows)),
+      extent_rows_(static_cast<std::uint32_t>(file_.extent_bytes() / record_bytes_)),
+      buckets_(num_buckets),
+      record_(record_bytes_) {}
+
+std::uint32_t ColdStore::checksum(const std::byte* record, Place place) const {
+    std::uint64_t sum = mix(place);
+    for (std::size_t at = 0; at < record_bytes_; at += 8) {
+        auto word = read_at<std::uint64_t>(record + at);
+        if (at == kStampAt) word &= UINT32_MAX;  // the stamp, without the checksum
+        sum = (sum ^ word) * 0x9e3779b97f4a7c15u;
+        sum ^= sum >> 32;
+    }
+    return static_cast<std::uint32_t>(mix(sum));
+}
+
+ColdStore::Row ColdStore::row_at(const std::byte* record, Place place) const {
+    if (read_at<std::uint32_t>(record + kChecksumAt) != checksum(record, place)) {
+        throw DiskError("the disk tier in " + file_.folder() + ": row " + std::to_string(place) +
+                        " is not as it was written: its checksum differs");
+    }
+    const Extent& extent = extents_[place / extent_rows_];
+    return {read_at<Key>(record),
+            read_at<std::uint32_t>(record + kStampAt),
+            record + kHeader,
+            record + state_at(weight_bytes_),
+            place,
+            marked_ && place % extent_rows_ < extent.at_mark};
+}
+
+void ColdStore::open_extent(std::uint32_t bucket) {
+    std::uint32_t extent;
+    if (free_.empty()) {
+        extent = static_cast<std::uint32_t>(extents_.size());
+        extents_.emplace_back();
+    } else {
+        extent = free_.back();
+        free_.pop_back();
+    }
+    extents_[extent] = {bucket, 0, 0, 0, UINT32_MAX, 0, false};
+    ++in_use_;
+    Bucket& of = buckets_[bucket];
+    of.extents.push_back(extent);
+    of.room.resize(file_.extent_bytes());
+    of.open = extent;
+}
+
+ColdStore::Place ColdStore::put(std::uint32_t bucket, const std::byte* record) {
+    Bucket& of = buckets_[bucket];
+    if (of.open == kNone) open_extent(bucket);
+    const std::uint32_t number = of.open;
+    Extent& extent = extents_[number];
+    const Place place = place_of(number, extent.used);
+    std::byte* const to = of.room.data() + extent.used * record_bytes_;
+    std::memcpy(to, record, record_bytes_);
+    const std::uint32_t sum = checksum(to, place);
+    std::memcpy(to + kChecksumAt, &sum, sizeof sum);
+    const auto stamp = read_at<std::uint32_t>(record + kStampAt);
+    extent.oldest = std::min(extent.oldest, stamp);
+    extent.newest = std::max(extent.newest, stamp);
+    ++extent.used;
+    ++extent.live;
+    if (extent.used < extent_rows_) return place;
+    file_.write(number, of.room.data());
+    of.open = kNone;
+    check_sparse(number);
+    return place;
+}
+
+void ColdStore::append(std::uint32_t bucket, Key key, std::uint32_t stamp, const std::byte* weights,
+                       const std::byte* state) {
+    if (buckets_[bucket].open == kNone) make_room();
+    std::memcpy(record_.data(), &key, sizeof key);
+    std::memcpy(record_.data() + kStampAt, &stamp, sizeof stamp);
+    std::memcpy(record_.data() + kHeader, weights, weight_bytes_);
+    if (state_bytes_ != 0) std::memcpy(record_.data() + state_at(weight_bytes_), state, state_bytes_);
+    buckets_[bucket].index.insert(key, put(bucket, record_.data()));
+    ++size_;
+    ++appended_;
+}
+
+void ColdStore::make_room() {
+    const auto full = [&] { return file_bytes() + file_.extent_bytes() > capacity_bytes_; };
+    while (full() && !marked_ && move_sparse()) {
+    }
+    if (!full() || marked_) return;  // a snapshot soon ends, and gaps can be closed again
+    throw DiskError("the disk tier in " + file_.folder() + " is full: this part of a table has " +
+                    std::to_string(size_) + " rows there in " + std::to_string(file_bytes()) + " bytes, of " +
+                    std::to_string(capacity_bytes_) +
+                    " allowed; raise the table's disk.capacity, or its capacity");
+}
+
+bool ColdStore::may_have(std::uint32_t bucket, Key key) const {
+    bool may = false;
+    buckets_[bucket].index.for_each_match(key, [&](Place) { may = true; });
+    return may;
+}
+
+void ColdStore::ask_for(std::uint32_t bucket, Key key) const {
+    buckets_[bucket].index.for_each_match(key, [&](Place place) {
+        if (!is_open(static_cast<std::uint32_t>(place / extent_rows_))) {
+            file_.ask_for(offset_of(place), record_bytes_);
+        }
+    });
+}
+
+const std::vector<ColdStore::Found>& ColdStore::find(Span<const Wanted> wanted) {
+    candidates_.clear();
+    reads_.clear();
+    found_.clear();
+    for (std::size_t i = 0; i < wanted.size(); ++i) {
+        buckets_[wanted[i].bucket].index.for_each_match(
+            wanted[i].key, [&](Place place) { candidates_.push_back({i, place, nullptr}); });
+    }
+    find_room_.resize(candidates_.size() * record_bytes_);
+    std::byte* room = find_room_.data();
+    for (Candidate& each : candidates_) {
+        const auto extent = static_cast<std::uint32_t>(each.place / extent_rows_);
+        if (is_open(extent)) {
+            each.record =
+                buckets_[extents_[extent].bucket].room.data() + each.place % extent_rows_ * record_bytes_;
+            continue;
+        }
+        reads_.push_back({offset_of(each.place), room, record_bytes_});
+        each.record = room;
+        room += record_bytes_;
+    }
+    file_.read(reads_);
+    for (const Candidate& each : candidates_) {
+        const Row row = row_at(each.record, each.place);
+        if (row.key == wanted[each.wanted].key) found_.push_back({wanted[each.wanted], row});
+    }
+    return found_;
+}
+
+void ColdStore::erase(std::uint32_t bucket, Key key, Place place) {
+    buckets_[bucket].index.erase(key, place);
+    --size_;
+    const auto extent = static_cast<std::uint32_t>(place / extent_rows_);
+    --extents_[extent].live;
+    if (!is_open(extent)) check_sparse(extent);
+}
+
+void ColdStore::check_sparse(std::uint32_t number) {
+    Extent& extent = extents_[number];
+    if (extent.live == 0) {
+        std::vector<std::uint32_t>& extents = buckets_[extent.bucket].extents;
+        *std::find(extents.begin(), extents.end(), number) = extents.back();
+        extents.pop_back();
+        extent.sparse = false;
+        free_.push_back(number);
+        --in_use_;
+    } else if (!extent.sparse && extent.live * 2 < extent.used) {
+        extent.sparse = true;
+        sparse_.push_back(number);
+    }
+}
+
+bool ColdStore::move_sparse() {
+    while (!sparse_.empty() && !extents_[sparse_.back()].sparse) sparse_.pop_back();  // freed meanwhile
+    if (sparse_.empty()) return false;
+    const std::uint32_t number = sparse_.back();
+    sparse_.pop_back();
+    extents_[number].sparse = false;
+    load(number, move_room_);
+    const std::uint32_t bucket = extents_[number].bucket, used = extents_[number].used;
+    for (std::uint32_t i = 0; i < used; ++i) {
+        const std::byte* const record = move_room_.data() + i * record_bytes_;
+        const Row row = row_at(record, place_of(number, i));
+        if (!buckets_[bucket].index.contains(row.key, row.place)) continue;
+        buckets_[bucket].index.move(row.key, row.place, put(bucket, record));
+        --extents_[number].live;
+    }
+    check_sparse(number);
+    return true;
+}
+
+void ColdStore::tidy() {
+    if (marked_) return;
+    for (std::size_t i = 0; i < kMovedExtents && move_sparse(); ++i) {
+    }
+}
+
+void ColdStore::load(std::uint32_t extent, std::vector<std::byte>& into) {
+    into.resize(file_.extent_bytes());
+    if (is_open(extent)) {
+        const std::vector<std::byte>& room = buckets_[extents_[extent].bucket].room;
+        std::copy_n(room.begin(), extents_[extent].used * record_bytes_, into.begin());
+        return;
+    }
+    reads_ = {
+        {std::uint64_t{extent} * file_.extent_bytes(), into.data(), extents_[extent].used * record_bytes_}};
+    file_.read(reads_);
+}
+
+std::uint64_t ColdStore::rows_since(std::uint32_t bucket, std::uint32_t since) const {
+    std::uint64_t rows = 0;
+    for (const std::uint32_t extent : buckets_[bucket].extents) {
+        if (extents_[extent].newest > since) rows += extents_[extent].live;
+    }
+    return rows;
+}
+
+void ColdStore::mark() {
+    for (Extent& extent : extents_) extent.at_mark = extent.used;
+    marked_ = true;
+}
+
+std::size_t ColdStore::held_bytes() const {
+    const auto held = [](const auto& values) { return values.capacity() * sizeof(values[0]); };
+    std::size_t bytes = sizeof *this + held(buckets_) + held(extents_) + held(free_) + held(sparse_) +
+                        held(record_) + held(extent_room_) + held(move_room_) + held(find_room_) +
+                        held(candidates_) + held(found_) + held(reads_);
+    for (const Bucket& bucket : buckets_) {
+        bytes += bucket.index.held_bytes() + held(bucket.extents) + held(bucket.room);
+    }
+    return bytes;
+}
+
+}  // namespace persia

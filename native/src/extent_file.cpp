@@ -1,0 +1,101 @@
+#include "persia/extent_file.h"
+
+#include <fcntl.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+
+namespace persia {
+namespace {
+
+constexpr unsigned kReaders = 16;  // reads under way at a time: what a drive needs to be busy
+constexpr std::size_t kMinReadsForThreads = 8;
+
+int open_unnamed(const std::string& folder) {
+#ifdef O_TMPFILE
+    const int file = open(folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    if (file >= 0 || (errno != EOPNOTSUPP && errno != EISDIR && errno != EINVAL)) return file;
+#endif
+    std::string name = folder + "/.persia-cold-XXXXXX";  // where file systems can't make one without a name
+    const int named = mkstemp(name.data());
+    if (named >= 0) unlink(name.c_str());
+    return named;
+}
+
+}  // namespace
+
+ExtentFile::ExtentFile(const std::string& folder, std::size_t extent_bytes)
+    : folder_(folder), extent_bytes_(extent_bytes), file_(open_unnamed(folder)) {
+    if (file_ < 0) fail("can't make a file there", errno);
+    posix_fadvise(file_, 0, 0, POSIX_FADV_RANDOM);  // rows beside the wanted one are not wanted
+}
+
+ExtentFile::~ExtentFile() {
+    readers_.reset();
+    close(file_);
+}
+
+void ExtentFile::fail(const char* what, int error) const {
+    throw DiskError("the disk tier in " + folder_ + ": " + what + ": " + std::strerror(error));
+}
+
+void ExtentFile::read_one(const Read& read) const {
+    std::size_t done = 0;
+    while (done < read.bytes) {
+        const ssize_t got =
+            pread(file_, read.to + done, read.bytes - done, static_cast<off_t>(read.offset + done));
+        if (got < 0 && errno == EINTR) continue;
+        if (got < 0) fail("can't read", errno);
+        if (got == 0)
+            throw DiskError("the disk tier in " + folder_ + ": the file is shorter than what was written");
+        done += static_cast<std::size_t>(got);
+    }
+}
+
+bool ExtentFile::in_memory([[maybe_unused]] const Read& read) const {
+#ifdef RWF_NOWAIT
+    const iovec to{read.to, read.bytes};
+    return preadv2(file_, &to, 1, static_cast<off_t>(read.offset), RWF_NOWAIT) ==
+           static_cast<ssize_t>(read.bytes);
+#else
+    return false;
+#endif
+}
+
+void ExtentFile::read(std::vector<Read>& reads) const {
+    reads.erase(std::remove_if(reads.begin(), reads.end(), [&](const Read& each) { return in_memory(each); }),
+                reads.end());
+    std::sort(reads.begin(), reads.end(), [](const Read& a, const Read& b) { return a.offset < b.offset; });
+    if (reads.size() < kMinReadsForThreads) {
+        for (const Read& each : reads) read_one(each);
+        return;
+    }
+    if (!readers_) readers_ = std::make_unique<ThreadTeam>(kReaders);
+    readers_->run([&](unsigned thread) {
+        const std::size_t begin = reads.size() * thread / kReaders,
+                          end = reads.size() * (thread + 1) / kReaders;
+        for (std::size_t i = begin; i < end; ++i) read_one(reads[i]);
+    });
+}
+
+void ExtentFile::ask_for(std::uint64_t offset, std::size_t bytes) const {
+    posix_fadvise(file_, static_cast<off_t>(offset), static_cast<off_t>(bytes), POSIX_FADV_WILLNEED);
+}
+
+void ExtentFile::write(std::uint32_t extent, const std::byte* from) {
+    const std::uint64_t offset = std::uint64_t{extent} * extent_bytes_;
+    std::size_t done = 0;
+    while (done < extent_bytes_) {
+        const ssize_t put =
+            pwrite(file_, from + done, extent_bytes_ - done, static_cast<off_t>(offset + done));
+        if (put < 0 && errno == EINTR) continue;
+        if (put < 0) fail("can't write", errno);
+        done += static_cast<std::size_t>(put);
+    }
+}
+
+}  // namespace persia

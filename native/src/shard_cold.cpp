@@ -1,0 +1,143 @@
+// Shard's rows on disk, see cold_store.h.
+#include <algorithm>
+
+#include "persia/prefetch.h"
+#include "persia/shard.h"
+#include "persia/storage.h"
+#include "persia/wire.h"
+
+namespace persia {
+namespace {
+
+constexpr std::size_t kAhead = 16;  // keys whose memory is asked for before they are looked at
+
+}  // namespace
+
+void Shard::demote(std::uint32_t bucket, KeyIndex::Entry entry) {
+    removed_at_ = epoch_ + 1;  // the slot may be another row's then
+    if (snapshot_.active()) keep_before_removal(bucket, entry);
+    if (changes_.noted()) {
+        keep_changed(entry.key(), entry.slot());
+        if (changes_.moved(entry.slot())) away_.insert(entry.key());
+    }
+    const Snapshot::Kept row = row_at(entry);
+    cold_->append(bucket, row.key, row.stamp, row.weights, row.state);
+    drop(bucket, entry);
+    ++counts_.to_disk;
+}
+
+void Shard::shrink(std::uint32_t step) {
+    std::size_t left = 0;
+    for (const std::uint32_t home : dirty_) {
+        while (index_.size(home) > config_.bucket_capacity) {
+            const KeyIndex::Entry entry = eviction_.next(home, index_, step);
+            if (!entry) break;
+            demote(home, entry);
+        }
+        is_dirty_[home] = index_.size(home) > config_.bucket_capacity;
+        if (is_dirty_[home]) dirty_[left++] = home;
+    }
+    dirty_.resize(left);
+    cold_->tidy();
+}
+
+// Brings rows back as they went. Whoever calls uses each of them at once: until then eviction doesn't know
+// them.
+void Shard::fetch(Keys keys) {
+    wanted_.clear();
+    for (std::size_t i = 0; i < keys.size(); ++i) {
+        if (!owns(keys[i])) continue;
+        if (i + kAhead < keys.size() && owns(keys[i + kAhead])) {
+            prefetch_cold_line(index_.home_line(bucket(keys[i + kAhead]), keys[i + kAhead]));
+        }
+        const std::uint32_t home = bucket(keys[i]);
+        if (!index_.find(home, keys[i])) wanted_.push_back({home, static_cast<std::uint32_t>(i), keys[i]});
+    }
+    for (const auto& [wanted, row] : cold_->find(wanted_)) {
+        const auto [home, at, key] = wanted;
+        index_.reserve_one(home, arena_);
+        const std::uint32_t slot = rows_.take(arena_);
+        std::copy_n(row.weights, update_.weight_bytes(), rows_.weights(slot));
+        std::copy_n(row.state, update_.state_bytes(), rows_.state(slot));
+        rows_.epoch(slot) = epoch_;
+        if (snapshot_.active()) {
+            if (row.before_mark && !snapshot_.copied(home)) {
+                snapshot_.keep(home, key, row.stamp, slot, row.weights, row.state);
+            }
+            snapshot_.settle(slot);
+        }
+        if (away_.erase(key) != 0) changes_.changed(key, slot);
+        insert(home, key, slot, row.stamp);
+        cold_->erase(home, key, row.place);
+        ++counts_.from_disk;
+    }
+}
+
+void Shard::ask_disk(Keys keys) const {
+    if (!cold_) return;
+    for (const Key key : keys) {
+        if (!index_.find(bucket(key), key)) cold_->ask_for(bucket(key), key);
+    }
+}
+
+void Shard::lookup_cold(Keys keys, Rows out) const {
+    wanted_.clear();
+    for (std::size_t i = 0; i < keys.size(); ++i) {
+        if (slots_[i] != kNoSlot) continue;
+        wanted_.push_back({bucket(keys[i]), static_cast<std::uint32_t>(i), keys[i]});
+    }
+    const EncodeRows encode = encode_rows(update_.weights(), out.wire, config_.dim);
+    for (const auto& [wanted, row] : cold_->find(wanted_)) {
+        if (eviction_.expired(row.stamp, next_step_)) continue;
+        std::byte* const to = out.data + wanted.at * wire_bytes(out.wire, config_.dim);
+        encode(&row.weights, 1, config_.dim, room_.data(), to);
+    }
+}
+
+void Shard::sweep_cold(std::uint32_t home) {
+    if (next_step_ <= eviction_.ttl()) return;
+    cold_->for_each(home, 0, next_step_ - eviction_.ttl() - 1, [&](const ColdStore::Row& row) {
+        if (!eviction_.expired(row.stamp, next_step_)) return true;
+        if (snapshot_.active() && row.before_mark && !snapshot_.copied(home)) {
+            snapshot_.keep(home, row.key, row.stamp, kNoSlot, row.weights, row.state);
+        }
+        if (notes_removed_) note_removed(row.key);
+        if (changes_.noted()) {
+            away_.erase(row.key);
+            changes_.removed_before(row.key);
+        }
+        ++counts_.evicted;
+        return false;
+    });
+}
+
+// Copies the changed rows that are on disk at a mark.
+void Shard::copy_away() {
+    wanted_.clear();
+    for (const Key key : away_) wanted_.push_back({bucket(key), 0, key});
+    away_.clear();
+    for (const auto& [wanted, row] : cold_->find(wanted_)) copy_changed(wanted.key, row.weights);
+}
+
+// Adds the rows of a bucket for which chosen(row); they point into `held`.
+void Shard::add_cold(std::uint32_t home, std::vector<Snapshot::Kept>& rows, std::vector<std::byte>& held,
+                     std::uint32_t least, const std::function<bool(const ColdStore::Row&)>& chosen) const {
+    const std::size_t first = rows.size();
+    const std::size_t state_at = (update_.weight_bytes() + 3) / 4 * 4,
+                      stride = state_at + update_.state_bytes();
+    cold_->for_each(home, least, UINT32_MAX, [&](const ColdStore::Row& row) {
+        if (!chosen(row)) return true;
+        rows.push_back({row.key, row.stamp, nullptr, nullptr});
+        held.resize(held.size() + stride);
+        std::byte* const to = held.data() + held.size() - stride;
+        std::copy_n(row.weights, update_.weight_bytes(), to);
+        std::copy_n(row.state, update_.state_bytes(), to + state_at);
+        return true;
+    });
+    for (std::size_t i = first; i < rows.size(); ++i) {
+        rows[i].weights = held.data() + (i - first) * stride;
+        rows[i].state = rows[i].weights + state_at;
+    }
+}
+
+}  // namespace persia

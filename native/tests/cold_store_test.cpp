@@ -1,0 +1,112 @@
+#include "persia/cold_store.h"
+
+#include <map>
+#include <random>
+#include <set>
+
+#include "check.h"
+#include "persia/cold_index.h"
+
+using namespace persia;
+
+namespace {
+
+// Against a plain set of (key, place); few different hashes, so that runs are long and wrap around.
+void test_index() {
+    std::mt19937_64 random(1);
+    ColdIndex index;
+    std::set<std::pair<Key, ColdIndex::Place>> model;
+    for (int i = 0; i < 20000; ++i) {
+        const Key key = unmix((random() % 300) << 36 | (random() % 2 != 0 ? 0xfffffffull << 36 : 0));
+        const ColdIndex::Place place = random() % 1000000;
+        if (random() % 100 < (i < 8000 ? 60 : 40) || model.empty()) {
+            if (model.count({key, place}) != 0) continue;
+            index.insert(key, place);
+            model.insert({key, place});
+        } else {
+            auto at = model.lower_bound({key, place});
+            if (at == model.end()) at = model.begin();
+            const auto [old, from] = *at;
+            model.erase(at);
+            if (random() % 3 == 0 && model.count({old, place}) == 0) {
+                index.move(old, from, place);
+                model.insert({old, place});
+            } else {
+                index.erase(old, from);
+            }
+        }
+        CHECK(index.size() == model.size());
+        if (i % 500 != 0) continue;
+        for (const auto& [each, where] : model) {
+            CHECK(index.contains(each, where));
+            std::size_t found = 0;
+            index.for_each_match(each, [&](ColdIndex::Place at) { found += at == where; });
+            CHECK(found == 1);
+        }
+    }
+    CHECK(!index.contains(unmix(1), 5));
+}
+
+// Against a plain map, with rows that come and go in a few buckets.
+void test_store() {
+    constexpr std::size_t kWeights = 10, kState = 6;
+    std::mt19937_64 random(2);
+    ColdStore store("/tmp", 1 << 22, 3, 64, kWeights, kState);
+    struct Value {
+        std::uint32_t stamp;
+        std::vector<std::byte> bytes;
+    };
+    std::map<Key, Value> model;
+    const auto bucket = [](Key key) { return static_cast<std::uint32_t>(key % 3); };
+    for (std::uint32_t step = 0; step < 3000; ++step) {
+        for (int i = 0; i < 8; ++i) {
+            const Key key = mix(random() % 2000);
+            if (model.count(key) != 0) continue;
+            Value value{step, std::vector<std::byte>(kWeights + kState)};
+            for (std::byte& byte : value.bytes) byte = static_cast<std::byte>(random());
+            store.append(bucket(key), key, step, value.bytes.data(), value.bytes.data() + kWeights);
+            model.emplace(key, value);
+        }
+        std::vector<ColdStore::Wanted> wanted;
+        std::size_t here = 0;
+        for (std::uint32_t i = 0; i < 12; ++i) {
+            const Key key = mix(random() % 2000);
+            wanted.push_back({bucket(key), i, key});
+            here += model.count(key);
+        }
+        const auto found = store.find(wanted);
+        CHECK(found.size() == here);
+        std::set<Key> gone;
+        for (const auto& [what, row] : found) {
+            const Value& value = model.at(what.key);
+            CHECK(row.stamp == value.stamp);
+            CHECK(std::equal(row.weights, row.weights + kWeights, value.bytes.begin()));
+            CHECK(std::equal(row.state, row.state + kState, value.bytes.begin() + kWeights));
+            if (what.at % 2 != 0 || !gone.insert(what.key).second) continue;
+            store.erase(what.bucket, what.key, row.place);
+        }
+        for (const Key key : gone) model.erase(key);
+        store.tidy();
+        CHECK(store.size() == model.size());
+    }
+    std::size_t seen = 0;
+    for (std::uint32_t home = 0; home < 3; ++home) {
+        store.for_each(home, 0, UINT32_MAX, [&](const ColdStore::Row& row) {
+            CHECK(bucket(row.key) == home && model.at(row.key).stamp == row.stamp);
+            ++seen;
+            return row.stamp % 2 == 0;  // the others go
+        });
+    }
+    CHECK(seen == model.size());
+    std::size_t left = 0;
+    for (const auto& each : model) left += each.second.stamp % 2 == 0;
+    CHECK(store.size() == left);
+}
+
+}  // namespace
+
+int main() {
+    test_index();
+    test_store();
+    return 0;
+}

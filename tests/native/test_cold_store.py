@@ -1,0 +1,345 @@
+"""A table with a disk tier is, to whoever uses it, one with memory for all its rows: the same bits."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from persia_hpc._native import DiskError, PendingPull, Table, TableSet, mix
+from persia_hpc.errors import PersiaError
+
+from .table_model import assert_same_rows
+from .table_support import DISK, OPTIMIZERS, arguments, export, lookup, make_table, pull_at, u64
+
+IDS = 160
+ALL_KEYS = np.sort(mix(np.arange(IDS, dtype=np.uint64)))
+kinds = st.sampled_from(
+    [
+        {},
+        {"ttl": 4},
+        {"ttl": 70},
+        {"admit_probability": 0.7},
+        {"ttl": 5, "admit_probability": 0.7},
+        {"storage": "bf16", "state_storage": "fp16"},
+        {"storage": "fp16", "dim": 5},
+    ]
+)
+
+
+class Steps:
+    """Steps of one batch each, whose gradients come `bound` steps after their pull."""
+
+    def __init__(self, bound: int, **config: Any) -> None:
+        self.table, self.bound = make_table(**config), bound
+        self.step, self.seen = 0, []
+        self.in_flight: list[tuple[int, Any, Any, int, Any]] = []
+
+    def run(self, seed: int, spread: float) -> None:
+        self.step += 1
+        random = np.random.default_rng(seed)
+        center = random.integers(IDS)
+        chosen = np.unique((center + random.normal(0, spread, 24).astype(int)) % IDS)
+        keys = ALL_KEYS[chosen]
+        rows, slots, epoch = pull_at(self.table, keys, self.step)
+        grads = random.normal(size=rows.shape).astype(np.float32)
+        self.seen.append(rows.tobytes())
+        self.in_flight.append((self.step, keys, slots, epoch, grads))
+        if len(self.in_flight) > self.bound:
+            self.push()
+        asked = ALL_KEYS[random.integers(0, IDS, 3)]
+        self.seen.append(lookup(self.table, np.unique(asked)).tobytes())
+
+    def push(self) -> None:
+        step, keys, slots, epoch, grads = self.in_flight.pop(0)
+        self.seen.append(self.table.push(keys, slots, grads, step, epoch))
+        self.seen.append(self.table.evict(step))
+
+    def state(self) -> tuple[int, int, int]:
+        return self.table.num_rows, self.table.created_rows, self.table.evicted_rows
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    optimizer=st.sampled_from(sorted(OPTIMIZERS)),
+    kind=kinds,
+    buckets=st.sampled_from([1, 2, 8]),
+    capacity=st.integers(1, 80),
+    threads=st.integers(1, 2),
+    bound=st.integers(0, 3),
+    seed=st.integers(0, 2**32 - 1),
+    count=st.integers(1, 150),
+    spread=st.sampled_from([4.0, 30.0, 300.0]),
+)
+def test_any_history_is_that_of_a_table_in_memory(
+    optimizer: str,
+    kind: dict[str, Any],
+    buckets: int,
+    capacity: int,
+    threads: int,
+    bound: int,
+    seed: int,
+    count: int,
+    spread: float,
+) -> None:
+    """Rows, look-ups, counts, what goes by its time to live, and in the end all rows with their states."""
+    config = arguments(optimizer, num_buckets=buckets, **kind)
+    roomy = Steps(bound, **{**config, "bucket_capacity": IDS})
+    tiered = Steps(bound, **{**config, **DISK, "bucket_capacity": capacity, "threads": threads})
+    for number in range(count):
+        for each in (roomy, tiered):
+            each.run(seed + number, spread)
+    assert tiered.seen == roomy.seen
+    assert tiered.state() == roomy.state()
+    for got, expected in zip(export(tiered.table, buckets), export(roomy.table, buckets), strict=True):
+        assert_same_rows(got, expected)
+    while tiered.in_flight:
+        tiered.push()
+    in_memory = tiered.table.num_rows - tiered.table.cold_rows
+    assert in_memory <= buckets * capacity
+    table = tiered.table
+    assert table.cold_rows <= table.to_disk_rows - table.from_disk_rows  # others went by their time to live
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kind=kinds,
+    capacity=st.integers(1, 20),
+    bound=st.integers(0, 2),
+    before=st.lists(st.integers(0, 2**32 - 1), min_size=8, max_size=40),
+    after=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=40),
+)
+def test_snapshots_are_those_of_a_table_in_memory(
+    kind: dict[str, Any], capacity: int, bound: int, before: list[int], after: list[int]
+) -> None:
+    """Full and incremental ones, taken while rows come and go; and a table made of them goes on the same."""
+    config = arguments("adam", **kind)
+    tiers = {**config, **DISK, "bucket_capacity": capacity}
+    pair = [Steps(bound, **{**config, "bucket_capacity": IDS}), Steps(bound, **tiers)]
+    taken: list[list[Any]] = []
+    for each in pair:
+        for seed in before:
+            each.run(seed, 40.0)
+        while each.in_flight:
+            each.push()
+        parts = [_snapshot(each, after[:3], True, 0)]
+        base = each.step
+        for seed in after:
+            each.run(seed, 40.0)
+        while each.in_flight:
+            each.push()
+        if each.table.can_be_incremental:
+            parts.append(_snapshot(each, after[-3:], False, base - len(after[:3])))
+        taken.append(parts)
+    for got, expected in zip(taken[1], taken[0], strict=False):
+        for bucket, other in zip(got, expected, strict=True):
+            assert_same_rows(bucket, other)
+    again = Steps(0, **tiers)
+    for rows in taken[1][0]:
+        again.table.import_rows(rows)
+    assert again.table.num_rows == sum(len(rows["keys"]) for rows in taken[1][0])
+    for rows, bucket in zip(taken[1][0], export(again.table, 4), strict=True):
+        assert_same_rows(bucket, rows)
+        again.table.import_rows(rows)  # rows that are there, on disk too, are replaced
+    assert again.table.num_rows == sum(len(rows["keys"]) for rows in taken[1][0])
+    assert again.table.num_rows - again.table.cold_rows <= 4 * capacity
+
+
+def _snapshot(steps: Steps, meanwhile: list[int], full: bool, since: int) -> list[dict[str, np.ndarray]]:
+    steps.table.begin_snapshot(full)
+    second = steps.table.snapshot_buckets(2, 3, since)[0]
+    for seed in meanwhile:
+        steps.run(seed, 100.0)
+    found = [steps.table.snapshot_buckets(b, b + 1, since)[0] for b in (0, 1, 3)]
+    steps.table.end_snapshot()
+    while steps.in_flight:
+        steps.push()
+    return [*found[:2], second, found[2]]
+
+
+@settings(max_examples=40, deadline=None)
+@given(kind=kinds, capacity=st.integers(1, 30), seed=st.integers(0, 2**32 - 1), count=st.integers(2, 60))
+def test_early_answers_and_patches_are_those_of_a_table_in_memory(
+    kind: dict[str, Any], capacity: int, seed: int, count: int
+) -> None:
+    """Rows are looked up a step before they are pulled, and then those that differ are found."""
+    config = arguments("adagrad", **kind)
+    seen: list[list[bytes]] = []
+    for more in ({"bucket_capacity": IDS}, {"bucket_capacity": capacity, **DISK}):
+        table = make_table(**{**config, **more})
+        tables, random = TableSet([table], [0], [table.dim]), np.random.default_rng(seed)
+        early: list[tuple[PendingPull, np.ndarray, int]] = []
+        seen.append([])
+        for step in range(1, count + 2):
+            keys = ALL_KEYS[np.unique(random.integers(0, IDS, 20))]
+            pull = PendingPull(step, 0, keys, np.array([len(keys)], np.uint32))
+            rows = np.empty((len(keys), table.dim), np.float32)
+            tables.lookup(pull.keys, pull.counts, [rows], initial=True)
+            early.append((pull, rows, max(0, step - 2)))
+            if step == 1:
+                continue
+            asked, before, since = early.pop(0)
+            ((positions, patch),) = tables.pull_differing(asked, [before], since)
+            before[positions] = patch
+            tables.push([(asked, [before * np.float32(0.5)])], step - 1)
+            tables.evict(step - 1)
+            seen[-1] += [np.sort(positions).tobytes(), before.tobytes()]
+    assert seen[0] == seen[1]
+
+
+def test_reads_ahead_change_nothing() -> None:
+    config = arguments("adagrad", **DISK)
+    tables = [make_table(**config), make_table(**config)]
+    sets = [TableSet([table], [0], [3]) for table in tables]
+    for step in range(1, 40):
+        keys = np.ascontiguousarray(ALL_KEYS[(step * 7) % 100 :: 9])
+        found = []
+        for table, ahead in zip(tables, sets, strict=True):
+            pull = PendingPull(step, 0, keys, np.array([len(keys)], np.uint32))
+            if table is tables[1]:
+                ahead.ask_disk(pull)
+            out = np.empty((len(keys), 3), np.float32)
+            ahead.pull(pull, [out])
+            ahead.push([(pull, [out])], step)
+            ahead.evict(step)
+            found.append(out.tobytes())
+        assert found[0] == found[1]
+    assert tables[0].from_disk_rows == tables[1].from_disk_rows > 0
+
+
+def _fill(table: Table, count: int, step: int = 1) -> None:
+    """Makes rows of ids below `count`, some at a time: steps that are each over the capacity."""
+    keys = np.sort(mix(np.arange(count, dtype=np.uint64)))
+    for part in np.array_split(keys, max(1, count // 2000)):
+        _, slots, epoch = pull_at(table, part, step)
+        table.push(part, slots, np.ones((len(part), table.dim), np.float32), step, epoch)
+        table.evict(step)
+
+
+def test_an_index_takes_at_most_12_bytes_a_row() -> None:
+    config = arguments("rowwise_adagrad", dim=4, num_buckets=16, bucket_capacity=256, **DISK)
+    few, many = (
+        make_table(**{**config, "disk_bytes": 1 << 26}),
+        make_table(**{**config, "disk_bytes": 1 << 26}),
+    )
+    _fill(few, 80_000)
+    _fill(many, 220_000)
+    more = many.cold_rows - few.cold_rows
+    assert more > 130_000
+    assert (many.memory_bytes - few.memory_bytes) / more < 12
+
+
+def test_the_file_has_at_most_twice_its_rows() -> None:
+    """Also after rows have come and gone many times."""
+    table = make_table(**arguments("adagrad", num_buckets=2, bucket_capacity=400, dim=16, **DISK))
+    random = np.random.default_rng(1)
+    for step in range(1, 300):
+        keys = np.sort(mix(np.unique(random.integers(0, 4000, 600).astype(np.uint64))))
+        rows, slots, epoch = pull_at(table, keys, step)
+        table.push(keys, slots, rows, step, epoch)
+        table.evict(step)
+    assert table.from_disk_rows > 50_000
+    record = 16 + 16 * 4 * 2
+    assert table.disk_bytes < 2.3 * table.cold_rows * record  # and the extents that are being filled
+
+
+def test_a_full_disk_says_so() -> None:
+    table = make_table(**arguments("adagrad", dim=16, **{**DISK, "disk_bytes": 200_000}))
+    with pytest.raises(DiskError, match=r"full: this part of a table has .* disk.capacity") as error:
+        _fill(table, 20_000)
+    assert isinstance(error.value, PersiaError)
+
+
+def test_a_folder_that_is_not_there_says_so(tmp_path: Path) -> None:
+    with pytest.raises(DiskError, match=r"missing.*No such file"):
+        make_table(**arguments(**{**DISK, "disk_folder": str(tmp_path / "missing")}))
+
+
+def _file_in(folder: Path) -> int:
+    """The descriptor of the only open file there."""
+    found = []
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            if str(entry.readlink()).startswith(str(folder)):
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    (descriptor,) = found
+    return descriptor
+
+
+def test_the_file_has_no_name(tmp_path: Path) -> None:
+    table = make_table(**arguments(**{**DISK, "disk_folder": str(tmp_path)}))
+    _fill(table, 500)
+    assert table.cold_rows > 400
+    assert list(tmp_path.iterdir()) == []
+    assert os.fstat(_file_in(tmp_path)).st_nlink == 0
+
+
+@pytest.mark.parametrize("what", ["a bit", "a record elsewhere", "cut off"])
+def test_damage_on_disk_is_never_a_row(what: str, tmp_path: Path) -> None:
+    config = arguments("sgd", num_buckets=1, dim=2, **{**DISK, "disk_folder": str(tmp_path)})
+    table = make_table(**config)
+    _fill(table, 500)
+    file, record = _file_in(tmp_path), 16 + 8
+    if what == "a bit":
+        byte = os.pread(file, 1, 5 * record + 17)
+        os.pwrite(file, bytes([byte[0] ^ 4]), 5 * record + 17)
+    elif what == "a record elsewhere":
+        os.pwrite(file, os.pread(file, record, 3 * record), 5 * record)
+    else:
+        os.ftruncate(file, 4 * record)
+    with pytest.raises(DiskError, match=r"not as it was written|shorter than what was written"):
+        lookup(table, np.sort(mix(np.arange(500, dtype=np.uint64))))
+
+
+@pytest.mark.parametrize(
+    ("instead", "how", "said"),
+    [
+        ("/dev/full", os.O_RDWR, "can't write: No space left on device"),
+        ("/", os.O_RDONLY, "can't (read: Is a directory|write: Bad file descriptor)"),
+    ],
+)
+def test_calls_that_fail_say_so(instead: str, how: int, said: str, tmp_path: Path) -> None:
+    """Its descriptor is another file's from a moment on: first of a pull, then of a row that goes to disk."""
+    for reads in (False, True):
+        table = make_table(**arguments("sgd", **{**DISK, "disk_folder": str(tmp_path)}))
+        _fill(table, 1500)
+        other = os.open(instead, how)
+        os.dup2(other, _file_in(tmp_path))
+        os.close(other)
+        keys = np.sort(mix(np.arange(1500 * (not reads), 1500 * (2 - reads), dtype=np.uint64)))
+        if reads and instead == "/dev/full":  # it reads as zeros
+            said = "not as it was written"
+        with pytest.raises(DiskError, match=said):
+            _pull_and_evict(table, keys)
+        del table
+
+
+def _pull_and_evict(table: Table, keys: np.ndarray) -> None:
+    pull_at(table, keys, 2)
+    table.evict(2)
+
+
+def test_what_it_takes_of_memory_is_told_before() -> None:
+    from persia_hpc._native import TableConfig, table_bytes
+
+    config = arguments("adagrad", dim=16, num_buckets=8, bucket_capacity=512)
+    alone = table_bytes(TableConfig(**config), 4096)
+    tiered = TableConfig(**config, disk_folder="/nowhere", disk_bytes=300 << 20)
+    rows = (300 << 20) / (16 + 16 * 8)
+    assert 10 * rows < table_bytes(tiered, 4096) - alone < 12.5 * rows
+    with pytest.raises(ValueError, match="'lru': a disk tier"):
+        table_bytes(TableConfig(**config, eviction="lfu", disk_folder="/nowhere"), 1)
+
+
+def test_no_keys_are_asked_for_in_vain() -> None:
+    table = make_table(**arguments(**DISK))
+    assert lookup(table, u64([])).shape == (0, 3)
+    assert not lookup(table, ALL_KEYS[:5]).any()
+    assert not table.cold_rows + table.disk_bytes + table.to_disk_rows + table.from_disk_rows
