@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import pytest
 
 import persia_hpc as ph
@@ -18,7 +19,7 @@ from persia_hpc.cli import main
 from persia_hpc.config.toml import to_toml
 from tests.support.jobs import LAUNCHER_VARIABLES, Job, user_environment, write_config
 from tests.support.mpi import mpiexec, run_mpi
-from tests.support.tiny import tiny_config, write_tiny
+from tests.support.tiny import SEQUENCES, tiny_config, write_sequences, write_tiny
 
 PROGRAMS = Path(__file__).with_name("programs")
 
@@ -144,7 +145,17 @@ def test_what_only_ranks_can_see(data: str, tmp_path: Path) -> None:
     old = {name: write_tiny(tmp_path / f"{name}.h5", 64, encoding=name) for name in ("there", "here")}
     ph.train(tiny_config(old["there"], run_dir=str(tmp_path / "old")), quiet=True)
     other = {"data.train": [old["here"]], "checkpoint.init_from": str(tmp_path / "old")}
+    late = write_sequences(tmp_path / "late.h5", 20_000)
+    with h5py.File(late, "r+") as file:
+        offsets = file["ids/action/offsets"]
+        row = 18_000 + int(np.diff(offsets[18_000:]).argmax())  # behind the rows that everybody compares
+        offsets[row] += 1
+    differs = {**SEQUENCES, "tables.action": {"dim": 4, "capacity": "1 MiB"}, "data.train": [late]}
     cases = [
+        (
+            differs,
+            rf"late\.h5: got \d ids of 'history' but \d of 'action' in row {row - 1}, expected as many",
+        ),
         (other, "checkpoint.init_from: .* was trained on data of encoding there, this run's data have here"),
         ({"model.class": "broken_model:M"}, "its module does not import: .*not_there_at_all.*"),
         ({"model.class": "tests.support.models:Smal"}, "has no 'Smal'; did you mean 'Small'.*"),

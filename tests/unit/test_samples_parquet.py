@@ -38,6 +38,7 @@ IDS: list[tuple[Any, st.SearchStrategy[Any], str]] = [
     (pl.Date, st.none() | dates, ""),
     (pl.Date, st.none() | dates, 'part = "weekday"'),
     (pl.Int64, st.none() | st.integers(0, 2**32), 'part = "hour"'),
+    (pl.Float64, st.none() | st.floats(-100, 100, width=32) | st.just(float("nan")), 'part = "number"'),
     (pl.List(pl.Int64), st.none() | st.lists(st.none() | whole, max_size=5), ""),
     (pl.List(pl.String), st.lists(st.none() | words, max_size=3), 'type = "string"'),
 ]
