@@ -10,6 +10,7 @@
 
 #include "persia/key.h"
 #include "persia/span.h"
+#include "persia/wide.h"
 
 namespace persia {
 
@@ -29,34 +30,21 @@ inline __attribute__((always_inline)) void mix_each(Span<const Id> ids, std::siz
 }
 
 // The key of each id, and its low bits. Products of 64 bits are one instruction for eight of them with
-// AVX-512, without it there is none: so both are here, whatever the build is for.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+// AVX-512, without it there is none.
+#ifdef PERSIA_WIDE
 template <typename Small>
-__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,prefer-vector-width=512"))) void mix_wide(
-    Span<const Id> ids, std::size_t mask, Key* keys, Small* homes) {
-    mix_each(ids, mask, keys, homes);
-}
-
-inline bool has_wide_products() {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-}
-
-template <typename Small>
-void mix_ids(Span<const Id> ids, std::size_t mask, Key* keys, Small* homes) {
-    static const bool wide = has_wide_products();
-    if (wide) {
-        mix_wide(ids, mask, keys, homes);
-    } else {
-        mix_each(ids, mask, keys, homes);
-    }
-}
-#else
-template <typename Small>
-void mix_ids(Span<const Id> ids, std::size_t mask, Key* keys, Small* homes) {
+PERSIA_WIDE void mix_wide(Span<const Id> ids, std::size_t mask, Key* keys, Small* homes) {
     mix_each(ids, mask, keys, homes);
 }
 #endif
+
+template <typename Small>
+void mix_ids(Span<const Id> ids, std::size_t mask, Key* keys, Small* homes) {
+#ifdef PERSIA_WIDE
+    if (use_wide) return mix_wide(ids, mask, keys, homes);
+#endif
+    mix_each(ids, mask, keys, homes);
+}
 
 constexpr std::size_t kSumPadding = 8;
 

@@ -4,6 +4,7 @@
 #include "persia/prefetch.h"
 #include "persia/shard.h"
 #include "persia/wire.h"
+#include "walk_wide.h"
 
 namespace persia {
 namespace {
@@ -16,6 +17,9 @@ constexpr std::size_t kBlock = 8;
 // are nobody can guess, so a loop over them in each block would be left at a wrong time, again and again.
 // Home lines of a part must stay in the second cache.
 constexpr std::size_t kPart = 1024;
+
+// With fewer keys in a call, eight at a time wait for the last of their lines, with nothing else to do.
+constexpr std::size_t kFewestWide = 128;
 
 // 0 for 0, else all bits; hidden from the compiler, which might make a branch of what is done with it.
 inline std::uint32_t all_ones(std::uint32_t value) {
@@ -169,17 +173,28 @@ void Shard::walk_rest(const Keys keys, const Span<std::uint32_t> slots, const Sp
 template <class Touch, class Resolve, class Use, class UseRest>
 inline void Shard::walk(const Keys keys, const Span<std::uint32_t> slots, const Touch& touch,
                         const Resolve& resolve, const Use& use, const UseRest& use_rest) const {
-    std::uint32_t rest[kPart];
+    std::uint32_t rest[kPart + kEight];
     for (std::size_t begin = 0; begin < keys.size(); begin += kPart) {
         const std::size_t end = std::min(begin + kPart, keys.size());
         const Keys part = keys.slice(begin, end);
         const Span<std::uint32_t> part_slots = slots.slice(begin, end);
-        const std::size_t num_rest = walk_homes(part, part_slots, rest, touch,
-                                                [&](std::size_t at, const std::byte* const* rows,
-                                                    std::size_t count) { use(begin + at, rows, count); });
-        walk_rest(
-            part, part_slots, {rest, num_rest}, touch, resolve,
-            [&](std::size_t at, const std::byte* row, bool fresh) { use_rest(begin + at, row, fresh); });
+        const auto use_homes = [&](std::size_t at, const std::byte* const* rows, std::size_t count) {
+            use(begin + at, rows, count);
+        };
+        const auto use_others = [&](std::size_t at, const std::byte* row, bool fresh) {
+            use_rest(begin + at, row, fresh);
+        };
+#ifdef PERSIA_WIDE
+        if constexpr (kWideTouch<Touch>) {
+            if (use_wide && keys.size() >= kFewestWide) {
+                const std::size_t num_rest = walk_homes_wide(part, part_slots, rest, touch, use_homes);
+                walk_rest_wide(part, part_slots, {rest, num_rest}, touch, resolve, use_others);
+                continue;
+            }
+        }
+#endif
+        const std::size_t num_rest = walk_homes(part, part_slots, rest, touch, use_homes);
+        walk_rest(part, part_slots, {rest, num_rest}, touch, resolve, use_others);
     }
 }
 
@@ -187,47 +202,48 @@ void Shard::pull(Keys keys, std::uint32_t step, Rows out, Span<std::uint32_t> sl
                  Span<const std::uint8_t> wanted) {
     const std::size_t row_bytes = wire_bytes(out.wire, config_.dim);
     const EncodeRows encode = encode_rows(update_.weights(), out.wire, config_.dim);
-    const bool plain = eviction_.plain(step);
     std::byte* to = out.data;
     std::size_t counted = 0, place = 0;  // keys before `counted` have so many rows that are wanted
     if (cold_) fetch(keys);
     if (snapshot_.active()) keep_before_change(keys);
-    walk(
-        keys, slots,
-        [&, step](Key key, IndexLine& line, unsigned at, std::uint32_t here) {
-            std::uint32_t& stamp = line.stamps[at];
-            if (plain) {
-                const std::uint32_t older = stamp;
-                stamp = older + ((std::max(step, older) - older) & here);
-            } else if (here != 0) {
-                if (eviction_.expired(stamp, step)) return 0u;
-                eviction_.used(bucket(key), key, step, stamp);
+    const auto pull_with = [&](const auto& touch) {
+        walk(
+            keys, slots, touch, [&](Key key, bool& fresh) { return resolve(key, step, fresh); },
+            [&](std::size_t begin, const std::byte* const* rows, std::size_t count) {
+                if (wanted.empty()) {
+                    encode(rows, count, config_.dim, room_.data(), out.data + begin * row_bytes);
+                    return;
+                }
+                const std::byte* chosen[kBlock];
+                std::size_t num_chosen = 0;
+                for (std::size_t i = 0; i < count; ++i) {
+                    chosen[num_chosen] = rows[i];
+                    num_chosen += wanted[begin + i] != 0;
+                }
+                encode(chosen, num_chosen, config_.dim, room_.data(), to);
+                to += num_chosen * row_bytes;
+            },
+            [&](std::size_t i, const std::byte* row, bool fresh) {
+                if (fresh) start_row(keys[i], slots[i]);
+                if (!wanted.empty()) {
+                    if (wanted[i] == 0) return;
+                    for (; counted < i; ++counted) place += wanted[counted] != 0;
+                }
+                encode(&row, 1, config_.dim, room_.data(),
+                       out.data + (wanted.empty() ? i : place) * row_bytes);
+            });
+    };
+    if (eviction_.plain(step)) {
+        pull_with(RaiseStamp{step});
+    } else {
+        pull_with([&, step](Key key, IndexLine& line, unsigned at, std::uint32_t here) {
+            if (here != 0) {
+                if (eviction_.expired(line.stamps[at], step)) return 0u;
+                eviction_.used(bucket(key), key, step, line.stamps[at]);
             }
             return here;
-        },
-        [&](Key key, bool& fresh) { return resolve(key, step, fresh); },
-        [&](std::size_t begin, const std::byte* const* rows, std::size_t count) {
-            if (wanted.empty()) {
-                encode(rows, count, config_.dim, room_.data(), out.data + begin * row_bytes);
-                return;
-            }
-            const std::byte* chosen[kBlock];
-            std::size_t num_chosen = 0;
-            for (std::size_t i = 0; i < count; ++i) {
-                chosen[num_chosen] = rows[i];
-                num_chosen += wanted[begin + i] != 0;
-            }
-            encode(chosen, num_chosen, config_.dim, room_.data(), to);
-            to += num_chosen * row_bytes;
-        },
-        [&](std::size_t i, const std::byte* row, bool fresh) {
-            if (fresh) start_row(keys[i], slots[i]);
-            if (!wanted.empty()) {
-                if (wanted[i] == 0) return;
-                for (; counted < i; ++counted) place += wanted[counted] != 0;
-            }
-            encode(&row, 1, config_.dim, room_.data(), out.data + (wanted.empty() ? i : place) * row_bytes);
         });
+    }
 }
 
 void Shard::lookup(Keys keys, Rows out, bool initial) const {
@@ -235,27 +251,33 @@ void Shard::lookup(Keys keys, Rows out, bool initial) const {
     const EncodeRows encode = encode_rows(update_.weights(), out.wire, config_.dim);
     slots_.resize(keys.size());
     initial = initial && admission_.always();  // else most of them give zeros
-    walk(
-        keys, slots_,
-        [&](Key, const IndexLine& line, unsigned at, std::uint32_t here) {
+    const auto look_up_with = [&](const auto& touch) {
+        walk(
+            keys, slots_, touch,
+            [&](Key key, bool&) {
+                const KeyIndex::Entry entry = index_.find(bucket(key), key);
+                return entry && !eviction_.expired(entry.stamp(), next_step_) ? entry.slot() : kNoSlot;
+            },
+            [&](std::size_t begin, const std::byte* const* rows, std::size_t count) {
+                encode(rows, count, config_.dim, room_.data(), out.data + begin * row_bytes);
+            },
+            [&](std::size_t i, const std::byte* row, bool) {
+                if (row == nullptr && initial) {
+                    first_.resize(update_.weight_bytes());
+                    init_.fill(keys[i], room_.data(), config_.dim);
+                    store_nearest(update_.weights(), room_.data(), first_.data(), config_.dim);
+                    row = first_.data();
+                }
+                encode(&row, 1, config_.dim, room_.data(), out.data + i * row_bytes);
+            });
+    };
+    if (eviction_.ttl() == 0) {
+        look_up_with(LeaveStamp{});
+    } else {
+        look_up_with([&](Key, const IndexLine& line, unsigned at, std::uint32_t here) {
             return eviction_.expired(line.stamps[at], next_step_) ? 0u : here;
-        },
-        [&](Key key, bool&) {
-            const KeyIndex::Entry entry = index_.find(bucket(key), key);
-            return entry && !eviction_.expired(entry.stamp(), next_step_) ? entry.slot() : kNoSlot;
-        },
-        [&](std::size_t begin, const std::byte* const* rows, std::size_t count) {
-            encode(rows, count, config_.dim, room_.data(), out.data + begin * row_bytes);
-        },
-        [&](std::size_t i, const std::byte* row, bool) {
-            if (row == nullptr && initial) {
-                first_.resize(update_.weight_bytes());
-                init_.fill(keys[i], room_.data(), config_.dim);
-                store_nearest(update_.weights(), room_.data(), first_.data(), config_.dim);
-                row = first_.data();
-            }
-            encode(&row, 1, config_.dim, room_.data(), out.data + i * row_bytes);
         });
+    }
     if (cold_) lookup_cold(keys, out);
 }
 

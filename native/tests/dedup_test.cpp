@@ -8,6 +8,7 @@
 
 #include "check.h"
 #include "persia/key.h"
+#include "persia/wide.h"
 
 using namespace persia;
 
@@ -177,6 +178,10 @@ void contradictory_plans_are_refused() {
 
 int main() {
     follows_the_definition();
+    const bool wide = use_wide;
+    use_wide = false;  // as on processors without AVX-512
+    follows_the_definition();
+    use_wide = wide;
     keys_with_one_home_are_told_apart();
     indices_widen_at_65537_rows_of_a_group();
     more_ids_of_a_table_than_slots_have_numbers_are_refused();

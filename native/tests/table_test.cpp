@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "check.h"
+#include "persia/wide.h"
 #include "table_model.h"
 
 using namespace persia;
@@ -46,9 +47,10 @@ PushCounts push_all(ModelTable& model, const std::vector<Flight>& flights) {
 }
 
 // Pulls, pushes that come some steps later, alone or as a step's sum, evictions in between, look-ups: rows,
-// counts and what is exported are the model's, bit for bit.
-void any_history_gives_what_the_model_gives(const TableConfig& config, std::uint64_t seed) {
-    constexpr std::uint64_t kIds = 500;
+// counts and what is exported are the model's, bit for bit. scale: of calls and table.
+void any_history_gives_what_the_model_gives(TableConfig config, std::uint64_t seed, std::uint32_t scale = 1) {
+    const std::uint64_t num_ids = 500 * scale;
+    config.bucket_capacity *= scale;
     Table table(config);
     ModelTable model(config);
     std::mt19937_64 random(seed);
@@ -58,7 +60,7 @@ void any_history_gives_what_the_model_gives(const TableConfig& config, std::uint
     for (std::uint32_t step = 1; step < 60; ++step) {
         std::vector<Flight>& flights = in_flight.emplace_back();
         for (std::uint64_t worker = random() % 3 + 1; worker > 0; --worker) {
-            const std::vector<Key> keys = some_keys(random, random() % 80, kIds);
+            const std::vector<Key> keys = some_keys(random, random() % (80 * scale), num_ids);
             Flight& flight = flights.emplace_back();
             flight.pulled = pull(table, keys, step);
             CHECK(same_bits(flight.pulled.rows, model.pull(keys, step)));
@@ -84,7 +86,7 @@ void any_history_gives_what_the_model_gives(const TableConfig& config, std::uint
         const std::uint64_t gone = table.evict(step);
         CHECK(gone == model.evict());
         evicted += gone;
-        const std::vector<Key> asked = some_keys(random, 100, 2 * kIds);
+        const std::vector<Key> asked = some_keys(random, 100 * scale, 2 * num_ids);
         CHECK(same_bits(lookup(table, asked), model.lookup(asked)));
         CHECK(table.num_rows() == model.num_rows() && table.counts().evicted == evicted);
     }
@@ -265,9 +267,7 @@ void wrong_calls_are_refused() {
     CHECK_THROWS(std::invalid_argument, Table{config});
 }
 
-}  // namespace
-
-int main() {
+void all_tests() {
     for (const char* optimizer : {"sgd", "momentum", "adagrad", "rowwise_adagrad", "adam", "adamw", "ftrl"}) {
         any_history_gives_what_the_model_gives(config_of(optimizer, 8), 1);
         any_history_gives_what_the_model_gives(config_of(optimizer, 5), 2);
@@ -275,6 +275,8 @@ int main() {
     TableConfig threaded = config_of("adagrad", 16);
     threaded.threads = 3;
     any_history_gives_what_the_model_gives(threaded, 3);
+    any_history_gives_what_the_model_gives(config_of("adagrad", 16), 4, 8);
+    any_history_gives_what_the_model_gives(config_of("sgd", 24), 5, 40);
     a_push_is_one_step_of_sgd();
     rows_survive_growth(1, 60000);
     rows_survive_growth(64, 10000);
@@ -285,4 +287,13 @@ int main() {
     only_wanted_rows_are_sent(1);
     only_wanted_rows_are_sent(4);
     wrong_calls_are_refused();
+}
+
+}  // namespace
+
+int main() {
+    all_tests();
+    if (!use_wide) return 0;
+    use_wide = false;  // as on processors without AVX-512
+    all_tests();
 }

@@ -42,6 +42,7 @@ class BucketOf {
     constexpr std::uint32_t operator()(Key key) const {
         return static_cast<std::uint32_t>((key >> 1) >> shift_);
     }
+    constexpr std::uint32_t shift() const { return shift_; }
 
   private:
     std::uint32_t bits_ = 0;

@@ -63,6 +63,7 @@ class KeyIndex {
         std::uint32_t holes : 1;  // one was erased: a key may be in its second line though the first has room
         std::uint32_t spilled : 1;  // a key may be in neither of its lines, for lack of room
     };
+    static_assert(sizeof(Bucket) == 8);
 
   public:
     struct Entry {  // where a key's entry is, until the next insert or erase
@@ -80,26 +81,26 @@ class KeyIndex {
 
     std::uint32_t size(std::uint32_t bucket) const { return buckets_[bucket].size; }
 
+    static constexpr std::uint32_t kSecondHash = 0x9e3779b1u;  // of the bits that choose the second line
+
     // Finds home lines as home_line() does. A copy of what that takes, which stores to other arrays can't
     // change, so that the compiler may keep it in registers; of no use once a bucket has grown.
-    class HomeLines {
-      public:
+    struct HomeLines {
         explicit HomeLines(const KeyIndex& index)
-            : buckets_(index.buckets_.data()),
-              chunks_(index.chunks_.data()),
-              stride_(index.stride_),
-              log2_chunk_lines_(index.log2_chunk_lines_) {}
+            : buckets(index.buckets_.data()),
+              chunks(index.chunks_.data()),
+              stride(index.stride_),
+              log2_chunk_lines(index.log2_chunk_lines_) {}
         IndexLine* operator()(std::uint32_t bucket, Key key) const {
-            const std::uint64_t number = std::uint64_t{home(key, buckets_[bucket].lines)} * stride_ + bucket;
-            return chunks_[number >> log2_chunk_lines_] +
-                   (number & ((std::uint64_t{1} << log2_chunk_lines_) - 1));
+            const std::uint64_t number = std::uint64_t{home(key, buckets[bucket].lines)} * stride + bucket;
+            return chunks[number >> log2_chunk_lines] +
+                   (number & ((std::uint64_t{1} << log2_chunk_lines) - 1));
         }
 
-      private:
-        const Bucket* buckets_;
-        IndexLine* const* chunks_;
-        std::uint32_t stride_;
-        std::uint32_t log2_chunk_lines_;
+        const Bucket* const buckets;
+        IndexLine* const* const chunks;
+        const std::uint32_t stride;
+        const std::uint32_t log2_chunk_lines;
     };
 
     // The line where a key is looked for first. One that was asked for before the bucket grew is still a line
@@ -177,7 +178,7 @@ class KeyIndex {
     }
     // Another line than the home, if there is one; by the bits that the home doesn't depend on.
     static std::uint32_t second(Key key, std::uint32_t lines) {
-        const std::uint32_t hash = static_cast<std::uint32_t>(key >> 32) * 0x9e3779b1u;
+        const std::uint32_t hash = static_cast<std::uint32_t>(key >> 32) * kSecondHash;
         const std::uint32_t j =
             home(key, lines) + 1 + static_cast<std::uint32_t>(std::uint64_t{hash} * (lines - 1) >> 32);
         return j >= lines ? j - lines : j;

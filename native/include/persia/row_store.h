@@ -20,25 +20,24 @@ class RowStore {
         std::byte* states;
         std::byte* epochs;
     };
+    static_assert(sizeof(Chunk) == 3 * sizeof(std::byte*));
 
   public:
     // Finds weights as weights() does: a copy like KeyIndex::HomeLines, of no use once a chunk was added.
-    class Weights {
-      public:
+    struct Weights {
         explicit Weights(const RowStore& rows)
-            : chunks_(rows.chunks_.data()),
-              log2_chunk_rows_(rows.log2_chunk_rows_),
-              chunk_mask_(rows.chunk_mask_),
-              bytes_(rows.weight_bytes_) {}
+            : chunks(rows.chunks_.data()),
+              log2_chunk_rows(rows.log2_chunk_rows_),
+              chunk_mask(rows.chunk_mask_),
+              bytes(rows.weight_bytes_) {}
         const std::byte* operator()(std::uint32_t slot) const {
-            return chunks_[slot >> log2_chunk_rows_].weights + (slot & chunk_mask_) * bytes_;
+            return chunks[slot >> log2_chunk_rows].weights + (slot & chunk_mask) * bytes;
         }
 
-      private:
-        const Chunk* chunks_;
-        std::uint32_t log2_chunk_rows_;
-        std::uint32_t chunk_mask_;
-        std::size_t bytes_;
+        const Chunk* const chunks;
+        const std::uint32_t log2_chunk_rows;
+        const std::uint32_t chunk_mask;
+        const std::size_t bytes;
     };
 
     // Bytes of a row's weights and of its optimizer's state, and how many rows are to be expected.

@@ -185,6 +185,13 @@ class Shard {
     template <class Touch, class Resolve, class UseRest>
     void walk_rest(Keys keys, Span<std::uint32_t> slots, Span<const std::uint32_t> rest, const Touch& touch,
                    const Resolve& resolve, const UseRest& use_rest) const;
+    // The same two, eight keys at a time.
+    template <class Touch, class Use>
+    std::size_t walk_homes_wide(Keys keys, Span<std::uint32_t> slots, std::uint32_t* rest, const Touch& touch,
+                                const Use& use) const;
+    template <class Touch, class Resolve, class UseRest>
+    void walk_rest_wide(Keys keys, Span<std::uint32_t> slots, Span<const std::uint32_t> rest,
+                        const Touch& touch, const Resolve& resolve, const UseRest& use_rest) const;
     void insert(std::uint32_t bucket, Key key, std::uint32_t slot, std::uint32_t stamp);
     void start_row(Key key, std::uint32_t slot);
     void import_some(const ImportedRows& from);
