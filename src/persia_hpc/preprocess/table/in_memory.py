@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 
 from persia_hpc.errors import UserError, needs_package
+from persia_hpc.patterns import names_of
 from persia_hpc.preprocess.frames import Frame
 from persia_hpc.samples.encoding import sealed
 from persia_hpc.samples.writer import DatasetWriter
@@ -49,7 +50,7 @@ def write_dataset(
 
     Raises UserError for a frame, a column or a value that can't be written, naming column and row.
     """
-    named = tuple((names,) if isinstance(names, str) else tuple(names) for names in (ids, labels, dense))
+    named = (names_of(ids), names_of(labels), names_of(dense))
     table = _table(named, weight, group, time) if schema is None else _loaded(Path(schema), named)
     rows = _rows(frame, table.used_columns)
     whole = Frame(rows, Path("the frame"))
