@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import glob
 import os
+from collections.abc import Iterable
+
+
+def names_of(given: str | Iterable[str]) -> tuple[str, ...]:
+    """Returns names or globs; a single string is one of them, not its letters."""
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def literal_first(pattern: str) -> str:

@@ -229,6 +229,18 @@ def test_a_resumed_run_draws_and_counts_the_same(tmp_path: Path) -> None:
     assert first.found + second.found == whole.found
 
 
+def test_counts_that_begin_at_a_resume_are_said_once(tmp_path: Path) -> None:
+    settings = retrieval_config(write_retrieval(tmp_path), tmp_path / "run")
+    ph.train(settings, set={"train.max_steps": 5}, quiet=True)
+    settings["tasks"]["liked"]["loss"]["logq"] = "counts"
+    for steps in (8, 10):
+        ph.train(settings, set={"train.max_steps": steps, "checkpoint.resume": True}, quiet=True)
+    events = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    (warning,) = [event for event in events if event["event"] == "warning"]
+    assert warning["step"] == 5
+    assert 'logq = "counts" counts items from this step on only: the run didn\'t count' in warning["text"]
+
+
 class Own(nn.Module):
     """A user's module: factors of users and items, and as many positions as a sample's history has items."""
 

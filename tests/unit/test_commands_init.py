@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+import persia_hpc as ph
 from persia_hpc.cli import main
 from tests.support.tiny import write_tiny
 
@@ -38,6 +40,26 @@ def test_it_never_writes_over_a_file(data: Path, capsys: pytest.CaptureFixture[s
     assert (data / "train.toml").read_text() == "mine"
     said = capsys.readouterr().err
     assert said == "persia-hpc: error: --out: train.toml exists; give another name, or remove it first\n"
+
+
+@pytest.mark.parametrize("option", [None, "--valid", "--test"])
+def test_a_name_that_toml_cannot_have_is_refused(
+    data: Path, option: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = os.fsdecode(b"bytes\xff.h5")
+    (data / ("train.h5" if option is None else "valid.h5")).rename(data / name)
+    assert main(["init", *([name] if option is None else ["train.h5", option, name])]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("persia-hpc: error: bytes\\udcff.h5: got a name that isn't UTF-8")
+    assert said.count("\n") == 1
+    assert not (data / "train.toml").exists()
+
+
+@pytest.mark.parametrize("name", ["é\x7f\t'\".h5", "del\x7f.h5", "\U0001f600.h5"])
+def test_any_other_name_is_written_as_toml_has_it(data: Path, name: str) -> None:
+    (data / "train.h5").rename(data / name)
+    assert main(["init", name]) == 0
+    assert ph.load_config("train.toml").data.train == [name]
 
 
 @pytest.mark.parametrize(

@@ -341,3 +341,14 @@ def test_more_ids_of_a_table_than_can_be_deduplicated_are_one_error() -> None:
         worker._check_ids(values, 7)
     assert "\n" not in str(said.value)
     worker._check_ids([np.broadcast_to(one, (1 << 30,))] * 5, 7)
+
+
+def test_a_late_batch_says_what_is_late_of_which_servers() -> None:
+    batch = worker_and_batch([[1, 2, 3]] * 5, 3, 0)[1]
+    batch.missing, batch.unpatched = {2, 0}, {0, 1, 2}
+    assert batch.owed("step 4") == "rows of step 4 from parameter server 0, 2"
+    batch.missing = set()
+    batch.unpatched = {1}  # in `fresh`: the rows are there, not what has changed in them
+    assert batch.owed("step 4") == "the patch of step 4 from parameter server 1"
+    batch.unpatched = set()
+    assert batch.owed("step 4") == ""

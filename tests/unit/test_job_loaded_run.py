@@ -93,6 +93,15 @@ def test_columns_of_the_samples_stand_beside_their_predictions(end: str, tmp_pat
         assert np.array_equal(columns[name], samples.ids[name].values)
 
 
+def test_a_single_string_is_one_file_or_column(run: tuple[Path, str], tmp_path: Path) -> None:
+    loaded = ph.load(run[0])
+    assert loaded.predict(run[1], tmp_path / "one.csv", "item") == 60
+    assert loaded.predict([run[1]], tmp_path / "list.csv", ["item"]) == 60
+    assert (tmp_path / "one.csv").read_text() == (tmp_path / "list.csv").read_text()
+    found = [loaded.importance("train", repeats=1, only=only) for only in ("item", ["item"])]
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [

@@ -16,11 +16,13 @@ import pytest
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess.amazon import prepare as amazon
 from persia_hpc.preprocess.amazon import reviews
-from persia_hpc.preprocess.lines import TextBlock
+from persia_hpc.preprocess.bad_lines import BadLines
+from persia_hpc.preprocess.lines import Piece, TextBlock
 from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.ids import MISSING_ID, hash_strings
 from persia_hpc.samples.source import open_source
 
+LAYOUTS = ["2014", "2023", "2014.csv", "2018.csv", "2023.csv"]
 Row = tuple[str, str, float, int]  # user, product, stars, seconds
 
 
@@ -78,7 +80,7 @@ def hashed(names: list[str]) -> list[int]:
     return hash_strings(names).tolist()
 
 
-@pytest.mark.parametrize("layout", ["2014", "2023", "2014.csv", "2018.csv", "2023.csv"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_next_product(tmp_path: Path, layout: str) -> None:
     rows = rows_of(1)
     prepare(tmp_path, text_of(rows, layout), min_count=1)
@@ -181,6 +183,34 @@ def test_bad_lines_are_named(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         prepare(tmp_path, text, min_count=1)
     assert not list(tmp_path.rglob("*.h5"))
+
+
+@pytest.mark.parametrize(
+    "bad", [b"garbage line", b'{"broken', b"a,b,c,d", b'{"asin": 1}', b"\xff\xfe", b"x,,5,9"]
+)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_bad_first_line_is_one_bad_line(tmp_path: Path, layout: str, bad: bytes) -> None:
+    path = tmp_path / "reviews"
+    text = text_of(rows_of(3), layout).encode()
+    path.write_bytes(text)
+    good = reviews.read_reviews([path], BadLines([Piece(path)], 0), shown=False)
+    for count in (1, 3):
+        path.write_bytes((bad + b"\n") * count + text)
+        bad_lines = BadLines([Piece(path)], count)
+        assert reviews.read_reviews([path], bad_lines, shown=False).equals(good)
+        assert bad_lines.count == count
+        assert bad_lines.report()[1].startswith(f"  {path}:1: ")
+        with pytest.raises(UserError, match="reviews:1: "):
+            reviews.read_reviews([path], BadLines([Piece(path)], 0), shown=False)
+
+
+def test_a_file_without_any_layout_has_only_bad_lines(tmp_path: Path) -> None:
+    path = tmp_path / "reviews"
+    path.write_text("A1,B1,5,9\nA2,B2,5,9\n")
+    bad_lines = BadLines([Piece(path)], 2)
+    with pytest.raises(UserError, match="got no reviews"):
+        reviews.read_reviews([path], bad_lines, shown=False)
+    assert bad_lines.count == 2
 
 
 def test_options_that_leave_nothing(tmp_path: Path) -> None:

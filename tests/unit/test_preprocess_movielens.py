@@ -97,6 +97,11 @@ def test_bad_lines_are_named(tmp_path, changed, message):
         prepare(tmp_path, **changed)
 
 
+def test_a_bad_first_line_is_one_bad_line(tmp_path):
+    prepare(tmp_path, ratings=f"garbage\n{RATINGS}", task="all", max_bad_lines=1)
+    assert sorted(read(tmp_path).time.tolist()) == list(range(1000, 1100))
+
+
 def test_another_folder_is_named_with_what_it_holds(tmp_path):
     def refused(folder, message):
         with pytest.raises(UserError, match=message):

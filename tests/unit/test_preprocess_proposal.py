@@ -19,7 +19,7 @@ from persia_hpc.samples.source import open_source
 from persia_hpc.samples.writer import DatasetWriter
 from persia_hpc.table_layout import make_layout
 
-NAMES = st.text("abc._ \"\\'=#é0", min_size=1, max_size=6).filter(lambda name: name.strip(".") == name)
+NAMES = st.text("abc._ \"\\'=#é0\x7f", min_size=1, max_size=6).filter(lambda name: name.strip(".") == name)
 
 
 def proposed(folder: Path, schema: DatasetSchema, batch: SampleBatch, machine: Machine) -> tuple[Config, str]:

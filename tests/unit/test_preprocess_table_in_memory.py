@@ -90,6 +90,17 @@ def test_a_frame_is_what_the_command_makes_of_its_rows(
         assert digest == encoding
 
 
+def test_a_single_name_is_one_column(tmp_path: Path) -> None:
+    frame = pl.DataFrame({"user": [3, 1], "liked": [0, 1], "price": [0.5, 2.0]})
+    ph.write_dataset(frame, tmp_path / "one.h5", ids="user", labels="liked", dense="price")
+    ph.write_dataset(frame, tmp_path / "lists.h5", ids=["user"], labels=["liked"], dense=["price"])
+    assert_same(read(tmp_path / "one.h5")[0], read(tmp_path / "lists.h5")[0])
+    source = open_source([str(tmp_path / "one.h5")])
+    assert (source.schema.label_names, source.schema.dense_names) == (("liked",), ("price",))
+    with pytest.raises(UserError, match="the frame has no column 'users'"):
+        ph.write_dataset(frame, tmp_path / "absent.h5", ids="users")
+
+
 @pytest.mark.parametrize("kind", ["pandas", "pyarrow"])
 def test_frames_of_others_are_as_good(kind: str, tmp_path: Path) -> None:
     frame = pl.DataFrame({"n": [3, 1, 2], "s": ["a", None, "c"], "many": [[1], [], [2, 3]], "y": [0, 1, 0]})

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+import persia_hpc as ph
 from persia_hpc.config import load_config
 from persia_hpc.config.learning_rate import LearningRate
 from persia_hpc.errors import UserError
 from persia_hpc.models import build_model
 from persia_hpc.trainer.dense.optimizer import make_optimizer, set_learning_rate
 from tests.support.row_batches import make_inputs
-from tests.support.tiny import tiny_config
+from tests.support.tiny import tiny_config, write_tiny
 
 SETTINGS: list[dict[str, Any]] = [
     {"name": "Adam", "lr": 0.01},
@@ -126,6 +128,19 @@ def test_a_task_without_layers_of_its_own_has_no_rate() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(3, 2))
     with pytest.raises(UserError, match=r"tasks\.click\.lr: Sequential has no layers of a task of its own"):
         make_optimizer(list(model.parameters()), config.dense_optimizer, model)
+
+
+def test_a_tasks_rate_beside_an_optimizer_of_the_users_own_is_refused(tmp_path: Path) -> None:
+    def main(session: Any) -> None:
+        model = build_model("mmoe", session.inputs, {})
+        session.prepare(model, torch.optim.SGD(model.parameters(), lr=0.01))
+
+    path = write_tiny(tmp_path / "train.h5", 64)
+    config = tiny_config(path, tasks={"label": {"lr": 0.25}}, **{"train.save": False})
+    with pytest.raises(UserError, match=r"tasks\.label\.lr: session\.prepare got an optimizer") as caught:
+        ph.run(config, main)
+    assert "\n" not in str(caught.value)
+    ph.run(tiny_config(path, tasks={"label": {}}, **{"train.save": False}), main)
 
 
 @pytest.mark.parametrize(

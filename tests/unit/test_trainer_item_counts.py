@@ -47,6 +47,9 @@ def test_counts_are_kept_over_a_checkpoint(a: list[list[int]], b: list[list[int]
         counts = ItemCounts()
         counts.restore(states, rank, trainers)
         again.append(counts.state())
+        if len(again[-1]["keys"]):
+            shares = np.exp(counts.log_q(again[-1]["keys"].numpy().view(np.uint64)))
+            np.testing.assert_allclose(shares, again[-1]["counts"] / again[-1]["counts"].sum(), rtol=1e-6)
     if trainers == len(states):
         for old, new in zip(states, again, strict=True):
             assert torch.equal(old["keys"], new["keys"])
@@ -67,6 +70,28 @@ def test_a_step_costs_little_beside_many_items() -> None:
         touched += sum(len(keys) for keys, _ in counts._parts if id(keys) not in before)
     assert len(counts.state()["keys"]) == 400 * 50
     assert touched < 12 * 400 * 50  # and not a half of 400 times that
+
+
+class Watched(np.ndarray):
+    """Counts the elements that computations read."""
+
+    read = 0
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        Watched.read += self.size
+        plain = [part.view(np.ndarray) if isinstance(part, Watched) else part for part in inputs]
+        return getattr(ufunc, method)(*plain, **options)
+
+
+def test_shares_are_found_without_reading_all_items() -> None:
+    counts = ItemCounts()
+    for size in (100_000, 10_000, 1_000):
+        counts.add(np.arange(size, dtype=np.uint64), np.ones(size))
+    counts._parts = [(keys.view(Watched), times.view(Watched)) for keys, times in counts._parts]
+    asked = counts._parts[0][0][:50].view(np.ndarray)
+    Watched.read = 0
+    assert np.isfinite(counts.log_q(asked)).all()
+    assert 0 < Watched.read <= 10 * len(counts._parts) * len(asked)
 
 
 def batch_of(counts: ItemCounts, keys: np.ndarray, step: int = 1) -> Batch:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import persia_hpc as ph
+from tests.support.models import Small
 from tests.support.tiny import tiny_config, write_tiny
 
 COSINE = {"train.schedule": {"name": "cosine"}, "tables.item.schedule": {"name": "cosine", "final": 0.5}}
@@ -22,6 +23,13 @@ class Rates(ph.Callback):
 
     def on_step(self, run: Any) -> None:
         self.seen[run.step] = run.session.optimizer.param_groups[0]["lr"]
+
+
+class OfTask(Small):
+    """Has a layer that is its task's alone."""
+
+    def of_task(self, number: int) -> list[str]:
+        return ["head.*"]
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +82,31 @@ def test_nothing_is_said_where_rates_stay_what_they_were(
     train(data, tmp_path / "run", **once)
     train(data, tmp_path / "run", **changes, **{"checkpoint.resume": True})
     assert warnings(tmp_path / "run") == []
+
+
+@pytest.mark.parametrize(
+    ("groups", "tasks", "whose", "lr"),
+    [
+        ([{"match": "*.bias", "lr": 0.5}], {"label": {"lr": 0.25}}, "the dense network", 0.01),
+        ([], {"label": {"lr": 0.25}}, "the dense network", 0.01),
+        ([{"match": "*.bias", "lr": 0.5}], {}, "the dense network", 0.01),
+        ([{"match": "*", "lr": 0.5}], {}, "the parameters '*'", 0.5),
+        ([{"match": "body.*", "lr": 0.5}], {"label": {"lr": 0.25}}, "task label", 0.25),
+    ],
+)
+def test_the_rate_that_is_said_is_that_of_parameters_without_a_rate_of_their_own(
+    groups: list[dict[str, Any]], tasks: dict[str, Any], whose: str, lr: float, data: str, tmp_path: Path
+) -> None:
+    changes = {
+        "train.schedule": {"name": "cosine"},
+        "train.optimizer": {"name": "Adam", "lr": 0.01, "groups": groups},
+        "tasks": tasks,
+        "model": {"class": f"{__name__}:OfTask"},
+    }
+    train(data, tmp_path / "run", **changes)
+    train(data, tmp_path / "run", **changes, **{"train.epochs": 2, "checkpoint.resume": True})
+    (said,) = warnings(tmp_path / "run")
+    assert said.startswith(f"the learning rate of {whose} is {lr / 2:.6g} in step 11, ")  # half a cosine
 
 
 def test_following_the_advice_keeps_the_rate(data: str, tmp_path: Path) -> None:

@@ -51,6 +51,9 @@ def run(options: argparse.Namespace) -> int:
 
     if options.limit < 1:
         raise UserError(f"--limit: got {options.limit}, expected 1 or more")
+    for name in (*options.train, *options.valid, *options.test, options.schema or ""):
+        if not _is_utf8(name):
+            raise UserError(f"{name}: got a name that isn't UTF-8, which TOML can't have; rename it")
     if options.out.exists():
         raise UserError(f"--out: {options.out} exists; give another name, or remove it first")
     source = open_source(options.train, schema_file=options.schema)
@@ -69,14 +72,23 @@ def run(options: argparse.Namespace) -> int:
     files = {"train": options.train, "valid": options.valid, "test": options.test}
     if options.schema is not None:
         files["schema"] = [options.schema]
-    text = propose(source.schema, found, source.num_samples, files, _machine())
+    text = propose(source.schema, found, source.num_samples, files, _machine()).encode()
     try:
-        with options.out.open("x", encoding="utf-8") as file:
+        with options.out.open("xb") as file:
             file.write(text)
     except OSError as error:
         raise UserError(f"--out: {options.out} can't be written ({error.strerror})") from error
     print(f"{options.out}: persia-hpc train {options.out}")
     return EXIT_OK
+
+
+def _is_utf8(name: str) -> bool:
+    """Returns whether a name is UTF-8: Python has bytes that aren't as halves of pairs."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _machine() -> Machine:

@@ -2,7 +2,7 @@
 
 from .fields import mib, parse_bytes
 from .reader import config_text, load_config, parse_set
-from .toml import to_toml
+from .toml import to_toml, toml_key, toml_value
 from .types import (
     CheckpointConfig,
     Config,
@@ -39,4 +39,6 @@ __all__ = [
     "parse_bytes",
     "parse_set",
     "to_toml",
+    "toml_key",
+    "toml_value",
 ]

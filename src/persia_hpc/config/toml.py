@@ -27,8 +27,8 @@ def _section(values: Mapping[str, Any], path: tuple[str, ...], lines: list[str])
     }
     sections = {k: v for k, v in values.items() if k not in inline}
     if path and (inline or not sections):
-        lines += ["", f"[{'.'.join(_key(p) for p in path)}]"]
-    lines += [f"{_key(k)} = {_inline(v)}" for k, v in inline.items()]
+        lines += ["", f"[{'.'.join(toml_key(p) for p in path)}]"]
+    lines += [f"{toml_key(k)} = {toml_value(v)}" for k, v in inline.items()]
     for key, value in sections.items():
         _section(value, (*path, key), lines)
 
@@ -41,7 +41,8 @@ def _is_flat(value: Mapping[str, Any]) -> bool:
     return len(value) <= 6 and all(_is_plain(v) for v in value.values())
 
 
-def _key(key: str) -> str:
+def toml_key(key: str) -> str:
+    """Returns a key as TOML has it, in quotes where it must be."""
     return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _string(key)
 
 
@@ -50,7 +51,11 @@ def _string(text: str) -> str:
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def _inline(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """Returns a value as TOML has it behind a key.
+
+    Raises TypeError for what TOML can't hold.
+    """
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int):
@@ -60,10 +65,10 @@ def _inline(value: Any) -> str:
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     if isinstance(value, Mapping):
-        inside = ", ".join(f"{_key(k)} = {_inline(v)}" for k, v in value.items() if v is not None)
+        inside = ", ".join(f"{toml_key(k)} = {toml_value(v)}" for k, v in value.items() if v is not None)
         return f"{{ {inside} }}" if inside else "{}"
     if isinstance(value, list | tuple):
-        return f"[{', '.join(_inline(v) for v in value)}]"
+        return f"[{', '.join(toml_value(v) for v in value)}]"
     if isinstance(value, str):
         return _string(value)
     raise TypeError(f"TOML can't hold {value!r} of type {type(value).__name__}")

@@ -85,10 +85,11 @@ class KeyBatch:
         """Returns how many of the rows that travel lie before each row, uint32 [U+1]; None if all travel."""
         return None if self.held is None else self.held.before
 
-    @property
-    def missing_servers(self) -> str:
-        """Returns the ranks of the servers whose rows have not arrived, for a message."""
-        return ", ".join(map(str, sorted(self.missing or self.unpatched)))
+    def owed(self, what: str) -> str:
+        """Returns which part of the batch that `what` names is late from which servers; "" if none is."""
+        part, servers = ("rows", self.missing) if self.missing else ("the patch", self.unpatched)
+        late = ", ".join(map(str, sorted(servers)))
+        return f"{part} of {what} from parameter server {late}" if servers else ""
 
 
 def keep_last(column: IdColumn, max_length: int) -> IdColumn:

@@ -148,8 +148,8 @@ class WorkerLoop:
         for what, batches in (("step", self.in_flight), ("evaluation batch", self.looked_up)):
             if batches:
                 (number, trainer), batch = min(batches.items())
-                if batch.missing or batch.unpatched:
-                    return Wait(f"rows of {what} {number} from parameter server {batch.missing_servers}")
+                if owed := batch.owed(f"{what} {number}"):
+                    return Wait(owed)
                 return Wait(f"the gradients of {what} {number} from trainer {trainer}")
         between = self.stretches.current is None
         begin = "begin" if self._writing else "read"

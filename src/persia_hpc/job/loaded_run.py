@@ -21,6 +21,7 @@ from persia_hpc.config import load_config
 from persia_hpc.config.retrieval import ranked_metrics
 from persia_hpc.errors import UserError
 from persia_hpc.models import build_model
+from persia_hpc.patterns import names_of
 from persia_hpc.samples.catalogue import open_catalogue
 from persia_hpc.samples.drawn import DrawnSource
 from persia_hpc.samples.ids import TextIds
@@ -163,7 +164,7 @@ class LoadedRun:
         repeats: int = 3,
         seed: int = 1,
         metric: str | None = None,
-        only: Sequence[str] = (),
+        only: str | Sequence[str] = (),
     ) -> dict[str, Any]:
         """Returns how much worse a metric gets when the values of one feature are permuted among samples.
 
@@ -183,7 +184,7 @@ class LoadedRun:
                 "with --metric, such as auc"
             )
         session = self._session(self._patterns(split), labels=True, draw=(samples, seed))
-        units = chosen_units(inputs, only)
+        units = chosen_units(inputs, names_of(only))
         wanted = dataclasses.replace(Wanted.of(self.config, inputs), slices=())
         return {"split": split, **measure(Importance(session, wanted), units, watched, repeats, seed)}
 
@@ -195,7 +196,7 @@ class LoadedRun:
             )
         return list(patterns)
 
-    def predict(self, data: Sequence[str], out: str | Path, columns: Sequence[str] = ()) -> int:
+    def predict(self, data: str | Sequence[str], out: str | Path, columns: str | Sequence[str] = ()) -> int:
         """Writes what the model predicts for all samples of `data`, in order, to `out`; returns their number.
 
         That are probabilities, or with the losses "mse" and "poisson" the labels. The samples need no labels.
@@ -207,7 +208,7 @@ class LoadedRun:
         Raises UserError for another kind of file or unknown columns, and for data of another encoding than
         the model's.
         """
-        out = Path(out)
+        out, data, columns = Path(out), names_of(data), names_of(columns)
         check_name(out)
         session = self._session(data, labels=False)
         outputs = [name for task in self.layout.tasks.each for name in task.outputs]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from persia_hpc.config import TableConfig
+from persia_hpc.config import TableConfig, toml_key, toml_value
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from persia_hpc.table_layout import row_bytes
 
@@ -100,11 +98,11 @@ def _lines(
     yield "[data]"
     for split in ("train", "valid", "test"):
         if files.get(split):
-            yield f"{split} = {json.dumps(list(files[split]), ensure_ascii=False)}"
+            yield f"{split} = {toml_value(files[split])}"
         elif split != "train":
             yield f'# {split} = ["…"]              # {_PURPOSE[split]}'
     if files.get("schema"):
-        yield f"schema = {json.dumps(files['schema'][0], ensure_ascii=False)}"
+        yield f"schema = {toml_value(files['schema'][0])}"
     yield f"batch_size = {batch}               # samples of a step, over all trainers"
     if schema.has_time:
         yield "# shuffle = false               # trains in the order of the files, as in production"
@@ -130,7 +128,7 @@ def _lines(
     if len(schema.label_names) > 1:
         for i, name in enumerate(schema.label_names):
             yield ""
-            yield f"[tasks.{_key(name)}]"
+            yield f"[tasks.{toml_key(name)}]"
             yield f'loss = "{_loss(found, i)}"{_rate(found, i)}'
 
 
@@ -151,7 +149,7 @@ def _tables(schema: DatasetSchema, found: Inspection, total: int, batch: int) ->
         rows = max(ids * SPARE, 2 * batch * max(1, counts.num_ids / max(1, found.num_samples)))
         size = rows * (parts.weights + parts.state + parts.beside)
         seen = f"{counts.ranked().height:,} ids seen" + (f", {ids:,} expected" if share < 1 else "")
-        yield (f'{_key(feature.name)} = {{ dim = {dim}, capacity = "{_size(size)}" }}  # {seen}')
+        yield (f'{toml_key(feature.name)} = {{ dim = {dim}, capacity = "{_size(size)}" }}  # {seen}')
     yield ""
 
 
@@ -170,8 +168,8 @@ def _several(feature: FeatureSchema, found: Inspection) -> str:
     counts = found.features[feature.name]
     mean = counts.num_ids / max(1, found.num_samples)
     return (
-        f'{_key(feature.name)} = {{ pooling = "sum" }}  # {mean:.3g} ids a sample, at most {counts.longest}; '
-        f"`max_length = N` keeps the last N"
+        f'{toml_key(feature.name)} = {{ pooling = "sum" }}  # {mean:.3g} ids a sample, at most '
+        f"{counts.longest}; `max_length = N` keeps the last N"
     )
 
 
@@ -189,8 +187,3 @@ def _size(num_bytes: float) -> str:
     if num_bytes <= 2**30:
         return f"{max(1, math.ceil(num_bytes / 2**20))} MiB"
     return f"{math.ceil(num_bytes / 2**28) / 4:g} GiB"
-
-
-def _key(name: str) -> str:
-    """Returns a name as a key of TOML."""
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name, ensure_ascii=False)

@@ -18,7 +18,7 @@ from persia_hpc.table_layout import FeatureLayout, Layout, with_sampled
 from .channels import MOST, RingBytes
 
 MOST_OF_TRAINERS = 1 << 30
-PATCHED = 0.5  # of a batch's rows at most, else a patch comes in chunks
+PATCH_ROOM = 0.5  # of a batch's rows at most, else a patch comes in chunks
 HEAD = 1 << 16  # a record's header, its directory, and rounding of its arrays to lines
 
 
@@ -61,7 +61,7 @@ def ring_sizes(
         rows=_ring(rows * part),
         feed=_ring(rows + fixed, MOST_OF_TRAINERS),
         gradients=_ring(gradients, MOST_OF_TRAINERS),
-        patch=_ring(PATCHED * rows) if fresh else 0,
+        patch=_ring(PATCH_ROOM * rows) if fresh else 0,
     )
 
 

@@ -28,6 +28,7 @@ class ItemCounts:
 
     def __init__(self) -> None:
         self._parts: list[tuple[Array, Array]] = []  # keys uint64 and counts float64
+        self._total = 0.0  # of all counts
 
     def add(self, keys: Array, counts: Array) -> None:
         """Counts items that were met so many times more.
@@ -36,6 +37,7 @@ class ItemCounts:
         """
         if not len(keys):
             return
+        self._total += float(counts.sum())
         self._parts.append(_summed([(keys, counts)]))
         while len(self._parts) > 1 and len(self._parts[-2][0]) <= 2 * len(self._parts[-1][0]):
             self._parts[-2:] = [_summed(self._parts[-2:])]
@@ -45,13 +47,12 @@ class ItemCounts:
 
         Shapes: uint64 [M] in, float32 [M] out.
         """
-        counts, total = np.zeros(len(keys)), 0.0
+        counts = np.zeros(len(keys))
         for known, times in self._parts:
             places = np.minimum(np.searchsorted(known, keys), len(known) - 1)
             counts += np.where(known[places] == keys, times[places], 0.0)
-            total += times.sum()
         with np.errstate(divide="ignore", invalid="ignore"):
-            found: Array = np.log(counts / total).astype(np.float32)
+            found: Array = np.log(counts / self._total).astype(np.float32)
         return found
 
     def state(self) -> dict[str, Tensor]:
@@ -69,6 +70,7 @@ class ItemCounts:
         keys, counts = _summed(parts)
         share = 1.0 if len(states) == num_trainers else 1 / num_trainers
         self._parts = [(keys, counts * share)] if len(keys) else []
+        self._total = float(counts.sum()) * share
 
 
 def _summed(parts: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:

@@ -120,10 +120,10 @@ class Session(Progress):
         # From here on trainers draw their own random numbers (dropout).
         seed_generators(trainer_seed(self.config.seed, self.trainer_rank))
         if self._resume is not None:
-            self._resume.restore_owned(self.pooling.item_counts, self.config.seed, self.peers)
-            if self.trainer_rank == 0:
-                for text in changed_rates(self._resume, self.config, self.schedules["train"], optimizer):
-                    self.skips.warn(self.step_number, text)
+            told = self._resume.restore_owned(self.pooling.item_counts, self.config.seed, self.peers)
+            told += changed_rates(self._resume, self.config, self.schedules["train"], optimizer)
+            for text in told if self.trainer_rank == 0 else ():
+                self.skips.warn(self.step_number, text)
         return model
 
     def forward(self, batch: Batch) -> Tensor:

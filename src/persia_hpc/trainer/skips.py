@@ -73,7 +73,7 @@ class Skips:
             LOG.info("%s", text)
             self._tell({"event": "skip", "step": step, "skipped_steps": state.skipped_steps, "why": why})
             if not verdict.overflowed and state.skipped_steps <= SAID:
-                _say(text)
+                say(text)
         if state.skipped_in_row > self._most:
             raise PersiaError(
                 f"{state.skipped_in_row} skipped in a row, more than train.max_skipped = {self._most}: "
@@ -113,7 +113,7 @@ class Skips:
         """Says something on the screen, and as an event."""
         LOG.info("%s", text)
         self._tell({"event": "warning", "step": step, "text": text})
-        _say(text)
+        say(text)
 
     def begin(self, model: nn.Module) -> None:
         """Takes note of what isn't finite in a model before training, as a causal mask."""
@@ -149,10 +149,6 @@ def _not_finite(model: nn.Module) -> Iterator[str]:
     for name, value in model.state_dict().items():
         if isinstance(value, Tensor) and not bool(torch.isfinite(value).all()):
             yield name
-
-
-def _say(text: str) -> None:
-    say(text)
 
 
 class Buffers:

@@ -18,7 +18,7 @@ import polars as pl
 
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess.bad_lines import BadLines
-from persia_hpc.preprocess.frames import Frame, parse, refuse_lines
+from persia_hpc.preprocess.frames import Frame, parse, refuse_lines, short
 from persia_hpc.preprocess.lines import TextBlock, read_blocks
 from persia_hpc.preprocess.progress import Progress
 
@@ -29,6 +29,11 @@ NEW = {"user_id": pl.String, "parent_asin": pl.String, "rating": pl.Float64, "ti
 HEADER = b"user_id,parent_asin,rating,timestamp"  # of 2023's CSV, with more columns or without
 ASIN_CHARACTERS = 10
 Kinds = Mapping[str, type[pl.DataType]]
+Read = Callable[[TextBlock], pl.DataFrame]
+EXPECTED = (
+    f"expected JSON lines, the header {HEADER.decode()}, or values user,item,rating,timestamp (2014) or "
+    f"item,user,rating,timestamp (2018) with items of {ASIN_CHARACTERS} characters"
+)
 
 
 def read_reviews(paths: Sequence[Path], bad_lines: BadLines, *, shown: bool = True) -> pl.DataFrame:
@@ -95,10 +100,10 @@ def _last_category(product: Mapping[str, Any]) -> str:
 
 
 class _Reader:
-    """Reads the blocks of a file, whose layout the first good line tells; times of 2023 are milliseconds."""
+    """Reads the blocks of a file, whose layout its first good line tells; times of 2023 are milliseconds."""
 
     def __init__(self) -> None:
-        self._read: Callable[[TextBlock], pl.DataFrame] | None = None
+        self._read: Read | None = None
 
     def read(self, block: TextBlock) -> pl.DataFrame:
         """Returns the reviews of a block.
@@ -111,27 +116,67 @@ class _Reader:
         return frame
 
 
-def _reader(first: TextBlock) -> Callable[[TextBlock], pl.DataFrame]:
-    """Returns what reads the file's blocks, judged by the first line."""
-    line = first.data.split(b"\n", 1)[0].strip()
-    if line.startswith(b"{"):
-        if b'"parent_asin"' in line:
-            return lambda block: _checked(_json(block, NEW), 1000)
-        return lambda block: _checked(_json(block, OLD))
-    if line.startswith(HEADER):
-        names = line.decode().split(",")
-        number = first.line(0)
-        return lambda block: _checked(_csv(block.without([number]), names), 1000)
-    frame = _csv(first, COLUMNS).frame
-    asin = [bool((frame[name].str.len_chars() == ASIN_CHARACTERS).all()) for name in COLUMNS[:2]]
+def _reader(first: TextBlock) -> Read:
+    """Returns what reads the file's blocks, judged by the first line that some layout accepts.
+
+    Raises BadRowsError where there is none, and for items that aren't like those of that line.
+    """
+    lines = [line.strip() for line in first.data[:-1].split(b"\n")]
+    for row, line in enumerate(lines):
+        if line.startswith(HEADER):
+            return _csv_reader(line.decode(errors="replace").split(","), first.line(row))
+        if line.startswith(b"{"):
+            keys = _keys(line)
+            if keys >= NEW.keys() or keys >= OLD.keys():
+                return _read_new if keys >= NEW.keys() else _read_old
+        elif order := _order(line):
+            source = _csv(first, order)
+            other = source.frame["item"].str.len_chars() != ASIN_CHARACTERS
+            source.refuse(other.fill_null(value=True).to_numpy(), "item", f"{ASIN_CHARACTERS} characters")
+            return _csv_reader(order)
+    if lines[0].startswith(b"{"):
+        return _read_new if b'"parent_asin"' in lines[0] else _read_old
+    _checked(_csv(first, COLUMNS))
+    got = [short(repr(line.decode(errors="replace"))) for line in lines]
+    refuse_lines(first, {row: f"got {line}, {EXPECTED}" for row, line in enumerate(got)})
+    raise AssertionError("blocks have lines")
+
+
+def _csv_reader(names: Sequence[str], header: int | None = None) -> Read:
+    """Returns what reads CSV of these columns; header: the line, by its number, of files of 2023."""
+    if header is None:
+        return lambda block: _checked(_csv(block, names))
+    return lambda block: _checked(_csv(block.without([header]), names), 1000)
+
+
+def _read_new(block: TextBlock) -> pl.DataFrame:
+    return _checked(_json(block, NEW), 1000)
+
+
+def _read_old(block: TextBlock) -> pl.DataFrame:
+    return _checked(_json(block, OLD))
+
+
+def _keys(line: bytes) -> set[str]:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return set()
+    return set(found) if isinstance(found, dict) else set()
+
+
+def _order(line: bytes) -> Sequence[str]:
+    """Returns the columns of a line without a header, in which either user or item is an ASIN; else ()."""
+    one, other, *numbers = [value.decode(errors="replace") for value in line.split(b",")] + [""]
+    asin = [len(value) == ASIN_CHARACTERS for value in (one, other)]
+    try:
+        rating, time, _ = numbers
+        float(rating), int(time)
+    except ValueError:
+        return ()
     if asin[0] == asin[1]:
-        raise UserError(
-            f"{first.path}:{first.line(0)}: got {line.decode(errors='replace')[:80]!r}, expected JSON lines, "
-            f"the header {HEADER.decode()}, or values user,item,rating,timestamp (2014) or "
-            f"item,user,rating,timestamp (2018) with items of {ASIN_CHARACTERS} characters"
-        )
-    names = ["item", "user", "rating", "time"] if asin[0] else list(COLUMNS)
-    return lambda block: _checked(_csv(block, names))
+        return ()
+    return ("item", "user", "rating", "time") if asin[0] else COLUMNS
 
 
 def _csv(block: TextBlock, names: Sequence[str]) -> Frame:

@@ -191,8 +191,9 @@ def _read_ratings(
 ) -> pl.DataFrame:
     """Reads the ratings; `known` has all users and movies, and the file of each."""
     block = next(read_blocks(path), None)
-    first = b"" if block is None else block.data.split(b"\n", 1)[0]
-    columns: Kinds = {**RATINGS, "time": pl.Int64} if first.count(b"::") == 3 else RATINGS
+    marks = (line.count(b"::") for line in (b"" if block is None else block.data).split(b"\n"))
+    first = next((count for count in marks if count in (2, 3)), 2)  # bad lines may come before
+    columns: Kinds = {**RATINGS, "time": pl.Int64} if first == 3 else RATINGS
 
     def check(source: Frame) -> None:
         source.refuse(~source.frame["rating"].is_between(1, 5).to_numpy(), "rating", "1, 2, 3, 4 or 5")

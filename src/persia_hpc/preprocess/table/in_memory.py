@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 
 from persia_hpc.errors import UserError, needs_package
+from persia_hpc.patterns import names_of
 from persia_hpc.preprocess.frames import Frame
 from persia_hpc.samples.encoding import sealed
 from persia_hpc.samples.writer import DatasetWriter
@@ -26,9 +27,9 @@ def write_dataset(
     frame: Any,
     path: str | os.PathLike[str],
     *,
-    ids: Iterable[str] = (),
-    labels: Iterable[str] = (),
-    dense: Iterable[str] = (),
+    ids: str | Iterable[str] = (),
+    labels: str | Iterable[str] = (),
+    dense: str | Iterable[str] = (),
     weight: str | None = None,
     group: str | None = None,
     time: str | None = None,
@@ -41,15 +42,15 @@ def write_dataset(
     whole. Not collective.
 
     frame: of polars, of pandas (which needs pyarrow), an Arrow table, or anything with Arrow's C stream.
-    ids, labels, dense: names of columns; features have these names. Without labels the file can only be
-    scored. Labels that aren't all 0 and 1 need a schema.
+    ids, labels, dense: names of columns, or a single one; features have these names. Without labels the file
+    can only be scored. Labels that aren't all 0 and 1 need a schema.
     weight, group, time: columns of the samples' weights, groups and times.
     schema: instead of all these the TOML file of `preprocess table`, whose files and split play no part; what
     it would learn from training rows (`standardize`, `min_count`, `vocabulary`) is refused.
 
     Raises UserError for a frame, a column or a value that can't be written, naming column and row.
     """
-    named = (tuple(ids), tuple(labels), tuple(dense))
+    named = (names_of(ids), names_of(labels), names_of(dense))
     table = _table(named, weight, group, time) if schema is None else _loaded(Path(schema), named)
     rows = _rows(frame, table.used_columns)
     whole = Frame(rows, Path("the frame"))

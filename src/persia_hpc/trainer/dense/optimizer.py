@@ -122,12 +122,6 @@ def _fuses(optimizer: Any, arguments: Mapping[str, Any], parameters: Sequence[Te
     return True
 
 
-def base_rate(optimizer: torch.optim.Optimizer) -> float:
-    """Returns the learning rate of the first parameter group before any schedule's factor."""
-    group = optimizer.param_groups[0]
-    return float(group.get("initial_lr", group["lr"]))
-
-
 def set_learning_rate(
     optimizer: torch.optim.Optimizer, rate: LearningRate, step: int, factor: float = 1.0
 ) -> None:

@@ -172,17 +172,24 @@ class DenseState:
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{self.path}: the optimizer there is not this one: {_line(error)}") from None
 
-    def restore_owned(self, counts: ItemCounts | None, seed: int, peers: Peers) -> None:
+    def restore_owned(self, counts: ItemCounts | None, seed: int, peers: Peers) -> list[str]:
         """Restores this trainer's random state, and its counts of items if it counts them.
+
+        Returns what a user should know of it, the same on all trainers.
 
         Raises DataError for what is no such state.
         """
         self.restore_random_state(seed, peers.rank, peers.size)
-        if counts is not None and self.items:
-            try:
-                counts.restore(self.items, peers.rank, peers.size)
-            except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-                raise DataError(f"{self.path}: its counts of items are none ({_line(error)})") from error
+        if counts is None:
+            return []
+        if not self.items:
+            begin = 'logq = "counts" counts items from this step on only'
+            return [f"{begin}: the run didn't count them before, so {self.path} has no counts"]
+        try:
+            counts.restore(self.items, peers.rank, peers.size)
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise DataError(f"{self.path}: its counts of items are none ({_line(error)})") from error
+        return []
 
     def restore_random_state(self, seed: int, trainer_rank: int, num_trainers: int) -> None:
         """Restores this trainer's random state; with another number of trainers, draws a new one.

@@ -7,6 +7,7 @@ from torch import nn
 
 from persia_hpc.config import Config
 from persia_hpc.config.learning_rate import LearningRate
+from persia_hpc.errors import UserError
 from persia_hpc.trainer.interfaces import DenseSync
 
 from .average import Average
@@ -21,6 +22,7 @@ class Updates:
     def __init__(self, config: Config, num_steps: int, precision: Precision, reducer: DenseSync) -> None:
         """num_steps: of the whole training. reducer: has the parameters and their summed gradients."""
         self._settings, self._clip_norm = config.dense_optimizer, config.train.clip_norm
+        self._rate_of_task = next((name for name, task in config.tasks.items() if task.lr is not None), None)
         self._rate = LearningRate(config.train.schedule, num_steps)
         self._precision = precision
         self._reducer = reducer
@@ -33,8 +35,15 @@ class Updates:
         """Returns the optimizer: the user's own, or one that is made; None if there is nothing to train.
 
         resume: the checkpoint's dense side, to continue from.
-        Raises UserError for an optimizer or an average that doesn't fit.
+        Raises UserError for an optimizer or an average that doesn't fit, and for the user's own optimizer
+        beside a learning rate that it wouldn't have.
         """
+        if optimizer is not None and (name := self._rate_of_task) is not None:
+            raise UserError(
+                f"tasks.{name}.lr: session.prepare got an optimizer, whose learning rates are its own; leave "
+                "the key out and give the optimizer a parameter group for the task's layers, or prepare "
+                "without an optimizer"
+            )
         parameters = self._reducer.parameters
         if optimizer is None and parameters:
             optimizer = make_optimizer(parameters, self._settings, model)
