@@ -137,7 +137,7 @@ def test_ranks_of_one_node_are_not_in_the_way_of_a_network() -> None:
 
 
 def test_in_fresh_only_patches_and_gradients_are_waited_for() -> None:
-    """A trainer on a node of its own: its batch crossed the link before, a fifth of the rows does again."""
+    """A trainer on a node of its own: its batch crossed the link before, a quarter of the rows does again."""
     counts = {"parameter_servers": 1, "embedding_workers": 1, "trainers": 1}
     cluster = Cluster(nodes=1, cpu_nodes=1, cores=8, cpu_cores=8, link_bytes=LINK, latency_seconds=1e-3)
     config = config_of(mode="fresh")

@@ -1,6 +1,6 @@
 """Decides whether a run may continue from a checkpoint: which settings and data must be the same.
 
-Everything else may change: the number of ranks, the transport, learning rates, the length of training, how
+Everything else may change: the number of ranks, the transport, rates of tables, the length of training, how
 often things are done, paths of the same data, capacities (as long as the tables keep their buckets).
 """
 

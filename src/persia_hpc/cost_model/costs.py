@@ -20,7 +20,7 @@ Phases = dict[str, float]
 HIDING = {"mpi": 0.47, "nccl": 1.0}
 EXCHANGE_COPIES = 8  # of all parameters, to read them, take differences and take over those of others
 PARQUET = 4 / 3  # seconds to read it, beside HDF5: processor time of `bench read`, where all cores are busy
-PATCHED = 0.2  # of a batch's rows in `fresh`: what recurs within two steps at batch 2,048, see RESULTS.md
+PATCHED = 0.24  # of a batch's rows in `fresh`: what recurs within two steps (RESULTS.md: Zipf 1.05, 2,048)
 READER = "reader"  # an embedding worker's thread, beside its main one
 
 
