@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import persia_hpc as ph
@@ -14,6 +15,7 @@ from persia_hpc.errors import UserError
 from persia_hpc.job.trial import Trial
 from tests.support import models
 from tests.support.mpi import run_mpi
+from tests.support.serving_chaos import IDS
 from tests.support.tiny import run_digest, tiny_config, write_tiny
 
 PROGRAMS = Path(__file__).with_name("programs")
@@ -116,6 +118,7 @@ def test_servers_and_trainers_of_a_job_go_back_in_every_mode(data: list[str], tm
         "hybrid": {"mode": "hybrid"},
         "sync": {"mode": "sync"},
         "async": {"mode": "async"},
+        "fresh": {"mode": "fresh"},
     }
     same = {
         "ranks": {"parameter_servers": 2, "embedding_workers": 2, "trainers": 2},
@@ -125,7 +128,11 @@ def test_servers_and_trainers_of_a_job_go_back_in_every_mode(data: list[str], tm
         "train.restore_best": True,
         "train.max_steps": 30,
     }
-    cases = [settings(data, tmp_path / name, **{**same, **mode}) for name, mode in modes.items()]
+    exports = {name: {"every_seconds": 0.02, "dir": str(tmp_path / f"{name}-export")} for name in modes}
+    cases = [
+        settings(data, tmp_path / name, **{**same, **mode, "export": exports[name]})
+        for name, mode in modes.items()
+    ]
     run_mpi(6, PROGRAMS / "train_cases.py", json.dumps(cases), timeout=240)
     for run in (tmp_path / name for name in modes):
         summary = json.loads((run / "summary.json").read_text())
@@ -137,6 +144,11 @@ def test_servers_and_trainers_of_a_job_go_back_in_every_mode(data: list[str], tm
         loaded = ph.load(run).evaluate("test")
         assert loaded["auc"] == pytest.approx(summary["test"]["auc"], rel=1e-9)
         assert loaded["logloss"] == pytest.approx(summary["test"]["logloss"], rel=1e-5)
+        reader, best = ph.Reader(exports[run.name]["dir"], follow=False), ph.load(run)
+        assert summary["export"]["last_step"] == reader.version.step == best.step == 10
+        for table in best.tables:
+            np.testing.assert_array_equal(reader.rows(table, IDS).values, best.rows(table, IDS))
+        assert not any("export.dir" in str(event) for event in events(run))
 
 
 @pytest.mark.parametrize(

@@ -36,10 +36,11 @@ def test_the_last_version_is_the_checkpoint_in_every_mode(data: list[str], tmp_p
             ("hybrid", "hybrid", (2, 1, 2), later_bases),
             ("sync", "sync", (1, 2, 1), {}),
             ("async", "async", (1, 1, 2), {}),
+            ("fresh", "fresh", (2, 1, 2), {}),
         )
     ]
     run_cases(*cases)
-    for name in ("hybrid", "sync", "async"):
+    for name in ("hybrid", "sync", "async", "fresh"):
         written = summary(tmp_path / name)["export"]
         assert written["versions"] > 2, name
         assert written["failed"] == 0

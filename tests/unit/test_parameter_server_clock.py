@@ -161,3 +161,16 @@ def test_a_shortened_segment_ends_early():
         clock.pushed(step, [0])
     clock.begin_segment(4, 4)
     assert clock.may_answer(4, 0)
+
+
+def test_after_a_restore_the_tables_may_be_marked_at_the_restored_step() -> None:
+    clock = Clock(bound=0, exact=True, num_trainers=1)
+    clock.begin_segment(1, 3)
+    for step in (1, 2, 3):
+        clock.answered(step, 0)
+        clock.pushed(step, [0])
+    assert not clock.set_mark(1)
+    clock.replaced()
+    assert clock.set_mark(1)
+    assert clock.take_mark()
+    assert not clock.take_mark()

@@ -124,3 +124,23 @@ def test_a_version_of_a_step_that_is_not_reached_is_of_the_last_one(tmp_path: Pa
     assert len({request.attempt for request in servers.asked[1:]}) == 1
     assert exporter.last_step == 2
     exporter.close()
+
+
+def test_a_run_that_ends_without_a_version_of_its_end_says_so_once(tmp_path: Path) -> None:
+    export = {"every_seconds": 1000.0, "dir": str(tmp_path / "export")}
+    config = load_config(tiny_config(write_tiny(tmp_path / "train.h5", 60), export=export))
+    servers, directory = Servers(), ExportDirectory(tmp_path / "export")
+    exporter = Exporter(
+        config, cast(BatchStream, servers), NoPeers(), DatasetSchema((), ()), directory, tmp_path
+    )
+    said: list[tuple[int, str]] = []
+    exporter._warn = lambda step, text: said.append((step, text))
+    for step in (1, 2):
+        exporter.advance(step)
+        exporter.wait()
+    assert exporter.last_step == 2
+    servers.late = [True] * 10
+    exporter.finish(5)
+    ((step, text),) = said
+    assert step == 5
+    assert "no version of the run's end, of step 5: the newest that could be written is of step" in text

@@ -54,6 +54,10 @@ class Clock:
         self.applied = self.newest = self.first = self.last = step
         self.histogram.update(histogram)
 
+    def replaced(self) -> None:
+        """Takes note that the rows are those of an earlier step now: a mark may be set at any."""
+        self.mark, self.newest = None, 0
+
     def begin_segment(self, first: int, last: int) -> None:
         """Announces steps first…last, which begin once everything before them has been applied.
 

@@ -311,6 +311,7 @@ class ServerLoop:
     def _restore(self, request: Restore) -> None:
         self.engine.empty()
         load_rows(Path(request.path), self.engine)
+        self.engine.clock.replaced()
         send(self.workers[0].rows, CheckpointMarked(request.step))
 
     # ---- versions for a service

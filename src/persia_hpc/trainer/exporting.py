@@ -347,6 +347,13 @@ class Exporter:
                 self._due = time.monotonic()
                 self.advance(step)
                 self.wait()
+        if self._directory is not None and self.last_step != step:
+            has = "none" if self.last_step is None else f"of step {self.last_step}"
+            self._warn(
+                step,
+                f"export.dir {self._settings.dir} has no version of the run's end, of step {step}: the "
+                f"newest that could be written is {has}",
+            )
         self.close()
 
     def close(self) -> None:
