@@ -64,7 +64,8 @@ class PartWriter:
 
     def refuse(self, request: ExportRequest) -> None:
         """Reports that it is too late for a version of this step; what has changed stays for the next one."""
-        self._taken = []
+        if not request.again:  # else the try before was taken here and must be given back
+            self._taken = []
         self._reports.put(ExportReport(request.kind, request.number, error="too late", late=True))
 
     def finished(self) -> list[ExportReport]:
