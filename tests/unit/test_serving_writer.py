@@ -171,7 +171,16 @@ def play(folder: Path, outcomes: list[tuple[str, ...]], seed: int = 0) -> None:
     [
         [("written", "written"), ("written", "late"), ("late", "written")],
         [("written", "late"), ("late", "written"), ("written", "late"), ("late", "written")],
+        [("written", "failed"), ("late", "failed"), ("failed", "late")],
+        [("written", "late"), ("failed", "written"), ("failed", "failed"), ("failed", "late")],
     ],
 )
 def test_no_change_is_lost_whatever_becomes_of_tries(tmp_path: Path, outcomes: list[tuple[str, ...]]) -> None:
     play(tmp_path, outcomes)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_change_is_lost_in_any_order_of_outcomes(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    kinds = ["written", "written", "late", "failed"]
+    play(tmp_path, [(rng.choice(kinds), rng.choice(kinds)) for _ in range(20)], seed)

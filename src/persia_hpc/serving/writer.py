@@ -94,6 +94,7 @@ class PartWriter:
             with self._lock:
                 if self._last == request.number:  # others failed
                     self._chain.pop()
+                    self._last -= 1
             for (_, table), (keys, removed) in zip(tables, self._taken, strict=False):
                 table.return_changes(keys, removed)
         for _, table in tables:
