@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -144,3 +145,57 @@ def test_a_run_that_ends_without_a_version_of_its_end_says_so_once(tmp_path: Pat
     ((step, text),) = said
     assert step == 5
     assert "no version of the run's end, of step 5: the newest that could be written is of step" in text
+
+
+def test_a_segment_that_ends_when_all_were_late_begins_nothing_of_that_try(tmp_path: Path) -> None:
+    """Its directory is about to go: no thread may write there."""
+    export = {"every_seconds": 1000.0, "dir": str(tmp_path / "export")}
+    config = load_config(tiny_config(write_tiny(tmp_path / "train.h5", 60), export=export))
+    servers, directory = Servers(), ExportDirectory(tmp_path / "export")
+    exporter = Exporter(
+        config, cast(BatchStream, servers), NoPeers(), DatasetSchema((), ()), directory, tmp_path
+    )
+    exporter.advance(1)
+    exporter.wait()
+    servers.late = [True]
+    exporter.announce(1)
+    busy = threading.Event()
+    exporter._pool.submit(busy.wait)  # so that it isn't settled at once
+    exporter.poll(2)
+    asked, waits = len(servers.asked), exporter.waits
+    exporter.reach(servers.asked[-1].step)
+    exporter.advance(2)
+    begun = (len(servers.asked) - asked, exporter._dense)
+    busy.set()  # also where what follows fails: the thread is waited for
+    assert (waits, begun) == (False, (0, None))
+    exporter.wait()
+    assert not list((tmp_path / "export").glob("*.partial"))
+    exporter.finish(3)
+    assert (exporter.versions, exporter.last_step) == (1, 3)
+    first, second = servers.asked[1:]
+    assert (second.again, second.attempt) == (True, first.attempt + 1)
+
+
+def test_only_the_version_after_a_first_base_is_announced_further_ahead(tmp_path: Path) -> None:
+    """Whatever later bases there are."""
+    export = {"every_seconds": 0.001, "dir": str(tmp_path / "export"), "base_every": 1}
+    data = write_tiny(tmp_path / "train.h5", 60)
+    config = load_config(tiny_config(data, export=export, mode="hybrid", staleness_bound=3))
+    servers, directory = Servers(), ExportDirectory(tmp_path / "export")
+    exporter = Exporter(
+        config, cast(BatchStream, servers), NoPeers(), DatasetSchema((), ()), directory, tmp_path
+    )
+    exporter.advance(1)
+    exporter.wait()
+    for step in (10, 20, 30):
+        time.sleep(0.002)
+        assert exporter.announce(step)
+        exporter.reach(servers.asked[-1].step)
+        exporter.wait()
+        deadline = time.monotonic() + 30
+        while exporter._making is not None and time.monotonic() < deadline:
+            exporter.poll(step)
+    versions = [request for request in servers.asked if request.kind == "version"]
+    assert exporter.bases == 4
+    assert [request.step for request in versions] == [15, 22, 32]
+    exporter.close()

@@ -80,6 +80,7 @@ class Exporter:
         self.bytes = 0
         self.last_step: int | None = None  # of the newest version
         self._base: int | None = None  # on which the next version is based; None: none is whole yet
+        self._first = True  # no version has been made since a base of the tables
         self._next = 1 if directory is None else directory.next_number()
         self._request: ExportRequest | None = None  # of a first base or a version that is under way
         self._making: ExportRequest | None = None  # of a later base
@@ -131,8 +132,8 @@ class Exporter:
         step: that trainer 0 has finished. A version will be of one that no trainer has.
         """
         if self._together:
-            first = self._base is not None and self._next == self._base + 1
-            # The base may have rows that pulls made, which are to have their first update by then.
+            # A first base may have rows that pulls made, which are to have their first update by then.
+            first = self._first and self._base is not None
             self._begin(step + self._ahead + (self._bound if first else 0))
         return self._together
 
@@ -202,6 +203,8 @@ class Exporter:
         request = self._making if kind == "base" else self._request
         if request is None or (request.kind, request.number) != (kind, number):
             return  # of tables that were replaced
+        if kind == "version":  # nobody asks again for one that was refused, or adds to it
+            self._coming = None
         if kind == "version" and any(r.late or r.step != request.step for r in reports):
             self._finishing.append((request, self._pool.submit(_raise_late)))
             return
@@ -263,7 +266,7 @@ class Exporter:
         if isinstance(error, _LateError):
             self._ahead = min(2 * self._ahead, MOST_AHEAD)
             self._discard(request)
-            self._again, self._due, self._coming = True, time.monotonic(), None
+            self._again, self._due = True, time.monotonic()
             return
         if error is not None:
             self._fail(step, getattr(error, "strerror", None) or str(error), request)
@@ -272,12 +275,13 @@ class Exporter:
             self.bases += 1
             self._base = request.number
             if request.kind == "begin":
+                self._first = True
                 self._next += 1
                 self._due = time.monotonic()  # nobody sees anything before a version
             return
         if self._failures:
             self._warn(step, f"export.dir {self._settings.dir} can be written again")
-        self._failures, self._again = 0, False
+        self._failures, self._again, self._first = 0, False, False
         self.versions += 1
         self.write_seconds += time.time() - self._began
         self.last_step = request.step
@@ -349,11 +353,8 @@ class Exporter:
                 self.wait()
         if self._directory is not None and self.last_step != step:
             has = "none" if self.last_step is None else f"of step {self.last_step}"
-            self._warn(
-                step,
-                f"export.dir {self._settings.dir} has no version of the run's end, of step {step}: the "
-                f"newest that could be written is {has}",
-            )
+            text = f"has no version of the run's end, of step {step}: the newest that could be written is {has}"
+            self._warn(step, f"export.dir {self._settings.dir} {text}")
         self.close()
 
     def close(self) -> None:
