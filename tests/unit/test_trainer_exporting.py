@@ -144,7 +144,7 @@ def test_a_run_that_ends_without_a_version_of_its_end_says_so_once(tmp_path: Pat
     exporter.finish(5)
     ((step, text),) = said
     assert step == 5
-    assert "no version of the run's end, of step 5: the newest that could be written is of step" in text
+    assert "no version of the run's end, of step 5: the newest that was written is of step" in text
 
 
 def test_a_segment_that_ends_when_all_were_late_begins_nothing_of_that_try(tmp_path: Path) -> None:

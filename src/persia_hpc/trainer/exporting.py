@@ -353,7 +353,7 @@ class Exporter:
                 self.wait()
         if self._directory is not None and self.last_step != step:
             has = "none" if self.last_step is None else f"of step {self.last_step}"
-            text = f"has no version of the run's end, of step {step}: the newest that could be written is {has}"
+            text = f"has no version of the run's end, of step {step}: the newest that was written is {has}"
             self._warn(step, f"export.dir {self._settings.dir} {text}")
         self.close()
 
