@@ -144,7 +144,7 @@ def test_servers_and_trainers_of_a_job_go_back_in_every_mode(data: list[str], tm
         loaded = ph.load(run).evaluate("test")
         assert loaded["auc"] == pytest.approx(summary["test"]["auc"], rel=1e-9)
         assert loaded["logloss"] == pytest.approx(summary["test"]["logloss"], rel=1e-5)
-        reader, best = ph.Reader(exports[run.name]["dir"], follow=False), ph.load(run)
+        reader, best = ph.Reader(tmp_path / f"{run.name}-export", follow=False), ph.load(run)
         assert summary["export"]["last_step"] == reader.version.step == best.step == 10
         for table in best.tables:
             np.testing.assert_array_equal(reader.rows(table, IDS).values, best.rows(table, IDS))
