@@ -155,7 +155,7 @@ def targets() -> list[Target]:
         Target("train, sequences", command("train", "events.toml", "--dry-run"), ("events.*",)),
         Target("plan", plan, ("train.toml", "run/summary.json", "run/config.toml", "train.h5")),
         Target("train", train(run_dir="new"), ("train.toml", "train.h5"), changes=new, long=True),
-        Target("init", command("init", *DATA), DATA),
+        Target("init", command("init", *DATA, "--out", "proposed.toml"), DATA, outputs=("proposed.toml",)),
         Target("inspect, Parquet", command("inspect", PARQUET, "--schema", TABLE), ("parquet/*",)),
         Target("train, Parquet", train(run_dir="new", **parquet), ("parquet/*",), changes=new),
         Target("train, resumed", train(**resume), (*CHECKPOINTS, *RUN_FILES), PARTS, changes=old, long=True),
