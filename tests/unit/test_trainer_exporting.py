@@ -48,14 +48,21 @@ class Servers:
             time.sleep(0.001)
 
 
+def exporter_of(
+    folder: Path, every_seconds: float = 1000.0, base_every: int = 60, **settings: Any
+) -> tuple[Exporter, Servers]:
+    """An exporter that writes into `folder`/export, and the servers that it asks."""
+    export = {"every_seconds": every_seconds, "base_every": base_every, "dir": str(folder / "export")}
+    config = load_config(tiny_config(write_tiny(folder / "train.h5", 60), export=export, **settings))
+    servers = Servers()
+    stream, directory = cast(BatchStream, servers), ExportDirectory(folder / "export")
+    return Exporter(config, stream, NoPeers(), DatasetSchema((), ()), directory, folder), servers
+
+
 @pytest.mark.parametrize("polls", [0, 1])
 def test_after_a_restart_no_version_is_based_on_rows_that_were_replaced(tmp_path: Path, polls: int) -> None:
     """Whether the base that was under way has been reported by then, or not."""
-    export = {"every_seconds": 0.001, "dir": str(tmp_path / "export"), "base_every": 1}
-    config = load_config(tiny_config(write_tiny(tmp_path / "train.h5", 60), export=export))
-    servers, directory = Servers(), ExportDirectory(tmp_path / "export")
-    stream = cast(BatchStream, servers)
-    exporter = Exporter(config, stream, NoPeers(), DatasetSchema((), ()), directory, tmp_path)
+    exporter, servers = exporter_of(tmp_path, every_seconds=0.001, base_every=1)
     for step in (1, 2):  # the first base, then a version, and with it the next base
         time.sleep(0.002)
         exporter.advance(step)
@@ -78,11 +85,7 @@ def test_after_a_restart_no_version_is_based_on_rows_that_were_replaced(tmp_path
 
 
 def test_a_version_that_came_too_late_is_tried_again_further_ahead(tmp_path: Path) -> None:
-    export = {"every_seconds": 1000.0, "dir": str(tmp_path / "export")}
-    config = load_config(tiny_config(write_tiny(tmp_path / "train.h5", 60), export=export, staleness_bound=0))
-    servers, directory = Servers(), ExportDirectory(tmp_path / "export")
-    stream = cast(BatchStream, servers)
-    exporter = Exporter(config, stream, NoPeers(), DatasetSchema((), ()), directory, tmp_path)
+    exporter, servers = exporter_of(tmp_path, staleness_bound=0)
     servers.late = [True, True, False]
     done: list[int] = []
     for step in range(1, 100):
@@ -108,12 +111,7 @@ def test_a_version_that_came_too_late_is_tried_again_further_ahead(tmp_path: Pat
 
 
 def test_a_version_of_a_step_that_is_not_reached_is_of_the_last_one(tmp_path: Path) -> None:
-    export = {"every_seconds": 1000.0, "dir": str(tmp_path / "export")}
-    config = load_config(tiny_config(write_tiny(tmp_path / "train.h5", 60), export=export))
-    servers, directory = Servers(), ExportDirectory(tmp_path / "export")
-    exporter = Exporter(
-        config, cast(BatchStream, servers), NoPeers(), DatasetSchema((), ()), directory, tmp_path
-    )
+    exporter, servers = exporter_of(tmp_path)
     exporter.advance(1)
     exporter.wait()
     exporter.announce(1)
@@ -128,12 +126,7 @@ def test_a_version_of_a_step_that_is_not_reached_is_of_the_last_one(tmp_path: Pa
 
 
 def test_a_run_that_ends_without_a_version_of_its_end_says_so_once(tmp_path: Path) -> None:
-    export = {"every_seconds": 1000.0, "dir": str(tmp_path / "export")}
-    config = load_config(tiny_config(write_tiny(tmp_path / "train.h5", 60), export=export))
-    servers, directory = Servers(), ExportDirectory(tmp_path / "export")
-    exporter = Exporter(
-        config, cast(BatchStream, servers), NoPeers(), DatasetSchema((), ()), directory, tmp_path
-    )
+    exporter, servers = exporter_of(tmp_path)
     said: list[tuple[int, str]] = []
     exporter._warn = lambda step, text: said.append((step, text))
     for step in (1, 2):
@@ -149,12 +142,7 @@ def test_a_run_that_ends_without_a_version_of_its_end_says_so_once(tmp_path: Pat
 
 def test_a_segment_that_ends_when_all_were_late_begins_nothing_of_that_try(tmp_path: Path) -> None:
     """Its directory is about to go: no thread may write there."""
-    export = {"every_seconds": 1000.0, "dir": str(tmp_path / "export")}
-    config = load_config(tiny_config(write_tiny(tmp_path / "train.h5", 60), export=export))
-    servers, directory = Servers(), ExportDirectory(tmp_path / "export")
-    exporter = Exporter(
-        config, cast(BatchStream, servers), NoPeers(), DatasetSchema((), ()), directory, tmp_path
-    )
+    exporter, servers = exporter_of(tmp_path)
     exporter.advance(1)
     exporter.wait()
     servers.late = [True]
@@ -178,13 +166,7 @@ def test_a_segment_that_ends_when_all_were_late_begins_nothing_of_that_try(tmp_p
 
 def test_only_the_version_after_a_first_base_is_announced_further_ahead(tmp_path: Path) -> None:
     """Whatever later bases there are."""
-    export = {"every_seconds": 0.001, "dir": str(tmp_path / "export"), "base_every": 1}
-    data = write_tiny(tmp_path / "train.h5", 60)
-    config = load_config(tiny_config(data, export=export, mode="hybrid", staleness_bound=3))
-    servers, directory = Servers(), ExportDirectory(tmp_path / "export")
-    exporter = Exporter(
-        config, cast(BatchStream, servers), NoPeers(), DatasetSchema((), ()), directory, tmp_path
-    )
+    exporter, servers = exporter_of(tmp_path, 0.001, base_every=1, mode="hybrid", staleness_bound=3)
     exporter.advance(1)
     exporter.wait()
     for step in (10, 20, 30):
