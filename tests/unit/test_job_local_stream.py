@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from persia_hpc.job.facts import facts_of_sources
 from persia_hpc.job.local_stream import STEPS_AHEAD, LocalStream, local_server
 from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.samples.source import open_source
+from persia_hpc.serving.requests import ExportRequest
 from tests.support.tiny import tiny_config, write_tiny
 
 SAMPLES, BATCH = 256, 16
@@ -106,3 +109,44 @@ def test_a_step_that_is_not_trained_may_fail(tmp_path: Path) -> None:
     stream.next_batch(1)
     with pytest.raises(UserError, match="bad samples"):
         stream.next_batch(2)
+
+
+def test_gradients_are_applied_by_a_thread_before_anything_else_uses_the_server(tmp_path: Path) -> None:
+    stream, _ = make_stream(tmp_path, ahead=True)
+    server, threads = stream.server, []
+    submit = server.submit_push
+
+    def slow(*push: Any) -> None:
+        threads.append(threading.current_thread())
+        time.sleep(0.05)
+        submit(*push)
+
+    server.submit_push = slow  # type: ignore[method-assign]
+    stream.begin_segment(1, STEPS, 1.0)
+    uses: list[Callable[[], object]] = [
+        lambda: stream.server,
+        stream.end_segment,
+        lambda: stream.begin_export(ExportRequest("begin", 1, 3, str(tmp_path / "part"))),
+        lambda: stream.next_batch(5),
+    ]
+    batch = stream.next_batch(1)
+    for step, use in enumerate([*uses, stream.request_stop], 1):
+        assert batch is not None
+        stream.push(batch, batch.rows)
+        assert server.clock.applied == step - 1
+        found = use()
+        assert server.clock.applied == step
+        batch = found if isinstance(found, RowBatch) else stream.next_batch(step + 1)
+    assert threading.current_thread() not in threads
+    stream.close()
+
+
+def test_an_update_that_fails_is_told_by_what_comes_next(tmp_path: Path) -> None:
+    stream, _ = make_stream(tmp_path, ahead=True)
+    stream.begin_segment(1, STEPS, 1.0)
+    batch = stream.next_batch(1)
+    assert batch is not None
+    stream.push(batch, [rows[:-1] for rows in batch.rows])
+    with pytest.raises(ValueError, match="rows of dim group 0"):
+        stream.next_batch(2)
+    stream.close()

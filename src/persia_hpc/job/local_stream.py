@@ -93,10 +93,11 @@ class LocalStream:
         """Starts without a batch.
 
         ahead: while a step is trained, a thread reads the samples of the next ones and finds their keys. Not
-        with `data.transform`, which may draw from the same generators as the model.
+        with `data.transform`, which may draw from the same generators as the model. Another thread applies a
+        step's row gradients, while the dense optimizer and what follows it run here.
         """
         config = facts.config
-        self.server = server
+        self._server = server
         self.worker = EmbeddingWorker.of(config, facts.layout, sources=sources)
         self.splits = SplitReaders(config, sources, facts.schedules)
         self.wait_seconds = 0.0
@@ -108,10 +109,18 @@ class LocalStream:
         self._parts = PartWriter(server, config.export.rows)
         self._last = 0
         self._pulled = 0
+        self._applying: Future[None] | None = None  # the last push, while nobody has waited for it
         self._evaluation: tuple[str, int] = ("", 0)
         threaded = ahead and not config.data.transform
         self._thread = ThreadPoolExecutor(1, "persia-prepare") if threaded else None
         self._ahead: deque[Future[KeyBatch]] = deque()  # of the steps after the last that was pulled
+        self._applier = ThreadPoolExecutor(1, "persia-apply") if ahead else None
+
+    @property
+    def server(self) -> ParameterServer:
+        """Returns the server, when it has applied what was pushed: nothing else may use it before."""
+        self._settle()
+        return self._server
 
     def wait_until(self, done: Callable[[], bool], what: str | None) -> None:
         while not done():
@@ -136,15 +145,16 @@ class LocalStream:
         if step > self._last:
             return None
         batch = self._take(step)
+        server = self.server
         self._pulled = step
         begin = time.perf_counter()
         request = self.worker.request(batch)
         keys, counts = request.keys.part(0), request.counts.part(0)
-        self.first_pull.setdefault(self.server.clock.first, time.time())
-        self.server.submit_pull(PendingPull(step, 0, keys, counts))
-        (pull,) = self.server.ready_pulls()
-        rows = empty_rows(self._config, self.server, counts)
-        batch.staleness = self.server.answer(pull, rows)
+        self.first_pull.setdefault(server.clock.first, time.time())
+        server.submit_pull(PendingPull(step, 0, keys, counts))
+        (pull,) = server.ready_pulls()
+        rows = empty_rows(self._config, server, counts)
+        batch.staleness = server.answer(pull, rows)
         row_batch = self.worker.assemble(batch, rows)
         if self._thread is not None:  # now: the pull has had all cores, what comes next has one
             for later in range(step + 1 + len(self._ahead), min(step + STEPS_AHEAD, self._last) + 1):
@@ -154,17 +164,20 @@ class LocalStream:
 
     def push(self, batch: RowBatch, gradients: list[Array]) -> None:
         begin = time.perf_counter()
-        self.server.submit_push(batch.step, 0, gradients)
-        self.server.apply_ready()
+        if self._applier is None:
+            self._apply(batch.step, gradients)
+        else:
+            self._applying = self._applier.submit(self._apply, batch.step, gradients)
         self.phases.add("push", begin, batch.step)
 
     def end_segment(self) -> None:
-        pass
+        self._settle()
 
     def request_stop(self) -> None:
         # The step that is being trained is the last, or the one before if its gradients have been pushed.
-        self._last = max(self._pulled, self.server.clock.applied)
-        self.server.clock.shorten_segment(self._last)
+        clock = self.server.clock
+        self._last = max(self._pulled, clock.applied)
+        clock.shorten_segment(self._last)
 
     def begin_evaluation(self, split: str, step: int) -> None:
         self._drop_ahead()
@@ -191,6 +204,7 @@ class LocalStream:
         load_rows(Path(directory), self.server)
 
     def begin_export(self, request: ExportRequest) -> None:
+        self._settle()
         self._parts.begin(request)
 
     def exported(self) -> list[ExportReport]:
@@ -200,8 +214,21 @@ class LocalStream:
         """Ends the threads; may be called again."""
         self._parts.close()
         self._drop_ahead()
-        if self._thread is not None:
-            self._thread.shutdown()
+        for thread in (self._thread, self._applier):
+            if thread is not None:
+                thread.shutdown()
+
+    def _settle(self) -> None:
+        """Waits until what was pushed last is applied; raises what went wrong there."""
+        applying, self._applying = self._applying, None
+        if applying is not None:
+            begin = time.perf_counter()
+            applying.result()
+            self.phases.add("push", begin, self._pulled)
+
+    def _apply(self, step: int, gradients: list[Array]) -> None:
+        self._server.submit_push(step, 0, gradients)
+        self._server.apply_ready()
 
     def _take(self, step: int) -> KeyBatch:
         """Returns a training step's batch, once the thread has prepared it if it was told to."""
