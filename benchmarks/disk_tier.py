@@ -100,6 +100,7 @@ def measure_reads(folder: str, rows: int) -> None:
     for threads in (1, THREADS, 4 * THREADS):
         print(f"drive, {threads} threads: {bare_rate(file, 20_000, threads):,.0f} records/s", flush=True)
     cold = np.random.default_rng(1).permutation(keys)[: rows // 2]  # used first, so they went
+    np.random.default_rng(5).shuffle(cold)  # or they would lie side by side, as they were evicted
     batches = [np.sort(part) for part in np.array_split(cold[: 12 * AT_ONCE], 12)]
     tables = TableSet([table], [0], [DIM])
     step = 100
