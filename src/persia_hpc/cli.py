@@ -15,7 +15,7 @@ from .runtime.imports import import_quickly
 
 COMMANDS = (
     *("train", "submit", "status", "evaluate", "predict", "importance", "export"),
-    *("preprocess", "inspect", "init", "checkpoint", "report", "plan", "doctor", "bench"),
+    *("preprocess", "inspect", "init", "checkpoint", "report", "plan", "doctor", "demo", "bench"),
 )
 EXIT_CODES = """\
 exit codes: 0 done; 1 failure; 2 bad input or configuration; 3 damaged data; 75 stopped early, try again;
