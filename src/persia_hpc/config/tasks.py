@@ -39,6 +39,8 @@ def resolve_task(task: Any, path: tuple[str, ...], fail: Fail) -> None:
         check_number(key, value, (*path, key), fail)
         if key == "temperature" and value <= 0:
             raise fail((*path, key), f"= {value}: expected a value above 0")
+        if key == "halve_every" and not isinstance(value, int):
+            raise fail((*path, key), f"= {value}: expected a number of steps, or 0 for never")
         if key in ("smoothing", "alpha") and not 0 <= value <= 1:
             raise fail((*path, key), f"= {value}: expected a value from 0 to 1")
     classes = loss.get("classes")

@@ -30,7 +30,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "poisson": {},
     "softmax": {"classes": None, "smoothing": 0.0},
     "bpr": {},
-    "in_batch_softmax": {"temperature": 1.0, "logq": "off", "negatives": "batch"},
+    "in_batch_softmax": {"temperature": 1.0, "logq": "off", "halve_every": 0, "negatives": "batch"},
 }
 BINARY_LOSSES = ("bce", "focal", "bpr", "in_batch_softmax")  # of labels that are 0 or 1
 BATCH_LOSSES = ("bpr", "in_batch_softmax")  # that compare the samples of a batch with each other
