@@ -118,6 +118,7 @@ class DiskConfig:
 
     path: str = setting()
     capacity: int | str = setting()
+    on_full: str = setting("stop", choices=("stop", "evict"))
 
     @property
     def capacity_bytes(self) -> int:
