@@ -24,13 +24,13 @@ ROLE_KEYS = ("parameter_servers", "embedding_workers", "trainers")
 MODELS = ("dlrm", "dcn_v2", "deepfm", "tower", "din", "mmoe", "ple", "esmm", "two_tower", "sasrec", "hstu")
 # Losses with their options and defaults; trainer/losses.py has the formulas. None: must be written.
 LOSSES: dict[str, dict[str, Any]] = {
-    "bce": {"smoothing": 0.0},
+    "bce": {"smoothing": 0.0, "pos_weight": 1.0},
     "focal": {"gamma": 2.0, "alpha": 0.25},
     "mse": {},
     "poisson": {},
     "softmax": {"classes": None, "smoothing": 0.0},
     "bpr": {},
-    "in_batch_softmax": {"temperature": 1.0, "logq": "off", "negatives": "batch"},
+    "in_batch_softmax": {"temperature": 1.0, "logq": "off", "halve_every": 0, "negatives": "batch"},
 }
 BINARY_LOSSES = ("bce", "focal", "bpr", "in_batch_softmax")  # of labels that are 0 or 1
 BATCH_LOSSES = ("bpr", "in_batch_softmax")  # that compare the samples of a batch with each other
@@ -98,6 +98,7 @@ class DataConfig:
     transform: str | None = None
     follow: bool = False
     follow_seconds: float = setting(0.0, at_least=0)
+    keep_negatives: float = setting(1.0, above=0, at_most=1)
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ class DiskConfig:
 
     path: str = setting()
     capacity: int | str = setting()
+    on_full: str = setting("stop", choices=("stop", "evict"))
 
     @property
     def capacity_bytes(self) -> int:
