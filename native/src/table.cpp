@@ -296,6 +296,7 @@ RowCounts Table::counts() const {
         sum.evicted += shard->counts().evicted;
         sum.to_disk += shard->counts().to_disk;
         sum.from_disk += shard->counts().from_disk;
+        sum.disk_full += shard->counts().disk_full;
     }
     return sum;
 }
@@ -315,6 +316,13 @@ std::uint64_t Table::disk_bytes() const {
     std::uint64_t bytes = 0;
     for (const auto& shard : shards_) bytes += shard->disk_bytes();
     return bytes;
+}
+
+std::string Table::disk_problem() const {
+    for (const auto& shard : shards_) {
+        if (!shard->disk_problem().empty()) return shard->disk_problem();
+    }
+    return {};
 }
 
 std::uint64_t Table::memory_bytes() const {

@@ -73,6 +73,7 @@ class TableConfig:
     admit_probability: float = 1.0
     disk_folder: str = ""
     disk_bytes: int = 0
+    full_disk_evicts: bool = False
     threads: int = 1
 
 class RowBytes:
@@ -130,6 +131,8 @@ class Table:
     cold_rows: int
     to_disk_rows: int
     from_disk_rows: int
+    disk_full_rows: int
+    disk_problem: str
     disk_bytes: int
     memory_bytes: int
 

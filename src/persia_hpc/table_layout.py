@@ -265,6 +265,7 @@ def native_config(
         disk_bytes=0
         if disk is None
         else disk.capacity_bytes * (end_bucket - first_bucket) // table.num_buckets,
+        full_disk_evicts=disk is not None and disk.on_full == "evict",
         threads=config.server_threads,
     )
 

@@ -19,6 +19,10 @@ namespace persia {
 struct DiskError : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
+// Nothing more can be written; what was written before can be read.
+struct DiskFull : DiskError {
+    using DiskError::DiskError;
+};
 
 class ExtentFile {
   public:
@@ -38,7 +42,7 @@ class ExtentFile {
     void read(std::vector<Read>& reads) const;
     // Asks the system to begin a read, without waiting for it.
     void ask_for(std::uint64_t offset, std::size_t bytes) const;
-    void write(std::uint32_t extent, const std::byte* from);
+    void write(std::uint32_t extent, const std::byte* from);  // throws DiskFull
 
     const std::string& folder() const { return folder_; }
     std::size_t extent_bytes() const { return extent_bytes_; }
@@ -46,7 +50,7 @@ class ExtentFile {
   private:
     bool in_memory(const Read& read) const;  // and then has been read
     void read_one(const Read& read) const;
-    [[noreturn]] void fail(const char* what, int error) const;
+    std::string says(const char* what, int error) const;
 
     std::string folder_;
     std::size_t extent_bytes_;

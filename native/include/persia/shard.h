@@ -8,13 +8,14 @@
 //
 // With a disk tier (cold_store.h) a row that would be evicted for lack of room goes to disk as it is, and
 // comes back when a pull wants it, before anything else happens to that pull. Rows that a step in flight has
-// pulled stay.
+// pulled stay; so do all where the disk takes no more, unless they are to be evicted then.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <string>
 #include <unordered_set>
 #include <vector>
 
@@ -101,6 +102,7 @@ struct RowCounts {
     std::uint64_t evicted = 0;
     std::uint64_t to_disk = 0;  // with a disk tier, instead of being evicted
     std::uint64_t from_disk = 0;
+    std::uint64_t disk_full = 0;  // of `evicted`: the disk took no more
 };
 
 class Shard {
@@ -161,6 +163,7 @@ class Shard {
     std::uint64_t memory_bytes() const;
     std::uint64_t cold_rows() const { return cold_ ? cold_->size() : 0; }
     std::uint64_t disk_bytes() const { return cold_ ? cold_->file_bytes() : 0; }
+    const std::string& disk_problem() const { return disk_problem_; }  // why it took no more, if it ever did
     // Working memory of push_step() for so many rows.
     static std::uint64_t step_bytes(std::uint32_t dim, std::uint64_t rows);
 
@@ -210,7 +213,8 @@ class Shard {
     void remove(std::uint32_t bucket, KeyIndex::Entry entry);
     void drop(std::uint32_t bucket, KeyIndex::Entry entry);  // its slot, but not the row
     // What a disk tier adds, in shard_cold.cpp.
-    void demote(std::uint32_t bucket, KeyIndex::Entry entry);
+    bool demote(std::uint32_t bucket, KeyIndex::Entry entry);  // whether the disk took it
+    void note_full(const DiskFull& error);
     void shrink(std::uint32_t step);  // rows that a later step has used stay
     void fetch(Keys keys);
     void sweep_cold(std::uint32_t bucket);
@@ -257,7 +261,8 @@ class Shard {
     bool notes_removed_ = false;
     Changes changes_;
     std::unique_ptr<ColdStore> cold_;  // none without a disk tier
-    ChangedRows copied_;               // of the last mark
+    std::string disk_problem_;
+    ChangedRows copied_;  // of the last mark
     RowFormat copied_format_ = RowFormat::kFp32;
     std::vector<float> changed_room_;  // one row; room_ has a gradient when a row is kept
     std::unordered_set<Key> away_;     // rows on disk that changed since the mark, before they went there

@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "persia/shard.h"
@@ -121,6 +122,7 @@ class Table {
     std::uint64_t num_rows() const;   // on disk too
     std::uint64_t cold_rows() const;  // on disk
     std::uint64_t disk_bytes() const;
+    std::string disk_problem() const;  // why the disk took no more, if it ever did
     std::uint64_t memory_bytes() const;
 
   private:

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from persia_hpc._native import PendingPull, RingConsumer, RingProducer, Table, TableSet
+from persia_hpc._native import DiskError, PendingPull, RingConsumer, RingProducer, Table, TableSet
 from persia_hpc.arrays import Array
 from persia_hpc.config import Config
 from persia_hpc.config.learning_rate import LearningRate
@@ -35,7 +35,7 @@ class Ledger:
     this sum: `reused` rows are pulled rows that need not be sent, `evicted` rows left a table between steps,
     `evaluation` rows were looked up; `early` rows are pulled rows that were sent ahead of their step, and
     `patched` rows those of them that were sent again since they had changed; others went to a table's disk
-    tier, and came back from it.
+    tier, and came back from it, or (of `evicted`) went because the disk took no more.
     """
 
     pulled_rows: int = 0
@@ -51,6 +51,7 @@ class Ledger:
     patched_rows: int = 0
     to_disk_rows: int = 0
     from_disk_rows: int = 0
+    disk_full_rows: int = 0
 
 
 @dataclass
@@ -87,6 +88,7 @@ class ParameterServer:
             bounds = bucket_bounds(table.num_buckets, num_servers)
             self.buckets.append(range(bounds[server_rank], bounds[server_rank + 1]))
         self.ledger = Ledger()
+        self.disk_problem: str | None = None  # for which the run must end
         self.empty()
         self._rates = np.array([float(table.config.optimizer["lr"]) for table in layout.tables])
         self._schedules = _schedules(layout, num_steps)
@@ -113,7 +115,7 @@ class ParameterServer:
         for table, owned in zip(self.layout.tables, self.buckets, strict=True):
             native = native_config(self._config, table, owned.start, owned.stop)
             self.tables.append(make_table(table, native) if owned else None)
-        self._disk = DiskTraffic(self.tables)
+        self._disk = DiskTraffic(self.layout.tables, self.tables)
         self._set = TableSet(
             self.tables, self.layout.dim_group_of_table, self.layout.dim_groups, threads=self._threads
         )
@@ -141,7 +143,7 @@ class ParameterServer:
     def submit_pull(self, pull: PendingPull) -> None:
         """Accepts a pull, which becomes ready when the clock allows."""
         self._waiting.append(pull)
-        if self._disk.used:
+        if self._disk.used and not self.clock.may_answer(pull.step, pull.trainer):  # else it is read at once
             self._set.ask_disk(pull)
 
     def ready_pulls(self) -> list[PendingPull]:
@@ -308,10 +310,17 @@ class ParameterServer:
         if self.clock.pushed(step, trainers):
             # Only here, between steps, may rows go: in `exact` this point is the same in every run.
             self.ledger.evicted_rows += self._set.evict(self.clock.applied)
-            to_disk, from_disk = self._disk.since()
+            to_disk, from_disk, disk_full = self._disk.since()
+            self.disk_problem = self.disk_problem or self._disk.problem
             self.ledger.to_disk_rows += to_disk
             self.ledger.from_disk_rows += from_disk
+            self.ledger.disk_full_rows += disk_full
         self.times.last_apply[first] = time.time()
+
+    def check_disk(self) -> None:
+        """Is called when the run has ended; raises DiskError if it had to because of a disk."""
+        if self.disk_problem is not None:
+            raise DiskError(self.disk_problem)
 
     def waits_for(self) -> str | None:
         """Returns what must arrive before a pull or a held push can proceed; None if there are none."""
