@@ -136,7 +136,7 @@ void Shard::copy_away() {
     wanted_.clear();
     for (const Key key : away_) wanted_.push_back({bucket(key), 0, key});
     away_.clear();
-    for (const auto& [wanted, row] : cold_->find(wanted_)) copy_changed(wanted.key, row.weights);
+    for (const auto& [wanted, row] : cold_->find(wanted_)) copy_changed({&wanted.key, 1}, &row.weights);
 }
 
 // Adds the rows of a bucket for which chosen(row); they point into `held`.

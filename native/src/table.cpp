@@ -9,7 +9,6 @@ namespace {
 
 // Beyond, what was asked for might leave the first cache again.
 constexpr std::size_t kMostKeysAhead = 64;
-constexpr std::size_t kAllRows = ~std::size_t{0};
 
 void check_length(const char* name, std::size_t got, std::size_t expected) {
     if (got == expected) return;
@@ -289,17 +288,8 @@ bool Table::copy_changes(std::size_t most) {
                        [&](const auto& each) { return each->copy_changes(most); });
 }
 
-ChangedRows Table::take_changes() {
-    for (const auto& shard : shards_) shard->copy_changes(kAllRows);
-    ChangedRows changed = shards_[0]->take_changes();
-    const auto append = [](auto& to, const auto& from) { to.insert(to.end(), from.begin(), from.end()); };
-    for (std::size_t i = 1; i < shards_.size(); ++i) {
-        const ChangedRows more = shards_[i]->take_changes();
-        append(changed.keys, more.keys);
-        append(changed.rows, more.rows);
-        append(changed.removed, more.removed);
-    }
-    return changed;
+void Table::take_changes(ChangedRows& to) {
+    for (const auto& shard : shards_) shard->take_changes(to);
 }
 
 void Table::return_changes(Keys changed, Keys removed) {

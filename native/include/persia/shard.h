@@ -154,7 +154,7 @@ class Shard {
     }
     void mark_changes(RowFormat format);
     bool copy_changes(std::size_t most);  // whether there are more
-    ChangedRows take_changes();
+    void take_changes(ChangedRows& to);
     void return_changes(Keys changed, Keys removed);  // skips keys of other shards
 
     void set_next_step(std::uint32_t step) { next_step_ = step; }
@@ -220,7 +220,7 @@ class Shard {
     void keep_before_removal(std::uint32_t bucket, const KeyIndex::Entry& entry);
     void note_removed(Key key);
     void note_pushed(const PushBatch& batch);
-    void copy_changed(Key key, const std::byte* weights);
+    void copy_changed(Keys keys, const std::byte* const* weights);
     void keep_changed(Key key, std::uint32_t slot);  // before it changes or goes
     ExportedRows export_rows(std::vector<Snapshot::Kept>& rows) const;
     Snapshot::Kept row_at(const KeyIndex::Entry& entry) const {
