@@ -77,6 +77,24 @@ def test_each_batch_has_arrows_from_its_pull_to_its_push(
         assert len(flow) == 2 * servers + 5  # all that a batch passes
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    st.floats(0, 1e5),
+    st.lists(st.floats(1e-7, 1e-2), min_size=8, max_size=40),
+    st.sampled_from(("one process", "trainer 0")),
+)
+def test_slices_that_touch_do_not_overlap(start: float, lengths: list[float], name: str) -> None:
+    """One phase begins where the one before ends; Perfetto drops what begins a nanosecond sooner."""
+    phases = ("pull", "pool", "forward", "push")
+    intervals, now = [], start
+    for i, length in enumerate(lengths):
+        intervals.append(Interval(phases[i % 4], now, now + length, 1 + i // 4, 0))
+        now += length
+    events = chrome_trace([(name, intervals)], [0.0], len(lengths))
+    check_trace(events)
+    assert sum(event["ph"] == "X" for event in events) == len(lengths)
+
+
 def test_roles_stand_in_their_order() -> None:
     ranks: list[Rank] = [(name, []) for name in ("trainer 1", "embedding_worker 0", "trainer 0")]
     ranks += [(f"parameter_server {p}", []) for p in (10, 2)]

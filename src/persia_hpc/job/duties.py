@@ -85,8 +85,6 @@ class ServerDuty:
         engine, place = self.engine, self.place
         assert engine is not None, "prepare comes first"
         sys.setswitchinterval(_SWITCH_SECONDS)  # a thread writes checkpoints
-        if self.facts.config.mode == "fresh":
-            keep_freed_memory()  # of early rows, as large in every step
         plane = place.row_plane()
         loop = ServerLoop(
             engine,
@@ -97,6 +95,7 @@ class ServerDuty:
         )
         loop.run()
         plane.free()
+        engine.check_disk()
         return ServerOutcome(**engine.statistics(), times=Times.of_loop(loop.phases, ("idle",)))
 
     def finish(self, summary: dict[str, Any]) -> None:

@@ -27,7 +27,14 @@ LATEST = (
     (WORKER, "patch"),
     (TRAINER, "push"),
 )  # of which the last slice counts: then all is there
-TICK = 0.001  # microseconds, a nanosecond: the least that Perfetto tells apart
+# Microseconds between two times of a trace: a whole number of nanoseconds, and exact in binary. Perfetto cuts
+# what it reads down to nanoseconds, and drops a slice that begins even one before the slice before it ends.
+TICK = 0.125
+
+
+def in_ticks(seconds: float) -> float:
+    """Returns the microseconds of the nearest time that a trace may have."""
+    return round(1e6 * seconds / TICK) * TICK
 
 
 class Slice(NamedTuple):
@@ -45,8 +52,9 @@ class Slice(NamedTuple):
 def flows(slices: Sequence[Slice]) -> Iterator[dict[str, Any]]:
     """Yields the arrows of each batch whose pull and push are both there: start, steps, finish.
 
-    Each lies inside of its slice, and none before the one that it comes from. Clocks of nodes differ a
-    little: a slice that seems to end before its cause began is left out.
+    Each lies inside of its slice, before its end, where the next slice may begin, and none before the one
+    that it comes from. Clocks of nodes differ a little: a slice that seems to end before its cause began is
+    left out.
     """
     batches: dict[tuple[int, int], list[Slice]] = defaultdict(list)
     for each in slices:
@@ -69,8 +77,8 @@ def flows(slices: Sequence[Slice]) -> Iterator[dict[str, Any]]:
 def _way(slices: Sequence[Slice]) -> Iterator[tuple[float, Slice]]:
     now = -1.0
     for each in _ordered(slices):
-        ts = round(max(each.begin, now + TICK), 3)
-        if ts <= each.end:
+        ts = max(each.begin, now + TICK)
+        if ts < each.end:
             now = ts
             yield ts, each
 
@@ -130,4 +138,4 @@ def _staleness(slices: Sequence[Slice]) -> Iterator[dict[str, Any]]:
 
 
 def _counter(pid: int, name: str, ts: float, values: Mapping[str, float]) -> dict[str, Any]:
-    return {"ph": "C", "pid": pid, "tid": pid, "name": name, "ts": round(ts, 3), "args": dict(values)}
+    return {"ph": "C", "pid": pid, "tid": pid, "name": name, "ts": ts, "args": dict(values)}

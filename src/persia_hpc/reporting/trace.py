@@ -14,7 +14,7 @@ from persia_hpc.durable import replacing
 from persia_hpc.runtime.phases import Interval
 from persia_hpc.topology.roles import ROLE_ORDER
 
-from .batch_flows import ONE_PROCESS, Slice, counters, flows
+from .batch_flows import ONE_PROCESS, Slice, counters, flows, in_ticks
 
 BARRIERS = 15
 
@@ -69,9 +69,9 @@ def chrome_trace(
         for i in intervals:
             stepless = i.step == 0 and i.begin < end and i.end > begin
             if stepless or i.step > last - num_steps:
-                from_, until = (round(1e6 * (min(max(t, begin), end) - begin), 3) for t in (i.begin, i.end))
+                from_, until = (in_ticks(min(max(t, begin), end) - begin) for t in (i.begin, i.end))
                 event = {"ph": "X", **where, "name": i.phase, "cat": "step", "ts": from_}
-                event["dur"] = round(until - from_, 3)
+                event["dur"] = until - from_
                 if i.step:
                     event["args"] = {"step": i.step, **({"trainer": i.trainer} if i.trainer >= 0 else {})}
                     role = name.rpartition(" ")[0] if name != ONE_PROCESS else name
