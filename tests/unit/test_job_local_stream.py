@@ -133,6 +133,7 @@ def test_gradients_are_applied_by_a_thread_before_anything_else_uses_the_server(
     for step, use in enumerate([*uses, stream.request_stop], 1):
         assert batch is not None
         stream.push(batch, batch.rows)
+        assert stream.stop_signal() is None  # which is asked for in every step, and waits for nothing
         assert server.clock.applied == step - 1
         found = use()
         assert server.clock.applied == step

@@ -188,7 +188,7 @@ class LocalStream:
         return look_up(self.worker, self._prepare(self._evaluation[0], number), self._rows)
 
     def stop_signal(self) -> int | None:
-        if self.server.disk_problem is not None:
+        if self._server.disk_problem is not None:  # of a push under way the next step hears
             return signal.SIGTERM
         return self._stop.number if self._stop is not None else None
 
