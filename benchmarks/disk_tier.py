@@ -2,12 +2,17 @@
 
     python -m benchmarks.disk_tier reads --folder /local/nvme [--rows 2000000]
     python -m benchmarks.disk_tier train --folder /local/nvme [--samples 524288] [--times 8 32]
+    python -m benchmarks.disk_tier memory --folder /local/nvme [--rows 100000000]
+    python -m benchmarks.disk_tier start --folder /local/nvme [--rows 10000000]
 
 reads: rows of dim 16 with row-wise Adagrad, an eighth of them in memory; random rows that are on disk, 4096
 a pull, with nothing of the file in the page cache. The drive's own rate is that of 16 threads that read the
 same records of the same file. RocksDB and LMDB (pip install rocksdict lmdb) hold the same bytes, RocksDB with
 a block cache of the table's memory, as its documentation advises for point look-ups: no compression, bloom
 filters; both are asked for 4096 keys in one call.
+memory: the resident memory that each row on disk takes.
+start: what a server takes to load its rows from a checkpoint, beside a plain read of the file;
+nothing of it is in the page cache.
 train: W0 (bench train) with Zipf(1.05), 1+1+1 under MPI; memory for all rows, and for an 8th and a 32nd.
 """
 
@@ -28,7 +33,14 @@ import numpy as np
 
 from persia_hpc._native import PendingPull, Table, TableConfig, TableSet, mix
 from persia_hpc.bench.train_jobs import run_job, synthetic, w0_settings
+from persia_hpc.checkpoint.rows import _load_table as load_table
+from persia_hpc.checkpoint.shards import ShardWriter
+from persia_hpc.checkpoint.tables import groups_of, open_shard
+from persia_hpc.config import load_config
+from persia_hpc.parameter_server.engine import ParameterServer
+from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from persia_hpc.samples.source import open_source
+from persia_hpc.table_layout import make_layout
 
 DIM, AT_ONCE, THREADS, IN_MEMORY, BATCH = 16, 4096, 16, 8, 2048
 RECORD = 16 + 4 * DIM + 8
@@ -177,6 +189,73 @@ def _lmdb(folder: str, keys: np.ndarray, values: np.ndarray, memory: int) -> Cal
     return lambda asked: opened.begin().cursor().getmulti(sorted(asked))
 
 
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def measure_memory(folder: str, rows: int) -> None:
+    at_once, buckets = 1 << 18, 1024
+    config = {"dim": DIM, "optimizer": "rowwise_adagrad", "options": {"lr": 0.05}, "init": "uniform"}
+    config |= {"init_a": -0.01, "init_b": 0.01, "seed": 1, "num_buckets": buckets}
+    config |= {"first_bucket": 0, "end_bucket": buckets, "bucket_capacity": at_once // buckets}
+    table = Table(TableConfig(**config, disk_folder=folder, disk_bytes=4 * RECORD * rows))
+    out, slots = np.empty((at_once, DIM), np.float32), np.empty(at_once, np.uint32)
+    begin, before, cold = time.perf_counter(), 0, 0
+    for step in range(1, -(-rows // at_once) + 3):
+        keys = np.sort(mix(np.arange((step - 1) * at_once, step * at_once, dtype=np.uint64)))
+        table.pull(keys, step, out, slots)
+        table.evict(step)
+        if step == 2:  # memory is full, and the first rows are on disk
+            before, cold = resident_bytes(), table.cold_rows
+        if step % 64 == 0:
+            seconds = time.perf_counter() - begin
+            print(f"{table.cold_rows:,} rows on disk after {seconds:,.0f} s", flush=True)
+    more = table.cold_rows - cold
+    print(
+        f"{table.cold_rows:,} rows of {RECORD} bytes on disk, {table.disk_bytes / 2**30:.2f} GiB: "
+        f"{(resident_bytes() - before) / more:.2f} bytes of resident memory a row, "
+        f"by the table's own count {table.memory_bytes / table.cold_rows:.2f} with all else",
+        flush=True,
+    )
+
+
+def measure_start(folder: str, rows: int) -> None:
+    tables = {"f0": {"dim": DIM, "capacity": "64 MiB", "optimizer": {"name": "rowwise_adagrad"}}}
+    tables["f0"]["disk"] = {"path": folder, "capacity": 4 * RECORD * rows}
+    config = load_config({"data": {"train": ["none"]}, "model": {"class": "dlrm"}, "tables": tables})
+    server = ParameterServer(config, make_layout(config, DatasetSchema((FeatureSchema("f0"),))))
+    (table,), at_once = server.tables, 1 << 17
+    assert table is not None
+    out, slots = np.empty((at_once, DIM), np.float32), np.empty(at_once, np.uint32)
+    for step in range(1, -(-rows // at_once) + 1):
+        keys = np.sort(mix(np.arange((step - 1) * at_once, step * at_once, dtype=np.uint64)))
+        table.pull(keys, step, out, slots)
+        table.evict(step)
+    with tempfile.TemporaryDirectory(dir=folder) as inside:
+        path = Path(inside) / "shard.h5"
+        begin = time.perf_counter()
+        ShardWriter(server, path).write()
+        written, rows = time.perf_counter() - begin, table.num_rows
+        size = path.stat().st_size
+        print(f"{rows:,} rows ({table.cold_rows:,} on disk): {size / 2**20:,.0f} MiB in {written:.1f} s")
+        for turn in range(3):
+            forget_below(Path(inside))
+            begin = time.perf_counter()
+            with path.open("rb", buffering=0) as file:
+                while file.read(4 << 20):
+                    pass
+            read = time.perf_counter() - begin
+            server.empty()
+            (table,) = server.tables
+            forget_below(Path(inside))
+            begin = time.perf_counter()
+            with open_shard(path) as file:
+                load_table([[groups_of(file)]], server.layout.tables[0], table, server.buckets[0])
+            took = time.perf_counter() - begin
+            assert table.num_rows == rows
+            print(f"{turn}: read {read:.2f} s, loaded in {took:.2f} s ({took / read:.2f} of it)", flush=True)
+
+
 def measure_train(folder: str, samples: int, times: list[int]) -> None:
     with tempfile.TemporaryDirectory(dir=folder) as inside:
         path = synthetic(Path(inside), samples // 2, exponent=1.05)
@@ -204,17 +283,19 @@ def measure_train(folder: str, samples: int, times: list[int]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=("reads", "train"))
+    parser.add_argument("part", choices=("reads", "train", "memory", "start"))
     parser.add_argument("--folder", required=True, help="a directory on the drive that is measured")
     parser.add_argument("--rows", type=int, default=2_000_000)
     parser.add_argument("--samples", type=int, default=1 << 19)
     parser.add_argument("--times", type=int, nargs="+", default=[8, 32])
     options = parser.parse_args()
     folder = str(Path(options.folder).resolve())
-    if options.part == "reads":
-        measure_reads(folder, options.rows)
-    else:
+    if options.part == "train":
         measure_train(folder, options.samples, options.times)
+    else:
+        {"reads": measure_reads, "memory": measure_memory, "start": measure_start}[options.part](
+            folder, options.rows
+        )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """Configurations of published models on real data beside a plain PyTorch loop with the same settings.
 
     python benchmarks/published.py --data DIR [--sets adult movielens criteo] [--models dnn dlrm deepfm ...]
-                                   [--optimizer adagrad] [--l2 0] [--seeds 1 2 3] [--paired]
+                                   [--optimizer adagrad] [--l2 0] [--seeds 1 2 3] [--paired [--plateau]]
 
 DIR holds criteo_137k and movielens_1m, as in the tests' PERSIA_HPC_DATA; adult is in the repository. The
 settings are like those of datasets/bars (rows of 10, normal with 1e-4, batch normalisation), with narrower
-layers and smaller batches, so that CPUs do it within minutes; the learning rates are constant.
+layers and smaller batches, so that CPUs do it within minutes; the learning rates are constant but for
+`--plateau`: a tenth of the training samples is for validation, and all rates, of rows and weights, are a
+tenth of what they were after a pass that didn't improve its AUC, in the loop by ReduceLROnPlateau.
 With `--optimizer adam` the loop too has Adam of each row in the steps that use it, and `--l2` of these rows;
 with `adam_tables` it has torch.optim.Adam on whole tables in every step, as FuxiCTR has. With `--paired` the
 loop begins with our rows and weights, and both take the samples in one order, drawn by the seed: but with
@@ -28,6 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 import persia_hpc as ph
 from persia_hpc.arrays import Array
@@ -36,14 +39,17 @@ from persia_hpc.samples.source import open_source
 from persia_hpc.samples.writer import DatasetWriter
 from persia_hpc.trainer.label_metrics import auc
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.published_models import DIM, HIDDEN, Plain, RowAdam
+
 ROOT = Path(__file__).resolve().parents[1]
 CLI = [sys.executable, "-c", "import sys; from persia_hpc.cli import main; sys.exit(main())"]
-DIM, HIDDEN = 10, [64, 64]
 OPTIMIZERS = {
     "adagrad": {"lr": 0.02, "initial_accumulator_value": 0.01},  # from 0 the first steps are all sign
     "adam": {"lr": 1e-3},
     "adam_tables": {"lr": 1e-3},
 }
+PLATEAU: dict[str, Any] = {"metric": "auc", "patience": 1, "min_delta": 1e-6, "factor": 0.1}  # BARS'
 BATCH = {"adult": 256, "criteo": 512, "movielens": 4096}
 EPOCHS = {"adult": 3, "criteo": 2, "movielens": 1}
 NORMALISED = ("adult", "movielens")  # by batches; BARS does not with Criteo_x1
@@ -60,30 +66,6 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-class RowAdam(torch.optim.Optimizer):
-    """Is torch.optim.Adam on each row of sparse gradients, with a step count of its own."""
-
-    def __init__(self, tables: Any, lr: float, weight_decay: float = 0.0) -> None:
-        super().__init__(tables, {"lr": lr, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        for group in self.param_groups:
-            for table in group["params"]:
-                state, gradient = self.state[table], table.grad.coalesce()
-                if not state:
-                    state |= {"m": torch.zeros_like(table), "v": torch.zeros_like(table)}
-                    state["steps"] = torch.zeros(len(table), 1)
-                rows, g = gradient.indices()[0], gradient.values()
-                g = g + group["weight_decay"] * table[rows]
-                state["steps"][rows] += 1
-                state["m"][rows] = m = 0.9 * state["m"][rows] + 0.1 * g
-                state["v"][rows] = v = 0.999 * state["v"][rows] + 0.001 * g * g
-                steps = state["steps"][rows]
-                root = (v / (1 - 0.999**steps)).sqrt() + 1e-8
-                table[rows] -= group["lr"] / (1 - 0.9**steps) * m / root
-
-
 @dataclass(frozen=True)
 class Case:
     """Says what is trained; paired: `train` is a file in which the samples are in their order."""
@@ -96,6 +78,8 @@ class Case:
     train: str
     paired: bool
     l2: float = 0.0
+    epochs: int = 1
+    valid: str | None = None  # the file by whose AUC rates are lowered
 
     @property
     def rows(self) -> dict[str, float]:
@@ -103,119 +87,14 @@ class Case:
         return OPTIMIZERS[self.optimizer] | ({"weight_decay": self.l2} if self.l2 else {})
 
 
-def perceptron(width: int, widths: list[int] = HIDDEN, *, normalised: bool) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for hidden in widths:
-        norm = [nn.BatchNorm1d(hidden)] if normalised else []
-        layers += [nn.Linear(width, hidden), *norm, nn.ReLU()]
-        width = hidden
-    return nn.Sequential(*layers)
-
-
-class Level(nn.Module):
-    """A level of PLE for one task: two experts of its own and a shared one."""
-
-    def __init__(self, width: int, made: int, *, last: bool, normalised: bool) -> None:
-        super().__init__()
-        self.own = nn.ModuleList(perceptron(width, [made], normalised=normalised) for _ in range(2))
-        self.shared = perceptron(width, [made], normalised=normalised)
-        self.gate = nn.Linear(width, 3)
-        self.shared_gate = None if last else nn.Linear(width, 3)
-
-    def forward(self, of_task: Tensor, of_all: Tensor) -> tuple[Tensor, Tensor]:
-        made = torch.stack([*(expert(of_task) for expert in self.own), self.shared(of_all)], dim=1)
-        mixed = (torch.softmax(self.gate(of_task), dim=1).unsqueeze(1) @ made).squeeze(1)
-        if self.shared_gate is None:
-            return mixed, of_all
-        return mixed, (torch.softmax(self.shared_gate(of_all), dim=1).unsqueeze(1) @ made).squeeze(1)
-
-
-class Plain(nn.Module):
-    """The published formulas, with an nn.Embedding for each feature."""
-
-    def __init__(
-        self, model: str, vocabularies: list[int], num_dense: int, *, sparse: bool, normalised: bool
-    ) -> None:
-        super().__init__()
-        self.model = model
-        weighted = model in ("deepfm", "fm")
-        self.tables = nn.ModuleList(
-            nn.Embedding(size + 1, DIM + weighted, sparse=sparse, padding_idx=0) for size in vocabularies
-        )
-        for table in self.tables:
-            nn.init.normal_(table.weight, std=1e-4)
-            with torch.no_grad():
-                table.weight[0].zero_()
-        width = DIM * len(vocabularies) + num_dense
-        # In the order in which ours has them: `begin_alike` copies parameter by parameter.
-        self.linear = nn.Linear(num_dense, 1) if weighted else None
-        self.crosses = nn.ModuleList(nn.Linear(width, width) for _ in range(3 if model == "dcn_v2" else 0))
-        self.bottom: nn.Sequential | None = None
-        if model == "dlrm":
-            count = len(vocabularies)
-            if num_dense:
-                self.bottom = perceptron(num_dense, HIDDEN[:1], normalised=normalised)
-                self.bottom.extend([nn.Linear(HIDDEN[0], DIM), nn.ReLU()])
-                count += 1
-            self.pairs = torch.tril_indices(count, count, offset=-1)
-            width = DIM * (1 if num_dense else count) + self.pairs.shape[1]
-        experts = 4 if model == "mmoe" else 0
-        self.experts = nn.ModuleList(perceptron(width, normalised=normalised) for _ in range(experts))
-        self.gate = nn.Linear(width, experts) if experts else None
-        self.levels = nn.ModuleList()
-        for made in HIDDEN if model == "ple" else []:
-            last = len(self.levels) == len(HIDDEN) - 1
-            self.levels.append(Level(width, made, last=last, normalised=normalised))
-            width = made
-        if experts:
-            width = HIDDEN[-1]
-        widths = HIDDEN[:1] if experts or self.levels else HIDDEN
-        self.deep = perceptron(width, widths, normalised=normalised) if model != "fm" else None
-        ends = widths[-1] + (width if model == "dcn_v2" else 0)
-        self.last = nn.Linear(ends, 1) if model != "fm" else None
-
-    def forward(self, ids: Tensor, dense: Tensor) -> Tensor:
-        rows = torch.stack([table(ids[:, i]) for i, table in enumerate(self.tables)], dim=1)
-        vectors = rows[:, :, :DIM]
-        total = vectors.new_zeros(len(ids), 1)
-        if self.linear is not None:
-            pairs = (vectors.sum(dim=1) ** 2 - (vectors**2).sum(dim=1)).sum(dim=1, keepdim=True) / 2
-            total = self.linear(dense) + rows[:, :, DIM].sum(dim=1, keepdim=True) + pairs
-        if self.deep is None or self.last is None:
-            return total
-        x = self._multiplied(dense, vectors) if self.model == "dlrm" else None
-        if x is None:
-            x = torch.cat([dense, vectors.flatten(1)], dim=1)
-        if self.gate is not None:
-            made = torch.stack([expert(x) for expert in self.experts], dim=1)
-            x = (torch.softmax(self.gate(x), dim=1).unsqueeze(1) @ made).squeeze(1)
-        of_all = x
-        for level in self.levels:
-            x, of_all = level(x, of_all)
-        made = self.deep(x)
-        if self.crosses:
-            crossed = x
-            for cross in self.crosses:
-                crossed = x * cross(crossed) + crossed
-            made = torch.cat([crossed, made], dim=1)
-        return total + self.last(made)
-
-    def _multiplied(self, dense: Tensor, vectors: Tensor) -> Tensor:
-        if self.bottom is not None:
-            vectors = torch.cat([self.bottom(dense).unsqueeze(1), vectors], dim=1)
-        products = (vectors @ vectors.transpose(1, 2))[:, self.pairs[0], self.pairs[1]]
-        copied = vectors[:, 0] if self.bottom is not None else vectors.flatten(1)
-        return torch.cat([copied, products], dim=1)
-
-
-def load(folder: Path, split: str) -> SampleBatch:
-    source = open_source(sorted(str(path) for path in folder.glob(f"{split}*.h5")))
+def load(*paths: Path) -> SampleBatch:
+    source = open_source(sorted(map(str, paths)))
     return source.read(0, source.num_samples)
 
 
 def plain_pytorch(case: Case, data: SampleBatch, run: Path) -> dict[str, float]:
     torch.manual_seed(case.seed)
-    name, test = case.name, load(case.folder, "test")
+    name, test = case.name, load(case.folder / "test.h5")
     names = FEATURES.get(name, list(data.ids))
     vocabularies = [np.unique(data.ids[n].values) for n in names]
 
@@ -239,8 +118,30 @@ def plain_pytorch(case: Case, data: SampleBatch, run: Path) -> dict[str, float]:
     if others:
         optimizers.append(torch.optim.Adam(others, lr=1e-3))
     ids, dense, labels = encode(data), torch.tensor(data.dense), torch.tensor(data.labels[:, :1])
+
+    def tested(batch: SampleBatch) -> float:
+        plain.eval()
+        with torch.no_grad():
+            parts = zip(encode(batch).split(65_536), torch.tensor(batch.dense).split(65_536), strict=True)
+            logits = torch.cat([plain(*part) for part in parts]).numpy()[:, 0]
+        plain.train()
+        return float(auc(logits, batch.labels[:, 0]))
+
+    valid = None if case.valid is None else load(Path(case.valid))
+    lowered = [
+        ReduceLROnPlateau(
+            each,
+            mode="max",
+            factor=PLATEAU["factor"],
+            patience=PLATEAU["patience"] - 1,  # bad evaluations before the one that lowers rates
+            threshold=PLATEAU["min_delta"],
+            threshold_mode="abs",
+            eps=0.0,
+        )
+        for each in optimizers
+    ]
     begin = time.perf_counter()
-    for _ in range(EPOCHS[name]):
+    for _ in range(case.epochs):
         order = torch.arange(len(labels)) if case.paired else torch.randperm(len(labels))
         for part in order.split(BATCH[name]):
             loss = nn.functional.binary_cross_entropy_with_logits(plain(ids[part], dense[part]), labels[part])
@@ -249,14 +150,15 @@ def plain_pytorch(case: Case, data: SampleBatch, run: Path) -> dict[str, float]:
             loss.backward()
             for each in optimizers:
                 each.step()
+        if valid is not None:
+            found = tested(valid)
+            for schedule in lowered:
+                schedule.step(found)
     seconds = time.perf_counter() - begin
-    plain.eval()
-    with torch.no_grad():
-        parts = zip(encode(test).split(65_536), torch.tensor(test.dense).split(65_536), strict=True)
-        logits = torch.cat([plain(*part) for part in parts]).numpy()[:, 0]
     return {
-        "auc": auc(logits, test.labels[:, 0]),
-        "samples_per_second": EPOCHS[name] * len(labels) / seconds,
+        "auc": tested(test),
+        "samples_per_second": case.epochs * len(labels) / seconds,
+        "factor": of_rows.param_groups[0]["lr"] / case.rows["lr"],
     }
 
 
@@ -273,13 +175,16 @@ def settings(case: Case) -> dict[str, Any]:
         "tables.default.init": '{ name = "normal", std = 1e-4 }',
         "tables.default.capacity": "256 MiB",
         "model.batch_norm": case.name in NORMALISED,
-        "train.epochs": EPOCHS[case.name],
+        "train.epochs": case.epochs,
         "train.optimizer": '{ name = "Adam", lr = 1e-3 }',
         "train.save": False,
         **{f"model.{key}": value for key, value in MODELS[case.model].items()},
     }
     if case.name in FEATURES:
         found["data.features"] = FEATURES[case.name]
+    if case.valid is not None:
+        options = ", ".join(f"{key} = {json.dumps(value)}" for key, value in PLATEAU.items())
+        found |= {"data.valid": case.valid, "train.plateau": f"{{ {options} }}"}
     return found
 
 
@@ -297,7 +202,13 @@ def train(case: Case, settings: dict[str, Any], run: Path) -> dict[str, Any]:
 
 def ours(case: Case, run: Path) -> dict[str, float]:
     summary = train(case, settings(case), run)
-    return {"auc": summary["test"]["auc"], "samples_per_second": summary["samples_per_second"]}
+    events = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    factors = [event["rate_factor"] for event in events if "rate_factor" in event]
+    return {
+        "auc": summary["test"]["auc"],
+        "samples_per_second": summary["samples_per_second"],
+        "factor": factors[-1] if factors else 1.0,
+    }
 
 
 def begin_alike(plain: Plain, vocabularies: dict[str, Array], case: Case, run: Path) -> None:
@@ -305,6 +216,8 @@ def begin_alike(plain: Plain, vocabularies: dict[str, Array], case: Case, run: P
     still = {k: v for k, v in settings(case).items() if not k.startswith("tables.default.optimizer")}
     still |= {"tables.default.optimizer": '{ name = "sgd", lr = 0.0 }', "train.epochs": 1, "train.save": True}
     still |= {"train.optimizer": '{ name = "SGD", lr = 0.0 }'}
+    for key in ("data.valid", "train.plateau"):
+        still.pop(key, None)
     begin = run.with_name(f"{run.name}-begin")
     train(case, still, begin)
     loaded = ph.load(begin)
@@ -318,13 +231,18 @@ def begin_alike(plain: Plain, vocabularies: dict[str, Array], case: Case, run: P
 
 
 def mixed(case: Case) -> SampleBatch:
-    """Writes the training samples in an order that the seed says; returns them."""
-    data = load(case.folder, "train")
+    """Writes the training samples in an order that the seed says; returns them, but for the validation's."""
+    paths = sorted(case.folder.glob("train*.h5"))
+    data, schema = load(*paths), open_source(list(map(str, paths))).schema
     data = data.take(np.random.default_rng(case.seed).permutation(data.num_samples))
-    schema = open_source(sorted(str(path) for path in case.folder.glob("train*.h5"))).schema
-    with DatasetWriter(case.train, schema) as writer:
-        writer.write(data)
-    return data
+    count = data.num_samples * 9 // 10 if case.valid is not None else data.num_samples
+    parts = {case.train: data.slice(0, count)}
+    if case.valid is not None:
+        parts[case.valid] = data.slice(count, data.num_samples)
+    for path, part in parts.items():
+        with DatasetWriter(path, schema) as writer:
+            writer.write(part)
+    return parts[case.train]
 
 
 def prepare(name: str, data: Path, out: Path) -> None:
@@ -348,13 +266,18 @@ def main() -> None:
     parser.add_argument("--l2", type=float, default=0.0, help="of embeddings, with Adam")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--paired", action="store_true", help="same weights, rows and order at the start")
+    parser.add_argument("--plateau", action="store_true", help="rates that fall when the AUC does not rise")
+    parser.add_argument("--epochs", type=int, help="passes over the training samples")
     options = parser.parse_args()
+    if options.plateau and not options.paired:
+        parser.error("--plateau needs --paired")
     if options.l2 and options.optimizer == "adagrad":
         parser.error("--l2 needs Adam: torch's Adagrad has none for sparse gradients")
     torch.set_num_threads(1)
     columns = ("data", "model", "AUC here", "AUC of the loop", "difference", "largest", "samples/s here")
-    print(f"| {' | '.join([*columns, 'of the loop', 'ratio'])} |")
-    print("|---|---|---|---|---|---|---|---|---|", flush=True)
+    factors = ["rates at the end, here / loop"] if options.plateau else []
+    print(f"| {' | '.join([*columns, 'of the loop', 'ratio', *factors])} |")
+    print("|---" * (9 + len(factors)) + "|", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         for name in options.sets:
             folder = Path(scratch, name)
@@ -364,16 +287,27 @@ def main() -> None:
                     continue  # with numbers, whose weights take longer to learn: 0.01 from seed to seed
                 pairs = []
                 for seed in options.seeds:
-                    run = Path(scratch, f"{name}-{model}-{seed}")
-                    files = str(Path(scratch, "mixed.h5") if options.paired else folder / "train*.h5")
-                    paired = options.paired
-                    case = Case(folder, name, model, options.optimizer, seed, files, paired, options.l2)
-                    data = mixed(case) if options.paired else load(folder, "train")
+                    run, paired = Path(scratch, f"{name}-{model}-{seed}"), options.paired
+                    case = Case(
+                        folder,
+                        name,
+                        model,
+                        options.optimizer,
+                        seed,
+                        str(Path(scratch, "mixed.h5") if paired else folder / "train*.h5"),
+                        paired,
+                        options.l2,
+                        options.epochs or EPOCHS[name],
+                        str(Path(scratch, "valid.h5")) if options.plateau else None,
+                    )
+                    data = mixed(case) if paired else load(*folder.glob("train*.h5"))
                     pairs.append((ours(case, run), plain_pytorch(case, data, run)))
-                show(name, model, pairs)
+                show(name, model, pairs, with_factors=options.plateau)
 
 
-def show(name: str, model: str, pairs: list[tuple[dict[str, float], dict[str, float]]]) -> None:
+def show(
+    name: str, model: str, pairs: list[tuple[dict[str, float], dict[str, float]]], *, with_factors: bool
+) -> None:
     here, loop = ([pair[k]["auc"] for pair in pairs] for k in (0, 1))
     speeds = [statistics.median(pair[k]["samples_per_second"] for pair in pairs) for k in (0, 1)]
     difference = statistics.mean(here) - statistics.mean(loop)
@@ -382,7 +316,12 @@ def show(name: str, model: str, pairs: list[tuple[dict[str, float], dict[str, fl
     rates = f"{speeds[0]:,.0f} | {speeds[1]:,.0f} | {speeds[0] / speeds[1]:.2f}"
     each = max(abs(a - b) for a, b in zip(here, loop, strict=True))
     differences = f"{difference:+.5f} | {each:.5f}"
-    print(f"| {name} | {model} | {cells[0]} | {cells[1]} | {differences} | {rates} |", flush=True)
+    factors = ", ".join(f"{a['factor']:.0e} / {b['factor']:.0e}" for a, b in pairs)
+    print(
+        f"| {name} | {model} | {cells[0]} | {cells[1]} | {differences} | {rates} |"
+        + (f" {factors} |" if with_factors else ""),
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """SASRec and HSTU on MovieLens-1M by full ranking, beside a plain PyTorch loop at equal epochs.
 
     python benchmarks/sequence_models.py --data DIR --model sasrec|hstu [--plain] [--paired] [--epochs 5]
+                                         [--tell 10]
 
 The set-up is that of HSTU's public experiments: dim 50, two layers of one head, the last 200 ratings, dropout
 0.2, 128 sampled items, vectors of length 1 and a temperature of 0.05, batches of 128 users, Adam (0.9, 0.98)
@@ -37,6 +38,7 @@ from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from persia_hpc.samples.writer import DatasetWriter
 
 DIM, LENGTH, DRAWN, BATCH, TEMPERATURE, RATE = 50, 200, 128, 128, 0.05, 1e-3
+STEPS = -(-6040 // BATCH)  # of an epoch of all users
 # Of a layer's parameters here, the names in ours.
 ALIKE = {"distances": "positions"}
 for mine, theirs in (("first", "attention_norm"), ("second", "norm")):
@@ -121,9 +123,28 @@ def settings(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+class Told(ph.Callback):
+    """Prints each evaluation."""
+
+    def on_evaluate(self, run: Any, metrics: dict[str, Any]) -> None:
+        """Prints it on one line."""
+        if metrics["split"] == "valid":
+            tell(run.step / STEPS, metrics)
+
+
+def tell(epoch: float, metrics: dict[str, Any]) -> None:
+    """Prints what was reached after an epoch."""
+    found = ", ".join(f"{name} {metrics[name]:.4f}" for name in ("hr@10", "ndcg@10"))
+    print(f"epoch {epoch:g}: {found}; {time.process_time():.0f} s of processors", flush=True)
+
+
 def train_ours(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     """Trains with this package in one process."""
-    summary = ph.train(settings(folder, options), quiet=True)
+    made = settings(folder, options)
+    if options.tell:
+        made["data"]["valid"] = made["data"]["test"]
+        made["train"]["evaluate_every"] = options.tell * STEPS
+    summary = ph.train(made, callbacks=[Told()], quiet=True)
     found = {name: summary["test"][name] for name in ("hr@10", "ndcg@10")}
     return found | {"users/s of training": summary["samples_per_second"]}
 
@@ -246,6 +267,9 @@ def train_plain(users: list[list[int]], folder: Path, options: argparse.Namespac
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+        if options.tell and (epoch + 1) % options.tell == 0:
+            tell(epoch + 1, ranked(model.eval(), users))
+            model.train()
     speed = options.epochs * len(users) / (time.perf_counter() - began)
     return ranked(model.eval(), users) | {"users/s of training": speed}
 
@@ -286,6 +310,7 @@ def main() -> None:
     parser.add_argument("--plain", action="store_true", help="the plain PyTorch loop")
     parser.add_argument("--paired", action="store_true", help="all but rounding alike")
     parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--tell", type=int, default=0, help="prints metrics after each so many epochs")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--users", type=int, help="only the first ones, for a trial")

@@ -103,7 +103,8 @@ constexpr const char* kEvict =
 Rows over their time to live go, and of each bucket over its capacity those with the least (last step
 used, key), or (times used, key) with "lfu". Sightings are counted. To be called between steps only, so
 that it doesn't depend on the order of pulls of one step. With a disk tier, rows of a bucket over its capacity
-go there and are not counted, and those that a step after `step` has pulled stay.)";
+go there and are not counted, and those that a step after `step` has pulled stay. Where the disk takes no more, see
+`TableConfig.full_disk_evicts`.)";
 
 constexpr const char* kSetNextStep =
     "Sets the step after the last `evict`: look-ups don't see rows whose time to live is over by then.";
@@ -115,7 +116,8 @@ void bind_table(py::module_& m) {
     py::register_exception<persia::DiskError>(m, "DiskError",
                                               py::module_::import("persia_hpc.errors").attr("PersiaError"));
     m.attr("DiskError").attr("__doc__") =
-        "Is raised if the disk of a table is full or fails; its table is of no use then.";
+        "Is raised if the disk of a table fails, or is full when rows are imported; its table is of no use "
+        "then.";
     TableClass table(m, "Table", kTable);
     table.def(py::init<const persia::TableConfig&>(), py::arg("config"), "Makes an empty table.")
         .def("pull", &pull, py::arg("keys"), py::arg("step"), py::arg("out"), py::arg("slots"),
@@ -170,6 +172,12 @@ void bind_table(py::module_& m) {
     read(
         "from_disk_rows", [](Table& t) { return t.counts().from_disk; },
         "Rows that came back so far; look-ups bring none.");
+    read(
+        "disk_full_rows", [](Table& t) { return t.counts().disk_full; },
+        "Rows that were evicted because the disk took no more, of `evicted_rows`.");
+    read(
+        "disk_problem", [](Table& t) { return t.disk_problem(); },
+        "Why the disk took no more rows when it first didn't; empty if it always did.");
     read("disk_bytes", [](Table& t) { return t.disk_bytes(); }, "Bytes that the rows' file has in use now.");
     read(
         "memory_bytes", [](Table& t) { return t.memory_bytes(); },

@@ -35,6 +35,7 @@ void each_field(const Visit& visit) {
     visit("admit_probability", [](auto& config) -> auto& { return config.admission.probability; }, false);
     visit("disk_folder", &TableConfig::disk_folder, false);
     visit("disk_bytes", &TableConfig::disk_bytes, false);
+    visit("full_disk_evicts", &TableConfig::full_disk_evicts, false);
     visit("threads", &TableConfig::threads, false);
 }
 
@@ -90,7 +91,9 @@ admit_after: how many steps must see a key before it gets a row, by a counting s
 admit_probability: the share of keys, by their hash, that may get a row.
 disk_folder: rows over the capacity go to a file there, which nobody sees and no crash leaves behind, instead of
   being evicted, and come back when they are pulled ("": none; lru only).
-disk_bytes: that the file may have; more raise DiskError, and the table is of no use then.
+disk_bytes: that the file may have.
+full_disk_evicts: rows that a full disk, or one that can't be written, doesn't take are evicted; else they stay in
+  memory, beyond the capacity. Either way `Table.disk_problem` says why.
 threads: each works on a part of the buckets; results don't depend on their number.
 
 Each argument is an attribute that can be read.

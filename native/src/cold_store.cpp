@@ -101,7 +101,7 @@ void ColdStore::open_extent(std::uint32_t bucket) {
 
 ColdStore::Place ColdStore::put(std::uint32_t bucket, const std::byte* record) {
     Bucket& of = buckets_[bucket];
-    if (of.open == kNone) open_extent(bucket);
+    if (!has_open(bucket)) open_extent(bucket);
     const std::uint32_t number = of.open;
     Extent& extent = extents_[number];
     const Place place = place_of(number, extent.used);
@@ -114,16 +114,23 @@ ColdStore::Place ColdStore::put(std::uint32_t bucket, const std::byte* record) {
     extent.newest = std::max(extent.newest, stamp);
     ++extent.used;
     ++extent.live;
-    if (extent.used < extent_rows_) return place;
-    file_.write(number, of.room.data());
+    return place;
+}
+
+bool ColdStore::has_open(std::uint32_t bucket) {
+    Bucket& of = buckets_[bucket];
+    if (of.open == kNone) return false;
+    const std::uint32_t number = of.open;
+    if (extents_[number].used < extent_rows_) return true;
+    if (extents_[number].live != 0) file_.write(number, of.room.data());
     of.open = kNone;
     check_sparse(number);
-    return place;
+    return false;
 }
 
 void ColdStore::append(std::uint32_t bucket, Key key, std::uint32_t stamp, const std::byte* weights,
                        const std::byte* state) {
-    if (buckets_[bucket].open == kNone) make_room();
+    if (!has_open(bucket)) make_room();
     std::memcpy(record_.data(), &key, sizeof key);
     std::memcpy(record_.data() + kStampAt, &stamp, sizeof stamp);
     std::memcpy(record_.data() + kHeader, weights, weight_bytes_);
@@ -138,10 +145,10 @@ void ColdStore::make_room() {
     while (full() && !marked_ && move_sparse()) {
     }
     if (!full() || marked_) return;  // a snapshot soon ends, and gaps can be closed again
-    throw DiskError("the disk tier in " + file_.folder() + " is full: this part of a table has " +
-                    std::to_string(size_) + " rows there in " + std::to_string(file_bytes()) + " bytes, of " +
-                    std::to_string(capacity_bytes_) +
-                    " allowed; raise the table's disk.capacity, or its capacity");
+    throw DiskFull("the disk tier in " + file_.folder() + " is full: this part of a table has " +
+                   std::to_string(size_) + " rows there in " + std::to_string(file_bytes()) + " bytes, of " +
+                   std::to_string(capacity_bytes_) +
+                   " allowed; raise the table's disk.capacity, or its capacity");
 }
 
 bool ColdStore::may_have(std::uint32_t bucket, Key key) const {
@@ -215,14 +222,18 @@ bool ColdStore::move_sparse() {
     if (sparse_.empty()) return false;
     const std::uint32_t number = sparse_.back();
     sparse_.pop_back();
-    extents_[number].sparse = false;
     load(number, move_room_);
     const std::uint32_t bucket = extents_[number].bucket, used = extents_[number].used;
     for (std::uint32_t i = 0; i < used; ++i) {
         const std::byte* const record = move_room_.data() + i * record_bytes_;
         const Row row = row_at(record, place_of(number, i));
         if (!buckets_[bucket].index.contains(row.key, row.place)) continue;
-        buckets_[bucket].index.move(row.key, row.place, put(bucket, record));
+        try {
+            buckets_[bucket].index.move(row.key, row.place, put(bucket, record));
+        } catch (const DiskFull&) {
+            sparse_.push_back(number);
+            throw;
+        }
         --extents_[number].live;
     }
     check_sparse(number);

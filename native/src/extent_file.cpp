@@ -30,7 +30,7 @@ int open_unnamed(const std::string& folder) {
 
 ExtentFile::ExtentFile(const std::string& folder, std::size_t extent_bytes)
     : folder_(folder), extent_bytes_(extent_bytes), file_(open_unnamed(folder)) {
-    if (file_ < 0) fail("can't make a file there", errno);
+    if (file_ < 0) throw DiskError(says("can't make a file there", errno));
     posix_fadvise(file_, 0, 0, POSIX_FADV_RANDOM);  // rows beside the wanted one are not wanted
 }
 
@@ -39,8 +39,8 @@ ExtentFile::~ExtentFile() {
     close(file_);
 }
 
-void ExtentFile::fail(const char* what, int error) const {
-    throw DiskError("the disk tier in " + folder_ + ": " + what + ": " + std::strerror(error));
+std::string ExtentFile::says(const char* what, int error) const {
+    return "the disk tier in " + folder_ + ": " + what + ": " + std::strerror(error);
 }
 
 void ExtentFile::read_one(const Read& read) const {
@@ -49,7 +49,7 @@ void ExtentFile::read_one(const Read& read) const {
         const ssize_t got =
             pread(file_, read.to + done, read.bytes - done, static_cast<off_t>(read.offset + done));
         if (got < 0 && errno == EINTR) continue;
-        if (got < 0) fail("can't read", errno);
+        if (got < 0) throw DiskError(says("can't read", errno));
         if (got == 0)
             throw DiskError("the disk tier in " + folder_ + ": the file is shorter than what was written");
         done += static_cast<std::size_t>(got);
@@ -67,9 +67,18 @@ bool ExtentFile::in_memory([[maybe_unused]] const Read& read) const {
 }
 
 void ExtentFile::read(std::vector<Read>& reads) const {
+    std::sort(reads.begin(), reads.end(), [](const Read& a, const Read& b) { return a.offset < b.offset; });
+    if (reads.size() >= kMinReadsForThreads && !has_no_ring_) {
+        if (!ring_) ring_ = ReadRing::make(file_);
+        has_no_ring_ = !ring_ || !ring_->usable();
+        if (!has_no_ring_) {
+            ring_->read(reads);
+            for (const Read& each : reads) read_one(each);  // which says what is wrong
+            return;
+        }
+    }
     reads.erase(std::remove_if(reads.begin(), reads.end(), [&](const Read& each) { return in_memory(each); }),
                 reads.end());
-    std::sort(reads.begin(), reads.end(), [](const Read& a, const Read& b) { return a.offset < b.offset; });
     if (reads.size() < kMinReadsForThreads) {
         for (const Read& each : reads) read_one(each);
         return;
@@ -93,7 +102,7 @@ void ExtentFile::write(std::uint32_t extent, const std::byte* from) {
         const ssize_t put =
             pwrite(file_, from + done, extent_bytes_ - done, static_cast<off_t>(offset + done));
         if (put < 0 && errno == EINTR) continue;
-        if (put < 0) fail("can't write", errno);
+        if (put < 0) throw DiskFull(says("can't write", errno));
         done += static_cast<std::size_t>(put);
     }
 }

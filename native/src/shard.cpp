@@ -107,6 +107,7 @@ void Shard::import_rows(const ImportedRows& from) {
         fetch(part.keys);
         import_some(part);
         shrink(kMaxStep);
+        if (!disk_problem_.empty() && !config_.full_disk_evicts) throw DiskFull(disk_problem_);
     }
 }
 

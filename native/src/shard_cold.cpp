@@ -13,32 +13,51 @@ constexpr std::size_t kAhead = 16;  // keys whose memory is asked for before the
 
 }  // namespace
 
-void Shard::demote(std::uint32_t bucket, KeyIndex::Entry entry) {
+bool Shard::demote(std::uint32_t bucket, KeyIndex::Entry entry) {
+    const Snapshot::Kept row = row_at(entry);
+    try {
+        cold_->append(bucket, row.key, row.stamp, row.weights, row.state);
+    } catch (const DiskFull& error) {
+        note_full(error);
+        return false;
+    }
     removed_at_ = epoch_ + 1;  // the slot may be another row's then
     if (snapshot_.active()) keep_before_removal(bucket, entry);
     if (changes_.noted()) {
         keep_changed(entry.key(), entry.slot());
         if (changes_.moved(entry.slot())) away_.insert(entry.key());
     }
-    const Snapshot::Kept row = row_at(entry);
-    cold_->append(bucket, row.key, row.stamp, row.weights, row.state);
     drop(bucket, entry);
     ++counts_.to_disk;
+    return true;
+}
+
+void Shard::note_full(const DiskFull& error) {
+    if (disk_problem_.empty()) disk_problem_ = error.what();
 }
 
 void Shard::shrink(std::uint32_t step) {
     std::size_t left = 0;
+    bool full = false;  // once it was, it isn't asked again in this call
     for (const std::uint32_t home : dirty_) {
         while (index_.size(home) > config_.bucket_capacity) {
             const KeyIndex::Entry entry = eviction_.next(home, index_, step);
             if (!entry) break;
-            demote(home, entry);
+            full = full || !demote(home, entry);
+            if (!full) continue;
+            if (!config_.full_disk_evicts) break;
+            remove(home, entry);
+            ++counts_.disk_full;
         }
         is_dirty_[home] = index_.size(home) > config_.bucket_capacity;
         if (is_dirty_[home]) dirty_[left++] = home;
     }
     dirty_.resize(left);
-    cold_->tidy();
+    try {
+        if (!full) cold_->tidy();
+    } catch (const DiskFull& error) {
+        note_full(error);
+    }
 }
 
 // Brings rows back as they went. Whoever calls uses each of them at once: until then eviction doesn't know
@@ -117,7 +136,7 @@ void Shard::copy_away() {
     wanted_.clear();
     for (const Key key : away_) wanted_.push_back({bucket(key), 0, key});
     away_.clear();
-    for (const auto& [wanted, row] : cold_->find(wanted_)) copy_changed(wanted.key, row.weights);
+    for (const auto& [wanted, row] : cold_->find(wanted_)) copy_changed({&wanted.key, 1}, &row.weights);
 }
 
 // Adds the rows of a bucket for which chosen(row); they point into `held`.

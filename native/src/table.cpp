@@ -9,7 +9,6 @@ namespace {
 
 // Beyond, what was asked for might leave the first cache again.
 constexpr std::size_t kMostKeysAhead = 64;
-constexpr std::size_t kAllRows = ~std::size_t{0};
 
 void check_length(const char* name, std::size_t got, std::size_t expected) {
     if (got == expected) return;
@@ -289,17 +288,8 @@ bool Table::copy_changes(std::size_t most) {
                        [&](const auto& each) { return each->copy_changes(most); });
 }
 
-ChangedRows Table::take_changes() {
-    for (const auto& shard : shards_) shard->copy_changes(kAllRows);
-    ChangedRows changed = shards_[0]->take_changes();
-    const auto append = [](auto& to, const auto& from) { to.insert(to.end(), from.begin(), from.end()); };
-    for (std::size_t i = 1; i < shards_.size(); ++i) {
-        const ChangedRows more = shards_[i]->take_changes();
-        append(changed.keys, more.keys);
-        append(changed.rows, more.rows);
-        append(changed.removed, more.removed);
-    }
-    return changed;
+void Table::take_changes(ChangedRows& to) {
+    for (const auto& shard : shards_) shard->take_changes(to);
 }
 
 void Table::return_changes(Keys changed, Keys removed) {
@@ -333,6 +323,7 @@ RowCounts Table::counts() const {
         sum.evicted += shard->counts().evicted;
         sum.to_disk += shard->counts().to_disk;
         sum.from_disk += shard->counts().from_disk;
+        sum.disk_full += shard->counts().disk_full;
     }
     return sum;
 }
@@ -352,6 +343,13 @@ std::uint64_t Table::disk_bytes() const {
     std::uint64_t bytes = 0;
     for (const auto& shard : shards_) bytes += shard->disk_bytes();
     return bytes;
+}
+
+std::string Table::disk_problem() const {
+    for (const auto& shard : shards_) {
+        if (!shard->disk_problem().empty()) return shard->disk_problem();
+    }
+    return {};
 }
 
 std::uint64_t Table::memory_bytes() const {

@@ -63,6 +63,11 @@ SUMMARY: dict[str, Any] = {
         "nonfinite_rows": 2,
         "dropped_rows": 1,
         "evicted_rows": 77,
+        "disk_rows": 8765432,
+        "disk_bytes": 987654321,
+        "to_disk_rows": 9876543,
+        "from_disk_rows": 1111111,
+        "disk_full_rows": 7,
     },
     "follow": None,
     "phase_seconds": {

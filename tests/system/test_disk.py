@@ -12,9 +12,10 @@ import pytest
 
 import persia_hpc as ph
 from persia_hpc.checkpoint.diff import differences
+from persia_hpc.checkpoint.manifest import read_manifest
 from persia_hpc.checkpoint.merged import CheckpointReader
 from persia_hpc.config import load_config
-from persia_hpc.errors import PersiaError, UserError
+from persia_hpc.errors import EXIT_FAILURE, PersiaError, UserError
 from persia_hpc.job.dry_run import dry_run
 from tests.support.disks import small_disk
 from tests.support.jobs import Job, wait_for
@@ -130,8 +131,46 @@ def test_a_disk_that_is_too_small_ends_the_run_and_a_larger_one_goes_on(
     with pytest.raises(PersiaError, match=r"disk tier in .* is full: .*; raise the table's disk.capacity"):
         ph.train(config, quiet=True)
     assert (tmp_path / "run" / "latest").exists()
+    kept = read_manifest(tmp_path / "run" / "latest")["step"]
+    assert kept % 5 != 0, "the last checkpoint is of the step at which it was full"
     ph.train(settings(data, tmp_path / "run", tmp_path, **{"checkpoint.resume": True}), quiet=True)
     assert run_digest(tmp_path / "run") == run_digest(in_memory[0])
+
+
+def test_a_full_disk_ends_a_job_with_a_checkpoint(data: str, tmp_path: Path, in_memory: Any) -> None:
+    """One of two servers finds it full: all ranks end at one step, and then the job fails with its line."""
+    tier, ranks = tmp_path / "tier", {"parameter_servers": 2, "embedding_workers": 1, "trainers": 1}
+    tier.mkdir()
+    config = settings(data, tmp_path / "run", tier, most="60 KiB", mode="sync", ranks=ranks)
+    code, _, err = Job(tmp_path, config).end()
+    assert code == EXIT_FAILURE
+    assert re.search(
+        r"parameter_server \d.*disk tier in .* is full: .*; raise the table's disk.capacity", err
+    )
+    assert 0 < read_manifest(tmp_path / "run" / "latest")["step"] < in_memory[1]["steps"]
+    config = settings(data, tmp_path / "run", tier, mode="sync", ranks=ranks, **{"checkpoint.resume": True})
+    code, _, err = Job(tmp_path, config).end()
+    assert code == 0, err
+    assert run_digest(tmp_path / "run") == run_digest(in_memory[0])
+
+
+def test_a_full_disk_drops_rows_when_told_to(
+    data: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = settings(data, tmp_path / "run", tmp_path, most="40 KiB")
+    for table in ("default", "item", "user"):
+        config["tables"][table]["disk"]["on_full"] = "evict"
+    summary = ph.train(config, quiet=True)
+    assert summary["status"] == "completed"
+    moved = summary["embedding"]
+    assert moved["evicted_rows"] == moved["disk_full_rows"] > 100
+    assert moved["disk_bytes"] <= 3 * (40 << 10)
+    assert moved["evicted_in_flight_rows"] == 0
+    said = re.findall(
+        r"table '(\w+)': the disk tier in .* is full: .*; rows that it can't take are dropped",
+        capfd.readouterr().err,
+    )
+    assert sorted(said) == sorted(set(said)) != []
 
 
 def test_a_drive_that_is_full_ends_the_run_and_a_larger_one_goes_on(

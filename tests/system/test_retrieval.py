@@ -220,7 +220,7 @@ def test_negatives_and_counts_are_the_same_for_any_servers_and_workers(tmp_path:
 
 def test_a_resumed_run_draws_and_counts_the_same(tmp_path: Path) -> None:
     settings = retrieval_config(write_retrieval(tmp_path), tmp_path / "whole")
-    settings["tasks"]["liked"]["loss"]["logq"] = "counts"
+    settings["tasks"]["liked"]["loss"] |= {"logq": "counts", "halve_every": 6}
     whole, first, second = Losses(), Losses(), Losses()
     ph.train(settings, callbacks=[whole], quiet=True)
     settings["run_dir"] = str(tmp_path / "parts")

@@ -34,13 +34,23 @@ def made(**keys: Any) -> Config:
 
 def test_a_configuration_is_what_is_written_and_stays_so() -> None:
     config = made()
-    assert retrieval_loss(config) == {"temperature": 0.2, "logq": "weights", "negatives": "both"}
+    assert retrieval_loss(config) == {
+        "temperature": 0.2,
+        "logq": "weights",
+        "halve_every": 0,
+        "negatives": "both",
+    }
     assert sampled_features(config) == {"negatives": ("item", 6), "negative_kind": ("kind", 6)}
     assert load_config(config.resolved()) == config
     assert ranked_metrics(config) == ["recall@5", "ndcg@5", "hr@3"]
     assert label_metrics(made(train__metrics=["gauc", "recall@5"])) == ["gauc"]
     simple = made(tasks={}, train__loss="in_batch_softmax")
-    assert retrieval_loss(simple) == {"temperature": 1.0, "logq": "off", "negatives": "batch"}
+    assert retrieval_loss(simple) == {
+        "temperature": 1.0,
+        "logq": "off",
+        "halve_every": 0,
+        "negatives": "batch",
+    }
     assert retrieval_loss(made(tasks={})) is None
 
 
@@ -89,6 +99,9 @@ def test_one_label_is_learned() -> None:
         ({f"{LOSS}.temperature": 0}, r"temperature = 0: expected a value above 0"),
         ({f"{LOSS}.temperature": "1"}, r"temperature = '1': expected a number"),
         ({f"{LOSS}.logq": True}, r"logq = True: expected one of off, counts, weights"),
+        ({f"{LOSS}.halve_every": 2.5}, r"halve_every = 2.5: expected a number of steps, or 0"),
+        ({f"{LOSS}.halve_every": -1}, r"halve_every = -1.0: expected at least 0"),
+        ({f"{LOSS}.halve_every": 9}, r"halve_every = 9: it ages the counts of .* but logq = 'weights'"),
         ({f"{LOSS}.negatives": "all"}, r"negatives = 'all': expected one of batch, sampled, both"),
         ({f"{LOSS}.nagatives": "both"}, r"is not an option of 'in_batch_softmax'; did you mean 'negatives'"),
         ({"tasks.other": {}}, r"tasks are 2: expected one"),

@@ -81,6 +81,21 @@ def test_a_dry_run_gives_every_role_the_same_memory(
     assert f": {mib(sum(found['node_memory_bytes'].values()))}, of which" in text
 
 
+def test_disks_are_named_with_the_reads_that_they_may_get(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk = 'tables.item.disk={path="/nowhere", capacity="3 MiB"}'
+    found = planned(config, "--dense-rate", "1000", "--set", disk)
+    text = capsys.readouterr().out
+    (item,) = found["disks"]
+    rows, per_second = found["batch"]["table_rows"], found["roles"]["trainers"] / found["step_seconds"]
+    assert (item["table"], item["path"], item["capacity_bytes"]) == ("item", "/nowhere", 3 << 20)
+    reads = item["most_reads_per_second"] * found["roles"]["parameter_servers"]
+    assert any(reads == pytest.approx(n * per_second) for n in rows)
+    assert "item: 3.0 MiB over all servers in /nowhere" in text
+    assert planned(config, "--dense-rate", "1000")["disks"] == []
+
+
 def test_parquet_takes_longer_to_read_and_a_row_group_is_held_whole(config: Path, tmp_path: Path) -> None:
     pattern, schema = write_parquet(tmp_path, 400, first=300, rows=300)
     found = {}

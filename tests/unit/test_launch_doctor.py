@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+from functools import partial
+from pathlib import Path
 
 import pytest
 
 from persia_hpc.cli import main
 from persia_hpc.launch import doctor
+from persia_hpc.launch.disk_speed import DiskSpeed, is_memory, measure_disk
+from tests.support.disks import small_disk
 
 FIND = importlib.util.find_spec
 
@@ -71,3 +76,64 @@ def test_a_broken_horovod_is_a_failure_for_one_trainer_too(
 def test_a_number_that_no_job_has_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--trainers", "0"]) == 2
     assert "expected 1 or more" in capsys.readouterr().err
+
+
+def test_a_disk_is_measured(
+    hide: set[str], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "is_memory", lambda _: False)
+    monkeypatch.setattr(doctor, "measure_disk", partial(measure_disk, file_bytes=8 << 20, seconds=0.02))
+    assert main(["doctor", "--disk", str(tmp_path), "--disk", str(tmp_path / "missing")]) == 1
+    text = capsys.readouterr().out
+    rates = r"([\d,]+) / ([\d,]+) / ([\d,]+) a second with 1 / 16 / 64 at a time, fsync [\d.]+ ms"
+    found = re.search(rf"disk {tmp_path} +random reads of 4 KiB: {rates}", text)
+    assert found
+    assert all(int(rate.replace(",", "")) > 0 for rate in found.groups())
+    assert re.search(rf"BAD +disk {tmp_path}/missing +there is no such directory", text)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("speed", "level", "said"),
+    [
+        (DiskSpeed({1: 9e3, 16: 1e5, 64: 3e5}, 1e-4, True), "ok", "9,000 / 100,000 / 300,000 a second"),
+        (DiskSpeed({1: 1e2, 16: 2e2, 64: 4e2}, 1e-2, True), "note", "fsync 10.00 ms"),
+        (DiskSpeed({1: 1e6, 16: 1e6, 64: 1e6}, 1e-4, False), "note", "only through memory"),
+    ],
+)
+def test_a_slow_disk_is_a_note(
+    hide: set[str],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    speed: DiskSpeed,
+    level: str,
+    said: str,
+) -> None:
+    monkeypatch.setattr(doctor, "is_memory", lambda _: False)
+    monkeypatch.setattr(doctor, "measure_disk", lambda _: speed)
+    main(["doctor", "--disk", str(tmp_path)])
+    text = capsys.readouterr().out
+    assert levels(text)["disk"] == level
+    assert said in text
+
+
+def test_memory_is_no_disk(hide: set[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert not is_memory(Path("/proc"))
+    with small_disk(tmp_path / "tmpfs", "1m"):
+        (tmp_path / "tmpfs" / "within").mkdir()
+        assert is_memory(tmp_path / "tmpfs" / "within")
+        assert main(["doctor", "--disk", str(tmp_path / "tmpfs" / "within")]) == 0
+    assert re.search(r"note +disk .*within +is memory", capsys.readouterr().out)
+
+
+def test_a_disk_that_fails_is_named(
+    hide: set[str], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Path) -> DiskSpeed:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(doctor, "is_memory", lambda _: False)
+    monkeypatch.setattr(doctor, "measure_disk", fail)
+    assert main(["doctor", "--disk", str(tmp_path)]) == 1
+    assert re.search(r"BAD +disk .*Input/output error\n +-> name a directory", capsys.readouterr().out)

@@ -67,9 +67,14 @@ def leaf(name: str) -> object:
 def test_every_number_equals_the_summary(tmp_path: Path) -> None:
     run = RunRecord(write_record(tmp_path / "run"))
     page = Numbers(html_page([run]))
-    assert {"steps", "samples", "train_seconds", "valid.auc", "embedding.pulled_rows"} <= {
-        name for name, _, _ in page.data
-    }
+    assert {
+        "steps",
+        "samples",
+        "train_seconds",
+        "valid.auc",
+        "embedding.pulled_rows",
+        "embedding.disk_rows",
+    } <= {name for name, _, _ in page.data}
     for name, exact, shown in page.data:
         assert json.loads(exact) == leaf(name), name
         figures, _, unit = shown.replace(",", "").partition(" ")

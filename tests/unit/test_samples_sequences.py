@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import h5py
@@ -11,20 +12,24 @@ import polars as pl
 import pytest
 
 import persia_hpc as ph
+from persia_hpc.cli import main
 from persia_hpc.config import load_config
 from persia_hpc.embedding_worker.engine import EmbeddingWorker
-from persia_hpc.errors import DataError, UserError
+from persia_hpc.errors import EXIT_USER, DataError, UserError
+from persia_hpc.job.dry_run import dry_run
 from persia_hpc.job.sources import open_sources
 from persia_hpc.protocol.row_batch import pack_row_batch, unpack_row_batch
 from persia_hpc.samples import sequences
 from persia_hpc.samples import source as sources
 from persia_hpc.samples.batch import IdColumn, SampleBatch
+from persia_hpc.samples.follow import Follower, TakenFile, followed_schema
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from persia_hpc.samples.source import open_source
 from persia_hpc.samples.writer import DatasetWriter
 from persia_hpc.table_layout import make_layout
 from persia_hpc.trainer.batch import make_inputs
 from persia_hpc.trainer.pooling.embed import Pooling
+from tests.support.tiny import SEQUENCES, tiny_config, write_sequences
 
 NAMES = ("item", "tags", "artist", "action")
 SCHEMA = DatasetSchema(tuple(FeatureSchema(name, True) for name in NAMES))
@@ -234,3 +239,60 @@ def test_a_batch_has_one_tensor_of_offsets_and_the_last_ids(more: dict[str, obje
 def split(column: IdColumn) -> list[np.ndarray]:
     assert column.offsets is not None
     return np.split(column.values, column.offsets[1:-1].astype(int))
+
+
+def write_events(path: Path, late_row: int | None = None) -> str:
+    """Writes 60 samples with the sequence "events"; in `late_row` an action is of the next sample instead."""
+    data = write_sequences(path, 60)
+    if late_row is not None:
+        with h5py.File(data, "r+") as file:
+            file["ids/action/offsets"][late_row + 1] -= 1
+    return data
+
+
+def test_all_that_reads_a_file_compares_all_of_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sequences, "FIRST_ROWS", 1)
+    good, run = write_events(tmp_path / "a.h5"), str(tmp_path / "run")
+    with h5py.File(good) as file:
+        row = int(np.diff(file["ids/action/offsets"][:]).nonzero()[0][-3])
+    bad = write_events(tmp_path / "b.h5", row)
+    message = rf"b\.h5: got (\d) ids of 'history' but \d of 'action' in row {row}, expected as many"
+    config = tiny_config(good, run_dir=run, **SEQUENCES)
+    ph.train(config, quiet=True)
+    for split in ("train", "valid", "test"):
+        with pytest.raises(UserError, match=message):
+            dry_run(load_config(config, {f"data.{split}": [bad]}))
+    for command in (
+        ["evaluate", run, "--set", f"data.test={bad}"],
+        ["importance", run, "--set", f"data.test={bad}", "--samples", "4"],
+        ["predict", run, "--data", bad, "--out", str(tmp_path / "out.csv")],
+    ):
+        capsys.readouterr()
+        assert main(command) == EXIT_USER
+        (line,) = [text for text in capsys.readouterr().err.splitlines() if "b.h5" in text]
+        assert re.search(message, line)
+    assert not (tmp_path / "out.csv").exists()
+    assert main(["evaluate", run, "--set", f"data.test={good}"]) == 0
+
+
+def test_a_new_file_that_differs_late_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sequences, "FIRST_ROWS", 1)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    good = write_events(folder / "a.h5")
+    changes = {"data.follow": True, "train.epochs": 1, **SEQUENCES}
+    settings = load_config(tiny_config(str(folder / "*.h5"), **changes))
+    follower = Follower(settings, followed_schema(settings))
+    assert [info.path for info in follower.look()] == [good]
+    with h5py.File(good) as file:
+        row = int(np.diff(file["ids/action/offsets"][:]).nonzero()[0][-3])
+    bad = write_events(folder / "b.h5", row)
+    message = rf"b\.h5: got \d ids of 'history' but \d of 'action' in row {row}, "
+    with pytest.raises(UserError, match=message):
+        follower.look()
+    assert len(follower.portions) == 1
+    taken = [[*follower.portions[0], TakenFile(bad, 60, None)]]
+    with pytest.raises(UserError, match=message):  # a run that resumes in the middle of it
+        Follower(settings, follower.schema, taken).reopen()

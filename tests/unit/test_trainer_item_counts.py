@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from persia_hpc.errors import UserError
 from persia_hpc.trainer.batch import Batch
-from persia_hpc.trainer.item_counts import ItemCounts
+from persia_hpc.trainer.item_counts import UNIT, ItemCounts
 from persia_hpc.trainer.retrieval import Matches, RetrievalLoss, counted, in_batch_softmax
 
 KEYS = st.sampled_from([0, 1, 7, 2**63, 2**64 - 1, *range(100, 130)])
@@ -61,6 +61,44 @@ def test_counts_are_kept_over_a_checkpoint(a: list[list[int]], b: list[list[int]
     assert total == pytest.approx(expected)
 
 
+@given(STEPS, st.integers(1, 4), st.integers(0, 12))
+def test_halved_counts_are_those_of_a_dictionary_also_over_a_checkpoint(
+    steps: list[list[int]], halve_every: int, kept: int
+) -> None:
+    counts, expected = ItemCounts(halve_every), dict[int, float]()
+    for step, keys in enumerate(steps, 1):
+        if step % halve_every == 0 and step > 1:
+            expected = {key: count / 2 for key, count in expected.items() if count / 2 >= UNIT}
+        for key in keys:
+            expected[key] = expected.get(key, 0.0) + 1
+        counts.add(*np.unique(np.array(keys, np.uint64), return_counts=True), step)
+        if step == kept:
+            state = counts.state()
+            counts = ItemCounts(halve_every)
+            counts.restore([state], 0, 1)
+    state = counts.state()
+    found = dict(zip(state["keys"].numpy().view(np.uint64).tolist(), state["counts"].tolist(), strict=True))
+    assert found == expected
+    if expected:
+        shares = np.exp(counts.log_q(np.array(list(expected), np.uint64)))
+        np.testing.assert_allclose(shares, np.array(list(expected.values())) / sum(expected.values()), 1e-6)
+
+
+def test_halved_counts_follow_a_stream_and_forget() -> None:
+    """After items have changed places, shares are the new ones, where plain counts are far off."""
+    rng, shares = np.random.default_rng(4), np.array([0.5, 0.25, 0.125, 0.125])
+    aged, plain = ItemCounts(50), ItemCounts()
+    for step in range(1, 2001):
+        drawn = rng.choice(4, 64, p=shares if step <= 1000 else shares[::-1])
+        keys, times = np.unique(np.append(drawn, 99) if step == 1 else drawn, return_counts=True)
+        for counts in (aged, plain):
+            counts.add(keys.astype(np.uint64), times, step)
+    asked = np.arange(4, dtype=np.uint64)
+    assert np.abs(np.exp(aged.log_q(asked)) - shares[::-1]).max() < 0.02
+    assert np.abs(np.exp(plain.log_q(asked)) - shares[::-1]).max() > 0.1
+    assert [len(counts.state()["keys"]) for counts in (aged, plain)] == [4, 5]
+
+
 def test_a_step_costs_little_beside_many_items() -> None:
     counts, rng = ItemCounts(), np.random.default_rng(1)
     touched = 0
@@ -105,7 +143,7 @@ def batch_of(counts: ItemCounts, keys: np.ndarray, step: int = 1) -> Batch:
 @pytest.mark.parametrize("negatives", ["batch", "both"])
 def test_the_loss_is_corrected_by_what_the_stream_had_so_far(negatives: str) -> None:
     rng, counts = np.random.default_rng(3), ItemCounts()
-    loss = RetrievalLoss({"temperature": 0.5, "logq": "counts", "negatives": negatives}, 20)
+    loss = RetrievalLoss({"temperature": 0.5, "logq": "counts", "halve_every": 0, "negatives": negatives}, 20)
     seen = Counter[int]()
     for step in range(1, 6):
         keys = rng.permutation(1000)[:9].astype(np.uint64) % np.uint64(20)  # of rows; some items twice

@@ -2,10 +2,10 @@
 // stored.
 //
 // A file is cut into extents, each of which holds rows of one bucket. A bucket's rows are appended to its
-// open extent, in memory; a full one is written whole, once, and never changed. A row that goes leaves a gap;
-// an extent whose rows are all gone is free for others, one with more gaps than rows is sparse: its rows are
-// appended anew, some extents a step (tidy()). So the file holds at most twice the rows' bytes, and what is
-// written at most twice what is appended.
+// open extent, in memory; a full one is written whole before the next row comes, once, and never changed. A
+// row that goes leaves a gap; an extent whose rows are all gone is free for others, one with more gaps than
+// rows is sparse: its rows are appended anew, some extents a step (tidy()). So the file holds at most twice
+// the rows' bytes, and what is written at most twice what is appended.
 //
 // Each record has a checksum, of its place too: a row is what was written there, or the call throws
 // DiskError.
@@ -50,7 +50,8 @@ class ColdStore {
     ColdStore(const std::string& folder, std::uint64_t capacity_bytes, std::uint32_t num_buckets,
               std::uint32_t bucket_rows, std::size_t weight_bytes, std::size_t state_bytes);
 
-    // Precondition: the key isn't here. Throws DiskError if the capacity is used up.
+    // Precondition: the key isn't here. Throws DiskFull, having changed nothing, if the capacity is used up
+    // or nothing can be written; another call may find room.
     void append(std::uint32_t bucket, Key key, std::uint32_t stamp, const std::byte* weights,
                 const std::byte* state);
     // Those of the keys that are here, in their order.
@@ -60,7 +61,7 @@ class ColdStore {
     // Asks the system to begin to read the key's row, if it is here.
     void ask_for(std::uint32_t bucket, Key key) const;
     void erase(std::uint32_t bucket, Key key, Place place);
-    // Moves the rows of sparse extents, a bounded number of them.
+    // Moves the rows of sparse extents, a bounded number of them. Throws DiskFull as append() does.
     void tidy();
 
     // visit(Row) for the rows of a bucket in those of its extents that have a stamp of at least `least` and
@@ -129,6 +130,7 @@ class ColdStore {
     Row row_at(const std::byte* record, Place place) const;  // throws DiskError for a wrong checksum
     std::uint32_t checksum(const std::byte* record, Place place) const;
     Place put(std::uint32_t bucket, const std::byte* record);  // gives it its checksum
+    bool has_open(std::uint32_t bucket);                       // with room; writes a full one
     void open_extent(std::uint32_t bucket);
     void load(std::uint32_t extent, std::vector<std::byte>& into);
     void check_sparse(std::uint32_t extent);  // after rows of it went

@@ -12,12 +12,17 @@
 #include <string>
 #include <vector>
 
+#include "persia/read_ring.h"
 #include "persia/thread_team.h"
 
 namespace persia {
 
 struct DiskError : std::runtime_error {
     using std::runtime_error::runtime_error;
+};
+// Nothing more can be written; what was written before can be read.
+struct DiskFull : DiskError {
+    using DiskError::DiskError;
 };
 
 class ExtentFile {
@@ -28,17 +33,12 @@ class ExtentFile {
     ExtentFile(const ExtentFile&) = delete;
     ExtentFile& operator=(const ExtentFile&) = delete;
 
-    struct Read {
-        std::uint64_t offset;
-        std::byte* to;
-        std::size_t bytes;
-    };
-    // Any number of reads. What isn't in memory is read in the order of places, many at a time if there are
-    // many.
+    using Read = FileRead;
+    // Any number of reads, in the order of places, many at a time if there are many.
     void read(std::vector<Read>& reads) const;
     // Asks the system to begin a read, without waiting for it.
     void ask_for(std::uint64_t offset, std::size_t bytes) const;
-    void write(std::uint32_t extent, const std::byte* from);
+    void write(std::uint32_t extent, const std::byte* from);  // throws DiskFull
 
     const std::string& folder() const { return folder_; }
     std::size_t extent_bytes() const { return extent_bytes_; }
@@ -46,12 +46,15 @@ class ExtentFile {
   private:
     bool in_memory(const Read& read) const;  // and then has been read
     void read_one(const Read& read) const;
-    [[noreturn]] void fail(const char* what, int error) const;
+    std::string says(const char* what, int error) const;
 
     std::string folder_;
     std::size_t extent_bytes_;
     int file_ = -1;
-    mutable std::unique_ptr<ThreadTeam> readers_;  // once they are needed
+    // Once they are needed; threads where the kernel refuses a ring.
+    mutable std::unique_ptr<ReadRing> ring_;
+    mutable std::unique_ptr<ThreadTeam> readers_;
+    mutable bool has_no_ring_ = false;
 };
 
 }  // namespace persia

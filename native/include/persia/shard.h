@@ -8,13 +8,14 @@
 //
 // With a disk tier (cold_store.h) a row that would be evicted for lack of room goes to disk as it is, and
 // comes back when a pull wants it, before anything else happens to that pull. Rows that a step in flight has
-// pulled stay.
+// pulled stay; so do all where the disk takes no more, unless they are to be evicted then.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <string>
 #include <unordered_set>
 #include <vector>
 
@@ -100,6 +101,7 @@ struct RowCounts {
     std::uint64_t evicted = 0;
     std::uint64_t to_disk = 0;  // with a disk tier, instead of being evicted
     std::uint64_t from_disk = 0;
+    std::uint64_t disk_full = 0;  // of `evicted`: the disk took no more
 };
 
 class Shard {
@@ -152,7 +154,7 @@ class Shard {
     }
     void mark_changes(RowFormat format);
     bool copy_changes(std::size_t most);  // whether there are more
-    ChangedRows take_changes();
+    void take_changes(ChangedRows& to);
     void return_changes(Keys changed, Keys removed);  // skips keys of other shards
 
     void set_next_step(std::uint32_t step) { next_step_ = step; }
@@ -169,6 +171,7 @@ class Shard {
     std::uint64_t memory_bytes() const;
     std::uint64_t cold_rows() const { return cold_ ? cold_->size() : 0; }
     std::uint64_t disk_bytes() const { return cold_ ? cold_->file_bytes() : 0; }
+    const std::string& disk_problem() const { return disk_problem_; }  // why it took no more, if it ever did
     // Working memory of push_step() for so many rows.
     static std::uint64_t step_bytes(std::uint32_t dim, std::uint64_t rows);
 
@@ -217,7 +220,7 @@ class Shard {
     void keep_before_removal(std::uint32_t bucket, const KeyIndex::Entry& entry);
     void note_removed(Key key);
     void note_pushed(const PushBatch& batch);
-    void copy_changed(Key key, const std::byte* weights);
+    void copy_changed(Keys keys, const std::byte* const* weights);
     void keep_changed(Key key, std::uint32_t slot);  // before it changes or goes
     ExportedRows export_rows(std::vector<Snapshot::Kept>& rows) const;
     Snapshot::Kept row_at(const KeyIndex::Entry& entry) const {
@@ -227,7 +230,8 @@ class Shard {
     void remove(std::uint32_t bucket, KeyIndex::Entry entry);
     void drop(std::uint32_t bucket, KeyIndex::Entry entry);  // its slot, but not the row
     // What a disk tier adds, in shard_cold.cpp.
-    void demote(std::uint32_t bucket, KeyIndex::Entry entry);
+    bool demote(std::uint32_t bucket, KeyIndex::Entry entry);  // whether the disk took it
+    void note_full(const DiskFull& error);
     void shrink(std::uint32_t step);  // rows that a later step has used stay
     void fetch(Keys keys);
     void sweep_cold(std::uint32_t bucket);
@@ -282,7 +286,8 @@ class Shard {
     bool notes_removed_ = false;
     Changes changes_;
     std::unique_ptr<ColdStore> cold_;  // none without a disk tier
-    ChangedRows copied_;               // of the last mark
+    std::string disk_problem_;
+    ChangedRows copied_;  // of the last mark
     RowFormat copied_format_ = RowFormat::kFp32;
     std::vector<float> changed_room_;  // one row; room_ has a gradient when a row is kept
     std::unordered_set<Key> away_;     // rows on disk that changed since the mark, before they went there

@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "persia/shard.h"
@@ -112,15 +113,15 @@ class Table {
     void restore_bucket(std::uint32_t bucket, const BucketState& state);
 
     // Changes: from begin_changes() on it is noted which rows pushes and imports change, and which go.
-    // mark_changes() ends a list of them and begins the next; take_changes() gives the last list, with rows
-    // as they were at the mark, and return_changes() takes back keys that it gave, for the next list. Other
-    // calls may come in between: then copy_changes(), so many rows at a time until it returns false, spares
-    // take_changes() the work. Rows past their time to live go when they are swept away or used again. What
-    // wasn't taken before the next mark is in the next list.
+    // mark_changes() ends a list of them and begins the next; copy_changes() copies rows of the last list, as
+    // they were at the mark, so many at a time until it returns false; take_changes() appends what has been
+    // copied to `to`; return_changes() takes back keys that it gave, for the next list. Other calls may come
+    // in between. Rows past their time to live go when they are swept away or used again. What wasn't taken
+    // before the next mark is in the next list.
     void begin_changes();
     void mark_changes(RowFormat format);
     bool copy_changes(std::size_t most);
-    ChangedRows take_changes();
+    void take_changes(ChangedRows& to);
     void return_changes(Keys changed, Keys removed);
     void set_next_step(std::uint32_t step);  // the step after the last evict()
 
@@ -138,6 +139,7 @@ class Table {
     std::uint64_t num_rows() const;   // on disk too
     std::uint64_t cold_rows() const;  // on disk
     std::uint64_t disk_bytes() const;
+    std::string disk_problem() const;  // why the disk took no more, if it ever did
     std::uint64_t memory_bytes() const;
 
   private:

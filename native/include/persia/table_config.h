@@ -28,8 +28,9 @@ struct TableConfig {
     std::string eviction = "lru";
     std::uint32_t ttl = 0;  // steps; 0: none
     AdmissionOptions admission;
-    std::string disk_folder;       // for rows beyond the capacity; empty: they are evicted
-    std::uint64_t disk_bytes = 0;  // that they may take there
+    std::string disk_folder;        // for rows beyond the capacity; empty: they are evicted
+    std::uint64_t disk_bytes = 0;   // that they may take there
+    bool full_disk_evicts = false;  // what it can't take; else that stays in memory
     std::uint32_t threads = 1;
 
     std::uint32_t buckets_here() const { return end_bucket - first_bucket; }

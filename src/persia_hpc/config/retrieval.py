@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .losses import LOSSES
 from .metric_names import asked_metrics, built_in, top_of
 from .options import Fail, nearest
-from .types import LOSSES, Config
+from .types import Config
 
 MOST_DRAWN = 1 << 20  # of a sample
 
@@ -131,6 +132,9 @@ def _check_loss(config: Config, loss: Mapping[str, Any], fail: Fail) -> None:
             (*path, "negatives"), f"= {loss['negatives']!r}: no feature is drawn; add one, as {example}"
         )
     logq = loss["logq"]
+    if loss["halve_every"] and logq != "counts":
+        problem = f'= {loss["halve_every"]}: it ages the counts of logq = "counts", but logq = {logq!r}'
+        raise fail((*path, "halve_every"), f"{problem}; leave one out")
     if logq != "off" and not config.data.items:
         problem = f"= {logq!r} needs a catalogue, which says what items are"
         raise fail((*path, "logq"), f"{problem}; add data.items")

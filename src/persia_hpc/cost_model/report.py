@@ -11,7 +11,7 @@ from persia_hpc.config import mib
 from persia_hpc.topology.roles import ROLE_ORDER, Role
 
 from .cluster import Cluster
-from .costs import READER, Job
+from .costs import READER, Job, server_share
 from .memory import Memory, fits, node_memory
 from .predict import IN_STEP, Prediction
 
@@ -73,9 +73,30 @@ class Report:
             "memory_bytes": {role.value: dict(parts) for role, parts in self.memory.items()},
             "node_memory_bytes": {str(n): b for n, b in node_memory(p.plan, self.memory).items()},
             "fits": self.fits,
+            "disks": self.disks(),
             "options": [vars(option) for option in self.options],
             "obstacles": dict(self.obstacles),
         }
+
+    def disks(self) -> list[dict[str, Any]]:
+        """Returns of each table with a disk tier what it may take there, and what it may ask of the drive.
+
+        most_reads_per_second: of the busiest server at the predicted rate, if every row of a batch came from
+        disk; how many do is known only when it runs.
+        """
+        p, job = self.prediction, self.job
+        rate = p.plan.count(Role.TRAINER) / p.step_seconds
+        share = server_share(job.layout, p.plan.count(Role.PARAMETER_SERVER))
+        return [
+            {
+                "table": table.name,
+                "path": disk.path,
+                "capacity_bytes": disk.capacity_bytes,
+                "most_reads_per_second": rows * rate * share,
+            }
+            for table, rows in zip(job.layout.tables, job.work.table_rows, strict=True)
+            if (disk := table.config.disk) is not None
+        ]
 
     def lines(self) -> Iterator[str]:
         """Yields the report as lines for people."""
@@ -103,6 +124,7 @@ class Report:
             yield f"  {p.seconds(stage) / p.step_seconds:4.0%}  {stage.name}"
         yield from self._link_lines()
         yield from self._memory_lines()
+        yield from self._disk_lines()
         yield (
             f"predicted: {p.samples_per_second:,.0f} samples/s, steps of {1e3 * p.step_seconds:.2f} ms; "
             f"bottleneck: {p.bottleneck.name}"
@@ -166,6 +188,19 @@ class Report:
         for node, rates in busiest:
             out, into = (rate / p.step_seconds / 1e9 for rate in rates)
             yield f"  node {node}: {out:.3f} out, {into:.3f} in ({max(out, into) * 1e9 / limit:.0%})"
+
+    def _disk_lines(self) -> Iterator[str]:
+        disks = self.disks()
+        if not disks:
+            return
+        total = sum(disk["most_reads_per_second"] for disk in disks)
+        yield (
+            f"disks: at most {total:,.0f} reads/s on the busiest server, if all rows of a batch came from "
+            "there; times are those without (persia-hpc doctor --disk says what a drive does)"
+        )
+        for disk in disks:
+            reads, size = disk["most_reads_per_second"], mib(disk["capacity_bytes"])
+            yield f"  {disk['table']}: {size} over all servers in {disk['path']}, {reads:,.0f} reads/s"
 
     def _memory_lines(self) -> Iterator[str]:
         yield "memory of each, beside programs and libraries:"

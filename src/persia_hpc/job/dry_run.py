@@ -11,6 +11,7 @@ from persia_hpc.table_layout import Layout
 from persia_hpc.topology.roles import Plan, make_plan
 
 from .local_stream import LocalStream
+from .sources import check_sequences
 from .trial import Trial
 
 
@@ -22,6 +23,7 @@ def dry_run(config: Config) -> str:
     """
     trial = Trial(config)
     check_initial(config, trial.schema)
+    check_sequences(trial.sources)
     schema, layout, session = trial.schema, trial.layout, trial.session
     counts = config.ranks.counts()
     plan = make_plan(counts, [0] * sum(counts.values()))

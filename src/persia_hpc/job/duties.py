@@ -95,6 +95,7 @@ class ServerDuty:
         )
         loop.run()
         plane.free()
+        engine.check_disk()
         return ServerOutcome(**engine.statistics(), times=Times.of_loop(loop.phases, ("idle",)))
 
     def finish(self, summary: dict[str, Any]) -> None:

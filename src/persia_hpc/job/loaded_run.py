@@ -238,6 +238,7 @@ class LoadedRun:
         check_scorable(source, self.schema, f"the training of {self.path}", labels=labels)
         check_columns(self.config, source.schema, source.encodings[0][0], labels=labels)
         source.check_labels_by(label_check(self.config, self.schema) if labels else None)
+        source.check_sequences()
         model = self.model()  # before anything else that the run names is imported
         sync = dataclasses.replace(self.config, mode="sync", staleness_bound=0)
         samples: Source = source

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -174,6 +175,8 @@ class LocalStream:
         return look_up(self.worker, self._prepare(self._evaluation[0], number), self._rows)
 
     def stop_signal(self) -> int | None:
+        if self.server.disk_problem is not None:
+            return signal.SIGTERM
         return self._stop.number if self._stop is not None else None
 
     def begin_checkpoint(self, directory: str, step: int, base_step: int) -> None:

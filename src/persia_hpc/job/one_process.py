@@ -91,6 +91,7 @@ def _train(
         stream.close()  # whatever happened: nothing may read any more when the sources are closed
         if session.exporter is not None:
             session.exporter.close()
+    stream.server.check_disk()
     outcome = JobOutcome(
         [ServerOutcome(**stream.server.statistics())], [WorkerOutcome(stream.first_pull)], [trainer]
     )

@@ -17,9 +17,11 @@ from typing import Any
 
 from persia_hpc.errors import EXIT_FAILURE, EXIT_OK, UserError
 
+from .disk_speed import FILE_BYTES, is_memory, measure_disk
 from .mpiexec import ELSEWHERE, MPI_PYTHON, find_launcher
 
 GOOD, NOTE, BAD = "ok", "note", "BAD"
+SLOW_READS = 5_000  # a second: less than what any solid-state drive does
 Line = tuple[str, str, str, str]  # level, what, what was found, how to repair it
 
 _MPI_PROBE = """
@@ -70,20 +72,22 @@ print("PROBE" + json.dumps({"version": torch.__version__, "cuda": torch.version.
 _INSTALL_MPI = "pip install 'persia-hpc[mpich]', or load your site's MPI and reinstall mpi4py against it"
 _BUILD_KERNELS = "pip install . with nvcc on PATH (PERSIA_HPC_CUDA=on says what it lacks)"
 _BUILD_HOROVOD = (
-    "tools/build_horovod.sh builds it (the mpicxx of the same MPI first on PATH); "
-    'train.reducer = "mpi" does without it'
+    'train.reducer = "mpi" does without it; tools/build_horovod.sh of the source tree builds it '
+    "(the mpicxx of the same MPI first on PATH)"
 )
 
 
-def examine(trainers: int = 1, reducer: str = "horovod") -> int:
+def examine(trainers: int = 1, reducer: str = "horovod", disks: Sequence[str] = ()) -> int:
     """Prints one line per check; returns exit code 1 if training can't work here.
 
-    trainers: how many the jobs here are to have; only several need Horovod, if it is the `reducer`.
+    trainers: how many the jobs here are to have; only several need Horovod, if it is the `reducer`. disks:
+    directories for rows beyond the memory of tables, which are measured.
     """
     worst = EXIT_OK
     horovod = partial(_horovod, trainers if reducer == "horovod" else 1)
     checks: Sequence[Callable[[], list[Line]]]
     checks = (_python, _native, _data, _mpi, _torch, horovod, _memory, _slurm)
+    checks = (*checks, *(partial(_disk, Path(folder)) for folder in disks))
     for check in checks:
         for level, what, found, fix in check():
             print(f"{level:<5} {what:<18} {found}" + (f"\n{'':<24} -> {fix}" if fix else ""), flush=True)
@@ -255,6 +259,33 @@ def _memory() -> list[Line]:
         )
     )
     return lines
+
+
+def _disk(folder: Path) -> list[Line]:
+    what = f"disk {folder}"
+    fix = "name a directory on a local drive that you may write to"
+    if not folder.is_dir():
+        return [(BAD, what, "there is no such directory", fix)]
+    if is_memory(folder):
+        return [(NOTE, what, "is memory (tmpfs): rows there take what they should spare", fix)]
+    free = shutil.disk_usage(folder).free
+    if free < 2 * FILE_BYTES:
+        return [(NOTE, what, f"not measured: only {free / 2**20:.0f} MiB are free", "make room")]
+    try:
+        speed = measure_disk(folder)
+    except OSError as error:
+        return [(BAD, what, f"can't be written or read: {error.strerror or error}", fix)]
+    rates = " / ".join(f"{rate:,.0f}" for rate in speed.reads.values())
+    found = f"random reads of 4 KiB: {rates} a second with {' / '.join(map(str, speed.reads))} at a time"
+    found += f", fsync {speed.fsync_seconds * 1e3:.2f} ms, {free / 2**30:,.0f} GiB free"
+    if not speed.direct:
+        found += "; the file system reads only through memory, so these may be its own"
+        return [(NOTE, what, found, fix)]
+    if max(speed.reads.values()) < SLOW_READS:
+        return [
+            (NOTE, what, f"{found}: slow", "rows that come back from there will be waited for; see `plan`")
+        ]
+    return [(GOOD, what, found, "")]
 
 
 def _slurm() -> list[Line]:

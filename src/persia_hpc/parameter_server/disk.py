@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from persia_hpc._native import DiskError, Table, TableConfig
 from persia_hpc.errors import UserError
+from persia_hpc.printable import say
 from persia_hpc.table_layout import TableLayout
 
 
@@ -29,12 +30,18 @@ def make_table(layout: TableLayout, native: TableConfig) -> Table:
 
 
 class DiskTraffic:
-    """Counts the rows of a server's tables that are on disk, and those that went there and came back."""
+    """Counts the rows of a server's tables that are on disk, and those that went there and came back.
 
-    def __init__(self, tables: Sequence[Table | None]) -> None:
+    problem: why a disk took no more rows, of a table whose rows stay in memory then and whose run must end.
+    """
+
+    def __init__(self, layouts: Sequence[TableLayout], tables: Sequence[Table | None]) -> None:
         """Begins to count; of tables without a disk tier there is nothing to count."""
-        self.used = [t for t in tables if t is not None and t.has_disk]
-        self._before = (0, 0)
+        pairs = zip(layouts, tables, strict=True)
+        self._watched = [(layout, t) for layout, t in pairs if t is not None and t.has_disk]
+        self.used = [table for _, table in self._watched]
+        self.problem: str | None = None
+        self._before = (0, 0, 0)
 
     def rows(self) -> int:
         """Returns the rows that are on disk now."""
@@ -44,9 +51,30 @@ class DiskTraffic:
         """Returns the bytes that files of rows have in use now."""
         return sum(t.disk_bytes for t in self.used)
 
-    def since(self) -> tuple[int, int]:
-        """Returns how many rows went to disk, and came back, since the last call."""
-        to_disk = sum(t.to_disk_rows for t in self.used)
-        from_disk = sum(t.from_disk_rows for t in self.used)
-        before, self._before = self._before, (to_disk, from_disk)
-        return to_disk - before[0], from_disk - before[1]
+    def since(self) -> tuple[int, int, int]:
+        """Returns how many rows went to disk, came back, and found no room there, since the last call.
+
+        The first time that a table's disk takes no more it says so, or notes it as the `problem`.
+        """
+        self._watched = [
+            (layout, table) for layout, table in self._watched if not self._is_full(layout, table)
+        ]
+        now = (
+            sum(t.to_disk_rows for t in self.used),
+            sum(t.from_disk_rows for t in self.used),
+            sum(t.disk_full_rows for t in self.used),
+        )
+        to_disk, from_disk, full = (n - b for n, b in zip(now, self._before, strict=True))
+        self._before = now
+        return to_disk, from_disk, full
+
+    def _is_full(self, layout: TableLayout, table: Table) -> bool:
+        text = table.disk_problem
+        if not text:
+            return False
+        assert layout.config.disk is not None
+        if layout.config.disk.on_full == "evict":
+            say(f"table {layout.name!r}: {text}; rows that it can't take are dropped (disk.on_full)")
+        elif self.problem is None:
+            self.problem = f"table {layout.name!r}: {text}"
+        return True

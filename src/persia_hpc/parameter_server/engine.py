@@ -11,12 +11,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from persia_hpc._native import PendingPull, RingConsumer, RingProducer, Table, TableSet
+from persia_hpc._native import DiskError, PendingPull, RingConsumer, RingProducer, Table, TableSet
 from persia_hpc.arrays import Array
 from persia_hpc.config import Config
-from persia_hpc.config.learning_rate import LearningRate
 from persia_hpc.runtime.telemetry import Counts
-from persia_hpc.table_layout import Layout, native_config
+from persia_hpc.table_layout import Layout, native_config, rate_schedules
 from persia_hpc.topology.sharding import bucket_bounds
 
 from .clock import Clock
@@ -54,9 +53,10 @@ class ParameterServer:
             bounds = bucket_bounds(table.num_buckets, num_servers)
             self.buckets.append(range(bounds[server_rank], bounds[server_rank + 1]))
         self.ledger = Ledger()
+        self.disk_problem: str | None = None  # for which the run must end
         self.empty()
         self._rates = np.array([float(table.config.optimizer["lr"]) for table in layout.tables])
-        self._schedules = _schedules(layout, num_steps)
+        self._schedules = rate_schedules(layout, num_steps)
         self._factors = [(0, 1.0)]  # of rates, each from a step on
         sync = config.synchronous
         self.clock = Clock(
@@ -81,7 +81,7 @@ class ParameterServer:
         for table, owned in zip(self.layout.tables, self.buckets, strict=True):
             native = native_config(self._config, table, owned.start, owned.stop)
             self.tables.append(make_table(table, native) if owned else None)
-        self._disk = DiskTraffic(self.tables)
+        self._disk = DiskTraffic(self.layout.tables, self.tables)
         self._set = TableSet(
             self.tables,
             self.layout.dim_group_of_table,
@@ -113,7 +113,7 @@ class ParameterServer:
     def submit_pull(self, pull: PendingPull) -> None:
         """Accepts a pull, which becomes ready when the clock allows."""
         self._waiting.append(pull)
-        if self._disk.used:
+        if self._disk.used and not self.clock.may_answer(pull.step, pull.trainer):  # else it is read at once
             self._set.ask_disk(pull)
 
     def ready_pulls(self) -> list[PendingPull]:
@@ -325,10 +325,17 @@ class ParameterServer:
         if self.clock.pushed(step, trainers):
             # Only here, between steps, may rows go: in `exact` this point is the same in every run.
             self.ledger.evicted_rows += self._set.evict(self.clock.applied)
-            to_disk, from_disk = self._disk.since()
+            to_disk, from_disk, disk_full = self._disk.since()
+            self.disk_problem = self.disk_problem or self._disk.problem
             self.ledger.to_disk_rows += to_disk
             self.ledger.from_disk_rows += from_disk
+            self.ledger.disk_full_rows += disk_full
         self.times.last_apply[first] = time.time()
+
+    def check_disk(self) -> None:
+        """Is called when the run has ended; raises DiskError if it had to because of a disk."""
+        if self.disk_problem is not None:
+            raise DiskError(self.disk_problem)
 
     def waits_for(self) -> str | None:
         """Returns what must arrive before a pull or a held push can proceed; None if there are none."""
@@ -382,16 +389,3 @@ class ParameterServer:
             "histogram": dict(self.clock.histogram),
             "last_apply": dict(self.times.last_apply),
         }
-
-
-def _schedules(layout: Layout, num_steps: int) -> list[tuple[LearningRate, list[int]]]:
-    """Returns the learning rates that vary, each with the indices of the tables that have it."""
-    found: list[tuple[LearningRate, list[int]]] = []
-    for index, table in enumerate(layout.tables):
-        rate = LearningRate(table.config.schedule, num_steps)
-        same = [tables for other, tables in found if other == rate]
-        if same:
-            same[0].append(index)
-        elif rate.varies:
-            found.append((rate, [index]))
-    return found

@@ -13,7 +13,7 @@ class Ledger:
     this sum: `reused` rows are pulled rows that need not be sent, `evicted` rows left a table between steps,
     `evaluation` rows were looked up; `early` rows are pulled rows that were sent ahead of their step, and
     `patched` rows those of them that were sent again since they had changed; others went to a table's disk
-    tier, and came back from it.
+    tier, and came back from it, or (of `evicted`) went because the disk took no more.
     """
 
     pulled_rows: int = 0
@@ -29,6 +29,7 @@ class Ledger:
     patched_rows: int = 0
     to_disk_rows: int = 0
     from_disk_rows: int = 0
+    disk_full_rows: int = 0
 
 
 @dataclass

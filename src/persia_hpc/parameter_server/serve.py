@@ -130,13 +130,15 @@ class ServerLoop:
         """Makes one pass over the rings without waiting; returns whether anything moved."""
         moved = self._receive()
         moved |= self._answer_ready()
+        if self.engine.disk_problem is not None:
+            self._context.stop.ask()  # for an end with a checkpoint
         moved |= self.plane.progress()
         moved |= self._finish_checkpoint()
         moved |= self._report_parts()
         return moved
 
-    def _forward_signal(self, signal: int) -> None:
-        send(self.workers[0].rows, StopSignal(signal))
+    def _forward_signal(self, number: int) -> None:
+        send(self.workers[0].rows, StopSignal(number))
 
     # ---- from workers
 

@@ -192,6 +192,14 @@ def _ledger(run: RunRecord) -> str:
         f"{_value(run, 'embedding.bytes', size_text)}; "
         f"{_value(run, 'embedding.evicted_rows', _count)} rows were evicted from full tables.</p>"
     )
+    if run.number("embedding.to_disk_rows"):
+        tables += (
+            f"<p>On disk: {_value(run, 'embedding.disk_rows', _count)} of these rows, "
+            f"{_value(run, 'embedding.disk_bytes', size_text)}; "
+            f"{_value(run, 'embedding.to_disk_rows', _count)} went there, "
+            f"{_value(run, 'embedding.from_disk_rows', _count)} came back, "
+            f"{_value(run, 'embedding.disk_full_rows', _count)} found no room and were evicted.</p>"
+        )
     sum_ = f"<p>Pulled: {_value(run, 'embedding.pulled_rows', _count)} rows; {said}.</p>"
     return f'<div class="card">{_bars(rows)}{sum_}{tables}</div>'
 

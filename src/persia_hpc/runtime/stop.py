@@ -31,6 +31,11 @@ class StopSignals:
             signal.signal(number, before)
         self._before = {}
 
+    def ask(self) -> None:
+        """Asks the run to stop as SIGTERM does, if no signal has yet."""
+        if self.number is None:
+            self.number = signal.SIGTERM
+
     def _keep_number(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGINT and self.number is not None:
             signal.signal(number, signal.SIG_DFL)

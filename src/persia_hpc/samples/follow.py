@@ -22,7 +22,6 @@ from persia_hpc.samples.encoding import check_encodings
 from persia_hpc.samples.formats import load_table, read_times, scan
 from persia_hpc.samples.identity import file_digest
 from persia_hpc.samples.schema import DatasetSchema
-from persia_hpc.samples.sequences import check_files
 from persia_hpc.samples.source import FileSource, Source, check_agree, open_source
 from persia_hpc.samples.time_order import TimeOrder
 from persia_hpc.tasks import label_check
@@ -91,6 +90,7 @@ class Follower:
         for path in paths:
             try:
                 info = self._scan(path)
+                self._source(info).check_sequences()
                 first = int(read_times(path, 0, 1, self._table)[0]) if self.schema.has_time else None
                 found.append((info, TakenFile(path, info.num_samples, first, self._digest(info))))
                 self._adopt_encoding(info)
@@ -130,10 +130,13 @@ class Follower:
         Raises UserError for damage, since no checkpoint is to blame.
         """
         try:
-            source = FileSource([info], self.schema, info.num_samples, binary_labels=False, table=self._table)
-            return file_digest(source)
+            return file_digest(self._source(info))
         except DataError as error:
             raise UserError(str(error)) from error
+
+    def _source(self, info: FileInfo) -> FileSource:
+        binary, sequences = False, self._sequences
+        return FileSource([info], self.schema, info.num_samples, binary, sequences, self._table)
 
     def reopen(self) -> tuple[FileInfo, ...]:
         """Returns the files of the last portion, for a run that resumes in the middle of it.
@@ -155,6 +158,7 @@ class Follower:
                 )
             if file.digest and self._digest(info) != file.digest:
                 raise UserError(f"{file.path}: {_OTHERS}, or begin a new run with --init-from")
+            self._source(info).check_sequences()  # the digest is of some samples only
             infos.append(info)
             self._adopt_encoding(info)
         return tuple(infos)
@@ -175,8 +179,6 @@ class Follower:
         info = scan(path, self._table)
         before = FileInfo("the files before", 0, self.schema, True, True, True, True)
         check_agree(before, info, self.schema, all_features=self._all_features)
-        if not info.row_groups:
-            check_files([path], self.schema, self._sequences)
         check_encodings([(path, info.schema.encoding)], "the files before", self.schema.encoding)
         return info
 

@@ -2,6 +2,9 @@
 
 A trainer counts what its own batches have, step by step: so what it knows does not depend on the number of
 servers and workers, and nothing has to be sent. Trainers draw from the same data, so shares are alike.
+Counts may age: all are halved every so many steps, as in TinyLFU (Einziger, Friedman and Manes, ACM
+Transactions on Storage 13, 2017). Yi et al. (RecSys 2019) age the mean gap between an item's steps instead:
+b <- (1 - alpha) b + alpha gap, p = 1 / b. There each item remembers its own last 1 / alpha sightings.
 
 N items, M items that are asked for.
 """
@@ -17,6 +20,8 @@ from torch import Tensor
 
 from persia_hpc.arrays import Array
 
+UNIT = 2.0**-20  # of counts that were halved: so sums of them are exact, and what is older is forgotten
+
 
 class ItemCounts:
     """Holds how often each item was learned, by the items' keys.
@@ -26,21 +31,37 @@ class ItemCounts:
     over the parts that have it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, halve_every: int = 0) -> None:
+        """halve_every: so many steps, after which all counts are halved; 0: never."""
         self._parts: list[tuple[Array, Array]] = []  # keys uint64 and counts float64
         self._total = 0.0  # of all counts
+        self._halve_every = halve_every
+        self._step: int | None = None  # the last one that was counted
 
-    def add(self, keys: Array, counts: Array) -> None:
-        """Counts items that were met so many times more.
+    def add(self, keys: Array, counts: Array, step: int = 0) -> None:
+        """Counts items that were met so many times more, in a step.
 
         Shapes: keys uint64 [M], each once, and counts [M].
         """
+        if self._halve_every and self._step is not None:
+            self._halve(step // self._halve_every - self._step // self._halve_every)
+        self._step = step
         if not len(keys):
             return
         self._total += float(counts.sum())
         self._parts.append(_summed([(keys, counts)]))
         while len(self._parts) > 1 and len(self._parts[-2][0]) <= 2 * len(self._parts[-1][0]):
             self._parts[-2:] = [_summed(self._parts[-2:])]
+
+    def _halve(self, times: int) -> None:
+        """Halves all counts so many times; forgets items whose counts get smaller than `UNIT`."""
+        if times < 1:
+            return
+        keys, counts = _summed(self._parts)
+        counts = np.floor(np.ldexp(counts / UNIT, -times)) * UNIT
+        kept = counts > 0
+        self._parts = [(keys[kept], counts[kept])] if kept.any() else []
+        self._total = float(counts.sum())
 
     def log_q(self, keys: Array) -> Array:
         """Returns the logarithms of items' shares in all that was counted; -inf for those that weren't.
@@ -56,9 +77,10 @@ class ItemCounts:
         return found
 
     def state(self) -> dict[str, Tensor]:
-        """Returns what a checkpoint keeps: keys, as int64 of the same bits, and counts, each [N]."""
+        """Returns what a checkpoint keeps: keys, as int64 of the same bits, counts [N], and the step."""
         keys, counts = _summed(self._parts)
-        return {"keys": torch.from_numpy(keys.view(np.int64)), "counts": torch.from_numpy(counts)}
+        made = {"keys": torch.from_numpy(keys.view(np.int64)), "counts": torch.from_numpy(counts)}
+        return made if self._step is None else {**made, "step": torch.tensor(self._step)}
 
     def restore(self, states: Sequence[Mapping[str, Any]], trainer_rank: int, num_trainers: int) -> None:
         """Takes over this trainer's counts; with another number of trainers than then, its part of all.
@@ -71,6 +93,8 @@ class ItemCounts:
         share = 1.0 if len(states) == num_trainers else 1 / num_trainers
         self._parts = [(keys, counts * share)] if len(keys) else []
         self._total = float(counts.sum()) * share
+        steps = [int(state["step"]) for state in states if "step" in state]  # older checkpoints have none
+        self._step = max(steps, default=None)
 
 
 def _summed(parts: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:

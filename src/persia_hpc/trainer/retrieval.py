@@ -225,7 +225,7 @@ def counted(matches: Matches, batch: Batch) -> Matches:
             "data.item_feature"
         )
     rows, times = np.unique(numbers[:positions], return_counts=True)
-    counts.add(keys[rows], times)
+    counts.add(keys[rows], times, batch.step)
     rows, places = np.unique(numbers, return_inverse=True)
     log_q = torch.from_numpy(counts.log_q(keys[rows])[places]).to(matches.ids.device)
     of_drawn = None if drawn is None else log_q[positions:].view(drawn.shape)
@@ -239,7 +239,8 @@ class RetrievalLoss:
         """options, weight: as configured. num_items: of the catalogue; 0 if there is none."""
         self._weight = weight
         self._counts = options["logq"] == "counts" and options["negatives"] != "sampled"
-        self._options = {**options, "logq": options["logq"] != "off"}
+        own = {key: value for key, value in options.items() if key != "halve_every"}  # that is the counts'
+        self._options = {**own, "logq": options["logq"] != "off"}
         self._num_items = num_items
         negatives = options["negatives"]
         self._needed = [] if negatives == "batch" else ["negatives"]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from persia_hpc import _native
 from persia_hpc.config import Config
-from persia_hpc.config.retrieval import logq_source, retrieval_loss
+from persia_hpc.config.retrieval import retrieval_loss
 from persia_hpc.errors import UserError
 from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.protocol.wire import WIRES, wire_of
@@ -92,13 +92,14 @@ class Pooling:
     @classmethod
     def of(cls, config: Config, inputs: Inputs, device: torch.device) -> Pooling:
         """Returns what a configuration describes."""
+        loss = retrieval_loss(config)
         return cls(
             inputs,
             device,
             gradients=config.wire.gradients,
-            number_ids=retrieval_loss(config) is not None,
+            number_ids=loss is not None,
             item_feature=config.data.item_feature,
-            item_counts=ItemCounts() if logq_source(config) == "counts" else None,
+            item_counts=ItemCounts(loss["halve_every"]) if loss and loss["logq"] == "counts" else None,
         )
 
     def embed(

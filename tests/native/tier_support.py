@@ -1,0 +1,67 @@
+"""Histories of tables with and without a disk tier."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from persia_hpc._native import Table, mix
+
+from .table_support import lookup, make_table, pull_at
+
+IDS = 160
+ALL_KEYS = np.sort(mix(np.arange(IDS, dtype=np.uint64)))
+kinds = st.sampled_from(
+    [
+        {},
+        {"ttl": 4},
+        {"ttl": 70},
+        {"admit_probability": 0.7},
+        {"ttl": 5, "admit_probability": 0.7},
+        {"storage": "bf16", "state_storage": "fp16"},
+        {"storage": "fp16", "dim": 5},
+    ]
+)
+
+
+class Steps:
+    """Steps of one batch each, whose gradients come `bound` steps after their pull."""
+
+    def __init__(self, bound: int, **config: Any) -> None:
+        self.table, self.bound = make_table(**config), bound
+        self.step, self.seen = 0, []
+        self.in_flight: list[tuple[int, Any, Any, int, Any]] = []
+
+    def run(self, seed: int, spread: float) -> None:
+        self.step += 1
+        random = np.random.default_rng(seed)
+        center = random.integers(IDS)
+        chosen = np.unique((center + random.normal(0, spread, 24).astype(int)) % IDS)
+        keys = ALL_KEYS[chosen]
+        rows, slots, epoch = pull_at(self.table, keys, self.step)
+        grads = random.normal(size=rows.shape).astype(np.float32)
+        self.seen.append(rows.tobytes())
+        self.in_flight.append((self.step, keys, slots, epoch, grads))
+        if len(self.in_flight) > self.bound:
+            self.push()
+        asked = ALL_KEYS[random.integers(0, IDS, 3)]
+        self.seen.append(lookup(self.table, np.unique(asked)).tobytes())
+
+    def push(self) -> None:
+        step, keys, slots, epoch, grads = self.in_flight.pop(0)
+        self.seen.append(self.table.push(keys, slots, grads, step, epoch))
+        self.seen.append(self.table.evict(step))
+
+    def state(self) -> tuple[int, int, int]:
+        return self.table.num_rows, self.table.created_rows, self.table.evicted_rows
+
+
+def fill(table: Table, count: int, step: int = 1) -> None:
+    """Makes rows of ids below `count`, some at a time: steps that are each over the capacity."""
+    keys = np.sort(mix(np.arange(count, dtype=np.uint64)))
+    for part in np.array_split(keys, max(1, count // 2000)):
+        _, slots, epoch = pull_at(table, part, step)
+        table.push(part, slots, np.ones((len(part), table.dim), np.float32), step, epoch)
+        table.evict(step)
