@@ -69,7 +69,7 @@ class ParameterServer:
         self.whole_steps = sync or config.apply == "step"
         self.times = SegmentTimes()
         self._waiting: list[PendingPull] = []
-        self._early = EarlyPulls()
+        self._early = EarlyPulls(num_trainers)
         self._begun = 0  # the step whose marked rows are updated already
         self._in_flight: dict[tuple[int, int], PendingPull] = {}
         self._held: dict[int, dict[int, list[Array]]] = {}  # gradients by step and trainer
