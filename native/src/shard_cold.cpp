@@ -110,6 +110,7 @@ void Shard::lookup_cold(Keys keys, Rows out) const {
         if (eviction_.expired(row.stamp, next_step_)) continue;
         std::byte* const to = out.data + wanted.at * wire_bytes(out.wire, config_.dim);
         encode(&row.weights, 1, config_.dim, room_.data(), to);
+        slots_[wanted.at] = kOnDisk;
     }
 }
 
@@ -135,7 +136,7 @@ void Shard::copy_away() {
     wanted_.clear();
     for (const Key key : away_) wanted_.push_back({bucket(key), 0, key});
     away_.clear();
-    for (const auto& [wanted, row] : cold_->find(wanted_)) copy_changed(wanted.key, row.weights);
+    for (const auto& [wanted, row] : cold_->find(wanted_)) copy_changed({&wanted.key, 1}, &row.weights);
 }
 
 // Adds the rows of a bucket for which chosen(row); they point into `held`.

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from persia_hpc.config import load_config
+from persia_hpc.config.losses import LOSSES
 from persia_hpc.config.retrieval import ranked_metrics, task_metrics
-from persia_hpc.config.types import LOSSES
 from persia_hpc.config.watching import check_metrics, reported_names
 from persia_hpc.errors import UserError
 

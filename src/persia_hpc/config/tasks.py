@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .losses import BATCH_LOSSES, BINARY_LOSSES, LOGQ, LOSSES, NEGATIVES
 from .metric_names import FORMS, built_in, metrics_of, name_problem, top_of
 from .options import Fail, check_import_path, check_number, did_you_mean, nearest, with_name
-from .types import BATCH_LOSSES, BINARY_LOSSES, LOGQ, LOSSES, NEGATIVES, Config
+from .types import Config
 
 MAX_CLASSES = 100_000
 

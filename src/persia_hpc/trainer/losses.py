@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from persia_hpc.config import Config
-from persia_hpc.config.types import LOSSES
+from persia_hpc.config.losses import LOSSES
 from persia_hpc.errors import UserError
 from persia_hpc.user_objects import load_object
 
