@@ -16,7 +16,8 @@
 # export NCCL_SOCKET_IFNAME=ib0       # interface on which the trainers' NCCL finds its peers
 # export NCCL_IB_HCA=mlx5             # its InfiniBand adapters;  NCCL_IB_DISABLE=1 without InfiniBand
 # export OMPI_MCA_osc=ucx             # Open MPI 4.1 on several nodes if windows fail with MPI_ERR_WIN
-# export OMPI_MCA_osc=^ucx            # Open MPI 5
+# export OMPI_MCA_osc=^ucx            # Open MPI 5; over slow TCP, where it sends as much as it fetches, try also:
+# export OMPI_MCA_btl_tcp_flags=send,put,inplace,need-ack,need-csum,hetero-rdma,rdma-remote-completion
 
 # --- files --------------------------------------------------------------------------------------------------------
 # On Lustre and other file systems without locks HDF5 refuses to open files. persia-hpc opens its own without them;

@@ -19,8 +19,8 @@ class Node:
 
     size, rank = 2, 0
 
-    def allreduce(self, num_bytes: int) -> int:
-        return 2 * num_bytes
+    def allgather(self, wanted: tuple[int, int]) -> list[tuple[int, int]]:
+        return 2 * [wanted]
 
 
 def problem(
@@ -85,9 +85,9 @@ def test_no_rank_waits_for_the_window_of_one_without_memory(
         raise MemoryError("Unable to allocate")
 
     class World:
-        def allreduce(self, lacks: bool) -> int:
-            assert lacks == lacks_it
-            return 1  # this rank or another
+        def allgather(self, problem: str | None) -> list[str | None]:
+            assert (problem is not None) == lacks_it
+            return [problem, None if lacks_it else "another rank lacks it"]
 
     if lacks_it:
         monkeypatch.setattr(window.np, "empty", empty)

@@ -51,8 +51,9 @@ class Plane:
         node_comm = comm.Split_type(MPI.COMM_TYPE_SHARED)
         assert isinstance(node_comm, MPI.Intracomm)
         try:
-            nodes: list[int] = comm.allgather(node_comm.allreduce(rank, MPI.MIN))
-            node_rank = {peer: i for i, peer in enumerate(node_comm.allgather(rank))}
+            here: list[int] = node_comm.allgather(rank)
+            nodes: list[int] = comm.allgather(min(here))
+            node_rank = {peer: i for i, peer in enumerate(here)}
             placements, sizes = place(channels, nodes, force_remote)
             wanted, private = sizes.shared[rank], sizes.fetched[rank] + sizes.private[rank]
             problem = memory_problem(node_comm, wanted, private=private, memory_grows=memory_grows)

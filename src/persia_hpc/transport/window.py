@@ -37,7 +37,7 @@ class Window:
                 memory = np.empty(num_bytes + _GAP, np.uint8)
             except MemoryError as error:
                 self.problem = _allocation_problem(num_bytes, shared, error)
-            if comm.allreduce(self.problem is not None):  # else the others would wait for this rank's window
+            if any(comm.allgather(self.problem)):  # else the others would wait for this rank's window
                 return
         info = MPI.Info.Create()
         try:
@@ -122,8 +122,11 @@ def memory_problem(
     what, way_out: for the message, what the memory is for, and how to need less.
     Collective over `node_comm`, the ranks of a node.
     """
-    wanted = node_comm.allreduce(num_bytes)
-    in_all = wanted + node_comm.allreduce(private)
+    # Not allreduce: for a communicator's first one of objects mpi4py makes another communicator, and lets no
+    # thread run meanwhile, the watchdog neither.
+    found = node_comm.allgather((num_bytes, private))
+    wanted = sum(shared for shared, _ in found)
+    in_all = wanted + sum(own for _, own in found)
     text = f"{what} of the {node_comm.size} ranks on {socket.gethostname()} need"
     available = available_memory()
     if available is not None and in_all > available:

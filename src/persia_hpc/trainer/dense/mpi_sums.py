@@ -43,7 +43,7 @@ class MpiSums:
         node_comm = comm.Split_type(MPI.COMM_TYPE_SHARED)
         assert isinstance(node_comm, MPI.Intracomm)
         self._node_comm = node_comm
-        self._several_nodes = comm.allreduce(node_comm.rank == 0) > 1
+        self._several_nodes = sum(comm.allgather(node_comm.rank == 0)) > 1
         self._leads = node_comm.rank == 0 and self._several_nodes
         self._leaders = comm.Split(0 if self._leads else MPI.UNDEFINED, comm.rank)
         self._spin = default_spin(MPI.COMM_WORLD.Get_size()) if spin is None else spin
