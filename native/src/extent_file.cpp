@@ -67,9 +67,18 @@ bool ExtentFile::in_memory([[maybe_unused]] const Read& read) const {
 }
 
 void ExtentFile::read(std::vector<Read>& reads) const {
+    std::sort(reads.begin(), reads.end(), [](const Read& a, const Read& b) { return a.offset < b.offset; });
+    if (reads.size() >= kMinReadsForThreads && !has_no_ring_) {
+        if (!ring_) ring_ = ReadRing::make(file_);
+        has_no_ring_ = !ring_ || !ring_->usable();
+        if (!has_no_ring_) {
+            ring_->read(reads);
+            for (const Read& each : reads) read_one(each);  // which says what is wrong
+            return;
+        }
+    }
     reads.erase(std::remove_if(reads.begin(), reads.end(), [&](const Read& each) { return in_memory(each); }),
                 reads.end());
-    std::sort(reads.begin(), reads.end(), [](const Read& a, const Read& b) { return a.offset < b.offset; });
     if (reads.size() < kMinReadsForThreads) {
         for (const Read& each : reads) read_one(each);
         return;

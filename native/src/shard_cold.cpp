@@ -110,6 +110,7 @@ void Shard::lookup_cold(Keys keys, Rows out) const {
         if (eviction_.expired(row.stamp, next_step_)) continue;
         std::byte* const to = out.data + wanted.at * wire_bytes(out.wire, config_.dim);
         encode(&row.weights, 1, config_.dim, room_.data(), to);
+        slots_[wanted.at] = kOnDisk;
     }
 }
 

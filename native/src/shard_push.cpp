@@ -52,14 +52,15 @@ __attribute__((always_inline)) inline const float* Shard::usable_gradient(const 
     return gradient;
 }
 
-template <std::uint32_t kDim, class Chosen>
-PushCounts Shard::push_with(Chosen& chosen, const PushBatch& batch, std::uint32_t step) {
+// row_at(k): the k-th of `n` rows.
+template <std::uint32_t kDim, class Chosen, class RowAt>
+PushCounts Shard::push_with(Chosen& chosen, const PushBatch& batch, std::uint32_t step, std::size_t n,
+                            const RowAt& row_at) {
     struct Place {
         std::byte* weights;
         std::byte* state;
     };
     Place places[2][kMostRows];
-    const std::size_t n = batch.keys.size();
     const std::uint32_t* const slots = batch.slots.data();
     const bool epochs = batch.epoch < removed_at_;
     const std::size_t weight_lines = rows_.weight_lines();
@@ -67,12 +68,13 @@ PushCounts Shard::push_with(Chosen& chosen, const PushBatch& batch, std::uint32_
     const std::size_t size = std::clamp<std::size_t>(kMostLines / (weight_lines + state_lines), 2, kMostRows);
     const auto ask_for_rows = [&](std::size_t begin, Place* to) {
         const std::size_t end = std::min(n, begin + size);
-        for (std::size_t i = begin; i < end; ++i, ++to) {
-            if (slots[i] == kNoSlot) continue;
-            *to = {rows_.weights(slots[i]), rows_.state(slots[i])};
+        for (std::size_t k = begin; k < end; ++k, ++to) {
+            const std::uint32_t slot = slots[row_at(k)];
+            if (slot == kNoSlot) continue;
+            *to = {rows_.weights(slot), rows_.state(slot)};
             prefetch_cold_lines(to->weights, weight_lines);
             prefetch_cold_lines(to->state, state_lines);
-            if (epochs) prefetch_cold_line(&rows_.epoch(slots[i]));
+            if (epochs) prefetch_cold_line(&rows_.epoch(slot));
         }
     };
     PushCounts counts;
@@ -81,7 +83,8 @@ PushCounts Shard::push_with(Chosen& chosen, const PushBatch& batch, std::uint32_
         ask_for_rows(begin + size, places[(block + 1) % 2]);
         const Place* at = places[block % 2];
         const std::size_t end = std::min(n, begin + size);
-        for (std::size_t i = begin; i < end; ++i, ++at) {
+        for (std::size_t k = begin; k < end; ++k, ++at) {
+            const std::size_t i = row_at(k);
             const float* gradient = usable_gradient<kDim>(batch, i, counts);
             if (gradient == nullptr) continue;
             update_.apply<kDim>(chosen, batch.keys[i], step, at->weights, at->state, gradient);
@@ -91,19 +94,36 @@ PushCounts Shard::push_with(Chosen& chosen, const PushBatch& batch, std::uint32_
     return counts;
 }
 
-PushCounts Shard::push(const PushBatch& batch, std::uint32_t step) {
+PushCounts Shard::push(const PushBatch& batch, std::uint32_t step, PushPart part) {
     if (snapshot_.active()) keep_before_push(batch);
     if (changes_.noted()) note_pushed(batch);
-    return std::visit(
+    const std::size_t n = batch.keys.size();
+    std::size_t num_chosen = 0;
+    if (part != PushPart::kAll) {
+        rest_.resize(n + 1);
+        for (std::size_t i = 0; i < n; ++i) {  // without a branch that depends on the row
+            rest_[num_chosen] = static_cast<std::uint32_t>(i);
+            num_chosen += is_marked(batch.slots[i]) == (part == PushPart::kMarked);
+        }
+    }
+    const PushCounts counts = std::visit(
         [&](auto& chosen) {
             return with_dim(config_.dim, [&](auto fixed) {
-                return push_with<decltype(fixed)::value>(chosen, batch, step);
+                constexpr std::uint32_t kDim = decltype(fixed)::value;
+                if (part == PushPart::kAll) {
+                    return push_with<kDim>(chosen, batch, step, n, [](std::size_t k) { return k; });
+                }
+                const std::uint32_t* const rows = rest_.data();
+                return push_with<kDim>(chosen, batch, step, num_chosen,
+                                       [rows](std::size_t k) { return std::size_t{rows[k]}; });
             });
         },
         update_.optimizer());
+    if (part != PushPart::kMarked) marked_.clear();
+    return counts;
 }
 
-void Shard::add_to_sums(const PushBatch& batch, PushCounts& counts) {
+void Shard::add_to_sums(const PushBatch& batch, PushPart part, PushCounts& counts) {
     const std::uint32_t dim = config_.dim;
     const std::size_t mask = merged_map_.size() - 1;
     const std::size_t n = batch.keys.size();
@@ -111,9 +131,10 @@ void Shard::add_to_sums(const PushBatch& batch, PushCounts& counts) {
         if (batch.epoch < removed_at_ && i + kAhead < n && batch.slots[i + kAhead] != kNoSlot) {
             prefetch_cold_line(&rows_.epoch(batch.slots[i + kAhead]));
         }
+        const std::uint32_t slot = batch.slots[i];
+        if (part != PushPart::kAll && is_marked(slot) != (part == PushPart::kMarked)) continue;
         const float* gradient = usable_gradient<0>(batch, i, counts);
         if (gradient == nullptr) continue;
-        const std::uint32_t slot = batch.slots[i];
         std::size_t at = mix(slot) & mask;
         while (merged_map_[at] != 0 && merged_[merged_map_[at] - 1].slot != slot) at = (at + 1) & mask;
         if (merged_map_[at] == 0) {
@@ -147,7 +168,7 @@ void Shard::apply_sums(Chosen& chosen, std::uint32_t step, PushCounts& counts) {
     }
 }
 
-PushCounts Shard::push_step(const std::vector<PushBatch>& batches, std::uint32_t step) {
+PushCounts Shard::push_step(const std::vector<PushBatch>& batches, std::uint32_t step, PushPart part) {
     std::size_t total = 0;
     for (const PushBatch& batch : batches) {
         total += batch.keys.size();
@@ -158,8 +179,9 @@ PushCounts Shard::push_step(const std::vector<PushBatch>& batches, std::uint32_t
     merged_.clear();
     sums_.clear();
     PushCounts counts;
-    for (const PushBatch& batch : batches) add_to_sums(batch, counts);
+    for (const PushBatch& batch : batches) add_to_sums(batch, part, counts);
     std::visit([&](auto& chosen) { apply_sums(chosen, step, counts); }, update_.optimizer());
+    if (part != PushPart::kMarked) marked_.clear();
     return counts;
 }
 

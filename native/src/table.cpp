@@ -96,23 +96,49 @@ void Table::pull_shard(unsigned shard, Keys keys, std::uint32_t step, Rows out, 
                          slots.slice(begin, end), wanted);
 }
 
-void Table::pull_differing_shard(unsigned shard, Keys keys, std::uint32_t step, std::uint32_t since,
-                                 ConstRows before, Span<std::uint32_t> slots, Differing& found) {
+void Table::mark_differing_shard(unsigned shard, Keys keys, std::uint32_t since, std::uint32_t used_by,
+                                 Span<std::uint32_t> slots, Span<std::uint8_t> differs) {
     const auto [begin, end] = range_of(shard, keys);
-    shards_[shard]->pull_differing(keys.slice(begin, end), step, since, before.slice(begin, end, config_.dim),
-                                   slots.slice(begin, end), found);
-    for (std::uint32_t& position : found.positions) position += static_cast<std::uint32_t>(begin);
+    shards_[shard]->mark_differing(keys.slice(begin, end), since, used_by, slots.slice(begin, end),
+                                   differs.slice(begin, end));
 }
 
-void Table::lookup(Keys keys, Rows out, bool initial) const {
+void Table::pull_again_shard(unsigned shard, Keys keys, std::uint32_t step, std::uint32_t since, bool noted,
+                             Span<std::uint32_t> slots, Span<std::uint8_t> differs) {
+    const auto [begin, end] = range_of(shard, keys);
+    shards_[shard]->pull_again(keys.slice(begin, end), step, since, noted, slots.slice(begin, end),
+                               differs.slice(begin, end));
+}
+
+void Table::encode_differing_shard(unsigned shard, Keys keys, Span<const std::uint32_t> slots,
+                                   Span<const std::uint8_t> differs, std::uint32_t first,
+                                   std::uint32_t* positions, Rows out) {
+    const auto [begin, end] = range_of(shard, keys);
+    const std::size_t before = count_wanted(differs.slice(0, begin));
+    const std::size_t count = count_wanted(differs.slice(begin, end));
+    shards_[shard]->encode_differing(slots.slice(begin, end), differs.slice(begin, end),
+                                     first + static_cast<std::uint32_t>(begin), positions + before,
+                                     out.slice(before, before + count, config_.dim));
+}
+
+bool Table::calm() const {
+    return std::all_of(shards_.begin(), shards_.end(), [](const auto& shard) { return shard->calm(); });
+}
+
+void Table::note_uses() {
+    for (const auto& shard : shards_) shard->note_uses();
+}
+
+void Table::lookup(Keys keys, Rows out) const {
     check_keys(keys);
     check_length("rows", out.count, keys.size());
-    each_shard(keys.size(), [&](unsigned i) { lookup_shard(i, keys, out, initial); });
+    each_shard(keys.size(), [&](unsigned i) { lookup_shard(i, keys, out); });
 }
 
-void Table::lookup_shard(unsigned shard, Keys keys, Rows out, bool initial) const {
+void Table::lookup_shard(unsigned shard, Keys keys, Rows out, Span<std::uint32_t> slots) const {
     const auto [begin, end] = range_of(shard, keys);
-    shards_[shard]->lookup(keys.slice(begin, end), out.slice(begin, end, config_.dim), initial);
+    if (!slots.empty()) slots = slots.slice(begin, end);
+    shards_[shard]->lookup(keys.slice(begin, end), out.slice(begin, end, config_.dim), slots);
 }
 
 void Table::check_slots(Keys keys, Span<const std::uint32_t> slots) const {
@@ -149,16 +175,17 @@ PushCounts Table::push_step(const std::vector<PushBatch>& batches, std::uint32_t
     return sum;
 }
 
-PushCounts Table::push_shard(unsigned shard, Span<const PushBatch> batches, std::uint32_t step) {
+PushCounts Table::push_shard(unsigned shard, Span<const PushBatch> batches, std::uint32_t step,
+                             PushPart part_of_step) {
     const auto part = [&](const PushBatch& batch) -> PushBatch {
         const auto [begin, end] = range_of(shard, batch.keys);
         return {batch.keys.slice(begin, end), batch.slots.slice(begin, end),
                 batch.gradients.slice(begin, end, config_.dim), batch.epoch};
     };
-    if (batches.size() == 1) return shards_[shard]->push(part(batches[0]), step);
+    if (batches.size() == 1) return shards_[shard]->push(part(batches[0]), step, part_of_step);
     std::vector<PushBatch> parts;
     for (const PushBatch& batch : batches) parts.push_back(part(batch));
-    return shards_[shard]->push_step(parts, step);
+    return shards_[shard]->push_step(parts, step, part_of_step);
 }
 
 void Table::ask_for_lines(unsigned shard, Keys keys) const {

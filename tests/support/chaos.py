@@ -61,8 +61,15 @@ def settings(data: str, mode: str, shape: tuple[int, int, int] = (2, 1, 2)) -> d
         "train.epochs": 20,
         "train.evaluate_every": 40,
         "checkpoint": {"every": 15, "full_every": 3, "keep": 2, "resume": True},
-        # So little room that rows come and go all the time.
+        # So little room that rows come and go all the time, some of them to a disk.
         "tables.item": {"dim": 4, "optimizer": {"name": "adam"}, "capacity": "12 KiB", "buckets": 2},
+        "tables.user": {
+            "dim": 4,
+            "optimizer": {"name": "adam"},
+            "capacity": "6 KiB",
+            "buckets": 2,
+            "disk": {"path": str(Path(data).parent), "capacity": "8 MiB"},
+        },
     }
     if mode == "hybrid":
         changes["staleness_bound"] = 3
@@ -219,6 +226,7 @@ def check_end(run_dir: Path, reference: Path, mode: str) -> None:
     assert ledger["pulled_rows"] == sum(ledger[f"{part}_rows"] for part in parts), ledger
     assert ledger["dropped_rows"] == 0
     assert ledger["pulled_rows"] == expected["embedding"]["pulled_rows"]
+    assert expected["embedding"]["from_disk_rows"] > 100
     assert (got["steps"], got["samples"]) == (expected["steps"], expected["samples"])
     left = [p.name for p in run_dir.rglob("*") if ".partial" in p.name or p.name.endswith(".damaged")]
     assert not left, f"left behind: {left}"

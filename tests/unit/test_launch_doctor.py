@@ -11,7 +11,8 @@ import pytest
 
 from persia_hpc.cli import main
 from persia_hpc.launch import doctor
-from persia_hpc.launch.disk_speed import DiskSpeed, measure_disk
+from persia_hpc.launch.disk_speed import DiskSpeed, is_memory, measure_disk
+from tests.support.disks import small_disk
 
 FIND = importlib.util.find_spec
 
@@ -80,6 +81,7 @@ def test_a_number_that_no_job_has_is_refused(capsys: pytest.CaptureFixture[str])
 def test_a_disk_is_measured(
     hide: set[str], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(doctor, "is_memory", lambda _: False)
     monkeypatch.setattr(doctor, "measure_disk", partial(measure_disk, file_bytes=8 << 20, seconds=0.02))
     assert main(["doctor", "--disk", str(tmp_path), "--disk", str(tmp_path / "missing")]) == 1
     text = capsys.readouterr().out
@@ -108,11 +110,21 @@ def test_a_slow_disk_is_a_note(
     level: str,
     said: str,
 ) -> None:
+    monkeypatch.setattr(doctor, "is_memory", lambda _: False)
     monkeypatch.setattr(doctor, "measure_disk", lambda _: speed)
     main(["doctor", "--disk", str(tmp_path)])
     text = capsys.readouterr().out
     assert levels(text)["disk"] == level
     assert said in text
+
+
+def test_memory_is_no_disk(hide: set[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert not is_memory(Path("/proc"))
+    with small_disk(tmp_path / "tmpfs", "1m"):
+        (tmp_path / "tmpfs" / "within").mkdir()
+        assert is_memory(tmp_path / "tmpfs" / "within")
+        assert main(["doctor", "--disk", str(tmp_path / "tmpfs" / "within")]) == 0
+    assert re.search(r"note +disk .*within +is memory", capsys.readouterr().out)
 
 
 def test_a_disk_that_fails_is_named(
@@ -121,6 +133,7 @@ def test_a_disk_that_fails_is_named(
     def fail(_: Path) -> DiskSpeed:
         raise OSError(5, "Input/output error")
 
+    monkeypatch.setattr(doctor, "is_memory", lambda _: False)
     monkeypatch.setattr(doctor, "measure_disk", fail)
     assert main(["doctor", "--disk", str(tmp_path)]) == 1
     assert re.search(r"BAD +disk .*Input/output error\n +-> name a directory", capsys.readouterr().out)

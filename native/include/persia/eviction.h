@@ -56,6 +56,7 @@ class Eviction {
         return ttl_ != 0 && step > stamp && step - stamp > ttl_;
     }
     std::uint32_t ttl() const { return ttl_; }
+    bool lfu() const { return lfu_; }
 
     // The next row to go, taken off the list of candidates; none if its stamp would be greater than `most`.
     KeyIndex::Entry next(std::uint32_t bucket, const KeyIndex& index, std::uint32_t most = kMaxStamp);

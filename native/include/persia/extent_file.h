@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "persia/read_ring.h"
 #include "persia/thread_team.h"
 
 namespace persia {
@@ -32,13 +33,8 @@ class ExtentFile {
     ExtentFile(const ExtentFile&) = delete;
     ExtentFile& operator=(const ExtentFile&) = delete;
 
-    struct Read {
-        std::uint64_t offset;
-        std::byte* to;
-        std::size_t bytes;
-    };
-    // Any number of reads. What isn't in memory is read in the order of places, many at a time if there are
-    // many.
+    using Read = FileRead;
+    // Any number of reads, in the order of places, many at a time if there are many.
     void read(std::vector<Read>& reads) const;
     // Asks the system to begin a read, without waiting for it.
     void ask_for(std::uint64_t offset, std::size_t bytes) const;
@@ -55,7 +51,10 @@ class ExtentFile {
     std::string folder_;
     std::size_t extent_bytes_;
     int file_ = -1;
-    mutable std::unique_ptr<ThreadTeam> readers_;  // once they are needed
+    // Once they are needed; threads where the kernel refuses a ring.
+    mutable std::unique_ptr<ReadRing> ring_;
+    mutable std::unique_ptr<ThreadTeam> readers_;
+    mutable bool has_no_ring_ = false;
 };
 
 }  // namespace persia

@@ -91,10 +91,9 @@ struct ImportedRows {  // as ExportedRows, of any buckets and in any order; with
     }
 };
 
-struct Differing {  // rows of a pull that aren't what was sent before
-    std::vector<std::uint32_t> positions;
-    std::vector<std::byte> rows;  // as on the wire
-};
+// Which rows of its batches a push is of: those that mark_differing() has marked, or the others, which must
+// follow.
+enum class PushPart { kAll, kMarked, kOthers };
 
 struct RowCounts {
     std::uint64_t created = 0;   // by pulls
@@ -113,11 +112,20 @@ class Shard {
 
     void pull(Keys keys, std::uint32_t step, Rows out, Span<std::uint32_t> slots,
               Span<const std::uint8_t> wanted);
-    void lookup(Keys keys, Rows out, bool initial = false) const;
-    void pull_differing(Keys keys, std::uint32_t step, std::uint32_t since, ConstRows before,
-                        Span<std::uint32_t> slots, Differing& found);
-    PushCounts push(const PushBatch& batch, std::uint32_t step);
-    PushCounts push_step(const std::vector<PushBatch>& batches, std::uint32_t step);
+    // slots [U]: where rows lie, for mark_differing(); then unseen rows are as they would begin.
+    void lookup(Keys keys, Rows out, Span<std::uint32_t> slots = {}) const;
+    // A pull whose rows lookup() gave, see table.h.
+    void mark_differing(Keys keys, std::uint32_t since, std::uint32_t used_by, Span<std::uint32_t> slots,
+                        Span<std::uint8_t> differs);
+    void pull_again(Keys keys, std::uint32_t step, std::uint32_t since, bool noted, Span<std::uint32_t> slots,
+                    Span<std::uint8_t> differs);
+    void encode_differing(Span<const std::uint32_t> slots, Span<const std::uint8_t> differs,
+                          std::uint32_t first, std::uint32_t* positions, Rows out);
+    bool calm() const;
+    void note_uses() { notes_uses_ = eviction_.lfu(); }
+    PushCounts push(const PushBatch& batch, std::uint32_t step, PushPart part = PushPart::kAll);
+    PushCounts push_step(const std::vector<PushBatch>& batches, std::uint32_t step,
+                         PushPart part = PushPart::kAll);
     // Ask for memory that a call will need soon: first for the index lines of keys, then, when these have
     // come, for the rows; or for the rows of slots and their states.
     void ask_for_lines(Keys keys) const;
@@ -195,6 +203,15 @@ class Shard {
     template <class Touch, class Resolve, class UseRest>
     void walk_rest_wide(Keys keys, Span<std::uint32_t> slots, Span<const std::uint32_t> rest,
                         const Touch& touch, const Resolve& resolve, const UseRest& use_rest) const;
+    // use(i, line, at, here) for the entry of each key in its home line; here: all bits if it is the key's.
+    template <class Use>
+    void each_home(Keys keys, const Use& use) const;
+    void ask_for_second_line(Key key) const;
+    bool decides_by_stamps() const { return !eviction_.lfu() && eviction_.ttl() == 0; }
+    bool is_marked(std::uint32_t slot) const {
+        return !marked_.empty() && (marked_[slot / 64 & (marked_.size() - 1)] >> slot % 64 & 1) != 0;
+    }
+    void note_used(Span<const std::uint32_t> slots, std::uint32_t step);
     void insert(std::uint32_t bucket, Key key, std::uint32_t slot, std::uint32_t stamp);
     void start_row(Key key, std::uint32_t slot);
     void import_some(const ImportedRows& from);
@@ -225,11 +242,12 @@ class Shard {
     void sweep(std::uint32_t step);
     template <std::uint32_t kDim>
     const float* usable_gradient(const PushBatch& batch, std::size_t i, PushCounts& counts);
-    template <std::uint32_t kDim, class Chosen>
-    PushCounts push_with(Chosen& chosen, const PushBatch& batch, std::uint32_t step);
+    template <std::uint32_t kDim, class Chosen, class RowAt>
+    PushCounts push_with(Chosen& chosen, const PushBatch& batch, std::uint32_t step, std::size_t n,
+                         const RowAt& row_at);
     template <class Chosen>
     void apply_sums(Chosen& chosen, std::uint32_t step, PushCounts& counts);
-    void add_to_sums(const PushBatch& batch, PushCounts& counts);
+    void add_to_sums(const PushBatch& batch, PushPart part, PushCounts& counts);
 
     struct Merged {  // a row that at least one batch of a step pushes to
         Key key;
@@ -246,6 +264,13 @@ class Shard {
     RowStore rows_;
     Eviction eviction_;
     Admission admission_;
+    // Of lookup(): the row is on disk, and so without a slot.
+    static constexpr std::uint32_t kOnDisk = kNoSlot - 1;
+    // The last step that pulled each slot's row, where stamps don't tell.
+    bool notes_uses_ = false;
+    std::vector<std::uint32_t> last_used_;
+    // Slots of rows that a patch waits for, and some others, see is_marked().
+    std::vector<std::uint64_t> marked_;
     std::uint32_t epoch_ = 0;
     // Slots pulled at this epoch or later still have their rows (within an epoch none expires that is in
     // flight).
@@ -268,13 +293,13 @@ class Shard {
     std::unordered_set<Key> away_;     // rows on disk that changed since the mark, before they went there
 
     // Working memory, kept from call to call.
-    mutable std::vector<float> room_;             // one row
-    mutable std::vector<std::byte> first_;        // one row's weights
-    mutable std::vector<std::uint32_t> slots_;    // lookup
-    std::vector<std::uint32_t> compared_, rest_;  // pull_differing
-    std::vector<Merged> merged_;                  // push_step
-    std::vector<float> sums_;                     // [merged, D]
-    std::vector<std::uint32_t> merged_map_;       // hash of a slot -> its place in merged_ + 1
+    mutable std::vector<float> room_;           // one row
+    mutable std::vector<std::byte> first_;      // one row's weights
+    mutable std::vector<std::uint32_t> slots_;  // lookup
+    std::vector<std::uint32_t> rest_;           // places of keys that a second pass is of
+    std::vector<Merged> merged_;                // push_step
+    std::vector<float> sums_;                   // [merged, D]
+    std::vector<std::uint32_t> merged_map_;     // hash of a slot -> its place in merged_ + 1
     std::vector<Key> expired_keys_;
     mutable std::vector<ColdStore::Wanted> wanted_;  // from disk
 };

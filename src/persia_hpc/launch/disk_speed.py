@@ -55,6 +55,17 @@ def measure_disk(folder: Path, *, file_bytes: int = FILE_BYTES, seconds: float =
     return DiskSpeed(reads, sorted(times)[_FSYNCS // 2], direct)
 
 
+def is_memory(folder: Path) -> bool:
+    """Returns whether a directory's files are kept in memory, as far as the system says."""
+    kinds = {}
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/mounts").read_text(errors="replace").splitlines():
+            _, point, kind, *_ = line.split(" ")
+            kinds[Path(point)] = kind
+    folder = folder.resolve()
+    return next((kinds[p] for p in (folder, *folder.parents) if p in kinds), "") in ("tmpfs", "ramfs")
+
+
 @contextlib.contextmanager
 def _reader(file: int) -> Iterator[tuple[int, bool]]:
     """Opens a file again for reads past the page cache, or with nothing of it there; and says which."""
@@ -80,7 +91,7 @@ def _read_for(seconds: float, file: int, pages: int, threads: int) -> float:
     def read(order: list[int]) -> int:
         with mmap.mmap(-1, READ_BYTES) as page:  # aligned, as O_DIRECT wants it
             for done, place in enumerate(order):
-                if time.perf_counter() >= end:
+                if done and time.perf_counter() >= end:  # threads may begin late
                     return done
                 os.preadv(file, [page], place)
         return len(order)

@@ -17,7 +17,7 @@ from typing import Any
 
 from persia_hpc.errors import EXIT_FAILURE, EXIT_OK, UserError
 
-from .disk_speed import FILE_BYTES, measure_disk
+from .disk_speed import FILE_BYTES, is_memory, measure_disk
 from .mpiexec import ELSEWHERE, MPI_PYTHON, find_launcher
 
 GOOD, NOTE, BAD = "ok", "note", "BAD"
@@ -266,6 +266,8 @@ def _disk(folder: Path) -> list[Line]:
     fix = "name a directory on a local drive that you may write to"
     if not folder.is_dir():
         return [(BAD, what, "there is no such directory", fix)]
+    if is_memory(folder):
+        return [(NOTE, what, "is memory (tmpfs): rows there take what they should spare", fix)]
     free = shutil.disk_usage(folder).free
     if free < 2 * FILE_BYTES:
         return [(NOTE, what, f"not measured: only {free / 2**20:.0f} MiB are free", "make room")]
