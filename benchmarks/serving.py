@@ -80,6 +80,7 @@ def train(options: argparse.Namespace) -> None:
             ends = json.loads((folder / "ends.json").read_text())
             half = len(ends) // 2
             rates[kind].append((len(ends) - 1 - half) / (ends[-1] - ends[half]))
+            print(f"turn {turn + 1}, {kind}: {rates[kind][-1]:.1f} steps/s", flush=True)
             exported = json.loads((folder / "run" / "summary.json").read_text()).get("export") or exported
             if follower is not None:
                 time.sleep(1)
