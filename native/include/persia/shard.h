@@ -8,7 +8,8 @@
 //
 // With a disk tier (cold_store.h) a row that would be evicted for lack of room goes to disk as it is, and
 // comes back when a pull wants it, before anything else happens to that pull. Rows that a step in flight has
-// pulled stay; so do all where the disk takes no more, unless they are to be evicted then.
+// pulled stay with lru, and come back for their push with lfu. All stay where the disk takes no
+// more, unless they are to be evicted then.
 #pragma once
 
 #include <cstddef>
@@ -116,6 +117,10 @@ class Shard {
     void lookup(Keys keys, Rows out, bool initial = false) const;
     void pull_differing(Keys keys, std::uint32_t step, std::uint32_t since, ConstRows before,
                         Span<std::uint32_t> slots, Differing& found);
+    // Whether rows of a push may have gone to disk since its pull: with lfu, whose stamps don't tell what is
+    // in flight. Then recall() brings them back, and gives the batch with the slots that all have now.
+    bool recalls() const { return cold_ && eviction_.lfu(); }
+    PushBatch recall(const PushBatch& batch, std::vector<std::uint32_t>& slots);
     PushCounts push(const PushBatch& batch, std::uint32_t step);
     PushCounts push_step(const std::vector<PushBatch>& batches, std::uint32_t step);
     // Ask for memory that a call will need soon: first for the index lines of keys, then, when these have
@@ -215,7 +220,7 @@ class Shard {
     // What a disk tier adds, in shard_cold.cpp.
     bool demote(std::uint32_t bucket, KeyIndex::Entry entry);  // whether the disk took it
     void note_full(const DiskFull& error);
-    void shrink(std::uint32_t step);  // rows that a later step has used stay
+    void shrink(std::uint32_t step);  // with lru rows that a later step has used stay
     void fetch(Keys keys);
     void sweep_cold(std::uint32_t bucket);
     void lookup_cold(Keys keys, Rows out) const;
