@@ -20,10 +20,11 @@ bin := $(CURDIR)/$(venv)/bin
 chosen := $(if $(filter command environment,$(origin PYTHON)),--chosen)
 run_setup := $(PYTHON) tools/setup.py $(chosen) --mpi $(MPI) --torch '$(TORCH_SPEC)' --reducer $(REDUCER)
 lint_setup := $(PYTHON) tools/setup.py $(chosen) --torch '$(TORCH_SPEC)' --for lint
+wheel_setup := $(PYTHON) tools/setup.py $(chosen) --for wheel
 python_folders := $(wildcard src tests tools benchmarks datasets)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast fuzz chaos soak native-test sanitize sanitize-fast lint format bench-peers clean distclean
+.PHONY: help setup demo test test-fast fuzz chaos soak native-test sanitize sanitize-fast lint format wheel try-wheel bench-peers clean distclean
 
 help:
 	@echo 'make demo     train a model on real data under mpiexec: servers, workers, trainers'
@@ -34,6 +35,7 @@ help:
 	@echo 'make soak     disturbs one job for ten minutes: stopped ranks, new files (ARGS="--minutes 60")'
 	@echo 'make sanitize C++ tests and tests/native under ASan, UBSan, TSan;  make sanitize-fast  only the C++ tests'
 	@echo 'make lint     ruff, mypy, clang-format, import rules;  make format  applies what can be applied'
+	@echo 'make wheel    a manylinux wheel of the package, in dist/;  make try-wheel  trains from it without a compiler'
 	@echo 'make setup    only the environment ($(venv)), logs in build/setup-*.log'
 	@echo 'make bench-peers  TorchRec and Paddle, for persia-hpc bench train and benchmarks/preprocessing.py'
 	@echo 'make clean    removes builds and caches;  make distclean  the environments too'
@@ -48,7 +50,7 @@ setup:
 	@$(run_setup)
 
 demo: setup
-	@PATH="$(bin):$$PATH" bash tools/demo.sh $(REDUCER)
+	@PATH="$(bin):$$PATH" persia-hpc demo --set train.reducer=$(REDUCER)
 
 test: setup native-test
 	@PATH="$(bin):$$PATH" PERSIA_HPC_TEST_REDUCER=$(REDUCER) $(bin)/python -m pytest $(ARGS)
@@ -83,6 +85,14 @@ format:
 	@.venv/bin/ruff check --fix $(python_folders)
 	@.venv/bin/ruff format $(python_folders)
 	@find native -name '*.cpp' -o -name '*.h' -o -name '*.cu' | xargs .venv/bin/clang-format -i
+
+wheel:
+	@$(wheel_setup)
+	@bash tools/wheel.sh .venv/bin/python
+
+try-wheel:
+	@$(wheel_setup)
+	@bash tools/try_wheel.sh .venv/bin/python '$(TORCH_SPEC)'
 
 bench-peers:
 	@bash benchmarks/peers/setup.sh $(PYTHON) '$(TORCH_SPEC)'

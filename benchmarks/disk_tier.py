@@ -208,8 +208,11 @@ def measure_memory(folder: str, rows: int) -> None:
         if step == 2:  # memory is full, and the first rows are on disk
             before, cold = resident_bytes(), table.cold_rows
         if step % 64 == 0:
-            seconds = time.perf_counter() - begin
-            print(f"{table.cold_rows:,} rows on disk after {seconds:,.0f} s", flush=True)
+            seconds, each = (
+                time.perf_counter() - begin,
+                (resident_bytes() - before) / (table.cold_rows - cold),
+            )
+            print(f"{table.cold_rows:,} rows on disk after {seconds:,.0f} s, {each:.2f} bytes", flush=True)
     more = table.cold_rows - cold
     print(
         f"{table.cold_rows:,} rows of {RECORD} bytes on disk, {table.disk_bytes / 2**30:.2f} GiB: "

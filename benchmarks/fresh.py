@@ -39,7 +39,8 @@ def row(name: str, each: list[Mapping[str, Any]]) -> list[str]:
     def milliseconds(role: str, phase: str) -> str:
         return f"{1e3 * last['phase_seconds'][role][phase]['mean'] / steps:.2f}"
 
-    spans = [("trainer", "wait"), ("parameter_server", "pull"), ("parameter_server", "patch")]
+    spans = [("trainer", "wait"), ("embedding_worker", "push"), ("parameter_server", "push")]
+    spans += [("parameter_server", "patch"), ("embedding_worker", "patch"), ("parameter_server", "pull")]
     return [
         name,
         f"{statistics.median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f})",
@@ -54,7 +55,8 @@ def tables(options: argparse.Namespace, scratch: Path) -> Iterator[str]:
     """A table for each batch size and number of trainers."""
     path = prepare_data(options.data, options.rows, options.exponent)
     head = ["mode", "samples/s", "early", "sent again"]
-    head += ["trainer waits, ms a step", "server: pull", "patch", "patch, ns a pulled row"]
+    head += ["trainer waits, ms a step", "worker: push", "server: push", "patch", "worker: patch"]
+    head += ["server: pull", "patch, ns a pulled row"]
     for batch in options.batches:
         for trainers in options.trainers:
             found: dict[str, list[Mapping[str, Any]]] = {}

@@ -1,18 +1,22 @@
 """What serving costs: training beside `[export]`, how soon a changed row is visible, and requests a second.
 
     python -m benchmarks.serving prepare FOLDER [--rows 10000000]
-    python -m benchmarks.serving train FOLDER [--turns 2] [--steps 1500] [--every 0.5] [--ranks 1 1 1]
+    python -m benchmarks.serving train FOLDER [--turns 2] [--steps 1500] [--every 0.75] [--ranks 1 1 1]
     python -m benchmarks.serving accuracy FOLDER --data DIR/criteo_137k [--seeds 1 2 3]
     python -m benchmarks.serving ask FOLDER [--redis-python PYTHON] [--redis-rows 1000000]
 
 `prepare` makes W0's samples and a checkpoint with so many rows. `train` trains W0 from there, in one process
-or with so many parameter servers, embedding workers and trainers under mpiexec, with and without export in
-turns, and in the runs with export a reader in a second process; a step's change is visible when that process
-has the first version of this step or a later one. `ask` measures one reader of what `train` has left, or, if
-that has not run, of what 150 steps with export leave: single requests of 26 ids, with and without the dense
-part, and batches of 512; and MGET of as many rows of as many bytes, in batches as large, from a redis-server
-of its own on a Unix socket (hiredis parses). `accuracy` trains datasets/criteo in one process and compares
-the test AUC of a reader of rows in `--format` with that of the run's own rows.
+or with so many parameter servers, embedding workers and trainers under mpiexec, in turns: `plain`, without
+export; `export`, with it, and nobody reads; `served`, with a reader in another process on the same cores,
+which takes in all changes twice (see serving/follower.py) and answers 200 requests a second. What export
+costs training is `export` beside `plain`; `served` beside `plain` is what it costs where the service has no
+machine of its own. A step's change is visible when the reader has the first version of this step or a later
+one. Rates are of the second half of the steps, when the first base has been written. `ask` measures one
+reader of what `train` has left, or, if that has not run, of what 150 steps with export leave: single requests
+of 26 ids, with and without the dense part, and batches of 512; and MGET of as many rows of as many bytes, in
+batches as large, from a redis-server of its own on a Unix socket (hiredis parses). `accuracy` trains
+datasets/criteo in one process and compares the test AUC of a reader of rows in `--format` with that of the
+run's own rows.
 """
 
 from __future__ import annotations
@@ -39,6 +43,7 @@ from persia_hpc.samples.source import open_source
 from persia_hpc.serving.parts import map_part
 
 FEATURES, DIM = 26, 16
+KINDS = ("plain", "export", "served")
 MODULE = "benchmarks.serving"
 
 
@@ -55,37 +60,39 @@ class Times(ph.Callback):
 def train(options: argparse.Namespace) -> None:
     folder: Path = options.folder
     if options.one is not None:
-        train_once(folder, options, export=options.one == "export")
+        train_once(folder, options, export=options.one != "plain")
         return
-    rates: dict[str, list[float]] = {"plain": [], "export": []}
+    rates: dict[str, list[float]] = {kind: [] for kind in KINDS}
     delays: list[float] = []
-    for _ in range(options.turns):
-        for kind in rates:
+    exported: dict[str, Any] = {}
+    for turn in range(options.turns):
+        for kind in KINDS[:: 1 if turn % 2 == 0 else -1]:
             shutil.rmtree(folder / "run", ignore_errors=True)
             more = ["--steps", str(options.steps), "--every", str(options.every), "--one", kind]
             more += ["--ranks", *map(str, options.ranks)] if options.ranks else []
             follower = None
-            if kind == "export":
+            if kind != "plain":
                 shutil.rmtree(folder / "export", ignore_errors=True)
+            if kind == "served":
                 follow = [sys.executable, "-m", MODULE, "follow", str(folder)]
                 follower = subprocess.Popen(follow, stdout=subprocess.PIPE, text=True)
             run_job(["-m", MODULE, "train", str(folder), *more], options.ranks)
             ends = json.loads((folder / "ends.json").read_text())
             half = len(ends) // 2
             rates[kind].append((len(ends) - 1 - half) / (ends[-1] - ends[half]))
+            exported = json.loads((folder / "run" / "summary.json").read_text()).get("export") or exported
             if follower is not None:
                 time.sleep(1)
                 follower.terminate()
                 seen = [json.loads(line) for line in follower.communicate()[0].splitlines()]
                 delays += delays_of(ends, seen)
-    pairs = [b / a for a, b in zip(rates["plain"], rates["export"], strict=True)]
-    print(f"steps/s without export {rates['plain']}, with {rates['export']}")
-    each = ", ".join(f"{ratio:.1%}" for ratio in pairs)
-    print(f"with / without, by pair: {each}, median {statistics.median(pairs):.1%}")
+    for kind, each in rates.items():
+        ratios = [b / a for a, b in zip(rates["plain"], each, strict=True)]
+        of_turns = ", ".join(f"{rate:.1f} ({ratio:.1%})" for rate, ratio in zip(each, ratios, strict=True))
+        print(f"{kind}: steps/s, and of those of `plain` {of_turns}; median {statistics.median(ratios):.1%}")
     quantiles = {q: float(np.quantile(delays, q)) for q in (0.5, 0.9, 0.99, 1.0)}
     print("a step's rows are visible after", {q: round(v, 3) for q, v in quantiles.items()}, "s")
-    summary = json.loads((folder / "run" / "summary.json").read_text())["export"]
-    print("the last run's export:", summary)
+    print("the last run's export:", exported)
 
 
 def run_job(program: list[str], ranks: list[int]) -> None:
@@ -247,11 +254,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--every", type=float, default=0.5)
+    parser.add_argument("--every", type=float, default=0.75)
     parser.add_argument("--ranks", type=int, nargs=3, default=[])
     parser.add_argument("--base-every", type=int, default=240)
     parser.add_argument("--format", default="int8")
-    parser.add_argument("--one", choices=("plain", "export"))
+    parser.add_argument("--one", choices=KINDS)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--redis-python")

@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument(
         "--chosen", action="store_true", help="the Python was chosen by the user (PYTHON=...)"
     )
-    parser.add_argument("--for", dest="purpose", choices=["run", "lint"], default="run")
+    parser.add_argument("--for", dest="purpose", choices=["run", "lint", "wheel"], default="run")
     parser.add_argument("--reducer", choices=["horovod", "mpi"], default="horovod", help="mpi: no Horovod")
     options = parser.parse_args()
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
@@ -69,6 +69,8 @@ class Setup:
         """The steps in order."""
         if self.purpose == "lint":
             return [self.step_venv, self.step_torch, self.step_dependencies, self.step_lint_tools]
+        if self.purpose == "wheel":
+            return [self.step_compiler, self.step_venv, self.step_wheel_tools]
         site = self.at.mpi == "site"
         return [
             self.step_compiler,
@@ -300,10 +302,14 @@ class Setup:
 
     def step_lint_tools(self) -> Step:
         wanted = self.at.project()["project"]["optional-dependencies"]["lint"]
-        return Step(
-            "lint-tools",
-            "ruff, mypy, clang-format",
-            {"requirements": "\n".join(wanted)},
-            lambda commands: self.at.pip(commands, *wanted),
-            NETWORK,
-        )
+        return self._tools("lint-tools", "ruff, mypy, clang-format", wanted)
+
+    def step_wheel_tools(self) -> Step:
+        project = self.at.project()
+        wanted = project["build-system"]["requires"] + project["project"]["optional-dependencies"]["wheel"]
+        wanted += [tool for tool in ("cmake", "ninja") if not found_outside(tool)]
+        return self._tools("wheel-tools", "what builds and checks a wheel", wanted)
+
+    def _tools(self, name: str, title: str, wanted: list[str]) -> Step:
+        requirements = {"requirements": "\n".join(wanted)}
+        return Step(name, title, requirements, lambda commands: self.at.pip(commands, *wanted), NETWORK)

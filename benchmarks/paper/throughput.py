@@ -5,7 +5,7 @@ nodes are network namespaces of this machine whose links are limited to some rat
 server, every other node a trainer and its worker, so all rows cross links; rows and AllReduce share a link
 fairly. The server's link is unlimited, or has the rate --server-link. Ranks, MPI over TCP, Horovod, tables
 and gradients are real. Weak scaling: every trainer has its own batch, so a step's bytes on a link stay
-the same. Needs root, tc (iproute2) and MPICH.
+the same. Needs root, tc (iproute2), and MPICH or Open MPI 5.
 
 What to expect: sync pulls, trains and pushes one after the other, so a step takes about the sum; hybrid and
 async overlap them, so it takes the longest. In fresh gradients are waited for, most rows aren't. "link /
@@ -23,8 +23,8 @@ from typing import Any
 from benchmarks.paper.report import Report, markdown
 from persia_hpc.config import load_config, to_toml
 from persia_hpc.launch.registry import read_summary
-from tests.support.mpi import environment, mpiexec
-from tests.support.netns import virtual_nodes
+from tests.support.mpi import environment
+from tests.support.netns import Part, virtual_nodes
 
 DIM, FEATURES, BATCH = 64, 8, 256  # of a trainer
 MODES = {mode: {"mode": mode} for mode in ("sync", "fresh", "hybrid", "async")}
@@ -90,7 +90,7 @@ def job(
     trainers = settings["ranks"]["trainers"]
     config, run_dir = scratch / f"{name}.toml", scratch / name
     config.write_text(to_toml(load_config(settings).resolved()))
-    program = [sys.executable, "-m", "mpi4py", "-m", "persia_hpc.cli", "train", str(config)]
+    program = ["-m", "mpi4py", "-m", "persia_hpc.cli", "train", str(config)]
     program += ["--launcher", "none", "--quiet", "--run-dir", str(run_dir)]
     with virtual_nodes(1 + trainers, shared=[scratch]) as nodes:
         for node in range(1, 1 + trainers):
@@ -100,10 +100,10 @@ def job(
         # A trainer's Horovod thread looks for work in cycles; at its default of 1 ms eight of them would keep
         # two cores busy.
         env = environment(UCX_NET_DEVICES="eth0", HOROVOD_CYCLE_TIME="5")
-        env |= nodes.launching([1] + [2] * trainers)
-        roles = ("-env", "PERSIA_HPC_ROLES")
-        launch = [mpiexec(), "-n", "1", *roles, "parameter_servers", *program, ":"]
-        launch += ["-n", str(2 * trainers), *roles, "embedding_workers,trainers", *program]
+        launch = nodes.command(
+            Part([0], 1, program, {"PERSIA_HPC_ROLES": "parameter_servers"}),
+            Part(range(1, 1 + trainers), 2, program, {"PERSIA_HPC_ROLES": "embedding_workers,trainers"}),
+        )
         done = subprocess.run(launch, env=env, text=True, capture_output=True, timeout=600)
     summary = read_summary(run_dir)
     if done.returncode or summary is None:

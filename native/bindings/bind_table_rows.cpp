@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <limits>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -18,7 +19,7 @@ namespace {
 using persia::Key;
 using persia::Table;
 
-constexpr std::size_t kRowsAtOnce = 1024;  // of changes, that others wait for
+constexpr std::size_t kRowsAtOnce = 2048;  // of changes, that others wait for
 
 // Without a copy: the array keeps the vector.
 template <class T>
@@ -114,15 +115,15 @@ void mark_changes(LockedTable& self, const std::string& rows) {
     self.run([&](Table& table) { table.mark_changes(format); });
 }
 
-py::tuple take_changes(LockedTable& self) {
+py::tuple take_changes(LockedTable& self, std::size_t enough) {
     persia::ChangedRows changed;
     {
         const py::gil_scoped_release nogil;
         const auto copy = [&] {
             const std::lock_guard<std::mutex> lock(self.mutex);
-            if (self.table.copy_changes(kRowsAtOnce)) return true;
-            changed = self.table.take_changes();
-            return false;
+            const bool more = self.table.copy_changes(kRowsAtOnce);
+            self.table.take_changes(changed);
+            return more && changed.keys.size() < enough;
         };
         // Others may have the table after each piece; without a pause this thread would lock it again at
         // once.
@@ -216,8 +217,10 @@ constexpr const char* kRemovedKeys =
 constexpr const char* kTakeChanges =
     R"(Returns (keys [n], rows uint8 [n, bytes], removed [m]): what had changed at the last mark, as it was then.
 
-Keys come in any order. Those in `removed` went; the ones that came back are in `keys` too. Other threads may
-use the table meanwhile.)";
+Keys come in any order. Those in `removed` went; the ones that came back are in `keys` too, in this call or a
+later one. Other threads may use the table meanwhile.
+enough: after so many rows, or a few more, the rest is left to another call; one that gives nothing says that
+nothing is left.)";
 
 constexpr const char* kMarkChanges =
     R"(Ends the list of what has changed, for `take_changes`, and begins the next.
@@ -244,7 +247,8 @@ void bind_table_rows(TableClass& table) {
         .def("removed_keys", &removed_keys, kRemovedKeys)
         .def("begin_changes", &begin_changes, "Begins to note which rows change or go.")
         .def("mark_changes", &mark_changes, py::arg("rows"), kMarkChanges)
-        .def("take_changes", &take_changes, kTakeChanges)
+        .def("take_changes", &take_changes, py::arg("enough") = std::numeric_limits<std::size_t>::max(),
+             kTakeChanges)
         .def("return_changes", &return_changes, py::arg("keys"), py::arg("removed"),
              "Takes back keys that `take_changes` gave: the next list has them again, with their rows.")
         .def("restore_bucket", &restore_bucket, py::arg("bucket"), py::arg("age"), py::arg("counted"),

@@ -15,7 +15,7 @@
 #include "locked_table.h"
 #include "pending_pull.h"
 #include "ring_ends.h"
-#include "wire_arrays.h"
+#include "table_set_rows.h"
 
 namespace {
 
@@ -23,29 +23,11 @@ using namespace persia_bindings;
 using persia::RecordKeys;
 using persia::TableSet;
 
-using Groups = std::vector<py::object>;  // [G] arrays of rows
-
 RecordKeys to_keys(const TableSet& self, const py::object& keys, const py::object& counts,
                    const std::string& prefix = "") {
     const auto tables = static_cast<py::ssize_t>(self.num_tables());
     return {span_of<const Key>(check_array(keys, prefix + "keys", {kUint64}, {any('U')})),
             span_of<const std::uint32_t>(check_array(counts, prefix + "counts", {kUint32}, {tables}))};
-}
-
-template <class Byte>
-std::vector<persia::RowsOn<Byte>> to_rows(const TableSet& self, const Groups& arrays,
-                                          const std::string& name) {
-    const auto& dims = self.dims();
-    if (arrays.size() != dims.size()) {
-        throw py::value_error(name + ": got " + std::to_string(arrays.size()) + " arrays, expected " +
-                              std::to_string(dims.size()) + ", one for each dim group");
-    }
-    std::vector<persia::RowsOn<Byte>> rows;
-    for (std::size_t g = 0; g < dims.size(); ++g) {
-        rows.push_back(rows_of<Byte>(arrays[g], name + "[" + std::to_string(g) + "]", any('U'),
-                                     static_cast<py::ssize_t>(dims[g])));
-    }
-    return rows;
 }
 
 persia::Span<const std::uint8_t> to_wanted(const py::object& wanted, py::ssize_t n) {
@@ -59,12 +41,6 @@ std::vector<std::uint64_t> row_counts(const TableSet& self, const py::object& co
     const auto each = span_of<const std::uint32_t>(check_array(counts, "counts", {kUint32}, {tables}));
     return self.row_counts(each,
                            to_wanted(wanted, std::accumulate(each.begin(), each.end(), py::ssize_t{0})));
-}
-
-// How records carry rows in a wire format: the position of their dtype in kNames, and the row's elements.
-ArrayEntry entry_of_rows(persia::Wire wire, std::uint64_t count, std::uint32_t dim) {
-    const std::uint32_t code = wire == persia::Wire::kFp32 ? 10 : wire == persia::Wire::kFp16 ? 9 : 4;
-    return {code, 2, count, persia::wire_bytes(wire, dim) / kBytes[code]};
 }
 
 persia::ConstRows rows_in(const Body::Part& part, std::uint32_t dim) {
@@ -128,40 +104,15 @@ std::optional<std::uint64_t> answer(TableSet& self, PendingPull& pull, Producer&
     return sent;
 }
 
-void lookup(const TableSet& self, const py::object& keys, const py::object& counts, const Groups& out,
-            bool initial) {
+void lookup(const TableSet& self, const py::object& keys, const py::object& counts, const Groups& out) {
     const RecordKeys of = to_keys(self, keys, counts);
     const auto rows = to_rows<std::byte>(self, out, "out");
     const py::gil_scoped_release nogil;
-    self.lookup(of, rows, initial);
+    self.lookup(of, rows);
 }
 
-py::list pull_differing(TableSet& self, PendingPull& pull, const Groups& before, std::int64_t since) {
-    if (!pull.wanted.empty()) throw py::value_error("wanted: expected None, as all rows were sent before");
-    const auto rows = to_rows<const std::byte>(self, before, "before");
-    const std::uint32_t at = check_step(static_cast<std::int64_t>(pull.step)), from = check_step(since);
-    pull.prepare();
-    std::vector<persia::Differing> found;
-    {
-        const py::gil_scoped_release nogil;
-        found = self.pull_differing(pull.of(), at, from, rows, pull.slots, pull.epochs);
-    }
-    py::list groups;
-    for (std::size_t g = 0; g < found.size(); ++g) {
-        const auto like = py::reinterpret_borrow<py::array>(before[g]);
-        const auto count = static_cast<py::ssize_t>(found[g].positions.size());
-        py::array_t<std::uint32_t> positions(count);
-        py::array values(like.dtype(), {count, like.shape(1)});
-        if (count != 0) {
-            std::memcpy(positions.mutable_data(), found[g].positions.data(), found[g].positions.size() * 4);
-            std::memcpy(values.mutable_data(), found[g].rows.data(), found[g].rows.size());
-        }
-        groups.append(py::make_tuple(positions, values));
-    }
-    return groups;
-}
-
-Counts push(TableSet& self, const std::vector<std::pair<PendingPull*, Groups>>& records, std::int64_t step) {
+Counts push(TableSet& self, const std::vector<std::pair<PendingPull*, Groups>>& records, std::int64_t step,
+            std::optional<bool> marked) {
     std::vector<persia::PushRecord> checked;
     for (const auto& [pull, gradients] : records) {
         const std::string prefix = "records[" + std::to_string(checked.size()) + "]: ";
@@ -171,7 +122,8 @@ Counts push(TableSet& self, const std::vector<std::pair<PendingPull*, Groups>>& 
     }
     const std::uint32_t at = check_step(step);
     const py::gil_scoped_release nogil;
-    return to_tuple(self.push(checked, at));
+    using Part = persia::PushPart;
+    return to_tuple(self.push(checked, at, !marked ? Part::kAll : *marked ? Part::kMarked : Part::kOthers));
 }
 
 Counts push_next(TableSet& self, Consumer& consumer, const PendingPull& pull) {
@@ -223,7 +175,8 @@ Raises: ValueError, before anything changes, for what `Table` refuses and for co
 constexpr const char* kInit = R"(Takes tables, None where the server has no buckets of one.
 
 groups [T]: the dim group of each table. dims [G]: their dims. threads: that share the tables of a call with
-enough keys; where tables have shards, each shard has its own thread. Results don't depend on them.)";
+enough keys; where tables have shards, each shard has its own thread. Results don't depend on them. ahead:
+`look_ahead` will be called.)";
 
 constexpr const char* kRowCounts = R"(Returns U_g for each dim group.
 
@@ -246,21 +199,13 @@ None if there is no room now, or the record would travel in chunks; then nothing
 the record, whose step and trainer are the pull's.)";
 
 constexpr const char* kLookup =
-    R"(Writes the rows of `keys` to `out`; changes nothing. Rows never seen are zeros (evaluation).
-
-initial: they are what a pull would begin them with, in tables that admit each key.)";
-
-constexpr const char* kPullDiffering =
-    R"(Does what `pull` does, for rows that `lookup` wrote to `before` after step `since` and before the next.
-
-Returns for each dim group the positions uint32 [M_g] and rows [M_g, D_g] of those that differ from these in
-any bit, in no particular order.
-Raises: ValueError if the pull has `wanted`.)";
+    "Writes the rows of `keys` to `out`; changes nothing. Rows never seen are zeros (evaluation).";
 
 constexpr const char* kPush = R"(Makes one optimizer update per row with the gradients of all pulls of a step.
 
-records: answered pulls, each with its gradients for each dim group, see `Table.push_step`. Returns how many
-rows were (applied, evicted in flight, unadmitted, non-finite), which add up to all U.)";
+records: answered pulls, each with its gradients for each dim group, see `Table.push_step`. marked: True for
+the rows that `mark_differing` has marked only, then False for the others; None for all. Returns how many rows
+were (applied, evicted in flight, unadmitted, non-finite), which add up to all U.)";
 
 constexpr const char* kPushNext =
     R"(Does what `push` does for one pull, whose gradients are the next record of a ring.
@@ -322,27 +267,24 @@ void bind_pending_pull(py::module_& m) {
 
 void bind_table_set(py::module_& m) {
     bind_pending_pull(m);
-    py::class_<TableSet>(m, "TableSet", kTableSet)
-        .def(py::init([](const std::vector<std::shared_ptr<LockedTable>>& tables,
-                         const std::vector<std::uint32_t>& groups, const std::vector<std::uint32_t>& dims,
-                         unsigned threads) {
-                 if (threads < 1) throw py::value_error("threads: expected at least 1, got 0");
-                 return std::make_unique<TableSet>(
-                     std::vector<std::shared_ptr<persia::SharedTable>>(tables.begin(), tables.end()), groups,
-                     dims, threads);
-             }),
-             py::arg("tables"), py::arg("groups"), py::arg("dims"), py::kw_only(), py::arg("threads") = 1,
-             kInit)
+    py::class_<TableSet> set(m, "TableSet", kTableSet);
+    set.def(py::init([](const std::vector<std::shared_ptr<LockedTable>>& tables,
+                        const std::vector<std::uint32_t>& groups, const std::vector<std::uint32_t>& dims,
+                        unsigned threads, bool ahead) {
+                if (threads < 1) throw py::value_error("threads: expected at least 1, got 0");
+                return std::make_unique<TableSet>(
+                    std::vector<std::shared_ptr<persia::SharedTable>>(tables.begin(), tables.end()), groups,
+                    dims, threads, ahead);
+            }),
+            py::arg("tables"), py::arg("groups"), py::arg("dims"), py::kw_only(), py::arg("threads") = 1,
+            py::arg("ahead") = false, kInit)
         .def("row_counts", &row_counts, py::arg("counts"), py::arg("wanted") = py::none(), kRowCounts)
         .def("pull", &pull, py::arg("pull"), py::arg("out"), kPull)
-        .def("pull_differing", &pull_differing, py::arg("pull"), py::arg("before"), py::arg("since"),
-             kPullDiffering)
         .def("take_pull", &take_pull, py::arg("ring"), py::arg("kind"), kTakePull)
         .def("answer", &answer, py::arg("pull"), py::arg("ring"), py::arg("kind"), py::arg("tag"),
              py::arg("wire"), kAnswer)
-        .def("lookup", &lookup, py::arg("keys"), py::arg("counts"), py::arg("out"), py::kw_only(),
-             py::arg("initial") = false, kLookup)
-        .def("push", &push, py::arg("records"), py::arg("step"), kPush)
+        .def("lookup", &lookup, py::arg("keys"), py::arg("counts"), py::arg("out"), kLookup)
+        .def("push", &push, py::arg("records"), py::arg("step"), py::arg("marked") = py::none(), kPush)
         .def("push_next", &push_next, py::arg("ring"), py::arg("pull"), kPushNext)
         .def("evict", &evict, py::arg("step"), "Evicts from all tables after `step`; returns how many rows.")
         .def(
@@ -354,4 +296,5 @@ void bind_table_set(py::module_& m) {
             py::arg("pull"), "Has the disk begin to read the rows that a pull will want from there.")
         .def("set_lr", &set_lr, py::arg("rates"),
              "Sets the learning rates, float64 [T], of the updates to come.");
+    bind_ahead(set);
 }

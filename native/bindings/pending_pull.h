@@ -79,6 +79,8 @@ struct PendingPull {
     Span<const std::uint8_t> wanted;             // [U], or none
     persia::AlignedArray<std::uint32_t> slots;   // [U], empty before the pull is answered
     persia::AlignedArray<std::uint32_t> epochs;  // [T], likewise
+    std::uint32_t since = 0;                     // the step after which rows were looked up ahead,
+    persia::AlignedArray<std::uint8_t> differs;  // [U], and which of them aren't these any more
 
   private:
     std::vector<py::array> held;

@@ -1,18 +1,22 @@
 #include "persia/served_rows.h"
 
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <limits>
 #include <stdexcept>
 
+#include "persia/lanes.h"
 #include "persia/wire.h"
 
 namespace persia {
 namespace {
 
 constexpr float kMost = 127.0f;
-constexpr std::uint32_t kInfinity = 0x7f800000u;
+constexpr std::int32_t kInfinity = 0x7f800000;
 constexpr float kLargest = std::numeric_limits<float>::max();
 
 template <class Run>
@@ -44,23 +48,68 @@ float scale_of(const std::byte* in) {
     return scale;
 }
 
-void encode_int8(const float* row, std::byte* out, std::size_t dim) {
-    // As integers, whose largest is found many at a time: magnitudes are in the same order; NaN is none.
-    std::uint32_t most = 0;
-    for (std::size_t d = 0; d < dim; ++d) {
-        const std::uint32_t magnitude = bits_of(row[d]) & 0x7fffffffu;
-        most = std::max(most, magnitude > kInfinity ? 0u : magnitude);
+typedef std::int32_t Ints __attribute__((vector_size(kLanes * sizeof(std::int32_t))));
+
+// The largest magnitude, which is never NaN, and for infinity the largest number. As integers, magnitudes are
+// in the same order.
+float largest_of(const float* row, std::size_t dim) {
+    Ints mosts{};
+    std::size_t d = 0;
+    for (; d + kLanes <= dim; d += kLanes) {
+        Ints bits;
+        std::memcpy(&bits, row + d, sizeof bits);
+        bits &= 0x7fffffff;
+        bits = bits > kInfinity ? Ints{} : bits;
+        mosts = bits > mosts ? bits : mosts;
     }
-    most = std::min(most, kInfinity - 1);  // infinity becomes the largest number
-    float largest;
-    std::memcpy(&largest, &most, sizeof largest);
-    const auto high = static_cast<std::uint16_t>((bits_of(largest / kMost) + 0xffffu) >> 16);  // rounded up
+    const auto or_more = [&](const Ints& others) { mosts = others > mosts ? others : mosts; };
+    or_more(__builtin_shufflevector(mosts, mosts, 4, 5, 6, 7, 0, 1, 2, 3));
+    or_more(__builtin_shufflevector(mosts, mosts, 2, 3, 0, 1, 6, 7, 4, 5));
+    or_more(__builtin_shufflevector(mosts, mosts, 1, 0, 3, 2, 5, 4, 7, 6));
+    std::int32_t most = mosts[0];
+    for (; d < dim; ++d) {
+        const auto bits = static_cast<std::int32_t>(bits_of(row[d]) & 0x7fffffffu);
+        most = std::max(most, bits > kInfinity ? 0 : bits);
+    }
+    return float_of(static_cast<std::uint32_t>(std::min(most, kInfinity - 1)));
+}
+
+// To the nearest integer, ties to even, as std::nearbyint() does it, for magnitudes below 2^22: where these
+// are added, floats have no fractions.
+template <typename Number>
+Number nearest(const Number& value) {
+    constexpr float kWhole = 0x1.8p23f;
+    return (value + kWhole) - kWhole;
+}
+
+void store_bytes(const Ints& values, std::int8_t* to) {
+#ifdef __SSE2__
+    __m128i halves[2];
+    std::memcpy(halves, &values, sizeof halves);
+    const __m128i words = _mm_packs_epi32(halves[0], halves[1]);
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packs_epi16(words, words));
+#else
+    for (std::size_t i = 0; i < kLanes; ++i) to[i] = static_cast<std::int8_t>(values[i]);
+#endif
+}
+
+void encode_int8(const float* row, std::byte* out, std::size_t dim) {
+    const float rounded_down = largest_of(row, dim) / kMost;
+    const auto high = static_cast<std::uint16_t>((bits_of(rounded_down) + 0xffffu) >> 16);  // rounded up
     std::memcpy(out, &high, sizeof high);
     const float scale = scale_of(out), step = scale > 0 ? scale : 1.0f;
     auto* const to = reinterpret_cast<std::int8_t*>(out + sizeof high);
-    for (std::size_t d = 0; d < dim; ++d) {
-        float steps = std::nearbyint(row[d] / step);
-        steps = steps > -kMost ? steps : -kMost;  // NaN too
+    const Lanes least = Lanes{} - kMost, most = Lanes{} + kMost;
+    std::size_t d = 0;
+    for (; d + kLanes <= dim; d += kLanes) {
+        Lanes steps = nearest(load(row + d) / step);
+        steps = steps > least ? steps : least;  // NaN too
+        steps = steps < most ? steps : most;
+        store_bytes(__builtin_convertvector(steps, Ints), to + d);
+    }
+    for (; d < dim; ++d) {
+        float steps = nearest(row[d] / step);
+        steps = steps > -kMost ? steps : -kMost;
         to[d] = static_cast<std::int8_t>(steps < kMost ? steps : kMost);
     }
 }
@@ -95,6 +144,19 @@ void encode_row(RowFormat format, const float* row, std::byte* out, std::size_t 
     auto* const halves = reinterpret_cast<std::uint16_t*>(out);
     if (format == RowFormat::kFp16) stay_finite(row, halves, dim, 0x7c00u);
     if (format == RowFormat::kBf16) stay_finite(row, halves, dim, 0x7f80u);
+}
+
+void encode_served(RowFormat format, Storage storage, const std::byte* const* rows, std::size_t n,
+                   std::size_t dim, float* room, std::byte* out) {
+    const std::size_t row_bytes = bytes_of(format, dim);
+    for (std::size_t i = 0; i < n; ++i) {
+        const float* values = reinterpret_cast<const float*>(rows[i]);
+        if (storage != Storage::kFp32) {
+            load(storage, rows[i], room, dim);
+            values = room;
+        }
+        encode_row(format, values, out + i * row_bytes, dim);
+    }
 }
 
 void decode_row(RowFormat format, const std::byte* in, float* row, std::size_t dim) {

@@ -156,8 +156,8 @@ std::uint64_t Shard::memory_bytes() const {
            snapshot_.held_bytes() + changes_.held_bytes() + held(copied_.keys) + held(copied_.rows) +
            held(copied_.removed) + held(changed_room_) + away_.size() * kAwayBytes + held(ages_at_mark_) +
            held(removed_) + held(removed_at_mark_) + num_buckets() / 8 + held(room_) + held(first_) +
-           held(slots_) + held(compared_) + held(rest_) + held(merged_) + held(sums_) + held(merged_map_) +
-           held(expired_keys_) + held(wanted_) + (cold_ ? cold_->held_bytes() : 0);
+           held(slots_) + held(rest_) + held(last_used_) + held(marked_) + held(merged_) + held(sums_) +
+           held(merged_map_) + held(expired_keys_) + held(wanted_) + (cold_ ? cold_->held_bytes() : 0);
 }
 
 }  // namespace persia

@@ -1,4 +1,6 @@
 // Shard's changes since they were last asked for.
+#include <algorithm>
+
 #include "persia/prefetch.h"
 #include "persia/shard.h"
 #include "persia/storage.h"
@@ -7,25 +9,29 @@ namespace persia {
 namespace {
 
 constexpr std::size_t kAhead = 16;  // rows whose memory is asked for before they are looked at
+constexpr std::size_t kBlock = 64;  // rows whose memory is asked for together
 
 }  // namespace
 
-void Shard::copy_changed(Key key, const std::byte* weights) {
+void Shard::copy_changed(Keys keys, const std::byte* const* weights) {
     const std::size_t at = copied_.rows.size();
-    copied_.keys.push_back(key);
-    copied_.rows.resize(at + copied_.row_bytes);
-    load(update_.weights(), weights, changed_room_.data(), config_.dim);
-    encode_row(copied_format_, changed_room_.data(), copied_.rows.data() + at, config_.dim);
+    copied_.keys.insert(copied_.keys.end(), keys.begin(), keys.end());
+    copied_.rows.resize(at + keys.size() * copied_.row_bytes);
+    encode_served(copied_format_, update_.weights(), weights, keys.size(), config_.dim, changed_room_.data(),
+                  copied_.rows.data() + at);
 }
 
 void Shard::keep_changed(Key key, std::uint32_t slot) {
-    if (changes_.copied(slot)) copy_changed(key, rows_.weights(slot));
+    if (!changes_.copied(slot)) return;
+    const std::byte* const weights = rows_.weights(slot);
+    copy_changed({&key, 1}, &weights);
 }
 
 // Rows that push() will find as they were pulled; a gradient that is skipped changes none, but is rare.
 void Shard::note_pushed(const PushBatch& batch) {
     const bool epochs = batch.epoch < removed_at_, waiting = !changes_.to_copy().empty();
     const std::size_t n = batch.keys.size();
+    if (!epochs && !waiting) return changes_.changed(batch.keys, batch.slots, rows_.end_slot());
     for (std::size_t i = 0; i < n; ++i) {
         const std::uint32_t slot = batch.slots[i];
         if (waiting && i + kAhead < n) {
@@ -41,34 +47,51 @@ void Shard::note_pushed(const PushBatch& batch) {
 void Shard::mark_changes(RowFormat format) {
     if (!changes_.to_copy().empty() || !copied_.keys.empty() || !copied_.removed.empty()) {
         // Nobody took what was marked before.
+        ChangedRows left;
         copy_changes(changes_.to_copy().size());
-        const ChangedRows left = take_changes();
+        take_changes(left);
         return_changes(left.keys, left.removed);
     }
     copied_.removed = changes_.mark();
     copied_.row_bytes = bytes_of(format, config_.dim);
     copied_format_ = format;
     changed_room_.resize(config_.dim);
-    const std::size_t n = changes_.to_copy().size();
-    copied_.keys.reserve(n);
-    copied_.rows.reserve(n * copied_.row_bytes);
     if (cold_) copy_away();
 }
 
 // From the end: of two rows with one slot the later one is in it.
 bool Shard::copy_changes(std::size_t most) {
     std::vector<Changes::Row>& rows = changes_.to_copy();
-    for (; most > 0 && !rows.empty(); --most, rows.pop_back()) {
-        if (rows.size() > kAhead) {
-            const std::uint32_t later = rows[rows.size() - 1 - kAhead].slot;
-            if (changes_.waits(later)) prefetch_cold_lines(rows_.weights(later), rows_.weight_lines());
+    const std::size_t end = rows.size() - std::min(most, rows.size());
+    Key keys[kBlock];
+    const std::byte* weights[kBlock];
+    for (std::size_t i = rows.size(); i > end;) {
+        std::size_t n = 0;
+        for (; i > end && n < kBlock; --i) {
+            const auto [key, slot] = rows[i - 1];
+            if (!changes_.copied(slot)) continue;
+            keys[n] = key;
+            weights[n] = rows_.weights(slot);
+            prefetch_cold_lines(weights[n], rows_.weight_lines());
+            ++n;
         }
-        keep_changed(rows.back().key, rows.back().slot);
+        copy_changed({keys, n}, weights);
     }
-    return !rows.empty();
+    rows.resize(end);
+    return end != 0;
 }
 
-ChangedRows Shard::take_changes() { return std::exchange(copied_, {}); }
+// Keeps its memory for what is copied next.
+void Shard::take_changes(ChangedRows& to) {
+    const auto move = [](auto& into, auto& from) {
+        into.insert(into.end(), from.begin(), from.end());
+        from.clear();
+    };
+    move(to.keys, copied_.keys);
+    move(to.rows, copied_.rows);
+    move(to.removed, copied_.removed);
+    to.row_bytes = copied_.row_bytes;
+}
 
 void Shard::return_changes(Keys changed, Keys removed) {
     for (const Key key : changed) {

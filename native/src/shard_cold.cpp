@@ -81,6 +81,7 @@ void Shard::fetch(Keys keys) {
         std::copy_n(row.weights, update_.weight_bytes(), rows_.weights(slot));
         std::copy_n(row.state, update_.state_bytes(), rows_.state(slot));
         rows_.epoch(slot) = epoch_;
+        if (notes_uses_) note_used({&slot, 1}, kMaxStep);  // what used it before it went isn't known
         if (snapshot_.active()) {
             if (row.before_mark && !snapshot_.copied(home)) {
                 snapshot_.keep(home, key, row.stamp, slot, row.weights, row.state);
@@ -124,6 +125,7 @@ void Shard::lookup_cold(Keys keys, Rows out) const {
         if (eviction_.expired(row.stamp, next_step_)) continue;
         std::byte* const to = out.data + wanted.at * wire_bytes(out.wire, config_.dim);
         encode(&row.weights, 1, config_.dim, room_.data(), to);
+        slots_[wanted.at] = kOnDisk;
     }
 }
 
@@ -149,7 +151,7 @@ void Shard::copy_away() {
     wanted_.clear();
     for (const Key key : away_) wanted_.push_back({bucket(key), 0, key});
     away_.clear();
-    for (const auto& [wanted, row] : cold_->find(wanted_)) copy_changed(wanted.key, row.weights);
+    for (const auto& [wanted, row] : cold_->find(wanted_)) copy_changed({&wanted.key, 1}, &row.weights);
 }
 
 // Adds the rows of a bucket for which chosen(row); they point into `held`.

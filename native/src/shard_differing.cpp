@@ -1,101 +1,171 @@
 // Shard's pull of keys whose rows were looked up, and sent, some steps before.
 #include <algorithm>
-#include <cstring>
 
 #include "persia/prefetch.h"
 #include "persia/shard.h"
-#include "persia/storage.h"
 #include "persia/wire.h"
 
 namespace persia {
 namespace {
 
-constexpr std::size_t kAhead = 24;  // keys whose memory is asked for before they are looked at
+constexpr std::size_t kAhead = 32;  // keys whose memory is asked for before they are looked at
+constexpr std::size_t kBlock = 8;   // rows that are encoded at a time
 
 inline std::uint32_t all_ones_if(bool value) { return 0u - static_cast<std::uint32_t>(value); }
 
 }  // namespace
 
+template <class Use>
+inline void Shard::each_home(const Keys keys, const Use& use) const {
+    IndexLine* lines[kAhead];
+    const KeyIndex::HomeLines home_line(index_);
+    const std::size_t n = keys.size();
+    for (std::size_t ahead = 0; ahead < n + kAhead; ++ahead) {
+        IndexLine*& under_way = lines[ahead % kAhead];
+        if (ahead >= kAhead) {
+            const std::size_t i = ahead - kAhead;
+            IndexLine& line = *under_way;
+            const unsigned mask = line.matches(keys[i]);
+            const auto at = static_cast<unsigned>(__builtin_ctz(mask | 1u << (IndexLine::kEntries - 1)));
+            use(i, line, at, all_ones_if(mask != 0) & all_ones_if(line.slots[at] != 0));
+        }
+        if (ahead < n) {
+            under_way = home_line(bucket(keys[ahead]), keys[ahead]);
+            prefetch_cold_line(under_way);
+        }
+    }
+}
+
+void Shard::ask_for_second_line(Key key) const {
+    const std::uint32_t home = bucket(key);
+    const IndexLine* const line = index_.second_line(home, key, index_.home_line(home, key));
+    if (line != nullptr) prefetch_cold_line(line);
+}
+
 // With lru a row's stamp is the last step that pulled it, and only steps that pulled it change it. So a row
-// whose stamp is at most `since` is what it was then, and its memory isn't touched. All others are compared:
-// those with a newer stamp, those that came again or are new, and all with other policies.
-void Shard::pull_differing(Keys keys, std::uint32_t step, std::uint32_t since, ConstRows before,
-                           Span<std::uint32_t> slots, Differing& found) {
+// whose stamp is at most `since` is what it was then. Where stamps count, the same is noted beside them.
+void Shard::mark_differing(Keys keys, std::uint32_t since, Span<std::uint32_t> slots,
+                           Span<std::uint8_t> differs) {
+    const std::size_t n = keys.size();
+    const std::uint32_t by_stamp = all_ones_if(!eviction_.lfu());
+    rest_.resize(n + 1);  // one more, so that a place may be written before it is known to count
+    std::size_t num_rest = 0;
+    each_home(keys, [&](std::size_t i, const IndexLine& line, unsigned at, std::uint32_t here) {
+        here &= by_stamp;
+        slots[i] = ((line.slots[at] - 1) & here) | (slots[i] & ~here);
+        differs[i] = static_cast<std::uint8_t>(all_ones_if(line.stamps[at] > since) & here & 1);
+        rest_[num_rest] = static_cast<std::uint32_t>(i);
+        num_rest += 1 & ~here;
+    });
+    for (std::size_t ahead = 0; ahead < num_rest + kAhead; ++ahead) {
+        if (ahead < num_rest) ask_for_second_line(keys[rest_[ahead]]);
+        if (ahead < kAhead) continue;
+        const std::uint32_t i = rest_[ahead - kAhead];
+        if (const KeyIndex::Entry entry = index_.find(bucket(keys[i]), keys[i])) {
+            slots[i] = entry.slot();
+            if (eviction_.lfu()) {
+                differs[i] = slots[i] < last_used_.size() && last_used_[slots[i]] > since;
+            } else {
+                differs[i] = entry.stamp() > since;
+            }
+        } else if (slots[i] < kOnDisk) {  // it was here, and has gone
+            differs[i] = 1;
+            slots[i] = kNoSlot;
+        }
+    }
+    if (!decides_by_stamps() || cold_ || !admission_.always()) return;  // never calm()
+    marked_.resize((rows_.end_slot() + 63) / 64);
+    for (std::size_t i = 0; i < n; ++i) {
+        if (differs[i] != 0 && slots[i] != kNoSlot)
+            marked_[slots[i] / 64] |= std::uint64_t{1} << slots[i] % 64;
+    }
+}
+
+bool Shard::calm() const {
+    return decides_by_stamps() && !cold_ && admission_.always() && dirty_.empty() && !snapshot_.active() &&
+           !changes_.noted();
+}
+
+void Shard::pull_again(Keys keys, std::uint32_t step, std::uint32_t since, Span<std::uint32_t> slots,
+                       Span<std::uint8_t> differs) {
     const std::size_t n = keys.size();
     const std::uint32_t plain = all_ones_if(eviction_.plain(step));
     if (cold_) fetch(keys);
     if (snapshot_.active()) keep_before_change(keys);
-    compared_.resize(n + 1);  // one more, so that a place may be written before it is known to count
     rest_.resize(n + 1);
-    std::size_t num_compared = 0, num_rest = 0;
-    {
-        IndexLine* lines[kAhead];
-        const KeyIndex::HomeLines home_line(index_);
-        for (std::size_t ahead = 0; ahead < n + kAhead; ++ahead) {
-            IndexLine*& under_way = lines[ahead % kAhead];
-            if (ahead >= kAhead) {
-                const std::size_t i = ahead - kAhead;
-                IndexLine& line = *under_way;
-                const unsigned mask = line.matches(keys[i]);
-                const auto at = static_cast<unsigned>(__builtin_ctz(mask | 1u << (IndexLine::kEntries - 1)));
-                const std::uint32_t slot = line.slots[at], stamp = line.stamps[at];
-                const std::uint32_t here = all_ones_if(mask != 0) & all_ones_if(slot != 0) & plain;
-                line.stamps[at] = stamp + ((std::max(step, stamp) - stamp) & here);
-                slots[i] = slot - 1;
-                compared_[num_compared] = static_cast<std::uint32_t>(i);
-                num_compared += here & static_cast<std::uint32_t>(stamp > since);
-                rest_[num_rest] = static_cast<std::uint32_t>(i);
-                num_rest += 1 & ~here;
-            }
-            if (ahead < n) {
-                under_way = home_line(bucket(keys[ahead]), keys[ahead]);
-                prefetch_cold_line(under_way);
-            }
-        }
-    }
+    std::size_t num_rest = 0;
+    each_home(keys, [&](std::size_t i, IndexLine& line, unsigned at, std::uint32_t here) {
+        // Another pull of this step may have begun the row.
+        here &= plain & all_ones_if(slots[i] < kOnDisk) & all_ones_if(line.stamps[at] < step);
+        line.stamps[at] = (step & here) | (line.stamps[at] & ~here);
+        slots[i] = ((line.slots[at] - 1) & here) | (slots[i] & ~here);
+        rest_[num_rest] = static_cast<std::uint32_t>(i);
+        num_rest += 1 & ~here;
+    });
+    const bool always = admission_.always();
     for (std::size_t ahead = 0; ahead < num_rest + kAhead; ++ahead) {
-        if (ahead < num_rest) {
-            const Key key = keys[rest_[ahead]];
-            const std::uint32_t home = bucket(key);
-            const IndexLine* line = index_.second_line(home, key, index_.home_line(home, key));
-            if (line != nullptr) prefetch_cold_line(line);
-        }
+        if (ahead < num_rest) ask_for_second_line(keys[rest_[ahead]]);
         if (ahead < kAhead) continue;
-        const std::uint32_t i = rest_[ahead - kAhead];
-        const KeyIndex::Entry entry = plain ? index_.find(bucket(keys[i]), keys[i]) : KeyIndex::Entry{};
-        compared_[num_compared] = i;
-        if (entry) {
-            slots[i] = entry.slot();
-            num_compared += entry.stamp() > since;
-            entry.stamp() = std::max(step, entry.stamp());
-            continue;
+        const std::uint32_t i = rest_[ahead - kAhead], before = slots[i];
+        if (const KeyIndex::Entry entry = index_.find(bucket(keys[i]), keys[i])) {
+            bool same = true;
+            if (before == kNoSlot) {  // another pull of this step has begun it; or it was on disk
+                same = always && !cold_;
+            } else if (before == kOnDisk) {
+                same = !eviction_.lfu() && entry.stamp() <= since;
+            } else if (eviction_.lfu() || entry.stamp() >= step) {  // has one begun it after it went?
+                same = rows_.epoch(entry.slot()) < epoch_;
+            }
+            differs[i] |= static_cast<std::uint8_t>(!same);
         }
         bool fresh = false;
         slots[i] = resolve(keys[i], step, fresh);
         if (fresh) start_row(keys[i], slots[i]);
-        ++num_compared;
-    }
-    const std::size_t row_bytes = wire_bytes(before.wire, config_.dim), row_lines = rows_.weight_lines();
-    const EncodeRows encode = encode_rows(update_.weights(), before.wire, config_.dim);
-    found.positions.resize(num_compared);
-    found.rows.resize(num_compared * row_bytes);
-    std::size_t size = 0;
-    for (std::size_t ahead = 0; ahead < num_compared + kAhead; ++ahead) {
-        if (ahead < num_compared) {
-            const std::uint32_t i = compared_[ahead], slot = slots[i];
-            if (slot != kNoSlot) prefetch_cold_lines(rows_.weights(slot), row_lines);
-            prefetch_cold(before.data + i * row_bytes, row_bytes);
+        if (fresh || slots[i] == kNoSlot) {
+            const bool same = before == kNoSlot && (always || slots[i] == kNoSlot);
+            differs[i] |= static_cast<std::uint8_t>(!same);
         }
-        if (ahead < kAhead) continue;
-        const std::uint32_t i = compared_[ahead - kAhead];
-        const std::byte* const row = slots[i] != kNoSlot ? rows_.weights(slots[i]) : nullptr;
-        std::byte* const out = found.rows.data() + size * row_bytes;
-        encode(&row, 1, config_.dim, room_.data(), out);
-        found.positions[size] = i;
-        size += std::memcmp(out, before.data + i * row_bytes, row_bytes) != 0;
     }
-    found.positions.resize(size);
-    found.rows.resize(size * row_bytes);
+    if (notes_uses_) note_used(slots, step);
+}
+
+void Shard::encode_differing(Span<const std::uint32_t> slots, Span<const std::uint8_t> differs,
+                             std::uint32_t first, std::uint32_t* positions, Rows out) {
+    rest_.resize(slots.size() + 1);
+    std::size_t count = 0;
+    for (std::size_t i = 0; i < slots.size(); ++i) {
+        rest_[count] = static_cast<std::uint32_t>(i);
+        count += differs[i];
+    }
+    const std::size_t row_bytes = wire_bytes(out.wire, config_.dim), row_lines = rows_.weight_lines();
+    const EncodeRows encode = encode_rows(update_.weights(), out.wire, config_.dim);
+    const auto row_at = [&](std::size_t k) -> const std::byte* {
+        const std::uint32_t slot = slots[rest_[k]];
+        return slot != kNoSlot ? rows_.weights(slot) : nullptr;
+    };
+    const auto ask = [&](std::size_t begin) {
+        for (std::size_t k = begin; k < std::min(begin + kBlock, count); ++k) {
+            prefetch_cold_lines(row_at(k), row_lines);
+        }
+    };
+    ask(0);
+    for (std::size_t begin = 0; begin < count; begin += kBlock) {
+        ask(begin + kBlock);
+        const std::size_t size = std::min(kBlock, count - begin);
+        const std::byte* rows[kBlock];
+        for (std::size_t k = 0; k < size; ++k) {
+            positions[begin + k] = first + rest_[begin + k];
+            rows[k] = row_at(begin + k);
+        }
+        encode(rows, size, config_.dim, room_.data(), out.data + begin * row_bytes);
+    }
+}
+
+void Shard::note_used(Span<const std::uint32_t> slots, std::uint32_t step) {
+    if (last_used_.size() < rows_.end_slot()) last_used_.resize(rows_.end_slot());
+    for (const std::uint32_t slot : slots) {
+        if (slot != kNoSlot) last_used_[slot] = step;
+    }
 }
 
 }  // namespace persia

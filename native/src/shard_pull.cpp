@@ -244,13 +244,14 @@ void Shard::pull(Keys keys, std::uint32_t step, Rows out, Span<std::uint32_t> sl
             return here;
         });
     }
+    if (notes_uses_) note_used(slots, step);
 }
 
-void Shard::lookup(Keys keys, Rows out, bool initial) const {
+void Shard::lookup(Keys keys, Rows out, Span<std::uint32_t> slots) const {
     const std::size_t row_bytes = wire_bytes(out.wire, config_.dim);
     const EncodeRows encode = encode_rows(update_.weights(), out.wire, config_.dim);
     slots_.resize(keys.size());
-    initial = initial && admission_.always();  // else most of them give zeros
+    const bool initial = !slots.empty() && admission_.always();  // else most of them give zeros
     const auto look_up_with = [&](const auto& touch) {
         walk(
             keys, slots_, touch,
@@ -279,6 +280,7 @@ void Shard::lookup(Keys keys, Rows out, bool initial) const {
         });
     }
     if (cold_) lookup_cold(keys, out);
+    if (!slots.empty()) std::copy(slots_.begin(), slots_.end(), slots.begin());
 }
 
 }  // namespace persia

@@ -91,19 +91,54 @@ PushCounts Shard::push_with(Chosen& chosen, const PushBatch& batch, std::uint32_
     return counts;
 }
 
-PushCounts Shard::push(const PushBatch& batch, std::uint32_t step) {
+// push_with() of some rows, here and there in the batch.
+template <std::uint32_t kDim, class Chosen>
+PushCounts Shard::push_part(Chosen& chosen, const PushBatch& batch, std::uint32_t step, PushPart part) {
+    const std::size_t n = batch.keys.size();
+    rest_.resize(n + 1);
+    std::size_t num_chosen = 0;
+    for (std::size_t i = 0; i < n; ++i) {  // without a branch that depends on the row
+        rest_[num_chosen] = static_cast<std::uint32_t>(i);
+        num_chosen += is_marked(batch.slots[i]) == (part == PushPart::kMarked);
+    }
+    const bool epochs = batch.epoch < removed_at_;
+    PushCounts counts;
+    for (std::size_t ahead = 0; ahead < num_chosen + kAhead; ++ahead) {
+        if (ahead < num_chosen && batch.slots[rest_[ahead]] != kNoSlot) {
+            const std::uint32_t slot = batch.slots[rest_[ahead]];
+            prefetch_cold_lines(rows_.weights(slot), rows_.weight_lines());
+            if (update_.state_bytes() != 0) prefetch_cold_lines(rows_.state(slot), rows_.state_lines());
+            if (epochs) prefetch_cold_line(&rows_.epoch(slot));
+        }
+        if (ahead < kAhead) continue;
+        const std::size_t i = rest_[ahead - kAhead];
+        const float* gradient = usable_gradient<kDim>(batch, i, counts);
+        if (gradient == nullptr) continue;
+        std::byte* const weights = rows_.weights(batch.slots[i]);
+        std::byte* const state = rows_.state(batch.slots[i]);
+        update_.apply<kDim>(chosen, batch.keys[i], step, weights, state, gradient);
+        ++counts.applied;
+    }
+    return counts;
+}
+
+PushCounts Shard::push(const PushBatch& batch, std::uint32_t step, PushPart part) {
     if (snapshot_.active()) keep_before_push(batch);
     if (changes_.noted()) note_pushed(batch);
-    return std::visit(
+    const PushCounts counts = std::visit(
         [&](auto& chosen) {
             return with_dim(config_.dim, [&](auto fixed) {
-                return push_with<decltype(fixed)::value>(chosen, batch, step);
+                constexpr std::uint32_t kDim = decltype(fixed)::value;
+                return part == PushPart::kAll ? push_with<kDim>(chosen, batch, step)
+                                              : push_part<kDim>(chosen, batch, step, part);
             });
         },
         update_.optimizer());
+    if (part != PushPart::kMarked) std::fill(marked_.begin(), marked_.end(), 0);
+    return counts;
 }
 
-void Shard::add_to_sums(const PushBatch& batch, PushCounts& counts) {
+void Shard::add_to_sums(const PushBatch& batch, PushPart part, PushCounts& counts) {
     const std::uint32_t dim = config_.dim;
     const std::size_t mask = merged_map_.size() - 1;
     const std::size_t n = batch.keys.size();
@@ -111,9 +146,10 @@ void Shard::add_to_sums(const PushBatch& batch, PushCounts& counts) {
         if (batch.epoch < removed_at_ && i + kAhead < n && batch.slots[i + kAhead] != kNoSlot) {
             prefetch_cold_line(&rows_.epoch(batch.slots[i + kAhead]));
         }
+        const std::uint32_t slot = batch.slots[i];
+        if (part != PushPart::kAll && is_marked(slot) != (part == PushPart::kMarked)) continue;
         const float* gradient = usable_gradient<0>(batch, i, counts);
         if (gradient == nullptr) continue;
-        const std::uint32_t slot = batch.slots[i];
         std::size_t at = mix(slot) & mask;
         while (merged_map_[at] != 0 && merged_[merged_map_[at] - 1].slot != slot) at = (at + 1) & mask;
         if (merged_map_[at] == 0) {
@@ -147,7 +183,7 @@ void Shard::apply_sums(Chosen& chosen, std::uint32_t step, PushCounts& counts) {
     }
 }
 
-PushCounts Shard::push_step(const std::vector<PushBatch>& batches, std::uint32_t step) {
+PushCounts Shard::push_step(const std::vector<PushBatch>& batches, std::uint32_t step, PushPart part) {
     std::size_t total = 0;
     for (const PushBatch& batch : batches) {
         total += batch.keys.size();
@@ -158,8 +194,9 @@ PushCounts Shard::push_step(const std::vector<PushBatch>& batches, std::uint32_t
     merged_.clear();
     sums_.clear();
     PushCounts counts;
-    for (const PushBatch& batch : batches) add_to_sums(batch, counts);
+    for (const PushBatch& batch : batches) add_to_sums(batch, part, counts);
     std::visit([&](auto& chosen) { apply_sums(chosen, step, counts); }, update_.optimizer());
+    if (part != PushPart::kMarked) std::fill(marked_.begin(), marked_.end(), 0);
     return counts;
 }
 

@@ -9,7 +9,6 @@ namespace {
 
 // Beyond, what was asked for might leave the first cache again.
 constexpr std::size_t kMostKeysAhead = 64;
-constexpr std::size_t kAllRows = ~std::size_t{0};
 
 void check_length(const char* name, std::size_t got, std::size_t expected) {
     if (got == expected) return;
@@ -97,23 +96,49 @@ void Table::pull_shard(unsigned shard, Keys keys, std::uint32_t step, Rows out, 
                          slots.slice(begin, end), wanted);
 }
 
-void Table::pull_differing_shard(unsigned shard, Keys keys, std::uint32_t step, std::uint32_t since,
-                                 ConstRows before, Span<std::uint32_t> slots, Differing& found) {
+void Table::mark_differing_shard(unsigned shard, Keys keys, std::uint32_t since, Span<std::uint32_t> slots,
+                                 Span<std::uint8_t> differs) {
     const auto [begin, end] = range_of(shard, keys);
-    shards_[shard]->pull_differing(keys.slice(begin, end), step, since, before.slice(begin, end, config_.dim),
-                                   slots.slice(begin, end), found);
-    for (std::uint32_t& position : found.positions) position += static_cast<std::uint32_t>(begin);
+    shards_[shard]->mark_differing(keys.slice(begin, end), since, slots.slice(begin, end),
+                                   differs.slice(begin, end));
 }
 
-void Table::lookup(Keys keys, Rows out, bool initial) const {
+void Table::pull_again_shard(unsigned shard, Keys keys, std::uint32_t step, std::uint32_t since,
+                             Span<std::uint32_t> slots, Span<std::uint8_t> differs) {
+    const auto [begin, end] = range_of(shard, keys);
+    shards_[shard]->pull_again(keys.slice(begin, end), step, since, slots.slice(begin, end),
+                               differs.slice(begin, end));
+}
+
+void Table::encode_differing_shard(unsigned shard, Keys keys, Span<const std::uint32_t> slots,
+                                   Span<const std::uint8_t> differs, std::uint32_t first,
+                                   std::uint32_t* positions, Rows out) {
+    const auto [begin, end] = range_of(shard, keys);
+    const std::size_t before = count_wanted(differs.slice(0, begin));
+    const std::size_t count = count_wanted(differs.slice(begin, end));
+    shards_[shard]->encode_differing(slots.slice(begin, end), differs.slice(begin, end),
+                                     first + static_cast<std::uint32_t>(begin), positions + before,
+                                     out.slice(before, before + count, config_.dim));
+}
+
+bool Table::calm() const {
+    return std::all_of(shards_.begin(), shards_.end(), [](const auto& shard) { return shard->calm(); });
+}
+
+void Table::note_uses() {
+    for (const auto& shard : shards_) shard->note_uses();
+}
+
+void Table::lookup(Keys keys, Rows out) const {
     check_keys(keys);
     check_length("rows", out.count, keys.size());
-    each_shard(keys.size(), [&](unsigned i) { lookup_shard(i, keys, out, initial); });
+    each_shard(keys.size(), [&](unsigned i) { lookup_shard(i, keys, out); });
 }
 
-void Table::lookup_shard(unsigned shard, Keys keys, Rows out, bool initial) const {
+void Table::lookup_shard(unsigned shard, Keys keys, Rows out, Span<std::uint32_t> slots) const {
     const auto [begin, end] = range_of(shard, keys);
-    shards_[shard]->lookup(keys.slice(begin, end), out.slice(begin, end, config_.dim), initial);
+    if (!slots.empty()) slots = slots.slice(begin, end);
+    shards_[shard]->lookup(keys.slice(begin, end), out.slice(begin, end, config_.dim), slots);
 }
 
 void Table::check_slots(Keys keys, Span<const std::uint32_t> slots) const {
@@ -150,7 +175,8 @@ PushCounts Table::push_step(const std::vector<PushBatch>& batches, std::uint32_t
     return sum;
 }
 
-PushCounts Table::push_shard(unsigned shard, Span<const PushBatch> batches, std::uint32_t step) {
+PushCounts Table::push_shard(unsigned shard, Span<const PushBatch> batches, std::uint32_t step,
+                             PushPart part_of_step) {
     std::vector<std::vector<std::uint32_t>> slots(shards_[shard]->recalls() ? batches.size() : 0);
     const auto part = [&](std::size_t i) -> PushBatch {
         const PushBatch& batch = batches[i];
@@ -159,10 +185,10 @@ PushCounts Table::push_shard(unsigned shard, Span<const PushBatch> batches, std:
                              batch.gradients.slice(begin, end, config_.dim), batch.epoch};
         return slots.empty() ? mine : shards_[shard]->recall(mine, slots[i]);
     };
-    if (batches.size() == 1) return shards_[shard]->push(part(0), step);
+    if (batches.size() == 1) return shards_[shard]->push(part(0), step, part_of_step);
     std::vector<PushBatch> parts;
     for (std::size_t i = 0; i < batches.size(); ++i) parts.push_back(part(i));
-    return shards_[shard]->push_step(parts, step);
+    return shards_[shard]->push_step(parts, step, part_of_step);
 }
 
 void Table::ask_for_lines(unsigned shard, Keys keys) const {
@@ -265,17 +291,8 @@ bool Table::copy_changes(std::size_t most) {
                        [&](const auto& each) { return each->copy_changes(most); });
 }
 
-ChangedRows Table::take_changes() {
-    for (const auto& shard : shards_) shard->copy_changes(kAllRows);
-    ChangedRows changed = shards_[0]->take_changes();
-    const auto append = [](auto& to, const auto& from) { to.insert(to.end(), from.begin(), from.end()); };
-    for (std::size_t i = 1; i < shards_.size(); ++i) {
-        const ChangedRows more = shards_[i]->take_changes();
-        append(changed.keys, more.keys);
-        append(changed.rows, more.rows);
-        append(changed.removed, more.removed);
-    }
-    return changed;
+void Table::take_changes(ChangedRows& to) {
+    for (const auto& shard : shards_) shard->take_changes(to);
 }
 
 void Table::return_changes(Keys changed, Keys removed) {

@@ -40,7 +40,7 @@ void check_table(std::uint32_t table, Check&& check) {
 }  // namespace
 
 TableSet::TableSet(std::vector<std::shared_ptr<SharedTable>> tables, std::vector<std::uint32_t> groups,
-                   std::vector<std::uint32_t> dims, unsigned threads)
+                   std::vector<std::uint32_t> dims, unsigned threads, bool ahead)
     : tables_(std::move(tables)), groups_(std::move(groups)), dims_(std::move(dims)) {
     check_length("dim groups of tables", groups_.size(), tables_.size());
     unsigned most_shards = 1;
@@ -50,6 +50,7 @@ TableSet::TableSet(std::vector<std::shared_ptr<SharedTable>> tables, std::vector
                                         ", but there are " + std::to_string(dims_.size()) + " dim groups");
         }
         if (!tables_[t]) continue;
+        if (ahead) tables_[t]->table.note_uses();
         most_shards = std::max(most_shards, tables_[t]->table.num_shards());
         check_length("dim of table " + std::to_string(t), tables_[t]->table.dim(), dims_[groups_[t]]);
     }
@@ -206,37 +207,57 @@ void TableSet::pull(const RecordKeys& of, std::uint32_t step, const std::vector<
     });
 }
 
-std::vector<Differing> TableSet::pull_differing(const RecordKeys& of, std::uint32_t step, std::uint32_t since,
-                                                const std::vector<ConstRows>& before,
-                                                Span<std::uint32_t> slots, Span<std::uint32_t> epochs) {
-    const std::vector<Part> parts = checked_parts(of, {}, before);
-    check_length("slots", slots.size(), of.keys.size());
-    check_length("epochs", epochs.size(), tables_.size());
-    std::fill(epochs.begin(), epochs.end(), 0u);
-    const std::size_t most_shards = by_shards_ ? team_->size() : 1;
-    std::vector<Differing> found(parts.size() * most_shards);  // of each part and shard
-    work_on_keys(of, parts, [&](Table& table, unsigned shard, Keys keys, const Part& part) {
-        if (shard == 0) epochs[part.table] = table.epoch();
-        const auto at = static_cast<std::size_t>(&part - parts.data()) * most_shards + shard;
-        table.pull_differing_shard(shard, keys, step, since, rows_of(part, before),
-                                   slots.slice(part.begin, part.end), found[at]);
-    });
-    std::vector<Differing> groups(dims_.size());
-    for (std::size_t i = 0; i < found.size(); ++i) {
-        const Part& part = parts[i / most_shards];
-        Differing& group = groups[groups_[part.table]];
-        for (const std::uint32_t position : found[i].positions) {
-            group.positions.push_back(static_cast<std::uint32_t>(part.rows_begin + position));
-        }
-        group.rows.insert(group.rows.end(), found[i].rows.begin(), found[i].rows.end());
-    }
-    return groups;
-}
-
-void TableSet::lookup(const RecordKeys& of, const std::vector<Rows>& out, bool initial) const {
+void TableSet::lookup(const RecordKeys& of, const std::vector<Rows>& out) const {
     const std::vector<Part> parts = checked_parts(of, {}, out);
     work_on_keys(of, parts, [&](const Table& table, unsigned shard, Keys keys, const Part& part) {
-        table.lookup_shard(shard, keys, rows_of(part, out), initial);
+        table.lookup_shard(shard, keys, rows_of(part, out));
+    });
+}
+
+void TableSet::look_ahead(const RecordKeys& of, const std::vector<Rows>& out,
+                          Span<std::uint32_t> slots) const {
+    const std::vector<Part> parts = checked_parts(of, {}, out);
+    check_length("slots", slots.size(), of.keys.size());
+    work_on_keys(of, parts, [&](const Table& table, unsigned shard, Keys keys, const Part& part) {
+        table.lookup_shard(shard, keys, rows_of(part, out), slots.slice(part.begin, part.end));
+    });
+}
+
+void TableSet::mark_differing(const RecordKeys& of, std::uint32_t since, Span<std::uint32_t> slots,
+                              Span<std::uint8_t> differs) {
+    work_on_keys(of, parts_of(of.counts, {}), [&](Table& table, unsigned shard, Keys keys, const Part& part) {
+        table.mark_differing_shard(shard, keys, since, slots.slice(part.begin, part.end),
+                                   differs.slice(part.begin, part.end));
+    });
+}
+
+void TableSet::pull_again(const RecordKeys& of, std::uint32_t step, std::uint32_t since,
+                          Span<std::uint32_t> slots, Span<std::uint8_t> differs, Span<std::uint32_t> epochs) {
+    std::fill(epochs.begin(), epochs.end(), 0u);
+    work_on_keys(of, parts_of(of.counts, {}), [&](Table& table, unsigned shard, Keys keys, const Part& part) {
+        if (shard == 0) epochs[part.table] = table.epoch();
+        table.pull_again_shard(shard, keys, step, since, slots.slice(part.begin, part.end),
+                               differs.slice(part.begin, part.end));
+    });
+}
+
+void TableSet::encode_differing(const RecordKeys& of, Span<const std::uint32_t> slots,
+                                Span<const std::uint8_t> differs,
+                                const std::vector<std::uint32_t*>& positions, const std::vector<Rows>& out) {
+    const std::vector<Part> parts = checked_parts(of, differs, out), all = parts_of(of.counts, {});
+    work_on_keys(of, parts, [&](Table& table, unsigned shard, Keys keys, const Part& part) {
+        const std::size_t first = all[static_cast<std::size_t>(&part - parts.data())].rows_begin;
+        table.encode_differing_shard(shard, keys, slots.slice(part.begin, part.end),
+                                     differs.slice(part.begin, part.end), static_cast<std::uint32_t>(first),
+                                     positions[groups_[part.table]] + part.rows_begin, rows_of(part, out));
+    });
+}
+
+bool TableSet::calm() const {
+    return std::all_of(tables_.begin(), tables_.end(), [](const auto& shared) {
+        if (!shared) return true;
+        const std::lock_guard<std::mutex> lock(shared->mutex);
+        return shared->table.calm();
     });
 }
 
@@ -252,7 +273,7 @@ void TableSet::ask_disk(const RecordKeys& of) const {
     }
 }
 
-PushCounts TableSet::push(const std::vector<PushRecord>& records, std::uint32_t step) {
+PushCounts TableSet::push(const std::vector<PushRecord>& records, std::uint32_t step, PushPart part_of_step) {
     std::vector<std::vector<Part>> parts;
     for (const PushRecord& record : records) {
         parts.push_back(checked_parts(record.of, {}, record.gradients));
@@ -299,7 +320,7 @@ PushCounts TableSet::push(const std::vector<PushRecord>& records, std::uint32_t 
         [&](Table& table, unsigned shard, const Pushed& each) {
             const auto mine = Span<const PushBatch>(batches).slice(each.begin, each.end);
             const auto at = static_cast<std::size_t>(&each - pushed.data()) * most_shards + shard;
-            counts[at] = table.push_shard(shard, mine, step);
+            counts[at] = table.push_shard(shard, mine, step, part_of_step);
         });
     PushCounts sum;
     for (const PushCounts& each : counts) sum += each;

@@ -15,8 +15,10 @@ from .runtime.imports import import_quickly
 
 COMMANDS = (
     *("train", "submit", "status", "evaluate", "predict", "importance", "export"),
-    *("preprocess", "inspect", "init", "checkpoint", "report", "plan", "doctor", "bench"),
+    *("preprocess", "inspect", "init", "checkpoint", "report", "plan", "doctor", "demo", "bench"),
+    *("completion", "man"),
 )
+WHOLE = ("completion", "man")  # commands that look at all of them
 EXIT_CODES = """\
 exit codes: 0 done; 1 failure; 2 bad input or configuration; 3 damaged data; 75 stopped early, try again;
 128+n ended by signal n"""
@@ -81,7 +83,10 @@ def _make_parser(given: Sequence[str]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    asked = [argument for argument in given if argument != "--"][:1]
+    asked: Sequence[str] = [argument for argument in given if argument != "--"][:1]
+    if asked and asked[0] in WHOLE:
+        asked = COMMANDS
+        parser.set_defaults(whole_parser=parser)
     for name in asked if asked and asked[0] in COMMANDS else COMMANDS:
         import_quickly(f"persia_hpc.commands.{name}")
         module = sys.modules[f"persia_hpc.commands.{name}"]

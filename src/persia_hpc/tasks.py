@@ -13,7 +13,7 @@ import numpy as np
 
 from .arrays import Array
 from .config import Config
-from .config.types import BINARY_LOSSES
+from .config.losses import BINARY_LOSSES
 from .errors import UserError
 from .samples.schema import DatasetSchema
 from .samples.validity import InvalidRowError

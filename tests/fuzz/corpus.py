@@ -41,6 +41,11 @@ type = "string"
 [ids.color]
 column = "color"
 vocabulary = true
+[ids.range]
+column = "price"
+edges = [5, 10.5, 20]
+[ids.user_range]
+cross = ["user", "range"]
 """
 COLORS = ("gold", "blue", "green", "red")
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from persia_hpc._native import ServedTable, Table
+from persia_hpc._native import ServedTable, Table, encode_served
 
-from .table_support import DISK, KEYS, arguments, make_table, pull_at, u64
+from .table_support import DISK, KEYS, arguments, lookup, make_table, pull_at, u64
 
 steps_of_keys = st.lists(
     st.lists(st.sampled_from(KEYS), max_size=12, unique=True).map(sorted), min_size=1, max_size=12
@@ -93,6 +93,40 @@ def test_changes_are_as_they_were_at_the_mark(steps, taken_after, kind) -> None:
         follower.add_changes(*table.take_changes())
         if "ttl" not in kind:
             np.testing.assert_array_equal(rows_of(follower), expected)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("dim", [3, 8, 16, 17])
+@pytest.mark.parametrize("storage", ["fp32", "fp16", "bf16"])
+def test_pieces_are_of_the_mark_whatever_comes_between(storage: str, dim: int, threads: int) -> None:
+    """More rows than are copied at a time; steps between pieces change some."""
+    rng = np.random.default_rng(dim)
+    keys = np.sort(rng.integers(0, 2**64, 9000, np.uint64))
+    table = make_table(
+        **arguments("sgd", dim=dim, storage=storage, num_buckets=8, bucket_capacity=5000, threads=threads)
+    )
+
+    def push(some: np.ndarray, number: int) -> None:
+        _, slots, epoch = pull_at(table, some, number)
+        table.push(some, slots, rng.normal(size=(len(some), dim)).astype(np.float32), number, epoch)
+        table.evict(number)
+
+    table.begin_changes()
+    push(keys, 1)
+    push(keys[::3].copy(), 2)
+    for name in ("fp32", "fp16", "bf16", "int8"):
+        table.mark_changes(name)
+        expected = encode_served(lookup(table, keys), name)
+        found: dict[int, bytes] = {}
+        pieces = 0
+        while len((piece := table.take_changes(1))[0]):
+            assert not found.keys() & set(piece[0].tolist()), "once"
+            found.update(zip(piece[0].tolist(), map(bytes, piece[1]), strict=True))
+            pieces += 1
+            push(np.sort(rng.choice(keys, 700, replace=False)), 2 + pieces)
+        assert pieces > 1
+        assert found == dict(zip(keys.tolist(), map(bytes, expected), strict=True))
+        push(keys, 100)
 
 
 def test_a_row_without_an_update_is_none_and_goes_from_a_base_that_may_have_it() -> None:

@@ -35,6 +35,32 @@ def test_int8_is_half_a_step_off_at_most(rows: np.ndarray) -> None:
     assert (np.abs(round_trip(rows, "int8").astype(np.float64) - rows) <= step / 2 * (1 + 1e-6)).all()
 
 
+def int8_of(row: np.ndarray) -> bytes:
+    """One row, element by element."""
+    magnitudes = np.minimum(np.abs(row), np.finfo(np.float32).max)
+    largest = np.float32(max([*magnitudes[~np.isnan(row)].tolist(), 0.0]))
+    high = (int((largest / np.float32(127)).view(np.uint32)) + 0xFFFF) >> 16
+    scale = np.array([high << 16], np.uint32).view(np.float32)[0]
+    with np.errstate(invalid="ignore"):
+        steps = np.rint(row / (scale if scale > 0 else np.float32(1)))
+    steps = np.clip(np.where(np.isnan(steps), -127, steps), -127, 127)
+    return np.uint16(high).tobytes() + steps.astype(np.int8).tobytes()
+
+
+anything = st.floats(width=32) | st.sampled_from([0.5, 1.5, -2.5, 127.0, -127.0])  # halves go to even
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.tuples(st.just(2), st.sampled_from([*range(1, 20), 32, 40, 64, 128, 131])).flatmap(
+        lambda shape: arrays(np.float32, shape, elements=anything)
+    )
+)
+def test_int8_is_what_it_is_element_by_element(rows: np.ndarray) -> None:
+    """Many elements at a time, also infinity, NaN and ties."""
+    assert [row.tobytes() for row in encode_served(rows, "int8")] == [int8_of(row) for row in rows]
+
+
 @pytest.mark.parametrize("name", ["fp32", "fp16", "bf16"])
 def test_floats_are_rounded_to_the_nearest(name: str) -> None:
     rows = np.random.default_rng(3).normal(size=(50, 16)).astype(np.float32)

@@ -64,7 +64,10 @@ def settings(data: str, mode: str, shape: tuple[int, int, int] = (2, 1, 2)) -> d
         # So little room that rows come and go all the time, some of them to a disk.
         "tables.item": {"dim": 4, "optimizer": {"name": "adam"}, "capacity": "12 KiB", "buckets": 2},
         "tables.user": {
-            **{"dim": 4, "optimizer": {"name": "adam"}, "capacity": "6 KiB", "buckets": 2},
+            "dim": 4,
+            "optimizer": {"name": "adam"},
+            "capacity": "6 KiB",
+            "buckets": 2,
             "disk": {"path": str(Path(data).parent), "capacity": "8 MiB"},
         },
     }

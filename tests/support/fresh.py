@@ -159,23 +159,33 @@ class World:
             for pull in server.ready_pulls():
                 key = (pull.step, pull.trainer)
                 if server.is_early(pull):
-                    early, _ = server._early._sent[key]
-                    patch = server.patch(pull)
-                    for before, at, now in zip(early, patch.positions, patch.rows, strict=True):
-                        assert len(set(at.tolist())) == len(at) == len(now)
-                        assert all(a.tobytes() != b.tobytes() for a, b in zip(before[at], now, strict=True))
-                    self.patch(key, p, patch.positions, patch.rows)
+                    if server.finish(pull):
+                        self.send_patch(p, pull)
                     continue
                 out = self.empty(p, pull.counts)
                 server.answer(pull, out)
                 self.feed(key, p, out)
                 self.patch(key, p, [np.empty(0, np.uint32) for _ in out], self.empty(p, pull.counts * 0))
+            if self.random.randrange(2):
+                pulls = server.apply_marked()
+                for pull in pulls:
+                    self.send_patch(p, pull)
+                if pulls and self.random.randrange(4) == 0:
+                    return  # so that gradients may come before their pull is made
             if not server.apply_ready():
                 break
+        if self.random.randrange(2):
+            server.mark_next()
         for pull in server.early_pulls():
             out = self.empty(p, pull.counts)
             server.answer_early(pull, out)
             self.feed((pull.step, pull.trainer), p, out)
+
+    def send_patch(self, p: int, pull: PendingPull) -> None:
+        patch = self.servers[p].patch(pull, self.rows.name)
+        for at, now in zip(patch.positions, patch.rows, strict=True):
+            assert len(set(at.tolist())) == len(at) == len(now)
+        self.patch((pull.step, pull.trainer), p, patch.positions, patch.rows)
 
     def feed(self, key: Key, p: int, rows: list[np.ndarray]) -> None:
         batch = self.batches[key]

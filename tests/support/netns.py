@@ -16,10 +16,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -54,6 +55,15 @@ pid=$(cat "STATE/$1.pid") || exit 255
 shift
 exec nsenter -t "$pid" -n -u -i -m -p --wd="$PWD" -- sh -c "$*"
 """
+
+
+class Part(NamedTuple):
+    """`ppn` ranks of a Python program on each of these nodes."""
+
+    nodes: Sequence[int]
+    ppn: int
+    program: Sequence[str]
+    env: Mapping[str, str] = {}
 
 
 class Nodes:
@@ -139,6 +149,29 @@ class Nodes:
             "HYDRA_HOST_FILE": str(hosts),
         }
 
+    def command(self, *parts: Part) -> list[str]:
+        """Starts all parts as one job, by MPICH's launcher or Open MPI's."""
+        shell = str(self._state / "remote_shell")
+        version = subprocess.run([mpiexec(), "--version"], text=True, capture_output=True).stdout
+        hydra = "HYDRA" in version
+        hosts = [",".join(f"{self.addresses[n]}:{part.ppn}" for n in part.nodes) for part in parts]
+        command = [mpiexec()]
+        if hydra:
+            command += ["-launcher", "ssh", "-launcher-exec", shell, "-iface", self._bridge]
+            command += ["-hosts", ",".join(hosts)]
+        else:
+            command += ["--prtemca", "plm", "ssh", "--prtemca", "plm_ssh_agent", shell]
+            command += ["--prtemca", "prte_if_include", self._network, "--bind-to", "none"]
+            command += ["--mca", "btl_tcp_if_include", self._network]
+            command += ["--mca", "pml", "ob1", "--mca", "osc", "^ucx"]
+        for i, part in enumerate(parts):
+            options = [] if hydra else ["--host", hosts[i]]
+            for name, value in part.env.items():
+                options += ["-env", name, value] if hydra else ["-x", f"{name}={value}"]
+            number = str(part.ppn * len(part.nodes))
+            command += [*([":"] if i else []), *options, "-n", number, sys.executable, *part.program]
+        return command
+
     def mpiexec(
         self,
         ppn: int,
@@ -149,36 +182,8 @@ class Nodes:
         **env: str,
     ) -> subprocess.CompletedProcess[str]:
         """`ppn` ranks of a Python program on each node; asserts exit code 0 unless check is False."""
-        shell = str(self._state / "remote_shell")
-        num_ranks = str(ppn * len(self.addresses))
-        hosts = ",".join(f"{address}:{ppn}" for address in self.addresses)
-        version = subprocess.run([mpiexec(), "--version"], text=True, capture_output=True).stdout
-        if "Open MPI" in version or "PRRTE" in version or "prte" in version:
-            launch = [
-                *("--prtemca", "plm", "ssh", "--prtemca", "plm_ssh_agent", shell),
-                *(
-                    "--prtemca",
-                    "prte_if_include",
-                    self._network,
-                    "--mca",
-                    "btl_tcp_if_include",
-                    self._network,
-                ),
-                *("--mca", "pml", "ob1", "--mca", "osc", "^ucx", "--bind-to", "none", "--host", hosts),
-            ]
-        else:
-            launch = ["-launcher", "ssh", "-launcher-exec", shell, "-iface", self._bridge, "-hosts", hosts]
-        command = [
-            mpiexec(),
-            *launch,
-            "-n",
-            num_ranks,
-            sys.executable,
-            "-m",
-            "mpi4py",
-            str(program),
-            *arguments,
-        ]
+        everywhere = range(len(self.addresses))
+        command = self.command(Part(everywhere, ppn, ("-m", "mpi4py", str(program), *arguments)))
         done = subprocess.run(
             command,
             env=environment(UCX_NET_DEVICES="eth0", **env),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import signal
 import threading
+import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.writer import DatasetWriter
 from tests.support.checkpoints import change_manifest
 from tests.support.follow import FIRST, SECOND, STEPS, THIRD, Drops, Folder, summary_of, train_left_alone
+from tests.support.serving_chaos import IDS
 from tests.support.tiny import SCHEMA, run_digest, tiny_batch, tiny_config, write_tiny
 
 
@@ -113,6 +117,56 @@ def test_stopped_while_it_waits_and_resumed(tmp_path: Path, one_process: Path) -
     assert (second["status"], second["this_run"]["steps"]) == ("completed", 2)
     assert (second["follow"]["portions"], second["follow"]["files"]) == (3, 4)
     assert run_digest(tmp_path / "run") == run_digest(one_process)
+
+
+class Service(Drops):
+    """Lets the run end, by a signal or the last file, once a version of some step is there for a while."""
+
+    def __init__(self, folder: Folder, step: int, *, then_end: bool):
+        super().__init__(folder, then_end=then_end)
+        self.step = step
+        self.thread = threading.Thread(target=self.look)
+
+    def log(self, event: dict[str, Any]) -> None:
+        if event["event"] == "wait":
+            self.thread.start()
+
+    def look(self) -> None:
+        limit = time.monotonic() + 30
+        while self.step not in self.steps() and time.monotonic() < limit:
+            time.sleep(0.01)
+        time.sleep(0.3)  # of three more versions, if there were any
+        if self.then_end:
+            self.folder.end()
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def steps(self) -> list[int]:
+        manifests = sorted((self.folder.path / "export").glob("version-*/manifest.json"))
+        return [json.loads(path.read_text())["step"] for path in manifests]
+
+
+def test_a_service_has_the_last_step_before_a_wait(tmp_path: Path) -> None:
+    """One version of it, and another one when the run is started again, although it trains nothing."""
+    folder = Folder(tmp_path)
+    folder.drop(FIRST)
+    export = {"every_seconds": 0.1, "dir": str(tmp_path / "export"), "keep": 1000}
+    changes = {"run_dir": str(tmp_path / "run"), "export": export, "checkpoint.resume": True}
+    first = Service(folder, 4, then_end=False)
+    assert ph.train(folder.config(**changes), loggers=[first], quiet=True)["status"] == "interrupted"
+    first.thread.join()
+    steps = first.steps()
+    assert steps[-1] == 4
+    assert all(a < b for a, b in pairwise(steps))
+    shutil.rmtree(tmp_path / "export")
+    second = Service(folder, 4, then_end=True)
+    summary = ph.train(folder.config(**changes), loggers=[second], quiet=True)
+    second.thread.join()
+    assert (summary["status"], summary["this_run"]["steps"]) == ("completed", 0)
+    assert second.steps() == [4]
+    reader, run = ph.Reader(tmp_path / "export", follow=False), ph.load(tmp_path / "run")
+    for table in run.tables:
+        np.testing.assert_array_equal(reader.rows(table, IDS).values, run.rows(table, IDS))
 
 
 class StopAtNews(Drops):

@@ -13,12 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import persia_hpc as ph
 from persia_hpc.checkpoint.files import whole_checkpoints
 from persia_hpc.launch.registry import read_ranks
 from tests.support.follow import FIRST, SECOND, STEPS, THIRD, Folder, summary_of, train_left_alone
 from tests.support.jobs import Job, wait_for
 from tests.support.mpi import run_mpi
 from tests.support.samples import random_batch, write
+from tests.support.serving_chaos import IDS
 from tests.support.tiny import run_digest, trained_rows
 
 
@@ -34,6 +36,12 @@ def wait_for_wait(job: Job, count: int = 1) -> None:
         return waits(job) >= count
 
     wait_for(waiting, 120)
+
+
+def wait_for_version(folder: Folder, step: int) -> None:
+    """Returns when the newest version is of a step."""
+    path = folder.path / "export" / "latest" / "manifest.json"
+    wait_for(lambda: path.exists() and json.loads(path.read_text())["step"] == step, 60)
 
 
 def ranks(servers: int, workers: int, trainers: int) -> dict[str, int]:
@@ -147,9 +155,13 @@ def test_a_job_survives_a_bad_file_a_kill_and_a_stop_while_it_waits(
 
 
 def test_hybrid_and_async_trainers_follow_too(tmp_path: Path) -> None:
-    """The ledger closes, the bound holds; files come while other ranks wait in each of the modes."""
+    """The ledger closes, the bound holds; files come while other ranks wait in each of the modes.
+
+    Meanwhile a service gets what the steps before the wait have trained, once.
+    """
     cases, folders = [], []
     seen: list[int] = []
+    went_on: list[bool] = []
     for mode in ("hybrid", "async"):
         folder = Folder(tmp_path / mode)
         folder.drop(FIRST)
@@ -158,6 +170,7 @@ def test_hybrid_and_async_trainers_follow_too(tmp_path: Path) -> None:
             "staleness_bound": 2,
             "transport.stall_seconds": 0.3,
             "run_dir": str(tmp_path / mode / "run"),
+            "export": {"every_seconds": 0.2, "dir": str(tmp_path / mode / "export")},
         }
         cases.append(folder.config(ranks=ranks(2, 2, 2), **changes))
         folders.append(folder)
@@ -169,9 +182,14 @@ def test_hybrid_and_async_trainers_follow_too(tmp_path: Path) -> None:
         for folder in folders:
             metrics = folder.path / "run" / "metrics.jsonl"
             wait_for_waits(metrics, 1)
+            wait_for_version(folder, 4)
+            newest = folder.path / "export" / "latest"
+            before = newest.readlink()
             seen.append(look_on(folder.path / "run")[1])
+            went_on.append(newest.readlink() != before)
             folder.drop(SECOND)
             wait_for_waits(metrics, 2)
+            wait_for_version(folder, 33)
             folder.end()
 
     dropping = threading.Thread(target=drop_when_they_wait)
@@ -179,9 +197,13 @@ def test_hybrid_and_async_trainers_follow_too(tmp_path: Path) -> None:
     run_mpi(6, Path(__file__).with_name("programs") / "train_cases.py", json.dumps(cases), timeout=240)
     dropping.join()
     assert seen == [0, 0], "waiting is no stall"
+    assert went_on == [False, False], "nothing had been trained since the version before"
     for folder in folders:
         summary = summary_of(folder.path / "run")
         assert (summary["status"], summary["steps"], summary["samples"]) == ("completed", 33, 1015)
         assert summary["embedding"]["pulled_rows"] == summary["embedding"]["applied_rows"] > 0
         assert summary["staleness"]["max"] <= 2
         assert summary["follow"]["files"] == 3
+        reader, run = ph.Reader(folder.path / "export", follow=False), ph.load(folder.path / "run")
+        for table in run.tables:
+            np.testing.assert_array_equal(reader.rows(table, IDS).values, run.rows(table, IDS))

@@ -29,6 +29,7 @@ WORKING = ("help", "preprocess help", "bench help", "synthetic", "train", "evalu
 WORKING += ("bench gpu", "bench read")
 NEEDING = {
     "adult": "polars",
+    "demo": "polars",
     "table": "polars",
     "inspect": "polars",
     "init": "polars",
@@ -68,6 +69,7 @@ def lean(folder: Path) -> tuple[dict[str, str], dict[str, tuple[int, str]]]:
         "bench gpu": [*BENCH, "--ids-per-sample", "1", "--dims", "4", "--wires", "fp16"],
         "bench read": ["bench", "read", "--repeats", "1", "--samples", "3000"],
         "adult": ["preprocess", "adult", "--out", str(folder / "adult")],
+        "demo": ["demo", "--out", str(folder / "demo"), "--one-process"],
         "table": ["preprocess", "table", "a.toml", "--out", str(folder / "table")],
         "inspect": ["inspect", str(folder / "data" / "test.h5")],
         "init": ["init", str(folder / "data" / "test.h5"), "--out", str(folder / "init.toml")],

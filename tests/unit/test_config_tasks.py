@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from persia_hpc.config import load_config
+from persia_hpc.config.losses import LOSSES
 from persia_hpc.config.retrieval import ranked_metrics, task_metrics
-from persia_hpc.config.types import LOSSES
 from persia_hpc.config.watching import check_metrics, reported_names
 from persia_hpc.errors import UserError
 
@@ -25,6 +25,8 @@ MINIMAL = {"data": {"train": ["train.h5"]}, "model": {"class": "dlrm"}}
         ({"tasks.a.loss": "focl"}, ["tasks.a.loss = 'focl'", "did you mean 'focal'"]),
         ({"tasks.a.loss": {"gama": 1}}, ["tasks.a.loss.gama is not an option of 'bce'"]),
         ({"tasks.a.loss": {"smoothing": 2}}, ["tasks.a.loss.smoothing = 2", "from 0 to 1"]),
+        ({"tasks.a.loss": {"pos_weight": 0}}, ["tasks.a.loss.pos_weight = 0", "above 0"]),
+        ({"tasks.a.loss": {"name": "focal", "pos_weight": 2}}, ["pos_weight is not an option of 'focal'"]),
         ({"tasks.a.loss": "softmax"}, ["tasks.a.loss.classes is missing", "number of classes"]),
         ({"tasks.a.loss": {"name": "softmax", "classes": 1}}, ["tasks.a.loss.classes = 1", "from 2"]),
         ({"tasks.a.loss": {"name": "m:f", "x": 1}}, ["tasks.a.loss.x is not an option of 'm:f'"]),
@@ -85,7 +87,7 @@ def test_a_name_alone_has_the_losss_defaults(name: str) -> None:
 
 def test_options_of_a_loss_may_leave_its_name_out() -> None:
     task = load_config(MINIMAL, {"tasks.buy.loss": {"smoothing": 0.1}}).tasks["buy"]
-    assert task.loss == {"name": "bce", "smoothing": 0.1}
+    assert task.loss == {"name": "bce", "smoothing": 0.1, "pos_weight": 1.0}
 
 
 def test_a_task_reports_its_own_metrics_and_the_others_those_of_all() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from persia_hpc.config import load_config
-from persia_hpc.parameter_server.engine import Ledger
+from persia_hpc.parameter_server.ledger import Ledger
 from persia_hpc.reporting.outcomes import JobOutcome, ServerOutcome, Times, TrainerOutcome, WorkerOutcome
 from persia_hpc.reporting.summary import make_summary
 from persia_hpc.runtime.phases import SERVER, TRAINER, WORKER, Pace, Phases

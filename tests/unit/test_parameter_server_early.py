@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -90,6 +91,51 @@ def test_only_what_a_missed_step_uses_is_sent_again() -> None:
     world.serve(0)
     assert (server.ledger.early_rows, server.ledger.patched_rows) == (2, 1)
     assert [key for key, _ in world.finished()] == [(2, 0)]
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_patch_goes_before_other_updates_where_nothing_else_can_change(full: bool) -> None:
+    """Steps 1 and 2 share id 7. In a full table a row goes after step 1: only then is the patch known."""
+    capacity = 4 * 64 if full else 1 << 20  # of four buckets, a row of 4 floats in each
+    config = config_of("fresh", {"optimizer": {"name": "sgd", "lr": 0.1}, "capacity": capacity})
+    world = World(config, servers=1, trainers=1, steps=2)
+    (server,) = world.servers
+    world.begin(1, 2)
+    of_step = {1: [7, *range(20, 60)], 2: [7, *range(60, 70)]}
+    for step, of_feature in of_step.items():
+        server.submit_pull(world.pull_of(world.prepare((step, 0), [of_feature, [], []]), 0))
+    for pull in server.ready_pulls():
+        out = world.empty(0, pull.counts)
+        server.answer(pull, out)
+        world.feed((1, 0), 0, out)
+        world.patch((1, 0), 0, [np.empty(0, np.uint32) for _ in out], world.empty(0, pull.counts * 0))
+    (pull,) = server.early_pulls()
+    out = world.empty(0, pull.counts)
+    server.answer_early(pull, out)
+    world.feed((2, 0), 0, out)
+    assert server.mark_next()
+    assert not server.mark_next()
+    assert not server.apply_marked()  # there are no gradients yet
+    ((_, gradients),) = world.finished()
+    world.push(world.batches[1, 0], 0, gradients)
+    sent = server.apply_marked()
+    assert (sent == []) == full
+    for each in sent:
+        world.send_patch(0, each)
+    assert server.ledger.applied_rows == len(sent)
+    assert server.clock.applied == 0
+    assert server.apply_ready()
+    assert server.ledger.applied_rows == len(of_step[1])
+    assert (server.ledger.evicted_rows > 0) == full
+    (pull,) = server.ready_pulls()
+    assert server.finish(pull) == full
+    if full:
+        world.send_patch(0, pull)
+    assert [key for key, _ in world.finished()] == [(2, 0)]
+    sync = World(config_of("sync", {"optimizer": {"name": "sgd", "lr": 0.1}, "capacity": capacity}), 1, 1, 2)
+    sync.run_in_turn(1, [[[of_step[1], [], []]], [[of_step[2], [], []]]])
+    assert world.seen == sync.seen
+    assert full or server.ledger.patched_rows == 1
 
 
 @pytest.mark.parametrize(

@@ -112,5 +112,17 @@ def test_roles_are_those_of_the_machine(cores: int, gpus: int, roles: tuple[int,
     assert Machine(cores, gpus).roles(2048) == roles
 
 
+def test_several_trainers_without_horovod_sum_by_mpi(tmp_path: Path) -> None:
+    batch = SampleBatch(
+        {"user": IdColumn(np.zeros(50_000, np.uint64))},
+        np.zeros((50_000, 0), np.float32),
+        np.zeros((50_000, 1), np.float32),
+    )
+    schema = DatasetSchema((FeatureSchema("user", False),), ())
+    for cores, horovod, reducer in ((2, False, None), (8, False, "mpi"), (8, True, "horovod")):
+        config, _ = proposed(tmp_path, schema, batch, Machine(cores, 0, horovod))
+        assert config.reducer(config.ranks.trainers) == reducer
+
+
 def test_small_batches_have_few_trainers() -> None:
     assert Machine(64, 0).roles(128) == (2, 2, 2)

@@ -37,19 +37,21 @@ class EndlessTable:
 
 
 class ChangedTable:
-    """Has one row that has changed."""
+    """Has two rows that have changed, and gives one at a time."""
 
     def __init__(self) -> None:
-        self.taken: weakref.ref[np.ndarray] | None = None
+        self.taken: list[weakref.ref[np.ndarray]] = []
         self.returned: list[int] = []
+        self.left = 0
 
     def mark_changes(self, rows: str) -> None:
-        """Marks nothing."""
+        self.left = 2
 
-    def take_changes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        changed = np.zeros((1, 16), np.uint8)
-        self.taken = weakref.ref(changed)
-        return np.array([7], np.uint64), changed, np.empty(0, np.uint64)
+    def take_changes(self, enough: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        count, self.left = min(self.left, 1), max(self.left - 1, 0)
+        changed = np.zeros((count, 16), np.uint8)
+        self.taken.append(weakref.ref(changed))
+        return np.full(count, 7, np.uint64), changed, np.empty(0, np.uint64)
 
     def return_changes(self, keys: np.ndarray, removed: np.ndarray) -> None:
         self.returned += keys.tolist()
@@ -67,9 +69,9 @@ def test_rows_take_no_memory_once_they_are_written(tmp_path: Path) -> None:
                 thread.join(30)
         (report,) = writer.finished()
         assert not report.error
-        assert table.taken is not None
-        assert table.taken() is None
-    assert table.returned == [7]
+        assert len(table.taken) == 3 * number
+        assert all(rows() is None for rows in table.taken)
+    assert table.returned == [7, 7]
 
 
 def test_what_is_being_written_ends_with_the_run(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -123,6 +124,28 @@ def test_sums_are_those_of_the_gradients_after_backward(forward: Forward, overla
     _, found = train(forward, overlap=overlap)
     for gradient, reference in zip(found, expected(forward), strict=True):
         assert torch.equal(gradient, reference)
+
+
+def test_a_trainer_says_that_it_waits_for_sums_of_others() -> None:
+    waiting: list[bool] = []
+
+    class Watched(NoPeers):
+        @contextmanager
+        def wait(self) -> Iterator[None]:
+            waiting.append(True)
+            yield
+            waiting.pop()
+
+    class Asked(Twins):
+        def finish(self, index: int) -> None:
+            assert waiting
+            super().finish(index)
+
+    reducer, net = DenseReducer(Asked(), Watched(), LAYER), Net()
+    reducer.attach(net)
+    net(torch.ones(2, 6)).sum().backward()
+    reducer.reduce()
+    assert not waiting
 
 
 def test_buckets_start_during_backward_from_the_last_layer_on() -> None:

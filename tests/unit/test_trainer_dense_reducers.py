@@ -41,10 +41,12 @@ def test_several_trainers_are_refused_in_one_line_without_horovod(
     monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
     monkeypatch.setitem(sys.modules, "horovod", None)
-    with pytest.raises(UserError, match=r"^2 trainers need Horovod.*build_horovod.sh") as caught:
+    with pytest.raises(
+        UserError, match=r'^train.reducer = "horovod" .* 2 trainers .*build_horovod.sh'
+    ) as caught:
         check(2, mode)
     assert "\n" not in str(caught.value)
-    assert 'train.reducer = "mpi"' in str(caught.value)
+    assert 'set train.reducer = "mpi"' in str(caught.value)
     check(2, mode, "mpi")
 
 

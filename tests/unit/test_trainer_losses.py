@@ -22,7 +22,7 @@ from tests.support.tiny import tiny_config
 
 CLASSES = 4
 NAMES = ["bce", "focal", "mse", "poisson", "softmax", "bpr"]
-OPTIONS = {"bce": {"smoothing": 0.1}, "softmax": {"classes": CLASSES, "smoothing": 0.2}}
+OPTIONS = {"bce": {"smoothing": 0.1, "pos_weight": 3.0}, "softmax": {"classes": CLASSES, "smoothing": 0.2}}
 
 
 def make_batch(labels: Tensor, group: Tensor | None = None) -> Batch:
@@ -48,7 +48,7 @@ def by_hand(name: str, x: list[float], y: float) -> float:
     p = sigmoid(x[0])
     if name == "bce":
         y = y * 0.9 + 0.05
-        return -y * math.log(p) - (1 - y) * math.log(1 - p)
+        return -3 * y * math.log(p) - (1 - y) * math.log(1 - p)
     if name == "focal":
         share, p = (0.25, p) if y == 1 else (0.75, 1 - p)
         return -share * (1 - p) ** 2 * math.log(p)
@@ -110,6 +110,19 @@ def test_a_missing_label_has_no_loss_and_changes_no_gradient(
     assert not whole_gradient[missing].any()
     torch.testing.assert_close(whole[~missing], known, rtol=1e-6, atol=0)
     torch.testing.assert_close(whole_gradient[~missing], known_gradient, rtol=1e-6, atol=0)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 20), st.integers(0, 10**6), st.floats(0.01, 100))
+def test_positives_weigh_as_torch_lets_them(rows: int, seed: int, weight: float) -> None:
+    logits, labels, _ = draw("bce", rows, seed)
+    own, reference = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    tasks_of(a={"loss": {"pos_weight": weight}})(own, make_batch(labels)).sum().backward()
+    theirs = torch.nn.BCEWithLogitsLoss(pos_weight=torch.tensor([weight]), reduction="sum")
+    theirs(reference, labels).backward()
+    assert own.grad is not None
+    assert reference.grad is not None
+    torch.testing.assert_close(own.grad, reference.grad, rtol=1e-6, atol=0)
 
 
 def tasks_of(**tasks: Any) -> Any:

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "persia/key.h"
+#include "persia/key_index.h"
 #include "persia/served_rows.h"
 
 namespace persia {
@@ -25,9 +26,12 @@ struct ChangedRows {
 // Slots, a bit each.
 class SlotSet {
   public:
-    bool add(std::uint32_t slot) {  // whether it wasn't there
+    void reserve(std::uint32_t end_slot) {  // so that slots below have their bits
+        const std::size_t words = (std::size_t{end_slot} + 63) >> 6;
+        if (words > words_.size()) words_.resize(words + words / 8 + 1024);
+    }
+    bool add(std::uint32_t slot) {  // whether it wasn't there; there must be a bit for it
         const std::size_t word = slot >> 6;
-        if (word >= words_.size()) words_.resize(word + word / 8 + 1024);
         const bool is_new = (words_[word] & bit(slot)) == 0;
         words_[word] |= bit(slot);
         return is_new;
@@ -62,7 +66,21 @@ class Changes {
         noted_ = before_first_ = true;
     }
     void changed(Key key, std::uint32_t slot) {
+        slots_.reserve(slot + 1);
         if (slots_.add(slot)) rows_.push_back({key, slot});
+    }
+    // The same of many rows, but those with kNoSlot; all slots are below end_slot. Whether a row was noted
+    // before is hard to foretell, so nothing branches on it.
+    void changed(Keys keys, Span<const std::uint32_t> slots, std::uint32_t end_slot) {
+        slots_.reserve(end_slot);
+        std::size_t count = rows_.size();
+        rows_.resize(count + keys.size());
+        for (std::size_t i = 0; i < keys.size(); ++i) {
+            if (slots[i] == kNoSlot) continue;
+            rows_[count] = {keys[i], slots[i]};
+            count += slots_.add(slots[i]);
+        }
+        rows_.resize(count);
     }
     // A row that has no update yet: until the first mark somebody may have copied it, who had better not.
     void created(Key key) {

@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <string>
 
+#include "persia/storage.h"
+
 namespace persia {
 
 enum class RowFormat : std::uint8_t { kFp32, kFp16, kBf16, kInt8 };
@@ -17,6 +19,10 @@ enum class RowFormat : std::uint8_t { kFp32, kFp16, kBf16, kInt8 };
 RowFormat row_format_of(const std::string& name);
 
 std::size_t bytes_of(RowFormat format, std::size_t dim);
+
+// n rows of a table, each at its own place, as they are stored; room: [dim].
+void encode_served(RowFormat format, Storage storage, const std::byte* const* rows, std::size_t n,
+                   std::size_t dim, float* room, std::byte* out);
 
 // One row of `dim` elements, to and from `bytes_of` bytes, which may lie anywhere for int8 and at a multiple
 // of the element's size for the others. What is beyond a format's largest finite number becomes that number.

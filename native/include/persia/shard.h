@@ -92,10 +92,9 @@ struct ImportedRows {  // as ExportedRows, of any buckets and in any order; with
     }
 };
 
-struct Differing {  // rows of a pull that aren't what was sent before
-    std::vector<std::uint32_t> positions;
-    std::vector<std::byte> rows;  // as on the wire
-};
+// Which rows of its batches a push is of: those that mark_differing() has marked, or the others, which must
+// follow.
+enum class PushPart { kAll, kMarked, kOthers };
 
 struct RowCounts {
     std::uint64_t created = 0;   // by pulls
@@ -114,15 +113,24 @@ class Shard {
 
     void pull(Keys keys, std::uint32_t step, Rows out, Span<std::uint32_t> slots,
               Span<const std::uint8_t> wanted);
-    void lookup(Keys keys, Rows out, bool initial = false) const;
-    void pull_differing(Keys keys, std::uint32_t step, std::uint32_t since, ConstRows before,
-                        Span<std::uint32_t> slots, Differing& found);
+    // slots [U]: where rows lie, for mark_differing(); then unseen rows are as they would begin.
+    void lookup(Keys keys, Rows out, Span<std::uint32_t> slots = {}) const;
+    // A pull whose rows lookup() gave, see table.h.
+    void mark_differing(Keys keys, std::uint32_t since, Span<std::uint32_t> slots,
+                        Span<std::uint8_t> differs);
+    void pull_again(Keys keys, std::uint32_t step, std::uint32_t since, Span<std::uint32_t> slots,
+                    Span<std::uint8_t> differs);
+    void encode_differing(Span<const std::uint32_t> slots, Span<const std::uint8_t> differs,
+                          std::uint32_t first, std::uint32_t* positions, Rows out);
+    bool calm() const;
+    void note_uses() { notes_uses_ = eviction_.lfu(); }
     // Whether rows of a push may have gone to disk since its pull: with lfu, whose stamps don't tell what is
     // in flight. Then recall() brings them back, and gives the batch with the slots that all have now.
     bool recalls() const { return cold_ && eviction_.lfu(); }
     PushBatch recall(const PushBatch& batch, std::vector<std::uint32_t>& slots);
-    PushCounts push(const PushBatch& batch, std::uint32_t step);
-    PushCounts push_step(const std::vector<PushBatch>& batches, std::uint32_t step);
+    PushCounts push(const PushBatch& batch, std::uint32_t step, PushPart part = PushPart::kAll);
+    PushCounts push_step(const std::vector<PushBatch>& batches, std::uint32_t step,
+                         PushPart part = PushPart::kAll);
     // Ask for memory that a call will need soon: first for the index lines of keys, then, when these have
     // come, for the rows; or for the rows of slots and their states.
     void ask_for_lines(Keys keys) const;
@@ -151,7 +159,7 @@ class Shard {
     }
     void mark_changes(RowFormat format);
     bool copy_changes(std::size_t most);  // whether there are more
-    ChangedRows take_changes();
+    void take_changes(ChangedRows& to);
     void return_changes(Keys changed, Keys removed);  // skips keys of other shards
 
     void set_next_step(std::uint32_t step) { next_step_ = step; }
@@ -200,6 +208,15 @@ class Shard {
     template <class Touch, class Resolve, class UseRest>
     void walk_rest_wide(Keys keys, Span<std::uint32_t> slots, Span<const std::uint32_t> rest,
                         const Touch& touch, const Resolve& resolve, const UseRest& use_rest) const;
+    // use(i, line, at, here) for the entry of each key in its home line; here: all bits if it is the key's.
+    template <class Use>
+    void each_home(Keys keys, const Use& use) const;
+    void ask_for_second_line(Key key) const;
+    bool decides_by_stamps() const { return !eviction_.lfu() && eviction_.ttl() == 0; }
+    bool is_marked(std::uint32_t slot) const {
+        return slot / 64 < marked_.size() && (marked_[slot / 64] >> slot % 64 & 1) != 0;
+    }
+    void note_used(Span<const std::uint32_t> slots, std::uint32_t step);
     void insert(std::uint32_t bucket, Key key, std::uint32_t slot, std::uint32_t stamp);
     void start_row(Key key, std::uint32_t slot);
     void import_some(const ImportedRows& from);
@@ -208,7 +225,7 @@ class Shard {
     void keep_before_removal(std::uint32_t bucket, const KeyIndex::Entry& entry);
     void note_removed(Key key);
     void note_pushed(const PushBatch& batch);
-    void copy_changed(Key key, const std::byte* weights);
+    void copy_changed(Keys keys, const std::byte* const* weights);
     void keep_changed(Key key, std::uint32_t slot);  // before it changes or goes
     ExportedRows export_rows(std::vector<Snapshot::Kept>& rows) const;
     Snapshot::Kept row_at(const KeyIndex::Entry& entry) const {
@@ -232,9 +249,11 @@ class Shard {
     const float* usable_gradient(const PushBatch& batch, std::size_t i, PushCounts& counts);
     template <std::uint32_t kDim, class Chosen>
     PushCounts push_with(Chosen& chosen, const PushBatch& batch, std::uint32_t step);
+    template <std::uint32_t kDim, class Chosen>
+    PushCounts push_part(Chosen& chosen, const PushBatch& batch, std::uint32_t step, PushPart part);
     template <class Chosen>
     void apply_sums(Chosen& chosen, std::uint32_t step, PushCounts& counts);
-    void add_to_sums(const PushBatch& batch, PushCounts& counts);
+    void add_to_sums(const PushBatch& batch, PushPart part, PushCounts& counts);
 
     struct Merged {  // a row that at least one batch of a step pushes to
         Key key;
@@ -251,6 +270,10 @@ class Shard {
     RowStore rows_;
     Eviction eviction_;
     Admission admission_;
+    static constexpr std::uint32_t kOnDisk = kNoSlot - 1;  // of lookup(): the row is there, without a slot
+    bool notes_uses_ = false;                              // whose stamps don't tell when rows were used:
+    std::vector<std::uint32_t> last_used_;                 // the last step that pulled each slot's row
+    std::vector<std::uint64_t> marked_;                    // a bit for each slot: rows that a patch waits for
     std::uint32_t epoch_ = 0;
     // Slots pulled at this epoch or later still have their rows (within an epoch none expires that is in
     // flight).
@@ -273,13 +296,13 @@ class Shard {
     std::unordered_set<Key> away_;     // rows on disk that changed since the mark, before they went there
 
     // Working memory, kept from call to call.
-    mutable std::vector<float> room_;             // one row
-    mutable std::vector<std::byte> first_;        // one row's weights
-    mutable std::vector<std::uint32_t> slots_;    // lookup
-    std::vector<std::uint32_t> compared_, rest_;  // pull_differing
-    std::vector<Merged> merged_;                  // push_step
-    std::vector<float> sums_;                     // [merged, D]
-    std::vector<std::uint32_t> merged_map_;       // hash of a slot -> its place in merged_ + 1
+    mutable std::vector<float> room_;           // one row
+    mutable std::vector<std::byte> first_;      // one row's weights
+    mutable std::vector<std::uint32_t> slots_;  // lookup
+    std::vector<std::uint32_t> rest_;           // places of keys that a second pass is of
+    std::vector<Merged> merged_;                // push_step
+    std::vector<float> sums_;                   // [merged, D]
+    std::vector<std::uint32_t> merged_map_;     // hash of a slot -> its place in merged_ + 1
     std::vector<Key> expired_keys_;
     mutable std::vector<ColdStore::Wanted> wanted_;  // from disk
 };

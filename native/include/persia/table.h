@@ -32,14 +32,28 @@ class Table {
     std::uint32_t pull(Keys keys, std::uint32_t step, Rows out, Span<std::uint32_t> slots,
                        Span<const std::uint8_t> wanted = {});
 
-    // Evaluation: like pull, but changes nothing; unseen rows are zeros. initial: or, where each key is
-    // admitted, as a pull would begin them.
-    void lookup(Keys keys, Rows out, bool initial = false) const;
+    // Evaluation: like pull, but changes nothing; unseen rows are zeros.
+    void lookup(Keys keys, Rows out) const;
 
-    // pull() of keys whose rows lookup() gave, in `before` [U, D], after step `since` and before the next:
-    // only rows that differ from these in any bit are found, in no particular order.
-    void pull_differing_shard(unsigned shard, Keys keys, std::uint32_t step, std::uint32_t since,
-                              ConstRows before, Span<std::uint32_t> slots, Differing& found);
+    // A pull of `step` whose rows are looked up ahead, after step `since`. lookup_shard() with `slots` [U]
+    // gives them, those unseen as a pull would begin them where each key is admitted, and notes what the next
+    // call needs. mark_differing_shard(), once all pulls of step - 1 are made and none of `step`, writes a 1
+    // to `differs` [U] for each row that updates up to step - 1 may change, and where rows lie; both change
+    // nothing. pull_again_shard() does at its time what pull() does, adds a 1 for each row that isn't what
+    // was looked up for another reason, and gives slots for push(). encode_differing_shard() writes the
+    // positions in `keys`, and the rows, of those that have a 1, after this or, if all shards are calm(),
+    // once the marked rows' updates are made: push_shard() makes these first if asked to.
+    void mark_differing_shard(unsigned shard, Keys keys, std::uint32_t since, Span<std::uint32_t> slots,
+                              Span<std::uint8_t> differs);
+    void pull_again_shard(unsigned shard, Keys keys, std::uint32_t step, std::uint32_t since,
+                          Span<std::uint32_t> slots, Span<std::uint8_t> differs);
+    void encode_differing_shard(unsigned shard, Keys keys, Span<const std::uint32_t> slots,
+                                Span<const std::uint8_t> differs, std::uint32_t first,
+                                std::uint32_t* positions, Rows out);
+    // Whether no row may go, and no key's admission change, before a pull of the next step.
+    bool calm() const;
+    // Has pulls note from now on what mark_differing_shard() can't learn from the rows themselves.
+    void note_uses();
 
     // One optimizer update per row with the gradients for what a pull gave. A row that was evicted since is
     // left alone, also if it was re-created. A row with an infinite or NaN element is skipped. `step` decides
@@ -57,8 +71,9 @@ class Table {
     void check_slots(Keys keys, Span<const std::uint32_t> slots) const;
     void pull_shard(unsigned shard, Keys keys, std::uint32_t step, Rows out, Span<std::uint32_t> slots,
                     Span<const std::uint8_t> wanted);
-    void lookup_shard(unsigned shard, Keys keys, Rows out, bool initial) const;
-    PushCounts push_shard(unsigned shard, Span<const PushBatch> batches, std::uint32_t step);
+    void lookup_shard(unsigned shard, Keys keys, Rows out, Span<std::uint32_t> slots = {}) const;
+    PushCounts push_shard(unsigned shard, Span<const PushBatch> batches, std::uint32_t step,
+                          PushPart part = PushPart::kAll);
     // Ask for the memory of the shard's few keys ahead of these calls, see Shard; for many it isn't worth it.
     void ask_for_lines(unsigned shard, Keys keys) const;
     void ask_for_rows(unsigned shard, Keys keys) const;
@@ -96,15 +111,15 @@ class Table {
     void restore_bucket(std::uint32_t bucket, const BucketState& state);
 
     // Changes: from begin_changes() on it is noted which rows pushes and imports change, and which go.
-    // mark_changes() ends a list of them and begins the next; take_changes() gives the last list, with rows
-    // as they were at the mark, and return_changes() takes back keys that it gave, for the next list. Other
-    // calls may come in between: then copy_changes(), so many rows at a time until it returns false, spares
-    // take_changes() the work. Rows past their time to live go when they are swept away or used again. What
-    // wasn't taken before the next mark is in the next list.
+    // mark_changes() ends a list of them and begins the next; copy_changes() copies rows of the last list, as
+    // they were at the mark, so many at a time until it returns false; take_changes() appends what has been
+    // copied to `to`; return_changes() takes back keys that it gave, for the next list. Other calls may come
+    // in between. Rows past their time to live go when they are swept away or used again. What wasn't taken
+    // before the next mark is in the next list.
     void begin_changes();
     void mark_changes(RowFormat format);
     bool copy_changes(std::size_t most);
-    ChangedRows take_changes();
+    void take_changes(ChangedRows& to);
     void return_changes(Keys changed, Keys removed);
     void set_next_step(std::uint32_t step);  // the step after the last evict()
 

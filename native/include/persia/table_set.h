@@ -40,8 +40,9 @@ class TableSet {
   public:
     // groups [T]: of each table its dim group. dims [G]. No table (null) where this server has no buckets.
     // threads: that share the tables of a call with enough keys, where no table has shards for them.
+    // ahead: pulls will be looked up ahead.
     TableSet(std::vector<std::shared_ptr<SharedTable>> tables, std::vector<std::uint32_t> groups,
-             std::vector<std::uint32_t> dims, unsigned threads = 1);
+             std::vector<std::uint32_t> dims, unsigned threads = 1, bool ahead = false);
 
     std::size_t num_tables() const { return tables_.size(); }
     const std::vector<std::uint32_t>& dims() const { return dims_; }
@@ -54,13 +55,21 @@ class TableSet {
     void pull(const RecordKeys& of, std::uint32_t step, const std::vector<Rows>& out,
               Span<std::uint32_t> slots, Span<const std::uint8_t> wanted, Span<std::uint32_t> epochs);
     void ask_disk(const RecordKeys& of) const;
-    void lookup(const RecordKeys& of, const std::vector<Rows>& out, bool initial = false) const;
-    // pull() of what lookup() gave, in `before`, after step `since`: for each dim group the rows that differ.
-    std::vector<Differing> pull_differing(const RecordKeys& of, std::uint32_t step, std::uint32_t since,
-                                          const std::vector<ConstRows>& before, Span<std::uint32_t> slots,
-                                          Span<std::uint32_t> epochs);
-    // One update per row with the sum of all records' gradients, see Table::push_step().
-    PushCounts push(const std::vector<PushRecord>& records, std::uint32_t step);
+    void lookup(const RecordKeys& of, const std::vector<Rows>& out) const;
+    // A pull ahead of its step.
+    void look_ahead(const RecordKeys& of, const std::vector<Rows>& out, Span<std::uint32_t> slots) const;
+    void mark_differing(const RecordKeys& of, std::uint32_t since, Span<std::uint32_t> slots,
+                        Span<std::uint8_t> differs);
+    void pull_again(const RecordKeys& of, std::uint32_t step, std::uint32_t since, Span<std::uint32_t> slots,
+                    Span<std::uint8_t> differs, Span<std::uint32_t> epochs);
+    // positions [G]: of so many in each dim group.
+    void encode_differing(const RecordKeys& of, Span<const std::uint32_t> slots,
+                          Span<const std::uint8_t> differs, const std::vector<std::uint32_t*>& positions,
+                          const std::vector<Rows>& out);
+    bool calm() const;
+    // One update per row with the sum of all records' gradients, see Table::push_step(); or of some rows.
+    PushCounts push(const std::vector<PushRecord>& records, std::uint32_t step,
+                    PushPart part = PushPart::kAll);
     std::uint64_t evict(std::uint32_t step);
     void set_lr(Span<const double> rates);  // [T]
 

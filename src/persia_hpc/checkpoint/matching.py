@@ -27,6 +27,7 @@ FIXED = (
     "data.buffer_blocks",
     "data.shuffle",
     "data.features",
+    "data.keep_negatives",
     "data.transform",
     "tables.*.dim",
     "tables.*.optimizer.name",

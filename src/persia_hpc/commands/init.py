@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     if options.limit < 1:
         raise UserError(f"--limit: got {options.limit}, expected 1 or more")
     for name in (*options.train, *options.valid, *options.test, options.schema or ""):
-        if not _is_utf8(name):
+        if not is_utf8(name):
             raise UserError(f"{name}: got a name that isn't UTF-8, which TOML can't have; rename it")
     if options.out.exists():
         raise UserError(f"--out: {options.out} exists; give another name, or remove it first")
@@ -82,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def _is_utf8(name: str) -> bool:
+def is_utf8(name: str) -> bool:
     """Returns whether a name is UTF-8: Python has bytes that aren't as halves of pairs."""
     try:
         name.encode()
@@ -96,4 +97,8 @@ def _machine() -> Machine:
     from persia_hpc.preprocess.proposal import Machine
 
     gpus = Path("/proc/driver/nvidia/gpus")
-    return Machine(len(os.sched_getaffinity(0)), len(list(gpus.iterdir())) if gpus.is_dir() else 0)
+    return Machine(
+        len(os.sched_getaffinity(0)),
+        len(list(gpus.iterdir())) if gpus.is_dir() else 0,
+        find_spec("horovod") is not None,
+    )

@@ -228,6 +228,8 @@ class _Reader:
             raise self.fail(path, f"= {value}: expected at least {low}")
         if above is not None and not value > above:
             raise self.fail(path, f"= {value}: expected more than {above}")
+        if high is not None and not value <= high:
+            raise self.fail(path, f"= {value}: expected at most {high}")
         if not math.isfinite(value):
             raise self.fail(path, f"= {value}: expected a finite number")
 

@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .losses import LOSSES
 from .metric_names import asked_metrics, built_in, top_of
 from .options import Fail, nearest
-from .types import LOSSES, Config
+from .types import Config
 
 MOST_DRAWN = 1 << 20  # of a sample
 

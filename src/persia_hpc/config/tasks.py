@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .losses import BATCH_LOSSES, BINARY_LOSSES, LOGQ, LOSSES, NEGATIVES
 from .metric_names import FORMS, built_in, metrics_of, name_problem, top_of
 from .options import Fail, check_import_path, check_number, did_you_mean, nearest, with_name
-from .types import BATCH_LOSSES, BINARY_LOSSES, LOGQ, LOSSES, NEGATIVES, Config
+from .types import Config
 
 MAX_CLASSES = 100_000
 
@@ -37,7 +38,7 @@ def resolve_task(task: Any, path: tuple[str, ...], fail: Fail) -> None:
                 raise fail((*path, key), f"= {value!r}: expected one of {', '.join(words)}")
             continue
         check_number(key, value, (*path, key), fail)
-        if key == "temperature" and value <= 0:
+        if key in ("temperature", "pos_weight") and value <= 0:
             raise fail((*path, key), f"= {value}: expected a value above 0")
         if key == "halve_every" and not isinstance(value, int):
             raise fail((*path, key), f"= {value}: expected a number of steps, or 0 for never")
@@ -68,6 +69,8 @@ def check_tasks(config: Config, fail: Fail) -> None:
         _check_esmm(config, fail)
     if config.train.accumulate > 1:
         _check_accumulate(config, fail)
+    if config.data.keep_negatives < 1:
+        _check_keep_negatives(config, fail)
     if not config.tasks:
         return
     if loss != "bce":
@@ -125,6 +128,19 @@ def _check_accumulate(config: Config, fail: Fail) -> None:
                 f"= {train.accumulate}: the loss {name!r} compares the samples of a batch, which parts would "
                 "tear apart; leave accumulate out",
             )
+
+
+def _check_keep_negatives(config: Config, fail: Fail) -> None:
+    """Checks that negatives of one label are left out, and that its loss can be corrected for that."""
+    path, share = ("data", "keep_negatives"), config.data.keep_negatives
+    if config.loss_names != ["bce"]:
+        raise fail(
+            path,
+            f'= {share:g}: predictions are corrected for one label that the loss "bce" learns, got '
+            f"{', '.join(config.loss_names)}; leave it out, or learn one label",
+        )
+    if config.data.follow:
+        raise fail(path, f"= {share:g}: data.follow takes files as they come; leave one of the two out")
 
 
 def _check_esmm(config: Config, fail: Fail) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from .export import ExportConfig
 from .fields import parse_bytes, setting, toml_key
 from .learning_rate import WARMUP
+from .losses import BINARY_LOSSES, LOSSES
 
 MAX_RANKS = 100_000  # of a role
 MAX_PAIRS = 1_000_000  # of a server and a worker, with rings of their own
@@ -22,20 +23,6 @@ ROLE_KEYS = ("parameter_servers", "embedding_workers", "trainers")
 # Tests compare the first and the last of these with models/build.py and protocol/wire.py, which say what they
 # stand for: a configuration must be read without NumPy and without knowing the trainer.
 MODELS = ("dlrm", "dcn_v2", "deepfm", "tower", "din", "mmoe", "ple", "esmm", "two_tower", "sasrec", "hstu")
-# Losses with their options and defaults; trainer/losses.py has the formulas. None: must be written.
-LOSSES: dict[str, dict[str, Any]] = {
-    "bce": {"smoothing": 0.0},
-    "focal": {"gamma": 2.0, "alpha": 0.25},
-    "mse": {},
-    "poisson": {},
-    "softmax": {"classes": None, "smoothing": 0.0},
-    "bpr": {},
-    "in_batch_softmax": {"temperature": 1.0, "logq": "off", "halve_every": 0, "negatives": "batch"},
-}
-BINARY_LOSSES = ("bce", "focal", "bpr", "in_batch_softmax")  # of labels that are 0 or 1
-BATCH_LOSSES = ("bpr", "in_batch_softmax")  # that compare the samples of a batch with each other
-NEGATIVES = ("batch", "sampled", "both")  # of "in_batch_softmax"
-LOGQ = ("off", "counts", "weights")  # of the same: where the items' shares come from
 METRICS = ("auc", "logloss")  # always computed
 WIRE_FORMATS = ("fp32", "fp16", "bf16", "scaled_fp16")
 
@@ -98,6 +85,7 @@ class DataConfig:
     transform: str | None = None
     follow: bool = False
     follow_seconds: float = setting(0.0, at_least=0)
+    keep_negatives: float = setting(1.0, above=0, at_most=1)
 
 
 @dataclass(frozen=True)

@@ -112,8 +112,9 @@ def count_costs(job: Job) -> Costs:
         "other": trainers * c.server_batch + c.server_step,
     }
     shared = {"pull": pull, "push": push}  # what threads divide
-    if job.config.mode == "fresh":  # rows are looked up once more
-        server["patch"], shared["patch"] = server["pull"], pull
+    if job.config.mode == "fresh":  # rows are looked up twice, and some of them sent again
+        server["pull"], shared["pull"] = 2 * server["pull"], 2 * pull
+        server["patch"], shared["patch"] = trainers * (calls + PATCHED * pull / threads), PATCHED * pull
     batches = max(worker_batches(plan))
     # With several servers rows are put together first; else they go straight from ring to ring.
     copied = w.feed_bytes + (w.row_bytes if servers > 1 else 0.0)

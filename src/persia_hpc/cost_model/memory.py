@@ -64,11 +64,6 @@ def role_memory(
         Role.PARAMETER_SERVER: {
             "tables, when full": tables,
             "rows in flight": steps * trainers * work.rows * share * IN_FLIGHT_BYTES,
-            **(
-                {"early rows": (1 + config.lookahead) * trainers * share * work.row_bytes}
-                if config.mode == "fresh"
-                else {}
-            ),
             "old rows during a checkpoint": min(config.checkpoint.aside_bytes, tables),
         },
         Role.EMBEDDING_WORKER: {

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from persia_hpc.arrays import Array
-from persia_hpc.protocol.messages import Patch, send
+from persia_hpc.protocol.messages import Patch, send, try_send
 from persia_hpc.table_layout import Layout
 
 from .engine import KeyBatch
@@ -33,11 +33,17 @@ class Patches:
             batch.unpatched = set(range(self._num_servers))
 
     def due(self, in_flight: Mapping[tuple[int, int], KeyBatch]) -> bool:
-        """Returns whether the trainer of the oldest batch may be waiting for its patch."""
-        return bool(self.senders and in_flight and in_flight[min(in_flight)].unpatched)
+        """Returns whether a trainer of the oldest step may be waiting for its patch."""
+        if not (self.senders and in_flight):
+            return False
+        oldest = min(in_flight)[0]
+        return any(batch.unpatched for (step, _), batch in in_flight.items() if step == oldest)
 
     def take(self, batch: KeyBatch, server: int, patch: Patch) -> None:
         """Takes a server's patch, whose arrays are copied, and sends the batch's on if it is whole."""
+        if self._num_servers == 1 and try_send(self.senders[batch.trainer], patch):
+            batch.unpatched.discard(server)
+            return
         found = self._found.setdefault((batch.step, batch.trainer), [])
         at = enumerate(patch.positions)
         places = [self._places(batch, server, group, np.asarray(of_group)) for group, of_group in at]

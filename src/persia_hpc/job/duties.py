@@ -85,8 +85,6 @@ class ServerDuty:
         engine, place = self.engine, self.place
         assert engine is not None, "prepare comes first"
         sys.setswitchinterval(_SWITCH_SECONDS)  # a thread writes checkpoints
-        if self.facts.config.mode == "fresh":
-            keep_freed_memory()  # of early rows, as large in every step
         plane = place.row_plane()
         loop = ServerLoop(
             engine,

@@ -11,10 +11,11 @@ from persia_hpc.config import Config
 from persia_hpc.config.watching import watched_metrics
 from persia_hpc.errors import UserError
 from persia_hpc.samples.catalogue import Catalogue, open_catalogue
+from persia_hpc.samples.downsampled import Downsampled
 from persia_hpc.samples.follow import followed_schema
 from persia_hpc.samples.formats import load_table
 from persia_hpc.samples.source import FileSource, Source, check_labels, check_scorable, open_source
-from persia_hpc.tasks import label_check
+from persia_hpc.tasks import label_check, make_tasks
 
 from .facts import check_columns
 
@@ -55,12 +56,28 @@ def open_sources(config: Config, run_dir: str | Path | None = None) -> Mapping[s
         if split in sources:
             check_scorable(sources[split], train.schema, "data.train", labels=True)
             check_columns(config, sources[split].schema, f"data.{split}")
+    if config.data.keep_negatives < 1:
+        sources["train"] = _without_negatives(config, train)
     check = label_check(config, train.schema)
     for source in sources.values():
         source.check_labels_by(check)
     if config.data.items:
         return {**sources, "items": open_catalogue(config, train.schema, "data.train")}
     return sources
+
+
+def _without_negatives(config: Config, train: FileSource) -> FileSource:
+    """Returns the training data with the share of their negatives that is to be kept.
+
+    Raises UserError for data of several labels, and DataError for damage.
+    """
+    tasks = make_tasks(config, train.schema).each
+    if len(tasks) != 1:
+        raise UserError(
+            f"data.keep_negatives = {config.data.keep_negatives:g} leaves out negatives of one label, but "
+            f"the data have {', '.join(train.schema.label_names)}; write the one to learn as [tasks.LABEL]"
+        )
+    return Downsampled(train, tasks[0].label, config.data.keep_negatives, config.seed)
 
 
 def check_sequences(sources: Mapping[str, Source], share: int = 0, shares: int = 1) -> None:

@@ -72,8 +72,8 @@ print("PROBE" + json.dumps({"version": torch.__version__, "cuda": torch.version.
 _INSTALL_MPI = "pip install 'persia-hpc[mpich]', or load your site's MPI and reinstall mpi4py against it"
 _BUILD_KERNELS = "pip install . with nvcc on PATH (PERSIA_HPC_CUDA=on says what it lacks)"
 _BUILD_HOROVOD = (
-    "tools/build_horovod.sh builds it (the mpicxx of the same MPI first on PATH); "
-    'train.reducer = "mpi" does without it'
+    'train.reducer = "mpi" does without it; tools/build_horovod.sh of the source tree builds it '
+    "(the mpicxx of the same MPI first on PATH)"
 )
 
 

@@ -113,6 +113,10 @@ class Clock:
         """Returns whether a trainer's pull of `step` may have a preliminary answer now."""
         return step <= self.last and self.staleness(step, trainer) <= self.lookahead
 
+    def all_answered(self, step: int) -> bool:
+        """Returns whether all trainers' pulls of a step are answered, of which not all is applied."""
+        return self._answered[step] == self.num_trainers
+
     def answered(self, step: int, trainer: int) -> int:
         """Records that a pull is answered; returns its staleness in steps."""
         staleness = self.staleness(step, trainer)
@@ -129,7 +133,7 @@ class Clock:
         if step != self.applied + 1:
             return False
         horizon = min(step + self.bound, self.last)
-        return all(self._answered[s] == self.num_trainers for s in range(step, horizon + 1))
+        return all(map(self.all_answered, range(step, horizon + 1)))
 
     def pushed(self, step: int, trainers: Collection[int]) -> bool:
         """Records that pushes of these trainers for `step` are applied; returns whether `applied` moved."""

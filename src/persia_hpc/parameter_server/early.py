@@ -1,14 +1,15 @@
-"""Remembers what was sent ahead of its step, for the patches that follow (`fresh`).
+"""Follows pulls that are answered ahead of their step, and later patched (`fresh`).
 
-Shape letters: U_g rows of a dim group in one request, D_g its dim, M_g those of them that have changed.
+Shape letters: D_g the dim of a dim group, M_g its rows in one request that have changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import IntEnum
 
-from persia_hpc._native import PendingPull
+from persia_hpc._native import PendingPull, TableSet
 from persia_hpc.arrays import Array
 
 
@@ -35,19 +36,41 @@ class RowPatch:
         return sum(map(len, self.positions))
 
 
-class EarlyRows:
-    """Holds the rows with which pulls were answered early, until their patches are made."""
+class Stage(IntEnum):
+    """Says how far a pull with an early answer has come."""
+
+    SENT = 1  # with rows as they were then
+    MARKED = 2  # it is known which of them updates will change
+    SURE = 3  # and no others will differ if tables are calm
+    PATCHED = 4  # those have been sent
+
+
+class EarlyPulls:
+    """Holds the stages of pulls, from the early answer until they are made for good."""
 
     def __init__(self) -> None:
-        self._sent: dict[tuple[int, int], tuple[Sequence[Array], int]] = {}
+        self._stages: dict[tuple[int, int], Stage] = {}
 
     def __contains__(self, pull: PendingPull) -> bool:
-        return (pull.step, pull.trainer) in self._sent
+        return (pull.step, pull.trainer) in self._stages
 
-    def keep(self, pull: PendingPull, rows: Sequence[Array], since: int) -> None:
-        """Remembers an early answer, whose arrays nobody may change. since: the step of which rows are."""
-        self._sent[pull.step, pull.trainer] = rows, since
+    def set(self, pull: PendingPull, stage: Stage) -> None:
+        """Records that a pull is at `stage`."""
+        self._stages[pull.step, pull.trainer] = stage
 
-    def take(self, pull: PendingPull) -> tuple[Sequence[Array], int]:
-        """Returns and forgets the rows of an early answer, and the step after which they were taken."""
-        return self._sent.pop((pull.step, pull.trainer))
+    def take(self, pull: PendingPull) -> Stage:
+        """Returns the stage of a pull, and forgets it."""
+        return self._stages.pop((pull.step, pull.trainer))
+
+    def sure(self, pulls: Iterable[PendingPull], step: int) -> list[PendingPull]:
+        """Returns the pulls of a step of which it is known what will differ."""
+        return [p for p in pulls if p.step == step and self._stages.get((step, p.trainer)) is Stage.SURE]
+
+    def mark(self, pulls: Iterable[PendingPull], tables: TableSet) -> bool:
+        """Notes in pulls which of their rows will change, where that isn't done; returns whether it was."""
+        marked = False
+        for pull in pulls:
+            if self._stages.get((pull.step, pull.trainer)) is Stage.SENT:
+                self.set(pull, Stage.SURE if tables.mark_differing(pull) else Stage.MARKED)
+                marked = True
+        return marked

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -22,43 +21,10 @@ from persia_hpc.topology.sharding import bucket_bounds
 
 from .clock import Clock
 from .disk import DiskTraffic, make_table
-from .early import EarlyRows, RowPatch
+from .early import EarlyPulls, RowPatch, Stage
+from .ledger import Ledger, SegmentTimes
 
 _Push: TypeAlias = tuple[PendingPull, list[Array]]  # with its gradients
-
-
-@dataclass
-class Ledger:
-    """Counts the outcomes of all pulled rows, and a few more numbers.
-
-    pulled = applied + evicted_in_flight + unadmitted + nonfinite + dropped. The last fields are not part of
-    this sum: `reused` rows are pulled rows that need not be sent, `evicted` rows left a table between steps,
-    `evaluation` rows were looked up; `early` rows are pulled rows that were sent ahead of their step, and
-    `patched` rows those of them that were sent again since they had changed; others went to a table's disk
-    tier, and came back from it, or (of `evicted`) went because the disk took no more.
-    """
-
-    pulled_rows: int = 0
-    applied_rows: int = 0
-    evicted_in_flight_rows: int = 0
-    unadmitted_rows: int = 0
-    nonfinite_rows: int = 0
-    dropped_rows: int = 0
-    reused_rows: int = 0
-    evicted_rows: int = 0
-    evaluation_rows: int = 0
-    early_rows: int = 0
-    patched_rows: int = 0
-    to_disk_rows: int = 0
-    from_disk_rows: int = 0
-    disk_full_rows: int = 0
-
-
-@dataclass
-class SegmentTimes:
-    """Holds the wall-clock seconds (time.time) of the last update of each segment, by its first step."""
-
-    last_apply: dict[int, float] = field(default_factory=dict)
 
 
 class ParameterServer:
@@ -104,9 +70,10 @@ class ParameterServer:
         self.whole_steps = sync or config.apply == "step"
         self.times = SegmentTimes()
         self._waiting: list[PendingPull] = []
-        self._early = EarlyRows()
+        self._early = EarlyPulls()
+        self._begun = 0  # the step whose marked rows are updated already
         self._in_flight: dict[tuple[int, int], PendingPull] = {}
-        self._held: dict[int, dict[int, _Push]] = {}
+        self._held: dict[int, dict[int, list[Array]]] = {}  # gradients by step and trainer
 
     def empty(self) -> None:
         """Makes empty tables, after those that there are have gone; what was counted stays."""
@@ -117,7 +84,11 @@ class ParameterServer:
             self.tables.append(make_table(table, native) if owned else None)
         self._disk = DiskTraffic(self.layout.tables, self.tables)
         self._set = TableSet(
-            self.tables, self.layout.dim_group_of_table, self.layout.dim_groups, threads=self._threads
+            self.tables,
+            self.layout.dim_group_of_table,
+            self.layout.dim_groups,
+            threads=self._threads,
+            ahead=self._config.mode == "fresh",
         )
 
     def restore(self, step: int, ledger: Mapping[str, int], staleness: Mapping[str, int]) -> None:
@@ -157,6 +128,7 @@ class ParameterServer:
             (ready if may_answer else waiting).append(pull)
         self._waiting = waiting
         ready.sort(key=lambda pull: (pull.step, pull.trainer))
+        self._early.mark(ready, self._set)  # before any of them is made
         return ready
 
     def early_pulls(self) -> list[PendingPull]:
@@ -165,27 +137,65 @@ class ParameterServer:
         return [p for p in self._waiting if p not in self._early and may(p.step, p.trainer)]
 
     def answer_early(self, pull: PendingPull, out: Sequence[Array]) -> None:
-        """Fills `out` with the rows as they are now, without changing anything; `patch` gives the rest.
+        """Fills `out` with the rows as they are now, without changing anything; a patch gives the rest.
 
-        Rows that don't exist yet are as they would begin. `out` is kept until then, and must not change.
+        Rows that don't exist yet are as they would begin.
 
         Shapes:
         out: see `answer`.
         """
-        self._set.lookup(pull.keys, pull.counts, out, initial=True)
-        self._early.keep(pull, out, self.clock.applied)
+        self._set.look_ahead(pull, out, self.clock.applied)
+        self._early.set(pull, Stage.SENT)
         self.ledger.early_rows += len(pull)
 
+    def mark_next(self) -> bool:
+        """Finds out which early rows of the step after the next updates will change; False if not now.
+
+        It takes a look at each of them, for which there is time while trainers compute.
+        """
+        step = self.clock.applied + 2
+        if not self.clock.all_answered(step - 1):
+            return False
+        return self._early.mark((pull for pull in self._waiting if pull.step == step), self._set)
+
+    def apply_marked(self) -> list[PendingPull]:
+        """Updates the rows that patches wait for, ahead of `apply_ready`, where no other row will differ.
+
+        Returns the pulls whose patches may be sent now. They are to be finished in their turn.
+        """
+        step = self.clock.applied + 1
+        if not self._is_whole(step) or not self.clock.may_apply(step):
+            return []
+        pulls = self._early.sure(self._waiting, step + 1)
+        if not pulls or not self._set.calm():
+            return []
+        self._apply(step, self._pushes(step), marked=True)
+        self._begun = step
+        for pull in pulls:
+            self._early.set(pull, Stage.PATCHED)
+        return pulls
+
     def is_early(self, pull: PendingPull) -> bool:
-        """Returns whether a pull has an early answer, so that it needs a patch and no answer."""
+        """Returns whether a pull has an early answer, so that it needs `finish` and no answer."""
         return pull in self._early
 
-    def patch(self, pull: PendingPull) -> RowPatch:
-        """Does what `answer` does; returns the rows that differ from the early answer, which is forgotten."""
-        patch = RowPatch.of(self._set.pull_differing(pull, *self._early.take(pull)))
+    def finish(self, pull: PendingPull) -> bool:
+        """Does what `answer` does for a pull with an early answer; returns whether its patch must be sent."""
+        self._set.pull_again(pull)
         self._answered(pull, len(pull))
+        return self._early.take(pull) is not Stage.PATCHED
+
+    def patch(self, pull: PendingPull, wire: str) -> RowPatch:
+        """Returns the rows that differ from the early answer."""
+        patch = RowPatch.of(self._set.differing(pull, wire))
         self.ledger.patched_rows += patch.num_rows
         return patch
+
+    def patch_in(self, ring: RingProducer, pull: PendingPull, kind: int, wire: str) -> bool:
+        """Writes what `patch` returns to a ring; False, having done nothing, if there is no room for it."""
+        sent = self._set.send_differing(pull, ring, kind, wire)
+        self.ledger.patched_rows += sent or 0
+        return sent is not None
 
     def row_shapes(self, counts: Array, wanted: Array | None = None) -> list[tuple[int, int]]:
         """Returns [U_g, D_g] of the rows to be sent, for each dim group. Arguments: see `PendingPull`."""
@@ -236,12 +246,11 @@ class ParameterServer:
         Shapes:
         gradients: for each dim group [U_g, D_g] in a wire format.
         """
-        pull = self._in_flight.pop((step, trainer))
         if self.may_apply_at_once(step):
-            self._apply(step, [(pull, gradients)])
+            self._apply(step, [(self._in_flight.pop((step, trainer)), gradients)])
             self._advance(step, [trainer])
             return
-        self._held.setdefault(step, {})[trainer] = (pull, gradients)
+        self._held.setdefault(step, {})[trainer] = gradients
 
     @property
     def applies_at_once(self) -> bool:
@@ -263,31 +272,38 @@ class ParameterServer:
         """Copies the gradients of a push if it is held, because the caller is about to reuse their memory."""
         pushes = self._held.get(step, {})
         if trainer in pushes:
-            pull, gradients = pushes[trainer]
-            pushes[trainer] = pull, [g.copy() for g in gradients]
+            pushes[trainer] = [g.copy() for g in pushes[trainer]]
 
     def apply_ready(self) -> bool:
         """Applies held steps that the clock allows; returns whether there were any."""
         moved = False
         for step in sorted(self._held):
-            pushes = self._held[step]
-            there = self.applies_at_once or len(pushes) == self.clock.num_trainers
+            there = self.applies_at_once or self._is_whole(step)
             if not there or not self.clock.may_apply(step):
                 if self.clock.exact:
                     break
                 continue
-            del self._held[step]
-            ordered = [pushes[trainer] for trainer in sorted(pushes)]
+            ordered = self._pushes(step)
+            trainers = sorted(self._held.pop(step))
+            for trainer in trainers:
+                del self._in_flight[step, trainer]
+            marked = False if step == self._begun else None
             for together in [ordered] if self.whole_steps else [[push] for push in ordered]:
-                self._apply(step, together)
-            self._advance(step, sorted(pushes))
+                self._apply(step, together, marked)
+            self._advance(step, trainers)
             moved = True
         return moved
 
-    def _apply(self, step: int, pushes: Sequence[_Push]) -> None:
-        """Makes one update per row with the gradients of all pushes."""
+    def _is_whole(self, step: int) -> bool:
+        return len(self._held.get(step, ())) == self.clock.num_trainers
+
+    def _pushes(self, step: int) -> list[_Push]:
+        return [(self._in_flight[step, t], gradients) for t, gradients in sorted(self._held[step].items())]
+
+    def _apply(self, step: int, pushes: Sequence[_Push], marked: bool | None = None) -> None:
+        """Makes one update per row with the gradients of all pushes. marked: see `TableSet.push`."""
         self._set_rates(step)
-        self._count(self._set.push(pushes, step))
+        self._count(self._set.push(pushes, step, marked))
 
     def _set_rates(self, step: int) -> None:
         # The gradient's step counts: in `hybrid` the batches of several steps come in any order.
@@ -333,9 +349,11 @@ class ParameterServer:
             return (
                 f"trainer {pull.trainer}'s gradients before its step {pull.step} (pulls that wait: {waiting})"
             )
-        missing = [t for t in range(clock.num_trainers) if (clock.applied + 1, t) in self._in_flight]
+        step = clock.applied + 1
+        held = self._held.get(step, ())
+        missing = [t for t in range(clock.num_trainers) if (step, t) in self._in_flight and t not in held]
         return (
-            f"the gradients of step {clock.applied + 1}"
+            f"the gradients of step {step}"
             + (f" of trainer {', '.join(map(str, missing))}" if missing else "")
             + f" (applied: {clock.applied}; pulls that wait: {waiting})"
         )
@@ -361,10 +379,6 @@ class ParameterServer:
     def statistics(self) -> dict[str, Any]:
         """Returns counters for summary.json at the end of a run: rows still in flight then were dropped."""
         tables = [t for t in self.tables if t is not None]
-        lost = [
-            *self._in_flight.values(),
-            *(pull for pushes in self._held.values() for pull, _ in pushes.values()),
-        ]
         rows = sum(t.num_rows for t in tables)
         return {
             "rows": rows,
@@ -372,7 +386,7 @@ class ParameterServer:
             "row_bytes": sum((t.num_rows - t.cold_rows) * t.row_bytes for t in tables),
             "disk_rows": self._disk.rows(),
             "disk_bytes": self._disk.bytes(),
-            "ledger": {**vars(self.ledger), "dropped_rows": sum(len(pull) for pull in lost)},
+            "ledger": {**vars(self.ledger), "dropped_rows": sum(map(len, self._in_flight.values()))},
             "histogram": dict(self.clock.histogram),
             "last_apply": dict(self.times.last_apply),
         }

@@ -207,6 +207,7 @@ class ServerLoop:
             push = Push.unpack(record)
             batch = push.step, push.trainer
             self.engine.submit_push(*batch, [np.asarray(g) for g in push.gradients])
+            begin = self._send_marked(begin)
             self.engine.apply_ready()
             # Views of the ring must not outlive the record.
             self.engine.detach_push(*batch)
@@ -232,12 +233,14 @@ class ServerLoop:
                 phase = self._answer(pull)
                 self.phases.add(phase, begin, pull.step, trainer=pull.trainer)
                 pulls += 1
+            self._send_marked(time.perf_counter())
             applied = self.engine.apply_ready()
             marked = self._take_version()
             moved |= applied or marked or pulls > 0
             if not (applied or marked):  # an applied step may make more pulls ready
                 break
-        moved |= self._answer_early()
+        if self.fresh:
+            moved |= self._look_ahead()
         while self._drained and self._drained[0].request.step <= self.engine.clock.applied:
             drained = self._drained.pop(0)
             if isinstance(drained.request, Lookup):
@@ -254,8 +257,9 @@ class ServerLoop:
         sender = self.workers[pull.worker].rows
         wire = self.wire.name
         if self.engine.is_early(pull):
-            patch = self.engine.patch(pull)
-            send(sender, Patch(pull.step, pull.trainer, patch.positions, patch.rows))
+            if not self.engine.finish(pull):
+                return "pull"
+            self._send_patch(pull)
             return "patch"
         if not sender.try_write(lambda ring: self.engine.answer_in(ring, pull, Kind.ROWS, wire)):
             # There is no room in the ring for the rows in one piece: they are queued.
@@ -267,19 +271,45 @@ class ServerLoop:
             send(sender, Patch(pull.step, pull.trainer, [np.empty(0, np.uint32) for _ in rows], rows))
         return "pull"
 
-    def _answer_early(self) -> bool:
-        """Answers a pull of a later step with the rows of now; returns whether there was one.
+    def _send_patch(self, pull: PendingPull) -> None:
+        sender, wire = self.workers[pull.worker].rows, self.wire.name
+        if not sender.try_write(lambda ring: self.engine.patch_in(ring, pull, Kind.PATCH, wire)):
+            patch = self.engine.patch(pull, wire)
+            send(sender, Patch(pull.step, pull.trainer, patch.positions, patch.rows))
+
+    def _send_marked(self, begin: float) -> float:
+        """Sends the patches that need not wait for all updates of their step; returns the time."""
+        pulls = self.engine.apply_marked() if self.fresh else []
+        if pulls:
+            begin = self.phases.add("push", begin, pulls[0].step - 1)
+        for pull in pulls:
+            self._send_patch(pull)
+            begin = self.phases.add("patch", begin, pull.step, trainer=pull.trainer)
+        return begin
+
+    def _look_ahead(self) -> bool:
+        """Answers a pull of a later step with the rows of now; returns whether anything was done.
 
         One at a time: a push that comes meanwhile is more urgent.
         """
-        pulls = self.engine.early_pulls()[:1] if self.fresh else []
+        begin = time.perf_counter()
+        marked = self.engine.mark_next()
+        if marked:
+            begin = self.phases.add("pull", begin)
+        pulls = self.engine.early_pulls()[:1]
         for pull in pulls:
-            begin = time.perf_counter()
-            rows = self._empty_rows(pull)
+            sender = self.workers[pull.worker].rows
+            message = Rows(pull.step, pull.trainer, 0, [])
+            specs = self._specs(pull.counts)
+            reserved = try_reserve(sender, message, specs)
+            rows = reserved if reserved is not None else self._empty_rows(pull)
             self.engine.answer_early(pull, rows)
-            send(self.workers[pull.worker].rows, Rows(pull.step, pull.trainer, 0, rows))
+            if reserved is not None:
+                sender.commit()
+            else:
+                send(sender, replace(message, rows=rows))
             self.phases.add("pull", begin, pull.step, trainer=pull.trainer)
-        return bool(pulls)
+        return marked or bool(pulls)
 
     def _empty_rows(self, pull: PendingPull) -> list[Array]:
         return [np.empty(shape, dtype) for dtype, shape in self._specs(pull.counts, pull.wanted)]

@@ -62,11 +62,12 @@ class AdultOptions:
 def find_input() -> Path:
     """Returns the directory of the bundled data: `datasets/adult`.
 
-    It is looked for in the working directory, then in the source tree that this program runs from.
-    Raises UserError if it is in neither.
+    It is looked for in the working directory, then in the source tree that this program runs from, and then
+    in the package as a wheel installs it.
+    Raises UserError if it is nowhere.
     """
-    places = (Path("datasets/adult"), Path(__file__).resolve().parents[3] / "datasets" / "adult")
-    for place in places:
+    folder, here = Path("datasets", "adult"), Path(__file__).resolve()
+    for place in (folder, here.parents[3] / folder, here.parents[1] / folder):
         if place.is_dir():
             return place
     raise UserError(

@@ -11,6 +11,7 @@ from typing import Any
 
 from persia_hpc.config import parse_bytes
 from persia_hpc.errors import EXIT_OK, UserError
+from persia_hpc.parsers import LateParser
 from persia_hpc.preprocess.label_rates import constant_labels
 from persia_hpc.preprocess.team import ONE_MEMBER, Part, Team
 
@@ -29,23 +30,10 @@ class _Source:
     example: str
 
 
-class _SourceParser(argparse.ArgumentParser):
-    """Parses the arguments of one source, which are added when that source is the one."""
-
-    source: _Source | None = None
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Adds the source's arguments, then parses."""
-        if self.source is not None:
-            source, self.source = self.source, None
-            source.add_arguments(self)
-        return super().parse_known_args(args, namespace)
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds one sub-command for each source of data to `parser`."""
     commands = parser.add_subparsers(
-        dest="preprocess_name", metavar="NAME", required=True, parser_class=_SourceParser
+        dest="preprocess_name", metavar="NAME", required=True, parser_class=LateParser
     )
     for name, source in _SOURCES.items():
         command = commands.add_parser(
@@ -61,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         command.add_argument(
             "--overwrite", action="store_true", help="replace files that other settings made"
         )
-        command.source = source
+        command.add_late = source.add_arguments
 
 
 def _add_adult(parser: argparse.ArgumentParser) -> None:
@@ -214,8 +202,8 @@ def _sizes(text: str) -> tuple[int, ...]:
 _SOURCES = {
     "adult": _Source(
         _add_adult,
-        "Adult / Census income (UCI), bundled with the source tree",
-        "--input datasets/adult --out data/adult",
+        "Adult / Census income (UCI), bundled with this package",
+        "--out data/adult",
     ),
     "criteo": _Source(
         _add_criteo,

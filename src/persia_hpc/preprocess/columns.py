@@ -6,6 +6,7 @@ Shapes: N rows, M values of all rows together.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -28,6 +29,7 @@ TIME_PARTS = ("hour", "weekday", "day", "month")
 LOG_SQUARE = "log_square"  # what stands for a number as an id, see `log_squares`
 NUMBER = "number"  # the number is the weight of an id, 0
 PARTS = (*TIME_PARTS, LOG_SQUARE, NUMBER)
+BETWEEN = "\x1f"  # the values of a cross: ASCII's unit separator
 _YEAR_9999 = 253_402_300_799  # its last second; milliseconds since 1970 are mostly more
 # From here on floats leave out whole numbers.
 _FLOAT_ENDS: dict[Any, int] = {pl.Float32: 1 << 24, pl.Float64: 1 << 53}
@@ -314,6 +316,29 @@ def log_squares(values: pl.Series, place: Place) -> pl.Series:
     squares = np.floor(np.log(np.where(large, numbers, 1.0)) ** 2)
     found = pl.Series(np.where(large, squares, np.trunc(numbers)).astype(np.int64))
     return pl.select(pl.when(values.is_not_null()).then(found)).to_series()
+
+
+def buckets(values: pl.Series, edges: Sequence[float], place: Place) -> pl.Series:
+    """Returns for each number how many of the rising `edges` are at most it; null for null and NaN.
+
+    Shapes: [N] integers from 0 to the number of edges.
+    Raises UserError for values that are no finite numbers.
+    """
+    found = pl.Series(
+        np.searchsorted(np.asarray(edges), to_numbers(values, "dense", place, missing=0.0), "right")
+    )
+    missing = values.is_null() | values.cast(pl.Float64, strict=False).is_nan().fill_null(value=False)
+    return found.cast(pl.Int64).set(missing, None)
+
+
+def crossed(parts: Sequence[tuple[pl.Series, Place]]) -> pl.Series:
+    """Returns the texts of several columns in one, parted by a control character; null where any is null.
+
+    Shapes: [N] each, in and out.
+    Raises UserError for values that may be written in several ways, as numbers with a fraction.
+    """
+    texts = [_texts(values, place).alias(str(i)) for i, (values, place) in enumerate(parts)]
+    return pl.DataFrame(texts).select(pl.concat_str(pl.all(), separator=BETWEEN)).to_series()
 
 
 def _datetimes(column: pl.Series, codes: str) -> pl.Series:

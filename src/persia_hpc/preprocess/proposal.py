@@ -20,10 +20,11 @@ LARGEST_BATCH, SMALLEST_BATCH, SMALLEST_SHARE = 2048, 32, 64
 
 @dataclass(frozen=True)
 class Machine:
-    """Says what a node has for ranks."""
+    """Says what a node has for ranks, and whether Horovod is installed."""
 
     cores: int
     gpus: int
+    horovod: bool = True
 
     def roles(self, batch: int) -> tuple[int, int, int]:
         """Returns the ranks of servers, workers and trainers of a first run: a trainer for each GPU.
@@ -117,6 +118,8 @@ def _lines(
     yield "[train]"
     yield "epochs = 1"
     yield 'optimizer = { name = "Adam", lr = 1e-3 }'
+    if trainers > 1 and not machine.horovod:
+        yield "reducer = \"mpi\"                 # sums the trainers' gradients; Horovod isn't installed"
     if len(schema.label_names) == 1:
         yield f'loss = "{_loss(found, 0)}"{_rate(found, 0)}'
     if schema.has_group:

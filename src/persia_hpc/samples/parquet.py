@@ -112,7 +112,7 @@ def _refuse_undecided(path: str, table: TableSchema, types: dict[str, pl.DataTyp
     for name, entry in table.ids.items():
         dtype = types[entry.column]
         inner = getattr(dtype, "inner", dtype) if is_list(dtype) else dtype
-        if entry.type == "auto" and entry.part is None and kind_of(inner) == "text":
+        if entry.type == "auto" and entry.part is None and not entry.edges and kind_of(inner) == "text":
             got = "nothing but nulls" if inner == pl.Null else "text"
             raise UserError(
                 f'{path}: {entry.column}: got {got} for ids.{name} without `type`, expected type = "string" '

@@ -12,6 +12,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 NICE = 10  # how far threads that write bases step back behind training
 _ROWS_AT_ONCE = 1 << 16
+_CHANGES_AT_ONCE = 1 << 14  # so few that they stay in a core's cache until they are in the file
 
 
 class PartWriter:
@@ -41,7 +43,8 @@ class PartWriter:
         self._rows = rows
         self._reports: queue.SimpleQueue[ExportReport] = queue.SimpleQueue()
         self._chain: list[dict[str, PartTable]] = []  # the newest base's tables, then the versions' since
-        self._taken: list[tuple[Array, Array]] = []  # keys and removed, of the version before, of each table
+        # What the version before has: which of the tables, keys, and keys that went.
+        self._taken: list[tuple[int, Array, Array]] = []
         self._last = 0  # the number of the last version in the chain
         self._lock = threading.Lock()  # of the chain, which threads change
         self._closed = threading.Event()
@@ -71,9 +74,8 @@ class PartWriter:
     def finished(self) -> list[ExportReport]:
         """Returns what has been written, or has failed, since the last call."""
         reports: list[ExportReport] = []
-        with contextlib.suppress(queue.Empty):
-            while True:
-                reports.append(self._reports.get_nowait())
+        while not self._reports.empty():  # asked in every pass of a server's loop
+            reports.append(self._reports.get_nowait())
         return reports
 
     def close(self) -> None:
@@ -95,18 +97,20 @@ class PartWriter:
                 if self._last == request.number:  # others failed
                     self._chain.pop()
                     self._last -= 1
-            for (_, table), (keys, removed) in zip(tables, self._taken, strict=False):
-                table.return_changes(keys, removed)
+            for index, keys, removed in self._taken:
+                tables[index][1].return_changes(keys, removed)
         for _, table in tables:
             table.mark_changes(self._rows)
-        self._taken = taken = []
+        self._taken = taken = []  # what isn't taken comes with the next mark
 
         def write(file: PartFile) -> None:
-            for layout, table in tables:
-                keys, rows, removed = table.take_changes()
-                taken.append((keys, removed))  # what isn't taken comes with the next mark
-                if len(keys) or len(removed):
-                    file.add_table(layout.name, rows.shape[1], [(keys, rows)], removed)
+            for index, (layout, table) in enumerate(tables):
+                keys, rows, removed = table.take_changes(_CHANGES_AT_ONCE)  # all that went, and some rows
+                if not len(keys) and not len(removed):
+                    continue
+                taken.append((index, keys, removed))
+                more = _more_changes(table, index, taken)
+                file.add_table(layout.name, rows.shape[1], chain([(keys, rows)], more), removed)
 
         self._start(request, write)
 
@@ -172,6 +176,17 @@ def merged_table(rows: str, layout: TableLayout, chain: list[dict[str, PartTable
         elif number:
             served.add_changes(table.keys, table.rows, table.removed)
     return served
+
+
+def _more_changes(
+    table: Table, index: int, taken: list[tuple[int, Array, Array]]
+) -> Iterator[tuple[Array, Array]]:
+    while True:
+        keys, rows, removed = table.take_changes(_CHANGES_AT_ONCE)
+        if not len(keys):
+            return
+        taken.append((index, keys, removed))
+        yield keys, rows
 
 
 def _slices(keys: Array) -> Iterator[Array]:

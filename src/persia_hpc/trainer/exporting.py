@@ -149,7 +149,7 @@ class Exporter:
         self.paused_seconds += time.perf_counter() - began
 
     def advance(self, step: int) -> None:
-        """Begins what is due, the first base or the next version, of this step.
+        """Begins what is due, the first base or the next version, of this step, unless it has its version.
 
         So it does with a version that was to be of a later one. No gradient may be in flight.
         """
@@ -158,7 +158,7 @@ class Exporter:
             self._request = replace(self._request, step=step)
             self._coming = step
             self._stream.begin_export(self._request)
-        elif self.overdue():
+        elif self.overdue() and step != self.last_step:
             self._begin(step)
         self.reach(step)
 

@@ -2,7 +2,8 @@
 
 All trainers stop where the known files are used up, with no gradient in flight. Trainer 0 alone looks for new
 files and decides what all do next: train on a portion, write a checkpoint that has come due, or end. Workers
-learn of it through the batch stream; servers needn't know.
+learn of it through the batch stream; servers needn't know. A version for a service that comes due meanwhile
+needs trainer 0 alone.
 """
 
 from __future__ import annotations
@@ -158,7 +159,7 @@ class Following:
 
         def done() -> bool:
             nonlocal next_look
-            around.stopping.listen()
+            around.stopping.listen(waiting=True)
             if around.state.stop_reason is not None:
                 found.append(_News())
                 return True

@@ -6,6 +6,7 @@ Rings implement it under MPI, plain calls in a run of one process.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import numpy as np
@@ -125,6 +126,9 @@ class Peers(Protocol):
         Collective over trainers.
         """
 
+    def wait(self) -> AbstractContextManager[None]:
+        """Returns a context in which this trainer waits for the others; the watchdog says so if it lasts."""
+
     def meet(self) -> Callable[[], bool]:
         """Returns a function that says whether all trainers have called `meet`; doesn't wait.
 
@@ -201,6 +205,9 @@ class NoPeers:
 
     def gather_objects(self, value: Any) -> list[Any] | None:
         return [value]
+
+    def wait(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def meet(self) -> Callable[[], bool]:
         return lambda: True

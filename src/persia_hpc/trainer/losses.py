@@ -6,6 +6,7 @@ B samples, L labels, K outputs of a task.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from persia_hpc.config import Config
-from persia_hpc.config.types import LOSSES
+from persia_hpc.config.losses import LOSSES
 from persia_hpc.errors import UserError
 from persia_hpc.user_objects import load_object
 
@@ -23,17 +24,19 @@ from .batch import Batch
 Loss = Callable[[Tensor, Batch], Tensor]
 
 
-def bce(logits: Tensor, labels: Tensor, *, smoothing: float) -> Tensor:
+def bce(logits: Tensor, labels: Tensor, *, smoothing: float, pos_weight: float) -> Tensor:
     """Computes the binary cross-entropy of a sigmoid's logits.
 
     smoothing: the share of a label that is given to both values alike, y (1 - s) + s / 2 (Szegedy et al.,
-    "Rethinking the Inception architecture", CVPR 2016, section 7).
+    "Rethinking the Inception architecture", CVPR 2016, section 7). pos_weight: the factor of y log p, as
+    `torch.nn.BCEWithLogitsLoss` has it.
 
     Shapes: any, the same for all.
     """
     if smoothing:
         labels = labels * (1 - smoothing) + smoothing / 2
-    return functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    factor = logits.new_full((), pos_weight) if pos_weight != 1 else None
+    return functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=factor, reduction="none")
 
 
 def focal(logits: Tensor, labels: Tensor, *, gamma: float, alpha: float) -> Tensor:
@@ -183,6 +186,13 @@ class TaskLosses:
 def make_loss(config: Config) -> Loss:
     """Returns the loss that a configuration trains on: that of its tasks, or `train.loss` of all labels.
 
+    Of training data that have only the share w of their negatives it learns p = sigmoid(z - log w) instead of
+    sigmoid(z). So the logits z are those of all data, whoever takes them: sigmoid(z) = p / (p + (1 - p) / w)
+    (He et al., "Practical lessons from predicting clicks on ads at Facebook", ADKDD 2014, section 6.3).
     Raises UserError for a function that can't be imported.
     """
-    return TaskLosses(config) if config.tasks else load_loss(config.train.loss)
+    loss = TaskLosses(config) if config.tasks else load_loss(config.train.loss)
+    if config.data.keep_negatives == 1:
+        return loss
+    shift = math.log(config.data.keep_negatives)
+    return lambda logits, batch: loss(logits - shift, batch)

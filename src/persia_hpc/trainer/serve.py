@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -49,8 +50,6 @@ from .dense.shared import SharedDense
 from .interfaces import DenseSync
 from .patches import EarlyBatches
 
-_OTHERS = "the other trainers"
-
 
 class MpiPeers:
     """Connects trainers through their communicator. See `Peers`."""
@@ -62,12 +61,15 @@ class MpiPeers:
         self.size: int = comm.size
 
     def broadcast(self, value: Any) -> Any:
-        with self._watchdog.waits_for(_OTHERS):
+        with self.wait():
             return self._comm.bcast(value)
 
     def gather_objects(self, value: Any) -> list[Any] | None:
-        with self._watchdog.waits_for(_OTHERS):
+        with self.wait():
             return self._comm.gather(value)
+
+    def wait(self) -> AbstractContextManager[None]:
+        return self._watchdog.waits_for("the other trainers")
 
     def meet(self) -> Callable[[], bool]:
         request = self._comm.Ibarrier()

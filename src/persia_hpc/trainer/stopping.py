@@ -36,8 +36,11 @@ class Stopping:
         if self._state.segment_last is not None:
             self._stream.request_stop()
 
-    def listen(self) -> None:
-        """Takes note, on trainer 0, of signals and of what is written; begins a version if it may now."""
+    def listen(self, *, waiting: bool = False) -> None:
+        """Takes note, on trainer 0, of signals and of what is written; begins a version if it may now.
+
+        waiting: every step that can be trained has been, on all trainers.
+        """
         if self._peers.rank != 0:
             return
         state = self._state
@@ -50,19 +53,19 @@ class Stopping:
             self._saver.poll()
             overdue = self._saver.overdue()
         if self._exporter is not None:
-            overdue |= self._export(self._exporter)
+            overdue |= self._export(self._exporter, waiting)
         if overdue and state.segment_last is not None and not self._draining:
             self._draining = True
             self._stream.request_stop()
 
-    def _export(self, exporter: Exporter) -> bool:
+    def _export(self, exporter: Exporter, waiting: bool) -> bool:
         """Begins a version if it may now; returns whether that can only be when no gradient is in flight."""
         state = self._state
         exporter.reach(state.step)
         exporter.poll(state.step)
-        if not exporter.overdue():
+        if not exporter.overdue() or (waiting and not state.step):
             return False
-        if self._stream.alone:
+        if self._stream.alone or waiting:
             exporter.advance(state.step)
             return False
         return state.segment_last is None or not exporter.announce(state.step)

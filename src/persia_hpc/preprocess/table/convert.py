@@ -15,6 +15,8 @@ from persia_hpc.errors import UserError
 from persia_hpc.preprocess.columns import (
     NUMBER,
     Numbers,
+    buckets,
+    crossed,
     id_type,
     split_lists,
     split_places,
@@ -88,6 +90,13 @@ class Converter:
         features = []
         for name, entry in schema.ids.items():
             multi = is_list(first.frame[entry.column].dtype) or entry.multi
+            for part in entry.cross:
+                if is_list(first.frame[part.column].dtype):
+                    got = first.type_of(part.column)
+                    raise UserError(
+                        f"{first.path}: {part.column}: got {got}, expected one value in each row, for the "
+                        f"cross ids.{name}"
+                    )
             if entry.part is not None:
                 role = "dense" if entry.part == NUMBER else "time"
                 check_type(first.frame[entry.column].dtype, role, Place(first, entry.column))
@@ -117,9 +126,13 @@ class Converter:
 
     def _single(self, source: Frame, entry: Ids) -> tuple[pl.Series, Place]:
         """Returns the values [N] of a feature with one id a row, null for missing ones, and their place."""
+        if entry.cross:
+            return crossed([self._single(source, part) for part in entry.cross]), Place(source, entry.column)
         values, place = self._values(source, entry.column)
         if entry.part is not None:
             values = time_parts(values, entry.part, entry.format, place)
+        if entry.edges:
+            values = buckets(values, entry.edges, place)
         return values, place
 
     def _listed(self, source: Frame, entry: Ids) -> tuple[pl.Series, Lengths, Place]:

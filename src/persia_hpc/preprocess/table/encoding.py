@@ -31,8 +31,13 @@ def _rules(entry: IdRules | Dense) -> dict[str, Any]:
     del rules["column"]
     for name in ("format", "weights"):
         rules.pop(name, None)
-    if rules.get("part") is None:
-        rules.pop("part", None)
+    for name in ("part", "edges", "cross"):
+        if not rules.get(name):
+            rules.pop(name, None)
+    if "cross" in rules:  # its values come from these alone
+        rules["cross"] = [
+            {key: part[key] for key in ("part", "edges") if part[key]} for part in rules["cross"]
+        ]
     return rules
 
 
@@ -109,7 +114,7 @@ def _contradictions(schema: TableSchema, content: Content) -> Iterator[str]:
             continue
         for name, entry in entries.items():
             rules = _rules(entry)
-            for key in dict.fromkeys([*rules, "part"]):
+            for key in dict.fromkeys([*rules, "part", "edges", "cross"]):
                 got, wanted = rules.get(key), expected[name].get(key)
                 if got != wanted:
                     yield f"{part}.{name}.{key}: got {got!r}, expected {wanted!r}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -12,6 +11,8 @@ from typing import Any
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess.columns import LOG_SQUARE, NUMBER, PARTS, TIME_PARTS
 from persia_hpc.preprocess.splitting import SPLITS, check_fractions
+
+from .keys import KeyReader, nearest
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -53,8 +54,9 @@ class Ids:
     """Describes an id feature: one id a row, or any number with `separator` or a list column.
 
     With `part` the column holds times, as `Time` says, and the ids are this part of them; or numbers: with
-    "log_square" they become ids, with "number" each is the weight of the id 0. `weights` is a column with a
-    number for each id, in the same form.
+    "log_square" they become ids, with "number" each is the weight of the id 0. With `edges` it holds numbers,
+    and the id says between which of them each lies. `weights` is a column with a number for each id, in the
+    same form. `cross`: the ids are those of what these give together, `column` is that of the first.
     """
 
     column: str
@@ -65,6 +67,8 @@ class Ids:
     part: str | None = None
     format: str | None = None
     weights: str | None = None
+    edges: tuple[float, ...] = ()
+    cross: tuple[Ids, ...] = ()
 
     @property
     def multi(self) -> bool:
@@ -126,6 +130,7 @@ class TableSchema:
         """Lists the names of all columns that are read, each once."""
         parts: tuple[Mapping[str, Label | Dense | Ids], ...] = (self.labels, self.dense, self.ids)
         named = [entry.column for part in parts for entry in part.values()]
+        named += [part.column for entry in self.ids.values() for part in entry.cross]
         named += [entry.weights for entry in self.ids.values() if entry.weights is not None]
         more = [self.weight, self.group, None if self.time is None else self.time.column]
         more += [self.split.column] if self.split.by == "column" else []
@@ -139,89 +144,10 @@ def settings_of(schema: TableSchema) -> dict[str, Any]:
     """
     settings = asdict(schema)
     for entry in settings["ids"].values():
-        if entry["weights"] is None:
-            del entry["weights"]
+        for key in ("weights", "edges", "cross"):
+            if not entry[key]:
+                del entry[key]
     return settings
-
-
-class _Reader:
-    """Reads one TOML table by typed keys; `done` refuses keys that were never read."""
-
-    def __init__(self, path: Path, where: str, table: object) -> None:
-        self._path = path
-        self._where = where
-        if not isinstance(table, dict):
-            raise UserError(f"{path}: [{where}]: got {table!r}, expected a table of keys")
-        self._table: dict[str, Any] = table
-        self._asked: list[str] = []
-
-    def fail(self, key: str, expected: str) -> UserError:
-        name = f"{self._where}.{key}" if self._where else key
-        got = repr(self._table[key]) if key in self._table else "nothing"
-        return UserError(f"{self._path}: {name}: got {got}, expected {expected}")
-
-    def get(self, key: str, kinds: type | tuple[type, ...], expected: str, default: Any = None) -> Any:
-        self._asked.append(key)
-        value = self._table.get(key, default)
-        # In Python True is an integer, in TOML it isn't.
-        wrong_bool = isinstance(value, bool) and kinds is not bool
-        if key in self._table and (not isinstance(value, kinds) or wrong_bool):
-            raise self.fail(key, expected)
-        return value
-
-    def text(self, key: str, default: str | None = None) -> Any:
-        return self.get(key, str, "a string", default)
-
-    def choice(self, key: str, choices: tuple[str, ...], default: str | None = None) -> Any:
-        value = self.text(key, default)
-        if value is not None and value not in choices:
-            raise self.fail(key, f"one of {', '.join(choices)}{_nearest(value, choices)}")
-        return value
-
-    def texts(self, key: str, expected: str = "a list of strings") -> tuple[str, ...]:
-        value = self.get(key, (str, list), expected, [])
-        items = [value] if isinstance(value, str) else value
-        if not all(isinstance(item, str) for item in items):
-            raise self.fail(key, expected)
-        return tuple(items)
-
-    def words(self, key: str, *, one: bool = False) -> tuple[str, ...]:
-        """Returns values as the words that stand for them; they are compared by type (rules.py).
-
-        one: refuses a list
-        """
-        value = self._table.get(key, ())
-        self._asked.append(key)
-        items = value if isinstance(value, (list, tuple)) and not (one and key in self._table) else [value]
-        if not all(isinstance(item, (str, int, float)) for item in items):
-            kinds = "a word, a number, true or false"
-            raise self.fail(key, kinds if one else kinds + ", or a list of them")
-        return tuple(str(item).lower() if isinstance(item, bool) else str(item).strip() for item in items)
-
-    def tables(self, key: str) -> dict[str, _Reader]:
-        """Returns the sub-tables of a table of tables; a string stands for a table that names the column."""
-        table = self.get(key, dict, "a table, like [" + key + ".name]", {})
-        where = f"{self._where}.{key}" if self._where else key
-        return {
-            name: _Reader(
-                self._path, f"{where}.{name}", {"column": entry} if isinstance(entry, str) else entry
-            )
-            for name, entry in table.items()
-        }
-
-    def done(self) -> None:
-        for key in self._table:
-            if key not in self._asked:
-                where = f" in [{self._where}]" if self._where else ""
-                raise UserError(
-                    f"{self._path}: got key {key!r}{where}, expected one of {', '.join(self._asked)}"
-                    f"{_nearest(key, self._asked)}"
-                )
-
-
-def _nearest(word: str, words: list[str] | tuple[str, ...]) -> str:
-    close = difflib.get_close_matches(word, words, 1, 0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def load_schema(path: Path, *, whole_files: bool = False) -> TableSchema:
@@ -236,7 +162,7 @@ def load_schema(path: Path, *, whole_files: bool = False) -> TableSchema:
         raise UserError(f"{path}: can't be read ({error.strerror}); expected a TOML schema file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: isn't valid TOML: {error}") from error
-    top = _Reader(path, "", table)
+    top = KeyReader(path, "", table)
     columns = top.texts("columns")
     separator = top.text("separator")
     if separator is not None and (len(separator) != 1 or not separator.isascii() or separator in '"\r\n'):
@@ -245,7 +171,7 @@ def load_schema(path: Path, *, whole_files: bool = False) -> TableSchema:
     schema = TableSchema(
         labels={name: _label(name, reader) for name, reader in top.tables("labels").items()},
         dense={name: _dense(name, reader) for name, reader in top.tables("dense").items()},
-        ids={name: _ids(name, reader) for name, reader in top.tables("ids").items()},
+        ids=_all_ids(top.tables("ids")),
         files=top.texts("files"),
         format=top.choice("format", FORMATS),
         separator=separator,
@@ -273,7 +199,7 @@ def load_schema(path: Path, *, whole_files: bool = False) -> TableSchema:
     return schema
 
 
-def _label(name: str, reader: _Reader) -> Label:
+def _label(name: str, reader: KeyReader) -> Label:
     positive = reader.words("positive", one=True)
     threshold = reader.get("threshold", (int, float), "a number")
     missing = reader.get("missing", (int, float), "a number, or nan: the label is unknown")
@@ -292,12 +218,12 @@ def _label(name: str, reader: _Reader) -> Label:
     return label
 
 
-def _dense(name: str, reader: _Reader) -> Dense:
+def _dense(name: str, reader: KeyReader) -> Dense:
     expected = f"some of {', '.join(TRANSFORMS)}"
     transform = reader.texts("transform", expected)
     for word in transform:
         if word not in TRANSFORMS:
-            raise reader.fail("transform", expected + _nearest(word, TRANSFORMS))
+            raise reader.fail("transform", expected + nearest(word, TRANSFORMS))
     clip = reader.get("clip", list, "[lowest, highest]")
     numbers = clip is None or (len(clip) == 2 and all(type(x) in (int, float) for x in clip))
     if not numbers or (clip is not None and clip[0] > clip[1]):
@@ -313,24 +239,61 @@ def _dense(name: str, reader: _Reader) -> Dense:
     return dense
 
 
-def _ids(name: str, reader: _Reader) -> Ids:
+def _all_ids(readers: dict[str, KeyReader]) -> dict[str, Ids]:
+    """Returns all id features; a cross has what the features are that it names."""
+    plain = {name: _ids(name, reader) for name, reader in readers.items() if "cross" not in reader}
+    return {name: plain[name] if name in plain else _cross(readers[name], plain) for name in readers}
+
+
+def _cross(reader: KeyReader, plain: dict[str, Ids]) -> Ids:
+    one_id = [name for name, entry in plain.items() if not entry.multi and not entry.weighted]
+    names = reader.texts("cross")
+    min_count = _min_count(reader)
+    vocabulary = reader.get("vocabulary", bool, "true or false", False)
+    reader.done()
+    for name in names:
+        if name not in one_id:
+            known = ", ".join(one_id) or "of which there are none"
+            raise reader.fail(
+                "cross", f"names of other features with one id a row, {known}{nearest(name, one_id)}"
+            )
+    if len(names) < 2:
+        raise reader.fail("cross", "two names or more")
+    parts = tuple(plain[name] for name in names)
+    return Ids(parts[0].column, "string", min_count=min_count, vocabulary=vocabulary, cross=parts)
+
+
+def _min_count(reader: KeyReader) -> int:
+    count: int = reader.get("min_count", int, "an integer from 1 on", 1)
+    if count < 1:
+        raise reader.fail("min_count", "an integer from 1 on")
+    return count
+
+
+def _ids(name: str, reader: KeyReader) -> Ids:
     separator = reader.text("separator")
     if separator == "":
         raise reader.fail("separator", "at least one character")
-    min_count = reader.get("min_count", int, "an integer from 1 on", 1)
-    if min_count < 1:
-        raise reader.fail("min_count", "an integer from 1 on")
+    edges = reader.numbers("edges", "rising numbers, like [18, 25, 35]")
+    if ("edges" in reader and not edges) or list(edges) != sorted(set(edges)):
+        raise reader.fail("edges", "rising numbers, like [18, 25, 35]")
     ids = Ids(
         reader.text("column", name),
         reader.choice("type", ID_TYPES, "auto"),
         separator,
-        min_count,
+        _min_count(reader),
         reader.get("vocabulary", bool, "true or false", False),
         reader.choice("part", PARTS),
         reader.text("format"),
         reader.text("weights"),
+        edges,
     )
     reader.done()
+    beside = ("part", "separator", "weights", "format")
+    if edges and (ids.type == "string" or any(getattr(ids, key) is not None for key in beside)):
+        raise reader.fail(
+            "edges", f'no {", ".join(beside)} or type = "string" beside it: a bucket is one integer'
+        )
     if ids.part is not None and ids.weights is not None:
         raise reader.fail("weights", "no `part` beside it: a part is one id, and only lists have weights")
     if ids.part is not None and (ids.separator is not None or ids.type == "string"):
@@ -343,7 +306,7 @@ def _ids(name: str, reader: _Reader) -> Ids:
 
 
 def _time(path: Path, value: str | dict[str, Any]) -> Time:
-    reader = _Reader(path, "time", {"column": value} if isinstance(value, str) else value)
+    reader = KeyReader(path, "time", {"column": value} if isinstance(value, str) else value)
     time = Time(reader.text("column", ""), reader.text("format"))
     if not time.column:
         raise reader.fail("column", "the name of a column")
@@ -351,17 +314,17 @@ def _time(path: Path, value: str | dict[str, Any]) -> Time:
     return time
 
 
-def _split(path: Path, top: _Reader) -> Split:
+def _split(path: Path, top: KeyReader) -> Split:
     table = top.get("split", dict, "a table")
     if table is None:
         return Split()
-    reader = _Reader(path, "split", table)
+    reader = KeyReader(path, "split", table)
     by = reader.choice("by", ("order", "random", "column", "files"), "order")
     fractions = reader.get("fractions", dict, "a table, like { train = 0.9, test = 0.1 }")
     seed = reader.get("seed", int, "an integer", 1)
     column = reader.text("column")
     groups = {
-        key: _Reader(path, f"split.{key}", reader.get(key, dict, "a table by split", {}))
+        key: KeyReader(path, f"split.{key}", reader.get(key, dict, "a table by split", {}))
         for key in ("values", "files")
     }
     lists = {

@@ -60,7 +60,8 @@ class DenseReducer:
         groups = divide(self.parameters, self._bucket_bytes)
         groups[-1] += [self.told, self._late]  # of a whole step: known last
         lengths = [sum(p.numel() for p in group) for group in groups]
-        memory = self._sums.attach(lengths, self._dtype, self.told.device)
+        with self._peers.wait():
+            memory = self._sums.attach(lengths, self._dtype, self.told.device)
         self._buckets = [Bucket(group, *pair) for group, pair in zip(groups, memory, strict=True)]
         # Copies from a GPU to the host would hold backward up.
         overlap = self._overlap and not any(bucket.copied for bucket in self._buckets)
@@ -145,9 +146,10 @@ class DenseReducer:
         assert self._sums is not None
         for index in range(first, len(self._buckets)):
             self._start(index)
-        for index, bucket in enumerate(self._buckets):
-            self._sums.finish(index)
-            bucket.land()
+        with self._peers.wait():
+            for index, bucket in enumerate(self._buckets):
+                self._sums.finish(index)
+                bucket.land()
 
     def updates_with(self, num_samples: int) -> bool:
         return True

@@ -23,10 +23,9 @@ def check_horovod(num_trainers: int) -> None:
         import horovod.torch  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"{num_trainers} trainers need Horovod, which can't be imported "
-            f'({" ".join(str(error).split())}); train.reducer = "mpi" does without it, '
-            "tools/build_horovod.sh builds it; one trainer (ranks.trainers = 1) needs none, "
-            'nor does mode = "async"'
+            f'train.reducer = "horovod" (default) for {num_trainers} trainers needs Horovod, which can\'t '
+            f'be imported ({" ".join(str(error).split())}); set train.reducer = "mpi", which needs nothing '
+            "more, or build Horovod (tools/build_horovod.sh)"
         ) from error
 
 

@@ -1,0 +1,151 @@
+// A server's pulls ahead of their step: rows at once, later those that have changed.
+#include <pybind11/numpy.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "locked_table.h"
+#include "pending_pull.h"
+#include "ring_ends.h"
+#include "table_set_rows.h"
+
+namespace {
+
+using namespace persia_bindings;
+
+void look_ahead(const TableSet& self, PendingPull& pull, const Groups& out, std::int64_t since) {
+    if (!pull.wanted.empty()) throw py::value_error("wanted: expected None, as all rows are sent");
+    const auto rows = to_rows<std::byte>(self, out, "out");
+    pull.since = check_step(since);
+    pull.prepare();
+    pull.differs = persia::AlignedArray<std::uint8_t>(pull.keys.size());
+    std::fill_n(pull.differs.data(), pull.differs.size(), std::uint8_t{0});
+    const py::gil_scoped_release nogil;
+    self.look_ahead(pull.of(), rows, pull.slots);
+}
+
+void check_ahead(const PendingPull& pull) {
+    if (pull.differs.size() == pull.keys.size() && pull.slots.size() == pull.keys.size()) return;
+    throw py::value_error("pull: expected one that look_ahead() has seen");
+}
+
+bool mark_differing(TableSet& self, PendingPull& pull) {
+    check_ahead(pull);
+    const py::gil_scoped_release nogil;
+    self.mark_differing(pull.of(), pull.since, pull.slots, pull.differs);
+    bool here = true;
+    for (std::size_t i = 0; i < pull.differs.size(); ++i) {
+        here &= (pull.differs[i] == 0) | (pull.slots[i] != persia::kNoSlot);
+    }
+    return here;
+}
+
+void pull_again(TableSet& self, PendingPull& pull) {
+    check_ahead(pull);
+    const std::uint32_t at = check_step(static_cast<std::int64_t>(pull.step));
+    const py::gil_scoped_release nogil;
+    self.pull_again(pull.of(), at, pull.since, pull.slots, pull.differs, pull.epochs);
+}
+
+py::list differing(TableSet& self, const PendingPull& pull, const std::string& wire_name) {
+    check_ahead(pull);
+    const persia::Wire wire = wire_named(wire_name);
+    const std::vector<std::uint64_t> counts = self.row_counts(pull.counts, pull.differs);
+    py::list groups;
+    std::vector<std::uint32_t*> positions;
+    std::vector<persia::Rows> rows;
+    for (std::size_t g = 0; g < counts.size(); ++g) {
+        py::array_t<std::uint32_t> at(static_cast<py::ssize_t>(counts[g]));
+        py::array values = wire_rows(wire, counts[g], self.dims()[g]);
+        positions.push_back(at.mutable_data());
+        rows.push_back({static_cast<std::byte*>(values.mutable_data()), wire, counts[g]});
+        groups.append(py::make_tuple(at, values));
+    }
+    {
+        const py::gil_scoped_release nogil;
+        self.encode_differing(pull.of(), pull.slots, pull.differs, positions, rows);
+    }
+    return groups;
+}
+
+// The number of rows sent, or nothing: the ring has no room for the record in one piece.
+std::optional<std::uint64_t> send_differing(TableSet& self, const PendingPull& pull, Producer& producer,
+                                            std::uint16_t kind, const std::string& wire_name) {
+    check_ahead(pull);
+    const persia::Wire wire = wire_named(wire_name);
+    const std::vector<std::uint64_t> counts = self.row_counts(pull.counts, pull.differs);
+    const std::size_t num_groups = counts.size();
+    BodyLayout layout(2 * num_groups);
+    for (const std::uint64_t count : counts) {
+        layout.add({PendingPull::kUint32Code, 1, count, 1}, sizeof(std::uint32_t));
+    }
+    std::uint64_t sent = 0;
+    for (std::size_t g = 0; g < num_groups; ++g) {
+        const ArrayEntry entry = entry_of_rows(wire, counts[g], self.dims()[g]);
+        layout.add(entry, kBytes[entry.dtype]);
+        sent += counts[g];
+    }
+    std::uint8_t* const body = producer.ring.reserve({kind, pull.trainer, pull.step, 0}, layout);
+    if (body == nullptr) return std::nullopt;
+    std::vector<std::uint32_t*> positions;
+    std::vector<persia::Rows> rows;
+    for (std::size_t g = 0; g < num_groups; ++g) {
+        positions.push_back(reinterpret_cast<std::uint32_t*>(body + layout.offsets[g]));
+        auto* const values = reinterpret_cast<std::byte*>(body + layout.offsets[num_groups + g]);
+        rows.push_back({values, wire, counts[g]});
+    }
+    try {
+        const py::gil_scoped_release nogil;
+        self.encode_differing(pull.of(), pull.slots, pull.differs, positions, rows);
+    } catch (...) {
+        producer.ring.cancel();
+        throw;
+    }
+    producer.ring.commit();
+    return sent;
+}
+
+constexpr const char* kLookAhead =
+    R"(Writes the rows of a pull to `out` ahead of its step, after step `since`; changes nothing.
+
+Rows never seen are what a pull would begin them with, in tables that admit each key. `mark_differing` and
+`pull_again` must follow, in this order.
+Raises: ValueError if the pull has `wanted`.)";
+
+constexpr const char* kMarkDiffering =
+    R"(Notes which rows may have changed when the updates up to the step before are made; changes nothing.
+
+All pulls of the step before must have been made, and none of the same step. Returns whether each of these
+rows is there: then, if the set is `calm`, no other will differ.)";
+
+constexpr const char* kPullAgain =
+    R"(Does what `pull` does, at its time, but without rows; notes more that aren't what was looked up.)";
+
+constexpr const char* kDiffering =
+    R"(Returns for each dim group the positions uint32 [M_g] and rows [M_g, D_g] of those that were noted.
+
+After `pull_again`; or before, where `mark_differing` and `calm` allow it, once `push` has seen to the marked
+rows.)";
+
+constexpr const char* kSendDiffering =
+    R"(Writes to a ring what `differing` returns: all positions, then all rows; returns how many rows.
+
+None if there is no room now, or the record would travel in chunks.)";
+
+constexpr const char* kCalm =
+    "Returns whether no row may go, and no admission change, before a pull of the next step.";
+
+}  // namespace
+
+void bind_ahead(py::class_<TableSet>& set) {
+    set.def("look_ahead", &look_ahead, py::arg("pull"), py::arg("out"), py::arg("since"), kLookAhead)
+        .def("mark_differing", &mark_differing, py::arg("pull"), kMarkDiffering)
+        .def("pull_again", &pull_again, py::arg("pull"), kPullAgain)
+        .def("differing", &differing, py::arg("pull"), py::arg("wire"), kDiffering)
+        .def("send_differing", &send_differing, py::arg("pull"), py::arg("ring"), py::arg("kind"),
+             py::arg("wire"), kSendDiffering)
+        .def("calm", &TableSet::calm, kCalm);
+}
