@@ -32,10 +32,12 @@ void check_ahead(const PendingPull& pull) {
     throw py::value_error("pull: expected one that look_ahead() has seen");
 }
 
-bool mark_differing(TableSet& self, PendingPull& pull) {
+bool mark_differing(TableSet& self, PendingPull& pull, bool alone) {
     check_ahead(pull);
+    const std::uint32_t at = check_step(static_cast<std::int64_t>(pull.step));
     const py::gil_scoped_release nogil;
-    self.mark_differing(pull.of(), pull.since, pull.slots, pull.differs);
+    pull.noted = alone && self.calm();
+    self.mark_differing(pull.of(), pull.since, pull.noted ? at : 0, pull.slots, pull.differs);
     bool here = true;
     for (std::size_t i = 0; i < pull.differs.size(); ++i) {
         here &= (pull.differs[i] == 0) | (pull.slots[i] != persia::kNoSlot);
@@ -47,7 +49,7 @@ void pull_again(TableSet& self, PendingPull& pull) {
     check_ahead(pull);
     const std::uint32_t at = check_step(static_cast<std::int64_t>(pull.step));
     const py::gil_scoped_release nogil;
-    self.pull_again(pull.of(), at, pull.since, pull.slots, pull.differs, pull.epochs);
+    self.pull_again(pull.of(), at, pull.since, pull.noted, pull.slots, pull.differs, pull.epochs);
 }
 
 py::list differing(TableSet& self, const PendingPull& pull, const std::string& wire_name) {
@@ -116,9 +118,10 @@ Rows never seen are what a pull would begin them with, in tables that admit each
 Raises: ValueError if the pull has `wanted`.)";
 
 constexpr const char* kMarkDiffering =
-    R"(Notes which rows may have changed when the updates up to the step before are made; changes nothing.
+    R"(Notes which rows may have changed when the updates up to the step before are made; changes no row.
 
-All pulls of the step before must have been made, and none of the same step. Returns whether each of these
+All pulls of the step before must have been made, and none of the same step. alone: there will be no other,
+so that what the pull does may be noted in part if the set is `calm`. Returns whether each of these
 rows is there: then, if the set is `calm`, no other will differ.)";
 
 constexpr const char* kPullAgain =
@@ -142,7 +145,8 @@ constexpr const char* kCalm =
 
 void bind_ahead(py::class_<TableSet>& set) {
     set.def("look_ahead", &look_ahead, py::arg("pull"), py::arg("out"), py::arg("since"), kLookAhead)
-        .def("mark_differing", &mark_differing, py::arg("pull"), kMarkDiffering)
+        .def("mark_differing", &mark_differing, py::arg("pull"), py::kw_only(), py::arg("alone") = false,
+             kMarkDiffering)
         .def("pull_again", &pull_again, py::arg("pull"), kPullAgain)
         .def("differing", &differing, py::arg("pull"), py::arg("wire"), kDiffering)
         .def("send_differing", &send_differing, py::arg("pull"), py::arg("ring"), py::arg("kind"),

@@ -81,6 +81,7 @@ struct PendingPull {
     persia::AlignedArray<std::uint32_t> epochs;  // [T], likewise
     std::uint32_t since = 0;                     // the step after which rows were looked up ahead,
     persia::AlignedArray<std::uint8_t> differs;  // [U], and which of them aren't these any more
+    bool noted = false;                          // whether tables know already that the step uses them
 
   private:
     std::vector<py::array> held;

@@ -15,23 +15,29 @@ inline std::uint32_t all_ones_if(bool value) { return 0u - static_cast<std::uint
 
 }  // namespace
 
+// In blocks, for which a stage per loop asks for memory ahead, as in shard_pull.cpp.
 template <class Use>
 inline void Shard::each_home(const Keys keys, const Use& use) const {
-    IndexLine* lines[kAhead];
+    constexpr std::size_t kBehind = 4, kLines = 8 * kBlock;
+    IndexLine* lines[kLines];
+    const BucketOf bucket_of = bucket_of_;
+    const std::uint32_t first_bucket = config_.first_bucket;
     const KeyIndex::HomeLines home_line(index_);
-    const std::size_t n = keys.size();
-    for (std::size_t ahead = 0; ahead < n + kAhead; ++ahead) {
-        IndexLine*& under_way = lines[ahead % kAhead];
-        if (ahead >= kAhead) {
-            const std::size_t i = ahead - kAhead;
-            IndexLine& line = *under_way;
+    const std::size_t n = keys.size(), num_blocks = (n + kBlock - 1) / kBlock;
+    for (std::size_t block = 0; block < num_blocks + kBehind; ++block) {
+        if (block < num_blocks) {
+            for (std::size_t i = block * kBlock; i < std::min(n, (block + 1) * kBlock); ++i) {
+                lines[i % kLines] = home_line(bucket_of(keys[i]) - first_bucket, keys[i]);
+                prefetch_cold_line(lines[i % kLines]);
+            }
+        }
+        if (block < kBehind) continue;
+        for (std::size_t i = (block - kBehind) * kBlock; i < std::min(n, (block - kBehind + 1) * kBlock);
+             ++i) {
+            IndexLine& line = *lines[i % kLines];
             const unsigned mask = line.matches(keys[i]);
             const auto at = static_cast<unsigned>(__builtin_ctz(mask | 1u << (IndexLine::kEntries - 1)));
             use(i, line, at, all_ones_if(mask != 0) & all_ones_if(line.slots[at] != 0));
-        }
-        if (ahead < n) {
-            under_way = home_line(bucket(keys[ahead]), keys[ahead]);
-            prefetch_cold_line(under_way);
         }
     }
 }
@@ -44,16 +50,18 @@ void Shard::ask_for_second_line(Key key) const {
 
 // With lru a row's stamp is the last step that pulled it, and only steps that pulled it change it. So a row
 // whose stamp is at most `since` is what it was then. Where stamps count, the same is noted beside them.
-void Shard::mark_differing(Keys keys, std::uint32_t since, Span<std::uint32_t> slots,
+void Shard::mark_differing(Keys keys, std::uint32_t since, std::uint32_t used_by, Span<std::uint32_t> slots,
                            Span<std::uint8_t> differs) {
     const std::size_t n = keys.size();
     const std::uint32_t by_stamp = all_ones_if(!eviction_.lfu());
+    used_by &= all_ones_if(decides_by_stamps());
     rest_.resize(n + 1);  // one more, so that a place may be written before it is known to count
     std::size_t num_rest = 0;
-    each_home(keys, [&](std::size_t i, const IndexLine& line, unsigned at, std::uint32_t here) {
+    each_home(keys, [&](std::size_t i, IndexLine& line, unsigned at, std::uint32_t here) {
         here &= by_stamp;
         slots[i] = ((line.slots[at] - 1) & here) | (slots[i] & ~here);
         differs[i] = static_cast<std::uint8_t>(all_ones_if(line.stamps[at] > since) & here & 1);
+        line.stamps[at] = std::max(line.stamps[at], used_by & here);
         rest_[num_rest] = static_cast<std::uint32_t>(i);
         num_rest += 1 & ~here;
     });
@@ -67,6 +75,7 @@ void Shard::mark_differing(Keys keys, std::uint32_t since, Span<std::uint32_t> s
                 differs[i] = slots[i] < last_used_.size() && last_used_[slots[i]] > since;
             } else {
                 differs[i] = entry.stamp() > since;
+                entry.stamp() = std::max(entry.stamp(), used_by);
             }
         } else if (slots[i] < kOnDisk) {  // it was here, and has gone
             differs[i] = 1;
@@ -74,10 +83,16 @@ void Shard::mark_differing(Keys keys, std::uint32_t since, Span<std::uint32_t> s
         }
     }
     if (!decides_by_stamps() || cold_ || !admission_.always()) return;  // never calm()
-    marked_.resize((rows_.end_slot() + 63) / 64);
+    // A bit for a few slots: with more than are marked, updates are only made a little sooner. Of a size that
+    // stays in the first cache.
+    if (marked_.empty()) {
+        std::size_t size = 4;
+        while (size * 8 < n) size *= 2;
+        marked_.resize(size);
+    }
     for (std::size_t i = 0; i < n; ++i) {
-        if (differs[i] != 0 && slots[i] != kNoSlot)
-            marked_[slots[i] / 64] |= std::uint64_t{1} << slots[i] % 64;
+        if (differs[i] != 0)
+            marked_[slots[i] / 64 & (marked_.size() - 1)] |= std::uint64_t{1} << slots[i] % 64;
     }
 }
 
@@ -86,22 +101,29 @@ bool Shard::calm() const {
            !changes_.noted();
 }
 
-void Shard::pull_again(Keys keys, std::uint32_t step, std::uint32_t since, Span<std::uint32_t> slots,
-                       Span<std::uint8_t> differs) {
+void Shard::pull_again(Keys keys, std::uint32_t step, std::uint32_t since, bool noted,
+                       Span<std::uint32_t> slots, Span<std::uint8_t> differs) {
     const std::size_t n = keys.size();
     const std::uint32_t plain = all_ones_if(eviction_.plain(step));
     if (cold_) fetch(keys);
     if (snapshot_.active()) keep_before_change(keys);
     rest_.resize(n + 1);
     std::size_t num_rest = 0;
-    each_home(keys, [&](std::size_t i, IndexLine& line, unsigned at, std::uint32_t here) {
-        // Another pull of this step may have begun the row.
-        here &= plain & all_ones_if(slots[i] < kOnDisk) & all_ones_if(line.stamps[at] < step);
-        line.stamps[at] = (step & here) | (line.stamps[at] & ~here);
-        slots[i] = ((line.slots[at] - 1) & here) | (slots[i] & ~here);
-        rest_[num_rest] = static_cast<std::uint32_t>(i);
-        num_rest += 1 & ~here;
-    });
+    if (noted) {
+        for (std::size_t i = 0; i < n; ++i) {
+            rest_[num_rest] = static_cast<std::uint32_t>(i);
+            num_rest += slots[i] == kNoSlot;
+        }
+    } else {
+        each_home(keys, [&](std::size_t i, IndexLine& line, unsigned at, std::uint32_t here) {
+            // Another pull of this step may have begun the row.
+            here &= plain & all_ones_if(slots[i] < kOnDisk) & all_ones_if(line.stamps[at] < step);
+            line.stamps[at] = (step & here) | (line.stamps[at] & ~here);
+            slots[i] = ((line.slots[at] - 1) & here) | (slots[i] & ~here);
+            rest_[num_rest] = static_cast<std::uint32_t>(i);
+            num_rest += 1 & ~here;
+        });
+    }
     const bool always = admission_.always();
     for (std::size_t ahead = 0; ahead < num_rest + kAhead; ++ahead) {
         if (ahead < num_rest) ask_for_second_line(keys[rest_[ahead]]);

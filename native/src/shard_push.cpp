@@ -52,14 +52,15 @@ __attribute__((always_inline)) inline const float* Shard::usable_gradient(const 
     return gradient;
 }
 
-template <std::uint32_t kDim, class Chosen>
-PushCounts Shard::push_with(Chosen& chosen, const PushBatch& batch, std::uint32_t step) {
+// row_at(k): the k-th of `n` rows.
+template <std::uint32_t kDim, class Chosen, class RowAt>
+PushCounts Shard::push_with(Chosen& chosen, const PushBatch& batch, std::uint32_t step, std::size_t n,
+                            const RowAt& row_at) {
     struct Place {
         std::byte* weights;
         std::byte* state;
     };
     Place places[2][kMostRows];
-    const std::size_t n = batch.keys.size();
     const std::uint32_t* const slots = batch.slots.data();
     const bool epochs = batch.epoch < removed_at_;
     const std::size_t weight_lines = rows_.weight_lines();
@@ -67,12 +68,13 @@ PushCounts Shard::push_with(Chosen& chosen, const PushBatch& batch, std::uint32_
     const std::size_t size = std::clamp<std::size_t>(kMostLines / (weight_lines + state_lines), 2, kMostRows);
     const auto ask_for_rows = [&](std::size_t begin, Place* to) {
         const std::size_t end = std::min(n, begin + size);
-        for (std::size_t i = begin; i < end; ++i, ++to) {
-            if (slots[i] == kNoSlot) continue;
-            *to = {rows_.weights(slots[i]), rows_.state(slots[i])};
+        for (std::size_t k = begin; k < end; ++k, ++to) {
+            const std::uint32_t slot = slots[row_at(k)];
+            if (slot == kNoSlot) continue;
+            *to = {rows_.weights(slot), rows_.state(slot)};
             prefetch_cold_lines(to->weights, weight_lines);
             prefetch_cold_lines(to->state, state_lines);
-            if (epochs) prefetch_cold_line(&rows_.epoch(slots[i]));
+            if (epochs) prefetch_cold_line(&rows_.epoch(slot));
         }
     };
     PushCounts counts;
@@ -81,7 +83,8 @@ PushCounts Shard::push_with(Chosen& chosen, const PushBatch& batch, std::uint32_
         ask_for_rows(begin + size, places[(block + 1) % 2]);
         const Place* at = places[block % 2];
         const std::size_t end = std::min(n, begin + size);
-        for (std::size_t i = begin; i < end; ++i, ++at) {
+        for (std::size_t k = begin; k < end; ++k, ++at) {
+            const std::size_t i = row_at(k);
             const float* gradient = usable_gradient<kDim>(batch, i, counts);
             if (gradient == nullptr) continue;
             update_.apply<kDim>(chosen, batch.keys[i], step, at->weights, at->state, gradient);
@@ -91,50 +94,32 @@ PushCounts Shard::push_with(Chosen& chosen, const PushBatch& batch, std::uint32_
     return counts;
 }
 
-// push_with() of some rows, here and there in the batch.
-template <std::uint32_t kDim, class Chosen>
-PushCounts Shard::push_part(Chosen& chosen, const PushBatch& batch, std::uint32_t step, PushPart part) {
-    const std::size_t n = batch.keys.size();
-    rest_.resize(n + 1);
-    std::size_t num_chosen = 0;
-    for (std::size_t i = 0; i < n; ++i) {  // without a branch that depends on the row
-        rest_[num_chosen] = static_cast<std::uint32_t>(i);
-        num_chosen += is_marked(batch.slots[i]) == (part == PushPart::kMarked);
-    }
-    const bool epochs = batch.epoch < removed_at_;
-    PushCounts counts;
-    for (std::size_t ahead = 0; ahead < num_chosen + kAhead; ++ahead) {
-        if (ahead < num_chosen && batch.slots[rest_[ahead]] != kNoSlot) {
-            const std::uint32_t slot = batch.slots[rest_[ahead]];
-            prefetch_cold_lines(rows_.weights(slot), rows_.weight_lines());
-            if (update_.state_bytes() != 0) prefetch_cold_lines(rows_.state(slot), rows_.state_lines());
-            if (epochs) prefetch_cold_line(&rows_.epoch(slot));
-        }
-        if (ahead < kAhead) continue;
-        const std::size_t i = rest_[ahead - kAhead];
-        const float* gradient = usable_gradient<kDim>(batch, i, counts);
-        if (gradient == nullptr) continue;
-        std::byte* const weights = rows_.weights(batch.slots[i]);
-        std::byte* const state = rows_.state(batch.slots[i]);
-        update_.apply<kDim>(chosen, batch.keys[i], step, weights, state, gradient);
-        ++counts.applied;
-    }
-    return counts;
-}
-
 PushCounts Shard::push(const PushBatch& batch, std::uint32_t step, PushPart part) {
     if (snapshot_.active()) keep_before_push(batch);
     if (changes_.noted()) note_pushed(batch);
+    const std::size_t n = batch.keys.size();
+    std::size_t num_chosen = 0;
+    if (part != PushPart::kAll) {
+        rest_.resize(n + 1);
+        for (std::size_t i = 0; i < n; ++i) {  // without a branch that depends on the row
+            rest_[num_chosen] = static_cast<std::uint32_t>(i);
+            num_chosen += is_marked(batch.slots[i]) == (part == PushPart::kMarked);
+        }
+    }
     const PushCounts counts = std::visit(
         [&](auto& chosen) {
             return with_dim(config_.dim, [&](auto fixed) {
                 constexpr std::uint32_t kDim = decltype(fixed)::value;
-                return part == PushPart::kAll ? push_with<kDim>(chosen, batch, step)
-                                              : push_part<kDim>(chosen, batch, step, part);
+                if (part == PushPart::kAll) {
+                    return push_with<kDim>(chosen, batch, step, n, [](std::size_t k) { return k; });
+                }
+                const std::uint32_t* const rows = rest_.data();
+                return push_with<kDim>(chosen, batch, step, num_chosen,
+                                       [rows](std::size_t k) { return std::size_t{rows[k]}; });
             });
         },
         update_.optimizer());
-    if (part != PushPart::kMarked) std::fill(marked_.begin(), marked_.end(), 0);
+    if (part != PushPart::kMarked) marked_.clear();
     return counts;
 }
 
@@ -196,7 +181,7 @@ PushCounts Shard::push_step(const std::vector<PushBatch>& batches, std::uint32_t
     PushCounts counts;
     for (const PushBatch& batch : batches) add_to_sums(batch, part, counts);
     std::visit([&](auto& chosen) { apply_sums(chosen, step, counts); }, update_.optimizer());
-    if (part != PushPart::kMarked) std::fill(marked_.begin(), marked_.end(), 0);
+    if (part != PushPart::kMarked) marked_.clear();
     return counts;
 }
 

@@ -96,17 +96,17 @@ void Table::pull_shard(unsigned shard, Keys keys, std::uint32_t step, Rows out, 
                          slots.slice(begin, end), wanted);
 }
 
-void Table::mark_differing_shard(unsigned shard, Keys keys, std::uint32_t since, Span<std::uint32_t> slots,
-                                 Span<std::uint8_t> differs) {
+void Table::mark_differing_shard(unsigned shard, Keys keys, std::uint32_t since, std::uint32_t used_by,
+                                 Span<std::uint32_t> slots, Span<std::uint8_t> differs) {
     const auto [begin, end] = range_of(shard, keys);
-    shards_[shard]->mark_differing(keys.slice(begin, end), since, slots.slice(begin, end),
+    shards_[shard]->mark_differing(keys.slice(begin, end), since, used_by, slots.slice(begin, end),
                                    differs.slice(begin, end));
 }
 
-void Table::pull_again_shard(unsigned shard, Keys keys, std::uint32_t step, std::uint32_t since,
+void Table::pull_again_shard(unsigned shard, Keys keys, std::uint32_t step, std::uint32_t since, bool noted,
                              Span<std::uint32_t> slots, Span<std::uint8_t> differs) {
     const auto [begin, end] = range_of(shard, keys);
-    shards_[shard]->pull_again(keys.slice(begin, end), step, since, slots.slice(begin, end),
+    shards_[shard]->pull_again(keys.slice(begin, end), step, since, noted, slots.slice(begin, end),
                                differs.slice(begin, end));
 }
 

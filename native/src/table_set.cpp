@@ -223,20 +223,20 @@ void TableSet::look_ahead(const RecordKeys& of, const std::vector<Rows>& out,
     });
 }
 
-void TableSet::mark_differing(const RecordKeys& of, std::uint32_t since, Span<std::uint32_t> slots,
-                              Span<std::uint8_t> differs) {
+void TableSet::mark_differing(const RecordKeys& of, std::uint32_t since, std::uint32_t used_by,
+                              Span<std::uint32_t> slots, Span<std::uint8_t> differs) {
     work_on_keys(of, parts_of(of.counts, {}), [&](Table& table, unsigned shard, Keys keys, const Part& part) {
-        table.mark_differing_shard(shard, keys, since, slots.slice(part.begin, part.end),
+        table.mark_differing_shard(shard, keys, since, used_by, slots.slice(part.begin, part.end),
                                    differs.slice(part.begin, part.end));
     });
 }
 
-void TableSet::pull_again(const RecordKeys& of, std::uint32_t step, std::uint32_t since,
+void TableSet::pull_again(const RecordKeys& of, std::uint32_t step, std::uint32_t since, bool noted,
                           Span<std::uint32_t> slots, Span<std::uint8_t> differs, Span<std::uint32_t> epochs) {
     std::fill(epochs.begin(), epochs.end(), 0u);
     work_on_keys(of, parts_of(of.counts, {}), [&](Table& table, unsigned shard, Keys keys, const Part& part) {
         if (shard == 0) epochs[part.table] = table.epoch();
-        table.pull_again_shard(shard, keys, step, since, slots.slice(part.begin, part.end),
+        table.pull_again_shard(shard, keys, step, since, noted, slots.slice(part.begin, part.end),
                                differs.slice(part.begin, part.end));
     });
 }

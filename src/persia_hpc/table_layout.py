@@ -14,6 +14,7 @@ from functools import cached_property
 
 from . import _native
 from .config import Config, TableConfig
+from .config.learning_rate import LearningRate
 from .config.retrieval import sampled_features
 from .errors import UserError
 from .samples.schema import DatasetSchema, FeatureSchema
@@ -331,3 +332,16 @@ def _ids_per_sample(feature: FeatureSchema, max_length: int | None) -> float:
 def config_capacity(config: Config, table: str) -> str:
     """Returns a table's capacity as the user wrote it."""
     return str(config.tables.get(table, config.table("default")).capacity)
+
+
+def rate_schedules(layout: Layout, num_steps: int) -> list[tuple[LearningRate, list[int]]]:
+    """Returns the learning rates that vary, each with the indices of the tables that have it."""
+    found: list[tuple[LearningRate, list[int]]] = []
+    for index, table in enumerate(layout.tables):
+        rate = LearningRate(table.config.schedule, num_steps)
+        same = [tables for other, tables in found if other == rate]
+        if same:
+            same[0].append(index)
+        elif rate.varies:
+            found.append((rate, [index]))
+    return found

@@ -116,9 +116,9 @@ class Shard {
     // slots [U]: where rows lie, for mark_differing(); then unseen rows are as they would begin.
     void lookup(Keys keys, Rows out, Span<std::uint32_t> slots = {}) const;
     // A pull whose rows lookup() gave, see table.h.
-    void mark_differing(Keys keys, std::uint32_t since, Span<std::uint32_t> slots,
+    void mark_differing(Keys keys, std::uint32_t since, std::uint32_t used_by, Span<std::uint32_t> slots,
                         Span<std::uint8_t> differs);
-    void pull_again(Keys keys, std::uint32_t step, std::uint32_t since, Span<std::uint32_t> slots,
+    void pull_again(Keys keys, std::uint32_t step, std::uint32_t since, bool noted, Span<std::uint32_t> slots,
                     Span<std::uint8_t> differs);
     void encode_differing(Span<const std::uint32_t> slots, Span<const std::uint8_t> differs,
                           std::uint32_t first, std::uint32_t* positions, Rows out);
@@ -214,7 +214,7 @@ class Shard {
     void ask_for_second_line(Key key) const;
     bool decides_by_stamps() const { return !eviction_.lfu() && eviction_.ttl() == 0; }
     bool is_marked(std::uint32_t slot) const {
-        return slot / 64 < marked_.size() && (marked_[slot / 64] >> slot % 64 & 1) != 0;
+        return !marked_.empty() && (marked_[slot / 64 & (marked_.size() - 1)] >> slot % 64 & 1) != 0;
     }
     void note_used(Span<const std::uint32_t> slots, std::uint32_t step);
     void insert(std::uint32_t bucket, Key key, std::uint32_t slot, std::uint32_t stamp);
@@ -247,10 +247,9 @@ class Shard {
     void sweep(std::uint32_t step);
     template <std::uint32_t kDim>
     const float* usable_gradient(const PushBatch& batch, std::size_t i, PushCounts& counts);
-    template <std::uint32_t kDim, class Chosen>
-    PushCounts push_with(Chosen& chosen, const PushBatch& batch, std::uint32_t step);
-    template <std::uint32_t kDim, class Chosen>
-    PushCounts push_part(Chosen& chosen, const PushBatch& batch, std::uint32_t step, PushPart part);
+    template <std::uint32_t kDim, class Chosen, class RowAt>
+    PushCounts push_with(Chosen& chosen, const PushBatch& batch, std::uint32_t step, std::size_t n,
+                         const RowAt& row_at);
     template <class Chosen>
     void apply_sums(Chosen& chosen, std::uint32_t step, PushCounts& counts);
     void add_to_sums(const PushBatch& batch, PushPart part, PushCounts& counts);
@@ -270,10 +269,13 @@ class Shard {
     RowStore rows_;
     Eviction eviction_;
     Admission admission_;
-    static constexpr std::uint32_t kOnDisk = kNoSlot - 1;  // of lookup(): the row is there, without a slot
-    bool notes_uses_ = false;                              // whose stamps don't tell when rows were used:
-    std::vector<std::uint32_t> last_used_;                 // the last step that pulled each slot's row
-    std::vector<std::uint64_t> marked_;                    // a bit for each slot: rows that a patch waits for
+    // Of lookup(): the row is on disk, and so without a slot.
+    static constexpr std::uint32_t kOnDisk = kNoSlot - 1;
+    // The last step that pulled each slot's row, where stamps don't tell.
+    bool notes_uses_ = false;
+    std::vector<std::uint32_t> last_used_;
+    // Slots of rows that a patch waits for, and some others, see is_marked().
+    std::vector<std::uint64_t> marked_;
     std::uint32_t epoch_ = 0;
     // Slots pulled at this epoch or later still have their rows (within an epoch none expires that is in
     // flight).

@@ -39,13 +39,15 @@ class Table {
     // gives them, those unseen as a pull would begin them where each key is admitted, and notes what the next
     // call needs. mark_differing_shard(), once all pulls of step - 1 are made and none of `step`, writes a 1
     // to `differs` [U] for each row that updates up to step - 1 may change, and where rows lie; both change
-    // nothing. pull_again_shard() does at its time what pull() does, adds a 1 for each row that isn't what
+    // nothing. (used_by: 0, or `step`, if all shards are calm() and no other pull of `step` comes: then that
+    // it uses these rows can be noted now, and pull_again_shard() need not if it is told so.)
+    // pull_again_shard() does at its time what pull() does, adds a 1 for each row that isn't what
     // was looked up for another reason, and gives slots for push(). encode_differing_shard() writes the
     // positions in `keys`, and the rows, of those that have a 1, after this or, if all shards are calm(),
     // once the marked rows' updates are made: push_shard() makes these first if asked to.
-    void mark_differing_shard(unsigned shard, Keys keys, std::uint32_t since, Span<std::uint32_t> slots,
-                              Span<std::uint8_t> differs);
-    void pull_again_shard(unsigned shard, Keys keys, std::uint32_t step, std::uint32_t since,
+    void mark_differing_shard(unsigned shard, Keys keys, std::uint32_t since, std::uint32_t used_by,
+                              Span<std::uint32_t> slots, Span<std::uint8_t> differs);
+    void pull_again_shard(unsigned shard, Keys keys, std::uint32_t step, std::uint32_t since, bool noted,
                           Span<std::uint32_t> slots, Span<std::uint8_t> differs);
     void encode_differing_shard(unsigned shard, Keys keys, Span<const std::uint32_t> slots,
                                 Span<const std::uint8_t> differs, std::uint32_t first,

@@ -58,10 +58,10 @@ class TableSet {
     void lookup(const RecordKeys& of, const std::vector<Rows>& out) const;
     // A pull ahead of its step.
     void look_ahead(const RecordKeys& of, const std::vector<Rows>& out, Span<std::uint32_t> slots) const;
-    void mark_differing(const RecordKeys& of, std::uint32_t since, Span<std::uint32_t> slots,
-                        Span<std::uint8_t> differs);
-    void pull_again(const RecordKeys& of, std::uint32_t step, std::uint32_t since, Span<std::uint32_t> slots,
-                    Span<std::uint8_t> differs, Span<std::uint32_t> epochs);
+    void mark_differing(const RecordKeys& of, std::uint32_t since, std::uint32_t used_by,
+                        Span<std::uint32_t> slots, Span<std::uint8_t> differs);
+    void pull_again(const RecordKeys& of, std::uint32_t step, std::uint32_t since, bool noted,
+                    Span<std::uint32_t> slots, Span<std::uint8_t> differs, Span<std::uint32_t> epochs);
     // positions [G]: of so many in each dim group.
     void encode_differing(const RecordKeys& of, Span<const std::uint32_t> slots,
                           Span<const std::uint8_t> differs, const std::vector<std::uint32_t*>& positions,

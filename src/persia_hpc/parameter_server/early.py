@@ -48,7 +48,8 @@ class Stage(IntEnum):
 class EarlyPulls:
     """Holds the stages of pulls, from the early answer until they are made for good."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_trainers: int) -> None:
+        self._alone = num_trainers == 1
         self._stages: dict[tuple[int, int], Stage] = {}
 
     def __contains__(self, pull: PendingPull) -> bool:
@@ -71,6 +72,6 @@ class EarlyPulls:
         marked = False
         for pull in pulls:
             if self._stages.get((pull.step, pull.trainer)) is Stage.SENT:
-                self.set(pull, Stage.SURE if tables.mark_differing(pull) else Stage.MARKED)
+                self.set(pull, Stage.SURE if tables.mark_differing(pull, alone=self._alone) else Stage.MARKED)
                 marked = True
         return marked

@@ -14,9 +14,8 @@ import numpy as np
 from persia_hpc._native import DiskError, PendingPull, RingConsumer, RingProducer, Table, TableSet
 from persia_hpc.arrays import Array
 from persia_hpc.config import Config
-from persia_hpc.config.learning_rate import LearningRate
 from persia_hpc.runtime.telemetry import Counts
-from persia_hpc.table_layout import Layout, native_config
+from persia_hpc.table_layout import Layout, native_config, rate_schedules
 from persia_hpc.topology.sharding import bucket_bounds
 
 from .clock import Clock
@@ -57,7 +56,7 @@ class ParameterServer:
         self.disk_problem: str | None = None  # for which the run must end
         self.empty()
         self._rates = np.array([float(table.config.optimizer["lr"]) for table in layout.tables])
-        self._schedules = _schedules(layout, num_steps)
+        self._schedules = rate_schedules(layout, num_steps)
         self._factors = [(0, 1.0)]  # of rates, each from a step on
         sync = config.synchronous
         self.clock = Clock(
@@ -70,7 +69,7 @@ class ParameterServer:
         self.whole_steps = sync or config.apply == "step"
         self.times = SegmentTimes()
         self._waiting: list[PendingPull] = []
-        self._early = EarlyPulls()
+        self._early = EarlyPulls(num_trainers)
         self._begun = 0  # the step whose marked rows are updated already
         self._in_flight: dict[tuple[int, int], PendingPull] = {}
         self._held: dict[int, dict[int, list[Array]]] = {}  # gradients by step and trainer
@@ -390,16 +389,3 @@ class ParameterServer:
             "histogram": dict(self.clock.histogram),
             "last_apply": dict(self.times.last_apply),
         }
-
-
-def _schedules(layout: Layout, num_steps: int) -> list[tuple[LearningRate, list[int]]]:
-    """Returns the learning rates that vary, each with the indices of the tables that have it."""
-    found: list[tuple[LearningRate, list[int]]] = []
-    for index, table in enumerate(layout.tables):
-        rate = LearningRate(table.config.schedule, num_steps)
-        same = [tables for other, tables in found if other == rate]
-        if same:
-            same[0].append(index)
-        elif rate.varies:
-            found.append((rate, [index]))
-    return found
