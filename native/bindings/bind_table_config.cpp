@@ -90,10 +90,10 @@ ttl: steps after which an unused row is gone (0: never; lru only).
 admit_after: how many steps must see a key before it gets a row, by a counting sketch.
 admit_probability: the share of keys, by their hash, that may get a row.
 disk_folder: rows over the capacity go to a file there, which nobody sees and no crash leaves behind, instead of
-  being evicted, and come back when they are pulled ("": none; lru only).
+  being evicted, and come back when they are pulled ("": none).
 disk_bytes: that the file may have.
-full_disk_evicts: rows that a full disk, or one that can't be written, doesn't take are evicted; else they stay in
-  memory, beyond the capacity. Either way `Table.disk_problem` says why.
+full_disk_evicts: rows that a full disk, or one that can't be written, doesn't take are evicted (lru only); else
+  they stay in memory, beyond the capacity. Either way `Table.disk_problem` says why.
 threads: each works on a part of the buckets; results don't depend on their number.
 
 Each argument is an attribute that can be read.

@@ -1,5 +1,6 @@
 // Shard's rows on disk, see cold_store.h.
 #include <algorithm>
+#include <stdexcept>
 
 #include "persia/prefetch.h"
 #include "persia/shard.h"
@@ -37,11 +38,12 @@ void Shard::note_full(const DiskFull& error) {
 }
 
 void Shard::shrink(std::uint32_t step) {
+    const std::uint32_t most = eviction_.lfu() ? kMaxStep : step;
     std::size_t left = 0;
     bool full = false;  // once it was, it isn't asked again in this call
     for (const std::uint32_t home : dirty_) {
         while (index_.size(home) > config_.bucket_capacity) {
-            const KeyIndex::Entry entry = eviction_.next(home, index_, step);
+            const KeyIndex::Entry entry = eviction_.next(home, index_, most);
             if (!entry) break;
             full = full || !demote(home, entry);
             if (!full) continue;
@@ -79,6 +81,7 @@ void Shard::fetch(Keys keys) {
         std::copy_n(row.weights, update_.weight_bytes(), rows_.weights(slot));
         std::copy_n(row.state, update_.state_bytes(), rows_.state(slot));
         rows_.epoch(slot) = epoch_;
+        if (notes_uses_) note_used({&slot, 1}, kMaxStep);  // what used it before it went isn't known
         if (snapshot_.active()) {
             if (row.before_mark && !snapshot_.copied(home)) {
                 snapshot_.keep(home, key, row.stamp, slot, row.weights, row.state);
@@ -86,10 +89,22 @@ void Shard::fetch(Keys keys) {
             snapshot_.settle(slot);
         }
         if (away_.erase(key) != 0) changes_.changed(key, slot);
-        insert(home, key, slot, row.stamp);
+        insert(home, key, slot, eviction_.returned(home, key, row.stamp));
         cold_->erase(home, key, row.place);
         ++counts_.from_disk;
     }
+}
+
+PushBatch Shard::recall(const PushBatch& batch, std::vector<std::uint32_t>& slots) {
+    fetch(batch.keys);
+    slots.assign(batch.slots.begin(), batch.slots.end());
+    for (std::size_t i = 0; i < slots.size(); ++i) {
+        if (slots[i] == kNoSlot) continue;
+        const KeyIndex::Entry entry = index_.find(bucket(batch.keys[i]), batch.keys[i]);
+        if (!entry) throw std::logic_error("a row that a push is for has gone, though none may");
+        slots[i] = entry.slot();
+    }
+    return {batch.keys, slots, batch.gradients, epoch_};  // nothing is evicted, so each has its row
 }
 
 void Shard::ask_disk(Keys keys) const {

@@ -177,14 +177,17 @@ PushCounts Table::push_step(const std::vector<PushBatch>& batches, std::uint32_t
 
 PushCounts Table::push_shard(unsigned shard, Span<const PushBatch> batches, std::uint32_t step,
                              PushPart part_of_step) {
-    const auto part = [&](const PushBatch& batch) -> PushBatch {
+    std::vector<std::vector<std::uint32_t>> slots(shards_[shard]->recalls() ? batches.size() : 0);
+    const auto part = [&](std::size_t i) -> PushBatch {
+        const PushBatch& batch = batches[i];
         const auto [begin, end] = range_of(shard, batch.keys);
-        return {batch.keys.slice(begin, end), batch.slots.slice(begin, end),
-                batch.gradients.slice(begin, end, config_.dim), batch.epoch};
+        const PushBatch mine{batch.keys.slice(begin, end), batch.slots.slice(begin, end),
+                             batch.gradients.slice(begin, end, config_.dim), batch.epoch};
+        return slots.empty() ? mine : shards_[shard]->recall(mine, slots[i]);
     };
-    if (batches.size() == 1) return shards_[shard]->push(part(batches[0]), step, part_of_step);
+    if (batches.size() == 1) return shards_[shard]->push(part(0), step, part_of_step);
     std::vector<PushBatch> parts;
-    for (const PushBatch& batch : batches) parts.push_back(part(batch));
+    for (std::size_t i = 0; i < batches.size(); ++i) parts.push_back(part(i));
     return shards_[shard]->push_step(parts, step, part_of_step);
 }
 

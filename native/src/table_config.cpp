@@ -20,8 +20,8 @@ const TableConfig& checked(const TableConfig& config) {
     }
     if (config.bucket_capacity == 0) refuse("bucket_capacity: got 0, expected at least 1 row");
     if (config.threads == 0) refuse("threads: got 0, expected at least 1");
-    if (!config.disk_folder.empty() && config.eviction == "lfu") {
-        refuse("disk: got eviction 'lfu', expected 'lru': a disk tier must know which rows are in flight");
+    if (!config.disk_folder.empty() && config.full_disk_evicts && config.eviction == "lfu") {
+        refuse("full_disk_evicts: got true with eviction 'lfu', which doesn't know which rows are in flight");
     }
     return config;
 }

@@ -16,13 +16,13 @@ from persia_hpc._native import DiskError, PendingPull, TableSet, mix
 
 from .table_model import assert_same_rows
 from .table_support import DISK, OPTIMIZERS, arguments, export, lookup, make_table, pull_at, u64
-from .tier_support import ALL_KEYS, IDS, Steps, fill, kinds
+from .tier_support import ALL_KEYS, IDS, Steps, assert_same, fill, with_lfu
 
 
 @settings(max_examples=150, deadline=None)
 @given(
     optimizer=st.sampled_from(sorted(OPTIMIZERS)),
-    kind=kinds,
+    kind=with_lfu,
     buckets=st.sampled_from([1, 2, 8]),
     capacity=st.integers(1, 80),
     threads=st.integers(1, 2),
@@ -52,7 +52,7 @@ def test_any_history_is_that_of_a_table_in_memory(
     assert tiered.seen == roomy.seen
     assert tiered.state() == roomy.state()
     for got, expected in zip(export(tiered.table, buckets), export(roomy.table, buckets), strict=True):
-        assert_same_rows(got, expected)
+        assert_same(got, expected, kind)
     while tiered.in_flight:
         tiered.push()
     in_memory = tiered.table.num_rows - tiered.table.cold_rows
@@ -63,7 +63,7 @@ def test_any_history_is_that_of_a_table_in_memory(
 
 @settings(max_examples=60, deadline=None)
 @given(
-    kind=kinds,
+    kind=with_lfu,
     capacity=st.integers(1, 20),
     bound=st.integers(0, 2),
     before=st.lists(st.integers(0, 2**32 - 1), min_size=8, max_size=40),
@@ -93,7 +93,7 @@ def test_snapshots_are_those_of_a_table_in_memory(
         taken.append(parts)
     for got, expected in zip(taken[1], taken[0], strict=False):
         for bucket, other in zip(got, expected, strict=True):
-            assert_same_rows(bucket, other)
+            assert_same(bucket, other, kind)
     again = Steps(0, **tiers)
     for rows in taken[1][0]:
         again.table.import_rows(rows)
@@ -118,7 +118,7 @@ def _snapshot(steps: Steps, meanwhile: list[int], full: bool, since: int) -> lis
 
 
 @settings(max_examples=40, deadline=None)
-@given(kind=kinds, capacity=st.integers(1, 30), seed=st.integers(0, 2**32 - 1), count=st.integers(2, 60))
+@given(kind=with_lfu, capacity=st.integers(1, 30), seed=st.integers(0, 2**32 - 1), count=st.integers(2, 60))
 def test_early_answers_and_patches_are_those_of_a_table_in_memory(
     kind: dict[str, Any], capacity: int, seed: int, count: int
 ) -> None:
@@ -293,8 +293,9 @@ def test_what_it_takes_of_memory_is_told_before() -> None:
     tiered = TableConfig(**config, disk_folder="/nowhere", disk_bytes=300 << 20)
     rows = (300 << 20) / (16 + 16 * 8)
     assert 10 * rows < table_bytes(tiered, 4096) - alone < 12.5 * rows
-    with pytest.raises(ValueError, match="'lru': a disk tier"):
-        table_bytes(TableConfig(**config, eviction="lfu", disk_folder="/nowhere"), 1)
+    lfu = {"eviction": "lfu", "disk_folder": "/nowhere", "full_disk_evicts": True}
+    with pytest.raises(ValueError, match="full_disk_evicts: got true with eviction 'lfu'"):
+        table_bytes(TableConfig(**config, **lfu), 1)
 
 
 def test_no_keys_are_asked_for_in_vain() -> None:

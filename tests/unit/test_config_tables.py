@@ -25,8 +25,11 @@ MINIMAL = {"data": {"train": ["train.h5"]}, "model": {"class": "dlrm"}}
         ({"tables.a.disk": {"path": "", "capacity": 9}}, ["tables.a.disk.path = '': expected a directory"]),
         ({"tables.a.disk": {"path": "/x", "capacity": 0}}, ["tables.a.disk.capacity = 0", "more than 0"]),
         (
-            {"tables.a.disk": {"path": "/x", "capacity": "1 TiB"}, "tables.a.eviction": "lfu"},
-            ["tables.a.eviction = 'lfu'", "knows only by 'lru'", "leave disk out"],
+            {
+                "tables.a.disk": {"path": "/x", "capacity": "1 TiB", "on_full": "evict"},
+                "tables.a.eviction": "lfu",
+            },
+            ["tables.a.disk.on_full = 'evict'", "only eviction = 'lru'", "'stop'"],
         ),
         ({"tables.a.storage": "fp8"}, ["tables.a.storage = 'fp8': expected one of fp32, fp16, bf16"]),
     ],

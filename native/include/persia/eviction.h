@@ -8,6 +8,7 @@
 // swept away yet; only with lru, whose stamps are steps.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -57,6 +58,15 @@ class Eviction {
     }
     std::uint32_t ttl() const { return ttl_; }
     bool lfu() const { return lfu_; }
+
+    // The stamp of a row that comes back from disk: with lfu at least that of the last one that went, or it
+    // would be the next to go again.
+    std::uint32_t returned(std::uint32_t bucket, Key key, std::uint32_t stamp) {
+        if (!lfu_) return stamp;
+        stamp = std::max(stamp, buckets_[bucket].age);
+        expect(bucket, key, stamp);
+        return stamp;
+    }
 
     // The next row to go, taken off the list of candidates; none if its stamp would be greater than `most`.
     KeyIndex::Entry next(std::uint32_t bucket, const KeyIndex& index, std::uint32_t most = kMaxStamp);

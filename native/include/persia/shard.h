@@ -8,7 +8,8 @@
 //
 // With a disk tier (cold_store.h) a row that would be evicted for lack of room goes to disk as it is, and
 // comes back when a pull wants it, before anything else happens to that pull. Rows that a step in flight has
-// pulled stay; so do all where the disk takes no more, unless they are to be evicted then.
+// pulled stay with lru, and come back for their push with lfu. All stay where the disk takes no
+// more, unless they are to be evicted then.
 #pragma once
 
 #include <cstddef>
@@ -123,6 +124,10 @@ class Shard {
                           std::uint32_t first, std::uint32_t* positions, Rows out);
     bool calm() const;
     void note_uses() { notes_uses_ = eviction_.lfu(); }
+    // Whether rows of a push may have gone to disk since its pull: with lfu, whose stamps don't tell what is
+    // in flight. Then recall() brings them back, and gives the batch with the slots that all have now.
+    bool recalls() const { return cold_ && eviction_.lfu(); }
+    PushBatch recall(const PushBatch& batch, std::vector<std::uint32_t>& slots);
     PushCounts push(const PushBatch& batch, std::uint32_t step, PushPart part = PushPart::kAll);
     PushCounts push_step(const std::vector<PushBatch>& batches, std::uint32_t step,
                          PushPart part = PushPart::kAll);
@@ -232,7 +237,7 @@ class Shard {
     // What a disk tier adds, in shard_cold.cpp.
     bool demote(std::uint32_t bucket, KeyIndex::Entry entry);  // whether the disk took it
     void note_full(const DiskFull& error);
-    void shrink(std::uint32_t step);  // rows that a later step has used stay
+    void shrink(std::uint32_t step);  // with lru rows that a later step has used stay
     void fetch(Keys keys);
     void sweep_cold(std::uint32_t bucket);
     void lookup_cold(Keys keys, Rows out) const;

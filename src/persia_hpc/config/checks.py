@@ -132,11 +132,10 @@ def _check_disk(table: TableConfig, path: tuple[str, ...], fail: Fail) -> None:
         raise fail((*path, "disk", "path"), f"= {table.disk.path!r}: expected a directory")
     if table.disk.capacity_bytes <= 0:
         raise fail((*path, "disk", "capacity"), f"= {table.disk.capacity!r}: expected more than 0 bytes")
-    if table.eviction != "lru":
+    if table.eviction != "lru" and table.disk.on_full == "evict":
         raise fail(
-            (*path, "eviction"),
-            f"= {table.eviction!r}: a table with a disk tier knows only by 'lru' which rows are in flight; "
-            "use that, or leave disk out",
+            (*path, "disk", "on_full"),
+            "= 'evict': only eviction = 'lru' knows which rows are in flight, which must stay; or use 'stop'",
         )
 
 
