@@ -55,15 +55,19 @@ def write_tiny(
     seed: int = 0,
     vocabulary: int = VOCABULARY,
     times: Sequence[int] | None = None,
+    groups: Sequence[int] | None = None,
     encoding: str | None = None,
     labels: bool = True,
 ) -> str:
-    """times: of the samples, if they are to have any."""
+    """times, groups: of the samples, if they are to have any."""
     batch = tiny_batch(num_samples, seed=seed, vocabulary=vocabulary)
     schema = SCHEMA
+    if groups is not None:
+        batch = dataclasses.replace(batch, group=np.asarray(groups, np.int64))
+        schema = dataclasses.replace(schema, has_group=True)
     if times is not None:
         batch = dataclasses.replace(batch, time=np.asarray(times, np.int64))
-        schema = dataclasses.replace(SCHEMA, has_time=True)
+        schema = dataclasses.replace(schema, has_time=True)
     if not labels:
         batch = dataclasses.replace(batch, labels=batch.labels[:, :0].copy())
         schema = dataclasses.replace(schema, label_names=())

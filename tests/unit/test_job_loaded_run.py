@@ -62,19 +62,20 @@ def test_below_hdf5_a_failed_write_is_one_error() -> None:
 
 @pytest.mark.parametrize("end", ["csv", "h5", "parquet"])
 def test_columns_of_the_samples_stand_beside_their_predictions(end: str, tmp_path: Path) -> None:
-    data = write_tiny(tmp_path / "train.h5", 60, times=range(1000, 1060))
+    groups = [i // 7 - 3 for i in range(60)]
+    data = write_tiny(tmp_path / "train.h5", 60, times=range(1000, 1060), groups=groups)
     changes = {"data.evaluate_batch_size": 17, "data.transform": "tests.support.transforms:high_ids"}
     ph.train(tiny_config(data, run_dir=str(tmp_path / "run"), **changes), quiet=True)
     run, out = ph.load(tmp_path / "run"), tmp_path / f"scores.{end}"
     assert run.predict([data], tmp_path / "plain.csv") == 60
     expected = np.loadtxt(tmp_path / "plain.csv", delimiter=",", skiprows=1, dtype=np.float32)
     command = ["predict", str(tmp_path / "run"), "--data", data, "--out", str(out)]
-    assert main([*command, "--columns", "user", "time", "item"]) == 0
+    assert main([*command, "--columns", "user", "time", "group", "item"]) == 0
     if end == "csv":
-        assert out.read_text().splitlines()[0] == "user,time,item,label"
+        assert out.read_text().splitlines()[0] == "user,time,group,item,label"
         found = np.loadtxt(out, delimiter=",", skiprows=1)
-        columns = {"user": found[:, 0], "time": found[:, 1], "item": found[:, 2]}
-        scores = found[:, 3].astype(np.float32)
+        columns = dict(zip(("user", "time", "group", "item"), found.T, strict=False))
+        scores = found[:, 4].astype(np.float32)
     elif end == "h5":
         with h5py.File(out) as file:
             columns = {name: values[:] for name, values in file["columns"].items()}
@@ -82,13 +83,14 @@ def test_columns_of_the_samples_stand_beside_their_predictions(end: str, tmp_pat
         assert columns["user"].dtype == np.uint64
     else:
         frame = pl.read_parquet(out)
-        assert frame.columns == ["user", "time", "item", "label"]
+        assert frame.columns == ["user", "time", "group", "item", "label"]
         assert frame.schema["item"] == pl.UInt64
-        columns = {name: frame[name].to_numpy() for name in frame.columns[:3]}
+        columns = {name: frame[name].to_numpy() for name in frame.columns[:4]}
         scores = frame["label"].to_numpy()
     assert np.array_equal(scores, expected)
     samples = open_source([data]).read(0, 60)
     assert np.array_equal(columns["time"], np.arange(1000, 1060))
+    assert np.array_equal(columns["group"], groups)
     for name in ("user", "item"):
         assert np.array_equal(columns[name], samples.ids[name].values)
 

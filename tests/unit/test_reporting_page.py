@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
+import persia_hpc as ph
 from persia_hpc.cli import main
 from persia_hpc.reporting.page import html_page
 from persia_hpc.reporting.run_record import RunRecord
 from tests.support.recorded import SUMMARY, evaluate_event, some_events, train_event, write_record
+from tests.support.tiny import tiny_config, write_tiny
 
 LIMIT = 500_000  # bytes
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -243,13 +245,21 @@ addEventListener("load", () => {
 @pytest.mark.parametrize("width", [400, 1280])
 @pytest.mark.parametrize(("dark", "ground"), [(False, "rgb(255, 255, 255)"), (True, "rgb(17, 22, 27)")])
 def test_in_a_browser_nothing_overlaps(width: int, dark: bool, ground: str, tmp_path: Path) -> None:
-    rates = {"train.schedule": {"name": "cosine"}}
-    runs = [
-        RunRecord(write_record(tmp_path / name, some_events(n), **rates))
-        for name, n in (("a", 900), ("b", 12345))
+    data = write_tiny(tmp_path / "train.h5", 330)
+    changes = {"checkpoint.every": 5, "train.epochs": 3, "metrics.every_seconds": 0.01}
+    ph.train(tiny_config(data, run_dir=str(tmp_path / "real"), **changes), quiet=True)
+    rates, warning = {"train.schedule": {"name": "cosine"}}, {"event": "warning", "step": 9, "text": "w " * 200}
+    folders = [
+        write_record(tmp_path / "a", [*some_events(900), warning], **rates),
+        write_record(tmp_path / "b", some_events(12345), **rates),
+        tmp_path / "real",
     ]
+    runs = [RunRecord(folder) for folder in folders]
+    written = html_page(runs)
+    for title in ("Memory and tables over time", "Checkpoints", "Warnings"):
+        assert f"<h2>{title}</h2>" in written
     page = tmp_path / "page.html"
-    inner = html.escape(html_page(runs).replace("</body>", LOOK + "</body>"))
+    inner = html.escape(written.replace("</body>", LOOK + "</body>"))
     # In a frame, since a headless window is never narrower than 500 pixels.
     page.write_text(
         '<html style="color-scheme: light dark"><title></title>'

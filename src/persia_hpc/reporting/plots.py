@@ -23,6 +23,8 @@ TELEMETRY: tuple[tuple[str, str, str, Values], ...] = (
     ("bytes of tables", "parameter_server", "table_bytes", sum),
     ("evicted rows", "parameter_server", "evicted_rows", sum),
     ("rows in tables, one process", "one_process", "rows", sum),
+    ("bytes of tables, one process", "one_process", "table_bytes", sum),
+    ("evicted rows, one process", "one_process", "evicted_rows", sum),
 )
 MOST_RATES = 5  # the same
 
