@@ -47,7 +47,7 @@ P
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 export OMPI_MCA_pml=ob1 OMPI_MCA_osc=rdma OMPI_MCA_btl=self,tcp OMPI_MCA_btl_tcp_if_include=lo
 run() {
-    "$work/venv/bin/mpirun" -n 2 --oversubscribe "$work/venv/bin/python" -m mpi4py try.py "$1"
+    timeout 120 "$work/venv/bin/mpirun" -n 2 --oversubscribe "$work/venv/bin/python" -m mpi4py try.py "$1"
 }
 {
     run "by default"

@@ -3,7 +3,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$(realpath -s "${1:?usage: tools/try_wheel.sh PYTHON [TORCH]}")
-wheel=$(realpath "$(ls -t dist/persia_hpc-*.whl | head -1)")
+wheel=$(find dist -name 'persia_hpc-*.whl' -printf '%T@ %p\n' 2> /dev/null | sort -n | tail -1 | cut -d' ' -f2-)
+[ -n "$wheel" ] || { echo "try-wheel: no wheel in dist/; make one with: make wheel" >&2; exit 1; }
+wheel=$(realpath "$wheel")
 place=build/try-wheel
 rm -rf "$place"
 mkdir -p "$place/tools"

@@ -95,6 +95,7 @@ std::unique_ptr<ReadRing> ReadRing::make(int file) {
 void ReadRing::read(std::vector<FileRead>& reads) {
     Queues& q = *queues_;
     std::vector<std::size_t> left;
+    left.reserve(reads.size());                  // no allocation may fail while reads are under way
     std::size_t asked = 0, taken = 0, done = 0;  // by us, by the kernel, and those that have ended
     std::uint32_t tail = *q.asked_tail;
     while (done < reads.size()) {
@@ -104,7 +105,7 @@ void ReadRing::read(std::vector<FileRead>& reads) {
                                   IORING_ENTER_GETEVENTS, nullptr, 0);
         if (sent > 0) taken += static_cast<std::size_t>(sent);
         // What is under way writes to memory that must stay until it ends, so it is waited for in any case.
-        if (sent < 0 && taken == done && errno != EINTR && errno != EAGAIN && errno != EBUSY) {
+        if (sent < 0 && taken == done && errno != EINTR) {
             usable_ = false;
             for (std::size_t i = taken; i < reads.size(); ++i) left.push_back(i);
             break;

@@ -62,11 +62,8 @@ float largest_of(const float* row, std::size_t dim) {
         bits = bits > kInfinity ? Ints{} : bits;
         mosts = bits > mosts ? bits : mosts;
     }
-    const auto or_more = [&](const Ints& others) { mosts = others > mosts ? others : mosts; };
-    or_more(__builtin_shufflevector(mosts, mosts, 4, 5, 6, 7, 0, 1, 2, 3));
-    or_more(__builtin_shufflevector(mosts, mosts, 2, 3, 0, 1, 6, 7, 4, 5));
-    or_more(__builtin_shufflevector(mosts, mosts, 1, 0, 3, 2, 5, 4, 7, 6));
     std::int32_t most = mosts[0];
+    for (std::size_t i = 1; i < kLanes; ++i) most = std::max(most, mosts[i]);
     for (; d < dim; ++d) {
         const auto bits = static_cast<std::int32_t>(bits_of(row[d]) & 0x7fffffffu);
         most = std::max(most, bits > kInfinity ? 0 : bits);

@@ -54,3 +54,27 @@ def test_fresh_is_sync_for_any_ranks_options_and_delays(tmp_path, programs):
             counted = ("pulled_rows", "applied_rows", "evicted_rows", "unadmitted_rows")
             assert [ledger[name] for name in counted] == [sync["ledger"][name] for name in counted]
             assert all(set(histogram) == {"0"} for histogram in result["histogram"])
+
+
+def test_patches_that_go_ahead_of_other_updates_change_nothing(tmp_path, programs):
+    """Tables that have room, and the policy by which a patch need not wait for the pull after all updates."""
+    data = write_tiny(tmp_path / "d.h5", 330, vocabulary=400)
+    options = {"tables.item.eviction": "lru", "tables.user.eviction": "lru", "train.epochs": 2}
+    cases = []
+    for trainers in (1, 2, 3):
+        for i, (servers, workers) in enumerate(SHAPES):
+            changes = {**options, "server_threads": 1 + i % 2, "jitter": 0.002 * (i == 2)}
+            modes = [{"mode": "fresh", "lookahead": 1 + i}, *([{"mode": "sync"}] if i == 0 else [])]
+            for mode in modes:
+                cases.append(
+                    make_case(tmp_path, data, f"r{len(cases)}", servers, workers, trainers, **changes, **mode)
+                )
+    results = run_cases(programs, cases)
+    for begin in range(0, len(cases), 4):
+        first, sync, *others = results[begin : begin + 4]
+        for result in (first, *others):
+            assert result["digest"] == sync["digest"]
+            assert closed(result["ledger"]), result["ledger"]
+            assert result["ledger"]["patched_rows"] > 0
+            assert result["ledger"]["evicted_rows"] == 0
+            assert all(set(histogram) == {"0"} for histogram in result["histogram"])

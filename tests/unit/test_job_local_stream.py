@@ -126,8 +126,9 @@ def test_gradients_are_applied_by_a_thread_before_anything_else_uses_the_server(
     uses: list[Callable[[], object]] = [
         lambda: stream.server,
         stream.end_segment,
-        lambda: stream.begin_export(ExportRequest("begin", 1, 3, str(tmp_path / "part"))),
-        lambda: stream.next_batch(5),
+        lambda: stream.begin_evaluation("train", 3),
+        lambda: stream.begin_export(ExportRequest("begin", 1, 4, str(tmp_path / "part"))),
+        lambda: stream.next_batch(6),
     ]
     batch = stream.next_batch(1)
     for step, use in enumerate([*uses, stream.request_stop], 1):

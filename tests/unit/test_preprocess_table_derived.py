@@ -62,6 +62,19 @@ def test_crosses_and_buckets_are_ids(tmp_path: Path) -> None:
     assert ids["three"] == [first, second, MISSING_ID, MISSING_ID, last]
 
 
+def test_a_cross_is_the_same_however_a_file_spells_whole_numbers(tmp_path: Path) -> None:
+    found = []
+    for name, spelling in (
+        ("plain", CSV),
+        ("point", CSV.replace(",7\n", ",7.0\n").replace(",8\n", ",8.0\n")),
+    ):
+        (tmp_path / name).mkdir()
+        prepare(tmp_path / name, SCHEMA, {"data.csv": spelling})
+        found.append(read(tmp_path / name).ids)
+    for name in found[0]:
+        np.testing.assert_array_equal(found[0][name].values, found[1][name].values, name)
+
+
 def test_parquet_gives_the_same_ids_prepared_and_as_it_is(tmp_path: Path) -> None:
     prepare(tmp_path, SCHEMA, {"data.csv": CSV})
     frame = pl.read_csv(tmp_path / "data.csv").with_columns(pl.col("at").str.to_datetime("%Y-%m-%d %H:%M"))
@@ -149,6 +162,7 @@ def test_a_schema_that_makes_no_sense_is_refused(tmp_path: Path, entry: str, mes
     [
         ({"a": [1.5, 2.0], "b": ["x", "y"]}, "row 1: a: got 1.5 .*text or integers"),
         ({"a": [[1], [2]], "b": ["x", "y"]}, "a: got .*expected one value in each row, for the cross ids.ab"),
+        ({"a": [[1], [2]], "b": [1, 2]}, "a: got .*expected one value in each row, for the edges of ids.c"),
     ],
 )
 def test_values_that_cannot_be_crossed_are_refused(
@@ -156,6 +170,8 @@ def test_values_that_cannot_be_crossed_are_refused(
 ) -> None:
     pl.DataFrame({"y": [1, 0], **rows}).write_parquet(tmp_path / "data.parquet")
     entries = 'b = {}\nab = { cross = ["a", "b"] }\na = {}\n'
+    if "edges" in message:
+        entries = 'c = { column = "a", edges = [1, 2] }\n'
     if "list" not in message and isinstance(rows["a"][0], float):
         entries = (
             entries.replace("a = {}", 'a = { column = "b" }').replace('["a"', '["f"')

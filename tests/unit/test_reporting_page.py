@@ -248,7 +248,10 @@ def test_in_a_browser_nothing_overlaps(width: int, dark: bool, ground: str, tmp_
     data = write_tiny(tmp_path / "train.h5", 330)
     changes = {"checkpoint.every": 5, "train.epochs": 3, "metrics.every_seconds": 0.01}
     ph.train(tiny_config(data, run_dir=str(tmp_path / "real"), **changes), quiet=True)
-    rates, warning = {"train.schedule": {"name": "cosine"}}, {"event": "warning", "step": 9, "text": "w " * 200}
+    rates, warning = (
+        {"train.schedule": {"name": "cosine"}},
+        {"event": "warning", "step": 9, "text": "w " * 200},
+    )
     folders = [
         write_record(tmp_path / "a", [*some_events(900), warning], **rates),
         write_record(tmp_path / "b", some_events(12345), **rates),

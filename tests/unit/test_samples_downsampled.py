@@ -78,6 +78,7 @@ def test_it_reads_the_rows_that_are_left_in_any_pieces(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(downsampled, "BLOCK_ROWS", 16)
         patch.setattr(downsampled, "PIECE_ROWS", 32)
+        patch.setattr(downsampled, "DECODED_ROWS", 24)
         files = open_source(paths, limit=limit)
         everything = files.read(0, files.num_samples)
         rows = np.arange(files.num_samples, dtype=np.uint64)
@@ -171,6 +172,7 @@ def test_data_of_several_labels_name_the_one(tmp_path: Path) -> None:
         ({"train.loss": "focal"}, 'that the loss "bce" learns, got focal'),
         ({"tasks": {"a": {}, "b": {}}}, "got bce, bce"),
         ({"data.follow": True}, "data.follow takes files as they come"),
+        ({"data.transform": "tests.support.transforms:high_ids"}, "which data.transform = 'tests"),
     ],
 )
 def test_what_cannot_be_corrected_is_refused(changes: dict[str, Any], part: str) -> None:
@@ -182,3 +184,16 @@ def test_what_cannot_be_corrected_is_refused(changes: dict[str, Any], part: str)
 def test_a_run_that_resumes_keeps_the_share() -> None:
     old, new = (config_of("a.h5", **{"data.keep_negatives": share}).resolved() for share in (0.5, 0.6))
     assert list(config_differences(old, new)) == ["data.keep_negatives: 0.5 there, 0.6 here"]
+
+
+def test_a_run_of_an_older_version_had_all_negatives() -> None:
+    whole, part = (config_of("a.h5", **{"data.keep_negatives": share}).resolved() for share in (1, 0.6))
+    del whole["data"]["keep_negatives"]
+    assert list(config_differences(whole, part)) == ["data.keep_negatives: 1.0 there, 0.6 here"]
+    assert list(config_differences(whole, config_of("a.h5").resolved())) == []
+
+
+def test_data_of_which_nothing_is_left_are_refused(tmp_path: Path) -> None:
+    settings = {"data": {"train": write(tmp_path, [40], rate=0), "keep_negatives": 1e-9}}
+    with pytest.raises(UserError, match="leaves nothing of 40 samples"):
+        open_sources(load_config({**settings, "model": {"class": "dlrm"}, "tasks": {"other": {}}}))

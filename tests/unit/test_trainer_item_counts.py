@@ -84,6 +84,27 @@ def test_halved_counts_are_those_of_a_dictionary_also_over_a_checkpoint(
         np.testing.assert_allclose(shares, np.array(list(expected.values())) / sum(expected.values()), 1e-6)
 
 
+def test_counts_of_trainers_that_stopped_at_other_steps_are_aged_alike() -> None:
+    """One trainer had no samples in the last step, after which all counts are halved."""
+    states = []
+    for steps in (9, 10):
+        counts = ItemCounts(10)
+        for step in range(1, steps + 1):
+            counts.add(np.array([steps], np.uint64), np.array([2]), step)
+        states.append(counts.state())
+    alone = ItemCounts(10)
+    alone.restore(states, 0, 2)
+    alone.add(np.array([7], np.uint64), np.array([1]), 11)
+    assert dict(zip(alone.state()["keys"].tolist(), alone.state()["counts"].tolist(), strict=True)) == {
+        9: 9,
+        7: 1,
+    }
+    together = ItemCounts(10)
+    together.restore(states, 0, 1)
+    state = together.state()
+    assert dict(zip(state["keys"].tolist(), state["counts"].tolist(), strict=True)) == {9: 9, 10: 11}
+
+
 def test_halved_counts_follow_a_stream_and_forget() -> None:
     """After items have changed places, shares are the new ones, where plain counts are far off."""
     rng, shares = np.random.default_rng(4), np.array([0.5, 0.25, 0.125, 0.125])

@@ -109,6 +109,7 @@ def load_foreign(path: Path, config: Config, server: ParameterServer) -> None:
         every = np.concatenate(seen) if seen else np.zeros(0, np.uint64)
         if len(np.unique(every)) < len(every):
             raise UserError(f"{found.path}: got ids of table {layout.name!r} twice, expected each once")
+    server.loaded()
 
 
 def _matched(config: Config, layout: Layout, path: Path) -> list[tuple[TableLayout, ForeignTable]]:

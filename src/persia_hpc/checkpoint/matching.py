@@ -41,6 +41,8 @@ FIXED = (
     "train.optimizer.groups",
     "tasks.*.lr",
 )
+# What checkpoints of older versions mean that lack these keys.
+UNSAID = {"data.keep_negatives": 1.0}
 
 
 def check_match(
@@ -116,7 +118,7 @@ def config_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> Ite
 
     Both must be resolved. FIXED lists the patterns of fixed keys.
     """
-    old, new = dict(flat(there)), dict(flat(here))
+    old, new = UNSAID | dict(flat(there)), UNSAID | dict(flat(here))
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key) and any(fnmatchcase(key, pattern) for pattern in FIXED):
             yield f"{key}: {old.get(key, 'not set')!r} there, {new.get(key, 'not set')!r} here"

@@ -43,6 +43,7 @@ def load_rows(directory: Path, server: ParameterServer) -> None:
             if table is not None:
                 _load_table(opened, layout, table, owned)
                 table.set_next_step(manifest["step"] + 1)
+    server.loaded()
 
 
 def load_initial_rows(directory: Path, server: ParameterServer) -> None:
@@ -66,6 +67,7 @@ def load_initial_rows(directory: Path, server: ParameterServer) -> None:
         for layout, table in zip(server.layout.tables, server.tables, strict=True):
             if layout in shared and table is not None:
                 _load_initial_table(opened, layout, table, there[layout.name])
+    server.loaded()
 
 
 def _check_initial(directory: Path, layout: TableLayout, there: TableConfig) -> None:

@@ -139,6 +139,12 @@ def _check_keep_negatives(config: Config, fail: Fail) -> None:
             f'= {share:g}: predictions are corrected for one label that the loss "bce" learns, got '
             f"{', '.join(config.loss_names)}; leave it out, or learn one label",
         )
+    if config.data.transform is not None:
+        raise fail(
+            path,
+            f"= {share:g}: negatives are left out by the label in the files, which data.transform = "
+            f"{config.data.transform!r} may change; leave one out, or write the new label to the files",
+        )
     if config.data.follow:
         raise fail(path, f"= {share:g}: data.follow takes files as they come; leave one of the two out")
 

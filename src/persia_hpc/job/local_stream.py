@@ -181,6 +181,7 @@ class LocalStream:
         clock.shorten_segment(self._last)
 
     def begin_evaluation(self, split: str, step: int) -> None:
+        self._settle()  # a loop of the user's own may evaluate within a segment
         self._drop_ahead()
         self._evaluation = (split, step)
 

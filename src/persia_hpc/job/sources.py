@@ -69,7 +69,7 @@ def open_sources(config: Config, run_dir: str | Path | None = None) -> Mapping[s
 def _without_negatives(config: Config, train: FileSource) -> FileSource:
     """Returns the training data with the share of their negatives that is to be kept.
 
-    Raises UserError for data of several labels, and DataError for damage.
+    Raises UserError for data of several labels, or of which nothing is left, and DataError for damage.
     """
     tasks = make_tasks(config, train.schema).each
     if len(tasks) != 1:
@@ -77,7 +77,13 @@ def _without_negatives(config: Config, train: FileSource) -> FileSource:
             f"data.keep_negatives = {config.data.keep_negatives:g} leaves out negatives of one label, but "
             f"the data have {', '.join(train.schema.label_names)}; write the one to learn as [tasks.LABEL]"
         )
-    return Downsampled(train, tasks[0].label, config.data.keep_negatives, config.seed)
+    left = Downsampled(train, tasks[0].label, config.data.keep_negatives, config.seed)
+    if not left.num_samples:
+        raise UserError(
+            f"data.keep_negatives = {config.data.keep_negatives:g} leaves nothing of {train.num_samples:,} "
+            "samples, none of which is a positive; keep more"
+        )
+    return left
 
 
 def check_sequences(sources: Mapping[str, Source], share: int = 0, shares: int = 1) -> None:

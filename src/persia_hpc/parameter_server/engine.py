@@ -95,6 +95,10 @@ class ParameterServer:
         self.clock.restore(step, {int(k): v for k, v in staleness.items()})
         self.ledger = Ledger(**ledger)
 
+    def loaded(self) -> None:
+        """Is called when tables have been loaded: rows that went to disk meanwhile are no step's."""
+        self._disk.since()
+
     def begin_segment(self, first: int, last: int, rate_factor: float = 1.0) -> None:
         """Announces steps first…last, in which learning rates are `rate_factor` times what schedules say.
 

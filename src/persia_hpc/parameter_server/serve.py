@@ -276,6 +276,7 @@ class ServerLoop:
         if not sender.try_write(lambda ring: self.engine.patch_in(ring, pull, Kind.PATCH, wire)):
             patch = self.engine.patch(pull, wire)
             send(sender, Patch(pull.step, pull.trainer, patch.positions, patch.rows))
+        sender.progress()  # between nodes records are held back for others, but the next step waits for this
 
     def _send_marked(self, begin: float) -> float:
         """Sends the patches that need not wait for all updates of their step; returns the time."""

@@ -13,6 +13,7 @@ from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.samples.source import FileSource
 
 PIECE_ROWS = 1 << 18  # whose labels are read at a time, whole blocks
+DECODED_ROWS = 1 << 16  # that are decoded at a time
 BLOCK_ROWS = 1 << 12  # for which it is known how many are kept before them
 
 
@@ -74,9 +75,13 @@ class Downsampled(FileSource):
         if begin == end:
             return super().read(0, 0)
         first, last = self._row(begin), self._row(end - 1)
-        kept = self._kept(first, last + 1)
-        batch = super().read(first, last + 1)
-        return batch if kept.all() else batch.take(np.flatnonzero(kept))
+        pieces = []
+        for at in range(first, last + 1, DECODED_ROWS):  # a small share would else decode very many at once
+            kept = self._kept(at, min(at + DECODED_ROWS, last + 1))
+            if kept.any():
+                batch = super().read(at, at + len(kept))
+                pieces.append(batch if kept.all() else batch.take(np.flatnonzero(kept)))
+        return pieces[0] if len(pieces) == 1 else SampleBatch.concatenate(pieces)
 
     def block_bounds(self, block_rows: int) -> Rows | None:
         """Returns where blocks begin and end, in rows that are kept. See `FileSource.block_bounds`."""

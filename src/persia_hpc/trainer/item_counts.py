@@ -88,13 +88,21 @@ class ItemCounts:
         states: `state` of each trainer then.
         """
         own = [states[trainer_rank]] if len(states) == num_trainers else states
-        parts = [(s["keys"].numpy().view(np.uint64), s["counts"].double().numpy()) for s in own]
+        steps = [int(state["step"]) for state in own if "step" in state]  # older checkpoints have none
+        self._step = max(steps, default=None)
+        parts = [self._aged(state) for state in own]
         keys, counts = _summed(parts)
         share = 1.0 if len(states) == num_trainers else 1 / num_trainers
         self._parts = [(keys, counts * share)] if len(keys) else []
         self._total = float(counts.sum()) * share
-        steps = [int(state["step"]) for state in states if "step" in state]  # older checkpoints have none
-        self._step = max(steps, default=None)
+
+    def _aged(self, state: Mapping[str, Any]) -> tuple[Array, Array]:
+        """Returns a trainer's keys and counts as of this step, up to which it may have had no samples."""
+        part = ItemCounts(self._halve_every)
+        part._parts = [(state["keys"].numpy().view(np.uint64), state["counts"].double().numpy())]
+        if "step" in state and self._halve_every and self._step is not None:
+            part._halve(self._step // self._halve_every - int(state["step"]) // self._halve_every)
+        return _summed(part._parts)
 
 
 def _summed(parts: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:

@@ -18,6 +18,7 @@ from persia_hpc.preprocess.columns import (
     buckets,
     crossed,
     id_type,
+    spelled,
     split_lists,
     split_places,
     time_parts,
@@ -87,16 +88,18 @@ class Converter:
         self.schema = schema
         self.missing = MissingWords(schema.missing)
         self.id_types = {}
+        self._part_types: dict[Ids, str] = {}  # of crosses
         features = []
         for name, entry in schema.ids.items():
             multi = is_list(first.frame[entry.column].dtype) or entry.multi
-            for part in entry.cross:
+            for part in entry.cross or (entry,) if entry.edges or entry.cross else ():
                 if is_list(first.frame[part.column].dtype):
-                    got = first.type_of(part.column)
+                    got, what = first.type_of(part.column), "cross" if entry.cross else "edges of"
                     raise UserError(
                         f"{first.path}: {part.column}: got {got}, expected one value in each row, for the "
-                        f"cross ids.{name}"
+                        f"{what} ids.{name}"
                     )
+            self._part_types |= {part: self._type_of(first, part) for part in entry.cross}
             if entry.part is not None:
                 role = "dense" if entry.part == NUMBER else "time"
                 check_type(first.frame[entry.column].dtype, role, Place(first, entry.column))
@@ -106,10 +109,7 @@ class Converter:
                     f"weights; set ids.{name}.separator, or leave its `weights` out"
                 )
             features.append(FeatureSchema(name, multi=multi, weighted=entry.weighted))
-            self.id_types[name] = "integer" if entry.part == NUMBER else entry.type
-            if self.id_types[name] == "auto":
-                values = self._listed(first, entry)[0] if multi else self._single(first, entry)[0]
-                self.id_types[name] = id_type(values)
+            self.id_types[name] = self._type_of(first, entry)
         self.dataset = DatasetSchema(
             tuple(features),
             tuple(schema.dense),
@@ -119,6 +119,13 @@ class Converter:
             has_time=schema.time is not None,
         )
 
+    def _type_of(self, first: Frame, entry: Ids) -> str:
+        """Returns whether the ids of a feature are integers or text, if need be by its first values."""
+        if entry.part == NUMBER or entry.type != "auto":
+            return "integer" if entry.part == NUMBER else entry.type
+        multi = is_list(first.frame[entry.column].dtype) or entry.multi
+        return id_type(self._listed(first, entry)[0] if multi else self._single(first, entry)[0])
+
     def _values(self, source: Frame, column: str) -> tuple[pl.Series, Place]:
         """Returns the values [N] of a column, with null for missing ones, and their place."""
         place = Place(source, column)
@@ -127,12 +134,19 @@ class Converter:
     def _single(self, source: Frame, entry: Ids) -> tuple[pl.Series, Place]:
         """Returns the values [N] of a feature with one id a row, null for missing ones, and their place."""
         if entry.cross:
-            return crossed([self._single(source, part) for part in entry.cross]), Place(source, entry.column)
+            return crossed([self._part(source, part) for part in entry.cross]), Place(source, entry.column)
         values, place = self._values(source, entry.column)
         if entry.part is not None:
             values = time_parts(values, entry.part, entry.format, place)
         if entry.edges:
             values = buckets(values, entry.edges, place)
+        return values, place
+
+    def _part(self, source: Frame, entry: Ids) -> tuple[pl.Series, Place]:
+        """Returns what a feature gives to a cross: whole numbers in text as they would be without a point."""
+        values, place = self._single(source, entry)
+        if self._part_types[entry] == "integer" and values.dtype == pl.String:
+            values = spelled(values, "integer")
         return values, place
 
     def _listed(self, source: Frame, entry: Ids) -> tuple[pl.Series, Lengths, Place]:
