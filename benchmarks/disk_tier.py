@@ -64,7 +64,7 @@ def cold_table(folder: str, keys: np.ndarray) -> Table:
 def files_in(folder: str) -> Iterator[int]:
     for entry in Path("/proc/self/fd").iterdir():
         try:
-            if str(entry.readlink()).startswith(folder) and os.stat(entry).st_size:
+            if str(entry.readlink()).startswith(folder + "/") and os.stat(entry).st_size:
                 yield int(entry.name)
         except OSError:
             continue
