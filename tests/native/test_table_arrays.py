@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,8 @@ def test_memory_of_a_table_can_be_told_before_it_is_made(
 ) -> None:
     config = TableConfig(**arguments(**{"optimizer": "adagrad", "dim": 16, **shape}))
     rows, slots = np.empty((4096, 16), np.float32), np.empty(4096, np.uint32)
+    # Or small tables would lie in pages that freed ones have left resident, and seem to take less.
+    ctypes.CDLL(None).malloc_trim(0)
     before = resident_bytes()
     tables = [Table(config) for _ in range(count)]
     for table in tables:
@@ -87,7 +90,7 @@ def test_memory_of_a_table_can_be_told_before_it_is_made(
             table.evict(1)
     measured = (resident_bytes() - before) / count
     predicted = table_bytes(config, tables[0].num_rows)
-    assert predicted == pytest.approx(measured, rel=0.15, abs=4096)  # a page
+    assert predicted == pytest.approx(measured, rel=0.15, abs=3000)
     assert predicted < 1.2 * tables[0].memory_bytes
 
 

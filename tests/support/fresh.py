@@ -69,6 +69,7 @@ class World:
         }
         self.patches = Patches(layout, servers, rings)
         self.early = [EarlyBatches() for _ in range(trainers)]
+        self.sent: dict[tuple[int, int, int], list[np.ndarray]] = {}  # early, by step, trainer and server
 
     def prepare(self, key: Key, ids: Sequence[Sequence[int]]) -> KeyBatch:
         columns = {n: IdColumn(np.array(v, np.uint64)) for n, v in zip(FEATURES, ids, strict=True)}
@@ -179,13 +180,33 @@ class World:
         for pull in server.early_pulls():
             out = self.empty(p, pull.counts)
             server.answer_early(pull, out)
+            self.sent[pull.step, pull.trainer, p] = [rows.copy() for rows in out]
             self.feed((pull.step, pull.trainer), p, out)
 
     def send_patch(self, p: int, pull: PendingPull) -> None:
-        patch = self.servers[p].patch(pull, self.rows.name)
-        for at, now in zip(patch.positions, patch.rows, strict=True):
+        """Also checks what is sent twice: what a missed step has used, what differs, and what began anew."""
+        patch, before = self.servers[p].patch(pull, self.rows.name), self.sent[pull.step, pull.trainer, p]
+        missed = range(pull.step - self.config.lookahead, pull.step)
+        batches = [batch for key, batch in self.batches.items() if key[0] in missed]
+        used = [self.keys_of(self.pull_of(batch, p)) for batch in batches]
+        anew = self.servers[p].ledger.evicted_rows > 0 or any(
+            table.config.ttl or table.config.admission for table in self.worker.layout.tables
+        )
+        for group, (at, now) in enumerate(zip(patch.positions, patch.rows, strict=True)):
             assert len(set(at.tolist())) == len(at) == len(now)
+            keys = self.keys_of(pull)[group]
+            for place, row in zip(at.tolist(), now, strict=True):
+                same = before[group][place].tobytes() == row.tobytes()
+                assert anew or not same or any(keys[place] in others[group] for others in used)
         self.patch((pull.step, pull.trainer), p, patch.positions, patch.rows)
+
+    def keys_of(self, pull: PendingPull) -> list[list[tuple[int, int]]]:
+        """The table and key of each row of a pull, by dim group."""
+        layout, ends = self.worker.layout, np.cumsum(pull.counts).tolist()
+        groups: list[list[tuple[int, int]]] = [[] for _ in layout.dim_groups]
+        for table, (begin, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
+            groups[layout.dim_group_of_table[table]] += [(table, k) for k in pull.keys[begin:end].tolist()]
+        return groups
 
     def feed(self, key: Key, p: int, rows: list[np.ndarray]) -> None:
         batch = self.batches[key]

@@ -104,3 +104,13 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> None:
     while not condition():
         assert time.monotonic() < limit, "waited in vain"
         time.sleep(0.02)
+
+
+def wait_for_wait(job: Job, count: int = 1) -> None:
+    """Returns when the job waits for files, for the `count`-th time."""
+
+    def waiting() -> bool:
+        assert job.process.poll() is None, f"ended early\n{job.end()}"
+        return sum(event["event"] == "wait" for event in job.events()) >= count
+
+    wait_for(waiting, START_SECONDS)

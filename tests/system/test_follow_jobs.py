@@ -17,25 +17,11 @@ import persia_hpc as ph
 from persia_hpc.checkpoint.files import whole_checkpoints
 from persia_hpc.launch.registry import read_ranks
 from tests.support.follow import FIRST, SECOND, STEPS, THIRD, Folder, summary_of, train_left_alone
-from tests.support.jobs import Job, wait_for
+from tests.support.jobs import Job, wait_for, wait_for_wait
 from tests.support.mpi import run_mpi
 from tests.support.samples import random_batch, write
 from tests.support.serving_chaos import IDS
 from tests.support.tiny import run_digest, trained_rows
-
-
-def waits(job: Job) -> int:
-    return sum(event["event"] == "wait" for event in job.events())
-
-
-def wait_for_wait(job: Job, count: int = 1) -> None:
-    """Returns when the job waits for files, for the `count`-th time."""
-
-    def waiting() -> bool:
-        assert job.process.poll() is None, f"ended early\n{job.end()}"
-        return waits(job) >= count
-
-    wait_for(waiting, 120)
 
 
 def wait_for_version(folder: Folder, step: int) -> None:

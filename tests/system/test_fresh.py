@@ -10,7 +10,7 @@ import pytest
 
 import persia_hpc as ph
 from tests.support.follow import FIRST, SECOND, STEPS, THIRD, Folder, summary_of, train_left_alone
-from tests.support.jobs import Job, wait_for
+from tests.support.jobs import Job, wait_for, wait_for_wait
 from tests.support.tiny import SEQUENCES, run_digest, tiny_config, write_sequences, write_tiny
 
 FRESH = {"mode": "fresh", "lookahead": 3}
@@ -76,7 +76,7 @@ def test_a_job_that_waits_for_files_is_sync(tmp_path: Path) -> None:
     job = Job(tmp_path, folder.config(ranks=ranks(2, 2, 1), **FRESH))
     try:
         for count, names in enumerate((SECOND, THIRD, ()), start=1):
-            wait_for(lambda: sum(e["event"] == "wait" for e in job.events()) >= count, 60)  # noqa: B023
+            wait_for_wait(job, count)
             folder.drop(names)
         folder.end()
         code, _, err = job.end()

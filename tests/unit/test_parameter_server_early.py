@@ -112,6 +112,7 @@ def test_a_patch_goes_before_other_updates_where_nothing_else_can_change(full: b
     (pull,) = server.early_pulls()
     out = world.empty(0, pull.counts)
     server.answer_early(pull, out)
+    world.sent[2, 0, 0] = [rows.copy() for rows in out]
     world.feed((2, 0), 0, out)
     assert server.mark_next()
     assert not server.mark_next()
