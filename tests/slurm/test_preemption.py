@@ -57,6 +57,20 @@ def test_preempted_job_saves_and_goes_on(
     assert_went_on(cluster, job_id, tmp_path, reference)
 
 
+def test_job_goes_on_elsewhere_when_its_node_has_died(
+    cluster: Cluster, data: str, reference: str, tmp_path: Path
+) -> None:
+    job_id = begun(cluster, data, tmp_path, **{"checkpoint.every": 2})
+    wait_for((tmp_path / "run" / "latest").exists, 60)
+    node = cluster.job(job_id)["NodeList"]
+    cluster.kill_node(node)
+    try:
+        assert_went_on(cluster, job_id, tmp_path, reference)
+        assert cluster.job(job_id)["NodeList"] != node
+    finally:
+        cluster.revive_node(node)
+
+
 def test_seeds_are_summarised(cluster: Cluster, data: str, tmp_path: Path) -> None:
     job_config(tmp_path, data, **{"train.max_steps": 20, "data.valid": [data]})
     job_id = submit(cluster, tmp_path, "--seeds", "3-4")
