@@ -67,11 +67,15 @@ void Shard::shrink(std::uint32_t step) {
     bool full = false;  // once it was, it isn't asked again in this call
     for (const std::uint32_t home : dirty_) {
         while (index_.size(home) > config_.bucket_capacity) {
+            const std::uint32_t age = eviction_.age(home);
             const KeyIndex::Entry entry = eviction_.next(home, index_, most);
             if (!entry) break;
             full = full || !demote(home, entry);
             if (!full) continue;
-            if (!config_.full_disk_evicts) break;
+            if (!config_.full_disk_evicts) {
+                eviction_.stays(home, entry, age);
+                break;
+            }
             remove(home, entry);
             ++counts_.disk_full;
         }
