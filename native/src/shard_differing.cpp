@@ -184,7 +184,9 @@ void Shard::encode_differing(Span<const std::uint32_t> slots, Span<const std::ui
 }
 
 void Shard::note_used(Span<const std::uint32_t> slots, std::uint32_t step) {
-    if (last_used_.size() < rows_.end_slot()) last_used_.resize(rows_.end_slot());
+    const std::size_t n = rows_.end_slot();
+    if (last_used_.capacity() < n) last_used_.reserve(n + n / 16);  // resize() alone doubles it
+    if (last_used_.size() < n) last_used_.resize(n);
     for (const std::uint32_t slot : slots) {
         if (slot != kNoSlot) last_used_[slot] = step;
     }
