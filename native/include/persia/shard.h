@@ -105,6 +105,8 @@ struct RowCounts {
     std::uint64_t disk_full = 0;  // of `evicted`: the disk took no more
 };
 
+struct SecondLook;
+
 class Shard {
   public:
     static constexpr std::uint32_t kMaxStep = Eviction::kMaxStamp;
@@ -208,9 +210,8 @@ class Shard {
     template <class Touch, class Resolve, class UseRest>
     void walk_rest_wide(Keys keys, Span<std::uint32_t> slots, Span<const std::uint32_t> rest,
                         const Touch& touch, const Resolve& resolve, const UseRest& use_rest) const;
-    // use(i, line, at, here) for the entry of each key in its home line; here: all bits if it is the key's.
-    template <class Use>
-    void each_home(Keys keys, const Use& use) const;
+    std::size_t look_again(Keys keys, const SecondLook& look, Span<std::uint32_t> slots,
+                           Span<std::uint8_t> differs);
     void ask_for_second_line(Key key) const;
     bool decides_by_stamps() const { return !eviction_.lfu() && eviction_.ttl() == 0; }
     bool is_marked(std::uint32_t slot) const {
