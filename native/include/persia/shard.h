@@ -124,6 +124,10 @@ class Shard {
                     Span<std::uint8_t> differs);
     void encode_differing(Span<const std::uint32_t> slots, Span<const std::uint8_t> differs,
                           std::uint32_t first, std::uint32_t* positions, Rows out);
+    // Writes a 1 for each row whose update push() makes first if asked to.
+    void say_marked(Span<const std::uint32_t> slots, Span<std::uint8_t> marked) const {
+        for (std::size_t i = 0; i < slots.size(); ++i) marked[i] = is_marked(slots[i]);
+    }
     bool calm() const;
     void note_uses() { notes_uses_ = eviction_.lfu(); }
     // Whether rows of a push may have gone to disk since its pull: with lfu, whose stamps don't tell what is
