@@ -4,6 +4,7 @@
     python benchmarks/accuracy.py criteo --data DIR/criteo_137k [--seeds 1 2 3]
     python benchmarks/accuracy.py storage --data DIR/criteo_137k        number formats, tables and wire
     python benchmarks/accuracy.py dense --data DIR/criteo_137k          number formats of dense gradients
+    python benchmarks/accuracy.py products --data DIR/criteo_137k       DLRM's products on a CPU in bf16
 
 Trains real jobs under mpiexec (`persia-hpc train`) and prints a Markdown table; --json FILE keeps all of it.
 """
@@ -57,7 +58,14 @@ DENSE = {
     )
     for wire in ("fp32", "bf16", "fp16")
 }
-ARMS = {"adult": ADULT, "criteo": CRITEO, "storage": STORAGE, "dense": DENSE}
+PRODUCTS = {
+    f"DLRM's products in {name}": (
+        "datasets/criteo/criteo.toml",
+        {**SYNC, "model": '{ class = "dlrm", bottom = [64], hidden = [256, 128] }', "train.amp": amp},
+    )
+    for name, amp in (("fp32", "off"), ("bf16", "bf16"))
+}
+ARMS = {"adult": ADULT, "criteo": CRITEO, "storage": STORAGE, "dense": DENSE, "products": PRODUCTS}
 
 
 def train(config: str, settings: dict[str, Any], run_dir: Path) -> dict[str, Any]:
@@ -175,7 +183,7 @@ def run(options: argparse.Namespace, scratch: Path) -> dict[str, list[dict[str, 
         subprocess.run([*CLI, "preprocess", "criteo", *source], check=True, cwd=ROOT)
     figures: dict[str, list[dict[str, float]]] = {arm: [] for arm in arms}
     plain = "plain PyTorch, one process"
-    if options.arms not in ("storage", "dense"):
+    if options.arms in ("adult", "criteo"):
         figures[plain] = []
     for seed in options.seeds:
         for arm, (config, settings) in arms.items():

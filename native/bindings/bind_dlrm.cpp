@@ -9,6 +9,7 @@
 #include "arrays.h"
 #include "bindings.h"
 #include "persia/dlrm.h"
+#include "persia/wide.h"
 #include "team.h"
 
 namespace {
@@ -37,11 +38,13 @@ std::vector<persia::DenseLayer> layers_of(const Parameters& parameters, const st
 
 // The network as the core sees it, in arrays that the caller holds.
 persia::Dlrm network_of(const py::object& dense, const py::object& vectors, std::size_t num_copied,
-                        const Parameters& bottom, const Parameters& top) {
+                        const Parameters& bottom, const Parameters& top, bool bf16) {
     const py::array given = check_array(vectors, "vectors", {kFloat32}, {any('B'), any('V'), any('D')});
     const auto dim = static_cast<std::size_t>(given.shape(2));
     const auto num_vectors = static_cast<std::size_t>(given.shape(1)) + !bottom.empty();
     persia::Dlrm dlrm{};
+    if (bf16 && !persia::has_bf16()) throw py::value_error("bf16: this processor doesn't have AVX512_BF16");
+    dlrm.bf16 = bf16;
     dlrm.num_samples = static_cast<std::size_t>(given.shape(0));
     dlrm.vectors = span_of<const float>(given);
     if (dense.is_none() != bottom.empty())
@@ -65,8 +68,8 @@ persia::Dlrm network_of(const py::object& dense, const py::object& vectors, std:
 }
 
 py::tuple forward(const py::object& dense, const py::object& vectors, std::size_t num_copied,
-                  const Parameters& bottom, const Parameters& top, Team& team) {
-    const persia::Dlrm dlrm = network_of(dense, vectors, num_copied, bottom, top);
+                  const Parameters& bottom, const Parameters& top, Team& team, bool bf16) {
+    const persia::Dlrm dlrm = network_of(dense, vectors, num_copied, bottom, top, bf16);
     const std::size_t num_outputs = dlrm.top.back().num_outputs;
     AlignedArray<float> kept(dlrm.kept_size()), out(dlrm.num_samples * num_outputs);
     team.run([&](persia::ThreadTeam& threads) { persia::dlrm_forward(dlrm, kept, out, threads); });
@@ -90,8 +93,8 @@ py::list gradients_of(const std::vector<persia::DenseLayer>& layers,
 
 py::tuple backward(const py::object& dense, const py::object& vectors, std::size_t num_copied,
                    const Parameters& bottom, const Parameters& top, const py::object& kept,
-                   const py::object& gradient, bool wants_dense, bool wants_vectors, Team& team) {
-    const persia::Dlrm dlrm = network_of(dense, vectors, num_copied, bottom, top);
+                   const py::object& gradient, bool wants_dense, bool wants_vectors, Team& team, bool bf16) {
+    const persia::Dlrm dlrm = network_of(dense, vectors, num_copied, bottom, top, bf16);
     const auto made = span_of<const float>(check_array(kept, "kept", {kFloat32}, {length(dlrm.kept_size())}));
     const auto from = span_of<const float>(check_array(
         gradient, "gradient", {kFloat32}, {length(dlrm.num_samples), length(dlrm.top.back().num_outputs)}));
@@ -117,7 +120,8 @@ constexpr const char* kForward =
 `top` is computed on the first C vectors of each sample and then the products of all pairs, (1, 0), (2, 0),
 (2, 1), (3, 0), ... Vector 0 is what `bottom` makes of `dense`, the others are `vectors`; without layers in
 `bottom` and with None as `dense` all are in `vectors`. A ReLU is behind every layer but the last of `top`.
-Results don't depend on the number of threads.
+Results don't depend on the number of threads. With `bf16`, which needs `has_bf16()`, the factors of the layers'
+products are rounded to it, in sums of float32, which are rounded only as factors of the next.
 
 Shapes: B samples, dense [B, K], vectors [B, V-1, D] or [B, V, D], C = num_copied; each layer is (weight
 [N, K], bias [N]), the first of `top` with K = C D + V (V - 1) / 2; float32.)";
@@ -138,9 +142,12 @@ void bind_dlrm(py::module_& m) {
                  return std::make_unique<Team>(size);
              }),
              py::arg("size"), "Starts all threads but the one that calls.");
+    m.def("has_bf16", &persia::has_bf16, "Returns whether the processor multiplies pairs of bf16.");
     m.def("dlrm_forward", &forward, py::arg("dense"), py::arg("vectors"), py::kw_only(),
-          py::arg("num_copied"), py::arg("bottom"), py::arg("top"), py::arg("team"), kForward);
+          py::arg("num_copied"), py::arg("bottom"), py::arg("top"), py::arg("team"), py::arg("bf16") = false,
+          kForward);
     m.def("dlrm_backward", &backward, py::arg("dense"), py::arg("vectors"), py::kw_only(),
           py::arg("num_copied"), py::arg("bottom"), py::arg("top"), py::arg("kept"), py::arg("gradient"),
-          py::arg("wants_dense"), py::arg("wants_vectors"), py::arg("team"), kBackward);
+          py::arg("wants_dense"), py::arg("wants_vectors"), py::arg("team"), py::arg("bf16") = false,
+          kBackward);
 }

@@ -14,6 +14,15 @@ constexpr std::size_t kPanel = 2 * kLanes;
 
 typedef int Places __attribute__((vector_size(kLanes * sizeof(int))));
 
+// Panels, each `stride` floats after the one before.
+template <typename Float>
+struct Panels {
+    Float* data;
+    std::size_t stride;
+
+    Float* operator[](std::size_t p) const { return data + p * stride; }
+};
+
 std::size_t whole_panels(std::size_t n) { return (n + kPanel - 1) / kPanel; }
 
 // to[column][row] = from[row][column] of 8 x 8 floats.

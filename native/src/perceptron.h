@@ -1,4 +1,4 @@
-// Linear layers on panels (panels.h), in both directions.
+// Linear layers on panels (panels.h), in both directions. `scratch`: room for scratch_size() floats.
 #pragma once
 
 #include <cstddef>
@@ -14,26 +14,35 @@ namespace {
 // for.
 constexpr std::size_t kBlock = 4 * kPanel;
 
-// out [N] of a panel of inputs [K].
-void forward_layer(const DenseLayer& layer, const float* inputs, bool relu, float* out) {
-    for_tiles(layer.num_outputs, [&](auto rows, std::size_t n) {
-        Sums<rows()> sums;
-        sums.fill(&layer.bias[n]);
-        sums.add({&layer.weight[n * layer.num_inputs], layer.num_inputs, 1}, layer.num_inputs, inputs);
-        if (relu) sums.relu();
-        sums.store(out + n * kPanel);
-    });
+// widest: inputs or outputs of any layer.
+std::size_t scratch_size(const DenseLayer&, std::size_t) { return kBlock * kPanel; }
+
+// out [N] of inputs [K], for so many panels of samples.
+void forward_layer(const DenseLayer& layer, std::size_t panels, Panels<const float> inputs, bool relu,
+                   Panels<float> out, float*) {
+    for (std::size_t p = 0; p < panels; ++p) {
+        for_tiles(layer.num_outputs, [&](auto rows, std::size_t n) {
+            Sums<rows()> sums;
+            sums.fill(&layer.bias[n]);
+            sums.add({&layer.weight[n * layer.num_inputs], layer.num_inputs, 1}, layer.num_inputs, inputs[p]);
+            if (relu) sums.relu();
+            sums.store(out[p] + n * kPanel);
+        });
+    }
 }
 
-// The gradient of a panel's inputs [K] from `slopes` [N], that of the layer's sums. made: the inputs, if they
-// come from a ReLU, else null.
-void backward_inputs(const DenseLayer& layer, const float* slopes, const float* made, float* gradient) {
-    for_tiles(layer.num_inputs, [&](auto rows, std::size_t k) {
-        Sums<rows()> sums{};
-        sums.add({&layer.weight[k], 1, layer.num_inputs}, layer.num_outputs, slopes);
-        if (made != nullptr) sums.relu_backward(made + k * kPanel);
-        sums.store(gradient + k * kPanel);
-    });
+// The gradient of inputs [K] from `slopes` [N], that of the layer's sums. made: the inputs, if they come from
+// a ReLU, else null.
+void backward_inputs(const DenseLayer& layer, std::size_t panels, Panels<const float> slopes,
+                     Panels<const float> made, Panels<float> gradient, float*) {
+    for (std::size_t p = 0; p < panels; ++p) {
+        for_tiles(layer.num_inputs, [&](auto rows, std::size_t k) {
+            Sums<rows()> sums{};
+            sums.add({&layer.weight[k], 1, layer.num_inputs}, layer.num_outputs, slopes[p]);
+            if (made.data != nullptr) sums.relu_backward(made[p] + k * kPanel);
+            sums.store(gradient[p] + k * kPanel);
+        });
+    }
 }
 
 // Sums of a layer's gradients: of weights as panels [whole_panels(N)][K][kPanel] of outputs, and behind them
@@ -42,15 +51,10 @@ std::size_t sums_size(const DenseLayer& layer) {
     return whole_panels(layer.num_outputs) * kPanel * (layer.num_inputs + 1);
 }
 
-// Panels of a block's samples, one after the other, each `stride` floats after the one before.
-struct Block {
-    const float* data;
-    std::size_t stride;
-};
-
-// Adds a block's gradients to `sums`. turned: room for kBlock x kPanel.
-void backward_weights(const DenseLayer& layer, Block inputs, Block slopes, std::size_t count, float* turned,
-                      float* sums) {
+// Adds a block's gradients to `sums`.
+void backward_weights(const DenseLayer& layer, std::size_t count, Panels<const float> inputs,
+                      Panels<const float> slopes, float* sums, float* scratch) {
+    float* const turned = scratch;  // slopes, sample by sample
     float* biases = sums + whole_panels(layer.num_outputs) * kPanel * layer.num_inputs;
     for (std::size_t n = 0; n < layer.num_outputs; n += kPanel, biases += kPanel) {
         const std::size_t outputs = std::min(kPanel, layer.num_outputs - n);
@@ -58,8 +62,7 @@ void backward_weights(const DenseLayer& layer, Block inputs, Block slopes, std::
         bias.load(biases);
         for (std::size_t begin = 0; begin < count; begin += kPanel) {
             float* const to = turned + begin * kPanel;
-            from_panel(slopes.data + begin / kPanel * slopes.stride + n * kPanel, kPanel, outputs, to,
-                       kPanel);
+            from_panel(slopes[begin / kPanel] + n * kPanel, kPanel, outputs, to, kPanel);
             for (std::size_t s = 0; s < std::min(kPanel, count - begin); ++s) {
                 bias.low[0] += load(to + s * kPanel);
                 bias.high[0] += load(to + s * kPanel + kLanes);
@@ -71,8 +74,8 @@ void backward_weights(const DenseLayer& layer, Block inputs, Block slopes, std::
             float* const at = sums + (n * layer.num_inputs / kPanel + k) * kPanel;
             tile.load(at);
             for (std::size_t begin = 0; begin < count; begin += kPanel)
-                tile.add({inputs.data + begin / kPanel * inputs.stride + k * kPanel, kPanel, 1},
-                         std::min(kPanel, count - begin), turned + begin * kPanel);
+                tile.add({inputs[begin / kPanel] + k * kPanel, kPanel, 1}, std::min(kPanel, count - begin),
+                         turned + begin * kPanel);
             tile.store(at);
         });
     }

@@ -267,8 +267,16 @@ class ThreadTeam:
 
 _Layers = Sequence[tuple[_F32, _F32]]
 
+def has_bf16() -> bool: ...
 def dlrm_forward(
-    dense: _F32 | None, vectors: _F32, *, num_copied: int, bottom: _Layers, top: _Layers, team: ThreadTeam
+    dense: _F32 | None,
+    vectors: _F32,
+    *,
+    num_copied: int,
+    bottom: _Layers,
+    top: _Layers,
+    team: ThreadTeam,
+    bf16: bool = False,
 ) -> tuple[_F32, _F32]: ...
 def dlrm_backward(
     dense: _F32 | None,
@@ -282,6 +290,7 @@ def dlrm_backward(
     wants_dense: bool,
     wants_vectors: bool,
     team: ThreadTeam,
+    bf16: bool = False,
 ) -> tuple[_F32 | None, _F32 | None, list[_F32]]: ...
 def silu_attention_forward(
     vqk: _F32, offsets: _I64, bias: _Biases, *, scale: float, divisor: float, team: ThreadTeam

@@ -117,6 +117,58 @@ def test_bits_depend_neither_on_threads_nor_on_where_a_sample_lies() -> None:
         assert torch.equal(one[20:21], other)
 
 
+@pytest.mark.skipif(not _native.has_bf16(), reason="the processor doesn't multiply bf16")
+@settings(max_examples=30, deadline=None)
+@given(
+    num_samples=st.sampled_from([0, 1, 2, 15, 16, 17, 33, 63, 65, 513]),
+    width=st.integers(1, 50),
+    outputs=st.integers(1, 50),
+    threads=st.sampled_from([1, 2]),
+    seed=st.integers(0, 2**31),
+)
+def test_in_bf16_only_factors_are_rounded(num_samples, width, outputs, threads, seed) -> None:
+    """One layer of what is given (a single vector has no products): the rest is as in doubles."""
+    torch.manual_seed(seed)
+    layer = nn.Linear(width, outputs)
+    rows, weights = torch.randn(num_samples, 1, width), torch.randn(num_samples, outputs)
+    team = team_of(threads)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = both_ways(lambda x: run_dlrm(None, x, 1, [], [layer], team), layer, [rows], weights)
+    x, w, slopes = (t.bfloat16().double() for t in (rows[:, 0], layer.weight.detach(), weights))
+    expected = [
+        x @ w.t() + layer.bias.detach().double(),
+        (slopes @ w)[:, None],
+        slopes.t() @ x,
+        slopes.sum(0),
+    ]
+    close(got, expected)
+
+
+@pytest.mark.skipif(not _native.has_bf16(), reason="the processor doesn't multiply bf16")
+def test_in_bf16_the_whole_network_is_near_torchs_and_bits_do_not_depend_on_threads() -> None:
+    torch.manual_seed(1)
+    model = Network(13, 26, 16, 1, [[64], [64, 1]])
+    dense, rows, weights = torch.randn(1300, 13), torch.randn(1300, 26, 16) / 4, torch.randn(1300, 1)
+
+    def natively(threads: int) -> list[Tensor]:
+        team = team_of(threads)
+        return under_autocast(lambda *x: model.native(*x, team))
+
+    def under_autocast(apply) -> list[Tensor]:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return both_ways(apply, model, [dense, rows], weights)
+
+    exact = both_ways(model.formula, model, [dense, rows], weights)
+    of_torch = under_autocast(model.formula)
+    got = natively(1)
+    for ours, torchs, true in zip(got, of_torch, exact, strict=True):
+        assert ours.dtype == torch.float32
+        # Torch also rounds what layers return, so it is farther off.
+        assert 0 < (ours - true).norm() < 1.1 * (torchs - true).norm()
+    for threads in (2, 3):
+        assert all(map(torch.equal, got, natively(threads)))
+
+
 def test_views_expanded_gradients_and_inputs_that_need_none() -> None:
     model = Network(7, 4, 6, 1, [[5], [9, 3]])
     dense, rows = torch.randn(7, 50).t(), torch.randn(4, 50, 6).transpose(0, 1)
@@ -157,6 +209,8 @@ def test_what_is_not_plain_is_left_to_torch() -> None:
     assert not is_native([nn.ReLU(), *layers], x)
     assert not is_native([nn.Linear(4, 4), *layers], x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert is_native(layers, x) == _native.has_bf16()
+    with torch.autocast("cpu", dtype=torch.float16):
         assert not is_native(layers, x)
     before_backward = nn.Linear(4, 4)
     before_backward.register_full_backward_pre_hook(lambda *_: None)

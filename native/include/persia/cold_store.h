@@ -54,6 +54,8 @@ class ColdStore {
     // or nothing can be written; another call may find room.
     void append(std::uint32_t bucket, Key key, std::uint32_t stamp, const std::byte* weights,
                 const std::byte* state);
+    // Makes room in the index for so many more rows of a bucket.
+    void reserve(std::uint32_t bucket, std::size_t rows) { buckets_[bucket].index.reserve(rows); }
     // Those of the keys that are here, in their order.
     const std::vector<Found>& find(Span<const Wanted> wanted);
     // Whether a key may be here, without a look at the disk.

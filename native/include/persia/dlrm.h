@@ -28,6 +28,7 @@ struct Dlrm {
     std::vector<DenseLayer> top;  // the first one's K is W, see interaction.h
     Span<const float> dense;      // [B, K] of the first of `bottom`; empty without it
     Span<const float> vectors;    // [B, V - 1, D]; without `bottom` [B, V, D]
+    bool bf16 = false;  // factors of the layers' products are rounded to it, sums aren't: if has_bf16()
 
     std::size_t num_given() const { return shape.num_vectors - !bottom.empty(); }  // vectors
     std::size_t kept_width() const;  // outputs of all hidden layers

@@ -4,7 +4,8 @@ W0: 26 one-hot Zipf(1.2) features over 1 M ids each, 13 dense, dim 16, DLRM 64-1
 0.05, Adam 1e-3. Samples per second of the second half of each run (a second pass over the data: the rows
 are there); "whole run" counts the first half too, in which rows are created. Everything runs in processes
 of its own, in turns. "unbound" has `ranks.bind_cores = false`, and is left out where no rank would be bound
-anyway; the dense-only limits are bound to one core with one thread.
+anyway; "bf16" has `train.amp = "bf16"`, and is left out where the processor doesn't multiply it. The
+dense-only limits are bound to one core with one thread.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from persia_hpc._native import has_bf16
 from persia_hpc.config import load_config
 from persia_hpc.launch.mpiexec import MPI_PYTHON
 from persia_hpc.topology.cores import allowed_cpus, decide
@@ -37,7 +39,7 @@ PEERS = {
     "TorchRec, 2 ranks": ("torchrec-venv", "torchrec_w0.py"),
     "Paddle, 1 server + 1 trainer": ("paddle-venv", "paddle_w0.py"),
 }
-UNBOUND = "1+1+1 unbound"
+UNBOUND, NARROW = "1+1+1 unbound", "one process, bf16"
 Rates = dict[str, list[float]]
 
 
@@ -76,12 +78,16 @@ def _measure_batch(
     settings = {n: w0_settings(path, batch, options.samples, trainers=n) for n in (1, 2)}
     traced = {**settings[1], "train": {**settings[1]["train"], "trace": 5}}
     unbound = {**settings[1], "ranks": {**settings[1]["ranks"], "bind_cores": False}}
+    narrow = {**settings[1], "train": {**settings[1]["train"], "amp": "bf16"}}
     jobs: dict[str, Callable[[], dict[str, Any]]] = {
         "1+1+1": lambda: run_job(folder, traced if options.trace else settings[1]),
         UNBOUND: lambda: run_job(folder, unbound),
         "1+1+2": lambda: run_job(folder, settings[2]),
         "one process": lambda: run_local(folder, settings[1]),
+        NARROW: lambda: run_local(folder, narrow),
     }
+    if not has_bf16():
+        del jobs[NARROW]
     rank = (0, tuple(cores), set(cores) == allowed_cpus())
     bound = decide(load_config(settings[1]), list(Role), [rank] * len(Role)).cpus is not None
     if not bound:

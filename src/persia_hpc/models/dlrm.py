@@ -71,14 +71,14 @@ class DLRM(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits [B, labels]."""
-        dense = None if self.bottom is None else side_by_side([batch.dense])
+        dense = None if self.bottom is None else batch.dense
         vectors = stacked_vectors(batch, self.inputs)
         bottom = [] if self.bottom is None else layers_of(self.bottom)
         top = layers_of(self.top)
         plain = type(self.interaction) is Interaction and not has_hooks(self.interaction)
         if plain and not batch.plain and is_native(bottom, dense) and is_native(top, vectors):
             return self._run_native(dense, vectors, self.interaction.num_copied, bottom, top, self.team)
-        direct = None if self.bottom is None else self.bottom(dense)
+        direct = None if dense is None or self.bottom is None else self.bottom(side_by_side([dense]))
         logits: Tensor = self.top(self.interaction(direct, vectors))
         return logits
 

@@ -49,8 +49,8 @@ def layers_of(module: nn.Module) -> list[nn.Module]:
 def is_native(layers: Sequence[nn.Module], *inputs: Tensor | None) -> bool:
     """Returns whether the kernels compute what torch would: float32 on a CPU, and nobody looks in between.
 
-    That is so for linear layers with a ReLU between any two, without autocast, hooks or replaced layers. Wide
-    layers are left to torch, which is faster there.
+    That is so for linear layers with a ReLU between any two, without hooks or replaced layers, and, where the
+    processor multiplies bf16, also under its autocast. Wide layers are left to torch, which is faster there.
     """
     tensors = [tensor for tensor in inputs if tensor is not None]
     for place, layer in enumerate(layers):
@@ -70,7 +70,9 @@ def is_native(layers: Sequence[nn.Module], *inputs: Tensor | None) -> bool:
             return False
     if any(t.device.type != "cpu" or t.dtype != torch.float32 for t in tensors):
         return False
-    return not torch.is_autocast_enabled("cpu")
+    if not torch.is_autocast_enabled("cpu"):
+        return True
+    return torch.get_autocast_dtype("cpu") == torch.bfloat16 and _native.has_bf16()
 
 
 def run_dlrm(
@@ -83,11 +85,15 @@ def run_dlrm(
 ) -> Tensor:
     """Computes all of DLRM natively, each way in one call: `dense` through `bottom`, the interaction, `top`.
 
+    Under autocast factors of the layers' products are rounded to bf16; all else is float32, also the logits.
+
     Shapes: `dense` [B, K], if there is a bottom, and `vectors` [B, V or V - 1, D] in, [B, N] out.
     """
     linear = [[layer for layer in layers if isinstance(layer, nn.Linear)] for layers in (bottom, top)]
     parameters = [p for layer in [*linear[0], *linear[1]] for p in (layer.weight, layer.bias)]
-    logits: Tensor = _DLRM.apply(dense, vectors, num_copied, len(linear[0]), team, *parameters)  # type: ignore[no-untyped-call]
+    logits: Tensor = _DLRM.apply(  # type: ignore[no-untyped-call]
+        dense, vectors, num_copied, len(linear[0]), team, torch.is_autocast_enabled("cpu"), *parameters
+    )
     return logits
 
 
@@ -102,11 +108,12 @@ class _DLRM(torch.autograd.Function):
         num_copied: int,
         num_bottom: int,
         team: Team,
+        bf16: bool,
         *parameters: Tensor,
     ) -> Tensor:
         ctx.save_for_backward(dense, vectors, *parameters)
-        ctx.options = num_copied, num_bottom, team
-        arrays = _arrays(dense, vectors, num_copied, num_bottom, team, parameters)
+        ctx.options = num_copied, num_bottom, team, bf16
+        arrays = _arrays(dense, vectors, parameters, *ctx.options)
         logits, ctx.kept = _native.dlrm_forward(**arrays)
         return torch.from_numpy(logits)
 
@@ -114,25 +121,25 @@ class _DLRM(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         dense, vectors, *parameters = ctx.saved_tensors
-        num_copied, num_bottom, team = ctx.options
         made = _native.dlrm_backward(
-            **_arrays(dense, vectors, num_copied, num_bottom, team, parameters),
+            **_arrays(dense, vectors, parameters, *ctx.options),
             kept=ctx.kept,
             gradient=gradient.contiguous().numpy(),
             wants_dense=ctx.needs_input_grad[0],
             wants_vectors=ctx.needs_input_grad[1],
         )
         to_dense, to_vectors = (None if array is None else torch.from_numpy(array) for array in made[:2])
-        return to_dense, to_vectors, None, None, None, *map(torch.from_numpy, made[2])
+        return to_dense, to_vectors, None, None, None, None, *map(torch.from_numpy, made[2])
 
 
 def _arrays(
     dense: Tensor | None,
     vectors: Tensor,
+    parameters: Sequence[Tensor],
     num_copied: int,
     num_bottom: int,
     team: Team,
-    parameters: Sequence[Tensor],
+    bf16: bool,
 ) -> dict[str, Any]:
     """Returns the arguments that both calls take."""
     arrays = [tensor.detach().contiguous().numpy() for tensor in parameters]
@@ -144,4 +151,5 @@ def _arrays(
         "bottom": layers[:num_bottom],
         "top": layers[num_bottom:],
         "team": team.threads(),
+        "bf16": bf16,
     }

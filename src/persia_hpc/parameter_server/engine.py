@@ -12,6 +12,7 @@ from typing import Any
 from persia_hpc._native import DiskError, PendingPull, RingConsumer, RingProducer, Table, TableSet
 from persia_hpc.arrays import Array
 from persia_hpc.config import Config
+from persia_hpc.printable import say
 from persia_hpc.runtime.telemetry import Counts
 from persia_hpc.table_layout import Layout, native_config
 from persia_hpc.topology.sharding import bucket_bounds
@@ -111,6 +112,7 @@ class ParameterServer:
 
     def submit_pull(self, pull: PendingPull) -> None:
         """Accepts a pull, which becomes ready when the clock allows."""
+        self.disk_problem = self.disk_problem or self._disk.problem  # steps go on that need room
         self._waiting.append(pull)
         if self._disk.used and not self.clock.may_answer(pull.step, pull.trainer):  # else it is read at once
             self._set.ask_disk(pull)
@@ -333,16 +335,17 @@ class ParameterServer:
             # Only here, between steps, may rows go: in `exact` this point is the same in every run.
             self.ledger.evicted_rows += self._set.evict(self.clock.applied)
             to_disk, from_disk, disk_full = self._disk.since()
-            self.disk_problem = self.disk_problem or self._disk.problem
             self.ledger.to_disk_rows += to_disk
             self.ledger.from_disk_rows += from_disk
             self.ledger.disk_full_rows += disk_full
         self.times.last_apply[first] = time.time()
 
     def check_disk(self) -> None:
-        """Is called when the run has ended; raises DiskError if it had to because of a disk."""
+        """Raises DiskError if the run had to end because of a disk; else says what disk takes no more."""
         if self.disk_problem is not None:
             raise DiskError(self.disk_problem)
+        if self._disk.problem is not None:
+            say(f"{self._disk.problem}; no step was left, and rows that it can't take stayed in memory")
 
     def waits_for(self) -> str | None:
         """Returns what must arrive before a pull or a held push can proceed; None if there are none."""
