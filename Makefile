@@ -24,7 +24,7 @@ wheel_setup := $(PYTHON) tools/setup.py $(chosen) --for wheel
 python_folders := $(wildcard src tests tools benchmarks datasets)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast fuzz chaos soak native-test sanitize sanitize-fast lint format wheel try-wheel bench-peers clean distclean
+.PHONY: help setup demo test test-fast fuzz chaos soak native-test sanitize sanitize-fast lint format errors wheel try-wheel bench-peers clean distclean
 
 help:
 	@echo 'make demo     train a model on real data under mpiexec: servers, workers, trainers'

@@ -46,7 +46,7 @@ def submit(cluster: Cluster, folder: Path, *options: str, **env: str) -> str:
         "1",
     ]
     done = cluster.run(*command, *options, cwd=folder, **env)
-    match = re.match(r"submitted job (\d+)\n", done.stdout)
+    match = re.search(r"^submitted job (\d+)$", done.stdout, re.MULTILINE)  # not those before and behind it
     assert match, done.stdout + done.stderr
     return match.group(1)
 

@@ -62,11 +62,16 @@ ReturnToService=2
 KillWait=30
 MinJobAge=600
 JobRequeue=1
+SlurmdTimeout=15
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 PropagateResourceLimits=NONE
 TmpFS={folder}/tmp/%n
 GresTypes=gpu
 {nodes}
-PartitionName=main Nodes=n[1-{count}] Default=YES MaxTime=INFINITE State=UP
+PartitionName=main Nodes=n[1-{count}] Default=YES MaxTime=INFINITE State=UP PriorityTier=1
+PartitionName=gentle Nodes=n[1-{count}] MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60
+PartitionName=urgent Nodes=n[1-{count}] MaxTime=INFINITE State=UP PriorityTier=9 PreemptMode=OFF
 """
 
 
@@ -77,6 +82,7 @@ class Cluster:
         self.folder = folder
         self.count = count
         self._daemons: list[subprocess.Popen[bytes]] = []
+        self._nodes: dict[str, subprocess.Popen[bytes]] = {}  # the slurmd of each
         for name in ("state", "spool", "log", "tmp"):
             (folder / name).mkdir()
         host = socket.gethostname().partition(".")[0]
@@ -121,7 +127,7 @@ class Cluster:
         wait_for((at / "munge.socket").exists, START_SECONDS)
         self._spawn("slurmctld", "-D", "-c", "-i")
         for i in range(1, self.count + 1):
-            self._spawn("slurmd", "-D", "-N", f"n{i}")
+            self._nodes[f"n{i}"] = self._spawn("slurmd", "-D", "-N", f"n{i}")
 
         def idle() -> bool:
             done = self.run("sinfo", "-h", "-N", "-t", "idle", "-o", "%N", check=False)
@@ -133,18 +139,36 @@ class Cluster:
             logs = "\n".join(f"{p.name}: {p.read_text()[-2000:]}" for p in (at / "log").iterdir())
             raise AssertionError(f"Slurm didn't start\n{logs}") from None
 
-    def _spawn(self, program: str, *arguments: str) -> None:
+    def kill_node(self, node: str) -> None:
+        """Kills a node's slurmd and all that it has started, as a crash does."""
+        self._nodes[node].kill()
+        self._nodes[node].wait()
+        mine = [f"SLURM_CONF={self.folder}/slurm.conf".encode(), f"SLURMD_NODENAME={node}".encode()]
+        for pid, environment in _environments():
+            if all(mark in environment for mark in mine):
+                with contextlib.suppress(OSError):
+                    parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+                    if Path(f"/proc/{parent}/comm").read_text().startswith("slurmstepd"):
+                        os.kill(parent, signal.SIGKILL)
+                    os.kill(pid, signal.SIGKILL)
+
+    def revive_node(self, node: str) -> None:
+        """Starts a killed node again, and waits until it takes jobs."""
+        self._nodes[node] = self._spawn("slurmd", "-D", "-N", node)
+        wait_for(lambda: node in self.run("sinfo", "-hNt", "idle", "-o", "%N").stdout.split(), START_SECONDS)
+
+    def _spawn(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
         with (self.folder / "log" / f"{program}.out").open("ab") as log:
-            self._daemons.append(
-                subprocess.Popen(
-                    [_which(program), *arguments],
-                    env=self.environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    preexec_fn=die_with_parent(),  # also when pytest itself is killed
-                )
+            daemon = subprocess.Popen(
+                [_which(program), *arguments],
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=die_with_parent(),  # also when pytest itself is killed
             )
+        self._daemons.append(daemon)
+        return daemon
 
     def run(
         self,
@@ -152,9 +176,10 @@ class Cluster:
         cwd: Path | None = None,
         check: bool = True,
         timeout: float = 60,
+        user: int | None = None,
         **env: str,
     ) -> subprocess.CompletedProcess[str]:
-        """A command of a user; asserts exit code 0 unless check is False."""
+        """A command of a user, by default root; asserts exit code 0 unless check is False."""
         done = subprocess.run(
             command,
             cwd=cwd,
@@ -163,6 +188,9 @@ class Cluster:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=timeout,
+            user=user,
+            group=user,
+            extra_groups=None if user is None else [],
         )
         if check:
             assert done.returncode == 0, f"{command}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
@@ -200,10 +228,10 @@ class Cluster:
             daemon.wait()
         # Job steps aren't children of their slurmd: they are known by the cluster's configuration.
         mark = f"SLURM_CONF={self.folder}/slurm.conf".encode()
-        for path in Path("/proc").glob("[0-9]*/environ"):
-            with contextlib.suppress(OSError):
-                if mark in path.read_bytes().split(b"\0"):
-                    os.kill(int(path.parent.name), signal.SIGKILL)
+        for pid, environment in _environments():
+            if mark in environment:
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
 
 
 @contextlib.contextmanager
@@ -223,6 +251,13 @@ def slurm_cluster(count: int = 3, cpus: int = 8) -> Iterator[Cluster]:
             yield cluster
         finally:
             cluster.stop()
+
+
+def _environments() -> Iterator[tuple[int, list[bytes]]]:
+    """Yields the pid and the environment of each process of this machine."""
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            yield int(path.parent.name), path.read_bytes().split(b"\0")
 
 
 def _which(program: str) -> str | None:

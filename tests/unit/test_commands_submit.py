@@ -11,7 +11,7 @@ import pytest
 
 from persia_hpc.cli import main
 from persia_hpc.errors import UserError
-from persia_hpc.launch.slurm_options import time_seconds
+from persia_hpc.launch.slurm_options import seeds_of, time_seconds
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DATA = '[data]\ntrain = "a.h5"\n[model]\nclass = "dlrm"\n'
@@ -114,6 +114,14 @@ BAD = [
     (["--cpu-nodes", "1"], "--cpu-nodes and [ranks.per_node] exclude each other"),
     (["--env-file", "none.sh"], "--env-file none.sh: there is no such file"),
     (["--set", "train.epochs=0"], "train.epochs"),
+    (["--seeds", "5-1"], "--seeds '5-1': expected whole numbers"),
+    (["--seeds", "1-3", "--set", "seed=4"], "--seeds and --set seed=... exclude each other"),
+    (["--seeds", "1-3", "--cpu-nodes", "1"], "--seeds and --cpu-nodes exclude each other"),
+    (["--preprocess", "tabel x.toml --out a"], "invalid choice: 'tabel'"),
+    (["--preprocess", "table 'x.toml --out a"], "No closing quotation"),
+    (["--preprocess", "table --help"], "expected no --help"),
+    (["--preprocess-parts", "2"], "--preprocess-parts without --preprocess"),
+    (["--evaluate=--splitt=valid"], "unrecognized arguments: --splitt=valid"),
 ]
 
 
@@ -170,6 +178,107 @@ def test_refusal_by_sbatch_is_one_line(
     assert main(["submit", "train.toml", "--partition", "x"]) == 2
     error = capsys.readouterr().err
     assert error == "persia-hpc: error: sbatch refused the job: error: invalid partition specified: x\n"
+
+
+def test_names_mail_and_licences_are_options_of_sbatch(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = ["--mail-type=END,FAIL", "--mail-user=a@b.org", "--licenses=lustre:1", "--exclude=n[1-3,7]"]
+    assert main(["submit", "train.toml", *(f"--extra={each}" for each in wanted), "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("#SBATCH")][-4:] == [f"#SBATCH {w}" for w in wanted]
+
+
+def test_seeds_are_an_array_with_a_run_for_each(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["submit", "train.toml", "--seeds", "1-5%2", "--run-dir", "runs/a", "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "#SBATCH --array=1-5%2" in lines
+    assert "#SBATCH --output=runs/a/%x-%A-%a.out" in lines
+    setup = next(line for line in lines if line.startswith("run_dir="))
+    command = next(line for line in lines if line.startswith("persia-hpc train")).removesuffix(" &")
+    shell = f"SLURM_ARRAY_TASK_ID=4 SLURM_CPUS_PER_TASK=2 config=c; {setup}; printf '%s\\n' {command}"
+    words = subprocess.run(["bash", "-c", shell], text=True, capture_output=True, check=True).stdout.split()
+    assert words[4] == "runs/a/seed-4"
+    assert "seed=4" in words
+    assert main(["submit", "train.toml", "--seeds", "3,5", "--dry-run"]) == 0
+    assert "run_dir=runs/job-$SLURM_ARRAY_JOB_ID/seed-$SLURM_ARRAY_TASK_ID\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("1-3", [1, 2, 3]), ("7", [7]), ("0,4,2-3%1", [0, 4, 2, 3]), ("5-5", [5])]
+)
+def test_seeds(text: str, seeds: list[int]) -> None:
+    assert seeds_of(text) == seeds
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a", "3-1", "1,1", "1-3,2", "1-", "-1", "1-3%0", "1-3%", "1:2", "0-1000000"]
+)
+def test_bad_seeds(text: str) -> None:
+    with pytest.raises(UserError, match=r"--seeds .* expected"):
+        seeds_of(text)
+
+
+CHAIN = [
+    *["--preprocess", "synthetic --rows 1000 --shards 4 --out 'my data'", "--preprocess-parts", "2"],
+    "--evaluate=--split valid",
+]
+
+
+def test_a_chain_is_three_jobs_each_behind_the_one_before(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = "n=$(ls given.* 2>/dev/null | wc -l)"
+    body = f'{count}; echo "$@" >given.$n; cat >script.$n; echo "$((100 + n))"'
+    fake_sbatch(folder, monkeypatch, body)
+    assert main(["submit", "train.toml", *CHAIN, "--job-name", "ctr"]) == 0
+    out = capsys.readouterr().out
+    for part in (
+        "job 100 for the data; log ctr-preprocess-100-N.out",
+        "submitted job 101\n",
+        "job 102 for the",
+    ):
+        assert part in out
+    given = [(folder / f"given.{i}").read_text().split() for i in range(3)]
+    wait = "--kill-on-invalid-dep=yes"
+    assert given == [
+        ["--parsable"],
+        ["--parsable", "--dependency=afterok:100", wait],
+        ["--parsable", "--dependency=afterok:101", wait],
+    ]
+    first, middle, last = ((folder / f"script.{i}").read_text() for i in range(3))
+    assert "#SBATCH --array=0-1\n" in first
+    assert "--out 'my data' --part \"$SLURM_ARRAY_TASK_ID/2\"\n" in first
+    assert "--gpus" not in first
+    assert middle == (folder / "runs/job-101/job.sbatch").read_text()
+    assert 'persia-hpc evaluate "$run_dir" --split valid | tee' in last
+    assert "run_dir=runs/job-101\n" in last
+    for script in (first, last):
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+def test_of_seeds_each_is_evaluated_behind_its_own_run(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_sbatch(folder, monkeypatch, 'echo "$@" >>given; cat >script; echo 4711')
+    assert main(["submit", "train.toml", "--seeds", "1-3", "--evaluate"]) == 0
+    assert "summary   persia-hpc report runs/job-4711\n" in capsys.readouterr().out
+    assert "--dependency=aftercorr:4711" in (folder / "given").read_text()
+    script = (folder / "script").read_text()
+    assert "#SBATCH --array=1-3\n" in script
+    assert "run_dir=runs/job-4711/seed-$SLURM_ARRAY_TASK_ID\n" in script
+    assert 'persia-hpc evaluate "$run_dir" | tee' in script
+
+
+def test_a_dry_run_shows_all_scripts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["submit", "train.toml", *CHAIN, "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("#!/bin/bash") == 3
+    assert (
+        out.index("persia-hpc preprocess")
+        < out.index("persia-hpc train ")
+        < out.index("persia-hpc evaluate ")
+    )
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,8 @@ from persia_hpc.cli import main
 from persia_hpc.launch import doctor
 from persia_hpc.launch.disk_speed import DiskSpeed, is_memory, measure_disk
 from tests.support.disks import small_disk
+from tests.support.jobs import write_config
+from tests.support.tiny import tiny_config, write_tiny
 
 FIND = importlib.util.find_spec
 
@@ -22,8 +25,8 @@ def hide(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Packages that can't be found; the checks that start processes find nothing to say."""
     hidden: set[str] = set()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in hidden else FIND(name))
-    for check in ("_native", "_mpi", "_torch", "_memory", "_slurm"):
-        monkeypatch.setattr(doctor, check, list)
+    for check in ("_native", "check_mpi", "check_torch", "check_machine", "check_run_dir"):
+        monkeypatch.setattr(doctor, check, lambda *_: [])
     return hidden
 
 
@@ -68,9 +71,47 @@ def test_a_broken_horovod_is_a_failure_for_one_trainer_too(
     hide: set[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(doctor, "_run", lambda *_: (1, None, "ImportError: libmpi.so.12"))
+    monkeypatch.setattr(doctor, "run_probe", lambda *_: (1, None, "ImportError: libmpi.so.12"))
     assert main(["doctor"]) == 1
     assert "libmpi.so.12" in capsys.readouterr().out
+
+
+def test_as_json(hide: set[str], capsys: pytest.CaptureFixture[str]) -> None:
+    hide.add("horovod")
+    assert main(["doctor", "--trainers", "2", "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert (told["schema_version"], told["ok"]) == (1, False)
+    found = {check["what"]: check for check in told["checks"]}
+    assert found["horovod"]["level"] == "BAD"
+    assert "build_horovod.sh" in found["horovod"]["fix"]
+    assert found["python"]["level"] == "ok"
+    assert all(set(check) == {"level", "what", "found", "fix"} for check in told["checks"])
+
+
+def test_a_configuration_says_what_is_needed(
+    hide: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[doctor.Wanted] = []
+    monkeypatch.setattr(doctor, "examine", lambda wanted: asked.append(wanted) or [])
+    data = write_tiny(tmp_path / "train.h5", 200)
+    ranks = {"parameter_servers": 2, "embedding_workers": 1, "trainers": 3}
+    config = tiny_config(data, ranks=ranks, run_dir=str(tmp_path / "runs"), **{"train.reducer": "mpi"})
+    path = str(write_config(tmp_path / "train.toml", config))
+    assert main(["doctor", path]) == 0
+    assert main(["doctor", path, "--set", "data.batch_size=12", "--trainers", "1", "--run-dir", "other"]) == 0
+    first, second = asked
+    assert (first.ranks, first.trainers, first.reducer) == (6, 3, "mpi")
+    assert first.run_dir == str(tmp_path / "runs")
+    assert (second.ranks, second.trainers, second.run_dir) == (6, 1, "other")
+    assert first.shared_bytes > second.shared_bytes > 0
+
+
+def test_what_a_configuration_lacks_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "train.toml").write_text('[data]\ntrain = "none.h5"\n[model]\nclass = "dlrm"\n')
+    assert main(["doctor", str(tmp_path / "train.toml")]) == 2
+    assert "none.h5" in capsys.readouterr().err
+    assert main(["doctor", "--set", "seed=1"]) == 2
+    assert "--set without a configuration" in capsys.readouterr().err
 
 
 def test_a_number_that_no_job_has_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

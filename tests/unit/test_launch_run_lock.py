@@ -174,7 +174,7 @@ def test_a_mount_that_keeps_locks_to_one_host_is_said(
     device = tmp_path.stat().st_dev
     line = f"99 20 {os.major(device)}:{os.minor(device)} / /x rw - lustre a@tcp:/b {options}\n"
     monkeypatch.setattr(Path, "read_text", lambda _: "1 1 0:999 / / rw - ext4 /dev/x rw,nolock\n" + line)
-    assert run_lock._host_only(tmp_path) == told
+    assert run_lock.host_only(tmp_path) == told
 
 
 @pytest.mark.parametrize("kind", ["link", "folder", "fifo"])

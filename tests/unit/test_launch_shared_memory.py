@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,36 @@ def test_a_job_in_two_megabytes_is_refused_in_one_line(tmp_path: Path) -> None:
     (line,) = done.stderr.splitlines()
     expected = r"/dev/shm of \S+ has \d+ bytes free of 2097152; MPI itself needs 3300000 there.*--shm-size.*"
     assert re.fullmatch(f"persia-hpc: error: {expected}", line)
+
+
+def test_a_requeued_job_removes_what_its_killed_start_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MPICH would join it: its name is that of the job and its step, which stay."""
+    name = f"mpich_shm_test{os.getpid()}"
+    left, used = Path(f"/dev/shm/{name}_0"), Path(f"/dev/shm/{name}_1")
+    with used.open("w+b") as file:
+        left.write_bytes(bytes(10))
+        file.write(bytes(4096))
+        file.flush()
+        try:
+            with mmap.mmap(file.fileno(), 4096):
+                found = [str(left), str(used)]
+                monkeypatch.setattr(Path, "glob", lambda *_: iter(map(Path, found)))
+                check_room({"SLURM_RESTART_COUNT": "1"})  # they are younger than this step
+                assert left.exists()
+                monkeypatch.setattr(shared_memory, "step_began", lambda: time.time() + 10)
+                for environment in ({}, {"SLURM_RESTART_COUNT": "0"}):
+                    check_room(environment)
+                assert left.exists()
+                check_room({"SLURM_RESTART_COUNT": "1"})
+                assert not left.exists()
+                assert used.exists()  # a living process has it
+        finally:
+            left.unlink(missing_ok=True)
+            used.unlink(missing_ok=True)
+
+
+def test_when_a_step_began() -> None:
+    assert time.time() - 86400 * 365 < shared_memory.step_began() <= time.time() + 1
 
 
 def test_a_tmpfs_without_a_limit_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:

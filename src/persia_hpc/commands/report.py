@@ -13,16 +13,20 @@ from persia_hpc.durable import replacing
 from persia_hpc.errors import EXIT_OK, DataError, UserError
 from persia_hpc.printable import printable
 from persia_hpc.reporting.run_files import EVENTS, read_bytes, read_object
+from persia_hpc.reporting.seeds import seed_runs, summarise
 
 SUMMARY = "what a run did, as a short table or as a page with charts"
 DESCRIPTION = """\
 Prints summary.json and the last lines of metrics.jsonl of a run, also of one that still runs or failed. With
---html it writes a page instead, with charts and with what to change: one file that needs no network."""
+--html it writes a page instead, with charts and with what to change: one file that needs no network. Of a
+directory with the runs of several seeds (`submit --seeds`) it prints mean and standard deviation of what they
+reached."""
 EXAMPLES = """\
 examples:
   persia-hpc report runs/1
   persia-hpc report runs/1 --html report.html
-  persia-hpc report runs/1 runs/2 --html both.html"""
+  persia-hpc report runs/1 runs/2 --html both.html
+  persia-hpc report runs/job-4711"""
 
 # What most people look for; the rest of summary.json follows in its own order.
 FIRST = ("status", "stop_reason", "test", "valid", "best", "steps", "samples", "samples_per_second")
@@ -69,6 +73,8 @@ def _write_page(runs: Sequence[Path], path: Path) -> int:
 
 def _print_table(directory: Path) -> int:
     if not os.path.exists(directory / "config.toml"):
+        if runs := seed_runs(directory):
+            return _print_seeds(runs)
         raise UserError(f"{directory} is not a run directory: it has no config.toml")
     lines: list[tuple[str, str]] = []
     failure, bad_failure = read_object(directory / "failure.json")
@@ -95,6 +101,14 @@ def _print_table(directory: Path) -> int:
     if problems:
         sys.stdout.flush()
         raise DataError("; ".join(problems))
+    return EXIT_OK
+
+
+def _print_seeds(runs: Mapping[int, Path]) -> int:
+    summary = summarise(runs)
+    print("\n".join(map(printable, summary.lines())), flush=True)
+    if summary.problems:
+        raise DataError("; ".join(summary.problems))
     return EXIT_OK
 
 

@@ -25,6 +25,7 @@ from persia_hpc.reporting.run_files import (
     read_event,
     read_object,
 )
+from persia_hpc.reporting.seeds import seed_runs
 
 SUMMARY = "how far a run is"
 DESCRIPTION = """\
@@ -60,6 +61,11 @@ def run(options: argparse.Namespace) -> int:
             f"{directory} is not a run directory: it has no config.toml; expected what --run-dir named, or "
             "runs/job-ID"
         )
+    if not options.json and (runs := seed_runs(directory)):
+        for each in runs.values():
+            print(printable(" ".join(read_status(each, time.time()).lines([])[:2])), flush=True)
+        print(printable(f"mean and spread of what they reached: persia-hpc report {directory}"), flush=True)
+        return EXIT_OK
     status = read_status(directory, time.time())
     slurm, account = slurm_state(directory), slurm_account(directory)
     if options.json:

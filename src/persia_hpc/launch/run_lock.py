@@ -93,7 +93,7 @@ def _lock(file: int, run_dir: Path) -> bool:
             waits = True
             _say(f"{run_dir} is in use {_told(who)}; waits {patience:.0f} s, in case that host is dead")
         time.sleep(0.05 if who is None else 1.0)
-    option = _host_only(run_dir)
+    option = host_only(run_dir)
     if option:
         _say(f"{run_dir}: locks hold on this host only ({option}): start no job there from another one")
     return True
@@ -136,7 +136,7 @@ def _unusable(run_dir: Path, error: OSError) -> str:
     return f"{problem}; make room or choose another --run-dir"
 
 
-def _host_only(run_dir: Path) -> str | None:
+def host_only(run_dir: Path) -> str | None:
     """Returns the mount option that keeps locks from other hosts; None if there is none."""
     try:
         device = run_dir.stat().st_dev

@@ -17,19 +17,23 @@ from pathlib import Path
 from persia_hpc.errors import UserError
 from persia_hpc.runtime.node_memory import SHARED_MEMORY, UNLIMITED, shared_memory_room
 
-from .registry import RankRecord
+from .registry import RankRecord, process_stat
 
 MPI_BYTES = 1_100_000  # what MPICH takes there for each rank of a node at least; with less it dies by SIGBUS
 ROOMY_BYTES = 64 << 20  # what containers have by default; with much less it may die as well
+_CLOCK_SECONDS = 2.0  # the time of the boot is told in whole seconds
 _MAPPED = re.compile(r" (/dev/shm/.+)$", re.MULTILINE)
 
 
 def check_room(environment: Mapping[str, str] = os.environ) -> None:
     """Checks, before MPI starts, that it has the shared memory that it takes without asking.
 
-    MPICH's launcher counts the ranks of each node; each of them checks.
+    MPICH's launcher counts the ranks of each node; each of them checks. In a requeued job it first removes
+    what a start before, that was killed, has left.
     Raises UserError if there is too little.
     """
+    if environment.get("SLURM_RESTART_COUNT", "0").strip("0"):
+        _remove_of_earlier_start()
     ranks = environment.get("MPI_LOCALNRANKS", "")
     if not ranks.isdigit() or not os.path.isdir(SHARED_MEMORY):
         return
@@ -39,6 +43,32 @@ def check_room(environment: Mapping[str, str] = os.environ) -> None:
             f"{_room_text()}; MPI itself needs {needed} there for {ranks} of the job's ranks, and its rings "
             f"more: enlarge it (containers: --shm-size; else mount -o remount,size=64m {SHARED_MEMORY})"
         )
+
+
+def _remove_of_earlier_start() -> None:
+    """Removes MPICH's files of this user that no process has and that are older than this job step.
+
+    Under srun MPICH names them by the numbers of job and step, which a requeued job keeps: its ranks would
+    join a file of dead ones, and wait in MPI_Init for ever.
+    """
+    began, old = step_began(), []
+    for path in Path(SHARED_MEMORY).glob("mpich_shm_*"):
+        with contextlib.suppress(OSError):
+            if path.stat().st_ctime < began - _CLOCK_SECONDS:
+                old.append(str(path))
+    remove_leaked(old)
+
+
+def step_began() -> float:
+    """Returns the time at which the process began that starts this node's ranks; 0 if that isn't known."""
+    parent = process_stat(os.getppid())
+    try:
+        boot = re.search(r"^btime (\d+)$", Path("/proc/stat").read_text(), re.MULTILINE)
+    except OSError:
+        return 0.0
+    if parent is None or boot is None:
+        return 0.0
+    return int(boot[1]) + parent.start_ticks / os.sysconf("SC_CLK_TCK")
 
 
 def room_hint(number: int) -> str:

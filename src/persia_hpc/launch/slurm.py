@@ -10,22 +10,27 @@ import shlex
 from collections.abc import Iterable
 
 from persia_hpc.config import Config
+from persia_hpc.reporting.seeds import seed_directory
 
 from .mpiexec import COMPONENT_ROLES
 from .slurm_options import JobOptions, check_options
 
 
 def run_directory(options: JobOptions, job_id: str) -> str:
-    """Returns where the run of a job with this id has its results."""
+    """Returns where the run of a job with this id has its results, or an array's runs have theirs."""
     return options.run_dir or f"runs/job-{job_id}"
 
 
 def log_file(options: JobOptions, job_id: str | None = None) -> str:
     """Returns where Slurm writes the job's output: with the results, if their directory is known by then.
 
-    Without an id it has Slurm's patterns for it and for the job's name.
+    Without an id it has Slurm's patterns for it and for the job's name; with one, N for an array's tasks.
     """
-    name = "%x-%j.out" if job_id is None else f"{options.job_name}-{job_id}.out"
+    array = options.seeds is not None
+    if job_id is None:
+        name = "%x-%A-%a.out" if array else "%x-%j.out"
+    else:
+        name = f"{options.job_name}-{job_id}{'-N' if array else ''}.out"
     return f"{options.run_dir}/{name}" if options.run_dir else name
 
 
@@ -43,6 +48,7 @@ def job_script(config: Config, options: JobOptions) -> str:
         "--open-mode=append",
         "--requeue",
         f"--signal=B:USR1@{options.signal_seconds}",
+        *([f"--array={options.seeds}"] if options.seeds is not None else []),
     ]
     if options.cpu_nodes:
         suffix = "_HET_GROUP_1"
@@ -54,26 +60,42 @@ def job_script(config: Config, options: JobOptions) -> str:
         header += _component(options, options.nodes, total, options.partition, gpus=options.gpus_per_node)
     threads = f"SLURM_CPUS_PER_TASK{suffix}"
     fixed = "" if config.train.threads else f' --set train.threads="${threads}"'
+    if options.seeds is not None:
+        fixed += ' --set seed="$SLURM_ARRAY_TASK_ID"'
     changes = "".join(f" --set {shlex.quote(each)}" for each in options.settings)
-    site = (
-        [f"# shellcheck source=/dev/null\nsource {shlex.quote(options.env_file)}"] if options.env_file else []
-    )
-    if options.path:
-        site.append(f"export PATH={shlex.quote(options.path)}:$PATH")
+    site = site_lines(options)
     if options.mpi:
         site.append(f"export SLURM_MPI_TYPE={shlex.quote(options.mpi)}")
-    run_dir = shlex.quote(options.run_dir) if options.run_dir else "runs/job-$SLURM_JOB_ID"
     values = {
         "ROLES": _roles(config, options),
         "HEADER": "\n".join(f"#SBATCH {line}" for line in [*header, *options.extra]),
         "CONFIG": shlex.quote(options.config),
-        "RUN_DIR": run_dir,
+        "RUN_DIR": _shell_run_dir(options),
         "MAX_RESTARTS": str(options.max_restarts),
         "SITE": "".join(f"{line}\n" for line in site),
         "THREADS": threads,
         "TRAIN": f"--launcher {options.launcher} --resume{fixed}{changes}",
     }
     return re.sub(r"@([A-Z_]+)@", lambda match: values[match.group(1)], TEMPLATE)
+
+
+def site_lines(options: JobOptions) -> list[str]:
+    """Returns the lines of a script that make the site's programs and this package known to it."""
+    lines = []
+    if options.env_file:
+        lines = ["# shellcheck source=/dev/null", f"source {shlex.quote(options.env_file)}"]
+    if options.path:
+        lines.append(f"export PATH={shlex.quote(options.path)}:$PATH")
+    return lines
+
+
+def _shell_run_dir(options: JobOptions) -> str:
+    """Returns the run's directory in the words of the shell of a job."""
+    base = shlex.quote(options.run_dir) if options.run_dir else "runs/job-$SLURM_JOB_ID"
+    if options.seeds is None:
+        return base
+    base = base.replace("$SLURM_JOB_ID", "$SLURM_ARRAY_JOB_ID")
+    return f"{base}/{seed_directory('$SLURM_ARRAY_TASK_ID')}"
 
 
 TEMPLATE = """\

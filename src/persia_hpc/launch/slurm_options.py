@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from persia_hpc.config import Config
 from persia_hpc.errors import UserError
 
+_MOST_SEEDS = 1000  # what Slurm takes as an array, by default
+
 
 @dataclass(frozen=True)
 class JobOptions:
     """Holds what a job asks Slurm for, and how it starts its ranks; what is None is left to the site.
 
     `cpu_nodes` makes it a heterogeneous job: servers and workers on that many nodes of `cpu_partition`, only
-    trainers on the `nodes`. `path`: a folder to put before PATH.
+    trainers on the `nodes`. `seeds` makes it an array, with a run for each. `preprocess` and `evaluate` are
+    the arguments of these commands, which become jobs before and behind it. `path`: a folder for PATH.
     """
 
     config: str
@@ -32,6 +35,10 @@ class JobOptions:
     launcher: str = "srun"
     signal_seconds: int = 90
     max_restarts: int = 20
+    seeds: str | None = None
+    preprocess: str | None = None
+    preprocess_parts: int = 1
+    evaluate: str | None = None
     env_file: str | None = None
     extra: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
@@ -44,6 +51,7 @@ def check_options(config: Config, options: JobOptions) -> None:
     Raises UserError for what Slurm would refuse late, or misunderstand.
     """
     least = {"nodes": 1, "cpus_per_task": 1, "gpus_per_node": 0, "cpu_nodes": 0, "max_restarts": 0}
+    least |= {"preprocess_parts": 1}
     for name, minimum in least.items():
         if getattr(options, name) < minimum:
             flag = name.replace("_", "-")
@@ -67,6 +75,17 @@ def check_options(config: Config, options: JobOptions) -> None:
             raise UserError(
                 f"--extra {line!r}: expected one option of sbatch, such as --extra=--constraint=ib"
             )
+    if options.seeds is not None:
+        seeds_of(options.seeds)
+        if options.cpu_nodes:
+            raise UserError(
+                "--seeds and --cpu-nodes exclude each other: Slurm has no arrays of heterogeneous jobs; "
+                "submit one job a seed, with --set seed=N"
+            )
+        if any(setting.split("=")[0].strip() == "seed" for setting in options.settings):
+            raise UserError("--seeds and --set seed=... exclude each other; leave one of them out")
+    if options.preprocess is None and options.preprocess_parts > 1:
+        raise UserError("--preprocess-parts without --preprocess: say what it is to make")
     if options.cpu_nodes:
         if config.ranks.per_node is not None:
             raise UserError(
@@ -93,6 +112,29 @@ def check_options(config: Config, options: JobOptions) -> None:
             raise UserError(
                 f"--{flag} {nodes}: there are only {ranks} ranks for them; change [ranks] or --{flag}"
             )
+
+
+def seeds_of(text: str) -> list[int]:
+    """Returns the seeds that `--seeds` names: "1-5", "1,4,9", also with a bound on tasks at a time, "1-20%4".
+
+    Raises UserError for another form.
+    """
+    named, _, limit = text.partition("%")
+    seeds: list[int] = []
+    for part in named.split(","):
+        first, dash, last = part.partition("-")
+        if not (first.isdecimal() and last.isdecimal() == bool(dash) and int(first) <= int(last or first)):
+            seeds = []
+            break
+        if int(last or first) - int(first) >= _MOST_SEEDS:
+            raise UserError(f"--seeds {text!r}: expected at most {_MOST_SEEDS} seeds")
+        seeds += range(int(first), int(last or first) + 1)
+    if not seeds or len(set(seeds)) != len(seeds) or ("%" in text and not re.fullmatch("[1-9][0-9]*", limit)):
+        raise UserError(
+            f"--seeds {text!r}: expected whole numbers, each once, such as 1-5 or 1,4,9; 1-20%4 runs at most "
+            "4 at a time"
+        )
+    return seeds
 
 
 def time_seconds(text: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -112,6 +113,13 @@ def _name(number: int) -> str:
         return "real-time"
 
 
+def _node_hint(rank: RankRecord) -> str:
+    """Returns how to keep away from a node under Slurm, where memory, a GPU or a disk may be at fault."""
+    if "SLURM_JOB_ID" not in os.environ:
+        return ""
+    return f"; if node {rank.host} does it again: persia-hpc submit ... --extra=--exclude={rank.host}"
+
+
 def _why_not_saved(ending: Ending) -> str:
     if not ending.in_vain:
         return ""
@@ -130,7 +138,7 @@ def _death_verdict(ending: Ending, death: Death) -> tuple[int, str]:
     if number is not None:
         where = room_hint(number) if rank.role is None and rank.is_local else ""
         text = f"{rank} was killed by signal {number} ({_name(number)}){where}"
-        return 128 + number, f"{text}; the job was ended"
+        return 128 + number, f"{text}; the job was ended{_node_hint(rank)}"
     if death.exit_code is not None:
         return EXIT_FAILURE, f"{rank} ended early with exit code {death.exit_code}; the job was ended"
     return EXIT_FAILURE, f"{rank} died; the job was ended"

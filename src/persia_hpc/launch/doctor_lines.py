@@ -1,0 +1,54 @@
+"""Holds what a check of `doctor` says, and runs the small programs that checks need."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any, NamedTuple
+
+GOOD, NOTE, BAD = "ok", "note", "BAD"
+
+
+class Line(NamedTuple):
+    """Says how one thing is. level: GOOD, NOTE or BAD. fix: how to repair it; "" if there is nothing to."""
+
+    level: str
+    what: str
+    found: str
+    fix: str = ""
+
+
+def run_probe(command: Sequence[str], env: dict[str, str] | None = None) -> tuple[int, Any, str]:
+    """Returns (exit code, JSON that the program printed after "PROBE" or None, all its output)."""
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=60,
+            check=False,
+            env=env,
+            stdin=subprocess.DEVNULL,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return -1, None, str(error)
+    text = done.stdout + done.stderr
+    _, found, rest = done.stdout.partition("PROBE")
+    return done.returncode, json.loads(rest.splitlines()[0]) if found else None, text
+
+
+def last_line(text: str) -> str:
+    """Returns the last line that isn't empty."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "no output"
+
+
+def version_of(package: str) -> str | None:
+    """Returns the version of an installed package, None without it."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
