@@ -4,6 +4,7 @@
     python -m benchmarks.disk_tier train --folder /local/nvme [--samples 524288] [--times 8 32]
     python -m benchmarks.disk_tier memory --folder /local/nvme [--rows 100000000]
     python -m benchmarks.disk_tier start --folder /local/nvme [--rows 10000000]
+    python -m benchmarks.disk_tier moves --folder /local/nvme [--rows 2000000]
 
 reads: rows of dim 16 with row-wise Adagrad, an eighth of them in memory; random rows that are on disk, 4096
 a pull, with nothing of the file in the page cache. The drive's own rate is that of 16 threads that read the
@@ -11,8 +12,10 @@ same records of the same file. RocksDB and LMDB (pip install rocksdict lmdb) hol
 a block cache of the table's memory, as its documentation advises for point look-ups: no compression, bloom
 filters; both are asked for 4096 keys in one call.
 memory: the resident memory that each row on disk takes.
-start: what a server takes to load its rows from a checkpoint, beside a plain read of the file;
-nothing of it is in the page cache.
+start: what a server takes to load its rows from a checkpoint, alone and with the comparison of checksums
+beside it as a start does, in turns with a plain read of the file; nothing of it is in the page cache.
+moves: steps that pull random rows until each has come and gone several times, so that sparse extents
+are moved all the time: what that writes beside the rows that go to disk, and what a step's end takes.
 train: W0 (bench train) with Zipf(1.05), 1+1+1 under MPI; memory for all rows, and for an 8th and a 32nd.
 """
 
@@ -33,7 +36,10 @@ import numpy as np
 
 from persia_hpc._native import PendingPull, Table, TableConfig, TableSet, mix
 from persia_hpc.bench.train_jobs import run_job, synthetic, w0_settings
+from persia_hpc.checkpoint import files
+from persia_hpc.checkpoint.names import DENSE, shard_name
 from persia_hpc.checkpoint.rows import _load_table as load_table
+from persia_hpc.checkpoint.rows import load_rows
 from persia_hpc.checkpoint.shards import ShardWriter
 from persia_hpc.checkpoint.tables import groups_of, open_shard
 from persia_hpc.config import load_config
@@ -189,6 +195,36 @@ def _lmdb(folder: str, keys: np.ndarray, values: np.ndarray, memory: int) -> Cal
     return lambda asked: opened.begin().cursor().getmulti(sorted(asked))
 
 
+def written_bytes() -> int:
+    fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(fields["wchar"])
+
+
+def measure_moves(folder: str, rows: int) -> None:
+    keys = np.sort(mix(np.arange(rows, dtype=np.uint64)))
+    table, random = cold_table(folder, keys), np.random.default_rng(6)
+    out, slots = np.empty((AT_ONCE, DIM), np.float32), np.empty(AT_ONCE, np.uint32)
+    steps = max(1, 2 * rows // AT_ONCE)
+    for turn in range(4):
+        pulls, ends = np.empty(steps), np.empty(steps)
+        gone, written = table.to_disk_rows, written_bytes()
+        for i in range(steps):
+            chosen = keys[np.sort(random.choice(rows, AT_ONCE, replace=False, shuffle=False))]
+            begin = time.perf_counter()
+            table.pull(chosen, 100 + turn * steps + i, out, slots)
+            middle = time.perf_counter()
+            table.evict(100 + turn * steps + i)
+            pulls[i], ends[i] = middle - begin, time.perf_counter() - middle
+        gone, written = table.to_disk_rows - gone, written_bytes() - written
+        print(
+            f"{turn}: {gone:,} rows of {RECORD} bytes to disk, {written / gone:.0f} bytes written for each; "
+            f"{table.disk_bytes / table.cold_rows:.0f} bytes of file a row; a pull of {AT_ONCE} "
+            f"{1e3 * np.median(pulls):.2f} ms (99 %: {1e3 * np.quantile(pulls, 0.99):.2f}), a step's end "
+            f"{1e3 * np.median(ends):.2f} ms (99 %: {1e3 * np.quantile(ends, 0.99):.2f})",
+            flush=True,
+        )
+
+
 def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
@@ -226,7 +262,8 @@ def measure_start(folder: str, rows: int) -> None:
     tables = {"f0": {"dim": DIM, "capacity": "64 MiB", "optimizer": {"name": "rowwise_adagrad"}}}
     tables["f0"]["disk"] = {"path": folder, "capacity": 4 * RECORD * rows}
     config = load_config({"data": {"train": ["none"]}, "model": {"class": "dlrm"}, "tables": tables})
-    server = ParameterServer(config, make_layout(config, DatasetSchema((FeatureSchema("f0"),))))
+    schema = DatasetSchema((FeatureSchema("f0"),))
+    server = ParameterServer(config, make_layout(config, schema))
     (table,), at_once = server.tables, 1 << 17
     assert table is not None
     out, slots = np.empty((at_once, DIM), np.float32), np.empty(at_once, np.uint32)
@@ -235,28 +272,47 @@ def measure_start(folder: str, rows: int) -> None:
         table.pull(keys, step, out, slots)
         table.evict(step)
     with tempfile.TemporaryDirectory(dir=folder) as inside:
-        path = Path(inside) / "shard.h5"
+        directory = files.begin_checkpoint(Path(inside), step)
         begin = time.perf_counter()
-        ShardWriter(server, path).write()
+        ShardWriter(server, directory / shard_name(0)).write()
         written, rows = time.perf_counter() - begin, table.num_rows
+        (directory / DENSE).write_bytes(b"")
+        files.finish_part(directory / DENSE)
+        facts: dict[str, Any] = {"config": config, "schema": schema, "versions": {"benchmark": "1"}}
+        facts["num_samples"] = {"train": 1}
+        checkpoint = files.finish_checkpoint(directory, step=step, base=None, **facts)
+        path = checkpoint / shard_name(0)
         size = path.stat().st_size
         print(f"{rows:,} rows ({table.cold_rows:,} on disk): {size / 2**20:,.0f} MiB in {written:.1f} s")
-        for turn in range(3):
-            forget_below(Path(inside))
-            begin = time.perf_counter()
+
+        def read() -> None:
             with path.open("rb", buffering=0) as file:
                 while file.read(4 << 20):
                     pass
-            read = time.perf_counter() - begin
-            server.empty()
-            (table,) = server.tables
-            forget_below(Path(inside))
-            begin = time.perf_counter()
+
+        def load() -> None:
             with open_shard(path) as file:
-                load_table([[groups_of(file)]], server.layout.tables[0], table, server.buckets[0])
-            took = time.perf_counter() - begin
-            assert table.num_rows == rows
-            print(f"{turn}: read {read:.2f} s, loaded in {took:.2f} s ({took / read:.2f} of it)", flush=True)
+                load_table([[groups_of(file)]], server.layout.tables[0], server.tables[0], server.buckets[0])
+
+        def start() -> None:
+            load_rows(checkpoint, server)
+
+        for turn in range(3):
+            seconds = []
+            for what in (read, load, start):
+                server.empty()
+                forget_below(Path(inside))
+                begin = time.perf_counter()
+                what()
+                seconds.append(time.perf_counter() - begin)
+                loaded = sum(t.num_rows for t in server.tables if t is not None)
+                assert loaded == (0 if what is read else rows)
+            alone, tables, whole = seconds
+            print(
+                f"{turn}: read {alone:.2f} s, loaded in {tables:.2f} s ({tables / alone:.2f} of it), "
+                f"with checksums {whole:.2f} s ({whole / alone:.2f})",
+                flush=True,
+            )
 
 
 def measure_train(folder: str, samples: int, times: list[int]) -> None:
@@ -286,7 +342,7 @@ def measure_train(folder: str, samples: int, times: list[int]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=("reads", "train", "memory", "start"))
+    parser.add_argument("part", choices=("reads", "train", "memory", "start", "moves"))
     parser.add_argument("--folder", required=True, help="a directory on the drive that is measured")
     parser.add_argument("--rows", type=int, default=2_000_000)
     parser.add_argument("--samples", type=int, default=1 << 19)
@@ -296,9 +352,8 @@ def main() -> None:
     if options.part == "train":
         measure_train(folder, options.samples, options.times)
     else:
-        {"reads": measure_reads, "memory": measure_memory, "start": measure_start}[options.part](
-            folder, options.rows
-        )
+        parts = {"reads": measure_reads, "memory": measure_memory, "start": measure_start}
+        {**parts, "moves": measure_moves}[options.part](folder, options.rows)
 
 
 if __name__ == "__main__":

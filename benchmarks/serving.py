@@ -2,21 +2,28 @@
 
     python -m benchmarks.serving prepare FOLDER [--rows 10000000]
     python -m benchmarks.serving train FOLDER [--turns 2] [--steps 1500] [--every 0.75] [--ranks 1 1 1]
+        [--kinds plain export served] [--export FOLDER/export]
+    python -m benchmarks.serving windows FOLDER [--steps 6000] [--every 0.75] [--ranks 1 1 1] [--window 3]
     python -m benchmarks.serving accuracy FOLDER --data DIR/criteo_137k [--seeds 1 2 3]
     python -m benchmarks.serving ask FOLDER [--redis-python PYTHON] [--redis-rows 1000000]
+    python -m benchmarks.serving beside FOLDER [--steps 1500] [--every 0.75] [--ranks 1 1 1] [--cores]
 
-`prepare` makes W0's samples and a checkpoint with so many rows. `train` trains W0 from there, in one process
-or with so many parameter servers, embedding workers and trainers under mpiexec, in turns: `plain`, without
-export; `export`, with it, and nobody reads; `served`, with a reader in another process on the same cores,
-which takes in all changes twice (see serving/follower.py) and answers 200 requests a second. What export
-costs training is `export` beside `plain`; `served` beside `plain` is what it costs where the service has no
-machine of its own. A step's change is visible when the reader has the first version of this step or a later
-one. Rates are of the second half of the steps, when the first base has been written. `ask` measures one
-reader of what `train` has left, or, if that has not run, of what 150 steps with export leave: single requests
-of 26 ids, with and without the dense part, and batches of 512; and MGET of as many rows of as many bytes, in
-batches as large, from a redis-server of its own on a Unix socket (hiredis parses). `accuracy` trains
-datasets/criteo in one process and compares the test AUC of a reader of rows in `--format` with that of the
-run's own rows.
+`prepare` makes W0's samples and a checkpoint with so many rows. `train` trains W0 from there, in one
+process or with so many parameter servers, embedding workers and trainers under mpiexec, in turns: `plain`,
+without export; `export`, with it, and nobody reads; `served`, with a reader in another process on the same
+cores, which takes in all changes twice (see serving/follower.py) and answers 200 requests a second. What
+export costs training is `export` beside `plain`; `served` beside `plain` is what it costs where the service
+has no machine of its own. A step's change is visible when the reader has the first version of this step or
+a later one. Rates are of the second half of the steps, when the first base has been written. `windows`
+compares within one run, as runs alone differ by a tenth: it exports in every second window of so many
+seconds, of which the first third doesn't count, nor do windows before the first base is whole. Rows are
+noted in all of them. `ask` measures one reader of what `train` has left, or, if that has not run, of what
+150 steps with export leave: single requests of 26 ids, with and without the dense part, and batches of 512;
+and MGET of as many rows of as many bytes, in batches as large, from a redis-server of its own on a Unix
+socket (hiredis parses). `beside` asks the same single requests, a millisecond apart, while W0 trains and
+exports in another process; with `--cores` training has core 0 and the reader core 1, else they share both.
+`accuracy` trains datasets/criteo in one process and compares the test AUC of a reader of rows in `--format`
+with that of the run's own rows.
 """
 
 from __future__ import annotations
@@ -43,6 +50,7 @@ from persia_hpc.samples.source import open_source
 from persia_hpc.serving.parts import map_part
 
 FEATURES, DIM = 26, 16
+VOCABULARY = 10_000_000 // FEATURES
 KINDS = ("plain", "export", "served")
 MODULE = "benchmarks.serving"
 
@@ -56,30 +64,38 @@ class Times(ph.Callback):
     def on_step(self, run: Any) -> None:
         self.ends.append(time.time())
 
+    def window(self, seconds: float) -> int:
+        """Returns the number of the window of so many seconds that is now."""
+        return int((time.time() - self.ends[0]) / seconds) if self.ends else 0
+
 
 def train(options: argparse.Namespace) -> None:
     folder: Path = options.folder
     if options.one is not None:
-        train_once(folder, options, export=options.one != "plain")
+        train_once(folder, options)
         return
-    rates: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    rates: dict[str, list[float]] = {kind: [] for kind in options.kinds}
     delays: list[float] = []
     exported: dict[str, Any] = {}
     for turn in range(options.turns):
-        for kind in KINDS[:: 1 if turn % 2 == 0 else -1]:
-            shutil.rmtree(folder / "run", ignore_errors=True)
-            more = ["--steps", str(options.steps), "--every", str(options.every), "--one", kind]
-            more += ["--ranks", *map(str, options.ranks)] if options.ranks else []
+        for kind in options.kinds[:: 1 if turn % 2 == 0 else -1]:
             follower = None
-            if kind != "plain":
-                shutil.rmtree(folder / "export", ignore_errors=True)
             if kind == "served":
-                follow = [sys.executable, "-m", MODULE, "follow", str(folder)]
+                empty(options.export)
+                follow = [
+                    sys.executable,
+                    "-m",
+                    MODULE,
+                    "follow",
+                    str(folder),
+                    "--export",
+                    str(options.export),
+                ]
                 follower = subprocess.Popen(follow, stdout=subprocess.PIPE, text=True)
-            run_job(["-m", MODULE, "train", str(folder), *more], options.ranks)
+            if start_training(options, kind).wait():
+                raise SystemExit(1)
             ends = json.loads((folder / "ends.json").read_text())
-            half = len(ends) // 2
-            rates[kind].append((len(ends) - 1 - half) / (ends[-1] - ends[half]))
+            rates[kind].append(rate_of(ends))
             print(f"turn {turn + 1}, {kind}: {rates[kind][-1]:.1f} steps/s", flush=True)
             exported = json.loads((folder / "run" / "summary.json").read_text()).get("export") or exported
             if follower is not None:
@@ -88,34 +104,65 @@ def train(options: argparse.Namespace) -> None:
                 seen = [json.loads(line) for line in follower.communicate()[0].splitlines()]
                 delays += delays_of(ends, seen)
     for kind, each in rates.items():
-        ratios = [b / a for a, b in zip(rates["plain"], each, strict=True)]
+        ratios = [b / a for a, b in zip(rates[options.kinds[0]], each, strict=True)]
         of_turns = ", ".join(f"{rate:.1f} ({ratio:.1%})" for rate, ratio in zip(each, ratios, strict=True))
-        print(f"{kind}: steps/s, and of those of `plain` {of_turns}; median {statistics.median(ratios):.1%}")
-    quantiles = {q: float(np.quantile(delays, q)) for q in (0.5, 0.9, 0.99, 1.0)}
-    print("a step's rows are visible after", {q: round(v, 3) for q, v in quantiles.items()}, "s")
+        middle = statistics.median(ratios)
+        print(f"{kind}: steps/s, and of those of `{options.kinds[0]}` {of_turns}; median {middle:.1%}")
+    if delays:
+        quantiles = {q: float(np.quantile(delays, q)) for q in (0.5, 0.9, 0.99, 1.0)}
+        print("a step's rows are visible after", {q: round(v, 3) for q, v in quantiles.items()}, "s")
     print("the last run's export:", exported)
 
 
-def run_job(program: list[str], ranks: list[int]) -> None:
+def rate_of(ends: list[float]) -> float:
+    half = len(ends) // 2
+    return (len(ends) - 1 - half) / (ends[-1] - ends[half])
+
+
+def empty(directory: Path) -> None:
+    """Removes what is in a directory, which may be a mount point."""
+    for path in directory.glob("*") if directory.is_dir() else ():
+        path.unlink() if path.is_symlink() or path.is_file() else shutil.rmtree(path)
+
+
+def start_training(
+    options: argparse.Namespace, kind: str, cores: set[int] | None = None
+) -> subprocess.Popen[bytes]:
+    for left in (options.folder / "run", options.export):
+        empty(left)
+    program = ["-m", MODULE, "train", str(options.folder), "--one", kind, "--export", str(options.export)]
+    for name in ("steps", "every", "window", "format"):
+        program += [f"--{name}", str(getattr(options, name))]
+    program += ["--ranks", *map(str, options.ranks)] if options.ranks else []
+    return start_job(program, options.ranks, cores)
+
+
+def start_job(program: list[str], ranks: list[int], cores: set[int] | None = None) -> subprocess.Popen[bytes]:
     command, environment = [sys.executable, *program], dict(os.environ)
     if ranks:
         launcher = find_launcher()
         command = launcher.command(sum(ranks), [sys.executable, "-m", "mpi4py", *program])
         environment = launcher.environment(environment)
-    subprocess.run(command, env=environment, check=True)
+    bind = None if cores is None else lambda: os.sched_setaffinity(0, cores)
+    return subprocess.Popen(command, env=environment, preexec_fn=bind)
 
 
-def train_once(folder: Path, options: argparse.Namespace, *, export: bool) -> None:
+def train_once(folder: Path, options: argparse.Namespace) -> None:
     settings = w0_settings(folder / "train-000.h5", 2048, 2048 * options.steps)
     settings["run_dir"] = str(folder / "run")
     settings["train"]["threads"] = 1
     settings["checkpoint"] = {"init_from": str(folder / "start"), "init_parts": "embeddings"}
     roles = ("parameter_servers", "embedding_workers", "trainers")
     settings["ranks"] = dict(zip(roles, options.ranks or (1, 1, 1), strict=True))
-    if export:
+    if options.one != "plain":
         every = {"every_seconds": options.every, "base_every": options.base_every}
-        settings["export"] = {**every, "dir": str(folder / "export"), "rows": options.format}
+        settings["export"] = {**every, "dir": str(options.export), "rows": options.format}
     times = Times()
+    if options.one == "windows":
+        from persia_hpc.trainer.exporting import Exporter
+
+        due = Exporter.overdue
+        Exporter.overdue = lambda self: due(self) and times.window(options.window) % 2 == 1  # type: ignore
     ph.train(settings, callbacks=[times], quiet=True)
     if times.ends:  # on the trainers; with several it doesn't matter whose they are
         (folder / "ends.json").write_text(json.dumps(times.ends))
@@ -123,7 +170,7 @@ def train_once(folder: Path, options: argparse.Namespace, *, export: bool) -> No
 
 def follow(options: argparse.Namespace) -> None:
     """Prints when each version was there, and its step."""
-    directory = options.folder / "export"
+    directory = options.export
     while not (directory / "latest").exists():
         time.sleep(0.02)
     reader, seen = ph.Reader(directory), 0
@@ -145,31 +192,44 @@ def delays_of(ends: list[float], seen: list[list[float]]) -> list[float]:
     return found
 
 
+def windows(options: argparse.Namespace) -> None:
+    training, first = start_training(options, "windows"), None
+    while training.poll() is None:
+        time.sleep(0.02)
+        if first is None and (options.export / "latest").exists():
+            first = time.time()
+    if training.returncode or first is None:
+        raise SystemExit("training has failed, or had no version in time")
+    ends = np.array(json.loads((options.folder / "ends.json").read_text()))
+    begin, rates = ends[0], []
+    for window in range(int((ends[-1] - begin) / options.window)):
+        since, until = (begin + options.window * (window + part) for part in (1 / 3, 1))
+        of = ends[(ends >= since) & (ends <= until)]
+        if since - options.window > first:
+            rates.append((window % 2 == 1, (len(of) - 1) / (of[-1] - of[0])))
+    print("steps/s of windows:", ", ".join(f"{rate:.1f}{' with' if on else ''}" for on, rate in rates))
+    ratios = []  # of a window with export to the mean of its neighbours without
+    for (_, before), (on, rate), (_, after) in zip(rates, rates[1:], rates[2:], strict=False):
+        if on:
+            ratios.append(2 * rate / (before + after))
+    error = statistics.stdev(ratios) / len(ratios) ** 0.5
+    print(f"with export, of without: {', '.join(f'{ratio:.3f}' for ratio in ratios)}")
+    print(f"mean {statistics.mean(ratios):.3f} +- {error:.3f}, median {statistics.median(ratios):.3f}")
+
+
 def ask(options: argparse.Namespace) -> None:
-    if not (options.folder / "export" / "latest").exists():
-        options.steps = 150
-        train_once(options.folder, options, export=True)
-    reader = ph.Reader(options.folder / "export", follow=False)
-    rng = np.random.default_rng(0)
-    vocabulary = 10_000_000 // FEATURES
-    rows = sum(map(rows_of, (options.folder / "export").glob("base-*/*.rows")))
+    if not (options.export / "latest").exists():
+        options.steps, options.one = 150, "export"
+        train_once(options.folder, options)
+    reader = ph.Reader(options.export, follow=False)
+    parts = list(options.export.glob("base-*/*.rows"))
+    rows, size = sum(map(rows_of, parts)), sum(part.stat().st_size for part in parts)
     print(f"version {reader.version.version} of step {reader.version.step}, rows of all bases: {rows:,}")
-    names = reader.tables
-
-    def features(count: int | None) -> dict[str, Any]:
-        return {name: rng.integers(0, vocabulary, count).tolist() for name in names}
-
-    singles = [features(None) for _ in range(3000)]
-    ids = [rng.integers(0, vocabulary, FEATURES) for _ in range(3000)]
-    dense = rng.normal(size=13).tolist()
-    many = [{name: rng.integers(0, vocabulary, 512) for name in names} for _ in range(60)]
-    for name, calls in {
-        "rows of one table, 26 ids": [lambda i=i: reader.rows(names[0], i) for i in ids],
-        "pooled, 26 features": [lambda f=f: reader.pooled(f) for f in singles],
-        "predict, 26 features and 13 dense": [lambda f=f: reader.predict(f, dense) for f in singles],
-    }.items():
-        calls[0]()
+    print(f"bytes of a row in a base, with its key and index: {size / rows:.2f}")
+    for name, calls in single_requests(reader).items():
         report(name, [seconds(call) for call in calls])
+    rng, names = np.random.default_rng(1), reader.tables
+    many = [{name: rng.integers(0, VOCABULARY, 512) for name in names} for _ in range(60)]
     each = [lambda m=m: [reader.rows(name, m[name]) for name in names] for m in many]
     ours = {
         "rows of 26 tables, 512 ids each": statistics.median(seconds(call) for call in each),
@@ -187,6 +247,45 @@ def ask(options: argparse.Namespace) -> None:
         print(f"{redis['seconds'] * 1e3:.2f} ms, {512 * FEATURES / redis['seconds'] / 1e6:.3f} M rows/s")
         for name, took in ours.items():
             print(f"{name}: {redis['seconds'] / took:.1f} times Redis")
+
+
+def single_requests(reader: ph.Reader) -> dict[str, list[Any]]:
+    """Returns calls of each kind, which have been made once."""
+    rng, names = np.random.default_rng(0), reader.tables
+    features = [{name: int(rng.integers(0, VOCABULARY)) for name in names} for _ in range(3000)]
+    ids = [rng.integers(0, VOCABULARY, FEATURES) for _ in range(3000)]
+    dense = rng.normal(size=13).tolist()
+    kinds: dict[str, list[Any]] = {
+        "rows of one table, 26 ids": [lambda i=i: reader.rows(names[0], i) for i in ids],
+        "pooled, 26 features": [lambda f=f: reader.pooled(f) for f in features],
+        "predict, 26 features and 13 dense": [lambda f=f: reader.predict(f, dense) for f in features],
+    }
+    for calls in kinds.values():
+        calls[0]()
+    return kinds
+
+
+def beside(options: argparse.Namespace) -> None:
+    if options.cores:
+        os.sched_setaffinity(0, {1})
+    training = start_training(options, "export", {0} if options.cores else None)
+    while not (options.export / "latest").exists():
+        time.sleep(0.02)
+        if training.poll() is not None:
+            raise SystemExit("training has ended without a version")
+    versions = set()
+    with ph.Reader(options.export) as reader:
+        kinds = single_requests(reader)
+        times: dict[str, list[float]] = {name: [] for name in kinds}
+        while training.poll() is None:
+            for name, calls in kinds.items():
+                times[name].append(seconds(calls[len(times[name]) % len(calls)]))
+                time.sleep(0.001)
+            versions.add(reader.version.version)
+    for name, each in times.items():
+        report(f"{len(each)} times {name}", each)
+    rate = rate_of(json.loads((options.folder / "ends.json").read_text()))
+    print(f"of {len(versions)} versions, while training did {rate:.1f} steps/s")
 
 
 def rows_of(part: Path) -> int:
@@ -246,11 +345,22 @@ def prepare(options: argparse.Namespace) -> None:
     write_start(options.folder, options.rows)
 
 
+PARTS = {
+    "prepare": prepare,
+    "train": train,
+    "follow": follow,
+    "windows": windows,
+    "ask": ask,
+    "beside": beside,
+    "accuracy": accuracy,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("prepare", "train", "follow", "ask", "accuracy"))
+    parser.add_argument("what", choices=tuple(PARTS))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--turns", type=int, default=2)
@@ -259,15 +369,18 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs=3, default=[])
     parser.add_argument("--base-every", type=int, default=240)
     parser.add_argument("--format", default="int8")
-    parser.add_argument("--one", choices=KINDS)
+    parser.add_argument("--one", choices=(*KINDS, "windows"))
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--window", type=float, default=3.0)
+    parser.add_argument("--export", type=Path)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--redis-python")
     parser.add_argument("--redis-rows", type=int, default=1_000_000)
+    parser.add_argument("--cores", action="store_true")
     options = parser.parse_args()
-    {"prepare": prepare, "train": train, "follow": follow, "ask": ask, "accuracy": accuracy}[options.what](
-        options
-    )
+    options.export = options.export or options.folder / "export"
+    PARTS[options.what](options)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,11 @@ void ColdIndex::resize(std::size_t entries) {
     }
 }
 
+void ColdIndex::reserve(std::size_t more) {
+    const std::size_t entries = (size_ + more) * 6 / 5 + kLeast;
+    if (entries > entries_.size() + entries_.size() / 16) resize(entries);
+}
+
 void ColdIndex::insert(Key key, Place place) {
     if (place >= kMostPlaces) {
         throw std::length_error("place " + std::to_string(place) +

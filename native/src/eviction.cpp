@@ -89,6 +89,13 @@ KeyIndex::Entry Eviction::next(std::uint32_t bucket, const KeyIndex& index, std:
     }
 }
 
+void Eviction::stays(std::uint32_t bucket, KeyIndex::Entry entry, std::uint32_t age) {
+    Bucket& of = buckets_[bucket];
+    if (of.candidates.empty()) of.newest = entry.stamp();
+    of.candidates.push_back({entry.key(), entry.stamp()});  // there is room: it was on the list
+    of.age = age;
+}
+
 std::size_t Eviction::candidate_bytes(std::size_t rows) {
     return with_room(candidates_of(rows)) * sizeof(Candidate);
 }

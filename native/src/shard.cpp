@@ -8,11 +8,8 @@
 namespace persia {
 namespace {
 
-constexpr std::size_t kAhead = 16;  // keys whose memory is asked for before they are looked at
-// With a disk tier rows are imported so many at a time, or such a share of what a bucket may have: before
-// more come some go to disk.
-constexpr std::size_t kAwayBytes = 40;  // of an entry of a hash set
-constexpr std::size_t kLeastImported = 64, kImportedShare = 8;
+constexpr std::size_t kAhead = 16;          // keys whose memory is asked for before they are looked at
+constexpr std::size_t kAwayBytes = 40;      // of an entry of a hash set
 constexpr std::uint32_t kSweepPeriod = 64;  // steps in which a sweep for expired rows sees each bucket once
 
 }  // namespace
@@ -100,15 +97,7 @@ void Shard::import_rows(const ImportedRows& from) {
         import_some(from);
         return;
     }
-    const std::size_t some = std::max<std::size_t>(kLeastImported, config_.bucket_capacity / kImportedShare);
-    for (std::size_t begin = 0; begin < from.keys.size(); begin += some) {
-        const std::size_t end = std::min(begin + some, from.keys.size());
-        const ImportedRows part = from.slice(begin, end, config_.dim, update_.state_width());
-        fetch(part.keys);
-        import_some(part);
-        shrink(kMaxStep);
-        if (!disk_problem_.empty() && !config_.full_disk_evicts) throw DiskFull(disk_problem_);
-    }
+    import_beside_disk(from);
 }
 
 void Shard::import_some(const ImportedRows& from) {

@@ -1,6 +1,8 @@
 // Shard's rows on disk, see cold_store.h.
 #include <algorithm>
+#include <functional>
 #include <stdexcept>
+#include <utility>
 
 #include "persia/prefetch.h"
 #include "persia/shard.h"
@@ -11,6 +13,37 @@ namespace persia {
 namespace {
 
 constexpr std::size_t kAhead = 16;  // keys whose memory is asked for before they are looked at
+// Rows are imported so many at a time, or such a share of what a bucket may have: before more come some go to
+// disk.
+constexpr std::size_t kLeastImported = 64, kImportedShare = 8;
+
+// Some of the rows that are to be imported, in memory of its own.
+struct PickedRows {
+    std::vector<Key> keys;
+    std::vector<float> rows, state;
+    std::vector<std::uint32_t> stamps, steps;
+
+    PickedRows(const ImportedRows& from, Span<const std::uint32_t> which, std::size_t dim,
+               std::size_t width) {
+        for (const std::uint32_t i : which) {
+            keys.push_back(from.keys[i]);
+            stamps.push_back(from.stamps[i]);
+            rows.insert(rows.end(), &from.rows[i * dim], &from.rows[i * dim] + dim);
+            if (!from.state.empty()) {
+                state.insert(state.end(), &from.state[i * width], &from.state[i * width] + width);
+            }
+            if (!from.steps.empty()) steps.push_back(from.steps[i]);
+        }
+    }
+    ImportedRows all(bool has_state) const { return {keys, rows, state, stamps, steps, has_state}; }
+};
+
+struct Gathering {
+    ColdStore& store;
+
+    explicit Gathering(ColdStore& of) : store(of) { store.gather(true); }
+    ~Gathering() { store.gather(false); }
+};
 
 }  // namespace
 
@@ -43,11 +76,15 @@ void Shard::shrink(std::uint32_t step) {
     bool full = false;  // once it was, it isn't asked again in this call
     for (const std::uint32_t home : dirty_) {
         while (index_.size(home) > config_.bucket_capacity) {
+            const std::uint32_t age = eviction_.age(home);
             const KeyIndex::Entry entry = eviction_.next(home, index_, most);
             if (!entry) break;
             full = full || !demote(home, entry);
             if (!full) continue;
-            if (!config_.full_disk_evicts) break;
+            if (!config_.full_disk_evicts) {
+                eviction_.stays(home, entry, age);
+                break;
+            }
             remove(home, entry);
             ++counts_.disk_full;
         }
@@ -93,6 +130,106 @@ void Shard::fetch(Keys keys) {
         cold_->erase(home, key, row.place);
         ++counts_.from_disk;
     }
+}
+
+void Shard::import_in_pieces(const ImportedRows& from) {
+    const std::size_t some = std::max<std::size_t>(kLeastImported, config_.bucket_capacity / kImportedShare);
+    for (std::size_t begin = 0; begin < from.keys.size(); begin += some) {
+        const std::size_t end = std::min(begin + some, from.keys.size());
+        const ImportedRows part = from.slice(begin, end, config_.dim, update_.state_width());
+        fetch(part.keys);
+        import_some(part);
+        shrink(kMaxStep);
+        if (!disk_problem_.empty() && !config_.full_disk_evicts) throw DiskFull(disk_problem_);
+    }
+}
+
+void Shard::import_beside_disk(const ImportedRows& from) {
+    const Gathering gathering(*cold_);
+    for (std::size_t begin = 0, end = 0; begin < from.keys.size(); begin = end) {
+        const std::uint32_t number = bucket_of_(from.keys[begin]);
+        while (++end < from.keys.size() && bucket_of_(from.keys[end]) == number) {
+        }
+        if (owns_bucket(number)) import_run(from.slice(begin, end, config_.dim, update_.state_width()));
+    }
+    cold_->gather(false);
+    try {
+        cold_->write_held();
+    } catch (const DiskFull& error) {
+        note_full(error);
+        if (!config_.full_disk_evicts) throw;
+    }
+}
+
+// Rows that would be the first of their bucket to go to disk are put there at once. All others come into
+// memory, also those that are here already, or may be.
+void Shard::import_run(const ImportedRows& run) {
+    const std::uint32_t home = bucket(run.keys[0]);
+    const std::size_t here = index_.size(home), come = run.keys.size();
+    if (here + come <= config_.bucket_capacity || come * kImportedShare < here || changes_.noted()) {
+        import_in_pieces(run);
+        return;
+    }
+    const std::vector<std::uint32_t> stay = split_import(home, run);
+    import_in_pieces(PickedRows(run, stay, config_.dim, update_.state_width()).all(run.has_state));
+}
+
+// The least (stamp, key) of the rows that stay in memory, of those that are there and those that come.
+std::pair<std::uint32_t, Key> Shard::least_to_stay(std::uint32_t home, const ImportedRows& from) const {
+    std::vector<std::uint32_t> stamps(from.stamps.begin(), from.stamps.end());
+    index_.for_each(home, [&](const KeyIndex::Entry& entry) { stamps.push_back(entry.stamp()); });
+    const auto rank = stamps.end() - static_cast<std::ptrdiff_t>(config_.bucket_capacity);
+    std::nth_element(stamps.begin(), rank, stamps.end());
+    const std::uint32_t stamp = *rank;
+    std::vector<Key> tied;
+    for (std::size_t i = 0; i < from.keys.size(); ++i) {
+        if (from.stamps[i] == stamp) tied.push_back(from.keys[i]);
+    }
+    index_.for_each(home, [&](const KeyIndex::Entry& entry) {
+        if (entry.stamp() == stamp) tied.push_back(entry.key());
+    });
+    const auto at = tied.begin() + std::count(stamps.begin(), rank, stamp);
+    std::nth_element(tied.begin(), at, tied.end());
+    return {stamp, *at};
+}
+
+// Puts rows of a bucket to disk, and gives the others.
+std::vector<std::uint32_t> Shard::split_import(std::uint32_t home, const ImportedRows& from) {
+    const std::size_t n = from.keys.size();
+    const auto least = least_to_stay(home, from);
+    const bool here = index_.size(home) != 0 || cold_->rows(home) != 0 ||
+                      !std::is_sorted(from.keys.begin(), from.keys.end(), std::less_equal<>());
+    std::vector<std::uint32_t> stay;
+    bool full = false;
+    cold_->reserve(home, std::min(n, index_.size(home) + n - config_.bucket_capacity));
+    for (std::uint32_t i = 0; i < n; ++i) {
+        const Key key = from.keys[i];
+        if (full || std::make_pair(from.stamps[i], key) >= least ||
+            (here && (index_.find(home, key) || cold_->may_have(home, key)))) {
+            stay.push_back(i);
+            continue;
+        }
+        try {
+            std::byte* const record = cold_->begin_append(home);
+            std::byte *const weights = cold_->weights_of(record), *const state = cold_->state_of(record);
+            const float* const values = &from.rows[i * config_.dim];
+            if (from.has_state) {
+                update_.write(values, from.state.data() + i * update_.state_width(),
+                              update_.has_steps() ? from.steps[i] : 0, weights, state);
+            } else {
+                update_.init(values, weights, state);
+            }
+            cold_->end_append(home, key, from.stamps[i]);
+        } catch (const DiskFull& error) {
+            note_full(error);
+            full = true;
+            stay.push_back(i);
+            continue;
+        }
+        ++counts_.imported;
+        ++counts_.to_disk;
+    }
+    return stay;
 }
 
 PushBatch Shard::recall(const PushBatch& batch, std::vector<std::uint32_t>& slots) {

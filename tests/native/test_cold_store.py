@@ -61,6 +61,41 @@ def test_any_history_is_that_of_a_table_in_memory(
     assert table.cold_rows <= table.to_disk_rows - table.from_disk_rows  # others went by their time to live
 
 
+@settings(max_examples=80, deadline=None)
+@given(
+    after=st.integers(2, 4),
+    kind=st.sampled_from([{}, {"ttl": 6}, {"ttl": 40, "admit_probability": 0.8}, {"eviction": "lfu"}]),
+    capacity=st.integers(1, 8),
+    threads=st.integers(1, 2),
+    bound=st.integers(0, 3),
+    seed=st.integers(0, 2**32 - 1),
+    count=st.integers(1, 150),
+    spread=st.sampled_from([4.0, 30.0, 300.0]),
+)
+def test_sightings_admit_the_same_rows_as_in_memory(
+    after: int,
+    kind: dict[str, Any],
+    capacity: int,
+    threads: int,
+    bound: int,
+    seed: int,
+    count: int,
+    spread: float,
+) -> None:
+    """Their counts have as many cells for up to 16 rows of a bucket, here the most that any has."""
+    config = arguments("adagrad", num_buckets=8, admit_after=after, **kind)
+    roomy = Steps(bound, ids=64, **{**config, "bucket_capacity": 16})
+    tiered = Steps(bound, ids=64, **{**config, **DISK, "bucket_capacity": capacity, "threads": threads})
+    assert roomy.table.sightings_per_bucket == tiered.table.sightings_per_bucket
+    for number in range(count):
+        for each in (roomy, tiered):
+            each.run(seed + number, spread)
+    assert tiered.seen == roomy.seen
+    assert tiered.state() == roomy.state()
+    for got, expected in zip(export(tiered.table, 8), export(roomy.table, 8), strict=True):
+        assert_same(got, expected, kind)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     kind=with_lfu,

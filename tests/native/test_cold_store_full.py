@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from persia_hpc._native import DiskError
+from persia_hpc._native import DiskError, mix
 from persia_hpc.errors import PersiaError
 
 from .table_model import assert_same_rows
-from .table_support import DISK, arguments, export, lookup, make_table
+from .table_support import DISK, arguments, export, lookup, make_table, pull_at
 from .tier_support import IDS, Steps, fill, kinds
 
 
@@ -84,6 +84,25 @@ def test_a_failed_write_is_named_and_made_up_for() -> None:
     table.evict(2)
     assert table.num_rows - table.cold_rows == 100
     assert table.num_rows == 2000
+
+
+@pytest.mark.parametrize("eviction", ["lru", "lfu"])
+def test_what_a_disk_refuses_is_the_first_to_go_once_it_can(eviction: str) -> None:
+    """As if nothing had been refused: the rows of the last steps are those in memory."""
+    config = arguments("adagrad", num_buckets=1, bucket_capacity=100, eviction=eviction, **DISK)
+    table = make_table(**config)
+    keys = np.sort(mix(np.arange(400, dtype=np.uint64)))
+    parts = np.random.default_rng(1).permutation(keys).reshape(40, 10)
+    for step, part in enumerate(parts, 1):
+        with no_writes() if step > 20 else nullcontext():
+            for _ in range(step if eviction == "lfu" else 1):
+                pull_at(table, np.sort(part), step)
+            table.evict(step)
+    assert table.disk_problem
+    table.evict(41)
+    assert table.num_rows - table.cold_rows == 100
+    pull_at(table, np.sort(parts[-10:].ravel()), 42)
+    assert table.from_disk_rows == 0
 
 
 @settings(max_examples=60, deadline=None)

@@ -32,24 +32,26 @@ with_lfu = kinds | st.sampled_from([{"eviction": "lfu"}, {"eviction": "lfu", "ad
 class Steps:
     """Steps of one batch each, whose gradients come `bound` steps after their pull."""
 
-    def __init__(self, bound: int, **config: Any) -> None:
+    def __init__(self, bound: int, *, ids: int = IDS, **config: Any) -> None:
         self.table, self.bound = make_table(**config), bound
+        self.keys = np.sort(mix(np.arange(ids, dtype=np.uint64)))
         self.step, self.seen = 0, []
         self.in_flight: list[tuple[int, Any, Any, int, Any]] = []
 
     def run(self, seed: int, spread: float) -> None:
         self.step += 1
         random = np.random.default_rng(seed)
-        center = random.integers(IDS)
-        chosen = np.unique((center + random.normal(0, spread, 24).astype(int)) % IDS)
-        keys = ALL_KEYS[chosen]
+        ids = len(self.keys)
+        center = random.integers(ids)
+        chosen = np.unique((center + random.normal(0, spread, 24).astype(int)) % ids)
+        keys = self.keys[chosen]
         rows, slots, epoch = pull_at(self.table, keys, self.step)
         grads = random.normal(size=rows.shape).astype(np.float32)
         self.seen.append(rows.tobytes())
         self.in_flight.append((self.step, keys, slots, epoch, grads))
         if len(self.in_flight) > self.bound:
             self.push()
-        asked = ALL_KEYS[random.integers(0, IDS, 3)]
+        asked = self.keys[random.integers(0, ids, 3)]
         self.seen.append(lookup(self.table, np.unique(asked)).tobytes())
 
     def push(self) -> None:

@@ -137,6 +137,21 @@ def test_a_disk_that_is_too_small_ends_the_run_and_a_larger_one_goes_on(
     assert run_digest(tmp_path / "run") == run_digest(in_memory[0])
 
 
+def test_a_disk_that_is_full_in_the_last_step_ends_no_run(
+    data: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(PersiaError, match="is full"):
+        ph.train(settings(data, tmp_path / "run", tmp_path, most="40 KiB"), quiet=True)
+    full = read_manifest(tmp_path / "run" / "latest")["step"]
+    said = []
+    for steps in (full - 2, full - 1):
+        config = settings(data, tmp_path / f"{steps}", tmp_path, most="40 KiB", **{"train.max_steps": steps})
+        summary = ph.train(config, quiet=True)
+        assert (summary["status"], summary["steps"]) == ("completed", steps)
+        said.append("is full: " in capfd.readouterr().err)
+    assert said == [False, True]
+
+
 def test_a_full_disk_ends_a_job_with_a_checkpoint(data: str, tmp_path: Path, in_memory: Any) -> None:
     """One of two servers finds it full: all ranks end at one step, and then the job fails with its line."""
     tier, ranks = tmp_path / "tier", {"parameter_servers": 2, "embedding_workers": 1, "trainers": 1}

@@ -1,8 +1,12 @@
-"""What ranks write down while they train agrees with the summary, and reaches TensorBoard and loggers."""
+"""What ranks write down while they train agrees with the summary and reaches TensorBoard and loggers.
+
+Its names are those of docs/monitoring.md.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +14,21 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import persia_hpc as ph
+from persia_hpc.parameter_server.ledger import Ledger
+from persia_hpc.runtime.phases import LOCAL_STREAM, SERVER, TRAINER, WORKER
 from tests.support.cases import run_cases, settings, summary
 from tests.support.tiny import write_tiny
 
 OFTEN = {"metrics.every_seconds": 1e-4, "metrics.tensorboard": True, "metrics.prometheus": True}
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "monitoring.md"
+PLACES = {"event", "role", "rank", "step", "time"}
+# Of a role's numbers in docs/monitoring.md: whose rows of the table are its own, and its phases.
+ROLES = {
+    "parameter_server": (("servers",), SERVER),
+    "embedding_worker": (("workers",), WORKER),
+    "trainer": (("trainers",), TRAINER),
+    "one_process": (("servers", "trainers"), TRAINER + LOCAL_STREAM),
+}
 
 
 @pytest.fixture(scope="module")
@@ -47,24 +62,64 @@ def check(run_dir: Path, roles: set[str]) -> None:
     assert 'persia_hpc_auc{run="' in (run_dir / "metrics.prom").read_text()
 
 
+def rows_of(head: str) -> list[list[str]]:
+    """Returns the cells of a table of docs/monitoring.md, without its head."""
+    lines = PAGE.read_text().partition(head)[2].partition("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def names_in(text: str) -> set[str]:
+    return set(re.findall(r"`(\w+)`", text))
+
+
+def documented(role: str) -> set[str]:
+    whose, phases = ROLES[role]
+    names = {f"{phase}_share" for phase in phases}
+    for text, roles, meaning in rows_of("| name | roles | meaning |"):
+        if roles not in ("all", *whose) or (role == "one_process" and "not without MPI" in meaning):
+            continue
+        found = names_in(text) - {"PHASE_share"}
+        if "..." in text:
+            assert found < set(vars(Ledger()))
+            found = set(vars(Ledger()))
+        names |= found | ({f"{name}_per_second" for name in found} if "so far" in meaning else set())
+    return names
+
+
+def check_names(run_dir: Path) -> None:
+    """Whatever is written is documented, and the reverse."""
+    for rank, events in lines(run_dir).items():
+        for event in events:
+            assert set(event) - PLACES == documented(rank.rpartition("-")[0]), rank
+
+
 class Kept:
-    """Keeps the names of the events' numbers."""
+    """Keeps the names of the events' numbers, by group."""
 
     def __init__(self) -> None:
-        self.groups: set[str] = set()
+        self.groups: dict[str, set[str]] = {}
 
     def log(self, event: dict[str, Any]) -> None:
-        self.groups |= {each.group for each in ph.scalars(event)}
+        for each in ph.scalars(event):
+            self.groups.setdefault(each.group, set()).add(each.name)
 
 
 def test_one_process_writes_down_what_it_counts(tmp_path, data):
     kept = Kept()
-    ph.train(settings(data, tmp_path / "run", 1, 1, 1, **OFTEN), quiet=True, loggers=[kept])
+    config = settings(data, tmp_path / "run", 1, 1, 1, **OFTEN, **{"train.progressive": 100})
+    ph.train(config, quiet=True, loggers=[kept])
     check(tmp_path / "run", {"one_process-0"})
-    assert {"one_process/0", "train", "valid"} <= kept.groups
+    check_names(tmp_path / "run")
+    rows = rows_of("| group | from | names |")
+    groups = {group: names_in(names) for where, _, names in rows for group in names_in(where)}
+    assert kept.groups.keys() == groups.keys() - {"test"} | {"one_process/0"}
+    assert kept.groups["train"] == groups["train"] - {"train"}
+    assert kept.groups["valid"] == groups["valid"]
+    assert kept.groups["progressive"] == groups["valid"] | groups["progressive"]
 
 
 def test_all_ranks_write_down_what_they_count(tmp_path, data):
     run_cases(settings(data, tmp_path / "run", 2, 1, 2, **OFTEN))
     ranks = ("parameter_server-0", "parameter_server-1", "embedding_worker-0", "trainer-0", "trainer-1")
     check(tmp_path / "run", set(ranks))
+    check_names(tmp_path / "run")

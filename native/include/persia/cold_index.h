@@ -35,6 +35,7 @@ class ColdIndex {
     }
     bool contains(Key key, Place place) const { return !entries_.empty() && entries_[find(key, place)] != 0; }
 
+    void reserve(std::size_t more);
     // Precondition of all three: the key isn't here, or is at this place.
     void insert(Key key, Place place);
     void erase(Key key, Place place);

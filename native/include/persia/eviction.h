@@ -70,6 +70,9 @@ class Eviction {
 
     // The next row to go, taken off the list of candidates; none if its stamp would be greater than `most`.
     KeyIndex::Entry next(std::uint32_t bucket, const KeyIndex& index, std::uint32_t most = kMaxStamp);
+    // The row that next() gave last for this bucket can't go: it is the next one again. age: before that.
+    void stays(std::uint32_t bucket, KeyIndex::Entry entry, std::uint32_t age);
+    std::uint32_t age(std::uint32_t bucket) const { return buckets_[bucket].age; }
 
     std::size_t held_bytes() const;
     // The candidates of a bucket that evicts, with `rows` rows.
