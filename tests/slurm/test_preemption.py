@@ -82,6 +82,26 @@ def test_seeds_are_summarised(cluster: Cluster, data: str, tmp_path: Path) -> No
     assert len(digests) == 2
 
 
+def test_one_seed_is_requeued_without_the_others(cluster: Cluster, data: str, tmp_path: Path) -> None:
+    """The last task to start has the number of the array as its own."""
+    job_config(tmp_path, data, **SLOW)
+    array = submit(cluster, tmp_path, "--seeds", "3-4", "--time", "10")
+    runs = {seed: tmp_path / "run" / f"seed-{seed}" for seed in (3, 4)}
+    for run in runs.values():
+        events = run / "metrics.jsonl"
+        wait_for(lambda events=events: events.exists() and '"train"' in events.read_text(), 120)
+    assert [(run / "slurm_job").read_text() for run in runs.values()] == [f"{array}_3\n", f"{array}_4\n"]
+    status = cluster.run("persia-hpc", "status", "run/seed-3", cwd=tmp_path).stdout
+    assert f"Slurm job {array}_3: RUNNING" in status
+    tasks = {seed: cluster.job(f"{array}_{seed}") for seed in runs}
+    (first,) = (seed for seed, task in tasks.items() if task["JobId"] == array)
+    (other,) = {3, 4} - {first}
+    cluster.run("scancel", "--batch", "--signal=USR1", f"{array}_{first}")
+    wait_for(lambda: cluster.job(f"{array}_{first}").get("Restarts") == "1", 60)
+    assert cluster.job(f"{array}_{other}")["Restarts"] == "0", said(tmp_path)
+    cluster.run("scancel", array)
+
+
 def test_data_training_and_evaluation_are_a_chain(cluster: Cluster, tmp_path: Path) -> None:
     words = "synthetic --rows 2000 --shards 2 --out data --features 2 --dense 1"
     (tmp_path / "job.toml").write_text(

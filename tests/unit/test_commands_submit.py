@@ -177,7 +177,9 @@ def test_refusal_by_sbatch_is_one_line(
     fake_sbatch(folder, monkeypatch, 'echo "sbatch: error: invalid partition specified: x" >&2; exit 1')
     assert main(["submit", "train.toml", "--partition", "x"]) == 2
     error = capsys.readouterr().err
-    assert error == "persia-hpc: error: sbatch refused the job: error: invalid partition specified: x\n"
+    assert error == (
+        "persia-hpc: error: sbatch refused the job persia-hpc: error: invalid partition specified: x\n"
+    )
 
 
 def test_names_mail_and_licences_are_options_of_sbatch(
@@ -202,6 +204,20 @@ def test_seeds_are_an_array_with_a_run_for_each(folder: Path, capsys: pytest.Cap
     assert "seed=4" in words
     assert main(["submit", "train.toml", "--seeds", "3,5", "--dry-run"]) == 0
     assert "run_dir=runs/job-$SLURM_ARRAY_JOB_ID/seed-$SLURM_ARRAY_TASK_ID\n" in capsys.readouterr().out
+
+
+def test_a_task_of_an_array_requeues_itself_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The SLURM_JOB_ID of one of them is the id of the array: all would be requeued."""
+    said = {}
+    for seeds in ([], ["--seeds", "1-3"]):
+        assert main(["submit", "train.toml", *seeds, "--dry-run"]) == 0
+        script = capsys.readouterr().out
+        (line,) = (line for line in script.splitlines() if "scontrol requeue" in line)
+        command = line.partition("elif ")[2].replace("scontrol", "echo").removesuffix("; then")
+        shell = f"SLURM_JOB_ID=47 SLURM_ARRAY_JOB_ID=47 SLURM_ARRAY_TASK_ID=3; {command}"
+        done = subprocess.run(["bash", "-uc", shell], text=True, capture_output=True, check=True)
+        said[bool(seeds)] = done.stdout
+    assert said == {False: "requeue 47\n", True: "requeue 47_3\n"}
 
 
 @pytest.mark.parametrize(
@@ -268,6 +284,47 @@ def test_of_seeds_each_is_evaluated_behind_its_own_run(
     assert "#SBATCH --array=1-3\n" in script
     assert "run_dir=runs/job-4711/seed-$SLURM_ARRAY_TASK_ID\n" in script
     assert 'persia-hpc evaluate "$run_dir" | tee' in script
+
+
+@pytest.mark.parametrize(
+    ("taken", "said"),
+    [
+        (0, "refused the job persia-hpc-preprocess: error: no\n"),
+        (1, "refused the job persia-hpc: error: no; of its chain Slurm has already 100 (scancel 100 takes"),
+        (2, "persia-hpc-evaluate: error: no; of its chain Slurm has already 100 101 (scancel 100 101 takes"),
+    ],
+)
+def test_a_chain_that_is_refused_midway_says_what_is_submitted(
+    taken: int, said: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = f"""n=$(ls given.* 2>/dev/null | wc -l); touch given.$n; cat >script
+[ $n -lt {taken} ] || {{ echo "sbatch: error: no" >&2; exit 1; }}
+echo $((100 + n))"""
+    fake_sbatch(folder, monkeypatch, body)
+    assert main(["submit", "train.toml", *CHAIN]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("seeds", "likely"), [("5-1001", True), ("2000%1", True), ("1-1000%2000", False)])
+def test_an_index_beyond_slurms_arrays_is_the_likely_cause_of_a_refusal(
+    seeds: str,
+    likely: bool,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake_sbatch(folder, monkeypatch, 'echo "sbatch: error: Invalid job array specification" >&2; exit 1')
+    assert main(["submit", "train.toml", "--seeds", seeds]) == 2
+    assert ("MaxArraySize - 1, 1000 by default" in capsys.readouterr().err) == likely
+
+
+def test_every_job_of_a_chain_has_the_other_options_of_sbatch(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["submit", "train.toml", *CHAIN, "--extra=--qos=short", "--dry-run"]) == 0
+    assert capsys.readouterr().out.count("\n#SBATCH --qos=short\n") == 3
 
 
 def test_a_dry_run_shows_all_scripts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

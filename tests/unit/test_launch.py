@@ -18,11 +18,17 @@ from hypothesis import strategies as st
 
 from persia_hpc.errors import UserError
 from persia_hpc.launch.deaths import DeathWatch
-from persia_hpc.launch.environment import SUPERVISED, inside_mpi, let_threads_sleep, world_rank_of
+from persia_hpc.launch.environment import (
+    SUPERVISED,
+    inside_mpi,
+    let_threads_sleep,
+    slurm_job_id,
+    world_rank_of,
+)
 from persia_hpc.launch.mpiexec import Launcher, find_launcher
 from persia_hpc.launch.registry import finish_rank, read_failure, read_ranks, register_rank, write_failure
 from persia_hpc.launch.relay import Relay
-from persia_hpc.launch.run_dir import run_directory
+from persia_hpc.launch.run_dir import _make_own, run_directory
 from persia_hpc.launch.shared_memory import mapped_files, remove_leaked
 from persia_hpc.launch.supervisor import _Job
 
@@ -303,6 +309,28 @@ def test_shared_memory_is_removed_only_when_nobody_maps_it(tmp_path: Path) -> No
         process.kill()
     assert remove_leaked([name, "/dev/shm/persia-test-none"]) == [name]
     assert not Path(name).exists()
+
+
+@pytest.mark.parametrize(
+    ("environment", "job"),
+    [
+        ({}, None),
+        ({"SLURM_JOB_ID": "7"}, "7"),
+        ({"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0"}, "7_0"),
+        ({"SLURM_JOB_ID": "8", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}, "7_3"),
+    ],
+)
+def test_the_id_of_a_slurm_job(
+    environment: dict[str, str], job: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert slurm_job_id(environment) == job
+    for name in ("JOB_ID", "ARRAY_JOB_ID", "ARRAY_TASK_ID"):
+        monkeypatch.delenv(f"SLURM_{name}", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    _make_own(tmp_path)
+    noted = tmp_path / "slurm_job"
+    assert (noted.read_text() if noted.exists() else None) == (job and f"{job}\n")
 
 
 @pytest.mark.parametrize("chosen", [{}, {"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "active"}])

@@ -85,8 +85,36 @@ def test_a_requeued_job_removes_what_its_killed_start_left(monkeypatch: pytest.M
             used.unlink(missing_ok=True)
 
 
-def test_when_a_step_began() -> None:
+@pytest.mark.parametrize("error", [PermissionError, ProcessLookupError])
+def test_nothing_is_removed_while_a_process_of_this_user_hides_its_files(
+    error: type[OSError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have the file; one that has ended has none."""
+    left = Path(f"/dev/shm/mpich_shm_test{os.getpid()}_2")
+    left.write_bytes(bytes(10))
+    real = shared_memory._read_mapped
+
+    def hidden(pid: int) -> set[str]:
+        if pid == os.getpid():
+            raise error
+        return real(pid)
+
+    try:
+        monkeypatch.setattr(shared_memory, "_read_mapped", hidden)
+        monkeypatch.setattr(shared_memory, "step_began", lambda: time.time() + 10)
+        monkeypatch.setattr(Path, "glob", lambda *_: iter([left]))
+        check_room({"SLURM_RESTART_COUNT": "1"})
+        assert left.exists() == (error is PermissionError)
+    finally:
+        left.unlink(missing_ok=True)
+
+
+def test_when_a_step_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getppid", os.getpid)
     assert time.time() - 86400 * 365 < shared_memory.step_began() <= time.time() + 1
+    for unknown in (0, 1):
+        monkeypatch.setattr(os, "getppid", lambda unknown=unknown: unknown)
+        assert shared_memory.step_began() == 0.0
 
 
 def test_a_tmpfs_without_a_limit_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:

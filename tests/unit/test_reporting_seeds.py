@@ -98,6 +98,23 @@ def test_status_says_how_far_each_seed_is(directory: Path, capsys: pytest.Captur
     assert "seed-2/summary.json is damaged" in capsys.readouterr().err
 
 
+def test_status_of_seeds_as_json(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (directory / "slurm_job").write_text("4711\n")
+    (directory / "seed-2" / "slurm_job").write_text("4711_2\n")
+    assert main(["status", str(directory), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["schema_version"], found["directory"]) == (1, str(directory))
+    assert {seed: run["state"] for seed, run in found["seeds"].items()} == {
+        str(seed): "completed: 40 steps" for seed in AUC
+    }
+    assert found["seeds"]["2"]["slurm"]["job"] == "4711_2"
+    (directory / "seed-2" / "summary.json").write_text("{")
+    assert main(["status", str(directory), "--json"]) == 3
+    said = capsys.readouterr()
+    assert "seed-2/summary.json is damaged" in said.err
+    assert json.loads(said.out)["seeds"]["2"]["problems"]
+
+
 def test_values_beyond_all_bounds_are_no_traceback(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

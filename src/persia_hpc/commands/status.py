@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,26 +61,43 @@ def run(options: argparse.Namespace) -> int:
             f"{directory} is not a run directory: it has no config.toml; expected what --run-dir named, or "
             "runs/job-ID"
         )
-    if not options.json and (runs := seed_runs(directory)):
-        return _print_seeds(directory, [read_status(each, time.time()) for each in runs.values()])
+    if runs := seed_runs(directory):
+        seeds = {seed: read_status(each, time.time()) for seed, each in runs.items()}
+        return _print_seeds(directory, seeds, as_json=options.json)
     status = read_status(directory, time.time())
-    slurm, account = slurm_state(directory), slurm_account(directory)
     if options.json:
-        job = {"job": slurm_job(directory), "queue": slurm, "account": account and vars(account)}
-        print(json.dumps({"schema_version": 1, **without_nan(status.as_dict()), "slurm": job}), flush=True)
+        print(json.dumps({"schema_version": 1, **_with_slurm(status)}), flush=True)
     else:
+        slurm, account = slurm_state(directory), slurm_account(directory)
         said = [*([] if slurm is None else [slurm]), *([] if account is None else [account.text()])]
         print("\n".join(map(printable, status.lines(said))), flush=True)
-    if status.problems:
-        raise DataError("; ".join(status.problems))
-    return EXIT_OK
+    return _end([status])
 
 
-def _print_seeds(directory: Path, found: Sequence[Status]) -> int:
-    """Prints a line for each seed's run, with its progress if it has begun."""
-    for each in found:
+def _print_seeds(directory: Path, seeds: Mapping[int, Status], *, as_json: bool) -> int:
+    """Prints a line for each seed's run, with its progress if it has begun, or one JSON object of all."""
+    if as_json:
+        runs = {str(seed): _with_slurm(each) for seed, each in seeds.items()}
+        print(json.dumps({"schema_version": 1, "directory": str(directory), "seeds": runs}), flush=True)
+        return _end(seeds.values())
+    for each in seeds.values():
         print(printable("; ".join(each.lines([])[:2])), flush=True)
     print(printable(f"mean and spread of what they reached: persia-hpc report {directory}"), flush=True)
+    return _end(seeds.values())
+
+
+def _with_slurm(status: Status) -> dict[str, Any]:
+    """Returns a run's status, and what Slurm says about its job, as values for JSON."""
+    directory, account = status.directory, slurm_account(status.directory)
+    job = {"job": slurm_job(directory), "queue": slurm_state(directory), "account": account and vars(account)}
+    return {**without_nan(status.as_dict()), "slurm": job}
+
+
+def _end(found: Collection[Status]) -> int:
+    """Returns the exit code.
+
+    Raises DataError, behind what was printed, if a file of a run is damaged.
+    """
     if problems := [problem for each in found for problem in each.problems]:
         raise DataError("; ".join(problems))
     return EXIT_OK

@@ -6,10 +6,12 @@ import argparse
 import contextlib
 import io
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +21,7 @@ from persia_hpc.durable import replacing
 from persia_hpc.errors import EXIT_OK, UserError
 from persia_hpc.launch.slurm import job_script, log_file, run_directory
 from persia_hpc.launch.slurm_chain import evaluate_job, evaluate_script, preprocess_job, preprocess_script
-from persia_hpc.launch.slurm_options import JobOptions
+from persia_hpc.launch.slurm_options import SLURM_ARRAY_SIZE, JobOptions
 from persia_hpc.reporting.seeds import seed_directory
 
 from . import evaluate, preprocess
@@ -72,7 +74,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--cpu-nodes", "as a heterogeneous job: so many nodes without GPUs for servers and workers")
     add("--cpu-partition", "partition of the --cpu-nodes")
     add("--run-dir", "directory of the results (default: runs/job-ID)", metavar="DIR")
-    add("--mpi", "srun's --mpi, by the MPI library: pmi2, pmix (default: SLURM_MPI_TYPE, or the site's)")
+    add(
+        "--mpi",
+        "srun's --mpi, by the MPI library: pmi2, pmix, cray_shasta (default: SLURM_MPI_TYPE, or the site's)",
+    )
     add("--launcher", "what starts the ranks", choices=("srun", "mpiexec"), metavar="{srun,mpiexec}")
     add("--signal-seconds", "time before the limit at which the job stops and writes a checkpoint")
     add("--max-restarts", "how often the job requeues itself at most")
@@ -98,7 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="OPTION",
-        help="an option of sbatch: --extra=--exclusive",
+        help="an option of sbatch, for each job: --extra=--exclusive",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the script, submit nothing")
 
@@ -129,9 +134,9 @@ def run(options: argparse.Namespace) -> int:
     first = None
     if before:
         data_job = preprocess_job(job)
-        first = _sbatch(preprocess_script(data_job, before), job)
+        first = _sbatch(preprocess_script(data_job, before), data_job)
         print(f"submitted job {first} for the data; log {log_file(data_job, first)}")
-    job_id = _sbatch(script, job, *_behind("afterok", first))
+    job_id = _sbatch(script, job, *_behind("afterok", first), earlier=[] if first is None else [first])
     directory = Path(run_directory(job, job_id))
     directory.mkdir(parents=True, exist_ok=True)
     for name, text in {"job.sbatch": script, "slurm_job": f"{job_id}\n"}.items():
@@ -148,7 +153,8 @@ def run(options: argparse.Namespace) -> int:
     if job.evaluate is not None:
         last_job = evaluate_job(job)
         text = evaluate_script(last_job, behind, str(directory))
-        last = _sbatch(text, job, *_behind("afterok" if job.seeds is None else "aftercorr", job_id))
+        when = "afterok" if job.seeds is None else "aftercorr"
+        last = _sbatch(text, last_job, *_behind(when, job_id), earlier=[*filter(None, [first]), job_id])
         print(f"submitted job {last} for the evaluation; log {log_file(last_job, last)}")
     return EXIT_OK
 
@@ -190,8 +196,11 @@ def _missing_path() -> str | None:
     return str(here) if (here / "persia-hpc").exists() else None
 
 
-def _sbatch(script: str, job: JobOptions, *options: str) -> str:
-    """Submits the script; the job's id."""
+def _sbatch(script: str, job: JobOptions, *options: str, earlier: Sequence[str] = ()) -> str:
+    """Submits the script and returns the job's id. earlier: the ids of jobs of the chain before it.
+
+    Raises UserError, with what was submitted already, if it isn't taken.
+    """
     program = shutil.which("sbatch")
     if program is None:
         raise UserError(
@@ -210,8 +219,22 @@ def _sbatch(script: str, job: JobOptions, *options: str) -> str:
     )
     if done.returncode != 0:
         said = " ".join(line.removeprefix("sbatch: ") for line in done.stderr.split("\n") if line)
-        raise UserError(f"sbatch refused the job: {said or f'exit code {done.returncode}'}")
+        ids = " ".join(earlier)
+        submitted = f"; of its chain Slurm has already {ids} (scancel {ids} takes them back)" if ids else ""
+        reason = f"{said or f'exit code {done.returncode}'}{_array_hint(job.seeds, said)}"
+        raise UserError(f"sbatch refused the job {job.job_name}: {reason}{submitted}")
     return done.stdout.strip().partition(";")[0]
+
+
+def _array_hint(seeds: str | None, said: str) -> str:
+    """Returns why Slurm may have refused an array; "" if its indices are in bounds."""
+    largest = max(map(int, re.findall(r"\d+", (seeds or "0").partition("%")[0])))
+    if largest < SLURM_ARRAY_SIZE or "array" not in said.lower():
+        return ""
+    return (
+        f"; the array {seeds} has an index of {largest}, and the largest that Slurm takes is "
+        f"MaxArraySize - 1, {SLURM_ARRAY_SIZE - 1} by default (scontrol show config)"
+    )
 
 
 _KEPT = ("SLURM_CONF", "SLURM_MPI_TYPE")

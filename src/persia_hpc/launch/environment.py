@@ -31,6 +31,17 @@ def world_rank_of(environment: Mapping[str, str] = os.environ) -> int | None:
     return None
 
 
+def slurm_job_id(environment: Mapping[str, str] = os.environ) -> str | None:
+    """Returns the id of the Slurm job that this process belongs to, None outside of one.
+
+    A task of an array is ARRAY_TASK: one of them has the SLURM_JOB_ID that names the array as a whole.
+    """
+    array, task = (environment.get(f"SLURM_ARRAY_{name}_ID", "") for name in ("JOB", "TASK"))
+    if "SLURM_JOB_ID" in environment and array.isdigit() and task.isdigit():
+        return f"{array}_{task}"
+    return environment.get("SLURM_JOB_ID")
+
+
 def supervised(environment: Mapping[str, str] = os.environ) -> bool:
     """Says whether the supervisor started this rank's job, and tells the user how it ended."""
     return SUPERVISED in environment

@@ -19,7 +19,7 @@ from persia_hpc.errors import UserError
 from persia_hpc.reporting.events import JsonLines
 from persia_hpc.reporting.run_files import EVENTS
 
-from .environment import inside_mpi
+from .environment import inside_mpi, slurm_job_id
 from .registry import read_failure, read_ranks, read_summary
 from .run_lock import LOCK, locked
 
@@ -163,7 +163,7 @@ def _make_own(path: Path) -> None:
                 entry.unlink()
             else:
                 own_file(entry)
-    job = os.environ.get("SLURM_JOB_ID")
+    job = slurm_job_id()
     if job is not None:
         with replacing(path / "slurm_job") as partial:
             partial.write_text(f"{job}\n")

@@ -25,6 +25,8 @@ from persia_hpc.errors import UserError
 from persia_hpc.printable import printable
 from persia_hpc.reporting.run_files import read_object
 
+from .environment import slurm_job_id
+
 LOCK = "run.lock"
 TEXT_SECONDS = 1.0  # a new holder writes its text at once, but after it has the lock
 # A file server drops a dead host's locks when its lease ends: mostly after 90 s (NFSv4), or 100 s (Lustre).
@@ -110,7 +112,7 @@ def _myself() -> dict[str, Any]:
     except KeyError:  # containers run under numbers without names
         user = str(os.geteuid())
     since = time.strftime("%Y-%m-%d %H:%M:%S")
-    job = os.environ.get("SLURM_JOB_ID")
+    job = slurm_job_id()
     return {"host": socket.gethostname(), "pid": os.getpid(), "user": user, "job": job, "since": since}
 
 

@@ -56,11 +56,16 @@ def _remove_of_earlier_start() -> None:
         with contextlib.suppress(OSError):
             if path.stat().st_ctime < began - _CLOCK_SECONDS:
                 old.append(str(path))
-    remove_leaked(old)
+    remove_leaked(old, only_if_all_seen=True)
 
 
 def step_began() -> float:
-    """Returns the time at which the process began that starts this node's ranks; 0 if that isn't known."""
+    """Returns the time at which the process began that starts this node's ranks; 0 if that isn't known.
+
+    Behind a PID namespace's border, or when it has died, the parent is another.
+    """
+    if os.getppid() <= 1:
+        return 0.0
     parent = process_stat(os.getppid())
     try:
         boot = re.search(r"^btime (\d+)$", Path("/proc/stat").read_text(), re.MULTILINE)
@@ -88,10 +93,13 @@ def _room_text() -> str:
 
 def mapped_files(pid: int) -> set[str]:
     """Returns the existing files in /dev/shm that a process maps; none if it is gone or not ours."""
-    try:
-        maps = Path(f"/proc/{pid}/maps").read_text()
-    except OSError:
-        return set()
+    with contextlib.suppress(OSError):
+        return _read_mapped(pid)
+    return set()
+
+
+def _read_mapped(pid: int) -> set[str]:
+    maps = Path(f"/proc/{pid}/maps").read_text()
     return {path for path in _MAPPED.findall(maps) if not path.endswith(" (deleted)")}
 
 
@@ -128,8 +136,12 @@ class SharedMemory:
         return remove_leaked(self._files)
 
 
-def remove_leaked(paths: Iterable[str]) -> list[str]:
-    """Removes those of the files that still exist, belong to this user and that no living process maps."""
+def remove_leaked(paths: Iterable[str], *, only_if_all_seen: bool = False) -> list[str]:
+    """Removes those of the files that still exist, belong to this user and that no living process maps.
+
+    only_if_all_seen: removes none if the maps of one of this user's processes can't be read, as inside of
+    some containers; for files that may be another job's.
+    """
     candidates = set()
     for path in paths:
         with contextlib.suppress(OSError):
@@ -138,11 +150,27 @@ def remove_leaked(paths: Iterable[str]) -> list[str]:
     if not candidates:
         return []
     for entry in os.scandir("/proc"):
-        if entry.name.isdigit():
-            candidates -= mapped_files(int(entry.name))
+        if not entry.name.isdigit():
+            continue
+        try:
+            candidates -= _read_mapped(int(entry.name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended
+        except OSError:
+            if only_if_all_seen and _may_be_rank(entry):
+                return []
     removed = []
     for path in sorted(candidates):
         with contextlib.suppress(OSError):
             os.unlink(path)
             removed.append(path)
     return removed
+
+
+def _may_be_rank(entry: os.DirEntry[str]) -> bool:
+    """Says whether a process is this user's, and not init, which a container's own root may not look into."""
+    if entry.name == "1":
+        return False
+    with contextlib.suppress(OSError):
+        return entry.stat().st_uid == os.geteuid()
+    return False

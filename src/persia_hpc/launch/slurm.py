@@ -74,6 +74,7 @@ def job_script(config: Config, options: JobOptions) -> str:
         "MAX_RESTARTS": str(options.max_restarts),
         "SITE": "".join(f"{line}\n" for line in site),
         "THREADS": threads,
+        "JOB": _shell_job(options),
         "TRAIN": f"--launcher {options.launcher} --resume{fixed}{changes}",
     }
     return re.sub(r"@([A-Z_]+)@", lambda match: values[match.group(1)], TEMPLATE)
@@ -96,6 +97,14 @@ def _shell_run_dir(options: JobOptions) -> str:
         return base
     base = base.replace("$SLURM_JOB_ID", "$SLURM_ARRAY_JOB_ID")
     return f"{base}/{seed_directory('$SLURM_ARRAY_TASK_ID')}"
+
+
+def _shell_job(options: JobOptions) -> str:
+    """Returns the job's id in the words of the shell of a job.
+
+    One task of an array has the SLURM_JOB_ID that names the array as a whole.
+    """
+    return "$SLURM_JOB_ID" if options.seeds is None else "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
 
 
 TEMPLATE = """\
@@ -130,7 +139,7 @@ if [ "$code" -eq 75 ] && [ -z "$cancelled" ]; then
     restarts=${SLURM_RESTART_COUNT:-0}
     if [ "$restarts" -ge "$max_restarts" ]; then
         echo "not requeued after $restarts restarts (max_restarts); submit it again to go on" >&2
-    elif scontrol requeue "$SLURM_JOB_ID"; then
+    elif scontrol requeue "@JOB@"; then
         echo "requeued: goes on from its checkpoint when Slurm starts it again"
         sleep 60 # until Slurm ends this script
     fi

@@ -14,8 +14,9 @@ from persia_hpc.reporting.figures import duration
 from persia_hpc.reporting.run_files import read_bytes
 
 ANSWER_SECONDS = 20
-_FIELDS = ("JobIDRaw", "State", "ElapsedRaw", "TotalCPU", "CPUTimeRAW", "MaxRSS")
+_FIELDS = ("JobID", "JobIDRaw", "State", "ElapsedRaw", "TotalCPU", "CPUTimeRAW", "MaxRSS")
 _LIVE_FIELDS = ("JobID", "AveCPU", "NTasks", "MaxRSS")  # of sstat, by step
+_JOB = re.compile(r"[0-9]+(_[0-9]+)?")  # the second number: of a task of an array
 _CPU_TIME = re.compile(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d+(?:\.\d+)?)")  # [[days-]hours:]minutes:seconds
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)")
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -47,9 +48,9 @@ class Account:
 
 
 def slurm_job(directory: Path) -> str | None:
-    """Returns the id of a run's Slurm job, None without one."""
+    """Returns the id of a run's Slurm job, of a task of an array ARRAY_TASK; None without one."""
     job = (read_bytes(directory / "slurm_job")[0] or b"").decode("ascii", "replace").strip()
-    return job if job.isdigit() else None
+    return job if _JOB.fullmatch(job) else None
 
 
 def slurm_state(directory: Path) -> str | None:
@@ -73,13 +74,13 @@ def slurm_account(directory: Path) -> Account | None:
     if job is None:
         return None
     rows = _table("sacct", job, _FIELDS)
-    whole = next((row for row in rows if row[0] == job), None)
+    whole = next((row for row in rows if job in row[:2]), None)
     if whole is None:
         return None
-    _, state, elapsed, used, had, _ = whole
-    memory, seconds = [row[5] for row in rows], _cpu_seconds(used) or 0.0
+    _, number, state, elapsed, used, had, _ = whole
+    memory, seconds = [row[6] for row in rows], _cpu_seconds(used) or 0.0
     if state == "RUNNING":  # sacct knows of a step's CPU time and memory when it has ended
-        for _, each, tasks, most in _table("sstat", job, _LIVE_FIELDS, "--allsteps"):
+        for _, each, tasks, most in _table("sstat", number, _LIVE_FIELDS, "--allsteps"):
             seconds += (_cpu_seconds(each) or 0.0) * (int(tasks) if tasks.isdecimal() else 0)
             memory.append(most)
     known = [found for found in map(_bytes, memory) if found is not None]

@@ -72,6 +72,7 @@ def _script(title: str, options: JobOptions, lines: Sequence[str]) -> str:
         f"--cpus-per-task={options.cpus_per_task}",
         *([f"--gpus-per-node={options.gpus_per_node}"] if options.gpus_per_node else []),
     ]
+    header += options.extra
     return "\n".join(
         [
             "#!/bin/bash",

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from persia_hpc.config import Config
 from persia_hpc.errors import UserError
 
-_MOST_SEEDS = 1000  # what Slurm takes as an array, by default
+SLURM_ARRAY_SIZE = 1001  # MaxArraySize by default, one more than the largest index of an array
+_MOST_SEEDS = 1000
 
 
 @dataclass(frozen=True)
