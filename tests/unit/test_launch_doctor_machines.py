@@ -294,3 +294,19 @@ def test_two_nodes_of_an_allocation_are_tried(machine: Machine, monkeypatch: pyt
         assert given.startswith("-n2 ")
         assert ("-N2 --ntasks-per-node=1" in given) == spread
         assert "--mpi=pmix" in given
+
+
+@pytest.mark.parametrize(
+    ("library", "pmi"),
+    [
+        ("MPICH Version: 5.0.2", "pmi2"),
+        ("MPI VERSION    : CRAY MPICH version 8.1.29.8", "cray_shasta"),
+        ("Intel(R) MPI Library 2021.12", "pmi2"),
+        ("MVAPICH2 Version: 2.3.7", "pmi2"),
+        ("Open MPI v5.0.3", "pmix"),
+        ("another", None),
+        (None, None),
+    ],
+)
+def test_which_pmi_a_library_needs(library: str | None, pmi: str | None) -> None:
+    assert doctor_mpi.pmi_for(library) == pmi

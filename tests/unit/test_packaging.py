@@ -29,8 +29,19 @@ def requirements() -> dict[str, str]:
     return dict(re.findall(r'"([a-z0-9]+)>=([\d.]+)', text))
 
 
+def build_requirements() -> dict[str, str]:
+    """The least version of each package that building this one takes."""
+    text = PROJECT.partition("requires = [")[2].partition("]")[0]
+    return dict(re.findall(r'"([a-z0-9-]+)>=([\d.]+)', text))
+
+
+def as_numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
+
+
 def test_requirements_are_found() -> None:
     assert requirements()["mpi4py"] == "4.0"
+    assert {*build_requirements()} == {"scikit-build-core", "pybind11"}
     assert len(requirements()) >= 6
 
 
@@ -53,10 +64,12 @@ def test_conda_asks_for_the_same() -> None:
 def test_easybuild_is_for_this_version() -> None:
     assert VERSION is not None
     assert EASYCONFIG.name.startswith(f"persia-hpc-{VERSION[1]}-")
-    text = EASYCONFIG.read_text()
-    for name in {*requirements()} - {"numpy", "tomli", "torch"}:  # in SciPy-bundle, Python 3.12, PyTorch
-        assert f"('{name}', " in text
-    assert "('PyTorch', " in text
+    given = dict(re.findall(r"^ +\('([\w-]+)', '([\d.]+)'", EASYCONFIG.read_text(), re.MULTILINE))
+    assert given["SciPy-bundle"] == "2024.05"
+    given |= {"torch": given["PyTorch"], "numpy": "1.26.4", "tomli": "2.0"}  # in that bundle, and in Python
+    needed = {**requirements(), **build_requirements()}
+    for name, least in needed.items():
+        assert as_numbers(given[name]) >= as_numbers(least), name
 
 
 def test_containers_take_what_there_is() -> None:

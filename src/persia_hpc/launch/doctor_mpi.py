@@ -167,6 +167,8 @@ def pmi_for(library: str | None) -> str | None:
     """Returns srun's --mpi that an MPI library needs, by its name; None for one that isn't known."""
     if library is None:
         return None
+    if re.search("CRAY MPICH", library, re.IGNORECASE):
+        return "cray_shasta"
     if re.search(r"MPICH|Intel|MVAPICH", library, re.IGNORECASE):
         return "pmi2"
     return "pmix" if "Open MPI" in library else None
