@@ -2,6 +2,10 @@
 
 #include <cstring>
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 namespace persia {
 namespace {
 
@@ -11,7 +15,8 @@ constexpr std::size_t kExtentBytes = 64 << 10, kPage = 4096;
 constexpr std::size_t kLeastExtentRows = 4, kUsualExtentRows = 16;
 constexpr std::uint32_t kShareOfBucket = 16;  // open extents take so small a part of what rows take in memory
 constexpr std::size_t kMovedExtents = 32;     // at most, in a step
-constexpr double kIndexBytes = 10.2;          // of a row at most, see cold_index.cpp
+constexpr std::size_t kLeastHoles = 1 << 20;
+constexpr double kIndexBytes = 10.2;  // of a row at most, see cold_index.cpp
 
 std::size_t aligned(std::size_t bytes, std::size_t to) { return (bytes + to - 1) / to * to; }
 std::size_t state_at(std::size_t weight_bytes) { return kHeader + aligned(weight_bytes, 4); }
@@ -54,18 +59,24 @@ ColdStore::ColdStore(const std::string& folder, std::uint64_t capacity_bytes, st
       capacity_bytes_(capacity_bytes),
       file_(folder, extent_bytes(record_bytes_, bucket_rows)),
       extent_rows_(static_cast<std::uint32_t>(file_.extent_bytes() / record_bytes_)),
-      buckets_(num_buckets),
-      record_(record_bytes_) {}
+      buckets_(num_buckets) {}
 
+// Four sums side by side, as each step of one waits for the step before.
 std::uint32_t ColdStore::checksum(const std::byte* record, Place place) const {
-    std::uint64_t sum = mix(place);
-    for (std::size_t at = 0; at < record_bytes_; at += 8) {
-        auto word = read_at<std::uint64_t>(record + at);
-        if (at == kStampAt) word &= UINT32_MAX;  // the stamp, without the checksum
-        sum = (sum ^ word) * 0x9e3779b97f4a7c15u;
+    constexpr std::uint64_t kFactor = 0x9e3779b97f4a7c15u;
+    const auto add = [](std::uint64_t& sum, std::uint64_t word) {
+        sum = (sum ^ word) * kFactor;
         sum ^= sum >> 32;
+    };
+    std::uint64_t sums[4] = {mix(place), read_at<Key>(record), read_at<std::uint32_t>(record + kStampAt),
+                             kFactor};
+    std::size_t at = kHeader;
+    for (; at + 32 <= record_bytes_; at += 32) {
+        for (unsigned i = 0; i < 4; ++i) add(sums[i], read_at<std::uint64_t>(record + at + 8 * i));
     }
-    return static_cast<std::uint32_t>(mix(sum));
+    for (unsigned i = 0; at < record_bytes_; at += 8) add(sums[i++], read_at<std::uint64_t>(record + at));
+    for (unsigned i = 1; i < 4; ++i) add(sums[0], mix(sums[i]));
+    return static_cast<std::uint32_t>(mix(sums[0]));
 }
 
 ColdStore::Row ColdStore::row_at(const std::byte* record, Place place) const {
@@ -99,16 +110,19 @@ void ColdStore::open_extent(std::uint32_t bucket) {
     of.open = extent;
 }
 
-ColdStore::Place ColdStore::put(std::uint32_t bucket, const std::byte* record) {
-    Bucket& of = buckets_[bucket];
+std::byte* ColdStore::next_record(std::uint32_t bucket) {
     if (!has_open(bucket)) open_extent(bucket);
-    const std::uint32_t number = of.open;
-    Extent& extent = extents_[number];
-    const Place place = place_of(number, extent.used);
-    std::byte* const to = of.room.data() + extent.used * record_bytes_;
-    std::memcpy(to, record, record_bytes_);
-    const std::uint32_t sum = checksum(to, place);
-    std::memcpy(to + kChecksumAt, &sum, sizeof sum);
+    Bucket& of = buckets_[bucket];
+    return of.room.data() + extents_[of.open].used * record_bytes_;
+}
+
+ColdStore::Place ColdStore::put(std::uint32_t bucket) {
+    Bucket& of = buckets_[bucket];
+    Extent& extent = extents_[of.open];
+    const Place place = place_of(of.open, extent.used);
+    std::byte* const record = of.room.data() + extent.used * record_bytes_;
+    const std::uint32_t sum = checksum(record, place);
+    std::memcpy(record + kChecksumAt, &sum, sizeof sum);
     const auto stamp = read_at<std::uint32_t>(record + kStampAt);
     extent.oldest = std::min(extent.oldest, stamp);
     extent.newest = std::max(extent.newest, stamp);
@@ -128,16 +142,32 @@ bool ColdStore::has_open(std::uint32_t bucket) {
     return false;
 }
 
-void ColdStore::append(std::uint32_t bucket, Key key, std::uint32_t stamp, const std::byte* weights,
-                       const std::byte* state) {
+std::byte* ColdStore::weights_of(std::byte* record) const { return record + kHeader; }
+std::byte* ColdStore::state_of(std::byte* record) const { return record + state_at(weight_bytes_); }
+
+std::byte* ColdStore::begin_append(std::uint32_t bucket) {
     if (!has_open(bucket)) make_room();
-    std::memcpy(record_.data(), &key, sizeof key);
-    std::memcpy(record_.data() + kStampAt, &stamp, sizeof stamp);
-    std::memcpy(record_.data() + kHeader, weights, weight_bytes_);
-    if (state_bytes_ != 0) std::memcpy(record_.data() + state_at(weight_bytes_), state, state_bytes_);
-    buckets_[bucket].index.insert(key, put(bucket, record_.data()));
+    return next_record(bucket);
+}
+
+void ColdStore::end_append(std::uint32_t bucket, Key key, std::uint32_t stamp) {
+    std::byte* const record = next_record(bucket);
+    std::memcpy(record, &key, sizeof key);
+    std::memcpy(record + kStampAt, &stamp, sizeof stamp);
+    ColdIndex& index = buckets_[bucket].index;
+    const std::size_t before = index.held_bytes();
+    index.insert(key, put(bucket));
+    if (index.held_bytes() != before) outgrown_ += before;
     ++size_;
     ++appended_;
+}
+
+void ColdStore::append(std::uint32_t bucket, Key key, std::uint32_t stamp, const std::byte* weights,
+                       const std::byte* state) {
+    std::byte* const record = begin_append(bucket);
+    std::memcpy(weights_of(record), weights, weight_bytes_);
+    if (state_bytes_ != 0) std::memcpy(state_of(record), state, state_bytes_);
+    end_append(bucket, key, stamp);
 }
 
 void ColdStore::make_room() {
@@ -229,7 +259,8 @@ bool ColdStore::move_sparse() {
         const Row row = row_at(record, place_of(number, i));
         if (!buckets_[bucket].index.contains(row.key, row.place)) continue;
         try {
-            buckets_[bucket].index.move(row.key, row.place, put(bucket, record));
+            std::memcpy(next_record(bucket), record, record_bytes_);
+            buckets_[bucket].index.move(row.key, row.place, put(bucket));
         } catch (const DiskFull&) {
             sparse_.push_back(number);
             throw;
@@ -240,7 +271,18 @@ bool ColdStore::move_sparse() {
     return true;
 }
 
+// The indexes of buckets grow in turns, and each leaves a hole in the heap that is too small for the next:
+// together a fifth of what they take.
+void ColdStore::give_back_holes() {
+    if (outgrown_ < std::max(kLeastHoles, size_ * sizeof(std::uint64_t))) return;
+    outgrown_ = 0;
+#ifdef __GLIBC__
+    malloc_trim(0);
+#endif
+}
+
 void ColdStore::tidy() {
+    give_back_holes();
     if (marked_) return;
     for (std::size_t i = 0; i < kMovedExtents && move_sparse(); ++i) {
     }
@@ -273,8 +315,8 @@ void ColdStore::mark() {
 
 std::size_t ColdStore::held_bytes() const {
     const auto held = [](const auto& values) { return values.capacity() * sizeof(values[0]); };
-    std::size_t bytes = sizeof *this + held(buckets_) + held(extents_) + held(free_) + held(sparse_) +
-                        held(record_) + held(extent_room_) + held(move_room_) + held(find_room_) +
+    std::size_t bytes = sizeof *this + file_.held_bytes() + held(buckets_) + held(extents_) + held(free_) +
+                        held(sparse_) + held(extent_room_) + held(move_room_) + held(find_room_) +
                         held(candidates_) + held(found_) + held(reads_);
     for (const Bucket& bucket : buckets_) {
         bytes += bucket.index.held_bytes() + held(bucket.extents) + held(bucket.room);

@@ -14,6 +14,7 @@ namespace {
 
 constexpr unsigned kReaders = 16;  // reads under way at a time: what a drive needs to be busy
 constexpr std::size_t kMinReadsForThreads = 8;
+constexpr std::size_t kMostHeld = 1 << 20;
 
 int open_unnamed(const std::string& folder) {
 #ifdef O_TMPFILE
@@ -66,7 +67,18 @@ bool ExtentFile::in_memory([[maybe_unused]] const Read& read) const {
 #endif
 }
 
+bool ExtentFile::is_held(const Read& read) const {
+    if (read.offset < held_at_ || read.offset >= held_at_ + held_.size()) return false;
+    std::copy_n(held_.data() + (read.offset - held_at_), read.bytes, read.to);
+    return true;
+}
+
 void ExtentFile::read(std::vector<Read>& reads) const {
+    if (!held_.empty()) {
+        reads.erase(
+            std::remove_if(reads.begin(), reads.end(), [&](const Read& each) { return is_held(each); }),
+            reads.end());
+    }
     std::sort(reads.begin(), reads.end(), [](const Read& a, const Read& b) { return a.offset < b.offset; });
     if (reads.size() >= kMinReadsForThreads && !has_no_ring_) {
         if (!ring_) ring_ = ReadRing::make(file_);
@@ -95,16 +107,35 @@ void ExtentFile::ask_for(std::uint64_t offset, std::size_t bytes) const {
     posix_fadvise(file_, static_cast<off_t>(offset), static_cast<off_t>(bytes), POSIX_FADV_WILLNEED);
 }
 
-void ExtentFile::write(std::uint32_t extent, const std::byte* from) {
-    const std::uint64_t offset = std::uint64_t{extent} * extent_bytes_;
+void ExtentFile::write_at(std::uint64_t offset, const std::byte* from, std::size_t bytes) const {
     std::size_t done = 0;
-    while (done < extent_bytes_) {
-        const ssize_t put =
-            pwrite(file_, from + done, extent_bytes_ - done, static_cast<off_t>(offset + done));
+    while (done < bytes) {
+        const ssize_t put = pwrite(file_, from + done, bytes - done, static_cast<off_t>(offset + done));
         if (put < 0 && errno == EINTR) continue;
         if (put < 0) throw DiskFull(says("can't write", errno));
         done += static_cast<std::size_t>(put);
     }
+}
+
+void ExtentFile::write_held() {
+    write_at(held_at_, held_.data(), held_.size());
+    held_.clear();
+    if (!gathers_) held_ = {};
+}
+
+void ExtentFile::write(std::uint32_t extent, const std::byte* from) {
+    const std::uint64_t offset = std::uint64_t{extent} * extent_bytes_;
+    const bool fits = gathers_ && offset == held_at_ + held_.size() && held_.size() < kMostHeld;
+    if (!held_.empty() && !fits) write_held();
+    if (!gathers_) {
+        write_at(offset, from, extent_bytes_);
+        return;
+    }
+    if (held_.empty()) {
+        held_at_ = offset;
+        held_.reserve(kMostHeld + extent_bytes_);
+    }
+    held_.insert(held_.end(), from, from + extent_bytes_);
 }
 
 }  // namespace persia

@@ -97,12 +97,7 @@ void Shard::import_rows(const ImportedRows& from) {
         import_some(from);
         return;
     }
-    for (std::size_t begin = 0, end = 0; begin < from.keys.size(); begin = end) {
-        const std::uint32_t number = bucket_of_(from.keys[begin]);
-        while (++end < from.keys.size() && bucket_of_(from.keys[end]) == number) {
-        }
-        if (owns_bucket(number)) import_beside_disk(from, begin, end);
-    }
+    import_beside_disk(from);
 }
 
 void Shard::import_some(const ImportedRows& from) {

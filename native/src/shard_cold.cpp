@@ -1,6 +1,8 @@
 // Shard's rows on disk, see cold_store.h.
 #include <algorithm>
+#include <functional>
 #include <stdexcept>
+#include <utility>
 
 #include "persia/prefetch.h"
 #include "persia/shard.h"
@@ -34,6 +36,13 @@ struct PickedRows {
         }
     }
     ImportedRows all(bool has_state) const { return {keys, rows, state, stamps, steps, has_state}; }
+};
+
+struct Gathering {
+    ColdStore& store;
+
+    explicit Gathering(ColdStore& of) : store(of) { store.gather(true); }
+    ~Gathering() { store.gather(false); }
 };
 
 }  // namespace
@@ -135,10 +144,26 @@ void Shard::import_in_pieces(const ImportedRows& from) {
     }
 }
 
+void Shard::import_beside_disk(const ImportedRows& from) {
+    const Gathering gathering(*cold_);
+    for (std::size_t begin = 0, end = 0; begin < from.keys.size(); begin = end) {
+        const std::uint32_t number = bucket_of_(from.keys[begin]);
+        while (++end < from.keys.size() && bucket_of_(from.keys[end]) == number) {
+        }
+        if (owns_bucket(number)) import_run(from.slice(begin, end, config_.dim, update_.state_width()));
+    }
+    cold_->gather(false);
+    try {
+        cold_->write_held();
+    } catch (const DiskFull& error) {
+        note_full(error);
+        if (!config_.full_disk_evicts) throw;
+    }
+}
+
 // Rows that would be the first of their bucket to go to disk are put there at once. All others come into
 // memory, also those that are here already, or may be.
-void Shard::import_beside_disk(const ImportedRows& from, std::size_t begin, std::size_t end) {
-    const ImportedRows run = from.slice(begin, end, config_.dim, update_.state_width());
+void Shard::import_run(const ImportedRows& run) {
     const std::uint32_t home = bucket(run.keys[0]);
     const std::size_t here = index_.size(home), come = run.keys.size();
     if (here + come <= config_.bucket_capacity || come * kImportedShare < here || changes_.noted()) {
@@ -149,38 +174,52 @@ void Shard::import_beside_disk(const ImportedRows& from, std::size_t begin, std:
     import_in_pieces(PickedRows(run, stay, config_.dim, update_.state_width()).all(run.has_state));
 }
 
+// The least (stamp, key) of the rows that stay in memory, of those that are there and those that come.
+std::pair<std::uint32_t, Key> Shard::least_to_stay(std::uint32_t home, const ImportedRows& from) const {
+    std::vector<std::uint32_t> stamps(from.stamps.begin(), from.stamps.end());
+    index_.for_each(home, [&](const KeyIndex::Entry& entry) { stamps.push_back(entry.stamp()); });
+    const auto rank = stamps.end() - static_cast<std::ptrdiff_t>(config_.bucket_capacity);
+    std::nth_element(stamps.begin(), rank, stamps.end());
+    const std::uint32_t stamp = *rank;
+    std::vector<Key> tied;
+    for (std::size_t i = 0; i < from.keys.size(); ++i) {
+        if (from.stamps[i] == stamp) tied.push_back(from.keys[i]);
+    }
+    index_.for_each(home, [&](const KeyIndex::Entry& entry) {
+        if (entry.stamp() == stamp) tied.push_back(entry.key());
+    });
+    const auto at = tied.begin() + std::count(stamps.begin(), rank, stamp);
+    std::nth_element(tied.begin(), at, tied.end());
+    return {stamp, *at};
+}
+
 // Puts rows of a bucket to disk, and gives the others.
 std::vector<std::uint32_t> Shard::split_import(std::uint32_t home, const ImportedRows& from) {
     const std::size_t n = from.keys.size();
-    std::vector<std::pair<std::uint32_t, Key>> ages;  // as eviction compares them
-    ages.reserve(index_.size(home) + n);
-    index_.for_each(home,
-                    [&](const KeyIndex::Entry& entry) { ages.emplace_back(entry.stamp(), entry.key()); });
-    for (std::size_t i = 0; i < n; ++i) ages.emplace_back(from.stamps[i], from.keys[i]);
-    const auto least = ages.end() - static_cast<std::ptrdiff_t>(config_.bucket_capacity);
-    std::nth_element(ages.begin(), least, ages.end());
-    const auto to_stay = *least;
-
+    const auto least = least_to_stay(home, from);
+    const bool here = index_.size(home) != 0 || cold_->rows(home) != 0 ||
+                      !std::is_sorted(from.keys.begin(), from.keys.end(), std::less_equal<>());
     std::vector<std::uint32_t> stay;
-    std::vector<std::byte> weights(update_.weight_bytes()), state(update_.state_bytes());
     bool full = false;
-    cold_->reserve(home, std::min(n, ages.size() - config_.bucket_capacity));
+    cold_->reserve(home, std::min(n, index_.size(home) + n - config_.bucket_capacity));
     for (std::uint32_t i = 0; i < n; ++i) {
         const Key key = from.keys[i];
-        if (full || std::make_pair(from.stamps[i], key) >= to_stay || index_.find(home, key) ||
-            cold_->may_have(home, key)) {
+        if (full || std::make_pair(from.stamps[i], key) >= least ||
+            (here && (index_.find(home, key) || cold_->may_have(home, key)))) {
             stay.push_back(i);
             continue;
         }
-        const float* const values = &from.rows[i * config_.dim];
-        if (from.has_state) {
-            update_.write(values, from.state.data() + i * update_.state_width(),
-                          update_.has_steps() ? from.steps[i] : 0, weights.data(), state.data());
-        } else {
-            update_.init(values, weights.data(), state.data());
-        }
         try {
-            cold_->append(home, key, from.stamps[i], weights.data(), state.data());
+            std::byte* const record = cold_->begin_append(home);
+            std::byte *const weights = cold_->weights_of(record), *const state = cold_->state_of(record);
+            const float* const values = &from.rows[i * config_.dim];
+            if (from.has_state) {
+                update_.write(values, from.state.data() + i * update_.state_width(),
+                              update_.has_steps() ? from.steps[i] : 0, weights, state);
+            } else {
+                update_.init(values, weights, state);
+            }
+            cold_->end_append(home, key, from.stamps[i]);
         } catch (const DiskFull& error) {
             note_full(error);
             full = true;

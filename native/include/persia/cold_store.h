@@ -54,6 +54,14 @@ class ColdStore {
     // or nothing can be written; another call may find room.
     void append(std::uint32_t bucket, Key key, std::uint32_t stamp, const std::byte* weights,
                 const std::byte* state);
+    // The same in two calls: between them weights_of() and state_of() what the first gives must be filled.
+    std::byte* begin_append(std::uint32_t bucket);
+    void end_append(std::uint32_t bucket, Key key, std::uint32_t stamp);
+    std::byte* weights_of(std::byte* record) const;
+    std::byte* state_of(std::byte* record) const;
+    // Whether many rows of a bucket after the other are appended, and the end of that; see ExtentFile.
+    void gather(bool gathers) { file_.gather(gathers); }
+    void write_held() { file_.write_held(); }
     // Makes room in the index for so many more rows of a bucket.
     void reserve(std::uint32_t bucket, std::size_t rows) { buckets_[bucket].index.reserve(rows); }
     // Those of the keys that are here, in their order.
@@ -96,6 +104,7 @@ class ColdStore {
     void release() { marked_ = false; }
 
     std::uint64_t size() const { return size_; }
+    std::size_t rows(std::uint32_t bucket) const { return buckets_[bucket].index.size(); }
     std::uint64_t appended() const { return appended_; }  // rows, without those moved
     std::uint64_t file_bytes() const { return std::uint64_t{in_use_} * file_.extent_bytes(); }
     std::size_t held_bytes() const;
@@ -131,13 +140,15 @@ class ColdStore {
     bool is_open(std::uint32_t extent) const { return buckets_[extents_[extent].bucket].open == extent; }
     Row row_at(const std::byte* record, Place place) const;  // throws DiskError for a wrong checksum
     std::uint32_t checksum(const std::byte* record, Place place) const;
-    Place put(std::uint32_t bucket, const std::byte* record);  // gives it its checksum
-    bool has_open(std::uint32_t bucket);                       // with room; writes a full one
+    std::byte* next_record(std::uint32_t bucket);  // of its open extent
+    Place put(std::uint32_t bucket);               // what is there by now; gives it its checksum
+    bool has_open(std::uint32_t bucket);           // with room; writes a full one
     void open_extent(std::uint32_t bucket);
     void load(std::uint32_t extent, std::vector<std::byte>& into);
     void check_sparse(std::uint32_t extent);  // after rows of it went
     void make_room();                         // for another extent
-    bool move_sparse();                       // the rows of one extent; whether there was any
+    void give_back_holes();
+    bool move_sparse();  // the rows of one extent; whether there was any
 
     struct Candidate {  // a row that may be that of a wanted key
         std::size_t wanted;
@@ -154,10 +165,11 @@ class ColdStore {
     std::vector<std::uint32_t> free_, sparse_;
     std::uint32_t in_use_ = 0;  // extents
     std::uint64_t size_ = 0, appended_ = 0;
+    std::uint64_t outgrown_ = 0;  // bytes of indexes, since holes were given back
     bool marked_ = false;
 
     // Working memory, kept from call to call.
-    std::vector<std::byte> record_, extent_room_, move_room_, find_room_;
+    std::vector<std::byte> extent_room_, move_room_, find_room_;
     std::vector<Candidate> candidates_;
     std::vector<Found> found_;
     std::vector<ExtentFile::Read> reads_;

@@ -39,18 +39,28 @@ class ExtentFile {
     // Asks the system to begin a read, without waiting for it.
     void ask_for(std::uint64_t offset, std::size_t bytes) const;
     void write(std::uint32_t extent, const std::byte* from);  // throws DiskFull
+    // Whether extents that are written one after the other, and lie so, may be held to be written together.
+    void gather(bool gathers) { gathers_ = gathers; }
+    // Writes what is held. Throws DiskFull if that can't be done: it can still be read, and is tried again.
+    void write_held();
+    std::size_t held_bytes() const { return held_.capacity(); }
 
     const std::string& folder() const { return folder_; }
     std::size_t extent_bytes() const { return extent_bytes_; }
 
   private:
     bool in_memory(const Read& read) const;  // and then has been read
+    bool is_held(const Read& read) const;    // and then has been read
     void read_one(const Read& read) const;
+    void write_at(std::uint64_t offset, const std::byte* from, std::size_t bytes) const;
     std::string says(const char* what, int error) const;
 
     std::string folder_;
     std::size_t extent_bytes_;
     int file_ = -1;
+    bool gathers_ = false;
+    std::uint64_t held_at_ = 0;
+    std::vector<std::byte> held_;
     // Once they are needed; threads where the kernel refuses a ring.
     mutable std::unique_ptr<ReadRing> ring_;
     mutable std::unique_ptr<ThreadTeam> readers_;

@@ -225,8 +225,10 @@ class Shard {
     void insert(std::uint32_t bucket, Key key, std::uint32_t slot, std::uint32_t stamp);
     void start_row(Key key, std::uint32_t slot);
     void import_some(const ImportedRows& from);
-    void import_beside_disk(const ImportedRows& from, std::size_t begin, std::size_t end);  // of one bucket
+    void import_beside_disk(const ImportedRows& from);
+    void import_run(const ImportedRows& run);  // rows of one bucket
     void import_in_pieces(const ImportedRows& from);
+    std::pair<std::uint32_t, Key> least_to_stay(std::uint32_t bucket, const ImportedRows& from) const;
     std::vector<std::uint32_t> split_import(std::uint32_t bucket, const ImportedRows& from);
     void keep_before_change(Keys keys);
     void keep_before_push(const PushBatch& batch);

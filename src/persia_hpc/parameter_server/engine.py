@@ -354,9 +354,7 @@ class ParameterServer:
         waiting = ", ".join(f"step {p.step} of trainer {p.trainer}" for p in self._waiting[:4]) or "none"
         if clock.per_trainer and self._waiting:
             pull = min(self._waiting, key=lambda p: p.step)
-            return (
-                f"trainer {pull.trainer}'s gradients before its step {pull.step} (pulls that wait: {waiting})"
-            )
+            return f"trainer {pull.trainer}'s gradients before step {pull.step} (pulls that wait: {waiting})"
         step = clock.applied + 1
         held = self._held.get(step, ())
         missing = [t for t in range(clock.num_trainers) if (step, t) in self._in_flight and t not in held]
