@@ -288,6 +288,18 @@ void ColdStore::tidy() {
     }
 }
 
+std::vector<std::uint32_t> ColdStore::wanted_extents(std::uint32_t bucket, std::uint32_t least,
+                                                     std::uint32_t most) const {
+    std::vector<std::uint32_t> wanted;
+    for (const std::uint32_t number : buckets_[bucket].extents) {
+        const Extent& extent = extents_[number];
+        if (extent.newest < least || extent.oldest > most) continue;
+        wanted.push_back(number);
+        if (!is_open(number)) file_.ask_for(offset_of(place_of(number, 0)), extent.used * record_bytes_);
+    }
+    return wanted;
+}
+
 void ColdStore::load(std::uint32_t extent, std::vector<std::byte>& into) {
     into.resize(file_.extent_bytes());
     if (is_open(extent)) {

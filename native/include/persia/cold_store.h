@@ -78,9 +78,8 @@ class ColdStore {
     // one of at most `most`; it returns whether the row stays.
     template <class Visit>
     void for_each(std::uint32_t bucket, std::uint32_t least, std::uint32_t most, Visit&& visit) {
-        const std::vector<std::uint32_t> extents = buckets_[bucket].extents;  // a copy: some may go meanwhile
+        const std::vector<std::uint32_t> extents = wanted_extents(bucket, least, most);
         for (const std::uint32_t extent : extents) {
-            if (extents_[extent].newest < least || extents_[extent].oldest > most) continue;
             load(extent, extent_room_);
             const std::uint32_t used = extents_[extent].used;
             std::uint32_t oldest = UINT32_MAX;
@@ -144,6 +143,9 @@ class ColdStore {
     Place put(std::uint32_t bucket);               // what is there by now; gives it its checksum
     bool has_open(std::uint32_t bucket);           // with room; writes a full one
     void open_extent(std::uint32_t bucket);
+    // Those of a bucket that for_each() looks at; the system begins to read them.
+    std::vector<std::uint32_t> wanted_extents(std::uint32_t bucket, std::uint32_t least,
+                                              std::uint32_t most) const;
     void load(std::uint32_t extent, std::vector<std::byte>& into);
     void check_sparse(std::uint32_t extent);  // after rows of it went
     void make_room();                         // for another extent
