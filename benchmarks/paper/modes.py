@@ -1,5 +1,6 @@
 """`accuracy`: the modes with four trainers: AUC on the test split, and the gaps to `sync`
-paired by seed, beside the paper's (hybrid less than 0.1 % below sync, async 0.5 to 1.0 %). `staleness`:
+paired by seed, beside the paper's (hybrid less than 0.1 % below sync, async 0.5 to 1.0 %), and whether
+`fresh` is `sync` to the last bit, as it must be. `staleness`:
 `hybrid` with bounds 1, 4, 16, 64 and both values of `apply`: AUC, samples/s, the staleness that was observed,
 and alpha, how often the most frequent id of any feature appears in a sample, which the paper's bound on the
 error grows with. --data DIR holds criteo_137k and movielens_1m (as in the tests' PERSIA_HPC_DATA); adult is
@@ -98,6 +99,13 @@ def table(results: Mapping[str, Mapping[str, list[dict[str, Any]]]], alphas: Map
         base = next(iter(figures.values()))
         rows = [row(name, each, base) for name, each in figures.items()]
         lines += [f"{data}, alpha {alphas[data]:.3f}:", "", markdown(["", *head], rows), ""]
+        if "fresh" in figures:  # which must train what sync trains
+            pairs = [[(f["auc"], f["logloss"]) for f in figures[name]] for name in ("sync", "fresh")]
+            same = sum(a == b for a, b in zip(*pairs, strict=True))
+            lines += [
+                f"fresh has sync's AUC and logloss to the last bit with {same} of {len(base)} seeds",
+                "",
+            ]
     return "\n".join(lines[:-1])
 
 

@@ -45,6 +45,15 @@ bool mark_differing(TableSet& self, PendingPull& pull, bool alone) {
     return here;
 }
 
+py::array_t<std::uint8_t> marked(const TableSet& self, const PendingPull& pull) {
+    if (pull.slots.size() != pull.keys.size()) throw py::value_error("pull: expected one that is answered");
+    py::array_t<std::uint8_t> found(static_cast<py::ssize_t>(pull.keys.size()));
+    const Span<std::uint8_t> to{found.mutable_data(), pull.keys.size()};
+    const py::gil_scoped_release nogil;
+    self.say_marked(pull.of(), pull.slots, to);
+    return found;
+}
+
 void pull_again(TableSet& self, PendingPull& pull) {
     check_ahead(pull);
     const std::uint32_t at = check_step(static_cast<std::int64_t>(pull.step));
@@ -124,6 +133,9 @@ All pulls of the step before must have been made, and none of the same step. alo
 so that what the pull does may be noted in part if the set is `calm`. Returns whether each of these
 rows is there: then, if the set is `calm`, no other will differ.)";
 
+constexpr const char* kMarked =
+    R"(Returns a 1 for each row of an answered pull, uint8 [U], whose update `push` makes first if asked to.)";
+
 constexpr const char* kPullAgain =
     R"(Does what `pull` does, at its time, but without rows; notes more that aren't what was looked up.)";
 
@@ -147,6 +159,7 @@ void bind_ahead(py::class_<TableSet>& set) {
     set.def("look_ahead", &look_ahead, py::arg("pull"), py::arg("out"), py::arg("since"), kLookAhead)
         .def("mark_differing", &mark_differing, py::arg("pull"), py::kw_only(), py::arg("alone") = false,
              kMarkDiffering)
+        .def("marked", &marked, py::arg("pull"), kMarked)
         .def("pull_again", &pull_again, py::arg("pull"), kPullAgain)
         .def("differing", &differing, py::arg("pull"), py::arg("wire"), kDiffering)
         .def("send_differing", &send_differing, py::arg("pull"), py::arg("ring"), py::arg("kind"),

@@ -238,6 +238,14 @@ void bind_pending_pull(py::module_& m) {
         .def_readonly("step", &PendingPull::step, "The step.")
         .def_readonly("trainer", &PendingPull::trainer, "The trainer's rank.")
         .def_readwrite("worker", &PendingPull::worker, "The worker_rank of who asked.")
+        .def(
+            "part",
+            [](const PendingPull& self, const py::object& chosen) {
+                const auto size = static_cast<py::ssize_t>(self.slots.size());  // 0 before it is answered
+                const auto array = check_array(chosen, "chosen", {kUint8}, {size});
+                return PendingPull(self, span_of<const std::uint8_t>(array));
+            },
+            py::arg("chosen"), "Returns the answered pull of those keys that have a 1 in uint8 [U].")
         .def_property_readonly(
             "keys", [of](const py::object& self) { return numbers(self, of(self).keys); }, "uint64 [U].")
         .def_property_readonly(

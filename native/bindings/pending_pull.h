@@ -62,6 +62,31 @@ struct PendingPull {
         if (has_wanted) wanted = {copy(2), body.parts[2].entry.rows};
     }
 
+    // Of those keys of an answered pull that have a 1.
+    PendingPull(const PendingPull& of, Span<const std::uint8_t> chosen)
+        : step(of.step), trainer(of.trainer), worker(of.worker) {
+        std::size_t size = 0;
+        for (const std::uint8_t one : chosen) size += one;
+        const std::size_t bytes = size * sizeof(Key) + of.counts.size() * sizeof(std::uint32_t);
+        memory = persia::AlignedArray<std::uint8_t>(bytes);
+        auto* const to_keys = reinterpret_cast<Key*>(memory.data());
+        auto* const to_counts = reinterpret_cast<std::uint32_t*>(to_keys + size);
+        keys = {to_keys, size};
+        counts = {to_counts, of.counts.size()};
+        prepare();
+        std::size_t from = 0, to = 0;
+        for (std::size_t t = 0; t < of.counts.size(); ++t) {
+            epochs[t] = of.epochs[t];
+            const std::size_t begin = to;
+            for (const std::size_t end = from + of.counts[t]; from < end; ++from) {
+                if (chosen[from] == 0) continue;
+                to_keys[to] = of.keys[from];
+                slots[to++] = of.slots[from];
+            }
+            to_counts[t] = static_cast<std::uint32_t>(to - begin);
+        }
+    }
+
     // Makes room for what a pull tells: where rows lie, and since when.
     void prepare() {
         slots = persia::AlignedArray<std::uint32_t>(keys.size());

@@ -1,6 +1,7 @@
 // Shard's pull of keys whose rows were looked up, and sent, some steps before.
 #include <algorithm>
 
+#include "look_wide.h"
 #include "persia/prefetch.h"
 #include "persia/shard.h"
 #include "persia/wire.h"
@@ -13,17 +14,15 @@ constexpr std::size_t kBlock = 8;   // rows that are encoded at a time
 
 inline std::uint32_t all_ones_if(bool value) { return 0u - static_cast<std::uint32_t>(value); }
 
-}  // namespace
-
 // In blocks, for which a stage per loop asks for memory ahead, as in shard_pull.cpp.
-template <class Use>
-inline void Shard::each_home(const Keys keys, const Use& use) const {
+std::size_t look_in_homes_one_by_one(const KeyIndex::HomeLines& home_line, const BucketOf bucket_of,
+                                     const std::uint32_t first_bucket, const SecondLook look, const Keys keys,
+                                     const Span<std::uint32_t> slots, const Span<std::uint8_t> differs,
+                                     std::uint32_t* const rest) {
     constexpr std::size_t kBehind = 4, kLines = 8 * kBlock;
     IndexLine* lines[kLines];
-    const BucketOf bucket_of = bucket_of_;
-    const std::uint32_t first_bucket = config_.first_bucket;
-    const KeyIndex::HomeLines home_line(index_);
     const std::size_t n = keys.size(), num_blocks = (n + kBlock - 1) / kBlock;
+    std::size_t num_rest = 0;
     for (std::size_t block = 0; block < num_blocks + kBehind; ++block) {
         if (block < num_blocks) {
             for (std::size_t i = block * kBlock; i < std::min(n, (block + 1) * kBlock); ++i) {
@@ -37,9 +36,36 @@ inline void Shard::each_home(const Keys keys, const Use& use) const {
             IndexLine& line = *lines[i % kLines];
             const unsigned mask = line.matches(keys[i]);
             const auto at = static_cast<unsigned>(__builtin_ctz(mask | 1u << (IndexLine::kEntries - 1)));
-            use(i, line, at, all_ones_if(mask != 0) & all_ones_if(line.slots[at] != 0));
+            const std::uint32_t slot = line.slots[at], stamp = line.stamps[at];
+            const std::uint32_t here = all_ones_if(mask != 0) & all_ones_if(slot != 0) &
+                                       all_ones_if(slots[i] <= look.most) & all_ones_if(stamp < look.below);
+            line.stamps[at] = std::max(stamp, look.raise & here);
+            slots[i] = ((slot - 1) & here) | (slots[i] & ~here);
+            differs[i] |= static_cast<std::uint8_t>(all_ones_if(stamp > look.since) & here & 1);
+            rest[num_rest] = static_cast<std::uint32_t>(i);
+            num_rest += 1 & ~here;
         }
     }
+    return num_rest;
+}
+
+}  // namespace
+
+// Finds rows again, most without a branch that depends on the key; returns how many others `rest_` has.
+std::size_t Shard::look_again(const Keys keys, const SecondLook& look, const Span<std::uint32_t> slots,
+                              const Span<std::uint8_t> differs) {
+    const KeyIndex::HomeLines homes(index_);
+    const BucketOf bucket_of = bucket_of_;
+    const std::uint32_t first = config_.first_bucket;
+    rest_.resize(keys.size() + kBlock);  // more, so that places may be written before they are known to count
+    std::uint32_t* const rest = rest_.data();
+#ifdef PERSIA_WIDE
+    if (use_wide && look.below != 0) {
+        const std::size_t count = look_in_homes(homes, bucket_of, first, look, keys, slots, differs, rest);
+        return look_in_seconds(homes, bucket_of, first, look, keys, slots, differs, rest, count);
+    }
+#endif
+    return look_in_homes_one_by_one(homes, bucket_of, first, look, keys, slots, differs, rest);
 }
 
 void Shard::ask_for_second_line(Key key) const {
@@ -53,18 +79,9 @@ void Shard::ask_for_second_line(Key key) const {
 void Shard::mark_differing(Keys keys, std::uint32_t since, std::uint32_t used_by, Span<std::uint32_t> slots,
                            Span<std::uint8_t> differs) {
     const std::size_t n = keys.size();
-    const std::uint32_t by_stamp = all_ones_if(!eviction_.lfu());
     used_by &= all_ones_if(decides_by_stamps());
-    rest_.resize(n + 1);  // one more, so that a place may be written before it is known to count
-    std::size_t num_rest = 0;
-    each_home(keys, [&](std::size_t i, IndexLine& line, unsigned at, std::uint32_t here) {
-        here &= by_stamp;
-        slots[i] = ((line.slots[at] - 1) & here) | (slots[i] & ~here);
-        differs[i] = static_cast<std::uint8_t>(all_ones_if(line.stamps[at] > since) & here & 1);
-        line.stamps[at] = std::max(line.stamps[at], used_by & here);
-        rest_[num_rest] = static_cast<std::uint32_t>(i);
-        num_rest += 1 & ~here;
-    });
+    const std::uint32_t below = all_ones_if(!eviction_.lfu());
+    const std::size_t num_rest = look_again(keys, {UINT32_MAX, below, used_by, since}, slots, differs);
     for (std::size_t ahead = 0; ahead < num_rest + kAhead; ++ahead) {
         if (ahead < num_rest) ask_for_second_line(keys[rest_[ahead]]);
         if (ahead < kAhead) continue;
@@ -90,9 +107,10 @@ void Shard::mark_differing(Keys keys, std::uint32_t since, std::uint32_t used_by
         while (size * 8 < n) size *= 2;
         marked_.resize(size);
     }
-    for (std::size_t i = 0; i < n; ++i) {
-        if (differs[i] != 0)
-            marked_[slots[i] / 64 & (marked_.size() - 1)] |= std::uint64_t{1} << slots[i] % 64;
+    std::uint64_t* const marked = marked_.data();
+    const std::size_t last = marked_.size() - 1;
+    for (std::size_t i = 0; i < n; ++i) {  // without a branch that depends on the row
+        marked[slots[i] / 64 & last] |= std::uint64_t{differs[i]} << slots[i] % 64;
     }
 }
 
@@ -104,25 +122,20 @@ bool Shard::calm() const {
 void Shard::pull_again(Keys keys, std::uint32_t step, std::uint32_t since, bool noted,
                        Span<std::uint32_t> slots, Span<std::uint8_t> differs) {
     const std::size_t n = keys.size();
-    const std::uint32_t plain = all_ones_if(eviction_.plain(step));
     if (cold_) fetch(keys);
     if (snapshot_.active()) keep_before_change(keys);
-    rest_.resize(n + 1);
     std::size_t num_rest = 0;
     if (noted) {
+        rest_.resize(n + 1);
         for (std::size_t i = 0; i < n; ++i) {
             rest_[num_rest] = static_cast<std::uint32_t>(i);
             num_rest += slots[i] == kNoSlot;
         }
     } else {
-        each_home(keys, [&](std::size_t i, IndexLine& line, unsigned at, std::uint32_t here) {
-            // Another pull of this step may have begun the row.
-            here &= plain & all_ones_if(slots[i] < kOnDisk) & all_ones_if(line.stamps[at] < step);
-            line.stamps[at] = (step & here) | (line.stamps[at] & ~here);
-            slots[i] = ((line.slots[at] - 1) & here) | (slots[i] & ~here);
-            rest_[num_rest] = static_cast<std::uint32_t>(i);
-            num_rest += 1 & ~here;
-        });
+        // Unless no row has gone since the mark, another pull of this step may have begun it anew.
+        const std::uint32_t below =
+            eviction_.plain(step) ? step + static_cast<std::uint32_t>(removed_at_ < epoch_) : 0;
+        num_rest = look_again(keys, {kOnDisk - 1, below, step, UINT32_MAX}, slots, differs);
     }
     const bool always = admission_.always();
     for (std::size_t ahead = 0; ahead < num_rest + kAhead; ++ahead) {
@@ -184,7 +197,9 @@ void Shard::encode_differing(Span<const std::uint32_t> slots, Span<const std::ui
 }
 
 void Shard::note_used(Span<const std::uint32_t> slots, std::uint32_t step) {
-    if (last_used_.size() < rows_.end_slot()) last_used_.resize(rows_.end_slot());
+    const std::size_t n = rows_.end_slot();
+    if (last_used_.capacity() < n) last_used_.reserve(n + n / 16);  // resize() alone doubles it
+    if (last_used_.size() < n) last_used_.resize(n);
     for (const std::uint32_t slot : slots) {
         if (slot != kNoSlot) last_used_[slot] = step;
     }

@@ -121,6 +121,12 @@ void Table::encode_differing_shard(unsigned shard, Keys keys, Span<const std::ui
                                      out.slice(before, before + count, config_.dim));
 }
 
+void Table::say_marked_shard(unsigned shard, Keys keys, Span<const std::uint32_t> slots,
+                             Span<std::uint8_t> marked) const {
+    const auto [begin, end] = range_of(shard, keys);
+    shards_[shard]->say_marked(slots.slice(begin, end), marked.slice(begin, end));
+}
+
 bool Table::calm() const {
     return std::all_of(shards_.begin(), shards_.end(), [](const auto& shard) { return shard->calm(); });
 }

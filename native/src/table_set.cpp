@@ -253,6 +253,19 @@ void TableSet::encode_differing(const RecordKeys& of, Span<const std::uint32_t> 
     });
 }
 
+void TableSet::say_marked(const RecordKeys& of, Span<const std::uint32_t> slots,
+                          Span<std::uint8_t> marked) const {
+    for (const Part& part : parts_of(of.counts, {})) {
+        SharedTable& shared = *tables_[part.table];
+        const std::lock_guard<std::mutex> lock(shared.mutex);
+        for (unsigned shard = 0; shard < shared.table.num_shards(); ++shard) {
+            shared.table.say_marked_shard(shard, of.keys.slice(part.begin, part.end),
+                                          slots.slice(part.begin, part.end),
+                                          marked.slice(part.begin, part.end));
+        }
+    }
+}
+
 bool TableSet::calm() const {
     return std::all_of(tables_.begin(), tables_.end(), [](const auto& shared) {
         if (!shared) return true;

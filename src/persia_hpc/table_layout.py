@@ -23,6 +23,7 @@ from .topology.sharding import bucket_bounds
 
 WEIGHTED_POOLINGS = ("sum", "mean", "jagged")  # of features whose ids have weights
 MIN_BUCKET_ROWS = 64  # with fewer, hashing fills buckets so unevenly that much capacity stays unused
+NOTED_BYTES = 4  # beside a row, for the last step that used it, where its stamp doesn't tell (`fresh`)
 
 
 @dataclass(frozen=True)
@@ -293,14 +294,14 @@ def server_bytes(
         hashing, rows = table.config.hash, table.bucket_rows * table.num_buckets
         full = rows if hashing is None else min(rows, hashing.rounds * hashing.size)
         in_step = 0.0 if step_rows is None else step_rows[i]
+        noted = NOTED_BYTES * (config.mode == "fresh" and table.config.eviction == "lfu")
         known: dict[int, int] = {0: 0}  # by the number of buckets: most servers have the same
         for server, (first, end) in enumerate(itertools.pairwise(bounds)):
             if (count := end - first) not in known:
-                known[count] = _native.table_bytes(
-                    native_config(config, table, first, end),
-                    full * count // table.num_buckets,
-                    step_rows=math.ceil(in_step * count / table.num_buckets),
-                )
+                rows_here, of_step = (math.ceil(n * count / table.num_buckets) for n in (full, in_step))
+                native = native_config(config, table, first, end)
+                known[count] = _native.table_bytes(native, rows_here, step_rows=of_step)
+                known[count] += noted * (rows_here + of_step)
             sizes[server] += known[count]
     return max(sizes)
 

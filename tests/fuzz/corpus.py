@@ -71,6 +71,14 @@ def make_corpus() -> None:
     _still(Path("run"))
     write_export(Path("served"), Path("run") / LAST)
     _fail(Path("failed"))
+    for seed in (1, 2):  # an array of seeds
+        shutil.copytree(
+            "run", f"seeds/seed-{seed}", ignore=shutil.ignore_patterns("step-*", "latest", "best*")
+        )
+        Path(f"seeds/seed-{seed}/evaluation.json").write_text(
+            json.dumps({"samples": 320, "auc": 0.5 + seed / 10})
+        )
+    Path("seeds/slurm_job").write_text("4711\n")
     make_table(Path("table"))
     make_reviews(Path("reviews.jsonl"))
     make_yambda(Path("yambda"))

@@ -22,6 +22,7 @@ CHECKPOINTS = ("run/step-*/*", "run/step-*", "run/latest")
 BEST_FILES = ("run/best.json", "run/best")
 SERVED = ("served/*/*", "served/version-*", "served/base-*", "served/latest")
 RUN_FILES = ("run/summary.json", "run/metrics.jsonl", "run/config.toml")
+SEED_FILES = ("seeds/seed-1/summary.json", "seeds/seed-1/metrics.jsonl", "seeds/seed-2/evaluation.json")
 FAILED_FILES = ("failed/metrics.jsonl", "failed/failure.json", "failed/ranks/*", "failed/config.toml")
 DATA = ("train.h5", "plain.h5", "test.h5")
 REVIEWS = "reviews.jsonl"
@@ -185,6 +186,8 @@ def targets() -> list[Target]:
         Target("status, failed", command("status", "failed"), FAILED_FILES),
         Target("report", command("report", "run"), RUN_FILES),
         Target("report, failed", command("report", "failed"), FAILED_FILES),
+        Target("report, seeds", command("report", "seeds"), SEED_FILES),
+        Target("status, seeds", command("status", "seeds"), SEED_FILES),
         Target("report --html", page, (*RUN_FILES, *CHECKPOINTS, *BEST_FILES), outputs=("page.html",)),
         Target("report --html, two", both, (*RUN_FILES, *FAILED_FILES), outputs=("page.html",)),
     ]

@@ -29,6 +29,7 @@ def make_case(tmp_path, data, name, servers=1, workers=1, trainers=1, gradient="
     stop_at = changes.pop("stop_at", None)
     pause = changes.pop("pause", 0.0)
     late_step = changes.pop("late_step", None)
+    far = changes.pop("far", False)
     config = tiny_config(
         data,
         **{
@@ -47,6 +48,7 @@ def make_case(tmp_path, data, name, servers=1, workers=1, trainers=1, gradient="
         "stop_at": stop_at,
         "pause": pause,
         "late_step": late_step,
+        "far": far,
         "config": config,
     }
 

@@ -57,13 +57,17 @@ def test_fresh_is_sync_for_any_ranks_options_and_delays(tmp_path, programs):
 
 
 def test_patches_that_go_ahead_of_other_updates_change_nothing(tmp_path, programs):
-    """Tables that have room, and the policy by which a patch need not wait for the pull after all updates."""
+    """Tables that have room, and the policy by which a patch need not wait for the pull after all updates.
+
+    Servers take some workers for ones on other nodes, whose gradients come in two parts.
+    """
     data = write_tiny(tmp_path / "d.h5", 330, vocabulary=400)
     options = {"tables.item.eviction": "lru", "tables.user.eviction": "lru", "train.epochs": 2}
     cases = []
     for trainers in (1, 2, 3):
         for i, (servers, workers) in enumerate(SHAPES):
-            changes = {**options, "server_threads": 1 + i % 2, "jitter": 0.002 * (i == 2)}
+            far = trainers + i != 3
+            changes = {**options, "server_threads": 1 + i % 2, "jitter": 0.002 * (i == 2), "far": far}
             modes = [{"mode": "fresh", "lookahead": 1 + i}, *([{"mode": "sync"}] if i == 0 else [])]
             for mode in modes:
                 cases.append(

@@ -70,6 +70,8 @@ class World:
         self.patches = Patches(layout, servers, rings)
         self.early = [EarlyBatches() for _ in range(trainers)]
         self.sent: dict[tuple[int, int, int], list[np.ndarray]] = {}  # early, by step, trainer and server
+        self.wanted: dict[tuple[int, int, int], np.ndarray] = {}  # places of gradients that may come first
+        self.came: dict[tuple[int, int, int], np.ndarray] = {}  # which of a pull's rows were they that did
 
     def prepare(self, key: Key, ids: Sequence[Sequence[int]]) -> KeyBatch:
         columns = {n: IdColumn(np.array(v, np.uint64)) for n, v in zip(FEATURES, ids, strict=True)}
@@ -96,10 +98,21 @@ class World:
         values = [decode_rows(each, dim) for each, dim in zip(rows, dims, strict=True)]
         return [encode_rows(np.float32(0.3) * each + wave, self.gradients.name) for each in values]
 
-    def push(self, batch: KeyBatch, server: int, gradients: list[np.ndarray]) -> None:
-        parts = self.worker.split_gradients(batch, gradients)
-        engine = self.servers[server]
-        engine.submit_push(batch.step, batch.trainer, [np.array(each.part(server)) for each in parts])
+    def push(self, batch: KeyBatch, server: int, gradients: list[np.ndarray]) -> bool:
+        """Returns whether it was all: gradients that a server wants first may come alone, or not."""
+        engine, key = self.servers[server], (batch.step, batch.trainer, server)
+        parts = [np.array(each.part(server)) for each in self.worker.split_gradients(batch, gradients)]
+        ends = np.cumsum([len(part) for part in parts])
+        places = self.wanted.pop(key, None)
+        first = places is not None and self.random.randrange(4) > 0
+        if first:
+            self.came[key] = chosen = np.zeros(ends[-1], bool)
+            chosen[places] = True
+        if key in self.came:
+            chosen = self.came[key] if first else ~self.came.pop(key)
+            parts = [part[mask] for part, mask in zip(parts, np.split(chosen, ends[:-1]), strict=True)]
+        (engine.firsts.add if first else engine.submit_push)(*key[:2], parts)
+        return not first
 
     def begin(self, first: int, last: int) -> None:
         for server in self.servers:
@@ -144,7 +157,8 @@ class World:
                 self.servers[p].submit_pull(pull)
             elif action == 2 and pushes:
                 p, batch, gradients = pushes.pop(self.random.randrange(len(pushes)))
-                self.push(batch, p, gradients)
+                if not self.push(batch, p, gradients):
+                    pushes.append((p, batch, gradients))
             else:
                 self.serve(self.random.randrange(len(self.servers)))
             for key, gradients in self.finished():
@@ -175,8 +189,9 @@ class World:
                     return  # so that gradients may come before their pull is made
             if not server.apply_ready():
                 break
-        if self.random.randrange(2):
-            server.mark_next()
+        if self.random.randrange(2) and server.mark_next() and self.random.randrange(2):
+            for pull, places in server.want_first():
+                self.wanted[pull.step, pull.trainer, p] = places
         for pull in server.early_pulls():
             out = self.empty(p, pull.counts)
             server.answer_early(pull, out)

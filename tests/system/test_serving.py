@@ -55,11 +55,19 @@ def test_the_last_version_is_the_checkpoint_in_every_mode(data: list[str], tmp_p
         np.testing.assert_array_equal(reader.predict(request, [0.1, 0.2, 0.3]).values, expected)
 
 
-@pytest.mark.parametrize(("name", "mode"), [("exact", {"exact": True}), ("sync", {"mode": "sync"})])
+@pytest.mark.parametrize(
+    ("mode", "ends"),
+    [
+        ({"exact": True}, {"exact": True}),
+        ({"mode": "sync"}, {"mode": "sync"}),
+        ({"mode": "fresh", "lookahead": 3}, {"mode": "sync"}),
+    ],
+    ids=["exact", "sync", "fresh"],
+)
 def test_a_version_in_the_midst_is_what_a_run_that_ends_there_has(
-    data: list[str], tmp_path: Path, name: str, mode: dict[str, object]
+    data: list[str], tmp_path: Path, mode: dict[str, object], ends: dict[str, object]
 ) -> None:
-    """Although steps after it are under way, and rows that only they use."""
+    """Although steps after it are under way, and rows that only they use. `fresh` has what `sync` has."""
     ranks, export = (2, 2, 2), {"every_seconds": 0.001, "keep": 1000, "dir": str(tmp_path / "export")}
     long = settings(data, tmp_path / "long", *ranks, export=export, **mode, **{"train.evaluate_every": 50})
     run_cases(long)
@@ -68,7 +76,7 @@ def test_a_version_in_the_midst_is_what_a_run_that_ends_there_has(
     assert len(inside) > 3
     chosen = inside[len(inside) // 2]
     step = json.loads(chosen.read_text())["step"]
-    run_cases(settings(data, tmp_path / "short", *ranks, **mode, **{"train.max_steps": step}))
+    run_cases(settings(data, tmp_path / "short", *ranks, **ends, **{"train.max_steps": step}))
     (tmp_path / "export" / "latest").unlink()
     (tmp_path / "export" / "latest").symlink_to(chosen.parent.name)
     reader, run = ph.Reader(tmp_path / "export", follow=False), ph.load(tmp_path / "short")

@@ -149,6 +149,17 @@ def test_in_fresh_only_patches_and_gradients_are_waited_for() -> None:
     assert sent == pytest.approx(max(w.feed_bytes + PATCHED * w.row_bytes, w.gradient_bytes))
 
 
+def test_in_fresh_servers_on_other_nodes_get_the_gradients_first_that_patches_wait_for() -> None:
+    """Each rank has a node of its own."""
+    counts = {"parameter_servers": 1, "embedding_workers": 1, "trainers": 1}
+    cluster = Cluster(nodes=1, cpu_nodes=2, cores=8, cpu_cores=8, link_bytes=LINK, latency_seconds=1e-3)
+    config = config_of(mode="fresh")
+    w = job_of(config, counts, cluster).work
+    between = path(config, counts, cluster) - path(config, counts, Cluster(cores=8))
+    waited = 2 * PATCHED * w.row_bytes + (1 + PATCHED) * w.gradient_bytes
+    assert between == pytest.approx(waited / LINK + 4e-3)
+
+
 def test_a_worker_whose_turn_it_is_carries_the_whole_batch_over_its_link() -> None:
     config = config_of(mode="sync")
     paths = []

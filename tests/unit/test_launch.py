@@ -106,6 +106,7 @@ def test_launchers_keep_what_the_user_has_set() -> None:
         assert env["OMPI_MCA_mpi_yield_when_idle"] == "0"
         assert env["HOME"] == "/h"
     assert Launcher("m", "openmpi5").environment({})["PRTE_MCA_hwloc_default_binding_policy"] == "none"
+    assert Launcher("m", "openmpi5").environment({})["OMPI_MCA_mpi_preconnect_mpi"] == "1"
     assert "--oversubscribe" in Launcher("m", "openmpi4").command(2, ["p"])
 
 

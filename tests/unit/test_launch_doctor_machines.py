@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import fcntl
 import json
@@ -261,6 +262,19 @@ def test_what_is_whole_is_good(machine: Machine, what: str) -> None:
     machine.srun()
     machine.wanted = Wanted(run_dir=str(machine.folder / "not" / "yet"), shared_bytes=1 << 10, ranks=1)
     assert {line.what: line.level for line in machine.lines(what)}[what] == "ok"
+
+
+def test_every_line_that_is_not_good_has_a_repair() -> None:
+    count = 0
+    for path in Path(doctor.__file__).parent.glob("doctor*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Line":
+                level = node.args[0]
+                if isinstance(level, ast.Name) and level.id in ("NOTE", "BAD"):
+                    count += 1
+                    assert len(node.args) == 4, f"{path.name}:{node.lineno}"
+                    assert not (isinstance(node.args[3], ast.Constant) and not node.args[3].value)
+    assert count > 20
 
 
 def test_a_run_directory_in_which_nobody_may_write(machine: Machine) -> None:

@@ -141,6 +141,10 @@ EVERY: dict[Kind, st.SearchStrategy[Any]] = {
     Kind.PUSH: st.builds(
         messages.Push, NUMBER, TRAINER, st.lists(pieces(np.float32, 3, 2), min_size=1, max_size=3)
     ),
+    Kind.PUSH_FIRST: st.builds(
+        messages.PushFirst, NUMBER, TRAINER, st.lists(pieces(np.float32, 3, 2), min_size=1, max_size=3)
+    ),
+    Kind.WANT_FIRST: st.builds(messages.WantFirst, NUMBER, TRAINER, array(np.uint32, 5)),
     Kind.LOOKUP: st.builds(
         messages.Lookup, NUMBER, TRAINER, NUMBER, pieces(np.uint64, 5), array(np.uint32, 2)
     ),

@@ -93,3 +93,15 @@ def test_status_says_how_far_each_seed_is(directory: Path, capsys: pytest.Captur
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition("seed-")[2] for line in lines[:3]] == [f"{s}: completed: 40 steps" for s in AUC]
     assert lines[3].endswith(f"persia-hpc report {directory}")
+    (directory / "seed-2" / "summary.json").write_text("{")
+    assert main(["status", str(directory)]) == 3
+    assert "seed-2/summary.json is damaged" in capsys.readouterr().err
+
+
+def test_values_beyond_all_bounds_are_no_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, auc in enumerate((1.7e308, 1.7e308, -1.7e308)):
+        write_run(tmp_path, seed, status="completed", test={"auc": auc})
+    assert main(["report", str(tmp_path)]) == 0
+    assert "inf" in capsys.readouterr().out

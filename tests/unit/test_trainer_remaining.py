@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import random
+import time
+from pathlib import Path
+from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import persia_hpc as ph
+from persia_hpc.checkpoint.shards import ShardWriter
 from persia_hpc.config import load_config
 from persia_hpc.runtime.phases import Pace
 from persia_hpc.schedule import Schedule
 from persia_hpc.trainer.remaining import EVALUATION_SHARE, Spent, left_seconds
-from tests.support.tiny import tiny_config
+from tests.support.models import Small
+from tests.support.tiny import tiny_config, write_tiny
 
 VALID, TEST = 700, 2300
 
@@ -80,6 +87,60 @@ def test_right_to_a_tenth_after_a_tenth(
             )
             now += seconds
     assert abs(told - (now - told_at)) <= 0.1 * (now - told_at)
+
+
+class Clock:
+    """Stands still but for what is told to take time: so a whole run is the same on a busy machine."""
+
+    def __init__(self) -> None:
+        self.now, self.steps = 1000.0, 0
+
+    def takes(self, seconds: float) -> None:
+        self.now += seconds
+
+
+CLOCK = Clock()
+
+
+class Timed(Small):
+    """Takes a millisecond for each sample, a third of that in evaluations, and ten times as long at first."""
+
+    def forward(self, batch: Any) -> Any:
+        CLOCK.steps += self.training
+        slow = 10 if CLOCK.steps <= 4 else 1 if self.training else 0.33
+        CLOCK.takes(slow * len(batch.dense) / 1000)
+        return super().forward(batch)
+
+
+@pytest.mark.parametrize("every", [{}, {"train.evaluate_every": 13, "checkpoint.every": 19}])
+def test_a_whole_run_says_it_right_after_a_tenth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: dict[str, int]
+) -> None:
+    """With its slow start, evaluations, checkpoints and end."""
+    said: list[tuple[float, float, float]] = []
+
+    class Note:
+        def log(self, event: dict[str, Any]) -> None:
+            if event["event"] == "train":
+                said.append((event["step"] / event["num_steps"], CLOCK.now, event["left_seconds"]))
+
+    write = ShardWriter.write
+
+    def write_slowly(self: ShardWriter) -> None:
+        CLOCK.takes(0.2)
+        write(self)
+
+    CLOCK.steps = 0
+    monkeypatch.setattr(ShardWriter, "write", write_slowly)
+    monkeypatch.setattr(time, "perf_counter", lambda: CLOCK.now)
+    monkeypatch.setattr(time, "monotonic", lambda: CLOCK.now)
+    data = [write_tiny(tmp_path / f"{rows}.h5", rows) for rows in (32 * 250, 300)]
+    config = tiny_config(data[0], **every, run_dir=str(tmp_path / "run"))
+    config["data"] |= {"valid": [data[1]], "test": [data[1]]}
+    config["model"] = {"class": f"{__name__}:Timed"}
+    ph.train(config, quiet=True, loggers=[Note()])
+    at, left = next((at, left) for share, at, left in said if share >= 0.1)
+    assert abs(left - (CLOCK.now - at)) <= 0.1 * (CLOCK.now - at), said
 
 
 @given(st.integers(1, 60), st.integers(1, 40), st.integers(1, 5), st.integers(0, 25), st.integers(0, 25))

@@ -105,6 +105,8 @@ struct RowCounts {
     std::uint64_t disk_full = 0;  // of `evicted`: the disk took no more
 };
 
+struct SecondLook;
+
 class Shard {
   public:
     static constexpr std::uint32_t kMaxStep = Eviction::kMaxStamp;
@@ -122,6 +124,10 @@ class Shard {
                     Span<std::uint8_t> differs);
     void encode_differing(Span<const std::uint32_t> slots, Span<const std::uint8_t> differs,
                           std::uint32_t first, std::uint32_t* positions, Rows out);
+    // Writes a 1 for each row whose update push() makes first if asked to.
+    void say_marked(Span<const std::uint32_t> slots, Span<std::uint8_t> marked) const {
+        for (std::size_t i = 0; i < slots.size(); ++i) marked[i] = is_marked(slots[i]);
+    }
     bool calm() const;
     void note_uses() { notes_uses_ = eviction_.lfu(); }
     // Whether rows of a push may have gone to disk since its pull: with lfu, whose stamps don't tell what is
@@ -208,9 +214,8 @@ class Shard {
     template <class Touch, class Resolve, class UseRest>
     void walk_rest_wide(Keys keys, Span<std::uint32_t> slots, Span<const std::uint32_t> rest,
                         const Touch& touch, const Resolve& resolve, const UseRest& use_rest) const;
-    // use(i, line, at, here) for the entry of each key in its home line; here: all bits if it is the key's.
-    template <class Use>
-    void each_home(Keys keys, const Use& use) const;
+    std::size_t look_again(Keys keys, const SecondLook& look, Span<std::uint32_t> slots,
+                           Span<std::uint8_t> differs);
     void ask_for_second_line(Key key) const;
     bool decides_by_stamps() const { return !eviction_.lfu() && eviction_.ttl() == 0; }
     bool is_marked(std::uint32_t slot) const {

@@ -52,6 +52,9 @@ class Table {
     void encode_differing_shard(unsigned shard, Keys keys, Span<const std::uint32_t> slots,
                                 Span<const std::uint8_t> differs, std::uint32_t first,
                                 std::uint32_t* positions, Rows out);
+    // A 1 to `marked` [U] for each row whose update push_shard() makes first if asked to: all of those above.
+    void say_marked_shard(unsigned shard, Keys keys, Span<const std::uint32_t> slots,
+                          Span<std::uint8_t> marked) const;
     // Whether no row may go, and no key's admission change, before a pull of the next step.
     bool calm() const;
     // Has pulls note from now on what mark_differing_shard() can't learn from the rows themselves.

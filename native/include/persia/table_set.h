@@ -66,6 +66,7 @@ class TableSet {
     void encode_differing(const RecordKeys& of, Span<const std::uint32_t> slots,
                           Span<const std::uint8_t> differs, const std::vector<std::uint32_t*>& positions,
                           const std::vector<Rows>& out);
+    void say_marked(const RecordKeys& of, Span<const std::uint32_t> slots, Span<std::uint8_t> marked) const;
     bool calm() const;
     // One update per row with the sum of all records' gradients, see Table::push_step(); or of some rows.
     PushCounts push(const std::vector<PushRecord>& records, std::uint32_t step,

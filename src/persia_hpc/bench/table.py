@@ -114,7 +114,7 @@ def _table(dim: int, optimizer: str, options: argparse.Namespace, capacity: int)
 
 
 def _keys(skew: str, options: argparse.Namespace, call: int) -> Array:
-    """Sorted keys of the ids 0 .. rows - 1, and each only once, as dedup gives them."""
+    """Sorted keys of the ids 0 .. rows - 1, each only once, so by bucket, as dedup gives them."""
     rows, size = options.rows, options.call_keys
     generator = np.random.default_rng(call)
     ids: Array

@@ -62,10 +62,7 @@ def run(options: argparse.Namespace) -> int:
             "runs/job-ID"
         )
     if not options.json and (runs := seed_runs(directory)):
-        for each in runs.values():
-            print(printable(" ".join(read_status(each, time.time()).lines([])[:2])), flush=True)
-        print(printable(f"mean and spread of what they reached: persia-hpc report {directory}"), flush=True)
-        return EXIT_OK
+        return _print_seeds(directory, [read_status(each, time.time()) for each in runs.values()])
     status = read_status(directory, time.time())
     slurm, account = slurm_state(directory), slurm_account(directory)
     if options.json:
@@ -76,6 +73,16 @@ def run(options: argparse.Namespace) -> int:
         print("\n".join(map(printable, status.lines(said))), flush=True)
     if status.problems:
         raise DataError("; ".join(status.problems))
+    return EXIT_OK
+
+
+def _print_seeds(directory: Path, found: Sequence[Status]) -> int:
+    """Prints a line for each seed's run, with its progress if it has begun."""
+    for each in found:
+        print(printable("; ".join(each.lines([])[:2])), flush=True)
+    print(printable(f"mean and spread of what they reached: persia-hpc report {directory}"), flush=True)
+    if problems := [problem for each in found for problem in each.problems]:
+        raise DataError("; ".join(problems))
     return EXIT_OK
 
 

@@ -16,6 +16,7 @@ from .costs import PATCHED, READER, Costs, Job, count_costs, worker_batches
 from .traffic import (
     FEED,
     KEYS,
+    PUSH,
     ROWS,
     Link,
     all_turns,
@@ -142,6 +143,7 @@ def _path(job: Job, costs: Costs, *, late: bool) -> float:
         del hops[KEYS]
     if fresh:
         del hops[ROWS], hops[FEED]
+        hops[PUSH] *= PATCHED  # those that the patch waits for go first
     seconds += len(hops) * 1e-9 * job.constants.wake
     seconds += sum(job.latency_seconds for num_bytes in hops.values() if num_bytes)
     return seconds + sum(hops.values()) / (job.link_bytes or float("inf"))

@@ -10,9 +10,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from persia_hpc._native import Parts
 from persia_hpc.arrays import Array
-from persia_hpc.protocol.messages import Patch, send, try_send
+from persia_hpc.protocol.messages import Kind, Patch, Push, PushFirst, WantFirst, send, send_each, try_send
 from persia_hpc.table_layout import Layout
+from persia_hpc.transport.records import Record
+from persia_hpc.transport.ring import RingSenders
 
 from .engine import KeyBatch
 from .rings import TrainerRings
@@ -26,6 +29,7 @@ class Patches:
         self._groups = np.array(layout.dim_group_of_table)
         self._num_servers = num_servers
         self._found: dict[tuple[int, int], list[Patch]] = {}
+        self._first: dict[tuple[int, int, int], Array] = {}  # rows by step, trainer and server
 
     def begin(self, batch: KeyBatch) -> None:
         """Expects a patch of each server for a batch, where there are patches."""
@@ -38,6 +42,50 @@ class Patches:
             return False
         oldest = min(in_flight)[0]
         return any(batch.unpatched for (step, _), batch in in_flight.items() if step == oldest)
+
+    def receive(self, in_flight: Mapping[tuple[int, int], KeyBatch], server: int, record: Record) -> None:
+        """Takes a server's patch, or its wish for some gradients of a batch to come first."""
+        if record.kind == Kind.PATCH:
+            self.take(in_flight[record.step, record.trainer], server, Patch.unpack(record))
+        elif (record.step, record.trainer) in in_flight:  # else all gradients are under way already
+            wish = WantFirst.unpack(record)
+            self._first[wish.step, wish.trainer, server] = np.array(wish.positions)
+
+    def push(self, senders: RingSenders, batch: KeyBatch, gradients: Sequence[Parts]) -> None:
+        """Sends servers the gradients of a batch, of some rows first where a server wants it.
+
+        Shapes:
+        gradients: for each dim group the servers' parts of [U_g, D_g] in a wire format.
+        """
+        key = (batch.step, batch.trainer)
+        first = [self._first.pop((*key, server), None) for server in range(self._num_servers)]
+        if all(rows is None for rows in first):
+            send_each(senders, Push(*key, gradients))
+            return
+        pieces = [self._split(batch, s, gradients, rows) for s, rows in enumerate(first)]
+        for sender, (ahead, _) in zip(senders.senders, pieces, strict=True):
+            if ahead is not None:
+                send(sender, PushFirst(*key, ahead))
+                sender.progress()  # before the others, of which a slow link may have more
+        for sender, (_, others) in zip(senders.senders, pieces, strict=True):
+            send(sender, Push(*key, others))
+
+    def _split(
+        self, batch: KeyBatch, server: int, gradients: Sequence[Parts], first: Array | None
+    ) -> tuple[list[Array] | None, list[Array]]:
+        """Returns a server's gradients of the rows at the places `first`, and those of all others.
+
+        Shapes:
+        first: uint32 [M].
+        """
+        whole = [np.asarray(group.part(server)) for group in gradients]
+        if first is None:
+            return None, whole
+        chosen = np.zeros(sum(map(len, whole)), bool)
+        chosen[first] = True
+        masks = np.split(chosen, np.cumsum([len(group) for group in whole])[:-1])
+        pairs = list(zip(whole, masks, strict=True))
+        return [group[mask] for group, mask in pairs], [group[~mask] for group, mask in pairs]
 
     def take(self, batch: KeyBatch, server: int, patch: Patch) -> None:
         """Takes a server's patch, whose arrays are copied, and sends the batch's on if it is whole."""

@@ -37,9 +37,7 @@ from persia_hpc.protocol.messages import (
     Kind,
     Lookup,
     LookupRows,
-    Patch,
     Pull,
-    Push,
     Rows,
     send,
     send_each,
@@ -187,7 +185,7 @@ class WorkerLoop:
         message = Gradients.unpack(record)
         step, trainer = message.step, message.trainer
         batch = self.in_flight.pop((step, trainer))
-        send_each(self.pushes, Push(step, trainer, self.engine.split_gradients(batch, message.gradients)))
+        self.patches.push(self.pushes, batch, self.engine.split_gradients(batch, message.gradients))
         self.held.append(record)
         self._release_held()
         self.phases.add("push", begin, step, trainer=trainer)
@@ -342,8 +340,8 @@ class WorkerLoop:
             if self._feed_when_complete(batch, p, record, rows.rows, Feed):
                 batch.rows, batch.held = [], None  # gradients need only the offsets
             self.phases.add("feed", begin, rows.step, trainer=rows.trainer)
-        elif kind == Kind.PATCH:
-            self.patches.take(self.in_flight[record.step, record.trainer], p, Patch.unpack(record))
+        elif kind in (Kind.PATCH, Kind.WANT_FIRST):
+            self.patches.receive(self.in_flight, p, record)
             self.phases.add("patch", begin, record.step, trainer=record.trainer)
         elif kind == Kind.LOOKUP_ROWS:
             found = LookupRows.unpack(record)

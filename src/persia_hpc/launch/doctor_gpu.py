@@ -42,7 +42,10 @@ def check_torch(reducer: str) -> list[Line]:
     elif probe["cuda"]:
         lines.append(_why_none(probe["cuda"]))
     else:
-        lines.append(Line(NOTE, "GPU", "this torch is for CPUs: trainers compute on the CPU"))
+        fix = (
+            "where there is a GPU: pip install torch --index-url https://download.pytorch.org/whl/cu128, say"
+        )
+        lines.append(Line(NOTE, "GPU", "this torch is for CPUs: trainers compute on the CPU", fix))
     return [*lines, *_check_nvcc(probe["cuda"]), *_check_nccl(probe, reducer)]
 
 

@@ -85,7 +85,7 @@ def check_mpi(srun: str | None) -> list[Line]:
     try:
         launcher = find_launcher()
     except UserError as error:
-        return [*lines, Line(BAD, "mpiexec", str(error))]
+        return [*lines, Line(BAD, "mpiexec", str(error), _INSTALL_MPI)]
     lines.append(Line(GOOD, "mpiexec", f"{launcher.path} ({launcher.flavour})"))
     command = launcher.command(2, [*MPI_PYTHON, "-c", _PROBE])
     code, probe, text = run_probe(command, launcher.environment(os.environ))
@@ -155,7 +155,7 @@ def _check_slurm(library: str | None, srun: str | None) -> list[Line]:
     path = shutil.which("srun")
     if path is None:
         if srun is None:
-            return [Line(NOTE, "slurm", "no srun on PATH: jobs start with mpiexec")]
+            return [Line(GOOD, "slurm", "none: jobs start with mpiexec")]
         return [Line(BAD, "slurm", "no srun on PATH", "run it on a cluster with Slurm, or without --srun")]
     job = os.environ.get("SLURM_JOB_ID")
     lines = [Line(GOOD, "slurm", f"{path}" + (f", inside job {job}" if job else ""))]

@@ -56,6 +56,8 @@ class Launcher:
                 "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
                 "PRTE_MCA_hwloc_default_binding_policy": "none",
                 "OMPI_MCA_osc": "^ucx",
+                # Else ranks that meet late over TCP may stand still (docs/running_on_slurm.md).
+                "OMPI_MCA_mpi_preconnect_mpi": "1",
             }
         return {**extra, **base}
 

@@ -135,10 +135,14 @@ class Clock:
         horizon = min(step + self.bound, self.last)
         return all(map(self.all_answered, range(step, horizon + 1)))
 
+    def begun(self, step: int) -> None:
+        """Records that some updates of a step are made: no mark before it is possible any more."""
+        self.newest = max(self.newest, step)
+
     def pushed(self, step: int, trainers: Collection[int]) -> bool:
         """Records that pushes of these trainers for `step` are applied; returns whether `applied` moved."""
         self._pushed[step] += len(trainers)
-        self.newest = max(self.newest, step)
+        self.begun(step)
         if self.per_trainer:
             self._early.update((trainer, step) for trainer in trainers)
             for trainer in trainers:

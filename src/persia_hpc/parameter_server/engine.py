@@ -7,24 +7,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
-
-import numpy as np
+from typing import Any
 
 from persia_hpc._native import DiskError, PendingPull, RingConsumer, RingProducer, Table, TableSet
 from persia_hpc.arrays import Array
 from persia_hpc.config import Config
 from persia_hpc.printable import say
 from persia_hpc.runtime.telemetry import Counts
-from persia_hpc.table_layout import Layout, native_config, rate_schedules
+from persia_hpc.table_layout import Layout, native_config
 from persia_hpc.topology.sharding import bucket_bounds
 
 from .clock import Clock
 from .disk import DiskTraffic, make_table
-from .early import EarlyPulls, RowPatch, Stage
+from .early import EarlyPulls, FirstPushes, Push, RowPatch, Stage
 from .ledger import Ledger, SegmentTimes
-
-_Push: TypeAlias = tuple[PendingPull, list[Array]]  # with its gradients
+from .rates import Rates
 
 
 class ParameterServer:
@@ -56,9 +53,7 @@ class ParameterServer:
         self.ledger = Ledger()
         self.disk_problem: str | None = None  # for which the run must end
         self.empty()
-        self._rates = np.array([float(table.config.optimizer["lr"]) for table in layout.tables])
-        self._schedules = rate_schedules(layout, num_steps)
-        self._factors = [(0, 1.0)]  # of rates, each from a step on
+        self._rates = Rates(layout, num_steps)
         sync = config.synchronous
         self.clock = Clock(
             bound=config.pull_bound,
@@ -78,6 +73,7 @@ class ParameterServer:
     def empty(self) -> None:
         """Makes empty tables, after those that there are have gone; what was counted stays."""
         self.tables: list[Table | None] = []
+        self.firsts = FirstPushes()
         self._set = TableSet([], [], [])
         for table, owned in zip(self.layout.tables, self.buckets, strict=True):
             native = native_config(self._config, table, owned.start, owned.stop)
@@ -105,8 +101,7 @@ class ParameterServer:
 
         A repetition changes nothing: see `Clock.begin_segment`.
         """
-        if first > self._factors[-1][0] and rate_factor != self._factors[-1][1]:
-            self._factors = [self._factors[-1], (first, rate_factor)]  # steps before may still be applied
+        self._rates.begin(first, rate_factor)
         self.clock.begin_segment(first, last)
 
     # ---- pulls
@@ -163,19 +158,35 @@ class ParameterServer:
             return False
         return self._early.mark((pull for pull in self._waiting if pull.step == step), self._set)
 
+    def want_first(self) -> list[tuple[PendingPull, Array]]:
+        """Returns the pulls of the next step, with places uint32 [M] of rows that all patches wait for.
+
+        There are none if any gradients of the step are here, or if patches may have to wait for others too.
+        """
+        step = self.clock.applied + 1
+        sure = len(self._early.sure(self._waiting, step + 1)) == self.clock.num_trainers
+        if not sure or step in self._held or not self._set.calm():
+            return []
+        return self.firsts.want([p for (s, _), p in self._in_flight.items() if s == step], self._set)
+
     def apply_marked(self) -> list[PendingPull]:
         """Updates the rows that patches wait for, ahead of `apply_ready`, where no other row will differ.
 
         Returns the pulls whose patches may be sent now. They are to be finished in their turn.
         """
         step = self.clock.applied + 1
-        if not self._is_whole(step) or not self.clock.may_apply(step):
+        firsts = self.firsts.whole(step)
+        if not (firsts or self._is_whole(step)) or not self.clock.may_apply(step):
             return []
         pulls = self._early.sure(self._waiting, step + 1)
         if not pulls or not self._set.calm():
             return []
-        self._apply(step, self._pushes(step), marked=True)
-        self._begun = step
+        self._apply(step, firsts or self._pushes(step), marked=None if firsts else True)
+        if firsts:
+            self.firsts.applied()
+            self.clock.begun(step)
+        else:
+            self._begun = step
         for pull in pulls:
             self._early.set(pull, Stage.PATCHED)
         return pulls
@@ -269,7 +280,7 @@ class ParameterServer:
     def apply_next(self, ring: RingConsumer, step: int, trainer: int) -> None:
         """Applies the gradients that are the next record of a ring, and need not be held."""
         pull = self._in_flight.pop((step, trainer))
-        self._set_rates(step)
+        self._rates.set(self._set, step)
         self._count(self._set.push_next(ring, pull))
         self._advance(step, [trainer])
 
@@ -302,22 +313,14 @@ class ParameterServer:
     def _is_whole(self, step: int) -> bool:
         return len(self._held.get(step, ())) == self.clock.num_trainers
 
-    def _pushes(self, step: int) -> list[_Push]:
-        return [(self._in_flight[step, t], gradients) for t, gradients in sorted(self._held[step].items())]
+    def _pushes(self, step: int) -> list[Push]:
+        held = [(self._in_flight[step, t], gradients) for t, gradients in sorted(self._held[step].items())]
+        return [push for each in held for push in self.firsts.with_others(*each)]
 
-    def _apply(self, step: int, pushes: Sequence[_Push], marked: bool | None = None) -> None:
+    def _apply(self, step: int, pushes: Sequence[Push], marked: bool | None = None) -> None:
         """Makes one update per row with the gradients of all pushes. marked: see `TableSet.push`."""
-        self._set_rates(step)
+        self._rates.set(self._set, step)
         self._count(self._set.push(pushes, step, marked))
-
-    def _set_rates(self, step: int) -> None:
-        # The gradient's step counts: in `hybrid` the batches of several steps come in any order.
-        factor = next(factor for first, factor in reversed(self._factors) if first <= step)
-        if self._schedules or len(self._factors) > 1:
-            rates = self._rates * factor
-            for rate, tables in self._schedules:
-                rates[tables] *= rate.factor(step)
-            self._set.set_lr(rates)
 
     def _count(self, outcome: tuple[int, int, int, int]) -> None:
         applied, evicted, unadmitted, nonfinite = outcome
@@ -352,9 +355,7 @@ class ParameterServer:
         waiting = ", ".join(f"step {p.step} of trainer {p.trainer}" for p in self._waiting[:4]) or "none"
         if clock.per_trainer and self._waiting:
             pull = min(self._waiting, key=lambda p: p.step)
-            return (
-                f"trainer {pull.trainer}'s gradients before its step {pull.step} (pulls that wait: {waiting})"
-            )
+            return f"trainer {pull.trainer}'s gradients before step {pull.step} (pulls that wait: {waiting})"
         step = clock.applied + 1
         held = self._held.get(step, ())
         missing = [t for t in range(clock.num_trainers) if (step, t) in self._in_flight and t not in held]

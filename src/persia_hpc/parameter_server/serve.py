@@ -32,7 +32,9 @@ from persia_hpc.protocol.messages import (
     Patch,
     Pull,
     Push,
+    PushFirst,
     Rows,
+    WantFirst,
     send,
     try_reserve,
 )
@@ -94,6 +96,7 @@ class ServerLoop:
             [ring for rings in self.workers for ring in (rings.pulls, rings.pushes)]
         )
         self.fresh = config.mode == "fresh"
+        self._remote = any(rings.pushes.remote for rings in self.workers)  # some worker is on another node
         self.phases = Phases(SERVER, config.train.trace)
         self._context = context
         self._loop = PollingLoop(context, self.poll, self._forward_signal)
@@ -204,9 +207,10 @@ class ServerLoop:
             record = ring.poll()
             if record is None:
                 return False
-            push = Push.unpack(record)
-            batch = push.step, push.trainer
-            self.engine.submit_push(*batch, [np.asarray(g) for g in push.gradients])
+            first = record.kind == Kind.PUSH_FIRST
+            push = (PushFirst if first else Push).unpack(record)
+            batch, submit = (push.step, push.trainer), self.engine.submit_push
+            (self.engine.firsts.add if first else submit)(*batch, [np.asarray(g) for g in push.gradients])
             begin = self._send_marked(begin)
             self.engine.apply_ready()
             # Views of the ring must not outlive the record.
@@ -289,13 +293,12 @@ class ServerLoop:
         return begin
 
     def _look_ahead(self) -> bool:
-        """Answers a pull of a later step with the rows of now; returns whether anything was done.
-
-        One at a time: a push that comes meanwhile is more urgent.
-        """
+        """Answers a pull of a later step with the rows of now; only one: a push is more urgent."""
         begin = time.perf_counter()
         marked = self.engine.mark_next()
         if marked:
+            for pull, places in self.engine.want_first() if self._remote else ():
+                send(self.workers[pull.worker].rows, WantFirst(pull.step, pull.trainer, places))
             begin = self.phases.add("pull", begin)
         pulls = self.engine.early_pulls()[:1]
         for pull in pulls:

@@ -56,6 +56,9 @@ class Kind(IntEnum):
     EXPORTED = 22
     # worker <-> server, worker <-> trainer
     PATCH = 23
+    # worker <-> server
+    WANT_FIRST = 24
+    PUSH_FIRST = 25
     CLOSE = records.CLOSE  # of the ring itself
 
 
@@ -227,6 +230,37 @@ class Push:
     def unpack(cls, record: Record) -> Push:
         """Returns the message in a record."""
         return cls(record.step, record.trainer, arrays_of(record, cls.KIND, 1, MANY))
+
+
+@dataclass(frozen=True, eq=False)
+class WantFirst:
+    """Tells a worker which gradients of a pull's rows a patch of the next step waits for (`fresh`).
+
+    Shapes:
+    positions: uint32 [M], the places of rows in the pull, in order.
+    """
+
+    KIND: ClassVar[Kind] = Kind.WANT_FIRST
+    step: int
+    trainer: int
+    positions: Array
+
+    def pack(self) -> Packed:
+        """Returns the fields and arrays of the record."""
+        return Packed(self.KIND, self.step, self.trainer, arrays=[self.positions])
+
+    @classmethod
+    def unpack(cls, record: Record) -> WantFirst:
+        """Returns the message in a record."""
+        (positions,) = arrays_of(record, cls.KIND, 1)
+        return cls(record.step, record.trainer, positions)
+
+
+@dataclass(frozen=True, eq=False)
+class PushFirst(Push):
+    """Brings the gradients that a `WantFirst` has asked for; a `Push` with all others follows."""
+
+    KIND: ClassVar[Kind] = Kind.PUSH_FIRST
 
 
 @dataclass(frozen=True, eq=False)

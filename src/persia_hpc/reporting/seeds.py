@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,12 +43,12 @@ class Spread:
     @property
     def mean(self) -> float:
         """Returns the mean over the seeds."""
-        return statistics.fmean(self.values.values())
+        return _finite(statistics.fmean, self.values.values())
 
     @property
     def std(self) -> float | None:
         """Returns the standard deviation of the sample, None for one seed."""
-        return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
+        return _finite(statistics.stdev, self.values.values()) if len(self.values) > 1 else None
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,14 @@ def _metrics(summary: Mapping[str, Any]) -> dict[str, float]:
         if value is not None and math.isfinite(value):
             found[name] = value
     return found
+
+
+def _finite(statistic: Callable[[Iterable[float]], float], values: Iterable[float]) -> float:
+    """Returns a statistic of values; infinity where it, or a sum on the way, has no double."""
+    try:
+        return statistic(values)
+    except OverflowError:
+        return math.inf
 
 
 def _numbers(seeds: Sequence[int]) -> str:

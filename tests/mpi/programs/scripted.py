@@ -5,6 +5,7 @@ case.
 `gradient`: "smooth" (a function of rows, step and trainer) or "count" (SGD with lr 1 adds 1 in the trainer's
 column).
 `jitter`: seconds; every send and every poll may be delayed by up to as much, at random.
+`far`: servers want some gradients first, as they do of workers on other nodes.
 `late_step`: worker 1 asks for that step's rows only after all else stands still.
 """
 
@@ -23,11 +24,13 @@ from mpi4py import MPI
 
 from persia_hpc.config import load_config
 from persia_hpc.embedding_worker.serve import WorkerLoop
+from persia_hpc.job import duties
 from persia_hpc.job.duties import ServerDuty, TrainerDuty, WorkerDuty
 from persia_hpc.job.place import Place
 from persia_hpc.job.rank import RankJob, StartingRank
 from persia_hpc.job.task import Task
 from persia_hpc.launch.run_dir import claimed_run_dir
+from persia_hpc.parameter_server.serve import ServerLoop
 from persia_hpc.topology.roles import Role
 from persia_hpc.trainer.serve import FeedingWorkers, RingStream
 from tests.support.tiny import digest
@@ -197,6 +200,14 @@ class LateWorker(WorkerDuty):
             WorkerLoop._may_issue = may_issue
 
 
+class AskingLoop(ServerLoop):
+    """Asks for gradients that patches wait for, as if workers were on other nodes."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self._remote = True
+
+
 class ExportingServer(ServerDuty):
     """A server that hands over its tables when it is done."""
 
@@ -246,6 +257,7 @@ class ScriptedJob(RankJob):
         if me.role is Role.TRAINER:
             return ScriptedTrainer(facts, place, self.case)
         if me.role is Role.PARAMETER_SERVER:
+            duties.ServerLoop = AskingLoop if self.case.get("far") else ServerLoop
             return ExportingServer(facts, place)
         if self.case.get("late_step") and me.role_rank == 1:
             return LateWorker(facts, place, sources, self.case["late_step"])
