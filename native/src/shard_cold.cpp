@@ -167,9 +167,10 @@ void Shard::import_beside_disk(const ImportedRows& from) {
 void Shard::import_run(const ImportedRows& run) {
     const std::uint32_t home = bucket(run.keys[0]);
     const std::size_t here = index_.size(home), come = run.keys.size();
-    const bool anew = here == 0 && cold_->rows(home) == 0 &&
-                      std::is_sorted(run.keys.begin(), run.keys.end(), std::less_equal<>());
-    if (here + come <= config_.bucket_capacity || come * kImportedShare < here || changes_.noted()) {
+    const bool unique =  // for all that is seen here; else the last of a key must win
+        std::adjacent_find(run.keys.begin(), run.keys.end(), std::greater_equal<>()) == run.keys.end();
+    const bool anew = unique && here == 0 && cold_->rows(home) == 0;
+    if (!unique || here + come <= config_.bucket_capacity || come * kImportedShare < here || changes_.noted()) {
         import_in_pieces(run, anew);
         return;
     }
