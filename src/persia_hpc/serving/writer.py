@@ -114,19 +114,6 @@ class PartWriter:
 
         self._start(request, write)
 
-    def _give_back(self) -> None:
-        """Notes again all that a version would have had; where the next try begins training would wait."""
-        tables = self._tables()
-        for index, keys, removed in self._taken:
-            tables[index][1].return_changes(keys, removed)
-        self._taken = []
-        for _, table in tables:
-            while True:
-                keys, _, removed = table.take_changes(_CHANGES_AT_ONCE)
-                if not len(keys) and not len(removed):
-                    break
-                table.return_changes(keys, removed)
-
     def _write_tables(self, file: PartFile) -> None:
         for layout, table in self._tables():
             width = ServedTable(self._rows, layout.dim).row_bytes
@@ -174,11 +161,7 @@ class PartWriter:
         except Exception as error:
             text = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
             failed = ExportReport(kind, number, error=" ".join(text.split()), step=request.step)
-            try:
-                if kind == "version":
-                    self._give_back()
-            finally:
-                self._reports.put(failed)
+            self._reports.put(failed)
 
 
 def merged_table(rows: str, layout: TableLayout, chain: list[dict[str, PartTable]]) -> ServedTable:
