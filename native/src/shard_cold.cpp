@@ -170,7 +170,8 @@ void Shard::import_run(const ImportedRows& run) {
     const bool unique =  // for all that is seen here; else the last of a key must win
         std::adjacent_find(run.keys.begin(), run.keys.end(), std::greater_equal<>()) == run.keys.end();
     const bool anew = unique && here == 0 && cold_->rows(home) == 0;
-    if (!unique || here + come <= config_.bucket_capacity || come * kImportedShare < here || changes_.noted()) {
+    if (!unique || here + come <= config_.bucket_capacity || come * kImportedShare < here ||
+        changes_.noted()) {
         import_in_pieces(run, anew);
         return;
     }

@@ -150,7 +150,7 @@ def _path(job: Job, costs: Costs, *, late: bool) -> float:
 
 
 def _goes_first(job: Job) -> bool:
-    """Returns whether the gradients that a patch of `fresh` waits for go ahead of others (docs/algorithm.md)."""
+    """Returns whether gradients that a patch of `fresh` waits for go ahead of others (docs/algorithm.md)."""
     tables = job.config.tables.values()
     simple = all(t.eviction == "lru" and not t.ttl and not t.admission and t.disk is None for t in tables)
     return simple and job.config.export.dir is None
