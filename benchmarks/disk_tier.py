@@ -273,6 +273,7 @@ def measure_start(folder: str, rows: int) -> None:
         table.evict(step)
     with tempfile.TemporaryDirectory(dir=folder) as inside:
         directory = files.begin_checkpoint(Path(inside), step)
+        forget(files_in(folder))
         begin = time.perf_counter()
         ShardWriter(server, directory / shard_name(0)).write()
         written, rows = time.perf_counter() - begin, table.num_rows

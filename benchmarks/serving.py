@@ -130,6 +130,7 @@ def start_training(
 ) -> subprocess.Popen[bytes]:
     for left in (options.folder / "run", options.export):
         empty(left)
+    (options.folder / "ends.json").unlink(missing_ok=True)
     program = ["-m", MODULE, "train", str(options.folder), "--one", kind, "--export", str(options.export)]
     for name in ("steps", "every", "window", "format"):
         program += [f"--{name}", str(getattr(options, name))]
@@ -205,13 +206,15 @@ def windows(options: argparse.Namespace) -> None:
     for window in range(int((ends[-1] - begin) / options.window)):
         since, until = (begin + options.window * (window + part) for part in (1 / 3, 1))
         of = ends[(ends >= since) & (ends <= until)]
-        if since - options.window > first:
+        if since - options.window > first and len(of) > 1:
             rates.append((window % 2 == 1, (len(of) - 1) / (of[-1] - of[0])))
     print("steps/s of windows:", ", ".join(f"{rate:.1f}{' with' if on else ''}" for on, rate in rates))
     ratios = []  # of a window with export to the mean of its neighbours without
     for (_, before), (on, rate), (_, after) in zip(rates, rates[1:], rates[2:], strict=False):
         if on:
             ratios.append(2 * rate / (before + after))
+    if len(ratios) < 2:
+        raise SystemExit("expected two windows with export and neighbours without: more --steps")
     error = statistics.stdev(ratios) / len(ratios) ** 0.5
     print(f"with export, of without: {', '.join(f'{ratio:.3f}' for ratio in ratios)}")
     print(f"mean {statistics.mean(ratios):.3f} +- {error:.3f}, median {statistics.median(ratios):.3f}")
@@ -282,6 +285,8 @@ def beside(options: argparse.Namespace) -> None:
                 times[name].append(seconds(calls[len(times[name]) % len(calls)]))
                 time.sleep(0.001)
             versions.add(reader.version.version)
+    if training.returncode:
+        raise SystemExit("training has failed")
     for name, each in times.items():
         report(f"{len(each)} times {name}", each)
     rate = rate_of(json.loads((options.folder / "ends.json").read_text()))

@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--links", type=float, nargs="+", default=[1000, 40, 20], help="Mbit/s")
     parser.add_argument("--server-link", type=float, help="Mbit/s of the server's own link")
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=list(MODES))
+    parser.add_argument("--lookahead", type=int, default=2, help="of fresh")
     parser.add_argument("--reducer", default="horovod", choices=["horovod", "mpi"])
     parser.add_argument("--dense-wire", default="fp32", choices=["fp32", "bf16", "fp16"])
     parser.add_argument("--sleep", type=float, default=0.2, help="seconds of a dense step")
@@ -66,6 +67,8 @@ def _settings(
     options: argparse.Namespace, trainers: int, data: Path, settings: dict[str, Any]
 ) -> dict[str, Any]:
     bound = 0 if settings["mode"] in ("sync", "fresh") else 4
+    if settings["mode"] == "fresh":
+        settings = {**settings, "lookahead": options.lookahead}
     return {
         **settings,
         "staleness_bound": bound,

@@ -14,7 +14,9 @@ constexpr std::size_t kStampAt = 8, kChecksumAt = 12, kHeader = 16;
 constexpr std::size_t kExtentBytes = 64 << 10, kPage = 4096;
 constexpr std::size_t kLeastExtentRows = 4, kUsualExtentRows = 16;
 constexpr std::uint32_t kShareOfBucket = 16;  // open extents take so small a part of what rows take in memory
-constexpr std::size_t kMovedExtents = 32;     // at most, in a step
+// The rows moved in a step are at most those of so many extents, and so many for each that was appended: one
+// keeps gaps from outgrowing the rows, others close those that a snapshot has left.
+constexpr std::size_t kMovedExtents = 32, kMovedShare = 2;
 constexpr std::size_t kLeastHoles = 1 << 20;
 constexpr double kIndexBytes = 10.2;  // of a row at most, see cold_index.cpp
 
@@ -266,6 +268,7 @@ bool ColdStore::move_sparse() {
             throw;
         }
         --extents_[number].live;
+        ++moved_;
     }
     check_sparse(number);
     return true;
@@ -283,9 +286,24 @@ void ColdStore::give_back_holes() {
 
 void ColdStore::tidy() {
     give_back_holes();
+    const std::uint64_t appended = appended_ - tidied_;
+    tidied_ = appended_;
     if (marked_) return;
-    for (std::size_t i = 0; i < kMovedExtents && move_sparse(); ++i) {
+    const std::uint64_t most = moved_ + kMovedShare * appended + kMovedExtents * extent_rows_;
+    while (moved_ < most && move_sparse()) {
     }
+}
+
+std::vector<std::uint32_t> ColdStore::wanted_extents(std::uint32_t bucket, std::uint32_t least,
+                                                     std::uint32_t most) const {
+    std::vector<std::uint32_t> wanted;
+    for (const std::uint32_t number : buckets_[bucket].extents) {
+        const Extent& extent = extents_[number];
+        if (extent.newest < least || extent.oldest > most) continue;
+        wanted.push_back(number);
+        if (!is_open(number)) file_.ask_for(offset_of(place_of(number, 0)), extent.used * record_bytes_);
+    }
+    return wanted;
 }
 
 void ColdStore::load(std::uint32_t extent, std::vector<std::byte>& into) {

@@ -77,10 +77,10 @@ struct Sums {
 };
 
 // run(Size<rows of a tile>, first row) for tiles of all rows.
-template <std::size_t kMost = 6, typename Run>
+template <typename Run>
 void for_tiles(std::size_t rows, const Run& run) {
     std::size_t i = 0;
-    for (; i + kMost <= rows; i += kMost) run(Size<kMost>(), i);
+    for (; i + 6 <= rows; i += 6) run(Size<6>(), i);
     for (; i + 4 <= rows; i += 4) run(Size<4>(), i);
     for (; i < rows; ++i) run(Size<1>(), i);
 }

@@ -132,12 +132,13 @@ void Shard::fetch(Keys keys) {
     }
 }
 
-void Shard::import_in_pieces(const ImportedRows& from) {
-    const std::size_t some = std::max<std::size_t>(kLeastImported, config_.bucket_capacity / kImportedShare);
+void Shard::import_in_pieces(const ImportedRows& from, bool anew) {
+    const std::size_t share = anew ? 1 : kImportedShare;
+    const std::size_t some = std::max<std::size_t>(kLeastImported, config_.bucket_capacity / share);
     for (std::size_t begin = 0; begin < from.keys.size(); begin += some) {
         const std::size_t end = std::min(begin + some, from.keys.size());
         const ImportedRows part = from.slice(begin, end, config_.dim, update_.state_width());
-        fetch(part.keys);
+        if (!anew) fetch(part.keys);
         import_some(part);
         shrink(kMaxStep);
         if (!disk_problem_.empty() && !config_.full_disk_evicts) throw DiskFull(disk_problem_);
@@ -166,12 +167,16 @@ void Shard::import_beside_disk(const ImportedRows& from) {
 void Shard::import_run(const ImportedRows& run) {
     const std::uint32_t home = bucket(run.keys[0]);
     const std::size_t here = index_.size(home), come = run.keys.size();
-    if (here + come <= config_.bucket_capacity || come * kImportedShare < here || changes_.noted()) {
-        import_in_pieces(run);
+    const bool unique =  // for all that is seen here; else the last of a key must win
+        std::adjacent_find(run.keys.begin(), run.keys.end(), std::greater_equal<>()) == run.keys.end();
+    const bool anew = unique && here == 0 && cold_->rows(home) == 0;
+    if (!unique || here + come <= config_.bucket_capacity || come * kImportedShare < here ||
+        changes_.noted()) {
+        import_in_pieces(run, anew);
         return;
     }
-    const std::vector<std::uint32_t> stay = split_import(home, run);
-    import_in_pieces(PickedRows(run, stay, config_.dim, update_.state_width()).all(run.has_state));
+    const std::vector<std::uint32_t> stay = split_import(home, run, anew);
+    import_in_pieces(PickedRows(run, stay, config_.dim, update_.state_width()).all(run.has_state), anew);
 }
 
 // The least (stamp, key) of the rows that stay in memory, of those that are there and those that come.
@@ -194,18 +199,16 @@ std::pair<std::uint32_t, Key> Shard::least_to_stay(std::uint32_t home, const Imp
 }
 
 // Puts rows of a bucket to disk, and gives the others.
-std::vector<std::uint32_t> Shard::split_import(std::uint32_t home, const ImportedRows& from) {
+std::vector<std::uint32_t> Shard::split_import(std::uint32_t home, const ImportedRows& from, bool anew) {
     const std::size_t n = from.keys.size();
     const auto least = least_to_stay(home, from);
-    const bool here = index_.size(home) != 0 || cold_->rows(home) != 0 ||
-                      !std::is_sorted(from.keys.begin(), from.keys.end(), std::less_equal<>());
     std::vector<std::uint32_t> stay;
     bool full = false;
     cold_->reserve(home, std::min(n, index_.size(home) + n - config_.bucket_capacity));
     for (std::uint32_t i = 0; i < n; ++i) {
         const Key key = from.keys[i];
         if (full || std::make_pair(from.stamps[i], key) >= least ||
-            (here && (index_.find(home, key) || cold_->may_have(home, key)))) {
+            (!anew && (index_.find(home, key) || cold_->may_have(home, key)))) {
             stay.push_back(i);
             continue;
         }

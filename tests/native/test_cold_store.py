@@ -251,6 +251,19 @@ def test_the_file_has_at_most_twice_its_rows() -> None:
     assert table.disk_bytes < 2.3 * table.cold_rows * record  # and the extents that are being filled
 
 
+def test_gaps_are_closed_as_fast_as_they_come() -> None:
+    """Extents of few rows, from which far more rows go in a step than those of a fixed number of extents."""
+    table = make_table(**arguments("adagrad", num_buckets=256, bucket_capacity=16, dim=16, **DISK))
+    random = np.random.default_rng(1)
+    keys = np.sort(mix(np.arange(40_000, dtype=np.uint64)))
+    for step in range(1, 120):
+        pull_at(table, keys[np.sort(random.choice(len(keys), 5000, replace=False))], step)
+        table.evict(step)
+    assert table.from_disk_rows > 300_000
+    extents = 256 * 4096  # that are being filled
+    assert table.disk_bytes < 2.2 * table.cold_rows * (16 + 16 * 4 * 2) + extents
+
+
 def test_a_folder_that_is_not_there_says_so(tmp_path: Path) -> None:
     with pytest.raises(DiskError, match=r"missing.*No such file"):
         make_table(**arguments(**{**DISK, "disk_folder": str(tmp_path / "missing")}))

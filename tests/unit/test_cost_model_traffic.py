@@ -149,14 +149,27 @@ def test_in_fresh_only_patches_and_gradients_are_waited_for() -> None:
     assert sent == pytest.approx(max(w.feed_bytes + PATCHED * w.row_bytes, w.gradient_bytes))
 
 
-def test_in_fresh_servers_on_other_nodes_get_the_gradients_first_that_patches_wait_for() -> None:
-    """Each rank has a node of its own."""
+@pytest.mark.parametrize(
+    ("settings", "share"),
+    [
+        ({}, PATCHED),
+        ({"tables": {"default": {}, "wide": {"dim": 32, "eviction": "lfu"}}}, 1),
+        ({"tables": {"default": {"ttl": 9}, "wide": {"dim": 32}}}, 1),
+        ({"tables": {"default": {"admission": {"after": 2}}, "wide": {"dim": 32}}}, 1),
+        ({"tables": {"default": {"disk": {"path": "/d", "capacity": "1 GiB"}}, "wide": {"dim": 32}}}, 1),
+        ({"export": {"dir": "e", "every_seconds": 1.0}}, 1),
+    ],
+)
+def test_in_fresh_servers_on_other_nodes_get_the_gradients_first_that_patches_wait_for(
+    settings: dict, share: float
+) -> None:
+    """Each rank has a node of its own. That is so where no other row may differ."""
     counts = {"parameter_servers": 1, "embedding_workers": 1, "trainers": 1}
     cluster = Cluster(nodes=1, cpu_nodes=2, cores=8, cpu_cores=8, link_bytes=LINK, latency_seconds=1e-3)
-    config = config_of(mode="fresh")
+    config = config_of(mode="fresh", **settings)
     w = job_of(config, counts, cluster).work
     between = path(config, counts, cluster) - path(config, counts, Cluster(cores=8))
-    waited = 2 * PATCHED * w.row_bytes + (1 + PATCHED) * w.gradient_bytes
+    waited = 2 * PATCHED * w.row_bytes + (1 + share) * w.gradient_bytes
     assert between == pytest.approx(waited / LINK + 4e-3)
 
 

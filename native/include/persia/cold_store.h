@@ -4,8 +4,9 @@
 // A file is cut into extents, each of which holds rows of one bucket. A bucket's rows are appended to its
 // open extent, in memory; a full one is written whole before the next row comes, once, and never changed. A
 // row that goes leaves a gap; an extent whose rows are all gone is free for others, one with more gaps than
-// rows is sparse: its rows are appended anew, some extents a step (tidy()). So the file holds at most twice
-// the rows' bytes, and what is written at most twice what is appended.
+// rows is sparse: its rows are appended anew at the end of a step (tidy()), a number of them that is bounded
+// by those appended. So the file holds at most twice the rows' bytes, and about twice what is appended is
+// written.
 //
 // Each record has a checksum, of its place too: a row is what was written there, or the call throws
 // DiskError.
@@ -78,9 +79,8 @@ class ColdStore {
     // one of at most `most`; it returns whether the row stays.
     template <class Visit>
     void for_each(std::uint32_t bucket, std::uint32_t least, std::uint32_t most, Visit&& visit) {
-        const std::vector<std::uint32_t> extents = buckets_[bucket].extents;  // a copy: some may go meanwhile
+        const std::vector<std::uint32_t> extents = wanted_extents(bucket, least, most);
         for (const std::uint32_t extent : extents) {
-            if (extents_[extent].newest < least || extents_[extent].oldest > most) continue;
             load(extent, extent_room_);
             const std::uint32_t used = extents_[extent].used;
             std::uint32_t oldest = UINT32_MAX;
@@ -144,6 +144,9 @@ class ColdStore {
     Place put(std::uint32_t bucket);               // what is there by now; gives it its checksum
     bool has_open(std::uint32_t bucket);           // with room; writes a full one
     void open_extent(std::uint32_t bucket);
+    // Those of a bucket that for_each() looks at; the system begins to read them.
+    std::vector<std::uint32_t> wanted_extents(std::uint32_t bucket, std::uint32_t least,
+                                              std::uint32_t most) const;
     void load(std::uint32_t extent, std::vector<std::byte>& into);
     void check_sparse(std::uint32_t extent);  // after rows of it went
     void make_room();                         // for another extent
@@ -164,7 +167,8 @@ class ColdStore {
     std::vector<Extent> extents_;
     std::vector<std::uint32_t> free_, sparse_;
     std::uint32_t in_use_ = 0;  // extents
-    std::uint64_t size_ = 0, appended_ = 0;
+    std::uint64_t size_ = 0, appended_ = 0, moved_ = 0;
+    std::uint64_t tidied_ = 0;    // of appended_, at the last tidy()
     std::uint64_t outgrown_ = 0;  // bytes of indexes, since holes were given back
     bool marked_ = false;
 

@@ -227,9 +227,10 @@ class Shard {
     void import_some(const ImportedRows& from);
     void import_beside_disk(const ImportedRows& from);
     void import_run(const ImportedRows& run);  // rows of one bucket
-    void import_in_pieces(const ImportedRows& from);
+    // anew: the keys are different ones, and none of them is here, nor on disk.
+    void import_in_pieces(const ImportedRows& from, bool anew);
     std::pair<std::uint32_t, Key> least_to_stay(std::uint32_t bucket, const ImportedRows& from) const;
-    std::vector<std::uint32_t> split_import(std::uint32_t bucket, const ImportedRows& from);
+    std::vector<std::uint32_t> split_import(std::uint32_t bucket, const ImportedRows& from, bool anew);
     void keep_before_change(Keys keys);
     void keep_before_push(const PushBatch& batch);
     void keep_before_removal(std::uint32_t bucket, const KeyIndex::Entry& entry);

@@ -143,10 +143,17 @@ def _path(job: Job, costs: Costs, *, late: bool) -> float:
         del hops[KEYS]
     if fresh:
         del hops[ROWS], hops[FEED]
-        hops[PUSH] *= PATCHED  # those that the patch waits for go first
+        hops[PUSH] *= PATCHED if _goes_first(job) else 1.0
     seconds += len(hops) * 1e-9 * job.constants.wake
     seconds += sum(job.latency_seconds for num_bytes in hops.values() if num_bytes)
     return seconds + sum(hops.values()) / (job.link_bytes or float("inf"))
+
+
+def _goes_first(job: Job) -> bool:
+    """Returns whether gradients that a patch of `fresh` waits for go ahead of others (docs/algorithm.md)."""
+    tables = job.config.tables.values()
+    simple = all(t.eviction == "lru" and not t.ttl and not t.admission and t.disk is None for t in tables)
+    return simple and job.config.export.dir is None
 
 
 def _patched(job: Job) -> float:

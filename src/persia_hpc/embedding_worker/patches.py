@@ -5,8 +5,9 @@ Shape letters: U_g rows of a dim group in a batch, M_g those that have changed, 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -15,14 +16,28 @@ from persia_hpc.arrays import Array
 from persia_hpc.protocol.messages import Kind, Patch, Push, PushFirst, WantFirst, send, send_each, try_send
 from persia_hpc.table_layout import Layout
 from persia_hpc.transport.records import Record
-from persia_hpc.transport.ring import RingSenders
+from persia_hpc.transport.ring import RingSender, RingSenders
 
 from .engine import KeyBatch
 from .rings import TrainerRings
 
+USUAL_SECONDS = 0.05  # from the gradients that a patch waits for to the patch, before any was measured
+MOST_SECONDS = 0.5
+
+
+@dataclass
+class _HeldBack:
+    """Holds pushes that wait until the patch that others are for has come, and since when."""
+
+    begin: float = field(default_factory=time.monotonic)
+    pushes: list[tuple[RingSender, Push]] = field(default_factory=list)
+
 
 class Patches:
-    """Holds the patches of batches until those of all servers are there, and sends them to trainers."""
+    """Holds the patches of batches until those of all servers are there, and sends them to trainers.
+
+    It also sends servers their gradients, since patches wait for some of these.
+    """
 
     def __init__(self, layout: Layout, num_servers: int, trainers: Mapping[int, TrainerRings]) -> None:
         self.senders = {t: rings.patches for t, rings in trainers.items() if rings.patches is not None}
@@ -30,11 +45,15 @@ class Patches:
         self._num_servers = num_servers
         self._found: dict[tuple[int, int], list[Patch]] = {}
         self._first: dict[tuple[int, int, int], Array] = {}  # rows by step, trainer and server
+        self._waiting: set[tuple[int, int]] = set()  # batches without their patch
+        self._held_back: dict[tuple[int, int], _HeldBack] = {}  # by the batch whose patch they wait for
+        self._usual_seconds = USUAL_SECONDS
 
     def begin(self, batch: KeyBatch) -> None:
         """Expects a patch of each server for a batch, where there are patches."""
         if self.senders:
             batch.unpatched = set(range(self._num_servers))
+            self._waiting.add((batch.step, batch.trainer))
 
     def due(self, in_flight: Mapping[tuple[int, int], KeyBatch]) -> bool:
         """Returns whether a trainer of the oldest step may be waiting for its patch."""
@@ -54,6 +73,9 @@ class Patches:
     def push(self, senders: RingSenders, batch: KeyBatch, gradients: Sequence[Parts]) -> None:
         """Sends servers the gradients of a batch, of some rows first where a server wants it.
 
+        Then the others are held back until the next batch's patch is here, but not for long: a link that is
+        full of them would carry late what fetches the patch.
+
         Shapes:
         gradients: for each dim group the servers' parts of [U_g, D_g] in a wire format.
         """
@@ -62,13 +84,45 @@ class Patches:
         if all(rows is None for rows in first):
             send_each(senders, Push(*key, gradients))
             return
-        pieces = [self._split(batch, s, gradients, rows) for s, rows in enumerate(first)]
-        for sender, (ahead, _) in zip(senders.senders, pieces, strict=True):
-            if ahead is not None:
+        held_back = _HeldBack()
+        for server, sender in enumerate(senders.senders):
+            ahead, others = self._split(batch, server, gradients, first[server])
+            if ahead is None:
+                send(sender, Push(*key, others))
+            else:
                 send(sender, PushFirst(*key, ahead))
-                sender.progress()  # before the others, of which a slow link may have more
-        for sender, (_, others) in zip(senders.senders, pieces, strict=True):
-            send(sender, Push(*key, others))
+                held_back.pushes.append((sender, Push(*key, others)))
+            sender.progress()
+        following = (batch.step + 1, batch.trainer)
+        if following in self._waiting:
+            self._held_back[following] = held_back
+        else:  # another worker has it
+            self._send_held_back(held_back)
+
+    def let_go(self, seconds: float = MOST_SECONDS) -> bool:
+        """Sends gradients that have been held back for long; returns whether there were any.
+
+        seconds: that count as long, unless patches usually take less.
+        """
+        late = time.monotonic() - min(seconds, 2 * self._usual_seconds)
+        keys = [k for k, held in self._held_back.items() if held.pushes and held.begin <= late]
+        for key in keys:
+            self._send_held_back(self._held_back[key])
+        return bool(keys)
+
+    def _patched(self, batch: KeyBatch) -> None:
+        """Takes note that all servers' patches of a batch are here."""
+        self._waiting.discard((batch.step, batch.trainer))
+        held = self._held_back.pop((batch.step, batch.trainer), None)
+        if held is not None:
+            self._send_held_back(held)
+            seconds = min(time.monotonic() - held.begin, MOST_SECONDS)
+            self._usual_seconds += (seconds - self._usual_seconds) / 4
+
+    def _send_held_back(self, held: _HeldBack) -> None:
+        for sender, push in held.pushes:
+            send(sender, push)
+        held.pushes.clear()
 
     def _split(
         self, batch: KeyBatch, server: int, gradients: Sequence[Parts], first: Array | None
@@ -91,6 +145,7 @@ class Patches:
         """Takes a server's patch, whose arrays are copied, and sends the batch's on if it is whole."""
         if self._num_servers == 1 and try_send(self.senders[batch.trainer], patch):
             batch.unpatched.discard(server)
+            self._patched(batch)
             return
         found = self._found.setdefault((batch.step, batch.trainer), [])
         at = enumerate(patch.positions)
@@ -101,6 +156,7 @@ class Patches:
             del self._found[batch.step, batch.trainer]
             positions, rows = _pieces([p.positions for p in found]), _pieces([p.rows for p in found])
             send(self.senders[batch.trainer], replace(patch, positions=positions, rows=rows))
+            self._patched(batch)
 
     def _places(self, batch: KeyBatch, server: int, group: int, at: Array) -> Array:
         """Returns where rows of a server's answer lie in the batch: it has a part of each table.

@@ -11,11 +11,12 @@ from persia_hpc.transport.ring import RingReceiver, RingSender
 
 @dataclass(frozen=True)
 class ServerRings:
-    """Holds the three rings between a worker and a server."""
+    """Holds the rings between a worker and a server; patches: in `fresh`."""
 
     pulls: RingSender
     pushes: RingSender
     rows: RingReceiver
+    patches: RingReceiver | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,12 @@ class WorkerPlanes:
         """Returns the rings to each server, by server_rank."""
         plane = self.row_plane
         return [
-            ServerRings(plane.sender(rank, "pull"), plane.sender(rank, "push"), plane.receiver(rank, "rows"))
+            ServerRings(
+                plane.sender(rank, "pull"),
+                plane.sender(rank, "push"),
+                plane.receiver(rank, "rows"),
+                plane.receiver(rank, "patch") if self.fresh else None,
+            )
             for rank in self.servers
         ]
 

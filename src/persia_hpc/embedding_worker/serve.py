@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from persia_hpc.arrays import Array
@@ -78,6 +79,7 @@ class WorkerLoop:
         self.pulls = RingSenders([server.pulls for server in self.servers])
         self.pushes = RingSenders([server.pushes for server in self.servers])
         self.answers = RingReceivers([server.rows for server in self.servers])
+        self.patched = RingReceivers([s.patches for s in self.servers if s.patches is not None])
         self.trainers = planes.connect_trainers(engine.worker_rank)
         self.stretches = Stretches(
             splits,
@@ -124,7 +126,7 @@ class WorkerLoop:
     def _poll(self) -> bool:
         moved = self._poll_trainers()
         moved |= self._poll_servers()
-        moved |= self._ask_for_rows()
+        moved |= self._ask_for_rows() or self.patches.let_go()
         for plane in self.planes:
             moved |= plane.progress()
         self._release_held()
@@ -174,6 +176,7 @@ class WorkerLoop:
                     record.release()
         if not self.ended and all(t.gradients.closed for t in self.trainers.values()):
             # Only now: trainer 0 may have ended before the last gradients of another trainer arrive.
+            self.patches.let_go(0.0)
             for sender in self._senders():
                 sender.close()
             self.ended = True
@@ -191,9 +194,8 @@ class WorkerLoop:
         self.phases.add("push", begin, step, trainer=trainer)
 
     def _release_held(self) -> None:
-        if not self.held:
-            return
-        if self.planes[0].pending == 0 or not any(server.pushes.pending for server in self.servers):
+        sent = self.planes[0].pending == 0
+        if self.held and (sent or not any(server.pushes.pending for server in self.servers)):
             while self.held:
                 self.held.popleft().release()
 
@@ -323,7 +325,7 @@ class WorkerLoop:
 
     def _poll_servers(self) -> bool:
         moved = False
-        for p, record in self.answers.poll():
+        for p, record in chain(self.patched.poll(), self.answers.poll()):
             moved = True
             if not self.ended:  # else a trainer left early: the servers count rows as dropped
                 self._take_answer(p, record)

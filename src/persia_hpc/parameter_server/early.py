@@ -120,6 +120,10 @@ class FirstPushes:
             return []
         return [(self._parts[t][0], gradients) for t, gradients in sorted(self._gradients.items())]
 
+    def expected(self, step: int) -> bool:
+        """Returns whether a step's chosen rows are to be updated next."""
+        return step == self._step and bool(self._parts) and not self._applied
+
     def applied(self) -> None:
         """Takes note that the updates of chosen rows are made."""
         self._applied = True

@@ -133,8 +133,10 @@ class ParameterServer:
 
     def early_pulls(self) -> list[PendingPull]:
         """Returns the pulls that may be answered early now and were not yet; they go on waiting."""
-        may = self.clock.may_answer_early
-        return [p for p in self._waiting if p not in self._early and may(p.step, p.trainer)]
+        may, applied = self.clock.may_answer_early, self.clock.applied
+        due = self.firsts.expected(applied + 1)  # a patch, which a slow link isn't to carry beside later rows
+        waiting = [p for p in self._waiting if p not in self._early and may(p.step, p.trainer)]
+        return [p for p in waiting if p.step <= applied + 2] if due else waiting
 
     def answer_early(self, pull: PendingPull, out: Sequence[Array]) -> None:
         """Fills `out` with the rows as they are now, without changing anything; a patch gives the rest.
@@ -159,11 +161,8 @@ class ParameterServer:
         return self._early.mark((pull for pull in self._waiting if pull.step == step), self._set)
 
     def want_first(self) -> list[tuple[PendingPull, Array]]:
-        """Returns the pulls of the next step, with places uint32 [M] of rows that all patches wait for.
-
-        There are none if any gradients of the step are here, or if patches may have to wait for others too.
-        """
-        step = self.clock.applied + 1
+        """Returns the pulls of the next step, with places uint32 [M] of rows that all patches wait for."""
+        step = self.clock.applied + 1  # none if gradients are here, or patches may wait for others too
         sure = len(self._early.sure(self._waiting, step + 1)) == self.clock.num_trainers
         if not sure or step in self._held or not self._set.calm():
             return []

@@ -54,19 +54,17 @@ from .engine import ParameterServer
 
 @dataclass(frozen=True)
 class _WorkerRings:
-    """Holds the three rings between this server and one worker."""
+    """Holds the rings between this server and one worker; patches: that of rows but in `fresh`."""
 
     pulls: RingReceiver
     pushes: RingReceiver
     rows: RingSender
+    patches: RingSender
 
 
 @dataclass(frozen=True)
 class _Drained:
-    """Holds a request that needs the tables as they are after `request.step`.
-
-    The worker that asks has pushed all gradients up to that step; other workers may not have.
-    """
+    """Holds a request for tables after `request.step`, up to which its worker has pushed all gradients."""
 
     request: Lookup | Checkpoint | Restore
     worker: int
@@ -87,15 +85,20 @@ class ServerLoop:
         self.engine = engine
         self.plane = plane
         self.wire = WIRES[config.wire.rows]
+        self.fresh = config.mode == "fresh"
         self.workers = [
-            _WorkerRings(plane.receiver(w, "pull"), plane.receiver(w, "push"), plane.sender(w, "rows"))
+            _WorkerRings(
+                plane.receiver(w, "pull"),
+                plane.receiver(w, "push"),
+                rows := plane.sender(w, "rows"),
+                plane.sender(w, "patch") if self.fresh else rows,
+            )
             for w in workers
         ]
         # Of each worker its pulls, then its pushes.
         self._requests = RingReceivers(
             [ring for rings in self.workers for ring in (rings.pulls, rings.pushes)]
         )
-        self.fresh = config.mode == "fresh"
         self._remote = any(rings.pushes.remote for rings in self.workers)  # some worker is on another node
         self.phases = Phases(SERVER, config.train.trace)
         self._context = context
@@ -120,9 +123,10 @@ class ServerLoop:
         )
         self.phases.stop()
         self._parts.close()
-        for rings in self.workers:
-            rings.rows.close()
-        while any(rings.rows.pending for rings in self.workers):
+        senders = {ring for rings in self.workers for ring in (rings.rows, rings.patches)}
+        for sender in senders:
+            sender.close()
+        while any(sender.pending for sender in senders):
             if not self.plane.progress():
                 self._context.waiter.idle()
 
@@ -258,25 +262,24 @@ class ServerLoop:
 
     def _answer(self, pull: PendingPull) -> str:
         """Sends the final rows of a pull, or what has changed since its early answer; returns the phase."""
-        sender = self.workers[pull.worker].rows
-        wire = self.wire.name
+        rings, wire = self.workers[pull.worker], self.wire.name
         if self.engine.is_early(pull):
             if not self.engine.finish(pull):
                 return "pull"
             self._send_patch(pull)
             return "patch"
-        if not sender.try_write(lambda ring: self.engine.answer_in(ring, pull, Kind.ROWS, wire)):
+        if not rings.rows.try_write(lambda ring: self.engine.answer_in(ring, pull, Kind.ROWS, wire)):
             # There is no room in the ring for the rows in one piece: they are queued.
             out = self._empty_rows(pull)
             staleness = self.engine.answer(pull, out)
-            send(sender, Rows(pull.step, pull.trainer, staleness, out))
+            send(rings.rows, Rows(pull.step, pull.trainer, staleness, out))
         if self.fresh:  # workers and trainers expect a patch for each answer
             rows = [np.empty(shape, dtype) for dtype, shape in self._specs(np.zeros_like(pull.counts))]
-            send(sender, Patch(pull.step, pull.trainer, [np.empty(0, np.uint32) for _ in rows], rows))
+            send(rings.patches, Patch(pull.step, pull.trainer, [np.empty(0, np.uint32) for _ in rows], rows))
         return "pull"
 
     def _send_patch(self, pull: PendingPull) -> None:
-        sender, wire = self.workers[pull.worker].rows, self.wire.name
+        sender, wire = self.workers[pull.worker].patches, self.wire.name
         if not sender.try_write(lambda ring: self.engine.patch_in(ring, pull, Kind.PATCH, wire)):
             patch = self.engine.patch(pull, wire)
             send(sender, Patch(pull.step, pull.trainer, patch.positions, patch.rows))
@@ -295,10 +298,9 @@ class ServerLoop:
     def _look_ahead(self) -> bool:
         """Answers a pull of a later step with the rows of now; only one: a push is more urgent."""
         begin = time.perf_counter()
-        marked = self.engine.mark_next()
-        if marked:
+        if marked := self.engine.mark_next():
             for pull, places in self.engine.want_first() if self._remote else ():
-                send(self.workers[pull.worker].rows, WantFirst(pull.step, pull.trainer, places))
+                send(self.workers[pull.worker].patches, WantFirst(pull.step, pull.trainer, places))
             begin = self.phases.add("pull", begin)
         pulls = self.engine.early_pulls()[:1]
         for pull in pulls:

@@ -44,7 +44,8 @@ class RingBytes:
 def row_channels(plan: Plan, size: RingBytes) -> list[Channel]:
     """Returns three rings between every worker and every server: for pulls, pushes and rows.
 
-    Pulls and pushes are apart because a pull that must wait may not block the push it waits for.
+    Pulls and pushes are apart because a pull that must wait may not block the push it waits for. A fourth, in
+    `fresh`, is for patches: over a slow link one may not wait for the rows of later batches.
     """
     channels = []
     for w in range(plan.count(Role.EMBEDDING_WORKER)):
@@ -56,6 +57,8 @@ def row_channels(plan: Plan, size: RingBytes) -> list[Channel]:
                 Channel(worker, server, "push", size.push),
                 Channel(server, worker, "rows", size.rows),
             ]
+            if size.patch:
+                channels.append(Channel(server, worker, "patch", min(size.patch, size.rows)))
     return channels
 
 
