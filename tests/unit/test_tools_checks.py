@@ -88,7 +88,7 @@ def test_unit_and_native_tests_are_named_after_what_they_test() -> None:
     package = ROOT / "src" / "persia_hpc"
     places = [path.relative_to(package).with_suffix("") for path in package.rglob("*.py")]
     names = {"_".join(part for part in place.parts if part != "__init__") for place in places}
-    named = {name for name in names if name} | {"docs", "tools"}
+    named = {name for name in names if name} | {"docs", "packaging", "tools"}
     sources = {path.stem for path in (ROOT / "native" / "include" / "persia").glob("*.h")}
     sources |= {"native_stub", "arguments"}  # of the module as a whole
     for folder, known in (("unit", named), ("native", sources)):
