@@ -56,7 +56,7 @@ def test_a_disk_that_is_full_in_the_last_step_is_only_said(
     assert not capfd.readouterr().err
     server.check_disk()
     assert "is full: " in (said := capfd.readouterr().err)
-    assert "no step was left" in said
+    assert "no step had to ask for rows any more" in said
     assert server.statistics()["rows"] == last * ROWS
     train(tmp_path, last - 1).check_disk()
     assert not capfd.readouterr().err

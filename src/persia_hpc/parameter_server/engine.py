@@ -344,7 +344,7 @@ class ParameterServer:
         if self.disk_problem is not None:
             raise DiskError(self.disk_problem)
         if self._disk.problem is not None:
-            say(f"{self._disk.problem}; no step was left, and rows that it can't take stayed in memory")
+            say(f"{self._disk.problem}; no step had to ask for rows any more; rows that it can't take stayed")
 
     def waits_for(self) -> str | None:
         """Returns what must arrive before a pull or a held push can proceed; None if there are none."""
