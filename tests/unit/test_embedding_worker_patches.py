@@ -41,8 +41,10 @@ class Sender:
 
 
 @pytest.mark.parametrize("come", ["patch", "time", "elsewhere", "wish too late"])
-def test_others_wait_for_the_patch_but_not_for_long(come: str) -> None:
+def test_others_wait_for_the_patch_but_not_for_long(come: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two servers the first wants a row of each dim group first."""
+    now = 1.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     world = World(config_of("fresh", {}), servers=2, trainers=1, steps=2)
     batch = world.prepare((1, 0), [list(range(20)), list(range(10)), [1, 2]])
     if come != "elsewhere":
@@ -69,7 +71,9 @@ def test_others_wait_for_the_patch_but_not_for_long(come: str) -> None:
             nothing = [np.empty((0, dim), np.float32) for dim in world.worker.layout.dim_groups]
             patches.take(following, server, Patch(2, 0, [np.empty(0, np.uint32) for _ in nothing], nothing))
     elif come == "time":
-        time.sleep(2 * USUAL_SECONDS)
+        now += 1.9 * USUAL_SECONDS
+        assert not patches.let_go()
+        now += 0.2 * USUAL_SECONDS
         assert patches.let_go()
     assert not patches.let_go()
     assert senders.kinds() == [[Kind.PUSH_FIRST, Kind.PUSH], [Kind.PUSH]]

@@ -39,7 +39,7 @@ class Machine:
     """This machine, and what a test breaks of it; all is as before afterwards."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.folder, self.patch = folder, monkeypatch.setattr
+        self.folder, self.patch, self.environment = folder, monkeypatch.setattr, monkeypatch.setenv
         self.wanted = Wanted(run_dir=str(folder))
         self._limits: list[tuple[int, tuple[int, int]]] = []
         self._cores = os.sched_getaffinity(0)
@@ -112,7 +112,7 @@ def broken_driver(m: Machine) -> None:
 def hidden_gpus(m: Machine) -> None:
     m.torch()
     m.program("nvidia-smi", "CUDA Version: 12.8")
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the fixture's monkeypatch takes it away again
+    m.environment("CUDA_VISIBLE_DEVICES", "")
 
 
 def other_nvcc(m: Machine) -> None:

@@ -14,6 +14,8 @@ from persia_hpc import _native
 from persia_hpc.models.layers import Team, is_native, run_dlrm
 from persia_hpc.models.parts import perceptron
 
+WITH_BF16 = pytest.mark.skipif(not _native.has_bf16(), reason="the processor doesn't multiply bf16")
+
 
 class Network(nn.Module):
     """The parts of a DLRM with D = `dim` and random parameters, and both ways to compute it."""
@@ -117,7 +119,7 @@ def test_bits_depend_neither_on_threads_nor_on_where_a_sample_lies() -> None:
         assert torch.equal(one[20:21], other)
 
 
-@pytest.mark.skipif(not _native.has_bf16(), reason="the processor doesn't multiply bf16")
+@WITH_BF16
 @settings(max_examples=30, deadline=None)
 @given(
     num_samples=st.sampled_from([0, 1, 2, 15, 16, 17, 33, 63, 65, 513]),
@@ -144,7 +146,7 @@ def test_in_bf16_only_factors_are_rounded(num_samples, width, outputs, threads, 
     close(got, expected)
 
 
-@pytest.mark.skipif(not _native.has_bf16(), reason="the processor doesn't multiply bf16")
+@WITH_BF16
 def test_in_bf16_the_whole_network_is_near_torchs_and_bits_do_not_depend_on_threads() -> None:
     torch.manual_seed(1)
     model = Network(13, 26, 16, 1, [[64], [64, 1]])
@@ -184,12 +186,14 @@ def test_views_expanded_gradients_and_inputs_that_need_none() -> None:
         assert not model.native(dense, rows, Team()).requires_grad
 
 
-def test_nan_is_hidden_by_no_relu_and_stays_in_its_sample() -> None:
+@pytest.mark.parametrize("bf16", [False, pytest.param(True, marks=WITH_BF16)])
+def test_nan_is_hidden_by_no_relu_and_stays_in_its_sample(bf16: bool) -> None:
     model = Network(4, 3, 4, 1, [[4], [4, 1]])
     dense, rows = torch.randn(20, 4), torch.randn(20, 3, 4)
     dense[3, 1], rows[17, 2, 0] = float("nan"), float("nan")
     ones = torch.ones(20, 1)
-    got = both_ways(lambda *x: model.native(*x, Team()), model, [dense, rows], ones)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        got = both_ways(lambda *x: model.native(*x, Team()), model, [dense, rows], ones)
     logits, *inputs = got[:3]
     bottom, top = got[3], got[7]
     assert logits.isnan().flatten().nonzero().flatten().tolist() == [3, 17]

@@ -29,7 +29,7 @@ MOST_SECONDS = 0.5
 class _HeldBack:
     """Holds pushes that wait until the patch that others are for has come, and since when."""
 
-    begin: float = field(default_factory=time.monotonic)
+    begin: float
     pushes: list[tuple[RingSender, Push]] = field(default_factory=list)
 
 
@@ -84,7 +84,7 @@ class Patches:
         if all(rows is None for rows in first):
             send_each(senders, Push(*key, gradients))
             return
-        held_back = _HeldBack()
+        held_back = _HeldBack(time.monotonic())
         for server, sender in enumerate(senders.senders):
             ahead, others = self._split(batch, server, gradients, first[server])
             if ahead is None:
