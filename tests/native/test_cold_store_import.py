@@ -116,3 +116,19 @@ def test_a_disk_that_is_full_meanwhile_says_so_or_drops_what_goes() -> None:
     kept = joined(export(drops, 2))
     where = np.searchsorted(rows["keys"], kept["keys"])
     assert (rows["rows"][where] == kept["rows"]).all()
+
+
+@pytest.mark.parametrize("sort", [True, False])
+def test_the_last_of_a_key_that_is_given_twice_wins(sort: bool) -> None:
+    """As in memory, also where the first is to stay in memory and the last is the older one."""
+    config = arguments("adagrad", num_buckets=1, bucket_capacity=64)
+    roomy, tiered = make_table(**{**config, "bucket_capacity": ROWS}), make_table(**{**config, **DISK})
+    rows = rows_of(roomy, 1)
+    again = {name: values[::7] for name, values in rows_of(roomy, 2).items()}
+    rows["stamps"][::7], again["stamps"] = 30, np.zeros_like(again["stamps"])
+    both = joined([rows, again])
+    order = np.argsort(both["keys"], kind="stable") if sort else np.arange(len(both["keys"]))
+    for table in (roomy, tiered):
+        table.import_rows({name: values[order] for name, values in both.items()})
+    assert tiered.num_rows == roomy.num_rows == ROWS
+    assert_same_rows(export(tiered, 1)[0], export(roomy, 1)[0])
