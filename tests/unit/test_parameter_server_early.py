@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,13 @@ def test_fresh_is_sync(
         assert set(server.clock.histogram) == {0}
 
 
+class FirstAlone(random.Random):
+    """Lets gradients that are wanted first always come alone."""
+
+    def randrange(self, *_: Any) -> int:
+        return 1
+
+
 def test_only_what_a_missed_step_uses_is_sent_again() -> None:
     """Steps 1 and 2 share id 7: of the early answer for step 2 just this row changes."""
     config = config_of("fresh", {"optimizer": {"name": "sgd", "lr": 0.1}})
@@ -94,8 +102,12 @@ def test_only_what_a_missed_step_uses_is_sent_again() -> None:
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_a_patch_goes_before_other_updates_where_nothing_else_can_change(full: bool) -> None:
-    """Steps 1 and 2 share id 7. In a full table a row goes after step 1: only then is the patch known."""
+@pytest.mark.parametrize("far", [False, True])
+def test_a_patch_goes_before_other_updates_where_nothing_else_can_change(full: bool, far: bool) -> None:
+    """Steps 1 and 2 share id 7. In a full table a row goes after step 1: only then is the patch known.
+
+    From a worker that is far the gradients of id 7 come first, and are enough for the patch.
+    """
     capacity = 4 * 64 if full else 1 << 20  # of four buckets, a row of 4 floats in each
     config = config_of("fresh", {"optimizer": {"name": "sgd", "lr": 0.1}, "capacity": capacity})
     world = World(config, servers=1, trainers=1, steps=2)
@@ -117,12 +129,21 @@ def test_a_patch_goes_before_other_updates_where_nothing_else_can_change(full: b
     assert server.mark_next()
     assert not server.mark_next()
     assert not server.apply_marked()  # there are no gradients yet
+    wanted = server.want_first() if far else []
+    assert len(wanted) == (far and not full)
+    for _, places in wanted:
+        assert len(places) == 1
+        world.wanted[1, 0, 0] = places
     ((_, gradients),) = world.finished()
-    world.push(world.batches[1, 0], 0, gradients)
+    world.random = FirstAlone()
+    assert world.push(world.batches[1, 0], 0, gradients) == (wanted == [])
     sent = server.apply_marked()
     assert (sent == []) == full
     for each in sent:
         world.send_patch(0, each)
+    if wanted:
+        assert not server.apply_ready()
+        assert world.push(world.batches[1, 0], 0, gradients)
     assert server.ledger.applied_rows == len(sent)
     assert server.clock.applied == 0
     assert server.apply_ready()
