@@ -5,7 +5,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 build=${1:-build/dev}
-cmake -S . -B "$build" -DSKBUILD=ON -DPERSIA_HPC_NATIVE_TESTS=ON -DPython_EXECUTABLE="$(realpath -s "$python")" \
+# Files apart: what has changed is soon compiled.
+cmake -S . -B "$build" -DCMAKE_UNITY_BUILD=OFF -DSKBUILD=ON -DPERSIA_HPC_NATIVE_TESTS=ON -DPython_EXECUTABLE="$(realpath -s "$python")" \
     -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" >/dev/null
 cmake --build "$build" -j2
 for so in "$build"/_native*.so "$build"/_cuda*.so; do

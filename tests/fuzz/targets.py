@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import h5py
 import numpy as np
@@ -13,6 +14,9 @@ import numpy as np
 import persia_hpc as ph
 from persia_hpc.cli import main
 from persia_hpc.errors import PersiaError
+from persia_hpc.launch.doctor import Wanted
+from persia_hpc.launch.doctor_lines import GOOD, Line
+from persia_hpc.launch.doctor_machine import check_machine, check_run_dir
 from tests.support.checkpoints import CHANGES, FULL, TABLES
 from tests.support.tiny import digest, run_digest
 
@@ -98,6 +102,19 @@ def preprocess(*more: str) -> Callable[[], int]:
     return prepared("table", "table/schema.toml", *more)
 
 
+def doctor() -> int:
+    """Prints what a configuration wants of a machine; how this one is would be another answer each time."""
+
+    def examine(wanted: Wanted) -> Iterator[Line]:
+        yield Line(GOOD, "wanted", str(wanted))
+        machine = check_machine(wanted.shared_bytes, wanted.ranks)
+        for line in (*machine, *check_run_dir(Path(wanted.run_dir))):
+            yield Line(GOOD, line.what, "")
+
+    with mock.patch("persia_hpc.launch.doctor.examine", examine):
+        return main(["doctor", "train.toml"])
+
+
 def prepared(*arguments: str) -> Callable[[], int]:
     def call() -> int:
         code = main(["preprocess", *arguments, "--out", "made"])
@@ -155,6 +172,7 @@ def targets() -> list[Target]:
         Target("preprocess yambda", prepared(*YAMBDA), ("yambda/*",)),
         Target("train --dry-run", command("train", "train.toml", "--dry-run"), ("train.toml", "train.h5")),
         Target("train, sequences", command("train", "events.toml", "--dry-run"), ("events.*",)),
+        Target("doctor", doctor, ("train.toml", "train.h5")),
         Target("plan", plan, ("train.toml", "run/summary.json", "run/config.toml", "train.h5")),
         Target("train", train(run_dir="new"), ("train.toml", "train.h5"), changes=new, long=True),
         Target("init", command("init", *DATA, "--out", "proposed.toml"), DATA, outputs=("proposed.toml",)),

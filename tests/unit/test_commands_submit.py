@@ -191,6 +191,38 @@ def test_names_mail_and_licences_are_options_of_sbatch(
     assert [line for line in lines if line.startswith("#SBATCH")][-4:] == [f"#SBATCH {w}" for w in wanted]
 
 
+def test_each_part_of_a_heterogeneous_job_has_the_other_options_of_sbatch(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """GPUs are the trainers', who come last; what counts for the job as a whole is asked for once."""
+    (folder / "train.toml").write_text(IN_ALL)
+    both = ["--qos=short", "--exclude=n17", "-C ib", "--gres=nvme:1", "--bell"]
+    gpus = [
+        "--gres=gpu:a100:4",
+        "--gres nvme:1,gpu:2",
+        "-G 4",
+        "--gpu-bind=closest",
+        "--tres-per-task=gres:gpu:1",
+    ]
+    once = [
+        "--mail-type=END",
+        "--mail-user=a@b.org",
+        "-L lustre",
+        "--licenses=x:2",
+        "--bb=capacity=1",
+        "--bbf=f",
+    ]
+    extra = [f"--extra={each}" for each in [*both, *gpus, *once]]
+    words = ["submit", "train.toml", "--cpu-nodes", "2", "--nodes", "2", *extra, "--dry-run"]
+    assert main([*words, "--preprocess", "synthetic --rows 9 --out d"]) == 0
+    data, training = capsys.readouterr().out.split("#!/bin/bash")[1:]
+    parts = [data, *training.split("#SBATCH hetjob\n")]
+    for part, expected in zip(parts, [both + once, both + once, both + gpus], strict=True):
+        header = [line.removeprefix("#SBATCH ") for line in part.splitlines() if line.startswith("#SBATCH")]
+        assert header[-len(expected) :] == expected
+        assert header[-len(expected) - 1].startswith("--cpus-per-task")
+
+
 def test_seeds_are_an_array_with_a_run_for_each(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["submit", "train.toml", "--seeds", "1-5%2", "--run-dir", "runs/a", "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -27,6 +29,7 @@ class Servers:
         self.asked: list[ExportRequest] = []
         self.late: list[bool] = []  # of the versions that follow, whether it is too late for them
         self.step = 1000  # that they have applied
+        self.problem = ""  # why nothing can be written
         self._reports: list[ExportReport] = []
 
     def begin_export(self, request: ExportRequest) -> None:
@@ -34,6 +37,9 @@ class Servers:
         kind, number = request.kind, request.number
         if kind == "version" and self.late and self.late.pop(0):
             self._reports.append(ExportReport(kind, number, error="too late", late=True))
+            return
+        if self.problem:
+            self._reports.append(ExportReport(kind, number, error=self.problem, step=request.step))
             return
         (Path(request.path) / "server-0000.rows").write_bytes(b"x")
         self._reports.append(ExportReport(kind, number, "server-0000.rows", 1, 0, step=request.step))
@@ -138,6 +144,20 @@ def test_a_run_that_ends_without_a_version_of_its_end_says_so_once(tmp_path: Pat
     ((step, text),) = said
     assert step == 5
     assert "no version of the run's end, of step 5: the newest that was written is of step" in text
+
+
+def test_what_fails_at_the_end_is_not_tried_again(tmp_path: Path) -> None:
+    exporter, servers = exporter_of(tmp_path)
+    said: list[str] = []
+    exporter._warn = lambda step, text: said.append(text)
+    exporter.advance(1)
+    exporter.wait()
+    servers.problem = os.strerror(errno.ENOSPC)
+    exporter.finish(5)
+    assert [request.kind for request in servers.asked] == ["begin", "version"]
+    assert exporter.failed == 1
+    assert ["No space left on device" in text for text in said] == [True, False]
+    assert "the newest that was written is none" in said[1]
 
 
 def test_a_segment_that_ends_when_all_were_late_begins_nothing_of_that_try(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from persia_hpc.config import Config
 from persia_hpc.reporting.seeds import seed_directory
 
 from .mpiexec import COMPONENT_ROLES
-from .slurm_options import JobOptions, check_options
+from .slurm_options import JobOptions, check_options, not_twice, without_gpus
 
 
 def run_directory(options: JobOptions, job_id: str) -> str:
@@ -53,11 +53,13 @@ def job_script(config: Config, options: JobOptions) -> str:
     if options.cpu_nodes:
         suffix = "_HET_GROUP_1"
         header += _component(options, options.cpu_nodes, servers + workers, options.cpu_partition, gpus=0)
-        header += ["hetjob", "--requeue"]
+        header += [*without_gpus(options.extra), "hetjob", "--requeue"]
         header += _component(options, options.nodes, trainers, options.partition, gpus=options.gpus_per_node)
+        header += not_twice(options.extra)
     else:
         suffix, total = "", servers + workers + trainers
         header += _component(options, options.nodes, total, options.partition, gpus=options.gpus_per_node)
+        header += options.extra
     threads = f"SLURM_CPUS_PER_TASK{suffix}"
     fixed = "" if config.train.threads else f' --set train.threads="${threads}"'
     if options.seeds is not None:
@@ -68,7 +70,7 @@ def job_script(config: Config, options: JobOptions) -> str:
         site.append(f"export SLURM_MPI_TYPE={shlex.quote(options.mpi)}")
     values = {
         "ROLES": _roles(config, options),
-        "HEADER": "\n".join(f"#SBATCH {line}" for line in [*header, *options.extra]),
+        "HEADER": "\n".join(f"#SBATCH {line}" for line in header),
         "CONFIG": shlex.quote(options.config),
         "RUN_DIR": _shell_run_dir(options),
         "MAX_RESTARTS": str(options.max_restarts),

@@ -12,7 +12,7 @@ from dataclasses import replace
 from persia_hpc.reporting.seeds import EVALUATION, seed_directory
 
 from .slurm import log_file, site_lines
-from .slurm_options import JobOptions
+from .slurm_options import JobOptions, without_gpus
 
 
 def preprocess_job(options: JobOptions) -> JobOptions:
@@ -22,6 +22,7 @@ def preprocess_job(options: JobOptions) -> JobOptions:
         job_name=f"{options.job_name}-preprocess",
         partition=options.cpu_partition or options.partition,
         gpus_per_node=0,
+        extra=tuple(without_gpus(options.extra)),
         seeds=f"0-{options.preprocess_parts - 1}" if options.preprocess_parts > 1 else None,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from persia_hpc.config import Config
@@ -10,6 +11,8 @@ from persia_hpc.errors import UserError
 
 SLURM_ARRAY_SIZE = 1001  # MaxArraySize by default, one more than the largest index of an array
 _MOST_SEEDS = 1000
+_GPUS = re.compile(r"-G|--gpu|--(gres|tres)\S*[= ].*gpu")
+_OF_THE_WHOLE_JOB = re.compile(r"-L|--(licenses|mail-|bbf?\b)")  # would be asked for, or sent, twice
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,16 @@ def check_options(config: Config, options: JobOptions) -> None:
             raise UserError(
                 f"--{flag} {nodes}: there are only {ranks} ranks for them; change [ranks] or --{flag}"
             )
+
+
+def without_gpus(extra: Iterable[str]) -> list[str]:
+    """Returns the options of sbatch for nodes that needn't have GPUs."""
+    return [line for line in extra if not _GPUS.match(line)]
+
+
+def not_twice(extra: Iterable[str]) -> list[str]:
+    """Returns the options of sbatch for a further part of a job whose first part has them all."""
+    return [line for line in extra if not _OF_THE_WHOLE_JOB.match(line)]
 
 
 def seeds_of(text: str) -> list[int]:

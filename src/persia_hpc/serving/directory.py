@@ -11,6 +11,8 @@ import contextlib
 import fcntl
 import os
 import shutil
+import struct
+import time
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
@@ -75,6 +77,14 @@ class ExportDirectory:
     def _versions(self) -> list[Path]:
         return [p for p in self.path.glob("version-*") if p.name == version_name(number_of(p))]
 
+    def free_bytes(self) -> int:
+        """Returns how much of its file system is free for this user; 0 where that can't be asked."""
+        try:
+            room = os.statvfs(self.path)
+        except OSError:
+            return 0
+        return room.f_bavail * room.f_frsize
+
     def begin(self, name: str) -> Path:
         """Makes the directory in which a version or base is written until it is whole."""
         path = self.path / (name + PARTIAL)
@@ -132,6 +142,21 @@ class ExportDirectory:
         if self._lock is not None:
             os.close(self._lock)
         self._lock = None
+
+
+class Progress:
+    """Tells readers, through a mapped file, how far training is."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = None
+        with contextlib.suppress(OSError):  # then readers don't know the age in steps
+            self._file = path.open("wb", buffering=0)
+
+    def tell(self, step: int) -> None:
+        """Writes the last finished step and the time of day."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                os.pwrite(self._file.fileno(), struct.pack("<qd", step, time.time()), 0)
 
 
 def _remove(path: Path) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
-import struct
 import time
 import zlib
 from collections.abc import Callable, Mapping
@@ -21,7 +19,7 @@ from torch import nn
 from persia_hpc.config import Config
 from persia_hpc.samples.encoding import ENCODING_FILE, read_encoding
 from persia_hpc.samples.schema import DatasetSchema
-from persia_hpc.serving.directory import ExportDirectory
+from persia_hpc.serving.directory import ExportDirectory, Progress
 from persia_hpc.serving.manifest import write_manifest
 from persia_hpc.serving.names import DENSE, PROGRESS, base_name, version_name
 from persia_hpc.serving.requests import ExportReport, ExportRequest
@@ -29,32 +27,18 @@ from persia_hpc.serving.requests import ExportReport, ExportRequest
 from .dense.average import Average
 from .dense.state import copied, dense_content
 from .interfaces import BatchStream, Peers
+from .next_version import NextVersion
 from .run_state import RunState
 
 LOG = logging.getLogger("persia_hpc")
 MOST_AHEAD = 64  # steps by which a version is announced
-LONGEST_SECONDS = 60.0  # between two tries while nothing can be written, unless versions are rarer
-
-
-class _Progress:
-    """Tells readers, through a mapped file, how far training is."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = None
-        with contextlib.suppress(OSError):  # then readers don't know the age in steps
-            self._file = path.open("wb", buffering=0)
-
-    def tell(self, step: int) -> None:
-        if self._file is not None:
-            with contextlib.suppress(OSError):
-                os.pwrite(self._file.fileno(), struct.pack("<qd", step, time.time()), 0)
 
 
 class Exporter:
     """Writes a run's versions, one at a time. Every trainer has one; trainer 0's does the work.
 
     A thread writes the dense part and completes what the servers have written. What can't be written is said,
-    and tried again, each time after twice as long; training goes on.
+    and tried again; training goes on.
     """
 
     def __init__(
@@ -96,10 +80,10 @@ class Exporter:
         self._began = 0.0
         self._since_base = 0
         self._again = False
-        self._failures = 0  # in a row
-        self._due = time.monotonic()
+        free_bytes = (lambda: 0) if directory is None else directory.free_bytes
+        self._next_version = NextVersion(config.export.every_seconds, free_bytes)
         self._pool = ThreadPoolExecutor(1, "persia-export")
-        self._progress = None if directory is None else _Progress(directory.path / PROGRESS)
+        self._progress = None if directory is None else Progress(directory.path / PROGRESS)
 
     def attach(
         self, state: RunState, model: nn.Module, average: Average, warn: Callable[[int, str], None]
@@ -115,7 +99,7 @@ class Exporter:
 
     def overdue(self) -> bool:
         """Returns, on trainer 0, whether the next version, or a first base, is to begin."""
-        return self._directory is not None and not self._busy and time.monotonic() >= self._due
+        return self._directory is not None and not self._busy and self._next_version.is_due()
 
     @property
     def _busy(self) -> bool:
@@ -167,6 +151,7 @@ class Exporter:
         kind = "begin" if self._base is None else "version"
         name = base_name(self._next) if kind == "begin" else version_name(self._next)
         self._began = time.time()
+        self._next_version.begin()
         try:
             path = self._directory.begin(name)
         except OSError as error:
@@ -179,7 +164,6 @@ class Exporter:
         self._stream.begin_export(request)
         self.paused_seconds += time.perf_counter() - marking
         self._request = request
-        self._due = time.monotonic() + self._settings.every_seconds
         if kind == "version":
             self._coming = step
 
@@ -266,7 +250,8 @@ class Exporter:
         if isinstance(error, _LateError):
             self._ahead = min(2 * self._ahead, MOST_AHEAD)
             self._discard(request)
-            self._again, self._due = True, time.monotonic()
+            self._again = True
+            self._next_version.make_due()
             return
         if error is not None:
             self._fail(step, getattr(error, "strerror", None) or str(error), request)
@@ -277,11 +262,12 @@ class Exporter:
             if request.kind == "begin":
                 self._first = True
                 self._next += 1
-                self._due = time.monotonic()  # nobody sees anything before a version
+                self._next_version.make_due()  # nobody sees anything before a version
             return
-        if self._failures:
+        if self._next_version.failures:
             self._warn(step, f"export.dir {self._settings.dir} can be written again")
-        self._failures, self._again, self._first = 0, False, False
+        self._next_version.succeed()
+        self._again = self._first = False
         self.versions += 1
         self.write_seconds += time.time() - self._began
         self.last_step = request.step
@@ -307,15 +293,13 @@ class Exporter:
             if request.kind == "base":
                 return
             self._again = request.kind == "version"
-        if not self._failures:
+        if not self._next_version.failures:
             self._warn(
                 step,
                 f"export.dir {self._settings.dir}: no version can be written ({problem}); training goes on, "
                 "and it is tried again. Make room there",
             )
-        self._failures += 1
-        longest = max(LONGEST_SECONDS, self._settings.every_seconds)
-        self._due = time.monotonic() + min(longest, self._settings.every_seconds * 2**self._failures)
+        self._next_version.fail(problem)
 
     def _discard(self, request: ExportRequest) -> None:
         assert self._directory is not None
@@ -328,7 +312,7 @@ class Exporter:
         self.wait()
         self._drop_base()
         self._base, self._again, self._since_base = None, False, 0
-        self._due = time.monotonic()
+        self._next_version.make_due()
 
     def _drop_base(self) -> None:
         """Gives up a later base that is under way, also one that only waits to be noted."""
@@ -346,9 +330,11 @@ class Exporter:
         Collective over trainers.
         """
         self.wait()
+        failures = self._next_version.failures
         for _ in range(3):  # a first base, then a version; or one that came too late, again
-            if self._peers.broadcast(self._directory is not None and self.last_step != step):
-                self._due = time.monotonic()
+            missing = self._directory is not None and self.last_step != step
+            if self._peers.broadcast(missing and self._next_version.failures == failures):
+                self._next_version.make_due()
                 self.advance(step)
                 self.wait()
         if self._directory is not None and self.last_step != step:
