@@ -90,7 +90,7 @@ def make_corpus() -> None:
 
 
 def make_tiered(run: Path) -> None:
-    """A run with a disk tier, whose second checkpoint shares a file with the first."""
+    """A run with a disk tier, whose last checkpoint has a file of rows from disk."""
     config = tiny_config("train.h5", run_dir=str(run), checkpoint={"every": 5, "keep": 2})
     config["tables"]["item"] |= {
         "buckets": 2,
@@ -98,7 +98,7 @@ def make_tiered(run: Path) -> None:
         "disk": {"path": ".", "capacity": "1 MiB"},
     }
     ph.train(config, quiet=True)
-    assert len(list(run.glob("step-*/cold-*.h5"))) > 2
+    assert list(run.glob("latest/cold-*.h5"))
     _still(run)
 
 
