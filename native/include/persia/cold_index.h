@@ -33,6 +33,12 @@ class ColdIndex {
             if (entries_[at] >> kPlaceBits == bits) visit((entries_[at] & kMostPlaces) - 1);
         }
     }
+    template <class Visit>
+    void for_each(Visit&& visit) const {  // visit(place)
+        for (const Entry entry : entries_) {
+            if (entry != 0) visit((entry & kMostPlaces) - 1);
+        }
+    }
     bool contains(Key key, Place place) const { return !entries_.empty() && entries_[find(key, place)] != 0; }
 
     void reserve(std::size_t more);
