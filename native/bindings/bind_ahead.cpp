@@ -61,10 +61,34 @@ void pull_again(TableSet& self, PendingPull& pull) {
     self.pull_again(pull.of(), at, pull.since, pull.noted, pull.slots, pull.differs, pull.epochs);
 }
 
-py::list differing(TableSet& self, const PendingPull& pull, const std::string& wire_name) {
-    check_ahead(pull);
+// Which rows were noted, of all or of those that have a 1 in `chosen`.
+class Noted {
+  public:
+    Noted(const PendingPull& pull, const py::object& chosen) : noted_(pull.differs) {
+        check_ahead(pull);
+        if (chosen.is_none()) return;
+        const auto size = static_cast<py::ssize_t>(pull.keys.size());
+        const auto array = check_array(chosen, "chosen", {kUint8}, {size});
+        const auto ones = span_of<const std::uint8_t>(array);
+        some_ = persia::AlignedArray<std::uint8_t>(ones.size());
+        for (std::size_t i = 0; i < ones.size(); ++i) some_[i] = ones[i] & pull.differs[i];
+        noted_ = some_;
+    }
+    Noted(const Noted&) = delete;
+    Noted& operator=(const Noted&) = delete;
+
+    Span<const std::uint8_t> operator*() const { return noted_; }
+
+  private:
+    persia::AlignedArray<std::uint8_t> some_;
+    Span<const std::uint8_t> noted_;
+};
+
+py::list differing(TableSet& self, const PendingPull& pull, const std::string& wire_name,
+                   const py::object& chosen) {
+    const Noted noted(pull, chosen);
     const persia::Wire wire = wire_named(wire_name);
-    const std::vector<std::uint64_t> counts = self.row_counts(pull.counts, pull.differs);
+    const std::vector<std::uint64_t> counts = self.row_counts(pull.counts, *noted);
     py::list groups;
     std::vector<std::uint32_t*> positions;
     std::vector<persia::Rows> rows;
@@ -77,17 +101,18 @@ py::list differing(TableSet& self, const PendingPull& pull, const std::string& w
     }
     {
         const py::gil_scoped_release nogil;
-        self.encode_differing(pull.of(), pull.slots, pull.differs, positions, rows);
+        self.encode_differing(pull.of(), pull.slots, *noted, positions, rows);
     }
     return groups;
 }
 
 // The number of rows sent, or nothing: the ring has no room for the record in one piece.
 std::optional<std::uint64_t> send_differing(TableSet& self, const PendingPull& pull, Producer& producer,
-                                            std::uint16_t kind, const std::string& wire_name) {
-    check_ahead(pull);
+                                            std::uint16_t kind, const std::string& wire_name,
+                                            std::uint64_t tag, const py::object& chosen) {
+    const Noted noted(pull, chosen);
     const persia::Wire wire = wire_named(wire_name);
-    const std::vector<std::uint64_t> counts = self.row_counts(pull.counts, pull.differs);
+    const std::vector<std::uint64_t> counts = self.row_counts(pull.counts, *noted);
     const std::size_t num_groups = counts.size();
     BodyLayout layout(2 * num_groups);
     for (const std::uint64_t count : counts) {
@@ -99,7 +124,7 @@ std::optional<std::uint64_t> send_differing(TableSet& self, const PendingPull& p
         layout.add(entry, kBytes[entry.dtype]);
         sent += counts[g];
     }
-    std::uint8_t* const body = producer.ring.reserve({kind, pull.trainer, pull.step, 0}, layout);
+    std::uint8_t* const body = producer.ring.reserve({kind, pull.trainer, pull.step, tag}, layout);
     if (body == nullptr) return std::nullopt;
     std::vector<std::uint32_t*> positions;
     std::vector<persia::Rows> rows;
@@ -110,7 +135,7 @@ std::optional<std::uint64_t> send_differing(TableSet& self, const PendingPull& p
     }
     try {
         const py::gil_scoped_release nogil;
-        self.encode_differing(pull.of(), pull.slots, pull.differs, positions, rows);
+        self.encode_differing(pull.of(), pull.slots, *noted, positions, rows);
     } catch (...) {
         producer.ring.cancel();
         throw;
@@ -143,7 +168,7 @@ constexpr const char* kDiffering =
     R"(Returns for each dim group the positions uint32 [M_g] and rows [M_g, D_g] of those that were noted.
 
 After `pull_again`; or before, where `mark_differing` and `calm` allow it, once `push` has seen to the marked
-rows.)";
+rows. chosen: uint8 [U], only rows that have a 1.)";
 
 constexpr const char* kSendDiffering =
     R"(Writes to a ring what `differing` returns: all positions, then all rows; returns how many rows.
@@ -161,8 +186,9 @@ void bind_ahead(py::class_<TableSet>& set) {
              kMarkDiffering)
         .def("marked", &marked, py::arg("pull"), kMarked)
         .def("pull_again", &pull_again, py::arg("pull"), kPullAgain)
-        .def("differing", &differing, py::arg("pull"), py::arg("wire"), kDiffering)
+        .def("differing", &differing, py::arg("pull"), py::arg("wire"), py::arg("chosen") = py::none(),
+             kDiffering)
         .def("send_differing", &send_differing, py::arg("pull"), py::arg("ring"), py::arg("kind"),
-             py::arg("wire"), kSendDiffering)
+             py::arg("wire"), py::arg("tag") = 0, py::arg("chosen") = py::none(), kSendDiffering)
         .def("calm", &TableSet::calm, kCalm);
 }

@@ -50,7 +50,8 @@ std::uint64_t ColdStore::memory_bytes(std::uint64_t capacity_bytes, std::uint32_
     const std::size_t extent = extent_bytes(record, bucket_rows);
     const double extents = static_cast<double>(capacity_bytes) / static_cast<double>(extent);
     const double rows = extents * static_cast<double>(extent / record);
-    const double places = rows * kIndexBytes + extents * (sizeof(Extent) + sizeof(std::uint32_t));
+    const std::size_t copied = sizeof(Copy) + (extent / record + 63) / 64 * sizeof(std::uint64_t);
+    const double places = rows * kIndexBytes + extents * (sizeof(Extent) + sizeof(std::uint32_t) + copied);
     return static_cast<std::uint64_t>(places) + std::uint64_t{num_buckets} * (sizeof(Bucket) + extent);
 }
 
@@ -106,6 +107,7 @@ void ColdStore::open_extent(std::uint32_t bucket) {
         free_.pop_back();
     }
     extents_[extent] = {bucket, 0, 0, 0, UINT32_MAX, 0, false};
+    if (extent < copies_.size()) copies_[extent] = {};
     ++in_use_;
     Bucket& of = buckets_[bucket];
     of.extents.push_back(extent);
@@ -318,6 +320,56 @@ std::vector<std::uint32_t> ColdStore::wanted_extents(std::uint32_t bucket, std::
     return wanted;
 }
 
+std::vector<std::uint32_t> ColdStore::marked_extents(std::uint32_t bucket) const {
+    std::vector<std::uint32_t> marked;
+    for (const std::uint32_t number : buckets_[bucket].extents) {
+        if (extents_[number].at_mark == 0 || copies_[number].file != 0) continue;
+        marked.push_back(number);
+        if (!is_open(number)) {
+            file_.ask_for(offset_of(place_of(number, 0)), extents_[number].used * record_bytes_);
+        }
+    }
+    return marked;
+}
+
+void ColdStore::make_copies() {
+    const std::size_t extents = extents_.size();
+    if (extents > copies_.capacity()) {  // by itself a vector doubles
+        copies_.reserve(extents + extents / 16);
+        copied_.reserve((extents + extents / 16) * words_per_extent());
+    }
+    copies_.resize(extents);
+    copied_.resize(extents * words_per_extent());
+}
+
+void ColdStore::note_copied(Place place, bool copied) {
+    const auto i = static_cast<std::uint32_t>(place % extent_rows_);
+    std::uint64_t& word = copied_[place / extent_rows_ * words_per_extent() + i / 64];
+    const std::uint64_t bit = std::uint64_t{1} << i % 64;
+    word = copied ? word | bit : word & ~bit;
+}
+
+std::uint32_t ColdStore::copied_before(Place place) const {
+    const auto i = static_cast<std::uint32_t>(place % extent_rows_);
+    const std::uint64_t* const words = &copied_[place / extent_rows_ * words_per_extent()];
+    const std::uint64_t below = (std::uint64_t{1} << i % 64) - 1;
+    int rows = __builtin_popcountll(words[i / 64] & below);
+    for (std::uint32_t word = 0; word < i / 64; ++word) rows += __builtin_popcountll(words[word]);
+    return static_cast<std::uint32_t>(rows);
+}
+
+void ColdStore::keep_copies(Span<const std::uint32_t> files) {
+    for (Copy& copy : copies_) {
+        if (std::find(files.begin(), files.end(), copy.file) == files.end()) copy = {};
+    }
+}
+
+void ColdStore::add_copied(std::map<std::uint32_t, std::uint64_t>& rows) const {
+    for (std::size_t i = 0; i < copies_.size(); ++i) {
+        if (copies_[i].file != 0) rows[copies_[i].file] += extents_[i].live;
+    }
+}
+
 void ColdStore::load(std::uint32_t extent, std::vector<std::byte>& into) {
     into.resize(file_.extent_bytes());
     if (is_open(extent)) {
@@ -345,9 +397,9 @@ void ColdStore::mark() {
 
 std::size_t ColdStore::held_bytes() const {
     const auto held = [](const auto& values) { return values.capacity() * sizeof(values[0]); };
-    std::size_t bytes = sizeof *this + file_.held_bytes() + held(buckets_) + held(extents_) + held(free_) +
-                        held(sparse_) + held(extent_room_) + held(move_room_) + held(find_room_) +
-                        held(candidates_) + held(found_) + held(reads_);
+    std::size_t bytes = sizeof *this + file_.held_bytes() + held(buckets_) + held(extents_) + held(copies_) +
+                        held(copied_) + held(free_) + held(sparse_) + held(extent_room_) + held(move_room_) +
+                        held(find_room_) + held(candidates_) + held(found_) + held(reads_);
     for (const Bucket& bucket : buckets_) {
         bytes += bucket.index.held_bytes() + held(bucket.extents) + held(bucket.room);
     }

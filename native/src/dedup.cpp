@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "dedup_loops.h"
+#include "dedup_wide.h"
 #include "persia/prefetch.h"
 
 namespace persia {
@@ -16,7 +17,9 @@ constexpr std::size_t kNarrowRows = 65536;
 constexpr std::size_t kNearIds = 4096;    // of a table whose work the first caches hold
 constexpr std::size_t kSmallIds = 16384;  // of a table whose ids and slots have numbers of 16 bits
 constexpr std::size_t kFewestSlots = 64;
+constexpr std::size_t kFewestSorted = 96;  // of a table whose ids are sorted, if the processor can
 constexpr std::size_t kMostIds = std::size_t{1} << 30;  // of a table: their slots are numbered in 32 bits
+constexpr std::size_t kPadding = 16;                    // elements that may be written behind the last
 constexpr std::size_t kAhead = 16;  // ids whose slots are fetched before they are needed, with many ids
 
 void check(bool ok, const std::string& message) {
@@ -200,6 +203,43 @@ void Deduplicator::fill_features(const Scratch<Small>& of, std::size_t table, In
     }
 }
 
+// The ids of a table's first feature, if it has one.
+Span<const Id> Deduplicator::first_values(std::size_t table,
+                                          const std::vector<Span<const Id>>& values) const {
+    if (table >= num_tables() || features_[table].empty()) return {};
+    return values[features_[table][0]];
+}
+
+#ifdef PERSIA_WIDE
+// Of a table with few ids of one feature. Returns false if they are such that it must be done otherwise.
+template <typename Index>
+bool Deduplicator::sort_feature(std::size_t table, Span<const Id> ids, Span<const Id> next, Index* indices,
+                                DedupResult& result) {
+    const unsigned bucket_bits = 63 - BucketOf(plan_.num_buckets[table]).shift();
+    if (ids.size() < kFewestSorted ||
+        ids.size() > std::min<std::size_t>(SortedIds::kMost, plan_.num_buckets[table]) ||
+        bucket_bits > 32 - SortedIds::kNumberBits) {
+        return false;
+    }
+    const auto n = static_cast<std::uint32_t>(ids.size());
+    const std::uint32_t base = result.table_offsets[table];
+    const std::uint32_t first_id = result.feature_offsets[features_[table][0]];
+    std::uint32_t* const offsets = result.row_offsets.data() + base;
+    SortedIds of;
+    mix_and_sort(ids, of);
+    const std::uint32_t num_unique = find_starts(of, n, offsets);
+    find_servers(of, num_unique, bucket_bits, plan_.bounds[table], base,
+                 result.server_offsets.data() + table * (num_servers_ + 1));
+    if (!order_buckets(of, num_unique, bucket_bits)) return false;
+    write_positions(of, n, base - result.group_offsets[plan_.groups[table]], first_id,
+                    result.positions.data() + offsets[0]);
+    write_indices(of, n, indices + first_id, next);
+    if (!list_keys(of, n, result.keys.data() + base)) return false;
+    result.table_offsets[table + 1] = base + num_unique;
+    return true;
+}
+#endif
+
 template <typename Small>
 void Deduplicator::run_table(std::size_t table, const std::vector<Span<const Id>>& values,
                              std::uint32_t num_ids, DedupResult& result) {
@@ -210,10 +250,7 @@ void Deduplicator::run_table(std::size_t table, const std::vector<Span<const Id>
         mix_ids(values[f], num_slots - 1, keys_.data() + done, of.homes + done);
         done += values[f].size();
     }
-    const Id* next = nullptr;
-    if (table + 1 < num_tables() && !features_[table + 1].empty()) {
-        next = values[features_[table + 1][0]].data();
-    }
+    const Id* const next = first_values(table + 1, values).data();
     const std::uint32_t base = result.table_offsets[table];
     const std::uint32_t num_unique = find_unique(of, num_ids, num_slots, next);
     sort_table(of, table, num_unique, result);
@@ -257,8 +294,8 @@ DedupResult Deduplicator::run(const std::vector<Span<const Id>>& values) {
     result.group_offsets = AlignedArray<std::uint32_t>(num_groups_ + 1);
     result.server_offsets = AlignedArray<std::uint32_t>(num_tables() * (num_servers_ + 1));
     // For as many rows as there may be, so that a table is done with while its ids and keys are in the cache.
-    result.keys = AlignedArray<std::uint64_t>(num_ids);
-    result.row_offsets = AlignedArray<std::uint32_t>(num_ids + 1);
+    result.keys = AlignedArray<std::uint64_t>(num_ids + kPadding);
+    result.row_offsets = AlignedArray<std::uint32_t>(num_ids + 1 + kPadding);
     result.positions = AlignedArray<std::uint32_t>(num_ids);
     result.narrow_indices = AlignedArray<std::uint16_t>(surely_narrow ? num_ids : 0);
     result.wide_indices = AlignedArray<std::uint32_t>(surely_narrow ? 0 : num_ids);
@@ -266,6 +303,16 @@ DedupResult Deduplicator::run(const std::vector<Span<const Id>>& values) {
     for (std::size_t t = 0; t < num_tables(); ++t) {
         const std::uint32_t base = result.table_offsets[t];
         const auto count = static_cast<std::uint32_t>(table_ids[t]);
+#ifdef PERSIA_WIDE
+        if (use_wide && features_[t].size() == 1) {
+            const Span<const Id> ids = values[features_[t][0]], next = first_values(t + 1, values);
+            if (surely_narrow ? sort_feature(t, ids, next, result.narrow_indices.data(), result)
+                              : sort_feature(t, ids, next, result.wide_indices.data(), result)) {
+                result.group_offsets[plan_.groups[t] + 1] = result.table_offsets[t + 1];
+                continue;
+            }
+        }
+#endif
         if (count != 0 && count <= kNearIds) {  // what will be written in another order than memory's
             prefetch(result.keys.data() + base, count * sizeof(std::uint64_t));
             prefetch(result.row_offsets.data() + base, count * sizeof(std::uint32_t));

@@ -326,25 +326,54 @@ void Shard::copy_away() {
     for (const auto& [wanted, row] : cold_->find(wanted_)) copy_changed({&wanted.key, 1}, &row.weights);
 }
 
+// What the store gives points into what its next call changes.
+void Shard::hold(const ColdStore::Row& row, std::vector<Snapshot::Kept>& rows,
+                 std::vector<std::byte>& held) const {
+    rows.push_back({row.key, row.stamp, nullptr, nullptr});
+    held.resize(held.size() + state_at() + update_.state_bytes());
+    std::byte* const to = held.data() + held.size() - state_at() - update_.state_bytes();
+    std::copy_n(row.weights, update_.weight_bytes(), to);
+    std::copy_n(row.state, update_.state_bytes(), to + state_at());
+}
+
+void Shard::point(std::vector<Snapshot::Kept>& rows, std::size_t first,
+                  const std::vector<std::byte>& held) const {
+    const std::byte* from = held.data();
+    for (std::size_t i = first; i < rows.size(); ++i, from += state_at() + update_.state_bytes()) {
+        rows[i].weights = from;
+        rows[i].state = from + state_at();
+    }
+}
+
 // Adds the rows of a bucket for which chosen(row); they point into `held`.
 void Shard::add_cold(std::uint32_t home, std::vector<Snapshot::Kept>& rows, std::vector<std::byte>& held,
                      std::uint32_t least, const std::function<bool(const ColdStore::Row&)>& chosen) const {
     const std::size_t first = rows.size();
-    const std::size_t state_at = (update_.weight_bytes() + 3) / 4 * 4,
-                      stride = state_at + update_.state_bytes();
     cold_->for_each(home, least, UINT32_MAX, [&](const ColdStore::Row& row) {
-        if (!chosen(row)) return true;
-        rows.push_back({row.key, row.stamp, nullptr, nullptr});
-        held.resize(held.size() + stride);
-        std::byte* const to = held.data() + held.size() - stride;
-        std::copy_n(row.weights, update_.weight_bytes(), to);
-        std::copy_n(row.state, update_.state_bytes(), to + state_at);
+        if (chosen(row)) hold(row, rows, held);
         return true;
     });
-    for (std::size_t i = first; i < rows.size(); ++i) {
-        rows[i].weights = held.data() + (i - first) * stride;
-        rows[i].state = rows[i].weights + state_at;
-    }
+    point(rows, first, held);
+}
+
+// Adds those rows of a bucket that must not be copied yet, as more may come to their extents.
+void Shard::copy_cold(std::uint32_t home, std::vector<Snapshot::Kept>& rows, std::vector<std::byte>& held,
+                      std::uint32_t into, CopiedRows& copied) const {
+    const std::size_t first = rows.size();
+    std::vector<Snapshot::Kept> whole;
+    std::vector<std::byte> room;
+    cold_->for_each_marked(
+        home, into,
+        [&](const ColdStore::Row& row, bool copies) {
+            copies ? hold(row, whole, room) : hold(row, rows, held);
+        },
+        [&](std::uint32_t file, std::uint32_t number) {
+            copied.files.push_back(file);
+            copied.numbers.push_back(number);
+        });
+    point(rows, first, held);
+    point(whole, 0, room);
+    copied.rows = export_rows(whole);
 }
 
 }  // namespace persia

@@ -120,6 +120,43 @@ void keys_with_one_home_are_told_apart() {
     }
 }
 
+// One feature's ids, up to 512 of them, are sorted where the processor can: by the first bits of their keys.
+void few_ids_of_a_feature_follow_the_definition() {
+    std::mt19937_64 random(9);
+    const DedupPlan plan{{2, 0, 1},
+                         {0, 1, 1},
+                         {1024, 512, 1u << 20},
+                         {{0, 0, 300, 1024}, {0, 511, 511, 512}, {0, 1, 1u << 19, 1u << 20}}};
+    Deduplicator dedup(plan);
+    const auto draw = [&random](int kind, std::uint64_t distinct) {
+        const std::uint64_t number = random() % distinct;
+        switch (kind) {
+            case 0:
+                return number;
+            case 1:  // keys with the same first 32 bits
+                return unmix(std::uint64_t{77} << 32 | number);
+            case 2:  // all keys of a bucket
+                return unmix(std::uint64_t{77} << 54 | mix(number) >> 12);
+            case 3:  // some keys of each of few buckets
+                return unmix((number % 40) << 54 | mix(number) >> 12);
+            default:  // the first and the last key too
+                return unmix(number % 3 == 0 ? number % 2 - 1 : number);
+        }
+    };
+    for (const std::size_t num_ids : {95, 96, 97, 255, 256, 257, 400, 511, 512, 513}) {
+        for (int kind = 0; kind < 5; ++kind) {
+            for (const std::uint64_t distinct : {1, 2, 60, 5000}) {
+                Ids ids(3);
+                for (auto& feature : ids) {
+                    feature.resize(num_ids - random() % 2);
+                    for (auto& id : feature) id = draw(kind, distinct);
+                }
+                check_against_definition(plan, ids, run(dedup, ids));
+            }
+        }
+    }
+}
+
 void indices_widen_at_65537_rows_of_a_group() {
     Deduplicator dedup(small_plan());
     Ids ids(3);
@@ -178,9 +215,11 @@ void contradictory_plans_are_refused() {
 
 int main() {
     follows_the_definition();
+    few_ids_of_a_feature_follow_the_definition();
     const bool wide = use_wide;
     use_wide = false;  // as on processors without AVX-512
     follows_the_definition();
+    few_ids_of_a_feature_follow_the_definition();
     use_wide = wide;
     keys_with_one_home_are_told_apart();
     indices_widen_at_65537_rows_of_a_group();

@@ -15,6 +15,7 @@ from persia_hpc.embedding_worker.engine import EmbeddingWorker, KeyBatch
 from persia_hpc.embedding_worker.patches import Patches
 from persia_hpc.embedding_worker.rings import TrainerRings
 from persia_hpc.parameter_server.engine import ParameterServer
+from persia_hpc.parameter_server.first import Portion
 from persia_hpc.protocol.messages import Patch
 from persia_hpc.protocol.wire import WIRES
 from persia_hpc.samples.batch import IdColumn, SampleBatch
@@ -70,8 +71,10 @@ class World:
         self.patches = Patches(layout, servers, rings)
         self.early = [EarlyBatches() for _ in range(trainers)]
         self.sent: dict[tuple[int, int, int], list[np.ndarray]] = {}  # early, by step, trainer and server
-        self.wanted: dict[tuple[int, int, int], np.ndarray] = {}  # places of gradients that may come first
-        self.came: dict[tuple[int, int, int], np.ndarray] = {}  # which of a pull's rows were they that did
+        # Places of the gradients that may come first, and of those that still do, and what follows them.
+        self.wanted: dict[tuple[int, int, int], list[np.ndarray]] = {}
+        self.coming: dict[tuple[int, int, int], list[np.ndarray]] = {}
+        self.partly: set[int] = set()  # servers that have sent patches of which others follow
 
     def prepare(self, key: Key, ids: Sequence[Sequence[int]]) -> KeyBatch:
         columns = {n: IdColumn(np.array(v, np.uint64)) for n, v in zip(FEATURES, ids, strict=True)}
@@ -104,12 +107,13 @@ class World:
         parts = [np.array(each.part(server)) for each in self.worker.split_gradients(batch, gradients)]
         ends = np.cumsum([len(part) for part in parts])
         places = self.wanted.pop(key, None)
-        first = places is not None and self.random.randrange(4) > 0
-        if first:
-            self.came[key] = chosen = np.zeros(ends[-1], bool)
-            chosen[places] = True
-        if key in self.came:
-            chosen = self.came[key] if first else ~self.came.pop(key)
+        if places is not None and self.random.randrange(4) > 0:
+            others = np.delete(np.arange(ends[-1], dtype=np.uint32), np.concatenate(places))
+            self.coming[key] = [*places, others]
+        first = len(self.coming.get(key, ())) > 1
+        if key in self.coming:
+            chosen = np.zeros(ends[-1], bool)
+            chosen[self.coming[key].pop(0) if first else self.coming.pop(key)[0]] = True
             parts = [part[mask] for part, mask in zip(parts, np.split(chosen, ends[:-1]), strict=True)]
         (engine.firsts.add if first else engine.submit_push)(*key[:2], parts)
         return not first
@@ -175,32 +179,41 @@ class World:
                 key = (pull.step, pull.trainer)
                 if server.is_early(pull):
                     if server.finish(pull):
-                        self.send_patch(p, pull)
+                        self.send_patch(p, Portion(pull))
                     continue
                 out = self.empty(p, pull.counts)
                 server.answer(pull, out)
                 self.feed(key, p, out)
                 self.patch(key, p, [np.empty(0, np.uint32) for _ in out], self.empty(p, pull.counts * 0))
-            if self.random.randrange(2):
-                pulls = server.apply_marked()
-                for pull in pulls:
-                    self.send_patch(p, pull)
-                if pulls and self.random.randrange(4) == 0:
+            while p in self.partly or self.random.randrange(2):
+                portions = server.apply_marked()
+                if not portions:
+                    break
+                for portion in portions:
+                    (self.partly.add if portion.left else self.partly.discard)(p)
+                    self.send_patch(p, portion)
+                if self.random.randrange(4) == 0:
                     return  # so that gradients may come before their pull is made
             if not server.apply_ready():
                 break
-        if self.random.randrange(2) and server.mark_next() and self.random.randrange(2):
-            for pull, places in server.want_first():
-                self.wanted[pull.step, pull.trainer, p] = places
+        if self.random.randrange(2):
+            server.mark_next()
+        if self.random.randrange(2):
+            for wish in server.want_first(self.random.choice([1.0, 32.0, np.inf])):
+                self.wanted[wish.pull.step, wish.pull.trainer, p] = wish.places
+        if self.random.randrange(2):
+            for portion in server.final_rows():
+                self.send_patch(p, portion)
         for pull in server.early_pulls():
             out = self.empty(p, pull.counts)
             server.answer_early(pull, out)
             self.sent[pull.step, pull.trainer, p] = [rows.copy() for rows in out]
             self.feed((pull.step, pull.trainer), p, out)
 
-    def send_patch(self, p: int, pull: PendingPull) -> None:
+    def send_patch(self, p: int, portion: Portion) -> None:
         """Also checks what is sent twice: what a missed step has used, what differs, and what began anew."""
-        patch, before = self.servers[p].patch(pull, self.rows.name), self.sent[pull.step, pull.trainer, p]
+        patch, pull = self.servers[p].patch(portion, self.rows.name), portion.pull
+        before = self.sent[pull.step, pull.trainer, p]
         missed = range(pull.step - self.config.lookahead, pull.step)
         batches = [batch for key, batch in self.batches.items() if key[0] in missed]
         used = [self.keys_of(self.pull_of(batch, p)) for batch in batches]
@@ -213,7 +226,7 @@ class World:
             for place, row in zip(at.tolist(), now, strict=True):
                 same = before[group][place].tobytes() == row.tobytes()
                 assert anew or not same or any(keys[place] in others[group] for others in used)
-        self.patch((pull.step, pull.trainer), p, patch.positions, patch.rows)
+        self.patch((pull.step, pull.trainer), p, patch.positions, patch.rows, portion.left)
 
     def keys_of(self, pull: PendingPull) -> list[list[tuple[int, int]]]:
         """The table and key of each row of a pull, by dim group."""
@@ -228,8 +241,10 @@ class World:
         if self.worker.add_rows(batch, p, rows):
             self.ready(self.early[key[1]].add(self.worker.assemble(batch)))
 
-    def patch(self, key: Key, p: int, positions: list[np.ndarray], rows: list[np.ndarray]) -> None:
-        self.patches.take(self.batches[key], p, Patch(*key, positions, rows))
+    def patch(
+        self, key: Key, p: int, positions: list[np.ndarray], rows: list[np.ndarray], left: int = 0
+    ) -> None:
+        self.patches.take(self.batches[key], p, Patch(*key, positions, rows, left))
         ring = self.rings[key[1]]
         ring.sender.progress()
         while (record := ring.receiver.poll()) is not None:

@@ -1,4 +1,4 @@
-"""Gradients that a patch waits for go first, and the others when it has come or is long in coming."""
+"""Gradients that a patch waits for go first, in parts; the others when it has come or is long in coming."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Sender:
 
 @pytest.mark.parametrize("come", ["patch", "time", "elsewhere", "wish too late"])
 def test_others_wait_for_the_patch_but_not_for_long(come: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two servers the first wants a row of each dim group first."""
+    """Of two servers the first wants a row of each dim group first, each in a part of its own."""
     now = 1.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     world = World(config_of("fresh", {}), servers=2, trainers=1, steps=2)
@@ -55,8 +55,8 @@ def test_others_wait_for_the_patch_but_not_for_long(come: str, monkeypatch: pyte
     ]
     parts = world.worker.split_gradients(batch, gradients)
     whole = [[np.array(each.part(server)) for each in parts] for server in range(2)]
-    wish = WantFirst(1, 0, np.array([0, len(whole[0][0]) + 1], np.uint32))
-    record = Record(Kind.WANT_FIRST, 1, 0, 0, [wish.positions])
+    wish = WantFirst(1, 0, np.array([0, len(whole[0][0]) + 1], np.uint32), np.array([1, 1], np.uint32))
+    record = Record(Kind.WANT_FIRST, 1, 0, 0, [wish.positions, wish.counts])
     patches, senders = world.patches, Senders(2)
     patches.receive({} if come == "wish too late" else {(1, 0): batch}, 0, record)
     patches.push(senders, batch, parts)  # type: ignore[arg-type]
@@ -64,7 +64,7 @@ def test_others_wait_for_the_patch_but_not_for_long(come: str, monkeypatch: pyte
         assert senders.kinds() == [[Kind.PUSH], [Kind.PUSH]]
         return
     if come != "elsewhere":
-        assert senders.kinds() == [[Kind.PUSH_FIRST], [Kind.PUSH]]
+        assert senders.kinds() == [[Kind.PUSH_FIRST, Kind.PUSH_FIRST], [Kind.PUSH]]
         assert not patches.let_go()
     if come == "patch":
         for server in range(2):
@@ -76,10 +76,11 @@ def test_others_wait_for_the_patch_but_not_for_long(come: str, monkeypatch: pyte
         now += 0.2 * USUAL_SECONDS
         assert patches.let_go()
     assert not patches.let_go()
-    assert senders.kinds() == [[Kind.PUSH_FIRST, Kind.PUSH], [Kind.PUSH]]
-    (_, first), (_, others) = senders.sent[0]
-    for all_rows, ahead, later, at in zip(whole[0], first, others, ([0], [1]), strict=True):
-        np.testing.assert_array_equal(ahead, all_rows[at])
-        np.testing.assert_array_equal(later, np.delete(all_rows, at, axis=0))
+    assert senders.kinds() == [[Kind.PUSH_FIRST, Kind.PUSH_FIRST, Kind.PUSH], [Kind.PUSH]]
+    (_, first), (_, second), (_, others) = senders.sent[0]
+    for group, (all_rows, at) in enumerate(zip(whole[0], ([0], [1]), strict=True)):
+        np.testing.assert_array_equal((first, second)[group][group], all_rows[at])
+        assert len((second, first)[group][group]) == 0
+        np.testing.assert_array_equal(others[group], np.delete(all_rows, at, axis=0))
     for sent, expected in zip(senders.sent[1][0][1], whole[1], strict=True):
         np.testing.assert_array_equal(sent, expected)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from persia_hpc.config import load_config
 from persia_hpc.config.types import TABLE_OPTIMIZERS
 from persia_hpc.errors import UserError
+from persia_hpc.parameter_server.first import Portion
 from persia_hpc.protocol.wire import WIRES
 from tests.support.fresh import FEATURES, Ids, World, config_of
 
@@ -129,11 +130,11 @@ def test_a_patch_goes_before_other_updates_where_nothing_else_can_change(full: b
     assert server.mark_next()
     assert not server.mark_next()
     assert not server.apply_marked()  # there are no gradients yet
-    wanted = server.want_first() if far else []
+    wanted = server.want_first(1.0) if far else []
     assert len(wanted) == (far and not full)
-    for _, places in wanted:
-        assert len(places) == 1
-        world.wanted[1, 0, 0] = places
+    for wish in wanted:
+        assert [len(each) for each in wish.places] == [1]
+        world.wanted[1, 0, 0] = wish.places
     ((_, gradients),) = world.finished()
     world.random = FirstAlone()
     assert world.push(world.batches[1, 0], 0, gradients) == (wanted == [])
@@ -152,12 +153,61 @@ def test_a_patch_goes_before_other_updates_where_nothing_else_can_change(full: b
     (pull,) = server.ready_pulls()
     assert server.finish(pull) == full
     if full:
-        world.send_patch(0, pull)
+        world.send_patch(0, Portion(pull))
     assert [key for key, _ in world.finished()] == [(2, 0)]
     sync = World(config_of("sync", {"optimizer": {"name": "sgd", "lr": 0.1}, "capacity": capacity}), 1, 1, 2)
     sync.run_in_turn(1, [[[of_step[1], [], []]], [[of_step[2], [], []]]])
     assert world.seen == sync.seen
     assert full or server.ledger.patched_rows == 1
+
+
+def test_patches_come_in_parts_as_gradients_do() -> None:
+    """Steps 1 and 2 share 40 ids, of which some ten are wanted together."""
+    table = {"optimizer": {"name": "adam", "lr": 0.1}}
+    ids = [[list(range(60)), [], []], [list(range(20, 80)), [], []]]
+    world = World(config_of("fresh", table), servers=1, trainers=1, steps=2)
+    (server,) = world.servers
+    world.begin(1, 2)
+    for step, of_features in enumerate(ids, 1):
+        server.submit_pull(world.pull_of(world.prepare((step, 0), of_features), 0))
+    (pull,) = server.ready_pulls()
+    out = world.empty(0, pull.counts)
+    server.answer(pull, out)
+    world.feed((1, 0), 0, out)
+    world.patch((1, 0), 0, [np.empty(0, np.uint32) for _ in out], world.empty(0, pull.counts * 0))
+    (pull,) = server.early_pulls()
+    out = world.empty(0, pull.counts)
+    server.answer_early(pull, out)
+    world.sent[2, 0, 0] = [rows.copy() for rows in out]
+    world.feed((2, 0), 0, out)
+    assert server.mark_next()
+    (wish,) = server.want_first(160.0)
+    world.wanted[1, 0, 0] = wish.places
+    sizes = [len(each) for each in wish.places]
+    assert len(sizes) == 4
+    assert sum(sizes) == len(np.unique(np.concatenate(wish.places))) == 40
+    assert min(sizes) > 0  # these ids are spread
+    ((_, gradients),) = world.finished()
+    world.random = FirstAlone()
+    for number in range(4):
+        assert not server.apply_marked()
+        assert not world.push(world.batches[1, 0], 0, gradients)
+        (portion,) = server.apply_marked()
+        assert portion.left == 3 - number
+        assert world.final == []  # nobody computes with a part of the rows
+        world.send_patch(0, portion)
+        assert server.ledger.applied_rows == sum(sizes[: number + 1])
+        assert server.ledger.patched_rows == sum(sizes[: number + 1])
+    assert [key for key, _ in world.finished()] == [(2, 0)]
+    assert not server.apply_marked()
+    assert world.push(world.batches[1, 0], 0, gradients)
+    assert server.apply_ready()
+    (pull,) = server.ready_pulls()
+    assert not server.finish(pull)
+    sync = World(config_of("sync", table), 1, 1, 2)
+    sync.run_in_turn(1, [[each] for each in ids])
+    assert world.seen == sync.seen
+    assert server.ledger.applied_rows == 60
 
 
 @pytest.mark.parametrize(

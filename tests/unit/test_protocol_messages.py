@@ -131,7 +131,7 @@ def of_step(message: Callable[[int], Any]) -> st.SearchStrategy[Any]:
 def patches(draw: st.DrawFn) -> messages.Patch:
     rows = draw(blocks())
     positions = [draw(pieces(np.uint32, len(each))) for each in rows]
-    return messages.Patch(draw(NUMBER), draw(TRAINER), positions, rows)
+    return messages.Patch(draw(NUMBER), draw(TRAINER), positions, rows, draw(NUMBER))
 
 
 EVERY: dict[Kind, st.SearchStrategy[Any]] = {
@@ -144,7 +144,7 @@ EVERY: dict[Kind, st.SearchStrategy[Any]] = {
     Kind.PUSH_FIRST: st.builds(
         messages.PushFirst, NUMBER, TRAINER, st.lists(pieces(np.float32, 3, 2), min_size=1, max_size=3)
     ),
-    Kind.WANT_FIRST: st.builds(messages.WantFirst, NUMBER, TRAINER, array(np.uint32, 5)),
+    Kind.WANT_FIRST: st.builds(messages.WantFirst, NUMBER, TRAINER, array(np.uint32, 5), array(np.uint32, 2)),
     Kind.LOOKUP: st.builds(
         messages.Lookup, NUMBER, TRAINER, NUMBER, pieces(np.uint64, 5), array(np.uint32, 2)
     ),

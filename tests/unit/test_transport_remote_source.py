@@ -30,10 +30,14 @@ class Request:
 
 
 class Link:
-    """Stands for a window behind one connection of some rate (bytes/s) and delay (s), and for the clock."""
+    """Stands for a window behind one connection of some rate (bytes/s) and delay (s), and for the clock.
 
-    def __init__(self, rate: float, delay: float = 1e-4) -> None:
-        self.rate, self.delay = rate, delay
+
+    burst: bytes that pass at once when it has rested for a while.
+    """
+
+    def __init__(self, rate: float, delay: float = 1e-4, burst: int = 0) -> None:
+        self.rate, self.delay, self.burst = rate, delay, burst
         self.now = self.free = 0.0
         self.window = np.random.default_rng(0).integers(0, 256, CHANNELS * RING_BYTES, np.uint8)
         self.sizes: list[int] = []
@@ -43,7 +47,8 @@ class Link:
         assert producer == 7
         assert here[1] == size == len(here[0]) > 0
         self.sizes.append(size)
-        self.free = max(self.free, self.now + self.delay) + size / self.rate
+        at_once = self.burst if self.now > self.free + 0.05 else 0
+        self.free = max(self.free, self.now + self.delay) + max(0, size - at_once) / self.rate
         return Request(self, here[0], begin, self.free)
 
 
@@ -157,10 +162,23 @@ def test_a_short_entry_waits_for_moments_behind_long_ones(mbit: float) -> None:
 
 def test_entries_are_fetched_whole_from_a_fast_link() -> None:
     consumer = Consumer(Link(1e9))
-    for _ in range(5):
+    for _ in range(8):
         consumer.fetch(0, 1, [(0, 350_000)])
         consumer.until(0, 1)
     assert consumer.link.sizes[-3:] == [350_000] * 3
+
+
+def test_what_passes_at_once_after_a_rest_isnt_the_links_rate() -> None:
+    """Then so much would be asked for that a short entry would wait for long."""
+    rate = 2.5e6
+    consumer = Consumer(Link(rate, burst=60_000))
+    for _ in range(8):
+        consumer.link.now += 0.1
+        consumer.fetch(0, 1, [(0, 62_000)])
+        consumer.until(0, 1)
+        consumer.fetch(0, 1, [(0, 290_000)])
+        consumer.until(0, 1)
+    assert max(consumer.link.sizes[20:]) <= 1.5 * rate * PIECE_SECONDS
 
 
 def test_a_pause_doesnt_make_a_fast_link_slow() -> None:

@@ -43,6 +43,8 @@ class FakeLink:
 
 
 class FakeTailLink:
+    rate = 1e6
+
     def __init__(self, ring: Ring) -> None:
         self.ring = ring
 

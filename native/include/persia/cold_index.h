@@ -40,6 +40,12 @@ class ColdIndex {
         prefetch_cold_line(at);
         prefetch_cold_line(at + 64 / sizeof(Entry));  // half of all probes go on there; or beyond the end
     }
+    template <class Visit>
+    void for_each(Visit&& visit) const {  // visit(place)
+        for (const Entry entry : entries_) {
+            if (entry != 0) visit((entry & kMostPlaces) - 1);
+        }
+    }
     bool contains(Key key, Place place) const { return !entries_.empty() && entries_[find(key, place)] != 0; }
 
     void reserve(std::size_t more);

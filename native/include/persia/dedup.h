@@ -54,7 +54,11 @@ class Deduplicator {
     template <typename Small>
     struct Scratch;
 
+    Span<const Id> first_values(std::size_t table, const std::vector<Span<const Id>>& values) const;
     void reserve(std::size_t largest_table);
+    template <typename Index>
+    bool sort_feature(std::size_t table, Span<const Id> ids, Span<const Id> next, Index* indices,
+                      DedupResult& result);
     template <typename Small>
     void run_table(std::size_t table, const std::vector<Span<const Id>>& values, std::uint32_t num_ids,
                    DedupResult& result);

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from persia_hpc.protocol.messages import PART_SECONDS
 from persia_hpc.topology.roles import Plan, Role
 
 from .cluster import Cluster
@@ -16,6 +17,7 @@ from .costs import PATCHED, READER, Costs, Job, count_costs, worker_batches
 from .traffic import (
     FEED,
     KEYS,
+    PATCH,
     PUSH,
     ROWS,
     Link,
@@ -141,12 +143,15 @@ def _path(job: Job, costs: Costs, *, late: bool) -> float:
     hops = _slowest_hops(job)
     if fresh or not asked:
         del hops[KEYS]
+    link_bytes = job.link_bytes or float("inf")
     if fresh:
         del hops[ROWS], hops[FEED]
-        hops[PUSH] *= PATCHED if _goes_first(job) else 1.0
+        if _goes_first(job):  # in parts, while the patches of those before travel the other way
+            hops[PUSH] *= PATCHED
+            seconds -= max(0.0, min(hops[PUSH], hops[PATCH]) / link_bytes - PART_SECONDS)
     seconds += len(hops) * 1e-9 * job.constants.wake
     seconds += sum(job.latency_seconds for num_bytes in hops.values() if num_bytes)
-    return seconds + sum(hops.values()) / (job.link_bytes or float("inf"))
+    return seconds + sum(hops.values()) / link_bytes
 
 
 def _goes_first(job: Job) -> bool:

@@ -44,7 +44,8 @@ class Patches:
         self._groups = np.array(layout.dim_group_of_table)
         self._num_servers = num_servers
         self._found: dict[tuple[int, int], list[Patch]] = {}
-        self._first: dict[tuple[int, int, int], Array] = {}  # rows by step, trainer and server
+        # The rows of each part that is wanted first, by step, trainer and server.
+        self._first: dict[tuple[int, int, int], list[Array]] = {}
         self._waiting: set[tuple[int, int]] = set()  # batches without their patch
         self._held_back: dict[tuple[int, int], _HeldBack] = {}  # by the batch whose patch they wait for
         self._usual_seconds = USUAL_SECONDS
@@ -68,12 +69,14 @@ class Patches:
             self.take(in_flight[record.step, record.trainer], server, Patch.unpack(record))
         elif (record.step, record.trainer) in in_flight:  # else all gradients are under way already
             wish = WantFirst.unpack(record)
-            self._first[wish.step, wish.trainer, server] = np.array(wish.positions)
+            parts = np.split(np.array(wish.positions), np.cumsum(wish.counts)[:-1])
+            self._first[wish.step, wish.trainer, server] = parts
 
     def push(self, senders: RingSenders, batch: KeyBatch, gradients: Sequence[Parts]) -> None:
         """Sends servers the gradients of a batch, of some rows first where a server wants it.
 
-        Then the others are held back until the next batch's patch is here, but not for long: a link that is
+        These come in parts, so that the server may begin its patch while others travel. Then the others
+        are held back until the next batch's patch is here, but not for long: a link that is
         full of them would carry late what fetches the patch.
 
         Shapes:
@@ -86,13 +89,15 @@ class Patches:
             return
         held_back = _HeldBack(time.monotonic())
         for server, sender in enumerate(senders.senders):
-            ahead, others = self._split(batch, server, gradients, first[server])
-            if ahead is None:
-                send(sender, Push(*key, others))
-            else:
-                send(sender, PushFirst(*key, ahead))
+            *ahead, others = _split([np.asarray(each.part(server)) for each in gradients], first[server])
+            for part in ahead:
+                send(sender, PushFirst(*key, part))
+                sender.progress()  # each in a notice of its own
+            if ahead:
                 held_back.pushes.append((sender, Push(*key, others)))
-            sender.progress()
+            else:
+                send(sender, Push(*key, others))
+                sender.progress()
         following = (batch.step + 1, batch.trainer)
         if following in self._waiting:
             self._held_back[following] = held_back
@@ -124,36 +129,23 @@ class Patches:
             send(sender, push)
         held.pushes.clear()
 
-    def _split(
-        self, batch: KeyBatch, server: int, gradients: Sequence[Parts], first: Array | None
-    ) -> tuple[list[Array] | None, list[Array]]:
-        """Returns a server's gradients of the rows at the places `first`, and those of all others.
-
-        Shapes:
-        first: uint32 [M].
-        """
-        whole = [np.asarray(group.part(server)) for group in gradients]
-        if first is None:
-            return None, whole
-        chosen = np.zeros(sum(map(len, whole)), bool)
-        chosen[first] = True
-        masks = np.split(chosen, np.cumsum([len(group) for group in whole])[:-1])
-        pairs = list(zip(whole, masks, strict=True))
-        return [group[mask] for group, mask in pairs], [group[~mask] for group, mask in pairs]
-
     def take(self, batch: KeyBatch, server: int, patch: Patch) -> None:
-        """Takes a server's patch, whose arrays are copied, and sends the batch's on if it is whole."""
-        if self._num_servers == 1 and try_send(self.senders[batch.trainer], patch):
-            batch.unpatched.discard(server)
-            self._patched(batch)
+        """Takes a server's patch, whose arrays are copied; sends on what it may: an only server's at once."""
+        key = (batch.step, batch.trainer)
+        at_once = self._num_servers == 1 and key not in self._found
+        if at_once and try_send(self.senders[batch.trainer], patch):
+            if patch.left == 0:
+                batch.unpatched.discard(server)
+                self._patched(batch)
             return
-        found = self._found.setdefault((batch.step, batch.trainer), [])
+        found = self._found.setdefault(key, [])
         at = enumerate(patch.positions)
         places = [self._places(batch, server, group, np.asarray(of_group)) for group, of_group in at]
         found.append(replace(patch, positions=places, rows=[np.array(rows) for rows in patch.rows]))
-        batch.unpatched.discard(server)
+        if patch.left == 0:
+            batch.unpatched.discard(server)
         if not batch.unpatched:
-            del self._found[batch.step, batch.trainer]
+            del self._found[key]
             positions, rows = _pieces([p.positions for p in found]), _pieces([p.rows for p in found])
             send(self.senders[batch.trainer], replace(patch, positions=positions, rows=rows))
             self._patched(batch)
@@ -172,6 +164,28 @@ class Patches:
         shifts = begins - int(batch.dedup.group_offsets[group]) - (ends - counts)
         places: Array = (at + shifts[np.searchsorted(ends, at, side="right")]).astype(np.uint32)
         return places
+
+
+def _split(whole: Sequence[Array], first: Sequence[Array] | None) -> list[list[Array]]:
+    """Returns gradients of the rows at the places of each part of `first`, then those of all others.
+
+    Shapes:
+    whole: for each dim group [U_g, D_g] in a wire format. first: uint32 [M] each.
+    """
+    ends = np.cumsum([len(group) for group in whole])[:-1]
+    others = np.ones(sum(map(len, whole)), bool)
+    found = []
+    for places in first or ():
+        chosen = np.zeros(len(others), bool)
+        chosen[places] = True
+        others &= ~chosen
+        found.append(chosen)
+    if not found:
+        return [list(whole)]
+    return [
+        [group[mask] for group, mask in zip(whole, np.split(chosen, ends), strict=True)]
+        for chosen in (*found, others)
+    ]
 
 
 def _pieces(of_servers: Sequence[Sequence[Array | list[Array]]]) -> list[list[Array]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 
@@ -158,3 +158,23 @@ class Clock:
             self._answered.pop(self.applied, None)
         self._enter_next()
         return self.applied > before
+
+    def waits_for(
+        self, pulls: Sequence[tuple[int, int]], held: Collection[int], in_flight: Collection[tuple[int, int]]
+    ) -> str:
+        """Returns what must arrive before a pull or a held push can proceed.
+
+        pulls: (step, trainer) of those that wait. held: the trainers whose pushes of the next step are here.
+        in_flight: (step, trainer) of the pulls that are answered.
+        """
+        waiting = ", ".join(f"step {step} of trainer {trainer}" for step, trainer in pulls[:4]) or "none"
+        if self.per_trainer and pulls:
+            first, trainer = min(pulls, key=lambda pull: pull[0])
+            return f"trainer {trainer}'s gradients before step {first} (pulls that wait: {waiting})"
+        step = self.applied + 1
+        missing = [t for t in range(self.num_trainers) if (step, t) in in_flight and t not in held]
+        return (
+            f"the gradients of step {step}"
+            + (f" of trainer {', '.join(map(str, missing))}" if missing else "")
+            + f" (applied: {self.applied}; pulls that wait: {waiting})"
+        )

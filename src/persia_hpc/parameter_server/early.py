@@ -5,17 +5,12 @@ Shape letters: D_g the dim of a dim group, M_g its rows in one request that have
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TypeAlias
-
-import numpy as np
 
 from persia_hpc._native import PendingPull, TableSet
 from persia_hpc.arrays import Array
-
-Push: TypeAlias = tuple[PendingPull, Sequence[Array]]  # with its gradients
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,58 +75,3 @@ class EarlyPulls:
                 self.set(pull, Stage.SURE if tables.mark_differing(pull, alone=self._alone) else Stage.MARKED)
                 marked = True
         return marked
-
-
-class FirstPushes:
-    """Holds the gradients that patches wait for, where they come ahead of the others of their pulls.
-
-    They are of one step, the next to be applied.
-    """
-
-    def __init__(self) -> None:
-        self._step = 0
-        self._parts: dict[int, tuple[PendingPull, PendingPull]] = {}  # by trainer: those first, the others
-        self._gradients: dict[int, list[Array]] = {}  # of those that have come
-        self._applied = False
-
-    def want(self, pulls: Iterable[PendingPull], tables: TableSet) -> list[tuple[PendingPull, Array]]:
-        """Chooses the marked rows of a step's pulls; returns their places in each.
-
-        Shapes:
-        uint32 [M] of each pull.
-        """
-        self._parts, self._gradients, self._applied = {}, {}, False
-        found = []
-        for pull in pulls:
-            marked = tables.marked(pull)
-            self._step = pull.step
-            self._parts[pull.trainer] = pull.part(marked), pull.part(1 - marked)
-            found.append((pull, np.flatnonzero(marked).astype(np.uint32)))
-        return found
-
-    def add(self, step: int, trainer: int, gradients: Sequence[Array]) -> None:
-        """Takes the gradients of a pull's chosen rows, which are copied."""
-        assert step == self._step
-        self._gradients[trainer] = [np.array(each) for each in gradients]
-
-    def whole(self, step: int) -> list[Push]:
-        """Returns the pushes of chosen rows, in order of trainer, if those of all trainers have come."""
-        if step != self._step or self._applied or self._gradients.keys() != self._parts.keys():
-            return []
-        return [(self._parts[t][0], gradients) for t, gradients in sorted(self._gradients.items())]
-
-    def expected(self, step: int) -> bool:
-        """Returns whether a step's chosen rows are to be updated next."""
-        return step == self._step and bool(self._parts) and not self._applied
-
-    def applied(self) -> None:
-        """Takes note that the updates of chosen rows are made."""
-        self._applied = True
-
-    def with_others(self, pull: PendingPull, gradients: Sequence[Array]) -> list[Push]:
-        """Returns what is to be applied when `gradients` have come: of all rows, or of those not chosen."""
-        if pull.step != self._step or pull.trainer not in self._gradients:
-            return [(pull, gradients)]
-        first, others = self._parts[pull.trainer]
-        ahead = [] if self._applied else [(first, self._gradients[pull.trainer])]
-        return [*ahead, (others, gradients)]

@@ -11,15 +11,18 @@ from typing import Any
 
 from persia_hpc._native import DiskError, PendingPull, RingConsumer, RingProducer, Table, TableSet
 from persia_hpc.arrays import Array
+from persia_hpc.checkpoint.cold import ColdFiles
 from persia_hpc.config import Config
 from persia_hpc.printable import say
+from persia_hpc.protocol.wire import WIRES
 from persia_hpc.runtime.telemetry import Counts
 from persia_hpc.table_layout import Layout, native_config
 from persia_hpc.topology.sharding import bucket_bounds
 
 from .clock import Clock
 from .disk import DiskTraffic, make_table
-from .early import EarlyPulls, FirstPushes, Push, RowPatch, Stage
+from .early import EarlyPulls, RowPatch, Stage
+from .first import FirstPushes, Portion, Push, Wish
 from .ledger import Ledger, SegmentTimes
 from .rates import Rates
 
@@ -73,7 +76,7 @@ class ParameterServer:
     def empty(self) -> None:
         """Makes empty tables, after those that there are have gone; what was counted stays."""
         self.tables: list[Table | None] = []
-        self.firsts = FirstPushes()
+        self.firsts, self.cold_files = FirstPushes(), ColdFiles()
         self._set = TableSet([], [], [])
         for table, owned in zip(self.layout.tables, self.buckets, strict=True):
             native = native_config(self._config, table, owned.start, owned.stop)
@@ -160,35 +163,54 @@ class ParameterServer:
             return False
         return self._early.mark((pull for pull in self._waiting if pull.step == step), self._set)
 
-    def want_first(self) -> list[tuple[PendingPull, Array]]:
-        """Returns the pulls of the next step, with places uint32 [M] of rows that all patches wait for."""
-        step = self.clock.applied + 1  # none if gradients are here, or patches may wait for others too
-        sure = len(self._early.sure(self._waiting, step + 1)) == self.clock.num_trainers
+    def want_first(self, most_bytes: float) -> list[Wish]:
+        """Returns of which rows of a step's pulls patches wait for the gradients; see `FirstPushes`.
+
+        most_bytes: about so much shall come together.
+        """
+        found = self.firsts.next_pulls(self.clock, self._waiting, self._in_flight)
+        if found is None:
+            return []
+        # None if gradients are here, or patches may wait for others too: where rows have been evicted more
+        # may be, which is known when their step has begun.
+        step = found[0][0].step
+        sure = self.ledger.evicted_rows == 0 or self.clock.all_answered(step)
         if not sure or step in self._held or not self._set.calm():
             return []
-        return self.firsts.want([p for (s, _), p in self._in_flight.items() if s == step], self._set)
+        row_bytes = WIRES[self._config.wire.gradients].row_bytes(max(self.layout.dim_groups))
+        return self.firsts.want(*found, max(1.0, most_bytes / row_bytes))
 
-    def apply_marked(self) -> list[PendingPull]:
-        """Updates the rows that patches wait for, ahead of `apply_ready`, where no other row will differ.
+    def final_rows(self) -> list[Portion]:
+        """Returns which early rows of the step after the next updates can't change any more."""
+        step = self.clock.applied + 1
+        pulls = self._early.sure(self._waiting, step + 1)
+        several = self.clock.lookahead > 1  # else all that differ have been changed by the next updates
+        return self.firsts.final(step, pulls) if several and pulls and self._set.calm() else []
 
-        Returns the pulls whose patches may be sent now. They are to be finished in their turn.
+    def apply_marked(self) -> list[Portion]:
+        """Updates rows that patches wait for, ahead of `apply_ready`, where no other row will differ.
+
+        Returns what may be sent now of which patches. Their pulls are to be finished in their turn.
         """
         step = self.clock.applied + 1
-        firsts = self.firsts.whole(step)
-        if not (firsts or self._is_whole(step)) or not self.clock.may_apply(step):
+        some = self.firsts.whole(step)
+        if not (some or self._is_whole(step)) or not self.clock.may_apply(step):
             return []
         pulls = self._early.sure(self._waiting, step + 1)
-        if not pulls or not self._set.calm():
+        # In parts only with all trainers' pulls, so that each has the patches of all parts.
+        if len(pulls) < (self.clock.num_trainers if some else 1) or not self._set.calm():
             return []
-        self._apply(step, firsts or self._pushes(step), marked=None if firsts else True)
-        if firsts:
-            self.firsts.applied()
+        if some:
+            pushes, portions = self.firsts.take(step, pulls)
+            self._apply(step, pushes)
             self.clock.begun(step)
         else:
-            self._begun = step
-        for pull in pulls:
-            self._early.set(pull, Stage.PATCHED)
-        return pulls
+            self._apply(step, self._pushes(step), marked=True)
+            self._begun, portions = step, [Portion(pull) for pull in pulls]
+        for portion in portions:
+            if portion.left == 0:
+                self._early.set(portion.pull, Stage.PATCHED)
+        return portions
 
     def is_early(self, pull: PendingPull) -> bool:
         """Returns whether a pull has an early answer, so that it needs `finish` and no answer."""
@@ -200,15 +222,16 @@ class ParameterServer:
         self._answered(pull, len(pull))
         return self._early.take(pull) is not Stage.PATCHED
 
-    def patch(self, pull: PendingPull, wire: str) -> RowPatch:
+    def patch(self, portion: Portion, wire: str) -> RowPatch:
         """Returns the rows that differ from the early answer."""
-        patch = RowPatch.of(self._set.differing(pull, wire))
+        patch = RowPatch.of(self._set.differing(portion.pull, wire, portion.chosen))
         self.ledger.patched_rows += patch.num_rows
         return patch
 
-    def patch_in(self, ring: RingProducer, pull: PendingPull, kind: int, wire: str) -> bool:
+    def patch_in(self, ring: RingProducer, portion: Portion, kind: int, wire: str) -> bool:
         """Writes what `patch` returns to a ring; False, having done nothing, if there is no room for it."""
-        sent = self._set.send_differing(pull, ring, kind, wire)
+        tag, chosen = portion.left, portion.chosen
+        sent = self._set.send_differing(portion.pull, ring, kind, wire, tag, chosen)
         self.ledger.patched_rows += sent or 0
         return sent is not None
 
@@ -280,7 +303,7 @@ class ParameterServer:
         """Applies the gradients that are the next record of a ring, and need not be held."""
         pull = self._in_flight.pop((step, trainer))
         self._rates.set(self._set, step)
-        self._count(self._set.push_next(ring, pull))
+        self.ledger.count(*self._set.push_next(ring, pull))
         self._advance(step, [trainer])
 
     def detach_push(self, step: int, trainer: int) -> None:
@@ -319,24 +342,14 @@ class ParameterServer:
     def _apply(self, step: int, pushes: Sequence[Push], marked: bool | None = None) -> None:
         """Makes one update per row with the gradients of all pushes. marked: see `TableSet.push`."""
         self._rates.set(self._set, step)
-        self._count(self._set.push(pushes, step, marked))
-
-    def _count(self, outcome: tuple[int, int, int, int]) -> None:
-        applied, evicted, unadmitted, nonfinite = outcome
-        self.ledger.applied_rows += applied
-        self.ledger.evicted_in_flight_rows += evicted
-        self.ledger.unadmitted_rows += unadmitted
-        self.ledger.nonfinite_rows += nonfinite
+        self.ledger.count(*self._set.push(pushes, step, marked))
 
     def _advance(self, step: int, trainers: Sequence[int]) -> None:
         first = self.clock.first
         if self.clock.pushed(step, trainers):
             # Only here, between steps, may rows go: in `exact` this point is the same in every run.
             self.ledger.evicted_rows += self._set.evict(self.clock.applied)
-            to_disk, from_disk, disk_full = self._disk.since()
-            self.ledger.to_disk_rows += to_disk
-            self.ledger.from_disk_rows += from_disk
-            self.ledger.disk_full_rows += disk_full
+            self.ledger.count_disk(*self._disk.since())
         self.times.last_apply[first] = time.time()
 
     def check_disk(self) -> None:
@@ -348,21 +361,10 @@ class ParameterServer:
 
     def waits_for(self) -> str | None:
         """Returns what must arrive before a pull or a held push can proceed; None if there are none."""
-        clock = self.clock
         if not self._waiting and not self._held:
             return None
-        waiting = ", ".join(f"step {p.step} of trainer {p.trainer}" for p in self._waiting[:4]) or "none"
-        if clock.per_trainer and self._waiting:
-            pull = min(self._waiting, key=lambda p: p.step)
-            return f"trainer {pull.trainer}'s gradients before step {pull.step} (pulls that wait: {waiting})"
-        step = clock.applied + 1
-        held = self._held.get(step, ())
-        missing = [t for t in range(clock.num_trainers) if (step, t) in self._in_flight and t not in held]
-        return (
-            f"the gradients of step {step}"
-            + (f" of trainer {', '.join(map(str, missing))}" if missing else "")
-            + f" (applied: {clock.applied}; pulls that wait: {waiting})"
-        )
+        pulls = [(pull.step, pull.trainer) for pull in self._waiting]
+        return self.clock.waits_for(pulls, self._held.get(self.clock.applied + 1, ()), self._in_flight)
 
     def counts(self) -> Counts:
         """Returns what the server has counted up to now, for telemetry."""

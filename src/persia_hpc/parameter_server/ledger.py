@@ -31,6 +31,19 @@ class Ledger:
     from_disk_rows: int = 0
     disk_full_rows: int = 0
 
+    def count(self, applied: int, evicted_in_flight: int, unadmitted: int, nonfinite: int) -> None:
+        """Adds what became of the rows of a push."""
+        self.applied_rows += applied
+        self.evicted_in_flight_rows += evicted_in_flight
+        self.unadmitted_rows += unadmitted
+        self.nonfinite_rows += nonfinite
+
+    def count_disk(self, to_disk: int, from_disk: int, disk_full: int) -> None:
+        """Adds rows that went to disk, came back, and found no room there."""
+        self.to_disk_rows += to_disk
+        self.from_disk_rows += from_disk
+        self.disk_full_rows += disk_full
+
 
 @dataclass
 class SegmentTimes:

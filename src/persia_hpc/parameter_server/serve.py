@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from persia_hpc.protocol.commands import (
     StopSignal,
 )
 from persia_hpc.protocol.messages import (
+    PART_SECONDS,
     Kind,
     Lookup,
     LookupRows,
@@ -34,7 +36,6 @@ from persia_hpc.protocol.messages import (
     Push,
     PushFirst,
     Rows,
-    WantFirst,
     send,
     try_reserve,
 )
@@ -50,6 +51,7 @@ from persia_hpc.transport.records import Record, Spec
 from persia_hpc.transport.ring import RingReceiver, RingReceivers, RingSender
 
 from .engine import ParameterServer
+from .first import Portion
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,7 @@ class ServerLoop:
 
         Arrays are copied, since the request may wait and its record may not.
         """
-        pull = ring.take(self._take_pull)
+        pull = ring.take(lambda here: self.engine.take_pull(here, Kind.PULL))
         if pull is not None:
             pull.worker = worker
             self.engine.submit_pull(pull)
@@ -174,9 +176,6 @@ class ServerLoop:
         self._take_record(worker, record)
         record.release()
         return True
-
-    def _take_pull(self, ring: RingConsumer) -> PendingPull | None:
-        return self.engine.take_pull(ring, Kind.PULL)
 
     def _take_record(self, worker: int, record: Record) -> None:
         kind = record.kind
@@ -194,10 +193,9 @@ class ServerLoop:
             lookup = Lookup.unpack(record)
             lookup = replace(lookup, keys=np.array(lookup.keys), counts=np.array(lookup.counts))
             self._drained.append(_Drained(lookup, worker))
-        elif kind == Kind.CHECKPOINT:
-            self._drained.append(_Drained(Checkpoint.unpack(record), worker))
-        elif kind == Kind.RESTORE:
-            self._drained.append(_Drained(Restore.unpack(record), worker))
+        elif kind in (Kind.CHECKPOINT, Kind.RESTORE):
+            message: type[Checkpoint] | type[Restore] = Checkpoint if kind == Kind.CHECKPOINT else Restore
+            self._drained.append(_Drained(message.unpack(record), worker))
         elif kind == Kind.EXPORT:
             self._begin_export(Export.unpack(record).request)
         else:
@@ -266,11 +264,11 @@ class ServerLoop:
         if self.engine.is_early(pull):
             if not self.engine.finish(pull):
                 return "pull"
-            self._send_patch(pull)
+            self._send_patch(Portion(pull))
             return "patch"
         if not rings.rows.try_write(lambda ring: self.engine.answer_in(ring, pull, Kind.ROWS, wire)):
             # There is no room in the ring for the rows in one piece: they are queued.
-            out = self._empty_rows(pull)
+            out = [np.empty(shape, dtype) for dtype, shape in self._specs(pull.counts, pull.wanted)]
             staleness = self.engine.answer(pull, out)
             send(rings.rows, Rows(pull.step, pull.trainer, staleness, out))
         if self.fresh:  # workers and trainers expect a patch for each answer
@@ -278,47 +276,43 @@ class ServerLoop:
             send(rings.patches, Patch(pull.step, pull.trainer, [np.empty(0, np.uint32) for _ in rows], rows))
         return "pull"
 
-    def _send_patch(self, pull: PendingPull) -> None:
-        sender, wire = self.workers[pull.worker].patches, self.wire.name
-        if not sender.try_write(lambda ring: self.engine.patch_in(ring, pull, Kind.PATCH, wire)):
-            patch = self.engine.patch(pull, wire)
-            send(sender, Patch(pull.step, pull.trainer, patch.positions, patch.rows))
+    def _send_patch(self, portion: Portion) -> None:
+        pull, wire = portion.pull, self.wire.name
+        sender = self.workers[pull.worker].patches
+        if not sender.try_write(lambda ring: self.engine.patch_in(ring, portion, Kind.PATCH, wire)):
+            patch = self.engine.patch(portion, wire)
+            send(sender, Patch(pull.step, pull.trainer, patch.positions, patch.rows, portion.left))
         sender.progress()  # between nodes records are held back for others, but the next step waits for this
 
     def _send_marked(self, begin: float) -> float:
         """Sends the patches that need not wait for all updates of their step; returns the time."""
-        pulls = self.engine.apply_marked() if self.fresh else []
-        if pulls:
-            begin = self.phases.add("push", begin, pulls[0].step - 1)
-        for pull in pulls:
-            self._send_patch(pull)
-            begin = self.phases.add("patch", begin, pull.step, trainer=pull.trainer)
+        while self.fresh and (portions := self.engine.apply_marked()):
+            begin = self.phases.add("push", begin, portions[0].pull.step - 1)
+            begin = self._send_patches(portions, begin)
+        return begin
+
+    def _send_patches(self, portions: Sequence[Portion], begin: float) -> float:
+        for portion in portions:
+            self._send_patch(portion)
+            begin = self.phases.add("patch", begin, portion.pull.step, trainer=portion.pull.trainer)
         return begin
 
     def _look_ahead(self) -> bool:
         """Answers a pull of a later step with the rows of now; only one: a push is more urgent."""
         begin = time.perf_counter()
         if marked := self.engine.mark_next():
-            for pull, places in self.engine.want_first() if self._remote else ():
-                send(self.workers[pull.worker].patches, WantFirst(pull.step, pull.trainer, places))
             begin = self.phases.add("pull", begin)
+        part_bytes = min(rings.pushes.rate for rings in self.workers) * PART_SECONDS
+        for wish in self.engine.want_first(part_bytes) if self._remote else ():
+            send(self.workers[wish.pull.worker].patches, wish.message())
+            begin = self.phases.add("pull", begin)
+        begin = self._send_patches(self.engine.final_rows(), begin)
         pulls = self.engine.early_pulls()[:1]
         for pull in pulls:
-            sender = self.workers[pull.worker].rows
-            message = Rows(pull.step, pull.trainer, 0, [])
-            specs = self._specs(pull.counts)
-            reserved = try_reserve(sender, message, specs)
-            rows = reserved if reserved is not None else self._empty_rows(pull)
-            self.engine.answer_early(pull, rows)
-            if reserved is not None:
-                sender.commit()
-            else:
-                send(sender, replace(message, rows=rows))
+            message = Rows(pull.step, pull.trainer, 0)
+            self._fill(pull.worker, message, pull.counts, partial(self.engine.answer_early, pull))
             self.phases.add("pull", begin, pull.step, trainer=pull.trainer)
         return marked or bool(pulls)
-
-    def _empty_rows(self, pull: PendingPull) -> list[Array]:
-        return [np.empty(shape, dtype) for dtype, shape in self._specs(pull.counts, pull.wanted)]
 
     def _specs(self, counts: Array, wanted: Array | None = None) -> list[Spec]:
         """Returns dtype and shape of the rows of each dim group."""
@@ -326,17 +320,22 @@ class ServerLoop:
         return [(self.wire.dtype, self.wire.shape(*shape)) for shape in shapes]
 
     def _answer_lookup(self, lookup: Lookup, worker: int) -> None:
-        """Writes the rows straight into the ring if there is room, else into queued memory."""
-        sender = self.workers[worker].rows
         message = LookupRows(lookup.step, lookup.trainer, lookup.number)
-        specs = self._specs(lookup.counts)
+        keys, counts = np.asarray(lookup.keys), lookup.counts
+        self._fill(worker, message, counts, partial(self.engine.lookup, keys, counts))
+
+    def _fill(
+        self, worker: int, message: Rows | LookupRows, counts: Array, fill: Callable[[list[Array]], None]
+    ) -> None:
+        """Has rows written straight into the ring if there is room, else into queued memory."""
+        sender, specs = self.workers[worker].rows, self._specs(counts)
         reserved = try_reserve(sender, message, specs)
-        out = reserved if reserved is not None else [np.empty(shape, dtype) for dtype, shape in specs]
-        self.engine.lookup(np.asarray(lookup.keys), lookup.counts, out)
+        rows = reserved if reserved is not None else [np.empty(shape, dtype) for dtype, shape in specs]
+        fill(rows)
         if reserved is not None:
             sender.commit()
         else:
-            send(sender, replace(message, rows=out))
+            send(sender, replace(message, rows=rows))
 
     # ---- checkpoints
 

@@ -182,9 +182,10 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """Brings the rows of an early answer that have changed since, and says that all of them are final.
+    """Brings the rows of an early answer that have changed since; the last one says that all are final.
 
     From a server to a worker, for its part of a batch, and from the worker to the trainer for the whole.
+    left: how many others of the batch follow.
 
     Shapes:
     positions: for each dim group uint32 [M_g], the places of rows among those of the answer or batch.
@@ -196,17 +197,18 @@ class Patch:
     trainer: int
     positions: Sequence[Whole]
     rows: Sequence[Whole]
+    left: int = 0
 
     def pack(self) -> Packed:
         """Returns the fields and arrays of the record."""
-        return Packed(self.KIND, self.step, self.trainer, arrays=[*self.positions, *self.rows])
+        return Packed(self.KIND, self.step, self.trainer, self.left, [*self.positions, *self.rows])
 
     @classmethod
     def unpack(cls, record: Record) -> Patch:
         """Returns the message in a record."""
         arrays = arrays_of(record, cls.KIND, 2, MANY)
         half = len(arrays) // 2
-        return cls(record.step, record.trainer, arrays[:half], arrays[half:])
+        return cls(record.step, record.trainer, arrays[:half], arrays[half:], record.tag)
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,33 +234,44 @@ class Push:
         return cls(record.step, record.trainer, arrays_of(record, cls.KIND, 1, MANY))
 
 
+# A part of the gradients that come first is what a link carries meanwhile: the patch of one part travels
+# while the next part comes.
+PART_SECONDS = 0.008
+
+
 @dataclass(frozen=True, eq=False)
 class WantFirst:
     """Tells a worker which gradients of a pull's rows a patch of the next step waits for (`fresh`).
 
+    They are wanted in parts, each in a record of its own.
+
     Shapes:
-    positions: uint32 [M], the places of rows in the pull, in order.
+    positions: uint32 [M], the places of rows in the pull, in order within a part. counts: uint32 [J], how
+    many each part has.
     """
 
     KIND: ClassVar[Kind] = Kind.WANT_FIRST
     step: int
     trainer: int
     positions: Array
+    counts: Array
 
     def pack(self) -> Packed:
         """Returns the fields and arrays of the record."""
-        return Packed(self.KIND, self.step, self.trainer, arrays=[self.positions])
+        return Packed(self.KIND, self.step, self.trainer, arrays=[self.positions, self.counts])
 
     @classmethod
     def unpack(cls, record: Record) -> WantFirst:
         """Returns the message in a record."""
-        (positions,) = arrays_of(record, cls.KIND, 1)
-        return cls(record.step, record.trainer, positions)
+        return cls(record.step, record.trainer, *arrays_of(record, cls.KIND, 2))
 
 
 @dataclass(frozen=True, eq=False)
 class PushFirst(Push):
-    """Brings the gradients that a `WantFirst` has asked for; a `Push` with all others follows."""
+    """Brings a part of the gradients that a `WantFirst` has asked for.
+
+    The other parts and a `Push` with all other gradients follow.
+    """
 
     KIND: ClassVar[Kind] = Kind.PUSH_FIRST
 

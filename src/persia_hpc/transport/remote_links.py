@@ -34,6 +34,10 @@ class DataLink(Protocol):
 class TailLink(Protocol):
     """Lets a consumer tell how many bytes it has released."""
 
+    @property
+    def rate(self) -> float:
+        """Returns the bytes that come from the producer in a second, as far as is known."""
+
     def publish(self, tail: int) -> None:
         """Tells the producer the number of released bytes."""
 
@@ -72,7 +76,7 @@ class Notices:
         """
         lane = self._lanes.setdefault(producer, Lane(self._win, producer))
         self._sources[channel] = lane, RemoteSource(source, data, words)
-        return RemoteTailLink(Outbox(self, channel, producer))
+        return RemoteTailLink(Outbox(self, channel, producer), lane)
 
     def connect(self) -> None:
         """Fetches a little from everybody that this rank will fetch from.
@@ -218,9 +222,15 @@ class RemoteDataLink:
 class RemoteTailLink:
     """Tells a producer on another node what was released. See `TailLink`."""
 
-    def __init__(self, outbox: Outbox) -> None:
+    def __init__(self, outbox: Outbox, lane: Lane) -> None:
         self._outbox = outbox
+        self._lane = lane
         self._tail = 0
+
+    @property
+    def rate(self) -> float:
+        """Returns the bytes that come from the producer in a second, as far as is known."""
+        return self._lane.rate
 
     def publish(self, tail: int) -> None:
         """Sends the number now, or as soon as the notice before has left; a later number replaces it."""

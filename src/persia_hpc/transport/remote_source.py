@@ -22,6 +22,7 @@ PIECE_SECONDS = 0.02  # a piece is what the link carries meanwhile, and two are 
 LEAST_PIECE_BYTES = 16 << 10  # less would cost more in round trips than others gain
 FIRST_PIECE_BYTES = 64 << 10  # as long as nothing is known of the link
 SLOWING_PART = 0.25  # of the difference to the last piece's rate, where that was lower
+MOST_GROWTH = 1.25  # times as much as before, where it was higher
 
 
 @dataclass
@@ -109,6 +110,11 @@ class Lane:
         return bool(self._under_way)
 
     @property
+    def rate(self) -> float:
+        """Returns the bytes that the link carries in a second, as far as is known."""
+        return self._rate
+
+    @property
     def piece_bytes(self) -> int:
         """Returns the most bytes of a piece: a whole entry where the link is fast."""
         return max(int(self._rate * PIECE_SECONDS), LEAST_PIECE_BYTES)
@@ -151,10 +157,12 @@ class Lane:
     def _measure(self, piece: Piece, most: int) -> None:
         """Learns the link's rate: what has come since a piece was asked for, in the time since then.
 
-        Slower pieces count less, because a rank outside MPI makes one slow as well. Short ones tell little:
-        of the way there and back, or of long ones before them that were here already.
+        Slower pieces count less, because a rank outside MPI makes one slow as well; and faster ones no more
+        than that, because a link that has rested may carry its first bytes sooner than it can go on. Short
+        ones tell little: of the way there and back, or of long ones before them that were here already.
         """
         if piece.num_bytes < max(most // 2, LEAST_PIECE_BYTES):
             return
         rate = (self._come - piece.come) / max(self._clock() - piece.begin, 1e-9)
-        self._rate = max(rate, self._rate + SLOWING_PART * (rate - self._rate))
+        slower = self._rate + SLOWING_PART * (rate - self._rate)
+        self._rate = min(max(rate, slower), MOST_GROWTH * self._rate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -307,6 +308,11 @@ class RingReceiver:
     def remote(self) -> bool:
         """Returns whether the producer is on another node: then polls in vain have work to do."""
         return self._link is not None
+
+    @property
+    def rate(self) -> float:
+        """Returns the bytes that come in a second, as far as is known; without end within a node."""
+        return math.inf if self._link is None else self._link.rate
 
     def _release_remote(self, token: Any) -> None:
         self.ring.release(token)

@@ -5,7 +5,7 @@ case.
 `gradient`: "smooth" (a function of rows, step and trainer) or "count" (SGD with lr 1 adds 1 in the trainer's
 column).
 `jitter`: seconds; every send and every poll may be delayed by up to as much, at random.
-`far`: servers want some gradients first, as they do of workers on other nodes.
+`far`: servers want some gradients first and in parts, as they do of workers on other nodes.
 `late_step`: worker 1 asks for that step's rows only after all else stands still.
 """
 
@@ -206,6 +206,8 @@ class AskingLoop(ServerLoop):
     def __init__(self, *arguments):
         super().__init__(*arguments)
         self._remote = True
+        want = self.engine.want_first
+        self.engine.want_first = lambda _: want(300.0)
 
 
 class ExportingServer(ServerDuty):
