@@ -179,7 +179,9 @@ def measure_moves(folder: str, rows: int) -> None:
 
 
 def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    """The process's own: pages of the file that it has mapped are the system's, which takes them back."""
+    _, resident, of_files, *_ = map(int, Path("/proc/self/statm").read_text().split())
+    return (resident - of_files) * os.sysconf("SC_PAGE_SIZE")
 
 
 def measure_memory(folder: str, rows: int) -> None:
@@ -337,10 +339,11 @@ def measure_train(folder: str, samples: int, times: list[int]) -> None:
             summary = run_job(Path(inside), settings)
             steady, moved = summary["steady"]["samples_per_second"], summary["embedding"]
             alone = alone or steady
+            gone, back = (moved[name] / samples for name in ("to_disk_rows", "from_disk_rows"))
             print(
                 f"{factor} x memory: {steady:,.0f} samples/s ({steady / alone:.0%}), "
-                f"{moved['disk_rows']:,} of {moved['rows']:,} rows on disk, {moved['from_disk_rows']:,} came "
-                f"back, {moved['bytes'] / 2**20:,.0f} MiB of memory",
+                f"{moved['disk_rows']:,} of {moved['rows']:,} rows on disk; a sample {gone:.2f} went there "
+                f"and {back:.2f} came back; {moved['bytes'] / 2**20:,.0f} MiB of memory",
                 flush=True,
             )
 

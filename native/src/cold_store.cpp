@@ -18,6 +18,7 @@ constexpr std::uint32_t kShareOfBucket = 16;  // open extents take so small a pa
 // keeps gaps from outgrowing the rows, others close those that a snapshot has left.
 constexpr std::size_t kMovedExtents = 32, kMovedShare = 2;
 constexpr std::size_t kLeastHoles = 1 << 20;
+constexpr std::size_t kAhead = 8;     // keys whose memory is asked for before they are looked at
 constexpr double kIndexBytes = 10.2;  // of a row at most, see cold_index.cpp
 
 std::size_t aligned(std::size_t bytes, std::size_t to) { return (bytes + to - 1) / to * to; }
@@ -191,22 +192,32 @@ bool ColdStore::may_have(std::uint32_t bucket, Key key) const {
     return may;
 }
 
-void ColdStore::ask_for(std::uint32_t bucket, Key key) const {
-    buckets_[bucket].index.for_each_match(key, [&](Place place) {
+bool ColdStore::ask_for(Span<const Wanted> wanted) {
+    reads_.clear();
+    each_match(wanted, [&](std::size_t, Place place) {
         if (!is_open(static_cast<std::uint32_t>(place / extent_rows_))) {
-            file_.ask_for(offset_of(place), record_bytes_);
+            reads_.push_back({offset_of(place), nullptr, record_bytes_});
         }
     });
+    return file_.ask_for(reads_);
+}
+
+// visit(number, place) for each row that may be that of a wanted key.
+template <class Visit>
+void ColdStore::each_match(Span<const Wanted> wanted, Visit&& visit) const {
+    for (std::size_t i = 0; i < wanted.size(); ++i) {
+        if (i + kAhead < wanted.size()) {
+            buckets_[wanted[i + kAhead].bucket].index.prefetch(wanted[i + kAhead].key);
+        }
+        buckets_[wanted[i].bucket].index.for_each_match(wanted[i].key, [&](Place place) { visit(i, place); });
+    }
 }
 
 const std::vector<ColdStore::Found>& ColdStore::find(Span<const Wanted> wanted) {
     candidates_.clear();
     reads_.clear();
     found_.clear();
-    for (std::size_t i = 0; i < wanted.size(); ++i) {
-        buckets_[wanted[i].bucket].index.for_each_match(
-            wanted[i].key, [&](Place place) { candidates_.push_back({i, place, nullptr}); });
-    }
+    each_match(wanted, [&](std::size_t i, Place place) { candidates_.push_back({i, place, nullptr}); });
     find_room_.resize(candidates_.size() * record_bytes_);
     std::byte* room = find_room_.data();
     for (Candidate& each : candidates_) {
@@ -277,9 +288,10 @@ bool ColdStore::move_sparse() {
 }
 
 // The indexes of buckets grow in turns, and each leaves a hole in the heap that is too small for the next:
-// together a fifth of what they take.
+// together as much as they take by the time that all have grown. Holes are given back when they are a byte a
+// row.
 void ColdStore::give_back_holes() {
-    if (outgrown_ < std::max(kLeastHoles, size_ * sizeof(std::uint64_t))) return;
+    if (outgrown_ < std::max<std::uint64_t>(kLeastHoles, size_)) return;
     outgrown_ = 0;
 #ifdef __GLIBC__
     malloc_trim(0);

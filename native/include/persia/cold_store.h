@@ -70,8 +70,10 @@ class ColdStore {
     const std::vector<Found>& find(Span<const Wanted> wanted);
     // Whether a key may be here, without a look at the disk.
     bool may_have(std::uint32_t bucket, Key key) const;
-    // Asks the system to begin to read the key's row, if it is here.
-    void ask_for(std::uint32_t bucket, Key key) const;
+    // Asks the system to begin to read the rows of those keys that are here; whether the drive must.
+    bool ask_for(Span<const Wanted> wanted);
+    // Asks for the memory that append() will need.
+    void prefetch(std::uint32_t bucket, Key key) const { buckets_[bucket].index.prefetch(key); }
     void erase(std::uint32_t bucket, Key key, Place place);
     // Moves the rows of sparse extents, a bounded number of them. Throws DiskFull as append() does.
     void tidy();
@@ -190,6 +192,8 @@ class ColdStore {
     void check_sparse(std::uint32_t extent);         // after rows of it went
     void make_room();                                // for another extent
     void give_back_holes();
+    template <class Visit>
+    void each_match(Span<const Wanted> wanted, Visit&& visit) const;
     bool move_sparse();  // the rows of one extent; whether there was any
 
     struct Candidate {  // a row that may be that of a wanted key

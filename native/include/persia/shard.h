@@ -263,8 +263,10 @@ class Shard {
     // What a disk tier adds, in shard_cold.cpp.
     bool demote(std::uint32_t bucket, KeyIndex::Entry entry);  // whether the disk took it
     void note_full(const DiskFull& error);
+    bool choose_going(std::uint32_t bucket, std::uint32_t most);
     void shrink(std::uint32_t step);  // with lru rows that a later step has used stay
-    void fetch(Keys keys);
+    void want_missing(Keys keys) const;
+    void fetch(Keys keys, std::uint32_t step);  // which uses them
     void sweep_cold(std::uint32_t bucket);
     void lookup_cold(Keys keys, Rows out) const;
     void copy_away();
@@ -340,7 +342,13 @@ class Shard {
     std::vector<float> sums_;                   // [merged, D]
     std::vector<std::uint32_t> merged_map_;     // hash of a slot -> its place in merged_ + 1
     std::vector<Key> expired_keys_;
+    struct Going {  // a row to disk, and its bucket's age before it was chosen
+        Key key;
+        std::uint32_t age;
+    };
+    std::vector<Going> going_;
     mutable std::vector<ColdStore::Wanted> wanted_;  // from disk
+    mutable unsigned asks_spared_ = 0;
 };
 
 }  // namespace persia
