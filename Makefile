@@ -38,6 +38,7 @@ help:
 	@echo 'make soak     disturbs one job for ten minutes: stopped ranks, new files (ARGS="--minutes 60")'
 	@echo 'make sanitize C++ tests and tests/native under ASan, UBSan, TSan;  make sanitize-fast  only the C++ tests'
 	@echo 'make lint     ruff, mypy, clang-format, import rules;  make format  applies what can be applied'
+	@echo 'make errors   writes docs/errors.md anew, when a message has changed'
 	@echo 'make wheel    a manylinux wheel of the package, in dist/;  make try-wheel  trains from it without a compiler'
 	@echo 'make setup    only the environment ($(venv)), logs in build/setup-*.log'
 	@echo 'make bench-peers  TorchRec and Paddle, for persia-hpc bench train and benchmarks/preprocessing.py'
@@ -90,6 +91,9 @@ format:
 	@.venv/bin/ruff check --fix $(python_folders)
 	@.venv/bin/ruff format $(python_folders)
 	@find native -name '*.cpp' -o -name '*.h' -o -name '*.cu' | xargs .venv/bin/clang-format -i
+
+errors:
+	@$(PYTHON) tools/error_catalogue.py --write
 
 wheel:
 	@$(wheel_setup)
