@@ -18,7 +18,10 @@ endif
 bin := $(CURDIR)/$(venv)/bin
 # An environment keeps its Python unless another one is asked for.
 chosen := $(if $(filter command environment,$(origin PYTHON)),--chosen)
-run_setup := $(PYTHON) tools/setup.py $(chosen) --mpi $(MPI) --torch '$(TORCH_SPEC)' --reducer $(REDUCER)
+setup_here := $(PYTHON) tools/setup.py $(chosen) --mpi $(MPI) --torch '$(TORCH_SPEC)'
+run_setup := $(setup_here) --reducer $(REDUCER)
+# The demo waits for Horovod, minutes of compiling, only where it is asked for.
+demo_reducer := $(if $(filter command environment,$(origin REDUCER)),$(REDUCER))
 lint_setup := $(PYTHON) tools/setup.py $(chosen) --torch '$(TORCH_SPEC)' --for lint
 wheel_setup := $(PYTHON) tools/setup.py $(chosen) --for wheel
 python_folders := $(wildcard src tests tools benchmarks datasets)
@@ -35,6 +38,7 @@ help:
 	@echo 'make soak     disturbs one job for ten minutes: stopped ranks, new files (ARGS="--minutes 60")'
 	@echo 'make sanitize C++ tests and tests/native under ASan, UBSan, TSan;  make sanitize-fast  only the C++ tests'
 	@echo 'make lint     ruff, mypy, clang-format, import rules;  make format  applies what can be applied'
+	@echo 'make errors   writes docs/errors.md anew, when a message has changed'
 	@echo 'make wheel    a manylinux wheel of the package, in dist/;  make try-wheel  trains from it without a compiler'
 	@echo 'make setup    only the environment ($(venv)), logs in build/setup-*.log'
 	@echo 'make bench-peers  TorchRec and Paddle, for persia-hpc bench train and benchmarks/preprocessing.py'
@@ -43,14 +47,16 @@ help:
 	@echo 'MPI=site      the mpicc and mpicxx on PATH instead of the embedded MPICH (environment: .venv-site)'
 	@echo 'PYTHON=...    another interpreter, 3.10 or newer (now: $(PYTHON))'
 	@echo 'TORCH_SPEC=.. another PyTorch, as a pip requirement (now: $(TORCH_SPEC))'
-	@echo 'REDUCER=mpi   builds no Horovod: demo and tests of several trainers use train.reducer = "mpi"'
+	@echo 'REDUCER=mpi   builds no Horovod: tests of several trainers use train.reducer = "mpi", as make demo does'
+	@echo '              where there is none;  make demo REDUCER=horovod  builds it first'
 	@echo 'JOBS=...      compilers at a time (default: the cores, at most 8)'
 
 setup:
 	@$(run_setup)
 
-demo: setup
-	@PATH="$(bin):$$PATH" persia-hpc demo --set train.reducer=$(REDUCER)
+demo:
+	@$(setup_here) --for demo --reducer $(or $(demo_reducer),mpi)
+	@PATH="$(bin):$$PATH" persia-hpc demo $(if $(demo_reducer),--set train.reducer=$(demo_reducer))
 
 test: setup native-test
 	@PATH="$(bin):$$PATH" PERSIA_HPC_TEST_REDUCER=$(REDUCER) $(bin)/python -m pytest $(ARGS)
@@ -85,6 +91,9 @@ format:
 	@.venv/bin/ruff check --fix $(python_folders)
 	@.venv/bin/ruff format $(python_folders)
 	@find native -name '*.cpp' -o -name '*.h' -o -name '*.cu' | xargs .venv/bin/clang-format -i
+
+errors:
+	@$(PYTHON) tools/error_catalogue.py --write
 
 wheel:
 	@$(wheel_setup)

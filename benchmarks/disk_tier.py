@@ -4,6 +4,7 @@
     python -m benchmarks.disk_tier train --folder /local/nvme [--samples 524288] [--times 8 32]
     python -m benchmarks.disk_tier memory --folder /local/nvme [--rows 100000000]
     python -m benchmarks.disk_tier start --folder /local/nvme [--rows 10000000]
+    python -m benchmarks.disk_tier checkpoints --folder /local/nvme [--rows 10000000]
     python -m benchmarks.disk_tier moves --folder /local/nvme [--rows 2000000]
 
 reads: rows of dim 16 with row-wise Adagrad, an eighth of them in memory; random rows that are on disk, 4096
@@ -14,6 +15,8 @@ filters; both are asked for 4096 keys in one call.
 memory: the resident memory that each row on disk takes.
 start: what a server takes to load its rows from a checkpoint, alone and with the comparison of checksums
 beside it as a start does, in turns with a plain read of the file; nothing of it is in the page cache.
+checkpoints: full ones of one server, two of the same rows and others after some have come back; what each
+reads and writes, and how long it takes; nothing of the rows on disk is in the page cache.
 moves: steps that pull random rows until each has come and gone several times, so that sparse extents
 are moved all the time: what that writes beside the rows that go to disk, and what a step's end takes.
 train: W0 (bench train) with Zipf(1.05), 1+1+1 under MPI; memory for all rows, and for an 8th and a 32nd.
@@ -27,21 +30,24 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.other_stores import forget, forget_below, lmdb, rocksdb
 from persia_hpc._native import PendingPull, Table, TableConfig, TableSet, mix
 from persia_hpc.bench.train_jobs import run_job, synthetic, w0_settings
 from persia_hpc.checkpoint import files
+from persia_hpc.checkpoint.manifest import read_manifest
 from persia_hpc.checkpoint.names import DENSE, shard_name
+from persia_hpc.checkpoint.parts import open_parts
 from persia_hpc.checkpoint.rows import _load_table as load_table
 from persia_hpc.checkpoint.rows import load_rows
 from persia_hpc.checkpoint.shards import ShardWriter
-from persia_hpc.checkpoint.tables import groups_of, open_shard
 from persia_hpc.config import load_config
 from persia_hpc.parameter_server.engine import ParameterServer
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
@@ -74,20 +80,6 @@ def files_in(folder: str) -> Iterator[int]:
                 yield int(entry.name)
         except OSError:
             continue
-
-
-def forget(files: Iterator[int]) -> None:
-    """Takes files out of the page cache."""
-    for file in files:
-        os.fsync(file)
-        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def forget_below(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                forget(iter([file.fileno()]))
 
 
 def bare_rate(file: int, count: int, threads: int) -> float:
@@ -143,7 +135,7 @@ def measure_reads(folder: str, rows: int) -> None:
         print(f"ours, {what}: {count / seconds:,.0f} rows/s ({count:,} rows)", flush=True)
     values = np.random.default_rng(2).normal(size=(rows, DIM + 1)).astype(np.float32)
     chosen = [k.tobytes() for k in np.random.default_rng(4).permutation(keys)[: 4 * AT_ONCE]]
-    for name, store in (("rocksdict", _rocksdb), ("lmdb", _lmdb)):
+    for name, store in (("rocksdict", rocksdb), ("lmdb", lmdb)):
         if importlib.util.find_spec(name) is None:
             print(f"{name}: not installed", flush=True)
             continue
@@ -154,45 +146,6 @@ def measure_reads(folder: str, rows: int) -> None:
                 get(chosen[i : i + AT_ONCE])
             seconds = time.perf_counter() - begin
             print(f"{name}: {len(chosen) / seconds:,.0f} rows/s, read only", flush=True)
-
-
-def _rocksdb(folder: str, keys: np.ndarray, values: np.ndarray, memory: int) -> Callable[[list[bytes]], Any]:
-    from rocksdict import BlockBasedOptions, Cache, DBCompressionType, Options, Rdict, WriteBatch
-
-    def options() -> Any:
-        chosen, blocks = Options(raw_mode=True), BlockBasedOptions()
-        blocks.set_block_cache(Cache(memory))
-        blocks.set_bloom_filter(10, False)
-        chosen.set_block_based_table_factory(blocks)
-        chosen.set_compression_type(DBCompressionType.none())
-        return chosen
-
-    db = Rdict(folder, options())
-    for begin in range(0, len(keys), 10_000):
-        batch = WriteBatch(raw_mode=True)
-        for key, value in zip(keys[begin : begin + 10_000], values[begin : begin + 10_000], strict=True):
-            batch.put(key.tobytes(), value.tobytes())
-        db.write(batch)
-    db.flush()
-    db.compact_range(None, None)
-    db.close()
-    forget_below(Path(folder))
-    opened = Rdict(folder, options())
-    return lambda asked: opened[asked]
-
-
-def _lmdb(folder: str, keys: np.ndarray, values: np.ndarray, memory: int) -> Callable[[list[bytes]], Any]:
-    import lmdb
-
-    del memory  # it has the page cache alone
-    with lmdb.open(folder, map_size=8 * values.nbytes + (64 << 20), readahead=False) as env:
-        with env.begin(write=True) as transaction:
-            pairs = ((k.tobytes(), v.tobytes()) for k, v in zip(keys, values, strict=True))
-            transaction.cursor().putmulti(pairs)
-        env.sync(True)
-    forget_below(Path(folder))
-    opened = lmdb.open(folder, map_size=8 * values.nbytes + (64 << 20), readahead=False, readonly=True)
-    return lambda asked: opened.begin().cursor().getmulti(sorted(asked))
 
 
 def written_bytes() -> int:
@@ -226,7 +179,9 @@ def measure_moves(folder: str, rows: int) -> None:
 
 
 def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    """The process's own: pages of the file that it has mapped are the system's, which takes them back."""
+    _, resident, of_files, *_ = map(int, Path("/proc/self/statm").read_text().split())
+    return (resident - of_files) * os.sysconf("SC_PAGE_SIZE")
 
 
 def measure_memory(folder: str, rows: int) -> None:
@@ -258,42 +213,93 @@ def measure_memory(folder: str, rows: int) -> None:
     )
 
 
-def measure_start(folder: str, rows: int) -> None:
+def filled_server(folder: str, rows: int) -> tuple[ParameterServer, int, dict[str, Any]]:
+    """A server whose table has had so many rows, its last step, and what a checkpoint's manifest says."""
     tables = {"f0": {"dim": DIM, "capacity": "64 MiB", "optimizer": {"name": "rowwise_adagrad"}}}
     tables["f0"]["disk"] = {"path": folder, "capacity": 4 * RECORD * rows}
     config = load_config({"data": {"train": ["none"]}, "model": {"class": "dlrm"}, "tables": tables})
     schema = DatasetSchema((FeatureSchema("f0"),))
     server = ParameterServer(config, make_layout(config, schema))
-    (table,), at_once = server.tables, 1 << 17
+    (table,), at_once, step = server.tables, 1 << 17, 0
     assert table is not None
     out, slots = np.empty((at_once, DIM), np.float32), np.empty(at_once, np.uint32)
     for step in range(1, -(-rows // at_once) + 1):
         keys = np.sort(mix(np.arange((step - 1) * at_once, step * at_once, dtype=np.uint64)))
         table.pull(keys, step, out, slots)
         table.evict(step)
+    facts: dict[str, Any] = {"config": config, "schema": schema, "versions": {"benchmark": "1"}}
+    return server, step, {**facts, "num_samples": {"train": 1}}
+
+
+def write_checkpoint(
+    run: Path, folder: str, server: ParameterServer, step: int, facts: dict[str, Any]
+) -> tuple[Path, float]:
+    """A checkpoint, and the seconds in which its rows were written; none of the tier is in the page cache."""
+    directory = files.begin_checkpoint(run, step)
+    forget(files_in(folder))
+    begin = time.perf_counter()
+    ShardWriter(server, directory / shard_name(0)).write()
+    seconds = time.perf_counter() - begin
+    (directory / DENSE).write_bytes(b"")
+    files.finish_part(directory / DENSE)
+    return files.finish_checkpoint(directory, step=step, base=None, **facts), seconds
+
+
+def io_bytes() -> tuple[int, int]:
+    """What this process has read from drives, and written."""
+    fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(fields["read_bytes"]), int(fields["write_bytes"])
+
+
+def measure_checkpoints(folder: str, rows: int) -> None:
+    server, step, facts = filled_server(folder, rows)
+    (table,), at_once, random = server.tables, 1 << 14, np.random.default_rng(1)
+    assert table is not None
+    out, slots = np.empty((at_once, DIM), np.float32), np.empty(at_once, np.uint32)
     with tempfile.TemporaryDirectory(dir=folder) as inside:
-        directory = files.begin_checkpoint(Path(inside), step)
-        forget(files_in(folder))
-        begin = time.perf_counter()
-        ShardWriter(server, directory / shard_name(0)).write()
-        written, rows = time.perf_counter() - begin, table.num_rows
-        (directory / DENSE).write_bytes(b"")
-        files.finish_part(directory / DENSE)
-        facts: dict[str, Any] = {"config": config, "schema": schema, "versions": {"benchmark": "1"}}
-        facts["num_samples"] = {"train": 1}
-        checkpoint = files.finish_checkpoint(directory, step=step, base=None, **facts)
-        path = checkpoint / shard_name(0)
-        size = path.stat().st_size
+        for turn in range(6):
+            moved = table.to_disk_rows
+            if turn > 1:  # two of the same rows, then about 4 % of them come back each time
+                for _ in range(max(1, rows // 25 // at_once)):
+                    step += 1
+                    ids = np.unique(random.integers(0, rows, at_once, np.uint64))
+                    table.pull(np.sort(mix(ids)), step, out[: len(ids)], slots[: len(ids)])
+                    table.evict(step)
+            moved, before = table.to_disk_rows - moved, io_bytes()
+            step += 1
+            path, seconds = write_checkpoint(Path(inside), folder, server, step, facts)
+            read, written = (a - b for a, b in zip(io_bytes(), before, strict=True))
+            size = sum(each.stat().st_size for each in path.iterdir())
+            print(
+                f"{turn}: {table.num_rows:,} rows, {table.cold_rows:,} on disk, {moved:,} went there since: "
+                f"{seconds:.2f} s, {read / 2**20:,.0f} MiB read, {written / 2**20:,.0f} MiB written; "
+                f"{size / 2**20:,.0f} MiB in {len(list(path.iterdir())) - 2} files",
+                flush=True,
+            )
+            files.prune(Path(inside), keep=2, keep_every=0)
+
+
+def measure_start(folder: str, rows: int) -> None:
+    server, step, facts = filled_server(folder, rows)
+    (table,) = server.tables
+    assert table is not None
+    with tempfile.TemporaryDirectory(dir=folder) as inside:
+        checkpoint, written = write_checkpoint(Path(inside), folder, server, step, facts)
+        rows = table.num_rows
+        paths = [path for path in checkpoint.iterdir() if path.suffix == ".h5"]
+        size = sum(path.stat().st_size for path in paths)
         print(f"{rows:,} rows ({table.cold_rows:,} on disk): {size / 2**20:,.0f} MiB in {written:.1f} s")
 
         def read() -> None:
-            with path.open("rb", buffering=0) as file:
-                while file.read(4 << 20):
-                    pass
+            for path in paths:
+                with path.open("rb", buffering=0) as file:
+                    while file.read(4 << 20):
+                        pass
 
         def load() -> None:
-            with open_shard(path) as file:
-                load_table([[groups_of(file)]], server.layout.tables[0], server.tables[0], server.buckets[0])
+            with ExitStack() as opened:
+                parts = open_parts(checkpoint, read_manifest(checkpoint), shard_name(0), opened)
+                load_table([[parts]], server.layout.tables[0], server.tables[0], server.buckets[0])
 
         def start() -> None:
             load_rows(checkpoint, server)
@@ -333,17 +339,18 @@ def measure_train(folder: str, samples: int, times: list[int]) -> None:
             summary = run_job(Path(inside), settings)
             steady, moved = summary["steady"]["samples_per_second"], summary["embedding"]
             alone = alone or steady
+            gone, back = (moved[name] / samples for name in ("to_disk_rows", "from_disk_rows"))
             print(
                 f"{factor} x memory: {steady:,.0f} samples/s ({steady / alone:.0%}), "
-                f"{moved['disk_rows']:,} of {moved['rows']:,} rows on disk, {moved['from_disk_rows']:,} came "
-                f"back, {moved['bytes'] / 2**20:,.0f} MiB of memory",
+                f"{moved['disk_rows']:,} of {moved['rows']:,} rows on disk; a sample {gone:.2f} went there "
+                f"and {back:.2f} came back; {moved['bytes'] / 2**20:,.0f} MiB of memory",
                 flush=True,
             )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=("reads", "train", "memory", "start", "moves"))
+    parser.add_argument("part", choices=("reads", "train", "memory", "start", "moves", "checkpoints"))
     parser.add_argument("--folder", required=True, help="a directory on the drive that is measured")
     parser.add_argument("--rows", type=int, default=2_000_000)
     parser.add_argument("--samples", type=int, default=1 << 19)
@@ -354,7 +361,8 @@ def main() -> None:
         measure_train(folder, options.samples, options.times)
     else:
         parts = {"reads": measure_reads, "memory": measure_memory, "start": measure_start}
-        {**parts, "moves": measure_moves}[options.part](folder, options.rows)
+        parts |= {"moves": measure_moves, "checkpoints": measure_checkpoints}
+        parts[options.part](folder, options.rows)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -51,9 +52,11 @@ class Environment:
         return version == sys.version and f"{self.venv}/" in head
 
     def pip(self, commands: Commands, *arguments: str, **environment: str) -> None:
-        commands.run(
-            [self.python, "-m", "pip", "install", *arguments], **self.pip_environment(), **environment
-        )
+        commands.end(self.start_pip(commands, *arguments, **environment))
+
+    def start_pip(self, commands: Commands, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
+        command = [self.python, "-m", "pip", "install", *arguments]
+        return commands.start(command, **self.pip_environment(), **environment)
 
     def pip_environment(self) -> dict[str, str]:
         environment = {"TMPDIR": str(self.scratch)}

@@ -50,12 +50,16 @@ class Commands:
 
     def run(self, command: Sequence[str], **environment: str) -> None:
         """Runs a command; SetupError if it fails. Its whole process group ends with us."""
+        self.end(self.start(command, **environment))
+
+    def start(self, command: Sequence[str], **environment: str) -> subprocess.Popen[bytes]:
+        """Starts a command, which `end` must be told of."""
         with self.log.open("a", encoding="utf-8") as log:
             log.write("$ " + " ".join(command) + "\n")
             log.flush()
             # A session of its own, so that one signal reaches compilers too. It inherits the lock:
             # should this process be killed, the next set-up waits for what still runs.
-            process = subprocess.Popen(
+            return subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -64,12 +68,16 @@ class Commands:
                 start_new_session=True,
                 pass_fds=(self._lock_fd,),
             )
-            try:
-                code = process.wait()
-            except BaseException:
-                _end_group(process)
-                raise
+
+    def end(self, process: subprocess.Popen[bytes]) -> None:
+        """Waits for a command; SetupError if it failed."""
+        try:
+            code = process.wait()
+        except BaseException:
+            end_group(process)
+            raise
         if code != 0:
+            command = [str(word) for word in process.args]  # type: ignore[union-attr]
             shown = " ".join([Path(command[0]).name, *command[1:]])
             raise SetupError(f"`{shown[:100]}` ended with exit code {code}")
 
@@ -188,7 +196,10 @@ def _report(step: Step, error: Exception, log: Path) -> None:
     print(f"set-up step '{step.name}' failed: {error}\nfix: {fix}", flush=True)
 
 
-def _end_group(process: subprocess.Popen[bytes]) -> None:
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """Ends a command and all that it has started, if it still runs."""
+    if process.poll() is not None:
+        return
     for sent in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, sent)

@@ -23,7 +23,7 @@ from setup_environment import (
     name_of,
     version_of,
 )
-from setup_runner import Commands, Runner, SetupError, Step
+from setup_runner import Commands, Runner, SetupError, Step, end_group
 
 PYTHON_NAME = f"python{sys.version_info.major}.{sys.version_info.minor}"
 DEFAULT_TORCH = "torch==2.13.0"
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument(
         "--chosen", action="store_true", help="the Python was chosen by the user (PYTHON=...)"
     )
-    parser.add_argument("--for", dest="purpose", choices=["run", "lint", "wheel"], default="run")
+    parser.add_argument("--for", dest="purpose", choices=["run", "demo", "lint", "wheel"], default="run")
     parser.add_argument("--reducer", choices=["horovod", "mpi"], default="horovod", help="mpi: no Horovod")
     options = parser.parse_args()
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
@@ -50,8 +50,12 @@ def main() -> None:
     with runner.locked():
         shutil.rmtree(setup.at.scratch, ignore_errors=True)
         setup.at.scratch.mkdir(parents=True)
-        for make_step in setup.steps():
-            runner.run(make_step())
+        try:
+            for make_step in setup.steps():
+                runner.run(make_step())
+        finally:
+            if setup.compiling is not None:
+                end_group(setup.compiling[1])
         shutil.rmtree(setup.at.scratch, ignore_errors=True)
         runner.close()
 
@@ -64,11 +68,13 @@ class Setup:
         self.torch = torch
         self.purpose = purpose
         self.reducer = reducer
+        self.compiling: tuple[Commands, subprocess.Popen[bytes]] | None = None
 
     def steps(self) -> list[Callable[[], Step]]:
         """The steps in order."""
         if self.purpose == "lint":
-            return [self.step_venv, self.step_torch, self.step_dependencies, self.step_lint_tools]
+            packages = [self.step_torch, self.step_dependencies, self.step_test_packages]
+            return [self.step_venv, *packages, self.step_lint_tools]
         if self.purpose == "wheel":
             return [self.step_compiler, self.step_venv, self.step_wheel_tools]
         site = self.at.mpi == "site"
@@ -76,8 +82,11 @@ class Setup:
             self.step_compiler,
             *([self.step_mpi] if site else []),
             self.step_venv,
+            self.step_build_tools,
+            self.step_compiling,
             self.step_torch,
             self.step_dependencies,
+            *([self.step_test_packages] if self.purpose == "run" else []),
             *([self.step_mpi4py] if site else []),
             self.step_extension,
             *([self.step_horovod] if self.reducer == "horovod" else []),
@@ -192,15 +201,18 @@ class Setup:
             + NETWORK,
         )
 
+    def step_build_tools(self) -> Step:
+        wanted = self.at.project()["build-system"]["requires"]
+        wanted += [tool for tool in ("cmake", "ninja") if self.at.mpi == "site" or not found_outside(tool)]
+        return self._tools("build-tools", "what builds the C++ extension", wanted)
+
     def step_dependencies(self) -> Step:
         site = self.at.mpi == "site"
         skipped = {"torch", *(["mpi4py"] if site else [])}
         project = self.at.project()
         extras = project["project"]["optional-dependencies"]
         wanted = [r for r in project["project"]["dependencies"] if name_of(r) not in skipped]
-        wanted += extras["test"] + ([] if site else extras["mpich"])
-        wanted += project["build-system"]["requires"]
-        wanted += [tool for tool in ("cmake", "ninja") if site or not found_outside(tool)]
+        wanted += [] if site else extras["mpich"]
 
         def action(commands: Commands) -> None:
             self.at.write_constraints()
@@ -231,25 +243,45 @@ class Setup:
             f"the end of the log says what mpicc ({shutil.which('mpicc')}) refused. {NETWORK}",
         )
 
+    @property
+    def editable(self) -> list[str]:
+        """What pip is told of this package."""
+        # A build folder per environment: CMake would remember the other one's Python.
+        build_dir = f"--config-settings=build-dir={self.at.build_dir}"
+        return ["--no-build-isolation", "--no-deps", "--editable", ".", build_dir]
+
+    def extension_inputs(self) -> dict[str, str]:
+        return {
+            "sources": hash_sources(),
+            "compiler": version_of(compiler()),
+            "nvcc": version_of(nvcc) if (nvcc := shutil.which("nvcc")) else "none",
+            "build tools": ", ".join(self.at.installed(n) for n in ("pybind11", "scikit_build_core")),
+            "environment": os.environ.get("CXXFLAGS", "") + os.environ.get("CMAKE_ARGS", ""),
+        }
+
+    def step_compiling(self) -> Step:
+        """Compiles beside pip's downloads; whether that went well is for step_extension to find out."""
+
+        def action(commands: Commands) -> None:
+            self.compiling = commands, self.at.start_pip(commands, *self.editable)
+
+        return Step("compiling", "C++ extension, beside what follows", self.extension_inputs(), action, "")
+
     def step_extension(self) -> Step:
         def action(commands: Commands) -> None:
-            # A build folder per environment: CMake would remember the other one's Python.
-            self.at.pip(
-                commands,
-                *("--no-build-isolation", "--no-deps", "--editable", "."),
-                f"--config-settings=build-dir={self.at.build_dir}",
-            )
+            begun, self.compiling = self.compiling, None
+            if begun is None:
+                self.at.pip(commands, *self.editable)
+                return
+            try:
+                begun[0].end(begun[1])
+            finally:
+                commands.log.write_bytes(begun[0].log.read_bytes())
 
         return Step(
             "extension",
             "persia_hpc and its C++ extension",
-            {
-                "sources": hash_sources(),
-                "compiler": version_of(compiler()),
-                "nvcc": version_of(nvcc) if (nvcc := shutil.which("nvcc")) else "none",
-                "build tools": ", ".join(self.at.installed(n) for n in ("pybind11", "scikit_build_core")),
-                "environment": os.environ.get("CXXFLAGS", "") + os.environ.get("CMAKE_ARGS", ""),
-            },
+            self.extension_inputs(),
             action,
             "the log names the file and line that the compiler refused; if it is about CMake: `make clean`",
         )
@@ -299,6 +331,10 @@ class Setup:
             action,
             f"`make distclean`, then again; if it still fails: `{self.at.python} tools/check_setup.py`",
         )
+
+    def step_test_packages(self) -> Step:
+        wanted = self.at.project()["project"]["optional-dependencies"]["test"]
+        return self._tools("test-packages", "what the tests need", wanted)
 
     def step_lint_tools(self) -> Step:
         wanted = self.at.project()["project"]["optional-dependencies"]["lint"]

@@ -61,10 +61,10 @@ void pull_again(TableSet& self, PendingPull& pull) {
     self.pull_again(pull.of(), at, pull.since, pull.noted, pull.slots, pull.differs, pull.epochs);
 }
 
-// Which rows were noted, of all or of those that have a 1 in `chosen`.
+// Which rows were noted, of all or of those that have a 1 in `chosen`: these are said once.
 class Noted {
   public:
-    Noted(const PendingPull& pull, const py::object& chosen) : noted_(pull.differs) {
+    Noted(PendingPull& pull, const py::object& chosen) : pull_(pull), noted_(pull.differs) {
         check_ahead(pull);
         if (chosen.is_none()) return;
         const auto size = static_cast<py::ssize_t>(pull.keys.size());
@@ -78,13 +78,18 @@ class Noted {
     Noted& operator=(const Noted&) = delete;
 
     Span<const std::uint8_t> operator*() const { return noted_; }
+    void said() const {
+        for (std::size_t i = 0; i < some_.size(); ++i)
+            pull_.differs[i] &= static_cast<std::uint8_t>(~some_[i]);
+    }
 
   private:
+    PendingPull& pull_;
     persia::AlignedArray<std::uint8_t> some_;
     Span<const std::uint8_t> noted_;
 };
 
-py::list differing(TableSet& self, const PendingPull& pull, const std::string& wire_name,
+py::list differing(TableSet& self, PendingPull& pull, const std::string& wire_name,
                    const py::object& chosen) {
     const Noted noted(pull, chosen);
     const persia::Wire wire = wire_named(wire_name);
@@ -103,11 +108,12 @@ py::list differing(TableSet& self, const PendingPull& pull, const std::string& w
         const py::gil_scoped_release nogil;
         self.encode_differing(pull.of(), pull.slots, *noted, positions, rows);
     }
+    noted.said();
     return groups;
 }
 
 // The number of rows sent, or nothing: the ring has no room for the record in one piece.
-std::optional<std::uint64_t> send_differing(TableSet& self, const PendingPull& pull, Producer& producer,
+std::optional<std::uint64_t> send_differing(TableSet& self, PendingPull& pull, Producer& producer,
                                             std::uint16_t kind, const std::string& wire_name,
                                             std::uint64_t tag, const py::object& chosen) {
     const Noted noted(pull, chosen);
@@ -141,6 +147,7 @@ std::optional<std::uint64_t> send_differing(TableSet& self, const PendingPull& p
         throw;
     }
     producer.ring.commit();
+    noted.said();
     return sent;
 }
 
@@ -168,7 +175,7 @@ constexpr const char* kDiffering =
     R"(Returns for each dim group the positions uint32 [M_g] and rows [M_g, D_g] of those that were noted.
 
 After `pull_again`; or before, where `mark_differing` and `calm` allow it, once `push` has seen to the marked
-rows. chosen: uint8 [U], only rows that have a 1.)";
+rows. chosen: uint8 [U], only rows that have a 1, which are said once.)";
 
 constexpr const char* kSendDiffering =
     R"(Writes to a ring what `differing` returns: all positions, then all rows; returns how many rows.

@@ -61,12 +61,26 @@ py::array removed_keys(LockedTable& self) {
     return to_array(keys, {static_cast<py::ssize_t>(keys.size())});
 }
 
-py::tuple snapshot_buckets(LockedTable& self, std::uint32_t first, std::uint32_t end, std::int64_t since) {
-    const std::uint32_t after = check_step(since);
+template <class T>
+void append(std::vector<T>& to, const std::vector<T>& from) {
+    to.insert(to.end(), from.begin(), from.end());
+}
+
+void append(persia::ExportedRows& to, const persia::ExportedRows& from) {
+    append(to.keys, from.keys);
+    append(to.rows, from.rows);
+    append(to.state, from.state);
+    append(to.stamps, from.stamps);
+    append(to.steps, from.steps);
+}
+
+// into: 0 unless rows on disk are to be copied to a file of that number.
+py::tuple snapshot(LockedTable& self, std::uint32_t first, std::uint32_t end, std::uint32_t after,
+                   std::uint32_t into) {
     if (first >= end) throw py::value_error("buckets: got an empty range");
-    const auto append = [](auto& to, const auto& from) { to.insert(to.end(), from.begin(), from.end()); };
-    persia::ExportedRows rows;
-    std::vector<std::uint64_t> counts;
+    persia::ExportedRows rows, new_rows;
+    std::vector<std::uint64_t> counts, new_counts, known_counts;
+    std::vector<std::uint32_t> files, numbers;
     std::vector<std::uint32_t> ages, counted;
     std::vector<std::uint8_t> sightings;
     {
@@ -74,17 +88,19 @@ py::tuple snapshot_buckets(LockedTable& self, std::uint32_t first, std::uint32_t
         for (std::uint32_t bucket = first; bucket < end; ++bucket) {
             persia::BucketState state;
             persia::ExportedRows part;
+            persia::CopiedRows copied;
             {  // others may have the table after each bucket
                 const std::lock_guard<std::mutex> lock(self.mutex);
-                part = self.table.snapshot_bucket(bucket, after, state);
+                part = self.table.snapshot_bucket(bucket, after, state, into, &copied);
             }
-            append(rows.keys, part.keys);
-            append(rows.rows, part.rows);
-            append(rows.state, part.state);
-            append(rows.stamps, part.stamps);
-            append(rows.steps, part.steps);
+            append(rows, part);
+            append(new_rows, copied.rows);
+            append(files, copied.files);
+            append(numbers, copied.numbers);
             append(sightings, state.sightings);
             counts.push_back(part.keys.size());
+            new_counts.push_back(copied.rows.keys.size());
+            known_counts.push_back(copied.files.size());
             ages.push_back(state.age);
             counted.push_back(state.counted);
         }
@@ -96,7 +112,28 @@ py::tuple snapshot_buckets(LockedTable& self, std::uint32_t first, std::uint32_t
     decides["ages"] = to_array(std::move(ages), {b});
     decides["counted"] = to_array(std::move(counted), {b});
     decides["sightings"] = to_array(std::move(sightings), {b, cells});
-    return py::make_tuple(to_dict(self, std::move(rows)), decides);
+    if (into == 0) return py::make_tuple(to_dict(self, std::move(rows)), decides);
+    const auto known = static_cast<py::ssize_t>(files.size());
+    py::dict places;
+    places["counts"] = to_array(std::move(new_counts), {b});
+    places["known"] = to_array(std::move(known_counts), {b});
+    places["files"] = to_array(std::move(files), {known});
+    places["numbers"] = to_array(std::move(numbers), {known});
+    return py::make_tuple(to_dict(self, std::move(rows)), decides, to_dict(self, std::move(new_rows)),
+                          places);
+}
+
+py::tuple snapshot_buckets(LockedTable& self, std::uint32_t first, std::uint32_t end, std::int64_t since) {
+    return snapshot(self, first, end, check_step(since), 0);
+}
+
+py::tuple copy_buckets(LockedTable& self, std::uint32_t first, std::uint32_t end, std::uint32_t into) {
+    if (into == 0) throw py::value_error("into: got 0, expected a file's number");
+    return snapshot(self, first, end, 0, into);
+}
+
+void keep_copies(LockedTable& self, const std::vector<std::uint32_t>& files) {
+    self.run([&](Table& table) { table.keep_copies({files.data(), files.size()}); });
 }
 
 void restore_bucket(LockedTable& self, std::uint32_t bucket, std::uint32_t age, std::uint32_t counted,
@@ -210,6 +247,20 @@ time to live and not swept away yet; and what each bucket decides by, for `resto
 uint64 [b] of rows, `ages` and `counted` uint32 [b], `sightings` uint8 [b, C].
 since: only rows with a greater stamp (0: all).)";
 
+constexpr const char* kCopyBuckets =
+    R"(As `snapshot_buckets`, but gives rows on disk for files that full snapshots share: each row once.
+
+into: number, not 0, of the file that this snapshot adds; each needs one of its own.
+Returns two more: those rows on disk that no file has yet and `into` must have, in this order; and places:
+`counts` uint64 [b] of these rows, `known` uint64 [b] of rows that files have, `files` and `numbers` uint32
+[m] of the latter: a row's number is among those of its bucket in its file. Rows of extents that aren't full
+are among the rows in memory.)";
+
+constexpr const char* kKeepCopies =
+    R"(Says before the first `copy_buckets` of a snapshot which files of earlier ones are still there.
+
+What others have is copied anew.)";
+
 constexpr const char* kRemovedKeys =
     "Returns the keys [n] whose rows went between the last full snapshot and the mark; some may have come "
     "back.";
@@ -239,6 +290,13 @@ void bind_table_rows(TableClass& table) {
             py::arg("full") = true, kBeginSnapshot)
         .def("snapshot_buckets", &snapshot_buckets, py::arg("first"), py::arg("end"), py::arg("since") = 0,
              kSnapshotBuckets)
+        .def("copy_buckets", &copy_buckets, py::arg("first"), py::arg("end"), py::arg("into"), kCopyBuckets)
+        .def("keep_copies", &keep_copies, py::arg("files"), kKeepCopies)
+        .def(
+            "copied_rows",
+            [](LockedTable& self) { return self.run([](Table& t) { return t.copied_rows(); }); },
+            "Counts, by the numbers of files, the rows that `copy_buckets` gave for them, and that are "
+            "still on disk.")
         .def("rows_since", &rows_since, py::arg("since"),
              "Counts the rows that have a stamp greater than `since` now.")
         .def(

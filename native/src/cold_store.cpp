@@ -18,6 +18,7 @@ constexpr std::uint32_t kShareOfBucket = 16;  // open extents take so small a pa
 // keeps gaps from outgrowing the rows, others close those that a snapshot has left.
 constexpr std::size_t kMovedExtents = 32, kMovedShare = 2;
 constexpr std::size_t kLeastHoles = 1 << 20;
+constexpr std::size_t kAhead = 8;     // keys whose memory is asked for before they are looked at
 constexpr double kIndexBytes = 10.2;  // of a row at most, see cold_index.cpp
 
 std::size_t aligned(std::size_t bytes, std::size_t to) { return (bytes + to - 1) / to * to; }
@@ -49,7 +50,8 @@ std::uint64_t ColdStore::memory_bytes(std::uint64_t capacity_bytes, std::uint32_
     const std::size_t extent = extent_bytes(record, bucket_rows);
     const double extents = static_cast<double>(capacity_bytes) / static_cast<double>(extent);
     const double rows = extents * static_cast<double>(extent / record);
-    const double places = rows * kIndexBytes + extents * (sizeof(Extent) + sizeof(std::uint32_t));
+    const std::size_t copied = sizeof(Copy) + (extent / record + 63) / 64 * sizeof(std::uint64_t);
+    const double places = rows * kIndexBytes + extents * (sizeof(Extent) + sizeof(std::uint32_t) + copied);
     return static_cast<std::uint64_t>(places) + std::uint64_t{num_buckets} * (sizeof(Bucket) + extent);
 }
 
@@ -105,6 +107,7 @@ void ColdStore::open_extent(std::uint32_t bucket) {
         free_.pop_back();
     }
     extents_[extent] = {bucket, 0, 0, 0, UINT32_MAX, 0, false};
+    if (extent < copies_.size()) copies_[extent] = {};
     ++in_use_;
     Bucket& of = buckets_[bucket];
     of.extents.push_back(extent);
@@ -189,22 +192,32 @@ bool ColdStore::may_have(std::uint32_t bucket, Key key) const {
     return may;
 }
 
-void ColdStore::ask_for(std::uint32_t bucket, Key key) const {
-    buckets_[bucket].index.for_each_match(key, [&](Place place) {
+bool ColdStore::ask_for(Span<const Wanted> wanted) {
+    reads_.clear();
+    each_match(wanted, [&](std::size_t, Place place) {
         if (!is_open(static_cast<std::uint32_t>(place / extent_rows_))) {
-            file_.ask_for(offset_of(place), record_bytes_);
+            reads_.push_back({offset_of(place), nullptr, record_bytes_});
         }
     });
+    return file_.ask_for(reads_);
+}
+
+// visit(number, place) for each row that may be that of a wanted key.
+template <class Visit>
+void ColdStore::each_match(Span<const Wanted> wanted, Visit&& visit) const {
+    for (std::size_t i = 0; i < wanted.size(); ++i) {
+        if (i + kAhead < wanted.size()) {
+            buckets_[wanted[i + kAhead].bucket].index.prefetch(wanted[i + kAhead].key);
+        }
+        buckets_[wanted[i].bucket].index.for_each_match(wanted[i].key, [&](Place place) { visit(i, place); });
+    }
 }
 
 const std::vector<ColdStore::Found>& ColdStore::find(Span<const Wanted> wanted) {
     candidates_.clear();
     reads_.clear();
     found_.clear();
-    for (std::size_t i = 0; i < wanted.size(); ++i) {
-        buckets_[wanted[i].bucket].index.for_each_match(
-            wanted[i].key, [&](Place place) { candidates_.push_back({i, place, nullptr}); });
-    }
+    each_match(wanted, [&](std::size_t i, Place place) { candidates_.push_back({i, place, nullptr}); });
     find_room_.resize(candidates_.size() * record_bytes_);
     std::byte* room = find_room_.data();
     for (Candidate& each : candidates_) {
@@ -275,9 +288,10 @@ bool ColdStore::move_sparse() {
 }
 
 // The indexes of buckets grow in turns, and each leaves a hole in the heap that is too small for the next:
-// together a fifth of what they take.
+// together as much as they take by the time that all have grown. Holes are given back when they are a byte a
+// row.
 void ColdStore::give_back_holes() {
-    if (outgrown_ < std::max(kLeastHoles, size_ * sizeof(std::uint64_t))) return;
+    if (outgrown_ < std::max<std::uint64_t>(kLeastHoles, size_)) return;
     outgrown_ = 0;
 #ifdef __GLIBC__
     malloc_trim(0);
@@ -304,6 +318,56 @@ std::vector<std::uint32_t> ColdStore::wanted_extents(std::uint32_t bucket, std::
         if (!is_open(number)) file_.ask_for(offset_of(place_of(number, 0)), extent.used * record_bytes_);
     }
     return wanted;
+}
+
+std::vector<std::uint32_t> ColdStore::marked_extents(std::uint32_t bucket) const {
+    std::vector<std::uint32_t> marked;
+    for (const std::uint32_t number : buckets_[bucket].extents) {
+        if (extents_[number].at_mark == 0 || copies_[number].file != 0) continue;
+        marked.push_back(number);
+        if (!is_open(number)) {
+            file_.ask_for(offset_of(place_of(number, 0)), extents_[number].used * record_bytes_);
+        }
+    }
+    return marked;
+}
+
+void ColdStore::make_copies() {
+    const std::size_t extents = extents_.size();
+    if (extents > copies_.capacity()) {  // by itself a vector doubles
+        copies_.reserve(extents + extents / 16);
+        copied_.reserve((extents + extents / 16) * words_per_extent());
+    }
+    copies_.resize(extents);
+    copied_.resize(extents * words_per_extent());
+}
+
+void ColdStore::note_copied(Place place, bool copied) {
+    const auto i = static_cast<std::uint32_t>(place % extent_rows_);
+    std::uint64_t& word = copied_[place / extent_rows_ * words_per_extent() + i / 64];
+    const std::uint64_t bit = std::uint64_t{1} << i % 64;
+    word = copied ? word | bit : word & ~bit;
+}
+
+std::uint32_t ColdStore::copied_before(Place place) const {
+    const auto i = static_cast<std::uint32_t>(place % extent_rows_);
+    const std::uint64_t* const words = &copied_[place / extent_rows_ * words_per_extent()];
+    const std::uint64_t below = (std::uint64_t{1} << i % 64) - 1;
+    int rows = __builtin_popcountll(words[i / 64] & below);
+    for (std::uint32_t word = 0; word < i / 64; ++word) rows += __builtin_popcountll(words[word]);
+    return static_cast<std::uint32_t>(rows);
+}
+
+void ColdStore::keep_copies(Span<const std::uint32_t> files) {
+    for (Copy& copy : copies_) {
+        if (std::find(files.begin(), files.end(), copy.file) == files.end()) copy = {};
+    }
+}
+
+void ColdStore::add_copied(std::map<std::uint32_t, std::uint64_t>& rows) const {
+    for (std::size_t i = 0; i < copies_.size(); ++i) {
+        if (copies_[i].file != 0) rows[copies_[i].file] += extents_[i].live;
+    }
 }
 
 void ColdStore::load(std::uint32_t extent, std::vector<std::byte>& into) {
@@ -333,9 +397,9 @@ void ColdStore::mark() {
 
 std::size_t ColdStore::held_bytes() const {
     const auto held = [](const auto& values) { return values.capacity() * sizeof(values[0]); };
-    std::size_t bytes = sizeof *this + file_.held_bytes() + held(buckets_) + held(extents_) + held(free_) +
-                        held(sparse_) + held(extent_room_) + held(move_room_) + held(find_room_) +
-                        held(candidates_) + held(found_) + held(reads_);
+    std::size_t bytes = sizeof *this + file_.held_bytes() + held(buckets_) + held(extents_) + held(copies_) +
+                        held(copied_) + held(free_) + held(sparse_) + held(extent_room_) + held(move_room_) +
+                        held(find_room_) + held(candidates_) + held(found_) + held(reads_);
     for (const Bucket& bucket : buckets_) {
         bytes += bucket.index.held_bytes() + held(bucket.extents) + held(bucket.room);
     }

@@ -9,6 +9,10 @@ namespace {
 constexpr std::size_t kMinCandidates = 64;
 constexpr std::size_t kCandidateShare = 20;  // of the rows: each row that goes costs 20 rows of scan
 
+// Rows that one step used are spared while they are fewer than such a part of a bucket's rows.
+constexpr std::size_t kLeastOnce = 8, kLeastRoom = 16;
+constexpr std::size_t kAhead = 4;  // rows whose memory is asked for before they are looked at
+
 std::size_t candidates_of(std::size_t rows) {
     return std::min(rows, std::max(kMinCandidates, rows / kCandidateShare));
 }
@@ -89,7 +93,56 @@ KeyIndex::Entry Eviction::next(std::uint32_t bucket, const KeyIndex& index, std:
     }
 }
 
+void Eviction::came(std::uint32_t bucket, Key key, std::uint32_t step, const KeyIndex& index) {
+    if (once_.empty()) return;
+    Once& of = once_[bucket];
+    if (of.rows.size() == of.rows.capacity()) {
+        forget_used(of, bucket, index);
+        const std::size_t size = of.rows.size(), room = of.rows.capacity();
+        if (size * 4 < room)
+            std::vector<Candidate>(of.rows).swap(of.rows);  // which has no more room than it needs
+        if (size * 4 < room || size * 4 >= room * 3) of.rows.reserve(with_room(size) + kLeastRoom);
+    }
+    of.rows.push_back({key, step});
+}
+
+void Eviction::forget_used(Once& of, std::uint32_t bucket, const KeyIndex& index) {
+    const auto used = [&](const Candidate& row) {
+        const KeyIndex::Entry entry = index.find(bucket, row.key);
+        return !entry || entry.stamp() != row.stamp;
+    };
+    const auto begin = of.rows.begin() + static_cast<std::ptrdiff_t>(of.first);
+    const auto end = std::remove_if(begin, of.rows.end(), used);
+    of.rows.erase(end, of.rows.end());
+    of.rows.erase(of.rows.begin(), begin);
+    of.first = 0;
+}
+
+KeyIndex::Entry Eviction::next_used(std::uint32_t bucket, const KeyIndex& index, std::uint32_t most) {
+    if (once_.empty()) return next(bucket, index, most);
+    Once& of = once_[bucket];
+    while (of.rows.size() - of.first > index.size(bucket) / kLeastOnce) {
+        const std::size_t later = of.first + kAhead;
+        if (later < of.rows.size()) prefetch_cold_line(index.home_line(bucket, of.rows[later].key));
+        const Candidate row = of.rows[of.first];
+        const KeyIndex::Entry entry = index.find(bucket, row.key);
+        const bool once = entry && entry.stamp() == row.stamp;  // else it was used again, or is gone
+        if (once && row.stamp > most) break;                    // and so are those behind
+        ++of.first;
+        if (once) return entry;
+    }
+    return next(bucket, index, most);
+}
+
 void Eviction::stays(std::uint32_t bucket, KeyIndex::Entry entry, std::uint32_t age) {
+    if (!once_.empty()) {
+        Once& from = once_[bucket];
+        for (std::size_t i = from.first; i-- > 0;) {  // between them may be some that were used
+            if (from.rows[i].key != entry.key() || from.rows[i].stamp != entry.stamp()) continue;
+            from.first = i;
+            return;
+        }
+    }
     Bucket& of = buckets_[bucket];
     if (of.candidates.empty()) of.newest = entry.stamp();
     of.candidates.push_back({entry.key(), entry.stamp()});  // there is room: it was on the list
@@ -100,9 +153,15 @@ std::size_t Eviction::candidate_bytes(std::size_t rows) {
     return with_room(candidates_of(rows)) * sizeof(Candidate);
 }
 
+std::size_t Eviction::once_bytes(std::size_t rows) {
+    return sizeof(Once) + (with_room(rows) + kLeastRoom) * sizeof(Candidate);
+}
+
 std::size_t Eviction::held_bytes() const {
     std::size_t bytes = buckets_.capacity() * sizeof(Bucket) + scratch_.capacity() * sizeof(Candidate);
     for (const Bucket& bucket : buckets_) bytes += bucket.candidates.capacity() * sizeof(Candidate);
+    bytes += once_.capacity() * sizeof(Once);
+    for (const Once& once : once_) bytes += once.rows.capacity() * sizeof(Candidate);
     return bytes;
 }
 

@@ -27,6 +27,11 @@ int open_unnamed(const std::string& folder) {
     return named;
 }
 
+void sort_by_place(std::vector<FileRead>& reads) {
+    std::sort(reads.begin(), reads.end(),
+              [](const FileRead& a, const FileRead& b) { return a.offset < b.offset; });
+}
+
 }  // namespace
 
 ExtentFile::ExtentFile(const std::string& folder, std::size_t extent_bytes)
@@ -37,6 +42,7 @@ ExtentFile::ExtentFile(const std::string& folder, std::size_t extent_bytes)
 
 ExtentFile::~ExtentFile() {
     readers_.reset();
+    mapped_.reset();
     close(file_);
 }
 
@@ -55,6 +61,12 @@ void ExtentFile::read_one(const Read& read) const {
             throw DiskError("the disk tier in " + folder_ + ": the file is shorter than what was written");
         done += static_cast<std::size_t>(got);
     }
+}
+
+MappedReads* ExtentFile::mapped() const {
+    if (!mapped_ && !has_no_map_) mapped_ = MappedReads::make(file_);
+    has_no_map_ = !mapped_;
+    return mapped_.get();
 }
 
 bool ExtentFile::in_memory([[maybe_unused]] const Read& read) const {
@@ -79,7 +91,9 @@ void ExtentFile::read(std::vector<Read>& reads) const {
             std::remove_if(reads.begin(), reads.end(), [&](const Read& each) { return is_held(each); }),
             reads.end());
     }
-    std::sort(reads.begin(), reads.end(), [](const Read& a, const Read& b) { return a.offset < b.offset; });
+    if (reads.empty()) return;
+    sort_by_place(reads);
+    if (MappedReads* const copies = mapped()) copies->read(reads);
     if (reads.size() >= kMinReadsForThreads && !has_no_ring_) {
         if (!ring_) ring_ = ReadRing::make(file_);
         has_no_ring_ = !ring_ || !ring_->usable();
@@ -101,6 +115,14 @@ void ExtentFile::read(std::vector<Read>& reads) const {
                           end = reads.size() * (thread + 1) / kReaders;
         for (std::size_t i = begin; i < end; ++i) read_one(reads[i]);
     });
+}
+
+bool ExtentFile::ask_for(std::vector<Read>& reads) const {
+    if (reads.empty()) return false;
+    sort_by_place(reads);
+    if (MappedReads* const copies = mapped()) copies->leave_missing(reads);
+    for (const Read& each : reads) ask_for(each.offset, each.bytes);
+    return !reads.empty();
 }
 
 void ExtentFile::ask_for(std::uint64_t offset, std::size_t bytes) const {

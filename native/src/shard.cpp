@@ -32,6 +32,8 @@ Shard::Shard(const TableConfig& config)
     cold_ =
         std::make_unique<ColdStore>(config.disk_folder, config.disk_bytes, config.buckets_here(),
                                     config.bucket_capacity, update_.weight_bytes(), update_.state_bytes());
+    // With `full_disk_evicts` those are dropped that would be without a disk.
+    if (!eviction_.lfu() && !config.full_disk_evicts) eviction_.keep_used();
 }
 
 void Shard::insert(std::uint32_t bucket, Key key, std::uint32_t slot, std::uint32_t stamp) {
@@ -146,7 +148,8 @@ std::uint64_t Shard::memory_bytes() const {
            held(copied_.removed) + held(changed_room_) + away_.size() * kAwayBytes + held(ages_at_mark_) +
            held(removed_) + held(removed_at_mark_) + num_buckets() / 8 + held(room_) + held(first_) +
            held(slots_) + held(rest_) + held(last_used_) + held(marked_) + held(merged_) + held(sums_) +
-           held(merged_map_) + held(expired_keys_) + held(wanted_) + (cold_ ? cold_->held_bytes() : 0);
+           held(merged_map_) + held(expired_keys_) + held(going_) + held(wanted_) +
+           (cold_ ? cold_->held_bytes() : 0);
 }
 
 }  // namespace persia

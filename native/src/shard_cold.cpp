@@ -12,7 +12,9 @@
 namespace persia {
 namespace {
 
-constexpr std::size_t kAhead = 16;  // keys whose memory is asked for before they are looked at
+constexpr std::size_t kAhead = 16;      // keys whose memory is asked for before they are looked at
+constexpr unsigned kAsksSpared = 7;     // pulls that don't ask after one whose rows the system had in memory
+constexpr std::size_t kMostGoing = 32;  // rows of a bucket that are chosen before they go
 // Rows are imported so many at a time, or such a share of what a bucket may have: before more come some go to
 // disk.
 constexpr std::size_t kLeastImported = 64, kImportedShare = 8;
@@ -70,23 +72,44 @@ void Shard::note_full(const DiskFull& error) {
     if (disk_problem_.empty()) disk_problem_ = error.what();
 }
 
+// The rows of a bucket that go next, whose memory is asked for; whether there are any.
+bool Shard::choose_going(std::uint32_t home, std::uint32_t most) {
+    going_.clear();
+    const std::size_t over = index_.size(home) - config_.bucket_capacity;
+    while (going_.size() < std::min(over, kMostGoing)) {
+        const std::uint32_t age = eviction_.age(home);
+        const KeyIndex::Entry entry = eviction_.next_used(home, index_, most);
+        if (!entry) break;
+        prefetch_cold_lines(rows_.weights(entry.slot()), rows_.weight_lines());
+        prefetch_cold_lines(rows_.state(entry.slot()), rows_.state_lines());
+        cold_->prefetch(home, entry.key());
+        going_.push_back({entry.key(), age});
+    }
+    return !going_.empty();
+}
+
 void Shard::shrink(std::uint32_t step) {
     const std::uint32_t most = eviction_.lfu() ? kMaxStep : step;
     std::size_t left = 0;
     bool full = false;  // once it was, it isn't asked again in this call
     for (const std::uint32_t home : dirty_) {
-        while (index_.size(home) > config_.bucket_capacity) {
-            const std::uint32_t age = eviction_.age(home);
-            const KeyIndex::Entry entry = eviction_.next(home, index_, most);
-            if (!entry) break;
-            full = full || !demote(home, entry);
-            if (!full) continue;
-            if (!config_.full_disk_evicts) {
-                eviction_.stays(home, entry, age);
-                break;
+        while (index_.size(home) > config_.bucket_capacity && choose_going(home, most)) {
+            std::size_t done = 0;
+            for (; done < going_.size(); ++done) {
+                const KeyIndex::Entry entry = index_.find(home, going_[done].key);
+                if (!entry) continue;  // it was chosen twice
+                full = full || !demote(home, entry);
+                if (!full) continue;
+                if (!config_.full_disk_evicts) break;
+                remove(home, entry);
+                ++counts_.disk_full;
             }
-            remove(home, entry);
-            ++counts_.disk_full;
+            if (done == going_.size()) continue;
+            for (std::size_t i = going_.size(); i-- > done;) {
+                const KeyIndex::Entry entry = index_.find(home, going_[i].key);
+                if (entry) eviction_.stays(home, entry, going_[i].age);
+            }
+            break;
         }
         is_dirty_[home] = index_.size(home) > config_.bucket_capacity;
         if (is_dirty_[home]) dirty_[left++] = home;
@@ -99,9 +122,8 @@ void Shard::shrink(std::uint32_t step) {
     }
 }
 
-// Brings rows back as they went. Whoever calls uses each of them at once: until then eviction doesn't know
-// them.
-void Shard::fetch(Keys keys) {
+// Writes to wanted_ which keys have no row in memory.
+void Shard::want_missing(Keys keys) const {
     wanted_.clear();
     for (std::size_t i = 0; i < keys.size(); ++i) {
         if (!owns(keys[i])) continue;
@@ -111,6 +133,12 @@ void Shard::fetch(Keys keys) {
         const std::uint32_t home = bucket(keys[i]);
         if (!index_.find(home, keys[i])) wanted_.push_back({home, static_cast<std::uint32_t>(i), keys[i]});
     }
+}
+
+// Brings rows back as they went. Whoever calls uses each of them at once: until then eviction doesn't know
+// them.
+void Shard::fetch(Keys keys, std::uint32_t step) {
+    want_missing(keys);
     for (const auto& [wanted, row] : cold_->find(wanted_)) {
         const auto [home, at, key] = wanted;
         index_.reserve_one(home, arena_);
@@ -127,6 +155,7 @@ void Shard::fetch(Keys keys) {
         }
         if (away_.erase(key) != 0) changes_.changed(key, slot);
         insert(home, key, slot, eviction_.returned(home, key, row.stamp));
+        eviction_.came(home, key, step, index_);
         cold_->erase(home, key, row.place);
         ++counts_.from_disk;
     }
@@ -138,7 +167,7 @@ void Shard::import_in_pieces(const ImportedRows& from, bool anew) {
     for (std::size_t begin = 0; begin < from.keys.size(); begin += some) {
         const std::size_t end = std::min(begin + some, from.keys.size());
         const ImportedRows part = from.slice(begin, end, config_.dim, update_.state_width());
-        if (!anew) fetch(part.keys);
+        if (!anew) fetch(part.keys, kMaxStep);
         import_some(part);
         shrink(kMaxStep);
         if (!disk_problem_.empty() && !config_.full_disk_evicts) throw DiskFull(disk_problem_);
@@ -236,7 +265,7 @@ std::vector<std::uint32_t> Shard::split_import(std::uint32_t home, const Importe
 }
 
 PushBatch Shard::recall(const PushBatch& batch, std::vector<std::uint32_t>& slots) {
-    fetch(batch.keys);
+    fetch(batch.keys, kMaxStep);
     slots.assign(batch.slots.begin(), batch.slots.end());
     for (std::size_t i = 0; i < slots.size(); ++i) {
         if (slots[i] == kNoSlot) continue;
@@ -249,9 +278,12 @@ PushBatch Shard::recall(const PushBatch& batch, std::vector<std::uint32_t>& slot
 
 void Shard::ask_disk(Keys keys) const {
     if (!cold_) return;
-    for (const Key key : keys) {
-        if (!index_.find(bucket(key), key)) cold_->ask_for(bucket(key), key);
+    if (asks_spared_ != 0) {
+        --asks_spared_;
+        return;
     }
+    want_missing(keys);
+    asks_spared_ = cold_->ask_for(wanted_) ? 0 : kAsksSpared;
 }
 
 void Shard::lookup_cold(Keys keys, Rows out) const {
@@ -294,25 +326,54 @@ void Shard::copy_away() {
     for (const auto& [wanted, row] : cold_->find(wanted_)) copy_changed({&wanted.key, 1}, &row.weights);
 }
 
+// What the store gives points into what its next call changes.
+void Shard::hold(const ColdStore::Row& row, std::vector<Snapshot::Kept>& rows,
+                 std::vector<std::byte>& held) const {
+    rows.push_back({row.key, row.stamp, nullptr, nullptr});
+    held.resize(held.size() + state_at() + update_.state_bytes());
+    std::byte* const to = held.data() + held.size() - state_at() - update_.state_bytes();
+    std::copy_n(row.weights, update_.weight_bytes(), to);
+    std::copy_n(row.state, update_.state_bytes(), to + state_at());
+}
+
+void Shard::point(std::vector<Snapshot::Kept>& rows, std::size_t first,
+                  const std::vector<std::byte>& held) const {
+    const std::byte* from = held.data();
+    for (std::size_t i = first; i < rows.size(); ++i, from += state_at() + update_.state_bytes()) {
+        rows[i].weights = from;
+        rows[i].state = from + state_at();
+    }
+}
+
 // Adds the rows of a bucket for which chosen(row); they point into `held`.
 void Shard::add_cold(std::uint32_t home, std::vector<Snapshot::Kept>& rows, std::vector<std::byte>& held,
                      std::uint32_t least, const std::function<bool(const ColdStore::Row&)>& chosen) const {
     const std::size_t first = rows.size();
-    const std::size_t state_at = (update_.weight_bytes() + 3) / 4 * 4,
-                      stride = state_at + update_.state_bytes();
     cold_->for_each(home, least, UINT32_MAX, [&](const ColdStore::Row& row) {
-        if (!chosen(row)) return true;
-        rows.push_back({row.key, row.stamp, nullptr, nullptr});
-        held.resize(held.size() + stride);
-        std::byte* const to = held.data() + held.size() - stride;
-        std::copy_n(row.weights, update_.weight_bytes(), to);
-        std::copy_n(row.state, update_.state_bytes(), to + state_at);
+        if (chosen(row)) hold(row, rows, held);
         return true;
     });
-    for (std::size_t i = first; i < rows.size(); ++i) {
-        rows[i].weights = held.data() + (i - first) * stride;
-        rows[i].state = rows[i].weights + state_at;
-    }
+    point(rows, first, held);
+}
+
+// Adds those rows of a bucket that must not be copied yet, as more may come to their extents.
+void Shard::copy_cold(std::uint32_t home, std::vector<Snapshot::Kept>& rows, std::vector<std::byte>& held,
+                      std::uint32_t into, CopiedRows& copied) const {
+    const std::size_t first = rows.size();
+    std::vector<Snapshot::Kept> whole;
+    std::vector<std::byte> room;
+    cold_->for_each_marked(
+        home, into,
+        [&](const ColdStore::Row& row, bool copies) {
+            copies ? hold(row, whole, room) : hold(row, rows, held);
+        },
+        [&](std::uint32_t file, std::uint32_t number) {
+            copied.files.push_back(file);
+            copied.numbers.push_back(number);
+        });
+    point(rows, first, held);
+    point(whole, 0, room);
+    copied.rows = export_rows(whole);
 }
 
 }  // namespace persia

@@ -122,7 +122,7 @@ bool Shard::calm() const {
 void Shard::pull_again(Keys keys, std::uint32_t step, std::uint32_t since, bool noted,
                        Span<std::uint32_t> slots, Span<std::uint8_t> differs) {
     const std::size_t n = keys.size();
-    if (cold_) fetch(keys);
+    if (cold_) fetch(keys, step);
     if (snapshot_.active()) keep_before_change(keys);
     std::size_t num_rest = 0;
     if (noted) {

@@ -54,6 +54,7 @@ std::uint32_t Shard::resolve(Key key, std::uint32_t step, bool& fresh) {
     const std::uint32_t slot = rows_.take(arena_);
     if (snapshot_.active()) snapshot_.settle(slot);  // it may be one that held another row at the mark
     insert(home, key, slot, eviction_.first(home, key, step));
+    eviction_.came(home, key, step, index_);
     ++counts_.created;
     fresh = true;
     return slot;
@@ -204,7 +205,7 @@ void Shard::pull(Keys keys, std::uint32_t step, Rows out, Span<std::uint32_t> sl
     const EncodeRows encode = encode_rows(update_.weights(), out.wire, config_.dim);
     std::byte* to = out.data;
     std::size_t counted = 0, place = 0;  // keys before `counted` have so many rows that are wanted
-    if (cold_) fetch(keys);
+    if (cold_) fetch(keys, step);
     if (snapshot_.active()) keep_before_change(keys);
     const auto pull_with = [&](const auto& touch) {
         walk(

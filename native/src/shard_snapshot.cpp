@@ -12,11 +12,14 @@ namespace {
 constexpr std::size_t kAhead = 16;  // keys whose memory is asked for before they are looked at
 constexpr std::size_t kMinRemoved = 1024;
 
-}  // namespace
-
-ExportedRows Shard::export_rows(std::vector<Snapshot::Kept>& rows) const {
+void sort_by_key(std::vector<Snapshot::Kept>& rows) {
     std::sort(rows.begin(), rows.end(),
               [](const Snapshot::Kept& a, const Snapshot::Kept& b) { return a.key < b.key; });
+}
+
+}  // namespace
+
+ExportedRows Shard::export_rows(const std::vector<Snapshot::Kept>& rows) const {
     const std::size_t dim = config_.dim, width = update_.state_width();
     ExportedRows exported;
     exported.keys.resize(rows.size());
@@ -49,6 +52,7 @@ ExportedRows Shard::export_bucket(std::uint32_t number) const {
         add_cold(home, rows, held, 0,
                  [&](const ColdStore::Row& row) { return !eviction_.expired(row.stamp, next_step_); });
     }
+    sort_by_key(rows);
     return export_rows(rows);
 }
 
@@ -64,7 +68,8 @@ void Shard::begin_snapshot(bool full) {
     removed_at_mark_ = removed_;
 }
 
-ExportedRows Shard::snapshot_bucket(std::uint32_t number, std::uint32_t since, BucketState& state) {
+ExportedRows Shard::snapshot_bucket(std::uint32_t number, std::uint32_t since, BucketState& state,
+                                    std::uint32_t into, CopiedRows* copied) {
     const std::uint32_t home = number - config_.first_bucket;
     if (snapshot_.copied(home)) {
         throw std::logic_error("bucket " + std::to_string(number) + " was copied already");
@@ -79,11 +84,14 @@ ExportedRows Shard::snapshot_bucket(std::uint32_t number, std::uint32_t since, B
     });
     snapshot_.for_each_kept(home, take);
     std::vector<std::byte> held;
-    if (cold_) {
+    if (cold_ && into != 0) {
+        copy_cold(home, rows, held, into, *copied);
+    } else if (cold_) {
         add_cold(home, rows, held, since + (since != 0), [&](const ColdStore::Row& row) {
             return row.before_mark && (row.stamp > since || since == 0);
         });
     }
+    sort_by_key(rows);
     ExportedRows exported = export_rows(rows);
     state.age = ages_at_mark_[home];
     admission_.take_snapshot(home, state.counted, state.sightings);

@@ -247,10 +247,21 @@ void Table::begin_snapshot(bool full) {
     in_snapshot_ = true;
 }
 
-ExportedRows Table::snapshot_bucket(std::uint32_t bucket, std::uint32_t since, BucketState& state) {
+ExportedRows Table::snapshot_bucket(std::uint32_t bucket, std::uint32_t since, BucketState& state,
+                                    std::uint32_t into, CopiedRows* copied) {
     Shard& shard = shard_of(bucket);
     if (!in_snapshot_) throw std::logic_error("no snapshot is under way");
-    return shard.snapshot_bucket(bucket, since, state);
+    return shard.snapshot_bucket(bucket, since, state, into, copied);
+}
+
+void Table::keep_copies(Span<const std::uint32_t> files) {
+    for (const auto& shard : shards_) shard->keep_copies(files);
+}
+
+std::map<std::uint32_t, std::uint64_t> Table::copied_rows() const {
+    std::map<std::uint32_t, std::uint64_t> rows;
+    for (const auto& shard : shards_) shard->add_copied(rows);
+    return rows;
 }
 
 std::uint64_t Table::rows_since(std::uint32_t bucket, std::uint32_t since) const {

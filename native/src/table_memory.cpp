@@ -48,6 +48,9 @@ std::uint64_t shard_bytes(const TableConfig& config, std::uint64_t rows, std::ui
     if (!config.disk_folder.empty()) {
         bytes += ColdStore::memory_bytes(config.disk_bytes, num_buckets, config.bucket_capacity,
                                          update.weight_bytes(), update.state_bytes());
+        if (!eviction.lfu() && !config.full_disk_evicts) {
+            bytes += num_buckets * Eviction::once_bytes(config.bucket_capacity);
+        }
     }
     if (full) bytes += num_buckets * Eviction::candidate_bytes(config.bucket_capacity);
     return bytes + Shard::step_bytes(config.dim, step_rows);

@@ -1,6 +1,7 @@
 #include "persia/eviction.h"
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 #include <random>
 #include <stdexcept>
@@ -94,6 +95,101 @@ void the_least_stamp_and_key_goes(const std::string& policy, std::uint64_t num_k
     }
 }
 
+// What goes of a bucket whose rows are spared once several steps have used them, against plain lists of them.
+void rows_of_one_step_go_first(std::uint64_t seed) {
+    constexpr std::size_t kCapacity = 300;
+    Rows rows("lru", 1);
+    rows.eviction.keep_used();
+    std::map<Key, std::uint32_t> came;
+    std::mt19937_64 random(seed);
+    std::size_t once = 0, several = 0;
+    const auto use = [&](Key key, std::uint32_t step) {
+        const bool comes = rows.model[0].count(key) == 0;
+        rows.use(0, key, step);
+        if (!comes) return;
+        came[key] = step;
+        rows.eviction.came(0, key, step, rows.index);
+    };
+    for (std::uint32_t step = 1; step < 1000; ++step) {
+        if (step <= 2) {
+            for (Key number = 0; number < 200; ++number) use(mix(number), step);
+        }
+        for (int i = 0; i < 15; ++i) use(mix(random() % (100u << random() % 8)), step);
+        const std::uint32_t done = step < 3 ? 0 : step - 3;  // later steps are in flight
+        while (rows.model[0].size() > kCapacity) {
+            const KeyIndex::Entry entry = rows.eviction.next_used(0, rows.index, done);
+            if (!entry) {
+                for (const auto& [key, stamp] : rows.model[0]) CHECK(stamp > done);
+                break;
+            }
+            const Key key = entry.key();
+            CHECK(entry.stamp() == rows.model[0].at(key) && entry.stamp() <= done);
+            // The others of its kind that might go are as new, and if it was used again those of one step are
+            // few.
+            const bool again = entry.stamp() > came[key];
+            std::size_t of_one_step = 0, may_go = 0;
+            for (const auto& [other, stamp] : rows.model[0]) {
+                const bool used_again = stamp > came[other];
+                of_one_step += !used_again;
+                may_go += !used_again && stamp <= done;
+                CHECK(used_again != again || stamp >= entry.stamp());
+            }
+            if (again) CHECK(may_go == 0 || of_one_step <= rows.model[0].size() / 8);
+            (again ? several : once) += 1;
+            rows.index.erase(0, entry);
+            rows.model[0].erase(key);
+        }
+    }
+    CHECK(once > 1000 && several > 10);
+}
+
+// A row that can't go, as a disk is full, is the next one again.
+void rows_that_stay_are_next_again() {
+    Rows rows("lru", 1);
+    rows.eviction.keep_used();
+    for (Key key = 0; key < 40; ++key) {
+        rows.use(0, mix(key), 1 + static_cast<std::uint32_t>(key));
+        rows.eviction.came(0, mix(key), 1 + static_cast<std::uint32_t>(key), rows.index);
+    }
+    for (Key key = 0; key < 40; ++key) {  // the last few not as rows of one step
+        const KeyIndex::Entry entry = rows.eviction.next_used(0, rows.index, 50);
+        CHECK(entry.key() == mix(key));
+        rows.eviction.stays(0, entry, 0);
+        const KeyIndex::Entry again = rows.eviction.next_used(0, rows.index, 50);
+        CHECK(again.key() == mix(key));
+        rows.index.erase(0, again);
+        CHECK(!rows.eviction.next_used(0, rows.index, static_cast<std::uint32_t>(key) + 1));
+    }
+}
+
+// Ids by Zipf's law, a part of whose rows have room: of those that come, a tenth fewer and more than with
+// lru.
+void used_rows_stay() {
+    std::size_t come[2] = {0, 0};
+    for (const bool keeps : {false, true}) {
+        Rows rows("lru", 1);
+        if (keeps) rows.eviction.keep_used();
+        std::mt19937_64 random(5);
+        for (std::uint32_t step = 1; step < 600; ++step) {
+            for (int i = 0; i < 100; ++i) {
+                const double draw = std::uniform_real_distribution<>(0, 1)(random);
+                const Key key = mix(static_cast<Key>(std::pow(20000.0, draw)));
+                const bool comes = rows.model[0].count(key) == 0;
+                rows.use(0, key, step);
+                if (!comes) continue;
+                ++come[keeps];
+                rows.eviction.came(0, key, step, rows.index);
+            }
+            while (rows.model[0].size() > 800) {
+                const KeyIndex::Entry entry = rows.eviction.next_used(0, rows.index, step);
+                rows.model[0].erase(entry.key());
+                rows.index.erase(0, entry);
+            }
+        }
+    }
+    CHECK(come[1] * 10 < come[0] * 9);
+}
+
 void ttl_counts_whole_steps() {
     const Eviction none("lru", 0, 1), three("lru", 3, 1);
     CHECK(!none.expired(0, 1000000) && none.ttl() == 0 && three.ttl() == 3);
@@ -134,6 +230,9 @@ int main() {
             the_least_stamp_and_key_goes(policy, 3000, 1000, 30, seed);
         }
     }
+    for (std::uint64_t seed = 0; seed < 4; ++seed) rows_of_one_step_go_first(seed);
+    rows_that_stay_are_next_again();
+    used_rows_stay();
     ttl_counts_whole_steps();
     lfu_ages_are_restored();
     wrong_options_are_refused();

@@ -158,7 +158,7 @@ def damage(target: Target, draw: random.Random) -> Damage | None:
         return None
     path = draw.choice(found)
     kind = KINDS.get(path.suffix, "folder")
-    kind = "shard" if kind == "data" and path.name.startswith("server-") else kind
+    kind = "shard" if kind == "data" and path.name.startswith(("server-", "cold-")) else kind
     if path.is_symlink() or path.is_dir():
         return Damage(str(path), "folder", _place(path, draw), "place", checked=False)
     mutators: tuple[mutate.Mutator, ...] = (mutate.in_its_place, *mutate.BYTES)

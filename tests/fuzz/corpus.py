@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+import persia_hpc as ph
 from persia_hpc.checkpoint.files import name_best
 from persia_hpc.checkpoint.names import step_of
 from persia_hpc.cli import main
@@ -69,6 +70,7 @@ def make_corpus() -> None:
         change_manifest(step, lambda manifest: manifest["config"].update(run_dir="run"))
     name_best(Path("run"), {"metric": "auc", "mode": "max", "value": 0.75, "step": step_of(Path(LAST))})
     _still(Path("run"))
+    make_tiered(Path("tiered"))
     write_export(Path("served"), Path("run") / LAST)
     _fail(Path("failed"))
     for seed in (1, 2):  # an array of seeds
@@ -85,6 +87,19 @@ def make_corpus() -> None:
     make_parquet(Path("parquet"))
     assert main(["preprocess", "table", "table/schema.toml", "--out", "prepared"]) == 0
     make_vectors(Path("vectors"))
+
+
+def make_tiered(run: Path) -> None:
+    """A run with a disk tier, whose last checkpoint has a file of rows from disk."""
+    config = tiny_config("train.h5", run_dir=str(run), checkpoint={"every": 5, "keep": 2})
+    config["tables"]["item"] |= {
+        "buckets": 2,
+        "capacity": "12 KiB",
+        "disk": {"path": ".", "capacity": "1 MiB"},
+    }
+    ph.train(config, quiet=True)
+    assert list(run.glob("latest/cold-*.h5"))
+    _still(run)
 
 
 def make_table(table: Path, rows: int = 40) -> None:

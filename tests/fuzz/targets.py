@@ -20,9 +20,10 @@ from persia_hpc.launch.doctor_machine import check_machine, check_run_dir
 from tests.support.checkpoints import CHANGES, FULL, TABLES
 from tests.support.tiny import digest, run_digest
 
-RUN = Path("run")
+RUN, TIERED = Path("run"), Path("tiered")
 CHECKPOINT = (f"run/{CHANGES}/*", f"run/{FULL}/*", f"run/{CHANGES}", f"run/{FULL}")
 CHECKPOINTS = ("run/step-*/*", "run/step-*", "run/latest")
+TIERED_FILES = ("tiered/step-*/*", "tiered/step-*")
 BEST_FILES = ("run/best.json", "run/best")
 SERVED = ("served/*/*", "served/version-*", "served/base-*", "served/latest")
 RUN_FILES = ("run/summary.json", "run/metrics.jsonl", "run/config.toml")
@@ -81,8 +82,8 @@ def train(**changes: object) -> Callable[[], int]:
     return refusing(call)
 
 
-def load() -> None:
-    run = ph.load(RUN / CHANGES)
+def load(path: Path = RUN / CHANGES) -> None:
+    run = ph.load(path)
     rows = {name: run.rows(name, np.arange(50)) for name in run.tables}
     weights = {name: value.numpy() for name, value in run.model().state_dict().items()}
     print(run.step, digest({**rows, **weights}))
@@ -194,6 +195,10 @@ def targets() -> list[Target]:
             changes=made,
         ),
         Target("ph.load", refusing(load), CHECKPOINT, PARTS),
+        Target("ph.load, cold", refusing(lambda: load(TIERED)), TIERED_FILES, PARTS),
+        Target(
+            "checkpoint verify, cold", command("checkpoint", "verify", "tiered"), TIERED_FILES, PARTS, True
+        ),
         Target("ph.Reader", refusing(read), SERVED, frozenset({"rows", "dense"})),
         Target("checkpoint ls", command("checkpoint", "ls", "run"), CHECKPOINTS),
         Target("checkpoint ls STEP", command("checkpoint", "ls", at), CHECKPOINT),

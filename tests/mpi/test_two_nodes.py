@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from persia_hpc.launch.doctor_mpi import check_mpi
 from tests.mpi.ring_scripts import draw_scripts, storm
 from tests.support.netns import Nodes, virtual_nodes
 
@@ -60,6 +61,15 @@ def test_a_word_that_comes_before_its_payload_is_noticed(
     done = nodes.mpiexec(1, programs / "ring_scripts.py", str(script_file), "early", check=False)
     assert done.returncode
     assert "content differs" in done.stderr or "got a header of magic" in done.stderr, done.stderr[-2000:]
+
+
+def test_doctor_times_a_put_over_the_network(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**nodes.launching(1), "UCX_NET_DEVICES": "eth0"}.items():
+        monkeypatch.setenv(name, value)
+    before = sent_bytes(nodes)
+    put = next(line for line in check_mpi(None) if line.what == "put")
+    assert "between node0 and node1" in put.found
+    assert sent_bytes(nodes) - before > 10 << 20  # ten times 1 MiB
 
 
 def test_too_large_a_ring_is_refused_on_all_ranks(nodes: Nodes, programs: Path) -> None:

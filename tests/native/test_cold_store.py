@@ -224,6 +224,21 @@ def test_without_a_ring_threads_read(tmp_path: Path) -> None:
     assert found[0] == found[1]
 
 
+def test_rows_that_one_step_used_go_before_those_of_several() -> None:
+    table = make_table(**arguments("adagrad", num_buckets=1, bucket_capacity=200, **DISK))
+    keys = np.sort(mix(np.arange(2000, dtype=np.uint64)))
+    often, once = keys[::20].copy(), np.delete(keys, np.s_[::20])
+    parts = [often, often, *np.array_split(once, 38)]
+    for step, part in enumerate(parts, 1):
+        pull_at(table, part, step)
+        table.evict(step)
+    assert table.cold_rows == 1800
+    pull_at(table, often, 41)
+    assert table.from_disk_rows == 0
+    pull_at(table, parts[5], 42)
+    assert table.from_disk_rows == len(parts[5])
+
+
 def test_an_index_takes_at_most_12_bytes_a_row() -> None:
     config = arguments("rowwise_adagrad", dim=4, num_buckets=16, bucket_capacity=256, **DISK)
     few, many = (

@@ -75,6 +75,7 @@ class World:
         self.wanted: dict[tuple[int, int, int], list[np.ndarray]] = {}
         self.coming: dict[tuple[int, int, int], list[np.ndarray]] = {}
         self.partly: set[int] = set()  # servers that have sent patches of which others follow
+        self.said: dict[tuple[int, int, int], list[set[int]]] = {}  # places in patches
 
     def prepare(self, key: Key, ids: Sequence[Sequence[int]]) -> KeyBatch:
         columns = {n: IdColumn(np.array(v, np.uint64)) for n, v in zip(FEATURES, ids, strict=True)}
@@ -217,11 +218,14 @@ class World:
         missed = range(pull.step - self.config.lookahead, pull.step)
         batches = [batch for key, batch in self.batches.items() if key[0] in missed]
         used = [self.keys_of(self.pull_of(batch, p)) for batch in batches]
+        said = self.said.setdefault((pull.step, pull.trainer, p), [set() for _ in patch.positions])
         anew = self.servers[p].ledger.evicted_rows > 0 or any(
             table.config.ttl or table.config.admission for table in self.worker.layout.tables
         )
         for group, (at, now) in enumerate(zip(patch.positions, patch.rows, strict=True)):
             assert len(set(at.tolist())) == len(at) == len(now)
+            assert anew or not said[group] & set(at.tolist())
+            said[group].update(at.tolist())
             keys = self.keys_of(pull)[group]
             for place, row in zip(at.tolist(), now, strict=True):
                 same = before[group][place].tobytes() == row.tobytes()

@@ -26,6 +26,7 @@ SCHEMA = DatasetSchema(
     ("x0", "x1", "x2"),
 )
 VOCABULARY = 30
+FIELDS = ("keys", "rows", "state", "stamps")  # of a row in a checkpoint
 REDUCER = os.environ.get("PERSIA_HPC_TEST_REDUCER", "horovod")  # of several trainers; make test REDUCER=mpi
 
 
@@ -112,8 +113,12 @@ def trained_rows(run_dir: Path) -> dict[str, tuple[np.ndarray, ...]]:
     for shard in sorted((run_dir / "latest").glob("server-*.h5")):
         with h5py.File(shard) as file:
             for name, group in file.items():
-                fields = ("keys", "rows", "state", "stamps")
-                parts.setdefault(name, []).append(tuple(group[f][:] for f in fields))
+                parts.setdefault(name, []).append(tuple(group[f][:] for f in FIELDS))
+                for cold, mask in group.get("cold", {}).items():
+                    live = np.unpackbits(mask[:], bitorder="little")
+                    with h5py.File(shard.parent / cold) as other:
+                        columns = (other[name][f][:] for f in FIELDS)
+                        parts[name].append(tuple(c[live[: len(c)] != 0] for c in columns))
     result = {}
     for name, pieces in parts.items():
         columns = [np.concatenate(column) for column in zip(*pieces, strict=True)]

@@ -117,8 +117,8 @@ def test_a_manifest_has_a_checksum_of_its_values(run: Path) -> None:
 
 
 def test_a_format_of_another_version_is_told_apart_from_damage(run: Path) -> None:
-    change_manifest(run / CHANGES, lambda manifest: manifest.update(format_version=3))
-    with pytest.raises(UserError, match="has checkpoint format 3, this package reads 2"):
+    change_manifest(run / CHANGES, lambda manifest: manifest.update(format_version=4))
+    with pytest.raises(UserError, match="has checkpoint format 4, this package reads 2 and 3"):
         read_manifest(run / CHANGES)
 
 

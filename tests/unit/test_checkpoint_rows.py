@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import persia_hpc as ph
-from persia_hpc.checkpoint import manifest, rows
+from persia_hpc.checkpoint import manifest, parts, rows
 from persia_hpc.errors import EXIT_FAILURE, PersiaError
 from tests.support.tiny import tiny_config, write_tiny
 
@@ -66,7 +66,7 @@ def fail_once(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, error: Ex
     ("module", "name", "error"),
     [
         (module, name, error)
-        for module, name in ((rows, "_load_table"), (rows, "open_shard"), (manifest, "file_sha256"))
+        for module, name in ((rows, "_load_table"), (parts, "open_shard"), (manifest, "file_sha256"))
         for error in SHORT
         if name != "file_sha256" or not isinstance(error, RuntimeError)
     ],

@@ -108,3 +108,11 @@ def test_files_of_the_repository_that_a_page_names_exist(page: Path) -> None:
     known = [path.as_posix() for folder in folders for path in folder.rglob("*.*")]
     for name in re.findall(r"`([\w/.]+\.(?:py|pyi|h|cpp|cu|sh|sbatch))`", page.read_text()):
         assert made_by_readers.search(name) or any(path.endswith(f"/{name}") for path in known), name
+
+
+def test_every_target_of_make_that_a_page_names_has_a_rule() -> None:
+    """A name that is only .PHONY does nothing, and `make` says that nothing is to be done."""
+    rules = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    pages = "\n".join(page.read_text() for page in PAGES)
+    named = set(re.findall(r"(?:`|^|  )make ([a-z][\w-]*)", pages, re.MULTILINE))
+    assert {"errors", "test", "wheel"} <= named <= rules

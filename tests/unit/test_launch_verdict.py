@@ -1,10 +1,12 @@
-"""The last words about a job that a signal has ended: under Slurm they say how to leave a bad node out."""
+"""The last words about a job: how to leave a bad node out under Slurm, and what a launcher has said."""
 
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -16,25 +18,34 @@ RANK = RankRecord(3, 4711, "n17", "pid:[1]", 1, role="trainer", role_rank=0)
 
 
 def last_words(run_dir: Path) -> tuple[int, str]:
-    relay = SimpleNamespace(
-        errors=[], aborted=lambda _: None, lost_proxy=lambda: False, exit_signal=lambda *_: None
+    return verdict(ending(run_dir, launcher_code=137, first_death=Death(RANK, 0.0, signal.SIGBUS)))
+
+
+def ending(run_dir: Path, launcher_text: bytes = b"", **changes: Any) -> Ending:
+    relay: Any = SimpleNamespace(
+        errors=[],
+        aborted=lambda _: None,
+        lost_proxy=lambda: False,
+        exit_signal=lambda *_: None,
+        launcher_text=launcher_text,
     )
-    return verdict(
+    return replace(
         Ending(
             run_dir=run_dir,
             launcher="srun",
-            launcher_code=137,
+            launcher_code=1,
             launcher_death=None,
             launcher_pid=1,
             ranks={3: RANK},
-            first_death=Death(RANK, 0.0, signal.SIGBUS),
+            first_death=None,
             signals=(),
             asked=False,
             in_vain=False,
             grace_seconds=1.0,
-            out=relay,  # type: ignore[arg-type]
-            err=relay,  # type: ignore[arg-type]
-        )
+            out=relay,
+            err=relay,
+        ),
+        **changes,
     )
 
 
@@ -45,3 +56,14 @@ def test_under_slurm_a_bad_node_can_be_left_out(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     hint = "; if node n17 does it again: persia-hpc submit ... --extra=--exclude=n17"
     assert last_words(tmp_path) == (135, died + hint)
+
+
+def test_a_launcher_that_starts_no_rank_has_the_last_word(tmp_path: Path) -> None:
+    """Srun's complaints are held back, since they are many when ranks have begun and one of them dies."""
+    text = b"srun: error: MPI: no plugin\nsrun: error: Invalid MPI type 'pmix'\n"
+    code, said = verdict(ending(tmp_path, text, ranks={}))
+    assert (code, said.partition("; see ")[0]) == (
+        1,
+        "srun ended with exit code 1: srun: error: Invalid MPI type 'pmix'",
+    )
+    assert "Invalid" not in verdict(ending(tmp_path, text))[1]

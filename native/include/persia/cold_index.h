@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "persia/key.h"
+#include "persia/prefetch.h"
 
 namespace persia {
 
@@ -31,6 +32,18 @@ class ColdIndex {
         const std::uint64_t bits = bits_of(key);
         for (std::size_t at = home(bits); entries_[at] != 0; at = next(at)) {
             if (entries_[at] >> kPlaceBits == bits) visit((entries_[at] & kMostPlaces) - 1);
+        }
+    }
+    void prefetch(Key key) const {
+        if (entries_.empty()) return;
+        const Entry* const at = &entries_[home(bits_of(key))];
+        prefetch_cold_line(at);
+        prefetch_cold_line(at + 64 / sizeof(Entry));  // half of all probes go on there; or beyond the end
+    }
+    template <class Visit>
+    void for_each(Visit&& visit) const {  // visit(place)
+        for (const Entry entry : entries_) {
+            if (entry != 0) visit((entry & kMostPlaces) - 1);
         }
     }
     bool contains(Key key, Place place) const { return !entries_.empty() && entries_[find(key, place)] != 0; }

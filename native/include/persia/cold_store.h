@@ -15,6 +15,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -69,8 +70,10 @@ class ColdStore {
     const std::vector<Found>& find(Span<const Wanted> wanted);
     // Whether a key may be here, without a look at the disk.
     bool may_have(std::uint32_t bucket, Key key) const;
-    // Asks the system to begin to read the key's row, if it is here.
-    void ask_for(std::uint32_t bucket, Key key) const;
+    // Asks the system to begin to read the rows of those keys that are here; whether the drive must.
+    bool ask_for(Span<const Wanted> wanted);
+    // Asks for the memory that append() will need.
+    void prefetch(std::uint32_t bucket, Key key) const { buckets_[bucket].index.prefetch(key); }
     void erase(std::uint32_t bucket, Key key, Place place);
     // Moves the rows of sparse extents, a bounded number of them. Throws DiskFull as append() does.
     void tidy();
@@ -96,6 +99,36 @@ class ColdStore {
             extents_[extent].oldest = oldest;
         }
     }
+    // The rows of a bucket that were here at the mark, for a snapshot that has whole extents copied to a file
+    // of its own, which later ones share: known(file, number) for those that were copied before, visit(Row,
+    // copied) for the others, of which those with `copied` must be put into the file `into` in this order. A
+    // number is that of a row among those of its bucket in its file.
+    template <class Visit, class Known>
+    void for_each_marked(std::uint32_t bucket, std::uint32_t into, Visit&& visit, Known&& known) {
+        make_copies();
+        buckets_[bucket].index.for_each([&](Place place) {
+            const Copy& copy = copies_[place / extent_rows_];
+            if (copy.file != 0) known(copy.file, copy.first + copied_before(place));
+        });
+        std::uint32_t number = 0;
+        for (const std::uint32_t extent : marked_extents(bucket)) {
+            load(extent, extent_room_);
+            const std::uint32_t at_mark = extents_[extent].at_mark;
+            const bool whole = !is_open(extent) && at_mark == extents_[extent].used;
+            if (whole) copies_[extent] = {into, number};
+            for (std::uint32_t i = 0; i < at_mark; ++i) {
+                const Row row = row_at(extent_room_.data() + i * record_bytes_, place_of(extent, i));
+                const bool here = buckets_[bucket].index.contains(row.key, row.place);
+                if (whole) note_copied(row.place, here);
+                if (here) visit(row, whole);
+                number += here && whole;
+            }
+        }
+    }
+    // Forgets what was copied to other files than these.
+    void keep_copies(Span<const std::uint32_t> files);
+    // Adds up, by file, the rows that are copied there and still here.
+    void add_copied(std::map<std::uint32_t, std::uint64_t>& rows) const;
     // About how many rows of a bucket have a greater stamp: those of extents that have one.
     std::uint64_t rows_since(std::uint32_t bucket, std::uint32_t since) const;
 
@@ -126,6 +159,9 @@ class ColdStore {
         std::uint32_t oldest, newest;  // stamps
         bool sparse;                   // among those to be moved
     };
+    struct Copy {  // of the rows of an extent that were there then; file 0: none
+        std::uint32_t file = 0, first = 0;
+    };
     struct Bucket {
         ColdIndex index;
         std::vector<std::uint32_t> extents;
@@ -147,10 +183,17 @@ class ColdStore {
     // Those of a bucket that for_each() looks at; the system begins to read them.
     std::vector<std::uint32_t> wanted_extents(std::uint32_t bucket, std::uint32_t least,
                                               std::uint32_t most) const;
+    std::vector<std::uint32_t> marked_extents(std::uint32_t bucket) const;  // without a copy; begins to read
     void load(std::uint32_t extent, std::vector<std::byte>& into);
-    void check_sparse(std::uint32_t extent);  // after rows of it went
-    void make_room();                         // for another extent
+    std::size_t words_per_extent() const { return (extent_rows_ + 63) / 64; }
+    void make_copies();  // room for those of all extents
+    void note_copied(Place place, bool copied);
+    std::uint32_t copied_before(Place place) const;  // rows of its extent
+    void check_sparse(std::uint32_t extent);         // after rows of it went
+    void make_room();                                // for another extent
     void give_back_holes();
+    template <class Visit>
+    void each_match(Span<const Wanted> wanted, Visit&& visit) const;
     bool move_sparse();  // the rows of one extent; whether there was any
 
     struct Candidate {  // a row that may be that of a wanted key
@@ -165,6 +208,9 @@ class ColdStore {
     std::uint32_t extent_rows_;
     std::vector<Bucket> buckets_;
     std::vector<Extent> extents_;
+    // By extent, once snapshots share files; and a bit for each of its records that was copied.
+    std::vector<Copy> copies_;
+    std::vector<std::uint64_t> copied_;
     std::vector<std::uint32_t> free_, sparse_;
     std::uint32_t in_use_ = 0;  // extents
     std::uint64_t size_ = 0, appended_ = 0, moved_ = 0;

@@ -4,8 +4,9 @@
 //   lru  the last step that used it (exact: pulls of earlier steps that come late don't lower it)
 //   lfu  how many pulls used it, new rows starting just above the last one that was evicted ("dynamic aging":
 //        else a full bucket would evict each new row before it could be used again)
-// With a time to live, rows that no step used for more than `ttl` steps are gone, whether or not they were
-// swept away yet; only with lru, whose stamps are steps.
+// Where what goes isn't lost, as with a disk tier, rows that only one step used may go first: see
+// keep_used(). With a time to live, rows that no step used for more than `ttl` steps are gone, whether or not
+// they were swept away yet; only with lru, whose stamps are steps.
 #pragma once
 
 #include <algorithm>
@@ -70,13 +71,23 @@ class Eviction {
 
     // The next row to go, taken off the list of candidates; none if its stamp would be greater than `most`.
     KeyIndex::Entry next(std::uint32_t bucket, const KeyIndex& index, std::uint32_t most = kMaxStamp);
-    // The row that next() gave last for this bucket can't go: it is the next one again. age: before that.
+    // With lru: next_used() spares rows that several steps used since they came, of those that came() names.
+    void keep_used() { once_.resize(buckets_.size()); }
+    // A row is there that `step` is the first to use.
+    void came(std::uint32_t bucket, Key key, std::uint32_t step, const KeyIndex& index);
+    // As next(), but rows that one step used since they came go before all others, the first that came first,
+    // until they are an eighth of the bucket's. So rare rows, which are needed once and for long not again,
+    // don't push out those that are used all the time ("segmented LRU").
+    KeyIndex::Entry next_used(std::uint32_t bucket, const KeyIndex& index, std::uint32_t most);
+    // The row that was given last for this bucket can't go: it is the next one again. age: before that.
     void stays(std::uint32_t bucket, KeyIndex::Entry entry, std::uint32_t age);
     std::uint32_t age(std::uint32_t bucket) const { return buckets_[bucket].age; }
 
     std::size_t held_bytes() const;
     // The candidates of a bucket that evicts, with `rows` rows.
     static std::size_t candidate_bytes(std::size_t rows);
+    // Those that came, with keep_used().
+    static std::size_t once_bytes(std::size_t rows);
 
   private:
     struct __attribute__((packed, aligned(4))) Candidate {  // 12 bytes: a table has many
@@ -93,6 +104,13 @@ class Eviction {
         std::uint32_t age = 0;              // lfu: the stamp of the last row that went
     };
 
+    struct Once {  // rows that came, with the steps that used them first; those before `first` are done with
+        std::vector<Candidate> rows;
+        std::size_t first = 0;
+    };
+    // Forgets rows that were used again, or are gone.
+    static void forget_used(Once& of, std::uint32_t bucket, const KeyIndex& index);
+
     // The candidates are the oldest rows as of the last scan. All other rows are newer than each of them,
     // as long as rows that become, or come, as old as these are put on the list too.
     void expect(std::uint32_t bucket, Key key, std::uint32_t stamp) {
@@ -105,6 +123,7 @@ class Eviction {
     std::uint32_t ttl_;
     std::uint32_t newest_of_all_ = 0;  // no bucket's `newest` was ever greater
     std::vector<Bucket> buckets_;
+    std::vector<Once> once_;  // none without keep_used()
     std::vector<Candidate> scratch_;
 };
 

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "persia/mapped_reads.h"
 #include "persia/read_ring.h"
 #include "persia/thread_team.h"
 
@@ -36,7 +37,9 @@ class ExtentFile {
     using Read = FileRead;
     // Any number of reads, in the order of places, many at a time if there are many.
     void read(std::vector<Read>& reads) const;
-    // Asks the system to begin a read, without waiting for it.
+    // Asks the system to begin reads, without waiting for them, but for those that are in memory: whether
+    // there were others.
+    bool ask_for(std::vector<Read>& reads) const;
     void ask_for(std::uint64_t offset, std::size_t bytes) const;
     void write(std::uint32_t extent, const std::byte* from);  // throws DiskFull
     // Whether extents that are written one after the other, and lie so, may be held to be written together.
@@ -49,6 +52,7 @@ class ExtentFile {
     std::size_t extent_bytes() const { return extent_bytes_; }
 
   private:
+    MappedReads* mapped() const;             // none where the system refuses it
     bool in_memory(const Read& read) const;  // and then has been read
     bool is_held(const Read& read) const;    // and then has been read
     void read_one(const Read& read) const;
@@ -62,9 +66,10 @@ class ExtentFile {
     std::uint64_t held_at_ = 0;
     std::vector<std::byte> held_;
     // Once they are needed; threads where the kernel refuses a ring.
+    mutable std::unique_ptr<MappedReads> mapped_;
     mutable std::unique_ptr<ReadRing> ring_;
     mutable std::unique_ptr<ThreadTeam> readers_;
-    mutable bool has_no_ring_ = false;
+    mutable bool has_no_map_ = false, has_no_ring_ = false;
 };
 
 }  // namespace persia

@@ -15,6 +15,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <unordered_set>
@@ -63,6 +64,13 @@ struct ExportedRows {  // of one bucket, sorted by key
     std::vector<float> state;  // [n, S]
     std::vector<std::uint32_t> stamps;
     std::vector<std::uint32_t> steps;  // updates so far, with optimizers that count them; else empty
+};
+
+// Of one bucket: its rows on disk, for a snapshot that has them in files that later ones share.
+struct CopiedRows {
+    ExportedRows rows;  // to be copied to a new file, in the order in which they must lie there
+    // Where the others lie, that were copied before: files, and numbers among the rows of the bucket there.
+    std::vector<std::uint32_t> files, numbers;
 };
 
 struct BucketState {                      // what a bucket decides by, beside its rows
@@ -149,7 +157,14 @@ class Shard {
 
     // A snapshot, see table.h.
     void begin_snapshot(bool full);
-    ExportedRows snapshot_bucket(std::uint32_t bucket, std::uint32_t since, BucketState& state);
+    ExportedRows snapshot_bucket(std::uint32_t bucket, std::uint32_t since, BucketState& state,
+                                 std::uint32_t into = 0, CopiedRows* copied = nullptr);
+    void keep_copies(Span<const std::uint32_t> files) {
+        if (cold_) cold_->keep_copies(files);
+    }
+    void add_copied(std::map<std::uint32_t, std::uint64_t>& rows) const {
+        if (cold_) cold_->add_copied(rows);
+    }
     void end_snapshot();
     std::uint64_t rows_since(std::uint32_t bucket, std::uint32_t since) const;
     std::size_t snapshot_bytes() const { return snapshot_.kept_bytes(); }
@@ -238,7 +253,7 @@ class Shard {
     void note_pushed(const PushBatch& batch);
     void copy_changed(Keys keys, const std::byte* const* weights);
     void keep_changed(Key key, std::uint32_t slot);  // before it changes or goes
-    ExportedRows export_rows(std::vector<Snapshot::Kept>& rows) const;
+    ExportedRows export_rows(const std::vector<Snapshot::Kept>& rows) const;
     Snapshot::Kept row_at(const KeyIndex::Entry& entry) const {
         const std::uint32_t slot = entry.slot();
         return {entry.key(), entry.stamp(), rows_.weights(slot), rows_.state(slot)};
@@ -248,13 +263,23 @@ class Shard {
     // What a disk tier adds, in shard_cold.cpp.
     bool demote(std::uint32_t bucket, KeyIndex::Entry entry);  // whether the disk took it
     void note_full(const DiskFull& error);
+    bool choose_going(std::uint32_t bucket, std::uint32_t most);
     void shrink(std::uint32_t step);  // with lru rows that a later step has used stay
-    void fetch(Keys keys);
+    void want_missing(Keys keys) const;
+    void fetch(Keys keys, std::uint32_t step);  // which uses them
     void sweep_cold(std::uint32_t bucket);
     void lookup_cold(Keys keys, Rows out) const;
     void copy_away();
     void add_cold(std::uint32_t bucket, std::vector<Snapshot::Kept>& rows, std::vector<std::byte>& held,
                   std::uint32_t least, const std::function<bool(const ColdStore::Row&)>& chosen) const;
+    void copy_cold(std::uint32_t bucket, std::vector<Snapshot::Kept>& rows, std::vector<std::byte>& held,
+                   std::uint32_t into, CopiedRows& copied) const;
+    void hold(const ColdStore::Row& row, std::vector<Snapshot::Kept>& rows,
+              std::vector<std::byte>& held) const;
+    // Lets the rows from `first` on point to what is held of them.
+    void point(std::vector<Snapshot::Kept>& rows, std::size_t first,
+               const std::vector<std::byte>& held) const;
+    std::size_t state_at() const { return (update_.weight_bytes() + 3) / 4 * 4; }  // of a row that is held
     void sweep(std::uint32_t step);
     template <std::uint32_t kDim>
     const float* usable_gradient(const PushBatch& batch, std::size_t i, PushCounts& counts);
@@ -317,7 +342,13 @@ class Shard {
     std::vector<float> sums_;                   // [merged, D]
     std::vector<std::uint32_t> merged_map_;     // hash of a slot -> its place in merged_ + 1
     std::vector<Key> expired_keys_;
+    struct Going {  // a row to disk, and its bucket's age before it was chosen
+        Key key;
+        std::uint32_t age;
+    };
+    std::vector<Going> going_;
     mutable std::vector<ColdStore::Wanted> wanted_;  // from disk
+    mutable unsigned asks_spared_ = 0;
 };
 
 }  // namespace persia

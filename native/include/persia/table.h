@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -105,8 +106,14 @@ class Table {
     // incremental one: buckets since a step (rows with a greater stamp; 0: all), and removed(), with keys
     // that went since the full one, perhaps came back; if can_be_incremental(), since very many removals are
     // not noted. std::logic_error if one is under way.
+    // into: the number, not 0, of a new file that later full snapshots share; then rows that lie on disk in
+    // whole extents are in `copied`, and not among the others. Before the first bucket keep_copies() says
+    // which files of earlier ones are still there. copied_rows(): by file, rows that are on disk now.
     void begin_snapshot(bool full);
-    ExportedRows snapshot_bucket(std::uint32_t bucket, std::uint32_t since, BucketState& state);
+    ExportedRows snapshot_bucket(std::uint32_t bucket, std::uint32_t since, BucketState& state,
+                                 std::uint32_t into = 0, CopiedRows* copied = nullptr);
+    void keep_copies(Span<const std::uint32_t> files);
+    std::map<std::uint32_t, std::uint64_t> copied_rows() const;
     // Rows of the bucket with a greater stamp, now: about what snapshot_bucket() will give.
     std::uint64_t rows_since(std::uint32_t bucket, std::uint32_t since) const;
     void end_snapshot();  // also of one that was given up

@@ -15,7 +15,8 @@ from persia_hpc.arrays import Array
 
 from .listing import count_text
 from .matching import flat
-from .merged import COLUMNS, CheckpointReader, MergedTable, bucket_ranges, key_ranges
+from .merged import CheckpointReader, MergedTable, bucket_ranges, key_ranges
+from .parts import COLUMNS
 
 DiffDense = Callable[[Path, Path], Iterator[str]]
 # Where a run lies and how it was started says nothing of what was trained.

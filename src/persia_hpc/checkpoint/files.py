@@ -26,7 +26,7 @@ from persia_hpc.errors import DataError, PersiaError
 from persia_hpc.samples.identity import SampleRange
 from persia_hpc.samples.schema import DatasetSchema
 
-from .manifest import FORMAT_VERSION, file_sha256, read_manifest, sealed
+from .manifest import FORMAT_VERSION, WITH_COLD, file_sha256, read_manifest, sealed
 from .names import (
     BEST,
     BEST_NOTE,
@@ -34,6 +34,7 @@ from .names import (
     MANIFEST,
     PARTIAL,
     STEP_NAME,
+    is_cold,
     is_part,
     is_shard,
     step_name,
@@ -94,8 +95,8 @@ def reserve_space(path: Path, num_bytes: int) -> None:
         raise OSError(number, f"{os.strerror(number)}, {num_bytes:,} bytes are needed")
 
 
-def finish_part(path: Path, **more: Any) -> None:
-    """Fsyncs a part, and notes its size and checksum in a file beside it.
+def finish_part(path: Path, **more: Any) -> dict[str, Any]:
+    """Fsyncs a part, and notes its size and checksum in a file beside it; returns the note.
 
     `finish_checkpoint` puts these notes into the manifest, together with `more`.
     """
@@ -103,6 +104,12 @@ def finish_part(path: Path, **more: Any) -> None:
         synced = beside.submit(sync_path, path)
         note = {"bytes": path.stat().st_size, "sha256": file_sha256(path), **more}
         synced.result()
+    note_part(path, note)
+    return note
+
+
+def note_part(path: Path, note: Mapping[str, Any]) -> None:
+    """Notes the size and checksum of a part in a file beside it."""
     path.with_name(path.name + _NOTE).write_text(json.dumps(note))
 
 
@@ -131,7 +138,7 @@ def finish_checkpoint(
         for name, counter in counters.items():
             counter.update(part.pop(name, {}))
     manifest = {
-        "format_version": FORMAT_VERSION,
+        "format_version": WITH_COLD if any(map(is_cold, parts)) else FORMAT_VERSION,
         "step": step,
         "base": base,
         "shards": [name for name in parts if is_shard(name)],

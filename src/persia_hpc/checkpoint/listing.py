@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 
 from persia_hpc.errors import PersiaError, UserError
 
 from .files import best_name
 from .manifest import part_path, read_manifest
-from .names import MANIFEST, STEP_NAME, step_of
+from .names import MANIFEST, STEP_NAME, is_cold, step_of
+from .parts import COLD, masks_of
 from .tables import groups_of, open_shard
 
 
@@ -63,6 +65,10 @@ def describe(directory: Path) -> dict[str, Any]:
             with open_shard(part_path(directory, name)) as shard:
                 for table, group in groups_of(shard).items():
                     _add_group(facts["tables"].setdefault(table, {}), group)
+        for name in filter(is_cold, manifest["files"]):
+            with open_shard(part_path(directory, name)) as cold:
+                for table, group in groups_of(cold).items():
+                    facts["tables"][table]["bytes"] += _stored_bytes(group)
     except PersiaError as error:
         facts["problem"] = str(error)
     except (OSError, KeyError, RuntimeError, TypeError, AttributeError, ValueError) as error:
@@ -78,12 +84,16 @@ def _add_group(table: dict[str, Any], group: h5py.Group) -> None:
     table["buckets"] = int(attributes["num_buckets"])
     table["complete"] = bool(attributes["complete"]) and table.get("complete", True)
     counts = {
-        "rows": len(group["keys"]),
+        "rows": len(group["keys"]) + sum(int(np.unpackbits(m[:]).sum()) for m in masks_of(group).values()),
         "removed": len(group["removed"]) if "removed" in group else 0,
-        "bytes": sum(item.id.get_storage_size() for item in group.values()),
+        "bytes": _stored_bytes(group),
     }
     for name, count in counts.items():
         table[name] = table.get(name, 0) + count
+
+
+def _stored_bytes(group: h5py.Group) -> int:
+    return sum(item.id.get_storage_size() for name, item in group.items() if name != COLD)
 
 
 def list_run(run_dir: Path, most: int | None = None) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from .manifest_rules import MOST_LEVELS, SEAL, is_count, is_too_deep, manifest_p
 from .names import MANIFEST, STEP_NAME, step_name
 
 FORMAT_VERSION = 2
+WITH_COLD = 3  # the version of a checkpoint that has rows in files of their own, see parts.py
 _BYTES_AT_ONCE = 1 << 20
 _SHORT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
 _SHORT_TEXT = re.compile(r"can't allocate memory|memory allocation failed|can't start new thread")
@@ -76,10 +77,10 @@ def examine_manifest(directory: Path) -> tuple[dict[str, Any], list[str]]:
         return {}, [_TOO_DEEP]
     version = manifest.get("format_version")
     whole = SEAL not in manifest or manifest[SEAL] == _digest(manifest)
-    if is_count(version) and version != FORMAT_VERSION and whole:
+    if is_count(version) and version not in (FORMAT_VERSION, WITH_COLD) and whole:
         raise UserError(
-            f"{directory} has checkpoint format {version}, this package reads {FORMAT_VERSION}; use the "
-            "persia-hpc that wrote it" + (", or update" if version > FORMAT_VERSION else "")
+            f"{directory} has checkpoint format {version}, this package reads {FORMAT_VERSION} and "
+            f"{WITH_COLD}; use the persia-hpc that wrote it" + (", or update" if version > WITH_COLD else "")
         )
     problems = list(manifest_problems(manifest))
     if not problems and not whole:

@@ -12,111 +12,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import h5py
 import numpy as np
 
 from persia_hpc.arrays import Array
-from persia_hpc.errors import DataError
 
-from .manifest import check_part, sources_of, unreadable
-from .tables import bucket_of, groups_of, open_shard
+from .manifest import sources_of
+from .parts import COLUMNS, TablePart, open_parts, reading
 
-COLUMNS = ("keys", "rows", "state", "stamps", "steps")  # one entry a row
-ONE_NUMBER = ("keys", "stamps", "steps")  # those of which an entry is no list
-DECIDES = ("ages", "counted", "sightings")  # one entry a bucket
 BYTES_AT_ONCE = 32 << 20
-_KEYS_AT_ONCE = 1 << 20
-
-
-class TablePart:
-    """Reads one server's rows of a table, which are a group of the server's file."""
-
-    def __init__(self, name: str, group: h5py.Group):
-        self.group = group
-        with _reading(group):
-            self.complete = bool(group.attrs["complete"])
-            self.num_buckets = int(group.attrs["num_buckets"])
-            self.buckets = group["buckets"][:].astype(np.int64)  # consecutive
-            self.offsets = group["bucket_offsets"][:].astype(np.int64)
-            problem = self._problem()
-        self._removed_bounds: Array | None = None
-        if problem:
-            raise DataError(f"{group.file.filename}: table {name!r} is damaged: {problem}")
-
-    def _problem(self) -> str:
-        """Returns why the rows of a bucket couldn't be found, '' if they can."""
-        if self.num_buckets < 1 or self.num_buckets & (self.num_buckets - 1):
-            return f"num_buckets is {self.num_buckets}, expected a power of two"
-        inside = not len(self.buckets) or 0 <= self.buckets[0] <= self.buckets[-1] < self.num_buckets
-        if not inside or (np.diff(self.buckets) != 1).any():
-            return f"buckets don't follow each other in 0..{self.num_buckets - 1}"
-        if len(self.offsets) != len(self.buckets) + 1 or self.offsets[0] or (np.diff(self.offsets) < 0).any():
-            return "bucket_offsets don't ascend from 0 with one entry a bucket and one more"
-        for name in COLUMNS:
-            if name in self.group or name != "steps":
-                column = self.group[name]
-                if column.ndim != (1 if name in ONE_NUMBER else 2) or len(column) != self.offsets[-1]:
-                    return f"{name} has shape {column.shape}, expected {self.offsets[-1]} entries"
-        return ""
-
-    @property
-    def file_name(self) -> str:
-        """Returns the name of the file without its directory."""
-        return Path(self.group.file.filename).name
-
-    @property
-    def num_rows(self) -> int:
-        """Returns the number of rows in this part."""
-        return int(self.offsets[-1])
-
-    def clip(self, begin: int, end: int) -> tuple[int, int]:
-        """Returns the buckets of [begin, end) that this part holds, as another such range.
-
-        The range is empty (two equal numbers) if the part holds none of them.
-        """
-        if not len(self.buckets):
-            return 0, 0
-        first, stop = int(self.buckets[0]), int(self.buckets[-1]) + 1
-        return (low, high) if (low := max(begin, first)) < (high := min(end, stop)) else (first, first)
-
-    def read(self, begin: int, end: int, columns: Sequence[str]) -> dict[str, Array]:
-        """Returns the columns of all rows in buckets [begin, end), which this part must hold.
-
-        Columns that the file doesn't have are left out.
-        Raises DataError if they can't be read.
-        """
-        first = int(self.buckets[0]) if len(self.buckets) else 0
-        at = slice(int(self.offsets[begin - first]), int(self.offsets[end - first]))
-        with _reading(self.group):
-            return {name: self.group[name][at] for name in columns if name in self.group}
-
-    def decides(self, begin: int, end: int) -> dict[str, Array]:
-        """Returns the data by which eviction and admission decide in buckets [begin, end).
-
-        The part must hold these buckets. The arrays, named as in DECIDES, have one entry for each bucket.
-        Raises DataError if they can't be read.
-        """
-        at = slice(begin - int(self.buckets[0]), end - int(self.buckets[0]))
-        with _reading(self.group):
-            return {name: self.group[name][at] for name in DECIDES if name in self.group}
-
-    def removed(self, begin: int, end: int) -> Array:
-        """Returns the keys in buckets [begin, end) that were removed since the base checkpoint.
-
-        Some may have been added again since.
-        Raises DataError if they can't be read.
-        """
-        with _reading(self.group):
-            data = self.group["removed"]
-            if self._removed_bounds is None:  # they ascend
-                counts = np.zeros(self.num_buckets, np.int64)
-                for at in range(0, len(data), _KEYS_AT_ONCE):
-                    found = bucket_of(data[at : at + _KEYS_AT_ONCE], self.num_buckets)
-                    counts += np.bincount(found, minlength=self.num_buckets)
-                self._removed_bounds = np.concatenate([[0], np.cumsum(counts)])
-            bounds = self._removed_bounds
-            keys: Array = data[int(bounds[begin]) : int(bounds[end])]
-            return keys
 
 
 class MergedTable:
@@ -127,7 +30,7 @@ class MergedTable:
         self.newest = newest
         self.base = base if not all(part.complete for part in newest) else ()
         self.num_buckets = newest[0].num_buckets
-        with _reading(newest[0].group):
+        with reading(newest[0].group):
             self.attributes: Mapping[str, Any] = dict(newest[0].group.attrs)
             self.dim = int(self.attributes["dim"])
 
@@ -135,7 +38,7 @@ class MergedTable:
     def widths(self) -> dict[str, tuple[int, ...]]:
         """Returns the shape of one row's entry in each column that the table has."""
         group = self.newest[0].group
-        with _reading(group):
+        with reading(group):
             return {name: tuple(group[name].shape[1:]) for name in COLUMNS if name in group}
 
     @property
@@ -155,7 +58,7 @@ class MergedTable:
         """
         counts = np.zeros(of, np.int64)
         for part in (*self.newest, *self.base):
-            np.add.at(counts, part.buckets // (self.num_buckets // of), np.diff(part.offsets))
+            np.add.at(counts, part.buckets // (self.num_buckets // of), part.counts())
         return counts
 
     def read(
@@ -182,7 +85,7 @@ class MergedTable:
                 pieces += [_without(old, gone) for old in self._base_rows(first, stop, names)]
         if not pieces:
             return {n: self.newest[0].group[n][:0] for n in names}
-        with _reading(self.newest[0].group):  # the columns of a sound one have the same lengths
+        with reading(self.newest[0].group):  # the columns of a sound one have the same lengths
             merged = {name: np.concatenate([piece[name] for piece in pieces]) for name in names}
         order = np.argsort(merged["keys"], kind="stable")
         return {name: values[order] for name, values in merged.items()}
@@ -235,10 +138,9 @@ class CheckpointReader:
     def _open(self, directory: Path, manifest: Mapping[str, Any]) -> dict[str, list[TablePart]]:
         parts: dict[str, list[TablePart]] = {}
         for name in manifest["shards"]:
-            check_part(directory, manifest, name, content=not self._checked)
-            shard = self._stack.enter_context(open_shard(directory / name))
-            for table, group in groups_of(shard).items():
-                parts.setdefault(table, []).append(TablePart(table, group))
+            opened = open_parts(directory, manifest, name, self._stack, content=not self._checked)
+            for table, part in opened.items():
+                parts.setdefault(table, []).append(part)
         return parts
 
     def __enter__(self) -> CheckpointReader:
@@ -278,11 +180,3 @@ def key_ranges(*tables: MergedTable) -> tuple[int, Iterator[tuple[int, int]]]:
 def _without(rows: dict[str, Array], keys: Array) -> dict[str, Array]:
     stays = ~np.isin(rows["keys"], keys)
     return {name: values[stays] for name, values in rows.items()}
-
-
-@contextlib.contextmanager
-def _reading(group: h5py.Group) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError, MemoryError) as error:
-        raise unreadable(f"{group.file.filename}: table {group.name[1:]!r}", error) from error

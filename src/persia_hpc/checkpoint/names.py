@@ -13,6 +13,7 @@ BEST_NOTE = "best.json"
 PARTIAL = ".partial"
 STEP_NAME = re.compile(r"step-[0-9]{8,18}")
 _SHARD_NAME = re.compile(r"server-[0-9]{4,18}\.h5")
+_COLD_NAME = re.compile(r"cold-[0-9]{4,18}-[0-9]{4,18}\.h5")
 
 
 def step_name(step: int) -> str:
@@ -35,6 +36,16 @@ def is_shard(name: str) -> bool:
     return _SHARD_NAME.fullmatch(name) is not None
 
 
+def cold_name(server_rank: int, number: int) -> str:
+    """Returns the name of a file with a server's rows from disk, the given one of those it has written."""
+    return f"cold-{server_rank:04d}-{number:04d}.h5"
+
+
+def is_cold(name: str) -> bool:
+    """Returns whether a file of a server's rows from disk may have this name."""
+    return _COLD_NAME.fullmatch(name) is not None
+
+
 def is_part(name: str) -> bool:
     """Returns whether a checkpoint may have a file of this name beside its manifest."""
-    return name == DENSE or is_shard(name)
+    return name == DENSE or is_shard(name) or is_cold(name)

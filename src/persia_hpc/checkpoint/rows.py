@@ -8,7 +8,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 
 from persia_hpc._native import Table
@@ -19,8 +18,10 @@ from persia_hpc.table_layout import TableLayout
 
 from .ahead import one_ahead
 from .manifest import check_part, read_manifest, read_schema, sources_of, unreadable
+from .merged import bucket_ranges
 from .names import DENSE
-from .tables import bucket_of, groups_of, open_shard, table_attributes
+from .parts import COLUMNS, TablePart, open_parts
+from .tables import bucket_of, table_attributes
 
 if TYPE_CHECKING:
     from persia_hpc.parameter_server.engine import ParameterServer
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 ROWS_AT_ONCE = 1 << 16
 # What the values of a damaged file may lead to; anything else is a fault of ours.
 _OF_DAMAGE = (OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError, ArithmeticError)
-Groups = Mapping[str, h5py.Group]  # of a server's file, by the names of their tables
+Parts = Mapping[str, TablePart]  # of a server, by the names of their tables
 
 
 def load_rows(directory: Path, server: ParameterServer) -> None:
@@ -84,15 +85,19 @@ def _check_initial(directory: Path, layout: TableLayout, there: TableConfig) -> 
 
 
 @contextmanager
-def _opened(directory: Path, server: ParameterServer) -> Iterator[tuple[dict[str, Any], list[list[Groups]]]]:
-    """Opens the shards of a checkpoint, and of its base if it has one; yields them with the manifest.
+def _opened(directory: Path, server: ParameterServer) -> Iterator[tuple[dict[str, Any], list[list[Parts]]]]:
+    """Opens the parts of a checkpoint, and of its base if it has one; yields them with the manifest.
 
     Meanwhile a thread compares this server's share of the files with the checksums in the manifests. What
     goes wrong with a damaged file, whatever it is, is told as damage of that file; out of memory is not.
     """
     sources = sources_of(directory)
-    parts = [(path, found, name) for path, found in sources for name in found["shards"]]
-    parts.append((*sources[0], DENSE))
+    parts = [
+        (path, found, name)
+        for i, (path, found) in enumerate(sources)
+        for name in found["files"]
+        if i == 0 or name != DENSE
+    ]
     for part in parts:
         check_part(*part, content=False)
     with ThreadPoolExecutor(1) as beside, ExitStack() as files:
@@ -101,9 +106,8 @@ def _opened(directory: Path, server: ParameterServer) -> Iterator[tuple[dict[str
             for part in parts[server.server_rank :: server.num_servers]
         ]
         try:
-            opened: list[list[Groups]] = [
-                [groups_of(files.enter_context(open_shard(path / name))) for name in found["shards"]]
-                for path, found in sources
+            opened: list[list[Parts]] = [
+                [open_parts(path, found, name, files) for name in found["shards"]] for path, found in sources
             ]
             yield sources[0][1], opened
             for check in checks:
@@ -120,18 +124,17 @@ def _opened(directory: Path, server: ParameterServer) -> Iterator[tuple[dict[str
 
 
 def _load_initial_table(
-    opened: list[list[Groups]], layout: TableLayout, table: Table, there: TableConfig
+    opened: list[list[Parts]], layout: TableLayout, table: Table, there: TableConfig
 ) -> None:
     same = (there.optimizer["name"], there.eviction) == (
         layout.config.optimizer["name"],
         layout.config.eviction,
     )
-    numbers = [int(shard[layout.name].attrs["num_buckets"]) for shard in opened[0] if layout.name in shard]
-    whole = range(max(numbers))
-    for group, begin, end in _parts(opened[0], layout.name, whole):
-        sources = [(group, begin, end, np.empty(0, np.uint64))]
-        if not group.attrs["complete"]:
-            sources = [*_base_parts(opened[1], group, layout.name, whole), *sources]
+    whole = range(max(shard[layout.name].num_buckets for shard in opened[0] if layout.name in shard))
+    for part, begin, end in _parts(opened[0], layout.name, whole):
+        sources = [(part, begin, end, np.empty(0, np.uint64))]
+        if not part.complete:
+            sources = [*_base_parts(opened[1], part, layout.name, whole), *sources]
         for source, first, last, removed in sources:
             for rows in _slices(source, first, last):
                 buckets = bucket_of(rows["keys"], layout.num_buckets)
@@ -144,28 +147,28 @@ def _load_initial_table(
                 table.import_rows({k: np.ascontiguousarray(v[mine]) for k, v in rows.items()})
 
 
-def _load_table(opened: list[list[Groups]], layout: TableLayout, table: Table, owned: range) -> None:
+def _load_table(opened: list[list[Parts]], layout: TableLayout, table: Table, owned: range) -> None:
     _check_table(opened, layout)
     found = 0
-    for group, begin, end in _parts(opened[0], layout.name, owned):
-        found += int(np.isin(group["buckets"][:], np.arange(owned.start, owned.stop)).sum())
-        if not group.attrs["complete"]:
-            for base, first, last, removed in _base_parts(opened[1], group, layout.name, owned):
+    for part, begin, end in _parts(opened[0], layout.name, owned):
+        found += end - begin
+        if not part.complete:
+            for base, first, last, removed in _base_parts(opened[1], part, layout.name, owned):
                 for rows in _slices(base, first, last):
                     stays = ~_is_in(rows["keys"], removed)
                     table.import_rows({k: np.ascontiguousarray(v[stays]) for k, v in rows.items()})
-        for rows in _slices(group, begin, end):
+        for rows in _slices(part, begin, end):
             table.import_rows(rows)
-        buckets = group["buckets"][:]
-        ages = group["ages"][:]
-        counted = group["counted"][:] if "counted" in group else np.zeros_like(ages)
-        for at in np.flatnonzero((buckets >= owned.start) & (buckets < owned.stop)):
-            sightings = group["sightings"][at] if "sightings" in group else np.empty(0, np.uint8)
+        decides = part.decides(begin, end)
+        ages = decides["ages"]
+        counted = decides.get("counted", np.zeros_like(ages))
+        for i, age in enumerate(ages):
+            sightings = decides["sightings"][i] if "sightings" in decides else np.empty(0, np.uint8)
             try:
-                table.restore_bucket(int(buckets[at]), int(ages[at]), int(counted[at]), sightings)
+                table.restore_bucket(begin + i, int(age), int(counted[i]), sightings)
             except ValueError as error:
                 raise UserError(
-                    f"{group.file.filename}: table {layout.name!r}: {error}: admission counts need the "
+                    f"{part.group.file.filename}: table {layout.name!r}: {error}: admission counts need the "
                     "capacity and admission that they were made with"
                 ) from None
     if found != len(owned):
@@ -176,17 +179,15 @@ def _load_table(opened: list[list[Groups]], layout: TableLayout, table: Table, o
 
 
 def _base_parts(
-    base: list[Groups], changes: h5py.Group, name: str, owned: range
-) -> Iterator[tuple[h5py.Group, int, int, Array]]:
-    """Yields the parts of a full checkpoint that hold the buckets of a group of changes.
+    base: list[Parts], changes: TablePart, name: str, owned: range
+) -> Iterator[tuple[TablePart, int, int, Array]]:
+    """Yields the parts of a full checkpoint that hold the buckets of a part of changes.
 
     The parts are as from `_parts`, followed by the keys of rows that were removed since.
     """
-    removed = changes["removed"][:]
-    buckets = changes["buckets"][:]
-    shared = range(max(owned.start, int(buckets[0])), min(owned.stop, int(buckets[-1]) + 1))
-    for group, begin, end in _parts(base, name, shared):
-        yield group, begin, end, removed
+    removed = changes.group["removed"][:]
+    for part, begin, end in _parts(base, name, range(*changes.clip(owned.start, owned.stop))):
+        yield part, begin, end, removed
 
 
 def _is_in(keys: Array, ordered: Array) -> Array:
@@ -197,41 +198,35 @@ def _is_in(keys: Array, ordered: Array) -> Array:
     return found
 
 
-def _parts(shards: list[Groups], name: str, owned: range) -> list[tuple[h5py.Group, int, int]]:
-    """Returns the group of each shard that has some of the `owned` buckets.
-
-    Each comes with the numbers at which its rows in these buckets begin and end.
-    """
-    parts = []
-    for shard in shards:
-        if name not in shard:
-            continue
-        group = shard[name]
-        buckets = group["buckets"][:]
-        which = np.flatnonzero((buckets >= owned.start) & (buckets < owned.stop))
-        if len(which):
-            offsets = group["bucket_offsets"][:]
-            parts.append((group, int(offsets[which[0]]), int(offsets[which[-1] + 1])))
-    return parts
+def _parts(shards: list[Parts], name: str, owned: range) -> list[tuple[TablePart, int, int]]:
+    """Returns the part of each shard that has some of the `owned` buckets, with these: [begin, end)."""
+    clipped = [(s[name], *s[name].clip(owned.start, owned.stop)) for s in shards if name in s]
+    return [(part, begin, end) for part, begin, end in clipped if begin < end]
 
 
-def _check_table(opened: list[list[Groups]], layout: TableLayout) -> None:
+def _check_table(opened: list[list[Parts]], layout: TableLayout) -> None:
     here = table_attributes(layout)
-    for group in (shard[layout.name] for shards in opened for shard in shards if layout.name in shard):
-        there = {key: group.attrs[key] for key in here}
+    for part in (shard[layout.name] for shards in opened for shard in shards if layout.name in shard):
+        there = {key: part.group.attrs[key] for key in here}
         wrong = [
             f"{key} {there[key]} there, {value} here" for key, value in here.items() if there[key] != value
         ]
         if wrong:
             raise UserError(
-                f"{group.file.filename}: table {layout.name!r} doesn't fit the configuration: "
+                f"{part.group.file.filename}: table {layout.name!r} doesn't fit the configuration: "
                 f"{'; '.join(wrong)}"
             )
 
 
-def _slices(group: h5py.Group, begin: int, end: int) -> Iterator[dict[str, Array]]:
-    names = [name for name in ("keys", "rows", "state", "stamps", "steps") if name in group]
+def _slices(part: TablePart, begin: int, end: int) -> Iterator[dict[str, Array]]:
+    """Yields the rows of buckets [begin, end), some at a time; those from disk among the others."""
+    first = int(part.buckets[0])
+    if part.cold:
+        ranges = bucket_ranges(part.counts()[begin - first : end - first], ROWS_AT_ONCE)
+        return one_ahead(part.read(begin + low, begin + high, COLUMNS) for low, high in ranges)
+    names = [name for name in COLUMNS if name in part.group]
+    low, high = int(part.offsets[begin - first]), int(part.offsets[end - first])
     return one_ahead(
-        {name: group[name][at : min(at + ROWS_AT_ONCE, end)] for name in names}
-        for at in range(begin, end, ROWS_AT_ONCE)
+        {name: part.group[name][at : min(at + ROWS_AT_ONCE, high)] for name in names}
+        for at in range(low, high, ROWS_AT_ONCE)
     )

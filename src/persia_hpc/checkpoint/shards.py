@@ -6,7 +6,8 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,9 @@ from persia_hpc.table_layout import TableLayout
 
 from . import files
 from .ahead import one_ahead
+from .cold import ColdFile, ColdTable
+from .names import cold_name
+from .parts import COLD, packed
 from .tables import make_group, table_attributes
 
 if TYPE_CHECKING:
@@ -60,6 +64,7 @@ class ShardWriter:
         for _, table, _, _ in self._parts:
             table.begin_snapshot(base_step == 0)
         self._num_rows = [table.num_rows for _, table, _, _ in self._parts]
+        self._cold, self._server_rank = server.cold_files, server.server_rank
         self._thread: threading.Thread | None = None
 
     @property
@@ -95,27 +100,51 @@ class ShardWriter:
         Raises PersiaError if that can't be done.
         """
         try:
-            options = {"libver": ("v110", "v110"), "rdcc_nbytes": 4 * CHUNK_BYTES}
-            needed = sum(
-                _file_bytes(layout, table, buckets, table.rows_since(since) if since else num_rows)
-                for (layout, table, buckets, since), num_rows in zip(self._parts, self._num_rows, strict=True)
-            )
-            with ErrorKeeper(self.path) as target, h5py.File(target, "w", **options) as file:
-                files.reserve_space(self.path, needed)  # a full disk is seen before hours of writing
+            on_disk = [p for p in self._parts if p[1].has_disk and not p[3]]  # whose files others share
+            known, number = self._cold.take_over(self.path.parent, [table for _, table, _, _ in on_disk])
+            path = self.path.parent / cold_name(self._server_rank, number)
+            path.unlink(missing_ok=True)
+            new: dict[str, Array] = {}  # of tables with rows in that file: where those of each bucket begin
+            with ExitStack() as made:
+                file = made.enter_context(_NewFile(self.path, self._bytes(of_disk=False)))
+                cold = made.enter_context(_NewFile(path, self._bytes(of_disk=True))) if on_disk else None
                 for (layout, table, buckets, since), num_rows in zip(
                     self._parts, self._num_rows, strict=True
                 ):
-                    _write_table(file, layout, table, buckets, since, num_rows)
-                    target.check()
-            target.check()
-            os.truncate(self.path, self.path.stat().st_size)  # gives back what was reserved beyond
+                    if cold is not None and table.has_disk and not since:
+                        new[layout.name] = _write_cold_table(
+                            file, (cold, number), layout, table, buckets, known
+                        )
+                        cold.target.check()
+                    else:
+                        _write_table(file, layout, table, buckets, since, num_rows)
+                    file.target.check()
+            if any(offsets[-1] for offsets in new.values()):
+                known.append(ColdFile(number, path, files.finish_part(path), new))
+            else:
+                path.unlink(missing_ok=True)
             files.finish_part(self.path, **self._counters)
+            if on_disk:
+                self._cold.written(known)
             self.seconds = time.perf_counter() - self._began
         except (OSError, RuntimeError) as error:  # h5py may say either for a full disk
             raise self._failed(error) from error
         finally:
             for _, table, _, _ in self._parts:
                 table.end_snapshot()
+
+    def _bytes(self, *, of_disk: bool) -> int:
+        """Returns an estimate of the bytes of the file with rows that aren't on disk, or of the new one."""
+        total = 0
+        for (layout, table, buckets, since), num_rows in zip(self._parts, self._num_rows, strict=True):
+            rows = table.rows_since(since) if since else num_rows
+            if table.has_disk and not since:
+                cold = table.cold_rows
+                rows = cold - sum(table.copied_rows().values()) if of_disk else num_rows - cold
+            elif of_disk:
+                continue
+            total += _file_bytes(layout, table, buckets, max(0, rows))
+        return total
 
     def _failed(self, error: Exception) -> PersiaError:
         if not isinstance(error, OSError):
@@ -133,30 +162,138 @@ def _file_bytes(layout: TableLayout, table: Table, buckets: range, num_rows: int
     )
 
 
-def _write_table(
-    file: h5py.File, layout: TableLayout, table: Table, buckets: range, since: int, num_rows: int
-) -> None:
-    group = make_group(file, layout.name)
-    group.attrs.update(table_attributes(layout), complete=since == 0)
-    at = 0
-    decided: list[dict[str, Array]] = []
-    for rows, decides in one_ahead(_copied(table, buckets, since)):
-        _check_finite(layout.name, rows)
+class _NewFile:
+    """Is an HDF5 file that is written; leaving it, as a context manager, completes it."""
+
+    def __init__(self, path: Path, num_bytes: int):
+        """Makes a file for so many bytes: a full disk is seen before hours of writing.
+
+        Raises OSError if it can't be made.
+        """
+        self.path = path
+        self._stack = ExitStack()
+        self.target = self._stack.enter_context(ErrorKeeper(path))
+        try:
+            options = {"libver": ("v110", "v110"), "rdcc_nbytes": 4 * CHUNK_BYTES}
+            self.tables = self._stack.enter_context(h5py.File(self.target, "w", **options))
+            files.reserve_space(path, num_bytes)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def __enter__(self) -> _NewFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._stack.close()
+        if kind is None:
+            self.target.check()
+            os.truncate(self.path, self.path.stat().st_size)  # gives back what was reserved beyond
+
+
+class _Columns:
+    """Writes the rows of some buckets of a table into a file, some whole buckets at a time."""
+
+    def __init__(
+        self,
+        file: _NewFile,
+        layout: TableLayout,
+        buckets: range,
+        *,
+        complete: bool = True,
+        num_rows: int | None = None,
+        about: int = 0,
+    ):
+        """Makes the group. num_rows: all that will come, or None; then `about` so many."""
+        self.group = make_group(file.tables, layout.name)
+        self.group.attrs.update(table_attributes(layout), complete=complete)
+        self._name, self._buckets, self._num_rows, self._about = layout.name, buckets, num_rows, about
+        self._at = 0
+        self._counts: list[Array] = []
+
+    def add(self, rows: dict[str, Array], counts: Array) -> None:
+        """Adds the rows of the next buckets, with the number of rows in each."""
+        _check_finite(self._name, rows)
         for name, array in rows.items():
-            _append(group, name, array, at, None if since else num_rows)
-        at += len(rows["keys"])
+            _append(self.group, name, array, self._at, self._num_rows, self._about)
+        self._at += len(rows["keys"])
+        self._counts.append(counts)
+
+    def end(self) -> Array:
+        """Completes the group; returns where the rows of each bucket begin, and the end."""
+        if "state" not in self.group:
+            self.group["state"] = np.empty((self._at, 0), np.float32)
+        self.group["buckets"] = np.array(self._buckets, np.uint32)
+        offsets = np.cumsum([0, *np.concatenate(self._counts)], dtype=np.uint64)
+        self.group["bucket_offsets"] = offsets
+        return offsets.astype(np.int64)
+
+
+def _write_table(
+    file: _NewFile, layout: TableLayout, table: Table, buckets: range, since: int, num_rows: int
+) -> None:
+    columns = _Columns(file, layout, buckets, complete=since == 0, num_rows=None if since else num_rows)
+    decided: list[dict[str, Array]] = []
+    at_once = _buckets_at_once(table, buckets)
+    for rows, decides in one_ahead(table.snapshot_buckets(*some, since) for some in at_once):
+        columns.add(rows, decides["counts"])
         decided.append(decides)
+    columns.end()
+    _write_decides(columns.group, decided)
+    if since:
+        columns.group["removed"] = np.sort(table.removed_keys())
+
+
+def _write_cold_table(
+    file: _NewFile,
+    into: tuple[_NewFile, int],
+    layout: TableLayout,
+    table: Table,
+    buckets: range,
+    known: Sequence[ColdFile],
+) -> Array:
+    """Writes all rows of a table: those on disk that no known file has into one of their own.
+
+    into: that one, and its number. Returns where the rows of each bucket begin there, and the end.
+    """
+    cold_file, number = into
+    on_disk = table.cold_rows
+    columns = _Columns(file, layout, buckets, about=table.num_rows - on_disk)
+    new = _Columns(cold_file, layout, buckets, about=on_disk - sum(table.copied_rows().values()))
+    places = ColdTable(layout.name, known, buckets.start)
+    decided: list[dict[str, Array]] = []
+    at_once = _buckets_at_once(table, buckets)
+    for some, (rows, decides, copied, found) in one_ahead(
+        (some, table.copy_buckets(*some, number)) for some in at_once
+    ):
+        columns.add(rows, decides["counts"])
+        new.add(copied, found["counts"])
+        places.add(*some, found)
+        decided.append(decides)
+    columns.end()
+    _write_decides(columns.group, decided)
+    offsets = new.end()
+    masks = dict(places.masks())
+    if offsets[-1]:
+        masks[cold_file.path.name] = packed(np.ones(int(offsets[-1]), bool))
+    for name, mask in masks.items():
+        columns.group[f"{COLD}/{name}"] = mask
+    return offsets
+
+
+def _write_decides(group: h5py.Group, decided: Sequence[dict[str, Array]]) -> None:
     every = {name: np.concatenate([decides[name] for decides in decided]) for name in decided[0]}
-    if "state" not in group:
-        group["state"] = np.empty((int(every["counts"].sum()), 0), np.float32)
-    group["buckets"] = np.array(buckets, np.uint32)
-    group["bucket_offsets"] = np.cumsum([0, *every["counts"]], dtype=np.uint64)
     group["ages"] = every["ages"]
     if every["sightings"].size:
         group["counted"] = every["counted"]
         group["sightings"] = every["sightings"]
-    if since:
-        group["removed"] = np.sort(table.removed_keys())
+
+
+def _buckets_at_once(table: Table, buckets: range) -> Iterator[tuple[int, int]]:
+    """Yields a few buckets at a time, [begin, end)."""
+    at_once = max(1, PART_BYTES * len(buckets) // max(1, table.num_rows * table.row_bytes))
+    for first in range(buckets.start, buckets.stop, at_once):
+        yield first, min(first + at_once, buckets.stop)
 
 
 def _check_finite(table: str, rows: dict[str, Array]) -> None:
@@ -178,17 +315,10 @@ def _check_finite(table: str, rows: dict[str, Array]) -> None:
         )
 
 
-def _copied(table: Table, buckets: range, since: int) -> Iterator[tuple[dict[str, Array], dict[str, Array]]]:
-    """Yields the results of `snapshot_buckets` for a few buckets at a time."""
-    at_once = max(1, PART_BYTES * len(buckets) // max(1, table.num_rows * table.row_bytes))
-    for first in range(buckets.start, buckets.stop, at_once):
-        yield table.snapshot_buckets(first, min(first + at_once, buckets.stop), since)
-
-
-def _append(group: h5py.Group, name: str, data: Array, at: int, num_rows: int | None) -> None:
+def _append(group: h5py.Group, name: str, data: Array, at: int, num_rows: int | None, about: int) -> None:
     """Puts an array into a dataset, beginning at row `at`.
 
-    num_rows: of the whole dataset; None if it grows with each call.
+    num_rows: of the whole dataset; None if it grows with each call, to about so many.
     Shapes: data [n, ...].
     """
     width = data.shape[1:]
@@ -198,7 +328,7 @@ def _append(group: h5py.Group, name: str, data: Array, at: int, num_rows: int | 
         group.create_dataset(name, (num_rows, *width), data.dtype)
     elif name not in group:
         entry_bytes = int(np.prod(width, dtype=np.int64)) * data.itemsize
-        chunks = (max(1, min(CHUNK_BYTES // entry_bytes, len(data))), *width)
+        chunks = (max(1, min(CHUNK_BYTES // entry_bytes, max(len(data), about))), *width)
         group.create_dataset(name, (0, *width), data.dtype, maxshape=(None, *width), chunks=chunks)
     dataset = group[name]
     if num_rows is None:

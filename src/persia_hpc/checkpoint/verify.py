@@ -22,7 +22,8 @@ from .columns import Part, check_of, pieces
 from .listing import count_text
 from .manifest import base_of, check_part, examine_manifest, read_schema
 from .merged import CheckpointReader, key_ranges
-from .names import DENSE, MANIFEST
+from .names import DENSE, MANIFEST, is_cold
+from .parts import COLD
 from .tables import groups_of, open_shard, table_attributes
 
 CheckDense = Callable[[Path, int], str]
@@ -138,7 +139,8 @@ class _Shards:
             yield f"{MANIFEST}: configuration or schema can't be read: {error}"
             return
         specs = {table.name: table for table in layout.tables}
-        for name in self.report.manifest["shards"]:
+        cold = [name for name in self.report.manifest["files"] if is_cold(name)]
+        for name in (*self.report.manifest["shards"], *cold):
             path = self.report.directory / name
             if not path.exists():  # already said
                 self.readable = False
@@ -187,7 +189,8 @@ class _Shards:
             self.readable = False
             yield f"{where}: buckets can't be read: {error}"
             return
-        self.owners.setdefault(spec.name, []).append((buckets, file))
+        if not is_cold(file):
+            self.owners.setdefault(spec.name, []).append((buckets, file))
         if len(buckets) and (
             (np.diff(buckets) != 1).any() or not 0 <= buckets[0] <= buckets[-1] < spec.num_buckets
         ):
@@ -197,12 +200,13 @@ class _Shards:
             yield f"{where}: bucket_offsets don't ascend from 0 to the {num_rows} rows"
             offsets = None
         lengths = {"keys": num_rows, "rows": num_rows, "state": num_rows, "stamps": num_rows}
-        lengths |= {"ages": len(buckets)} | ({"steps": num_rows} if "steps" in group else {})
+        lengths |= {} if is_cold(file) else {"ages": len(buckets)}
+        lengths |= {"steps": num_rows} if "steps" in group else {}
         lengths |= {} if complete or complete is None else {"removed": -1}
         for name in lengths.keys() - group.keys():
             yield f"{where}: no dataset {name}"
         part = Part(group, spec, buckets, offsets, self.base_step)
-        for name in group:
+        for name in group.keys() - {COLD}:  # masks are read with all the rows
             for problem in self._column(part, name, lengths.get(name, -1)):
                 yield f"{where}: {problem}"
 

@@ -9,7 +9,6 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from persia_hpc.protocol.messages import PART_SECONDS
 from persia_hpc.topology.roles import Plan, Role
 
 from .cluster import Cluster
@@ -17,7 +16,6 @@ from .costs import PATCHED, READER, Costs, Job, count_costs, worker_batches
 from .traffic import (
     FEED,
     KEYS,
-    PATCH,
     PUSH,
     ROWS,
     Link,
@@ -143,15 +141,12 @@ def _path(job: Job, costs: Costs, *, late: bool) -> float:
     hops = _slowest_hops(job)
     if fresh or not asked:
         del hops[KEYS]
-    link_bytes = job.link_bytes or float("inf")
     if fresh:
         del hops[ROWS], hops[FEED]
-        if _goes_first(job):  # in parts, while the patches of those before travel the other way
-            hops[PUSH] *= PATCHED
-            seconds -= max(0.0, min(hops[PUSH], hops[PATCH]) / link_bytes - PART_SECONDS)
+        hops[PUSH] *= PATCHED if _goes_first(job) else 1.0
     seconds += len(hops) * 1e-9 * job.constants.wake
     seconds += sum(job.latency_seconds for num_bytes in hops.values() if num_bytes)
-    return seconds + sum(hops.values()) / link_bytes
+    return seconds + sum(hops.values()) / (job.link_bytes or float("inf"))
 
 
 def _goes_first(job: Job) -> bool:

@@ -86,7 +86,7 @@ def verdict(ending: Ending) -> tuple[int, str]:
     log = ending.run_dir / "logs" / "launcher.log"
     if ending.launcher_code:
         remote = "" if all(r.is_local for r in ending.ranks.values()) else "; a node may have died"
-        return EXIT_FAILURE, f"{_launchers_end(ending)}{remote}; see {log}"
+        return EXIT_FAILURE, f"{_launchers_end(ending)}{remote}{_own_words(ending)}; see {log}"
     name = Path(ending.launcher).name
     return (
         EXIT_FAILURE,
@@ -104,6 +104,12 @@ def _launchers_end(ending: Ending) -> str:
         lost = "lost its proxy on a node and " if _lost_proxy(ending) else ""
         return f"{name} {lost}ended with exit code {code}"
     return f"{name} (pid {ending.launcher_pid}) was killed by signal {-code} ({_name(-code)})"
+
+
+def _own_words(ending: Ending) -> str:
+    """Returns the launcher's last line, if no rank has come to life: it says more than the exit code."""
+    lines = ending.err.launcher_text.decode(errors="replace").splitlines()
+    return f": {lines[-1].strip()}" if lines and not ending.ranks else ""
 
 
 def _name(number: int) -> str:

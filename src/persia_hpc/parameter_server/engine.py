@@ -11,6 +11,7 @@ from typing import Any
 
 from persia_hpc._native import DiskError, PendingPull, RingConsumer, RingProducer, Table, TableSet
 from persia_hpc.arrays import Array
+from persia_hpc.checkpoint.cold import ColdFiles
 from persia_hpc.config import Config
 from persia_hpc.printable import say
 from persia_hpc.protocol.wire import WIRES
@@ -75,7 +76,7 @@ class ParameterServer:
     def empty(self) -> None:
         """Makes empty tables, after those that there are have gone; what was counted stays."""
         self.tables: list[Table | None] = []
-        self.firsts = FirstPushes()
+        self.firsts, self.cold_files = FirstPushes(), ColdFiles()
         self._set = TableSet([], [], [])
         for table, owned in zip(self.layout.tables, self.buckets, strict=True):
             native = native_config(self._config, table, owned.start, owned.stop)
