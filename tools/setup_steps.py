@@ -321,7 +321,7 @@ class Setup:
 
         return Step(
             "check",
-            f"check: MPI,{' Horovod' * (self.reducer == 'horovod')} and the extension work together",
+            f"check: MPI{', Horovod' * (self.reducer == 'horovod')} and the extension work together",
             {
                 "mpi": self.at.mpi_identity(),
                 "torch": self.at.installed("torch"),
