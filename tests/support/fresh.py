@@ -177,15 +177,11 @@ class World:
         server = self.servers[p]
         while True:
             for pull in server.ready_pulls():
-                key = (pull.step, pull.trainer)
                 if server.is_early(pull):
                     if server.finish(pull):
                         self.send_patch(p, Portion(pull))
                     continue
-                out = self.empty(p, pull.counts)
-                server.answer(pull, out)
-                self.feed(key, p, out)
-                self.patch(key, p, [np.empty(0, np.uint32) for _ in out], self.empty(p, pull.counts * 0))
+                self.answer(p, pull)
             while p in self.partly or self.random.randrange(2):
                 portions = server.apply_marked()
                 if not portions:
@@ -205,9 +201,20 @@ class World:
         if self.random.randrange(2):
             for portion in server.final_rows():
                 self.send_patch(p, portion)
-        for pull in server.early_pulls():
+        self.answer_early(p)
+
+    def answer(self, p: int, pull: PendingPull) -> None:
+        """Answers a pull for good, with an empty patch."""
+        key, out = (pull.step, pull.trainer), self.empty(p, pull.counts)
+        self.servers[p].answer(pull, out)
+        self.feed(key, p, out)
+        self.patch(key, p, [np.empty(0, np.uint32) for _ in out], self.empty(p, pull.counts * 0))
+
+    def answer_early(self, p: int) -> None:
+        """Answers all pulls that may be answered early."""
+        for pull in self.servers[p].early_pulls():
             out = self.empty(p, pull.counts)
-            server.answer_early(pull, out)
+            self.servers[p].answer_early(pull, out)
             self.sent[pull.step, pull.trainer, p] = [rows.copy() for rows in out]
             self.feed((pull.step, pull.trainer), p, out)
 

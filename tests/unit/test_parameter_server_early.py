@@ -117,16 +117,9 @@ def test_a_patch_goes_before_other_updates_where_nothing_else_can_change(full: b
     of_step = {1: [7, *range(20, 60)], 2: [7, *range(60, 70)]}
     for step, of_feature in of_step.items():
         server.submit_pull(world.pull_of(world.prepare((step, 0), [of_feature, [], []]), 0))
-    for pull in server.ready_pulls():
-        out = world.empty(0, pull.counts)
-        server.answer(pull, out)
-        world.feed((1, 0), 0, out)
-        world.patch((1, 0), 0, [np.empty(0, np.uint32) for _ in out], world.empty(0, pull.counts * 0))
-    (pull,) = server.early_pulls()
-    out = world.empty(0, pull.counts)
-    server.answer_early(pull, out)
-    world.sent[2, 0, 0] = [rows.copy() for rows in out]
-    world.feed((2, 0), 0, out)
+    (pull,) = server.ready_pulls()
+    world.answer(0, pull)
+    world.answer_early(0)
     assert server.mark_next()
     assert not server.mark_next()
     assert not server.apply_marked()  # there are no gradients yet
@@ -161,6 +154,33 @@ def test_a_patch_goes_before_other_updates_where_nothing_else_can_change(full: b
     assert full or server.ledger.patched_rows == 1
 
 
+@pytest.mark.parametrize("gone", [False, True])
+def test_no_gradients_are_wanted_first_where_a_patch_waits_for_all(gone: bool) -> None:
+    """Id 7 goes after step 2. If step 4 has had an early answer with it, its patch waits for all updates."""
+    table = {"optimizer": {"name": "sgd", "lr": 0.1}, "buckets": 1, "capacity": 256}  # six rows
+    ids = [[7], list(range(20, 26)), [20, 21], [7, 20] if gone else [20, 21]]
+    world = World(config_of("fresh", table, lookahead=2), servers=1, trainers=1, steps=4)
+    (server,) = world.servers
+    world.begin(1, 4)
+    for step, of_feature in enumerate(ids, 1):
+        server.submit_pull(world.pull_of(world.prepare((step, 0), [of_feature, [], []]), 0))
+    for step in (1, 2, 3):
+        (pull,) = server.ready_pulls()
+        if step == 1:
+            world.answer(0, pull)
+        else:
+            assert server.finish(pull)
+            world.send_patch(0, Portion(pull))
+        world.answer_early(0)
+        server.mark_next()
+        if step < 3:
+            ((_, gradients),) = world.finished()
+            world.push(world.batches[step, 0], 0, gradients)
+            assert server.apply_ready()
+    assert server.ledger.evicted_rows == 1
+    assert [[len(part) for part in wish.places] for wish in server.want_first(1e6)] == [[2]] * (not gone)
+
+
 def test_patches_come_in_parts_as_gradients_do() -> None:
     """Steps 1 and 2 share 40 ids, of which some ten are wanted together."""
     table = {"optimizer": {"name": "adam", "lr": 0.1}}
@@ -171,15 +191,8 @@ def test_patches_come_in_parts_as_gradients_do() -> None:
     for step, of_features in enumerate(ids, 1):
         server.submit_pull(world.pull_of(world.prepare((step, 0), of_features), 0))
     (pull,) = server.ready_pulls()
-    out = world.empty(0, pull.counts)
-    server.answer(pull, out)
-    world.feed((1, 0), 0, out)
-    world.patch((1, 0), 0, [np.empty(0, np.uint32) for _ in out], world.empty(0, pull.counts * 0))
-    (pull,) = server.early_pulls()
-    out = world.empty(0, pull.counts)
-    server.answer_early(pull, out)
-    world.sent[2, 0, 0] = [rows.copy() for rows in out]
-    world.feed((2, 0), 0, out)
+    world.answer(0, pull)
+    world.answer_early(0)
     assert server.mark_next()
     (wish,) = server.want_first(160.0)
     world.wanted[1, 0, 0] = wish.places

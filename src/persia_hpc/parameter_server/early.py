@@ -40,8 +40,8 @@ class Stage(IntEnum):
     """Says how far a pull with an early answer has come."""
 
     SENT = 1  # with rows as they were then
-    MARKED = 2  # it is known which of them updates will change
-    SURE = 3  # and no others will differ if tables are calm
+    MARKED = 2  # it is known which of them updates will change, and some have gone
+    SURE = 3  # the same, but all are there: no others will differ if tables are calm
     PATCHED = 4  # those have been sent
 
 
@@ -66,6 +66,10 @@ class EarlyPulls:
     def sure(self, pulls: Iterable[PendingPull], step: int) -> list[PendingPull]:
         """Returns the pulls of a step of which it is known what will differ."""
         return [p for p in pulls if p.step == step and self._stages.get((step, p.trainer)) is Stage.SURE]
+
+    def lost(self, step: int) -> bool:
+        """Returns whether a row of an early answer for this step is known to have gone since."""
+        return any(stage is Stage.MARKED and of == step for (of, _), stage in self._stages.items())
 
     def mark(self, pulls: Iterable[PendingPull], tables: TableSet) -> bool:
         """Notes in pulls which of their rows will change, where that isn't done; returns whether it was."""

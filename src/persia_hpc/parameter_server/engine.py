@@ -171,11 +171,11 @@ class ParameterServer:
         found = self.firsts.next_pulls(self.clock, self._waiting, self._in_flight)
         if found is None:
             return []
-        # None if gradients are here, or patches may wait for others too: where rows have been evicted more
-        # may be, which is known when their step has begun.
+        # None if gradients are here, or patches wait for others too: where rows have been evicted, of early
+        # answers as well, it is known when their step has begun.
         step = found[0][0].step
         sure = self.ledger.evicted_rows == 0 or self.clock.all_answered(step)
-        if not sure or step in self._held or not self._set.calm():
+        if not sure or self._early.lost(step + 1) or step in self._held or not self._set.calm():
             return []
         row_bytes = WIRES[self._config.wire.gradients].row_bytes(max(self.layout.dim_groups))
         return self.firsts.want(*found, max(1.0, most_bytes / row_bytes))
