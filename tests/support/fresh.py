@@ -45,8 +45,15 @@ class World:
     """Servers, a worker and scripted trainers; `seen` has the rows that each trainer computed with."""
 
     def __init__(
-        self, config: dict[str, Any], servers: int, trainers: int, steps: int, seed: int = 0
+        self,
+        config: dict[str, Any],
+        servers: int,
+        trainers: int,
+        steps: int,
+        seed: int = 0,
+        restless: bool = False,
     ) -> None:
+        """Makes empty servers. restless: exports begin and end at random moments, between parts as well."""
         self.config = load_config(config)
         layout = make_layout(self.config, SCHEMA)
         self.servers = [
@@ -63,6 +70,8 @@ class World:
         self.batches: dict[Key, KeyBatch] = {}
         self.final: list[tuple[Key, list[np.ndarray]]] = []  # computed, not pushed yet
         self.random = random.Random(seed)
+        self.restless = restless
+        self.exporting: set[int] = set()  # servers whose tables set rows aside, so that they aren't calm
         self.rings = [Ring() for _ in range(trainers)]
         rings: dict[int, Any] = {
             t: TrainerRings(None, None, ring.sender)  # type: ignore[arg-type]
@@ -74,7 +83,6 @@ class World:
         # Places of the gradients that may come first, and of those that still do, and what follows them.
         self.wanted: dict[tuple[int, int, int], list[np.ndarray]] = {}
         self.coming: dict[tuple[int, int, int], list[np.ndarray]] = {}
-        self.partly: set[int] = set()  # servers that have sent patches of which others follow
         self.said: dict[tuple[int, int, int], list[set[int]]] = {}  # places in patches
 
     def prepare(self, key: Key, ids: Sequence[Sequence[int]]) -> KeyBatch:
@@ -182,13 +190,14 @@ class World:
                         self.send_patch(p, Portion(pull))
                     continue
                 self.answer(p, pull)
-            while p in self.partly or self.random.randrange(2):
+            self.export_or_not(p)
+            while self.random.randrange(2):
                 portions = server.apply_marked()
                 if not portions:
                     break
                 for portion in portions:
-                    (self.partly.add if portion.left else self.partly.discard)(p)
                     self.send_patch(p, portion)
+                self.export_or_not(p)
                 if self.random.randrange(4) == 0:
                     return  # so that gradients may come before their pull is made
             if not server.apply_ready():
@@ -202,6 +211,15 @@ class World:
             for portion in server.final_rows():
                 self.send_patch(p, portion)
         self.answer_early(p)
+
+    def export_or_not(self, p: int) -> None:
+        """Lets an export begin or end, perhaps."""
+        if not self.restless or self.random.randrange(4):
+            return
+        for table in self.servers[p].tables:
+            if table is not None:
+                table.end_snapshot() if p in self.exporting else table.begin_snapshot()
+        self.exporting ^= {p}
 
     def answer(self, p: int, pull: PendingPull) -> None:
         """Answers a pull for good, with an empty patch."""

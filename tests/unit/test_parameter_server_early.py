@@ -10,10 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from persia_hpc._native import PendingPull
 from persia_hpc.config import load_config
 from persia_hpc.config.types import TABLE_OPTIMIZERS
 from persia_hpc.errors import UserError
-from persia_hpc.parameter_server.first import Portion
+from persia_hpc.parameter_server.first import FirstPushes, Portion
 from persia_hpc.protocol.wire import WIRES
 from tests.support.fresh import FEATURES, Ids, World, config_of
 
@@ -50,18 +51,18 @@ def ids(draw: st.DrawFn, trainers: int) -> Ids:
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data(), table=tables(), servers=st.integers(1, 3), trainers=st.integers(1, 3),
        lookahead=st.integers(1, 4), threads=st.integers(1, 2), rows=st.sampled_from(sorted(WIRES)),
-       gradients=st.sampled_from(sorted(WIRES)), seed=st.integers(0, 1000))  # fmt: skip
+       gradients=st.sampled_from(sorted(WIRES)), seed=st.integers(0, 1000),
+       restless=st.booleans())  # fmt: skip
 def test_fresh_is_sync(
     data: st.DataObject, table: dict[str, Any], servers: int, trainers: int, lookahead: int, threads: int,
-    rows: str, gradients: str, seed: int,
+    rows: str, gradients: str, seed: int, restless: bool,
 ) -> None:  # fmt: skip
     steps = data.draw(ids(trainers))
     cut = data.draw(st.integers(1, len(steps)))
     changes = {"server_threads": threads, "wire": {"rows": rows, "gradients": gradients}}
     sync = World(config_of("sync", table, **changes), servers, trainers, len(steps))
-    fresh = World(
-        config_of("fresh", table, lookahead=lookahead, **changes), servers, trainers, len(steps), seed
-    )
+    config = config_of("fresh", table, lookahead=lookahead, **changes)
+    fresh = World(config, servers, trainers, len(steps), seed, restless)
     for first, part in ((1, steps[:cut]), (cut + 1, steps[cut:])):
         if part:
             sync.run_in_turn(first, part)
@@ -75,6 +76,36 @@ def test_fresh_is_sync(
     assert patched <= early <= found["pulled_rows"]
     for server in fresh.servers:
         assert set(server.clock.histogram) == {0}
+
+
+@pytest.mark.parametrize("trainers", [1, 2])
+def test_an_export_that_begins_between_parts_changes_nothing(
+    trainers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then a patch that has gone in part is finished with all updates, as if it hadn't been begun."""
+    between = 0
+    with_others = FirstPushes.with_others
+
+    def counted(self: FirstPushes, pull: PendingPull, gradients: Any) -> Any:
+        nonlocal between
+        pushes = with_others(self, pull, gradients)
+        split = self._steps.get(pull.step)
+        between += split is not None and 0 < split.applied < split.num_parts
+        return pushes
+
+    monkeypatch.setattr(FirstPushes, "with_others", counted)
+    table = {"optimizer": {"name": "adam", "lr": 0.1}}
+    for seed in range(20):
+        chosen = random.Random(seed)
+        ids = [[[chosen.sample(range(30), 12) for _ in FEATURES] for _ in range(trainers)] for _ in range(8)]
+        sync = World(config_of("sync", table), 1, trainers, len(ids))
+        fresh = World(config_of("fresh", table), 1, trainers, len(ids), seed, restless=True)
+        sync.run_in_turn(1, ids)
+        fresh.run_ahead(1, ids, 3)
+        assert fresh.seen == sync.seen
+        assert fresh.tables() == sync.tables()
+        assert fresh.ledger()["applied_rows"] == sync.ledger()["applied_rows"]
+    assert between > 10
 
 
 class FirstAlone(random.Random):
