@@ -74,12 +74,12 @@ class Consumer:
         there = self.link.window[channel * RING_BYTES : (channel + 1) * RING_BYTES]
         return all(np.array_equal(self.data[channel][b:e], there[b:e]) for b, e in ranges)
 
-    def until(self, channel: int, seconds: float) -> float:
-        """Polls each millisecond until all that was announced is shown; the time that it took."""
+    def until(self, channel: int, seconds: float, each: float = 1e-3) -> float:
+        """Polls each millisecond, or so, until all that was announced is shown; the time that it took."""
         begin = self.link.now
         while self.shown(channel) < self.announced[channel]:
             assert self.link.now - begin < seconds, f"channel {channel} has only {self.shown(channel)}"
-            self.link.now += 1e-3
+            self.link.now += each
             self.lane.finish()
         return self.link.now - begin
 
@@ -162,7 +162,7 @@ def test_a_short_entry_waits_for_moments_behind_long_ones(mbit: float) -> None:
 
 def test_entries_are_fetched_whole_from_a_fast_link() -> None:
     consumer = Consumer(Link(1e9))
-    for _ in range(8):
+    for _ in range(5):
         consumer.fetch(0, 1, [(0, 350_000)])
         consumer.until(0, 1)
     assert consumer.link.sizes[-3:] == [350_000] * 3
@@ -190,3 +190,27 @@ def test_a_pause_doesnt_make_a_fast_link_slow() -> None:
             consumer.link.now += 3.0
         consumer.until(0, 5)
     assert consumer.link.sizes[-3:] == [350_000] * 3
+
+
+@pytest.mark.parametrize("size", [100_000, 350_000])
+@pytest.mark.parametrize("pause", [0.03, 0.1, 0.3])
+def test_pauses_again_and_again_dont_make_a_fast_link_slow(size: int, pause: float) -> None:
+    """As of a rank that computes whenever it has asked for an entry."""
+    consumer = Consumer(Link(1e8))
+    for number in range(60):
+        consumer.fetch(0, 1, [(0, 350_000 if number < 5 else size)])
+        if number >= 5:
+            consumer.link.now += pause
+        consumer.until(0, 5)
+    assert consumer.link.sizes[-3:] == [size] * 3
+
+
+@pytest.mark.parametrize("each", [1e-3, 0.05])
+def test_a_link_that_becomes_slow_is_known_to_be_even_by_a_rank_that_looks_seldom(each: float) -> None:
+    consumer = Consumer(Link(3e7))
+    for number in range(40):
+        if number == 5:
+            consumer.link.rate = 1e6
+        consumer.fetch(0, 1, [(0, 350_000)])
+        consumer.until(0, 5, each)
+    assert max(consumer.link.sizes[-3:]) <= max(1.5 * PIECE_SECONDS, 1.5 * each) * 1e6

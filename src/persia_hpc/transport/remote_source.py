@@ -22,7 +22,7 @@ PIECE_SECONDS = 0.02  # a piece is what the link carries meanwhile, and two are 
 LEAST_PIECE_BYTES = 16 << 10  # less would cost more in round trips than others gain
 FIRST_PIECE_BYTES = 64 << 10  # as long as nothing is known of the link
 SLOWING_PART = 0.25  # of the difference to the last piece's rate, where that was lower
-MOST_GROWTH = 1.25  # times as much as before, where it was higher
+MOST_GROWTH = 1.25  # times as much as before, where it was higher after a rest
 
 
 @dataclass
@@ -43,6 +43,7 @@ class Piece:
     request: MPI.Request
     begin: float
     come: int  # bytes that had come by then, in all
+    rested: bool  # whether none of them had come since the link had rested
 
 
 class RemoteSource:
@@ -102,6 +103,8 @@ class Lane:
         self._under_way: deque[Piece] = deque()
         self._bytes = 0  # of these
         self._come = 0  # bytes, in all
+        self._come_at_rest = 0  # of these, before the link rested for the last time
+        self._looked = 0.0  # when the last look was over
         self._rate = FIRST_PIECE_BYTES / PIECE_SECONDS  # bytes/s
 
     @property
@@ -142,14 +145,18 @@ class Lane:
             moved = True
         if moved:
             self._start()
+        self._looked = self._clock()
         return moved
 
     def _start(self) -> None:
         most = self.piece_bytes
+        if not self._under_way and self._clock() - self._looked > PIECE_SECONDS:
+            self._come_at_rest = self._come
         while self._waiting and self._bytes <= most:
             source = self._waiting.popleft()
             request, size, last = source.start(self._win, self._producer, most)
-            self._under_way.append(Piece(source, last, size, request, self._clock(), self._come))
+            rested = self._come == self._come_at_rest
+            self._under_way.append(Piece(source, last, size, request, self._clock(), self._come, rested))
             self._bytes += size
             if source.waiting:
                 self._waiting.append(source)
@@ -157,12 +164,16 @@ class Lane:
     def _measure(self, piece: Piece, most: int) -> None:
         """Learns the link's rate: what has come since a piece was asked for, in the time since then.
 
-        Slower pieces count less, because a rank outside MPI makes one slow as well; and faster ones no more
-        than that, because a link that has rested may carry its first bytes sooner than it can go on. Short
-        ones tell little: of the way there and back, or of long ones before them that were here already.
+        That time is longer than the way if this rank was away, so no rate is too high that is possible by
+        when it looked before. Slower pieces count less, because a producer that is away makes one slow as
+        well; and so do the first ones after a rest where they are faster, because a link that has rested may
+        carry some bytes sooner than it can go on. Short ones tell little: of the way there and back, or of
+        long ones before them that were here already.
         """
         if piece.num_bytes < max(most // 2, LEAST_PIECE_BYTES):
             return
-        rate = (self._come - piece.come) / max(self._clock() - piece.begin, 1e-9)
-        slower = self._rate + SLOWING_PART * (rate - self._rate)
-        self._rate = min(max(rate, slower), MOST_GROWTH * self._rate)
+        come = self._come - piece.come
+        least = come / max(self._clock() - piece.begin, 1e-9)
+        highest = come / max(self._looked - piece.begin, 1e-9)
+        rate = max(least, self._rate + SLOWING_PART * min(highest - self._rate, 0.0))
+        self._rate = min(rate, MOST_GROWTH * self._rate) if piece.rested else rate
