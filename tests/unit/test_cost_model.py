@@ -159,15 +159,18 @@ def test_better_machines_and_looser_bounds_are_never_slower(
 ) -> None:
     assume(sum(counts.values()) >= cluster.nodes)
     config = config_of(staleness_bound=bound)
+
+    def check(slow: float, fast: float) -> None:
+        assert fast >= (1 - 1e-12) * slow  # sums are rounded
+
     now = speed(config, counts, cluster)
-    least = (1 - 1e-12) * now  # sums are rounded
-    assert speed(config, counts, dataclasses.replace(cluster, cores=cluster.cores + 1)) >= least
-    assert speed(config, counts, dataclasses.replace(cluster, link_bytes=2 * cluster.link_bytes)) >= least
-    assert speed(config, counts, dataclasses.replace(cluster, latency_seconds=0.0)) >= least
-    assert speed(dataclasses.replace(config, staleness_bound=bound + 1), counts, cluster) >= least
+    check(now, speed(config, counts, dataclasses.replace(cluster, cores=cluster.cores + 1)))
+    check(now, speed(config, counts, dataclasses.replace(cluster, link_bytes=2 * cluster.link_bytes)))
+    check(now, speed(config, counts, dataclasses.replace(cluster, latency_seconds=0.0)))
+    check(now, speed(dataclasses.replace(config, staleness_bound=bound + 1), counts, cluster))
     whole_steps = speed(dataclasses.replace(config, apply="step"), counts, cluster)
-    assert speed(dataclasses.replace(config, mode="sync"), counts, cluster) <= whole_steps
-    assert speed(config, counts, cluster, new_rows=0.5) <= now
+    check(speed(dataclasses.replace(config, mode="sync"), counts, cluster), whole_steps)
+    check(speed(config, counts, cluster, new_rows=0.5), now)
 
 
 @settings(max_examples=50, deadline=None)

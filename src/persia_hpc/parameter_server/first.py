@@ -20,6 +20,9 @@ from .clock import Clock
 
 Push: TypeAlias = tuple[PendingPull, Sequence[Array]]  # with its gradients
 
+# A part of the gradients that come first is what a link carries meanwhile: the patch of one part travels
+# while the next part comes.
+PART_SECONDS = 0.008
 MOST_PARTS = 8  # of the gradients of a pull that come first
 WANTED_AHEAD = 2  # steps after the last that is applied, of which gradients are wanted
 BITS = (14, 22)  # at least and at most, of a hash of rows: what has these stays in the second cache

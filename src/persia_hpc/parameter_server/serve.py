@@ -27,7 +27,6 @@ from persia_hpc.protocol.commands import (
     StopSignal,
 )
 from persia_hpc.protocol.messages import (
-    PART_SECONDS,
     Kind,
     Lookup,
     LookupRows,
@@ -51,7 +50,7 @@ from persia_hpc.transport.records import Record, Spec
 from persia_hpc.transport.ring import RingReceiver, RingReceivers, RingSender
 
 from .engine import ParameterServer
-from .first import Portion
+from .first import PART_SECONDS, Portion
 
 
 @dataclass(frozen=True)
@@ -300,19 +299,21 @@ class ServerLoop:
     def _look_ahead(self) -> bool:
         """Answers a pull of a later step with the rows of now; only one: a push is more urgent."""
         begin = time.perf_counter()
-        if marked := self.engine.mark_next():
+        if moved := self.engine.mark_next():
             begin = self.phases.add("pull", begin)
-        part_bytes = min(rings.pushes.rate for rings in self.workers) * PART_SECONDS
-        for wish in self.engine.want_first(part_bytes) if self._remote else ():
-            send(self.workers[wish.pull.worker].patches, wish.message())
-            begin = self.phases.add("pull", begin)
-        begin = self._send_patches(self.engine.final_rows(), begin)
+        if self._remote:
+            wishes = self.engine.want_first(min(rings.pushes.rate for rings in self.workers) * PART_SECONDS)
+            for wish in wishes:
+                send(self.workers[wish.pull.worker].patches, wish.message())
+                begin = self.phases.add("pull", begin)
+            begin = self._send_patches(portions := self.engine.final_rows(), begin)
+            moved |= bool(wishes or portions)
         pulls = self.engine.early_pulls()[:1]
         for pull in pulls:
             message = Rows(pull.step, pull.trainer, 0)
             self._fill(pull.worker, message, pull.counts, partial(self.engine.answer_early, pull))
             self.phases.add("pull", begin, pull.step, trainer=pull.trainer)
-        return marked or bool(pulls)
+        return moved or bool(pulls)
 
     def _specs(self, counts: Array, wanted: Array | None = None) -> list[Spec]:
         """Returns dtype and shape of the rows of each dim group."""

@@ -234,11 +234,6 @@ class Push:
         return cls(record.step, record.trainer, arrays_of(record, cls.KIND, 1, MANY))
 
 
-# A part of the gradients that come first is what a link carries meanwhile: the patch of one part travels
-# while the next part comes.
-PART_SECONDS = 0.008
-
-
 @dataclass(frozen=True, eq=False)
 class WantFirst:
     """Tells a worker which gradients of a pull's rows a patch of the next step waits for (`fresh`).
