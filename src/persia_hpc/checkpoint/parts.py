@@ -26,6 +26,7 @@ COLUMNS = ("keys", "rows", "state", "stamps", "steps")  # one entry a row
 ONE_NUMBER = ("keys", "stamps", "steps")  # those of which an entry is no list
 DECIDES = ("ages", "counted", "sightings")  # one entry a bucket
 COLD = "cold"  # the group of a table that holds the masks, by the names of the files
+ROWS = "rows"  # attribute of a mask: how many of its bits are 1
 _KEYS_AT_ONCE = 1 << 20
 _BITS: Literal["little"] = "little"
 
@@ -74,6 +75,8 @@ class TablePart:
             expected = (-(-self.own_rows // 8),)
             if self._live.dtype != np.uint8 or self._live.shape != expected:
                 return f"its mask {self._live.name} has shape {self._live.shape}, expected uint8 {expected}"
+            if self.own_rows % 8 and self._live[-1] >> self.own_rows % 8:
+                return f"its mask {self._live.name} has bits behind that of the last row"
         for part in self.cold:
             if part.num_buckets != self.num_buckets or not np.array_equal(part.buckets, self.buckets):
                 return f"{part.file_name} has other buckets"
@@ -168,6 +171,19 @@ def packed(live: Array) -> Array:
     return np.packbits(live, bitorder=_BITS)
 
 
+def full_mask(count: int) -> Array:
+    """Returns the stored mask of so many rows that are all meant."""
+    mask = np.full(-(-count // 8), 255, np.uint8)
+    mask[-1:] >>= np.uint8(-count % 8)
+    return mask
+
+
+def write_mask(group: h5py.Group, name: str, mask: Array, num_rows: int) -> None:
+    """Notes in a table's group which `num_rows` rows of the file `name` are meant."""
+    stored = group.create_dataset(f"{COLD}/{name}", data=mask)
+    stored.attrs[ROWS] = num_rows
+
+
 def unpacked(mask: Array, begin: int, count: int) -> Array:
     """Returns so many bits of a stored mask from `begin` on, as bools."""
     bits: Array = np.unpackbits(mask.view(np.uint8), bitorder=_BITS)[begin : begin + count]
@@ -184,6 +200,8 @@ def masks_of(group: h5py.Group) -> dict[str, h5py.Dataset]:
         if masks is None or len(masks.attrs):  # in older files a group with attributes is a table
             return {}
         found = dict(masks.items())
+        if not any(is_cold(name) for name in found) and groups_of(masks):  # or tables are in it
+            return {}
         if not all(is_cold(name) and isinstance(mask, h5py.Dataset) for name, mask in found.items()):
             raise ValueError(f"got something else than masks of files in {COLD}")
         return found

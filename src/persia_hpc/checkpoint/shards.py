@@ -24,7 +24,7 @@ from . import files
 from .ahead import one_ahead
 from .cold import ColdFile, ColdTable
 from .names import cold_name
-from .parts import COLD, packed
+from .parts import full_mask, write_mask
 from .tables import make_group, table_attributes
 
 if TYPE_CHECKING:
@@ -100,8 +100,10 @@ class ShardWriter:
         Raises PersiaError if that can't be done.
         """
         try:
-            on_disk = [p for p in self._parts if p[1].has_disk and not p[3]]  # whose files others share
-            known, number = self._cold.take_over(self.path.parent, [table for _, table, _, _ in on_disk])
+            on_disk = any(self._is_shared(table, since) for _, table, _, since in self._parts)
+            # Those of all tables: the next full checkpoint takes over the files of the last that has any.
+            tables = [table for _, table, _, _ in self._parts if table.has_disk] if on_disk else []
+            known, number = self._cold.take_over(self.path.parent, tables)
             path = self.path.parent / cold_name(self._server_rank, number)
             path.unlink(missing_ok=True)
             new: dict[str, Array] = {}  # of tables with rows in that file: where those of each bucket begin
@@ -111,7 +113,7 @@ class ShardWriter:
                 for (layout, table, buckets, since), num_rows in zip(
                     self._parts, self._num_rows, strict=True
                 ):
-                    if cold is not None and table.has_disk and not since:
+                    if cold is not None and self._is_shared(table, since):
                         new[layout.name] = _write_cold_table(
                             file, (cold, number), layout, table, buckets, known
                         )
@@ -133,12 +135,17 @@ class ShardWriter:
             for _, table, _, _ in self._parts:
                 table.end_snapshot()
 
+    @staticmethod
+    def _is_shared(table: Table, since: int) -> bool:
+        """Returns whether the table's rows on disk go into files that other checkpoints have too."""
+        return table.has_disk and not since
+
     def _bytes(self, *, of_disk: bool) -> int:
         """Returns an estimate of the bytes of the file with rows that aren't on disk, or of the new one."""
         total = 0
         for (layout, table, buckets, since), num_rows in zip(self._parts, self._num_rows, strict=True):
             rows = table.rows_since(since) if since else num_rows
-            if table.has_disk and not since:
+            if self._is_shared(table, since):
                 cold = table.cold_rows
                 rows = cold - sum(table.copied_rows().values()) if of_disk else num_rows - cold
             elif of_disk:
@@ -273,11 +280,10 @@ def _write_cold_table(
     columns.end()
     _write_decides(columns.group, decided)
     offsets = new.end()
-    masks = dict(places.masks())
-    if offsets[-1]:
-        masks[cold_file.path.name] = packed(np.ones(int(offsets[-1]), bool))
-    for name, mask in masks.items():
-        columns.group[f"{COLD}/{name}"] = mask
+    for name, mask, num_rows in places.masks():
+        write_mask(columns.group, name, mask, num_rows)
+    if num_rows := int(offsets[-1]):
+        write_mask(columns.group, cold_file.path.name, full_mask(num_rows), num_rows)
     return offsets
 
 
