@@ -77,7 +77,7 @@ void MappedReads::leave_missing(std::vector<FileRead>& reads) {
         for (; end < reads.size(); ++end) {
             const std::uint64_t until = (end_of(reads[end]) - 1) / page;
             if (end > i && (reads[end].offset / page > last + kGap || until - first >= kMostPages)) break;
-            small = until - first < kMostPages;
+            small = small && until - first < kMostPages;
             last = std::max(last, until);
         }
         const bool known = small && end - i >= kLeastReads &&

@@ -214,6 +214,16 @@ def test_importing_configuration_and_command_line_is_quick_and_light() -> None:
     assert done.stdout == "[] True\n"
 
 
+@pytest.mark.parametrize(
+    "module", ["job.one_process", "job.local_stream", "cost_model.predict", "job.reader"]
+)
+def test_what_needs_no_mpi_does_not_start_it(module: str) -> None:
+    """MPI starts when it is imported, and takes a tenth of a second and a thread."""
+    code = f"import sys, persia_hpc.{module}; print('mpi4py.MPI' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
 def test_preprocessing_starts_without_torch(tmp_path: Path) -> None:
     code = "import sys; from persia_hpc.cli import main; main(sys.argv[1:]); print('torch' in sys.modules)"
     command = [sys.executable, "-c", code, "preprocess", "synthetic", "--rows", "100", "--out", str(tmp_path)]

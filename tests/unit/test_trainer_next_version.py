@@ -81,6 +81,14 @@ def test_room_is_used_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     assert world.next_try() == LONGEST_SECONDS
 
 
+def test_a_directory_may_be_gone_for_days(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch)
+    for _ in range(2000):  # more than a float's exponent
+        world.try_in_vain(OTHER)
+        world.seconds += LONGEST_SECONDS
+    assert world.version.is_due()
+
+
 def test_a_run_that_ends_tries_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(monkeypatch)
     world.try_in_vain(FULL)

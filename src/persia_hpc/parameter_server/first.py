@@ -8,15 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from persia_hpc._native import PendingPull
 from persia_hpc.arrays import Array
-from persia_hpc.protocol.messages import WantFirst
 
 from .clock import Clock
+
+if TYPE_CHECKING:
+    from persia_hpc.protocol.messages import WantFirst
 
 Push: TypeAlias = tuple[PendingPull, Sequence[Array]]  # with its gradients
 
@@ -78,6 +80,8 @@ class Wish:
 
     def message(self) -> WantFirst:
         """Returns what tells the worker."""
+        from persia_hpc.protocol.messages import WantFirst  # with MPI, which one process has no need of
+
         counts = np.array([len(part) for part in self.places], np.uint32)
         return WantFirst(self.pull.step, self.pull.trainer, np.concatenate(self.places), counts)
 

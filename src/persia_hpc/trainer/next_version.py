@@ -56,4 +56,5 @@ class NextVersion:
         """Notes that a version, or a first base, couldn't be written. problem: in the system's words."""
         self.failures += 1
         self._full = problem in FULL
-        self._due = time.monotonic() + min(self._longest, self._every * 2**self.failures)
+        doubled = self._every * 2.0 ** min(self.failures, 64)  # a float has no room for a thousand
+        self._due = time.monotonic() + min(self._longest, doubled)
