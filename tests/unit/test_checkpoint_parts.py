@@ -11,10 +11,13 @@ import h5py
 import numpy as np
 import pytest
 
+from persia_hpc.checkpoint import parts
 from persia_hpc.checkpoint.listing import describe
 from persia_hpc.checkpoint.merged import CheckpointReader
+from persia_hpc.checkpoint.names import is_cold
 from persia_hpc.checkpoint.parts import COLUMNS, full_mask, masks_of, packed
 from persia_hpc.checkpoint.rows import load_rows
+from persia_hpc.checkpoint.tables import open_shard
 from persia_hpc.checkpoint.verify import verify
 from persia_hpc.errors import DataError
 from tests.support.checkpoints import change_shard
@@ -148,3 +151,20 @@ def test_tables_with_names_of_masks_in_older_files_are_no_masks(tmp_path: Path) 
         file.create_group("a").attrs["dim"] = 4
         file.create_group("a/cold/x").attrs["dim"] = 4
         assert masks_of(file["a"]) == {}
+
+
+def test_a_server_opens_no_files_of_rows_that_are_not_its_own(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, opened = world.save(), []
+
+    def note(path: Path) -> h5py.File:
+        opened.append(path.name)
+        return open_shard(path)
+
+    monkeypatch.setattr(parts, "open_shard", note)
+    load_rows(path, world.server(1, 2))
+    assert opened == ["server-0000.h5", "server-0001.h5", "cold-0001-0001.h5"]
+    opened.clear()
+    load_rows(path, world.server(0, 1))
+    assert sorted(filter(is_cold, opened)) == [file.name for file in cold_files(path)]

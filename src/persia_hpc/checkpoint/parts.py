@@ -208,11 +208,18 @@ def masks_of(group: h5py.Group) -> dict[str, h5py.Dataset]:
 
 
 def open_parts(
-    directory: Path, manifest: Mapping[str, Any], name: str, files: ExitStack, *, content: bool = False
+    directory: Path,
+    manifest: Mapping[str, Any],
+    name: str,
+    files: ExitStack,
+    *,
+    owned: Mapping[str, range] | None = None,
+    content: bool = False,
 ) -> dict[str, TablePart]:
     """Opens a server's file, and those beside it that it takes rows from; returns its part of each table.
 
-    content: whether to compare the files' checksums first.
+    owned: of some tables, the buckets that will be read. A part that has none of them lacks its rows from
+    disk: else each server would have all servers' files open. content: whether to compare checksums first.
     Raises DataError for damage.
     """
     check_part(directory, manifest, name, content=content)
@@ -220,18 +227,27 @@ def open_parts(
     opened: dict[str, dict[str, h5py.Group]] = {}
     parts = {}
     for table, group in groups_of(shard).items():
+        part = parts[table] = TablePart(table, group)
         cold = []
         for file, live in masks_of(group).items():
             if file not in manifest["files"]:
                 raise DataError(f"{directory / name} takes rows from {file}, which isn't in the manifest")
+            if owned is not None and table in owned and not _overlap(part, owned[table]):
+                continue
             if file not in opened:
                 check_part(directory, manifest, file, content=content)
                 opened[file] = groups_of(files.enter_context(open_shard(directory / file)))
             if table not in opened[file]:
                 raise DataError(f"{directory / file} is damaged: it has no rows of table {table!r}")
             cold.append(TablePart(table, opened[file][table], live=live))
-        parts[table] = TablePart(table, group, cold)
+        if cold:
+            parts[table] = TablePart(table, group, cold)
     return parts
+
+
+def _overlap(part: TablePart, owned: range) -> bool:
+    begin, end = part.clip(owned.start, owned.stop)
+    return begin < end
 
 
 @contextlib.contextmanager
