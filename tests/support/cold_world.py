@@ -2,27 +2,47 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
+import pytest
 
 from persia_hpc._native import mix
-from persia_hpc.checkpoint import files
+from persia_hpc.checkpoint import files, shards
 from persia_hpc.checkpoint.merged import CheckpointReader
 from persia_hpc.checkpoint.names import DENSE, is_cold, shard_name, step_name
 from persia_hpc.checkpoint.rows import load_rows
 from persia_hpc.checkpoint.shards import ShardWriter
 from persia_hpc.checkpoint.tables import bucket_of
 from persia_hpc.config import load_config
+from persia_hpc.errors import PersiaError
 from persia_hpc.parameter_server.engine import ParameterServer
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from persia_hpc.table_layout import make_layout
 
 IDS, BUCKETS, DIM = 3000, 4, 16
 SCHEMA = DatasetSchema((FeatureSchema("a"), FeatureSchema("b")))
+APPENDS = 18  # calls of a full checkpoint, for each server: two tables' columns in two files
 Rows = dict[str, np.ndarray]
+
+
+class Appending:
+    """Appends as a writer does, but one call fails."""
+
+    def __init__(self, full_at: int) -> None:
+        self.full_at, self.calls, self._append = full_at, 0, shards._append
+
+    def __call__(self, *arguments: Any) -> None:
+        self.calls += 1
+        if self.calls - 1 == self.full_at:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._append(*arguments)
 
 
 class World:
@@ -82,7 +102,10 @@ class World:
             for name, pieces in found.items()
         }
 
-    def save(self, *, incremental: bool = False, crash: bool = False, meanwhile: int = 0) -> Path:
+    def save(
+        self, *, incremental: bool = False, crash: bool = False, meanwhile: int = 0, full_at: int = -1
+    ) -> Path:
+        """Writes a checkpoint. full_at: which of the calls that append finds the disk full."""
         base = self.base if incremental else None
         directory = files.begin_checkpoint(self.run, step := self.step)
         expected = self.rows()
@@ -90,8 +113,13 @@ class World:
             ShardWriter(server, directory / shard_name(p), base or 0) for p, server in enumerate(self.servers)
         ]
         self.train(meanwhile)
-        for writer in writers:
-            writer.write()
+        with mock.patch.object(shards, "_append", Appending(full_at)) as appending:
+            for writer in writers:
+                fails = appending.calls <= full_at < appending.calls + APPENDS
+                with pytest.raises(PersiaError, match="No space left") if fails else nullcontext():
+                    writer.write()
+                crash |= fails
+        assert crash or full_at < 0
         if crash:
             self.base = None
             return directory

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -14,19 +15,24 @@ from unittest import mock
 import h5py
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from persia_hpc.checkpoint import files
 from persia_hpc.checkpoint.cold import MOST_FILES, ColdFile, chosen
 from persia_hpc.checkpoint.listing import describe, list_run
 from persia_hpc.checkpoint.manifest import read_manifest
-from persia_hpc.checkpoint.names import DENSE
+from persia_hpc.checkpoint.names import DENSE, shard_name
 from persia_hpc.checkpoint.rows import load_initial_rows, load_rows
+from persia_hpc.checkpoint.shards import ShardWriter
 from persia_hpc.checkpoint.verify import verify
-from tests.support.cold_world import DIM, World, assert_rows, cold_files, no_link
+from persia_hpc.errors import PersiaError
+from tests.support.cold_world import APPENDS, DIM, World, assert_rows, cold_files, no_link
 
-EVENTS = (*["full"] * 3, "changes", "meanwhile", "crash", "no links", "removed", "emptied", "restart")
+EVENTS = (
+    *["full"] * 3,
+    *("changes", "meanwhile", "crash", "full disk", "no links", "removed", "emptied", "restart"),
+)
 
 
 @settings(max_examples=15, deadline=None)
@@ -37,8 +43,11 @@ EVENTS = (*["full"] * 3, "changes", "meanwhile", "crash", "no links", "removed",
         st.tuples(st.sampled_from(EVENTS), st.integers(0, 12), st.integers(1, 3)), min_size=2, max_size=8
     ),
 )
+@example(
+    seed=1, num_servers=2, turns=[("full", 3, 1), ("full disk", 5, 1), ("full disk", 9, 2), ("full", 1, 3)]
+)
 def test_any_history_of_checkpoints(seed: int, num_servers: int, turns: list[tuple[str, int, int]]) -> None:
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as patched:
+    with tempfile.TemporaryDirectory() as folder:
         world = World(Path(folder), num_servers, seed)
         world.train(6)
         for event, steps, number in turns:
@@ -62,6 +71,8 @@ def test_any_history_of_checkpoints(seed: int, num_servers: int, turns: list[tup
                 world.step, world.base = max(step, world.step), None  # the rows are again as they were
             elif event == "crash":
                 world.save(crash=True)
+            elif event == "full disk":
+                world.save(full_at=(steps + 13 * number) % (APPENDS * len(world.servers)))
             else:
                 with ExitStack() as now:
                     if event == "no links":
@@ -73,7 +84,6 @@ def test_any_history_of_checkpoints(seed: int, num_servers: int, turns: list[tup
             there = files.whole_checkpoints(world.run)
             if there:
                 world.check(read_manifest(there[steps % len(there)])["step"], number)
-        del patched
         for path in files.whole_checkpoints(world.run):
             assert not verify(path, lambda *_: "").problems
             world.check(read_manifest(path)["step"], 2)
@@ -158,6 +168,21 @@ def test_incremental_checkpoints_between_leave_rows_shared(world: World) -> None
     for path in (first, between, third):
         world.check(read_manifest(path)["step"], 3)
         assert not verify(path, lambda *_: "").problems
+
+
+@pytest.mark.parametrize("name", ["cold-0001-0001.h5", "server-0001.h5"])
+def test_what_can_not_be_written_is_named(name: str, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reserve(path: Path, _: int) -> None:
+        if path.name == name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files, "reserve_space", reserve)
+    directory = files.begin_checkpoint(world.run, world.step)
+    with pytest.raises(PersiaError, match=rf"checkpoint \S+/{name}: No space left on device; those before"):
+        ShardWriter(world.servers[1], directory / shard_name(1)).write()
+    monkeypatch.undo()
+    world.save()
+    world.check(world.step, 1)
 
 
 def test_another_run_begins_with_these_rows(world: World, tmp_path: Path) -> None:
