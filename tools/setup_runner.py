@@ -30,7 +30,8 @@ class Step:
     """One part of the set-up.
 
     `inputs` is all that the result depends on: the step runs again when it differs from what the stamp of
-    the last *successful* run says. `fix` tells the user what to do when it fails.
+    the last *successful* run says. `fix` tells the user what to do when it fails. A step that only `begins`
+    another has no stamp: whether there is anything to begin, that one's says.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Step:
     inputs: Mapping[str, str]
     action: Callable[[Commands], None]
     fix: str
+    begins: str = ""
 
 
 class Commands:
@@ -149,11 +151,12 @@ class Runner:
             print(f"FAILED after {time.monotonic() - started:.1f} s", flush=True)
             _report(step, error, log)
             raise SystemExit(1) from None
-        stamp = self._stamp(step)
-        stamp.parent.mkdir(parents=True, exist_ok=True)
-        aside = stamp.with_suffix(".new")
-        aside.write_text(json.dumps(inputs, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        aside.replace(stamp)
+        if not step.begins:
+            stamp = self._stamp(step)
+            stamp.parent.mkdir(parents=True, exist_ok=True)
+            aside = stamp.with_suffix(".new")
+            aside.write_text(json.dumps(inputs, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+            aside.replace(stamp)
         self._begun.unlink(missing_ok=True)
         self._ran += 1
         print(f"{time.monotonic() - started:6.1f} s", flush=True)
@@ -174,7 +177,7 @@ class Runner:
             )
 
     def _stamp(self, step: Step) -> Path:
-        return self.venv / ".stamps" / step.name
+        return self.venv / ".stamps" / (step.begins or step.name)
 
 
 def _read_stamp(path: Path) -> dict[str, str] | None:

@@ -265,18 +265,23 @@ class Setup:
         def action(commands: Commands) -> None:
             self.compiling = commands, self.at.start_pip(commands, *self.editable)
 
-        return Step("compiling", "C++ extension, beside what follows", self.extension_inputs(), action, "")
+        title = "C++ extension, beside what follows"
+        return Step("compiling", title, self.extension_inputs(), action, "", begins="extension")
 
     def step_extension(self) -> Step:
         def action(commands: Commands) -> None:
             begun, self.compiling = self.compiling, None
-            if begun is None:
-                self.at.pip(commands, *self.editable)
-                return
-            try:
-                begun[0].end(begun[1])
-            finally:
-                commands.log.write_bytes(begun[0].log.read_bytes())
+            if begun is not None:
+                try:
+                    begun[0].end(begun[1])
+                    return
+                except SetupError as error:  # perhaps because pip has replaced a package meanwhile
+                    more = f"{error}, beside pip's installations: once more, alone\n"
+                finally:
+                    commands.log.write_bytes(begun[0].log.read_bytes())
+                with commands.log.open("a", encoding="utf-8") as log:
+                    log.write(more)
+            self.at.pip(commands, *self.editable)
 
         return Step(
             "extension",

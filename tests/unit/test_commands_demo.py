@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 import persia_hpc as ph
 from persia_hpc.cli import main
+from persia_hpc.commands import demo, train
 from persia_hpc.commands.demo import configuration
 from persia_hpc.preprocess import adult
 
@@ -41,7 +43,7 @@ def test_a_configuration_that_is_there_is_used_as_it_is(
     monkeypatch.chdir(tmp_path)
     out = tmp_path / "a [1] 'b'"
     out.mkdir()
-    mine = configuration(out, horovod=True).replace("seed = 1", "seed = 77")
+    mine = configuration(out).replace("seed = 1", "seed = 77")
     (out / "adult.toml").write_text(mine)
     assert main(["demo", *SHORT, "--out", str(out)]) == 0
     assert (out / "adult.toml").read_text() == mine
@@ -49,17 +51,42 @@ def test_a_configuration_that_is_there_is_used_as_it_is(
 
 
 @pytest.mark.parametrize("name", ["data/adult", "a b/[c]", "quote\"'\\", "é"])
-@pytest.mark.parametrize("horovod", [True, False])
-def test_the_configuration_names_the_data_and_what_sums_gradients(
-    tmp_path: Path, name: str, horovod: bool
-) -> None:
+def test_the_configuration_names_the_data(tmp_path: Path, name: str) -> None:
     file = tmp_path / "adult.toml"
-    file.write_text(configuration(Path(name), horovod=horovod))
+    file.write_text(configuration(Path(name)))
     config = ph.load_config(file)
     found = [config.data.train, config.data.valid, config.data.test]
     assert found == [[f"{name}/train.h5"], [f"{name}/valid.h5"], [f"{name}/test.h5"]]
     assert config.ranks.trainers == 2
-    assert config.train.reducer == ("horovod" if horovod else "mpi")
+
+
+def test_what_sums_gradients_is_what_is_installed_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever was installed when the configuration was written, unless somebody has said it."""
+    monkeypatch.chdir(tmp_path)
+    reducers: list[str] = []
+
+    def note(options: argparse.Namespace) -> int:
+        changes = ph.config.parse_set(options.set)
+        reducers.append(ph.load_config(options.config, changes).train.reducer)
+        return 0
+
+    monkeypatch.setattr(train, "run", note)
+
+    def reducer(horovod: bool, *more: str) -> str:
+        monkeypatch.setattr(demo, "find_spec", lambda _: object() if horovod else None)
+        assert main(["demo", *more]) == 0
+        return reducers[-1]
+
+    assert [reducer(each) for each in (True, False, True)] == ["horovod", "mpi", "horovod"]
+    assert capsys.readouterr().out.count("adult.toml --set train.reducer=mpi\n") == 1
+    assert reducer(False, "--set", "train.reducer=horovod") == "horovod"  # which is then refused
+    assert reducer(False, "--one-process") == "horovod"  # which one trainer doesn't need
+    written = Path("data/adult/adult.toml").read_text()
+    for chosen in ("mpi", "nccl"):
+        Path("data/adult/adult.toml").write_text(f'{written}reducer = "{chosen}"\n')
+        assert reducer(horovod=True) == reducer(horovod=False) == chosen
 
 
 def test_the_data_of_a_wheel_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -199,7 +199,10 @@ def test_each_part_of_a_heterogeneous_job_has_the_other_options_of_sbatch(
     both = ["--qos=short", "--exclude=n17", "-C ib", "--gres=nvme:1", "--bell"]
     gpus = [
         "--gres=gpu:a100:4",
-        "--gres nvme:1,gpu:2",
+        "--gpus-per-task=1",
+        "--mem-per-gpu=20G",
+        "--cpus-per-gpu 4",
+        "--ntasks-per-gpu=1",
         "-G 4",
         "--gpu-bind=closest",
         "--tres-per-task=gres:gpu:1",

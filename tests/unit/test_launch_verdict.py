@@ -14,6 +14,26 @@ from persia_hpc.launch.deaths import Death
 from persia_hpc.launch.registry import RankRecord
 from persia_hpc.launch.verdict import Ending, verdict
 
+MPICH = b"""\
+===================================================================================
+=   BAD TERMINATION OF ONE OF YOUR APPLICATION PROCESSES
+=   PID 4711 RUNNING AT n17
+=   EXIT CODE: 9
+===================================================================================
+YOUR APPLICATION TERMINATED WITH THE EXIT STRING: Killed (signal 9)
+This typically refers to a problem with your application.
+Please see the FAQ page for debugging suggestions
+"""
+OPENMPI = b"""\
+--------------------------------------------------------------------------
+mpirun detected that one or more processes exited with non-zero status,
+thus causing the job to be terminated. The first process to do so was:
+
+  Process name: [[12345,1],0]
+  Exit code:    1
+--------------------------------------------------------------------------
+"""
+SPAWN = b"[mpiexec@n17] HYDU_create_process (lib/utils/launch.c:73): execvp error on file srun (No file)\n"
 RANK = RankRecord(3, 4711, "n17", "pid:[1]", 1, role="trainer", role_rank=0)
 
 
@@ -67,3 +87,18 @@ def test_a_launcher_that_starts_no_rank_has_the_last_word(tmp_path: Path) -> Non
         "srun ended with exit code 1: srun: error: Invalid MPI type 'pmix'",
     )
     assert "Invalid" not in verdict(ending(tmp_path, text))[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"", ""),
+        (OPENMPI, ""),
+        (MPICH, ""),
+        (SPAWN + MPICH, f": {SPAWN.decode().strip()}"),
+        (b"slurmstepd: error: no room\n" + OPENMPI, ": slurmstepd: error: no room"),
+    ],
+)
+def test_rules_and_advice_of_a_launcher_are_no_last_word(tmp_path: Path, text: bytes, words: str) -> None:
+    _, said = verdict(ending(tmp_path, text, ranks={}, launcher="mpirun"))
+    assert said == f"mpirun ended with exit code 1{words}; see {tmp_path}/logs/launcher.log"

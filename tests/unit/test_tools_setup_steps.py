@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,60 @@ import setup_steps
 @pytest.fixture
 def commands(tmp_path: Path) -> setup_runner.Commands:
     return setup_runner.Commands(tmp_path / "log", dict(os.environ), lock_fd=0)
+
+
+@pytest.fixture
+def compile_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., bool]:
+    """Runs both steps that compile, with a command in place of pip; says whether it ran beside others."""
+
+    def both(script: str, *, ended: bool = False) -> bool:
+        setup = setup_steps.Setup("embedded", "torch", "demo", "mpi")
+        monkeypatch.setattr(setup, "extension_inputs", lambda: {"sources": "1"})
+        monkeypatch.setattr(setup.at, "start_pip", lambda commands, *_: commands.start(["sh", "-c", script]))
+        (tmp_path / "build").mkdir(exist_ok=True)
+        runner = setup_runner.Runner(tmp_path / ".venv", tmp_path / "build", os.environ, lambda: None)
+        runner._lock_fd = 0
+        runner.run(setup.step_compiling())
+        beside = setup.compiling is not None
+        if ended and setup.compiling is not None:  # as when pip fails
+            setup_runner.end_group(setup.compiling[1])
+        else:
+            runner.run(setup.step_extension())
+        return beside
+
+    return both
+
+
+def test_a_failed_compilation_is_told_with_its_log_and_done_beside_pip_again(
+    compile_with: Callable[..., bool], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            compile_with("echo pool.cpp:3: no such type; exit 1")
+        said = capsys.readouterr().out
+        assert "C++ extension, beside what follows" in said
+        assert said.count("\npool.cpp:3: no such type\n") == 2
+        assert "beside pip's installations: once more, alone\n" in said
+        assert "set-up step 'extension' failed: `sh -c" in said
+    assert compile_with("true")
+    assert not compile_with("exit 1")  # nothing to do
+
+
+def test_what_failed_beside_pip_may_succeed_alone(compile_with: Callable[..., bool], tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    assert compile_with(f"test -e {first} && echo compiled || {{ touch {first}; echo no header; exit 1; }}")
+    lines = (tmp_path / "build" / "setup-venv-extension.log").read_text().splitlines()
+    assert [line for line in lines if line in ("no header", "compiled")] == ["no header", "compiled"]
+    assert any(
+        line.endswith("ended with exit code 1, beside pip's installations: once more, alone")
+        for line in lines
+    )
+    assert not compile_with("exit 1")
+
+
+def test_a_compilation_that_was_ended_is_done_beside_pip_again(compile_with: Callable[..., bool]) -> None:
+    assert compile_with("sleep 100", ended=True)
+    assert compile_with("true")
 
 
 def steps_of(purpose: str, reducer: str = "horovod") -> list[str]:

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
-from persia_hpc.config import toml_value
+from persia_hpc.config import load_config, parse_set, toml_value
 from persia_hpc.errors import UserError
 from persia_hpc.launch.environment import inside_mpi
 from persia_hpc.printable import printable
@@ -20,7 +20,8 @@ SUMMARY = "train on the bundled Adult data"
 DESCRIPTION = """\
 Prepares the bundled Adult data (Becker and Kohavi, UCI Machine Learning Repository, CC BY 4.0) below the
 current directory, writes a configuration beside them, and trains: under mpiexec, with a server, a worker
-and two trainers. It prints the two commands that it runs. A configuration that is there already is used."""
+and two trainers. It prints the two commands that it runs. A configuration that is there already is used.
+Where Horovod isn't installed, it adds --set train.reducer=mpi, which needs none."""
 EXAMPLES = """\
 examples:
   persia-hpc demo
@@ -61,20 +62,22 @@ def run(options: argparse.Namespace) -> int:
         return code
     config = out / "adult.toml"
     if not config.exists():
-        text = configuration(out, horovod=find_spec("horovod") is not None)
         try:
-            config.write_text(text, encoding="utf-8")
+            config.write_text(configuration(out), encoding="utf-8")
         except OSError as error:
             raise UserError(f"--out: {config} can't be written ({error.strerror})") from error
-    more = [word for change in options.set for word in ("--set", change)]
+    # Not written into the file, which stays when Horovod comes and goes.
+    given = options.one_process or "train.reducer" in parse_set(options.set)
+    lacking = not given and find_spec("horovod") is None and load_config(config).train.reducer == "horovod"
+    changes = [*options.set, *["train.reducer=mpi"] * lacking]
+    more = [word for change in changes for word in ("--set", change)]
     more += ["--run-dir", options.run_dir] if options.run_dir is not None else []
     return _call(train, "train", [str(config), *more, *["--one-process"] * options.one_process])
 
 
-def configuration(out: Path, *, horovod: bool) -> str:
+def configuration(out: Path) -> str:
     """Returns the bundled configuration for data in the directory `out`.
 
-    horovod: whether it is installed; otherwise the trainers sum their gradients without it.
     Raises UserError if the bundled data aren't there.
     """
     from persia_hpc.preprocess.adult import find_input
@@ -82,8 +85,6 @@ def configuration(out: Path, *, horovod: bool) -> str:
     text = (find_input() / "adult.toml").read_text(encoding="utf-8")
     for split in ("train", "valid", "test"):
         text = text.replace(f'["data/adult/{split}.h5"]', toml_value([f"{out}/{split}.h5"]))
-    if not horovod:
-        text += "reducer = \"mpi\"             # sums the trainers' gradients; Horovod isn't installed\n"
     return text
 
 

@@ -11,7 +11,9 @@ from persia_hpc.errors import UserError
 
 SLURM_ARRAY_SIZE = 1001  # MaxArraySize by default, one more than the largest index of an array
 _MOST_SEEDS = 1000
-_GPUS = re.compile(r"-G|--gpu|--(gres|tres)\S*[= ].*gpu")
+_GPUS = re.compile(r"-G|--gpu|--\w+-per-gpu\b|--tres-bind[= ].*\bgpu\b")
+_RESOURCES = re.compile(r"(--(?:gres|tres-per-\w+)[= ]\s*)(.*)")  # a list, some of them perhaps GPUs
+_GPU = re.compile(r"\b(gpu|mps|shard)\b")  # mps, shard: parts of one
 _OF_THE_WHOLE_JOB = re.compile(r"-L|--(licenses|mail-|bbf?\b)")  # would be asked for, or sent, twice
 
 
@@ -120,7 +122,15 @@ def check_options(config: Config, options: JobOptions) -> None:
 
 def without_gpus(extra: Iterable[str]) -> list[str]:
     """Returns the options of sbatch for nodes that needn't have GPUs."""
-    return [line for line in extra if not _GPUS.match(line)]
+    kept = []
+    for line in extra:
+        listed = _RESOURCES.fullmatch(line)
+        if listed:
+            others = [each for each in listed[2].split(",") if not _GPU.search(each)]
+            kept += [listed[1] + ",".join(others)] * bool(others)
+        elif not _GPUS.match(line):
+            kept.append(line)
+    return kept
 
 
 def not_twice(extra: Iterable[str]) -> list[str]:

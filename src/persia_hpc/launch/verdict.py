@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,8 @@ from .registry import RankRecord, read_failure, read_summary
 from .relay import Relay
 from .shared_memory import room_hint
 
+# Other lines of theirs are rules and advice: "Please see the FAQ page for debugging suggestions".
+_COMPLAINT = re.compile(r"^(?:srun: error:|slurmstepd: error:|\[(?:mpiexec@|proxy:)).*", re.MULTILINE)
 LOOK_SECONDS = 0.5  # between two looks at the launcher, at most
 
 
@@ -107,9 +110,9 @@ def _launchers_end(ending: Ending) -> str:
 
 
 def _own_words(ending: Ending) -> str:
-    """Returns the launcher's last line, if no rank has come to life: it says more than the exit code."""
-    lines = ending.err.launcher_text.decode(errors="replace").splitlines()
-    return f": {lines[-1].strip()}" if lines and not ending.ranks else ""
+    """Returns the launcher's last complaint, if no rank has come to life: it says more than the exit code."""
+    complaints = _COMPLAINT.findall(ending.err.launcher_text.decode(errors="replace"))
+    return f": {complaints[-1].strip()}" if complaints and not ending.ranks else ""
 
 
 def _name(number: int) -> str:
