@@ -252,6 +252,34 @@ def test_an_index_takes_at_most_12_bytes_a_row() -> None:
     assert (many.memory_bytes - few.memory_bytes) / more < 12
 
 
+@pytest.mark.parametrize(
+    ("dim", "counts", "alone", "copied"),
+    [(4, (80_000, 220_000), 12, 12), (1024, (1000, 13_000), 13, 14), (4096, (1000, 8000), 22, 26)],
+)
+def test_rows_that_checkpoints_share_take_a_little_more(
+    dim: int, counts: tuple[int, int], alone: float, copied: float
+) -> None:
+    """Wide rows of 4 to 16 KiB take more, as an extent has fewer of them."""
+    config = arguments("sgd", dim=dim, num_buckets=8, bucket_capacity=4096 // dim + 16, **DISK)
+    taken = []
+    for shares in (False, True):
+        table, sizes = make_table(**{**config, "disk_bytes": 1 << 28}), []
+        for count in range(1, counts[1] // 100 + 1):
+            pull_at(table, np.sort(mix(np.arange(100 * count - 100, 100 * count, dtype=np.uint64))), 1)
+            table.evict(1)
+            if 100 * count in counts:
+                if shares:
+                    table.begin_snapshot(True)
+                    table.copy_buckets(0, 8, 1)
+                    table.end_snapshot()
+                    assert table.copied_rows()[1] > 0.8 * table.cold_rows
+                sizes.append((table.cold_rows, table.memory_bytes))
+        (few, before), (many, after) = sizes
+        taken.append((after - before) / (many - few))
+    assert taken[0] < alone
+    assert taken[0] < taken[1] < copied
+
+
 def test_the_file_has_at_most_twice_its_rows() -> None:
     """Also after rows have come and gone many times."""
     table = make_table(**arguments("adagrad", num_buckets=2, bucket_capacity=400, dim=16, **DISK))

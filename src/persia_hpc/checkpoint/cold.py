@@ -103,6 +103,7 @@ class ColdTable:
         """Begins without rows. known: the files that were taken over."""
         self._first = first_bucket
         self._known = {f.number: (f, f.offsets[name]) for f in known if name in f.offsets}
+        self._num_rows = dict.fromkeys(self._known, 0)  # of the table in this checkpoint
         self._masks = {
             number: np.zeros(-(-int(offsets[-1]) // 8), np.uint8)
             for number, (_, offsets) in self._known.items()
@@ -115,14 +116,15 @@ class ColdTable:
         for number in np.unique(places["files"]).tolist():
             offsets = self._known[number][1]
             which = places["files"] == number
+            self._num_rows[number] += int(which.sum())
             low = int(offsets[begin]) // 8 * 8
             live = np.zeros(int(offsets[end]) - low, bool)
             live[offsets[buckets[which]] + places["numbers"][which] - low] = True
             bits = packed(live)
             self._masks[number][low // 8 : low // 8 + len(bits)] |= bits
 
-    def masks(self) -> Iterator[tuple[str, Array]]:
-        """Yields the names of the files taken over that hold rows of the table, with their masks."""
+    def masks(self) -> Iterator[tuple[str, Array, int]]:
+        """Yields the names of the files taken over that hold rows of the table, their masks and the rows."""
         for number, mask in self._masks.items():
-            if mask.any():
-                yield self._known[number][0].path.name, mask
+            if self._num_rows[number]:
+                yield self._known[number][0].path.name, mask, self._num_rows[number]

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import numpy as np
 
 from persia_hpc.errors import PersiaError, UserError
 
 from .files import best_name
 from .manifest import part_path, read_manifest
 from .names import MANIFEST, STEP_NAME, is_cold, step_of
-from .parts import COLD, masks_of
+from .parts import COLD, ROWS, masks_of
 from .tables import groups_of, open_shard
 
 
@@ -84,7 +83,7 @@ def _add_group(table: dict[str, Any], group: h5py.Group) -> None:
     table["buckets"] = int(attributes["num_buckets"])
     table["complete"] = bool(attributes["complete"]) and table.get("complete", True)
     counts = {
-        "rows": len(group["keys"]) + sum(int(np.unpackbits(m[:]).sum()) for m in masks_of(group).values()),
+        "rows": len(group["keys"]) + sum(int(mask.attrs[ROWS]) for mask in masks_of(group).values()),
         "removed": len(group["removed"]) if "removed" in group else 0,
         "bytes": _stored_bytes(group),
     }

@@ -26,6 +26,7 @@ COLUMNS = ("keys", "rows", "state", "stamps", "steps")  # one entry a row
 ONE_NUMBER = ("keys", "stamps", "steps")  # those of which an entry is no list
 DECIDES = ("ages", "counted", "sightings")  # one entry a bucket
 COLD = "cold"  # the group of a table that holds the masks, by the names of the files
+ROWS = "rows"  # attribute of a mask: how many of its bits are 1
 _KEYS_AT_ONCE = 1 << 20
 _BITS: Literal["little"] = "little"
 
@@ -74,6 +75,8 @@ class TablePart:
             expected = (-(-self.own_rows // 8),)
             if self._live.dtype != np.uint8 or self._live.shape != expected:
                 return f"its mask {self._live.name} has shape {self._live.shape}, expected uint8 {expected}"
+            if self.own_rows % 8 and self._live[-1] >> self.own_rows % 8:
+                return f"its mask {self._live.name} has bits behind that of the last row"
         for part in self.cold:
             if part.num_buckets != self.num_buckets or not np.array_equal(part.buckets, self.buckets):
                 return f"{part.file_name} has other buckets"
@@ -168,6 +171,19 @@ def packed(live: Array) -> Array:
     return np.packbits(live, bitorder=_BITS)
 
 
+def full_mask(count: int) -> Array:
+    """Returns the stored mask of so many rows that are all meant."""
+    mask = np.full(-(-count // 8), 255, np.uint8)
+    mask[-1:] >>= np.uint8(-count % 8)
+    return mask
+
+
+def write_mask(group: h5py.Group, name: str, mask: Array, num_rows: int) -> None:
+    """Notes in a table's group which `num_rows` rows of the file `name` are meant."""
+    stored = group.create_dataset(f"{COLD}/{name}", data=mask)
+    stored.attrs[ROWS] = num_rows
+
+
 def unpacked(mask: Array, begin: int, count: int) -> Array:
     """Returns so many bits of a stored mask from `begin` on, as bools."""
     bits: Array = np.unpackbits(mask.view(np.uint8), bitorder=_BITS)[begin : begin + count]
@@ -184,17 +200,26 @@ def masks_of(group: h5py.Group) -> dict[str, h5py.Dataset]:
         if masks is None or len(masks.attrs):  # in older files a group with attributes is a table
             return {}
         found = dict(masks.items())
+        if not any(is_cold(name) for name in found) and groups_of(masks):  # or tables are in it
+            return {}
         if not all(is_cold(name) and isinstance(mask, h5py.Dataset) for name, mask in found.items()):
             raise ValueError(f"got something else than masks of files in {COLD}")
         return found
 
 
 def open_parts(
-    directory: Path, manifest: Mapping[str, Any], name: str, files: ExitStack, *, content: bool = False
+    directory: Path,
+    manifest: Mapping[str, Any],
+    name: str,
+    files: ExitStack,
+    *,
+    owned: Mapping[str, range] | None = None,
+    content: bool = False,
 ) -> dict[str, TablePart]:
     """Opens a server's file, and those beside it that it takes rows from; returns its part of each table.
 
-    content: whether to compare the files' checksums first.
+    owned: of some tables, the buckets that will be read. A part that has none of them lacks its rows from
+    disk: else each server would have all servers' files open. content: whether to compare checksums first.
     Raises DataError for damage.
     """
     check_part(directory, manifest, name, content=content)
@@ -202,18 +227,27 @@ def open_parts(
     opened: dict[str, dict[str, h5py.Group]] = {}
     parts = {}
     for table, group in groups_of(shard).items():
+        part = parts[table] = TablePart(table, group)
         cold = []
         for file, live in masks_of(group).items():
             if file not in manifest["files"]:
                 raise DataError(f"{directory / name} takes rows from {file}, which isn't in the manifest")
+            if owned is not None and table in owned and not _overlap(part, owned[table]):
+                continue
             if file not in opened:
                 check_part(directory, manifest, file, content=content)
                 opened[file] = groups_of(files.enter_context(open_shard(directory / file)))
             if table not in opened[file]:
                 raise DataError(f"{directory / file} is damaged: it has no rows of table {table!r}")
             cold.append(TablePart(table, opened[file][table], live=live))
-        parts[table] = TablePart(table, group, cold)
+        if cold:
+            parts[table] = TablePart(table, group, cold)
     return parts
+
+
+def _overlap(part: TablePart, owned: range) -> bool:
+    begin, end = part.clip(owned.start, owned.stop)
+    return begin < end
 
 
 @contextlib.contextmanager

@@ -39,7 +39,8 @@ def load_rows(directory: Path, server: ParameterServer) -> None:
     damage.
     Raises UserError for tables that don't fit, naming what differs, DataError for damage.
     """
-    with _opened(directory, server) as (manifest, opened):
+    buckets = {t.name: owned for t, owned in zip(server.layout.tables, server.buckets, strict=True)}
+    with _opened(directory, server, buckets) as (manifest, opened):
         for layout, table, owned in zip(server.layout.tables, server.tables, server.buckets, strict=True):
             if table is not None:
                 _load_table(opened, layout, table, owned)
@@ -85,9 +86,12 @@ def _check_initial(directory: Path, layout: TableLayout, there: TableConfig) -> 
 
 
 @contextmanager
-def _opened(directory: Path, server: ParameterServer) -> Iterator[tuple[dict[str, Any], list[list[Parts]]]]:
+def _opened(
+    directory: Path, server: ParameterServer, owned: Mapping[str, range] | None = None
+) -> Iterator[tuple[dict[str, Any], list[list[Parts]]]]:
     """Opens the parts of a checkpoint, and of its base if it has one; yields them with the manifest.
 
+    owned: see `open_parts`.
     Meanwhile a thread compares this server's share of the files with the checksums in the manifests. What
     goes wrong with a damaged file, whatever it is, is told as damage of that file; out of memory is not.
     """
@@ -107,7 +111,8 @@ def _opened(directory: Path, server: ParameterServer) -> Iterator[tuple[dict[str
         ]
         try:
             opened: list[list[Parts]] = [
-                [open_parts(path, found, name, files) for name in found["shards"]] for path, found in sources
+                [open_parts(path, found, name, files, owned=owned) for name in found["shards"]]
+                for path, found in sources
             ]
             yield sources[0][1], opened
             for check in checks:

@@ -24,7 +24,7 @@ from . import files
 from .ahead import one_ahead
 from .cold import ColdFile, ColdTable
 from .names import cold_name
-from .parts import COLD, packed
+from .parts import full_mask, write_mask
 from .tables import make_group, table_attributes
 
 if TYPE_CHECKING:
@@ -100,45 +100,51 @@ class ShardWriter:
         Raises PersiaError if that can't be done.
         """
         try:
-            on_disk = [p for p in self._parts if p[1].has_disk and not p[3]]  # whose files others share
-            known, number = self._cold.take_over(self.path.parent, [table for _, table, _, _ in on_disk])
-            path = self.path.parent / cold_name(self._server_rank, number)
-            path.unlink(missing_ok=True)
-            new: dict[str, Array] = {}  # of tables with rows in that file: where those of each bucket begin
-            with ExitStack() as made:
-                file = made.enter_context(_NewFile(self.path, self._bytes(of_disk=False)))
-                cold = made.enter_context(_NewFile(path, self._bytes(of_disk=True))) if on_disk else None
-                for (layout, table, buckets, since), num_rows in zip(
-                    self._parts, self._num_rows, strict=True
-                ):
-                    if cold is not None and table.has_disk and not since:
-                        new[layout.name] = _write_cold_table(
-                            file, (cold, number), layout, table, buckets, known
-                        )
-                        cold.target.check()
-                    else:
-                        _write_table(file, layout, table, buckets, since, num_rows)
-                    file.target.check()
-            if any(offsets[-1] for offsets in new.values()):
-                known.append(ColdFile(number, path, files.finish_part(path), new))
-            else:
-                path.unlink(missing_ok=True)
-            files.finish_part(self.path, **self._counters)
-            if on_disk:
-                self._cold.written(known)
+            with _writing(self.path):
+                self._write()
             self.seconds = time.perf_counter() - self._began
-        except (OSError, RuntimeError) as error:  # h5py may say either for a full disk
-            raise self._failed(error) from error
         finally:
             for _, table, _, _ in self._parts:
                 table.end_snapshot()
+
+    def _write(self) -> None:
+        on_disk = any(self._is_shared(table, since) for _, table, _, since in self._parts)
+        # Those of all tables: the next full checkpoint takes over the files of the last that has any.
+        tables = [table for _, table, _, _ in self._parts if table.has_disk] if on_disk else []
+        known, number = self._cold.take_over(self.path.parent, tables)
+        path = self.path.parent / cold_name(self._server_rank, number)
+        path.unlink(missing_ok=True)
+        new: dict[str, Array] = {}  # of tables with rows in that file: where those of each bucket begin
+        with ExitStack() as made:
+            file = made.enter_context(_NewFile(self.path, self._bytes(of_disk=False)))
+            cold = made.enter_context(_NewFile(path, self._bytes(of_disk=True))) if on_disk else None
+            for (layout, table, buckets, since), num_rows in zip(self._parts, self._num_rows, strict=True):
+                if cold is not None and self._is_shared(table, since):
+                    new[layout.name] = _write_cold_table(file, (cold, number), layout, table, buckets, known)
+                    cold.check()
+                else:
+                    _write_table(file, layout, table, buckets, since, num_rows)
+                file.check()
+        if any(offsets[-1] for offsets in new.values()):
+            with _writing(path):
+                known.append(ColdFile(number, path, files.finish_part(path), new))
+        else:
+            path.unlink(missing_ok=True)
+        files.finish_part(self.path, **self._counters)
+        if on_disk:
+            self._cold.written(known)
+
+    @staticmethod
+    def _is_shared(table: Table, since: int) -> bool:
+        """Returns whether the table's rows on disk go into files that other checkpoints have too."""
+        return table.has_disk and not since
 
     def _bytes(self, *, of_disk: bool) -> int:
         """Returns an estimate of the bytes of the file with rows that aren't on disk, or of the new one."""
         total = 0
         for (layout, table, buckets, since), num_rows in zip(self._parts, self._num_rows, strict=True):
             rows = table.rows_since(since) if since else num_rows
-            if table.has_disk and not since:
+            if self._is_shared(table, since):
                 cold = table.cold_rows
                 rows = cold - sum(table.copied_rows().values()) if of_disk else num_rows - cold
             elif of_disk:
@@ -146,10 +152,15 @@ class ShardWriter:
             total += _file_bytes(layout, table, buckets, max(0, rows))
         return total
 
-    def _failed(self, error: Exception) -> PersiaError:
-        if not isinstance(error, OSError):
-            error = OSError(None, str(error))
-        return files.writing_failed(self.path, error)
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Lets what goes wrong while a file is written be an error that names the file."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # h5py may say either for a full disk
+        told = error if isinstance(error, OSError) else OSError(None, str(error))
+        raise files.writing_failed(path, told) from error
 
 
 def _file_bytes(layout: TableLayout, table: Table, buckets: range, num_rows: int) -> int:
@@ -168,18 +179,20 @@ class _NewFile:
     def __init__(self, path: Path, num_bytes: int):
         """Makes a file for so many bytes: a full disk is seen before hours of writing.
 
-        Raises OSError if it can't be made.
+        Raises PersiaError if it can't be made.
         """
         self.path = path
-        self._stack = ExitStack()
-        self.target = self._stack.enter_context(ErrorKeeper(path))
-        try:
+        with _writing(path), ExitStack() as stack:
+            self._target = stack.enter_context(ErrorKeeper(path))
             options = {"libver": ("v110", "v110"), "rdcc_nbytes": 4 * CHUNK_BYTES}
-            self.tables = self._stack.enter_context(h5py.File(self.target, "w", **options))
+            self.tables = stack.enter_context(h5py.File(self._target, "w", **options))
             files.reserve_space(path, num_bytes)
-        except BaseException:
-            self._stack.close()
-            raise
+            self._stack = stack.pop_all()
+
+    def check(self) -> None:
+        """Raises PersiaError if a write has failed."""
+        with _writing(self.path):
+            self._target.check()
 
     def __enter__(self) -> _NewFile:
         return self
@@ -187,8 +200,9 @@ class _NewFile:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._stack.close()
         if kind is None:
-            self.target.check()
-            os.truncate(self.path, self.path.stat().st_size)  # gives back what was reserved beyond
+            with _writing(self.path):
+                self._target.check()
+                os.truncate(self.path, self.path.stat().st_size)  # gives back what was reserved beyond
 
 
 class _Columns:
@@ -208,14 +222,15 @@ class _Columns:
         self.group = make_group(file.tables, layout.name)
         self.group.attrs.update(table_attributes(layout), complete=complete)
         self._name, self._buckets, self._num_rows, self._about = layout.name, buckets, num_rows, about
-        self._at = 0
+        self._at, self._path = 0, file.path
         self._counts: list[Array] = []
 
     def add(self, rows: dict[str, Array], counts: Array) -> None:
         """Adds the rows of the next buckets, with the number of rows in each."""
         _check_finite(self._name, rows)
         for name, array in rows.items():
-            _append(self.group, name, array, self._at, self._num_rows, self._about)
+            with _writing(self._path):
+                _append(self.group, name, array, self._at, self._num_rows, self._about)
         self._at += len(rows["keys"])
         self._counts.append(counts)
 
@@ -273,11 +288,10 @@ def _write_cold_table(
     columns.end()
     _write_decides(columns.group, decided)
     offsets = new.end()
-    masks = dict(places.masks())
-    if offsets[-1]:
-        masks[cold_file.path.name] = packed(np.ones(int(offsets[-1]), bool))
-    for name, mask in masks.items():
-        columns.group[f"{COLD}/{name}"] = mask
+    for name, mask, num_rows in places.masks():
+        write_mask(columns.group, name, mask, num_rows)
+    if num_rows := int(offsets[-1]):
+        write_mask(columns.group, cold_file.path.name, full_mask(num_rows), num_rows)
     return offsets
 
 

@@ -80,17 +80,17 @@ def open_shard(path: Path) -> h5py.File:
         raise unreadable(path, error) from error
 
 
-def groups_of(shard: h5py.File) -> dict[str, h5py.Group]:
-    """Returns the group of each table in a server's file.
+def groups_of(shard: h5py.Group) -> dict[str, h5py.Group]:
+    """Returns the group of each table in a server's file, or in a group of it.
 
     Raises DataError for what no run writes, such as a link to another file: it is not followed.
     """
     try:
         return dict(_groups(shard))
     except StorageError as error:
-        raise DataError(f"{shard.filename}: {error.problem}; use an older checkpoint") from error
+        raise DataError(f"{shard.file.filename}: {error.problem}; use an older checkpoint") from error
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, MemoryError) as error:
-        raise unreadable(shard.filename, error) from error
+        raise unreadable(shard.file.filename, error) from error
 
 
 def _groups(parent: h5py.Group) -> Iterator[tuple[str, h5py.Group]]:

@@ -23,7 +23,7 @@ from .listing import count_text
 from .manifest import base_of, check_part, examine_manifest, read_schema
 from .merged import CheckpointReader, key_ranges
 from .names import DENSE, MANIFEST, is_cold
-from .parts import COLD
+from .parts import COLD, ROWS, masks_of
 from .tables import groups_of, open_shard, table_attributes
 
 CheckDense = Callable[[Path, int], str]
@@ -206,9 +206,16 @@ class _Shards:
         for name in lengths.keys() - group.keys():
             yield f"{where}: no dataset {name}"
         part = Part(group, spec, buckets, offsets, self.base_step)
-        for name in group.keys() - {COLD}:  # masks are read with all the rows
+        for name in group.keys() - {COLD}:
             for problem in self._column(part, name, lengths.get(name, -1)):
                 yield f"{where}: {problem}"
+        for name, mask in masks_of(group).items():  # whether they fit their files is seen with all the rows
+            found, told = (
+                sum(int(np.unpackbits(bits).sum()) for _, bits in pieces(mask)),
+                mask.attrs.get(ROWS),
+            )
+            if found != told:
+                yield f"{where}: the mask of {name} has {count_text(found, 'row')}, but says {told}"
 
     def _column(self, part: Part, name: str, length: int) -> Iterator[str]:
         """Yields the problems of a column. length: its number of entries; -1 if any will do."""
