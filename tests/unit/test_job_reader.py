@@ -18,6 +18,7 @@ import persia_hpc as ph
 from persia_hpc.checkpoint.manifest import sealed
 from persia_hpc.samples.batch import SampleBatch
 from persia_hpc.samples.source import open_source
+from persia_hpc.serving.directory import ExportDirectory
 from persia_hpc.serving.names import MANIFEST
 from persia_hpc.serving.parts import PartFile
 from tests.support.tiny import SEQUENCES, VOCABULARY, tiny_config, write_sequences, write_tiny
@@ -346,6 +347,7 @@ def test_a_full_disk_is_said_and_no_change_is_lost(
             time.sleep(0.001)
 
     monkeypatch.setattr(PartFile, "close", close_if_there_is_room)
+    monkeypatch.setattr(ExportDirectory, "free_bytes", lambda _: 0 if full["now"] else 1 << 20)
     config = settings(tmp_path, data)
     summary = ph.train(config, callbacks=[Fill()], quiet=True)["export"]
     assert summary["failed"] > 0
