@@ -70,6 +70,7 @@ void Eviction::scan(std::uint32_t bucket, const KeyIndex& index) {
     into.candidates.reserve(with_room(count));
     into.candidates.assign(scratch_.begin(), end);
     std::sort(into.candidates.rbegin(), into.candidates.rend());
+    if (into.candidates.empty()) return;  // no row is there
     into.newest = into.candidates.front().stamp;
     newest_of_all_ = std::max(newest_of_all_, into.newest);
 }
@@ -78,6 +79,7 @@ KeyIndex::Entry Eviction::next(std::uint32_t bucket, const KeyIndex& index, std:
     Bucket& from = buckets_[bucket];
     while (true) {
         if (from.candidates.empty()) scan(bucket, index);
+        if (from.candidates.empty()) return {};
         const Candidate oldest = from.candidates.back();
         if (oldest.stamp > most) return {};  // all others are as new, or newer
         from.candidates.pop_back();
