@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -106,8 +105,7 @@ def test_a_command_that_nobody_waits_for_any_more_ends_with_its_children(
 ) -> None:
     child = tmp_path / "child"
     process = commands.start(["sh", "-c", f"sleep 100 & echo $! >{child}.new; mv {child}.new {child}; wait"])
-    while not child.exists():
-        time.sleep(0.01)
+    wait_for(child.exists, 5)
     setup_runner.end_group(process)
     setup_runner.end_group(process)  # it has ended by now
     assert process.returncode is not None
