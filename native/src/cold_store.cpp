@@ -79,7 +79,7 @@ std::uint32_t ColdStore::checksum(const std::byte* record, Place place) const {
         for (unsigned i = 0; i < 4; ++i) add(sums[i], read_at<std::uint64_t>(record + at + 8 * i));
     }
     for (unsigned i = 0; at < record_bytes_; at += 8) add(sums[i++], read_at<std::uint64_t>(record + at));
-    for (unsigned i = 1; i < 4; ++i) add(sums[0], mix(sums[i]));
+    for (unsigned i = 1; i < 4; ++i) sums[0] += sums[i] * (kFactor + 2 * i);
     return static_cast<std::uint32_t>(mix(sums[0]));
 }
 
@@ -194,8 +194,8 @@ bool ColdStore::may_have(std::uint32_t bucket, Key key) const {
 
 bool ColdStore::ask_for(Span<const Wanted> wanted) {
     reads_.clear();
-    each_match(wanted, [&](std::size_t, Place place) {
-        if (!is_open(static_cast<std::uint32_t>(place / extent_rows_))) {
+    each_match(wanted, [&](std::size_t i, Place place) {
+        if (place / extent_rows_ != buckets_[wanted[i].bucket].open) {
             reads_.push_back({offset_of(place), nullptr, record_bytes_});
         }
     });
@@ -221,10 +221,9 @@ const std::vector<ColdStore::Found>& ColdStore::find(Span<const Wanted> wanted) 
     find_room_.resize(candidates_.size() * record_bytes_);
     std::byte* room = find_room_.data();
     for (Candidate& each : candidates_) {
-        const auto extent = static_cast<std::uint32_t>(each.place / extent_rows_);
-        if (is_open(extent)) {
-            each.record =
-                buckets_[extents_[extent].bucket].room.data() + each.place % extent_rows_ * record_bytes_;
+        const Bucket& of = buckets_[wanted[each.wanted].bucket];
+        if (each.place / extent_rows_ == of.open) {
+            each.record = of.room.data() + each.place % extent_rows_ * record_bytes_;
             continue;
         }
         reads_.push_back({offset_of(each.place), room, record_bytes_});

@@ -72,8 +72,14 @@ class ColdStore {
     bool may_have(std::uint32_t bucket, Key key) const;
     // Asks the system to begin to read the rows of those keys that are here; whether the drive must.
     bool ask_for(Span<const Wanted> wanted);
-    // Asks for the memory that append() will need.
+    // Asks for the memory that a look for a key needs, and append() of it as the n-th from now of its bucket.
     void prefetch(std::uint32_t bucket, Key key) const { buckets_[bucket].index.prefetch(key); }
+    void prefetch_record(std::uint32_t bucket, std::size_t n) const {
+        const Bucket& of = buckets_[bucket];
+        if (of.open == kNone || extents_[of.open].used + n >= extent_rows_) return;
+        prefetch_cold(of.room.data() + (extents_[of.open].used + n) * record_bytes_, record_bytes_);
+    }
+    void prefetch_extent(Place place) const { prefetch_cold_line(&extents_[place / extent_rows_]); }
     void erase(std::uint32_t bucket, Key key, Place place);
     // Moves the rows of sparse extents, a bounded number of them. Throws DiskFull as append() does.
     void tidy();
