@@ -131,6 +131,26 @@ def test_a_filter_that_is_not_installed_is_named(path: Path) -> None:
     refuse(edited(path, edit), "/time: compressed with HDF5 filter 60001 .*isn't installed")
 
 
+def with_scale_offset(name: str, digits: int) -> Callable[[h5py.File], object]:
+    def edit(file: h5py.File) -> None:
+        array = file[name][:]
+        del file[name]
+        file.create_dataset(name, data=array, chunks=(CHUNK, *array.shape[1:]), scaleoffset=digits)
+
+    return edit
+
+
+@pytest.mark.parametrize(("name", "digits"), [("label", 3), ("dense", 2), ("weight", 0), ("time", 4)])
+def test_a_filter_that_changes_values_unseen_is_refused(path: Path, name: str, digits: int) -> None:
+    refuse(edited(path, with_scale_offset(name, digits)), f"/{name}: stored with HDF5's scale-offset filter")
+
+
+def test_integers_in_as_many_bits_as_they_need_are_read(path: Path) -> None:
+    whole = open_source([str(path)]).read(0, ROWS).time
+    packed = open_source([str(edited(path, with_scale_offset("time", 0)))]).read(0, ROWS).time
+    assert np.array_equal(packed, whole)
+
+
 def hide_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     """hdf5plugin is gone, and its filters with it."""
     monkeypatch.setattr(layout, "hdf5plugin", None)
