@@ -154,7 +154,8 @@ void ColdStore::adopt_some(std::uint32_t bucket, const Origin& origin, const std
     if (from.number != 0) {
         make_copies();
         copies_[number] = {from.number, origin.first};
-        for (std::uint32_t i = 0; i < count; ++i) note_copied(place_of(number, i), true);
+        std::fill_n(copied_.begin() + static_cast<std::ptrdiff_t>(number * words_per_extent()),
+                    words_per_extent(), ~std::uint64_t{0});
     }
     check_sparse(number);
 }
