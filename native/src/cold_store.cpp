@@ -205,13 +205,8 @@ bool ColdStore::ask_for(Span<const Wanted> wanted) {
     each_match(wanted, [&](std::size_t i, Place place) {
         if (place / extent_rows_ != buckets_[wanted[i].bucket].open) add_read(place, nullptr);
     });
-    bool asked = file_.ask_for(reads_);
-    for (SharedFile& each : shared_) {
-        if (each.reads.empty()) continue;
-        asked = each.file->ask_for(each.reads) || asked;
-        each.reads.clear();
-    }
-    return asked;
+    const bool asked = file_.ask_for(reads_);
+    return ask_for_shared() || asked;
 }
 
 // visit(number, place) for each row that may be that of a wanted key.
@@ -243,11 +238,7 @@ const std::vector<ColdStore::Found>& ColdStore::find(Span<const Wanted> wanted) 
         room += record_bytes_;
     }
     file_.read(reads_);
-    for (SharedFile& each : shared_) {
-        if (each.reads.empty()) continue;
-        each.file->read(each.reads);
-        each.reads.clear();
-    }
+    read_shared();
     for (const Candidate& each : candidates_) {
         const Row row = row_at(each.record, each.place);
         if (row.key == wanted[each.wanted].key) found_.push_back({wanted[each.wanted], row});
