@@ -11,6 +11,8 @@ constexpr std::size_t kCandidateShare = 20;  // of the rows: each row that goes 
 
 // Rows that one step used are spared while they are fewer than such a part of a bucket's rows.
 constexpr std::size_t kLeastOnce = 8, kLeastRoom = 16;
+// When there is no room for more: where those that are done with are such a part, no row is looked at.
+constexpr std::size_t kDoneShare = 4;
 constexpr std::size_t kAhead = 4;  // rows whose memory is asked for before they are looked at
 
 std::size_t candidates_of(std::size_t rows) {
@@ -98,7 +100,10 @@ KeyIndex::Entry Eviction::next(std::uint32_t bucket, const KeyIndex& index, std:
 void Eviction::came(std::uint32_t bucket, Key key, std::uint32_t step, const KeyIndex& index) {
     if (once_.empty()) return;
     Once& of = once_[bucket];
-    if (of.rows.size() == of.rows.capacity()) {
+    if (of.rows.size() == of.rows.capacity() && of.first * kDoneShare >= of.rows.size() && of.first != 0) {
+        of.rows.erase(of.rows.begin(), of.rows.begin() + static_cast<std::ptrdiff_t>(of.first));
+        of.first = 0;
+    } else if (of.rows.size() == of.rows.capacity()) {
         forget_used(of, bucket, index);
         const std::size_t size = of.rows.size(), room = of.rows.capacity();
         if (size * 4 < room)
@@ -113,6 +118,9 @@ void Eviction::forget_used(Once& of, std::uint32_t bucket, const KeyIndex& index
         const KeyIndex::Entry entry = index.find(bucket, row.key);
         return !entry || entry.stamp() != row.stamp;
     };
+    for (std::size_t i = of.first; i < of.rows.size(); ++i) {
+        prefetch_cold_line(index.home_line(bucket, of.rows[i].key));
+    }
     const auto begin = of.rows.begin() + static_cast<std::ptrdiff_t>(of.first);
     const auto end = std::remove_if(begin, of.rows.end(), used);
     of.rows.erase(end, of.rows.end());
@@ -134,6 +142,25 @@ KeyIndex::Entry Eviction::next_used(std::uint32_t bucket, const KeyIndex& index,
         if (once) return entry;
     }
     return next(bucket, index, most);
+}
+
+void Eviction::ask_for_lists(std::uint32_t bucket, std::size_t count) const {
+    if (!once_.empty() && once_[bucket].first < once_[bucket].rows.size()) {
+        prefetch_cold(&once_[bucket].rows[once_[bucket].first], (count + kAhead) * sizeof(Candidate));
+    }
+    const std::vector<Candidate>& list = buckets_[bucket].candidates;
+    if (!list.empty()) prefetch_cold_line(&list.back());
+}
+
+void Eviction::ask_for_named(std::uint32_t bucket, std::size_t count, const KeyIndex& index) const {
+    const auto ask = [&](const Candidate& row) { prefetch_cold_line(index.home_line(bucket, row.key)); };
+    if (!once_.empty()) {
+        const Once& of = once_[bucket];
+        const std::size_t end = std::min(of.rows.size(), of.first + count + kAhead);
+        for (std::size_t i = of.first; i < end; ++i) ask(of.rows[i]);
+    }
+    const std::vector<Candidate>& list = buckets_[bucket].candidates;
+    for (std::size_t i = 0; i < std::min(list.size(), kAhead); ++i) ask(list[list.size() - 1 - i]);
 }
 
 void Eviction::stays(std::uint32_t bucket, KeyIndex::Entry entry, std::uint32_t age) {

@@ -100,8 +100,8 @@ void ExtentFile::read(std::vector<Read>& reads) const {
             reads.end());
     }
     if (reads.empty()) return;
-    sort_by_place(reads);
     if (MappedReads* const copies = mapped()) copies->read(reads);
+    sort_by_place(reads);
     if (reads.size() >= kMinReadsForThreads && !has_no_ring_) {
         if (!ring_) ring_ = ReadRing::make(file_);
         has_no_ring_ = !ring_ || !ring_->usable();
@@ -127,8 +127,8 @@ void ExtentFile::read(std::vector<Read>& reads) const {
 
 bool ExtentFile::ask_for(std::vector<Read>& reads) const {
     if (reads.empty()) return false;
-    sort_by_place(reads);
     if (MappedReads* const copies = mapped()) copies->leave_missing(reads);
+    sort_by_place(reads);
     for (const Read& each : reads) ask_for(each.offset, each.bytes);
     return !reads.empty();
 }

@@ -1,52 +1,70 @@
 #include "persia/mapped_reads.h"
 
+#include <setjmp.h>
+#include <signal.h>
 #include <sys/mman.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "persia/prefetch.h"
 
 namespace persia {
 
-#if defined(__linux__) && defined(MFD_CLOEXEC)
+#ifdef __linux__
 
 namespace {
 
-constexpr std::size_t kMostAtOnce = 1024;  // IOV_MAX
-constexpr std::size_t kMostBytes = 4096;   // a longer read is worth a call of its own
-constexpr std::size_t kRoom = 512 << 10;
+constexpr std::size_t kMostBytes = 4096;  // a longer read is worth a call of its own
 constexpr std::uint64_t kLeastMapped = 1 << 20;
 // A question for pages takes 0.9 µs and 1.8 ns for each of them: reads that few others lie near are left.
 constexpr std::uint64_t kGap = 400, kMostPages = 4096;
 constexpr std::size_t kLeastReads = 4;
+constexpr std::size_t kAhead = 12;  // reads whose memory is asked for before they are copied
 
-std::uint64_t page_bytes() {
-    static const auto bytes = static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE));
-    return bytes;
+unsigned page_shift() {
+    static const auto shift =
+        static_cast<unsigned>(__builtin_ctzl(static_cast<unsigned long>(sysconf(_SC_PAGESIZE))));
+    return shift;
 }
 
-std::uint64_t end_of(const FileRead& read) { return read.offset + read.bytes; }
+std::uint64_t page_of(std::uint64_t offset) { return offset >> page_shift(); }
+std::uint64_t first_page(const FileRead& read) { return page_of(read.offset); }
+std::uint64_t last_page(const FileRead& read) { return page_of(read.offset + read.bytes - 1); }
+
+struct sigaction before_us;
+// Where a copy of this thread goes on that meets a page that can't be read. Of the initial model: a handler
+// may not allocate it.
+thread_local sigjmp_buf* escape __attribute__((tls_model("initial-exec"))) = nullptr;
+
+void on_bus_error(int signal, siginfo_t* info, void*) {
+    const bool fault = info->si_code > 0;
+    if (fault && escape != nullptr) siglongjmp(*escape, 1);
+    sigaction(signal, &before_us, nullptr);
+    if (!fault) raise(signal);  // a fault comes again by itself
+}
+
+bool catch_bus_errors() {
+    struct sigaction ours{};
+    ours.sa_sigaction = on_bus_error;
+    ours.sa_flags = SA_SIGINFO;
+    sigemptyset(&ours.sa_mask);
+    return sigaction(SIGBUS, &ours, &before_us) == 0;
+}
 
 }  // namespace
 
 std::unique_ptr<MappedReads> MappedReads::make(int file) {
-    const int room = memfd_create("persia-reads", MFD_CLOEXEC);
-    if (room < 0) return nullptr;
-    std::unique_ptr<MappedReads> made(new MappedReads(file, room));
-    if (ftruncate(room, kRoom) < 0 || !made->map(kLeastMapped)) return nullptr;
-    void* const at = mmap(nullptr, kRoom, PROT_READ, MAP_SHARED, room, 0);
-    if (at == MAP_FAILED) return nullptr;
-    made->room_at_ = static_cast<std::byte*>(at);
+    static const bool caught = catch_bus_errors();
+    std::unique_ptr<MappedReads> made(new MappedReads(file));
+    if (!caught || !made->map(kLeastMapped)) return nullptr;
     return made;
 }
 
 MappedReads::~MappedReads() {
     if (file_at_ != nullptr) munmap(file_at_, mapped_);
-    if (room_at_ != nullptr) munmap(room_at_, kRoom);
-    close(room_);
 }
 
 bool MappedReads::map(std::uint64_t bytes) {
@@ -62,72 +80,80 @@ bool MappedReads::map(std::uint64_t bytes) {
     return true;
 }
 
+std::size_t MappedReads::part(std::vector<FileRead>& reads, std::size_t begin, std::size_t end,
+                              std::uint64_t first, std::uint64_t last, std::size_t left) {
+    const bool known = last - first < kMostPages && end - begin >= kLeastReads &&
+                       mincore(file_at_ + (first << page_shift()), (last - first + 1) << page_shift(),
+                               resident_.data()) == 0;
+    for (std::size_t i = begin; i < end; ++i) {
+        const FileRead each = reads[i];
+        bool present = known && each.bytes <= kMostBytes;
+        for (std::uint64_t p = first_page(each); present && p <= last_page(each); ++p) {
+            present = (resident_[p - first] & 1) != 0;
+        }
+        if (present) {
+            present_.push_back(each);
+        } else {
+            reads[left++] = each;
+        }
+    }
+    return left;
+}
+
 void MappedReads::leave_missing(std::vector<FileRead>& reads) {
     present_.clear();
-    std::uint64_t most = 0;
-    for (const FileRead& each : reads) most = std::max(most, end_of(each));
-    if (reads.empty() || !map(most)) return;
-    const std::uint64_t page = page_bytes();
+    std::uint64_t first = UINT64_MAX, last = 0;
+    for (const FileRead& each : reads) {
+        first = std::min(first, first_page(each));
+        last = std::max(last, last_page(each));
+    }
+    if (reads.empty() || !map((last + 1) << page_shift())) return;
     resident_.resize(kMostPages);
     std::size_t left = 0;
+    if (last - first < std::min<std::uint64_t>(kMostPages, reads.size() * kGap)) {
+        left = part(reads, 0, reads.size(), first, last, left);
+        reads.resize(left);
+        return;
+    }
+    std::sort(reads.begin(), reads.end(),
+              [](const FileRead& a, const FileRead& b) { return a.offset < b.offset; });
     for (std::size_t i = 0, end = 0; i < reads.size(); i = end) {
-        const std::uint64_t first = reads[i].offset / page;
-        std::uint64_t last = first;
-        bool small = true;
+        first = last = first_page(reads[i]);
         for (; end < reads.size(); ++end) {
-            const std::uint64_t until = (end_of(reads[end]) - 1) / page;
-            if (end > i && (reads[end].offset / page > last + kGap || until - first >= kMostPages)) break;
-            small = small && until - first < kMostPages;
+            const std::uint64_t until = last_page(reads[end]);
+            if (end > i && (first_page(reads[end]) > last + kGap || until - first >= kMostPages)) break;
             last = std::max(last, until);
         }
-        const bool known = small && end - i >= kLeastReads &&
-                           mincore(file_at_ + first * page, (last - first + 1) * page, resident_.data()) == 0;
-        for (std::size_t k = i; k < end; ++k) {
-            const FileRead& each = reads[k];
-            bool present = known && each.bytes <= kMostBytes;
-            for (std::uint64_t p = each.offset / page; present && p <= (end_of(each) - 1) / page; ++p) {
-                present = (resident_[p - first] & 1) != 0;
-            }
-            if (present) {
-                present_.push_back(each);
-            } else {
-                reads[left++] = each;
-            }
-        }
+        left = part(reads, i, end, first, last, left);
     }
     reads.resize(left);
 }
 
-// Copies some of the present ones, from the first on; how many, none if that fails.
-std::size_t MappedReads::copy(std::size_t first) {
-    iovec from[kMostAtOnce];
-    std::size_t count = 0, bytes = 0;
-    for (; first + count < present_.size() && count < kMostAtOnce; ++count) {
-        const FileRead& each = present_[first + count];
-        if (bytes + each.bytes > kRoom) break;
-        from[count] = {file_at_ + each.offset, each.bytes};
-        prefetch_cold(file_at_ + each.offset, each.bytes);  // the kernel copies one after the other
-        bytes += each.bytes;
+std::size_t MappedReads::copy() const {
+    sigjmp_buf here;
+    volatile std::size_t done = 0;
+    if (sigsetjmp(here, 1) == 0) {
+        escape = &here;
+        std::atomic_signal_fence(std::memory_order_seq_cst);  // no copy is made before, and none later
+        for (std::size_t i = 0; i < present_.size(); ++i) {
+            if (i + kAhead < present_.size()) {
+                const FileRead& later = present_[i + kAhead];
+                prefetch_cold(file_at_ + later.offset, later.bytes);
+            }
+            std::memcpy(present_[i].to, file_at_ + present_[i].offset, present_[i].bytes);
+            done = i + 1;
+        }
     }
-    const ssize_t got = pwritev(room_, from, static_cast<int>(count), 0);
-    if (got < 0 || static_cast<std::size_t>(got) != bytes) return 0;
-    const std::byte* at = room_at_;
-    for (std::size_t i = first; i < first + count; at += present_[i++].bytes) {
-        std::memcpy(present_[i].to, at, present_[i].bytes);
-    }
-    return count;
+    std::atomic_signal_fence(std::memory_order_seq_cst);
+    escape = nullptr;
+    return done;
 }
 
 void MappedReads::read(std::vector<FileRead>& reads) {
     leave_missing(reads);
-    std::size_t done = 0;
-    while (done < present_.size()) {
-        const std::size_t copied = copy(done);
-        if (copied == 0) break;
-        done += copied;
-    }
+    if (present_.empty()) return;
     // What couldn't be copied is read by a call that can say why.
-    reads.insert(reads.end(), present_.begin() + static_cast<std::ptrdiff_t>(done), present_.end());
+    reads.insert(reads.end(), present_.begin() + static_cast<std::ptrdiff_t>(copy()), present_.end());
 }
 
 #else

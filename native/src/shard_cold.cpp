@@ -1,4 +1,4 @@
-// Shard's rows on disk, see cold_store.h.
+// Shard's rows on disk, see cold_store.h: imports, look-ups and snapshots.
 #include <algorithm>
 #include <functional>
 #include <stdexcept>
@@ -12,9 +12,6 @@
 namespace persia {
 namespace {
 
-constexpr std::size_t kAhead = 16;      // keys whose memory is asked for before they are looked at
-constexpr unsigned kAsksSpared = 7;     // pulls that don't ask after one whose rows the system had in memory
-constexpr std::size_t kMostGoing = 32;  // rows of a bucket that are chosen before they go
 // Rows are imported so many at a time, or such a share of what a bucket may have: before more come some go to
 // disk.
 constexpr std::size_t kLeastImported = 64, kImportedShare = 8;
@@ -59,118 +56,6 @@ void Shard::adopt(const SharedRows& from) {
     const std::uint64_t rows = cold_->adopt(from, bucket_of_, kMaxStep);
     counts_.imported += rows;
     counts_.to_disk += rows;
-}
-
-bool Shard::demote(std::uint32_t bucket, KeyIndex::Entry entry) {
-    const Snapshot::Kept row = row_at(entry);
-    try {
-        cold_->append(bucket, row.key, row.stamp, row.weights, row.state);
-    } catch (const DiskFull& error) {
-        note_full(error);
-        return false;
-    }
-    removed_at_ = epoch_ + 1;  // the slot may be another row's then
-    if (snapshot_.active()) keep_before_removal(bucket, entry);
-    if (changes_.noted()) {
-        keep_changed(entry.key(), entry.slot());
-        if (changes_.moved(entry.slot())) away_.insert(entry.key());
-    }
-    drop(bucket, entry);
-    ++counts_.to_disk;
-    return true;
-}
-
-void Shard::note_full(const DiskFull& error) {
-    if (disk_problem_.empty()) disk_problem_ = error.what();
-}
-
-// The rows of a bucket that go next, whose memory is asked for; whether there are any.
-bool Shard::choose_going(std::uint32_t home, std::uint32_t most) {
-    going_.clear();
-    const std::size_t over = index_.size(home) - config_.bucket_capacity;
-    while (going_.size() < std::min(over, kMostGoing)) {
-        const std::uint32_t age = eviction_.age(home);
-        const KeyIndex::Entry entry = eviction_.next_used(home, index_, most);
-        if (!entry) break;
-        prefetch_cold_lines(rows_.weights(entry.slot()), rows_.weight_lines());
-        prefetch_cold_lines(rows_.state(entry.slot()), rows_.state_lines());
-        cold_->prefetch(home, entry.key());
-        going_.push_back({entry.key(), age});
-    }
-    return !going_.empty();
-}
-
-void Shard::shrink(std::uint32_t step) {
-    const std::uint32_t most = eviction_.lfu() ? kMaxStep : step;
-    std::size_t left = 0;
-    bool full = false;  // once it was, it isn't asked again in this call
-    for (const std::uint32_t home : dirty_) {
-        while (index_.size(home) > config_.bucket_capacity && choose_going(home, most)) {
-            std::size_t done = 0;
-            for (; done < going_.size(); ++done) {
-                const KeyIndex::Entry entry = index_.find(home, going_[done].key);
-                if (!entry) continue;  // it was chosen twice
-                full = full || !demote(home, entry);
-                if (!full) continue;
-                if (!config_.full_disk_evicts) break;
-                remove(home, entry);
-                ++counts_.disk_full;
-            }
-            if (done == going_.size()) continue;
-            for (std::size_t i = going_.size(); i-- > done;) {
-                const KeyIndex::Entry entry = index_.find(home, going_[i].key);
-                if (entry) eviction_.stays(home, entry, going_[i].age);
-            }
-            break;
-        }
-        is_dirty_[home] = index_.size(home) > config_.bucket_capacity;
-        if (is_dirty_[home]) dirty_[left++] = home;
-    }
-    dirty_.resize(left);
-    try {
-        if (!full) cold_->tidy();
-    } catch (const DiskFull& error) {
-        note_full(error);
-    }
-}
-
-// Writes to wanted_ which keys have no row in memory.
-void Shard::want_missing(Keys keys) const {
-    wanted_.clear();
-    for (std::size_t i = 0; i < keys.size(); ++i) {
-        if (!owns(keys[i])) continue;
-        if (i + kAhead < keys.size() && owns(keys[i + kAhead])) {
-            prefetch_cold_line(index_.home_line(bucket(keys[i + kAhead]), keys[i + kAhead]));
-        }
-        const std::uint32_t home = bucket(keys[i]);
-        if (!index_.find(home, keys[i])) wanted_.push_back({home, static_cast<std::uint32_t>(i), keys[i]});
-    }
-}
-
-// Brings rows back as they went. Whoever calls uses each of them at once: until then eviction doesn't know
-// them.
-void Shard::fetch(Keys keys, std::uint32_t step) {
-    want_missing(keys);
-    for (const auto& [wanted, row] : cold_->find(wanted_)) {
-        const auto [home, at, key] = wanted;
-        index_.reserve_one(home, arena_);
-        const std::uint32_t slot = rows_.take(arena_);
-        std::copy_n(row.weights, update_.weight_bytes(), rows_.weights(slot));
-        std::copy_n(row.state, update_.state_bytes(), rows_.state(slot));
-        rows_.epoch(slot) = epoch_;
-        if (notes_uses_) note_used({&slot, 1}, kMaxStep);  // what used it before it went isn't known
-        if (snapshot_.active()) {
-            if (row.before_mark && !snapshot_.copied(home)) {
-                snapshot_.keep(home, key, row.stamp, slot, row.weights, row.state);
-            }
-            snapshot_.settle(slot);
-        }
-        if (away_.erase(key) != 0) changes_.changed(key, slot);
-        insert(home, key, slot, eviction_.returned(home, key, row.stamp));
-        eviction_.came(home, key, step, index_);
-        cold_->erase(home, key, row.place);
-        ++counts_.from_disk;
-    }
 }
 
 void Shard::import_in_pieces(const ImportedRows& from, bool anew) {
@@ -286,16 +171,6 @@ PushBatch Shard::recall(const PushBatch& batch, std::vector<std::uint32_t>& slot
         slots[i] = entry.slot();
     }
     return {batch.keys, slots, batch.gradients, epoch_};  // nothing is evicted, so each has its row
-}
-
-void Shard::ask_disk(Keys keys) const {
-    if (!cold_) return;
-    if (asks_spared_ != 0) {
-        --asks_spared_;
-        return;
-    }
-    want_missing(keys);
-    asks_spared_ = cold_->ask_for(wanted_) ? 0 : kAsksSpared;
 }
 
 void Shard::lookup_cold(Keys keys, Rows out) const {

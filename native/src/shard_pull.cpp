@@ -171,9 +171,10 @@ void Shard::walk_rest(const Keys keys, const Span<std::uint32_t> slots, const Sp
     }
 }
 
-template <class Touch, class Resolve, class Use, class UseRest>
+template <class Touch, class Resolve, class Use, class Bring, class UseRest>
 inline void Shard::walk(const Keys keys, const Span<std::uint32_t> slots, const Touch& touch,
-                        const Resolve& resolve, const Use& use, const UseRest& use_rest) const {
+                        const Resolve& resolve, const Use& use, const Bring& bring,
+                        const UseRest& use_rest) const {
     std::uint32_t rest[kPart + kEight];
     for (std::size_t begin = 0; begin < keys.size(); begin += kPart) {
         const std::size_t end = std::min(begin + kPart, keys.size());
@@ -189,12 +190,14 @@ inline void Shard::walk(const Keys keys, const Span<std::uint32_t> slots, const 
         if constexpr (kWideTouch<Touch>) {
             if (use_wide && keys.size() >= kFewestWide) {
                 const std::size_t num_rest = walk_homes_wide(part, part_slots, rest, touch, use_homes);
+                bring(part, {rest, num_rest});
                 walk_rest_wide(part, part_slots, {rest, num_rest}, touch, resolve, use_others);
                 continue;
             }
         }
 #endif
         const std::size_t num_rest = walk_homes(part, part_slots, rest, touch, use_homes);
+        bring(part, {rest, num_rest});
         walk_rest(part, part_slots, {rest, num_rest}, touch, resolve, use_others);
     }
 }
@@ -205,7 +208,6 @@ void Shard::pull(Keys keys, std::uint32_t step, Rows out, Span<std::uint32_t> sl
     const EncodeRows encode = encode_rows(update_.weights(), out.wire, config_.dim);
     std::byte* to = out.data;
     std::size_t counted = 0, place = 0;  // keys before `counted` have so many rows that are wanted
-    if (cold_) fetch(keys, step);
     if (snapshot_.active()) keep_before_change(keys);
     const auto pull_with = [&](const auto& touch) {
         walk(
@@ -223,6 +225,9 @@ void Shard::pull(Keys keys, std::uint32_t step, Rows out, Span<std::uint32_t> sl
                 }
                 encode(chosen, num_chosen, config_.dim, room_.data(), to);
                 to += num_chosen * row_bytes;
+            },
+            [&](Keys part, Span<const std::uint32_t> rest) {
+                if (cold_) fetch(part, rest, step);
             },
             [&](std::size_t i, const std::byte* row, bool fresh) {
                 if (fresh) start_row(keys[i], slots[i]);
@@ -263,6 +268,7 @@ void Shard::lookup(Keys keys, Rows out, Span<std::uint32_t> slots) const {
             [&](std::size_t begin, const std::byte* const* rows, std::size_t count) {
                 encode(rows, count, config_.dim, room_.data(), out.data + begin * row_bytes);
             },
+            [](Keys, Span<const std::uint32_t>) {},
             [&](std::size_t i, const std::byte* row, bool) {
                 if (row == nullptr && initial) {
                     first_.resize(update_.weight_bytes());

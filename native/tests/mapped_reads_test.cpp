@@ -1,6 +1,9 @@
 #include "persia/mapped_reads.h"
 
 #include <fcntl.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -131,11 +134,43 @@ void test_pages_that_go(const char* name) {
     close(file);
 }
 
+// A signal that isn't of a copy goes to whom it went before, be it of a page that isn't there or of somebody.
+void test_other_signals(const char* name) {
+    constexpr int kTold = 17;
+    for (const bool of_page : {true, false}) {
+        const pid_t child = fork();
+        CHECK(child >= 0);
+        if (child == 0) {
+            signal(SIGBUS, [](int) { _exit(kTold); });
+            const int file = open(name, O_RDWR | O_CLOEXEC);
+            const auto mapped = MappedReads::make(file);
+            if (!mapped) _exit(kTold);
+            put(file, bytes_of(1 << 12), 0, 1 << 12);
+            Asked asked(64, 1 << 11, 80, 1);
+            mapped->read(asked.reads);
+            CHECK(asked.reads.empty());
+            if (of_page) {
+                auto* const at =
+                    static_cast<volatile char*>(mmap(nullptr, 1 << 20, PROT_READ, MAP_SHARED, file, 0));
+                CHECK(at != MAP_FAILED);
+                (void)at[(1 << 20) - 1];
+            } else {
+                kill(getpid(), SIGBUS);
+            }
+            _exit(0);
+        }
+        int status = 0;
+        CHECK(waitpid(child, &status, 0) == child);
+        CHECK(WIFEXITED(status) && WEXITSTATUS(status) == kTold);
+    }
+}
+
 }  // namespace
 
 int main() {
     char name[] = "/tmp/mapped-reads-XXXXXX";
     close(mkstemp(name));
+    test_other_signals(name);  // while nobody has mapped a file
     test_reads(name);
     test_missing(name);
     test_pages_that_go(name);

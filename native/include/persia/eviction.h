@@ -79,6 +79,10 @@ class Eviction {
     // until they are an eighth of the bucket's. So rare rows, which are needed once and for long not again,
     // don't push out those that are used all the time ("segmented LRU").
     KeyIndex::Entry next_used(std::uint32_t bucket, const KeyIndex& index, std::uint32_t most);
+    // Asks for the memory that the next `count` calls of next_used() will need: first for the lists, later
+    // for what they name.
+    void ask_for_lists(std::uint32_t bucket, std::size_t count) const;
+    void ask_for_named(std::uint32_t bucket, std::size_t count, const KeyIndex& index) const;
     // The row that was given last for this bucket can't go: it is the next one again. age: before that.
     void stays(std::uint32_t bucket, KeyIndex::Entry entry, std::uint32_t age);
     std::uint32_t age(std::uint32_t bucket) const { return buckets_[bucket].age; }

@@ -58,6 +58,13 @@ class RowStore {
     std::uint32_t end_slot() const { return end_slot_; }  // all slots ever used are below
     std::uint32_t take(Arena& arena);                     // a free slot; the row's bytes are not set
     void give_back(std::uint32_t slot);
+    // Asks for the memory of the row that take() will give so many calls later.
+    void ask_for_free(std::size_t calls) const {
+        if (calls >= free_.size()) return;
+        const std::uint32_t slot = free_[free_.size() - 1 - calls];
+        prefetch_cold_lines(weights(slot), weight_lines());
+        prefetch_cold_lines(state(slot), state_lines());
+    }
 
     std::size_t weight_lines() const { return lines_of(weight_bytes_); }
     std::size_t state_lines() const { return lines_of(state_stride_); }

@@ -218,10 +218,11 @@ class Shard {
     //                                    returns it, or 0 if resolve() has to see to that entry
     //   slot resolve(key, bool& fresh)   for keys that aren't found so; kNoSlot if there is none
     //   use(begin, rows, count)          rows of so many keys; any row for those that aren't in their home
-    //   line use_rest(i, row, fresh)          then these, in order; null without a slot
-    template <class Touch, class Resolve, class Use, class UseRest>
+    //   line bring(keys, rest)           then these of a part of the keys may be brought into memory
+    //   use_rest(i, row, fresh)          then they are used, in order; null without a slot
+    template <class Touch, class Resolve, class Use, class Bring, class UseRest>
     void walk(Keys keys, Span<std::uint32_t> slots, const Touch& touch, const Resolve& resolve,
-              const Use& use, const UseRest& use_rest) const;
+              const Use& use, const Bring& bring, const UseRest& use_rest) const;
     // The two halves of a walk over a part of the keys: those in their home lines, and the others.
     template <class Touch, class Use>
     std::size_t walk_homes(Keys keys, Span<std::uint32_t> slots, std::uint32_t* rest, const Touch& touch,
@@ -267,13 +268,18 @@ class Shard {
     }
     void remove(std::uint32_t bucket, KeyIndex::Entry entry);
     void drop(std::uint32_t bucket, KeyIndex::Entry entry);  // its slot, but not the row
-    // What a disk tier adds, in shard_cold.cpp.
+    // What a disk tier adds, in shard_cold.cpp and shard_moves.cpp.
     bool demote(std::uint32_t bucket, KeyIndex::Entry entry);  // whether the disk took it
     void note_full(const DiskFull& error);
-    bool choose_going(std::uint32_t bucket, std::uint32_t most);
+    void choose_going(std::uint32_t bucket, std::uint32_t most);
+    bool send_going(bool& full);
     void shrink(std::uint32_t step);  // with lru rows that a later step has used stay
     void want_missing(Keys keys) const;
-    void fetch(Keys keys, std::uint32_t step);  // which uses them
+    void want_missing(Keys keys, Span<const std::uint32_t> rest) const;
+    // Brings rows back for `step`, which must use each of them at once; the second: of the keys `rest` alone.
+    void fetch(Keys keys, std::uint32_t step);
+    void fetch(Keys keys, Span<const std::uint32_t> rest, std::uint32_t step);
+    void fetch_wanted(std::uint32_t step);
     void sweep_cold(std::uint32_t bucket);
     void lookup_cold(Keys keys, Rows out) const;
     void copy_away();
@@ -351,7 +357,7 @@ class Shard {
     std::vector<Key> expired_keys_;
     struct Going {  // a row to disk, and its bucket's age before it was chosen
         Key key;
-        std::uint32_t age;
+        std::uint32_t bucket, age;
     };
     std::vector<Going> going_;
     mutable std::vector<ColdStore::Wanted> wanted_;  // from disk

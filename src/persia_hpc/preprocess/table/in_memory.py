@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from persia_hpc.errors import UserError, needs_package
+from persia_hpc.errors import PersiaError, UserError, needs_package
 from persia_hpc.patterns import names_of
 from persia_hpc.preprocess.frames import Frame
-from persia_hpc.samples.encoding import sealed
+from persia_hpc.samples.encoding import ENCODING_FILE, sealed, stated_digest, write_encoding
 from persia_hpc.samples.writer import DatasetWriter
 
 from .convert import Converter, Learned
 from .encoding import encoding_of
 from .schema import Dense, Ids, Label, TableSchema, Time, load_schema
 
+LOG = logging.getLogger("persia_hpc")
 ROWS = 65_536  # converted at a time
+# What pyarrow raises for values of several types, and for integers that one type has no room for.
+_OF_ARROW = (TypeError, ValueError, ArithmeticError, NotImplementedError, AttributeError)
 
 
 def write_dataset(
@@ -39,7 +43,7 @@ def write_dataset(
 
     Values become ids and numbers as with `persia-hpc preprocess table`: integers are their own ids, text is
     hashed, lists are multi-hot features. Rows keep their order. Replaces an older file, once the new one is
-    whole. Not collective.
+    whole. Beside it is encoding.json, which says what texts became. Not collective.
 
     frame: of polars, of pandas (which needs pyarrow), an Arrow table, or anything with Arrow's C stream.
     ids, labels, dense: names of columns, or a single one; features have these names. Without labels the file
@@ -55,13 +59,37 @@ def write_dataset(
     rows = _rows(frame, table.used_columns)
     whole = Frame(rows, Path("the frame"))
     converter = Converter(table, whole)
-    dataset = replace(converter.dataset, encoding=sealed(encoding_of(converter, Learned()))["digest"])
+    encoding = sealed(encoding_of(converter, Learned()))
+    dataset = replace(converter.dataset, encoding=encoding["digest"])
     binary = all(label.binary for label in table.labels.values())
     with DatasetWriter(path, dataset, check_binary_labels=binary) as writer:
         for begin in range(0, rows.height, ROWS):
             part = Frame(rows.slice(begin, ROWS), whole.path, first_row=begin)
             writer.write(converter.batch(part, Learned()))
+        _keep(Path(path).parent, encoding)  # before the file gets its name
     return rows.height
+
+
+def _keep(folder: Path, encoding: Mapping[str, Any]) -> None:
+    """Writes the encoding into the file's folder, from where a run takes it, unless another one is there.
+
+    Raises PersiaError if it can't be written.
+    """
+    file = folder / ENCODING_FILE
+    if file.exists():
+        if stated_digest(file) != encoding["digest"]:
+            LOG.warning(
+                "%s is of other data, and stays: a run that is trained on this file won't know what texts "
+                "became; write it into a folder of its own",
+                file,
+            )
+        return
+    try:
+        write_encoding(folder, encoding)
+    except OSError as error:
+        raise PersiaError(
+            f"{file}: can't write it: {error.strerror or error}; make room, or name another folder"
+        ) from error
 
 
 def _table(
@@ -70,6 +98,11 @@ def _table(
     ids, labels, dense = named
     if not ids:
         raise UserError('write_dataset: ids: got nothing, expected names of columns, such as ids=["user"]')
+    for name in (*ids, *labels, *dense, *(n for n in (weight, group, time) if n is not None)):
+        if not isinstance(name, str):
+            raise UserError(
+                f"write_dataset: got the column {name!r}, expected names that are text; rename the columns"
+            )
     twice = [name for part in named for name in part if part.count(name) > 1]
     if twice:
         raise UserError(f"write_dataset: got {twice[0]!r} twice, expected each column once")
@@ -100,6 +133,20 @@ def _loaded(path: Path, named: tuple[tuple[str, ...], ...]) -> TableSchema:
     return table
 
 
+def _of_pandas(frame: Any, name: str) -> pl.Series:
+    """Returns a column of a frame of pandas."""
+    try:
+        return pl.from_pandas(frame[[name]], include_index=False).to_series()
+    except ModuleNotFoundError as error:
+        raise needs_package("a frame of pandas", error.name or "pyarrow") from error
+    except (*_OF_ARROW, pl.exceptions.PolarsError) as error:
+        why = " ".join(str(error).split())
+        raise UserError(
+            f"write_dataset: the frame's column {name!r} can't be read ({why}); a column has values of one "
+            "type, and a name of its own"
+        ) from error
+
+
 def _rows(frame: Any, columns: tuple[str, ...]) -> pl.DataFrame:
     """Returns the columns of any kind of frame."""
     if isinstance(frame, pl.LazyFrame):
@@ -112,12 +159,7 @@ def _rows(frame: Any, columns: tuple[str, ...]) -> pl.DataFrame:
                     f"write_dataset: the frame has no column {name!r}; it has: {', '.join(map(str, names))}"
                 )
     if type(frame).__module__.partition(".")[0] == "pandas":
-        try:
-            return pl.from_pandas(frame[list(columns)], include_index=False)
-        except ModuleNotFoundError as error:
-            raise needs_package("a frame of pandas", error.name or "pyarrow") from error
-        except (TypeError, ValueError, pl.exceptions.PolarsError) as error:  # pyarrow's are ValueErrors
-            raise UserError(f"write_dataset: a column of the frame has mixed types ({error})") from error
+        return pl.DataFrame([_of_pandas(frame, name) for name in columns])
     try:
         return pl.DataFrame(frame).select(columns)
     except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
