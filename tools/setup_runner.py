@@ -125,7 +125,7 @@ class Runner:
         """Runs the step unless its stamp says that nothing changed; exits the process if it fails."""
         self._current += 1
         inputs = dict(step.inputs)
-        done = _read_stamp(self._stamp(step))
+        done = read_stamp(self._stamp(step))
         if done == inputs:
             return
         why = ""
@@ -180,7 +180,7 @@ class Runner:
         return self.venv / ".stamps" / (step.begins or step.name)
 
 
-def _read_stamp(path: Path) -> dict[str, str] | None:
+def read_stamp(path: Path) -> dict[str, str] | None:
     try:
         stamp = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -23,10 +23,12 @@ from setup_environment import (
     name_of,
     version_of,
 )
-from setup_runner import Commands, Runner, SetupError, Step, end_group
+from setup_runner import Commands, Runner, SetupError, Step, end_group, read_stamp
 
 PYTHON_NAME = f"python{sys.version_info.major}.{sys.version_info.minor}"
 DEFAULT_TORCH = "torch==2.13.0"
+# What an NVIDIA driver brings; the second also under WSL.
+DRIVERS = (Path("/proc/driver/nvidia"), Path("/dev/dxg"))
 NETWORK = "if a download failed: check the network or the proxy, then run `make` again (it goes on from here)"
 
 
@@ -68,7 +70,17 @@ class Setup:
         self.torch = torch
         self.purpose = purpose
         self.reducer = reducer
+        self.cuda = self._cuda()
         self.compiling: tuple[Commands, subprocess.Popen[bytes]] | None = None
+
+    def _cuda(self) -> str:
+        """Whether to build the CUDA module: for a demo only where it can run, as nvcc takes longer than pip.
+
+        What has been built for another purpose stays.
+        """
+        built = read_stamp(self.at.stamps / "extension") or {}
+        needed = self.purpose != "demo" or built.get("CUDA module") == "auto"
+        return "auto" if needed or any(path.exists() for path in DRIVERS) else "off"
 
     def steps(self) -> list[Callable[[], Step]]:
         """The steps in order."""
@@ -248,13 +260,16 @@ class Setup:
         """What pip is told of this package."""
         # A build folder per environment: CMake would remember the other one's Python.
         build_dir = f"--config-settings=build-dir={self.at.build_dir}"
-        return ["--no-build-isolation", "--no-deps", "--editable", ".", build_dir]
+        # Said always, as CMake remembers this too. CMAKE_ARGS has the last word.
+        cuda = f"--config-settings=cmake.define.PERSIA_HPC_CUDA={self.cuda}"
+        return ["--no-build-isolation", "--no-deps", "--editable", ".", build_dir, cuda]
 
     def extension_inputs(self) -> dict[str, str]:
         return {
             "sources": hash_sources(),
             "compiler": version_of(compiler()),
             "nvcc": version_of(nvcc) if (nvcc := shutil.which("nvcc")) else "none",
+            "CUDA module": self.cuda,
             "build tools": ", ".join(self.at.installed(n) for n in ("pybind11", "scikit_build_core")),
             "environment": os.environ.get("CXXFLAGS", "") + os.environ.get("CMAKE_ARGS", ""),
         }

@@ -158,6 +158,10 @@ void bind_table(py::module_& m) {
     read(
         "row_bytes", [](Table& t) { return t.row_bytes(); },
         "Bytes of a row's weights and optimizer state (with Adam's count of updates), with padding.");
+    read("has_steps", [](Table& t) { return t.has_steps(); }, "Whether rows count their updates.");
+    read(
+        "record_bytes", [](Table& t) { return t.record_bytes(); },
+        "Bytes of a record that `copy_buckets` gives and `adopt_rows` takes; 0 if there are none.");
     read(
         "num_rows", [](Table& t) { return t.num_rows(); },
         "Rows now: created_rows + imported_rows - evicted_rows.");

@@ -29,6 +29,12 @@ py::array_t<T> to_array(std::vector<T> values, std::vector<py::ssize_t> shape) {
     return py::array_t<T>(std::move(shape), kept->data(), owner);
 }
 
+py::array_t<std::uint8_t> to_bytes(std::vector<std::byte> values, std::vector<py::ssize_t> shape) {
+    auto* kept = new std::vector<std::byte>(std::move(values));
+    const py::capsule owner(kept, [](void* p) { delete static_cast<std::vector<std::byte>*>(p); });
+    return py::array_t<std::uint8_t>(std::move(shape), reinterpret_cast<std::uint8_t*>(kept->data()), owner);
+}
+
 py::dict to_dict(const LockedTable& self, persia::ExportedRows exported) {
     const auto n = static_cast<py::ssize_t>(exported.keys.size());
     py::dict rows;
@@ -83,6 +89,7 @@ py::tuple snapshot(LockedTable& self, std::uint32_t first, std::uint32_t end, st
     std::vector<std::uint32_t> files, numbers;
     std::vector<std::uint32_t> ages, counted;
     std::vector<std::uint8_t> sightings;
+    std::vector<std::byte> records;
     {
         const py::gil_scoped_release nogil;
         for (std::uint32_t bucket = first; bucket < end; ++bucket) {
@@ -95,11 +102,12 @@ py::tuple snapshot(LockedTable& self, std::uint32_t first, std::uint32_t end, st
             }
             append(rows, part);
             append(new_rows, copied.rows);
+            append(records, copied.records);
             append(files, copied.files);
             append(numbers, copied.numbers);
             append(sightings, state.sightings);
             counts.push_back(part.keys.size());
-            new_counts.push_back(copied.rows.keys.size());
+            new_counts.push_back(copied.count);
             known_counts.push_back(copied.files.size());
             ages.push_back(state.age);
             counted.push_back(state.counted);
@@ -119,8 +127,14 @@ py::tuple snapshot(LockedTable& self, std::uint32_t first, std::uint32_t end, st
     places["known"] = to_array(std::move(known_counts), {b});
     places["files"] = to_array(std::move(files), {known});
     places["numbers"] = to_array(std::move(numbers), {known});
-    return py::make_tuple(to_dict(self, std::move(rows)), decides, to_dict(self, std::move(new_rows)),
-                          places);
+    py::dict found;
+    if (const auto record = static_cast<py::ssize_t>(self.table.record_bytes()); record != 0) {
+        const auto n = static_cast<py::ssize_t>(records.size()) / record;
+        found["records"] = to_bytes(std::move(records), {n, record});
+    } else {
+        found = to_dict(self, std::move(new_rows));
+    }
+    return py::make_tuple(to_dict(self, std::move(rows)), decides, found, places);
 }
 
 py::tuple snapshot_buckets(LockedTable& self, std::uint32_t first, std::uint32_t end, std::int64_t since) {
@@ -168,10 +182,7 @@ py::tuple take_changes(LockedTable& self, std::size_t enough) {
     }
     const auto n = static_cast<py::ssize_t>(changed.keys.size());
     const auto row_bytes = static_cast<py::ssize_t>(changed.row_bytes);
-    auto* const kept = new std::vector<std::byte>(std::move(changed.rows));
-    const py::capsule owner(kept, [](void* p) { delete static_cast<std::vector<std::byte>*>(p); });
-    const py::array_t<std::uint8_t> data({n, row_bytes}, reinterpret_cast<std::uint8_t*>(kept->data()),
-                                         owner);
+    const auto data = to_bytes(std::move(changed.rows), {n, row_bytes});
     const auto gone = static_cast<py::ssize_t>(changed.removed.size());
     return py::make_tuple(to_array(std::move(changed.keys), {n}), data,
                           to_array(std::move(changed.removed), {gone}));
@@ -216,6 +227,20 @@ void import_rows(LockedTable& self, const py::dict& rows) {
     self.run([&](Table& table) { table.import_rows(imported); });
 }
 
+bool adopt_rows(LockedTable& self, const std::string& path, std::uint32_t number, const py::object& chunks,
+                std::uint64_t chunk_rows, std::uint32_t first_bucket, const py::object& offsets,
+                const py::object& live) {
+    const persia::SharedRows rows{
+        path,
+        number,
+        span_of<const std::uint64_t>(check_array(chunks, "chunks", {kUint64}, {any('c')})),
+        chunk_rows,
+        first_bucket,
+        span_of<const std::uint64_t>(check_array(offsets, "offsets", {kUint64}, {any('b')})),
+        span_of<const std::uint8_t>(check_array(live, "live", {kUint8}, {any('m')}))};
+    return self.run([&](Table& table) { return table.adopt_rows(rows); });
+}
+
 constexpr const char* kExportBucket =
     R"(Copies all n rows of a bucket, sorted by key: all that a checkpoint needs.
 
@@ -229,6 +254,18 @@ Takes what `export_bucket` gives, rows in any order; without `state` and `steps`
 that of new rows. `evict` may then be due.
 Raises: ValueError for missing or unknown arrays, wrong widths and keys of other buckets, before anything
 changes.)";
+
+constexpr const char* kAdoptRows =
+    R"(Takes those rows of a file that are of the buckets here, where they are; returns whether it has.
+
+The file holds records as `copy_buckets` gives them, and stays open while rows of it are on disk. No row may
+be here whose key is there too. False, and nothing is changed, if the disk tier has no room, or the table's
+rows aren't stored as such records.
+number: by which `copy_buckets` knows the file, 0 if it needn't. chunks: uint64 [c], where in the file each
+`chunk_rows` records lie. offsets: uint64 [b + 1], the first record of each bucket from `first_bucket` on, and
+the end. live: a bit a record, the lowest first: whether it is meant.
+Raises: ValueError for what can't be such records, DiskError if they can't be read; the table is of no use
+then.)";
 
 constexpr const char* kBeginSnapshot =
     R"(Marks this moment: `snapshot_buckets` then copies its rows, bucket by bucket.
@@ -251,7 +288,8 @@ constexpr const char* kCopyBuckets =
     R"(As `snapshot_buckets`, but gives rows on disk for files that full snapshots share: each row once.
 
 into: number, not 0, of the file that this snapshot adds; each needs one of its own.
-Returns two more: those rows on disk that no file has yet and `into` must have, in this order; and places:
+Returns two more: those rows on disk that no file has yet and `into` must have, in this order, as the tier's
+`records` (uint8 [n, record_bytes]; see docs/checkpoints.md) unless `record_bytes` is 0; and places:
 `counts` uint64 [b] of these rows, `known` uint64 [b] of rows that files have, `files` and `numbers` uint32
 [m] of the latter: a row's number is among those of its bucket in its file. Rows of extents that aren't full
 are among the rows in memory.)";
@@ -284,6 +322,8 @@ rows: their format, as `ServedTable` takes it.)";
 void bind_table_rows(TableClass& table) {
     table.def("export_bucket", &export_bucket, py::arg("bucket"), kExportBucket)
         .def("import_rows", &import_rows, py::arg("rows"), kImportRows)
+        .def("adopt_rows", &adopt_rows, py::arg("path"), py::arg("number"), py::arg("chunks"),
+             py::arg("chunk_rows"), py::arg("first_bucket"), py::arg("offsets"), py::arg("live"), kAdoptRows)
         .def(
             "begin_snapshot",
             [](LockedTable& self, bool full) { self.run([&](Table& t) { t.begin_snapshot(full); }); },

@@ -2,35 +2,16 @@
 
 #include <cstring>
 
-#ifdef __GLIBC__
-#include <malloc.h>
-#endif
-
 namespace persia {
 namespace {
 
-// A record: key, stamp, checksum, weights, state; all of it in words of 8 bytes.
-constexpr std::size_t kStampAt = 8, kChecksumAt = 12, kHeader = 16;
 constexpr std::size_t kExtentBytes = 64 << 10, kPage = 4096;
 constexpr std::size_t kLeastExtentRows = 4, kUsualExtentRows = 16;
 constexpr std::uint32_t kShareOfBucket = 16;  // open extents take so small a part of what rows take in memory
-// The rows moved in a step are at most those of so many extents, and so many for each that was appended: one
-// keeps gaps from outgrowing the rows, others close those that a snapshot has left.
-constexpr std::size_t kMovedExtents = 32, kMovedShare = 2;
-constexpr std::uint32_t kLeastLive = 3;  // an extent is sparse when less than such a part of its rows is left
-constexpr std::size_t kLeastHoles = 1 << 20;
-constexpr std::size_t kAhead = 8;     // keys whose memory is asked for before they are looked at
-constexpr double kIndexBytes = 10.2;  // of a row at most, see cold_index.cpp
+constexpr std::size_t kAhead = 8;             // keys whose memory is asked for before they are looked at
+constexpr double kIndexBytes = 10.2;          // of a row at most, see cold_index.cpp
 
 std::size_t aligned(std::size_t bytes, std::size_t to) { return (bytes + to - 1) / to * to; }
-std::size_t state_at(std::size_t weight_bytes) { return kHeader + aligned(weight_bytes, 4); }
-
-template <class T>
-T read_at(const std::byte* from) {
-    T value;
-    std::memcpy(&value, from, sizeof value);
-    return value;
-}
 
 }  // namespace
 
@@ -52,28 +33,31 @@ std::uint64_t ColdStore::memory_bytes(std::uint64_t capacity_bytes, std::uint32_
     const double extents = static_cast<double>(capacity_bytes) / static_cast<double>(extent);
     const double rows = extents * static_cast<double>(extent / record);
     const std::size_t copied = sizeof(Copy) + (extent / record + 63) / 64 * sizeof(std::uint64_t);
-    const double places = rows * kIndexBytes + extents * (sizeof(Extent) + sizeof(std::uint32_t) + copied);
+    const double places =
+        rows * kIndexBytes + extents * (sizeof(Extent) + sizeof(Origin) + sizeof(std::uint32_t) + copied);
     return static_cast<std::uint64_t>(places) + std::uint64_t{num_buckets} * (sizeof(Bucket) + extent);
 }
 
 ColdStore::ColdStore(const std::string& folder, std::uint64_t capacity_bytes, std::uint32_t num_buckets,
-                     std::uint32_t bucket_rows, std::size_t weight_bytes, std::size_t state_bytes)
+                     std::uint32_t bucket_rows, std::size_t weight_bytes, std::size_t state_bytes,
+                     std::uint32_t first_bucket)
     : weight_bytes_(weight_bytes),
       state_bytes_(state_bytes),
       record_bytes_(record_bytes(weight_bytes, state_bytes)),
       capacity_bytes_(capacity_bytes),
       file_(folder, extent_bytes(record_bytes_, bucket_rows)),
       extent_rows_(static_cast<std::uint32_t>(file_.extent_bytes() / record_bytes_)),
-      buckets_(num_buckets) {}
+      buckets_(num_buckets),
+      first_bucket_(first_bucket) {}
 
 // Four sums side by side, as each step of one waits for the step before.
-std::uint32_t ColdStore::checksum(const std::byte* record, Place place) const {
+std::uint32_t ColdStore::checksum(const std::byte* record, std::uint64_t seed) const {
     constexpr std::uint64_t kFactor = 0x9e3779b97f4a7c15u;
     const auto add = [](std::uint64_t& sum, std::uint64_t word) {
         sum = (sum ^ word) * kFactor;
         sum ^= sum >> 32;
     };
-    std::uint64_t sums[4] = {mix(place), read_at<Key>(record), read_at<std::uint32_t>(record + kStampAt),
+    std::uint64_t sums[4] = {mix(seed), read_at<Key>(record), read_at<std::uint32_t>(record + kStampAt),
                              kFactor};
     std::size_t at = kHeader;
     for (; at + 32 <= record_bytes_; at += 32) {
@@ -85,9 +69,10 @@ std::uint32_t ColdStore::checksum(const std::byte* record, Place place) const {
 }
 
 ColdStore::Row ColdStore::row_at(const std::byte* record, Place place) const {
-    if (read_at<std::uint32_t>(record + kChecksumAt) != checksum(record, place)) {
-        throw DiskError("the disk tier in " + file_.folder() + ": row " + std::to_string(place) +
-                        " is not as it was written: its checksum differs");
+    if (read_at<std::uint32_t>(record + kChecksumAt) != checksum(record, seed_of(place))) {
+        throw DiskError("the disk tier in " +
+                        file_of(static_cast<std::uint32_t>(place / extent_rows_)).folder() + ": row " +
+                        std::to_string(place) + " is not as it was written: its checksum differs");
     }
     const Extent& extent = extents_[place / extent_rows_];
     return {read_at<Key>(record),
@@ -98,7 +83,7 @@ ColdStore::Row ColdStore::row_at(const std::byte* record, Place place) const {
             marked_ && place % extent_rows_ < extent.at_mark};
 }
 
-void ColdStore::open_extent(std::uint32_t bucket) {
+std::uint32_t ColdStore::take_extent(std::uint32_t bucket) {
     std::uint32_t extent;
     if (free_.empty()) {
         extent = static_cast<std::uint32_t>(extents_.size());
@@ -109,9 +94,14 @@ void ColdStore::open_extent(std::uint32_t bucket) {
     }
     extents_[extent] = {bucket, 0, 0, 0, UINT32_MAX, 0, false};
     if (extent < copies_.size()) copies_[extent] = {};
+    buckets_[bucket].extents.push_back(extent);
+    return extent;
+}
+
+void ColdStore::open_extent(std::uint32_t bucket) {
+    const std::uint32_t extent = take_extent(bucket);
     ++in_use_;
     Bucket& of = buckets_[bucket];
-    of.extents.push_back(extent);
     of.room.resize(file_.extent_bytes());
     of.open = extent;
 }
@@ -204,11 +194,15 @@ bool ColdStore::may_have(std::uint32_t bucket, Key key) const {
 bool ColdStore::ask_for(Span<const Wanted> wanted) {
     reads_.clear();
     each_match(wanted, [&](std::size_t i, Place place) {
-        if (place / extent_rows_ != buckets_[wanted[i].bucket].open) {
-            reads_.push_back({offset_of(place), nullptr, record_bytes_});
-        }
+        if (place / extent_rows_ != buckets_[wanted[i].bucket].open) add_read(place, nullptr);
     });
-    return file_.ask_for(reads_);
+    bool asked = file_.ask_for(reads_);
+    for (SharedFile& each : shared_) {
+        if (each.reads.empty()) continue;
+        asked = each.file->ask_for(each.reads) || asked;
+        each.reads.clear();
+    }
+    return asked;
 }
 
 // visit(number, place) for each row that may be that of a wanted key.
@@ -235,11 +229,16 @@ const std::vector<ColdStore::Found>& ColdStore::find(Span<const Wanted> wanted) 
             each.record = of.room.data() + each.place % extent_rows_ * record_bytes_;
             continue;
         }
-        reads_.push_back({offset_of(each.place), room, record_bytes_});
+        add_read(each.place, room);
         each.record = room;
         room += record_bytes_;
     }
     file_.read(reads_);
+    for (SharedFile& each : shared_) {
+        if (each.reads.empty()) continue;
+        each.file->read(each.reads);
+        each.reads.clear();
+    }
     for (const Candidate& each : candidates_) {
         const Row row = row_at(each.record, each.place);
         if (row.key == wanted[each.wanted].key) found_.push_back({wanted[each.wanted], row});
@@ -255,79 +254,6 @@ void ColdStore::erase(std::uint32_t bucket, Key key, Place place) {
     if (!is_open(extent)) check_sparse(extent);
 }
 
-void ColdStore::check_sparse(std::uint32_t number) {
-    Extent& extent = extents_[number];
-    if (extent.live == 0) {
-        std::vector<std::uint32_t>& extents = buckets_[extent.bucket].extents;
-        *std::find(extents.begin(), extents.end(), number) = extents.back();
-        extents.pop_back();
-        extent.sparse = false;
-        free_.push_back(number);
-        --in_use_;
-    } else if (extent.live * kLeastLive < extent.used) {
-        note_sparse(number);
-    }
-}
-
-void ColdStore::note_sparse(std::uint32_t number) {
-    if (extents_[number].sparse) return;
-    extents_[number].sparse = true;
-    sparse_.push_back(number);
-}
-
-bool ColdStore::move_sparse() {
-    while (!sparse_.empty() && !extents_[sparse_.back()].sparse) sparse_.pop_back();  // freed meanwhile
-    if (sparse_.empty()) return false;
-    const std::uint32_t number = sparse_.back();
-    sparse_.pop_back();
-    load(number, move_room_);
-    const std::uint32_t bucket = extents_[number].bucket, used = extents_[number].used;
-    ColdIndex& index = buckets_[bucket].index;
-    const auto record_at = [&](std::uint32_t i) { return move_room_.data() + i * record_bytes_; };
-    for (std::uint32_t i = 0; i < used; ++i) {
-        if (i + kAhead < used) index.prefetch(read_at<Key>(record_at(i + kAhead)));
-        const Key key = read_at<Key>(record_at(i));
-        if (!index.contains(key, place_of(number, i))) continue;
-        const Row row = row_at(record_at(i), place_of(number, i));
-        try {
-            std::memcpy(next_record(bucket), record_at(i), record_bytes_);
-            index.move(row.key, row.place, put(bucket));
-        } catch (const DiskFull&) {
-            sparse_.push_back(number);
-            throw;
-        }
-        --extents_[number].live;
-        ++moved_;
-    }
-    // A row is left whose key isn't as it was written, which this says.
-    for (std::uint32_t i = 0; extents_[number].live != 0 && i < used; ++i) {
-        row_at(record_at(i), place_of(number, i));
-    }
-    check_sparse(number);
-    return true;
-}
-
-// The indexes of buckets grow in turns, and each leaves a hole in the heap that is too small for the next:
-// together as much as they take by the time that all have grown. Holes are given back when they are a byte a
-// row.
-void ColdStore::give_back_holes() {
-    if (outgrown_ < std::max<std::uint64_t>(kLeastHoles, size_)) return;
-    outgrown_ = 0;
-#ifdef __GLIBC__
-    malloc_trim(0);
-#endif
-}
-
-void ColdStore::tidy() {
-    give_back_holes();
-    const std::uint64_t appended = appended_ - tidied_;
-    tidied_ = appended_;
-    if (marked_) return;
-    const std::uint64_t most = moved_ + kMovedShare * appended + kMovedExtents * extent_rows_;
-    while (moved_ < most && move_sparse()) {
-    }
-}
-
 std::vector<std::uint32_t> ColdStore::wanted_extents(std::uint32_t bucket, std::uint32_t least,
                                                      std::uint32_t most) const {
     std::vector<std::uint32_t> wanted;
@@ -335,7 +261,9 @@ std::vector<std::uint32_t> ColdStore::wanted_extents(std::uint32_t bucket, std::
         const Extent& extent = extents_[number];
         if (extent.newest < least || extent.oldest > most) continue;
         wanted.push_back(number);
-        if (!is_open(number)) file_.ask_for(offset_of(place_of(number, 0)), extent.used * record_bytes_);
+        if (!is_open(number)) {
+            file_of(number).ask_for(offset_of(place_of(number, 0)), extent.used * record_bytes_);
+        }
     }
     return wanted;
 }
@@ -346,7 +274,7 @@ std::vector<std::uint32_t> ColdStore::marked_extents(std::uint32_t bucket) const
         if (extents_[number].at_mark == 0 || copies_[number].file != 0) continue;
         marked.push_back(number);
         if (!is_open(number)) {
-            file_.ask_for(offset_of(place_of(number, 0)), extents_[number].used * record_bytes_);
+            file_of(number).ask_for(offset_of(place_of(number, 0)), extents_[number].used * record_bytes_);
         }
     }
     return marked;
@@ -359,9 +287,8 @@ void ColdStore::load(std::uint32_t extent, std::vector<std::byte>& into) {
         std::copy_n(room.begin(), extents_[extent].used * record_bytes_, into.begin());
         return;
     }
-    reads_ = {
-        {std::uint64_t{extent} * file_.extent_bytes(), into.data(), extents_[extent].used * record_bytes_}};
-    file_.read(reads_);
+    reads_ = {{offset_of(place_of(extent, 0)), into.data(), extents_[extent].used * record_bytes_}};
+    file_of(extent).read(reads_);
 }
 
 std::uint64_t ColdStore::rows_since(std::uint32_t bucket, std::uint32_t since) const {
@@ -380,8 +307,9 @@ void ColdStore::mark() {
 std::size_t ColdStore::held_bytes() const {
     const auto held = [](const auto& values) { return values.capacity() * sizeof(values[0]); };
     std::size_t bytes = sizeof *this + file_.held_bytes() + held(buckets_) + held(extents_) + held(copies_) +
-                        held(copied_) + held(free_) + held(sparse_) + held(extent_room_) + held(move_room_) +
-                        held(find_room_) + held(candidates_) + held(found_) + held(reads_);
+                        held(copied_) + held(origins_) + held(shared_) + held(free_) + held(sparse_) +
+                        held(extent_room_) + held(move_room_) + held(find_room_) + held(candidates_) +
+                        held(found_) + held(reads_);
     for (const Bucket& bucket : buckets_) {
         bytes += bucket.index.held_bytes() + held(bucket.extents) + held(bucket.room);
     }

@@ -40,6 +40,12 @@ ExtentFile::ExtentFile(const std::string& folder, std::size_t extent_bytes)
     posix_fadvise(file_, 0, 0, POSIX_FADV_RANDOM);  // rows beside the wanted one are not wanted
 }
 
+ExtentFile::ExtentFile(const std::string& path)
+    : folder_(path), extent_bytes_(0), file_(open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
+    if (file_ < 0) throw DiskError(says("can't open the file", errno));
+    posix_fadvise(file_, 0, 0, POSIX_FADV_RANDOM);
+}
+
 ExtentFile::~ExtentFile() {
     readers_.reset();
     mapped_.reset();
@@ -47,7 +53,9 @@ ExtentFile::~ExtentFile() {
 }
 
 std::string ExtentFile::says(const char* what, int error) const {
-    return "the disk tier in " + folder_ + ": " + what + ": " + std::strerror(error);
+    const bool limit = error == EMFILE || error == ENFILE;
+    return "the disk tier in " + folder_ + ": " + what + ": " + std::strerror(error) +
+           (limit ? "; let processes have more of them (ulimit -Hn, or LimitNOFILE of slurmd)" : "");
 }
 
 void ExtentFile::read_one(const Read& read) const {

@@ -29,9 +29,9 @@ Shard::Shard(const TableConfig& config)
       snapshot_(update_.weight_bytes(), update_.state_bytes()),
       room_(config.dim) {
     if (config.disk_folder.empty()) return;
-    cold_ =
-        std::make_unique<ColdStore>(config.disk_folder, config.disk_bytes, config.buckets_here(),
-                                    config.bucket_capacity, update_.weight_bytes(), update_.state_bytes());
+    cold_ = std::make_unique<ColdStore>(config.disk_folder, config.disk_bytes, config.buckets_here(),
+                                        config.bucket_capacity, update_.weight_bytes(), update_.state_bytes(),
+                                        config.first_bucket);
     // With `full_disk_evicts` those are dropped that would be without a disk.
     if (!eviction_.lfu() && !config.full_disk_evicts) eviction_.keep_used();
 }

@@ -46,6 +46,18 @@ struct Gathering {
 
 }  // namespace
 
+bool Shard::can_adopt(const SharedRows& from) const {
+    return record_bytes() != 0 && !changes_.noted() && cold_->has_room(from);
+}
+
+void Shard::adopt(const SharedRows& from) {
+    if (snapshot_.active()) throw std::logic_error("rows can't be adopted while a snapshot is under way");
+    removed_at_ = ++epoch_;
+    const std::uint64_t rows = cold_->adopt(from, bucket_of_, kMaxStep);
+    counts_.imported += rows;
+    counts_.to_disk += rows;
+}
+
 void Shard::import_in_pieces(const ImportedRows& from, bool anew) {
     const std::size_t share = anew ? 1 : kImportedShare;
     const std::size_t some = std::max<std::size_t>(kLeastImported, config_.bucket_capacity / share);
@@ -234,14 +246,21 @@ void Shard::add_cold(std::uint32_t home, std::vector<Snapshot::Kept>& rows, std:
 // Adds those rows of a bucket that must not be copied yet, as more may come to their extents.
 void Shard::copy_cold(std::uint32_t home, std::vector<Snapshot::Kept>& rows, std::vector<std::byte>& held,
                       std::uint32_t into, CopiedRows& copied) const {
-    const std::size_t first = rows.size();
+    const std::size_t first = rows.size(), record = record_bytes();
     std::vector<Snapshot::Kept> whole;
     std::vector<std::byte> room;
+    const auto copy = [&](const ColdStore::Row& row) {
+        const auto number = static_cast<std::uint32_t>(copied.count++);
+        if (record == 0) {
+            hold(row, whole, room);
+            return;
+        }
+        copied.records.resize(copied.records.size() + record);
+        cold_->copy_record(row, home, number, copied.records.data() + number * record);
+    };
     cold_->for_each_marked(
         home, into,
-        [&](const ColdStore::Row& row, bool copies) {
-            copies ? hold(row, whole, room) : hold(row, rows, held);
-        },
+        [&](const ColdStore::Row& row, bool copies) { copies ? copy(row) : hold(row, rows, held); },
         [&](std::uint32_t file, std::uint32_t number) {
             copied.files.push_back(file);
             copied.numbers.push_back(number);

@@ -335,6 +335,13 @@ void Table::import_rows(const ImportedRows& rows) {
     for (const auto& shard : shards_) shard->import_rows(rows);
 }
 
+bool Table::adopt_rows(const SharedRows& rows) {
+    if (!std::all_of(shards_.begin(), shards_.end(), [&](const auto& each) { return each->can_adopt(rows); }))
+        return false;
+    each_shard(kMinKeysForThreads, [&](unsigned i) { shards_[i]->adopt(rows); });
+    return true;
+}
+
 RowCounts Table::counts() const {
     RowCounts sum;
     for (const auto& shard : shards_) {

@@ -102,6 +102,16 @@ class Table:
     def set_lr(self, lr: float) -> None: ...
     def export_bucket(self, bucket: int) -> dict[str, npt.NDArray[Any]]: ...
     def import_rows(self, rows: dict[str, npt.NDArray[Any]]) -> None: ...
+    def adopt_rows(
+        self,
+        path: str,
+        number: int,
+        chunks: _U64,
+        chunk_rows: int,
+        first_bucket: int,
+        offsets: _U64,
+        live: _U8,
+    ) -> bool: ...
     def begin_snapshot(self, full: bool = True) -> None: ...
     def snapshot_buckets(
         self, first: int, end: int, since: int = 0
@@ -126,6 +136,8 @@ class Table:
     def restore_bucket(self, bucket: int, age: int, counted: int, sightings: _U8) -> None: ...
     def set_next_step(self, step: int) -> None: ...
     sightings_per_bucket: int
+    record_bytes: int
+    has_steps: bool
     snapshot_bytes: int
     can_be_incremental: bool
     dim: int

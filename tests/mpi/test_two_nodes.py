@@ -45,7 +45,7 @@ def test_progress_thread_lets_a_computing_rank_receive(nodes: Nodes, programs: P
     assert seconds < 1.5, "the sender waited for a rank that computes for 3 s"
 
 
-@pytest.mark.parametrize("fetched", ["whole", "pieces"])
+@pytest.mark.parametrize("fetched", ["carried", "whole", "pieces"])
 def test_a_peer_outside_mpi_holds_up_nobody_else(nodes: Nodes, programs: Path, fetched: str) -> None:
     did = json.loads(nodes.mpiexec(2, programs / "sleeping_peer.py", fetched).stdout)
     assert did["waiting"] > 50, "the sleeper's ring was never full: the test isn't what it is for"

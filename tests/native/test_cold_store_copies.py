@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from .table_model import assert_same_rows
 from .table_support import DISK, OPTIMIZERS, arguments, make_table
-from .tier_support import IDS, Steps, fill, kinds, with_lfu
+from .tier_support import IDS, Steps, copied_columns, fill, kinds, with_lfu
 
 BUCKETS = 4
 Rows = dict[str, np.ndarray]
@@ -36,6 +36,7 @@ class Files:
         self.rows[self.last], merged = [], []
         for bucket, seeds in zip(range(BUCKETS), np.array_split(meanwhile, BUCKETS), strict=True):
             rows, decides, copied, places = steps.table.copy_buckets(bucket, bucket + 1, self.last)
+            copied = copied_columns(steps.table, copied)
             assert (decides["counts"], places["counts"]) == ([len(rows["keys"])], [len(copied["keys"])])
             assert places["known"] == [len(places["files"])]
             self.rows[self.last].append(copied)

@@ -8,6 +8,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from persia_hpc._native import Table, mix
+from persia_hpc.checkpoint.parts import COLUMNS
+from persia_hpc.checkpoint.records import columns_of, record_type
 
 from .table_model import assert_same_rows
 from .table_support import lookup, make_table, pull_at
@@ -61,6 +63,15 @@ class Steps:
 
     def state(self) -> tuple[int, int, int]:
         return self.table.num_rows, self.table.created_rows, self.table.evicted_rows
+
+
+def copied_columns(table: Table, copied: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Rows of `copy_buckets` for a file, also if they come as records."""
+    if not table.record_bytes:
+        return copied
+    records = copied["records"].view(record_type(table))[:, 0]
+    columns = columns_of(records, COLUMNS)
+    return {name: columns[name] for name in COLUMNS if name in columns}
 
 
 def fill(table: Table, count: int, step: int = 1) -> None:

@@ -28,7 +28,7 @@ from persia_hpc.table_layout import make_layout
 
 IDS, BUCKETS, DIM = 3000, 4, 16
 SCHEMA = DatasetSchema((FeatureSchema("a"), FeatureSchema("b")))
-APPENDS = 18  # calls of a full checkpoint, for each server: two tables' columns in two files
+APPENDS = 11  # calls of a full checkpoint, for each server: two tables' columns, and their records
 Rows = dict[str, np.ndarray]
 
 

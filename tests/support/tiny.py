@@ -12,6 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from persia_hpc.checkpoint.records import columns_of
 from persia_hpc.samples.batch import IdColumn, SampleBatch
 from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
 from persia_hpc.samples.writer import DatasetWriter
@@ -117,7 +118,10 @@ def trained_rows(run_dir: Path) -> dict[str, tuple[np.ndarray, ...]]:
                 for cold, mask in group.get("cold", {}).items():
                     live = np.unpackbits(mask[:], bitorder="little")
                     with h5py.File(shard.parent / cold) as other:
-                        columns = (other[name][f][:] for f in FIELDS)
+                        found = other[name]
+                        if "records" in found:
+                            found = columns_of(found["records"][:], FIELDS)
+                        columns = (found[f][:] for f in FIELDS)
                         parts[name].append(tuple(c[live[: len(c)] != 0] for c in columns))
     result = {}
     for name, pieces in parts.items():

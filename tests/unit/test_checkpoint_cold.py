@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 from unittest import mock
 
 import h5py
@@ -18,7 +19,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from persia_hpc.checkpoint import files
+from persia_hpc.checkpoint import adopt, files
 from persia_hpc.checkpoint.cold import MOST_FILES, ColdFile, chosen
 from persia_hpc.checkpoint.listing import describe, list_run
 from persia_hpc.checkpoint.manifest import read_manifest
@@ -110,7 +111,7 @@ def test_a_row_on_disk_is_written_once_and_linked_after(world: World) -> None:
     for name in names:
         assert (first / name).samefile(second / name)
         with h5py.File(second / name) as file:
-            cold = len(file["a/keys"])
+            cold = len(file["a/records"])
         with h5py.File(second / name.replace("cold", "server").replace("-0001.h5", ".h5")) as file:
             hot = len(file["a/keys"])
         assert cold > 2 * hot
@@ -123,6 +124,59 @@ def test_a_row_on_disk_is_written_once_and_linked_after(world: World) -> None:
     files.prune(world.run, keep=1, keep_every=0)
     assert [path.name for path in world.run.glob("step-*")] == [third.name]
     world.check(read_manifest(third)["step"], 3)
+
+
+def open_files(directory: Path) -> set[str]:
+    """Names of the files in a directory that this process has open."""
+    links = [Path("/proc/self/fd") / number for number in os.listdir("/proc/self/fd")]
+    found = [link.readlink() for link in links if link.is_symlink()]
+    return {path.name for path in found if path.parent == directory}
+
+
+def started(world: World, path: Path, num_servers: int) -> None:
+    world.start(num_servers)
+    for server in world.servers:
+        load_rows(path, server)
+
+
+def test_a_start_reads_rows_where_they_are_and_the_next_checkpoint_links_them(world: World) -> None:
+    first = world.save()
+    names = {path.name for path in cold_files(first)}
+    started(world, first, 2)
+    assert open_files(first) == names
+    world.step += 1
+    second = world.save()
+    assert {path.name for path in cold_files(second)} == names
+    assert all((first / name).samefile(second / name) for name in names)
+    files.remove_checkpoint(first)
+    world.train(3)
+    third = world.save()
+    assert {path.name for path in cold_files(third)} > names
+    for path in (second, third):
+        world.check(read_manifest(path)["step"], 3)
+    world.start(1)
+    assert not open_files(second)
+
+
+@pytest.mark.parametrize("why", ["servers", "run", "nfs", "device"])
+def test_rows_that_can_not_be_shared_are_copied(why: str, world: World, monkeypatch: Any) -> None:
+    """Other servers have other buckets, and another run's files aren't this one's."""
+    first = world.save()
+    if why == "nfs":
+        monkeypatch.setattr(adopt, "_is_nfs", lambda _: True)
+    elif why == "device":
+        monkeypatch.setattr(adopt, "_device", lambda path: str(path))
+    elif why == "run":
+        world.run = world.run.with_name("other")
+    started(world, first, 3 if why == "servers" else 2)
+    assert bool(open_files(first)) == (why in ("servers", "run"))
+    world.step += 1
+    second = world.save()
+    assert not any(path.stat().st_nlink > 1 for path in cold_files(second))
+    world.train(2)
+    third = world.save()
+    assert any(path.stat().st_nlink > 1 for path in cold_files(third))
+    world.check(read_manifest(third)["step"], 1)
 
 
 def test_a_checkpoint_with_shared_files_is_a_whole_one(world: World, tmp_path: Path) -> None:
@@ -151,7 +205,7 @@ def test_incremental_checkpoints_between_leave_rows_shared(world: World) -> None
         total = 0
         for path in paths:
             with h5py.File(path) as file:
-                total += len(file["a/keys"]) if "a" in file else 0
+                total += len(file["a/records"]) if "a" in file else 0
         return total
 
     first = world.save()

@@ -16,6 +16,7 @@ from persia_hpc.checkpoint.listing import describe
 from persia_hpc.checkpoint.merged import CheckpointReader
 from persia_hpc.checkpoint.names import is_cold
 from persia_hpc.checkpoint.parts import COLUMNS, full_mask, masks_of, packed
+from persia_hpc.checkpoint.records import columns_of, widths_of
 from persia_hpc.checkpoint.rows import load_rows
 from persia_hpc.checkpoint.tables import open_shard
 from persia_hpc.checkpoint.verify import verify
@@ -97,7 +98,7 @@ def test_masks_that_no_run_writes_are_refused(kind: str, world: World) -> None:
     path = world.save()
     if kind == "behind":
         with h5py.File(cold_files(path)[0]) as file:
-            assert len(file["a/keys"]) % 8, "choose another seed"
+            assert len(file["a/records"]) % 8, "choose another seed"
     change_shard(path, lambda shard: wrong_mask(shard["a"], kind))
     assert verify(path, lambda *_: "").problems
     with pytest.raises(DataError, match=r"server-0000\.h5|cold-0000"):
@@ -110,8 +111,38 @@ def test_columns_of_shared_files_are_those_of_others(world: World) -> None:
     path = world.save()
     with h5py.File(cold_files(path)[0]) as cold, h5py.File(path / "server-0000.h5") as shard:
         for table in ("a", "b"):
-            assert {k for k in cold[table] if k in COLUMNS} == {k for k in shard[table] if k in COLUMNS}
+            own = {k for k in shard[table] if k in COLUMNS}
+            assert set(widths_of(cold[table]["records"])) == own
+            assert set(columns_of(cold[table]["records"][:], COLUMNS)) == own
             np.testing.assert_array_equal(cold[table]["buckets"], shard[table]["buckets"])
+
+
+def other_records(group: h5py.Group, kind: str) -> None:
+    records = group["records"][:]
+    del group["records"]
+    if kind == "numbers":
+        group["records"] = records["keys"]
+    elif kind == "short":
+        group["records"] = records[:-1]
+    elif kind == "flat":
+        group["records"] = records.reshape(1, -1)
+    elif kind == "no keys":
+        group["records"] = records[["stamps", "checksums", "rows", "state"]]
+    else:
+        fields = {name: kind for name, (kind, *_) in records.dtype.fields.items()}
+        fields |= {"wide": {"rows": np.dtype("<f8")}, "floats": {"keys": np.dtype("<f8")}}[kind]
+        group["records"] = np.zeros(len(records), list(fields.items()))
+
+
+@pytest.mark.parametrize("kind", ["numbers", "short", "flat", "no keys", "wide", "floats"])
+def test_records_that_no_run_writes_are_refused(kind: str, world: World) -> None:
+    path = world.save()
+    change_shard(path, lambda shard: other_records(shard["a"], kind), cold_files(path)[0].name)
+    assert verify(path, lambda *_: "").problems
+    with pytest.raises(DataError, match=r"cold-0000"):
+        load_rows(path, world.server(0, 2))
+    with pytest.raises(DataError, match=r"cold-0000"), CheckpointReader(path):
+        pass
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 16, 20])

@@ -66,7 +66,7 @@ def fail_once(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, error: Ex
     ("module", "name", "error"),
     [
         (module, name, error)
-        for module, name in ((rows, "_load_table"), (parts, "open_shard"), (manifest, "file_sha256"))
+        for module, name in ((rows, "load_table"), (parts, "open_shard"), (manifest, "file_sha256"))
         for error in SHORT
         if name != "file_sha256" or not isinstance(error, RuntimeError)
     ],
@@ -86,7 +86,7 @@ def test_a_fault_of_the_program_is_no_damage(
     trained: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = checkpoints(run)
-    fail_once(monkeypatch, rows, "_load_table", AssertionError("ours"))
+    fail_once(monkeypatch, rows, "load_table", AssertionError("ours"))
     with pytest.raises(AssertionError, match="ours"):
         resume(trained, run)
     assert checkpoints(run) == before
@@ -97,6 +97,6 @@ def test_what_damage_leads_to_is_damage(
     trained: Path, run: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     newest = checkpoints(run)[-1]
-    fail_once(monkeypatch, rows, "_load_table", error)
+    fail_once(monkeypatch, rows, "load_table", error)
     assert resume(trained, run)["status"] == "completed"
     assert f"{newest}.damaged" in checkpoints(run)

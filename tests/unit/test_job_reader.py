@@ -300,8 +300,9 @@ def test_names_what_it_does_not_have(trained: tuple[Path, SampleBatch]) -> None:
     reader = ph.Reader(trained[0] / "export", follow=False)
     with pytest.raises(ph.UserError, match="there is no table 'movie'; this run has: "):
         reader.rows("movie", [1])
-    with pytest.raises(ph.UserError, match="expected integers"):
-        reader.rows("item", [1.5])
+    for rows in (reader.rows, ph.load(trained[0] / "run").rows):
+        with pytest.raises(ph.UserError, match="expected integers"):
+            rows("item", [1.5])
     with pytest.raises(ph.UserError, match=r"features\.user"):
         reader.pooled({"item": 1, "user": 1.5, "tags": [], "history": []})
 

@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import resource
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -85,6 +86,8 @@ class Machine:
             return doctor_mpi._check_slurm("MPICH", wanted.srun)
         if what.startswith("srun"):
             return doctor_mpi._try_srun(str(self.folder / "bin" / "srun"), "MPICH", "")
+        if what == "native extension":
+            return doctor._native()
         if what == "horovod":
             return doctor._horovod(2)
         if what == "run directory":
@@ -128,6 +131,10 @@ def no_nccl(m: Machine) -> None:
 def horovod_without_nccl(m: Machine) -> None:
     m.patch(doctor.importlib.util, "find_spec", lambda _: object())
     m.patch(doctor, "run_probe", lambda *_: (0, HOROVOD, ""))
+
+
+def old_processor(m: Machine) -> None:
+    m.patch(doctor, "ELSEWHERE", f"import os; os.kill(os.getpid(), {int(signal.SIGILL)})\n")
 
 
 def no_pmi(m: Machine) -> None:
@@ -194,6 +201,7 @@ BROKEN: list[tuple[Break, str, str, str, str]] = [
     (other_nvcc, "note", "nvcc", "11.8, but torch has CUDA 12.8", "load a module of CUDA 12"),
     (no_nccl, "BAD", "NCCL", "this torch has none", 'train.reducer = "mpi"'),
     (horovod_without_nccl, "note", "horovod", "without NCCL", "tools/build_horovod.sh"),
+    (old_processor, "BAD", "native extension", "ended by signal 4", "CMAKE_ARGS=-DPERSIA_HPC_ARCH=native"),
     (no_pmi, "note", "PMI", "needs --mpi=pmi2, but srun has none, pmix", "--launcher mpiexec"),
     (other_pmi, "note", "PMI", "but srun would take pmix", "export SLURM_MPI_TYPE=pmi2"),
     (no_allocation, "BAD", "srun MPI", "Unable to allocate resources", "inside of salloc"),
@@ -275,6 +283,12 @@ def test_every_line_that_is_not_good_has_a_repair() -> None:
                     assert len(node.args) == 4, f"{path.name}:{node.lineno}"
                     assert not (isinstance(node.args[3], ast.Constant) and not node.args[3].value)
     assert count > 20
+
+
+def test_what_does_not_end_is_said_in_a_few_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_lines, "PROBE_SECONDS", 0.2)
+    code, probe, text = doctor_lines.run_probe(["sleep", "9"])
+    assert (code, probe, text) == (-1, None, "sleep didn't end within 0.2 s")
 
 
 def test_a_run_directory_in_which_nobody_may_write(machine: Machine) -> None:

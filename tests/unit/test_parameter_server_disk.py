@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +47,43 @@ def test_the_run_must_end_if_a_step_comes_after_the_disk_took_no_more(tmp_path: 
     assert server.clock.applied < 20
     with pytest.raises(DiskError, match=r"table 'a': the disk tier in .* is full"):
         server.check_disk()
+
+
+MANY_TABLES = """
+import resource, sys
+from persia_hpc.config import load_config
+from persia_hpc.errors import UserError
+from persia_hpc.parameter_server.engine import ParameterServer
+from persia_hpc.samples.schema import DatasetSchema, FeatureSchema
+from persia_hpc.table_layout import make_layout
+
+names = [f"t{i}" for i in range(60)]
+disk = {"path": sys.argv[1], "capacity": "1 MiB"}
+tables = {name: {"dim": 4, "capacity": "64 KiB", "disk": disk} for name in names}
+data = {"train": ["none"], "batch_size": 16}
+config = load_config({"data": data, "model": {"class": "dlrm"}, "tables": tables})
+schema = DatasetSchema(tuple(map(FeatureSchema, names)))
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, int(sys.argv[2])))
+try:
+    ParameterServer(config, make_layout(config, schema))
+except UserError as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.mark.parametrize("hard", [500, 50])
+def test_as_many_files_are_opened_as_the_process_may(hard: int, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", MANY_TABLES, str(tmp_path), str(hard)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if hard == 500:
+        assert (done.returncode, done.stderr) == (0, "")
+        return
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"table 't\d+': the disk tier in \S+: can't make a file there: Too many open files; let processes "
+        r"have more of them \(ulimit -Hn, or LimitNOFILE of slurmd\); see tables.t\d+.disk.path\n",
+        done.stderr,
+    )
 
 
 def test_a_disk_that_is_full_in_the_last_step_is_only_said(

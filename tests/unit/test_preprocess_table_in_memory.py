@@ -113,11 +113,20 @@ def test_frames_of_others_are_as_good(kind: str, tmp_path: Path) -> None:
     assert_same(read(tmp_path / "other.h5")[0], read(tmp_path / "polars.h5")[0])
 
 
+@pytest.mark.parametrize("values", [[1, "a"], [-1, 2**63], [1j, 2], [[1], 2]])
+def test_a_column_of_pandas_with_several_types_is_named(values: list[Any], tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"y": [0, 1], "u": pandas.Series(values, dtype=object)})
+    with pytest.raises(UserError, match="the frame's column 'u' can't be read"):
+        ph.write_dataset(frame, tmp_path / "d.h5", ids=["u"], labels=["y"])
+
+
 @pytest.mark.parametrize(
     ("names", "said"),
     [
         ({}, "ids: got nothing, expected names of columns"),
         ({"ids": ["u", "u"]}, "got 'u' twice"),
+        ({"ids": ["u", 0]}, "got the column 0, expected names that are text"),
         ({"ids": ["user"]}, "the frame has no column 'user'; it has: u, y, x"),
         ({"ids": ["u"], "labels": ["x"]}, "the frame, row 2: x: got 0.5 (Float64), expected 0 or 1"),
         ({"ids": ["u"], "dense": ["y"], "weight": "x"}, "the frame, row 3: x: got -1.0 (Float64)"),

@@ -90,6 +90,24 @@ def test_a_file_without_samples_is_refused(tmp_path: Path) -> None:
     refuse(tmp_path / "a.h5", "got zero samples")
 
 
+def test_large_groups_stay_apart_and_large_times_are_refused(tmp_path: Path) -> None:
+    """HDF5 makes 2^63 - 1 of all of them where it is asked for int64."""
+    path = str(tmp_path / "a.h5")
+    with h5py.File(path, "w") as file:
+        file.attrs["schema_version"] = 1
+        file["ids/user"] = np.array([3, 1, 2])
+        file["label"] = np.array([[0], [1], [1]], np.uint8)
+        file["group"] = np.array([2**63 + 5, 2**63 + 6, 7], np.uint64)
+        file["time"] = np.array([1, 2, 2**63], np.uint64)
+    source = open_source([path])
+    batch = source.read(0, 2)
+    assert batch.group is not None
+    assert batch.group.tolist() == [5 - 2**63, 6 - 2**63]
+    for read in (lambda: source.read(1, 3), source.read_times):
+        with pytest.raises(DataError, match=r"a\.h5: /time, row 2: got 9223372036854775808, expected less"):
+            read()
+
+
 def test_other_files_are_refused(tmp_path: Path, path: Path) -> None:
     refuse(tmp_path / "no-*.h5", "no-.*: no file matches")
     text = tmp_path / "a.csv"
@@ -111,6 +129,26 @@ def test_a_filter_that_is_not_installed_is_named(path: Path) -> None:
         h5py.h5d.create(file.id, b"time", h5py.h5t.NATIVE_INT64, space, settings)
 
     refuse(edited(path, edit), "/time: compressed with HDF5 filter 60001 .*isn't installed")
+
+
+def with_scale_offset(name: str, digits: int) -> Callable[[h5py.File], object]:
+    def edit(file: h5py.File) -> None:
+        array = file[name][:]
+        del file[name]
+        file.create_dataset(name, data=array, chunks=(CHUNK, *array.shape[1:]), scaleoffset=digits)
+
+    return edit
+
+
+@pytest.mark.parametrize(("name", "digits"), [("label", 3), ("dense", 2), ("weight", 0), ("time", 4)])
+def test_a_filter_that_changes_values_unseen_is_refused(path: Path, name: str, digits: int) -> None:
+    refuse(edited(path, with_scale_offset(name, digits)), f"/{name}: stored with HDF5's scale-offset filter")
+
+
+def test_integers_in_as_many_bits_as_they_need_are_read(path: Path) -> None:
+    whole = open_source([str(path)]).read(0, ROWS).time
+    packed = open_source([str(edited(path, with_scale_offset("time", 0)))]).read(0, ROWS).time
+    assert np.array_equal(packed, whole)
 
 
 def hide_plugin(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from persia_hpc.cli import main
 from persia_hpc.errors import UserError
 from persia_hpc.samples.encoding import read_encoding
-from persia_hpc.samples.ids import MISSING_ID, RARE_ID, IdFilter, TextIds, hash_strings
+from persia_hpc.samples.ids import MISSING_ID, RARE_ID, IdFilter, TextIds, as_ids, hash_strings
 from persia_hpc.samples.schema import DatasetSchema
 from persia_hpc.samples.source import open_source
 
@@ -37,6 +38,25 @@ def test_filter(known, ids, renumber):
     )
     numbers = {MISSING_ID: MISSING_ID} | {k: i + 1 if renumber else k for i, k in enumerate(known)}
     assert filtered(np.asarray(ids, np.uint64)).tolist() == [numbers.get(i, RARE_ID) for i in ids]
+
+
+@given(st.lists(st.integers(-(2**63), 2**64 - 1)))
+def test_integers_of_any_size_are_ids(values: list[int]) -> None:
+    """NumPy alone makes floats of 1 and 2^63 + 1, which lack the last digits."""
+    assert as_ids(values).tolist() == [value % 2**64 for value in values]
+    assert as_ids(np.array(values, np.object_)).tolist() == [value % 2**64 for value in values]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        *([1.0], [1, 1.5], np.array([3.0]), ["17"], np.array(["17"]), ["17", 17], [True], [None]),
+        *([2**64], [-(2**63) - 1], [[1], [2, 3]], [b"1"]),
+    ],
+)
+def test_what_is_no_integer_is_no_id(values: Any) -> None:
+    with pytest.raises(UserError, match=r"ids: got .*, expected integers of 64 bits"):
+        as_ids(values)
 
 
 SCHEMA = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from tests.support.jobs import wait_for
 from tests.support.mpi import REPOSITORY
 
 sys.path.append(str(REPOSITORY / "tools"))
+import setup_environment
 import setup_runner
 import setup_steps
 
@@ -111,3 +113,26 @@ def test_a_command_that_nobody_waits_for_any_more_ends_with_its_children(
     assert process.returncode is not None
     status = Path(f"/proc/{child.read_text().strip()}/status")
     wait_for(lambda: not status.exists() or "State:\tZ" in status.read_text(), 5)
+
+
+def test_the_demo_builds_the_cuda_module_only_where_it_can_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver, stamps = tmp_path / "driver", tmp_path / "stamps"
+    monkeypatch.setattr(setup_steps, "DRIVERS", (driver,))
+    monkeypatch.setattr(setup_environment.Environment, "stamps", stamps)
+    stamps.mkdir()
+
+    def says(purpose: str) -> str:
+        setup = setup_steps.Setup("embedded", "torch", purpose, "mpi")
+        (said,) = (word for word in setup.editable if "PERSIA_HPC_CUDA" in word)
+        assert said.endswith(f"={setup.extension_inputs()['CUDA module']}")
+        return said.rpartition("=")[2]
+
+    assert (says("demo"), says("run")) == ("off", "auto")
+    for built, then in (("off", "off"), ("auto", "auto")):  # a demo after the tests compiles nothing
+        (stamps / "extension").write_text(json.dumps({"CUDA module": built}))
+        assert says("demo") == then
+    (stamps / "extension").unlink()
+    driver.touch()
+    assert says("demo") == "auto"

@@ -67,6 +67,13 @@ class Consumer:
         self.announced[channel] += entries
         self.lane.fetch(self.sources[channel], self.announced[channel], ranges)
 
+    def carry(self, channel: int, entries: int, ranges: Ranges) -> None:
+        """Takes entries with their notice."""
+        self.announced[channel] += entries
+        there = self.link.window[channel * RING_BYTES : (channel + 1) * RING_BYTES]
+        carried = np.concatenate([there[b:e] for b, e in ranges])
+        self.lane.take(self.sources[channel], self.announced[channel], ranges, carried)
+
     def shown(self, channel: int) -> int:
         return int(self.words[channel].max())
 
@@ -89,7 +96,7 @@ SIZES = st.one_of(
 )
 STEPS = st.lists(
     st.one_of(
-        st.tuples(st.integers(0, CHANNELS - 1), st.integers(1, 8), SIZES, st.booleans()),
+        st.tuples(st.integers(0, CHANNELS - 1), st.integers(1, 8), SIZES, st.booleans(), st.booleans()),
         st.floats(0, 0.3),  # the rank is away so long
     ),
     max_size=40,
@@ -99,11 +106,12 @@ STEPS = st.lists(
 @settings(max_examples=200, deadline=None)
 @given(STEPS, st.sampled_from([1e5, 6e5, 2.5e6, 1e9]), st.sampled_from([0.0, 1e-4, 0.1]))
 def test_whatever_is_announced_comes_whole_and_in_order(
-    steps: list[tuple[int, int, int, bool] | float], rate: float, delay: float
+    steps: list[tuple[int, int, int, bool, bool] | float], rate: float, delay: float
 ) -> None:
     consumer = Consumer(Link(rate, delay))
     lane = consumer.lane
     ends = [0] * CHANNELS
+    fetched = 0
     sent: list[list[tuple[int, Ranges]]] = [[] for _ in range(CHANNELS)]
 
     def check() -> None:
@@ -118,15 +126,17 @@ def test_whatever_is_announced_comes_whole_and_in_order(
             lane.finish()
             check()
             continue
-        channel, entries, size, wraps = step
+        channel, entries, size, wraps, carried = step
         begin = ends[channel]
         if begin + 2 * size > RING_BYTES:
             continue
         # As at the ring's end: two ranges, the second from another place.
         ranges = [(begin, begin + size)] + [(RING_BYTES - size, RING_BYTES)] * (wraps and size % 2)
         ends[channel] += size
-        consumer.fetch(channel, entries, ranges)
+        (consumer.carry if carried else consumer.fetch)(channel, entries, ranges)
+        fetched += 0 if carried else sum(e - b for b, e in ranges)
         sent[channel].append((consumer.announced[channel], ranges))
+        check()
     while lane.busy:
         consumer.link.now += 0.01
         lane.finish()
@@ -134,7 +144,19 @@ def test_whatever_is_announced_comes_whole_and_in_order(
     assert [consumer.shown(channel) for channel in range(CHANNELS)] == consumer.announced
     for words, last in zip(consumer.words, consumer.announced, strict=True):
         assert np.array_equal(np.sort(words)[::-1][:last], np.arange(last, 0, -1))
-    assert sum(consumer.link.sizes) == sum(e - b for part in sent for _, r in part for b, e in r)
+    assert sum(consumer.link.sizes) == fetched
+
+
+def test_entries_that_come_with_their_notice_wait_only_for_those_before_them() -> None:
+    consumer = Consumer(Link(1e6))
+    consumer.carry(1, 2, [(0, 500)])
+    assert consumer.shown(1) == 2
+    consumer.fetch(0, 1, [(0, 50_000)])
+    consumer.carry(0, 1, [(50_000, 50_100)])
+    consumer.carry(1, 1, [(500, 900)])
+    assert (consumer.shown(0), consumer.shown(1)) == (0, 3)
+    assert consumer.until(0, 1) < 0.06
+    assert consumer.same(0, [(0, 50_100)])
 
 
 @pytest.mark.parametrize("mbit", [5, 20, 100])

@@ -8,15 +8,22 @@
 // bounded by those appended. So the file holds at most three times the rows' bytes, twice where its capacity
 // allows no more, and about one and a half times what is appended is written.
 //
+// Rows may also lie in files that a checkpoint has (adopt()), in extents that are never written: they are
+// read there, and go from there as from the store's own file.
+//
 // Each record has a checksum, of its place too: a row is what was written there, or the call throws
-// DiskError.
+// DiskError. In a checkpoint's file that is its bucket, of all servers' numbers, and its number among the
+// bucket's rows there.
 #pragma once
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <map>
+#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "persia/cold_index.h"
@@ -25,6 +32,17 @@
 #include "persia/span.h"
 
 namespace persia {
+
+// Records in a file that a checkpoint has, by bucket.
+struct SharedRows {
+    std::string path;
+    std::uint32_t number;              // by which for_each_marked() knows the file; 0: it doesn't
+    Span<const std::uint64_t> chunks;  // where in the file each lies
+    std::uint64_t chunk_rows;
+    std::uint32_t first_bucket;         // of all servers' numbers
+    Span<const std::uint64_t> offsets;  // [buckets + 1] number of the first record of each, and the end
+    Span<const std::uint8_t> live;      // a bit a record, the lowest first: whether it is meant
+};
 
 class ColdStore {
   public:
@@ -50,7 +68,15 @@ class ColdStore {
 
     // bucket_rows: that a bucket may have in memory. Throws DiskError if there can be no file in the folder.
     ColdStore(const std::string& folder, std::uint64_t capacity_bytes, std::uint32_t num_buckets,
-              std::uint32_t bucket_rows, std::size_t weight_bytes, std::size_t state_bytes);
+              std::uint32_t bucket_rows, std::size_t weight_bytes, std::size_t state_bytes,
+              std::uint32_t first_bucket = 0);
+
+    // Whether the capacity has room for those records of the buckets here.
+    bool has_room(const SharedRows& from) const;
+    // Takes those of them that are meant, where they are; gives their number. Precondition: their keys aren't
+    // here. Throws std::invalid_argument for what can't be such records, DiskError if they can't be read; the
+    // store is of no use then.
+    std::uint64_t adopt(const SharedRows& from, BucketOf bucket_of, std::uint32_t most_stamp);
 
     // Precondition: the key isn't here. Throws DiskFull, having changed nothing, if the capacity is used up
     // or nothing can be written; another call may find room.
@@ -131,6 +157,9 @@ class ColdStore {
             }
         }
     }
+    // Writes the record of a row for a file that snapshots share: record_bytes() of it.
+    void copy_record(const Row& row, std::uint32_t bucket, std::uint32_t number, std::byte* to) const;
+    std::size_t record_bytes() const { return record_bytes_; }
     // Forgets what was copied to other files than these.
     void keep_copies(Span<const std::uint32_t> files);
     // Adds up, by file, the rows that are copied there and still here.
@@ -145,7 +174,9 @@ class ColdStore {
     std::uint64_t size() const { return size_; }
     std::size_t rows(std::uint32_t bucket) const { return buckets_[bucket].index.size(); }
     std::uint64_t appended() const { return appended_; }  // rows, without those moved
-    std::uint64_t file_bytes() const { return std::uint64_t{in_use_} * file_.extent_bytes(); }
+    std::uint64_t file_bytes() const {                    // of extents in use
+        return std::uint64_t{in_use_} * file_.extent_bytes() + adopted_bytes_;
+    }
     std::size_t held_bytes() const;
     // Bytes of a row in the file, and of an extent.
     static std::size_t record_bytes(std::size_t weight_bytes, std::size_t state_bytes);
@@ -158,6 +189,16 @@ class ColdStore {
 
   private:
     static constexpr std::uint32_t kNone = UINT32_MAX;
+    // A record: key, stamp, checksum, weights, state; all of it in words of 8 bytes.
+    static constexpr std::size_t kStampAt = 8, kChecksumAt = 12, kHeader = 16;
+
+    static std::size_t state_at(std::size_t weight_bytes) { return kHeader + (weight_bytes + 3) / 4 * 4; }
+    template <class T>
+    static T read_at(const std::byte* from) {
+        T value;
+        std::memcpy(&value, from, sizeof value);
+        return value;
+    }
 
     struct Extent {
         std::uint32_t bucket, used, live;
@@ -168,6 +209,16 @@ class ColdStore {
     struct Copy {  // of the rows of an extent that were there then; file 0: none
         std::uint32_t file = 0, first = 0;
     };
+    struct Origin {                  // of an adopted extent
+        std::uint32_t file = kNone;  // of shared_
+        std::uint32_t first = 0;     // number of its first record, in the bucket
+        std::uint64_t offset = 0;
+    };
+    struct SharedFile {
+        std::unique_ptr<ExtentFile> file;  // none once no extent lies there
+        std::uint32_t extents;
+        std::vector<ExtentFile::Read> reads;
+    };
     struct Bucket {
         ColdIndex index;
         std::vector<std::uint32_t> extents;
@@ -177,11 +228,30 @@ class ColdStore {
 
     Place place_of(std::uint32_t extent, std::uint32_t i) const { return Place{extent} * extent_rows_ + i; }
     std::uint64_t offset_of(Place place) const {
-        return place / extent_rows_ * file_.extent_bytes() + place % extent_rows_ * record_bytes_;
+        const auto extent = static_cast<std::uint32_t>(place / extent_rows_);
+        const std::uint64_t start =
+            is_adopted(extent) ? origins_[extent].offset : std::uint64_t{extent} * file_.extent_bytes();
+        return start + place % extent_rows_ * record_bytes_;
     }
+    bool is_adopted(std::uint32_t extent) const {
+        return extent < origins_.size() && origins_[extent].file != kNone;
+    }
+    const ExtentFile& file_of(std::uint32_t extent) const {
+        return is_adopted(extent) ? *shared_[origins_[extent].file].file : file_;
+    }
+    // What a record's checksum begins with.
+    std::uint64_t seed_of(Place place) const;
+    std::uint64_t shared_seed(std::uint32_t bucket, std::uint32_t number) const;
+    void adopt_some(std::uint32_t bucket, const Origin& origin, const std::byte* records, std::uint32_t count,
+                    std::uint64_t at, const SharedRows& from, BucketOf bucket_of, std::uint32_t most_stamp);
+    void leave_file(std::uint32_t extent);  // of an adopted one that is free
+    // Numbers of the records, in the file, of the buckets that are here.
+    std::pair<std::uint64_t, std::uint64_t> range_of(const SharedRows& from) const;
+    std::uint32_t take_extent(std::uint32_t bucket);
+    void add_read(Place place, std::byte* to);
     bool is_open(std::uint32_t extent) const { return buckets_[extents_[extent].bucket].open == extent; }
     Row row_at(const std::byte* record, Place place) const;  // throws DiskError for a wrong checksum
-    std::uint32_t checksum(const std::byte* record, Place place) const;
+    std::uint32_t checksum(const std::byte* record, std::uint64_t seed) const;
     std::byte* next_record(std::uint32_t bucket);  // of its open extent
     Place put(std::uint32_t bucket);               // what is there by now; gives it its checksum
     bool has_open(std::uint32_t bucket);           // with room; writes a full one
@@ -218,6 +288,10 @@ class ColdStore {
     // By extent, once snapshots share files; and a bit for each of its records that was copied.
     std::vector<Copy> copies_;
     std::vector<std::uint64_t> copied_;
+    std::vector<Origin> origins_;  // by extent, once some are adopted
+    std::vector<SharedFile> shared_;
+    std::uint64_t adopted_bytes_ = 0;
+    std::uint32_t first_bucket_;  // of all servers' numbers
     std::vector<std::uint32_t> free_, sparse_;
     std::uint32_t in_use_ = 0;  // extents
     std::uint64_t size_ = 0, appended_ = 0, moved_ = 0;

@@ -30,6 +30,8 @@ class ExtentFile {
   public:
     // In `folder`, which must be there.
     ExtentFile(const std::string& folder, std::size_t extent_bytes);
+    // One that is there, of others, to be read.
+    explicit ExtentFile(const std::string& path);
     ~ExtentFile();
     ExtentFile(const ExtentFile&) = delete;
     ExtentFile& operator=(const ExtentFile&) = delete;

@@ -29,6 +29,7 @@ class RowUpdate {
         return (state_width_ * bytes_of(state_) + 3) / 4 * 4 + (has_steps_ ? 4 : 0);
     }
     Storage weights() const { return weights_; }
+    bool wide() const { return weights_ == Storage::kFp32 && state_ == Storage::kFp32; }
     Optimizer& optimizer() { return optimizer_; }
     const Optimizer& optimizer() const { return optimizer_; }
     std::size_t held_bytes() const;
@@ -58,17 +59,16 @@ class RowUpdate {
     template <class Chosen>
     __attribute__((noinline)) void apply_any(Chosen& chosen, Key key, std::uint32_t step, std::byte* weights,
                                              std::byte* state, const float* gradient) {
-        const bool wide = weights_ == Storage::kFp32 && state_ == Storage::kFp32;
-        float* w = wide ? reinterpret_cast<float*>(weights) : weights_room_.data();
-        float* s = wide ? reinterpret_cast<float*>(state) : state_room_.data();
-        if (!wide) unpack(weights, state);
+        float* w = wide() ? reinterpret_cast<float*>(weights) : weights_room_.data();
+        float* s = wide() ? reinterpret_cast<float*>(state) : state_room_.data();
+        if (!wide()) unpack(weights, state);
         if (clip_norm_ != 0) gradient = clipped(gradient);
         if (weight_decay_ != 0) gradient = decayed(w, gradient);
         chosen.apply(w, s, gradient, dim_);
         if (value_bound_ != 0) {
             for (std::uint32_t d = 0; d < dim_; ++d) w[d] = std::clamp(w[d], -value_bound_, value_bound_);
         }
-        if (!wide) pack(key, step, weights, state);
+        if (!wide()) pack(key, step, weights, state);
     }
 
     void unpack(const std::byte* weights, const std::byte* state);

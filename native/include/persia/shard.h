@@ -68,7 +68,11 @@ struct ExportedRows {  // of one bucket, sorted by key
 
 // Of one bucket: its rows on disk, for a snapshot that has them in files that later ones share.
 struct CopiedRows {
-    ExportedRows rows;  // to be copied to a new file, in the order in which they must lie there
+    // To be copied to a new file, in the order in which they must lie there: as records of a disk tier if
+    // all of the table is stored as fp32, else as rows.
+    ExportedRows rows;
+    std::vector<std::byte> records;
+    std::size_t count = 0;
     // Where the others lie, that were copied before: files, and numbers among the rows of the bucket there.
     std::vector<std::uint32_t> files, numbers;
 };
@@ -154,6 +158,9 @@ class Shard {
     std::uint64_t evict(std::uint32_t step);
     ExportedRows export_bucket(std::uint32_t bucket) const;  // of all servers' numbers
     void import_rows(const ImportedRows& from);              // skips rows of other shards
+    bool can_adopt(const SharedRows& from) const;            // see table.h
+    void adopt(const SharedRows& from);
+    std::size_t record_bytes() const { return cold_ && update_.wide() ? cold_->record_bytes() : 0; }
 
     // A snapshot, see table.h.
     void begin_snapshot(bool full);

@@ -99,6 +99,11 @@ class Table {
     ExportedRows export_bucket(std::uint32_t bucket) const;
     // Adds rows, or replaces those that are here.
     void import_rows(const ImportedRows& rows);
+    // Takes rows that lie in a file as `copied` had them, of the buckets that are here, without a copy: the
+    // file is read as long as rows of it are on disk. None of their keys may be here. False, and nothing is
+    // changed, if the disk tier has no room, or the table stores rows otherwise.
+    bool adopt_rows(const SharedRows& rows);
+    std::size_t record_bytes() const { return shards_[0]->record_bytes(); }  // in such a file; 0: in none
 
     // A snapshot: the rows of one moment, its mark, copied bucket by bucket while calls go on in between. At
     // the mark no pull may be without its push. What changes before it is copied is kept aside,

@@ -66,6 +66,11 @@ class ColdFiles:
             table.keep_copies([file.number for file in taken])
         return taken, self.last
 
+    def began(self, found: list[ColdFile]) -> None:
+        """Is called when a start has left rows in these files."""
+        self.newest = found
+        self.last = max((file.number for file in found), default=0)
+
     def written(self, newest: list[ColdFile]) -> None:
         """Is called when a checkpoint has been written that has these files."""
         self.newest = newest
@@ -86,6 +91,8 @@ def _linked(file: ColdFile, directory: Path) -> ColdFile | None:
     """Returns the file as the checkpoint in `directory` has it, None if there is no link to it."""
     was, path = file.path.parent.with_suffix("") / file.path.name, directory / file.path.name
     try:
+        if not was.parent.parent.samefile(directory.parent):  # of another run, which this one began with
+            return None
         os.link(was, path, follow_symlinks=False)
     except OSError:  # gone, as no checkpoint came of it, or a file system without links
         return None

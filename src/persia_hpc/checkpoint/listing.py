@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -98,15 +99,18 @@ def _stored_bytes(group: h5py.Group) -> int:
 def list_run(run_dir: Path, most: int | None = None) -> dict[str, Any]:
     """Returns the checkpoints of a run, newest first, and the half-written ones, for `--json`.
 
-    most: of the checkpoints, None for all.
+    most: of the checkpoints, None for all. `bytes` is what those listed take together: files that several
+    share count once.
     """
     link = run_dir / "latest"
+    listed, partial = checkpoints_of(run_dir)[:most], partials_of(run_dir)
     return {
         "run": str(run_dir),
         "latest": link.readlink().name if link.is_symlink() else None,
         "best": best_name(run_dir),
-        "checkpoints": [describe(path) for path in checkpoints_of(run_dir)[:most]],
-        "partial": [{"name": path.name, "bytes": _size(path)} for path in partials_of(run_dir)],
+        "bytes": _size(*listed, *partial),
+        "checkpoints": [describe(path) for path in listed],
+        "partial": [{"name": path.name, "bytes": _size(path)} for path in partial],
     }
 
 
@@ -123,6 +127,11 @@ def run_text(listed: Mapping[str, Any], now: float | None = None) -> str:
     for partial in listed["partial"]:
         size = size_text(partial["bytes"])
         lines.append((partial["name"], "", "", "", size, "", "being written, or left by a job that died"))
+    each = sum(facts["bytes"] for facts in (*listed["checkpoints"], *listed["partial"]))
+    if listed["bytes"] < each:
+        lines.append(
+            ("together", "", "", "", size_text(listed["bytes"]), "", "files that several share count once")
+        )
     names = {facts["name"] for facts in listed["checkpoints"]}
     text = _aligned(lines, right=(2, 3, 4))
     for link in ("latest", "best"):
@@ -183,14 +192,16 @@ def _age(seconds: float) -> str:
     return f"{max(seconds, 0):.0f} s ago"
 
 
-def _size(directory: Path) -> int:
-    total = 0
-    for path in directory.glob("*"):
+def _size(*directories: Path) -> int:
+    """Returns the bytes of the files in some directories; one that has several names counts once."""
+    sizes = {}
+    for path in itertools.chain.from_iterable(directory.glob("*") for directory in directories):
         try:
-            total += path.stat().st_size
+            found = path.stat()
         except OSError:  # it is going on
             continue
-    return total
+        sizes[found.st_dev, found.st_ino] = found.st_size
+    return sum(sizes.values())
 
 
 def _aligned(lines: Sequence[Sequence[str]], right: Sequence[int]) -> str:

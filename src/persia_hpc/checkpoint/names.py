@@ -13,7 +13,7 @@ BEST_NOTE = "best.json"
 PARTIAL = ".partial"
 STEP_NAME = re.compile(r"step-[0-9]{8,18}")
 _SHARD_NAME = re.compile(r"server-[0-9]{4,18}\.h5")
-_COLD_NAME = re.compile(r"cold-[0-9]{4,18}-[0-9]{4,18}\.h5")
+_COLD_NAME = re.compile(r"cold-([0-9]{4,18})-([0-9]{4,18})\.h5")
 
 
 def step_name(step: int) -> str:
@@ -44,6 +44,12 @@ def cold_name(server_rank: int, number: int) -> str:
 def is_cold(name: str) -> bool:
     """Returns whether a file of a server's rows from disk may have this name."""
     return _COLD_NAME.fullmatch(name) is not None
+
+
+def cold_numbers(name: str) -> tuple[int, int]:
+    """Returns the server's rank and the number in the name of a file with rows from disk."""
+    found = _COLD_NAME.fullmatch(name)
+    return (int(found[1]), int(found[2])) if found else (-1, 0)
 
 
 def is_part(name: str) -> bool:

@@ -20,6 +20,7 @@ from persia_hpc.errors import DataError
 
 from .manifest import check_part, unreadable
 from .names import is_cold
+from .records import RECORDS, columns_of, problem_of, widths_of
 from .tables import bucket_of, groups_of, open_shard
 
 COLUMNS = ("keys", "rows", "state", "stamps", "steps")  # one entry a row
@@ -44,7 +45,7 @@ class TablePart:
         cold: Sequence[TablePart] = (),
         live: h5py.Dataset | None = None,
     ):
-        self.group = group
+        self.group, self._name = group, name
         self.cold = cold
         self._live = live
         with reading(group):
@@ -66,7 +67,11 @@ class TablePart:
             return f"buckets don't follow each other in 0..{self.num_buckets - 1}"
         if len(self.offsets) != len(self.buckets) + 1 or self.offsets[0] or (np.diff(self.offsets) < 0).any():
             return "bucket_offsets don't ascend from 0 with one entry a bucket and one more"
-        for name in COLUMNS:
+        if RECORDS in self.group:
+            problem = problem_of(self.group[RECORDS], self.own_rows)
+            if problem:
+                return problem
+        for name in () if RECORDS in self.group else COLUMNS:
             if name in self.group or name != "steps":
                 column = self.group[name]
                 if column.ndim != (1 if name in ONE_NUMBER else 2) or len(column) != self.offsets[-1]:
@@ -85,12 +90,30 @@ class TablePart:
         return ""
 
     def _widths(self) -> dict[str, tuple[int, ...]]:
+        if RECORDS in self.group:
+            return widths_of(self.group[RECORDS])
         return {name: self.group[name].shape[1:] for name in COLUMNS if name in self.group}
+
+    def with_cold(self, cold: Sequence[TablePart]) -> TablePart:
+        """Returns the part with other parts that have rows from disk."""
+        return TablePart(self._name, self.group, cold, self._live)
+
+    def mask(self) -> Array:
+        """Returns which rows of a part with rows from disk are meant, a bit a row."""
+        assert self._live is not None
+        with reading(self._live.parent):
+            mask: Array = self._live[:]
+        return mask
 
     @property
     def file_name(self) -> str:
         """Returns the name of the file without its directory."""
         return Path(self.group.file.filename).name
+
+    @property
+    def is_plain(self) -> bool:
+        """Returns whether all the rows are those of the part's own columns, in their order."""
+        return not self.cold and self._live is None
 
     @property
     def own_rows(self) -> int:
@@ -129,13 +152,14 @@ class TablePart:
         first = int(self.buckets[0]) if len(self.buckets) else 0
         at = slice(int(self.offsets[begin - first]), int(self.offsets[end - first]))
         with reading(self.group):
-            rows = {name: self.group[name][at] for name in columns if name in self.group}
-        if self._live is None:
-            return rows
-        with reading(self._live.parent):
-            packed = self._live[at.start // 8 : -(-at.stop // 8)]
-        live = unpacked(packed, at.start % 8, at.stop - at.start)
-        return rows if live.all() else {name: values[live] for name, values in rows.items()}
+            names = [RECORDS] if RECORDS in self.group else columns
+            rows = {name: self.group[name][at] for name in names if name in self.group}
+        if self._live is not None:
+            with reading(self._live.parent):
+                packed = self._live[at.start // 8 : -(-at.stop // 8)]
+            live = unpacked(packed, at.start % 8, at.stop - at.start)
+            rows = rows if live.all() else {name: values[live] for name, values in rows.items()}
+        return columns_of(rows[RECORDS], columns) if RECORDS in rows else rows
 
     def decides(self, begin: int, end: int) -> dict[str, Array]:
         """Returns the data by which eviction and admission decide in buckets [begin, end).

@@ -16,6 +16,7 @@ from persia_hpc.config import TableConfig, load_config
 from persia_hpc.errors import DataError, PersiaError, UserError
 from persia_hpc.table_layout import TableLayout
 
+from .adopt import Adoption
 from .ahead import one_ahead
 from .manifest import check_part, read_manifest, read_schema, sources_of, unreadable
 from .merged import bucket_ranges
@@ -41,10 +42,12 @@ def load_rows(directory: Path, server: ParameterServer) -> None:
     """
     buckets = {t.name: owned for t, owned in zip(server.layout.tables, server.buckets, strict=True)}
     with _opened(directory, server, buckets) as (manifest, opened):
+        adoption = Adoption(directory, manifest, server.server_rank, server.num_servers)
         for layout, table, owned in zip(server.layout.tables, server.tables, server.buckets, strict=True):
             if table is not None:
-                _load_table(opened, layout, table, owned)
+                load_table(opened, layout, table, owned, adoption)
                 table.set_next_step(manifest["step"] + 1)
+    server.cold_files.began(adoption.files())
     server.loaded()
 
 
@@ -152,7 +155,13 @@ def _load_initial_table(
                 table.import_rows({k: np.ascontiguousarray(v[mine]) for k, v in rows.items()})
 
 
-def _load_table(opened: list[list[Parts]], layout: TableLayout, table: Table, owned: range) -> None:
+def load_table(
+    opened: list[list[Parts]], layout: TableLayout, table: Table, owned: range, adoption: Adoption
+) -> None:
+    """Loads a table's rows in the `owned` buckets; those on disk stay where they are, if they can.
+
+    Raises UserError or DataError as `load_rows` does.
+    """
     _check_table(opened, layout)
     found = 0
     for part, begin, end in _parts(opened[0], layout.name, owned):
@@ -162,8 +171,14 @@ def _load_table(opened: list[list[Parts]], layout: TableLayout, table: Table, ow
                 for rows in _slices(base, first, last):
                     stays = ~_is_in(rows["keys"], removed)
                     table.import_rows({k: np.ascontiguousarray(v[stays]) for k, v in rows.items()})
-        for rows in _slices(part, begin, end):
+        adopted = [cold for cold in part.cold if part.complete and adoption.fits(cold, layout, table)]
+        others = [cold for cold in part.cold if cold not in adopted]
+        for rows in _slices(part.with_cold(others), begin, end):
             table.import_rows(rows)
+        for cold in adopted:
+            if not adoption.adopt(cold, layout, table):
+                for rows in _slices(cold, begin, end):
+                    table.import_rows(rows)
         decides = part.decides(begin, end)
         ages = decides["ages"]
         counted = decides.get("counted", np.zeros_like(ages))
@@ -226,7 +241,7 @@ def _check_table(opened: list[list[Parts]], layout: TableLayout) -> None:
 def _slices(part: TablePart, begin: int, end: int) -> Iterator[dict[str, Array]]:
     """Yields the rows of buckets [begin, end), some at a time; those from disk among the others."""
     first = int(part.buckets[0])
-    if part.cold:
+    if not part.is_plain:
         ranges = bucket_ranges(part.counts()[begin - first : end - first], ROWS_AT_ONCE)
         return one_ahead(part.read(begin + low, begin + high, COLUMNS) for low, high in ranges)
     names = [name for name in COLUMNS if name in part.group]

@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ from .ahead import one_ahead
 from .cold import ColdFile, ColdTable
 from .names import cold_name
 from .parts import full_mask, write_mask
+from .records import RECORDS, record_type
 from .tables import make_group, table_attributes
 
 if TYPE_CHECKING:
@@ -227,16 +228,16 @@ class _Columns:
 
     def add(self, rows: dict[str, Array], counts: Array) -> None:
         """Adds the rows of the next buckets, with the number of rows in each."""
-        _check_finite(self._name, rows)
+        _check_finite(self._name, rows.get(RECORDS, rows))
         for name, array in rows.items():
             with _writing(self._path):
                 _append(self.group, name, array, self._at, self._num_rows, self._about)
-        self._at += len(rows["keys"])
+        self._at += len(next(iter(rows.values())))
         self._counts.append(counts)
 
     def end(self) -> Array:
         """Completes the group; returns where the rows of each bucket begin, and the end."""
-        if "state" not in self.group:
+        if "state" not in self.group and RECORDS not in self.group:
             self.group["state"] = np.empty((self._at, 0), np.float32)
         self.group["buckets"] = np.array(self._buckets, np.uint32)
         offsets = np.cumsum([0, *np.concatenate(self._counts)], dtype=np.uint64)
@@ -282,6 +283,8 @@ def _write_cold_table(
         (some, table.copy_buckets(*some, number)) for some in at_once
     ):
         columns.add(rows, decides["counts"])
+        if RECORDS in copied:
+            copied = {RECORDS: copied[RECORDS].view(record_type(table))[:, 0]}
         new.add(copied, found["counts"])
         places.add(*some, found)
         decided.append(decides)
@@ -310,7 +313,7 @@ def _buckets_at_once(table: Table, buckets: range) -> Iterator[tuple[int, int]]:
         yield first, min(first + at_once, buckets.stop)
 
 
-def _check_finite(table: str, rows: dict[str, Array]) -> None:
+def _check_finite(table: str, rows: Mapping[str, Array] | Array) -> None:
     """Checks the weights of rows; the sum is cheap, and tells unless finite values overflow it.
 
     Raises PersiaError if any isn't finite: nobody wants such a checkpoint to be the newest.

@@ -17,6 +17,7 @@ from persia_hpc.samples.names import open_to_read
 from persia_hpc.table_layout import TableLayout
 
 from .manifest import unreadable
+from .records import RECORDS
 
 NAME = "table"  # attribute of a group whose own name had to be another than the table's
 _MOST = 1 << 32  # buckets of a table, and numbers of a row: far beyond any
@@ -106,10 +107,16 @@ def _groups(parent: h5py.Group) -> Iterator[tuple[str, h5py.Group]]:
             yield from _groups(entry)
         elif parent.name == "/":
             raise ValueError(f"{name!r} is not the group of a table")
-        elif not isinstance(entry, h5py.Dataset) or entry.dtype.kind not in "iuf":
+        elif not isinstance(entry, h5py.Dataset) or not _holds_numbers(name, entry.dtype):
             raise ValueError(f"{parent.name}: got something else than numbers for column {name!r}")
         else:
             check_stored(entry.name, entry.id)
+
+
+def _holds_numbers(name: str, kind: np.dtype[Any]) -> bool:
+    if name != RECORDS or kind.fields is None:
+        return kind.kind in "iuf"
+    return all(field.base.kind in "iuf" for field, *_ in kind.fields.values())
 
 
 def _check_attributes(group: h5py.Group) -> None:

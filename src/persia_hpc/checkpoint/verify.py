@@ -23,7 +23,8 @@ from .listing import count_text
 from .manifest import base_of, check_part, examine_manifest, read_schema
 from .merged import CheckpointReader, key_ranges
 from .names import DENSE, MANIFEST, is_cold
-from .parts import COLD, ROWS, masks_of
+from .parts import COLD, COLUMNS, ROWS, masks_of
+from .records import RECORDS, problem_of, widths_of
 from .tables import groups_of, open_shard, table_attributes
 
 CheckDense = Callable[[Path, int], str]
@@ -184,7 +185,7 @@ class _Shards:
         try:
             buckets = group["buckets"][:].astype(np.int64)
             offsets = group["bucket_offsets"][:].astype(np.int64)
-            num_rows = len(group["keys"])
+            num_rows = len(group[RECORDS if RECORDS in group else "keys"])
         except _READ_ERRORS as error:
             self.readable = False
             yield f"{where}: buckets can't be read: {error}"
@@ -199,13 +200,16 @@ class _Shards:
         if not sound or (np.diff(offsets) < 0).any():
             yield f"{where}: bucket_offsets don't ascend from 0 to the {num_rows} rows"
             offsets = None
-        lengths = {"keys": num_rows, "rows": num_rows, "state": num_rows, "stamps": num_rows}
+        lengths = dict.fromkeys((RECORDS,) if RECORDS in group else COLUMNS[:4], num_rows)
         lengths |= {} if is_cold(file) else {"ages": len(buckets)}
         lengths |= {"steps": num_rows} if "steps" in group else {}
         lengths |= {} if complete or complete is None else {"removed": -1}
         for name in lengths.keys() - group.keys():
             yield f"{where}: no dataset {name}"
         part = Part(group, spec, buckets, offsets, self.base_step)
+        if RECORDS in group and (problem := problem_of(group[RECORDS], num_rows)):
+            yield f"{where}: {problem}"
+            return
         for name in group.keys() - {COLD}:
             for problem in self._column(part, name, lengths.get(name, -1)):
                 yield f"{where}: {problem}"
@@ -222,17 +226,19 @@ class _Shards:
         dataset = part.group[name]
         if length not in (-1, len(dataset)):
             yield f"{name} has {len(dataset)} entries, expected {length}"
-        if name == "rows" and dataset.shape[1:] != (part.spec.dim,):
-            yield f"rows have shape {dataset.shape[1:]}, expected ({part.spec.dim},)"
-        check = check_of(name, part)
+        width = widths_of(dataset)["rows"] if name == RECORDS else dataset.shape[1:]
+        if name in ("rows", RECORDS) and width != (part.spec.dim,):
+            yield f"rows have shape {width}, expected ({part.spec.dim},)"
+        columns = dataset.dtype.names or (name,)
+        checks = [check_of(column, part) for column in columns]
         try:
             for at, values in pieces(dataset):
-                check.add(at, values)
+                for column, check in zip(columns, checks, strict=True):
+                    check.add(at, values[column] if name == RECORDS else values)
         except _READ_ERRORS as error:
             yield f"{name} can't be read: {error}"
-        self.report.nonfinite_rows += check.nonfinite_rows
-        if problem := check.problem():
-            yield problem
+        self.report.nonfinite_rows += sum(check.nonfinite_rows for check in checks)
+        yield from filter(None, (check.problem() for check in checks))
 
 
 def _merged_problems(report: Verification) -> Iterator[str]:

@@ -15,8 +15,8 @@ PyTorch, GPU, driver and nvcc, Horovod and NCCL, huge pages, shared memory, limi
 directory's file system; every line that isn't good says the fix. Exit code 1 if training can't work: if a
 line says BAD. With a configuration it asks for what that needs: trainers, reducer, shared memory for its
 rings, the disks of its tables. Without Horovod one trainer can train, and several with train.reducer =
-"mpi"; so that is a note, unless --trainers asks for more than one and --reducer for no other. --srun starts
-two ranks by srun, in an allocation of several nodes on two of them. --disk measures a directory for tables'
+"mpi"; so a missing one is a note, and BAD only for several trainers whose reducer it is. --srun starts two
+ranks by srun, in an allocation of several nodes on two of them. --disk measures a directory for tables'
 rows (tables.NAME.disk): random reads of 4 KiB, 1, 16 and 64 at a time, and fsync; it writes 256 MiB there for
 some seconds."""
 EXAMPLES = """\

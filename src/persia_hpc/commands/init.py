@@ -33,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--valid", nargs="+", default=[], metavar="FILE", help="files to evaluate on")
     parser.add_argument("--test", nargs="+", default=[], metavar="FILE", help="files to test on at the end")
     parser.add_argument("--schema", default=None, metavar="FILE", help="data.schema, for Parquet files")
-    parser.add_argument("--limit", type=int, default=LIMIT, metavar="N", help="samples to look at")
+    parser.add_argument(
+        "--limit", type=int, default=LIMIT, metavar="N", help=f"samples to look at (default: {LIMIT:,})"
+    )
     parser.add_argument(
         "--out", type=Path, default=Path("train.toml"), metavar="FILE", help="default: train.toml"
     )

@@ -24,7 +24,7 @@ from persia_hpc.models import build_model
 from persia_hpc.patterns import names_of
 from persia_hpc.samples.catalogue import open_catalogue
 from persia_hpc.samples.drawn import DrawnSource
-from persia_hpc.samples.ids import TextIds
+from persia_hpc.samples.ids import TextIds, as_ids
 from persia_hpc.samples.named import named_samples
 from persia_hpc.samples.source import FileSource, Source, check_scorable, open_source
 from persia_hpc.tasks import label_check
@@ -103,12 +103,12 @@ class LoadedRun:
 
         In a hashed table other ids may have trained their rows.
         Shapes: ids any integers, as in the dataset; returns [N, D] float32.
-        Raises UserError if there is no such table.
+        Raises UserError if there is no such table, and for ids that aren't integers.
         """
         if table not in self.tables:
             raise UserError(f"there is no table {table!r}; this checkpoint has: {', '.join(self.tables)}")
         index = self.tables.index(table)
-        values = np.ascontiguousarray(np.asarray(ids).reshape(-1).astype(np.uint64))
+        values = as_ids(ids)
         hashing = self.layout.tables[index].config.hash
         if hashing is not None:
             values = hash_ids(values, rounds=hashing.rounds, size=hashing.size)

@@ -25,7 +25,7 @@ from persia_hpc.embedding_worker.engine import EmbeddingWorker
 from persia_hpc.errors import DataError, PersiaError, UserError
 from persia_hpc.protocol.row_batch import RowBatch
 from persia_hpc.samples.catalogue import Drawing
-from persia_hpc.samples.ids import TextIds
+from persia_hpc.samples.ids import TextIds, as_ids
 from persia_hpc.samples.named import named_samples
 from persia_hpc.serving.follower import Follower
 from persia_hpc.serving.names import PROGRESS
@@ -137,12 +137,9 @@ class Reader:
 
         In a hashed table other ids may have trained their rows.
         Shapes: ids any integers, as in the dataset; the values are [N, D] float32.
-        Raises UserError if there is no such table.
+        Raises UserError if there is no such table, and for ids that aren't integers.
         """
-        values = np.asarray(ids).reshape(-1)
-        if values.dtype.kind not in "iu" and values.size:
-            raise UserError(f"ids: got an array of {values.dtype}, expected integers, as in the dataset")
-        values = np.ascontiguousarray(values, np.uint64)
+        values = as_ids(ids)
         with self._follower.side() as side:
             layout = side.served.layout
             index = next((i for i, t in enumerate(layout.tables) if t.name == table), None)

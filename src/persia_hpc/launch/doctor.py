@@ -6,6 +6,7 @@ import importlib.util
 import json
 import platform
 import shutil
+import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -116,9 +117,13 @@ def _native() -> list[Line]:
     )
     if code == 0:
         return [Line(GOOD, "native extension", "loads")]
-    missing = importlib.util.find_spec("persia_hpc._native") is None
-    found = "not built" if missing else last_line(text)
-    return [Line(BAD, "native extension", found, "pip install . (needs a C++17 compiler and CMake 3.20)")]
+    found, fix = last_line(text), "in the source tree: pip install . (needs a C++17 compiler and CMake 3.20)"
+    if code == -signal.SIGILL:
+        found += ": this processor lacks instructions that it was built for (by default AVX2)"
+        fix = f"CMAKE_ARGS=-DPERSIA_HPC_ARCH=native, {fix}"
+    elif importlib.util.find_spec("persia_hpc._native") is None:
+        found = "not built"
+    return [Line(BAD, "native extension", found, fix)]
 
 
 def _data() -> list[Line]:

@@ -22,7 +22,10 @@ print("PROBE" + json.dumps({"version": torch.__version__, "cuda": torch.version.
       "kernels": kernels, "nccl": torch.distributed.is_available() and torch.distributed.is_nccl_available(),
       "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]}))
 """
-_BUILD_KERNELS = "pip install . with nvcc on PATH (PERSIA_HPC_CUDA=on says what it lacks)"
+_BUILD_KERNELS = (
+    "in the source tree, with nvcc on PATH: make setup, or pip install . -C cmake.define.PERSIA_HPC_CUDA=on, "
+    "which says what it lacks"
+)
 
 
 def check_torch(reducer: str) -> list[Line]:
@@ -53,7 +56,7 @@ def _why_none(cuda: str) -> Line:
     """Returns why a torch for CUDA sees no GPU."""
     found = f"none seen, though torch has CUDA {cuda}"
     if shutil.which("nvidia-smi") is None:
-        fix = "run doctor on a node with GPUs (srun --gpus=1 persia-hpc doctor); there is no nvidia-smi here"
+        fix = "for GPUs run doctor on a node that has some (srun --gpus=1 persia-hpc doctor); CPUs train too"
         return Line(NOTE, "GPU", f"{found}: no NVIDIA driver on this node", fix)
     text = run_probe(["nvidia-smi"])[2]
     version = re.search(r"CUDA Version: *(\d+)\.(\d+)", text)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 from collections.abc import Sequence
 from importlib import metadata
 from typing import Any, NamedTuple
 
 GOOD, NOTE, BAD = "ok", "note", "BAD"
+PROBE_SECONDS = 60
 
 
 class Line(NamedTuple):
@@ -21,21 +23,28 @@ class Line(NamedTuple):
 
 
 def run_probe(command: Sequence[str], env: dict[str, str] | None = None) -> tuple[int, Any, str]:
-    """Returns (exit code, JSON that the program printed after "PROBE" or None, all its output)."""
+    """Returns (exit code, JSON that the program printed after "PROBE" or None, all its output).
+
+    The last line of the output says so if a signal ended it, or nothing within a minute.
+    """
     try:
         done = subprocess.run(
             command,
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=60,
+            timeout=PROBE_SECONDS,
             check=False,
             env=env,
             stdin=subprocess.DEVNULL,
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except OSError as error:
         return -1, None, str(error)
+    except subprocess.TimeoutExpired:  # whose text is the whole program
+        return -1, None, f"{command[0]} didn't end within {PROBE_SECONDS} s"
     text = done.stdout + done.stderr
+    if done.returncode < 0:
+        text += f"\nended by signal {-done.returncode} ({signal.strsignal(-done.returncode)})"
     _, found, rest = done.stdout.partition("PROBE")
     return done.returncode, json.loads(rest.splitlines()[0]) if found else None, text
 

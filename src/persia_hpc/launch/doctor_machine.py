@@ -43,7 +43,7 @@ def _huge_pages() -> list[Line]:
     if mode in ("always", "madvise"):
         return [Line(GOOD, "huge pages", mode)]
     found = f"{mode}: look-ups in large tables are 2-3 times slower"
-    return [Line(NOTE, "huge pages", found, f"echo madvise > {HUGE_PAGES}")]
+    return [Line(NOTE, "huge pages", found, f"as root: echo madvise > {HUGE_PAGES}")]
 
 
 def _shared_memory(wanted: int | None, ranks: int) -> list[Line]:
@@ -62,7 +62,7 @@ def _shared_memory(wanted: int | None, ranks: int) -> list[Line]:
     )
     enough = int(wanted / _ROOM) + ranks * MPI_BYTES
     remount = f"mount -o remount,size={-(-enough >> 20) + 1}m {SHARED_MEMORY}"
-    fix = f"{remount}; containers: --shm-size={-(-enough >> 20) + 1}m; or a smaller batch_size"
+    fix = f"as root: {remount}; containers: --shm-size={-(-enough >> 20) + 1}m; or a smaller batch_size"
     if free < ranks * MPI_BYTES:
         return [Line(BAD, SHARED_MEMORY, f"{text}: MPI can't start", fix)]
     if free < enough:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import socket
 from collections.abc import Sequence
 
@@ -23,10 +25,20 @@ def make_table(layout: TableLayout, native: TableConfig) -> Table:
             f"tables.{layout.name}.disk.path = {disk.path!r}: there is no such directory on "
             f"{socket.gethostname()}; make it there, or name another"
         )
+    if disk is not None:
+        _allow_open_files()
     try:
         return Table(native)
     except DiskError as error:
         raise UserError(f"table {layout.name!r}: {error}; see tables.{layout.name}.disk.path") from None
+
+
+def _allow_open_files() -> None:
+    """Lets this process have as many files open as it may: each file that a table reads takes up to three."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):  # then those that it has must do
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class DiskTraffic:

@@ -154,11 +154,22 @@ def read_times(path: str, begin: int, end: int) -> npt.NDArray[np.int64]:
     """
     try:
         with layout.open_to_read(path) as file:
-            return np.asarray(file[layout.TIME][begin:end], np.int64)
+            times = file[layout.TIME][begin:end]
     except (OSError, RuntimeError, KeyError, ValueError) as error:
         raise DataError(
             f"{path}: /{layout.TIME}, rows {begin} to {end}: {_reason(error)}; {FIX_DAMAGED}"
         ) from error
+    return _times(path, times, begin)
+
+
+def _times(path: str, stored: npt.NDArray[Any], begin: int) -> npt.NDArray[np.int64]:
+    """Returns times as int64. HDF5 would make the largest of all that are too large."""
+    if stored.dtype.kind == "u" and len(stored) and int(stored.max()) > np.iinfo(np.int64).max:
+        row = int((stored > np.iinfo(np.int64).max).argmax())
+        raise DataError(
+            f"{path}: /{layout.TIME}, row {begin + row}: got {stored[row]}, expected less than 2^63"
+        )
+    return stored.astype(np.int64)
 
 
 def read_offsets(
@@ -267,9 +278,9 @@ class OpenFile:
         if schema.has_weight:
             wanted[layout.WEIGHT] = np.float32
         if schema.has_group:
-            wanted[layout.GROUP] = np.int64
+            wanted[layout.GROUP] = None  # HDF5 would make one group of all from 2^63 on
         if schema.has_time:
-            wanted[layout.TIME] = np.int64
+            wanted[layout.TIME] = None
         cache_share = min(1.0, cache_bytes / max(1, sum(self._file[name].nbytes for name in wanted)))
         for name, dtype in wanted.items():
             layout.check_filters(f"{self._info.path}: /{name}", self._file[name].id)
@@ -306,8 +317,8 @@ class OpenFile:
             dense,
             labels,
             weight,
-            self._rows(layout.GROUP, begin, end) if schema.has_group else None,
-            self._rows(layout.TIME, begin, end) if schema.has_time else None,
+            self._rows(layout.GROUP, begin, end).astype(np.int64) if schema.has_group else None,
+            _times(info.path, self._rows(layout.TIME, begin, end), begin) if schema.has_time else None,
         )
 
     def _ids(self, feature: FeatureSchema, begin: int, end: int) -> IdColumn:

@@ -25,6 +25,33 @@ Ids = npt.NDArray[np.uint64]
 MISSING_ID = 1 << 63
 RARE_ID = MISSING_ID + 1
 UNKNOWN_NUMBER = 0  # of what a vocabulary doesn't have
+MOST = (1 << 64) - 1
+LEAST = -(1 << 63)
+
+
+def as_ids(values: npt.ArrayLike) -> Ids:
+    """Returns integers of any form as ids, flat; negative ones are those modulo 2^64.
+
+    Shapes: [N] uint64.
+    Raises UserError for anything else: a cast would make other ids of fractions, texts and large numbers.
+    """
+    try:
+        array = np.asarray(values)
+    except ValueError:  # lists of different lengths
+        array = np.asarray(values, np.object_)
+    if array.dtype.kind in "iu":
+        return np.ascontiguousarray(array.reshape(-1).astype(np.uint64))
+    each = np.asarray(values, np.object_).reshape(-1)  # NumPy makes floats of 1 and 2^63 together
+    ids = np.empty(len(each), np.uint64)
+    for i, value in enumerate(each):
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if not whole or not LEAST <= int(value) <= MOST:
+            raise UserError(
+                f"ids: got {type(value).__name__} {str(value)[:40]!r}, expected integers of 64 bits, as in "
+                "the dataset"
+            )
+        ids[i] = int(value) & MOST
+    return ids
 
 
 def hash_strings(values: Sequence[str]) -> Ids:

@@ -16,13 +16,11 @@ import numpy.typing as npt
 from persia_hpc.errors import DataError, UserError
 
 from .batch import IdColumn, SampleBatch
-from .ids import Ids, TextIds
+from .ids import LEAST, MOST, Ids, TextIds
 from .schema import DatasetSchema, FeatureSchema
 from .sequences import NO_SEQUENCES, Sequences, check_columns, usable
 from .validity import InvalidRowError, check_finite, check_id_weights
 
-MOST = (1 << 64) - 1
-LEAST = -(1 << 63)
 FORMS = "an id for one request, or a list of ids, one for each sample"
 LISTS = "a list of ids for one request, or a list of such lists, one for each sample"
 _NESTED = (list, tuple, np.ndarray)

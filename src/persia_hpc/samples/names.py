@@ -51,6 +51,8 @@ ENCODING = "encoding"
 COMPRESSIONS = ("lz4", "gzip", "none")
 # Filters that hdf5plugin brings and HDF5 itself lacks, by their registered numbers.
 _OF_PLUGIN = (307, 32001, 32004, 32008, 32013, 32015, 32017, 32018, 32024, 32026, 32028, 32033)
+# Settings of scale-offset: H5Z_SO_INT, H5Z_SO_INT_MINBITS_DEFAULT (as many bits as each chunk needs).
+_LOSSLESS = (2, 0)
 
 
 def default_compression() -> str:
@@ -78,14 +80,23 @@ def compression_options(compression: str) -> dict[str, Any]:
 
 
 def check_filters(what: str, dataset: Any) -> None:
-    """Checks that HDF5 has the filters that a dataset, of h5py's low-level interface, was written with.
+    """Checks the filters that a dataset was written with: HDF5 has them, and they give back what was written.
 
     what: the file and the dataset, for the message.
-    Raises UserError, which says what has to be installed.
+    dataset: of h5py's low-level interface.
+    Raises UserError, which says what has to be installed, or how the file has to be written.
     """
     filters = dataset.get_create_plist()
     for i in range(filters.get_nfilters()):
-        code, _, _, label = filters.get_filter(i)
+        code, _, settings, label = filters.get_filter(i)
+        if code == h5z.FILTER_SCALEOFFSET and tuple(settings[:2]) != _LOSSLESS:
+            # It makes a number of NaN (findings/hdf5_scale_offset_makes_numbers_of_nan.sh), and cuts integers
+            # that have more bits: what is read shows neither.
+            raise UserError(
+                f"{what}: stored with HDF5's scale-offset filter, in which missing values (NaN) and large "
+                "integers become other numbers; write the file again without it, integers perhaps with "
+                "scaleoffset=0, which keeps them all"
+            )
         if h5z.filter_avail(code):
             continue
         if hdf5plugin is None and code in _OF_PLUGIN:

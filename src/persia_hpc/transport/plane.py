@@ -121,7 +121,7 @@ class Plane:
         assert self._notices is not None
         data = self._fetched.memory[placement.source : placement.source + num_bytes]
         tail = np.zeros(1, np.uint64)
-        link = self._notices.data_link(number, consumer, tail)
+        link = self._notices.data_link(number, consumer, data, tail)
         ring = RingProducer(data, tail=tail, words=None, bell=None)
         return RingSender(channel.label, ring, link, self._dirty)
 

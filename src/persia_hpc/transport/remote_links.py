@@ -6,6 +6,7 @@ No call here waits for a peer (docs/rma_protocol.md says why, step by step).
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -15,9 +16,12 @@ from persia_hpc.arrays import Bytes, Words
 from persia_hpc.transport.remote_source import Lane, Ranges, RemoteSource
 
 # A notice: what it is, the channel's number, the last entry or the tail, and where new entries lie in the
-# ring: begin, end, begin, end (in at most two pieces, with the ring's end between them).
+# ring: begin, end, begin, end (in at most two pieces, with the ring's end between them). Few bytes of entries
+# follow in the same message: the request that fetches others waits on its connection behind all that this
+# rank sends there, which over a slow link takes longer than the entries.
 NOTICE_WORDS = 8
-_ENTRIES, _TAIL = 1, 2
+CARRIED_BYTES = 32 << 10  # at most
+_ENTRIES, _TAIL, _CARRIED = 1, 2, 3
 
 
 class DataLink(Protocol):
@@ -59,13 +63,16 @@ class Notices:
         self._tails: dict[int, Words] = {}
         self._sent = np.zeros(comm.size, np.int64)
         self._got = np.zeros(comm.size, np.int64)
-        self._notice = np.zeros(NOTICE_WORDS, np.uint64)
+        self._message = np.zeros(8 * NOTICE_WORDS + CARRIED_BYTES, np.uint8)
         self._taking: tuple[int, MPI.Request] | None = None  # its sender
 
-    def data_link(self, channel: int, consumer: int, tail: Words) -> RemoteDataLink:
-        """Returns the producer's link of a channel; what the consumer releases is stored in `tail`."""
+    def data_link(self, channel: int, consumer: int, data: Bytes, tail: Words) -> RemoteDataLink:
+        """Returns the producer's link of a channel whose entries lie in `data`, in its window.
+
+        What the consumer releases is stored in `tail`.
+        """
         self._tails[channel] = tail
-        return RemoteDataLink(Outbox(self, channel, consumer))
+        return RemoteDataLink(Outbox(self, channel, consumer), data)
 
     def tail_link(
         self, channel: int, producer: int, source: int, data: Bytes, words: Words
@@ -105,15 +112,19 @@ class Notices:
 
     def _receive(self) -> bool:
         moved = False
+        notice, carried = self._message[: 8 * NOTICE_WORDS], self._message[8 * NOTICE_WORDS :]
         while self._take():
-            kind, channel, number, *bounds = self._notice.tolist()
+            kind, channel, number, *bounds = notice.view(np.uint64).tolist()
             if kind == _TAIL:
                 self._tails[channel][0] = number
             else:
                 lane, source = self._sources[channel]
                 ranges = [(begin, end) for begin, end in (bounds[:2], bounds[2:4]) if begin < end]
-                lane.fetch(source, number, ranges)
-                self._fetching[lane] = None
+                if kind == _CARRIED:
+                    lane.take(source, number, ranges, carried)
+                else:
+                    lane.fetch(source, number, ranges)
+                    self._fetching[lane] = None
             moved = True
         return moved
 
@@ -126,7 +137,7 @@ class Notices:
             message = self._comm.Improbe(MPI.ANY_SOURCE, MPI.ANY_TAG, status)
             if message is None:
                 return False
-            self._taking = status.Get_source(), message.Irecv(self._notice)
+            self._taking = status.Get_source(), message.Irecv(self._message)
         sender, request = self._taking
         if not request.Test():
             return False
@@ -159,10 +170,10 @@ class Notices:
         else:
             self._due.pop(link, None)
 
-    def send(self, peer: int, notice: Words) -> MPI.Request:
+    def send(self, peer: int, message: Bytes) -> MPI.Request:
         """Starts sending a notice, which must stay as it is until the request is complete."""
         self._sent[peer] += 1
-        return self._comm.Isend(notice, peer)
+        return self._comm.Isend(message, peer)
 
     @property
     def lock(self) -> threading.RLock:
@@ -181,7 +192,7 @@ class Outbox:
         self.notices = notices
         self._channel = channel
         self._peer = peer
-        self._notice = np.zeros(NOTICE_WORDS, np.uint64)
+        self._message = np.empty(0, np.uint8)
         self._request: MPI.Request | None = None
 
     @property
@@ -191,19 +202,21 @@ class Outbox:
             self._request = None
         return self._request is None
 
-    def send(self, kind: int, number: int, *bounds: int) -> None:
-        """Sends a notice."""
+    def send(self, kind: int, number: int, bounds: Sequence[int] = (), carried: Sequence[Bytes] = ()) -> None:
+        """Sends a notice, and bytes with it."""
+        notice = np.zeros(NOTICE_WORDS, np.uint64)
         fields = (kind, self._channel, number, *bounds)
-        self._notice[:] = 0
-        self._notice[: len(fields)] = fields
-        self._request = self.notices.send(self._peer, self._notice)
+        notice[: len(fields)] = fields
+        self._message = np.concatenate([notice.view(np.uint8), *carried])
+        self._request = self.notices.send(self._peer, self._message)
 
 
 class RemoteDataLink:
-    """Announces entries to a consumer on another node. See `DataLink`."""
+    """Announces entries to a consumer on another node, or sends them with the notice. See `DataLink`."""
 
-    def __init__(self, outbox: Outbox) -> None:
+    def __init__(self, outbox: Outbox, data: Bytes) -> None:
         self._outbox = outbox
+        self._data = data
 
     @property
     def ready(self) -> bool:
@@ -212,11 +225,17 @@ class RemoteDataLink:
             return self._outbox.free
 
     def publish(self, first: int, last: int, ranges: Ranges) -> None:
-        """Sends the consumer a notice of the last entry and of all ranges."""
+        """Sends the consumer a notice of the last entry and of all ranges, with their bytes if few."""
         notices = self._outbox.notices
+        bounds = [bound for pair in ranges for bound in pair]
+        few = sum(end - begin for begin, end in ranges) <= CARRIED_BYTES
         with notices.lock:
-            notices.publish_stores()
-            self._outbox.send(_ENTRIES, last, *(bound for pair in ranges for bound in pair))
+            if few:
+                carried = [self._data[begin:end] for begin, end in ranges]
+                self._outbox.send(_CARRIED, last, bounds, carried)
+            else:
+                notices.publish_stores()
+                self._outbox.send(_ENTRIES, last, bounds)
 
 
 class RemoteTailLink:

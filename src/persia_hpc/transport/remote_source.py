@@ -25,20 +25,25 @@ SLOWING_PART = 0.25  # of the difference to the last piece's rate, where that wa
 MOST_GROWTH = 1.25  # times as much as before, where it was higher after a rest
 
 
-@dataclass
+@dataclass(eq=False)
 class Entries:
-    """Holds the entries up to `last`, of one notice: the ranges of the ring that are still to ask for."""
+    """Holds the entries up to `last`, of one notice: what is still to ask for, and bytes still to come."""
 
     last: int
     ranges: deque[tuple[int, int]]
+    missing: int
+
+    def come(self, num_bytes: int) -> None:
+        """Takes note of bytes that have come."""
+        self.missing -= num_bytes
 
 
 @dataclass
 class Piece:
-    """Holds a part of a channel's entries that is under way; last: the entry's number where none follows."""
+    """Holds a part of a channel's entries that is under way."""
 
     source: RemoteSource
-    last: int | None
+    entries: Entries
     num_bytes: int
     request: MPI.Request
     begin: float
@@ -57,39 +62,52 @@ class RemoteSource:
         self._data = data
         self._words = words
         self._shown = 0  # the last entry that the consumer can see
-        self._announced: deque[Entries] = deque()
+        self._hidden: deque[Entries] = deque()  # those after it
+        self._to_ask: deque[Entries] = deque()  # of these
 
     @property
     def waiting(self) -> bool:
         """Returns whether anything was announced that hasn't been asked for."""
-        return bool(self._announced)
+        return bool(self._to_ask)
 
     def announce(self, last: int, ranges: Ranges) -> None:
         """Notes the entries up to `last`, which lie in these ranges (begin, end) of the ring."""
-        self._announced.append(Entries(last, deque(ranges)))
+        entries = Entries(last, deque(ranges), sum(end - begin for begin, end in ranges))
+        self._hidden.append(entries)
+        self._to_ask.append(entries)
 
-    def start(self, win: MPI.Win, producer: int, most: int) -> tuple[MPI.Request, int, int | None]:
+    def start(self, win: MPI.Win, producer: int, most: int) -> tuple[MPI.Request, int, Entries]:
         """Starts to fetch the next `most` bytes, or less where a range of the ring ends.
 
-        Returns the request, its bytes, and the last of the entries if these are the last bytes of them.
+        Returns the request, its bytes, and which entries it is of.
         """
-        entries = self._announced[0]
+        entries = self._to_ask[0]
         begin, end = entries.ranges.popleft()
         size = min(end - begin, most)
         if begin + size < end:
             entries.ranges.appendleft((begin + size, end))
         here = [self._data[begin : begin + size], size, MPI.BYTE]
         request = win.Rget(here, producer, [self._source + begin, size, MPI.BYTE])
-        if entries.ranges:
-            return request, size, None
-        self._announced.popleft()
-        return request, size, entries.last
+        if not entries.ranges:
+            self._to_ask.popleft()
+        return request, size, entries
 
-    def show(self, last: int) -> None:
-        """Stores the sequence words of all entries up to `last`, which have come."""
-        numbers = np.arange(self._shown + 1, last + 1, dtype=np.uint64)
-        self._words[numbers % np.uint64(len(self._words))] = numbers
-        self._shown = last
+    def store(self, last: int, ranges: Ranges, carried: Bytes) -> None:
+        """Takes the entries up to `last`, which came with their notice; shows them as `show` does."""
+        begin = 0
+        for first, end in ranges:
+            self._data[first:end] = carried[begin : begin + end - first]
+            begin += end - first
+        self._hidden.append(Entries(last, deque(), 0))
+        self.show()
+
+    def show(self) -> None:
+        """Stores the sequence words of entries that have come, and have nothing missing before them."""
+        while self._hidden and self._hidden[0].missing == 0:
+            last = self._hidden.popleft().last
+            numbers = np.arange(self._shown + 1, last + 1, dtype=np.uint64)
+            self._words[numbers % np.uint64(len(self._words))] = numbers
+            self._shown = last
 
 
 class Lane:
@@ -129,6 +147,11 @@ class Lane:
         source.announce(last, ranges)
         self._start()
 
+    def take(self, source: RemoteSource, last: int, ranges: Ranges, carried: Bytes) -> None:
+        """Takes a channel's entries up to `last`, which came with their notice."""
+        self._come += sum(end - begin for begin, end in ranges)  # others had less of the link meanwhile
+        source.store(last, ranges, carried)
+
     def finish(self) -> bool:
         """Shows what has come, and starts what is next; returns whether anything has come.
 
@@ -140,8 +163,8 @@ class Lane:
             self._bytes -= piece.num_bytes
             self._come += piece.num_bytes
             self._measure(piece, most)
-            if piece.last is not None:
-                piece.source.show(piece.last)
+            piece.entries.come(piece.num_bytes)
+            piece.source.show()
             moved = True
         if moved:
             self._start()
@@ -154,9 +177,9 @@ class Lane:
             self._come_at_rest = self._come
         while self._waiting and self._bytes <= most:
             source = self._waiting.popleft()
-            request, size, last = source.start(self._win, self._producer, most)
+            request, size, entries = source.start(self._win, self._producer, most)
             rested = self._come == self._come_at_rest
-            self._under_way.append(Piece(source, last, size, request, self._clock(), self._come, rested))
+            self._under_way.append(Piece(source, entries, size, request, self._clock(), self._come, rested))
             self._bytes += size
             if source.waiting:
                 self._waiting.append(source)

@@ -3,7 +3,9 @@
 Two ranks on each of two nodes. Rank 2 announces a record to rank 0, sleeps, and then takes what came. Rank 3
 echoes. Rank 0 sends to both as much as it can. Prints what rank 0 did while rank 2 slept.
 
-    sleeping_peer.py whole|pieces        pieces: entries are fetched as over a slow link
+    sleeping_peer.py carried|whole|pieces
+
+carried: entries come with their notices. pieces: they are fetched as over a slow link.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import time
 import numpy as np
 from mpi4py import MPI
 
-from persia_hpc.transport import remote_source
+from persia_hpc.transport import remote_links, remote_source
 from persia_hpc.transport.plane import Channel, Plane
 from persia_hpc.transport.progress import Waiter
 from persia_hpc.transport.ring import RingReceiver, RingSender
@@ -25,6 +27,8 @@ RING_BYTES = 1 << 16
 SIZE = 3000  # some 20 records fill a ring
 SENT_TO_SLEEPER = 100
 SENT_SINGLY = 50  # each announced by itself: so many notices wait for the sleeper
+if sys.argv[1] != "carried":
+    remote_links.CARRIED_BYTES = 0
 if sys.argv[1] == "pieces":
     remote_source.PIECE_SECONDS, remote_source.LEAST_PIECE_BYTES = 1e-9, 500
 comm = MPI.COMM_WORLD

@@ -21,6 +21,8 @@ from .encoding import encoding_of
 from .schema import Dense, Ids, Label, TableSchema, Time, load_schema
 
 ROWS = 65_536  # converted at a time
+# What pyarrow raises for values of several types, and for integers that one type has no room for.
+_OF_ARROW = (TypeError, ValueError, ArithmeticError, NotImplementedError, AttributeError)
 
 
 def write_dataset(
@@ -70,6 +72,11 @@ def _table(
     ids, labels, dense = named
     if not ids:
         raise UserError('write_dataset: ids: got nothing, expected names of columns, such as ids=["user"]')
+    for name in (*ids, *labels, *dense, *(n for n in (weight, group, time) if n is not None)):
+        if not isinstance(name, str):
+            raise UserError(
+                f"write_dataset: got the column {name!r}, expected names that are text; rename the columns"
+            )
     twice = [name for part in named for name in part if part.count(name) > 1]
     if twice:
         raise UserError(f"write_dataset: got {twice[0]!r} twice, expected each column once")
@@ -100,6 +107,20 @@ def _loaded(path: Path, named: tuple[tuple[str, ...], ...]) -> TableSchema:
     return table
 
 
+def _of_pandas(frame: Any, name: str) -> pl.Series:
+    """Returns a column of a frame of pandas."""
+    try:
+        return pl.from_pandas(frame[[name]], include_index=False).to_series()
+    except ModuleNotFoundError as error:
+        raise needs_package("a frame of pandas", error.name or "pyarrow") from error
+    except (*_OF_ARROW, pl.exceptions.PolarsError) as error:
+        why = " ".join(str(error).split())
+        raise UserError(
+            f"write_dataset: the frame's column {name!r} can't be read ({why}); a column has values of one "
+            "type, and a name of its own"
+        ) from error
+
+
 def _rows(frame: Any, columns: tuple[str, ...]) -> pl.DataFrame:
     """Returns the columns of any kind of frame."""
     if isinstance(frame, pl.LazyFrame):
@@ -112,12 +133,7 @@ def _rows(frame: Any, columns: tuple[str, ...]) -> pl.DataFrame:
                     f"write_dataset: the frame has no column {name!r}; it has: {', '.join(map(str, names))}"
                 )
     if type(frame).__module__.partition(".")[0] == "pandas":
-        try:
-            return pl.from_pandas(frame[list(columns)], include_index=False)
-        except ModuleNotFoundError as error:
-            raise needs_package("a frame of pandas", error.name or "pyarrow") from error
-        except (TypeError, ValueError, pl.exceptions.PolarsError) as error:  # pyarrow's are ValueErrors
-            raise UserError(f"write_dataset: a column of the frame has mixed types ({error})") from error
+        return pl.DataFrame([_of_pandas(frame, name) for name in columns])
     try:
         return pl.DataFrame(frame).select(columns)
     except (TypeError, ValueError, pl.exceptions.PolarsError) as error:

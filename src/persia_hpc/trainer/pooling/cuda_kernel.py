@@ -46,7 +46,7 @@ def cuda_module(device: torch.device) -> tuple[ModuleType | None, str]:
     try:
         from persia_hpc import _cuda
     except ImportError:
-        return None, "persia_hpc was built without CUDA kernels (set-up needs nvcc on PATH)"
+        return None, "persia_hpc was built without CUDA kernels (`persia-hpc doctor` tells more)"
     index = device.index
     if index is None:
         index = torch.cuda.current_device() if torch.cuda.is_available() else 0

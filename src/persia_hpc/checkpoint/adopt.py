@@ -1,0 +1,105 @@
+"""Lets tables with a disk tier take a checkpoint's rows from disk where they are, without a copy of them.
+
+The server reads keys and stamps, and later the rows that it needs from the checkpoint's file, which stays
+open until none of its rows is on disk any more.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from persia_hpc._native import Table
+from persia_hpc.arrays import Array
+from persia_hpc.table_layout import TableLayout
+
+from .cold import ColdFile
+from .names import cold_numbers
+from .parts import TablePart, reading
+from .records import RECORDS, record_type
+
+
+class Adoption:
+    """Knows which of a checkpoint's files a server's tables read rows from, for the next full checkpoint."""
+
+    def __init__(self, directory: Path, manifest: Mapping[str, Any], server_rank: int, num_servers: int):
+        """Begins without files."""
+        self._directory, self._manifest = directory.resolve(), manifest
+        self._rank = server_rank if num_servers == len(manifest["shards"]) else -1
+        self._offsets: dict[str, dict[str, Array]] = {}  # of the files: of each table
+
+    def fits(self, part: TablePart, layout: TableLayout, table: Table) -> bool:
+        """Returns whether a table may read rows from the file of such a part.
+
+        They must be records as its own, on a file system that its tier is on too, and there a file must stay
+        readable after its name has gone: not so with NFS.
+        """
+        disk, records = layout.config.disk, part.group.get(RECORDS)
+        if disk is None or records is None or not table.record_bytes or records.dtype != record_type(table):
+            return False
+        device = _device(part.group.file.filename)
+        filters = records.id.get_create_plist().get_nfilters()
+        return not filters and _device(disk.path) == device and not _is_nfs(device)
+
+    def adopt(self, part: TablePart, layout: TableLayout, table: Table) -> bool:
+        """Lets a table take those rows that are its own from a part that fits; returns whether it has.
+
+        Raises ValueError or PersiaError for damage.
+        """
+        name = part.file_name
+        rank, number = cold_numbers(name)
+        whole = range(int(part.buckets[0]), int(part.buckets[-1]) + 1)
+        known = rank == self._rank and whole == range(table.first_bucket, table.end_bucket)
+        with reading(part.group):
+            chunks, chunk_rows = _chunks(part.group[RECORDS])
+        found = table.adopt_rows(
+            part.group.file.filename,
+            number if known else 0,
+            chunks,
+            chunk_rows,
+            whole.start,
+            part.offsets.astype(np.uint64),
+            part.mask(),
+        )
+        if found and known:
+            self._offsets.setdefault(name, {})[layout.name] = part.offsets
+        return found
+
+    def files(self) -> list[ColdFile]:
+        """Returns the files that the first full checkpoint may link."""
+        notes = self._manifest["files"]
+        return [
+            ColdFile(cold_numbers(name)[1], self._directory / name, notes[name], offsets)
+            for name, offsets in self._offsets.items()
+        ]
+
+
+def _chunks(records: h5py.Dataset) -> tuple[Array, int]:
+    """Returns where in the file each so many records lie."""
+    if records.chunks is None:
+        return np.array([records.id.get_offset() or 0], np.uint64), max(1, len(records))
+    (chunk_rows,) = records.chunks
+    places: Iterator[int] = (
+        records.id.get_chunk_info_by_coord((at,)).byte_offset for at in range(0, len(records), chunk_rows)
+    )
+    return np.fromiter(places, np.uint64), chunk_rows
+
+
+def _device(path: str) -> int:
+    return os.stat(path).st_dev
+
+
+def _is_nfs(device: int) -> bool:
+    """Returns whether a device's file system is one where a file may go though a process has it open."""
+    number = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        mounts: Sequence[str] = Path("/proc/self/mountinfo").read_text().splitlines()
+    except OSError:
+        return False
+    found = (line.partition(" - ") for line in mounts)
+    return any(head.split()[2] == number and tail.startswith("nfs") for head, _, tail in found)
