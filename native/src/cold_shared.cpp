@@ -60,6 +60,24 @@ void ColdStore::add_read(Place place, std::byte* to) {
     reads.push_back({offset_of(place), to, record_bytes_});
 }
 
+bool ColdStore::ask_for_shared() {
+    bool asked = false;
+    for (SharedFile& each : shared_) {
+        if (each.reads.empty()) continue;
+        asked = each.file->ask_for(each.reads) || asked;
+        each.reads.clear();
+    }
+    return asked;
+}
+
+void ColdStore::read_shared() {
+    for (SharedFile& each : shared_) {
+        if (each.reads.empty()) continue;
+        each.file->read(each.reads);
+        each.reads.clear();
+    }
+}
+
 std::pair<std::uint64_t, std::uint64_t> ColdStore::range_of(const SharedRows& from) const {
     const std::uint64_t first = from.first_bucket, end = first + from.offsets.size() - 1;
     const std::uint64_t low = std::clamp<std::uint64_t>(first_bucket_, first, end);
@@ -154,7 +172,8 @@ void ColdStore::adopt_some(std::uint32_t bucket, const Origin& origin, const std
     if (from.number != 0) {
         make_copies();
         copies_[number] = {from.number, origin.first};
-        for (std::uint32_t i = 0; i < count; ++i) note_copied(place_of(number, i), true);
+        std::fill_n(copied_.begin() + static_cast<std::ptrdiff_t>(number * words_per_extent()),
+                    words_per_extent(), ~std::uint64_t{0});
     }
     check_sparse(number);
 }

@@ -2,14 +2,23 @@
 
 #include <cstring>
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 namespace persia {
 namespace {
 
 constexpr std::size_t kExtentBytes = 64 << 10, kPage = 4096;
 constexpr std::size_t kLeastExtentRows = 4, kUsualExtentRows = 16;
 constexpr std::uint32_t kShareOfBucket = 16;  // open extents take so small a part of what rows take in memory
-constexpr std::size_t kAhead = 8;             // keys whose memory is asked for before they are looked at
-constexpr double kIndexBytes = 10.2;          // of a row at most, see cold_index.cpp
+// The rows moved in a step are at most those of so many extents, and so many for each that was appended: one
+// keeps gaps from outgrowing the rows, others close those that a snapshot has left.
+constexpr std::size_t kMovedExtents = 32, kMovedShare = 2;
+constexpr std::uint32_t kLeastLive = 3;  // an extent is sparse when less than such a part of its rows is left
+constexpr std::size_t kLeastHoles = 1 << 20;
+constexpr std::size_t kAhead = 8;     // keys whose memory is asked for before they are looked at
+constexpr double kIndexBytes = 10.2;  // of a row at most, see cold_index.cpp
 
 std::size_t aligned(std::size_t bytes, std::size_t to) { return (bytes + to - 1) / to * to; }
 
@@ -196,13 +205,8 @@ bool ColdStore::ask_for(Span<const Wanted> wanted) {
     each_match(wanted, [&](std::size_t i, Place place) {
         if (place / extent_rows_ != buckets_[wanted[i].bucket].open) add_read(place, nullptr);
     });
-    bool asked = file_.ask_for(reads_);
-    for (SharedFile& each : shared_) {
-        if (each.reads.empty()) continue;
-        asked = each.file->ask_for(each.reads) || asked;
-        each.reads.clear();
-    }
-    return asked;
+    const bool asked = file_.ask_for(reads_);
+    return ask_for_shared() || asked;
 }
 
 // visit(number, place) for each row that may be that of a wanted key.
@@ -234,11 +238,7 @@ const std::vector<ColdStore::Found>& ColdStore::find(Span<const Wanted> wanted) 
         room += record_bytes_;
     }
     file_.read(reads_);
-    for (SharedFile& each : shared_) {
-        if (each.reads.empty()) continue;
-        each.file->read(each.reads);
-        each.reads.clear();
-    }
+    read_shared();
     for (const Candidate& each : candidates_) {
         const Row row = row_at(each.record, each.place);
         if (row.key == wanted[each.wanted].key) found_.push_back({wanted[each.wanted], row});
@@ -252,6 +252,83 @@ void ColdStore::erase(std::uint32_t bucket, Key key, Place place) {
     const auto extent = static_cast<std::uint32_t>(place / extent_rows_);
     --extents_[extent].live;
     if (!is_open(extent)) check_sparse(extent);
+}
+
+void ColdStore::check_sparse(std::uint32_t number) {
+    Extent& extent = extents_[number];
+    if (extent.live == 0) {
+        std::vector<std::uint32_t>& extents = buckets_[extent.bucket].extents;
+        *std::find(extents.begin(), extents.end(), number) = extents.back();
+        extents.pop_back();
+        extent.sparse = false;
+        free_.push_back(number);
+        if (is_adopted(number)) {
+            leave_file(number);
+        } else {
+            --in_use_;
+        }
+    } else if (extent.live * kLeastLive < extent.used) {
+        note_sparse(number);
+    }
+}
+
+void ColdStore::note_sparse(std::uint32_t number) {
+    if (extents_[number].sparse) return;
+    extents_[number].sparse = true;
+    sparse_.push_back(number);
+}
+
+bool ColdStore::move_sparse() {
+    while (!sparse_.empty() && !extents_[sparse_.back()].sparse) sparse_.pop_back();  // freed meanwhile
+    if (sparse_.empty()) return false;
+    const std::uint32_t number = sparse_.back();
+    sparse_.pop_back();
+    load(number, move_room_);
+    const std::uint32_t bucket = extents_[number].bucket, used = extents_[number].used;
+    ColdIndex& index = buckets_[bucket].index;
+    const auto record_at = [&](std::uint32_t i) { return move_room_.data() + i * record_bytes_; };
+    for (std::uint32_t i = 0; i < used; ++i) {
+        if (i + kAhead < used) index.prefetch(read_at<Key>(record_at(i + kAhead)));
+        const Key key = read_at<Key>(record_at(i));
+        if (!index.contains(key, place_of(number, i))) continue;
+        const Row row = row_at(record_at(i), place_of(number, i));
+        try {
+            std::memcpy(next_record(bucket), record_at(i), record_bytes_);
+            index.move(row.key, row.place, put(bucket));
+        } catch (const DiskFull&) {
+            sparse_.push_back(number);
+            throw;
+        }
+        --extents_[number].live;
+        ++moved_;
+    }
+    // A row is left whose key isn't as it was written, which this says.
+    for (std::uint32_t i = 0; extents_[number].live != 0 && i < used; ++i) {
+        row_at(record_at(i), place_of(number, i));
+    }
+    check_sparse(number);
+    return true;
+}
+
+// The indexes of buckets grow in turns, and each leaves a hole in the heap that is too small for the next:
+// together as much as they take by the time that all have grown. Holes are given back when they are a byte a
+// row.
+void ColdStore::give_back_holes() {
+    if (outgrown_ < std::max<std::uint64_t>(kLeastHoles, size_)) return;
+    outgrown_ = 0;
+#ifdef __GLIBC__
+    malloc_trim(0);
+#endif
+}
+
+void ColdStore::tidy() {
+    give_back_holes();
+    const std::uint64_t appended = appended_ - tidied_;
+    tidied_ = appended_;
+    if (marked_) return;
+    const std::uint64_t most = moved_ + kMovedShare * appended + kMovedExtents * extent_rows_;
+    while (moved_ < most && move_sparse()) {
+    }
 }
 
 std::vector<std::uint32_t> ColdStore::wanted_extents(std::uint32_t bucket, std::uint32_t least,

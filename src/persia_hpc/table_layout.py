@@ -23,6 +23,7 @@ from .topology.sharding import bucket_bounds
 
 WEIGHTED_POOLINGS = ("sum", "mean", "jagged")  # of features whose ids have weights
 MIN_BUCKET_ROWS = 64  # with fewer, hashing fills buckets so unevenly that much capacity stays unused
+MOST_BUCKET_ROWS = 1 << 32  # that are counted in 32 bits
 NOTED_BYTES = 4  # beside a row, for the last step that used it, where its stamp doesn't tell (`fresh`)
 
 
@@ -184,6 +185,12 @@ def make_layout(config: Config, schema: DatasetSchema) -> Layout:
         buckets = table_config.buckets
         while buckets > 1 and rows // buckets < MIN_BUCKET_ROWS:
             buckets //= 2
+        if rows // buckets >= MOST_BUCKET_ROWS:
+            raise UserError(
+                f"table {name!r} has a capacity of {config_capacity(config, name)} = {rows} rows in "
+                f"{buckets} buckets, expected less than {MOST_BUCKET_ROWS} in each; raise its buckets, "
+                "or lower its capacity"
+            )
         tables.append(TableLayout(name, table_config, dims.index(table_config.dim), rows, buckets))
     index = {t.name: i for i, t in enumerate(tables)}
     sequence_of = {f: name for name, members in config.features_of_sequences.items() for f in members}

@@ -8,7 +8,7 @@ import h5py
 import pytest
 
 from persia_hpc.config import load_config
-from persia_hpc.errors import DataError
+from persia_hpc.errors import DataError, UserError
 from persia_hpc.job.trial import Trial
 from tests.support.tiny import tiny_config, write_tiny
 
@@ -33,3 +33,11 @@ def test_ids_are_counted_as_workers_see_them(tmp_path: Path) -> None:
     changed = tiny_config(data, **{"data.transform": "tests.support.transforms:one_id"})
     assert set(Trial(load_config(changed)).count(32).rows) == {1.0}
     assert min(Trial(load_config(tiny_config(data))).count(32).rows) > 1.0
+
+
+def test_a_transform_that_fails_is_named(tmp_path: Path) -> None:
+    data = write_tiny(tmp_path / "train.h5", 100)
+    trial = Trial(load_config(tiny_config(data, **{"data.transform": "os:getcwd"})))
+    for call in (lambda: trial.count(32), trial.first_batch):
+        with pytest.raises(UserError, match="'os:getcwd' fails on the first samples: TypeError"):
+            call()

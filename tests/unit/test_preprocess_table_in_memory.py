@@ -15,6 +15,7 @@ import persia_hpc as ph
 from persia_hpc.errors import UserError
 from persia_hpc.preprocess.table import in_memory, prepare
 from persia_hpc.samples.batch import SampleBatch
+from persia_hpc.samples.encoding import read_encoding
 from persia_hpc.samples.source import open_source
 
 SCHEMA = """
@@ -111,6 +112,24 @@ def test_frames_of_others_are_as_good(kind: str, tmp_path: Path) -> None:
     ph.write_dataset(frame, tmp_path / "polars.h5", **names)
     ph.write_dataset(other, tmp_path / "other.h5", **names)
     assert_same(read(tmp_path / "other.h5")[0], read(tmp_path / "polars.h5")[0])
+
+
+def test_a_run_knows_what_texts_became(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    frame = pl.DataFrame({"user": [f"u{i % 7}" for i in range(60)], "y": [i % 2 for i in range(60)]})
+    names = {"ids": ["user"], "labels": ["y"]}
+    ph.write_dataset(frame, tmp_path / "train.h5", **names)
+    ph.write_dataset(frame[:9], tmp_path / "test.h5", **names)
+    assert not caplog.records
+    config = {"data": {"train": str(tmp_path / "train.h5"), "batch_size": 20}, "model": {"class": "dcn_v2"}}
+    ph.train({**config, "run_dir": str(tmp_path / "run")}, quiet=True)
+    run = ph.load(tmp_path / "run")
+    run.predict([str(tmp_path / "test.h5")], tmp_path / "scores.csv")
+    scores = [float(line) for line in (tmp_path / "scores.csv").read_text().splitlines()[1:]]
+    found = run.score({"user": frame["user"][:9].to_list()})[:, 0]
+    assert found.tolist() == np.array(scores, np.float32).tolist()
+    ph.write_dataset(frame, tmp_path / "other.h5", ids=["y"])
+    assert "encoding.json is of other data, and stays" in caplog.text
+    assert read_encoding(tmp_path)["ids"].keys() == {"user"}
 
 
 @pytest.mark.parametrize("values", [[1, "a"], [-1, 2**63], [1j, 2], [[1], 2]])

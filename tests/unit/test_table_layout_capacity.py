@@ -52,3 +52,15 @@ def test_where_the_length_is_unknown_one_id_is_assumed():
     make_layout(config(100), SCHEMA)
     with pytest.raises(UserError, match="may need 100;"):
         make_layout(config(99), SCHEMA)
+
+
+def test_a_capacity_beyond_what_buckets_count_is_refused() -> None:
+    """Rows of a bucket have numbers of 32 bits."""
+    few = {"tables.default.buckets": 1}
+    base = config(600).resolved()
+    make_layout(load_config(base, {**few, "tables.default.capacity": "128 GiB"}), SCHEMA)
+    with pytest.raises(UserError, match=r"of 2 TiB = \d+ rows in 1 buckets, expected less than 4294967296"):
+        make_layout(load_config(base, {**few, "tables.default.capacity": "2 TiB"}), SCHEMA)
+    for huge in (1 << 63, "99999999999 TiB"):
+        with pytest.raises(UserError, match=r"capacity = .* is more bytes than 2\^63 - 1"):
+            load_config(base, {"tables.default.capacity": huge})

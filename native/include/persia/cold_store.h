@@ -249,6 +249,8 @@ class ColdStore {
     std::pair<std::uint64_t, std::uint64_t> range_of(const SharedRows& from) const;
     std::uint32_t take_extent(std::uint32_t bucket);
     void add_read(Place place, std::byte* to);
+    bool ask_for_shared();  // what add_read() has for files of a checkpoint
+    void read_shared();
     bool is_open(std::uint32_t extent) const { return buckets_[extents_[extent].bucket].open == extent; }
     Row row_at(const std::byte* record, Place place) const;  // throws DiskError for a wrong checksum
     std::uint32_t checksum(const std::byte* record, std::uint64_t seed) const;

@@ -16,14 +16,20 @@ _UNITS |= {f"{p}B": 1000 ** (i + 1) for i, p in enumerate("kMGT")}
 def parse_bytes(value: int | str) -> int:
     """Returns the number of bytes that 4096, "4096", "512 MiB" or "1.5 GB" stands for.
 
-    Raises ValueError for anything else.
+    Raises ValueError for anything else, and for more than a file may have.
     """
     if isinstance(value, int) and not isinstance(value, bool):
-        return value
+        return _possible(value, value)
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value) if isinstance(value, str) else None
     if match is None or match.group(2) not in _UNITS:
         raise ValueError(f"{value!r} is not a number of bytes such as 4096, '512 MiB' or '4 GiB'")
-    return int(Fraction(match.group(1)) * _UNITS[match.group(2)])  # exact, also beyond 2**53
+    return _possible(int(Fraction(match.group(1)) * _UNITS[match.group(2)]), value)  # exact, beyond 2**53 too
+
+
+def _possible(number: int, value: int | str) -> int:
+    if number >= 1 << 63:
+        raise ValueError(f"{value!r} is more bytes than 2^63 - 1")
+    return number
 
 
 def mib(num_bytes: float) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 
 from persia_hpc.config import Config
@@ -54,8 +56,9 @@ class Trial:
 
     def first_batch(self) -> RowBatch:
         """Returns the first training batch, with rows as evaluations see them."""
-        self.stream.begin_evaluation("train", 0)
-        return self.stream.next_evaluation(1)
+        with self._transforms():
+            self.stream.begin_evaluation("train", 0)
+            return self.stream.next_evaluation(1)
 
     @cached_property
     def sample(self) -> SampleBatch:
@@ -74,8 +77,22 @@ class Trial:
     def count(self, samples: int) -> Counts:
         """Returns mean counts of batches of `samples`, cut out of the first samples."""
         if samples not in self._counts:
-            self._counts[samples] = count_batches(self.stream.worker, self.sample, samples)
+            with self._transforms():
+                self._counts[samples] = count_batches(self.stream.worker, self.sample, samples)
         return self._counts[samples]
+
+    @contextmanager
+    def _transforms(self) -> Iterator[None]:
+        """Lets an exception of `data.transform` be the error that names it."""
+        try:
+            yield
+        except PersiaError:
+            raise
+        except Exception as error:
+            if self.config.data.transform is None:
+                raise
+            text = f"data.transform {self.config.data.transform!r} fails on the first samples"
+            raise UserError(f"{text}: {describe(error)}") from error
 
     def memory(self, plan: Plan, counting: Counting | None = None, room: Room | None = None) -> Memory:
         """Returns the bytes of each role of a job of this configuration.

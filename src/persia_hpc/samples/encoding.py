@@ -121,7 +121,7 @@ def keep_encoding(patterns: Iterable[str], digest: str | None, directory: Path) 
         return
     for folder in dict.fromkeys(os.path.dirname(path) for path in matches(patterns)):
         found = Path(folder, ENCODING_FILE)
-        if _stated_digest(found) == digest:
+        if stated_digest(found) == digest:
             try:
                 with replacing(directory / ENCODING_FILE) as partial:
                     shutil.copyfile(found, partial)
@@ -130,7 +130,7 @@ def keep_encoding(patterns: Iterable[str], digest: str | None, directory: Path) 
             return
 
 
-def _stated_digest(file: Path) -> str | None:
+def stated_digest(file: Path) -> str | None:
     """Returns the digest with which an encoding begins, without reading the rest; None if there is none."""
     try:
         with file.open("rb") as stream:

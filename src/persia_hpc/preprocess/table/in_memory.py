@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from persia_hpc.errors import UserError, needs_package
+from persia_hpc.errors import PersiaError, UserError, needs_package
 from persia_hpc.patterns import names_of
 from persia_hpc.preprocess.frames import Frame
-from persia_hpc.samples.encoding import sealed
+from persia_hpc.samples.encoding import ENCODING_FILE, sealed, stated_digest, write_encoding
 from persia_hpc.samples.writer import DatasetWriter
 
 from .convert import Converter, Learned
 from .encoding import encoding_of
 from .schema import Dense, Ids, Label, TableSchema, Time, load_schema
 
+LOG = logging.getLogger("persia_hpc")
 ROWS = 65_536  # converted at a time
 # What pyarrow raises for values of several types, and for integers that one type has no room for.
 _OF_ARROW = (TypeError, ValueError, ArithmeticError, NotImplementedError, AttributeError)
@@ -41,7 +43,7 @@ def write_dataset(
 
     Values become ids and numbers as with `persia-hpc preprocess table`: integers are their own ids, text is
     hashed, lists are multi-hot features. Rows keep their order. Replaces an older file, once the new one is
-    whole. Not collective.
+    whole. Beside it is encoding.json, which says what texts became. Not collective.
 
     frame: of polars, of pandas (which needs pyarrow), an Arrow table, or anything with Arrow's C stream.
     ids, labels, dense: names of columns, or a single one; features have these names. Without labels the file
@@ -57,13 +59,37 @@ def write_dataset(
     rows = _rows(frame, table.used_columns)
     whole = Frame(rows, Path("the frame"))
     converter = Converter(table, whole)
-    dataset = replace(converter.dataset, encoding=sealed(encoding_of(converter, Learned()))["digest"])
+    encoding = sealed(encoding_of(converter, Learned()))
+    dataset = replace(converter.dataset, encoding=encoding["digest"])
     binary = all(label.binary for label in table.labels.values())
     with DatasetWriter(path, dataset, check_binary_labels=binary) as writer:
         for begin in range(0, rows.height, ROWS):
             part = Frame(rows.slice(begin, ROWS), whole.path, first_row=begin)
             writer.write(converter.batch(part, Learned()))
+        _keep(Path(path).parent, encoding)  # before the file gets its name
     return rows.height
+
+
+def _keep(folder: Path, encoding: Mapping[str, Any]) -> None:
+    """Writes the encoding into the file's folder, from where a run takes it, unless another one is there.
+
+    Raises PersiaError if it can't be written.
+    """
+    file = folder / ENCODING_FILE
+    if file.exists():
+        if stated_digest(file) != encoding["digest"]:
+            LOG.warning(
+                "%s is of other data, and stays: a run that is trained on this file won't know what texts "
+                "became; write it into a folder of its own",
+                file,
+            )
+        return
+    try:
+        write_encoding(folder, encoding)
+    except OSError as error:
+        raise PersiaError(
+            f"{file}: can't write it: {error.strerror or error}; make room, or name another folder"
+        ) from error
 
 
 def _table(
