@@ -78,8 +78,13 @@ void ColdIndex::move(Key key, Place from, Place to) {
     const Entry entry = entry_of(key, from);
     const std::size_t at = find(entry);
     if (entries_[at] != entry) throw std::logic_error("a cold row that isn't in the index can't move");
+    const Entry moved = entry_of(key, to);
+    if ((at == 0 || entries_[at - 1] < moved || entries_[at - 1] == kEmpty) && moved < entries_[at + 1]) {
+        entries_[at] = moved;  // there is no other with these bits on the wrong side
+        return;
+    }
     take_out(at);
-    put(entry_of(key, to));
+    put(moved);
 }
 
 }  // namespace persia

@@ -1,6 +1,7 @@
 // ColdStore's rows in files that checkpoints have.
 #include <algorithm>
 #include <cstring>
+#include <future>
 #include <stdexcept>
 #include <string>
 
@@ -60,6 +61,24 @@ void ColdStore::add_read(Place place, std::byte* to) {
     reads.push_back({offset_of(place), to, record_bytes_});
 }
 
+bool ColdStore::ask_for_shared() {
+    bool asked = false;
+    for (SharedFile& each : shared_) {
+        if (each.reads.empty()) continue;
+        asked = each.file->ask_for(each.reads) || asked;
+        each.reads.clear();
+    }
+    return asked;
+}
+
+void ColdStore::read_shared() {
+    for (SharedFile& each : shared_) {
+        if (each.reads.empty()) continue;
+        each.file->read(each.reads);
+        each.reads.clear();
+    }
+}
+
 std::pair<std::uint64_t, std::uint64_t> ColdStore::range_of(const SharedRows& from) const {
     const std::uint64_t first = from.first_bucket, end = first + from.offsets.size() - 1;
     const std::uint64_t low = std::clamp<std::uint64_t>(first_bucket_, first, end);
@@ -91,15 +110,21 @@ std::uint64_t ColdStore::adopt(const SharedRows& from, BucketOf bucket_of, std::
     };
     std::uint64_t asked = at;
     std::size_t i = 0;  // of the file's buckets
-    std::vector<std::byte> room;
+    std::vector<std::byte> room, next;
+    const auto read = [&](std::uint64_t row) {
+        next.resize((until(row) - row) * record_bytes_);
+        std::vector<ExtentFile::Read> one{{place(row), next.data(), next.size()}};
+        shared_[number].file->read(one);
+    };
+    std::future<void> reading = std::async(read, at);
     while (at < end) {
         for (; asked < end && asked < at + kAskedAhead * most; asked = until(asked)) {
             shared_[number].file->ask_for(place(asked), (until(asked) - asked) * record_bytes_);
         }
         const std::uint64_t stop = until(at);
-        room.resize((stop - at) * record_bytes_);
-        reads_ = {{place(at), room.data(), room.size()}};
-        shared_[number].file->read(reads_);
+        reading.get();
+        room.swap(next);
+        if (stop < end) reading = std::async(read, stop);
         for (const std::byte* records = room.data(); at < stop;) {
             while (from.offsets[i + 1] <= at) ++i;
             const std::uint32_t bucket = from.first_bucket + static_cast<std::uint32_t>(i) - first_bucket_;
@@ -138,8 +163,13 @@ void ColdStore::adopt_some(std::uint32_t bucket, const Origin& origin, const std
     ColdIndex& index = buckets_[bucket].index;
     for (std::uint32_t i = 0; i < count; ++i) {
         if (i + kAhead < count) index.prefetch(read_at<Key>(records + (i + kAhead) * record_bytes_));
-        if (!is_live(from.live, at + i)) continue;
         const std::byte* const record = records + i * record_bytes_;
+        if (read_at<std::uint32_t>(record + kChecksumAt) !=
+            checksum(record, shared_seed(bucket, origin.first + i))) {
+            throw DiskError("the disk tier in " + from.path + ": record " + std::to_string(at + i) +
+                            " is not as it was written: its checksum differs");
+        }
+        if (!is_live(from.live, at + i)) continue;  // only after that, as whole extents are read later
         const auto key = read_at<Key>(record);
         const auto stamp = read_at<std::uint32_t>(record + kStampAt);
         if (bucket_of(key) != first_bucket_ + bucket || stamp > most_stamp) {
@@ -154,7 +184,8 @@ void ColdStore::adopt_some(std::uint32_t bucket, const Origin& origin, const std
     if (from.number != 0) {
         make_copies();
         copies_[number] = {from.number, origin.first};
-        for (std::uint32_t i = 0; i < count; ++i) note_copied(place_of(number, i), true);
+        std::fill_n(copied_.begin() + static_cast<std::ptrdiff_t>(number * words_per_extent()),
+                    words_per_extent(), ~std::uint64_t{0});
     }
     check_sparse(number);
 }

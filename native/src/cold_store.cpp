@@ -15,6 +15,7 @@ constexpr std::uint32_t kShareOfBucket = 16;  // open extents take so small a pa
 // The rows moved in a step are at most those of so many extents, and so many for each that was appended: one
 // keeps gaps from outgrowing the rows, others close those that a snapshot has left.
 constexpr std::size_t kMovedExtents = 32, kMovedShare = 2;
+constexpr std::uint32_t kLeastLive = 3;  // an extent is sparse when less than such a part of its rows is left
 constexpr std::size_t kLeastHoles = 1 << 20;
 constexpr std::size_t kAhead = 8;     // keys whose memory is asked for before they are looked at
 constexpr double kIndexBytes = 10.2;  // of a row at most, see cold_index.cpp
@@ -178,6 +179,14 @@ void ColdStore::make_room() {
     const auto full = [&] { return file_bytes() + file_.extent_bytes() > capacity_bytes_; };
     while (full() && !marked_ && move_sparse()) {
     }
+    if (full() && !marked_) {  // then those too that are half empty
+        for (std::uint32_t i = 0; i < extents_.size(); ++i) {
+            if (extents_[i].live != 0 && extents_[i].live * 2 < extents_[i].used && !is_open(i))
+                note_sparse(i);
+        }
+        while (full() && move_sparse()) {
+        }
+    }
     if (!full() || marked_) return;  // a snapshot soon ends, and gaps can be closed again
     throw DiskFull("the disk tier in " + file_.folder() + " is full: this part of a table has " +
                    std::to_string(size_) + " rows there in " + std::to_string(file_bytes()) + " bytes, of " +
@@ -196,13 +205,8 @@ bool ColdStore::ask_for(Span<const Wanted> wanted) {
     each_match(wanted, [&](std::size_t i, Place place) {
         if (place / extent_rows_ != buckets_[wanted[i].bucket].open) add_read(place, nullptr);
     });
-    bool asked = file_.ask_for(reads_);
-    for (SharedFile& each : shared_) {
-        if (each.reads.empty()) continue;
-        asked = each.file->ask_for(each.reads) || asked;
-        each.reads.clear();
-    }
-    return asked;
+    const bool asked = file_.ask_for(reads_);
+    return ask_for_shared() || asked;
 }
 
 // visit(number, place) for each row that may be that of a wanted key.
@@ -234,11 +238,7 @@ const std::vector<ColdStore::Found>& ColdStore::find(Span<const Wanted> wanted) 
         room += record_bytes_;
     }
     file_.read(reads_);
-    for (SharedFile& each : shared_) {
-        if (each.reads.empty()) continue;
-        each.file->read(each.reads);
-        each.reads.clear();
-    }
+    read_shared();
     for (const Candidate& each : candidates_) {
         const Row row = row_at(each.record, each.place);
         if (row.key == wanted[each.wanted].key) found_.push_back({wanted[each.wanted], row});
@@ -267,10 +267,15 @@ void ColdStore::check_sparse(std::uint32_t number) {
         } else {
             --in_use_;
         }
-    } else if (!extent.sparse && extent.live * 2 < extent.used) {
-        extent.sparse = true;
-        sparse_.push_back(number);
+    } else if (extent.live * kLeastLive < extent.used) {
+        note_sparse(number);
     }
+}
+
+void ColdStore::note_sparse(std::uint32_t number) {
+    if (extents_[number].sparse) return;
+    extents_[number].sparse = true;
+    sparse_.push_back(number);
 }
 
 bool ColdStore::move_sparse() {
@@ -280,19 +285,26 @@ bool ColdStore::move_sparse() {
     sparse_.pop_back();
     load(number, move_room_);
     const std::uint32_t bucket = extents_[number].bucket, used = extents_[number].used;
+    ColdIndex& index = buckets_[bucket].index;
+    const auto record_at = [&](std::uint32_t i) { return move_room_.data() + i * record_bytes_; };
     for (std::uint32_t i = 0; i < used; ++i) {
-        const std::byte* const record = move_room_.data() + i * record_bytes_;
-        const Row row = row_at(record, place_of(number, i));
-        if (!buckets_[bucket].index.contains(row.key, row.place)) continue;
+        if (i + kAhead < used) index.prefetch(read_at<Key>(record_at(i + kAhead)));
+        const Key key = read_at<Key>(record_at(i));
+        if (!index.contains(key, place_of(number, i))) continue;
+        const Row row = row_at(record_at(i), place_of(number, i));
         try {
-            std::memcpy(next_record(bucket), record, record_bytes_);
-            buckets_[bucket].index.move(row.key, row.place, put(bucket));
+            std::memcpy(next_record(bucket), record_at(i), record_bytes_);
+            index.move(row.key, row.place, put(bucket));
         } catch (const DiskFull&) {
             sparse_.push_back(number);
             throw;
         }
         --extents_[number].live;
         ++moved_;
+    }
+    // A row is left whose key isn't as it was written, which this says.
+    for (std::uint32_t i = 0; extents_[number].live != 0 && i < used; ++i) {
+        row_at(record_at(i), place_of(number, i));
     }
     check_sparse(number);
     return true;

@@ -280,7 +280,7 @@ def test_rows_that_checkpoints_share_take_a_little_more(
     assert taken[0] < taken[1] < copied
 
 
-def test_the_file_has_at_most_twice_its_rows() -> None:
+def test_the_file_has_at_most_three_times_its_rows() -> None:
     """Also after rows have come and gone many times."""
     table = make_table(**arguments("adagrad", num_buckets=2, bucket_capacity=400, dim=16, **DISK))
     random = np.random.default_rng(1)
@@ -291,7 +291,7 @@ def test_the_file_has_at_most_twice_its_rows() -> None:
         table.evict(step)
     assert table.from_disk_rows > 50_000
     record = 16 + 16 * 4 * 2
-    assert table.disk_bytes < 2.3 * table.cold_rows * record  # and the extents that are being filled
+    assert table.disk_bytes < 3.3 * table.cold_rows * record  # and the extents that are being filled
 
 
 def test_gaps_are_closed_as_fast_as_they_come() -> None:
@@ -304,7 +304,7 @@ def test_gaps_are_closed_as_fast_as_they_come() -> None:
         table.evict(step)
     assert table.from_disk_rows > 300_000
     extents = 256 * 4096  # that are being filled
-    assert table.disk_bytes < 2.2 * table.cold_rows * (16 + 16 * 4 * 2) + extents
+    assert table.disk_bytes < 3.2 * table.cold_rows * (16 + 16 * 4 * 2) + extents
 
 
 def test_a_folder_that_is_not_there_says_so(tmp_path: Path) -> None:

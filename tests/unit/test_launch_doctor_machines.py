@@ -46,7 +46,13 @@ class Machine:
         self._cores = os.sched_getaffinity(0)
         (folder / "bin").mkdir()
         monkeypatch.setenv("PATH", f"{folder / 'bin'}:/usr/bin:/bin")
-        for name in ("SLURM_MPI_TYPE", "SLURM_JOB_ID", "SLURM_JOB_NUM_NODES", "CUDA_VISIBLE_DEVICES"):
+        for name in (
+            "SLURM_MPI_TYPE",
+            "SLURM_JOB_ID",
+            "SLURM_JOB_NUM_NODES",
+            "CUDA_VISIBLE_DEVICES",
+            "MPI4PY_MPIABI",
+        ):
             monkeypatch.delenv(name, raising=False)
 
     def program(self, name: str, text: str, code: int = 0) -> None:
@@ -82,6 +88,8 @@ class Machine:
         wanted = self.wanted
         if what in ("GPU", "nvcc", "NCCL"):
             return doctor_gpu.check_torch(wanted.reducer)
+        if what == "MPI":
+            return doctor_mpi.check_mpi(None)
         if what == "PMI":
             return doctor_mpi._check_slurm("MPICH", wanted.srun)
         if what.startswith("srun"):
@@ -202,6 +210,13 @@ BROKEN: list[tuple[Break, str, str, str, str]] = [
     (no_nccl, "BAD", "NCCL", "this torch has none", 'train.reducer = "mpi"'),
     (horovod_without_nccl, "note", "horovod", "without NCCL", "tools/build_horovod.sh"),
     (old_processor, "BAD", "native extension", "ended by signal 4", "CMAKE_ARGS=-DPERSIA_HPC_ARCH=native"),
+    (
+        lambda m: m.environment("MPI4PY_LIBMPI", "/absent/libmpi.so"),
+        "BAD",
+        "MPI",
+        "/absent/libmpi.so: cannot open",
+        "unset MPI4PY_LIBMPI",
+    ),
     (no_pmi, "note", "PMI", "needs --mpi=pmi2, but srun has none, pmix", "--launcher mpiexec"),
     (other_pmi, "note", "PMI", "but srun would take pmix", "export SLURM_MPI_TYPE=pmi2"),
     (no_allocation, "BAD", "srun MPI", "Unable to allocate resources", "inside of salloc"),

@@ -3,10 +3,10 @@
 //
 // A file is cut into extents, each of which holds rows of one bucket. A bucket's rows are appended to its
 // open extent, in memory; a full one is written whole before the next row comes, once, and never changed. A
-// row that goes leaves a gap; an extent whose rows are all gone is free for others, one with more gaps than
-// rows is sparse: its rows are appended anew at the end of a step (tidy()), a number of them that is bounded
-// by those appended. So the file holds at most twice the rows' bytes, and about twice what is appended is
-// written.
+// row that goes leaves a gap; an extent whose rows are all gone is free for others, one of which less than a
+// third is left is sparse: its rows are appended anew at the end of a step (tidy()), a number of them that is
+// bounded by those appended. So the file holds at most three times the rows' bytes, twice where its capacity
+// allows no more, and about one and a half times what is appended is written.
 //
 // Rows may also lie in files that a checkpoint has (adopt()), in extents that are never written: they are
 // read there, and go from there as from the store's own file.
@@ -249,6 +249,8 @@ class ColdStore {
     std::pair<std::uint64_t, std::uint64_t> range_of(const SharedRows& from) const;
     std::uint32_t take_extent(std::uint32_t bucket);
     void add_read(Place place, std::byte* to);
+    bool ask_for_shared();  // what add_read() has for files of a checkpoint
+    void read_shared();
     bool is_open(std::uint32_t extent) const { return buckets_[extents_[extent].bucket].open == extent; }
     Row row_at(const std::byte* record, Place place) const;  // throws DiskError for a wrong checksum
     std::uint32_t checksum(const std::byte* record, std::uint64_t seed) const;
@@ -266,7 +268,8 @@ class ColdStore {
     void note_copied(Place place, bool copied);
     std::uint32_t copied_before(Place place) const;  // rows of its extent
     void check_sparse(std::uint32_t extent);         // after rows of it went
-    void make_room();                                // for another extent
+    void note_sparse(std::uint32_t extent);
+    void make_room();  // for another extent
     void give_back_holes();
     template <class Visit>
     void each_match(Span<const Wanted> wanted, Visit&& visit) const;

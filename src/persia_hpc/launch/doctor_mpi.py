@@ -17,6 +17,7 @@ SLOW_PUT_SECONDS = 100e-6  # between nodes; InfiniBand needs 2 us, TCP by cheap 
 SLOW_PUT_RATE = 200e6  # bytes a second
 MOST_SKEW_SECONDS = 1.0
 _INSTALL_MPI = "pip install 'persia-hpc[mpich]', or load your site's MPI and reinstall mpi4py against it"
+_LIBRARY_VARIABLES = ("MPI4PY_LIBMPI", "MPI4PY_MPIABI")
 
 # Rank 1 stays inside of MPI while rank 0 puts: between nodes nothing moves otherwise.
 _PROBE = """
@@ -91,9 +92,15 @@ def check_mpi(srun: str | None) -> list[Line]:
     code, probe, text = run_probe(command, launcher.environment(os.environ))
     if probe is None:
         found = f"two ranks didn't start (exit code {code}): {last_line(text)}"
-        return [*lines, Line(BAD, "MPI", found, _INSTALL_MPI), *_check_slurm(None, srun)]
+        return [*lines, Line(BAD, "MPI", found, _find_mpi(os.environ)), *_check_slurm(None, srun)]
     lines += _judge(probe, "", "mpiexec and mpi4py belong to different MPIs", _INSTALL_MPI)
     return [*lines, *_check_slurm(probe["library"], srun)]
+
+
+def _find_mpi(environment: Mapping[str, str]) -> str:
+    """Returns how to get an MPI that starts: without variables by which mpi4py looks nowhere else, if any."""
+    told = " and ".join(name for name in _LIBRARY_VARIABLES if environment.get(name))
+    return f"unset {told}, if it isn't the MPI that you want; else {_INSTALL_MPI}" if told else _INSTALL_MPI
 
 
 def _judge(probe: Mapping[str, Any], by: str, alone: str, fix: str) -> list[Line]:

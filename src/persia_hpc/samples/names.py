@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import glob
+import logging
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import h5py
@@ -15,10 +18,29 @@ from persia_hpc.errors import UserError, needs_package
 
 from .containment import check_contained
 
-try:
-    import hdf5plugin  # registers its filters with HDF5, for reading too
-except ModuleNotFoundError:
-    hdf5plugin = None  # type: ignore[assignment]
+
+def _import_filters() -> ModuleType | None:
+    """Returns hdf5plugin, which registers its filters with HDF5, for reading too; None if it isn't installed.
+
+    It looks for them by a pattern that begins with its own folder as it is, so that brackets in a name there
+    hide all of them (findings/hdf5plugin_finds_nothing_behind_brackets.sh).
+    """
+    log = logging.getLogger("hdf5plugin._utils")
+    log.disabled = True
+    try:
+        import hdf5plugin
+        from hdf5plugin import _utils
+    except ModuleNotFoundError:
+        return None
+    finally:
+        log.disabled = False
+    if not hdf5plugin.get_config().registered_filters:
+        _utils.PLUGIN_PATH = glob.escape(hdf5plugin.PLUGIN_PATH)
+        hdf5plugin.register()
+    return hdf5plugin
+
+
+hdf5plugin = _import_filters()
 
 IDS = "ids"
 VALUES = "values"
