@@ -314,7 +314,7 @@ def measure_start(folder: str, rows: int) -> None:
         def load() -> None:
             with ExitStack() as opened:
                 parts = open_parts(checkpoint, read_manifest(checkpoint), shard_name(0), opened)
-                adoption = Adoption(checkpoint, read_manifest(checkpoint), 0, 1)
+                adoption = Adoption(checkpoint, read_manifest(checkpoint), 0, 1, lambda _: None)
                 load_table([[parts]], server.layout.tables[0], server.tables[0], server.buckets[0], adoption)
 
         def start() -> None:

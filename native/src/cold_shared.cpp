@@ -1,6 +1,7 @@
 // ColdStore's rows in files that checkpoints have.
 #include <algorithm>
 #include <cstring>
+#include <future>
 #include <stdexcept>
 #include <string>
 
@@ -109,15 +110,21 @@ std::uint64_t ColdStore::adopt(const SharedRows& from, BucketOf bucket_of, std::
     };
     std::uint64_t asked = at;
     std::size_t i = 0;  // of the file's buckets
-    std::vector<std::byte> room;
+    std::vector<std::byte> room, next;
+    const auto read = [&](std::uint64_t row) {
+        next.resize((until(row) - row) * record_bytes_);
+        std::vector<ExtentFile::Read> one{{place(row), next.data(), next.size()}};
+        shared_[number].file->read(one);
+    };
+    std::future<void> reading = std::async(read, at);
     while (at < end) {
         for (; asked < end && asked < at + kAskedAhead * most; asked = until(asked)) {
             shared_[number].file->ask_for(place(asked), (until(asked) - asked) * record_bytes_);
         }
         const std::uint64_t stop = until(at);
-        room.resize((stop - at) * record_bytes_);
-        reads_ = {{place(at), room.data(), room.size()}};
-        shared_[number].file->read(reads_);
+        reading.get();
+        room.swap(next);
+        if (stop < end) reading = std::async(read, stop);
         for (const std::byte* records = room.data(); at < stop;) {
             while (from.offsets[i + 1] <= at) ++i;
             const std::uint32_t bucket = from.first_bucket + static_cast<std::uint32_t>(i) - first_bucket_;
@@ -156,8 +163,13 @@ void ColdStore::adopt_some(std::uint32_t bucket, const Origin& origin, const std
     ColdIndex& index = buckets_[bucket].index;
     for (std::uint32_t i = 0; i < count; ++i) {
         if (i + kAhead < count) index.prefetch(read_at<Key>(records + (i + kAhead) * record_bytes_));
-        if (!is_live(from.live, at + i)) continue;
         const std::byte* const record = records + i * record_bytes_;
+        if (read_at<std::uint32_t>(record + kChecksumAt) !=
+            checksum(record, shared_seed(bucket, origin.first + i))) {
+            throw DiskError("the disk tier in " + from.path + ": record " + std::to_string(at + i) +
+                            " is not as it was written: its checksum differs");
+        }
+        if (!is_live(from.live, at + i)) continue;  // only after that, as whole extents are read later
         const auto key = read_at<Key>(record);
         const auto stamp = read_at<std::uint32_t>(record + kStampAt);
         if (bucket_of(key) != first_bucket_ + bucket || stamp > most_stamp) {

@@ -1,13 +1,13 @@
 """Lets tables with a disk tier take a checkpoint's rows from disk where they are, without a copy of them.
 
-The server reads keys and stamps, and later the rows that it needs from the checkpoint's file, which stays
-open until none of its rows is on disk any more.
+The server compares the checksum of each record, keeps keys and stamps, and reads the rows that it needs from
+the checkpoint's file later, which stays open until none of its rows is on disk any more.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,16 @@ from .records import RECORDS, record_type
 class Adoption:
     """Knows which of a checkpoint's files a server's tables read rows from, for the next full checkpoint."""
 
-    def __init__(self, directory: Path, manifest: Mapping[str, Any], server_rank: int, num_servers: int):
-        """Begins without files."""
+    def __init__(
+        self,
+        directory: Path,
+        manifest: Mapping[str, Any],
+        server_rank: int,
+        num_servers: int,
+        check: Callable[[str], None],
+    ):
+        """Begins without files. check: lets a file's checksum be compared, of which rows are copied."""
+        self._check = check
         self._directory, self._manifest = directory.resolve(), manifest
         self._rank = server_rank if num_servers == len(manifest["shards"]) else -1
         self._offsets: dict[str, dict[str, Array]] = {}  # of the files: of each table
@@ -45,6 +53,10 @@ class Adoption:
         device = _device(part.group.file.filename)
         filters = records.id.get_create_plist().get_nfilters()
         return not filters and _device(disk.path) == device and not _is_nfs(device)
+
+    def copies(self, part: TablePart) -> None:
+        """Is called for each part from which rows are copied, not adopted, which sees each one's checksum."""
+        self._check(part.file_name)
 
     def adopt(self, part: TablePart, layout: TableLayout, table: Table) -> bool:
         """Lets a table take those rows that are its own from a part that fits; returns whether it has.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -20,7 +20,7 @@ from .adopt import Adoption
 from .ahead import one_ahead
 from .manifest import check_part, read_manifest, read_schema, sources_of, unreadable
 from .merged import bucket_ranges
-from .names import DENSE
+from .names import DENSE, is_cold
 from .parts import COLUMNS, TablePart, open_parts
 from .tables import bucket_of, table_attributes
 
@@ -36,13 +36,13 @@ Parts = Mapping[str, TablePart]  # of a server, by the names of their tables
 def load_rows(directory: Path, server: ParameterServer) -> None:
     """Loads the rows of a checkpoint that belong to `server`'s buckets, exactly as they were.
 
-    Each server checks its share of the files, so the tables are good only if none of the servers has found
-    damage.
+    Each server checks its share of the files, and all its rows in files where it leaves them, so the tables
+    are good only if none of the servers has found damage.
     Raises UserError for tables that don't fit, naming what differs, DataError for damage.
     """
     buckets = {t.name: owned for t, owned in zip(server.layout.tables, server.buckets, strict=True)}
-    with _opened(directory, server, buckets) as (manifest, opened):
-        adoption = Adoption(directory, manifest, server.server_rank, server.num_servers)
+    with _opened(directory, server, buckets) as (manifest, opened, check):
+        adoption = Adoption(directory, manifest, server.server_rank, server.num_servers, check)
         for layout, table, owned in zip(server.layout.tables, server.tables, server.buckets, strict=True):
             if table is not None:
                 load_table(opened, layout, table, owned, adoption)
@@ -68,7 +68,7 @@ def load_initial_rows(directory: Path, server: ParameterServer) -> None:
         raise UserError(f"{directory} has none of the tables {here}; it has {', '.join(there)}")
     for layout in shared:
         _check_initial(directory, layout, there[layout.name])
-    with _opened(directory, server) as (_, opened):
+    with _opened(directory, server) as (_, opened, _):
         for layout, table in zip(server.layout.tables, server.tables, strict=True):
             if layout in shared and table is not None:
                 _load_initial_table(opened, layout, table, there[layout.name])
@@ -91,12 +91,14 @@ def _check_initial(directory: Path, layout: TableLayout, there: TableConfig) -> 
 @contextmanager
 def _opened(
     directory: Path, server: ParameterServer, owned: Mapping[str, range] | None = None
-) -> Iterator[tuple[dict[str, Any], list[list[Parts]]]]:
+) -> Iterator[tuple[dict[str, Any], list[list[Parts]], Callable[[str], None]]]:
     """Opens the parts of a checkpoint, and of its base if it has one; yields them with the manifest.
 
     owned: see `open_parts`.
-    Meanwhile a thread compares this server's share of the files with the checksums in the manifests. What
-    goes wrong with a damaged file, whatever it is, is told as damage of that file; out of memory is not.
+    Meanwhile a thread compares this server's share of the files with the checksums in the manifests; with
+    `owned` not the newest one's files of rows from disk, but those of them for which the function that comes
+    with the parts is called. What goes wrong with a damaged file, whatever it is, is told as damage of that
+    file; out of memory is not.
     """
     sources = sources_of(directory)
     parts = [
@@ -108,18 +110,25 @@ def _opened(
     for part in parts:
         check_part(*part, content=False)
     with ThreadPoolExecutor(1) as beside, ExitStack() as files:
+        later = {} if owned is None else {p[2]: p for p in parts if p[0] == sources[0][0] and is_cold(p[2])}
+        now = [part for part in parts if part not in later.values()]
         checks = [
             beside.submit(check_part, *part, content=True)
-            for part in parts[server.server_rank :: server.num_servers]
+            for part in now[server.server_rank :: server.num_servers]
         ]
+
+        def check(name: str) -> None:
+            if name in later:
+                checks.append(beside.submit(check_part, *later.pop(name), content=True))
+
         try:
             opened: list[list[Parts]] = [
                 [open_parts(path, found, name, files, owned=owned) for name in found["shards"]]
                 for path, found in sources
             ]
-            yield sources[0][1], opened
-            for check in checks:
-                check.result()
+            yield sources[0][1], opened, check
+            for each in checks:
+                each.result()
         except Exception as error:
             for part in parts:
                 check_part(*part, content=True)
@@ -127,8 +136,8 @@ def _opened(
                 raise
             raise unreadable(directory, error) from error
         finally:
-            for check in checks:
-                check.cancel()
+            for each in checks:
+                each.cancel()
 
 
 def _load_initial_table(
@@ -173,10 +182,13 @@ def load_table(
                     table.import_rows({k: np.ascontiguousarray(v[stays]) for k, v in rows.items()})
         adopted = [cold for cold in part.cold if part.complete and adoption.fits(cold, layout, table)]
         others = [cold for cold in part.cold if cold not in adopted]
+        for cold in others:
+            adoption.copies(cold)
         for rows in _slices(part.with_cold(others), begin, end):
             table.import_rows(rows)
         for cold in adopted:
             if not adoption.adopt(cold, layout, table):
+                adoption.copies(cold)
                 for rows in _slices(cold, begin, end):
                     table.import_rows(rows)
         decides = part.decides(begin, end)

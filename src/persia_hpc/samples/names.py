@@ -35,7 +35,7 @@ def _import_filters() -> ModuleType | None:
     finally:
         log.disabled = False
     if not hdf5plugin.get_config().registered_filters:
-        _utils.PLUGIN_PATH = glob.escape(hdf5plugin.PLUGIN_PATH)
+        vars(_utils).update(PLUGIN_PATH=glob.escape(hdf5plugin.PLUGIN_PATH))
         hdf5plugin.register()
     return hdf5plugin
 
