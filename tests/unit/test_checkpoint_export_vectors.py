@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,27 @@ def test_items_are_what_scores_are_products_with(to: str, tmp_path: Path) -> Non
     query = np.linalg.lstsq(rows, scores, rcond=None)[0]
     assert scores == pytest.approx(rows @ query, abs=1e-5)
     assert np.ptp(scores) > 1e-3
+
+
+@pytest.mark.parametrize("to", ["safetensors", "faiss"])
+def test_a_full_disk_is_one_line(
+    to: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import faiss
+    import safetensors.numpy
+
+    def fail(*_: Any) -> None:  # as they do
+        raise (
+            safetensors.SafetensorError("No space left")
+            if to == "safetensors"
+            else RuntimeError("No space left")
+        )
+
+    monkeypatch.setattr(safetensors.numpy, "save_file", fail)
+    monkeypatch.setattr(faiss, "write_index", fail)
+    assert main(["export", str(run), "--tables", to, "--out", str(tmp_path)]) == 1
+    assert re.search(rf"error: .*\.{to} can't be written: No space left$", capsys.readouterr().err.strip())
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

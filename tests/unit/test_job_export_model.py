@@ -82,6 +82,14 @@ def test_padded_sequences_too(name: str, tmp_path: Path) -> None:
     exporting.export_model(run, "torchscript", tmp_path)
 
 
+@pytest.mark.parametrize("name", ["dlrm", "dcn_v2", "deepfm", "mmoe"])
+def test_pooled_features_alone_too(name: str, tmp_path: Path) -> None:
+    """They are stacked, and in a trace their dims are tensors, of which no two are the same."""
+    run = trained(tmp_path, {"features": {}}, CASES[name])
+    for to in FORMATS:
+        exporting.export_model(run, to, tmp_path)
+
+
 def test_another_program_needs_only_the_json(tmp_path: Path) -> None:
     """It computes scores from rows, with names and shapes as model.json says them, and nothing of ours."""
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -81,12 +81,16 @@ def _parquet(vectors: Vectors, ids: str, path: Path) -> None:
 
 def _safetensors(vectors: Vectors, ids: str, path: Path) -> None:
     try:
+        from safetensors import SafetensorError
         from safetensors.numpy import save_file
     except ModuleNotFoundError as error:
         raise needs_package("--tables safetensors", "safetensors") from error
     numbers, rows = _whole(vectors)
     with replacing(path) as partial:
-        save_file({"ids": numbers.view(ids), "embeddings": rows}, str(partial))
+        try:
+            save_file({"ids": numbers.view(ids), "embeddings": rows}, str(partial))
+        except SafetensorError as error:
+            raise OSError(None, str(error)) from error
         sync_path(partial)
 
 
@@ -99,7 +103,10 @@ def _faiss(vectors: Vectors, ids: str, path: Path) -> None:
     index = faiss.IndexIDMap2(faiss.IndexFlatIP(vectors.dim))
     index.add_with_ids(rows, numbers.view(ids))
     with replacing(path) as partial:
-        faiss.write_index(index, str(partial))
+        try:
+            faiss.write_index(index, str(partial))
+        except RuntimeError as error:
+            raise OSError(None, " ".join(str(error).split())) from error
         sync_path(partial)
 
 

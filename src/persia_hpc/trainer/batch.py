@@ -172,7 +172,7 @@ class Batch:
         wanted = self._names(names)
         if wanted in self.blocks:
             return self.blocks[wanted]
-        dims = {name: self.pooled[name].shape[1] for name in wanted}
+        dims = {name: int(self.pooled[name].shape[1]) for name in wanted}  # a tensor while it is traced
         if len(set(dims.values())) != 1:
             raise UserError(
                 f"stacked() needs features of one dim, got {dims or 'no pooled feature'}; use concatenated() "
