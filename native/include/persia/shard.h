@@ -217,8 +217,8 @@ class Shard {
     //   mask touch(key, line, at, here)  here: all bits if the line's entry `at` is the key's, else 0;
     //                                    returns it, or 0 if resolve() has to see to that entry
     //   slot resolve(key, bool& fresh)   for keys that aren't found so; kNoSlot if there is none
-    //   use(begin, rows, count)          rows of so many keys; any row for those that aren't in their home
-    //   line bring(keys, rest)           then these of a part of the keys may be brought into memory
+    //   use(begin, rows, count)          rows of so many keys; any row for those that aren't found so
+    //   bring(keys, rest)                then the others of a part of the keys may come into memory
     //   use_rest(i, row, fresh)          then they are used, in order; null without a slot
     template <class Touch, class Resolve, class Use, class Bring, class UseRest>
     void walk(Keys keys, Span<std::uint32_t> slots, const Touch& touch, const Resolve& resolve,
