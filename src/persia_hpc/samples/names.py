@@ -23,18 +23,19 @@ def _import_filters() -> ModuleType | None:
     """Returns hdf5plugin, which registers its filters with HDF5, for reading too; None if it isn't installed.
 
     It looks for them by a pattern that begins with its own folder as it is, so that brackets in a name there
-    hide all of them (findings/hdf5plugin_finds_nothing_behind_brackets.sh).
+    hide all of them (hdf5plugin 7.1.0).
     """
     log = logging.getLogger("hdf5plugin._utils")
-    log.disabled = True
+    log.disabled = True  # of each filter that it doesn't find
     try:
         import hdf5plugin
-        from hdf5plugin import _utils
     except ModuleNotFoundError:
         return None
     finally:
         log.disabled = False
     if not hdf5plugin.get_config().registered_filters:
+        from hdf5plugin import _utils
+
         vars(_utils).update(PLUGIN_PATH=glob.escape(hdf5plugin.PLUGIN_PATH))
         hdf5plugin.register()
     return hdf5plugin
