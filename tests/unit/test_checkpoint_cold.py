@@ -28,6 +28,7 @@ from persia_hpc.checkpoint.names import DENSE, shard_name
 from persia_hpc.checkpoint.rows import load_initial_rows, load_rows
 from persia_hpc.checkpoint.shards import ShardWriter
 from persia_hpc.checkpoint.verify import Verification, verify
+from persia_hpc.config import load_config
 from persia_hpc.errors import DataError, PersiaError
 from tests.support.cold_world import APPENDS, DIM, World, assert_rows, cold_files, no_link
 
@@ -167,9 +168,11 @@ def test_a_start_reads_rows_where_they_are_and_the_next_checkpoint_links_them(wo
     assert not open_files(second)
 
 
-@pytest.mark.parametrize("why", ["servers", "run", "nfs", "device"])
+@pytest.mark.parametrize("why", ["servers", "run", "nfs", "device", "name"])
 def test_rows_that_can_not_be_shared_are_copied(why: str, world: World, monkeypatch: Any) -> None:
-    """Other servers have other buckets, and another run's files aren't this one's."""
+    """Other servers have other buckets, and another run's files aren't this one's; some names are no text."""
+    if why == "name":
+        world.run = world.run.with_name(os.fsdecode(b"caf\xe9"))
     first = world.save()
     if why == "nfs":
         monkeypatch.setattr(adopt, "_is_nfs", lambda _: True)
@@ -186,6 +189,16 @@ def test_rows_that_can_not_be_shared_are_copied(why: str, world: World, monkeypa
     third = world.save()
     assert any(path.stat().st_nlink > 1 for path in cold_files(third))
     world.check(read_manifest(third)["step"], 1)
+
+
+def test_rows_that_a_smaller_tier_has_no_room_for_are_copied(world: World) -> None:
+    path = world.save()
+    changed = {"capacity": "8 MiB", "disk.capacity": "16 KiB"}
+    given = {f"tables.{name}.{key}": value for name in ("a", "b") for key, value in changed.items()}
+    world.config = load_config(world.config.resolved(), given)
+    started(world, path, 2)
+    assert not open_files(path)
+    world.check(world.step, 2)
 
 
 @pytest.mark.parametrize("meant", [True, False])

@@ -209,7 +209,13 @@ BROKEN: list[tuple[Break, str, str, str, str]] = [
     (other_nvcc, "note", "nvcc", "11.8, but torch has CUDA 12.8", "load a module of CUDA 12"),
     (no_nccl, "BAD", "NCCL", "this torch has none", 'train.reducer = "mpi"'),
     (horovod_without_nccl, "note", "horovod", "without NCCL", "tools/build_horovod.sh"),
-    (old_processor, "BAD", "native extension", "ended by signal 4", "CMAKE_ARGS=-DPERSIA_HPC_ARCH=native"),
+    (
+        old_processor,
+        "BAD",
+        "native extension",
+        "ended by signal 4",
+        "in the source tree: CMAKE_ARGS=-DPERSIA_HPC_ARCH=native pip install .",
+    ),
     (
         lambda m: m.environment("MPI4PY_LIBMPI", "/absent/libmpi.so"),
         "BAD",

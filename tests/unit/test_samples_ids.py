@@ -51,7 +51,7 @@ def test_integers_of_any_size_are_ids(values: list[int]) -> None:
     "values",
     [
         *([1.0], [1, 1.5], np.array([3.0]), ["17"], np.array(["17"]), ["17", 17], [True], [None]),
-        *([2**64], [-(2**63) - 1], [[1], [2, 3]], [b"1"]),
+        *([2**64], [-(2**63) - 1], [10**5000], [[1], [2, 3]], [np.zeros((2, 3)), np.zeros((2, 4))], [b"1"]),
     ],
 )
 def test_what_is_no_integer_is_no_id(values: Any) -> None:

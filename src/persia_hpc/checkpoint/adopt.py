@@ -45,14 +45,15 @@ class Adoption:
         """Returns whether a table may read rows from the file of such a part.
 
         They must be records as its own, on a file system that its tier is on too, and there a file must stay
-        readable after its name has gone: not so with NFS.
+        readable after its name has gone: not so with NFS. And its name must be text, as native code takes it.
         """
         disk, records = layout.config.disk, part.group.get(RECORDS)
         if disk is None or records is None or not table.record_bytes or records.dtype != record_type(table):
             return False
-        device = _device(part.group.file.filename)
+        path = part.group.file.filename
+        device = _device(path)
         filters = records.id.get_create_plist().get_nfilters()
-        return not filters and _device(disk.path) == device and not _is_nfs(device)
+        return not filters and _is_text(path) and _device(disk.path) == device and not _is_nfs(device)
 
     def copies(self, part: TablePart) -> None:
         """Is called for each part from which rows are copied, not adopted, which sees each one's checksum."""
@@ -100,6 +101,11 @@ def _chunks(records: h5py.Dataset) -> tuple[Array, int]:
         records.id.get_chunk_info_by_coord((at,)).byte_offset for at in range(0, len(records), chunk_rows)
     )
     return np.fromiter(places, np.uint64), chunk_rows
+
+
+def _is_text(path: str) -> bool:
+    """Returns whether a path is UTF-8 on disk: another one can't be encoded so."""
+    return path == path.encode(errors="ignore").decode()
 
 
 def _device(path: str) -> int:

@@ -117,13 +117,13 @@ def _native() -> list[Line]:
     )
     if code == 0:
         return [Line(GOOD, "native extension", "loads")]
-    found, fix = last_line(text), "in the source tree: pip install . (needs a C++17 compiler and CMake 3.20)"
+    found, how = last_line(text), "pip install . (needs a C++17 compiler and CMake 3.20)"
     if code == -signal.SIGILL:
         found += ": this processor lacks instructions that it was built for (by default AVX2)"
-        fix = f"CMAKE_ARGS=-DPERSIA_HPC_ARCH=native, {fix}"
+        how = f"CMAKE_ARGS=-DPERSIA_HPC_ARCH=native {how}"
     elif importlib.util.find_spec("persia_hpc._native") is None:
         found = "not built"
-    return [Line(BAD, "native extension", found, fix)]
+    return [Line(BAD, "native extension", found, f"in the source tree: {how}")]
 
 
 def _data() -> list[Line]:

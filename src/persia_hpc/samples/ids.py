@@ -37,8 +37,10 @@ def as_ids(values: npt.ArrayLike) -> Ids:
     """
     try:
         array = np.asarray(values)
-    except ValueError:  # lists of different lengths
-        array = np.asarray(values, np.object_)
+    except ValueError as error:
+        raise UserError(
+            "ids: got lists of several lengths, expected integers of 64 bits, as in the dataset"
+        ) from error
     if array.dtype.kind in "iu":
         return np.ascontiguousarray(array.reshape(-1).astype(np.uint64))
     each = np.asarray(values, np.object_).reshape(-1)  # NumPy makes floats of 1 and 2^63 together
@@ -46,8 +48,9 @@ def as_ids(values: npt.ArrayLike) -> Ids:
     for i, value in enumerate(each):
         whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
         if not whole or not LEAST <= int(value) <= MOST:
+            told = hex(value) if whole else str(value)  # Python writes no long integers in decimal
             raise UserError(
-                f"ids: got {type(value).__name__} {str(value)[:40]!r}, expected integers of 64 bits, as in "
+                f"ids: got {type(value).__name__} {told[:40]!r}, expected integers of 64 bits, as in "
                 "the dataset"
             )
         ids[i] = int(value) & MOST
