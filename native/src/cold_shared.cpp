@@ -55,6 +55,11 @@ void ColdStore::copy_record(const Row& row, std::uint32_t bucket, std::uint32_t 
     std::memcpy(to + kChecksumAt, &sum, sizeof sum);
 }
 
+void ColdStore::begin_reads() {
+    reads_.clear();
+    for (SharedFile& each : shared_) each.reads.clear();
+}
+
 void ColdStore::add_read(Place place, std::byte* to) {
     const auto extent = static_cast<std::uint32_t>(place / extent_rows_);
     std::vector<ExtentFile::Read>& reads = is_adopted(extent) ? shared_[origins_[extent].file].reads : reads_;
@@ -64,18 +69,14 @@ void ColdStore::add_read(Place place, std::byte* to) {
 bool ColdStore::ask_for_shared() {
     bool asked = false;
     for (SharedFile& each : shared_) {
-        if (each.reads.empty()) continue;
-        asked = each.file->ask_for(each.reads) || asked;
-        each.reads.clear();
+        if (!each.reads.empty()) asked = each.file->ask_for(each.reads) || asked;
     }
     return asked;
 }
 
 void ColdStore::read_shared() {
     for (SharedFile& each : shared_) {
-        if (each.reads.empty()) continue;
-        each.file->read(each.reads);
-        each.reads.clear();
+        if (!each.reads.empty()) each.file->read(each.reads);
     }
 }
 

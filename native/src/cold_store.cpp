@@ -179,9 +179,10 @@ void ColdStore::make_room() {
     const auto full = [&] { return file_bytes() + file_.extent_bytes() > capacity_bytes_; };
     while (full() && !marked_ && move_sparse()) {
     }
-    if (full() && !marked_) {  // then those too that are half empty
+    if (full() && !marked_) {  // then those too that are half empty, and adopted ones with any gap
         for (std::uint32_t i = 0; i < extents_.size(); ++i) {
-            if (extents_[i].live != 0 && extents_[i].live * 2 < extents_[i].used && !is_open(i))
+            const std::uint32_t factor = is_adopted(i) ? 1 : 2;
+            if (extents_[i].live != 0 && extents_[i].live * factor < extents_[i].used && !is_open(i))
                 note_sparse(i);
         }
         while (full() && move_sparse()) {
@@ -201,7 +202,7 @@ bool ColdStore::may_have(std::uint32_t bucket, Key key) const {
 }
 
 bool ColdStore::ask_for(Span<const Wanted> wanted) {
-    reads_.clear();
+    begin_reads();
     each_match(wanted, [&](std::size_t i, Place place) {
         if (place / extent_rows_ != buckets_[wanted[i].bucket].open) add_read(place, nullptr);
     });
@@ -222,7 +223,7 @@ void ColdStore::each_match(Span<const Wanted> wanted, Visit&& visit) const {
 
 const std::vector<ColdStore::Found>& ColdStore::find(Span<const Wanted> wanted) {
     candidates_.clear();
-    reads_.clear();
+    begin_reads();
     found_.clear();
     each_match(wanted, [&](std::size_t i, Place place) { candidates_.push_back({i, place, nullptr}); });
     find_room_.resize(candidates_.size() * record_bytes_);

@@ -3,6 +3,7 @@
 #include <setjmp.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -19,6 +20,7 @@ namespace {
 
 constexpr std::size_t kMostBytes = 4096;  // a longer read is worth a call of its own
 constexpr std::uint64_t kLeastMapped = 1 << 20;
+constexpr std::uint64_t kBehind = 4 << 20;  // the system's pages may be so large
 // A question for pages takes 0.9 µs and 1.8 ns for each of them: reads that few others lie near are left.
 constexpr std::uint64_t kGap = 400, kMostPages = 4096;
 constexpr std::size_t kLeastReads = 4;
@@ -59,8 +61,19 @@ bool catch_bus_errors() {
 std::unique_ptr<MappedReads> MappedReads::make(int file) {
     static const bool caught = catch_bus_errors();
     std::unique_ptr<MappedReads> made(new MappedReads(file));
-    if (!caught || !made->map(kLeastMapped)) return nullptr;
+    if (!caught || !made->knows_missing()) return nullptr;
     return made;
+}
+
+// Whether a page far behind the file's end isn't in memory. Of somebody else's file that may only be read the
+// system says that all pages are: each copy would wait for the drive then, and nothing be asked for before.
+bool MappedReads::knows_missing() {
+    struct stat found{};
+    unsigned char resident = 0;
+    if (fstat(file_, &found) != 0) return false;
+    const std::uint64_t behind =
+        (page_of(static_cast<std::uint64_t>(found.st_size)) << page_shift()) + kBehind;
+    return map(behind + 1) && mincore(file_at_ + behind, 1, &resident) == 0 && (resident & 1) == 0;
 }
 
 MappedReads::~MappedReads() {

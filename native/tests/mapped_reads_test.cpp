@@ -165,6 +165,23 @@ void test_other_signals(const char* name) {
     }
 }
 
+// The system doesn't tell of a file of somebody else's, which may only be read, what of it is in memory.
+void test_files_of_others(const char* name) {
+    const pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        const bool root = geteuid() == 0;
+        const int file = open(root ? name : "/bin/sh", O_RDONLY | O_CLOEXEC);
+        CHECK(file >= 0);
+        CHECK(!root || seteuid(65534) == 0);
+        CHECK(!MappedReads::make(file));
+        _exit(0);
+    }
+    int status = 0;
+    CHECK(waitpid(child, &status, 0) == child);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
 }  // namespace
 
 int main() {
@@ -172,6 +189,7 @@ int main() {
     close(mkstemp(name));
     test_other_signals(name);  // while nobody has mapped a file
     test_reads(name);
+    test_files_of_others(name);
     test_missing(name);
     test_pages_that_go(name);
     unlink(name);

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from persia_hpc._native import DiskError, Table
 
 from .table_model import assert_same_rows
-from .table_support import DISK, OPTIMIZERS, arguments, export, make_table
+from .table_support import DISK, OPTIMIZERS, arguments, export, lookup, make_table
 from .tier_support import IDS, Steps, fill
 
 BUCKETS = 4
+ROWS = 20_000
 kinds = st.sampled_from([{}, {"ttl": 70}, {"eviction": "lfu"}, {"admit_probability": 0.7}])
 
 
@@ -169,7 +170,7 @@ def test_any_number_of_servers_reads_the_files(parts: list[int], seed: int) -> N
 @pytest.fixture
 def filled(tmp_path: Path) -> tuple[Table, Saved, list[dict[str, np.ndarray]]]:
     table = make_table(**arguments("adagrad", num_buckets=BUCKETS, dim=16, **DISK))
-    fill(table, 20_000)
+    fill(table, ROWS)
     saved = Saved(str(tmp_path), 1)
     return table, saved, saved.save([table])
 
@@ -206,10 +207,46 @@ def test_files_stay_readable_without_a_name_and_are_closed_when_nothing_lies_the
     for got, all_rows in zip(export(new, BUCKETS), expected, strict=True):
         assert_same_rows(got, all_rows)
     before = new.disk_bytes
-    fill(new, 20_000, 2)
+    fill(new, ROWS, 2)
     assert not is_open()
-    assert new.num_rows == 20_000
+    assert new.num_rows == ROWS
     assert new.disk_bytes < 1.5 * before
+
+
+def test_rows_of_files_expire_also_before_ones_that_are_not_meant(tmp_path: Path) -> None:
+    table = again(ttl=5)
+    fill(table, ROWS)
+    saved = Saved(str(tmp_path), 1)
+    saved.save([table])
+    fill(table, ROWS // 3, 2)  # and those of the first file aren't meant any more
+    rows = saved.save([table])
+    new = again(ttl=5)
+    saved.load([new], rows, known=True)
+    assert new.num_rows == ROWS
+    for step in range(3, 80):
+        fill(new, 10, step)
+    assert new.num_rows == 10
+    assert not any(new.copied_rows().values())
+
+
+def test_a_start_has_room_for_what_was_there(tmp_path: Path) -> None:
+    """Two fifths of the rows that the first file has lie in the second: both don't fit into the capacity."""
+    table = again()
+    fill(table, ROWS)
+    saved = Saved(str(tmp_path), 1)
+    saved.save([table])
+    fill(table, ROWS * 2 // 5, 2)
+    saved.save([table])
+    new = again(disk_bytes=int(1.1 * ROWS * table.record_bytes))
+    assert saved.files[1].adopt(new)
+    assert not saved.files[2].adopt(new)
+    expected = export(table, BUCKETS)
+    for there, here in zip(expected, export(new, BUCKETS), strict=True):
+        left = ~np.isin(there["keys"], here["keys"])
+        assert left.mean() > 0.3
+        new.import_rows({name: np.ascontiguousarray(values[left]) for name, values in there.items()})
+    for got, all_rows in zip(export(new, BUCKETS), expected, strict=True):
+        assert_same_rows(got, all_rows)
 
 
 def test_records_that_changed_are_never_used(filled: Any) -> None:
@@ -230,6 +267,17 @@ def test_records_that_changed_are_never_used(filled: Any) -> None:
     os.truncate(path, 1000)
     with pytest.raises(DiskError, match=rf"{path}: the file is shorter than what was written"):
         file.adopt(again())
+
+
+def test_a_read_that_failed_is_not_made_again(filled: Any) -> None:
+    table, saved, rows = filled
+    path, new = saved.files[1].path, again()
+    saved.load([new], rows, known=False)
+    os.truncate(path, 0)
+    keys = np.concatenate([part["keys"] for part in export(table, BUCKETS)])
+    with pytest.raises(DiskError, match="the file is shorter"):
+        lookup(new, keys[:500])
+    assert np.isfinite(lookup(new, np.sort(~keys[:500]))).all()  # of which there are no rows
 
 
 def test_what_can_not_be_such_records_is_refused(filled: Any) -> None:

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from persia_hpc.checkpoint import adopt, files
+from persia_hpc.checkpoint import adopt, files, shards
 from persia_hpc.checkpoint.cold import MOST_FILES, ColdFile, chosen
 from persia_hpc.checkpoint.listing import describe, list_run, run_text
 from persia_hpc.checkpoint.manifest import read_manifest
@@ -287,6 +287,15 @@ def test_what_can_not_be_written_is_named(name: str, world: World, monkeypatch: 
     monkeypatch.undo()
     world.save()
     world.check(world.step, 1)
+
+
+def test_room_is_reserved_for_all_that_is_written(world: World) -> None:
+    """Else a full disk is seen only after hours of writing."""
+    server = world.servers[0]
+    for layout, table, buckets in zip(server.layout.tables, server.tables, server.buckets, strict=True):
+        assert table is not None
+        size = shards._file_bytes(layout, table, buckets, 10**6)
+        assert 10**6 * table.record_bytes <= size < 1.1 * 10**6 * table.record_bytes
 
 
 def test_another_run_begins_with_these_rows(world: World, tmp_path: Path) -> None:

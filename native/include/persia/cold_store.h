@@ -9,7 +9,8 @@
 // allows no more, and about one and a half times what is appended is written.
 //
 // Rows may also lie in files that a checkpoint has (adopt()), in extents that are never written: they are
-// read there, and go from there as from the store's own file.
+// read there, and go from there as from the store's own file. Where the capacity allows no more they go there
+// from each of them that has a gap, so that a store has room for what it had before a start.
 //
 // Each record has a checksum, of its place too: a row is what was written there, or the call throws
 // DiskError. In a checkpoint's file that is its bucket, of all servers' numbers, and its number among the
@@ -126,6 +127,7 @@ class ColdStore {
                     oldest = std::min(oldest, row.stamp);
                 } else {
                     erase(bucket, row.key, row.place);
+                    if (extents_[extent].live == 0) break;  // it is nobody's now: the others aren't known
                 }
             }
             extents_[extent].oldest = oldest;
@@ -248,6 +250,7 @@ class ColdStore {
     // Numbers of the records, in the file, of the buckets that are here.
     std::pair<std::uint64_t, std::uint64_t> range_of(const SharedRows& from) const;
     std::uint32_t take_extent(std::uint32_t bucket);
+    void begin_reads();  // forgets those of a call that failed
     void add_read(Place place, std::byte* to);
     bool ask_for_shared();  // what add_read() has for files of a checkpoint
     void read_shared();

@@ -32,6 +32,7 @@ class MappedReads {
     explicit MappedReads(int file) : file_(file) {}
 
     bool map(std::uint64_t bytes);  // so many of the file; whether that could be done
+    bool knows_missing();
     // Puts those of some reads that are in memory to present_, and gives the end of the others, which begin
     // at `left`. Their pages are [first, last].
     std::size_t part(std::vector<FileRead>& reads, std::size_t begin, std::size_t end, std::uint64_t first,

@@ -167,7 +167,7 @@ def _writing(path: Path) -> Iterator[None]:
 def _file_bytes(layout: TableLayout, table: Table, buckets: range, num_rows: int) -> int:
     """Returns an estimate, rather too high, of the bytes that a table takes in the file."""
     stored = row_bytes(str(layout.config.optimizer["name"]), layout.dim)  # in files all is float32
-    row = 8 + stored.weights + stored.state + 4  # with its key and stamp
+    row = max(8 + stored.weights + stored.state + 4, table.record_bytes)  # with its key and stamp
     sightings = len(buckets) * table.sightings_per_bucket
     return (
         int(1.02 * num_rows * row) + 32 * len(buckets) + sightings + 8 * len(table.removed_keys()) + (1 << 15)
