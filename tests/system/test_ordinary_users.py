@@ -1,4 +1,4 @@
-"""A package that nobody may write to, no home, and folders with spaces and brackets in their names."""
+"""A package that nobody may write to, no home, and names with spaces, brackets and bytes that are no text."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def read_only(folder: Path) -> list[str]:
 
 def test_what_an_ordinary_user_has_is_enough(tmp_path: Path) -> None:
     package, work = tmp_path / "site [read] only", tmp_path / "my work [v2]"
+    runs = os.fsdecode(b"runs [x]/1 \xe9t\xe9")  # in Latin-1
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(Path(persia_hpc.__file__).parent, package / "persia_hpc", ignore=ignored)
     work.mkdir()
@@ -44,13 +45,13 @@ def test_what_an_ordinary_user_has_is_enough(tmp_path: Path) -> None:
         return done.stdout
 
     try:
-        run("train", "my job [1].toml", "--run-dir", "runs [x]/1 2")
-        assert '"auc"' in run("evaluate", "runs [x]/1 2")
-        assert "completed: 10 steps" in run("status", "runs [x]/1 2")
-        run("report", "runs [x]/1 2", "--html", "a [page].html")
-        run("checkpoint", "verify", "runs [x]/1 2")
-        run("checkpoint", "export", "runs [x]/1 2", "--table", "user", "--out", "user [1].parquet")
-        run("predict", "runs [x]/1 2", "--data", "train [1].h5", "--out", "p [1].parquet")
+        run("train", "my job [1].toml", "--run-dir", runs)
+        assert '"auc"' in run("evaluate", runs)
+        assert "completed: 10 steps" in run("status", runs)
+        run("report", runs, "--html", "a [page].html")
+        run("checkpoint", "verify", runs)
+        run("checkpoint", "export", runs, "--table", "user", "--out", "user [1].parquet")
+        run("predict", runs, "--data", "train [1].h5", "--out", "p [1].parquet")
         run("inspect", "train [1].h5")
         assert {path: path.stat().st_mtime_ns for path in package.rglob("*")} == before
         assert not (tmp_path / "nowhere").exists()

@@ -60,7 +60,7 @@ def problem_of(records: h5py.Dataset, num_rows: int) -> str:
 def columns_of(records: Array, names: Iterable[str]) -> dict[str, Array]:
     """Returns those columns of records that they have."""
     held = [name for name in names if name in (records.dtype.names or ())]
-    # h5py gives vectors a type marked as little-endian, copies of which native code doesn't take.
+    # h5py marks the type of vectors as little-endian, a copy keeps that, and native code doesn't take it.
     columns = {name: records[name].astype(_KINDS[name], "C") for name in held}
     if "state" in names and "state" not in columns:
         columns["state"] = np.empty((len(records), 0), np.float32)

@@ -109,7 +109,7 @@ class _Job:
         self.looked = 0.0
         self.out = Relay(_binary(sys.stdout), log)
         self.err = Relay(_binary(sys.stderr), log)
-        log.write((" ".join(command) + "\n").encode())
+        log.write(os.fsencode(" ".join(command) + "\n"))
 
     def run(self) -> int:
         self.watch = DeathWatch()
