@@ -58,8 +58,14 @@ python_tests() {
         return 1
     fi
     # CPython leaks. test_memory_... measure what the process holds, and ASan adds to that.
+    # An editable installation finds its own module before any path is looked at.
     if ! PYTHONPATH=$package PYTHONMALLOC=malloc ASAN_OPTIONS=$ASAN_OPTIONS:detect_leaks=0 \
-        LD_PRELOAD=${libraries//$'\n'/ } python -m pytest -q -p no:cacheprovider tests/native -k 'not test_memory_' \
+        LD_PRELOAD=${libraries//$'\n'/ } python -c '
+import sys, pytest
+sys.meta_path[:] = [finder for finder in sys.meta_path if not type(finder).__module__.startswith("_editable_")]
+import persia_hpc._native as native
+assert native.__file__.startswith(sys.argv[1]), f"got {native.__file__}, expected the one in {sys.argv[1]}"
+sys.exit(pytest.main(sys.argv[2:]))' "$PWD/$package" -q -p no:cacheprovider tests/native -k 'not test_memory_' \
         >"$log" 2>&1; then
         tail -n 60 "$log"
         echo "sanitize python: FAILED (whole log: $log)"
