@@ -56,6 +56,7 @@ void load(Storage storage, const std::byte* from, float* to, std::size_t n) {
 }
 
 void store_nearest(Storage storage, const float* from, std::byte* to, std::size_t n) {
+    if (n == 0) return;
     if (storage == Storage::kFp32) {
         std::memcpy(to, from, n * sizeof *from);
     } else if (storage == Storage::kFp16) {
@@ -67,6 +68,7 @@ void store_nearest(Storage storage, const float* from, std::byte* to, std::size_
 }
 
 void store_stochastic(Storage storage, const float* from, std::byte* to, std::size_t n, std::uint64_t start) {
+    if (n == 0) return;
     if (storage == Storage::kFp32) {
         std::memcpy(to, from, n * sizeof *from);
         return;
