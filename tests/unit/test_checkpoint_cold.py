@@ -229,6 +229,20 @@ def test_a_start_sees_damage_of_all_that_it_uses(
     assert verify(path, lambda *_: "").problems
 
 
+@pytest.mark.parametrize("name", ["cold-0000-0001.h5", "cold-0001-0001.h5"])
+def test_a_shared_file_of_another_run_is_refused(name: str, world: World, tmp_path: Path) -> None:
+    """Its name and its size are the same."""
+    (tmp_path / "other").mkdir()
+    other = World(tmp_path / "other", 2)
+    other.train(40)
+    path, others = world.save(), other.save()
+    assert (path / name).stat().st_size == (others / name).stat().st_size
+    shutil.copy(others / name, path / name)
+    with pytest.raises(DataError, match=name):
+        started(world, path, 2)
+    assert verify(path, lambda *_: "").problems
+
+
 def test_a_checkpoint_with_shared_files_is_a_whole_one(world: World, tmp_path: Path) -> None:
     """A copy of its directory alone is read anywhere; what `ls` counts is what there is."""
     for _ in range(3):
@@ -319,7 +333,7 @@ def test_a_table_without_a_disk_writes_what_it_always_did(tmp_path: Path) -> Non
 
 
 def made(number: int, rows: int) -> ColdFile:
-    return ColdFile(number, Path("x"), {}, MappingProxyType({"a": np.array([0, rows])}))
+    return ColdFile(number, Path("x"), {}, MappingProxyType({"a": np.array([0, rows])}), token=number)
 
 
 @given(st.lists(st.tuples(st.integers(1, 10**9), st.floats(0, 1)), max_size=MOST_FILES))

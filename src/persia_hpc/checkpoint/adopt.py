@@ -20,7 +20,7 @@ from persia_hpc.table_layout import TableLayout
 
 from .cold import ColdFile
 from .names import cold_numbers
-from .parts import TablePart, reading
+from .parts import TOKEN, TablePart, reading
 from .records import RECORDS, record_type
 
 
@@ -40,6 +40,7 @@ class Adoption:
         self._directory, self._manifest = directory.resolve(), manifest
         self._rank = server_rank if num_servers == len(manifest["shards"]) else -1
         self._offsets: dict[str, dict[str, Array]] = {}  # of the files: of each table
+        self._tokens: dict[str, int] = {}
 
     def fits(self, part: TablePart, layout: TableLayout, table: Table) -> bool:
         """Returns whether a table may read rows from the file of such a part.
@@ -81,13 +82,14 @@ class Adoption:
         )
         if found and known:
             self._offsets.setdefault(name, {})[layout.name] = part.offsets
+            self._tokens[name] = int(part.group.file.attrs[TOKEN])
         return found
 
     def files(self) -> list[ColdFile]:
         """Returns the files that the first full checkpoint may link."""
         notes = self._manifest["files"]
         return [
-            ColdFile(cold_numbers(name)[1], self._directory / name, notes[name], offsets)
+            ColdFile(cold_numbers(name)[1], self._directory / name, notes[name], offsets, self._tokens[name])
             for name, offsets in self._offsets.items()
         ]
 

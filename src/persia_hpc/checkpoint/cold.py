@@ -28,13 +28,15 @@ MOST_FILES = 8  # of a server in a checkpoint: all are open while it is read
 class ColdFile:
     """Describes a file of rows from disk that the last full checkpoint has.
 
-    offsets: of each table, where the rows of its buckets begin, and the end.
+    offsets: of each table, where the rows of its buckets begin, and the end. token: what the file and all
+    masks of it have in common, and no other file has: names and sizes are alike in any two runs.
     """
 
     number: int
     path: Path
     note: Mapping[str, Any]
     offsets: Mapping[str, Array]
+    token: int
 
     @property
     def rows(self) -> int:
@@ -130,8 +132,9 @@ class ColdTable:
             bits = packed(live)
             self._masks[number][low // 8 : low // 8 + len(bits)] |= bits
 
-    def masks(self) -> Iterator[tuple[str, Array, int]]:
-        """Yields the names of the files taken over that hold rows of the table, their masks and the rows."""
+    def masks(self) -> Iterator[tuple[str, Array, int, int]]:
+        """Yields what `write_mask` needs of the files taken over that hold rows of the table."""
         for number, mask in self._masks.items():
             if self._num_rows[number]:
-                yield self._known[number][0].path.name, mask, self._num_rows[number]
+                file = self._known[number][0]
+                yield file.path.name, mask, self._num_rows[number], file.token

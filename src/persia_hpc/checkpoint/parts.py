@@ -28,6 +28,7 @@ ONE_NUMBER = ("keys", "stamps", "steps")  # those of which an entry is no list
 DECIDES = ("ages", "counted", "sightings")  # one entry a bucket
 COLD = "cold"  # the group of a table that holds the masks, by the names of the files
 ROWS = "rows"  # attribute of a mask: how many of its bits are 1
+TOKEN = "token"  # attribute of a file of rows from disk, at random, and of all masks of it
 _KEYS_AT_ONCE = 1 << 20
 _BITS: Literal["little"] = "little"
 
@@ -202,10 +203,11 @@ def full_mask(count: int) -> Array:
     return mask
 
 
-def write_mask(group: h5py.Group, name: str, mask: Array, num_rows: int) -> None:
-    """Notes in a table's group which `num_rows` rows of the file `name` are meant."""
+def write_mask(group: h5py.Group, name: str, mask: Array, num_rows: int, token: int) -> None:
+    """Notes in a table's group which `num_rows` rows of the file `name`, which has `token`, are meant."""
     stored = group.create_dataset(f"{COLD}/{name}", data=mask)
     stored.attrs[ROWS] = num_rows
+    stored.attrs[TOKEN] = token
 
 
 def unpacked(mask: Array, begin: int, count: int) -> Array:
@@ -263,7 +265,15 @@ def open_parts(
                 opened[file] = groups_of(files.enter_context(open_shard(directory / file)))
             if table not in opened[file]:
                 raise DataError(f"{directory / file} is damaged: it has no rows of table {table!r}")
-            cold.append(TablePart(table, opened[file][table], live=live))
+            found = opened[file][table]
+            with reading(group):
+                same = np.array_equal(live.attrs[TOKEN], found.file.attrs[TOKEN])
+            if not same:
+                raise DataError(
+                    f"{directory / file} isn't the file whose rows {name} means, but of another checkpoint; "
+                    "copy the whole checkpoint again"
+                )
+            cold.append(TablePart(table, found, live=live))
         if cold:
             parts[table] = TablePart(table, group, cold)
     return parts

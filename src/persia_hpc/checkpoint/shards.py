@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from . import files
 from .ahead import one_ahead
 from .cold import ColdFile, ColdTable
 from .names import cold_name
-from .parts import full_mask, write_mask
+from .parts import TOKEN, full_mask, write_mask
 from .records import RECORDS, record_type
 from .tables import make_group, table_attributes
 
@@ -116,9 +117,12 @@ class ShardWriter:
         path = self.path.parent / cold_name(self._server_rank, number)
         path.unlink(missing_ok=True)
         new: dict[str, Array] = {}  # of tables with rows in that file: where those of each bucket begin
+        token = secrets.randbits(63)
         with ExitStack() as made:
             file = made.enter_context(_NewFile(self.path, self._bytes(of_disk=False)))
             cold = made.enter_context(_NewFile(path, self._bytes(of_disk=True))) if on_disk else None
+            if cold is not None:
+                cold.tables.attrs[TOKEN] = token
             for (layout, table, buckets, since), num_rows in zip(self._parts, self._num_rows, strict=True):
                 if cold is not None and self._is_shared(table, since):
                     new[layout.name] = _write_cold_table(file, (cold, number), layout, table, buckets, known)
@@ -128,7 +132,7 @@ class ShardWriter:
                 file.check()
         if any(offsets[-1] for offsets in new.values()):
             with _writing(path):
-                known.append(ColdFile(number, path, files.finish_part(path), new))
+                known.append(ColdFile(number, path, files.finish_part(path), new, token))
         else:
             path.unlink(missing_ok=True)
         files.finish_part(self.path, **self._counters)
@@ -291,10 +295,11 @@ def _write_cold_table(
     columns.end()
     _write_decides(columns.group, decided)
     offsets = new.end()
-    for name, mask, num_rows in places.masks():
-        write_mask(columns.group, name, mask, num_rows)
+    for of_file in places.masks():
+        write_mask(columns.group, *of_file)
     if num_rows := int(offsets[-1]):
-        write_mask(columns.group, cold_file.path.name, full_mask(num_rows), num_rows)
+        token = int(cold_file.tables.attrs[TOKEN])
+        write_mask(columns.group, cold_file.path.name, full_mask(num_rows), num_rows, token)
     return offsets
 
 
