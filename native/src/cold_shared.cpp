@@ -10,7 +10,7 @@
 namespace persia {
 namespace {
 
-constexpr std::size_t kBytesAtOnce = 1 << 20, kAskedAhead = 4;  // reads, and how many of them
+constexpr std::size_t kBytesAtOnce = 4 << 20, kAskedAhead = 4;  // reads, and how many of them
 constexpr std::size_t kAhead = 8;  // keys whose index lines are asked for before they are needed
 constexpr std::uint64_t kShared = std::uint64_t{1} << 63;  // no place in the store's own file is so large
 
@@ -109,31 +109,49 @@ std::uint64_t ColdStore::adopt(const SharedRows& from, BucketOf bucket_of, std::
     const auto until = [&](std::uint64_t row) {  // of records that lie side by side
         return std::min({end, row + most, (row / from.chunk_rows + 1) * from.chunk_rows});
     };
-    std::uint64_t asked = at;
-    std::size_t i = 0;  // of the file's buckets
-    std::vector<std::byte> room, next;
-    const auto read = [&](std::uint64_t row) {
-        next.resize((until(row) - row) * record_bytes_);
-        std::vector<ExtentFile::Read> one{{place(row), next.data(), next.size()}};
-        shared_[number].file->read(one);
+    const auto bucket_of_record = [&](std::size_t& i, std::uint64_t row) {  // i: of the file's, the last one
+        while (from.offsets[i + 1] <= row) ++i;
+        return from.first_bucket + static_cast<std::uint32_t>(i) - first_bucket_;
     };
-    std::future<void> reading = std::async(read, at);
-    while (at < end) {
-        for (; asked < end && asked < at + kAskedAhead * most; asked = until(asked)) {
-            shared_[number].file->ask_for(place(asked), (until(asked) - asked) * record_bytes_);
+    const std::uint64_t rows = end - at;
+    reserve_extents(rows / extent_rows_ + from.offsets.size() + rows / most + from.chunks.size(),
+                    from.number != 0);
+    std::vector<std::byte> room, next;
+    std::uint64_t asked = at;
+    std::size_t read_bucket = 0;
+    const auto read = [&](std::uint64_t row) {  // and checks: on a thread of its own
+        const ExtentFile& file = *shared_[number].file;
+        for (; asked < end && asked < row + kAskedAhead * most; asked = until(asked)) {
+            file.ask_for(place(asked), (until(asked) - asked) * record_bytes_);
         }
+        const std::uint64_t stop = until(row);
+        next.resize((stop - row) * record_bytes_);
+        std::vector<ExtentFile::Read> one{{place(row), next.data(), next.size()}};
+        file.read(one);
+        for (const std::byte* record = next.data(); row < stop; ++row, record += record_bytes_) {
+            const std::uint32_t bucket = bucket_of_record(read_bucket, row);
+            const auto i = static_cast<std::uint32_t>(row - from.offsets[read_bucket]);
+            if (read_at<std::uint32_t>(record + kChecksumAt) == checksum(record, shared_seed(bucket, i))) {
+                continue;
+            }
+            throw DiskError("the disk tier in " + from.path + ": record " + std::to_string(row) +
+                            " is not as it was written: its checksum differs");
+        }
+    };
+    std::future<void> reading = std::async(std::launch::async, read, at);
+    for (std::size_t i = 0; at < end;) {
         const std::uint64_t stop = until(at);
         reading.get();
         room.swap(next);
-        if (stop < end) reading = std::async(read, stop);
+        if (stop < end) reading = std::async(std::launch::async, read, stop);
         for (const std::byte* records = room.data(); at < stop;) {
-            while (from.offsets[i + 1] <= at) ++i;
-            const std::uint32_t bucket = from.first_bucket + static_cast<std::uint32_t>(i) - first_bucket_;
+            const std::uint32_t bucket = bucket_of_record(i, at);
             const auto first = static_cast<std::uint32_t>(at - from.offsets[i]);
             if (first == 0) {
-                ColdIndex& index = buckets_[bucket].index;
-                outgrown_ += index.held_bytes();
-                index.reserve(count_live(from.live, at, from.offsets[i + 1]));
+                Bucket& of = buckets_[bucket];
+                outgrown_ += of.index.held_bytes();
+                of.index.reserve(count_live(from.live, at, from.offsets[i + 1]));
+                of.extents.reserve(of.extents.size() + (from.offsets[i + 1] - at) / extent_rows_ + 1);
             }
             const auto count = static_cast<std::uint32_t>(
                 std::min<std::uint64_t>({stop - at, from.offsets[i + 1] - at, extent_rows_}));
@@ -146,8 +164,18 @@ std::uint64_t ColdStore::adopt(const SharedRows& from, BucketOf bucket_of, std::
     return size_ - before;
 }
 
-// Records of one bucket that lie side by side, and have room in an extent. at: number of the first in the
-// file.
+// Memory for so many more extents, at most, at once: what grows leaves holes in the heap.
+void ColdStore::reserve_extents(std::size_t more, bool copied) {
+    const std::size_t most = extents_.size() + more;
+    extents_.reserve(most);
+    origins_.reserve(most);
+    if (!copied) return;
+    copies_.reserve(most);
+    copied_.reserve(most * words_per_extent());
+}
+
+// Records of one bucket that lie side by side, are as they were written and have room in an extent. at:
+// number of the first in the file.
 void ColdStore::adopt_some(std::uint32_t bucket, const Origin& origin, const std::byte* records,
                            std::uint32_t count, std::uint64_t at, const SharedRows& from, BucketOf bucket_of,
                            std::uint32_t most_stamp) {
@@ -165,12 +193,7 @@ void ColdStore::adopt_some(std::uint32_t bucket, const Origin& origin, const std
     for (std::uint32_t i = 0; i < count; ++i) {
         if (i + kAhead < count) index.prefetch(read_at<Key>(records + (i + kAhead) * record_bytes_));
         const std::byte* const record = records + i * record_bytes_;
-        if (read_at<std::uint32_t>(record + kChecksumAt) !=
-            checksum(record, shared_seed(bucket, origin.first + i))) {
-            throw DiskError("the disk tier in " + from.path + ": record " + std::to_string(at + i) +
-                            " is not as it was written: its checksum differs");
-        }
-        if (!is_live(from.live, at + i)) continue;  // only after that, as whole extents are read later
+        if (!is_live(from.live, at + i)) continue;
         const auto key = read_at<Key>(record);
         const auto stamp = read_at<std::uint32_t>(record + kStampAt);
         if (bucket_of(key) != first_bucket_ + bucket || stamp > most_stamp) {

@@ -2,23 +2,14 @@
 
 #include <cstring>
 
-#ifdef __GLIBC__
-#include <malloc.h>
-#endif
-
 namespace persia {
 namespace {
 
 constexpr std::size_t kExtentBytes = 64 << 10, kPage = 4096;
 constexpr std::size_t kLeastExtentRows = 4, kUsualExtentRows = 16;
 constexpr std::uint32_t kShareOfBucket = 16;  // open extents take so small a part of what rows take in memory
-// The rows moved in a step are at most those of so many extents, and so many for each that was appended: one
-// keeps gaps from outgrowing the rows, others close those that a snapshot has left.
-constexpr std::size_t kMovedExtents = 32, kMovedShare = 2;
-constexpr std::uint32_t kLeastLive = 3;  // an extent is sparse when less than such a part of its rows is left
-constexpr std::size_t kLeastHoles = 1 << 20;
-constexpr std::size_t kAhead = 8;     // keys whose memory is asked for before they are looked at
-constexpr double kIndexBytes = 10.2;  // of a row at most, see cold_index.cpp
+constexpr std::size_t kAhead = 8;             // keys whose memory is asked for before they are looked at
+constexpr double kIndexBytes = 10.2;          // of a row at most, see cold_index.cpp
 
 std::size_t aligned(std::size_t bytes, std::size_t to) { return (bytes + to - 1) / to * to; }
 
@@ -101,7 +92,7 @@ std::uint32_t ColdStore::take_extent(std::uint32_t bucket) {
         extent = free_.back();
         free_.pop_back();
     }
-    extents_[extent] = {bucket, 0, 0, 0, UINT32_MAX, 0, false};
+    extents_[extent] = {bucket, 0, 0, 0, UINT32_MAX, 0, false, extents_[extent].gapped};
     if (extent < copies_.size()) copies_[extent] = {};
     buckets_[bucket].extents.push_back(extent);
     return extent;
@@ -175,26 +166,6 @@ void ColdStore::append(std::uint32_t bucket, Key key, std::uint32_t stamp, const
     end_append(bucket, key, stamp);
 }
 
-void ColdStore::make_room() {
-    const auto full = [&] { return file_bytes() + file_.extent_bytes() > capacity_bytes_; };
-    while (full() && !marked_ && move_sparse()) {
-    }
-    if (full() && !marked_) {  // then those too that are half empty, and adopted ones with any gap
-        for (std::uint32_t i = 0; i < extents_.size(); ++i) {
-            const std::uint32_t factor = is_adopted(i) ? 1 : 2;
-            if (extents_[i].live != 0 && extents_[i].live * factor < extents_[i].used && !is_open(i))
-                note_sparse(i);
-        }
-        while (full() && move_sparse()) {
-        }
-    }
-    if (!full() || marked_) return;  // a snapshot soon ends, and gaps can be closed again
-    throw DiskFull("the disk tier in " + file_.folder() + " is full: this part of a table has " +
-                   std::to_string(size_) + " rows there in " + std::to_string(file_bytes()) + " bytes, of " +
-                   std::to_string(capacity_bytes_) +
-                   " allowed; raise the table's disk.capacity, or its capacity");
-}
-
 bool ColdStore::may_have(std::uint32_t bucket, Key key) const {
     bool may = false;
     buckets_[bucket].index.for_each_match(key, [&](Place) { may = true; });
@@ -255,83 +226,6 @@ void ColdStore::erase(std::uint32_t bucket, Key key, Place place) {
     if (!is_open(extent)) check_sparse(extent);
 }
 
-void ColdStore::check_sparse(std::uint32_t number) {
-    Extent& extent = extents_[number];
-    if (extent.live == 0) {
-        std::vector<std::uint32_t>& extents = buckets_[extent.bucket].extents;
-        *std::find(extents.begin(), extents.end(), number) = extents.back();
-        extents.pop_back();
-        extent.sparse = false;
-        free_.push_back(number);
-        if (is_adopted(number)) {
-            leave_file(number);
-        } else {
-            --in_use_;
-        }
-    } else if (extent.live * kLeastLive < extent.used) {
-        note_sparse(number);
-    }
-}
-
-void ColdStore::note_sparse(std::uint32_t number) {
-    if (extents_[number].sparse) return;
-    extents_[number].sparse = true;
-    sparse_.push_back(number);
-}
-
-bool ColdStore::move_sparse() {
-    while (!sparse_.empty() && !extents_[sparse_.back()].sparse) sparse_.pop_back();  // freed meanwhile
-    if (sparse_.empty()) return false;
-    const std::uint32_t number = sparse_.back();
-    sparse_.pop_back();
-    load(number, move_room_);
-    const std::uint32_t bucket = extents_[number].bucket, used = extents_[number].used;
-    ColdIndex& index = buckets_[bucket].index;
-    const auto record_at = [&](std::uint32_t i) { return move_room_.data() + i * record_bytes_; };
-    for (std::uint32_t i = 0; i < used; ++i) {
-        if (i + kAhead < used) index.prefetch(read_at<Key>(record_at(i + kAhead)));
-        const Key key = read_at<Key>(record_at(i));
-        if (!index.contains(key, place_of(number, i))) continue;
-        const Row row = row_at(record_at(i), place_of(number, i));
-        try {
-            std::memcpy(next_record(bucket), record_at(i), record_bytes_);
-            index.move(row.key, row.place, put(bucket));
-        } catch (const DiskFull&) {
-            sparse_.push_back(number);
-            throw;
-        }
-        --extents_[number].live;
-        ++moved_;
-    }
-    // A row is left whose key isn't as it was written, which this says.
-    for (std::uint32_t i = 0; extents_[number].live != 0 && i < used; ++i) {
-        row_at(record_at(i), place_of(number, i));
-    }
-    check_sparse(number);
-    return true;
-}
-
-// The indexes of buckets grow in turns, and each leaves a hole in the heap that is too small for the next:
-// together as much as they take by the time that all have grown. Holes are given back when they are a byte a
-// row.
-void ColdStore::give_back_holes() {
-    if (outgrown_ < std::max<std::uint64_t>(kLeastHoles, size_)) return;
-    outgrown_ = 0;
-#ifdef __GLIBC__
-    malloc_trim(0);
-#endif
-}
-
-void ColdStore::tidy() {
-    give_back_holes();
-    const std::uint64_t appended = appended_ - tidied_;
-    tidied_ = appended_;
-    if (marked_) return;
-    const std::uint64_t most = moved_ + kMovedShare * appended + kMovedExtents * extent_rows_;
-    while (moved_ < most && move_sparse()) {
-    }
-}
-
 std::vector<std::uint32_t> ColdStore::wanted_extents(std::uint32_t bucket, std::uint32_t least,
                                                      std::uint32_t most) const {
     std::vector<std::uint32_t> wanted;
@@ -386,8 +280,8 @@ std::size_t ColdStore::held_bytes() const {
     const auto held = [](const auto& values) { return values.capacity() * sizeof(values[0]); };
     std::size_t bytes = sizeof *this + file_.held_bytes() + held(buckets_) + held(extents_) + held(copies_) +
                         held(copied_) + held(origins_) + held(shared_) + held(free_) + held(sparse_) +
-                        held(extent_room_) + held(move_room_) + held(find_room_) + held(candidates_) +
-                        held(found_) + held(reads_);
+                        held(gapped_) + held(extent_room_) + held(move_room_) + held(find_room_) +
+                        held(candidates_) + held(found_) + held(reads_);
     for (const Bucket& bucket : buckets_) {
         bytes += bucket.index.held_bytes() + held(bucket.extents) + held(bucket.room);
     }

@@ -103,10 +103,50 @@ void test_store() {
     CHECK(store.size() == left);
 }
 
+// A store that is full has closed its gaps: it isn't when most extents are half empty, few of them sparse.
+void test_full() {
+    constexpr std::size_t kWeights = 100;
+    constexpr std::uint64_t kCapacity = 1 << 19;
+    constexpr std::uint32_t kBuckets = 2;
+    std::mt19937_64 random(3);
+    ColdStore store("/tmp", kCapacity, kBuckets, 64, kWeights, 0);
+    const std::vector<std::byte> weights(kWeights);
+    std::set<Key> model;
+    const auto bucket = [](Key key) { return static_cast<std::uint32_t>(key % kBuckets); };
+    const std::size_t record = store.record_bytes(), extent = ColdStore::extent_bytes(record, 64);
+    const std::size_t least = kCapacity / extent * (extent / record) * 7 / 10;
+    for (int turn = 0; turn < 60; ++turn) {
+        bool full = false;
+        while (!full) {
+            const Key key = random();
+            try {
+                store.append(bucket(key), key, 1, weights.data(), nullptr);
+                model.insert(key);
+            } catch (const DiskFull&) {
+                full = true;
+            }
+        }
+        CHECK(store.size() == model.size() && store.size() >= least);
+        CHECK(store.file_bytes() <= kCapacity);
+        for (auto each = model.begin(); each != model.end();) {
+            const bool goes = random() % 100 < 55;
+            if (goes) {
+                const ColdStore::Wanted wanted{bucket(*each), 0, *each};
+                const auto& found = store.find({&wanted, 1});
+                CHECK(found.size() == 1);
+                store.erase(wanted.bucket, *each, found[0].row.place);
+            }
+            each = goes ? model.erase(each) : std::next(each);
+        }
+        if (turn % 2 == 0) store.tidy();
+    }
+}
+
 }  // namespace
 
 int main() {
     test_index();
     test_store();
+    test_full();
     return 0;
 }

@@ -207,6 +207,7 @@ class ColdStore {
         std::uint32_t at_mark;         // records that were there at the mark
         std::uint32_t oldest, newest;  // stamps
         bool sparse;                   // among those to be moved
+        bool gapped;                   // among those to be moved where there is no room
     };
     struct Copy {  // of the rows of an extent that were there then; file 0: none
         std::uint32_t file = 0, first = 0;
@@ -246,6 +247,7 @@ class ColdStore {
     std::uint64_t shared_seed(std::uint32_t bucket, std::uint32_t number) const;
     void adopt_some(std::uint32_t bucket, const Origin& origin, const std::byte* records, std::uint32_t count,
                     std::uint64_t at, const SharedRows& from, BucketOf bucket_of, std::uint32_t most_stamp);
+    void reserve_extents(std::size_t more, bool copied);
     void leave_file(std::uint32_t extent);  // of an adopted one that is free
     // Numbers of the records, in the file, of the buckets that are here.
     std::pair<std::uint64_t, std::uint64_t> range_of(const SharedRows& from) const;
@@ -272,7 +274,9 @@ class ColdStore {
     std::uint32_t copied_before(Place place) const;  // rows of its extent
     void check_sparse(std::uint32_t extent);         // after rows of it went
     void note_sparse(std::uint32_t extent);
-    void make_room();  // for another extent
+    bool is_gapped(std::uint32_t extent) const;
+    bool move_gapped();  // as move_sparse(), of those that are worth it only where there is no room
+    void make_room();    // for another extent
     void give_back_holes();
     template <class Visit>
     void each_match(Span<const Wanted> wanted, Visit&& visit) const;
@@ -296,9 +300,9 @@ class ColdStore {
     std::vector<Origin> origins_;  // by extent, once some are adopted
     std::vector<SharedFile> shared_;
     std::uint64_t adopted_bytes_ = 0;
-    std::uint32_t first_bucket_;  // of all servers' numbers
-    std::vector<std::uint32_t> free_, sparse_;
-    std::uint32_t in_use_ = 0;  // extents
+    std::uint32_t first_bucket_;                         // of all servers' numbers
+    std::vector<std::uint32_t> free_, sparse_, gapped_;  // of the last some that are so no more
+    std::uint32_t in_use_ = 0;                           // extents
     std::uint64_t size_ = 0, appended_ = 0, moved_ = 0;
     std::uint64_t tidied_ = 0;    // of appended_, at the last tidy()
     std::uint64_t outgrown_ = 0;  // bytes of indexes, since holes were given back

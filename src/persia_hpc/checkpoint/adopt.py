@@ -7,7 +7,7 @@ the checkpoint's file later, which stays open until none of its rows is on disk 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +99,20 @@ def _chunks(records: h5py.Dataset) -> tuple[Array, int]:
     if records.chunks is None:
         return np.array([records.id.get_offset() or 0], np.uint64), max(1, len(records))
     (chunk_rows,) = records.chunks
-    places: Iterator[int] = (
-        records.id.get_chunk_info_by_coord((at,)).byte_offset for at in range(0, len(records), chunk_rows)
-    )
-    return np.fromiter(places, np.uint64), chunk_rows
+    found: dict[int, int] = {}
+
+    def note(chunk: Any) -> None:
+        found[chunk.chunk_offset[0] // chunk_rows] = chunk.byte_offset
+
+    if hasattr(records.id, "chunk_iter"):  # since HDF5 1.14
+        records.id.chunk_iter(note)
+    else:  # of which each call looks at all chunks up to its own
+        for at in range(0, len(records), chunk_rows):
+            note(records.id.get_chunk_info_by_coord((at,)))
+    missing = sorted({*range(-(-len(records) // chunk_rows))} - {*found})
+    if missing:
+        raise ValueError(f"the file lacks {len(missing)} chunks of {RECORDS!r}, the first is {missing[0]}")
+    return np.array([found[i] for i in range(len(found))], np.uint64), chunk_rows
 
 
 def _is_text(path: str) -> bool:
