@@ -8,11 +8,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
 import pytest
 
 import persia_hpc as ph
 from persia_hpc.checkpoint import manifest, parts, rows
 from persia_hpc.errors import EXIT_FAILURE, PersiaError
+from tests.support.checkpoints import change_shard
 from tests.support.tiny import tiny_config, write_tiny
 
 SHORT: list[Exception] = [
@@ -23,7 +26,7 @@ SHORT: list[Exception] = [
     OSError("Unable to synchronously open file (file open failed: errno = 24, error message = 'Too many')"),
     RuntimeError("can't start new thread"),
 ]
-DAMAGE: list[Exception] = [OSError(errno.EIO, os.strerror(errno.EIO)), KeyError("ages"), OverflowError("inf")]
+OURS: list[Exception] = [AssertionError("ours"), KeyError("ours"), TypeError("ours"), ValueError("ours")]
 
 
 @pytest.fixture(scope="module")
@@ -82,21 +85,59 @@ def test_being_short_of_something_is_no_damage(
     assert checkpoints(run) == before
 
 
+@pytest.mark.parametrize("error", OURS, ids=repr)
 def test_a_fault_of_the_program_is_no_damage(
-    trained: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path, run: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
+    """The files' checksums are right."""
     before = checkpoints(run)
-    fail_once(monkeypatch, rows, "load_table", AssertionError("ours"))
-    with pytest.raises(AssertionError, match="ours"):
+    fail_once(monkeypatch, rows, "load_table", error)
+    with pytest.raises(type(error), match="ours"):
         resume(trained, run)
     assert checkpoints(run) == before
 
 
-@pytest.mark.parametrize("error", DAMAGE, ids=str)
-def test_what_damage_leads_to_is_damage(
+@pytest.mark.parametrize("error", [OSError(errno.EIO, os.strerror(errno.EIO)), *OURS], ids=repr)
+def test_what_goes_wrong_with_a_damaged_file_is_damage(
     trained: Path, run: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     newest = checkpoints(run)[-1]
+    if error in OURS:
+        path = run / newest / "server-0000.h5"
+        with h5py.File(path) as shard:
+            at = shard["item/keys"].id.get_offset()
+        with path.open("r+b") as file:
+            file.seek(at)
+            file.write(b"!!!!")
     fail_once(monkeypatch, rows, "load_table", error)
+    assert resume(trained, run)["status"] == "completed"
+    assert f"{newest}.damaged" in checkpoints(run)
+
+
+def put(group: h5py.Group, name: str, values: Any) -> None:
+    del group[name]
+    group[name] = values
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda group: group.attrs.update(complete=False),
+        lambda group: group.attrs.pop("dim"),
+        lambda group: group.pop("ages"),
+        lambda group: put(group, "stamps", group["stamps"][:].astype(bytes)),
+        lambda group: put(group, "keys", np.arange(len(group["keys"])) * 2.5),
+    ],
+    ids=["changes", "dim", "ages", "text", "float"],
+)
+def test_values_that_no_run_writes_are_damage(trained: Path, run: Path, change: Any) -> None:
+    """With the right checksum."""
+    newest = checkpoints(run)[-1]
+
+    def changed(shard: h5py.File) -> None:
+        for group in shard.values():
+            change(group)
+
+    change_shard(run / newest, changed)
     assert resume(trained, run)["status"] == "completed"
     assert f"{newest}.damaged" in checkpoints(run)

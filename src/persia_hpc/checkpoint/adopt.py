@@ -63,7 +63,7 @@ class Adoption:
     def adopt(self, part: TablePart, layout: TableLayout, table: Table) -> bool:
         """Lets a table take those rows that are its own from a part that fits; returns whether it has.
 
-        Raises ValueError or PersiaError for damage.
+        Raises DataError for damage.
         """
         name = part.file_name
         rank, number = cold_numbers(name)
@@ -71,15 +71,15 @@ class Adoption:
         known = rank == self._rank and whole == range(table.first_bucket, table.end_bucket)
         with reading(part.group):
             chunks, chunk_rows = _chunks(part.group[RECORDS])
-        found = table.adopt_rows(
-            part.group.file.filename,
-            number if known else 0,
-            chunks,
-            chunk_rows,
-            whole.start,
-            part.offsets.astype(np.uint64),
-            part.mask(),
-        )
+            found = table.adopt_rows(
+                part.group.file.filename,
+                number if known else 0,
+                chunks,
+                chunk_rows,
+                whole.start,
+                part.offsets.astype(np.uint64),
+                part.mask(),
+            )
         if found and known:
             self._offsets.setdefault(name, {})[layout.name] = part.offsets
             self._tokens[name] = int(part.group.file.attrs[TOKEN])

@@ -21,15 +21,13 @@ from .ahead import one_ahead
 from .manifest import check_part, read_manifest, read_schema, sources_of, unreadable
 from .merged import bucket_ranges
 from .names import DENSE, is_cold
-from .parts import COLUMNS, TablePart, open_parts
+from .parts import COLUMNS, TablePart, open_parts, reading
 from .tables import bucket_of, table_attributes
 
 if TYPE_CHECKING:
     from persia_hpc.parameter_server.engine import ParameterServer
 
 ROWS_AT_ONCE = 1 << 16
-# What the values of a damaged file may lead to; anything else is a fault of ours.
-_OF_DAMAGE = (OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError, ArithmeticError)
 Parts = Mapping[str, TablePart]  # of a server, by the names of their tables
 
 
@@ -98,7 +96,7 @@ def _opened(
     Meanwhile a thread compares this server's share of the files with the checksums in the manifests; with
     `owned` not the newest one's files of rows from disk, but those of them for which the function that comes
     with the parts is called. What goes wrong with a damaged file, whatever it is, is told as damage of that
-    file; out of memory is not.
+    file; out of memory is not, nor what goes wrong though all files are sound and could be read.
     """
     sources = sources_of(directory)
     parts = [
@@ -126,18 +124,31 @@ def _opened(
                 [open_parts(path, found, name, files, owned=owned) for name in found["shards"]]
                 for path, found in sources
             ]
+            _check_complete(opened)
             yield sources[0][1], opened, check
             for each in checks:
                 each.result()
         except Exception as error:
             for part in parts:
                 check_part(*part, content=True)
-            if isinstance(error, PersiaError) or not isinstance(error, (*_OF_DAMAGE, MemoryError)):
+            told = unreadable(directory, error)
+            if isinstance(error, PersiaError) or (
+                isinstance(told, DataError) and not isinstance(error, OSError)
+            ):
                 raise
-            raise unreadable(directory, error) from error
+            raise told from error
         finally:
             for each in checks:
                 each.cancel()
+
+
+def _check_complete(opened: list[list[Parts]]) -> None:
+    for part in (part for shard in opened[-1] for part in shard.values()):
+        if not part.complete:
+            raise DataError(
+                f"{part.group.file.filename}: table {part.group.name[1:]!r} holds changes, and no checkpoint "
+                "since which; use an older checkpoint"
+            )
 
 
 def _load_initial_table(
@@ -147,21 +158,26 @@ def _load_initial_table(
         layout.config.optimizer["name"],
         layout.config.eviction,
     )
-    whole = range(max(shard[layout.name].num_buckets for shard in opened[0] if layout.name in shard))
+    whole = range(
+        max((shard[layout.name].num_buckets for shard in opened[0] if layout.name in shard), default=0)
+    )
+    if not whole:
+        raise DataError(f"table {layout.name!r} is in none of the checkpoint's files; use an older one")
     for part, begin, end in _parts(opened[0], layout.name, whole):
         sources = [(part, begin, end, np.empty(0, np.uint64))]
         if not part.complete:
             sources = [*_base_parts(opened[1], part, layout.name, whole), *sources]
         for source, first, last, removed in sources:
             for rows in _slices(source, first, last):
-                buckets = bucket_of(rows["keys"], layout.num_buckets)
-                mine = (buckets >= table.first_bucket) & (buckets < table.end_bucket)
-                mine &= ~_is_in(rows["keys"], removed)
-                if layout.config.eviction != "lfu" or not same:
-                    rows["stamps"] = np.zeros_like(rows["stamps"])
-                if not same:
-                    rows = {name: rows[name] for name in ("keys", "rows", "stamps")}
-                table.import_rows({k: np.ascontiguousarray(v[mine]) for k, v in rows.items()})
+                with reading(source.group):
+                    buckets = bucket_of(rows["keys"], layout.num_buckets)
+                    mine = (buckets >= table.first_bucket) & (buckets < table.end_bucket)
+                    mine &= ~_is_in(rows["keys"], removed)
+                    if layout.config.eviction != "lfu" or not same:
+                        rows["stamps"] = np.zeros_like(rows["stamps"])
+                    if not same:
+                        rows = {name: rows[name] for name in ("keys", "rows", "stamps")}
+                    table.import_rows({k: np.ascontiguousarray(v[mine]) for k, v in rows.items()})
 
 
 def load_table(
@@ -177,37 +193,48 @@ def load_table(
         found += end - begin
         if not part.complete:
             for base, first, last, removed in _base_parts(opened[1], part, layout.name, owned):
-                for rows in _slices(base, first, last):
-                    stays = ~_is_in(rows["keys"], removed)
-                    table.import_rows({k: np.ascontiguousarray(v[stays]) for k, v in rows.items()})
+                _import_rows(table, base, first, last, removed)
         adopted = [cold for cold in part.cold if part.complete and adoption.fits(cold, layout, table)]
         others = [cold for cold in part.cold if cold not in adopted]
         for cold in others:
             adoption.copies(cold)
-        for rows in _slices(part.with_cold(others), begin, end):
-            table.import_rows(rows)
+        _import_rows(table, part.with_cold(others), begin, end)
         for cold in adopted:
             if not adoption.adopt(cold, layout, table):
                 adoption.copies(cold)
-                for rows in _slices(cold, begin, end):
-                    table.import_rows(rows)
-        decides = part.decides(begin, end)
-        ages = decides["ages"]
-        counted = decides.get("counted", np.zeros_like(ages))
-        for i, age in enumerate(ages):
-            sightings = decides["sightings"][i] if "sightings" in decides else np.empty(0, np.uint8)
-            try:
-                table.restore_bucket(begin + i, int(age), int(counted[i]), sightings)
-            except ValueError as error:
-                raise UserError(
-                    f"{part.group.file.filename}: table {layout.name!r}: {error}: admission counts need the "
-                    "capacity and admission that they were made with"
-                ) from None
+                _import_rows(table, cold, begin, end)
+        with reading(part.group):
+            _restore_buckets(table, layout, part, begin, end)
     if found != len(owned):
         raise DataError(
             f"table {layout.name!r} lacks {len(owned) - found} of {len(owned)} buckets; use an older "
             "checkpoint"
         )
+
+
+def _import_rows(table: Table, part: TablePart, begin: int, end: int, removed: Array | None = None) -> None:
+    """Gives a table the rows of buckets [begin, end) of a part, but for `removed` keys, which ascend."""
+    for rows in _slices(part, begin, end):
+        with reading(part.group):
+            if removed is not None:
+                stays = ~_is_in(rows["keys"], removed)
+                rows = {k: np.ascontiguousarray(v[stays]) for k, v in rows.items()}
+            table.import_rows(rows)
+
+
+def _restore_buckets(table: Table, layout: TableLayout, part: TablePart, begin: int, end: int) -> None:
+    decides = part.decides(begin, end)
+    ages = decides["ages"]
+    counted = decides.get("counted", np.zeros_like(ages))
+    for i, age in enumerate(ages):
+        sightings = decides["sightings"][i] if "sightings" in decides else np.empty(0, np.uint8)
+        try:
+            table.restore_bucket(begin + i, int(age), int(counted[i]), sightings)
+        except ValueError as error:
+            raise UserError(
+                f"{part.group.file.filename}: table {layout.name!r}: {error}: admission counts need the "
+                "capacity and admission that they were made with"
+            ) from None
 
 
 def _base_parts(
@@ -217,7 +244,8 @@ def _base_parts(
 
     The parts are as from `_parts`, followed by the keys of rows that were removed since.
     """
-    removed = changes.group["removed"][:]
+    with reading(changes.group):
+        removed = changes.group["removed"][:]
     for part, begin, end in _parts(base, name, range(*changes.clip(owned.start, owned.stop))):
         yield part, begin, end, removed
 
@@ -239,10 +267,13 @@ def _parts(shards: list[Parts], name: str, owned: range) -> list[tuple[TablePart
 def _check_table(opened: list[list[Parts]], layout: TableLayout) -> None:
     here = table_attributes(layout)
     for part in (shard[layout.name] for shards in opened for shard in shards if layout.name in shard):
-        there = {key: part.group.attrs[key] for key in here}
-        wrong = [
-            f"{key} {there[key]} there, {value} here" for key, value in here.items() if there[key] != value
-        ]
+        with reading(part.group):
+            there = {key: part.group.attrs[key] for key in here}
+            wrong = [
+                f"{key} {there[key]} there, {value} here"
+                for key, value in here.items()
+                if there[key] != value
+            ]
         if wrong:
             raise UserError(
                 f"{part.group.file.filename}: table {layout.name!r} doesn't fit the configuration: "
@@ -258,7 +289,9 @@ def _slices(part: TablePart, begin: int, end: int) -> Iterator[dict[str, Array]]
         return one_ahead(part.read(begin + low, begin + high, COLUMNS) for low, high in ranges)
     names = [name for name in COLUMNS if name in part.group]
     low, high = int(part.offsets[begin - first]), int(part.offsets[end - first])
-    return one_ahead(
-        {name: part.group[name][at : min(at + ROWS_AT_ONCE, high)] for name in names}
-        for at in range(low, high, ROWS_AT_ONCE)
-    )
+
+    def read(at: int) -> dict[str, Array]:
+        with reading(part.group):
+            return {name: part.group[name][at : min(at + ROWS_AT_ONCE, high)] for name in names}
+
+    return one_ahead(read(at) for at in range(low, high, ROWS_AT_ONCE))
