@@ -121,7 +121,12 @@ def test_a_row_on_disk_is_written_once_and_linked_after(world: World) -> None:
             hot = len(file["a/keys"])
         assert cold > 2 * hot
     assert read_manifest(second)["format_version"] == 3
-    listed = list_run(world.run)
+    seen: list[Path] = []
+    with pytest.MonkeyPatch.context() as patch:
+        real = Path.glob
+        patch.setattr(Path, "glob", lambda self, pattern: seen.append(self) or real(self, pattern))
+        listed = list_run(world.run)
+    assert len(seen) == len({*seen}) + 1  # each checkpoint once, the run for whole ones and for others
     sizes = {(found := path.stat()).st_ino: found.st_size for path in world.run.glob("step-*/*")}
     assert listed["bytes"] == sum(sizes.values()) < sum(each["bytes"] for each in listed["checkpoints"])
     assert re.search(r"\ntogether +\S+ \S*iB +files that several share count once", run_text(listed))
