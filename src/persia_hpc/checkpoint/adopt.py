@@ -102,7 +102,8 @@ def _chunks(records: h5py.Dataset) -> tuple[Array, int]:
     found: dict[int, int] = {}
 
     def note(chunk: Any) -> None:
-        found[chunk.chunk_offset[0] // chunk_rows] = chunk.byte_offset
+        if chunk.byte_offset is not None:
+            found[chunk.chunk_offset[0] // chunk_rows] = chunk.byte_offset
 
     if hasattr(records.id, "chunk_iter"):  # since HDF5 1.14
         records.id.chunk_iter(note)
