@@ -111,7 +111,7 @@ def test_set_is_checked_like_the_file(data: str, tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("text", "not an HDF5 file; make datasets with `persia-hpc preprocess` or DatasetWriter"),
+        ("text", "neither an HDF5 nor a Parquet file; make datasets with `persia-hpc preprocess`.*"),
         ("feature", "got no feature 'user', expected the same as in .*; prepare both files alike .*"),
         ("lengths", "/ids/user: got 99 rows, expected 100 like /label; .*"),
         ("cut", r"can't read it \(.*truncated.*\); the file is damaged or incomplete: .*"),

@@ -291,8 +291,8 @@ def test_a_bad_new_file_in_one_process(tmp_path: Path) -> None:
                 (folder.incoming / "e.h5").write_bytes(b"no dataset")
 
     config = folder.config(run_dir=str(tmp_path / "run"))
-    with pytest.raises(DataError, match=r"e\.h5: not an HDF5 file.*checkpoint of step 4 is kept"):
+    with pytest.raises(DataError, match=r"e\.h5: neither an HDF5.*checkpoint of step 4 is kept"):
         ph.train(config, loggers=[Bad(folder)], quiet=True)
     assert whole_checkpoints(tmp_path / "run")[0].name == "step-00000004"
-    with pytest.raises(UserError, match=r"e\.h5: not an HDF5 file"):  # there from the beginning
+    with pytest.raises(UserError, match=r"e\.h5: neither an HDF5"):  # there from the beginning
         ph.train({**config, "run_dir": str(tmp_path / "new")}, quiet=True)

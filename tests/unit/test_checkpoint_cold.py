@@ -121,7 +121,12 @@ def test_a_row_on_disk_is_written_once_and_linked_after(world: World) -> None:
             hot = len(file["a/keys"])
         assert cold > 2 * hot
     assert read_manifest(second)["format_version"] == 3
-    listed = list_run(world.run)
+    seen: list[Path] = []
+    with pytest.MonkeyPatch.context() as patch:
+        real = Path.glob
+        patch.setattr(Path, "glob", lambda self, pattern: seen.append(self) or real(self, pattern))
+        listed = list_run(world.run)
+    assert len(seen) == len({*seen}) + 1  # each checkpoint once, the run for whole ones and for others
     sizes = {(found := path.stat()).st_ino: found.st_size for path in world.run.glob("step-*/*")}
     assert listed["bytes"] == sum(sizes.values()) < sum(each["bytes"] for each in listed["checkpoints"])
     assert re.search(r"\ntogether +\S+ \S*iB +files that several share count once", run_text(listed))
@@ -175,7 +180,7 @@ def test_rows_that_can_not_be_shared_are_copied(why: str, world: World, monkeypa
         world.run = world.run.with_name(os.fsdecode(b"caf\xe9"))
     first = world.save()
     if why == "nfs":
-        monkeypatch.setattr(adopt, "_is_nfs", lambda _: True)
+        monkeypatch.setattr(adopt, "_keeps_open_files", lambda _: False)
     elif why == "device":
         monkeypatch.setattr(adopt, "_device", lambda path: str(path))
     elif why == "run":
@@ -223,7 +228,7 @@ def test_a_start_sees_damage_of_all_that_it_uses(
         data.seek(place)
         data.write(bytes([byte ^ 16]))
     if copied:
-        monkeypatch.setattr(adopt, "_is_nfs", lambda _: True)
+        monkeypatch.setattr(adopt, "_keeps_open_files", lambda _: False)
     with pytest.raises(DataError, match=name):
         started(world, path, 2)
     assert verify(path, lambda *_: "").problems

@@ -312,6 +312,15 @@ def test_what_does_not_end_is_said_in_a_few_words(monkeypatch: pytest.MonkeyPatc
     assert (code, probe, text) == (-1, None, "sleep didn't end within 0.2 s")
 
 
+@pytest.mark.parametrize("printed", ["PROBE", 'PROBE{"version": "2.', 'PROBE\n{"version": 2}'])
+@pytest.mark.parametrize(("end", "code"), [("kill -9 $$", -9), ("exit 137", 137), ("exit 0", 0)])
+def test_an_answer_that_is_cut_off_is_none(printed: str, end: str, code: int) -> None:
+    got, probe, text = doctor_lines.run_probe(["sh", "-c", f"printf '%s' '{printed}'; {end}"])
+    said = "ended by signal 9" if code < 0 else "its answer is cut off: "
+    assert (got, probe) == (code, None)
+    assert doctor_lines.last_line(text).startswith(said)
+
+
 def test_a_run_directory_in_which_nobody_may_write(machine: Machine) -> None:
     machine.wanted = Wanted(run_dir="/proc/runs")
     (line,) = machine.lines("run directory")

@@ -127,7 +127,9 @@ def test_a_run_knows_what_texts_became(tmp_path: Path, caplog: pytest.LogCapture
     scores = [float(line) for line in (tmp_path / "scores.csv").read_text().splitlines()[1:]]
     found = run.score({"user": frame["user"][:9].to_list()})[:, 0]
     assert found.tolist() == np.array(scores, np.float32).tolist()
-    ph.write_dataset(frame, tmp_path / "other.h5", ids=["y"])
+    ph.write_dataset(frame, tmp_path / "other.h5", ids=["y"])  # has no texts
+    assert not caplog.records
+    ph.write_dataset(frame, tmp_path / "other.h5", ids=["y", "user"])
     assert "encoding.json is of other data, and stays" in caplog.text
     assert read_encoding(tmp_path)["ids"].keys() == {"user"}
 

@@ -112,7 +112,9 @@ def test_other_files_are_refused(tmp_path: Path, path: Path) -> None:
     refuse(tmp_path / "no-*.h5", "no-.*: no file matches")
     text = tmp_path / "a.csv"
     text.write_text("click,user\n1,2\n")
-    refuse(text, "not an HDF5 file")
+    refuse(text, "neither an HDF5 nor a Parquet file")
+    text.write_text("")
+    refuse(text, "got an empty file")
     refuse(tmp_path, "got no such file")
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size // 2)

@@ -298,11 +298,11 @@ def test_parquet_without_a_schema_is_refused(tmp_path: Path) -> None:
         open_source([written(tmp_path)])
 
 
-@pytest.mark.parametrize("length", [3, 5, 40, -1])
+@pytest.mark.parametrize("length", [0, 3, 5, 40, -1])
 def test_a_truncated_file_is_refused(tmp_path: Path, schema: str, length: int) -> None:
     path = Path(written(tmp_path))
     path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(UserError, match=r"a\.parquet: (can't read it as Parquet|not an HDF5)"):
+    with pytest.raises(UserError, match=r"a\.parquet: (can't read it as|neither an HDF5|got an empty file)"):
         open_source([str(path)], schema_file=schema)
 
 

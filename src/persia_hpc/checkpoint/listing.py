@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,8 @@ from .manifest import part_path, read_manifest
 from .names import MANIFEST, STEP_NAME, is_cold, step_of
 from .parts import COLD, ROWS, masks_of
 from .tables import groups_of, open_shard
+
+Sizes = dict[tuple[int, int], int]  # of files, each by its device and inode
 
 
 def is_run(path: Path) -> bool:
@@ -51,7 +52,11 @@ def describe(directory: Path) -> dict[str, Any]:
     `rows` of a table counts the rows in the checkpoint's own files: for an incremental one those that changed
     since its base. `removed` counts the keys that were removed since. `problem` says what can't be read.
     """
-    facts: dict[str, Any] = {"name": directory.name, "bytes": _size(directory)}
+    return _described(directory, _sizes(directory))
+
+
+def _described(directory: Path, sizes: Sizes) -> dict[str, Any]:
+    facts: dict[str, Any] = {"name": directory.name, "bytes": sum(sizes.values())}
     try:
         manifest = read_manifest(directory)
         facts |= {
@@ -103,14 +108,18 @@ def list_run(run_dir: Path, most: int | None = None) -> dict[str, Any]:
     share count once.
     """
     link = run_dir / "latest"
-    listed, partial = checkpoints_of(run_dir)[:most], partials_of(run_dir)
+    listed, partial = (
+        [(path, _sizes(path)) for path in paths]
+        for paths in (checkpoints_of(run_dir)[:most], partials_of(run_dir))
+    )
+    together = {file: size for _, sizes in (*listed, *partial) for file, size in sizes.items()}
     return {
         "run": str(run_dir),
         "latest": link.readlink().name if link.is_symlink() else None,
         "best": best_name(run_dir),
-        "bytes": _size(*listed, *partial),
-        "checkpoints": [describe(path) for path in listed],
-        "partial": [{"name": path.name, "bytes": _size(path)} for path in partial],
+        "bytes": sum(together.values()),
+        "checkpoints": [_described(path, sizes) for path, sizes in listed],
+        "partial": [{"name": path.name, "bytes": sum(sizes.values())} for path, sizes in partial],
     }
 
 
@@ -192,16 +201,16 @@ def _age(seconds: float) -> str:
     return f"{max(seconds, 0):.0f} s ago"
 
 
-def _size(*directories: Path) -> int:
-    """Returns the bytes of the files in some directories; one that has several names counts once."""
+def _sizes(directory: Path) -> Sizes:
+    """Returns the bytes of the files in a directory; one that has several names counts once."""
     sizes = {}
-    for path in itertools.chain.from_iterable(directory.glob("*") for directory in directories):
+    for path in directory.glob("*"):
         try:
             found = path.stat()
         except OSError:  # it is going on
             continue
         sizes[found.st_dev, found.st_ino] = found.st_size
-    return sum(sizes.values())
+    return sizes
 
 
 def _aligned(lines: Sequence[Sequence[str]], right: Sequence[int]) -> str:

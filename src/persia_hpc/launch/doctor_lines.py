@@ -25,7 +25,8 @@ class Line(NamedTuple):
 def run_probe(command: Sequence[str], env: dict[str, str] | None = None) -> tuple[int, Any, str]:
     """Returns (exit code, JSON that the program printed after "PROBE" or None, all its output).
 
-    The last line of the output says so if a signal ended it, or nothing within a minute.
+    The last line of the output says so if a signal ended it, or nothing within a minute, and else if the
+    JSON is cut off.
     """
     try:
         done = subprocess.run(
@@ -42,11 +43,16 @@ def run_probe(command: Sequence[str], env: dict[str, str] | None = None) -> tupl
         return -1, None, str(error)
     except subprocess.TimeoutExpired:  # whose text is the whole program
         return -1, None, f"{command[0]} didn't end within {PROBE_SECONDS} s"
-    text = done.stdout + done.stderr
+    text, probe = done.stdout + done.stderr, None
+    _, found, rest = done.stdout.partition("PROBE")
+    if found:
+        try:
+            probe = json.loads(rest.partition("\n")[0])
+        except ValueError:  # whoever printed it was killed, perhaps one of several ranks
+            text += f"\nits answer is cut off: {rest.strip() or 'nothing'}"
     if done.returncode < 0:
         text += f"\nended by signal {-done.returncode} ({signal.strsignal(-done.returncode)})"
-    _, found, rest = done.stdout.partition("PROBE")
-    return done.returncode, json.loads(rest.splitlines()[0]) if found else None, text
+    return done.returncode, probe, text
 
 
 def last_line(text: str) -> str:

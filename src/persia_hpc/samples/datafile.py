@@ -58,8 +58,11 @@ def scan(path: str) -> FileInfo:
     if not os.access(path, os.R_OK):
         raise UserError(f"{path}: no permission to read it; change it with chmod or ask its owner")
     if not h5py.is_hdf5(path):
+        if not os.path.getsize(path):
+            raise UserError(f"{path}: got an empty file, expected a dataset file; copy or make it again")
         raise UserError(
-            f"{path}: not an HDF5 file; make datasets with `persia-hpc preprocess` or DatasetWriter"
+            f"{path}: neither an HDF5 nor a Parquet file; make datasets with `persia-hpc preprocess` or "
+            "DatasetWriter"
         )
     try:
         with layout.open_to_read(path) as file:

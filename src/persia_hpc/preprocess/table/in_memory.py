@@ -73,11 +73,13 @@ def write_dataset(
 def _keep(folder: Path, encoding: Mapping[str, Any]) -> None:
     """Writes the encoding into the file's folder, from where a run takes it, unless another one is there.
 
+    Where ids are integers, which mean themselves, a run lacks nothing with another one.
     Raises PersiaError if it can't be written.
     """
     file = folder / ENCODING_FILE
     if file.exists():
-        if stated_digest(file) != encoding["digest"]:
+        texts = any(rules["type"] != "integer" for rules in encoding["ids"].values())
+        if texts and stated_digest(file) != encoding["digest"]:
             LOG.warning(
                 "%s is of other data, and stays: a run that is trained on this file won't know what texts "
                 "became; write it into a folder of its own",
