@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reducer", default="horovod", choices=["horovod", "mpi"])
     parser.add_argument("--dense-wire", default="fp32", choices=["fp32", "bf16", "fp16"])
     parser.add_argument("--sleep", type=float, default=0.2, help="seconds of a dense step")
+    parser.add_argument("--ahead", type=float, default=0.0, help="share of it that needs no rows")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--repeats", type=int, default=1)
 
@@ -75,7 +76,11 @@ def _settings(
         "ranks": {"parameter_servers": 1, "embedding_workers": trainers, "trainers": trainers},
         "data": {"train": str(data / "train-000.h5"), "batch_size": BATCH * trainers},
         "tables": {"default": {"dim": DIM, "capacity": "64 MiB"}},
-        "model": {"class": "benchmarks.paper.sleeping:Sleeping", "seconds": options.sleep},
+        "model": {
+            "class": "benchmarks.paper.sleeping:Sleeping",
+            "seconds": options.sleep,
+            "ahead": options.ahead,
+        },
         "train": {
             "max_steps": options.steps,
             "evaluate_at_end": False,

@@ -149,6 +149,24 @@ def test_in_fresh_only_patches_and_gradients_are_waited_for() -> None:
     assert sent == pytest.approx(max(w.feed_bytes + PATCHED * w.row_bytes, w.gradient_bytes))
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from(["sync", "fresh"]), st.floats(0, 1), st.floats(1e-6, 1))
+def test_what_needs_no_rows_hides_in_fresh_behind_the_patch(mode: str, share: float, step: float) -> None:
+    """As much of it as the patch's way takes, and nothing in other modes."""
+    counts, cluster = {"parameter_servers": 1, "embedding_workers": 1, "trainers": 1}, Cluster(cores=8)
+    job = job_of(config_of(mode=mode, staleness_bound=0), counts, cluster)
+
+    def seconds(ahead: float) -> float:
+        dense = dataclasses.replace(job.dense, step_seconds=step, sample_seconds=0.0, ahead_share=ahead)
+        stages = predict(dataclasses.replace(job, dense=dense), cluster).stages
+        return next(s.seconds for s in stages if s.name == "one step at a time")
+
+    none, some, whole = seconds(0), seconds(share), seconds(1)
+    hidden = min(share * step, none - whole) if mode == "fresh" else 0
+    assert none - some == pytest.approx(hidden, abs=1e-9)
+    assert none == whole or mode == "fresh"
+
+
 @pytest.mark.parametrize(
     ("settings", "share"),
     [

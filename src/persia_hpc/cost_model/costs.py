@@ -32,7 +32,8 @@ class Dense:
     pooling and the optimizer. bytes: of the trained parameters as float32. source: where the figures come
     from. optimizer_seconds: of a step, kept apart since row gradients may be sent before the optimizer runs.
     buckets: `bytes` by the groups in which gradients are summed, in the order in which backward makes them;
-    () for a single one. backward_share: the part of step and samples that is backward.
+    () for a single one. backward_share: the part of step and samples that is backward;
+    ahead_share: that which needs no rows (`ahead` of models), as far as it is known.
     """
 
     step_seconds: float
@@ -45,6 +46,7 @@ class Dense:
     buckets: tuple[float, ...] = ()
     # A linear layer's backward is two products of its forward's size; of the whole step of a GPU little else.
     backward_share: float = 2 / 3
+    ahead_share: float = 0.0
 
 
 @dataclass(frozen=True)

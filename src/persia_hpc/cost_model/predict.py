@@ -134,10 +134,11 @@ def _path(job: Job, costs: Costs, *, late: bool) -> float:
         whole += worker["dedup"] + worker["pull"] + worker["other"] / 2
     server = costs.total(SERVER) - (costs.seconds[SERVER]["pull"] if fresh else 0.0)
     seconds = server + whole * _whole_batches(job)
-    seconds += trainer["pool"] + trainer["dense"] + trainer["push"]
+    ahead = trainer["dense"] * job.dense.ahead_share if fresh else 0.0  # while the patch is on its way
+    rest = trainer["pool"] + trainer["dense"] - ahead + trainer["push"]
     # In `async` dense parameters are shared after the push, unless that is late.
-    seconds += trainer["allreduce"] * (late or job.config.mode != "async")
-    seconds += trainer["optimizer"] * late
+    rest += trainer["allreduce"] * (late or job.config.mode != "async")
+    rest += trainer["optimizer"] * late
     hops = _slowest_hops(job)
     if fresh or not asked:
         del hops[KEYS]
@@ -146,7 +147,8 @@ def _path(job: Job, costs: Costs, *, late: bool) -> float:
         hops[PUSH] *= PATCHED if _goes_first(job) else 1.0
     seconds += len(hops) * 1e-9 * job.constants.wake
     seconds += sum(job.latency_seconds for num_bytes in hops.values() if num_bytes)
-    return seconds + sum(hops.values()) / (job.link_bytes or float("inf"))
+    seconds += sum(hops.values()) / (job.link_bytes or float("inf"))
+    return max(seconds, ahead) + rest
 
 
 def _goes_first(job: Job) -> bool:

@@ -201,7 +201,7 @@ class Planner:
             batch = max(1, self.config.data.batch_size // self.ranks["trainers"])
             size = min(batch, self.trial.sources["train"].num_samples)
             bytes_, half = self.trial.parameter_bytes(), max(1, size // 2)
-            long, optimizer, backward = self._step_seconds(size)
+            long, optimizer, backward, ahead = self._step_seconds(size)
             short = self._step_seconds(half)[0] if half < size else long
         finally:
             torch.set_num_threads(before)
@@ -217,10 +217,14 @@ class Planner:
             threads=threads,
             optimizer_seconds=optimizer,
             backward_share=backward / long,
+            ahead_share=min(ahead / long, 1.0),
         )
 
-    def _step_seconds(self, size: int) -> tuple[float, float, float]:
-        """Returns median seconds of model, optimizer, and the model's backward, on `size` samples."""
+    def _step_seconds(self, size: int) -> tuple[float, float, float, float]:
+        """Returns median seconds of model, optimizer, and the model's backward, on `size` samples.
+
+        The last are the mean seconds of what the model computes without rows, which are part of the first.
+        """
         data = dataclasses.replace(self.trial.config.data, batch_size=size)
         trial = Trial(dataclasses.replace(self.trial.config, data=data))
         session, steps = trial.session, trial.steps(WARM_UP)[:0]
@@ -233,6 +237,7 @@ class Planner:
             statistics.median(s["forward"] + s["backward"] for s in steps),
             statistics.median(s["optimizer"] for s in steps),
             statistics.median(s["backward"] for s in steps),
+            session.intake.ahead_seconds / max(1, session.step_number),
         )
 
     def _from_run(self, run: Path) -> Dense:

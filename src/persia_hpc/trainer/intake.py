@@ -50,6 +50,7 @@ class Intake:
         self._pooling, self._precision = pooling, precision
         self._model: nn.Module | None = None
         self._calls_ahead = False
+        self.ahead_seconds = 0.0  # spent in the model's `ahead` so far
 
     def attach(self, model: nn.Module) -> None:
         """Takes the model that will be trained."""
@@ -83,5 +84,8 @@ class Intake:
 
     def _make(self, dense: Tensor) -> Made:
         model: Any = self._model
+        begin = time.perf_counter()
         with self._precision.autocast(), torch.enable_grad():
-            return Made(model, dense, model.ahead(dense))
+            made = Made(model, dense, model.ahead(dense))
+        self.ahead_seconds += time.perf_counter() - begin
+        return made
